@@ -1,0 +1,1 @@
+"""payagent: the paying side of HTTP 402 on Cardano."""

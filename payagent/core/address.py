@@ -1,0 +1,136 @@
+"""A strict CIP-19 address decoder: what is not a key address of our network is refused, each way by its code.
+
+Only types 0 (key payment, key stake) and 6 (key payment) can be paid: whoever holds the key can spend.
+May import: the standard library, core.network, core.problem. Never: accepts on a guess; the text must be
+the one canonical spelling of its bytes.
+"""
+
+from dataclasses import dataclass
+
+from payagent.core.network import Network
+from payagent.core.problem import Refused
+
+_CHARSET = "qpzry9x8gf2tvdw0s3jn54khce6mua7l"
+_VALUE = {char: index for index, char in enumerate(_CHARSET)}
+_GENERATOR = (0x3B6A57B2, 0x26508E6D, 0x1EA119FA, 0x3D4233DD, 0x2A1462B3)
+_BASE58 = frozenset("123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz")
+
+KEY_BASE, KEY_ENTERPRISE = 0, 6
+_LENGTH = {KEY_BASE: 57, KEY_ENTERPRISE: 29}
+_REFUSED_TYPES = {
+    1: "address_script",
+    2: "address_script",
+    3: "address_script",
+    4: "address_pointer",
+    5: "address_pointer",
+    7: "address_script",
+    8: "address_byron",
+    14: "address_stake",
+    15: "address_stake",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A payable address: the text as on every wire, and the bytes as in every transaction."""
+
+    text: str
+    raw: bytes
+
+    def __str__(self) -> str:
+        return self.text
+
+    @property
+    def payment_key_hash(self) -> bytes:
+        return self.raw[1:29]
+
+
+def parse_address(value: object, network: Network) -> Address:
+    """Read an address that may be paid on `network`; every refusal has a code of its own (`address_*`)."""
+    text = _require_text(value)
+    prefix, raw = _bech32_decode(text)
+    header, network_id = raw[0] >> 4, raw[0] & 0x0F
+    if prefix.startswith("stake") or header in (14, 15):
+        raise Refused("address_stake", f"{text} names a stake account, which no output can pay")
+    if prefix not in ("addr", "addr_test"):
+        raise Refused("address_wrong_prefix", f"the prefix of {text} is {prefix!r}")
+    if (prefix == "addr") != (network_id == 1) or network_id not in (0, 1):
+        raise Refused("address_wrong_prefix", f"the prefix of {text} and its header name different networks")
+    if header in _REFUSED_TYPES:
+        raise Refused(_REFUSED_TYPES[header], f"{text} is of CIP-19 type {header}")
+    if header not in _LENGTH:
+        raise Refused("address_unknown_type", f"{text} is of type {header}, which CIP-19 does not define")
+    if len(raw) != _LENGTH[header]:
+        raise Refused("address_wrong_length", f"{text} has {len(raw)} bytes, type {header} has {_LENGTH[header]}")
+    if network_id != network.network_id:
+        raise Refused("address_wrong_network", f"{text} is not an address of {network.name}")
+    return Address(text, raw)
+
+
+def encode_address(raw: bytes) -> Address:
+    """The address of our own bytes (type 0 or 6, header and all)."""
+    prefix = "addr" if raw[0] & 0x0F == 1 else "addr_test"
+    return Address(_bech32_encode(prefix, raw), raw)
+
+
+def _require_text(value: object) -> str:
+    if not isinstance(value, str) or not value:
+        raise Refused("address_not_text", f"an address must be text, not {type(value).__name__}")
+    if len(value) > 200 or not value.isascii() or not value.isprintable() or " " in value:
+        raise Refused("address_not_text", "an address must be at most 200 visible ASCII characters")
+    if value != value.lower():
+        if "1" not in value or (value[:2] in ("Ae", "Dd", "37", "2c") and set(value) <= _BASE58):
+            raise Refused("address_byron", f"{value} looks like a Byron address")
+        raise Refused("address_mixed_case", f"{value} is not in lower case")
+    return value
+
+
+def _polymod(values: list[int]) -> int:
+    check = 1
+    for value in values:
+        top = check >> 25
+        check = (check & 0x1FFFFFF) << 5 ^ value
+        for bit, generator in enumerate(_GENERATOR):
+            check ^= generator if (top >> bit) & 1 else 0
+    return check
+
+
+def _expand(prefix: str) -> list[int]:
+    return [ord(char) >> 5 for char in prefix] + [0] + [ord(char) & 31 for char in prefix]
+
+
+def _bech32_decode(text: str) -> tuple[str, bytes]:
+    """BIP-173, without its 90-character bound (CIP-19 lifts it); only the original checksum constant 1."""
+    prefix, separator, data = text.rpartition("1")
+    if not separator or not prefix:
+        raise Refused("address_wrong_prefix", f"{text} has no bech32 prefix")
+    if len(data) < 7 or any(char not in _VALUE for char in data):
+        raise Refused("address_bad_checksum", f"{text} is not bech32")
+    values = [_VALUE[char] for char in data]
+    if _polymod(_expand(prefix) + values) != 1:
+        raise Refused("address_bad_checksum", f"the checksum of {text} is wrong")
+    raw = _to_bytes(values[:-6])
+    if raw is None or not raw:
+        raise Refused("address_bad_checksum", f"{text} has padding that is not canonical")
+    return prefix, raw
+
+
+def _to_bytes(values: list[int]) -> bytes | None:
+    number, bits = 0, 5 * len(values)
+    for value in values:
+        number = number << 5 | value
+    padding = bits % 8
+    if padding >= 5 or number & ((1 << padding) - 1):
+        return None
+    return (number >> padding).to_bytes(bits // 8, "big")
+
+
+def _bech32_encode(prefix: str, raw: bytes) -> str:
+    bits = 8 * len(raw)
+    padding = -bits % 5
+    number = int.from_bytes(raw, "big") << padding
+    count = (bits + padding) // 5
+    values = [(number >> 5 * (count - 1 - index)) & 31 for index in range(count)]
+    check = _polymod(_expand(prefix) + values + [0] * 6) ^ 1
+    values += [(check >> 5 * (5 - index)) & 31 for index in range(6)]
+    return prefix + "1" + "".join(_CHARSET[value] for value in values)

@@ -1,0 +1,95 @@
+"""The invoice: a 402 in one canonical form, whatever dialect it came in, with the hash of its terms.
+
+May import: the standard library and core. Never: reads a wire form (dialects do), or decides to pay (policy does).
+"""
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from payagent.core.address import Address
+from payagent.core.problem import Refused
+
+OUTPUTS_MAX = 16
+
+Role = Literal["pay_to", "split", "change"]
+SplitMode = Literal["additional", "inclusive", "outputs"]
+_INVOICE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One (address, asset, units) that the transaction must pay, exactly and on its own."""
+
+    role: Role
+    address: Address
+    asset: str
+    units: int
+
+
+@dataclass(frozen=True, slots=True)
+class Invoice:
+    """What a merchant asks for. `outputs` are in the order in which the transaction pays them, pay_to first.
+
+    `expires_at_ms` is absolute, anchored to the receipt; None where the dialect gives no end.
+    `batch_target` is the number of calls that the payment buys, as far as the merchant says.
+    """
+
+    dialect: str
+    origin: str
+    invoice_id: str
+    network: str
+    outputs: tuple[Output, ...]
+    expires_at_ms: int | None
+    decimals: int | None = None
+    batch_target: int | None = None
+
+    @property
+    def asset(self) -> str:
+        return self.outputs[0].asset
+
+    @property
+    def total_units(self) -> int:
+        """Units of the invoice's asset over pay_to and all splits (fee and riding ADA come on top)."""
+        return sum(output.units for output in self.outputs)
+
+    @property
+    def terms_hash(self) -> str:
+        """sha256 over who gets how much of what, on which chain, for which id.
+
+        The expiry is left out: a relative time-out makes it differ at each receipt of the same invoice.
+        """
+        terms = [
+            self.dialect,
+            self.origin,
+            self.invoice_id,
+            self.network,
+            [[o.role, o.address.text, o.asset, str(o.units)] for o in self.outputs],
+        ]
+        return hashlib.sha256(json.dumps(terms, separators=(",", ":")).encode()).hexdigest()
+
+
+def parse_invoice_id(value: object) -> str:
+    """Read an invoice id: 1 to 128 of A-Z a-z 0-9 . _ : - (it travels in a header and in a path)."""
+    if not isinstance(value, str) or not _INVOICE_ID.fullmatch(value):
+        raise Refused("invoice_id_invalid", f"invoiceId is {str(value)[:60]!r}")
+    return value
+
+
+def check_outputs(outputs: tuple[Output, ...], own: Address | None) -> tuple[Output, ...]:
+    """Refuse a set of outputs that cannot be what an honest invoice means; return it otherwise.
+
+    At most 16 outputs; one asset in all; no address twice (a duplicate cannot be told from a mistake);
+    none to ourselves (it would fake spend).
+    """
+    if not outputs or len(outputs) > OUTPUTS_MAX:
+        raise Refused("outputs_too_many", f"{len(outputs)} outputs, 1 to {OUTPUTS_MAX} are accepted")
+    if len({output.asset for output in outputs}) != 1:
+        raise Refused("split_not_understood", "a split in another asset than the invoice's")
+    if len({output.address.raw for output in outputs}) != len(outputs):
+        raise Refused("split_not_understood", "the same address is to be paid twice")
+    if own is not None and any(output.address.raw == own.raw for output in outputs):
+        raise Refused("address_own", "an output pays the wallet's own address")
+    return outputs

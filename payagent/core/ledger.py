@@ -1,0 +1,105 @@
+"""Double entry: every movement of units as an entry whose postings sum to zero per asset.
+
+Debits are positive. Accounts: `wallet` (ours and free), `held` (ours and reserved for payments), `fees`,
+`merchant:ORIGIN` (spent there), `prepaid:ORIGIN` (paid there for calls that are still to come) and
+`external` (where deposits come from and what the operator sends goes to). Entries are only ever added; a
+rollback adds the contrary entry.
+
+wallet + held equals what the chain shows at our address, to the unit, when nothing is in flight.
+May import: the standard library. Never: writes anything (store does).
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["deposit", "undeposit", "reserve", "post", "reverse", "release"]
+Units = Mapping[str, int]
+
+WALLET, HELD, FEES, EXTERNAL = "wallet", "held", "fees", "external"
+
+
+def merchant_account(origin: str) -> str:
+    return f"merchant:{origin}"
+
+
+def prepaid_account(origin: str) -> str:
+    return f"prepaid:{origin}"
+
+
+@dataclass(frozen=True, slots=True)
+class Posting:
+    account: str
+    asset: str
+    units: int
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One entry. Making one that does not balance raises ValueError: it would be a bug of ours."""
+
+    kind: Kind
+    postings: tuple[Posting, ...]
+
+    def __post_init__(self) -> None:
+        sums: dict[str, int] = {}
+        for posting in self.postings:
+            sums[posting.asset] = sums.get(posting.asset, 0) + posting.units
+        if not self.postings or any(sums.values()):
+            raise ValueError(f"a {self.kind} entry that does not balance: {sums}")
+
+
+def deposit(units: Units) -> Entry:
+    """Units arrived at our address in a transaction that is not ours."""
+    return _transfer("deposit", EXTERNAL, WALLET, units)
+
+
+def undeposit(units: Units) -> Entry:
+    """A deposit's transaction is on no chain any more."""
+    return _transfer("undeposit", WALLET, EXTERNAL, units)
+
+
+def reserve(hold: Units) -> Entry:
+    return _transfer("reserve", WALLET, HELD, hold)
+
+
+def release(hold: Units) -> Entry:
+    return _transfer("release", HELD, WALLET, hold)
+
+
+def post(hold: Units, spent: Units, fee_lovelace: int, account: str) -> Entry:
+    """The payment is confirmed: what left the wallet goes to its account, the rest of the hold comes back.
+
+    `spent` is what the outputs took (riding ADA included, fee not).
+    """
+    lines = [Posting(HELD, asset, -units) for asset, units in hold.items()]
+    lines += [Posting(account, asset, units) for asset, units in spent.items()]
+    lines.append(Posting(FEES, "lovelace", fee_lovelace))
+    left = dict(hold)
+    for line in lines[len(hold) :]:
+        left[line.asset] = left.get(line.asset, 0) - line.units
+    lines += [Posting(WALLET, asset, units) for asset, units in left.items() if units]
+    return Entry("post", tuple(lines))
+
+
+def reverse(entry: Entry) -> Entry:
+    """The contrary of a posting whose block was lost: the hold is back."""
+    return Entry("reverse", tuple(Posting(p.account, p.asset, -p.units) for p in entry.postings))
+
+
+def add(values: Iterable[Units]) -> dict[str, int]:
+    """Per-asset sum."""
+    total: dict[str, int] = {}
+    for value in values:
+        for asset, units in value.items():
+            total[asset] = total.get(asset, 0) + units
+    return total
+
+
+def _transfer(kind: Kind, source: str, target: str, units: Units) -> Entry:
+    lines = [
+        Posting(account, asset, sign * n)
+        for asset, n in units.items()
+        for account, sign in ((source, -1), (target, 1))
+    ]
+    return Entry(kind, tuple(lines))

@@ -1,0 +1,95 @@
+"""Money: whole units of an asset, and the one way in which foreign text becomes a number.
+
+May import: the standard library, core.problem. Never: floats, locale, rounding.
+"""
+
+import re
+
+from payagent.core.problem import Refused
+
+LOVELACE = "lovelace"
+LOVELACE_PER_ADA = 1_000_000
+MAX_UNITS = 2**63 - 1
+MAX_LOVELACE = 45_000_000_000_000_000  # every lovelace that can ever exist (Shelley genesis maxLovelaceSupply)
+
+_DIGITS = re.compile(r"(?:0|[1-9][0-9]{0,18})", re.ASCII)
+_ADA_TEXT = re.compile(r"(0|[1-9][0-9]{0,10})(?:\.([0-9]{1,6}))? ADA", re.ASCII)
+_LOVELACE_TEXT = re.compile(r"(0|[1-9][0-9]{0,18}) lovelace", re.ASCII)
+_UNIT_ASSET = re.compile(r"([0-9a-f]{56})\.?((?:[0-9a-f]{2}){0,32})", re.ASCII)
+
+
+def parse_count(value: object, what: str = "amount") -> int:
+    """Read a foreign non-negative integer, 0 to 2^63-1: a JSON int, or ASCII digits without sign or leading zero.
+
+    Refuses bools, floats, signs, spaces, separators, other scripts' digits and long digit strings with
+    `amount_not_understood`, and what is too large with `amount_out_of_range`.
+    """
+    if isinstance(value, str):
+        if len(value) > 19 and value.isascii() and value.isdigit():
+            raise Refused("amount_out_of_range", f"{what} has {len(value)} digits")
+        if not _DIGITS.fullmatch(value):
+            raise Refused("amount_not_understood", f"{what} is {value[:40]!r}, not plain digits")
+        number = int(value)
+    elif type(value) is int:
+        number = value
+    else:
+        raise Refused("amount_not_understood", f"{what} is a {type(value).__name__}, not an integer")
+    if number < 0:
+        raise Refused("amount_not_understood", f"{what} is negative")
+    if number > MAX_UNITS:
+        raise Refused("amount_out_of_range", f"{what} is above 2^63-1")
+    return number
+
+
+def parse_units(value: object, what: str = "amount") -> int:
+    """Read a foreign amount of units, 1 to 2^63-1; the rest as `parse_count`."""
+    number = parse_count(value, what)
+    if number == 0:
+        raise Refused("amount_out_of_range", f"{what} is zero")
+    return number
+
+
+def check_supply(asset: str, units: int, what: str = "amount") -> int:
+    """Return units unless they exceed what can exist of the asset (45 billion ADA; 2^63-1 of a token)."""
+    if units > (MAX_LOVELACE if asset == LOVELACE else MAX_UNITS):
+        raise Refused("amount_out_of_range", f"{what} is more than exists")
+    return units
+
+
+def parse_asset(value: object) -> str:
+    """Read an asset's name on the wire: "ADA", "ada", "lovelace", or 56 hex of policy + [.] + hex of the name.
+
+    The canonical form is "lovelace" or policy and name concatenated. A ticker is never an asset; upper-case
+    hex is refused, since an exact name is what limits are set by.
+    """
+    if not isinstance(value, str):
+        raise Refused("asset_not_understood", f"asset is a {type(value).__name__}")
+    if value in ("ADA", "ada", LOVELACE):
+        return LOVELACE
+    match = _UNIT_ASSET.fullmatch(value)
+    if match is None:
+        raise Refused("asset_not_understood", f"asset {value[:140]!r} is not ADA and not policy and name in hex")
+    return match[1] + match[2]
+
+
+def parse_ada(text: object) -> int:
+    """Read an operator's amount, "5 ADA", "0.25 ADA" or "250000 lovelace", as lovelace (0 allowed)."""
+    if isinstance(text, str):
+        if match := _ADA_TEXT.fullmatch(text):
+            units = int(match[1]) * LOVELACE_PER_ADA + int((match[2] or "").ljust(6, "0"))
+            return check_supply(LOVELACE, units)
+        if match := _LOVELACE_TEXT.fullmatch(text):
+            return check_supply(LOVELACE, int(match[1]))
+    raise Refused("units_not_understood", f"{str(text)[:40]!r} is not an amount")
+
+
+def format_units(units: int, decimals: int) -> str:
+    """Units as a decimal number for people, with all decimals: (12500000, 6) -> "12.500000"."""
+    sign, digits = ("-" if units < 0 else ""), str(abs(units)).rjust(decimals + 1, "0")
+    return sign + digits if decimals == 0 else f"{sign}{digits[:-decimals]}.{digits[-decimals:]}"
+
+
+def format_ada(lovelace: int) -> str:
+    """Lovelace for people: 12500000 -> "12.5 ADA"."""
+    number = format_units(lovelace, 6).rstrip("0").rstrip(".")
+    return f"{number} ADA"
