@@ -1,0 +1,364 @@
+"""What is read from the ledger database. Every function takes a connection: a reader's, or a job's own.
+
+Rows become frozen values here and nowhere else, so that a column has one place where it is named.
+May import: core, sqlite3. Never: writes.
+"""
+
+import json
+import sqlite3
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from payagent.core.payment import Delivery, State
+
+
+@dataclass(frozen=True, slots=True)
+class OutputRow:
+    role: str
+    address: str
+    asset: str
+    units: int
+
+
+@dataclass(frozen=True, slots=True)
+class IntentRow:
+    id: str
+    app_id: str
+    key: str
+    derived: bool
+    fingerprint: str
+    origin: str
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class InvoiceRow:
+    seq: int
+    origin: str
+    invoice_id: str
+    intent_id: str
+    dialect: str
+    terms_hash: str
+    batch_target: int | None
+    received_at_ms: int
+    expires_at_ms: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class PaymentRow:
+    """A payment with what it is for. `fee_lovelace` and `inputs` are its last attempt's."""
+
+    seq: int
+    id: str
+    kind: str
+    app_id: str
+    intent_id: str
+    origin: str | None
+    dialect: str | None
+    invoice_id: str | None
+    invoice: int | None
+    terms_hash: str | None
+    batch_target: int | None
+    expires_at_ms: int | None
+    intent_key: str
+    intent_derived: bool
+    request_id: str
+    outputs: tuple[OutputRow, ...]
+    state: State
+    delivery: Delivery
+    anchor: str | None
+    ttl_slot: int | None
+    tx_id: str | None
+    fee_lovelace: int | None
+    block_hash: str | None
+    block_height: int | None
+    block_slot: int | None
+    merchant_status: str | None
+    reason_code: str | None
+    reason: str | None
+    accepted_by_provider: bool
+    created_at_ms: int
+    changed_at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptRow:
+    tx_id: str
+    payment_id: str
+    anchor: str
+    inputs: tuple[str, ...]
+    cbor: bytes
+    fee_lovelace: int
+    ttl_slot: int
+
+
+@dataclass(frozen=True, slots=True)
+class CoinRow:
+    ref: str
+    tx_id: str
+    output_index: int
+    lovelace: int
+    assets: Mapping[str, int]
+    source: str
+    state: str
+    reserved_for: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class AppRow:
+    id: str
+    name: str
+    scopes: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class EntryRow:
+    id: int
+    kind: str
+    payment_id: str | None
+    ref: str | None
+    at_ms: int
+    postings: tuple[tuple[str, str, int], ...]
+
+
+_PAYMENT = """
+SELECT p.seq, p.id, p.kind, p.app_id, p.intent_id, v.origin, v.dialect, v.invoice_id, p.invoice, v.terms_hash,
+       v.batch_target, v.expires_at_ms, i.key, i.derived, i.request_id, p.outputs, p.state, p.delivery, p.anchor,
+       p.ttl_slot, p.tx_id, a.fee_lovelace, p.block_hash, p.block_height, p.block_slot, p.merchant_status,
+       p.reason_code, p.reason,
+       EXISTS (SELECT 1 FROM events e WHERE e.payment_id = p.id AND e.event = 'provider_accepted'),
+       p.created_at_ms, p.changed_at_ms
+FROM payments p
+JOIN intents i ON i.id = p.intent_id
+LEFT JOIN invoices v ON v.seq = p.invoice
+LEFT JOIN attempts a ON a.tx_id = p.tx_id
+"""
+
+
+def _payment(row: tuple[object, ...]) -> PaymentRow:
+    values = list(row)
+    values[13] = bool(values[13])
+    values[15] = load_outputs(str(values[15]))
+    values[16], values[17] = State(str(values[16])), Delivery(str(values[17]))
+    values[28] = bool(values[28])
+    return PaymentRow(*values)  # type: ignore[arg-type]
+
+
+def dump_outputs(outputs: Iterable[OutputRow]) -> str:
+    rows = [{"role": o.role, "address": o.address, "asset": o.asset, "units": str(o.units)} for o in outputs]
+    return json.dumps(rows, separators=(",", ":"))
+
+
+def load_outputs(text: str) -> tuple[OutputRow, ...]:
+    return tuple(OutputRow(o["role"], o["address"], o["asset"], int(o["units"])) for o in json.loads(text))
+
+
+def payment(conn: sqlite3.Connection, payment_id: str) -> PaymentRow | None:
+    row = conn.execute(f"{_PAYMENT} WHERE p.id = ?", (payment_id,)).fetchone()
+    return _payment(row) if row else None
+
+
+def payments_in(conn: sqlite3.Connection, states: Iterable[State]) -> list[PaymentRow]:
+    """Payments in any of the states, oldest first."""
+    names = [str(state) for state in states]
+    marks = ",".join("?" * len(names))
+    rows = conn.execute(f"{_PAYMENT} WHERE p.state IN ({marks}) ORDER BY p.seq", names)
+    return [_payment(row) for row in rows]
+
+
+def payments_page(
+    conn: sqlite3.Connection,
+    *,
+    app_id: str | None,
+    state: str | None,
+    origin: str | None,
+    since_ms: int | None,
+    before_seq: int | None,
+    limit: int,
+) -> list[PaymentRow]:
+    """Newest first. Filters that are None do not filter."""
+    filters = {
+        "p.app_id = ?": app_id,
+        "p.state = ?": state,
+        "v.origin = ?": origin,
+        "p.created_at_ms >= ?": since_ms,
+        "p.seq < ?": before_seq,
+    }
+    used = {clause: value for clause, value in filters.items() if value is not None}
+    where = " WHERE " + " AND ".join(used) if used else ""
+    rows = conn.execute(f"{_PAYMENT}{where} ORDER BY p.seq DESC LIMIT ?", (*used.values(), limit))
+    return [_payment(row) for row in rows]
+
+
+def live_intent(conn: sqlite3.Connection, app_id: str, key: str) -> IntentRow | None:
+    row = conn.execute(
+        "SELECT id, app_id, key, derived, fingerprint, origin, request_id FROM intents "
+        "WHERE app_id = ? AND key = ? AND ended_at_ms IS NULL",
+        (app_id, key),
+    ).fetchone()
+    return IntentRow(row[0], row[1], row[2], bool(row[3]), row[4], row[5], row[6]) if row else None
+
+
+def live_payment_of(conn: sqlite3.Connection, intent_id: str) -> PaymentRow | None:
+    """The intent's one payment that is not rejected, denied or void."""
+    row = conn.execute(
+        f"{_PAYMENT} WHERE p.intent_id = ? AND p.state NOT IN ('rejected', 'denied', 'void')",
+        (intent_id,),
+    ).fetchone()
+    return _payment(row) if row else None
+
+
+def invoice(conn: sqlite3.Connection, origin: str, invoice_id: str) -> InvoiceRow | None:
+    row = conn.execute(
+        "SELECT seq, origin, invoice_id, intent_id, dialect, terms_hash, batch_target, received_at_ms, "
+        "expires_at_ms FROM invoices WHERE origin = ? AND invoice_id = ?",
+        (origin, invoice_id),
+    ).fetchone()
+    return InvoiceRow(*row) if row else None
+
+
+def payment_of_invoice(conn: sqlite3.Connection, invoice_seq: int) -> str | None:
+    """The id of the one payment that was not refused for this invoice, if there is one."""
+    row = conn.execute(
+        "SELECT id FROM payments WHERE invoice = ? AND state NOT IN ('rejected', 'denied')", (invoice_seq,)
+    ).fetchone()
+    return row[0] if row else None
+
+
+def invoice_response(conn: sqlite3.Connection, invoice_seq: int) -> str:
+    """The 402 as received."""
+    return str(conn.execute("SELECT response FROM invoices WHERE seq = ?", (invoice_seq,)).fetchone()[0])
+
+
+def spent_since(conn: sqlite3.Connection, since_ms: int) -> dict[str, int]:
+    """Units per asset that holds placed since then took and did not give back."""
+    rows = conn.execute(
+        "SELECT asset, SUM(units) FROM holds WHERE at_ms > ? AND released_at_ms IS NULL GROUP BY asset",
+        (since_ms,),
+    )
+    return dict(rows.fetchall())
+
+
+def hold(conn: sqlite3.Connection, payment_id: str) -> dict[str, int]:
+    rows = conn.execute("SELECT asset, units FROM holds WHERE payment_id = ?", (payment_id,))
+    return dict(rows.fetchall())
+
+
+def attempts(conn: sqlite3.Connection, payment_id: str) -> list[AttemptRow]:
+    """All attempts of a payment, oldest first."""
+    rows = conn.execute(
+        "SELECT tx_id, payment_id, anchor, inputs, cbor, fee_lovelace, ttl_slot FROM attempts "
+        "WHERE payment_id = ? ORDER BY rowid",
+        (payment_id,),
+    )
+    return [AttemptRow(r[0], r[1], r[2], tuple(r[3].split(" ")), r[4], r[5], r[6]) for r in rows]
+
+
+def is_own_attempt(conn: sqlite3.Connection, tx_id: str) -> bool:
+    return conn.execute("SELECT 1 FROM attempts WHERE tx_id = ?", (tx_id,)).fetchone() is not None
+
+
+def submissions(conn: sqlite3.Connection, tx_id: str) -> tuple[int, int]:
+    """How often the bytes were about to be sent, and when last (ms; 0 when never)."""
+    row = conn.execute("SELECT COUNT(*), COALESCE(MAX(at_ms), 0) FROM submissions WHERE tx_id = ?", (tx_id,))
+    count, last_ms = row.fetchone()
+    return count, last_ms
+
+
+_COIN = """
+SELECT c.ref, c.tx_id, c.output_index, c.lovelace, c.assets, c.source, c.state, r.payment_id
+FROM coins c LEFT JOIN reservations r ON r.ref = c.ref
+"""
+
+
+def _coin(row: tuple[str, str, int, int, str, str, str, str | None]) -> CoinRow:
+    return CoinRow(row[0], row[1], row[2], row[3], json.loads(row[4]), row[5], row[6], row[7])
+
+
+def coins(conn: sqlite3.Connection) -> list[CoinRow]:
+    """Every coin that is not spent, as we know them."""
+    return [_coin(row) for row in conn.execute(f"{_COIN} WHERE c.state <> 'spent' ORDER BY c.ref")]
+
+
+def free_coins(conn: sqlite3.Connection) -> list[CoinRow]:
+    """Coins that selection may take: free and not reserved."""
+    rows = conn.execute(f"{_COIN} WHERE c.state = 'free' AND r.payment_id IS NULL ORDER BY c.ref")
+    return [_coin(row) for row in rows]
+
+
+def coins_reserved_for(conn: sqlite3.Connection, payment_id: str) -> list[CoinRow]:
+    rows = conn.execute(f"{_COIN} WHERE r.payment_id = ? ORDER BY c.ref", (payment_id,))
+    return [_coin(row) for row in rows]
+
+
+def coin(conn: sqlite3.Connection, ref: str) -> CoinRow | None:
+    row = conn.execute(f"{_COIN} WHERE c.ref = ?", (ref,)).fetchone()
+    return _coin(row) if row else None
+
+
+def coins_of_tx(conn: sqlite3.Connection, tx_id: str) -> list[CoinRow]:
+    return [_coin(row) for row in conn.execute(f"{_COIN} WHERE c.tx_id = ? ORDER BY c.ref", (tx_id,))]
+
+
+def balances(conn: sqlite3.Connection) -> list[tuple[str, str, int]]:
+    """(account, asset, units) of every account that is not empty."""
+    rows = conn.execute(
+        "SELECT account, asset, SUM(units) FROM postings GROUP BY account, asset HAVING SUM(units) <> 0 "
+        "ORDER BY account, asset"
+    )
+    return rows.fetchall()
+
+
+def entries_page(
+    conn: sqlite3.Connection, *, payment_id: str | None, account: str | None, before_id: int | None, limit: int
+) -> list[EntryRow]:
+    """Journal entries, newest first."""
+    filters = {
+        "j.payment_id = ?": payment_id,
+        "EXISTS (SELECT 1 FROM postings q WHERE q.entry = j.id AND q.account = ?)": account,
+        "j.id < ?": before_id,
+    }
+    used = {clause: value for clause, value in filters.items() if value is not None}
+    where = " WHERE " + " AND ".join(used) if used else ""
+    heads = conn.execute(
+        f"SELECT j.id, j.kind, j.payment_id, j.ref, j.at_ms FROM journal j{where} ORDER BY j.id DESC LIMIT ?",  # noqa: S608
+        (*used.values(), limit),
+    ).fetchall()
+    return [_entry(conn, head) for head in heads]
+
+
+def _entry(conn: sqlite3.Connection, head: tuple[int, str, str | None, str | None, int]) -> EntryRow:
+    return EntryRow(head[0], head[1], head[2], head[3], head[4], _postings(conn, head[0]))
+
+
+def _postings(conn: sqlite3.Connection, entry_id: int) -> tuple[tuple[str, str, int], ...]:
+    rows = conn.execute("SELECT account, asset, units FROM postings WHERE entry = ? ORDER BY seq", (entry_id,))
+    return tuple(rows.fetchall())
+
+
+def last_posting(conn: sqlite3.Connection, payment_id: str) -> EntryRow | None:
+    """The entry that posted a payment and was not reversed since."""
+    row = conn.execute(
+        "SELECT id, kind, payment_id, ref, at_ms FROM journal "
+        "WHERE payment_id = ? AND kind IN ('post', 'reverse') ORDER BY id DESC LIMIT 1",
+        (payment_id,),
+    ).fetchone()
+    return _entry(conn, row) if row and row[1] == "post" else None
+
+
+def app_by_token_hash(conn: sqlite3.Connection, token_hash: str) -> AppRow | None:
+    row = conn.execute("SELECT id, name, scopes FROM apps WHERE token_hash = ?", (token_hash,)).fetchone()
+    return AppRow(row[0], row[1], frozenset(row[2].split(" "))) if row else None
+
+
+def meta(conn: sqlite3.Connection, key: str) -> str | None:
+    row = conn.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+    return row[0] if row else None
+
+
+def events(conn: sqlite3.Connection, payment_id: str) -> list[tuple[int, str, str, str, int]]:
+    """(seq, event, state, detail, at_ms) of a payment, in order."""
+    rows = conn.execute(
+        "SELECT seq, event, state, detail, at_ms FROM events WHERE payment_id = ? ORDER BY seq", (payment_id,)
+    )
+    return rows.fetchall()

@@ -1,0 +1,252 @@
+"""What is written to the ledger database, as the small steps that a job is made of.
+
+Each function is one fact; which facts go into one commit is the agent's matter.
+May import: core, store. Never: commits.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+
+from payagent.core.invoice import Invoice
+from payagent.core.ledger import Entry
+from payagent.core.payment import Delivery, Event, State, move
+from payagent.store.queries import CoinRow, OutputRow, dump_outputs
+from payagent.store.writer import Unit
+
+
+def put_meta(unit: Unit, key: str, value: str) -> None:
+    """Record a fact about this database for good; another value for the same key is an IntegrityError."""
+    unit.conn.execute("INSERT INTO meta(key, value) VALUES (?, ?)", (key, value))
+
+
+def add_app(unit: Unit, app_id: str, name: str, token_hash: str, scopes: Iterable[str], now_ms: int) -> None:
+    unit.conn.execute(
+        "INSERT INTO apps(id, name, token_hash, scopes, created_at_ms) VALUES (?, ?, ?, ?, ?)",
+        (app_id, name, token_hash, " ".join(sorted(scopes)), now_ms),
+    )
+
+
+def add_intent(
+    unit: Unit,
+    *,
+    intent_id: str,
+    app_id: str,
+    key: str,
+    derived: bool,
+    fingerprint: str,
+    origin: str,
+    request: str | None,
+    request_id: str,
+    now_ms: int,
+) -> None:
+    unit.conn.execute(
+        "INSERT INTO intents(id, app_id, key, derived, fingerprint, origin, request, request_id, created_at_ms) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (intent_id, app_id, key, int(derived), fingerprint, origin, request, request_id, now_ms),
+    )
+
+
+def end_intent(unit: Unit, intent_id: str, now_ms: int) -> None:
+    """A derived intent is over: the same call may be bought again."""
+    unit.conn.execute(
+        "UPDATE intents SET ended_at_ms = ? WHERE id = ? AND derived = 1 AND ended_at_ms IS NULL",
+        (now_ms, intent_id),
+    )
+
+
+def output_rows(invoice: Invoice) -> tuple[OutputRow, ...]:
+    return tuple(OutputRow(o.role, o.address.text, o.asset, o.units) for o in invoice.outputs)
+
+
+def add_invoice(unit: Unit, invoice: Invoice, intent_id: str, received_at_ms: int, response: str) -> int:
+    """Returns the invoice's row number. `response` is the 402 as received."""
+    cursor = unit.conn.execute(
+        "INSERT INTO invoices(origin, invoice_id, intent_id, dialect, terms_hash, outputs, batch_target, "
+        "received_at_ms, expires_at_ms, response) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            invoice.origin,
+            invoice.invoice_id,
+            intent_id,
+            invoice.dialect,
+            invoice.terms_hash,
+            dump_outputs(output_rows(invoice)),
+            invoice.batch_target,
+            received_at_ms,
+            invoice.expires_at_ms,
+            response,
+        ),
+    )
+    return int(cursor.lastrowid or 0)
+
+
+def add_payment(
+    unit: Unit,
+    *,
+    payment_id: str,
+    kind: str,
+    app_id: str,
+    intent_id: str,
+    invoice_seq: int | None,
+    outputs: Iterable[OutputRow],
+    now_ms: int,
+) -> None:
+    """A payment begins as `received`; `move_payment` takes it on."""
+    unit.conn.execute(
+        "INSERT INTO payments(id, kind, app_id, intent_id, invoice, outputs, state, delivery, created_at_ms, "
+        "changed_at_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            payment_id,
+            kind,
+            app_id,
+            intent_id,
+            invoice_seq,
+            dump_outputs(outputs),
+            State.RECEIVED,
+            Delivery.NOT_PRESENTED,
+            now_ms,
+            now_ms,
+        ),
+    )
+
+
+def move_payment(
+    unit: Unit,
+    payment_id: str,
+    event: Event,
+    now_ms: int,
+    detail: Mapping[str, object] | None = None,
+    **columns: object,
+) -> State:
+    """Take a payment through one row of the transition table, with the columns that change with it.
+
+    Reads the state inside the transaction, so that an event decided on an older reading is checked again;
+    an illegal one raises `illegal_transition` and nothing changes.
+    """
+    old = State(unit.conn.execute("SELECT state FROM payments WHERE id = ?", (payment_id,)).fetchone()[0])
+    new = move(old, event)
+    sets = "".join(f", {name} = ?" for name in columns)
+    unit.conn.execute(
+        f"UPDATE payments SET state = ?, changed_at_ms = ?{sets} WHERE id = ?",  # noqa: S608
+        (new, now_ms, *columns.values(), payment_id),
+    )
+    note(unit, payment_id, event, new, now_ms, detail)
+    return new
+
+
+def note(
+    unit: Unit, payment_id: str, event: str, state: State, now_ms: int, detail: Mapping[str, object] | None = None
+) -> None:
+    """Record that something happened to a payment."""
+    unit.conn.execute(
+        "INSERT INTO events(payment_id, event, state, detail, at_ms) VALUES (?, ?, ?, ?, ?)",
+        (payment_id, event, state, json.dumps(detail or {}, separators=(",", ":")), now_ms),
+    )
+
+
+def set_delivery(unit: Unit, payment_id: str, delivery: Delivery, now_ms: int) -> None:
+    unit.conn.execute(
+        "UPDATE payments SET delivery = ?, changed_at_ms = ? WHERE id = ?", (delivery, now_ms, payment_id)
+    )
+
+
+def set_merchant_status(unit: Unit, payment_id: str, status: str, now_ms: int) -> None:
+    unit.conn.execute(
+        "UPDATE payments SET merchant_status = ?, changed_at_ms = ? WHERE id = ?", (status, now_ms, payment_id)
+    )
+
+
+def place_hold(unit: Unit, payment_id: str, units: Mapping[str, int], now_ms: int) -> None:
+    unit.conn.executemany(
+        "INSERT INTO holds(payment_id, asset, units, at_ms) VALUES (?, ?, ?, ?)",
+        [(payment_id, asset, n, now_ms) for asset, n in units.items()],
+    )
+
+
+def release_hold(unit: Unit, payment_id: str, now_ms: int) -> None:
+    unit.conn.execute("UPDATE holds SET released_at_ms = ? WHERE payment_id = ?", (now_ms, payment_id))
+
+
+def write_entry(
+    unit: Unit, entry: Entry, now_ms: int, *, payment_id: str | None = None, ref: str | None = None
+) -> None:
+    """Append one entry: its postings, then the journal row that seals them."""
+    (entry_id,) = unit.conn.execute("SELECT COALESCE(MAX(id), 0) + 1 FROM journal").fetchone()
+    unit.conn.executemany(
+        "INSERT INTO postings(entry, account, asset, units) VALUES (?, ?, ?, ?)",
+        [(entry_id, p.account, p.asset, p.units) for p in entry.postings],
+    )
+    unit.conn.execute(
+        "INSERT INTO journal(id, kind, payment_id, ref, at_ms) VALUES (?, ?, ?, ?, ?)",
+        (entry_id, entry.kind, payment_id, ref, now_ms),
+    )
+
+
+def reserve(unit: Unit, refs: Iterable[str], payment_id: str) -> None:
+    unit.conn.executemany(
+        "INSERT INTO reservations(ref, payment_id) VALUES (?, ?)", [(ref, payment_id) for ref in refs]
+    )
+
+
+def unreserve(unit: Unit, payment_id: str) -> None:
+    unit.conn.execute("DELETE FROM reservations WHERE payment_id = ?", (payment_id,))
+
+
+def add_attempt(
+    unit: Unit,
+    *,
+    tx_id: str,
+    payment_id: str,
+    anchor: str,
+    invoice_seq: int | None,
+    inputs: Iterable[str],
+    cbor: bytes,
+    fee_lovelace: int,
+    ttl_slot: int,
+    now_ms: int,
+) -> None:
+    unit.conn.execute(
+        "INSERT INTO attempts(tx_id, payment_id, anchor, invoice, inputs, cbor, fee_lovelace, ttl_slot, "
+        "signed_at_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (tx_id, payment_id, anchor, invoice_seq, " ".join(inputs), cbor, fee_lovelace, ttl_slot, now_ms),
+    )
+
+
+def add_submission(unit: Unit, tx_id: str, provider: str, now_ms: int) -> None:
+    unit.conn.execute(
+        "INSERT INTO submissions(tx_id, provider, at_ms) VALUES (?, ?, ?)", (tx_id, provider, now_ms)
+    )
+
+
+def add_sighting(
+    unit: Unit, tx_id: str, block_hash: str, height: int, slot: int, provider: str, now_ms: int
+) -> None:
+    unit.conn.execute(
+        "INSERT INTO sightings(tx_id, block_hash, block_height, block_slot, provider, at_ms) "
+        "VALUES (?, ?, ?, ?, ?, ?)",
+        (tx_id, block_hash, height, slot, provider, now_ms),
+    )
+
+
+def add_coin(unit: Unit, coin: CoinRow) -> None:
+    unit.conn.execute(
+        "INSERT INTO coins(ref, tx_id, output_index, lovelace, assets, source, state) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (
+            coin.ref,
+            coin.tx_id,
+            coin.output_index,
+            coin.lovelace,
+            json.dumps(dict(coin.assets), separators=(",", ":")),
+            coin.source,
+            coin.state,
+        ),
+    )
+
+
+def set_coin_state(unit: Unit, ref: str, state: str) -> None:
+    """Any state but `spent`, which `spend_coin` sets with its spender."""
+    unit.conn.execute("UPDATE coins SET state = ?, spent_by = NULL WHERE ref = ?", (state, ref))
+
+
+def spend_coin(unit: Unit, ref: str, tx_id: str) -> None:
+    unit.conn.execute("UPDATE coins SET state = 'spent', spent_by = ? WHERE ref = ?", (tx_id, ref))

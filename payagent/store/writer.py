@@ -1,0 +1,191 @@
+"""The writer: one thread, one connection, BEGIN IMMEDIATE; jobs that wait together share one commit.
+
+A job is a function of a `Unit` (the open transaction). Each runs in a savepoint, so that one that raises
+leaves no trace and does not touch its neighbours; when the commit itself fails, none of them happened.
+What a job changes in memory beside the database it must register with `unit.undo`.
+
+May import: core, sqlite3, sqlite-utils. Never: runs a job twice, or answers before the commit is durable.
+"""
+
+import queue
+import sqlite3
+import threading
+from asyncio import wrap_future
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sqlite_utils import Database
+
+from payagent.core.problem import Refused
+from payagent.store.schema import migrations, missing_guards
+
+T = TypeVar("T")
+Checkpoint = Callable[[str], None]
+"""Called with "before NAME" and "after NAME" of each job around the commit; where tests kill the process."""
+
+BATCH_MAX = 256
+
+
+class Unit:
+    """One job's part of the open transaction."""
+
+    def __init__(self, conn: sqlite3.Connection) -> None:
+        self.conn = conn
+        self._undo: list[Callable[[], None]] = []
+
+    def undo(self, step: Callable[[], None]) -> None:
+        """Run `step` if this job, or the commit that it shares, does not take place. Last in, first out."""
+        self._undo.append(step)
+
+    def roll_back_memory(self) -> None:
+        while self._undo:
+            self._undo.pop()()
+
+
+@dataclass(slots=True)
+class _Job:
+    name: str
+    run: Callable[[Unit], Any]
+    future: Future[Any] = field(default_factory=Future)
+
+
+def open_database(path: Path) -> sqlite3.Connection:
+    """The writing connection: WAL with synchronous=FULL, so that a commit survives the loss of power."""
+    conn = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    conn.execute("PRAGMA journal_mode = WAL")
+    conn.execute("PRAGMA synchronous = FULL")
+    conn.execute("PRAGMA foreign_keys = ON")
+    conn.execute("PRAGMA busy_timeout = 5000")
+    return conn
+
+
+def migrate(conn: sqlite3.Connection) -> None:
+    """Bring the schema up to date; refuse (`store_failed`) a database whose guards were taken off."""
+    db = Database(conn)
+    migrations.apply(db)
+    if missing := missing_guards(db):
+        raise Refused("store_failed", f"ledger.db lacks the triggers {', '.join(missing)}")
+
+
+class Writer:
+    """Owns the writing connection. `run` and `submit` may be called from any thread or task."""
+
+    def __init__(self, path: Path, *, checkpoint: Checkpoint = lambda _name: None) -> None:
+        self._conn = open_database(path)
+        path.chmod(0o600)
+        migrate(self._conn)
+        self._checkpoint = checkpoint
+        self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._closed = False
+        self.commits = 0
+        self._thread = threading.Thread(target=self._loop, name="ledger-writer", daemon=True)
+        self._thread.start()
+
+    def submit(self, name: str, job: Callable[[Unit], T]) -> "Future[T]":
+        """Queue a job; its future ends after the commit. `name` is the commit point, for checkpoints."""
+        if self._closed:
+            raise Refused("store_failed", "the ledger is closed")
+        entry = _Job(name, job)
+        self._queue.put(entry)
+        return entry.future
+
+    async def run(self, name: str, job: Callable[[Unit], T]) -> T:
+        """As `submit`, awaited. A caller that is cancelled does not cancel the job."""
+        future = self.submit(name, job)
+        future.set_running_or_notify_cancel()
+        return await wrap_future(future)
+
+    def close(self) -> None:
+        """Run what is queued, then close. Calling it again is harmless."""
+        if not self._closed:
+            self._closed = True
+            self._queue.put(None)
+            self._thread.join()
+            self._conn.close()
+
+    def _loop(self) -> None:
+        while True:
+            jobs, last = self._next_batch()
+            if jobs:
+                self._commit(jobs)
+            if last:
+                return
+
+    def _next_batch(self) -> tuple[list[_Job], bool]:
+        jobs: list[_Job] = []
+        entry = self._queue.get()
+        while entry is not None:
+            jobs.append(entry)
+            if len(jobs) == BATCH_MAX:
+                return jobs, False
+            try:
+                entry = self._queue.get_nowait()
+            except queue.Empty:
+                return jobs, False
+        return jobs, True
+
+    def _commit(self, jobs: list[_Job]) -> None:
+        outcomes: list[tuple[_Job, Unit, Any, BaseException | None]] = []
+        try:
+            self._conn.execute("BEGIN IMMEDIATE")
+            for job in jobs:
+                outcomes.append((job, *self._run_one(job)))
+            for job in jobs:
+                self._checkpoint(f"before {job.name}")
+            self._conn.execute("COMMIT")
+        except sqlite3.Error as error:
+            self._fail(jobs, outcomes, error)
+            return
+        self.commits += 1
+        for job in jobs:
+            self._checkpoint(f"after {job.name}")
+        for job, _unit, result, raised in outcomes:
+            if raised is None:
+                job.future.set_result(result)
+            else:
+                job.future.set_exception(raised)
+
+    def _run_one(self, job: _Job) -> tuple[Unit, Any, BaseException | None]:
+        unit = Unit(self._conn)
+        self._conn.execute("SAVEPOINT job")
+        try:
+            result = job.run(unit)
+        except Exception as error:  # noqa: BLE001  it belongs to the caller, whoever that is
+            unit.roll_back_memory()
+            self._conn.execute("ROLLBACK TO job")
+            self._conn.execute("RELEASE job")
+            return unit, None, error
+        self._conn.execute("RELEASE job")
+        return unit, result, None
+
+    def _fail(
+        self, jobs: list[_Job], outcomes: list[tuple[_Job, Unit, Any, BaseException | None]], error: sqlite3.Error
+    ) -> None:
+        """Nothing of the batch happened: undo what it did in memory, newest first, and tell every caller."""
+        for _job, unit, _result, _raised in reversed(outcomes):
+            unit.roll_back_memory()
+        if self._conn.in_transaction:
+            self._conn.execute("ROLLBACK")
+        for job in jobs:
+            job.future.set_exception(Refused("store_failed", f"ledger.db could not be written: {error}"))
+
+
+class Readers:
+    """Read-only connections, one per thread that asks."""
+
+    def __init__(self, path: Path) -> None:
+        self._uri = f"file:{path}?mode=ro"
+        self._local = threading.local()
+
+    @property
+    def conn(self) -> sqlite3.Connection:
+        conn: sqlite3.Connection | None = getattr(self._local, "conn", None)
+        if conn is None:
+            conn = sqlite3.connect(self._uri, uri=True, isolation_level=None)
+            conn.execute("PRAGMA query_only = ON")
+            conn.execute("PRAGMA busy_timeout = 5000")
+            self._local.conn = conn
+        return conn
