@@ -117,6 +117,7 @@ PROBLEMS: dict[str, Problem] = {
         money="What was durable before the error stands; see `payagent payments list`.",
         retryable=True,
     ),
+    "invoice_contradiction": Problem(422, 3, "The 402 says two different things", _SENDER),
     "invoice_expired": Problem(
         422,
         3,
@@ -133,6 +134,12 @@ PROBLEMS: dict[str, Problem] = {
         money="The other payment stands; nothing new was signed.",
     ),
     "json_not_understood": Problem(422, 3, "The body is not strict JSON", _SENDER),
+    "keystore_exists": Problem(
+        409,
+        2,
+        "There is a keystore already",
+        "Nothing is overwritten: give another path, or move the file away.",
+    ),
     "keystore_invalid": Problem(
         400,
         5,

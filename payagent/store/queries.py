@@ -9,12 +9,13 @@ import sqlite3
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from payagent.core.invoice import Role
 from payagent.core.payment import Delivery, State
 
 
 @dataclass(frozen=True, slots=True)
 class OutputRow:
-    role: str
+    role: Role
     address: str
     asset: str
     units: int
@@ -231,9 +232,10 @@ def invoice_response(conn: sqlite3.Connection, invoice_seq: int) -> str:
 
 
 def spent_since(conn: sqlite3.Connection, since_ms: int) -> dict[str, int]:
-    """Units per asset that holds placed since then took and did not give back."""
+    """Units per asset that payments admitted since then took and did not give back (self-transfers aside)."""
     rows = conn.execute(
-        "SELECT asset, SUM(units) FROM holds WHERE at_ms > ? AND released_at_ms IS NULL GROUP BY asset",
+        "SELECT h.asset, SUM(h.units) FROM holds h JOIN payments p ON p.id = h.payment_id AND p.kind = 'invoice' "
+        "WHERE h.at_ms > ? AND h.released_at_ms IS NULL GROUP BY h.asset",
         (since_ms,),
     )
     return dict(rows.fetchall())

@@ -64,7 +64,7 @@ CREATE TABLE invoices (
 CREATE TABLE payments (
   seq INTEGER PRIMARY KEY,
   id TEXT NOT NULL UNIQUE,
-  kind TEXT NOT NULL CHECK (kind IN ('invoice', 'send', 'split')),
+  kind TEXT NOT NULL CHECK (kind IN ('invoice', 'send', 'split', 'sweep')),
   app_id TEXT NOT NULL REFERENCES apps(id),
   intent_id TEXT NOT NULL REFERENCES intents(id),
   invoice INTEGER REFERENCES invoices(seq),

@@ -1,0 +1,238 @@
+"""C1 + C2: what happens inside the one commit that admits a payment, on the writer's thread.
+
+Intent, invoice, decision, hold, anchor and coins are written together, so that no other request can come
+between the decision and what it decided on (design rule 7). A refusal by policy or for lack of funds is
+recorded too, as a payment that is `rejected`.
+
+May import: core, wallet, store, agent.chainview, agent.purse. Never: signs; waits for anything.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from payagent.agent.chainview import ChainView
+from payagent.agent.purse import take
+from payagent.core import ledger, policy
+from payagent.core.address import Address
+from payagent.core.invoice import Invoice
+from payagent.core.money import LOVELACE
+from payagent.core.payment import Event
+from payagent.core.policy import Limit
+from payagent.core.problem import Refused
+from payagent.store import queries, records
+from payagent.store.queries import IntentRow, InvoiceRow, OutputRow
+from payagent.store.writer import Unit
+from payagent.wallet.coins import Coins
+from payagent.wallet.transaction import Plan, select
+
+DAY_MS = 86_400_000
+
+
+@dataclass(frozen=True, slots=True)
+class Ids:
+    """Fresh ids, drawn before the job, so that it stays a function of its values."""
+
+    intent: str
+    payment: str
+    request: str
+
+
+@dataclass(frozen=True, slots=True)
+class Purchase:
+    """One request to pay, read and ready to be decided."""
+
+    ids: Ids
+    app_id: str
+    key: str
+    derived: bool
+    fingerprint: str
+    request: str | None
+    invoice: Invoice
+    response: str
+    received_at_ms: int
+    max_total_units: int | None
+    min_window_s: int
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """The intent's payment. `plan` is there when it is new and to be signed; `refusal` when it was rejected."""
+
+    payment_id: str
+    is_new: bool
+    plan: Plan | None = None
+    refusal: Refused | None = None
+
+
+@dataclass(slots=True)
+class Admission:
+    """The decision, with what it needs: our free coins (owned by the writer's thread), limits, the chain."""
+
+    coins: Coins
+    limits: Mapping[str, Limit]
+    chain: ChainView
+    own: Address
+
+    def admit(self, unit: Unit, purchase: Purchase, now_ms: int) -> Admitted:
+        """Find the intent's payment, or open it: at most one, whatever invoices come for it (design rule 5)."""
+        invoice = purchase.invoice
+        known = queries.invoice(unit.conn, invoice.origin, invoice.invoice_id)
+        if known is not None and known.terms_hash != invoice.terms_hash:
+            raise Refused("terms_changed", f"invoice {invoice.invoice_id} came before with other terms")
+        intent = queries.live_intent(unit.conn, purchase.app_id, purchase.key)
+        if intent is not None:
+            existing = _existing(unit, intent, purchase, known, now_ms)
+            if existing is not None:
+                return existing
+        if known is not None and (other := queries.payment_of_invoice(unit.conn, known.seq)):
+            raise Refused(
+                "invoice_paid_elsewhere", f"invoice {invoice.invoice_id} belongs to {other}", payment=other
+            )
+        intent_id = intent.id if intent else _open_intent(unit, purchase, now_ms)
+        seq = known.seq if known else _add_invoice(unit, purchase, intent_id)
+        expires_at_ms = _earlier(invoice.expires_at_ms, known.expires_at_ms if known else None)
+        return self._open_payment(unit, purchase, intent_id, seq, expires_at_ms, now_ms)
+
+    def _open_payment(
+        self,
+        unit: Unit,
+        purchase: Purchase,
+        intent_id: str,
+        invoice_seq: int,
+        expires_at_ms: int | None,
+        now_ms: int,
+    ) -> Admitted:
+        payment_id = purchase.ids.payment
+        records.add_payment(
+            unit,
+            payment_id=payment_id,
+            kind="invoice",
+            app_id=purchase.app_id,
+            intent_id=intent_id,
+            invoice_seq=invoice_seq,
+            outputs=records.output_rows(purchase.invoice),
+            now_ms=now_ms,
+        )
+        try:
+            plan = self.plan(purchase.invoice, expires_at_ms, purchase.min_window_s, now_ms)
+            self.require_within_limits(unit, plan, purchase.invoice.asset, purchase.max_total_units, now_ms)
+        except Refused as refusal:
+            records.move_payment(
+                unit, payment_id, Event.REJECT, now_ms, reason_code=refusal.code, reason=refusal.detail
+            )
+            return Admitted(payment_id, True, refusal=refusal)
+        self.hold(unit, payment_id, plan, now_ms)
+        return Admitted(payment_id, True, plan)
+
+    def plan(self, invoice: Invoice, expires_at_ms: int | None, min_window_s: int, now_ms: int) -> Plan:
+        """The transaction that would pay the invoice now; raises what stands against it but for limits."""
+        slot = self.chain.require_ready(now_ms)
+        return select(
+            self.coins,
+            invoice.outputs,
+            change=self.own,
+            ttl_slot=self.chain.ttl_slot(slot, expires_at_ms, min_window_s),
+            network_id=self.chain.network.network_id,
+        )
+
+    def require_within_limits(
+        self, unit: Unit, plan: Plan, paid_asset: str, max_total_units: int | None, now_ms: int
+    ) -> None:
+        """Decide by the sums as they stand in this transaction."""
+        policy.decide(
+            plan.spend,
+            self.limits,
+            queries.spent_since(unit.conn, now_ms - DAY_MS),
+            paid_asset=paid_asset,
+            max_total_units=max_total_units,
+        )
+
+    def hold(self, unit: Unit, payment_id: str, plan: Plan, now_ms: int) -> None:
+        """Place the hold, take the coins, fix the anchor: the payment is `reserved`."""
+        for coin in plan.inputs:
+            take(unit, self.coins, coin.ref)
+        records.reserve(unit, (coin.ref for coin in plan.inputs), payment_id)
+        records.place_hold(unit, payment_id, plan.spend, now_ms)
+        records.write_entry(unit, ledger.reserve(plan.spend), now_ms, payment_id=payment_id)
+        records.move_payment(unit, payment_id, Event.HOLD, now_ms, anchor=plan.anchor.ref, ttl_slot=plan.ttl_slot)
+
+    def open_transfer(self, unit: Unit, ids: Ids, app_id: str, kind: str, plan: Plan, now_ms: int) -> Admitted:
+        """Admit a self-transfer that the operator asked for: no limits, the same hold and the same machine."""
+        records.add_intent(
+            unit,
+            intent_id=ids.intent,
+            app_id=app_id,
+            key=ids.intent,
+            derived=True,
+            fingerprint=kind,
+            origin="",
+            request=None,
+            request_id=ids.request,
+            now_ms=now_ms,
+        )
+        records.add_payment(
+            unit,
+            payment_id=ids.payment,
+            kind=kind,
+            app_id=app_id,
+            intent_id=ids.intent,
+            invoice_seq=None,
+            outputs=_transfer_outputs(kind, plan),
+            now_ms=now_ms,
+        )
+        self.hold(unit, ids.payment, plan, now_ms)
+        return Admitted(ids.payment, True, plan)
+
+
+def _transfer_outputs(kind: str, plan: Plan) -> list[OutputRow]:
+    """What a self-transfer pays: what was asked, or for a sweep whatever there was, asset by asset."""
+    if kind != "sweep":
+        return [OutputRow(o.role, o.address.text, o.asset, o.units) for o in plan.asked]
+    return [
+        OutputRow(output.role, plan.frame.rest.text, asset, units)
+        for output in plan.outputs
+        for asset, units in ((LOVELACE, output.lovelace), *output.assets)
+    ]
+
+
+def _existing(
+    unit: Unit, intent: IntentRow, purchase: Purchase, known: InvoiceRow | None, now_ms: int
+) -> Admitted | None:
+    """The payment that the intent already has. A further invoice for it is recorded, and buys nothing."""
+    if intent.fingerprint != purchase.fingerprint:
+        raise Refused("idempotency_key_reused", f"the key {intent.key!r} named another request before")
+    row = queries.live_payment_of(unit.conn, intent.id)
+    if row is None:
+        return None
+    if known is None:
+        _add_invoice(unit, purchase, intent.id)
+        records.note(
+            unit, row.id, "invoiced_again", row.state, now_ms, {"invoice_id": purchase.invoice.invoice_id}
+        )
+    return Admitted(row.id, False)
+
+
+def _open_intent(unit: Unit, purchase: Purchase, now_ms: int) -> str:
+    records.add_intent(
+        unit,
+        intent_id=purchase.ids.intent,
+        app_id=purchase.app_id,
+        key=purchase.key,
+        derived=purchase.derived,
+        fingerprint=purchase.fingerprint,
+        origin=purchase.invoice.origin,
+        request=purchase.request,
+        request_id=purchase.ids.request,
+        now_ms=now_ms,
+    )
+    return purchase.ids.intent
+
+
+def _add_invoice(unit: Unit, purchase: Purchase, intent_id: str) -> int:
+    return records.add_invoice(unit, purchase.invoice, intent_id, purchase.received_at_ms, purchase.response)
+
+
+def _earlier(first_ms: int | None, second_ms: int | None) -> int | None:
+    """A relative time-out is anchored to the first receipt: a later copy of the 402 gains nothing."""
+    known = [value for value in (first_ms, second_ms) if value is not None]
+    return min(known, default=None)

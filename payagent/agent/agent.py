@@ -1,0 +1,385 @@
+"""The agent's doors: pay, quote, transfer, deliver; and how a payment is carried one step on.
+
+Call order that everything relies on: `pay` admits (C1 + C2), then signs (C3), and only then hands out headers
+or sends (C4). `resume` is the same path from wherever a crash left it.
+"""
+
+import asyncio
+import hashlib
+import json
+import sqlite3
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import structlog
+
+from payagent.agent import steps
+from payagent.agent.admission import Admission, Admitted, Ids, Purchase
+from payagent.agent.chainview import ChainView
+from payagent.agent.changes import Changes
+from payagent.agent.ports import Ports
+from payagent.agent.purse import coin_of
+from payagent.agent.terms import MerchantTerms, Terms
+from payagent.agent.view import is_ready
+from payagent.chain.source import ChainSource
+from payagent.core.address import Address, parse_address
+from payagent.core.invoice import Invoice, Output, Role
+from payagent.core.payment import State, deliver, delivery_event
+from payagent.core.problem import Refused
+from payagent.dialects import Reading, Response, read_invoice
+from payagent.store import queries, records
+from payagent.store.queries import OutputRow, PaymentRow
+from payagent.store.writer import Readers, Unit, Writer
+from payagent.wallet.coins import Coins
+from payagent.wallet.keys import Signer
+from payagent.wallet.transaction import Plan, build, check, fan_out, select, sign, sweep
+
+T = TypeVar("T")
+
+SIGNING_PATIENCE_S = 10.0
+"""How long a repeated request waits for the first one to be signed."""
+
+log = structlog.get_logger("payagent.agent")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """The call that is to be bought."""
+
+    method: str
+    path: str
+    body_sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A 402 that an app wants paid. `received` is the 402 as it came, for the record."""
+
+    app_id: str
+    origin: str
+    response: Response
+    received: str
+    request: Request | None = None
+    idempotency_key: str | None = None
+    max_total_units: int | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """What the intent is: origin and request, never the 402 (contract.md)."""
+        request = self.request
+        parts = [self.origin] + ([request.method, request.path, request.body_sha256] if request else [])
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    def key(self, invoice_id: str | None) -> str | None:
+        """The intent's key; None when it is the invoice's id that names it and there is none."""
+        if self.idempotency_key is not None:
+            return f"key:{self.idempotency_key}"
+        if self.request is not None:
+            return f"request:{self.fingerprint}"
+        return None if invoice_id is None else f"invoice:{self.origin} {invoice_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class Quote:
+    """What a payment would be now. `refusal` is the limit that stands against it, if one does."""
+
+    invoice: Invoice
+    plan: Plan
+    refusal: Refused | None
+
+
+class Agent:
+    """Reload, decide, do one step. All methods are for one event loop."""
+
+    def __init__(
+        self,
+        terms: Terms,
+        ports: Ports,
+        writer: Writer,
+        readers: Readers,
+        sources: Sequence[ChainSource],
+        signer: Signer,
+    ) -> None:
+        self.terms = terms
+        self.ports = ports
+        self.sources = sources
+        self.chain = ChainView(terms.network)
+        self.changes = Changes()
+        self.coins = Coins(coin_of(row) for row in queries.free_coins(readers.conn))
+        self._writer = writer
+        self._readers = readers
+        self._signer = signer
+        self._admission = Admission(self.coins, terms.limits, self.chain, terms.own)
+        self._signing: set[str] = set()
+        self._sending: set[str] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def conn(self) -> sqlite3.Connection:
+        """A read-only connection."""
+        return self._readers.conn
+
+    async def write(self, name: str, job: Callable[[Unit], T], payment_id: str | None = None) -> T:
+        """Run a job at a commit point; who waits for the payment is woken once it is durable."""
+        result = await self._writer.run(name, job)
+        if payment_id is not None:
+            self.changes.notify(payment_id)
+        return result
+
+    def payment(self, payment_id: str) -> PaymentRow:
+        row = queries.payment(self.conn, payment_id)
+        if row is None:
+            raise Refused("not_found", f"there is no payment {payment_id[:80]!r}")
+        return row
+
+    async def pay(self, ask: Ask) -> tuple[PaymentRow, bool]:
+        """Pay a 402, or find the payment that its intent has; True when it is new.
+
+        Returns once the attempt is durable and before it is sent. Raises `Refused`, with nothing signed.
+        """
+        now_ms = self.ports.clock.now_ms()
+        merchant = self.terms.merchant(ask.origin)
+        try:
+            invoice = read_invoice(ask.response, self._reading(merchant, now_ms))
+        except Refused:
+            if (row := self._paid_already(ask)) is not None:
+                return row, False
+            raise
+        purchase = self._purchase(ask, invoice, now_ms)
+        admitted = await self.write("admit", lambda unit: self._admission.admit(unit, purchase, now_ms))
+        if admitted.refusal is not None:
+            raise admitted.refusal
+        return await self._carry_out(admitted)
+
+    async def quote(self, ask: Ask) -> Quote:
+        """What paying would take now: nothing is reserved, nothing is written."""
+        now_ms = self.ports.clock.now_ms()
+        invoice = read_invoice(ask.response, self._reading(self.terms.merchant(ask.origin), now_ms))
+
+        def job(unit: Unit) -> Quote:
+            plan = self._admission.plan(invoice, invoice.expires_at_ms, self.terms.min_window_s, now_ms)
+            try:
+                self._admission.require_within_limits(unit, plan, invoice.asset, ask.max_total_units, now_ms)
+            except Refused as refusal:
+                return Quote(invoice, plan, refusal)
+            return Quote(invoice, plan, None)
+
+        return await self.write("quote", job)
+
+    async def send(self, app_id: str, to: Address, asset: str, units: int) -> PaymentRow:
+        """Send out of the wallet, by the operator's order: durable first, then on its way; no limit applies."""
+        role: Role = "change" if to.raw == self.terms.own.raw else "pay_to"
+        outputs = (Output(role, to, asset, units),)
+        return await self._transfer(app_id, "send", lambda ttl_slot: self._select(outputs, ttl_slot))
+
+    async def sweep(self, app_id: str, to: Address) -> PaymentRow:
+        """Send everything that is free, as far as one transaction holds it, smallest coins first."""
+        return await self._transfer(
+            app_id,
+            "sweep",
+            lambda ttl_slot: sweep(
+                self.coins, to, own=self.terms.own, ttl_slot=ttl_slot, network_id=self.terms.network.network_id
+            ),
+        )
+
+    async def split(self, app_id: str, count: int, lovelace: int) -> PaymentRow:
+        """Fan out into `count` coins of pure ADA, so that as many payments can be on their way at once."""
+        outputs = fan_out(self.terms.own, count, lovelace)
+        return await self._transfer(app_id, "split", lambda ttl_slot: self._select(outputs, ttl_slot))
+
+    async def record_delivery(self, payment_id: str, http_status: int) -> PaymentRow:
+        """Note what the retry got. A derived intent ends when its call was served."""
+        now_ms = self.ports.clock.now_ms()
+
+        def job(unit: Unit) -> None:
+            row = steps.row_of(unit, payment_id)
+            over = row.expires_at_ms is not None and now_ms > row.expires_at_ms
+            event = delivery_event(http_status, row.state, over)
+            records.set_delivery(unit, payment_id, deliver(row.delivery, event), now_ms)
+            records.note(unit, payment_id, f"delivery_{event}", row.state, now_ms, {"status": http_status})
+            if event == "accept":
+                records.end_intent(unit, row.intent_id, now_ms)
+
+        await self.write("delivery", job, payment_id)
+        return self.payment(payment_id)
+
+    async def wait(self, payment_id: str, timeout_s: float) -> PaymentRow:
+        """The payment, at once when time is up, else when its state or readiness has changed."""
+        row = self.payment(payment_id)
+        before = (row.state, self.is_ready(row))
+        deadline_s = asyncio.get_running_loop().time() + timeout_s
+        while (left_s := deadline_s - asyncio.get_running_loop().time()) > 0:
+            if not await self.changes.wait(payment_id, left_s):
+                break
+            row = self.payment(payment_id)
+            if (row.state, self.is_ready(row)) != before:
+                break
+        return row
+
+    def is_ready(self, row: PaymentRow) -> bool:
+        merchant = self.terms.merchants.get(row.origin or "")
+        return is_ready(row, merchant.ready if merchant else "confirmed")
+
+    async def resume(self, row: PaymentRow) -> None:
+        """Sign what was admitted and not signed, with the coins, the anchor and the TTL that it was given.
+
+        Too late for that, and nothing was signed: it is rejected and its hold goes back.
+        """
+        if row.id in self._signing:
+            return
+        now_ms = self.ports.clock.now_ms()
+        slot = self.chain.require_ready(now_ms)
+        try:
+            if (row.ttl_slot or 0) - slot < self.terms.min_window_s // 2:
+                raise Refused("invoice_expired", "it was not signed before its invoice was nearly over")
+            plan = self._rebuild(row)
+        except Refused as refusal:
+            reason = refusal
+            await self.write(
+                "reject", lambda unit: steps.reject_unsigned(unit, row.id, self.coins, reason, now_ms), row.id
+            )
+            return
+        await self._sign(row.id, plan)
+
+    def send_off(self, payment_id: str) -> None:
+        """Send the payment's last attempt (again), beside whatever else goes on."""
+        if payment_id not in self._sending:
+            self._sending.add(payment_id)
+            task = asyncio.create_task(self._leave(payment_id), name=f"send {payment_id}")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def drain(self, timeout_s: float) -> None:
+        """Let what is being sent end; at a stop, before the scheduler goes."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=timeout_s)
+
+    async def _leave(self, payment_id: str) -> None:
+        """C4, and then the bytes. What comes back is noted and decides nothing (research/reliability R4)."""
+        try:
+            row = self.payment(payment_id)
+            attempt = queries.attempts(self.conn, payment_id)[-1]
+            now_ms = self.ports.clock.now_ms()
+            if self.chain.slots is not None and self.chain.slots.slot_at(now_ms) >= attempt.ttl_slot:
+                return
+            count, _ = queries.submissions(self.conn, attempt.tx_id)
+            source = self.sources[count % len(self.sources)]
+            await self.write(
+                "leave",
+                lambda unit: steps.record_leave(unit, row.id, attempt.tx_id, source.name, now_ms),
+                row.id,
+            )
+            answer = await source.submit(attempt.cbor, attempt.tx_id)
+            told_ms = self.ports.clock.now_ms()
+            await self.write(
+                "answer", lambda unit: steps.record_answer(unit, row.id, answer, source.name, told_ms), row.id
+            )
+        except Refused as refusal:
+            log.warning("payment.not_sent", payment=payment_id, code=refusal.code, detail=refusal.detail)
+        finally:
+            self._sending.discard(payment_id)
+
+    async def _transfer(self, app_id: str, kind: str, plan_at: Callable[[int], Plan]) -> PaymentRow:
+        now_ms = self.ports.clock.now_ms()
+        ids = self._new_ids()
+
+        def job(unit: Unit) -> Admitted:
+            slot = self.chain.require_ready(now_ms)
+            plan = plan_at(self.chain.ttl_slot(slot, None, self.terms.min_window_s))
+            return self._admission.open_transfer(unit, ids, app_id, kind, plan, now_ms)
+
+        row, _ = await self._carry_out(await self.write("admit", job))
+        return row
+
+    async def _carry_out(self, admitted: Admitted) -> tuple[PaymentRow, bool]:
+        """From admitted to signed; a request that found the payment waits for whoever is signing it."""
+        if admitted.plan is not None:
+            await self._sign(admitted.payment_id, admitted.plan)
+            self.send_off(admitted.payment_id)
+        row = self.payment(admitted.payment_id)
+        if row.state is State.RESERVED:
+            row = await self.wait(admitted.payment_id, SIGNING_PATIENCE_S)
+        return row, admitted.is_new
+
+    async def _sign(self, payment_id: str, plan: Plan) -> None:
+        """Sign, read the bytes again and compare them with the plan, then C3."""
+        self._signing.add(payment_id)
+        try:
+            raw = sign(plan, self._signer)
+            check(raw, plan, self._signer.public_key)
+            now_ms = self.ports.clock.now_ms()
+            await self.write(
+                "sign",
+                lambda unit: steps.record_attempt(unit, payment_id, plan, raw, self.terms.own.raw, now_ms),
+                payment_id,
+            )
+        finally:
+            self._signing.discard(payment_id)
+
+    def _select(self, outputs: Sequence[Output], ttl_slot: int) -> Plan:
+        return select(
+            self.coins,
+            outputs,
+            change=self.terms.own,
+            ttl_slot=ttl_slot,
+            network_id=self.terms.network.network_id,
+        )
+
+    def _rebuild(self, row: PaymentRow) -> Plan:
+        """The plan that a reserved payment was admitted with: the same coins give the same bytes."""
+        inputs = [coin_of(coin) for coin in queries.coins_reserved_for(self.conn, row.id)]
+        anchor = next(coin for coin in inputs if coin.ref == row.anchor)
+        own = self.terms.own
+        outputs = [_output(output, self.terms) for output in row.outputs]
+        rest = outputs[0].address if row.kind == "sweep" else own
+        return build(
+            inputs,
+            anchor,
+            () if row.kind == "sweep" else outputs,
+            change=rest,
+            ttl_slot=row.ttl_slot or 0,
+            network_id=self.terms.network.network_id,
+            rest_role="change" if rest.raw == own.raw else "pay_to",
+        )
+
+    def _reading(self, merchant: MerchantTerms, now_ms: int) -> Reading:
+        return Reading(
+            origin=merchant.origin,
+            network=self.terms.network,
+            split_mode=merchant.split_mode,
+            received_at_ms=now_ms,
+            decimals=self.terms.decimals,
+            own=self.terms.own,
+        )
+
+    def _new_ids(self) -> Ids:
+        return Ids(self.ports.new_id("int"), self.ports.new_id("pay"), self.ports.new_id("req"))
+
+    def _purchase(self, ask: Ask, invoice: Invoice, now_ms: int) -> Purchase:
+        request = ask.request
+        return Purchase(
+            ids=self._new_ids(),
+            app_id=ask.app_id,
+            key=ask.key(invoice.invoice_id) or "",
+            derived=ask.idempotency_key is None,
+            fingerprint=ask.fingerprint,
+            request=None if request is None else f"{request.method} {request.path} {request.body_sha256}",
+            invoice=invoice,
+            response=ask.received,
+            received_at_ms=now_ms,
+            max_total_units=ask.max_total_units,
+            min_window_s=self.terms.min_window_s,
+        )
+
+    def _paid_already(self, ask: Ask) -> PaymentRow | None:
+        """The live payment of an intent that comes again, with a 402 that is over or only says "pending"."""
+        key = ask.key(None)
+        intent = None if key is None else queries.live_intent(self.conn, ask.app_id, key)
+        if intent is None or intent.fingerprint != ask.fingerprint:
+            return None
+        return queries.live_payment_of(self.conn, intent.id)
+
+
+def _output(row: OutputRow, terms: Terms) -> Output:
+    return Output(row.role, parse_address(row.address, terms.network), row.asset, row.units)

@@ -1,0 +1,86 @@
+"""The chain as last seen, and whether it is seen well enough to sign by.
+
+May import: core, chain.source. Never: asks the chain itself (watch does).
+"""
+
+from dataclasses import dataclass
+
+from payagent.chain.source import Genesis, Parameters, Tip
+from payagent.core.network import SLOT_CLOCKS, Network, SlotClock
+from payagent.core.problem import Refused
+
+TIP_AGE_MAX_S = 300
+"""P(no block in 300 s) is 2 in ten million at f = 0.05; an older tip means a provider that stands still."""
+
+SKEW_MAX_S = 120
+EXPIRY_MARGIN_S = 20
+TTL_CAP_S = 1800
+"""The longest life of an attempt: a lost one blocks its anchor no longer than that."""
+
+PINNED = {
+    "min_fee_a": 44,
+    "min_fee_b": 155_381,
+    "coins_per_utxo_byte": 4310,
+    "max_tx_size": 16_384,
+    "max_value_size": 5000,
+}
+"""Protocol parameters that the transaction path is built for. A provider that tells others is not believed."""
+
+
+@dataclass(slots=True)
+class ChainView:
+    """What the watch learned. `require_ready` stands before every signature."""
+
+    network: Network
+    slots: SlotClock | None = None
+    tip: Tip | None = None
+    problem: str | None = "no provider has answered yet"
+
+    def learn_genesis(self, genesis: Genesis) -> None:
+        """Bind the provider's network to ours: addresses cannot tell preprod from preview."""
+        if self.network.magic is not None and genesis.network_magic != self.network.magic:
+            raise Refused(
+                "provider_untrusted",
+                f"the provider's chain has magic {genesis.network_magic}, not {self.network.magic}",
+            )
+        if genesis.slot_length_s != 1:
+            raise Refused("provider_untrusted", f"the provider's slots last {genesis.slot_length_s} s, not 1 s")
+        self.slots = SLOT_CLOCKS.get(self.network.name) or SlotClock(0, genesis.system_start_s)
+
+    def learn_parameters(self, parameters: Parameters) -> None:
+        """Refuse (`provider_untrusted`) parameters outside the pinned table."""
+        for name, pinned in PINNED.items():
+            if (told := getattr(parameters, name)) != pinned:
+                raise Refused(
+                    "provider_untrusted", f"the provider says {name} = {told}, payagent is built for {pinned}"
+                )
+
+    def require_ready(self, now_ms: int) -> int:
+        """The current slot, when the chain is seen well enough to sign; else `chain_not_ready` or `clock_skew`."""
+        if self.slots is None or self.tip is None or self.problem is not None:
+            raise Refused("chain_not_ready", self.problem or "the chain was not read yet")
+        slot = self.slots.slot_at(now_ms)
+        if self.tip.slot > slot + SKEW_MAX_S:
+            raise Refused("clock_skew", f"the chain is {self.tip.slot - slot} s ahead of the local clock")
+        if slot - self.tip.slot > TIP_AGE_MAX_S:
+            raise Refused("chain_not_ready", f"the newest block that is known is {slot - self.tip.slot} s old")
+        return slot
+
+    def ttl_slot(self, slot: int, expires_at_ms: int | None, min_window_s: int) -> int:
+        """The attempt's TTL: the earlier of the invoice's end less a margin, and the cap.
+
+        Refuses (`invoice_expired`) when fewer than `min_window_s` are left: a transaction signed then would
+        too often land when the invoice is over (research/reliability R3).
+        """
+        if self.slots is None:
+            raise Refused("chain_not_ready", "the chain's genesis was not read yet")
+        ttl = slot + TTL_CAP_S
+        if expires_at_ms is not None:
+            ttl = min(ttl, self.slots.slot_at(expires_at_ms) - EXPIRY_MARGIN_S)
+        if ttl - slot < min_window_s:
+            left_s = max(ttl - slot + EXPIRY_MARGIN_S, 0)
+            raise Refused(
+                "invoice_expired",
+                f"{left_s} s are left of the invoice, {min_window_s + EXPIRY_MARGIN_S} s are needed",
+            )
+        return ttl

@@ -1,0 +1,66 @@
+"""Our own view of our UTxOs, brought in step with a provider's complete list, on the writer's thread.
+
+What arrived in transactions that are not ours is a deposit and enters the ledger. What the list lacks is not
+thereby spent: such a coin is set aside as `missing` and comes back when it is listed again (design rule 4).
+May import: core, chain.source, wallet.coins, store, agent.purse. Never: concludes anything from an absence.
+"""
+
+from collections.abc import Iterable, Mapping
+
+from payagent.agent.purse import put, take
+from payagent.chain.source import ChainUtxo
+from payagent.core import ledger
+from payagent.core.money import LOVELACE
+from payagent.store import queries, records
+from payagent.store.queries import CoinRow
+from payagent.store.writer import Unit
+from payagent.wallet.coins import Coins
+
+
+def sync(unit: Unit, listed: Iterable[ChainUtxo], coins: Coins, now_ms: int) -> int:
+    """Take in a complete list of our UTxOs; returns the number of deposits that were new."""
+    known = {row.ref: row for row in queries.coins(unit.conn)}
+    seen: set[str] = set()
+    deposits = 0
+    for utxo in listed:
+        ref = f"{utxo.tx_id}#{utxo.index}"
+        seen.add(ref)
+        if ref not in known:
+            deposits += _deposit(unit, ref, utxo, coins, now_ms)
+        elif known[ref].state == "missing":
+            records.set_coin_state(unit, ref, "free")
+            put(unit, coins, known[ref])
+    for ref, row in known.items():
+        if row.state == "free" and row.reserved_for is None and ref not in seen and ref in coins:
+            records.set_coin_state(unit, ref, "missing")
+            take(unit, coins, ref)
+    return deposits
+
+
+def is_stale(listed: Iterable[ChainUtxo], known: Mapping[str, CoinRow]) -> bool:
+    """Whether a list differs from what we know in a way that needs a write."""
+    refs = {f"{utxo.tx_id}#{utxo.index}" for utxo in listed}
+    if any(ref not in known or known[ref].state == "missing" for ref in refs):
+        return True
+    return any(row.state == "free" and row.reserved_for is None and ref not in refs for ref, row in known.items())
+
+
+def _deposit(unit: Unit, ref: str, utxo: ChainUtxo, coins: Coins, now_ms: int) -> int:
+    if utxo.unreadable or queries.coin(unit.conn, ref) is not None:
+        return 0
+    locked = utxo.has_datum or utxo.has_script
+    row = CoinRow(
+        ref,
+        utxo.tx_id,
+        utxo.index,
+        utxo.lovelace,
+        dict(utxo.assets),
+        "deposit",
+        "locked" if locked else "free",
+        None,
+    )
+    records.add_coin(unit, row)
+    records.write_entry(unit, ledger.deposit({LOVELACE: utxo.lovelace, **utxo.assets}), now_ms, ref=ref)
+    if not locked:
+        put(unit, coins, row)
+    return 1

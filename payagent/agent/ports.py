@@ -1,0 +1,39 @@
+"""What the agent needs from outside and a simulator can stand in for: time and randomness.
+
+May import: the standard library. Never: anything else.
+"""
+
+import secrets
+import time
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class Clock(Protocol):
+    def now_ms(self) -> int:
+        """POSIX time in milliseconds."""
+
+
+class SystemClock:
+    def now_ms(self) -> int:
+        return time.time_ns() // 1_000_000
+
+
+class Randomness(Protocol):
+    def token_hex(self, count: int) -> str:
+        """`count` random bytes in hex."""
+
+
+class SystemRandomness:
+    def token_hex(self, count: int) -> str:
+        return secrets.token_hex(count)
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    clock: Clock
+    randomness: Randomness
+
+    def new_id(self, prefix: str) -> str:
+        """A fresh id that nobody can guess: 96 random bits behind a prefix that says what it is."""
+        return f"{prefix}_{self.randomness.token_hex(12)}"

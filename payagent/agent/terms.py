@@ -1,0 +1,61 @@
+"""What the operator decided, in the form that the agent works with.
+
+May import: core, store.queries. Never: reads a file (the daemon does); shows a secret in a repr.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from payagent.core.address import Address
+from payagent.core.invoice import SplitMode
+from payagent.core.network import Network
+from payagent.core.policy import Limit
+from payagent.core.problem import Refused
+from payagent.store.queries import PaymentRow
+
+
+@dataclass(frozen=True, slots=True)
+class MerchantTerms:
+    """A merchant that may be paid. `api_key` is for its own status calls."""
+
+    name: str
+    origin: str
+    partner: str | None
+    split_mode: SplitMode | None
+    ready: Literal["signed", "submitted", "confirmed"]
+    timeout_s: int
+    api_key: str | None = field(default=None, repr=False)
+
+    def call_headers(self, row: PaymentRow, wallet_address: str) -> dict[str, str]:
+        """Headers of our own calls about a payment (research wire-t-backend a2)."""
+        headers = {
+            "X-Wallet-Address": wallet_address,
+            "X-Request-Id": row.request_id,
+            "X-Idempotency-Key": row.intent_id,
+        }
+        if self.partner is not None:
+            headers["X-Partner"] = self.partner
+        if self.api_key is not None:
+            headers["api-key"] = self.api_key
+        return headers
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """Everything configured that a decision depends on. `merchants` go by origin, `limits` by asset."""
+
+    network: Network
+    own: Address
+    merchants: Mapping[str, MerchantTerms]
+    limits: Mapping[str, Limit]
+    decimals: Mapping[str, int]
+    confirm_depth: int
+    settle_depth: int
+    min_window_s: int
+
+    def merchant(self, origin: str) -> MerchantTerms:
+        """The configured merchant of an origin, or `merchant_not_allowed`."""
+        if origin not in self.merchants:
+            raise Refused("merchant_not_allowed", f"{origin[:200]!r} is not in [merchants]", origin=origin[:200])
+        return self.merchants[origin]

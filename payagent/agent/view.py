@@ -1,0 +1,88 @@
+"""How a payment is shown: the one JSON object of contract.md, from a row and what the operator configured.
+
+May import: core, dialects, store.queries, agent.terms. Never: I/O.
+"""
+
+from datetime import UTC, datetime
+
+from payagent.agent.terms import MerchantTerms, Terms
+from payagent.core.payment import ENDED_WITHOUT_PAYING, ON_CHAIN, POSTED, State
+from payagent.dialects import proof_headers
+from payagent.store.queries import PaymentRow
+
+Json = dict[str, object]
+
+
+def iso_time(ms: int) -> str:
+    """A time as RFC 3339 in UTC with milliseconds."""
+    return datetime.fromtimestamp(ms // 1000, UTC).strftime("%Y-%m-%dT%H:%M:%S") + f".{ms % 1000:03d}Z"
+
+
+def is_ready(row: PaymentRow, ready: str) -> bool:
+    """Whether the merchant can be expected to accept the proof now, by its `ready` setting."""
+    if row.tx_id is None or row.state in ENDED_WITHOUT_PAYING or row.state is State.CANCELLING:
+        return False
+    if ready == "confirmed":
+        return row.state in POSTED
+    if ready == "submitted":
+        return row.state in ON_CHAIN or row.accepted_by_provider
+    return True
+
+
+def retry_headers(row: PaymentRow, merchant: MerchantTerms | None, wallet_address: str) -> dict[str, str]:
+    """What the client adds to its retry; empty before the attempt is durable and for what is no purchase.
+
+    X-Request-Id and X-Idempotency-Key are the intent's own and stay the same over all its retries.
+    """
+    if row.tx_id is None or row.dialect is None or row.invoice_id is None or row.state in ENDED_WITHOUT_PAYING:
+        return {}
+    headers = proof_headers(
+        row.dialect,
+        invoice_id=row.invoice_id,
+        proof=row.tx_id,
+        partner=merchant.partner if merchant else None,
+        wallet=wallet_address,
+    )
+    return headers | {"X-Request-Id": row.request_id, "X-Idempotency-Key": row.intent_id}
+
+
+def payment_view(row: PaymentRow, terms: Terms) -> Json:
+    """The payment object of contract.md. Amounts are strings of digits."""
+    merchant = terms.merchants.get(row.origin or "")
+    view: Json = {
+        "id": row.id,
+        "kind": row.kind,
+        "state": row.state,
+        "delivery": row.delivery,
+        "network": terms.network.name,
+        "dialect": row.dialect,
+        "origin": row.origin,
+        "invoice_id": row.invoice_id,
+        "outputs": [
+            {"role": o.role, "address": o.address, "asset": o.asset, "units": str(o.units)} for o in row.outputs
+        ],
+        "fee": None if row.fee_lovelace is None else str(row.fee_lovelace),
+        "tx_hash": row.tx_id,
+        "ttl_slot": row.ttl_slot,
+        "anchor": row.anchor,
+        "proof": "tx_hash",
+        "headers": retry_headers(row, merchant, terms.own.text),
+        "ready": is_ready(row, merchant.ready if merchant else "confirmed"),
+        "request_id": row.request_id,
+        "idempotency_key": row.intent_id,
+        "merchant_status": row.merchant_status,
+        "block": _block(row),
+        "batch_target": row.batch_target,
+        "expires_at": None if row.expires_at_ms is None else iso_time(row.expires_at_ms),
+        "created_at": iso_time(row.created_at_ms),
+        "changed_at": iso_time(row.changed_at_ms),
+    }
+    if row.reason_code is not None:
+        view["reason"] = {"code": row.reason_code, "detail": row.reason}
+    return view
+
+
+def _block(row: PaymentRow) -> Json | None:
+    if row.block_hash is None or row.state not in ON_CHAIN:
+        return None
+    return {"hash": row.block_hash, "height": row.block_height, "slot": row.block_slot}

@@ -1,0 +1,578 @@
+"""A chain source over Blockfrost's HTTP API: blockfrost.io, and what speaks like it at another base URL.
+
+The only home of blockfrost-python and requests. May import: core, chain.source, chain.classify. Never: raises
+for what a provider did, follows a redirect, reads the environment, shows the project id.
+
+blockfrost-python knows the paths, parameters and headers; its transport is not used, because it has no
+time-outs, opens a connection per call, takes the status of an error from the body, and turns a transaction id
+in plain text into a number. Its request functions name `requests` as a global of their module, so each one
+that is needed is bound once, per instance, to our own transport in that place (`_bound`). Nothing in the
+library or in `requests` is patched, and other users of both in this process notice nothing.
+
+The calls block, so they run on a few threads of our own. A socket time-out bounds one read only; what bounds
+a whole call is a deadline on the event loop, which shuts the call's socket so that its thread comes back.
+"""
+
+import asyncio
+import http.client
+import json
+import re
+import socket
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from http.cookiejar import DefaultCookiePolicy
+from types import FunctionType
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import requests
+import urllib3
+from blockfrost import BlockFrostApi
+from requests.adapters import HTTPAdapter
+from urllib3.connection import HTTPConnection, HTTPSConnection
+
+from payagent.chain.classify import RawAnswer, TransportError, classify_submit
+from payagent.chain.source import (
+    BlockSeen,
+    ChainUtxo,
+    Found,
+    Genesis,
+    NotFound,
+    Parameters,
+    Read,
+    SubmitAnswer,
+    Tip,
+    TxSeen,
+    Unknown,
+)
+from payagent.core.money import LOVELACE, MAX_UNITS, parse_count, parse_units
+from payagent.core.problem import Refused
+
+T = TypeVar("T")
+
+_THREADS = 8
+_MAX_ANSWER_BYTES = 8 * 1024 * 1024  # 100 outputs of the largest size with inline datums stay well below
+_CHUNK_BYTES = 64 * 1024
+_PAGE_ROWS = 100
+_MAX_PAGES = 1000
+_MAX_PASSES = 4
+_MAX_TOKEN_QUANTITY = 2**64 - 1  # of one output, by the ledger
+
+_HASH = re.compile(r"[0-9a-f]{64}", re.ASCII)
+_ADDRESS = re.compile(r"[0-9a-z_]{1,200}", re.ASCII)
+_PROJECT_ID = re.compile(r"[!-~]{1,200}", re.ASCII)
+_UNIT = re.compile(r"[0-9a-f]{56}(?:[0-9a-f]{2}){0,32}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Seconds: to connect, between two bytes of a read, for a whole read, all pages, a whole submission."""
+
+    connect_s: float = 5.0
+    read_s: float = 10.0
+    call_s: float = 15.0
+    pages_s: float = 120.0
+    submit_s: float = 30.0
+
+
+class _AbortedError(OSError):
+    """The call's deadline passed while its thread was still at work."""
+
+
+class _Call:
+    """One exchange, whose socket can be shut from the event loop."""
+
+    def __init__(self, read_timeout_s: float) -> None:
+        self.read_timeout_s = read_timeout_s
+        self._lock = threading.Lock()
+        self._connection: HTTPConnection | None = None
+        self._aborted = False
+
+    def adopt(self, connection: HTTPConnection | None) -> None:
+        """Go on with this connection (None: not connected yet), unless the call was given up meanwhile."""
+        with self._lock:
+            if self._aborted:
+                raise _AbortedError
+            self._connection = connection
+
+    def release(self) -> None:
+        """The exchange is over: its connection is another call's from now on."""
+        with self._lock:
+            self._connection = None
+
+    def abort(self) -> None:
+        with self._lock:
+            self._aborted = True
+            sock = self._connection.sock if self._connection is not None else None
+            if sock is not None:
+                try:
+                    socket.socket.shutdown(sock, socket.SHUT_RDWR)
+                except OSError:
+                    return  # closed already: its thread is on the way out
+
+
+_running = threading.local()  # .call: the _Call that this worker thread is executing
+
+
+class _PlainConnection(HTTPConnection):
+    """Tells the running call of itself before it sends anything."""
+
+    def connect(self) -> None:
+        super().connect()
+        _running.call.adopt(self)
+
+    def request(self, *args: Any, **kwargs: Any) -> None:
+        _running.call.adopt(self)
+        super().request(*args, **kwargs)
+
+
+class _TlsConnection(_PlainConnection, HTTPSConnection):
+    """The same over TLS."""
+
+
+class _PlainPool(urllib3.HTTPConnectionPool):
+    ConnectionCls = _PlainConnection
+
+
+class _TlsPool(urllib3.HTTPSConnectionPool):
+    ConnectionCls = _TlsConnection
+
+
+class _Adapter(HTTPAdapter):
+    """Keep-alive over connections that register with the call which uses them. No retries."""
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, **kwargs)
+        self.poolmanager.pool_classes_by_scheme = {"http": _PlainPool, "https": _TlsPool}
+
+
+class _Body:
+    """The bytes to send, in the form of a file, to learn whether the socket layer took any of them."""
+
+    def __init__(self, raw: bytes) -> None:
+        self._raw = raw
+        self._at = 0
+        self.taken = False
+
+    def __len__(self) -> int:
+        return len(self._raw)
+
+    def read(self, size: int = -1) -> bytes:
+        self.taken = True
+        end = len(self._raw) if size < 0 else self._at + size
+        part = self._raw[self._at : end]
+        self._at += len(part)
+        return part
+
+
+class _Transport:
+    """Stands where the library says `requests`: one bounded session, and answers as plain values."""
+
+    def __init__(self, connect_timeout_s: float) -> None:
+        self._connect_timeout_s = connect_timeout_s
+        self._session = requests.Session()
+        self._session.trust_env = False
+        self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+        # Uncompressed, so that the bound on an answer bounds memory too.
+        self._session.headers.update({"Accept": "application/json", "Accept-Encoding": "identity"})
+        adapter = _Adapter(pool_connections=1, pool_maxsize=_THREADS)
+        self._session.mount("http://", adapter)
+        self._session.mount("https://", adapter)
+
+    def get(self, url: str, headers: dict[str, str | None], params: Any = None) -> RawAnswer:
+        return self._exchange("GET", url, headers, params=params)
+
+    def post(self, url: str, headers: dict[str, str | None], data: _Body) -> RawAnswer:
+        return self._exchange("POST", url, headers, data=data)
+
+    def _exchange(self, method: str, url: str, headers: dict[str, str | None], **kwargs: Any) -> RawAnswer:
+        body = kwargs.get("data")
+        call: _Call = _running.call
+        try:
+            call.adopt(None)
+            with self._session.request(
+                method,
+                url,
+                headers={name: value for name, value in headers.items() if value is not None},
+                timeout=(self._connect_timeout_s, call.read_timeout_s),
+                allow_redirects=False,
+                stream=True,
+                **kwargs,
+            ) as response:
+                return _received(response)
+        except (requests.RequestException, urllib3.exceptions.HTTPError, http.client.HTTPException) as error:
+            return RawAnswer(error=_transport_error(error), body_sent=body is not None and body.taken)
+        except (OSError, ValueError):
+            return RawAnswer(error=TransportError.RESET, body_sent=body is not None and body.taken)
+        finally:
+            call.release()
+
+    def close(self) -> None:
+        self._session.close()
+
+
+def _received(response: requests.Response) -> RawAnswer:
+    """Read the answer, at most up to the bound. The status counts even when the body broke off."""
+    parts, size, error = [], 0, None
+    try:
+        for part in response.iter_content(_CHUNK_BYTES):
+            parts.append(part)
+            size += len(part)
+            if size > _MAX_ANSWER_BYTES:
+                error = TransportError.TOO_BIG
+                break
+    except (requests.RequestException, urllib3.exceptions.HTTPError, http.client.HTTPException, OSError):
+        error = TransportError.TRUNCATED
+    return RawAnswer(
+        status=response.status_code,
+        body=b"".join(parts),
+        content_type=response.headers.get("Content-Type", ""),
+        retry_after=response.headers.get("Retry-After"),
+        error=error,
+    )
+
+
+def _transport_error(error: Exception) -> TransportError:
+    """The kind only: the texts of these libraries hold addresses and, for a bad header, its value."""
+    if isinstance(error, requests.exceptions.SSLError):
+        return TransportError.TLS
+    if isinstance(error, requests.exceptions.ReadTimeout):
+        return TransportError.TIMEOUT
+    refused = (
+        requests.exceptions.ConnectTimeout,
+        requests.exceptions.InvalidURL,
+        urllib3.exceptions.NewConnectionError,
+    )
+    cause = error.args[0] if error.args else None
+    if isinstance(error, refused) or isinstance(getattr(cause, "reason", None), refused):
+        return TransportError.CONNECT
+    return TransportError.RESET
+
+
+def _bound(method: Callable[..., Any], transport: _Transport) -> Callable[..., RawAnswer]:
+    """A request function of the library, without its wrapper, with our transport in the place of `requests`."""
+    inner = method.__wrapped__  # type: ignore[attr-defined]  # functools.wraps keeps it
+    namespace = {**inner.__globals__, "requests": transport}
+    return FunctionType(inner.__code__, namespace, inner.__name__, inner.__defaults__, inner.__closure__)
+
+
+class Blockfrost:
+    """A `ChainSource` at a base URL that speaks Blockfrost's API.
+
+    `base_url` is complete: the paths of the API follow it directly. `project_id` is None where the server
+    wants none. The source is bound to the event loop that first uses it, and must be closed.
+    """
+
+    def __init__(self, name: str, base_url: str, project_id: str | None, timeouts: Timeouts | None = None) -> None:
+        if urlsplit(base_url).scheme not in ("http", "https"):
+            raise Refused("config_invalid", f"provider {name}: base_url is not an http(s) URL")
+        if project_id is not None and not _PROJECT_ID.fullmatch(project_id):
+            raise Refused("config_invalid", f"provider {name}: the project id is not visible ASCII")
+        self._name = name
+        self._timeouts = timeouts or Timeouts()
+        self._secret = project_id
+        self._transport = _Transport(self._timeouts.connect_s)
+        self._executor = ThreadPoolExecutor(_THREADS, thread_name_prefix=f"chain-{name}")
+        self._calls: set[_Call] = set()
+        self._closed = False
+        # The constructor falls back to environment variables for what is empty, so the fields are set after it.
+        self._api = BlockFrostApi(project_id="-", base_url=base_url, api_version="-")
+        self._api.project_id = project_id
+        self._api.base_url = base_url.removesuffix("/")
+        self._api.api_version = None
+        to = self._transport
+        self._block_latest = _bound(BlockFrostApi.block_latest, to)
+        self._block = _bound(BlockFrostApi.block, to)
+        self._genesis = _bound(BlockFrostApi.genesis, to)
+        self._epoch_parameters = _bound(BlockFrostApi.epoch_latest_parameters, to)
+        self._address_utxos = _bound(BlockFrostApi.address_utxos, to)
+        self._transaction = _bound(BlockFrostApi.transaction, to)
+        self._mempool_tx = _bound(BlockFrostApi.mempool_tx, to)
+        self._submit_cbor = _bound(BlockFrostApi.transaction_submit_cbor, to)
+
+    def __repr__(self) -> str:
+        return f"Blockfrost({self._name!r})"
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    async def tip(self) -> Read[Tip]:
+        return await self._read("tip", _parse_tip, self._block_latest)
+
+    async def genesis(self) -> Read[Genesis]:
+        return await self._read("genesis", _parse_genesis, self._genesis)
+
+    async def parameters(self) -> Read[Parameters]:
+        return await self._read("parameters", _parse_parameters, self._epoch_parameters)
+
+    async def tx(self, tx_id: str) -> Read[TxSeen]:
+        _check(_HASH, tx_id)
+        return await self._read("tx", lambda body: _parse_tx(body, tx_id), self._transaction, tx_id)
+
+    async def block(self, block_hash: str) -> Read[BlockSeen]:
+        _check(_HASH, block_hash)
+        return await self._read("block", lambda body: _parse_block(body, block_hash), self._block, block_hash)
+
+    async def in_mempool(self, tx_id: str) -> Read[bool]:
+        _check(_HASH, tx_id)
+        return await self._read("mempool", _parse_presence, self._mempool_tx, tx_id)
+
+    async def utxos(self, address: str) -> Read[tuple[ChainUtxo, ...]]:
+        """As the protocol says. An answer of one page is whole by itself; more pages are read in passes.
+
+        Between two pages an output may be spent, and the rows behind it move up past the reader. So a pass
+        counts only if the tip was the same before and after it, or if the pass before it saw the same rows
+        (a row that had moved past would be missing in one and not in the other).
+        """
+        _check(_ADDRESS, address)
+        first = await self._page(address, 1)
+        if isinstance(first, NotFound):
+            return Found(())
+        if isinstance(first, Unknown):
+            return first
+        if len(first.value) < _PAGE_ROWS:
+            return Found(tuple(_by_ref(first.value).values()))
+        try:
+            async with asyncio.timeout(self._timeouts.pages_s):
+                return await self._stable_pages(address)
+        except TimeoutError:
+            return Unknown("utxos: the pages took too long")
+
+    async def submit(self, raw: bytes, tx_id: str) -> SubmitAnswer:
+        _check(_HASH, tx_id)
+        body = _Body(raw)
+        timeout_s = self._timeouts.submit_s
+        answer = await self._ask(self._submit_cbor, (body,), timeout_s, timeout_s, lambda answer: answer)
+        if answer is None:
+            # A thread that had started may still be handing over bytes: only "never started" is certain.
+            answer = RawAnswer(error=TransportError.TIMEOUT, body_sent=True)
+        classified = classify_submit(answer, tx_id)
+        return SubmitAnswer(classified.kind, self._clean(classified.detail), classified.retry_after_s)
+
+    async def aclose(self) -> None:
+        """Give up the calls under way (they come back as Unknown) and free threads and connections."""
+        self._closed = True
+        for call in tuple(self._calls):
+            call.abort()
+        # Queued calls are not cancelled: their tasks would take that for a cancellation of themselves.
+        await asyncio.to_thread(self._executor.shutdown, wait=True)
+        self._transport.close()
+
+    async def _read(
+        self, what: str, parse: Callable[[Any], T], function: Callable[..., RawAnswer], *args: str, **page: int
+    ) -> Read[T]:
+        """Ask and understand; the parsing runs on the call's thread too, as a page can be megabytes."""
+        read = await self._ask(
+            function,
+            args,
+            self._timeouts.call_s,
+            self._timeouts.read_s,
+            lambda answer: _understood(answer, parse),
+            **page,
+        )
+        if isinstance(read, Unknown):
+            return Unknown(f"{what}: {self._clean(read.reason)}")
+        return Unknown(f"{what}: timeout") if read is None else read
+
+    async def _ask(
+        self,
+        function: Callable[..., RawAnswer],
+        args: tuple[Any, ...],
+        deadline_s: float,
+        read_timeout_s: float,
+        then: Callable[[RawAnswer], T],
+        **kwargs: int,
+    ) -> T | None:
+        """Run one call on a thread; None when its deadline passed after it had started."""
+        if self._closed:
+            return then(RawAnswer(error=TransportError.CONNECT, body_sent=False))
+        call = _Call(read_timeout_s)
+
+        def work() -> T:
+            _running.call = call
+            return then(function(self._api, *args, **kwargs))
+
+        self._calls.add(call)
+        future: Future[T] = self._executor.submit(work)
+        try:
+            async with asyncio.timeout(deadline_s):
+                return await asyncio.wrap_future(future)
+        except TimeoutError:
+            if future.cancel():  # it waited for a thread all the time
+                return then(RawAnswer(error=TransportError.TIMEOUT, body_sent=False))
+            return None
+        finally:
+            call.abort()
+            self._calls.discard(call)
+
+    async def _page(self, address: str, page: int) -> Read[tuple[ChainUtxo, ...]]:
+        return await self._read(
+            "utxos",
+            lambda body: _parse_utxos(body, address),
+            self._address_utxos,
+            address,
+            count=_PAGE_ROWS,
+            page=page,
+        )
+
+    async def _stable_pages(self, address: str) -> Read[tuple[ChainUtxo, ...]]:
+        before_that: dict[tuple[str, int], ChainUtxo] | None = None
+        for _ in range(_MAX_PASSES):
+            before = await self.tip()
+            rows = await self._all_pages(address)
+            if isinstance(rows, Unknown):
+                return rows
+            after = await self.tip()
+            if isinstance(before, Found) and isinstance(after, Found) and before.value == after.value:
+                return Found(tuple(rows.values()))
+            if rows == before_that:
+                return Found(tuple(rows.values()))
+            before_that = rows
+        return Unknown("utxos: the rows kept moving while their pages were read")
+
+    async def _all_pages(self, address: str) -> dict[tuple[str, int], ChainUtxo] | Unknown:
+        rows: dict[tuple[str, int], ChainUtxo] = {}
+        for number in range(1, _MAX_PAGES + 1):
+            page = await self._page(address, number)
+            if isinstance(page, Unknown):
+                return page
+            if isinstance(page, NotFound):
+                return Unknown(f"utxos: page {number} of an address that had pages is not found")
+            rows.update(_by_ref(page.value))
+            if len(page.value) < _PAGE_ROWS:
+                return rows
+        return Unknown(f"utxos: more than {_MAX_PAGES} pages")
+
+    def _clean(self, text: str) -> str:
+        """Without the project id, should a provider echo it."""
+        return text.replace(self._secret, "[project id]") if self._secret else text
+
+
+def _by_ref(rows: tuple[ChainUtxo, ...]) -> dict[tuple[str, int], ChainUtxo]:
+    return {(row.tx_id, row.index): row for row in rows}
+
+
+def _check(pattern: re.Pattern[str], text: str) -> None:
+    """What goes into a path is of the expected characters, or the caller has a bug."""
+    if not pattern.fullmatch(text):
+        raise ValueError("not in the form that the provider's path needs")
+
+
+def _understood(answer: RawAnswer, parse: Callable[[Any], T]) -> Read[T]:
+    """Three values from one answer. Only a 200 and Blockfrost's own 404 say anything."""
+    if answer.error is not None:
+        return Unknown(answer.error.value)
+    if answer.status not in (200, 404):
+        return Unknown(f"http {answer.status}")
+    try:
+        # No float is ever made of a provider's text: a fraction stays text, and no integer is written so.
+        body = json.loads(answer.body, parse_float=str, parse_constant=str)
+        if answer.status == 404:
+            own = type(body) is dict and body.get("status_code") == 404 and body.get("error") == "Not Found"
+            return NotFound() if own else Unknown("http 404, not in the provider's own form")
+        return Found(parse(body))
+    except RecursionError:
+        return Unknown(f"http {answer.status}, nested too deeply")
+    except (Refused, LookupError, TypeError, ValueError) as error:
+        return Unknown(f"http {answer.status}, not understood ({type(error).__name__})")
+
+
+def _text_hash(value: Any) -> str:
+    if not isinstance(value, str) or not _HASH.fullmatch(value):
+        raise ValueError("not a hash")
+    return value
+
+
+def _parse_presence(body: Any) -> bool:
+    if type(body) is not dict:
+        raise ValueError("not an object")
+    return True
+
+
+def _parse_tip(body: Any) -> Tip:
+    return Tip(
+        height=parse_count(body["height"], "height"),
+        slot=parse_count(body["slot"], "slot"),
+        hash=_text_hash(body["hash"]),
+        time_s=parse_count(body["time"], "time"),
+    )
+
+
+def _parse_block(body: Any, block_hash: str) -> BlockSeen:
+    tip = _parse_tip(body)
+    if tip.hash != block_hash:
+        raise ValueError("another block")
+    return BlockSeen(hash=tip.hash, height=tip.height, slot=tip.slot, time_s=tip.time_s)
+
+
+def _parse_tx(body: Any, tx_id: str) -> TxSeen:
+    if body["hash"] != tx_id:
+        raise ValueError("another transaction")
+    return TxSeen(
+        tx_id=tx_id,
+        block_hash=_text_hash(body["block"]),
+        block_height=parse_count(body["block_height"], "block_height"),
+        slot=parse_count(body["slot"], "slot"),
+    )
+
+
+def _parse_genesis(body: Any) -> Genesis:
+    return Genesis(
+        network_magic=parse_count(body["network_magic"], "network_magic"),
+        system_start_s=parse_count(body["system_start"], "system_start"),
+        slot_length_s=parse_units(body["slot_length"], "slot_length"),
+    )
+
+
+def _parse_parameters(body: Any) -> Parameters:
+    return Parameters(
+        min_fee_a=parse_units(body["min_fee_a"], "min_fee_a"),
+        min_fee_b=parse_units(body["min_fee_b"], "min_fee_b"),
+        coins_per_utxo_byte=parse_units(body["coins_per_utxo_size"], "coins_per_utxo_size"),
+        max_tx_size=parse_units(body["max_tx_size"], "max_tx_size"),
+        max_value_size=parse_units(body["max_val_size"], "max_val_size"),
+        epoch=parse_count(body["epoch"], "epoch"),
+    )
+
+
+def _parse_utxos(body: Any, address: str) -> tuple[ChainUtxo, ...]:
+    if type(body) is not list or len(body) > _PAGE_ROWS:
+        raise ValueError("not a page")
+    return tuple(_parse_utxo(row, address) for row in body)
+
+
+def _parse_utxo(row: Any, address: str) -> ChainUtxo:
+    if row["address"] != address:
+        raise ValueError("an output of another address")
+    amounts: dict[str, int] = {}
+    for entry in row["amount"]:
+        unit = entry["unit"]
+        if unit in amounts or (unit != LOVELACE and not _UNIT.fullmatch(unit)):
+            raise ValueError("an amount of no known unit")
+        amounts[unit] = _quantity(entry["quantity"], unit)
+    return ChainUtxo(
+        tx_id=_text_hash(row["tx_hash"]),
+        index=parse_count(row["output_index"], "output_index"),
+        address=address,
+        lovelace=amounts.pop(LOVELACE),
+        assets={unit: units for unit, units in amounts.items() if units <= MAX_UNITS},
+        block_hash=_text_hash(row["block"]) if row.get("block") is not None else None,
+        has_datum=row.get("data_hash") is not None or row.get("inline_datum") is not None,
+        has_script=row.get("reference_script_hash") is not None,
+        unreadable=any(units > MAX_UNITS for units in amounts.values()),
+    )
+
+
+def _quantity(value: Any, unit: str) -> int:
+    """Units of one output, above zero. A token's may exceed 2^63-1: anybody can send such an output here."""
+    try:
+        return parse_units(value, unit)
+    except Refused:
+        if unit != LOVELACE and isinstance(value, str) and re.fullmatch(r"[1-9][0-9]{18,19}", value, re.ASCII):
+            units = int(value)
+            if MAX_UNITS < units <= _MAX_TOKEN_QUANTITY:
+                return units
+        raise

@@ -1,0 +1,122 @@
+"""Strict JSON: the one way in which foreign JSON text becomes values.
+
+May import: the standard library, core.problem. Never: takes the last of two equal keys, makes a float,
+or lets a text through that two readers could read differently.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+from payagent.core.problem import Refused
+
+MAX_BYTES = 65_536
+MAX_DEPTH = 16
+
+# A quote always opens a whole match, ended or not, so that the scan stays linear on any text.
+_STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)
+_UNSAFE_CHAR = re.compile("[\x00-\x1f\ud800-\udfff]")
+_INT_DIGITS_MAX = 4_300
+
+
+@dataclass(frozen=True, slots=True)
+class JsonNumber:
+    """A JSON number that is not a plain integer (a fraction, an exponent, thousands of digits), as written.
+
+    It is no Python number, so money can never be made of it: `parse_units` refuses it by its type.
+    """
+
+    text: str
+
+
+def loads(data: bytes | str, *, max_bytes: int = MAX_BYTES, max_depth: int = MAX_DEPTH) -> object:
+    """Read one JSON value (RFC 8259), refusing what RFC 7493 (I-JSON) calls unpredictable.
+
+    Refuses with `body_too_big` above max_bytes of UTF-8, and with `json_not_understood`: text that is not
+    UTF-8 or starts with a BOM, nesting deeper than max_depth, a key given twice in one object (escapes
+    resolved), NaN and Infinity, and control characters (U+0000 to U+001F) or lone surrogates in a string,
+    raw or escaped. Numbers with a fraction or an exponent come out as `JsonNumber`, all others as int.
+    """
+    text = decode_text(data, max_bytes=max_bytes)
+    if text.startswith("\ufeff"):
+        raise _not_understood("it starts with a byte order mark")
+    _check_depth(text, max_depth)
+    try:
+        value: object = json.loads(
+            text,
+            object_pairs_hook=_object,
+            parse_float=JsonNumber,
+            parse_int=_int,
+            parse_constant=_constant,
+        )
+    except (ValueError, RecursionError) as error:
+        raise _not_understood(str(error)[:120]) from None
+    _check_strings(value)
+    return value
+
+
+def decode_text(data: bytes | str, *, max_bytes: int = MAX_BYTES) -> str:
+    """The text of foreign bytes, strictly UTF-8 and bounded (`json_not_understood`, `body_too_big`)."""
+    if len(data) > max_bytes:
+        raise _too_big(max_bytes)
+    try:
+        if isinstance(data, bytes):
+            return data.decode("utf-8")
+        encoded = data.encode("utf-8")
+    except UnicodeError:
+        raise _not_understood("it is not UTF-8") from None
+    if len(encoded) > max_bytes:
+        raise _too_big(max_bytes)
+    return data
+
+
+def _too_big(max_bytes: int) -> Refused:
+    return Refused("body_too_big", f"the body has more than {max_bytes} bytes")
+
+
+def _not_understood(why: str) -> Refused:
+    return Refused("json_not_understood", f"the body is not strict JSON: {why}")
+
+
+def _check_depth(text: str, max_depth: int) -> None:
+    depth = 0
+    for match in _STRING_OR_BRACKET.finditer(text):
+        token = match[0]
+        if token in ("[", "{"):
+            depth += 1
+            if depth > max_depth:
+                raise _not_understood(f"it is nested deeper than {max_depth}")
+        elif token in ("]", "}"):
+            depth -= 1
+
+
+def _object(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise _not_understood(f"the key {ascii(twice)[:60]} is given twice")
+    return result
+
+
+def _int(text: str) -> int | JsonNumber:
+    return int(text) if len(text) <= _INT_DIGITS_MAX else JsonNumber(text)
+
+
+def _constant(name: str) -> NoReturn:
+    raise _not_understood(f"{name} is not a number")
+
+
+def _check_strings(value: object) -> None:
+    if isinstance(value, str):
+        if _UNSAFE_CHAR.search(value):
+            raise _not_understood(f"a string holds a control character or half a character: {ascii(value)[:60]}")
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            _check_strings(key)
+            _check_strings(item)
+    elif isinstance(value, list):
+        for item in value:
+            _check_strings(item)

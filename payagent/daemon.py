@@ -1,0 +1,260 @@
+"""daemon: puts the house together and keeps it running until it is told to stop.
+
+May import: every room but the CLI and the devnet. Never: decides about a payment. What it owns: the lock on
+the data folder, the sockets (bound here, since a server would make the Unix one open to everybody), the order
+of start and stop.
+"""
+
+import asyncio
+import fcntl
+import os
+import signal
+import socket
+import stat
+from collections.abc import AsyncIterator, Callable, Generator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
+from pathlib import Path
+
+import structlog
+import uvicorn
+
+from payagent.agent.agent import Agent
+from payagent.agent.ports import Ports, SystemClock, SystemRandomness
+from payagent.agent.terms import MerchantTerms, Terms
+from payagent.agent.watch import Watch
+from payagent.api.app import create_app
+from payagent.chain.blockfrost import Blockfrost
+from payagent.chain.source import ChainSource
+from payagent.core.address import Address
+from payagent.core.money import LOVELACE
+from payagent.core.network import NETWORKS
+from payagent.core.policy import Limit
+from payagent.core.problem import Refused
+from payagent.log import Redactor
+from payagent.merchants.client import MerchantClient
+from payagent.settings import Provider, Settings, find_passphrase, read_secret_file
+from payagent.store import queries, records
+from payagent.store.writer import Checkpoint, Readers, Writer
+from payagent.sweeps import DEVNET_BEATS, NETWORK_BEATS, Sweeps
+from payagent.wallet.keys import Account
+from payagent.wallet.keystore import unlock
+
+log = structlog.get_logger("payagent.daemon")
+
+Announce = Callable[[Mapping[str, str]], None]
+Prompt = Callable[[], str]
+
+KEEP_ALIVE_S = 75
+GRACE_S = 5
+
+
+async def serve(
+    settings: Settings,
+    *,
+    environ: Mapping[str, str],
+    prompt: Prompt | None,
+    announce: Announce,
+    redactor: Redactor,
+    checkpoint: Checkpoint = lambda _name: None,
+) -> None:
+    """Run the daemon until SIGTERM or SIGINT. `checkpoint` is told of every commit point (tests kill there).
+
+    Refused before anything is served: `config_invalid`, `keystore_*`, `store_failed`.
+    """
+    if not __debug__:
+        raise Refused("config_invalid", "Python's -O strips checks that libraries rely on; start without it")
+    with (
+        _lock(settings.data_dir),
+        _listen_tcp(settings.api.listen) as tcp,
+        _listen_unix(settings.api.socket) as unix,
+    ):
+        account = _unlock(settings, environ, prompt, redactor)
+        async with _running(settings, account, redactor, checkpoint) as (agent, sweeps):
+            server = _Server(
+                uvicorn.Config(
+                    create_app(agent, heartbeat=sweeps.stale),
+                    http="h11",
+                    lifespan="off",
+                    log_config=None,
+                    access_log=False,
+                    server_header=False,
+                    timeout_keep_alive=KEEP_ALIVE_S,
+                    timeout_graceful_shutdown=GRACE_S,
+                )
+            )
+            _stop_on_signal(server)
+            host, port = tcp.getsockname()[:2]
+            announce(
+                {"api": f"http://{host}:{port}", "socket": str(settings.api.socket), "network": settings.network}
+            )
+            await server.serve(sockets=[tcp, unix])
+
+
+@asynccontextmanager
+async def _running(
+    settings: Settings, account: Account, redactor: Redactor, checkpoint: Checkpoint
+) -> AsyncIterator[tuple[Agent, Sweeps]]:
+    """The agent with its heart beating; stopped in the order that lets nothing be cut off."""
+    database = settings.data_dir / "ledger.db"
+    writer = Writer(database, checkpoint=checkpoint)
+    sources = [_source(provider, index, redactor) for index, provider in enumerate(settings.chain.providers)]
+    merchants = MerchantClient()
+    try:
+        readers = Readers(database)
+        await _bind(writer, readers, settings, account.address)
+        terms = make_terms(settings, account.address, redactor)
+        agent = Agent(terms, Ports(SystemClock(), SystemRandomness()), writer, readers, sources, account.signer)
+        beats = DEVNET_BEATS if settings.network == "devnet" else NETWORK_BEATS
+        sweeps = Sweeps(agent, Watch(agent, merchants), beats)
+        sweeps.start()
+        try:
+            yield agent, sweeps
+        finally:
+            await sweeps.stop()
+    finally:
+        await merchants.aclose()
+        for source in sources:
+            await source.aclose()
+        writer.close()
+
+
+async def _bind(writer: Writer, readers: Readers, settings: Settings, own: Address) -> None:
+    """A database belongs to one network and one address for good."""
+    for key, value in (("network", settings.network), ("address", own.text)):
+        known = queries.meta(readers.conn, key)
+        if known is None:
+            await writer.run("bind", partial(records.put_meta, key=key, value=value))
+        elif known != value:
+            raise Refused("config_invalid", f"ledger.db is of {key} {known}, the configuration says {value}")
+
+
+def make_terms(settings: Settings, own: Address, redactor: Redactor) -> Terms:
+    """The settings in the form that the agent works with; merchants' keys are read here, and redacted."""
+    merchants = {}
+    for name, merchant in settings.merchants.items():
+        api_key = _secret(merchant.api_key_file, redactor)
+        merchants[merchant.origin] = MerchantTerms(
+            name=name,
+            origin=merchant.origin,
+            partner=merchant.partner,
+            split_mode=merchant.split_mode,
+            ready=merchant.ready,
+            timeout_s=merchant.timeout_s,
+            api_key=api_key,
+        )
+    limits = {LOVELACE: Limit(settings.limits.per_payment_lovelace, settings.limits.per_day_lovelace)}
+    limits |= {
+        token.asset: Limit(token.per_payment_units, token.per_day_units) for token in settings.limits.assets
+    }
+    return Terms(
+        network=NETWORKS[settings.network],
+        own=own,
+        merchants=merchants,
+        limits=limits,
+        decimals={token.asset: token.decimals for token in settings.limits.assets if token.decimals is not None},
+        confirm_depth=settings.payments.confirm_depth,
+        settle_depth=settings.payments.settle_depth,
+        min_window_s=settings.payments.min_window_s,
+    )
+
+
+def _source(provider: Provider, index: int, redactor: Redactor) -> ChainSource:
+    return Blockfrost(
+        f"{provider.kind}-{index + 1}", provider.base_url, _secret(provider.project_id_file, redactor)
+    )
+
+
+def _secret(path: Path | None, redactor: Redactor) -> str | None:
+    if path is None:
+        return None
+    secret = read_secret_file(path)
+    redactor.register(secret)
+    return secret
+
+
+def _unlock(settings: Settings, environ: Mapping[str, str], prompt: Prompt | None, redactor: Redactor) -> Account:
+    passphrase = find_passphrase(settings, environ, prompt)
+    redactor.register(passphrase)
+    account = unlock(settings.data_dir / "keystore.json", passphrase)
+    if account.network.name != settings.network:
+        raise Refused("keystore_invalid", f"the keystore is of {account.network.name}, not of {settings.network}")
+    if account.number != settings.keystore.account:
+        raise Refused("keystore_invalid", f"the keystore is of account {account.number}, see keystore.account")
+    return account
+
+
+@contextmanager
+def _lock(data_dir: Path) -> Generator[None]:
+    """One daemon for a data folder: the kernel's lock goes with the process, however it ends."""
+    if not data_dir.is_dir():
+        raise Refused("config_invalid", f"{data_dir} is not there; make it with `payagent init`")
+    if data_dir.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise Refused("config_invalid", f"{data_dir} is open to others; run: chmod 700 {data_dir}")
+    descriptor = os.open(data_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Refused("config_invalid", f"another payagent runs on {data_dir}") from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _listen_tcp(listen: str) -> socket.socket:
+    host, _, port = listen.rpartition(":")
+    bare = host.removeprefix("[").removesuffix("]")
+    try:
+        return socket.create_server((bare, int(port)), family=socket.AF_INET6 if ":" in bare else socket.AF_INET)
+    except OSError as error:
+        raise Refused("config_invalid", f"api.listen {listen} cannot be bound: {error.strerror}") from None
+
+
+@contextmanager
+def _listen_unix(path: Path) -> Generator[socket.socket]:
+    """A socket that only its owner can reach: mode 0600 from its first moment, in a folder of mode 0700."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    _clear_stale(path)
+    unix = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    before = os.umask(0o177)
+    try:
+        unix.bind(str(path))
+    except OSError as error:
+        raise Refused("config_invalid", f"api.socket {path} cannot be bound: {error.strerror}") from None
+    finally:
+        os.umask(before)
+    unix.listen(128)
+    try:
+        yield unix
+    finally:
+        unix.close()
+        path.unlink(missing_ok=True)
+
+
+def _clear_stale(path: Path) -> None:
+    """Remove what a killed daemon left behind; refuse to take a socket that somebody listens on."""
+    if not path.exists():
+        return
+    if not stat.S_ISSOCK(path.stat().st_mode):
+        raise Refused("config_invalid", f"api.socket {path} exists and is not a socket")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        if probe.connect_ex(str(path)) == 0:
+            raise Refused("config_invalid", f"another process listens on api.socket {path}")
+    path.unlink()
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals to us: uvicorn would raise them again, and what comes after `serve` would never run."""
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None]:
+        yield
+
+
+def _stop_on_signal(server: uvicorn.Server) -> None:
+    def stop() -> None:
+        server.should_exit = True
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop)

@@ -1,0 +1,94 @@
+"""The raw form of addresses, as far as an output or its spending needs it (CIP-19, Byron CDDL).
+
+Pure; imports the standard library and the devnet's CBOR reader. It never makes an address.
+"""
+
+import zlib
+from dataclasses import dataclass
+
+from payagent.devnet.cbor import MalformedError, Reader
+from payagent.devnet.model import UNSUPPORTED, LedgerError
+
+MAINNET = 1
+_BASE_LENGTH = 57
+_ENTERPRISE_LENGTH = 29
+_BYRON = 8
+
+
+@dataclass(frozen=True, slots=True)
+class AddressInfo:
+    """What the rules ask of an address.
+
+    `key_hash` is the payment key's hash; None for a script and for Byron. `byron_attributes_bytes` is the
+    size of a Byron address's attributes without the network magic.
+    """
+
+    network_id: int
+    is_byron: bool
+    key_hash: bytes | None
+    byron_attributes_bytes: int = 0
+
+
+def read_address(address: bytes) -> AddressInfo:
+    """Read a payment address from its bytes.
+
+    Raises `MalformedError` where the ledger's decoder refuses, and `LedgerError` for a pointer address, which the
+    devnet does not know.
+    """
+    if not address:
+        raise MalformedError("address: no bytes")
+    kind = address[0] >> 4
+    if kind == _BYRON:
+        return _read_byron(address)
+    if kind in (4, 5):
+        raise LedgerError(UNSUPPORTED, "pointer address")
+    if kind > 7:
+        raise MalformedError(f"address: type {kind} is no payment address")
+    wanted = _BASE_LENGTH if kind < 4 else _ENTERPRISE_LENGTH
+    if len(address) != wanted:
+        raise MalformedError(f"address: {len(address)} bytes, {wanted} were expected")
+    network_id = address[0] & 0x0F
+    if network_id > MAINNET:
+        raise MalformedError(f"address: network {network_id}")
+    return AddressInfo(network_id, False, None if kind & 1 else address[1:29])
+
+
+def _read_byron(address: bytes) -> AddressInfo:
+    outer = Reader(address)
+    _open_array(outer, 2, "Byron address")
+    outer.tag(24, "Byron address")
+    payload = outer.bytes_("Byron address payload")
+    checksum = outer.uint("Byron address checksum", 2**32 - 1)
+    outer.end("Byron address")
+    if zlib.crc32(payload) != checksum:
+        raise MalformedError("Byron address: the checksum does not fit")
+    inner = Reader(payload)
+    _open_array(inner, 3, "Byron address payload")
+    inner.bytes_("Byron address root", 28)
+    network_id, attributes_bytes = _read_byron_attributes(inner)
+    inner.uint("Byron address type", 2)
+    inner.end("Byron address payload")
+    return AddressInfo(network_id, True, None, attributes_bytes)
+
+
+def _read_byron_attributes(reader: Reader) -> tuple[int, int]:
+    network_id, size, seen = MAINNET, 0, set()
+    for _ in reader.pairs("Byron address attributes"):
+        key = reader.uint("Byron attribute", 255)
+        value = reader.bytes_("Byron attribute")
+        if key in seen:
+            raise MalformedError(f"Byron address: attribute {key} twice")
+        seen.add(key)
+        if key == 2:
+            magic = Reader(value)
+            magic.uint("Byron network magic", 2**32 - 1)
+            magic.end("Byron network magic")
+            network_id = 0
+        else:
+            size += len(value)
+    return network_id, size
+
+
+def _open_array(reader: Reader, length: int, what: str) -> None:
+    if reader.expect(4, what) != length:
+        raise MalformedError(f"{what}: an array of {length} was expected")

@@ -1,0 +1,85 @@
+"""Answers that go wrong on purpose: the ways in which a fault spoils an honest HTTP response.
+
+Imports Starlette and the fault table. An answer that closes the connection needs the server's own protocol class
+(server.py), which puts the means into the request's scope.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+
+from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from payagent.devnet.blockfrost_shapes import error
+from payagent.devnet.faults import ERRORS, Fault
+
+ABORT = "payagent.devnet.abort"
+"""The scope's key of the function that drops this request's connection."""
+
+OVERSIZED_BYTES = 64 * 1024 * 1024
+_CHUNK = b" " * 65_536
+_HTML = "<html><head><title>502 Bad Gateway</title></head><body><h1>502 Bad Gateway</h1><hr>nginx</body></html>"
+
+
+class Abort(Response):
+    """No answer: the connection is dropped."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope[ABORT]()
+        while (await receive())["type"] != "http.disconnect":
+            continue
+
+
+class Hang(Response):
+    """No answer for as long as the client waits; the connection is dropped when the devnet stops."""
+
+    def __init__(self, stopping: asyncio.Event) -> None:
+        super().__init__()
+        self._stopping = stopping
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        gone = asyncio.ensure_future(_disconnect(receive))
+        stopped = asyncio.ensure_future(self._stopping.wait())
+        await asyncio.wait((gone, stopped), return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        scope[ABORT]()
+        await gone
+
+
+async def _disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        continue
+
+
+def spoil(honest: Response, fault: Fault, stopping: asyncio.Event) -> Response:
+    """What the client gets instead of the honest answer."""
+    answer = fault.answer
+    if answer in ERRORS:
+        status, name, message = ERRORS[answer]
+        return JSONResponse(error(status, name, message), status)
+    match answer:
+        case "abort":
+            return Abort()
+        case "hang":
+            return Hang(stopping)
+        case "html":
+            return HTMLResponse(_HTML, 502)
+        case "truncated":
+            body = bytes(honest.body)
+            return Response(body[: len(body) // 2], honest.status_code, media_type="application/json")
+        case "oversized":
+            return StreamingResponse(_endless(), honest.status_code, media_type="application/json")
+        case "other_hash" if honest.status_code == 200:
+            return JSONResponse(_another(json.loads(bytes(honest.body))))
+    return honest
+
+
+async def _endless() -> AsyncIterator[bytes]:
+    for _ in range(OVERSIZED_BYTES // len(_CHUNK)):
+        yield _CHUNK
+
+
+def _another(tx_id: str) -> str:
+    """A hash that looks as real: the same with its first digit changed."""
+    return f"{int(tx_id[0], 16) ^ 1:x}{tx_id[1:]}"

@@ -1,0 +1,401 @@
+"""The devnet's Blockfrost-compatible HTTP face under /api/v0, and the switchboard under /devnet.
+
+A thin shell over Node: it reads requests, asks, and writes what blockfrost_shapes renders; faults are applied to
+the finished answer. Imports Starlette, core.address, core.money and its neighbours; never the wallet, the agent,
+the dialects or pycardano.
+"""
+
+import asyncio
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Mount, Route
+
+from payagent.core.address import parse_address
+from payagent.core.money import MAX_LOVELACE, check_supply, parse_asset, parse_units
+from payagent.core.network import NETWORKS
+from payagent.core.problem import Refused
+from payagent.devnet import blockfrost_shapes as shapes
+from payagent.devnet.answers import spoil
+from payagent.devnet.faults import NOW, BadFault, Fault, read_fault
+from payagent.devnet.ledger import Block, LedgerError, Tx
+from payagent.devnet.node import Node, output_of
+
+API_ROOT = "/api/v0"
+FAUCET_RIDE_ALONG_LOVELACE = 5_000_000
+_DEVNET = NETWORKS["devnet"]
+_MOST_BODY_BYTES = 64 * 1024
+_MOST_BLOCKS = 5_000
+_HASH = re.compile(r"[0-9a-f]{64}", re.ASCII)
+_NUMBER = re.compile(r"[0-9]{1,9}", re.ASCII)
+
+_Row = TypeVar("_Row")
+_Read = Callable[["ChainApi", Request, int], Response]
+
+
+class _Failed(Exception):  # noqa: N818  it carries an answer, and is one
+    """An error answer, on its way out of a handler."""
+
+    def __init__(self, status: int, name: str, message: str) -> None:
+        super().__init__(message)
+        self.answer = JSONResponse(shapes.error(status, name, message), status)
+
+
+def _not_found() -> _Failed:
+    return _Failed(404, "Not Found", "The requested component has not been found.")
+
+
+def _bad(message: str) -> _Failed:
+    return _Failed(400, "Bad Request", message)
+
+
+def _address(request: Request) -> bytes:
+    try:
+        return parse_address(request.path_params["address"], _DEVNET).raw
+    except Refused as refused:
+        raise _bad("Invalid address for this network or malformed address format.") from refused
+
+
+def _page(request: Request, rows: Sequence[_Row]) -> Sequence[_Row]:
+    """The rows that `count`, `page` and `order` ask for (Blockfrost: 1 to 100 a page, oldest first)."""
+    count = _query_number(request, "count", 100, 100)
+    page = _query_number(request, "page", 1, 21_474_836)
+    order = request.query_params.get("order", "asc")
+    if order not in ("asc", "desc"):
+        raise _bad("querystring/order must be equal to one of the allowed values")
+    ordered = rows if order == "asc" else rows[::-1]
+    return ordered[(page - 1) * count : page * count]
+
+
+def _query_number(request: Request, name: str, default: int, most: int) -> int:
+    text = request.query_params.get(name)
+    if text is None:
+        return default
+    if not _NUMBER.fullmatch(text):
+        raise _bad(f"querystring/{name} must be integer")
+    if int(text) < 1:
+        raise _bad(f"querystring/{name} must be >= 1")
+    if int(text) > most:
+        raise _bad(f"querystring/{name} must be <= {most}")
+    return int(text)
+
+
+class ChainApi:
+    """The handlers. `stopping` ends answers that hang; `project_id`, when given, is demanded of every call."""
+
+    def __init__(self, node: Node, stopping: asyncio.Event, project_id: str | None) -> None:
+        self.node = node
+        self.stopping = stopping
+        self.project_id = project_id
+
+    def reader(self, read: _Read) -> Callable[[Request], object]:
+        """A GET endpoint: authorised, answered honestly, spoiled when a switch says so."""
+
+        async def endpoint(request: Request) -> Response:
+            fault = self.node.switches.take("GET", request.url.path.removeprefix(API_ROOT))
+            behind = fault.blocks if fault is not None and fault.answer == "stale" else 0
+            self.node.tick()
+            try:
+                self._authorise(request)
+                honest = read(self, request, behind)
+            except _Failed as failed:
+                honest = failed.answer
+            return honest if fault is None else spoil(honest, fault, self.stopping)
+
+        return endpoint
+
+    async def submit(self, request: Request) -> Response:
+        """POST /tx/submit: the signed transaction as raw CBOR; 200 and its hash, or the node's refusal."""
+        try:
+            self._authorise(request)
+            raw = await self._cbor_body(request)
+        except _Failed as failed:
+            return failed.answer
+        fault = self.node.switches.take("POST", request.url.path.removeprefix(API_ROOT))
+        honest = self._submit(raw, fault)
+        return honest if fault is None else spoil(honest, fault, self.stopping)
+
+    def _submit(self, raw: bytes, fault: Fault | None) -> Response:
+        accept, blocks = (NOW, 1) if fault is None else (fault.accept, fault.blocks)
+        try:
+            return JSONResponse(self.node.submit(raw, accept, blocks))
+        except LedgerError as refused:
+            return _bad(shapes.refusal_message(refused)).answer
+
+    async def _cbor_body(self, request: Request) -> bytes:
+        if request.headers.get("content-type") != "application/cbor":
+            raise _Failed(415, "Unsupported Media Type", "Content-Type must be application/cbor.")
+        return await _bounded_body(request)
+
+    def _authorise(self, request: Request) -> None:
+        if self.project_id is None:
+            return
+        given = request.headers.get("project_id")
+        if given is None:
+            raise _Failed(403, "Forbidden", "Missing project token. Please include project_id in your request.")
+        if given != self.project_id:
+            raise _Failed(403, "Forbidden", "Invalid project token.")
+
+    def utxos(self, request: Request, behind: int) -> Response:
+        """GET /addresses/{address}/utxos, all or of one asset; 404 for an address that was never used."""
+        rows = self.node.utxos_at(_address(request), behind)
+        if rows is None:
+            raise _not_found()
+        if (unit := request.path_params.get("asset")) is not None:
+            rows = [(ref, out) for ref, out in rows if unit == "lovelace" or unit in out.assets]
+        return JSONResponse([shapes.utxo(self.node.chain, ref, out) for ref, out in _page(request, rows)])
+
+    def address(self, request: Request, behind: int) -> Response:
+        """GET /addresses/{address}."""
+        raw = _address(request)
+        rows = self.node.utxos_at(raw, behind)
+        if rows is None:
+            raise _not_found()
+        return JSONResponse(shapes.address(raw, [out for _, out in rows]))
+
+    def address_transactions(self, request: Request, _behind: int) -> Response:
+        """GET /addresses/{address}/transactions."""
+        tx_ids = self.node.chain.txs_at(_address(request))
+        if not tx_ids:
+            raise _not_found()
+        return JSONResponse([shapes.address_transaction(self.node, tx_id) for tx_id in _page(request, tx_ids)])
+
+    def in_block(self, request: Request) -> tuple[Tx, Block]:
+        """The transaction that the path names, when it is in a block."""
+        found = self.node.chain.tx(request.path_params["hash"])
+        if found is None or found[1] is None:
+            raise _not_found()
+        return found[0], found[1]
+
+    def block(self, request: Request) -> Block:
+        """The block that the path names by hash, number or `latest`."""
+        name = request.path_params.get("block", "latest")
+        chain = self.node.chain
+        if name == "latest":
+            return chain.tip
+        found = chain.block(name) if _HASH.fullmatch(name) else None
+        if found is None and _NUMBER.fullmatch(name):
+            found = chain.block(int(name))
+        if found is None:
+            raise _not_found()
+        return found
+
+    def mempool_transaction(self, request: Request, _behind: int) -> Response:
+        """GET /mempool/{hash}."""
+        tx = self.node.chain.mempool.get(request.path_params["hash"])
+        if tx is None:
+            raise _not_found()
+        return JSONResponse(shapes.mempool_transaction(self.node.chain, tx))
+
+    def mempool_at(self, request: Request, _behind: int) -> Response:
+        """GET /mempool/addresses/{address}: waiting transactions that pay or spend there."""
+        raw, chain = _address(request), self.node.chain
+        tx_ids = [tx.tx_id for tx in chain.mempool.values() if self._touches(tx, raw)]
+        return JSONResponse([{"tx_hash": tx_id} for tx_id in _page(request, tx_ids)])
+
+    def _touches(self, tx: Tx, raw: bytes) -> bool:
+        spent = [output_of(self.node.chain, ref) for ref in tx.inputs]
+        return any(out is not None and out.address == raw for out in (*spent, *tx.outputs))
+
+
+def _root(_api: ChainApi, _request: Request, _behind: int) -> Response:
+    return JSONResponse({"url": "https://blockfrost.io/", "version": "0.1.0"})
+
+
+def _health(_api: ChainApi, _request: Request, _behind: int) -> Response:
+    return JSONResponse({"is_healthy": True})
+
+
+def _health_clock(api: ChainApi, _request: Request, _behind: int) -> Response:
+    return JSONResponse({"server_time": api.node.now_ms()})
+
+
+def _genesis(api: ChainApi, _request: Request, _behind: int) -> Response:
+    return JSONResponse(shapes.genesis(api.node.system_start_s))
+
+
+def _epoch(api: ChainApi, _request: Request, _behind: int) -> Response:
+    return JSONResponse(shapes.epoch(api.node))
+
+
+def _parameters(api: ChainApi, _request: Request, _behind: int) -> Response:
+    chain = api.node.chain
+    return JSONResponse(shapes.parameters(chain.params, chain.slot // shapes.EPOCH_LENGTH_SLOTS))
+
+
+def _block(api: ChainApi, request: Request, _behind: int) -> Response:
+    return JSONResponse(shapes.block(api.node, api.block(request)))
+
+
+def _block_txs(api: ChainApi, request: Request, _behind: int) -> Response:
+    return JSONResponse(_page(request, [tx.tx_id for tx in api.block(request).txs]))
+
+
+def _tx(api: ChainApi, request: Request, _behind: int) -> Response:
+    return JSONResponse(shapes.transaction(api.node, *api.in_block(request)))
+
+
+def _tx_utxos(api: ChainApi, request: Request, _behind: int) -> Response:
+    return JSONResponse(shapes.transaction_utxos(api.node.chain, api.in_block(request)[0]))
+
+
+def _tx_cbor(api: ChainApi, request: Request, _behind: int) -> Response:
+    return JSONResponse({"cbor": api.in_block(request)[0].raw.hex()})
+
+
+def _mempool(api: ChainApi, request: Request, _behind: int) -> Response:
+    return JSONResponse([{"tx_hash": tx_id} for tx_id in _page(request, tuple(api.node.chain.mempool))])
+
+
+_READS: tuple[tuple[str, _Read], ...] = (
+    ("/", _root),
+    ("/health", _health),
+    ("/health/clock", _health_clock),
+    ("/genesis", _genesis),
+    ("/epochs/latest", _epoch),
+    ("/epochs/latest/parameters", _parameters),
+    ("/blocks/{block}", _block),
+    ("/blocks/{block}/txs", _block_txs),
+    ("/addresses/{address}", ChainApi.address),
+    ("/addresses/{address}/utxos", ChainApi.utxos),
+    ("/addresses/{address}/utxos/{asset}", ChainApi.utxos),
+    ("/addresses/{address}/transactions", ChainApi.address_transactions),
+    ("/txs/{hash}", _tx),
+    ("/txs/{hash}/utxos", _tx_utxos),
+    ("/txs/{hash}/cbor", _tx_cbor),
+    ("/mempool", _mempool),
+    ("/mempool/{hash}", ChainApi.mempool_transaction),
+    ("/mempool/addresses/{address}", ChainApi.mempool_at),
+)
+
+
+# --- the switchboard ---------------------------------------------------------------------------------------------
+
+
+async def _bounded_body(request: Request) -> bytes:
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > _MOST_BODY_BYTES:
+            raise _Failed(413, "Payload Too Large", f"At most {_MOST_BODY_BYTES} bytes.")
+    return body
+
+
+async def _json_object(request: Request) -> Mapping[str, object]:
+    try:
+        body = json.loads(await _bounded_body(request))
+    except ValueError as unreadable:
+        raise _bad("The body is not JSON.") from unreadable
+    if not isinstance(body, dict):
+        raise _bad("The body must be a JSON object.")
+    return body
+
+
+def _number(body: Mapping[str, object], name: str, default: int, least: int, most: int) -> int:
+    value = body.get(name, default)
+    if type(value) is not int or not least <= value <= most:
+        raise _bad(f"{name} must be a whole number from {least} to {most}.")
+    return value
+
+
+class Switchboard:
+    """POST /devnet/faucet, /blocks, /rollback, /faults and GET /devnet/state."""
+
+    def __init__(self, node: Node, block_time_s: int) -> None:
+        self.node = node
+        self.block_time_s = block_time_s
+
+    def poster(self, act: Callable[[Mapping[str, object]], shapes.Json]) -> Callable[[Request], object]:
+        """A POST endpoint of a JSON object; what it refuses is a 400 with the reason."""
+
+        async def endpoint(request: Request) -> Response:
+            try:
+                return JSONResponse(act(await _json_object(request)))
+            except _Failed as failed:
+                return failed.answer
+            except (BadFault, Refused, LedgerError, ValueError) as refused:
+                return _bad(str(refused)).answer
+
+        return endpoint
+
+    def faucet(self, body: Mapping[str, object]) -> shapes.Json:
+        """{"address", "lovelace"?, "assets"?: {unit: units}} -> {"tx_hash"}; in the next block."""
+        address = parse_address(body.get("address"), _DEVNET)
+        wanted = body.get("assets", {})
+        if not isinstance(wanted, dict) or not (wanted or "lovelace" in body):
+            raise _bad("lovelace or assets (an object of unit and units) must be given.")
+        assets = {parse_asset(unit): parse_units(units, "units") for unit, units in wanted.items()}
+        if "lovelace" in assets:
+            raise _bad("lovelace is not one of assets.")
+        lovelace = parse_units(body.get("lovelace", FAUCET_RIDE_ALONG_LOVELACE), "lovelace")
+        check_supply("lovelace", lovelace, f"lovelace (at most {MAX_LOVELACE})")
+        return {"tx_hash": self.node.faucet(address.raw, lovelace, assets)}
+
+    def blocks(self, body: Mapping[str, object]) -> shapes.Json:
+        """{"count"} -> the blocks made, oldest first."""
+        made = self.node.make_blocks(_number(body, "count", 1, 1, _MOST_BLOCKS))
+        return {"blocks": [{"hash": block.hash, "height": block.height, "slot": block.slot} for block in made]}
+
+    def rollback(self, body: Mapping[str, object]) -> shapes.Json:
+        """{"depth", "readd"?} -> the ids of the transactions that fell out of blocks."""
+        readd = body.get("readd", False)
+        if not isinstance(readd, bool):
+            raise _bad("readd must be true or false.")
+        self.node.tick()
+        undone = self.node.chain.rollback(_number(body, "depth", 1, 1, 10**9), readd=readd)
+        return {"undone": [tx.tx_id for block in undone for tx in block.txs], "height": self.node.chain.tip.height}
+
+    def faults(self, body: Mapping[str, object]) -> shapes.Json:
+        """One fault to switch on (see faults.read_fault), or {"clear": true}."""
+        if body == {"clear": True}:
+            self.node.switches.clear()
+        else:
+            self.node.switches.add(read_fault(body))
+        return self.node.switches.as_json()
+
+    def state(self) -> shapes.Json:
+        """What is where, and which faults were met how often."""
+        self.node.tick()
+        chain = self.node.chain
+        return {
+            "network": _DEVNET.name,
+            "system_start": self.node.system_start_s,
+            "slot": chain.slot,
+            "block_time": self.block_time_s,
+            "tip": {"hash": chain.tip.hash, "height": chain.tip.height, "slot": chain.tip.slot},
+            "mempool": list(chain.mempool),
+            "held": self.node.held,
+            "faults": self.node.switches.as_json(),
+        }
+
+
+def chain_app(node: Node, stopping: asyncio.Event, block_time_s: int, project_id: str | None) -> Starlette:
+    """The ASGI application of the chain's port."""
+    api, board = ChainApi(node, stopping, project_id), Switchboard(node, block_time_s)
+
+    async def state(_request: Request) -> Response:
+        return JSONResponse(board.state())
+
+    async def unknown(_request: Request, _error: Exception) -> Response:
+        return _not_found().answer
+
+    reads = [Route(path, api.reader(read), methods=["GET"]) for path, read in _READS]
+    posts = (
+        ("faucet", board.faucet),
+        ("blocks", board.blocks),
+        ("rollback", board.rollback),
+        ("faults", board.faults),
+    )
+    return Starlette(
+        routes=[
+            Mount(API_ROOT, routes=[*reads, Route("/tx/submit", api.submit, methods=["POST"])]),
+            *[Route(f"/devnet/{name}", board.poster(act), methods=["POST"]) for name, act in posts],
+            Route("/devnet/state", state, methods=["GET"]),
+        ],
+        exception_handlers={404: unknown},
+    )

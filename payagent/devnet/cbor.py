@@ -1,0 +1,196 @@
+"""Strict CBOR reading over bytes, and the few encodings that the ledger itself needs.
+
+A cursor that the decoder moves item by item, so that every decoded thing knows the span of bytes it came from:
+the ledger hashes and measures bytes as sent, never a re-encoding. Imports the standard library only. It never
+builds a generic tree, never guesses and never repairs: what it does not understand raises `MalformedError`.
+
+Accepted as the ledger's decoder does (cardano-ledger-binary, protocol version 9 and later): integers and
+lengths in any width, arrays and maps of definite or indefinite length, byte strings of definite length.
+"""
+
+from collections.abc import Iterator
+
+UINT, NINT, BYTES, TEXT, ARRAY, MAP, TAG = range(7)
+INDEFINITE = -1
+MAX_DEPTH = 128  # the ledger has no such limit; ours guards the interpreter's stack
+_NULL = 0xF6
+_BREAK = 0xFF
+_WORD64_MAX = 2**64 - 1
+
+
+class MalformedError(ValueError):
+    """The bytes are not what the ledger's decoder accepts at this place."""
+
+
+class Reader:
+    """A cursor over one buffer; `pos` is the offset of the next item's first byte."""
+
+    __slots__ = ("buf", "pos")
+
+    def __init__(self, buf: bytes, pos: int = 0) -> None:
+        self.buf = buf
+        self.pos = pos
+
+    def major(self) -> int:
+        """The major type of the next item, without moving."""
+        if self.pos >= len(self.buf):
+            raise MalformedError(f"the bytes end at {self.pos}, where an item was expected")
+        return self.buf[self.pos] >> 5
+
+    def head(self) -> tuple[int, int]:
+        """Read an item's head: (major type, argument); the argument is INDEFINITE for an open length."""
+        major = self.major()
+        info = self.buf[self.pos] & 0x1F
+        self.pos += 1
+        if info < 24:
+            return major, info
+        if info == 31 and major in (BYTES, TEXT, ARRAY, MAP):
+            return major, INDEFINITE
+        if info > 27:
+            raise MalformedError(f"reserved additional information {info} at byte {self.pos - 1}")
+        return major, int.from_bytes(self.take(1 << (info - 24)), "big")
+
+    def take(self, count: int) -> bytes:
+        """The next `count` raw bytes."""
+        end = self.pos + count
+        if end > len(self.buf):
+            raise MalformedError(f"{count} bytes wanted at byte {self.pos}, {len(self.buf) - self.pos} are left")
+        taken = self.buf[self.pos : end]
+        self.pos = end
+        return taken
+
+    def expect(self, wanted: int, what: str) -> int:
+        """Read a head of the wanted major type and give its argument."""
+        start = self.pos
+        major, argument = self.head()
+        if major != wanted:
+            raise MalformedError(f"{what}: major type {major} at byte {start}, {wanted} was expected")
+        return argument
+
+    def uint(self, what: str, most: int = _WORD64_MAX) -> int:
+        """An unsigned integer of any width, not above `most`."""
+        value = self.expect(UINT, what)
+        if value > most:
+            raise MalformedError(f"{what}: {value} is above {most}")
+        return value
+
+    def bytes_(self, what: str, length: int | None = None) -> bytes:
+        """A byte string of definite length; exactly `length` bytes when given."""
+        count = self.expect(BYTES, what)
+        if count == INDEFINITE:
+            raise MalformedError(f"{what}: byte string of indefinite length")
+        if length is not None and count != length:
+            raise MalformedError(f"{what}: {count} bytes, {length} were expected")
+        return self.take(count)
+
+    def boolean(self, what: str) -> bool:
+        """True or false, in their one-byte forms."""
+        byte = self.take(1)[0]
+        if byte not in (0xF4, 0xF5):
+            raise MalformedError(f"{what}: neither true nor false")
+        return byte == 0xF5
+
+    def null(self) -> bool:
+        """Whether the next item is null; it is read over if so."""
+        if self.pos < len(self.buf) and self.buf[self.pos] == _NULL:
+            self.pos += 1
+            return True
+        return False
+
+    def tag(self, number: int, what: str) -> None:
+        """Read over one expected tag."""
+        found = self.expect(TAG, what)
+        if found != number:
+            raise MalformedError(f"{what}: tag {found}, {number} was expected")
+
+    def items(self, what: str) -> Iterator[int]:
+        """Walk an array: the caller reads one item per turn."""
+        yield from self._turns(self.expect(ARRAY, what))
+
+    def pairs(self, what: str) -> Iterator[int]:
+        """Walk a map: the caller reads one key and one value per turn."""
+        yield from self._turns(self.expect(MAP, what))
+
+    def set_items(self, what: str) -> Iterator[int]:
+        """Walk a set, which is an array with or without tag 258 (Conway CDDL)."""
+        if self.major() == TAG:
+            self.tag(258, what)
+        yield from self.items(what)
+
+    def _turns(self, count: int) -> Iterator[int]:
+        if count != INDEFINITE:
+            yield from range(count)
+            return
+        turn = 0
+        while not self._at_break():
+            yield turn
+            turn += 1
+
+    def _at_break(self) -> bool:
+        if self.pos < len(self.buf) and self.buf[self.pos] == _BREAK:
+            self.pos += 1
+            return True
+        return False
+
+    def text_size(self, what: str) -> int:
+        """Read over a text string, in one piece or in chunks; its length in UTF-8 bytes."""
+        raw = self._chunks(TEXT, what, None)
+        try:
+            raw.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise MalformedError(f"{what}: not UTF-8") from error
+        return len(raw)
+
+    def chunked_bytes(self, what: str, chunk_most_bytes: int | None = None) -> bytes:
+        """A byte string in one piece or in chunks, which metadata and Plutus data allow."""
+        return self._chunks(BYTES, what, chunk_most_bytes)
+
+    def _chunks(self, major: int, what: str, chunk_most_bytes: int | None) -> bytes:
+        count = self.expect(major, what)
+        if count != INDEFINITE:
+            return self._chunk(count, what, chunk_most_bytes)
+        parts = []
+        while not self._at_break():
+            parts.append(self._chunk(self.expect(major, what), what, chunk_most_bytes))
+        return b"".join(parts)
+
+    def _chunk(self, size: int, what: str, most_bytes: int | None) -> bytes:
+        if size == INDEFINITE or (most_bytes is not None and size > most_bytes):
+            raise MalformedError(f"{what}: a piece of {size} bytes")
+        return self.take(size)
+
+    def end(self, what: str) -> None:
+        """Nothing may follow."""
+        if self.pos != len(self.buf):
+            raise MalformedError(f"{what}: {len(self.buf) - self.pos} trailing bytes")
+
+
+def head(major: int, argument: int) -> bytes:
+    """The shortest encoding of an item's head."""
+    if argument < 24:
+        return bytes([major << 5 | argument])
+    for power in range(4):
+        if argument < 1 << (8 << power):
+            return bytes([major << 5 | 24 + power]) + argument.to_bytes(1 << power, "big")
+    raise ValueError("a CBOR head holds at most 64 bits")
+
+
+def head_size(argument: int) -> int:
+    """How many bytes the shortest head for `argument` takes."""
+    if argument < 24:
+        return 1
+    for power in range(4):
+        if argument < 1 << (8 << power):
+            return 1 + (1 << power)
+    raise ValueError("a CBOR head holds at most 64 bits")
+
+
+def byte_string(value: bytes) -> bytes:
+    """A byte string in its shortest encoding."""
+    return head(BYTES, len(value)) + value
+
+
+def text_string(value: str) -> bytes:
+    """A text string in its shortest encoding."""
+    raw = value.encode("utf-8")
+    return head(TEXT, len(raw)) + raw

@@ -1,0 +1,447 @@
+"""From bytes to a transaction, as strictly as the Conway ledger decodes at protocol version 10.
+
+Pure; imports the standard library and the devnet's own CBOR reader. It judges form only (rules.py judges the
+rest), hashes and measures bytes as sent, and refuses by name what a payment never has.
+
+Sources: the Conway CDDL of cardano-ledger and its decoders: no zero quantity and no empty asset map in an output,
+no duplicate map key or set element from protocol version 9 on.
+"""
+
+from collections.abc import Callable, Iterator
+from hashlib import blake2b
+
+from payagent.devnet import cbor
+from payagent.devnet.address import read_address
+from payagent.devnet.cbor import MalformedError, Reader
+from payagent.devnet.model import UNSUPPORTED, LedgerError, OutRef, Tx, TxOut
+
+_UNSUPPORTED_BODY_FIELDS = {
+    4: "certificates",
+    5: "withdrawals",
+    9: "mint",
+    11: "script data hash",
+    13: "collateral",
+    14: "required signers",
+    16: "collateral return",
+    17: "total collateral",
+    18: "reference inputs",
+    19: "votes",
+    20: "proposals",
+    21: "treasury value",
+    22: "treasury donation",
+}
+_UNSUPPORTED_WITNESSES = {
+    1: "native scripts",
+    2: "bootstrap witnesses",
+    3: "Plutus V1 scripts",
+    4: "Plutus data",
+    5: "redeemers",
+    6: "Plutus V2 scripts",
+    7: "Plutus V3 scripts",
+}
+_METADATA_STRING_MOST_BYTES = 64
+_PLUTUS_CHUNK_MOST_BYTES = 64
+
+
+def decode_tx(raw: bytes) -> Tx:
+    """Decode one signed transaction.
+
+    Raises `LedgerError` with rule `DecoderErrorDeserialiseFailure` for bytes that the ledger cannot decode, and
+    with `unsupported_on_devnet` for parts of Cardano that a payment never uses.
+    """
+    try:
+        return _decode_tx(raw)
+    except MalformedError as error:
+        raise LedgerError("DecoderErrorDeserialiseFailure", str(error)) from error
+
+
+def hash_256(data: bytes) -> bytes:
+    """Blake2b-256, the hash of bodies, auxiliary data and blocks."""
+    return blake2b(data, digest_size=32).digest()
+
+
+class _Body:
+    """The fields of a body while they are read."""
+
+    __slots__ = ("aux_hash", "fee", "inputs", "network_id", "output_sizes", "outputs", "start_slot", "ttl_slot")
+
+    def __init__(self) -> None:
+        self.inputs: list[OutRef] = []
+        self.outputs: list[TxOut] = []
+        self.output_sizes: list[int] = []
+        self.fee = 0
+        self.ttl_slot: int | None = None
+        self.start_slot: int | None = None
+        self.aux_hash: bytes | None = None
+        self.network_id: int | None = None
+
+
+def _decode_tx(raw: bytes) -> Tx:
+    reader = Reader(raw)
+    array = _fixed_array(reader, 4, "transaction")
+    next(array)
+    body_start = reader.pos
+    body = _read_body(reader)
+    body_bytes = raw[body_start : reader.pos]
+    next(array)
+    witnesses_start = reader.pos
+    witnesses = _read_witnesses(reader)
+    witnesses_size = reader.pos - witnesses_start
+    next(array)
+    is_valid = reader.boolean("isValid")
+    next(array)
+    aux_start = reader.pos
+    has_aux = not reader.null()
+    metadata_fits = not has_aux or _read_aux(reader)
+    aux = raw[aux_start : reader.pos] if has_aux else None
+    next(array, None)
+    reader.end("transaction")
+    return Tx(
+        tx_id=hash_256(body_bytes).hex(),
+        raw=raw,
+        inputs=tuple(body.inputs),
+        outputs=tuple(body.outputs),
+        fee_lovelace=body.fee,
+        ttl_slot=body.ttl_slot,
+        start_slot=body.start_slot,
+        network_id=body.network_id,
+        body=body_bytes,
+        witnesses=witnesses,
+        is_valid=is_valid,
+        aux_hash=body.aux_hash,
+        aux=aux,
+        metadata_fits=metadata_fits,
+        size_bytes=1 + len(body_bytes) + witnesses_size + (len(aux) if aux is not None else 1),
+        output_sizes_bytes=tuple(body.output_sizes),
+    )
+
+
+def _fixed_array(reader: Reader, length: int, what: str) -> Iterator[int]:
+    """Walk an array that must have exactly `length` items, whether it says so in front or not."""
+    turns = 0
+    for turn in reader.items(what):
+        if turn == length:
+            raise MalformedError(f"{what}: more than {length} items")
+        turns += 1
+        yield turn
+    if turns != length:
+        raise MalformedError(f"{what}: {turns} items, {length} were expected")
+
+
+def _keys(reader: Reader, what: str) -> Iterator[int]:
+    """Walk a map with unsigned keys, each at most once; the caller reads the values."""
+    seen: set[int] = set()
+    for _ in reader.pairs(what):
+        key = reader.uint(f"{what} key")
+        if key in seen:
+            raise MalformedError(f"{what}: key {key} twice")
+        seen.add(key)
+        yield key
+
+
+# --- body ---------------------------------------------------------------------------------------------------
+
+
+def _read_body(reader: Reader) -> _Body:
+    body = _Body()
+    seen = set()
+    for key in _keys(reader, "body"):
+        if key in _UNSUPPORTED_BODY_FIELDS:
+            raise LedgerError(UNSUPPORTED, f"{_UNSUPPORTED_BODY_FIELDS[key]} in the body")
+        if key not in _BODY_FIELDS:
+            raise MalformedError(f"body: unknown field {key}")
+        _BODY_FIELDS[key](reader, body)
+        seen.add(key)
+    missing = {0, 1, 2} - seen
+    if missing:
+        raise MalformedError(f"body: missing fields {sorted(missing)}")
+    return body
+
+
+def _read_inputs(reader: Reader, body: _Body) -> None:
+    seen = set()
+    for _ in reader.set_items("inputs"):
+        array = _fixed_array(reader, 2, "input")
+        next(array)
+        tx_id = reader.bytes_("input transaction id", 32).hex()
+        next(array)
+        ref = (tx_id, reader.uint("input index", 0xFFFF))
+        next(array, None)
+        if ref in seen:
+            raise MalformedError(f"inputs: {tx_id}#{ref[1]} twice in the set")
+        seen.add(ref)
+        body.inputs.append(ref)
+
+
+def _read_outputs(reader: Reader, body: _Body) -> None:
+    for _ in reader.items("outputs"):
+        start = reader.pos
+        body.outputs.append(_read_output(reader))
+        body.output_sizes.append(reader.pos - start)
+
+
+def _read_fee(reader: Reader, body: _Body) -> None:
+    body.fee = reader.uint("fee")
+
+
+def _read_ttl(reader: Reader, body: _Body) -> None:
+    body.ttl_slot = reader.uint("ttl")
+
+
+def _read_start(reader: Reader, body: _Body) -> None:
+    body.start_slot = reader.uint("validity start")
+
+
+def _read_aux_hash(reader: Reader, body: _Body) -> None:
+    body.aux_hash = reader.bytes_("auxiliary data hash", 32)
+
+
+def _read_network(reader: Reader, body: _Body) -> None:
+    body.network_id = reader.uint("network id", 1)
+
+
+_BODY_FIELDS: dict[int, Callable[[Reader, _Body], None]] = {
+    0: _read_inputs,
+    1: _read_outputs,
+    2: _read_fee,
+    3: _read_ttl,
+    7: _read_aux_hash,
+    8: _read_start,
+    15: _read_network,
+}
+
+
+# --- outputs ------------------------------------------------------------------------------------------------
+
+
+def _read_output(reader: Reader) -> TxOut:
+    return _read_map_output(reader) if reader.major() == cbor.MAP else _read_array_output(reader)
+
+
+def _read_array_output(reader: Reader) -> TxOut:
+    """The form from before Babbage: [address, value] or [address, value, datum hash]."""
+    address, lovelace, datum_hash, turns = b"", 0, None, 0
+    assets: dict[str, int] = {}
+    for turn in reader.items("output"):
+        if turn == 0:
+            address = _read_output_address(reader)
+        elif turn == 1:
+            lovelace, assets = _read_value(reader)
+        elif turn == 2:
+            datum_hash = reader.bytes_("datum hash", 32).hex()
+        else:
+            raise MalformedError("output: more than 3 items")
+        turns += 1
+    if turns < 2:
+        raise MalformedError(f"output: {turns} items")
+    return TxOut(address, lovelace, assets, datum_hash)
+
+
+def _read_map_output(reader: Reader) -> TxOut:
+    address: bytes | None = None
+    value: tuple[int, dict[str, int]] | None = None
+    datum_hash, inline_datum = None, None
+    for key in _keys(reader, "output"):
+        if key == 0:
+            address = _read_output_address(reader)
+        elif key == 1:
+            value = _read_value(reader)
+        elif key == 2:
+            datum_hash, inline_datum = _read_datum_option(reader)
+        elif key == 3:
+            raise LedgerError(UNSUPPORTED, "reference script in an output")
+        else:
+            raise MalformedError(f"output: unknown field {key}")
+    if address is None or value is None:
+        raise MalformedError("output: address or value is missing")
+    return TxOut(address, *value, datum_hash, inline_datum)
+
+
+def _read_output_address(reader: Reader) -> bytes:
+    address = reader.bytes_("output address")
+    read_address(address)
+    return address
+
+
+def _read_value(reader: Reader) -> tuple[int, dict[str, int]]:
+    if reader.major() == cbor.UINT:
+        return reader.uint("lovelace"), {}
+    array = _fixed_array(reader, 2, "value")
+    next(array)
+    lovelace = reader.uint("lovelace")
+    next(array)
+    assets = _read_assets(reader)
+    next(array, None)
+    return lovelace, assets
+
+
+def _read_assets(reader: Reader) -> dict[str, int]:
+    assets: dict[str, int] = {}
+    policies = set()
+    for _ in reader.pairs("assets"):
+        policy = reader.bytes_("policy id", 28).hex()
+        if policy in policies:
+            raise MalformedError(f"assets: policy {policy} twice")
+        policies.add(policy)
+        count = len(assets)
+        for _ in reader.pairs("assets of a policy"):
+            name = reader.bytes_("asset name")
+            if len(name) > 32:
+                raise MalformedError(f"asset name: {len(name)} bytes, at most 32")
+            asset = policy + name.hex()
+            if asset in assets:
+                raise MalformedError(f"assets: {asset} twice")
+            assets[asset] = reader.uint("asset units")
+            if assets[asset] == 0:
+                raise MalformedError(f"assets: zero units of {asset}")
+        if len(assets) == count:
+            raise MalformedError(f"assets: policy {policy} without assets")
+    return assets
+
+
+def _read_datum_option(reader: Reader) -> tuple[str | None, str | None]:
+    """(datum hash, inline datum), one of them None."""
+    array = _fixed_array(reader, 2, "datum")
+    next(array)
+    kind = reader.uint("datum kind", 1)
+    next(array)
+    if kind == 0:
+        found = reader.bytes_("datum hash", 32).hex(), None
+        next(array, None)
+        return found
+    reader.tag(24, "inline datum")
+    datum = reader.bytes_("inline datum")
+    next(array, None)
+    inner = Reader(datum)
+    _read_plutus_data(inner, 0)
+    inner.end("inline datum")
+    return None, datum.hex()
+
+
+def _read_plutus_data(reader: Reader, depth: int) -> None:
+    if depth > cbor.MAX_DEPTH:
+        raise LedgerError(UNSUPPORTED, f"datum nested deeper than {cbor.MAX_DEPTH}")
+    major = reader.major()
+    if major in (cbor.UINT, cbor.NINT):
+        reader.head()
+    elif major == cbor.BYTES:
+        reader.chunked_bytes("datum bytes", _PLUTUS_CHUNK_MOST_BYTES)
+    elif major == cbor.ARRAY:
+        for _ in reader.items("datum list"):
+            _read_plutus_data(reader, depth + 1)
+    elif major == cbor.MAP:
+        for _ in reader.pairs("datum map"):
+            _read_plutus_data(reader, depth + 1)
+            _read_plutus_data(reader, depth + 1)
+    elif major == cbor.TAG:
+        _read_tagged_plutus_data(reader, depth)
+    else:
+        raise MalformedError(f"datum: major type {major}")
+
+
+def _read_tagged_plutus_data(reader: Reader, depth: int) -> None:
+    _, tag = reader.head()
+    if tag in (2, 3):
+        reader.chunked_bytes("datum integer", _PLUTUS_CHUNK_MOST_BYTES)
+    elif tag == 102:
+        array = _fixed_array(reader, 2, "datum constructor")
+        next(array)
+        reader.uint("datum constructor")
+        next(array)
+        _read_plutus_list(reader, depth)
+        next(array, None)
+    elif 121 <= tag <= 127 or 1280 <= tag <= 1400:
+        _read_plutus_list(reader, depth)
+    else:
+        raise MalformedError(f"datum: tag {tag}")
+
+
+def _read_plutus_list(reader: Reader, depth: int) -> None:
+    for _ in reader.items("datum fields"):
+        _read_plutus_data(reader, depth + 1)
+
+
+# --- witnesses and auxiliary data ---------------------------------------------------------------------------
+
+
+def _read_witnesses(reader: Reader) -> tuple[tuple[bytes, bytes], ...]:
+    witnesses: list[tuple[bytes, bytes]] = []
+    for key in _keys(reader, "witness set"):
+        if key in _UNSUPPORTED_WITNESSES:
+            raise LedgerError(UNSUPPORTED, f"{_UNSUPPORTED_WITNESSES[key]} in the witness set")
+        if key != 0:
+            raise MalformedError(f"witness set: unknown field {key}")
+        for _ in reader.set_items("key witnesses"):
+            array = _fixed_array(reader, 2, "key witness")
+            next(array)
+            key_bytes = reader.bytes_("verification key", 32)
+            next(array)
+            witness = (key_bytes, reader.bytes_("signature", 64))
+            next(array, None)
+            if witness in witnesses:
+                raise MalformedError("key witnesses: the same twice in the set")
+            witnesses.append(witness)
+        if not witnesses:
+            raise MalformedError("key witnesses: an empty set")
+    return tuple(witnesses)
+
+
+def _read_aux(reader: Reader) -> bool:
+    """Read auxiliary data in its three forms; whether every string in it is short enough."""
+    major = reader.major()
+    if major == cbor.MAP:
+        return _read_metadata(reader)
+    if major == cbor.ARRAY:
+        return _read_aux_array(reader)
+    reader.tag(259, "auxiliary data")
+    fits = True
+    for key in _keys(reader, "auxiliary data"):
+        if key in (1, 2, 3, 4):
+            raise LedgerError(UNSUPPORTED, "scripts in the auxiliary data")
+        if key != 0:
+            raise MalformedError(f"auxiliary data: unknown field {key}")
+        fits = _read_metadata(reader)
+    return fits
+
+
+def _read_aux_array(reader: Reader) -> bool:
+    array = _fixed_array(reader, 2, "auxiliary data")
+    next(array)
+    fits = _read_metadata(reader)
+    next(array)
+    for _ in reader.items("auxiliary scripts"):
+        raise LedgerError(UNSUPPORTED, "scripts in the auxiliary data")
+    next(array, None)
+    return fits
+
+
+def _read_metadata(reader: Reader) -> bool:
+    fits = True
+    for _ in _keys(reader, "metadata"):
+        fits = _read_metadatum(reader, 0) and fits
+    return fits
+
+
+def _read_metadatum(reader: Reader, depth: int) -> bool:
+    """Read one metadatum; whether its strings have at most 64 bytes (the ledger's `validMetadatum`)."""
+    if depth > cbor.MAX_DEPTH:
+        raise LedgerError(UNSUPPORTED, f"metadata nested deeper than {cbor.MAX_DEPTH}")
+    major = reader.major()
+    if major in (cbor.UINT, cbor.NINT):
+        reader.head()
+        return True
+    if major == cbor.BYTES:
+        return len(reader.chunked_bytes("metadata bytes")) <= _METADATA_STRING_MOST_BYTES
+    if major == cbor.TEXT:
+        return reader.text_size("metadata text") <= _METADATA_STRING_MOST_BYTES
+    fits = True
+    if major == cbor.ARRAY:
+        for _ in reader.items("metadata list"):
+            fits = _read_metadatum(reader, depth + 1) and fits
+        return fits
+    if major == cbor.MAP:
+        for _ in reader.pairs("metadata map"):
+            key_fits = _read_metadatum(reader, depth + 1)
+            fits = _read_metadatum(reader, depth + 1) and key_fits and fits
+        return fits
+    raise MalformedError(f"metadata: major type {major}")

@@ -1,0 +1,154 @@
+"""Faults: what the devnet's Blockfrost face can be told to do wrong, as one table, and the switches for it.
+
+A fault has two independent parts: what really happens to a submitted transaction (`accept`: now, later, never)
+and how the answer looks (`answer`). Kinds name the combinations seen in the wild (research of provider errors);
+`accept` can be overridden, so that a 500 after acceptance is one switch away. Pure: imports the standard library;
+does no I/O, knows no clock and draws no random number, so that the same switches serve HTTP and the simulator.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+SUBMIT, READS = "submit", "reads"
+NOW, LATER, NEVER = "now", "later", "never"
+SUBMIT_PATH = "/tx/submit"
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One row: the faces it exists on, what happens to a submitted transaction, and the shape of the answer."""
+
+    faces: tuple[str, ...]
+    accept: str
+    answer: str
+
+
+_BOTH = (SUBMIT, READS)
+KINDS: dict[str, Kind] = {
+    "lost_reply": Kind(_BOTH, NOW, "abort"),
+    "late_accept": Kind((SUBMIT,), LATER, "gateway_timeout"),
+    "full": Kind((SUBMIT,), NEVER, "full"),
+    "rate": Kind(_BOTH, NEVER, "rate"),
+    "quota": Kind(_BOTH, NEVER, "quota"),
+    "banned": Kind(_BOTH, NEVER, "banned"),
+    "server": Kind(_BOTH, NEVER, "server"),
+    "html": Kind(_BOTH, NEVER, "html"),
+    "truncated": Kind(_BOTH, NOW, "truncated"),
+    "oversized": Kind(_BOTH, NOW, "oversized"),
+    "lying_ok": Kind((SUBMIT,), NEVER, "other_hash"),
+    "drop": Kind((SUBMIT,), NEVER, "honest"),
+    "hang": Kind(_BOTH, NEVER, "hang"),
+    "stale_index": Kind((READS,), NEVER, "stale"),
+    "not_found": Kind((READS,), NEVER, "not_found"),
+}
+"""`stale_index` shows the UTxO view of some blocks ago; `not_found` denies what is there."""
+
+ERRORS: dict[str, tuple[int, str, str]] = {
+    "gateway_timeout": (504, "Gateway Timeout", "The upstream server did not answer in time."),
+    "full": (425, "Mempool Full", "Mempool is full, please try resubmitting again later."),
+    "rate": (429, "Project Over Limit", "Usage is over limit."),
+    "quota": (402, "Project Over Limit", "Usage is over limit."),
+    "banned": (418, "Requested Banned", "IP has been auto-banned for flooding."),
+    "server": (500, "Internal Server Error", "An unexpected response was received from the backend."),
+    "not_found": (404, "Not Found", "The requested component has not been found."),
+}
+"""Answers that are a Blockfrost error body: (status, error, message)."""
+
+_KEYS = {"on", "kind", "count", "accept", "blocks"}
+_MOST_COUNT = 1_000_000
+
+
+class BadFault(ValueError):  # noqa: N818  a bad fault, not an error of ours
+    """The description of a fault is not understood; nothing was switched."""
+
+
+@dataclass(slots=True)
+class Fault:
+    """One switch. `left` counts down to 0; None stays on until cleared. `blocks` is how late or how stale."""
+
+    on: str
+    kind: str
+    accept: str
+    blocks: int
+    left: int | None
+
+    @property
+    def answer(self) -> str:
+        return KINDS[self.kind].answer
+
+    def meets(self, face: str, path: str) -> bool:
+        """Whether the switch is for this call; a stale index only shows where UTxOs are listed."""
+        if self.left == 0 or face not in KINDS[self.kind].faces:
+            return False
+        if self.answer == "stale" and not path.startswith("/addresses/"):
+            return False
+        return self.on == face or (self.on.startswith("/") and path.startswith(self.on))
+
+    def as_json(self) -> dict[str, object]:
+        return {"on": self.on, "kind": self.kind, "accept": self.accept, "blocks": self.blocks, "left": self.left}
+
+
+def read_fault(body: Mapping[str, object]) -> Fault:
+    """Read a switch: {"on": "submit" | "reads" | a path prefix, "kind", "count"?, "accept"?, "blocks"?}.
+
+    `count` null or absent means until cleared; `blocks` (default 1) is for `late_accept` and `stale_index`.
+    Raises `BadFault`.
+    """
+    unknown = set(body) - _KEYS
+    if unknown:
+        raise BadFault(f"unknown keys: {', '.join(sorted(map(str, unknown)))}")
+    on, kind = body.get("on"), body.get("kind")
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise BadFault(f"kind must be one of {', '.join(KINDS)}")
+    if not isinstance(on, str) or not (on.startswith("/") or on in KINDS[kind].faces):
+        raise BadFault(f"on must be a path prefix or one of {', '.join(KINDS[kind].faces)} for {kind}")
+    accept = body.get("accept", KINDS[kind].accept)
+    if accept not in (NOW, LATER, NEVER):
+        raise BadFault("accept must be now, later or never")
+    count = body.get("count")
+    return Fault(
+        on,
+        kind,
+        str(accept),
+        _small(body.get("blocks", 1), "blocks"),
+        count if count is None else _small(count, "count"),
+    )
+
+
+def _small(value: object, what: str) -> int:
+    if type(value) is not int or not 1 <= value <= _MOST_COUNT:
+        raise BadFault(f"{what} must be a whole number from 1 to {_MOST_COUNT}")
+    return value
+
+
+class Switches:
+    """The faults that are on, in the order in which they were set, and how often each kind was met."""
+
+    def __init__(self) -> None:
+        self._faults: list[Fault] = []
+        self.triggered: Counter[str] = Counter()
+
+    def add(self, fault: Fault) -> None:
+        self._faults.append(fault)
+
+    def clear(self) -> None:
+        """Switch everything off; what was triggered stays counted."""
+        self._faults.clear()
+
+    def take(self, method: str, path: str) -> Fault | None:
+        """The fault that this call meets, counted as triggered; `path` is the one below the API's root."""
+        face = SUBMIT if (method, path) == ("POST", SUBMIT_PATH) else READS
+        for fault in self._faults:
+            if fault.meets(face, path):
+                self.triggered[f"{face}:{fault.kind}"] += 1
+                if fault.left is not None:
+                    fault.left -= 1
+                return fault
+        return None
+
+    def as_json(self) -> dict[str, object]:
+        return {
+            "active": [fault.as_json() for fault in self._faults if fault.left != 0],
+            "triggered": dict(sorted(self.triggered.items())),
+        }

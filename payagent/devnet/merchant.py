@@ -1,0 +1,383 @@
+"""The devnet's merchant: invoices, what counts as paying them, prepaid balances. Stricter than the real ones.
+
+A transaction pays an invoice when it is in a block, deep enough, made no earlier than the invoice and no later
+than its end, pays no other invoice, and has each required output as an output of its own with exactly the asked
+units, with nothing else sent to those addresses. An invoice is for one request (method, path, body, partner and
+wallet). Pure: the clock, the ids and the merchant's node come in as arguments. Imports the standard library,
+core.address, core.money, core.network and the devnet's own values; never the dialects, so that a mistake of the
+payer's reading cannot hide behind the same mistake here.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from hashlib import blake2b, sha256
+from typing import Any, Protocol
+
+from payagent.core.address import Address, encode_address, parse_address
+from payagent.core.money import LOVELACE, parse_asset, parse_units
+from payagent.core.network import NETWORKS
+from payagent.devnet.ledger import TxOut
+from payagent.devnet.node import Seen
+
+DEVNET = NETWORKS["devnet"]
+MODES = ("additional", "inclusive", "outputs")
+FORMS = ("split", "outputs")
+DIALECTS = ("t-backend", "flux")
+_TX_HASH = re.compile(r"[0-9a-f]{64}", re.ASCII)
+_ROLE = re.compile(r"[a-z][a-z0-9_-]{0,31}", re.ASCII)
+_MOST_TIMEOUT_S, _MOST_BATCH, _MOST_CONFIRMATIONS, _MOST_SPLITS = 86_400, 1_000_000, 100, 15
+
+
+def role_address(role: str) -> Address:
+    """The devnet address of a role: of fixed key hashes, for which nobody has keys; pay_to has a stake part."""
+    payment = blake2b(f"payagent devnet {role}".encode(), digest_size=28).digest()
+    if role != "pay_to":
+        return encode_address(b"\x60" + payment)
+    stake = blake2b(b"payagent devnet stake", digest_size=28).digest()
+    return encode_address(b"\x00" + payment + stake)
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """One revenue share, in the invoice's asset."""
+
+    role: str
+    address: Address
+    units: int
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What an invoice asks, and how it is written. Money in units of `asset`, time in seconds.
+
+    `split_mode`: `additional` shares come on top of the price; `inclusive` ones are taken from it; `outputs` is
+    `inclusive` written as the whole list of outputs, pay_to among them. `split_form` is how a list without pay_to
+    is written: `split` (an object that states its mode) or `outputs` (a bare list that states none).
+    """
+
+    price_units: int = 10_000_000
+    asset: str = LOVELACE
+    splits: tuple[Split, ...] = (
+        Split("platform", role_address("platform"), 2_000_000),
+        Split("creator", role_address("creator"), 1_000_000),
+    )
+    split_mode: str = "additional"
+    split_form: str = "split"
+    batch: int = 1
+    timeout_s: int = 300
+    confirmations: int = 1
+    dialect: str = "t-backend"
+
+    @property
+    def pay_to_units(self) -> int:
+        """What the pay_to output must hold."""
+        shares = sum(split.units for split in self.splits)
+        return self.price_units if self.split_mode == "additional" else self.price_units - shares
+
+    @property
+    def required(self) -> tuple[tuple[bytes, int], ...]:
+        """The outputs that must be there: (address, units of the asset)."""
+        shares = tuple((split.address.raw, split.units) for split in self.splits)
+        return ((role_address("pay_to").raw, self.pay_to_units), *shares)
+
+
+class BadSettings(ValueError):  # noqa: N818  the caller's mistake, told with its reason
+    """The settings are not understood; nothing was changed."""
+
+
+def read_settings(body: Mapping[str, object], now: Terms) -> Terms:
+    """The terms with some settings replaced. Raises `BadSettings`, or `Refused` for money and addresses."""
+    unknown = set(body) - set(_SETTINGS)
+    if unknown:
+        raise BadSettings(f"unknown settings: {', '.join(sorted(map(str, unknown)))}")
+    fields: dict[str, Any] = {}
+    for name, value in body.items():
+        fields[_SETTINGS[name][0]] = _SETTINGS[name][1](value, name)
+    changed = replace(now, **fields)
+    if changed.pay_to_units <= 0:
+        raise BadSettings("the splits leave nothing of the price")
+    if changed.dialect == "flux" and (changed.split_mode == "outputs" or changed.split_form == "outputs"):
+        raise BadSettings("flux writes splits with their mode only: split_mode additional or inclusive")
+    return changed
+
+
+def _read_splits(value: object, _name: str) -> tuple[Split, ...]:
+    if not isinstance(value, list) or len(value) > _MOST_SPLITS:
+        raise BadSettings(f"splits must be a list of at most {_MOST_SPLITS}")
+    return tuple(_read_split(item) for item in value)
+
+
+def _read_split(item: object) -> Split:
+    if not isinstance(item, dict) or not {"role", "units"} <= set(item) <= {"role", "units", "address"}:
+        raise BadSettings("a split is an object of role, units and, if wanted, address")
+    role = item["role"]
+    if not isinstance(role, str) or not _ROLE.fullmatch(role) or role == "pay_to":
+        raise BadSettings("a role is a short lower-case name, and not pay_to")
+    address = parse_address(item["address"], DEVNET) if "address" in item else role_address(role)
+    return Split(role, address, parse_units(item["units"], "units"))
+
+
+def _choice(*allowed: str) -> Callable[[object, str], str]:
+    def read(value: object, name: str) -> str:
+        if not isinstance(value, str) or value not in allowed:
+            raise BadSettings(f"{name} must be one of {', '.join(allowed)}")
+        return value
+
+    return read
+
+
+def _whole(least: int, most: int) -> Callable[[object, str], int]:
+    def read(value: object, name: str) -> int:
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+            raise BadSettings(f"{name} must be a whole number from {least} to {most}")
+        return value
+
+    return read
+
+
+def _read_asset(value: object, _name: str) -> str:
+    return parse_asset(value)
+
+
+_SETTINGS: dict[str, tuple[str, Callable[[object, str], object]]] = {
+    "price": ("price_units", parse_units),
+    "asset": ("asset", _read_asset),
+    "splits": ("splits", _read_splits),
+    "split_mode": ("split_mode", _choice(*MODES)),
+    "split_form": ("split_form", _choice(*FORMS)),
+    "batch": ("batch", _whole(1, _MOST_BATCH)),
+    "timeout": ("timeout_s", _whole(1, _MOST_TIMEOUT_S)),
+    "confirmations": ("confirmations", _whole(0, _MOST_CONFIRMATIONS)),
+    "dialect": ("dialect", _choice(*DIALECTS)),
+}
+
+
+# --- calls and invoices ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request for a paid thing. `path` has the query; absent headers are None."""
+
+    method: str
+    path: str
+    body: bytes
+    partner: str | None
+    wallet: str | None
+    invoice_id: str | None
+    proof: str | None
+
+    @property
+    def request_key(self) -> tuple[str, ...]:
+        """What an invoice is bound to."""
+        body_hash = sha256(self.body).hexdigest()
+        return (self.method, self.path, body_hash, self.partner or "", self.wallet or "")
+
+    @property
+    def buyer(self) -> tuple[str, str]:
+        """Whose prepaid balance it is."""
+        return (self.partner or "", self.wallet or "")
+
+
+@dataclass(slots=True)
+class Invoice:
+    """An invoice and what became of it. Times are POSIX milliseconds."""
+
+    id: str
+    terms: Terms
+    request_key: tuple[str, ...]
+    partner: str
+    created_ms: int
+    ends_ms: int
+    presented: str | None = None
+    paid_by: str | None = None
+
+
+class Outcome(Enum):
+    """How a call ended."""
+
+    SERVED = "served"
+    REPLAYED = "replayed"
+    INVOICE = "invoice"
+    PENDING = "pending"
+    WRONG = "wrong"
+    WALLET_REQUIRED = "wallet_required"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The outcome of a call; `reason` and `detail` say why a proof does not satisfy."""
+
+    outcome: Outcome
+    invoice: Invoice | None = None
+    reason: str = ""
+    detail: str = ""
+
+
+class OwnNode(Protocol):
+    """The merchant's own eyes on the chain."""
+
+    def seen(self, tx_id: str) -> Seen | None: ...
+
+
+@dataclass(slots=True)
+class Balance:
+    """Calls that a buyer has bought and not used."""
+
+    bought: int = 0
+    left: int = 0
+
+
+@dataclass(slots=True)
+class Counts:
+    """What happened so far; `wrong` by reason."""
+
+    served: int = 0
+    served_prepaid: int = 0
+    replayed: int = 0
+    pending: int = 0
+    wrong: Counter[str] = field(default_factory=Counter)
+
+
+class Merchant:
+    """The merchant's books and its judgement."""
+
+    def __init__(self, node: OwnNode, new_id: Callable[[], str]) -> None:
+        self._node = node
+        self._new_id = new_id
+        self._open: dict[tuple[str, ...], Invoice] = {}
+        self._paid_with: dict[str, str] = {}
+        self.terms = Terms()
+        self.invoices: dict[str, Invoice] = {}
+        self.balances: dict[tuple[str, str], Balance] = {}
+        self.counts = Counts()
+
+    def set_terms(self, terms: Terms) -> None:
+        """Terms for invoices from here on; an unpaid invoice stays payable but is not handed out again."""
+        self.terms = terms
+        self._open.clear()
+
+    def ask(self, call: Call, now_ms: int) -> Verdict:
+        """Serve a call, or say what it takes."""
+        if call.invoice_id is None and call.proof is None:
+            verdict = self._without_proof(call, now_ms)
+        else:
+            verdict = self._with_proof(call, now_ms)
+        self._count(verdict)
+        return verdict
+
+    def _count(self, verdict: Verdict) -> None:
+        match verdict.outcome:
+            case Outcome.SERVED:
+                self.counts.served += 1
+                self.counts.served_prepaid += verdict.invoice is None
+            case Outcome.REPLAYED:
+                self.counts.replayed += 1
+            case Outcome.PENDING:
+                self.counts.pending += 1
+            case Outcome.WRONG:
+                self.counts.wrong[verdict.reason] += 1
+
+    def _without_proof(self, call: Call, now_ms: int) -> Verdict:
+        balance = self.balances.get(call.buyer)
+        if balance is not None and balance.left > 0:
+            balance.left -= 1
+            return Verdict(Outcome.SERVED)
+        if self.terms.batch > 1 and not call.wallet:
+            return Verdict(Outcome.WALLET_REQUIRED)
+        return Verdict(Outcome.INVOICE, self._invoice_for(call, now_ms))
+
+    def _invoice_for(self, call: Call, now_ms: int) -> Invoice:
+        """The open invoice of the same request while a whole second of it is left, else a new one."""
+        known = self._open.get(call.request_key)
+        if known is not None and known.paid_by is None and known.ends_ms - now_ms >= 1000:
+            return known
+        ends_ms = now_ms + self.terms.timeout_s * 1000
+        made = Invoice(self._new_id(), self.terms, call.request_key, call.partner or "", now_ms, ends_ms)
+        self.invoices[made.id] = self._open[call.request_key] = made
+        return made
+
+    def _with_proof(self, call: Call, now_ms: int) -> Verdict:
+        invoice = self.invoices.get(call.invoice_id or "")
+        if invoice is None:
+            return _wrong(None, "unknown_invoice", "X-Invoice-Id names no invoice of this merchant")
+        if invoice.request_key != call.request_key:
+            return _wrong(invoice, "other_request", "the invoice is for another request, partner or wallet")
+        if call.proof is None or not _TX_HASH.fullmatch(call.proof):
+            return _wrong(
+                invoice, "proof_not_understood", "X-Payment must be a transaction hash in lower-case hex"
+            )
+        if invoice.paid_by is not None:
+            if invoice.paid_by == call.proof:
+                return Verdict(Outcome.REPLAYED, invoice)
+            return _wrong(invoice, "paid_already", "another transaction paid the invoice")
+        if call.proof in self._paid_with:
+            return _wrong(invoice, "transaction_used", "the transaction paid another invoice")
+        return self._look(call, invoice, call.proof, now_ms)
+
+    def _look(self, call: Call, invoice: Invoice, proof: str, now_ms: int) -> Verdict:
+        invoice.presented = proof
+        seen = self._node.seen(proof)
+        if seen is not None and (fault := output_fault(invoice.terms, seen.tx.outputs)) is not None:
+            return _wrong(invoice, "wrong_outputs", fault)
+        time_ms = now_ms if seen is None or seen.time_ms is None else seen.time_ms
+        if time_ms >= invoice.ends_ms:
+            return _wrong(invoice, "expired", "the invoice was over before the transaction was in a block")
+        if time_ms // 1000 < invoice.created_ms // 1000:
+            return _wrong(
+                invoice, "older_than_invoice", "the transaction was in a block before the invoice was made"
+            )
+        if seen is None or seen.depth < invoice.terms.confirmations:
+            return Verdict(Outcome.PENDING, invoice)
+        self._accept(call, invoice, proof)
+        return Verdict(Outcome.SERVED, invoice)
+
+    def _accept(self, call: Call, invoice: Invoice, proof: str) -> None:
+        invoice.paid_by = proof
+        self._paid_with[proof] = invoice.id
+        if invoice.terms.batch > 1:
+            balance = self.balances.setdefault(call.buyer, Balance())
+            balance.bought += invoice.terms.batch
+            balance.left += invoice.terms.batch - 1
+
+    def status(self, invoice: Invoice, now_ms: int) -> str:
+        """pending, submitted, confirmed, consumed or expired, by what was presented to us."""
+        if invoice.paid_by is not None:
+            return "consumed"
+        seen = self._node.seen(invoice.presented) if invoice.presented is not None else None
+        if seen is not None and output_fault(invoice.terms, seen.tx.outputs) is None:
+            return "confirmed" if seen.depth >= max(1, invoice.terms.confirmations) else "submitted"
+        return "expired" if now_ms >= invoice.ends_ms else "pending"
+
+
+def _wrong(invoice: Invoice | None, reason: str, detail: str) -> Verdict:
+    return Verdict(Outcome.WRONG, invoice, reason, detail)
+
+
+def output_fault(terms: Terms, outputs: tuple[TxOut, ...]) -> str | None:
+    """Why a transaction's outputs are not exactly what the terms require; None when they are.
+
+    Every required output is one output with exactly its units, and the required addresses get no other. An ADA
+    output holds nothing beside; a token output may carry any lovelace but no second asset.
+    """
+    missing = Counter(terms.required)
+    theirs = {address for address, _ in missing}
+    for index, out in enumerate(outputs):
+        if out.address not in theirs:
+            continue
+        wanted = (out.address, _exact_units(out, terms.asset))
+        if missing[wanted] == 0:
+            return f"output {index} is not one that the invoice asks for"
+        missing[wanted] -= 1
+    lacking = sum(missing.values())
+    return f"{lacking} of the required outputs are missing" if lacking else None
+
+
+def _exact_units(out: TxOut, asset: str) -> int:
+    """The output's units of the asset, or 0 when it holds something else beside."""
+    if asset == LOVELACE:
+        return 0 if out.assets else out.lovelace
+    return out.assets.get(asset, 0) if len(out.assets) == 1 else 0

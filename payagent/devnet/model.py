@@ -1,0 +1,88 @@
+"""What the devnet's ledger speaks of: outputs, transactions, parameters and the reasons for a refusal.
+
+Values only. Imports the standard library; does no I/O and decides nothing.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+
+OutRef = tuple[str, int]
+"""(transaction id in hex, output index): names one output on the chain."""
+
+UNSUPPORTED = "unsupported_on_devnet"
+"""The rule's name when a transaction uses a part of Cardano that a payment never has."""
+
+
+@dataclass(frozen=True, slots=True)
+class TxOut:
+    """One output. `assets` maps policy hex + name hex to units; datum and script fields are hex or None.
+
+    `inline_datum` is the datum's CBOR; `reference_script` is the CBOR of `[language, script]`.
+    """
+
+    address: bytes
+    lovelace: int
+    assets: Mapping[str, int]
+    datum_hash: str | None = None
+    inline_datum: str | None = None
+    reference_script: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tx:
+    """A decoded transaction, with the bytes that it came from.
+
+    `size_bytes` is what fee and size limit count: body, witnesses and auxiliary data in an array of three,
+    without the isValid byte (cardano-ledger `sizeTxF`). `output_sizes_bytes` are the outputs' lengths as sent.
+    """
+
+    tx_id: str
+    raw: bytes
+    inputs: tuple[OutRef, ...]
+    outputs: tuple[TxOut, ...]
+    fee_lovelace: int
+    ttl_slot: int | None
+    start_slot: int | None
+    network_id: int | None
+    body: bytes
+    witnesses: tuple[tuple[bytes, bytes], ...]
+    is_valid: bool
+    aux_hash: bytes | None
+    aux: bytes | None
+    metadata_fits: bool
+    size_bytes: int
+    output_sizes_bytes: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Params:
+    """Protocol parameters; the defaults are mainnet's at protocol version 10. Money in lovelace."""
+
+    network_id: int = 0
+    min_fee_a: int = 44
+    min_fee_b: int = 155_381
+    coins_per_utxo_byte: int = 4_310
+    max_tx_size_bytes: int = 16_384
+    max_value_size_bytes: int = 5_000
+    max_block_size_bytes: int = 90_112
+    ref_script_lovelace_per_byte: int = 15
+    ref_script_tier_bytes: int = 25_600
+    ref_script_tier_factor: Fraction = Fraction(6, 5)
+    max_ref_scripts_bytes: int = 204_800
+    protocol_major: int = 10
+    protocol_minor: int = 0
+
+
+class LedgerError(Exception):
+    """A transaction was refused. `rule` is the ledger's own constructor name, or `unsupported_on_devnet`.
+
+    The ledger reports every rule that failed; `failures` has them all as (rule, detail), in the ledger's order,
+    and `rule` and `detail` are the first of them.
+    """
+
+    def __init__(self, rule: str, detail: str, *others: tuple[str, str]) -> None:
+        super().__init__(f"{rule}: {detail}")
+        self.rule = rule
+        self.detail = detail
+        self.failures: tuple[tuple[str, str], ...] = ((rule, detail), *others)

@@ -1,0 +1,119 @@
+"""The devnet's node: one chain, its clock, its switches, and transactions that a fault holds back.
+
+What both HTTP faces share. Does no I/O: the wall clock is a port, blocks are made by whoever calls. Imports its
+neighbours ledger and faults. Not thread-safe: one event loop (or one simulator) owns it.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from payagent.devnet.faults import LATER, NOW, Switches
+from payagent.devnet.ledger import Block, Chain, LedgerError, OutRef, Params, Tx, TxOut, decode_tx
+
+SLOT_LENGTH_MS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A transaction as this node sees it: `depth` 1 is the tip, 0 the mempool (then `time_ms` is None)."""
+
+    tx: Tx
+    depth: int
+    time_ms: int | None
+
+
+class Node:
+    """A chain on a slot clock. Slot 0 begins at `system_start_s`, the second in which the node was made."""
+
+    def __init__(self, now_ms: Callable[[], int], switches: Switches) -> None:
+        self.now_ms = now_ms
+        self.switches = switches
+        self.system_start_s = now_ms() // 1000
+        self.chain = Chain(Params(), network_id=0)
+        self._held: list[tuple[int, bytes]] = []
+
+    def tick(self) -> None:
+        """Let the chain know the present slot."""
+        self.chain.tick((self.now_ms() - self.system_start_s * 1000) // SLOT_LENGTH_MS)
+
+    def time_s(self, slot: int) -> int:
+        """When a slot began, in POSIX seconds."""
+        return self.system_start_s + slot
+
+    @property
+    def held(self) -> int:
+        """How many transactions a fault holds back."""
+        return len(self._held)
+
+    def submit(self, raw: bytes, accept: str = NOW, blocks: int = 1) -> str:
+        """Take, hold back for some blocks, or silently lose a transaction; its id. Raises `LedgerError`."""
+        self.tick()
+        if accept == NOW:
+            return self.chain.submit(raw)
+        tx_id = decode_tx(raw).tx_id
+        if accept == LATER:
+            self._held.append((self.chain.tip.height + blocks, raw))
+        return tx_id
+
+    def faucet(self, address: bytes, lovelace: int, assets: Mapping[str, int]) -> str:
+        """Money from nothing, in the next block; the transaction's id. Raises `LedgerError`."""
+        self.tick()
+        return self.chain.faucet(address, lovelace, assets)
+
+    def make_blocks(self, count: int) -> list[Block]:
+        """Make blocks at the present slot; what was held back long enough enters the mempool after each."""
+        made = []
+        for _ in range(count):
+            self.tick()
+            made.append(self.chain.make_block())
+            self._release()
+        return made
+
+    def _release(self) -> None:
+        height = self.chain.tip.height
+        due = [raw for due_height, raw in self._held if due_height <= height]
+        self._held = [(due_height, raw) for due_height, raw in self._held if due_height > height]
+        for raw in due:
+            try:
+                self.chain.submit(raw)
+            except LedgerError:
+                continue  # a real node would drop it as quietly: its sender was answered long ago
+
+    def seen(self, tx_id: str) -> Seen | None:
+        """Where a transaction is, for the merchant's own eyes."""
+        found = self.chain.tx(tx_id)
+        if found is None:
+            return None
+        tx, block = found
+        if block is None:
+            return Seen(tx, 0, None)
+        return Seen(tx, self.chain.tip.height - block.height + 1, self.time_s(block.slot) * 1000)
+
+    def utxos_at(self, address: bytes, behind: int) -> list[tuple[OutRef, TxOut]] | None:
+        """What an index that lags some blocks behind lists at an address; None when it was never used by then."""
+        if behind == 0:
+            return self.chain.utxos_at(address) if self.chain.txs_at(address) else None
+        cutoff = max(0, self.chain.tip.height - behind)
+        if not any(self._height(tx_id) <= cutoff for tx_id in self.chain.txs_at(address)):
+            return None
+        rows = [row for row in self.chain.utxos_at(address) if self._height(row[0][0]) <= cutoff]
+        rows += [row for row in self._spent_since(cutoff, address) if self._height(row[0][0]) <= cutoff]
+        return sorted(rows, key=lambda row: (self._height(row[0][0]), row[0]))
+
+    def _height(self, tx_id: str) -> int:
+        found = self.chain.tx(tx_id)
+        return found[1].height if found and found[1] else self.chain.tip.height + 1
+
+    def _spent_since(self, cutoff: int, address: bytes) -> list[tuple[OutRef, TxOut]]:
+        rows = []
+        for block in self.chain.blocks[cutoff + 1 :]:
+            for tx in block.txs:
+                outs = [(ref, output_of(self.chain, ref)) for ref in tx.inputs]
+                rows += [(ref, out) for ref, out in outs if out is not None and out.address == address]
+        return rows
+
+
+def output_of(chain: Chain, ref: OutRef) -> TxOut | None:
+    """The output that a reference names, spent or not."""
+    found = chain.tx(ref[0])
+    return None if found is None else found[0].outputs[ref[1]]

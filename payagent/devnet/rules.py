@@ -1,0 +1,340 @@
+"""The Conway rules that a payment meets, as a table in the order in which the ledger tries them.
+
+Pure; imports the standard library, PyNaCl (to verify signatures) and the devnet's decoder. It never changes a
+state: it says which rules a transaction breaks against given outputs, slot and parameters.
+
+Sources: cardano-ledger, rules UTXOW and UTXO of Babbage and Conway, MEMPOOL of Conway. Where an independent
+ledger and the real one differ, the real one is followed.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from hashlib import blake2b
+
+from nacl.bindings import crypto_sign_open
+from nacl.exceptions import BadSignatureError
+
+from payagent.devnet.address import AddressInfo, read_address
+from payagent.devnet.cbor import ARRAY, Reader, head_size
+from payagent.devnet.decode import hash_256
+from payagent.devnet.model import UNSUPPORTED, LedgerError, OutRef, Params, Tx, TxOut
+
+_OUTPUT_OVERHEAD_BYTES = 160
+_BYRON_ATTRIBUTES_MOST_BYTES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """One transaction before its judges: `spent` holds the inputs that exist, with their addresses read."""
+
+    tx: Tx
+    spent: Mapping[OutRef, TxOut]
+    owners: tuple[AddressInfo, ...]
+    payees: tuple[AddressInfo, ...]
+    slot: int
+    params: Params
+
+
+def check_tx(tx: Tx, utxos: Mapping[OutRef, TxOut], slot: int, params: Params) -> None:
+    """Check one transaction against the outputs that exist, at a slot.
+
+    Raises `LedgerError` naming the first rule that is broken, with all broken rules in `failures`.
+    """
+    spent = {ref: utxos[ref] for ref in tx.inputs if ref in utxos}
+    owners = tuple(read_address(out.address) for out in spent.values())
+    payees = tuple(read_address(out.address) for out in tx.outputs)
+    case = _Case(tx, spent, owners, payees, slot, params)
+    _raise_failures([(rule, detail) for rule, judge in _RULES if (detail := judge(case)) is not None])
+
+
+def recheck_tx(tx: Tx, utxos: Mapping[OutRef, TxOut], slot: int) -> None:
+    """Check again what can change for a transaction that was valid: its inputs and its validity interval.
+
+    Raises `LedgerError` as `check_tx` does.
+    """
+    failures = []
+    if (detail := _interval(tx, slot)) is not None:
+        failures.append(("OutsideValidityIntervalUTxO", detail))
+    if (detail := _missing(tx, utxos)) is not None:
+        failures.append(("BadInputsUTxO", detail))
+    _raise_failures(failures)
+
+
+def check_mempool(tx: Tx, utxos: Mapping[OutRef, TxOut]) -> None:
+    """The mempool's own rule, tried before all others: at least one input is unspent (Conway MEMPOOL).
+
+    Raises `LedgerError` with rule `ConwayMempoolFailure`: the same transaction again, all inputs gone, or none.
+    """
+    if not any(ref in utxos for ref in tx.inputs):
+        raise LedgerError(
+            "ConwayMempoolFailure", "All inputs are spent. Transaction has probably already been included"
+        )
+
+
+def check_outputs(tx: Tx, params: Params) -> None:
+    """Only the rules on outputs, for a transaction that appears from nothing (genesis, faucet).
+
+    Raises `LedgerError` as `check_tx` does.
+    """
+    payees = tuple(read_address(out.address) for out in tx.outputs)
+    case = _Case(tx, {}, (), payees, 0, params)
+    _raise_failures([(rule, detail) for rule, judge in _OUTPUT_RULES if (detail := judge(case)) is not None])
+
+
+def min_fee_lovelace(tx: Tx, spent: Mapping[OutRef, TxOut], params: Params) -> int:
+    """The least fee: the size's part, and what spending outputs with reference scripts adds."""
+    scripts_bytes = _ref_scripts_bytes(spent)
+    return params.min_fee_a * tx.size_bytes + params.min_fee_b + _ref_script_fee(scripts_bytes, params)
+
+
+def _raise_failures(failures: list[tuple[str, str]]) -> None:
+    if failures:
+        (rule, detail), *others = failures
+        raise LedgerError(rule, detail, *others)
+
+
+# --- judges: each gives the reason for a refusal, or None ---------------------------------------------------
+
+
+def _byron_owner(case: _Case) -> str | None:
+    return "spends a Byron output" if any(owner.is_byron for owner in case.owners) else None
+
+
+def _script_owner(case: _Case) -> str | None:
+    locked = [ref for ref, owner in zip(case.spent, case.owners, strict=True) if _is_script(owner)]
+    return f"locked by a script: {_refs(locked)}" if locked else None
+
+
+def _is_script(owner: AddressInfo) -> bool:
+    return owner.key_hash is None and not owner.is_byron
+
+
+def _bad_signatures(case: _Case) -> str | None:
+    body_hash = bytes.fromhex(case.tx.tx_id)
+    bad = [key.hex() for key, signature in case.tx.witnesses if not _verifies(key, signature, body_hash)]
+    return f"signatures that do not verify, of keys {bad}" if bad else None
+
+
+def _verifies(key: bytes, signature: bytes, message: bytes) -> bool:
+    try:
+        crypto_sign_open(signature + message, key)
+    except BadSignatureError:
+        return False
+    return True
+
+
+def _missing_signatures(case: _Case) -> str | None:
+    needed = {owner.key_hash for owner in case.owners if owner.key_hash is not None}
+    given = {blake2b(key, digest_size=28).digest() for key, _ in case.tx.witnesses}
+    missing = sorted(key_hash.hex() for key_hash in needed - given)
+    return f"no signature of key hashes {missing}" if missing else None
+
+
+def _aux_hash_missing(case: _Case) -> str | None:
+    if case.tx.aux is not None and case.tx.aux_hash is None:
+        return f"auxiliary data {hash_256(case.tx.aux).hex()} without its hash in the body"
+    return None
+
+
+def _aux_missing(case: _Case) -> str | None:
+    if case.tx.aux is None and case.tx.aux_hash is not None:
+        return f"auxiliary data hash {case.tx.aux_hash.hex()} without the data"
+    return None
+
+
+def _aux_hash_conflict(case: _Case) -> str | None:
+    if case.tx.aux is None or case.tx.aux_hash is None or hash_256(case.tx.aux) == case.tx.aux_hash:
+        return None
+    return f"auxiliary data {hash_256(case.tx.aux).hex()}, the body says {case.tx.aux_hash.hex()}"
+
+
+def _metadata_too_long(case: _Case) -> str | None:
+    return None if case.tx.metadata_fits else "a metadata string has more than 64 bytes"
+
+
+def _outside_interval(case: _Case) -> str | None:
+    return _interval(case.tx, case.slot)
+
+
+def _interval(tx: Tx, slot: int) -> str | None:
+    """Valid from the start slot on, up to the TTL and not in it."""
+    if (tx.start_slot is None or tx.start_slot <= slot) and (tx.ttl_slot is None or slot < tx.ttl_slot):
+        return None
+    return f"slot {slot} is not within [{tx.start_slot}, {tx.ttl_slot})"
+
+
+def _no_inputs(case: _Case) -> str | None:
+    return None if case.tx.inputs else "no inputs"
+
+
+def _fee_too_small(case: _Case) -> str | None:
+    least = min_fee_lovelace(case.tx, case.spent, case.params)
+    if case.tx.fee_lovelace >= least:
+        return None
+    return f"supplied {case.tx.fee_lovelace}, expected at least {least}"
+
+
+def _bad_inputs(case: _Case) -> str | None:
+    return _missing(case.tx, case.spent)
+
+
+def _missing(tx: Tx, utxos: Mapping[OutRef, TxOut]) -> str | None:
+    missing = [ref for ref in tx.inputs if ref not in utxos]
+    return f"not among the unspent outputs: {_refs(missing)}" if missing else None
+
+
+def _value_not_conserved(case: _Case) -> str | None:
+    consumed = _sum_value(case.spent.values())
+    produced = _sum_value(case.tx.outputs)
+    produced["lovelace"] += case.tx.fee_lovelace
+    uneven = [
+        f"{asset}: consumed {consumed.get(asset, 0)}, produced {produced.get(asset, 0)}"
+        for asset in sorted({*consumed, *produced})
+        if consumed.get(asset, 0) != produced.get(asset, 0)
+    ]
+    return "; ".join(uneven) or None
+
+
+def _sum_value(outputs: Iterable[TxOut]) -> dict[str, int]:
+    total = {"lovelace": 0}
+    for out in outputs:
+        total["lovelace"] += out.lovelace
+        for asset, units in out.assets.items():
+            total[asset] = total.get(asset, 0) + units
+    return total
+
+
+def _output_too_small(case: _Case) -> str | None:
+    small = []
+    for index, (out, size) in enumerate(zip(case.tx.outputs, case.tx.output_sizes_bytes, strict=True)):
+        least = (_OUTPUT_OVERHEAD_BYTES + size) * case.params.coins_per_utxo_byte
+        if out.lovelace < least:
+            small.append(f"output {index} has {out.lovelace}, at least {least}")
+    return "; ".join(small) or None
+
+
+def _output_too_big(case: _Case) -> str | None:
+    most = case.params.max_value_size_bytes
+    big = [
+        f"the value of output {index} has {size} bytes, at most {most}"
+        for index, size in enumerate(map(value_size_bytes, case.tx.outputs))
+        if size > most
+    ]
+    return "; ".join(big) or None
+
+
+def value_size_bytes(out: TxOut) -> int:
+    """The length of an output's value as the ledger itself would write it, whatever was sent.
+
+    Maps of more than 23 entries are written with an open length (cardano-ledger-binary `encodeMap`).
+    """
+    if not out.assets:
+        return head_size(out.lovelace)
+    names_of: dict[str, int] = {}
+    size = 1 + head_size(out.lovelace)
+    for asset, units in out.assets.items():
+        policy, name_bytes = asset[:56], len(asset) // 2 - 28
+        names_of[policy] = names_of.get(policy, 0) + 1
+        size += head_size(name_bytes) + name_bytes + head_size(units)
+    size += _map_frame_bytes(len(names_of))
+    return size + sum(30 + _map_frame_bytes(names) for names in names_of.values())
+
+
+def _map_frame_bytes(entries: int) -> int:
+    return 1 if entries <= 23 else 2
+
+
+def _byron_attributes_too_big(case: _Case) -> str | None:
+    big = [info for info in case.payees if info.byron_attributes_bytes > _BYRON_ATTRIBUTES_MOST_BYTES]
+    return f"{len(big)} Byron addresses with attributes above 64 bytes" if big else None
+
+
+def _wrong_network(case: _Case) -> str | None:
+    wrong = [index for index, info in enumerate(case.payees) if info.network_id != case.params.network_id]
+    return f"outputs {wrong} are not on network {case.params.network_id}" if wrong else None
+
+
+def _wrong_network_in_body(case: _Case) -> str | None:
+    if case.tx.network_id in (None, case.params.network_id):
+        return None
+    return f"supplied {case.tx.network_id}, expected {case.params.network_id}"
+
+
+def _tx_too_big(case: _Case) -> str | None:
+    if case.tx.size_bytes <= case.params.max_tx_size_bytes:
+        return None
+    return f"supplied {case.tx.size_bytes}, at most {case.params.max_tx_size_bytes}"
+
+
+def _ref_scripts_too_big(case: _Case) -> str | None:
+    size = _ref_scripts_bytes(case.spent)
+    most = case.params.max_ref_scripts_bytes
+    return f"supplied {size}, at most {most}" if size > most else None
+
+
+def _not_valid(case: _Case) -> str | None:
+    return None if case.tx.is_valid else "isValid is false, but no script can have failed"
+
+
+_Judge = Callable[[_Case], str | None]
+
+_OUTPUT_RULES: tuple[tuple[str, _Judge], ...] = (
+    ("BabbageOutputTooSmallUTxO", _output_too_small),
+    ("OutputTooBigUTxO", _output_too_big),
+    ("OutputBootAddrAttrsTooBig", _byron_attributes_too_big),
+    ("WrongNetwork", _wrong_network),
+)
+
+_RULES: tuple[tuple[str, _Judge], ...] = (
+    (UNSUPPORTED, _byron_owner),
+    ("ConwayTxRefScriptsSizeTooBig", _ref_scripts_too_big),
+    ("MissingScriptWitnessesUTXOW", _script_owner),
+    ("InvalidWitnessesUTXOW", _bad_signatures),
+    ("MissingVKeyWitnessesUTXOW", _missing_signatures),
+    ("MissingTxBodyMetadataHash", _aux_hash_missing),
+    ("MissingTxMetadata", _aux_missing),
+    ("ConflictingMetadataHash", _aux_hash_conflict),
+    ("InvalidMetadata", _metadata_too_long),
+    ("OutsideValidityIntervalUTxO", _outside_interval),
+    ("InputSetEmptyUTxO", _no_inputs),
+    ("FeeTooSmallUTxO", _fee_too_small),
+    ("BadInputsUTxO", _bad_inputs),
+    ("ValueNotConservedUTxO", _value_not_conserved),
+    *_OUTPUT_RULES,
+    ("WrongNetworkInTxBody", _wrong_network_in_body),
+    ("MaxTxSizeUTxO", _tx_too_big),
+    ("ValidationTagMismatch", _not_valid),
+)
+
+
+# --- reference scripts --------------------------------------------------------------------------------------
+
+
+def _ref_scripts_bytes(spent: Mapping[OutRef, TxOut]) -> int:
+    return sum(_script_bytes(out.reference_script) for out in spent.values() if out.reference_script)
+
+
+def _script_bytes(script_hex: str) -> int:
+    """What a `[language, script]` counts: the bytes of a Plutus script, the whole of a native one."""
+    raw = bytes.fromhex(script_hex)
+    reader = Reader(raw)
+    reader.expect(ARRAY, "script")
+    if reader.uint("script language") == 0:
+        return len(raw) - reader.pos
+    return len(reader.bytes_("Plutus script"))
+
+
+def _ref_script_fee(size_bytes: int, params: Params) -> int:
+    """15 lovelace per byte, a fifth more with every full tier of 25,600 bytes (Conway `tierRefScriptFee`)."""
+    fee, price = Fraction(0), Fraction(params.ref_script_lovelace_per_byte)
+    while size_bytes > 0:
+        part = min(size_bytes, params.ref_script_tier_bytes)
+        fee += price * part
+        price *= params.ref_script_tier_factor
+        size_bytes -= part
+    return int(fee)
+
+
+def _refs(refs: list[OutRef]) -> str:
+    return ", ".join(f"{tx_id}#{index}" for tx_id, index in refs)

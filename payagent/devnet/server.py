@@ -1,0 +1,272 @@
+"""Runs the devnet: the chain's port, the merchant's port, the slot clock and the block producer, in one loop.
+
+`serve_devnet` is what the command runs until a signal stops it; `Devnet.start` is the same for async programs, and
+`DevnetThread` for those that have no loop. Binds loopback addresses only. Imports uvicorn and its neighbours.
+"""
+
+import asyncio
+import contextlib
+import signal
+import socket
+import threading
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterable
+from ipaddress import ip_address
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import uvicorn
+from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from payagent.devnet.answers import ABORT
+from payagent.devnet.blockfrost_api import API_ROOT, chain_app
+from payagent.devnet.faults import Switches
+from payagent.devnet.ledger import Chain
+from payagent.devnet.merchant import DEVNET, Merchant, role_address
+from payagent.devnet.merchant_api import merchant_app
+from payagent.devnet.node import Node
+
+_GRACE_S = 1
+_READY_S = 10.0
+_T = TypeVar("_T")
+
+
+def wall_clock_ms() -> int:
+    """POSIX time in whole milliseconds."""
+    return time.time_ns() // 1_000_000
+
+
+class _Protocol(H11Protocol):
+    """HTTP/1.1 whose requests can drop their connection, for the faults that do not answer."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        inner = self.app
+
+        async def droppable(scope: Scope, receive: Receive, send: Send) -> None:
+            scope[ABORT] = transport.abort
+            await inner(scope, receive, send)
+
+        self.app = droppable
+
+
+class _Server(uvicorn.Server):
+    """A server that leaves signals to `serve_devnet`: two of them share the loop."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield
+
+
+class Devnet:
+    """A running devnet. Everything is used from its own event loop."""
+
+    network = DEVNET.name
+
+    def __init__(self, node: Node, merchant: Merchant, chain_origin: str, merchant_url: str) -> None:
+        self.node = node
+        self.merchant = merchant
+        self.origin = chain_origin
+        self.chain_url = chain_origin + API_ROOT
+        self.merchant_url = merchant_url
+
+    @property
+    def chain(self) -> Chain:
+        """The ledger itself."""
+        return self.node.chain
+
+    def announcement(self) -> dict[str, str]:
+        """What `payagent devnet --json` prints."""
+        return {
+            "chain": self.chain_url,
+            "merchant": self.merchant_url,
+            "network": self.network,
+            "control": f"{self.origin}/devnet",
+            "pay_to": role_address("pay_to").text,
+        }
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def start(
+        cls,
+        *,
+        host: str = "127.0.0.1",
+        chain_port: int = 0,
+        merchant_port: int = 0,
+        block_time_s: int = 0,
+        project_id: str | None = None,
+        now_ms: Callable[[], int] = wall_clock_ms,
+    ) -> AsyncIterator[Self]:
+        """Run a devnet for the length of the block; port 0 takes a free one.
+
+        `block_time_s` 0 makes blocks only when told to. Raises `ValueError` for a host that is not loopback and
+        `OSError` when a port is taken.
+        """
+        node = Node(now_ms, Switches())
+        merchant = Merchant(node, lambda: str(uuid.uuid4()))
+        stopping = asyncio.Event()
+        with _listen(host, chain_port) as chain_socket, _listen(host, merchant_port) as merchant_socket:
+            devnet = cls(node, merchant, _origin(chain_socket), _origin(merchant_socket))
+            apps = (
+                (chain_app(node, stopping, block_time_s, project_id), chain_socket),
+                (merchant_app(merchant, now_ms, node.tick), merchant_socket),
+            )
+            async with contextlib.AsyncExitStack() as running:
+                await running.enter_async_context(_serving(apps))
+                if block_time_s:
+                    await running.enter_async_context(_background(_produce_blocks(node, block_time_s)))
+                running.callback(stopping.set)
+                yield devnet
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    if not ip_address(host).is_loopback:
+        raise ValueError(f"{host} is not a loopback address; a devnet gives money to whoever asks")
+    return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+
+
+def _origin(listening: socket.socket) -> str:
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+@contextlib.asynccontextmanager
+async def _serving(apps: Iterable[tuple[ASGIApp, socket.socket]]) -> AsyncIterator[None]:
+    """Serve each application on its socket; both are told to stop before either is waited for."""
+    servers = [(_Server(_config(app)), listening) for app, listening in apps]
+    tasks = [asyncio.create_task(server.serve(sockets=[listening])) for server, listening in servers]
+    try:
+        while not all(server.started for server, _ in servers):
+            for task in tasks:
+                if task.done():
+                    await task
+            await asyncio.sleep(0.005)
+        yield
+    finally:
+        for server, _ in servers:
+            server.should_exit = True
+        await asyncio.gather(*tasks)
+
+
+def _config(app: ASGIApp) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http=_Protocol,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=_GRACE_S,
+    )
+
+
+@contextlib.asynccontextmanager
+async def _background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+async def _produce_blocks(node: Node, block_time_s: int) -> None:
+    while True:
+        await asyncio.sleep(block_time_s)
+        node.make_blocks(1)
+
+
+async def serve_devnet(
+    *,
+    host: str,
+    chain_port: int = 0,
+    merchant_port: int = 0,
+    block_time_s: int,
+    announce: Callable[[dict[str, str]], None],
+) -> None:
+    """Run a devnet until SIGTERM or SIGINT; `announce` gets the addresses once both ports answer."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with Devnet.start(
+        host=host, chain_port=chain_port, merchant_port=merchant_port, block_time_s=block_time_s
+    ) as devnet:
+        announce(devnet.announcement())
+        await stop.wait()
+
+
+class DevnetThread:
+    """A devnet in a thread of its own, for programs without a loop: `with DevnetThread() as devnet: ...`."""
+
+    def __init__(
+        self,
+        *,
+        block_time_s: int = 0,
+        project_id: str | None = None,
+        now_ms: Callable[[], int] = wall_clock_ms,
+    ) -> None:
+        self._options = (block_time_s, project_id, now_ms)
+        self._thread = threading.Thread(target=self._main, name="devnet")
+        self._ready = threading.Event()
+        self._loop: asyncio.AbstractEventLoop
+        self._stop: asyncio.Event
+        self._failed: BaseException | None = None
+        self.devnet: Devnet
+
+    @property
+    def chain_url(self) -> str:
+        return self.devnet.chain_url
+
+    @property
+    def merchant_url(self) -> str:
+        return self.devnet.merchant_url
+
+    @property
+    def origin(self) -> str:
+        """Where /devnet/... is."""
+        return self.devnet.origin
+
+    def run(self, act: Callable[[Devnet], _T]) -> _T:
+        """Do something with the devnet in its own loop, and give back what came of it."""
+
+        async def inside() -> _T:
+            return act(self.devnet)
+
+        return asyncio.run_coroutine_threadsafe(inside(), self._loop).result()
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        if not self._ready.wait(_READY_S):
+            raise TimeoutError("the devnet did not start")
+        if self._failed is not None:
+            self._thread.join()
+            raise self._failed
+        return self
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join()
+        if self._failed is not None:
+            raise self._failed
+
+    def _main(self) -> None:
+        try:
+            asyncio.run(self._serve())
+        except BaseException as failed:  # noqa: BLE001  raised again in the thread that entered
+            self._failed = failed
+            self._ready.set()
+
+    async def _serve(self) -> None:
+        block_time_s, project_id, now_ms = self._options
+        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        async with Devnet.start(block_time_s=block_time_s, project_id=project_id, now_ms=now_ms) as devnet:
+            self.devnet = devnet
+            self._ready.set()
+            await self._stop.wait()

@@ -1,0 +1,92 @@
+"""The dialect `flux`: a 402 whose JSON body is the invoice itself, told again in X- headers.
+
+Source: the Orynq SDK's Flux transport (8079f4b). Any header may be missing; one that is there must agree.
+May import: the standard library, core, dialects.wire and .splits. Never: reads another dialect's fields.
+"""
+
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+
+from payagent.core.address import parse_address
+from payagent.core.invoice import Invoice, parse_invoice_id
+from payagent.core.money import check_supply, parse_asset, parse_units
+from payagent.core.network import parse_chain, require_chain
+from payagent.core.problem import Refused
+from payagent.dialects.splits import Ask, read_form, resolve_outputs
+from payagent.dialects.wire import Reading, parse_timeout_text, refuse_foreign_terms, require, show
+
+NAME = "flux"
+HEADERS = ("x-invoice-id", "x-pay-to", "x-amount", "x-asset", "x-chain", "x-timeout")
+
+_BODY_KEYS = ("invoiceId", "amount", "currency", "payTo", "chain", "expiresAt", "splits", "splitMode")
+_KEYS = frozenset((*_BODY_KEYS, "decimals", "partner", "metadata"))
+_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{1,6})?Z", re.ASCII)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def read(body: Mapping[str, object], headers: Mapping[str, str], reading: Reading) -> Invoice:
+    """The invoice of a top-level body and its headers; every way of not being one has its code."""
+    refuse_foreign_terms(body, _KEYS, "the body")
+    require_chain(require(body, "chain"), reading.network)
+    invoice_id = parse_invoice_id(require(body, "invoiceId"))
+    asset = parse_asset(require(body, "currency"))
+    units = check_supply(asset, parse_units(require(body, "amount")))
+    decimals = reading.check_decimals(asset, body.get("decimals"))
+    ask = Ask(parse_address(require(body, "payTo"), reading.network), asset, units)
+    _check_headers(headers, invoice_id, ask, reading)
+    expires_at_ms = _read_expiry(body.get("expiresAt"), headers.get("x-timeout"), reading)
+    splits = body.get("splits")
+    forms = [read_form("splits", [] if splits is None else splits, body.get("splitMode"), asset, reading)]
+    return Invoice(
+        dialect=NAME,
+        origin=reading.origin,
+        invoice_id=invoice_id,
+        network=reading.network.name,
+        outputs=resolve_outputs(ask, forms, reading),
+        expires_at_ms=expires_at_ms,
+        decimals=decimals,
+    )
+
+
+def _check_headers(headers: Mapping[str, str], invoice_id: str, ask: Ask, reading: Reading) -> None:
+    said: dict[str, object] = {name: value for name, value in headers.items() if name in HEADERS}
+    if "x-amount" in said:
+        said["x-amount"] = parse_units(said["x-amount"], "X-Amount")
+    if "x-asset" in said:
+        said["x-asset"] = parse_asset(said["x-asset"])
+    if "x-chain" in said:
+        said["x-chain"] = parse_chain(said["x-chain"])
+    body: dict[str, object] = {
+        "x-invoice-id": invoice_id,
+        "x-pay-to": ask.pay_to.text,
+        "x-amount": ask.units,
+        "x-asset": ask.asset,
+        "x-chain": reading.network,
+    }
+    for name in said.keys() & body.keys():
+        if said[name] != body[name]:
+            raise Refused("invoice_contradiction", f"{name} is {show(headers[name])}, the body says otherwise")
+
+
+def _read_expiry(expires_at: object, timeout: str | None, reading: Reading) -> int:
+    """The sooner of the body's time and the header's: the two clocks may differ, and the sooner is safe."""
+    ends_ms = []
+    if timeout is not None:
+        ends_ms.append(reading.received_at_ms + parse_timeout_text(timeout, "X-Timeout") * 1000)
+    if expires_at is not None:
+        ends_ms.append(reading.check_expiry(_parse_time_ms(expires_at)))
+    if not ends_ms:
+        raise Refused("invoice_incomplete", "the invoice has no expiresAt and no X-Timeout")
+    return min(ends_ms)
+
+
+def _parse_time_ms(value: object) -> int:
+    if isinstance(value, str) and _TIME.fullmatch(value):
+        try:
+            return (datetime.fromisoformat(value) - _EPOCH) // timedelta(milliseconds=1)
+        except ValueError:
+            pass
+    raise Refused(
+        "invoice_incomplete", f"expiresAt is {show(value)}, not a UTC time like 2026-11-24T13:38:18.993Z"
+    )

@@ -1,0 +1,170 @@
+"""Revenue share: how a 402's split list becomes the exact outputs that the transaction must pay.
+
+The merchants' documents leave the inner shape open, and a wrong reading loses the money (the verifier wants
+every output). So a list is paid only when it is understood in full, and is refused with what was read otherwise.
+May import: the standard library, core, dialects.wire. Never: rounds, merges, drops or guesses an entry.
+
+Modes: `additional`: payTo gets the amount, the splits come on top. `inclusive`: the splits are taken out of
+the amount. `outputs`: the list is the whole set of outputs, payTo among them, and sums to the amount.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from payagent.core.address import Address, parse_address
+from payagent.core.invoice import OUTPUTS_MAX, Output, SplitMode, check_outputs
+from payagent.core.money import LOVELACE, check_supply, parse_asset, parse_units
+from payagent.core.problem import Refused
+from payagent.dialects.wire import Reading, show
+
+MODES: dict[str, SplitMode] = {"additional": "additional", "inclusive": "inclusive", "outputs": "outputs"}
+
+_ADDRESS_FIELDS = ("address", "to", "payTo")
+_UNITS_FIELDS = ("amountUnits", "amount", "units", "lovelace")
+_ASSET_FIELDS = ("asset", "currency")
+_KNOWN = frozenset((*_ADDRESS_FIELDS, *_UNITS_FIELDS, *_ASSET_FIELDS, "role"))
+_ROLE_MAX = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """One entry of a split list."""
+
+    address: Address
+    units: int
+
+
+@dataclass(frozen=True, slots=True)
+class SplitForm:
+    """One split list of an invoice, with the mode that it states; `name` is where it stood."""
+
+    name: str
+    mode: SplitMode | None
+    shares: tuple[Share, ...]
+
+    def __str__(self) -> str:
+        shares = ", ".join(f"{share.address}={share.units}" for share in self.shares)
+        return f"{self.name} ({self.mode or 'no mode'}): [{shares}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """The invoice's own amount, before any split: who, how much, of what."""
+
+    pay_to: Address
+    asset: str
+    units: int
+
+
+def read_form(name: str, value: object, mode: object, asset: str, reading: Reading) -> SplitForm:
+    """Read one split list: a list of entries, or an object with `outputs` and one of `mode`, `splitMode`.
+
+    `mode` is what stands beside a bare list (Flux's `splitMode`), None when nothing does.
+    """
+    if isinstance(value, dict):
+        stated = [said for said in (mode, value.get("mode"), value.get("splitMode")) if said is not None]
+        if value.keys() - {"mode", "splitMode", "outputs"} or "outputs" not in value or len(stated) > 1:
+            raise Refused("split_not_understood", f"{name} is {show(value)}")
+        mode = stated[0] if stated else None
+        value = value["outputs"]
+    if not isinstance(value, list):
+        raise Refused("split_not_understood", f"{name} is {show(value)}, not a list of outputs")
+    if len(value) > OUTPUTS_MAX:
+        raise Refused("outputs_too_many", f"{name} has {len(value)} entries, {OUTPUTS_MAX} outputs are the most")
+    shares = tuple(_read_share(f"{name}[{index}]", entry, asset, reading) for index, entry in enumerate(value))
+    return SplitForm(name, _read_mode(name, mode), shares)
+
+
+def resolve_outputs(ask: Ask, forms: Sequence[SplitForm], reading: Reading) -> tuple[Output, ...]:
+    """The outputs that the invoice means, pay_to first; `split_not_understood` unless all forms mean the same.
+
+    Each form is resolved on its own. Its mode is, in this order: what it states; `outputs`, when payTo is in
+    the list and the list sums to the amount; what the other form states; the merchant's configured mode.
+    """
+    stated = {form.mode for form in forms if form.mode}
+    fallback = stated.pop() if len(stated) == 1 else reading.split_mode
+    meanings = [_resolve(ask, form, fallback) for form in forms]
+    if not meanings:
+        meanings = [(Output("pay_to", ask.pay_to, ask.asset, ask.units),)]
+    if any(_as_set(meaning) != _as_set(meanings[0]) for meaning in meanings):
+        raise Refused("split_not_understood", "the split forms disagree: " + "; ".join(map(str, forms)))
+    outputs = check_outputs(meanings[0], reading.own)
+    check_supply(ask.asset, sum(output.units for output in outputs), "the sum of all outputs")
+    return outputs
+
+
+def _as_set(outputs: tuple[Output, ...]) -> list[tuple[str, bytes, int]]:
+    return sorted((output.role, output.address.raw, output.units) for output in outputs)
+
+
+def _read_mode(name: str, mode: object) -> SplitMode | None:
+    if mode is None:
+        return None
+    if not isinstance(mode, str) or mode not in MODES:
+        raise Refused("split_not_understood", f"{name} states the mode {show(mode)}; known are {', '.join(MODES)}")
+    return MODES[mode]
+
+
+def _read_share(name: str, entry: object, asset: str, reading: Reading) -> Share:
+    if not isinstance(entry, dict) or entry.keys() - _KNOWN:
+        raise Refused("split_not_understood", f"{name} is {show(entry)}")
+    address_field = _only(name, entry, _ADDRESS_FIELDS)
+    units_field = _only(name, entry, _UNITS_FIELDS)
+    role = entry.get("role")
+    if role is not None and (not isinstance(role, str) or len(role) > _ROLE_MAX):
+        raise Refused("split_not_understood", f"{name} has the role {show(role)}")
+    _check_asset(name, entry, units_field, asset)
+    stated = entry[units_field]
+    if isinstance(stated, str) and stated.endswith("%"):
+        raise Refused("split_not_understood", f"{name} is a percentage: {show(entry)}")
+    return Share(
+        parse_address(entry[address_field], reading.network),
+        check_supply(asset, parse_units(stated, f"{name}.{units_field}"), name),
+    )
+
+
+def _only(name: str, entry: Mapping[str, object], fields: tuple[str, ...]) -> str:
+    present = [field for field in fields if field in entry]
+    if len(present) != 1:
+        raise Refused("split_not_understood", f"{name} needs exactly one of {', '.join(fields)}: {show(entry)}")
+    return present[0]
+
+
+def _check_asset(name: str, entry: Mapping[str, object], units_field: str, asset: str) -> None:
+    for field in _ASSET_FIELDS:
+        if entry.get(field) is not None and parse_asset(entry[field]) != asset:
+            raise Refused("split_not_understood", f"{name} is in another asset than the invoice: {show(entry)}")
+    if units_field == LOVELACE and asset != LOVELACE:
+        raise Refused("split_not_understood", f"{name} is in lovelace, the invoice is not: {show(entry)}")
+
+
+def _resolve(ask: Ask, form: SplitForm, fallback: SplitMode | None) -> tuple[Output, ...]:
+    if not form.shares:
+        return (Output("pay_to", ask.pay_to, ask.asset, ask.units),)
+    splits = [share for share in form.shares if share.address.raw != ask.pay_to.raw]
+    listed = [share.units for share in form.shares if share.address.raw == ask.pay_to.raw]
+    mode = _settle_mode(form, bool(listed), fallback)
+    sum_units = sum(share.units for share in form.shares)
+    if mode == "outputs":
+        if len(listed) != 1 or sum_units != ask.units:
+            why = f"payTo must be in the list once and the list sum to {ask.units}"
+            raise Refused("split_not_understood", f"{why}; read {form}")
+        pay_to_units = listed[0]
+    elif listed:
+        raise Refused("split_not_understood", f"payTo is among its own splits, with mode {mode}; read {form}")
+    else:
+        pay_to_units = ask.units if mode == "additional" else ask.units - sum_units
+    if pay_to_units <= 0:
+        raise Refused("split_not_understood", f"the splits leave {pay_to_units} to payTo; read {form}")
+    pay_to = Output("pay_to", ask.pay_to, ask.asset, pay_to_units)
+    return (pay_to, *(Output("split", share.address, ask.asset, share.units) for share in splits))
+
+
+def _settle_mode(form: SplitForm, lists_pay_to: bool, fallback: SplitMode | None) -> SplitMode:
+    if form.mode is not None:
+        return form.mode
+    if lists_pay_to:
+        return "outputs"
+    if fallback is None:
+        raise Refused("split_not_understood", f"no split mode is stated or configured; read {form}")
+    return fallback

@@ -1,0 +1,174 @@
+"""What every dialect shares: the 402 as received, what we know beside it, and how a field is read.
+
+May import: the standard library, core. Never: knows one dialect from another, or does I/O.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from payagent.core import strict_json
+from payagent.core.address import Address
+from payagent.core.invoice import SplitMode
+from payagent.core.money import LOVELACE
+from payagent.core.network import Network
+from payagent.core.problem import Refused
+
+TIMEOUT_MAX_S = 86_400
+_DECIMALS_MAX = 19
+_TIMEOUT_TEXT = re.compile(r"-?[0-9]{1,9}", re.ASCII)
+
+# A key that is not known where terms stand is ignored only when it does not sound like money or terms.
+_MONEY_STEMS = (
+    *("amount", "split", "output", "percent", "lovelace", "recipient", "currenc", "revenue", "royalt"),
+    *("surcharge", "commission", "address", "payto", "pay_to", "payee", "beneficiar"),
+)
+_MONEY_WORDS = frozenset(
+    ("fee", "fees", "pay", "unit", "units", "price", "cost", "total", "share", "shares", "tax", "tip", "bps", "to")
+)
+_TERM_STEMS = (
+    "expir",
+    "deadline",
+    "chain",
+    "network",
+    "asset",
+    "policy",
+    "decimal",
+    "timeout",
+    "invoiceid",
+    "invoice_id",
+)
+_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """An HTTP answer: header names in lower case; the body strictly parsed JSON, or a str when it is not JSON."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: object
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What we bring to the reading of a 402.
+
+    `split_mode` and `decimals` (per asset) are the operator's; `own` is the wallet's address, which no
+    invoice may pay; `received_at_ms` is when the 402 came in, POSIX milliseconds.
+    """
+
+    origin: str
+    network: Network
+    split_mode: SplitMode | None
+    received_at_ms: int
+    decimals: Mapping[str, int] = field(default_factory=dict)
+    own: Address | None = None
+
+    def check_decimals(self, asset: str, stated: object) -> int | None:
+        """Refuse (`decimals_mismatch`) stated decimals that are not the asset's; absent is fine."""
+        if stated is None:
+            return None
+        known = 6 if asset == LOVELACE else self.decimals.get(asset)
+        if type(stated) is not int or not 0 <= stated <= _DECIMALS_MAX or known not in (None, stated):
+            raise Refused("decimals_mismatch", f"decimals is {show(stated)}, known is {show(known)}")
+        return stated
+
+    def check_expiry(self, expires_at_ms: int) -> int:
+        """Refuse an end that has passed (`invoice_expired`) or is more than a day away (`invoice_incomplete`).
+
+        A merchant that means milliseconds and says seconds would otherwise be paid when its invoice is over.
+        """
+        left_ms = expires_at_ms - self.received_at_ms
+        if left_ms <= 0:
+            raise Refused("invoice_expired", f"the invoice was over {-left_ms // 1000} s before it was received")
+        if left_ms > TIMEOUT_MAX_S * 1000:
+            raise Refused("invoice_incomplete", f"the invoice ends in {left_ms // 1000} s, a day is the most")
+        return expires_at_ms
+
+
+def make_response(status: int, headers: Mapping[str, str] | Iterable[tuple[str, str]], body: object) -> Response:
+    """The answer as a client forwards it: `body` is a strictly parsed JSON value, or the text as received."""
+    lowered = _lower_headers(headers)
+    return Response(status, lowered, _parse_body(lowered, body) if isinstance(body, str) else body)
+
+
+def parse_response(
+    status: int, headers: Mapping[str, str] | Iterable[tuple[str, str]], raw_body: bytes
+) -> Response:
+    """The answer as it came over the wire, decompressed; a body that looks like JSON must be strict JSON."""
+    lowered = _lower_headers(headers)
+    return Response(status, lowered, _parse_body(lowered, raw_body))
+
+
+def _lower_headers(headers: Mapping[str, str] | Iterable[tuple[str, str]]) -> dict[str, str]:
+    lowered: dict[str, str] = {}
+    for name, value in headers.items() if isinstance(headers, Mapping) else headers:
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise Refused("bad_request", "a header's name and value must be text")
+        if lowered.setdefault(name.lower(), value) != value and name.lower().startswith("x-"):
+            raise Refused("invoice_contradiction", f"the header {name[:60]} is given twice, with two values")
+    return lowered
+
+
+def _parse_body(headers: Mapping[str, str], body: str | bytes) -> object:
+    text = strict_json.decode_text(body)
+    if is_json_type(headers) or text.lstrip(" \t\r\n")[:1] in ("{", "[", '"', "\ufeff"):
+        return strict_json.loads(body)
+    return text
+
+
+def is_json_type(headers: Mapping[str, str]) -> bool:
+    """Whether the content type is there and is JSON."""
+    media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
+    return media_type == "application/json" or (
+        media_type.startswith("application/") and media_type.endswith("+json")
+    )
+
+
+def require(terms: Mapping[str, object], key: str) -> object:
+    """A field that a payment needs; absent or null is `invoice_incomplete`."""
+    value = terms.get(key)
+    if value is None:
+        raise Refused("invoice_incomplete", f"the invoice has no {key}")
+    return value
+
+
+def parse_timeout_s(value: object, what: str) -> int:
+    """Read a relative time-out in seconds: a JSON int; zero and less is `invoice_expired`."""
+    if type(value) is not int:
+        raise Refused("amount_not_understood", f"{what} is {show(value)}, not whole seconds")
+    if value <= 0:
+        raise Refused("invoice_expired", f"{what} is {show(value)} s")
+    if value > TIMEOUT_MAX_S:
+        raise Refused("invoice_incomplete", f"{what} is {show(value)} s, a day is the most")
+    return value
+
+
+def parse_timeout_text(value: str, what: str) -> int:
+    """Read a relative time-out in seconds from a header, as `parse_timeout_s`."""
+    if not _TIMEOUT_TEXT.fullmatch(value):
+        raise Refused("amount_not_understood", f"{what} is {show(value)}, not whole seconds")
+    return parse_timeout_s(int(value), what)
+
+
+def refuse_foreign_terms(terms: Mapping[str, object], known: frozenset[str], where: str) -> None:
+    """Refuse keys that are not of the dialect and sound like money (`split_not_understood`) or terms.
+
+    Threat E6: an unknown field is harmless only where it cannot change who is paid what, when and where.
+    """
+    for key in terms.keys() - known:
+        plain = key.lower()
+        words = {word.lower() for word in _WORD.findall(key)}
+        if any(stem in plain for stem in _MONEY_STEMS) or words & _MONEY_WORDS:
+            raise Refused("split_not_understood", f"{where} has {show(key)}: {show(terms[key])}")
+        if any(stem in plain for stem in _TERM_STEMS):
+            raise Refused("body_not_understood", f"{where} has {show(key)}: {show(terms[key])}")
+
+
+def show(value: object, limit: int = 300) -> str:
+    """A foreign value as bounded plain ASCII, for a refusal's detail."""
+    if type(value) is int and value.bit_length() > 256:
+        return "a very long number"
+    return json.dumps(value, default=lambda other: getattr(other, "text", type(other).__name__))[:limit]

@@ -1,0 +1,512 @@
+"""settings: what the operator decided, read once from a TOML file and the environment into frozen values.
+
+May import: pydantic-settings, core. Never: keeps a secret. Secrets lie in files of their own, which are named
+here and read at use by `read_secret_file` and `find_passphrase`.
+
+config/payagent.example.toml explains every key. A flag wins over the environment, the environment over the
+file, the file over the defaults. What is wrong is told with the key, the place and the fix, never the value.
+"""
+
+import difflib
+import os
+import re
+import stat
+import tomllib
+from collections.abc import Callable, Mapping
+from ipaddress import ip_address
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, Self, TypeVar
+from urllib.parse import urlsplit
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import SettingsError as SourceError
+
+from payagent.core.invoice import SplitMode
+from payagent.core.money import LOVELACE, parse_ada, parse_asset, parse_count, parse_units
+from payagent.core.network import NETWORKS
+from payagent.core.policy import Limit
+from payagent.core.problem import Refused
+
+ENV_PREFIX = "PAYAGENT_"
+CONFIG_VARIABLE = "PAYAGENT_CONFIG"
+CREDENTIAL_NAME = "keystore-passphrase"
+SECRET_BYTES_MAX = 4096
+SOCKET_PATH_BYTES_MAX = 107  # sun_path of unix(7) holds 108 with its closing zero byte
+
+T = TypeVar("T")
+Tree = dict[str, Any]
+
+_DEFAULTS: dict[bool, dict[str, Tree]] = {
+    True: {
+        "limits": {"per_payment": "1000 ADA", "per_day": "100000 ADA"},
+        "payments": {"confirm_depth": 1},
+    },
+    False: {
+        "limits": {"per_payment": "5 ADA", "per_day": "20 ADA"},
+        "payments": {"confirm_depth": 3},
+    },
+}
+"""Defaults that depend on the network: is it the devnet?"""
+
+_MERCHANT_NAME = re.compile(r"[a-z0-9]+(?:[_-][a-z0-9]+)*", re.ASCII)
+_VISIBLE = re.compile(r"[!-~]{1,128}", re.ASCII)
+_HOST_NAME = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*", re.ASCII)
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+def parse_origin(text: str) -> str:
+    """Read an origin (RFC 6454: scheme, host, port) in its one canonical spelling: lower case, no default port.
+
+    Raises ValueError, with the reason and without the text, for anything more or less than an http(s) origin.
+    """
+    if not text.isascii() or not text.isprintable() or " " in text or "\\" in text:
+        raise ValueError("an origin is plain ASCII (an international name in its xn-- form)")
+    try:
+        parts = urlsplit(text)
+        scheme, host, port = parts.scheme, parts.hostname or "", parts.port
+        if ":" in host:
+            host = f"[{ip_address(host).compressed}]"
+    except ValueError:
+        raise ValueError("an origin's host or port is not valid") from None
+    if scheme not in _DEFAULT_PORTS or not host:
+        raise ValueError("an origin starts with http:// or https:// and a host")
+    if parts.path not in ("", "/") or "?" in text or "#" in text or "@" in parts.netloc:
+        raise ValueError("an origin is scheme, host and port only, such as https://api.example.com")
+    if parts.netloc.endswith(":") or port == 0:
+        raise ValueError("an origin's port is a number from 1 to 65535")
+    if not host.startswith("[") and not _HOST_NAME.fullmatch(host):
+        raise ValueError("an origin's host is a name or an address")
+    return f"{scheme}://{host}" + ("" if port in (None, _DEFAULT_PORTS[scheme]) else f":{port}")
+
+
+def _told(parse: Callable[[object], T], fix: str) -> Callable[[object], T]:
+    """A parser of core as a validator: its refusal becomes the fix and repeats nothing of the value."""
+
+    def parsed(value: object) -> T:
+        try:
+            return parse(value)
+        except Refused:
+            raise ValueError(fix) from None
+
+    return parsed
+
+
+def _absolute(value: object) -> Path:
+    path = Path(value).expanduser() if isinstance(value, str | Path) and value else None
+    if path is None or not path.is_absolute():
+        raise ValueError('write an absolute path, or one that starts with "~/"')
+    return path
+
+
+def _socket_path(path: Path) -> Path:
+    if len(os.fsencode(path)) > SOCKET_PATH_BYTES_MAX:
+        raise ValueError(f"a socket's path has at most {SOCKET_PATH_BYTES_MAX} bytes; choose a shorter one")
+    return path
+
+
+def _base_url(value: str) -> str:
+    if not value.isascii() or " " in value:
+        raise ValueError("an address is plain ASCII without spaces")
+    parts = urlsplit(value)
+    if parts.scheme not in _DEFAULT_PORTS or not parts.hostname:
+        raise ValueError("write the complete address, from http:// or https:// on")
+    if "@" in parts.netloc or "?" in value or "#" in value:
+        raise ValueError("no user, query or fragment; a project id belongs in project_id_file")
+    return value.rstrip("/")
+
+
+def _loopback(value: str) -> str:
+    host, separator, port = value.rpartition(":")
+    bare = host.removeprefix("[").removesuffix("]")
+    try:
+        is_loopback = bare == "localhost" or ip_address(bare).is_loopback
+    except ValueError:
+        is_loopback = False
+    if not separator or not is_loopback or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535:
+        raise ValueError("write a loopback address and a port, such as 127.0.0.1:8402 (port 0: any free one)")
+    return value
+
+
+def _partner(value: str) -> str:
+    if not _VISIBLE.fullmatch(value):
+        raise ValueError("1 to 128 visible ASCII characters without spaces: it travels in a header")
+    return value
+
+
+def _proof(value: object) -> object:
+    if value == "signed_cbor":
+        raise ValueError('this version does not hand over signed transactions; write "tx_hash"')
+    return value
+
+
+def _token(asset: str) -> str:
+    if asset == LOVELACE:
+        raise ValueError("ADA has its limits in limits.per_payment and limits.per_day")
+    return asset
+
+
+def _named(table: Mapping[str, T]) -> Mapping[str, T]:
+    if not all(_MERCHANT_NAME.fullmatch(name) for name in table):
+        raise ValueError("a merchant's name is lower-case letters and digits, with single - or _ between them")
+    return MappingProxyType(dict(table))
+
+
+Lovelace = Annotated[
+    int, BeforeValidator(_told(parse_ada, 'write an amount as "5 ADA", "0.25 ADA" or "250000 lovelace"'))
+]
+Units = Annotated[
+    int, BeforeValidator(_told(parse_units, 'write the smallest units as whole digits, such as "1000000"'))
+]
+Count = Annotated[int, BeforeValidator(_told(parse_count, "write a whole number"))]
+Asset = Annotated[
+    str,
+    BeforeValidator(
+        _told(parse_asset, "write policy id and asset name in lower-case hex, joined or with a dot between")
+    ),
+    AfterValidator(_token),
+]
+AbsolutePath = Annotated[Path, BeforeValidator(_absolute)]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Api(_Table):
+    """Where the daemon listens: loopback TCP and a Unix socket."""
+
+    listen: Annotated[str, AfterValidator(_loopback)] = "127.0.0.1:8402"
+    socket: Annotated[Path, BeforeValidator(_absolute), AfterValidator(_socket_path)]
+
+
+class Provider(_Table):
+    """One way to see the chain. `base_url` is complete: nothing is appended to it but the paths of the API."""
+
+    kind: Literal["blockfrost"]
+    base_url: Annotated[str, AfterValidator(_base_url)]
+    project_id_file: AbsolutePath | None = None
+
+
+class Chain(_Table):
+    """The providers, in the order in which they are asked."""
+
+    providers: tuple[Provider, ...] = Field(min_length=1)
+
+
+class Payments(_Table):
+    """Depths (the block that holds the transaction counts 1) and the least life of an invoice, in seconds."""
+
+    confirm_depth: Annotated[Count, Field(ge=1, le=2160)]
+    void_depth: Annotated[Count, Field(ge=1, le=2160)] = 15
+    settle_depth: Annotated[Count, Field(ge=1, le=2160)] = 2160
+    min_window_s: Annotated[Count, Field(ge=1, le=86_400)] = 120
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.confirm_depth > self.settle_depth or self.void_depth > self.settle_depth:
+            raise ValueError("settle_depth must be the deepest: nothing is watched beyond it")
+        return self
+
+
+class Merchant(_Table):
+    """One server that may be paid, named by its origin."""
+
+    origin: Annotated[str, AfterValidator(parse_origin)]
+    partner: Annotated[str, AfterValidator(_partner)] | None = None
+    proof: Annotated[Literal["tx_hash"], BeforeValidator(_proof)] = "tx_hash"
+    split_mode: SplitMode | None = None
+    ready: Literal["signed", "submitted", "confirmed"] = "confirmed"
+    api_key_file: AbsolutePath | None = None
+    timeout_s: Annotated[Count, Field(ge=1, le=600)] = 30
+
+
+class AssetLimit(_Table):
+    """The limits of one native token, in its units. `decimals`, when given, must be what an invoice says."""
+
+    asset: Asset
+    per_payment_units: Units = Field(alias="per_payment")
+    per_day_units: Units = Field(alias="per_day")
+    decimals: Annotated[Count, Field(le=19)] | None = None
+
+
+class Limits(_Table):
+    """What may be spent: ADA, with fees and the ADA that rides along with a token; and each token by itself."""
+
+    per_payment_lovelace: Lovelace = Field(alias="per_payment")
+    per_day_lovelace: Lovelace = Field(alias="per_day")
+    assets: tuple[AssetLimit, ...] = ()
+
+    def by_asset(self) -> dict[str, Limit]:
+        """As the policy takes them: the limits of ADA and of every token that may be paid."""
+        ada = Limit(self.per_payment_lovelace, self.per_day_lovelace)
+        tokens = {token.asset: Limit(token.per_payment_units, token.per_day_units) for token in self.assets}
+        return {LOVELACE: ada, **tokens}
+
+    @model_validator(mode="after")
+    def _each_asset_once(self) -> Self:
+        if len({limit.asset for limit in self.assets}) != len(self.assets):
+            raise ValueError("assets lists the same asset twice; keep one table for it")
+        return self
+
+
+class Keystore(_Table):
+    """The CIP-1852 account whose one base address is the wallet, and where its passphrase may be read."""
+
+    account: Annotated[Count, Field(le=2**31 - 1)] = 0
+    passphrase_file: AbsolutePath | None = None
+
+
+class Settings(BaseSettings):
+    """Every setting, validated and frozen. Made by `load_settings`."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid", frozen=True, env_prefix=ENV_PREFIX, env_nested_delimiter="__"
+    )
+
+    network: Literal["mainnet", "preprod", "preview", "devnet"]
+    data_dir: AbsolutePath
+    api: Api
+    chain: Chain
+    payments: Payments
+    merchants: Annotated[Mapping[str, Merchant], AfterValidator(_named)] = Field(
+        default_factory=lambda: MappingProxyType({})
+    )
+    limits: Limits
+    keystore: Keystore = Keystore()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Only what `load_settings` merged counts: nothing is read behind its back."""
+        return (init_settings,)
+
+    @model_validator(mode="after")
+    def _each_origin_once(self) -> Self:
+        origins = [merchant.origin for merchant in self.merchants.values()]
+        if len(set(origins)) != len(origins):
+            raise ValueError("two merchants have the same origin; keep one table for it")
+        return self
+
+
+class _Environment(EnvSettingsSource):
+    """pydantic-settings' reader of variables, over an environment that is handed in."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._environ = environ
+        super().__init__(Settings)
+
+    def _load_env_vars(self) -> Mapping[str, str | None]:
+        return {name.lower(): value for name, value in self._environ.items()}
+
+
+def find_config(config: Path | None, environ: Mapping[str, str], etc: Path = Path("/etc")) -> Path:
+    """The config file: `--config`, $PAYAGENT_CONFIG, ~/.config/payagent/config.toml, /etc/payagent/config.toml.
+
+    A file that was asked for by name must be there; otherwise the first that exists. `config_invalid` if none.
+    """
+    named = [(config, "--config"), (environ.get(CONFIG_VARIABLE), CONFIG_VARIABLE)]
+    for path, source in named:
+        if path:
+            if not Path(path).is_file():
+                raise Refused("config_invalid", f"{path}, named by {source}, is not a file")
+            return Path(path)
+    places = [_home(environ) / ".config/payagent/config.toml", etc / "payagent/config.toml"]
+    for place in places:
+        if place.is_file():
+            return place
+    looked = " and ".join(str(place) for place in places)
+    raise Refused(
+        "config_invalid", f"no config file: looked for {looked}; make one with `payagent init` or name it"
+    )
+
+
+def load_settings(
+    config: Path | None, environ: Mapping[str, str], overrides: Mapping[str, Any] | None = None
+) -> Settings:
+    """Read the settings. `overrides` are flags, as a tree of the same keys.
+
+    Raises `config_invalid` with one line for each key that is wrong: place, key, fix; values are not repeated.
+    """
+    path = find_config(config, environ)
+    tree = _merged(_merged(_read_toml(path), _read_environ(environ)), overrides or {})
+    try:
+        return Settings(**_with_defaults(tree, environ))
+    except ValidationError as error:
+        lines = [_explain(dict(item), path, environ, overrides or {}) for item in error.errors()]
+    raise Refused("config_invalid", "\n".join(lines))
+
+
+def read_secret_file(path: Path) -> str:
+    """The secret in a file, without its last line end. The file must be readable by its owner alone.
+
+    Raises `config_invalid` when it is missing, open to others, empty, or not a short UTF-8 text.
+    """
+    return _read_secret(path, private=True)
+
+
+def find_passphrase(settings: Settings, environ: Mapping[str, str], prompt: Callable[[], str] | None) -> str:
+    """The keystore's passphrase: systemd credential, else `keystore.passphrase_file`, else the prompt.
+
+    `prompt` is None where nobody can answer. Raises `keystore_locked` when there is no source left.
+    """
+    credentials = environ.get("CREDENTIALS_DIRECTORY")
+    if credentials and (Path(credentials) / CREDENTIAL_NAME).is_file():
+        # systemd guards the folder; on the file its access list shows as group bits
+        return _read_secret(Path(credentials) / CREDENTIAL_NAME, private=False)
+    if settings.keystore.passphrase_file is not None:
+        return read_secret_file(settings.keystore.passphrase_file)
+    if prompt is None:
+        raise Refused(
+            "keystore_locked",
+            f"no passphrase: no systemd credential {CREDENTIAL_NAME}, no keystore.passphrase_file, no terminal",
+        )
+    return prompt()
+
+
+def _read_secret(path: Path, private: bool) -> str:
+    try:
+        # O_NONBLOCK: opening a pipe must not wait for its writer
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
+            status = os.fstat(file.fileno())
+            raw = file.read(SECRET_BYTES_MAX + 1) if stat.S_ISREG(status.st_mode) else b""
+    except OSError as error:
+        raise Refused("config_invalid", f"the secret file {path} cannot be read: {error.strerror}") from None
+    if private and status.st_mode & 0o077:
+        raise Refused("config_invalid", f"the secret file {path} is open to others; run: chmod 600 {path}")
+    if private and status.st_uid not in (0, os.geteuid()):
+        raise Refused("config_invalid", f"the secret file {path} belongs to another user")
+    try:
+        secret = raw.decode().removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError:
+        secret = ""
+    if not secret or len(raw) > SECRET_BYTES_MAX:
+        raise Refused("config_invalid", f"the secret file {path} is not a text of 1 to {SECRET_BYTES_MAX} bytes")
+    return secret
+
+
+def _home(environ: Mapping[str, str]) -> Path:
+    return Path(environ["HOME"]) if environ.get("HOME") else Path.home()
+
+
+def _read_toml(path: Path) -> Tree:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise Refused("config_invalid", f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise Refused("config_invalid", f"{path} is not UTF-8 text") from None
+    except tomllib.TOMLDecodeError as error:
+        where = re.search(r"\(at [^()]*\)$", str(error))
+        raise Refused("config_invalid", f"{path} is not valid TOML {where[0] if where else ''}") from None
+
+
+def _read_environ(environ: Mapping[str, str]) -> Tree:
+    for variable in environ:
+        if variable.startswith(ENV_PREFIX) and variable != CONFIG_VARIABLE:
+            key = variable.removeprefix(ENV_PREFIX).lower().split("__")[0]
+            if key not in Settings.model_fields:
+                hint = _did_you_mean(key, Settings.model_fields)
+                raise Refused(
+                    "config_invalid", f"environment {variable}: {key} is not a known key; {hint}unset it"
+                )
+    try:
+        return dict(_Environment(environ)())
+    except SourceError as error:
+        field = re.search(r'field "(\w+)"', str(error))
+        name = f"{ENV_PREFIX}{field[1].upper()}" if field else "a variable"
+        raise Refused("config_invalid", f"environment {name}: a list or a table is written as JSON") from None
+
+
+def _merged(low: Mapping[str, Any], high: Mapping[str, Any]) -> Tree:
+    tree = dict(low)
+    for key, value in high.items():
+        below = tree.get(key)
+        if isinstance(value, Mapping) and isinstance(below, Mapping):
+            tree[key] = _merged(below, value)
+        else:
+            tree[key] = value
+    return tree
+
+
+def _with_defaults(tree: Tree, environ: Mapping[str, str]) -> Tree:
+    """Add the defaults that depend on the network and on the user; the model has the rest."""
+    data_dir = tree.get("data_dir", str(_home(environ) / ".local/share/payagent"))
+    runtime = environ.get("XDG_RUNTIME_DIR")
+    socket = f"{runtime}/payagent/payagent.sock" if runtime else f"{data_dir}/payagent.sock"
+    places = {"data_dir": data_dir, "api": {"socket": socket}}
+    return _merged(_merged(places, _DEFAULTS[tree.get("network") == "devnet"]), tree)
+
+
+def _explain(
+    error: Mapping[str, Any], path: Path, environ: Mapping[str, str], overrides: Mapping[str, Any]
+) -> str:
+    """One line for one of pydantic's errors: where the key was set, its name, and what to write."""
+    steps = [str(step) for step in error["loc"]]
+    key = "".join(f"[{step}]" if step.isdigit() else f".{step}" for step in steps).removeprefix(".")
+    return f"{_place(steps, path, environ, overrides)}: {key + ': ' if key else ''}{_fix(error, steps)}"
+
+
+def _place(steps: list[str], path: Path, environ: Mapping[str, str], overrides: Mapping[str, Any]) -> str:
+    flags: object = overrides
+    for step in steps:
+        flags = flags.get(step) if isinstance(flags, Mapping) else flags
+    if steps and flags is not None and flags is not overrides:
+        return "command line"
+    for count in range(len(steps), 0, -1):
+        variable = ENV_PREFIX + "__".join(steps[:count]).upper()
+        if variable in environ:
+            return f"environment {variable}"
+    return str(path)
+
+
+def _fix(error: Mapping[str, Any], steps: list[str]) -> str:
+    if error["type"] == "missing" and steps == ["network"]:
+        return f"is missing and has no default; write one of {', '.join(NETWORKS)}"
+    if error["type"] == "missing":
+        return "is missing; config/payagent.example.toml explains it"
+    if error["type"] == "extra_forbidden":
+        hint = _did_you_mean(steps[-1], _known_keys(steps))
+        return f"is not a known key; {hint}config/payagent.example.toml explains every key"
+    return str(error["msg"]).removeprefix("Value error, ")
+
+
+def _known_keys(steps: list[str]) -> list[str]:
+    """The keys that the table around an unknown key has."""
+    model: Any = Settings
+    for step in steps[:-1]:
+        if model is Settings:
+            model = _TABLES[step]
+        elif step in ("providers", "assets"):
+            model = {"providers": Provider, "assets": AssetLimit}[step]
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+_TABLES: dict[str, type[_Table]] = {
+    "api": Api,
+    "chain": Chain,
+    "payments": Payments,
+    "merchants": Merchant,
+    "limits": Limits,
+    "keystore": Keystore,
+}
+
+
+def _did_you_mean(key: str, known: Any) -> str:
+    close = difflib.get_close_matches(key, list(known), n=1)
+    return f"did you mean {close[0]}? " if close else ""

@@ -1,0 +1,99 @@
+"""sweeps: APScheduler as the heartbeat of idempotent looks. No state lives in a job; a missed beat costs time.
+
+May import: apscheduler, agent, structlog. Never: decides anything; lets a beat that fails keep the next from
+coming. At a stop the order matters: no new beats, then what is on its way ends, and only then the scheduler
+goes, since APScheduler cancels the coroutines that run in it.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import structlog
+from apscheduler.schedulers.asyncio import AsyncIOScheduler
+
+from payagent.agent.agent import Agent
+from payagent.agent.watch import Watch
+
+DRAIN_S = 20.0
+MISSED_BEATS_MAX = 10
+
+log = structlog.get_logger("payagent.sweeps")
+
+
+@dataclass(frozen=True, slots=True)
+class Beats:
+    """Seconds between two looks at the chain, and between two at the merchants."""
+
+    watch_s: float
+    merchants_s: float
+
+
+DEVNET_BEATS = Beats(watch_s=0.25, merchants_s=2)
+NETWORK_BEATS = Beats(watch_s=5, merchants_s=15)
+
+
+class Sweeps:
+    """The running heartbeat."""
+
+    def __init__(self, agent: Agent, watch: Watch, beats: Beats) -> None:
+        self._agent = agent
+        self._watch = watch
+        self._beats = beats
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._last_success_s: float | None = None
+        self._last_error = "the first look at the chain is not done"
+        self._scheduler = AsyncIOScheduler(
+            timezone="UTC", job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None}
+        )
+
+    def start(self) -> None:
+        """Begin to beat, with a first look at once."""
+        for name, beat, seconds in (
+            ("watch", self._look, self._beats.watch_s),
+            ("merchants", self._watch.poll_merchants, self._beats.merchants_s),
+        ):
+            self._scheduler.add_job(
+                self._beat, "interval", [name, beat], seconds=seconds, id=name, next_run_time=datetime.now(UTC)
+            )
+        self._scheduler.start()
+
+    def stale(self) -> str | None:
+        """None while the looks succeed; else why the last one that should have did not."""
+        now_s = asyncio.get_running_loop().time()
+        if self._last_success_s is None:
+            return self._last_error
+        age_s = now_s - self._last_success_s
+        if age_s > max(self._beats.watch_s * MISSED_BEATS_MAX, 30):
+            return f"the last look at the chain that succeeded is {age_s:.0f} s ago: {self._last_error}"
+        return None
+
+    async def stop(self) -> None:
+        self._scheduler.pause()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=DRAIN_S)
+        await self._agent.drain(DRAIN_S)
+        self._scheduler.shutdown(wait=False)
+
+    async def _beat(self, name: str, act: Callable[[], Awaitable[None]]) -> None:
+        """A job only starts a task of ours, which nothing but `stop` waits for; one of a name at a time."""
+        if any(task.get_name() == name for task in self._tasks):
+            return
+        task = asyncio.get_running_loop().create_task(self._guarded(name, act), name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _guarded(self, name: str, act: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await act()
+        except Exception as error:
+            self._last_error = str(error)
+            log.warning("sweep.failed", sweep=name, error=repr(error), exc_info=True)
+
+    async def _look(self) -> None:
+        await self._watch.tick()
+        if self._agent.chain.problem is not None:
+            self._last_error = self._agent.chain.problem
+        else:
+            self._last_success_s = asyncio.get_running_loop().time()

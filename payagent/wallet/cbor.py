@@ -1,0 +1,74 @@
+"""The few CBOR forms that our own transactions consist of, laid by hand in canonical form (RFC 8949, 4.2.1).
+
+May import: the standard library. Never: a generic encoder; the transaction path measures what it writes here.
+"""
+
+from collections.abc import Iterable
+from itertools import groupby
+
+TAGGED_SET = b"\xd9\x01\x02"  # tag 258, which Conway gives to every set
+WIDTH_4_MAX = 2**32 - 1
+
+AssetUnits = Iterable[tuple[str, int]]
+
+
+def head(major: int, argument: int) -> bytes:
+    """An item's head in its shortest form; `argument` is 0 to 2^64-1 (OverflowError above)."""
+    top = major << 5
+    if argument < 24:
+        return bytes((top | argument,))
+    if argument < 0x100:
+        return bytes((top | 24, argument))
+    if argument < 0x10000:
+        return bytes((top | 25,)) + argument.to_bytes(2, "big")
+    if argument <= WIDTH_4_MAX:
+        return bytes((top | 26,)) + argument.to_bytes(4, "big")
+    return bytes((top | 27,)) + argument.to_bytes(8, "big")
+
+
+def uint(value: int) -> bytes:
+    """An unsigned integer."""
+    return head(0, value)
+
+
+def head_size(argument: int) -> int:
+    """Bytes of the head that carries this argument."""
+    if argument < 24:
+        return 1
+    return 2 if argument < 0x100 else 3 if argument < 0x10000 else 5 if argument <= WIDTH_4_MAX else 9
+
+
+def byte_string(value: bytes) -> bytes:
+    """A byte string."""
+    return head(2, len(value)) + value
+
+
+def canonical_key(asset: str) -> tuple[str, int, str]:
+    """Sorts assets as canonical CBOR sorts their maps: by policy, then by the name's length, then by the name."""
+    return asset[:56], len(asset), asset
+
+
+def multiasset(assets: AssetUnits) -> bytes:
+    """{policy: {name: units}} of assets that are already in canonical order."""
+    policies = [list(group) for _, group in groupby(assets, key=lambda pair: pair[0][:56])]
+    parts = [head(5, len(policies))]
+    for group in policies:
+        parts.append(b"\x58\x1c" + bytes.fromhex(group[0][0][:56]) + head(5, len(group)))
+        for asset, units in group:
+            parts.append(byte_string(bytes.fromhex(asset[56:])) + uint(units))
+    return b"".join(parts)
+
+
+def tx_input(tx_id: str, index: int) -> bytes:
+    """[transaction id, index]."""
+    return b"\x82\x58\x20" + bytes.fromhex(tx_id) + uint(index)
+
+
+def output(raw_address: bytes, lovelace: int, assets: bytes) -> bytes:
+    """[address, value], the form without datum or script; `assets` is an encoded multiasset map or empty.
+
+    Shelley's array is used: the ledger's minimum counts the bytes as sent, and it is two bytes shorter than
+    Babbage's map.
+    """
+    start = b"\x82" + byte_string(raw_address)
+    return start + (b"\x82" + uint(lovelace) + assets if assets else uint(lovelace))

@@ -1,0 +1,140 @@
+"""Coins: what the wallet may spend, indexed so that choosing never walks the wallet.
+
+May import: the standard library and core. Never: decides what is free (the caller puts in only confirmed or
+chained coins of our key, without datum or script, that nothing else holds).
+"""
+
+from bisect import bisect_left, insort
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from heapq import merge
+from types import MappingProxyType
+
+from payagent.core.money import LOVELACE
+
+_Entry = tuple[int, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Coin:
+    """One unspent output of ours: `lovelace`, and `assets` as (policy and name in hex, units) pairs."""
+
+    tx_id: str
+    index: int
+    lovelace: int
+    assets: tuple[tuple[str, int], ...] = ()
+    ref: str = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ref", f"{self.tx_id}#{self.index}")
+
+
+class Coins:
+    """The free coins. Adding and removing cost a binary search; so does each question a selection asks.
+
+    Everything is ordered by amount and then by reference, never by arrival: the same coins give the same answers.
+    One thread owns it.
+    """
+
+    __slots__ = ("_by_asset", "_by_ref", "_mixed", "_pure", "_totals")
+
+    def __init__(self, coins: Iterable[Coin] = ()) -> None:
+        self._by_ref: dict[str, Coin] = {}
+        self._pure: list[_Entry] = []
+        self._mixed: list[_Entry] = []
+        self._by_asset: dict[str, list[_Entry]] = {}
+        self._totals: dict[str, int] = {}
+        for coin in coins:
+            self._enter(coin, list.append)
+        for entries in (self._pure, self._mixed, *self._by_asset.values()):
+            entries.sort()
+
+    def __len__(self) -> int:
+        return len(self._by_ref)
+
+    def __contains__(self, ref: object) -> bool:
+        return ref in self._by_ref
+
+    def __getitem__(self, ref: str) -> Coin:
+        return self._by_ref[ref]
+
+    def __iter__(self) -> Iterator[Coin]:
+        return iter(self._by_ref.values())
+
+    @property
+    def totals(self) -> Mapping[str, int]:
+        """Units per asset, lovelace among them; an asset that is not there has none."""
+        return MappingProxyType(self._totals)
+
+    def add(self, coin: Coin) -> None:
+        """Make a coin spendable; KeyError when it is there already."""
+        self._enter(coin, insort)
+
+    def remove(self, ref: str) -> Coin:
+        """Take a coin out; KeyError when it is not there."""
+        coin = self._by_ref.pop(ref)
+        _cut(self._mixed if coin.assets else self._pure, (coin.lovelace, ref))
+        self._count(LOVELACE, -coin.lovelace)
+        for asset, units in coin.assets:
+            entries = self._by_asset[asset]
+            _cut(entries, (units, ref))
+            if not entries:
+                del self._by_asset[asset]
+            self._count(asset, -units)
+        return coin
+
+    def pure_from(self, lovelace: int) -> Iterator[Coin]:
+        """Coins of nothing but lovelace, from the smallest that holds at least so much upwards."""
+        return self._upwards(self._pure, lovelace)
+
+    def asset_from(self, asset: str, units: int) -> Iterator[Coin]:
+        """Coins with at least so many units of an asset, fewest units first."""
+        return self._upwards(self._by_asset.get(asset, []), units)
+
+    def pure_largest(self) -> Iterator[Coin]:
+        """Coins of nothing but lovelace, largest first."""
+        return self._named(reversed(self._pure))
+
+    def mixed_largest(self) -> Iterator[Coin]:
+        """Coins with other assets, most lovelace first."""
+        return self._named(reversed(self._mixed))
+
+    def largest(self) -> Iterator[Coin]:
+        """All coins, most lovelace first."""
+        return self._named(merge(reversed(self._pure), reversed(self._mixed), reverse=True))
+
+    def smallest(self) -> Iterator[Coin]:
+        """All coins, least lovelace first."""
+        return self._named(merge(self._pure, self._mixed))
+
+    def asset_largest(self, asset: str) -> Iterator[Coin]:
+        """Coins with an asset, most units first."""
+        return self._named(reversed(self._by_asset.get(asset, [])))
+
+    def _enter(self, coin: Coin, put: Callable[[list[_Entry], _Entry], None]) -> None:
+        if coin.ref in self._by_ref:
+            raise KeyError(f"coin {coin.ref} is there already")
+        self._by_ref[coin.ref] = coin
+        put(self._mixed if coin.assets else self._pure, (coin.lovelace, coin.ref))
+        self._count(LOVELACE, coin.lovelace)
+        for asset, units in coin.assets:
+            put(self._by_asset.setdefault(asset, []), (units, coin.ref))
+            self._count(asset, units)
+
+    def _count(self, asset: str, units: int) -> None:
+        total = self._totals.get(asset, 0) + units
+        if total:
+            self._totals[asset] = total
+        else:
+            self._totals.pop(asset, None)
+
+    def _named(self, entries: Iterable[_Entry]) -> Iterator[Coin]:
+        return (self._by_ref[ref] for _, ref in entries)
+
+    def _upwards(self, entries: list[_Entry], amount: int) -> Iterator[Coin]:
+        for place in range(bisect_left(entries, (amount, "")), len(entries)):
+            yield self._by_ref[entries[place][1]]
+
+
+def _cut(entries: list[_Entry], entry: _Entry) -> None:
+    del entries[bisect_left(entries, entry)]

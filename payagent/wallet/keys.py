@@ -1,0 +1,148 @@
+"""Keys: from recovery words to one base address and a signer (BIP-39, CIP-3 Icarus, CIP-1852, BIP32-Ed25519).
+
+May import: core, PyNaCl, mnemonic, and pycardano inside `derive` alone (it takes over a second and 79 MB, which
+a program that never signs does not pay). Never: a secret in a repr, a pickle, an exception or a log; pycardano's
+wallet objects, which keep the words, do not outlive `derive`.
+"""
+
+import hashlib
+import logging
+from dataclasses import dataclass
+from typing import Any, NoReturn, Protocol, final
+
+from mnemonic import Mnemonic
+from nacl import bindings
+
+from payagent.core.address import Address, encode_address
+from payagent.core.network import Network
+from payagent.core.problem import Refused
+
+WORD_COUNT = 24
+ENTROPY_BYTES = 32
+_ENGLISH = Mnemonic("english")
+
+
+class Signer(Protocol):
+    """Whoever can sign for the wallet's one payment key; its repr says nothing about the secret."""
+
+    @property
+    def public_key(self) -> bytes:
+        """The 32 bytes that go in the witness."""
+
+    @property
+    def payment_key_hash(self) -> bytes:
+        """blake2b-224 of the public key, as in the address."""
+
+    def sign(self, body_hash: bytes) -> bytes:
+        """The 64 bytes of the signature over a body's hash."""
+
+
+@final
+class SoftwareSigner:
+    """Signs in this process, by libsodium, with an extended key (64 bytes: scalar and nonce key)."""
+
+    __slots__ = ("_nonce_key", "_scalar", "payment_key_hash", "public_key")
+
+    def __init__(self, extended_key: bytes) -> None:
+        self._scalar, self._nonce_key = extended_key[:32], extended_key[32:]
+        self.public_key = bindings.crypto_scalarmult_ed25519_base_noclamp(self._scalar)
+        self.payment_key_hash = _key_hash(self.public_key)
+
+    def __repr__(self) -> str:
+        return "SoftwareSigner()"
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError("a signer is neither copied nor pickled")
+
+    def sign(self, body_hash: bytes) -> bytes:
+        """Ed25519 (RFC 8032) with the scalar as it stands, as BIP32-Ed25519 has it; 64 bytes."""
+        reduce = bindings.crypto_core_ed25519_scalar_reduce
+        nonce = reduce(hashlib.sha512(self._nonce_key + body_hash).digest())
+        commitment = bindings.crypto_scalarmult_ed25519_base_noclamp(nonce)
+        challenge = reduce(hashlib.sha512(commitment + self.public_key + body_hash).digest())
+        product = bindings.crypto_core_ed25519_scalar_mul(challenge, self._scalar)
+        return commitment + bindings.crypto_core_ed25519_scalar_add(product, nonce)
+
+
+@final
+class Seed:
+    """The entropy behind the words, held only as long as keys are derived from it."""
+
+    __slots__ = ("_entropy",)
+
+    def __init__(self, entropy: bytes) -> None:
+        if len(entropy) != ENTROPY_BYTES:
+            raise Refused("mnemonic_invalid", f"{WORD_COUNT} words stand for {ENTROPY_BYTES} bytes")
+        self._entropy = entropy
+
+    def __repr__(self) -> str:
+        return "Seed()"
+
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise TypeError("a seed is neither copied nor pickled")
+
+    @property
+    def entropy(self) -> bytes:
+        """The secret itself."""
+        return self._entropy
+
+    @property
+    def words(self) -> str:
+        """The 24 words, for the one time that they are shown."""
+        return str(_ENGLISH.to_mnemonic(self._entropy))
+
+
+def seed_from_words(text: str) -> Seed:
+    """Read 24 English BIP-39 words, whatever the case and the white space. Refused: `mnemonic_invalid`.
+
+    The error never quotes a word.
+    """
+    words = text.lower().split()
+    if len(words) != WORD_COUNT:
+        raise Refused("mnemonic_invalid", f"{len(words)} words, {WORD_COUNT} are needed")
+    try:
+        return Seed(bytes(_ENGLISH.to_entropy(words)))
+    except (ValueError, LookupError):
+        raise Refused("mnemonic_invalid", "a word is not in the list, or the checksum is wrong") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """The wallet: one fixed address, and who signs for it."""
+
+    network: Network
+    number: int
+    address: Address
+    signer: Signer
+
+
+def derive(seed: Seed, network: Network, account: int = 0) -> Account:
+    """The account's base address: payment key m/1852'/1815'/account'/0/0, stake key m/1852'/1815'/account'/2/0."""
+    payment, stake = _derive_keys(seed, account)
+    signer = SoftwareSigner(payment)
+    stake_hash = _key_hash(bindings.crypto_scalarmult_ed25519_base_noclamp(stake[:32]))
+    raw = bytes((network.network_id,)) + signer.payment_key_hash + stake_hash
+    return Account(network, account, encode_address(raw), signer)
+
+
+def _derive_keys(seed: Seed, account: int) -> tuple[bytes, bytes]:
+    hd_wallet = _pycardano_hd_wallet()
+    root = hd_wallet.from_entropy(seed.entropy.hex())
+    path = f"m/1852'/1815'/{account}'"
+    payment, stake = (root.derive_from_path(f"{path}/{role}/0").xprivate_key for role in (0, 2))
+    return bytes(payment), bytes(stake)
+
+
+def _pycardano_hd_wallet() -> Any:
+    # Imported here and now: it is slow and big, and it gives its logger a handler that prints to stderr.
+    from pycardano.crypto.bip32 import HDWallet
+
+    logger = logging.getLogger("PyCardano")
+    logger.handlers.clear()
+    logger.propagate = False
+    logger.setLevel(logging.ERROR)
+    return HDWallet
+
+
+def _key_hash(public_key: bytes) -> bytes:
+    return hashlib.blake2b(public_key, digest_size=28).digest()

@@ -1,0 +1,232 @@
+"""The keystore: the recovery words on disk, encrypted under a passphrase, in one file for its owner alone.
+
+JSON, version 1. Everything but the ciphertext is public and authenticated by it: network, account and address
+are known without the passphrase, and none can be changed unnoticed. The key comes from scrypt (RFC 7914), the
+cipher is AES-256-GCM over the 32 bytes of entropy.
+May import: core, `keys`, cryptography, the disk. Never: overwrites a file, opens one that others may read, or
+says in an error more than that it failed. Randomness comes in as a port.
+"""
+
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from payagent.core.address import parse_address
+from payagent.core.network import NETWORKS, Network
+from payagent.core.problem import Refused
+from payagent.wallet.keys import ENTROPY_BYTES, Account, Seed, derive, seed_from_words
+
+RandomBytes = Callable[[int], bytes]
+
+VERSION = 1
+SCRYPT_N = 2**17
+MODE = 0o600
+_SCRYPT_R, _SCRYPT_P = 8, 1
+_SCRYPT_N_MIN, _SCRYPT_N_MAX = 2**4, 2**20  # the most takes 1 GiB: a foreign file may not ask for more
+_SIZE_MAX = 4096
+_FIELDS = {"version", "network", "account", "address", "kdf", "cipher", "ciphertext"}
+_KDF_FIELDS, _CIPHER_FIELDS = {"name", "n", "r", "p", "salt"}, {"name", "nonce"}
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a keystore tells anyone who may read it."""
+
+    network: Network
+    account: int
+    address: str
+
+
+def new_words(randomness: RandomBytes) -> str:
+    """24 new words; `randomness(32)` gives the entropy."""
+    return Seed(randomness(ENTROPY_BYTES)).words
+
+
+def create(
+    path: Path,
+    words: str,
+    passphrase: str,
+    network: Network,
+    account: int = 0,
+    *,
+    scrypt_n: int = SCRYPT_N,
+    randomness: RandomBytes = os.urandom,
+) -> Header:
+    """Write a new keystore, durably, and give its public part.
+
+    `scrypt_n` is the cost (a power of two; memory is n KiB). Refused: `mnemonic_invalid`, `keystore_exists`,
+    `keystore_invalid` for an empty passphrase.
+    """
+    if not passphrase:
+        raise Refused("keystore_invalid", "the passphrase is empty")
+    seed = seed_from_words(words)
+    address = derive(seed, network, account).address.text
+    document: dict[str, Any] = {
+        "version": VERSION,
+        "network": network.name,
+        "account": account,
+        "address": address,
+        "kdf": {
+            "name": "scrypt",
+            "n": scrypt_n,
+            "r": _SCRYPT_R,
+            "p": _SCRYPT_P,
+            "salt": randomness(16).hex(),
+        },
+        "cipher": {"name": "aes-256-gcm", "nonce": randomness(12).hex()},
+    }
+    cipher = AESGCM(_stretch(passphrase, document["kdf"]))
+    nonce = bytes.fromhex(document["cipher"]["nonce"])
+    document["ciphertext"] = cipher.encrypt(nonce, seed.entropy, _authenticated(document)).hex()
+    _write_new(path, json.dumps(document, indent=2).encode() + b"\n")
+    return Header(network, account, address)
+
+
+def read_header(path: Path) -> Header:
+    """The public part, as it stands: only opening the keystore proves it. Refused: `keystore_invalid`."""
+    document = _read(path)
+    return Header(NETWORKS[document["network"]], document["account"], document["address"])
+
+
+def open_keystore(path: Path, passphrase: str) -> Seed:
+    """The seed. Refused: `keystore_invalid` for a wrong passphrase, a changed file or a mode wider than 0600."""
+    document = _read(path)
+    try:
+        entropy = AESGCM(_stretch(passphrase, document["kdf"])).decrypt(
+            bytes.fromhex(document["cipher"]["nonce"]),
+            bytes.fromhex(document["ciphertext"]),
+            _authenticated(document),
+        )
+        return Seed(entropy)
+    except (InvalidTag, ValueError):
+        raise _invalid(path, "the passphrase is wrong, or the file was changed") from None
+
+
+def unlock(path: Path, passphrase: str) -> Account:
+    """Open the keystore and derive its account; the address must come out as the file says."""
+    header = read_header(path)
+    account = derive(open_keystore(path, passphrase), header.network, header.account)
+    if account.address.text != header.address:
+        raise _invalid(path, "its words give another address than it names")
+    return account
+
+
+def _invalid(path: Path, detail: str) -> Refused:
+    return Refused("keystore_invalid", f"{path}: {detail}")
+
+
+def _stretch(passphrase: str, kdf: dict[str, Any]) -> bytes:
+    n = kdf["n"]
+    memory_max = 128 * _SCRYPT_R * (n + _SCRYPT_P + 2)
+    return hashlib.scrypt(
+        passphrase.encode(),
+        salt=bytes.fromhex(kdf["salt"]),
+        n=n,
+        r=_SCRYPT_R,
+        p=_SCRYPT_P,
+        maxmem=memory_max,
+        dklen=32,
+    )
+
+
+def _authenticated(document: dict[str, Any]) -> bytes:
+    public = {key: value for key, value in document.items() if key != "ciphertext"}
+    return json.dumps(public, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _write_new(path: Path, content: bytes) -> None:
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, MODE)
+    except FileExistsError:
+        raise Refused("keystore_exists", f"{path} is there already, and nothing is overwritten") from None
+    try:
+        with os.fdopen(handle, "wb") as file:
+            os.fchmod(file.fileno(), MODE)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        _sync_folder(path.parent)
+    except BaseException:
+        path.unlink()
+        raise
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            content = file.read(_SIZE_MAX + 1)
+    except OSError as error:
+        raise _invalid(path, f"it cannot be read ({error.strerror})") from None
+    if not stat.S_ISREG(mode) or stat.S_IMODE(mode) & ~MODE:
+        raise _invalid(path, f"its mode is {stat.S_IMODE(mode):04o}, and only its owner may have access (0600)")
+    try:
+        document: Any = json.loads(content) if len(content) <= _SIZE_MAX else None
+    except (ValueError, RecursionError):
+        document = None
+    if not isinstance(document, dict) or not _is_keystore(document):
+        raise _invalid(path, "it is not a keystore of version 1")
+    return document
+
+
+def _is_keystore(document: dict[str, Any]) -> bool:
+    if set(document) != _FIELDS:
+        return False
+    kdf, cipher, account = document["kdf"], document["cipher"], document["account"]
+    if type(document["version"]) is not int or document["version"] != VERSION:
+        return False
+    if not isinstance(document["network"], str) or document["network"] not in NETWORKS:
+        return False
+    if type(account) is not int or not 0 <= account < 2**31:
+        return False
+    if not _is_address(document["address"], NETWORKS[document["network"]]):
+        return False
+    return _is_kdf(kdf) and bool(
+        isinstance(cipher, dict)
+        and set(cipher) == _CIPHER_FIELDS
+        and cipher["name"] == "aes-256-gcm"
+        and _is_hex(cipher["nonce"], 12)
+        and _is_hex(document["ciphertext"], ENTROPY_BYTES + 16)
+    )
+
+
+def _is_address(value: Any, network: Network) -> bool:
+    try:
+        parse_address(value, network)
+    except Refused:
+        return False
+    return True
+
+
+def _is_kdf(kdf: Any) -> bool:
+    return bool(
+        isinstance(kdf, dict)
+        and set(kdf) == _KDF_FIELDS
+        and (kdf["name"], kdf["r"], kdf["p"]) == ("scrypt", _SCRYPT_R, _SCRYPT_P)
+        and type(kdf["n"]) is int
+        and _SCRYPT_N_MIN <= kdf["n"] <= _SCRYPT_N_MAX
+        and kdf["n"].bit_count() == 1
+        and _is_hex(kdf["salt"], 16)
+    )
+
+
+def _is_hex(value: Any, length: int) -> bool:
+    if not isinstance(value, str) or len(value) != 2 * length:
+        return False
+    return all(char in "0123456789abcdef" for char in value)

@@ -1,0 +1,160 @@
+"""Selection: which coins pay for an order. Deterministic, few inputs first, and the largest coins at the last.
+
+Three orders are tried. The first spends the smallest coins that suffice, leaves coins with other assets alone
+and so keeps the wallet tidy. The second takes the asset's largest coins and then the largest in lovelace; the
+third the largest in lovelace alone. So whenever taking the largest coins first fits one transaction, a payment
+is found. May import: core, `coins`, `plan`. Never: randomness, or a walk over the wallet when few coins pay.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+
+from payagent.core.money import LOVELACE
+from payagent.core.problem import Refused
+from payagent.wallet import cbor
+from payagent.wallet.coins import Coin, Coins
+from payagent.wallet.plan import FEE_SLACK_BYTES, Draft, Order
+
+_LOOK_AHEAD = 16
+_LEAST_INPUT_SIZE = 36
+
+_Sequence = Callable[[Draft, Coins], Iterator[Coin]]
+
+
+def choose(coins: Coins, order: Order, anchor: Coin | None) -> Draft:
+    """Coins that pay for the order, the anchor among them when there is one.
+
+    Refused: `not_enough_funds`, with what is missing; `needs_consolidation` when there is enough, in more coins
+    than one transaction holds; `transaction_too_big` when the outputs alone are.
+    """
+    if Draft(order).bare_size(more_inputs=1) > order.frame.parameters.max_tx_size:
+        raise Refused("transaction_too_big", f"{len(order.planned)} outputs do not fit one transaction")
+    _require_totals(coins, order, anchor)
+    for sequence in (_frugal, _assets_then_largest, _largest):
+        draft, ended = _fill(Draft(order, [anchor] if anchor else []), coins, sequence)
+        if draft.pays():
+            return draft
+        if ended:
+            raise _not_enough(LOVELACE, draft.shortfall(), "to keep what would be left as change")
+    raise Refused(
+        "needs_consolidation", f"the outputs need more coins than fit one transaction; the wallet has {len(coins)}"
+    )
+
+
+def choose_all(coins: Coins, order: Order) -> Draft:
+    """As many coins as fit one transaction that gives everything to the rest, smallest first.
+
+    Smallest first, so that a sweep to the wallet's own address clears up its dust. Refused: `not_enough_funds`
+    when they do not even pay their own way.
+    """
+    most = order.frame.parameters.max_tx_size // _LEAST_INPUT_SIZE
+    for sequence in (coins.smallest(), coins.largest()):
+        draft = _longest_prefix(order, list(islice(sequence, most)))
+        if draft.pays():
+            return draft
+    raise _not_enough(LOVELACE, draft.shortfall(), "to pay the fee and the smallest output")
+
+
+def take(coins: Sequence[Coin], order: Order) -> Draft:
+    """Exactly these coins. Refused: `not_enough_funds`, `transaction_too_big`."""
+    draft = Draft(order, coins)
+    for asset in order.assets:
+        if missing := draft.lacking(asset):
+            raise _not_enough(asset, missing, "to pay the outputs")
+    if not draft.is_exact() and (missing := draft.shortfall()) > 0:
+        raise _not_enough(LOVELACE, missing, "to keep what would be left as change")
+    return draft
+
+
+def pick_anchor(draft: Draft) -> Coin:
+    """The smallest input of pure ADA, else the smallest input."""
+    return min(draft.coins, key=lambda coin: (bool(coin.assets), coin.lovelace, coin.ref))
+
+
+def _require_totals(coins: Coins, order: Order, anchor: Coin | None) -> None:
+    held = dict(coins.totals)
+    if anchor is not None and anchor.ref not in coins:
+        for asset, units in ((LOVELACE, anchor.lovelace), *anchor.assets):
+            held[asset] = held.get(asset, 0) + units
+    for asset in order.assets:
+        if (missing := order.needs[asset] - held.get(asset, 0)) > 0:
+            raise _not_enough(asset, missing, "to pay the outputs")
+    draft = Draft(order)
+    if (missing := order.needs[LOVELACE] + draft.fee(draft.bare_size(1)) - held.get(LOVELACE, 0)) > 0:
+        raise _not_enough(LOVELACE, missing, "to pay the outputs and the fee")
+
+
+def _not_enough(asset: str, missing: int, why: str) -> Refused:
+    return Refused(
+        "not_enough_funds", f"{missing} units of {asset} are missing {why}", asset=asset, shortfall=str(missing)
+    )
+
+
+def _fill(draft: Draft, coins: Coins, sequence: _Sequence) -> tuple[Draft, bool]:
+    """Add coins until they pay, or do not fit; True when all coins together are too little."""
+    for coin in sequence(draft, coins):
+        if draft.pays() or not draft.has_room():
+            return draft, False
+        if coin.ref in draft.refs:
+            continue
+        last = _completing(draft, coins)
+        draft.add(last or coin)
+    return draft, draft.shortfall() > 0
+
+
+def _completing(draft: Draft, coins: Coins) -> Coin | None:
+    """The smallest coin of pure ADA with which the draft pays: to the unit, or with change that can be kept."""
+    if any(draft.lacking(asset) for asset in draft.order.assets):
+        return None
+    exact, least = draft.exact_gap(more_inputs=1), draft.shortfall(more_inputs=1)
+    if exact is not None:
+        for coin in islice(coins.pure_from(exact), _LOOK_AHEAD):
+            if coin.lovelace - _index_fee(draft, coin) == exact and coin.ref not in draft.refs:
+                return coin
+    for coin in islice(coins.pure_from(least), _LOOK_AHEAD):
+        if coin.lovelace - _index_fee(draft, coin) >= least and coin.ref not in draft.refs:
+            return coin
+    return None
+
+
+def _index_fee(draft: Draft, coin: Coin) -> int:
+    """What a coin's index costs above the one byte that `more_inputs` counts."""
+    return draft.order.frame.parameters.min_fee_a * (cbor.head_size(coin.index) - 1)
+
+
+def _lacked(draft: Draft, asset: str, source: Iterator[Coin]) -> Iterator[Coin]:
+    while draft.lacking(asset) and (coin := next(source, None)):
+        yield coin
+
+
+def _frugal(draft: Draft, coins: Coins) -> Iterator[Coin]:
+    for asset in draft.order.assets:
+        if missing := draft.lacking(asset):
+            near = islice(coins.asset_from(asset, missing), _LOOK_AHEAD)
+            yield from sorted(near, key=lambda coin: len(coin.assets))[:1]
+        yield from _lacked(draft, asset, coins.asset_largest(asset))
+    yield from coins.pure_largest()
+    yield from coins.mixed_largest()
+
+
+def _assets_then_largest(draft: Draft, coins: Coins) -> Iterator[Coin]:
+    for asset in draft.order.assets:
+        yield from _lacked(draft, asset, coins.asset_largest(asset))
+    yield from coins.largest()
+
+
+def _largest(_: Draft, coins: Coins) -> Iterator[Coin]:
+    return coins.largest()
+
+
+def _longest_prefix(order: Order, coins: Sequence[Coin]) -> Draft:
+    """The most coins from the front whose transaction, with all they hold in the rest, fits."""
+    low, high = 1, len(coins)
+    while low < high:
+        middle = (low + high + 1) // 2
+        size = Draft(order, coins[:middle]).kept_size() + FEE_SLACK_BYTES
+        if size <= order.frame.parameters.max_tx_size:
+            low = middle
+        else:
+            high = middle - 1
+    return Draft(order, coins[:low])

@@ -1,0 +1,120 @@
+"""Transactions: select coins, build the body, sign it, read it again and compare. The wallet's front door.
+
+Everything here is a function from values to values (the signer holds the only secret), so the same coins and
+outputs give the same bytes, on a second run after a crash too.
+May import: core and this room. Never: pycardano, I/O, a clock. Rules: Conway's UTXO and UTXOW (see `plan`).
+"""
+
+import hashlib
+from collections.abc import Sequence
+
+from payagent.core.address import Address
+from payagent.core.invoice import Output, Role
+from payagent.core.money import LOVELACE
+from payagent.wallet.check import CheckFailed, check
+from payagent.wallet.coins import Coin, Coins
+from payagent.wallet.keys import Signer
+from payagent.wallet.plan import (
+    Frame,
+    Parameters,
+    Plan,
+    PlannedOutput,
+    assemble,
+    finish,
+    lay_order,
+    min_lovelace,
+)
+from payagent.wallet.selection import choose, choose_all, pick_anchor, take
+
+__all__ = [
+    "FEE_CAP_LOVELACE",
+    "CheckFailed",
+    "Parameters",
+    "Plan",
+    "PlannedOutput",
+    "build",
+    "check",
+    "fan_out",
+    "min_lovelace",
+    "select",
+    "sign",
+    "sweep",
+]
+
+FEE_CAP_LOVELACE = 900_000  # a plain transaction of 16,384 bytes costs 876,277
+MAINNET_PARAMETERS = Parameters()
+
+
+def select(
+    coins: Coins,
+    outputs: Sequence[Output],
+    *,
+    change: Address,
+    ttl_slot: int,
+    network_id: int,
+    params: Parameters = MAINNET_PARAMETERS,
+    fee_cap_lovelace: int = FEE_CAP_LOVELACE,
+    anchor: Coin | None = None,
+) -> Plan:
+    """Choose coins for the outputs and build. An anchor that is given is spent, whether it is in `coins` or not.
+
+    Refused: `output_below_minimum`, `amount_out_of_range`, `not_enough_funds`, `needs_consolidation`,
+    `transaction_too_big`, `fee_too_high`.
+    """
+    order = lay_order(outputs, Frame(change, ttl_slot, network_id, params, fee_cap_lovelace))
+    draft = choose(coins, order, anchor)
+    return finish(draft, anchor or pick_anchor(draft))
+
+
+def build(
+    inputs: Sequence[Coin],
+    anchor: Coin,
+    outputs: Sequence[Output],
+    *,
+    change: Address,
+    ttl_slot: int,
+    network_id: int,
+    params: Parameters = MAINNET_PARAMETERS,
+    fee_cap_lovelace: int = FEE_CAP_LOVELACE,
+    rest_role: Role = "change",
+) -> Plan:
+    """The transaction that spends exactly these coins; the one that `select` or `sweep` gave for them.
+
+    Refused as `select`; `not_enough_funds` when the coins do not pay for the outputs with change that is no dust.
+    """
+    if anchor.ref not in {coin.ref for coin in inputs}:
+        raise ValueError(f"the anchor {anchor.ref} is not among the inputs")
+    frame = Frame(change, ttl_slot, network_id, params, fee_cap_lovelace, rest_role)
+    order = lay_order(outputs, frame)
+    return finish(take(inputs, order), anchor)
+
+
+def sweep(
+    coins: Coins,
+    to: Address,
+    *,
+    own: Address,
+    ttl_slot: int,
+    network_id: int,
+    params: Parameters = MAINNET_PARAMETERS,
+    fee_cap_lovelace: int = FEE_CAP_LOVELACE,
+) -> Plan:
+    """Send everything: as many coins as one transaction holds, smallest first, all to `to` less the fee.
+
+    A wallet of more coins takes several sweeps; to the own address a sweep is a consolidation.
+    Refused: `not_enough_funds`, `fee_too_high`.
+    """
+    role: Role = "change" if to.raw == own.raw else "pay_to"
+    draft = choose_all(coins, lay_order((), Frame(to, ttl_slot, network_id, params, fee_cap_lovelace, role)))
+    return finish(draft, pick_anchor(draft))
+
+
+def fan_out(own: Address, count: int, lovelace: int) -> tuple[Output, ...]:
+    """The outputs of a `wallet split`: so many equal coins of pure ADA to ourselves."""
+    return tuple(Output("change", own, LOVELACE, lovelace) for _ in range(count))
+
+
+def sign(plan: Plan, signer: Signer) -> bytes:
+    """The bytes to submit. `check` them before they are stored or leave the process."""
+    body_hash = hashlib.blake2b(plan.body, digest_size=32).digest()
+    return assemble(plan.body, signer.public_key, signer.sign(body_hash))

@@ -1,0 +1,111 @@
+# Sourced by scripts/demo and scripts/test: makes .venv from a hashed lock, or finds it made and does nothing.
+# Needs bash and a Python of at least 3.11; talks on stderr.
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+VENV=$ROOT/.venv
+PY=$VENV/bin/python
+
+# What the caller's shell says of other Pythons is not for this one.
+unset PYTHONPATH PYTHONHOME PYTHONSTARTUP VIRTUAL_ENV
+unset PIP_TARGET PIP_PREFIX PIP_USER PIP_REQUIREMENT PIP_CONSTRAINT PIP_NO_BINARY PIP_REQUIRE_VIRTUALENV
+export PYTHONNOUSERSITE=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1 PIP_ROOT_USER_ACTION=ignore
+
+say() { printf '==> %s\n' "$*" >&2; }
+
+die() {
+  printf 'error: %s\n' "$*" >&2
+  exit 1
+}
+
+is_new_enough() {
+  "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1
+}
+
+find_python() {
+  local candidate
+  for candidate in python3 python3.13 python3.12 python3.11; do
+    if is_new_enough "$candidate"; then
+      command -v "$candidate"
+      return
+    fi
+  done
+  die "Python 3.11 or newer is needed; python3, python3.13, python3.12 and python3.11 are missing or older"
+}
+
+# install_system PACKAGE...: as root on Debian or its kin; fails where that is not so.
+install_system() {
+  [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || return 1
+  say "installing $* (apt-get)"
+  DEBIAN_FRONTEND=noninteractive apt-get update -q >&2 &&
+    DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends "$@" >&2
+}
+
+# A .venv that was copied from another folder, or whose Python is gone, is not usable.
+venv_is_usable() {
+  is_new_enough "$PY" && "$PY" -m pip --version >/dev/null 2>&1 && grep -qF "$VENV" "$VENV/bin/activate" 2>/dev/null
+}
+
+make_venv() {
+  local python package
+  python=$(find_python) || exit 1
+  if ! "$python" -c 'import ensurepip, venv' >/dev/null 2>&1; then
+    package=$("$python" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')
+    install_system "$package" || die "$python cannot make a virtual environment; install the package $package, then run this again"
+  fi
+  say "making .venv with $("$python" --version) ($python)"
+  "$python" -m venv --clear "$VENV" || die "$python could not make $VENV"
+}
+
+fingerprint() {
+  { cat "$1" "$ROOT/pyproject.toml" && "$PY" --version; } | sha256sum
+}
+
+# Passes pip's lines to a log and shows how far it is.
+show_progress() {
+  local total=$1 log=$2 count=0 line name
+  while IFS= read -r line; do
+    printf '%s\n' "$line" >>"$log"
+    case $line in
+      Collecting*)
+        count=$((count + 1))
+        name=${line#Collecting }
+        if [ -t 2 ]; then
+          printf '\r    %3d of at most %d  %-40.40s' "$count" "$total" "${name%% *}" >&2
+        elif [ $((count % 10)) = 0 ]; then
+          printf '    %3d of at most %d  %s\n' "$count" "$total" "${name%% *}" >&2
+        fi
+        ;;
+      "Installing collected packages"*)
+        if [ -t 2 ]; then printf '\n' >&2; fi
+        printf '    all here; unpacking\n' >&2
+        ;;
+    esac
+  done
+}
+
+# ensure_environment runtime|dev: .venv holds what the lock of that name says, and payagent itself (editable).
+ensure_environment() {
+  local kind=$1 lock log total
+  case $kind in
+    runtime) lock=$ROOT/requirements.txt ;;
+    dev) lock=$ROOT/requirements-dev.txt ;;
+  esac
+  venv_is_usable || make_venv
+  if [ "$(cat "$VENV/.installed-$kind" 2>/dev/null)" = "$(fingerprint "$lock")" ]; then
+    return
+  fi
+  rm -f "$VENV"/.installed-*
+  total=$(grep -c '==' "$lock")
+  log=$VENV/install.log
+  : >"$log"
+  say "installing $total packages into .venv (the first time this takes a minute or two)"
+  if ! "$PY" -m pip install --require-hashes --only-binary :all: -r "$lock" 2>&1 | show_progress "$total" "$log"; then
+    tail -n 30 "$log" >&2
+    die "the packages could not be installed; the whole log is in $log"
+  fi
+  # The build backend is in the lock, so nothing outside it is fetched here.
+  "$PY" -m pip install --quiet --no-deps --no-build-isolation -e "$ROOT" >>"$log" 2>&1 ||
+    { tail -n 30 "$log" >&2; die "payagent itself could not be installed; the whole log is in $log"; }
+  fingerprint "$ROOT/requirements.txt" >"$VENV/.installed-runtime"
+  if [ "$kind" = dev ]; then fingerprint "$lock" >"$VENV/.installed-dev"; fi
+}

@@ -1,0 +1,560 @@
+"""The Blockfrost adapter against a real HTTP server on loopback: answers, faults, limits, secrets."""
+
+import asyncio
+import datetime
+import logging
+import ssl
+from collections.abc import AsyncIterator, Callable, Iterator
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import blockfrost.api
+import pytest
+import requests
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
+from faulty_provider import NOT_FOUND, FaultyProvider, Reply, Seen
+
+from payagent.chain.blockfrost import Blockfrost, Timeouts
+from payagent.chain.source import (
+    BlockSeen,
+    ChainUtxo,
+    Found,
+    Genesis,
+    NotFound,
+    Parameters,
+    Read,
+    SubmitKind,
+    Tip,
+    TxSeen,
+    Unknown,
+)
+from payagent.core.problem import Refused
+
+SECRET = "preprodCANARYCANARYCANARYCANARYCANARY01"
+ADDRESS = "addr_test1vz2fxv2umyhttkxyxp8x0dlpdt3k6cwng5pxj3jhsydzersp2s33m"
+TX = "ab" * 32
+BLOCK = "cd" * 32
+TOKEN = "0f" * 28 + "abcd"
+
+LATEST = {"time": 1_700_000_000, "height": 15_243_593, "hash": BLOCK, "slot": 412_162_133, "epoch": 425}
+TRANSACTION = {
+    "hash": TX,
+    "block": BLOCK,
+    "block_height": 100,
+    "block_time": 1_700_000_000,
+    "slot": 2_000,
+    "index": 1,
+}
+GENESIS = {
+    "active_slots_coefficient": 0.05,
+    "network_magic": 1,
+    "epoch_length": 432_000,
+    "system_start": 1_654_041_600,
+    "slot_length": 1,
+    "security_param": 2160,
+}
+PARAMETERS = {
+    "epoch": 225,
+    "min_fee_a": 44,
+    "min_fee_b": 155_381,
+    "max_tx_size": 16_384,
+    "coins_per_utxo_size": "4310",
+    "max_val_size": "5000",
+    "a0": 0.3,
+}
+
+
+def utxo_row(number: int = 0, **changes: Any) -> dict[str, Any]:
+    row = {
+        "address": ADDRESS,
+        "tx_hash": f"{number:064x}",
+        "tx_index": 0,
+        "output_index": 0,
+        "amount": [{"unit": "lovelace", "quantity": str(2_000_000 + number)}],
+        "block": BLOCK,
+        "data_hash": None,
+        "inline_datum": None,
+        "reference_script_hash": None,
+    }
+    return {**row, **changes}
+
+
+@pytest.fixture
+def provider() -> Iterator[FaultyProvider]:
+    server = FaultyProvider()
+    server.routes["GET /blocks/latest"] = Reply(LATEST)
+    yield server
+    server.close()
+
+
+@pytest.fixture
+async def source(provider: FaultyProvider) -> AsyncIterator[Blockfrost]:
+    adapter = Blockfrost("main", provider.base_url, SECRET)
+    yield adapter
+    await adapter.aclose()
+
+
+@pytest.fixture
+async def hasty(provider: FaultyProvider) -> AsyncIterator[Blockfrost]:
+    adapter = Blockfrost("main", provider.base_url, SECRET, Timeouts(0.3, 0.3, 0.5, 2.0, 0.5))
+    yield adapter
+    await adapter.aclose()
+
+
+async def test_what_is_found_is_read_in_full(provider: FaultyProvider, source: Blockfrost) -> None:
+    provider.routes["GET /genesis"] = Reply(GENESIS)
+    provider.routes["GET /epochs/latest/parameters"] = Reply(PARAMETERS)
+    provider.routes[f"GET /txs/{TX}"] = Reply(TRANSACTION)
+    provider.routes[f"GET /blocks/{BLOCK}"] = Reply(LATEST)
+    provider.routes[f"GET /mempool/{TX}"] = Reply({"tx": {"hash": TX}, "inputs": [], "outputs": []})
+    assert await source.tip() == Found(Tip(15_243_593, 412_162_133, BLOCK, 1_700_000_000))
+    assert await source.genesis() == Found(Genesis(1, 1_654_041_600, 1))
+    assert await source.parameters() == Found(Parameters(44, 155_381, 4310, 16_384, 5000, 225))
+    assert await source.tx(TX) == Found(TxSeen(TX, BLOCK, 100, 2_000))
+    assert await source.block(BLOCK) == Found(BlockSeen(BLOCK, 15_243_593, 412_162_133, 1_700_000_000))
+    assert await source.in_mempool(TX) == Found(True)
+
+
+async def test_an_output_is_read_with_its_tokens_datum_and_script(
+    provider: FaultyProvider, source: Blockfrost
+) -> None:
+    amount = [{"unit": "lovelace", "quantity": "1500000"}, {"unit": TOKEN, "quantity": "12"}]
+    provider.routes[f"GET /addresses/{ADDRESS}/utxos"] = Reply(
+        [
+            utxo_row(1),
+            utxo_row(2, amount=amount, data_hash="ee" * 32, block=None),
+            utxo_row(3, reference_script_hash="aa" * 28),
+            utxo_row(4, inline_datum="182a"),
+        ]
+    )
+    read = await source.utxos(ADDRESS)
+    assert isinstance(read, Found)
+    plain, rich, script, inline = read.value
+    assert plain == ChainUtxo(f"{1:064x}", 0, ADDRESS, 2_000_001, {}, BLOCK, False, False)
+    assert rich == ChainUtxo(f"{2:064x}", 0, ADDRESS, 1_500_000, {TOKEN: 12}, None, True, False)
+    assert (script.has_script, script.has_datum, inline.has_datum) == (True, False, True)
+
+
+async def test_a_token_amount_above_63_bits_spoils_its_own_output_and_no_other(
+    provider: FaultyProvider, source: Blockfrost
+) -> None:
+    amount = [{"unit": "lovelace", "quantity": "1500000"}, {"unit": TOKEN, "quantity": str(2**64 - 1)}]
+    provider.routes[f"GET /addresses/{ADDRESS}/utxos"] = Reply([utxo_row(1), utxo_row(2, amount=amount)])
+    read = await source.utxos(ADDRESS)
+    assert isinstance(read, Found)
+    assert [(row.unreadable, dict(row.assets)) for row in read.value] == [(False, {}), (True, {})]
+
+
+BAD_ROWS: dict[str, dict[str, Any]] = {
+    "another address": utxo_row(address="addr_test1other"),
+    "lovelace above 63 bits": utxo_row(amount=[{"unit": "lovelace", "quantity": str(2**63)}]),
+    "token above 64 bits": utxo_row(
+        amount=[{"unit": "lovelace", "quantity": "1"}, {"unit": TOKEN, "quantity": str(2**64)}]
+    ),
+    "no lovelace": utxo_row(amount=[{"unit": TOKEN, "quantity": "1"}]),
+    "lovelace twice": utxo_row(amount=[{"unit": "lovelace", "quantity": "1"}] * 2),
+    "fraction": utxo_row(amount=[{"unit": "lovelace", "quantity": 1.0}]),
+    "exponent text": utxo_row(amount=[{"unit": "lovelace", "quantity": "1e6"}]),
+    "negative": utxo_row(amount=[{"unit": "lovelace", "quantity": "-1"}]),
+    "bool": utxo_row(amount=[{"unit": "lovelace", "quantity": True}]),
+    "zero": utxo_row(amount=[{"unit": "lovelace", "quantity": "0"}]),
+    "ticker": utxo_row(amount=[{"unit": "lovelace", "quantity": "1"}, {"unit": "HOSKY", "quantity": "1"}]),
+    "unit is a list": utxo_row(amount=[{"unit": ["lovelace"], "quantity": "1"}]),
+    "short tx hash": utxo_row(tx_hash="ab"),
+    "no index": {k: v for k, v in utxo_row().items() if k != "output_index"},
+    "amount is text": utxo_row(amount="lovelace"),
+}
+
+
+@pytest.mark.parametrize("row", BAD_ROWS.values(), ids=BAD_ROWS.keys())
+async def test_one_row_that_is_not_understood_makes_the_wallet_unknown_never_partial(
+    provider: FaultyProvider, source: Blockfrost, row: dict[str, Any]
+) -> None:
+    provider.routes[f"GET /addresses/{ADDRESS}/utxos"] = Reply([utxo_row(7), row])
+    assert isinstance(await source.utxos(ADDRESS), Unknown)
+
+
+async def test_only_blockfrosts_own_404_means_not_found(provider: FaultyProvider, source: Blockfrost) -> None:
+    for path in (f"/txs/{TX}", f"/blocks/{BLOCK}", f"/mempool/{TX}", f"/addresses/{ADDRESS}/utxos"):
+        provider.routes[f"GET {path}"] = NOT_FOUND
+    assert await source.tx(TX) == NotFound()
+    assert await source.block(BLOCK) == NotFound()
+    assert await source.in_mempool(TX) == NotFound()
+    assert await source.utxos(ADDRESS) == Found(())
+
+
+NOT_REALLY_404 = {
+    "bare": Reply(status=404),
+    "html": Reply(b"<html>404 Not Found</html>", 404, "text/html"),
+    "router": Reply({"message": "Route GET:/x not found", "error": "Not Found", "statusCode": 404}, 404),
+    "framework": Reply({"detail": "Not Found"}, 404),
+    "other error": Reply({"status_code": 404, "error": "No such route", "message": ""}, 404),
+    "other body status": Reply({"status_code": 500, "error": "Not Found", "message": ""}, 404),
+    "list": Reply([{"status_code": 404, "error": "Not Found"}], 404),
+    "500 that says 404": Reply(NOT_FOUND.body, 500),
+    "200 that says 404": Reply(NOT_FOUND.body, 200),
+    "empty 200": Reply(b""),
+    "null": Reply(b"null"),
+}
+
+
+@pytest.mark.parametrize("reply", NOT_REALLY_404.values(), ids=NOT_REALLY_404.keys())
+async def test_any_other_404_is_unknown_and_no_empty_wallet(
+    provider: FaultyProvider, source: Blockfrost, reply: Reply
+) -> None:
+    provider.routes[f"GET /txs/{TX}"] = reply
+    provider.routes[f"GET /addresses/{ADDRESS}/utxos"] = reply
+    assert isinstance(await source.tx(TX), Unknown)
+    assert isinstance(await source.utxos(ADDRESS), Unknown)
+
+
+BROKEN = {
+    "html 200": Reply(b"<html>maintenance</html>", 200, "text/html"),
+    "html 522": Reply(b"<html>522: Connection timed out</html>", 522, "text/html"),
+    "cut json": Reply(b'{"height": 1, "slot"'),
+    "short body": Reply(LATEST, fault="short"),
+    "reset": Reply(fault="reset"),
+    "oversized": Reply(b'"' + b"a" * (9 * 1024 * 1024) + b'"'),
+    "nested": Reply(b"[" * 100_000),
+    "not utf-8": Reply(b"\xff\xfe\x00"),
+    "huge number": Reply(b'{"height": ' + b"9" * 5_000 + b"}"),
+    "float height": Reply({**LATEST, "height": 15.0}),
+    "infinite height": Reply(b'{"height": Infinity, "slot": 1, "hash": "' + BLOCK.encode() + b'", "time": 1}'),
+    "no hash": Reply({**LATEST, "hash": None}),
+    "list": Reply([LATEST]),
+    "quota 402": Reply(
+        {"status_code": 402, "error": "Project Over Limit", "message": "Usage is over limit."}, 402
+    ),
+    "429": Reply({"status_code": 429, "error": "Project Over Limit", "message": "Usage is over limit."}, 429),
+    "403": Reply({"status_code": 403, "error": "Forbidden", "message": f"Invalid project token. {SECRET}"}, 403),
+    "redirect": Reply(b"", 302, headers={"Location": "/x/y/blocks/elsewhere"}),
+    "202": Reply(LATEST, 202),
+}
+
+
+@pytest.mark.parametrize("reply", BROKEN.values(), ids=BROKEN.keys())
+async def test_a_broken_answer_is_unknown_and_never_an_exception(
+    provider: FaultyProvider, source: Blockfrost, reply: Reply
+) -> None:
+    provider.routes["GET /blocks/latest"] = reply
+    provider.routes["GET /blocks/elsewhere"] = Reply(LATEST)
+    read = await source.tip()
+    assert isinstance(read, Unknown)
+    assert SECRET not in read.reason
+
+
+async def test_an_answer_about_another_thing_is_unknown(provider: FaultyProvider, source: Blockfrost) -> None:
+    provider.routes[f"GET /txs/{TX}"] = Reply({**TRANSACTION, "hash": "99" * 32})
+    provider.routes[f"GET /blocks/{BLOCK}"] = Reply({**LATEST, "hash": "99" * 32})
+    assert isinstance(await source.tx(TX), Unknown)
+    assert isinstance(await source.block(BLOCK), Unknown)
+
+
+@pytest.mark.parametrize("fault", ["silent", "drip"])
+async def test_a_server_that_does_not_come_to_an_end_is_unknown_within_the_deadline(
+    provider: FaultyProvider, hasty: Blockfrost, fault: str
+) -> None:
+    provider.routes["GET /blocks/latest"] = Reply(fault=fault)
+    started = asyncio.get_running_loop().time()
+    reads = await asyncio.gather(*(hasty.tip() for _ in range(20)))
+    assert all(isinstance(read, Unknown) for read in reads)
+    assert asyncio.get_running_loop().time() - started < 2.0
+    provider.routes["GET /blocks/latest"] = Reply(LATEST)
+    assert isinstance(await hasty.tip(), Found), "the threads came back"
+
+
+async def test_nobody_listening_is_unknown(unused_tcp_port: int) -> None:
+    source = Blockfrost("main", f"http://127.0.0.1:{unused_tcp_port}", SECRET)
+    assert await source.tip() == Unknown("tip: connect")
+    answer = await source.submit(b"\x84", TX)
+    assert answer.kind is SubmitKind.OUTAGE
+    await source.aclose()
+
+
+def _own_certificate(folder: Path) -> ssl.SSLContext:
+    """A server that vouches for itself."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    pem = folder / "server.pem"
+    plain = (Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    pem.write_bytes(key.private_bytes(*plain) + certificate.public_bytes(Encoding.PEM))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pem)
+    return context
+
+
+async def test_a_certificate_that_nobody_vouches_for_ends_it_before_anything_is_sent(tmp_path: Path) -> None:
+    impostor = FaultyProvider(_own_certificate(tmp_path))
+    impostor.routes["GET /blocks/latest"] = Reply(LATEST)
+    impostor.routes["POST /tx/submit"] = Reply(TX)
+    source = Blockfrost("main", impostor.base_url, SECRET)
+    assert await source.tip() == Unknown("tip: tls")
+    assert (await source.submit(b"\x84", TX)).kind is SubmitKind.OUTAGE
+    assert impostor.seen == []
+    await source.aclose()
+    impostor.close()
+
+
+def _paged(rows: Callable[[int], list[dict[str, Any]]]) -> Callable[[Seen], Reply]:
+    def answer(seen: Seen) -> Reply:
+        query = parse_qs(urlsplit(seen.path).query)
+        return Reply(rows(int(query["page"][0])))
+
+    return answer
+
+
+def _slice(numbers: list[int], page: int) -> list[dict[str, Any]]:
+    return [utxo_row(number) for number in numbers[(page - 1) * 100 : page * 100]]
+
+
+@pytest.mark.parametrize("total", [0, 1, 99, 100, 101, 200, 250])
+async def test_all_pages_are_read(provider: FaultyProvider, source: Blockfrost, total: int) -> None:
+    numbers = list(range(total))
+    provider.routes[f"GET /addresses/{ADDRESS}/utxos"] = _paged(lambda page: _slice(numbers, page))
+    read = await source.utxos(ADDRESS)
+    assert isinstance(read, Found)
+    assert [row.lovelace for row in read.value] == [2_000_000 + number for number in numbers]
+
+
+async def test_rows_that_shift_between_pages_are_read_again_until_the_set_is_whole(
+    provider: FaultyProvider, source: Blockfrost
+) -> None:
+    """An output is spent after page 1 of the first pass was read: row 100 moves up and out of sight."""
+    numbers, reads_of_page_1, height = list(range(250)), 0, 1
+
+    def rows(page: int) -> list[dict[str, Any]]:
+        nonlocal reads_of_page_1, height
+        reads_of_page_1 += page == 1
+        shown = _slice(numbers, page)
+        if page == 1 and reads_of_page_1 == 2:
+            numbers.remove(5)
+            height += 1
+        return shown
+
+    provider.routes["GET /blocks/latest"] = lambda _: Reply({**LATEST, "height": height, "hash": f"{height:064x}"})
+    provider.routes[f"GET /addresses/{ADDRESS}/utxos"] = _paged(rows)
+    read = await source.utxos(ADDRESS)
+    assert isinstance(read, Found)
+    assert [row.lovelace - 2_000_000 for row in read.value] == numbers
+    assert 100 in numbers
+
+
+async def test_a_tip_that_runs_away_does_no_harm_while_two_passes_agree(
+    provider: FaultyProvider, source: Blockfrost
+) -> None:
+    height = 0
+
+    def next_block(_: Seen) -> Reply:
+        nonlocal height
+        height += 1
+        return Reply({**LATEST, "height": height, "hash": f"{height:064x}"})
+
+    provider.routes["GET /blocks/latest"] = next_block
+    provider.routes[f"GET /addresses/{ADDRESS}/utxos"] = _paged(lambda page: _slice(list(range(150)), page))
+    read = await source.utxos(ADDRESS)
+    assert isinstance(read, Found)
+    assert len(read.value) == 150
+
+
+async def test_rows_that_never_rest_are_unknown(provider: FaultyProvider, source: Blockfrost) -> None:
+    numbers, height = list(range(250)), 0
+
+    def rows(page: int) -> list[dict[str, Any]]:
+        nonlocal height
+        height += 1
+        if page == 1:
+            numbers.pop(0)
+        return _slice(numbers, page)
+
+    provider.routes["GET /blocks/latest"] = lambda _: Reply({**LATEST, "height": height, "hash": f"{height:064x}"})
+    provider.routes[f"GET /addresses/{ADDRESS}/utxos"] = _paged(rows)
+    assert isinstance(await source.utxos(ADDRESS), Unknown)
+
+
+async def test_a_fault_on_a_later_page_is_unknown_and_endless_pages_end(
+    provider: FaultyProvider, source: Blockfrost, hasty: Blockfrost
+) -> None:
+    def second_page_lost(seen: Seen) -> Reply:
+        return NOT_FOUND if "page=2" in seen.path else Reply(_slice(list(range(100)), 1))
+
+    provider.routes[f"GET /addresses/{ADDRESS}/utxos"] = second_page_lost
+    assert isinstance(await source.utxos(ADDRESS), Unknown)
+    provider.routes[f"GET /addresses/{ADDRESS}/utxos"] = Reply(_slice(list(range(100)), 1))
+    assert isinstance(await hasty.utxos(ADDRESS), Unknown)
+
+
+async def test_a_page_with_more_rows_than_asked_for_is_unknown(
+    provider: FaultyProvider, source: Blockfrost
+) -> None:
+    provider.routes[f"GET /addresses/{ADDRESS}/utxos"] = Reply([utxo_row(number) for number in range(101)])
+    assert isinstance(await source.utxos(ADDRESS), Unknown)
+
+
+async def test_calls_share_one_connection(provider: FaultyProvider, source: Blockfrost) -> None:
+    provider.routes["POST /tx/submit"] = Reply(TX)
+    for _ in range(4):
+        assert isinstance(await source.tip(), Found)
+    assert (await source.submit(b"\x84", TX)).kind is SubmitKind.ACCEPTED
+    assert provider.connections == 1
+
+
+async def test_many_tasks_share_a_source_and_each_gets_its_own_answer(
+    provider: FaultyProvider, source: Blockfrost
+) -> None:
+    ids = [f"{number:064x}" for number in range(60)]
+    for number, tx_id in enumerate(ids):
+        provider.routes[f"GET /txs/{tx_id}"] = Reply({**TRANSACTION, "hash": tx_id, "block_height": number})
+    reads = await asyncio.gather(*(source.tx(tx_id) for tx_id in ids))
+    assert reads == [Found(TxSeen(tx_id, BLOCK, number, 2_000)) for number, tx_id in enumerate(ids)]
+    assert provider.connections <= 8
+
+
+async def test_base_url_is_used_as_it_stands_and_the_environment_is_not_read(
+    provider: FaultyProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BLOCKFROST_API_VERSION", "v7")
+    monkeypatch.setenv("BLOCKFROST_PROJECT_ID", "from-the-environment")
+    monkeypatch.setenv("BLOCKFROST_API_URL", "http://127.0.0.1:9/wrong")
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
+    for base_url, project_id in ((provider.base_url, SECRET), (provider.base_url + "/", None)):
+        source = Blockfrost("main", base_url, project_id)
+        assert isinstance(await source.tip(), Found)
+        await source.aclose()
+    assert [seen.path for seen in provider.seen] == ["/x/y/blocks/latest"] * 2
+    assert [seen.headers.get("project_id") for seen in provider.seen] == [SECRET, None]
+
+
+async def test_the_project_id_shows_nowhere(
+    provider: FaultyProvider, source: Blockfrost, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    echo = {"status_code": 400, "error": "Bad Request", "message": f"unknown token {SECRET}"}
+    provider.routes["POST /tx/submit"] = Reply(echo, 400)
+    provider.routes["GET /blocks/latest"] = Reply(echo, 403)
+    read, answer = await source.tip(), await source.submit(b"\x84", TX)
+    assert provider.seen[0].headers["project_id"] == SECRET
+    assert "unknown token" in answer.detail
+    assert "urllib3" in caplog.text
+    for shown in (repr(source), str(source), repr(read), repr(answer), caplog.text):
+        assert SECRET not in shown
+    with pytest.raises(Refused) as refused:
+        Blockfrost("main", provider.base_url, SECRET + "\n")
+    assert SECRET not in str(refused.value)
+
+
+async def test_other_users_of_the_libraries_notice_nothing(provider: FaultyProvider, source: Blockfrost) -> None:
+    assert isinstance(await source.tip(), Found)
+    assert blockfrost.api.requests is requests
+    other = blockfrost.BlockFrostApi(project_id="other", base_url=provider.origin, api_version="x/y")
+    assert (await asyncio.to_thread(other.block_latest, return_type="json"))["hash"] == BLOCK
+
+
+async def test_the_exact_bytes_are_submitted(provider: FaultyProvider, source: Blockfrost) -> None:
+    raw = bytes(range(256)) * 64
+    provider.routes["POST /tx/submit"] = Reply(TX.encode(), content_type="text/plain")
+    assert (await source.submit(raw, TX)).kind is SubmitKind.ACCEPTED
+    (seen,) = provider.seen
+    assert (seen.path, seen.body) == ("/x/y/tx/submit", raw)
+    assert seen.headers["content-type"] == "application/cbor"
+    assert seen.headers["content-length"] == str(len(raw))
+
+
+SUBMISSIONS = {
+    "another id": (Reply("99" * 32), SubmitKind.LIAR),
+    "500 says 404": (Reply(NOT_FOUND.body, 500), SubmitKind.OUTAGE),
+    "202": (Reply(TX, 202), SubmitKind.ACCEPTED),
+    "body cut": (Reply(TX, fault="short"), SubmitKind.AMBIGUOUS),
+    "refusal cut": (Reply(b"FeeTooSmallUTxO", 400, fault="short"), SubmitKind.AMBIGUOUS),
+    "reset": (Reply(fault="reset"), SubmitKind.AMBIGUOUS),
+    "silent": (Reply(fault="silent"), SubmitKind.AMBIGUOUS),
+    "drip": (Reply(fault="drip"), SubmitKind.AMBIGUOUS),
+    "oversized": (Reply(b"a" * (9 * 1024 * 1024)), SubmitKind.AMBIGUOUS),
+    "redirect": (Reply(b"", 307, headers={"Location": "/x/y/tx/submit"}), SubmitKind.CLIENT),
+    "quota": (Reply({"status_code": 402, "error": "Project Over Limit"}, 402), SubmitKind.RATE),
+    "full": (Reply({"status_code": 425, "error": "Mempool Full"}, 425), SubmitKind.FULL),
+}
+
+
+@pytest.mark.parametrize(("reply", "kind"), SUBMISSIONS.values(), ids=SUBMISSIONS.keys())
+async def test_a_submission_is_classified_by_what_really_happened(
+    provider: FaultyProvider, hasty: Blockfrost, reply: Reply, kind: SubmitKind
+) -> None:
+    provider.routes["POST /tx/submit"] = reply
+    answer = await hasty.submit(b"\x84\xa3", TX)
+    assert answer.kind is kind, answer
+    assert len(provider.seen) == 1
+
+
+async def test_retry_after_reaches_the_answer(provider: FaultyProvider, source: Blockfrost) -> None:
+    provider.routes["POST /tx/submit"] = Reply({"status_code": 429}, 429, headers={"Retry-After": "17"})
+    answer = await source.submit(b"\x84", TX)
+    assert (answer.kind, answer.retry_after_s) == (SubmitKind.RATE, 17)
+
+
+async def test_a_submission_that_never_got_a_thread_was_not_sent(provider: FaultyProvider) -> None:
+    slow = Blockfrost("main", provider.base_url, SECRET, Timeouts(submit_s=0.2))
+    provider.routes["GET /blocks/latest"] = Reply(fault="silent")
+    tips = [asyncio.create_task(slow.tip()) for _ in range(8)]
+    assert await asyncio.to_thread(provider.wait_for_requests, 8), "every thread waits for the silent server"
+    assert (await slow.submit(b"\x84", TX)).kind is SubmitKind.OUTAGE
+    assert all(seen.method == "GET" for seen in provider.seen)
+    await slow.aclose()
+    assert all(isinstance(read, Unknown) for read in await asyncio.gather(*tips))
+
+
+async def test_closing_ends_what_is_under_way_and_later_calls_are_unknown(provider: FaultyProvider) -> None:
+    source = Blockfrost("main", provider.base_url, SECRET)
+    provider.routes["GET /blocks/latest"] = Reply(fault="silent")
+    provider.routes["POST /tx/submit"] = Reply(fault="silent")
+    tips = [asyncio.create_task(source.tip()) for _ in range(12)]
+    assert await asyncio.to_thread(provider.wait_for_requests, 8)
+    await source.aclose()
+    reads: list[Read[Tip]] = await asyncio.gather(*tips)
+    assert all(isinstance(read, Unknown) for read in reads)
+    assert isinstance(await source.tip(), Unknown)
+    assert (await source.submit(b"\x84", TX)).kind is SubmitKind.OUTAGE
+
+
+async def test_cancelling_a_task_frees_its_thread(provider: FaultyProvider) -> None:
+    source = Blockfrost("main", provider.base_url, SECRET)
+    provider.routes["GET /blocks/latest"] = Reply(fault="silent")
+    tips = [asyncio.create_task(source.tip()) for _ in range(8)]
+    assert await asyncio.to_thread(provider.wait_for_requests, 8)
+    for tip in tips:
+        tip.cancel()
+    await asyncio.gather(*tips, return_exceptions=True)
+    provider.routes["GET /blocks/latest"] = Reply(LATEST)
+    assert isinstance(await source.tip(), Found)
+    await source.aclose()
+
+
+@pytest.mark.parametrize("text", ["", "ab", TX.upper(), TX + "\n", "../genesis", TX + "?x=1"])
+async def test_what_is_not_a_hash_never_becomes_a_path(
+    provider: FaultyProvider, source: Blockfrost, text: str
+) -> None:
+    for ask in (source.tx, source.block, source.in_mempool):
+        with pytest.raises(ValueError, match="form"):
+            await ask(text)
+    with pytest.raises(ValueError, match="form"):
+        await source.utxos("addr/../../genesis")
+    assert provider.seen == []
+
+
+def test_a_base_url_of_another_scheme_is_refused() -> None:
+    with pytest.raises(Refused, match="config_invalid"):
+        Blockfrost("main", "ftp://127.0.0.1/x", None)

@@ -1,0 +1,342 @@
+"""Answers to a submission, as providers really word them, and what each one means.
+
+The wordings are those of cardano-node eras Shelley to Dijkstra, Blockfrost, Ogmios, Dolos and Yaci Store; ids
+and amounts are made up.
+"""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from payagent.chain.classify import RawAnswer, TransportError, classify_submit
+from payagent.chain.source import SubmitAnswer, SubmitKind
+
+TX = "ab" * 31 + "0f"
+OTHER = "99" * 32
+DIGITS = "1" * 64
+INFINITE = "12e55" + "1" * 59
+
+K = SubmitKind
+
+
+def raw(status: int, body: Any = b"", **fields: Any) -> RawAnswer:
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return RawAnswer(status=status, body=content, **fields)
+
+
+def blockfrost(status: int, error: str, message: Any) -> RawAnswer:
+    return raw(status, {"status_code": status, "error": error, "message": message})
+
+
+def conway(*failures: str) -> dict[str, Any]:
+    """cardano-submit-api's object since Conway."""
+    inner = {"kind": "ShelleyTxValidationError", "era": "ShelleyBasedEraConway", "error": list(failures)}
+    validation = {"tag": "TxValidationErrorInCardanoMode", "contents": inner}
+    return {"tag": "TxSubmitFail", "contents": {"tag": "TxCmdTxSubmitValidationError", "contents": validation}}
+
+
+def in_string(*failures: str) -> RawAnswer:
+    """As blockfrost.io relays it: JSON inside the message."""
+    return blockfrost(400, "Bad Request", json.dumps(conway(*failures)))
+
+
+def as_object(*failures: str) -> RawAnswer:
+    return blockfrost(400, "Bad Request", conway(*failures))
+
+
+def ogmios(code: int, data: Any = None, message: str = "see data", status: int = 400) -> RawAnswer:
+    error = {"code": code, "message": message, "data": data}
+    return raw(status, {"jsonrpc": "2.0", "method": "submitTransaction", "error": error, "id": None})
+
+
+BAD_INPUTS = (
+    f'ConwayUtxowFailure (UtxoFailure (BadInputsUTxO (fromList [TxIn (TxId {{unTxId = SafeHash "{OTHER}"}}) '
+    "(TxIx {unTxIx = 1})])))"
+)
+NO_VALUE = (
+    "ConwayUtxowFailure (UtxoFailure (ValueNotConservedUTxO (MaryValue (Coin 0) (MultiAsset (fromList []))) "
+    "(MaryValue (Coin 9920718377) (MultiAsset (fromList [])))))"
+)
+NO_VALUE_MISMATCH = (
+    "ConwayUtxowFailure (UtxoFailure (ValueNotConservedUTxO (Mismatch {mismatchSupplied = MaryValue (Coin 0) "
+    "(MultiAsset (fromList [])), mismatchExpected = MaryValue (Coin 5000000) (MultiAsset (fromList []))})))"
+)
+SOME_VALUE = NO_VALUE.replace("Coin 0", "Coin 1313258532")
+SOME_VALUE_MISMATCH = NO_VALUE_MISMATCH.replace("Coin 0", "Coin 10")
+EXPIRED = (
+    "ConwayUtxowFailure (UtxoFailure (OutsideValidityIntervalUTxO (ValidityInterval {invalidBefore = SNothing, "
+    "invalidHereafter = SJust (SlotNo 10000)}) (SlotNo 27995504)))"
+)
+ALL_SPENT = 'ConwayMempoolFailure "All inputs are spent. Transaction has probably already been included"'
+ALONZO_SPENT = (
+    '"transaction submit error ShelleyTxValidationError ShelleyBasedEraAlonzo (ApplyTxError [UtxowFailure '
+    "(WrappedShelleyEraFailure (UtxoFailure (ValueNotConservedUTxO (Value 0 (fromList [])) "
+    "(Value 9000000 (fromList []))))),UtxowFailure (WrappedShelleyEraFailure (UtxoFailure (BadInputsUTxO "
+    '(fromList [TxInCompact (TxId {_unTxId = SafeHash \\"0f30\\"}) 0]))))])"'
+)
+BABBAGE_SOME = (
+    "transaction submit error ShelleyTxValidationError ShelleyBasedEraBabbage (ApplyTxError [UtxowFailure "
+    "(UtxoFailure (AlonzoInBabbageUtxoPredFailure (ValueNotConservedUTxO (MaryValue 87325173 (MultiAsset "
+    "(fromList []))) (MaryValue 94040153 (MultiAsset (fromList [])))))),UtxowFailure (UtxoFailure "
+    "(AlonzoInBabbageUtxoPredFailure (BadInputsUTxO (fromList []))))])"
+)
+BODY_ERROR = 'DecoderErrorDeserialiseFailure "Shelley Tx" (DeserialiseFailure 0 "expected list len or indef")'
+HTML = b"<!DOCTYPE html><html><head><title>%s</title></head><body>cloudflare</body></html>"
+
+ANSWERS: dict[str, tuple[RawAnswer, SubmitKind]] = {
+    # success, in every dress
+    "json string": (raw(200, TX), K.ACCEPTED),
+    "plain text (Dolos)": (raw(200, TX.encode(), content_type="text/plain"), K.ACCEPTED),
+    "white space": (raw(200, f'  "{TX}"\r\n'.encode()), K.ACCEPTED),
+    "new line": (raw(200, f"{TX}\n".encode()), K.ACCEPTED),
+    "byte order mark": (raw(200, f'\ufeff"{TX}"'.encode()), K.ACCEPTED),
+    "upper case": (raw(200, TX.upper()), K.ACCEPTED),
+    "upper case, plain": (raw(200, TX.upper().encode()), K.ACCEPTED),
+    "quoted twice": (raw(200, json.dumps(TX)), K.ACCEPTED),
+    "escaped": (raw(200, f'"\\u0061{TX[1:]}"'.encode()), K.ACCEPTED),
+    "202 (Yaci Store)": (raw(202, TX), K.ACCEPTED),
+    "202, plain": (raw(202, TX.encode()), K.ACCEPTED),
+    # success that does not name our transaction
+    "other id": (raw(200, OTHER), K.LIAR),
+    "other id, plain": (raw(200, OTHER.encode()), K.LIAR),
+    "other id, all digits": (raw(200, DIGITS.encode()), K.LIAR),
+    "other id, a number": (raw(200, int(DIGITS)), K.LIAR),
+    "other id, infinite as a number": (raw(200, INFINITE.encode()), K.LIAR),
+    "id with a tail": (raw(200, TX + "00"), K.LIAR),
+    "ok": (raw(200, {"ok": True}), K.LIAR),
+    "true": (raw(200, True), K.LIAR),
+    "null": (raw(200, None), K.LIAR),
+    "list": (raw(200, [TX]), K.LIAR),
+    "captive portal": (raw(200, HTML % b"Log in", content_type="text/html"), K.LIAR),
+    "200 with an error": (raw(200, {"status_code": 400, "error": "Bad Request", "message": "x"}), K.LIAR),
+    # success that got lost on the way
+    "empty": (raw(200), K.AMBIGUOUS),
+    "204": (raw(204), K.AMBIGUOUS),
+    "half an id": (raw(200, TX[:30].encode()), K.AMBIGUOUS),
+    "half a string": (raw(200, f'"{TX[:30]}'.encode()), K.AMBIGUOUS),
+    "no closing quote": (raw(200, f'"{TX}'.encode()), K.AMBIGUOUS),
+    "cut object": (raw(200, b'{"tx": "ab'), K.AMBIGUOUS),
+    "our id, but cut": (raw(200, TX.encode(), error=TransportError.TRUNCATED), K.AMBIGUOUS),
+    "too big": (raw(200, b"a" * 100_000, error=TransportError.TOO_BIG), K.AMBIGUOUS),
+    # spent inputs
+    "all spent, in string": (in_string(ALL_SPENT), K.SPENT_ALL),
+    "all spent, object": (as_object(ALL_SPENT), K.SPENT_ALL),
+    "all spent, plain text": (raw(400, ALL_SPENT.encode(), content_type="text/plain"), K.SPENT_ALL),
+    "all spent, Dijkstra": (as_object("DijkstraMempoolFailure AllInputsAreSpent"), K.SPENT_ALL),
+    "all spent, Ogmios": (ogmios(3997, {"unexpectedError": ALL_SPENT}), K.SPENT_ALL),
+    "all spent, Yaci 500": (raw(500, {"status": 500, "message": ALL_SPENT}), K.SPENT_ALL),
+    "bad inputs, zero value": (in_string(NO_VALUE, BAD_INPUTS), K.SPENT_ALL),
+    "bad inputs, mismatch zero": (as_object(BAD_INPUTS, NO_VALUE_MISMATCH), K.SPENT_ALL),
+    "bad inputs, Alonzo": (blockfrost(400, "Bad Request", ALONZO_SPENT), K.SPENT_ALL),
+    "bad inputs alone": (as_object(BAD_INPUTS), K.SPENT_ALL),
+    "bad inputs and expired": (as_object(BAD_INPUTS, NO_VALUE, EXPIRED), K.SPENT_ALL),
+    "bad inputs and no witness": (as_object("MissingVKeyWitnessesUTXOW", BAD_INPUTS, NO_VALUE), K.SPENT_ALL),
+    "bad inputs, platform's details": (
+        raw(400, {"error": "Bad Request", "message": "TxSubmitFail", "details": conway(NO_VALUE, BAD_INPUTS)}),
+        K.SPENT_ALL,
+    ),
+    "Ogmios 3117": (
+        ogmios(3117, {"unknownOutputReferences": [{"transaction": {"id": OTHER}, "index": 0}]}),
+        K.SPENT_ALL,
+    ),
+    "Ogmios 3117, escaped twice": (
+        blockfrost(400, "Bad Request", json.dumps(json.dumps({"error": {"code": 3117}}))),
+        K.SPENT_ALL,
+    ),
+    "Ogmios 3123 of nothing": (
+        ogmios(3123, {"valueConsumed": {"ada": {"lovelace": 0}}, "valueProduced": {"ada": {"lovelace": 3567525}}}),
+        K.SPENT_ALL,
+    ),
+    "409 (Dolos)": (raw(409), K.SPENT_ALL),
+    "bad inputs, some value": (in_string(BAD_INPUTS, SOME_VALUE), K.SPENT_SOME),
+    "bad inputs, mismatch some": (as_object(BAD_INPUTS, SOME_VALUE_MISMATCH), K.SPENT_SOME),
+    "bad inputs, Babbage": (blockfrost(400, "Bad Request", BABBAGE_SOME), K.SPENT_SOME),
+    "not conserved": (as_object(SOME_VALUE), K.SPENT_SOME),
+    "Ogmios 3123": (
+        ogmios(
+            3123,
+            {"valueConsumed": {"ada": {"lovelace": 3800000}}, "valueProduced": {"ada": {"lovelace": 3567525}}},
+            "The field 'data.valueConsumed' contains the total 'in balance', 0 or more.",
+        ),
+        K.SPENT_SOME,
+    ),
+    # the validity interval
+    "expired, in string": (in_string(EXPIRED), K.EXPIRED),
+    "expired, object": (as_object(EXPIRED), K.EXPIRED),
+    "expired, Mary": (raw(400, f"Error while submitting tx: {EXPIRED}".encode()), K.EXPIRED),
+    "Ogmios 3118": (ogmios(3118, {"validityInterval": {"invalidAfter": 10}, "currentSlot": 20}), K.EXPIRED),
+    # bytes that can never be valid
+    "fee": (in_string("ConwayUtxowFailure (UtxoFailure (FeeTooSmallUTxO (Coin 168000) (Coin 1)))"), K.NEVER),
+    "min-UTxO, Babbage": (as_object("BabbageOutputTooSmallUTxO [(TxOut,Coin 969750)]"), K.NEVER),
+    "min-UTxO, Shelley": (raw(400, b"OutputTooSmallUTxO [...]"), K.NEVER),
+    "size": (as_object("MaxTxSizeUTxO 20000 16384"), K.NEVER),
+    "value size": (as_object("OutputTooBigUTxO [(6000,5000)]"), K.NEVER),
+    "witness": (in_string("ConwayUtxowFailure (MissingVKeyWitnessesUTXOW (fromList []))"), K.NEVER),
+    "signature": (in_string("ConwayUtxowFailure (InvalidWitnessesUTXOW [])"), K.NEVER),
+    "network": (as_object("WrongNetwork Mainnet (fromList [])"), K.NEVER),
+    "network id": (as_object("WrongNetworkInTxBody Mainnet Testnet"), K.NEVER),
+    "decoder": (blockfrost(400, "Bad Request", json.dumps({"contents": [BODY_ERROR]})), K.NEVER),
+    "name escaped": (raw(400, b'{"message": "\\u0046eeTooSmallUTxO"}'), K.NEVER),
+    "name after an escape": (raw(400, b'{"message": "x\\nFeeTooSmallUTxO"}'), K.NEVER),
+    "Ogmios 3101": (ogmios(3101), K.NEVER),
+    "Ogmios 3119": (ogmios(3119), K.NEVER),
+    "Ogmios 3122": (ogmios(3122), K.NEVER),
+    "Ogmios 3124": (ogmios(3124), K.NEVER),
+    "Ogmios 3125": (ogmios(3125), K.NEVER),
+    "Ogmios -32602": (ogmios(-32602), K.NEVER),
+    # mempool
+    "425": (blockfrost(425, "Mempool Full", "Mempool is full, please try resubmitting again later."), K.FULL),
+    "full, as 400": (blockfrost(400, "Bad Request", "Mempool is full, please try again"), K.FULL),
+    "full, as 503": (raw(503, b"MempoolFull"), K.FULL),
+    # limits; 402 is the daily quota of the project, never an invoice
+    "429": (blockfrost(429, "Project Over Limit", "Usage is over limit."), K.RATE),
+    "402": (blockfrost(402, "Project Over Limit", "Usage is over limit."), K.RATE),
+    "402 that looks like an invoice": (raw(402, {"detail": {"invoiceId": "i", "amountUnits": "1"}}), K.RATE),
+    "402 that names a rule": (blockfrost(402, "x", BAD_INPUTS), K.RATE),
+    "418": (blockfrost(418, "Requested Banned", "IP has been auto-banned for flooding."), K.RATE),
+    "429 cut": (raw(429, b'{"status', error=TransportError.TRUNCATED), K.RATE),
+    # access
+    "403": (blockfrost(403, "Forbidden", "Invalid project token."), K.AUTH),
+    "403, network": (blockfrost(403, "Forbidden", "Network token mismatch."), K.AUTH),
+    "403, html": (raw(403, HTML % b"Forbidden"), K.AUTH),
+    "401": (raw(401), K.AUTH),
+    # our own mistakes, and refusals without a class
+    "address": (
+        blockfrost(400, "Bad Request", "Invalid address for this network or malformed address format."),
+        K.CLIENT,
+    ),
+    "path": (blockfrost(400, "Bad Request", "Invalid path. Please check https://docs.blockfrost.io/"), K.CLIENT),
+    "400 bare (Dolos)": (raw(400), K.CLIENT),
+    "400 html": (raw(400, HTML % b"Bad Request"), K.CLIENT),
+    "404": (blockfrost(404, "Not Found", "The requested component has not been found."), K.CLIENT),
+    "405": (raw(405), K.CLIENT),
+    "413": (raw(413, HTML % b"Request Entity Too Large"), K.CLIENT),
+    "415": (raw(415, {"message": "Unsupported Media Type"}), K.CLIENT),
+    "rule without a class": (in_string("ConwayUtxowFailure (PPViewHashesDontMatch SNothing)"), K.CLIENT),
+    "Ogmios without a class": (ogmios(3997, {"size": 0, "timeout": 0}), K.CLIENT),
+    "code in another number": (raw(400, {"code": 31171, "at": 3117}), K.CLIENT),
+    "301": (raw(301, HTML % b"Moved"), K.CLIENT),
+    "308": (raw(308), K.CLIENT),
+    # the provider is down
+    "500": (
+        blockfrost(500, "Internal Server Error", "An unexpected response was received from the backend."),
+        K.OUTAGE,
+    ),
+    "500 that says 404": (raw(500, {"status_code": 404, "error": "Not Found", "message": "x"}), K.OUTAGE),
+    "502": (raw(502, HTML % b"Bad gateway"), K.OUTAGE),
+    "503": (raw(503), K.OUTAGE),
+    "520": (raw(520, HTML % b"520"), K.OUTAGE),
+    "521": (raw(521, HTML % b"Web server is down"), K.OUTAGE),
+    "522": (raw(522, HTML % b"Connection timed out"), K.OUTAGE),
+    "525": (raw(525, HTML % b"SSL handshake failed"), K.OUTAGE),
+    "500 cut": (raw(500, b'{"status_code": 5'), K.OUTAGE),
+    "refused": (RawAnswer(error=TransportError.CONNECT, body_sent=False), K.OUTAGE),
+    "certificate": (RawAnswer(error=TransportError.TLS, body_sent=False), K.OUTAGE),
+    "time-out before sending": (RawAnswer(error=TransportError.TIMEOUT, body_sent=False), K.OUTAGE),
+    "reset before sending": (RawAnswer(error=TransportError.RESET, body_sent=False), K.OUTAGE),
+    # anything may have happened
+    "time-out": (RawAnswer(error=TransportError.TIMEOUT), K.AMBIGUOUS),
+    "reset": (RawAnswer(error=TransportError.RESET), K.AMBIGUOUS),
+    "TLS broke": (RawAnswer(error=TransportError.TLS), K.AMBIGUOUS),
+    "nothing": (RawAnswer(), K.AMBIGUOUS),
+    "400 cut": (raw(400, f'{{"message": "{BAD_INPUTS[:60]}'.encode()), K.AMBIGUOUS),
+    "400 cut by transport": (raw(400, b"BadInputsUTxO", error=TransportError.TRUNCATED), K.AMBIGUOUS),
+    "400 too big": (raw(400, b"x", error=TransportError.TOO_BIG), K.AMBIGUOUS),
+    "408": (raw(408), K.AMBIGUOUS),
+    "504": (raw(504, HTML % b"Gateway time-out"), K.AMBIGUOUS),
+    "524": (raw(524, HTML % b"A timeout occurred"), K.AMBIGUOUS),
+    "100": (raw(100), K.AMBIGUOUS),
+    "999": (raw(999), K.AMBIGUOUS),
+}
+
+
+@pytest.mark.parametrize(("answer", "kind"), ANSWERS.values(), ids=ANSWERS.keys())
+def test_recorded_answers(answer: RawAnswer, kind: SubmitKind) -> None:
+    classified = classify_submit(answer, TX)
+    assert classified.kind is kind, classified.detail
+    assert classified.detail.isprintable()
+    assert len(classified.detail) < 300
+
+
+def test_the_table_covers_every_class_with_enough_answers() -> None:
+    assert len(ANSWERS) >= 60
+    assert {kind for _, kind in ANSWERS.values()} == set(SubmitKind)
+
+
+@pytest.mark.parametrize("tx_id", [DIGITS, INFINITE])
+@pytest.mark.parametrize("quote", ["", '"'])
+def test_our_own_id_that_looks_like_a_number_is_still_our_id(tx_id: str, quote: str) -> None:
+    body = f"{quote}{tx_id}{quote}".encode()
+    assert classify_submit(RawAnswer(200, body), tx_id).kind is K.ACCEPTED
+    assert classify_submit(RawAnswer(200, body), TX).kind is K.LIAR
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        ("30", 30),
+        (" 5 ", 5),
+        ("0", 0),
+        (None, None),
+        ("", None),
+        ("-1", None),
+        ("1.5", None),
+        ("9" * 30, None),
+        ("Wed, 21 Oct 2026 07:28:00 GMT", None),
+        ("\u0663", None),
+    ],
+)
+def test_retry_after_is_whole_seconds_or_nothing(header: str | None, seconds: int | None) -> None:
+    assert classify_submit(raw(429, retry_after=header), TX).retry_after_s == seconds
+
+
+_json = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text()
+    | st.sampled_from([TX, ALL_SPENT, NO_VALUE]),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.sampled_from(["code", "message"]), inner),
+    max_leaves=8,
+)
+_bodies = (
+    st.binary()
+    | st.text().map(str.encode)
+    | _json.map(lambda value: json.dumps(value).encode())
+    | _json.map(lambda value: json.dumps(json.dumps(value)).encode()[:-1])
+    | st.sampled_from([answer.body for answer, _ in ANSWERS.values()])
+    | st.integers(1, 60_000).map(lambda depth: b"[" * depth)
+    | st.integers(4_000, 6_000).map(lambda digits: b'{"code": ' + b"9" * digits + b"}")
+)
+
+
+@given(
+    st.builds(
+        RawAnswer,
+        status=st.none() | st.integers() | st.sampled_from([200, 202, 400, 402, 409, 425, 429, 500]),
+        body=_bodies,
+        content_type=st.text(),
+        retry_after=st.none() | st.text(),
+        error=st.none() | st.sampled_from(TransportError),
+        body_sent=st.booleans(),
+    )
+)
+def test_no_shape_of_an_answer_crashes_and_only_our_id_is_accepted(answer: RawAnswer) -> None:
+    classified = classify_submit(answer, TX)
+    assert isinstance(classified, SubmitAnswer)
+    if classified.kind is K.ACCEPTED:
+        assert answer.status is not None
+        assert 200 <= answer.status < 300
+        assert answer.error is None
+    if answer.status == 402:
+        assert classified.kind is K.RATE
+
+
+@given(st.text("0123456789abcdefABCDEF", min_size=64, max_size=64) | st.text(max_size=70))
+def test_no_other_text_is_taken_for_our_id(text: str) -> None:
+    named = classify_submit(RawAnswer(200, text.encode("utf-8", "replace")), TX)
+    assert (named.kind is K.ACCEPTED) == (text.strip().lower() == TX)

@@ -1,0 +1,170 @@
+"""Addresses: CIP-19's own vectors, every damage to one letter, and pycardano as the oracle."""
+
+import pytest
+from hostile_402s import BYRON, bech32
+from hypothesis import given
+from hypothesis import strategies as st
+from pycardano import Address as PycardanoAddress
+from pycardano import Network as PycardanoNetwork
+from pycardano import VerificationKeyHash
+
+from payagent.core.address import KEY_BASE, KEY_ENTERPRISE, encode_address, parse_address
+from payagent.core.network import NETWORKS
+from payagent.core.problem import Refused
+
+MAINNET, PREPROD = NETWORKS["mainnet"], NETWORKS["preprod"]
+LETTERS = "qpzry9x8gf2tvdw0s3jn54khce6mua7l"
+
+# CIP-19, test vectors: type -> mainnet, testnet. Types 8 are from its table of examples and the Byron era.
+CIP19 = {
+    0: (
+        "addr1qx2fxv2umyhttkxyxp8x0dlpdt3k6cwng5pxj3jhsydzer3n0d3vllmyqwsx5wktcd8cc3sq835lu7drv2xwl2wywfgse35a3x",
+        "addr_test1qz2fxv2umyhttkxyxp8x0dlpdt3k6cwng5pxj3jhsydzer3n0d3vllmyqwsx5wktcd8cc3sq835lu7drv2xwl2wywfgs68faae",
+    ),
+    1: (
+        "addr1z8phkx6acpnf78fuvxn0mkew3l0fd058hzquvz7w36x4gten0d3vllmyqwsx5wktcd8cc3sq835lu7drv2xwl2wywfgs9yc0hh",
+        "addr_test1zrphkx6acpnf78fuvxn0mkew3l0fd058hzquvz7w36x4gten0d3vllmyqwsx5wktcd8cc3sq835lu7drv2xwl2wywfgsxj90mg",
+    ),
+    2: (
+        "addr1yx2fxv2umyhttkxyxp8x0dlpdt3k6cwng5pxj3jhsydzerkr0vd4msrxnuwnccdxlhdjar77j6lg0wypcc9uar5d2shs2z78ve",
+        "addr_test1yz2fxv2umyhttkxyxp8x0dlpdt3k6cwng5pxj3jhsydzerkr0vd4msrxnuwnccdxlhdjar77j6lg0wypcc9uar5d2shsf5r8qx",
+    ),
+    3: (
+        "addr1x8phkx6acpnf78fuvxn0mkew3l0fd058hzquvz7w36x4gt7r0vd4msrxnuwnccdxlhdjar77j6lg0wypcc9uar5d2shskhj42g",
+        "addr_test1xrphkx6acpnf78fuvxn0mkew3l0fd058hzquvz7w36x4gt7r0vd4msrxnuwnccdxlhdjar77j6lg0wypcc9uar5d2shs4p04xh",
+    ),
+    4: (
+        "addr1gx2fxv2umyhttkxyxp8x0dlpdt3k6cwng5pxj3jhsydzer5pnz75xxcrzqf96k",
+        "addr_test1gz2fxv2umyhttkxyxp8x0dlpdt3k6cwng5pxj3jhsydzer5pnz75xxcrdw5vky",
+    ),
+    5: (
+        "addr128phkx6acpnf78fuvxn0mkew3l0fd058hzquvz7w36x4gtupnz75xxcrtw79hu",
+        "addr_test12rphkx6acpnf78fuvxn0mkew3l0fd058hzquvz7w36x4gtupnz75xxcryqrvmw",
+    ),
+    6: (
+        "addr1vx2fxv2umyhttkxyxp8x0dlpdt3k6cwng5pxj3jhsydzers66hrl8",
+        "addr_test1vz2fxv2umyhttkxyxp8x0dlpdt3k6cwng5pxj3jhsydzerspjrlsz",
+    ),
+    7: (
+        "addr1w8phkx6acpnf78fuvxn0mkew3l0fd058hzquvz7w36x4gtcyjy7wx",
+        "addr_test1wrphkx6acpnf78fuvxn0mkew3l0fd058hzquvz7w36x4gtcl6szpr",
+    ),
+    8: (BYRON[0], BYRON[1]),
+    14: (
+        "stake1uyehkck0lajq8gr28t9uxnuvgcqrc6070x3k9r8048z8y5gh6ffgw",
+        "stake_test1uqehkck0lajq8gr28t9uxnuvgcqrc6070x3k9r8048z8y5gssrtvn",
+    ),
+    15: (
+        "stake178phkx6acpnf78fuvxn0mkew3l0fd058hzquvz7w36x4gtcccycj5",
+        "stake_test17rphkx6acpnf78fuvxn0mkew3l0fd058hzquvz7w36x4gtcljw6kf",
+    ),
+}
+CODES = {
+    1: "address_script",
+    2: "address_script",
+    3: "address_script",
+    4: "address_pointer",
+    5: "address_pointer",
+    7: "address_script",
+    8: "address_byron",
+    14: "address_stake",
+    15: "address_stake",
+}
+
+
+def code_of(value: object, network: str = "preprod") -> str:
+    with pytest.raises(Refused) as caught:
+        parse_address(value, NETWORKS[network])
+    return caught.value.code
+
+
+@pytest.mark.parametrize("kind", [0, 6])
+def test_cip_19_vectors_that_can_be_paid(kind: int) -> None:
+    for text, network, other in zip(CIP19[kind], (MAINNET, PREPROD), (PREPROD, MAINNET), strict=True):
+        address = parse_address(text, network)
+        assert address.text == str(address) == text
+        assert address.raw == bytes(PycardanoAddress.from_primitive(text))
+        assert address.payment_key_hash == bytes(PycardanoAddress.from_primitive(text).payment_part)
+        assert encode_address(address.raw) == address
+        assert code_of(text, other.name) == "address_wrong_network"
+
+
+@pytest.mark.parametrize(("kind", "code"), CODES.items())
+def test_cip_19_vectors_that_cannot_be_paid(kind: int, code: str) -> None:
+    for text in CIP19[kind]:
+        for network in NETWORKS:
+            assert code_of(text, network) == code
+
+
+@given(
+    payment=st.binary(min_size=28, max_size=28),
+    stake=st.none() | st.binary(min_size=28, max_size=28),
+    network=st.sampled_from(sorted(NETWORKS)),
+)
+def test_pycardano_writes_the_same_text_and_bytes(payment: bytes, stake: bytes | None, network: str) -> None:
+    theirs = PycardanoAddress(
+        VerificationKeyHash(payment),
+        VerificationKeyHash(stake) if stake is not None else None,
+        PycardanoNetwork.MAINNET if network == "mainnet" else PycardanoNetwork.TESTNET,
+    )
+    ours = parse_address(str(theirs), NETWORKS[network])
+    assert ours.raw == bytes(theirs)
+    assert ours.raw[0] >> 4 == (KEY_BASE if stake is not None else KEY_ENTERPRISE)
+    assert encode_address(ours.raw).text == str(theirs)
+
+
+@pytest.mark.parametrize("text", [CIP19[0][1], CIP19[6][1]])
+def test_every_change_of_one_letter_is_refused(text: str) -> None:
+    for position, letter in enumerate(text):
+        for other in LETTERS + "1b_":
+            if other != letter:
+                assert code_of(text[:position] + other + text[position + 1 :]) in (
+                    "address_bad_checksum",
+                    "address_wrong_prefix",
+                )
+
+
+@pytest.mark.parametrize("text", [CIP19[0][1], CIP19[6][1]])
+def test_every_letter_left_out_put_in_or_swapped_is_refused(text: str) -> None:
+    damaged = {text[:position] + text[position + 1 :] for position in range(len(text))}
+    damaged |= {
+        text[:position] + letter + text[position:] for position in range(len(text) + 1) for letter in "qpl1"
+    }
+    damaged |= {
+        text[:position] + text[position + 1] + text[position] + text[position + 2 :]
+        for position in range(len(text) - 1)
+    }
+    for wrong in damaged - {text}:
+        assert code_of(wrong).startswith("address_")
+
+
+@given(st.binary(min_size=1, max_size=70), st.sampled_from(["addr_test", "addr", "stake_test", "foo"]))
+def test_of_all_bytes_only_key_addresses_of_the_network_are_paid(raw: bytes, prefix: str) -> None:
+    payable = prefix == "addr_test" and (raw[0], len(raw)) in ((0x00, 57), (0x60, 29))
+    try:
+        address = parse_address(bech32(prefix, raw), PREPROD)
+    except Refused:
+        assert not payable
+    else:
+        assert payable
+        assert address.raw == raw
+
+
+@pytest.mark.parametrize("header", range(256))
+def test_every_header_byte_at_both_lengths(header: int) -> None:
+    for size in (29, 57):
+        text = bech32("addr_test", bytes([header]) + b"\x11" * (size - 1))
+        if (header, size) in ((0x00, 57), (0x60, 29)):
+            assert parse_address(text, PREPROD).text == text
+        else:
+            assert code_of(text).startswith("address_")
+
+
+@given(st.text(max_size=120) | st.text(LETTERS + "1", max_size=120).map(lambda data: "addr_test1" + data))
+def test_any_text_is_refused_by_a_code_of_its_own(text: str) -> None:
+    assert code_of(text).startswith("address_")
+
+
+@pytest.mark.parametrize("value", [None, 5, True, b"addr", ["addr"], {"address": "addr"}, 1.5])
+def test_what_is_not_text(value: object) -> None:
+    assert code_of(value) == "address_not_text"

@@ -1,0 +1,116 @@
+"""The invoice: its terms hash covers what is paid to whom for what, and dishonest sets of outputs are refused."""
+
+import hashlib
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from payagent.core.address import encode_address
+from payagent.core.invoice import OUTPUTS_MAX, Invoice, Output, Role, check_outputs, parse_invoice_id
+from payagent.core.problem import Refused
+
+TOKEN = "aa" * 28
+
+
+def out(role: Role, fill: int, units: int = 2_000_000, asset: str = "lovelace") -> Output:
+    return Output(role, encode_address(b"\x60" + bytes([fill]) * 28), asset, units)
+
+
+INVOICE = Invoice(
+    dialect="t-backend",
+    origin="https://api.example.com",
+    invoice_id="inv-1",
+    network="preprod",
+    outputs=(out("pay_to", 1, 10_000_000), out("split", 2)),
+    expires_at_ms=1_795_527_500_000,
+    decimals=6,
+    batch_target=100,
+)
+
+
+def test_the_total_is_over_all_outputs() -> None:
+    assert INVOICE.total_units == 12_000_000
+    assert INVOICE.asset == "lovelace"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"dialect": "flux"},
+        {"origin": "https://api.example.org"},
+        {"invoice_id": "inv-2"},
+        {"network": "preview"},
+        {"outputs": (out("pay_to", 1, 10_000_001), out("split", 2))},
+        {"outputs": (out("pay_to", 3, 10_000_000), out("split", 2))},
+        {"outputs": (out("pay_to", 1, 10_000_000, TOKEN), out("split", 2, asset=TOKEN))},
+        {"outputs": (out("pay_to", 1, 10_000_000),)},
+        {"outputs": (out("pay_to", 1, 10_000_000), out("split", 2), out("split", 3))},
+    ],
+)
+def test_every_term_is_in_the_hash(change: dict[str, object]) -> None:
+    assert replace(INVOICE, **change).terms_hash != INVOICE.terms_hash  # type: ignore[arg-type]
+
+
+def test_the_hash_is_stable_over_releases_and_receipts() -> None:
+    assert replace(INVOICE, expires_at_ms=None).terms_hash == INVOICE.terms_hash
+    anna, bert = (encode_address(b"\x60" + bytes([fill]) * 28).text for fill in (1, 2))
+    terms = (
+        '["t-backend","https://api.example.com","inv-1","preprod",'
+        f'[["pay_to","{anna}","lovelace","10000000"],["split","{bert}","lovelace","2000000"]]]'
+    )
+    assert INVOICE.terms_hash == hashlib.sha256(terms.encode()).hexdigest()
+
+
+@pytest.mark.parametrize("text", ["a", "inv-1", "6aec41a2-0d5c-4b1e-9e55-000000000000", "A.b_c:d-9", "x" * 128])
+def test_invoice_ids(text: str) -> None:
+    assert parse_invoice_id(text) == text
+
+
+@given(st.text(max_size=140) | st.none() | st.integers() | st.booleans() | st.binary())
+def test_an_id_that_is_accepted_is_safe_in_a_header_and_in_a_path(value: object) -> None:
+    try:
+        text = parse_invoice_id(value)
+    except Refused:
+        return
+    assert text == value
+    assert 1 <= len(text) <= 128
+    assert text.isascii()
+    assert all(char.isalnum() or char in "._:-" for char in text)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "a b", "a/b", "a\r\n", "a\n", "\u00e9", "\u0660", "a%20", "x" * 129, "a?b", "a#b"]
+)
+def test_what_is_not_an_invoice_id(text: str) -> None:
+    with pytest.raises(Refused) as caught:
+        parse_invoice_id(text)
+    assert caught.value.code == "invoice_id_invalid"
+
+
+OWN = out("change", 9).address
+
+
+@pytest.mark.parametrize(
+    ("outputs", "code"),
+    [
+        ((), "outputs_too_many"),
+        (tuple(out("split", fill) for fill in range(OUTPUTS_MAX + 1)), "outputs_too_many"),
+        ((out("pay_to", 1), out("split", 1)), "split_not_understood"),
+        ((out("pay_to", 1), out("split", 2), out("split", 2, 5)), "split_not_understood"),
+        ((out("pay_to", 1), out("split", 2, asset=TOKEN)), "split_not_understood"),
+        ((out("pay_to", 9),), "address_own"),
+        ((out("pay_to", 1), out("split", 9)), "address_own"),
+    ],
+)
+def test_outputs_that_no_honest_invoice_has(outputs: tuple[Output, ...], code: str) -> None:
+    with pytest.raises(Refused) as caught:
+        check_outputs(outputs, OWN)
+    assert caught.value.code == code
+
+
+def test_honest_outputs() -> None:
+    outputs = tuple(out("split" if fill else "pay_to", fill + 20) for fill in range(OUTPUTS_MAX))
+    assert check_outputs(outputs, OWN) == outputs
+    assert check_outputs((out("pay_to", 9),), None) == (out("pay_to", 9),)

@@ -1,0 +1,168 @@
+"""Money: foreign text becomes units in one strict way; formatting loses nothing."""
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from payagent.core.money import (
+    LOVELACE,
+    MAX_LOVELACE,
+    MAX_UNITS,
+    check_supply,
+    format_ada,
+    format_units,
+    parse_ada,
+    parse_asset,
+    parse_count,
+    parse_units,
+)
+from payagent.core.problem import Refused
+
+POLICY = "0123456789abcdef" * 3 + "01234567"
+
+
+def code_of(function: object, *args: object) -> str:
+    assert callable(function)
+    with pytest.raises(Refused) as caught:
+        function(*args)
+    return caught.value.code
+
+
+@given(st.integers(1, MAX_UNITS))
+def test_units_come_through_as_text_and_as_int(units: int) -> None:
+    assert parse_units(str(units)) == units
+    assert parse_units(units) == units
+
+
+@given(st.text(max_size=25) | st.from_regex(r"\A[-+]?[0-9_ .eE]{1,22}\Z"))
+def test_text_is_a_number_only_when_it_is_written_as_we_would_write_it(text: str) -> None:
+    canonical = re.fullmatch("0|[1-9][0-9]*", text, re.ASCII)
+    if canonical and int(text) <= MAX_UNITS:
+        assert parse_count(text) == int(text)
+    else:
+        assert code_of(parse_count, text) in ("amount_not_understood", "amount_out_of_range")
+
+
+@pytest.mark.parametrize(
+    ("value", "code"),
+    [
+        ("-1", "amount_not_understood"),
+        ("+1", "amount_not_understood"),
+        ("01", "amount_not_understood"),
+        ("1_000", "amount_not_understood"),
+        ("\uff11\uff12", "amount_not_understood"),
+        ("\u0661", "amount_not_understood"),
+        ("\u00b2", "amount_not_understood"),
+        (" 1", "amount_not_understood"),
+        ("1\n", "amount_not_understood"),
+        ("1.0", "amount_not_understood"),
+        ("1e3", "amount_not_understood"),
+        ("", "amount_not_understood"),
+        (True, "amount_not_understood"),
+        (1.0, "amount_not_understood"),
+        (float("nan"), "amount_not_understood"),
+        (None, "amount_not_understood"),
+        ([1], "amount_not_understood"),
+        (b"1", "amount_not_understood"),
+        (-1, "amount_not_understood"),
+        (0, "amount_out_of_range"),
+        ("0", "amount_out_of_range"),
+        (MAX_UNITS + 1, "amount_out_of_range"),
+        (str(MAX_UNITS + 1), "amount_out_of_range"),
+        ("9" * 5000, "amount_out_of_range"),
+        (10**4000, "amount_out_of_range"),
+    ],
+)
+def test_what_is_not_an_amount(value: object, code: str) -> None:
+    assert code_of(parse_units, value) == code
+
+
+def test_a_count_may_be_zero() -> None:
+    assert parse_count("0") == parse_count(0) == 0
+
+
+def test_no_more_than_exists() -> None:
+    assert check_supply(LOVELACE, MAX_LOVELACE) == MAX_LOVELACE
+    assert code_of(check_supply, LOVELACE, MAX_LOVELACE + 1) == "amount_out_of_range"
+    assert check_supply(POLICY, MAX_LOVELACE + 1) == MAX_LOVELACE + 1
+    assert code_of(check_supply, POLICY, MAX_UNITS + 1) == "amount_out_of_range"
+
+
+@pytest.mark.parametrize("text", ["ADA", "ada", "lovelace"])
+def test_ada_has_three_spellings(text: str) -> None:
+    assert parse_asset(text) == LOVELACE
+
+
+@pytest.mark.parametrize("name", ["", "00", "474f4c44", "ff" * 32])
+def test_a_token_has_one_canonical_name(name: str) -> None:
+    assert parse_asset(POLICY + name) == parse_asset(f"{POLICY}.{name}") == POLICY + name
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "Ada",
+        "USDM",
+        "lovelace ",
+        "lovel\u0430ce",
+        "",
+        POLICY[:-1],
+        POLICY + "0",
+        POLICY + "00" * 33,
+        POLICY.upper(),
+        POLICY + ".4G",
+        POLICY + "..00",
+        "." + POLICY,
+        POLICY + "\n",
+        None,
+        5,
+        True,
+        ["ADA"],
+    ],
+)
+def test_what_is_not_an_asset(value: object) -> None:
+    assert code_of(parse_asset, value) == "asset_not_understood"
+
+
+@pytest.mark.parametrize(
+    ("text", "lovelace"),
+    [
+        ("5 ADA", 5_000_000),
+        ("0.25 ADA", 250_000),
+        ("0.000001 ADA", 1),
+        ("250000 lovelace", 250_000),
+        ("0 ADA", 0),
+        ("45000000000 ADA", MAX_LOVELACE),
+    ],
+)
+def test_an_operators_amount(text: str, lovelace: int) -> None:
+    assert parse_ada(text) == lovelace
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["5", "5ADA", "5 ada", "5  ADA", "-5 ADA", "0.0000001 ADA", "1e3 ADA", ".5 ADA", "5. ADA", "05 ADA", 5, None],
+)
+def test_what_is_not_an_operators_amount(text: object) -> None:
+    assert code_of(parse_ada, text) == "units_not_understood"
+
+
+def test_an_operators_amount_above_the_supply() -> None:
+    assert code_of(parse_ada, "45000000001 ADA") == "amount_out_of_range"
+
+
+@given(st.integers(0, MAX_LOVELACE))
+def test_ada_for_people_reads_back_to_the_lovelace(lovelace: int) -> None:
+    assert parse_ada(format_ada(lovelace)) == lovelace
+
+
+@given(st.integers(-MAX_UNITS, MAX_UNITS), st.integers(0, 19))
+def test_units_for_people_lose_nothing(units: int, decimals: int) -> None:
+    text = format_units(units, decimals)
+    whole, point, fraction = text.partition(".")
+    assert len(fraction) == decimals
+    assert bool(point) is (decimals > 0)
+    assert int(whole + fraction) == units
+    assert text.startswith("-") is (units < 0)

@@ -1,0 +1,92 @@
+"""Networks: exactly the known names, case-sensitive; slots and time agree with known blocks."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from payagent.core.network import NETWORKS, SLOT_CLOCKS, parse_chain, require_chain
+from payagent.core.problem import Refused
+
+
+@pytest.mark.parametrize(
+    ("alias", "name"),
+    [
+        ("cardano-mainnet", "mainnet"),
+        ("cardano:mainnet", "mainnet"),
+        ("cip34:1-764824073", "mainnet"),
+        ("cardano-preprod", "preprod"),
+        ("cardano:preprod", "preprod"),
+        ("cip34:0-1", "preprod"),
+        ("cardano-preview", "preview"),
+        ("cardano:preview", "preview"),
+        ("cip34:0-2", "preview"),
+        ("cardano-devnet", "devnet"),
+        ("cardano:devnet", "devnet"),
+    ],
+)
+def test_every_alias_names_one_network(alias: str, name: str) -> None:
+    assert parse_chain(alias) is NETWORKS[name]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "cardano",
+        "mainnet",
+        "preprod",
+        "Cardano-Mainnet",
+        "cardano-mainnet ",
+        "cardano:1",
+        "base",
+        "",
+        None,
+        1,
+        ["x"],
+        {},
+    ],
+)
+def test_what_is_not_a_chain(value: object) -> None:
+    with pytest.raises(Refused) as caught:
+        parse_chain(value)
+    assert caught.value.code == "chain_not_understood"
+
+
+def test_preview_is_not_preprod_although_their_addresses_look_the_same() -> None:
+    require_chain("cardano-preview", NETWORKS["preview"])
+    for other in ("cardano-preprod", "cardano-mainnet", "cardano-devnet"):
+        with pytest.raises(Refused) as caught:
+            require_chain(other, NETWORKS["preview"])
+        assert caught.value.code == "chain_wrong"
+
+
+def test_addresses_tell_mainnet_from_the_rest() -> None:
+    assert {name: (network.network_id, network.address_prefix) for name, network in NETWORKS.items()} == {
+        "mainnet": (1, "addr"),
+        "preprod": (0, "addr_test"),
+        "preview": (0, "addr_test"),
+        "devnet": (0, "addr_test"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("network", "slot", "time_s"),
+    [
+        # The first slots of Shelley, and slots from the networks' genesis files and epoch lengths.
+        ("mainnet", 4_492_800, 1_596_059_091),
+        ("mainnet", 133_660_799, 1_725_227_090),  # the last slot before epoch 507, 2024-09-01 21:44:50 UTC
+        ("preprod", 86_400, 1_655_769_600),
+        ("preview", 0, 1_666_656_000),
+    ],
+)
+def test_slots_and_time(network: str, slot: int, time_s: int) -> None:
+    clock = SLOT_CLOCKS[network]
+    assert clock.slot_at(time_s * 1000) == slot
+    assert clock.slot_at(time_s * 1000 + 999) == slot
+    assert clock.slot_at(time_s * 1000 - 1) == slot - 1
+    assert clock.time_ms(slot) == time_s * 1000
+
+
+@given(st.sampled_from(sorted(SLOT_CLOCKS)), st.integers(0, 2**40))
+def test_a_slot_holds_its_own_beginning(network: str, slot: int) -> None:
+    clock = SLOT_CLOCKS[network]
+    assert clock.slot_at(clock.time_ms(slot)) == slot

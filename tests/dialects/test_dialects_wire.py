@@ -1,0 +1,208 @@
+"""The documented bodies are read to the unit, in every spelling that is allowed; bodies of a5 and a6 by name."""
+
+import json
+from typing import Any
+
+import pytest
+from dialect_examples import ANNA, NOW_MS, PAY_TO, PREPROD, detail, paid, read, reading
+from hostile_402s import OTHER_POLICY, TOKEN, address
+
+from payagent.core.problem import Refused
+from payagent.dialects import Reading, make_response, parse_response, proof_headers, read_invoice
+
+FLUX: dict[str, Any] = {
+    "invoiceId": "6aec41a2-0d5c",
+    "amount": "2000000",
+    "currency": "ADA",
+    "payTo": PAY_TO,
+    "chain": "cardano-preprod",
+    "expiresAt": "2026-11-24T13:38:18.993Z",
+}
+FLUX_NOW_MS = 1_795_527_498_993 - 299_500
+FLUX_HEADERS = {
+    "X-Invoice-Id": "6aec41a2-0d5c",
+    "X-Pay-To": PAY_TO,
+    "X-Amount": "2000000",
+    "X-Asset": "ADA",
+    "X-Chain": "cardano:preprod",
+    "X-Timeout": "299",
+}
+
+
+def test_the_documented_t_backend_body() -> None:
+    network = "mainnet"
+    pay_to = address(reading(network=network).network, 0, 0x50)
+    text = json.dumps(
+        {
+            "detail": {
+                **detail(),
+                "chain": "cardano-mainnet",
+                "payTo": pay_to,
+            }
+        }
+    )
+    response = parse_response(402, {"Content-Type": "application/json"}, text.encode())
+    invoice = read_invoice(response, reading(network=network))
+    assert (invoice.dialect, invoice.invoice_id, invoice.network) == ("t-backend", "inv-1", "mainnet")
+    assert invoice.origin == "https://api.example.com"
+    assert paid(invoice) == [("pay_to", pay_to, 10_000_000)]
+    assert invoice.asset == "lovelace"
+    assert invoice.expires_at_ms == NOW_MS + 300_000
+    assert (invoice.decimals, invoice.batch_target) == (6, 100)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("amountUnits", 10_000_000),
+        ("asset", "ada"),
+        ("asset", "lovelace"),
+        ("chain", "cardano:preprod"),
+        ("chain", "cip34:0-1"),
+        ("extra", None),
+        ("extra", {}),
+        ("decimals", None),
+        ("description", "one hundred calls"),
+        ("docs_url", "https://example.com"),
+        ("extra", {"outputs": [], "split": None, "note": 1.5}),
+    ],
+)
+def test_other_spellings_of_the_same_terms_have_the_same_terms_hash(key: str, value: object) -> None:
+    plain = read({"detail": detail()})
+    assert read({"detail": {**detail(), key: value}}).terms_hash == plain.terms_hash
+
+
+def test_the_terms_hash_does_not_depend_on_when_the_invoice_was_received() -> None:
+    response = make_response(402, {}, {"detail": detail()})
+    early = read_invoice(response, reading())
+    late = read_invoice(make_response(402, {}, {"detail": {**detail(), "timeout": 200}}), reading())
+    assert early.expires_at_ms != late.expires_at_ms
+    assert early.terms_hash == late.terms_hash
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("invoiceId", "inv-2"),
+        ("amountUnits", "10000001"),
+        ("payTo", ANNA),
+        ("extra", {"split": {"mode": "additional", "outputs": [{"to": ANNA, "units": 1}]}}),
+    ],
+)
+def test_other_terms_have_another_terms_hash(key: str, value: object) -> None:
+    assert read({"detail": {**detail(), key: value}}).terms_hash != read({"detail": detail()}).terms_hash
+
+
+def test_a_token_invoice_in_both_spellings_of_the_asset() -> None:
+    dotted = TOKEN[:56] + "." + TOKEN[56:]
+    for asset in (TOKEN, dotted):
+        invoice = read({"detail": {**detail(lovelace=False), "asset": asset, "decimals": 0}})
+        assert invoice.asset == TOKEN
+        assert invoice.decimals == 0
+
+
+def test_an_asset_that_we_do_not_know_is_read_as_it_says_for_the_policy_to_refuse() -> None:
+    invoice = read({"detail": {**detail(lovelace=False), "asset": OTHER_POLICY, "decimals": 2}})
+    assert (invoice.asset, invoice.decimals) == (OTHER_POLICY, 2)
+
+
+def test_the_flux_body_with_its_headers() -> None:
+    now = Reading("https://api.example.com", PREPROD, None, FLUX_NOW_MS)
+    invoice = read_invoice(make_response(402, FLUX_HEADERS, FLUX), now)
+    assert (invoice.dialect, invoice.invoice_id) == ("flux", "6aec41a2-0d5c")
+    assert paid(invoice) == [("pay_to", PAY_TO, 2_000_000)]
+    assert invoice.expires_at_ms == FLUX_NOW_MS + 299_000, "the header's end is the sooner"
+    without = read_invoice(make_response(402, {}, FLUX), now)
+    assert without.expires_at_ms == 1_795_527_498_993
+    assert without.terms_hash == invoice.terms_hash
+    only_header = {key: value for key, value in FLUX.items() if key != "expiresAt"}
+    assert read_invoice(make_response(402, FLUX_HEADERS, only_header), now).expires_at_ms == FLUX_NOW_MS + 299_000
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [
+        ("inclusive", [("pay_to", PAY_TO, 1_000_000), ("split", ANNA, 1_000_000)]),
+        ("additional", [("pay_to", PAY_TO, 2_000_000), ("split", ANNA, 1_000_000)]),
+    ],
+)
+def test_flux_splits(mode: str, expected: list[tuple[str, str, int]]) -> None:
+    splits = [{"to": ANNA, "amount": "1000000", "role": "platform", "currency": "ADA"}]
+    now = Reading("https://api.example.com", PREPROD, None, FLUX_NOW_MS)
+    response = make_response(402, FLUX_HEADERS, {**FLUX, "splits": splits, "splitMode": mode})
+    assert paid(read_invoice(response, now)) == expected
+
+
+def test_an_expired_flux_invoice_is_not_paid_however_often_it_is_issued_again() -> None:
+    for now_ms, headers in ((1_795_527_498_993, {}), (FLUX_NOW_MS, {**FLUX_HEADERS, "X-Timeout": "0"})):
+        with pytest.raises(Refused) as refused:
+            read_invoice(
+                make_response(402, headers, FLUX),
+                Reading("https://api.example.com", PREPROD, None, now_ms),
+            )
+        assert refused.value.code == "invoice_expired"
+
+
+def test_a_body_that_the_client_forwards_as_text_is_read_like_the_value() -> None:
+    body = {"detail": detail()}
+    assert read(json.dumps(body)) == read(body)
+
+
+@pytest.mark.parametrize(
+    "content_type", ["application/json; charset=utf-8", "application/problem+json", "APPLICATION/JSON"]
+)
+def test_json_content_types(content_type: str) -> None:
+    assert read({"detail": detail()}, headers={"Content-Type": content_type}).invoice_id == "inv-1"
+
+
+def test_a_header_that_says_two_things_is_refused_in_any_letter_case() -> None:
+    with pytest.raises(Refused) as refused:
+        make_response(402, [("X-Pay-To", PAY_TO), ("x-pay-to", ANNA)], FLUX)
+    assert refused.value.code == "invoice_contradiction"
+    twice = make_response(402, [("Set-Cookie", "a=1"), ("set-cookie", "b=2"), ("X-A", "1"), ("x-a", "1")], {})
+    assert twice.headers["x-a"] == "1"
+
+
+def test_a_refusal_names_the_shape_that_was_seen() -> None:
+    with pytest.raises(Refused, match="shape of x402"):
+        read({"x402Version": 2, "accepts": []})
+    with pytest.raises(Refused, match="shape of materios"):
+        read({}, headers={"X-402-Payment-Required": "1"})
+    with pytest.raises(Refused, match="shape of payment-wrapped"):
+        read({"status": 402, "payment": {"amount": "1"}})
+    with pytest.raises(Refused, match="t-backend and flux"):
+        read(detail())
+
+
+def test_proof_headers() -> None:
+    headers = proof_headers("t-backend", invoice_id="inv-1", proof="ab" * 32, partner="demo", wallet=ANNA)
+    assert headers == {
+        "X-Invoice-Id": "inv-1",
+        "X-Payment": "ab" * 32,
+        "X-Partner": "demo",
+        "X-Wallet-Address": ANNA,
+    }
+    assert "X-Partner" not in proof_headers("flux", invoice_id="i", proof="00", partner=None, wallet=ANNA)
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"invoice_id": "a\r\nX-Api-Key: b"}, "invoice_id_invalid"),
+        ({"partner": "demo\r\nX: y"}, "bad_request"),
+        ({"partner": "d\u00e9mo"}, "bad_request"),
+        ({"proof": ""}, "bad_request"),
+        ({"dialect": "x402-v2"}, "body_not_understood"),
+    ],
+)
+def test_proof_headers_never_carry_what_could_break_out_of_a_header(change: dict[str, str], code: str) -> None:
+    given = {"dialect": "t-backend", "invoice_id": "i", "proof": "00", "partner": "demo", "wallet": ANNA} | change
+    with pytest.raises(Refused) as refused:
+        proof_headers(
+            given["dialect"],
+            invoice_id=given["invoice_id"],
+            proof=given["proof"],
+            partner=given["partner"],
+            wallet=given["wallet"],
+        )
+    assert refused.value.code == code

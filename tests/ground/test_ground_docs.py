@@ -1,0 +1,83 @@
+"""The documents hold: links lead somewhere, rooms are named, numbers are the code's, no workplace shows."""
+
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from payagent.core.money import format_ada
+from payagent.settings import load_settings
+
+ROOT = Path(__file__).parents[2]
+IGNORED = {line.rstrip("/") for line in (ROOT / ".gitignore").read_text().split()} | {".git"}
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+REGISTRIES = ("pypi" + ".org", "pythonhosted" + ".org", "npmjs" + ".org", "deb." + "debian.org")
+# a home of a person or of a session, as opposed to a place that every machine has
+MACHINE_PATHS = re.compile(r"(?<![\w.])/(?:home/\w|root/|work/|Users/)")
+
+
+def texts() -> Iterator[Path]:
+    for path in sorted(ROOT.rglob("*")):
+        names = path.relative_to(ROOT).parts
+        if path.is_file() and not IGNORED & set(names) and "egg-info" not in str(path):
+            yield path
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_link_leads_to_a_file(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)", path.read_text()):
+        assert "://" in target or (path.parent / target).exists(), target
+
+
+def test_no_file_names_a_registry_or_somebodys_machine() -> None:
+    found = []
+    for path in texts():
+        text = path.read_bytes().decode(errors="ignore")
+        hits = [host for host in REGISTRIES if host in text] + MACHINE_PATHS.findall(text)
+        found += [(str(path.relative_to(ROOT)), hit) for hit in hits]
+    assert found == []
+
+
+def test_a_path_of_a_machine_would_be_found() -> None:
+    assert MACHINE_PATHS.search("see /wo" + "rk/main")
+    assert not MACHINE_PATHS.search("https://a.example/work/x ~/.config /run/user/7")
+
+
+def test_every_room_is_named_in_the_architecture() -> None:
+    house = (ROOT / "ARCHITECTURE.md").read_text()
+    rooms = [path.parent.name + "/" for path in (ROOT / "payagent").glob("*/__init__.py")]
+    modules = [path.name for path in (ROOT / "payagent").glob("*.py") if path.name != "__init__.py"]
+    assert [
+        name for name in rooms + modules if not re.search(rf"^  {re.escape(name)}\s", house, re.MULTILINE)
+    ] == []
+
+
+@pytest.mark.parametrize(("network", "column"), [("preprod", 2), ("devnet", 3)])
+def test_the_readme_tells_the_limits_that_hold(tmp_path: Path, network: str, column: int) -> None:
+    config = tmp_path / "config.toml"
+    provider = '[[chain.providers]]\nkind = "blockfrost"\nbase_url = "http://127.0.0.1/"\n'
+    config.write_text(f'network = "{network}"\n{provider}')
+    limits = load_settings(config, {"HOME": str(tmp_path)}).limits
+    rows = {}
+    for line in (ROOT / "README.md").read_text().splitlines():
+        if line.startswith("| `limits."):
+            cells = [cell.strip() for cell in line.split("|")]
+            rows[cells[1].split("`")[1]] = cells[column]
+    assert rows == {
+        "limits.per_payment": format_ada(limits.per_payment_lovelace),
+        "limits.per_day": format_ada(limits.per_day_lovelace),
+    }
+
+
+def test_the_readmes_commands_are_valid_shell() -> None:
+    blocks = re.findall(r"^ *```sh\n(.*?)^ *```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert len(blocks) >= 10
+    script = "\n".join(re.sub(r"(?m)^ {3,4}", "", block) for block in blocks)
+    subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+
+
+@pytest.mark.parametrize("name", ["scripts/demo", "scripts/test", "scripts/lock", ".ci/run"])
+def test_scripts_can_be_run(name: str) -> None:
+    assert (ROOT / name).stat().st_mode & 0o111 == 0o111

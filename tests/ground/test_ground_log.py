@@ -1,0 +1,135 @@
+"""Logs: no registered secret reaches the stream, by whatever way it came into an event."""
+
+import base64
+import io
+import json
+import logging
+from collections.abc import Iterator
+
+import pytest
+import structlog
+
+from payagent.log import REDACTED, Redactor, configure_logging
+
+CANARY = "canary-Zebra-7f3a91d2"
+KEY = bytes(range(32))
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+class Holder:
+    """An object whose repr tells too much, as pycardano's keys do."""
+
+    def __repr__(self) -> str:
+        return f"Key({KEY.hex()}, {CANARY!r})"
+
+
+@pytest.fixture(autouse=True)
+def _restore() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    structlog.reset_defaults()
+    structlog.contextvars.clear_contextvars()
+
+
+@pytest.fixture(params=[io.StringIO, Terminal])
+def stream(request: pytest.FixtureRequest) -> io.StringIO:
+    out: io.StringIO = request.param()
+    redactor = Redactor()
+    redactor.register(CANARY)
+    redactor.register(KEY)
+    configure_logging(out, redactor, level="debug")
+    return out
+
+
+def _leak() -> None:
+    held = CANARY  # a local variable beside the raise, as a signing function has
+    raise RuntimeError(f"cannot use {held}")
+
+
+def _say_traceback(log: structlog.stdlib.BoundLogger) -> None:
+    try:
+        _leak()
+    except RuntimeError:
+        log.warning("sign.failed", exc_info=True)
+
+
+def _bind(log: structlog.stdlib.BoundLogger) -> None:
+    with structlog.contextvars.bound_contextvars(token=CANARY):
+        log.info("bound")
+
+
+LEAKS = {
+    "event": lambda log: log.info(f"unlocked with {CANARY}"),
+    "value": lambda log: log.info("unlock", passphrase=CANARY),
+    "key": lambda log: log.info("unlock", **{CANARY: 1}),
+    "nested": lambda log: log.info("call", headers=[{"authorization": (f"Bearer {CANARY}",)}]),
+    "bytes": lambda log: log.info("read", raw=CANARY.encode()),
+    "hex": lambda log: log.info("sign", key=KEY.hex()),
+    "upper hex": lambda log: log.info("sign", key=KEY.hex().upper()),
+    "base64": lambda log: log.info("sign", key=base64.b64encode(KEY).decode()),
+    "repr": lambda log: log.info("sign", key=Holder()),
+    "exception": lambda log: log.info("sign", error=ValueError(CANARY)),
+    "traceback": _say_traceback,
+    "context": _bind,
+    "stdlib": lambda _log: logging.getLogger("other").info("sent %s", CANARY),
+    "stdlib extra": lambda _log: logging.getLogger("other").info("sent", extra={"auth": {"t": CANARY}}),
+}
+
+
+@pytest.mark.parametrize("way", LEAKS)
+def test_no_way_into_the_log_shows_a_secret(stream: io.StringIO, way: str) -> None:
+    LEAKS[way](structlog.get_logger())
+    text = stream.getvalue()
+    assert REDACTED in text
+    for form in (CANARY, KEY.hex(), KEY.hex().upper(), base64.b64encode(KEY).decode().rstrip("=")):
+        assert form not in text
+
+
+@pytest.mark.parametrize("way", LEAKS)
+def test_without_the_registration_the_same_ways_do_leak(way: str) -> None:
+    out = io.StringIO()
+    configure_logging(out, Redactor(), level="debug")
+    LEAKS[way](structlog.get_logger())
+    forms = (CANARY, KEY.hex(), KEY.hex().upper(), base64.b64encode(KEY).decode().rstrip("="))
+    assert any(form in out.getvalue() for form in forms)
+
+
+def test_off_a_terminal_each_event_is_one_json_line() -> None:
+    out = io.StringIO()
+    configure_logging(out, Redactor())
+    with structlog.contextvars.bound_contextvars(payment_id="pay_1"):
+        structlog.get_logger().info("payment.submitted", units="5000000", note="two\nlines")
+    structlog.get_logger().debug("not.shown")
+    logging.getLogger("other").warning("from a library")
+    first, second = (json.loads(line) for line in out.getvalue().splitlines())
+    assert first.pop("timestamp").endswith("Z")
+    assert first == {
+        "event": "payment.submitted",
+        "level": "info",
+        "payment_id": "pay_1",
+        "units": "5000000",
+        "note": "two\nlines",
+    }
+    assert (second["event"], second["level"]) == ("from a library", "warning")
+
+
+def test_a_secret_within_another_is_cut_as_a_whole() -> None:
+    redactor = Redactor()
+    redactor.register("abcdefgh")
+    redactor.register("abcdefgh-and-more")
+    assert redactor.text("x abcdefgh-and-more y") == f"x {REDACTED} y"
+
+
+def test_the_redactor_shows_nothing_and_takes_no_short_secret() -> None:
+    redactor = Redactor()
+    redactor.register(CANARY)
+    assert CANARY not in repr(redactor)
+    with pytest.raises(ValueError, match="8 characters"):
+        redactor.register("short")

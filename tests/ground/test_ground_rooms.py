@@ -1,0 +1,71 @@
+"""core and dialects are pure: nothing but the standard library, and of that nothing that touches the world."""
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "payagent"
+PURE_ROOMS = ("core", "dialects")
+WORLD = {
+    "asyncio", "ftplib", "getpass", "glob", "http", "io", "logging", "multiprocessing", "os", "pathlib",
+    "platform", "random", "secrets", "select", "shutil", "signal", "smtplib", "socket", "sqlite3", "ssl",
+    "subprocess", "tempfile", "threading", "time", "uuid",
+}  # fmt: skip
+CALLS = {"open", "input", "print", "exec", "eval", "now", "utcnow", "today"}
+
+
+def impurities(source: str, rooms: tuple[str, ...]) -> Iterator[str]:
+    """What a module does that a pure one must not."""
+    for node in ast.walk(ast.parse(source)):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module or ""]
+        elif isinstance(node, ast.Call):
+            called = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
+            if called in CALLS:
+                yield f"calls {called}"
+        elif isinstance(node, ast.Assert):
+            yield "asserts, which -O removes"
+        for name in names:
+            own = any(name == f"payagent.{room}" or name.startswith(f"payagent.{room}.") for room in rooms)
+            top = name.split(".")[0]
+            if not own and name != "payagent" and (top not in sys.stdlib_module_names or top in WORLD):
+                yield f"imports {name}"
+
+
+def modules() -> list[Path]:
+    return sorted(path for room in PURE_ROOMS for path in (PACKAGE / room).rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_pure_rooms_touch_nothing(path: Path) -> None:
+    rooms = ("core",) if path.is_relative_to(PACKAGE / "core") else PURE_ROOMS
+    assert list(impurities(path.read_text(), rooms)) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import httpx",
+        "import os.path",
+        "from time import monotonic",
+        "def f():\n    import secrets",
+        "from payagent.store import writer",
+        "from payagent.dialects import flux",
+        "from datetime import datetime\ndatetime.now()",
+        "open('x')",
+        "assert 1",
+    ],
+)
+def test_an_impure_module_is_caught(source: str) -> None:
+    assert list(impurities(source, ("core",)))
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_every_module_says_what_it_is_for(path: Path) -> None:
+    assert ast.get_docstring(ast.parse(path.read_text()))

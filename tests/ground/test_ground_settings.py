@@ -1,0 +1,449 @@
+"""Settings: where they come from, what is refused and how that is told, and that no secret is shown."""
+
+import os
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from payagent.core.policy import Limit
+from payagent.core.problem import Refused
+from payagent.settings import (
+    AssetLimit,
+    Merchant,
+    Provider,
+    Settings,
+    find_config,
+    find_passphrase,
+    load_settings,
+    parse_origin,
+    read_secret_file,
+)
+
+EXAMPLE = Path(__file__).parents[2] / "config/payagent.example.toml"
+CANARY = "canary-Zebra-7f3a91d2"
+MINIMAL = """
+network = "{network}"
+[[chain.providers]]
+kind = "blockfrost"
+base_url = "http://127.0.0.1:3000/api/v0"
+"""
+POLICY = "ab" * 28
+
+
+def write(folder: Path, text: str, name: str = "config.toml") -> Path:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def load(folder: Path, extra: str = "", *, network: str = "preprod", **environ: str) -> Settings:
+    path = write(folder, MINIMAL.format(network=network) + extra)
+    return load_settings(path, {"HOME": str(folder), **environ})
+
+
+def refusal(folder: Path, extra: str = "", **environ: str) -> str:
+    with pytest.raises(Refused) as caught:
+        load(folder, extra, **environ)
+    assert caught.value.code == "config_invalid"
+    return caught.value.detail
+
+
+# What the example says
+
+
+def keys_of_model(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    rows: dict[str, type[BaseModel]] = {
+        "chain.providers[]": Provider, "merchants.*": Merchant, "limits.assets[]": AssetLimit,
+    }  # fmt: skip
+    for name, field in model.model_fields.items():
+        key = f"{prefix}{field.alias or name}"
+        row = next((row for row in rows if re.match(re.escape(key) + r"(\[\]|\.\*)$", row)), None)
+        if row is not None:
+            yield from keys_of_model(rows[row], f"{row}.")
+        elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from keys_of_model(field.annotation, f"{key}.")
+        else:
+            yield key
+
+
+def keys_of_toml(table: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, value in table.items():
+        key = f"{prefix}{name}" if prefix != "merchants." else "merchants.*"
+        if isinstance(value, dict):
+            yield from keys_of_toml(value, f"{key}.")
+        elif isinstance(value, list):
+            for row in value:
+                yield from keys_of_toml(row, f"{key}[].")
+        else:
+            yield key
+
+
+def test_the_example_has_every_key_and_no_other() -> None:
+    assert sorted(keys_of_toml(tomllib.loads(EXAMPLE.read_text()))) == sorted(keys_of_model(Settings))
+
+
+def test_every_key_of_the_example_has_a_comment_above_it() -> None:
+    above = ""
+    for line in EXAMPLE.read_text().splitlines():
+        if re.match(r"[a-z_]+ = ", line):
+            assert above.startswith("#") or above == 'per_payment = "5 ADA"' or "per_payment" in line + above
+        above = line
+
+
+def test_the_example_loads_and_shows_the_defaults(tmp_path: Path) -> None:
+    example = load_settings(EXAMPLE, {"HOME": str(tmp_path)})
+    defaults = load(tmp_path, '[merchants.t]\norigin = "https://api-v2.fluxpointstudios.com"')
+    assert example.payments == defaults.payments
+    assert example.api.listen == defaults.api.listen
+    assert example.limits.per_payment_lovelace == defaults.limits.per_payment_lovelace == 5_000_000
+    assert example.limits.per_day_lovelace == defaults.limits.per_day_lovelace == 20_000_000
+    assert example.keystore.account == defaults.keystore.account
+    assert (example.merchants["t"].proof, example.merchants["t"].ready) == ("tx_hash", "confirmed")
+    assert example.merchants["t"].timeout_s == defaults.merchants["t"].timeout_s
+
+
+def test_devnet_has_its_own_defaults(tmp_path: Path) -> None:
+    settings = load(tmp_path, network="devnet")
+    assert settings.limits.by_asset() == {"lovelace": Limit(1_000_000_000, 100_000_000_000)}
+    assert settings.payments.confirm_depth == 1
+    assert (settings.payments.void_depth, settings.payments.settle_depth) == (15, 2160)
+
+
+# Where they come from
+
+
+def test_flag_wins_over_environment_over_file_over_default(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL.format(network="preprod") + '[limits]\nper_day = "7 ADA"\n')
+    environ = {"HOME": str(tmp_path)}
+    assert load_settings(path, environ).limits.per_day_lovelace == 7_000_000
+    environ["PAYAGENT_LIMITS__PER_DAY"] = "8 ADA"
+    assert load_settings(path, environ).limits.per_day_lovelace == 8_000_000
+    flags = {"limits": {"per_day": "250000 lovelace"}, "api": {"listen": "[::1]:0"}}
+    settings = load_settings(path, environ, flags)
+    assert (settings.limits.per_day_lovelace, settings.api.listen) == (250_000, "[::1]:0")
+    assert settings.limits.per_payment_lovelace == 5_000_000
+
+
+def test_environment_reaches_into_a_merchant_and_replaces_lists(tmp_path: Path) -> None:
+    settings = load(
+        tmp_path,
+        '[merchants.t]\norigin = "https://a.example"\npartner = "file"\n',
+        PAYAGENT_MERCHANTS__T__PARTNER="env",
+        PAYAGENT_CHAIN__PROVIDERS='[{"kind": "blockfrost", "base_url": "https://b.example/api/v0"}]',
+        PAYAGENT_DATA_DIR="/srv/payagent",
+    )
+    assert settings.merchants["t"].partner == "env"
+    assert settings.chain.providers == (Provider(kind="blockfrost", base_url="https://b.example/api/v0"),)
+    assert settings.data_dir == Path("/srv/payagent")
+
+
+def test_data_and_socket_default_to_the_users_places(tmp_path: Path) -> None:
+    settings = load(tmp_path)
+    assert settings.data_dir == tmp_path / ".local/share/payagent"
+    assert settings.api.socket == tmp_path / ".local/share/payagent/payagent.sock"
+    runtime = load(tmp_path, XDG_RUNTIME_DIR="/run/user/7")
+    assert runtime.api.socket == Path("/run/user/7/payagent/payagent.sock")
+
+
+def test_the_first_config_file_of_the_search_order_is_taken(tmp_path: Path) -> None:
+    places = {
+        name: write(tmp_path, "", name)
+        for name in ("flag.toml", "variable.toml", ".config/payagent/config.toml", "etc/payagent/config.toml")
+    }
+    environ = {"HOME": str(tmp_path), "PAYAGENT_CONFIG": str(places["variable.toml"])}
+    etc = tmp_path / "etc"
+    assert find_config(places["flag.toml"], environ, etc) == places["flag.toml"]
+    assert find_config(None, environ, etc) == places["variable.toml"]
+    del environ["PAYAGENT_CONFIG"]
+    assert find_config(None, environ, etc) == places[".config/payagent/config.toml"]
+    places[".config/payagent/config.toml"].unlink()
+    assert find_config(None, environ, etc) == places["etc/payagent/config.toml"]
+    places["etc/payagent/config.toml"].unlink()
+    with pytest.raises(Refused, match=r"looked for .*\.config/payagent.* and .*etc/payagent.*payagent init"):
+        find_config(None, environ, etc)
+
+
+def test_a_file_that_was_named_is_never_replaced_by_another(tmp_path: Path) -> None:
+    write(tmp_path, "", ".config/payagent/config.toml")
+    missing = tmp_path / "missing.toml"
+    with pytest.raises(Refused, match=r"missing\.toml, named by --config"):
+        find_config(missing, {"HOME": str(tmp_path)})
+    with pytest.raises(Refused, match=r"missing\.toml, named by PAYAGENT_CONFIG"):
+        find_config(None, {"HOME": str(tmp_path), "PAYAGENT_CONFIG": str(missing)})
+
+
+# What is refused
+
+BAD_TOML = {
+    "unknown table": ("[limit]\n", "limit: is not a known key; did you mean limits?"),
+    "unknown key": ("[api]\nlisen = 1\n", "api.lisen: is not a known key; did you mean listen?"),
+    "unknown key of a merchant": (
+        '[merchants.t]\norigin = "https://a.example"\npartnr = "x"\n',
+        "merchants.t.partnr: is not a known key; did you mean partner?",
+    ),
+    "unknown key of an asset": (
+        f'[[limits.assets]]\nasset = "{POLICY}"\nper_payment = "1"\nper_day = "1"\ndecimal = 6\n',
+        "limits.assets[0].decimal: is not a known key; did you mean decimals?",
+    ),
+    "amount without unit": ('[limits]\nper_day = "20"\n', 'limits.per_day: write an amount as "5 ADA"'),
+    "amount as number": ("[limits]\nper_day = 20\n", 'limits.per_day: write an amount as "5 ADA"'),
+    "amount as float": ("[limits]\nper_day = 2.5\n", 'limits.per_day: write an amount as "5 ADA"'),
+    "amount too fine": ('[limits]\nper_day = "0.0000001 ADA"\n', "limits.per_day: write an amount"),
+    "depth as float": ("[payments]\nconfirm_depth = 3.0\n", "payments.confirm_depth: write a whole number"),
+    "depth as bool": ("[payments]\nconfirm_depth = true\n", "payments.confirm_depth: write a whole number"),
+    "depth zero": ("[payments]\nconfirm_depth = 0\n", "payments.confirm_depth: "),
+    "settled before void": ("[payments]\nsettle_depth = 5\n", "payments: settle_depth must be the deepest"),
+    "listen everywhere": ('[api]\nlisten = "0.0.0.0:8402"\n', "api.listen: write a loopback address"),
+    "listen by name": ('[api]\nlisten = "example.com:1"\n', "api.listen: write a loopback address"),
+    "listen without port": ('[api]\nlisten = "127.0.0.1"\n', "api.listen: write a loopback address"),
+    "relative path": ('data_dir = "data"\n', "data_dir: write an absolute path"),
+    "long socket": (f'[api]\nsocket = "/{"x" * 120}"\n', "api.socket: a socket's path has at most 107 bytes"),
+    "signed_cbor": (
+        '[merchants.t]\norigin = "https://a.example"\nproof = "signed_cbor"\n',
+        'merchants.t.proof: this version does not hand over signed transactions; write "tx_hash"',
+    ),
+    "split mode": (
+        '[merchants.t]\norigin = "https://a.example"\nsplit_mode = "half"\n',
+        "merchants.t.split_mode: Input should be",
+    ),
+    "partner with a line end": (
+        '[merchants.t]\norigin = "https://a.example"\npartner = "a\\r\\nX-Evil: 1"\n',
+        "merchants.t.partner: 1 to 128 visible ASCII characters",
+    ),
+    "merchant without origin": ("[merchants.t]\n", "merchants.t.origin: is missing"),
+    "merchant's name": ('[merchants."A b"]\norigin = "https://a.example"\n', "merchants: a merchant's name"),
+    "one origin twice": (
+        '[merchants.a]\norigin = "https://a.example"\n[merchants.b]\norigin = "HTTPS://A.example:443/"\n',
+        "two merchants have the same origin",
+    ),
+    "ADA as a token": (
+        '[[limits.assets]]\nasset = "ADA"\nper_payment = "1"\nper_day = "1"\n',
+        "limits.assets[0].asset: ADA has its limits in limits.per_payment",
+    ),
+    "ticker": (
+        '[[limits.assets]]\nasset = "USDM"\nper_payment = "1"\nper_day = "1"\n',
+        "limits.assets[0].asset: write policy id and asset name",
+    ),
+    "one asset twice": (
+        f'[[limits.assets]]\nasset = "{POLICY}.00"\nper_payment = "1"\nper_day = "1"\n'
+        f'[[limits.assets]]\nasset = "{POLICY}00"\nper_payment = "1"\nper_day = "1"\n',
+        "limits: assets lists the same asset twice",
+    ),
+    "token units as ADA": (
+        f'[[limits.assets]]\nasset = "{POLICY}"\nper_payment = "1 ADA"\nper_day = "1"\n',
+        "limits.assets[0].per_payment: write the smallest units",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD_TOML)
+def test_what_is_wrong_is_named_with_file_key_and_fix(tmp_path: Path, case: str) -> None:
+    extra, message = BAD_TOML[case]
+    path = write(tmp_path, extra if case == "relative path" else "")
+    top, tables = (extra, "") if case == "relative path" else ("", extra)
+    path.write_text(top + MINIMAL.format(network="preprod") + tables)
+    with pytest.raises(Refused) as caught:
+        load_settings(path, {"HOME": str(tmp_path)})
+    assert caught.value.code == "config_invalid"
+    assert f"{path}: {message}" in caught.value.detail
+
+
+BAD_URLS = (
+    "127.0.0.1:3000",
+    "ftp://a.example/",
+    "https://user:pw@a.example/",
+    "https://a.example/?key=1",
+    "http://",
+)
+
+
+@pytest.mark.parametrize("url", BAD_URLS)
+def test_a_providers_address_is_complete_and_holds_no_secret(tmp_path: Path, url: str) -> None:
+    path = write(tmp_path, MINIMAL.format(network="preprod").replace("http://127.0.0.1:3000/api/v0", url))
+    with pytest.raises(Refused, match=r"chain\.providers\[0\]\.base_url: "):
+        load_settings(path, {"HOME": str(tmp_path)})
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("PAYAGENT_LIMIT__PER_DAY", "5 ADA", "limit is not a known key; did you mean limits?"),
+        ("PAYAGENT_TOKEN", CANARY, "token is not a known key"),
+        ("PAYAGENT_API__LISEN", "x", "api.lisen: is not a known key; did you mean listen?"),
+        ("PAYAGENT_LIMITS__PER_DAY", "lots", 'limits.per_day: write an amount as "5 ADA"'),
+        ("PAYAGENT_CHAIN__PROVIDERS", "[", "a list or a table is written as JSON"),
+        ("PAYAGENT_PAYMENTS__VOID_DEPTH", "1_5", "payments.void_depth: write a whole number"),
+    ],
+)
+def test_the_environment_is_checked_as_the_file_is(
+    tmp_path: Path, variable: str, value: str, message: str
+) -> None:
+    detail = refusal(tmp_path, **{variable: value})
+    assert detail.startswith(f"environment {variable.removesuffix('__PROVIDERS')}")
+    assert message in detail
+    assert CANARY not in detail
+
+
+def test_an_override_that_is_wrong_is_not_blamed_on_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL.format(network="preprod"))
+    with pytest.raises(Refused, match=r"command line: api\.listen: write a loopback"):
+        load_settings(path, {"HOME": str(tmp_path)}, {"api": {"listen": "0.0.0.0:1"}})
+
+
+def test_network_has_no_default(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL.format(network="preprod").replace("network", "#"))
+    with pytest.raises(Refused, match="network: is missing and has no default; write one of mainnet, preprod"):
+        load_settings(path, {"HOME": str(tmp_path)})
+
+
+def test_every_error_is_told_at_once(tmp_path: Path) -> None:
+    detail = refusal(tmp_path, '[limits]\nper_day = "1"\n[api]\nlisten = "x"\n[keystore]\naccount = -1\n')
+    assert [line.split(": ")[1] for line in detail.splitlines()] == [
+        "api.listen", "limits.per_day", "keystore.account",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f'project_id = "{CANARY}"\n',
+        f'[keystore]\npassphrase = "{CANARY}"\n',
+        f'[merchants.t]\norigin = "https://a.example"\napi_key = "{CANARY}"\n',
+        f'[merchants.t]\norigin = "https://{CANARY}:pw@a.example"\n',
+        f'[merchants.t]\norigin = "https://a.example:{CANARY}"\n',
+        f'[keystore]\npassphrase_file = "{CANARY}"\n',
+        f'[limits]\nper_day = "{CANARY}"\n',
+        f"[limits]\nper_day = {CANARY}\n",
+    ],
+)
+def test_a_secret_in_the_wrong_place_is_not_repeated(tmp_path: Path, text: str) -> None:
+    path = write(tmp_path, MINIMAL.format(network="preprod") + text)
+    with pytest.raises(Refused) as caught:
+        load_settings(path, {"HOME": str(tmp_path)})
+    assert CANARY not in str(caught.value)
+    assert caught.value.__cause__ is None or CANARY not in str(caught.value.__cause__)
+    assert caught.value.__context__ is None or caught.value.__suppress_context__
+
+
+def test_settings_do_not_change(tmp_path: Path) -> None:
+    settings = load(tmp_path, '[merchants.t]\norigin = "https://a.example"\n')
+    with pytest.raises(ValueError, match="frozen"):
+        settings.limits.per_day_lovelace = 1  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        settings.merchants["u"] = settings.merchants["t"]  # type: ignore[index]
+
+
+def test_limits_by_asset_hold_exact_units_of_each_token(tmp_path: Path) -> None:
+    rows = f'[[limits.assets]]\nasset = "{POLICY}.74"\nper_payment = "9223372036854775807"\nper_day = "1"\n'
+    assert load(tmp_path, rows).limits.by_asset() == {
+        "lovelace": Limit(5_000_000, 20_000_000),
+        f"{POLICY}74": Limit(9223372036854775807, 1),
+    }
+
+
+# Origins
+
+
+@pytest.mark.parametrize(
+    ("text", "origin"),
+    [
+        ("https://api.example.com", "https://api.example.com"),
+        ("HTTPS://API.Example.com:443/", "https://api.example.com"),
+        ("http://127.0.0.1:80", "http://127.0.0.1"),
+        ("http://127.0.0.1:8403", "http://127.0.0.1:8403"),
+        ("http://[0:0::1]:8080", "http://[::1]:8080"),
+    ],
+)
+def test_an_origin_has_one_spelling(text: str, origin: str) -> None:
+    assert parse_origin(text) == origin
+    assert parse_origin(origin) == origin
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "api.example.com", "ftp://a.example", "https://", "https://a.example/chat", "https://a.example?x=1",
+        "https://a.example#x", "https://u@a.example", "https://a.example:", "https://a.example:0",
+        "https://a.example:99999", "https://a.example:x", "https://bücher.example", "https://a example",
+        "https://a.example\\@b.example", "https://a..example", "https://[::zz]", "https://a.example\n",
+        "https://-a.example", "https://a_b.example",
+    ],
+)  # fmt: skip
+def test_what_is_not_an_origin_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="origin"):
+        parse_origin(text)
+
+
+# Secrets
+
+
+def secret(path: Path, content: bytes = CANARY.encode() + b"\n", mode: int = 0o600) -> Path:
+    path.write_bytes(content)
+    path.chmod(mode)
+    return path
+
+
+@pytest.mark.parametrize("content", [CANARY.encode(), CANARY.encode() + b"\n", CANARY.encode() + b"\r\n"])
+def test_a_private_file_gives_its_secret_without_the_line_end(tmp_path: Path, content: bytes) -> None:
+    assert read_secret_file(secret(tmp_path / "s", content)) == CANARY
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o644, 0o666])
+def test_a_file_open_to_others_is_refused_and_not_read_out(tmp_path: Path, mode: int) -> None:
+    path = secret(tmp_path / "s", mode=mode)
+    with pytest.raises(Refused, match=r"open to others; run: chmod 600") as caught:
+        read_secret_file(path)
+    assert CANARY not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"\xff\xfe" + CANARY.encode(), CANARY.encode() * 300])
+def test_what_is_no_short_text_is_refused_and_not_read_out(tmp_path: Path, content: bytes) -> None:
+    with pytest.raises(Refused, match="not a text") as caught:
+        read_secret_file(secret(tmp_path / "s", content))
+    assert CANARY not in str(caught.value)
+
+
+def test_a_missing_file_or_a_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match="cannot be read"):
+        read_secret_file(tmp_path / "missing")
+    with pytest.raises(Refused, match="cannot be read"):
+        read_secret_file(tmp_path)
+
+
+def test_a_secret_that_is_a_pipe_does_not_hang(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe", 0o600)
+    with pytest.raises(Refused, match="not a text"):
+        read_secret_file(tmp_path / "pipe")
+
+
+def test_the_passphrase_comes_from_credential_then_file_then_prompt(tmp_path: Path) -> None:
+    file = secret(tmp_path / "passphrase", b"from the file")
+    credential = secret(tmp_path / "keystore-passphrase", b"from systemd", mode=0o440)
+    with_file = load(tmp_path, f'[keystore]\npassphrase_file = "{file}"\n')
+    without = load(tmp_path)
+    environ = {"CREDENTIALS_DIRECTORY": str(tmp_path)}
+    assert find_passphrase(with_file, environ, lambda: "typed") == "from systemd"
+    credential.unlink()
+    assert find_passphrase(with_file, environ, lambda: "typed") == "from the file"
+    assert find_passphrase(without, environ, lambda: "typed") == "typed"
+    with pytest.raises(Refused) as caught:
+        find_passphrase(without, environ, None)
+    assert caught.value.code == "keystore_locked"
+
+
+def test_a_passphrase_file_that_is_bad_is_never_passed_over(tmp_path: Path) -> None:
+    settings = load(tmp_path, f'[keystore]\npassphrase_file = "{tmp_path / "missing"}"\n')
+    with pytest.raises(Refused, match="cannot be read"):
+        find_passphrase(settings, {}, lambda: "typed")
+
+
+def test_the_passphrase_is_never_taken_from_the_environment(tmp_path: Path) -> None:
+    detail = refusal(tmp_path, PAYAGENT_KEYSTORE__PASSPHRASE=CANARY)
+    assert "keystore.passphrase: is not a known key; did you mean passphrase_file?" in detail
+    assert CANARY not in detail

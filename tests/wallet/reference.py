@@ -1,0 +1,116 @@
+"""Feasibility, written down anew: does a payment fit one transaction that takes the largest coins first?
+
+Shares no code with payagent.wallet: every size is that of bytes from cbor2.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import cbor2
+
+from payagent.core.invoice import Output
+from payagent.wallet.coins import Coin
+
+A, B, PER_BYTE, SIZE_MAX, VALUE_MAX = 44, 155_381, 4_310, 16_384, 5_000
+
+
+def _value(lovelace: int, units: dict[str, int]) -> Any:
+    policies: dict[bytes, dict[bytes, int]] = {}
+    for name, count in units.items():
+        policies.setdefault(bytes.fromhex(name[:56]), {})[bytes.fromhex(name[56:])] = count
+    return [lovelace, policies] if policies else lovelace
+
+
+def _least(address: bytes, units: dict[str, int]) -> int:
+    return (160 + len(cbor2.dumps([address, _value(2**32 - 1, units)]))) * PER_BYTE
+
+
+def _values(units: dict[str, int]) -> list[dict[str, int]]:
+    """Assets in values of at most 5000 bytes, each as full as it can be."""
+    if len(cbor2.dumps(_value(2**64 - 1, units))) <= VALUE_MAX:
+        return [units]
+    values: list[dict[str, int]] = [{}]
+    for name in sorted(units):
+        if len(cbor2.dumps(_value(2**64 - 1, {**values[-1], name: units[name]}))) > VALUE_MAX:
+            values.append({})
+        values[-1][name] = units[name]
+    return values
+
+
+def _size(coins: Sequence[Coin], outputs: list[Any], ttl: int) -> int:
+    inputs = [[bytes.fromhex(coin.tx_id), coin.index] for coin in coins]
+    body = {0: cbor2.CBORTag(258, inputs), 1: outputs, 2: 200_000, 3: ttl, 15: 0}
+    witness = {0: cbor2.CBORTag(258, [[bytes(32), bytes(64)]])}
+    return len(cbor2.dumps([body, witness, True, None]))
+
+
+def fits(coins: Sequence[Coin], asked: Sequence[Output], own: bytes, ttl: int, size_max: int = SIZE_MAX) -> bool:
+    """Whether exactly these coins pay, with change that is kept, or with nothing left over."""
+    left: dict[str, int] = {}
+    lovelace = sum(coin.lovelace for coin in coins)
+    for coin in coins:
+        for name, units in coin.assets:
+            left[name] = left.get(name, 0) + units
+    paid = []
+    for output in asked:
+        units = {} if output.asset == "lovelace" else {output.asset: output.units}
+        coin_units = _least(output.address.raw, units) if units else output.units
+        lovelace -= coin_units
+        if units:
+            left[output.asset] = left.get(output.asset, 0) - output.units
+        paid.append([output.address.raw, _value(coin_units, units)])
+    if lovelace < 0 or any(units < 0 for units in left.values()):
+        return False
+    left = {name: units for name, units in left.items() if units}
+    if not left:
+        size = _size(coins, paid, ttl)
+        if lovelace == B + A * size and size <= size_max:
+            return True
+    spread = _values(left)
+    mins = [_least(own, units) for units in spread]
+    change = [[own, _value(2**32 - 1, units)] for units in spread]
+    size = _size(coins, paid + change, ttl)
+    rest = lovelace - (B + A * size) - sum(mins[:-1])
+    wide = rest > 2**32 + 175
+    return rest >= mins[-1] and size + 4 * wide <= size_max
+
+
+def largest_first(coins: Sequence[Coin], asked: Sequence[Output]) -> list[list[Coin]]:
+    """Two ways to line the coins up: the asset's largest first as far as needed, and all by lovelace alone."""
+    name, need = asked[0].asset, sum(output.units for output in asked)
+    by_lovelace = sorted(coins, key=lambda coin: -coin.lovelace)
+    if name == "lovelace":
+        return [by_lovelace]
+    first, held = [], 0
+    for coin in sorted(coins, key=lambda coin: -dict(coin.assets).get(name, 0)):
+        if held >= need:
+            break
+        first.append(coin)
+        held += dict(coin.assets).get(name, 0)
+    refs = {coin.ref for coin in first}
+    return [first + [coin for coin in by_lovelace if coin.ref not in refs], by_lovelace]
+
+
+def largest_first_fits(coins: Sequence[Coin], asked: Sequence[Output], own: bytes, ttl: int) -> bool:
+    """Whether some number of the largest coins pays in one transaction."""
+    for line in largest_first(coins, asked):
+        for count in _worth_trying(line, asked):
+            if fits(line[:count], asked, own, ttl):
+                return True
+    return False
+
+
+def _worth_trying(line: Sequence[Coin], asked: Sequence[Output]) -> list[int]:
+    """Counts of coins that hold what is asked, up to what 16,384 bytes hold; the first 25 such suffice, since
+    with so many more real coins the change is no dust, or the size is the limit already."""
+    name, need = asked[0].asset, sum(output.units for output in asked)
+    held = lovelace = 0
+    counts: list[int] = []
+    for count, coin in enumerate(line[:450], 1):
+        lovelace += coin.lovelace
+        held += dict(coin.assets).get(name, 0)
+        if (lovelace if name == "lovelace" else held) >= need:
+            counts.append(count)
+        if len(counts) == 25:
+            break
+    return counts

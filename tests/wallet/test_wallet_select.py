@@ -1,0 +1,330 @@
+"""Selection: what a payer notices of it. Every feasible payment is built, exactly, and nothing is burnt."""
+
+import random
+
+import pytest
+from wallet import reference
+from wallet.worlds import (
+    ASSETS,
+    OWN,
+    PARAMETERS,
+    SIGNER,
+    TTL_SLOT,
+    pay,
+    payee,
+    pure_coin,
+    random_outputs,
+    random_wallet,
+    wallet_size,
+)
+
+from payagent.core.invoice import Output
+from payagent.core.problem import Refused
+from payagent.wallet.coins import Coin, Coins
+from payagent.wallet.transaction import Plan, build, check, fan_out, min_lovelace, select, sign, sweep
+
+ADA = 1_000_000
+LEAST = 969_750  # pure ADA at a base address, in the form that is sent
+FRAME = {"change": OWN, "ttl_slot": TTL_SLOT, "network_id": 0}
+
+
+def chosen(coins: list[Coin], outputs: list[Output], **more: object) -> Plan:
+    """Select, sign and check, as a payment does."""
+    plan = select(Coins(coins), outputs, **{**FRAME, **more})  # type: ignore[arg-type]
+    check(sign(plan, SIGNER), plan, SIGNER.public_key)
+    return plan
+
+
+def refusal(coins: list[Coin], outputs: list[Output], **more: object) -> Refused:
+    with pytest.raises(Refused) as caught:
+        chosen(coins, outputs, **more)
+    return caught.value
+
+
+def coin(lovelace: int, number: int = 0, **assets: int) -> Coin:
+    named = tuple((ASSETS[int(key[1:])], units) for key, units in assets.items())
+    return Coin(f"{number:064x}", number % 7, lovelace, named)
+
+
+def fee_of(plan: Plan) -> int:
+    return 155_381 + 44 * plan.size
+
+
+def test_outputs_are_exact_and_in_order_and_the_change_comes_last() -> None:
+    asked = pay(10 * ADA, 2 * ADA, 1 * ADA)
+    plan = chosen([coin(50 * ADA)], asked)
+    assert [(o.role, o.address, o.lovelace) for o in plan.outputs[:3]] == [
+        (o.role, o.address.raw, o.units) for o in asked
+    ]
+    assert [(o.role, o.address) for o in plan.outputs[3:]] == [("change", OWN.raw)]
+    assert plan.fee_lovelace == fee_of(plan)
+    assert plan.spend == {"lovelace": 13 * ADA + plan.fee_lovelace}
+
+
+def test_an_output_to_the_own_address_is_never_merged_with_the_change() -> None:
+    asked = [Output("pay_to", payee(1), "lovelace", 2 * ADA), Output("change", OWN, "lovelace", 3 * ADA)]
+    plan = chosen([coin(50 * ADA)], asked)
+    assert [o.lovelace for o in plan.outputs[:2]] == [2 * ADA, 3 * ADA]
+    assert len(plan.change) == 2
+
+
+def test_a_token_output_carries_its_minimum_and_counts_it_as_spend() -> None:
+    name = ASSETS[40]
+    plan = chosen([coin(5 * ADA, 1, a40=1000), coin(20 * ADA, 2)], pay(600, 100, name=name))
+    riding = [
+        min_lovelace(payee(0).raw, {name: 600}, PARAMETERS),
+        min_lovelace(payee(1).raw, {name: 100}, PARAMETERS),
+    ]
+    assert [o.lovelace for o in plan.outputs[:2]] == riding
+    assert plan.spend == {"lovelace": sum(riding) + plan.fee_lovelace, name: 700}
+    assert plan.change[0].assets == ((name, 300),)
+
+
+@pytest.mark.parametrize("short", [1, 1000])
+def test_an_ada_output_below_the_minimum_is_refused(short: int) -> None:
+    chosen([coin(50 * ADA)], pay(LEAST))
+    assert refusal([coin(50 * ADA)], pay(LEAST - short)).code == "output_below_minimum"
+
+
+@pytest.mark.parametrize("units", [0, -1, 2**63])
+def test_an_amount_that_cannot_be_is_refused(units: int) -> None:
+    assert refusal([coin(50 * ADA)], pay(units)).code == "amount_out_of_range"
+
+
+def test_the_smallest_coin_that_pays_alone_is_spent_and_is_the_anchor() -> None:
+    wallet = [coin(5 * ADA, 1), coin(12 * ADA, 2), coin(11 * ADA, 3), coin(900 * ADA, 4), coin(11 * ADA, 5, a1=7)]
+    plan = chosen(wallet, pay(9 * ADA))
+    assert plan.inputs == (wallet[2],)
+    assert plan.anchor == wallet[2]
+
+
+def test_a_token_is_paid_from_the_smallest_coin_that_has_enough() -> None:
+    wallet = [coin(9 * ADA, 1, a1=50), coin(9 * ADA, 2, a1=500), coin(9 * ADA, 3, a1=5000), coin(100 * ADA, 4)]
+    plan = chosen(wallet, pay(400, name=ASSETS[1]))
+    assert plan.inputs == (wallet[1],)
+
+
+def test_a_coin_of_pure_ada_fills_up_a_token_coin_and_is_the_anchor() -> None:
+    wallet = [coin(1_200_000, 1, a1=500), coin(3 * ADA, 2), coin(100 * ADA, 3)]
+    plan = chosen(wallet, pay(400, name=ASSETS[1]))
+    assert plan.inputs == (wallet[0], wallet[1])
+    assert plan.anchor == wallet[1]
+
+
+def test_selection_does_not_depend_on_the_order_of_arrival() -> None:
+    rnd = random.Random(5)
+    wallet, ids = random_wallet(rnd, 60), set()
+    outputs = pay(sum(c.lovelace for c in wallet) // 3)
+    for _ in range(5):
+        rnd.shuffle(wallet)
+        ids.add(chosen(wallet, outputs).tx_id)
+    assert len(ids) == 1
+
+
+def test_the_anchor_that_is_given_is_spent_even_when_it_is_not_among_the_free_coins() -> None:
+    anchor, free = coin(2 * ADA, 1), [coin(2 * ADA, 2), coin(30 * ADA, 3)]
+    for wallet in (free, [anchor, *free]):
+        plan = chosen(wallet, pay(20 * ADA), anchor=anchor)
+        assert plan.anchor == anchor
+        assert set(plan.inputs) == {anchor, free[1]}
+    assert chosen(free, pay(1_000_000), anchor=coin(9 * ADA, 4)).inputs == (coin(9 * ADA, 4),)
+
+
+def test_build_gives_the_same_bytes_again_and_refuses_a_foreign_anchor() -> None:
+    plan = chosen([coin(5 * ADA, n) for n in range(9)], pay(20 * ADA))
+    again = build(list(reversed(plan.inputs)), plan.anchor, plan.asked, **FRAME)
+    assert again == plan
+    assert sign(again, SIGNER) == sign(plan, SIGNER)
+    with pytest.raises(ValueError, match="not among the inputs"):
+        build(plan.inputs, coin(1 * ADA, 99), plan.asked, **FRAME)
+
+
+# --- change: never dust, never burnt ---
+
+ONE_IN_ONE_OUT = 155_381 + 44 * 233  # the fee of one input, one output to a base address and no change
+
+
+def test_an_exact_balance_pays_without_change() -> None:
+    plan = chosen([coin(3 * ADA + ONE_IN_ONE_OUT)], pay(3 * ADA))
+    assert plan.change == ()
+    assert plan.fee_lovelace == ONE_IN_ONE_OUT == fee_of(plan)
+
+
+@pytest.mark.parametrize("left", [1, 175, 176, 177, 100_000, LEAST])
+def test_what_could_not_be_kept_is_not_burnt(left: int) -> None:
+    error = refusal([coin(3 * ADA + ONE_IN_ONE_OUT + left)], pay(3 * ADA))
+    assert error.code == "not_enough_funds"
+    output_fee = 44 * 65
+    assert error.context == {"asset": "lovelace", "shortfall": str(LEAST + output_fee - left)}
+    spare = coin(1_500_000, 9)
+    plan = chosen([coin(3 * ADA + ONE_IN_ONE_OUT + left), spare], pay(3 * ADA))
+    assert spare in plan.inputs
+    assert plan.change[0].lovelace >= LEAST
+
+
+def test_the_smallest_change_is_the_minimum_to_the_unit() -> None:
+    plan = chosen([coin(3 * ADA + ONE_IN_ONE_OUT + 44 * 65 + LEAST)], pay(3 * ADA))
+    assert [o.lovelace for o in plan.change] == [LEAST]
+
+
+@pytest.mark.parametrize("over", range(-3, 182, 1))
+def test_at_a_width_boundary_the_fee_exceeds_its_size_by_176_at_most(over: int) -> None:
+    plan = chosen([coin(3 * ADA + ONE_IN_ONE_OUT + 44 * 65 + 2**32 - 1 + over)], pay(3 * ADA))
+    (change,) = plan.change
+    extra = plan.fee_lovelace - fee_of(plan)
+    if 0 < over <= 176:
+        assert (change.lovelace, extra) == (2**32 - 1, over)
+    else:
+        assert extra == 0
+        assert change.lovelace == 2**32 - 1 + over - (176 if over > 0 else 0)
+
+
+def test_change_too_big_for_one_value_is_spread() -> None:
+    wallet = [coin(300 * ADA, n, **{f"a{k}": 2**62 + k for k in range(n * 60, n * 60 + 60)}) for n in range(4)]
+    plan = chosen(wallet, pay(1100 * ADA))
+    assert len(plan.change) > 1
+    kept = {name: units for output in plan.change for name, units in output.assets}
+    assert kept == {name: units for c in wallet for name, units in c.assets}
+
+
+def test_more_of_an_asset_than_one_output_can_hold_is_spread() -> None:
+    wallet = [coin(5 * ADA, n, a1=2**63 - 1) for n in range(3)]
+    plan = chosen(wallet, pay(11 * ADA))
+    assert [dict(output.assets) for output in plan.change] == [{ASSETS[1]: 2**63 - 1}] * 3
+
+
+# --- many coins ---
+
+
+def test_400_coins_of_dust_pay_together() -> None:
+    wallet = [coin(LEAST + n, n) for n in range(400)]
+    plan = chosen(wallet, pay(370 * ADA))
+    assert len(plan.inputs) > 380
+
+
+def test_a_token_spread_over_many_coins_is_paid() -> None:
+    wallet = [coin(1_200_000, n, a1=10) for n in range(300)]
+    plan = chosen(wallet, pay(2500, 400, name=ASSETS[1]))
+    assert len(plan.inputs) >= 290
+
+
+def test_large_coins_with_tokens_are_used_when_the_pure_ones_do_not_fit() -> None:
+    wallet = [coin(LEAST, n) for n in range(500)] + [coin(200 * ADA, 1000 + n, a1=1) for n in range(3)]
+    plan = chosen(wallet, pay(590 * ADA))
+    assert plan.fee_lovelace == fee_of(plan)
+
+
+def test_enough_money_in_too_many_coins_wants_consolidation() -> None:
+    wallet = [coin(LEAST + n, n) for n in range(900)]
+    assert refusal(wallet, pay(600 * ADA)).code == "needs_consolidation"
+    swept = sweep(Coins(wallet), OWN, own=OWN, ttl_slot=TTL_SLOT, network_id=0)
+    spent = {c.ref for c in swept.inputs}
+    after = [c for c in wallet if c.ref not in spent] + [Coin(swept.tx_id, 0, swept.outputs[0].lovelace)]
+    assert len(after) < 470
+    assert chosen(after, pay(600 * ADA)).outputs[0].lovelace == 600 * ADA
+
+
+def test_a_token_in_too_many_coins_wants_consolidation() -> None:
+    wallet = [coin(1_200_000, n, a1=10) for n in range(900)]
+    assert refusal(wallet, pay(8000, name=ASSETS[1])).code == "needs_consolidation"
+
+
+@pytest.mark.parametrize(
+    ("outputs", "asset", "shortfall"),
+    [
+        (pay(10 * ADA, 5 * ADA), "lovelace", 5 * ADA + 155_381 + 44 * 298),
+        (pay(101, name=ASSETS[1]), ASSETS[1], 1),
+        (pay(5, name=ASSETS[2]), ASSETS[2], 5),
+    ],
+)
+def test_what_is_missing_is_told(outputs: list[Output], asset: str, shortfall: int) -> None:
+    error = refusal([coin(5 * ADA, 1), coin(5 * ADA, 2, a1=100)], outputs)
+    assert error.code == "not_enough_funds"
+    assert error.context["asset"] == asset
+    assert abs(int(str(error.context["shortfall"])) - shortfall) < 5000
+
+
+def test_an_empty_wallet_has_not_enough() -> None:
+    assert refusal([], pay(5 * ADA)).code == "not_enough_funds"
+
+
+def test_outputs_that_fit_no_transaction_are_refused_as_such() -> None:
+    outputs = [Output("pay_to", payee(n), "lovelace", ADA) for n in range(300)]
+    assert refusal([coin(5000 * ADA)], outputs).code == "transaction_too_big"
+
+
+def test_the_absolute_cap_on_the_fee_holds() -> None:
+    assert refusal([coin(50 * ADA)], pay(5 * ADA), fee_cap_lovelace=160_000).code == "fee_too_high"
+
+
+# --- self-transfers ---
+
+
+def test_a_fan_out_makes_equal_coins_and_spends_the_fee_alone() -> None:
+    plan = chosen([coin(200 * ADA, 1), coin(1 * ADA, 2)], list(fan_out(OWN, 40, 4 * ADA)))
+    assert [o.lovelace for o in plan.outputs[:40]] == [4 * ADA] * 40
+    assert {o.role for o in plan.outputs} == {"change"}
+    assert plan.spend == {"lovelace": plan.fee_lovelace}
+
+
+def test_a_sweep_sends_everything_less_the_fee() -> None:
+    wallet = [coin(5 * ADA, 1), coin(7 * ADA, 2, a1=9, a2=2**63 - 1)]
+    plan = sweep(Coins(wallet), payee(3), own=OWN, ttl_slot=TTL_SLOT, network_id=0)
+    check(sign(plan, SIGNER), plan, SIGNER.public_key)
+    assert plan.change == ()
+    assert plan.spend == {"lovelace": 12 * ADA, ASSETS[1]: 9, ASSETS[2]: 2**63 - 1}
+    assert plan.outputs[0].lovelace == 12 * ADA - plan.fee_lovelace
+    again = build(plan.inputs, plan.anchor, (), **{**FRAME, "change": payee(3)}, rest_role="pay_to")  # type: ignore[arg-type]
+    assert again == plan
+
+
+def test_a_sweep_of_many_coins_comes_in_batches_that_each_fit() -> None:
+    rnd = random.Random(3)
+    coins = Coins(random_wallet(rnd, 700) + [pure_coin(rnd) for _ in range(300)])
+    batches = 0
+    while len(coins):
+        plan = sweep(coins, payee(3), own=OWN, ttl_slot=TTL_SLOT, network_id=0)
+        check(sign(plan, SIGNER), plan, SIGNER.public_key)
+        for spent in plan.inputs:
+            coins.remove(spent.ref)
+        batches += 1
+    assert 3 <= batches < 40
+
+
+def test_a_sweep_of_too_little_is_refused() -> None:
+    with pytest.raises(Refused) as caught:
+        sweep(Coins([coin(1 * ADA)]), payee(3), own=OWN, ttl_slot=TTL_SLOT, network_id=0)
+    assert caught.value.code == "not_enough_funds"
+    with pytest.raises(Refused):
+        sweep(Coins(), payee(3), own=OWN, ttl_slot=TTL_SLOT, network_id=0)
+
+
+# --- against the reference ---
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_every_payment_that_the_largest_coins_can_make_is_made(seed: int) -> None:
+    rnd = random.Random(seed)
+    built = refused = 0
+    for _ in range(300):
+        wallet = random_wallet(rnd, wallet_size(rnd))
+        asked = random_outputs(rnd, wallet)
+        plan, code = attempted(wallet, asked)
+        if plan is None:
+            refused += 1
+            assert not reference.largest_first_fits(wallet, asked, OWN.raw, TTL_SLOT)
+            whole = reference.fits(wallet, asked, OWN.raw, TTL_SLOT, size_max=10**9)
+            assert code == ("needs_consolidation" if whole else "not_enough_funds")
+        else:
+            built += 1
+            assert 0 <= plan.fee_lovelace - fee_of(plan) <= 176
+            assert reference.fits(plan.inputs, asked, OWN.raw, TTL_SLOT)
+    assert built > 100
+    assert refused > 10
+
+
+def attempted(wallet: list[Coin], asked: list[Output]) -> tuple[Plan | None, str]:
+    try:
+        return chosen(wallet, asked), ""
+    except Refused as error:
+        return None, error.code
