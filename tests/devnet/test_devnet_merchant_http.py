@@ -1,0 +1,457 @@
+"""The merchant over real HTTP: the honest payment is served, and everything beside it is refused by its reason."""
+
+import base64
+import json
+from collections.abc import Callable, Iterator, Sequence
+
+import httpx
+import pytest
+from devnet_http_kit import POLICY, TOKEN, HandClock, Output, Purse, ada, payer
+
+from payagent.devnet.merchant import role_address
+from payagent.devnet.server import DevnetThread
+
+PAY_TO, PLATFORM, CREATOR = (role_address(role).raw for role in ("pay_to", "platform", "creator"))
+PRICE, PLATFORM_SHARE, CREATOR_SHARE = 10_000_000, 2_000_000, 1_000_000
+HONEST: Sequence[Output] = (ada(PAY_TO, PRICE), ada(PLATFORM, PLATFORM_SHARE), ada(CREATOR, CREATOR_SHARE))
+ASK = {"message": "hello", "session_id": "s1"}
+
+
+class Buyer(Purse):
+    """A purse that also talks to the merchant."""
+
+    def call(
+        self, body: object = ASK, path: str = "/chat", proof: tuple[str, str] | None = None, **headers: str
+    ) -> httpx.Response:
+        sent = {"X-Partner": "demo", "X-Wallet-Address": self.who.address.text}
+        sent |= {f"X-{name.replace('_', '-')}": value for name, value in headers.items()}
+        if proof is not None:
+            sent |= {"X-Invoice-Id": proof[0], "X-Payment": proof[1]}
+        return httpx.post(self.devnet.merchant_url + path, json=body, headers=sent)
+
+    def invoice(self, body: object = ASK, path: str = "/chat", **headers: str) -> dict[str, object]:
+        answer = self.call(body, path, **headers)
+        assert answer.status_code == 402, answer.text
+        return dict(answer.json()["detail"])
+
+    def settings(self, **settings: object) -> httpx.Response:
+        return httpx.post(self.devnet.merchant_url + "/merchant/settings", json=settings)
+
+    def books(self) -> dict[str, object]:
+        return dict(httpx.get(self.devnet.merchant_url + "/merchant/state").json())
+
+    def status(self, invoice_id: object) -> object:
+        return httpx.get(f"{self.devnet.merchant_url}/payments/status/{invoice_id}").json()["status"]
+
+    def balance(self, partner: str = "demo") -> tuple[int, int]:
+        query = {"partner": partner, "wallet": self.who.address.text}
+        answer = httpx.get(self.devnet.merchant_url + "/payments/balance", params=query).json()
+        return answer["remaining"], answer["total"]
+
+
+def reason(answer: httpx.Response) -> str:
+    """Why a proof was refused; the answer carries nothing that could be paid."""
+    assert answer.status_code == 402
+    detail = answer.json()["detail"]
+    assert detail["error"] == "payment_flow_error"
+    assert "invoiceId" not in detail
+    return str(detail["reason"])
+
+
+def pending(answer: httpx.Response) -> bool:
+    return answer.status_code == 402 and answer.json() == {"detail": {"status": "pending"}}
+
+
+@pytest.fixture
+def clock() -> HandClock:
+    return HandClock()
+
+
+@pytest.fixture
+def buyer(clock: HandClock) -> Iterator[Buyer]:
+    with DevnetThread(now_ms=clock) as devnet:
+        funded = Buyer(payer("alice"), devnet)
+        funded.fund(100_000_000, assets={TOKEN: 1_000})
+        yield funded
+
+
+# --- the 402 -----------------------------------------------------------------------------------------------------
+
+
+def test_the_402_is_the_documented_t_backend_body(buyer: Buyer) -> None:
+    answer = buyer.call()
+    assert (answer.status_code, list(answer.json())) == (402, ["detail"])
+    detail = answer.json()["detail"]
+    invoice_id = detail.pop("invoiceId")
+    assert detail == {
+        "version": "0.1",
+        "chain": "cardano-devnet",
+        "asset": "ADA",
+        "amountUnits": "10000000",
+        "decimals": 6,
+        "payTo": role_address("pay_to").text,
+        "timeout": 300,
+        "extra": {
+            "lovelace": True,
+            "babel": False,
+            "partner": "demo",
+            "batchTarget": 1,
+            "split": {
+                "mode": "additional",
+                "outputs": [
+                    {"address": role_address("platform").text, "amountUnits": "2000000", "role": "platform"},
+                    {"address": role_address("creator").text, "amountUnits": "1000000", "role": "creator"},
+                ],
+            },
+        },
+    }
+    assert buyer.status(invoice_id) == "pending"
+
+
+def test_the_402_in_flux_has_body_and_headers(buyer: Buyer, clock: HandClock) -> None:
+    buyer.settings(dialect="flux", split_mode="inclusive", timeout=60)
+    clock.forward(1)
+    answer = buyer.call()
+    body = answer.json()
+    assert body == {
+        "invoiceId": answer.headers["X-Invoice-Id"],
+        "amount": "10000000",
+        "currency": "ADA",
+        "payTo": role_address("pay_to").text,
+        "chain": "cardano-devnet",
+        "expiresAt": "2023-11-14T22:14:21.000Z",
+        "splits": [
+            {"to": role_address("platform").text, "amount": "2000000", "role": "platform"},
+            {"to": role_address("creator").text, "amount": "1000000", "role": "creator"},
+        ],
+        "splitMode": "inclusive",
+    }
+    names = ("X-Pay-To", "X-Amount", "X-Asset", "X-Chain", "X-Timeout")
+    values = (role_address("pay_to").text, "10000000", "ADA", "cardano-devnet", "60")
+    assert tuple(answer.headers[name] for name in names) == values
+    tx_id = buyer.pay([ada(PAY_TO, 7_000_000), ada(PLATFORM, PLATFORM_SHARE), ada(CREATOR, CREATOR_SHARE)])
+    assert buyer.call(proof=(body["invoiceId"], tx_id)).status_code == 200
+
+
+def test_the_same_request_gets_the_same_invoice_until_it_is_over_or_paid(buyer: Buyer, clock: HandClock) -> None:
+    first = buyer.invoice()
+    clock.forward(100)
+    again = buyer.invoice()
+    assert (again["invoiceId"], again["timeout"]) == (first["invoiceId"], 200)
+    others = [
+        buyer.invoice({"message": "other"}),
+        buyer.invoice(path="/token-analysis"),
+        buyer.invoice(path="/chat?output=structured"),
+        buyer.invoice(Partner="another"),
+        buyer.invoice(Wallet_Address=payer("bob").address.text),
+    ]
+    assert len({first["invoiceId"], *(other["invoiceId"] for other in others)}) == 6
+    clock.forward(200)
+    second = buyer.invoice()
+    assert second["invoiceId"] != first["invoiceId"]
+    assert buyer.status(first["invoiceId"]) == "expired"
+    assert buyer.call(proof=(str(second["invoiceId"]), buyer.pay(HONEST))).status_code == 200
+    assert buyer.invoice()["invoiceId"] != second["invoiceId"]
+
+
+# --- the honest payment ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["/chat", "/token-analysis", "/images/generate", "/images/edit"])
+def test_the_honest_payment_is_served(buyer: Buyer, path: str) -> None:
+    invoice_id = str(buyer.invoice(path=path)["invoiceId"])
+    tx_id = buyer.pay(HONEST)
+    answer = buyer.call(path=path, proof=(invoice_id, tx_id), Request_Id="r-1")
+    assert answer.status_code == 200
+    assert (answer.json()["invoiceId"], answer.json()["txHash"]) == (invoice_id, tx_id)
+    assert answer.headers["X-Request-ID"] == "r-1"
+    books = buyer.books()
+    assert (books["served"], books["refused"]) == (1, {})
+    assert books["payments"] == [{"invoiceId": invoice_id, "txHash": tx_id}]
+    assert buyer.status(invoice_id) == "consumed"
+
+
+def test_the_order_of_outputs_does_not_matter(buyer: Buyer) -> None:
+    invoice_id = str(buyer.invoice()["invoiceId"])
+    assert buyer.call(proof=(invoice_id, buyer.pay(tuple(reversed(HONEST))))).status_code == 200
+
+
+def test_a_proof_presented_again_is_served_again_and_counted_apart(buyer: Buyer) -> None:
+    proof = (str(buyer.invoice()["invoiceId"]), buyer.pay(HONEST))
+    assert [buyer.call(proof=proof).json()["replayed"] for _ in range(3)] == [False, True, True]
+    books = buyer.books()
+    assert (books["served"], books["replayed"], len(books["payments"])) == (1, 2, 1)
+
+
+def test_chat_streams_server_sent_events(buyer: Buyer) -> None:
+    ask = {**ASK, "stream": True}
+    invoice_id = str(buyer.invoice(ask)["invoiceId"])
+    answer = buyer.call(ask, proof=(invoice_id, buyer.pay(HONEST)))
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    events = [line.removeprefix("data: ") for line in answer.text.split("\n\n") if line]
+    assert events[-1] == "[DONE]"
+    assert json.loads(events[-2])["invoiceId"] == invoice_id
+    assert "".join(json.loads(event)["token"] for event in events[:-2]).startswith("Cardano is")
+
+
+# --- what is not a payment ---------------------------------------------------------------------------------------
+
+INEXACT: dict[str, Sequence[Output]] = {
+    "pay_to one unit short": (ada(PAY_TO, PRICE - 1), *HONEST[1:]),
+    "pay_to one unit over": (ada(PAY_TO, PRICE + 1), *HONEST[1:]),
+    "pay_to in two halves": (ada(PAY_TO, PRICE // 2), ada(PAY_TO, PRICE // 2), *HONEST[1:]),
+    "pay_to twice": (HONEST[0], *HONEST),
+    "no pay_to": HONEST[1:],
+    "no split at all": HONEST[:1],
+    "one split missing": HONEST[:2],
+    "a split one unit short": (*HONEST[:2], ada(CREATOR, CREATOR_SHARE - 1)),
+    "splits swapped": (HONEST[0], ada(PLATFORM, CREATOR_SHARE), ada(CREATOR, PLATFORM_SHARE)),
+    "splits taken from the price": (ada(PAY_TO, PRICE - PLATFORM_SHARE - CREATOR_SHARE), *HONEST[1:]),
+    "splits merged into pay_to": (ada(PAY_TO, PRICE + PLATFORM_SHARE + CREATOR_SHARE),),
+    "a token beside the price": ((PAY_TO, PRICE, {TOKEN: 1}), *HONEST[1:]),
+    "another payee": (ada(payer("bob").address.raw, PRICE), *HONEST[1:]),
+}
+
+
+@pytest.mark.parametrize("name", INEXACT)
+def test_inexact_outputs_are_refused(buyer: Buyer, name: str) -> None:
+    invoice_id = str(buyer.invoice()["invoiceId"])
+    answer = buyer.call(proof=(invoice_id, buyer.pay(INEXACT[name])))
+    assert reason(answer) == "wrong_outputs"
+    assert (buyer.books()["served"], buyer.books()["payments"]) == (0, [])
+
+
+def test_one_transaction_pays_one_invoice(buyer: Buyer) -> None:
+    first, second = (str(buyer.invoice({"message": text})["invoiceId"]) for text in ("one", "two"))
+    tx_id = buyer.pay(HONEST)
+    assert buyer.call({"message": "one"}, proof=(first, tx_id)).status_code == 200
+    assert reason(buyer.call({"message": "two"}, proof=(second, tx_id))) == "transaction_used"
+
+
+def test_one_invoice_is_paid_by_one_transaction(buyer: Buyer) -> None:
+    invoice_id = str(buyer.invoice()["invoiceId"])
+    first, second = buyer.pay(HONEST), buyer.pay(HONEST)
+    assert buyer.call(proof=(invoice_id, first)).status_code == 200
+    assert reason(buyer.call(proof=(invoice_id, second))) == "paid_already"
+
+
+Change = Callable[[Buyer, tuple[str, str]], httpx.Response]
+OTHER_REQUESTS: dict[str, Change] = {
+    "body": lambda buyer, proof: buyer.call({"message": "other"}, proof=proof),
+    "path": lambda buyer, proof: buyer.call(path="/token-analysis", proof=proof),
+    "query": lambda buyer, proof: buyer.call(path="/chat?output=structured", proof=proof),
+    "partner": lambda buyer, proof: buyer.call(proof=proof, Partner="another"),
+    "wallet": lambda buyer, proof: buyer.call(proof=proof, Wallet_Address=payer("bob").address.text),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_REQUESTS)
+def test_an_invoice_buys_only_the_request_it_was_made_for(buyer: Buyer, name: str) -> None:
+    proof = (str(buyer.invoice()["invoiceId"]), buyer.pay(HONEST))
+    assert reason(OTHER_REQUESTS[name](buyer, proof)) == "other_request"
+    assert buyer.call(proof=proof).status_code == 200
+    assert reason(OTHER_REQUESTS[name](buyer, proof)) == "other_request"
+
+
+@pytest.mark.parametrize("shape", ["0x", "upper", "short", "json", "cbor", "base64"])
+def test_only_a_plain_hash_is_a_proof(buyer: Buyer, shape: str) -> None:
+    invoice_id = str(buyer.invoice()["invoiceId"])
+    tx_id = buyer.pay(HONEST)
+    cbor = buyer.get(f"/txs/{tx_id}/cbor").json()["cbor"]
+    proof = {
+        "0x": "0x" + tx_id,
+        "upper": tx_id.upper(),
+        "short": tx_id[:-1],
+        "json": json.dumps({"txHash": tx_id}),
+        "cbor": cbor,
+        "base64": base64.b64encode(bytes.fromhex(cbor)).decode(),
+    }[shape]
+    assert proof != tx_id
+    assert reason(buyer.call(proof=(invoice_id, proof))) == "proof_not_understood"
+    assert buyer.call(proof=(invoice_id, tx_id)).status_code == 200
+
+
+def test_a_proof_needs_both_headers_and_a_known_invoice(buyer: Buyer) -> None:
+    invoice_id, tx_id = str(buyer.invoice()["invoiceId"]), buyer.pay(HONEST)
+    assert reason(buyer.call(proof=("no-such-invoice", tx_id))) == "unknown_invoice"
+    assert reason(buyer.call(Payment=tx_id)) == "unknown_invoice"
+    assert reason(buyer.call(Invoice_Id=invoice_id)) == "proof_not_understood"
+
+
+def test_an_unconfirmed_payment_is_pending_and_then_served(buyer: Buyer) -> None:
+    buyer.settings(confirmations=3)
+    invoice_id = str(buyer.invoice()["invoiceId"])
+    assert pending(buyer.call(proof=(invoice_id, "0" * 64)))
+    tx_id = buyer.pay(HONEST, blocks=0)
+    for _ in range(3):
+        assert pending(buyer.call(proof=(invoice_id, tx_id)))
+        assert buyer.status(invoice_id) == "submitted"
+        buyer.control("blocks", count=1)
+    assert buyer.status(invoice_id) == "confirmed"
+    assert buyer.call(proof=(invoice_id, tx_id)).status_code == 200
+
+
+def test_confirmations_0_serves_from_the_mempool(buyer: Buyer) -> None:
+    buyer.settings(confirmations=0)
+    invoice_id = str(buyer.invoice()["invoiceId"])
+    assert buyer.call(proof=(invoice_id, buyer.pay(HONEST, blocks=0))).status_code == 200
+
+
+def test_a_payment_in_a_rolled_back_block_is_pending_again(buyer: Buyer) -> None:
+    invoice_id, tx_id = str(buyer.invoice()["invoiceId"]), buyer.pay(HONEST)
+    buyer.control("rollback", depth=1)
+    assert pending(buyer.call(proof=(invoice_id, tx_id)))
+
+
+@pytest.mark.parametrize(("late_by_s", "served"), [(-1, True), (0, False), (1, False)])
+def test_a_payment_must_be_in_a_block_before_the_invoice_is_over(
+    buyer: Buyer, clock: HandClock, late_by_s: int, served: bool
+) -> None:
+    buyer.settings(timeout=60)
+    invoice_id = str(buyer.invoice()["invoiceId"])
+    clock.forward(60 + late_by_s)
+    tx_id = buyer.pay(HONEST)
+    clock.forward(600)
+    answer = buyer.call(proof=(invoice_id, tx_id))
+    assert answer.status_code == 200 if served else reason(answer) == "expired"
+
+
+def test_an_unknown_transaction_after_the_end_is_expired_and_not_pending(buyer: Buyer, clock: HandClock) -> None:
+    invoice_id = str(buyer.invoice()["invoiceId"])
+    clock.forward(300)
+    assert reason(buyer.call(proof=(invoice_id, "0" * 64))) == "expired"
+
+
+def test_a_transaction_older_than_the_invoice_does_not_pay_it(buyer: Buyer, clock: HandClock) -> None:
+    tx_id = buyer.pay(HONEST)
+    clock.forward(1)
+    invoice_id = str(buyer.invoice()["invoiceId"])
+    assert reason(buyer.call(proof=(invoice_id, tx_id))) == "older_than_invoice"
+
+
+def test_a_body_that_is_no_json_object_is_422_and_one_that_is_too_big_413(buyer: Buyer) -> None:
+    url = buyer.devnet.merchant_url + "/chat"
+    for body in (b"", b"[1]", b"{", b'"text"'):
+        answer = httpx.post(url, content=body)
+        assert (answer.status_code, list(answer.json()["detail"][0])[:2]) == (422, ["type", "loc"])
+    assert httpx.post(url, content=b"{" + b" " * 1024 * 1024 + b"}").status_code == 413
+
+
+# --- settings ----------------------------------------------------------------------------------------------------
+
+
+def test_a_token_invoice_wants_exactly_its_units(buyer: Buyer) -> None:
+    splits = [{"role": "platform", "units": "30"}]
+    assert buyer.settings(asset=TOKEN, price="100", splits=splits).status_code == 200
+    detail = buyer.invoice()
+    assert (detail["asset"], detail["amountUnits"]) == (f"{POLICY}.{TOKEN[56:]}", "100")
+    assert (detail["decimals"], detail["extra"]["lovelace"]) == (0, False)
+    invoice_id = str(detail["invoiceId"])
+
+    def held(pay_to: int, platform: int) -> list[Output]:
+        return [(PAY_TO, 1_300_000, {TOKEN: pay_to}), (PLATFORM, 1_200_000, {TOKEN: platform})]
+
+    for outputs in (held(99, 30), held(101, 30), held(100, 29), [ada(PAY_TO, 2_000_000), held(100, 30)[1]]):
+        assert reason(buyer.call(proof=(invoice_id, buyer.pay(outputs)))) == "wrong_outputs"
+    assert buyer.call(proof=(invoice_id, buyer.pay(held(100, 30)))).status_code == 200
+
+
+def test_the_three_split_modes_and_both_forms(buyer: Buyer) -> None:
+    splits = [{"role": "platform", "units": "2000000"}]
+    share = {"address": role_address("platform").text, "amountUnits": "2000000", "role": "platform"}
+    first = {"address": role_address("pay_to").text, "amountUnits": "8000000", "role": "pay_to"}
+    on_top = [ada(PAY_TO, 10_000_000), ada(PLATFORM, 2_000_000)]
+    within = [ada(PAY_TO, 8_000_000), ada(PLATFORM, 2_000_000)]
+    cases = [
+        ("additional", "split", {"split": {"mode": "additional", "outputs": [share]}}, on_top, within),
+        ("inclusive", "split", {"split": {"mode": "inclusive", "outputs": [share]}}, within, on_top),
+        ("additional", "outputs", {"outputs": [share]}, on_top, within),
+        ("inclusive", "outputs", {"outputs": [share]}, within, on_top),
+        ("outputs", "split", {"outputs": [first, share]}, within, on_top),
+    ]
+    for mode, form, written, right, wrong in cases:
+        buyer.settings(splits=splits, split_mode=mode, split_form=form)
+        detail = buyer.invoice()
+        got = {name: value for name, value in detail["extra"].items() if name in ("split", "outputs")}
+        assert (detail["amountUnits"], got) == ("10000000", written)
+        invoice_id = str(detail["invoiceId"])
+        assert reason(buyer.call(proof=(invoice_id, buyer.pay(wrong)))) == "wrong_outputs"
+        assert buyer.call(proof=(invoice_id, buyer.pay(right))).status_code == 200
+
+
+def test_no_splits_means_no_split_in_the_invoice(buyer: Buyer) -> None:
+    own = payer("carol").address.text
+    buyer.settings(splits=[{"role": "own", "units": "1500000", "address": own}])
+    assert buyer.invoice()["extra"]["split"]["outputs"][0]["address"] == own
+    buyer.settings(splits=[])
+    assert set(buyer.invoice()["extra"]) == {"lovelace", "babel", "partner", "batchTarget"}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"colour": "red"},
+        {"price": 0},
+        {"price": 1.5},
+        {"price": "1e6"},
+        {"asset": "USDM"},
+        {"splits": "none"},
+        {"splits": [{"role": "pay_to", "units": "1"}]},
+        {"splits": [{"role": "x", "units": "1", "percent": 5}]},
+        {"splits": [{"role": "x", "units": "1", "address": "addr1"}]},
+        {"splits": [{"role": "x", "units": "10000000"}], "split_mode": "inclusive"},
+        {"split_mode": "percent"},
+        {"batch": 0},
+        {"batch": True},
+        {"timeout": -1},
+        {"confirmations": 101},
+        {"dialect": "materios"},
+        {"dialect": "flux", "split_mode": "outputs"},
+    ],
+)
+def test_settings_that_are_not_understood_change_nothing(buyer: Buyer, settings: dict[str, object]) -> None:
+    before = buyer.books()["settings"]
+    assert buyer.settings(**settings).status_code == 400
+    assert buyer.books()["settings"] == before
+
+
+def test_an_invoice_keeps_the_terms_it_was_made_with(buyer: Buyer) -> None:
+    old = str(buyer.invoice()["invoiceId"])
+    buyer.settings(price="20000000")
+    assert buyer.invoice()["amountUnits"] == "20000000"
+    assert buyer.call(proof=(old, buyer.pay(HONEST))).status_code == 200
+
+
+# --- prepaid -----------------------------------------------------------------------------------------------------
+
+
+def test_a_batch_buys_calls_for_this_partner_and_wallet(buyer: Buyer) -> None:
+    buyer.settings(batch=3)
+    detail = buyer.invoice()
+    assert detail["extra"]["batchTarget"] == 3
+    proof = (str(detail["invoiceId"]), buyer.pay(HONEST))
+    assert buyer.balance() == (0, 0)
+    assert buyer.call(proof=proof).status_code == 200
+    assert buyer.balance() == (2, 3)
+    assert buyer.call(proof=proof).json()["replayed"]
+    assert buyer.balance() == (2, 3)
+    assert buyer.call(Wallet_Address=payer("bob").address.text).status_code == 402
+    assert buyer.call(Partner="another").status_code == 402
+    assert [buyer.call({"message": str(turn)}).status_code for turn in range(3)] == [200, 200, 402]
+    assert (buyer.balance(), buyer.balance("another")) == ((0, 3), (0, 0))
+    books = buyer.books()
+    assert (books["served"], books["served_prepaid"], len(books["payments"])) == (3, 2, 1)
+
+
+def test_a_batch_wants_to_know_the_wallet(buyer: Buyer) -> None:
+    buyer.settings(batch=3)
+    answer = httpx.post(buyer.devnet.merchant_url + "/chat", json=ASK, headers={"X-Partner": "demo"})
+    assert (answer.status_code, answer.json()["detail"]) == (400, "wallet_address_required_for_prepaid_batches")
+
+
+def test_payment_helpers_refuse_what_they_do_not_know(buyer: Buyer) -> None:
+    url = buyer.devnet.merchant_url
+    assert httpx.get(f"{url}/payments/status/none").status_code == 404
+    assert httpx.get(f"{url}/payments/balance?partner=demo").status_code == 422
+    assert httpx.get(f"{url}/chat").status_code == 405
+    assert httpx.get(f"{url}/health").json() == {"status": "ok"}
