@@ -34,6 +34,7 @@ from pydantic_settings import SettingsError as SourceError
 from payagent.core.invoice import SplitMode
 from payagent.core.money import LOVELACE, parse_ada, parse_asset, parse_count, parse_units
 from payagent.core.network import NETWORKS
+from payagent.core.origin import DEFAULT_PORTS, parse_origin
 from payagent.core.policy import Limit
 from payagent.core.problem import Refused
 
@@ -60,33 +61,6 @@ _DEFAULTS: dict[bool, dict[str, Tree]] = {
 
 _MERCHANT_NAME = re.compile(r"[a-z0-9]+(?:[_-][a-z0-9]+)*", re.ASCII)
 _VISIBLE = re.compile(r"[!-~]{1,128}", re.ASCII)
-_HOST_NAME = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*", re.ASCII)
-_DEFAULT_PORTS = {"http": 80, "https": 443}
-
-
-def parse_origin(text: str) -> str:
-    """Read an origin (RFC 6454: scheme, host, port) in its one canonical spelling: lower case, no default port.
-
-    Raises ValueError, with the reason and without the text, for anything more or less than an http(s) origin.
-    """
-    if not text.isascii() or not text.isprintable() or " " in text or "\\" in text:
-        raise ValueError("an origin is plain ASCII (an international name in its xn-- form)")
-    try:
-        parts = urlsplit(text)
-        scheme, host, port = parts.scheme, parts.hostname or "", parts.port
-        if ":" in host:
-            host = f"[{ip_address(host).compressed}]"
-    except ValueError:
-        raise ValueError("an origin's host or port is not valid") from None
-    if scheme not in _DEFAULT_PORTS or not host:
-        raise ValueError("an origin starts with http:// or https:// and a host")
-    if parts.path not in ("", "/") or "?" in text or "#" in text or "@" in parts.netloc:
-        raise ValueError("an origin is scheme, host and port only, such as https://api.example.com")
-    if parts.netloc.endswith(":") or port == 0:
-        raise ValueError("an origin's port is a number from 1 to 65535")
-    if not host.startswith("[") and not _HOST_NAME.fullmatch(host):
-        raise ValueError("an origin's host is a name or an address")
-    return f"{scheme}://{host}" + ("" if port in (None, _DEFAULT_PORTS[scheme]) else f":{port}")
 
 
 def _told(parse: Callable[[object], T], fix: str) -> Callable[[object], T]:
@@ -118,7 +92,7 @@ def _base_url(value: str) -> str:
     if not value.isascii() or " " in value:
         raise ValueError("an address is plain ASCII without spaces")
     parts = urlsplit(value)
-    if parts.scheme not in _DEFAULT_PORTS or not parts.hostname:
+    if parts.scheme not in DEFAULT_PORTS or not parts.hostname:
         raise ValueError("write the complete address, from http:// or https:// on")
     if "@" in parts.netloc or "?" in value or "#" in value:
         raise ValueError("no user, query or fragment; a project id belongs in project_id_file")

@@ -7,7 +7,6 @@ or sends (C4). `resume` is the same path from wherever a crash left it.
 import asyncio
 import hashlib
 import json
-import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -30,7 +29,7 @@ from payagent.core.problem import Refused
 from payagent.dialects import Reading, Response, read_invoice
 from payagent.store import queries, records
 from payagent.store.queries import OutputRow, PaymentRow
-from payagent.store.writer import Readers, Unit, Writer
+from payagent.store.writer import Connection, Readers, Unit, Writer
 from payagent.wallet.coins import Coins
 from payagent.wallet.keys import Signer
 from payagent.wallet.transaction import Plan, build, check, fan_out, select, sign, sweep
@@ -116,7 +115,7 @@ class Agent:
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
-    def conn(self) -> sqlite3.Connection:
+    def conn(self) -> Connection:
         """A read-only connection."""
         return self._readers.conn
 

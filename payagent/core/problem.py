@@ -63,6 +63,12 @@ PROBLEMS: dict[str, Problem] = {
     "bad_request": Problem(400, 2, "The request is not understood", "Correct the request; see /openapi.json."),
     "body_not_understood": Problem(422, 3, "The 402's body is not an invoice", _SENDER),
     "body_too_big": Problem(413, 2, "The body is too big", "Send the 402 as received; 64 KiB is the bound."),
+    "browser_refused": Problem(
+        403,
+        5,
+        "A web page may not use this API",
+        "Call it from a program, without Origin and Sec-Fetch-Site headers.",
+    ),
     "chain_not_ready": Problem(
         503,
         4,
@@ -92,6 +98,9 @@ PROBLEMS: dict[str, Problem] = {
     ),
     "fee_too_high": Problem(500, 1, "The fee would exceed its cap", "This is a bug or a lie about parameters."),
     "forbidden": Problem(403, 5, "The token may not do this", "Use a token with the needed scope."),
+    "host_refused": Problem(
+        403, 5, "The Host header names no loopback address", "Call it as localhost, 127.0.0.1 or [::1]."
+    ),
     "idempotency_key_invalid": Problem(
         400, 2, "The idempotency key is not valid", "1 to 255 visible ASCII characters."
     ),
@@ -156,6 +165,9 @@ PROBLEMS: dict[str, Problem] = {
         "Try again later.",
         money="No money was moved by this.",
         retryable=True,
+    ),
+    "method_not_allowed": Problem(
+        405, 2, "The path does not take this method", "See /openapi.json.", money="Nothing has changed."
     ),
     "mixed_dialects": Problem(422, 3, "The 402 mixes two dialects", _SENDER),
     "mnemonic_invalid": Problem(

@@ -12,7 +12,15 @@ from sqlite_utils import Database, Migrations
 
 migrations = Migrations("payagent")
 
-APPEND_ONLY = ("attempts", "events", "journal", "postings", "sightings", "submissions")
+APPEND_ONLY = {
+    "attempts": "tx_id",
+    "events": "seq",
+    "journal": "id",
+    "postings": "seq",
+    "sightings": "seq",
+    "submissions": "seq",
+}
+"""History, by table and its key."""
 
 _TABLES = """
 CREATE TABLE meta (
@@ -214,17 +222,20 @@ CREATE TRIGGER invoices_fixed BEFORE UPDATE ON invoices
 """
 
 
-def _append_only(table: str) -> str:
-    return "".join(
-        f"CREATE TRIGGER {table}_no_{verb.lower()} BEFORE {verb} ON {table} "
-        f"BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END;\n"
-        for verb in ("UPDATE", "DELETE")
+def _append_only(table: str, key: str) -> str:
+    """Triggers against UPDATE, DELETE and REPLACE (whose delete fires no trigger on a plain connection)."""
+    stop = f"BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END;\n"
+    return (
+        f"CREATE TRIGGER {table}_no_update BEFORE UPDATE ON {table} {stop}"
+        f"CREATE TRIGGER {table}_no_delete BEFORE DELETE ON {table} {stop}"
+        f"CREATE TRIGGER {table}_no_replace BEFORE INSERT ON {table} "
+        f"WHEN EXISTS (SELECT 1 FROM {table} WHERE {key} = NEW.{key}) {stop}"
     )
 
 
 @migrations()
 def m001_first_tables(db: Database) -> None:
-    for statement in _statements(_TABLES + "".join(_append_only(table) for table in APPEND_ONLY)):
+    for statement in _statements(_TABLES + "".join(_append_only(*item) for item in APPEND_ONLY.items())):
         db.execute(statement)
 
 
@@ -242,7 +253,7 @@ def _statements(script: str) -> list[str]:
 
 def missing_guards(db: Database) -> list[str]:
     """The names of triggers that ought to be there and are not (`table.transform()` drops them)."""
-    expected = [f"{table}_no_{verb}" for table in APPEND_ONLY for verb in ("update", "delete")]
+    expected = [f"{table}_no_{verb}" for table in APPEND_ONLY for verb in ("update", "delete", "replace")]
     expected += ["journal_balances", "postings_sealed", "payments_identity", "payments_anchor", "payments_stay"]
     expected.append("invoices_fixed")
     present = {row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'")}

@@ -26,6 +26,8 @@ T = TypeVar("T")
 Checkpoint = Callable[[str], None]
 """Called with "before NAME" and "after NAME" of each job around the commit; where tests kill the process."""
 
+Connection = sqlite3.Connection
+
 BATCH_MAX = 256
 
 

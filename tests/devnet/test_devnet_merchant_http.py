@@ -71,7 +71,7 @@ def clock() -> HandClock:
 def buyer(clock: HandClock) -> Iterator[Buyer]:
     with DevnetThread(now_ms=clock) as devnet:
         funded = Buyer(payer("alice"), devnet)
-        funded.fund(100_000_000, assets={TOKEN: 1_000})
+        funded.fund(200_000_000, assets={TOKEN: 1_000})
         yield funded
 
 

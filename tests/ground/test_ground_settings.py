@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
+from payagent.core.origin import parse_origin
 from payagent.core.policy import Limit
 from payagent.core.problem import Refused
 from payagent.settings import (
@@ -20,7 +21,6 @@ from payagent.settings import (
     find_config,
     find_passphrase,
     load_settings,
-    parse_origin,
     read_secret_file,
 )
 

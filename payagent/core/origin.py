@@ -1,0 +1,36 @@
+"""The origin that names a merchant (RFC 6454: scheme, host, port), in its one canonical spelling.
+
+May import: the standard library. Never: resolves a name.
+"""
+
+import re
+from ipaddress import ip_address
+from urllib.parse import urlsplit
+
+DEFAULT_PORTS = {"http": 80, "https": 443}
+_HOST_NAME = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*", re.ASCII)
+
+
+def parse_origin(text: str) -> str:
+    """Read an origin (RFC 6454: scheme, host, port) in its one canonical spelling: lower case, no default port.
+
+    Raises ValueError, with the reason and without the text, for anything more or less than an http(s) origin.
+    """
+    if not text.isascii() or not text.isprintable() or " " in text or "\\" in text:
+        raise ValueError("an origin is plain ASCII (an international name in its xn-- form)")
+    try:
+        parts = urlsplit(text)
+        scheme, host, port = parts.scheme, parts.hostname or "", parts.port
+        if ":" in host:
+            host = f"[{ip_address(host).compressed}]"
+    except ValueError:
+        raise ValueError("an origin's host or port is not valid") from None
+    if scheme not in DEFAULT_PORTS or not host:
+        raise ValueError("an origin starts with http:// or https:// and a host")
+    if parts.path not in ("", "/") or "?" in text or "#" in text or "@" in parts.netloc:
+        raise ValueError("an origin is scheme, host and port only, such as https://api.example.com")
+    if parts.netloc.endswith(":") or port == 0:
+        raise ValueError("an origin's port is a number from 1 to 65535")
+    if not host.startswith("[") and not _HOST_NAME.fullmatch(host):
+        raise ValueError("an origin's host is a name or an address")
+    return f"{scheme}://{host}" + ("" if port in (None, DEFAULT_PORTS[scheme]) else f":{port}")

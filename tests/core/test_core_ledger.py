@@ -1,0 +1,58 @@
+"""Double entry: whatever is entered balances, and the life of a payment nets out to what left the wallet."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from payagent.core import ledger
+from payagent.core.ledger import Entry, Posting
+
+ASSETS = st.sampled_from(["lovelace", "aa" * 28, "bb" * 28 + "01"])
+UNITS = st.dictionaries(ASSETS, st.integers(1, 2**63 - 1), min_size=1)
+
+
+def balances(*entries: Entry) -> dict[tuple[str, str], int]:
+    total: dict[tuple[str, str], int] = {}
+    for entry in entries:
+        for posting in entry.postings:
+            key = (posting.account, posting.asset)
+            total[key] = total.get(key, 0) + posting.units
+    return {key: units for key, units in total.items() if units}
+
+
+def test_an_entry_that_does_not_balance_cannot_be_made() -> None:
+    with pytest.raises(ValueError, match="does not balance"):
+        Entry("post", (Posting("wallet", "lovelace", 5), Posting("held", "lovelace", -4)))
+    with pytest.raises(ValueError, match="does not balance"):
+        Entry("post", (Posting("wallet", "lovelace", 5), Posting("held", "aa" * 28, -5)))
+    with pytest.raises(ValueError, match="does not balance"):
+        Entry("post", ())
+
+
+@given(UNITS)
+def test_a_hold_that_is_released_leaves_no_trace(hold: dict[str, int]) -> None:
+    assert balances(ledger.reserve(hold), ledger.release(hold)) == {}
+
+
+@given(UNITS)
+def test_a_deposit_whose_block_is_lost_leaves_no_trace(units: dict[str, int]) -> None:
+    assert balances(ledger.deposit(units), ledger.undeposit(units)) == {}
+
+
+@given(UNITS, st.integers(155_381, 900_000), st.integers(0, 10_000))
+def test_a_confirmed_payment_takes_exactly_what_it_spent(spent: dict[str, int], fee: int, spare: int) -> None:
+    hold = spent | {"lovelace": spent.get("lovelace", 0) + fee + spare}
+    posted = ledger.post(hold, spent, fee, "merchant:m")
+    after = balances(ledger.reserve(hold), posted)
+    assert after.pop(("fees", "lovelace")) == fee
+    assert {asset: units for (account, asset), units in after.items() if account == "merchant:m"} == spent
+    gone = spent | {"lovelace": spent.get("lovelace", 0) + fee}
+    assert {asset: -units for (account, asset), units in after.items() if account == "wallet"} == gone
+    assert all(account != "held" for account, _ in after)
+
+
+@given(UNITS, st.integers(155_381, 900_000))
+def test_a_lost_block_brings_the_hold_back(spent: dict[str, int], fee: int) -> None:
+    hold = spent | {"lovelace": spent.get("lovelace", 0) + fee}
+    posted = ledger.post(hold, spent, fee, "merchant:m")
+    assert balances(ledger.reserve(hold), posted, ledger.reverse(posted)) == balances(ledger.reserve(hold))

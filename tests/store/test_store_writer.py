@@ -1,0 +1,164 @@
+"""The writer: what was answered is durable, what was not happened whole or not at all, memory included."""
+
+import asyncio
+import sqlite3
+import threading
+from pathlib import Path
+
+import pytest
+
+from payagent.core.problem import Refused
+from payagent.store.writer import Readers, Unit, Writer
+
+
+def put(key: str) -> object:
+    return lambda unit: unit.conn.execute("INSERT INTO meta VALUES (?, 'x')", (key,))
+
+
+def keys(path: Path) -> list[str]:
+    return [row[0] for row in Readers(path).conn.execute("SELECT key FROM meta ORDER BY key")]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "ledger.db"
+
+
+async def test_jobs_that_wait_together_share_a_commit(path: Path) -> None:
+    hold, let_go = threading.Event(), threading.Event()
+
+    def wait(_unit: Unit) -> None:
+        hold.set()
+        let_go.wait(10)
+
+    writer = Writer(path)
+    first = asyncio.create_task(writer.run("wait", wait))
+    await asyncio.to_thread(hold.wait, 10)
+    others = [asyncio.create_task(writer.run("put", put(f"k{n:02}"))) for n in range(64)]
+    await asyncio.sleep(0)
+    let_go.set()
+    await asyncio.gather(first, *others)
+    assert writer.commits <= 3
+    assert len(keys(path)) == 64
+    writer.close()
+
+
+async def test_a_job_that_raises_leaves_its_neighbours_alone(path: Path) -> None:
+    writer = Writer(path)
+
+    def break_after_write(unit: Unit) -> None:
+        unit.conn.execute("INSERT INTO meta VALUES ('broken', 'x')")
+        raise Refused("not_found", "on purpose")
+
+    results = await asyncio.gather(
+        writer.run("a", put("a")),
+        writer.run("b", break_after_write),
+        writer.run("c", put("c")),
+        return_exceptions=True,
+    )
+    assert isinstance(results[1], Refused)
+    assert keys(path) == ["a", "c"]
+    writer.close()
+
+
+async def test_what_a_job_changed_in_memory_is_undone_with_it(path: Path) -> None:
+    writer = Writer(path)
+    coins = {"x", "y"}
+
+    def take(unit: Unit) -> None:
+        for ref in ("x", "y"):
+            coins.discard(ref)
+            unit.undo(lambda ref=ref: coins.add(ref))
+        raise Refused("not_found", "on purpose")
+
+    with pytest.raises(Refused):
+        await writer.run("take", take)
+    assert coins == {"x", "y"}
+    writer.close()
+
+
+async def test_a_commit_that_fails_fails_for_all_and_undoes_memory(path: Path) -> None:
+    writer = Writer(path)
+    memory: list[str] = []
+
+    def defer_a_failure(unit: Unit) -> None:
+        memory.append("taken")
+        unit.undo(memory.clear)
+        unit.conn.execute("INSERT INTO postings(entry, account, asset, units) VALUES (7, 'a', 'b', 1)")
+
+    with pytest.raises(Refused, match="store_failed"):
+        await writer.run("orphan", defer_a_failure)
+    assert memory == []
+    await writer.run("after", put("after"))
+    assert keys(path) == ["after"]
+    writer.close()
+
+
+async def test_a_caller_that_is_cancelled_still_writes_once(path: Path) -> None:
+    started, let_go = threading.Event(), threading.Event()
+
+    def slow(unit: Unit) -> None:
+        started.set()
+        let_go.wait(10)
+        unit.conn.execute("INSERT INTO meta VALUES ('once', 'x')")
+
+    writer = Writer(path)
+    task = asyncio.create_task(writer.run("slow", slow))
+    await asyncio.to_thread(started.wait, 10)
+    task.cancel()
+    let_go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    writer.close()
+    assert keys(path) == ["once"]
+
+
+def test_checkpoints_stand_around_the_commit(path: Path) -> None:
+    seen: list[tuple[str, int]] = []
+
+    def checkpoint(name: str) -> None:
+        with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as conn:
+            seen.append((name, conn.execute("SELECT COUNT(*) FROM meta").fetchone()[0]))
+
+    writer = Writer(path, checkpoint=checkpoint)
+    writer.submit("C2", put("k")).result(10)
+    writer.close()
+    assert seen == [("before C2", 0), ("after C2", 1)]
+
+
+def test_the_file_is_durable_and_private(path: Path) -> None:
+    writer = Writer(path)
+    modes = writer.submit(
+        "look",
+        lambda unit: (
+            unit.conn.execute("PRAGMA journal_mode").fetchone()[0],
+            unit.conn.execute("PRAGMA synchronous").fetchone()[0],
+            unit.conn.execute("PRAGMA foreign_keys").fetchone()[0],
+        ),
+    ).result(10)
+    assert modes == ("wal", 2, 1)
+    assert path.stat().st_mode & 0o777 == 0o600
+    writer.close()
+
+
+def test_readers_cannot_write(path: Path) -> None:
+    writer = Writer(path)
+    with pytest.raises(sqlite3.OperationalError):
+        Readers(path).conn.execute("INSERT INTO meta VALUES ('k', 'v')")
+    writer.close()
+
+
+def test_after_close_every_call_says_so(path: Path) -> None:
+    writer = Writer(path)
+    writer.close()
+    writer.close()
+    with pytest.raises(Refused, match="closed"):
+        writer.submit("late", put("k"))
+
+
+def test_a_database_that_lost_a_guard_is_not_opened(path: Path) -> None:
+    Writer(path).close()
+    with sqlite3.connect(path) as conn:
+        conn.execute("DROP TRIGGER postings_no_delete")
+    with pytest.raises(Refused, match="postings_no_delete"):
+        Writer(path)

@@ -1,0 +1,204 @@
+"""The keystore: what goes in comes out, for the right passphrase, from a whole file of its owner alone."""
+
+import json
+import os
+import resource
+from pathlib import Path
+from typing import Any
+
+import pytest
+from wallet.worlds import payee
+
+from payagent.core.network import NETWORKS
+from payagent.core.problem import Refused
+from payagent.wallet import keystore
+from payagent.wallet.keystore import Header, create, new_words, open_keystore, read_header, unlock
+
+WORDS = "abandon " * 23 + "art"
+PASSPHRASE = "correct horse"
+CHEAP = 2**4
+PREPROD = NETWORKS["preprod"]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    file = tmp_path / "keystore.json"
+    create(file, WORDS, PASSPHRASE, PREPROD, scrypt_n=CHEAP)
+    return file
+
+
+def refusal(path: Path, passphrase: str = PASSPHRASE) -> Refused:
+    with pytest.raises(Refused) as caught:
+        unlock(path, passphrase)
+    assert WORDS not in str(caught.value)
+    assert passphrase not in str(caught.value) or not passphrase
+    return caught.value
+
+
+def test_what_was_put_in_comes_out(path: Path) -> None:
+    assert open_keystore(path, PASSPHRASE).words == WORDS
+    account = unlock(path, PASSPHRASE)
+    assert read_header(path) == Header(PREPROD, 0, account.address.text)
+    assert account.network is PREPROD
+
+
+def test_the_default_cost_is_written_into_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "keystore.json"
+    create(file, WORDS, PASSPHRASE, NETWORKS["mainnet"], 3)
+    assert json.loads(file.read_text())["kdf"]["n"] == 2**17
+    assert unlock(file, PASSPHRASE).number == 3
+
+
+def test_the_file_is_for_its_owner_alone_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        create(tmp_path / "k", WORDS, PASSPHRASE, PREPROD, scrypt_n=CHEAP)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "k").stat().st_mode & 0o777 == 0o600
+
+
+def test_nothing_of_the_secret_stands_in_the_file(path: Path) -> None:
+    text = path.read_text()
+    assert "abandon" not in text
+    assert PASSPHRASE not in text
+    assert open_keystore(path, PASSPHRASE).entropy.hex() not in text
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o601, 0o660, 0o700, 0o777, 0o4600])
+def test_a_wider_mode_is_refused(path: Path, mode: int) -> None:
+    path.chmod(mode)
+    assert refusal(path).code == "keystore_invalid"
+    with pytest.raises(Refused):
+        read_header(path)
+
+
+def test_a_narrower_mode_is_fine(path: Path) -> None:
+    path.chmod(0o400)
+    assert unlock(path, PASSPHRASE).network is PREPROD
+
+
+def test_a_keystore_is_never_overwritten(path: Path) -> None:
+    before = path.read_bytes()
+    with pytest.raises(Refused) as caught:
+        create(path, WORDS, "another", PREPROD, scrypt_n=CHEAP)
+    assert caught.value.code == "keystore_exists"
+    assert path.read_bytes() == before
+
+
+def test_a_write_that_fails_leaves_no_file_behind(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            create(tmp_path / "k", WORDS, PASSPHRASE, PREPROD, scrypt_n=CHEAP)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("passphrase", ["", "Correct horse", "correct horse ", "x" * 5000])
+def test_a_wrong_passphrase_is_refused(path: Path, passphrase: str) -> None:
+    assert refusal(path, passphrase).code == "keystore_invalid"
+
+
+def test_an_empty_passphrase_makes_no_keystore(tmp_path: Path) -> None:
+    with pytest.raises(Refused):
+        create(tmp_path / "k", WORDS, "", PREPROD, scrypt_n=CHEAP)
+    assert not (tmp_path / "k").exists()
+
+
+def test_bad_words_make_no_keystore(tmp_path: Path) -> None:
+    with pytest.raises(Refused) as caught:
+        create(tmp_path / "k", "abandon " * 24, PASSPHRASE, PREPROD, scrypt_n=CHEAP)
+    assert caught.value.code == "mnemonic_invalid"
+    assert not (tmp_path / "k").exists()
+
+
+OTHER_ADDRESS = payee(1).text
+TAMPERED: dict[str, Any] = {
+    "network": ("network", "devnet"),
+    "mainnet": ("network", "mainnet"),
+    "no network": ("network", "nonet"),
+    "account": ("account", 1),
+    "account as text": ("account", "0"),
+    "account as truth": ("account", False),
+    "address": ("address", OTHER_ADDRESS),
+    "version": ("version", 2),
+    "version as truth": ("version", True),
+    "less cost": ("kdf.n", 2**5),
+    "no cost": ("kdf.n", 1),
+    "cost that is no power": ("kdf.n", 17),
+    "cost of a terabyte": ("kdf.n", 2**30),
+    "salt": ("kdf.salt", "00" * 16),
+    "short salt": ("kdf.salt", "00"),
+    "kdf": ("kdf.name", "none"),
+    "r": ("kdf.r", 1),
+    "nonce": ("cipher.nonce", "00" * 12),
+    "cipher": ("cipher.name", "aes-128-gcm"),
+    "ciphertext": ("ciphertext", "00" * 48),
+    "short ciphertext": ("ciphertext", ""),
+    "upper-case hex": ("ciphertext", "AA" * 48),
+    "a field more": ("more", 1),
+    "a field more inside": ("kdf.more", 1),
+}
+
+
+@pytest.mark.parametrize("name", TAMPERED)
+def test_a_changed_file_is_refused(path: Path, name: str) -> None:
+    place, value = TAMPERED[name]
+    document = json.loads(path.read_text())
+    inner = document
+    *folders, key = place.split(".")
+    for folder in folders:
+        inner = inner[folder]
+    assert inner.get(key) != value or isinstance(value, bool)
+    inner[key] = value
+    path.write_text(json.dumps(document))
+    assert refusal(path).code == "keystore_invalid"
+
+
+NO_KEYSTORES = [b"", b"{}", b"[]", b"null", b"\xff\xfe", b"[" * 3000, b" " * 5000, b'{"version": 1}']
+
+
+@pytest.mark.parametrize("content", NO_KEYSTORES)
+def test_a_file_that_is_no_keystore_is_refused(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    assert refusal(path).code == "keystore_invalid"
+
+
+def test_every_flipped_bit_of_the_file_is_noticed_or_changes_nothing(path: Path) -> None:
+    content = path.read_bytes()
+    for bit in range(0, 8 * len(content), 7):
+        bent = bytearray(content)
+        bent[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(bent)
+        try:
+            seed = open_keystore(path, PASSPHRASE)
+        except Refused:
+            continue
+        assert json.loads(bytes(bent)) == json.loads(content)
+        assert seed.words == WORDS
+
+
+def test_a_path_that_is_no_file_is_refused(tmp_path: Path) -> None:
+    assert refusal(tmp_path / "nothing").code == "keystore_invalid"
+    assert refusal(tmp_path).code == "keystore_invalid"
+
+
+def test_words_that_belong_to_another_address_are_refused(tmp_path: Path, path: Path) -> None:
+    """The file itself authenticates an address that its words do not give: another program wrote it."""
+    document = json.loads(path.read_text())
+    document["address"] = OTHER_ADDRESS
+    cipher = keystore.AESGCM(keystore._stretch(PASSPHRASE, document["kdf"]))
+    nonce = bytes.fromhex(document["cipher"]["nonce"])
+    entropy = open_keystore(path, PASSPHRASE).entropy
+    document["ciphertext"] = cipher.encrypt(nonce, entropy, keystore._authenticated(document)).hex()
+    path.write_text(json.dumps(document))
+    assert open_keystore(path, PASSPHRASE).words == WORDS
+    assert "another address" in str(refusal(path))
+
+
+def test_new_words_come_from_the_randomness_that_is_given() -> None:
+    assert new_words(bytes) == WORDS
+    assert len(set(new_words(os.urandom).split())) > 12

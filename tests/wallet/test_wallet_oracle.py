@@ -1,0 +1,90 @@
+"""pycardano as the oracle: the same plan gives the same bytes, the same id and the same fee."""
+
+import random
+from typing import Any
+
+import pytest
+from wallet.worlds import ASSETS, OWN, SIGNER, TTL_SLOT, payee, random_outputs, random_wallet, wallet_size
+
+from payagent.core.problem import Refused
+from payagent.wallet.coins import Coins
+from payagent.wallet.transaction import Parameters, Plan, min_lovelace, select, sign
+
+pycardano = pytest.importorskip("pycardano")
+
+FRAME = {"change": OWN, "ttl_slot": TTL_SLOT, "network_id": 0}
+
+
+def plans(seed: int, count: int) -> list[Plan]:
+    rnd, made = random.Random(seed), []
+    while len(made) < count:
+        wallet = random_wallet(rnd, wallet_size(rnd))
+        try:
+            made.append(select(Coins(wallet), random_outputs(rnd, wallet), **FRAME))  # type: ignore[arg-type]
+        except Refused:
+            continue
+    return made
+
+
+def oracle_output(address: bytes, lovelace: int, assets: dict[str, int], **more: bool) -> Any:
+    policies: dict[bytes, dict[bytes, int]] = {}
+    for name, units in assets.items():
+        policies.setdefault(bytes.fromhex(name[:56]), {})[bytes.fromhex(name[56:])] = units
+    value = pycardano.Value(lovelace, pycardano.MultiAsset.from_primitive(policies)) if policies else lovelace
+    return pycardano.TransactionOutput(pycardano.Address.from_primitive(address), value, **more)
+
+
+def oracle_body(plan: Plan) -> Any:
+    inputs = [
+        pycardano.TransactionInput(pycardano.TransactionId(bytes.fromhex(coin.tx_id)), coin.index)
+        for coin in plan.inputs
+    ]
+    return pycardano.TransactionBody(
+        inputs=pycardano.OrderedSet(inputs, use_tag=True),
+        outputs=[oracle_output(o.address, o.lovelace, dict(o.assets)) for o in plan.outputs],
+        fee=plan.fee_lovelace,
+        ttl=plan.ttl_slot,
+        network_id=pycardano.Network.TESTNET,
+    )
+
+
+class FeeContext(pycardano.ChainContext):  # type: ignore[misc]
+    """Mainnet's parameters, as far as fee and minimum need them."""
+
+    class protocol_param:  # noqa: N801  pycardano's name
+        min_fee_coefficient, min_fee_constant = 44, 155_381
+        price_step = price_mem = 0
+        coins_per_utxo_byte = 4_310
+        min_fee_reference_scripts = maximum_reference_scripts_size = None
+
+
+def test_the_bytes_the_id_and_the_fee_are_the_oracles() -> None:
+    for plan in plans(1, 60):
+        body = oracle_body(plan)
+        assert body.to_cbor() == plan.body
+        assert str(body.id) == plan.tx_id
+        raw = sign(plan, SIGNER)
+        read = pycardano.Transaction.from_cbor(raw)
+        assert str(read.id) == plan.tx_id
+        assert len(raw) == plan.size
+        extra = plan.fee_lovelace - pycardano.fee(FeeContext(), len(raw))
+        assert extra == 0 or (0 < extra <= 176 and plan.outputs[-1].lovelace == 2**32 - 1)
+
+
+def test_the_signed_bytes_are_the_oracles() -> None:
+    for plan in plans(2, 10):
+        key = pycardano.VerificationKey.from_primitive(SIGNER.public_key)
+        witness = pycardano.VerificationKeyWitness(key, SIGNER.sign(bytes.fromhex(plan.tx_id)))
+        witnesses = pycardano.TransactionWitnessSet(vkey_witnesses=pycardano.NonEmptyOrderedSet([witness]))
+        assert pycardano.Transaction(oracle_body(plan), witnesses).to_cbor() == sign(plan, SIGNER)
+
+
+@pytest.mark.parametrize("base", [True, False])
+def test_the_minimum_is_the_oracles_less_the_two_bytes_that_we_do_not_send(base: bool) -> None:
+    rnd, address = random.Random(3), payee(1, base=base)
+    for count in (0, 1, 2, 30, 60):
+        units = {name: rnd.choice([1, 255, 2**32, 2**63 - 1]) for name in rnd.sample(ASSETS, count)}
+        ours = min_lovelace(address.raw, units, Parameters())
+        output = oracle_output(address.raw, 2_000_000, units)
+        assert ours == pycardano.min_lovelace_post_alonzo(output, FeeContext()) - 2 * 4_310
+        assert ours == (160 + len(output.to_cbor())) * 4_310

@@ -1,0 +1,152 @@
+"""What the wallet builds is accepted: by scalus, an independent ledger, and by the devnet's.
+
+Random wallets (1 to 2,000 coins, up to 60 assets in one, boundary quantities) and random invoices, singly and
+chained, each transaction spending the change of the one before.
+"""
+
+import random
+from collections.abc import Iterator
+
+import pytest
+from ledger_check.scalus import Scalus, needs_scalus
+from wallet.worlds import OWN, SIGNER, TTL_SLOT, pay, random_outputs, random_wallet, wallet_size
+
+from payagent.core.problem import Refused
+from payagent.devnet.ledger import Chain, LedgerError, Params, TxOut, check_tx, decode_tx
+from payagent.wallet.coins import Coin, Coins
+from payagent.wallet.transaction import Plan, check, fan_out, select, sign, sweep
+
+FRAME = {"change": OWN, "ttl_slot": TTL_SLOT, "network_id": 0}
+SINGLE, CHAINS, LINKS = 1700, 20, 20
+Case = tuple[Plan, bytes]
+
+
+def signed(plan: Plan) -> bytes:
+    raw = sign(plan, SIGNER)
+    check(raw, plan, SIGNER.public_key)
+    return raw
+
+
+def singles(seed: int, count: int) -> Iterator[Case]:
+    """Payments by wallets of all sizes; what they cannot pay is left out (other tests look at refusals)."""
+    rnd, made = random.Random(seed), 0
+    while made < count:
+        wallet = random_wallet(rnd, wallet_size(rnd))
+        coins = Coins(wallet)
+        for _ in range(3):
+            try:
+                plan = select(coins, random_outputs(rnd, wallet), **FRAME)  # type: ignore[arg-type]
+            except Refused:
+                continue
+            made += 1
+            yield plan, signed(plan)
+
+
+def self_transfers(seed: int) -> Iterator[Case]:
+    rnd = random.Random(seed)
+    for _ in range(20):
+        coins = Coins(random_wallet(rnd, wallet_size(rnd)))
+        try:
+            for plan in (
+                sweep(coins, OWN, own=OWN, ttl_slot=TTL_SLOT, network_id=0),
+                select(coins, fan_out(OWN, rnd.randrange(1, 30), 1_000_000), **FRAME),  # type: ignore[arg-type]
+            ):
+                yield plan, signed(plan)
+        except Refused:
+            continue
+
+
+def chain(rnd: random.Random, wallet: list[Coin], links: int) -> Iterator[Case]:
+    """Payments in a row out of one wallet whose change is spendable at once."""
+    coins = Coins(wallet)
+    for _ in range(links):
+        plan = select(coins, random_share(rnd, coins), **FRAME)  # type: ignore[arg-type]
+        yield plan, signed(plan)
+        for coin in plan.inputs:
+            coins.remove(coin.ref)
+        for index, output in enumerate(plan.outputs):
+            if output.role == "change":
+                coins.add(Coin(plan.tx_id, index, output.lovelace, output.assets))
+
+
+def random_share(rnd: random.Random, coins: Coins) -> list:  # type: ignore[type-arg]
+    names = [name for name in coins.totals if name != "lovelace" and coins.totals[name] > 3]
+    if names and rnd.randrange(2):
+        name = rnd.choice(sorted(names))
+        return pay(coins.totals[name] // 2, 1, name=name)
+    return pay(rnd.randrange(1_000_000, 3_000_000), 1_000_000)
+
+
+def chain_wallets(seed: int) -> Iterator[tuple[random.Random, list[Coin]]]:
+    rnd = random.Random(seed)
+    for _ in range(CHAINS):
+        wallet = random_wallet(rnd, rnd.choice([1, 2, 5, 40]))
+        wallet.append(Coin(rnd.randbytes(32).hex(), 0, 500_000_000))
+        yield rnd, wallet
+
+
+def unspent(coins: Iterator[Coin] | tuple[Coin, ...] | list[Coin]) -> dict[tuple[str, int], TxOut]:
+    return {(coin.tx_id, coin.index): TxOut(OWN.raw, coin.lovelace, dict(coin.assets)) for coin in coins}
+
+
+@pytest.fixture(scope="module")
+def scalus() -> Iterator[Scalus]:
+    with Scalus() as ledger:
+        yield ledger
+
+
+@needs_scalus
+def test_scalus_accepts_every_single_payment(scalus: Scalus) -> None:
+    cases = [*singles(1, SINGLE), *self_transfers(1)]
+    assert len(cases) >= SINGLE
+    for plan, raw in cases:
+        assert scalus.validate(raw, unspent(plan.inputs), TTL_SLOT - 1, 0) is None, raw.hex()
+
+
+@needs_scalus
+def test_scalus_accepts_every_chain(scalus: Scalus) -> None:
+    links = 0
+    for rnd, wallet in chain_wallets(2):
+        scalus.open(unspent(wallet), TTL_SLOT - 1, 0)
+        for _, raw in chain(rnd, wallet, LINKS):
+            assert scalus.submit(raw) is None, raw.hex()
+            links += 1
+        assert scalus.submit(raw) is not None
+    assert links == CHAINS * LINKS
+    assert links + SINGLE >= 2000
+
+
+@needs_scalus
+def test_scalus_does_refuse(scalus: Scalus) -> None:
+    """The judge is awake: one lovelace of difference, a bit of the signature and a passed TTL are refused."""
+    for plan, raw in singles(3, 5):
+        short = unspent(plan.inputs)
+        first = next(iter(short))
+        short[first] = TxOut(OWN.raw, short[first].lovelace + 1, short[first].assets)
+        assert scalus.validate(raw, short, TTL_SLOT - 1, 0) is not None
+        assert scalus.validate(raw, unspent(plan.inputs), TTL_SLOT, 0) is not None
+        bent = raw[:-3] + bytes([raw[-3] ^ 1]) + raw[-2:]
+        assert scalus.validate(bent, unspent(plan.inputs), TTL_SLOT - 1, 0) is not None
+
+
+def test_the_devnet_ledger_accepts_every_single_payment() -> None:
+    for plan, raw in [*singles(4, SINGLE), *self_transfers(4)]:
+        tx = decode_tx(raw)
+        assert tx.tx_id == plan.tx_id
+        check_tx(tx, unspent(plan.inputs), TTL_SLOT - 1, Params())
+
+
+def test_the_devnet_ledger_accepts_every_chain_and_refuses_it_a_second_time() -> None:
+    rnd = random.Random(5)
+    for _ in range(CHAINS):
+        devnet, coins = Chain(Params(), 0, TTL_SLOT - 100), []
+        for coin in [*random_wallet(rnd, 12), Coin("00" * 32, 0, 500_000_000)]:
+            tx_id = devnet.faucet(OWN.raw, coin.lovelace, dict(coin.assets))
+            coins.append(Coin(tx_id, 0, coin.lovelace, coin.assets))
+        devnet.make_block()
+        raws = [raw for _, raw in chain(rnd, coins, LINKS) if devnet.submit(raw)]
+        assert len(raws) == LINKS
+        devnet.make_block()
+        for raw in raws:
+            with pytest.raises(LedgerError):
+                devnet.submit(raw)
