@@ -253,7 +253,7 @@ def _amounts(t: _Table) -> None:
     t.set("A1-zero", RANGE, "plain", "detail.amountUnits", "0")
     t.set("A1-int-zero", RANGE, "plain", "detail.amountUnits", 0)
     t.set("A1-int-negative", NOT, "plain", "detail.amountUnits", -10_000_000)
-    t.set("A1-newline", STRICT, "plain", "detail.amountUnits", "10000000\n")
+    t.set("A1-newline", NOT, "plain", "detail.amountUnits", "10000000\n")
     t.set("A1-list", NOT, "plain", "detail.amountUnits", ["10000000"])
     t.set("A1-object", NOT, "plain", "detail.amountUnits", {"value": "10000000"})
     t.set("A1-null", "invoice_incomplete", "plain", "detail.amountUnits", None)
@@ -311,13 +311,22 @@ def _chains(t: _Table) -> None:
 
 
 def _addresses(t: _Table) -> None:
+    for id, code, value in _wrong_addresses(t):
+        t.set(id, code, "plain", "detail.payTo", value)
+    t.drop("B2-absent", "invoice_incomplete", "plain", "detail.payTo")
+    in_split = "detail.extra.split.outputs.0.address"
+    t.set("B5-own-in-split", "address_own", "split", in_split, t.own)
+    t.set("B3-script-in-split", "address_script", "split", in_split, address(t.network, 7, 0x52))
+
+
+def _wrong_addresses(t: _Table) -> list[tuple[str, str, Any]]:
     here, hrp = t.network, t.network.address_prefix
     other_hrp = "addr" if here.network_id == 0 else "addr_test"
     key = bytes([0x60 | here.network_id]) + b"\x52" * 28
     honest = bech32(hrp, key)
     flipped = bytes([key[0] ^ 1]) + key[1:]
     stake = ("stake" if here.network_id else "stake_test", bytes([0xE0 | here.network_id]) + b"\x52" * 28)
-    for id, code, value in [
+    return [
         ("B1-other-network", "address_wrong_network", bech32(other_hrp, flipped)),
         ("B1-prefix-of-other-network", "address_wrong_prefix", bech32(other_hrp, key)),
         ("B1-header-of-other-network", "address_wrong_prefix", bech32(hrp, flipped)),
@@ -365,17 +374,7 @@ def _addresses(t: _Table) -> None:
         ("B2-hex", "address_wrong_prefix", "00" + key.hex().replace("1", "0")),
         *((f"B3-script-{kind}", "address_script", address(here, kind, 0x52)) for kind in (1, 2, 3, 7)),
         ("B5-own", "address_own", t.own),
-    ]:
-        t.set(id, code, "plain", "detail.payTo", value)
-    t.drop("B2-absent", "invoice_incomplete", "plain", "detail.payTo")
-    t.set("B5-own-in-split", "address_own", "split", "detail.extra.split.outputs.0.address", t.own)
-    t.set(
-        "B3-script-in-split",
-        "address_script",
-        "split",
-        "detail.extra.split.outputs.0.address",
-        address(here, 7, 0x52),
-    )
+    ]
 
 
 def _padded(hrp: str, raw: bytes) -> str:
@@ -579,21 +578,21 @@ def _bodies(t: _Table) -> None:
     html = "<!doctype html><html><body><h1>402 Payment Required</h1></body></html>"
     none, no, shape = "not_an_invoice", "wallet_address_required", "body_not_understood"
     text_html, wanted = {"content-type": "text/html"}, "wallet_address_required_for_prepaid_batches"
-    x402 = {"scheme": "exact", "network": "cardano:preprod", "maxAmountRequired": "2000000", "payTo": t.pay_to}
     t.body("E5-html", shape, html, text_html)
     t.body("E5-html-as-json", STRICT, html)
     t.body("E5-empty", shape, "", {})
     t.body("E5-empty-json", STRICT, "")
     t.body("E5-spaces", shape, " \n", {})
     t.body("E5-text", shape, "Payment Required", {"content-type": "text/plain"})
-    for name, value in {
+    values: dict[str, Any] = {
         "null": None,
         "number": 402,
         "text": '"pay"',
         "list": [],
         "object": {},
         "true": True,
-    }.items():
+    }
+    for name, value in values.items():
         t.body(f"E5-json-{name}", shape, value)
     t.body("E5-list-of-invoices", shape, [t.bases["plain"].body])
     for name, detail in {
@@ -625,6 +624,12 @@ def _bodies(t: _Table) -> None:
     t.header("E5-json-as-html", shape, "plain", "Content-Type", "text/html")
     t.header("E5-json-as-text", shape, "plain", "Content-Type", "text/plain; charset=utf-8")
     t.header("E5-materios-header", "mixed_dialects", "plain", "X-402-Payment-Required", "sr25519")
+    _other_shapes(t)
+
+
+def _other_shapes(t: _Table) -> None:
+    shape = "body_not_understood"
+    x402 = {"scheme": "exact", "network": "cardano:preprod", "maxAmountRequired": "2000000", "payTo": t.pay_to}
     t.body("E5-materios", shape, {"amount_due": 5}, JSON | {"X-402-Payment-Required": "sr25519"})
     t.body("E5-x402-v1-sdk", shape, {"error": "Payment Required", "invoiceId": "a", "paymentRequired": True})
     t.body("E5-x402-gateway", shape, {"error": "Payment Required", "invoiceId": "a", "protocol": "x402"})
@@ -689,6 +694,6 @@ def _ids(t: _Table) -> None:
         "quote": 'inv"1',
     }.items():
         t.set(f"E7-{name}", "invoice_id_invalid", "plain", "detail.invoiceId", value)
-    t.set("E7-crlf", STRICT, "plain", "detail.invoiceId", "inv\r\nX-Payment: 00")
-    t.set("E7-tab", STRICT, "plain", "detail.invoiceId", "inv\t1")
+    t.set("E7-crlf", "invoice_id_invalid", "plain", "detail.invoiceId", "inv\r\nX-Payment: 00")
+    t.set("E7-tab", "invoice_id_invalid", "plain", "detail.invoiceId", "inv\t1")
     t.drop("E7-absent", "invoice_incomplete", "plain", "detail.invoiceId")

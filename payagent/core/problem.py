@@ -90,6 +90,14 @@ PROBLEMS: dict[str, Problem] = {
     "config_invalid": Problem(
         400, 2, "The configuration is not valid", "Correct the named key in the named file."
     ),
+    "daemon_not_running": Problem(
+        503,
+        4,
+        "payagent is not running",
+        "Start it with `payagent serve`.",
+        money="Nothing was asked of it; what it was doing before is durable and goes on when it starts.",
+        retryable=True,
+    ),
     "decimals_mismatch": Problem(
         422,
         3,
@@ -97,6 +105,9 @@ PROBLEMS: dict[str, Problem] = {
         "Check the asset's decimals in the config. " + _SENDER,
     ),
     "fee_too_high": Problem(500, 1, "The fee would exceed its cap", "This is a bug or a lie about parameters."),
+    "file_exists": Problem(
+        409, 2, "There is such a file already", "Nothing is overwritten: give another path, or move the file away."
+    ),
     "forbidden": Problem(403, 5, "The token may not do this", "Use a token with the needed scope."),
     "host_refused": Problem(
         403, 5, "The Host header names no loopback address", "Call it as localhost, 127.0.0.1 or [::1]."
@@ -157,6 +168,9 @@ PROBLEMS: dict[str, Problem] = {
     ),
     "keystore_locked": Problem(503, 5, "The keystore is locked", "Give the passphrase; see config keystore.*."),
     "limit_exceeded": Problem(403, 6, "Above a limit", "Raise the named limit, or wait until it frees up."),
+    "media_type_refused": Problem(
+        415, 2, "The body is not declared as JSON", "Send it with Content-Type: application/json."
+    ),
     "merchant_not_allowed": Problem(403, 6, "The origin is not a configured merchant", "Add it to [merchants]."),
     "merchant_unreachable": Problem(
         502,

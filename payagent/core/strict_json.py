@@ -17,7 +17,7 @@ MAX_DEPTH = 16
 
 # A quote always opens a whole match, ended or not, so that the scan stays linear on any text.
 _STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)
-_UNSAFE_CHAR = re.compile("[\x00-\x1f\ud800-\udfff]")
+_UNSAFE_CHAR = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff]")
 _INT_DIGITS_MAX = 4_300
 
 
@@ -36,7 +36,7 @@ def loads(data: bytes | str, *, max_bytes: int = MAX_BYTES, max_depth: int = MAX
 
     Refuses with `body_too_big` above max_bytes of UTF-8, and with `json_not_understood`: text that is not
     UTF-8 or starts with a BOM, nesting deeper than max_depth, a key given twice in one object (escapes
-    resolved), NaN and Infinity, and control characters (U+0000 to U+001F) or lone surrogates in a string,
+    resolved), NaN and Infinity, and control characters (but tab and line ends) or lone surrogates in a string,
     raw or escaped. Numbers with a fraction or an exponent come out as `JsonNumber`, all others as int.
     """
     text = decode_text(data, max_bytes=max_bytes)

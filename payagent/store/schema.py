@@ -225,11 +225,14 @@ CREATE TRIGGER invoices_fixed BEFORE UPDATE ON invoices
 def _append_only(table: str, key: str) -> str:
     """Triggers against UPDATE, DELETE and REPLACE (whose delete fires no trigger on a plain connection)."""
     stop = f"BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END;\n"
-    return (
-        f"CREATE TRIGGER {table}_no_update BEFORE UPDATE ON {table} {stop}"
-        f"CREATE TRIGGER {table}_no_delete BEFORE DELETE ON {table} {stop}"
-        f"CREATE TRIGGER {table}_no_replace BEFORE INSERT ON {table} "
-        f"WHEN EXISTS (SELECT 1 FROM {table} WHERE {key} = NEW.{key}) {stop}"
+    present = f"WHEN EXISTS (SELECT 1 FROM {table} WHERE {key} = NEW.{key})"  # noqa: S608  names of ours
+    return "\n".join(
+        f"CREATE TRIGGER {table}_no_{name} BEFORE {event} ON {table} {when} {stop}"
+        for name, event, when in (
+            ("update", "UPDATE", ""),
+            ("delete", "DELETE", ""),
+            ("replace", "INSERT", present),
+        )
     )
 
 

@@ -264,6 +264,10 @@ class Draft:
         """Units of an asset (not lovelace) that are still missing."""
         return max(0, self.order.needs.get(asset, 0) - self.held.get(asset, 0))
 
+    def lacks_assets(self) -> bool:
+        """Whether an asset that must be paid is still missing."""
+        return any(self.lacking(asset) for asset in self.order.assets)
+
     def bundles(self) -> tuple[Bundle, ...]:
         """The rest's outputs. Only for a draft that lacks no asset."""
         if self._bundles is None:
@@ -300,8 +304,10 @@ class Draft:
 
     def exact_gap(self, more_inputs: int = 0) -> int | None:
         """Lovelace missing until there is no rest at all; None when there must be one."""
-        if not self.order.planned or self.leaves_assets():
-            return None
+        return None if not self.order.planned or self.leaves_assets() else self.gap(more_inputs)
+
+    def gap(self, more_inputs: int = 0) -> int:
+        """Lovelace missing for the outputs and the fee of a transaction without rest; below it nothing pays."""
         return self.order.needs[LOVELACE] + self.fee(self.bare_size(more_inputs)) - self.held[LOVELACE]
 
     def shortfall(self, more_inputs: int = 0) -> int:
@@ -312,7 +318,7 @@ class Draft:
 
     def pays(self) -> bool:
         """Whether the coins so far make a transaction, in balance and in size."""
-        if not self.coins or any(self.lacking(asset) for asset in self.order.assets):
+        if not self.coins or self.gap() > 0 or self.lacks_assets():
             return False
         size_max = self.order.frame.parameters.max_tx_size
         if self.is_exact():
@@ -322,9 +328,12 @@ class Draft:
         return above >= 0 and self.kept_size() + FEE_SLACK_BYTES * wide <= size_max
 
     def has_room(self) -> bool:
-        """Whether the coins so far leave any hope that more coins still fit."""
-        lacks = any(self.lacking(asset) for asset in self.order.assets)
-        size = self.bare_size() if lacks or not self.leaves_assets() else self.kept_size()
+        """Whether the coins so far leave any hope that more coins still fit.
+
+        What is left of assets is not looked at while lovelace is short: that would cost more than it saves.
+        """
+        bare = self.gap() > 0 or self.lacks_assets() or not self.leaves_assets()
+        size = self.bare_size() if bare else self.kept_size()
         return size <= self.order.frame.parameters.max_tx_size
 
 

@@ -104,7 +104,7 @@ def _fill(draft: Draft, coins: Coins, sequence: _Sequence) -> tuple[Draft, bool]
 
 def _completing(draft: Draft, coins: Coins) -> Coin | None:
     """The smallest coin of pure ADA with which the draft pays: to the unit, or with change that can be kept."""
-    if any(draft.lacking(asset) for asset in draft.order.assets):
+    if draft.lacks_assets() or next(coins.pure_from(draft.gap(more_inputs=1)), None) is None:
         return None
     exact, least = draft.exact_gap(more_inputs=1), draft.shortfall(more_inputs=1)
     if exact is not None:

@@ -130,3 +130,7 @@ def test_nothing_but_refused_is_raised(data: bytes | str) -> None:
         return
     text = data if isinstance(data, str) else data.decode()
     assert value == json.loads(text, parse_float=JsonNumber)
+
+
+def test_line_ends_and_tabs_in_a_string_are_text() -> None:
+    assert loads('"a\\r\\n\\tb"') == "a\r\n\tb"

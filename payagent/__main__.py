@@ -1,0 +1,6 @@
+"""`python -m payagent`: the same as the command `payagent`. May import: cli. Never: anything else."""
+
+from payagent.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""Who asks, and what that token may do and see.
+
+May import: core, agent, store.queries, api.tokens, FastAPI. Never: tells one reason for a 401 from another.
+"""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Security
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from starlette.requests import Request
+
+from payagent.agent.agent import Agent
+from payagent.api.tokens import hash_token
+from payagent.core.problem import Refused
+from payagent.store import queries
+from payagent.store.queries import AppRow, PaymentRow
+
+PAY, READ, OPERATE, APPROVE = "pay", "read", "operate", "approve"
+
+_BEARER = HTTPBearer(auto_error=False, scheme_name="appToken", description="An app's token, as `init` printed it.")
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """The app whose token came with the call, and the agent that it asks."""
+
+    app: AppRow
+    agent: Agent
+
+    @property
+    def sees_all(self) -> bool:
+        """Other apps' payments are shown to those who read the books or operate the wallet."""
+        return bool(self.app.scopes & {READ, OPERATE})
+
+    def payment(self, payment_id: str) -> PaymentRow:
+        """A payment that the app may see; any other is `not_found`, whether it exists or not."""
+        row = queries.payment(self.agent.conn, payment_id)
+        if row is None or not (self.sees_all or row.app_id == self.app.id):
+            raise Refused("not_found", f"there is no payment {payment_id[:80]!r}")
+        return row
+
+
+Need = Callable[[Request, HTTPAuthorizationCredentials | None], Awaitable[Caller]]
+
+
+def need(*scopes: str) -> Need:
+    """A dependency: the caller, whose token has at least one of the scopes."""
+
+    async def caller(
+        request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_BEARER)]
+    ) -> Caller:
+        agent: Agent = request.app.state.agent
+        app = None
+        if credentials is not None:
+            app = queries.app_by_token_hash(agent.conn, hash_token(credentials.credentials))
+        if app is None:
+            raise Refused("unauthorized", "the call has no token that is known here")
+        if not app.scopes & set(scopes):
+            raise Refused("forbidden", f"the call needs a token for {' or '.join(scopes)}", needs=" or ".join(scopes))
+        return Caller(app, agent)
+
+    return caller

@@ -1,0 +1,84 @@
+"""What stands before every call: no web page gets through, and no error leaves but as a problem.
+
+May import: core, api.problems, Starlette, structlog. Never: reads a body or a token.
+
+A browser on this machine can reach a loopback port, so a page could spend (research/reliability G1). Two
+things give it away: the `Host` of a rebound DNS name, and the `Origin` or `Sec-Fetch-Site` that browsers add.
+"""
+
+import re
+from collections.abc import Callable
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from payagent.api.problems import problem_response
+from payagent.core.problem import Refused
+
+_LOOPBACK_HOST = re.compile(r"(?:localhost|127(?:\.[0-9]{1,3}){3}|\[::1\])(?::[0-9]{1,5})?", re.ASCII)
+_GUARDED = "/v1/"
+_FETCH_SITES = (None, "none", "same-origin")
+
+log = structlog.get_logger("payagent.api")
+
+
+class Guard:
+    """The outermost middleware. `new_id` gives each call the id that its answer and its log lines carry."""
+
+    def __init__(self, app: ASGIApp, new_id: Callable[[], str]) -> None:
+        self._app = app
+        self._new_id = new_id
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = self._new_id()
+        scope.setdefault("state", {})["request_id"] = request_id
+        started = False
+
+        async def answer(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-Id"] = request_id
+                headers["Cache-Control"] = "no-store"
+                headers["X-Content-Type-Options"] = "nosniff"
+            await send(message)
+
+        with structlog.contextvars.bound_contextvars(request=request_id):
+            try:
+                _refuse_browsers(scope)
+                await self._app(scope, receive, answer)
+            except ClientDisconnect:
+                log.info("api.client_gone")
+            except Refused as refused:
+                await problem_response(refused, request_id)(scope, receive, answer)
+            except Exception:
+                log.exception("api.failed", method=scope["method"])
+                if started:
+                    raise
+                bug = Refused("internal_error", "the call could not be carried out; the log says why")
+                await problem_response(bug, request_id)(scope, receive, answer)
+
+
+def _refuse_browsers(scope: Scope) -> None:
+    headers = Headers(scope=scope)
+    if _is_tcp(scope):
+        hosts = headers.getlist("host")
+        if len(hosts) != 1 or not _LOOPBACK_HOST.fullmatch(hosts[0].lower()):
+            raise Refused("host_refused", "the Host header is not a loopback name or address")
+    if scope["path"].startswith(_GUARDED):
+        if "origin" in headers:
+            raise Refused("browser_refused", "the request has an Origin header")
+        if headers.get("sec-fetch-site") not in _FETCH_SITES:
+            raise Refused("browser_refused", "the request comes from another site's page")
+
+
+def _is_tcp(scope: Scope) -> bool:
+    """No browser reaches the Unix socket, and what stands in Host there is anybody's choice."""
+    server = scope.get("server")
+    return server is None or server[1] is not None

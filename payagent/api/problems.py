@@ -1,0 +1,56 @@
+"""Refusals and errors as RFC 9457 problem+json: one writer for all of them.
+
+May import: core, Starlette. Never: says more of an unexpected error than that it happened.
+"""
+
+import json
+
+from starlette.responses import Response
+
+from payagent.core.problem import Refused
+
+MEDIA_TYPE = "application/problem+json"
+RETRY_AFTER_S = 5
+
+Json = dict[str, object]
+
+
+class JsonResponse(Response):
+    """JSON in plain ASCII, so that no foreign text in it can break the answer."""
+
+    media_type = "application/json"
+
+    def render(self, content: object) -> bytes:
+        return json.dumps(content, separators=(",", ":")).encode("ascii")
+
+
+def problem_of(refused: Refused, request_id: str) -> Json:
+    """The problem object. `instance` names this one answer; the log has it too."""
+    row = refused.problem
+    return {
+        **{name: _plain(value) for name, value in refused.context.items()},
+        "type": f"urn:payagent:problem:{refused.code}",
+        "title": row.title,
+        "status": row.status,
+        "detail": refused.detail,
+        "instance": f"urn:payagent:request:{request_id}",
+        "code": refused.code,
+        "retryable": row.retryable,
+        "money": row.money,
+        "fix": row.fix,
+    }
+
+
+def problem_response(refused: Refused, request_id: str, headers: dict[str, str] | None = None) -> JsonResponse:
+    """The answer for a refusal, with the headers that its status asks for (RFC 9110)."""
+    status = refused.problem.status
+    sent = dict(headers or {})
+    if status == 401:
+        sent["WWW-Authenticate"] = 'Bearer realm="payagent"'
+    if status in (429, 503):
+        sent["Retry-After"] = str(RETRY_AFTER_S)
+    return JsonResponse(problem_of(refused, request_id), status, sent, MEDIA_TYPE)
+
+
+def _plain(value: object) -> object:
+    return value if value is None or isinstance(value, str | int | bool) else str(value)

@@ -1,0 +1,166 @@
+"""The command's tree: the root group, and `serve`, `devnet` and `demo`, which run something.
+
+May import: click, core, cli. Never: at import, anything that takes long.
+"""
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import click
+
+from payagent.cli.books import ledger, limits
+from payagent.cli.doctor import doctor
+from payagent.cli.init import init
+from payagent.cli.options import config_option, example, output_options, pass_terminal
+from payagent.cli.pay import pay
+from payagent.cli.payments import payments
+from payagent.cli.terminal import Terminal
+from payagent.cli.wallet import wallet
+
+EXIT_CODES = """\b
+Exit codes:
+  0 ok                                    6 refused by a limit or the policy
+  1 a bug                                 7 not enough funds
+  2 usage or configuration                8 still pending
+  3 payment void, rejected or expired     10 dry run ok
+  4 chain, merchant or daemon unreachable
+  5 locked or unauthorised                130 interrupted"""
+
+
+@click.group(
+    epilog=EXIT_CODES,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(package_name="cardano-payagent", prog_name="payagent")
+def payagent() -> None:
+    """The paying side of HTTP 402 on Cardano.
+
+    Data goes to stdout, talk to stderr. A terminal gets tables, a pipe gets JSON; --json and --human force it.
+
+    \b
+    Example:
+      payagent init                       a wallet, a config, a first token
+      payagent serve                      the daemon, in the foreground
+      payagent pay invoice.json --merchant t
+    """
+
+
+@payagent.command(epilog=example("payagent serve --config ~/.config/payagent/config.toml --listen 127.0.0.1:8402"))
+@config_option
+@click.option("--listen", metavar="HOST:PORT", help="Loopback address to listen on instead of api.listen.")
+@pass_terminal
+def serve(terminal: Terminal, config: Path | None, listen: str | None) -> None:
+    """Run the daemon in the foreground, until SIGTERM or Ctrl-C.
+
+    It is ready when /readyz answers 200. Its log goes to stderr.
+    """
+    from payagent.daemon import serve as run_daemon
+    from payagent.log import Redactor, configure_logging
+    from payagent.settings import load_settings
+
+    overrides = {} if listen is None else {"api": {"listen": listen}}
+    settings = load_settings(config, os.environ, overrides)
+    redactor = Redactor()
+    configure_logging(sys.stderr, redactor)
+
+    def ask() -> str:
+        return str(click.prompt("Passphrase of the keystore", hide_input=True, err=True))
+
+    def announce(places: Mapping[str, str]) -> None:
+        terminal.say(f"payagent serves {places['network']} on {places['api']} and {places['socket']}")
+
+    asyncio.run(
+        run_daemon(
+            settings,
+            environ=os.environ,
+            prompt=ask if terminal.can_ask else None,
+            announce=announce,
+            redactor=redactor,
+        )
+    )
+
+
+@payagent.command(epilog=example("payagent devnet --block-time 1 --listen 127.0.0.1:0 --json"))
+@click.option(
+    "--block-time",
+    type=click.IntRange(0, 3600),
+    default=1,
+    show_default=True,
+    metavar="SECONDS",
+    help="Seconds between blocks; 0 makes one only when POST /devnet/blocks says so.",
+)
+@click.option(
+    "--listen",
+    default="127.0.0.1:0",
+    show_default=True,
+    metavar="HOST:PORT",
+    help="Loopback address of the chain's API; port 0 takes a free one. The merchant takes a free port.",
+)
+@output_options
+@pass_terminal
+def devnet(terminal: Terminal, block_time: int, listen: str) -> None:
+    """Run a small Cardano network and a merchant on this machine, until Ctrl-C.
+
+    Its money is worth nothing and comes from a faucet. Everything is lost when it stops.
+    """
+    from payagent.devnet.server import serve_devnet
+
+    host, separator, port = listen.rpartition(":")
+    if not separator or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise click.BadParameter("write a loopback address and a port, such as 127.0.0.1:0", param_hint="--listen")
+
+    def announce(places: Mapping[str, str]) -> None:
+        if terminal.is_json:
+            terminal.line(json.dumps(places))
+        else:
+            _show_devnet(terminal, places)
+
+    try:
+        asyncio.run(
+            serve_devnet(
+                host=host.removeprefix("[").removesuffix("]"),
+                chain_port=int(port),
+                block_time_s=block_time,
+                announce=announce,
+            )
+        )
+    except (ValueError, OSError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise click.BadParameter(f"{listen}: {reason}", param_hint="--listen") from None
+
+
+def _show_devnet(terminal: Terminal, places: Mapping[str, str]) -> None:
+    terminal.pairs(
+        [
+            ("network", places["network"]),
+            ("chain", places["chain"]),
+            ("merchant", places["merchant"]),
+            ("switches", places["control"]),
+        ]
+    )
+    terminal.line()
+    terminal.line("Money from nothing, for the address of your wallet:")
+    terminal.line(f"  curl -s {places['control']}/faucet -H 'content-type: application/json' \\")
+    terminal.line('    -d \'{"address": "\'"$(payagent wallet address)"\'", "lovelace": "500000000"}\'')
+    terminal.line("An invoice:")
+    terminal.line(f"  curl -s {places['merchant']}/chat -d '{{\"message\": \"hello\"}}'")
+
+
+@payagent.command(epilog=example("payagent demo"))
+@pass_terminal
+def demo(terminal: Terminal) -> None:
+    """Show everything at work: a devnet, a merchant, the daemon and a client, with real HTTP between them.
+
+    Takes about 15 seconds and leaves nothing behind. Exit code 0 only when every step was verified.
+    """
+    from payagent.demo import run_demo
+
+    run_demo(terminal.line, terminal.waiting, os.environ)
+
+
+for command in (init, pay, payments, wallet, ledger, limits, doctor):
+    payagent.add_command(command)

@@ -1,0 +1,190 @@
+"""`payagent init`: gathers what a first start needs, from flags or by asking, and shows the outcome once.
+
+May import: click, core, cli; payagent.init and settings inside functions. Never: shows the passphrase; shows
+words anywhere but on a terminal.
+"""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from payagent.cli.options import example, output_options, pass_terminal
+from payagent.cli.terminal import Terminal
+from payagent.core.network import NETWORKS
+from payagent.core.problem import Refused
+
+if TYPE_CHECKING:
+    from payagent.init import Made
+
+PASSPHRASE_LENGTH_MIN = 8
+_FILE = click.Path(path_type=Path)
+
+
+@click.command(
+    epilog=example(
+        "payagent init",
+        "payagent init --json --network devnet --chain-url http://127.0.0.1:3000/api/v0 \\",
+        "  --merchant t=http://127.0.0.1:3001 --partner t=demo --passphrase-file ~/passphrase \\",
+        "  --config ~/payagent/config.toml --data-dir ~/payagent/data",
+    )
+)
+@click.option("--network", type=click.Choice(list(NETWORKS)), help="The network. It has no default.")
+@click.option("--chain-url", metavar="URL", help="Complete base URL of a server with Blockfrost's API.")
+@click.option("--project-id-file", type=_FILE, metavar="FILE", help="A 0600 file with that server's project id.")
+@click.option(
+    "--merchant",
+    "merchants",
+    multiple=True,
+    metavar="NAME=ORIGIN",
+    help="A merchant that may be paid, such as t=https://api.example.com. May be repeated.",
+)
+@click.option(
+    "--partner", "partners", multiple=True, metavar="NAME=ID", help="What is sent to that merchant as X-Partner."
+)
+@click.option("--passphrase-file", type=_FILE, metavar="FILE", help="A 0600 file with the keystore's passphrase.")
+@click.option("--config", type=_FILE, metavar="FILE", help="The config file to write. Default: the user's own.")
+@click.option("--data-dir", type=_FILE, metavar="DIR", help="Where ledger, keystore and token go.")
+@click.option("--restore", type=_FILE, metavar="FILE", help="A file with 24 recovery words, instead of new ones.")
+@output_options
+@pass_terminal
+def init(
+    terminal: Terminal,
+    network: str | None,
+    chain_url: str | None,
+    project_id_file: Path | None,
+    merchants: tuple[str, ...],
+    partners: tuple[str, ...],
+    passphrase_file: Path | None,
+    config: Path | None,
+    data_dir: Path | None,
+    restore: Path | None,
+) -> None:
+    """Make a wallet, a config and a first token.
+
+    On a terminal it asks for what no flag says. The 24 recovery words are shown once there; otherwise they go to
+    a 0600 file in the data dir, which is named on stderr: move it off this machine. The token may do everything;
+    it is kept in operator.token in the data dir, where this command line finds it. Nothing is overwritten.
+    """
+    from payagent.agent.ports import Ports, SystemClock, SystemRandomness
+    from payagent.init import Choices, initialise
+    from payagent.settings import read_secret_file
+
+    named = _pairs(merchants, "--merchant")
+    can_ask = terminal.can_ask
+    if can_ask:
+        network, chain_url = network or _ask_network(), chain_url or _ask("Base URL of the Blockfrost API")
+        named = named or _ask_merchant()
+    elif missing := _missing(network, chain_url, passphrase_file):
+        raise click.UsageError(f"missing {', '.join(missing)}; on a terminal they would be asked for")
+    choices = Choices(
+        network=network or "",
+        chain_url=chain_url or "",
+        config=config or _default_config(),
+        data_dir=data_dir,
+        merchants=named,
+        partners=_partners(partners, named),
+        passphrase=_ask_passphrase() if passphrase_file is None else read_secret_file(passphrase_file),
+        words=None if restore is None else _read_words(terminal, restore),
+        project_id_file=project_id_file,
+        passphrase_file=passphrase_file,
+    )
+    ports = Ports(SystemClock(), SystemRandomness())
+    made = initialise(choices, os.environ, ports, write_words=not can_ask, randomness=os.urandom)
+    _tell(terminal, made)
+
+
+def _tell(terminal: Terminal, made: "Made") -> None:
+    """Words first, since they are shown this once."""
+    if made.words_file is not None:
+        terminal.say(f"The 24 recovery words are in {made.words_file}: keep them off this machine, then delete it.")
+    elif made.new_words is not None:
+        _show_words(terminal, made.new_words)
+    data = {
+        "config": str(made.config),
+        "data_dir": str(made.data_dir),
+        "address": made.address,
+        "token": made.token,
+    }
+
+    def human() -> None:
+        terminal.pairs([(name.replace("_", " "), value) for name, value in data.items()])
+        terminal.say(f"Next: send ADA to the address, then `payagent serve --config {made.config}`.")
+
+    terminal.give(data, human)
+
+
+def _show_words(terminal: Terminal, words: str) -> None:
+    terminal.say("\nThe recovery words of this wallet. Whoever has them has the money. Write them down; they are")
+    terminal.say("shown this once.\n")
+    listed = words.split()
+    for start in range(0, len(listed), 4):
+        line = "".join(f"{n + 1:>4} {listed[n]:<10}" for n in range(start, start + 4))
+        terminal.say(line)
+    click.prompt("\nPress Enter when they are written down", default="", show_default=False, err=True)
+
+
+def _pairs(values: tuple[str, ...], option: str) -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    for value in values:
+        name, separator, rest = value.partition("=")
+        if not separator or not name or not rest or name in pairs:
+            raise click.BadParameter(f"{value}: write each as NAME=VALUE, once", param_hint=option)
+        pairs[name] = rest
+    return pairs
+
+
+def _partners(values: tuple[str, ...], merchants: dict[str, str]) -> dict[str, str]:
+    partners = _pairs(values, "--partner")
+    if unknown := partners.keys() - merchants.keys():
+        raise click.BadParameter(f"no --merchant is named {', '.join(sorted(unknown))}", param_hint="--partner")
+    return partners
+
+
+def _missing(network: str | None, chain_url: str | None, passphrase_file: Path | None) -> list[str]:
+    given = {"--network": network, "--chain-url": chain_url, "--passphrase-file": passphrase_file}
+    return [name for name, value in given.items() if value is None]
+
+
+def _default_config() -> Path:
+    named = os.environ.get("PAYAGENT_CONFIG")
+    return Path(named) if named else Path.home() / ".config/payagent/config.toml"
+
+
+def _read_words(terminal: Terminal, path: Path) -> str:
+    try:
+        if path.stat().st_mode & 0o077:
+            terminal.say(f"note: {path} can be read by others; delete it when you are done")
+        return path.read_bytes()[:4096].decode()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise Refused("mnemonic_invalid", f"{path} cannot be read: {reason}") from None
+
+
+def _ask(question: str) -> str:
+    return str(click.prompt(question, err=True))
+
+
+def _ask_network() -> str:
+    return str(click.prompt("Network", type=click.Choice(list(NETWORKS)), err=True))
+
+
+def _ask_merchant() -> dict[str, str]:
+    """One merchant; more are added in the config."""
+    origin = click.prompt("Origin of a merchant that may be paid (empty: none yet)", default="", err=True)
+    if not origin:
+        return {}
+    return {str(click.prompt("A short name for it", default="t", err=True)): str(origin)}
+
+
+def _ask_passphrase() -> str:
+    while True:
+        passphrase = str(
+            click.prompt(
+                "Passphrase for the keystore", hide_input=True, confirmation_prompt="The same again", err=True
+            )
+        )
+        if len(passphrase) >= PASSPHRASE_LENGTH_MIN:
+            return passphrase
+        click.echo(f"At least {PASSPHRASE_LENGTH_MIN} characters.", err=True)

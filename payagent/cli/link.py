@@ -1,0 +1,137 @@
+"""The way to the daemon: HTTP over its Unix socket, else over loopback TCP, with the operator's token.
+
+May import: httpx, core, settings. Never: follows a redirect or a proxy of the environment; shows the token.
+"""
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from payagent.cli.terminal import ProblemError
+from payagent.core.problem import Refused
+from payagent.settings import Settings, read_secret_file
+
+TOKEN_FILE = "operator.token"  # noqa: S105  the file's name
+WAIT_S = 25
+_TIMEOUT = httpx.Timeout(30.0, connect=2.0, read=WAIT_S + 15.0)
+
+
+class Link:
+    """Calls to the daemon. `ProblemError` for its refusals; `daemon_not_running` when there is none."""
+
+    def __init__(self, settings: Settings, token_file: Path | None) -> None:
+        self.settings = settings
+        self._token_file = token_file or settings.data_dir / TOKEN_FILE
+        self._token: str | None = None
+        self._client: httpx.Client | None = None
+
+    def __repr__(self) -> str:
+        return "Link()"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        if self._client is not None:
+            self._client.close()
+
+    def get(self, path: str, **query: str | int | None) -> dict[str, Any]:
+        """A GET; query values that are None are left out."""
+        given = {name: value for name, value in query.items() if value is not None}
+        return self._ask("GET", path, params=given)
+
+    def post(self, path: str, body: object) -> dict[str, Any]:
+        """A POST of JSON."""
+        return self._ask("POST", path, json=body)
+
+    def post_text(self, path: str, body: str, headers: dict[str, str]) -> dict[str, Any]:
+        """A POST of JSON that is there as text, byte by byte as it stands."""
+        return self._ask(
+            "POST", path, content=body.encode(), headers={"content-type": "application/json"} | headers
+        )
+
+    def readiness(self) -> dict[str, Any]:
+        """What /readyz says, ready or not; needs no token."""
+        answer = self._send("GET", "/readyz", {})
+        return _object(answer)
+
+    def _ask(
+        self, method: str, path: str, headers: dict[str, str] | None = None, **content: Any
+    ) -> dict[str, Any]:
+        if self._token is None:
+            self._token = read_secret_file(self._token_file)
+        answer = self._send(
+            method, path, {"authorization": f"Bearer {self._token}"} | (headers or {}), **content
+        )
+        body = _object(answer)
+        if answer.status_code >= 400:
+            raise ProblemError(body)
+        return body
+
+    def _send(self, method: str, path: str, headers: dict[str, str], **content: Any) -> httpx.Response:
+        """Over the way that was found, or the first that somebody answers on."""
+        if self._client is not None:
+            return self._exchange(self._client, method, path, headers, **content)
+        for client in self._ways():
+            try:
+                answer = self._exchange(client, method, path, headers, **content)
+            except httpx.ConnectError:
+                client.close()
+                continue
+            self._client = client
+            return answer
+        raise _not_running(self.settings)
+
+    def _exchange(
+        self, client: httpx.Client, method: str, path: str, headers: dict[str, str], **content: Any
+    ) -> httpx.Response:
+        try:
+            return client.request(method, path, headers=headers, **content)
+        except httpx.ConnectError:
+            if self._client is None:
+                raise
+            raise _not_running(self.settings) from None
+        except (httpx.HTTPError, OSError) as error:
+            raise Refused(
+                "daemon_not_running",
+                f"it did not answer {method} {path.partition('?')[0]}: {type(error).__name__}",
+            ) from None
+
+    def _ways(self) -> list[httpx.Client]:
+        socket, listen = self.settings.api.socket, self.settings.api.listen
+        ways = []
+        if socket.is_socket():
+            ways.append(_client(httpx.HTTPTransport(uds=str(socket)), "http://localhost"))
+        if not listen.endswith(":0"):
+            ways.append(_client(httpx.HTTPTransport(), f"http://{listen}"))
+        return ways
+
+
+def _client(transport: httpx.HTTPTransport, base_url: str) -> httpx.Client:
+    return httpx.Client(
+        transport=transport, base_url=base_url, trust_env=False, follow_redirects=False, timeout=_TIMEOUT
+    )
+
+
+def _not_running(settings: Settings) -> Refused:
+    return Refused(
+        "daemon_not_running",
+        f"nobody answers on {settings.api.socket} or {settings.api.listen}; start it with `payagent serve`",
+    )
+
+
+def _object(answer: httpx.Response) -> dict[str, Any]:
+    """The answer's JSON object; anything else is not from payagent."""
+    try:
+        body = answer.json()
+    except ValueError:
+        body = None
+    if not isinstance(body, dict):
+        raise Refused(
+            "daemon_not_running", f"what answers at {answer.url.host} is not payagent ({answer.status_code})"
+        )
+    return body

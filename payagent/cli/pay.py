@@ -1,0 +1,209 @@
+"""`payagent pay`: has a saved 402 paid, waits, and gives the headers for the retry.
+
+May import: click, core, cli. Never: reads an invoice (the daemon does); makes a second payment: the same 402,
+or the same --key, is the same payment.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from payagent.cli.options import daemon_options, example, link_to, pass_terminal, show_asset, show_units
+from payagent.cli.terminal import Json, ProblemError, Terminal, as_shown
+from payagent.core import strict_json
+from payagent.core.money import LOVELACE, parse_ada, parse_units
+from payagent.core.payment import ENDED_WITHOUT_PAYING, State
+from payagent.core.problem import Refused
+
+if TYPE_CHECKING:
+    from payagent.cli.link import Link
+
+VOID, PENDING, DRY_RUN_OK = 3, 8, 10
+FILE_BYTES_MAX = 128 * 1024
+_TOKEN_TEXT = re.compile(r"([0-9]{1,19}) units", re.ASCII)
+_ENVELOPE = {"status", "headers", "body"}
+
+
+@click.command(
+    epilog=example(
+        "curl -s https://api.example.com/chat -d @call.json -o invoice.json",
+        "payagent pay invoice.json --merchant t --dry-run",
+        "payagent pay invoice.json --merchant t --human > headers",
+        "curl -s https://api.example.com/chat -d @call.json -H @headers",
+    )
+)
+@click.argument("file", type=click.File("rb"), metavar="FILE|-")
+@click.option("--merchant", metavar="NAME", help="Who sent the 402: a name from [merchants].")
+@click.option("--origin", metavar="ORIGIN", help="Who sent it, by scheme, host and port.")
+@click.option("--key", metavar="TEXT", help="Names the purchase; used again, it is the same payment for ever.")
+@click.option("--max", "most", metavar="AMOUNT", help='At most this: "5 ADA", or "120 units" of a token.')
+@click.option("--dry-run", is_flag=True, help="Only say what it would take; exit code 10 when it may be paid.")
+@click.option("--no-wait", is_flag=True, help="Do not wait until the merchant can accept it; exit code 8 then.")
+@daemon_options
+@pass_terminal
+def pay(
+    terminal: Terminal,
+    file: click.utils.LazyFile,
+    merchant: str | None,
+    origin: str | None,
+    key: str | None,
+    most: str | None,
+    dry_run: bool,
+    no_wait: bool,
+    config: Path | None,
+    token_file: Path | None,
+) -> int:
+    """Pay a saved 402 and print the headers for the retry.
+
+    FILE is the body of the 402 as received, or an object {"status", "headers", "body"}. The headers come as a
+    JSON object, or as lines for people. It waits until the merchant can be expected to accept the retry, as the
+    merchant's `ready` setting says; interrupted, the payment goes on, and the same command finds it.
+    """
+    with link_to(config, token_file) as link:
+        asked = _Request(_origin(link, merchant, origin), _response_text(file.read(FILE_BYTES_MAX)))
+        bound = None if most is None else _parse_most(most)
+        if dry_run:
+            return _dry_run(terminal, link, asked, bound)
+        payment = link.post_text("/v1/payments", asked.text(_max_units(link, asked, bound)), _key(key))
+        if not no_wait:
+            payment = _wait(terminal, link, payment)
+        return _outcome(terminal, payment)
+
+
+class _Request:
+    """The call's body as text: the 402 goes on as it came, since a reader that repairs it would hide its faults."""
+
+    def __init__(self, origin: str, response: str) -> None:
+        self.origin = origin
+        self._response = response
+
+    def text(self, max_units: int | None) -> str:
+        bound = "" if max_units is None else f', "max_total": "{max_units}"'
+        return f'{{"origin": {json.dumps(self.origin)}, "response": {self._response}{bound}}}'
+
+
+def _origin(link: "Link", merchant: str | None, origin: str | None) -> str:
+    if (merchant is None) == (origin is None):
+        raise click.UsageError("say who sent the 402: --merchant NAME or --origin ORIGIN")
+    if origin is not None:
+        return origin
+    known = link.settings.merchants
+    if merchant not in known:
+        names = ", ".join(known) or "there is none yet"
+        raise Refused("merchant_not_allowed", f"no merchant is named {merchant!r} in [merchants]: {names}")
+    return known[merchant].origin
+
+
+def _response_text(raw: bytes) -> str:
+    """The `response` of the call: an envelope as it stands, or a raw body as JSON text that holds it."""
+    text = strict_json.decode_text(raw, max_bytes=FILE_BYTES_MAX - 1)
+    try:
+        value = strict_json.loads(text, max_bytes=FILE_BYTES_MAX)
+    except Refused:
+        value = None  # not strict JSON, so not an envelope; what it is, the daemon says
+    if isinstance(value, dict) and "body" in value and value.keys() <= _ENVELOPE:
+        return text
+    return json.dumps({"status": 402, "headers": {}, "body": text})
+
+
+def _parse_most(text: str) -> tuple[bool, int]:
+    """A bound: (is it in ADA, its units)."""
+    if match := _TOKEN_TEXT.fullmatch(text):
+        return False, parse_units(match[1], "--max")
+    return True, parse_ada(text)
+
+
+def _max_units(link: "Link", asked: _Request, bound: tuple[bool, int] | None) -> int | None:
+    """The bound in units of the invoice's asset, which a quote tells: ADA must not be taken for a token."""
+    if bound is None:
+        return None
+    try:
+        quote = link.post_text("/v1/quotes", asked.text(None), {})
+    except ProblemError:
+        # It may be paid already, and then cannot be quoted. This least bound lets it be found, and no more.
+        return 1
+    return _same_unit(quote, bound)
+
+
+def _same_unit(quote: Mapping[str, Any], bound: tuple[bool, int]) -> int:
+    in_ada, units = bound
+    asset = quote["outputs"][0]["asset"]
+    if in_ada != (asset == LOVELACE):
+        wanted = '"5 ADA"' if asset == LOVELACE else f'"120 units", which are of {show_asset(asset)}'
+        raise Refused("units_not_understood", f"this invoice takes a --max such as {wanted}")
+    return units
+
+
+def _key(key: str | None) -> dict[str, str]:
+    return {} if key is None else {"idempotency-key": key}
+
+
+def _dry_run(terminal: Terminal, link: "Link", asked: _Request, bound: tuple[bool, int] | None) -> int:
+    quote = link.post_text("/v1/quotes", asked.text(None), {})
+    if bound is not None:
+        quote = link.post_text("/v1/quotes", asked.text(_same_unit(quote, bound)), {})
+    terminal.give(quote, lambda: _show_quote(terminal, quote))
+    if quote.get("within_limits"):
+        return DRY_RUN_OK
+    problem = as_shown(quote.get("refusal") or {"code": "limit_exceeded"})
+    terminal.complain(problem)
+    return int(str(problem["exit_code"]))
+
+
+def _show_quote(terminal: Terminal, quote: Json) -> None:
+    show_outputs(terminal, quote)
+    terminal.pairs([("fee", show_units(LOVELACE, str(quote["fee"])))])
+    spend: Any = quote.get("spend", {})
+    for asset, units in spend.items():
+        terminal.pairs([("in all", f"{show_units(asset, units)}{'' if asset == LOVELACE else ' ' + asset}")])
+
+
+def show_outputs(terminal: Terminal, source: Mapping[str, Any]) -> None:
+    """The outputs of a payment or a quote, as a table."""
+    terminal.table(
+        ("role", "units", "asset", "address"),
+        [
+            (o["role"], show_units(o["asset"], o["units"]), show_asset(o["asset"]), o["address"])
+            for o in source["outputs"]
+        ],
+        right=("units",),
+    )
+
+
+def _wait(terminal: Terminal, link: "Link", payment: dict[str, Any]) -> dict[str, Any]:
+    """Until it is ready, or has ended, or a person must decide."""
+    from payagent.cli.link import WAIT_S
+
+    waits = {str(state) for state in State} - {str(state) for state in ENDED_WITHOUT_PAYING}
+    waits.discard("awaiting_approval")
+    patience_s = 1 if terminal.stderr.isatty() else WAIT_S
+    seconds = 0
+    with terminal.waiting() as progress:
+        while payment["state"] in waits and not payment["ready"]:
+            progress(f"{payment['id']}: {payment['state'].replace('_', ' ')}, {seconds} s")
+            try:
+                payment = link.get(f"/v1/payments/{payment['id']}", wait=patience_s)
+            except KeyboardInterrupt:
+                terminal.say(f"The payment goes on: `payagent payments show {payment['id']}`.")
+                raise
+            seconds += patience_s
+    return payment
+
+
+def _outcome(terminal: Terminal, payment: dict[str, Any]) -> int:
+    """The headers on stdout, everything else on stderr."""
+    terminal.say(f"payment {payment['id']}, state {payment['state']}, tx {payment.get('tx_hash') or 'none'}")
+    headers = payment.get("headers") or {}
+    if payment["state"] in {str(state) for state in ENDED_WITHOUT_PAYING} or not headers:
+        reason = payment.get("reason") or {}
+        if payment["state"] not in {str(state) for state in ENDED_WITHOUT_PAYING}:
+            return PENDING
+        if reason:
+            terminal.complain(as_shown(reason))
+        return VOID
+    terminal.give(headers, lambda: [terminal.line(f"{name}: {value}") for name, value in headers.items()] and None)
+    return 0 if payment["ready"] else PENDING

@@ -1,0 +1,152 @@
+"""How the command speaks: data on stdout, talk on stderr; tables for people, JSON for programs.
+
+A `Terminal` knows the three streams and whether the answer is for a program (stdout is no terminal, or --json).
+May import: core, click, and rich inside `table` alone, since most runs show none. Never: prints a secret that it
+was not handed to be shown.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TextIO
+
+from payagent.core.problem import PROBLEMS, Refused
+
+Json = dict[str, object]
+Columns = Sequence[str]
+Rows = Sequence[Sequence[str]]
+
+PROGRESS_EVERY_S = 0.5
+
+
+class ProblemError(Exception):
+    """The daemon's answer was a problem (RFC 9457)."""
+
+    def __init__(self, problem: Json) -> None:
+        super().__init__(str(problem.get("code")))
+        self.problem = problem
+
+
+@dataclass(slots=True)
+class Terminal:
+    """The three streams; `forced_json` is what --json (True) or --human (False) said."""
+
+    stdin: TextIO
+    stdout: TextIO
+    stderr: TextIO
+    forced_json: bool | None = None
+    _progress_at_s: float = field(default=0.0)
+
+    @property
+    def is_json(self) -> bool:
+        """Whether data and errors are for a program."""
+        return not self.stdout.isatty() if self.forced_json is None else self.forced_json
+
+    @property
+    def can_ask(self) -> bool:
+        """Whether somebody can be asked, and told what no file should hold."""
+        return self.forced_json is not True and self.stdin.isatty() and self.stderr.isatty()
+
+    def give(self, data: object, human: Callable[[], None]) -> None:
+        """Data on stdout: as JSON, or as `human` shows it."""
+        if self.is_json:
+            self.line(json.dumps(data, ensure_ascii=False, indent=2 if self.stdout.isatty() else None))
+        else:
+            human()
+
+    def line(self, text: str = "") -> None:
+        """One line of data."""
+        print(text, file=self.stdout, flush=True)
+
+    def say(self, text: str) -> None:
+        """One line of talk."""
+        print(text, file=self.stderr, flush=True)
+
+    def table(self, columns: Columns, rows: Rows, *, right: Columns = ()) -> None:
+        """A table on stdout; columns named in `right` are numbers."""
+        if not rows:
+            self.line("(none)")
+            return
+        from rich import box
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for column in columns:
+            table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*(Text(cell) for cell in row))
+        # foreign text is shown as it is: no markup, no highlighting
+        Console(file=self.stdout, highlight=False, markup=False).print(table)
+
+    def pairs(self, pairs: Sequence[tuple[str, str]]) -> None:
+        """Names and values, one a line."""
+        width = max((len(name) for name, _ in pairs), default=0)
+        for name, value in pairs:
+            self.line(f"{name.ljust(width)}  {value}")
+
+    @contextmanager
+    def waiting(self) -> Iterator[Callable[[str], None]]:
+        """Shows how a wait goes, in one line that is rewritten and at last wiped. Not a terminal: silence."""
+        shown = 0
+
+        def show(text: str) -> None:
+            nonlocal shown
+            now_s = time.monotonic()
+            if self.stderr.isatty() and now_s - self._progress_at_s >= PROGRESS_EVERY_S:
+                self._progress_at_s = now_s
+                self.stderr.write("\r" + text.ljust(shown))
+                self.stderr.flush()
+                shown = max(shown, len(text))
+
+        try:
+            yield show
+        finally:
+            if shown:
+                self.stderr.write("\r" + " " * shown + "\r")
+                self.stderr.flush()
+
+    def complain(self, problem: Json) -> None:
+        """One error: what happened, what it means for the money, what to do next."""
+        if self.is_json:
+            self.say(json.dumps(problem, ensure_ascii=False))
+            return
+        self.say(f"error: {problem['title']} ({problem['code']})")
+        for line in str(problem["detail"]).splitlines():
+            self.say(f"  {line}")
+        for name, key in (("money", "money"), ("next", "fix")):
+            if problem.get(key):
+                self.say(f"  {name}: {problem[key]}")
+
+
+def standard_terminal() -> Terminal:
+    return Terminal(sys.stdin, sys.stdout, sys.stderr)
+
+
+def describe(refused: Refused) -> Json:
+    """A refusal as the object that programs get; `exit_code` is the command's (contract.md)."""
+    row = refused.problem
+    context: Mapping[str, object] = refused.context
+    return {
+        **context,
+        "code": refused.code,
+        "title": row.title,
+        "detail": refused.detail,
+        "money": row.money,
+        "fix": row.fix,
+        "retryable": row.retryable,
+        "exit_code": row.exit_code,
+    }
+
+
+def as_shown(problem: Mapping[str, object]) -> Json:
+    """A problem (RFC 9457) of the daemon's as the same object; a code that is unknown here exits with 1."""
+    code = str(problem.get("code", "internal_error"))
+    row = PROBLEMS.get(code)
+    known: Json = {"money": row.money, "fix": row.fix, "exit_code": row.exit_code} if row else {"exit_code": 1}
+    told = {name: value for name, value in problem.items() if name not in ("type", "status")}
+    return {"code": code, "title": "Refused", "detail": ""} | told | known

@@ -1,0 +1,165 @@
+"""doctor: looks at what payagent needs, from outside, and says what is wrong and how to mend it.
+
+May import: core, settings, wallet.keystore, store (read-only), chain, agent.chainview. Never: writes; opens the
+keystore (its public header is enough); moves money; shows a secret.
+"""
+
+import stat
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from payagent.agent.chainview import ChainView
+from payagent.chain.blockfrost import Blockfrost
+from payagent.chain.source import Found
+from payagent.core.network import NETWORKS
+from payagent.core.problem import Refused
+from payagent.settings import CREDENTIAL_NAME, Provider, Settings, read_secret_file
+from payagent.store import queries
+from payagent.store.schema import missing_guards
+from payagent.store.writer import Readers
+from payagent.wallet.keystore import read_header
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at. `problem` is None when it is well; `detail` says what was seen."""
+
+    name: str
+    detail: str
+    problem: Refused | None = None
+
+    @property
+    def fix(self) -> str | None:
+        """What to do; None when it is well."""
+        return None if self.problem is None else self.problem.problem.fix
+
+
+def finding(name: str, look: Callable[[], str]) -> Finding:
+    """What `look` saw, or the refusal that it ended in."""
+    try:
+        return Finding(name, look())
+    except Refused as refused:
+        return Finding(name, refused.detail, refused)
+
+
+def look_at_files(settings: Settings, config: Path, environ: Mapping[str, str]) -> list[Finding]:
+    """Config, folder, keystore, ledger, token and passphrase: modes, and that they belong together."""
+    data_dir = settings.data_dir
+    return [
+        finding("config file", lambda: _not_writable_by_others(config)),
+        finding("data folder", lambda: _private(data_dir, 0o700)),
+        finding("keystore", lambda: _keystore(settings)),
+        finding("ledger file", lambda: _private(data_dir / "ledger.db", 0o600)),
+        finding("ledger", lambda: _ledger(settings)),
+        finding("operator token", lambda: _secret(data_dir / "operator.token")),
+        finding("passphrase", lambda: _passphrase(settings, environ)),
+    ]
+
+
+async def look_at_chain(settings: Settings, now_ms: int) -> list[Finding]:
+    """Every provider: does it answer, is it of our network, and do its newest block and our clock agree?"""
+    findings = []
+    for index, provider in enumerate(settings.chain.providers):
+        name = f"provider {index + 1}"
+        try:
+            findings.append(Finding(name, await _provider(provider, settings.network, now_ms)))
+        except Refused as refused:
+            findings.append(Finding(name, f"{provider.base_url}: {refused.detail}", refused))
+    return findings
+
+
+def _not_writable_by_others(path: Path) -> str:
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode & 0o022:
+        raise Refused("config_invalid", f"{path} can be changed by others; run: chmod go-w {path}")
+    return f"{path} ({mode:04o})"
+
+
+def _private(path: Path, wanted: int) -> str:
+    if not path.exists():
+        raise Refused("config_invalid", f"{path} is missing; make it with `payagent init`")
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode & 0o077:
+        raise Refused("config_invalid", f"{path} is open to others ({mode:04o}); run: chmod {wanted:o} {path}")
+    return f"{path} ({mode:04o})"
+
+
+def _keystore(settings: Settings) -> str:
+    header = read_header(settings.data_dir / "keystore.json")
+    if header.network.name != settings.network:
+        raise Refused("keystore_invalid", f"it is of {header.network.name}, the config says {settings.network}")
+    if header.account != settings.keystore.account:
+        raise Refused("keystore_invalid", f"it is of account {header.account}, see keystore.account")
+    return f"{header.network.name}, account {header.account}, {header.address}"
+
+
+def _ledger(settings: Settings) -> str:
+    """Opened read-only: the guards of its tables are there, it balances, and it is this wallet's."""
+    path = settings.data_dir / "ledger.db"
+    if not path.exists():
+        raise Refused("config_invalid", f"{path} is missing; make it with `payagent init`")
+    try:
+        missing, known, sums = _read_ledger(path)
+    except Exception as error:  # noqa: BLE001  whatever SQLite raises: the store is its only home
+        raise Refused("store_failed", f"{path} cannot be read: {error}") from None
+    if missing:
+        raise Refused("store_failed", f"{path} lacks the triggers {', '.join(missing)}")
+    if any(sums.values()):
+        raise Refused("store_failed", f"the postings in {path} do not sum to zero: it was changed from outside")
+    ours = {"network": settings.network, "address": read_header(settings.data_dir / "keystore.json").address}
+    for key, value in known.items():
+        if value not in (None, ours[key]):
+            raise Refused("config_invalid", f"{path} is of {key} {value}, not of {ours[key]}")
+    return "its triggers are there, its postings sum to zero"
+
+
+def _read_ledger(path: Path) -> tuple[list[str], dict[str, str | None], dict[str, int]]:
+    """Missing triggers, what the database is bound to, and the sum of all postings per asset."""
+    conn = Readers(path).conn
+    try:
+        sums: dict[str, int] = {}
+        for _account, asset, units in queries.balances(conn):
+            sums[asset] = sums.get(asset, 0) + units
+        known = {key: queries.meta(conn, key) for key in ("network", "address")}
+        return missing_guards(conn), known, sums  # type: ignore[arg-type]  it only executes
+    finally:
+        conn.close()
+
+
+def _secret(path: Path) -> str:
+    read_secret_file(path)
+    return f"{path} is there and private"
+
+
+def _passphrase(settings: Settings, environ: Mapping[str, str]) -> str:
+    """Where the daemon will find it; it is not tried."""
+    folder = environ.get("CREDENTIALS_DIRECTORY")
+    if folder and (Path(folder) / CREDENTIAL_NAME).is_file():
+        return f"systemd credential {CREDENTIAL_NAME}"
+    if settings.keystore.passphrase_file is not None:
+        return _secret(settings.keystore.passphrase_file)
+    return "asked on a terminal when the daemon starts"
+
+
+async def _provider(provider: Provider, network: str, now_ms: int) -> str:
+    project_id = None if provider.project_id_file is None else read_secret_file(provider.project_id_file)
+    source = Blockfrost("provider", provider.base_url, project_id)
+    try:
+        genesis, parameters, tip = await source.genesis(), await source.parameters(), await source.tip()
+    finally:
+        await source.aclose()
+    for name, read in (("genesis", genesis), ("parameters", parameters), ("newest block", tip)):
+        if not isinstance(read, Found):
+            raise Refused("chain_not_ready", f"its {name} could not be read: {getattr(read, 'reason', 'not there')}")
+    if not (isinstance(genesis, Found) and isinstance(parameters, Found) and isinstance(tip, Found)):
+        raise Refused("chain_not_ready", "it did not answer")
+    view = ChainView(NETWORKS[network])
+    view.learn_genesis(genesis.value)
+    view.learn_parameters(parameters.value)
+    view.tip, view.problem = tip.value, None
+    slot = view.require_ready(now_ms)
+    return (
+        f"{provider.base_url}: {network}, block {tip.value.height}, "
+        f"newest block {max(slot - tip.value.slot, 0)} s old"
+    )

@@ -1,0 +1,291 @@
+"""The main job on the devnet: a 402 comes in, it is paid on the chain, the call is served, the books agree."""
+
+import asyncio
+import sqlite3
+
+import pytest
+from agent_kit import ADA, Run, World, with_terms
+
+from payagent.agent.view import payment_view
+from payagent.core.payment import State
+from payagent.core.policy import Limit
+from payagent.core.problem import Refused
+from payagent.store import queries
+
+TOKEN = "ab" * 28 + "55534454"
+
+
+def served(world: World, run: Run, payment_id: str, message: str) -> int:
+    """Present the proof: the status that the merchant answers."""
+    view = payment_view(run.agent.payment(payment_id), run.agent.terms)
+    headers = view["headers"]
+    assert isinstance(headers, dict)
+    return world.call(message, headers).status_code
+
+
+@pytest.mark.parametrize("dialect", ["t-backend", "flux"])
+async def test_a_402_is_paid_and_the_call_is_served(world: World, dialect: str) -> None:
+    world.settings(dialect=dialect)
+    world.fund(100 * ADA)
+    async with world.run() as run:
+        await run.look()
+        row = await run.pay("hello")
+        assert (row.state, row.dialect) == (State.IN_FLIGHT, dialect)
+        assert served(world, run, row.id, "hello") == 402
+        await run.settle_down()
+        assert run.agent.payment(row.id).state is State.CONFIRMED
+        assert served(world, run, row.id, "hello") == 200
+        await run.watch.poll_merchants()
+        assert run.agent.payment(row.id).merchant_status == "consumed"
+        paid = sum(output.units for output in row.outputs)
+        assert run.books()[f"merchant:{world.origin}"] == {"lovelace": paid}
+        assert run.books()["fees"] == {"lovelace": row.fee_lovelace}
+        assert run.owned() == world.on_chain() == {"lovelace": 100 * ADA - paid - (row.fee_lovelace or 0)}
+        assert world.transactions() == [row.tx_id]
+
+
+async def test_a_native_token_invoice_is_paid_with_the_ada_that_rides_along(world: World) -> None:
+    world.settings(asset=TOKEN, price="250", splits=[])
+    world.fund(20 * ADA, assets={TOKEN: 1000})
+    limits = {"lovelace": Limit(1000 * ADA, 1000 * ADA), TOKEN: Limit(300, 1000)}
+    async with world.run(terms=with_terms(limits=limits)) as run:
+        await run.look()
+        row = await run.pay("hello")
+        await run.settle_down()
+        assert served(world, run, row.id, "hello") == 200
+        spent = run.books()[f"merchant:{world.origin}"]
+        assert spent[TOKEN] == 250
+        assert 1 * ADA < spent["lovelace"] < 2 * ADA
+        assert run.owned() == world.on_chain()
+
+
+async def test_fifty_requests_for_one_purchase_are_one_payment(world: World) -> None:
+    world.fund(*[20 * ADA] * 60)
+    async with world.run() as run:
+        await run.look()
+        ask = world.ask(key="one")
+        answers = await asyncio.gather(*(run.agent.pay(ask) for _ in range(50)))
+        assert len({row.id for row, _ in answers}) == len({row.tx_id for row, _ in answers}) == 1
+        assert sum(is_new for _, is_new in answers) == 1
+        assert all(row.tx_id is not None for row, _ in answers)
+        await run.agent.drain(10)
+        await run.settle_down()
+        assert len(world.transactions()) == 1
+
+
+async def test_fifty_purchases_at_once_from_sixty_coins(world: World) -> None:
+    world.fund(*[20 * ADA] * 60)
+    async with world.run() as run:
+        await run.look()
+        asks = [world.ask(f"call {n}", key=f"k{n}") for n in range(50)]
+        answers = await asyncio.gather(*(run.agent.pay(ask) for ask in asks))
+        await run.agent.drain(30)
+        await run.settle_down(2)
+        rows = [run.agent.payment(row.id) for row, _ in answers]
+        assert {row.state for row in rows} == {State.CONFIRMED}
+        assert len({row.anchor for row in rows}) == 50
+        assert sorted(world.transactions()) == sorted(row.tx_id or "" for row in rows)
+        assert run.owned() == world.on_chain()
+        assert "held" not in run.books()
+
+
+async def test_limits_hold_whatever_races(world: World) -> None:
+    world.fund(*[20 * ADA] * 30)
+    limit = {"lovelace": Limit(1000 * ADA, 40 * ADA)}
+    async with world.run(terms=with_terms(limits=limit)) as run:
+        await run.look()
+        asks = [world.ask(f"call {n}", key=f"k{n}") for n in range(20)]
+        answers = await asyncio.gather(*(run.agent.pay(ask) for ask in asks), return_exceptions=True)
+        paid = [answer for answer in answers if not isinstance(answer, BaseException)]
+        refused = [answer for answer in answers if isinstance(answer, Refused)]
+        assert {refusal.code for refusal in refused} == {"limit_exceeded"}
+        assert len(paid) + len(refused) == 20
+        await run.agent.drain(10)
+        taken = -sum(units for units in run.books()["external"].values()) - run.books()["wallet"]["lovelace"]
+        assert 26 * ADA < taken <= 40 * ADA
+
+
+@pytest.mark.parametrize(
+    ("fund", "code"),
+    [((), "not_enough_funds"), ((5 * ADA,), "not_enough_funds"), ((13 * ADA,), "not_enough_funds")],
+)
+async def test_too_little_money_is_said_and_nothing_is_held(
+    world: World, fund: tuple[int, ...], code: str
+) -> None:
+    if fund:
+        world.fund(*fund)
+    else:
+        world.block()
+    async with world.run() as run:
+        await run.look()
+        ask = world.ask(key="k")
+        with pytest.raises(Refused, match=code):
+            await run.agent.pay(ask)
+        assert "held" not in run.books()
+        world.fund(50 * ADA)
+        await run.look()
+        row, is_new = await run.agent.pay(ask)
+        assert is_new
+        assert row.state is State.SIGNED
+
+
+async def test_one_key_names_one_request(world: World) -> None:
+    world.fund(50 * ADA, 50 * ADA)
+    async with world.run() as run:
+        await run.look()
+        await run.pay("first", key="k")
+        with pytest.raises(Refused, match="idempotency_key_reused"):
+            await run.agent.pay(world.ask("second", key="k"))
+
+
+async def test_a_new_invoice_for_the_same_purchase_buys_nothing_more(world: World) -> None:
+    world.fund(50 * ADA, 50 * ADA)
+    async with world.run() as run:
+        await run.look()
+        row = await run.pay("hello", key="k")
+        world.settings(price="20000000")
+        again, is_new = await run.agent.pay(world.ask("hello", key="k"))
+        assert (again.id, again.tx_id, is_new) == (row.id, row.tx_id, False)
+        await run.settle_down()
+        assert world.transactions() == [row.tx_id]
+
+
+async def test_a_served_call_can_be_bought_again_and_an_explicit_key_lasts(world: World) -> None:
+    world.fund(50 * ADA, 50 * ADA)
+    async with world.run() as run:
+        await run.look()
+        first = await run.pay("hello")
+        await run.settle_down()
+        assert served(world, run, first.id, "hello") == 200
+        await run.agent.record_delivery(first.id, 200)
+        second = await run.pay("hello")
+        assert second.id != first.id
+        named = await run.pay("other", key="k")
+        await run.agent.record_delivery(named.id, 200)
+        again, is_new = await run.agent.pay(world.ask_of(world.call("other"), key="k"))
+        assert (again.id, is_new) == (named.id, False)
+
+
+async def test_the_pending_402_after_paying_finds_the_payment_and_pays_nothing(world: World) -> None:
+    world.fund(50 * ADA, 50 * ADA)
+    async with world.run() as run:
+        await run.look()
+        row = await run.pay("hello")
+        view = payment_view(row, run.agent.terms)
+        pending = world.call("hello", view["headers"])  # type: ignore[arg-type]
+        assert pending.json() == {"detail": {"status": "pending"}}
+        again, is_new = await run.agent.pay(world.ask_of(pending))
+        assert (again.id, is_new) == (row.id, False)
+        with pytest.raises(Refused, match="not_an_invoice"):
+            await run.agent.pay(world.ask_of(pending, key="never seen"))
+
+
+async def test_changed_terms_and_somebody_elses_invoice_are_refused(world: World) -> None:
+    world.fund(50 * ADA, 50 * ADA)
+    async with world.run() as run:
+        await run.look()
+        answer = world.call("hello")
+        row, _ = await run.agent.pay(world.ask_of(answer, key="a"))
+        with pytest.raises(Refused, match="invoice_paid_elsewhere") as other:
+            await run.agent.pay(world.ask_of(answer, key="b"))
+        assert other.value.context["payment"] == row.id
+        dearer = answer.text.replace('"amountUnits":"10000000"', '"amountUnits":"11000000"')
+        assert dearer != answer.text
+        with pytest.raises(Refused, match="terms_changed"):
+            await run.agent.pay(world.ask_of(answer, key="a", body=dearer))
+
+
+async def test_an_unknown_origin_is_refused(world: World) -> None:
+    world.fund(50 * ADA)
+    async with world.run(terms=with_terms(merchants={})) as run:
+        await run.look()
+        with pytest.raises(Refused, match="merchant_not_allowed"):
+            await run.agent.pay(world.ask())
+
+
+async def test_what_is_too_near_its_end_is_not_signed(world: World) -> None:
+    world.settings(timeout=130)
+    world.fund(50 * ADA)
+    async with world.run() as run:
+        await run.look()
+        with pytest.raises(Refused, match="invoice_expired"):
+            await run.agent.pay(world.ask())
+        assert queries.payments_in(run.agent.conn, list(State))[0].reason_code == "invoice_expired"
+
+
+async def test_the_caller_can_tighten(world: World) -> None:
+    world.fund(50 * ADA)
+    async with world.run() as run:
+        await run.look()
+        with pytest.raises(Refused, match="max_total"):
+            await run.agent.pay(world.ask(max_total_units=13 * ADA))
+        row, _ = await run.agent.pay(world.ask("other", max_total_units=13 * ADA + 200_000))
+        assert row.state is State.SIGNED
+
+
+async def test_a_quote_reserves_and_writes_nothing(world: World) -> None:
+    world.fund(50 * ADA)
+    async with world.run(terms=with_terms(limits={"lovelace": Limit(ADA, ADA)})) as run:
+        await run.look()
+        quote = await run.agent.quote(world.ask())
+        assert quote.refusal is not None
+        assert quote.refusal.code == "limit_exceeded"
+        assert quote.plan.fee_lovelace == 155_381 + 44 * quote.plan.size
+        assert not queries.payments_in(run.agent.conn, list(State))
+        assert len(run.agent.coins) == 1
+
+
+async def test_self_transfers_are_payments_with_a_ledger_entry(world: World) -> None:
+    world.fund(50 * ADA, 50 * ADA)
+    async with world.run() as run:
+        await run.look()
+        split = await run.agent.split("app_test", 5, 10 * ADA)
+        await run.agent.drain(10)
+        await run.settle_down()
+        assert run.agent.payment(split.id).state is State.CONFIRMED
+        assert run.owned() == world.on_chain()
+        assert len(run.agent.coins) >= 6
+        out = world.account.address
+        swept = await run.agent.sweep("app_test", out)
+        await run.agent.drain(10)
+        await run.settle_down()
+        assert run.agent.payment(swept.id).state is State.CONFIRMED
+        assert len(run.agent.coins) == 1
+        assert run.owned() == world.on_chain()
+        fees = run.books()["fees"]["lovelace"]
+        assert run.owned() == {"lovelace": 100 * ADA - fees}
+
+
+async def test_a_batch_is_prepaid_until_it_is_used(world: World) -> None:
+    world.settings(batch=100)
+    world.fund(50 * ADA)
+    async with world.run() as run:
+        await run.look()
+        row = await run.pay()
+        await run.settle_down()
+        paid = sum(output.units for output in row.outputs)
+        assert run.books()[f"prepaid:{world.origin}"] == {"lovelace": paid}
+
+
+async def test_wait_returns_when_the_proof_is_ready(world: World) -> None:
+    world.fund(50 * ADA)
+    async with world.run() as run:
+        await run.look()
+        row = await run.pay()
+        waiting = asyncio.create_task(run.agent.wait(row.id, 20))
+        await run.settle_down()
+        assert (await waiting).state in (State.IN_BLOCK, State.CONFIRMED)
+
+
+async def test_the_database_balances_by_plain_sql(world: World) -> None:
+    world.fund(50 * ADA)
+    async with world.run() as run:
+        await run.look()
+        await run.pay()
+        await run.settle_down()
+    with sqlite3.connect(world.folder / "ledger.db") as conn:
+        sums = conn.execute("SELECT asset, SUM(units) FROM postings GROUP BY asset").fetchall()
+        assert sums == [("lovelace", 0)]
+        for statement in ("UPDATE postings SET units = units + 1", "DELETE FROM journal"):
+            with pytest.raises(sqlite3.IntegrityError, match="append-only"):
+                conn.execute(statement)

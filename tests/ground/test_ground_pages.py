@@ -1,0 +1,23 @@
+"""The pages that are made from the code are in step with it."""
+
+import importlib.machinery
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def load_script() -> dict[str, object]:
+    loader = importlib.machinery.SourceFileLoader("payagent_docs", str(ROOT / "scripts/docs"))
+    spec = importlib.util.spec_from_loader(loader.name, loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
+    return module.PAGES
+
+
+@pytest.mark.parametrize("name", sorted(load_script()))
+def test_a_made_page_is_what_the_code_says(name: str) -> None:
+    assert (ROOT / "docs" / name).read_text(encoding="utf-8") == load_script()[name](), "run scripts/docs"

@@ -1,0 +1,460 @@
+"""The world around the daemons that are killed: a devnet with its merchant, wallets, apps that buy, and trouble.
+
+A lane is one wallet: its data folder, the daemon of the moment, and shoppers, who buy one thing after another as
+real clients do: a request that dies with the daemon is sent again, with the same key, to the next one. Every
+purchase asks for units that no other asks for, so that the chain by itself tells what was paid and how often.
+What nobody should ever see is noted in `violations` as "kind: what happened"; killchecks looks for the rest.
+"""
+
+import asyncio
+import hashlib
+import os
+import random
+import signal
+import ssl
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+from killforks import ForkServer, Life, cold_start, fork_server
+
+from payagent.core.network import NETWORKS
+from payagent.devnet.server import DevnetThread
+from payagent.store import records
+from payagent.store.writer import Writer
+from payagent.wallet.keystore import create, new_words
+
+TOKEN = "ab" * 28 + b"KILL".hex()
+PASSPHRASE = "canary passphrase of the kill tests"
+APP_TOKEN = "canary-app-token-of-the-kill-tests"
+PARTNER = "kills"
+COINS, COIN_LOVELACE = 50, 60_000_000
+TOKEN_COINS, TOKEN_COIN_UNITS = 12, 1_000_000
+CONFIRM_DEPTH, SETTLE_DEPTH = 2, 6
+BLOCK_EVERY_S = 0.15
+STUCK_S = 45.0
+SHOPPERS = 4
+
+Json = dict[str, Any]
+_CONFIG = """\
+network = "devnet"
+data_dir = "{data_dir}"
+[api]
+listen = "127.0.0.1:0"
+socket = "{data_dir}/s"
+[[chain.providers]]
+kind = "blockfrost"
+base_url = "{chain}"
+[payments]
+confirm_depth = {confirm}
+void_depth = 3
+settle_depth = {settle}
+min_window_s = {min_window_s}
+[merchants.t]
+origin = "{merchant}"
+partner = "{partner}"
+[[limits.assets]]
+asset = "{token}"
+per_payment = "1000000"
+per_day = "100000000"
+[keystore]
+passphrase_file = "{data_dir}/passphrase"
+"""
+
+
+@dataclass(frozen=True)
+class Goods:
+    """What a purchase asks the merchant for; `pay_to_units` of the asset are asked for by no other."""
+
+    number: int
+    asset: str
+    pay_to_units: int
+    settings: Json
+
+    @classmethod
+    def numbered(cls, number: int) -> "Goods":
+        """Varied by its number: asset, shares, how they count, dialect."""
+        asset = TOKEN if number % 6 == 5 else "lovelace"
+        least = 1_000_000 if asset == "lovelace" else 100
+        pay_to = 2 * least + number
+        shares = [
+            {"role": role, "units": str(least + index)}
+            for index, role in enumerate(("platform", "creator")[: number % 3])
+        ]
+        mode = "inclusive" if number % 4 == 1 else "additional"
+        taken = sum(int(share["units"]) for share in shares) if mode == "inclusive" else 0
+        settings: Json = {"price": str(pay_to + taken), "asset": asset, "splits": shares, "split_mode": mode}
+        settings |= {"timeout": 7200, "dialect": "flux" if number % 5 == 3 else "t-backend"}
+        return cls(number, asset, pay_to, settings)
+
+
+@dataclass
+class Purchase:
+    """One thing that a shopper wants, and what it was told about it so far."""
+
+    goods: Goods
+    body: bytes
+    ask: Json
+    payment_id: str | None = None
+    tx_hash: str | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+    served: bool = False
+    done: bool = False
+
+    @property
+    def key(self) -> str:
+        return f"purchase-{self.goods.number}"
+
+
+class Lane:
+    """One wallet and all that lives by it."""
+
+    def __init__(self, world: "World", number: int) -> None:
+        self.world = world
+        self.dir = world.dir / f"lane{number}"
+        self.log = world.dir / f"lane{number}.log"
+        self.config = self._configure("config", min_window_s=60)
+        # under these terms nothing that was admitted and not signed can be signed any more
+        self.strict_config = self._configure("strict", min_window_s=86_400)
+        self.words = new_words(os.urandom)
+        self.address = self._make_wallet()
+        self.purchases: list[Purchase] = []
+        self.life: Life | None = None
+        self.shopping = True
+        self._door: tuple[httpx.AsyncClient, str] | None = None
+        self._opened = asyncio.Event()
+        self._unix = httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=str(self.dir / "s"), verify=TLS))
+
+    def _configure(self, name: str, min_window_s: int) -> Path:
+        path = self.world.dir / f"{self.dir.name}-{name}.toml"
+        devnet = self.world.devnet
+        text = _CONFIG.format(
+            data_dir=self.dir,
+            chain=devnet.chain_url,
+            merchant=devnet.merchant_url,
+            partner=PARTNER,
+            token=TOKEN,
+            confirm=CONFIRM_DEPTH,
+            settle=SETTLE_DEPTH,
+            min_window_s=min_window_s,
+        )
+        path.write_text(text)
+        return path
+
+    def _make_wallet(self) -> str:
+        self.dir.mkdir(mode=0o700)
+        passphrase = self.dir / "passphrase"
+        passphrase.touch(mode=0o600)
+        passphrase.write_text(PASSPHRASE)
+        header = create(self.dir / "keystore.json", self.words, PASSPHRASE, NETWORKS["devnet"], scrypt_n=16)
+        writer = Writer(self.dir / "ledger.db")
+        token_hash = hashlib.sha256(APP_TOKEN.encode()).hexdigest()
+        scopes = ("operate", "pay", "read")
+        writer.submit("app", lambda unit: records.add_app(unit, "app", "shop", token_hash, scopes, 1)).result()
+        writer.close()
+        return header.address
+
+    # --- the daemon of the moment ---
+
+    async def start(
+        self,
+        kill_at: tuple[str, int] | None = None,
+        *,
+        variant: str | None = None,
+        strict: bool = False,
+        cold: bool = False,
+    ) -> Life:
+        """Begin a life. The door opens for shoppers when it serves, and closes when it ends (not if `strict`)."""
+        if cold:
+            life = await cold_start(self.config, self.log, self.dir / "s")
+        else:
+            config = self.strict_config if strict else self.config
+            life = self.world.forks.start(config, self.log, kill_at, variant)
+        self.life = life
+        if not strict:
+            self.world.spawn(self._keep_door(life))
+        return life
+
+    async def _keep_door(self, life: Life) -> None:
+        if await life.is_ready():
+            where = life.ready.result()
+            self._door = (self.world.http, where["api"]) if "api" in where else (self._unix, "http://payagent")
+            self._opened.set()
+            await asyncio.shield(life.exit)
+            self._opened.clear()
+        if life.failed is not None:
+            self.world.violate("daemon failed", life.failed)
+
+    async def ended(self, life: Life, timeout_s: float) -> bool:
+        """Waits for a daemon to kill itself; True when it did."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(life.exit), timeout_s)
+        return life.exit.done()
+
+    async def call(self, method: str, path: str, timeout_s: float = 10.0, **options: Any) -> httpx.Response:
+        """Ask the daemon of the moment; raises httpx.TransportError when it dies meanwhile."""
+        await self._opened.wait()
+        assert self._door is not None
+        client, base = self._door
+        headers = {"Authorization": f"Bearer {APP_TOKEN}", **options.pop("headers", {})}
+        return await client.request(method, base + path, headers=headers, timeout=timeout_s, **options)
+
+    # --- shopping ---
+
+    async def shop(self) -> None:
+        """Buy one thing after another until told to stop, and finish what was begun."""
+        while self.shopping:
+            await self.buy()
+
+    async def buy(self) -> Purchase:
+        purchase = await self.world.price(self.address)
+        self.purchases.append(purchase)
+        steps = (self._pay, self._until_ready, self._present, self._report)
+        at = 0
+        while at < len(steps) and not purchase.done:
+            try:
+                at = at + 1 if await steps[at](purchase) else min(at, 1)
+            except httpx.TransportError:
+                await asyncio.sleep(0.01)  # it died; the door closes as soon as that is known
+        purchase.done = True
+        return purchase
+
+    async def _pay(self, purchase: Purchase) -> bool:
+        answer = await self.call(
+            "POST", "/v1/payments", json=purchase.ask, headers={"Idempotency-Key": purchase.key}
+        )
+        if answer.status_code in (200, 201):
+            self.take(purchase, answer.json())
+            return True
+        problem = answer.json()
+        if not problem.get("retryable"):
+            self.world.violate("refused", f"{purchase.key}: {answer.status_code} {answer.text[:300]}")
+            purchase.done = True
+        self.world.refusals[problem.get("code")] += 1
+        await asyncio.sleep(0.02)
+        return False
+
+    async def _until_ready(self, purchase: Purchase) -> bool:
+        answer = await self.call("GET", f"/v1/payments/{purchase.payment_id}?wait=3")
+        if answer.status_code != 200:
+            self.world.violate("payment lost", f"{purchase.payment_id}: {answer.status_code} {answer.text[:300]}")
+            purchase.done = True
+            return False
+        self.take(purchase, answer.json())
+        return bool(answer.json()["ready"])
+
+    async def _present(self, purchase: Purchase) -> bool:
+        answer = await self.world.ask_merchant(purchase.body, self.address, purchase.headers)
+        if answer.status_code == 200:
+            purchase.served = True
+            return True
+        if answer.json()["detail"] != {"status": "pending"}:
+            self.world.violate("merchant refused", f"{purchase.key}: {answer.text[:300]}")
+            purchase.done = True
+        return False
+
+    async def _report(self, purchase: Purchase) -> bool:
+        answer = await self.call("POST", f"/v1/payments/{purchase.payment_id}/delivery", json={"status": 200})
+        if answer.status_code != 200 or answer.json()["delivery"] != "accepted":
+            self.world.violate("delivery not recorded", f"{answer.status_code} {answer.text[:300]}")
+        return True
+
+    def take(self, purchase: Purchase, view: Json) -> None:
+        """An answer about a purchase: what was acknowledged once stays so for ever."""
+        told = (view["id"], view["tx_hash"], view["headers"])
+        if purchase.payment_id is None:
+            purchase.payment_id, purchase.tx_hash, purchase.headers = told
+        elif told != (purchase.payment_id, purchase.tx_hash, purchase.headers):
+            known = (purchase.payment_id, purchase.tx_hash)
+            self.world.violate("answer changed", f"{purchase.key}: {told[:2]} {view['state']} after {known}")
+        if view["headers"].get("X-Payment") != view["tx_hash"] or view["tx_hash"] is None:
+            self.world.violate("proof missing", f"{purchase.key}: {view['state']} {view['headers']}")
+
+    async def aclose(self) -> None:
+        if self.life is not None:
+            await self.life.end(signal.SIGKILL)
+        await self._unix.aclose()
+
+
+class World:
+    """The devnet, its merchant, and everybody around."""
+
+    def __init__(self, folder: Path, seed: int, devnet: DevnetThread, forks: ForkServer) -> None:
+        self.dir = folder
+        self.devnet = devnet
+        self.forks = forks
+        self.random = random.Random(seed)
+        self.http = httpx.AsyncClient(verify=TLS, limits=httpx.Limits(max_connections=None))
+        self.lanes: list[Lane] = []
+        self.violations: list[str] = []
+        self.refusals: Counter[str] = Counter()
+        self.kills: Counter[str] = Counter()
+        self.trouble: Counter[str] = Counter()
+        self.calm = False
+        self._priced = 0
+        self._deposits = 0
+        self._floor = 0
+        self._pricing = asyncio.Lock()
+        self._chain = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def violate(self, kind: str, detail: str) -> None:
+        self.violations.append(f"{kind}: {detail}")
+
+    def spawn(self, work: Awaitable[None]) -> asyncio.Task[None]:
+        async def guarded() -> None:
+            try:
+                await work
+            except Exception as error:  # noqa: BLE001  a broken world must not look like a quiet one
+                self.violate("harness", repr(error))
+                raise
+
+        task = asyncio.create_task(guarded())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    # --- the merchant ---
+
+    async def ask_merchant(self, body: bytes, wallet: str, proof: dict[str, str]) -> httpx.Response:
+        headers = {"Content-Type": "application/json", "X-Partner": PARTNER, "X-Wallet-Address": wallet, **proof}
+        return await self.http.post(f"{self.devnet.merchant_url}/chat", content=body, headers=headers)
+
+    async def price(self, wallet: str) -> Purchase:
+        """A new purchase: the merchant's 402 for a request of its own."""
+        async with self._pricing:
+            self._priced += 1
+            goods = Goods.numbered(self._priced)
+            set_up = await self.http.post(f"{self.devnet.merchant_url}/merchant/settings", json=goods.settings)
+            set_up.raise_for_status()
+            body = b'{"message": "purchase %d"}' % goods.number
+            answer = await self.ask_merchant(body, wallet, {})
+        assert answer.status_code == 402, answer.text
+        request = {"method": "POST", "path": "/chat", "body_sha256": hashlib.sha256(body).hexdigest()}
+        received = {"status": 402, "headers": dict(answer.headers), "body": answer.json()}
+        return Purchase(
+            goods, body, {"origin": self.devnet.merchant_url, "request": request, "response": received}
+        )
+
+    # --- the chain ---
+
+    async def control(self, name: str, **body: object) -> Json:
+        answer = await self.http.post(f"{self.devnet.origin}/devnet/{name}", json=body)
+        answer.raise_for_status()
+        return dict(answer.json())
+
+    async def add_lane(self) -> Lane:
+        """A funded wallet; what it holds lies deeper than any rollback reaches."""
+        lane = Lane(self, len(self.lanes))
+        self.lanes.append(lane)
+        async with self._chain:
+            for _ in range(COINS):
+                await self.control("faucet", address=lane.address, lovelace=str(COIN_LOVELACE))
+            for _ in range(TOKEN_COINS):
+                assets = {TOKEN: str(TOKEN_COIN_UNITS)}
+                await self.control("faucet", address=lane.address, lovelace="5000000", assets=assets)
+            await self.control("blocks", count=3)
+            self._floor = (await self.control("blocks", count=1))["blocks"][0]["height"]
+        return lane
+
+    async def deposit(self, lane: Lane) -> None:
+        """More money for a wallet. Its block stays: a deposit that is rolled back is another story."""
+        self._deposits += 1
+        async with self._chain:
+            await self.control("faucet", address=lane.address, lovelace=str(30_000_000 + self._deposits))
+            self._floor = (await self.control("blocks", count=1))["blocks"][0]["height"]
+
+    async def produce(self) -> None:
+        """Blocks, and until it is calm: rollbacks of one or two blocks, replies that are lost, late submissions."""
+        number = 0
+        while True:
+            await asyncio.sleep(BLOCK_EVERY_S)
+            number += 1
+            if not self.calm and number % 9 == 0:
+                await self._roll_back(1 + number // 9 % 2)
+            if not self.calm and number % 7 == 0:
+                kind = ("lost_reply", "late_accept")[number // 7 % 2]
+                await self.control("faults", on="submit", kind=kind, count=1)
+                self.trouble[kind] += 1
+            async with self._chain:
+                await self.control("blocks", count=1)
+
+    async def _roll_back(self, depth: int) -> None:
+        async with self._chain:
+            height = self.devnet.run(lambda devnet: devnet.chain.tip.height)
+            if height - depth >= self._floor:
+                undone = await self.control("rollback", depth=depth)
+                self.trouble["rollback"] += 1
+                self.trouble["rolled back transactions"] += len(undone["undone"])
+
+    async def settle_down(self) -> None:
+        """No more trouble, a last start for everybody, and time until all that was begun is on the chain."""
+        self.calm = True
+        await self.control("faults", clear=True)
+        for lane in self.lanes:
+            lane.shopping = False
+            await lane.start()
+        try:
+            async with asyncio.timeout(STUCK_S):
+                await asyncio.gather(*(self._finish(lane) for lane in self.lanes))
+        except TimeoutError:
+            for lane in self.lanes:
+                for purchase in lane.purchases:
+                    if not purchase.done:
+                        self.violate("stuck", f"{lane.dir.name} {purchase.key} {purchase.payment_id}")
+
+    async def _finish(self, lane: Lane) -> None:
+        while not all(purchase.done for purchase in lane.purchases):
+            await asyncio.sleep(0.05)
+        for purchase in lane.purchases:
+            if purchase.payment_id is not None:
+                again = await lane.call(
+                    "POST", "/v1/payments", json=purchase.ask, headers={"Idempotency-Key": purchase.key}
+                )
+                if again.status_code == 200:
+                    lane.take(purchase, again.json())
+                else:
+                    self.violate("payment lost", f"{purchase.key}: {again.status_code} {again.text[:300]}")
+        for purchase in lane.purchases:
+            state = None
+            while state not in ("confirmed", "settled") and purchase.payment_id is not None:
+                view = (await lane.call("GET", f"/v1/payments/{purchase.payment_id}?wait=1")).json()
+                state = view["state"]
+
+    async def aclose(self) -> None:
+        for task in tuple(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for lane in self.lanes:
+            await lane.aclose()
+        await self.http.aclose()
+
+
+def _tls() -> ssl.SSLContext:
+    return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+
+
+TLS = _tls()
+"""Made once: httpx would load every root certificate for each client, and nothing here speaks TLS."""
+
+
+@asynccontextmanager
+async def world(folder: Path, seed: int, lanes: int, forks: ForkServer | None = None) -> AsyncIterator[World]:
+    """A world with funded wallets and blocks that come; everything in it is gone at the end."""
+    with DevnetThread() as devnet:
+        async with fork_server() as server:
+            made = World(folder, seed, devnet, server)
+            try:
+                for _ in range(lanes):
+                    await made.add_lane()
+                made.spawn(made.produce())
+                yield made
+            finally:
+                await made.aclose()
+
+
+Cycle = Callable[[Lane], Awaitable[None]]

@@ -1,0 +1,43 @@
+"""Daemons with a seeded bug: the controls, which the checks must catch (research/reliability 4.3, losing designs).
+
+Each is applied in the daemon's own process, before it serves.
+"""
+
+import sqlite3
+from collections.abc import Callable
+
+import payagent.daemon
+from payagent.agent.agent import Agent
+from payagent.settings import Settings
+from payagent.wallet.plan import Plan
+from payagent.wallet.transaction import sign
+
+
+def leave_then_persist(_settings: Settings) -> None:
+    """Sends a transaction before its attempt is durable (against design rule 2)."""
+
+    class Hasty(Agent):
+        async def _sign(self, payment_id: str, plan: Plan) -> None:
+            await self.sources[0].submit(sign(plan, self._signer), plan.tx_id)
+            await super()._sign(payment_id, plan)
+
+    payagent.daemon.Agent = Hasty  # type: ignore[misc]
+
+
+def give_up_at_restart(settings: Settings) -> None:
+    """Takes what a crash interrupted for failed and frees its coins (against design rule 4)."""
+    with sqlite3.connect(settings.data_dir / "ledger.db") as conn:
+        open_states = "('reserved', 'signed', 'in_flight')"
+        conn.execute(
+            "DELETE FROM reservations WHERE payment_id IN (SELECT id FROM payments WHERE state IN "
+            + open_states
+            + ")"
+        )
+        conn.execute("UPDATE payments SET state = 'rejected' WHERE state IN " + open_states)
+    conn.close()
+
+
+VARIANTS: dict[str, Callable[[Settings], None]] = {
+    "leave_then_persist": leave_then_persist,
+    "give_up_at_restart": give_up_at_restart,
+}
