@@ -1,0 +1,64 @@
+"""What the calls share: a bounded body, its declared type, a page's cursor and time.
+
+May import: core, Starlette, pydantic. Never: knows one call from another.
+"""
+
+import re
+from datetime import datetime
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.requests import Request
+
+from payagent.api.reading import BODY_MAX_BYTES
+from payagent.core.problem import Refused
+
+_MEDIA_TYPE = re.compile(r'application/json\s*(?:;\s*charset\s*=\s*"?utf-8"?\s*)?', re.ASCII | re.IGNORECASE)
+
+Cursor = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,17}$", description="As the page before gave it.")]
+Limit = Annotated[int, Field(ge=1, le=200, description="How many at most.")]
+
+
+class Page(BaseModel):
+    """What every list takes; an unknown parameter is refused, for a filter that is misspelt filters nothing."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    limit: Limit = 50
+    cursor: Cursor | None = None
+
+    @property
+    def before(self) -> int | None:
+        return None if self.cursor is None else int(self.cursor)
+
+
+async def json_body(request: Request) -> bytes:
+    """The body, at most 256 KiB and declared as JSON: what a web form sends is neither."""
+    declared = request.headers.getlist("content-type")
+    if len(declared) != 1 or not _MEDIA_TYPE.fullmatch(declared[0].strip()):
+        raise Refused("media_type_refused", "Content-Type must be application/json")
+    raw = b""
+    async for chunk in request.stream():
+        raw += chunk
+        if len(raw) > BODY_MAX_BYTES:
+            raise Refused("body_too_big", f"the body has more than {BODY_MAX_BYTES} bytes")
+    return raw
+
+
+def single_header(request: Request, name: str) -> str | None:
+    """A header that may come once; twice is `bad_request`."""
+    values = request.headers.getlist(name)
+    if len(values) > 1:
+        raise Refused("bad_request", f"the header {name} is given twice", key=name)
+    return values[0] if values else None
+
+
+def time_ms(text: str, key: str) -> int:
+    """An RFC 3339 time with its zone, as POSIX milliseconds."""
+    try:
+        moment = datetime.fromisoformat(text)
+        if moment.tzinfo is None:
+            raise ValueError
+        return int(moment.timestamp()) * 1000 + moment.microsecond // 1000
+    except (ValueError, OverflowError):
+        raise Refused("bad_request", f"{key} must be a time such as 2026-11-24T13:38:18Z", key=key) from None

@@ -1,0 +1,200 @@
+"""Bodies of calls into values: strict JSON, every key known, every amount a string of digits.
+
+May import: core, dialects, agent's values. Never: I/O; takes a key that it does not know, so that a misspelt
+bound on money is not silently no bound.
+"""
+
+import base64
+import json
+import re
+from dataclasses import dataclass
+
+from payagent.agent.agent import Ask, Request
+from payagent.core import strict_json
+from payagent.core.address import Address, parse_address
+from payagent.core.money import LOVELACE, check_supply, parse_asset, parse_units
+from payagent.core.network import Network
+from payagent.core.origin import parse_origin
+from payagent.core.problem import Refused
+from payagent.dialects import Response, make_response, parse_response
+
+BODY_MAX_BYTES = 256 * 1024
+SPLIT_COUNT_MAX = 250
+"""More outputs than a transaction of 16 KiB can hold."""
+
+# the envelope is two objects around the 402's body, which may be as deep as one that comes by itself
+_DEPTH_MAX = strict_json.MAX_DEPTH + 2
+_KEY = re.compile(r"[!-~]{1,255}", re.ASCII)
+_METHOD = re.compile(r"[A-Z]{1,16}", re.ASCII)
+_PATH = re.compile(r"/[!-~]{0,8191}", re.ASCII)
+_SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
+
+Fields = dict[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """An order to send out of the wallet; `units` is None for everything."""
+
+    to: Address
+    asset: str
+    units: int | None
+
+
+def read_ask(app_id: str, raw: bytes, idempotency_key: str | None) -> Ask:
+    """The body of /v1/payments and /v1/quotes. `raw` holds the 402, so what is not JSON is a bad 402 too."""
+    value = strict_json.loads(raw, max_bytes=BODY_MAX_BYTES, max_depth=_DEPTH_MAX)
+    body = _fields(value, "the body", ("origin", "response"), ("request", "max_total"))
+    response, received = _read_response(body["response"])
+    return Ask(
+        app_id=app_id,
+        origin=_read_origin(body["origin"]),
+        response=response,
+        received=received,
+        request=_read_request(body["request"]) if "request" in body else None,
+        idempotency_key=_read_key(idempotency_key),
+        max_total_units=_amount(body, "max_total") if "max_total" in body else None,
+    )
+
+
+def read_delivery(raw: bytes) -> int:
+    """The HTTP status that the retry got."""
+    body = _fields(_json(raw), "the body", ("status",))
+    return _status(body["status"], "status")
+
+
+def read_split(raw: bytes) -> tuple[int, int]:
+    """(how many coins, lovelace of each)."""
+    body = _fields(_json(raw), "the body", ("count", "lovelace"))
+    count = body["count"]
+    if type(count) is not int or not 1 <= count <= SPLIT_COUNT_MAX:
+        raise Refused("bad_request", f"count must be a whole number from 1 to {SPLIT_COUNT_MAX}", key="count")
+    return count, _amount(body, "lovelace", LOVELACE)
+
+
+def read_transfer(raw: bytes, network: Network) -> Transfer:
+    """Where to, and how much: `units` of `asset` (lovelace unless named), or `"all": true`."""
+    body = _fields(_json(raw), "the body", ("address",), ("asset", "units", "all"))
+    if ("all" in body) == ("units" in body):
+        raise Refused("bad_request", "give either units or all", key="units")
+    to = parse_address(body["address"], network)
+    if "all" in body:
+        if body["all"] is not True or "asset" in body:
+            raise Refused("bad_request", "all must be true and goes with no asset", key="all")
+        return Transfer(to, LOVELACE, None)
+    asset = parse_asset(body.get("asset", LOVELACE))
+    return Transfer(to, asset, _amount(body, "units", asset))
+
+
+def _json(raw: bytes) -> object:
+    try:
+        return strict_json.loads(raw, max_bytes=BODY_MAX_BYTES)
+    except Refused as refused:
+        if refused.code != "json_not_understood":
+            raise
+        raise Refused("bad_request", refused.detail) from None
+
+
+def _fields(value: object, where: str, needed: tuple[str, ...], optional: tuple[str, ...] = ()) -> Fields:
+    """The fields of one of our own objects; a key that is missing or unknown is `bad_request` with its name."""
+    if not isinstance(value, dict):
+        raise Refused("bad_request", f"{where} must be a JSON object")
+    for key in value:
+        if key not in needed and key not in optional:
+            raise Refused("bad_request", f"{where} has the unknown key {ascii(key)[:80]}", key=key[:80])
+    for key in needed:
+        if key not in value:
+            raise Refused("bad_request", f"{where} lacks {key}", key=key)
+    return value
+
+
+def _amount(body: Fields, key: str, asset: str | None = None) -> int:
+    """An amount in our own envelope: always a string, since JSON numbers do not survive every client."""
+    value = body[key]
+    if not isinstance(value, str):
+        raise Refused("bad_request", f"{key} must be a string of digits", key=key)
+    try:
+        units = parse_units(value, key)
+        return units if asset is None else check_supply(asset, units, key)
+    except Refused as refused:
+        raise Refused("bad_request", refused.detail, key=key) from None
+
+
+def _status(value: object, key: str) -> int:
+    if type(value) is not int or not 100 <= value <= 599:
+        raise Refused("bad_request", f"{key} must be an HTTP status, 100 to 599", key=key)
+    return value
+
+
+def _read_key(key: str | None) -> str | None:
+    if key is not None and not _KEY.fullmatch(key):
+        raise Refused("idempotency_key_invalid", "Idempotency-Key must be 1 to 255 visible ASCII characters")
+    return key
+
+
+def _read_origin(value: object) -> str:
+    try:
+        return parse_origin(value if isinstance(value, str) else "")
+    except ValueError as error:
+        raise Refused("merchant_not_allowed", str(error), key="origin") from None
+
+
+def _read_request(value: object) -> Request:
+    body = _fields(value, "request", ("method", "path", "body_sha256"))
+    read: dict[str, str] = {}
+    for key, form, what in (
+        ("method", _METHOD, "an HTTP method in capitals"),
+        ("path", _PATH, "a path with its query, in ASCII, from the / on"),
+        ("body_sha256", _SHA256, "the body's SHA-256 in lower-case hex"),
+    ):
+        text = body[key]
+        if not isinstance(text, str) or not form.fullmatch(text):
+            raise Refused("bad_request", f"request.{key} must be {what}", key=f"request.{key}")
+        read[key] = text
+    return Request(**read)
+
+
+def _read_response(value: object) -> tuple[Response, str]:
+    """The 402, and the text of it that is kept (in which a number with a fraction stands as a string)."""
+    body = _fields(value, "response", ("status",), ("headers", "body", "body_base64"))
+    if ("body" in body) == ("body_base64" in body):
+        raise Refused("bad_request", "response must have either body or body_base64", key="response.body")
+    status = _status(body["status"], "response.status")
+    headers = _read_headers(body.get("headers", {}))
+    received = json.dumps(body, default=lambda number: number.text, separators=(",", ":"))
+    if "body_base64" in body:
+        return parse_response(status, headers, _read_base64(body["body_base64"])), received
+    response = make_response(status, headers, body["body"])
+    if len(received) > strict_json.MAX_BYTES:
+        _require_small(body["body"])
+    return response, received
+
+
+def _require_small(body: object) -> None:
+    """The bound of a 402's body holds in whatever form it is forwarded."""
+    if len(json.dumps(body, default=lambda number: number.text, ensure_ascii=False)) > strict_json.MAX_BYTES:
+        raise Refused("body_too_big", f"the 402's body has more than {strict_json.MAX_BYTES} bytes")
+
+
+def _read_headers(value: object) -> list[tuple[str, str]]:
+    """Headers as an object, or as a list of pairs where a name comes twice."""
+    pairs = list(value.items()) if isinstance(value, dict) else value
+    read: list[tuple[str, str]] = []
+    for pair in pairs if isinstance(pairs, list) else [None]:
+        if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(isinstance(part, str) for part in pair):
+            raise Refused(
+                "bad_request",
+                "response.headers must be an object of strings or a list of [name, value]",
+                key="response.headers",
+            )
+        read.append((pair[0], pair[1]))
+    return read
+
+
+def _read_base64(value: object) -> bytes:
+    try:
+        return base64.b64decode(value if isinstance(value, str) else "?", validate=True)
+    except ValueError:
+        raise Refused(
+            "bad_request", "response.body_base64 must be base64", key="response.body_base64"
+        ) from None

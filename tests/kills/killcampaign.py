@@ -1,0 +1,118 @@
+"""Campaigns of kills: which daemon dies when, and what came of it.
+
+As a program: `killcampaign.py --kills N --seed S` runs one of N kills in the mix of the suite and prints a
+summary; its exit status is 0 only without violations and with every commit point reached.
+"""
+
+import argparse
+import asyncio
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from pathlib import Path
+
+from killchecks import at_death, at_peace
+from killworld import SHOPPERS, Lane, World, world
+
+POINTS = ("admit", "sign", "leave", "answer", "observe", "confirm", "settle", "deposit", "delivery", "merchant")
+"""The commit points that a running daemon passes again and again (agent/__init__, contract of daemon.serve)."""
+
+RARE_POINTS = ("bind", "reject")
+"""Passed at a daemon's very first start; and when what was admitted cannot be signed any more."""
+
+SIDES = ("before", "after")
+EVERY_POINT = tuple(f"{side} {point}" for point in (*POINTS, *RARE_POINTS) for side in SIDES)
+REACHED_S = 20.0
+
+Cycle = Callable[[Lane], Awaitable[None]]
+
+
+def at_point(point: str, count: int = 1, *, strict: bool = False) -> Cycle:
+    """A daemon that dies when it reaches a commit point for the count-th time."""
+
+    async def cycle(lane: Lane) -> None:
+        if point.endswith(" deposit"):
+            await lane.world.deposit(lane)
+        life = await lane.start((point, count), strict=strict)
+        if not await lane.ended(life, REACHED_S):
+            lane.world.violate("not reached", point)
+        await buried(lane, life.killing_at or "unplanned")
+
+    return cycle
+
+
+def rejecting(point: str) -> Cycle:
+    """A daemon that dies around the rejection of a payment which another one had admitted and not signed."""
+
+    async def cycle(lane: Lane) -> None:
+        await at_point("after admit")(lane)
+        await at_point(point, strict=True)(lane)
+
+    return cycle
+
+
+def at_random(cold: bool = False) -> Cycle:
+    """A daemon that is killed from outside, at any moment from its start on."""
+
+    async def cycle(lane: Lane) -> None:
+        life = await lane.start(cold=cold)
+        await life.pid
+        if cold and lane.world.random.random() < 0.7:
+            await life.is_ready()
+        await asyncio.sleep(lane.world.random.uniform(0.0, 0.6))
+        await buried(lane, "cold start" if cold else "random", life.end(signal.SIGKILL))
+
+    return cycle
+
+
+async def buried(lane: Lane, name: str, kill: Awaitable[int] | None = None) -> None:
+    assert lane.life is not None
+    status = await (kill or lane.life.end(signal.SIGKILL))
+    if status != -signal.SIGKILL:
+        lane.world.violate("ended by itself", f"{name}: status {status} {lane.life.failed}")
+    lane.world.kills[name] += 1
+    at_death(lane)
+
+
+def mixed(kills: int, world: World) -> list[Cycle]:
+    """The mix: every point on both sides again and again, the rejections, a twentieth cold, the rest random."""
+    cold = max(1, kills // 20)
+    rejections = [rejecting(f"{side} reject") for side in SIDES for _ in range(max(1, kills // 100))]
+    pointed = kills // 2
+    counts = [world.random.choice((1, 1, 2, 3)) for _ in range(pointed)]
+    names = [f"{side} {point}" for point in POINTS for side in SIDES]
+    cycles = [at_point(names[index % len(names)], counts[index]) for index in range(pointed)]
+    cycles += [*rejections, *(at_random(cold=True) for _ in range(cold))]
+    cycles += [at_random() for _ in range(kills - pointed - cold - 2 * len(rejections))]
+    world.random.shuffle(cycles)
+    return cycles
+
+
+async def first_starts(lane: Lane) -> None:
+    """A daemon that dies while its database is bound to the network and to the address."""
+    for point in ("before bind", "after bind"):
+        await at_point(point, strict=True)(lane)
+
+
+async def run(world: World, cycles: Iterable[Cycle], *, shoppers: int = SHOPPERS) -> None:
+    """Let the lanes take the cycles in turn while their shoppers buy; then let all come to rest, and look."""
+    todo = iter(cycles)
+    for lane in world.lanes:
+        for _ in range(shoppers):
+            world.spawn(lane.shop())
+    await asyncio.gather(*(live(lane, todo) for lane in world.lanes))
+    await world.settle_down()
+    for lane in world.lanes:
+        assert lane.life is not None
+        if (status := await lane.life.end(signal.SIGTERM)) != 0:
+            world.violate("stop", f"{lane.dir.name} ended with {status}")
+    await at_peace(world)
+
+
+async def live(lane: Lane, todo: Iterator[Cycle]) -> None:
+    for cycle in todo:
+        if lane.world.violations:
+            return
+        await cycle(lane)
