@@ -1,7 +1,8 @@
 """Our own view of our UTxOs, brought in step with a provider's complete list, on the writer's thread.
 
 What arrived in transactions that are not ours is a deposit and enters the ledger. What the list lacks is not
-thereby spent: such a coin is set aside as `missing` and comes back when it is listed again (design rule 4).
+thereby spent: such a coin is set aside as `missing` and comes back when it is listed again (rule 4). Only when
+its very transaction is denied, time and again, is the deposit taken back.
 May import: core, chain.source, wallet.coins, store, agent.purse. Never: concludes anything from an absence.
 """
 
@@ -35,6 +36,17 @@ def sync(unit: Unit, listed: Iterable[ChainUtxo], coins: Coins, now_ms: int) -> 
             records.set_coin_state(unit, ref, "missing")
             take(unit, coins, ref)
     return deposits
+
+
+def take_back(unit: Unit, ref: str, now_ms: int) -> None:
+    """A deposit whose transaction is gone with its block: the contrary entry, and the coin is forgotten.
+
+    Should the transaction land after all, it is a new deposit.
+    """
+    row = queries.coin(unit.conn, ref)
+    if row is not None and row.state == "missing":
+        records.write_entry(unit, ledger.undeposit({LOVELACE: row.lovelace, **row.assets}), now_ms, ref=ref)
+        records.forget_coin(unit, ref)
 
 
 def is_stale(listed: Iterable[ChainUtxo], known: Mapping[str, CoinRow]) -> bool:

@@ -17,7 +17,7 @@ from payagent.core.payment import Delivery, State
 from payagent.core.problem import Refused
 from payagent.merchants.client import MerchantClient
 from payagent.store import queries, records
-from payagent.store.queries import PaymentRow
+from payagent.store.queries import CoinRow, PaymentRow
 from payagent.store.writer import Unit
 
 RESUBMIT_FIRST_MS = 5_000
@@ -25,6 +25,9 @@ RESUBMIT_MAX_MS = 200_000
 PARAMETERS_EVERY_MS = 3_600_000
 MERCHANT_PATIENCE_MS = 3_600_000
 AT_ONCE_MAX = 8
+ABSENT_READS = 3
+ABSENT_EVERY_MS = 60_000
+"""Not found three times, a minute apart, stands in for a second provider's word (R6)."""
 
 _LOOKING = (State.IN_FLIGHT, State.REPLACING, State.CANCELLING)
 _OPEN_DELIVERY = (Delivery.NOT_PRESENTED, Delivery.PRESENTED)
@@ -47,6 +50,7 @@ class Watch:
         self._urgent: set[str] = set()
         self._checked_until_ms: dict[str, int] = {}
         self._distrusted = False
+        self._absent: dict[str, tuple[int, int]] = {}
 
     async def tick(self) -> None:
         """One look: tip, payments, coins; then what is to be signed or sent (again)."""
@@ -213,6 +217,25 @@ class Watch:
         elif deposits.is_stale(read.value, {row.ref: row for row in queries.coins(agent.conn)}):
             listed, now_ms = read.value, agent.ports.clock.now_ms()
             await agent.write("deposit", lambda unit: deposits.sync(unit, listed, agent.coins, now_ms))
+        for coin in queries.coins(agent.conn):
+            if coin.state == "missing" and coin.source == "deposit":
+                await self._doubt(source, coin)
+
+    async def _doubt(self, source: ChainSource, coin: CoinRow) -> None:
+        """Is the transaction that a missing deposit came in on no chain any more? Then it is taken back."""
+        agent = self._agent
+        now_ms = agent.ports.clock.now_ms()
+        count, last_ms = self._absent.get(coin.ref, (0, 0))
+        if now_ms < last_ms + ABSENT_EVERY_MS:
+            return
+        read = await source.tx(coin.tx_id)
+        if isinstance(read, Found):
+            self._absent.pop(coin.ref, None)
+        elif isinstance(read, NotFound):
+            self._absent[coin.ref] = (count + 1, now_ms)
+            if count + 1 >= ABSENT_READS:
+                del self._absent[coin.ref]
+                await agent.write("deposit", lambda unit: deposits.take_back(unit, coin.ref, now_ms))
 
     async def _carry_on(self) -> None:
         """Sign what was admitted and not signed, send what was signed and not sent, send again what is due."""

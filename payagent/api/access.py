@@ -58,7 +58,9 @@ def need(*scopes: str) -> Need:
         if app is None:
             raise Refused("unauthorized", "the call has no token that is known here")
         if not app.scopes & set(scopes):
-            raise Refused("forbidden", f"the call needs a token for {' or '.join(scopes)}", needs=" or ".join(scopes))
+            raise Refused(
+                "forbidden", f"the call needs a token for {' or '.join(scopes)}", needs=" or ".join(scopes)
+            )
         return Caller(app, agent)
 
     return caller

@@ -195,6 +195,4 @@ def _read_base64(value: object) -> bytes:
     try:
         return base64.b64decode(value if isinstance(value, str) else "?", validate=True)
     except ValueError:
-        raise Refused(
-            "bad_request", "response.body_base64 must be base64", key="response.body_base64"
-        ) from None
+        raise Refused("bad_request", "response.body_base64 must be base64", key="response.body_base64") from None

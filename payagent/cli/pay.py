@@ -6,6 +6,7 @@ or the same --key, is the same payment.
 
 import json
 import re
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 VOID, PENDING, DRY_RUN_OK = 3, 8, 10
 FILE_BYTES_MAX = 128 * 1024
+_ENDED = frozenset(str(state) for state in ENDED_WITHOUT_PAYING)
+_NOT_WORTH_WAITING = _ENDED | {str(State.AWAITING_APPROVAL)}
 _TOKEN_TEXT = re.compile(r"([0-9]{1,19}) units", re.ASCII)
 _ENVELOPE = {"status", "headers", "body"}
 
@@ -178,32 +181,38 @@ def _wait(terminal: Terminal, link: "Link", payment: dict[str, Any]) -> dict[str
     """Until it is ready, or has ended, or a person must decide."""
     from payagent.cli.link import WAIT_S
 
-    waits = {str(state) for state in State} - {str(state) for state in ENDED_WITHOUT_PAYING}
-    waits.discard("awaiting_approval")
+    started_s = time.monotonic()
     patience_s = 1 if terminal.stderr.isatty() else WAIT_S
-    seconds = 0
     with terminal.waiting() as progress:
-        while payment["state"] in waits and not payment["ready"]:
-            progress(f"{payment['id']}: {payment['state'].replace('_', ' ')}, {seconds} s")
+        while not payment["ready"] and payment["state"] not in _NOT_WORTH_WAITING:
+            progress(f"{in_words(payment['state'])}, {time.monotonic() - started_s:.0f} s")
             try:
                 payment = link.get(f"/v1/payments/{payment['id']}", wait=patience_s)
             except KeyboardInterrupt:
                 terminal.say(f"The payment goes on: `payagent payments show {payment['id']}`.")
                 raise
-            seconds += patience_s
     return payment
+
+
+def in_words(state: object) -> str:
+    """A state for people."""
+    return str(state).replace("_", " ")
 
 
 def _outcome(terminal: Terminal, payment: dict[str, Any]) -> int:
     """The headers on stdout, everything else on stderr."""
-    terminal.say(f"payment {payment['id']}, state {payment['state']}, tx {payment.get('tx_hash') or 'none'}")
-    headers = payment.get("headers") or {}
-    if payment["state"] in {str(state) for state in ENDED_WITHOUT_PAYING} or not headers:
-        reason = payment.get("reason") or {}
-        if payment["state"] not in {str(state) for state in ENDED_WITHOUT_PAYING}:
-            return PENDING
-        if reason:
+    tx = payment.get("tx_hash") or "none"
+    terminal.say(f"payment {payment['id']} is {in_words(payment['state'])}, transaction {tx}")
+    if payment["state"] in _ENDED:
+        if reason := payment.get("reason"):
             terminal.complain(as_shown(reason))
         return VOID
-    terminal.give(headers, lambda: [terminal.line(f"{name}: {value}") for name, value in headers.items()] and None)
+    headers = payment.get("headers") or {}
+
+    def human() -> None:
+        for name, value in headers.items():
+            terminal.line(f"{name}: {value}")
+
+    if headers:
+        terminal.give(headers, human)
     return 0 if payment["ready"] else PENDING

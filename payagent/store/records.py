@@ -250,3 +250,8 @@ def set_coin_state(unit: Unit, ref: str, state: str) -> None:
 
 def spend_coin(unit: Unit, ref: str, tx_id: str) -> None:
     unit.conn.execute("UPDATE coins SET state = 'spent', spent_by = ? WHERE ref = ?", (tx_id, ref))
+
+
+def forget_coin(unit: Unit, ref: str) -> None:
+    """A coin that never was, as it turned out; what the ledger says of it stays."""
+    unit.conn.execute("DELETE FROM coins WHERE ref = ?", (ref,))

@@ -323,9 +323,7 @@ class Draft:
         size_max = self.order.frame.parameters.max_tx_size
         if self.is_exact():
             return self.bare_size() <= size_max
-        above = -self.shortfall()
-        wide = above >= 0 and self.bundles()[-1].least_lovelace + above > cbor.WIDTH_4_MAX
-        return above >= 0 and self.kept_size() + FEE_SLACK_BYTES * wide <= size_max
+        return self.shortfall() <= 0 and self.kept_size() <= size_max
 
     def has_room(self) -> bool:
         """Whether the coins so far leave any hope that more coins still fit.

@@ -200,6 +200,22 @@ async def test_a_coin_that_a_stale_list_lacks_is_set_aside_and_comes_back(world:
         assert len(run.agent.coins) == 2
 
 
+async def test_a_deposit_whose_block_is_lost_is_taken_back_only_on_evidence(world: World) -> None:
+    world.fund(50 * ADA)
+    async with world.run() as run:
+        await run.look()
+        world.fund(60 * ADA)
+        await run.look()
+        world.control("rollback", depth=1)
+        world.block(2)
+        for seconds, owned in ((0, 110), (30, 110), (30, 110), (60, 50)):
+            world.clock.ahead_ms += seconds * 1000
+            await run.settle_down()
+            assert run.owned() == {"lovelace": owned * ADA}
+        assert run.owned() == world.on_chain()
+        assert len(run.agent.coins) == 1
+
+
 async def test_a_coin_that_was_spent_does_not_come_back_by_a_stale_list(world: World) -> None:
     world.fund(50 * ADA)
     async with world.run() as run:

@@ -116,3 +116,41 @@ async def live(lane: Lane, todo: Iterator[Cycle]) -> None:
         if lane.world.violations:
             return
         await cycle(lane)
+
+
+def summary(world: World, seconds: float) -> str:
+    purchases = sum(len(lane.purchases) for lane in world.lanes)
+    kills = sum(world.kills.values())
+    trouble = ", ".join(f"{count} {name}" for name, count in sorted(world.trouble.items()))
+    return (
+        f"{kills} kills ({world.kills['cold start']} of cold starts, {world.kills['random']} at random) in "
+        f"{seconds:.0f} s, {purchases} purchases, {trouble}, {len(world.violations)} violations"
+    )
+
+
+async def campaign(kills: int, seed: int) -> int:
+    began_s = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="kills") as folder:
+        async with world(Path(folder), seed, lanes=3) as made:
+            for lane in made.lanes:
+                await first_starts(lane)
+            await run(made, mixed(kills - sum(made.kills.values()), made))
+            for point in EVERY_POINT:
+                print(f"{made.kills[point]:5} {point}")
+            unreached = [point for point in EVERY_POINT if not made.kills[point]]
+            for finding in (*made.violations, *(f"never reached: {point}" for point in unreached)):
+                print(finding, file=sys.stderr)
+            print(f"seed {seed}: {summary(made, time.monotonic() - began_s)}")
+            return 1 if made.violations or unreached else 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Kill payagent's daemon again and again, and check what is left.")
+    parser.add_argument("--kills", type=int, default=500)
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    return asyncio.run(campaign(options.kills, options.seed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

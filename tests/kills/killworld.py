@@ -13,7 +13,7 @@ import random
 import signal
 import ssl
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +38,9 @@ CONFIRM_DEPTH, SETTLE_DEPTH = 2, 6
 BLOCK_EVERY_S = 0.15
 STUCK_S = 45.0
 SHOPPERS = 4
+
+TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+"""Made once: httpx would load every root certificate for each client, and nothing here speaks TLS."""
 
 Json = dict[str, Any]
 _CONFIG = """\
@@ -123,6 +126,7 @@ class Lane:
         self.words = new_words(os.urandom)
         self.address = self._make_wallet()
         self.purchases: list[Purchase] = []
+        self.attempts: dict[str, Any] = {}
         self.life: Life | None = None
         self.shopping = True
         self._door: tuple[httpx.AsyncClient, str] | None = None
@@ -294,6 +298,7 @@ class World:
         self.refusals: Counter[str] = Counter()
         self.kills: Counter[str] = Counter()
         self.trouble: Counter[str] = Counter()
+        self.rejected = 0
         self.calm = False
         self._priced = 0
         self._deposits = 0
@@ -434,16 +439,8 @@ class World:
         await self.http.aclose()
 
 
-def _tls() -> ssl.SSLContext:
-    return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-
-
-TLS = _tls()
-"""Made once: httpx would load every root certificate for each client, and nothing here speaks TLS."""
-
-
 @asynccontextmanager
-async def world(folder: Path, seed: int, lanes: int, forks: ForkServer | None = None) -> AsyncIterator[World]:
+async def world(folder: Path, seed: int, lanes: int) -> AsyncIterator[World]:
     """A world with funded wallets and blocks that come; everything in it is gone at the end."""
     with DevnetThread() as devnet:
         async with fork_server() as server:
@@ -456,5 +453,3 @@ async def world(folder: Path, seed: int, lanes: int, forks: ForkServer | None = 
             finally:
                 await made.aclose()
 
-
-Cycle = Callable[[Lane], Awaitable[None]]

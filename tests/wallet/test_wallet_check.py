@@ -3,6 +3,7 @@
 import hashlib
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import cbor2
@@ -162,10 +163,7 @@ def test_a_plan_that_was_bent_with_its_bytes_is_killed_by_what_was_asked(name: s
     }[name]
     frame = {**FRAME, "ttl_slot": TTL_SLOT + (name == "another TTL")}
     wrong = build(COINS, COINS[1], outputs, **frame)  # type: ignore[arg-type]
-    bent = Plan(
-        wrong.anchor, wrong.inputs, PLAN.asked, wrong.outputs, wrong.fee_lovelace, PLAN.frame,
-        wrong.body, wrong.tx_id, wrong.size,
-    )  # fmt: skip
+    bent = replace(wrong, asked=PLAN.asked, frame=PLAN.frame)
     with pytest.raises(CheckFailed):
         check(sign(bent, SIGNER), bent, SIGNER.public_key)
 
@@ -216,12 +214,41 @@ def test_the_bounds_of_the_frame_are_looked_at_again() -> None:
     raw = sign(PLAN, SIGNER)
     for parameters, cap in ((Parameters(), 170_000), (Parameters(max_tx_size=300), 900_000)):
         frame = Frame(OWN, TTL_SLOT, 0, parameters, cap)
-        bent = Plan(
-            PLAN.anchor, PLAN.inputs, PLAN.asked, PLAN.outputs, PLAN.fee_lovelace, frame,
-            PLAN.body, PLAN.tx_id, PLAN.size,
-        )  # fmt: skip
+        bent = replace(PLAN, frame=frame)
         with pytest.raises(CheckFailed):
             check(raw, bent, SIGNER.public_key)
+
+
+def test_a_plan_that_takes_its_coins_for_others_is_killed() -> None:
+    first, second = PLAN.inputs
+    richer = replace(second, lovelace=second.lovelace + 1)
+    poorer = replace(first, assets=first.assets[1:])
+    for inputs in ((first, richer), (poorer, second)):
+        with pytest.raises(CheckFailed, match="out of balance"):
+            check(sign(PLAN, SIGNER), replace(PLAN, inputs=inputs), SIGNER.public_key)
+
+
+def test_another_id_and_another_anchor_are_killed() -> None:
+    for bent in (replace(PLAN, tx_id="00" * 32), replace(PLAN, anchor=Coin("33" * 32, 0, 5 * ADA))):
+        with pytest.raises(CheckFailed, match=r"the transaction id|the anchor"):
+            check(sign(PLAN, SIGNER), bent, SIGNER.public_key)
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("a fee in a longer form", "longer than it need be"),
+        ("a byte behind", "nothing stands behind"),
+        ("a byte short", "nothing stands behind"),
+        ("not valid", "true and null"),
+        ("an indefinite array", "array of four"),
+        ("a set without its tag", "not a set"),
+        ("a native script", "other witnesses"),
+    ],
+)
+def test_the_reader_itself_refuses_other_forms(name: str, why: str) -> None:
+    with pytest.raises(Undecodable, match=why):
+        decode(witness_bends()[name])
 
 
 def test_the_reader_agrees_with_cbor2_on_random_transactions() -> None:

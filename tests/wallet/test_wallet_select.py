@@ -150,7 +150,7 @@ def test_an_exact_balance_pays_without_change() -> None:
     assert plan.fee_lovelace == ONE_IN_ONE_OUT == fee_of(plan)
 
 
-@pytest.mark.parametrize("left", [1, 175, 176, 177, 100_000, LEAST])
+@pytest.mark.parametrize("left", [1, 175, 176, 177, 100_000, LEAST, LEAST + 44 * 65 - 1])
 def test_what_could_not_be_kept_is_not_burnt(left: int) -> None:
     error = refusal([coin(3 * ADA + ONE_IN_ONE_OUT + left)], pay(3 * ADA))
     assert error.code == "not_enough_funds"
@@ -165,6 +165,17 @@ def test_what_could_not_be_kept_is_not_burnt(left: int) -> None:
 def test_the_smallest_change_is_the_minimum_to_the_unit() -> None:
     plan = chosen([coin(3 * ADA + ONE_IN_ONE_OUT + 44 * 65 + LEAST)], pay(3 * ADA))
     assert [o.lovelace for o in plan.change] == [LEAST]
+
+
+def test_a_high_index_costs_bytes_and_is_reckoned_with() -> None:
+    def high(lovelace: int) -> Coin:
+        return Coin("ee" * 32, 300, lovelace)
+
+    exact = high(3 * ADA + ONE_IN_ONE_OUT + 88)
+    assert chosen([exact, coin(50 * ADA)], pay(3 * ADA)).inputs == (exact,)
+    least = 3 * ADA + ONE_IN_ONE_OUT + 44 * 65 + LEAST
+    assert chosen([high(least + 88), coin(50 * ADA)], pay(3 * ADA)).inputs == (high(least + 88),)
+    assert chosen([high(least + 87), coin(50 * ADA)], pay(3 * ADA)).inputs == (coin(50 * ADA),)
 
 
 @pytest.mark.parametrize("over", range(-3, 182, 1))
@@ -212,6 +223,28 @@ def test_large_coins_with_tokens_are_used_when_the_pure_ones_do_not_fit() -> Non
     wallet = [coin(LEAST, n) for n in range(500)] + [coin(200 * ADA, 1000 + n, a1=1) for n in range(3)]
     plan = chosen(wallet, pay(590 * ADA))
     assert plan.fee_lovelace == fee_of(plan)
+
+
+def test_tokens_come_first_when_they_lie_in_the_smallest_coins() -> None:
+    outputs = [Output("pay_to", payee(n), ASSETS[1], 1) for n in range(126)]
+    wallet = [coin(1_200_000, 1, a1=500), coin(300 * ADA, 2, a2=1), *(coin(1_250_000, 10 + n) for n in range(500))]
+    assert wallet[1] in chosen(wallet, outputs).inputs
+
+
+def test_coins_laden_with_other_assets_are_left_out_when_they_would_not_fit() -> None:
+    def laden(number: int) -> Coin:
+        others = tuple((f"{60 * number + place:056x}" + "cc" * 32, 9) for place in range(60))
+        return Coin(f"{number:064x}", 0, 9 * ADA, ((ASSETS[1], 10), *others))
+
+    rich = [coin(1000 * ADA, 100 + n, a1=5) for n in range(20)]
+    plan = chosen([*map(laden, range(6)), *rich], pay(45, name=ASSETS[1]))
+    assert set(plan.inputs) < set(rich)
+
+
+def test_room_for_the_outputs_but_not_for_the_change_wants_consolidation() -> None:
+    wallet = [coin(1 * ADA, n) for n in range(449)]
+    assert refusal(wallet, pay(449 * ADA - 876_000 - 1 * ADA)).code == "needs_consolidation"
+    assert len(chosen(wallet, pay(447 * ADA - 876_000 - 1 * ADA)).inputs) == 447
 
 
 def test_enough_money_in_too_many_coins_wants_consolidation() -> None:

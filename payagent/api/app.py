@@ -1,0 +1,78 @@
+"""The ASGI application of the daemon, for its Unix socket and its loopback port alike.
+
+May import: agent, the rest of api, FastAPI. Never: starts anything; serves a page (its scripts would come from
+somebody else's servers).
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from payagent.agent.agent import Agent
+from payagent.api import ledger, payments, wallet
+from payagent.api.guard import Guard
+from payagent.api.health import Heartbeat, health_router
+from payagent.api.problems import problem_response
+from payagent.api.schemas import add_schemas
+from payagent.core.problem import Refused
+
+
+def create_app(agent: Agent, *, heartbeat: Heartbeat) -> FastAPI:
+    """The application. `heartbeat` tells /readyz None while the sweeps are fresh, else the reason."""
+    app = FastAPI(
+        title="payagent",
+        version="1",
+        summary="The paying side of HTTP 402 on Cardano.",
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.agent = agent
+    app.add_middleware(Guard, new_id=partial(agent.ports.new_id, "call"))
+    app.add_exception_handler(Refused, _refused)
+    app.add_exception_handler(RequestValidationError, _not_valid)
+    app.add_exception_handler(HTTPException, _not_routed)
+    for router in (payments.router, wallet.router, ledger.router, health_router(agent, heartbeat)):
+        app.include_router(router)
+    app.openapi = _described(app.openapi)  # type: ignore[method-assign]
+    return app
+
+
+def _described(openapi: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
+    return lambda: add_schemas(openapi())
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    if not isinstance(error, Refused):
+        raise error
+    return problem_response(error, request.state.request_id)
+
+
+async def _not_valid(request: Request, error: Exception) -> Response:
+    """A parameter in the path or the query; what was sent is not repeated."""
+    if not isinstance(error, RequestValidationError):
+        raise error
+    first = error.errors()[0]
+    key = str(first["loc"][-1])[:80]
+    return problem_response(
+        Refused("bad_request", f"the parameter {key!a}: {first['msg']}", key=key), request.state.request_id
+    )
+
+
+_BY_STATUS = {404: "not_found", 405: "method_not_allowed"}
+
+
+async def _not_routed(request: Request, error: Exception) -> Response:
+    """What the framework refuses by itself: no such path, no such method, a body that it cannot take."""
+    if not isinstance(error, HTTPException):
+        raise error
+    code = _BY_STATUS.get(error.status_code, "bad_request")
+    details = {"not_found": "there is no such path", "method_not_allowed": "the path takes other methods"}
+    refused = Refused(code, details.get(code, "the call is not understood"))
+    return problem_response(refused, request.state.request_id, dict(error.headers or {}))

@@ -1,0 +1,53 @@
+"""/healthz and /readyz, for whoever watches the daemon; no token.
+
+May import: agent, store.queries, the rest of api, FastAPI. Never: asks the chain itself.
+"""
+
+from collections.abc import Callable
+
+from fastapi import APIRouter
+
+from payagent.agent.agent import Agent
+from payagent.api.problems import RETRY_AFTER_S, JsonResponse
+from payagent.api.schemas import Health, Readiness, gives
+from payagent.api.views import chain_problem
+from payagent.store import queries
+
+Heartbeat = Callable[[], str | None]
+"""None while the sweeps are fresh, else the reason why they are not."""
+
+
+def health_router(agent: Agent, heartbeat: Heartbeat) -> APIRouter:
+    router = APIRouter(tags=["health"])
+
+    @router.get("/healthz", summary="The process answers", responses=gives(Health, 200))
+    async def healthz() -> JsonResponse:
+        return JsonResponse({"status": "ok"})
+
+    @router.get("/readyz", summary="Payments can be made", responses=gives(Readiness, 200, 503))
+    async def readyz() -> JsonResponse:
+        found = {
+            "chain": chain_problem(agent.chain, agent.ports.clock.now_ms()),
+            "ledger": _ledger_problem(agent),
+            "sweeps": heartbeat(),
+        }
+        ready = not any(found.values())
+        return JsonResponse(
+            {
+                "ready": ready,
+                "network": agent.terms.network.name,
+                "checks": {name: problem or "ok" for name, problem in found.items()},
+            },
+            200 if ready else 503,
+            None if ready else {"Retry-After": str(RETRY_AFTER_S)},
+        )
+
+    return router
+
+
+def _ledger_problem(agent: Agent) -> str | None:
+    try:
+        queries.meta(agent.conn, "network")
+    except Exception as error:  # noqa: BLE001  whatever it is, it is what this check is for
+        return f"ledger.db cannot be read: {type(error).__name__}"
+    return None

@@ -1,0 +1,135 @@
+"""/v1/payments and /v1/quotes: a 402 comes in, the headers for the retry go out.
+
+May import: agent, store.queries, the rest of api, FastAPI. Never: decides whether to pay.
+"""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Path, Query
+from pydantic import Field
+from starlette.requests import Request
+
+from payagent.agent.view import payment_view
+from payagent.api.access import APPROVE, OPERATE, PAY, READ, Caller, need
+from payagent.api.calls import Page, json_body, single_header, time_ms
+from payagent.api.problems import JsonResponse
+from payagent.api.reading import read_ask, read_delivery
+from payagent.api.schemas import (
+    DeliveryReport,
+    Payment,
+    PaymentRequest,
+    Payments,
+    QuoteAnswer,
+    gives,
+    takes,
+)
+from payagent.api.views import quote_view
+from payagent.core.origin import parse_origin
+from payagent.core.payment import State
+from payagent.core.problem import Refused
+from payagent.store import queries
+
+WAIT_MAX_S = 60
+_KEY_PARAMETER = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "description": "Names the intent, for ever. Without it the request, or else the invoice, names it.",
+    "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
+}
+
+Payer = Annotated[Caller, Depends(need(PAY))]
+Looker = Annotated[Caller, Depends(need(PAY, READ, OPERATE, APPROVE))]
+PaymentId = Annotated[str, Path(description="As /v1/payments gave it.")]
+
+router = APIRouter(tags=["payments"])
+
+
+class Filter(Page):
+    """Which payments."""
+
+    state: State | None = None
+    origin: str | None = None
+    app: Annotated[str | None, Field(description="An app's id.")] = None
+    since: Annotated[str | None, Field(description="RFC 3339, with its zone.")] = None
+
+
+@router.post(
+    "/v1/payments",
+    summary="Pay a 402, or find the payment that its intent has",
+    responses=gives(Payment, 200, 201),
+    openapi_extra=takes(PaymentRequest) | {"parameters": [_KEY_PARAMETER]},
+    status_code=201,
+)
+async def pay(request: Request, caller: Payer) -> JsonResponse:
+    """Answers once the signed attempt is durable and before it is sent: 201 when new, 200 when there was one."""
+    ask = read_ask(caller.app.id, await json_body(request), single_header(request, "Idempotency-Key"))
+    row, is_new = await caller.agent.pay(ask)
+    return JsonResponse(payment_view(row, caller.agent.terms), 201 if is_new else 200)
+
+
+@router.post(
+    "/v1/quotes",
+    summary="What paying a 402 would take now; nothing is reserved",
+    responses=gives(QuoteAnswer, 200),
+    openapi_extra=takes(PaymentRequest),
+)
+async def quote(request: Request, caller: Payer) -> JsonResponse:
+    """Refused like the payment would be, but for limits: those are told in `refusal`."""
+    ask = read_ask(caller.app.id, await json_body(request), None)
+    return JsonResponse(quote_view(await caller.agent.quote(ask), caller.agent.terms))
+
+
+@router.get("/v1/payments", summary="Payments, newest first", responses=gives(Payments, 200))
+async def payments(caller: Looker, query: Annotated[Filter, Query()]) -> JsonResponse:
+    """An app sees its own; a token for read or operate sees all."""
+    app_id = query.app if caller.sees_all else caller.app.id
+    if query.app not in (None, app_id):
+        raise Refused("forbidden", "the payments of another app need a token for read or operate")
+    rows = queries.payments_page(
+        caller.agent.conn,
+        app_id=app_id,
+        state=query.state,
+        origin=None if query.origin is None else _origin(query.origin),
+        since_ms=None if query.since is None else time_ms(query.since, "since"),
+        before_seq=query.before,
+        limit=query.limit,
+    )
+    cursor = str(rows[-1].seq) if len(rows) == query.limit else None
+    return JsonResponse({"payments": [payment_view(row, caller.agent.terms) for row in rows], "cursor": cursor})
+
+
+@router.get("/v1/payments/{payment_id}", summary="One payment", responses=gives(Payment, 200))
+async def payment(
+    caller: Looker, payment_id: PaymentId, wait: Annotated[int, Query(ge=0, le=WAIT_MAX_S)] = 0
+) -> JsonResponse:
+    """With `wait` (seconds) it answers when the state or `ready` changes, or when the time is up."""
+    row = caller.payment(payment_id)
+    if wait:
+        row = await caller.agent.wait(row.id, wait)
+    return JsonResponse(payment_view(row, caller.agent.terms))
+
+
+@router.post(
+    "/v1/payments/{payment_id}/delivery",
+    summary="Say what the retry got",
+    responses=gives(Payment, 200),
+    openapi_extra=takes(DeliveryReport),
+)
+async def delivery(
+    request: Request, caller: Annotated[Caller, Depends(need(PAY, OPERATE))], payment_id: PaymentId
+) -> JsonResponse:
+    """Any 2xx means that the call was served; a 402 soon after paying is normal, present the same proof again."""
+    status = read_delivery(await json_body(request))
+    row = caller.payment(payment_id)
+    if row.kind != "invoice" or row.tx_id is None:
+        raise Refused("illegal_transition", "the payment has no proof that could have been presented")
+    row = await caller.agent.record_delivery(row.id, status)
+    return JsonResponse(payment_view(row, caller.agent.terms))
+
+
+def _origin(text: str) -> str:
+    try:
+        return parse_origin(text)
+    except ValueError as error:
+        raise Refused("bad_request", str(error), key="origin") from None

@@ -1,0 +1,278 @@
+"""The shapes of bodies, for /openapi.json. They describe; `reading` and `views` do.
+
+May import: core, pydantic, api.reading's bounds. Never: validates a call.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.json_schema import models_json_schema
+
+from payagent.api.problems import MEDIA_TYPE
+from payagent.api.reading import SPLIT_COUNT_MAX
+from payagent.core.payment import Delivery, State
+
+Units = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,18})$", description="Smallest units, as digits.")]
+SignedUnits = Annotated[str, Field(pattern=r"^-?(0|[1-9][0-9]*)$", description="Smallest units; debits positive.")]
+Time = Annotated[str, Field(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:]{8}\.[0-9]{3}Z$")]
+Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Amounts = dict[str, Units]
+
+
+class _Closed(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class CallBought(_Closed):
+    """The call that is to be bought; with the origin, it is what the intent is known by."""
+
+    method: Annotated[str, Field(pattern=r"^[A-Z]{1,16}$")]
+    path: Annotated[str, Field(pattern=r"^/[!-~]{0,8191}$", description="With its query.")]
+    body_sha256: Hex
+
+
+class Response402(_Closed):
+    """The answer as received. Its body as a JSON value, or as text, or in base64 byte for byte."""
+
+    status: Annotated[int, Field(ge=100, le=599)]
+    headers: dict[str, str] | list[tuple[str, str]] = {}
+    body: Any = None
+    body_base64: str | None = None
+
+
+class PaymentRequest(_Closed):
+    """A 402 that is to be paid."""
+
+    origin: Annotated[str, Field(description="Scheme, host and port of the server that answered.")]
+    request: CallBought | None = None
+    response: Response402
+    max_total: Annotated[
+        Units | None, Field(description="A bound on what leaves in the invoice's asset, fee included.")
+    ] = None
+
+
+class DeliveryReport(_Closed):
+    """What the retry got."""
+
+    status: Annotated[int, Field(ge=100, le=599)]
+
+
+class SplitOrder(_Closed):
+    """Fan out into so many coins of pure ADA."""
+
+    count: Annotated[int, Field(ge=1, le=SPLIT_COUNT_MAX)]
+    lovelace: Units
+
+
+class SendOrder(_Closed):
+    """Send `units` of `asset`, or all that is free."""
+
+    address: str
+    asset: str = "lovelace"
+    units: Units | None = None
+    all: Literal[True] | None = None
+
+
+class Output(BaseModel):
+    role: Literal["pay_to", "split", "change"]
+    address: str
+    asset: str
+    units: Units
+
+
+class Block(BaseModel):
+    hash: Hex
+    height: int
+    slot: int
+
+
+class Reason(BaseModel):
+    code: str
+    detail: str | None
+
+
+class Payment(BaseModel):
+    """A payment. `headers` is exactly what the client adds to its retry, once the attempt is durable."""
+
+    id: str
+    kind: Literal["invoice", "send", "split", "sweep"]
+    state: State
+    delivery: Delivery
+    network: str
+    dialect: str | None
+    origin: str | None
+    invoice_id: str | None
+    outputs: list[Output]
+    fee: Units | None
+    tx_hash: Hex | None
+    ttl_slot: int | None
+    anchor: str | None
+    proof: Literal["tx_hash"]
+    headers: dict[str, str]
+    ready: bool
+    request_id: str
+    idempotency_key: str
+    merchant_status: str | None
+    block: Block | None
+    batch_target: int | None
+    expires_at: Time | None
+    created_at: Time
+    changed_at: Time
+    reason: Reason = Field(default=None, description="There when the payment was refused.")  # type: ignore[assignment]
+
+
+class Payments(BaseModel):
+    payments: list[Payment]
+    cursor: str | None
+
+
+class QuoteAnswer(BaseModel):
+    """What paying would take now. Nothing is reserved."""
+
+    network: str
+    dialect: str
+    origin: str
+    invoice_id: str
+    outputs: list[Output]
+    fee: Units
+    total: Units
+    spend: Amounts
+    size: int
+    expires_at: Time | None
+    within_limits: bool
+    refusal: Reason = Field(default=None, description="There when a limit stands against it.")  # type: ignore[assignment]
+
+
+class AssetBalance(BaseModel):
+    asset: str
+    available: Units
+    held: Units
+    total: Units
+
+
+class CoinCounts(BaseModel):
+    free: int
+    reserved: int
+    pending: int
+    locked: int
+    missing: int
+
+
+class ChainSeen(BaseModel):
+    slot: int | None
+    tip_height: int | None
+    tip_slot: int | None
+    tip_hash: str | None
+    problem: str | None
+
+
+class Wallet(BaseModel):
+    network: str
+    address: str
+    assets: list[AssetBalance]
+    coins: CoinCounts
+    chain: ChainSeen
+
+
+class Utxo(BaseModel):
+    ref: str
+    lovelace: Units
+    assets: Amounts
+    state: Literal["free", "reserved", "pending", "locked", "missing"]
+    reserved_for: str | None
+
+
+class Utxos(BaseModel):
+    utxos: list[Utxo]
+
+
+class Posting(BaseModel):
+    account: str
+    asset: str
+    units: SignedUnits
+
+
+class Entry(BaseModel):
+    id: int
+    kind: str
+    payment: str | None
+    ref: str | None
+    at: Time
+    postings: list[Posting]
+
+
+class Entries(BaseModel):
+    entries: list[Entry]
+    cursor: str | None
+
+
+class Balances(BaseModel):
+    balances: list[Posting]
+    sums: dict[str, SignedUnits]
+
+
+class AssetLimit(BaseModel):
+    asset: str
+    per_payment: Units
+    per_day: Units
+    spent_day: Units
+    left_day: Units
+
+
+class Limits(BaseModel):
+    limits: list[AssetLimit]
+
+
+class Health(BaseModel):
+    status: Literal["ok"]
+
+
+class Readiness(BaseModel):
+    """`checks` says "ok" or what is wrong, for each of them."""
+
+    ready: bool
+    network: str
+    checks: dict[str, str]
+
+
+class ProblemAnswer(BaseModel):
+    """RFC 9457, with what the refusal means for the money and what to do."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    code: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
+    retryable: bool
+    money: str
+    fix: str
+
+
+_BODIES: tuple[type[BaseModel], ...] = (PaymentRequest, DeliveryReport, SplitOrder, SendOrder)
+_REF = "#/components/schemas/{model}"
+
+
+def takes(model: type[BaseModel]) -> dict[str, Any]:
+    """The part of an operation that describes its body."""
+    schema = {"$ref": _REF.format(model=model.__name__)}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def gives(model: type[BaseModel], *statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The answers of an operation: these with the model, any other as a problem."""
+    problem = {"schema": {"$ref": _REF.format(model=ProblemAnswer.__name__)}}
+    described: dict[int | str, dict[str, Any]] = {
+        status: {"model": model, "description": (model.__doc__ or model.__name__).strip()} for status in statuses
+    }
+    return described | {"default": {"description": "A refusal.", "content": {MEDIA_TYPE: problem}}}
+
+
+def add_schemas(document: dict[str, Any]) -> dict[str, Any]:
+    """Put what `takes` and `gives` refer to into an OpenAPI document."""
+    models: list[tuple[type[BaseModel], Literal["validation"]]] = [
+        (model, "validation") for model in (*_BODIES, ProblemAnswer)
+    ]
+    _, described = models_json_schema(models, ref_template=_REF)
+    document.setdefault("components", {}).setdefault("schemas", {}).update(described["$defs"])
+    return document

@@ -1,0 +1,88 @@
+"""/v1/wallet and /v1/limits: what there is, what may be spent, and the operator's own transfers.
+
+May import: agent, store.queries, the rest of api, FastAPI. Never: builds a transaction.
+"""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends
+from starlette.requests import Request
+
+from payagent.agent.admission import DAY_MS
+from payagent.agent.view import payment_view
+from payagent.api.access import OPERATE, PAY, READ, Caller, need
+from payagent.api.calls import json_body, single_header
+from payagent.api.problems import JsonResponse
+from payagent.api.reading import read_split, read_transfer
+from payagent.api.schemas import Limits, Payment, SendOrder, SplitOrder, Utxos, Wallet, gives, takes
+from payagent.api.views import limits_view, utxo_view, wallet_view
+from payagent.core.problem import Refused
+from payagent.store import queries
+
+# an app needs the address for its calls, so the wallet is shown to it; what the address holds is public anyway
+Viewer = Annotated[Caller, Depends(need(PAY, READ, OPERATE))]
+Operator = Annotated[Caller, Depends(need(OPERATE))]
+
+router = APIRouter(tags=["wallet"])
+
+
+@router.get("/v1/wallet", summary="Balances per asset, coins, and the chain as seen", responses=gives(Wallet, 200))
+async def wallet(caller: Viewer) -> JsonResponse:
+    """`available` may be spent now, `held` is reserved for payments, `total` is all that is ours by the books."""
+    agent = caller.agent
+    coins, balances = queries.coins(agent.conn), queries.balances(agent.conn)
+    return JsonResponse(wallet_view(agent.terms, agent.chain, coins, balances, agent.ports.clock.now_ms()))
+
+
+@router.get("/v1/wallet/utxos", summary="Every coin that is not spent", responses=gives(Utxos, 200))
+async def utxos(caller: Viewer) -> JsonResponse:
+    """`reserved_for` names the payment that a coin is kept for."""
+    return JsonResponse({"utxos": [utxo_view(coin) for coin in queries.coins(caller.agent.conn)]})
+
+
+@router.post(
+    "/v1/wallet/split",
+    summary="Fan out into equal coins, so that as many payments can be under way at once",
+    responses=gives(Payment, 201),
+    openapi_extra=takes(SplitOrder),
+    status_code=201,
+)
+async def split(request: Request, caller: Operator) -> JsonResponse:
+    """Every call makes a new transaction: look at /v1/payments before repeating one that was not answered."""
+    _require_no_key(request)
+    count, lovelace = read_split(await json_body(request))
+    row = await caller.agent.split(caller.app.id, count, lovelace)
+    return JsonResponse(payment_view(row, caller.agent.terms), 201)
+
+
+@router.post(
+    "/v1/wallet/send",
+    summary="Send out of the wallet, past the limits",
+    responses=gives(Payment, 201),
+    openapi_extra=takes(SendOrder),
+    status_code=201,
+)
+async def send(request: Request, caller: Operator) -> JsonResponse:
+    """Every call makes a new transaction: look at /v1/payments before repeating one that was not answered."""
+    _require_no_key(request)
+    agent = caller.agent
+    order = read_transfer(await json_body(request), agent.terms.network)
+    if order.units is None:
+        row = await agent.sweep(caller.app.id, order.to)
+    else:
+        row = await agent.send(caller.app.id, order.to, order.asset, order.units)
+    return JsonResponse(payment_view(row, agent.terms), 201)
+
+
+@router.get("/v1/limits", summary="What may still be spent", responses=gives(Limits, 200))
+async def limits(caller: Viewer) -> JsonResponse:
+    """Per asset: the limits, and what the last 24 hours took of them."""
+    agent = caller.agent
+    spent = queries.spent_since(agent.conn, agent.ports.clock.now_ms() - DAY_MS)
+    return JsonResponse(limits_view(agent.terms, spent))
+
+
+def _require_no_key(request: Request) -> None:
+    """A promise that is not kept must not be made: transfers know no idempotency key."""
+    if single_header(request, "Idempotency-Key") is not None:
+        raise Refused("bad_request", "this call takes no Idempotency-Key", key="Idempotency-Key")

@@ -1,0 +1,72 @@
+"""`payagent doctor`: looks at everything that a payment needs, and says how to mend what is wrong.
+
+May import: click, core, cli; payagent.doctor inside a function. Never: changes anything.
+"""
+
+import asyncio
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from payagent.cli.options import config_option, example, output_options, pass_terminal
+from payagent.cli.terminal import Json, Terminal
+from payagent.core.problem import Refused
+
+if TYPE_CHECKING:
+    from payagent.doctor import Finding
+    from payagent.settings import Settings
+
+
+@click.command(epilog=example("payagent doctor --json"))
+@config_option
+@output_options
+@pass_terminal
+def doctor(terminal: Terminal, config: Path | None) -> int:
+    """Look at config, files, ledger, clock, providers and daemon; exit 0 only when all is well.
+
+    Every line that is not well ends with what to do. Nothing is changed. The exit code is the first problem's.
+    """
+    from payagent.settings import find_config, load_settings
+
+    path = find_config(config, os.environ)
+    findings = _look(load_settings(path, os.environ), path)
+    data: list[Json] = [_as_json(item) for item in findings]
+    terminal.give({"ok": all(item.problem is None for item in findings), "checks": data}, lambda: _show(terminal, data))
+    return next((item.problem.problem.exit_code for item in findings if item.problem is not None), 0)
+
+
+def _look(settings: "Settings", config: Path) -> "list[Finding]":
+    from payagent.cli.link import Link
+    from payagent.doctor import finding, look_at_chain, look_at_files
+
+    def daemon() -> str:
+        with Link(settings, None) as link:
+            said = link.readiness()
+        wrong = [f"{name}: {reason}" for name, reason in said.get("checks", {}).items() if reason is not None]
+        if wrong or not said.get("ready"):
+            raise Refused("chain_not_ready", "it is not ready: " + "; ".join(wrong))
+        return "it runs and is ready"
+
+    findings = look_at_files(settings, config, os.environ)
+    findings += asyncio.run(look_at_chain(settings, time.time_ns() // 1_000_000))
+    return [*findings, finding("daemon", daemon)]
+
+
+def _as_json(item: "Finding") -> Json:
+    return {
+        "name": item.name,
+        "ok": item.problem is None,
+        "detail": item.detail,
+        "code": None if item.problem is None else item.problem.code,
+        "fix": item.fix,
+    }
+
+
+def _show(terminal: Terminal, data: list[Json]) -> None:
+    width = max(len(str(row["name"])) for row in data)
+    for row in data:
+        line = f"{'ok  ' if row['ok'] else 'BAD '} {str(row['name']).ljust(width)}  {row['detail']}"
+        terminal.line(line if row["ok"] else f"{line}. {row['fix']}")

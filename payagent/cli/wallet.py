@@ -1,0 +1,163 @@
+"""`payagent wallet`: what is there, where to send money, and the two transfers that an operator may order.
+
+May import: click, core, cli. Never: builds a transaction (the daemon does).
+"""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from payagent.cli.options import daemon_options, example, link_to, pass_terminal, show_asset, show_units
+from payagent.cli.pay import in_words
+from payagent.cli.terminal import Terminal
+from payagent.core.money import LOVELACE, parse_ada, parse_asset, parse_units
+from payagent.core.problem import Refused
+
+
+
+@click.group(invoke_without_command=True, epilog=example("payagent wallet", "payagent wallet address"))
+@daemon_options
+@click.pass_context
+def wallet(context: click.Context, config: Path | None, token_file: Path | None) -> None:
+    """Show the wallet, or split and send from it. Alone it shows the balances."""
+    if context.invoked_subcommand is None:
+        context.invoke(show, config=config, token_file=token_file)
+
+
+@wallet.command(epilog=example("payagent wallet show --json"))
+@daemon_options
+@pass_terminal
+def show(terminal: Terminal, config: Path | None, token_file: Path | None) -> None:
+    """Balances per asset: available, held for payments, and their sum."""
+    with link_to(config, token_file) as link:
+        answer = link.get("/v1/wallet")
+    terminal.give(answer, lambda: _show_wallet(terminal, answer))
+
+
+def _show_wallet(terminal: Terminal, answer: dict[str, Any]) -> None:
+    terminal.pairs([("network", answer["network"]), ("address", answer["address"])])
+    terminal.line()
+    rows = [
+        (
+            show_asset(row["asset"]),
+            *(show_units(row["asset"], row[part]) for part in ("available", "held", "total")),
+        )
+        for row in answer["assets"]
+    ]
+    terminal.table(("asset", "available", "held", "total"), rows, right=("available", "held", "total"))
+
+
+@wallet.command(epilog=example("payagent wallet address"))
+@daemon_options
+@pass_terminal
+def address(terminal: Terminal, config: Path | None, token_file: Path | None) -> None:
+    """The wallet's one address, to send money to."""
+    with link_to(config, token_file) as link:
+        answer = link.get("/v1/wallet")
+    terminal.give(
+        {"network": answer["network"], "address": answer["address"]}, lambda: terminal.line(answer["address"])
+    )
+
+
+@wallet.command(epilog=example("payagent wallet utxos"))
+@daemon_options
+@pass_terminal
+def utxos(terminal: Terminal, config: Path | None, token_file: Path | None) -> None:
+    """The wallet's coins, one by one, and what each is reserved for."""
+    with link_to(config, token_file) as link:
+        answer = link.get("/v1/wallet/utxos")
+
+    def human() -> None:
+        rows = [
+            (
+                row["ref"],
+                show_units(LOVELACE, row["lovelace"]),
+                str(len(row["assets"])),
+                row["state"],
+                row["reserved_for"] or "",
+            )
+            for row in answer["utxos"]
+        ]
+        terminal.table(("coin", "ADA", "tokens", "state", "reserved for"), rows, right=("ADA", "tokens"))
+
+    terminal.give(answer, human)
+
+
+@wallet.command(epilog=example('payagent wallet split --count 20 --each "10 ADA"'))
+@click.option("--count", type=click.IntRange(1, 500), required=True, help="How many coins to make.")
+@click.option("--each", required=True, metavar="AMOUNT", help='What each holds, such as "10 ADA".')
+@daemon_options
+@pass_terminal
+def split(terminal: Terminal, count: int, each: str, config: Path | None, token_file: Path | None) -> int:
+    """Make so many coins of equal size, so that as many payments can be on their way at once."""
+    body = {"count": count, "lovelace": str(parse_ada(each))}
+    with link_to(config, token_file) as link:
+        return _ordered(terminal, link.post("/v1/wallet/split", body))
+
+
+@wallet.command(
+    epilog=example(
+        'payagent wallet send addr1q... --amount "25 ADA"',
+        "payagent wallet send addr1q... --asset 0123...cdef.7455534454 --amount 1000000",
+        "payagent wallet send addr1q... --all",
+    )
+)
+@click.argument("to", metavar="ADDRESS")
+@click.option("--amount", metavar="AMOUNT", help='"25 ADA", or the units of a token as digits.')
+@click.option("--asset", metavar="ASSET", help="Policy id and asset name in hex. Default: ADA.")
+@click.option("--all", "everything", is_flag=True, help="Everything that is free.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation on a terminal.")
+@daemon_options
+@pass_terminal
+def send(
+    terminal: Terminal,
+    to: str,
+    amount: str | None,
+    asset: str | None,
+    everything: bool,
+    yes: bool,
+    config: Path | None,
+    token_file: Path | None,
+) -> int:
+    """Send out of the wallet. No limit applies: it is the operator's own order.
+
+    Each call is a transfer of its own. After an error that leaves it open whether the order arrived, look at
+    `payagent payments list` first.
+    """
+    body = _transfer(to, amount, asset, everything)
+    if terminal.can_ask and not yes:
+        what = "everything that is free" if everything else f"{amount}{'' if asset is None else ' of ' + asset}"
+        click.confirm(f"Send {what} to {to}?", abort=True, err=True)
+    with link_to(config, token_file) as link:
+        return _ordered(terminal, link.post("/v1/wallet/send", body))
+
+
+def _transfer(to: str, amount: str | None, asset: str | None, everything: bool) -> dict[str, object]:
+    if everything == (amount is not None) or (everything and asset is not None):
+        raise click.UsageError("say how much: --amount AMOUNT (with --asset for a token), or --all")
+    if everything:
+        return {"address": to, "all": True}
+    name = LOVELACE if asset is None else parse_asset(asset)
+    units = parse_ada(amount) if name == LOVELACE else parse_units(amount, "--amount")
+    if units == 0:
+        raise Refused("units_not_understood", "the amount is zero")
+    return {"address": to, "asset": name, "units": str(units)}
+
+
+def _ordered(terminal: Terminal, payment: dict[str, Any]) -> int:
+    """A transfer is durable and on its way: what it is, with the exit code for what is still pending."""
+
+    def human() -> None:
+        terminal.pairs(
+            [
+                ("payment", payment["id"]),
+                ("state", in_words(payment["state"])),
+                ("transaction", payment["tx_hash"] or ""),
+                ("fee", show_units(LOVELACE, payment["fee"])),
+            ]
+        )
+
+    terminal.give(payment, human)
+    terminal.say(f"On its way: `payagent payments show {payment['id']}`.")
+    return 0

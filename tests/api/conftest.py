@@ -1,0 +1,17 @@
+"""The running API, for every test of this room."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+from agent_kit import World
+from api_kit import Api, served
+
+
+@pytest.fixture
+async def api(world: World) -> AsyncIterator[Api]:
+    """A funded wallet behind a running API."""
+    world.fund(*[100_000_000] * 5)
+    async with world.run() as run:
+        await run.look()
+        async with served(run) as api:
+            yield api

@@ -1,0 +1,100 @@
+"""The running API: the real agent behind uvicorn on a loopback port, tokens of four kinds, and a client."""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+import httpx
+import uvicorn
+from agent_kit import Run, World
+
+from payagent.agent.ports import SystemRandomness
+from payagent.api.app import create_app
+from payagent.api.tokens import hash_token, new_token
+from payagent.store import records
+
+SCOPES = {
+    "first": ("approve", "operate", "pay", "read"),
+    "payer": ("pay",),
+    "other": ("pay",),
+    "reader": ("read",),
+    "operator": ("operate",),
+}
+
+
+@dataclass
+class Api:
+    """What a client holds. `as_` is the client of an app; the default may do everything."""
+
+    url: str
+    run: Run
+    tokens: dict[str, str]
+    stale: list[str] = field(default_factory=list)
+    clients: dict[str, httpx.AsyncClient] = field(default_factory=dict)
+
+    @property
+    def world(self) -> World:
+        return self.run.world
+
+    @property
+    def http(self) -> httpx.AsyncClient:
+        return self.as_("first")
+
+    def as_(self, app: str) -> httpx.AsyncClient:
+        if app not in self.clients:
+            headers = {"Authorization": f"Bearer {self.tokens[app]}"}
+            self.clients[app] = httpx.AsyncClient(
+                base_url=self.url, headers=headers, trust_env=False, timeout=30, verify=False
+            )
+        return self.clients[app]
+
+    def body(self, message: str = "hello", **more: object) -> dict[str, object]:
+        """The merchant's 402 for a call, as a client forwards it."""
+        ask = self.world.call(message)
+        assert ask.status_code == 402, ask.text
+        return {
+            "origin": self.world.origin,
+            "response": {"status": 402, "headers": dict(ask.headers), "body": ask.json()},
+            **more,
+        }
+
+    async def pay(self, message: str = "hello", app: str = "first", **more: object) -> dict[str, object]:
+        answer = await self.as_(app).post("/v1/payments", json=self.body(message, **more))
+        assert answer.status_code == 201, answer.text
+        return dict(answer.json())
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self):  # type: ignore[no-untyped-def]
+        yield
+
+
+@contextlib.asynccontextmanager
+async def served(run: Run) -> AsyncIterator[Api]:
+    """The API of one life of the agent, as the daemon serves it."""
+    tokens = {name: new_token(SystemRandomness()) for name in SCOPES}
+
+    def job(unit):  # type: ignore[no-untyped-def]
+        for name, scopes in SCOPES.items():
+            records.add_app(unit, f"app_{name}", name, hash_token(tokens[name]), scopes, 1)
+
+    await run.agent.write("apps", job)
+    stale: list[str] = []
+    app = create_app(run.agent, heartbeat=lambda: stale[0] if stale else None)
+    with socket.create_server(("127.0.0.1", 0)) as tcp:
+        tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        server = _Server(
+            uvicorn.Config(app, http="h11", lifespan="off", log_config=None, access_log=False, server_header=False)
+        )
+        task = asyncio.create_task(server.serve(sockets=[tcp]))
+        api = Api(f"http://127.0.0.1:{tcp.getsockname()[1]}", run, tokens, stale)
+        try:
+            yield api
+        finally:
+            for client in api.clients.values():
+                await client.aclose()
+            server.should_exit = True
+            await task
