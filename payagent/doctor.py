@@ -151,7 +151,9 @@ async def _provider(provider: Provider, network: str, now_ms: int) -> str:
         await source.aclose()
     for name, read in (("genesis", genesis), ("parameters", parameters), ("newest block", tip)):
         if not isinstance(read, Found):
-            raise Refused("chain_not_ready", f"its {name} could not be read: {getattr(read, 'reason', 'not there')}")
+            raise Refused(
+                "chain_not_ready", f"its {name} could not be read: {getattr(read, 'reason', 'not there')}"
+            )
     if not (isinstance(genesis, Found) and isinstance(parameters, Found) and isinstance(tip, Found)):
         raise Refused("chain_not_ready", "it did not answer")
     view = ChainView(NETWORKS[network])

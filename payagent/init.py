@@ -57,7 +57,12 @@ class Made:
 
 
 def initialise(
-    choices: Choices, environ: Mapping[str, str], ports: Ports, *, write_words: bool, randomness: keystore.RandomBytes
+    choices: Choices,
+    environ: Mapping[str, str],
+    ports: Ports,
+    *,
+    write_words: bool,
+    randomness: keystore.RandomBytes,
 ) -> Made:
     """Make everything, or nothing. `write_words` puts new words in a 0600 file of the data folder.
 
@@ -88,7 +93,11 @@ def config_text(choices: Choices) -> str:
         f"network = {_quote(choices.network)}",
     ]
     if choices.data_dir is not None:
-        lines += ["", "# Where ledger.db, keystore.json and operator.token lie.", _path("data_dir", choices.data_dir)]
+        lines += [
+            "",
+            "# Where ledger.db, keystore.json and operator.token lie.",
+            _path("data_dir", choices.data_dir),
+        ]
     lines += ["", "[[chain.providers]]", 'kind = "blockfrost"', "# Complete: nothing is appended to it."]
     lines.append(f"base_url = {_quote(choices.chain_url)}")
     if choices.project_id_file is not None:
@@ -192,7 +201,9 @@ def _undone_on_failure() -> Iterator[list[Path]]:
         yield made
     except OSError as error:
         _remove(made)
-        raise Refused("config_invalid", f"{error.filename or 'a file'} cannot be written: {error.strerror}") from None
+        raise Refused(
+            "config_invalid", f"{error.filename or 'a file'} cannot be written: {error.strerror}"
+        ) from None
     except BaseException:
         _remove(made)
         raise

@@ -7,7 +7,8 @@ or sends (C4). `resume` is the same path from wherever a crash left it.
 import asyncio
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -146,10 +147,11 @@ class Agent:
                 return row, False
             raise
         purchase = self._purchase(ask, invoice, now_ms)
-        admitted = await self.write("admit", lambda unit: self._admission.admit(unit, purchase, now_ms))
-        if admitted.refusal is not None:
-            raise admitted.refusal
-        return await self._carry_out(admitted)
+        with self._claim(purchase.ids.payment):
+            admitted = await self.write("admit", lambda unit: self._admission.admit(unit, purchase, now_ms))
+            if admitted.refusal is not None:
+                raise admitted.refusal
+            return await self._carry_out(admitted)
 
     async def quote(self, ask: Ask) -> Quote:
         """What paying would take now: nothing is reserved, nothing is written."""
@@ -229,17 +231,14 @@ class Agent:
             return
         now_ms = self.ports.clock.now_ms()
         slot = self.chain.require_ready(now_ms)
-        try:
-            if (row.ttl_slot or 0) - slot < self.terms.min_window_s // 2:
-                raise Refused("invoice_expired", "it was not signed before its invoice was nearly over")
-            plan = self._rebuild(row)
-        except Refused as refusal:
-            reason = refusal
-            await self.write(
-                "reject", lambda unit: steps.reject_unsigned(unit, row.id, self.coins, reason, now_ms), row.id
-            )
-            return
-        await self._sign(row.id, plan)
+        with self._claim(row.id):
+            if (row.ttl_slot or 0) - slot >= self.terms.min_window_s:
+                await self._sign(row.id, self._rebuild(row))
+            else:
+                late = Refused("invoice_expired", "payagent came to sign it when its invoice was nearly over")
+                await self.write(
+                    "reject", lambda unit: steps.reject_unsigned(unit, row.id, self.coins, late, now_ms), row.id
+                )
 
     def send_off(self, payment_id: str) -> None:
         """Send the payment's last attempt (again), beside whatever else goes on."""
@@ -288,7 +287,8 @@ class Agent:
             plan = plan_at(self.chain.ttl_slot(slot, None, self.terms.min_window_s))
             return self._admission.open_transfer(unit, ids, app_id, kind, plan, now_ms)
 
-        row, _ = await self._carry_out(await self.write("admit", job))
+        with self._claim(ids.payment):
+            row, _ = await self._carry_out(await self.write("admit", job))
         return row
 
     async def _carry_out(self, admitted: Admitted) -> tuple[PaymentRow, bool]:
@@ -303,16 +303,21 @@ class Agent:
 
     async def _sign(self, payment_id: str, plan: Plan) -> None:
         """Sign, read the bytes again and compare them with the plan, then C3."""
+        raw = sign(plan, self._signer)
+        check(raw, plan, self._signer.public_key)
+        now_ms = self.ports.clock.now_ms()
+        await self.write(
+            "sign",
+            lambda unit: steps.record_attempt(unit, payment_id, plan, raw, self.terms.own.raw, now_ms),
+            payment_id,
+        )
+
+    @contextmanager
+    def _claim(self, payment_id: str) -> Iterator[None]:
+        """While one task carries a payment to its signature, no sweep takes it up beside it."""
         self._signing.add(payment_id)
         try:
-            raw = sign(plan, self._signer)
-            check(raw, plan, self._signer.public_key)
-            now_ms = self.ports.clock.now_ms()
-            await self.write(
-                "sign",
-                lambda unit: steps.record_attempt(unit, payment_id, plan, raw, self.terms.own.raw, now_ms),
-                payment_id,
-            )
+            yield
         finally:
             self._signing.discard(payment_id)
 

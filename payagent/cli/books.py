@@ -46,7 +46,7 @@ def entries(
 def _show_entries(terminal: Terminal, answer: dict[str, Any]) -> None:
     rows = []
     for entry in answer["entries"]:
-        head = (str(entry["id"]), entry["at"], entry["kind"], entry["payment_id"] or "")
+        head = (str(entry["id"]), entry["at"], entry["kind"], entry["payment"] or "")
         for posting in entry["postings"]:
             amount = show_units(posting["asset"], posting["units"])
             rows.append((*head, posting["account"], show_asset(posting["asset"]), amount))

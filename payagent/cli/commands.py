@@ -147,7 +147,7 @@ def _show_devnet(terminal: Terminal, places: Mapping[str, str]) -> None:
     terminal.line(f"  curl -s {places['control']}/faucet -H 'content-type: application/json' \\")
     terminal.line('    -d \'{"address": "\'"$(payagent wallet address)"\'", "lovelace": "500000000"}\'')
     terminal.line("An invoice:")
-    terminal.line(f"  curl -s {places['merchant']}/chat -d '{{\"message\": \"hello\"}}'")
+    terminal.line(f'  curl -s {places["merchant"]}/chat -d \'{{"message": "hello"}}\'')
 
 
 @payagent.command(epilog=example("payagent demo"))

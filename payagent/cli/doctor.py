@@ -34,7 +34,9 @@ def doctor(terminal: Terminal, config: Path | None) -> int:
     path = find_config(config, os.environ)
     findings = _look(load_settings(path, os.environ), path)
     data: list[Json] = [_as_json(item) for item in findings]
-    terminal.give({"ok": all(item.problem is None for item in findings), "checks": data}, lambda: _show(terminal, data))
+    terminal.give(
+        {"ok": all(item.problem is None for item in findings), "checks": data}, lambda: _show(terminal, data)
+    )
     return next((item.problem.problem.exit_code for item in findings if item.problem is not None), 0)
 
 
@@ -45,7 +47,7 @@ def _look(settings: "Settings", config: Path) -> "list[Finding]":
     def daemon() -> str:
         with Link(settings, None) as link:
             said = link.readiness()
-        wrong = [f"{name}: {reason}" for name, reason in said.get("checks", {}).items() if reason is not None]
+        wrong = [f"{name}: {reason}" for name, reason in said.get("checks", {}).items() if reason != "ok"]
         if wrong or not said.get("ready"):
             raise Refused("chain_not_ready", "it is not ready: " + "; ".join(wrong))
         return "it runs and is ready"

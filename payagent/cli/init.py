@@ -98,7 +98,9 @@ def init(
 def _tell(terminal: Terminal, made: "Made") -> None:
     """Words first, since they are shown this once."""
     if made.words_file is not None:
-        terminal.say(f"The 24 recovery words are in {made.words_file}: keep them off this machine, then delete it.")
+        terminal.say(
+            f"The 24 recovery words are in {made.words_file}: keep them off this machine, then delete it."
+        )
     elif made.new_words is not None:
         _show_words(terminal, made.new_words)
     data = {

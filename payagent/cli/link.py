@@ -64,9 +64,7 @@ class Link:
     ) -> dict[str, Any]:
         if self._token is None:
             self._token = read_secret_file(self._token_file)
-        answer = self._send(
-            method, path, {"authorization": f"Bearer {self._token}"} | (headers or {}), **content
-        )
+        answer = self._send(method, path, {"authorization": f"Bearer {self._token}"} | (headers or {}), **content)
         body = _object(answer)
         if answer.status_code >= 400:
             raise ProblemError(body)

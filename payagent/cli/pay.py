@@ -4,6 +4,7 @@ May import: click, core, cli. Never: reads an invoice (the daemon does); makes a
 or the same --key, is the same payment.
 """
 
+import base64
 import json
 import re
 import time
@@ -103,14 +104,13 @@ def _origin(link: "Link", merchant: str | None, origin: str | None) -> str:
 
 def _response_text(raw: bytes) -> str:
     """The `response` of the call: an envelope as it stands, or a raw body as JSON text that holds it."""
-    text = strict_json.decode_text(raw, max_bytes=FILE_BYTES_MAX - 1)
     try:
-        value = strict_json.loads(text, max_bytes=FILE_BYTES_MAX)
+        value = strict_json.loads(raw, max_bytes=FILE_BYTES_MAX - 1)
     except Refused:
         value = None  # not strict JSON, so not an envelope; what it is, the daemon says
     if isinstance(value, dict) and "body" in value and value.keys() <= _ENVELOPE:
-        return text
-    return json.dumps({"status": 402, "headers": {}, "body": text})
+        return raw.decode()
+    return json.dumps({"status": 402, "body_base64": base64.b64encode(raw).decode()})
 
 
 def _parse_most(text: str) -> tuple[bool, int]:

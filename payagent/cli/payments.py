@@ -2,3 +2,166 @@
 
 May import: click, core, cli. Never: changes a payment.
 """
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from payagent.cli.options import daemon_options, example, link_to, pass_terminal, show_asset, show_units
+from payagent.cli.pay import in_words, show_outputs
+from payagent.cli.terminal import Terminal
+from payagent.core.money import LOVELACE
+from payagent.core.payment import State
+
+ENTRIES_MAX = 100
+
+STATES_IN_WORDS = {
+    "received": "received, and not decided yet",
+    "awaiting_approval": "waits for a person to approve it",
+    "reserved": "within the limits; its money is held, nothing is signed yet",
+    "signed": "signed and durable; it is about to be sent",
+    "in_flight": "sent; nothing is known until a block shows it, so its money stays held",
+    "in_block": "in a block, not yet deep enough to count as confirmed",
+    "confirmed": "confirmed on the chain and posted in the ledger",
+    "settled": "final: no rollback reaches it any more",
+    "replacing": "is being sent anew on the same anchor, so that only one can land",
+    "cancelling": "is being cancelled: its anchor goes back to the wallet",
+    "void": "void: its anchor was spent by another transaction, the money is free again",
+    "rejected": "rejected; nothing was signed",
+    "denied": "denied by a person; nothing was signed",
+}
+DELIVERIES_IN_WORDS = {
+    "not_presented": "the retry was not reported yet",
+    "presented": "the proof was presented and not accepted yet",
+    "accepted": "the call was served",
+    "paid_not_served": "paid, and the merchant did not serve: present the same proof again, or ask the merchant",
+}
+ENTRIES_IN_WORDS = {
+    "reserve": "money held",
+    "release": "hold released",
+    "post": "confirmed: spend posted, the rest of the hold is free",
+    "reverse": "the block was lost in a rollback: posting reversed, money held again",
+}
+
+
+@click.group(
+    invoke_without_command=True, epilog=example("payagent payments", "payagent payments list --state void")
+)
+@daemon_options
+@click.pass_context
+def payments(context: click.Context, config: Path | None, token_file: Path | None) -> None:
+    """List payments, or show one. Alone it lists the newest."""
+    if context.invoked_subcommand is None:
+        context.invoke(list_payments, config=config, token_file=token_file)
+
+
+@payments.command("list", epilog=example("payagent payments list --state confirmed --limit 5"))
+@click.option("--state", type=click.Choice([str(state) for state in State]), help="Only payments in this state.")
+@click.option("--origin", metavar="ORIGIN", help="Only payments to this merchant's origin.")
+@click.option("--limit", type=click.IntRange(1, 100), default=20, show_default=True, help="How many.")
+@click.option("--cursor", metavar="TEXT", help="Where the page before ended.")
+@daemon_options
+@pass_terminal
+def list_payments(
+    terminal: Terminal,
+    state: str | None,
+    origin: str | None,
+    limit: int,
+    cursor: str | None,
+    config: Path | None,
+    token_file: Path | None,
+) -> None:
+    """Payments, newest first."""
+    with link_to(config, token_file) as link:
+        answer = link.get("/v1/payments", state=state, origin=origin, limit=limit, cursor=cursor)
+    terminal.give(answer, lambda: _show_list(terminal, answer))
+
+
+def _show_list(terminal: Terminal, answer: dict[str, Any]) -> None:
+    rows = [
+        (
+            row["id"],
+            row["created_at"][:19].replace("T", " "),
+            row["state"],
+            row["delivery"] if row["kind"] == "invoice" else row["kind"],
+            _sum_of(row),
+            row["origin"] or "",
+        )
+        for row in answer["payments"]
+    ]
+    terminal.table(("payment", "created (UTC)", "state", "delivery", "pays", "to"), rows, right=("pays",))
+    if answer.get("cursor"):
+        terminal.say(f"More: --cursor {answer['cursor']}")
+
+
+def _sum_of(row: dict[str, Any]) -> str:
+    """What the outputs sum to, per asset."""
+    sums: dict[str, int] = {}
+    for output in row["outputs"]:
+        sums[output["asset"]] = sums.get(output["asset"], 0) + int(output["units"])
+    return ", ".join(show_units(asset, units) for asset, units in sums.items())
+
+
+@payments.command(epilog=example("payagent payments show pay_0123456789abcdef01234567"))
+@click.argument("payment_id", metavar="ID")
+@daemon_options
+@pass_terminal
+def show(terminal: Terminal, payment_id: str, config: Path | None, token_file: Path | None) -> None:
+    """One payment: outputs, proof, and its history in words."""
+    with link_to(config, token_file) as link:
+        payment = link.get(f"/v1/payments/{_in_path(payment_id)}")
+        books = link.get("/v1/ledger/entries", payment=payment["id"], limit=ENTRIES_MAX)
+    data = payment | {"entries": books["entries"]}
+    terminal.give(data, lambda: _show_one(terminal, payment, books["entries"]))
+
+
+def _in_path(payment_id: str) -> str:
+    if not payment_id.isascii() or not payment_id.replace("_", "").isalnum():
+        raise click.BadParameter("an id looks like pay_0123456789abcdef01234567", param_hint="ID")
+    return payment_id
+
+
+def _show_one(terminal: Terminal, payment: dict[str, Any], entries: list[dict[str, Any]]) -> None:
+    rows = [
+        ("payment", payment["id"]),
+        ("to", payment["origin"] or f"({payment['kind']})"),
+        ("invoice", payment["invoice_id"]),
+        ("transaction", payment["tx_hash"]),
+        ("fee", show_units(LOVELACE, payment["fee"])),
+        ("money", STATES_IN_WORDS.get(payment["state"], in_words(payment["state"]))),
+        ("delivery", _delivery(payment)),
+        ("reason", (payment.get("reason") or {}).get("detail")),
+        ("merchant says", payment.get("merchant_status")),
+    ]
+    terminal.pairs([(name, str(value)) for name, value in rows if value])
+    terminal.line()
+    show_outputs(terminal, payment)
+    terminal.line("History (UTC):")
+    for at, text in history(payment, entries):
+        terminal.line(f"  {at[:19].replace('T', ' ')}  {text}")
+
+
+def _delivery(payment: dict[str, Any]) -> str | None:
+    if payment["kind"] != "invoice":
+        return None
+    return DELIVERIES_IN_WORDS.get(payment["delivery"], in_words(payment["delivery"]))
+
+
+def history(payment: dict[str, Any], entries: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """(time, what happened) in order: from the payment itself and from what the ledger noted of it."""
+    lines = [(payment["created_at"], "received")]
+    for entry in reversed(entries):
+        held = [_posted(line) for line in entry["postings"] if line["account"] == "held"]
+        text = ENTRIES_IN_WORDS.get(entry["kind"], in_words(entry["kind"]))
+        lines.append((entry["at"], f"{text} ({', '.join(held)})" if entry["kind"] == "reserve" else text))
+    if payment.get("block"):
+        block = payment["block"]
+        lines.append((payment["changed_at"], f"stands in block {block['height']} ({block['hash'][:16]}...)"))
+    lines.append((payment["changed_at"], f"now {STATES_IN_WORDS.get(payment['state'], payment['state'])}"))
+    return lines
+
+
+def _posted(line: dict[str, Any]) -> str:
+    amount = show_units(line["asset"], line["units"])
+    return amount if line["asset"] == LOVELACE else f"{amount} of {show_asset(line['asset'])}"

@@ -15,7 +15,6 @@ from payagent.core.money import LOVELACE, parse_ada, parse_asset, parse_units
 from payagent.core.problem import Refused
 
 
-
 @click.group(invoke_without_command=True, epilog=example("payagent wallet", "payagent wallet address"))
 @daemon_options
 @click.pass_context
@@ -85,7 +84,7 @@ def utxos(terminal: Terminal, config: Path | None, token_file: Path | None) -> N
 
 
 @wallet.command(epilog=example('payagent wallet split --count 20 --each "10 ADA"'))
-@click.option("--count", type=click.IntRange(1, 500), required=True, help="How many coins to make.")
+@click.option("--count", type=click.IntRange(1), required=True, help="How many coins to make.")
 @click.option("--each", required=True, metavar="AMOUNT", help='What each holds, such as "10 ADA".')
 @daemon_options
 @pass_terminal

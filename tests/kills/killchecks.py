@@ -39,9 +39,14 @@ def read_books(path: Path) -> Books:
     conn = sqlite3.connect(path)
     try:
         ask = conn.execute
-        attempts = {r[0]: tuple(r[1:]) for r in ask("SELECT tx_id, payment_id, anchor, inputs, cbor, fee_lovelace FROM attempts")}
+        attempts = {
+            r[0]: tuple(r[1:])
+            for r in ask("SELECT tx_id, payment_id, anchor, inputs, cbor, fee_lovelace FROM attempts")
+        }
         payments = {r[0]: tuple(r[1:]) for r in ask("SELECT id, state, tx_id, kind FROM payments")}
-        accounts = {(r[0], r[1]): r[2] for r in ask("SELECT account, asset, SUM(units) FROM postings GROUP BY 1, 2")}
+        accounts = {
+            (r[0], r[1]): r[2] for r in ask("SELECT account, asset, SUM(units) FROM postings GROUP BY 1, 2")
+        }
         coins = frozenset(r[0] for r in ask("SELECT ref FROM coins WHERE state = 'free'"))
         faults = [f"integrity {r}" for r in ask("PRAGMA integrity_check") if r != ("ok",)]
         faults += [f"foreign key {r}" for r in ask("PRAGMA foreign_key_check")]
@@ -186,7 +191,9 @@ def check_ledger(lane: Lane, books: Books, sight: Sight) -> None:
     ):
         booked = Counter({asset: units for (name, asset), units in books.accounts.items() if name == account})
         if booked != expected:
-            lane.world.violate("ledger differs", f"{lane.dir.name} {account}: {+booked} booked, {+expected} on chain")
+            lane.world.violate(
+                "ledger differs", f"{lane.dir.name} {account}: {+booked} booked, {+expected} on chain"
+            )
     if books.coins != sight.coins:
         lane.world.violate("coins differ", f"{lane.dir.name}: {sorted(books.coins ^ sight.coins)[:4]}")
 
@@ -239,6 +246,8 @@ async def check_merchant(world: World) -> None:
     told = {purchase.tx_hash for lane in world.lanes for purchase in lane.purchases if purchase.served}
     wanted = sum(len(lane.purchases) for lane in world.lanes)
     if books != told or len(told) != wanted or state["served"] != wanted:
-        world.violate("served", f"{wanted} purchases, {len(told)} served, {state['served']} by the merchant's books")
+        world.violate(
+            "served", f"{wanted} purchases, {len(told)} served, {state['served']} by the merchant's books"
+        )
     if state["refused"]:
         world.violate("merchant refused", str(state["refused"]))

@@ -13,7 +13,7 @@ import random
 import signal
 import ssl
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -111,6 +111,10 @@ class Purchase:
     @property
     def key(self) -> str:
         return f"purchase-{self.goods.number}"
+
+
+Step = Callable[[Purchase], Awaitable[bool]]
+"""One call of a client; whether it brought the purchase a step further."""
 
 
 class Lane:
@@ -214,18 +218,33 @@ class Lane:
         while self.shopping:
             await self.buy()
 
-    async def buy(self) -> Purchase:
+    async def buy(self) -> None:
+        purchase = await self.want()
+        await self._carry(purchase, (self._pay, self._until_ready, self._present, self._report))
+        purchase.done = True
+
+    async def want(self) -> Purchase:
         purchase = await self.world.price(self.address)
         self.purchases.append(purchase)
-        steps = (self._pay, self._until_ready, self._present, self._report)
+        return purchase
+
+    async def pay(self, purchase: Purchase) -> None:
+        """Ask for it to be paid, again and again, until there is an answer."""
+        await self._carry(purchase, (self._pay,))
+
+    async def confirmed(self, purchase: Purchase) -> None:
+        """Until the payment that was acknowledged is confirmed."""
+        state = None
+        while state not in ("confirmed", "settled"):
+            state = (await self.call("GET", f"/v1/payments/{purchase.payment_id}?wait=1")).json()["state"]
+
+    async def _carry(self, purchase: Purchase, steps: tuple[Step, ...]) -> None:
         at = 0
         while at < len(steps) and not purchase.done:
             try:
                 at = at + 1 if await steps[at](purchase) else min(at, 1)
             except httpx.TransportError:
                 await asyncio.sleep(0.01)  # it died; the door closes as soon as that is known
-        purchase.done = True
-        return purchase
 
     async def _pay(self, purchase: Purchase) -> bool:
         answer = await self.call(
@@ -425,10 +444,8 @@ class World:
                 else:
                     self.violate("payment lost", f"{purchase.key}: {again.status_code} {again.text[:300]}")
         for purchase in lane.purchases:
-            state = None
-            while state not in ("confirmed", "settled") and purchase.payment_id is not None:
-                view = (await lane.call("GET", f"/v1/payments/{purchase.payment_id}?wait=1")).json()
-                state = view["state"]
+            if purchase.payment_id is not None:
+                await lane.confirmed(purchase)
 
     async def aclose(self) -> None:
         for task in tuple(self._tasks):
@@ -452,4 +469,3 @@ async def world(folder: Path, seed: int, lanes: int) -> AsyncIterator[World]:
                 yield made
             finally:
                 await made.aclose()
-

@@ -11,7 +11,7 @@ from pathlib import Path
 import killcampaign
 import pytest
 from killcampaign import POINTS, SIDES, at_point, at_random, rejecting, run
-from killchecks import at_death, at_peace
+from killchecks import at_death, check_paid_once
 from killworld import World, world
 
 
@@ -19,10 +19,10 @@ def kinds(world: World) -> set[str]:
     return {violation.split(":")[0] for violation in world.violations}
 
 
-@pytest.mark.parametrize(
-    "points", [POINTS[:5], POINTS[5:]], ids=["admit to observe", "confirm to merchant"]
-)
-async def test_a_kill_at_each_commit_point_loses_and_doubles_nothing(tmp_path: Path, points: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("points", [POINTS[:5], POINTS[5:]], ids=["admit to observe", "confirm to merchant"])
+async def test_a_kill_at_each_commit_point_loses_and_doubles_nothing(
+    tmp_path: Path, points: tuple[str, ...]
+) -> None:
     async with world(tmp_path, seed=1, lanes=3) as made:
         names = [f"{side} {point}" for point in points for side in SIDES]
         await run(made, [at_point(name, count) for count in (1, 2, 1, 3) for name in names])
@@ -58,7 +58,7 @@ async def test_kills_of_cold_starts_lose_and_double_nothing(tmp_path: Path) -> N
 async def test_a_daemon_that_sends_before_its_attempt_is_durable_is_caught(tmp_path: Path) -> None:
     async with world(tmp_path, seed=5, lanes=1) as made:
         (lane,) = made.lanes
-        made.spawn(lane.buy())
+        made.spawn(lane.shop())
         life = await lane.start(("before sign", 1), variant="leave_then_persist")
         assert await lane.ended(life, 10)
         at_death(lane)
@@ -67,13 +67,15 @@ async def test_a_daemon_that_sends_before_its_attempt_is_durable_is_caught(tmp_p
 
 async def test_a_daemon_that_gives_up_what_a_crash_interrupted_is_caught(tmp_path: Path) -> None:
     async with world(tmp_path, seed=6, lanes=1) as made:
-        (lane,) = made.lanes
         made.calm = True
-        made.spawn(lane.buy())
+        (lane,) = made.lanes
+        purchase = await lane.want()
         life = await lane.start(("after answer", 1))
-        assert await lane.ended(life, 10)
-        assert made.violations == []
+        await asyncio.gather(lane.pay(purchase), lane.ended(life, 10))
         await made.control("blocks", count=1)
+        assert made.violations == []
         await lane.start(variant="give_up_at_restart")
-        (purchase,) = lane.purchases
-        await asyncio.wait_for(lane.settled(purchase), 20)
+        await lane.pay(purchase)
+        await lane.confirmed(purchase)
+        check_paid_once(made)
+        assert kinds(made) == {"answer changed", "paid twice"}
