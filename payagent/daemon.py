@@ -77,6 +77,7 @@ async def serve(
                     http="h11",
                     lifespan="off",
                     log_config=None,
+                    log_level="warning",
                     access_log=False,
                     server_header=False,
                     timeout_keep_alive=KEEP_ALIVE_S,

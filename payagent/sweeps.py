@@ -6,6 +6,7 @@ goes, since APScheduler cancels the coroutines that run in it.
 """
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -50,6 +51,9 @@ class Sweeps:
 
     def start(self) -> None:
         """Begin to beat, with a first look at once."""
+        logging.getLogger("apscheduler").setLevel(
+            logging.ERROR
+        )  # it tells of every beat, and that one was skipped
         for name, beat, seconds in (
             ("watch", self._look, self._beats.watch_s),
             ("merchants", self._watch.poll_merchants, self._beats.merchants_s),

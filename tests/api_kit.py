@@ -1,4 +1,7 @@
-"""The running API: the real agent behind uvicorn on a loopback port, tokens of four kinds, and a client."""
+"""The running API: the real agent behind uvicorn on a loopback port and a Unix socket, tokens, and clients.
+
+`async with served(run) as api` on a `Run` of agent_kit; `api.stale.append("why")` makes the sweeps look late.
+"""
 
 import asyncio
 import contextlib
@@ -29,6 +32,7 @@ class Api:
     """What a client holds. `as_` is the client of an app; the default may do everything."""
 
     url: str
+    unix_path: str
     run: Run
     tokens: dict[str, str]
     stale: list[str] = field(default_factory=list)
@@ -45,9 +49,7 @@ class Api:
     def as_(self, app: str) -> httpx.AsyncClient:
         if app not in self.clients:
             headers = {"Authorization": f"Bearer {self.tokens[app]}"}
-            self.clients[app] = httpx.AsyncClient(
-                base_url=self.url, headers=headers, trust_env=False, timeout=30, verify=False
-            )
+            self.clients[app] = httpx.AsyncClient(base_url=self.url, headers=headers, trust_env=False, timeout=30)
         return self.clients[app]
 
     def body(self, message: str = "hello", **more: object) -> dict[str, object]:
@@ -84,13 +86,18 @@ async def served(run: Run) -> AsyncIterator[Api]:
     await run.agent.write("apps", job)
     stale: list[str] = []
     app = create_app(run.agent, heartbeat=lambda: stale[0] if stale else None)
-    with socket.create_server(("127.0.0.1", 0)) as tcp:
+    unix_path = str(run.world.folder / "api.sock")
+    with socket.create_server(("127.0.0.1", 0)) as tcp, socket.socket(socket.AF_UNIX) as unix:
+        unix.bind(unix_path)
+        unix.listen()
         tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         server = _Server(
             uvicorn.Config(app, http="h11", lifespan="off", log_config=None, access_log=False, server_header=False)
         )
-        task = asyncio.create_task(server.serve(sockets=[tcp]))
-        api = Api(f"http://127.0.0.1:{tcp.getsockname()[1]}", run, tokens, stale)
+        task = asyncio.create_task(server.serve(sockets=[tcp, unix]))
+        while not server.started:
+            await asyncio.sleep(0.001)
+        api = Api(f"http://127.0.0.1:{tcp.getsockname()[1]}", unix_path, run, tokens, stale)
         try:
             yield api
         finally:

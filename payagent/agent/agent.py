@@ -124,6 +124,7 @@ class Agent:
         """Run a job at a commit point; who waits for the payment is woken once it is durable."""
         result = await self._writer.run(name, job)
         if payment_id is not None:
+            log.info(f"payment.{name}", payment=payment_id)
             self.changes.notify(payment_id)
         return result
 
@@ -149,6 +150,7 @@ class Agent:
         purchase = self._purchase(ask, invoice, now_ms)
         with self._claim(purchase.ids.payment):
             admitted = await self.write("admit", lambda unit: self._admission.admit(unit, purchase, now_ms))
+            log.info("payment.admit", payment=admitted.payment_id, intent_known=not admitted.is_new)
             if admitted.refusal is not None:
                 raise admitted.refusal
             return await self._carry_out(admitted)

@@ -249,7 +249,8 @@ class ProblemAnswer(BaseModel):
     fix: str
 
 
-_BODIES: tuple[type[BaseModel], ...] = (PaymentRequest, DeliveryReport, SplitOrder, SendOrder)
+# what no answer's model brings into the document by itself
+_REFERRED: tuple[type[BaseModel], ...] = (PaymentRequest, DeliveryReport, SplitOrder, SendOrder, ProblemAnswer)
 _REF = "#/components/schemas/{model}"
 
 
@@ -270,9 +271,7 @@ def gives(model: type[BaseModel], *statuses: int) -> dict[int | str, dict[str, A
 
 def add_schemas(document: dict[str, Any]) -> dict[str, Any]:
     """Put what `takes` and `gives` refer to into an OpenAPI document."""
-    models: list[tuple[type[BaseModel], Literal["validation"]]] = [
-        (model, "validation") for model in (*_BODIES, ProblemAnswer)
-    ]
+    models: list[tuple[type[BaseModel], Literal["validation"]]] = [(model, "validation") for model in _REFERRED]
     _, described = models_json_schema(models, ref_template=_REF)
     document.setdefault("components", {}).setdefault("schemas", {}).update(described["$defs"])
     return document

@@ -152,14 +152,19 @@ def _show_devnet(terminal: Terminal, places: Mapping[str, str]) -> None:
 
 @payagent.command(epilog=example("payagent demo"))
 @pass_terminal
-def demo(terminal: Terminal) -> None:
+def demo(terminal: Terminal) -> int:
     """Show everything at work: a devnet, a merchant, the daemon and a client, with real HTTP between them.
 
     Takes about 15 seconds and leaves nothing behind. Exit code 0 only when every step was verified.
     """
-    from payagent.demo import run_demo
+    from payagent.demo import DemoFailed, run_demo
 
-    run_demo(terminal.line, terminal.waiting, os.environ)
+    try:
+        run_demo(terminal.line, terminal.waiting, os.environ)
+    except DemoFailed as failed:
+        terminal.say(f"The demo failed: {failed}")
+        return 1
+    return 0
 
 
 for command in (init, pay, payments, wallet, ledger, limits, doctor):

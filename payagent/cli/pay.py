@@ -10,7 +10,7 @@ import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
@@ -51,7 +51,7 @@ _ENVELOPE = {"status", "headers", "body"}
 @pass_terminal
 def pay(
     terminal: Terminal,
-    file: click.utils.LazyFile,
+    file: BinaryIO,
     merchant: str | None,
     origin: str | None,
     key: str | None,
@@ -79,7 +79,7 @@ def pay(
 
 
 class _Request:
-    """The call's body as text: the 402 goes on as it came, since a reader that repairs it would hide its faults."""
+    """The call's body as text. The 402 goes on as it came: a reader that repairs it would hide its faults."""
 
     def __init__(self, origin: str, response: str) -> None:
         self.origin = origin
@@ -96,7 +96,7 @@ def _origin(link: "Link", merchant: str | None, origin: str | None) -> str:
     if origin is not None:
         return origin
     known = link.settings.merchants
-    if merchant not in known:
+    if merchant is None or merchant not in known:
         names = ", ".join(known) or "there is none yet"
         raise Refused("merchant_not_allowed", f"no merchant is named {merchant!r} in [merchants]: {names}")
     return known[merchant].origin

@@ -29,13 +29,14 @@ def choose(coins: Coins, order: Order, anchor: Coin | None) -> Draft:
     """
     if Draft(order).bare_size(more_inputs=1) > order.frame.parameters.max_tx_size:
         raise Refused("transaction_too_big", f"{len(order.planned)} outputs do not fit one transaction")
-    _require_totals(coins, order, anchor)
+    _require_totals(coins, order, anchor, input_count=1)
     for sequence in (_frugal, _assets_then_largest, _largest):
         draft, ended = _fill(Draft(order, [anchor] if anchor else []), coins, sequence)
         if draft.pays():
             return draft
         if ended:
             raise _not_enough(LOVELACE, draft.shortfall(), "to keep what would be left as change")
+    _require_totals(coins, order, anchor, input_count=len(coins))
     raise Refused(
         "needs_consolidation", f"the outputs need more coins than fit one transaction; the wallet has {len(coins)}"
     )
@@ -71,7 +72,8 @@ def pick_anchor(draft: Draft) -> Coin:
     return min(draft.coins, key=lambda coin: (bool(coin.assets), coin.lovelace, coin.ref))
 
 
-def _require_totals(coins: Coins, order: Order, anchor: Coin | None) -> None:
+def _require_totals(coins: Coins, order: Order, anchor: Coin | None, input_count: int) -> None:
+    """Refuse what all coins together cannot pay, with the fee of so many inputs."""
     held = dict(coins.totals)
     if anchor is not None and anchor.ref not in coins:
         for asset, units in ((LOVELACE, anchor.lovelace), *anchor.assets):
@@ -79,8 +81,7 @@ def _require_totals(coins: Coins, order: Order, anchor: Coin | None) -> None:
     for asset in order.assets:
         if (missing := order.needs[asset] - held.get(asset, 0)) > 0:
             raise _not_enough(asset, missing, "to pay the outputs")
-    draft = Draft(order)
-    if (missing := order.needs[LOVELACE] + draft.fee(draft.bare_size(1)) - held.get(LOVELACE, 0)) > 0:
+    if (missing := Draft(order).gap(more_inputs=input_count) - held.get(LOVELACE, 0)) > 0:
         raise _not_enough(LOVELACE, missing, "to pay the outputs and the fee")
 
 

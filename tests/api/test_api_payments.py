@@ -1,13 +1,216 @@
-"""The main job over HTTP: a 402 comes in, it is paid on chain, the call is served."""
+"""The main job over HTTP: a 402 comes in, it is paid on chain, the call is served; once, whoever asks how often."""
 
 import asyncio
+import base64
+import json
+import re
+from collections import Counter
 
-from typing import Any as Api
+from agent_kit import World
+from api_kit import Api, served
+
+SHA256 = "ab" * 32
 
 
-async def test_a_402_is_paid_and_its_headers_get_the_call_served(api: Api) -> None:
-    body = api.body("hello")
-    answer = await api.http.post("/v1/payments", json=body)
+async def test_a_402_is_paid_on_chain_and_its_headers_get_the_call_served(api: Api) -> None:
+    world = api.world
+    answer = await api.http.post("/v1/payments", json=api.body("hello"))
     assert answer.status_code == 201, answer.text
-    payment = answer.json()
-    print(payment)
+    paid = answer.json()
+    assert paid["state"] in ("signed", "in_flight")
+    assert re.fullmatch("pay_[0-9a-f]{24}", paid["id"])
+    assert [(o["role"], o["units"]) for o in paid["outputs"]] == [
+        ("pay_to", "10000000"),
+        ("split", "2000000"),
+        ("split", "1000000"),
+    ]
+    assert paid["headers"]["X-Invoice-Id"] == paid["invoice_id"]
+    assert paid["headers"]["X-Payment"] == paid["tx_hash"]
+    assert paid["headers"]["X-Partner"] == "demo"
+    assert paid["headers"]["X-Wallet-Address"] == world.address
+    assert paid["ready"] is False
+
+    await api.run.agent.drain(10)
+    await api.run.settle_down()
+    seen = (await api.http.get(f"/v1/payments/{paid['id']}")).json()
+    assert (seen["state"], seen["ready"]) == ("confirmed", True)
+    assert seen["headers"] == paid["headers"]
+    outputs = world.http.get(f"{world.devnet.chain_url}/txs/{paid['tx_hash']}/utxos").json()["outputs"]
+    on_chain = Counter((o["address"], o["amount"][0]["quantity"]) for o in outputs if len(o["amount"]) == 1)
+    assert all(on_chain[o["address"], o["units"]] == 1 for o in paid["outputs"])
+
+    assert world.call("hello", seen["headers"]).status_code == 200
+    delivered = await api.http.post(f"/v1/payments/{paid['id']}/delivery", json={"status": 200})
+    assert delivered.json()["delivery"] == "accepted"
+    books = (await api.http.get("/v1/ledger/balance")).json()
+    assert books["sums"] == {"lovelace": "0"}
+    assert {row["account"]: row["units"] for row in books["balances"]} == {
+        "external": "-500000000",
+        "wallet": str(500_000_000 - 13_000_000 - int(paid["fee"])),
+        f"merchant:{world.origin}": "13000000",
+        "fees": paid["fee"],
+    }
+    wallet = (await api.http.get("/v1/wallet")).json()
+    assert wallet["assets"][0]["total"] == str(world.on_chain()["lovelace"])
+
+
+async def test_the_same_402_fifty_times_at_once_under_one_key_is_one_payment(api: Api) -> None:
+    body, key = api.body(), {"Idempotency-Key": "order-7"}
+    answers = await asyncio.gather(
+        *(api.http.post("/v1/payments", json=body, headers=key) for _ in range(50)),
+    )
+    assert Counter(answer.status_code for answer in answers) == {201: 1, 200: 49}
+    assert len({answer.json()["id"] for answer in answers}) == 1
+    assert len({answer.json()["headers"]["X-Payment"] for answer in answers}) == 1
+    await api.run.agent.drain(10)
+    await api.run.settle_down()
+    assert len(api.world.transactions()) == 1
+
+
+async def test_a_key_that_named_another_request_is_refused_and_buys_nothing(api: Api) -> None:
+    key = {"Idempotency-Key": "order-8"}
+    request = {"method": "POST", "path": "/chat", "body_sha256": SHA256}
+    first = await api.http.post("/v1/payments", json=api.body("a", request=request), headers=key)
+    other = api.body("b", request=request | {"path": "/chat?again"})
+    second = await api.http.post("/v1/payments", json=other, headers=key)
+    assert first.status_code == 201
+    assert (second.status_code, second.json()["code"]) == (422, "idempotency_key_reused")
+
+
+async def test_a_new_invoice_for_the_same_request_finds_the_payment_until_it_was_delivered(api: Api) -> None:
+    request = {"method": "POST", "path": "/chat", "body_sha256": SHA256}
+    first = await api.pay("a", request=request)
+    again = await api.http.post("/v1/payments", json=api.body("a", request=request))
+    assert (again.status_code, again.json()["id"]) == (200, first["id"])
+    await api.http.post(f"/v1/payments/{first['id']}/delivery", json={"status": 200})
+    tomorrow = await api.http.post("/v1/payments", json=api.body("a", request=request))
+    assert tomorrow.status_code == 201
+    assert tomorrow.json()["id"] != first["id"]
+
+
+async def test_the_body_may_come_as_a_value_as_text_or_byte_by_byte(api: Api) -> None:
+    body = api.body()
+    response = body["response"]
+    text = json.dumps(response.pop("body"))
+    raw = base64.b64encode(json.dumps(json.loads(text), indent=2).encode()).decode()
+    answers = [
+        await api.http.post("/v1/payments", json=body | {"response": response | form})
+        for form in ({"body": json.loads(text)}, {"body": text}, {"body_base64": raw})
+    ]
+    assert [answer.status_code for answer in answers] == [201, 200, 200]
+
+
+async def test_waiting_ends_as_soon_as_the_state_changes(api: Api) -> None:
+    paid = await api.pay()
+    await api.run.agent.drain(10)
+    waiting = asyncio.create_task(api.http.get(f"/v1/payments/{paid['id']}", params={"wait": 60}))
+    done, _ = await asyncio.wait([waiting], timeout=0.3)
+    assert not done
+    await api.run.settle_down()
+    answer = await asyncio.wait_for(waiting, 10)
+    assert answer.json()["state"] in ("in_block", "confirmed")
+
+
+async def test_waiting_ends_when_the_time_is_up(api: Api) -> None:
+    paid = await api.pay()
+    await api.run.agent.drain(10)
+    answer = await api.http.get(f"/v1/payments/{paid['id']}", params={"wait": 1})
+    assert answer.json()["state"] == "in_flight"
+
+
+async def test_an_app_sees_its_own_payments_and_no_others(api: Api) -> None:
+    mine = (await api.pay(app="payer"))["id"]
+    own, other = api.as_("payer"), api.as_("other")
+    assert (await own.get(f"/v1/payments/{mine}")).status_code == 200
+    hidden = await other.get(f"/v1/payments/{mine}")
+    missing = await other.get("/v1/payments/pay_000000000000000000000000")
+    assert (hidden.status_code, missing.status_code) == (404, 404)
+    assert hidden.json()["detail"].replace(mine, "") == missing.json()["detail"].replace(
+        "pay_000000000000000000000000", ""
+    )
+    refused = await other.post(f"/v1/payments/{mine}/delivery", json={"status": 200})
+    assert (refused.status_code, refused.json()["code"]) == (404, "not_found")
+    assert (await other.get("/v1/payments")).json()["payments"] == []
+    assert (await other.get("/v1/payments", params={"app": "app_payer"})).status_code == 403
+    for app in ("payer", "reader", "operator"):
+        assert [p["id"] for p in (await api.as_(app).get("/v1/payments")).json()["payments"]] == [mine]
+    assert (await api.as_("reader").get("/v1/payments", params={"app": "app_other"})).json()["payments"] == []
+    assert (await own.get(f"/v1/payments/{mine}")).json()["delivery"] == "not_presented"
+
+
+async def test_another_apps_invoice_is_not_paid_again_and_not_handed_over(api: Api) -> None:
+    body = api.body()
+    first = await api.as_("payer").post("/v1/payments", json=body, headers={"Idempotency-Key": "k"})
+    second = await api.as_("other").post("/v1/payments", json=body, headers={"Idempotency-Key": "k"})
+    assert first.status_code == 201
+    assert (second.status_code, second.json()["code"]) == (409, "invoice_paid_elsewhere")
+    assert "headers" not in second.json()
+
+
+async def test_payments_are_listed_newest_first_in_pages_and_by_filter(api: Api) -> None:
+    made = [(await api.pay(f"m{number}"))["id"] for number in range(3)][::-1]
+    first = (await api.http.get("/v1/payments", params={"limit": 2})).json()
+    rest = (await api.http.get("/v1/payments", params={"limit": 2, "cursor": first["cursor"]})).json()
+    assert [p["id"] for p in first["payments"] + rest["payments"]] == made
+    assert rest["cursor"] is None
+    for query, count in (
+        ({"state": "settled"}, 0),
+        ({"origin": api.world.origin + "/"}, 3),
+        ({"origin": "https://api.example.com"}, 0),
+        ({"since": first["payments"][0]["created_at"]}, 1),
+        ({"since": "2100-01-01T00:00:00Z"}, 0),
+        ({"app": "app_first"}, 3),
+    ):
+        assert len((await api.http.get("/v1/payments", params=query)).json()["payments"]) == count, query
+
+
+async def test_a_quote_tells_what_the_payment_will_take_and_reserves_nothing(api: Api) -> None:
+    body = api.body()
+    quote = await api.http.post("/v1/quotes", json=body)
+    assert quote.status_code == 200, quote.text
+    told = quote.json()
+    assert told["within_limits"] is True
+    assert "refusal" not in told
+    assert int(told["total"]) == 13_000_000 + int(told["fee"])
+    assert told["spend"] == {"lovelace": told["total"]}
+    wallet = (await api.http.get("/v1/wallet")).json()
+    assert wallet["assets"][0]["held"] == "0"
+    assert (await api.http.get("/v1/payments")).json()["payments"] == []
+    paid = (await api.http.post("/v1/payments", json=body)).json()
+    assert (paid["fee"], paid["outputs"]) == (told["fee"], told["outputs"])
+
+
+async def test_max_total_bounds_the_payment_with_its_fee_to_the_unit(api: Api) -> None:
+    body = api.body()
+    total = int((await api.http.post("/v1/quotes", json=body)).json()["total"])
+    tight = body | {"max_total": str(total - 1)}
+    told = (await api.http.post("/v1/quotes", json=tight)).json()
+    assert (told["within_limits"], told["refusal"]["code"]) == (False, "limit_exceeded")
+    refused = await api.http.post("/v1/payments", json=tight)
+    assert (refused.status_code, refused.json()["code"]) == (403, "limit_exceeded")
+    assert (refused.json()["limit"], refused.json()["asked"]) == ("max_total", str(total))
+    paid = await api.http.post("/v1/payments", json=body | {"max_total": str(total)})
+    assert paid.status_code == 201, paid.text
+
+
+async def test_what_was_never_signed_or_is_no_purchase_cannot_be_delivered(api: Api) -> None:
+    split = (await api.http.post("/v1/wallet/split", json={"count": 2, "lovelace": "5000000"})).json()["id"]
+    await api.http.post("/v1/payments", json=api.body(max_total="1"))
+    rejected = (await api.http.get("/v1/payments", params={"state": "rejected"})).json()["payments"][0]
+    assert rejected["reason"]["code"] == "limit_exceeded"
+    for payment_id in (split, rejected["id"]):
+        answer = await api.http.post(f"/v1/payments/{payment_id}/delivery", json={"status": 200})
+        assert (answer.status_code, answer.json()["code"]) == (409, "illegal_transition")
+
+
+async def test_the_402_that_was_paid_is_kept_as_it_came(world: World) -> None:
+    world.fund(100_000_000)
+    async with world.run() as run:
+        await run.look()
+        async with served(run) as api:
+            body = api.body()
+            paid = (await api.http.post("/v1/payments", json=body)).json()
+            kept = run.agent.conn.execute(
+                "SELECT response FROM invoices WHERE invoice_id = ?", (paid["invoice_id"],)
+            ).fetchone()[0]
+            assert json.loads(kept) == body["response"]

@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def start(order: Order, children: set[int]) -> None:
-    threads = len(os.listdir("/proc/self/task"))
+    threads = sum(1 for _ in Path("/proc/self/task").iterdir())
     if threads != 1:
         raise RuntimeError(f"the fork server has {threads} threads")
     pid = os.fork()
@@ -97,7 +97,7 @@ def become_daemon(order: Order) -> None:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.close(sys.stdin.fileno())
         tell(order=order["order"], pid=os.getpid())
-        with open(order["log"], "a", buffering=1) as log:
+        with Path(order["log"]).open("a", buffering=1) as log:
             os.dup2(log.fileno(), sys.stderr.fileno())
             run(order)
         status = 0

@@ -53,12 +53,12 @@ def fits(coins: Sequence[Coin], asked: Sequence[Output], own: bytes, ttl: int, s
             left[name] = left.get(name, 0) + units
     paid = []
     for output in asked:
-        units = {} if output.asset == "lovelace" else {output.asset: output.units}
-        coin_units = _least(output.address.raw, units) if units else output.units
-        lovelace -= coin_units
-        if units:
+        tokens = {} if output.asset == "lovelace" else {output.asset: output.units}
+        riding = _least(output.address.raw, tokens) if tokens else output.units
+        lovelace -= riding
+        if tokens:
             left[output.asset] = left.get(output.asset, 0) - output.units
-        paid.append([output.address.raw, _value(coin_units, units)])
+        paid.append([output.address.raw, _value(riding, tokens)])
     if lovelace < 0 or any(units < 0 for units in left.values()):
         return False
     left = {name: units for name, units in left.items() if units}

@@ -13,7 +13,6 @@ from wallet.worlds import (
     OWN,
     SIGNER,
     TTL_SLOT,
-    Output,
     pay,
     payee,
     random_outputs,
@@ -21,6 +20,7 @@ from wallet.worlds import (
     signer_of,
 )
 
+from payagent.core.invoice import Output
 from payagent.core.problem import Refused
 from payagent.wallet.check import CheckFailed
 from payagent.wallet.coins import Coin, Coins
@@ -34,11 +34,11 @@ COINS = (
     Coin("11" * 32, 0, 30 * ADA, ((ASSETS[1], 500), (ASSETS[40], 2**40))),
     Coin("22" * 32, 1, 20 * ADA),
 )
-FRAME = {"change": OWN, "ttl_slot": TTL_SLOT, "network_id": 0}
+FRAME: dict[str, Any] = {"change": OWN, "ttl_slot": TTL_SLOT, "network_id": 0}
 
 
 def planned(outputs: list[Output]) -> Plan:
-    return build(COINS, COINS[1], outputs, **FRAME)  # type: ignore[arg-type]
+    return build(COINS, COINS[1], outputs, **FRAME)
 
 
 PLAN = planned(pay(10 * ADA, 2 * ADA))
@@ -53,7 +53,7 @@ def signed(body: Body, signer: SoftwareSigner = SIGNER, **more: Any) -> bytes:
     tx_hash = hashlib.blake2b(encoded, digest_size=32).digest()
     witnesses = [[signer.public_key, signer.sign(tx_hash)], *more.get("witnesses", [])]
     witness_set = cbor2.dumps({0: cbor2.CBORTag(258, witnesses), **more.get("witness_set", {})})
-    return b"\x84" + encoded + witness_set + more.get("tail", b"\xf5\xf6")
+    return bytes(b"\x84" + encoded + witness_set + more.get("tail", b"\xf5\xf6"))
 
 
 def body_of(plan: Plan) -> Body:
@@ -162,7 +162,7 @@ def test_a_plan_that_was_bent_with_its_bytes_is_killed_by_what_was_asked(name: s
         "paid to another address": [Output("pay_to", payee(9), "lovelace", 10 * ADA), *pay(1, 2 * ADA)[1:]],
     }[name]
     frame = {**FRAME, "ttl_slot": TTL_SLOT + (name == "another TTL")}
-    wrong = build(COINS, COINS[1], outputs, **frame)  # type: ignore[arg-type]
+    wrong = build(COINS, COINS[1], outputs, **frame)
     bent = replace(wrong, asked=PLAN.asked, frame=PLAN.frame)
     with pytest.raises(CheckFailed):
         check(sign(bent, SIGNER), bent, SIGNER.public_key)
@@ -257,7 +257,7 @@ def test_the_reader_agrees_with_cbor2_on_random_transactions() -> None:
     while read < 150:
         wallet = random_wallet(rnd, rnd.randrange(1, 60))
         try:
-            plan = select(Coins(wallet), random_outputs(rnd, wallet), **FRAME)  # type: ignore[arg-type]
+            plan = select(Coins(wallet), random_outputs(rnd, wallet), **FRAME)
         except Refused:
             continue
         raw = sign(plan, SIGNER)

@@ -5,6 +5,7 @@ import logging
 import pickle
 import random
 
+import pycardano
 import pytest
 from nacl.bindings import crypto_sign_open
 from wallet.worlds import SIGNER, signer_of
@@ -20,7 +21,6 @@ MORE = [Seed(random.Random(seed).randbytes(32)).words for seed in range(4)]
 @pytest.mark.parametrize("words", [WORDS, *MORE])
 @pytest.mark.parametrize(("name", "account"), [("mainnet", 0), ("preprod", 0), ("devnet", 7)])
 def test_the_address_and_the_key_are_the_oracles(words: str, name: str, account: int) -> None:
-    pycardano = pytest.importorskip("pycardano")
     wallet = pycardano.HDWallet.from_mnemonic(words)
     keys = [
         pycardano.ExtendedSigningKey.from_hdwallet(wallet.derive_from_path(f"m/1852'/1815'/{account}'/{role}/0"))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from wallet.worlds import payee
 
 from payagent.core.network import NETWORKS
@@ -190,7 +191,7 @@ def test_words_that_belong_to_another_address_are_refused(tmp_path: Path, path: 
     """The file itself authenticates an address that its words do not give: another program wrote it."""
     document = json.loads(path.read_text())
     document["address"] = OTHER_ADDRESS
-    cipher = keystore.AESGCM(keystore._stretch(PASSPHRASE, document["kdf"]))
+    cipher = AESGCM(keystore._stretch(PASSPHRASE, document["kdf"]))
     nonce = bytes.fromhex(document["cipher"]["nonce"])
     entropy = open_keystore(path, PASSPHRASE).entropy
     document["ciphertext"] = cipher.encrypt(nonce, entropy, keystore._authenticated(document)).hex()

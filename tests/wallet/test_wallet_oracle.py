@@ -3,6 +3,7 @@
 import random
 from typing import Any
 
+import pycardano
 import pytest
 from wallet.worlds import ASSETS, OWN, SIGNER, TTL_SLOT, payee, random_outputs, random_wallet, wallet_size
 
@@ -10,17 +11,16 @@ from payagent.core.problem import Refused
 from payagent.wallet.coins import Coins
 from payagent.wallet.transaction import Parameters, Plan, min_lovelace, select, sign
 
-pycardano = pytest.importorskip("pycardano")
-
-FRAME = {"change": OWN, "ttl_slot": TTL_SLOT, "network_id": 0}
+FRAME: dict[str, Any] = {"change": OWN, "ttl_slot": TTL_SLOT, "network_id": 0}
 
 
 def plans(seed: int, count: int) -> list[Plan]:
-    rnd, made = random.Random(seed), []
+    rnd = random.Random(seed)
+    made: list[Plan] = []
     while len(made) < count:
         wallet = random_wallet(rnd, wallet_size(rnd))
         try:
-            made.append(select(Coins(wallet), random_outputs(rnd, wallet), **FRAME))  # type: ignore[arg-type]
+            made.append(select(Coins(wallet), random_outputs(rnd, wallet), **FRAME))
         except Refused:
             continue
     return made

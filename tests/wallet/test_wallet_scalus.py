@@ -6,6 +6,7 @@ chained, each transaction spending the change of the one before.
 
 import random
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from ledger_check.scalus import Scalus, needs_scalus
@@ -16,7 +17,7 @@ from payagent.devnet.ledger import Chain, LedgerError, Params, TxOut, check_tx, 
 from payagent.wallet.coins import Coin, Coins
 from payagent.wallet.transaction import Plan, check, fan_out, select, sign, sweep
 
-FRAME = {"change": OWN, "ttl_slot": TTL_SLOT, "network_id": 0}
+FRAME: dict[str, Any] = {"change": OWN, "ttl_slot": TTL_SLOT, "network_id": 0}
 SINGLE, CHAINS, LINKS = 1700, 20, 20
 Case = tuple[Plan, bytes]
 
@@ -35,7 +36,7 @@ def singles(seed: int, count: int) -> Iterator[Case]:
         coins = Coins(wallet)
         for _ in range(3):
             try:
-                plan = select(coins, random_outputs(rnd, wallet), **FRAME)  # type: ignore[arg-type]
+                plan = select(coins, random_outputs(rnd, wallet), **FRAME)
             except Refused:
                 continue
             made += 1
@@ -49,7 +50,7 @@ def self_transfers(seed: int) -> Iterator[Case]:
         try:
             for plan in (
                 sweep(coins, OWN, own=OWN, ttl_slot=TTL_SLOT, network_id=0),
-                select(coins, fan_out(OWN, rnd.randrange(1, 30), 1_000_000), **FRAME),  # type: ignore[arg-type]
+                select(coins, fan_out(OWN, rnd.randrange(1, 30), 1_000_000), **FRAME),
             ):
                 yield plan, signed(plan)
         except Refused:
@@ -60,7 +61,7 @@ def chain(rnd: random.Random, wallet: list[Coin], links: int) -> Iterator[Case]:
     """Payments in a row out of one wallet whose change is spendable at once."""
     coins = Coins(wallet)
     for _ in range(links):
-        plan = select(coins, random_share(rnd, coins), **FRAME)  # type: ignore[arg-type]
+        plan = select(coins, random_share(rnd, coins), **FRAME)
         yield plan, signed(plan)
         for coin in plan.inputs:
             coins.remove(coin.ref)

@@ -1,6 +1,7 @@
 """Selection: what a payer notices of it. Every feasible payment is built, exactly, and nothing is burnt."""
 
 import random
+from typing import Any
 
 import pytest
 from wallet import reference
@@ -25,12 +26,12 @@ from payagent.wallet.transaction import Plan, build, check, fan_out, min_lovelac
 
 ADA = 1_000_000
 LEAST = 969_750  # pure ADA at a base address, in the form that is sent
-FRAME = {"change": OWN, "ttl_slot": TTL_SLOT, "network_id": 0}
+FRAME: dict[str, Any] = {"change": OWN, "ttl_slot": TTL_SLOT, "network_id": 0}
 
 
 def chosen(coins: list[Coin], outputs: list[Output], **more: object) -> Plan:
     """Select, sign and check, as a payment does."""
-    plan = select(Coins(coins), outputs, **{**FRAME, **more})  # type: ignore[arg-type]
+    plan = select(Coins(coins), outputs, **{**FRAME, **more})
     check(sign(plan, SIGNER), plan, SIGNER.public_key)
     return plan
 
@@ -307,7 +308,7 @@ def test_a_sweep_sends_everything_less_the_fee() -> None:
     assert plan.change == ()
     assert plan.spend == {"lovelace": 12 * ADA, ASSETS[1]: 9, ASSETS[2]: 2**63 - 1}
     assert plan.outputs[0].lovelace == 12 * ADA - plan.fee_lovelace
-    again = build(plan.inputs, plan.anchor, (), **{**FRAME, "change": payee(3)}, rest_role="pay_to")  # type: ignore[arg-type]
+    again = build(plan.inputs, plan.anchor, (), **{**FRAME, "change": payee(3)}, rest_role="pay_to")
     assert again == plan
 
 

@@ -49,7 +49,7 @@ def asset(number: int) -> str:
     return policy + name.hex()
 
 
-ASSETS = [asset(number) for number in range(240)]
+ASSETS = [asset(number) for number in range(700)]
 
 
 def pay(lovelace: int, *splits: int, name: str = LOVELACE) -> list[Output]:
@@ -124,9 +124,11 @@ def random_outputs(rnd: random.Random, coins: list[Coin]) -> list[Output]:
     if held and rnd.random() < 0.5:
         name = rnd.choice(sorted(held))
         total = max(count, int(held[name] * rnd.choice([1, 0.5, 0.01, rnd.random()])))
-        total = min(total, held[name]) if rnd.random() < 0.95 else total + 1
+        total = min(total, held[name]) if rnd.random() < 0.95 else min(held[name] + 1, 2**63 - 1)
         shares = split_units(rnd, max(total, count), count, 1)
         return [_output(n, to, name, units) for n, (to, units) in enumerate(zip(payees, shares, strict=True))]
+    if rnd.randrange(6) == 0 and (edge := edge_payment(rnd, coins)):
+        return edge
     total = sum(coin.lovelace for coin in coins)
     largest = max(coin.lovelace for coin in coins)
     wanted = int(
@@ -135,6 +137,20 @@ def random_outputs(rnd: random.Random, coins: list[Coin]) -> list[Output]:
     wanted -= rnd.choice([0, 170_000, 200_000, rnd.randrange(1_500_000)])
     shares = split_units(rnd, max(wanted, count * 980_000), count, 980_000)
     return [_output(n, to, LOVELACE, units) for n, (to, units) in enumerate(zip(payees, shares, strict=True))]
+
+
+def edge_payment(rnd: random.Random, coins: list[Coin]) -> list[Output] | None:
+    """What one coin of pure ADA pays to the unit, or with change at a boundary, or just short of either."""
+    coin = rnd.choice(coins)
+    index_bytes = 1 if coin.index < 24 else 2 if coin.index < 256 else 3
+    fee_bare = 155_381 + 44 * (10 + 3 + 1 + 35 + index_bytes + 1 + 60 + 5 + 5 + 107)
+    least_change = rnd.choice([969_750, 2**32 - 1, 2**32 + 176])
+    left = rnd.choice([0, 0, 44 * 65 + least_change + rnd.randrange(-200, 200), rnd.randrange(1, 1_000_000)])
+    for width in (5, 9):
+        units = coin.lovelace - fee_bare - 44 * width - left
+        if not coin.assets and units >= 1_000_000 and (units < 2**32) == (width == 5):
+            return [Output("pay_to", payee(0), LOVELACE, units)]
+    return None
 
 
 def _output(place: int, to: Address, name: str, units: int) -> Output:

@@ -1,0 +1,261 @@
+"""demo: the whole of payagent at work, told in plain words, every step checked against the chain.
+
+`run_demo` tells the story; `stage` has what it plays on. May import: stage, core. Never: says that something
+happened which was not verified.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import httpx
+
+from payagent.core.money import LOVELACE, format_ada
+from payagent.demo.stage import TOKEN, DemoFailed, Json, Stage, Waiting, require, stage
+
+__all__ = ["DemoFailed", "run_demo"]
+
+Say = Callable[[str], None]
+
+FUNDS_LOVELACE = 500_000_000
+TOKENS = 1_000
+PAGE_ROWS = 100
+
+
+def run_demo(say: Say, waiting: Waiting, environ: Mapping[str, str]) -> None:
+    """Play every scene. Raises `DemoFailed` at the first that did not turn out as it must."""
+    with stage(waiting, environ) as on:
+        for scene in (_open, _pay_with_shares, _pay_with_tokens, _pay_flux, _survive_kill, _close):
+            scene(on, say)
+    say("")
+    say("Every step was verified. Nothing is left behind.")
+
+
+def _open(on: Stage, say: Say) -> None:
+    say("1. A small Cardano network, a merchant, and a wallet")
+    say(f"   chain     {on.devnet.chain_url}")
+    say(f"   merchant  {on.devnet.merchant_url}")
+    say(f"   wallet    {on.wallet.address}")
+    on.control("faucet", {"address": on.wallet.address, "lovelace": str(FUNDS_LOVELACE)})
+    on.start_daemon()
+    say(f"   daemon    {on.daemon.url}, a process of its own, is ready")
+    on.until("the faucet's money arrives", lambda: _available(on, LOVELACE) == FUNDS_LOVELACE)
+    say(f"   The faucet sent {format_ada(FUNDS_LOVELACE)}; the daemon saw it on the chain and booked it.")
+
+
+def _pay_with_shares(on: Stage, say: Say) -> None:
+    say("")
+    say("2. A paid call, with revenue shares")
+    call = _Call(on, "What is a proof of stake?")
+    say(f"   The client calls /chat. The merchant answers {call.refused.status_code}: pay first.")
+    say("   The client hands that 402 to payagent, which answers before it sends anything:")
+    payment = call.pay()
+    _tell_payment(payment, say)
+    served = call.retry()
+    say(f"   In a block and confirmed. The client repeats its call with the proof and is served: {served}")
+    again = call.pay()
+    require(again["id"] == payment["id"], "the same 402 made a second payment")
+    _require_transactions(on, call, 1)
+    say("   The same 402 handed in once more is the same payment; the chain shows one transaction.")
+
+
+def _pay_with_tokens(on: Stage, say: Say) -> None:
+    say("")
+    say("3. An invoice in a native token")
+    on.control("faucet", {"address": on.wallet.address, "assets": {TOKEN: str(TOKENS)}})
+    on.until("the tokens arrive", lambda: _available(on, TOKEN) == TOKENS)
+    shares = [{"role": "platform", "units": "20"}]
+    on.set_merchant(asset=TOKEN, price="250", splits=shares)
+    call = _Call(on, "And what is a native token?")
+    payment = call.pay()
+    _tell_payment(payment, say)
+    call.retry()
+    left = _available(on, TOKEN)
+    require(left == TOKENS - 270, f"{left} tokens are left, not {TOKENS - 270}")
+    say(f"   Served. Of {TOKENS} tokens {left} are left; the ADA that must ride along counted against the limits.")
+
+
+def _pay_flux(on: Stage, say: Say) -> None:
+    say("")
+    say("4. Another merchant's dialect")
+    on.set_merchant(
+        asset=LOVELACE, price="3000000", splits=[{"role": "creator", "units": "1500000"}], dialect="flux"
+    )
+    call = _Call(on, "The same in another dialect, please.")
+    payment = call.pay()
+    require(payment["dialect"] == "flux", f"the 402 was read as {payment['dialect']}")
+    _tell_payment(payment, say)
+    call.retry()
+    say("   Served.")
+
+
+def _survive_kill(on: Stage, say: Say) -> None:
+    say("")
+    say("5. The daemon is killed between submission and answer")
+    on.set_merchant(dialect="t-backend", price="5000000", splits=[])
+    on.control("faults", {"on": "submit", "kind": "hang", "accept": "now", "count": 1})
+    call = _Call(on, "Are you still there?")
+    payment = call.pay()
+    say(f"   Paying with transaction {payment['tx_hash']}.")
+    on.until("the submission arrives", lambda: _was_submitted(on))
+    process = on.daemon.kill()
+    say(f"   The network took it and stays silent. At that moment: kill -9 of process {process}.")
+    on.control("faults", {"clear": True})
+    on.start_daemon()
+    found = on.api("GET", f"/v1/payments/{payment['id']}")
+    require(found["tx_hash"] == payment["tx_hash"], "the restarted daemon has another transaction")
+    say(f"   Started again, it finds payment {found['id']} and asks the chain.")
+    again = call.pay()
+    require(again["id"] == payment["id"], "after the restart the same 402 made a second payment")
+    call.retry()
+    _require_transactions(on, call, 1)
+    say(
+        "   The client asks again with the same 402: same payment, same proof, served. One transaction on the chain."
+    )
+
+
+def _close(on: Stage, say: Say) -> None:
+    say("")
+    say("6. The books")
+    on.until("nothing is on its way", lambda: _held(on) == 0)
+    balance = on.api("GET", "/v1/ledger/balance")
+    for row in balance["balances"]:
+        say(f"   {_amount(row['asset'], row['units']):>18}  {_account(on, row['account'])}")
+    sums: dict[str, int] = {}
+    for row in balance["balances"]:
+        sums[row["asset"]] = sums.get(row["asset"], 0) + int(row["units"])
+    require(not any(sums.values()), f"the postings do not sum to zero: {sums}")
+    say("   All postings sum to zero, for each asset.")
+    books, chain = _owned_by_ledger(balance), _owned_on_chain(on)
+    require(books == chain, f"the ledger says {books}, the chain shows {chain}")
+    told = ", ".join(_amount(asset, units) for asset, units in sorted(chain.items(), reverse=True))
+    say(f"   The chain shows {told} at the wallet's address. The ledger says the same, to the unit.")
+
+
+class _Call:
+    """One call that a client makes until it is served: the 402, the payment, the retry."""
+
+    def __init__(self, on: Stage, message: str) -> None:
+        self._on = on
+        self._body = json.dumps({"message": message}).encode()
+        self.transactions_before = len(_transactions(on))
+        self.refused = on.call(self._body, {"x-wallet-address": on.wallet.address})
+        require(self.refused.status_code == httpx.codes.PAYMENT_REQUIRED, "the merchant did not answer 402")
+        self._payment: Json = {}
+
+    def pay(self) -> Json:
+        """Hand the 402 to the daemon; always the same words, so always the same payment."""
+        body = {
+            "origin": self._on.devnet.merchant_url,
+            "request": {
+                "method": "POST",
+                "path": "/chat",
+                "body_sha256": hashlib.sha256(self._body).hexdigest(),
+            },
+            "response": {
+                "status": self.refused.status_code,
+                "headers": dict(self.refused.headers),
+                "body": self.refused.json(),
+            },
+        }
+        key = hashlib.sha256(self._body).hexdigest()[:16]
+        self._payment = self._on.api("POST", "/v1/payments", body, {"idempotency-key": key})
+        return self._payment
+
+    def retry(self) -> str:
+        """Wait until the proof is worth sending, send it, report what came, and check the chain. The reply."""
+        self._on.until("the payment is confirmed", self._is_ready)
+        served = self._on.call(self._body, self._payment["headers"])
+        require(served.is_success, f"the retry was answered with {served.status_code}: {served.text[:300]}")
+        path = f"/v1/payments/{self._payment['id']}/delivery"
+        told = self._on.api("POST", path, {"status": served.status_code})
+        require(told["delivery"] == "accepted", "the delivery was not recorded")
+        _require_paid(self._on, self._payment)
+        return str(served.json()["reply"])
+
+    def _is_ready(self) -> bool:
+        self._payment = self._on.api("GET", f"/v1/payments/{self._payment['id']}")
+        return bool(self._payment["ready"])
+
+
+def _tell_payment(payment: Json, say: Say) -> None:
+    say(f"   transaction  {payment['tx_hash']}")
+    for output in payment["outputs"]:
+        amount = _amount(output["asset"], output["units"])
+        say(f"   {output['role']:<11}  {amount:>12} to {output['address'][:28]}...")
+    say(f"   fee          {_amount(LOVELACE, payment['fee']):>12}")
+
+
+def _require_paid(on: Stage, payment: Json) -> None:
+    """The chain shows the fee and every output, exactly and each on its own."""
+    fees = on.chain(f"/txs/{payment['tx_hash']}")["fees"]
+    require(fees == payment["fee"], f"the chain says that the fee was {fees}, the daemon says {payment['fee']}")
+    shown = on.chain(f"/txs/{payment['tx_hash']}/utxos")["outputs"]
+    there = [(out["address"], part["unit"], part["quantity"]) for out in shown for part in out["amount"]]
+    for output in payment["outputs"]:
+        wanted = (output["address"], output["asset"], output["units"])
+        require(there.count(wanted) == 1, f"the chain does not show the output {wanted} once")
+
+
+def _require_transactions(on: Stage, call: _Call, count: int) -> None:
+    """So many transactions of the wallet since the call was made."""
+    made = len(_transactions(on)) - call.transactions_before
+    require(made == count, f"the chain shows {made} transactions for this call, not {count}")
+
+
+def _transactions(on: Stage) -> list[Any]:
+    return _all_pages(on, f"/addresses/{on.wallet.address}/transactions")
+
+
+def _all_pages(on: Stage, path: str) -> list[Any]:
+    rows: list[Any] = []
+    while True:
+        page = on.chain(f"{path}?page={len(rows) // PAGE_ROWS + 1}")
+        rows += page
+        if len(page) < PAGE_ROWS:
+            return rows
+
+
+def _was_submitted(on: Stage) -> bool:
+    return bool(on.control("state")["faults"]["triggered"].get("submit:hang"))
+
+
+def _available(on: Stage, asset: str) -> int:
+    rows = on.api("GET", "/v1/wallet")["assets"]
+    return sum(int(row["available"]) for row in rows if row["asset"] == asset)
+
+
+def _held(on: Stage) -> int:
+    return sum(int(row["held"]) for row in on.api("GET", "/v1/wallet")["assets"])
+
+
+def _owned_by_ledger(balance: Json) -> dict[str, int]:
+    owned: dict[str, int] = {}
+    for row in balance["balances"]:
+        if row["account"] in ("wallet", "held"):
+            owned[row["asset"]] = owned.get(row["asset"], 0) + int(row["units"])
+    return owned
+
+
+def _owned_on_chain(on: Stage) -> dict[str, int]:
+    owned: dict[str, int] = {}
+    for utxo in _all_pages(on, f"/addresses/{on.wallet.address}/utxos"):
+        for part in utxo["amount"]:
+            owned[part["unit"]] = owned.get(part["unit"], 0) + int(part["quantity"])
+    return owned
+
+
+def _account(on: Stage, account: str) -> str:
+    words = {
+        "wallet": "in the wallet, free",
+        "held": "in the wallet, held for payments",
+        "fees": "paid as fees",
+        "external": "came from outside",
+        f"merchant:{on.devnet.merchant_url}": "paid to the merchant",
+    }
+    return words.get(account, account)
+
+
+def _amount(asset: str, units: str | int) -> str:
+    return format_ada(int(units)) if asset == LOVELACE else f"{units} demo"

@@ -1,0 +1,243 @@
+"""The demo's stage: a devnet, the daemon as a child process, and a client of both, over real HTTP.
+
+May import: devnet, init, settings, httpx. Never: calls into a running daemon but over HTTP; leaves a process or
+a file behind.
+"""
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import httpx
+
+from payagent.agent.ports import Ports, SystemClock, SystemRandomness
+from payagent.devnet.server import DevnetThread
+from payagent.init import Choices, Made, initialise
+
+Json = dict[str, Any]
+Progress = Callable[[str], None]
+Waiting = Callable[[], AbstractContextManager[Progress]]
+
+PATIENCE_S = 20.0
+POLL_S = 0.05
+STOP_S = 10.0
+BLOCK_TIME_S = 1
+TOKEN = "6a" * 28 + "64656d6f"
+"""A native token: any policy id, and the name "demo" in hex."""
+
+_TOKEN_LIMITS = f"""
+# A token is paid only when it has limits of its own.
+[[limits.assets]]
+asset = "{TOKEN}"
+per_payment = "1000"
+per_day = "5000"
+"""
+_CHILD_VARIABLES = ("PATH", "LANG", "LC_ALL", "PYTHONPATH", "VIRTUAL_ENV", "TMPDIR")
+
+
+class DemoFailed(Exception):  # noqa: N818  what it tells is the outcome
+    """A step did not do what it must."""
+
+
+def require(condition: bool, otherwise: str) -> None:
+    """Go on only when it is so."""
+    if not condition:
+        raise DemoFailed(otherwise)
+
+
+class Daemon:
+    """`payagent serve` in a process of its own."""
+
+    def __init__(self, config: Path, folder: Path, environ: Mapping[str, str]) -> None:
+        self.url = f"http://127.0.0.1:{_free_port()}"
+        self._config = config
+        self._log = folder / "daemon.log"
+        kept = {name: environ[name] for name in _CHILD_VARIABLES if name in environ}
+        self._environ = kept | {"HOME": str(folder)}
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        listen = self.url.removeprefix("http://")
+        command = [sys.executable, "-m", "payagent", "serve", "--config", str(self._config), "--listen", listen]
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(  # noqa: S603  this very program
+                command, env=self._environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+
+    def kill(self) -> int:
+        """SIGKILL: nothing in it gets to run any more. The process id that it had."""
+        process = self._running()
+        process.kill()
+        process.wait()
+        self._process = None
+        return process.pid
+
+    def stop(self) -> None:
+        """SIGTERM, and SIGKILL when that does not help."""
+        if self._process is None:
+            return
+        process, self._process = self._process, None
+        process.terminate()
+        try:
+            process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    def require_alive(self) -> None:
+        code = self._running().poll()
+        require(code is None, f"the daemon ended with exit code {code}")
+
+    def last_words(self) -> str:
+        """The end of its log."""
+        text = self._log.read_text(errors="replace") if self._log.exists() else ""
+        return "\n".join(text.splitlines()[-8:])
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._process is None:
+            raise DemoFailed("the daemon does not run")
+        return self._process
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Everything that is up, and how to talk to it."""
+
+    devnet: DevnetThread
+    daemon: Daemon
+    wallet: Made
+    http: httpx.Client
+    waiting: Waiting
+
+    def api(
+        self, method: str, path: str, body: Json | None = None, headers: Mapping[str, str] | None = None
+    ) -> Json:
+        """A call to the daemon; anything but success ends the demo."""
+        sent = {"authorization": f"Bearer {self.wallet.token}"} | dict(headers or {})
+        answer = self.http.request(method, self.daemon.url + path, json=body, headers=sent)
+        require(answer.is_success, f"{method} {path} was answered with {answer.status_code}: {answer.text[:600]}")
+        return _json(answer)
+
+    def control(self, path: str, body: Json | None = None) -> Json:
+        """A call to the devnet's switches."""
+        method = "GET" if body is None else "POST"
+        answer = self.http.request(method, f"{self.devnet.origin}/devnet/{path}", json=body)
+        require(answer.is_success, f"/devnet/{path} was answered with {answer.status_code}: {answer.text[:300]}")
+        return _json(answer)
+
+    def chain(self, path: str) -> Any:
+        """A read of the chain, through the API that payagent uses too."""
+        answer = self.http.get(self.devnet.chain_url + path)
+        require(answer.is_success, f"{path} was answered with {answer.status_code}")
+        return answer.json()
+
+    def set_merchant(self, **settings: object) -> None:
+        answer = self.http.post(f"{self.devnet.merchant_url}/merchant/settings", json=settings)
+        require(answer.is_success, f"the merchant did not take its settings: {answer.text[:300]}")
+
+    def call(self, body: bytes, headers: Mapping[str, str]) -> httpx.Response:
+        """A client's call to the merchant's /chat."""
+        sent = {"content-type": "application/json", "x-partner": "demo"} | dict(headers)
+        return self.http.post(f"{self.devnet.merchant_url}/chat", content=body, headers=sent)
+
+    def until(self, what: str, reached: Callable[[], bool]) -> None:
+        """Wait for something, and show that we do."""
+        started_s = time.monotonic()
+        with self.waiting() as progress:
+            while not reached():
+                waited_s = time.monotonic() - started_s
+                require(waited_s < PATIENCE_S, f"waited {PATIENCE_S:.0f} s in vain: {what}")
+                progress(f"   waiting: {what} ({waited_s:.0f} s)")
+                time.sleep(POLL_S)
+
+    def start_daemon(self) -> None:
+        """Start it, and wait until it can pay."""
+        self.daemon.start()
+        self.until("the daemon is ready", self._is_ready)
+
+    def _is_ready(self) -> bool:
+        self.daemon.require_alive()
+        try:
+            return self.http.get(f"{self.daemon.url}/readyz").status_code == httpx.codes.OK
+        except httpx.TransportError:
+            return False
+
+
+@contextmanager
+def stage(waiting: Waiting, environ: Mapping[str, str]) -> Iterator[Stage]:
+    """Set everything up; take everything down, however the block ends."""
+    with (
+        _stopped_by_signals(),
+        TemporaryDirectory(prefix="payagent-demo-") as name,
+        DevnetThread(block_time_s=BLOCK_TIME_S) as devnet,
+        httpx.Client(trust_env=False, timeout=PATIENCE_S) as http,
+    ):
+        folder = Path(name)
+        wallet = _make_wallet(folder, devnet)
+        daemon = Daemon(wallet.config, folder, environ)
+        try:
+            yield Stage(devnet, daemon, wallet, http, waiting)
+        except DemoFailed as failed:
+            raise DemoFailed(f"{failed}\nThe daemon's last words:\n{daemon.last_words()}") from None
+        finally:
+            daemon.stop()
+
+
+def _make_wallet(folder: Path, devnet: DevnetThread) -> Made:
+    """What `payagent init` makes, with limits for a token added to the config by hand."""
+    passphrase_file = folder / "passphrase"
+    passphrase = secrets.token_urlsafe(24)
+    passphrase_file.touch(mode=0o600)
+    passphrase_file.write_text(passphrase)
+    choices = Choices(
+        network="devnet",
+        chain_url=devnet.chain_url,
+        config=folder / "config.toml",
+        data_dir=folder / "data",
+        merchants={"t": devnet.merchant_url},
+        partners={"t": "demo"},
+        passphrase=passphrase,
+        passphrase_file=passphrase_file,
+    )
+    ports = Ports(SystemClock(), SystemRandomness())
+    made = initialise(choices, {"HOME": str(folder)}, ports, write_words=True, randomness=os.urandom)
+    with made.config.open("a") as config:
+        config.write(_TOKEN_LIMITS)
+    return made
+
+
+@contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the demo as Ctrl-C does, so that it takes its child with it."""
+
+    def stop(_number: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(number, stop) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+def _json(answer: httpx.Response) -> Json:
+    body = answer.json()
+    require(isinstance(body, dict), f"{answer.url.path} did not answer with an object")
+    return dict(body)
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
