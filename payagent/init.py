@@ -6,7 +6,7 @@ does); overwrites a file; leaves half of its work behind when it fails.
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -72,7 +72,8 @@ def initialise(
         _write_new(choices.config, config_text(choices), made)
         settings = load_settings(choices.config, environ)
         _require_same(settings, choices)
-        _make_private_folder(settings.data_dir)
+        _make_private_folder(settings.data_dir, made)
+        _require_none(settings.data_dir)
         words = choices.words or keystore.new_words(randomness)
         words_file = settings.data_dir / WORDS_FILE if write_words and choices.words is None else None
         if words_file is not None:
@@ -153,8 +154,6 @@ def _make_keystore(
 
 def _make_ledger(path: Path, ports: Ports, token_hash: str, made: list[Path]) -> None:
     """An empty ledger with one app that may do everything."""
-    if path.exists():
-        raise Refused("file_exists", f"{path} is there already, and nothing is overwritten")
     made += [path, path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm")]
     writer = Writer(path)
     app_id, now_ms = ports.new_id("app"), ports.clock.now_ms()
@@ -168,10 +167,19 @@ def _make_ledger(path: Path, ports: Ports, token_hash: str, made: list[Path]) ->
         writer.close()
 
 
-def _make_private_folder(folder: Path) -> None:
+def _require_none(data_dir: Path) -> None:
+    """A wallet that is there stays as it is."""
+    if (data_dir / "keystore.json").exists():
+        raise Refused("keystore_exists", f"{data_dir / 'keystore.json'} is there already")
+    if (data_dir / "ledger.db").exists():
+        raise Refused("file_exists", f"{data_dir / 'ledger.db'} is there already")
+
+
+def _make_private_folder(folder: Path, made: list[Path]) -> None:
     """The data folder, for its owner alone. One that holds something already must be private already."""
     if not folder.exists():
         folder.mkdir(parents=True)
+        made.append(folder)
     elif not folder.is_dir():
         raise Refused("file_exists", f"{folder} is there already, and is not a folder")
     elif folder.stat().st_mode & 0o077 and any(folder.iterdir()):
@@ -185,7 +193,7 @@ def _write_new(path: Path, text: str, made: list[Path]) -> None:
     try:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except FileExistsError:
-        raise Refused("file_exists", f"{path} is there already, and nothing is overwritten") from None
+        raise Refused("file_exists", f"{path} is there already") from None
     made.append(path)
     with os.fdopen(handle, "w", encoding="utf-8") as file:
         file.write(text)
@@ -195,7 +203,7 @@ def _write_new(path: Path, text: str, made: list[Path]) -> None:
 
 @contextmanager
 def _undone_on_failure() -> Iterator[list[Path]]:
-    """Hands out a list of files; all that are in it are removed when the block fails."""
+    """Hands out a list of files and folders; all that are in it are removed when the block fails."""
     made: list[Path] = []
     try:
         yield made
@@ -211,4 +219,8 @@ def _undone_on_failure() -> Iterator[list[Path]]:
 
 def _remove(paths: list[Path]) -> None:
     for path in reversed(paths):
-        path.unlink(missing_ok=True)
+        with suppress(OSError):  # the error that led here is the one to be told
+            if path.is_dir():
+                path.rmdir()
+            else:
+                path.unlink(missing_ok=True)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx
+from canaries import plant
 
 from payagent.agent.agent import Agent, Ask, Request
 from payagent.agent.ports import Ports, SystemClock, SystemRandomness
@@ -28,7 +29,7 @@ from payagent.store.queries import PaymentRow
 from payagent.store.writer import Checkpoint, Readers, Writer
 from payagent.wallet.keys import Account, derive, seed_from_words
 
-WORDS = "abandon " * 23 + "art"
+WORDS = plant("the recovery words", "abandon " * 23 + "art")
 DEVNET = NETWORKS["devnet"]
 ADA = 1_000_000
 APP = "app_test"

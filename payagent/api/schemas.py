@@ -19,8 +19,19 @@ Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Amounts = dict[str, Units]
 
 
+def _absent(description: str) -> Any:
+    """A field that need not be there, and is not null when it is."""
+    return Field(default_factory=lambda: None, description=description)
+
+
+def _closed(*either: str) -> ConfigDict:
+    """No other keys; and exactly one of `either`, when there are any."""
+    choice: dict[str, Any] = {"oneOf": [{"required": [key]} for key in either]} if either else {}
+    return ConfigDict(extra="forbid", json_schema_extra=choice)
+
+
 class _Closed(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = _closed()
 
 
 class CallBought(_Closed):
@@ -34,21 +45,21 @@ class CallBought(_Closed):
 class Response402(_Closed):
     """The answer as received. Its body as a JSON value, or as text, or in base64 byte for byte."""
 
+    model_config = _closed("body", "body_base64")
+
     status: Annotated[int, Field(ge=100, le=599)]
     headers: dict[str, str] | list[tuple[str, str]] = {}
-    body: Any = None
-    body_base64: str | None = None
+    body: Any = _absent("A JSON value, or the text as received.")
+    body_base64: str = _absent("The bytes as received.")
 
 
 class PaymentRequest(_Closed):
     """A 402 that is to be paid."""
 
     origin: Annotated[str, Field(description="Scheme, host and port of the server that answered.")]
-    request: CallBought | None = None
+    request: CallBought = _absent("The call that is bought.")
     response: Response402
-    max_total: Annotated[
-        Units | None, Field(description="A bound on what leaves in the invoice's asset, fee included.")
-    ] = None
+    max_total: Units = _absent("A bound on what leaves in the invoice's asset, fee included.")
 
 
 class DeliveryReport(_Closed):
@@ -67,10 +78,12 @@ class SplitOrder(_Closed):
 class SendOrder(_Closed):
     """Send `units` of `asset`, or all that is free."""
 
+    model_config = _closed("units", "all")
+
     address: str
     asset: str = "lovelace"
-    units: Units | None = None
-    all: Literal[True] | None = None
+    units: Units = _absent("How much.")
+    all: Literal[True] = _absent("Everything.")
 
 
 class Output(BaseModel):
@@ -118,7 +131,7 @@ class Payment(BaseModel):
     expires_at: Time | None
     created_at: Time
     changed_at: Time
-    reason: Reason = Field(default=None, description="There when the payment was refused.")  # type: ignore[assignment]
+    reason: Reason = _absent("There when the payment was refused.")
 
 
 class Payments(BaseModel):
@@ -140,7 +153,7 @@ class QuoteAnswer(BaseModel):
     size: int
     expires_at: Time | None
     within_limits: bool
-    refusal: Reason = Field(default=None, description="There when a limit stands against it.")  # type: ignore[assignment]
+    refusal: Reason = _absent("There when a limit stands against it.")
 
 
 class AssetBalance(BaseModel):

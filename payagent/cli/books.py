@@ -8,7 +8,15 @@ from typing import Any
 
 import click
 
-from payagent.cli.options import daemon_options, example, link_to, pass_terminal, show_asset, show_units
+from payagent.cli.options import (
+    daemon_options,
+    example,
+    group_defaults,
+    link_to,
+    pass_terminal,
+    show_asset,
+    show_units,
+)
 from payagent.cli.terminal import Terminal
 
 
@@ -17,7 +25,7 @@ from payagent.cli.terminal import Terminal
 @click.pass_context
 def ledger(context: click.Context, config: Path | None, token_file: Path | None) -> None:
     """The double-entry ledger. Alone it shows the balance of every account."""
-    if context.invoked_subcommand is None:
+    if group_defaults(context, config, token_file):
         context.invoke(balance, config=config, token_file=token_file)
 
 
@@ -80,7 +88,7 @@ def balance(terminal: Terminal, config: Path | None, token_file: Path | None) ->
 @click.pass_context
 def limits(context: click.Context, config: Path | None, token_file: Path | None) -> None:
     """What may be spent. Alone it shows the limits."""
-    if context.invoked_subcommand is None:
+    if group_defaults(context, config, token_file):
         context.invoke(show, config=config, token_file=token_file)
 
 

@@ -95,7 +95,7 @@ class Link:
             raise _not_running(self.settings) from None
         except (httpx.HTTPError, OSError) as error:
             raise Refused(
-                "daemon_not_running",
+                "daemon_silent",
                 f"it did not answer {method} {path.partition('?')[0]}: {type(error).__name__}",
             ) from None
 
@@ -118,7 +118,7 @@ def _client(transport: httpx.HTTPTransport, base_url: str) -> httpx.Client:
 def _not_running(settings: Settings) -> Refused:
     return Refused(
         "daemon_not_running",
-        f"nobody answers on {settings.api.socket} or {settings.api.listen}; start it with `payagent serve`",
+        f"nobody answers on {settings.api.socket} or {settings.api.listen}",
     )
 
 
@@ -129,7 +129,5 @@ def _object(answer: httpx.Response) -> dict[str, Any]:
     except ValueError:
         body = None
     if not isinstance(body, dict):
-        raise Refused(
-            "daemon_not_running", f"what answers at {answer.url.host} is not payagent ({answer.status_code})"
-        )
+        raise Refused("daemon_silent", f"what answers at {answer.url.host} is not payagent ({answer.status_code})")
     return body

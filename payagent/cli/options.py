@@ -79,6 +79,17 @@ def link_to(config: Path | None, token_file: Path | None) -> "Link":
     return Link(settings_of(config), token_file)
 
 
+def group_defaults(context: click.Context, config: Path | None, token_file: Path | None) -> bool:
+    """Whether a group was called alone; if not, what it was given holds for its command too."""
+    if context.invoked_subcommand is None:
+        return True
+    given = {"config": config, "token_file": token_file}
+    context.default_map = {
+        context.invoked_subcommand: {name: value for name, value in given.items() if value is not None}
+    }
+    return False
+
+
 def example(*lines: str) -> str:
     """The example at the end of a command's help."""
     return "\b\nExample:\n" + "\n".join(f"  {line}" for line in lines)

@@ -167,14 +167,16 @@ def _show_quote(terminal: Terminal, quote: Json) -> None:
 
 def show_outputs(terminal: Terminal, source: Mapping[str, Any]) -> None:
     """The outputs of a payment or a quote, as a table."""
-    terminal.table(
-        ("role", "units", "asset", "address"),
-        [
-            (o["role"], show_units(o["asset"], o["units"]), show_asset(o["asset"]), o["address"])
-            for o in source["outputs"]
-        ],
-        right=("units",),
-    )
+    rows = [
+        (
+            output["role"],
+            show_units(output["asset"], output["units"]),
+            show_asset(output["asset"]),
+            output["address"],
+        )
+        for output in source["outputs"]
+    ]
+    terminal.table(("role", "units", "asset", "address"), rows, right=("units",))
 
 
 def _wait(terminal: Terminal, link: "Link", payment: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,15 @@ from typing import Any
 
 import click
 
-from payagent.cli.options import daemon_options, example, link_to, pass_terminal, show_asset, show_units
+from payagent.cli.options import (
+    daemon_options,
+    example,
+    group_defaults,
+    link_to,
+    pass_terminal,
+    show_asset,
+    show_units,
+)
 from payagent.cli.pay import in_words, show_outputs
 from payagent.cli.terminal import Terminal
 from payagent.core.money import LOVELACE
@@ -52,7 +60,7 @@ ENTRIES_IN_WORDS = {
 @click.pass_context
 def payments(context: click.Context, config: Path | None, token_file: Path | None) -> None:
     """List payments, or show one. Alone it lists the newest."""
-    if context.invoked_subcommand is None:
+    if group_defaults(context, config, token_file):
         context.invoke(list_payments, config=config, token_file=token_file)
 
 
@@ -129,6 +137,7 @@ def _show_one(terminal: Terminal, payment: dict[str, Any], entries: list[dict[st
         ("invoice", payment["invoice_id"]),
         ("transaction", payment["tx_hash"]),
         ("fee", show_units(LOVELACE, payment["fee"])),
+        ("block", _block(payment)),
         ("money", STATES_IN_WORDS.get(payment["state"], in_words(payment["state"]))),
         ("delivery", _delivery(payment)),
         ("reason", (payment.get("reason") or {}).get("detail")),
@@ -148,6 +157,11 @@ def _delivery(payment: dict[str, Any]) -> str | None:
     return DELIVERIES_IN_WORDS.get(payment["delivery"], in_words(payment["delivery"]))
 
 
+def _block(payment: dict[str, Any]) -> str | None:
+    block = payment.get("block")
+    return f"{block['height']} ({block['hash']})" if block else None
+
+
 def history(payment: dict[str, Any], entries: list[dict[str, Any]]) -> list[tuple[str, str]]:
     """(time, what happened) in order: from the payment itself and from what the ledger noted of it."""
     lines = [(payment["created_at"], "received")]
@@ -155,10 +169,7 @@ def history(payment: dict[str, Any], entries: list[dict[str, Any]]) -> list[tupl
         held = [_posted(line) for line in entry["postings"] if line["account"] == "held"]
         text = ENTRIES_IN_WORDS.get(entry["kind"], in_words(entry["kind"]))
         lines.append((entry["at"], f"{text} ({', '.join(held)})" if entry["kind"] == "reserve" else text))
-    if payment.get("block"):
-        block = payment["block"]
-        lines.append((payment["changed_at"], f"stands in block {block['height']} ({block['hash'][:16]}...)"))
-    lines.append((payment["changed_at"], f"now {STATES_IN_WORDS.get(payment['state'], payment['state'])}"))
+    lines.append((payment["changed_at"], f"last change: {in_words(payment['state'])}"))
     return lines
 
 

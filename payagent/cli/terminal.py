@@ -20,6 +20,7 @@ Columns = Sequence[str]
 Rows = Sequence[Sequence[str]]
 
 PROGRESS_EVERY_S = 0.5
+TABLE_WIDTH_MAX = 1_000
 
 
 class ProblemError(Exception):
@@ -81,7 +82,10 @@ class Terminal:
         for row in rows:
             table.add_row(*(Text(cell) for cell in row))
         # foreign text is shown as it is: no markup, no highlighting
-        Console(file=self.stdout, highlight=False, markup=False).print(table)
+        console = Console(file=self.stdout, highlight=False, markup=False)
+        # a line that is too long is left to the terminal: ids and addresses stay whole, to be copied
+        natural = console.measure(table, options=console.options.update(width=TABLE_WIDTH_MAX)).maximum
+        console.print(table, width=max(console.width, natural), crop=False, soft_wrap=True)
 
     def pairs(self, pairs: Sequence[tuple[str, str]]) -> None:
         """Names and values, one a line."""
@@ -147,6 +151,8 @@ def as_shown(problem: Mapping[str, object]) -> Json:
     """A problem (RFC 9457) of the daemon's as the same object; a code that is unknown here exits with 1."""
     code = str(problem.get("code", "internal_error"))
     row = PROBLEMS.get(code)
-    known: Json = {"money": row.money, "fix": row.fix, "exit_code": row.exit_code} if row else {"exit_code": 1}
+    known: Json = {"title": "Refused by payagent", "exit_code": 1}
+    if row is not None:
+        known = {"title": row.title, "money": row.money, "fix": row.fix, "exit_code": row.exit_code}
     told = {name: value for name, value in problem.items() if name not in ("type", "status")}
-    return {"code": code, "title": "Refused", "detail": ""} | told | known
+    return {"code": code, "detail": ""} | known | told

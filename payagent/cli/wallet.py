@@ -8,7 +8,15 @@ from typing import Any
 
 import click
 
-from payagent.cli.options import daemon_options, example, link_to, pass_terminal, show_asset, show_units
+from payagent.cli.options import (
+    daemon_options,
+    example,
+    group_defaults,
+    link_to,
+    pass_terminal,
+    show_asset,
+    show_units,
+)
 from payagent.cli.pay import in_words
 from payagent.cli.terminal import Terminal
 from payagent.core.money import LOVELACE, parse_ada, parse_asset, parse_units
@@ -20,7 +28,7 @@ from payagent.core.problem import Refused
 @click.pass_context
 def wallet(context: click.Context, config: Path | None, token_file: Path | None) -> None:
     """Show the wallet, or split and send from it. Alone it shows the balances."""
-    if context.invoked_subcommand is None:
+    if group_defaults(context, config, token_file):
         context.invoke(show, config=config, token_file=token_file)
 
 
@@ -88,11 +96,11 @@ def utxos(terminal: Terminal, config: Path | None, token_file: Path | None) -> N
 @click.option("--each", required=True, metavar="AMOUNT", help='What each holds, such as "10 ADA".')
 @daemon_options
 @pass_terminal
-def split(terminal: Terminal, count: int, each: str, config: Path | None, token_file: Path | None) -> int:
+def split(terminal: Terminal, count: int, each: str, config: Path | None, token_file: Path | None) -> None:
     """Make so many coins of equal size, so that as many payments can be on their way at once."""
     body = {"count": count, "lovelace": str(parse_ada(each))}
     with link_to(config, token_file) as link:
-        return _ordered(terminal, link.post("/v1/wallet/split", body))
+        _ordered(terminal, link.post("/v1/wallet/split", body))
 
 
 @wallet.command(
@@ -106,7 +114,6 @@ def split(terminal: Terminal, count: int, each: str, config: Path | None, token_
 @click.option("--amount", metavar="AMOUNT", help='"25 ADA", or the units of a token as digits.')
 @click.option("--asset", metavar="ASSET", help="Policy id and asset name in hex. Default: ADA.")
 @click.option("--all", "everything", is_flag=True, help="Everything that is free.")
-@click.option("--yes", is_flag=True, help="Do not ask for confirmation on a terminal.")
 @daemon_options
 @pass_terminal
 def send(
@@ -115,21 +122,20 @@ def send(
     amount: str | None,
     asset: str | None,
     everything: bool,
-    yes: bool,
     config: Path | None,
     token_file: Path | None,
-) -> int:
-    """Send out of the wallet. No limit applies: it is the operator's own order.
+) -> None:
+    """Send out of the wallet. No limit applies: it is the operator's own order. A terminal asks once more.
 
     Each call is a transfer of its own. After an error that leaves it open whether the order arrived, look at
     `payagent payments list` first.
     """
     body = _transfer(to, amount, asset, everything)
-    if terminal.can_ask and not yes:
+    if terminal.can_ask:
         what = "everything that is free" if everything else f"{amount}{'' if asset is None else ' of ' + asset}"
         click.confirm(f"Send {what} to {to}?", abort=True, err=True)
     with link_to(config, token_file) as link:
-        return _ordered(terminal, link.post("/v1/wallet/send", body))
+        _ordered(terminal, link.post("/v1/wallet/send", body))
 
 
 def _transfer(to: str, amount: str | None, asset: str | None, everything: bool) -> dict[str, object]:
@@ -144,8 +150,8 @@ def _transfer(to: str, amount: str | None, asset: str | None, everything: bool) 
     return {"address": to, "asset": name, "units": str(units)}
 
 
-def _ordered(terminal: Terminal, payment: dict[str, Any]) -> int:
-    """A transfer is durable and on its way: what it is, with the exit code for what is still pending."""
+def _ordered(terminal: Terminal, payment: dict[str, Any]) -> None:
+    """A transfer is durable and on its way: show it."""
 
     def human() -> None:
         terminal.pairs(
@@ -159,4 +165,3 @@ def _ordered(terminal: Terminal, payment: dict[str, Any]) -> int:
 
     terminal.give(payment, human)
     terminal.say(f"On its way: `payagent payments show {payment['id']}`.")
-    return 0

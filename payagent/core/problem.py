@@ -93,9 +93,17 @@ PROBLEMS: dict[str, Problem] = {
     "daemon_not_running": Problem(
         503,
         4,
-        "payagent is not running",
-        "Start it with `payagent serve`.",
+        "payagent is not running: start it with `payagent serve`",
+        "Start it with `payagent serve`, then repeat the command.",
         money="Nothing was asked of it; what it was doing before is durable and goes on when it starts.",
+        retryable=True,
+    ),
+    "daemon_silent": Problem(
+        504,
+        4,
+        "payagent did not answer as it should",
+        "Look at `payagent payments list`. A `pay` may be repeated: it finds the payment that it made.",
+        money="It may have taken the order; what it took is durable and goes on.",
         retryable=True,
     ),
     "decimals_mismatch": Problem(

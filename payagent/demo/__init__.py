@@ -110,9 +110,8 @@ def _survive_kill(on: Stage, say: Say) -> None:
     require(again["id"] == payment["id"], "after the restart the same 402 made a second payment")
     call.retry()
     _require_transactions(on, call, 1)
-    say(
-        "   The client asks again with the same 402: same payment, same proof, served. One transaction on the chain."
-    )
+    say("   The same 402 again: the same payment, the same proof, and the call is served. The chain")
+    say("   shows one transaction.")
 
 
 def _close(on: Stage, say: Say) -> None:

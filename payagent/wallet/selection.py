@@ -29,7 +29,7 @@ def choose(coins: Coins, order: Order, anchor: Coin | None) -> Draft:
     """
     if Draft(order).bare_size(more_inputs=1) > order.frame.parameters.max_tx_size:
         raise Refused("transaction_too_big", f"{len(order.planned)} outputs do not fit one transaction")
-    _require_totals(coins, order, anchor, input_count=1)
+    _require_totals(coins, order, anchor, input_count=min(1, len(coins)))
     for sequence in (_frugal, _assets_then_largest, _largest):
         draft, ended = _fill(Draft(order, [anchor] if anchor else []), coins, sequence)
         if draft.pays():
@@ -74,14 +74,11 @@ def pick_anchor(draft: Draft) -> Coin:
 
 def _require_totals(coins: Coins, order: Order, anchor: Coin | None, input_count: int) -> None:
     """Refuse what all coins together cannot pay, with the fee of so many inputs."""
-    held = dict(coins.totals)
-    if anchor is not None and anchor.ref not in coins:
-        for asset, units in ((LOVELACE, anchor.lovelace), *anchor.assets):
-            held[asset] = held.get(asset, 0) + units
+    apart = Draft(order, [anchor] if anchor and anchor.ref not in coins else [])
     for asset in order.assets:
-        if (missing := order.needs[asset] - held.get(asset, 0)) > 0:
+        if (missing := apart.lacking(asset) - coins.totals.get(asset, 0)) > 0:
             raise _not_enough(asset, missing, "to pay the outputs")
-    if (missing := Draft(order).gap(more_inputs=input_count) - held.get(LOVELACE, 0)) > 0:
+    if (missing := apart.gap(more_inputs=input_count) - coins.totals.get(LOVELACE, 0)) > 0:
         raise _not_enough(LOVELACE, missing, "to pay the outputs and the fee")
 
 

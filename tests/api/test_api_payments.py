@@ -1,4 +1,4 @@
-"""The main job over HTTP: a 402 comes in, it is paid on chain, the call is served; once, whoever asks how often."""
+"""The main job over HTTP: a 402 comes in, it is paid on chain once, and the call is served."""
 
 import asyncio
 import base64
@@ -80,10 +80,14 @@ async def test_a_key_that_named_another_request_is_refused_and_buys_nothing(api:
 async def test_a_new_invoice_for_the_same_request_finds_the_payment_until_it_was_delivered(api: Api) -> None:
     request = {"method": "POST", "path": "/chat", "body_sha256": SHA256}
     first = await api.pay("a", request=request)
-    again = await api.http.post("/v1/payments", json=api.body("a", request=request))
+    again = await api.http.post("/v1/payments", json=api.body("a, with another invoice", request=request))
     assert (again.status_code, again.json()["id"]) == (200, first["id"])
+    assert again.json()["invoice_id"] == first["invoice_id"]
+    await api.http.post(f"/v1/payments/{first['id']}/delivery", json={"status": 402})
+    again = await api.http.post("/v1/payments", json=api.body("a, with a third", request=request))
+    assert (again.json()["id"], again.json()["delivery"]) == (first["id"], "presented")
     await api.http.post(f"/v1/payments/{first['id']}/delivery", json={"status": 200})
-    tomorrow = await api.http.post("/v1/payments", json=api.body("a", request=request))
+    tomorrow = await api.http.post("/v1/payments", json=api.body("a, tomorrow", request=request))
     assert tomorrow.status_code == 201
     assert tomorrow.json()["id"] != first["id"]
 

@@ -235,8 +235,9 @@ class Lane:
     async def confirmed(self, purchase: Purchase) -> None:
         """Until the payment that was acknowledged is confirmed."""
         state = None
-        while state not in ("confirmed", "settled"):
-            state = (await self.call("GET", f"/v1/payments/{purchase.payment_id}?wait=1")).json()["state"]
+        async with asyncio.timeout(STUCK_S):
+            while state not in ("confirmed", "settled"):
+                state = (await self.call("GET", f"/v1/payments/{purchase.payment_id}?wait=1")).json()["state"]
 
     async def _carry(self, purchase: Purchase, steps: tuple[Step, ...]) -> None:
         at = 0

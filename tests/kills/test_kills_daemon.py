@@ -6,6 +6,7 @@ seeded bug, to show that the checks would see it.
 """
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import killcampaign
@@ -75,7 +76,8 @@ async def test_a_daemon_that_gives_up_what_a_crash_interrupted_is_caught(tmp_pat
         await made.control("blocks", count=1)
         assert made.violations == []
         await lane.start(variant="give_up_at_restart")
+        await lane.pay(again := replace(purchase, payment_id=None, tx_hash=None))
+        await lane.confirmed(again)
         await lane.pay(purchase)
-        await lane.confirmed(purchase)
         check_paid_once(made)
         assert kinds(made) == {"answer changed", "paid twice"}

@@ -1,0 +1,42 @@
+"""docs/cli.md, made from the command's own help, so that the page and the program cannot differ.
+
+May import: click, cli. Never: anything that takes long.
+"""
+
+from collections.abc import Iterator
+
+import click
+
+from payagent.cli.commands import payagent
+
+WIDTH = 100
+HEAD = """\
+# The command
+
+Made by `scripts/docs` from the help of `payagent` and its commands. Data goes to stdout, talk to stderr. A terminal
+gets tables, a pipe gets JSON; `--json` and `--human` force it. An error is one block on stderr, or one JSON object
+when the answer is JSON: `code` and what it means are in [problems.md](problems.md).
+"""
+
+
+def walk(command: click.Command = payagent, path: str = "payagent") -> Iterator[tuple[str, click.Command]]:
+    """Every command with the words that call it, groups before what is in them."""
+    yield path, command
+    if isinstance(command, click.Group):
+        for name in sorted(command.commands):
+            yield from walk(command.commands[name], f"{path} {name}")
+
+
+def help_of(path: str, command: click.Command) -> str:
+    """The help, as `--help` prints it at a width of 100."""
+    context = click.Context(command, info_name=path, terminal_width=WIDTH, max_content_width=WIDTH)
+    text = command.get_help(context)
+    return "\n".join(line.rstrip() for line in text.splitlines())
+
+
+def reference() -> str:
+    """The whole page."""
+    parts = [HEAD]
+    for path, command in walk():
+        parts.append(f"## {path}\n\n```text\n{help_of(path, command)}\n```\n")
+    return "\n".join(parts)

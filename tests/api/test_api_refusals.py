@@ -1,0 +1,297 @@
+"""What is refused, with which code, and how a refusal looks: RFC 9457 with what it means for the money."""
+
+import json
+from typing import Any
+
+import httpx
+from agent_kit import World
+from api_kit import Api, served
+
+from payagent.api.app import create_app
+from payagent.core.problem import PROBLEMS
+
+JSON = {"content-type": "application/json"}
+PAY, QUOTE, SPLIT, SEND = "/v1/payments", "/v1/quotes", "/v1/wallet/split", "/v1/wallet/send"
+CALL = {"method": "POST", "path": "/chat", "body_sha256": "ab" * 32}
+NO_PAYMENT = "/v1/payments/pay_000000000000000000000000"
+
+
+def require_problem(answer: httpx.Response, code: str) -> dict[str, Any]:
+    """The answer is this problem, whole and as the table has it."""
+    assert answer.headers["content-type"] == "application/problem+json", answer.text
+    told: dict[str, Any] = answer.json()
+    row = PROBLEMS[code]
+    assert (told["code"], told["status"], answer.status_code) == (code, row.status, row.status), told
+    assert (told["title"], told["money"], told["fix"]) == (row.title, row.money, row.fix)
+    assert told["retryable"] is row.retryable
+    assert told["type"] == f"urn:payagent:problem:{code}"
+    assert told["instance"] == f"urn:payagent:request:{answer.headers['x-request-id']}"
+    assert ("retry-after" in answer.headers) == (row.status in (429, 503))
+    assert ("www-authenticate" in answer.headers) == (row.status == 401)
+    return told
+
+
+def require_nothing_signed(api: Api) -> None:
+    assert api.run.agent.conn.execute("SELECT COUNT(*) FROM attempts").fetchone() == (0,)
+
+
+async def test_a_body_that_is_not_understood_is_refused_with_the_key_that_is_wrong(api: Api) -> None:
+    good = api.body()
+    response: dict[str, Any] = dict(good["response"])  # type: ignore[call-overload]
+    other = "https://api.example.com"
+    rows: list[tuple[str, object, str, str | None]] = [
+        (PAY, [], "bad_request", None),
+        (PAY, {"origin": other}, "bad_request", "response"),
+        (PAY, good | {"max_totl": "5"}, "bad_request", "max_totl"),
+        (PAY, good | {"max_total": 5_000_000}, "bad_request", "max_total"),
+        (PAY, good | {"max_total": 5.5}, "bad_request", "max_total"),
+        (PAY, good | {"max_total": "0"}, "bad_request", "max_total"),
+        (PAY, good | {"max_total": "5 ADA"}, "bad_request", "max_total"),
+        (PAY, good | {"origin": other}, "merchant_not_allowed", None),
+        (PAY, good | {"origin": "api.example.com"}, "merchant_not_allowed", "origin"),
+        (PAY, good | {"origin": 7}, "merchant_not_allowed", "origin"),
+        (PAY, good | {"request": {}}, "bad_request", "method"),
+        (PAY, good | {"request": CALL | {"method": "post"}}, "bad_request", "request.method"),
+        (PAY, good | {"request": CALL | {"path": "chat"}}, "bad_request", "request.path"),
+        (PAY, good | {"request": CALL | {"path": "/a\u00e9"}}, "bad_request", "request.path"),
+        (PAY, good | {"request": CALL | {"body_sha256": "AB" * 32}}, "bad_request", "request.body_sha256"),
+        (PAY, good | {"request": CALL | {"body": ""}}, "bad_request", "body"),
+        (PAY, good | {"response": response | {"status": "402"}}, "bad_request", "response.status"),
+        (PAY, good | {"response": response | {"status": 42}}, "bad_request", "response.status"),
+        (PAY, good | {"response": response | {"status": 200}}, "not_an_invoice", None),
+        (PAY, good | {"response": response | {"headers": {"a": 1}}}, "bad_request", "response.headers"),
+        (PAY, good | {"response": response | {"headers": "a: 1"}}, "bad_request", "response.headers"),
+        (PAY, good | {"response": response | {"headers": [["a"]]}}, "bad_request", "response.headers"),
+        (PAY, good | {"response": {"status": 402}}, "bad_request", "response.body"),
+        (PAY, good | {"response": response | {"body_base64": ""}}, "bad_request", "response.body"),
+        (PAY, good | {"response": {"status": 402, "body_base64": "?"}}, "bad_request", "response.body_base64"),
+        (PAY, good | {"response": response | {"body": {"a": "x" * 70_000}}}, "body_too_big", None),
+        (QUOTE, good | {"max_totl": "5"}, "bad_request", "max_totl"),
+        (SPLIT, {"count": 2}, "bad_request", "lovelace"),
+        (SPLIT, {"count": "2", "lovelace": "5000000"}, "bad_request", "count"),
+        (SPLIT, {"count": True, "lovelace": "5000000"}, "bad_request", "count"),
+        (SPLIT, {"count": 10**9, "lovelace": "5000000"}, "bad_request", "count"),
+        (SPLIT, {"count": 2, "lovelace": 5000000}, "bad_request", "lovelace"),
+        (SPLIT, {"count": 2, "lovelace": "1"}, "output_below_minimum", None),
+        (SEND, {"address": api.world.address}, "bad_request", "units"),
+        (SEND, {"address": api.world.address, "units": "5", "all": True}, "bad_request", "units"),
+        (SEND, {"address": api.world.address, "all": False}, "bad_request", "all"),
+        (SEND, {"address": api.world.address, "all": True, "asset": "lovelace"}, "bad_request", "all"),
+        (SEND, {"address": api.world.address, "units": "45000000000000001"}, "bad_request", "units"),
+        (SEND, {"address": "addr1xyz", "units": "5000000"}, "address_bad_checksum", None),
+        (SEND, {"address": api.world.address, "units": "5", "asset": "USDM"}, "asset_not_understood", None),
+        (NO_PAYMENT + "/delivery", {"status": True}, "bad_request", "status"),
+        (NO_PAYMENT + "/delivery", {"status": 200}, "not_found", None),
+    ]
+    for path, body, code, key in rows:
+        told = require_problem(await api.http.post(path, json=body), code)
+        assert told.get("key") == key, (path, told)
+    require_nothing_signed(api)
+
+
+async def test_a_body_that_is_not_strict_json_is_refused(api: Api) -> None:
+    for path, content, headers, code in (
+        (PAY, b"", JSON, "json_not_understood"),
+        (PAY, b"{", JSON, "json_not_understood"),
+        (PAY, b'{"origin": "a", "origin": "b"}', JSON, "json_not_understood"),
+        (PAY, b'{"max_total": NaN}', JSON, "json_not_understood"),
+        (PAY, b"\xff\xfe", JSON, "json_not_understood"),
+        (PAY, b"[" * 100_000, JSON, "json_not_understood"),
+        (PAY, b" " * (256 * 1024 + 1), JSON, "body_too_big"),
+        (SPLIT, b"{", JSON, "bad_request"),
+        (SPLIT, b'{"count": 1, "count": 2, "lovelace": "5000000"}', JSON, "bad_request"),
+        (PAY, b"{}", {}, "media_type_refused"),
+        (PAY, b"{}", {"content-type": "text/plain"}, "media_type_refused"),
+        (PAY, b"{}", {"content-type": "application/x-www-form-urlencoded"}, "media_type_refused"),
+        (PAY, b"{}", {"content-type": "application/json; charset=latin-1"}, "media_type_refused"),
+        (PAY, b"{}", {"content-type": "application/json; charset=UTF-8"}, "bad_request"),
+        (PAY, b"{}", JSON | {"idempotency-key": "a b"}, "bad_request"),
+    ):
+        require_problem(await api.http.post(path, content=content, headers=headers), code)
+    require_nothing_signed(api)
+
+
+async def test_an_idempotency_key_is_1_to_255_visible_ascii_characters(api: Api) -> None:
+    body = api.body()
+    for key in ("", "a b", "x" * 256, "caf\u00e9"):
+        answer = await api.http.post(PAY, json=body, headers={"Idempotency-Key": key.encode("latin-1")})
+        require_problem(answer, "idempotency_key_invalid")
+    require_nothing_signed(api)
+    longest = await api.http.post(PAY, json=body, headers={"Idempotency-Key": "~" * 255})
+    assert longest.status_code == 201
+
+
+async def test_two_idempotency_keys_and_one_where_it_means_nothing_are_refused(api: Api) -> None:
+    twice = [("Idempotency-Key", "a"), ("Idempotency-Key", "b")]
+    require_problem(await api.http.post(PAY, json=api.body(), headers=twice), "bad_request")
+    order = {"count": 1, "lovelace": "5000000"}
+    require_problem(await api.http.post(SPLIT, json=order, headers={"Idempotency-Key": "a"}), "bad_request")
+    require_nothing_signed(api)
+
+
+async def test_paths_methods_and_parameters_that_are_not_there_are_problems(api: Api) -> None:
+    for method, path, code in (
+        ("GET", "/", "not_found"),
+        ("GET", "/docs", "not_found"),
+        ("GET", "/v1/payments/", "not_found"),
+        ("GET", "/v1/nothing", "not_found"),
+        ("DELETE", PAY, "method_not_allowed"),
+        ("PUT", "/healthz", "method_not_allowed"),
+        ("GET", NO_PAYMENT, "not_found"),
+        ("GET", NO_PAYMENT + "?wait=61", "bad_request"),
+        ("GET", NO_PAYMENT + "?wait=-1", "bad_request"),
+        ("GET", NO_PAYMENT + "?wait=x", "bad_request"),
+        ("GET", PAY + "?limit=0", "bad_request"),
+        ("GET", PAY + "?limit=201", "bad_request"),
+        ("GET", PAY + "?cursor=0", "bad_request"),
+        ("GET", PAY + "?cursor=1%27--", "bad_request"),
+        ("GET", PAY + "?state=failed", "bad_request"),
+        ("GET", PAY + "?stat=settled", "bad_request"),
+        ("GET", PAY + "?origin=example.com", "bad_request"),
+        ("GET", PAY + "?since=yesterday", "bad_request"),
+        ("GET", PAY + "?since=2026-11-24T13:38:18", "bad_request"),
+        ("GET", "/v1/ledger/entries?acount=wallet", "bad_request"),
+    ):
+        answer = await api.http.request(method, path)
+        require_problem(answer, code)
+        assert ("allow" in answer.headers) == (code == "method_not_allowed")
+
+
+async def test_without_a_known_token_nothing_under_v1_answers(api: Api) -> None:
+    token = api.tokens["first"]
+    async with httpx.AsyncClient(base_url=api.url, trust_env=False) as http:
+        for headers in (
+            {},
+            {"Authorization": "Bearer pa_" + "A" * 43},
+            {"Authorization": "Bearer"},
+            {"Authorization": f"Basic {token}"},
+            {"Authorization": token},
+            {"X-Payagent-Token": token},
+        ):
+            for method, path in (
+                ("POST", PAY),
+                ("POST", QUOTE),
+                ("GET", PAY),
+                ("GET", NO_PAYMENT),
+                ("POST", NO_PAYMENT + "/delivery"),
+                ("GET", "/v1/wallet"),
+                ("GET", "/v1/wallet/utxos"),
+                ("POST", SPLIT),
+                ("POST", SEND),
+                ("GET", "/v1/ledger/entries"),
+                ("GET", "/v1/ledger/balance"),
+                ("GET", "/v1/limits"),
+            ):
+                require_problem(await http.request(method, path, headers=headers), "unauthorized")
+        assert (await http.get("/healthz")).json() == {"status": "ok"}
+        assert (await http.get("/openapi.json")).status_code == 200
+        assert (await http.get(f"/v1/wallet?token={token}")).status_code == 401
+
+
+async def test_a_token_does_only_what_its_scopes_say(api: Api) -> None:
+    body, split = api.body(), {"count": 1, "lovelace": "5000000"}
+    send = {"address": api.world.address, "units": "5000000"}
+    table: dict[tuple[str, str], tuple[object, set[str]]] = {
+        ("POST", PAY): (body, {"payer"}),
+        ("POST", QUOTE): (body, {"payer"}),
+        ("GET", PAY): (None, {"payer", "reader", "operator"}),
+        ("GET", "/v1/wallet"): (None, {"payer", "reader", "operator"}),
+        ("GET", "/v1/limits"): (None, {"payer", "reader", "operator"}),
+        ("GET", "/v1/ledger/entries"): (None, {"reader", "operator"}),
+        ("GET", "/v1/ledger/balance"): (None, {"reader", "operator"}),
+        ("POST", SPLIT): (split, {"operator"}),
+        ("POST", SEND): (send, {"operator"}),
+    }
+    for (method, path), (content, allowed) in table.items():
+        for app in ("payer", "reader", "operator"):
+            answer = await api.as_(app).request(method, path, json=content)
+            if app in allowed:
+                assert answer.status_code in (200, 201), (app, path, answer.text)
+            else:
+                require_problem(answer, "forbidden")
+
+
+async def test_a_web_page_cannot_spend(api: Api) -> None:
+    body = api.body()
+    for headers, code in (
+        ({"Host": "evil.example"}, "host_refused"),
+        ({"Host": "127.0.0.1.evil.example"}, "host_refused"),
+        ({"Host": "localhost.evil.example:8402"}, "host_refused"),
+        ({"Host": "192.168.1.2:8402"}, "host_refused"),
+        ({"Host": "payagent"}, "host_refused"),
+        ({"Origin": "https://evil.example"}, "browser_refused"),
+        ({"Origin": "null"}, "browser_refused"),
+        ({"Origin": api.url}, "browser_refused"),
+        ({"Sec-Fetch-Site": "cross-site"}, "browser_refused"),
+        ({"Sec-Fetch-Site": "same-site"}, "browser_refused"),
+    ):
+        require_problem(await api.http.post(PAY, json=body, headers=headers), code)
+    require_problem(await api.http.get("/healthz", headers={"Host": "evil.example"}), "host_refused")
+    require_nothing_signed(api)
+    for host in ("localhost", "LOCALHOST:8402", "127.0.0.1:1", "[::1]:8402", "127.9.9.9"):
+        answer = await api.http.get("/v1/limits", headers={"Host": host, "Sec-Fetch-Site": "none"})
+        assert answer.status_code == 200, host
+
+
+async def test_the_unix_socket_takes_any_host_and_still_no_page(api: Api) -> None:
+    headers = {"Authorization": f"Bearer {api.tokens['first']}"}
+    transport = httpx.AsyncHTTPTransport(uds=api.unix_path)
+    async with httpx.AsyncClient(base_url="http://payagent", transport=transport, headers=headers) as http:
+        assert (await http.get("/v1/limits")).status_code == 200
+        require_problem(await http.get("/v1/limits", headers={"Origin": "null"}), "browser_refused")
+
+
+async def test_money_and_chain_that_are_not_there_are_told(world: World) -> None:
+    async with world.run() as run, served(run) as api:
+        body = api.body()
+        told = require_problem(await api.http.post(PAY, json=body), "chain_not_ready")
+        assert told["retryable"] is True
+        ready = await api.http.get("/readyz")
+        assert (ready.status_code, ready.json()["ready"]) == (503, False)
+        assert ready.json()["checks"]["chain"] != "ok"
+        assert "retry-after" in ready.headers
+        await run.look()
+        assert (await api.http.get("/readyz")).status_code == 200
+        require_problem(await api.http.post(PAY, json=body), "not_enough_funds")
+        require_nothing_signed(api)
+
+
+async def test_late_sweeps_make_the_daemon_not_ready(api: Api) -> None:
+    assert (await api.http.get("/readyz")).json()["checks"] == {"chain": "ok", "ledger": "ok", "sweeps": "ok"}
+    api.stale.append("the last look is 31 s ago")
+    ready = await api.http.get("/readyz")
+    assert (ready.status_code, ready.json()["checks"]["sweeps"]) == (503, "the last look is 31 s ago")
+
+
+async def test_a_bug_is_told_as_such_and_with_nothing_of_its_inside(api: Api) -> None:
+    def broken() -> str | None:
+        raise RuntimeError("canary-7d1f")
+
+    transport = httpx.ASGITransport(create_app(api.run.agent, heartbeat=broken))
+    async with httpx.AsyncClient(base_url="http://localhost:8402", transport=transport) as http:
+        answer = await http.get("/readyz")
+    require_problem(answer, "internal_error")
+    assert "canary" not in answer.text
+
+
+async def test_no_answer_shows_a_token_or_can_be_kept_in_a_cache(api: Api) -> None:
+    token = api.tokens["first"]
+    paid = await api.pay()
+    for path in (
+        PAY,
+        f"{PAY}/{paid['id']}",
+        "/v1/wallet",
+        "/v1/wallet/utxos",
+        "/v1/limits",
+        "/v1/ledger/entries",
+        "/v1/ledger/balance",
+        "/openapi.json",
+        "/healthz",
+        "/readyz",
+        f"/{token}",
+        f"/proxy/~{token}/t/chat",
+    ):
+        answer = await api.http.get(path)
+        whole = answer.text + json.dumps(dict(answer.headers))
+        assert answer.headers["cache-control"] == "no-store"
+        assert token[3:] not in whole, path

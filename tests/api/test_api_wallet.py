@@ -1,0 +1,136 @@
+"""The wallet, its transfers, the limits and the books over HTTP, against what the chain shows."""
+
+from agent_kit import DEVNET, World, with_terms
+from api_kit import Api, served
+from hostile_402s import TOKEN, address
+
+from payagent.core.policy import Limit
+
+PAYEE = address(DEVNET, 6, 0x41)
+
+
+async def totals(api: Api) -> dict[str, dict[str, str]]:
+    wallet = (await api.http.get("/v1/wallet")).json()
+    return {row.pop("asset"): row for row in wallet["assets"]}
+
+
+async def test_the_wallet_shows_what_is_available_held_and_ours_at_every_step(api: Api) -> None:
+    assert await totals(api) == {"lovelace": {"available": "500000000", "held": "0", "total": "500000000"}}
+    paid = await api.pay()
+    spent = 13_000_000 + int(paid["fee"])  # type: ignore[call-overload]
+    held = {"available": "400000000", "held": str(spent), "total": "500000000"}
+    assert await totals(api) == {"lovelace": held}
+    wallet = (await api.http.get("/v1/wallet")).json()
+    assert wallet["coins"] == {"free": 4, "reserved": 1, "pending": 1, "locked": 0, "missing": 0}
+    assert (wallet["network"], wallet["address"]) == ("devnet", api.world.address)
+    assert wallet["chain"]["problem"] is None
+    assert wallet["chain"]["tip_height"] == api.run.agent.chain.tip.height  # type: ignore[union-attr]
+    await api.run.agent.drain(10)
+    await api.run.settle_down()
+    left = str(500_000_000 - spent)
+    assert await totals(api) == {"lovelace": {"available": left, "held": "0", "total": left}}
+    assert api.world.on_chain() == {"lovelace": int(left)}
+
+
+async def test_utxos_add_up_and_name_the_payment_that_they_are_kept_for(api: Api) -> None:
+    paid = await api.pay()
+    utxos = (await api.http.get("/v1/wallet/utxos")).json()["utxos"]
+    reserved = [utxo for utxo in utxos if utxo["state"] == "reserved"]
+    assert [utxo["reserved_for"] for utxo in reserved] == [paid["id"]]
+    assert reserved[0]["ref"] == paid["anchor"]
+    assert sum(int(utxo["lovelace"]) for utxo in utxos if utxo["state"] == "free") == 400_000_000
+
+
+async def test_a_split_fans_out_and_a_send_pays_exactly_what_was_ordered(api: Api) -> None:
+    split = await api.http.post("/v1/wallet/split", json={"count": 7, "lovelace": "5000000"})
+    assert (split.status_code, split.json()["kind"]) == (201, "split")
+    send = await api.http.post("/v1/wallet/send", json={"address": PAYEE, "units": "7000000"})
+    assert (send.status_code, send.json()["kind"]) == (201, "send")
+    assert send.json()["headers"] == {}
+    await api.run.agent.drain(10)
+    await api.run.settle_down()
+    utxos = (await api.http.get("/v1/wallet/utxos")).json()["utxos"]
+    assert [utxo["lovelace"] for utxo in utxos].count("5000000") == 7
+    fees = int(split.json()["fee"]) + int(send.json()["fee"])
+    assert api.world.on_chain() == {"lovelace": 500_000_000 - 7_000_000 - fees}
+    assert (await totals(api))["lovelace"]["total"] == str(api.world.on_chain()["lovelace"])
+    books = (await api.http.get("/v1/ledger/balance")).json()["balances"]
+    assert {row["account"]: row["units"] for row in books}["fees"] == str(fees)
+
+
+async def test_send_all_leaves_nothing_behind(world: World) -> None:
+    world.fund(100_000_000, 7_000_000)
+    world.fund(5_000_000, assets={TOKEN: 12})
+    async with world.run() as run:
+        await run.look()
+        async with served(run) as api:
+            sent = await api.http.post("/v1/wallet/send", json={"address": PAYEE, "all": True})
+            assert (sent.status_code, sent.json()["kind"]) == (201, "sweep")
+            assert {(o["asset"], o["units"]) for o in sent.json()["outputs"]} == {
+                ("lovelace", str(112_000_000 - int(sent.json()["fee"]))),
+                (TOKEN, "12"),
+            }
+            await run.agent.drain(10)
+            await run.settle_down()
+            assert world.on_chain() == {}
+            assert await totals(api) == {"lovelace": {"available": "0", "held": "0", "total": "0"}}
+
+
+async def test_a_token_is_sent_in_its_own_units(world: World) -> None:
+    world.fund(100_000_000)
+    world.fund(5_000_000, assets={TOKEN: 12})
+    async with world.run() as run:
+        await run.look()
+        async with served(run) as api:
+            order = {"address": PAYEE, "asset": TOKEN, "units": "5"}
+            sent = await api.http.post("/v1/wallet/send", json=order)
+            assert sent.status_code == 201, sent.text
+            await run.agent.drain(10)
+            await run.settle_down()
+            assert world.on_chain()[TOKEN] == 7
+            assert (await totals(api))[TOKEN] == {"available": "7", "held": "0", "total": "7"}
+
+
+async def test_limits_count_what_is_held_and_a_payment_above_them_is_refused(world: World) -> None:
+    world.fund(*[100_000_000] * 3)
+    limits = {"lovelace": Limit(20_000_000, 30_000_000), TOKEN: Limit(5, 50)}
+    async with world.run(terms=with_terms(limits=limits)) as run:
+        await run.look()
+        async with served(run) as api:
+            paid = await api.pay()
+            spent = 13_000_000 + int(paid["fee"])  # type: ignore[call-overload]
+            ada, token = (await api.http.get("/v1/limits")).json()["limits"]
+            assert ada == {
+                "asset": "lovelace",
+                "per_payment": "20000000",
+                "per_day": "30000000",
+                "spent_day": str(spent),
+                "left_day": str(30_000_000 - spent),
+            }
+            assert (token["spent_day"], token["left_day"]) == ("0", "50")
+            assert (await api.http.post("/v1/payments", json=api.body("b"))).status_code == 201
+            third = await api.http.post("/v1/payments", json=api.body("c"))
+            assert (third.status_code, third.json()["limit"]) == (403, "per_day")
+            quote = (await api.http.post("/v1/quotes", json=api.body("d"))).json()
+            assert (quote["within_limits"], quote["refusal"]["code"]) == (False, "limit_exceeded")
+
+
+async def test_entries_tell_the_story_of_a_payment_and_each_balances(api: Api) -> None:
+    paid = await api.pay()
+    await api.run.agent.drain(10)
+    await api.run.settle_down()
+    reader = api.as_("reader")
+    mine = (await reader.get("/v1/ledger/entries", params={"payment": paid["id"]})).json()["entries"]
+    assert [entry["kind"] for entry in mine] == ["post", "reserve"]
+    pages: list[dict[str, object]] = []
+    cursor: str | None = None
+    while not pages or cursor:
+        query = {"limit": "3"} | ({"cursor": cursor} if cursor else {})
+        page = (await reader.get("/v1/ledger/entries", params=query)).json()
+        pages += page["entries"]
+        cursor = page["cursor"]
+    assert [entry["kind"] for entry in pages] == ["post", "reserve"] + ["deposit"] * 5
+    for entry in pages:
+        assert sum(int(line["units"]) for line in entry["postings"]) == 0  # type: ignore[attr-defined]
+    fees = (await reader.get("/v1/ledger/entries", params={"account": "fees"})).json()["entries"]
+    assert [entry["id"] for entry in fees] == [mine[0]["id"]]
