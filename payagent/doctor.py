@@ -107,11 +107,19 @@ def _ledger(settings: Settings) -> str:
         raise Refused("store_failed", f"{path} lacks the triggers {', '.join(missing)}")
     if any(sums.values()):
         raise Refused("store_failed", f"the postings in {path} do not sum to zero: it was changed from outside")
-    ours = {"network": settings.network, "address": read_header(settings.data_dir / "keystore.json").address}
+    ours = {"network": settings.network, "address": _own_address(settings)}
     for key, value in known.items():
-        if value not in (None, ours[key]):
+        if None not in (value, ours[key]) and value != ours[key]:
             raise Refused("config_invalid", f"{path} is of {key} {value}, not of {ours[key]}")
     return "its triggers are there, its postings sum to zero"
+
+
+def _own_address(settings: Settings) -> str | None:
+    """The keystore's address; None when it cannot be read, which has a line of its own."""
+    try:
+        return read_header(settings.data_dir / "keystore.json").address
+    except Refused:
+        return None
 
 
 def _read_ledger(path: Path) -> tuple[list[str], dict[str, str | None], dict[str, int]]:

@@ -29,7 +29,7 @@ WORDS_FILE = "recovery-words.txt"
 class Choices:
     """What the operator decided. `merchants` are origins by name, `partners` are their X-Partner by name.
 
-    `data_dir` None is the default place; `words` None makes new ones.
+    All paths are absolute. `data_dir` None is the default place; `words` None makes new ones.
     """
 
     network: str
@@ -114,7 +114,7 @@ def config_text(choices: Choices) -> str:
 
 
 def _path(key: str, path: Path) -> str:
-    return f"{key} = {_quote(str(path.absolute()))}"
+    return f"{key} = {_quote(str(path))}"
 
 
 def _key(name: str) -> str:
@@ -132,7 +132,7 @@ def _require_same(settings: Settings, choices: Choices) -> None:
     """An environment that overrides what was just decided would found something else than was asked for."""
     if settings.network != choices.network:
         raise Refused("config_invalid", "environment PAYAGENT_NETWORK names another network; unset it")
-    if choices.data_dir is not None and settings.data_dir != choices.data_dir.absolute():
+    if choices.data_dir is not None and settings.data_dir != choices.data_dir:
         raise Refused("config_invalid", "environment PAYAGENT_DATA_DIR names another folder; unset it")
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import httpx
 import uvicorn
 from agent_kit import Run, World
+from canaries import plant
 
 from payagent.agent.ports import SystemRandomness
 from payagent.api.app import create_app
@@ -22,6 +23,7 @@ SCOPES = {
     "first": ("approve", "operate", "pay", "read"),
     "payer": ("pay",),
     "other": ("pay",),
+    "both": ("pay", "read"),
     "reader": ("read",),
     "operator": ("operate",),
 }
@@ -34,7 +36,7 @@ class Api:
     url: str
     unix_path: str
     run: Run
-    tokens: dict[str, str]
+    tokens: dict[str, str] = field(repr=False)
     stale: list[str] = field(default_factory=list)
     clients: dict[str, httpx.AsyncClient] = field(default_factory=dict)
 
@@ -77,7 +79,7 @@ class _Server(uvicorn.Server):
 @contextlib.asynccontextmanager
 async def served(run: Run) -> AsyncIterator[Api]:
     """The API of one life of the agent, as the daemon serves it."""
-    tokens = {name: new_token(SystemRandomness()) for name in SCOPES}
+    tokens = {name: plant(f"the token of {name}", new_token(SystemRandomness())) for name in SCOPES}
 
     def job(unit):  # type: ignore[no-untyped-def]
         for name, scopes in SCOPES.items():

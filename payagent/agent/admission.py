@@ -7,7 +7,7 @@ recorded too, as a payment that is `rejected`.
 May import: core, wallet, store, agent.chainview, agent.purse. Never: signs; waits for anything.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from payagent.agent.chainview import ChainView
@@ -55,6 +55,18 @@ class Purchase:
 
 
 @dataclass(frozen=True, slots=True)
+class TransferOrder:
+    """One order of the operator's to move coins. Without a key of its own it is an intent that nothing names."""
+
+    ids: Ids
+    app_id: str
+    key: str
+    derived: bool
+    fingerprint: str
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
 class Admitted:
     """The intent's payment. `plan` is there when it is new and to be signed; `refusal` when it was rejected."""
 
@@ -88,7 +100,9 @@ class Admission:
             raise Refused(
                 "invoice_paid_elsewhere", f"invoice {invoice.invoice_id} belongs to {other}", payment=other
             )
-        intent_id = intent.id if intent else _open_intent(unit, purchase, now_ms)
+        intent_id = intent.id if intent else purchase.ids.intent
+        if intent is None:
+            _open_intent(unit, purchase, origin=invoice.origin, request=purchase.request, now_ms=now_ms)
         seq = known.seq if known else _add_invoice(unit, purchase, intent_id)
         expires_at_ms = _earlier(invoice.expires_at_ms, known.expires_at_ms if known else None)
         return self._open_payment(unit, purchase, intent_id, seq, expires_at_ms, now_ms)
@@ -114,8 +128,7 @@ class Admission:
             now_ms=now_ms,
         )
         try:
-            plan = self.plan(purchase.invoice, expires_at_ms, purchase.min_window_s, now_ms)
-            self.require_within_limits(unit, plan, purchase.invoice.asset, purchase.max_total_units, now_ms)
+            plan = self._decide(unit, purchase, expires_at_ms, now_ms)
         except Refused as refusal:
             records.move_payment(
                 unit, payment_id, Event.REJECT, now_ms, reason_code=refusal.code, reason=refusal.detail
@@ -136,16 +149,24 @@ class Admission:
         )
 
     def require_within_limits(
-        self, unit: Unit, plan: Plan, paid_asset: str, max_total_units: int | None, now_ms: int
+        self, unit: Unit, spend: Mapping[str, int], paid_asset: str, max_total_units: int | None, now_ms: int
     ) -> None:
         """Decide by the sums as they stand in this transaction."""
         policy.decide(
-            plan.spend,
+            spend,
             self.limits,
             queries.spent_since(unit.conn, now_ms - DAY_MS),
             paid_asset=paid_asset,
             max_total_units=max_total_units,
         )
+
+    def _decide(self, unit: Unit, purchase: Purchase, expires_at_ms: int | None, now_ms: int) -> Plan:
+        """The plan, within limits. What is above one before any fee is refused as that, funds or none."""
+        invoice, bound = purchase.invoice, purchase.max_total_units
+        self.require_within_limits(unit, {invoice.asset: invoice.total_units}, invoice.asset, bound, now_ms)
+        plan = self.plan(invoice, expires_at_ms, purchase.min_window_s, now_ms)
+        self.require_within_limits(unit, plan.spend, invoice.asset, bound, now_ms)
+        return plan
 
     def hold(self, unit: Unit, payment_id: str, plan: Plan, now_ms: int) -> None:
         """Place the hold, take the coins, fix the anchor: the payment is `reserved`."""
@@ -156,32 +177,33 @@ class Admission:
         records.write_entry(unit, ledger.reserve(plan.spend), now_ms, payment_id=payment_id)
         records.move_payment(unit, payment_id, Event.HOLD, now_ms, anchor=plan.anchor.ref, ttl_slot=plan.ttl_slot)
 
-    def open_transfer(self, unit: Unit, ids: Ids, app_id: str, kind: str, plan: Plan, now_ms: int) -> Admitted:
-        """Admit a self-transfer that the operator asked for: no limits, the same hold and the same machine."""
-        records.add_intent(
-            unit,
-            intent_id=ids.intent,
-            app_id=app_id,
-            key=ids.intent,
-            derived=True,
-            fingerprint=kind,
-            origin="",
-            request=None,
-            request_id=ids.request,
-            now_ms=now_ms,
-        )
+    def admit_transfer(
+        self, unit: Unit, order: TransferOrder, plan: Callable[[int], Plan], now_ms: int
+    ) -> Admitted:
+        """Find the self-transfer that the order's key names, or admit it: no limits, the same machine and ledger.
+
+        `plan` makes the transaction for a TTL.
+        """
+        intent = queries.live_intent(unit.conn, order.app_id, order.key)
+        if intent is not None:
+            _require_same(intent, order.fingerprint)
+            if (row := queries.live_payment_of(unit.conn, intent.id)) is not None:
+                return Admitted(row.id, False)
+        planned = plan(self.chain.ttl_slot(self.chain.require_ready(now_ms), None, 0))
+        if intent is None:
+            _open_intent(unit, order, origin="", request=None, now_ms=now_ms)
         records.add_payment(
             unit,
-            payment_id=ids.payment,
-            kind=kind,
-            app_id=app_id,
-            intent_id=ids.intent,
+            payment_id=order.ids.payment,
+            kind=order.kind,
+            app_id=order.app_id,
+            intent_id=intent.id if intent else order.ids.intent,
             invoice_seq=None,
-            outputs=_transfer_outputs(kind, plan),
+            outputs=_transfer_outputs(order.kind, planned),
             now_ms=now_ms,
         )
-        self.hold(unit, ids.payment, plan, now_ms)
-        return Admitted(ids.payment, True, plan)
+        self.hold(unit, order.ids.payment, planned, now_ms)
+        return Admitted(order.ids.payment, True, planned)
 
 
 def _transfer_outputs(kind: str, plan: Plan) -> list[OutputRow]:
@@ -199,8 +221,7 @@ def _existing(
     unit: Unit, intent: IntentRow, purchase: Purchase, known: InvoiceRow | None, now_ms: int
 ) -> Admitted | None:
     """The payment that the intent already has. A further invoice for it is recorded, and buys nothing."""
-    if intent.fingerprint != purchase.fingerprint:
-        raise Refused("idempotency_key_reused", f"the key {intent.key!r} named another request before")
+    _require_same(intent, purchase.fingerprint)
     row = queries.live_payment_of(unit.conn, intent.id)
     if row is None:
         return None
@@ -212,20 +233,26 @@ def _existing(
     return Admitted(row.id, False)
 
 
-def _open_intent(unit: Unit, purchase: Purchase, now_ms: int) -> str:
+def _require_same(intent: IntentRow, fingerprint: str) -> None:
+    if intent.fingerprint != fingerprint:
+        raise Refused("idempotency_key_reused", f"the key {intent.key!r} named another request before")
+
+
+def _open_intent(
+    unit: Unit, order: Purchase | TransferOrder, *, origin: str, request: str | None, now_ms: int
+) -> None:
     records.add_intent(
         unit,
-        intent_id=purchase.ids.intent,
-        app_id=purchase.app_id,
-        key=purchase.key,
-        derived=purchase.derived,
-        fingerprint=purchase.fingerprint,
-        origin=purchase.invoice.origin,
-        request=purchase.request,
-        request_id=purchase.ids.request,
+        intent_id=order.ids.intent,
+        app_id=order.app_id,
+        key=order.key,
+        derived=order.derived,
+        fingerprint=order.fingerprint,
+        origin=origin,
+        request=request,
+        request_id=order.ids.request,
         now_ms=now_ms,
     )
-    return purchase.ids.intent
 
 
 def _add_invoice(unit: Unit, purchase: Purchase, intent_id: str) -> int:

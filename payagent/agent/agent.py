@@ -15,7 +15,7 @@ from typing import TypeVar
 import structlog
 
 from payagent.agent import steps
-from payagent.agent.admission import Admission, Admitted, Ids, Purchase
+from payagent.agent.admission import Admission, Admitted, Ids, Purchase, TransferOrder
 from payagent.agent.chainview import ChainView
 from payagent.agent.changes import Changes
 from payagent.agent.ports import Ports
@@ -69,7 +69,7 @@ class Ask:
         """What the intent is: origin and request, never the 402 (contract.md)."""
         request = self.request
         parts = [self.origin] + ([request.method, request.path, request.body_sha256] if request else [])
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+        return _digest(parts)
 
     def key(self, invoice_id: str | None) -> str | None:
         """The intent's key; None when it is the invoice's id that names it and there is none."""
@@ -163,33 +163,37 @@ class Agent:
         def job(unit: Unit) -> Quote:
             plan = self._admission.plan(invoice, invoice.expires_at_ms, self.terms.min_window_s, now_ms)
             try:
-                self._admission.require_within_limits(unit, plan, invoice.asset, ask.max_total_units, now_ms)
+                self._admission.require_within_limits(unit, plan.spend, invoice.asset, ask.max_total_units, now_ms)
             except Refused as refusal:
                 return Quote(invoice, plan, refusal)
             return Quote(invoice, plan, None)
 
         return await self.write("quote", job)
 
-    async def send(self, app_id: str, to: Address, asset: str, units: int) -> PaymentRow:
-        """Send out of the wallet, by the operator's order: durable first, then on its way; no limit applies."""
+    async def send(
+        self, app_id: str, to: Address, asset: str, units: int, key: str | None = None
+    ) -> tuple[PaymentRow, bool]:
+        """Send out of the wallet, by the operator's order: no limit applies; durable first, and once per key."""
         role: Role = "change" if to.raw == self.terms.own.raw else "pay_to"
         outputs = (Output(role, to, asset, units),)
-        return await self._transfer(app_id, "send", lambda ttl_slot: self._select(outputs, ttl_slot))
+        order = self._order(app_id, "send", key, to.text, asset, str(units))
+        return await self._transfer(order, lambda ttl_slot: self._select(outputs, ttl_slot))
 
-    async def sweep(self, app_id: str, to: Address) -> PaymentRow:
+    async def sweep(self, app_id: str, to: Address, key: str | None = None) -> tuple[PaymentRow, bool]:
         """Send everything that is free, as far as one transaction holds it, smallest coins first."""
+        own, network_id = self.terms.own, self.terms.network.network_id
         return await self._transfer(
-            app_id,
-            "sweep",
-            lambda ttl_slot: sweep(
-                self.coins, to, own=self.terms.own, ttl_slot=ttl_slot, network_id=self.terms.network.network_id
-            ),
+            self._order(app_id, "sweep", key, to.text),
+            lambda ttl_slot: sweep(self.coins, to, own=own, ttl_slot=ttl_slot, network_id=network_id),
         )
 
-    async def split(self, app_id: str, count: int, lovelace: int) -> PaymentRow:
+    async def split(
+        self, app_id: str, count: int, lovelace: int, key: str | None = None
+    ) -> tuple[PaymentRow, bool]:
         """Fan out into `count` coins of pure ADA, so that as many payments can be on their way at once."""
         outputs = fan_out(self.terms.own, count, lovelace)
-        return await self._transfer(app_id, "split", lambda ttl_slot: self._select(outputs, ttl_slot))
+        order = self._order(app_id, "split", key, str(count), str(lovelace))
+        return await self._transfer(order, lambda ttl_slot: self._select(outputs, ttl_slot))
 
     async def record_delivery(self, payment_id: str, http_status: int) -> PaymentRow:
         """Note what the retry got. A derived intent ends when its call was served."""
@@ -280,18 +284,24 @@ class Agent:
         finally:
             self._sending.discard(payment_id)
 
-    async def _transfer(self, app_id: str, kind: str, plan_at: Callable[[int], Plan]) -> PaymentRow:
-        now_ms = self.ports.clock.now_ms()
+    def _order(self, app_id: str, kind: str, key: str | None, *what: str) -> TransferOrder:
         ids = self._new_ids()
+        return TransferOrder(
+            ids=ids,
+            app_id=app_id,
+            key=f"order:{ids.intent}" if key is None else f"key:{key}",
+            derived=key is None,
+            fingerprint=_digest([kind, *what]),
+            kind=kind,
+        )
 
-        def job(unit: Unit) -> Admitted:
-            slot = self.chain.require_ready(now_ms)
-            plan = plan_at(self.chain.ttl_slot(slot, None, self.terms.min_window_s))
-            return self._admission.open_transfer(unit, ids, app_id, kind, plan, now_ms)
-
-        with self._claim(ids.payment):
-            row, _ = await self._carry_out(await self.write("admit", job))
-        return row
+    async def _transfer(self, order: TransferOrder, plan: Callable[[int], Plan]) -> tuple[PaymentRow, bool]:
+        now_ms = self.ports.clock.now_ms()
+        with self._claim(order.ids.payment):
+            admitted = await self.write(
+                "admit", lambda unit: self._admission.admit_transfer(unit, order, plan, now_ms)
+            )
+            return await self._carry_out(admitted)
 
     async def _carry_out(self, admitted: Admitted) -> tuple[PaymentRow, bool]:
         """From admitted to signed; a request that found the payment waits for whoever is signing it."""
@@ -385,6 +395,10 @@ class Agent:
         if intent is None or intent.fingerprint != ask.fingerprint:
             return None
         return queries.live_payment_of(self.conn, intent.id)
+
+
+def _digest(parts: list[str]) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def _output(row: OutputRow, terms: Terms) -> Output:

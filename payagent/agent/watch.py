@@ -137,6 +137,9 @@ class Watch:
         await _each(queries.payments_in(conn, (State.IN_BLOCK,)), partial(self._confirm, source, tip))
         await _each(self._settling(tip), partial(self._settle, source, tip))
         await self._look_at_coins(source)
+        if self._last is None:
+            # what was about to leave when the last process ended may never have left
+            self._urgent.update(row.id for row in queries.payments_in(conn, (State.IN_FLIGHT,)))
         self._last = self._agent.chain.tip = tip
 
     async def _may_have_forked(self, source: ChainSource, tip: Tip) -> bool:

@@ -122,6 +122,8 @@ async def delivery(
     """Any 2xx means that the call was served; a 402 soon after paying is normal, present the same proof again."""
     status = read_delivery(await json_body(request))
     row = caller.payment(payment_id)
+    if row.app_id != caller.app.id and OPERATE not in caller.app.scopes:
+        raise Refused("forbidden", "another app's delivery needs a token for operate", needs=OPERATE)
     if row.kind != "invoice" or row.tx_id is None:
         raise Refused("illegal_transition", "the payment has no proof that could have been presented")
     row = await caller.agent.record_delivery(row.id, status)

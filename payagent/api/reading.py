@@ -52,7 +52,7 @@ def read_ask(app_id: str, raw: bytes, idempotency_key: str | None) -> Ask:
         response=response,
         received=received,
         request=_read_request(body["request"]) if "request" in body else None,
-        idempotency_key=_read_key(idempotency_key),
+        idempotency_key=read_key(idempotency_key),
         max_total_units=_amount(body, "max_total") if "max_total" in body else None,
     )
 
@@ -126,7 +126,7 @@ def _status(value: object, key: str) -> int:
     return value
 
 
-def _read_key(key: str | None) -> str | None:
+def read_key(key: str | None) -> str | None:
     if key is not None and not _KEY.fullmatch(key):
         raise Refused("idempotency_key_invalid", "Idempotency-Key must be 1 to 255 visible ASCII characters")
     return key

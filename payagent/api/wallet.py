@@ -13,10 +13,9 @@ from payagent.agent.view import payment_view
 from payagent.api.access import OPERATE, PAY, READ, Caller, need
 from payagent.api.calls import json_body, single_header
 from payagent.api.problems import JsonResponse
-from payagent.api.reading import read_split, read_transfer
+from payagent.api.reading import read_key, read_split, read_transfer
 from payagent.api.schemas import Limits, Payment, SendOrder, SplitOrder, Utxos, Wallet, gives, takes
 from payagent.api.views import limits_view, utxo_view, wallet_view
-from payagent.core.problem import Refused
 from payagent.store import queries
 
 # an app needs the address for its calls, so the wallet is shown to it; what the address holds is public anyway
@@ -48,11 +47,11 @@ async def utxos(caller: Viewer) -> JsonResponse:
     status_code=201,
 )
 async def split(request: Request, caller: Operator) -> JsonResponse:
-    """Every call makes a new transaction: look at /v1/payments before repeating one that was not answered."""
-    _require_no_key(request)
+    """With an Idempotency-Key the call can be repeated safely; without one every call is a new transaction."""
+    agent, key = caller.agent, read_key(single_header(request, "Idempotency-Key"))
     count, lovelace = read_split(await json_body(request))
-    row = await caller.agent.split(caller.app.id, count, lovelace)
-    return JsonResponse(payment_view(row, caller.agent.terms), 201)
+    row, is_new = await agent.split(caller.app.id, count, lovelace, key)
+    return JsonResponse(payment_view(row, agent.terms), 201 if is_new else 200)
 
 
 @router.post(
@@ -63,15 +62,14 @@ async def split(request: Request, caller: Operator) -> JsonResponse:
     status_code=201,
 )
 async def send(request: Request, caller: Operator) -> JsonResponse:
-    """Every call makes a new transaction: look at /v1/payments before repeating one that was not answered."""
-    _require_no_key(request)
-    agent = caller.agent
+    """With an Idempotency-Key the call can be repeated safely; without one every call is a new transaction."""
+    agent, key = caller.agent, read_key(single_header(request, "Idempotency-Key"))
     order = read_transfer(await json_body(request), agent.terms.network)
     if order.units is None:
-        row = await agent.sweep(caller.app.id, order.to)
+        row, is_new = await agent.sweep(caller.app.id, order.to, key)
     else:
-        row = await agent.send(caller.app.id, order.to, order.asset, order.units)
-    return JsonResponse(payment_view(row, agent.terms), 201)
+        row, is_new = await agent.send(caller.app.id, order.to, order.asset, order.units, key)
+    return JsonResponse(payment_view(row, agent.terms), 201 if is_new else 200)
 
 
 @router.get("/v1/limits", summary="What may still be spent", responses=gives(Limits, 200))
@@ -80,9 +78,3 @@ async def limits(caller: Viewer) -> JsonResponse:
     agent = caller.agent
     spent = queries.spent_since(agent.conn, agent.ports.clock.now_ms() - DAY_MS)
     return JsonResponse(limits_view(agent.terms, spent))
-
-
-def _require_no_key(request: Request) -> None:
-    """A promise that is not kept must not be made: transfers know no idempotency key."""
-    if single_header(request, "Idempotency-Key") is not None:
-        raise Refused("bad_request", "this call takes no Idempotency-Key", key="Idempotency-Key")

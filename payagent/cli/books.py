@@ -24,7 +24,7 @@ from payagent.cli.terminal import Terminal
 @daemon_options
 @click.pass_context
 def ledger(context: click.Context, config: Path | None, token_file: Path | None) -> None:
-    """The double-entry ledger. Alone it shows the balance of every account."""
+    """Show the double-entry ledger. Alone: the balance of every account."""
     if group_defaults(context, config, token_file):
         context.invoke(balance, config=config, token_file=token_file)
 
@@ -87,7 +87,7 @@ def balance(terminal: Terminal, config: Path | None, token_file: Path | None) ->
 @daemon_options
 @click.pass_context
 def limits(context: click.Context, config: Path | None, token_file: Path | None) -> None:
-    """What may be spent. Alone it shows the limits."""
+    """Show what may be spent."""
     if group_defaults(context, config, token_file):
         context.invoke(show, config=config, token_file=token_file)
 

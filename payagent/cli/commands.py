@@ -54,9 +54,9 @@ def payagent() -> None:
 @click.option("--listen", metavar="HOST:PORT", help="Loopback address to listen on instead of api.listen.")
 @pass_terminal
 def serve(terminal: Terminal, config: Path | None, listen: str | None) -> None:
-    """Run the daemon in the foreground, until SIGTERM or Ctrl-C.
+    """Run the daemon in the foreground.
 
-    It is ready when /readyz answers 200. Its log goes to stderr.
+    It runs until SIGTERM or Ctrl-C. It is ready when /readyz answers 200. Its log goes to stderr.
     """
     from payagent.daemon import serve as run_daemon
     from payagent.log import Redactor, configure_logging
@@ -103,9 +103,9 @@ def serve(terminal: Terminal, config: Path | None, listen: str | None) -> None:
 @output_options
 @pass_terminal
 def devnet(terminal: Terminal, block_time: int, listen: str) -> None:
-    """Run a small Cardano network and a merchant on this machine, until Ctrl-C.
+    """Run a small Cardano network and a merchant on this machine.
 
-    Its money is worth nothing and comes from a faucet. Everything is lost when it stops.
+    Its money is worth nothing and comes from a faucet. It runs until Ctrl-C; then everything is lost.
     """
     from payagent.devnet.server import serve_devnet
 
@@ -145,7 +145,7 @@ def _show_devnet(terminal: Terminal, places: Mapping[str, str]) -> None:
     terminal.line()
     terminal.line("Money from nothing, for the address of your wallet:")
     terminal.line(f"  curl -s {places['control']}/faucet -H 'content-type: application/json' \\")
-    terminal.line('    -d \'{"address": "\'"$(payagent wallet address)"\'", "lovelace": "500000000"}\'')
+    terminal.line('    -d \'{"address": "\'"$(payagent wallet address --human)"\'", "lovelace": "500000000"}\'')
     terminal.line("An invoice:")
     terminal.line(f'  curl -s {places["merchant"]}/chat -d \'{{"message": "hello"}}\'')
 
@@ -153,8 +153,9 @@ def _show_devnet(terminal: Terminal, places: Mapping[str, str]) -> None:
 @payagent.command(epilog=example("payagent demo"))
 @pass_terminal
 def demo(terminal: Terminal) -> int:
-    """Show everything at work: a devnet, a merchant, the daemon and a client, with real HTTP between them.
+    """Show everything at work on a devnet, each step verified.
 
+    A network, a merchant, the daemon and a client come up on free loopback ports, with real HTTP between them.
     Takes about 15 seconds and leaves nothing behind. Exit code 0 only when every step was verified.
     """
     from payagent.demo import DemoFailed, run_demo

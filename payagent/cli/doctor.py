@@ -25,9 +25,10 @@ if TYPE_CHECKING:
 @output_options
 @pass_terminal
 def doctor(terminal: Terminal, config: Path | None) -> int:
-    """Look at config, files, ledger, clock, providers and daemon; exit 0 only when all is well.
+    """Look at everything that a payment needs.
 
-    Every line that is not well ends with what to do. Nothing is changed. The exit code is the first problem's.
+    Config, files, keystore, ledger, clock, providers and daemon: exit code 0 only when all is well, else the first
+    problem's. Every line that is not well ends with what to do. Nothing is changed.
     """
     from payagent.settings import find_config, load_settings
 

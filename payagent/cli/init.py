@@ -19,7 +19,11 @@ if TYPE_CHECKING:
     from payagent.init import Made
 
 PASSPHRASE_LENGTH_MIN = 8
-_FILE = click.Path(path_type=Path)
+
+
+def _absolute(path: str) -> Path:
+    """A path from the root on: what is written in the config holds from every folder."""
+    return Path(path).expanduser().absolute()
 
 
 @click.command(
@@ -32,7 +36,9 @@ _FILE = click.Path(path_type=Path)
 )
 @click.option("--network", type=click.Choice(list(NETWORKS)), help="The network. It has no default.")
 @click.option("--chain-url", metavar="URL", help="Complete base URL of a server with Blockfrost's API.")
-@click.option("--project-id-file", type=_FILE, metavar="FILE", help="A 0600 file with that server's project id.")
+@click.option(
+    "--project-id-file", type=_absolute, metavar="FILE", help="A 0600 file with that server's project id."
+)
 @click.option(
     "--merchant",
     "merchants",
@@ -43,10 +49,16 @@ _FILE = click.Path(path_type=Path)
 @click.option(
     "--partner", "partners", multiple=True, metavar="NAME=ID", help="What is sent to that merchant as X-Partner."
 )
-@click.option("--passphrase-file", type=_FILE, metavar="FILE", help="A 0600 file with the keystore's passphrase.")
-@click.option("--config", type=_FILE, metavar="FILE", help="The config file to write. Default: the user's own.")
-@click.option("--data-dir", type=_FILE, metavar="DIR", help="Where ledger, keystore and token go.")
-@click.option("--restore", type=_FILE, metavar="FILE", help="A file with 24 recovery words, instead of new ones.")
+@click.option(
+    "--passphrase-file", type=_absolute, metavar="FILE", help="A 0600 file with the keystore's passphrase."
+)
+@click.option(
+    "--config", type=_absolute, metavar="FILE", help="The config file to write. Default: the user's own."
+)
+@click.option("--data-dir", type=_absolute, metavar="DIR", help="Where ledger, keystore and token go.")
+@click.option(
+    "--restore", type=_absolute, metavar="FILE", help="A file with 24 recovery words, instead of new ones."
+)
 @output_options
 @pass_terminal
 def init(

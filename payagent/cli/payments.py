@@ -59,7 +59,7 @@ ENTRIES_IN_WORDS = {
 @daemon_options
 @click.pass_context
 def payments(context: click.Context, config: Path | None, token_file: Path | None) -> None:
-    """List payments, or show one. Alone it lists the newest."""
+    """List payments, or show one. Alone: the newest."""
     if group_defaults(context, config, token_file):
         context.invoke(list_payments, config=config, token_file=token_file)
 

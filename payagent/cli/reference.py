@@ -13,9 +13,8 @@ WIDTH = 100
 HEAD = """\
 # The command
 
-Made by `scripts/docs` from the help of `payagent` and its commands. Data goes to stdout, talk to stderr. A terminal
-gets tables, a pipe gets JSON; `--json` and `--human` force it. An error is one block on stderr, or one JSON object
-when the answer is JSON: `code` and what it means are in [problems.md](problems.md).
+Made by `scripts/docs` from the help of `payagent` and its commands. An error is one block on stderr, or one JSON
+object where the answer is JSON: `code` and what it means are in [problems.md](problems.md).
 """
 
 
@@ -29,7 +28,12 @@ def walk(command: click.Command = payagent, path: str = "payagent") -> Iterator[
 
 def help_of(path: str, command: click.Command) -> str:
     """The help, as `--help` prints it at a width of 100."""
-    context = click.Context(command, info_name=path, terminal_width=WIDTH, max_content_width=WIDTH)
+    context = click.Context(
+        command,
+        info_name=path,
+        terminal_width=WIDTH,
+        help_option_names=payagent.context_settings["help_option_names"],
+    )
     text = command.get_help(context)
     return "\n".join(line.rstrip() for line in text.splitlines())
 

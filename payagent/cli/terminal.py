@@ -54,17 +54,17 @@ class Terminal:
     def give(self, data: object, human: Callable[[], None]) -> None:
         """Data on stdout: as JSON, or as `human` shows it."""
         if self.is_json:
-            self.line(json.dumps(data, ensure_ascii=False, indent=2 if self.stdout.isatty() else None))
+            self.line(json.dumps(data, indent=2 if self.stdout.isatty() else None))
         else:
             human()
 
     def line(self, text: str = "") -> None:
         """One line of data."""
-        print(text, file=self.stdout, flush=True)
+        print(harmless(text), file=self.stdout, flush=True)
 
     def say(self, text: str) -> None:
         """One line of talk."""
-        print(text, file=self.stderr, flush=True)
+        print(harmless(text), file=self.stderr, flush=True)
 
     def table(self, columns: Columns, rows: Rows, *, right: Columns = ()) -> None:
         """A table on stdout; columns named in `right` are numbers."""
@@ -80,12 +80,12 @@ class Terminal:
         for column in columns:
             table.add_column(column, justify="right" if column in right else "left", overflow="fold")
         for row in rows:
-            table.add_row(*(Text(cell) for cell in row))
+            table.add_row(*(Text(harmless(cell)) for cell in row))
         # foreign text is shown as it is: no markup, no highlighting
-        console = Console(file=self.stdout, highlight=False, markup=False)
-        # a line that is too long is left to the terminal: ids and addresses stay whole, to be copied
-        natural = console.measure(table, options=console.options.update(width=TABLE_WIDTH_MAX)).maximum
-        console.print(table, width=max(console.width, natural), crop=False, soft_wrap=True)
+        console = Console(file=self.stdout, highlight=False, markup=False, width=TABLE_WIDTH_MAX)
+        # as wide as it takes, whatever the terminal: ids and addresses stay whole, to be copied
+        console.width = console.measure(table).maximum
+        console.print(table)
 
     def pairs(self, pairs: Sequence[tuple[str, str]]) -> None:
         """Names and values, one a line."""
@@ -117,7 +117,7 @@ class Terminal:
     def complain(self, problem: Json) -> None:
         """One error: what happened, what it means for the money, what to do next."""
         if self.is_json:
-            self.say(json.dumps(problem, ensure_ascii=False))
+            self.say(json.dumps(problem))
             return
         self.say(f"error: {problem['title']} ({problem['code']})")
         for line in str(problem["detail"]).splitlines():
@@ -125,6 +125,11 @@ class Terminal:
         for name, key in (("money", "money"), ("next", "fix")):
             if problem.get(key):
                 self.say(f"  {name}: {problem[key]}")
+
+
+def harmless(text: str) -> str:
+    """Foreign text that cannot steer a terminal: what is not printable is written as its escape."""
+    return "".join(char if char.isprintable() or char in "\n\t" else ascii(char)[1:-1] for char in text)
 
 
 def standard_terminal() -> Terminal:

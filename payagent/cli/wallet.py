@@ -27,7 +27,7 @@ from payagent.core.problem import Refused
 @daemon_options
 @click.pass_context
 def wallet(context: click.Context, config: Path | None, token_file: Path | None) -> None:
-    """Show the wallet, or split and send from it. Alone it shows the balances."""
+    """Show the wallet, split it, or send from it. Alone: the balances."""
     if group_defaults(context, config, token_file):
         context.invoke(show, config=config, token_file=token_file)
 
@@ -55,7 +55,7 @@ def _show_wallet(terminal: Terminal, answer: dict[str, Any]) -> None:
     terminal.table(("asset", "available", "held", "total"), rows, right=("available", "held", "total"))
 
 
-@wallet.command(epilog=example("payagent wallet address"))
+@wallet.command(epilog=example("payagent wallet address --human"))
 @daemon_options
 @pass_terminal
 def address(terminal: Terminal, config: Path | None, token_file: Path | None) -> None:

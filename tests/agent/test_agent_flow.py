@@ -129,6 +129,14 @@ async def test_too_little_money_is_said_and_nothing_is_held(
         assert row.state is State.SIGNED
 
 
+async def test_a_limit_is_named_even_when_the_wallet_is_empty(world: World) -> None:
+    world.block()
+    async with world.run(terms=with_terms(limits={"lovelace": Limit(ADA, ADA)})) as run:
+        await run.look()
+        with pytest.raises(Refused, match="limit_exceeded"):
+            await run.agent.pay(world.ask())
+
+
 async def test_one_key_names_one_request(world: World) -> None:
     world.fund(50 * ADA, 50 * ADA)
     async with world.run() as run:
@@ -239,14 +247,14 @@ async def test_self_transfers_are_payments_with_a_ledger_entry(world: World) -> 
     world.fund(50 * ADA, 50 * ADA)
     async with world.run() as run:
         await run.look()
-        split = await run.agent.split("app_test", 5, 10 * ADA)
+        split, _ = await run.agent.split("app_test", 5, 10 * ADA)
         await run.agent.drain(10)
         await run.settle_down()
         assert run.agent.payment(split.id).state is State.CONFIRMED
         assert run.owned() == world.on_chain()
         assert len(run.agent.coins) >= 6
         out = world.account.address
-        swept = await run.agent.sweep("app_test", out)
+        swept, _ = await run.agent.sweep("app_test", out)
         await run.agent.drain(10)
         await run.settle_down()
         assert run.agent.payment(swept.id).state is State.CONFIRMED

@@ -95,8 +95,8 @@ async def test_a_new_invoice_for_the_same_request_finds_the_payment_until_it_was
 async def test_the_body_may_come_as_a_value_as_text_or_byte_by_byte(api: Api) -> None:
     body = api.body()
     response = body["response"]
-    text = json.dumps(response.pop("body"))
-    raw = base64.b64encode(json.dumps(json.loads(text), indent=2).encode()).decode()
+    text = json.dumps(response.pop("body"), indent=2)
+    raw = base64.b64encode(text.encode()).decode()
     answers = [
         await api.http.post("/v1/payments", json=body | {"response": response | form})
         for form in ({"body": json.loads(text)}, {"body": text}, {"body_base64": raw})
@@ -136,9 +136,12 @@ async def test_an_app_sees_its_own_payments_and_no_others(api: Api) -> None:
     assert (refused.status_code, refused.json()["code"]) == (404, "not_found")
     assert (await other.get("/v1/payments")).json()["payments"] == []
     assert (await other.get("/v1/payments", params={"app": "app_payer"})).status_code == 403
-    for app in ("payer", "reader", "operator"):
+    for app in ("payer", "both", "reader", "operator"):
         assert [p["id"] for p in (await api.as_(app).get("/v1/payments")).json()["payments"]] == [mine]
     assert (await api.as_("reader").get("/v1/payments", params={"app": "app_other"})).json()["payments"] == []
+    for app in ("both", "reader"):
+        refused = await api.as_(app).post(f"/v1/payments/{mine}/delivery", json={"status": 200})
+        assert (refused.status_code, refused.json()["code"]) == (403, "forbidden"), app
     assert (await own.get(f"/v1/payments/{mine}")).json()["delivery"] == "not_presented"
 
 

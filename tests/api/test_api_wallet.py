@@ -1,5 +1,6 @@
 """The wallet, its transfers, the limits and the books over HTTP, against what the chain shows."""
 
+import pytest
 from agent_kit import DEVNET, World, with_terms
 from api_kit import Api, served
 from hostile_402s import TOKEN, address
@@ -56,6 +57,25 @@ async def test_a_split_fans_out_and_a_send_pays_exactly_what_was_ordered(api: Ap
     assert (await totals(api))["lovelace"]["total"] == str(api.world.on_chain()["lovelace"])
     books = (await api.http.get("/v1/ledger/balance")).json()["balances"]
     assert {row["account"]: row["units"] for row in books}["fees"] == str(fees)
+
+
+@pytest.mark.parametrize(
+    ("path", "order", "other"),
+    [
+        ("split", {"count": 2, "lovelace": "5000000"}, {"count": 3, "lovelace": "5000000"}),
+        ("send", {"address": PAYEE, "units": "7000000"}, {"address": PAYEE, "units": "7000001"}),
+        ("send", {"address": PAYEE, "all": True}, {"address": PAYEE, "units": "7000000"}),
+    ],
+)
+async def test_an_order_repeated_with_its_key_is_one_transaction(
+    api: Api, path: str, order: dict[str, object], other: dict[str, object]
+) -> None:
+    key = {"Idempotency-Key": "order-1"}
+    answers = [await api.http.post(f"/v1/wallet/{path}", json=order, headers=key) for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [201, 200, 200]
+    assert len({answer.json()["tx_hash"] for answer in answers}) == 1
+    reused = await api.http.post(f"/v1/wallet/{path}", json=other, headers=key)
+    assert (reused.status_code, reused.json()["code"]) == (422, "idempotency_key_reused")
 
 
 async def test_send_all_leaves_nothing_behind(world: World) -> None:

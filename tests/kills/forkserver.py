@@ -25,9 +25,12 @@ from typing import Any
 
 from variants import VARIANTS
 
+from payagent.core.network import NETWORKS
 from payagent.daemon import serve
 from payagent.log import Redactor, configure_logging
 from payagent.settings import load_settings
+from payagent.wallet.keys import derive, seed_from_words
+from payagent.wallet.keystore import new_words
 
 Order = dict[str, Any]
 
@@ -43,6 +46,8 @@ def main() -> None:
     for end in (woken, wake):
         os.set_blocking(end, False)
     signal.set_wakeup_fd(wake)
+    # also what the daemon imports only when it opens its wallet
+    derive(seed_from_words(new_words(os.urandom)), NETWORKS["devnet"])
     gc.collect()
     gc.freeze()
     children: set[int] = set()

@@ -61,7 +61,7 @@ def at_random(cold: bool = False) -> Cycle:
         await life.pid
         if cold and lane.world.random.random() < 0.7:
             await life.is_ready()
-        await asyncio.sleep(lane.world.random.uniform(0.0, 0.6))
+        await asyncio.sleep(lane.world.random.uniform(0.0, 1.0))
         await buried(lane, "cold start" if cold else "random", life.end(signal.SIGKILL))
 
     return cycle

@@ -37,7 +37,7 @@ TOKEN_COINS, TOKEN_COIN_UNITS = 12, 1_000_000
 CONFIRM_DEPTH, SETTLE_DEPTH = 2, 6
 BLOCK_EVERY_S = 0.15
 STUCK_S = 45.0
-SHOPPERS = 4
+SHOPPERS = 6
 
 TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 """Made once: httpx would load every root certificate for each client, and nothing here speaks TLS."""
@@ -190,12 +190,23 @@ class Lane:
     async def _keep_door(self, life: Life) -> None:
         if await life.is_ready():
             where = life.ready.result()
-            self._door = (self.world.http, where["api"]) if "api" in where else (self._unix, "http://payagent")
-            self._opened.set()
-            await asyncio.shield(life.exit)
-            self._opened.clear()
+            door = (self.world.http, where["api"]) if "api" in where else (self._unix, "http://payagent")
+            if await self._sees_chain(life, *door):
+                self._door = door
+                self._opened.set()
+                await asyncio.shield(life.exit)
+                self._opened.clear()
         if life.failed is not None:
             self.world.violate("daemon failed", life.failed)
+
+    async def _sees_chain(self, life: Life, client: httpx.AsyncClient, base: str) -> bool:
+        """Waits until the daemon can pay (True) or is dead (False)."""
+        while not life.exit.done():
+            with suppress(httpx.TransportError):
+                if (await client.get(f"{base}/readyz")).status_code == 200:
+                    return True
+            await asyncio.sleep(0.005)
+        return False
 
     async def ended(self, life: Life, timeout_s: float) -> bool:
         """Waits for a daemon to kill itself; True when it did."""
@@ -234,10 +245,11 @@ class Lane:
 
     async def confirmed(self, purchase: Purchase) -> None:
         """Until the payment that was acknowledged is confirmed."""
-        state = None
+        wait_s, state = 0, None
         async with asyncio.timeout(STUCK_S):
             while state not in ("confirmed", "settled"):
-                state = (await self.call("GET", f"/v1/payments/{purchase.payment_id}?wait=1")).json()["state"]
+                answer = await self.call("GET", f"/v1/payments/{purchase.payment_id}?wait={wait_s}")
+                wait_s, state = 1, answer.json()["state"]
 
     async def _carry(self, purchase: Purchase, steps: tuple[Step, ...]) -> None:
         at = 0

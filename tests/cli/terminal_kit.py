@@ -1,0 +1,71 @@
+"""A terminal for the command: a pseudo-terminal that it controls, with somebody who reads and types."""
+
+import os
+import pty
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from cli_kit import PATIENCE_S, clean_environ
+
+_IN_A_TERMINAL = (
+    "import fcntl, os, sys, termios; os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY, 0);"
+    "os.execv(sys.executable, [sys.executable, '-m', 'payagent', *sys.argv[1:]])"
+)
+
+
+class Session:
+    """A running command and its terminal; `seen` is everything that it showed so far."""
+
+    def __init__(self, master: int, process: subprocess.Popen[bytes]) -> None:
+        self._master = master
+        self._process = process
+        self.seen = ""
+
+    def expect(self, text: str) -> None:
+        """Read until the text is there."""
+        end_s = time.monotonic() + PATIENCE_S
+        while text not in self.seen:
+            assert time.monotonic() < end_s, f"{text!r} did not come"
+            assert self._read(), f"it ended before {text!r} came"
+
+    def type(self, text: str) -> None:
+        os.write(self._master, text.encode() + b"\n")
+
+    def end(self) -> int:
+        """Read what is left; the exit code."""
+        while self._read():
+            pass
+        return self._process.wait(PATIENCE_S)
+
+    def _read(self) -> bool:
+        ready, _, _ = select.select([self._master], [], [], PATIENCE_S)
+        try:
+            data = os.read(self._master, 4096) if ready else b""
+        except OSError:
+            data = b""
+        self.seen += data.decode(errors="replace").replace("\r\n", "\n")
+        return bool(data)
+
+
+@contextmanager
+def at_terminal(*arguments: object, stdout: int | None = None) -> Iterator[Session]:
+    """Run a command at a terminal; `stdout` may be a pipe instead."""
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", _IN_A_TERMINAL, *map(str, arguments)],
+        stdin=slave,
+        stdout=slave if stdout is None else stdout,
+        stderr=slave,
+        env=clean_environ() | {"TERM": "xterm", "COLUMNS": "100"},
+    )
+    os.close(slave)
+    try:
+        yield Session(master, process)
+    finally:
+        process.kill()
+        process.wait()
+        os.close(master)

@@ -1,0 +1,294 @@
+"""The command against the running daemon: what it shows, and how it exits."""
+
+import json
+import signal
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+from cli_kit import TOKEN, Result, Shop, invoke, spawn, until, write_private
+
+from payagent.devnet.merchant import role_address
+
+
+def pay(shop: Shop, file: Path, *more: str) -> Result:
+    return shop.payagent("pay", file, "--merchant", "t", *more)
+
+
+@pytest.fixture(autouse=True)
+def _plain_merchant(request: pytest.FixtureRequest) -> None:
+    """Every test begins with the same price."""
+    if "shop" in request.fixturenames:
+        shop: Shop = request.getfixturevalue("shop")
+        shop.settings(asset="lovelace", price="2000000", splits=[], dialect="t-backend", batch=1, timeout=300)
+
+
+def test_a_saved_402_is_paid_and_the_retry_is_served(shop: Shop) -> None:
+    file = shop.saved("paid from a file")
+    paid = pay(shop, file)
+    assert paid.code == 0, paid.err
+    served = shop.call("paid from a file", paid.json)
+    assert served.status_code == 200
+    assert served.json()["txHash"] == paid.json["X-Payment"]
+    count = len(shop.payments())
+    assert pay(shop, file).json == paid.json
+    assert len(shop.payments()) == count
+
+
+def test_for_people_the_headers_are_lines_that_curl_reads(shop: Shop) -> None:
+    lines = pay(shop, shop.saved("as lines"), "--human").out.splitlines()
+    headers = dict(line.split(": ", 1) for line in lines)
+    assert shop.call("as lines", headers).status_code == 200
+
+
+def test_an_envelope_with_headers_is_taken_as_it_stands(shop: Shop) -> None:
+    shop.settings(dialect="flux")
+    answer = shop.call("in an envelope")
+    envelope = {"status": answer.status_code, "headers": dict(answer.headers), "body": answer.json()}
+    file = shop.folder / "envelope.json"
+    file.write_text(json.dumps(envelope))
+    quote = pay(shop, file, "--dry-run")
+    assert (quote.code, quote.json["dialect"]) == (10, "flux")
+    envelope["headers"]["X-Amount"] = "1"
+    file.write_text(json.dumps(envelope))
+    assert pay(shop, file, "--dry-run").error["code"] == "invoice_contradiction"
+
+
+def test_it_reads_standard_input(shop: Shop) -> None:
+    file = shop.saved("from a pipe")
+    with file.open() as text:
+        process = spawn(
+            *("pay", "-", "--merchant", "t", "--dry-run", "--config", shop.config),
+            stdin=text,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        out, _ = process.communicate(timeout=20)
+    assert process.returncode == 10
+    assert json.loads(out)["outputs"][0]["units"] == "2000000"
+
+
+def test_a_dry_run_reserves_nothing(shop: Shop) -> None:
+    before = (shop.held(), len(shop.payments()))
+    quote = pay(shop, shop.saved("only asking"), "--dry-run")
+    assert quote.code == 10
+    assert int(quote.json["total"]) == 2_000_000 + int(quote.json["fee"])
+    assert (shop.held(), len(shop.payments())) == before
+
+
+def test_without_waiting_it_is_still_pending(shop: Shop) -> None:
+    file = shop.saved("not waiting")
+    early = pay(shop, file, "--no-wait")
+    assert early.code == 8
+    assert early.json["X-Payment"]
+    assert pay(shop, file).json == early.json
+
+
+@pytest.mark.parametrize("dry", [("--dry-run",), ()])
+def test_a_bound_of_the_caller_refuses(shop: Shop, dry: tuple[str, ...]) -> None:
+    refused = pay(shop, shop.saved(f"too dear {dry}"), "--max", "2 ADA", *dry)
+    assert (refused.code, refused.error["code"]) == (6, "limit_exceeded")
+    assert pay(shop, shop.saved(f"too dear {dry}"), "--max", "2.5 ADA", "--dry-run").code == 10
+
+
+def test_a_bound_in_ada_is_never_taken_for_tokens(shop: Shop) -> None:
+    shop.settings(asset=TOKEN, price="40", splits=[])
+    file = shop.saved("in tokens")
+    refused = pay(shop, file, "--max", "5 ADA")
+    assert (refused.code, refused.error["code"]) == (2, "units_not_understood")
+    assert pay(shop, file, "--max", "39 units").error["code"] == "limit_exceeded"
+    assert pay(shop, file, "--max", "40 units", "--dry-run").code == 10
+
+
+def test_a_bound_lets_a_payment_that_exists_be_found(shop: Shop) -> None:
+    file = shop.saved("found again")
+    first = pay(shop, file, "--max", "3 ADA", "--key", "found-again")
+    file.write_text('{"detail": {"status": "pending"}}')
+    again = pay(shop, file, "--max", "3 ADA", "--key", "found-again")
+    assert (again.code, again.json) == (0, first.json)
+    assert pay(shop, file, "--max", "3 ADA", "--key", "another").error["code"] == "not_an_invoice"
+
+
+def test_an_unknown_sender_is_refused(shop: Shop) -> None:
+    file = shop.saved("who is it")
+    stranger = shop.payagent("pay", file, "--origin", "https://evil.example")
+    assert (stranger.code, stranger.error["code"]) == (6, "merchant_not_allowed")
+    assert shop.payagent("pay", file, "--merchant", "nobody").code == 6
+    assert shop.payagent("pay", file).code == 2
+    assert pay(shop, file, "--origin", "https://evil.example").code == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ('{"detail": {"status": "pending"}}', "not_an_invoice"),
+        ("<html>", "body_not_understood"),
+        ('{"detail": {"payTo": "a", "payTo": "b"}}', "json_not_understood"),
+        ('{"status": 402, "body": {"a": 1, "a": 2}}', "json_not_understood"),
+    ],
+)
+def test_what_is_no_invoice_is_refused_as_it_came(shop: Shop, text: str, code: str) -> None:
+    file = shop.folder / "odd.json"
+    file.write_text(text)
+    before = len(shop.payments())
+    refused = pay(shop, file)
+    assert (refused.code, refused.error["code"], refused.out) == (3, code, "")
+    assert len(shop.payments()) == before
+
+
+def test_not_enough_funds_has_its_own_code(shop: Shop) -> None:
+    shop.settings(price="900000000", splits=[])
+    refused = pay(shop, shop.saved("more than there is"))
+    assert (refused.code, refused.error["code"]) == (7, "not_enough_funds")
+
+
+def test_a_wrong_token_is_unauthorised(shop: Shop) -> None:
+    wrong = write_private(shop.folder / "wrong.token", "pa_0123456789")
+    refused = shop.payagent("wallet", "--token-file", wrong)
+    assert (refused.code, refused.error["code"]) == (5, "unauthorized")
+    assert shop.payagent("wallet", "--token-file", shop.folder / "none").code == 2
+
+
+def test_the_group_hands_its_options_on(shop: Shop) -> None:
+    wrong = write_private(shop.folder / "wrong.token", "pa_0123456789")
+    assert invoke("wallet", "--config", shop.config, "show").code == 0
+    assert invoke("wallet", "--config", shop.config, "--token-file", wrong, "show").code == 5
+
+
+def test_an_interrupted_wait_leaves_the_payment_to_go_on(shop: Shop) -> None:
+    file = shop.saved("interrupted")
+    count = len(shop.payments())
+    shop.control("faults", on="submit", kind="drop", count=1)
+    process = spawn(
+        *("pay", file, "--merchant", "t", "--config", shop.config),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    until(lambda: len(shop.payments()) == count + 1, "no payment")
+    # the wait begins when the answer is there; one more call of ours comes after it
+    until(lambda: shop.payments()[0]["state"] == "in_flight", "not sent")
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    assert (process.returncode, out) == (130, "")
+    assert "interrupted" in err
+    assert pay(shop, file).code == 0
+    assert len(shop.payments()) == count + 1
+
+
+def test_the_books_balance_and_tell_a_payment(shop: Shop) -> None:
+    pay(shop, shop.saved("for the books"), "--key", "books")
+    payment = shop.payments()[0]
+    balance = shop.payagent("ledger").json
+    assert set(balance["sums"].values()) <= {"0"}
+    merchant = f"merchant:{shop.devnet.merchant_url}"
+    assert merchant in {row["account"] for row in balance["balances"]}
+    entries = shop.payagent("ledger", "entries", "--payment", payment["id"]).json["entries"]
+    assert [entry["kind"] for entry in entries] == ["post", "reserve"]
+    assert shop.payagent("ledger", "entries", "--limit", "1").json["cursor"]
+    shown = shop.payagent("payments", "show", payment["id"], "--human").out
+    for words in ("confirmed on the chain", "money held", payment["tx_hash"], payment["outputs"][0]["address"]):
+        assert words in shown
+
+
+def test_an_unknown_payment_is_not_found(shop: Shop) -> None:
+    assert shop.payagent("payments", "show", "pay_none").error["code"] == "not_found"
+    assert shop.payagent("payments", "show", "../wallet").error["code"] == "usage"
+
+
+def test_the_wallet_can_be_split_and_sent_from(shop: Shop) -> None:
+    split = shop.payagent("wallet", "split", "--count", "3", "--each", "4 ADA")
+    assert split.code == 0, split.err
+    assert [output["units"] for output in split.json["outputs"]] == ["4000000"] * 3
+    to = role_address("creator").text
+    sent = shop.payagent("wallet", "send", to, "--amount", "2.5 ADA")
+    assert sent.code == 0, sent.err
+    until(lambda: shop.payments()[0]["state"] == "confirmed", "not confirmed")
+    there = shop.http.get(f"{shop.devnet.chain_url}/txs/{sent.json['tx_hash']}/utxos").json()["outputs"]
+    assert (to, "2500000") in [(out["address"], out["amount"][0]["quantity"]) for out in there]
+
+
+@pytest.mark.parametrize("amount", [("--amount", "5"), ("--amount", "0 ADA"), ("--amount", "1 ADA", "--all"), ()])
+def test_a_transfer_that_is_not_clear_is_not_sent(shop: Shop, amount: tuple[str, ...]) -> None:
+    before = len(shop.payments())
+    assert shop.payagent("wallet", "send", role_address("creator").text, *amount).code == 2
+    assert len(shop.payments()) == before
+
+
+def test_limits_show_what_is_left(shop: Shop) -> None:
+    rows = {row["asset"]: row for row in shop.payagent("limits").json["limits"]}
+    assert rows["lovelace"]["per_payment"] == "1000000000"
+    assert rows[TOKEN]["per_day"] == "5000"
+    assert "1000 ADA" in shop.payagent("limits", "--human").out
+
+
+def test_tables_keep_ids_and_addresses_whole(shop: Shop) -> None:
+    assert shop.made["address"] in shop.payagent("wallet", "--human").out
+    assert shop.payments()[0]["id"] in shop.payagent("payments", "--human").out
+
+
+def test_no_secret_is_in_the_daemons_log(shop: Shop) -> None:
+    log = (shop.folder / "daemon.log").read_text()
+    assert "payagent serves devnet on http://127.0.0.1:" in log
+    for secret in (shop.words, shop.made["token"], (shop.folder / "passphrase").read_text().strip()):
+        assert secret not in log
+
+
+def test_doctor_finds_all_well_and_then_what_is_not(shop: Shop) -> None:
+    well = shop.payagent("doctor")
+    assert (well.code, well.json["ok"]) == (0, True), well.out
+    keystore = shop.data_dir / "keystore.json"
+    keystore.chmod(0o644)
+    try:
+        ill = shop.payagent("doctor", "--human")
+    finally:
+        keystore.chmod(0o600)
+    assert ill.code == 5
+    (line,) = [line for line in ill.out.splitlines() if line.startswith("BAD") and "keystore" in line]
+    assert "0600" in line
+    assert stat.S_IMODE(keystore.stat().st_mode) == 0o600
+
+
+def test_over_tcp_when_the_socket_is_elsewhere(shop: Shop) -> None:
+    """A config whose socket is not there: the way is the loopback port."""
+    log = (shop.folder / "daemon.log").read_text()
+    port = log.split("http://127.0.0.1:")[1].split()[0]
+    text = (
+        shop.config.read_text().replace("127.0.0.1:0", f"127.0.0.1:{port}").replace(f"{shop.folder}/s", "/none/s")
+    )
+    other = shop.folder / "tcp.toml"
+    other.write_text(text)
+    assert invoke("wallet", "address", "--config", other).json["address"] == shop.made["address"]
+
+
+def test_a_broken_ledger_is_found(shop: Shop, tmp_path: Path) -> None:
+    """Copies, with what protects the books taken off, and one that is no database."""
+    import sqlite3
+
+    for name in ("keystore.json", "operator.token"):
+        write_private(tmp_path / name, (shop.data_dir / name).read_text())
+    tmp_path.chmod(0o700)
+    text = shop.config.read_text().replace(str(shop.data_dir), str(tmp_path))
+    other = shop.folder / "broken.toml"
+    other.write_text(text)
+    source = sqlite3.connect(shop.data_dir / "ledger.db")
+    ledger = tmp_path / "ledger.db"
+    copy = sqlite3.connect(ledger)
+    source.backup(copy)
+    copy.execute("DROP TRIGGER postings_no_delete")
+    copy.commit()
+    ledger.chmod(0o600)
+    assert "postings_no_delete" in _ledger_detail(other)
+    copy.execute("DELETE FROM postings WHERE seq = 1")
+    copy.commit()
+    copy.close()
+    source.close()
+    write_private(ledger, "not a database, and long enough to be looked at" * 40)
+    for extra in ("ledger.db-wal", "ledger.db-shm"):
+        (tmp_path / extra).unlink(missing_ok=True)
+    assert "cannot be read" in _ledger_detail(other)
+
+
+def _ledger_detail(config: Path) -> str:
+    checks = invoke("doctor", "--config", config).json["checks"]
+    return next(str(check["detail"]) for check in checks if check["name"] == "ledger" and not check["ok"])

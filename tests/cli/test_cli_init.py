@@ -1,0 +1,179 @@
+"""init: everything is made, privately, once; nothing is overwritten and nothing is left half done."""
+
+import json
+import os
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+from canaries import plant
+from cli_kit import PASSPHRASE, Result, invoke, spawn, write_private
+
+from payagent.settings import load_settings
+
+CHAIN, MERCHANT = "http://127.0.0.1:1/api/v0", "http://127.0.0.1:2"
+
+
+def arguments(folder: Path, *more: str | Path) -> list[str | Path]:
+    passphrase = folder / "passphrase"
+    if not passphrase.exists():
+        write_private(passphrase, PASSPHRASE)
+    return [
+        *("init", "--json", "--network", "devnet", "--chain-url", CHAIN, "--merchant", f"t={MERCHANT}"),
+        *("--partner", "t=demo", "--passphrase-file", passphrase),
+        *("--config", folder / "config.toml", "--data-dir", folder / "data", *more),
+    ]
+
+
+def made(folder: Path, *more: str | Path) -> Result:
+    result = invoke(*arguments(folder, *more))
+    assert result.code == 0, result.err
+    plant("a token", result.json["token"])
+    return result
+
+
+def test_it_makes_everything_private_and_says_where(tmp_path: Path) -> None:
+    result = made(tmp_path)
+    assert result.out.count("\n") == 1
+    assert set(result.json) == {"config", "data_dir", "address", "token"}
+    data = tmp_path / "data"
+    assert stat.S_IMODE(data.stat().st_mode) == 0o700
+    files = {path.name: stat.S_IMODE(path.stat().st_mode) for path in data.iterdir()}
+    assert files == dict.fromkeys(("keystore.json", "ledger.db", "operator.token", "recovery-words.txt"), 0o600)
+    assert str(data / "recovery-words.txt") in result.err
+    assert (data / "operator.token").read_text().strip() == result.json["token"]
+
+
+def test_no_secret_shows_but_the_token_once(tmp_path: Path) -> None:
+    result = made(tmp_path)
+    words = (tmp_path / "data/recovery-words.txt").read_text().strip()
+    assert len(words.split()) == 24
+    places = result.out + result.err + (tmp_path / "config.toml").read_text()
+    places += (tmp_path / "data/ledger.db").read_bytes().decode(errors="ignore")
+    places += (tmp_path / "data/keystore.json").read_text()
+    assert PASSPHRASE not in places
+    assert words not in places
+    assert places.count(result.json["token"]) == 1
+
+
+def test_the_config_is_valid_and_holds_what_was_decided(tmp_path: Path) -> None:
+    made(tmp_path)
+    settings = load_settings(tmp_path / "config.toml", {"HOME": str(tmp_path)})
+    assert settings.network == "devnet"
+    assert settings.chain.providers[0].base_url == CHAIN
+    assert (settings.merchants["t"].origin, settings.merchants["t"].partner) == (MERCHANT, "demo")
+    assert settings.data_dir == tmp_path / "data"
+    assert settings.keystore.passphrase_file == tmp_path / "passphrase"
+
+
+def test_restored_words_give_the_same_address_and_are_not_written(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir(), second.mkdir()
+    address = made(first).json["address"]
+    again = made(second, "--restore", first / "data/recovery-words.txt")
+    assert again.json["address"] == address
+    assert not (second / "data/recovery-words.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "code"),
+    [("config.toml", "file_exists"), ("data/keystore.json", "keystore_exists"), ("data/ledger.db", "file_exists")],
+)
+def test_nothing_is_overwritten_and_nothing_is_left(tmp_path: Path, file: str, code: str) -> None:
+    path = tmp_path / file
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    path.write_text("precious")
+    before = listing(tmp_path)
+    result = invoke(*arguments(tmp_path))
+    assert (result.code, result.out, result.error["code"]) == (2, "", code)
+    assert path.read_text() == "precious"
+    assert listing(tmp_path) - {"passphrase"} == before
+
+
+@pytest.mark.parametrize(
+    ("more", "code"),
+    [
+        (("--merchant", "two=http://127.0.0.1:2"), "config_invalid"),
+        (("--merchant", "Bad Name=http://127.0.0.1:3"), "config_invalid"),
+        (("--merchant", 'x]\n[limits]\nper_day="9 ADA"#=http://127.0.0.1:3'), "config_invalid"),
+        (("--merchant", "x=ftp://127.0.0.1"), "config_invalid"),
+        (("--merchant", "x"), "usage"),
+        (("--partner", "nobody=demo"), "usage"),
+        (("--restore", "/nonexistent"), "mnemonic_invalid"),
+    ],
+)
+def test_what_is_wrong_is_told_and_nothing_is_left(tmp_path: Path, more: tuple[str, ...], code: str) -> None:
+    result = invoke(*arguments(tmp_path, *more))
+    assert (result.code, result.error["code"]) == (2, code)
+    assert listing(tmp_path) == {"passphrase"}
+
+
+def test_bad_words_are_refused_and_not_repeated(tmp_path: Path) -> None:
+    words = write_private(tmp_path / "words", "walrus " * 24)
+    result = invoke(*arguments(tmp_path, "--restore", words))
+    assert (result.code, result.error["code"]) == (2, "mnemonic_invalid")
+    assert "walrus" not in result.err
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_folder_that_is_open_and_in_use_is_not_taken(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir(mode=0o755)
+    (data / "something").touch()
+    result = invoke(*arguments(tmp_path))
+    assert "chmod 700" in result.error["detail"]
+    assert listing(tmp_path) == {"passphrase", "data", "data/something"}
+
+
+def test_a_passphrase_file_must_be_private(tmp_path: Path) -> None:
+    path = write_private(tmp_path / "passphrase", PASSPHRASE)
+    os.chmod(path, 0o644)  # noqa: PTH101
+    result = invoke(*arguments(tmp_path))
+    assert result.code == 2
+    assert "chmod 600" in result.error["detail"]
+
+
+def test_without_a_terminal_it_names_what_is_missing(tmp_path: Path) -> None:
+    result = invoke("init", "--config", tmp_path / "config.toml")
+    assert result.code == 2
+    for option in ("--network", "--chain-url", "--passphrase-file"):
+        assert option in result.error["detail"]
+
+
+def test_a_project_id_file_is_named_not_read(tmp_path: Path) -> None:
+    made(tmp_path, "--project-id-file", tmp_path / "blockfrost")
+    assert f'project_id_file = "{tmp_path}/blockfrost"' in (tmp_path / "config.toml").read_text()
+
+
+def listing(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+def test_errors_for_people_say_what_happened_what_it_means_and_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text("precious")
+    words = [str(word) for word in arguments(tmp_path, "--human")]
+    words.remove("--json")
+    err = invoke(*words).err
+    assert "file_exists" in err
+    assert "\n  money: " in err
+    assert "\n  next: " in err
+    with pytest.raises(json.JSONDecodeError):
+        json.loads(err)
+
+
+def test_relative_paths_hold_from_every_folder(tmp_path: Path) -> None:
+    write_private(tmp_path / "passphrase", PASSPHRASE)
+    process = spawn(
+        *("init", "--network", "devnet", "--chain-url", CHAIN, "--passphrase-file", "passphrase"),
+        *("--config", "config.toml", "--data-dir", "data"),
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 0, err
+    plant("a token", json.loads(out)["token"])
+    settings = load_settings(tmp_path / "config.toml", {"HOME": "/"})
+    assert settings.data_dir == tmp_path / "data"
+    assert settings.keystore.passphrase_file == tmp_path / "passphrase"

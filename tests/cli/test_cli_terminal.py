@@ -1,0 +1,112 @@
+"""A terminal gets tables, questions and words; a pipe gets JSON and no question."""
+
+import io
+import json
+import os
+from pathlib import Path
+
+import pytest
+from canaries import plant
+from cli_kit import Shop
+from terminal_kit import at_terminal
+
+from payagent.cli.terminal import Terminal
+
+PASSPHRASE = plant("the typed passphrase", "typed-by-a-canary")
+
+
+def test_a_terminal_gets_a_table_and_json_when_forced(shop: Shop) -> None:
+    with at_terminal("wallet", "--config", shop.config) as table:
+        assert table.end() == 0
+    assert "available" in table.seen
+    assert shop.made["address"] in table.seen
+    with at_terminal("wallet", "--json", "--config", shop.config) as forced:
+        assert forced.end() == 0
+    assert json.loads(forced.seen)["address"] == shop.made["address"]
+
+
+def test_paying_at_a_terminal_shows_progress_and_header_lines(shop: Shop) -> None:
+    file = shop.saved("at a terminal")
+    with at_terminal("pay", file, "--merchant", "t", "--config", shop.config) as session:
+        assert session.end() == 0
+    assert "\r" in session.seen
+    assert "X-Payment: " in session.seen
+
+
+def test_progress_stays_out_of_the_data(shop: Shop) -> None:
+    """At a terminal with its output in a pipe, as `payagent pay ... | jq` is."""
+    file = shop.saved("into a pipe")
+    reading, writing = os.pipe()
+    with at_terminal("pay", file, "--merchant", "t", "--config", shop.config, stdout=writing) as session:
+        assert session.end() == 0
+        os.close(writing)
+        data = os.read(reading, 65536)
+        os.close(reading)
+    assert set(json.loads(data)) >= {"X-Invoice-Id", "X-Payment"}
+    assert "\r" in session.seen
+
+
+def test_sending_asks_first(shop: Shop) -> None:
+    before = len(shop.payments())
+    send = ("wallet", "send", shop.made["address"], "--amount", "3 ADA", "--config", shop.config)
+    with at_terminal(*send) as session:
+        session.expect("[y/N]")
+        session.type("n")
+        assert session.end() == 130
+    assert len(shop.payments()) == before
+
+
+def test_init_asks_and_shows_the_words_once(tmp_path: Path) -> None:
+    with at_terminal("init", "--config", tmp_path / "config.toml", "--data-dir", tmp_path / "data") as session:
+        for question, answer in (
+            ("Network", "devnet"),
+            ("Base URL", "http://127.0.0.1:1/api/v0"),
+            ("Origin of a merchant", "http://127.0.0.1:2"),
+            ("short name", "shop"),
+            ("Passphrase", "short"),
+            ("The same again", "short"),
+            ("At least 8 characters", PASSPHRASE),
+        ):
+            session.expect(question)
+            session.type(answer)
+        session.seen = ""
+        session.expect("The same again")
+        session.type(PASSPHRASE)
+        session.expect("Press Enter")
+        shown = session.seen.split("shown this once.")[1]
+        session.type("")
+        assert session.end() == 0
+    words = [part for part in shown.split("Press Enter")[0].split() if not part.isdigit()]
+    assert len(words) == 24
+    assert PASSPHRASE not in session.seen
+    assert "[merchants.shop]" in (tmp_path / "config.toml").read_text()
+    assert not (tmp_path / "data/recovery-words.txt").exists()
+    restored = tmp_path / "words"
+    restored.write_text(" ".join(words))
+    passphrase = tmp_path / "passphrase"
+    passphrase.touch(mode=0o600)
+    passphrase.write_text(PASSPHRASE)
+    address = json.loads((tmp_path / "data/keystore.json").read_text())["address"]
+    assert _restore(tmp_path, restored, passphrase) == address
+
+
+def _restore(tmp_path: Path, words: Path, passphrase: Path) -> str:
+    from cli_kit import invoke
+
+    again = invoke(
+        *("init", "--json", "--network", "devnet", "--chain-url", "http://127.0.0.1:1/api/v0"),
+        *("--config", tmp_path / "again.toml", "--data-dir", tmp_path / "again"),
+        *("--passphrase-file", passphrase, "--restore", words),
+    )
+    return str(again.json["address"])
+
+
+@pytest.mark.parametrize("text", ["\x1b[2J", "a\rb", "\u202eevil", "\x9b31m"])
+def test_foreign_text_cannot_steer_the_terminal(text: str) -> None:
+    out = io.StringIO()
+    terminal = Terminal(io.StringIO(), out, io.StringIO())
+    terminal.line(text)
+    terminal.table(("merchant says",), [(text,)])
+    shown = out.getvalue()
+    assert not any(char in shown for char in "\x1b\r\u202e\x9b")
+    assert ascii(text)[1:-1].split("\\")[1][:3] in shown
