@@ -4,7 +4,7 @@ May import: core, dialects, wallet, chain, merchants, store. Never: the API, the
 a clock, randomness or a process exit but through `ports`; a byte of a signed transaction to anyone before
 its attempt is durable.
 
-The commit points (research/reliability 1.2) and the job that makes each:
+The commit points (docs/exactly-once.md) and the job that makes each:
 
   C1 + C2  admit    intent, invoice, decision, hold, anchor and coins, together
   C3       sign     the attempt: bytes, tx id, fee, TTL, inputs

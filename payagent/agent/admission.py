@@ -1,7 +1,7 @@
 """C1 + C2: what happens inside the one commit that admits a payment, on the writer's thread.
 
 Intent, invoice, decision, hold, anchor and coins are written together, so that no other request can come
-between the decision and what it decided on (design rule 7). A refusal by policy or for lack of funds is
+between the decision and what it decided on (rule 7). A refusal by policy or for lack of funds is
 recorded too, as a payment that is `rejected`.
 
 May import: core, wallet, store, agent.chainview, agent.purse. Never: signs; waits for anything.
@@ -86,7 +86,7 @@ class Admission:
     own: Address
 
     def admit(self, unit: Unit, purchase: Purchase, now_ms: int) -> Admitted:
-        """Find the intent's payment, or open it: at most one, whatever invoices come for it (design rule 5)."""
+        """Find the intent's payment, or open it: at most one, whatever invoices come for it (rule 5)."""
         invoice = purchase.invoice
         known = queries.invoice(unit.conn, invoice.origin, invoice.invoice_id)
         if known is not None and known.terms_hash != invoice.terms_hash:

@@ -66,7 +66,7 @@ class Ask:
 
     @property
     def fingerprint(self) -> str:
-        """What the intent is: origin and request, never the 402 (contract.md)."""
+        """What the intent is: origin and request, never the 402."""
         request = self.request
         parts = [self.origin] + ([request.method, request.path, request.body_sha256] if request else [])
         return _digest(parts)
@@ -260,7 +260,7 @@ class Agent:
             await asyncio.wait(self._tasks, timeout=timeout_s)
 
     async def _leave(self, payment_id: str) -> None:
-        """C4, and then the bytes. What comes back is noted and decides nothing (research/reliability R4)."""
+        """C4, and then the bytes. What comes back is noted and decides nothing (docs/exactly-once.md R4)."""
         try:
             row = self.payment(payment_id)
             attempt = queries.attempts(self.conn, payment_id)[-1]

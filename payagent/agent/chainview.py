@@ -70,7 +70,7 @@ class ChainView:
         """The attempt's TTL: the earlier of the invoice's end less a margin, and the cap.
 
         Refuses (`invoice_expired`) when fewer than `min_window_s` are left: a transaction signed then would
-        too often land when the invoice is over (research/reliability R3).
+        too often land when the invoice is over (docs/exactly-once.md R3).
         """
         if self.slots is None:
             raise Refused("chain_not_ready", "the chain's genesis was not read yet")

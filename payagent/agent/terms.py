@@ -28,7 +28,7 @@ class MerchantTerms:
     api_key: str | None = field(default=None, repr=False)
 
     def call_headers(self, row: PaymentRow, wallet_address: str) -> dict[str, str]:
-        """Headers of our own calls about a payment (research wire-t-backend a2)."""
+        """Headers of our own calls about a payment (the T Backend developer guide)."""
         headers = {
             "X-Wallet-Address": wallet_address,
             "X-Request-Id": row.request_id,

@@ -1,4 +1,4 @@
-"""How a payment is shown: the one JSON object of contract.md, from a row and what the operator configured.
+"""How a payment is shown: the one JSON object of the API, from a row and what the operator configured.
 
 May import: core, dialects, store.queries, agent.terms. Never: I/O.
 """
@@ -47,7 +47,7 @@ def retry_headers(row: PaymentRow, merchant: MerchantTerms | None, wallet_addres
 
 
 def payment_view(row: PaymentRow, terms: Terms) -> Json:
-    """The payment object of contract.md. Amounts are strings of digits."""
+    """The payment object of the API. Amounts are strings of digits."""
     merchant = terms.merchants.get(row.origin or "")
     view: Json = {
         "id": row.id,

@@ -1,7 +1,7 @@
 """The sweeps: look at the chain, move what it shows, send again what it does not show.
 
 Idempotent by construction: each reads everything anew, and a step that is not due is not taken. What is sent
-again are the very bytes of the attempt (research/reliability R5); an error in reply to them is expected.
+again are the very bytes of the attempt (docs/exactly-once.md R5); an error in reply to them is expected.
 
 May import: core, chain.source, merchants, store, agent. Never: builds a transaction; takes silence for an answer.
 """

@@ -2,7 +2,7 @@
 
 May import: core, api.problems, Starlette, structlog. Never: reads a body or a token.
 
-A browser on this machine can reach a loopback port, so a page could spend (research/reliability G1). Two
+A browser on this machine can reach a loopback port, so a page could spend. Two
 things give it away: the `Host` of a rebound DNS name, and the `Origin` or `Sec-Fetch-Site` that browsers add.
 """
 

@@ -2,7 +2,7 @@
 
 May import: the standard library. Never: I/O, a clock, a library for a provider.
 
-Reads are three-valued (design rule 4). `Found` and `NotFound` are what the provider positively said, as seen
+Reads are three-valued (rule 4). `Found` and `NotFound` are what the provider positively said, as seen
 from its own, possibly stale or forked view; `Unknown` is everything else: time-outs, limits, broken or
 contradictory answers. No method raises because of what a provider did.
 """
@@ -109,7 +109,7 @@ class Parameters:
 
 
 class SubmitKind(StrEnum):
-    """What an answer to a submission means (research/reliability 1.4). Not one of them means "failed"."""
+    """What an answer to a submission means (docs/exactly-once.md). Not one of them means "failed"."""
 
     ACCEPTED = "accepted"  # in that node's mempool, from which it may still be dropped
     LIAR = "liar"  # a success that names another transaction, or none

@@ -4,7 +4,7 @@ May import: click, core, settings, the rooms that commands start (daemon, devnet
 but core and click inside the function that needs it, so that `--help` costs no more than Python and click. Never:
 reaches into the wallet, the chain or the store; decides about a payment.
 
-Exit codes (contract.md): 0 ok, 1 bug, 2 usage, 3 payment void, rejected or expired, 4 chain or merchant
+Exit codes: 0 ok, 1 bug, 2 usage, 3 payment void, rejected or expired, 4 chain or merchant
 unreachable, 5 locked or unauthorised, 6 refused by a limit or the policy, 7 not enough funds, 8 still pending,
 10 dry run ok, 130 interrupted.
 """

@@ -137,7 +137,7 @@ def standard_terminal() -> Terminal:
 
 
 def describe(refused: Refused) -> Json:
-    """A refusal as the object that programs get; `exit_code` is the command's (contract.md)."""
+    """A refusal as the object that programs get; `exit_code` is the command's."""
     row = refused.problem
     context: Mapping[str, object] = refused.context
     return {

@@ -1,7 +1,7 @@
 """Networks: their names on the wire, what an address and a transaction say of them, slots and time.
 
 May import: the standard library, core.problem. Never: asks a provider (a devnet's clock comes in as a value).
-Sources: CIP-34 and research of the T Backend and x402 documents for names; genesis files for slots.
+Sources: CIP-34 and the T Backend and x402 documents for names; genesis files for slots.
 """
 
 from dataclasses import dataclass

@@ -2,7 +2,7 @@
 
 Everything that changes a state is a row here; the agent executes what the rows allow and nothing else.
 Money and delivery are two machines: a delivery problem presents the same proof again and never makes a
-payment (design rule 6). Depths count the block that holds the transaction as 1.
+payment (rule 6). Depths count the block that holds the transaction as 1.
 
 May import: the standard library, core.problem. Never: knows who drives it (an app, a sweep or a simulator).
 """
@@ -31,7 +31,7 @@ class State(StrEnum):
 
 
 class Event(StrEnum):
-    """What happened. Only positive evidence is an event; that nobody answered is none (design rule 4)."""
+    """What happened. Only positive evidence is an event; that nobody answered is none (rule 4)."""
 
     HOLD = "hold"  # policy said yes; hold, anchor and coins are durable
     ASK = "ask"  # policy wants a person to decide
@@ -130,7 +130,7 @@ def deliver(delivery: Delivery, event: DeliveryEvent) -> Delivery:
 def delivery_event(http_status: int, state: State, invoice_over: bool) -> DeliveryEvent:
     """What a retry's HTTP status means for delivery.
 
-    A 402 after paying is normal while the payment is young (research reliability 0.5): the same proof is
+    A 402 after paying is normal while the payment is young (docs/exactly-once.md): the same proof is
     presented again. Once the money is confirmed and the invoice is over, it is a person's matter.
     """
     if 200 <= http_status < 300:

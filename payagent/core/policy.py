@@ -1,7 +1,7 @@
 """The policy: may this be spent, by the limits that the operator set? A pure decision over plain values.
 
 The agent asks it inside the write transaction that would place the hold, with sums that count every hold,
-fee and riding min-ADA, so that no race gets around a limit (design rule 7).
+fee and riding min-ADA, so that no race gets around a limit (rule 7).
 May import: the standard library, core.money, core.problem. Never: reads a clock or a database.
 """
 

@@ -12,7 +12,7 @@ _NOTHING = "Nothing was signed and nothing is held."
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One row: `status` is the HTTP status, `exit_code` the CLI's (contract.md), `money` and `fix` are told."""
+    """One row: `status` is the HTTP status, `exit_code` the CLI's, `money` and `fix` are told."""
 
     status: int
     exit_code: int

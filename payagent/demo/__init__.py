@@ -1,17 +1,17 @@
 """demo: the whole of payagent at work, told in plain words, every step checked against the chain.
 
-`run_demo` tells the story; `stage` has what it plays on. May import: stage, core. Never: says that something
-happened which was not verified.
+`run_demo` tells the story; `stage` has what it plays on, `verify` what is checked.
+May import: core, httpx. Never: says that something happened which was not verified.
 """
 
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import httpx
 
 from payagent.core.money import LOVELACE, format_ada
+from payagent.demo import verify
 from payagent.demo.stage import TOKEN, DemoFailed, Json, Stage, Waiting, require, stage
 
 __all__ = ["DemoFailed", "run_demo"]
@@ -20,7 +20,6 @@ Say = Callable[[str], None]
 
 FUNDS_LOVELACE = 500_000_000
 TOKENS = 1_000
-PAGE_ROWS = 100
 
 
 def run_demo(say: Say, waiting: Waiting, environ: Mapping[str, str]) -> None:
@@ -56,7 +55,7 @@ def _pay_with_shares(on: Stage, say: Say) -> None:
     say(f"   In a block and confirmed. The client repeats its call with the proof and is served: {served}")
     again = call.pay()
     require(again["id"] == payment["id"], "the same 402 made a second payment")
-    _require_transactions(on, call, 1)
+    verify.transactions(on, before=call.transactions_before, count=1)
     say("   The same 402 handed in once more is the same payment; the chain shows one transaction.")
 
 
@@ -109,7 +108,7 @@ def _survive_kill(on: Stage, say: Say) -> None:
     again = call.pay()
     require(again["id"] == payment["id"], "after the restart the same 402 made a second payment")
     call.retry()
-    _require_transactions(on, call, 1)
+    verify.transactions(on, before=call.transactions_before, count=1)
     say("   The same 402 again: the same payment, the same proof, and the call is served. The chain")
     say("   shows one transaction.")
 
@@ -121,13 +120,8 @@ def _close(on: Stage, say: Say) -> None:
     balance = on.api("GET", "/v1/ledger/balance")
     for row in balance["balances"]:
         say(f"   {_amount(row['asset'], row['units']):>18}  {_account(on, row['account'])}")
-    sums: dict[str, int] = {}
-    for row in balance["balances"]:
-        sums[row["asset"]] = sums.get(row["asset"], 0) + int(row["units"])
-    require(not any(sums.values()), f"the postings do not sum to zero: {sums}")
+    chain = verify.books(on, balance["balances"])
     say("   All postings sum to zero, for each asset.")
-    books, chain = _owned_by_ledger(balance), _owned_on_chain(on)
-    require(books == chain, f"the ledger says {books}, the chain shows {chain}")
     told = ", ".join(_amount(asset, units) for asset, units in sorted(chain.items(), reverse=True))
     say(f"   The chain shows {told} at the wallet's address. The ledger says the same, to the unit.")
 
@@ -138,7 +132,7 @@ class _Call:
     def __init__(self, on: Stage, message: str) -> None:
         self._on = on
         self._body = json.dumps({"message": message}).encode()
-        self.transactions_before = len(_transactions(on))
+        self.transactions_before = len(verify.transactions_of(on))
         self.refused = on.call(self._body, {"x-wallet-address": on.wallet.address})
         require(self.refused.status_code == httpx.codes.PAYMENT_REQUIRED, "the merchant did not answer 402")
         self._payment: Json = {}
@@ -170,7 +164,7 @@ class _Call:
         path = f"/v1/payments/{self._payment['id']}/delivery"
         told = self._on.api("POST", path, {"status": served.status_code})
         require(told["delivery"] == "accepted", "the delivery was not recorded")
-        _require_paid(self._on, self._payment)
+        verify.paid(self._on, self._payment)
         return str(served.json()["reply"])
 
     def _is_ready(self) -> bool:
@@ -186,36 +180,6 @@ def _tell_payment(payment: Json, say: Say) -> None:
     say(f"   fee          {_amount(LOVELACE, payment['fee']):>12}")
 
 
-def _require_paid(on: Stage, payment: Json) -> None:
-    """The chain shows the fee and every output, exactly and each on its own."""
-    fees = on.chain(f"/txs/{payment['tx_hash']}")["fees"]
-    require(fees == payment["fee"], f"the chain says that the fee was {fees}, the daemon says {payment['fee']}")
-    shown = on.chain(f"/txs/{payment['tx_hash']}/utxos")["outputs"]
-    there = [(out["address"], part["unit"], part["quantity"]) for out in shown for part in out["amount"]]
-    for output in payment["outputs"]:
-        wanted = (output["address"], output["asset"], output["units"])
-        require(there.count(wanted) == 1, f"the chain does not show the output {wanted} once")
-
-
-def _require_transactions(on: Stage, call: _Call, count: int) -> None:
-    """So many transactions of the wallet since the call was made."""
-    made = len(_transactions(on)) - call.transactions_before
-    require(made == count, f"the chain shows {made} transactions for this call, not {count}")
-
-
-def _transactions(on: Stage) -> list[Any]:
-    return _all_pages(on, f"/addresses/{on.wallet.address}/transactions")
-
-
-def _all_pages(on: Stage, path: str) -> list[Any]:
-    rows: list[Any] = []
-    while True:
-        page = on.chain(f"{path}?page={len(rows) // PAGE_ROWS + 1}")
-        rows += page
-        if len(page) < PAGE_ROWS:
-            return rows
-
-
 def _was_submitted(on: Stage) -> bool:
     return bool(on.control("state")["faults"]["triggered"].get("submit:hang"))
 
@@ -227,22 +191,6 @@ def _available(on: Stage, asset: str) -> int:
 
 def _held(on: Stage) -> int:
     return sum(int(row["held"]) for row in on.api("GET", "/v1/wallet")["assets"])
-
-
-def _owned_by_ledger(balance: Json) -> dict[str, int]:
-    owned: dict[str, int] = {}
-    for row in balance["balances"]:
-        if row["account"] in ("wallet", "held"):
-            owned[row["asset"]] = owned.get(row["asset"], 0) + int(row["units"])
-    return owned
-
-
-def _owned_on_chain(on: Stage) -> dict[str, int]:
-    owned: dict[str, int] = {}
-    for utxo in _all_pages(on, f"/addresses/{on.wallet.address}/utxos"):
-        for part in utxo["amount"]:
-            owned[part["unit"]] = owned.get(part["unit"], 0) + int(part["quantity"])
-    return owned
 
 
 def _account(on: Stage, account: str) -> str:

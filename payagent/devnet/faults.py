@@ -1,7 +1,7 @@
 """Faults: what the devnet's Blockfrost face can be told to do wrong, as one table, and the switches for it.
 
 A fault has two independent parts: what really happens to a submitted transaction (`accept`: now, later, never)
-and how the answer looks (`answer`). Kinds name the combinations seen in the wild (research of provider errors);
+and how the answer looks (`answer`). Kinds name the combinations seen in the wild (docs/exactly-once.md);
 `accept` can be overridden, so that a 500 after acceptance is one switch away. Pure: imports the standard library;
 does no I/O, knows no clock and draws no random number, so that the same switches serve HTTP and the simulator.
 """

@@ -1,4 +1,4 @@
-"""The merchant's status call: `GET /payments/status/{invoiceId}` (research wire-t-backend a3, a4).
+"""The merchant's status call: `GET /payments/status/{invoiceId}` (T Backend developer guide).
 
 What it says is advisory: the chain decides. See the room's docstring for what this may import and never does.
 """

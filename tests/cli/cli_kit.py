@@ -60,10 +60,12 @@ def invoke(*arguments: str | Path) -> Result:
     return Result(code, out.getvalue(), err.getvalue())
 
 
-def spawn(*arguments: str | Path, **options: Any) -> subprocess.Popen[str]:
-    """Run a command as a process of its own."""
+def spawn(
+    *arguments: str | Path, environ: Mapping[str, str] | None = None, **options: Any
+) -> subprocess.Popen[str]:
+    """Run a command as a process of its own; `environ` comes on top of ours."""
     command = [sys.executable, "-m", "payagent", *map(str, arguments)]
-    return subprocess.Popen(command, text=True, env=clean_environ(), **options)
+    return subprocess.Popen(command, text=True, env=clean_environ() | dict(environ or {}), **options)
 
 
 def clean_environ() -> dict[str, str]:

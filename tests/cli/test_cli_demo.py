@@ -1,12 +1,17 @@
 """The demo, as it is: every step verified, quick enough, and nothing left behind."""
 
-import os
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 from cli_kit import spawn, until
+
+from payagent.demo import DemoFailed, run_demo, verify
+from payagent.demo.stage import Progress, stage
 
 
 def children(pid: int) -> list[int]:
@@ -16,13 +21,9 @@ def children(pid: int) -> list[int]:
 
 
 def test_every_step_is_verified_and_nothing_is_left(tmp_path: Path) -> None:
-    os.environ["TMPDIR"], before = str(tmp_path), os.environ.get("TMPDIR")
-    try:
-        started_s = time.monotonic()
-        process = spawn("demo", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        out, err = process.communicate(timeout=90)
-    finally:
-        restore(before)
+    started_s = time.monotonic()
+    process = spawn("demo", environ={"TMPDIR": str(tmp_path)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    out, err = process.communicate(timeout=90)
     assert process.returncode == 0, out + err
     assert time.monotonic() - started_s < 60
     for words in (
@@ -38,13 +39,6 @@ def test_every_step_is_verified_and_nothing_is_left(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def restore(before: str | None) -> None:
-    if before is None:
-        del os.environ["TMPDIR"]
-    else:
-        os.environ["TMPDIR"] = before
-
-
 def test_a_demo_that_is_stopped_takes_its_daemon_with_it(tmp_path: Path) -> None:
     log = tmp_path / "out"
     with log.open("w") as out:
@@ -55,3 +49,44 @@ def test_a_demo_that_is_stopped_takes_its_daemon_with_it(tmp_path: Path) -> None
         _, err = process.communicate(timeout=30)
     assert process.returncode == 130, err
     assert not Path(f"/proc/{daemon}").exists()
+
+
+@contextmanager
+def in_silence() -> Iterator[Progress]:
+    yield lambda _text: None
+
+
+def test_a_daemon_that_ends_fails_the_demo_with_its_last_words(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import os\nprint('no more', flush=True)\nos._exit(7)\n")
+    told: list[str] = []
+    with pytest.raises(DemoFailed, match=r"exit code 7(?s:.*)no more"):
+        run_demo(told.append, in_silence, {"PYTHONPATH": str(tmp_path)})
+    assert not any("verified" in line for line in told)
+
+
+def test_what_is_not_on_the_chain_is_not_verified() -> None:
+    with stage(in_silence, {}) as on:
+        address = on.wallet.address
+        tx_hash = on.control("faucet", {"address": address, "lovelace": "7000000"})["tx_hash"]
+        on.control("blocks", {"count": 1})
+        output = {"role": "pay_to", "address": address, "asset": "lovelace", "units": "7000000"}
+        paid = {"tx_hash": tx_hash, "fee": on.chain(f"/txs/{tx_hash}")["fees"], "outputs": [output]}
+        verify.paid(on, paid)
+        for wrong in (
+            {"fee": "1"},
+            {"outputs": [output | {"units": "7000001"}]},
+            {"outputs": [output | {"address": "addr_test1"}]},
+        ):
+            with pytest.raises(DemoFailed):
+                verify.paid(on, paid | wrong)
+        with pytest.raises(DemoFailed):
+            verify.transactions(on, before=0, count=0)
+        rows = [
+            {"account": "wallet", "asset": "lovelace", "units": "7000000"},
+            {"account": "external", "asset": "lovelace", "units": "-7000000"},
+        ]
+        verify.books(on, rows)
+        with pytest.raises(DemoFailed, match="sum"):
+            verify.books(on, rows[:1])
+        with pytest.raises(DemoFailed, match="chain"):
+            verify.books(on, [rows[0] | {"units": "7000001"}, rows[1] | {"units": "-7000001"}])

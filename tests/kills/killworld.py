@@ -275,7 +275,11 @@ class Lane:
         return False
 
     async def _until_ready(self, purchase: Purchase) -> bool:
-        answer = await self.call("GET", f"/v1/payments/{purchase.payment_id}?wait=3")
+        # it may have become ready while nobody could be asked: look first, and only then wait for a change
+        return await self._look(purchase, wait_s=0) or await self._look(purchase, wait_s=3)
+
+    async def _look(self, purchase: Purchase, wait_s: int) -> bool:
+        answer = await self.call("GET", f"/v1/payments/{purchase.payment_id}?wait={wait_s}")
         if answer.status_code != 200:
             self.world.violate("payment lost", f"{purchase.payment_id}: {answer.status_code} {answer.text[:300]}")
             purchase.done = True

@@ -1,0 +1,65 @@
+"""What the demo checks, against the chain's own API and never against what the daemon says of the chain.
+
+May import: demo.stage. Never: repairs or waits. Each check raises `DemoFailed` with what differs.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+from payagent.demo.stage import Json, Stage, require
+
+PAGE_ROWS = 100
+
+
+def paid(on: Stage, payment: Json) -> None:
+    """The chain shows the fee and every output, exactly and each on its own."""
+    fees = on.chain(f"/txs/{payment['tx_hash']}")["fees"]
+    require(fees == payment["fee"], f"the chain says that the fee was {fees}, the daemon says {payment['fee']}")
+    shown = on.chain(f"/txs/{payment['tx_hash']}/utxos")["outputs"]
+    there = [(out["address"], part["unit"], part["quantity"]) for out in shown for part in out["amount"]]
+    for output in payment["outputs"]:
+        wanted = (output["address"], output["asset"], output["units"])
+        require(there.count(wanted) == 1, f"the chain does not show the output {wanted} once")
+
+
+def transactions(on: Stage, *, before: int, count: int) -> None:
+    """So many transactions of the wallet since there were `before`."""
+    made = len(transactions_of(on)) - before
+    require(made == count, f"the chain shows {made} transactions for this call, not {count}")
+
+
+def transactions_of(on: Stage) -> list[Any]:
+    """Every transaction of the wallet's address, oldest first."""
+    return _all_pages(on, f"/addresses/{on.wallet.address}/transactions")
+
+
+def books(on: Stage, balances: Iterable[Json]) -> dict[str, int]:
+    """All postings sum to zero, and wallet + held is what the chain shows; which is given back, per asset."""
+    sums: dict[str, int] = {}
+    owned: dict[str, int] = {}
+    for row in balances:
+        asset, units = row["asset"], int(row["units"])
+        sums[asset] = sums.get(asset, 0) + units
+        if row["account"] in ("wallet", "held"):
+            owned[asset] = owned.get(asset, 0) + units
+    require(not any(sums.values()), f"the postings do not sum to zero: {sums}")
+    chain = _owned_on_chain(on)
+    require(owned == chain, f"the ledger says {owned}, the chain shows {chain}")
+    return chain
+
+
+def _owned_on_chain(on: Stage) -> dict[str, int]:
+    owned: dict[str, int] = {}
+    for utxo in _all_pages(on, f"/addresses/{on.wallet.address}/utxos"):
+        for part in utxo["amount"]:
+            owned[part["unit"]] = owned.get(part["unit"], 0) + int(part["quantity"])
+    return owned
+
+
+def _all_pages(on: Stage, path: str) -> list[Any]:
+    rows: list[Any] = []
+    while True:
+        page = on.chain(f"{path}?page={len(rows) // PAGE_ROWS + 1}")
+        rows += page
+        if len(page) < PAGE_ROWS:
+            return rows
