@@ -1,0 +1,163 @@
+"""How the daemon starts, what it refuses to start on, and how it stops: real processes on real files."""
+
+import re
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from canaries import plant
+
+from payagent.core.network import NETWORKS
+from payagent.devnet.server import DevnetThread
+from payagent.store.writer import Writer
+from payagent.wallet.keystore import create
+
+WORDS = plant("the recovery words", "abandon " * 23 + "art")
+PASSPHRASE = plant("the passphrase", "a canary in a passphrase")
+
+
+@pytest.fixture(scope="module")
+def devnet() -> Iterator[DevnetThread]:
+    with DevnetThread(block_time_s=1) as devnet:
+        yield devnet
+
+
+@pytest.fixture
+def folder(tmp_path: Path, devnet: DevnetThread) -> Path:
+    """A data folder with a keystore, a database, a passphrase file and a config."""
+    data = tmp_path / "data"
+    data.mkdir(mode=0o700)
+    create(data / "keystore.json", WORDS, PASSPHRASE, NETWORKS["devnet"], scrypt_n=2**4)
+    Writer(data / "ledger.db").close()
+    (tmp_path / "passphrase").write_text(PASSPHRASE)
+    (tmp_path / "passphrase").chmod(0o600)
+    write_config(tmp_path, devnet)
+    return tmp_path
+
+
+def write_config(folder: Path, devnet: DevnetThread, network: str = "devnet") -> None:
+    (folder / "config.toml").write_text(
+        f'network = "{network}"\ndata_dir = "{folder}/data"\n'
+        f'[api]\nlisten = "127.0.0.1:0"\nsocket = "{folder}/s/payagent.sock"\n'
+        f'[[chain.providers]]\nkind = "blockfrost"\nbase_url = "{devnet.chain_url}"\n'
+        f'[keystore]\npassphrase_file = "{folder}/passphrase"\n'
+    )
+
+
+def command(folder: Path, *python: str) -> list[str]:
+    return [sys.executable, *python, "-m", "payagent", "serve", "--config", str(folder / "config.toml")]
+
+
+def start(folder: Path) -> tuple["subprocess.Popen[str]", Path]:
+    """A running daemon and its socket; it has announced itself on stderr."""
+    process = subprocess.Popen(command(folder), stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if found := re.fullmatch(r"payagent serves devnet on (http://127\.0\.0\.1:[0-9]+) and (.+)\n", line):
+            return process, Path(found[2])
+    raise AssertionError(f"the daemon ended with {process.wait(30)}")
+
+
+def stop(process: "subprocess.Popen[str]") -> tuple[int, str]:
+    process.send_signal(signal.SIGTERM)
+    _, talk = process.communicate(timeout=30)
+    return process.returncode, talk
+
+
+def refused(folder: Path, *python: str) -> tuple[int, str]:
+    result = subprocess.run(command(folder, *python), capture_output=True, text=True, timeout=60, check=False)
+    return result.returncode, result.stderr
+
+
+def test_the_socket_is_its_owners_alone_and_a_stop_is_clean(folder: Path) -> None:
+    process, path = start(folder)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        client.connect(str(path))
+        client.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        assert client.recv(12) == b"HTTP/1.1 200"
+    code, talk = stop(process)
+    assert code == 0, talk
+    assert not path.exists()
+
+
+def test_a_second_daemon_on_the_same_folder_refuses_to_start(folder: Path) -> None:
+    process, _ = start(folder)
+    code, talk = refused(folder)
+    assert code == 2
+    assert "another payagent runs" in talk
+    assert stop(process)[0] == 0
+
+
+def test_what_a_killed_daemon_left_does_not_keep_the_next_from_starting(folder: Path) -> None:
+    process, path = start(folder)
+    process.kill()
+    process.communicate(timeout=30)
+    assert path.exists()
+    again, _ = start(folder)
+    assert stop(again)[0] == 0
+
+
+def test_a_socket_path_that_is_a_file_is_not_removed(folder: Path) -> None:
+    (folder / "s").mkdir()
+    (folder / "s/payagent.sock").write_text("precious")
+    code, talk = refused(folder)
+    assert code == 2
+    assert "is not a socket" in talk
+    assert (folder / "s/payagent.sock").read_text() == "precious"
+
+
+def test_a_data_folder_that_others_can_read_is_refused(folder: Path) -> None:
+    (folder / "data").chmod(0o750)
+    code, talk = refused(folder)
+    assert code == 2
+    assert "chmod 700" in talk
+
+
+def test_a_keystore_of_another_network_is_refused(folder: Path, devnet: DevnetThread) -> None:
+    write_config(folder, devnet, network="preview")
+    code, talk = refused(folder)
+    assert code == 5
+    assert "the keystore is of devnet" in talk
+
+
+def test_a_ledger_of_another_wallet_is_refused(folder: Path) -> None:
+    process, _ = start(folder)
+    assert stop(process)[0] == 0
+    (folder / "data/keystore.json").unlink()
+    create(folder / "data/keystore.json", "zoo " * 23 + "vote", PASSPHRASE, NETWORKS["devnet"], scrypt_n=2**4)
+    code, talk = refused(folder)
+    assert code == 2
+    assert "ledger.db is of address" in talk
+
+
+def test_a_wrong_passphrase_is_refused_and_not_repeated(folder: Path) -> None:
+    wrong = plant("the wrong passphrase", "canary of a wrong passphrase")
+    (folder / "passphrase").write_text(wrong)
+    code, talk = refused(folder)
+    assert code == 5
+    assert wrong not in talk
+
+
+def test_python_without_checks_is_refused(folder: Path) -> None:
+    code, talk = refused(folder, "-O")
+    assert code == 2
+    assert "-O" in talk
+
+
+def test_no_secret_is_in_what_the_daemon_prints_or_in_its_environment(folder: Path) -> None:
+    process, _ = start(folder)
+    environment = (
+        Path(f"/proc/{process.pid}/environ").read_bytes() + Path(f"/proc/{process.pid}/cmdline").read_bytes()
+    )
+    code, talk = stop(process)
+    assert code == 0
+    for secret in (WORDS, PASSPHRASE):
+        assert secret not in talk
+        assert secret.encode() not in environment
