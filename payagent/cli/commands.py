@@ -3,7 +3,6 @@
 May import: click, core, cli. Never: at import, anything that takes long.
 """
 
-import asyncio
 import json
 import os
 import sys
@@ -58,6 +57,9 @@ def serve(terminal: Terminal, config: Path | None, listen: str | None) -> None:
 
     It runs until SIGTERM or Ctrl-C. It is ready when /readyz answers 200. Its log goes to stderr.
     """
+
+    import asyncio
+
     from payagent.daemon import serve as run_daemon
     from payagent.log import Redactor, configure_logging
     from payagent.settings import load_settings
@@ -107,6 +109,9 @@ def devnet(terminal: Terminal, block_time: int, listen: str) -> None:
 
     Its money is worth nothing and comes from a faucet. It runs until Ctrl-C; then everything is lost.
     """
+
+    import asyncio
+
     from payagent.devnet.server import serve_devnet
 
     host, separator, port = listen.rpartition(":")

@@ -3,7 +3,6 @@
 May import: click, core, cli; payagent.doctor inside a function. Never: changes anything.
 """
 
-import asyncio
 import os
 import time
 from pathlib import Path
@@ -42,6 +41,8 @@ def doctor(terminal: Terminal, config: Path | None) -> int:
 
 
 def _look(settings: "Settings", config: Path) -> "list[Finding]":
+    import asyncio
+
     from payagent.cli.link import Link
     from payagent.doctor import finding, look_at_chain, look_at_files
 

@@ -3,6 +3,9 @@
 May import: httpx, core, settings. Never: follows a redirect or a proxy of the environment; shows the token.
 """
 
+import json
+import ssl
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -44,15 +47,16 @@ class Link:
         given = {name: value for name, value in query.items() if value is not None}
         return self._ask("GET", path, params=given)
 
-    def post(self, path: str, body: object) -> dict[str, Any]:
-        """A POST of JSON."""
-        return self._ask("POST", path, json=body)
+    def post(self, path: str, body: object, key: str | None = None) -> dict[str, Any]:
+        """A POST of JSON, with the idempotency key that names what is wanted."""
+        return self.post_text(path, json.dumps(body), key)
 
-    def post_text(self, path: str, body: str, headers: dict[str, str]) -> dict[str, Any]:
+    def post_text(self, path: str, body: str, key: str | None = None) -> dict[str, Any]:
         """A POST of JSON that is there as text, byte by byte as it stands."""
-        return self._ask(
-            "POST", path, content=body.encode(), headers={"content-type": "application/json"} | headers
-        )
+        if key is not None and not (key.isascii() and key.isprintable()):
+            raise Refused("idempotency_key_invalid", "the key has characters that a header cannot hold")
+        named = {} if key is None else {"idempotency-key": key}
+        return self._ask("POST", path, content=body.encode(), headers={"content-type": "application/json"} | named)
 
     def readiness(self) -> dict[str, Any]:
         """What /readyz says, ready or not; needs no token."""
@@ -99,17 +103,18 @@ class Link:
                 f"it did not answer {method} {path.partition('?')[0]}: {type(error).__name__}",
             ) from None
 
-    def _ways(self) -> list[httpx.Client]:
+    def _ways(self) -> Iterator[httpx.Client]:
+        """The socket first; each is made only when it is tried."""
         socket, listen = self.settings.api.socket, self.settings.api.listen
-        ways = []
         if socket.is_socket():
-            ways.append(_client(httpx.HTTPTransport(uds=str(socket)), "http://localhost"))
+            yield _client("http://localhost", str(socket))
         if not listen.endswith(":0"):
-            ways.append(_client(httpx.HTTPTransport(), f"http://{listen}"))
-        return ways
+            yield _client(f"http://{listen}", None)
 
 
-def _client(transport: httpx.HTTPTransport, base_url: str) -> httpx.Client:
+def _client(base_url: str, socket: str | None) -> httpx.Client:
+    # No certificates: nothing here speaks TLS, and loading them takes longer than the call.
+    transport = httpx.HTTPTransport(uds=socket, verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
     return httpx.Client(
         transport=transport, base_url=base_url, trust_env=False, follow_redirects=False, timeout=_TIMEOUT
     )

@@ -72,7 +72,7 @@ def pay(
         bound = None if most is None else _parse_most(most)
         if dry_run:
             return _dry_run(terminal, link, asked, bound)
-        payment = link.post_text("/v1/payments", asked.text(_max_units(link, asked, bound)), _key(key))
+        payment = link.post_text("/v1/payments", asked.text(_max_units(link, asked, bound)), key)
         if not no_wait:
             payment = _wait(terminal, link, payment)
         return _outcome(terminal, payment)
@@ -125,7 +125,7 @@ def _max_units(link: "Link", asked: _Request, bound: tuple[bool, int] | None) ->
     if bound is None:
         return None
     try:
-        quote = link.post_text("/v1/quotes", asked.text(None), {})
+        quote = link.post_text("/v1/quotes", asked.text(None))
     except ProblemError:
         # It may be paid already, and then cannot be quoted. This least bound lets it be found, and no more.
         return 1
@@ -141,14 +141,10 @@ def _same_unit(quote: Mapping[str, Any], bound: tuple[bool, int]) -> int:
     return units
 
 
-def _key(key: str | None) -> dict[str, str]:
-    return {} if key is None else {"idempotency-key": key}
-
-
 def _dry_run(terminal: Terminal, link: "Link", asked: _Request, bound: tuple[bool, int] | None) -> int:
-    quote = link.post_text("/v1/quotes", asked.text(None), {})
+    quote = link.post_text("/v1/quotes", asked.text(None))
     if bound is not None:
-        quote = link.post_text("/v1/quotes", asked.text(_same_unit(quote, bound)), {})
+        quote = link.post_text("/v1/quotes", asked.text(_same_unit(quote, bound)))
     terminal.give(quote, lambda: _show_quote(terminal, quote))
     if quote.get("within_limits"):
         return DRY_RUN_OK

@@ -22,6 +22,10 @@ from payagent.cli.terminal import Terminal
 from payagent.core.money import LOVELACE, parse_ada, parse_asset, parse_units
 from payagent.core.problem import Refused
 
+key_option = click.option(
+    "--key", metavar="TEXT", help="Names the order: given again, it is the same transfer, and none is made anew."
+)
+
 
 @click.group(invoke_without_command=True, epilog=example("payagent wallet", "payagent wallet address"))
 @daemon_options
@@ -93,14 +97,17 @@ def utxos(terminal: Terminal, config: Path | None, token_file: Path | None) -> N
 
 @wallet.command(epilog=example('payagent wallet split --count 20 --each "10 ADA"'))
 @click.option("--count", type=click.IntRange(1), required=True, help="How many coins to make.")
+@key_option
 @click.option("--each", required=True, metavar="AMOUNT", help='What each holds, such as "10 ADA".')
 @daemon_options
 @pass_terminal
-def split(terminal: Terminal, count: int, each: str, config: Path | None, token_file: Path | None) -> None:
+def split(
+    terminal: Terminal, count: int, each: str, key: str | None, config: Path | None, token_file: Path | None
+) -> None:
     """Make so many coins of equal size, so that as many payments can be on their way at once."""
     body = {"count": count, "lovelace": str(parse_ada(each))}
     with link_to(config, token_file) as link:
-        _ordered(terminal, link.post("/v1/wallet/split", body))
+        _ordered(terminal, link.post("/v1/wallet/split", body, key))
 
 
 @wallet.command(
@@ -114,6 +121,7 @@ def split(terminal: Terminal, count: int, each: str, config: Path | None, token_
 @click.option("--amount", metavar="AMOUNT", help='"25 ADA", or the units of a token as digits.')
 @click.option("--asset", metavar="ASSET", help="Policy id and asset name in hex. Default: ADA.")
 @click.option("--all", "everything", is_flag=True, help="Everything that is free.")
+@key_option
 @daemon_options
 @pass_terminal
 def send(
@@ -122,20 +130,21 @@ def send(
     amount: str | None,
     asset: str | None,
     everything: bool,
+    key: str | None,
     config: Path | None,
     token_file: Path | None,
 ) -> None:
     """Send out of the wallet. No limit applies: it is the operator's own order. A terminal asks once more.
 
-    Each call is a transfer of its own. After an error that leaves it open whether the order arrived, look at
-    `payagent payments list` first.
+    Without --key each call is a transfer of its own: after an error that leaves it open whether the order arrived,
+    look at `payagent payments list` first.
     """
     body = _transfer(to, amount, asset, everything)
     if terminal.can_ask:
         what = "everything that is free" if everything else f"{amount}{'' if asset is None else ' of ' + asset}"
         click.confirm(f"Send {what} to {to}?", abort=True, err=True)
     with link_to(config, token_file) as link:
-        _ordered(terminal, link.post("/v1/wallet/send", body))
+        _ordered(terminal, link.post("/v1/wallet/send", body, key))
 
 
 def _transfer(to: str, amount: str | None, asset: str | None, everything: bool) -> dict[str, object]:

@@ -24,13 +24,15 @@ class Session:
         self._master = master
         self._process = process
         self.seen = ""
+        self._expected_to = 0
 
     def expect(self, text: str) -> None:
-        """Read until the text is there."""
+        """Read until the text comes after all that was expected before."""
         end_s = time.monotonic() + PATIENCE_S
-        while text not in self.seen:
+        while (at := self.seen.find(text, self._expected_to)) < 0:
             assert time.monotonic() < end_s, f"{text!r} did not come"
             assert self._read(), f"it ended before {text!r} came"
+        self._expected_to = at + len(text)
 
     def type(self, text: str) -> None:
         os.write(self._master, text.encode() + b"\n")

@@ -208,6 +208,15 @@ def test_the_wallet_can_be_split_and_sent_from(shop: Shop) -> None:
     assert (to, "2500000") in [(out["address"], out["amount"][0]["quantity"]) for out in there]
 
 
+def test_a_transfer_that_has_a_key_is_ordered_once(shop: Shop) -> None:
+    order = ("wallet", "send", role_address("creator").text, "--amount", "2 ADA", "--key", "rent-of-may")
+    first, again = shop.payagent(*order), shop.payagent(*order)
+    assert (first.code, again.code) == (0, 0), first.err + again.err
+    assert first.json["tx_hash"] == again.json["tx_hash"]
+    strange = shop.payagent("pay", shop.saved("with a bad key"), "--merchant", "t", "--key", "bad key é")
+    assert strange.code == 2
+
+
 @pytest.mark.parametrize("amount", [("--amount", "5"), ("--amount", "0 ADA"), ("--amount", "1 ADA", "--all"), ()])
 def test_a_transfer_that_is_not_clear_is_not_sent(shop: Shop, amount: tuple[str, ...]) -> None:
     before = len(shop.payments())

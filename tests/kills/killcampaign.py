@@ -6,6 +6,7 @@ summary; its exit status is 0 only without violations and with every commit poin
 
 import argparse
 import asyncio
+import shutil
 import signal
 import sys
 import tempfile
@@ -14,7 +15,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
 
 from killchecks import at_death, at_peace
-from killworld import SHOPPERS, Lane, World, world
+from killworld import SHOPPERS, Lane, World, running_world
 
 POINTS = ("admit", "sign", "leave", "answer", "observe", "confirm", "settle", "deposit", "delivery", "merchant")
 """The commit points that a running daemon passes again and again (agent/__init__, contract of daemon.serve)."""
@@ -23,7 +24,8 @@ RARE_POINTS = ("bind", "reject")
 """Passed at a daemon's very first start; and when what was admitted cannot be signed any more."""
 
 SIDES = ("before", "after")
-EVERY_POINT = tuple(f"{side} {point}" for point in (*POINTS, *RARE_POINTS) for side in SIDES)
+RUNNING = tuple(f"{side} {point}" for point in POINTS for side in SIDES)
+EVERY_POINT = (*RUNNING, *(f"{side} {point}" for point in RARE_POINTS for side in SIDES))
 REACHED_S = 20.0
 
 Cycle = Callable[[Lane], Awaitable[None]]
@@ -47,22 +49,33 @@ def rejecting(point: str) -> Cycle:
     """A daemon that dies around the rejection of a payment which another one had admitted and not signed."""
 
     async def cycle(lane: Lane) -> None:
-        await at_point("after admit")(lane)
+        await at_point("before sign")(lane)
         await at_point(point, strict=True)(lane)
 
     return cycle
 
 
-def at_random(cold: bool = False) -> Cycle:
+def at_random() -> Cycle:
     """A daemon that is killed from outside, at any moment from its start on."""
 
     async def cycle(lane: Lane) -> None:
-        life = await lane.start(cold=cold)
+        life = await lane.start()
         await life.pid
-        if cold and lane.world.random.random() < 0.7:
-            await life.is_ready()
         await asyncio.sleep(lane.world.random.uniform(0.0, 1.0))
-        await buried(lane, "cold start" if cold else "random", life.end(signal.SIGKILL))
+        await buried(lane, "random", life.end(signal.SIGKILL))
+
+    return cycle
+
+
+def cold(*, served: bool) -> Cycle:
+    """The command in a fresh interpreter, killed at any moment after it began to serve, or before."""
+
+    async def cycle(lane: Lane) -> None:
+        life = await lane.start(cold=True)
+        if served and not await life.is_ready():
+            lane.world.violate("not reached", "a cold start that serves")
+        await asyncio.sleep(lane.world.random.uniform(0.0, 1.0))
+        await buried(lane, "cold start", life.end(signal.SIGKILL))
 
     return cycle
 
@@ -76,16 +89,19 @@ async def buried(lane: Lane, name: str, kill: Awaitable[int] | None = None) -> N
     at_death(lane)
 
 
+def at_points(names: Iterable[str], counts: Iterable[int]) -> list[Cycle]:
+    """Each point at its first, second, ... time. Deposits that wait are taken in at once: one time in a life."""
+    return [at_point(name, 1 if name.endswith(" deposit") else count) for count in counts for name in names]
+
+
 def mixed(kills: int, world: World) -> list[Cycle]:
-    """The mix: every point on both sides again and again, the rejections, a twentieth cold, the rest random."""
-    cold = max(1, kills // 20)
-    rejections = [rejecting(f"{side} reject") for side in SIDES for _ in range(max(1, kills // 100))]
-    pointed = kills // 2
-    counts = [world.random.choice((1, 1, 2, 3)) for _ in range(pointed)]
-    names = [f"{side} {point}" for point in POINTS for side in SIDES]
-    cycles = [at_point(names[index % len(names)], counts[index]) for index in range(pointed)]
-    cycles += [*rejections, *(at_random(cold=True) for _ in range(cold))]
-    cycles += [at_random() for _ in range(kills - pointed - cold - 2 * len(rejections))]
+    """The suite's mix: two fifths at points, as many rejections as fit, a twentieth cold, the rest at random."""
+    rounds = max(1, kills * 2 // 5 // len(RUNNING))
+    cycles = at_points(RUNNING, [1 + index % 3 for index in range(rounds)])
+    cycles += [rejecting(f"{side} reject") for side in SIDES for _ in range(max(1, kills // 100))]
+    cycles += [cold(served=index % 3 != 0) for index in range(max(1, kills // 20))]
+    rejections = 2 * max(1, kills // 100)
+    cycles += [at_random() for _ in range(kills - len(cycles) - rejections)]
     world.random.shuffle(cycles)
     return cycles
 
@@ -130,18 +146,23 @@ def summary(world: World, seconds: float) -> str:
 
 async def campaign(kills: int, seed: int) -> int:
     began_s = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="kills") as folder:
-        async with world(Path(folder), seed, lanes=3) as made:
-            for lane in made.lanes:
-                await first_starts(lane)
-            await run(made, mixed(kills - sum(made.kills.values()), made))
-            for point in EVERY_POINT:
-                print(f"{made.kills[point]:5} {point}")
-            unreached = [point for point in EVERY_POINT if not made.kills[point]]
-            for finding in (*made.violations, *(f"never reached: {point}" for point in unreached)):
-                print(finding, file=sys.stderr)
-            print(f"seed {seed}: {summary(made, time.monotonic() - began_s)}")
-            return 1 if made.violations or unreached else 0
+    folder = Path(tempfile.mkdtemp(prefix="kills"))
+    async with running_world(folder, seed, lanes=3) as made:
+        for lane in made.lanes:
+            await first_starts(lane)
+        await run(made, mixed(kills - sum(made.kills.values()), made))
+    for point in EVERY_POINT:
+        print(f"{made.kills[point]:5} {point}")
+    unreached = [f"never reached: {point}" for point in EVERY_POINT if not made.kills[point]]
+    findings = made.violations + unreached
+    for finding in findings:
+        print(finding, file=sys.stderr)
+    print(f"seed {seed}: {summary(made, time.monotonic() - began_s)}")
+    if findings:
+        print(f"the files and logs are in {folder}", file=sys.stderr)
+        return 1
+    shutil.rmtree(folder)
+    return 0
 
 
 def main() -> int:

@@ -54,7 +54,7 @@ def read_books(path: Path) -> Books:
         faults += [f"unbalanced entry {r}" for r in ask(unbalanced)]
         orphans = "SELECT p.entry FROM postings p LEFT JOIN journal j ON j.id = p.entry WHERE j.id IS NULL"
         faults += [f"postings without entry {r}" for r in ask(orphans)]
-        return Books(attempts, payments, accounts, coins, tuple(faults))  # type: ignore[arg-type]
+        return Books(attempts, payments, accounts, coins, tuple(faults))
     finally:
         conn.close()
 

@@ -15,7 +15,7 @@ BORN_S = 20.0
 
 
 class Life:
-    """One process, from its start to its end. `ready` has where it listens; `killing_at` where it killed itself."""
+    """One process from start to end. `ready` has where it listens, `killing_at` where it kills itself."""
 
     def __init__(self) -> None:
         loop = asyncio.get_running_loop()

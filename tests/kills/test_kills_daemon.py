@@ -6,58 +6,76 @@ seeded bug, to show that the checks would see it.
 """
 
 import asyncio
+import sqlite3
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
-import killcampaign
 import pytest
-from killcampaign import POINTS, SIDES, at_point, at_random, rejecting, run
-from killchecks import at_death, check_paid_once
-from killworld import World, world
+from killcampaign import RUNNING, SIDES, at_points, at_random, cold, first_starts, rejecting, run
+from killchecks import at_death, at_peace, check_paid_once
+from killworld import World, running_world
 
 
 def kinds(world: World) -> set[str]:
     return {violation.split(":")[0] for violation in world.violations}
 
 
-@pytest.mark.parametrize("points", [POINTS[:5], POINTS[5:]], ids=["admit to observe", "confirm to merchant"])
+@pytest.mark.parametrize("points", [RUNNING[:10], RUNNING[10:]], ids=["admit to observe", "confirm to merchant"])
 async def test_a_kill_at_each_commit_point_loses_and_doubles_nothing(
     tmp_path: Path, points: tuple[str, ...]
 ) -> None:
-    async with world(tmp_path, seed=1, lanes=3) as made:
-        names = [f"{side} {point}" for point in points for side in SIDES]
-        await run(made, [at_point(name, count) for count in (1, 2, 1, 3) for name in names])
+    async with running_world(tmp_path, seed=1, lanes=3) as made:
+        await run(made, at_points(points, (1, 2, 1, 3)))
         assert made.violations == []
-        assert {name: made.kills[name] for name in names} == dict.fromkeys(names, 4)
+        assert made.kills == dict.fromkeys(points, 4)
 
 
 async def test_a_kill_at_the_first_start_or_at_a_rejection_loses_and_doubles_nothing(tmp_path: Path) -> None:
-    async with world(tmp_path, seed=2, lanes=2) as made:
+    async with running_world(tmp_path, seed=2, lanes=2) as made:
         for lane in made.lanes:
-            await killcampaign.first_starts(lane)
+            await first_starts(lane)
         await run(made, [rejecting(f"{side} reject") for side in SIDES * 2])
         assert made.violations == []
         rare = [f"{side} {point}" for point in ("bind", "reject") for side in SIDES]
         assert {name: made.kills[name] for name in rare} == dict.fromkeys(rare, 2)
-        assert made.rejected >= 4
+        assert made.rejected >= 2
 
 
 async def test_kills_at_random_moments_lose_and_double_nothing(tmp_path: Path) -> None:
-    async with world(tmp_path, seed=3, lanes=3) as made:
+    async with running_world(tmp_path, seed=3, lanes=3) as made:
         await run(made, [at_random() for _ in range(100)])
         assert made.violations == []
-        assert made.kills["random"] == 100
+        assert made.kills == {"random": 100}
+        met = made.devnet.run(lambda devnet: dict(devnet.node.switches.triggered))
+        assert {"submit:lost_reply", "submit:late_accept"} <= set(met)
+        assert made.trouble["rolled back transactions"] > 0
 
 
 async def test_kills_of_cold_starts_lose_and_double_nothing(tmp_path: Path) -> None:
-    async with world(tmp_path, seed=4, lanes=2) as made:
-        await run(made, [at_random(cold=True) for _ in range(10)])
+    async with running_world(tmp_path, seed=4, lanes=2) as made:
+        await run(made, [cold(served=number % 3 != 0) for number in range(10)])
         assert made.violations == []
-        assert made.kills["cold start"] == 10
+        assert made.kills == {"cold start": 10}
+
+
+async def test_books_that_are_one_lovelace_off_are_caught(tmp_path: Path) -> None:
+    async with running_world(tmp_path, seed=7, lanes=1) as made:
+        await run(made, at_points(["after leave"], [1]))
+        assert made.violations == []
+        with closing(sqlite3.connect(made.lanes[0].dir / "ledger.db")) as conn, conn:
+            for account, units in (("fees", 1), ("wallet", -1)):
+                conn.execute(
+                    "INSERT INTO postings(entry, account, asset, units) VALUES (1000000, ?, 'lovelace', ?)",
+                    (account, units),
+                )
+            conn.execute("INSERT INTO journal(id, kind, at_ms) VALUES (1000000, 'post', 1)")
+        await at_peace(made)
+        assert kinds(made) == {"ledger differs"}
 
 
 async def test_a_daemon_that_sends_before_its_attempt_is_durable_is_caught(tmp_path: Path) -> None:
-    async with world(tmp_path, seed=5, lanes=1) as made:
+    async with running_world(tmp_path, seed=5, lanes=1) as made:
         (lane,) = made.lanes
         made.spawn(lane.shop())
         life = await lane.start(("before sign", 1), variant="leave_then_persist")
@@ -67,7 +85,7 @@ async def test_a_daemon_that_sends_before_its_attempt_is_durable_is_caught(tmp_p
 
 
 async def test_a_daemon_that_gives_up_what_a_crash_interrupted_is_caught(tmp_path: Path) -> None:
-    async with world(tmp_path, seed=6, lanes=1) as made:
+    async with running_world(tmp_path, seed=6, lanes=1) as made:
         made.calm = True
         (lane,) = made.lanes
         purchase = await lane.want()

@@ -21,7 +21,7 @@ def leave_then_persist(_settings: Settings) -> None:
             await self.sources[0].submit(sign(plan, self._signer), plan.tx_id)
             await super()._sign(payment_id, plan)
 
-    payagent.daemon.Agent = Hasty  # type: ignore[misc]
+    setattr(payagent.daemon, "Agent", Hasty)  # noqa: B010  a module does not export what it imports
 
 
 def give_up_at_restart(settings: Settings) -> None:
