@@ -31,7 +31,7 @@ from payagent.core.money import LOVELACE
 from payagent.core.network import NETWORKS
 from payagent.core.policy import Limit
 from payagent.core.problem import Refused
-from payagent.log import Redactor
+from payagent.log import SECRET_LENGTH_MIN, Redactor
 from payagent.merchants.client import MerchantClient
 from payagent.settings import Provider, Settings, find_passphrase, read_secret_file
 from payagent.store import queries, records
@@ -170,13 +170,19 @@ def _secret(path: Path | None, redactor: Redactor) -> str | None:
     if path is None:
         return None
     secret = read_secret_file(path)
-    redactor.register(secret)
+    _hide(secret, redactor)
     return secret
+
+
+def _hide(secret: str, redactor: Redactor) -> None:
+    """Cut a secret out of the log; one too short to be told from words cannot be, and is nowhere logged."""
+    if len(secret) >= SECRET_LENGTH_MIN:
+        redactor.register(secret)
 
 
 def _unlock(settings: Settings, environ: Mapping[str, str], prompt: Prompt | None, redactor: Redactor) -> Account:
     passphrase = find_passphrase(settings, environ, prompt)
-    redactor.register(passphrase)
+    _hide(passphrase, redactor)
     account = unlock(settings.data_dir / "keystore.json", passphrase)
     if account.network.name != settings.network:
         raise Refused("keystore_invalid", f"the keystore is of {account.network.name}, not of {settings.network}")

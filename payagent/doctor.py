@@ -130,7 +130,7 @@ def _read_ledger(path: Path) -> tuple[list[str], dict[str, str | None], dict[str
         for _account, asset, units in queries.balances(conn):
             sums[asset] = sums.get(asset, 0) + units
         known = {key: queries.meta(conn, key) for key in ("network", "address")}
-        return missing_guards(conn), known, sums  # type: ignore[arg-type]
+        return missing_guards(conn), known, sums
     finally:
         conn.close()
 

@@ -3,6 +3,8 @@
 May import: core, dialects, store.queries, agent.terms. Never: I/O.
 """
 
+import json
+from collections.abc import Iterable
 from datetime import UTC, datetime
 
 from payagent.agent.terms import MerchantTerms, Terms
@@ -86,3 +88,11 @@ def _block(row: PaymentRow) -> Json | None:
     if row.block_hash is None or row.state not in ON_CHAIN:
         return None
     return {"hash": row.block_hash, "height": row.block_height, "slot": row.block_slot}
+
+
+def history_view(events: Iterable[tuple[int, str, str, str, int]]) -> list[Json]:
+    """What happened to a payment, in order; `state` is the one that it was in afterwards."""
+    return [
+        {"event": event, "state": state, "at": iso_time(at_ms), "detail": json.loads(detail)}
+        for _, event, state, detail, at_ms in events
+    ]

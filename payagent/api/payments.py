@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Path, Query
 from pydantic import Field
 from starlette.requests import Request
 
-from payagent.agent.view import payment_view
+from payagent.agent.view import history_view, payment_view
 from payagent.api.access import APPROVE, OPERATE, PAY, READ, Caller, need
 from payagent.api.calls import Page, json_body, single_header, time_ms
 from payagent.api.problems import JsonResponse
@@ -19,6 +19,7 @@ from payagent.api.schemas import (
     Payment,
     PaymentRequest,
     Payments,
+    PaymentWithHistory,
     QuoteAnswer,
     gives,
     takes,
@@ -99,15 +100,17 @@ async def payments(caller: Looker, query: Annotated[Filter, Query()]) -> JsonRes
     return JsonResponse({"payments": [payment_view(row, caller.agent.terms) for row in rows], "cursor": cursor})
 
 
-@router.get("/v1/payments/{payment_id}", summary="One payment", responses=gives(Payment, 200))
+@router.get("/v1/payments/{payment_id}", summary="One payment", responses=gives(PaymentWithHistory, 200))
 async def payment(
     caller: Looker, payment_id: PaymentId, wait: Annotated[int, Query(ge=0, le=WAIT_MAX_S)] = 0
 ) -> JsonResponse:
-    """With `wait` (seconds) it answers when the state or `ready` changes, or when the time is up."""
+    """With its history. With `wait` (seconds) it answers when the state or `ready` changes, or when time is up."""
+    agent = caller.agent
     row = caller.payment(payment_id)
     if wait:
-        row = await caller.agent.wait(row.id, wait)
-    return JsonResponse(payment_view(row, caller.agent.terms))
+        row = await agent.wait(row.id, wait)
+    history = history_view(queries.events(agent.conn, row.id))
+    return JsonResponse(payment_view(row, agent.terms) | {"history": history})
 
 
 @router.post(

@@ -134,6 +134,19 @@ class Payment(BaseModel):
     reason: Reason = _absent("There when the payment was refused.")
 
 
+class Happening(BaseModel):
+    """Something that happened to a payment, and the state that it was in afterwards."""
+
+    event: str
+    state: State
+    at: Time
+    detail: dict[str, object]
+
+
+class PaymentWithHistory(Payment):
+    history: list[Happening]
+
+
 class Payments(BaseModel):
     payments: list[Payment]
     cursor: str | None

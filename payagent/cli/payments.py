@@ -14,15 +14,12 @@ from payagent.cli.options import (
     group_defaults,
     link_to,
     pass_terminal,
-    show_asset,
     show_units,
 )
 from payagent.cli.pay import in_words, show_outputs
 from payagent.cli.terminal import Terminal
 from payagent.core.money import LOVELACE
 from payagent.core.payment import State
-
-ENTRIES_MAX = 100
 
 STATES_IN_WORDS = {
     "received": "received, and not decided yet",
@@ -45,11 +42,22 @@ DELIVERIES_IN_WORDS = {
     "accepted": "the call was served",
     "paid_not_served": "paid, and the merchant did not serve: present the same proof again, or ask the merchant",
 }
-ENTRIES_IN_WORDS = {
-    "reserve": "money held",
-    "release": "hold released",
-    "post": "confirmed: spend posted, the rest of the hold is free",
-    "reverse": "the block was lost in a rollback: posting reversed, money held again",
+EVENTS_IN_WORDS = {
+    "hold": "within the limits: money held, coins reserved",
+    "reject": "rejected",
+    "sign": "signed, and durable",
+    "leave": "about to be sent for the first time",
+    "provider_accepted": "a provider took the transaction",
+    "provider_answered": "a provider answered, which decides nothing",
+    "seen_in_block": "in a block",
+    "block_lost": "the block was lost in a rollback: money held again, the same bytes go out again",
+    "confirm": "confirmed: the spend is posted",
+    "settle": "final",
+    "invoiced_again": "the merchant sent another invoice for it; nothing was paid for that",
+    "merchant_said": "the merchant says",
+    "delivery_present": "the proof was presented and not accepted",
+    "delivery_accept": "the call was served",
+    "delivery_give_up": "paid, and the merchant does not serve",
 }
 
 
@@ -119,9 +127,7 @@ def show(terminal: Terminal, payment_id: str, config: Path | None, token_file: P
     """One payment: outputs, proof, and its history in words."""
     with link_to(config, token_file) as link:
         payment = link.get(f"/v1/payments/{_in_path(payment_id)}")
-        books = link.get("/v1/ledger/entries", payment=payment["id"], limit=ENTRIES_MAX)
-    data = payment | {"entries": books["entries"]}
-    terminal.give(data, lambda: _show_one(terminal, payment, books["entries"]))
+    terminal.give(payment, lambda: _show_one(terminal, payment))
 
 
 def _in_path(payment_id: str) -> str:
@@ -130,7 +136,7 @@ def _in_path(payment_id: str) -> str:
     return payment_id
 
 
-def _show_one(terminal: Terminal, payment: dict[str, Any], entries: list[dict[str, Any]]) -> None:
+def _show_one(terminal: Terminal, payment: dict[str, Any]) -> None:
     rows = [
         ("payment", payment["id"]),
         ("to", payment["origin"] or f"({payment['kind']})"),
@@ -147,8 +153,8 @@ def _show_one(terminal: Terminal, payment: dict[str, Any], entries: list[dict[st
     terminal.line()
     show_outputs(terminal, payment)
     terminal.line("History (UTC):")
-    for at, text in history(payment, entries):
-        terminal.line(f"  {at[:19].replace('T', ' ')}  {text}")
+    for happening in payment["history"]:
+        terminal.line(f"  {happening['at'][:19].replace('T', ' ')}  {_told(happening)}")
 
 
 def _delivery(payment: dict[str, Any]) -> str | None:
@@ -162,17 +168,8 @@ def _block(payment: dict[str, Any]) -> str | None:
     return f"{block['height']} ({block['hash']})" if block else None
 
 
-def history(payment: dict[str, Any], entries: list[dict[str, Any]]) -> list[tuple[str, str]]:
-    """(time, what happened) in order: from the payment itself and from what the ledger noted of it."""
-    lines = [(payment["created_at"], "received")]
-    for entry in reversed(entries):
-        held = [_posted(line) for line in entry["postings"] if line["account"] == "held"]
-        text = ENTRIES_IN_WORDS.get(entry["kind"], in_words(entry["kind"]))
-        lines.append((entry["at"], f"{text} ({', '.join(held)})" if entry["kind"] == "reserve" else text))
-    lines.append((payment["changed_at"], f"last change: {in_words(payment['state'])}"))
-    return lines
-
-
-def _posted(line: dict[str, Any]) -> str:
-    amount = show_units(line["asset"], line["units"])
-    return amount if line["asset"] == LOVELACE else f"{amount} of {show_asset(line['asset'])}"
+def _told(happening: dict[str, Any]) -> str:
+    """One line of the history: what happened, and what is known beside it."""
+    words = EVENTS_IN_WORDS.get(happening["event"], in_words(happening["event"]))
+    beside = ", ".join(f"{in_words(key)} {value}" for key, value in happening["detail"].items())
+    return f"{words} ({beside})" if beside else words

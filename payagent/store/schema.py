@@ -8,6 +8,8 @@ what is history (attempts, journal, postings, events, sightings, submissions) is
 Units are INTEGER (2^63-1 at most), times are milliseconds since 1970 UTC.
 """
 
+import sqlite3
+
 from sqlite_utils import Database, Migrations
 
 migrations = Migrations("payagent")
@@ -254,10 +256,10 @@ def _statements(script: str) -> list[str]:
     return statements
 
 
-def missing_guards(db: Database) -> list[str]:
+def missing_guards(conn: sqlite3.Connection) -> list[str]:
     """The names of triggers that ought to be there and are not (`table.transform()` drops them)."""
     expected = [f"{table}_no_{verb}" for table in APPEND_ONLY for verb in ("update", "delete", "replace")]
     expected += ["journal_balances", "postings_sealed", "payments_identity", "payments_anchor", "payments_stay"]
     expected.append("invoices_fixed")
-    present = {row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'")}
+    present = {row[0] for row in conn.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'")}
     return [name for name in expected if name not in present]

@@ -66,9 +66,8 @@ def open_database(path: Path) -> sqlite3.Connection:
 
 def migrate(conn: sqlite3.Connection) -> None:
     """Bring the schema up to date; refuse (`store_failed`) a database whose guards were taken off."""
-    db = Database(conn)
-    migrations.apply(db)
-    if missing := missing_guards(db):
+    migrations.apply(Database(conn))
+    if missing := missing_guards(conn):
         raise Refused("store_failed", f"ledger.db lacks the triggers {', '.join(missing)}")
 
 
@@ -87,18 +86,21 @@ class Writer:
         self._thread.start()
 
     def submit(self, name: str, job: Callable[[Unit], T]) -> "Future[T]":
-        """Queue a job; its future ends after the commit. `name` is the commit point, for checkpoints."""
+        """Queue a job; its future ends after the commit and cannot be cancelled.
+
+        `name` is the commit point, for checkpoints.
+        """
         if self._closed:
             raise Refused("store_failed", "the ledger is closed")
         entry = _Job(name, job)
+        # before it is queued: the writer's thread may be done with it at once
+        entry.future.set_running_or_notify_cancel()
         self._queue.put(entry)
         return entry.future
 
     async def run(self, name: str, job: Callable[[Unit], T]) -> T:
         """As `submit`, awaited. A caller that is cancelled does not cancel the job."""
-        future = self.submit(name, job)
-        future.set_running_or_notify_cancel()
-        return await wrap_future(future)
+        return await wrap_future(self.submit(name, job))
 
     def close(self) -> None:
         """Run what is queued, then close. Calling it again is harmless."""
