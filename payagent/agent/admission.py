@@ -100,6 +100,7 @@ class Admission:
             raise Refused(
                 "invoice_paid_elsewhere", f"invoice {invoice.invoice_id} belongs to {other}", payment=other
             )
+        self.chain.require_ready(now_ms)  # a chain that cannot be read is no decision, and leaves no record
         intent_id = intent.id if intent else purchase.ids.intent
         if intent is None:
             _open_intent(unit, purchase, origin=invoice.origin, request=purchase.request, now_ms=now_ms)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
 
@@ -279,10 +279,13 @@ _READS: tuple[tuple[str, _Read], ...] = (
 
 async def _bounded_body(request: Request) -> bytes:
     body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > _MOST_BODY_BYTES:
-            raise _Failed(413, "Payload Too Large", f"At most {_MOST_BODY_BYTES} bytes.")
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > _MOST_BODY_BYTES:
+                raise _Failed(413, "Payload Too Large", f"At most {_MOST_BODY_BYTES} bytes.")
+    except ClientDisconnect:
+        raise _bad("The caller went away in the middle of its body.") from None
     return body
 
 

@@ -95,6 +95,7 @@ async def test_a_provider_that_is_down_at_the_start_means_not_ready_and_no_signa
         await run.look()
         with pytest.raises(Refused, match="chain_not_ready"):
             await run.agent.pay(world.ask())
+        assert not queries.payments_in(run.agent.conn, list(State))
         world.control("faults", clear=True)
         await run.look()
         assert (await run.pay()).state is State.IN_FLIGHT

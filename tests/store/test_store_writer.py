@@ -113,6 +113,15 @@ async def test_a_caller_that_is_cancelled_still_writes_once(path: Path) -> None:
     assert keys(path) == ["once"]
 
 
+def test_a_queued_job_cannot_be_taken_back(path: Path) -> None:
+    writer = Writer(path)
+    future = writer.submit("put", put("k"))
+    assert not future.cancel()
+    future.result(10)
+    writer.close()
+    assert keys(path) == ["k"]
+
+
 def test_checkpoints_stand_around_the_commit(path: Path) -> None:
     seen: list[tuple[str, int]] = []
 
