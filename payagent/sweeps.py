@@ -96,8 +96,7 @@ class Sweeps:
             log.warning("sweep.failed", sweep=name, error=repr(error), exc_info=True)
 
     async def _look(self) -> None:
-        await self._watch.tick()
-        if self._agent.chain.problem is not None:
-            self._last_error = self._agent.chain.problem
+        if not await self._watch.tick():
+            self._last_error = self._agent.chain.problem or "the chain was not read in full"
         else:
             self._last_success_s = asyncio.get_running_loop().time()

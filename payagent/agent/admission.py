@@ -15,7 +15,7 @@ from payagent.agent.purse import take
 from payagent.core import ledger, policy
 from payagent.core.address import Address
 from payagent.core.invoice import Invoice
-from payagent.core.money import LOVELACE
+from payagent.core.money import LOVELACE, check_supply
 from payagent.core.payment import Event
 from payagent.core.policy import Limit
 from payagent.core.problem import Refused
@@ -100,7 +100,7 @@ class Admission:
             raise Refused(
                 "invoice_paid_elsewhere", f"invoice {invoice.invoice_id} belongs to {other}", payment=other
             )
-        self.chain.require_ready(now_ms)  # a chain that cannot be read is no decision, and leaves no record
+        self.chain.require_ready(now_ms)
         intent_id = intent.id if intent else purchase.ids.intent
         if intent is None:
             _open_intent(unit, purchase, origin=invoice.origin, request=purchase.request, now_ms=now_ms)
@@ -131,6 +131,8 @@ class Admission:
         try:
             plan = self._decide(unit, purchase, expires_at_ms, now_ms)
         except Refused as refusal:
+            if refusal.code == "chain_not_ready":
+                raise  # no decision, and so no record
             records.move_payment(
                 unit, payment_id, Event.REJECT, now_ms, reason_code=refusal.code, reason=refusal.detail
             )
@@ -165,12 +167,29 @@ class Admission:
         """The plan, within limits. What is above one before any fee is refused as that, funds or none."""
         invoice, bound = purchase.invoice, purchase.max_total_units
         self.require_within_limits(unit, {invoice.asset: invoice.total_units}, invoice.asset, bound, now_ms)
-        plan = self.plan(invoice, expires_at_ms, purchase.min_window_s, now_ms)
+        plan = self._plan_knowing_all_coins(unit, purchase, expires_at_ms, now_ms)
         self.require_within_limits(unit, plan.spend, invoice.asset, bound, now_ms)
         return plan
 
+    def _plan_knowing_all_coins(
+        self, unit: Unit, purchase: Purchase, expires_at_ms: int | None, now_ms: int
+    ) -> Plan:
+        """As `plan`; that there is not enough is only said when the provider's list lacks no coin that we know."""
+        try:
+            return self.plan(purchase.invoice, expires_at_ms, purchase.min_window_s, now_ms)
+        except Refused as refusal:
+            missing = queries.missing_coins(unit.conn)
+            if missing and refusal.code in ("not_enough_funds", "needs_consolidation"):
+                raise Refused(
+                    "chain_not_ready",
+                    f"the provider does not list {len(missing)} of the wallet's coins: {refusal.detail}",
+                ) from None
+            raise
+
     def hold(self, unit: Unit, payment_id: str, plan: Plan, now_ms: int) -> None:
         """Place the hold, take the coins, fix the anchor: the payment is `reserved`."""
+        for asset, units in plan.spend.items():
+            check_supply(asset, units, "what the transaction takes")
         for coin in plan.inputs:
             take(unit, self.coins, coin.ref)
         records.reserve(unit, (coin.ref for coin in plan.inputs), payment_id)
@@ -187,7 +206,7 @@ class Admission:
         """
         intent = queries.live_intent(unit.conn, order.app_id, order.key)
         if intent is not None:
-            _require_same(intent, order.fingerprint)
+            require_same(intent, order.fingerprint)
             if (row := queries.live_payment_of(unit.conn, intent.id)) is not None:
                 return Admitted(row.id, False)
         planned = plan(self.chain.ttl_slot(self.chain.require_ready(now_ms), None, 0))
@@ -222,7 +241,7 @@ def _existing(
     unit: Unit, intent: IntentRow, purchase: Purchase, known: InvoiceRow | None, now_ms: int
 ) -> Admitted | None:
     """The payment that the intent already has. A further invoice for it is recorded, and buys nothing."""
-    _require_same(intent, purchase.fingerprint)
+    require_same(intent, purchase.fingerprint)
     row = queries.live_payment_of(unit.conn, intent.id)
     if row is None:
         return None
@@ -234,7 +253,15 @@ def _existing(
     return Admitted(row.id, False)
 
 
-def _require_same(intent: IntentRow, fingerprint: str) -> None:
+def _of_ended_intent(intent: IntentRow, purchase: Purchase, payment_id: str) -> Admitted:
+    """An invoice that was paid before, for an intent that is not live: a late copy of the same call finds it."""
+    if (intent.app_id, intent.key, intent.fingerprint) == (purchase.app_id, purchase.key, purchase.fingerprint):
+        return Admitted(payment_id, False)
+    ours = {"payment": payment_id} if intent.app_id == purchase.app_id else {}
+    raise Refused("invoice_paid_elsewhere", f"{purchase.invoice.invoice_id} was paid for another purchase", **ours)
+
+
+def require_same(intent: IntentRow, fingerprint: str) -> None:
     if intent.fingerprint != fingerprint:
         raise Refused("idempotency_key_reused", f"the key {intent.key!r} named another request before")
 

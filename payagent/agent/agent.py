@@ -15,14 +15,14 @@ from typing import TypeVar
 import structlog
 
 from payagent.agent import steps
-from payagent.agent.admission import Admission, Admitted, Ids, Purchase, TransferOrder
+from payagent.agent.admission import Admission, Admitted, Ids, Purchase, TransferOrder, require_same
 from payagent.agent.chainview import ChainView
 from payagent.agent.changes import Changes
 from payagent.agent.ports import Ports
 from payagent.agent.purse import coin_of
 from payagent.agent.terms import MerchantTerms, Terms
 from payagent.agent.view import is_ready
-from payagent.chain.source import ChainSource
+from payagent.chain.source import ChainSource, SubmitKind
 from payagent.core.address import Address, parse_address
 from payagent.core.invoice import Invoice, Output, Role
 from payagent.core.payment import State, deliver, delivery_event
@@ -39,6 +39,12 @@ T = TypeVar("T")
 
 SIGNING_PATIENCE_S = 10.0
 """How long a repeated request waits for the first one to be signed."""
+
+RATE_PAUSE_S = 10
+"""How long a provider is left alone that said "too many" and not for how long."""
+
+SERVING_PATIENCE_MS = 3_600_000
+"""When an invoice without an end counts as over."""
 
 log = structlog.get_logger("payagent.agent")
 
@@ -111,6 +117,8 @@ class Agent:
         self._readers = readers
         self._signer = signer
         self._admission = Admission(self.coins, terms.limits, self.chain, terms.own)
+        self.senders: Sequence[ChainSource] = sources
+        self._quiet_until_ms: dict[str, int] = {}
         self._signing: set[str] = set()
         self._sending: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -201,7 +209,7 @@ class Agent:
 
         def job(unit: Unit) -> None:
             row = steps.row_of(unit, payment_id)
-            over = row.expires_at_ms is not None and now_ms > row.expires_at_ms
+            over = now_ms > (row.expires_at_ms or row.created_at_ms + SERVING_PATIENCE_MS)
             event = delivery_event(http_status, row.state, over)
             records.set_delivery(unit, payment_id, deliver(row.delivery, event), now_ms)
             records.note(unit, payment_id, f"delivery_{event}", row.state, now_ms, {"status": http_status})
@@ -238,8 +246,12 @@ class Agent:
         now_ms = self.ports.clock.now_ms()
         slot = self.chain.require_ready(now_ms)
         with self._claim(row.id):
+            row = self.payment(row.id)
+            if row.state is not State.RESERVED:
+                return
             if (row.ttl_slot or 0) - slot >= self.terms.min_window_s:
                 await self._sign(row.id, self._rebuild(row))
+                self.send_off(row.id)
             else:
                 late = Refused("invoice_expired", "payagent came to sign it when its invoice was nearly over")
                 await self.write(
@@ -265,10 +277,9 @@ class Agent:
             row = self.payment(payment_id)
             attempt = queries.attempts(self.conn, payment_id)[-1]
             now_ms = self.ports.clock.now_ms()
-            if self.chain.slots is not None and self.chain.slots.slot_at(now_ms) >= attempt.ttl_slot:
+            source = self._sender(attempt.tx_id, now_ms)
+            if source is None or (self.chain.slots and self.chain.slots.slot_at(now_ms) >= attempt.ttl_slot):
                 return
-            count, _ = queries.submissions(self.conn, attempt.tx_id)
-            source = self.sources[count % len(self.sources)]
             await self.write(
                 "leave",
                 lambda unit: steps.record_leave(unit, row.id, attempt.tx_id, source.name, now_ms),
@@ -276,13 +287,21 @@ class Agent:
             )
             answer = await source.submit(attempt.cbor, attempt.tx_id)
             told_ms = self.ports.clock.now_ms()
+            if answer.kind is SubmitKind.RATE:
+                self._quiet_until_ms[source.name] = told_ms + (answer.retry_after_s or RATE_PAUSE_S) * 1000
             await self.write(
                 "answer", lambda unit: steps.record_answer(unit, row.id, answer, source.name, told_ms), row.id
             )
-        except Refused as refusal:
-            log.warning("payment.not_sent", payment=payment_id, code=refusal.code, detail=refusal.detail)
+        except Exception as error:
+            log.warning("payment.not_sent", payment=payment_id, error=repr(error), exc_info=True)
         finally:
             self._sending.discard(payment_id)
+
+    def _sender(self, tx_id: str, now_ms: int) -> ChainSource | None:
+        """Who gets the bytes: one after the other, first the one that is looked at; none that wants a pause."""
+        heard = [source for source in self.senders if now_ms >= self._quiet_until_ms.get(source.name, 0)]
+        count, _ = queries.submissions(self.conn, tx_id)
+        return heard[count % len(heard)] if heard else None
 
     def _order(self, app_id: str, kind: str, key: str | None, *what: str) -> TransferOrder:
         ids = self._new_ids()
@@ -311,6 +330,8 @@ class Agent:
         row = self.payment(admitted.payment_id)
         if row.state is State.RESERVED:
             row = await self.wait(admitted.payment_id, SIGNING_PATIENCE_S)
+        if row.state is State.RESERVED:
+            raise Refused("not_signed_yet", f"{row.id} is admitted and waits for its signature", payment=row.id)
         return row, admitted.is_new
 
     async def _sign(self, payment_id: str, plan: Plan) -> None:
@@ -392,8 +413,9 @@ class Agent:
         """The live payment of an intent that comes again, with a 402 that is over or only says "pending"."""
         key = ask.key(None)
         intent = None if key is None else queries.live_intent(self.conn, ask.app_id, key)
-        if intent is None or intent.fingerprint != ask.fingerprint:
+        if intent is None:
             return None
+        require_same(intent, ask.fingerprint)
         return queries.live_payment_of(self.conn, intent.id)
 
 

@@ -58,13 +58,20 @@ class ChainView:
     def require_ready(self, now_ms: int) -> int:
         """The current slot, when the chain is seen well enough to sign; else `chain_not_ready` or `clock_skew`."""
         if self.slots is None or self.tip is None or self.problem is not None:
-            raise Refused("chain_not_ready", self.problem or "the chain was not read yet")
+            raise Refused("chain_not_ready", self.problem or "the chain and the wallet's coins were not read yet")
         slot = self.slots.slot_at(now_ms)
         if self.tip.slot > slot + SKEW_MAX_S:
             raise Refused("clock_skew", f"the chain is {self.tip.slot - slot} s ahead of the local clock")
         if slot - self.tip.slot > TIP_AGE_MAX_S:
             raise Refused("chain_not_ready", f"the newest block that is known is {slot - self.tip.slot} s old")
         return slot
+
+    def is_ready(self, now_ms: int) -> bool:
+        try:
+            self.require_ready(now_ms)
+        except Refused:
+            return False
+        return True
 
     def ttl_slot(self, slot: int, expires_at_ms: int | None, min_window_s: int) -> int:
         """The attempt's TTL: the earlier of the invoice's end less a margin, and the cap.

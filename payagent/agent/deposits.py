@@ -58,9 +58,9 @@ def is_stale(listed: Iterable[ChainUtxo], known: Mapping[str, CoinRow]) -> bool:
 
 
 def _deposit(unit: Unit, ref: str, utxo: ChainUtxo, coins: Coins, now_ms: int) -> int:
-    if utxo.unreadable or queries.coin(unit.conn, ref) is not None:
+    if queries.coin(unit.conn, ref) is not None:
         return 0
-    locked = utxo.has_datum or utxo.has_script
+    locked = utxo.has_datum or utxo.has_script or utxo.unreadable
     row = CoinRow(
         ref,
         utxo.tx_id,
@@ -72,6 +72,7 @@ def _deposit(unit: Unit, ref: str, utxo: ChainUtxo, coins: Coins, now_ms: int) -
         None,
     )
     records.add_coin(unit, row)
+    # of an unreadable output only what can be counted is booked
     records.write_entry(unit, ledger.deposit({LOVELACE: utxo.lovelace, **utxo.assets}), now_ms, ref=ref)
     if not locked:
         put(unit, coins, row)

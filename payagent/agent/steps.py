@@ -79,7 +79,7 @@ def record_answer(unit: Unit, payment_id: str, answer: SubmitAnswer, provider: s
 
 
 def record_seen(unit: Unit, payment_id: str, seen: TxSeen, coins: Coins, provider: str, now_ms: int) -> None:
-    """C5: the attempt is in a block. Its inputs are spent, its change is there to be spent."""
+    """C5: the attempt is in a block. Its inputs are spent; its change is there, unless a child spent it."""
     records.add_sighting(unit, seen.tx_id, seen.block_hash, seen.block_height, seen.slot, provider, now_ms)
     records.move_payment(
         unit,
@@ -87,38 +87,44 @@ def record_seen(unit: Unit, payment_id: str, seen: TxSeen, coins: Coins, provide
         Event.SEEN_IN_BLOCK,
         now_ms,
         {"block": seen.block_hash, "height": seen.block_height},
+        tx_id=seen.tx_id,
         block_hash=seen.block_hash,
         block_height=seen.block_height,
         block_slot=seen.slot,
     )
-    for attempt in queries.attempts(unit.conn, payment_id):
-        if attempt.tx_id == seen.tx_id:
-            for ref in attempt.inputs:
-                records.spend_coin(unit, ref, seen.tx_id)
+    for ref in _inputs(unit, payment_id, seen.tx_id):
+        records.spend_coin(unit, ref, seen.tx_id)
     for row in queries.coins_of_tx(unit.conn, seen.tx_id):
-        records.set_coin_state(unit, row.ref, "free")
-        if row.reserved_for is None:
-            put(unit, coins, row)
+        if row.state == "pending":
+            records.set_coin_state(unit, row.ref, "free")
+            if row.reserved_for is None:
+                put(unit, coins, row)
 
 
 def record_block_lost(unit: Unit, payment_id: str, coins: Coins, now_ms: int) -> None:
     """C5: the block is on no chain that the provider knows. The same bytes are in flight again.
 
-    What was posted is reversed into the hold; inputs are unspent (and still reserved); change is pending.
+    What was posted is reversed into the hold. Inputs are unspent (and still reserved): there if what made them
+    is in a block, else pending. Change is pending, but for what a child that is in a block has spent: whether
+    the child lost its block too is for its own recheck to find.
     """
     row = row_of(unit, payment_id)
     if row.state in POSTED and (posted := queries.last_posting(unit.conn, payment_id)):
         lines = tuple(Posting(*line) for line in posted.postings)
         records.write_entry(unit, ledger.reverse(Entry("post", lines)), now_ms, payment_id=payment_id)
     records.move_payment(unit, payment_id, Event.BLOCK_LOST, now_ms, {"block": row.block_hash})
-    for attempt in queries.attempts(unit.conn, payment_id):
-        if attempt.tx_id == row.tx_id:
-            for ref in attempt.inputs:
-                records.set_coin_state(unit, ref, "free")
+    for ref in _inputs(unit, payment_id, row.tx_id):
+        records.set_coin_state(unit, ref, "free" if queries.is_made(unit.conn, ref) else "pending")
     for coin in queries.coins_of_tx(unit.conn, row.tx_id or ""):
-        if coin.ref in coins:
-            take(unit, coins, coin.ref)
-        records.set_coin_state(unit, coin.ref, "pending")
+        if coin.state != "spent":
+            if coin.ref in coins:
+                take(unit, coins, coin.ref)
+            records.set_coin_state(unit, coin.ref, "pending")
+
+
+def _inputs(unit: Unit, payment_id: str, tx_id: str | None) -> tuple[str, ...]:
+    attempts = queries.attempts(unit.conn, payment_id)
+    return next((attempt.inputs for attempt in attempts if attempt.tx_id == tx_id), ())
 
 
 def record_confirmed(unit: Unit, payment_id: str, depth: int, now_ms: int) -> None:

@@ -10,8 +10,11 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 
+import structlog
+
 from payagent.agent import deposits, steps
 from payagent.agent.agent import Agent
+from payagent.agent.chainview import TIP_AGE_MAX_S
 from payagent.chain.source import ChainSource, Found, NotFound, Tip, TxSeen, Unknown
 from payagent.core.payment import Delivery, State
 from payagent.core.problem import Refused
@@ -29,8 +32,13 @@ ABSENT_READS = 3
 ABSENT_EVERY_MS = 60_000
 """Not found three times, a minute apart, stands in for a second provider's word (R6)."""
 
-_LOOKING = (State.IN_FLIGHT, State.REPLACING, State.CANCELLING)
+RECHECK_DEPTHS = (16, 128, 1024)
+"""Depths at which a block is looked up again though no fork was noticed: an index may have shown it too long."""
+
+_LOOKING = (State.SIGNED, State.IN_FLIGHT, State.REPLACING, State.CANCELLING)
 _OPEN_DELIVERY = (Delivery.NOT_PRESENTED, Delivery.PRESENTED)
+
+log = structlog.get_logger("payagent.watch")
 
 
 def resubmit_due_ms(sent_count: int, last_sent_ms: int) -> int:
@@ -39,27 +47,38 @@ def resubmit_due_ms(sent_count: int, last_sent_ms: int) -> int:
 
 
 class Watch:
-    """The agent's eyes. One `tick` at a time; a second one that is asked for meanwhile is the same look."""
+    """The agent's eyes. One `tick` at a time.
+
+    `_unverified` are payments on the chain whose block may be gone: they stay in it until a provider gave a
+    verdict, however often it is asked and whatever the tip does meanwhile.
+    """
 
     def __init__(self, agent: Agent, merchants: MerchantClient) -> None:
         self._agent = agent
         self._merchants = merchants
         self._lock = asyncio.Lock()
         self._last: Tip | None = None
-        self._incomplete = True
+        self._highest = 0
+        self._unverified: set[str] = set()
+        self._unanswered = True
+        self._coins_due = True
+        self._coins_read = False
         self._urgent: set[str] = set()
         self._checked_until_ms: dict[str, int] = {}
-        self._distrusted = False
+        self._untrusted: set[str] = set()
         self._absent: dict[str, tuple[int, int]] = {}
 
-    async def tick(self) -> None:
-        """One look: tip, payments, coins; then what is to be signed or sent (again)."""
+    async def tick(self) -> bool:
+        """One look: tip, payments, coins; then what is to be sent or signed. False when it was not whole."""
         async with self._lock:
-            if found := await self._find_tip():
+            found = await self._find_tip()
+            if found is not None:
                 source, tip = found
-                if self._incomplete or self._last is None or tip.hash != self._last.hash:
-                    await self._look(source, tip)
+                is_new = self._last is None or tip.hash != self._last.hash
+                if is_new or self._unverified or self._unanswered or self._coins_due:
+                    await self._look(source, tip, is_new)
             await self._carry_on()
+            return found is not None and not self._unanswered and not self._coins_due
 
     async def poll_merchants(self) -> None:
         """Ask merchants how our open invoices stand. Advice only: it is recorded and shown, and moves nothing."""
@@ -73,7 +92,7 @@ class Watch:
             and row.delivery in _OPEN_DELIVERY
             and now_ms - row.created_at_ms < MERCHANT_PATIENCE_MS
         ]
-        await _each(open_rows, self._ask_merchant)
+        await self._each(open_rows, self._ask_merchant)
 
     async def _ask_merchant(self, row: PaymentRow) -> None:
         agent = self._agent
@@ -89,24 +108,47 @@ class Watch:
         now_ms = agent.ports.clock.now_ms()
 
         def job(unit: Unit) -> None:
+            state = steps.row_of(unit, row.id).state
             records.set_merchant_status(unit, row.id, said.status, now_ms)
-            records.note(unit, row.id, "merchant_said", row.state, now_ms, {"status": said.status})
+            records.note(unit, row.id, "merchant_said", state, now_ms, {"status": said.status})
 
         await agent.write("merchant", job, row.id)
 
     async def _find_tip(self) -> tuple[ChainSource, Tip] | None:
-        """The first provider that answers and is to be believed; it serves the whole look, so its views agree."""
-        reasons = []
-        for source in self._agent.sources:
+        """The first provider that is to be believed and not behind; it serves the whole look, so its views agree.
+
+        Where every provider is behind, the one with the highest tip.
+        """
+        agent, reasons = self._agent, []
+        behind: list[tuple[ChainSource, Tip]] = []
+        for source in agent.sources:
             read = await source.tip()
             reason = await self._distrust(source) if isinstance(read, Found) else f"its tip is {read}"
-            if reason is None and isinstance(read, Found):
-                self._agent.chain.problem = None
-                return source, read.value
-            reasons.append(f"{source.name}: {reason}")
-        if self._agent.chain.tip is None or self._distrusted:
-            self._agent.chain.problem = "; ".join(reasons)
+            if reason is not None or not isinstance(read, Found):
+                reasons.append(f"{source.name}: {reason}")
+            elif self._is_current(read.value):
+                return self._settle_on(source, read.value)
+            else:
+                behind.append((source, read.value))
+        if behind:
+            return self._settle_on(*max(behind, key=lambda seen: seen[1].height))
+        if agent.chain.tip is None or self._untrusted:
+            agent.chain.problem = "; ".join(reasons)
         return None
+
+    def _settle_on(self, source: ChainSource, tip: Tip) -> tuple[ChainSource, Tip]:
+        agent = self._agent
+        others = [other for other in agent.sources if other is not source and other.name not in self._untrusted]
+        agent.senders = [source, *others]
+        agent.chain.problem = None
+        self._highest = max(self._highest, tip.height)
+        return source, tip
+
+    def _is_current(self, tip: Tip) -> bool:
+        """Whether a tip is recent, and no lower than one seen before: only then does "not found" count."""
+        slots = self._agent.chain.slots
+        now_slot = slots.slot_at(self._agent.ports.clock.now_ms()) if slots else tip.slot
+        return tip.height >= self._highest and now_slot - tip.slot <= TIP_AGE_MAX_S
 
     async def _distrust(self, source: ChainSource) -> str | None:
         """Why the provider's network or parameters are not to be believed; asked at first and every hour."""
@@ -120,33 +162,50 @@ class Watch:
             self._agent.chain.learn_genesis(genesis.value)
             self._agent.chain.learn_parameters(parameters.value)
         except Refused as refusal:
-            self._distrusted = True
+            self._untrusted.add(source.name)
             return refusal.detail
+        self._untrusted.discard(source.name)
         self._checked_until_ms[source.name] = now_ms + PARAMETERS_EVERY_MS
-        self._distrusted = False
         return None
 
-    async def _look(self, source: ChainSource, tip: Tip) -> None:
-        self._incomplete = False
+    async def _look(self, source: ChainSource, tip: Tip, is_new: bool) -> None:
         conn = self._agent.conn
-        if await self._may_have_forked(source, tip):
-            await _each(
-                queries.payments_in(conn, (State.IN_BLOCK, State.CONFIRMED)), partial(self._recheck, source, tip)
-            )
-        await _each(queries.payments_in(conn, _LOOKING), partial(self._look_for, source))
-        await _each(queries.payments_in(conn, (State.IN_BLOCK,)), partial(self._confirm, source, tip))
-        await _each(self._settling(tip), partial(self._settle, source, tip))
-        await self._look_at_coins(source)
+        self._unanswered = False
+        self._unverified |= await self._in_doubt(source, tip)
+        on_chain = queries.payments_in(conn, (State.IN_BLOCK, State.CONFIRMED))
+        self._unverified &= {row.id for row in on_chain}
+        await self._each(
+            [row for row in on_chain if row.id in self._unverified], partial(self._recheck, source, tip)
+        )
+        await self._each(queries.payments_in(conn, _LOOKING), partial(self._look_for, source))
+        await self._each(
+            self._deep(State.IN_BLOCK, tip, self._agent.terms.confirm_depth), partial(self._confirm, source, tip)
+        )
+        await self._each(
+            self._deep(State.CONFIRMED, tip, self._agent.terms.settle_depth), partial(self._settle, source, tip)
+        )
+        if is_new or self._coins_due:
+            await self._look_at_coins(source, tip)
         if self._last is None:
             # what was about to leave when the last process ended may never have left
             self._urgent.update(row.id for row in queries.payments_in(conn, (State.IN_FLIGHT,)))
-        self._last = self._agent.chain.tip = tip
+        self._last = tip
+        if self._coins_read:
+            self._agent.chain.tip = tip
 
-    async def _may_have_forked(self, source: ChainSource, tip: Tip) -> bool:
-        """Whether the block that was the tip at the last look may be off the chain; at the first look: yes."""
-        if self._last is None or tip.height <= self._last.height:
-            return True
-        return not isinstance(await source.block(self._last.hash), Found)
+    async def _in_doubt(self, source: ChainSource, tip: Tip) -> set[str]:
+        """Payments whose block may be off the chain: all after what may be a fork, else those due by depth."""
+        rows = queries.payments_in(self._agent.conn, (State.IN_BLOCK, State.CONFIRMED))
+        if self._last is None or await self._may_have_forked(source, tip, self._last):
+            return {row.id for row in rows}
+        grown = tip.height - self._last.height
+        return {row.id for row in rows if any(0 <= _depth(row, tip) - depth < grown for depth in RECHECK_DEPTHS)}
+
+    async def _may_have_forked(self, source: ChainSource, tip: Tip, last: Tip) -> bool:
+        """Whether the block that was the tip at the last look may be off the chain."""
+        if tip.hash == last.hash:
+            return False
+        return tip.height <= last.height or not isinstance(await source.block(last.hash), Found)
 
     async def _look_for(self, source: ChainSource, row: PaymentRow) -> None:
         """Is an attempt that is in flight in a block?"""
@@ -155,45 +214,55 @@ class Watch:
             if isinstance(read, Found):
                 await self._see(source, row, read.value)
                 return
-            self._incomplete |= isinstance(read, Unknown)
+            self._unanswered |= isinstance(read, Unknown)
 
     async def _recheck(self, source: ChainSource, tip: Tip, row: PaymentRow) -> None:
-        """Is a payment's block still on the chain? Gone is only what the provider, past its height, denies."""
+        """Is a payment's block still on the chain? Without a verdict the payment stays unverified.
+
+        It is gone when its transaction is in another block, or when a provider that is past its height denies
+        both the transaction and the block.
+        """
         read = await source.tx(row.tx_id or "")
         if isinstance(read, Found):
             if read.value.block_hash != row.block_hash:
                 await self._lose(row)
                 await self._see(source, row, read.value)
-        elif isinstance(read, NotFound) and tip.height >= (row.block_height or 0):
+            self._unverified.discard(row.id)
+        elif isinstance(read, NotFound) and await self._is_denied(source, tip, row):
             await self._lose(row)
-        else:
-            self._incomplete = True
+            self._unverified.discard(row.id)
+
+    async def _is_denied(self, source: ChainSource, tip: Tip, row: PaymentRow) -> bool:
+        is_past = tip.height >= max(row.block_height or 0, self._highest)
+        return is_past and isinstance(await source.block(row.block_hash or ""), NotFound)
+
+    def _deep(self, state: State, tip: Tip, depth: int) -> list[PaymentRow]:
+        """Payments in a state whose block is at least so deep."""
+        rows = queries.payments_in(self._agent.conn, (state,))
+        return [row for row in rows if _depth(row, tip) >= depth]
 
     async def _confirm(self, source: ChainSource, tip: Tip, row: PaymentRow) -> None:
-        depth = _depth(row, tip)
-        if depth < self._agent.terms.confirm_depth:
-            return
-        read = await source.tx(row.tx_id or "")
-        if isinstance(read, Found) and read.value.block_hash == row.block_hash:
-            now_ms = self._agent.ports.clock.now_ms()
+        if await self._still_there(source, tip, row):
+            now_ms, depth = self._agent.ports.clock.now_ms(), _depth(row, tip)
             await self._agent.write(
                 "confirm", lambda unit: steps.record_confirmed(unit, row.id, depth, now_ms), row.id
             )
-        else:
-            await self._recheck(source, tip, row)
-
-    def _settling(self, tip: Tip) -> list[PaymentRow]:
-        deep = tip.height + 1 - self._agent.terms.settle_depth
-        rows = queries.payments_in(self._agent.conn, (State.CONFIRMED,))
-        return [row for row in rows if row.block_height is not None and row.block_height <= deep]
 
     async def _settle(self, source: ChainSource, tip: Tip, row: PaymentRow) -> None:
-        read = await source.tx(row.tx_id or "")
-        if isinstance(read, Found) and read.value.block_hash == row.block_hash:
+        if await self._still_there(source, tip, row):
             now_ms, depth = self._agent.ports.clock.now_ms(), _depth(row, tip)
             await self._agent.write(
                 "settle", lambda unit: steps.record_settled(unit, row.id, depth, now_ms), row.id
             )
+
+    async def _still_there(self, source: ChainSource, tip: Tip, row: PaymentRow) -> bool:
+        """Whether a payment is in the very block that we know, asked now; if not, checked until it is clear."""
+        read = await source.tx(row.tx_id or "")
+        if isinstance(read, Found) and read.value.block_hash == row.block_hash:
+            return True
+        self._unverified.add(row.id)
+        await self._recheck(source, tip, row)
+        return False
 
     async def _see(self, source: ChainSource, row: PaymentRow, seen: TxSeen) -> None:
         agent = self._agent
@@ -212,17 +281,20 @@ class Watch:
         )
         self._urgent.add(row.id)
 
-    async def _look_at_coins(self, source: ChainSource) -> None:
+    async def _look_at_coins(self, source: ChainSource, tip: Tip) -> None:
         agent = self._agent
         read = await source.utxos(agent.terms.own.text)
+        self._coins_due = not isinstance(read, Found)
         if not isinstance(read, Found):
-            self._incomplete = True
-        elif deposits.is_stale(read.value, {row.ref: row for row in queries.coins(agent.conn)}):
+            return
+        if deposits.is_stale(read.value, {row.ref: row for row in queries.coins(agent.conn)}):
             listed, now_ms = read.value, agent.ports.clock.now_ms()
             await agent.write("deposit", lambda unit: deposits.sync(unit, listed, agent.coins, now_ms))
-        for coin in queries.coins(agent.conn):
-            if coin.state == "missing" and coin.source == "deposit":
-                await self._doubt(source, coin)
+        self._coins_read = True
+        if self._is_current(tip):
+            for coin in queries.missing_coins(agent.conn):
+                if coin.source == "deposit":
+                    await self._doubt(source, coin)
 
     async def _doubt(self, source: ChainSource, coin: CoinRow) -> None:
         """Is the transaction that a missing deposit came in on no chain any more? Then it is taken back."""
@@ -232,43 +304,47 @@ class Watch:
         if now_ms < last_ms + ABSENT_EVERY_MS:
             return
         read = await source.tx(coin.tx_id)
+        self._absent[coin.ref] = (count + 1 if isinstance(read, NotFound) else 0, now_ms)
         if isinstance(read, Found):
-            self._absent.pop(coin.ref, None)
-        elif isinstance(read, NotFound):
-            self._absent[coin.ref] = (count + 1, now_ms)
-            if count + 1 >= ABSENT_READS:
-                del self._absent[coin.ref]
-                await agent.write("deposit", lambda unit: deposits.take_back(unit, coin.ref, now_ms))
+            log.warning(
+                "coin.missing", coin=coin.ref, why="its transaction is on the chain: spent by somebody else?"
+            )
+        elif self._absent[coin.ref][0] >= ABSENT_READS:
+            del self._absent[coin.ref]
+            await agent.write("deposit", lambda unit: deposits.take_back(unit, coin.ref, now_ms))
 
     async def _carry_on(self) -> None:
-        """Sign what was admitted and not signed, send what was signed and not sent, send again what is due."""
+        """Send what was signed, again what is due; then sign what was admitted and is not signed."""
         agent = self._agent
         now_ms = agent.ports.clock.now_ms()
-        await _each(queries.payments_in(agent.conn, (State.RESERVED,)), agent.resume)
-        due = queries.payments_in(agent.conn, (State.SIGNED,))
-        for row in queries.payments_in(agent.conn, (State.IN_FLIGHT,)):
-            count, last_ms = queries.submissions(agent.conn, row.tx_id or "")
-            if row.id in self._urgent or now_ms >= resubmit_due_ms(count, last_ms):
-                due.append(row)
+        if agent.chain.slots is None:
+            return
+        slot = agent.chain.slots.slot_at(now_ms)
+        for row in queries.payments_in(agent.conn, (State.SIGNED, State.IN_FLIGHT)):
+            if (row.ttl_slot or 0) > slot and self._is_due(row, now_ms):
+                agent.send_off(row.id)
         self._urgent.clear()
-        for row in due:
-            agent.send_off(row.id)
+        if agent.chain.is_ready(now_ms):
+            await self._each(queries.payments_in(agent.conn, (State.RESERVED,)), agent.resume)
+
+    def _is_due(self, row: PaymentRow, now_ms: int) -> bool:
+        count, last_ms = queries.submissions(self._agent.conn, row.tx_id or "")
+        return row.id in self._urgent or now_ms >= resubmit_due_ms(count, last_ms)
+
+    async def _each(self, rows: Iterable[PaymentRow], act: Callable[[PaymentRow], Awaitable[None]]) -> None:
+        """Act on every row, a few at once. One that raises is logged and keeps nobody else from their turn."""
+        gate = asyncio.Semaphore(AT_ONCE_MAX)
+
+        async def one(row: PaymentRow) -> None:
+            async with gate:
+                try:
+                    await act(row)
+                except Exception as error:
+                    log.warning("payment.step_failed", payment=row.id, error=repr(error), exc_info=True)
+
+        await asyncio.gather(*(one(row) for row in rows))
 
 
 def _depth(row: PaymentRow, tip: Tip) -> int:
     """How deep a payment's block is; the block itself counts 1."""
     return tip.height - (row.block_height or 0) + 1
-
-
-async def _each(rows: Iterable[PaymentRow], act: Callable[[PaymentRow], Awaitable[None]]) -> None:
-    """Act on every row, a few at once; one that raises does not keep the others from their turn."""
-    gate = asyncio.Semaphore(AT_ONCE_MAX)
-
-    async def one(row: PaymentRow) -> None:
-        async with gate:
-            await act(row)
-
-    results = await asyncio.gather(*(one(row) for row in rows), return_exceptions=True)
-    errors = [result for result in results if isinstance(result, Exception)]
-    if errors:
-        raise ExceptionGroup("some payments could not be looked at", errors)

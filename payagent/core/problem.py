@@ -215,6 +215,14 @@ PROBLEMS: dict[str, Problem] = {
         retryable=True,
     ),
     "not_found": Problem(404, 2, "No such thing", "Check the id.", money="Nothing has changed."),
+    "not_signed_yet": Problem(
+        503,
+        8,
+        "The payment is admitted and not signed yet",
+        "Repeat the same request: it finds this payment.",
+        money="Its money is held; nothing has left.",
+        retryable=True,
+    ),
     "output_below_minimum": Problem(
         422,
         3,

@@ -298,6 +298,29 @@ def coin(conn: sqlite3.Connection, ref: str) -> CoinRow | None:
     return _coin(row) if row else None
 
 
+def is_made(conn: sqlite3.Connection, ref: str) -> bool:
+    """Whether what made a coin is on the chain: a deposit, or the attempt of a payment that is in a block."""
+    row = conn.execute(
+        "SELECT c.source = 'deposit' OR p.state IN ('in_block', 'confirmed', 'settled') FROM coins c "
+        "LEFT JOIN attempts a ON a.tx_id = c.tx_id "
+        "LEFT JOIN payments p ON p.id = a.payment_id AND p.tx_id = a.tx_id WHERE c.ref = ?",
+        (ref,),
+    ).fetchone()
+    return bool(row and row[0])
+
+
+def missing_coins(conn: sqlite3.Connection) -> list[CoinRow]:
+    """Coins that the provider's list lacks though nothing of ours spent them."""
+    return [_coin(row) for row in conn.execute(f"{_COIN} WHERE c.state = 'missing' ORDER BY c.ref")]
+
+
+def intent(conn: sqlite3.Connection, intent_id: str) -> IntentRow:
+    row = conn.execute(
+        "SELECT id, app_id, key, derived, fingerprint, origin, request_id FROM intents WHERE id = ?", (intent_id,)
+    ).fetchone()
+    return IntentRow(row[0], row[1], row[2], bool(row[3]), row[4], row[5], row[6])
+
+
 def coins_of_tx(conn: sqlite3.Connection, tx_id: str) -> list[CoinRow]:
     return [_coin(row) for row in conn.execute(f"{_COIN} WHERE c.tx_id = ? ORDER BY c.ref", (tx_id,))]
 

@@ -26,6 +26,7 @@ class Watch:
     """A watch whose looks take as long as a test wants."""
 
     fail_first: int = 0
+    whole: bool = True
     looks: int = 0
     at_once: int = 0
     at_once_max: int = 0
@@ -34,7 +35,7 @@ class Watch:
     go_on: asyncio.Event = field(default_factory=asyncio.Event)
     several: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def tick(self) -> None:
+    async def tick(self) -> bool:
         self.looks += 1
         self.at_once += 1
         self.at_once_max = max(self.at_once_max, self.at_once)
@@ -46,6 +47,7 @@ class Watch:
             self.several.set()
         if self.looks <= self.fail_first:
             raise RuntimeError("the provider burnt down")
+        return self.whole
 
     async def poll_merchants(self) -> None:
         return
@@ -90,7 +92,7 @@ async def test_a_stop_lets_the_look_that_runs_end_and_begins_no_other() -> None:
 
 
 async def test_readiness_says_what_the_last_look_said() -> None:
-    agent, watch = Agent(), Watch()
+    agent, watch = Agent(), Watch(whole=False)
     watch.go_on.set()
     agent.chain.problem = "blockfrost-1: its tip is Unknown"
     sweeps = Sweeps(agent, watch, FAST)  # type: ignore[arg-type]
