@@ -97,9 +97,7 @@ class Admission:
             if existing is not None:
                 return existing
         if known is not None and (other := queries.payment_of_invoice(unit.conn, known.seq)):
-            raise Refused(
-                "invoice_paid_elsewhere", f"invoice {invoice.invoice_id} belongs to {other}", payment=other
-            )
+            return _of_ended_intent(queries.intent(unit.conn, known.intent_id), purchase, other)
         self.chain.require_ready(now_ms)
         intent_id = intent.id if intent else purchase.ids.intent
         if intent is None:
