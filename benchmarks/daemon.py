@@ -6,8 +6,8 @@ Starts devnet and daemon as a user does, in a temporary folder. Not a test: it p
 """
 
 import json
-import os
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -36,9 +36,9 @@ def running(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
         process.wait(30)
 
 
-def rss_mb(pid: int) -> float:
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+def memory_mb(pid: int, name: str) -> float:
+    status = dict(line.split(":\t") for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return int(status[name].split()[0]) / 1000
 
 
 def spread(name: str, ms: list[float]) -> None:
@@ -68,15 +68,19 @@ def main(count: int) -> None:
         wallet = json.loads(made.stdout)
         for _ in range(count):
             http.post(f"{urls['control']}/faucet", json={"address": wallet["address"], "lovelace": "20000000"})
-        with running("serve", "--config", str(folder / "config.toml"), "--listen", "127.0.0.1:18402") as (
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            address = f"127.0.0.1:{probe.getsockname()[1]}"
+        with running("serve", "--config", str(folder / "config.toml"), "--listen", address) as (
             daemon,
             _,
         ):
-            api = httpx.Client(base_url="http://127.0.0.1:18402", trust_env=False, timeout=60)
+            api = httpx.Client(base_url=f"http://{address}", trust_env=False, timeout=60)
             api.headers["Authorization"] = f"Bearer {wallet['token']}"
             wait_for_coins(api, count)
             measure(api, http, urls["merchant"], count)
-            print(f"daemon: {rss_mb(daemon.pid):.0f} MB")
+            print(
+                f"daemon: {memory_mb(daemon.pid, 'VmRSS'):.0f} MB, at most {memory_mb(daemon.pid, 'VmHWM'):.0f} MB"
+            )
 
 
 def wait_for_coins(api: httpx.Client, count: int) -> None:

@@ -46,7 +46,7 @@ def test_what_was_put_in_comes_out(path: Path) -> None:
 def test_the_default_cost_is_written_into_the_file(tmp_path: Path) -> None:
     file = tmp_path / "keystore.json"
     create(file, WORDS, PASSPHRASE, NETWORKS["mainnet"], 3)
-    assert json.loads(file.read_text())["kdf"]["n"] == 2**17
+    assert json.loads(file.read_text())["kdf"]["n"] == 2**16
     assert unlock(file, PASSPHRASE).number == 3
 
 
