@@ -289,7 +289,6 @@ class Blockfrost:
         self._epoch_parameters = _bound(BlockFrostApi.epoch_latest_parameters, to)
         self._address_utxos = _bound(BlockFrostApi.address_utxos, to)
         self._transaction = _bound(BlockFrostApi.transaction, to)
-        self._mempool_tx = _bound(BlockFrostApi.mempool_tx, to)
         self._submit_cbor = _bound(BlockFrostApi.transaction_submit_cbor, to)
 
     def __repr__(self) -> str:
@@ -315,10 +314,6 @@ class Blockfrost:
     async def block(self, block_hash: str) -> Read[BlockSeen]:
         _check(_HASH, block_hash)
         return await self._read("block", lambda body: _parse_block(body, block_hash), self._block, block_hash)
-
-    async def in_mempool(self, tx_id: str) -> Read[bool]:
-        _check(_HASH, tx_id)
-        return await self._read("mempool", _parse_presence, self._mempool_tx, tx_id)
 
     async def utxos(self, address: str) -> Read[tuple[ChainUtxo, ...]]:
         """As the protocol says. An answer of one page is whole by itself; more pages are read in passes.
@@ -484,12 +479,6 @@ def _text_hash(value: Any) -> str:
     if not isinstance(value, str) or not _HASH.fullmatch(value):
         raise ValueError("not a hash")
     return value
-
-
-def _parse_presence(body: Any) -> bool:
-    if type(body) is not dict:
-        raise ValueError("not an object")
-    return True
 
 
 def _parse_tip(body: Any) -> Tip:

@@ -155,9 +155,6 @@ class ChainSource(Protocol):
 
     async def tx(self, tx_id: str) -> Read[TxSeen]: ...
 
-    async def in_mempool(self, tx_id: str) -> Read[bool]:
-        """Found(True) or NotFound; advisory only, since providers see their own submissions and no others."""
-
     async def block(self, block_hash: str) -> Read[BlockSeen]:
         """Whether the block is (still) on the provider's chain."""
 

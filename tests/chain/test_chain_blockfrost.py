@@ -112,13 +112,11 @@ async def test_what_is_found_is_read_in_full(provider: FaultyProvider, source: B
     provider.routes["GET /epochs/latest/parameters"] = Reply(PARAMETERS)
     provider.routes[f"GET /txs/{TX}"] = Reply(TRANSACTION)
     provider.routes[f"GET /blocks/{BLOCK}"] = Reply(LATEST)
-    provider.routes[f"GET /mempool/{TX}"] = Reply({"tx": {"hash": TX}, "inputs": [], "outputs": []})
     assert await source.tip() == Found(Tip(15_243_593, 412_162_133, BLOCK, 1_700_000_000))
     assert await source.genesis() == Found(Genesis(1, 1_654_041_600, 1))
     assert await source.parameters() == Found(Parameters(44, 155_381, 4310, 16_384, 5000, 225))
     assert await source.tx(TX) == Found(TxSeen(TX, BLOCK, 100, 2_000))
     assert await source.block(BLOCK) == Found(BlockSeen(BLOCK, 15_243_593, 412_162_133, 1_700_000_000))
-    assert await source.in_mempool(TX) == Found(True)
 
 
 async def test_an_output_is_read_with_its_tokens_datum_and_script(
@@ -181,11 +179,10 @@ async def test_one_row_that_is_not_understood_makes_the_wallet_unknown_never_par
 
 
 async def test_only_blockfrosts_own_404_means_not_found(provider: FaultyProvider, source: Blockfrost) -> None:
-    for path in (f"/txs/{TX}", f"/blocks/{BLOCK}", f"/mempool/{TX}", f"/addresses/{ADDRESS}/utxos"):
+    for path in (f"/txs/{TX}", f"/blocks/{BLOCK}", f"/addresses/{ADDRESS}/utxos"):
         provider.routes[f"GET {path}"] = NOT_FOUND
     assert await source.tx(TX) == NotFound()
     assert await source.block(BLOCK) == NotFound()
-    assert await source.in_mempool(TX) == NotFound()
     assert await source.utxos(ADDRESS) == Found(())
 
 
@@ -547,7 +544,7 @@ async def test_cancelling_a_task_frees_its_thread(provider: FaultyProvider) -> N
 async def test_what_is_not_a_hash_never_becomes_a_path(
     provider: FaultyProvider, source: Blockfrost, text: str
 ) -> None:
-    for ask in (source.tx, source.block, source.in_mempool):
+    for ask in (source.tx, source.block):
         with pytest.raises(ValueError, match="form"):
             await ask(text)
     with pytest.raises(ValueError, match="form"):
