@@ -95,23 +95,25 @@ def _keystore(settings: Settings) -> str:
 
 
 def _ledger(settings: Settings) -> str:
-    """Opened read-only: the guards of its tables are there, it balances, and it is this wallet's."""
+    """Opened read-only: its tables' guards are there, it balances, its events are one chain, and it is ours."""
     path = settings.data_dir / "ledger.db"
     if not path.exists():
         raise Refused("config_invalid", f"{path} is missing; make it with `payagent init`")
     try:
-        missing, known, sums = _read_ledger(path)
+        missing, known, sums, broken = _read_ledger(path)
     except Exception as error:  # noqa: BLE001  whatever SQLite raises: the store is its only home
         raise Refused("store_failed", f"{path} cannot be read: {error}") from None
     if missing:
         raise Refused("store_failed", f"{path} lacks the triggers {', '.join(missing)}")
     if any(sums.values()):
         raise Refused("store_failed", f"the postings in {path} do not sum to zero: it was changed from outside")
+    if broken is not None:
+        raise Refused("store_failed", f"the events in {path} are changed from event {broken} on")
     ours = {"network": settings.network, "address": _own_address(settings)}
     for key, value in known.items():
         if None not in (value, ours[key]) and value != ours[key]:
             raise Refused("config_invalid", f"{path} is of {key} {value}, not of {ours[key]}")
-    return "its triggers are there, its postings sum to zero"
+    return "its triggers are there, its postings sum to zero, its events are one unbroken chain"
 
 
 def _own_address(settings: Settings) -> str | None:
@@ -122,15 +124,15 @@ def _own_address(settings: Settings) -> str | None:
         return None
 
 
-def _read_ledger(path: Path) -> tuple[list[str], dict[str, str | None], dict[str, int]]:
-    """Missing triggers, what the database is bound to, and the sum of all postings per asset."""
+def _read_ledger(path: Path) -> tuple[list[str], dict[str, str | None], dict[str, int], int | None]:
+    """Missing triggers, what the database is bound to, the sum of all postings per asset, the first bad event."""
     conn = Readers(path).conn
     try:
         sums: dict[str, int] = {}
         for _account, asset, units in queries.balances(conn):
             sums[asset] = sums.get(asset, 0) + units
         known = {key: queries.meta(conn, key) for key in ("network", "address")}
-        return missing_guards(conn), known, sums
+        return missing_guards(conn), known, sums, queries.broken_event(conn)
     finally:
         conn.close()
 

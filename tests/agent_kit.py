@@ -6,9 +6,11 @@
 
 import hashlib
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
@@ -20,6 +22,7 @@ from payagent.agent.terms import MerchantTerms, Terms
 from payagent.agent.watch import Watch
 from payagent.chain.blockfrost import Blockfrost, Timeouts
 from payagent.core.network import NETWORKS
+from payagent.core.payment import State
 from payagent.core.policy import Limit
 from payagent.devnet.server import DevnetThread
 from payagent.dialects import make_response
@@ -27,7 +30,7 @@ from payagent.merchants.client import MerchantClient
 from payagent.store import queries, records
 from payagent.store.queries import PaymentRow
 from payagent.store.writer import Checkpoint, Readers, Writer
-from payagent.wallet.keys import Account, derive, seed_from_words
+from payagent.wallet.keys import Account, Signer, derive, seed_from_words
 
 WORDS = plant("the recovery words", "abandon " * 23 + "art")
 DEVNET = NETWORKS["devnet"]
@@ -142,6 +145,15 @@ class World:
 
         return self.devnet.run(count)
 
+    def unspent(self) -> set[str]:
+        """Refs of the outputs at the wallet's address, as the ledger of the devnet has them."""
+        raw = self.account.address.raw
+        return self.devnet.run(lambda devnet: {f"{ref[0]}#{ref[1]}" for ref, _ in devnet.chain.utxos_at(raw)})
+
+    def waiting(self) -> list[str]:
+        """Ids of the transactions in the devnet's mempool."""
+        return self.devnet.run(lambda devnet: list(devnet.chain.mempool))
+
     def transactions(self) -> list[str]:
         """Ids of the transactions with inputs on the devnet's chain, in order."""
 
@@ -157,26 +169,28 @@ class World:
         *,
         checkpoint: Checkpoint = lambda _name: None,
         terms: Callable[[Terms], Terms] = lambda terms: terms,
+        signer: Signer | None = None,
+        providers: Mapping[str, str] | None = None,
     ) -> AsyncIterator["Run"]:
-        """One life of the agent."""
+        """One life of the agent. `providers` are base URLs by name; there is one without them, the devnet."""
         path = self.folder / "ledger.db"
-        writer, source, merchants = Writer(path, checkpoint=checkpoint), self._source(), MerchantClient()
+        urls = providers or {"devnet": self.devnet.chain_url}
+        sources = [Blockfrost(name, url, None, FAST) for name, url in urls.items()]
+        writer, merchants = Writer(path, checkpoint=checkpoint), MerchantClient()
         readers = Readers(path)
         if not readers.conn.execute("SELECT 1 FROM apps").fetchone():
             scopes = ["pay", "read", "operate", "approve"]
             await writer.run("app", lambda unit: records.add_app(unit, APP, "test", "0" * 64, scopes, 1))
         ports = Ports(self.clock, SystemRandomness())
-        agent = Agent(terms(self.terms), ports, writer, readers, [source], self.account.signer)
+        agent = Agent(terms(self.terms), ports, writer, readers, sources, signer or self.account.signer)
         try:
             yield Run(self, agent, Watch(agent, merchants))
         finally:
             await agent.drain(10)
             await merchants.aclose()
-            await source.aclose()
+            for source in sources:
+                await source.aclose()
             writer.close()
-
-    def _source(self) -> Blockfrost:
-        return Blockfrost("devnet", self.devnet.chain_url, None, FAST)
 
 
 @dataclass
@@ -204,8 +218,25 @@ class Run:
             self.world.block()
             await self.look()
 
+    async def pass_time(self, blocks: int, seconds: int = 12) -> None:
+        """Blocks that take their time: what is due to be sent again is sent."""
+        for _ in range(blocks):
+            self.world.clock.ahead_ms += seconds * 1000
+            await self.settle_down()
+
+    def state(self, payment_id: str) -> State:
+        return self.agent.payment(payment_id).state
+
+    def selectable(self) -> set[str]:
+        """Refs of the coins that the next payment may take."""
+        return {coin.ref for coin in self.agent.coins}
+
     def events(self, payment_id: str) -> list[str]:
         return [event for _, event, *_ in queries.events(self.agent.conn, payment_id)]
+
+    def entries(self) -> list[queries.EntryRow]:
+        """The journal, newest first."""
+        return queries.entries_page(self.agent.conn, payment_id=None, account=None, before_id=None, limit=1000)
 
     def books(self) -> dict[str, dict[str, int]]:
         """Units by account and asset."""
@@ -226,3 +257,85 @@ class Run:
 def with_terms(**changes: object) -> Callable[[Terms], Terms]:
     """For `World.run(terms=...)`."""
     return lambda terms: replace(terms, **changes)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """An answer that a relay gives instead of the devnet's."""
+
+    status: int
+    body: object
+    headers: Mapping[str, str]
+
+
+class Relay:
+    """A provider of its own in front of the devnet: a small HTTP server that can answer otherwise, by path.
+
+    `calls` are the (method, path) that reached it, paths below the API's root.
+    """
+
+    def __init__(self, devnet: DevnetThread) -> None:
+        self.upstream = devnet.chain_url
+        self._http = httpx.Client(base_url=self.upstream, trust_env=False, timeout=10)
+        self._told: dict[str, Told] = {}
+        self.calls: list[tuple[str, str]] = []
+        relay = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                relay._serve(self)
+
+            do_POST = do_GET  # noqa: N815  http.server's name
+
+            def log_message(self, *_: object) -> None:
+                return
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def tell(self, prefix: str, status: int, body: object = None, **headers: str) -> None:
+        """From now on this answer for every path that begins so; the longest prefix counts."""
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        self._told[prefix] = Told(status, body, named)
+
+    def freeze(self, path: str) -> None:
+        """Go on telling what is true now."""
+        answer = self._http.get(path)
+        self.tell(path, answer.status_code, answer.json())
+
+    def thaw(self) -> None:
+        """Tell the truth again."""
+        self._told.clear()
+
+    def submissions(self) -> int:
+        return sum(method == "POST" for method, _ in self.calls)
+
+    def _serve(self, call: BaseHTTPRequestHandler) -> None:
+        path = call.path.partition("?")[0]
+        content = call.rfile.read(int(call.headers.get("Content-Length") or 0))
+        self.calls.append((call.command, path))
+        told = [self._told[prefix] for prefix in sorted(self._told, key=len) if path.startswith(prefix)]
+        if told:
+            status, body, headers = told[-1].status, json.dumps(told[-1].body).encode(), told[-1].headers
+        else:
+            kind = {"Content-Type": call.headers["Content-Type"]} if content else {}
+            answer = self._http.request(call.command, call.path, content=content, headers=kind)
+            status, body, headers = answer.status_code, answer.content, {}
+        call.send_response(status)
+        for name, value in {"Content-Type": "application/json", **headers}.items():
+            call.send_header(name, value)
+        call.send_header("Content-Length", str(len(body)))
+        call.end_headers()
+        call.wfile.write(body)
+
+    @contextmanager
+    def serving(self) -> Iterator["Relay"]:
+        thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            yield self
+        finally:
+            self._server.shutdown()
+            thread.join()
+            self._server.server_close()
+            self._http.close()

@@ -1,9 +1,12 @@
 """What is read from the ledger database. Every function takes a connection: a reader's, or a job's own.
 
 Rows become frozen values here and nowhere else, so that a column has one place where it is named.
-May import: core, sqlite3. Never: writes.
+SUM() of SQLite raises above 2^63-1, which two deposits of a token can pass: sums are taken in two halves
+(`_SUMS`), which cannot pass it, and put together as Python integers of any size.
+May import: core, store.schema, sqlite3. Never: writes.
 """
 
+import hashlib
 import json
 import sqlite3
 from collections.abc import Iterable, Mapping
@@ -11,6 +14,14 @@ from dataclasses import dataclass
 
 from payagent.core.invoice import Role
 from payagent.core.payment import Delivery, State
+from payagent.store.schema import GENESIS
+
+_SUMS = "SUM(units >> 32), SUM(units & 4294967295)"
+
+
+def _total(high: int, low: int) -> int:
+    """The sum that `_SUMS` took in halves: >> keeps the sign and & the rest, also of negative units."""
+    return (high << 32) + low
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,11 +245,11 @@ def invoice_response(conn: sqlite3.Connection, invoice_seq: int) -> str:
 def spent_since(conn: sqlite3.Connection, since_ms: int) -> dict[str, int]:
     """Units per asset that payments admitted since then took and did not give back (self-transfers aside)."""
     rows = conn.execute(
-        "SELECT h.asset, SUM(h.units) FROM holds h JOIN payments p ON p.id = h.payment_id AND p.kind = 'invoice' "
-        "WHERE h.at_ms > ? AND h.released_at_ms IS NULL GROUP BY h.asset",
+        f"SELECT asset, {_SUMS} FROM holds h JOIN payments p ON p.id = h.payment_id AND p.kind = 'invoice' "  # noqa: S608
+        "WHERE h.at_ms > ? AND h.released_at_ms IS NULL GROUP BY asset",
         (since_ms,),
     )
-    return dict(rows.fetchall())
+    return {asset: _total(high, low) for asset, high, low in rows}
 
 
 def hold(conn: sqlite3.Connection, payment_id: str) -> dict[str, int]:
@@ -328,10 +339,10 @@ def coins_of_tx(conn: sqlite3.Connection, tx_id: str) -> list[CoinRow]:
 def balances(conn: sqlite3.Connection) -> list[tuple[str, str, int]]:
     """(account, asset, units) of every account that is not empty."""
     rows = conn.execute(
-        "SELECT account, asset, SUM(units) FROM postings GROUP BY account, asset HAVING SUM(units) <> 0 "
-        "ORDER BY account, asset"
+        f"SELECT account, asset, {_SUMS} FROM postings GROUP BY account, asset ORDER BY account, asset"  # noqa: S608
     )
-    return rows.fetchall()
+    sums = [(account, asset, _total(high, low)) for account, asset, high, low in rows]
+    return [row for row in sums if row[2]]
 
 
 def entries_page(
@@ -387,3 +398,42 @@ def events(conn: sqlite3.Connection, payment_id: str) -> list[tuple[int, str, st
         "SELECT seq, event, state, detail, at_ms FROM events WHERE payment_id = ? ORDER BY seq", (payment_id,)
     )
     return rows.fetchall()
+
+
+EventLink = tuple[int, str, str, str, str, int, str, str]
+"""seq, payment_id, event, state, detail, at_ms, prev_hash, hash"""
+
+
+def event_hash(prev_hash: str, seq: int, payment_id: str, event: str, state: str, detail: str, at_ms: int) -> str:
+    """SHA-256 in hex of an event and of the hash before it, as a JSON array in ASCII without spaces."""
+    row = [prev_hash, seq, payment_id, event, state, detail, at_ms]
+    return hashlib.sha256(json.dumps(row, separators=(",", ":")).encode("ascii")).hexdigest()
+
+
+def first_broken_link(rows: Iterable[EventLink]) -> int | None:
+    """The seq of the first event that does not follow from the one before it; None when all do.
+
+    A link breaks where a row was changed, taken out, put in or moved. What was cut off the end leaves no trace.
+    """
+    last_hash, last_seq = GENESIS, 0
+    for seq, payment_id, event, state, detail, at_ms, prev_hash, own_hash in rows:
+        made = event_hash(last_hash, seq, payment_id, event, state, detail, at_ms)
+        if (seq, prev_hash, own_hash) != (last_seq + 1, last_hash, made):
+            return seq
+        last_hash, last_seq = own_hash, seq
+    return None
+
+
+def broken_event(conn: sqlite3.Connection) -> int | None:
+    """`first_broken_link` of the events of this database, read row by row."""
+    return first_broken_link(
+        conn.execute(
+            "SELECT seq, payment_id, event, state, detail, at_ms, prev_hash, hash FROM events ORDER BY seq"
+        )
+    )
+
+
+def last_event(conn: sqlite3.Connection) -> tuple[int, str]:
+    """(seq, hash) of the newest event; (0, GENESIS) before the first."""
+    row = conn.execute("SELECT seq, hash FROM events ORDER BY seq DESC LIMIT 1").fetchone()
+    return row or (0, GENESIS)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from payagent.core.invoice import Invoice
 from payagent.core.ledger import Entry
 from payagent.core.payment import Delivery, Event, State, move
-from payagent.store.queries import CoinRow, OutputRow, dump_outputs
+from payagent.store.queries import CoinRow, OutputRow, dump_outputs, event_hash, last_event
 from payagent.store.writer import Unit
 
 
@@ -136,10 +136,13 @@ def move_payment(
 def note(
     unit: Unit, payment_id: str, event: str, state: State, now_ms: int, detail: Mapping[str, object] | None = None
 ) -> None:
-    """Record that something happened to a payment."""
+    """Record that something happened to a payment, chained to what happened before to any payment."""
+    last_seq, last_hash = last_event(unit.conn)
+    row = (last_seq + 1, payment_id, event, state, json.dumps(detail or {}, separators=(",", ":")), now_ms)
     unit.conn.execute(
-        "INSERT INTO events(payment_id, event, state, detail, at_ms) VALUES (?, ?, ?, ?, ?)",
-        (payment_id, event, state, json.dumps(detail or {}, separators=(",", ":")), now_ms),
+        "INSERT INTO events(seq, payment_id, event, state, detail, at_ms, prev_hash, hash) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (*row, last_hash, event_hash(last_hash, *row)),
     )
 
 
@@ -163,7 +166,9 @@ def place_hold(unit: Unit, payment_id: str, units: Mapping[str, int], now_ms: in
 
 
 def release_hold(unit: Unit, payment_id: str, now_ms: int) -> None:
-    unit.conn.execute("UPDATE holds SET released_at_ms = ? WHERE payment_id = ?", (now_ms, payment_id))
+    unit.conn.execute(
+        "UPDATE holds SET released_at_ms = ? WHERE payment_id = ? AND released_at_ms IS NULL", (now_ms, payment_id)
+    )
 
 
 def write_entry(

@@ -3,26 +3,24 @@
 The constraints are the last line of the exactly-once rules: they hold whatever the Python above them does.
 At most one live payment per intent and one per invoice ever; an anchor belongs to one payment and never
 changes; every attempt spends its payment's anchor; a coin is reserved once; entries balance per asset;
-what is history (attempts, journal, postings, events, sightings, submissions) is append-only.
+what is history (attempts, invoices, journal, postings, events, sightings, submissions) is append-only, its
+events chained by their hashes; of the other rows that stay, only what may change does.
 
+A guard is a trigger. Each holds on any connection, also one with foreign keys and recursive triggers off, as
+the sqlite3 shell has: REPLACE then deletes a row without a trigger, so that a guard looks at what is inserted.
 Units are INTEGER (2^63-1 at most), times are milliseconds since 1970 UTC.
 """
 
 import sqlite3
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 from sqlite_utils import Database, Migrations
 
 migrations = Migrations("payagent")
 
-APPEND_ONLY = {
-    "attempts": "tx_id",
-    "events": "seq",
-    "journal": "id",
-    "postings": "seq",
-    "sightings": "seq",
-    "submissions": "seq",
-}
-"""History, by table and its key."""
+GENESIS = "0" * 64
+"""What stands for the hash before the first event."""
 
 _TABLES = """
 CREATE TABLE meta (
@@ -193,73 +191,177 @@ CREATE TABLE postings (
 ) STRICT;
 CREATE INDEX postings_by_account ON postings(account, asset, units);
 CREATE INDEX postings_by_entry ON postings(entry);
-CREATE TRIGGER journal_balances BEFORE INSERT ON journal
-  WHEN NOT EXISTS (SELECT 1 FROM postings WHERE entry = NEW.id)
-    OR EXISTS (SELECT 1 FROM postings WHERE entry = NEW.id GROUP BY asset HAVING SUM(units) <> 0)
-  BEGIN SELECT RAISE(ABORT, 'the entry does not balance'); END;
-CREATE TRIGGER postings_sealed BEFORE INSERT ON postings
-  WHEN EXISTS (SELECT 1 FROM journal WHERE id = NEW.entry)
-  BEGIN SELECT RAISE(ABORT, 'the entry is sealed'); END;
 
--- Everything that happened to a payment, in order.
+-- Everything that happened to a payment, in order. Each row's hash covers the one before (queries.event_hash).
 CREATE TABLE events (
   seq INTEGER PRIMARY KEY,
   payment_id TEXT NOT NULL REFERENCES payments(id),
   event TEXT NOT NULL,
   state TEXT NOT NULL,
   detail TEXT NOT NULL,
-  at_ms INTEGER NOT NULL
+  at_ms INTEGER NOT NULL,
+  prev_hash TEXT NOT NULL,
+  hash TEXT NOT NULL CHECK (length(hash) = 64)
 ) STRICT;
 CREATE INDEX events_by_payment ON events(payment_id);
-
-CREATE TRIGGER payments_identity
-  BEFORE UPDATE OF id, kind, app_id, intent_id, invoice, outputs, created_at_ms ON payments
-  BEGIN SELECT RAISE(ABORT, 'what a payment is for never changes'); END;
-CREATE TRIGGER payments_anchor BEFORE UPDATE OF anchor ON payments WHEN OLD.anchor IS NOT NULL
-  BEGIN SELECT RAISE(ABORT, 'an anchor never changes'); END;
-CREATE TRIGGER payments_stay BEFORE DELETE ON payments
-  BEGIN SELECT RAISE(ABORT, 'payments are never deleted'); END;
-CREATE TRIGGER invoices_fixed BEFORE UPDATE ON invoices
-  BEGIN SELECT RAISE(ABORT, 'an invoice never changes'); END;
 """
 
 
-def _append_only(table: str, key: str) -> str:
-    """Triggers against UPDATE, DELETE and REPLACE (whose delete fires no trigger on a plain connection)."""
-    stop = f"BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END;\n"
-    present = f"WHEN EXISTS (SELECT 1 FROM {table} WHERE {key} = NEW.{key})"  # noqa: S608  names of ours
-    return "\n".join(
-        f"CREATE TRIGGER {table}_no_{name} BEFORE {event} ON {table} {when} {stop}"
-        for name, event, when in (
-            ("update", "UPDATE", ""),
-            ("delete", "DELETE", ""),
-            ("replace", "INSERT", present),
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """A trigger that refuses, with `message`, what its `when` describes."""
+
+    name: str
+    on: str
+    when: str
+    message: str
+
+    @property
+    def sql(self) -> str:
+        return (
+            f"CREATE TRIGGER {self.name} BEFORE {self.on} WHEN {self.when} "
+            f"BEGIN SELECT RAISE(ABORT, '{self.message}'); END;"
         )
-    )
+
+
+_NOT_ENDED = "{0}ended_at_ms IS NULL"
+_NOT_REFUSED = "{0}state NOT IN ('rejected', 'denied')"
+_NOT_OVER = "{0}state NOT IN ('rejected', 'denied', 'void')"
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """What is unique in a table, among the rows that `live` (with {0} before its columns) describes."""
+
+    columns: tuple[str, ...]
+    live: str | None = None
+
+    def taken(self, table: str, *but: str) -> str:
+        """SQL: whether a row, for which all of `but` holds, has the key of the NEW row."""
+        terms = [f"{column} = NEW.{column}" for column in self.columns]
+        if self.live:
+            terms += [self.live.format(""), self.live.format("NEW.")]
+        return f"EXISTS (SELECT 1 FROM {table} WHERE {' AND '.join((*terms, *but))})"  # noqa: S608  names of ours
+
+    def can_collide(self, fixed: tuple[str, ...]) -> bool:
+        """Whether an update can give a row the key of another one, when `fixed` columns do not change."""
+        return self.live in (_NOT_REFUSED, _NOT_OVER) or not set(self.columns) <= set(fixed)
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A table whose rows stay. `fixed` columns never change (None: nothing does), `once` ones only from NULL."""
+
+    keys: tuple[Key, ...]
+    fixed: tuple[str, ...] | None = None
+    once: tuple[str, ...] = ()
+
+
+_ROW = Key(("rowid",))
+
+KEPT = {
+    "attempts": Kept((_ROW, Key(("tx_id",)))),
+    "events": Kept((_ROW,)),
+    "invoices": Kept((_ROW, Key(("origin", "invoice_id")))),
+    "journal": Kept((_ROW,)),
+    "postings": Kept((_ROW,)),
+    "sightings": Kept((_ROW,)),
+    "submissions": Kept((_ROW,)),
+    "apps": Kept((_ROW, Key(("id",)), Key(("name",)), Key(("token_hash",))), fixed=("rowid", "id")),
+    "intents": Kept(
+        (_ROW, Key(("id",)), Key(("app_id", "key"), _NOT_ENDED)),
+        fixed=(
+            *("rowid", "id", "app_id", "key", "derived", "fingerprint"),
+            *("origin", "request", "request_id", "created_at_ms"),
+        ),
+        once=("ended_at_ms",),
+    ),
+    "holds": Kept(
+        (_ROW, Key(("payment_id", "asset"))),
+        fixed=("rowid", "payment_id", "asset", "units", "at_ms"),
+        once=("released_at_ms",),
+    ),
+    "payments": Kept(
+        (
+            *(_ROW, Key(("id",)), Key(("intent_id",), _NOT_OVER)),
+            *(Key(("invoice",), _NOT_REFUSED), Key(("anchor",), _NOT_REFUSED)),
+        ),
+        fixed=("rowid", "id", "kind", "app_id", "intent_id", "invoice", "outputs", "created_at_ms"),
+        once=("anchor",),
+    ),
+}
+"""Every table whose rows are never deleted and never replaced, and what of a row may change."""
+
+# SUM() raises when it passes 2^63-1, which two postings of a token can. Summed in two halves it cannot, below
+# 2^31 postings: the sum is zero when the low halves carry whole units of 2^32 and the high halves cancel these.
+_UNBALANCED = (
+    "(SUM(units & 4294967295) & 4294967295) <> 0 OR SUM(units >> 32) + (SUM(units & 4294967295) >> 32) <> 0"
+)
+
+_OTHER_GUARDS = (
+    Guard(
+        "journal_balances",
+        "INSERT ON journal",
+        "NOT EXISTS (SELECT 1 FROM postings WHERE entry = NEW.id) OR EXISTS "  # noqa: S608  names of ours
+        f"(SELECT 1 FROM postings WHERE entry = NEW.id GROUP BY asset HAVING {_UNBALANCED})",
+        "the entry does not balance",
+    ),
+    Guard(
+        "postings_sealed",
+        "INSERT ON postings",
+        "EXISTS (SELECT 1 FROM journal WHERE id = NEW.entry)",
+        "the entry is sealed",
+    ),
+    Guard(
+        "events_chained",
+        "INSERT ON events",
+        "NEW.prev_hash IS NOT "  # noqa: S608  names of ours
+        f"COALESCE((SELECT hash FROM events ORDER BY seq DESC LIMIT 1), '{GENESIS}') "
+        "OR NEW.seq IS NOT COALESCE((SELECT MAX(seq) FROM events), 0) + 1",
+        "the event does not follow the last one",
+    ),
+)
+
+
+def _guards_of(table: str, kept: Kept) -> Iterator[Guard]:
+    only_grows = f"{table} is append-only" if kept.fixed is None else None
+    taken = " OR ".join(key.taken(table) for key in kept.keys)
+    yield Guard(f"{table}_no_delete", f"DELETE ON {table}", "1", only_grows or f"{table} are never deleted")
+    yield Guard(f"{table}_no_replace", f"INSERT ON {table}", taken, only_grows or f"{table} has such a row")
+    if kept.fixed is None:
+        yield Guard(f"{table}_no_update", f"UPDATE ON {table}", "1", f"{table} is append-only")
+        return
+    # no list of columns at the trigger: it would not match an update of the rowid by another of its names
+    changed = " OR ".join(f"NEW.{column} IS NOT OLD.{column}" for column in kept.fixed)
+    yield Guard(f"{table}_fixed", f"UPDATE ON {table}", changed, f"what {table} are about never changes")
+    for column in kept.once:
+        again = f"OLD.{column} IS NOT NULL AND NEW.{column} IS NOT OLD.{column}"
+        yield Guard(f"{table}_{column}_once", f"UPDATE ON {table}", again, f"{column} of {table} is set once")
+    if open_keys := [key for key in kept.keys if key.can_collide(kept.fixed)]:
+        taken = " OR ".join(key.taken(table, "rowid <> OLD.rowid") for key in open_keys)
+        yield Guard(f"{table}_no_overwrite", f"UPDATE ON {table}", taken, f"{table} has such a row")
+
+
+GUARDS = (*_OTHER_GUARDS, *(guard for table, kept in KEPT.items() for guard in _guards_of(table, kept)))
 
 
 @migrations()
 def m001_first_tables(db: Database) -> None:
-    for statement in _statements(_TABLES + "".join(_append_only(*item) for item in APPEND_ONLY.items())):
+    for statement in (*_statements(_TABLES), *(guard.sql for guard in GUARDS)):
         db.execute(statement)
 
 
-def _statements(script: str) -> list[str]:
-    """Split at semicolons that end a line outside of a trigger's body (executescript would commit)."""
-    statements, current = [], ""
+def _statements(script: str) -> Iterable[str]:
+    """Split at semicolons that end a line (executescript would commit)."""
+    current = ""
     for line in script.splitlines():
         current += line + "\n"
-        inside = "CREATE TRIGGER" in current and "END;" not in current
-        if line.rstrip().endswith(";") and not inside:
-            statements.append(current)
+        if line.rstrip().endswith(";"):
+            yield current
             current = ""
-    return statements
 
 
 def missing_guards(conn: sqlite3.Connection) -> list[str]:
-    """The names of triggers that ought to be there and are not (`table.transform()` drops them)."""
-    expected = [f"{table}_no_{verb}" for table in APPEND_ONLY for verb in ("update", "delete", "replace")]
-    expected += ["journal_balances", "postings_sealed", "payments_identity", "payments_anchor", "payments_stay"]
-    expected.append("invoices_fixed")
-    present = {row[0] for row in conn.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'")}
-    return [name for name in expected if name not in present]
+    """The names of guards that are not there as they ought to be (`table.transform()` drops them)."""
+    present = dict(conn.execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'").fetchall())
+    return [guard.name for guard in GUARDS if present.get(guard.name) != guard.sql.rstrip(";")]

@@ -2,7 +2,8 @@
 
 A job is a function of a `Unit` (the open transaction). Each runs in a savepoint, so that one that raises
 leaves no trace and does not touch its neighbours; when the commit itself fails, none of them happened.
-What a job changes in memory beside the database it must register with `unit.undo`.
+What a job changes in memory beside the database it must register with `unit.undo`. Whatever is raised, every
+future ends and the thread goes on.
 
 May import: core, sqlite3, sqlite-utils. Never: runs a job twice, or answers before the commit is durable.
 """
@@ -13,6 +14,7 @@ import threading
 from asyncio import wrap_future
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -43,15 +45,25 @@ class Unit:
         self._undo.append(step)
 
     def roll_back_memory(self) -> None:
-        while self._undo:
-            self._undo.pop()()
+        """Run the steps that are left; one that raises keeps none of the others from running."""
+        try:
+            while self._undo:
+                self._undo.pop()()
+        finally:
+            if self._undo:
+                self.roll_back_memory()
 
 
 @dataclass(slots=True)
 class _Job:
+    """A job in the queue, and what came of running it: its result, or what it raised."""
+
     name: str
     run: Callable[[Unit], Any]
+    unit: Unit
     future: Future[Any] = field(default_factory=Future)
+    result: Any = None
+    raised: Exception | None = None
 
 
 def open_database(path: Path) -> sqlite3.Connection:
@@ -92,7 +104,7 @@ class Writer:
         """
         if self._closed:
             raise Refused("store_failed", "the ledger is closed")
-        entry = _Job(name, job)
+        entry = _Job(name, job, Unit(self._conn))
         # before it is queued: the writer's thread may be done with it at once
         entry.future.set_running_or_notify_cancel()
         self._queue.put(entry)
@@ -132,49 +144,48 @@ class Writer:
         return jobs, True
 
     def _commit(self, jobs: list[_Job]) -> None:
-        outcomes: list[tuple[_Job, Unit, Any, BaseException | None]] = []
         try:
             self._conn.execute("BEGIN IMMEDIATE")
             for job in jobs:
-                outcomes.append((job, *self._run_one(job)))
+                self._run_one(job)
             for job in jobs:
                 self._checkpoint(f"before {job.name}")
             self._conn.execute("COMMIT")
-        except sqlite3.Error as error:
-            self._fail(jobs, outcomes, error)
+        except BaseException as error:  # noqa: BLE001  a thread that ends here would leave its callers waiting
+            self._fail(jobs, error)
             return
         self.commits += 1
+        # the commit is durable: nothing that a checkpoint raises makes it an error to those who wait for it
+        with suppress(BaseException):
+            for job in jobs:
+                self._checkpoint(f"after {job.name}")
         for job in jobs:
-            self._checkpoint(f"after {job.name}")
-        for job, _unit, result, raised in outcomes:
-            if raised is None:
-                job.future.set_result(result)
+            if job.raised is None:
+                job.future.set_result(job.result)
             else:
-                job.future.set_exception(raised)
+                job.future.set_exception(job.raised)
 
-    def _run_one(self, job: _Job) -> tuple[Unit, Any, BaseException | None]:
-        unit = Unit(self._conn)
+    def _run_one(self, job: _Job) -> None:
         self._conn.execute("SAVEPOINT job")
         try:
-            result = job.run(unit)
+            job.result = job.run(job.unit)
         except Exception as error:  # noqa: BLE001  it belongs to the caller, whoever that is
-            unit.roll_back_memory()
+            job.raised = error
+            job.unit.roll_back_memory()
             self._conn.execute("ROLLBACK TO job")
-            self._conn.execute("RELEASE job")
-            return unit, None, error
         self._conn.execute("RELEASE job")
-        return unit, result, None
 
-    def _fail(
-        self, jobs: list[_Job], outcomes: list[tuple[_Job, Unit, Any, BaseException | None]], error: sqlite3.Error
-    ) -> None:
+    def _fail(self, jobs: list[_Job], error: BaseException) -> None:
         """Nothing of the batch happened: undo what it did in memory, newest first, and tell every caller."""
-        for _job, unit, _result, _raised in reversed(outcomes):
-            unit.roll_back_memory()
-        if self._conn.in_transaction:
-            self._conn.execute("ROLLBACK")
+        problems = [error]
+        for undo in (*(job.unit.roll_back_memory for job in reversed(jobs)), self._conn.rollback):
+            try:
+                undo()
+            except BaseException as another:  # noqa: BLE001  the rest is undone all the same
+                problems.append(another)
+        reasons = "; ".join(str(problem) or type(problem).__name__ for problem in problems)
         for job in jobs:
-            job.future.set_exception(Refused("store_failed", f"ledger.db could not be written: {error}"))
+            job.future.set_exception(Refused("store_failed", f"ledger.db could not be written: {reasons}"))
 
 
 class Readers:

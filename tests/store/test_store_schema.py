@@ -1,31 +1,40 @@
-"""What SQL itself holds, whatever the Python above it does: each row of the table breaks one rule."""
+"""What SQL itself holds, whatever the Python above it does: each row of the tables breaks one rule."""
 
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from payagent.store.schema import APPEND_ONLY
+from payagent.store.schema import GENESIS, GUARDS, KEPT, Guard, missing_guards
 from payagent.store.writer import migrate, open_database
 
-WORLD = """
+HASH = "a" * 64
+WORLD = f"""
 INSERT INTO apps VALUES ('app', 'a', 'hash', 'pay', 1);
+INSERT INTO apps VALUES ('app2', 'a2', 'hash2', 'pay', 1);
 INSERT INTO intents VALUES ('int1', 'app', 'k1', 0, 'f', 'o', NULL, 'r', 1, NULL);
 INSERT INTO intents VALUES ('int2', 'app', 'k2', 0, 'f', 'o', NULL, 'r', 1, NULL);
-INSERT INTO invoices VALUES (1, 'o', 'inv1', 'int1', 'flux', 't', '[]', NULL, 1, NULL, '{}');
-INSERT INTO invoices VALUES (2, 'o', 'inv2', 'int2', 'flux', 't', '[]', NULL, 1, NULL, '{}');
+INSERT INTO invoices VALUES (1, 'o', 'inv1', 'int1', 'flux', 't', '[]', NULL, 1, NULL, '{{}}');
+INSERT INTO invoices VALUES (2, 'o', 'inv2', 'int2', 'flux', 't', '[]', NULL, 1, NULL, '{{}}');
+INSERT INTO intents VALUES ('int3', 'app', 'k3', 1, 'f', 'o', NULL, 'r', 1, 2);
 INSERT INTO payments(id, kind, app_id, intent_id, invoice, outputs, state, delivery, anchor, created_at_ms,
   changed_at_ms)
   VALUES ('pay1', 'invoice', 'app', 'int1', 1, '[]', 'reserved', 'not_presented', 'aa#0', 1, 1);
-INSERT INTO coins VALUES ('aa#0', 'aa', 0, 5000000, '{}', 'deposit', 'free', NULL);
-INSERT INTO coins VALUES ('bb#1', 'bb', 1, 5000000, '{}', 'deposit', 'free', NULL);
+INSERT INTO payments(id, kind, app_id, intent_id, invoice, outputs, state, delivery, created_at_ms, changed_at_ms)
+  VALUES ('pay0', 'invoice', 'app', 'int1', 1, '[]', 'rejected', 'not_presented', 1, 1);
+INSERT INTO holds VALUES ('pay1', 'lovelace', 5, 1, NULL);
+INSERT INTO holds VALUES ('pay1', 'token', 5, 1, 2);
+INSERT INTO coins VALUES ('aa#0', 'aa', 0, 5000000, '{{}}', 'deposit', 'free', NULL);
+INSERT INTO coins VALUES ('bb#1', 'bb', 1, 5000000, '{{}}', 'deposit', 'free', NULL);
 INSERT INTO reservations VALUES ('aa#0', 'pay1');
 INSERT INTO attempts VALUES ('cc', 'pay1', 'aa#0', 1, 'bb#1 aa#0', x'84', 170000, 9, 1);
 INSERT INTO submissions(tx_id, provider, at_ms) VALUES ('cc', 'p', 1);
 INSERT INTO sightings(tx_id, block_hash, block_height, block_slot, provider, at_ms)
   VALUES ('cc', 'h', 1, 1, 'p', 1);
-INSERT INTO events(payment_id, event, state, detail, at_ms) VALUES ('pay1', 'hold', 'reserved', '{}', 1);
+INSERT INTO events VALUES (1, 'pay1', 'hold', 'reserved', '{{}}', 1, '{GENESIS}', '{HASH}');
 INSERT INTO postings(entry, account, asset, units)
   VALUES (1, 'external', 'lovelace', -5), (1, 'wallet', 'lovelace', 5);
 INSERT INTO journal VALUES (1, 'deposit', NULL, 'aa#0', 1);
@@ -50,32 +59,168 @@ def conn(tmp_path: Path) -> Iterator[sqlite3.Connection]:
     conn.close()
 
 
-@pytest.mark.parametrize("table", APPEND_ONLY)
-@pytest.mark.parametrize(
-    "verb", ["UPDATE {0} SET rowid = rowid", "DELETE FROM {0}", "REPLACE INTO {0} SELECT * FROM {0}"]
+@pytest.fixture
+def plain(conn: sqlite3.Connection, tmp_path: Path) -> Iterator[sqlite3.Connection]:
+    plain = sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)
+    yield plain
+    plain.close()
+
+
+NEW_EVENT = "INSERT INTO events VALUES ({}, 'pay1', 'hold', 'reserved', '{{}}', 1, '{}', '" + "b" * 64 + "')"
+NEW_ATTEMPT = (
+    "REPLACE INTO attempts(rowid, tx_id, payment_id, anchor, inputs, cbor, fee_lovelace, ttl_slot, signed_at_ms) "
 )
-def test_history_is_append_only(conn: sqlite3.Connection, table: str, verb: str) -> None:
-    before = conn.execute(f"SELECT * FROM {table}").fetchall()
-    assert before
-    with pytest.raises(sqlite3.DatabaseError):
-        conn.execute(verb.format(table))
-    assert conn.execute(f"SELECT * FROM {table}").fetchall() == before
+NEW_APP = "REPLACE INTO apps(rowid, id, name, token_hash, scopes, created_at_ms) VALUES "
+NEW_INTENT = "REPLACE INTO intents VALUES "
+NEW_PAYMENT = PAYMENT.replace("INSERT", "REPLACE")
+NEW_VALUES = {
+    "app_id": "'app2'",
+    "asset": "asset || 'x'",
+    "at_ms": "9",
+    "created_at_ms": "9",
+    "derived": "1 - derived",
+    "id": "id || 'x'",
+    "intent_id": "intent_id || 'x'",
+    "invoice": "2",
+    "key": "key || 'x'",
+    "kind": "'send', invoice = NULL",
+    "payment_id": "payment_id || 'x'",
+    "units": "units + 1",
+}
+ROWS = [
+    breach
+    for table, kept in KEPT.items()
+    for breach in (
+        (f"{table}_no_delete", f"DELETE FROM {table}"),
+        (f"{table}_no_replace", f"REPLACE INTO {table} SELECT * FROM {table}"),
+        (f"{table}_{'no_update' if kept.fixed is None else 'fixed'}", f"UPDATE {table} SET rowid = -rowid"),
+    )
+]
+COLUMNS = [
+    (f"{table}_fixed", f"UPDATE {table} SET {column} = {NEW_VALUES.get(column, repr('other'))}")
+    for table in ("intents", "holds", "payments")
+    for column in (KEPT[table].fixed or ())[1:]
+]
+BREACHES = [
+    *ROWS,
+    *COLUMNS,
+    ("attempts_no_replace", NEW_ATTEMPT + "VALUES (1, 'dd', 'pay1', 'aa#0', 'aa#0', x'', 1, 1, 1)"),
+    (
+        "invoices_no_replace",
+        "REPLACE INTO invoices VALUES (9, 'o', 'inv1', 'int2', 'flux', 'u', '[]', NULL, 1, NULL, '{}')",
+    ),
+    ("apps_fixed", "UPDATE apps SET id = 'app9' WHERE id = 'app2'"),
+    ("apps_no_overwrite", "UPDATE OR REPLACE apps SET name = 'a' WHERE id = 'app2'"),
+    ("apps_no_overwrite", "UPDATE OR REPLACE apps SET token_hash = 'hash' WHERE id = 'app2'"),
+    ("apps_no_replace", NEW_APP + "(9, 'app9', 'a', 'hash9', 'pay', 1)"),
+    ("apps_no_replace", NEW_APP + "(9, 'app9', 'a9', 'hash', 'pay', 1)"),
+    ("apps_no_replace", NEW_APP + "(9, 'app', 'a9', 'hash9', 'pay', 1)"),
+    ("apps_no_replace", NEW_APP + "(1, 'app9', 'a9', 'hash9', 'pay', 1)"),
+    ("intents_ended_at_ms_once", "UPDATE intents SET ended_at_ms = NULL WHERE id = 'int3'"),
+    ("intents_ended_at_ms_once", "UPDATE intents SET ended_at_ms = 3 WHERE id = 'int3'"),
+    ("intents_no_replace", NEW_INTENT + "('int9', 'app', 'k1', 0, 'other', 'o', NULL, 'r', 1, NULL)"),
+    ("intents_no_replace", NEW_INTENT + "('int1', 'app', 'k9', 0, 'other', 'o', NULL, 'r', 1, NULL)"),
+    ("holds_no_replace", "REPLACE INTO holds VALUES ('pay1', 'lovelace', 1, 1, NULL)"),
+    ("holds_released_at_ms_once", "UPDATE holds SET released_at_ms = NULL WHERE asset = 'token'"),
+    ("holds_released_at_ms_once", "UPDATE holds SET released_at_ms = 3 WHERE asset = 'token'"),
+    (
+        "payments_no_replace",
+        NEW_PAYMENT + "('pay1', 'send', 'app', 'int2', NULL, '[]', 'void', 'n', 'bb#1', 1, 1)",
+    ),
+    ("payments_no_replace", NEW_PAYMENT + "('p', 'invoice', 'app', 'int1', 2, '[]', 'signed', 'n', 'bb#1', 1, 1)"),
+    ("payments_no_replace", NEW_PAYMENT + "('p', 'invoice', 'app', 'int2', 1, '[]', 'void', 'n', 'bb#1', 1, 1)"),
+    ("payments_no_replace", NEW_PAYMENT + "('p', 'invoice', 'app', 'int2', 2, '[]', 'signed', 'n', 'aa#0', 1, 1)"),
+    ("payments_no_overwrite", "UPDATE OR REPLACE payments SET state = 'void', anchor = 'bb#1' WHERE id = 'pay0'"),
+    ("payments_anchor_once", "UPDATE payments SET anchor = 'bb#1' WHERE id = 'pay1'"),
+    ("payments_anchor_once", "UPDATE payments SET anchor = NULL, state = 'rejected' WHERE id = 'pay1'"),
+    ("postings_sealed", "INSERT INTO postings(entry, account, asset, units) VALUES (1, 'wallet', 'lovelace', 1)"),
+    ("journal_balances", "INSERT INTO journal VALUES (2, 'deposit', NULL, NULL, 1)"),
+    ("events_chained", NEW_EVENT.format(2, GENESIS)),
+    ("events_chained", NEW_EVENT.format(3, HASH)),
+    ("events_chained", NEW_EVENT.format(0, HASH)),
+    ("events_chained", NEW_EVENT.format("NULL", HASH)),
+]
+"""(guard, statement that it alone refuses)"""
+
+
+@pytest.mark.parametrize(("guard", "statement"), BREACHES)
+def test_a_guard_holds_alone_on_a_plain_connection(plain: sqlite3.Connection, guard: str, statement: str) -> None:
+    """As the sqlite3 shell opens the file, with every other guard taken off; without it the row would change."""
+    table = next(found.on for found in GUARDS if found.name == guard).split(" ")[-1]
+    for other in GUARDS:
+        if other.name != guard:
+            plain.execute(f"DROP TRIGGER {other.name}")
+    message = next(found.message for found in GUARDS if found.name == guard)
+    before = plain.execute(f"SELECT rowid, * FROM {table}").fetchall()
+    with pytest.raises(sqlite3.IntegrityError, match=f"^{message}$"):
+        plain.execute(statement)
+    assert plain.execute(f"SELECT rowid, * FROM {table}").fetchall() == before
+    plain.execute(f"DROP TRIGGER {guard}")
+    assert plain.execute(statement).rowcount > 0
+
+
+def test_every_guard_has_a_breach_that_it_refuses() -> None:
+    assert {guard for guard, _ in BREACHES} == {guard.name for guard in GUARDS}
+
+
+def test_every_column_of_a_row_that_stays_is_fixed_or_may_change(conn: sqlite3.Connection) -> None:
+    may_change = {
+        "apps": {"name", "token_hash", "scopes", "created_at_ms"},
+        "intents": {"ended_at_ms"},
+        "holds": {"released_at_ms"},
+        "payments": {
+            *(
+                "seq",
+                "state",
+                "delivery",
+                "anchor",
+                "ttl_slot",
+                "tx_id",
+                "block_hash",
+                "block_height",
+                "block_slot",
+            ),
+            *("merchant_status", "reason_code", "reason", "changed_at_ms"),
+        },
+    }
+    for table, columns in may_change.items():
+        all_columns = {row[1] for row in conn.execute(f"PRAGMA table_info({table})")}
+        assert all_columns - set(KEPT[table].fixed or ()) == columns, table
+
+
+@pytest.mark.parametrize("guard", GUARDS, ids=lambda guard: guard.name)
+def test_a_guard_that_is_gone_or_weaker_is_missed(plain: sqlite3.Connection, guard: Guard) -> None:
+    assert missing_guards(plain) == []
+    plain.execute(f"DROP TRIGGER {guard.name}")
+    assert missing_guards(plain) == [guard.name]
+    plain.execute(guard.sql.replace(" WHEN ", " WHEN 0 AND "))
+    assert missing_guards(plain) == [guard.name]
+
+
+def test_what_may_change_does(plain: sqlite3.Connection) -> None:
+    plain.execute("UPDATE intents SET ended_at_ms = 5 WHERE id = 'int1'")
+    plain.execute("UPDATE holds SET released_at_ms = 5 WHERE asset = 'lovelace'")
+    plain.execute("UPDATE apps SET token_hash = 'new', name = 'new' WHERE id = 'app'")
+    plain.execute("UPDATE payments SET state = 'void', reason = 'r' WHERE id = 'pay1'")
 
 
 @pytest.mark.parametrize(
     ("statement", "error"),
     [
-        (PAYMENT + "('pay2', 'invoice', 'app', 'int1', 2, '[]', 'reserved', 'n', 'bb#1', 1, 1)", "intent_id"),
-        (PAYMENT + "('pay2', 'invoice', 'app', 'int2', 1, '[]', 'void', 'n', 'bb#1', 1, 1)", "invoice"),
-        (PAYMENT + "('pay2', 'invoice', 'app', 'int2', 2, '[]', 'reserved', 'n', 'aa#0', 1, 1)", "anchor"),
+        (PAYMENT + "('pay2', 'invoice', 'app', 'int1', 2, '[]', 'reserved', 'n', 'bb#1', 1, 1)", "such a row"),
+        (PAYMENT + "('pay2', 'invoice', 'app', 'int2', 1, '[]', 'void', 'n', 'bb#1', 1, 1)", "such a row"),
+        (PAYMENT + "('pay2', 'invoice', 'app', 'int2', 2, '[]', 'reserved', 'n', 'aa#0', 1, 1)", "such a row"),
         (PAYMENT + "('pay2', 'invoice', 'app', 'int2', 2, '[]', 'reserved', 'n', NULL, 1, 1)", "CHECK"),
         (PAYMENT + "('pay2', 'invoice', 'app', 'int2', NULL, '[]', 'received', 'n', NULL, 1, 1)", "CHECK"),
-        ("UPDATE payments SET anchor = 'bb#1'", "an anchor never changes"),
+        ("UPDATE payments SET anchor = 'bb#1'", "anchor of payments is set once"),
         ("UPDATE payments SET outputs = '[1]'", "never changes"),
         ("DELETE FROM payments", "never deleted"),
-        ("UPDATE invoices SET terms_hash = 'other'", "an invoice never changes"),
-        ("INSERT INTO invoices VALUES (3, 'o', 'inv1', 'int2', 'flux', 'u', '[]', NULL, 1, NULL, '{}')", "UNIQUE"),
-        ("INSERT INTO intents VALUES ('int3', 'app', 'k1', 0, 'f', 'o', NULL, 'r', 1, NULL)", "UNIQUE"),
+        ("UPDATE invoices SET terms_hash = 'other'", "invoices is append-only"),
+        (
+            "INSERT INTO invoices VALUES (3, 'o', 'inv1', 'int2', 'flux', 'u', '[]', NULL, 1, NULL, '{}')",
+            "append-only",
+        ),
+        ("INSERT INTO intents VALUES ('int9', 'app', 'k1', 0, 'f', 'o', NULL, 'r', 1, NULL)", "such a row"),
         ("INSERT INTO attempts VALUES ('dd', 'pay1', 'bb#1', 1, 'bb#1', x'84', 1, 9, 1)", "FOREIGN KEY"),
         ("INSERT INTO attempts VALUES ('dd', 'pay1', 'aa#0', 1, 'bb#1', x'84', 1, 9, 1)", "CHECK"),
         ("INSERT INTO attempts VALUES ('dd', 'pay1', 'aa#0', 1, 'aa#01', x'84', 1, 9, 1)", "CHECK"),
@@ -87,12 +232,27 @@ def test_history_is_append_only(conn: sqlite3.Connection, table: str, verb: str)
             "cannot store REAL",
         ),
         ("UPDATE coins SET state = 'spent' WHERE ref = 'bb#1'", "CHECK"),
-        ("INSERT INTO holds VALUES ('pay1', 'lovelace', -1, 1, NULL)", "CHECK"),
+        ("INSERT INTO holds VALUES ('pay1', 'ada', -1, 1, NULL)", "CHECK"),
     ],
 )
 def test_a_row_that_breaks_a_rule_is_refused(conn: sqlite3.Connection, statement: str, error: str) -> None:
     with pytest.raises(sqlite3.DatabaseError, match=error):
         conn.execute(statement)
+
+
+@pytest.mark.parametrize(
+    ("values", "index"),
+    [
+        ("('pay2', 'invoice', 'app', 'int1', 2, '[]', 'reserved', 'n', 'bb#1', 1, 1)", "intent_id"),
+        ("('pay2', 'invoice', 'app', 'int2', 1, '[]', 'void', 'n', 'bb#1', 1, 1)", "invoice"),
+        ("('pay2', 'invoice', 'app', 'int2', 2, '[]', 'reserved', 'n', 'aa#0', 1, 1)", "anchor"),
+    ],
+)
+def test_the_indexes_hold_without_the_guards(plain: sqlite3.Connection, values: str, index: str) -> None:
+    for guard in GUARDS:
+        plain.execute(f"DROP TRIGGER {guard.name}")
+    with pytest.raises(sqlite3.IntegrityError, match=f"UNIQUE.*{index}"):
+        plain.execute(PAYMENT + values)
 
 
 def test_an_entry_must_balance_per_asset(conn: sqlite3.Connection) -> None:
@@ -104,6 +264,54 @@ def test_an_entry_must_balance_per_asset(conn: sqlite3.Connection) -> None:
     with pytest.raises(sqlite3.IntegrityError, match="does not balance"):
         conn.execute("INSERT INTO journal VALUES (2, 'post', NULL, NULL, 1)")
     conn.execute("ROLLBACK")
+
+
+WIDE = 2**63
+UNITS = st.one_of(
+    st.integers(-WIDE, WIDE - 1),
+    st.sampled_from([sign * 2**bits + off for sign in (1, -1) for bits in (31, 32, 33, 62) for off in (-1, 0, 1)]),
+).filter(bool)
+LINES = st.lists(st.tuples(st.sampled_from(["lovelace", "token"]), UNITS), min_size=1, max_size=20)
+
+
+def balanced(lines: list[tuple[str, int]]) -> list[tuple[str, int]]:
+    """The lines, and as many more as make every asset sum to zero."""
+    lines = list(lines)
+    for asset in ("lovelace", "token"):
+        while left := -sum(units for name, units in lines if name == asset):
+            lines.append((asset, max(-WIDE, min(WIDE - 1, left))))
+    return lines
+
+
+def sealed(conn: sqlite3.Connection, lines: list[tuple[str, int]]) -> str:
+    """What came of writing an entry of these lines."""
+    conn.execute("BEGIN")
+    try:
+        conn.executemany("INSERT INTO postings(entry, account, asset, units) VALUES (2, 'wallet', ?, ?)", lines)
+        conn.execute("INSERT INTO journal VALUES (2, 'deposit', NULL, NULL, 1)")
+    except sqlite3.Error as error:
+        return str(error)
+    finally:
+        conn.execute("ROLLBACK")
+    return "sealed"
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(lines=LINES, off=st.sampled_from([1, -1, 2**31, 2**32, -(2**32), 2**62]))
+def test_balance_is_decided_as_python_decides_it(
+    conn: sqlite3.Connection, lines: list[tuple[str, int]], off: int
+) -> None:
+    even = balanced(lines)
+    assert sealed(conn, even) == "sealed"
+    assert sealed(conn, [*even, ("token", off)]) == "the entry does not balance"
+    sums = {name: sum(units for asset, units in lines if asset == name) for name in ("lovelace", "token")}
+    assert (sealed(conn, lines) == "sealed") == (not any(sums.values()))
+
+
+def test_many_of_the_largest_lines_balance_without_overflow(conn: sqlite3.Connection) -> None:
+    lines = [("token", WIDE - 1)] * 3000 + [("token", 1 - WIDE)] * 3000
+    assert sealed(conn, lines) == "sealed"
+    assert sealed(conn, lines[:-1]) == "the entry does not balance"
 
 
 def test_the_intent_is_free_again_after_a_rejection_and_the_invoice_too(conn: sqlite3.Connection) -> None:

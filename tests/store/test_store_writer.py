@@ -3,6 +3,8 @@
 import asyncio
 import sqlite3
 import threading
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -10,8 +12,10 @@ import pytest
 from payagent.core.problem import Refused
 from payagent.store.writer import Readers, Unit, Writer
 
+Job = Callable[[Unit], object]
 
-def put(key: str) -> object:
+
+def put(key: str) -> Job:
     return lambda unit: unit.conn.execute("INSERT INTO meta VALUES (?, 'x')", (key,))
 
 
@@ -92,6 +96,116 @@ async def test_a_commit_that_fails_fails_for_all_and_undoes_memory(path: Path) -
     await writer.run("after", put("after"))
     assert keys(path) == ["after"]
     writer.close()
+
+
+def together(writer: Writer, jobs: dict[str, Job]) -> dict[str, "Future[object]"]:
+    """Have the jobs run in one commit: the thread is kept busy until all of them wait."""
+    started, let_go = threading.Event(), threading.Event()
+
+    def wait(_unit: Unit) -> None:
+        started.set()
+        let_go.wait(10)
+
+    first = writer.submit("wait", wait)
+    assert started.wait(10)
+    futures = {name: writer.submit(name, job) for name, job in jobs.items()}
+    let_go.set()
+    first.result(10)
+    return futures
+
+
+def taking(memory: list[str], name: str) -> Job:
+    """A job that changes memory and the database, and knows how to undo the former."""
+
+    def take(unit: Unit) -> str:
+        memory.append(name)
+        unit.undo(lambda: memory.remove(name))
+        unit.conn.execute("INSERT INTO meta VALUES (?, 'x')", (name,))
+        return name
+
+    return take
+
+
+def refused(future: "Future[object]") -> str:
+    with pytest.raises(Refused) as raised:
+        future.result(10)
+    assert raised.value.code == "store_failed"
+    return raised.value.detail
+
+
+def test_a_savepoint_that_cannot_be_released_undoes_its_own_job_too(path: Path) -> None:
+    memory: list[str] = []
+
+    def release_it_itself(unit: Unit) -> None:
+        taking(memory, "second")(unit)
+        unit.conn.execute("RELEASE job")
+
+    writer = Writer(path)
+    futures = together(writer, {"a": taking(memory, "first"), "b": release_it_itself})
+    for future in futures.values():
+        assert "no such savepoint" in refused(future)
+    assert memory == []
+    assert writer.submit("after", put("after")).result(10)
+    writer.close()
+    assert keys(path) == ["after"]
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("port broke"), SystemExit(1), KeyboardInterrupt()])
+def test_whatever_a_checkpoint_raises_before_the_commit_fails_the_batch(path: Path, error: BaseException) -> None:
+    memory: list[str] = []
+
+    def checkpoint(name: str) -> None:
+        if name == "before b":
+            raise error
+
+    writer = Writer(path, checkpoint=checkpoint)
+    futures = together(writer, {"a": taking(memory, "first"), "b": taking(memory, "second")})
+    for future in futures.values():
+        assert (str(error) or type(error).__name__) in refused(future)
+    assert memory == []
+    assert writer.submit("a", taking(memory, "third")).result(10) == "third"
+    writer.close()
+    assert (memory, keys(path)) == (["third"], ["third"])
+
+
+@pytest.mark.parametrize("error", [sqlite3.OperationalError("disk"), RuntimeError("port broke"), SystemExit(1)])
+def test_whatever_a_checkpoint_raises_after_the_commit_the_results_arrive(
+    path: Path, error: BaseException
+) -> None:
+    memory: list[str] = []
+
+    def checkpoint(name: str) -> None:
+        if name == "after a":
+            raise error
+
+    writer = Writer(path, checkpoint=checkpoint)
+    futures = together(writer, {"a": taking(memory, "first"), "b": taking(memory, "second")})
+    assert [future.result(10) for future in futures.values()] == ["first", "second"]
+    assert writer.submit("c", taking(memory, "third")).result(10) == "third"
+    writer.close()
+    assert memory == ["first", "second", "third"]
+    assert keys(path) == ["first", "second", "third"]
+
+
+def test_an_undo_that_raises_keeps_no_other_from_running(path: Path) -> None:
+    memory: list[str] = []
+
+    def broken_undo() -> None:
+        raise RuntimeError("undo broke")
+
+    def take(unit: Unit) -> None:
+        taking(memory, "first")(unit)
+        unit.undo(broken_undo)
+        raise Refused("not_found", "on purpose")
+
+    writer = Writer(path)
+    futures = together(writer, {"a": taking(memory, "neighbour"), "b": take})
+    for future in futures.values():
+        assert "undo broke" in refused(future)
+    assert memory == []
+    assert writer.submit("after", put("after")).result(10)
+    writer.close()
+    assert keys(path) == ["after"]
 
 
 async def test_a_caller_that_is_cancelled_still_writes_once(path: Path) -> None:

@@ -1,0 +1,356 @@
+"""The edges of the agent's own rules: commit points, limits, the caller's view, and one payment's trouble."""
+
+import sqlite3
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+from agent_kit import ADA, Clock, World, with_terms
+
+from payagent.agent.view import payment_view
+from payagent.core.address import Address
+from payagent.core.payment import Delivery, State
+from payagent.core.policy import Limit
+from payagent.core.problem import Refused
+from payagent.devnet.server import DevnetThread
+from payagent.store import queries
+from payagent.wallet.check import CheckFailed
+from payagent.wallet.keys import Signer, derive, seed_from_words
+
+DAY_MS = 24 * 3600 * 1000
+
+
+@dataclass
+class BadSigner:
+    """A signer that fails or signs something else, until it is mended."""
+
+    good: Signer
+    trouble: str = "fails"
+
+    @property
+    def public_key(self) -> bytes:
+        return self.good.public_key
+
+    @property
+    def payment_key_hash(self) -> bytes:
+        return self.good.payment_key_hash
+
+    def sign(self, body_hash: bytes) -> bytes:
+        if self.trouble == "fails":
+            raise OSError("the signer is gone")
+        return self.good.sign(body_hash if self.trouble == "mended" else body_hash[::-1])
+
+
+@dataclass
+class Switch:
+    """A checkpoint that fails at the named commit point."""
+
+    at: str = ""
+
+    def __call__(self, name: str) -> None:
+        if name == self.at:
+            raise sqlite3.OperationalError("disk full")
+
+
+def somebody_else(world: World) -> Address:
+    return derive(seed_from_words("zoo " * 23 + "vote"), world.terms.network).address
+
+
+def limit_of(day_ada: int) -> dict[str, Limit]:
+    return {"lovelace": Limit(1000 * ADA, day_ada * ADA)}
+
+
+class TestCommitPoints:
+    async def test_a_signature_over_other_bytes_leaves_no_attempt_and_sends_nothing(self, world: World) -> None:
+        world.fund(50 * ADA)
+        signer = BadSigner(world.account.signer, "signs something else")
+        async with world.run(signer=signer) as run:
+            await run.look()
+            with pytest.raises(CheckFailed, match="signature"):
+                await run.pay(key="k")
+            [row] = queries.payments_in(run.agent.conn, list(State))
+            assert row.state is State.RESERVED
+            assert not queries.attempts(run.agent.conn, row.id)
+            assert not world.waiting()
+            signer.trouble = "mended"
+            await run.settle_down(2)
+            assert run.state(row.id) is State.CONFIRMED
+
+    async def test_what_could_not_be_written_down_is_not_sent(self, world: World) -> None:
+        world.fund(50 * ADA)
+        switch = Switch("before leave")
+        async with world.run(checkpoint=switch) as run:
+            await run.look()
+            row = await run.pay()
+            assert row.state is State.SIGNED
+            assert not world.waiting()
+            switch.at = ""
+            await run.settle_down(2)
+            assert run.state(row.id) is State.CONFIRMED
+
+    async def test_signed_and_never_sent_is_held_when_its_ttl_has_passed(self, world: World) -> None:
+        """It may have reached somebody all the same; once it is in a block, it goes on."""
+        world.fund(50 * ADA)
+        async with world.run(checkpoint=Switch("before leave")) as run:
+            await run.look()
+            row = await run.pay()
+        world.clock.ahead_ms += 290_000
+        async with world.run() as run:
+            await run.settle_down(2)
+            run.agent.send_off(row.id)
+            await run.agent.drain(10)
+            assert run.state(row.id) is State.SIGNED
+            assert queries.submissions(run.agent.conn, row.tx_id or "") == (0, 0)
+            assert run.books()["held"]
+            assert not run.selectable()
+            sent = world.http.post(
+                f"{world.devnet.chain_url}/tx/submit",
+                content=queries.attempts(run.agent.conn, row.id)[-1].cbor,
+                headers={"Content-Type": "application/cbor"},
+            )
+            assert sent.json() == row.tx_id
+            await run.settle_down()
+            assert run.state(row.id) is State.CONFIRMED
+            assert run.owned() == world.on_chain()
+
+
+class TestOneThatRaises:
+    """It keeps nobody else from their turn."""
+
+    async def test_a_failing_signer_does_not_stop_what_is_signed(self, world: World) -> None:
+        world.fund(50 * ADA, 50 * ADA)
+        signer = BadSigner(world.account.signer, "mended")
+        async with world.run(signer=signer) as run:
+            await run.look()
+            world.fault("submit", "full", count=1)
+            row = await run.pay("a")
+            signer.trouble = "fails"
+            with pytest.raises(OSError, match="the signer is gone"):
+                await run.agent.pay(world.ask("b", key="b"))
+            await run.pass_time(3)
+            assert run.state(row.id) is State.CONFIRMED
+            [other] = queries.payments_in(run.agent.conn, [State.RESERVED])
+            signer.trouble = "mended"
+            await run.settle_down(2)
+            assert run.state(other.id) is State.CONFIRMED
+
+    async def test_a_row_that_makes_no_sense_does_not_stop_the_others(self, world: World) -> None:
+        world.fund(50 * ADA, 50 * ADA, 50 * ADA)
+        async with world.run() as run:
+            await run.look()
+            broken, lost = await run.pay("broken"), await run.pay("lost")
+            world.fault("submit", "drop", count=1)
+            sent = await run.pay("in flight")
+            await run.settle_down()
+            with sqlite3.connect(world.folder / "ledger.db") as conn:
+                conn.execute("PRAGMA foreign_keys = OFF")
+                conn.execute("UPDATE payments SET tx_id = 'no hash' WHERE id = ?", (broken.id,))
+            conn.close()
+            world.control("rollback", depth=1)
+            world.block(2)
+            await run.look()
+            assert "block_lost" in run.events(lost.id)
+            await run.pass_time(2)
+            assert {run.state(lost.id), run.state(sent.id)} == {State.CONFIRMED}
+
+    async def test_an_old_tip_stops_signing_and_not_sending_again(self, world: World) -> None:
+        world.fund(50 * ADA, 50 * ADA)
+        world.settings(timeout=3000)
+        signer = BadSigner(world.account.signer, "mended")
+        async with world.run(signer=signer) as run:
+            await run.look()
+            world.fault("submit", "drop")
+            row = await run.pay("a")
+            signer.trouble = "fails"
+            with pytest.raises(OSError, match="the signer is gone"):
+                await run.agent.pay(world.ask("b", key="b"))
+            signer.trouble = "mended"
+            world.clock.ahead_ms += 400_000
+            for _ in range(3):
+                before, _ = queries.submissions(run.agent.conn, row.tx_id or "")
+                world.clock.ahead_ms += 60_000
+                await run.look()
+                after, _ = queries.submissions(run.agent.conn, row.tx_id or "")
+                assert after == before + 1
+            assert len(queries.payments_in(run.agent.conn, [State.RESERVED])) == 1
+
+
+class TestLimits:
+    @pytest.fixture
+    def stopped(self, tmp_path: Path) -> Iterator[World]:
+        """A world whose clock stands still, for the devnet too."""
+
+        class Stopped(Clock):
+            start_ms = time.time_ns() // 1_000_000
+
+            def now_ms(self) -> int:
+                return self.start_ms + self.ahead_ms
+
+        clock = Stopped()
+        with DevnetThread(now_ms=clock.now_ms) as devnet:
+            world = World(devnet, tmp_path)
+            world.clock = clock
+            yield world
+            world.http.close()
+
+    async def test_a_day_is_24_hours_to_the_millisecond(self, stopped: World) -> None:
+        world = stopped
+        world.fund(50 * ADA, 50 * ADA)
+        async with world.run(terms=with_terms(limits=limit_of(20))) as run:
+            await run.look()
+            await run.pay("first")
+            await run.settle_down()
+            world.clock.ahead_ms += DAY_MS - 1
+            await run.settle_down()
+            with pytest.raises(Refused, match="limit_exceeded"):
+                await run.pay("a millisecond early")
+            world.clock.ahead_ms += 1
+            await run.pay("in time")
+
+    async def test_a_hold_that_was_given_back_does_not_count(self, world: World) -> None:
+        world.fund(50 * ADA)
+        terms = with_terms(limits=limit_of(20))
+        signer = BadSigner(world.account.signer)
+        async with world.run(terms=terms, signer=signer) as run:
+            await run.look()
+            with pytest.raises(OSError, match="the signer is gone"):
+                await run.agent.pay(world.ask("first"))
+            world.clock.ahead_ms += 240_000
+            await run.settle_down()
+            [late] = queries.payments_in(run.agent.conn, list(State))
+            assert late.reason_code == "invoice_expired"
+            signer.trouble = "mended"
+            assert (await run.pay("second")).state is State.IN_FLIGHT
+
+    async def test_self_transfers_do_not_count(self, world: World) -> None:
+        world.fund(60 * ADA, 20 * ADA)
+        async with world.run(terms=with_terms(limits=limit_of(20))) as run:
+            await run.look()
+            await run.agent.send("app_test", somebody_else(world), "lovelace", 30 * ADA)
+            await run.agent.drain(10)
+            assert (await run.pay()).state is State.IN_FLIGHT
+
+    async def test_a_give_back_that_could_not_be_written_down_gives_nothing_back(self, world: World) -> None:
+        world.fund(50 * ADA)
+        switch = Switch()
+        async with world.run(signer=BadSigner(world.account.signer), checkpoint=switch) as run:
+            await run.look()
+            with pytest.raises(OSError, match="the signer is gone"):
+                await run.agent.pay(world.ask())
+            world.clock.ahead_ms += 240_000
+            switch.at = "before reject"
+            await run.settle_down()
+            assert not run.selectable()
+            assert run.books()["held"]
+            switch.at = ""
+            await run.settle_down()
+            assert run.selectable() == world.unspent()
+            assert "held" not in run.books()
+
+    async def test_a_later_copy_of_the_402_does_not_put_off_the_end(self, world: World) -> None:
+        world.block()
+        async with world.run() as run:
+            await run.look()
+            ask = world.ask(key="k")
+            ends_ms = world.clock.now_ms() + 300_000
+            with pytest.raises(Refused, match="not_enough_funds"):
+                await run.agent.pay(ask)
+            world.clock.ahead_ms += 100_000
+            world.fund(50 * ADA)
+            await run.look()
+            row, is_new = await run.agent.pay(ask)
+            slots = run.agent.chain.slots
+            assert is_new
+            assert slots is not None
+            assert 0 <= (slots.slot_at(ends_ms) - 20) - (row.ttl_slot or 0) + 1 <= 3
+
+
+class TestReady:
+    async def test_submitted_is_ready_when_a_provider_has_accepted_it(self, world: World) -> None:
+        world.fund(50 * ADA)
+        merchant = replace(world.terms.merchants[world.origin], ready="submitted")
+        async with world.run(terms=with_terms(merchants={world.origin: merchant})) as run:
+            await run.look()
+            world.fault("submit", "full", count=1)
+            row = await run.pay()
+            assert row.state is State.IN_FLIGHT
+            assert not run.agent.is_ready(row)
+            world.clock.ahead_ms += 6_000
+            await run.look()
+            assert run.agent.payment(row.id).state is State.IN_FLIGHT
+            assert run.agent.is_ready(run.agent.payment(row.id))
+
+
+class TestTheCaller:
+    async def test_the_same_call_after_it_was_served_is_the_same_payment(self, world: World) -> None:
+        world.fund(50 * ADA, 50 * ADA)
+        async with world.run() as run:
+            await run.look()
+            ask = world.ask()
+            row, is_new = await run.agent.pay(ask)
+            await run.agent.drain(10)
+            await run.settle_down()
+            await run.agent.record_delivery(row.id, 200)
+            again, is_new_again = await run.agent.pay(ask)
+            assert (again.id, is_new, is_new_again) == (row.id, True, False)
+            assert len(world.transactions()) == 1
+
+    async def test_another_app_does_not_learn_which_payment_an_invoice_has(self, world: World) -> None:
+        world.fund(50 * ADA, 50 * ADA)
+        async with world.run() as run:
+            await run.look()
+            ask = world.ask()
+            row, _ = await run.agent.pay(ask)
+            with pytest.raises(Refused, match="invoice_paid_elsewhere") as refused:
+                await run.agent.pay(replace(ask, app_id="app_other"))
+            assert row.id not in f"{refused.value} {refused.value.context}"
+
+    async def test_a_key_of_another_request_is_refused_though_the_402_cannot_be_read(self, world: World) -> None:
+        world.fund(50 * ADA)
+        async with world.run() as run:
+            await run.look()
+            await run.pay("one", key="k")
+            unreadable = world.ask_of(world.call("other"), key="k", body='{"detail":{"status":"pending"}}')
+            with pytest.raises(Refused, match="idempotency_key_reused"):
+                await run.agent.pay(unreadable)
+
+    async def test_a_payment_that_is_not_signed_yet_is_told_as_that(self, world: World) -> None:
+        world.fund(50 * ADA)
+        async with world.run(signer=BadSigner(world.account.signer)) as run:
+            await run.look()
+            ask = world.ask(key="k")
+            with pytest.raises(OSError, match="the signer is gone"):
+                await run.agent.pay(ask)
+            [row] = queries.payments_in(run.agent.conn, [State.RESERVED])
+            with pytest.raises(Refused, match="not_signed_yet") as refused:
+                await run.agent.pay(ask)
+            assert refused.value.context["payment"] == row.id
+            assert payment_view(row, run.agent.terms)["headers"] == {}
+
+    @pytest.mark.parametrize("batch", [1, 100])
+    async def test_paid_and_not_served_when_the_invoice_is_over(self, world: World, batch: int) -> None:
+        world.settings(batch=batch)
+        world.fund(50 * ADA)
+        async with world.run() as run:
+            await run.look()
+            row = await run.pay()
+            await run.settle_down()
+            assert (await run.agent.record_delivery(row.id, 402)).delivery is Delivery.PRESENTED
+            world.clock.ahead_ms += 301_000
+            assert (await run.agent.record_delivery(row.id, 402)).delivery is Delivery.PAID_NOT_SERVED
+            assert (await run.agent.record_delivery(row.id, 200)).delivery is Delivery.ACCEPTED
+
+    async def test_what_has_no_end_is_over_after_an_hour(self, world: World) -> None:
+        world.fund(50 * ADA)
+        async with world.run() as run:
+            await run.look()
+            row, _ = await run.agent.send("app_test", somebody_else(world), "lovelace", 5 * ADA)
+            await run.agent.drain(10)
+            await run.settle_down()
+            assert row.expires_at_ms is None
+            world.clock.ahead_ms += 3_590_000
+            assert (await run.agent.record_delivery(row.id, 404)).delivery is Delivery.PRESENTED
+            world.clock.ahead_ms += 20_000
+            assert (await run.agent.record_delivery(row.id, 404)).delivery is Delivery.PAID_NOT_SERVED

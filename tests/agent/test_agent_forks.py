@@ -1,0 +1,440 @@
+"""Chains that fork under payments: whatever order the news comes in, every payment lands once and the books agree.
+
+The named tests are the shapes that were found by review and by the random walk at the end.
+"""
+
+import contextlib
+import random
+import sqlite3
+from collections.abc import Callable
+
+import pytest
+from agent_kit import ADA, Relay, Run, World, with_terms
+
+from payagent.agent.terms import Terms
+from payagent.agent.watch import RECHECK_DEPTHS
+from payagent.core.payment import State
+from payagent.core.problem import Refused
+from payagent.store import queries
+
+PAID = {State.CONFIRMED, State.SETTLED}
+
+
+def assert_calm(world: World, run: Run) -> None:
+    """Nothing is on its way: each payment is on the chain once, and books, coins and memory say what it says."""
+    rows = [row for row in queries.payments_in(run.agent.conn, list(State)) if row.state is not State.REJECTED]
+    assert {row.state for row in rows} <= PAID, [(row.id, row.state, run.events(row.id)) for row in rows]
+    assert sorted(world.transactions()) == sorted(row.tx_id or "" for row in rows)
+    assert run.owned() == world.on_chain()
+    assert "held" not in run.books()
+    known = {coin.ref for coin in queries.coins(run.agent.conn) if coin.state in ("free", "locked")}
+    assert known == world.unspent()
+    assert run.selectable() == known
+    assert_memory(run)
+    for row in rows:
+        for attempt in queries.attempts(run.agent.conn, row.id):
+            assert row.anchor == attempt.anchor
+            assert attempt.anchor in attempt.inputs
+
+
+def assert_memory(run: Run) -> None:
+    """What selection may take is what the database says is free."""
+    assert run.selectable() == {coin.ref for coin in queries.free_coins(run.agent.conn)}
+
+
+class TestOnePayment:
+    async def test_a_look_at_a_lower_tip_concludes_nothing_and_is_not_the_last_word(self, world: World) -> None:
+        world.fund(50 * ADA)
+        async with world.run() as run:
+            await run.look()
+            row = await run.pay()
+            await run.settle_down()
+            world.control("rollback", depth=1)
+            await run.look()
+            assert run.state(row.id) is State.CONFIRMED
+            await run.pass_time(4)
+            assert run.events(row.id).count("block_lost") == 1
+            assert_calm(world, run)
+
+    @pytest.mark.parametrize("kind", ["rate", "server"])
+    @pytest.mark.parametrize("path", ["/txs/{0.tx_id}", "/blocks/{0.block_hash}"])
+    async def test_a_recheck_without_an_answer_is_made_again(self, world: World, path: str, kind: str) -> None:
+        world.fund(50 * ADA)
+        async with world.run() as run:
+            await run.look()
+            paid = await run.pay()
+            await run.settle_down()
+            row = run.agent.payment(paid.id)
+            world.control("rollback", depth=1)
+            world.block(2)
+            world.fault(path.format(row), kind)
+            await run.look()
+            assert run.state(row.id) is State.CONFIRMED
+            world.control("faults", clear=True)
+            await run.look()
+            assert run.state(row.id) is State.IN_FLIGHT
+            await run.pass_time(2)
+            assert_calm(world, run)
+
+    async def test_a_lost_payment_is_not_settled_and_its_change_is_not_spent(self, world: World) -> None:
+        world.fund(50 * ADA)
+        async with world.run(terms=with_terms(settle_depth=4)) as run:
+            await run.look()
+            row = await run.pay()
+            await run.settle_down()
+            world.control("rollback", depth=1)
+            world.fault("submit", "drop")
+            await run.look()
+            await run.pass_time(8)
+            assert run.state(row.id) is State.IN_FLIGHT
+            assert not run.selectable()
+            world.control("faults", clear=True)
+            world.clock.ahead_ms += 100_000
+            await run.look()
+            await run.settle_down(4)
+            assert run.state(row.id) is State.SETTLED
+            assert_calm(world, run)
+
+    async def test_a_restart_before_the_verdict_comes_to_the_same_verdict(self, world: World) -> None:
+        world.fund(50 * ADA)
+        async with world.run() as run:
+            await run.look()
+            row = await run.pay()
+            await run.settle_down()
+            world.control("rollback", depth=1)
+            await run.look()
+        world.block(3)
+        async with world.run() as run:
+            await run.look()
+            assert run.state(row.id) is State.IN_FLIGHT
+            await run.pass_time(2)
+            assert_calm(world, run)
+
+    async def test_while_its_block_is_lost_the_coins_are_as_the_chain_has_them(self, world: World) -> None:
+        world.fund(50 * ADA)
+        async with world.run() as run:
+            await run.look()
+            row = await run.pay()
+            await run.settle_down()
+            world.control("rollback", depth=1)
+            world.block(2)
+            world.fault("submit", "drop")
+            await run.look()
+            coins = {coin.ref: coin for coin in queries.coins(run.agent.conn)}
+            assert {ref for ref, coin in coins.items() if coin.state == "free"} == world.unspent() == {row.anchor}
+            assert coins[row.anchor or ""].reserved_for == row.id
+            assert {coin.state for ref, coin in coins.items() if ref != row.anchor} == {"pending"}
+        world.fault("/addresses/", "rate")
+        async with world.run() as run:
+            assert not run.selectable()
+
+    async def test_what_is_confirmed_is_in_the_block_that_the_chain_has_it_in(self, world: World) -> None:
+        """A fork that the provider's index of blocks does not show: the block of the last look is still there."""
+        world.fund(50 * ADA)
+        with Relay(world.devnet).serving() as relay:
+            async with world.run(terms=with_terms(confirm_depth=3), providers={"relay": relay.url}) as run:
+                await run.look()
+                row = await run.pay()
+                await run.settle_down()
+                relay.freeze(f"/blocks/{run.agent.payment(row.id).block_hash}")
+                world.control("rollback", depth=1, readd=True)
+                world.block(3)
+                await run.look()
+                seen = run.agent.payment(row.id)
+                block = world.http.get(f"{world.devnet.chain_url}/txs/{row.tx_id}").json()["block"]
+                assert seen.block_hash == block
+                await run.settle_down()
+                assert run.agent.payment(row.id).state is State.CONFIRMED
+                assert_calm(world, run)
+
+    async def test_what_cannot_be_shown_to_be_there_is_not_settled(self, world: World) -> None:
+        world.fund(50 * ADA)
+        with Relay(world.devnet).serving() as relay:
+            async with world.run(terms=with_terms(settle_depth=3), providers={"relay": relay.url}) as run:
+                await run.look()
+                row = await run.pay()
+                await run.settle_down()
+                relay.freeze(f"/blocks/{run.agent.payment(row.id).block_hash}")
+                world.control("rollback", depth=1)
+                world.block(4)
+                await run.look()
+                assert run.state(row.id) is State.CONFIRMED
+                relay.thaw()
+                await run.look()
+                assert run.state(row.id) is State.IN_FLIGHT
+                await run.pass_time(4)
+                assert_calm(world, run)
+
+    async def test_a_payment_that_an_index_goes_on_showing_is_found_lost_at_depth_16(self, world: World) -> None:
+        world.fund(50 * ADA)
+        assert RECHECK_DEPTHS[0] == 16
+        with Relay(world.devnet).serving() as relay:
+            async with world.run(providers={"relay": relay.url}) as run:
+                await run.look()
+                row = await run.pay()
+                await run.settle_down()
+                relay.freeze(f"/txs/{row.tx_id}")
+                world.control("rollback", depth=1)
+                world.block(2)
+                await run.look()
+                assert run.state(row.id) is State.CONFIRMED
+                relay.thaw()
+                world.block(13)
+                await run.look()
+                assert run.state(row.id) is State.CONFIRMED
+                await run.settle_down()
+                assert run.state(row.id) is State.IN_FLIGHT
+                await run.pass_time(2)
+                assert_calm(world, run)
+
+
+class TestParentAndChild:
+    """The child spends the parent's change."""
+
+    @staticmethod
+    async def family(run: Run) -> tuple[str, str]:
+        await run.look()
+        parent = await run.pay("parent")
+        await run.settle_down()
+        child = await run.pay("child")
+        await run.settle_down()
+        assert (child.anchor or "").partition("#")[0] == parent.tx_id
+        return parent.id, child.id
+
+    @pytest.mark.parametrize("unanswered", [None, "parent", "child"])
+    @pytest.mark.parametrize("readd", [True, False])
+    async def test_both_lose_their_blocks(self, world: World, readd: bool, unanswered: str | None) -> None:
+        """In whichever order the two losses come to light."""
+        world.fund(50 * ADA)
+        terms = with_terms(settle_depth=5)
+        async with world.run(terms=terms) as run:
+            names = dict(zip(("parent", "child"), await self.family(run), strict=True))
+            world.control("rollback", depth=2, readd=readd)
+            world.block(3)
+            if unanswered is not None:
+                world.fault(f"/txs/{run.agent.payment(names[unanswered]).tx_id}", "rate", count=1)
+            await run.look()
+            assert_memory(run)
+            await run.pass_time(10)
+            assert {run.state(payment_id) for payment_id in names.values()} == {State.SETTLED}
+            assert_calm(world, run)
+        await self.next_ones_land(world, terms)
+
+    @pytest.mark.parametrize("denied", ["tx", "tx and block"])
+    async def test_one_404_for_the_parent_after_a_harmless_fork(self, world: World, denied: str) -> None:
+        """A 404 alone is no verdict while the block is there; with both denied the parent is looked for again."""
+        world.fund(50 * ADA)
+        terms = with_terms(settle_depth=6)
+        async with world.run(terms=terms) as run:
+            parent, child = map(run.agent.payment, await self.family(run))
+            await run.settle_down()
+            world.control("rollback", depth=1)
+            world.block()
+            world.fault(f"/txs/{parent.tx_id}", "not_found", count=1)
+            if denied == "tx and block":
+                world.fault(f"/blocks/{parent.block_hash}", "not_found", count=1)
+            await run.look()
+            assert ("block_lost" in run.events(parent.id)) is (denied == "tx and block")
+            assert child.anchor not in run.selectable()
+            assert_memory(run)
+            await run.settle_down(8)
+            assert child.anchor not in run.selectable()
+            assert {run.state(parent.id), run.state(child.id)} == {State.SETTLED}
+            assert_calm(world, run)
+        await self.next_ones_land(world, terms)
+
+    @staticmethod
+    async def next_ones_land(world: World, terms: Callable[[Terms], Terms]) -> None:
+        """After a restart that cannot list the coins, no coin is selectable that is spent, and none twice."""
+        world.fault("/addresses/", "rate")
+        async with world.run(terms=terms) as run:
+            assert run.selectable() == world.unspent()
+            await run.look()
+            world.control("faults", clear=True)
+            await run.look()
+            await run.pay("next")
+            with pytest.raises(Refused, match="not_enough_funds"):
+                await run.pay("at once")
+            await run.settle_down(6)
+            assert_calm(world, run)
+
+
+class TestCommitsThatFail:
+    """The coins in memory follow the database, not what was about to be written."""
+
+    @pytest.mark.parametrize("at", ["admit", "sign", "observe", "confirm", "deposit", "deposit of a stale list"])
+    async def test_memory_is_what_the_database_says(self, world: World, at: str) -> None:
+        world.fund(50 * ADA)
+        world.fund(50 * ADA)
+        failing: set[str] = set()
+
+        def checkpoint(name: str) -> None:
+            if name in failing:
+                raise sqlite3.OperationalError("disk full")
+
+        async with world.run(checkpoint=checkpoint) as run:
+            await run.look()
+            failing.add(f"before {at.partition(' ')[0]}")
+            with contextlib.suppress(Refused):
+                await run.pay(key="k")
+            assert_memory(run)
+            if at == "deposit of a stale list":
+                world.fault("/addresses/", "stale_index", blocks=2, count=2)
+            else:
+                world.fund(20 * ADA)
+            with contextlib.suppress(Refused):
+                await run.settle_down()
+            assert_memory(run)
+            failing.clear()
+            world.control("faults", clear=True)
+            await run.look()
+            await run.pay(key="k")
+            await run.pass_time(3)
+            assert_calm(world, run)
+
+    async def test_a_lost_block_that_could_not_be_written_down_changes_no_coin(self, world: World) -> None:
+        world.fund(50 * ADA)
+        failing: set[str] = set()
+
+        def checkpoint(name: str) -> None:
+            if name in failing:
+                raise sqlite3.OperationalError("disk full")
+
+        async with world.run(checkpoint=checkpoint) as run:
+            await run.look()
+            row = await run.pay()
+            await run.settle_down()
+            world.control("rollback", depth=1)
+            world.block(2)
+            failing.add("before observe")
+            with contextlib.suppress(Refused):
+                await run.look()
+            assert run.state(row.id) is State.CONFIRMED
+            assert_memory(run)
+            failing.clear()
+            await run.pass_time(3)
+            assert_calm(world, run)
+
+
+class Walk:
+    """A random life by a seed: payments, blocks, forks, faults, commits that fail, a restart."""
+
+    FAULTS = (
+        ("/txs/", "rate"),
+        ("/txs/", "not_found"),
+        ("submit", "full"),
+        ("submit", "drop"),
+        ("/addresses/", "server"),
+        ("/blocks/", "rate"),
+        ("reads", "stale_index"),
+    )
+    MOVES = ("pay", "pay", "block", "look", "grow", "grow", "grow", "fork", "readd", "fork_seen", "fault", "disk")
+
+    def __init__(self, world: World, seed: int) -> None:
+        self.world = world
+        self.moves = random.Random(seed)
+        self.disk = random.Random(f"disk {seed}")
+        self.failing_often = 0.0
+        self.calls = 0
+        self.top = 0
+        self.settle_depth = self.moves.choice([4, 6, 2160])
+        self.terms = with_terms(settle_depth=self.settle_depth, confirm_depth=self.moves.choice([1, 1, 2]))
+
+    async def live(self, steps: int) -> None:
+        world, moves = self.world, self.moves
+        world.fund(*[moves.choice([20, 30, 60]) * ADA for _ in range(moves.choice([1, 2, 4]))])
+        for _ in range(2):
+            async with world.run(checkpoint=self.checkpoint, terms=self.terms) as run:
+                for _ in range(steps):
+                    # what is refused is refused: no funds, no chain, no disk
+                    with contextlib.suppress(Refused):
+                        await self.step(run, moves.choice(self.MOVES))
+                    await run.agent.drain(10)
+                    assert_memory(run)
+        self.failing_often = 0.0
+        world.control("faults", clear=True)
+        async with world.run(terms=self.terms) as run:
+            await run.pass_time(9)
+            assert_calm(world, run)
+
+    def checkpoint(self, name: str) -> None:
+        if name.startswith("before") and self.disk.random() < self.failing_often:
+            raise sqlite3.OperationalError("disk I/O error")
+
+    def roll_back(self, depth: int, **more: object) -> None:
+        """A fork, but never of the block with the wallet's money, nor so deep that it undoes what is settled."""
+        height = self.world.devnet.run(lambda devnet: devnet.chain.tip.height)
+        self.top = max(self.top, height)
+        if (depth := min(depth, height - max(1, self.top - self.settle_depth + 1))) > 0:
+            self.world.control("rollback", depth=depth, **more)
+
+    async def step(self, run: Run, move: str) -> None:
+        world, choice = self.world, self.moves.choice
+        match move:
+            case "pay":
+                self.calls += 1
+                await run.agent.pay(world.ask(f"call {self.calls}", key=f"k{self.calls}"))
+            case "block":
+                world.block(choice([1, 1, 2]))
+            case "look":
+                await run.look()
+            case "grow":
+                await run.settle_down()
+            case "fork":
+                self.roll_back(choice([1, 2, 3]))
+                world.block(choice([1, 2, 4]))
+            case "readd":
+                self.roll_back(choice([1, 2, 3]), readd=True)
+                world.block(choice([1, 2, 4]))
+            case "fork_seen":
+                self.roll_back(choice([1, 2]))
+                await run.look()
+                world.block(choice([1, 3]))
+                await run.look()
+            case "fault":
+                world.fault(*choice(self.FAULTS), count=choice([1, 2]))
+            case "disk":
+                self.failing_often = choice([0.0, 0.0, 0.15])
+
+
+@pytest.mark.parametrize("seed", [*range(38), 162, 195])
+async def test_a_random_life_ends_in_agreement(world: World, seed: int) -> None:
+    await Walk(world, seed).live(steps=18)
+
+
+async def test_walk_162_forks_seen_low_twice_under_several_payments(world: World) -> None:
+    """As it was found: the tip is seen low, grows past without the payments, and a restart comes between."""
+    world.fund(30 * ADA, 30 * ADA, 60 * ADA)
+    async with world.run() as run:
+        await run.look()
+        for message in ("a", "b"):
+            await run.pay(message)
+            await run.settle_down()
+        world.control("rollback", depth=2)
+        await run.look()
+        await run.pay("c")
+        world.block(3)
+        world.control("rollback", depth=3)
+        await run.look()
+    world.block(4)
+    async with world.run() as run:
+        await run.pass_time(8)
+        assert_calm(world, run)
+
+
+async def test_walk_195_a_deep_fork_is_not_forgotten_for_a_read_that_was_refused(world: World) -> None:
+    """As it was found: the one read after the fork is over a limit, and the next tips are plain growth."""
+    world.fund(60 * ADA, 60 * ADA)
+    async with world.run() as run:
+        await run.look()
+        await run.pay("a")
+        await run.pay("b")
+        await run.settle_down()
+        world.block(2)
+        await run.look()
+        world.fault("/txs/", "rate", count=2)
+        world.control("rollback", depth=3)
+        world.block(4)
+        await run.look()
+        await run.pass_time(8)
+        assert_calm(world, run)

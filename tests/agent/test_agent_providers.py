@@ -1,0 +1,265 @@
+"""Several providers, or a bad one: who is looked at, who gets the bytes, and what a provider's word is worth."""
+
+from collections.abc import Iterator
+
+import httpx
+import pytest
+from agent_kit import ADA, Relay, World
+from structlog.testing import capture_logs
+
+from payagent.core.payment import State
+from payagent.core.problem import Refused
+from payagent.store import queries
+
+NOBODY = "http://127.0.0.1:9/api/v0"
+"""The discard port: nothing listens there."""
+
+OVER_LIMIT = {"status_code": 429, "error": "Project Over Limit", "message": "Usage is over limit."}
+NO_SUCH = {"status_code": 404, "error": "Not Found", "message": "The requested component has not been found."}
+
+
+@pytest.fixture
+def first(world: World) -> Iterator[Relay]:
+    """The provider that is configured first."""
+    with Relay(world.devnet).serving() as relay:
+        yield relay
+
+
+@pytest.fixture
+def second(world: World) -> Iterator[Relay]:
+    with Relay(world.devnet).serving() as relay:
+        yield relay
+
+
+def both(first: Relay, second: Relay) -> dict[str, str]:
+    return {"first": first.url, "second": second.url}
+
+
+def told(relay: Relay, path: str) -> dict[str, object]:
+    """What is true now, to be told with a change."""
+    return dict(httpx.get(f"{relay.upstream}{path}", trust_env=False).json())
+
+
+def denies_all(relay: Relay, height: int, slot: int) -> None:
+    """A provider that begins anew: a tip of its own, and of everything else it has never heard."""
+    for prefix in ("/txs/", "/blocks/", "/addresses/"):
+        relay.tell(prefix, 404, NO_SUCH)
+    tip = told(relay, "/blocks/latest")
+    relay.tell("/blocks/latest", 200, tip | {"height": height, "slot": slot, "hash": f"{height:02x}" * 32})
+
+
+class TestTwoProviders:
+    async def test_a_dead_first_provider_keeps_no_payment_from_being_paid(
+        self, world: World, second: Relay
+    ) -> None:
+        world.fund(50 * ADA)
+        async with world.run(providers={"first": NOBODY, "second": second.url}) as run:
+            await run.look()
+            row = await run.pay()
+            assert second.submissions() == 1
+            await run.settle_down()
+            assert run.state(row.id) is State.CONFIRMED
+            assert run.owned() == world.on_chain()
+
+    async def test_the_first_submission_goes_to_the_provider_that_is_looked_at(
+        self, world: World, first: Relay, second: Relay
+    ) -> None:
+        world.fund(50 * ADA)
+        async with world.run(providers=both(first, second)) as run:
+            await run.look()
+            await run.pay()
+            assert (first.submissions(), second.submissions()) == (1, 0)
+
+    @pytest.mark.parametrize(
+        ("path", "change"),
+        [("/genesis", {"slot_length": 2}), ("/epochs/latest/parameters", {"min_fee_a": 45})],
+    )
+    async def test_another_chain_or_other_parameters_are_not_believed_and_get_no_bytes(
+        self, world: World, first: Relay, second: Relay, path: str, change: dict[str, object]
+    ) -> None:
+        world.fund(50 * ADA)
+        first.tell(path, 200, told(first, path) | change)
+        async with world.run(providers=both(first, second)) as run:
+            await run.look()
+            second.tell("/tx/submit", 429, OVER_LIMIT)
+            row = await run.pay()
+            second.thaw()
+            await run.pass_time(4)
+            assert run.state(row.id) is State.CONFIRMED
+            assert first.submissions() == 0
+            assert second.submissions() >= 2
+
+    @pytest.mark.parametrize("path", ["/genesis", "/epochs/latest/parameters"])
+    async def test_where_nobody_is_to_be_believed_nothing_is_signed(
+        self, world: World, first: Relay, path: str
+    ) -> None:
+        world.fund(50 * ADA)
+        honest = told(first, path)
+        first.tell(path, 200, honest | {"slot_length": 2, "min_fee_a": 45})
+        async with world.run(providers={"first": first.url}) as run:
+            assert not await run.watch.tick()
+            with pytest.raises(Refused, match="chain_not_ready"):
+                await run.agent.pay(world.ask())
+            assert not queries.payments_in(run.agent.conn, list(State))
+
+    async def test_a_first_provider_that_stands_still_is_left_for_one_that_goes_on(
+        self, world: World, first: Relay, second: Relay
+    ) -> None:
+        world.fund(50 * ADA, 50 * ADA)
+        world.settings(timeout=3000)
+        async with world.run(providers=both(first, second)) as run:
+            await run.look()
+            first.freeze("/blocks/latest")
+            first.tell("/txs/", 404, NO_SUCH)
+            row = await run.pay()
+            for _ in range(4):
+                world.block()
+                await run.look()
+            assert run.state(row.id) is State.IN_FLIGHT  # its tip is young yet: it is still believed
+            first.tell("/blocks/latest", 200, told(first, "/blocks/0"))
+            await run.look()
+            assert run.state(row.id) is State.CONFIRMED
+            assert run.owned() == world.on_chain()
+
+    async def test_a_provider_that_swallows_what_it_is_sent_is_not_the_only_one_to_get_it(
+        self, world: World, first: Relay, second: Relay
+    ) -> None:
+        world.fund(50 * ADA)
+        async with world.run(providers=both(first, second)) as run:
+            await run.look()
+            first.tell("/tx/submit", 200, "ab" * 32)
+            row = await run.pay()
+            assert (first.submissions(), second.submissions(), world.waiting()) == (1, 0, [])
+            world.clock.ahead_ms += 6_000
+            await run.look()
+            assert (first.submissions(), second.submissions()) == (1, 1)
+            assert world.waiting() == [row.tx_id]
+
+
+class TestTooMany:
+    """429: the provider is left alone for as long as it asks."""
+
+    async def test_the_only_provider_gets_nothing_while_it_wants_a_pause(self, world: World, first: Relay) -> None:
+        world.fund(50 * ADA)
+        async with world.run(providers={"first": first.url}) as run:
+            await run.look()
+            first.tell("/tx/submit", 429, OVER_LIMIT, Retry_After="60")
+            row = await run.pay()
+            for ahead_ms, sent in ((30_000, 1), (29_000, 1), (2_000, 2)):
+                world.clock.ahead_ms += ahead_ms
+                await run.look()
+                assert first.submissions() == sent
+            first.thaw()
+            world.clock.ahead_ms += 61_000
+            await run.look()
+            await run.settle_down()
+            assert run.state(row.id) is State.CONFIRMED
+
+    async def test_the_other_provider_gets_it_meanwhile(self, world: World, first: Relay, second: Relay) -> None:
+        world.fund(50 * ADA)
+        async with world.run(providers=both(first, second)) as run:
+            await run.look()
+            first.tell("/tx/submit", 429, OVER_LIMIT, Retry_After="120")
+            second.tell("/tx/submit", 425, OVER_LIMIT)
+            await run.pay()
+            for _ in range(4):
+                world.clock.ahead_ms += 22_000
+                await run.look()
+            assert first.submissions() == 1
+            assert second.submissions() >= 3
+
+
+class TestEvidence:
+    """Rule 4: what a provider does not show is not thereby gone."""
+
+    @pytest.mark.parametrize("tip_is_fresh", [True, False])
+    async def test_a_provider_that_begins_anew_undoes_nothing(
+        self, world: World, first: Relay, tip_is_fresh: bool
+    ) -> None:
+        world.fund(50 * ADA)
+        world.fund(60 * ADA)
+        world.settings(timeout=3000)
+        async with world.run(providers={"first": first.url}) as run:
+            await run.look()
+            row = await run.pay()
+            await run.settle_down()
+            owned = run.owned()
+            slot = int(str(told(first, "/blocks/latest")["slot"]))
+            for height in (1, 2, 1, 2):
+                denies_all(first, height, slot if tip_is_fresh else 0)
+                world.clock.ahead_ms += 61_000
+                await run.look()
+            assert run.state(row.id) is State.CONFIRMED
+            assert run.owned() == owned
+            kinds = {entry.kind for entry in run.entries()}
+            assert kinds == {"deposit", "reserve", "post"}
+            first.thaw()
+            await run.look()
+            await run.settle_down()
+            assert run.selectable() == world.unspent()
+
+    async def test_after_one_empty_list_lack_of_funds_is_not_recorded_as_a_refusal(self, world: World) -> None:
+        world.fund(50 * ADA, 50 * ADA)
+        async with world.run() as run:
+            await run.look()
+            world.fault("/addresses/", "not_found", count=1)
+            await run.settle_down()
+            assert not run.selectable()
+            with pytest.raises(Refused, match="chain_not_ready"):
+                await run.agent.pay(world.ask())
+            assert not queries.payments_in(run.agent.conn, list(State))
+            await run.settle_down()
+            assert (await run.pay()).state is State.IN_FLIGHT
+
+    async def test_a_spend_by_somebody_else_is_told_and_not_booked(self, world: World) -> None:
+        world.fund(50 * ADA)
+        async with world.run() as run:
+            await run.look()
+            elsewhere = World(world.devnet, world.folder / "elsewhere")
+            elsewhere.folder.mkdir()
+            async with elsewhere.run() as other:
+                await other.look()
+                await other.pay("with the same key")
+                await other.settle_down()
+            elsewhere.http.close()
+            with capture_logs() as logs:
+                for _ in range(5):
+                    world.clock.ahead_ms += 61_000
+                    await run.settle_down()
+            spent = [coin.ref for coin in queries.missing_coins(run.agent.conn)]
+            assert len(spent) == 1
+            assert {line["coin"] for line in logs if line["event"] == "coin.missing"} == set(spent)
+            assert {entry.kind for entry in run.entries()} == {"deposit"}
+            assert run.selectable() == world.unspent()
+
+    async def test_our_own_spend_is_not_taken_for_somebody_elses(self, world: World) -> None:
+        """The list of coins is ahead of the index of transactions, and a deposit makes it worth taking in."""
+        world.fund(50 * ADA)
+        async with world.run() as run:
+            await run.look()
+            row = await run.pay()
+            world.fault("/txs/", "not_found")
+            world.fund(20 * ADA)
+            await run.look()
+            assert run.state(row.id) is State.IN_FLIGHT
+            assert not queries.missing_coins(run.agent.conn)
+            world.control("faults", clear=True)
+            await run.settle_down()
+            assert run.state(row.id) is State.CONFIRMED
+
+    @pytest.mark.parametrize("path", ["reads", "/blocks/latest", "/addresses/", "/txs/"])
+    async def test_a_look_that_was_not_answered_in_full_does_not_count_as_one(
+        self, world: World, path: str
+    ) -> None:
+        """Its word is what the heartbeat's `stale` goes by."""
+        world.fund(50 * ADA, 50 * ADA)
+        async with world.run() as run:
+            assert await run.watch.tick()
+            await run.pay()
+            assert await run.watch.tick()
+            world.fault(path, "server")
+            world.block()
+            assert not await run.watch.tick()
+            assert not await run.watch.tick()
+            world.control("faults", clear=True)
+            assert await run.watch.tick()

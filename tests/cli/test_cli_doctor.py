@@ -1,0 +1,82 @@
+"""What `payagent doctor` says of the books themselves."""
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from cli_kit import Shop, invoke, write_private
+
+from payagent.core import ledger
+from payagent.core.payment import State
+from payagent.store import records
+from payagent.store.writer import Unit, Writer
+
+
+def write_history(unit: Unit) -> None:
+    """A payment with three events, and two deposits whose sum no column of SQLite can hold."""
+    records.add_app(unit, "app", "a", "hash", ["pay"], 1)
+    records.add_intent(
+        unit,
+        intent_id="int",
+        app_id="app",
+        key="k",
+        derived=False,
+        fingerprint="f",
+        origin="o",
+        request=None,
+        request_id="r",
+        now_ms=1,
+    )
+    records.add_payment(
+        unit, payment_id="pay", kind="send", app_id="app", intent_id="int", invoice_seq=None, outputs=[], now_ms=1
+    )
+    for n in range(3):
+        records.note(unit, "pay", "looked", State.RECEIVED, n)
+    for _ in range(2):
+        records.write_entry(unit, ledger.deposit({"token": 2**63 - 1}), 1)
+
+
+@pytest.fixture
+def config(closed_shop: Shop, tmp_path: Path) -> Path:
+    """A data folder of its own, with the shop's keystore and a ledger with a history."""
+    folder = tmp_path / "data"
+    folder.mkdir(mode=0o700)
+    write_private(folder / "keystore.json", (closed_shop.data_dir / "keystore.json").read_text())
+    writer = Writer(folder / "ledger.db")
+    writer.submit("history", write_history).result(10)
+    writer.close()
+    config = tmp_path / "config.toml"
+    config.write_text(closed_shop.config.read_text().replace(str(closed_shop.data_dir), str(folder)))
+    return config
+
+
+def ledger_check(config: Path) -> dict[str, object]:
+    checks = invoke("doctor", "--config", config).json["checks"]
+    return next(check for check in checks if check["name"] == "ledger")
+
+
+def test_it_says_that_the_chain_of_events_holds(config: Path) -> None:
+    check = ledger_check(config)
+    assert check["ok"], check
+    assert "its events are one unbroken chain" in str(check["detail"])
+
+
+@pytest.mark.parametrize(
+    ("tampering", "trigger", "first_bad"),
+    [
+        ("UPDATE events SET detail = '{\"n\":9}' WHERE seq = 2", "events_no_update", "event 2"),
+        ("DELETE FROM events WHERE seq = 1", "events_no_delete", "event 2"),
+    ],
+)
+def test_it_finds_history_that_was_changed_though_the_guards_are_back(
+    config: Path, tampering: str, trigger: str, first_bad: str
+) -> None:
+    with closing(sqlite3.connect(config.parent / "data" / "ledger.db")) as conn, conn:
+        (guard,) = conn.execute("SELECT sql FROM sqlite_master WHERE name = ?", (trigger,)).fetchone()
+        conn.execute(f"DROP TRIGGER {trigger}")
+        conn.execute(tampering)
+        conn.execute(guard)
+    check = ledger_check(config)
+    assert not check["ok"]
+    assert str(check["detail"]).endswith(f"are changed from {first_bad} on")

@@ -1,0 +1,90 @@
+"""The chain of events: whoever changes history with the guards off is found out by the hashes."""
+
+import hashlib
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from payagent.core.payment import State
+from payagent.store import queries, records
+from payagent.store.schema import GENESIS
+from payagent.store.writer import Unit, migrate, open_database
+
+
+@pytest.fixture
+def conn(tmp_path: Path) -> Iterator[sqlite3.Connection]:
+    """Five events of two payments."""
+    conn = open_database(tmp_path / "ledger.db")
+    migrate(conn)
+    conn.execute("PRAGMA foreign_keys = OFF")
+    unit = Unit(conn)
+    for n in range(5):
+        records.note(unit, f"pay{n % 2}", "hold", State.RESERVED, 10 + n, {"n": n, "of": "Zürich ₳"})
+    yield conn
+    conn.close()
+
+
+def test_the_chain_holds_and_events_read_as_before(conn: sqlite3.Connection) -> None:
+    assert queries.broken_event(conn) is None
+    detail = '{"n":1,"of":"Z\\u00fcrich \\u20b3"}'
+    assert queries.events(conn, "pay1")[0] == (2, "hold", "reserved", detail, 11)
+    assert [row[0] for row in queries.events(conn, "pay0")] == [1, 3, 5]
+
+
+def test_the_hash_is_of_the_form_that_is_written_down() -> None:
+    form = '["' + GENESIS + '",1,"pay_1","hold","reserved","{\\"a\\":\\"\\u00fc\\"}",7]'
+    expected = hashlib.sha256(form.encode("ascii")).hexdigest()
+    assert queries.event_hash(GENESIS, 1, "pay_1", "hold", "reserved", '{"a":"ü"}', 7) == expected
+
+
+def test_a_job_that_is_rolled_back_leaves_no_gap(conn: sqlite3.Connection) -> None:
+    conn.execute("SAVEPOINT job")
+    records.note(Unit(conn), "pay0", "hold", State.RESERVED, 20)
+    conn.execute("ROLLBACK TO job")
+    conn.execute("RELEASE job")
+    records.note(Unit(conn), "pay0", "hold", State.RESERVED, 21)
+    assert queries.broken_event(conn) is None
+    assert queries.last_event(conn)[0] == 6
+
+
+OTHER = "b" * 64
+
+
+@pytest.mark.parametrize(
+    ("tampering", "first_bad"),
+    [
+        ("UPDATE events SET payment_id = 'pay9' WHERE seq = 3", 3),
+        ("UPDATE events SET event = 'sign' WHERE seq = 1", 1),
+        ("UPDATE events SET state = 'void' WHERE seq = 5", 5),
+        ("UPDATE events SET detail = '{}' WHERE seq = 2", 2),
+        ("UPDATE events SET at_ms = at_ms + 1 WHERE seq = 4", 4),
+        (f"UPDATE events SET hash = '{OTHER}' WHERE seq = 5", 5),
+        (f"UPDATE events SET prev_hash = '{OTHER}' WHERE seq = 1", 1),
+        ("DELETE FROM events WHERE seq = 1", 2),
+        ("DELETE FROM events WHERE seq = 3", 4),
+        ("UPDATE events SET seq = 9 WHERE seq = 5", 9),
+        ("UPDATE events SET seq = -seq", -5),
+        (f"INSERT INTO events VALUES (6, 'pay0', 'hold', 'reserved', '{{}}', 1, '{OTHER}', '{OTHER}')", 6),
+    ],
+)
+def test_what_was_changed_from_outside_is_the_first_broken_link(
+    conn: sqlite3.Connection, tampering: str, first_bad: int
+) -> None:
+    for (name,) in conn.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
+        conn.execute(f"DROP TRIGGER {name}")
+    assert conn.execute(tampering).rowcount > 0
+    assert queries.broken_event(conn) == first_bad
+
+
+def test_a_link_that_was_written_anew_breaks_the_next(conn: sqlite3.Connection) -> None:
+    rows = conn.execute(
+        "SELECT seq, payment_id, event, state, detail, at_ms, prev_hash, hash FROM events ORDER BY seq"
+    ).fetchall()
+    seq, payment_id, event, _state, detail, at_ms, prev_hash, _hash = rows[1]
+    made = queries.event_hash(prev_hash, seq, payment_id, event, "void", detail, at_ms)
+    forged = [*rows[:1], (seq, payment_id, event, "void", detail, at_ms, prev_hash, made), *rows[2:]]
+    assert queries.first_broken_link(iter(rows)) is None
+    assert queries.first_broken_link(iter(forged)) == 3
+    assert queries.first_broken_link([]) is None
