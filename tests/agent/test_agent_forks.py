@@ -71,7 +71,7 @@ class TestOnePayment:
             await run.look()
             assert run.state(row.id) is State.CONFIRMED
             world.control("faults", clear=True)
-            await run.look()
+            await run.settle_down()
             assert run.state(row.id) is State.IN_FLIGHT
             await run.pass_time(2)
             assert_calm(world, run)
@@ -399,26 +399,29 @@ class Walk:
 
 @pytest.mark.parametrize("seed", [*range(38), 162, 195])
 async def test_a_random_life_ends_in_agreement(world: World, seed: int) -> None:
-    await Walk(world, seed).live(steps=18)
+    await Walk(world, seed).live(steps=15)
 
 
 async def test_walk_162_forks_seen_low_twice_under_several_payments(world: World) -> None:
-    """As it was found: the tip is seen low, grows past without the payments, and a restart comes between."""
+    """As it was found: the tip is seen low, and then grows past without the payments."""
     world.fund(30 * ADA, 30 * ADA, 60 * ADA)
     async with world.run() as run:
         await run.look()
         for message in ("a", "b"):
             await run.pay(message)
             await run.settle_down()
-        world.control("rollback", depth=2)
+        world.control("rollback", depth=2, readd=True)
         await run.look()
         await run.pay("c")
         world.block(3)
+        await run.look()
         world.control("rollback", depth=3)
         await run.look()
-    world.block(4)
+        world.block(3)
+        await run.look()
+        await run.pass_time(4)
     async with world.run() as run:
-        await run.pass_time(8)
+        await run.pass_time(4)
         assert_calm(world, run)
 
 
