@@ -1,11 +1,11 @@
-"""The way to the daemon: HTTP over its Unix socket, else over loopback TCP, with the operator's token.
+"""The way to the daemon: HTTP over its Unix socket, with the operator's token.
 
-May import: httpx, core, settings. Never: follows a redirect or a proxy of the environment; shows the token.
+May import: httpx, core, settings. Never: follows a redirect or a proxy of the environment; shows the token; goes
+over TCP, where anybody on this machine may hold the port while the daemon is away, and would be given the token.
 """
 
 import json
 import ssl
-from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -75,27 +75,13 @@ class Link:
         return body
 
     def _send(self, method: str, path: str, headers: dict[str, str], **content: Any) -> httpx.Response:
-        """Over the way that was found, or the first that somebody answers on."""
-        if self._client is not None:
-            return self._exchange(self._client, method, path, headers, **content)
-        for client in self._ways():
-            try:
-                answer = self._exchange(client, method, path, headers, **content)
-            except httpx.ConnectError:
-                client.close()
-                continue
-            self._client = client
-            return answer
-        raise _not_running(self.settings)
-
-    def _exchange(
-        self, client: httpx.Client, method: str, path: str, headers: dict[str, str], **content: Any
-    ) -> httpx.Response:
+        if not self.settings.api.socket.is_socket():
+            raise _not_running(self.settings)
+        if self._client is None:
+            self._client = _client(self.settings.api.socket)
         try:
-            return client.request(method, path, headers=headers, **content)
+            return self._client.request(method, path, headers=headers, **content)
         except httpx.ConnectError:
-            if self._client is None:
-                raise
             raise _not_running(self.settings) from None
         except (httpx.HTTPError, OSError) as error:
             raise Refused(
@@ -103,27 +89,19 @@ class Link:
                 f"it did not answer {method} {path.partition('?')[0]}: {type(error).__name__}",
             ) from None
 
-    def _ways(self) -> Iterator[httpx.Client]:
-        """The socket first; each is made only when it is tried."""
-        socket, listen = self.settings.api.socket, self.settings.api.listen
-        if socket.is_socket():
-            yield _client("http://localhost", str(socket))
-        if not listen.endswith(":0"):
-            yield _client(f"http://{listen}", None)
 
-
-def _client(base_url: str, socket: str | None) -> httpx.Client:
+def _client(socket: Path) -> httpx.Client:
     # No certificates: nothing here speaks TLS, and loading them takes longer than the call.
-    transport = httpx.HTTPTransport(uds=socket, verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
+    transport = httpx.HTTPTransport(uds=str(socket), verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
     return httpx.Client(
-        transport=transport, base_url=base_url, trust_env=False, follow_redirects=False, timeout=_TIMEOUT
+        transport=transport, base_url="http://localhost", trust_env=False, follow_redirects=False, timeout=_TIMEOUT
     )
 
 
 def _not_running(settings: Settings) -> Refused:
     return Refused(
         "daemon_not_running",
-        f"nobody answers on {settings.api.socket} or {settings.api.listen}",
+        f"nobody answers on {settings.api.socket}",
     )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import socket
 import stat
 import subprocess
 from pathlib import Path
@@ -258,16 +259,17 @@ def test_doctor_finds_all_well_and_then_what_is_not(shop: Shop) -> None:
     assert stat.S_IMODE(keystore.stat().st_mode) == 0o600
 
 
-def test_over_tcp_when_the_socket_is_elsewhere(shop: Shop) -> None:
-    """A config whose socket is not there: the way is the loopback port."""
-    log = (shop.folder / "daemon.log").read_text()
-    port = log.split("http://127.0.0.1:")[1].split()[0]
-    text = (
-        shop.config.read_text().replace("127.0.0.1:0", f"127.0.0.1:{port}").replace(f"{shop.folder}/s", "/none/s")
-    )
-    other = shop.folder / "tcp.toml"
-    other.write_text(text)
-    assert invoke("wallet", "address", "--config", other).json["address"] == shop.made["address"]
+def test_who_holds_the_port_while_the_daemon_is_away_is_told_nothing(shop: Shop) -> None:
+    """The operator's token goes to the socket alone: a port may be anybody's."""
+    with socket.create_server(("127.0.0.1", 0)) as squatter:
+        squatter.setblocking(False)
+        port = squatter.getsockname()[1]
+        text = shop.config.read_text().replace("127.0.0.1:0", f"127.0.0.1:{port}")
+        other = shop.folder / "away.toml"
+        other.write_text(text.replace(f"{shop.folder}/s", "/none/s"))
+        assert invoke("wallet", "address", "--config", other).code == 4
+        with pytest.raises(BlockingIOError):
+            squatter.accept()
 
 
 def test_a_broken_ledger_is_found(shop: Shop, tmp_path: Path) -> None:
