@@ -160,7 +160,7 @@ def test_the_group_hands_its_options_on(shop: Shop) -> None:
 def test_an_interrupted_wait_leaves_the_payment_to_go_on(shop: Shop) -> None:
     file = shop.saved("interrupted")
     count = len(shop.payments())
-    shop.control("faults", on="submit", kind="drop", count=1)
+    shop.control("faults", on="submit", kind="drop")
     process = spawn(
         *("pay", file, "--merchant", "t", "--config", shop.config),
         stdout=subprocess.PIPE,
@@ -171,6 +171,7 @@ def test_an_interrupted_wait_leaves_the_payment_to_go_on(shop: Shop) -> None:
     until(lambda: shop.payments()[0]["state"] == "in_flight", "not sent")
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=20)
+    shop.control("faults", clear=True)
     assert (process.returncode, out) == (130, "")
     assert "interrupted" in err
     assert pay(shop, file).code == 0
