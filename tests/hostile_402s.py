@@ -697,3 +697,17 @@ def _ids(t: _Table) -> None:
     t.set("E7-crlf", "invoice_id_invalid", "plain", "detail.invoiceId", "inv\r\nX-Payment: 00")
     t.set("E7-tab", "invoice_id_invalid", "plain", "detail.invoiceId", "inv\t1")
     t.drop("E7-absent", "invoice_incomplete", "plain", "detail.invoiceId")
+    platform = address(t.network, 6, 0x51)
+    share = [{"address": platform, "amountUnits": "2000000"}]
+    for name, value in {
+        "receivers": share,
+        "payouts": share,
+        "meta": {"splits": share},
+        "premium": "1000000",
+        "destination": platform,
+        "paid": True,
+        "mode": "inclusive",
+        "vat": 190_000,
+    }.items():
+        t.set(f"E6-detail-{name}", SPLIT, "plain", f"detail.{name}", value)
+        t.set(f"E6-extra-{name}", SPLIT, "plain", f"detail.extra.{name}", value)

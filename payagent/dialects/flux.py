@@ -20,7 +20,7 @@ NAME = "flux"
 HEADERS = ("x-invoice-id", "x-pay-to", "x-amount", "x-asset", "x-chain", "x-timeout")
 
 _BODY_KEYS = ("invoiceId", "amount", "currency", "payTo", "chain", "expiresAt", "splits", "splitMode")
-_KEYS = frozenset((*_BODY_KEYS, "decimals", "partner", "metadata"))
+_KEYS = frozenset((*_BODY_KEYS, "decimals", "partner"))
 _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{1,6})?Z", re.ASCII)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 

@@ -25,7 +25,27 @@ _MONEY_STEMS = (
     *("surcharge", "commission", "address", "payto", "pay_to", "payee", "beneficiar"),
 )
 _MONEY_WORDS = frozenset(
-    ("fee", "fees", "pay", "unit", "units", "price", "cost", "total", "share", "shares", "tax", "tip", "bps", "to")
+    (
+        "mode",
+        "inclusive",
+        "additional",
+        "paid",
+        "state",
+        "fee",
+        "fees",
+        "pay",
+        "unit",
+        "units",
+        "price",
+        "cost",
+        "total",
+        "share",
+        "shares",
+        "tax",
+        "tip",
+        "bps",
+        "to",
+    )
 )
 _TERM_STEMS = (
     "expir",
@@ -154,9 +174,10 @@ def parse_timeout_text(value: str, what: str) -> int:
 
 
 def refuse_foreign_terms(terms: Mapping[str, object], known: frozenset[str], where: str) -> None:
-    """Refuse keys that are not of the dialect and sound like money (`split_not_understood`) or terms.
+    """Refuse keys that are not of the dialect, unless they can only be a note for people.
 
-    Threat E6: an unknown field is harmless only where it cannot change who is paid what, when and where.
+    An unknown field is harmless where it cannot change who is paid what, when and where: neither by its name
+    (`split_not_understood`, `body_not_understood`) nor by its value, which must be words or null.
     """
     for key in terms.keys() - known:
         plain = key.lower()
@@ -165,6 +186,15 @@ def refuse_foreign_terms(terms: Mapping[str, object], known: frozenset[str], whe
             raise Refused("split_not_understood", f"{where} has {show(key)}: {show(terms[key])}")
         if any(stem in plain for stem in _TERM_STEMS):
             raise Refused("body_not_understood", f"{where} has {show(key)}: {show(terms[key])}")
+        if not _is_note(terms[key]):
+            raise Refused("split_not_understood", f"{where} has {show(key)}: {show(terms[key])}")
+
+
+def _is_note(value: object) -> bool:
+    """Whether a value is no more than words: no number, no flag, no address, nothing that holds others."""
+    if value is None:
+        return True
+    return isinstance(value, str) and not re.search(r"addr|[0-9]{4}", value, re.IGNORECASE)
 
 
 def show(value: object, limit: int = 300) -> str:

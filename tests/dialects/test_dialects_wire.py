@@ -64,7 +64,7 @@ def test_the_documented_t_backend_body() -> None:
         ("decimals", None),
         ("description", "one hundred calls"),
         ("docs_url", "https://example.com"),
-        ("extra", {"outputs": [], "split": None, "note": 1.5}),
+        ("extra", {"outputs": [], "split": None, "note": "about the order"}),
     ],
 )
 def test_other_spellings_of_the_same_terms_have_the_same_terms_hash(key: str, value: object) -> None:
