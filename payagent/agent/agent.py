@@ -25,7 +25,7 @@ from payagent.agent.view import is_ready
 from payagent.chain.source import ChainSource, SubmitKind
 from payagent.core.address import Address, parse_address
 from payagent.core.invoice import Invoice, Output, Role
-from payagent.core.payment import State, deliver, delivery_event
+from payagent.core.payment import ENDED_WITHOUT_PAYING, State, deliver, delivery_event
 from payagent.core.problem import Refused
 from payagent.dialects import Reading, Response, read_invoice
 from payagent.store import queries, records
@@ -220,8 +220,13 @@ class Agent:
         return self.payment(payment_id)
 
     async def wait(self, payment_id: str, timeout_s: float) -> PaymentRow:
-        """The payment, at once when time is up, else when its state or readiness has changed."""
+        """The payment, when its state or readiness has changed or time is up; at once when it is ready or ended.
+
+        A caller learns of a payment and then asks to wait: what changed in between must not be waited for.
+        """
         row = self.payment(payment_id)
+        if self.is_ready(row) or row.state in ENDED_WITHOUT_PAYING:
+            return row
         before = (row.state, self.is_ready(row))
         deadline_s = asyncio.get_running_loop().time() + timeout_s
         while (left_s := deadline_s - asyncio.get_running_loop().time()) > 0:

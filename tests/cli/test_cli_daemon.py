@@ -174,6 +174,7 @@ def test_an_interrupted_wait_leaves_the_payment_to_go_on(shop: Shop) -> None:
     shop.control("faults", clear=True)
     assert (process.returncode, out) == (130, "")
     assert "interrupted" in err
+    until(lambda: shop.payments()[0]["state"] == "confirmed", "not confirmed")
     assert pay(shop, file).code == 0
     assert len(shop.payments()) == count + 1
 
