@@ -63,8 +63,13 @@ def invoke(*arguments: str | Path) -> Result:
 def spawn(
     *arguments: str | Path, environ: Mapping[str, str] | None = None, **options: Any
 ) -> subprocess.Popen[str]:
-    """Run a command as a process of its own; `environ` comes on top of ours."""
-    command = [sys.executable, "-m", "payagent", *map(str, arguments)]
+    """Run a command as a process of its own; `environ` comes on top of ours.
+
+    Ctrl-C reaches it also where the tests themselves run in the background, with SIGINT ignored.
+    """
+    start = "import signal, runpy; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    start += "runpy.run_module('payagent', run_name='__main__', alter_sys=True)"
+    command = [sys.executable, "-c", start, *map(str, arguments)]
     return subprocess.Popen(command, text=True, env=clean_environ() | dict(environ or {}), **options)
 
 
