@@ -8,24 +8,35 @@ May import: core, wallet, store, agent.chainview, agent.purse. Never: signs; wai
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from payagent.agent.chainview import ChainView
-from payagent.agent.purse import take
+from payagent.agent.purse import coin_of, take
 from payagent.core import ledger, policy
 from payagent.core.address import Address
-from payagent.core.invoice import Invoice
+from payagent.core.invoice import Invoice, Proof
 from payagent.core.money import LOVELACE, check_supply
-from payagent.core.payment import Event
+from payagent.core.payment import Event, State
 from payagent.core.policy import Limit
-from payagent.core.problem import Refused
+from payagent.core.problem import Refused, own_order
 from payagent.store import queries, records
 from payagent.store.queries import IntentRow, InvoiceRow, OutputRow
 from payagent.store.writer import Unit
-from payagent.wallet.coins import Coins
-from payagent.wallet.transaction import Plan, select
+from payagent.wallet.coins import Coin, Coins
+from payagent.wallet.transaction import MAINNET_PARAMETERS, Parameters, Plan, select
 
 DAY_MS = 86_400_000
+
+HEADER_TRANSACTION_MAX_BYTES = 7_168
+"""A transaction that travels in a header: in hex, or in base64 twice, it stays within what servers take.
+
+Node's limit for all headers together is 16 KiB, and 14,336 characters for the proof were seen to pass.
+"""
+
+PARAMETERS_OF_PROOF: Mapping[Proof, Parameters] = {
+    "tx_hash": MAINNET_PARAMETERS,
+    "signed_cbor": replace(MAINNET_PARAMETERS, max_tx_size=HEADER_TRANSACTION_MAX_BYTES),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +50,7 @@ class Ids:
 
 @dataclass(frozen=True, slots=True)
 class Purchase:
-    """One request to pay, read and ready to be decided."""
+    """One request to pay, read and ready to be decided. `invoice` is the first of what the merchant `offers`."""
 
     ids: Ids
     app_id: str
@@ -48,6 +59,7 @@ class Purchase:
     fingerprint: str
     request: str | None
     invoice: Invoice
+    offers: tuple[Invoice, ...]
     response: str
     received_at_ms: int
     max_total_units: int | None
@@ -87,6 +99,7 @@ class Admission:
 
     def admit(self, unit: Unit, purchase: Purchase, now_ms: int) -> Admitted:
         """Find the intent's payment, or open it: at most one, whatever invoices come for it (rule 5)."""
+        purchase = self.choose(unit, purchase, now_ms)
         invoice = purchase.invoice
         known = queries.invoice(unit.conn, invoice.origin, invoice.invoice_id)
         if known is not None and known.terms_hash != invoice.terms_hash:
@@ -116,6 +129,7 @@ class Admission:
         now_ms: int,
     ) -> Admitted:
         payment_id = purchase.ids.payment
+        anchor = _anchor_of(unit, intent_id)
         records.add_payment(
             unit,
             payment_id=payment_id,
@@ -127,7 +141,7 @@ class Admission:
             now_ms=now_ms,
         )
         try:
-            plan = self._decide(unit, purchase, expires_at_ms, now_ms)
+            plan = self._decide(unit, purchase, anchor, expires_at_ms, now_ms)
         except Refused as refusal:
             if refusal.code == "chain_not_ready":
                 raise  # no decision, and so no record
@@ -138,16 +152,79 @@ class Admission:
         self.hold(unit, payment_id, plan, now_ms)
         return Admitted(payment_id, True, plan)
 
-    def plan(self, invoice: Invoice, expires_at_ms: int | None, min_window_s: int, now_ms: int) -> Plan:
+    def choose(self, unit: Unit, purchase: Purchase, now_ms: int) -> Purchase:
+        """Of several offers, the first within limits that the wallet has the asset for; else the first."""
+        chosen = purchase.offers[0]
+        if len(purchase.offers) > 1:
+            chosen = next(
+                (offer for offer in purchase.offers if self._could_pay(unit, offer, purchase, now_ms)), chosen
+            )
+        if not chosen.has_own_id:
+            chosen = replace(chosen, invoice_id=f"{chosen.invoice_id}-{purchase.ids.payment}")
+        return replace(purchase, invoice=chosen)
+
+    def _could_pay(self, unit: Unit, offer: Invoice, purchase: Purchase, now_ms: int) -> bool:
+        asset, units = offer.asset, offer.total_units
+        if units > self.coins.totals.get(asset, 0):
+            return False
+        try:
+            self.require_within_limits(unit, {asset: units}, asset, purchase.max_total_units, now_ms)
+        except Refused:
+            return False
+        return True
+
+    def plan(
+        self,
+        unit: Unit,
+        invoice: Invoice,
+        expires_at_ms: int | None,
+        min_window_s: int,
+        now_ms: int,
+        anchor: Coin | None = None,
+    ) -> Plan:
         """The transaction that would pay the invoice now; raises what stands against it but for limits."""
         slot = self.chain.require_ready(now_ms)
-        return select(
-            self.coins,
-            invoice.outputs,
-            change=self.own,
-            ttl_slot=self.chain.ttl_slot(slot, expires_at_ms, min_window_s),
-            network_id=self.chain.network.network_id,
-        )
+        ttl_slot = self.chain.ttl_slot(slot, expires_at_ms, min_window_s)
+        parameters = PARAMETERS_OF_PROOF[invoice.proof]
+        try:
+            return self._plan_with(
+                unit,
+                lambda coins: select(
+                    coins,
+                    invoice.outputs,
+                    change=self.own,
+                    ttl_slot=ttl_slot,
+                    network_id=self.chain.network.network_id,
+                    params=parameters,
+                    anchor=anchor,
+                    commitment=None if invoice.commitment is None else bytes.fromhex(invoice.commitment),
+                ),
+                slot,
+            )
+        except Refused as refusal:
+            if invoice.proof == "tx_hash" or refusal.code not in ("needs_consolidation", "transaction_too_big"):
+                raise
+            raise Refused(
+                "proof_too_big", f"{refusal.detail}, of at most {parameters.max_tx_size} bytes"
+            ) from None
+
+    def _plan_with(self, unit: Unit, plan: Callable[[Coins], Plan], slot: int) -> Plan:
+        """What `plan` makes of the free coins. That they do not suffice is told with why, where more are ours."""
+        try:
+            return plan(self.coins)
+        except Refused as refusal:
+            if refusal.code not in ("not_enough_funds", "needs_consolidation"):
+                raise
+            if missing := queries.missing_coins(unit.conn):
+                raise Refused(
+                    "chain_not_ready",
+                    f"the provider does not list {len(missing)} of the wallet's coins: {refusal.detail}",
+                ) from None
+            coming = _coming(unit, slot)
+            if not _suffices([*self.coins, *coming], plan):
+                raise
+            asset = str(refusal.context.get("asset", LOVELACE))
+            raise _in_flight(asset, self.coins.totals.get(asset, 0), Coins(coming).totals.get(asset, 0)) from None
 
     def require_within_limits(
         self, unit: Unit, spend: Mapping[str, int], paid_asset: str, max_total_units: int | None, now_ms: int
@@ -161,28 +238,15 @@ class Admission:
             max_total_units=max_total_units,
         )
 
-    def _decide(self, unit: Unit, purchase: Purchase, expires_at_ms: int | None, now_ms: int) -> Plan:
+    def _decide(
+        self, unit: Unit, purchase: Purchase, anchor: Coin | None, expires_at_ms: int | None, now_ms: int
+    ) -> Plan:
         """The plan, within limits. What is above one before any fee is refused as that, funds or none."""
         invoice, bound = purchase.invoice, purchase.max_total_units
         self.require_within_limits(unit, {invoice.asset: invoice.total_units}, invoice.asset, bound, now_ms)
-        plan = self._plan_knowing_all_coins(unit, purchase, expires_at_ms, now_ms)
+        plan = self.plan(unit, invoice, expires_at_ms, purchase.min_window_s, now_ms, anchor)
         self.require_within_limits(unit, plan.spend, invoice.asset, bound, now_ms)
         return plan
-
-    def _plan_knowing_all_coins(
-        self, unit: Unit, purchase: Purchase, expires_at_ms: int | None, now_ms: int
-    ) -> Plan:
-        """As `plan`; that there is not enough is only said when the provider's list lacks no coin that we know."""
-        try:
-            return self.plan(purchase.invoice, expires_at_ms, purchase.min_window_s, now_ms)
-        except Refused as refusal:
-            missing = queries.missing_coins(unit.conn)
-            if missing and refusal.code in ("not_enough_funds", "needs_consolidation"):
-                raise Refused(
-                    "chain_not_ready",
-                    f"the provider does not list {len(missing)} of the wallet's coins: {refusal.detail}",
-                ) from None
-            raise
 
     def hold(self, unit: Unit, payment_id: str, plan: Plan, now_ms: int) -> None:
         """Place the hold, take the coins, fix the anchor: the payment is `reserved`."""
@@ -196,18 +260,21 @@ class Admission:
         records.move_payment(unit, payment_id, Event.HOLD, now_ms, anchor=plan.anchor.ref, ttl_slot=plan.ttl_slot)
 
     def admit_transfer(
-        self, unit: Unit, order: TransferOrder, plan: Callable[[int], Plan], now_ms: int
+        self, unit: Unit, order: TransferOrder, plan: Callable[[Coins, int], Plan], now_ms: int
     ) -> Admitted:
         """Find the self-transfer that the order's key names, or admit it: no limits, the same machine and ledger.
 
-        `plan` makes the transaction for a TTL.
+        `plan` makes the transaction of some coins for a TTL.
         """
         intent = queries.live_intent(unit.conn, order.app_id, order.key)
         if intent is not None:
             require_same(intent, order.fingerprint)
             if (row := queries.live_payment_of(unit.conn, intent.id)) is not None:
                 return Admitted(row.id, False)
-        planned = plan(self.chain.ttl_slot(self.chain.require_ready(now_ms), None, 0))
+        slot = self.chain.require_ready(now_ms)
+        ttl_slot = self.chain.ttl_slot(slot, None, 0)
+        with own_order():
+            planned = self._plan_with(unit, lambda coins: plan(coins, ttl_slot), slot)
         if intent is None:
             _open_intent(unit, order, origin="", request=None, now_ms=now_ms)
         records.add_payment(
@@ -222,6 +289,43 @@ class Admission:
         )
         self.hold(unit, order.ids.payment, planned, now_ms)
         return Admitted(order.ids.payment, True, planned)
+
+
+def _coming(unit: Unit, slot: int) -> list[Coin]:
+    """Change that is on its way: of what is signed as planned, else what the coins hold above what is held."""
+    coming = [coin_of(row) for row in queries.coming_coins(unit.conn, slot)]
+    for row in queries.payments_in(unit.conn, (State.RESERVED,)):
+        left = {asset: -units for asset, units in queries.hold(unit.conn, row.id).items()}
+        for coin in queries.coins_reserved_for(unit.conn, row.id):
+            left = ledger.add((left, {LOVELACE: coin.lovelace, **coin.assets}))
+        lovelace = left.pop(LOVELACE, 0)
+        if lovelace > 0 and (row.ttl_slot or 0) > slot:
+            coming.append(
+                Coin(
+                    f"{row.seq:064x}", 0, lovelace, tuple((asset, units) for asset, units in left.items() if units)
+                )
+            )
+    return coming
+
+
+def _suffices(coins: list[Coin], plan: Callable[[Coins], Plan]) -> bool:
+    try:
+        plan(Coins(coins))
+    except Refused:
+        return False
+    return True
+
+
+def _in_flight(asset: str, available: int, coming: int) -> Refused:
+    unit = LOVELACE if asset == LOVELACE else f"units of {asset}"
+    return Refused(
+        "funds_in_flight",
+        f"{available} {unit} are free, and {coming} more come back as change of transactions that are in no "
+        "block yet; together they suffice",
+        asset=asset,
+        available=str(available),
+        coming=str(coming),
+    )
 
 
 def _transfer_outputs(kind: str, plan: Plan) -> list[OutputRow]:
@@ -243,12 +347,26 @@ def _existing(
     row = queries.live_payment_of(unit.conn, intent.id)
     if row is None:
         return None
-    if known is None:
+    if known is None and purchase.invoice.has_own_id:
         _add_invoice(unit, purchase, intent.id)
         records.note(
             unit, row.id, "invoiced_again", row.state, now_ms, {"invoice_id": purchase.invoice.invoice_id}
         )
     return Admitted(row.id, False)
+
+
+def _anchor_of(unit: Unit, intent_id: str) -> Coin | None:
+    """The coin that a payment must spend whose intent had one cancelled: only there when the cancel is.
+
+    So the two cannot both land, even if a rollback takes the cancel away (docs/exactly-once.md R8).
+    """
+    cancel = queries.watched_void_of(unit.conn, intent_id)
+    if cancel is None:
+        return None
+    row = queries.free_descendant(unit.conn, cancel)
+    if row is None:
+        raise Refused("intent_settling", f"the coins that the cancel {cancel} gave back are in use")
+    return coin_of(row)
 
 
 def _of_ended_intent(intent: IntentRow, purchase: Purchase, payment_id: str) -> Admitted:

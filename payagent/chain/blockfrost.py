@@ -15,7 +15,6 @@ a whole call is a deadline on the event loop, which shuts the call's socket so t
 
 import asyncio
 import http.client
-import json
 import re
 import socket
 import threading
@@ -47,7 +46,8 @@ from payagent.chain.source import (
     TxSeen,
     Unknown,
 )
-from payagent.core.money import LOVELACE, MAX_UNITS, parse_count, parse_units
+from payagent.core import strict_json
+from payagent.core.money import LOVELACE, MAX_LOVELACE, MAX_UNITS, check_supply, parse_count, parse_units
 from payagent.core.problem import Refused
 
 T = TypeVar("T")
@@ -319,8 +319,8 @@ class Blockfrost:
         """As the protocol says. An answer of one page is whole by itself; more pages are read in passes.
 
         Between two pages an output may be spent, and the rows behind it move up past the reader. So a pass
-        counts only if the tip was the same before and after it, or if the pass before it saw the same rows
-        (a row that had moved past would be missing in one and not in the other).
+        counts only if no row showed twice, and the tip was the same before and after it or the pass before it
+        saw the same rows (a row that had moved past would be missing in one and not in the other).
         """
         _check(_ADDRESS, address)
         first = await self._page(address, 1)
@@ -329,7 +329,7 @@ class Blockfrost:
         if isinstance(first, Unknown):
             return first
         if len(first.value) < _PAGE_ROWS:
-            return Found(tuple(_by_ref(first.value).values()))
+            return _whole(first.value)
         try:
             async with asyncio.timeout(self._timeouts.pages_s):
                 return await self._stable_pages(address)
@@ -414,31 +414,30 @@ class Blockfrost:
         )
 
     async def _stable_pages(self, address: str) -> Read[tuple[ChainUtxo, ...]]:
-        before_that: dict[tuple[str, int], ChainUtxo] | None = None
+        before_that: tuple[ChainUtxo, ...] | None = None
         for _ in range(_MAX_PASSES):
             before = await self.tip()
             rows = await self._all_pages(address)
             if isinstance(rows, Unknown):
                 return rows
             after = await self.tip()
-            if isinstance(before, Found) and isinstance(after, Found) and before.value == after.value:
-                return Found(tuple(rows.values()))
-            if rows == before_that:
-                return Found(tuple(rows.values()))
+            still = isinstance(before, Found) and isinstance(after, Found) and before.value == after.value
+            if len(_refs(rows)) == len(rows) and (still or rows == before_that):
+                return _whole(rows)
             before_that = rows
         return Unknown("utxos: the rows kept moving while their pages were read")
 
-    async def _all_pages(self, address: str) -> dict[tuple[str, int], ChainUtxo] | Unknown:
-        rows: dict[tuple[str, int], ChainUtxo] = {}
+    async def _all_pages(self, address: str) -> tuple[ChainUtxo, ...] | Unknown:
+        rows: list[ChainUtxo] = []
         for number in range(1, _MAX_PAGES + 1):
             page = await self._page(address, number)
             if isinstance(page, Unknown):
                 return page
             if isinstance(page, NotFound):
                 return Unknown(f"utxos: page {number} of an address that had pages is not found")
-            rows.update(_by_ref(page.value))
+            rows.extend(page.value)
             if len(page.value) < _PAGE_ROWS:
-                return rows
+                return tuple(rows)
         return Unknown(f"utxos: more than {_MAX_PAGES} pages")
 
     def _clean(self, text: str) -> str:
@@ -446,8 +445,15 @@ class Blockfrost:
         return text.replace(self._secret, "[project id]") if self._secret else text
 
 
-def _by_ref(rows: tuple[ChainUtxo, ...]) -> dict[tuple[str, int], ChainUtxo]:
-    return {(row.tx_id, row.index): row for row in rows}
+def _refs(rows: tuple[ChainUtxo, ...]) -> set[tuple[str, int]]:
+    return {(row.tx_id, row.index) for row in rows}
+
+
+def _whole(rows: tuple[ChainUtxo, ...]) -> Read[tuple[ChainUtxo, ...]]:
+    """All outputs of an address, unless together they hold more than there is."""
+    if sum(row.lovelace for row in rows) > MAX_LOVELACE:
+        return Unknown("utxos: more lovelace than exists")
+    return Found(rows)
 
 
 def _check(pattern: re.Pattern[str], text: str) -> None:
@@ -456,23 +462,43 @@ def _check(pattern: re.Pattern[str], text: str) -> None:
         raise ValueError("not in the form that the provider's path needs")
 
 
+_IN_WORDS = {
+    TransportError.CONNECT: "no connection",
+    TransportError.TLS: "no secure connection",
+    TransportError.TIMEOUT: "no answer in time",
+    TransportError.RESET: "the connection broke",
+    TransportError.TRUNCATED: "the answer broke off",
+    TransportError.TOO_BIG: "the answer is too big",
+}
+
+
 def _understood(answer: RawAnswer, parse: Callable[[Any], T]) -> Read[T]:
     """Three values from one answer. Only a 200 and Blockfrost's own 404 say anything."""
     if answer.error is not None:
-        return Unknown(answer.error.value)
+        return Unknown(_IN_WORDS[answer.error])
     if answer.status not in (200, 404):
         return Unknown(f"http {answer.status}")
     try:
-        # No float is ever made of a provider's text: a fraction stays text, and no integer is written so.
-        body = json.loads(answer.body, parse_float=str, parse_constant=str)
+        body = strict_json.loads(answer.body, max_bytes=_MAX_ANSWER_BYTES)
         if answer.status == 404:
-            own = type(body) is dict and body.get("status_code") == 404 and body.get("error") == "Not Found"
-            return NotFound() if own else Unknown("http 404, not in the provider's own form")
+            return NotFound() if _says_not_found(body) else Unknown("http 404, not in the provider's own form")
         return Found(parse(body))
-    except RecursionError:
-        return Unknown(f"http {answer.status}, nested too deeply")
-    except (Refused, LookupError, TypeError, ValueError) as error:
-        return Unknown(f"http {answer.status}, not understood ({type(error).__name__})")
+    except Refused as refused:
+        why = refused.code  # its detail quotes what the provider sent
+    except ValueError as error:
+        why = str(error)
+    except (LookupError, TypeError) as error:
+        why = type(error).__name__
+    return Unknown(f"http {answer.status}, not understood ({why})")
+
+
+def _says_not_found(body: Any) -> bool:
+    """Whether it is Blockfrost's own 404, and not one of a proxy or a framework on the way."""
+    return (
+        type(body) is dict
+        and (body.get("status_code"), body.get("error")) == (404, "Not Found")
+        and isinstance(body.get("message"), str)
+    )
 
 
 def _text_hash(value: Any) -> str:
@@ -530,7 +556,10 @@ def _parse_parameters(body: Any) -> Parameters:
 def _parse_utxos(body: Any, address: str) -> tuple[ChainUtxo, ...]:
     if type(body) is not list or len(body) > _PAGE_ROWS:
         raise ValueError("not a page")
-    return tuple(_parse_utxo(row, address) for row in body)
+    rows = tuple(_parse_utxo(row, address) for row in body)
+    if len(_refs(rows)) != len(rows):
+        raise ValueError("an output is listed twice")
+    return rows
 
 
 def _parse_utxo(row: Any, address: str) -> ChainUtxo:
@@ -558,7 +587,7 @@ def _parse_utxo(row: Any, address: str) -> ChainUtxo:
 def _quantity(value: Any, unit: str) -> int:
     """Units of one output, above zero. A token's may exceed 2^63-1: anybody can send such an output here."""
     try:
-        return parse_units(value, unit)
+        return check_supply(unit, parse_units(value, unit))
     except Refused:
         if unit != LOVELACE and isinstance(value, str) and re.fullmatch(r"[1-9][0-9]{18,19}", value, re.ASCII):
             units = int(value)

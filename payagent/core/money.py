@@ -76,11 +76,14 @@ def parse_ada(text: object) -> int:
     """Read an operator's amount, "5 ADA", "0.25 ADA" or "250000 lovelace", as lovelace (0 allowed)."""
     if isinstance(text, str):
         if match := _ADA_TEXT.fullmatch(text):
-            units = int(match[1]) * LOVELACE_PER_ADA + int((match[2] or "").ljust(6, "0"))
-            return check_supply(LOVELACE, units)
-        if match := _LOVELACE_TEXT.fullmatch(text):
-            return check_supply(LOVELACE, int(match[1]))
-    raise Refused("units_not_understood", f"{str(text)[:40]!r} is not an amount")
+            lovelace = int(match[1]) * LOVELACE_PER_ADA + int((match[2] or "").ljust(6, "0"))
+        elif match := _LOVELACE_TEXT.fullmatch(text):
+            lovelace = int(match[1])
+        else:
+            lovelace = None
+        if lovelace is not None and lovelace <= MAX_LOVELACE:
+            return lovelace
+    raise Refused("units_not_understood", f"{str(text)[:40]!r} is not an amount that can be")
 
 
 def format_units(units: int, decimals: int) -> str:

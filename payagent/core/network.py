@@ -19,10 +19,6 @@ class Network:
     aliases: tuple[str, ...]
 
     @property
-    def address_prefix(self) -> str:
-        return "addr" if self.network_id == 1 else "addr_test"
-
-    @property
     def wire(self) -> str:
         """The dashed name that T Backend uses, such as `cardano-preprod`."""
         return f"cardano-{self.name}"

@@ -5,14 +5,19 @@ docs/problems.md is generated from it. May import: the standard library. Never: 
 inside core; a `Refused` always ends at the person or program that asked.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
-_NOTHING = "Nothing was signed and nothing is held."
+_NOTHING = "Nothing was signed and nothing is held for it."
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One row: `status` is the HTTP status, `exit_code` the CLI's, `money` and `fix` are told."""
+    """One row: `status` is the HTTP status, `exit_code` the CLI's, `money` and `fix` are told.
+
+    `money` is empty where no payment was decided on: others may be under way, and their money held.
+    """
 
     status: int
     exit_code: int
@@ -38,6 +43,18 @@ class Refused(Exception):  # noqa: N818  the design's word for what it is
         return PROBLEMS[self.code]
 
 
+@contextmanager
+def own_order(**context: object) -> Iterator[None]:
+    """Within it, what a merchant would be told of its invoice is a mistake in the operator's own order."""
+    try:
+        yield
+    except Refused as refused:
+        if refused.problem.exit_code != _EXIT_INVOICE and refused.code != "transaction_too_big":
+            raise
+        raise Refused("self_transfer_invalid", refused.detail, **refused.context, **context) from None
+
+
+_EXIT_INVOICE = 3
 _SENDER = "Tell the merchant: its 402 is not one that payagent can pay safely."
 _ADDRESS = "Only key addresses of CIP-19 types 0 and 6 on the configured network are paid. " + _SENDER
 
@@ -57,17 +74,22 @@ PROBLEMS: dict[str, Problem] = {
     "amount_not_understood": Problem(422, 3, "An amount that is not a whole number of units", _SENDER),
     "amount_out_of_range": Problem(422, 3, "An amount outside what the chain can hold", _SENDER),
     "asset_not_allowed": Problem(
-        403, 6, "No limit is set for this asset", "Add the asset with a limit of its own to [limits.assets]."
+        403, 6, "No limit is set for this asset", "Add the asset with a limit of its own to [[limits.assets]]."
     ),
     "asset_not_understood": Problem(422, 3, "An asset that is not named by its policy and name", _SENDER),
-    "bad_request": Problem(400, 2, "The request is not understood", "Correct the request; see /openapi.json."),
+    "bad_request": Problem(
+        400, 2, "The request is not understood", "Correct the request; see /openapi.json.", money=""
+    ),
     "body_not_understood": Problem(422, 3, "The 402's body is not an invoice", _SENDER),
-    "body_too_big": Problem(413, 2, "The body is too big", "Send the 402 as received; 64 KiB is the bound."),
+    "body_too_big": Problem(
+        413, 2, "The body is too big", "Send the 402 as received; 64 KiB is the bound.", money=""
+    ),
     "browser_refused": Problem(
         403,
         5,
         "A web page may not use this API",
         "Call it from a program, without Origin and Sec-Fetch-Site headers.",
+        money="",
     ),
     "chain_not_ready": Problem(
         503,
@@ -88,7 +110,7 @@ PROBLEMS: dict[str, Problem] = {
         retryable=True,
     ),
     "config_invalid": Problem(
-        400, 2, "The configuration is not valid", "Correct the named key in the named file."
+        400, 2, "The configuration is not valid", "Correct the named key in the named file.", money=""
     ),
     "daemon_not_running": Problem(
         503,
@@ -112,16 +134,41 @@ PROBLEMS: dict[str, Problem] = {
         "The invoice's decimals are not the asset's",
         "Check the asset's decimals in the config. " + _SENDER,
     ),
+    "extension_required": Problem(
+        422,
+        3,
+        "The 402 requires an extension that payagent does not have",
+        "Ask the merchant for a way to pay without it.",
+    ),
     "fee_too_high": Problem(500, 1, "The fee would exceed its cap", "This is a bug or a lie about parameters."),
     "file_exists": Problem(
-        409, 2, "There is such a file already", "Nothing is overwritten: give another path, or move the file away."
+        409,
+        2,
+        "There is such a file already",
+        "Nothing is overwritten: give another path, or move the file away.",
+        money="",
     ),
-    "forbidden": Problem(403, 5, "The token may not do this", "Use a token with the needed scope."),
+    "forbidden": Problem(403, 5, "The token may not do this", "Use a token with the needed scope.", money=""),
+    "funds_in_flight": Problem(
+        503,
+        7,
+        "The free funds do not suffice until change that is on its way is there",
+        "Try again when the payments under way are in a block, mostly within a minute. `payagent wallet split` "
+        "gives the wallet more coins, so that payments run side by side.",
+        retryable=True,
+    ),
+    "handed_over_expired": Problem(
+        409,
+        3,
+        "The merchant did not broadcast the transaction in its time",
+        "Nothing is to be done: payagent takes the coins back, and the payment ends as void.",
+        money="Its money is held until the transaction that takes the coins back is deep enough in the chain.",
+    ),
     "host_refused": Problem(
-        403, 5, "The Host header names no loopback address", "Call it as localhost, 127.0.0.1 or [::1]."
+        403, 5, "The Host header names no loopback address", "Call it as localhost, 127.0.0.1 or [::1].", money=""
     ),
     "idempotency_key_invalid": Problem(
-        400, 2, "The idempotency key is not valid", "1 to 255 visible ASCII characters."
+        400, 2, "The idempotency key is not valid", "1 to 255 visible ASCII characters.", money=""
     ),
     "idempotency_key_reused": Problem(
         422,
@@ -136,6 +183,14 @@ PROBLEMS: dict[str, Problem] = {
         "The payment is not in a state for that",
         "Look at the payment first.",
         money="Nothing has changed.",
+    ),
+    "intent_settling": Problem(
+        503,
+        8,
+        "The purchase's earlier payment was cancelled a short while ago",
+        "Try again in a minute: a new payment must spend what the cancel gave back, and that is in use.",
+        money="The cancelled payment's money is back; nothing new was signed.",
+        retryable=True,
     ),
     "internal_error": Problem(
         500,
@@ -161,25 +216,57 @@ PROBLEMS: dict[str, Problem] = {
         "Use that payment's headers, or ask the merchant for a new invoice.",
         money="The other payment stands; nothing new was signed.",
     ),
+    "invoice_too_big": Problem(
+        422, 3, "The 402 is longer than a proof that repeats it may be", "8 KiB is the bound. " + _SENDER
+    ),
     "json_not_understood": Problem(422, 3, "The body is not strict JSON", _SENDER),
     "keystore_exists": Problem(
         409,
         2,
         "There is a keystore already",
         "Nothing is overwritten: give another path, or move the file away.",
+        money="",
     ),
     "keystore_invalid": Problem(
         400,
         5,
         "The keystore cannot be opened",
         "Check the passphrase, the file's mode (0600) and that it is whole.",
+        money="",
     ),
-    "keystore_locked": Problem(503, 5, "The keystore is locked", "Give the passphrase; see config keystore.*."),
+    "keystore_locked": Problem(
+        503, 5, "The keystore is locked", "Give the passphrase; see config keystore.*.", money=""
+    ),
+    "ledger_missing": Problem(
+        503,
+        2,
+        "The wallet's ledger is not there",
+        "Put ledger.db back, its newest state, with ledger.db-wal if there is one. If it is lost for good: wait "
+        "an hour, so that what was signed has landed or run out, find out which purchases are paid, and begin "
+        "anew in another folder with `payagent init --restore FILE`.",
+        money="It knows what was paid and what is in flight: without it payagent could pay twice, so it does not "
+        "start.",
+    ),
     "limit_exceeded": Problem(403, 6, "Above a limit", "Raise the named limit, or wait until it frees up."),
     "media_type_refused": Problem(
-        415, 2, "The body is not declared as JSON", "Send it with Content-Type: application/json."
+        415, 2, "The body is not declared as JSON", "Send it with Content-Type: application/json.", money=""
     ),
     "merchant_not_allowed": Problem(403, 6, "The origin is not a configured merchant", "Add it to [merchants]."),
+    "merchant_refused": Problem(
+        409,
+        3,
+        "The merchant refused the transaction before it broadcast it",
+        "Nothing is to be done: payagent takes the coins back, and the payment ends as void.",
+        money="Its money is held until the transaction that takes the coins back is deep enough in the chain.",
+    ),
+    "merchant_timeout": Problem(
+        504,
+        4,
+        "The merchant did not answer in time",
+        "Try again later; proxy.read_timeout_s says how long the proxy waits.",
+        money="No money was moved by this.",
+        retryable=True,
+    ),
     "merchant_unreachable": Problem(
         502,
         4,
@@ -188,12 +275,10 @@ PROBLEMS: dict[str, Problem] = {
         money="No money was moved by this.",
         retryable=True,
     ),
-    "method_not_allowed": Problem(
-        405, 2, "The path does not take this method", "See /openapi.json.", money="Nothing has changed."
-    ),
+    "method_not_allowed": Problem(405, 2, "The path does not take this method", "See /openapi.json.", money=""),
     "mixed_dialects": Problem(422, 3, "The 402 mixes two dialects", _SENDER),
     "mnemonic_invalid": Problem(
-        400, 2, "The recovery words are not valid", "24 English BIP-39 words, checksum right."
+        400, 2, "The recovery words are not valid", "24 English BIP-39 words, checksum right.", money=""
     ),
     "needs_consolidation": Problem(
         409,
@@ -214,7 +299,15 @@ PROBLEMS: dict[str, Problem] = {
         "Fund the wallet; `payagent wallet show` says what is held.",
         retryable=True,
     ),
-    "not_found": Problem(404, 2, "No such thing", "Check the id.", money="Nothing has changed."),
+    "not_found": Problem(404, 2, "No such thing", "Check the id.", money=""),
+    "not_served_yet": Problem(
+        504,
+        8,
+        "Paid or about to be, and the merchant has not served the call yet",
+        "Repeat the same call: it presents the same proof, and nothing is paid again.",
+        money="The payment lives on: it is held until it is in a block, and spent then.",
+        retryable=True,
+    ),
     "not_signed_yet": Problem(
         503,
         8,
@@ -230,15 +323,55 @@ PROBLEMS: dict[str, Problem] = {
         "The merchant must ask for more in that output. " + _SENDER,
     ),
     "outputs_too_many": Problem(422, 3, "Too many outputs", "16 outputs are the bound. " + _SENDER),
+    "passphrase_too_short": Problem(
+        400, 2, "The passphrase is too short", "Choose a longer one; nothing was made.", money=""
+    ),
+    "proof_too_big": Problem(
+        409,
+        7,
+        "The transaction takes too many coins to travel in a header",
+        "Run `payagent wallet send` to your own address with part of the wallet: it makes few large coins of "
+        "many.",
+    ),
+    "payment_ended": Problem(
+        502,
+        3,
+        "The payment ended without paying",
+        "Repeat the call: it opens a new payment.",
+        money="Nothing was paid, and nothing is held for it any more.",
+        retryable=True,
+    ),
     "provider_untrusted": Problem(
         503,
         4,
         "The provider's answers contradict what must hold",
         "Check chain.providers; `payagent doctor`.",
+        money="",
     ),
-    "rate_limited": Problem(429, 4, "Too many requests at once", "Try again after Retry-After.", retryable=True),
+    "rate_limited": Problem(
+        429, 4, "Too many requests at once", "Try again after Retry-After.", money="", retryable=True
+    ),
+    "request_too_big_to_replay": Problem(
+        413,
+        2,
+        "The call costs money, and its body is too big to be sent again with the proof",
+        "Raise proxy.spool_bytes, or make room where temporary files lie.",
+    ),
+    "resource_mismatch": Problem(
+        422,
+        3,
+        "The 402 sells something else than what was called",
+        "Call the resource that it names; if it is the same, the merchant must name it by the URL of the call.",
+    ),
+    "scheme_not_supported": Problem(
+        422, 3, "Not a way of paying that payagent knows", "Ask the merchant for x402's scheme `exact`."
+    ),
     "self_transfer_invalid": Problem(
-        400, 2, "The transfer cannot be built as asked", "See `payagent wallet send --help`."
+        400,
+        2,
+        "The transfer cannot be made as it was ordered",
+        "Correct the order: an address of this network, an amount that an output can hold, not more coins than "
+        "one transaction makes. See `payagent wallet send --help` and `payagent wallet split --help`.",
     ),
     "split_not_understood": Problem(
         422,
@@ -249,7 +382,7 @@ PROBLEMS: dict[str, Problem] = {
     "store_failed": Problem(
         503,
         1,
-        "The ledger cannot be written",
+        "The ledger cannot be read or written",
         "Make room on the disk or mend it, then restart: nothing is signed meanwhile.",
         money="What was durable before stands.",
         retryable=True,
@@ -262,9 +395,18 @@ PROBLEMS: dict[str, Problem] = {
         money="What was signed for the first terms stands; nothing new was signed.",
     ),
     "transaction_too_big": Problem(409, 7, "The transaction would be too big", "Consolidate the wallet first."),
-    "unauthorized": Problem(401, 5, "No valid token", "Send `Authorization: Bearer <app token>`."),
+    "transfer_method_refused": Problem(
+        422,
+        3,
+        "The money is to be locked in a contract",
+        "Only plain payments to an address are made: ask the merchant for the transfer method `default`.",
+    ),
+    "unauthorized": Problem(401, 5, "No valid token", "Send `Authorization: Bearer <app token>`.", money=""),
     "units_not_understood": Problem(
-        400, 2, "Not an amount", 'Write it as "5 ADA", "0.25 ADA" or "250000 lovelace".'
+        400, 2, "Not an amount", 'Write it as "5 ADA", "0.25 ADA" or "250000 lovelace".', money=""
+    ),
+    "upgrade_not_supported": Problem(
+        501, 2, "The proxy passes no WebSocket", "Call the merchant itself for a WebSocket.", money=""
     ),
     "wallet_address_required": Problem(
         422,

@@ -30,7 +30,8 @@ VERSION = 1
 SCRYPT_N = 2**16  # with p = 2 the same strength as 2**17 with p = 1 (OWASP), in half the memory: the daemon's peak
 MODE = 0o600
 _SCRYPT_R, _SCRYPT_P = 8, 2
-_SCRYPT_N_MIN, _SCRYPT_N_MAX = 2**4, 2**20  # the most takes 1 GiB: a foreign file may not ask for more
+_SCRYPT_N_MIN, _SCRYPT_P_MAX = 2**4, 16
+_SCRYPT_BYTES_MAX = 256 * 1024 * 1024  # 128 n r: a foreign file may not ask for more memory
 _SIZE_MAX = 4096
 _FIELDS = {"version", "network", "account", "address", "kdf", "cipher", "ciphertext"}
 _KDF_FIELDS, _CIPHER_FIELDS = {"name", "n", "r", "p", "salt"}, {"name", "nonce"}
@@ -63,7 +64,7 @@ def create(
     """Write a new keystore, durably, and give its public part.
 
     `scrypt_n` is the cost (a power of two; memory is n KiB). Refused: `mnemonic_invalid`, `keystore_exists`,
-    `keystore_invalid` for an empty passphrase.
+    `keystore_invalid` for an empty passphrase or a cost that would not be read again.
     """
     if not passphrase:
         raise Refused("keystore_invalid", "the passphrase is empty")
@@ -83,6 +84,7 @@ def create(
         },
         "cipher": {"name": "aes-256-gcm", "nonce": randomness(12).hex()},
     }
+    _require_bounded(path, document["kdf"])
     cipher = AESGCM(_stretch(passphrase, document["kdf"]))
     nonce = bytes.fromhex(document["cipher"]["nonce"])
     document["ciphertext"] = cipher.encrypt(nonce, seed.entropy, _authenticated(document)).hex()
@@ -124,17 +126,29 @@ def _invalid(path: Path, detail: str) -> Refused:
 
 
 def _stretch(passphrase: str, kdf: dict[str, Any]) -> bytes:
-    n = kdf["n"]
-    memory_max = 128 * _SCRYPT_R * (n + _SCRYPT_P + 2)
+    n, r, p = kdf["n"], kdf["r"], kdf["p"]
+    memory_max = 128 * r * (n + p + 2)
     return hashlib.scrypt(
-        passphrase.encode(),
-        salt=bytes.fromhex(kdf["salt"]),
-        n=n,
-        r=_SCRYPT_R,
-        p=_SCRYPT_P,
-        maxmem=memory_max,
-        dklen=32,
+        passphrase.encode(), salt=bytes.fromhex(kdf["salt"]), n=n, r=r, p=p, maxmem=memory_max, dklen=32
     )
+
+
+def _require_bounded(path: Path, kdf: dict[str, Any]) -> None:
+    """Refuse a cost that is too little to be meant, or takes more memory or time than a daemon has."""
+    n, r, p = kdf["n"], kdf["r"], kdf["p"]
+    is_whole = type(n) is type(r) is type(p) is int
+    if not is_whole or not (
+        n >= _SCRYPT_N_MIN
+        and n.bit_count() == 1
+        and r >= 1
+        and 1 <= p <= _SCRYPT_P_MAX
+        and 128 * n * r <= _SCRYPT_BYTES_MAX
+    ):
+        raise _invalid(
+            path,
+            f"its scrypt cost is out of bounds: n a power of two from {_SCRYPT_N_MIN}, p from 1 to "
+            f"{_SCRYPT_P_MAX}, 128 n r up to {_SCRYPT_BYTES_MAX} bytes",
+        )
 
 
 def _authenticated(document: dict[str, Any]) -> bytes:
@@ -169,9 +183,10 @@ def _sync_folder(folder: Path) -> None:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        with path.open("rb") as file:
+        # O_NONBLOCK: opening a pipe must not wait for its writer
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
             mode = os.fstat(file.fileno()).st_mode
-            content = file.read(_SIZE_MAX + 1)
+            content = file.read(_SIZE_MAX + 1) if stat.S_ISREG(mode) else b""
     except OSError as error:
         raise _invalid(path, f"it cannot be read ({error.strerror})") from None
     if not stat.S_ISREG(mode) or stat.S_IMODE(mode) & ~MODE:
@@ -182,6 +197,7 @@ def _read(path: Path) -> dict[str, Any]:
         document = None
     if not isinstance(document, dict) or not _is_keystore(document):
         raise _invalid(path, "it is not a keystore of version 1")
+    _require_bounded(path, document["kdf"])
     return document
 
 
@@ -216,13 +232,7 @@ def _is_address(value: Any, network: Network) -> bool:
 
 def _is_kdf(kdf: Any) -> bool:
     return bool(
-        isinstance(kdf, dict)
-        and set(kdf) == _KDF_FIELDS
-        and (kdf["name"], kdf["r"], kdf["p"]) == ("scrypt", _SCRYPT_R, _SCRYPT_P)
-        and type(kdf["n"]) is int
-        and _SCRYPT_N_MIN <= kdf["n"] <= _SCRYPT_N_MAX
-        and kdf["n"].bit_count() == 1
-        and _is_hex(kdf["salt"], 16)
+        isinstance(kdf, dict) and set(kdf) == _KDF_FIELDS and kdf["name"] == "scrypt" and _is_hex(kdf["salt"], 16)
     )
 
 

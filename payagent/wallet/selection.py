@@ -3,7 +3,8 @@
 Three orders are tried. The first spends the smallest coins that suffice, leaves coins with other assets alone
 and so keeps the wallet tidy. The second takes the asset's largest coins and then the largest in lovelace; the
 third the largest in lovelace alone. So whenever taking the largest coins first fits one transaction, a payment
-is found. May import: core, `coins`, `plan`. Never: randomness, or a walk over the wallet when few coins pay.
+is found; and where all coins together leave dust, so is one that leaves a coin out and comes out even.
+May import: core, `coins`, `plan`. Never: randomness, or a walk over the wallet when few coins pay.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -35,6 +36,8 @@ def choose(coins: Coins, order: Order, anchor: Coin | None) -> Draft:
         if draft.pays():
             return draft
         if ended:
+            if exact := _without_one(draft, coins, anchor):
+                return exact
             raise _not_enough(LOVELACE, draft.shortfall(), "to keep what would be left as change")
     _require_totals(coins, order, anchor, input_count=len(coins))
     raise Refused(
@@ -112,6 +115,22 @@ def _completing(draft: Draft, coins: Coins) -> Coin | None:
     for coin in islice(coins.pure_from(least), _LOOK_AHEAD):
         if coin.lovelace - _index_fee(draft, coin) >= least and coin.ref not in draft.refs:
             return coin
+    return None
+
+
+def _without_one(draft: Draft, coins: Coins, anchor: Coin | None) -> Draft | None:
+    """All coins but one, where what they all leave over could not be kept and without that one nothing is left.
+
+    What is too little for change is less than two coins hold, so more than one is never to be left out.
+    """
+    gap = draft.exact_gap()
+    if gap is None:
+        return None
+    saved = draft.order.frame.parameters.min_fee_a * _LEAST_INPUT_SIZE
+    for spared in islice(coins.pure_from(saved - gap), _LOOK_AHEAD):
+        rest = Draft(draft.order, (coin for coin in draft.coins if coin.ref != spared.ref))
+        if spared != anchor and rest.pays():
+            return rest
     return None
 
 

@@ -104,9 +104,7 @@ async def test_a_provider_that_is_down_at_the_start_means_not_ready_and_no_signa
 async def test_a_rollback_reopens_reverses_and_sends_the_same_bytes(world: World) -> None:
     world.fund(50 * ADA)
     async with world.run() as run:
-        await run.look()
-        row = await run.pay()
-        await run.settle_down()
+        row = await run.pay_in_block()
         confirmed = run.books()
         assert run.agent.payment(row.id).state is State.CONFIRMED
         world.control("rollback", depth=1)
@@ -126,9 +124,7 @@ async def test_a_rollback_reopens_reverses_and_sends_the_same_bytes(world: World
 async def test_a_transaction_that_moves_to_another_block_is_followed(world: World) -> None:
     world.fund(50 * ADA)
     async with world.run() as run:
-        await run.look()
-        row = await run.pay()
-        await run.settle_down()
+        row = await run.pay_in_block()
         first = run.agent.payment(row.id).block_hash
         world.control("rollback", depth=1, readd=True)
         await run.settle_down(2)
@@ -141,16 +137,14 @@ async def test_a_transaction_that_moves_to_another_block_is_followed(world: Worl
 async def test_change_of_a_lost_block_is_not_spent_until_it_is_back(world: World) -> None:
     world.fund(50 * ADA)
     async with world.run() as run:
-        await run.look()
-        await run.pay()
-        await run.settle_down()
+        await run.pay_in_block()
         assert len(run.agent.coins) == 1
         world.control("rollback", depth=1)
         world.block(2)
         world.fault("submit", "drop", count=1)
         await run.look()
         assert len(run.agent.coins) == 0
-        with pytest.raises(Refused, match="not_enough_funds"):
+        with pytest.raises(Refused, match="funds_in_flight"):
             await run.agent.pay(world.ask("next"))
         world.clock.ahead_ms += 12_000
         await run.look()

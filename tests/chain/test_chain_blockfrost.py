@@ -2,6 +2,7 @@
 
 import asyncio
 import datetime
+import json
 import logging
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -152,6 +153,7 @@ async def test_a_token_amount_above_63_bits_spoils_its_own_output_and_no_other(
 BAD_ROWS: dict[str, dict[str, Any]] = {
     "another address": utxo_row(address="addr_test1other"),
     "lovelace above 63 bits": utxo_row(amount=[{"unit": "lovelace", "quantity": str(2**63)}]),
+    "more lovelace than exists": utxo_row(amount=[{"unit": "lovelace", "quantity": "45000000000000001"}]),
     "token above 64 bits": utxo_row(
         amount=[{"unit": "lovelace", "quantity": "1"}, {"unit": TOKEN, "quantity": str(2**64)}]
     ),
@@ -167,6 +169,8 @@ BAD_ROWS: dict[str, dict[str, Any]] = {
     "short tx hash": utxo_row(tx_hash="ab"),
     "no index": {k: v for k, v in utxo_row().items() if k != "output_index"},
     "amount is text": utxo_row(amount="lovelace"),
+    "an output listed before": utxo_row(7),
+    "more than exists together": utxo_row(amount=[{"unit": "lovelace", "quantity": "45000000000000000"}]),
 }
 
 
@@ -176,6 +180,35 @@ async def test_one_row_that_is_not_understood_makes_the_wallet_unknown_never_par
 ) -> None:
     provider.routes[f"GET /addresses/{ADDRESS}/utxos"] = Reply([utxo_row(7), row])
     assert isinstance(await source.utxos(ADDRESS), Unknown)
+
+
+def _twice(value: Any, key: str) -> bytes:
+    """The JSON of a value in which every object gives a key twice, first another value for it."""
+    text = json.dumps(value)
+    return text.replace(f'"{key}":', f'"{key}": "0", "{key}":').encode()
+
+
+async def test_a_key_that_is_given_twice_makes_an_answer_unknown(
+    provider: FaultyProvider, source: Blockfrost
+) -> None:
+    provider.routes["GET /blocks/latest"] = Reply(_twice(LATEST, "height"))
+    provider.routes[f"GET /txs/{TX}"] = Reply(_twice(NOT_FOUND.body, "status_code"), 404)
+    provider.routes[f"GET /addresses/{ADDRESS}/utxos"] = Reply(_twice([utxo_row()], "quantity"))
+    for read in (await source.tip(), await source.tx(TX), await source.utxos(ADDRESS)):
+        assert isinstance(read, Unknown)
+        assert "json_not_understood" in read.reason
+
+
+async def test_why_an_answer_was_not_understood_is_said(provider: FaultyProvider, source: Blockfrost) -> None:
+    path = f"GET /addresses/{ADDRESS}/utxos"
+    for rows, why in (
+        ([utxo_row(7), utxo_row(7)], "an output is listed twice"),
+        ([utxo_row(amount=[{"unit": "lovelace", "quantity": str(2**62)}])], "amount_out_of_range"),
+        ([utxo_row(amount=[{"unit": "lovelace", "quantity": 1.5}])], "amount_not_understood"),
+        ([utxo_row(address="elsewhere")], "an output of another address"),
+    ):
+        provider.routes[path] = Reply(rows)
+        assert await source.utxos(ADDRESS) == Unknown(f"utxos: http 200, not understood ({why})")
 
 
 async def test_only_blockfrosts_own_404_means_not_found(provider: FaultyProvider, source: Blockfrost) -> None:
@@ -193,7 +226,8 @@ NOT_REALLY_404 = {
     "framework": Reply({"detail": "Not Found"}, 404),
     "other error": Reply({"status_code": 404, "error": "No such route", "message": ""}, 404),
     "other body status": Reply({"status_code": 500, "error": "Not Found", "message": ""}, 404),
-    "list": Reply([{"status_code": 404, "error": "Not Found"}], 404),
+    "no message": Reply({"status_code": 404, "error": "Not Found"}, 404),
+    "list": Reply([NOT_FOUND.body], 404),
     "500 that says 404": Reply(NOT_FOUND.body, 500),
     "200 that says 404": Reply(NOT_FOUND.body, 200),
     "empty 200": Reply(b""),
@@ -268,7 +302,7 @@ async def test_a_server_that_does_not_come_to_an_end_is_unknown_within_the_deadl
 
 async def test_nobody_listening_is_unknown(unused_tcp_port: int) -> None:
     source = Blockfrost("main", f"http://127.0.0.1:{unused_tcp_port}", SECRET)
-    assert await source.tip() == Unknown("tip: connect")
+    assert await source.tip() == Unknown("tip: no connection")
     answer = await source.submit(b"\x84", TX)
     assert answer.kind is SubmitKind.OUTAGE
     await source.aclose()
@@ -299,7 +333,7 @@ async def test_a_certificate_that_nobody_vouches_for_ends_it_before_anything_is_
     impostor.routes["GET /blocks/latest"] = Reply(LATEST)
     impostor.routes["POST /tx/submit"] = Reply(TX)
     source = Blockfrost("main", impostor.base_url, SECRET)
-    assert await source.tip() == Unknown("tip: tls")
+    assert await source.tip() == Unknown("tip: no secure connection")
     assert (await source.submit(b"\x84", TX)).kind is SubmitKind.OUTAGE
     assert impostor.seen == []
     await source.aclose()
@@ -348,6 +382,14 @@ async def test_rows_that_shift_between_pages_are_read_again_until_the_set_is_who
     assert isinstance(read, Found)
     assert [row.lovelace - 2_000_000 for row in read.value] == numbers
     assert 100 in numbers
+
+
+async def test_a_row_on_two_pages_is_never_counted_and_never_dropped(
+    provider: FaultyProvider, source: Blockfrost
+) -> None:
+    numbers = [*range(150), 5]
+    provider.routes[f"GET /addresses/{ADDRESS}/utxos"] = _paged(lambda page: _slice(numbers, page))
+    assert isinstance(await source.utxos(ADDRESS), Unknown)
 
 
 async def test_a_tip_that_runs_away_does_no_harm_while_two_passes_agree(

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from payagent.core.address import encode_address
+from payagent.core.address import Address, encode_address
 from payagent.core.invoice import OUTPUTS_MAX, Invoice, Output, Role, check_outputs, parse_invoice_id
 from payagent.core.problem import Refused
 
@@ -108,6 +108,31 @@ def test_outputs_that_no_honest_invoice_has(outputs: tuple[Output, ...], code: s
     with pytest.raises(Refused) as caught:
         check_outputs(outputs, OWN)
     assert caught.value.code == code
+
+
+BASE = encode_address(b"\x00" + bytes([9]) * 28 + bytes([8]) * 28)
+
+
+@pytest.mark.parametrize("own", [OWN, BASE], ids=["enterprise", "base"])
+@pytest.mark.parametrize(
+    "paid",
+    [
+        BASE,
+        encode_address(b"\x00" + bytes([9]) * 28 + bytes([7]) * 28),
+        encode_address(b"\x60" + bytes([9]) * 28),
+        encode_address(b"\x61" + bytes([9]) * 28),
+    ],
+    ids=["own", "another stake key", "enterprise", "another network"],
+)
+def test_our_own_payment_key_is_not_paid_in_whatever_form_of_address(own: Address, paid: Address) -> None:
+    with pytest.raises(Refused) as caught:
+        check_outputs((out("pay_to", 1), Output("split", paid, "lovelace", 5_000_000)), own)
+    assert caught.value.code == "address_own"
+
+
+def test_our_stake_key_with_anothers_payment_key_is_anothers_address() -> None:
+    shared = Output("pay_to", encode_address(b"\x00" + bytes([5]) * 28 + bytes([8]) * 28), "lovelace", 5_000_000)
+    assert check_outputs((shared,), BASE) == (shared,)
 
 
 def test_honest_outputs() -> None:

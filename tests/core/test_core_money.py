@@ -150,7 +150,8 @@ def test_what_is_not_an_operators_amount(text: object) -> None:
 
 
 def test_an_operators_amount_above_the_supply() -> None:
-    assert code_of(parse_ada, "45000000001 ADA") == "amount_out_of_range"
+    assert code_of(parse_ada, "45000000001 ADA") == "units_not_understood"
+    assert code_of(parse_ada, "45000000000000001 lovelace") == "units_not_understood"
 
 
 @given(st.integers(0, MAX_LOVELACE))

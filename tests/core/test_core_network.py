@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from payagent.core.network import NETWORKS, SLOT_CLOCKS, parse_chain, require_chain
+from payagent.core.address import encode_address, parse_address
+from payagent.core.network import NETWORKS, SLOT_CLOCKS, Network, parse_chain, require_chain
 from payagent.core.problem import Refused
 
 
@@ -59,13 +60,11 @@ def test_preview_is_not_preprod_although_their_addresses_look_the_same() -> None
         assert caught.value.code == "chain_wrong"
 
 
-def test_addresses_tell_mainnet_from_the_rest() -> None:
-    assert {name: (network.network_id, network.address_prefix) for name, network in NETWORKS.items()} == {
-        "mainnet": (1, "addr"),
-        "preprod": (0, "addr_test"),
-        "preview": (0, "addr_test"),
-        "devnet": (0, "addr_test"),
-    }
+@pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS.keys())
+def test_addresses_tell_mainnet_from_the_rest(network: Network) -> None:
+    address = encode_address(bytes([0x60 | network.network_id]) + bytes(28))
+    assert address.text.startswith("addr1" if network.name == "mainnet" else "addr_test1")
+    assert parse_address(address.text, network) == address
 
 
 @pytest.mark.parametrize(

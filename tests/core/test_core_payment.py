@@ -65,7 +65,7 @@ def test_settled_rejected_and_denied_are_the_ends() -> None:
 
 def test_a_lost_block_reopens_confirmed_and_void_but_not_settled() -> None:
     assert move(State.CONFIRMED, Event.BLOCK_LOST) is State.IN_FLIGHT
-    assert move(State.VOID, Event.BLOCK_LOST) is State.IN_FLIGHT
+    assert move(State.VOID, Event.BLOCK_LOST) is State.CANCELLING
     with pytest.raises(Refused):
         move(State.SETTLED, Event.BLOCK_LOST)
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from payagent.core.money import parse_units
 from payagent.core.problem import Refused
-from payagent.core.strict_json import JsonNumber, loads
+from payagent.core.strict_json import JsonNumber, dumps, loads
 
 
 def refused(data: bytes | str) -> str:
@@ -133,3 +133,21 @@ def test_nothing_but_refused_is_raised(data: bytes | str) -> None:
 
 def test_line_ends_and_tabs_in_a_string_are_text() -> None:
     assert loads('"a\\r\\n\\tb"') == "a\r\n\tb"
+
+
+def test_what_is_written_is_compact_ascii_in_the_order_that_was_read() -> None:
+    text = '{"b":[1.50,-2E+3,12345678901234567890,true,false,null],"a":{"d":"caf\\u00e9 \\"\\n","c":[]}}'
+    assert dumps(loads(text)) == text
+    assert dumps(loads(' {"b" : 1 ,\n"a":[ {"d":1,"c":2} ]} '), sort_keys=True) == '{"a":[{"c":2,"d":1}],"b":1}'
+
+
+@given(st.binary(max_size=100) | st.text(max_size=60))
+def test_what_was_read_is_written_with_the_same_value(data: bytes | str) -> None:
+    try:
+        value = loads(data)
+    except Refused:
+        return
+    for sort_keys in (False, True):
+        text = dumps(value, sort_keys=sort_keys)
+        assert text.isascii()
+        assert loads(text) == value

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 from wallet.worlds import payee
 
 from payagent.core.network import NETWORKS
@@ -198,6 +199,58 @@ def test_words_that_belong_to_another_address_are_refused(tmp_path: Path, path: 
     path.write_text(json.dumps(document))
     assert open_keystore(path, PASSPHRASE).words == WORDS
     assert "another address" in str(refusal(path))
+
+
+def written_elsewhere(path: Path, **cost: int) -> None:
+    """Seal the same entropy under another cost, as another program would."""
+    document = json.loads(path.read_text())
+    entropy = open_keystore(path, PASSPHRASE).entropy
+    document["kdf"] |= cost
+    salt, nonce = bytes.fromhex(document["kdf"]["salt"]), bytes.fromhex(document["cipher"]["nonce"])
+    key = Scrypt(salt, 32, *(document["kdf"][name] for name in "nrp")).derive(PASSPHRASE.encode())
+    del document["ciphertext"]
+    public = json.dumps(document, sort_keys=True, separators=(",", ":")).encode()
+    document["ciphertext"] = AESGCM(key).encrypt(nonce, entropy, public).hex()
+    path.write_text(json.dumps(document))
+
+
+@pytest.mark.parametrize("cost", [{"r": 1}, {"p": 1}, {"r": 16, "p": 16}, {"n": 2**10, "r": 4, "p": 3}], ids=str)
+def test_a_cost_that_another_program_chose_is_taken_from_the_file(path: Path, cost: dict[str, int]) -> None:
+    written_elsewhere(path, **cost)
+    assert open_keystore(path, PASSPHRASE).words == WORDS
+
+
+@pytest.mark.parametrize(
+    "cost",
+    [
+        {"n": 2**19},
+        {"n": 2**18, "r": 9},
+        {"n": 2**4, "r": 2**18},
+        {"r": 0},
+        {"r": -8},
+        {"p": 0},
+        {"p": 17},
+        {"n": 2**3},
+        {"n": 3 * 2**10},
+        {"r": 8.0},
+        {"p": "1"},
+        {"p": True},
+    ],
+    ids=str,
+)
+def test_a_cost_out_of_bounds_is_refused_before_anything_is_stretched(path: Path, cost: dict[str, Any]) -> None:
+    document = json.loads(path.read_text())
+    document["kdf"] |= cost
+    path.write_text(json.dumps(document))
+    assert "scrypt" in refusal(path).detail
+    with pytest.raises(Refused, match="scrypt"):
+        read_header(path)
+
+
+def test_no_keystore_is_written_that_could_not_be_opened(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match="scrypt"):
+        create(tmp_path / "k", WORDS, PASSPHRASE, PREPROD, scrypt_n=2**19)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_new_words_come_from_the_randomness_that_is_given() -> None:

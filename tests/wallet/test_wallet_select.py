@@ -3,6 +3,7 @@
 import random
 from typing import Any
 
+import cbor2
 import pytest
 from wallet import reference
 from wallet.worlds import (
@@ -161,6 +162,27 @@ def test_what_could_not_be_kept_is_not_burnt(left: int) -> None:
     plan = chosen([coin(3 * ADA + ONE_IN_ONE_OUT + left), spare], pay(3 * ADA))
     assert spare in plan.inputs
     assert plan.change[0].lovelace >= LEAST
+
+
+@pytest.mark.parametrize("left_out", [1, 2, 3])
+@pytest.mark.parametrize("index", [0, 30, 300])
+def test_a_balance_that_is_exact_without_one_coin_is_found(left_out: int, index: int) -> None:
+    """What all coins together leave over could not be kept as change; without one of them nothing is left."""
+    amounts = (5_000_000, 972_000, 970_000, 970_000)
+    wallet = [Coin(f"{n:064x}", index, lovelace) for n, lovelace in enumerate(amounts)]
+    spent = [c for n, c in enumerate(wallet) if n != left_out]
+    fee_lovelace = ONE_IN_ONE_OUT + 44 * (2 * 36 + 3 * (len(cbor2.dumps(index)) - 1))
+    plan = chosen(wallet, pay(sum(c.lovelace for c in spent) - fee_lovelace))
+    assert sum(c.lovelace for c in plan.inputs) == sum(c.lovelace for c in spent)
+    assert plan.change == ()
+    assert plan.fee_lovelace == fee_lovelace
+
+
+def test_the_anchor_is_not_the_coin_that_is_left_out() -> None:
+    wallet = [coin(lovelace, n) for n, lovelace in enumerate((5_000_000, 972_000, 970_000, 970_001))]
+    without_anchor = sum(c.lovelace for c in wallet[:3]) - ONE_IN_ONE_OUT - 44 * 72
+    assert refusal(wallet, pay(without_anchor), anchor=wallet[3]).code == "not_enough_funds"
+    assert wallet[3] not in chosen(wallet, pay(without_anchor)).inputs
 
 
 def test_the_smallest_change_is_the_minimum_to_the_unit() -> None:
