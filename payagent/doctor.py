@@ -17,7 +17,7 @@ from payagent.core.problem import Refused
 from payagent.settings import CREDENTIAL_NAME, Provider, Settings, read_secret_file
 from payagent.store import queries
 from payagent.store.schema import missing_guards
-from payagent.store.writer import Readers
+from payagent.store.writer import Readers, require_ledger
 from payagent.wallet.keystore import read_header
 
 
@@ -50,7 +50,7 @@ def look_at_files(settings: Settings, config: Path, environ: Mapping[str, str]) 
         finding("config file", lambda: _not_writable_by_others(config)),
         finding("data folder", lambda: _private(data_dir, 0o700)),
         finding("keystore", lambda: _keystore(settings)),
-        finding("ledger file", lambda: _private(data_dir / "ledger.db", 0o600)),
+        finding("ledger file", lambda: _ledger_file(data_dir / "ledger.db")),
         finding("ledger", lambda: _ledger(settings)),
         finding("operator token", lambda: _secret(data_dir / "operator.token")),
         finding("passphrase", lambda: _passphrase(settings, environ)),
@@ -94,11 +94,15 @@ def _keystore(settings: Settings) -> str:
     return f"{header.network.name}, account {header.account}, {header.address}"
 
 
+def _ledger_file(path: Path) -> str:
+    require_ledger(path)
+    return _private(path, 0o600)
+
+
 def _ledger(settings: Settings) -> str:
     """Opened read-only: its tables' guards are there, it balances, its events are one chain, and it is ours."""
     path = settings.data_dir / "ledger.db"
-    if not path.exists():
-        raise Refused("config_invalid", f"{path} is missing; make it with `payagent init`")
+    require_ledger(path)
     try:
         missing, known, sums, broken = _read_ledger(path)
     except Exception as error:  # noqa: BLE001  whatever SQLite raises: the store is its only home

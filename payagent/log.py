@@ -14,6 +14,9 @@ import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 REDACTED = "[redacted]"
+REPEATED_EVERY_S = 30
+REPEATED_MAX = 256
+_TALKATIVE = ("httpx", "httpcore")  # they tell of every call at info
 SECRET_LENGTH_MIN = 8  # a shorter value would cut innocent words out of every line
 
 
@@ -66,6 +69,30 @@ class Redactor:
         return {self.text(key): self.value(item) for key, item in event.items()}
 
 
+class _Repeats(logging.Filter):
+    """Lets what a library says again and again through once in a while, with `left_out`: how often it was not.
+
+    The same is what begins with the same line: what follows names the socket or the task.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._told: dict[tuple[str, int, str], tuple[float, int]] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        key = (record.name, record.levelno, str(record.msg).partition("\n")[0])
+        told_s, left_out = self._told.get(key, (float("-inf"), 0))
+        if 0 <= record.created - told_s < REPEATED_EVERY_S:
+            self._told[key] = (told_s, left_out + 1)
+            return False
+        if len(self._told) >= REPEATED_MAX:
+            self._told.clear()
+        self._told[key] = (record.created, 0)
+        if left_out:
+            record.left_out = left_out
+        return True
+
+
 def configure_logging(stream: TextIO, redactor: Redactor, level: str = "info") -> None:
     """Send structlog's events and the standard library's records to `stream`, through the redactor."""
     shared: list[Processor] = [
@@ -94,6 +121,9 @@ def configure_logging(stream: TextIO, redactor: Redactor, level: str = "info") -
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
         )
     )
+    handler.addFilter(_Repeats())
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(logging.WARNING)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())

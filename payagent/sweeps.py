@@ -1,12 +1,13 @@
 """sweeps: APScheduler as the heartbeat of idempotent looks. No state lives in a job; a missed beat costs time.
 
-May import: apscheduler, agent, structlog. Never: decides anything; lets a beat that fails keep the next from
-coming. At a stop the order matters: no new beats, then what is on its way ends, and only then the scheduler
+May import: apscheduler, core, agent, structlog. Never: decides anything; lets a beat that fails keep the next
+from coming. At a stop the order matters: no new beats, then what is on its way ends, and only then the scheduler
 goes, since APScheduler cancels the coroutines that run in it.
 """
 
 import asyncio
 import logging
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,6 +17,7 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
 from payagent.agent.agent import Agent
 from payagent.agent.watch import Watch
+from payagent.core.problem import Refused
 
 DRAIN_S = 20.0
 MISSED_BEATS_MAX = 10
@@ -45,6 +47,8 @@ class Sweeps:
         self._tasks: set[asyncio.Task[None]] = set()
         self._last_success_s: float | None = None
         self._last_error = "the first look at the chain is not done"
+        self._failures: dict[str, str] = {}
+        self._told: str | None = None
         self._scheduler = AsyncIOScheduler(
             timezone="UTC", job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None}
         )
@@ -93,10 +97,33 @@ class Sweeps:
             await act()
         except Exception as error:
             self._last_error = str(error)
-            log.warning("sweep.failed", sweep=name, error=repr(error), exc_info=True)
+            if self._failures.get(name) != repr(error):
+                self._failures[name] = repr(error)
+                log.warning("sweep.failed", sweep=name, error=repr(error), exc_info=True)
+        else:
+            self._failures.pop(name, None)
 
     async def _look(self) -> None:
-        if not await self._watch.tick():
-            self._last_error = self._agent.chain.problem or "the chain was not read in full"
-        else:
+        if await self._watch.tick():
             self._last_success_s = asyncio.get_running_loop().time()
+            self._tell(self._why_not_ready())
+        else:
+            self._last_error = self._watch.trouble or "the chain was not read in full"
+            self._tell(self._last_error)
+
+    def _why_not_ready(self) -> str | None:
+        try:
+            self._agent.chain.require_ready(self._agent.ports.clock.now_ms())
+        except Refused as refused:
+            return refused.detail
+        return None
+
+    def _tell(self, problem: str | None) -> None:
+        """Log what keeps us from paying when it changes; a number that differs is no change."""
+        kind = None if problem is None else re.sub(r"[0-9]+", "0", problem)
+        if kind != self._told:
+            self._told = kind
+            if problem is None:
+                log.warning("chain.problem_over")
+            else:
+                log.warning("chain.problem", problem=problem)

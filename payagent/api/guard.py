@@ -8,6 +8,7 @@ things give it away: the `Host` of a rebound DNS name, and the `Origin` or `Sec-
 
 import re
 from collections.abc import Callable
+from email.utils import formatdate
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
@@ -18,7 +19,7 @@ from payagent.api.problems import problem_response
 from payagent.core.problem import Refused
 
 _LOOPBACK_HOST = re.compile(r"(?:localhost|127(?:\.[0-9]{1,3}){3}|\[::1\])(?::[0-9]{1,5})?", re.ASCII)
-_GUARDED = "/v1/"
+_GUARDED = ("/v1/", "/proxy/")
 _FETCH_SITES = (None, "none", "same-origin")
 
 log = structlog.get_logger("payagent.api")
@@ -47,11 +48,12 @@ class Guard:
                 headers["X-Request-Id"] = request_id
                 headers["Cache-Control"] = "no-store"
                 headers["X-Content-Type-Options"] = "nosniff"
+                headers["Date"] = formatdate(usegmt=True)
             await send(message)
 
         with structlog.contextvars.bound_contextvars(request=request_id):
             try:
-                _refuse_browsers(scope)
+                refuse_browsers(scope)
                 await self._app(scope, receive, answer)
             except ClientDisconnect:
                 log.info("api.client_gone")
@@ -65,7 +67,8 @@ class Guard:
                 await problem_response(bug, request_id)(scope, receive, answer)
 
 
-def _refuse_browsers(scope: Scope) -> None:
+def refuse_browsers(scope: Scope) -> None:
+    """Raise `host_refused` or `browser_refused` for a call that a web page may have made."""
     headers = Headers(scope=scope)
     if _is_tcp(scope):
         hosts = headers.getlist("host")

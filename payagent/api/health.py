@@ -20,10 +20,12 @@ Heartbeat = Callable[[], str | None]
 def health_router(agent: Agent, heartbeat: Heartbeat) -> APIRouter:
     router = APIRouter(tags=["health"])
 
+    @router.head("/healthz", include_in_schema=False)
     @router.get("/healthz", summary="The process answers", responses=gives(Health, 200))
     async def healthz() -> JsonResponse:
         return JsonResponse({"status": "ok"})
 
+    @router.head("/readyz", include_in_schema=False)
     @router.get("/readyz", summary="Payments can be made", responses=gives(Readiness, 200, 503))
     async def readyz() -> JsonResponse:
         found = {

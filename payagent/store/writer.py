@@ -12,9 +12,9 @@ import queue
 import sqlite3
 import threading
 from asyncio import wrap_future
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,6 +29,8 @@ Checkpoint = Callable[[str], None]
 """Called with "before NAME" and "after NAME" of each job around the commit; where tests kill the process."""
 
 Connection = sqlite3.Connection
+DatabaseError = sqlite3.DatabaseError
+"""What reading the ledger may raise, for those who must not know SQLite; `failure` says what it means."""
 
 BATCH_MAX = 256
 
@@ -66,6 +68,42 @@ class _Job:
     raised: Exception | None = None
 
 
+def failure(error: DatabaseError) -> Refused | None:
+    """`store_failed` when the file or its disk is to blame; None when it is our SQL, a bug."""
+    is_ours = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR
+    if not is_ours and type(error) in (sqlite3.DatabaseError, sqlite3.OperationalError):
+        return Refused("store_failed", f"ledger.db cannot be read or written: {error}")
+    return None
+
+
+@contextmanager
+def opening(path: Path) -> Iterator[None]:
+    """What SQLite raises about a file that it cannot use, told as `store_failed`."""
+    try:
+        yield
+    except DatabaseError as error:
+        raise Refused("store_failed", f"{path} cannot be used: {error}") from None
+
+
+def require_ledger(path: Path) -> None:
+    """Refuse to go on with books that are not there (`ledger_missing`) or cannot be read (`store_failed`).
+
+    SQLite makes what it does not find, and an empty ledger knows nothing of what was paid. A file without tables
+    is one too: so looks a copy of ledger.db that was made without its ledger.db-wal.
+    """
+    if not path.exists():
+        raise Refused("ledger_missing", f"{path} is not there")
+    if not path.is_file():
+        raise Refused("store_failed", f"{path} is not a file")
+    with opening(path), closing(_open_read_only(path)) as conn:
+        if conn.execute("SELECT 1 FROM sqlite_master WHERE name = 'payments'").fetchone() is None:
+            raise Refused("ledger_missing", f"{path} is empty")
+
+
+def _open_read_only(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
+
+
 def open_database(path: Path) -> sqlite3.Connection:
     """The writing connection: WAL with synchronous=FULL, so that a commit survives the loss of power."""
     conn = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
@@ -87,9 +125,10 @@ class Writer:
     """Owns the writing connection. `run` and `submit` may be called from any thread or task."""
 
     def __init__(self, path: Path, *, checkpoint: Checkpoint = lambda _name: None) -> None:
-        self._conn = open_database(path)
-        path.chmod(0o600)
-        migrate(self._conn)
+        with opening(path):
+            self._conn = open_database(path)
+            path.chmod(0o600)
+            migrate(self._conn)
         self._checkpoint = checkpoint
         self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._closed = False
@@ -170,7 +209,7 @@ class Writer:
         try:
             job.result = job.run(job.unit)
         except Exception as error:  # noqa: BLE001  it belongs to the caller, whoever that is
-            job.raised = error
+            job.raised = (failure(error) if isinstance(error, DatabaseError) else None) or error
             job.unit.roll_back_memory()
             self._conn.execute("ROLLBACK TO job")
         self._conn.execute("RELEASE job")
@@ -192,14 +231,14 @@ class Readers:
     """Read-only connections, one per thread that asks."""
 
     def __init__(self, path: Path) -> None:
-        self._uri = f"file:{path}?mode=ro"
+        self._path = path
         self._local = threading.local()
 
     @property
     def conn(self) -> sqlite3.Connection:
         conn: sqlite3.Connection | None = getattr(self._local, "conn", None)
         if conn is None:
-            conn = sqlite3.connect(self._uri, uri=True, isolation_level=None)
+            conn = _open_read_only(self._path)
             conn.execute("PRAGMA query_only = ON")
             conn.execute("PRAGMA busy_timeout = 5000")
             self._local.conn = conn

@@ -1,12 +1,16 @@
 """How the daemon starts, what it refuses to start on, and how it stops: real processes on real files."""
 
+import os
 import re
+import resource
 import signal
 import socket
+import sqlite3
 import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -18,6 +22,8 @@ from payagent.store.writer import Writer
 from payagent.wallet.keystore import create
 
 WORDS = plant("the recovery words", "abandon " * 23 + "art")
+FEW_FILES = 128
+SOMEBODY = 12_345
 PASSPHRASE = plant("the passphrase", "a canary in a passphrase")
 
 
@@ -78,10 +84,7 @@ def test_the_socket_is_its_owners_alone_and_a_stop_is_clean(folder: Path) -> Non
     process, path = start(folder)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
-        client.connect(str(path))
-        client.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-        assert client.recv(12) == b"HTTP/1.1 200"
+    assert health(socket.AF_UNIX, str(path)).startswith(b"HTTP/1.1 200 ")
     code, talk = stop(process)
     assert code == 0, talk
     assert not path.exists()
@@ -111,6 +114,32 @@ def test_a_socket_path_that_is_a_file_is_not_removed(folder: Path) -> None:
     assert code == 2
     assert "is not a socket" in talk
     assert (folder / "s/payagent.sock").read_text() == "precious"
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o702, 0o1777])
+def test_a_socket_in_a_folder_that_others_can_write_is_refused(folder: Path, mode: int) -> None:
+    (folder / "s").mkdir()
+    (folder / "s").chmod(mode)
+    code, talk = refused(folder)
+    assert code == 2, talk
+    assert "can be written by others" in talk
+    assert not (folder / "s/payagent.sock").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
+def test_a_socket_in_another_users_folder_is_refused(folder: Path) -> None:
+    (folder / "s").mkdir(mode=0o755)
+    os.chown(folder / "s", SOMEBODY, SOMEBODY)
+    code, talk = refused(folder)
+    assert code == 2, talk
+    assert "belongs to another user" in talk
+
+
+def test_a_socket_whose_folder_cannot_be_made_is_refused(folder: Path) -> None:
+    (folder / "s").write_text("in the way")
+    code, talk = refused(folder)
+    assert code == 2, talk
+    assert "cannot be bound" in talk
 
 
 def test_a_data_folder_that_others_can_read_is_refused(folder: Path) -> None:
@@ -143,12 +172,104 @@ def test_a_wrong_passphrase_is_refused_and_not_repeated(folder: Path) -> None:
     code, talk = refused(folder)
     assert code == 5
     assert wrong not in talk
+    assert not (folder / "s").exists(), "it listened before it knew that it can pay"
+
+
+@pytest.mark.parametrize("left", ["nothing", "an empty file", "a first page"])
+def test_a_wallet_without_its_ledger_is_not_given_an_empty_one(folder: Path, left: str) -> None:
+    """Also where a copy was made of ledger.db alone while all that it holds lay in ledger.db-wal."""
+    ledger = folder / "data/ledger.db"
+    page = ledger.read_bytes()[:4096]
+    ledger.unlink()
+    if left == "an empty file":
+        ledger.touch()
+    elif left == "a first page":
+        with closing(sqlite3.connect(ledger)) as conn:
+            conn.execute("PRAGMA journal_mode = WAL")
+        assert 0 < ledger.stat().st_size <= len(page)
+    before = ledger.read_bytes() if ledger.exists() else None
+    code, talk = refused(folder)
+    assert code == 2, talk
+    assert "ledger_missing" in talk
+    assert "pay twice" in talk
+    assert (ledger.read_bytes() if ledger.exists() else None) == before
+
+
+@pytest.mark.parametrize("damage", ["truncated", "overwritten", "another file", "a pipe"])
+def test_a_ledger_that_is_damaged_is_said_to_be(folder: Path, damage: str) -> None:
+    ledger = folder / "data/ledger.db"
+    whole = ledger.read_bytes()
+    if damage == "a pipe":
+        ledger.unlink()
+        os.mkfifo(ledger)
+    else:
+        bent = {"truncated": whole[: len(whole) // 2], "another file": b"not a database " * 999}
+        ledger.write_bytes(bent.get(damage, whole[:100] + b"\xa5" * (len(whole) - 100)))
+    code, talk = refused(folder)
+    assert code == 1, talk
+    assert "store_failed" in talk
+    assert str(ledger) in talk
 
 
 def test_python_without_checks_is_refused(folder: Path) -> None:
     code, talk = refused(folder, "-O")
     assert code == 2
     assert "-O" in talk
+
+
+def test_a_provider_that_cannot_be_reached_is_told_in_words_and_once(folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        port = unused.getsockname()[1]
+    config = folder / "config.toml"
+    config.write_text(
+        re.sub(r'base_url = ".+"', f'base_url = "http://127.0.0.1:{port}/api/v0"', config.read_text())
+    )
+    process, path = start(folder)
+    said = b""
+    while b"could not be read" not in said:
+        said = health(socket.AF_UNIX, str(path), "/readyz")
+    code, talk = stop(process)
+    assert code == 0
+    assert b"blockfrost-1: could not be read (tip: no connection)" in said
+    assert b"Unknown" not in said
+    assert talk.count("blockfrost-1: could not be read (tip: no connection)") == 1
+
+
+def test_idle_connections_take_neither_the_socket_nor_the_disk_away(folder: Path) -> None:
+    """More of them than there are descriptors; and after a while the port is usable again."""
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(command(folder), stderr=log, preexec_fn=_with_few_files)
+    try:
+        found = None
+        while not found:
+            assert process.poll() is None
+            found = re.search(r" on http://127\.0\.0\.1:([0-9]+) and (.+)\n", (folder / "log").read_text())
+        port, path = int(found[1]), found[2]
+        idle = [socket.create_connection(("127.0.0.1", port)) for _ in range(2 * FEW_FILES)]
+        assert b" 200 " in health(socket.AF_UNIX, path)
+        for connection in idle:
+            connection.settimeout(30)
+            with suppress(ConnectionError):
+                assert connection.recv(1) == b""
+            connection.close()
+        assert b" 200 " in health(socket.AF_INET, ("127.0.0.1", port))
+    finally:
+        process.terminate()
+        assert process.wait(30) == 0
+    assert (folder / "log").stat().st_size < 20_000
+
+
+def _with_few_files() -> None:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (FEW_FILES, FEW_FILES))
+
+
+def health(family: int, address: object, path: str = "/healthz") -> bytes:
+    with socket.socket(family, socket.SOCK_STREAM) as client:
+        client.settimeout(30)
+        client.connect(address)  # type: ignore[arg-type]
+        client.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+        with client.makefile("rb") as answer:
+            return answer.read()
 
 
 def test_no_secret_is_in_what_the_daemon_prints_or_in_its_environment(folder: Path) -> None:

@@ -1,10 +1,20 @@
 """The heartbeat: it goes on after a failure, never runs beside itself, and a stop lets what runs end."""
 
 import asyncio
+import io
+import json
+import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import pytest
+import structlog
+
 from payagent.agent.chainview import ChainView
-from payagent.core.network import NETWORKS
+from payagent.agent.ports import Ports, SystemClock, SystemRandomness
+from payagent.chain.source import Tip
+from payagent.core.network import NETWORKS, SlotClock
+from payagent.log import Redactor, configure_logging
 from payagent.sweeps import Beats, Sweeps
 
 FAST = Beats(watch_s=0.01, merchants_s=60)
@@ -15,6 +25,7 @@ class Agent:
     """What the sweeps touch of an agent."""
 
     chain: ChainView = field(default_factory=lambda: ChainView(NETWORKS["devnet"], problem=None))
+    ports: Ports = field(default_factory=lambda: Ports(SystemClock(), SystemRandomness()))
     drained: bool = False
 
     async def drain(self, _timeout_s: float) -> None:
@@ -27,6 +38,7 @@ class Watch:
 
     fail_first: int = 0
     whole: bool = True
+    trouble: str | None = None
     looks: int = 0
     at_once: int = 0
     at_once_max: int = 0
@@ -92,11 +104,74 @@ async def test_a_stop_lets_the_look_that_runs_end_and_begins_no_other() -> None:
 
 
 async def test_readiness_says_what_the_last_look_said() -> None:
-    agent, watch = Agent(), Watch(whole=False)
+    agent, watch = Agent(), Watch(whole=False, trouble="blockfrost-1: its newest block could not be read")
     watch.go_on.set()
-    agent.chain.problem = "blockfrost-1: its tip is Unknown"
     sweeps = Sweeps(agent, watch, FAST)  # type: ignore[arg-type]
     sweeps.start()
     await asyncio.wait_for(watch.several.wait(), 10)
-    assert sweeps.stale() == "blockfrost-1: its tip is Unknown"
+    assert sweeps.stale() == "blockfrost-1: its newest block could not be read"
     await sweeps.stop()
+
+
+@pytest.fixture
+def written() -> Iterator[io.StringIO]:
+    """What goes to the log, as the daemon writes it."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    out = io.StringIO()
+    configure_logging(out, Redactor())
+    yield out
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    structlog.reset_defaults()
+
+
+async def looks(watch: Watch, count: int) -> None:
+    """Until so many more looks have ended."""
+    wanted = watch.ended + count
+    async with asyncio.timeout(10):
+        while watch.ended < wanted:
+            await asyncio.sleep(0.001)
+
+
+async def test_the_log_tells_when_the_trouble_with_the_chain_changes_and_not_on_each_beat(
+    written: io.StringIO,
+) -> None:
+    agent, watch = Agent(), Watch(whole=False, trouble="first: timeout after 5.1 s")
+    now_s = agent.ports.clock.now_ms() // 1000
+    agent.chain.slots = SlotClock(0, now_s)
+    agent.chain.tip = Tip(1, 0, "ab" * 32, now_s)
+    watch.go_on.set()
+    sweeps = Sweeps(agent, watch, FAST)  # type: ignore[arg-type]
+    sweeps.start()
+    await looks(watch, 5)
+    watch.trouble = "first: timeout after 5.2 s"
+    await looks(watch, 5)
+    watch.trouble = "first: http 500"
+    await looks(watch, 5)
+    watch.whole, watch.trouble = True, None
+    await looks(watch, 5)
+    agent.chain.tip = Tip(1, -1_000, "ab" * 32, now_s - 1_000)
+    await looks(watch, 5)
+    await sweeps.stop()
+    lines = [json.loads(line) for line in written.getvalue().splitlines()]
+    told = [(line["event"], line.get("problem"), line["level"]) for line in lines]
+    assert told[:-1] == [
+        ("chain.problem", "first: timeout after 5.1 s", "warning"),
+        ("chain.problem", "first: http 500", "warning"),
+        ("chain.problem_over", None, "warning"),
+    ]
+    assert told[-1][0] == "chain.problem"
+    assert str(told[-1][1]).startswith("the newest block that is known is 1")
+
+
+async def test_a_look_that_fails_in_the_same_way_again_is_logged_once(written: io.StringIO) -> None:
+    watch = Watch(fail_first=1_000_000)
+    watch.go_on.set()
+    sweeps = Sweeps(Agent(), watch, FAST)  # type: ignore[arg-type]
+    sweeps.start()
+    await looks(watch, 5)
+    await sweeps.stop()
+    lines = [json.loads(line) for line in written.getvalue().splitlines()]
+    assert [line["event"] for line in lines] == ["sweep.failed"]
+    assert "the provider burnt down" in lines[0]["exception"]

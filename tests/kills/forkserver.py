@@ -12,7 +12,6 @@ count-th time. `variant` names a daemon with a seeded bug (variants.py), for the
 Never forks while it has a second thread: a lock that another thread holds would stay locked in the child.
 """
 
-import asyncio
 import gc
 import json
 import os
@@ -118,15 +117,13 @@ def run(order: Order) -> None:
     settings = load_settings(Path(order["config"]), {})
     if order["variant"] is not None:
         VARIANTS[order["variant"]](settings)
-    asyncio.run(
-        serve(
-            settings,
-            environ={},
-            prompt=None,
-            announce=lambda where: tell(pid=os.getpid(), ready=dict(where)),
-            redactor=redactor,
-            checkpoint=killer(order["kill_at"]),
-        )
+    serve(
+        settings,
+        environ={},
+        prompt=None,
+        announce=lambda where: tell(pid=os.getpid(), ready=dict(where)),
+        redactor=redactor,
+        checkpoint=killer(order["kill_at"]),
     )
 
 

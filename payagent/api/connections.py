@@ -1,0 +1,122 @@
+"""The connections under the API: how many at once, and how long each may take to say what it wants.
+
+uvicorn waits for a first request for ever and accepts as long as there are descriptors, so that whoever opens
+enough idle connections to the port would take the daemon's files, its socket and its log away. The port and the
+Unix socket are counted apart: who fills the port does not keep the owner out.
+
+May import: core, api.problems, uvicorn, h11. Never: knows a call; ends one that is being answered.
+"""
+
+import asyncio
+import resource
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from payagent.api.problems import MEDIA_TYPE, JsonResponse, problem_of
+from payagent.core.problem import Refused
+
+HEAD_S = 10.0
+"""From its first byte, or from the connection's start, a request's head must be there within this time."""
+
+DESCRIPTORS_WANTED = 4096
+
+ABORT = "payagent.abort"
+"""The scope's key of the function that drops the call's connection: half an answer must not look like a whole."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How many connections may be open on the port and on the Unix socket, and how many wait to be accepted."""
+
+    tcp: int
+    unix: int
+    backlog: int
+
+
+def make_room() -> Bounds:
+    """Raise the limit of open files as far as it is needed and allowed, and share it out.
+
+    asyncio accepts a whole backlog before a connection can be refused: that many must be free on both doors. The
+    rest is for the ledger, and for calls to providers and merchants.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = DESCRIPTORS_WANTED if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS_WANTED)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    return Bounds(tcp=allowed // 4, unix=allowed // 8, backlog=allowed // 8)
+
+
+def bounded(bounds: Bounds, new_id: Callable[[], str], head_s: float = HEAD_S) -> type[H11Protocol]:
+    """The protocol for uvicorn's `http`. `new_id` names the answers to what is not HTTP."""
+
+    class Bounded(_Connection):
+        def __init__(self, *arguments: Any, **named: Any) -> None:
+            super().__init__(*arguments, **named)
+            self.bounds, self.new_id, self.head_s = bounds, new_id, head_s
+
+    return Bounded
+
+
+class _Connection(H11Protocol):
+    """One connection. Between two calls uvicorn's keep-alive time counts; once a request begins, `head_s` does."""
+
+    bounds: Bounds
+    new_id: Callable[[], str]
+    head_s: float
+    _head_due: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        inner = self.app
+
+        async def droppable(scope: Any, receive: Any, send: Any) -> None:
+            scope[ABORT] = transport.abort
+            await inner(scope, receive, send)
+
+        self.app = droppable
+        alike = sum(_is_tcp(other) == _is_tcp(self) for other in self.connections)
+        if alike > (self.bounds.tcp if _is_tcp(self) else self.bounds.unix):
+            transport.abort()
+        else:
+            self._expect_head()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._expect_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._forget_head()
+
+    def send_400_response(self, msg: str) -> None:
+        """As every other refusal; where an answer is on its way already there is nothing left to say."""
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+            self.transport.abort()
+            return
+        request_id = self.new_id()
+        problem = problem_of(Refused("bad_request", "what came is not HTTP/1.1 as RFC 9112 has it"), request_id)
+        answer = JsonResponse(problem, 400, {"Connection": "close", "X-Request-Id": request_id}, MEDIA_TYPE)
+        head = h11.Response(status_code=400, headers=answer.raw_headers, reason=b"Bad Request")
+        for event in (head, h11.Data(data=bytes(answer.body)), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
+
+    def _expect_head(self) -> None:
+        """Start the time when a request has begun and none is being answered; what is whole stops it."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._forget_head()
+        elif self._head_due is None and not self.transport.is_closing():
+            self._head_due = self.loop.call_later(self.head_s, self.transport.abort)
+
+    def _forget_head(self) -> None:
+        if self._head_due is not None:
+            self._head_due.cancel()
+            self._head_due = None
+
+
+def _is_tcp(connection: Any) -> bool:
+    return connection.server is not None and connection.server[1] is not None

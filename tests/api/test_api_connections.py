@@ -1,0 +1,224 @@
+"""Connections that say nothing, too slowly, too many at once, or not in HTTP: over real sockets."""
+
+import asyncio
+import contextlib
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import uvicorn
+from uvicorn._types import ASGIReceiveCallable, ASGISendCallable, Scope
+
+from payagent.api.connections import Bounds, bounded
+
+HEAD_S = 0.3
+BOUNDS = Bounds(tcp=5, unix=3, backlog=8)
+GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+PATIENCE_S = 20
+
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+class Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self):  # type: ignore[no-untyped-def]
+        yield
+
+
+class Doors:
+    """A served application that answers 200 as soon as `go_on` is set, and a place to connect to."""
+
+    def __init__(self, folder: Path) -> None:
+        self.unix_path = str(folder / "s")
+        self.port = 0
+        self._opened: list[asyncio.StreamWriter] = []
+        self.go_on = asyncio.Event()
+        self.go_on.set()
+
+    async def app(self, _scope: Scope, _receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        await self.go_on.wait()
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})  # type: ignore[typeddict-item]
+        await send({"type": "http.response.body", "body": b"ok"})  # type: ignore[typeddict-item]
+
+    async def tcp(self) -> Streams:
+        return self._kept(await asyncio.open_connection("127.0.0.1", self.port))
+
+    async def unix(self) -> Streams:
+        return self._kept(await asyncio.open_unix_connection(self.unix_path))
+
+    def _kept(self, streams: Streams) -> Streams:
+        self._opened.append(streams[1])
+        return streams
+
+    async def leave(self) -> None:
+        for writer in self._opened:
+            writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
+
+
+@contextlib.asynccontextmanager
+async def open_doors(folder: Path) -> AsyncIterator[Doors]:
+    doors = Doors(folder)
+    with socket.create_server(("127.0.0.1", 0)) as tcp, socket.socket(socket.AF_UNIX) as unix:
+        unix.bind(doors.unix_path)
+        doors.port = tcp.getsockname()[1]
+        config = uvicorn.Config(
+            doors.app,
+            interface="asgi3",
+            http=bounded(BOUNDS, lambda: "call_1", HEAD_S),
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            backlog=BOUNDS.backlog,
+        )
+        server = Server(config)
+        task = asyncio.create_task(server.serve(sockets=[tcp, unix]))
+        while not server.started:
+            await asyncio.sleep(0.001)
+        try:
+            yield doors
+        finally:
+            doors.go_on.set()
+            await doors.leave()
+            server.should_exit = True
+            await task
+
+
+async def call(streams: Streams, request: bytes = GET) -> bytes:
+    """One call on an open connection; the whole answer, or nothing where it was closed."""
+    reader, writer = streams
+    writer.write(request)
+    async with asyncio.timeout(PATIENCE_S):
+        try:
+            head = await reader.readuntil(b"\r\n\r\n")
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return b""
+        return head + await reader.readexactly(2)
+
+
+async def is_closed(streams: Streams) -> bool:
+    async with asyncio.timeout(PATIENCE_S):
+        try:
+            return await streams[0].read(1) == b""
+        except ConnectionError:
+            return True
+
+
+async def test_a_connection_that_says_nothing_is_closed(tmp_path: Path) -> None:
+    async with open_doors(tmp_path) as doors:
+        assert await is_closed(await doors.tcp())
+        assert await is_closed(await doors.unix())
+
+
+async def test_a_head_that_comes_byte_by_byte_is_not_waited_for(tmp_path: Path) -> None:
+    """Also after a call that was answered: there the keep-alive time ends with the first byte."""
+    async with open_doors(tmp_path) as doors:
+        for before in (b"", GET):
+            streams = await doors.tcp()
+            assert not before or b" 200 " in await call(streams, before)
+            closed = asyncio.create_task(is_closed(streams))
+            streams[1].write(b"GET / HTTP/1.1\r\nX: ")
+            while not closed.done():
+                streams[1].write(b"x")
+                await asyncio.wait([closed], timeout=HEAD_S / 10)
+            assert closed.result()
+
+
+async def test_a_call_that_takes_long_is_not_hurt_and_the_next_one_comes_on_the_same_connection(
+    tmp_path: Path,
+) -> None:
+    async with open_doors(tmp_path) as doors:
+        doors.go_on.clear()
+        patient, silent = await doors.tcp(), await doors.tcp()
+        answer = asyncio.create_task(call(patient))
+        # a connection that is younger and says nothing outlives its time before this call is answered
+        assert await is_closed(silent)
+        assert await is_closed(await doors.tcp())
+        assert not answer.done()
+        doors.go_on.set()
+        assert b" 200 " in await answer
+        # between two calls it is the keep-alive time that counts
+        assert await is_closed(await doors.tcp())
+        assert b" 200 " in await call(patient)
+
+
+async def test_who_fills_the_port_does_not_keep_the_owner_out(tmp_path: Path) -> None:
+    async with open_doors(tmp_path) as doors:
+        doors.go_on.clear()
+        busy = [await doors.tcp() for _ in range(BOUNDS.tcp)]
+        answers = [asyncio.create_task(call(streams)) for streams in busy]
+        assert await call(await doors.tcp()) == b""
+        owner = asyncio.create_task(call(await doors.unix()))
+        doors.go_on.set()
+        assert b" 200 " in await owner
+        assert all(b" 200 " in answer for answer in await asyncio.gather(*answers))
+        busy[0][1].close()
+        await busy[0][1].wait_closed()
+        while b" 200 " not in await call(await doors.tcp()):
+            pass
+
+
+async def test_the_socket_has_a_bound_too(tmp_path: Path) -> None:
+    async with open_doors(tmp_path) as doors:
+        doors.go_on.clear()
+        answers = [asyncio.create_task(call(await doors.unix())) for _ in range(BOUNDS.unix)]
+        assert await call(await doors.unix()) == b""
+        doors.go_on.set()
+        assert all(b" 200 " in answer for answer in await asyncio.gather(*answers))
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "raised", "bounds"),
+    [
+        (64, 2048, 2048, Bounds(512, 256, 256)),
+        (64, 64, 64, Bounds(16, 8, 8)),
+        (64, 9999, 4096, Bounds(1024, 512, 512)),
+    ],
+)
+def test_the_limit_of_open_files_is_raised_as_far_as_it_is_allowed(
+    soft: int, hard: int, raised: int, bounds: Bounds
+) -> None:
+    code = (
+        "import resource; from payagent.api.connections import make_room;"
+        f"resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}));"
+        "print(make_room(), resource.getrlimit(resource.RLIMIT_NOFILE))"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert said.stdout == f"{bounds} {(raised, hard)}\n"
+
+
+async def test_what_is_not_http_is_refused_as_everything_else_is(tmp_path: Path) -> None:
+    async with open_doors(tmp_path) as doors:
+        for nonsense in (
+            b"\x16\x03\x01\x02\x00\x01\r\n\r\n",
+            b"GET  / HTTP/1.1\r\n\r\n",
+            b"GET / HTTP/1.1\r\n\r\n",
+        ):
+            reader, writer = await doors.tcp()
+            writer.write(nonsense)
+            async with asyncio.timeout(PATIENCE_S):
+                head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 400 "), head
+            assert b"application/problem+json" in head
+            problem = json.loads(body)
+            assert (problem["code"], problem["status"]) == ("bad_request", 400)
+            assert problem["instance"] == "urn:payagent:request:call_1"
+
+
+async def test_nonsense_after_an_answer_only_ends_the_connection(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The body of a call that was answered before it came."""
+    async with open_doors(tmp_path) as doors:
+        streams = await doors.tcp()
+        head = b"POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+        assert b" 200 " in await call(streams, head)
+        streams[1].write(b"this is no chunk\r\n\r\n")
+        assert await is_closed(streams)
+        assert b" 200 " in await call(await doors.tcp())
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
