@@ -5,9 +5,10 @@ does); overwrites a file; leaves half of its work behind when it fails.
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from payagent.agent.ports import Ports
@@ -23,6 +24,10 @@ SCOPES = ("pay", "read", "operate", "approve")
 APP_NAME = "operator"
 TOKEN_FILE = "operator.token"  # noqa: S105  the file's name
 WORDS_FILE = "recovery-words.txt"
+PASSPHRASE_LENGTH_MIN = 8
+
+Undo = list[Callable[[], object]]
+"""What takes back all that was done so far, in the order in which it was done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,24 +71,31 @@ def initialise(
 ) -> Made:
     """Make everything, or nothing. `write_words` puts new words in a 0600 file of the data folder.
 
-    Refused: `config_invalid`, `file_exists`, `keystore_exists`, `keystore_invalid`, `mnemonic_invalid`.
+    Refused: `config_invalid`, `file_exists`, `keystore_exists`, `mnemonic_invalid`, `passphrase_too_short`.
     """
-    with _undone_on_failure() as made:
-        _write_new(choices.config, config_text(choices), made)
+    require_long(choices.passphrase)
+    with _undone_on_failure() as undo:
+        _write_new(choices.config, config_text(choices), undo)
         settings = load_settings(choices.config, environ)
         _require_same(settings, choices)
-        _make_private_folder(settings.data_dir, made)
+        _make_private_folder(settings.data_dir, undo)
         _require_none(settings.data_dir)
         words = choices.words or keystore.new_words(randomness)
         words_file = settings.data_dir / WORDS_FILE if write_words and choices.words is None else None
         if words_file is not None:
-            _write_new(words_file, words + "\n", made)
-        header = _make_keystore(settings, words, choices.passphrase, randomness, made)
+            _write_new(words_file, words + "\n", undo)
+        header = _make_keystore(settings, words, choices.passphrase, randomness, undo)
         token = new_token(ports.randomness)
-        _make_ledger(settings.data_dir / "ledger.db", ports, hash_token(token), made)
-        _write_new(settings.data_dir / TOKEN_FILE, token + "\n", made)
+        _make_ledger(settings.data_dir / "ledger.db", ports, hash_token(token), undo)
+        _write_new(settings.data_dir / TOKEN_FILE, token + "\n", undo)
     shown = None if choices.words is not None else words
     return Made(choices.config, settings.data_dir, header.address, token, shown, words_file)
+
+
+def require_long(passphrase: str) -> None:
+    """The one rule for a new passphrase, typed or from a file. Refused: `passphrase_too_short`."""
+    if len(passphrase) < PASSPHRASE_LENGTH_MIN:
+        raise Refused("passphrase_too_short", f"it needs at least {PASSPHRASE_LENGTH_MIN} characters")
 
 
 def config_text(choices: Choices) -> str:
@@ -137,7 +149,7 @@ def _require_same(settings: Settings, choices: Choices) -> None:
 
 
 def _make_keystore(
-    settings: Settings, words: str, passphrase: str, randomness: keystore.RandomBytes, made: list[Path]
+    settings: Settings, words: str, passphrase: str, randomness: keystore.RandomBytes, undo: Undo
 ) -> keystore.Header:
     path = settings.data_dir / "keystore.json"
     header = keystore.create(
@@ -148,13 +160,14 @@ def _make_keystore(
         settings.keystore.account,
         randomness=randomness,
     )
-    made.append(path)
+    undo.append(path.unlink)
     return header
 
 
-def _make_ledger(path: Path, ports: Ports, token_hash: str, made: list[Path]) -> None:
+def _make_ledger(path: Path, ports: Ports, token_hash: str, undo: Undo) -> None:
     """An empty ledger with one app that may do everything."""
-    made += [path, path.with_name(path.name + "-wal"), path.with_name(path.name + "-shm")]
+    _write_new(path, "", undo)  # an empty file is an empty database, and is nobody else's
+    undo += [path.with_name(path.name + more).unlink for more in ("-wal", "-shm")]
     writer = Writer(path)
     app_id, now_ms = ports.new_id("app"), ports.clock.now_ms()
 
@@ -169,32 +182,44 @@ def _make_ledger(path: Path, ports: Ports, token_hash: str, made: list[Path]) ->
 
 def _require_none(data_dir: Path) -> None:
     """A wallet that is there stays as it is."""
-    if (data_dir / "keystore.json").exists():
-        raise Refused("keystore_exists", f"{data_dir / 'keystore.json'} is there already")
-    if (data_dir / "ledger.db").exists():
-        raise Refused("file_exists", f"{data_dir / 'ledger.db'} is there already")
+    for name, code in (
+        ("keystore.json", "keystore_exists"),
+        ("ledger.db", "file_exists"),
+        ("ledger.db-wal", "file_exists"),
+        ("ledger.db-shm", "file_exists"),
+    ):
+        if (data_dir / name).exists():
+            raise Refused(code, f"{data_dir / name} is there already")
 
 
-def _make_private_folder(folder: Path, made: list[Path]) -> None:
+def _make_private_folder(folder: Path, undo: Undo) -> None:
     """The data folder, for its owner alone. One that holds something already must be private already."""
     if not folder.exists():
-        folder.mkdir(parents=True)
-        made.append(folder)
+        _make_folders(folder, undo)
     elif not folder.is_dir():
         raise Refused("file_exists", f"{folder} is there already, and is not a folder")
     elif folder.stat().st_mode & 0o077 and any(folder.iterdir()):
         raise Refused("config_invalid", f"{folder} is open to others and not empty; run: chmod 700 {folder}")
+    undo.append(partial(folder.chmod, folder.stat().st_mode))
     folder.chmod(0o700)
 
 
-def _write_new(path: Path, text: str, made: list[Path]) -> None:
+def _make_folders(folder: Path, undo: Undo) -> None:
+    """The folder, and those on the way to it that are not there."""
+    for step in (*reversed(folder.parents), folder):
+        if not step.exists():
+            step.mkdir()
+            undo.append(step.rmdir)
+
+
+def _write_new(path: Path, text: str, undo: Undo) -> None:
     """A new file, durable and for its owner alone."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folders(path.parent, undo)
     try:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except FileExistsError:
         raise Refused("file_exists", f"{path} is there already") from None
-    made.append(path)
+    undo.append(path.unlink)
     with os.fdopen(handle, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
@@ -202,25 +227,22 @@ def _write_new(path: Path, text: str, made: list[Path]) -> None:
 
 
 @contextmanager
-def _undone_on_failure() -> Iterator[list[Path]]:
-    """Hands out a list of files and folders; all that are in it are removed when the block fails."""
-    made: list[Path] = []
+def _undone_on_failure() -> Iterator[Undo]:
+    """Hands out a list of steps; when the block fails, those that are in it are taken, the last first."""
+    undo: Undo = []
     try:
-        yield made
+        yield undo
     except OSError as error:
-        _remove(made)
+        _take_back(undo)
         raise Refused(
             "config_invalid", f"{error.filename or 'a file'} cannot be written: {error.strerror}"
         ) from None
     except BaseException:
-        _remove(made)
+        _take_back(undo)
         raise
 
 
-def _remove(paths: list[Path]) -> None:
-    for path in reversed(paths):
+def _take_back(undo: Undo) -> None:
+    for step in reversed(undo):
         with suppress(OSError):  # the error that led here is the one to be told
-            if path.is_dir():
-                path.rmdir()
-            else:
-                path.unlink(missing_ok=True)
+            step()

@@ -6,7 +6,7 @@ reaches into the wallet, the chain or the store; decides about a payment.
 
 Exit codes: 0 ok, 1 bug, 2 usage, 3 payment void, rejected or expired, 4 chain or merchant
 unreachable, 5 locked or unauthorised, 6 refused by a limit or the policy, 7 not enough funds, 8 still pending,
-10 dry run ok, 130 interrupted.
+10 dry run ok, 130 interrupted, 141 nobody reads the output any more (`| head`; a shell says the same of others).
 """
 
 import os
@@ -26,20 +26,29 @@ from payagent.cli.terminal import (
 )
 from payagent.core.problem import PROBLEMS, Refused
 
-USAGE, INTERRUPTED = 2, 130
+USAGE, INTERRUPTED, READER_GONE = 2, 130, 141
+COMPLETE = "_PAYAGENT_COMPLETE"  # click's: a shell asks what may come next
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command with the process's arguments, and exit with its code."""
-    sys.exit(run(sys.argv[1:] if arguments is None else arguments, standard_terminal()))
+    try:
+        terminal = standard_terminal()
+        code = run(sys.argv[1:] if arguments is None else arguments, terminal)
+        terminal.stdout.flush()
+    except BrokenPipeError:
+        code = READER_GONE
+        _silence()
+    sys.exit(code)
 
 
 def run(arguments: Sequence[str], terminal: Terminal) -> int:
-    """Run the command; every way in which it can end becomes one message and one exit code."""
-    from payagent.cli.commands import payagent
+    """Run the command; every way in which it can end becomes one message and one exit code.
 
+    But one: `BrokenPipeError` when nobody reads the output any more, to whom nothing can be said.
+    """
     try:
-        return _exit_code(payagent.main(list(arguments), "payagent", standalone_mode=False, obj=terminal))
+        return _exit_code(_invoke(arguments, terminal))
     except Refused as refused:
         terminal.complain(describe(refused))
         return refused.problem.exit_code
@@ -51,15 +60,37 @@ def run(arguments: Sequence[str], terminal: Terminal) -> int:
         _complain_of_usage(terminal, error)
         return USAGE
     except (click.Abort, KeyboardInterrupt):
-        terminal.say("interrupted")
+        terminal.say("\ninterrupted")  # after the ^C that the terminal shows
         return INTERRUPTED
     except BrokenPipeError:
-        # the reader went away (`| head`): nothing to say, and nothing more to flush
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        raise
     except Exception as error:  # noqa: BLE001  the last one who can tell the user
         terminal.complain(_bug(error))
         return 1
+
+
+def _invoke(arguments: Sequence[str], terminal: Terminal) -> object:
+    """What click's own `main` does, which would make an exit with 1 of a reader that went away."""
+    from payagent.cli.commands import payagent
+
+    if os.environ.get(COMPLETE):
+        payagent.main(prog_name="payagent")  # it answers the shell and exits
+    try:
+        with payagent.make_context("payagent", list(arguments), obj=terminal) as context:
+            return payagent.invoke(context)
+    except click.exceptions.Exit as ended:
+        return ended.exit_code
+    except SystemExit as ended:
+        if isinstance(ended.__context__, BrokenPipeError):
+            raise ended.__context__ from None  # rich makes that of it
+        raise
+
+
+def _silence() -> None:
+    """Python flushes both streams once more when it ends; what is left goes nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for number in (1, 2):
+        os.dup2(nowhere, number)
 
 
 def _exit_code(result: object) -> int:

@@ -3,50 +3,43 @@
 May import: click, core, cli. Never: computes a balance (the daemon does).
 """
 
-from pathlib import Path
 from typing import Any
 
 import click
 
 from payagent.cli.options import (
-    daemon_options,
+    Connect,
     example,
-    group_defaults,
-    link_to,
-    pass_terminal,
+    group_of,
+    page_options,
+    say_more,
     show_asset,
     show_units,
+    talks_to_daemon,
 )
 from payagent.cli.terminal import Terminal
 
 
-@click.group(invoke_without_command=True, epilog=example("payagent ledger", "payagent ledger entries --limit 5"))
-@daemon_options
-@click.pass_context
-def ledger(context: click.Context, config: Path | None, token_file: Path | None) -> None:
+@group_of("payagent ledger", "payagent ledger entries --limit 5", alone="balance")
+def ledger() -> None:
     """Show the double-entry ledger. Alone: the balance of every account."""
-    if group_defaults(context, config, token_file):
-        context.invoke(balance, config=config, token_file=token_file)
 
 
 @ledger.command(epilog=example("payagent ledger entries --payment pay_0123456789abcdef01234567"))
 @click.option("--payment", metavar="ID", help="Only the entries of this payment.")
 @click.option("--account", metavar="NAME", help="Only entries that touch this account, such as fees.")
-@click.option("--limit", type=click.IntRange(1, 500), default=20, show_default=True, help="How many.")
-@click.option("--cursor", metavar="TEXT", help="Where the page before ended.")
-@daemon_options
-@pass_terminal
+@page_options
+@talks_to_daemon
 def entries(
     terminal: Terminal,
+    connect: Connect,
     payment: str | None,
     account: str | None,
     limit: int,
     cursor: str | None,
-    config: Path | None,
-    token_file: Path | None,
 ) -> None:
     """Journal entries with their postings, newest first. Debits are positive."""
-    with link_to(config, token_file) as link:
+    with connect() as link:
         answer = link.get("/v1/ledger/entries", payment=payment, account=account, limit=limit, cursor=cursor)
     terminal.give(answer, lambda: _show_entries(terminal, answer))
 
@@ -61,16 +54,14 @@ def _show_entries(terminal: Terminal, answer: dict[str, Any]) -> None:
             head = ("", "", "", "")
     columns = ("entry", "at", "kind", "payment", "account", "asset", "units")
     terminal.table(columns, rows, right=("entry", "units"))
-    if answer.get("cursor"):
-        terminal.say(f"More: --cursor {answer['cursor']}")
+    say_more(terminal, answer)
 
 
 @ledger.command(epilog=example("payagent ledger balance --json"))
-@daemon_options
-@pass_terminal
-def balance(terminal: Terminal, config: Path | None, token_file: Path | None) -> None:
+@talks_to_daemon
+def balance(terminal: Terminal, connect: Connect) -> None:
     """The balance of every account. Over all accounts each asset sums to zero."""
-    with link_to(config, token_file) as link:
+    with connect() as link:
         answer = link.get("/v1/ledger/balance")
 
     def human() -> None:
@@ -83,21 +74,16 @@ def balance(terminal: Terminal, config: Path | None, token_file: Path | None) ->
     terminal.give(answer, human)
 
 
-@click.group(invoke_without_command=True, epilog=example("payagent limits"))
-@daemon_options
-@click.pass_context
-def limits(context: click.Context, config: Path | None, token_file: Path | None) -> None:
+@group_of("payagent limits", alone="show")
+def limits() -> None:
     """Show what may be spent."""
-    if group_defaults(context, config, token_file):
-        context.invoke(show, config=config, token_file=token_file)
 
 
 @limits.command(epilog=example("payagent limits show --json"))
-@daemon_options
-@pass_terminal
-def show(terminal: Terminal, config: Path | None, token_file: Path | None) -> None:
+@talks_to_daemon
+def show(terminal: Terminal, connect: Connect) -> None:
     """Each asset's limits, and what the last 24 hours left of them."""
-    with link_to(config, token_file) as link:
+    with connect() as link:
         answer = link.get("/v1/limits")
     parts = ("per_payment", "per_day", "spent_day", "left_day")
     columns = ("per payment", "per day", "spent", "left")

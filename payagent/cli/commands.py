@@ -27,7 +27,7 @@ Exit codes:
   2 usage or configuration                8 still pending
   3 payment void, rejected or expired     10 dry run ok
   4 chain, merchant or daemon unreachable
-  5 locked or unauthorised                130 interrupted"""
+  5 locked or unauthorised                130 interrupted, 141 nobody reads the output"""
 
 
 @click.group(
@@ -58,8 +58,6 @@ def serve(terminal: Terminal, config: Path | None, listen: str | None) -> None:
     It runs until SIGTERM or Ctrl-C. It is ready when /readyz answers 200. Its log goes to stderr.
     """
 
-    import asyncio
-
     from payagent.daemon import serve as run_daemon
     from payagent.log import Redactor, configure_logging
     from payagent.settings import load_settings
@@ -75,14 +73,12 @@ def serve(terminal: Terminal, config: Path | None, listen: str | None) -> None:
     def announce(places: Mapping[str, str]) -> None:
         terminal.say(f"payagent serves {places['network']} on {places['api']} and {places['socket']}")
 
-    asyncio.run(
-        run_daemon(
-            settings,
-            environ=os.environ,
-            prompt=ask if terminal.can_ask else None,
-            announce=announce,
-            redactor=redactor,
-        )
+    run_daemon(
+        settings,
+        environ=os.environ,
+        prompt=ask if terminal.can_ask else None,
+        announce=announce,
+        redactor=redactor,
     )
 
 

@@ -18,8 +18,6 @@ from payagent.core.problem import Refused
 if TYPE_CHECKING:
     from payagent.init import Made
 
-PASSPHRASE_LENGTH_MIN = 8
-
 
 def _absolute(path: str) -> Path:
     """A path from the root on: what is written in the config holds from every folder."""
@@ -170,7 +168,8 @@ def _read_words(terminal: Terminal, path: Path) -> str:
     try:
         if path.stat().st_mode & 0o077:
             terminal.say(f"note: {path} can be read by others; delete it when you are done")
-        return path.read_bytes()[:4096].decode()
+        with path.open("rb") as file:
+            return file.read(4096).decode()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise Refused("mnemonic_invalid", f"{path} cannot be read: {reason}") from None
@@ -193,12 +192,17 @@ def _ask_merchant() -> dict[str, str]:
 
 
 def _ask_passphrase() -> str:
+    from payagent.init import require_long
+
     while True:
         passphrase = str(
             click.prompt(
                 "Passphrase for the keystore", hide_input=True, confirmation_prompt="The same again", err=True
             )
         )
-        if len(passphrase) >= PASSPHRASE_LENGTH_MIN:
+        try:
+            require_long(passphrase)
+        except Refused as refused:
+            click.echo(f"{refused.problem.title}: {refused.detail}.", err=True)
+        else:
             return passphrase
-        click.echo(f"At least {PASSPHRASE_LENGTH_MIN} characters.", err=True)

@@ -5,7 +5,9 @@ over TCP, where anybody on this machine may hold the port while the daemon is aw
 """
 
 import json
+import os
 import ssl
+import stat
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -75,8 +77,7 @@ class Link:
         return body
 
     def _send(self, method: str, path: str, headers: dict[str, str], **content: Any) -> httpx.Response:
-        if not self.settings.api.socket.is_socket():
-            raise _not_running(self.settings)
+        _require_ours(self.settings)
         if self._client is None:
             self._client = _client(self.settings.api.socket)
         try:
@@ -96,6 +97,19 @@ def _client(socket: Path) -> httpx.Client:
     return httpx.Client(
         transport=transport, base_url="http://localhost", trust_env=False, follow_redirects=False, timeout=_TIMEOUT
     )
+
+
+def _require_ours(settings: Settings) -> None:
+    """The daemon's socket: one that somebody else listens on is told nothing."""
+    path = settings.api.socket
+    try:
+        status = path.stat()
+    except OSError:
+        raise _not_running(settings) from None
+    if not stat.S_ISSOCK(status.st_mode):
+        raise _not_running(settings)
+    if status.st_uid not in (0, os.geteuid()):
+        raise Refused("config_invalid", f"api.socket {path} belongs to another user: the token is not sent there")
 
 
 def _not_running(settings: Settings) -> Refused:

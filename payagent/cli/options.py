@@ -4,20 +4,24 @@ May import: click, core, cli.terminal, cli.link; settings inside a function. Nev
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from payagent.cli.terminal import Terminal
+from payagent.core.bounds import LIST_LIMIT_MAX
 from payagent.core.money import LOVELACE, format_ada
 
 if TYPE_CHECKING:
     from payagent.cli.link import Link
-    from payagent.settings import Settings
 
 F = TypeVar("F", bound=Callable[..., Any])
+R = TypeVar("R")
+Connect = Callable[[], "Link"]
+"""Opens the way to the daemon, with the settings of the config that was named."""
 
 pass_terminal = click.make_pass_decorator(Terminal)
 
@@ -54,7 +58,7 @@ def config_option(command: F) -> F:
     )(command)
 
 
-def daemon_options(command: F) -> F:
+def _daemon_options(command: F) -> F:
     """What every command takes that talks to the daemon: --config, --token-file, --json, --human."""
     token = click.option(
         "--token-file",
@@ -65,29 +69,55 @@ def daemon_options(command: F) -> F:
     return output_options(config_option(token(command)))
 
 
-def settings_of(config: Path | None) -> "Settings":
-    """The settings, as the daemon reads them."""
+def talks_to_daemon(command: Callable[..., R]) -> Callable[..., R]:
+    """Makes a command take what leads to the daemon; it is called with the terminal and the way there."""
+
+    @wraps(command)
+    def with_link(config: Path | None, token_file: Path | None, **given: Any) -> R:
+        terminal = click.get_current_context().ensure_object(Terminal)
+        return command(terminal, lambda: _link(config, token_file), **given)
+
+    return _daemon_options(with_link)
+
+
+def _link(config: Path | None, token_file: Path | None) -> "Link":
+    from payagent.cli.link import Link
     from payagent.settings import load_settings
 
-    return load_settings(config, os.environ)
+    return Link(load_settings(config, os.environ), token_file)
 
 
-def link_to(config: Path | None, token_file: Path | None) -> "Link":
-    """The way to the daemon of this config."""
-    from payagent.cli.link import Link
+def group_of(*examples: str, alone: str) -> Callable[[Callable[[], None]], click.Group]:
+    """A group of commands that talk to the daemon. Called alone it runs one of them; its options hold for all."""
 
-    return Link(settings_of(config), token_file)
+    def make(named: Callable[[], None]) -> click.Group:
+        @wraps(named)
+        def pass_on(**given: Any) -> None:
+            context = click.get_current_context()
+            if context.invoked_subcommand is None:
+                context.invoke(group.commands[alone], **given)
+            else:
+                told = {name: value for name, value in given.items() if value is not None}
+                context.default_map = {context.invoked_subcommand: told}
+
+        settled = click.group(invoke_without_command=True, epilog=example(*examples))
+        group: click.Group = settled(_daemon_options(pass_on))
+        return group
+
+    return make
 
 
-def group_defaults(context: click.Context, config: Path | None, token_file: Path | None) -> bool:
-    """Whether a group was called alone; if not, what it was given holds for its command too."""
-    if context.invoked_subcommand is None:
-        return True
-    given = {"config": config, "token_file": token_file}
-    context.default_map = {
-        context.invoked_subcommand: {name: value for name, value in given.items() if value is not None}
-    }
-    return False
+def page_options(command: F) -> F:
+    """--limit and --cursor, of every list that comes in pages."""
+    cursor = click.option("--cursor", metavar="TEXT", help="Where the page before ended.")
+    bound = click.IntRange(1, LIST_LIMIT_MAX)
+    return click.option("--limit", type=bound, default=20, show_default=True, help="How many.")(cursor(command))
+
+
+def say_more(terminal: Terminal, answer: Mapping[str, Any]) -> None:
+    """How to see the next page, when there is one."""
+    if answer.get("cursor"):
+        terminal.say(f"More: --cursor {answer['cursor']}")
 
 
 def example(*lines: str) -> str:

@@ -9,12 +9,11 @@ import json
 import re
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
-from payagent.cli.options import daemon_options, example, link_to, pass_terminal, show_asset, show_units
+from payagent.cli.options import Connect, example, show_asset, show_units, talks_to_daemon
 from payagent.cli.terminal import Json, ProblemError, Terminal, as_shown
 from payagent.core import strict_json
 from payagent.core.money import LOVELACE, parse_ada, parse_units
@@ -47,10 +46,10 @@ _ENVELOPE = {"status", "headers", "body"}
 @click.option("--max", "most", metavar="AMOUNT", help='At most this: "5 ADA", or "120 units" of a token.')
 @click.option("--dry-run", is_flag=True, help="Only say what it would take; exit code 10 when it may be paid.")
 @click.option("--no-wait", is_flag=True, help="Do not wait until the merchant can accept it; exit code 8 then.")
-@daemon_options
-@pass_terminal
+@talks_to_daemon
 def pay(
     terminal: Terminal,
+    connect: Connect,
     file: BinaryIO,
     merchant: str | None,
     origin: str | None,
@@ -58,8 +57,6 @@ def pay(
     most: str | None,
     dry_run: bool,
     no_wait: bool,
-    config: Path | None,
-    token_file: Path | None,
 ) -> int:
     """Pay a saved 402 and print the headers for the retry.
 
@@ -67,8 +64,8 @@ def pay(
     JSON object, or as lines for people. It waits until the merchant can be expected to accept the retry, as the
     merchant's `ready` setting says; interrupted, the payment goes on, and the same command finds it.
     """
-    with link_to(config, token_file) as link:
-        asked = _Request(_origin(link, merchant, origin), _response_text(file.read(FILE_BYTES_MAX)))
+    with connect() as link:
+        asked = _Request(_origin(link, merchant, origin), _response_text(_read(file)))
         bound = None if most is None else _parse_most(most)
         if dry_run:
             return _dry_run(terminal, link, asked, bound)
@@ -76,6 +73,14 @@ def pay(
         if not no_wait:
             payment = _wait(terminal, link, payment)
         return _outcome(terminal, payment)
+
+
+def _read(file: BinaryIO) -> bytes:
+    """The file, as far as a 402 can reach. Nothing at all is a slip of the caller's, not of the merchant's."""
+    raw = file.read(FILE_BYTES_MAX)
+    if not raw:
+        raise click.BadParameter("it is empty: no 402 was saved", param_hint="FILE")
+    return raw
 
 
 class _Request:

@@ -3,18 +3,18 @@
 May import: click, core, cli. Never: changes a payment.
 """
 
-from pathlib import Path
 from typing import Any
 
 import click
 
 from payagent.cli.options import (
-    daemon_options,
+    Connect,
     example,
-    group_defaults,
-    link_to,
-    pass_terminal,
+    group_of,
+    page_options,
+    say_more,
     show_units,
+    talks_to_daemon,
 )
 from payagent.cli.pay import in_words, show_outputs
 from payagent.cli.terminal import Terminal
@@ -61,35 +61,26 @@ EVENTS_IN_WORDS = {
 }
 
 
-@click.group(
-    invoke_without_command=True, epilog=example("payagent payments", "payagent payments list --state void")
-)
-@daemon_options
-@click.pass_context
-def payments(context: click.Context, config: Path | None, token_file: Path | None) -> None:
+@group_of("payagent payments", "payagent payments list --state void", alone="list")
+def payments() -> None:
     """List payments, or show one. Alone: the newest."""
-    if group_defaults(context, config, token_file):
-        context.invoke(list_payments, config=config, token_file=token_file)
 
 
 @payments.command("list", epilog=example("payagent payments list --state confirmed --limit 5"))
 @click.option("--state", type=click.Choice([str(state) for state in State]), help="Only payments in this state.")
 @click.option("--origin", metavar="ORIGIN", help="Only payments to this merchant's origin.")
-@click.option("--limit", type=click.IntRange(1, 100), default=20, show_default=True, help="How many.")
-@click.option("--cursor", metavar="TEXT", help="Where the page before ended.")
-@daemon_options
-@pass_terminal
+@page_options
+@talks_to_daemon
 def list_payments(
     terminal: Terminal,
+    connect: Connect,
     state: str | None,
     origin: str | None,
     limit: int,
     cursor: str | None,
-    config: Path | None,
-    token_file: Path | None,
 ) -> None:
     """Payments, newest first."""
-    with link_to(config, token_file) as link:
+    with connect() as link:
         answer = link.get("/v1/payments", state=state, origin=origin, limit=limit, cursor=cursor)
     terminal.give(answer, lambda: _show_list(terminal, answer))
 
@@ -107,8 +98,7 @@ def _show_list(terminal: Terminal, answer: dict[str, Any]) -> None:
         for row in answer["payments"]
     ]
     terminal.table(("payment", "created (UTC)", "state", "delivery", "pays", "to"), rows, right=("pays",))
-    if answer.get("cursor"):
-        terminal.say(f"More: --cursor {answer['cursor']}")
+    say_more(terminal, answer)
 
 
 def _sum_of(row: dict[str, Any]) -> str:
@@ -121,11 +111,10 @@ def _sum_of(row: dict[str, Any]) -> str:
 
 @payments.command(epilog=example("payagent payments show pay_0123456789abcdef01234567"))
 @click.argument("payment_id", metavar="ID")
-@daemon_options
-@pass_terminal
-def show(terminal: Terminal, payment_id: str, config: Path | None, token_file: Path | None) -> None:
+@talks_to_daemon
+def show(terminal: Terminal, connect: Connect, payment_id: str) -> None:
     """One payment: outputs, proof, and its history in words."""
-    with link_to(config, token_file) as link:
+    with connect() as link:
         payment = link.get(f"/v1/payments/{_in_path(payment_id)}")
     terminal.give(payment, lambda: _show_one(terminal, payment))
 

@@ -6,6 +6,7 @@ was not handed to be shown.
 """
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -133,6 +134,11 @@ def harmless(text: str) -> str:
 
 
 def standard_terminal() -> Terminal:
+    """The process's own streams; one that was closed before it began (`>&-`) is empty and takes everything."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            # the least free number is the stream's own: no file of ours is taken for it later
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
     return Terminal(sys.stdin, sys.stdout, sys.stderr)
 
 

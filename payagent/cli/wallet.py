@@ -3,45 +3,39 @@
 May import: click, core, cli. Never: builds a transaction (the daemon does).
 """
 
-from pathlib import Path
 from typing import Any
 
 import click
 
 from payagent.cli.options import (
-    daemon_options,
+    Connect,
     example,
-    group_defaults,
-    link_to,
-    pass_terminal,
+    group_of,
     show_asset,
     show_units,
+    talks_to_daemon,
 )
 from payagent.cli.pay import in_words
 from payagent.cli.terminal import Terminal
+from payagent.core.bounds import SPLIT_COUNT_MAX
 from payagent.core.money import LOVELACE, parse_ada, parse_asset, parse_units
-from payagent.core.problem import Refused
+from payagent.core.problem import Refused, own_order
 
 key_option = click.option(
     "--key", metavar="TEXT", help="Names the order: given again, it is the same transfer, and none is made anew."
 )
 
 
-@click.group(invoke_without_command=True, epilog=example("payagent wallet", "payagent wallet address"))
-@daemon_options
-@click.pass_context
-def wallet(context: click.Context, config: Path | None, token_file: Path | None) -> None:
+@group_of("payagent wallet", "payagent wallet address", alone="show")
+def wallet() -> None:
     """Show the wallet, split it, or send from it. Alone: the balances."""
-    if group_defaults(context, config, token_file):
-        context.invoke(show, config=config, token_file=token_file)
 
 
 @wallet.command(epilog=example("payagent wallet show --json"))
-@daemon_options
-@pass_terminal
-def show(terminal: Terminal, config: Path | None, token_file: Path | None) -> None:
+@talks_to_daemon
+def show(terminal: Terminal, connect: Connect) -> None:
     """Balances per asset: available, held for payments, and their sum."""
-    with link_to(config, token_file) as link:
+    with connect() as link:
         answer = link.get("/v1/wallet")
     terminal.give(answer, lambda: _show_wallet(terminal, answer))
 
@@ -60,11 +54,10 @@ def _show_wallet(terminal: Terminal, answer: dict[str, Any]) -> None:
 
 
 @wallet.command(epilog=example("payagent wallet address --human"))
-@daemon_options
-@pass_terminal
-def address(terminal: Terminal, config: Path | None, token_file: Path | None) -> None:
+@talks_to_daemon
+def address(terminal: Terminal, connect: Connect) -> None:
     """The wallet's one address, to send money to."""
-    with link_to(config, token_file) as link:
+    with connect() as link:
         answer = link.get("/v1/wallet")
     terminal.give(
         {"network": answer["network"], "address": answer["address"]}, lambda: terminal.line(answer["address"])
@@ -72,11 +65,10 @@ def address(terminal: Terminal, config: Path | None, token_file: Path | None) ->
 
 
 @wallet.command(epilog=example("payagent wallet utxos"))
-@daemon_options
-@pass_terminal
-def utxos(terminal: Terminal, config: Path | None, token_file: Path | None) -> None:
+@talks_to_daemon
+def utxos(terminal: Terminal, connect: Connect) -> None:
     """The wallet's coins, one by one, and what each is reserved for."""
-    with link_to(config, token_file) as link:
+    with connect() as link:
         answer = link.get("/v1/wallet/utxos")
 
     def human() -> None:
@@ -96,17 +88,14 @@ def utxos(terminal: Terminal, config: Path | None, token_file: Path | None) -> N
 
 
 @wallet.command(epilog=example('payagent wallet split --count 20 --each "10 ADA"'))
-@click.option("--count", type=click.IntRange(1), required=True, help="How many coins to make.")
+@click.option("--count", type=click.IntRange(1, SPLIT_COUNT_MAX), required=True, help="How many coins to make.")
 @key_option
 @click.option("--each", required=True, metavar="AMOUNT", help='What each holds, such as "10 ADA".')
-@daemon_options
-@pass_terminal
-def split(
-    terminal: Terminal, count: int, each: str, key: str | None, config: Path | None, token_file: Path | None
-) -> None:
+@talks_to_daemon
+def split(terminal: Terminal, connect: Connect, count: int, each: str, key: str | None) -> None:
     """Make so many coins of equal size, so that as many payments can be on their way at once."""
     body = {"count": count, "lovelace": str(parse_ada(each))}
-    with link_to(config, token_file) as link:
+    with connect() as link:
         _ordered(terminal, link.post("/v1/wallet/split", body, key))
 
 
@@ -122,17 +111,15 @@ def split(
 @click.option("--asset", metavar="ASSET", help="Policy id and asset name in hex. Default: ADA.")
 @click.option("--all", "everything", is_flag=True, help="Everything that is free.")
 @key_option
-@daemon_options
-@pass_terminal
+@talks_to_daemon
 def send(
     terminal: Terminal,
+    connect: Connect,
     to: str,
     amount: str | None,
     asset: str | None,
     everything: bool,
     key: str | None,
-    config: Path | None,
-    token_file: Path | None,
 ) -> None:
     """Send out of the wallet. No limit applies: it is the operator's own order. A terminal asks once more.
 
@@ -143,7 +130,7 @@ def send(
     if terminal.can_ask:
         what = "everything that is free" if everything else f"{amount}{'' if asset is None else ' of ' + asset}"
         click.confirm(f"Send {what} to {to}?", abort=True, err=True)
-    with link_to(config, token_file) as link:
+    with connect() as link:
         _ordered(terminal, link.post("/v1/wallet/send", body, key))
 
 
@@ -152,8 +139,9 @@ def _transfer(to: str, amount: str | None, asset: str | None, everything: bool) 
         raise click.UsageError("say how much: --amount AMOUNT (with --asset for a token), or --all")
     if everything:
         return {"address": to, "all": True}
-    name = LOVELACE if asset is None else parse_asset(asset)
-    units = parse_ada(amount) if name == LOVELACE else parse_units(amount, "--amount")
+    with own_order():
+        name = LOVELACE if asset is None else parse_asset(asset)
+        units = parse_ada(amount) if name == LOVELACE else parse_units(amount, "--amount")
     if units == 0:
         raise Refused("units_not_understood", "the amount is zero")
     return {"address": to, "asset": name, "units": str(units)}

@@ -16,7 +16,9 @@ _GENERATOR = (0x3B6A57B2, 0x26508E6D, 0x1EA119FA, 0x3D4233DD, 0x2A1462B3)
 _BASE58 = frozenset("123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz")
 
 KEY_BASE, KEY_ENTERPRISE = 0, 6
-_LENGTH = {KEY_BASE: 57, KEY_ENTERPRISE: 29}
+LENGTH_OF_TYPE = {KEY_BASE: 57, KEY_ENTERPRISE: 29}
+"""Bytes of an address, header and all, by the CIP-19 types that can be paid."""
+
 _REFUSED_TYPES = {
     1: "address_script",
     2: "address_script",
@@ -58,10 +60,10 @@ def parse_address(value: object, network: Network) -> Address:
         raise Refused("address_wrong_prefix", f"the prefix of {text} and its header name different networks")
     if header in _REFUSED_TYPES:
         raise Refused(_REFUSED_TYPES[header], f"{text} is of CIP-19 type {header}")
-    if header not in _LENGTH:
+    if header not in LENGTH_OF_TYPE:
         raise Refused("address_unknown_type", f"{text} is of type {header}, which CIP-19 does not define")
-    if len(raw) != _LENGTH[header]:
-        raise Refused("address_wrong_length", f"{text} has {len(raw)} bytes, type {header} has {_LENGTH[header]}")
+    if len(raw) != (length := LENGTH_OF_TYPE[header]):
+        raise Refused("address_wrong_length", f"{text} has {len(raw)} bytes, type {header} has {length}")
     if network_id != network.network_id:
         raise Refused("address_wrong_network", f"{text} is not an address of {network.name}")
     return Address(text, raw)

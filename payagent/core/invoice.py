@@ -16,6 +16,7 @@ OUTPUTS_MAX = 16
 
 Role = Literal["pay_to", "split", "change"]
 SplitMode = Literal["additional", "inclusive", "outputs"]
+Proof = Literal["tx_hash", "signed_cbor"]
 _INVOICE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}", re.ASCII)
 
 
@@ -35,6 +36,10 @@ class Invoice:
 
     `expires_at_ms` is absolute, anchored to the receipt; None where the dialect gives no end.
     `batch_target` is the number of calls that the payment buys, as far as the merchant says.
+    `proof` is what the retry carries. Of a transaction that is `handed_over` the merchant is the one who
+    broadcasts it. `echo` is what of the 402 its dialect repeats in the proof, as JSON. `commitment` is what the
+    transaction's metadata must commit to, 32 bytes in hex.
+    Without `has_own_id` the 402 names no invoice, and the id only tells its terms.
     """
 
     dialect: str
@@ -45,6 +50,11 @@ class Invoice:
     expires_at_ms: int | None
     decimals: int | None = None
     batch_target: int | None = None
+    proof: Proof = "tx_hash"
+    handed_over: bool = False
+    echo: str | None = None
+    commitment: str | None = None
+    has_own_id: bool = True
 
     @property
     def asset(self) -> str:
@@ -82,7 +92,7 @@ def check_outputs(outputs: tuple[Output, ...], own: Address | None) -> tuple[Out
     """Refuse a set of outputs that cannot be what an honest invoice means; return it otherwise.
 
     At most 16 outputs; one asset in all; no address twice (a duplicate cannot be told from a mistake);
-    none to ourselves (it would fake spend).
+    none to our own payment key, whatever the stake part (it would fake spend).
     """
     if not outputs or len(outputs) > OUTPUTS_MAX:
         raise Refused("outputs_too_many", f"{len(outputs)} outputs, 1 to {OUTPUTS_MAX} are accepted")
@@ -90,6 +100,6 @@ def check_outputs(outputs: tuple[Output, ...], own: Address | None) -> tuple[Out
         raise Refused("split_not_understood", "a split in another asset than the invoice's")
     if len({output.address.raw for output in outputs}) != len(outputs):
         raise Refused("split_not_understood", "the same address is to be paid twice")
-    if own is not None and any(output.address.raw == own.raw for output in outputs):
-        raise Refused("address_own", "an output pays the wallet's own address")
+    if own is not None and any(output.address.payment_key_hash == own.payment_key_hash for output in outputs):
+        raise Refused("address_own", "an output pays the wallet's own key")
     return outputs

@@ -6,12 +6,14 @@ Debits are positive. Accounts: `wallet` (ours and free), `held` (ours and reserv
 rollback adds the contrary entry.
 
 wallet + held equals what the chain shows at our address, to the unit, when nothing is in flight.
-May import: the standard library. Never: writes anything (store does).
+May import: the standard library, core.money. Never: writes anything (store does).
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
+
+from payagent.core.money import LOVELACE
 
 Kind = Literal["deposit", "undeposit", "reserve", "post", "reverse", "release"]
 Units = Mapping[str, int]
@@ -63,8 +65,9 @@ def reserve(hold: Units) -> Entry:
     return _transfer("reserve", WALLET, HELD, hold)
 
 
-def release(hold: Units) -> Entry:
-    return _transfer("release", HELD, WALLET, hold)
+def release(hold: Units, fee_lovelace: int = 0) -> Entry:
+    """Nothing was bought: the hold comes back, less the fee of the transaction that took it back, if one did."""
+    return _end_hold("release", hold, {}, fee_lovelace, WALLET)
 
 
 def post(hold: Units, spent: Units, fee_lovelace: int, account: str) -> Entry:
@@ -72,14 +75,7 @@ def post(hold: Units, spent: Units, fee_lovelace: int, account: str) -> Entry:
 
     `spent` is what the outputs took (riding ADA included, fee not).
     """
-    lines = [Posting(HELD, asset, -units) for asset, units in hold.items()]
-    lines += [Posting(account, asset, units) for asset, units in spent.items()]
-    lines.append(Posting(FEES, "lovelace", fee_lovelace))
-    left = dict(hold)
-    for line in lines[len(hold) :]:
-        left[line.asset] = left.get(line.asset, 0) - line.units
-    lines += [Posting(WALLET, asset, units) for asset, units in left.items() if units]
-    return Entry("post", tuple(lines))
+    return _end_hold("post", hold, spent, fee_lovelace, account)
 
 
 def reverse(entry: Entry) -> Entry:
@@ -94,6 +90,19 @@ def add(values: Iterable[Units]) -> dict[str, int]:
         for asset, units in value.items():
             total[asset] = total.get(asset, 0) + units
     return total
+
+
+def _end_hold(kind: Kind, hold: Units, spent: Units, fee_lovelace: int, account: str) -> Entry:
+    """A hold is over: into `account` what was spent, into the fees the fee, and the rest into the wallet again."""
+    lines = [Posting(HELD, asset, -units) for asset, units in hold.items()]
+    lines += [Posting(account, asset, units) for asset, units in spent.items()]
+    if fee_lovelace:
+        lines.append(Posting(FEES, LOVELACE, fee_lovelace))
+    left = dict(hold)
+    for line in lines[len(hold) :]:
+        left[line.asset] = left.get(line.asset, 0) - line.units
+    lines += [Posting(WALLET, asset, units) for asset, units in left.items() if units]
+    return Entry(kind, tuple(lines))
 
 
 def _transfer(kind: Kind, source: str, target: str, units: Units) -> Entry:

@@ -44,7 +44,7 @@ class Event(StrEnum):
     CONFIRM = "confirm"  # confirm_depth reached
     SETTLE = "settle"  # settle_depth reached
     REPLACE = "replace"  # no attempt can land any more, the anchor is unspent: a new attempt on it
-    CANCEL = "cancel"  # the anchor is to go back to ourselves
+    CANCEL = "cancel"  # a transaction that takes the anchor back to ourselves is durable
     VOID = "void"  # the anchor is spent void_depth deep by another transaction
 
 
@@ -70,12 +70,13 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.REPLACING, Event.CANCEL): State.CANCELLING,
     (State.REPLACING, Event.VOID): State.VOID,
     (State.CANCELLING, Event.SEEN_IN_BLOCK): State.IN_BLOCK,
+    (State.CANCELLING, Event.CANCEL): State.CANCELLING,
     (State.CANCELLING, Event.VOID): State.VOID,
     (State.IN_BLOCK, Event.CONFIRM): State.CONFIRMED,
     (State.IN_BLOCK, Event.BLOCK_LOST): State.IN_FLIGHT,
     (State.CONFIRMED, Event.SETTLE): State.SETTLED,
     (State.CONFIRMED, Event.BLOCK_LOST): State.IN_FLIGHT,
-    (State.VOID, Event.BLOCK_LOST): State.IN_FLIGHT,
+    (State.VOID, Event.BLOCK_LOST): State.CANCELLING,
 }
 
 NEVER_SIGNED = frozenset({State.REJECTED, State.DENIED})

@@ -57,6 +57,19 @@ def loads(data: bytes | str, *, max_bytes: int = MAX_BYTES, max_depth: int = MAX
     return value
 
 
+def dumps(value: object, *, sort_keys: bool = False) -> str:
+    """Write a value that `loads` gave, compact and in ASCII; a `JsonNumber` comes out as it was written."""
+    if isinstance(value, JsonNumber):
+        return value.text
+    if isinstance(value, dict):
+        items = sorted(value.items()) if sort_keys else value.items()
+        written = (f"{json.dumps(key)}:{dumps(item, sort_keys=sort_keys)}" for key, item in items)
+        return "{" + ",".join(written) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(dumps(item, sort_keys=sort_keys) for item in value) + "]"
+    return json.dumps(value)
+
+
 def decode_text(data: bytes | str, *, max_bytes: int = MAX_BYTES) -> str:
     """The text of foreign bytes, strictly UTF-8 and bounded (`json_not_understood`, `body_too_big`)."""
     if len(data) > max_bytes:

@@ -60,16 +60,24 @@ def invoke(*arguments: str | Path) -> Result:
     return Result(code, out.getvalue(), err.getvalue())
 
 
+def checks(config: Path) -> dict[str, Any]:
+    """What doctor says of this config, by name."""
+    return {check["name"]: check for check in invoke("doctor", "--config", config).json["checks"]}
+
+
 def spawn(
-    *arguments: str | Path, environ: Mapping[str, str] | None = None, **options: Any
+    *arguments: str | Path,
+    environ: Mapping[str, str] | None = None,
+    under: tuple[str, ...] = (),
+    **options: Any,
 ) -> subprocess.Popen[str]:
-    """Run a command as a process of its own; `environ` comes on top of ours.
+    """Run a command as a process of its own; `environ` comes on top of ours, `under` is a shell that starts it.
 
     Ctrl-C reaches it also where the tests themselves run in the background, with SIGINT ignored.
     """
     start = "import signal, runpy; signal.signal(signal.SIGINT, signal.default_int_handler); "
     start += "runpy.run_module('payagent', run_name='__main__', alter_sys=True)"
-    command = [sys.executable, "-c", start, *map(str, arguments)]
+    command = [*under, sys.executable, "-c", start, *map(str, arguments)]
     return subprocess.Popen(command, text=True, env=clean_environ() | dict(environ or {}), **options)
 
 
@@ -121,6 +129,12 @@ class Shop:
     def payagent(self, *arguments: str | Path) -> Result:
         """A command on this wallet's config."""
         return invoke(*arguments, "--config", self.config)
+
+    def config_of(self, data_dir: Path) -> Path:
+        """A config like this one, of another data folder; it lies beside this one."""
+        config = self.folder / f"of-{data_dir.name}.toml"
+        config.write_text(self.config.read_text().replace(str(self.data_dir), str(data_dir)))
+        return config
 
     def control(self, path: str, **body: object) -> None:
         self.http.post(f"{self.devnet.origin}/devnet/{path}", json=body).raise_for_status()

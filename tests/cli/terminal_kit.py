@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from cli_kit import PATIENCE_S, clean_environ
 
 _IN_A_TERMINAL = (
-    "import fcntl, os, sys, termios; os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY, 0);"
+    "import fcntl, os, signal, sys, termios; os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY, 0);"
+    "signal.signal(signal.SIGINT, signal.SIG_DFL);"
     "os.execv(sys.executable, [sys.executable, '-m', 'payagent', *sys.argv[1:]])"
 )
 
@@ -36,6 +37,10 @@ class Session:
 
     def type(self, text: str) -> None:
         os.write(self._master, text.encode() + b"\n")
+
+    def interrupt(self) -> None:
+        """Press Ctrl-C."""
+        os.write(self._master, b"\x03")
 
     def end(self) -> int:
         """Read what is left; the exit code."""

@@ -1,21 +1,53 @@
 """The command when the daemon does not run, or cannot start."""
 
+import json
 import os
 import signal
+import socket
 import subprocess
 from pathlib import Path
 
 import pytest
-from cli_kit import Shop, invoke, running, spawn, write_private
+from cli_kit import PASSPHRASE, Shop, checks, invoke, running, spawn, write_private
+from terminal_kit import at_terminal
 
 
 @pytest.mark.parametrize("command", [("wallet",), ("payments", "show", "pay_1"), ("ledger",), ("limits",)])
 def test_without_a_daemon_it_says_how_to_start_it(closed_shop: Shop, command: tuple[str, ...]) -> None:
     result = closed_shop.payagent(*command)
     assert (result.code, result.out, result.error["code"]) == (4, "", "daemon_not_running")
-    assert (
-        "payagent is not running: start it with `payagent serve`" in closed_shop.payagent(*command, "--human").err
+    said = closed_shop.payagent(*command, "--human").err
+    for words in ("payagent is not running: start it with `payagent serve`", "\n  money: ", "\n  next: "):
+        assert words in said
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("-</dev/null", "empty"),
+        ("-<&-", "empty"),
+        ("empty", "empty"),
+        (".", "directory"),
+        ("none.json", "no such file"),
+    ],
+)
+def test_a_402_that_cannot_be_read_is_a_usage_error(
+    closed_shop: Shop, tmp_path: Path, source: str, said: str
+) -> None:
+    """By whatever way the file is named; nothing is asked of a daemon for it."""
+    (tmp_path / "empty").touch()
+    file, redirected, stdin = source.partition("<")
+    started = spawn(
+        *("pay", file, "--merchant", "t", "--config", closed_shop.config),
+        under=("sh", "-c", f'"$@" {redirected}{stdin}', "sh"),
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
+    out, err = started.communicate(timeout=20)
+    error = json.loads(err)
+    assert (started.returncode, out, error["code"]) == (2, "", "usage")
+    assert said in error["detail"].lower()
 
 
 def test_doctor_works_without_a_daemon(closed_shop: Shop) -> None:
@@ -31,9 +63,9 @@ def test_doctor_tells_a_provider_that_is_not_there(closed_shop: Shop, tmp_path: 
     config.write_text(
         closed_shop.config.read_text().replace(closed_shop.devnet.chain_url, "http://127.0.0.1:9/api")
     )
-    checks = {check["name"]: check for check in invoke("doctor", "--config", config).json["checks"]}
-    assert not checks["provider 1"]["ok"]
-    assert "http://127.0.0.1:9/api" in checks["provider 1"]["detail"]
+    provider = checks(config)["provider 1"]
+    assert not provider["ok"]
+    assert "http://127.0.0.1:9/api" in provider["detail"]
 
 
 def test_doctor_tells_a_provider_of_another_network(closed_shop: Shop, tmp_path: Path) -> None:
@@ -71,3 +103,40 @@ def test_the_daemon_stops_cleanly_on_ctrl_c(closed_shop: Shop) -> None:
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 0
     assert not os.path.lexists(closed_shop.folder / "s")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_a_socket_of_another_user_is_told_nothing(closed_shop: Shop, tmp_path: Path) -> None:
+    path = tmp_path / "payagent.sock"
+    config = tmp_path / "config.toml"
+    config.write_text(closed_shop.config.read_text().replace(str(closed_shop.folder / "s"), str(path)))
+    with socket.socket(socket.AF_UNIX) as squatter:
+        squatter.bind(str(path))
+        squatter.listen()
+        squatter.setblocking(False)
+        os.chown(path, 12_345, 12_345)
+        result = invoke("wallet", "--config", config)
+        assert (result.code, result.error["code"]) == (2, "config_invalid")
+        assert "belongs to another user" in result.error["detail"]
+        with pytest.raises(BlockingIOError):
+            squatter.accept()
+
+
+def test_ctrl_c_at_the_question_for_the_passphrase_ends_the_daemon_that_does_not_listen_yet(
+    closed_shop: Shop, tmp_path: Path
+) -> None:
+    config = tmp_path / "config.toml"
+    text = closed_shop.config.read_text().replace("passphrase_file", "# passphrase_file")
+    config.write_text(text.replace(str(closed_shop.folder / "s"), str(tmp_path / "api/s")))
+    with at_terminal("serve", "--config", config) as session:
+        session.expect("Passphrase of the keystore")
+        assert not (tmp_path / "api").exists()
+        session.interrupt()
+        assert session.end() == 130
+    assert "interrupted" in session.seen
+    with at_terminal("serve", "--config", config) as session:
+        session.expect("Passphrase of the keystore")
+        session.type(PASSPHRASE)
+        session.expect("payagent serves devnet")
+        session.interrupt()
+        assert session.end() == 0

@@ -8,9 +8,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from cli_kit import TOKEN, Result, Shop, invoke, spawn, until, write_private
+from cli_kit import TOKEN, Result, Shop, checks, invoke, spawn, until, write_private
 
 from payagent.devnet.merchant import role_address
+
+OTHER = role_address("creator").text
 
 
 def pay(shop: Shop, file: Path, *more: str) -> Result:
@@ -125,13 +127,14 @@ def test_an_unknown_sender_is_refused(shop: Shop) -> None:
     [
         ('{"detail": {"status": "pending"}}', "not_an_invoice"),
         ("<html>", "body_not_understood"),
+        (b"\xff\xfe{\x00", "json_not_understood"),
         ('{"detail": {"payTo": "a", "payTo": "b"}}', "json_not_understood"),
         ('{"status": 402, "body": {"a": 1, "a": 2}}', "json_not_understood"),
     ],
 )
-def test_what_is_no_invoice_is_refused_as_it_came(shop: Shop, text: str, code: str) -> None:
+def test_what_is_no_invoice_is_refused_as_it_came(shop: Shop, text: str | bytes, code: str) -> None:
     file = shop.folder / "odd.json"
-    file.write_text(text)
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
     before = len(shop.payments())
     refused = pay(shop, file)
     assert (refused.code, refused.error["code"], refused.out) == (3, code, "")
@@ -195,7 +198,9 @@ def test_the_books_balance_and_tell_a_payment(shop: Shop) -> None:
 
 
 def test_an_unknown_payment_is_not_found(shop: Shop) -> None:
-    assert shop.payagent("payments", "show", "pay_none").error["code"] == "not_found"
+    unknown = shop.payagent("payments", "show", "pay_none")
+    assert (unknown.code, unknown.out, unknown.error["code"]) == (2, "", "not_found")
+    assert "pay_none" in unknown.error["detail"]
     assert shop.payagent("payments", "show", "../wallet").error["code"] == "usage"
 
 
@@ -224,6 +229,27 @@ def test_a_transfer_that_has_a_key_is_ordered_once(shop: Shop) -> None:
 def test_a_transfer_that_is_not_clear_is_not_sent(shop: Shop, amount: tuple[str, ...]) -> None:
     before = len(shop.payments())
     assert shop.payagent("wallet", "send", role_address("creator").text, *amount).code == 2
+    assert len(shop.payments()) == before
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        ("addr_test1xyz", "--amount", "5 ADA"),
+        ("addr_test1xyz", "--all"),
+        (OTHER, "--amount", "0.5 ADA"),
+        (OTHER, "--amount", "46000000000 ADA"),
+        (OTHER, "--asset", "USDM", "--amount", "5"),
+        (OTHER, "--asset", TOKEN, "--amount", "5 ADA"),
+        (OTHER, "--asset", TOKEN, "--amount", "0"),
+    ],
+    ids=" ".join,
+)
+def test_an_order_that_cannot_be_is_the_operators_to_correct(shop: Shop, order: tuple[str, ...]) -> None:
+    before = len(shop.payments())
+    refused = shop.payagent("wallet", "send", *order)
+    assert refused.code == 2, refused.err
+    assert "merchant" not in refused.err
     assert len(shop.payments()) == before
 
 
@@ -281,9 +307,7 @@ def test_a_broken_ledger_is_found(shop: Shop, tmp_path: Path) -> None:
     for name in ("keystore.json", "operator.token"):
         write_private(tmp_path / name, (shop.data_dir / name).read_text())
     tmp_path.chmod(0o700)
-    text = shop.config.read_text().replace(str(shop.data_dir), str(tmp_path))
-    other = shop.folder / "broken.toml"
-    other.write_text(text)
+    other = shop.config_of(tmp_path)
     source = sqlite3.connect(shop.data_dir / "ledger.db")
     ledger = tmp_path / "ledger.db"
     copy = sqlite3.connect(ledger)
@@ -299,9 +323,10 @@ def test_a_broken_ledger_is_found(shop: Shop, tmp_path: Path) -> None:
     write_private(ledger, "not a database, and long enough to be looked at" * 40)
     for extra in ("ledger.db-wal", "ledger.db-shm"):
         (tmp_path / extra).unlink(missing_ok=True)
-    assert "cannot be read" in _ledger_detail(other)
+    assert "cannot be used" in _ledger_detail(other)
 
 
 def _ledger_detail(config: Path) -> str:
-    checks = invoke("doctor", "--config", config).json["checks"]
-    return next(str(check["detail"]) for check in checks if check["name"] == "ledger" and not check["ok"])
+    check = checks(config)["ledger"]
+    assert not check["ok"]
+    return str(check["detail"])

@@ -1,11 +1,14 @@
 """What `payagent doctor` says of the books themselves."""
 
+import json
+import os
 import sqlite3
+import subprocess
 from contextlib import closing
 from pathlib import Path
 
 import pytest
-from cli_kit import Shop, invoke, write_private
+from cli_kit import Shop, checks, spawn, write_private
 
 from payagent.core import ledger
 from payagent.core.payment import State
@@ -38,7 +41,7 @@ def write_history(unit: Unit) -> None:
 
 
 @pytest.fixture
-def config(closed_shop: Shop, tmp_path: Path) -> Path:
+def data(closed_shop: Shop, tmp_path: Path) -> Path:
     """A data folder of its own, with the shop's keystore and a ledger with a history."""
     folder = tmp_path / "data"
     folder.mkdir(mode=0o700)
@@ -46,20 +49,35 @@ def config(closed_shop: Shop, tmp_path: Path) -> Path:
     writer = Writer(folder / "ledger.db")
     writer.submit("history", write_history).result(10)
     writer.close()
-    config = tmp_path / "config.toml"
-    config.write_text(closed_shop.config.read_text().replace(str(closed_shop.data_dir), str(folder)))
-    return config
+    return folder
 
 
-def ledger_check(config: Path) -> dict[str, object]:
-    checks = invoke("doctor", "--config", config).json["checks"]
-    return next(check for check in checks if check["name"] == "ledger")
-
-
-def test_it_says_that_the_chain_of_events_holds(config: Path) -> None:
-    check = ledger_check(config)
+def test_it_says_that_the_chain_of_events_holds(closed_shop: Shop, data: Path) -> None:
+    check = checks(closed_shop.config_of(data))["ledger"]
     assert check["ok"], check
     assert "its events are one unbroken chain" in str(check["detail"])
+
+
+def test_it_says_what_a_ledger_that_is_not_there_means(closed_shop: Shop, data: Path) -> None:
+    (data / "ledger.db").unlink()
+    found = checks(closed_shop.config_of(data))
+    assert found["ledger file"]["code"] == found["ledger"]["code"] == "ledger_missing"
+    assert not (data / "ledger.db").exists()
+
+
+@pytest.mark.parametrize("name", ["keystore.json", "ledger.db"])
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(closed_shop: Shop, data: Path, name: str) -> None:
+    path = data / name
+    path.unlink()
+    os.mkfifo(path, 0o600)
+    process = spawn("doctor", "--json", "--config", closed_shop.config_of(data), stdout=subprocess.PIPE)
+    try:
+        out, _ = process.communicate(timeout=30)
+    finally:
+        process.kill()
+        process.wait()
+    wrong = {check["name"] for check in json.loads(out)["checks"] if not check["ok"]}
+    assert {"keystore.json": "keystore", "ledger.db": "ledger"}[name] in wrong
 
 
 @pytest.mark.parametrize(
@@ -70,13 +88,13 @@ def test_it_says_that_the_chain_of_events_holds(config: Path) -> None:
     ],
 )
 def test_it_finds_history_that_was_changed_though_the_guards_are_back(
-    config: Path, tampering: str, trigger: str, first_bad: str
+    closed_shop: Shop, data: Path, tampering: str, trigger: str, first_bad: str
 ) -> None:
-    with closing(sqlite3.connect(config.parent / "data" / "ledger.db")) as conn, conn:
+    with closing(sqlite3.connect(data / "ledger.db")) as conn, conn:
         (guard,) = conn.execute("SELECT sql FROM sqlite_master WHERE name = ?", (trigger,)).fetchone()
         conn.execute(f"DROP TRIGGER {trigger}")
         conn.execute(tampering)
         conn.execute(guard)
-    check = ledger_check(config)
+    check = checks(closed_shop.config_of(data))["ledger"]
     assert not check["ok"]
     assert str(check["detail"]).endswith(f"are changed from {first_bad} on")

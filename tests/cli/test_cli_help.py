@@ -12,9 +12,11 @@ import pytest
 from cli_kit import invoke, spawn
 
 from payagent.cli.reference import help_of, reference, walk
+from payagent.core.bounds import LIST_LIMIT_MAX, SPLIT_COUNT_MAX
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = dict(walk())
+HELP_MAX_S = 0.3
 HEAVY = ("pycardano", "fastapi", "httpx", "pydantic", "uvicorn", "sqlite3", "rich", "structlog")
 
 
@@ -45,8 +47,16 @@ def test_help_is_quick() -> None:
         subprocess.run([sys.executable, "-m", "payagent", "--help"], check=True, stdout=subprocess.DEVNULL)
         return time.perf_counter() - started_s
 
-    # 0.14 s when measured alone; the machine may be busy with other tests
-    assert min(seconds() for _ in range(5)) < 0.6
+    # the machine may be busy with other tests: one of many is enough to show what the command itself takes
+    assert any(seconds() < HELP_MAX_S for _ in range(30))
+
+
+def test_a_shell_is_told_how_to_complete() -> None:
+    process = spawn(environ={"_PAYAGENT_COMPLETE": "bash_source"}, stdout=subprocess.PIPE)
+    out, _ = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert "complete" in out
+    assert "Usage" not in out
 
 
 def test_help_loads_nothing_heavy() -> None:
@@ -98,3 +108,20 @@ def test_a_devnet_listens_on_loopback_only(listen: str) -> None:
     result = invoke("devnet", "--listen", listen)
     assert result.code == 2
     assert "--listen" in result.error["detail"]
+
+
+@pytest.mark.parametrize(
+    ("command", "most"),
+    [
+        (("payments", "list", "--limit"), LIST_LIMIT_MAX),
+        (("ledger", "entries", "--limit"), LIST_LIMIT_MAX),
+        (("wallet", "split", "--each", "2 ADA", "--count"), SPLIT_COUNT_MAX),
+    ],
+)
+def test_what_the_daemon_would_refuse_is_a_usage_error(command: tuple[str, ...], most: int) -> None:
+    """The bound is the daemon's own: at it the command goes on to look for its config."""
+    none = ("--config", "/nonexistent/config.toml")
+    assert invoke(*command, str(most), *none).error["code"] == "config_invalid"
+    beyond = invoke(*command, str(most + 1), *none)
+    assert (beyond.code, beyond.error["code"]) == (2, "usage")
+    assert str(most) in beyond.error["detail"]

@@ -134,6 +134,44 @@ def test_a_passphrase_file_must_be_private(tmp_path: Path) -> None:
     assert "chmod 600" in result.error["detail"]
 
 
+def test_a_short_passphrase_is_refused_from_a_file_too(tmp_path: Path) -> None:
+    write_private(tmp_path / "passphrase", "seven77\n")
+    result = invoke(*arguments(tmp_path))
+    assert (result.code, result.error["code"]) == (2, "passphrase_too_short")
+    assert "8 characters" in result.error["detail"]
+    assert "seven77" not in result.err
+    assert listing(tmp_path) == {"passphrase"}
+    write_private(tmp_path / "passphrase", "éight888\n")
+    made(tmp_path)
+
+
+def test_folders_that_it_made_on_the_way_go_with_a_failure(tmp_path: Path) -> None:
+    there = tmp_path / "there"
+    there.mkdir(mode=0o750)
+    empty = tmp_path / "empty"
+    empty.mkdir(mode=0o755)
+    before = {path: path.stat().st_mode for path in (tmp_path, there, empty)}
+    words = write_private(tmp_path / "words", "walrus " * 24)
+    for data in (there / "a/b/data", empty):
+        places = ("--config", there / "etc/deep/config.toml", "--data-dir", data)
+        result = invoke(*arguments(tmp_path, *places, "--restore", words))
+        assert (result.code, result.error["code"]) == (2, "mnemonic_invalid")
+        assert listing(tmp_path) == {"passphrase", "words", "there", "empty"}
+        assert {path: path.stat().st_mode for path in before} == before
+    places = ("--config", there / "etc/deep/config.toml", "--data-dir", there / "a/b/data")
+    made(tmp_path, *places)
+    assert stat.S_IMODE((there / "a/b/data").stat().st_mode) == 0o700
+
+
+def test_what_is_left_of_another_ledger_is_not_taken_nor_removed(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir(mode=0o700)
+    (data / "ledger.db-wal").write_text("precious")
+    result = invoke(*arguments(tmp_path))
+    assert (result.code, result.error["code"]) == (2, "file_exists")
+    assert listing(tmp_path) == {"passphrase", "data", "data/ledger.db-wal"}
+
+
 def test_without_a_terminal_it_names_what_is_missing(tmp_path: Path) -> None:
     result = invoke("init", "--config", tmp_path / "config.toml")
     assert result.code == 2
@@ -150,13 +188,13 @@ def listing(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*")}
 
 
-def test_errors_for_people_say_what_happened_what_it_means_and_what_to_do(tmp_path: Path) -> None:
+def test_errors_for_people_say_what_happened_and_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text("precious")
     words = [str(word) for word in arguments(tmp_path, "--human")]
     words.remove("--json")
     err = invoke(*words).err
     assert "file_exists" in err
-    assert "\n  money: " in err
+    assert "\n  money: " not in err, "no payment was decided on"
     assert "\n  next: " in err
     with pytest.raises(json.JSONDecodeError):
         json.loads(err)

@@ -2,9 +2,13 @@
 
 import re
 import socket
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
+
+from cli_kit import Shop, checks
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 90
@@ -40,3 +44,24 @@ def test_the_walk_of_the_readme_ends_with_a_served_call(tmp_path: Path) -> None:
     assert "\n200\n" in result.stdout
     assert '"delivery":"accepted"' in result.stdout.replace(" ", "")
     assert '"state": "confirmed"' in result.stdout
+
+
+def test_the_copy_of_a_ledger_in_use_is_whole(shop: Shop, tmp_path: Path) -> None:
+    """The newest entries lie in ledger.db-wal as yet, where a copy of the one file would lose them."""
+    assert shop.payagent("pay", shop.saved("to be copied"), "--merchant", "t").code == 0
+    assert (shop.data_dir / "ledger.db-wal").stat().st_size > 0
+    newest = shop.payagent("ledger", "entries", "--limit", "1").json["entries"][0]
+    (command,) = blocks("Copies of the ledger")
+    source = "~/.local/share/payagent/ledger.db"
+    assert source in command
+    script = f"export PATH={Path(sys.executable).parent}:$PATH\ncd {tmp_path}\n"
+    script += command.replace(source, str(shop.data_dir / "ledger.db"))
+    made = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=30, check=False)
+    assert (made.returncode, made.stderr) == (0, "")
+    (copy,) = tmp_path.iterdir()
+    assert copy.stat().st_mode & 0o777 == 0o600
+    with closing(sqlite3.connect(copy)) as conn:
+        assert conn.execute("SELECT max(id) FROM journal").fetchone() == (newest["id"],)
+    copy.rename(tmp_path / "ledger.db")
+    found = checks(shop.config_of(tmp_path))
+    assert (found["ledger"]["ok"], found["ledger file"]["ok"]) == (True, True), found

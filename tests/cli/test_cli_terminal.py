@@ -68,7 +68,7 @@ def test_init_asks_and_shows_the_words_once(tmp_path: Path) -> None:
         ):
             session.expect(question)
             session.type(answer)
-        session.expect("At least 8 characters")
+        session.expect("at least 8 characters")
         for question in ("Passphrase", "The same again"):
             session.expect(question)
             session.type(PASSPHRASE)

@@ -1,0 +1,69 @@
+"""Streams that are gone: a reader that went away, and streams that were closed from the start."""
+
+import os
+import subprocess
+
+import pytest
+from cli_kit import Result, Shop, spawn
+
+READER_GONE = 141
+
+
+def ended(process: subprocess.Popen[str]) -> Result:
+    out, err = process.communicate(timeout=20)
+    return Result(process.returncode, out or "", err or "")
+
+
+def unread() -> int:
+    """The writing end of a pipe that nobody reads."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    return writing
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("--help",),
+        ("--version",),
+        ("payments", "list", "--help"),
+        ("wallet",),
+        ("wallet", "--human"),
+        ("payments", "list", "--json"),
+        ("payments", "list", "--human"),
+    ],
+)
+def test_a_reader_that_went_away_is_no_error(shop: Shop, command: tuple[str, ...]) -> None:
+    config = ("--config", shop.config) if command[0] in ("wallet", "payments") and "--help" not in command else ()
+    writing = unread()
+    try:
+        result = ended(spawn(*command, *config, stdout=writing, stderr=subprocess.PIPE))
+    finally:
+        os.close(writing)
+    assert (result.code, result.err) == (READER_GONE, "")
+
+
+def test_an_error_that_nobody_reads_is_no_bug(shop: Shop) -> None:
+    """As in `payagent payments show pay_none 2>&1 | true`."""
+    unknown = ("payments", "show", "pay_none", "--config", shop.config)
+    writing = unread()
+    try:
+        both = ended(spawn(*unknown, stdout=writing, stderr=subprocess.STDOUT))
+    finally:
+        os.close(writing)
+    assert both.code == READER_GONE
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize(("command", "code"), [(("wallet",), 0), (("payments", "show", "pay_none"), 2)])
+def test_streams_that_were_closed_change_no_exit_code(
+    shop: Shop, command: tuple[str, ...], code: int, closed: str
+) -> None:
+    started = spawn(
+        *(*command, "--config", shop.config),
+        under=("sh", "-c", f'"$@" {closed}', "sh"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    result = ended(started)
+    assert (result.code, "Traceback" in result.err) == (code, False)
