@@ -1,29 +1,52 @@
 """dialects: one wire form of a 402 and of its proof each, to and from the core's invoice.
 
-`read_invoice` tells the dialect by its shape and refuses what has two shapes or none.
+`read_offers` tells the dialect by its shape and refuses what has two shapes or none.
 May import: the standard library, core. Never: I/O, a clock, a guess; it raises nothing but `Refused`.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 
 from payagent.core.invoice import Invoice, parse_invoice_id
 from payagent.core.problem import Refused
-from payagent.dialects import flux, tbackend
+from payagent.dialects import flux, sdk_x402, tbackend, x402, x402_v1, x402_v2
+from payagent.dialects.answers import Answer, Said, read_answer
 from payagent.dialects.status import StatusSaid, read_status
-from payagent.dialects.wire import Reading, Response, is_json_type, make_response, parse_response, show
+from payagent.dialects.wire import (
+    PAYMENT_REQUIRED,
+    Call,
+    Reading,
+    Response,
+    Shown,
+    is_json_type,
+    make_response,
+    parse_answer,
+    parse_response,
+    show,
+)
 
 __all__ = [
+    "WITH_STATUS",
+    "Answer",
+    "Call",
     "Reading",
     "Response",
+    "Said",
+    "Shown",
     "StatusSaid",
     "make_response",
+    "parse_answer",
     "parse_response",
     "proof_headers",
-    "read_invoice",
+    "read_answer",
+    "read_offers",
     "read_status",
 ]
 
+WITH_STATUS = frozenset((tbackend.NAME, flux.NAME))
+"""Dialects whose merchants can be asked how an invoice stands."""
+
+_X402 = "x402"
 WALLET_WANTED = "wallet_address_required_for_prepaid_batches"
 
 _TBACKEND_MARKS = frozenset(("invoiceId", "amountUnits", "payTo"))
@@ -32,13 +55,16 @@ _FLUX_MARKS = frozenset(("amount", "currency", "payTo"))
 _FLUX_ONLY = frozenset(("amount", "currency", "splits", "splitMode", "expiresAt"))
 _FLUX_HEADERS = frozenset(flux.HEADERS)
 _X402_KEYS = frozenset(("x402Version", "accepts", "x402", "paymentRequired", "protocol", "maxAmountRequired"))
-_X402_HEADERS = frozenset(("payment-required", "x-payment-required"))
+_X402_HEADERS = frozenset((PAYMENT_REQUIRED, "x-payment-required"))
 _MATERIOS_HEADER = "x-402-payment-required"
 _HEADER_VALUE = re.compile(r"[\x21-\x7e]+", re.ASCII)
 
 
-def read_invoice(response: Response, reading: Reading) -> Invoice:
-    """The invoice of a 402, or `Refused`; nothing is an invoice unless it is understood in full."""
+def read_offers(response: Response, reading: Reading) -> tuple[Invoice, ...]:
+    """The invoices of a 402 of which one is to be paid, in the merchant's order; at least one, or `Refused`.
+
+    Nothing is an invoice unless it is understood in full.
+    """
     if any(WALLET_WANTED in text for text in _texts(response.body)):
         raise Refused("wallet_address_required", "the merchant answered " + WALLET_WANTED)
     if response.status != 402:
@@ -47,33 +73,66 @@ def read_invoice(response: Response, reading: Reading) -> Invoice:
     shapes = _shapes(body, response.headers)
     if len(shapes) > 1:
         raise Refused("mixed_dialects", "the 402 has the shapes of " + " and ".join(shapes))
+    if shapes == [_X402]:
+        return _read_x402(response, reading)
     if not isinstance(body, dict) or not shapes:
         raise _no_invoice(body)
     if shapes[0] not in (tbackend.NAME, flux.NAME):
         raise Refused("body_not_understood", f"the 402 has the shape of {shapes[0]}, which is not paid")
-    if "content-type" in response.headers and not is_json_type(response.headers):
-        raise Refused("body_not_understood", f"the content type is {show(response.headers['content-type'], 80)}")
+    _require_json_type(response)
     _refuse_status(body)
     if shapes[0] == flux.NAME:
-        return flux.read(body, response.headers, reading)
+        return (flux.read(body, response.headers, reading),)
     detail = body["detail"]
     _refuse_status(detail)
-    return tbackend.read(body, detail, reading)
+    return (tbackend.read(body, detail, reading),)
+
+
+def _read_x402(response: Response, reading: Reading) -> tuple[Invoice, ...]:
+    """What the header says counts, and never a body beside it; only without the header is the body looked at."""
+    body = response.body
+    if PAYMENT_REQUIRED in response.headers:
+        required = x402.decode_header(response.headers[PAYMENT_REQUIRED])
+        if "x402Version" not in required and "version" in required:
+            return (sdk_x402.read(required, body, reading),)
+        return x402_v2.read(required, reading)
+    page = x402_v1.find_page(body) if isinstance(body, str) else None
+    if page is None:
+        _require_json_type(response)
+    said = page or body
+    version = said.get("x402Version") if isinstance(said, dict) else None
+    if isinstance(said, dict) and type(version) is int and version == x402_v1.VERSION:
+        return x402_v1.read(said, reading)
+    if isinstance(said, dict) and type(version) is int and version == x402_v2.VERSION and page is None:
+        return x402_v2.read(said, reading)
+    raise Refused("body_not_understood", f"the 402 has a shape of x402 that is not paid: {show(said)}")
+
+
+def _require_json_type(response: Response) -> None:
+    if "content-type" in response.headers and not is_json_type(response.headers):
+        raise Refused("body_not_understood", f"the content type is {show(response.headers['content-type'], 80)}")
 
 
 def proof_headers(
-    dialect: str, *, invoice_id: str, proof: str, partner: str | None, wallet: str
+    dialect: str, *, invoice_id: str, shown: Shown, echo: str | None, partner: str | None, wallet: str
 ) -> dict[str, str]:
-    """The headers that a client adds to its retry; `proof` is a tx hash or the signed CBOR in hex.
+    """The headers that a client adds to its retry; `echo` is the invoice's.
 
-    Both dialects take the proof raw: no JSON, no base64. A value that a header cannot hold is refused.
+    The dialect is the invoice's own, never a guess: X-Payment is raw in one and base64 in another. A value that
+    a header cannot hold is refused.
     """
-    if dialect not in (tbackend.NAME, flux.NAME):
+    if dialect in (tbackend.NAME, flux.NAME):
+        proof = shown.tx_id if shown.cbor is None else shown.cbor.hex()
+        headers = {"X-Invoice-Id": parse_invoice_id(invoice_id), "X-Payment": proof}
+        if partner is not None:
+            headers["X-Partner"] = partner
+        headers["X-Wallet-Address"] = wallet
+    elif dialect == x402_v2.NAME:
+        headers = x402_v2.proof_headers(shown=shown, echo=echo or "", wallet=wallet)
+    elif dialect == x402_v1.NAME:
+        headers = x402_v1.proof_headers(shown=shown, echo=echo or "")
+    else:
         raise Refused("body_not_understood", f"no proof is known for the dialect {dialect}")
-    headers = {"X-Invoice-Id": parse_invoice_id(invoice_id), "X-Payment": proof}
-    if partner is not None:
-        headers["X-Partner"] = partner
-    headers["X-Wallet-Address"] = wallet
     for name, value in headers.items():
         if not _HEADER_VALUE.fullmatch(value):
             raise Refused("bad_request", f"the value for {name} is not visible ASCII")
@@ -97,19 +156,30 @@ def _shapes(body: object, headers: Mapping[str, str]) -> list[str]:
     fields = body.keys() if isinstance(body, dict) else frozenset[str]()
     detail = body.get("detail") if isinstance(body, dict) else None
     inner = detail.keys() if isinstance(detail, dict) else frozenset[str]()
+    is_page = isinstance(body, str) and "window.__x402Requirements" in body
+    marks = {
+        **_invoice_marks(fields, inner, headers),
+        _X402: is_page or (fields | inner) & _X402_KEYS or headers.keys() & _X402_HEADERS,
+        "payment-wrapped": isinstance(body, dict) and isinstance(body.get("payment"), dict),
+        "materios": _MATERIOS_HEADER in headers,
+    }
+    return [name for name, seen in marks.items() if seen]
+
+
+def _invoice_marks(fields: Set[str], inner: Set[str], headers: Mapping[str, str]) -> dict[str, object]:
+    """The marks of the two dialects whose invoice is the body.
+
+    Beside PAYMENT-REQUIRED the body is anybody's, unless it too says whom to pay.
+    """
+    says_whom = "payTo" in fields | inner or "invoiceId" in inner or headers.keys() & _FLUX_HEADERS
+    if PAYMENT_REQUIRED in headers and not says_whom:
+        return {}
     two = bool(
         (inner & _TBACKEND_MARKS and (inner | fields) & _FLUX_ONLY)
         or (inner & _TBACKEND_MARKS and headers.keys() & _FLUX_HEADERS)
         or (fields & _FLUX_MARKS and fields & _TBACKEND_ONLY)
     )
-    marks = {
-        tbackend.NAME: two or inner & _TBACKEND_MARKS,
-        flux.NAME: two or fields & _FLUX_MARKS,
-        "x402": (fields | inner) & _X402_KEYS or headers.keys() & _X402_HEADERS,
-        "payment-wrapped": isinstance(body, dict) and isinstance(body.get("payment"), dict),
-        "materios": _MATERIOS_HEADER in headers,
-    }
-    return [name for name, seen in marks.items() if seen]
+    return {tbackend.NAME: two or inner & _TBACKEND_MARKS, flux.NAME: two or fields & _FLUX_MARKS}
 
 
 def _refuse_status(said: Mapping[str, object]) -> None:

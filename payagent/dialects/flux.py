@@ -46,6 +46,8 @@ def read(body: Mapping[str, object], headers: Mapping[str, str], reading: Readin
         outputs=resolve_outputs(ask, forms, reading),
         expires_at_ms=expires_at_ms,
         decimals=decimals,
+        proof=reading.proof,
+        handed_over=reading.proof == "signed_cbor",
     )
 
 

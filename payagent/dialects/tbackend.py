@@ -54,6 +54,8 @@ def read(body: Mapping[str, object], detail: Mapping[str, object], reading: Read
         expires_at_ms=reading.received_at_ms + timeout_s * 1000,
         decimals=decimals,
         batch_target=None if batch is None else parse_units(batch, "extra.batchTarget"),
+        proof=reading.proof,
+        handed_over=reading.proof == "signed_cbor",
     )
 
 

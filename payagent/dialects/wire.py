@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 
 from payagent.core import strict_json
 from payagent.core.address import Address
-from payagent.core.invoice import SplitMode
+from payagent.core.invoice import Proof, SplitMode
 from payagent.core.money import LOVELACE
 from payagent.core.network import Network
 from payagent.core.problem import Refused
 
+PAYMENT_REQUIRED = "payment-required"
+PAYMENT_RESPONSE = "payment-response"
 TIMEOUT_MAX_S = 86_400
 _DECIMALS_MAX = 19
 _TIMEOUT_TEXT = re.compile(r"-?[0-9]{1,9}", re.ASCII)
@@ -72,11 +74,23 @@ class Response:
 
 
 @dataclass(frozen=True, slots=True)
+class Call:
+    """The request that is to be bought, as it was sent; header names in lower case, `body_sha256` in hex."""
+
+    method: str
+    url: str
+    body_sha256: str
+    headers: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
 class Reading:
     """What we bring to the reading of a 402.
 
-    `split_mode` and `decimals` (per asset) are the operator's; `own` is the wallet's address, which no
-    invoice may pay; `received_at_ms` is when the 402 came in, POSIX milliseconds.
+    `split_mode`, `proof` and `decimals` (per asset) are the operator's, and so are `assets`, those that have a
+    limit; `own` is the wallet's address, which no invoice may pay; `received_at_ms` is when the 402 came in,
+    POSIX milliseconds; `call` is the paid call, where it is known. `salt` is 32 fresh random bytes where payments
+    may commit to the request that they buy.
     """
 
     origin: str
@@ -85,6 +99,10 @@ class Reading:
     received_at_ms: int
     decimals: Mapping[str, int] = field(default_factory=dict)
     own: Address | None = None
+    call: Call | None = None
+    proof: Proof = "tx_hash"
+    assets: frozenset[str] = frozenset((LOVELACE,))
+    salt: bytes | None = None
 
     def check_decimals(self, asset: str, stated: object) -> int | None:
         """Refuse (`decimals_mismatch`) stated decimals that are not the asset's; absent is fine."""
@@ -108,6 +126,19 @@ class Reading:
         return expires_at_ms
 
 
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What a retry can carry of a payment: its hash alone (`cbor` is None) or the transaction.
+
+    `nonce` is the anchor, as "txid#index".
+    """
+
+    tx_id: str
+    cbor: bytes | None
+    nonce: str
+    intent_id: str
+
+
 def make_response(status: int, headers: Mapping[str, str] | Iterable[tuple[str, str]], body: object) -> Response:
     """The answer as a client forwards it: `body` is a strictly parsed JSON value, or the text as received."""
     lowered = _lower_headers(headers)
@@ -122,17 +153,39 @@ def parse_response(
     return Response(status, lowered, _parse_body(lowered, raw_body))
 
 
+def parse_answer(status: int, headers: Iterable[tuple[str, str]], raw_body: bytes) -> Response:
+    """The answer to a retry, whatever it is: a body that is not strict JSON says nothing, and of a header that is
+    given twice the first counts. It is advice, so nothing is refused."""
+    lowered: dict[str, str] = {}
+    for name, value in headers:
+        lowered.setdefault(name.lower(), value)
+    try:
+        return Response(status, lowered, _parse_body(lowered, raw_body))
+    except Refused:
+        return Response(status, lowered, "")
+
+
 def _lower_headers(headers: Mapping[str, str] | Iterable[tuple[str, str]]) -> dict[str, str]:
     lowered: dict[str, str] = {}
     for name, value in headers.items() if isinstance(headers, Mapping) else headers:
         if not isinstance(name, str) or not isinstance(value, str):
             raise Refused("bad_request", "a header's name and value must be text")
-        if lowered.setdefault(name.lower(), value) != value and name.lower().startswith("x-"):
+        if lowered.setdefault(name.lower(), value) != value and name.lower().startswith(("x-", "payment-")):
             raise Refused("invoice_contradiction", f"the header {name[:60]} is given twice, with two values")
     return lowered
 
 
 def _parse_body(headers: Mapping[str, str], body: str | bytes) -> object:
+    """The body's value. Beside a header that says everything the body is anybody's, and may be anything."""
+    try:
+        return _parse_text(headers, body)
+    except Refused:
+        if headers.keys() & {PAYMENT_REQUIRED, PAYMENT_RESPONSE}:
+            return ""
+        raise
+
+
+def _parse_text(headers: Mapping[str, str], body: str | bytes) -> object:
     text = strict_json.decode_text(body)
     if is_json_type(headers) or text.lstrip(" \t\r\n")[:1] in ("{", "[", '"', "\ufeff"):
         return strict_json.loads(body)

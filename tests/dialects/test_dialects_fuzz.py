@@ -1,5 +1,6 @@
 """Whatever comes in, the reading ends in an invoice that holds together or in a Refused; nothing else."""
 
+import base64
 import json
 from typing import Any
 
@@ -7,10 +8,20 @@ from dialect_examples import ANNA, BERT, NOW_MS, PAY_TO, PREPROD, reading
 from hostile_402s import TOKEN, bases
 from hypothesis import given
 from hypothesis import strategies as st
+from x402_examples import DOTTED, JSON, entry, knowing, pack, page, required, v1_entry, v1_required
 
 from payagent.core.invoice import Invoice
 from payagent.core.problem import Refused
-from payagent.dialects import Response, make_response, parse_response, read_invoice
+from payagent.dialects import (
+    Reading,
+    Response,
+    Shown,
+    make_response,
+    parse_response,
+    proof_headers,
+    read_answer,
+    read_offers,
+)
 
 BASES = bases(PREPROD, PAY_TO, NOW_MS)
 MODES = st.sampled_from([None, "additional", "inclusive", "outputs"])
@@ -29,16 +40,18 @@ VALUES = st.recursive(
 )
 
 
-def _read_or_refuse(response: Response, mode: Any, text: str) -> None:
-    outcome: Invoice | Refused
+def _read_or_refuse(response: Response, known: Reading, text: str) -> None:
+    outcome: tuple[Invoice, ...] | Refused
     try:
-        outcome = read_invoice(response, reading(mode))
+        outcome = read_offers(response, known)
     except Refused as refused:
         outcome = refused
     if isinstance(outcome, Refused):
         assert outcome.detail.isprintable()
-    else:
-        _holds_together(outcome, text)
+        return
+    assert outcome
+    for invoice in outcome:
+        _holds_together(invoice, text)
 
 
 def _holds_together(invoice: Invoice, text: str) -> None:
@@ -57,7 +70,7 @@ def test_any_value(body: object, status: int, mode: Any) -> None:
         response = make_response(status, {"X-Chain": "base"} if status == 200 else {}, body)
     except Refused:
         return
-    _read_or_refuse(response, mode, json.dumps(body))
+    _read_or_refuse(response, reading(mode), json.dumps(body))
 
 
 @given(raw=st.binary(max_size=200) | st.text(max_size=80).map(str.encode), is_json=st.booleans())
@@ -66,23 +79,15 @@ def test_any_bytes(raw: bytes, is_json: bool) -> None:
         response = parse_response(402, {"content-type": "application/json"} if is_json else {}, raw)
     except Refused:
         return
-    _read_or_refuse(response, None, raw.decode())
+    _read_or_refuse(response, reading(), raw.decode())
 
 
 @given(data=st.data(), key=st.sampled_from(sorted(BASES)), mode=MODES)
 def test_a_valid_body_with_a_field_changed_or_moved(data: st.DataObject, key: str, mode: Any) -> None:
     body = json.loads(BASES[key].text)
     for _ in range(data.draw(st.integers(1, 3))):
-        place = data.draw(st.sampled_from(_places(body)))
-        index = data.draw(st.sampled_from(list(place) if isinstance(place, dict) else range(len(place))))
-        action = data.draw(st.sampled_from(["set", "drop", "add"]))
-        if action == "set":
-            place[index] = data.draw(VALUES)
-        elif isinstance(place, dict) and action == "add":
-            place[data.draw(KEYS)] = data.draw(VALUES)
-        elif len(place) > 1:
-            del place[index]
-    _read_or_refuse(make_response(402, BASES[key].headers, body), mode, json.dumps(body))
+        _change(data, body, KEYS)
+    _read_or_refuse(make_response(402, BASES[key].headers, body), reading(mode), json.dumps(body))
 
 
 @given(data=st.data(), key=st.sampled_from(sorted(BASES)))
@@ -94,7 +99,109 @@ def test_a_valid_body_with_its_bytes_damaged(data: st.DataObject, key: str) -> N
         response = parse_response(402, BASES[key].headers, bytes(raw))
     except Refused:
         return
-    _read_or_refuse(response, None, raw.decode())
+    _read_or_refuse(response, reading(), raw.decode())
+
+
+IDENTIFIER = {"payment-identifier": {"info": {"required": True}}}
+X402 = [
+    required(entry(), entry(asset=DOTTED), extensions=IDENTIFIER),
+    v1_required(v1_entry(resource="/premium-data")),
+]
+X402_KEYS = st.sampled_from(
+    (*X402[0], *X402[1], *entry(), *v1_entry(), "assetNameHex", "submissionPolicy", "info")
+)
+SHOWN = Shown("ab" * 32, b"\x84", "cd" * 32 + "#0", "int_" + "0" * 24)
+
+
+def _change(data: st.DataObject, value: Any, keys: st.SearchStrategy[str]) -> None:
+    """Set, drop or add something, somewhere."""
+    place = data.draw(st.sampled_from(_places(value)))
+    index = data.draw(st.sampled_from(list(place) if isinstance(place, dict) else range(len(place))))
+    action = data.draw(st.sampled_from(["set", "drop", "add"]))
+    if action == "set":
+        place[index] = data.draw(VALUES)
+    elif isinstance(place, dict) and action == "add":
+        place[data.draw(keys)] = data.draw(VALUES)
+    elif len(place) > 1:
+        del place[index]
+
+
+def _carriers(terms: Any) -> list[Response]:
+    """A 402 with the terms in the header, in the body, and in a page, as far as that can be sent."""
+    made = []
+    for headers, body in (
+        (JSON | {"PAYMENT-REQUIRED": pack(terms)}, "{}"),
+        (JSON, json.dumps(terms)),
+        ({}, page(terms)),
+    ):
+        try:
+            made.append(parse_response(402, headers, body.encode()))
+        except Refused:
+            continue
+    return made
+
+
+@given(data=st.data(), terms=st.sampled_from(X402))
+def test_x402_terms_with_a_field_changed_or_moved(data: st.DataObject, terms: Any) -> None:
+    terms = json.loads(json.dumps(terms))
+    for _ in range(data.draw(st.integers(0, 3))):
+        _change(data, terms, X402_KEYS)
+    for response in _carriers(terms):
+        _read_or_refuse(response, knowing(), json.dumps(terms))
+        _prove_or_refuse(response)
+
+
+def _prove_or_refuse(response: Response) -> None:
+    """What was read has a proof, and all of it can stand in a header."""
+    try:
+        offers = read_offers(response, knowing())
+    except Refused:
+        return
+    for invoice in offers:
+        proof = proof_headers(
+            invoice.dialect,
+            invoice_id=invoice.invoice_id,
+            shown=SHOWN,
+            echo=invoice.echo,
+            partner=None,
+            wallet=ANNA,
+        )
+        assert all(value.isascii() and value.isprintable() and len(value) < 16_000 for value in proof.values())
+
+
+@given(raw=st.binary(max_size=60) | st.text(max_size=40).map(str.encode), packed=st.booleans())
+def test_any_header(raw: bytes, packed: bool) -> None:
+    header = base64.b64encode(raw).decode() if packed else raw.decode("latin-1")
+    _read_or_refuse(parse_response(402, {"PAYMENT-REQUIRED": header}, b""), knowing(), header)
+
+
+ANSWER_KEYS = st.sampled_from(
+    ("detail", "error", "reason", "status", "invoiceId", "errorReason", "transaction", "accepts", "pending")
+)
+ANSWERS = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(ANSWER_KEYS, inner, max_size=6),
+    max_leaves=12,
+)
+
+
+@given(
+    body=ANSWERS,
+    settled=st.none() | ANSWERS,
+    status=st.sampled_from([200, 202, 302, 402, 402, 402, 404, 429, 503]),
+    dialect=st.sampled_from(["t-backend", "flux", "x402-v2", "x402-v1"]),
+    after=st.none() | st.text(max_size=12),
+)
+def test_any_answer_to_a_retry_is_read_without_a_word(
+    body: object, settled: object, status: int, dialect: str, after: str | None
+) -> None:
+    headers = {"retry-after": after or "5"} | ({} if settled is None else {"payment-response": pack(settled)})
+    response = Response(status, headers, body)
+    answer = read_answer(dialect, response, invoice_id="inv-1", shown_tx="ab" * 32)
+    assert answer.reason.isascii()
+    assert answer.reason.isprintable()
+    assert 0 < len(answer.reason) <= 200
+    assert (answer.said == "served") == (200 <= status < 300 and answer.said != "pending")
 
 
 def _places(value: Any) -> list[Any]:

@@ -2,18 +2,23 @@
 
 import pytest
 from hostile_402s import TOKEN, TOKEN_DECIMALS, Base, Hostile, address, bases, hostile_402s
+from hostile_x402 import hostile_x402s, x402_bases
 
 from payagent.core.address import parse_address
 from payagent.core.network import NETWORKS
 from payagent.core.problem import PROBLEMS, Refused
-from payagent.dialects import Reading, parse_response, read_invoice
+from payagent.dialects import Reading, parse_response, read_offers
 
 NOW_MS = 1_795_527_200_123
 SETS = {}
 for _name in ("devnet", "preprod", "mainnet"):
     _network = NETWORKS[_name]
     _pay_to, _own = address(_network, 0, 0x50), address(_network, 0, 0x77)
-    SETS[_name] = (bases(_network, _pay_to, NOW_MS), hostile_402s(_network, _pay_to, _own, NOW_MS), _own)
+    SETS[_name] = (
+        bases(_network, _pay_to, NOW_MS) | x402_bases(_network, _pay_to),
+        hostile_402s(_network, _pay_to, _own, NOW_MS) + hostile_x402s(_network, _pay_to, _own),
+        _own,
+    )
 
 DIALECT_ROWS = [(name, row) for name, (_, rows, _) in SETS.items() for row in rows if row.layer == "dialect"]
 
@@ -39,7 +44,7 @@ def reading(name: str) -> Reading:
     ],
 )
 def test_the_base_of_the_rows_is_accepted(name: str, base: Base) -> None:
-    invoice = read_invoice(parse_response(402, base.headers, base.text.encode()), reading(name))
+    (invoice,) = read_offers(parse_response(402, base.headers, base.text.encode()), reading(name))
     assert invoice.outputs[0].address.text == address(NETWORKS[name], 0, 0x50)
     assert invoice.total_units in (10_000_000, 12_000_000)
 
@@ -47,7 +52,7 @@ def test_the_base_of_the_rows_is_accepted(name: str, base: Base) -> None:
 @pytest.mark.parametrize(("name", "row"), [pytest.param(n, row, id=f"{n}-{row.id}") for n, row in DIALECT_ROWS])
 def test_a_hostile_402_is_refused_by_its_code(name: str, row: Hostile) -> None:
     with pytest.raises(Refused) as refused:
-        read_invoice(parse_response(row.status, row.headers, row.raw), reading(name))
+        read_offers(parse_response(row.status, row.headers, row.raw), reading(name))
     assert refused.value.code == row.code
     assert len(refused.value.detail) < 2_000
     assert refused.value.detail.isprintable()
@@ -64,22 +69,22 @@ def test_rows_of_the_agent_are_read_as_invoices_so_that_only_the_agent_can_refus
         "terms_changed",
     }
     for row in agent:
-        read_invoice(parse_response(row.status, row.headers, row.raw), reading("preprod"))
+        read_offers(parse_response(row.status, row.headers, row.raw), reading("preprod"))
     plain = known["plain"]
-    before = read_invoice(parse_response(402, plain.headers, plain.text.encode()), reading("preprod"))
+    (before,) = read_offers(parse_response(402, plain.headers, plain.text.encode()), reading("preprod"))
     changed = next(row for row in agent if row.code == "terms_changed")
-    after = read_invoice(parse_response(402, changed.headers, changed.raw), reading("preprod"))
+    (after,) = read_offers(parse_response(402, changed.headers, changed.raw), reading("preprod"))
     assert after.invoice_id == before.invoice_id
     assert after.terms_hash != before.terms_hash
 
 
 def test_the_table_is_as_wide_as_the_threat_model() -> None:
     known, rows, _ = SETS["preprod"]
-    assert len(rows) >= 120
+    assert len(rows) >= 400
     assert len({row.id for row in rows}) == len(rows)
     threats = {row.id.partition("-")[0] for row in rows}
     assert threats >= {"A1", "A2", "A3", "A4", "A5", "B1", "B2", "B3", "B5", "C1", "C2", "C3", "D1", "D3", "D4"}
-    assert threats >= {f"E{number}" for number in range(1, 8)}
+    assert threats >= {f"E{number}" for number in range(1, 8)} | {f"X{number}" for number in range(1, 6)}
     assert {row.code for row in rows} <= PROBLEMS.keys()
     for row in rows:
         if row.base:

@@ -1,14 +1,15 @@
 """The documented bodies are read to the unit, in every spelling that is allowed; bodies of a5 and a6 by name."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from dialect_examples import ANNA, NOW_MS, PAY_TO, PREPROD, detail, paid, read, reading
+from dialect_examples import ANNA, NOW_MS, PAY_TO, PREPROD, detail, paid, read, read_one, reading
 from hostile_402s import OTHER_POLICY, TOKEN, address
 
 from payagent.core.problem import Refused
-from payagent.dialects import Reading, make_response, parse_response, proof_headers, read_invoice
+from payagent.dialects import Reading, Shown, make_response, parse_response, proof_headers
 
 FLUX: dict[str, Any] = {
     "invoiceId": "6aec41a2-0d5c",
@@ -42,7 +43,7 @@ def test_the_documented_t_backend_body() -> None:
         }
     )
     response = parse_response(402, {"Content-Type": "application/json"}, text.encode())
-    invoice = read_invoice(response, reading(network=network))
+    invoice = read_one(response, reading(network=network))
     assert (invoice.dialect, invoice.invoice_id, invoice.network) == ("t-backend", "inv-1", "mainnet")
     assert invoice.origin == "https://api.example.com"
     assert paid(invoice) == [("pay_to", pay_to, 10_000_000)]
@@ -74,8 +75,8 @@ def test_other_spellings_of_the_same_terms_have_the_same_terms_hash(key: str, va
 
 def test_the_terms_hash_does_not_depend_on_when_the_invoice_was_received() -> None:
     response = make_response(402, {}, {"detail": detail()})
-    early = read_invoice(response, reading())
-    late = read_invoice(make_response(402, {}, {"detail": {**detail(), "timeout": 200}}), reading())
+    early = read_one(response, reading())
+    late = read_one(make_response(402, {}, {"detail": {**detail(), "timeout": 200}}), reading())
     assert early.expires_at_ms != late.expires_at_ms
     assert early.terms_hash == late.terms_hash
 
@@ -108,15 +109,15 @@ def test_an_asset_that_we_do_not_know_is_read_as_it_says_for_the_policy_to_refus
 
 def test_the_flux_body_with_its_headers() -> None:
     now = Reading("https://api.example.com", PREPROD, None, FLUX_NOW_MS)
-    invoice = read_invoice(make_response(402, FLUX_HEADERS, FLUX), now)
+    invoice = read_one(make_response(402, FLUX_HEADERS, FLUX), now)
     assert (invoice.dialect, invoice.invoice_id) == ("flux", "6aec41a2-0d5c")
     assert paid(invoice) == [("pay_to", PAY_TO, 2_000_000)]
     assert invoice.expires_at_ms == FLUX_NOW_MS + 299_000, "the header's end is the sooner"
-    without = read_invoice(make_response(402, {}, FLUX), now)
+    without = read_one(make_response(402, {}, FLUX), now)
     assert without.expires_at_ms == 1_795_527_498_993
     assert without.terms_hash == invoice.terms_hash
     only_header = {key: value for key, value in FLUX.items() if key != "expiresAt"}
-    assert read_invoice(make_response(402, FLUX_HEADERS, only_header), now).expires_at_ms == FLUX_NOW_MS + 299_000
+    assert read_one(make_response(402, FLUX_HEADERS, only_header), now).expires_at_ms == FLUX_NOW_MS + 299_000
 
 
 @pytest.mark.parametrize(
@@ -130,13 +131,13 @@ def test_flux_splits(mode: str, expected: list[tuple[str, str, int]]) -> None:
     splits = [{"to": ANNA, "amount": "1000000", "role": "platform", "currency": "ADA"}]
     now = Reading("https://api.example.com", PREPROD, None, FLUX_NOW_MS)
     response = make_response(402, FLUX_HEADERS, {**FLUX, "splits": splits, "splitMode": mode})
-    assert paid(read_invoice(response, now)) == expected
+    assert paid(read_one(response, now)) == expected
 
 
 def test_an_expired_flux_invoice_is_not_paid_however_often_it_is_issued_again() -> None:
     for now_ms, headers in ((1_795_527_498_993, {}), (FLUX_NOW_MS, {**FLUX_HEADERS, "X-Timeout": "0"})):
         with pytest.raises(Refused) as refused:
-            read_invoice(
+            read_one(
                 make_response(402, headers, FLUX),
                 Reading("https://api.example.com", PREPROD, None, now_ms),
             )
@@ -165,7 +166,7 @@ def test_a_header_that_says_two_things_is_refused_in_any_letter_case() -> None:
 
 def test_a_refusal_names_the_shape_that_was_seen() -> None:
     with pytest.raises(Refused, match="shape of x402"):
-        read({"x402Version": 2, "accepts": []})
+        read({"x402Version": 4, "accepts": []})
     with pytest.raises(Refused, match="shape of materios"):
         read({}, headers={"X-402-Payment-Required": "1"})
     with pytest.raises(Refused, match="shape of payment-wrapped"):
@@ -174,15 +175,21 @@ def test_a_refusal_names_the_shape_that_was_seen() -> None:
         read(detail())
 
 
+SHOWN = Shown("ab" * 32, None, "cd" * 32 + "#0", "int_" + "0" * 24)
+
+
 def test_proof_headers() -> None:
-    headers = proof_headers("t-backend", invoice_id="inv-1", proof="ab" * 32, partner="demo", wallet=ANNA)
+    known = {"invoice_id": "inv-1", "echo": None, "wallet": ANNA}
+    headers = proof_headers("t-backend", shown=SHOWN, partner="demo", **known)
     assert headers == {
         "X-Invoice-Id": "inv-1",
         "X-Payment": "ab" * 32,
         "X-Partner": "demo",
         "X-Wallet-Address": ANNA,
     }
-    assert "X-Partner" not in proof_headers("flux", invoice_id="i", proof="00", partner=None, wallet=ANNA)
+    assert "X-Partner" not in proof_headers("flux", shown=SHOWN, partner=None, **known)
+    signed = replace(SHOWN, cbor=b"\x84\xa0")
+    assert proof_headers("flux", shown=signed, partner=None, **known)["X-Payment"] == "84a0"
 
 
 @pytest.mark.parametrize(
@@ -191,18 +198,19 @@ def test_proof_headers() -> None:
         ({"invoice_id": "a\r\nX-Api-Key: b"}, "invoice_id_invalid"),
         ({"partner": "demo\r\nX: y"}, "bad_request"),
         ({"partner": "d\u00e9mo"}, "bad_request"),
-        ({"proof": ""}, "bad_request"),
-        ({"dialect": "x402-v2"}, "body_not_understood"),
+        ({"shown": replace(SHOWN, tx_id="")}, "bad_request"),
+        ({"dialect": "x402-v3"}, "body_not_understood"),
     ],
 )
-def test_proof_headers_never_carry_what_could_break_out_of_a_header(change: dict[str, str], code: str) -> None:
-    given = {"dialect": "t-backend", "invoice_id": "i", "proof": "00", "partner": "demo", "wallet": ANNA} | change
+def test_proof_headers_never_carry_what_could_break_out_of_a_header(change: dict[str, Any], code: str) -> None:
+    given = {
+        "dialect": "t-backend",
+        "invoice_id": "i",
+        "shown": SHOWN,
+        "echo": None,
+        "partner": "demo",
+        "wallet": ANNA,
+    }
     with pytest.raises(Refused) as refused:
-        proof_headers(
-            given["dialect"],
-            invoice_id=given["invoice_id"],
-            proof=given["proof"],
-            partner=given["partner"],
-            wallet=given["wallet"],
-        )
+        proof_headers(**(given | change))
     assert refused.value.code == code

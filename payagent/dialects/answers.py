@@ -1,0 +1,192 @@
+"""What a merchant said to the retry that carried a proof, in seven words.
+
+It is advice; the chain decides what became of the money. A word that is not in the table means that anything may
+be true. May import: the standard library, core, the dialects. Never: raises; takes an unknown word for final.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from payagent.core.problem import Refused
+from payagent.dialects import status, x402, x402_v1, x402_v2
+from payagent.dialects.wire import PAYMENT_REQUIRED, PAYMENT_RESPONSE, Response
+
+RETRY_AFTER_MAX_S = 3_600
+_REASON_MAX = 200
+
+
+class Said(StrEnum):
+    """What the answer means for the proof."""
+
+    SERVED = "served"
+    PENDING = "pending"
+    """The merchant has the proof and waits: the same again later."""
+    INVOICED = "invoiced"
+    """It asks for money, and says nothing of the proof."""
+    USED_UP = "used_up"
+    """The proof bought another call already."""
+    REFUSED = "refused"
+    """It did not broadcast the transaction, and will not."""
+    UNCLEAR = "unclear"
+    """Anything may be true: the same again later."""
+    OTHER = "other"
+    """The merchant's own business: for the client, and not repeated."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """`reason` is the merchant's word, as bounded plain ASCII for people.
+
+    `poll_query`: ask again with this added to the URL's query, and without the proof.
+    """
+
+    said: Said
+    reason: str
+    retry_after_s: int | None = None
+    poll_query: str | None = None
+
+
+_PAYLOAD = "invalid_exact_cardano_payload"
+_FACILITATOR = "exact_cardano_facilitator"
+
+_WORDS: dict[Said, tuple[str, ...]] = {
+    Said.PENDING: ("settlement_pending", "settlement failed: confirmation_timeout"),
+    # The reference facilitator says so too while another settlement of the same transaction is under way.
+    Said.USED_UP: ("duplicate_settlement",),
+    Said.REFUSED: (
+        *("unsupported_scheme", "network_mismatch", "exact_cardano_settlement_definitively_rejected"),
+        *("masumi_terms_unknown", "masumi_terms_mismatch", "no matching payment requirements"),
+        # Masumi's version 1, before it submits
+        *("invalid_payload", "invalid_x402_version", "invalid_scheme", "invalid_network"),
+        # x402-fac, before it submits
+        *("invalid payment-signature header", "invalid_base64", "invalid_cbor", "cbor_required"),
+        *("recipient_mismatch", "amount_insufficient", "missing_witness", "unreasonable_fee"),
+    ),
+    Said.UNCLEAR: (
+        # The input may be gone because this very transaction has spent it, or be too new for them.
+        *(f"{_PAYLOAD}_nonce_not_on_chain", f"{_PAYLOAD}_input_not_available"),
+        *(f"{_PAYLOAD}_not_yet_valid", f"{_PAYLOAD}_verification_error"),
+        *(f"{_FACILITATOR}_chain_lookup_failed", f"{_FACILITATOR}_evidence_unavailable"),
+        f"{_FACILITATOR}_input_value_unavailable",
+        *("exact_cardano_settlement_failed", "exact_cardano_settlement_not_confirmed"),
+        *("unexpected_settle_error", "unexpected_verify_error", "invalid_transaction_state"),
+    ),
+    Said.INVOICED: (
+        *("", "missing", "payment required", "payment-signature header is required"),
+        *("x-payment header is required", "no x-payment header provided"),
+    ),
+}
+_BY_WORD = {word: said for said, words in _WORDS.items() for word in words}
+_REFUSED_PREFIX = "invalid_exact_cardano_"
+
+# `paid_already` and `transaction_used` are the devnet merchant's: no document has a reason beside the error.
+_USED_UP_REASONS = ("paid_already", "transaction_used", "consumed")
+_TRANSIENT = (408, 425, 429)
+
+Fields = Mapping[str, object]
+
+
+def classify(word: str) -> Said:
+    """What a word of an x402 server or facilitator means; `Said.UNCLEAR` for any that is not known."""
+    plain = word.strip().lower()
+    default = Said.REFUSED if plain.startswith(_REFUSED_PREFIX) else Said.UNCLEAR
+    return _BY_WORD.get(plain, default)
+
+
+def read_answer(dialect: str, response: Response, *, invoice_id: str, shown_tx: str) -> Answer:
+    """The answer to a retry that carried the transaction `shown_tx` for the invoice."""
+    code, after_s = response.status, _read_retry_after(response)
+    if 200 <= code < 300:
+        if dialect == x402_v1.NAME and code == 202 and _fields(response.body).get("pending") is True:
+            return Answer(Said.PENDING, "pending", after_s, f"tx={shown_tx}")
+        return Answer(Said.SERVED, f"status {code}")
+    if code >= 500 or code in _TRANSIENT:
+        return Answer(Said.UNCLEAR, f"status {code}", after_s)
+    if code != 402:
+        return Answer(Said.OTHER, f"status {code}")
+    if dialect in (x402_v2.NAME, x402_v1.NAME):
+        said, word = _read_x402(response, shown_tx)
+    else:
+        said, word = _read_body(_fields(response.body), invoice_id)
+    return Answer(said, _plain(word) or "no reason given", after_s)
+
+
+def _read_body(body: Fields, invoice_id: str) -> tuple[Said, str]:
+    """A 402 of the T Backend or of Flux, where what is said stands in the body or in its `detail`."""
+    for said in (body, _fields(body.get("detail"))):
+        word, reason = _text(said.get("error")), _text(said.get("reason"))
+        if reason in _USED_UP_REASONS:
+            return Said.USED_UP, reason
+        if word and word.lower() != "payment required":
+            return Said.UNCLEAR, f"{word} {reason}"
+        if stated := _text(said.get("status")):
+            return _read_status(stated), stated
+        if named := _text(said.get("invoiceId")):
+            return (
+                (Said.PENDING, "the same invoice") if named == invoice_id else (Said.INVOICED, "another invoice")
+            )
+    return Said.UNCLEAR, _text(body.get("detail"))
+
+
+def _read_status(stated: str) -> Said:
+    known = status.WORDS.get(stated.strip().lower())
+    if known == "consumed":
+        return Said.USED_UP
+    return Said.PENDING if known in ("pending", "submitted", "confirmed") else Said.UNCLEAR
+
+
+def _read_x402(response: Response, shown_tx: str) -> tuple[Said, str]:
+    """Of all that may be said, the settlement's result counts first, then the 402's own `error`."""
+    settled = _decode(response, PAYMENT_RESPONSE) or _decode(response, "x-payment-response")
+    if settled is not None:
+        named = _text(settled.get("transaction"))
+        if named and named.lower() != shown_tx:
+            return Said.UNCLEAR, f"it names the transaction {named}"
+        word = _text(settled.get("errorReason"))
+        return (classify(word) if word else Said.UNCLEAR), word
+    required = _find_required(response)
+    if required is not None:
+        word = response.headers.get("x-payment-error") or _text(required.get("error"))
+        return classify(word), word
+    word = _text(_fields(response.body).get("errorReason")) or _text(_fields(response.body).get("error"))
+    return (classify(word) if word else Said.UNCLEAR), word
+
+
+def _find_required(response: Response) -> Fields | None:
+    """The requirements that the 402 states again, wherever they stand."""
+    if (required := _decode(response, PAYMENT_REQUIRED)) is not None:
+        return required
+    body = response.body
+    if not isinstance(body, str):
+        return _fields(body) if "accepts" in _fields(body) else None
+    try:
+        return x402_v1.find_page(body)
+    except Refused:
+        return None
+
+
+def _decode(response: Response, name: str) -> Fields | None:
+    try:
+        return x402.decode_header(response.headers[name], name) if name in response.headers else None
+    except Refused:
+        return None
+
+
+def _read_retry_after(response: Response) -> int | None:
+    stated: object = response.headers.get("retry-after", _fields(response.body).get("retryAfterSeconds"))
+    if isinstance(stated, str) and stated.isascii() and stated.isdigit() and len(stated) < 10:
+        stated = int(stated)
+    return min(stated, RETRY_AFTER_MAX_S) if type(stated) is int and stated > 0 else None
+
+
+def _fields(value: object) -> Fields:
+    return value if isinstance(value, dict) else {}
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _plain(text: str) -> str:
+    return "".join(char if " " <= char <= "~" else "?" for char in text[:_REASON_MAX]).strip()

@@ -1,0 +1,148 @@
+"""What the x402 dialects share: base64 JSON headers, the choice among `accepts`, the resource, an id of the terms.
+
+Source: the x402 specification, its version 2 and 1 HTTP transports and its scheme `exact` on Cardano.
+May import: the standard library, core, dialects.wire. Never: knows one version from another.
+"""
+
+import base64
+import hashlib
+from collections.abc import Callable, Mapping
+from urllib.parse import urljoin, urlsplit
+
+from payagent.core import strict_json
+from payagent.core.address import parse_address
+from payagent.core.invoice import Invoice, Output, check_outputs
+from payagent.core.money import check_supply, parse_units
+from payagent.core.network import parse_chain
+from payagent.core.origin import parse_origin
+from payagent.core.problem import Refused
+from payagent.dialects.wire import PAYMENT_REQUIRED, Reading, refuse_foreign_terms, require, show
+
+SCHEME = "exact"
+ACCEPTS_MAX = 64
+ECHO_MAX_BYTES = 8_192
+"""What a proof may repeat of its 402: with the transaction and as base64 it must fit into the 16 KiB of headers
+that common servers take."""
+
+Terms = Mapping[str, object]
+
+
+def decode_header(value: str, name: str = PAYMENT_REQUIRED) -> Terms:
+    """The object that a header holds as base64 of strict JSON."""
+    if len(value) > strict_json.MAX_BYTES:
+        raise Refused("body_too_big", f"{name} has more than {strict_json.MAX_BYTES} characters")
+    try:
+        raw = base64.b64decode(value, validate=True)
+    except ValueError:
+        raise Refused("json_not_understood", f"{name} is not base64: {show(value, 60)}") from None
+    terms = strict_json.loads(raw)
+    if not isinstance(terms, dict):
+        raise Refused("body_not_understood", f"{name} holds {show(terms, 80)}, not an object")
+    return terms
+
+
+def encode_header(value: object) -> str:
+    """A value as base64 of compact JSON."""
+    return base64.b64encode(strict_json.dumps(value).encode("ascii")).decode("ascii")
+
+
+def encode_transaction(cbor: bytes | None) -> str:
+    """The signed transaction as it stands in a payload; a payment of these dialects always has it."""
+    if cbor is None:
+        raise Refused("bad_request", "the proof of x402 is the signed transaction, and there is none")
+    return base64.b64encode(cbor).decode("ascii")
+
+
+def choose(accepts: object, read: Callable[[Terms], Invoice], reading: Reading) -> tuple[Invoice, ...]:
+    """The entries of `accepts` that can be paid, in the merchant's order.
+
+    What we cannot pay is skipped. If nothing is left, the refusal is that of the first entry on our network;
+    without one, that of the first entry.
+    """
+    if not isinstance(accepts, list) or not accepts:
+        raise Refused("body_not_understood", f"accepts is {show(accepts, 80)}, not a list of ways to pay")
+    if len(accepts) > ACCEPTS_MAX:
+        raise Refused("body_not_understood", f"accepts has {len(accepts)} entries, {ACCEPTS_MAX} are the most")
+    offers: list[Invoice] = []
+    ours: list[Refused] = []
+    others: list[Refused] = []
+    for entry in accepts:
+        try:
+            offers.append(read(_require_entry(entry)))
+        except Refused as refused:
+            (ours if _is_ours(entry, reading) else others).append(refused)
+    if not offers:
+        raise (ours or others)[0]
+    return tuple(offers)
+
+
+def _require_entry(entry: object) -> Terms:
+    if not isinstance(entry, dict):
+        raise Refused("body_not_understood", f"accepts holds {show(entry, 80)}, not an object")
+    scheme = require(entry, "scheme")
+    if scheme != SCHEME:
+        raise Refused("scheme_not_supported", f"the scheme is {show(scheme, 80)}; {SCHEME} is paid")
+    return entry
+
+
+def _is_ours(entry: object, reading: Reading) -> bool:
+    try:
+        return isinstance(entry, dict) and parse_chain(entry.get("network")) is reading.network
+    except Refused:
+        return False
+
+
+def read_output(entry: Terms, amount_key: str, asset: str, reading: Reading) -> tuple[Output, ...]:
+    """The one output that an entry asks for. Amounts are strings in x402: a number is refused."""
+    if asset not in reading.assets:
+        raise Refused("asset_not_allowed", f"no limit is set for {asset}", asset=asset)
+    amount = require(entry, amount_key)
+    if not isinstance(amount, str):
+        raise Refused("amount_not_understood", f"{amount_key} is {show(amount, 80)}, not a string of digits")
+    units = check_supply(asset, parse_units(amount, amount_key), amount_key)
+    pay_to = parse_address(require(entry, "payTo"), reading.network)
+    return check_outputs((Output("pay_to", pay_to, asset, units),), reading.own)
+
+
+def read_extra(entry: Terms, known: frozenset[str]) -> Terms:
+    """The scheme's own terms of an entry: an object, or nothing."""
+    extra = entry.get("extra")
+    if extra is None:
+        return {}
+    if not isinstance(extra, dict):
+        raise Refused("body_not_understood", f"extra is {show(extra, 80)}, not an object")
+    refuse_foreign_terms(extra, known, "extra")
+    return extra
+
+
+def make_id(entry: Terms, resource: str | None) -> str:
+    """An id for terms that name no invoice: the same terms for the same resource have the same id."""
+    text = strict_json.dumps([entry, resource], sort_keys=True)
+    return "x402-" + hashlib.sha256(text.encode("ascii")).hexdigest()[:32]
+
+
+def check_resource(resource: object, reading: Reading) -> str | None:
+    """What the 402 says that it sells; refused (`resource_mismatch`) when it is not the call that was made.
+
+    The query counts only when the resource has one. TLS often ends in front of a server, which then takes
+    itself for http: an http resource for an https call is no difference.
+    """
+    if resource is None or resource == "":
+        return None
+    if not isinstance(resource, str):
+        raise Refused("resource_mismatch", f"the resource is {show(resource, 80)}, not a URL")
+    call = reading.call
+    if call is not None and not _is_same(resource, call.url, reading.origin):
+        raise Refused("resource_mismatch", f"the 402 sells {show(resource)}, the call was to {show(call.url)}")
+    return resource
+
+
+def _is_same(resource: str, url: str, origin: str) -> bool:
+    try:
+        sold, called = urlsplit(urljoin(origin + "/", resource)), urlsplit(url)
+        named, used = (parse_origin(f"{part.scheme}://{part.netloc}") for part in (sold, called))
+    except ValueError:
+        return False
+    if used not in (named, named.replace("http://", "https://", 1)):
+        return False
+    return (sold.path or "/") == (called.path or "/") and sold.query in ("", called.query)

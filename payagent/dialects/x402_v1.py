@@ -1,0 +1,110 @@
+"""The dialect `x402-v1`: x402 version 1 as Masumi's Cardano servers speak it.
+
+The 402's body is the object itself, or an HTML page that has it as `window.__x402Requirements`. An asset is its
+policy, and its name stands in `extra`. The proof is the signed transaction in X-PAYMENT, and the merchant
+broadcasts it. While it waits for the chain it answers 202, and asks to be called again with ?tx=.
+Source: Masumi's scheme text and its example servers.
+May import: the standard library, core, dialects.wire and .x402. Never: runs a page; reads more of it than that.
+"""
+
+import json
+import re
+
+from payagent.core import strict_json
+from payagent.core.invoice import Invoice
+from payagent.core.money import LOVELACE, parse_asset
+from payagent.core.network import require_chain
+from payagent.core.problem import Refused
+from payagent.dialects import x402
+from payagent.dialects.wire import Reading, Shown, parse_timeout_s, refuse_foreign_terms, require, show
+from payagent.dialects.x402 import Terms
+
+NAME = "x402-v1"
+VERSION = 1
+
+_KEYS = frozenset(("x402Version", "error", "accepts"))
+_ENTRY_KEYS = frozenset(
+    (
+        *("scheme", "network", "maxAmountRequired", "asset", "payTo", "maxTimeoutSeconds", "extra"),
+        *("resource", "description", "mimeType", "outputSchema"),
+    )
+)
+_EXTRA_KEYS = frozenset(("assetNameHex", "assetFingerprint", "decimals", "name", "version"))
+_PAGE = re.compile(r"window\.__x402Requirements\s*=(?!=)\s*")
+_POLICY = re.compile(r"[0-9a-f]{56}", re.ASCII)
+_ASSET_NAME = re.compile(r"(?:[0-9a-f]{2}){0,32}", re.ASCII)
+
+# In version 1 the bare name is mainnet, and `cardano-masumi` is a lock in a contract.
+_MAINNET, _CONTRACT = "cardano", "cardano-masumi"
+
+
+def find_page(text: str) -> Terms | None:
+    """The object in an HTML page; None when the page has none."""
+    starts = [match.end() for match in _PAGE.finditer(text)]
+    if not starts:
+        return None
+    if len(starts) > 1:
+        raise Refused("invoice_contradiction", "the page states what it requires more than once")
+    try:
+        _, end = json.JSONDecoder().raw_decode(text, starts[0])
+    except (ValueError, RecursionError) as error:
+        raise Refused("json_not_understood", f"the page's requirements are not JSON: {str(error)[:80]}") from None
+    required = strict_json.loads(text[starts[0] : end])
+    if not isinstance(required, dict):
+        raise Refused("body_not_understood", f"the page requires {show(required, 80)}, not an object")
+    return required
+
+
+def read(required: Terms, reading: Reading) -> tuple[Invoice, ...]:
+    """The offers of a 402; every way of not being one has its code."""
+    refuse_foreign_terms(required, _KEYS, "the 402")
+    return x402.choose(required.get("accepts"), lambda entry: _read_entry(entry, reading), reading)
+
+
+def _read_entry(entry: Terms, reading: Reading) -> Invoice:
+    network = require(entry, "network")
+    if network == _CONTRACT:
+        raise Refused("transfer_method_refused", f"the network {_CONTRACT} is a lock in a contract")
+    require_chain("cardano-mainnet" if network == _MAINNET else network, reading.network)
+    refuse_foreign_terms(entry, _ENTRY_KEYS, "the entry of accepts")
+    extra = x402.read_extra(entry, _EXTRA_KEYS)
+    asset = _read_asset(require(entry, "asset"), extra.get("assetNameHex"))
+    outputs = x402.read_output(entry, "maxAmountRequired", asset, reading)
+    resource = x402.check_resource(entry.get("resource"), reading)
+    timeout_s = parse_timeout_s(require(entry, "maxTimeoutSeconds"), "maxTimeoutSeconds")
+    return Invoice(
+        dialect=NAME,
+        origin=reading.origin,
+        invoice_id=x402.make_id(entry, resource),
+        network=reading.network.name,
+        outputs=outputs,
+        expires_at_ms=reading.received_at_ms + timeout_s * 1000,
+        decimals=reading.check_decimals(asset, extra.get("decimals")),
+        proof="signed_cbor",
+        handed_over=True,
+        echo=strict_json.dumps({"x402Version": VERSION, "scheme": x402.SCHEME, "network": network}),
+        has_own_id=False,
+    )
+
+
+def _read_asset(value: object, name: object) -> str:
+    """A policy with the name beside it. A policy alone is no asset: it would mean the one without a name."""
+    if value == LOVELACE and name is None:
+        return LOVELACE
+    if (
+        isinstance(value, str)
+        and _POLICY.fullmatch(value)
+        and isinstance(name, str)
+        and _ASSET_NAME.fullmatch(name)
+    ):
+        return parse_asset(value + name)
+    raise Refused("asset_not_understood", f"asset is {show(value, 140)}, its assetNameHex is {show(name, 80)}")
+
+
+def proof_headers(*, shown: Shown, echo: str) -> dict[str, str]:
+    """X-PAYMENT, which is base64 here (the T Backend's header of that name is raw)."""
+    said = strict_json.loads(echo)
+    if not isinstance(said, dict):
+        raise Refused("bad_request", "what the proof must repeat is not there")
+    payload = {"transaction": x402.encode_transaction(shown.cbor)}
+    return {"X-PAYMENT": x402.encode_header({**said, "payload": payload})}

@@ -1,0 +1,199 @@
+"""The dialect `x402-v2`: the official x402, version 2, scheme `exact` on Cardano.
+
+The 402 is an object in the header PAYMENT-REQUIRED (older servers: in the body). The proof is the signed
+transaction in PAYMENT-SIGNATURE, with what the 402 said repeated beside it. The merchant broadcasts, unless its
+`submissionPolicy` is the older `client`.
+Source: the specifications of x402 (transport http, scheme exact on Cardano) and of its payment-identifier.
+May import: the standard library, core, dialects.wire, .x402, .commitment. Never: reads another dialect's fields.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from payagent.core import strict_json
+from payagent.core.invoice import Invoice
+from payagent.core.money import parse_asset
+from payagent.core.network import require_chain
+from payagent.core.problem import Refused
+from payagent.dialects import x402
+from payagent.dialects.commitment import check_declared, salted_hash
+from payagent.dialects.wire import Reading, Shown, parse_timeout_s, refuse_foreign_terms, require, show
+from payagent.dialects.x402 import Terms
+
+NAME = "x402-v2"
+VERSION = 2
+
+PAYMENT_IDENTIFIER = "payment-identifier"
+REQUEST_COMMITMENT = "cardano-request-commitment"
+
+_KEYS = frozenset(("x402Version", "error", "resource", "accepts", "extensions"))
+_ENTRY_KEYS = frozenset(("scheme", "network", "amount", "asset", "payTo", "maxTimeoutSeconds", "extra"))
+_EXTRA_KEYS = frozenset(
+    (
+        *("assetTransferMethod", "confirmationPolicy", "submissionPolicy", "areFeesSponsored", "paymentFlow"),
+        *("name", "version", "symbol", "decimals"),
+    )
+)
+_CONTRACT_KEYS = frozenset(
+    (
+        *("datum", "script", "scriptHash", "parameters", "terms", "inputCommitment", "deployment"),
+        *("referenceKey", "referenceSignature", "blockchainIdentifier"),
+    )
+)
+_FLOWS = (None, "authorization", "upfront")
+_POLICIES = (None, "server", "either", "client")
+_CONFIRMATIONS = range(-1, 21)
+_ASSET = re.compile(r"lovelace|[0-9a-f]{56}\.[0-9a-f]{0,64}", re.ASCII)
+_NETWORK = re.compile(r"(?:cardano|cip34):.+", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class _Required:
+    """What all entries of a 402 share."""
+
+    resource: object
+    resource_url: str | None
+    commitment: str | None
+    extensions: object
+
+
+def read(required: Terms, reading: Reading) -> tuple[Invoice, ...]:
+    """The offers of a 402; every way of not being one has its code."""
+    version = required.get("x402Version")
+    if type(version) is not int or version != VERSION:
+        raise Refused("body_not_understood", f"x402Version is {show(version, 60)}; {VERSION} is known here")
+    refuse_foreign_terms(required, _KEYS, "the 402")
+    resource = required.get("resource")
+    if resource is not None and not isinstance(resource, dict):
+        raise Refused("body_not_understood", f"resource is {show(resource, 80)}, not an object")
+    url = x402.check_resource(None if resource is None else resource.get("url"), reading)
+    extensions = required.get("extensions")
+    _check_extensions(extensions, reading)
+    shared = _Required(resource, url, *_commit(extensions, reading))
+    return x402.choose(required.get("accepts"), lambda entry: _read_entry(entry, shared, reading), reading)
+
+
+def _check_extensions(extensions: object, reading: Reading) -> None:
+    """Refuse what the merchant insists on and we do not have; the rest may be left aside."""
+    if extensions is None:
+        return
+    if not isinstance(extensions, dict):
+        raise Refused("body_not_understood", f"extensions is {show(extensions, 80)}, not an object")
+    known = {PAYMENT_IDENTIFIER} | ({REQUEST_COMMITMENT} if reading.salt is not None and reading.call else set())
+    for name in extensions.keys() - known:
+        extension = extensions[name]
+        info = extension.get("info") if isinstance(extension, dict) else None
+        for said in (extension, info):
+            if isinstance(said, dict) and said.get("required") not in (None, False):
+                raise Refused("extension_required", f"the 402 requires the extension {show(name, 80)}")
+
+
+def _commit(extensions: object, reading: Reading) -> tuple[str | None, object]:
+    """What the transaction commits to, where the merchant asks for it; and the extensions with our salt."""
+    extension = extensions.get(REQUEST_COMMITMENT) if isinstance(extensions, dict) else None
+    if reading.salt is None or reading.call is None or not isinstance(extensions, dict) or extension is None:
+        return None, extensions
+    info = extension.get("info") if isinstance(extension, dict) else None
+    bound = check_declared(info, reading.call)
+    salted = salted_hash(reading.call, bound, reading.salt)
+    filled = {"info": {**info, "salt": reading.salt.hex()}} if isinstance(info, dict) else {}
+    return salted.hex(), {**extensions, REQUEST_COMMITMENT: {**extension, **filled}}
+
+
+def _read_entry(entry: Terms, shared: _Required, reading: Reading) -> Invoice:
+    network = require(entry, "network")
+    if not isinstance(network, str) or not _NETWORK.fullmatch(network):
+        raise Refused("chain_not_understood", f"the network is {show(network, 80)}, not one of Cardano's")
+    require_chain(network, reading.network)
+    refuse_foreign_terms(entry, _ENTRY_KEYS, "the entry of accepts")
+    submission = _check_extra(entry)
+    asset = _read_asset(require(entry, "asset"))
+    outputs = x402.read_output(entry, "amount", asset, reading)
+    extra = entry.get("extra")
+    decimals = reading.check_decimals(asset, extra.get("decimals") if isinstance(extra, dict) else None)
+    timeout_s = parse_timeout_s(require(entry, "maxTimeoutSeconds"), "maxTimeoutSeconds")
+    return Invoice(
+        dialect=NAME,
+        origin=reading.origin,
+        invoice_id=x402.make_id(entry, shared.resource_url),
+        network=reading.network.name,
+        outputs=outputs,
+        expires_at_ms=reading.received_at_ms + timeout_s * 1000,
+        decimals=decimals,
+        proof="signed_cbor",
+        handed_over=submission != "client",
+        echo=_write_echo(entry, shared),
+        commitment=shared.commitment,
+        has_own_id=False,
+    )
+
+
+def _read_asset(value: object) -> str:
+    if not isinstance(value, str) or not _ASSET.fullmatch(value):
+        raise Refused("asset_not_understood", f"asset is {show(value, 140)}, not lovelace or policy.name in hex")
+    return parse_asset(value)
+
+
+def _check_extra(entry: Terms) -> object:
+    """Refuse terms of a transfer that is not plain; return who broadcasts."""
+    extra = entry.get("extra")
+    said = extra if isinstance(extra, dict) else {}
+    method = said.get("assetTransferMethod")
+    if method not in (None, "default") or said.keys() & _CONTRACT_KEYS:
+        keys = sorted(said.keys() & _CONTRACT_KEYS)
+        raise Refused("transfer_method_refused", f"the transfer method is {show(method, 80)}, with {show(keys)}")
+    x402.read_extra(entry, _EXTRA_KEYS)
+    flow, submission = said.get("paymentFlow"), said.get("submissionPolicy")
+    if flow not in _FLOWS or submission not in _POLICIES or said.get("areFeesSponsored") not in (None, False):
+        raise Refused("body_not_understood", f"extra is {show(extra)}, which is not understood")
+    _check_confirmations(said.get("confirmationPolicy"))
+    return submission
+
+
+def _check_confirmations(policy: object) -> None:
+    if policy is None:
+        return
+    depth = policy.get("l1Confirmations") if isinstance(policy, dict) else None
+    if not isinstance(policy, dict) or len(policy) != 1 or type(depth) is not int or depth not in _CONFIRMATIONS:
+        raise Refused("body_not_understood", f"confirmationPolicy is {show(policy)}, which is not understood")
+
+
+def _write_echo(entry: Terms, shared: _Required) -> str:
+    echo: dict[str, object] = {"x402Version": VERSION}
+    if shared.resource is not None:
+        echo["resource"] = shared.resource
+    echo["accepted"] = entry
+    if shared.extensions is not None:
+        echo["extensions"] = shared.extensions
+    text = strict_json.dumps(echo)
+    if len(text) > x402.ECHO_MAX_BYTES:
+        raise Refused("invoice_too_big", f"the proof would repeat {len(text)} bytes of the 402")
+    return text
+
+
+def proof_headers(*, shown: Shown, echo: str, wallet: str) -> dict[str, str]:
+    """PAYMENT-SIGNATURE; the same bytes whenever it is made for the same payment."""
+    said = strict_json.loads(echo)
+    if not isinstance(said, dict) or not isinstance(said.get("accepted"), dict):
+        raise Refused("bad_request", "what the proof must repeat is not there")
+    accepted: Mapping[str, object] = said["accepted"]
+    payload: dict[str, object] = {"transaction": x402.encode_transaction(shown.cbor), "nonce": shown.nonce}
+    extra = accepted.get("extra")
+    if extra is None:
+        payload["payer"] = wallet
+    elif isinstance(extra, dict) and extra.get("submissionPolicy") == "client":
+        payload["submissionMode"] = "client"
+    proof: dict[str, object] = {**said, "payload": payload}
+    if "extensions" in said:
+        proof["extensions"] = _fill_extensions(said["extensions"], shown.intent_id)
+    return {"PAYMENT-SIGNATURE": x402.encode_header(proof)}
+
+
+def _fill_extensions(extensions: object, intent_id: str) -> object:
+    """The merchant's extensions, with the intent as the payment's identifier where it asks for one."""
+    identifier = extensions.get(PAYMENT_IDENTIFIER) if isinstance(extensions, dict) else None
+    info = identifier.get("info") if isinstance(identifier, dict) else None
+    if not isinstance(extensions, dict) or not isinstance(identifier, dict) or not isinstance(info, dict):
+        return extensions
+    return {**extensions, PAYMENT_IDENTIFIER: {**identifier, "info": {**info, "id": intent_id}}}

@@ -1,0 +1,226 @@
+"""What a merchant says to a paid retry: every word of the documents has its class, and no other word is final."""
+
+import base64
+import json
+from typing import Any
+
+import pytest
+from x402_examples import JSON, answer_402, entry, page, required, v1_required
+
+from payagent.dialects import Answer, Response, Said, make_response, parse_response, read_answer
+
+TX = "ab" * 32
+PAYLOAD = "invalid_exact_cardano_payload"
+
+CATALOGUE = {
+    Said.REFUSED: [
+        "unsupported_scheme",
+        "network_mismatch",
+        PAYLOAD,
+        *(
+            f"{PAYLOAD}_{word}"
+            for word in (
+                *("unsupported_version", "transaction_decode_failed", "network_id_mismatch", "recipient_mismatch"),
+                *("asset_mismatch", "amount_insufficient", "nonce_invalid", "nonce_not_in_inputs", "ttl_expired"),
+                *("ttl_too_far", "unsigned", "invalid_signature", "phase1_invalid", "phase2_invalid"),
+                *("value_not_conserved", "fee_below_minimum", "min_utxo_insufficient", "script_address_mismatch"),
+                *("payer_not_witness", "script_datum_missing", "masumi_contract_mismatch", "masumi_datum_missing"),
+                *("masumi_datum_invalid", "masumi_datum_mismatch", "masumi_deadline", "masumi_collateral"),
+                *("masumi_min_utxo", "masumi_reference_script", "masumi_asset", "masumi_escrow_output_count"),
+            )
+        ),
+        "invalid_exact_cardano_requirements",
+        "invalid_exact_cardano_requirements_policy",
+        "invalid_exact_cardano_requirements_masumi_schema",
+        "exact_cardano_settlement_definitively_rejected",
+        "masumi_terms_unknown",
+        "masumi_terms_mismatch",
+        "No matching payment requirements",
+    ],
+    Said.UNCLEAR: [
+        f"{PAYLOAD}_nonce_not_on_chain",
+        f"{PAYLOAD}_input_not_available",
+        f"{PAYLOAD}_not_yet_valid",
+        f"{PAYLOAD}_verification_error",
+        "exact_cardano_facilitator_chain_lookup_failed",
+        "exact_cardano_facilitator_evidence_unavailable",
+        "exact_cardano_facilitator_input_value_unavailable",
+        "exact_cardano_settlement_failed",
+        "exact_cardano_settlement_not_confirmed",
+        "unexpected_settle_error",
+        "Facilitator settle failed (502): Bad Gateway",
+        "",
+        "a word of next year",
+    ],
+    Said.USED_UP: ["duplicate_settlement"],
+    Said.PENDING: ["settlement_pending"],
+}
+WORDS = [(word, said) for said, words in CATALOGUE.items() for word in words]
+
+
+def pack(value: object) -> str:
+    return base64.b64encode(json.dumps(value).encode()).decode()
+
+
+def settled(word: str, **change: Any) -> Response:
+    """A 402 whose PAYMENT-RESPONSE says how the settlement went."""
+    told = {"success": False, "errorReason": word, "transaction": TX, "network": "cardano:preprod"} | change
+    return make_response(402, JSON | {"PAYMENT-RESPONSE": pack(told)}, {})
+
+
+def said(response: Response, dialect: str = "x402-v2") -> Said:
+    return ask(response, dialect).said
+
+
+def ask(response: Response, dialect: str = "x402-v2") -> Answer:
+    return read_answer(dialect, response, invoice_id="inv-1", shown_tx=TX)
+
+
+@pytest.mark.parametrize(("word", "expected"), WORDS)
+def test_every_word_of_the_catalogue(word: str, expected: Said) -> None:
+    assert said(settled(word)) is expected
+    assert said(settled(word.upper())) is expected
+    assert said(settled(word, transaction="")) is expected
+    if word:
+        assert said(answer_402(required(error=word))) is expected
+
+
+def test_a_word_about_another_transaction_says_nothing_of_ours() -> None:
+    for word, _ in WORDS:
+        assert said(settled(word, transaction="cd" * 32)) is Said.UNCLEAR
+    assert said(settled("settlement_pending", transaction=TX.upper())) is Said.PENDING
+
+
+def test_the_result_of_the_settlement_counts_before_the_402s_own_error() -> None:
+    for header in ("PAYMENT-RESPONSE", "X-PAYMENT-RESPONSE"):
+        told = {"errorReason": "settlement_pending", "transaction": TX}
+        terms = required(error="invalid_exact_cardano_payload_unsigned")
+        response = make_response(402, JSON | {header: pack(told), "PAYMENT-REQUIRED": pack(terms)}, {})
+        assert said(response) is Said.PENDING
+
+
+@pytest.mark.parametrize("error", [None, "", "Payment required", "PAYMENT-SIGNATURE header is required"])
+def test_a_402_that_says_nothing_of_our_proof_asks_for_money(error: str | None) -> None:
+    assert said(answer_402(required(error=error))) is Said.INVOICED
+    assert said(make_response(402, JSON, required(error=error))) is Said.INVOICED
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        ("Settlement failed: confirmation_timeout", Said.PENDING),
+        ("Settlement failed: submission_rejected", Said.UNCLEAR),
+        ("Settlement failed: invalid_transaction", Said.UNCLEAR),
+        ("Payment verification failed", Said.UNCLEAR),
+        ("Invalid Payment-Signature header", Said.REFUSED),
+        ("recipient_mismatch", Said.REFUSED),
+        ("amount_insufficient", Said.REFUSED),
+    ],
+)
+def test_a_facilitator_that_settles_before_it_serves(error: str, expected: Said) -> None:
+    assert said(answer_402(required(entry() | {"extra": None}, error=error), body="")) is expected
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        ("missing", Said.INVOICED),
+        ("invalid_payload", Said.REFUSED),
+        ("invalid_network", Said.REFUSED),
+        ("HTTP 500", Said.UNCLEAR),
+        ("invalid_transaction_state", Said.UNCLEAR),
+    ],
+)
+def test_version_1_in_a_page_with_its_error_in_a_header(error: str, expected: Said) -> None:
+    headers = {"content-type": "text/html", "X-PAYMENT-ERROR": error}
+    response = parse_response(402, headers, page(v1_required()).encode())
+    assert said(response, "x402-v1") is expected
+
+
+def test_version_1_that_waits_for_the_chain_wants_to_be_asked_by_the_transactions_id() -> None:
+    body = {"pending": True, "transaction": TX, "retryAfterSeconds": 10}
+    answer = ask(make_response(202, JSON, body), "x402-v1")
+    assert answer == Answer(Said.PENDING, "pending", 10, f"tx={TX}")
+    liar = ask(make_response(202, JSON, body | {"transaction": "cd" * 32}), "x402-v1")
+    assert liar.poll_query == f"tx={TX}", "only ever our own"
+    assert said(make_response(202, JSON, body), "x402-v2") is Said.SERVED
+    assert said(make_response(202, JSON, {"pending": "true"}), "x402-v1") is Said.SERVED
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ({"detail": {"status": "pending"}}, Said.PENDING),
+        ({"detail": {"status": "Submitted"}}, Said.PENDING),
+        ({"status": "verified"}, Said.PENDING),
+        ({"detail": {"status": "consumed"}}, Said.USED_UP),
+        ({"detail": {"status": "expired"}}, Said.UNCLEAR),
+        ({"detail": {"status": "paid-ish"}}, Said.UNCLEAR),
+        ({"detail": {"error": "payment_flow_error"}}, Said.UNCLEAR),
+        ({"detail": {"error": "payment_flow_error", "reason": "wrong_outputs"}}, Said.UNCLEAR),
+        ({"detail": {"error": "payment_flow_error", "reason": "paid_already"}}, Said.USED_UP),
+        ({"detail": {"error": "payment_flow_error", "invoiceId": "inv-1"}}, Said.UNCLEAR),
+        ({"detail": {"invoiceId": "inv-1", "amountUnits": "1"}}, Said.PENDING),
+        ({"detail": {"invoiceId": "inv-2", "amountUnits": "1"}}, Said.INVOICED),
+        ({"invoiceId": "inv-1", "amount": "1"}, Said.PENDING),
+        ({"invoiceId": "inv-2", "amount": "1"}, Said.INVOICED),
+        ({"error": "Payment Required", "invoiceId": "inv-1", "paymentRequired": True}, Said.PENDING),
+        ({"error": "Payment Required", "invoiceId": "inv-2", "paymentRequired": True}, Said.INVOICED),
+        ({"detail": "Payment required"}, Said.UNCLEAR),
+        ({"error": "x", "detail": "y"}, Said.UNCLEAR),
+        ({"detail": [{"loc": ["body"], "msg": "m", "type": "t"}]}, Said.UNCLEAR),
+        ({}, Said.UNCLEAR),
+        ([], Said.UNCLEAR),
+        (None, Said.UNCLEAR),
+        ("<html>402</html>", Said.UNCLEAR),
+    ],
+)
+def test_the_t_backend_and_flux(body: object, expected: Said) -> None:
+    for dialect in ("t-backend", "flux"):
+        assert said(Response(402, {}, body), dialect) is expected
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        (200, Said.SERVED),
+        (201, Said.SERVED),
+        (204, Said.SERVED),
+        (301, Said.OTHER),
+        (307, Said.OTHER),
+        (400, Said.OTHER),
+        (401, Said.OTHER),
+        (403, Said.OTHER),
+        (404, Said.OTHER),
+        (409, Said.OTHER),
+        (422, Said.OTHER),
+        (408, Said.UNCLEAR),
+        (425, Said.UNCLEAR),
+        (429, Said.UNCLEAR),
+        (500, Said.UNCLEAR),
+        (502, Said.UNCLEAR),
+        (504, Said.UNCLEAR),
+    ],
+)
+def test_statuses(status: int, expected: Said) -> None:
+    for dialect in ("t-backend", "flux", "x402-v2", "x402-v1"):
+        assert said(Response(status, {}, ""), dialect) is expected
+        refusal = JSON | {"payment-response": pack({"errorReason": PAYLOAD, "transaction": TX})}
+        assert said(Response(status, refusal, {}), dialect) is expected
+
+
+@pytest.mark.parametrize(
+    ("value", "after_s"),
+    [("7", 7), ("999999999", 3_600), ("0", None), ("-1", None), ("1.5", None), ("\u0667", None), ("9" * 40, None)],
+)
+def test_when_to_come_again(value: str, after_s: int | None) -> None:
+    assert ask(Response(503, {"retry-after": value}, "")).retry_after_s == after_s
+    assert ask(Response(503, {"retry-after": "Wed, 21 Oct 2026 07:28:00 GMT"}, "")).retry_after_s is None
+    assert ask(Response(402, {}, {"retryAfterSeconds": True})).retry_after_s is None
+
+
+def test_a_merchants_words_are_shown_as_bounded_plain_ascii() -> None:
+    answer = ask(settled("\u202epay \u00e9\n" + "x" * 500))
+    assert answer.said is Said.UNCLEAR
+    assert answer.reason.startswith("?pay ??xxx")
+    assert len(answer.reason) == 200

@@ -1,0 +1,221 @@
+"""Masumi's x402 v1 in JSON and in a page, and the Orynq SDK's own x402, with the proof that each of them takes."""
+
+import base64
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from dialect_examples import ANNA, NOW_MS, PAY_TO, paid
+from hostile_402s import TOKEN, address
+from x402_examples import (
+    DOTTED,
+    JSON,
+    NO_JSON,
+    URL,
+    answer_402,
+    knowing,
+    offer,
+    offers,
+    pack,
+    page,
+    required,
+    unpack,
+    v1_entry,
+    v1_required,
+)
+
+from payagent.core.network import NETWORKS
+from payagent.core.problem import Refused
+from payagent.dialects import Response, Shown, make_response, parse_response, proof_headers, read_offers
+
+SHOWN = Shown("ab" * 32, b"\x84\xa3\x00", "cd" * 32 + "#1", "int_" + "0" * 24)
+HOME = "https://api.example.com/"
+HTML = {"content-type": "text/html; charset=utf-8"}
+
+
+def in_json(terms: object) -> Response:
+    return make_response(402, JSON, terms)
+
+
+def in_page(terms: object) -> Response:
+    return parse_response(402, HTML, page(terms).encode())
+
+
+@pytest.mark.parametrize("answer", [in_json, in_page])
+def test_the_example_servers_402(answer: Any) -> None:
+    invoice = offer(answer(v1_required()), url=HOME)
+    assert (invoice.dialect, invoice.network, invoice.asset) == ("x402-v1", "preprod", TOKEN)
+    assert paid(invoice) == [("pay_to", PAY_TO, 2_000_000)]
+    assert (invoice.expires_at_ms, invoice.decimals) == (NOW_MS + 600_000, 0)
+    assert (invoice.proof, invoice.handed_over, invoice.has_own_id) == ("signed_cbor", True, False)
+    assert invoice == offer(in_json(v1_required()), url=HOME)
+
+
+def test_the_proof_is_base64_json_in_x_payment() -> None:
+    invoice = offer(in_json(v1_required()), url=HOME)
+    known: Any = {"invoice_id": invoice.invoice_id, "partner": "demo", "wallet": ANNA}
+    proof = proof_headers("x402-v1", shown=SHOWN, echo=invoice.echo, **known)
+    assert proof.keys() == {"X-PAYMENT"}
+    assert unpack(proof["X-PAYMENT"]) == {
+        "x402Version": 1,
+        "scheme": "exact",
+        "network": "cardano-preprod",
+        "payload": {"transaction": base64.b64encode(b"\x84\xa3\x00").decode()},
+    }
+    for shown, echo in ((replace(SHOWN, cbor=None), invoice.echo), (SHOWN, None), (SHOWN, "[]")):
+        with pytest.raises(Refused):
+            proof_headers("x402-v1", shown=shown, echo=echo, **known)
+
+
+def test_the_bare_network_is_mainnet_and_echoed_as_it_came() -> None:
+    mainnet = NETWORKS["mainnet"]
+    for name in ("cardano", "cardano-mainnet"):
+        entry = v1_entry(network=name, payTo=address(mainnet, 0, 0x50))
+        (invoice,) = read_offers(in_json(v1_required(entry)), replace(knowing(HOME), network=mainnet))
+        assert invoice.network == "mainnet"
+        assert f'"network":"{name}"' in (invoice.echo or "")
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"network": "cardano"}, "chain_wrong"),
+        ({"network": "cardano-masumi"}, "transfer_method_refused"),
+        ({"network": "base"}, "chain_not_understood"),
+        ({"extra": {}}, "asset_not_understood"),
+        ({"extra": None}, "asset_not_understood"),
+        ({"extra": {"assetNameHex": "0"}}, "asset_not_understood"),
+        ({"extra": {"assetNameHex": "AA"}}, "asset_not_understood"),
+        ({"extra": {"assetNameHex": TOKEN[56:], "decimals": 6}}, "decimals_mismatch"),
+        ({"extra": {"assetNameHex": TOKEN[56:], "feeLovelace": "1"}}, "split_not_understood"),
+        ({"extra": {"assetNameHex": "00"}}, "asset_not_allowed"),
+        ({"asset": DOTTED}, "asset_not_understood"),
+        ({"asset": TOKEN}, "asset_not_understood"),
+        ({"asset": "ADA", "extra": {}}, "asset_not_understood"),
+        ({"asset": "0x036CbD53842c5426634e7929541eC2318f3dCF7e"}, "asset_not_understood"),
+        ({"maxAmountRequired": 2_000_000}, "amount_not_understood"),
+        ({"maxAmountRequired": "0"}, "amount_out_of_range"),
+        ({"payTo": "0x209693Bc6afc0C5328bA36FaF03C514EF312287C"}, "address_mixed_case"),
+        ({"maxTimeoutSeconds": 0}, "invoice_expired"),
+        ({"resource": "/elsewhere"}, "resource_mismatch"),
+        ({"outputs": []}, "split_not_understood"),
+        ({"scheme": "stream"}, "scheme_not_supported"),
+    ],
+)
+def test_what_is_refused(change: dict[str, Any], code: str) -> None:
+    with pytest.raises(Refused) as refused:
+        offers(in_json(v1_required(v1_entry(**change))), url=HOME)
+    assert refused.value.code == code
+
+
+def test_ada_needs_no_name() -> None:
+    invoice = offer(in_json(v1_required(v1_entry(asset="lovelace", extra={}))), url=HOME)
+    assert invoice.asset == "lovelace"
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        (page(v1_required()) + page(v1_required()), "invoice_contradiction"),
+        (page(v1_required()).replace('"exact"', "alert(1)"), "json_not_understood"),
+        (page(v1_required()).replace('"scheme"', '"scheme": "exact", "scheme"'), "json_not_understood"),
+        ("<script>window.__x402Requirements = " + "[" * 100_00 + "</script>", "json_not_understood"),
+        ("<script>window.__x402Requirements = [1]</script>", "body_not_understood"),
+        ("<script>window.__x402Requirements = {}</script>", "body_not_understood"),
+        ("<script>window.__x402Requirements == {}</script>", "body_not_understood"),
+        ("<script>window.__x402Requirements = getTerms();</script>", "json_not_understood"),
+        (page(v1_required()) + " " * 65_536, "body_too_big"),
+        (page(required()), "body_not_understood"),
+        ("<html><h1>402 Payment Required</h1></html>", "body_not_understood"),
+    ],
+)
+def test_a_page_is_read_from_its_mark_on_as_strict_json_or_not_at_all(text: str, code: str) -> None:
+    with pytest.raises(Refused) as refused:
+        offers(parse_response(402, HTML, text.encode()), url=HOME)
+    assert refused.value.code == code
+
+
+SDK = {
+    "version": "1",
+    "scheme": "exact",
+    "network": "cardano:preprod",
+    "maxAmountRequired": "2000000",
+    "resource": "/x402/chat",
+    "payTo": PAY_TO,
+    "maxTimeoutSeconds": 300,
+    "asset": "ADA",
+}
+SDK_BODY = {"error": "Payment Required", "invoiceId": "6aec41a2-1b", "paymentRequired": True}
+
+
+def sdk(terms: object = SDK, body: object = SDK_BODY) -> Response:
+    return make_response(402, JSON | {"PAYMENT-REQUIRED": pack(terms)}, body)
+
+
+def test_the_sdks_own_x402_is_an_invoice_that_takes_the_proof_of_flux() -> None:
+    invoice = offer(sdk())
+    assert (invoice.dialect, invoice.invoice_id, invoice.has_own_id) == ("flux", "6aec41a2-1b", True)
+    assert paid(invoice) == [("pay_to", PAY_TO, 2_000_000)]
+    assert invoice.expires_at_ms == NOW_MS + 300_000
+    proof = proof_headers(
+        invoice.dialect, invoice_id=invoice.invoice_id, shown=SHOWN, echo=None, partner=None, wallet=ANNA
+    )
+    assert proof["X-Invoice-Id"] == "6aec41a2-1b"
+
+
+@pytest.mark.parametrize(
+    ("terms", "body", "code"),
+    [
+        (SDK | {"version": "2"}, SDK_BODY, "body_not_understood"),
+        (SDK | {"version": 1}, SDK_BODY, "body_not_understood"),
+        (SDK | {"scheme": "stream"}, SDK_BODY, "body_not_understood"),
+        (SDK | {"network": "eip155:8453"}, SDK_BODY, "chain_not_understood"),
+        (SDK | {"network": "cardano:mainnet"}, SDK_BODY, "chain_wrong"),
+        (SDK | {"splits": []}, SDK_BODY, "split_not_understood"),
+        (SDK | {"extra": {"splits": []}}, SDK_BODY, "split_not_understood"),
+        (SDK | {"maxTimeoutSeconds": 0}, SDK_BODY, "invoice_expired"),
+        (SDK | {"decimals": 2}, SDK_BODY, "decimals_mismatch"),
+        ({key: SDK[key] for key in SDK if key != "asset"}, SDK_BODY, "invoice_incomplete"),
+        ({key: SDK[key] for key in SDK if key != "maxTimeoutSeconds"}, SDK_BODY, "invoice_incomplete"),
+        (SDK, {"error": "Payment Required", "paymentRequired": True}, "invoice_incomplete"),
+        (SDK, {**SDK_BODY, "invoiceId": "a b"}, "invoice_id_invalid"),
+        (SDK, {**SDK_BODY, "fee": "1"}, "split_not_understood"),
+        (SDK, {"error": "Payment Required", "invoiceId": "i", "protocol": "x402"}, "body_not_understood"),
+        (SDK, "", "body_not_understood"),
+    ],
+)
+def test_what_of_it_is_refused(terms: object, body: object, code: str) -> None:
+    with pytest.raises(Refused) as refused:
+        offers(sdk(terms, body))
+    assert refused.value.code == code
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"error": "Payment Required", "invoiceId": "i", "paymentRequired": True},
+        {"error": "Payment Required", "invoiceId": "i", "protocol": "x402"},
+        {"x402": {"version": "1", "paymentRequired": True, "accepts": [v1_entry()]}, "invoiceId": "inv_abc123"},
+        {"detail": v1_required()},
+        {"x402Version": "1", "accepts": [v1_entry()]},
+        {"x402Version": 1.0, "accepts": [v1_entry()]},
+        {"x402Version": True, "accepts": [v1_entry()]},
+        {"x402Version": 3, "accepts": [v1_entry()]},
+        {"accepts": [v1_entry()]},
+    ],
+)
+def test_bodies_of_other_shapes_of_x402(body: object) -> None:
+    with pytest.raises(Refused) as refused:
+        offers(in_json(body), url=URL)
+    assert refused.value.code == "body_not_understood"
+
+
+@pytest.mark.parametrize("headers", [NO_JSON, JSON])
+def test_a_header_of_another_name_is_not_read(headers: dict[str, str]) -> None:
+    with pytest.raises(Refused) as refused:
+        offers(make_response(402, headers | {"X-Payment-Required": pack(required())}, {}))
+    assert refused.value.code == "body_not_understood"
+
+
+def test_version_2_is_paid_where_version_1_stands_beside_it() -> None:
+    assert offer(answer_402(required(), body=page(v1_required()), headers=HTML)).dialect == "x402-v2"

@@ -1,0 +1,408 @@
+"""The official x402 v2: what is paid of `accepts`, what is refused and how, and the proof to the byte."""
+
+import base64
+import hashlib
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from dialect_examples import ANNA, NOW_MS, PAY_TO, PREPROD, paid, reading
+from hostile_402s import OTHER_POLICY, TOKEN, address
+from x402_examples import DOTTED, JSON, NO_JSON, URL, answer_402, entry, offer, offers, pack, required, unpack
+
+from payagent.core.problem import Refused
+from payagent.dialects import Shown, make_response, parse_response, proof_headers
+
+CBOR = bytes.fromhex("84a300") + b"\x01" * 300
+SHOWN = Shown("ab" * 32, CBOR, "cd" * 32 + "#1", "int_" + "0123456789abcdef01234567")
+
+
+def prove(terms: Any, shown: Shown = SHOWN, headers: dict[str, str] | None = None) -> Any:
+    """The decoded PAYMENT-SIGNATURE for the first offer of a 402."""
+    invoice = offers(answer_402(terms, headers=headers))[0]
+    proof = proof_headers(
+        invoice.dialect, invoice_id=invoice.invoice_id, shown=shown, echo=invoice.echo, partner="demo", wallet=ANNA
+    )
+    assert proof.keys() == {"PAYMENT-SIGNATURE"}
+    return unpack(proof["PAYMENT-SIGNATURE"])
+
+
+def test_the_official_402() -> None:
+    invoice = offer(answer_402(required()))
+    assert (invoice.dialect, invoice.network, invoice.origin) == ("x402-v2", "preprod", "https://api.example.com")
+    assert paid(invoice) == [("pay_to", PAY_TO, 2_000_000)]
+    assert invoice.expires_at_ms == NOW_MS + 600_000
+    assert (invoice.proof, invoice.handed_over, invoice.has_own_id) == ("signed_cbor", True, False)
+
+
+def test_a_token_is_named_with_a_dot_and_read_without() -> None:
+    invoice = offer(answer_402(required(entry(asset=DOTTED))))
+    assert (invoice.asset, invoice.total_units) == (TOKEN, 2_000_000)
+
+
+def test_the_proof_repeats_what_was_accepted_and_adds_the_transaction() -> None:
+    terms = required()
+    assert prove(terms) == {
+        "x402Version": 2,
+        "resource": terms["resource"],
+        "accepted": terms["accepts"][0],
+        "payload": {"transaction": base64.b64encode(CBOR).decode(), "nonce": "cd" * 32 + "#1"},
+    }
+
+
+def test_the_proof_of_a_payment_is_the_same_bytes_however_often_it_is_made() -> None:
+    invoice = offer(answer_402(required()))
+    made = {
+        proof_headers("x402-v2", invoice_id=i, shown=SHOWN, echo=invoice.echo, partner=None, wallet=ANNA)[
+            "PAYMENT-SIGNATURE"
+        ]
+        for i in (invoice.invoice_id, invoice.invoice_id + "-pay_1")
+    }
+    assert len(made) == 1
+
+
+def test_what_is_echoed_has_the_same_value_whatever_json_it_was() -> None:
+    odd = '{"list":[1.50,-2e3,12345678901234567890,true,null],"words":"\\u00e9\\ud83d\\ude00 </script>"}'
+    text = (
+        '{"x402Version":2,"accepts":[{"extra":{"name":"caf\\u00e9","version":null},"payTo":"'
+        + PAY_TO
+        + '","amount":"2000000","asset":"lovelace","network":"cardano:preprod","scheme":"exact",'
+        + '"maxTimeoutSeconds":600}],"extensions":{"odd":{"info":'
+        + odd
+        + "}}}"
+    )
+    said = prove(text)
+    assert said["extensions"]["odd"]["info"] == {
+        "list": [1.5, -2000.0, 12345678901234567890, True, None],
+        "words": "\u00e9\U0001f600 </script>",
+    }
+    assert said["accepted"]["extra"] == {"name": "caf\u00e9", "version": None}
+    assert list(said["accepted"]) == [
+        *("extra", "payTo", "amount", "asset", "network", "scheme", "maxTimeoutSeconds")
+    ]
+    assert "resource" not in said
+    raw = base64.b64decode(_header(text)).decode()
+    assert "1.50,-2e3,12345678901234567890" in raw, "numbers are written as they came"
+
+
+def _header(text: str) -> str:
+    invoice = offer(answer_402(text))
+    return proof_headers("x402-v2", invoice_id="x", shown=SHOWN, echo=invoice.echo, partner=None, wallet=ANNA)[
+        "PAYMENT-SIGNATURE"
+    ]
+
+
+@pytest.mark.parametrize("network", ["cardano:preprod", "cip34:0-1"])
+def test_the_two_spellings_of_a_network(network: str) -> None:
+    terms = required(entry(network=network))
+    assert offer(answer_402(terms)).network == "preprod"
+    assert prove(terms)["accepted"]["network"] == network
+
+
+@pytest.mark.parametrize(
+    "extra", [{}, {"assetTransferMethod": "default", "areFeesSponsored": False}, {"name": "ADA"}]
+)
+def test_other_extras_of_a_plain_transfer(extra: dict[str, Any]) -> None:
+    terms = required(entry() | {"extra": extra})
+    assert offer(answer_402(terms)).handed_over
+    assert prove(terms)["accepted"]["extra"] == extra
+
+
+def test_a_server_that_says_extra_null_wants_to_know_the_payer() -> None:
+    terms = {
+        "x402Version": 2,
+        "error": None,
+        "resource": {"description": "Payment required", "mimeType": "application/json", "url": ""},
+        "accepts": [entry() | {"extra": None}],
+    }
+    invoice = offer(answer_402(terms, body="", headers=NO_JSON))
+    assert invoice.handed_over
+    said = prove(terms)
+    assert said["payload"]["payer"] == ANNA
+    assert said["accepted"]["extra"] is None
+    assert "payer" not in prove(required())["payload"]
+
+
+@pytest.mark.parametrize(
+    ("policy", "handed_over", "mode"),
+    [("server", True, None), ("either", True, None), ("client", False, "client")],
+)
+def test_who_broadcasts(policy: str, handed_over: bool, mode: str | None) -> None:
+    terms = required(entry(extra={"submissionPolicy": policy}))
+    assert offer(answer_402(terms)).handed_over is handed_over
+    assert offer(answer_402(terms)).proof == "signed_cbor"
+    assert prove(terms)["payload"].get("submissionMode") == mode
+
+
+@pytest.mark.parametrize("depth", [-1, 0, 1, 20])
+def test_depths_that_a_merchant_may_wait_for(depth: int) -> None:
+    assert offer(answer_402(required(entry(extra={"confirmationPolicy": {"l1Confirmations": depth}}))))
+
+
+def test_the_object_in_the_body_of_an_older_server() -> None:
+    response = make_response(402, JSON, required())
+    assert offer(response) == offer(answer_402(required()))
+
+
+@pytest.mark.parametrize(
+    ("body", "headers"),
+    [
+        ("", NO_JSON),
+        ("{}", JSON),
+        ('{"error": "Payment required", "amount": "$0.01", "currency": "USD"}', JSON),
+        ('{"detail": {"status": "pending"}}', JSON),
+        ("not json", JSON),
+        ("<html>" + "x" * 200_000, {"content-type": "text/html"}),
+        ('{"x402Version": 1, "accepts": [{"scheme": "exact", "payTo": "addr1x"}]}', JSON),
+    ],
+)
+def test_the_header_counts_and_the_body_beside_it_does_not(body: str, headers: dict[str, str]) -> None:
+    assert offer(answer_402(required(), body, headers)) == offer(answer_402(required()))
+
+
+def test_a_header_that_cannot_be_read_is_not_made_up_for_by_the_body() -> None:
+    response = parse_response(402, JSON | {"PAYMENT-REQUIRED": "?"}, b'{"x402Version": 2, "accepts": []}')
+    with pytest.raises(Refused) as refused:
+        offers(response)
+    assert refused.value.code == "json_not_understood"
+
+
+EVM = entry(network="eip155:8453", asset="0x036CbD53842c5426634e7929541eC2318f3dCF7e", payTo="0x2096")
+OTHER_CHAIN = entry(network="cardano:mainnet", payTo="addr1x")
+UPTO = entry(scheme="upto")
+CHEAP, DEAR, IN_TOKEN = entry(amount="1000000"), entry(amount="9000000"), entry(asset=DOTTED, amount="3")
+SCRIPT = entry(extra={"assetTransferMethod": "script", "datum": "d87980"})
+UNKNOWN = entry(asset=OTHER_POLICY[:56] + "." + OTHER_POLICY[56:])
+BROKEN = entry(amount="1e6")
+
+
+@pytest.mark.parametrize(
+    ("entries", "amounts"),
+    [
+        ((EVM, CHEAP), [1_000_000]),
+        ((DEAR, CHEAP), [9_000_000, 1_000_000]),
+        ((UPTO, OTHER_CHAIN, IN_TOKEN, SCRIPT, UNKNOWN, BROKEN, CHEAP), [3, 1_000_000]),
+    ],
+)
+def test_what_is_offered_of_accepts_is_all_that_we_can_pay_in_the_merchants_order(
+    entries: tuple[dict[str, Any], ...], amounts: list[int]
+) -> None:
+    found = offers(answer_402(required(*entries)))
+    assert [invoice.total_units for invoice in found] == amounts
+    assert len({invoice.invoice_id for invoice in found}) == len(found)
+
+
+@pytest.mark.parametrize(
+    ("entries", "code"),
+    [
+        ((EVM,), "chain_not_understood"),
+        ((OTHER_CHAIN, EVM), "chain_wrong"),
+        ((UPTO,), "scheme_not_supported"),
+        ((EVM, UNKNOWN), "asset_not_allowed"),
+        ((EVM, BROKEN, UNKNOWN), "amount_not_understood"),
+        ((OTHER_CHAIN, SCRIPT), "transfer_method_refused"),
+        ((UPTO, OTHER_CHAIN), "scheme_not_supported"),
+    ],
+)
+def test_when_nothing_can_be_paid_the_reason_is_that_of_the_entry_that_was_meant_for_us(
+    entries: tuple[dict[str, Any], ...], code: str
+) -> None:
+    with pytest.raises(Refused) as refused:
+        offers(answer_402(required(*entries)))
+    assert refused.value.code == code
+
+
+def test_the_same_terms_have_the_same_id_and_other_terms_another() -> None:
+    same = {offer(answer_402(required())).invoice_id, offer(answer_402(required(error="again"))).invoice_id}
+    assert len(same) == 1
+    others = [
+        required(entry(amount="2000001")),
+        required(entry(payTo=ANNA)),
+        required(entry(maxTimeoutSeconds=601)),
+        required(resource={"url": URL + "?page=2"}),
+    ]
+    ids = same | {offer(answer_402(terms), url=URL + "?page=2").invoice_id for terms in others}
+    assert len(ids) == 5
+    assert all(len(id) == 37 and id.startswith("x402-") for id in ids)
+
+
+@pytest.mark.parametrize(
+    ("resource", "url"),
+    [
+        (URL, URL),
+        (URL, URL + "?page=2"),
+        (URL + "?page=2", URL + "?page=2"),
+        (URL + "#part", URL),
+        ("HTTPS://API.example.com:443/premium-data", URL),
+        ("http://api.example.com/premium-data", URL),
+        ("/premium-data", URL),
+        ("premium-data", URL),
+        ("https://api.example.com", "https://api.example.com/"),
+        ("", URL),
+        ("https://elsewhere.example.com/x", None),
+    ],
+)
+def test_resources_that_are_the_call(resource: str, url: str | None) -> None:
+    assert offer(answer_402(required(resource={"url": resource})), url=url)
+
+
+@pytest.mark.parametrize(
+    ("resource", "url"),
+    [
+        ("https://api.example.com/other", URL),
+        ("https://api.example.com/premium-data/", URL),
+        ("https://api.example.com/Premium-data", URL),
+        ("https://api.example.org/premium-data", URL),
+        ("https://api.example.com:8443/premium-data", URL),
+        ("https://api.example.com@evil.example/premium-data", URL),
+        ("https://api.example.com/premium-data", "http://api.example.com/premium-data"),
+        ("//evil.example/premium-data", URL),
+        (URL + "?page=2", URL),
+        (URL + "?page=2", URL + "?page=3"),
+        (URL + "?page=2", URL + "?page=2&more=1"),
+        ("urn:isbn:123", URL),
+        ("https://[::1/premium-data", URL),
+        (7, URL),
+        (["/premium-data"], URL),
+    ],
+)
+def test_resources_that_are_another_call(resource: object, url: str) -> None:
+    with pytest.raises(Refused) as refused:
+        offers(answer_402(required(resource={"url": resource})), url=url)
+    assert refused.value.code == "resource_mismatch"
+
+
+IDENTIFIER = {"payment-identifier": {"info": {"required": True}, "schema": {"type": "object", "required": ["a"]}}}
+
+
+def test_the_intent_is_the_payments_identifier() -> None:
+    said = prove(required(extensions=IDENTIFIER | {"bazaar": {"info": {"input": {"method": "GET"}}}}))
+    assert said["extensions"] == {
+        "payment-identifier": {
+            "info": {"required": True, "id": SHOWN.intent_id},
+            "schema": {"type": "object", "required": ["a"]},
+        },
+        "bazaar": {"info": {"input": {"method": "GET"}}},
+    }
+    other = prove(required(extensions=IDENTIFIER), replace(SHOWN, intent_id="int_" + "f" * 24))
+    assert other["extensions"]["payment-identifier"]["info"]["id"] == "int_" + "f" * 24
+
+
+@pytest.mark.parametrize("extension", [None, [], "x", {"info": "x"}, {}])
+def test_an_identifier_that_is_not_declared_as_it_should_be_is_only_echoed(extension: object) -> None:
+    extensions = {"payment-identifier": extension}
+    assert prove(required(extensions=extensions))["extensions"] == extensions
+
+
+@pytest.mark.parametrize(
+    "extension",
+    [{"info": {"required": True}}, {"required": True}, {"info": {"required": "yes"}}, {"info": {"required": 1}}],
+)
+def test_an_extension_that_we_do_not_have_and_must(extension: dict[str, Any]) -> None:
+    for name in ("sign-in-with-x", "cardano-request-commitment", "payment-identifiers"):
+        with pytest.raises(Refused) as refused:
+            offers(answer_402(required(extensions={name: extension})))
+        assert refused.value.code == "extension_required"
+        assert name in refused.value.detail
+
+
+def jcs(value: object) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+
+
+def commitment_to(url: str, required: bool) -> dict[str, Any]:
+    """The extension as a merchant declares it for a GET without a body."""
+    binding = {
+        "domain": "x402:exact:cardano:request-commitment:http:1",
+        "method": "GET",
+        "url": url,
+        "bodyHash": hashlib.sha256(b"").hexdigest(),
+        "headers": [],
+    }
+    parts = [{"name": "request", "canonicalization": "jcs", "digest": hashlib.sha256(jcs(binding)).hexdigest()}]
+    manifest = {"version": "1", "algorithm": "sha256", "parts": parts}
+    digest = hashlib.sha256(b"masumi:x402:input:v1\n" + jcs(manifest)).hexdigest()
+    info = {"required": required, "profile": "http:1", "bindingParams": {"headers": []}}
+    return {"cardano-request-commitment": {"info": info | {"commitment": manifest | {"digest": digest}}}}
+
+
+@pytest.mark.parametrize("insists", [True, False])
+def test_a_payment_commits_to_its_request_where_the_operator_lets_it(insists: bool) -> None:
+    terms = required(extensions=commitment_to(URL, insists))
+    invoice = offer(answer_402(terms), salt=b"s" * 32)
+    assert invoice.commitment is not None
+    assert len(bytes.fromhex(invoice.commitment)) == 32
+    assert json.loads(invoice.echo or "")["extensions"]["cardano-request-commitment"]["info"]["salt"] == "73" * 32
+    assert offer(answer_402(terms), salt=b"t" * 32).commitment != invoice.commitment
+    with pytest.raises(Refused) as refused:
+        offers(answer_402(required(extensions=commitment_to(URL + "/other", insists))), salt=b"s" * 32)
+    assert refused.value.code == "resource_mismatch"
+
+
+def test_without_the_setting_a_commitment_that_is_required_is_refused() -> None:
+    assert offer(answer_402(required(extensions=commitment_to(URL, False)))).commitment is None
+    for unable in ({}, {"url": None, "salt": b"s" * 32}):
+        with pytest.raises(Refused) as refused:
+            offers(answer_402(required(extensions=commitment_to(URL, True))), **unable)
+        assert refused.value.code == "extension_required"
+
+
+def test_our_own_address_is_not_paid() -> None:
+    with pytest.raises(Refused) as refused:
+        offers(answer_402(required()), own=offer(answer_402(required())).outputs[0].address)
+    assert refused.value.code == "address_own"
+
+
+def test_a_402_that_is_too_long_to_be_repeated_is_not_paid() -> None:
+    note = {"bazaar": {"info": {"text": "x" * 9_000}}}
+    with pytest.raises(Refused) as refused:
+        offers(answer_402(required(extensions=note)))
+    assert refused.value.code == "invoice_too_big"
+
+
+def test_the_usual_config_knows_ada_only() -> None:
+    assert reading().assets == {"lovelace"}
+    with pytest.raises(Refused) as refused:
+        offers(answer_402(required(entry(asset=DOTTED))), assets=frozenset(("lovelace",)))
+    assert refused.value.code == "asset_not_allowed"
+
+
+@pytest.mark.parametrize("echo", [None, "", "{}", "[]", '{"accepted": 5}', "no json"])
+def test_without_what_must_be_repeated_there_is_no_proof(echo: str | None) -> None:
+    with pytest.raises(Refused):
+        proof_headers("x402-v2", invoice_id="x", shown=SHOWN, echo=echo, partner=None, wallet=ANNA)
+
+
+def test_a_hash_is_no_proof_here() -> None:
+    echo = offer(answer_402(required())).echo
+    shown = replace(SHOWN, cbor=None)
+    with pytest.raises(Refused) as refused:
+        proof_headers("x402-v2", invoice_id="x", shown=shown, echo=echo, partner=None, wallet=ANNA)
+    assert refused.value.code == "bad_request"
+
+
+def test_two_different_headers_are_a_contradiction() -> None:
+    twice = [("PAYMENT-REQUIRED", pack(required())), ("payment-required", pack(required(DEAR)))]
+    with pytest.raises(Refused) as refused:
+        parse_response(402, twice, b"")
+    assert refused.value.code == "invoice_contradiction"
+
+
+def test_another_invoice_beside_the_header_is_a_mix() -> None:
+    bodies = (
+        {"detail": {"invoiceId": "inv-1", "chain": "cardano-preprod", "amountUnits": "1", "timeout": 300}},
+        {"detail": {"payTo": PAY_TO}},
+        {"invoiceId": "i", "amount": "1", "currency": "ADA", "payTo": PAY_TO},
+    )
+    for body in bodies:
+        response = make_response(402, JSON | {"PAYMENT-REQUIRED": pack(required())}, body)
+        with pytest.raises(Refused) as refused:
+            offers(response)
+        assert refused.value.code == "mixed_dialects"
+
+
+def test_a_script_address_is_refused_by_its_own_code() -> None:
+    with pytest.raises(Refused) as refused:
+        offers(answer_402(required(entry(payTo=address(PREPROD, 7, 0x55)))))
+    assert refused.value.code == "address_script"
