@@ -292,7 +292,7 @@ async def _bounded_body(request: Request) -> bytes:
 async def _json_object(request: Request) -> Mapping[str, object]:
     try:
         body = json.loads(await _bounded_body(request))
-    except ValueError as unreadable:
+    except (ValueError, RecursionError) as unreadable:
         raise _bad("The body is not JSON.") from unreadable
     if not isinstance(body, dict):
         raise _bad("The body must be a JSON object.")

@@ -19,14 +19,18 @@ from typing import Any, Protocol
 from payagent.core.address import Address, encode_address, parse_address
 from payagent.core.money import LOVELACE, parse_asset, parse_units
 from payagent.core.network import NETWORKS
-from payagent.devnet.ledger import TxOut
+from payagent.devnet.ledger import LedgerError, Tx, TxOut, decode_tx
 from payagent.devnet.node import Seen
+from payagent.devnet.reading import BadSettings, choice, or_null, refuse_unknown, whole
 
 DEVNET = NETWORKS["devnet"]
 MODES = ("additional", "inclusive", "outputs")
 FORMS = ("split", "outputs")
 DIALECTS = ("t-backend", "flux")
+REPLAYS = ("serve", "refuse")
+PROOFS = ("tx_hash", "signed_cbor")
 _TX_HASH = re.compile(r"[0-9a-f]{64}", re.ASCII)
+_SIGNED_CBOR = re.compile(r"(?:[0-9a-f]{2}){65,}", re.ASCII)
 _ROLE = re.compile(r"[a-z][a-z0-9_-]{0,31}", re.ASCII)
 _MOST_TIMEOUT_S, _MOST_BATCH, _MOST_CONFIRMATIONS, _MOST_SPLITS = 86_400, 1_000_000, 100, 15
 
@@ -56,6 +60,8 @@ class Terms:
     `split_mode`: `additional` shares come on top of the price; `inclusive` ones are taken from it; `outputs` is
     `inclusive` written as the whole list of outputs, pay_to among them. `split_form` is how a list without pay_to
     is written: `split` (an object that states its mode) or `outputs` (a bare list that states none).
+    `replays`: whether a proof that was answered is answered again; None is what each dialect does on its own.
+    `proof` `signed_cbor`: X-Payment carries the signed transaction, in hex, and the merchant sends it.
     """
 
     price_units: int = 10_000_000
@@ -70,6 +76,8 @@ class Terms:
     timeout_s: int = 300
     confirmations: int = 1
     dialect: str = "t-backend"
+    replays: str | None = None
+    proof: str = "tx_hash"
 
     @property
     def pay_to_units(self) -> int:
@@ -84,15 +92,9 @@ class Terms:
         return ((role_address("pay_to").raw, self.pay_to_units), *shares)
 
 
-class BadSettings(ValueError):  # noqa: N818  the caller's mistake, told with its reason
-    """The settings are not understood; nothing was changed."""
-
-
 def read_settings(body: Mapping[str, object], now: Terms) -> Terms:
     """The terms with some settings replaced. Raises `BadSettings`, or `Refused` for money and addresses."""
-    unknown = set(body) - set(_SETTINGS)
-    if unknown:
-        raise BadSettings(f"unknown settings: {', '.join(sorted(map(str, unknown)))}")
+    refuse_unknown(body, _SETTINGS)
     fields: dict[str, Any] = {}
     for name, value in body.items():
         fields[_SETTINGS[name][0]] = _SETTINGS[name][1](value, name)
@@ -120,24 +122,6 @@ def _read_split(item: object) -> Split:
     return Split(role, address, parse_units(item["units"], "units"))
 
 
-def _choice(*allowed: str) -> Callable[[object, str], str]:
-    def read(value: object, name: str) -> str:
-        if not isinstance(value, str) or value not in allowed:
-            raise BadSettings(f"{name} must be one of {', '.join(allowed)}")
-        return value
-
-    return read
-
-
-def _whole(least: int, most: int) -> Callable[[object, str], int]:
-    def read(value: object, name: str) -> int:
-        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-            raise BadSettings(f"{name} must be a whole number from {least} to {most}")
-        return value
-
-    return read
-
-
 def _read_asset(value: object, _name: str) -> str:
     return parse_asset(value)
 
@@ -146,12 +130,14 @@ _SETTINGS: dict[str, tuple[str, Callable[[object, str], object]]] = {
     "price": ("price_units", parse_units),
     "asset": ("asset", _read_asset),
     "splits": ("splits", _read_splits),
-    "split_mode": ("split_mode", _choice(*MODES)),
-    "split_form": ("split_form", _choice(*FORMS)),
-    "batch": ("batch", _whole(1, _MOST_BATCH)),
-    "timeout": ("timeout_s", _whole(1, _MOST_TIMEOUT_S)),
-    "confirmations": ("confirmations", _whole(0, _MOST_CONFIRMATIONS)),
-    "dialect": ("dialect", _choice(*DIALECTS)),
+    "split_mode": ("split_mode", choice(*MODES)),
+    "split_form": ("split_form", choice(*FORMS)),
+    "batch": ("batch", whole(1, _MOST_BATCH)),
+    "timeout": ("timeout_s", whole(1, _MOST_TIMEOUT_S)),
+    "confirmations": ("confirmations", whole(0, _MOST_CONFIRMATIONS)),
+    "dialect": ("dialect", choice(*DIALECTS)),
+    "replays": ("replays", or_null(choice(*REPLAYS))),
+    "proof": ("proof", choice(*PROOFS)),
 }
 
 
@@ -218,9 +204,11 @@ class Verdict:
 
 
 class OwnNode(Protocol):
-    """The merchant's own eyes on the chain."""
+    """The merchant's own eyes on the chain, and its way to it."""
 
     def seen(self, tx_id: str) -> Seen | None: ...
+
+    def submit(self, raw: bytes) -> str: ...
 
 
 @dataclass(slots=True)
@@ -306,17 +294,44 @@ class Merchant:
             return _wrong(None, "unknown_invoice", "X-Invoice-Id names no invoice of this merchant")
         if invoice.request_key != call.request_key:
             return _wrong(invoice, "other_request", "the invoice is for another request, partner or wallet")
-        if call.proof is None or not _TX_HASH.fullmatch(call.proof):
-            return _wrong(
-                invoice, "proof_not_understood", "X-Payment must be a transaction hash in lower-case hex"
-            )
+        tx_id, tx = self._read_proof(call.proof or "")
+        if tx_id is None:
+            return _wrong(invoice, "proof_not_understood", f"X-Payment must be a {self.terms.proof} in hex")
         if invoice.paid_by is not None:
-            if invoice.paid_by == call.proof:
-                return Verdict(Outcome.REPLAYED, invoice)
-            return _wrong(invoice, "paid_already", "another transaction paid the invoice")
-        if call.proof in self._paid_with:
+            if invoice.paid_by != tx_id:
+                return _wrong(invoice, "paid_already", "another transaction paid the invoice")
+            if self.terms.replays == "refuse":
+                return _wrong(invoice, "paid_already", "the transaction was answered already")
+            return Verdict(Outcome.REPLAYED if self._stands(invoice) else Outcome.PENDING, invoice)
+        if tx_id in self._paid_with:
             return _wrong(invoice, "transaction_used", "the transaction paid another invoice")
-        return self._look(call, invoice, call.proof, now_ms)
+        if tx is not None and (refusal := self._send(invoice, tx, now_ms)) is not None:
+            return refusal
+        return self._look(call, invoice, tx_id, now_ms)
+
+    def _read_proof(self, proof: str) -> tuple[str | None, Tx | None]:
+        """The transaction's id, and the transaction itself where that is the proof; (None, None) for no proof."""
+        if self.terms.proof == "tx_hash":
+            return (proof, None) if _TX_HASH.fullmatch(proof) else (None, None)
+        if not _SIGNED_CBOR.fullmatch(proof):
+            return None, None
+        try:
+            tx = decode_tx(bytes.fromhex(proof))
+        except LedgerError:
+            return None, None
+        return tx.tx_id, tx
+
+    def _send(self, invoice: Invoice, tx: Tx, now_ms: int) -> Verdict | None:
+        """Send a transaction that is not there yet, if it pays in time; the refusal when it does not."""
+        if self._node.seen(tx.tx_id) is not None or now_ms >= invoice.ends_ms:
+            return None
+        if (fault := output_fault(invoice.terms, tx.outputs)) is not None:
+            return _wrong(invoice, "wrong_outputs", fault)
+        try:
+            self._node.submit(tx.raw)
+        except LedgerError as error:
+            return _wrong(invoice, "not_accepted", error.rule)
+        return None
 
     def _look(self, call: Call, invoice: Invoice, proof: str, now_ms: int) -> Verdict:
         invoice.presented = proof
@@ -343,14 +358,20 @@ class Merchant:
             balance.bought += invoice.terms.batch
             balance.left += invoice.terms.batch - 1
 
+    def _stands(self, invoice: Invoice) -> bool:
+        """Whether the transaction that paid is there, and deep enough: its block may have been rolled back."""
+        seen = None if invoice.paid_by is None else self._node.seen(invoice.paid_by)
+        return seen is not None and seen.depth >= invoice.terms.confirmations
+
     def status(self, invoice: Invoice, now_ms: int) -> str:
         """pending, submitted, confirmed, consumed or expired, by what was presented to us."""
-        if invoice.paid_by is not None:
+        if self._stands(invoice):
             return "consumed"
-        seen = self._node.seen(invoice.presented) if invoice.presented is not None else None
+        presented = invoice.paid_by or invoice.presented
+        seen = self._node.seen(presented) if presented is not None else None
         if seen is not None and output_fault(invoice.terms, seen.tx.outputs) is None:
             return "confirmed" if seen.depth >= max(1, invoice.terms.confirmations) else "submitted"
-        return "expired" if now_ms >= invoice.ends_ms else "pending"
+        return "expired" if now_ms >= invoice.ends_ms and invoice.paid_by is None else "pending"
 
 
 def _wrong(invoice: Invoice | None, reason: str, detail: str) -> Verdict:

@@ -1,25 +1,23 @@
-"""The devnet merchant's HTTP face: the documented T Backend paths, its payment helpers, and its settings.
+"""The devnet merchant's HTTP face: the documented T Backend paths, its payment helpers, its settings, /x402/.
 
 A thin shell over Merchant: it reads a call, lets the merchant judge it, and writes the 402 in the dialect that is
 set, or the thing that was paid for. The wire forms are written here from the vendor's documents (T Backend
 developer guide; Flux emitter of its SDK), never through payagent's dialects. Imports Starlette and its neighbours.
 """
 
-import asyncio
-import json
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from payagent.core.money import LOVELACE
 from payagent.core.problem import Refused
+from payagent.devnet.goods import GOODS, TOO_LARGE, UNPROCESSABLE, json_object, read_body
 from payagent.devnet.merchant import (
     DEVNET,
-    BadSettings,
     Call,
     Invoice,
     Merchant,
@@ -29,11 +27,12 @@ from payagent.devnet.merchant import (
     read_settings,
     role_address,
 )
+from payagent.devnet.reading import BadSettings
+from payagent.devnet.x402 import Shop
+from payagent.devnet.x402_api import x402_routes
+from payagent.devnet.x402_terms import read_x402
 
 Json = dict[str, object]
-PAID_PATHS = ("/chat", "/token-analysis", "/images/generate", "/images/edit")
-_MOST_BODY_BYTES = 1024 * 1024
-_REPLY = "Cardano is a proof-of-stake chain, and this answer was paid for."
 
 
 # --- the 402 in each dialect -------------------------------------------------------------------------------------
@@ -116,59 +115,28 @@ def flux_402(invoice: Invoice, now_ms: int) -> Response:
 _WRITERS: dict[str, Callable[[Invoice, int], Response]] = {"t-backend": t_backend_402, "flux": flux_402}
 
 
-# --- what was paid for -------------------------------------------------------------------------------------------
-
-
-def _chat(body: Mapping[str, object], receipt: Json) -> Response:
-    if body.get("stream") is True:
-        return StreamingResponse(_events(_REPLY, receipt), media_type="text/event-stream")
-    return JSONResponse({"reply": _REPLY, "session_id": body.get("session_id"), **receipt})
-
-
-async def _events(reply: str, receipt: Json) -> AsyncIterator[str]:
-    """One event per word, each in a piece of its own, then the receipt and the end mark."""
-    for word in reply.split(" "):
-        yield f"data: {json.dumps({'token': word + ' '})}\n\n"
-        await asyncio.sleep(0)
-    yield f"data: {json.dumps(receipt)}\n\n"
-    yield "data: [DONE]\n\n"
-
-
-def _token_analysis(body: Mapping[str, object], receipt: Json) -> Response:
-    return JSONResponse({"token": body.get("token"), "analysis": "A devnet token; worth nothing.", **receipt})
-
-
-def _images(_body: Mapping[str, object], receipt: Json) -> Response:
-    return JSONResponse({"success": True, "images": [], **receipt})
-
-
-_GOODS: dict[str, Callable[[Mapping[str, object], Json], Response]] = {
-    "/chat": _chat,
-    "/token-analysis": _token_analysis,
-    "/images/generate": _images,
-    "/images/edit": _images,
-}
-
-
 # --- the handlers ------------------------------------------------------------------------------------------------
 
 
 class MerchantApi:
     """The handlers; `now_ms` is the clock that invoices and the chain share, `tick` tells the chain the time."""
 
-    def __init__(self, merchant: Merchant, now_ms: Callable[[], int], tick: Callable[[], None]) -> None:
+    def __init__(
+        self, merchant: Merchant, shop: Shop, now_ms: Callable[[], int], tick: Callable[[], None]
+    ) -> None:
         self.merchant = merchant
+        self.shop = shop
         self.now_ms = now_ms
         self.tick = tick
 
     async def paid(self, request: Request) -> Response:
         """POST on a paid path: the thing itself, a 402, or why not."""
-        raw = await _body(request)
+        raw = await read_body(request)
         if raw is None:
-            return JSONResponse({"detail": "Request body too large"}, 413)
-        body = _json_object(raw)
+            return JSONResponse(TOO_LARGE, 413)
+        body = json_object(raw)
         if body is None:
-            return JSONResponse({"detail": [_UNPROCESSABLE]}, 422)
+            return JSONResponse(UNPROCESSABLE, 422)
         self.tick()
         now_ms = self.now_ms()
         verdict = self.merchant.ask(_call(request, raw), now_ms)
@@ -186,7 +154,7 @@ class MerchantApi:
                     "txHash": None if invoice is None else invoice.paid_by,
                     "replayed": verdict.outcome is Outcome.REPLAYED,
                 }
-                return _GOODS[path](body, receipt)
+                return GOODS[path](body, receipt)
             case Outcome.INVOICE if invoice is not None:
                 return _WRITERS[invoice.terms.dialect](invoice, now_ms)
             case Outcome.WALLET_REQUIRED:
@@ -226,15 +194,23 @@ class MerchantApi:
 
     async def settings(self, request: Request) -> Response:
         """POST /merchant/settings: some of the settings; all of them come back."""
-        raw = await _body(request)
-        body = None if raw is None else _json_object(raw)
+        raw = await read_body(request)
+        body = None if raw is None else json_object(raw)
         if body is None:
             return JSONResponse({"detail": "a JSON object was expected"}, 400)
+        others = {name: value for name, value in body.items() if name != "x402"}
         try:
-            self.merchant.set_terms(read_settings(body, self.merchant.terms))
+            terms = read_settings(others, self.merchant.terms)
+            x402 = read_x402(body.get("x402", {}), self.shop.x402)
         except (BadSettings, Refused) as refused:
             return JSONResponse({"detail": str(refused)}, 400)
-        return JSONResponse(_settings_json(self.merchant.terms))
+        if others:
+            self.merchant.set_terms(terms)
+        self.shop.x402 = x402
+        return JSONResponse(self._settings_json())
+
+    def _settings_json(self) -> Json:
+        return _terms_json(self.merchant.terms) | {"x402": self.shop.x402.as_json()}
 
     async def state(self, _request: Request) -> Response:
         """GET /merchant/state."""
@@ -247,7 +223,7 @@ class MerchantApi:
         ]
         return JSONResponse(
             {
-                "settings": _settings_json(merchant.terms),
+                "settings": self._settings_json(),
                 "pay_to": role_address("pay_to").text,
                 "invoices": [self._invoice_json(invoice) for invoice in merchant.invoices.values()],
                 "payments": [{"invoiceId": invoice.id, "txHash": invoice.paid_by} for invoice in paid],
@@ -257,34 +233,9 @@ class MerchantApi:
                 "replayed": counts.replayed,
                 "pending": counts.pending,
                 "refused": dict(sorted(counts.wrong.items())),
+                "x402": self.shop.as_json(),
             }
         )
-
-
-_UNPROCESSABLE: Json = {
-    "type": "json_invalid",
-    "loc": ["body"],
-    "msg": "JSON decode error",
-    "input": {},
-}
-
-
-async def _body(request: Request) -> bytes | None:
-    """The request's body; None when it is too large."""
-    body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > _MOST_BODY_BYTES:
-            return None
-    return body
-
-
-def _json_object(raw: bytes) -> Json | None:
-    try:
-        body = json.loads(raw)
-    except ValueError:
-        return None
-    return body if isinstance(body, dict) else None
 
 
 def _call(request: Request, body: bytes) -> Call:
@@ -301,7 +252,7 @@ def _call(request: Request, body: bytes) -> Call:
     )
 
 
-def _settings_json(terms: Terms) -> Json:
+def _terms_json(terms: Terms) -> Json:
     return {
         "price": str(terms.price_units),
         "asset": terms.asset,
@@ -315,6 +266,8 @@ def _settings_json(terms: Terms) -> Json:
         "timeout": terms.timeout_s,
         "confirmations": terms.confirmations,
         "dialect": terms.dialect,
+        "replays": terms.replays,
+        "proof": terms.proof,
     }
 
 
@@ -322,12 +275,13 @@ async def _health(_request: Request) -> Response:
     return JSONResponse({"status": "ok"})
 
 
-def merchant_app(merchant: Merchant, now_ms: Callable[[], int], tick: Callable[[], None]) -> Starlette:
+def merchant_app(merchant: Merchant, shop: Shop, now_ms: Callable[[], int], tick: Callable[[], None]) -> Starlette:
     """The ASGI application of the merchant's port."""
-    api = MerchantApi(merchant, now_ms, tick)
+    api = MerchantApi(merchant, shop, now_ms, tick)
     return Starlette(
         routes=[
-            *[Route(path, api.paid, methods=["POST"]) for path in PAID_PATHS],
+            *[Route(path, api.paid, methods=["POST"]) for path in GOODS],
+            *x402_routes(shop, tick),
             Route("/payments/status/{invoice_id}", api.status, methods=["GET"]),
             Route("/payments/balance", api.balance, methods=["GET"]),
             Route("/merchant/settings", api.settings, methods=["POST"]),

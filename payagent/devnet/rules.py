@@ -111,9 +111,14 @@ def _is_script(owner: AddressInfo) -> bool:
 
 
 def _bad_signatures(case: _Case) -> str | None:
-    body_hash = bytes.fromhex(case.tx.tx_id)
-    bad = [key.hex() for key, signature in case.tx.witnesses if not _verifies(key, signature, body_hash)]
+    bad = unverified_keys(case.tx)
     return f"signatures that do not verify, of keys {bad}" if bad else None
+
+
+def unverified_keys(tx: Tx) -> list[str]:
+    """The keys, in hex, whose signatures are not theirs over this transaction."""
+    body_hash = bytes.fromhex(tx.tx_id)
+    return [key.hex() for key, signature in tx.witnesses if not _verifies(key, signature, body_hash)]
 
 
 def _verifies(key: bytes, signature: bytes, message: bytes) -> bool:

@@ -27,6 +27,7 @@ from payagent.devnet.ledger import Chain
 from payagent.devnet.merchant import DEVNET, Merchant, role_address
 from payagent.devnet.merchant_api import merchant_app
 from payagent.devnet.node import Node
+from payagent.devnet.x402 import Shop
 
 _GRACE_S = 1
 _READY_S = 10.0
@@ -106,12 +107,13 @@ class Devnet:
         """
         node = Node(now_ms, Switches())
         merchant = Merchant(node, lambda: str(uuid.uuid4()))
+        shop = Shop(node, lambda: merchant.terms)
         stopping = asyncio.Event()
         with _listen(host, chain_port) as chain_socket, _listen(host, merchant_port) as merchant_socket:
             devnet = cls(node, merchant, _origin(chain_socket), _origin(merchant_socket))
             apps = (
                 (chain_app(node, stopping, block_time_s, project_id), chain_socket),
-                (merchant_app(merchant, now_ms, node.tick), merchant_socket),
+                (merchant_app(merchant, shop, now_ms, node.tick), merchant_socket),
             )
             async with contextlib.AsyncExitStack() as running:
                 await running.enter_async_context(_serving(apps))

@@ -302,6 +302,11 @@ def test_control_refuses_what_it_does_not_understand(purse: Purse, name: str, bo
     assert purse.state() == before
 
 
+def test_control_refuses_json_that_is_nested_without_end(purse: Purse) -> None:
+    body = b'{"count": ' + b"[" * 20_000 + b"]" * 20_000 + b"}"
+    assert httpx.post(f"{purse.devnet.origin}/devnet/blocks", content=body).status_code == 400
+
+
 # --- running -----------------------------------------------------------------------------------------------------
 
 

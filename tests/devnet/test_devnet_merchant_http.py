@@ -183,6 +183,15 @@ def test_a_proof_presented_again_is_served_again_and_counted_apart(buyer: Buyer)
     assert (books["served"], books["replayed"], len(books["payments"])) == (1, 2, 1)
 
 
+def test_a_merchant_may_refuse_a_proof_that_it_has_answered(buyer: Buyer) -> None:
+    proof = (str(buyer.invoice()["invoiceId"]), buyer.pay(HONEST))
+    assert buyer.settings(replays="refuse").json()["replays"] == "refuse"
+    assert buyer.call(proof=proof).status_code == 200
+    assert reason(buyer.call(proof=proof)) == "paid_already"
+    buyer.settings(replays=None)
+    assert buyer.call(proof=proof).json()["replayed"]
+
+
 def test_chat_streams_server_sent_events(buyer: Buyer) -> None:
     ask = {**ASK, "stream": True}
     invoice_id = str(buyer.invoice(ask)["invoiceId"])
@@ -271,6 +280,35 @@ def test_only_a_plain_hash_is_a_proof(buyer: Buyer, shape: str) -> None:
     assert buyer.call(proof=(invoice_id, tx_id)).status_code == 200
 
 
+def test_the_proof_may_be_the_signed_transaction_which_the_merchant_sends(buyer: Buyer) -> None:
+    buyer.settings(proof="signed_cbor")
+    invoice_id = str(buyer.invoice()["invoiceId"])
+    tx_id, raw = buyer.build(HONEST)
+    assert reason(buyer.call(proof=(invoice_id, tx_id))) == "proof_not_understood"
+    assert reason(buyer.call(proof=(invoice_id, raw[:-1].hex()))) == "proof_not_understood"
+    for _ in range(2):
+        assert pending(buyer.call(proof=(invoice_id, raw.hex())))
+        assert buyer.state()["mempool"] == [tx_id]
+    buyer.control("blocks", count=1)
+    answer = buyer.call(proof=(invoice_id, raw.hex()))
+    assert (answer.status_code, answer.json()["txHash"]) == (200, tx_id)
+    assert buyer.call(proof=(invoice_id, raw.hex())).json()["replayed"]
+    assert buyer.books()["payments"] == [{"invoiceId": invoice_id, "txHash": tx_id}]
+
+
+def test_a_signed_transaction_that_does_not_pay_is_not_sent(buyer: Buyer, clock: HandClock) -> None:
+    buyer.settings(proof="signed_cbor")
+    invoice_id = str(buyer.invoice()["invoiceId"])
+    for outputs in INEXACT.values():
+        assert reason(buyer.call(proof=(invoice_id, buyer.build(outputs)[1].hex()))) == "wrong_outputs"
+    over = buyer.build(HONEST, ttl=1)[1]
+    clock.forward(1)
+    assert reason(buyer.call(proof=(invoice_id, over.hex()))) == "not_accepted"
+    clock.forward(300)
+    assert reason(buyer.call(proof=(invoice_id, buyer.build(HONEST)[1].hex()))) == "expired"
+    assert buyer.state()["mempool"] == []
+
+
 def test_a_proof_needs_both_headers_and_a_known_invoice(buyer: Buyer) -> None:
     invoice_id, tx_id = str(buyer.invoice()["invoiceId"]), buyer.pay(HONEST)
     assert reason(buyer.call(proof=("no-such-invoice", tx_id))) == "unknown_invoice"
@@ -303,6 +341,27 @@ def test_a_payment_in_a_rolled_back_block_is_pending_again(buyer: Buyer) -> None
     assert pending(buyer.call(proof=(invoice_id, tx_id)))
 
 
+def test_what_was_served_is_not_served_again_while_its_payment_is_off_the_chain(
+    buyer: Buyer, clock: HandClock
+) -> None:
+    buyer.settings(confirmations=2)
+    invoice_id, tx_id = str(buyer.invoice()["invoiceId"]), buyer.pay(HONEST, blocks=2)
+    raw = bytes.fromhex(buyer.get(f"/txs/{tx_id}/cbor").json()["cbor"])
+    proof = (invoice_id, tx_id)
+    assert buyer.call(proof=proof).status_code == 200
+    buyer.control("rollback", depth=2)
+    assert (pending(buyer.call(proof=proof)), buyer.status(invoice_id)) == (True, "pending")
+    clock.forward(3600)  # the invoice is over, and paid all the same
+    assert (pending(buyer.call(proof=proof)), buyer.status(invoice_id)) == (True, "pending")
+    assert buyer.submit(raw).status_code == 200
+    buyer.control("blocks", count=1)
+    assert (pending(buyer.call(proof=proof)), buyer.status(invoice_id)) == (True, "submitted")
+    buyer.control("blocks", count=1)
+    assert buyer.call(proof=proof).json()["replayed"]
+    assert buyer.status(invoice_id) == "consumed"
+    assert (buyer.books()["served"], buyer.books()["replayed"]) == (1, 1)
+
+
 @pytest.mark.parametrize(("late_by_s", "served"), [(-1, True), (0, False), (1, False)])
 def test_a_payment_must_be_in_a_block_before_the_invoice_is_over(
     buyer: Buyer, clock: HandClock, late_by_s: int, served: bool
@@ -331,7 +390,9 @@ def test_a_transaction_older_than_the_invoice_does_not_pay_it(buyer: Buyer, cloc
 
 def test_a_body_that_is_no_json_object_is_422_and_one_that_is_too_big_413(buyer: Buyer) -> None:
     url = buyer.devnet.merchant_url + "/chat"
-    for body in (b"", b"[1]", b"{", b'"text"'):
+    deep = b"[" * 100_000 + b"]" * 100_000
+    odd = (b'{"token": ' + value + b"}" for value in (deep, b"NaN", b"1e999", b'"\\ud800"', b"\xff"))
+    for body in (b"", b"[1]", b"{", b'"text"', *odd):
         answer = httpx.post(url, content=body)
         assert (answer.status_code, list(answer.json()["detail"][0])[:2]) == (422, ["type", "loc"])
     assert httpx.post(url, content=b"{" + b" " * 1024 * 1024 + b"}").status_code == 413
@@ -406,6 +467,8 @@ def test_no_splits_means_no_split_in_the_invoice(buyer: Buyer) -> None:
         {"timeout": -1},
         {"confirmations": 101},
         {"dialect": "materios"},
+        {"replays": "sometimes"},
+        {"proof": "promise"},
         {"dialect": "flux", "split_mode": "outputs"},
     ],
 )
@@ -413,6 +476,11 @@ def test_settings_that_are_not_understood_change_nothing(buyer: Buyer, settings:
     before = buyer.books()["settings"]
     assert buyer.settings(**settings).status_code == 400
     assert buyer.books()["settings"] == before
+
+
+def test_settings_that_are_nested_without_end_are_400(buyer: Buyer) -> None:
+    body = b'{"splits": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+    assert httpx.post(buyer.devnet.merchant_url + "/merchant/settings", content=body).status_code == 400
 
 
 def test_an_invoice_keeps_the_terms_it_was_made_with(buyer: Buyer) -> None:

@@ -1,0 +1,349 @@
+"""The devnet's x402 facilitator: whether a signed transaction pays what a 402 asks, and its settlement.
+
+The rules are those of the `exact` scheme on Cardano (x402 version 2, default transfer method), stricter where a
+facilitator may choose: a transaction must have an end, its inputs must be in a block, and the owner of the nonce
+must have signed. A transaction that is handed over again is never sent twice, and buys one call only.
+Pure: the chain and its clock are the node that comes in as an argument. Imports the standard library,
+core.address and its neighbours; never the wallet or the dialects, so that a mistake of the payer's reading cannot
+hide behind the same mistake here.
+"""
+
+import base64
+import re
+from collections.abc import Container, Mapping
+from dataclasses import dataclass
+from hashlib import blake2b
+
+from payagent.core.address import encode_address
+from payagent.devnet.address import read_address
+from payagent.devnet.ledger import UNSUPPORTED, LedgerError, OutRef, Tx, TxOut, check_tx, decode_tx
+from payagent.devnet.node import Node, output_of
+from payagent.devnet.rules import unverified_keys
+
+Json = Mapping[str, object]
+
+PAYLOAD = "invalid_exact_cardano_payload"
+REQUIREMENTS = "invalid_exact_cardano_requirements"
+UNSUPPORTED_SCHEME = "unsupported_scheme"
+NETWORK_MISMATCH = "network_mismatch"
+PENDING = "settlement_pending"
+DUPLICATE = "duplicate_settlement"
+REJECTED = "exact_cardano_settlement_definitively_rejected"
+FAILED = "exact_cardano_settlement_failed"
+
+IN_MEMPOOL = -1
+DEFAULT_CONFIRMATIONS, MOST_CONFIRMATIONS = 1, 20
+_POLICIES = (None, "server", "client", "either")
+_MODES = {None: ("server",), "server": ("server",), "client": ("client",), "either": ("server", "client")}
+_CIP34 = {
+    "cip34:1-764824073": "cardano:mainnet",
+    "cip34:0-1": "cardano:preprod",
+    "cip34:0-2": "cardano:preview",
+}
+_ASSET = re.compile(r"lovelace|[0-9a-f]{56}\.[0-9a-f]{0,64}", re.ASCII)
+_AMOUNT = re.compile(r"[1-9][0-9]*", re.ASCII)
+_NONCE = re.compile(r"([0-9a-fA-F]{64})#([0-9]{1,5})", re.ASCII)
+_LEDGER_REASONS = {
+    "ValueNotConservedUTxO": f"{PAYLOAD}_value_not_conserved",
+    "FeeTooSmallUTxO": f"{PAYLOAD}_fee_below_minimum",
+    "BabbageOutputTooSmallUTxO": f"{PAYLOAD}_min_utxo_insufficient",
+}
+_PHASE_1 = f"{PAYLOAD}_phase1_invalid"
+
+
+class Unpayable(Exception):  # noqa: N818  a verdict, not an error of ours
+    """The payment does not pay; `reason` is a word of the scheme's catalogue."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Payment:
+    """A payment that was found to pay: the transaction, who pays, and what its settlement takes."""
+
+    tx: Tx
+    payer: str
+    confirmations: int
+    by_client: bool
+
+
+def verify(requirements: Json, payment: Json, node: Node, network: str = "cardano:devnet") -> str | None:
+    """Why the payment does not pay what is required; None when it does. Changes nothing.
+
+    `requirements` is an entry of `accepts`, `payment` the decoded PAYMENT-SIGNATURE.
+    """
+    try:
+        _check(requirements, payment, node, network, ())
+    except Unpayable as refused:
+        return refused.reason
+    return None
+
+
+def _check(requirements: Json, payment: Json, node: Node, network: str, settling: Container[str]) -> Payment:
+    """The payment, read and judged. What is in `settling` was sent before: its inputs may be spent by itself."""
+    _check_header(requirements, payment, network)
+    confirmations, by_client = _read_policy(requirements, payment)
+    nonce = _read_nonce(payment)
+    tx = read_transaction(payment)
+    _check_form(tx, nonce, node)
+    sent = tx.tx_id in settling or node.chain.tx(tx.tx_id) is not None
+    _check_window(tx, _whole(requirements.get("maxTimeoutSeconds")), node.chain.slot, sent)
+    if not sent:
+        _check_inputs(tx, nonce, node)
+    payer = _payer(tx, output_of(node.chain, nonce))
+    if not sent:
+        _check_ledger(tx, node)
+    _check_output(requirements, tx)
+    return Payment(tx, payer, confirmations, by_client)
+
+
+# --- what is asked and what is said ------------------------------------------------------------------------------
+
+
+def _check_header(requirements: Json, payment: Json, network: str) -> None:
+    if payment.get("x402Version") != 2 or isinstance(payment.get("x402Version"), bool):
+        raise Unpayable(f"{PAYLOAD}_unsupported_version")
+    accepted = _object(payment.get("accepted"))
+    if accepted.get("scheme") != "exact" or requirements.get("scheme") != "exact":
+        raise Unpayable(UNSUPPORTED_SCHEME)
+    if not canonical(accepted.get("network")) == canonical(requirements.get("network")) == network:
+        raise Unpayable(NETWORK_MISMATCH)
+    asset, amount = requirements.get("asset"), requirements.get("amount")
+    known = isinstance(asset, str) and _ASSET.fullmatch(asset) and isinstance(amount, str)
+    if not known or not _AMOUNT.fullmatch(str(amount)) or _whole(requirements.get("maxTimeoutSeconds")) <= 0:
+        raise Unpayable(REQUIREMENTS)
+
+
+def canonical(network: object) -> object:
+    """A network by its canonical name; the aliases are a closed set."""
+    return _CIP34.get(network, network) if isinstance(network, str) else network
+
+
+def _read_policy(requirements: Json, payment: Json) -> tuple[int, bool]:
+    """How many newer blocks settle the payment (-1: none, nor one of its own), and whether the payer submits."""
+    extra = _object(requirements.get("extra"))
+    if extra.get("assetTransferMethod", "default") != "default":
+        raise Unpayable(UNSUPPORTED_SCHEME)
+    policy = extra.get("confirmationPolicy", {"l1Confirmations": DEFAULT_CONFIRMATIONS})
+    wanted = policy.get("l1Confirmations") if isinstance(policy, dict) and len(policy) == 1 else None
+    submission = extra.get("submissionPolicy")
+    if type(wanted) is not int or not IN_MEMPOOL <= wanted <= MOST_CONFIRMATIONS or submission not in _POLICIES:
+        raise Unpayable(f"{REQUIREMENTS}_policy")
+    mode = _object(payment.get("payload")).get("submissionMode", "server")
+    if mode not in _MODES[submission]:
+        raise Unpayable(PAYLOAD)
+    return wanted, mode == "client"
+
+
+def _read_nonce(payment: Json) -> OutRef:
+    nonce = _object(payment.get("payload")).get("nonce")
+    found = _NONCE.fullmatch(nonce) if isinstance(nonce, str) else None
+    if found is None:
+        raise Unpayable(f"{PAYLOAD}_nonce_invalid")
+    return found[1].lower(), int(found[2])
+
+
+def read_transaction(payment: Json) -> Tx:
+    """The transaction that a payment carries. Raises `Unpayable`."""
+    text = _object(payment.get("payload")).get("transaction")
+    if not isinstance(text, str):
+        raise Unpayable(PAYLOAD)
+    try:
+        return decode_tx(base64.b64decode(text, validate=True))
+    except LedgerError as error:
+        reason = _PHASE_1 if error.rule == UNSUPPORTED else f"{PAYLOAD}_transaction_decode_failed"
+        raise Unpayable(reason) from error
+    except ValueError as error:
+        raise Unpayable(f"{PAYLOAD}_transaction_decode_failed") from error
+
+
+def _object(value: object) -> Json:
+    return value if isinstance(value, dict) else {}
+
+
+def _whole(value: object) -> int:
+    return value if type(value) is int else 0
+
+
+# --- the transaction ---------------------------------------------------------------------------------------------
+
+
+def _check_form(tx: Tx, nonce: OutRef, node: Node) -> None:
+    """What can be said without looking at the chain."""
+    if tx.network_id not in (None, node.chain.params.network_id):
+        raise Unpayable(f"{PAYLOAD}_network_id_mismatch")
+    if not tx.witnesses:
+        raise Unpayable(f"{PAYLOAD}_unsigned")
+    if unverified_keys(tx):
+        raise Unpayable(f"{PAYLOAD}_invalid_signature")
+    if nonce not in tx.inputs:
+        raise Unpayable(f"{PAYLOAD}_nonce_not_in_inputs")
+    if not tx.is_valid:
+        raise Unpayable(f"{PAYLOAD}_phase2_invalid")
+
+
+def _check_window(tx: Tx, timeout_s: int, slot: int, sent: bool) -> None:
+    """The end must be there, ahead, and no later than the time-out allows; the devnet's slots are seconds."""
+    if tx.ttl_slot is None or tx.ttl_slot > slot + timeout_s:
+        raise Unpayable(f"{PAYLOAD}_ttl_too_far")
+    if tx.ttl_slot <= slot and not sent:
+        raise Unpayable(f"{PAYLOAD}_ttl_expired")
+    if tx.start_slot is not None and tx.start_slot > slot:
+        raise Unpayable(f"{PAYLOAD}_not_yet_valid")
+
+
+def _check_inputs(tx: Tx, nonce: OutRef, node: Node) -> None:
+    """Unspent as of the tip: what only waits in the mempool is nothing that a provider would show."""
+    if node.chain.utxo(nonce) is None:
+        raise Unpayable(f"{PAYLOAD}_nonce_not_on_chain")
+    if any(node.chain.utxo(ref) is None for ref in tx.inputs):
+        raise Unpayable(f"{PAYLOAD}_input_not_available")
+
+
+def _payer(tx: Tx, owned: TxOut | None) -> str:
+    """The address that the nonce lies at; its key must have signed (all signatures were verified).
+
+    Only of a transaction that was sent before can a rollback have taken the nonce: it may come back.
+    """
+    if owned is None:
+        return ""
+    signers = {blake2b(key, digest_size=28).digest() for key, _ in tx.witnesses}
+    if read_address(owned.address).key_hash not in signers:
+        raise Unpayable(f"{PAYLOAD}_payer_not_witness")
+    return encode_address(owned.address).text
+
+
+def _check_ledger(tx: Tx, node: Node) -> None:
+    """All that the ledger itself would refuse."""
+    outputs = {ref: out for ref in tx.inputs if (out := node.chain.utxo(ref)) is not None}
+    try:
+        check_tx(tx, outputs, node.chain.slot, node.chain.params)
+    except LedgerError as error:
+        raise Unpayable(_LEDGER_REASONS.get(error.rule, _PHASE_1)) from error
+
+
+def _check_output(requirements: Json, tx: Tx) -> None:
+    """One output must hold the whole amount; several to the same address do not add up."""
+    theirs = [out for out in tx.outputs if encode_address(out.address).text == requirements.get("payTo")]
+    if not theirs:
+        raise Unpayable(f"{PAYLOAD}_recipient_mismatch")
+    asset = str(requirements["asset"]).replace(".", "")
+    held = [out.lovelace if asset == "lovelace" else out.assets.get(asset, 0) for out in theirs]
+    if not any(held):
+        raise Unpayable(f"{PAYLOAD}_asset_mismatch")
+    if max(held) < int(str(requirements["amount"])):
+        raise Unpayable(f"{PAYLOAD}_amount_insufficient")
+
+
+# --- settlement --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """What became of a payment: `reason` None is success. `confirmations` as in the scheme, None: not seen."""
+
+    reason: str | None
+    network: object
+    tx_id: str = ""
+    payer: str = ""
+    confirmations: int | None = None
+
+    def as_json(self) -> dict[str, object]:
+        """The decoded PAYMENT-RESPONSE."""
+        told: dict[str, object] = {"success": self.reason is None}
+        if self.reason is not None:
+            told["errorReason"] = self.reason
+        told |= {"transaction": self.tx_id, "network": self.network}
+        if self.payer:
+            told["payer"] = self.payer
+        if self.reason in (None, PENDING):
+            told["extra"] = self._evidence()
+        return told
+
+    def _evidence(self) -> dict[str, object]:
+        if self.reason == PENDING:
+            status: dict[str, object] = {"status": "pending", "transactionId": self.tx_id}
+        else:
+            status = {"status": "mempool" if self.confirmations == IN_MEMPOOL else "confirmed"}
+        return status if self.confirmations is None else status | {"confirmations": self.confirmations}
+
+
+@dataclass(slots=True)
+class Claim:
+    """A transaction that was taken as the payment of one call; `served` counts the answers it bought."""
+
+    tx_id: str
+    buys: str
+    asset: str
+    units: int
+    rejected: bool = False
+    served: int = 0
+
+
+class Facilitator:
+    """Settles payments at one node. A transaction is claimed by its id, never by its bytes."""
+
+    def __init__(self, node: Node, network: str = "cardano:devnet") -> None:
+        self.node = node
+        self.network = network
+        self.claims: dict[str, Claim] = {}
+
+    def verify(self, requirements: Json, payment: Json) -> str | None:
+        """As the function `verify`; a transaction that is being settled still pays."""
+        try:
+            self._check(requirements, payment)
+        except Unpayable as refused:
+            return refused.reason
+        return None
+
+    def settle(self, requirements: Json, payment: Json, buys: str, *, replays: bool = False) -> Settlement:
+        """Send the transaction, once, and say how far it is. `buys` names the call; it may be asked for again.
+
+        With `replays` a call that was served is settled again, else that is a duplicate too.
+        """
+        network = _object(payment.get("accepted")).get("network")
+        try:
+            tx_id = read_transaction(payment).tx_id
+            claim = self.claims.get(tx_id)
+            if claim is not None and (claim.buys != buys or (claim.served and not replays)):
+                return Settlement(DUPLICATE, network, tx_id)
+            found = self._check(requirements, payment)
+        except Unpayable as refused:
+            return Settlement(refused.reason, network)
+        if claim is None:
+            claim = self.claims[tx_id] = self._claim(requirements, found, buys)
+        if claim.rejected:
+            return Settlement(REJECTED, network, tx_id, found.payer)
+        return self._look(found, network)
+
+    def served(self, tx_id: str) -> int:
+        """The call was answered; how many times it had been before."""
+        claim = self.claims[tx_id]
+        claim.served += 1
+        return claim.served - 1
+
+    def _check(self, requirements: Json, payment: Json) -> Payment:
+        return _check(requirements, payment, self.node, self.network, self.claims)
+
+    def _claim(self, requirements: Json, found: Payment, buys: str) -> Claim:
+        tx = found.tx
+        claim = Claim(tx.tx_id, buys, str(requirements["asset"]), int(str(requirements["amount"])))
+        if not found.by_client and self.node.chain.tx(tx.tx_id) is None:
+            try:
+                self.node.submit(tx.raw)
+            except LedgerError:
+                claim.rejected = True
+        return claim
+
+    def _look(self, found: Payment, network: object) -> Settlement:
+        tx = found.tx
+        seen = self.node.seen(tx.tx_id)
+        confirmations = None if seen is None else seen.depth - 1
+        reason: str | None = PENDING
+        if confirmations is not None and confirmations >= found.confirmations:
+            reason = None
+        elif seen is None and tx.ttl_slot is not None and tx.ttl_slot <= self.node.chain.slot:
+            reason = FAILED
+        return Settlement(reason, network, tx.tx_id, found.payer, confirmations)

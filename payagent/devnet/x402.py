@@ -1,0 +1,169 @@
+"""The devnet's x402 shop: whether a call below /x402/ may be served for what it carries, and the books.
+
+A payment is settled before the call is served, so that a streamed answer is a paid one. A transaction buys the
+one call (method, path, body) that it was first presented for. Pure: the node and the terms come in as arguments.
+Imports the standard library and its neighbours; never the dialects.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from enum import Enum
+
+from payagent.devnet.facilitator import PAYLOAD, PENDING, Facilitator, Settlement, Unpayable
+from payagent.devnet.merchant import Terms
+from payagent.devnet.node import Node
+from payagent.devnet.x402_terms import NETWORK, READERS, X402, BadIdentifier, Call, read_identifier, requirements
+
+
+class Kind(Enum):
+    """How a call ended."""
+
+    UNPAID = "unpaid"
+    REFUSED = "refused"
+    UNSETTLED = "unsettled"
+    SERVED = "served"
+    BROKEN = "broken"
+    DROPPED = "dropped"
+    MOVED = "moved"
+    BAD_IDENTIFIER = "bad_identifier"
+    CONFLICT = "conflict"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The outcome of a call; `reason` says why it was refused, `settlement` what became of the payment."""
+
+    kind: Kind
+    reason: str = ""
+    settlement: Settlement | None = None
+    again: bool = False
+
+
+@dataclass(slots=True)
+class Counts:
+    """What happened so far; `served` are first answers, `replayed` further ones."""
+
+    unpaid: int = 0
+    served: int = 0
+    replayed: int = 0
+    pending: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
+    faults: Counter[str] = field(default_factory=Counter)
+
+
+class Shop:
+    """The books of /x402/... and its judgement. Price and asset are the merchant's; splits do not exist here."""
+
+    def __init__(self, node: Node, terms: Callable[[], Terms]) -> None:
+        self._terms = terms
+        self._identified: dict[str, str] = {}
+        self.facilitator = Facilitator(node, NETWORK)
+        self.x402 = X402()
+        self.counts = Counts()
+
+    @property
+    def terms(self) -> Terms:
+        return self._terms()
+
+    def ask(self, call: Call) -> Answer:
+        """Serve a call, or say what it takes."""
+        if call.proof is None:
+            self.counts.unpaid += 1
+            return Answer(Kind.UNPAID)
+        answer = self._judge(call, call.proof)
+        self._count(answer)
+        return answer
+
+    def _judge(self, call: Call, proof: str) -> Answer:
+        wanted = requirements(self.terms, self.x402)
+        try:
+            payment = READERS[self.x402.version](proof, call, wanted)
+            identifier = read_identifier(payment, self.x402)
+        except BadIdentifier as bad:
+            return Answer(Kind.BAD_IDENTIFIER, str(bad))
+        except Unpayable as refused:
+            return Answer(Kind.REFUSED, refused.reason)
+        if (reason := self.facilitator.verify(wanted, payment)) is not None:
+            return Answer(Kind.REFUSED, reason)
+        if identifier is not None and self._identified.setdefault(identifier, proof) != proof:
+            return Answer(Kind.CONFLICT, "the identifier named another payment")
+        return self._settle(call, wanted, payment)
+
+    def _settle(self, call: Call, wanted: Mapping[str, object], payment: Mapping[str, object]) -> Answer:
+        fault = self.x402.fault
+        if fault is not None and fault in _BEFORE:
+            self._meet(fault)
+            return _BEFORE[fault]
+        replays = self.terms.replays == "serve"
+        settlement = self.facilitator.settle(wanted, payment, call.key, replays=replays)
+        if fault is not None and fault in _AFTER and settlement.reason in (None, PENDING):
+            self._meet(fault)
+            return _AFTER[fault](settlement)
+        if settlement.reason is not None:
+            return Answer(Kind.UNSETTLED, settlement.reason, settlement)
+        again = self.facilitator.served(settlement.tx_id) > 0
+        return Answer(Kind.SERVED, "", settlement, again)
+
+    def _meet(self, fault: str) -> None:
+        left = self.x402.fault_count
+        if left is not None:
+            self.x402 = replace(self.x402, fault=fault if left > 1 else None, fault_count=left - 1 or None)
+        self.counts.faults[fault] += 1
+
+    def _count(self, answer: Answer) -> None:
+        if answer.kind is Kind.SERVED:
+            self.counts.served += not answer.again
+            self.counts.replayed += answer.again
+        elif answer.reason == PENDING:
+            self.counts.pending += 1
+        elif answer.kind in (Kind.REFUSED, Kind.UNSETTLED):
+            self.counts.refused[answer.reason] += 1
+        elif answer.kind in (Kind.BAD_IDENTIFIER, Kind.CONFLICT):
+            self.counts.refused[answer.kind.value] += 1
+
+    def as_json(self) -> Mapping[str, object]:
+        """The books: each transaction with the call that it was taken for."""
+        payments = []
+        for claim in self.facilitator.claims.values():
+            method, path, _ = json.loads(claim.buys)
+            payments.append(
+                {
+                    "txHash": claim.tx_id,
+                    "method": method,
+                    "path": path,
+                    "asset": claim.asset,
+                    "units": str(claim.units),
+                    "rejected": claim.rejected,
+                    "served": claim.served,
+                }
+            )
+        counts = self.counts
+        return {
+            "payments": payments,
+            "identifiers": list(self._identified),
+            "unpaid": counts.unpaid,
+            "served": counts.served,
+            "replayed": counts.replayed,
+            "pending": counts.pending,
+            "refused": dict(sorted(counts.refused.items())),
+            "faults": dict(sorted(counts.faults.items())),
+        }
+
+
+_BEFORE: dict[str, Answer] = {
+    "refuse_verify": Answer(Kind.REFUSED, f"{PAYLOAD}_phase1_invalid"),
+    "ttl_too_far": Answer(Kind.REFUSED, f"{PAYLOAD}_ttl_too_far"),
+    "settle_500_before_broadcast": Answer(Kind.BROKEN),
+}
+"""Faults that leave the transaction unsent."""
+
+_AFTER: dict[str, Callable[[Settlement], Answer]] = {
+    "settle_500_after_broadcast": lambda _: Answer(Kind.BROKEN),
+    "drop_after_broadcast": lambda _: Answer(Kind.DROPPED),
+    "redirect_307": lambda _: Answer(Kind.MOVED),
+    "pending": lambda settled: Answer(Kind.UNSETTLED, PENDING, replace(settled, reason=PENDING)),
+    "empty_reason": lambda settled: Answer(Kind.UNSETTLED, "", Settlement("", settled.network)),
+}
+"""Faults that meet a transaction that was sent; they tell nothing of how far it is."""

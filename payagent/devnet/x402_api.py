@@ -1,0 +1,158 @@
+"""The HTTP face of the devnet's x402 shop: 402s, receipts and what was paid for, in version 2 and version 1.
+
+The wire forms are written here from the scheme's documents and Masumi's examples, never through payagent's
+dialects. Imports Starlette and its neighbours.
+"""
+
+import base64
+import json
+from collections.abc import Callable
+
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from starlette.routing import Route
+
+from payagent.devnet.answers import Abort
+from payagent.devnet.facilitator import PENDING, Settlement
+from payagent.devnet.goods import TOO_LARGE, UNPROCESSABLE, chat, json_object, read_body
+from payagent.devnet.merchant import DEVNET
+from payagent.devnet.x402 import Answer, Kind, Shop
+from payagent.devnet.x402_terms import Call, extensions, requirements, requirements_v1, resource
+
+Json = dict[str, object]
+
+ELSEWHERE = "/x402/elsewhere"
+_PROOF_HEADER = {1: "x-payment", 2: "payment-signature"}
+_RETRY_AFTER_S = 10
+_PAGE = """<!doctype html>
+<html><head><title>Payment required</title></head><body><h1>Payment required</h1>
+<script>window.__x402Requirements = {requirements};</script></body></html>
+"""
+
+
+def _encoded(value: Json) -> str:
+    return base64.b64encode(json.dumps(value, separators=(",", ":")).encode()).decode()
+
+
+# --- version 2 ---------------------------------------------------------------------------------------------------
+
+
+def _required_v2(shop: Shop, call: Call, error: str) -> Response:
+    told: Json = {
+        "x402Version": 2,
+        "error": error or "PAYMENT-SIGNATURE header is required",
+        "resource": resource(call.url),
+        "accepts": [requirements(shop.terms, shop.x402)],
+    }
+    if declared := extensions(shop.x402):
+        told["extensions"] = declared
+    if shop.x402.in_body:
+        return JSONResponse(told, 402)
+    return JSONResponse({}, 402, {"PAYMENT-REQUIRED": _encoded(told)})
+
+
+def _unsettled_v2(_shop: Shop, _call: Call, settlement: Settlement) -> Response:
+    return JSONResponse({}, 402, {"PAYMENT-RESPONSE": _encoded(settlement.as_json())})
+
+
+def _receipt_v2(settlement: Settlement) -> dict[str, str]:
+    return {"PAYMENT-RESPONSE": _encoded(settlement.as_json())}
+
+
+# --- version 1 ---------------------------------------------------------------------------------------------------
+
+
+def _required_v1(shop: Shop, call: Call, error: str) -> Response:
+    told: Json = {
+        "x402Version": 1,
+        "error": error or "X-PAYMENT header is required",
+        "accepts": [requirements_v1(shop.terms, shop.x402, call.url)],
+    }
+    headers = {"X-PAYMENT-ERROR": error or "missing"}
+    if not shop.x402.html:
+        return JSONResponse(told, 402, headers)
+    script = json.dumps(told).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+    return HTMLResponse(_PAGE.replace("{requirements}", script), 402, headers)
+
+
+def _unsettled_v1(shop: Shop, call: Call, settlement: Settlement) -> Response:
+    if settlement.reason == PENDING:
+        told = {"pending": True, "transaction": settlement.tx_id, "retryAfterSeconds": _RETRY_AFTER_S}
+        return JSONResponse(told, 202)
+    return _required_v1(shop, call, settlement.reason or "settlement failed")
+
+
+def _receipt_v1(settlement: Settlement) -> dict[str, str]:
+    """As in the examples: success is text."""
+    told: Json = {"success": "true", "network": DEVNET.wire, "transaction": settlement.tx_id}
+    return {"X-PAYMENT-RESPONSE": _encoded(told)}
+
+
+Required = Callable[[Shop, Call, str], Response]
+Unsettled = Callable[[Shop, Call, Settlement], Response]
+Receipt = Callable[[Settlement], dict[str, str]]
+_WRITERS: dict[int, tuple[Required, Unsettled, Receipt]] = {
+    1: (_required_v1, _unsettled_v1, _receipt_v1),
+    2: (_required_v2, _unsettled_v2, _receipt_v2),
+}
+
+
+# --- the handler -------------------------------------------------------------------------------------------------
+
+
+class X402Api:
+    """GET and POST below /x402/; `tick` tells the chain the time."""
+
+    def __init__(self, shop: Shop, tick: Callable[[], None]) -> None:
+        self.shop = shop
+        self.tick = tick
+
+    async def paid(self, request: Request) -> Response:
+        """The thing itself, a 402, or why not. A POST wants a JSON object."""
+        raw = await read_body(request)
+        if raw is None:
+            return JSONResponse(TOO_LARGE, 413)
+        body = json_object(raw or b"{}") if request.method == "GET" else json_object(raw)
+        if body is None:
+            return JSONResponse(UNPROCESSABLE, 422)
+        self.tick()
+        call = self._call(request, raw)
+        return self._answer(call, body, self.shop.ask(call))
+
+    def _call(self, request: Request, raw: bytes) -> Call:
+        query = request.url.query
+        path = request.url.path + (f"?{query}" if query else "")
+        proof = request.headers.get(_PROOF_HEADER[self.shop.x402.version])
+        return Call(request.method, str(request.url), path, raw, proof)
+
+    def _answer(self, call: Call, body: Json, answer: Answer) -> Response:
+        required, unsettled, receipt = _WRITERS[self.shop.x402.version]
+        settlement = answer.settlement
+        match answer.kind:
+            case Kind.SERVED if settlement is not None:
+                served = self._goods(call, body, {"txHash": settlement.tx_id, "replayed": answer.again})
+                served.headers.update(receipt(settlement))
+                return served
+            case Kind.UNSETTLED if settlement is not None:
+                return unsettled(self.shop, call, settlement)
+            case Kind.BROKEN:
+                return JSONResponse({"error": "Internal Server Error"}, 500)
+            case Kind.DROPPED:
+                return Abort()
+            case Kind.MOVED:
+                return RedirectResponse(ELSEWHERE, 307)
+            case Kind.BAD_IDENTIFIER:
+                return JSONResponse({"error": answer.reason}, 400)
+            case Kind.CONFLICT:
+                return JSONResponse({"error": answer.reason}, 409)
+        return required(self.shop, call, answer.reason)
+
+    def _goods(self, call: Call, body: Json, receipt: Json) -> Response:
+        if call.path.partition("?")[0] == "/x402/chat":
+            return chat(body, receipt)
+        return JSONResponse({"path": call.path, "answer": "This answer was paid for.", **receipt})
+
+
+def x402_routes(shop: Shop, tick: Callable[[], None]) -> list[Route]:
+    """Everything below /x402/ is for sale."""
+    return [Route("/x402/{thing:path}", X402Api(shop, tick).paid, methods=["GET", "POST"])]

@@ -1,0 +1,239 @@
+"""How the devnet's x402 shop speaks: its settings, what a 402 asks, and what a payment header carries.
+
+Version 2 is the official form, version 1 the one of Masumi's examples; a payment of version 1 is put into version
+2's words, so that one facilitator judges both. Pure: imports the standard library, core.money and its neighbours;
+never the dialects.
+"""
+
+import base64
+import json
+import re
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
+
+from payagent.core.money import LOVELACE
+from payagent.devnet.facilitator import (
+    DEFAULT_CONFIRMATIONS,
+    IN_MEMPOOL,
+    MOST_CONFIRMATIONS,
+    NETWORK_MISMATCH,
+    PAYLOAD,
+    Unpayable,
+    read_transaction,
+)
+from payagent.devnet.merchant import DEVNET, Terms, role_address
+from payagent.devnet.reading import BadSettings, Reader, choice, flag, or_null, refuse_unknown, whole
+
+Json = dict[str, object]
+
+NETWORK = f"cardano:{DEVNET.name}"
+POLICIES = ("server", "client", "either")
+FAULTS = (
+    "pending",
+    "settle_500_after_broadcast",
+    "settle_500_before_broadcast",
+    "drop_after_broadcast",
+    "refuse_verify",
+    "empty_reason",
+    "ttl_too_far",
+    "redirect_307",
+)
+NO_MATCH = "No matching payment requirements"
+ECHO_MISMATCH = "extension_echo_mismatch"
+IDENTIFIER = "payment-identifier"
+_IDENTIFIER = re.compile(r"[A-Za-z0-9_-]{16,128}", re.ASCII)
+_MOST_TIMEOUT_S, _MOST_FAULTS = 86_400, 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class X402:
+    """How /x402/... speaks, and what goes wrong there.
+
+    `html`: version 1 as a page with the JSON inside. `extra_null`, `in_body`: version 2 with `extra` null, and
+    with the object in the body and no header. `payment_identifier`: the extension of that name, `optional` or
+    `required`. `confirmations` as in the scheme: -1 mempool, 0 in a block, n newer blocks. A fault meets calls
+    whose payment verifies; `fault_count` are left, None is until it is cleared.
+    """
+
+    version: int = 2
+    html: bool = False
+    extra_null: bool = False
+    in_body: bool = False
+    submission_policy: str | None = None
+    confirmations: int = DEFAULT_CONFIRMATIONS
+    max_timeout_s: int = 600
+    payment_identifier: str | None = None
+    fault: str | None = None
+    fault_count: int | None = None
+
+    def as_json(self) -> Json:
+        return asdict(self)
+
+
+_SETTINGS: dict[str, Reader] = {
+    "version": whole(1, 2),
+    "html": flag,
+    "extra_null": flag,
+    "in_body": flag,
+    "submission_policy": or_null(choice(*POLICIES)),
+    "confirmations": whole(IN_MEMPOOL, MOST_CONFIRMATIONS),
+    "max_timeout_s": whole(1, _MOST_TIMEOUT_S),
+    "payment_identifier": or_null(choice("optional", "required")),
+    "fault": or_null(choice(*FAULTS)),
+    "fault_count": or_null(whole(1, _MOST_FAULTS)),
+}
+
+
+def read_x402(body: object, now: X402) -> X402:
+    """The settings with some of them replaced. Raises `BadSettings`."""
+    if not isinstance(body, dict):
+        raise BadSettings("x402 must be an object")
+    refuse_unknown(body, _SETTINGS)
+    read = {name: _SETTINGS[name](value, f"x402.{name}") for name, value in body.items()}
+    if "fault" in read:
+        read.setdefault("fault_count", None)
+    changed = replace(now, **read)  # type: ignore[arg-type]
+    of_2 = (changed.extra_null, changed.in_body, changed.submission_policy, changed.payment_identifier)
+    if changed.version == 1 and any(of_2):
+        raise BadSettings("x402 version 1 has no extra_null, in_body, submission_policy and payment_identifier")
+    if changed.version == 2 and changed.html:
+        raise BadSettings("x402 version 2 has no html")
+    return changed
+
+
+# --- what is asked -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request below /x402/. `path` has the query; `proof` is the payment header of the version spoken."""
+
+    method: str
+    url: str
+    path: str
+    body: bytes
+    proof: str | None
+
+    @property
+    def key(self) -> str:
+        """What a transaction is bound to."""
+        return json.dumps([self.method, self.path, sha256(self.body).hexdigest()])
+
+
+def requirements(terms: Terms, x402: X402) -> Json:
+    """The one entry of `accepts`, in version 2's words."""
+    extra: Json = {"confirmationPolicy": {"l1Confirmations": x402.confirmations}, "areFeesSponsored": False}
+    if x402.submission_policy is not None:
+        extra["submissionPolicy"] = x402.submission_policy
+    asset = terms.asset
+    return {
+        "scheme": "exact",
+        "network": NETWORK,
+        "amount": str(terms.price_units),
+        "asset": asset if asset == LOVELACE else f"{asset[:56]}.{asset[56:]}",
+        "payTo": role_address("pay_to").text,
+        "maxTimeoutSeconds": x402.max_timeout_s,
+        "extra": None if x402.extra_null else extra,
+    }
+
+
+def requirements_v1(terms: Terms, x402: X402, url: str) -> Json:
+    """The same in version 1's words: the policy alone as the asset, its name in `extra`."""
+    ada = terms.asset == LOVELACE
+    extra: Json = {"decimals": 6} if ada else {"assetNameHex": terms.asset[56:], "decimals": 0}
+    return {
+        "scheme": "exact",
+        "network": DEVNET.wire,
+        "maxAmountRequired": str(terms.price_units),
+        "asset": LOVELACE if ada else terms.asset[:56],
+        "payTo": role_address("pay_to").text,
+        "resource": url,
+        "description": "A paid answer",
+        "mimeType": "application/json",
+        "outputSchema": None,
+        "maxTimeoutSeconds": x402.max_timeout_s,
+        "extra": extra,
+    }
+
+
+def resource(url: str) -> Json:
+    """What is sold, in version 2's words."""
+    return {"url": url, "description": "A paid answer", "mimeType": "application/json"}
+
+
+def extensions(x402: X402) -> Json:
+    """What is declared beside the offers."""
+    if x402.payment_identifier is None:
+        return {}
+    text = {"type": "string", "minLength": 16, "maxLength": 128, "pattern": "^[a-zA-Z0-9_-]+$"}
+    schema = {
+        "type": "object",
+        "properties": {"required": {"type": "boolean"}, "id": text},
+        "required": ["required"],
+    }
+    return {IDENTIFIER: {"info": {"required": x402.payment_identifier == "required"}, "schema": schema}}
+
+
+# --- what is carried ---------------------------------------------------------------------------------------------
+
+
+def read_proof(proof: str) -> Json:
+    """The JSON object of a payment header. Raises `Unpayable`."""
+    try:
+        value = json.loads(base64.b64decode(proof, validate=True))
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise Unpayable(PAYLOAD)
+    return value
+
+
+def _payment_v2(proof: str, call: Call, wanted: Json) -> Json:
+    """A payment of version 2, which must repeat what was asked."""
+    payment = read_proof(proof)
+    if payment.get("accepted") != wanted:
+        raise Unpayable(NO_MATCH)
+    if payment.get("resource") not in (None, resource(call.url)):
+        raise Unpayable(PAYLOAD)
+    return payment
+
+
+def _payment_v1(proof: str, _call: Call, wanted: Json) -> Json:
+    """A payment of version 1 in version 2's words; it names no nonce, so the first input stands for one."""
+    payment = read_proof(proof)
+    if payment.get("x402Version") != 1:
+        raise Unpayable(f"{PAYLOAD}_unsupported_version")
+    if payment.get("network") != DEVNET.wire:
+        raise Unpayable(NETWORK_MISMATCH)
+    inputs = read_transaction(payment).inputs
+    nonce = f"{inputs[0][0]}#{inputs[0][1]}" if inputs else None
+    carried = payment.get("payload")
+    payload = {**carried, "nonce": nonce} if isinstance(carried, dict) else carried
+    return {"x402Version": 2, "accepted": {**wanted, "scheme": payment.get("scheme")}, "payload": payload}
+
+
+READERS: dict[int, Callable[[str, Call, Json], Json]] = {1: _payment_v1, 2: _payment_v2}
+
+
+class BadIdentifier(Exception):  # noqa: N818  the caller's mistake, told with its reason
+    """The payment-identifier is missing or malformed."""
+
+
+def read_identifier(payment: Json, x402: X402) -> str | None:
+    """The payer's identifier of a payment, None where none is asked for or given.
+
+    Raises `BadIdentifier`, and `Unpayable` when the declaration was not repeated as it was.
+    """
+    carried = payment.get("extensions")
+    said = carried.get(IDENTIFIER) if isinstance(carried, dict) else None
+    if x402.payment_identifier is None or (said is None and x402.payment_identifier == "optional"):
+        return None
+    info = said.get("info") if isinstance(said, dict) else None
+    if not isinstance(info, dict) or "id" not in info:
+        raise BadIdentifier(f"{IDENTIFIER} is required")
+    if info.get("required") is not (x402.payment_identifier == "required"):
+        raise Unpayable(ECHO_MISMATCH)
+    if not isinstance(info["id"], str) or not _IDENTIFIER.fullmatch(info["id"]):
+        raise BadIdentifier(f"{IDENTIFIER} must be 16 to 128 of A-Z a-z 0-9 _ -")
+    return info["id"]
