@@ -17,13 +17,13 @@ from functools import partial
 from pathlib import Path
 
 import structlog
-import uvicorn
 
 from payagent.agent.agent import Agent
 from payagent.agent.ports import Ports, SystemClock, SystemRandomness
 from payagent.agent.terms import MerchantTerms, Terms
 from payagent.agent.watch import Watch
 from payagent.api.app import create_app
+from payagent.api.server import listen_tcp, make_server
 from payagent.chain.blockfrost import Blockfrost
 from payagent.chain.source import ChainSource
 from payagent.core.address import Address
@@ -33,9 +33,11 @@ from payagent.core.policy import Limit
 from payagent.core.problem import Refused
 from payagent.log import SECRET_LENGTH_MIN, Redactor
 from payagent.merchants.client import MerchantClient
+from payagent.proxy.door import Bounds as ProxyBounds
+from payagent.proxy.door import Door
 from payagent.settings import Provider, Settings, find_passphrase, read_secret_file
 from payagent.store import queries, records
-from payagent.store.writer import Checkpoint, Readers, Writer
+from payagent.store.writer import Checkpoint, Readers, Writer, opening, require_ledger
 from payagent.sweeps import DEVNET_BEATS, NETWORK_BEATS, Sweeps
 from payagent.wallet.keys import Account
 from payagent.wallet.keystore import unlock
@@ -45,11 +47,10 @@ log = structlog.get_logger("payagent.daemon")
 Announce = Callable[[Mapping[str, str]], None]
 Prompt = Callable[[], str]
 
-KEEP_ALIVE_S = 75
-GRACE_S = 5
+LEDGER_FILE = "ledger.db"
 
 
-async def serve(
+def serve(
     settings: Settings,
     *,
     environ: Mapping[str, str],
@@ -60,36 +61,41 @@ async def serve(
 ) -> None:
     """Run the daemon until SIGTERM or SIGINT. `checkpoint` is told of every commit point (tests kill there).
 
-    Refused before anything is served: `config_invalid`, `keystore_*`, `store_failed`.
+    The keystore is opened first: who is asked for its passphrase can still leave with Ctrl-C, and nobody listens.
+    Refused before anything is served: `config_invalid`, `keystore_*`, `ledger_missing`, `store_failed`.
     """
     if not __debug__:
         raise Refused("config_invalid", "Python's -O strips checks that libraries rely on; start without it")
-    with (
-        _lock(settings.data_dir),
-        _listen_tcp(settings.api.listen) as tcp,
-        _listen_unix(settings.api.socket) as unix,
-    ):
+    with _lock(settings.data_dir):
+        require_ledger(settings.data_dir / LEDGER_FILE)
         account = _unlock(settings, environ, prompt, redactor)
-        async with _running(settings, account, redactor, checkpoint) as (agent, sweeps):
-            server = _Server(
-                uvicorn.Config(
-                    create_app(agent, heartbeat=sweeps.stale),
-                    http="h11",
-                    lifespan="off",
-                    log_config=None,
-                    log_level="warning",
-                    access_log=False,
-                    server_header=False,
-                    timeout_keep_alive=KEEP_ALIVE_S,
-                    timeout_graceful_shutdown=GRACE_S,
-                )
-            )
-            _stop_on_signal(server)
-            host, port = tcp.getsockname()[:2]
-            announce(
-                {"api": f"http://{host}:{port}", "socket": str(settings.api.socket), "network": settings.network}
-            )
-            await server.serve(sockets=[tcp, unix])
+        with listen_tcp(settings.api.listen, "api.listen") as tcp, _listen_unix(settings.api.socket) as unix:
+            asyncio.run(_serve(settings, account, (tcp, unix), announce, redactor, checkpoint))
+
+
+async def _serve(
+    settings: Settings,
+    account: Account,
+    listeners: tuple[socket.socket, socket.socket],
+    announce: Announce,
+    redactor: Redactor,
+    checkpoint: Checkpoint,
+) -> None:
+    async with _running(settings, account, redactor, checkpoint) as (agent, sweeps):
+        proxy = settings.proxy
+        door = Door(
+            agent,
+            create_app(agent, heartbeat=sweeps.stale),
+            ProxyBounds(proxy.spool_bytes, proxy.read_timeout_s, proxy.patience_s),
+        )
+        server = make_server(door, partial(agent.ports.new_id, "call"))
+        server.stop_on_signal()
+        host, port = listeners[0].getsockname()[:2]
+        announce({"api": f"http://{host}:{port}", "socket": str(settings.api.socket), "network": settings.network})
+        try:
+            await server.serve(sockets=list(listeners))
+        finally:
+            door.close()
 
 
 @asynccontextmanager
@@ -97,15 +103,17 @@ async def _running(
     settings: Settings, account: Account, redactor: Redactor, checkpoint: Checkpoint
 ) -> AsyncIterator[tuple[Agent, Sweeps]]:
     """The agent with its heart beating; stopped in the order that lets nothing be cut off."""
-    database = settings.data_dir / "ledger.db"
+    database = settings.data_dir / LEDGER_FILE
     writer = Writer(database, checkpoint=checkpoint)
     sources = [_source(provider, index, redactor) for index, provider in enumerate(settings.chain.providers)]
     merchants = MerchantClient()
     try:
-        readers = Readers(database)
-        await _bind(writer, readers, settings, account.address)
         terms = make_terms(settings, account.address, redactor)
-        agent = Agent(terms, Ports(SystemClock(), SystemRandomness()), writer, readers, sources, account.signer)
+        with opening(database):
+            readers = Readers(database)
+            await _bind(writer, readers, settings, account.address)
+            ports = Ports(SystemClock(), SystemRandomness())
+            agent = Agent(terms, ports, writer, readers, sources, account.signer)
         beats = DEVNET_BEATS if settings.network == "devnet" else NETWORK_BEATS
         sweeps = Sweeps(agent, Watch(agent, merchants), beats)
         sweeps.start()
@@ -142,6 +150,8 @@ def make_terms(settings: Settings, own: Address, redactor: Redactor) -> Terms:
             split_mode=merchant.split_mode,
             ready=merchant.ready,
             timeout_s=merchant.timeout_s,
+            proof=merchant.proof,
+            request_commitment=merchant.request_commitment,
             api_key=api_key,
         )
     limits = {LOVELACE: Limit(settings.limits.per_payment_lovelace, settings.limits.per_day_lovelace)}
@@ -155,6 +165,7 @@ def make_terms(settings: Settings, own: Address, redactor: Redactor) -> Terms:
         limits=limits,
         decimals={token.asset: token.decimals for token in settings.limits.assets if token.decimals is not None},
         confirm_depth=settings.payments.confirm_depth,
+        void_depth=settings.payments.void_depth,
         settle_depth=settings.payments.settle_depth,
         min_window_s=settings.payments.min_window_s,
     )
@@ -209,22 +220,14 @@ def _lock(data_dir: Path) -> Generator[None]:
         os.close(descriptor)
 
 
-def _listen_tcp(listen: str) -> socket.socket:
-    host, _, port = listen.rpartition(":")
-    bare = host.removeprefix("[").removesuffix("]")
-    try:
-        tcp = socket.create_server((bare, int(port)), family=socket.AF_INET6 if ":" in bare else socket.AF_INET)
-    except OSError as error:
-        raise Refused("config_invalid", f"api.listen {listen} cannot be bound: {error.strerror}") from None
-    # asyncio sets this only on sockets of its own making; without it answers wait 40 ms for an ACK
-    tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return tcp
-
-
 @contextmanager
 def _listen_unix(path: Path) -> Generator[socket.socket]:
-    """A socket that only its owner can reach: mode 0600 from its first moment, in a folder of mode 0700."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    """A socket that only its owner can reach: mode 0600 from its first moment, in a folder of its own."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _require_own_folder(path.parent)
+    except OSError as error:
+        raise Refused("config_invalid", f"api.socket {path} cannot be bound: {error.strerror}") from None
     _clear_stale(path)
     unix = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     before = os.umask(0o177)
@@ -242,6 +245,19 @@ def _listen_unix(path: Path) -> Generator[socket.socket]:
         path.unlink(missing_ok=True)
 
 
+def _require_own_folder(folder: Path) -> None:
+    """Where others may put files, somebody may have a socket of theirs answer for ours, sticky bit or not."""
+    status = folder.stat()
+    if status.st_uid not in (0, os.geteuid()):
+        raise Refused("config_invalid", f"{folder}, the folder of api.socket, belongs to another user")
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise Refused(
+            "config_invalid",
+            f"{folder}, the folder of api.socket, can be written by others: choose another one, "
+            f"or run: chmod go-w {folder}",
+        )
+
+
 def _clear_stale(path: Path) -> None:
     """Remove what a killed daemon left behind; refuse to take a socket that somebody listens on."""
     if not path.exists():
@@ -252,19 +268,3 @@ def _clear_stale(path: Path) -> None:
         if probe.connect_ex(str(path)) == 0:
             raise Refused("config_invalid", f"another process listens on api.socket {path}")
     path.unlink()
-
-
-class _Server(uvicorn.Server):
-    """Leaves signals to us: uvicorn would raise them again, and what comes after `serve` would never run."""
-
-    @contextmanager
-    def capture_signals(self) -> Generator[None]:
-        yield
-
-
-def _stop_on_signal(server: uvicorn.Server) -> None:
-    def stop() -> None:
-        server.should_exit = True
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop)

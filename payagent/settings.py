@@ -31,15 +31,15 @@ from pydantic import (
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as SourceError
 
-from payagent.core.invoice import SplitMode
+from payagent.core.invoice import Proof, SplitMode
 from payagent.core.money import LOVELACE, parse_ada, parse_asset, parse_count, parse_units
 from payagent.core.network import NETWORKS
 from payagent.core.origin import DEFAULT_PORTS, parse_origin
-from payagent.core.policy import Limit
 from payagent.core.problem import Refused
 
 ENV_PREFIX = "PAYAGENT_"
 CONFIG_VARIABLE = "PAYAGENT_CONFIG"
+TOKEN_VARIABLE = "PAYAGENT_TOKEN"  # noqa: S105  the name under which clients find their app token: no setting
 CREDENTIAL_NAME = "keystore-passphrase"
 SECRET_BYTES_MAX = 4096
 SOCKET_PATH_BYTES_MAX = 107  # sun_path of unix(7) holds 108 with its closing zero byte
@@ -117,12 +117,6 @@ def _partner(value: str) -> str:
     return value
 
 
-def _proof(value: object) -> object:
-    if value == "signed_cbor":
-        raise ValueError('this version does not hand over signed transactions; write "tx_hash"')
-    return value
-
-
 def _token(asset: str) -> str:
     if asset == LOVELACE:
         raise ValueError("ADA has its limits in limits.per_payment and limits.per_day")
@@ -197,11 +191,20 @@ class Merchant(_Table):
 
     origin: Annotated[str, AfterValidator(parse_origin)]
     partner: Annotated[str, AfterValidator(_partner)] | None = None
-    proof: Annotated[Literal["tx_hash"], BeforeValidator(_proof)] = "tx_hash"
+    proof: Proof = "tx_hash"
+    request_commitment: Annotated[bool, Field(strict=True)] = False
     split_mode: SplitMode | None = None
     ready: Literal["signed", "submitted", "confirmed"] = "confirmed"
     api_key_file: AbsolutePath | None = None
     timeout_s: Annotated[Count, Field(ge=1, le=600)] = 30
+
+
+class Proxy(_Table):
+    """The sidecar: how much of a request's body is kept for the retry, and how long it waits, in seconds."""
+
+    spool_bytes: Annotated[Count, Field(ge=0, le=2**40)] = 64 * 2**20
+    read_timeout_s: Annotated[Count, Field(ge=1, le=86_400)] = 600
+    patience_s: Annotated[Count, Field(ge=1, le=86_400)] = 900
 
 
 class AssetLimit(_Table):
@@ -219,12 +222,6 @@ class Limits(_Table):
     per_payment_lovelace: Lovelace = Field(alias="per_payment")
     per_day_lovelace: Lovelace = Field(alias="per_day")
     assets: tuple[AssetLimit, ...] = ()
-
-    def by_asset(self) -> dict[str, Limit]:
-        """As the policy takes them: the limits of ADA and of every token that may be paid."""
-        ada = Limit(self.per_payment_lovelace, self.per_day_lovelace)
-        tokens = {token.asset: Limit(token.per_payment_units, token.per_day_units) for token in self.assets}
-        return {LOVELACE: ada, **tokens}
 
     @model_validator(mode="after")
     def _each_asset_once(self) -> Self:
@@ -256,6 +253,7 @@ class Settings(BaseSettings):
         default_factory=lambda: MappingProxyType({})
     )
     limits: Limits
+    proxy: Proxy = Proxy()
     keystore: Keystore = Keystore()
 
     @classmethod
@@ -392,7 +390,7 @@ def _read_toml(path: Path) -> Tree:
 
 def _read_environ(environ: Mapping[str, str]) -> Tree:
     for variable in environ:
-        if variable.startswith(ENV_PREFIX) and variable != CONFIG_VARIABLE:
+        if variable.startswith(ENV_PREFIX) and variable not in (CONFIG_VARIABLE, TOKEN_VARIABLE):
             key = variable.removeprefix(ENV_PREFIX).lower().split("__")[0]
             if key not in Settings.model_fields:
                 hint = _did_you_mean(key, Settings.model_fields)
@@ -477,6 +475,7 @@ _TABLES: dict[str, type[_Table]] = {
     "payments": Payments,
     "merchants": Merchant,
     "limits": Limits,
+    "proxy": Proxy,
     "keystore": Keystore,
 }
 

@@ -67,6 +67,7 @@ class World:
             limits={"lovelace": Limit(1000 * ADA, 100_000 * ADA)},
             decimals={},
             confirm_depth=1,
+            void_depth=3,
             settle_depth=2160,
             min_window_s=120,
         )
@@ -217,6 +218,13 @@ class Run:
         for _ in range(blocks):
             self.world.block()
             await self.look()
+
+    async def pay_in_block(self, message: str = "hello") -> PaymentRow:
+        """Look, pay, and see it in a block; the payment as it was when it was sent."""
+        await self.look()
+        row = await self.pay(message)
+        await self.settle_down()
+        return row
 
     async def pass_time(self, blocks: int, seconds: int = 12) -> None:
         """Blocks that take their time: what is due to be sent again is sent."""

@@ -7,9 +7,9 @@ or sends (C4). `resume` is the same path from wherever a crash left it.
 import asyncio
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import structlog
@@ -25,13 +25,13 @@ from payagent.agent.view import is_ready
 from payagent.chain.source import ChainSource, SubmitKind
 from payagent.core.address import Address, parse_address
 from payagent.core.invoice import Invoice, Output, Role
-from payagent.core.payment import ENDED_WITHOUT_PAYING, State, deliver, delivery_event
+from payagent.core.payment import ENDED_WITHOUT_PAYING, State
 from payagent.core.problem import Refused
-from payagent.dialects import Reading, Response, read_invoice
-from payagent.store import queries, records
+from payagent.dialects import Answer, Call, Reading, Response, Said, read_answer, read_offers
+from payagent.store import queries
 from payagent.store.queries import OutputRow, PaymentRow
 from payagent.store.writer import Connection, Readers, Unit, Writer
-from payagent.wallet.coins import Coins
+from payagent.wallet.coins import Coin, Coins
 from payagent.wallet.keys import Signer
 from payagent.wallet.transaction import Plan, build, check, fan_out, select, sign, sweep
 
@@ -43,19 +43,21 @@ SIGNING_PATIENCE_S = 10.0
 RATE_PAUSE_S = 10
 """How long a provider is left alone that said "too many" and not for how long."""
 
-SERVING_PATIENCE_MS = 3_600_000
-"""When an invoice without an end counts as over."""
-
 log = structlog.get_logger("payagent.agent")
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """The call that is to be bought."""
+    """The call that is to be bought. `headers` (names in lower case) are those that a merchant may bind it to."""
 
     method: str
     path: str
     body_sha256: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def call(self, origin: str) -> Call:
+        """As a dialect reads it."""
+        return Call(self.method, origin + self.path, self.body_sha256, self.headers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,14 @@ class Ask:
         if self.request is not None:
             return f"request:{self.fingerprint}"
         return None if invoice_id is None else f"invoice:{self.origin} {invoice_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """What a merchant said to a retry, and in how many seconds the same proof is shown again; None: not again."""
+
+    answer: Answer
+    again_after_s: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,12 +160,12 @@ class Agent:
         now_ms = self.ports.clock.now_ms()
         merchant = self.terms.merchant(ask.origin)
         try:
-            invoice = read_invoice(ask.response, self._reading(merchant, now_ms))
+            offers = read_offers(ask.response, self._reading(merchant, ask, now_ms))
         except Refused:
             if (row := self._paid_already(ask)) is not None:
                 return row, False
             raise
-        purchase = self._purchase(ask, invoice, now_ms)
+        purchase = self._purchase(ask, offers, now_ms)
         with self._claim(purchase.ids.payment):
             admitted = await self.write("admit", lambda unit: self._admission.admit(unit, purchase, now_ms))
             log.info("payment.admit", payment=admitted.payment_id, intent_known=not admitted.is_new)
@@ -166,10 +176,12 @@ class Agent:
     async def quote(self, ask: Ask) -> Quote:
         """What paying would take now: nothing is reserved, nothing is written."""
         now_ms = self.ports.clock.now_ms()
-        invoice = read_invoice(ask.response, self._reading(self.terms.merchant(ask.origin), now_ms))
+        offers = read_offers(ask.response, self._reading(self.terms.merchant(ask.origin), ask, now_ms))
+        purchase = self._purchase(ask, offers, now_ms)
 
         def job(unit: Unit) -> Quote:
-            plan = self._admission.plan(invoice, invoice.expires_at_ms, self.terms.min_window_s, now_ms)
+            invoice = self._admission.choose(unit, purchase, now_ms).invoice
+            plan = self._admission.plan(unit, invoice, invoice.expires_at_ms, self.terms.min_window_s, now_ms)
             try:
                 self._admission.require_within_limits(unit, plan.spend, invoice.asset, ask.max_total_units, now_ms)
             except Refused as refusal:
@@ -185,14 +197,14 @@ class Agent:
         role: Role = "change" if to.raw == self.terms.own.raw else "pay_to"
         outputs = (Output(role, to, asset, units),)
         order = self._order(app_id, "send", key, to.text, asset, str(units))
-        return await self._transfer(order, lambda ttl_slot: self._select(outputs, ttl_slot))
+        return await self._transfer(order, lambda coins, ttl_slot: self._select(coins, outputs, ttl_slot))
 
     async def sweep(self, app_id: str, to: Address, key: str | None = None) -> tuple[PaymentRow, bool]:
         """Send everything that is free, as far as one transaction holds it, smallest coins first."""
         own, network_id = self.terms.own, self.terms.network.network_id
         return await self._transfer(
             self._order(app_id, "sweep", key, to.text),
-            lambda ttl_slot: sweep(self.coins, to, own=own, ttl_slot=ttl_slot, network_id=network_id),
+            lambda coins, ttl_slot: sweep(coins, to, own=own, ttl_slot=ttl_slot, network_id=network_id),
         )
 
     async def split(
@@ -201,23 +213,63 @@ class Agent:
         """Fan out into `count` coins of pure ADA, so that as many payments can be on their way at once."""
         outputs = fan_out(self.terms.own, count, lovelace)
         order = self._order(app_id, "split", key, str(count), str(lovelace))
-        return await self._transfer(order, lambda ttl_slot: self._select(outputs, ttl_slot))
+        return await self._transfer(order, lambda coins, ttl_slot: self._select(coins, outputs, ttl_slot))
 
     async def record_delivery(self, payment_id: str, http_status: int) -> PaymentRow:
         """Note what the retry got. A derived intent ends when its call was served."""
         now_ms = self.ports.clock.now_ms()
-
-        def job(unit: Unit) -> None:
-            row = steps.row_of(unit, payment_id)
-            over = now_ms > (row.expires_at_ms or row.created_at_ms + SERVING_PATIENCE_MS)
-            event = delivery_event(http_status, row.state, over)
-            records.set_delivery(unit, payment_id, deliver(row.delivery, event), now_ms)
-            records.note(unit, payment_id, f"delivery_{event}", row.state, now_ms, {"status": http_status})
-            if event == "accept":
-                records.end_intent(unit, row.intent_id, now_ms)
-
-        await self.write("delivery", job, payment_id)
+        await self.write(
+            "delivery", lambda unit: steps.record_delivery(unit, payment_id, http_status, now_ms), payment_id
+        )
         return self.payment(payment_id)
+
+    async def take_answer(self, payment_id: str, response: Response) -> tuple[PaymentRow, Advice]:
+        """Read what the merchant answered to a retry, note it, and say whether the same proof is shown again.
+
+        That a call was served is only noted: it counts once its answer is in the client's hands, which
+        `record_delivery` tells. A transaction that was handed over and refused is cancelled.
+        """
+        row = self.payment(payment_id)
+        answer = read_answer(
+            row.dialect or "", response, invoice_id=row.invoice_id or "", shown_tx=row.tx_id or ""
+        )
+        now_ms = self.ports.clock.now_ms()
+        again_after_s = await self.write(
+            "delivery",
+            lambda unit: steps.record_answer_to_retry(unit, payment_id, answer, response.status, now_ms),
+            payment_id,
+        )
+        row = self.payment(payment_id)
+        if row.handed_over and answer.said is Said.REFUSED:
+            try:
+                await self.cancel(row)
+            except Refused as refusal:
+                log.info("payment.not_cancelled_yet", payment=payment_id, why=refusal.detail)
+            row = self.payment(payment_id)
+        return row, Advice(answer, again_after_s)
+
+    async def cancel(self, row: PaymentRow) -> None:
+        """Take a payment's coins back: one transaction that spends all of them, the anchor too, to ourselves.
+
+        Whatever became of the attempt that pays, at most one of the two can be on the chain. Refused:
+        `chain_not_ready`, `clock_skew`; nothing has changed then.
+        """
+        if row.id in self._signing:
+            return
+        now_ms = self.ports.clock.now_ms()
+        slot = self.chain.require_ready(now_ms)
+        with self._claim(row.id):
+            row = self.payment(row.id)
+            why = steps.reason_to_cancel(row, slot)
+            if why is None:
+                return
+            plan = self._take_back(row, self.chain.ttl_slot(slot, None, 0))
+            raw = self._sign_and_check(plan)
+            own = self.terms.own.raw
+            await self.write(
+                "cancel", lambda unit: steps.record_cancel(unit, row.id, plan, raw, own, why, now_ms), row.id
+            )
+        self.send_off(row.id)
 
     async def wait(self, payment_id: str, timeout_s: float) -> PaymentRow:
         """The payment, when its state or readiness has changed or time is up; at once when it is ready or ended.
@@ -241,10 +293,11 @@ class Agent:
         merchant = self.terms.merchants.get(row.origin or "")
         return is_ready(row, merchant.ready if merchant else "confirmed")
 
-    async def resume(self, row: PaymentRow) -> None:
+    async def resume(self, row: PaymentRow, *, asked: bool = False) -> None:
         """Sign what was admitted and not signed, with the coins, the anchor and the TTL that it was given.
 
-        Too late for that, and nothing was signed: it is rejected and its hold goes back.
+        Too late for that, and nothing was signed: it is rejected and its hold goes back. What is to be handed
+        over is only signed when it is asked for: a proof that nobody shows would have to be cancelled.
         """
         if row.id in self._signing:
             return
@@ -255,6 +308,8 @@ class Agent:
             if row.state is not State.RESERVED:
                 return
             if (row.ttl_slot or 0) - slot >= self.terms.min_window_s:
+                if row.handed_over and not asked:
+                    return
                 await self._sign(row.id, self._rebuild(row))
                 self.send_off(row.id)
             else:
@@ -280,10 +335,12 @@ class Agent:
         """C4, and then the bytes. What comes back is noted and decides nothing (docs/exactly-once.md R4)."""
         try:
             row = self.payment(payment_id)
-            attempt = queries.attempts(self.conn, payment_id)[-1]
+            attempt = next(a for a in queries.attempts(self.conn, payment_id) if a.tx_id == row.tx_id)
             now_ms = self.ports.clock.now_ms()
             source = self._sender(attempt.tx_id, now_ms)
             if source is None or (self.chain.slots and self.chain.slots.slot_at(now_ms) >= attempt.ttl_slot):
+                return
+            if not steps.may_broadcast(row):
                 return
             await self.write(
                 "leave",
@@ -319,7 +376,7 @@ class Agent:
             kind=kind,
         )
 
-    async def _transfer(self, order: TransferOrder, plan: Callable[[int], Plan]) -> tuple[PaymentRow, bool]:
+    async def _transfer(self, order: TransferOrder, plan: Callable[[Coins, int], Plan]) -> tuple[PaymentRow, bool]:
         now_ms = self.ports.clock.now_ms()
         with self._claim(order.ids.payment):
             admitted = await self.write(
@@ -333,6 +390,9 @@ class Agent:
             await self._sign(admitted.payment_id, admitted.plan)
             self.send_off(admitted.payment_id)
         row = self.payment(admitted.payment_id)
+        if row.state is State.RESERVED and row.handed_over:
+            await self.resume(row, asked=True)
+            row = self.payment(row.id)
         if row.state is State.RESERVED:
             row = await self.wait(admitted.payment_id, SIGNING_PATIENCE_S)
         if row.state is State.RESERVED:
@@ -341,14 +401,18 @@ class Agent:
 
     async def _sign(self, payment_id: str, plan: Plan) -> None:
         """Sign, read the bytes again and compare them with the plan, then C3."""
-        raw = sign(plan, self._signer)
-        check(raw, plan, self._signer.public_key)
+        raw = self._sign_and_check(plan)
         now_ms = self.ports.clock.now_ms()
         await self.write(
             "sign",
             lambda unit: steps.record_attempt(unit, payment_id, plan, raw, self.terms.own.raw, now_ms),
             payment_id,
         )
+
+    def _sign_and_check(self, plan: Plan) -> bytes:
+        raw = sign(plan, self._signer)
+        check(raw, plan, self._signer.public_key)
+        return raw
 
     @contextmanager
     def _claim(self, payment_id: str) -> Iterator[None]:
@@ -359,19 +423,29 @@ class Agent:
         finally:
             self._signing.discard(payment_id)
 
-    def _select(self, outputs: Sequence[Output], ttl_slot: int) -> Plan:
+    def _select(self, coins: Coins, outputs: Sequence[Output], ttl_slot: int) -> Plan:
         return select(
-            self.coins,
+            coins,
             outputs,
             change=self.terms.own,
             ttl_slot=ttl_slot,
             network_id=self.terms.network.network_id,
         )
 
+    def _take_back(self, row: PaymentRow, ttl_slot: int) -> Plan:
+        """The transaction that spends all of a payment's coins to ourselves."""
+        inputs, anchor = self._coins_of(row)
+        network_id = self.terms.network.network_id
+        return build(inputs, anchor, (), change=self.terms.own, ttl_slot=ttl_slot, network_id=network_id)
+
+    def _coins_of(self, row: PaymentRow) -> tuple[list[Coin], Coin]:
+        """The coins that are reserved for a payment, and the one of them that is its anchor."""
+        inputs = [coin_of(coin) for coin in queries.coins_reserved_for(self.conn, row.id)]
+        return inputs, next(coin for coin in inputs if coin.ref == row.anchor)
+
     def _rebuild(self, row: PaymentRow) -> Plan:
         """The plan that a reserved payment was admitted with: the same coins give the same bytes."""
-        inputs = [coin_of(coin) for coin in queries.coins_reserved_for(self.conn, row.id)]
-        anchor = next(coin for coin in inputs if coin.ref == row.anchor)
+        inputs, anchor = self._coins_of(row)
         own = self.terms.own
         outputs = [_output(output, self.terms) for output in row.outputs]
         rest = outputs[0].address if row.kind == "sweep" else own
@@ -383,11 +457,16 @@ class Agent:
             ttl_slot=row.ttl_slot or 0,
             network_id=self.terms.network.network_id,
             rest_role="change" if rest.raw == own.raw else "pay_to",
+            commitment=None if row.commitment is None else bytes.fromhex(row.commitment),
         )
 
-    def _reading(self, merchant: MerchantTerms, now_ms: int) -> Reading:
+    def _reading(self, merchant: MerchantTerms, ask: Ask, now_ms: int) -> Reading:
         return Reading(
             origin=merchant.origin,
+            call=None if ask.request is None else ask.request.call(merchant.origin),
+            salt=bytes.fromhex(self.ports.randomness.token_hex(32)) if merchant.request_commitment else None,
+            proof=merchant.proof,
+            assets=frozenset(self.terms.limits),
             network=self.terms.network,
             split_mode=merchant.split_mode,
             received_at_ms=now_ms,
@@ -398,16 +477,17 @@ class Agent:
     def _new_ids(self) -> Ids:
         return Ids(self.ports.new_id("int"), self.ports.new_id("pay"), self.ports.new_id("req"))
 
-    def _purchase(self, ask: Ask, invoice: Invoice, now_ms: int) -> Purchase:
+    def _purchase(self, ask: Ask, offers: tuple[Invoice, ...], now_ms: int) -> Purchase:
         request = ask.request
         return Purchase(
             ids=self._new_ids(),
             app_id=ask.app_id,
-            key=ask.key(invoice.invoice_id) or "",
+            key=ask.key(offers[0].invoice_id) or "",
             derived=ask.idempotency_key is None,
             fingerprint=ask.fingerprint,
             request=None if request is None else f"{request.method} {request.path} {request.body_sha256}",
-            invoice=invoice,
+            invoice=offers[0],
+            offers=offers,
             response=ask.received,
             received_at_ms=now_ms,
             max_total_units=ask.max_total_units,

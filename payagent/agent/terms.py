@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from payagent.core.address import Address
-from payagent.core.invoice import SplitMode
+from payagent.core.invoice import Proof, SplitMode
 from payagent.core.network import Network
 from payagent.core.policy import Limit
 from payagent.core.problem import Refused
@@ -25,7 +25,13 @@ class MerchantTerms:
     split_mode: SplitMode | None
     ready: Literal["signed", "submitted", "confirmed"]
     timeout_s: int
+    proof: Proof = "tx_hash"
+    request_commitment: bool = False
     api_key: str | None = field(default=None, repr=False)
+
+    def buyer_headers(self, wallet_address: str) -> dict[str, str]:
+        """What each call to the merchant carries, so that its invoice and a prepaid balance are the wallet's."""
+        return {} if self.partner is None else {"X-Partner": self.partner, "X-Wallet-Address": wallet_address}
 
     def call_headers(self, row: PaymentRow, wallet_address: str) -> dict[str, str]:
         """Headers of our own calls about a payment (the T Backend developer guide)."""
@@ -51,6 +57,7 @@ class Terms:
     limits: Mapping[str, Limit]
     decimals: Mapping[str, int]
     confirm_depth: int
+    void_depth: int
     settle_depth: int
     min_window_s: int
 

@@ -9,10 +9,12 @@ from datetime import UTC, datetime
 
 from payagent.agent.terms import MerchantTerms, Terms
 from payagent.core.payment import ENDED_WITHOUT_PAYING, ON_CHAIN, POSTED, State
-from payagent.dialects import proof_headers
-from payagent.store.queries import PaymentRow
+from payagent.dialects import Shown, proof_headers
+from payagent.store.queries import AttemptRow, PaymentRow
 
 Json = dict[str, object]
+
+_WITHOUT_PROOF = ENDED_WITHOUT_PAYING | {State.CANCELLING}
 
 
 def iso_time(ms: int) -> str:
@@ -21,9 +23,14 @@ def iso_time(ms: int) -> str:
 
 
 def is_ready(row: PaymentRow, ready: str) -> bool:
-    """Whether the merchant can be expected to accept the proof now, by its `ready` setting."""
-    if row.tx_id is None or row.state in ENDED_WITHOUT_PAYING or row.state is State.CANCELLING:
+    """Whether the merchant can be expected to accept the proof now, by its `ready` setting.
+
+    What is handed over is ready as soon as there is a proof: nothing happens before it is shown.
+    """
+    if row.tx_id is None or row.state in _WITHOUT_PROOF:
         return False
+    if row.handed_over:
+        return True
     if ready == "confirmed":
         return row.state in POSTED
     if ready == "submitted":
@@ -36,12 +43,13 @@ def retry_headers(row: PaymentRow, merchant: MerchantTerms | None, wallet_addres
 
     X-Request-Id and X-Idempotency-Key are the intent's own and stay the same over all its retries.
     """
-    if row.tx_id is None or row.dialect is None or row.invoice_id is None or row.state in ENDED_WITHOUT_PAYING:
+    if row.tx_id is None or row.dialect is None or row.invoice_id is None or row.state in _WITHOUT_PROOF:
         return {}
     headers = proof_headers(
         row.dialect,
         invoice_id=row.invoice_id,
-        proof=row.tx_id,
+        shown=Shown(row.tx_id, row.cbor if row.proof == "signed_cbor" else None, row.anchor or "", row.intent_id),
+        echo=row.echo,
         partner=merchant.partner if merchant else None,
         wallet=wallet_address,
     )
@@ -67,7 +75,8 @@ def payment_view(row: PaymentRow, terms: Terms) -> Json:
         "tx_hash": row.tx_id,
         "ttl_slot": row.ttl_slot,
         "anchor": row.anchor,
-        "proof": "tx_hash",
+        "proof": row.proof,
+        "handed_over": row.handed_over,
         "headers": retry_headers(row, merchant, terms.own.text),
         "ready": is_ready(row, merchant.ready if merchant else "confirmed"),
         "request_id": row.request_id,
@@ -88,6 +97,13 @@ def _block(row: PaymentRow) -> Json | None:
     if row.block_hash is None or row.state not in ON_CHAIN:
         return None
     return {"hash": row.block_hash, "height": row.block_height, "slot": row.block_slot}
+
+
+def attempts_view(attempts: Iterable[AttemptRow]) -> list[Json]:
+    """The transactions that were signed for a payment, oldest first; at most one of them is ever on the chain."""
+    return [
+        {"kind": a.kind, "tx_hash": a.tx_id, "fee": str(a.fee_lovelace), "ttl_slot": a.ttl_slot} for a in attempts
+    ]
 
 
 def history_view(events: Iterable[tuple[int, str, str, str, int]]) -> list[Json]:

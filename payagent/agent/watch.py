@@ -18,6 +18,7 @@ from payagent.agent.chainview import TIP_AGE_MAX_S
 from payagent.chain.source import ChainSource, Found, NotFound, Tip, TxSeen, Unknown
 from payagent.core.payment import Delivery, State
 from payagent.core.problem import Refused
+from payagent.dialects import WITH_STATUS
 from payagent.merchants.client import MerchantClient
 from payagent.store import queries, records
 from payagent.store.queries import CoinRow, PaymentRow
@@ -31,6 +32,10 @@ AT_ONCE_MAX = 8
 ABSENT_READS = 3
 ABSENT_EVERY_MS = 60_000
 """Not found three times, a minute apart, stands in for a second provider's word (R6)."""
+
+VOID_READS = 3
+VOID_EVERY_MS = 60_000
+"""A cancel that was seen deep enough three times, a minute apart, stands in for a second provider's word (R8)."""
 
 RECHECK_DEPTHS = (16, 128, 1024)
 """Depths at which a block is looked up again though no fork was noticed: an index may have shown it too long."""
@@ -50,10 +55,12 @@ class Watch:
     """The agent's eyes. One `tick` at a time.
 
     `_unverified` are payments on the chain whose block may be gone: they stay in it until a provider gave a
-    verdict, however often it is asked and whatever the tip does meanwhile.
+    verdict, however often it is asked and whatever the tip does meanwhile. `trouble` says why the last look was
+    not whole; None when it was.
     """
 
     def __init__(self, agent: Agent, merchants: MerchantClient) -> None:
+        self.trouble: str | None = None
         self._agent = agent
         self._merchants = merchants
         self._lock = asyncio.Lock()
@@ -67,6 +74,8 @@ class Watch:
         self._checked_until_ms: dict[str, int] = {}
         self._untrusted: set[str] = set()
         self._absent: dict[str, tuple[int, int]] = {}
+        self._cancels: dict[str, tuple[str, int, int]] = {}
+        self._unweighed = False
 
     async def tick(self) -> bool:
         """One look: tip, payments, coins; then what is to be sent or signed. False when it was not whole."""
@@ -75,10 +84,13 @@ class Watch:
             if found is not None:
                 source, tip = found
                 is_new = self._last is None or tip.hash != self._last.hash
-                if is_new or self._unverified or self._unanswered or self._coins_due:
+                if is_new or self._unverified or self._unanswered or self._unweighed or self._coins_due:
                     await self._look(source, tip, is_new)
             await self._carry_on()
-            return found is not None and not self._unanswered and not self._coins_due
+            is_whole = found is not None and not self._unanswered and not self._coins_due
+            if found is not None:
+                self.trouble = None if is_whole else f"{found[0].name}: not every payment and coin could be read"
+            return is_whole
 
     async def poll_merchants(self) -> None:
         """Ask merchants how our open invoices stand. Advice only: it is recorded and shown, and moves nothing."""
@@ -88,7 +100,7 @@ class Watch:
         open_rows = [
             row
             for row in rows
-            if row.invoice_id
+            if row.dialect in WITH_STATUS
             and row.delivery in _OPEN_DELIVERY
             and now_ms - row.created_at_ms < MERCHANT_PATIENCE_MS
         ]
@@ -123,7 +135,7 @@ class Watch:
         behind: list[tuple[ChainSource, Tip]] = []
         for source in agent.sources:
             read = await source.tip()
-            reason = await self._distrust(source) if isinstance(read, Found) else f"its tip is {read}"
+            reason = await self._distrust(source) if isinstance(read, Found) else _unread("tip", read)
             if reason is not None or not isinstance(read, Found):
                 reasons.append(f"{source.name}: {reason}")
             elif self._is_current(read.value):
@@ -132,8 +144,9 @@ class Watch:
                 behind.append((source, read.value))
         if behind:
             return self._settle_on(*max(behind, key=lambda seen: seen[1].height))
+        self.trouble = "; ".join(reasons)
         if agent.chain.tip is None or self._untrusted:
-            agent.chain.problem = "; ".join(reasons)
+            agent.chain.problem = self.trouble
         return None
 
     def _settle_on(self, source: ChainSource, tip: Tip) -> tuple[ChainSource, Tip]:
@@ -157,7 +170,11 @@ class Watch:
             return None
         genesis, parameters = await source.genesis(), await source.parameters()
         if not isinstance(genesis, Found) or not isinstance(parameters, Found):
-            return f"its genesis is {genesis}, its parameters are {parameters}"
+            return (
+                _unread("genesis", genesis)
+                if not isinstance(genesis, Found)
+                else _unread("parameters", parameters)
+            )
         try:
             self._agent.chain.learn_genesis(genesis.value)
             self._agent.chain.learn_parameters(parameters.value)
@@ -172,18 +189,22 @@ class Watch:
         conn = self._agent.conn
         self._unanswered = False
         self._unverified |= await self._in_doubt(source, tip)
-        on_chain = queries.payments_in(conn, (State.IN_BLOCK, State.CONFIRMED))
+        on_chain = self._on_chain()
         self._unverified &= {row.id for row in on_chain}
         await self._each(
             [row for row in on_chain if row.id in self._unverified], partial(self._recheck, source, tip)
         )
-        await self._each(queries.payments_in(conn, _LOOKING), partial(self._look_for, source))
+        self._unweighed = False
+        await self._each(queries.payments_in(conn, _LOOKING), partial(self._look_for, source, tip))
         await self._each(
             self._deep(State.IN_BLOCK, tip, self._agent.terms.confirm_depth), partial(self._confirm, source, tip)
         )
-        await self._each(
-            self._deep(State.CONFIRMED, tip, self._agent.terms.settle_depth), partial(self._settle, source, tip)
-        )
+        settle_depth = self._agent.terms.settle_depth
+        ending = [
+            *self._deep(State.CONFIRMED, tip, settle_depth),
+            *(row for row in queries.watched_voids(conn) if _depth(row, tip) >= settle_depth),
+        ]
+        await self._each(ending, partial(self._settle, source, tip))
         if is_new or self._coins_due:
             await self._look_at_coins(source, tip)
         if self._last is None:
@@ -195,11 +216,16 @@ class Watch:
 
     async def _in_doubt(self, source: ChainSource, tip: Tip) -> set[str]:
         """Payments whose block may be off the chain: all after what may be a fork, else those due by depth."""
-        rows = queries.payments_in(self._agent.conn, (State.IN_BLOCK, State.CONFIRMED))
+        rows = self._on_chain()
         if self._last is None or await self._may_have_forked(source, tip, self._last):
             return {row.id for row in rows}
         grown = tip.height - self._last.height
         return {row.id for row in rows if any(0 <= _depth(row, tip) - depth < grown for depth in RECHECK_DEPTHS)}
+
+    def _on_chain(self) -> list[PaymentRow]:
+        """Payments of which a transaction is in a block that may still be lost."""
+        conn = self._agent.conn
+        return [*queries.payments_in(conn, (State.IN_BLOCK, State.CONFIRMED)), *queries.watched_voids(conn)]
 
     async def _may_have_forked(self, source: ChainSource, tip: Tip, last: Tip) -> bool:
         """Whether the block that was the tip at the last look may be off the chain."""
@@ -207,14 +233,36 @@ class Watch:
             return False
         return tip.height <= last.height or not isinstance(await source.block(last.hash), Found)
 
-    async def _look_for(self, source: ChainSource, row: PaymentRow) -> None:
+    async def _look_for(self, source: ChainSource, tip: Tip, row: PaymentRow) -> None:
         """Is an attempt that is in flight in a block?"""
         for attempt in queries.attempts(self._agent.conn, row.id):
             read = await source.tx(attempt.tx_id)
             if isinstance(read, Found):
-                await self._see(source, row, read.value)
+                if attempt.kind == "cancel":
+                    await self._weigh_cancel(source, tip, row, read.value)
+                else:
+                    await self._see(source, row, read.value)
                 return
             self._unanswered |= isinstance(read, Unknown)
+
+    async def _weigh_cancel(self, source: ChainSource, tip: Tip, row: PaymentRow, seen: TxSeen) -> None:
+        """Void on positive evidence only (R8): the cancel is in a block, deep enough, in look after look."""
+        agent = self._agent
+        now_ms = agent.ports.clock.now_ms()
+        block, count, last_ms = self._cancels.get(row.id, ("", 0, 0))
+        if block != seen.block_hash:
+            count, last_ms = 0, 0
+        self._unweighed = True
+        if tip.height - seen.block_height + 1 < agent.terms.void_depth or now_ms < last_ms + VOID_EVERY_MS:
+            return
+        self._cancels[row.id] = (seen.block_hash, count + 1, now_ms)
+        if count + 1 >= VOID_READS:
+            del self._cancels[row.id]
+            await agent.write(
+                "void",
+                lambda unit: steps.record_void(unit, row.id, seen, agent.coins, source.name, now_ms),
+                row.id,
+            )
 
     async def _recheck(self, source: ChainSource, tip: Tip, row: PaymentRow) -> None:
         """Is a payment's block still on the chain? Without a verdict the payment stays unverified.
@@ -226,7 +274,8 @@ class Watch:
         if isinstance(read, Found):
             if read.value.block_hash != row.block_hash:
                 await self._lose(row)
-                await self._see(source, row, read.value)
+                if row.state is not State.VOID:
+                    await self._see(source, row, read.value)
             self._unverified.discard(row.id)
         elif isinstance(read, NotFound) and await self._is_denied(source, tip, row):
             await self._lose(row)
@@ -320,12 +369,18 @@ class Watch:
         if agent.chain.slots is None:
             return
         slot = agent.chain.slots.slot_at(now_ms)
-        for row in queries.payments_in(agent.conn, (State.SIGNED, State.IN_FLIGHT)):
-            if (row.ttl_slot or 0) > slot and self._is_due(row, now_ms):
+        for row in queries.payments_in(agent.conn, (State.SIGNED, State.IN_FLIGHT, State.CANCELLING)):
+            if (row.ttl_slot or 0) > slot and steps.may_broadcast(row) and self._is_due(row, now_ms):
                 agent.send_off(row.id)
         self._urgent.clear()
-        if agent.chain.is_ready(now_ms):
+        if agent.chain.is_ready(now_ms) and agent.chain.tip is not None:
+            await self._cancel_what_is_over(agent.chain.tip)
             await self._each(queries.payments_in(agent.conn, (State.RESERVED,)), agent.resume)
+
+    async def _cancel_what_is_over(self, tip: Tip) -> None:
+        """By the tip's slot: what was handed over could be in any block before its TTL."""
+        rows = queries.payments_in(self._agent.conn, (State.IN_FLIGHT, State.CANCELLING))
+        await self._each([row for row in rows if steps.reason_to_cancel(row, tip.slot)], self._agent.cancel)
 
     def _is_due(self, row: PaymentRow, now_ms: int) -> bool:
         count, last_ms = queries.submissions(self._agent.conn, row.tx_id or "")
@@ -343,6 +398,11 @@ class Watch:
                     log.warning("payment.step_failed", payment=row.id, error=repr(error), exc_info=True)
 
         await asyncio.gather(*(one(row) for row in rows))
+
+
+def _unread(what: str, read: object) -> str:
+    """Why something could not be read, for people."""
+    return f"could not be read ({read.reason if isinstance(read, Unknown) else f'{what}: not there'})"
 
 
 def _depth(row: PaymentRow, tip: Tip) -> int:

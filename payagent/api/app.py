@@ -1,13 +1,14 @@
 """The ASGI application of the daemon, for its Unix socket and its loopback port alike.
 
-May import: agent, the rest of api, FastAPI. Never: starts anything; serves a page (its scripts would come from
-somebody else's servers).
+May import: agent, store.writer, the rest of api, FastAPI. Never: starts anything; serves a page (its scripts
+would come from somebody else's servers).
 """
 
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import structlog
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
@@ -15,12 +16,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from payagent.agent.agent import Agent
-from payagent.api import ledger, payments, wallet
+from payagent.api import ledger, merchants, payments, wallet
 from payagent.api.guard import Guard
 from payagent.api.health import Heartbeat, health_router
 from payagent.api.problems import problem_response
 from payagent.api.schemas import add_schemas
 from payagent.core.problem import Refused
+from payagent.store.writer import DatabaseError, failure
+
+log = structlog.get_logger("payagent.api")
 
 
 def create_app(agent: Agent, *, heartbeat: Heartbeat) -> FastAPI:
@@ -36,10 +40,12 @@ def create_app(agent: Agent, *, heartbeat: Heartbeat) -> FastAPI:
     app.state.agent = agent
     app.add_middleware(Guard, new_id=partial(agent.ports.new_id, "call"))
     app.add_exception_handler(Refused, _refused)
+    app.add_exception_handler(DatabaseError, _not_readable)
     app.add_exception_handler(RequestValidationError, _not_valid)
     app.add_exception_handler(HTTPException, _not_routed)
-    for router in (payments.router, wallet.router, ledger.router, health_router(agent, heartbeat)):
-        app.include_router(router)
+    for room in (payments, merchants, wallet, ledger):
+        app.include_router(room.router)
+    app.include_router(health_router(agent, heartbeat))
     app.openapi = _described(app.openapi)  # type: ignore[method-assign]
     return app
 
@@ -52,6 +58,15 @@ async def _refused(request: Request, error: Exception) -> Response:
     if not isinstance(error, Refused):
         raise error
     return problem_response(error, request.state.request_id)
+
+
+async def _not_readable(request: Request, error: Exception) -> Response:
+    """The ledger could not be read: said as it is where the file is to blame."""
+    refused = failure(error) if isinstance(error, DatabaseError) else None
+    if refused is None:
+        raise error
+    log.warning("ledger.not_readable", error=str(error))
+    return problem_response(refused, request.state.request_id)
 
 
 async def _not_valid(request: Request, error: Exception) -> Response:

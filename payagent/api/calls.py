@@ -11,18 +11,23 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 
 from payagent.api.reading import BODY_MAX_BYTES
+from payagent.core.bounds import LIST_LIMIT_MAX
 from payagent.core.problem import Refused
 
 _MEDIA_TYPE = re.compile(r'application/json\s*(?:;\s*charset\s*=\s*"?utf-8"?\s*)?', re.ASCII | re.IGNORECASE)
 
 Cursor = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,17}$", description="As the page before gave it.")]
-Limit = Annotated[int, Field(ge=1, le=200, description="How many at most.")]
+Limit = Annotated[int, Field(ge=1, le=LIST_LIMIT_MAX, description="How many at most.")]
 
 
-class Page(BaseModel):
-    """What every list takes; an unknown parameter is refused, for a filter that is misspelt filters nothing."""
+class Parameters(BaseModel):
+    """What stands in a query; an unknown one is refused, for a filter that is misspelt filters nothing."""
 
     model_config = ConfigDict(extra="forbid")
+
+
+class Page(Parameters):
+    """What every list takes."""
 
     limit: Limit = 50
     cursor: Cursor | None = None

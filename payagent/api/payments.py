@@ -9,9 +9,9 @@ from fastapi import APIRouter, Depends, Path, Query
 from pydantic import Field
 from starlette.requests import Request
 
-from payagent.agent.view import history_view, payment_view
+from payagent.agent.view import attempts_view, history_view, payment_view
 from payagent.api.access import APPROVE, OPERATE, PAY, READ, Caller, need
-from payagent.api.calls import Page, json_body, single_header, time_ms
+from payagent.api.calls import Page, Parameters, json_body, single_header, time_ms
 from payagent.api.problems import JsonResponse
 from payagent.api.reading import read_ask, read_delivery
 from payagent.api.schemas import (
@@ -19,15 +19,17 @@ from payagent.api.schemas import (
     Payment,
     PaymentRequest,
     Payments,
+    PaymentWithAnswer,
     PaymentWithHistory,
     QuoteAnswer,
     gives,
     takes,
 )
-from payagent.api.views import quote_view
+from payagent.api.views import advice_view, quote_view
 from payagent.core.origin import parse_origin
 from payagent.core.payment import State
 from payagent.core.problem import Refused
+from payagent.dialects import Said
 from payagent.store import queries
 
 WAIT_MAX_S = 60
@@ -53,6 +55,12 @@ class Filter(Page):
     origin: str | None = None
     app: Annotated[str | None, Field(description="An app's id.")] = None
     since: Annotated[str | None, Field(description="RFC 3339, with its zone.")] = None
+
+
+class Waiting(Parameters):
+    """How long to wait for a change."""
+
+    wait: Annotated[int, Field(ge=0, le=WAIT_MAX_S)] = 0
 
 
 @router.post(
@@ -101,36 +109,38 @@ async def payments(caller: Looker, query: Annotated[Filter, Query()]) -> JsonRes
 
 
 @router.get("/v1/payments/{payment_id}", summary="One payment", responses=gives(PaymentWithHistory, 200))
-async def payment(
-    caller: Looker, payment_id: PaymentId, wait: Annotated[int, Query(ge=0, le=WAIT_MAX_S)] = 0
-) -> JsonResponse:
+async def payment(caller: Looker, payment_id: PaymentId, query: Annotated[Waiting, Query()]) -> JsonResponse:
     """With its history. With `wait` (seconds) it answers when the state or `ready` changes, or when time is up."""
     agent = caller.agent
     row = caller.payment(payment_id)
-    if wait:
-        row = await agent.wait(row.id, wait)
+    if query.wait:
+        row = await agent.wait(row.id, query.wait)
     history = history_view(queries.events(agent.conn, row.id))
-    return JsonResponse(payment_view(row, agent.terms) | {"history": history})
+    attempts = attempts_view(queries.attempts(agent.conn, row.id))
+    return JsonResponse(payment_view(row, agent.terms) | {"attempts": attempts, "history": history})
 
 
 @router.post(
     "/v1/payments/{payment_id}/delivery",
     summary="Say what the retry got",
-    responses=gives(Payment, 200),
+    responses=gives(PaymentWithAnswer, 200),
     openapi_extra=takes(DeliveryReport),
 )
 async def delivery(
     request: Request, caller: Annotated[Caller, Depends(need(PAY, OPERATE))], payment_id: PaymentId
 ) -> JsonResponse:
-    """Any 2xx means that the call was served; a 402 soon after paying is normal, present the same proof again."""
-    status = read_delivery(await json_body(request))
+    """Any 2xx means that the call was served. Of any other answer, tell its headers and body too: what is to be
+    done next stands in `answer`. A 402 soon after paying is normal, and the same proof is shown again."""
+    response = read_delivery(await json_body(request))
     row = caller.payment(payment_id)
     if row.app_id != caller.app.id and OPERATE not in caller.app.scopes:
         raise Refused("forbidden", "another app's delivery needs a token for operate", needs=OPERATE)
     if row.kind != "invoice" or row.tx_id is None:
         raise Refused("illegal_transition", "the payment has no proof that could have been presented")
-    row = await caller.agent.record_delivery(row.id, status)
-    return JsonResponse(payment_view(row, caller.agent.terms))
+    row, advice = await caller.agent.take_answer(row.id, response)
+    if advice.answer.said is Said.SERVED:
+        row = await caller.agent.record_delivery(row.id, response.status)
+    return JsonResponse(payment_view(row, caller.agent.terms) | {"answer": advice_view(advice)})
 
 
 def _origin(text: str) -> str:

@@ -12,15 +12,14 @@ from dataclasses import dataclass
 from payagent.agent.agent import Ask, Request
 from payagent.core import strict_json
 from payagent.core.address import Address, parse_address
+from payagent.core.bounds import SPLIT_COUNT_MAX
 from payagent.core.money import LOVELACE, check_supply, parse_asset, parse_units
 from payagent.core.network import Network
 from payagent.core.origin import parse_origin
-from payagent.core.problem import Refused
-from payagent.dialects import Response, make_response, parse_response
+from payagent.core.problem import Refused, own_order
+from payagent.dialects import Response, make_response, parse_answer, parse_response
 
 BODY_MAX_BYTES = 256 * 1024
-SPLIT_COUNT_MAX = 250
-"""More outputs than a transaction of 16 KiB can hold."""
 
 # the envelope is two objects around the 402's body, which may be as deep as one that comes by itself
 _DEPTH_MAX = strict_json.MAX_DEPTH + 2
@@ -57,10 +56,18 @@ def read_ask(app_id: str, raw: bytes, idempotency_key: str | None) -> Ask:
     )
 
 
-def read_delivery(raw: bytes) -> int:
-    """The HTTP status that the retry got."""
-    body = _fields(_json(raw), "the body", ("status",))
-    return _status(body["status"], "status")
+def read_delivery(raw: bytes) -> Response:
+    """What the retry got: its status, and headers and body as far as they are told."""
+    body = _fields(_json(raw), "the body", ("status",), ("headers", "body", "body_base64"))
+    if "body" in body and "body_base64" in body:
+        raise Refused("bad_request", "give either body or body_base64", key="body")
+    status, headers = _status(body["status"], "status"), _read_headers(body.get("headers", {}))
+    if "body_base64" in body:
+        return parse_answer(status, headers, _read_base64(body["body_base64"]))
+    told = body.get("body", "")
+    if isinstance(told, str):
+        return parse_answer(status, headers, told.encode())
+    return Response(status, {name.lower(): value for name, value in headers}, told)
 
 
 def read_split(raw: bytes) -> tuple[int, int]:
@@ -77,18 +84,20 @@ def read_transfer(raw: bytes, network: Network) -> Transfer:
     body = _fields(_json(raw), "the body", ("address",), ("asset", "units", "all"))
     if ("all" in body) == ("units" in body):
         raise Refused("bad_request", "give either units or all", key="units")
-    to = parse_address(body["address"], network)
+    with own_order(key="address"):
+        to = parse_address(body["address"], network)
     if "all" in body:
         if body["all"] is not True or "asset" in body:
             raise Refused("bad_request", "all must be true and goes with no asset", key="all")
         return Transfer(to, LOVELACE, None)
-    asset = parse_asset(body.get("asset", LOVELACE))
+    with own_order(key="asset"):
+        asset = parse_asset(body.get("asset", LOVELACE))
     return Transfer(to, asset, _amount(body, "units", asset))
 
 
 def _json(raw: bytes) -> object:
     try:
-        return strict_json.loads(raw, max_bytes=BODY_MAX_BYTES)
+        return strict_json.loads(raw, max_bytes=BODY_MAX_BYTES, max_depth=_DEPTH_MAX)
     except Refused as refused:
         if refused.code != "json_not_understood":
             raise
@@ -140,7 +149,7 @@ def _read_origin(value: object) -> str:
 
 
 def _read_request(value: object) -> Request:
-    body = _fields(value, "request", ("method", "path", "body_sha256"))
+    body = _fields(value, "request", ("method", "path", "body_sha256"), ("headers",))
     read: dict[str, str] = {}
     for key, form, what in (
         ("method", _METHOD, "an HTTP method in capitals"),
@@ -151,7 +160,8 @@ def _read_request(value: object) -> Request:
         if not isinstance(text, str) or not form.fullmatch(text):
             raise Refused("bad_request", f"request.{key} must be {what}", key=f"request.{key}")
         read[key] = text
-    return Request(**read)
+    headers = {name.lower(): text for name, text in _read_headers(body.get("headers", {}), "request.headers")}
+    return Request(read["method"], read["path"], read["body_sha256"], headers)
 
 
 def _read_response(value: object) -> tuple[Response, str]:
@@ -160,7 +170,7 @@ def _read_response(value: object) -> tuple[Response, str]:
     if ("body" in body) == ("body_base64" in body):
         raise Refused("bad_request", "response must have either body or body_base64", key="response.body")
     status = _status(body["status"], "response.status")
-    headers = _read_headers(body.get("headers", {}))
+    headers = _read_headers(body.get("headers", {}), "response.headers")
     received = json.dumps(body, default=lambda number: number.text, separators=(",", ":"))
     if "body_base64" in body:
         return parse_response(status, headers, _read_base64(body["body_base64"])), received
@@ -176,7 +186,7 @@ def _require_small(body: object) -> None:
         raise Refused("body_too_big", f"the 402's body has more than {strict_json.MAX_BYTES} bytes")
 
 
-def _read_headers(value: object) -> list[tuple[str, str]]:
+def _read_headers(value: object, where: str = "headers") -> list[tuple[str, str]]:
     """Headers as an object, or as a list of pairs where a name comes twice."""
     pairs = list(value.items()) if isinstance(value, dict) else value
     read: list[tuple[str, str]] = []
@@ -184,8 +194,8 @@ def _read_headers(value: object) -> list[tuple[str, str]]:
         if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(isinstance(part, str) for part in pair):
             raise Refused(
                 "bad_request",
-                "response.headers must be an object of strings or a list of [name, value]",
-                key="response.headers",
+                f"{where} must be an object of strings or a list of [name, value]",
+                key=where,
             )
         read.append((pair[0], pair[1]))
     return read

@@ -1,6 +1,6 @@
 """The shapes of bodies, for /openapi.json. They describe; `reading` and `views` do.
 
-May import: core, pydantic, api.reading's bounds. Never: validates a call.
+May import: core, pydantic. Never: validates a call.
 """
 
 from typing import Annotated, Any, Literal
@@ -9,8 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import models_json_schema
 
 from payagent.api.problems import MEDIA_TYPE
-from payagent.api.reading import SPLIT_COUNT_MAX
+from payagent.core.bounds import SPLIT_COUNT_MAX
+from payagent.core.invoice import Proof
 from payagent.core.payment import Delivery, State
+from payagent.dialects import Said
 
 Units = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,18})$", description="Smallest units, as digits.")]
 SignedUnits = Annotated[str, Field(pattern=r"^-?(0|[1-9][0-9]*)$", description="Smallest units; debits positive.")]
@@ -40,6 +42,7 @@ class CallBought(_Closed):
     method: Annotated[str, Field(pattern=r"^[A-Z]{1,16}$")]
     path: Annotated[str, Field(pattern=r"^/[!-~]{0,8191}$", description="With its query.")]
     body_sha256: Hex
+    headers: dict[str, str] | list[tuple[str, str]] = _absent("Those that the merchant may bind the payment to.")
 
 
 class Response402(_Closed):
@@ -63,9 +66,12 @@ class PaymentRequest(_Closed):
 
 
 class DeliveryReport(_Closed):
-    """What the retry got."""
+    """What the retry got. Headers and body, in the forms of `response` of a payment, tell more of a 402."""
 
     status: Annotated[int, Field(ge=100, le=599)]
+    headers: dict[str, str] | list[tuple[str, str]] = {}
+    body: object = _absent("The answer's body: JSON as received, or text.")
+    body_base64: str = _absent("The answer's body, in base64, instead of `body`.")
 
 
 class SplitOrder(_Closed):
@@ -120,7 +126,8 @@ class Payment(BaseModel):
     tx_hash: Hex | None
     ttl_slot: int | None
     anchor: str | None
-    proof: Literal["tx_hash"]
+    proof: Proof
+    handed_over: bool
     headers: dict[str, str]
     ready: bool
     request_id: str
@@ -143,13 +150,52 @@ class Happening(BaseModel):
     detail: dict[str, object]
 
 
+class Attempt(BaseModel):
+    """One signed transaction: it pays, or takes the coins back."""
+
+    kind: Literal["pay", "cancel"]
+    tx_hash: Hex
+    fee: Units
+    ttl_slot: int
+
+
 class PaymentWithHistory(Payment):
+    attempts: list[Attempt]
     history: list[Happening]
+
+
+class MerchantAnswer(BaseModel):
+    """What the merchant said to the retry. `again_after_s`: show the same proof again then; null: do not.
+
+    With `poll_query` the call is then repeated without the proof, and with this added to its query.
+    """
+
+    said: Said
+    reason: str
+    again_after_s: float | None
+    poll_query: str | None
+
+
+class PaymentWithAnswer(Payment):
+    answer: MerchantAnswer
 
 
 class Payments(BaseModel):
     payments: list[Payment]
     cursor: str | None
+
+
+class Merchant(BaseModel):
+    """Who may be paid. `call_headers` belong in every call to it, the first one too."""
+
+    name: str
+    origin: str
+    ready: Literal["signed", "submitted", "confirmed"]
+    call_headers: dict[str, str]
+
+
+class Merchants(BaseModel):
+    merchants: list[Merchant]
 
 
 class QuoteAnswer(BaseModel):

@@ -5,9 +5,9 @@ May import: core, agent, store.queries. Never: I/O. Amounts are strings of digit
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from payagent.agent.agent import Quote
+from payagent.agent.agent import Advice, Quote
 from payagent.agent.chainview import ChainView
-from payagent.agent.terms import Terms
+from payagent.agent.terms import MerchantTerms, Terms
 from payagent.agent.view import iso_time
 from payagent.core.ledger import HELD, WALLET, add
 from payagent.core.money import LOVELACE
@@ -42,6 +42,26 @@ def quote_view(quote: Quote, terms: Terms) -> Json:
     if quote.refusal is not None:
         view["refusal"] = {"code": quote.refusal.code, "detail": quote.refusal.detail}
     return view
+
+
+def advice_view(advice: Advice) -> Json:
+    """What a merchant said to a retry, and when the same proof is to be shown again."""
+    return {
+        "said": advice.answer.said,
+        "reason": advice.answer.reason,
+        "again_after_s": advice.again_after_s,
+        "poll_query": advice.answer.poll_query,
+    }
+
+
+def merchant_view(merchant: MerchantTerms, terms: Terms) -> Json:
+    """A merchant as its callers need to know it."""
+    return {
+        "name": merchant.name,
+        "origin": merchant.origin,
+        "ready": merchant.ready,
+        "call_headers": merchant.buyer_headers(terms.own.text),
+    }
 
 
 def wallet_view(

@@ -10,11 +10,15 @@ import hashlib
 import json
 import sqlite3
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
-from payagent.core.invoice import Role
+from payagent.core.invoice import Proof, Role
+from payagent.core.money import LOVELACE
 from payagent.core.payment import Delivery, State
 from payagent.store.schema import GENESIS
+
+AttemptKind = Literal["pay", "cancel"]
 
 _SUMS = "SUM(units >> 32), SUM(units & 4294967295)"
 
@@ -58,7 +62,10 @@ class InvoiceRow:
 
 @dataclass(frozen=True, slots=True)
 class PaymentRow:
-    """A payment with what it is for. `fee_lovelace` and `inputs` are its last attempt's."""
+    """A payment with what it is for. `tx_id` is the attempt that counts now: the last one, or the one in a block.
+
+    `ttl_slot`, `fee_lovelace`, `cbor` and `seen_in_block` (ever) are of that attempt.
+    """
 
     seq: int
     id: str
@@ -89,6 +96,12 @@ class PaymentRow:
     reason_code: str | None
     reason: str | None
     accepted_by_provider: bool
+    proof: Proof
+    handed_over: bool
+    echo: str | None
+    commitment: str | None
+    cbor: bytes | None = field(repr=False)
+    seen_in_block: bool
     created_at_ms: int
     changed_at_ms: int
 
@@ -97,6 +110,7 @@ class PaymentRow:
 class AttemptRow:
     tx_id: str
     payment_id: str
+    kind: AttemptKind
     anchor: str
     inputs: tuple[str, ...]
     cbor: bytes
@@ -136,9 +150,11 @@ class EntryRow:
 _PAYMENT = """
 SELECT p.seq, p.id, p.kind, p.app_id, p.intent_id, v.origin, v.dialect, v.invoice_id, p.invoice, v.terms_hash,
        v.batch_target, v.expires_at_ms, i.key, i.derived, i.request_id, p.outputs, p.state, p.delivery, p.anchor,
-       p.ttl_slot, p.tx_id, a.fee_lovelace, p.block_hash, p.block_height, p.block_slot, p.merchant_status,
-       p.reason_code, p.reason,
+       COALESCE(a.ttl_slot, p.ttl_slot), p.tx_id, a.fee_lovelace, p.block_hash, p.block_height, p.block_slot,
+       p.merchant_status, p.reason_code, p.reason,
        EXISTS (SELECT 1 FROM events e WHERE e.payment_id = p.id AND e.event = 'provider_accepted'),
+       COALESCE(v.proof, 'tx_hash'), COALESCE(v.handed_over, 0), v.echo, v.commitment, a.cbor,
+       EXISTS (SELECT 1 FROM sightings s WHERE s.tx_id = p.tx_id),
        p.created_at_ms, p.changed_at_ms
 FROM payments p
 JOIN intents i ON i.id = p.intent_id
@@ -152,7 +168,8 @@ def _payment(row: tuple[object, ...]) -> PaymentRow:
     values[13] = bool(values[13])
     values[15] = load_outputs(str(values[15]))
     values[16], values[17] = State(str(values[16])), Delivery(str(values[17]))
-    values[28] = bool(values[28])
+    for flag in (28, 30, 34):
+        values[flag] = bool(values[flag])
     return PaymentRow(*values)  # type: ignore[arg-type]
 
 
@@ -212,9 +229,10 @@ def live_intent(conn: sqlite3.Connection, app_id: str, key: str) -> IntentRow | 
 
 
 def live_payment_of(conn: sqlite3.Connection, intent_id: str) -> PaymentRow | None:
-    """The intent's one payment that is not rejected, denied or void."""
+    """The intent's payment that is not rejected, denied or void; its last, if an older one is cancelled anew."""
     row = conn.execute(
-        f"{_PAYMENT} WHERE p.intent_id = ? AND p.state NOT IN ('rejected', 'denied', 'void')",
+        f"{_PAYMENT} WHERE p.intent_id = ? AND p.state NOT IN ('rejected', 'denied', 'void') "
+        "ORDER BY p.seq DESC LIMIT 1",
         (intent_id,),
     ).fetchone()
     return _payment(row) if row else None
@@ -243,13 +261,24 @@ def invoice_response(conn: sqlite3.Connection, invoice_seq: int) -> str:
 
 
 def spent_since(conn: sqlite3.Connection, since_ms: int) -> dict[str, int]:
-    """Units per asset that payments admitted since then took and did not give back (self-transfers aside)."""
+    """Units per asset that payments admitted since then took and did not give back (self-transfers aside).
+
+    Of a payment that was cancelled, that is the fee of the cancel.
+    """
     rows = conn.execute(
         f"SELECT asset, {_SUMS} FROM holds h JOIN payments p ON p.id = h.payment_id AND p.kind = 'invoice' "  # noqa: S608
         "WHERE h.at_ms > ? AND h.released_at_ms IS NULL GROUP BY asset",
         (since_ms,),
     )
-    return {asset: _total(high, low) for asset, high, low in rows}
+    spent = {asset: _total(high, low) for asset, high, low in rows}
+    (cancels_lovelace,) = conn.execute(
+        "SELECT COALESCE(SUM(a.fee_lovelace), 0) FROM payments p JOIN attempts a ON a.tx_id = p.tx_id "
+        "WHERE p.state = 'void' AND p.kind = 'invoice' AND p.created_at_ms > ?",
+        (since_ms,),
+    ).fetchone()
+    if cancels_lovelace:
+        spent[LOVELACE] = spent.get(LOVELACE, 0) + cancels_lovelace
+    return spent
 
 
 def hold(conn: sqlite3.Connection, payment_id: str) -> dict[str, int]:
@@ -260,15 +289,48 @@ def hold(conn: sqlite3.Connection, payment_id: str) -> dict[str, int]:
 def attempts(conn: sqlite3.Connection, payment_id: str) -> list[AttemptRow]:
     """All attempts of a payment, oldest first."""
     rows = conn.execute(
-        "SELECT tx_id, payment_id, anchor, inputs, cbor, fee_lovelace, ttl_slot FROM attempts "
+        "SELECT tx_id, payment_id, kind, anchor, inputs, cbor, fee_lovelace, ttl_slot FROM attempts "
         "WHERE payment_id = ? ORDER BY rowid",
         (payment_id,),
     )
-    return [AttemptRow(r[0], r[1], r[2], tuple(r[3].split(" ")), r[4], r[5], r[6]) for r in rows]
+    return [AttemptRow(r[0], r[1], r[2], r[3], tuple(r[4].split(" ")), r[5], r[6], r[7]) for r in rows]
 
 
 def is_own_attempt(conn: sqlite3.Connection, tx_id: str) -> bool:
     return conn.execute("SELECT 1 FROM attempts WHERE tx_id = ?", (tx_id,)).fetchone() is not None
+
+
+def watched_voids(conn: sqlite3.Connection) -> list[PaymentRow]:
+    """Cancelled payments whose cancel a rollback may still take away: they keep their reservations until then."""
+    rows = conn.execute(
+        f"{_PAYMENT} WHERE p.state = 'void' "  # noqa: S608  names of ours
+        "AND EXISTS (SELECT 1 FROM reservations r WHERE r.payment_id = p.id) ORDER BY p.seq"
+    )
+    return [_payment(row) for row in rows]
+
+
+def watched_void_of(conn: sqlite3.Connection, intent_id: str) -> str | None:
+    """The transaction of the intent's last cancel, while a rollback may still take it away."""
+    row = conn.execute(
+        "SELECT tx_id FROM payments p WHERE intent_id = ? AND state = 'void' "
+        "AND EXISTS (SELECT 1 FROM reservations r WHERE r.payment_id = p.id) ORDER BY seq DESC LIMIT 1",
+        (intent_id,),
+    ).fetchone()
+    return row[0] if row else None
+
+
+def free_descendant(conn: sqlite3.Connection, tx_id: str) -> CoinRow | None:
+    """A coin that selection may take and that is only there when a transaction of ours is: made by it or after it.
+
+    Of several, the one of the most lovelace.
+    """
+    row = conn.execute(
+        "WITH RECURSIVE line(tx) AS (SELECT ? UNION SELECT c.spent_by FROM coins c JOIN line ON c.tx_id = line.tx "  # noqa: S608
+        f"WHERE c.spent_by IS NOT NULL) {_COIN} WHERE c.tx_id IN (SELECT tx FROM line) AND c.state = 'free' "
+        "AND r.payment_id IS NULL ORDER BY c.lovelace DESC, c.ref LIMIT 1",
+        (tx_id,),
+    ).fetchone()
+    return _coin(row) if row else None
 
 
 def submissions(conn: sqlite3.Connection, tx_id: str) -> tuple[int, int]:
@@ -310,9 +372,9 @@ def coin(conn: sqlite3.Connection, ref: str) -> CoinRow | None:
 
 
 def is_made(conn: sqlite3.Connection, ref: str) -> bool:
-    """Whether what made a coin is on the chain: a deposit, or the attempt of a payment that is in a block."""
+    """Whether what made a coin is on the chain: a deposit, or an attempt that is in a block."""
     row = conn.execute(
-        "SELECT c.source = 'deposit' OR p.state IN ('in_block', 'confirmed', 'settled') FROM coins c "
+        "SELECT c.source = 'deposit' OR p.state IN ('in_block', 'confirmed', 'settled', 'void') FROM coins c "
         "LEFT JOIN attempts a ON a.tx_id = c.tx_id "
         "LEFT JOIN payments p ON p.id = a.payment_id AND p.tx_id = a.tx_id WHERE c.ref = ?",
         (ref,),
@@ -323,6 +385,16 @@ def is_made(conn: sqlite3.Connection, ref: str) -> bool:
 def missing_coins(conn: sqlite3.Connection) -> list[CoinRow]:
     """Coins that the provider's list lacks though nothing of ours spent them."""
     return [_coin(row) for row in conn.execute(f"{_COIN} WHERE c.state = 'missing' ORDER BY c.ref")]
+
+
+def coming_coins(conn: sqlite3.Connection, slot: int) -> list[CoinRow]:
+    """Change in no block yet that nothing else takes, of each payment's last attempt while it can still land."""
+    rows = conn.execute(
+        f"{_COIN} JOIN attempts a ON a.tx_id = c.tx_id JOIN payments p ON p.tx_id = a.tx_id "
+        "WHERE c.state = 'pending' AND r.payment_id IS NULL AND a.ttl_slot > ? ORDER BY c.ref",
+        (slot,),
+    )
+    return [_coin(row) for row in rows]
 
 
 def intent(conn: sqlite3.Connection, intent_id: str) -> IntentRow:
@@ -373,13 +445,13 @@ def _postings(conn: sqlite3.Connection, entry_id: int) -> tuple[tuple[str, str, 
 
 
 def last_posting(conn: sqlite3.Connection, payment_id: str) -> EntryRow | None:
-    """The entry that posted a payment and was not reversed since."""
+    """The entry that ended a payment's hold (it was spent, or given back) and was not reversed since."""
     row = conn.execute(
         "SELECT id, kind, payment_id, ref, at_ms FROM journal "
-        "WHERE payment_id = ? AND kind IN ('post', 'reverse') ORDER BY id DESC LIMIT 1",
+        "WHERE payment_id = ? AND kind IN ('post', 'release', 'reverse') ORDER BY id DESC LIMIT 1",
         (payment_id,),
     ).fetchone()
-    return _entry(conn, row) if row and row[1] == "post" else None
+    return _entry(conn, row) if row and row[1] != "reverse" else None
 
 
 def app_by_token_hash(conn: sqlite3.Connection, token_hash: str) -> AppRow | None:
@@ -398,6 +470,12 @@ def events(conn: sqlite3.Connection, payment_id: str) -> list[tuple[int, str, st
         "SELECT seq, event, state, detail, at_ms FROM events WHERE payment_id = ? ORDER BY seq", (payment_id,)
     )
     return rows.fetchall()
+
+
+def event_count(conn: sqlite3.Connection, payment_id: str, event: str) -> int:
+    row = conn.execute("SELECT COUNT(*) FROM events WHERE payment_id = ? AND event = ?", (payment_id, event))
+    count: int = row.fetchone()[0]
+    return count
 
 
 EventLink = tuple[int, str, str, str, str, int, str, str]

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from payagent.core.invoice import Invoice
 from payagent.core.ledger import Entry
 from payagent.core.payment import Delivery, Event, State, move
-from payagent.store.queries import CoinRow, OutputRow, dump_outputs, event_hash, last_event
+from payagent.store.queries import AttemptKind, CoinRow, OutputRow, dump_outputs, event_hash, last_event
 from payagent.store.writer import Unit
 
 
@@ -61,8 +61,9 @@ def output_rows(invoice: Invoice) -> tuple[OutputRow, ...]:
 def add_invoice(unit: Unit, invoice: Invoice, intent_id: str, received_at_ms: int, response: str) -> int:
     """Returns the invoice's row number. `response` is the 402 as received."""
     cursor = unit.conn.execute(
-        "INSERT INTO invoices(origin, invoice_id, intent_id, dialect, terms_hash, outputs, batch_target, "
-        "received_at_ms, expires_at_ms, response) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO invoices(origin, invoice_id, intent_id, dialect, terms_hash, outputs, batch_target, proof, "
+        "handed_over, echo, commitment, received_at_ms, expires_at_ms, response) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             invoice.origin,
             invoice.invoice_id,
@@ -71,6 +72,10 @@ def add_invoice(unit: Unit, invoice: Invoice, intent_id: str, received_at_ms: in
             invoice.terms_hash,
             dump_outputs(output_rows(invoice)),
             invoice.batch_target,
+            invoice.proof,
+            int(invoice.handed_over),
+            invoice.echo,
+            invoice.commitment,
             received_at_ms,
             invoice.expires_at_ms,
             response,
@@ -171,6 +176,11 @@ def release_hold(unit: Unit, payment_id: str, now_ms: int) -> None:
     )
 
 
+def renew_hold(unit: Unit, payment_id: str) -> None:
+    """What ended a hold is on no chain any more: it counts again."""
+    unit.conn.execute("UPDATE holds SET released_at_ms = NULL WHERE payment_id = ?", (payment_id,))
+
+
 def write_entry(
     unit: Unit, entry: Entry, now_ms: int, *, payment_id: str | None = None, ref: str | None = None
 ) -> None:
@@ -201,6 +211,7 @@ def add_attempt(
     *,
     tx_id: str,
     payment_id: str,
+    kind: AttemptKind,
     anchor: str,
     invoice_seq: int | None,
     inputs: Iterable[str],
@@ -210,9 +221,9 @@ def add_attempt(
     now_ms: int,
 ) -> None:
     unit.conn.execute(
-        "INSERT INTO attempts(tx_id, payment_id, anchor, invoice, inputs, cbor, fee_lovelace, ttl_slot, "
-        "signed_at_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (tx_id, payment_id, anchor, invoice_seq, " ".join(inputs), cbor, fee_lovelace, ttl_slot, now_ms),
+        "INSERT INTO attempts(tx_id, payment_id, kind, anchor, invoice, inputs, cbor, fee_lovelace, ttl_slot, "
+        "signed_at_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (tx_id, payment_id, kind, anchor, invoice_seq, " ".join(inputs), cbor, fee_lovelace, ttl_slot, now_ms),
     )
 
 

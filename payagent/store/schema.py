@@ -52,7 +52,8 @@ CREATE TABLE intents (
 ) STRICT;
 CREATE UNIQUE INDEX intents_live ON intents(app_id, key) WHERE ended_at_ms IS NULL;
 
--- terms_hash never changes: the same id with other terms is refused, not stored over.
+-- terms_hash never changes: the same id with other terms is refused, not stored over. handed_over: the merchant
+-- broadcasts, and payagent does not. echo: what of the 402 its dialect repeats in the proof.
 CREATE TABLE invoices (
   seq INTEGER PRIMARY KEY,
   origin TEXT NOT NULL,
@@ -62,6 +63,10 @@ CREATE TABLE invoices (
   terms_hash TEXT NOT NULL,
   outputs TEXT NOT NULL,
   batch_target INTEGER,
+  proof TEXT NOT NULL CHECK (proof IN ('tx_hash', 'signed_cbor')),
+  handed_over INTEGER NOT NULL CHECK (handed_over IN (0, 1)),
+  echo TEXT,
+  commitment TEXT,
   received_at_ms INTEGER NOT NULL,
   expires_at_ms INTEGER,
   response TEXT NOT NULL,
@@ -96,7 +101,7 @@ CREATE TABLE payments (
   UNIQUE (id, anchor)
 ) STRICT;
 CREATE UNIQUE INDEX payments_one_per_intent ON payments(intent_id)
-  WHERE state NOT IN ('rejected', 'denied', 'void');
+  WHERE state NOT IN ('rejected', 'denied', 'cancelling', 'void');
 CREATE UNIQUE INDEX payments_one_per_invoice ON payments(invoice) WHERE state NOT IN ('rejected', 'denied');
 CREATE UNIQUE INDEX payments_one_per_anchor ON payments(anchor) WHERE state NOT IN ('rejected', 'denied');
 CREATE INDEX payments_by_state ON payments(state);
@@ -114,10 +119,12 @@ CREATE TABLE holds (
 ) STRICT;
 CREATE INDEX holds_counted ON holds(asset, at_ms, units) WHERE released_at_ms IS NULL;
 
--- Signed bytes, before they leave. `inputs` is a list of refs between spaces; the anchor is among them.
+-- Signed bytes, before they leave. `inputs` is a list of refs between spaces; the anchor is among them. A cancel
+-- pays nobody but the wallet itself.
 CREATE TABLE attempts (
   tx_id TEXT PRIMARY KEY,
   payment_id TEXT NOT NULL,
+  kind TEXT NOT NULL CHECK (kind IN ('pay', 'cancel')),
   anchor TEXT NOT NULL,
   invoice INTEGER REFERENCES invoices(seq),
   inputs TEXT NOT NULL,
@@ -149,6 +156,7 @@ CREATE TABLE sightings (
   provider TEXT NOT NULL,
   at_ms INTEGER NOT NULL
 ) STRICT;
+CREATE INDEX sightings_by_tx ON sightings(tx_id);
 
 -- Our own view of our UTxOs. pending: change of an attempt that is in no block; locked: holds a datum or a
 -- script and is never spent; missing: the provider's complete list lacks it and nothing of ours spent it.
@@ -226,7 +234,7 @@ class Guard:
 
 _NOT_ENDED = "{0}ended_at_ms IS NULL"
 _NOT_REFUSED = "{0}state NOT IN ('rejected', 'denied')"
-_NOT_OVER = "{0}state NOT IN ('rejected', 'denied', 'void')"
+_NOT_OVER = "{0}state NOT IN ('rejected', 'denied', 'cancelling', 'void')"
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,7 +287,6 @@ KEPT = {
     "holds": Kept(
         (_ROW, Key(("payment_id", "asset"))),
         fixed=("rowid", "payment_id", "asset", "units", "at_ms"),
-        once=("released_at_ms",),
     ),
     "payments": Kept(
         (

@@ -59,6 +59,11 @@ def multiasset(assets: AssetUnits) -> bytes:
     return b"".join(parts)
 
 
+def commitment(value: bytes) -> bytes:
+    """The metadata {402: {"h": value, "p": "http:1"}} of x402's cardano-request-commitment."""
+    return b"\xa1" + uint(402) + b"\xa2\x61h" + byte_string(value) + b"\x61p\x66http:1"
+
+
 def tx_input(tx_id: str, index: int) -> bytes:
     """[transaction id, index]."""
     return b"\x82\x58\x20" + bytes.fromhex(tx_id) + uint(index)

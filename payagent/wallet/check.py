@@ -10,9 +10,12 @@ import hashlib
 from nacl.bindings import crypto_sign_open
 from nacl.exceptions import BadSignatureError
 
+from payagent.core.address import LENGTH_OF_TYPE
 from payagent.core.money import LOVELACE
 from payagent.wallet.decode import DecodedTransaction, Undecodable, decode
 from payagent.wallet.plan import FEE_SLACK_BYTES, Plan
+
+_OUTPUT_OVERHEAD_BYTES = 160  # Babbage's rule for the minimum counts them on top of an output's own
 
 
 class CheckFailed(Exception):  # noqa: N818  a verdict
@@ -20,7 +23,11 @@ class CheckFailed(Exception):  # noqa: N818  a verdict
 
 
 def check(raw: bytes, plan: Plan, signer_public_key: bytes) -> None:
-    """Compare signed bytes with the plan: inputs, anchor, outputs, balance, fee, TTL, network, witness, id."""
+    """Compare signed bytes with the plan: inputs, anchor, outputs, balance, fee, TTL, network, witness, id.
+
+    That every output goes to a key address of the network and holds the ledger's minimum is asked of the bytes
+    alone, whatever the plan says.
+    """
     try:
         found = decode(raw)
     except (Undecodable, RecursionError) as error:
@@ -28,6 +35,7 @@ def check(raw: bytes, plan: Plan, signer_public_key: bytes) -> None:
     _check_frame(found, plan)
     _check_inputs(found, plan)
     _check_outputs(found, plan)
+    _check_payable(found, plan)
     _check_balance(found, plan)
     _check_fee(found, plan, len(raw))
     _check_witness(found, plan, signer_public_key)
@@ -41,6 +49,7 @@ def _require(held: bool, what: str) -> None:
 def _check_frame(found: DecodedTransaction, plan: Plan) -> None:
     _require(found.ttl_slot == plan.frame.ttl_slot, f"TTL {found.ttl_slot}, planned {plan.frame.ttl_slot}")
     _require(found.network_id == plan.frame.network_id, f"network id {found.network_id}")
+    _require(found.commitment == plan.frame.commitment, "the metadata are others than planned")
 
 
 def _check_inputs(found: DecodedTransaction, plan: Plan) -> None:
@@ -62,6 +71,19 @@ def _check_outputs(found: DecodedTransaction, plan: Plan) -> None:
         _require(asked.asset != LOVELACE or not output.assets, f"output {place} pays assets unasked")
     for place, output in enumerate(found.outputs[len(plan.asked) :], len(plan.asked)):
         _require(output.address == plan.frame.rest.raw, f"output {place} is neither asked nor change")
+
+
+def _check_payable(found: DecodedTransaction, plan: Plan) -> None:
+    for place, output in enumerate(found.outputs):
+        header = output.address[0] if output.address else -1
+        length = LENGTH_OF_TYPE.get(header >> 4)
+        _require(length is not None, f"output {place} pays no key address")
+        _require(len(output.address) == length, f"output {place} pays an address of {len(output.address)} bytes")
+        _require(header & 15 == found.network_id, f"output {place} pays an address of another network")
+        least = (_OUTPUT_OVERHEAD_BYTES + output.size) * plan.frame.parameters.coins_per_utxo_byte
+        _require(output.lovelace >= least, f"output {place} holds {output.lovelace}, {least} is the least")
+        rides = place < len(plan.asked) and plan.asked[place].asset != LOVELACE
+        _require(not rides or output.lovelace == least, f"more ADA rides along in output {place} than must")
 
 
 def _check_balance(found: DecodedTransaction, plan: Plan) -> None:

@@ -5,11 +5,15 @@ is not the canonical form of a plain payment (shortest heads, keys in order, def
 raises `Undecodable`; there is no lenient way.
 """
 
+import hashlib
+import re
 from dataclasses import dataclass
 from typing import Any
 
 _SET_TAG = 258
 _BODY_KEYS = [0, 1, 2, 3, 15]
+_BODY_KEYS_COMMITTED = [0, 1, 2, 3, 7, 15]
+_COMMITMENT = re.compile(rb"\xa1\x19\x01\x92\xa2\x61h\x58\x20(.{32})\x61p\x66http:1", re.DOTALL)
 
 
 class Undecodable(ValueError):  # noqa: N818  a verdict
@@ -18,11 +22,12 @@ class Undecodable(ValueError):  # noqa: N818  a verdict
 
 @dataclass(frozen=True, slots=True)
 class DecodedOutput:
-    """One output as the ledger will read it."""
+    """One output as the ledger will read it; `size` is that of its bytes."""
 
     address: bytes
     lovelace: int
     assets: dict[str, int]
+    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +41,7 @@ class DecodedTransaction:
     ttl_slot: int
     network_id: int
     witnesses: tuple[tuple[bytes, bytes], ...]
+    commitment: bytes | None
 
 
 class _Tagged:
@@ -139,11 +145,24 @@ def _input(value: Any) -> tuple[str, int]:
     return _bytes(tx_id, "an input's transaction id", 32).hex(), _number(index, "an input's index")
 
 
-def _output(value: Any) -> DecodedOutput:
+def _output_sizes(buf: bytes, at: int) -> list[int]:
+    """How many bytes each output takes, of the body that begins at `at` and was found to be one."""
+    _, at = _argument(buf, at)
+    _, at = _item(buf, at + 1)  # behind key 0, which takes a byte: the inputs
+    count, at = _argument(buf, at + 1)
+    sizes = []
+    for _ in range(count):
+        start = at
+        _, at = _item(buf, at)
+        sizes.append(at - start)
+    return sizes
+
+
+def _output(value: Any, size: int) -> DecodedOutput:
     address, amount = _list(value, "an output", 2)
     _bytes(address, "an address")
     if not isinstance(amount, list):
-        return DecodedOutput(address, _number(amount, "an amount"), {})
+        return DecodedOutput(address, _number(amount, "an amount"), {}, size)
     lovelace, policies = _list(amount, "a value", 2)
     assets: dict[str, int] = {}
     for policy, names in _map_of(policies, "the assets").items():
@@ -156,30 +175,47 @@ def _output(value: Any) -> DecodedOutput:
             assets[(policy + name).hex()] = _number(units, "units")
     if not assets or 0 in assets.values():
         raise Undecodable("a value lists assets of which it holds none")
-    return DecodedOutput(address, _number(lovelace, "an amount"), assets)
+    return DecodedOutput(address, _number(lovelace, "an amount"), assets, size)
+
+
+def _commitment(body: dict[Any, Any], auxiliary: bytes) -> bytes | None:
+    """What the auxiliary data commit to, when there are any; the body must say so by their hash, or not at all."""
+    if auxiliary == b"\xf6":
+        if list(body) != _BODY_KEYS:
+            raise Undecodable("the body holds other fields than inputs, outputs, fee, TTL and network")
+        return None
+    match = _COMMITMENT.fullmatch(auxiliary)
+    if match is None:
+        raise Undecodable("a payment ends in null or a commitment, and nothing stands behind them")
+    if list(body) != _BODY_KEYS_COMMITTED:
+        raise Undecodable("the body holds other fields than inputs, outputs, fee, TTL, auxiliary hash and network")
+    if body[7] != hashlib.blake2b(auxiliary, digest_size=32).digest():
+        raise Undecodable("the body's auxiliary hash is not that of the auxiliary data")
+    return match[1]
 
 
 def decode(raw: bytes) -> DecodedTransaction:
-    """The transaction [body, witnesses, true, null] of a payment; Undecodable for any other bytes."""
+    """The transaction [body, witnesses, true, null or commitment] of a payment; else Undecodable."""
     if raw[:1] != b"\x84":
         raise Undecodable("a transaction is an array of four")
     body, body_end = _item(raw, 1)
     witnesses, end = _item(raw, body_end)
-    if raw[end:] != b"\xf5\xf6":
-        raise Undecodable("a payment ends in true and null, and nothing stands behind them")
-    if list(_map_of(body, "the body")) != _BODY_KEYS:
-        raise Undecodable("the body holds other fields than inputs, outputs, fee, TTL and network")
+    if raw[end : end + 1] != b"\xf5":
+        raise Undecodable("a payment is valid: true stands before its auxiliary data")
+    commitment = _commitment(_map_of(body, "the body"), raw[end + 1 :])
     if list(_map_of(witnesses, "the witnesses")) != [0]:
         raise Undecodable("there are other witnesses than those by key")
+    outputs = _list(body[1], "the outputs")
     pairs = [_list(pair, "a witness", 2) for pair in _set(witnesses[0], "the witnesses")]
     return DecodedTransaction(
         body=raw[1:body_end],
         inputs=tuple(_input(value) for value in _set(body[0], "the inputs")),
-        outputs=tuple(_output(value) for value in _list(body[1], "the outputs")),
+        outputs=tuple(map(_output, outputs, _output_sizes(raw, 1))),
         fee_lovelace=_number(body[2], "the fee"),
         ttl_slot=_number(body[3], "the TTL"),
         network_id=_number(body[15], "the network"),
         witnesses=tuple(
             (_bytes(key, "a public key", 32), _bytes(signature, "a signature", 64)) for key, signature in pairs
         ),
+        commitment=commitment,
     )

@@ -23,7 +23,8 @@ FEE_SLACK_BYTES = 4  # a change coin of 2^32 lovelace or more takes four bytes m
 _OUTPUT_OVERHEAD_BYTES = 160
 _WITNESSES = b"\xa1\x00" + cbor.TAGGED_SET + b"\x81\x82\x58\x20"
 _SIGNATURE = b"\x58\x40"
-_TAIL = b"\xf5\xf6"
+_TRUE, _NULL = b"\xf5", b"\xf6"
+_AUXILIARY_HASH_SIZE = 1 + 2 + 32
 _WITNESS_SIZE = len(_WITNESSES) + 32 + len(_SIGNATURE) + 64
 _FEE_WIDTH = 5  # every fee from 65,536 lovelace to 4,294 ADA
 
@@ -54,6 +55,7 @@ class Frame:
     """What holds for a transaction whatever coins it spends.
 
     `rest` gets what is left over, in outputs of the role `rest_role`: change, unless a sweep pays it out.
+    `commitment` is 32 bytes that the transaction commits to in its metadata.
     """
 
     rest: Address
@@ -62,6 +64,12 @@ class Frame:
     parameters: Parameters
     fee_cap_lovelace: int
     rest_role: Role = "change"
+    commitment: bytes | None = None
+
+    @property
+    def auxiliary(self) -> bytes:
+        """The auxiliary data: null, or the commitment under its metadata label."""
+        return _NULL if self.commitment is None else cbor.commitment(self.commitment)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,8 +156,14 @@ class Order:
         return (
             10 + len(cbor.TAGGED_SET) + cbor.head_size(input_count) + input_bytes
             + cbor.head_size(len(self.planned) + rest_count) + len(self.encoded) + rest_bytes
-            + _FEE_WIDTH + cbor.head_size(self.frame.ttl_slot) + _WITNESS_SIZE
+            + _FEE_WIDTH + cbor.head_size(self.frame.ttl_slot) + _WITNESS_SIZE + self._commitment_size
         )  # fmt: skip
+
+    @property
+    def _commitment_size(self) -> int:
+        """What a commitment takes above the null that stands in its place, with its hash in the body."""
+        frame = self.frame
+        return 0 if frame.commitment is None else _AUXILIARY_HASH_SIZE + len(frame.auxiliary) - len(_NULL)
 
 
 def lay_order(asked: Sequence[Output], frame: Frame) -> Order:
@@ -347,12 +361,13 @@ def finish(draft: Draft, anchor: Coin) -> Plan:
         for planned in rest
     )
     body = b"".join((
-        b"\xa5\x00", cbor.TAGGED_SET, cbor.head(4, len(coins)),
+        cbor.head(5, 5 if frame.commitment is None else 6), b"\x00", cbor.TAGGED_SET, cbor.head(4, len(coins)),
         *(cbor.tx_input(coin.tx_id, coin.index) for coin in coins),
         b"\x01", cbor.head(4, len(order.planned) + len(rest)), outputs,
-        b"\x02", cbor.uint(fee_lovelace), b"\x03", cbor.uint(frame.ttl_slot), b"\x0f", cbor.uint(frame.network_id),
+        b"\x02", cbor.uint(fee_lovelace), b"\x03", cbor.uint(frame.ttl_slot), _auxiliary_hash(frame),
+        b"\x0f", cbor.uint(frame.network_id),
     ))  # fmt: skip
-    size = 1 + len(body) + _WITNESS_SIZE + len(_TAIL)
+    size = 1 + len(body) + _WITNESS_SIZE + len(_TRUE) + len(frame.auxiliary)
     if size > frame.parameters.max_tx_size:
         raise Refused("transaction_too_big", f"{size} bytes, {frame.parameters.max_tx_size} are the bound")
     return Plan(
@@ -366,6 +381,12 @@ def finish(draft: Draft, anchor: Coin) -> Plan:
         tx_id=hashlib.blake2b(body, digest_size=32).hexdigest(),
         size=size,
     )
+
+
+def _auxiliary_hash(frame: Frame) -> bytes:
+    if frame.commitment is None:
+        return b""
+    return b"\x07" + cbor.byte_string(hashlib.blake2b(frame.auxiliary, digest_size=32).digest())
 
 
 def _rest(draft: Draft) -> tuple[tuple[PlannedOutput, ...], int]:
@@ -396,6 +417,8 @@ def _last_change(lovelace: int, min_fee_a: int) -> tuple[int, int]:
     return cbor.WIDTH_4_MAX, lovelace - cbor.WIDTH_4_MAX
 
 
-def assemble(body: bytes, public_key: bytes, signature: bytes) -> bytes:
-    """The signed transaction: [body, {0: set of one [key, signature]}, true, null]."""
-    return b"".join((b"\x84", body, _WITNESSES, public_key, _SIGNATURE, signature, _TAIL))
+def assemble(plan: Plan, public_key: bytes, signature: bytes) -> bytes:
+    """The signed transaction: [body, {0: set of one [key, signature]}, true, auxiliary data]."""
+    return b"".join(
+        (b"\x84", plan.body, _WITNESSES, public_key, _SIGNATURE, signature, _TRUE, plan.frame.auxiliary)
+    )

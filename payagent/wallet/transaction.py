@@ -28,6 +28,7 @@ from payagent.wallet.selection import choose, choose_all, pick_anchor, take
 
 __all__ = [
     "FEE_CAP_LOVELACE",
+    "MAINNET_PARAMETERS",
     "CheckFailed",
     "Parameters",
     "Plan",
@@ -55,13 +56,15 @@ def select(
     params: Parameters = MAINNET_PARAMETERS,
     fee_cap_lovelace: int = FEE_CAP_LOVELACE,
     anchor: Coin | None = None,
+    commitment: bytes | None = None,
 ) -> Plan:
     """Choose coins for the outputs and build. An anchor that is given is spent, whether it is in `coins` or not.
 
     Refused: `output_below_minimum`, `amount_out_of_range`, `not_enough_funds`, `needs_consolidation`,
     `transaction_too_big`, `fee_too_high`.
     """
-    order = lay_order(outputs, Frame(change, ttl_slot, network_id, params, fee_cap_lovelace))
+    frame = Frame(change, ttl_slot, network_id, params, fee_cap_lovelace, commitment=commitment)
+    order = lay_order(outputs, frame)
     draft = choose(coins, order, anchor)
     return finish(draft, anchor or pick_anchor(draft))
 
@@ -77,6 +80,7 @@ def build(
     params: Parameters = MAINNET_PARAMETERS,
     fee_cap_lovelace: int = FEE_CAP_LOVELACE,
     rest_role: Role = "change",
+    commitment: bytes | None = None,
 ) -> Plan:
     """The transaction that spends exactly these coins; the one that `select` or `sweep` gave for them.
 
@@ -84,7 +88,7 @@ def build(
     """
     if anchor.ref not in {coin.ref for coin in inputs}:
         raise ValueError(f"the anchor {anchor.ref} is not among the inputs")
-    frame = Frame(change, ttl_slot, network_id, params, fee_cap_lovelace, rest_role)
+    frame = Frame(change, ttl_slot, network_id, params, fee_cap_lovelace, rest_role, commitment)
     order = lay_order(outputs, frame)
     return finish(take(inputs, order), anchor)
 
@@ -117,4 +121,4 @@ def fan_out(own: Address, count: int, lovelace: int) -> tuple[Output, ...]:
 def sign(plan: Plan, signer: Signer) -> bytes:
     """The bytes to submit. `check` them before they are stored or leave the process."""
     body_hash = hashlib.blake2b(plan.body, digest_size=32).digest()
-    return assemble(plan.body, signer.public_key, signer.sign(body_hash))
+    return assemble(plan, signer.public_key, signer.sign(body_hash))

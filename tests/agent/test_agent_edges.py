@@ -199,9 +199,7 @@ class TestLimits:
         world = stopped
         world.fund(50 * ADA, 50 * ADA)
         async with world.run(terms=with_terms(limits=limit_of(20))) as run:
-            await run.look()
-            await run.pay("first")
-            await run.settle_down()
+            await run.pay_in_block("first")
             world.clock.ahead_ms += DAY_MS - 1
             await run.settle_down()
             with pytest.raises(Refused, match="limit_exceeded"):
@@ -334,9 +332,7 @@ class TestTheCaller:
         world.settings(batch=batch)
         world.fund(50 * ADA)
         async with world.run() as run:
-            await run.look()
-            row = await run.pay()
-            await run.settle_down()
+            row = await run.pay_in_block()
             assert (await run.agent.record_delivery(row.id, 402)).delivery is Delivery.PRESENTED
             world.clock.ahead_ms += 301_000
             assert (await run.agent.record_delivery(row.id, 402)).delivery is Delivery.PAID_NOT_SERVED

@@ -49,9 +49,7 @@ async def test_a_native_token_invoice_is_paid_with_the_ada_that_rides_along(worl
     world.fund(20 * ADA, assets={TOKEN: 1000})
     limits = {"lovelace": Limit(1000 * ADA, 1000 * ADA), TOKEN: Limit(300, 1000)}
     async with world.run(terms=with_terms(limits=limits)) as run:
-        await run.look()
-        row = await run.pay("hello")
-        await run.settle_down()
+        row = await run.pay_in_block()
         assert served(world, run, row.id, "hello") == 200
         spent = run.books()[f"merchant:{world.origin}"]
         assert spent[TOKEN] == 250
@@ -161,9 +159,7 @@ async def test_a_new_invoice_for_the_same_purchase_buys_nothing_more(world: Worl
 async def test_a_served_call_can_be_bought_again_and_an_explicit_key_lasts(world: World) -> None:
     world.fund(50 * ADA, 50 * ADA)
     async with world.run() as run:
-        await run.look()
-        first = await run.pay("hello")
-        await run.settle_down()
+        first = await run.pay_in_block()
         assert served(world, run, first.id, "hello") == 200
         await run.agent.record_delivery(first.id, 200)
         second = await run.pay("hello")
@@ -268,9 +264,7 @@ async def test_a_batch_is_prepaid_until_it_is_used(world: World) -> None:
     world.settings(batch=100)
     world.fund(50 * ADA)
     async with world.run() as run:
-        await run.look()
-        row = await run.pay()
-        await run.settle_down()
+        row = await run.pay_in_block()
         paid = sum(output.units for output in row.outputs)
         assert run.books()[f"prepaid:{world.origin}"] == {"lovelace": paid}
 
@@ -288,9 +282,7 @@ async def test_wait_returns_when_the_proof_is_ready(world: World) -> None:
 async def test_the_database_balances_by_plain_sql(world: World) -> None:
     world.fund(50 * ADA)
     async with world.run() as run:
-        await run.look()
-        await run.pay()
-        await run.settle_down()
+        await run.pay_in_block()
     with sqlite3.connect(world.folder / "ledger.db") as conn:
         sums = conn.execute("SELECT asset, SUM(units) FROM postings GROUP BY asset").fetchall()
         assert sums == [("lovelace", 0)]

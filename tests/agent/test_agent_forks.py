@@ -46,9 +46,7 @@ class TestOnePayment:
     async def test_a_look_at_a_lower_tip_concludes_nothing_and_is_not_the_last_word(self, world: World) -> None:
         world.fund(50 * ADA)
         async with world.run() as run:
-            await run.look()
-            row = await run.pay()
-            await run.settle_down()
+            row = await run.pay_in_block()
             world.control("rollback", depth=1)
             await run.look()
             assert run.state(row.id) is State.CONFIRMED
@@ -61,9 +59,7 @@ class TestOnePayment:
     async def test_a_recheck_without_an_answer_is_made_again(self, world: World, path: str, kind: str) -> None:
         world.fund(50 * ADA)
         async with world.run() as run:
-            await run.look()
-            paid = await run.pay()
-            await run.settle_down()
+            paid = await run.pay_in_block()
             row = run.agent.payment(paid.id)
             world.control("rollback", depth=1)
             world.block(2)
@@ -79,9 +75,7 @@ class TestOnePayment:
     async def test_a_lost_payment_is_not_settled_and_its_change_is_not_spent(self, world: World) -> None:
         world.fund(50 * ADA)
         async with world.run(terms=with_terms(settle_depth=4)) as run:
-            await run.look()
-            row = await run.pay()
-            await run.settle_down()
+            row = await run.pay_in_block()
             world.control("rollback", depth=1)
             world.fault("submit", "drop")
             await run.look()
@@ -98,9 +92,7 @@ class TestOnePayment:
     async def test_a_restart_before_the_verdict_comes_to_the_same_verdict(self, world: World) -> None:
         world.fund(50 * ADA)
         async with world.run() as run:
-            await run.look()
-            row = await run.pay()
-            await run.settle_down()
+            row = await run.pay_in_block()
             world.control("rollback", depth=1)
             await run.look()
         world.block(3)
@@ -113,9 +105,7 @@ class TestOnePayment:
     async def test_while_its_block_is_lost_the_coins_are_as_the_chain_has_them(self, world: World) -> None:
         world.fund(50 * ADA)
         async with world.run() as run:
-            await run.look()
-            row = await run.pay()
-            await run.settle_down()
+            row = await run.pay_in_block()
             world.control("rollback", depth=1)
             world.block(2)
             world.fault("submit", "drop")
@@ -133,9 +123,7 @@ class TestOnePayment:
         world.fund(50 * ADA)
         with Relay(world.devnet).serving() as relay:
             async with world.run(terms=with_terms(confirm_depth=3), providers={"relay": relay.url}) as run:
-                await run.look()
-                row = await run.pay()
-                await run.settle_down()
+                row = await run.pay_in_block()
                 relay.freeze(f"/blocks/{run.agent.payment(row.id).block_hash}")
                 world.control("rollback", depth=1, readd=True)
                 world.block(3)
@@ -151,9 +139,7 @@ class TestOnePayment:
         world.fund(50 * ADA)
         with Relay(world.devnet).serving() as relay:
             async with world.run(terms=with_terms(settle_depth=3), providers={"relay": relay.url}) as run:
-                await run.look()
-                row = await run.pay()
-                await run.settle_down()
+                row = await run.pay_in_block()
                 relay.freeze(f"/blocks/{run.agent.payment(row.id).block_hash}")
                 world.control("rollback", depth=1)
                 world.block(4)
@@ -170,9 +156,7 @@ class TestOnePayment:
         assert RECHECK_DEPTHS[0] == 16
         with Relay(world.devnet).serving() as relay:
             async with world.run(providers={"relay": relay.url}) as run:
-                await run.look()
-                row = await run.pay()
-                await run.settle_down()
+                row = await run.pay_in_block()
                 relay.freeze(f"/txs/{row.tx_id}")
                 world.control("rollback", depth=1)
                 world.block(2)
@@ -193,9 +177,7 @@ class TestParentAndChild:
 
     @staticmethod
     async def family(run: Run) -> tuple[str, str]:
-        await run.look()
-        parent = await run.pay("parent")
-        await run.settle_down()
+        parent = await run.pay_in_block("parent")
         child = await run.pay("child")
         await run.settle_down()
         assert (child.anchor or "").partition("#")[0] == parent.tx_id
@@ -301,9 +283,7 @@ class TestCommitsThatFail:
                 raise sqlite3.OperationalError("disk full")
 
         async with world.run(checkpoint=checkpoint) as run:
-            await run.look()
-            row = await run.pay()
-            await run.settle_down()
+            row = await run.pay_in_block()
             world.control("rollback", depth=1)
             world.block(2)
             failing.add("before observe")

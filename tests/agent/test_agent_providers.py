@@ -180,9 +180,7 @@ class TestEvidence:
         world.fund(60 * ADA)
         world.settings(timeout=3000)
         async with world.run(providers={"first": first.url}) as run:
-            await run.look()
-            row = await run.pay()
-            await run.settle_down()
+            row = await run.pay_in_block()
             owned = run.owned()
             slot = int(str(told(first, "/blocks/latest")["slot"]))
             for height in (1, 2, 1, 2):

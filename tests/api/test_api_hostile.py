@@ -7,6 +7,7 @@ import time
 from agent_kit import DEVNET, World, with_terms
 from api_kit import Api, served
 from hostile_402s import OTHER_POLICY, TOKEN, TOKEN_DECIMALS, Hostile, address, bases, hostile_402s
+from hostile_x402 import hostile_x402s
 
 from payagent.core.policy import Limit
 
@@ -36,6 +37,7 @@ async def _code(api: Api, content: bytes) -> str:
 def _rows(world: World) -> list[Hostile]:
     """The table. Rows that only the agent can refuse get invoice ids of their own, but the one about that."""
     rows = hostile_402s(DEVNET, PAY_TO, world.address, time.time_ns() // 1_000_000)
+    rows += hostile_x402s(DEVNET, PAY_TO, world.address)
     return [
         row
         if row.layer == "dialect" or row.code == "terms_changed"

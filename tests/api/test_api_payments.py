@@ -221,3 +221,23 @@ async def test_the_402_that_was_paid_is_kept_as_it_came(world: World) -> None:
                 "SELECT response FROM invoices WHERE invoice_id = ?", (paid["invoice_id"],)
             ).fetchone()[0]
             assert json.loads(kept) == body["response"]
+
+
+async def test_what_the_retry_got_is_answered_with_what_to_do_next(api: Api) -> None:
+    paid = await api.pay("asked again")
+    report = f"/v1/payments/{paid['id']}/delivery"
+    early = api.world.call("asked again", paid["headers"])  # type: ignore[arg-type]
+    pending = {"status": early.status_code, "headers": dict(early.headers), "body": early.json()}
+    told = (await api.http.post(report, json=pending)).json()
+    assert (told["answer"]["said"], told["answer"]["again_after_s"]) == ("pending", 0.5)
+    assert told["headers"] == paid["headers"]
+    lost = {"status": 502, "body_base64": base64.b64encode(b"\xff<html>").decode()}
+    told = (await api.http.post(report, json=lost)).json()
+    assert (told["answer"]["said"], told["answer"]["again_after_s"]) == ("unclear", 1)
+    moved = (await api.http.post(report, json={"status": 307, "headers": [["Location", "/"]]})).json()
+    assert (moved["answer"]["said"], moved["answer"]["again_after_s"]) == ("other", None)
+    assert moved["delivery"] == "presented"
+    both = {"status": 502, "body": "", "body_base64": ""}
+    assert (await api.http.post(report, json=both)).json()["code"] == "bad_request"
+    shown = (await api.http.get(f"/v1/payments/{paid['id']}")).json()
+    assert [(a["kind"], a["tx_hash"]) for a in shown["attempts"]] == [("pay", paid["tx_hash"])]

@@ -72,14 +72,17 @@ async def test_a_body_that_is_not_understood_is_refused_with_the_key_that_is_wro
         (SPLIT, {"count": True, "lovelace": "5000000"}, "bad_request", "count"),
         (SPLIT, {"count": 10**9, "lovelace": "5000000"}, "bad_request", "count"),
         (SPLIT, {"count": 2, "lovelace": 5000000}, "bad_request", "lovelace"),
-        (SPLIT, {"count": 2, "lovelace": "1"}, "output_below_minimum", None),
+        (SPLIT, {"count": 2, "lovelace": "1"}, "self_transfer_invalid", None),
+        (SPLIT, {"count": 250, "lovelace": "1000000"}, "self_transfer_invalid", None),
         (SEND, {"address": api.world.address}, "bad_request", "units"),
         (SEND, {"address": api.world.address, "units": "5", "all": True}, "bad_request", "units"),
         (SEND, {"address": api.world.address, "all": False}, "bad_request", "all"),
         (SEND, {"address": api.world.address, "all": True, "asset": "lovelace"}, "bad_request", "all"),
         (SEND, {"address": api.world.address, "units": "45000000000000001"}, "bad_request", "units"),
-        (SEND, {"address": "addr1xyz", "units": "5000000"}, "address_bad_checksum", None),
-        (SEND, {"address": api.world.address, "units": "5", "asset": "USDM"}, "asset_not_understood", None),
+        (SEND, {"address": api.world.address, "units": "5"}, "self_transfer_invalid", None),
+        (SEND, {"address": "addr1xyz", "units": "5000000"}, "self_transfer_invalid", "address"),
+        (SEND, {"address": "addr1xyz", "all": True}, "self_transfer_invalid", "address"),
+        (SEND, {"address": api.world.address, "units": "5", "asset": "USDM"}, "self_transfer_invalid", "asset"),
         (NO_PAYMENT + "/delivery", {"status": True}, "bad_request", "status"),
         (NO_PAYMENT + "/delivery", {"status": 200}, "not_found", None),
     ]
@@ -142,6 +145,7 @@ async def test_paths_methods_and_parameters_that_are_not_there_are_problems(api:
         ("GET", NO_PAYMENT + "?wait=61", "bad_request"),
         ("GET", NO_PAYMENT + "?wait=-1", "bad_request"),
         ("GET", NO_PAYMENT + "?wait=x", "bad_request"),
+        ("GET", NO_PAYMENT + "?wiat=5", "bad_request"),
         ("GET", PAY + "?limit=0", "bad_request"),
         ("GET", PAY + "?limit=201", "bad_request"),
         ("GET", PAY + "?cursor=0", "bad_request"),
@@ -156,6 +160,15 @@ async def test_paths_methods_and_parameters_that_are_not_there_are_problems(api:
         answer = await api.http.request(method, path)
         require_problem(answer, code)
         assert ("allow" in answer.headers) == (code == "method_not_allowed")
+
+
+async def test_who_only_wants_the_head_of_a_health_check_gets_it(api: Api) -> None:
+    api.stale.append("the sweeps are late")
+    for path in ("/healthz", "/readyz"):
+        whole, head = await api.http.get(path), await api.http.head(path)
+        assert (head.status_code, head.content) == (whole.status_code, b"")
+        assert head.headers["content-length"] == whole.headers["content-length"]
+    require_problem(await api.http.delete("/readyz"), "method_not_allowed")
 
 
 async def test_without_a_known_token_nothing_under_v1_answers(api: Api) -> None:
@@ -296,3 +309,15 @@ async def test_no_answer_shows_a_token_or_can_be_kept_in_a_cache(api: Api) -> No
         whole = answer.text + json.dumps(dict(answer.headers))
         assert answer.headers["cache-control"] == "no-store"
         assert token[3:] not in whole, path
+
+
+async def test_a_ledger_that_is_damaged_while_the_daemon_runs_is_no_bug_of_ours(api: Api) -> None:
+    """Every page of it, as a disk may do it; a cache may know some of them still."""
+    for name in ("ledger.db", "ledger.db-wal"):
+        path = api.world.folder / name
+        with path.open("r+b") as file:
+            file.write(b"\xa5" * path.stat().st_size)
+    for path in ("/v1/payments", "/v1/ledger/entries", "/v1/wallet/utxos"):
+        told = require_problem(await api.http.get(path), "store_failed")
+        assert "ledger.db" in told["detail"]
+    require_problem(await api.http.post(PAY, json=api.body()), "store_failed")

@@ -120,6 +120,40 @@ def test_off_a_terminal_each_event_is_one_json_line() -> None:
     assert (second["event"], second["level"]) == ("from a library", "warning")
 
 
+def test_every_call_of_the_http_client_is_no_news() -> None:
+    out = io.StringIO()
+    configure_logging(out, Redactor(), level="info")
+    for name in ("httpx", "httpcore.connection"):
+        logging.getLogger(name).info("HTTP Request: GET http://127.0.0.1/payments/status/inv")
+        logging.getLogger(name).warning("odd")
+    assert [json.loads(line)["event"] for line in out.getvalue().splitlines()] == ["odd", "odd"]
+
+
+def test_a_library_that_says_the_same_again_and_again_is_cut_short() -> None:
+    """As asyncio does when no descriptor is left, many times a second. The next line says what was left out."""
+    out = io.StringIO()
+    configure_logging(out, Redactor())
+    library = logging.getLogger("asyncio")
+
+    def say(at_s: float, text: str) -> None:
+        record = library.makeRecord("asyncio", logging.ERROR, "f", 1, text, (), None)
+        record.created = at_s
+        library.handle(record)
+
+    for n in range(1000):
+        say(1_000 + n / 1000, f"socket.accept() out of system resource\nsocket: <fd={n}>")
+    say(1_001, "another")
+    say(1_100, "socket.accept() out of system resource\nsocket: <fd=7>")
+    say(900, "socket.accept() out of system resource\nsocket: <fd=8>")
+    lines = [json.loads(line) for line in out.getvalue().splitlines()]
+    assert [(line["event"].splitlines()[0], line.get("left_out")) for line in lines] == [
+        ("socket.accept() out of system resource", None),
+        ("another", None),
+        ("socket.accept() out of system resource", 999),
+        ("socket.accept() out of system resource", None),
+    ]
+
+
 def test_a_secret_within_another_is_cut_as_a_whole() -> None:
     redactor = Redactor()
     redactor.register("abcdefgh")

@@ -11,7 +11,6 @@ import pytest
 from pydantic import BaseModel
 
 from payagent.core.origin import parse_origin
-from payagent.core.policy import Limit
 from payagent.core.problem import Refused
 from payagent.settings import (
     AssetLimit,
@@ -110,7 +109,9 @@ def test_the_example_loads_and_shows_the_defaults(tmp_path: Path) -> None:
 
 def test_devnet_has_its_own_defaults(tmp_path: Path) -> None:
     settings = load(tmp_path, network="devnet")
-    assert settings.limits.by_asset() == {"lovelace": Limit(1_000_000_000, 100_000_000_000)}
+    assert settings.limits.per_payment_lovelace == 1_000_000_000
+    assert settings.limits.per_day_lovelace == 100_000_000_000
+    assert settings.limits.assets == ()
     assert settings.payments.confirm_depth == 1
     assert (settings.payments.void_depth, settings.payments.settle_depth) == (15, 2160)
 
@@ -204,10 +205,6 @@ BAD_TOML = {
     "listen without port": ('[api]\nlisten = "127.0.0.1"\n', "api.listen: write a loopback address"),
     "relative path": ('data_dir = "data"\n', "data_dir: write an absolute path"),
     "long socket": (f'[api]\nsocket = "/{"x" * 120}"\n', "api.socket: a socket's path has at most 107 bytes"),
-    "signed_cbor": (
-        '[merchants.t]\norigin = "https://a.example"\nproof = "signed_cbor"\n',
-        'merchants.t.proof: this version does not hand over signed transactions; write "tx_hash"',
-    ),
     "split mode": (
         '[merchants.t]\norigin = "https://a.example"\nsplit_mode = "half"\n',
         "merchants.t.split_mode: Input should be",
@@ -274,7 +271,7 @@ def test_a_providers_address_is_complete_and_holds_no_secret(tmp_path: Path, url
     ("variable", "value", "message"),
     [
         ("PAYAGENT_LIMIT__PER_DAY", "5 ADA", "limit is not a known key; did you mean limits?"),
-        ("PAYAGENT_TOKEN", CANARY, "token is not a known key"),
+        ("PAYAGENT_TOKENS", CANARY, "tokens is not a known key"),
         ("PAYAGENT_API__LISEN", "x", "api.lisen: is not a known key; did you mean listen?"),
         ("PAYAGENT_LIMITS__PER_DAY", "lots", 'limits.per_day: write an amount as "5 ADA"'),
         ("PAYAGENT_CHAIN__PROVIDERS", "[", "a list or a table is written as JSON"),
@@ -288,6 +285,13 @@ def test_the_environment_is_checked_as_the_file_is(
     assert detail.startswith(f"environment {variable.removesuffix('__PROVIDERS')}")
     assert message in detail
     assert CANARY not in detail
+
+
+def test_the_token_of_a_client_in_the_environment_is_no_setting(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL.format(network="preprod"))
+    environ = {"HOME": str(tmp_path), "PAYAGENT_TOKEN": CANARY}
+    assert CANARY not in repr(load_settings(path, environ))
+    assert load_settings(path, environ) == load_settings(path, {"HOME": str(tmp_path)})
 
 
 def test_an_override_that_is_wrong_is_not_blamed_on_the_file(tmp_path: Path) -> None:
@@ -341,10 +345,8 @@ def test_settings_do_not_change(tmp_path: Path) -> None:
 
 def test_limits_by_asset_hold_exact_units_of_each_token(tmp_path: Path) -> None:
     rows = f'[[limits.assets]]\nasset = "{POLICY}.74"\nper_payment = "9223372036854775807"\nper_day = "1"\n'
-    assert load(tmp_path, rows).limits.by_asset() == {
-        "lovelace": Limit(5_000_000, 20_000_000),
-        f"{POLICY}74": Limit(9223372036854775807, 1),
-    }
+    (token,) = load(tmp_path, rows).limits.assets
+    assert (token.asset, token.per_payment_units, token.per_day_units) == (f"{POLICY}74", 9223372036854775807, 1)
 
 
 # Origins

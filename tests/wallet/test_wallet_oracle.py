@@ -20,7 +20,8 @@ def plans(seed: int, count: int) -> list[Plan]:
     while len(made) < count:
         wallet = random_wallet(rnd, wallet_size(rnd))
         try:
-            made.append(select(Coins(wallet), random_outputs(rnd, wallet), **FRAME))
+            commitment = rnd.randbytes(32) if len(made) % 2 else None
+            made.append(select(Coins(wallet), random_outputs(rnd, wallet), commitment=commitment, **FRAME))
         except Refused:
             continue
     return made
@@ -45,7 +46,14 @@ def oracle_body(plan: Plan) -> Any:
         fee=plan.fee_lovelace,
         ttl=plan.ttl_slot,
         network_id=pycardano.Network.TESTNET,
+        auxiliary_data_hash=None if plan.frame.commitment is None else oracle_auxiliary(plan).hash(),
     )
+
+
+def oracle_auxiliary(plan: Plan) -> Any:
+    if plan.frame.commitment is None:
+        return None
+    return pycardano.AuxiliaryData(pycardano.Metadata({402: {"h": plan.frame.commitment, "p": "http:1"}}))
 
 
 class FeeContext(pycardano.ChainContext):  # type: ignore[misc]
@@ -76,7 +84,8 @@ def test_the_signed_bytes_are_the_oracles() -> None:
         key = pycardano.VerificationKey.from_primitive(SIGNER.public_key)
         witness = pycardano.VerificationKeyWitness(key, SIGNER.sign(bytes.fromhex(plan.tx_id)))
         witnesses = pycardano.TransactionWitnessSet(vkey_witnesses=pycardano.NonEmptyOrderedSet([witness]))
-        assert pycardano.Transaction(oracle_body(plan), witnesses).to_cbor() == sign(plan, SIGNER)
+        whole = pycardano.Transaction(oracle_body(plan), witnesses, auxiliary_data=oracle_auxiliary(plan))
+        assert whole.to_cbor() == sign(plan, SIGNER)
 
 
 @pytest.mark.parametrize("base", [True, False])

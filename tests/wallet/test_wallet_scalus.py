@@ -29,14 +29,15 @@ def signed(plan: Plan) -> bytes:
 
 
 def singles(seed: int, count: int) -> Iterator[Case]:
-    """Payments by wallets of all sizes; what they cannot pay is left out (other tests look at refusals)."""
+    """Payments by wallets of all sizes, every fifth with a commitment; what they cannot pay is left out."""
     rnd, made = random.Random(seed), 0
     while made < count:
         wallet = random_wallet(rnd, wallet_size(rnd))
         coins = Coins(wallet)
         for _ in range(3):
             try:
-                plan = select(coins, random_outputs(rnd, wallet), **FRAME)
+                commitment = rnd.randbytes(32) if made % 5 == 0 else None
+                plan = select(coins, random_outputs(rnd, wallet), commitment=commitment, **FRAME)
             except Refused:
                 continue
             made += 1
