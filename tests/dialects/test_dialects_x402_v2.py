@@ -1,12 +1,12 @@
 """The official x402 v2: what is paid of `accepts`, what is refused and how, and the proof to the byte."""
 
 import base64
-import hashlib
 import json
 from dataclasses import replace
 from typing import Any
 
 import pytest
+from commitments import commitment_to
 from dialect_examples import ANNA, NOW_MS, PAY_TO, PREPROD, paid, reading
 from hostile_402s import OTHER_POLICY, TOKEN, address
 from x402_examples import DOTTED, JSON, NO_JSON, URL, answer_402, entry, offer, offers, pack, required, unpack
@@ -305,26 +305,6 @@ def test_an_extension_that_we_do_not_have_and_must(extension: dict[str, Any]) ->
             offers(answer_402(required(extensions={name: extension})))
         assert refused.value.code == "extension_required"
         assert name in refused.value.detail
-
-
-def jcs(value: object) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
-
-
-def commitment_to(url: str, required: bool) -> dict[str, Any]:
-    """The extension as a merchant declares it for a GET without a body."""
-    binding = {
-        "domain": "x402:exact:cardano:request-commitment:http:1",
-        "method": "GET",
-        "url": url,
-        "bodyHash": hashlib.sha256(b"").hexdigest(),
-        "headers": [],
-    }
-    parts = [{"name": "request", "canonicalization": "jcs", "digest": hashlib.sha256(jcs(binding)).hexdigest()}]
-    manifest = {"version": "1", "algorithm": "sha256", "parts": parts}
-    digest = hashlib.sha256(b"masumi:x402:input:v1\n" + jcs(manifest)).hexdigest()
-    info = {"required": required, "profile": "http:1", "bindingParams": {"headers": []}}
-    return {"cardano-request-commitment": {"info": info | {"commitment": manifest | {"digest": digest}}}}
 
 
 @pytest.mark.parametrize("insists", [True, False])

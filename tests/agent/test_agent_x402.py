@@ -1,0 +1,312 @@
+"""x402 from the 402 to the end of the money: handed over, settled by the merchant, refused, too late, chosen well."""
+
+import base64
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cbor2
+import httpx
+import pytest
+from agent.test_agent_handover import pass_ttl, wait_for_void
+from agent_kit import ADA, APP, Clock, Run, World
+from commitments import commitment_to
+
+from payagent.agent.agent import Advice, Ask, Request
+from payagent.agent.terms import Terms
+from payagent.agent.view import retry_headers
+from payagent.core.payment import Delivery, State
+from payagent.core.policy import Limit
+from payagent.core.problem import Refused
+from payagent.devnet.server import DevnetThread
+from payagent.dialects import Said, parse_answer, parse_response
+from payagent.store import queries
+from payagent.store.queries import PaymentRow
+
+TOKEN = "ab" * 28 + b"USD".hex()
+PATH = "/x402/report?day=1"
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    """A devnet whose clock the test moves."""
+    clock = Clock()
+    with DevnetThread(now_ms=clock.now_ms) as devnet:
+        world = World(devnet, tmp_path)
+        world.clock = clock
+        yield world
+        world.http.close()
+
+
+def get(world: World, headers: dict[str, str] | None = None) -> httpx.Response:
+    return world.http.get(world.origin + PATH, headers=headers)
+
+
+def ask(world: World, answer: httpx.Response | None = None, **more: Any) -> Ask:
+    answer = answer or get(world)
+    assert answer.status_code == 402, answer.text
+    return Ask(
+        app_id=APP,
+        origin=world.origin,
+        response=parse_response(402, list(answer.headers.multi_items()), answer.content),
+        received=json.dumps({"status": 402}),
+        request=Request("GET", PATH, hashlib.sha256(b"").hexdigest()),
+        **more,
+    )
+
+
+async def show(world: World, run: Run, row: PaymentRow) -> tuple[httpx.Response, PaymentRow, Advice]:
+    """Show the proof, and let the agent read the answer."""
+    answer = get(world, retry_headers(row, run.agent.terms.merchants[world.origin], world.address))
+    response = parse_answer(answer.status_code, list(answer.headers.multi_items()), answer.content)
+    return answer, *await run.agent.take_answer(row.id, response)
+
+
+async def test_the_merchant_settles_what_it_was_handed(world: World) -> None:
+    world.fund(50 * ADA)
+    world.settings(x402={"confirmations": -1})
+    async with world.run() as run:
+        await run.look()
+        row, _ = await run.agent.pay(ask(world))
+        assert (row.dialect, row.handed_over, row.state) == ("x402-v2", True, State.IN_FLIGHT)
+        assert world.waiting() == []
+        answer, row, advice = await show(world, run, row)
+        assert (answer.status_code, advice.answer.said) == (200, Said.SERVED)
+        assert world.waiting() == [row.tx_id]
+        await run.agent.record_delivery(row.id, 200)
+        await run.settle_down()
+        row = run.agent.payment(row.id)
+        assert (row.state, row.delivery) == (State.CONFIRMED, Delivery.ACCEPTED)
+        assert run.owned() == world.on_chain()
+
+
+async def test_the_same_call_is_another_purchase_once_it_was_served(world: World) -> None:
+    world.fund(50 * ADA, 50 * ADA)
+    world.settings(x402={"confirmations": -1})
+    async with world.run() as run:
+        await run.look()
+        first, _ = await run.agent.pay(ask(world))
+        again, is_new = await run.agent.pay(ask(world))
+        assert (again.id, again.cbor, is_new) == (first.id, first.cbor, False)
+        await show(world, run, first)
+        await run.agent.record_delivery(first.id, 200)
+        second, is_new = await run.agent.pay(ask(world))
+        assert is_new
+        assert second.id != first.id
+        assert second.invoice_id != first.invoice_id
+
+
+async def test_pending_means_the_identical_header_again(world: World) -> None:
+    world.fund(50 * ADA)
+    world.settings(x402={"confirmations": 1})
+    async with world.run() as run:
+        await run.look()
+        row, _ = await run.agent.pay(ask(world))
+        merchant = run.agent.terms.merchants[world.origin]
+        header = retry_headers(row, merchant, world.address)["PAYMENT-SIGNATURE"]
+        for _ in range(2):
+            answer, row, advice = await show(world, run, row)
+            assert (answer.status_code, advice.answer.said) == (402, Said.PENDING)
+            assert advice.again_after_s is not None
+            await run.settle_down()
+        answer, row, advice = await show(world, run, row)
+        assert (answer.status_code, advice.answer.said) == (200, Said.SERVED)
+        assert retry_headers(row, merchant, world.address)["PAYMENT-SIGNATURE"] == header
+        assert len(world.transactions()) == 1
+
+
+async def test_what_is_refused_before_it_was_broadcast_comes_back(world: World) -> None:
+    world.fund(50 * ADA)
+    world.settings(x402={"fault": "refuse_verify"})
+    async with world.run() as run:
+        await run.look()
+        row, _ = await run.agent.pay(ask(world))
+        _, row, advice = await show(world, run, row)
+        assert (advice.answer.said, advice.again_after_s) == (Said.REFUSED, None)
+        assert (row.state, row.reason_code) == (State.CANCELLING, "merchant_refused")
+        assert retry_headers(row, None, world.address) == {}
+        await run.agent.drain(10)
+        await run.settle_down()
+        await wait_for_void(world, run)
+        assert run.state(row.id) is State.VOID
+        assert run.owned() == world.on_chain()
+        assert len(world.transactions()) == 1, "the cancel alone"
+
+
+async def test_a_refusal_that_could_not_be_acted_on_is_acted_on_later(world: World) -> None:
+    world.fund(50 * ADA)
+    world.settings(x402={"fault": "refuse_verify"})
+    async with world.run() as run:
+        await run.look()
+        row, _ = await run.agent.pay(ask(world))
+        run.agent.chain.problem = "the provider is away"
+        _, row, _ = await show(world, run, row)
+        assert row.state is State.IN_FLIGHT
+    async with world.run() as run:
+        await run.look()
+        await run.settle_down()
+        assert run.state(row.id) is State.CANCELLING
+
+
+@pytest.mark.parametrize("fault", ["settle_500_after_broadcast", "settle_500_before_broadcast", "empty_reason"])
+async def test_an_answer_that_leaves_it_open_cancels_nothing(world: World, fault: str) -> None:
+    world.fund(50 * ADA)
+    world.settings(x402={"fault": fault, "fault_count": 1, "confirmations": -1})
+    async with world.run() as run:
+        await run.look()
+        row, _ = await run.agent.pay(ask(world))
+        _, row, advice = await show(world, run, row)
+        assert advice.answer.said is Said.UNCLEAR
+        assert row.state is State.IN_FLIGHT
+        for _ in range(3):
+            answer, row, advice = await show(world, run, row)
+            if answer.status_code == 200:
+                break
+            await run.settle_down()
+        assert answer.status_code == 200
+        await run.settle_down()
+        assert run.state(row.id) is State.CONFIRMED
+        assert world.transactions() == [row.tx_id]
+
+
+async def test_the_merchant_that_broadcasts_nothing_in_time_gets_nothing(world: World) -> None:
+    world.fund(50 * ADA)
+    async with world.run() as run:
+        await run.look()
+        row, _ = await run.agent.pay(ask(world))
+        world.clock.ahead_ms += 400_000
+        await pass_ttl(world, run)
+        assert run.state(row.id) is State.CANCELLING
+        await wait_for_void(world, run)
+        answer, row, advice = await show(world, run, run.agent.payment(row.id))
+        assert (answer.status_code, advice.again_after_s) == (402, None)
+        assert run.owned() == world.on_chain()
+
+
+async def test_where_the_payer_broadcasts_the_transaction_is_sent_first(world: World) -> None:
+    world.fund(50 * ADA)
+    world.settings(x402={"submission_policy": "client", "confirmations": 0})
+    async with world.run() as run:
+        await run.look()
+        row, _ = await run.agent.pay(ask(world))
+        await run.agent.drain(10)
+        assert (row.handed_over, row.proof) == (False, "signed_cbor")
+        assert world.waiting() == [row.tx_id]
+        assert not run.agent.is_ready(run.agent.payment(row.id))
+        await run.settle_down()
+        row = run.agent.payment(row.id)
+        assert run.agent.is_ready(row)
+        answer, _, advice = await show(world, run, row)
+        assert (answer.status_code, advice.answer.said) == (200, Said.SERVED)
+
+
+def with_tokens(terms: Terms) -> Terms:
+    return replace(terms, limits={**terms.limits, TOKEN: Limit(1_000_000, 2_000_000)})
+
+
+def offering(world: World, *assets: tuple[str, str]) -> httpx.Response:
+    """The merchant's 402 with an entry for each (asset, amount)."""
+    answer = get(world)
+    required = json.loads(base64.b64decode(answer.headers["PAYMENT-REQUIRED"]))
+    entry = required["accepts"][0]
+    required["accepts"] = [entry | {"asset": asset, "amount": amount} for asset, amount in assets]
+    header = base64.b64encode(json.dumps(required).encode()).decode()
+    return httpx.Response(402, headers={"PAYMENT-REQUIRED": header}, content=answer.content)
+
+
+DOTTED = TOKEN[:56] + "." + TOKEN[56:]
+
+
+@pytest.mark.parametrize(
+    ("assets", "paid"),
+    [
+        ([(DOTTED, "500"), ("lovelace", "2000000")], "lovelace"),  # no such token in the wallet
+        ([("lovelace", "9000000000"), ("lovelace", "2000000")], "lovelace"),  # the first is above the limit
+    ],
+)
+async def test_of_several_offers_the_first_that_can_be_paid_is(
+    world: World, assets: list[tuple[str, str]], paid: str
+) -> None:
+    world.fund(50 * ADA)
+    async with world.run(terms=with_tokens) as run:
+        await run.look()
+        row, _ = await run.agent.pay(ask(world, offering(world, *assets)))
+        assert [(o.asset, o.units) for o in row.outputs] == [(paid, 2_000_000)]
+
+
+async def test_a_token_that_the_wallet_has_is_paid_in_the_merchants_order(world: World) -> None:
+    world.fund(50 * ADA, assets={TOKEN: 5000})
+    async with world.run(terms=with_tokens) as run:
+        await run.look()
+        row, _ = await run.agent.pay(ask(world, offering(world, (DOTTED, "500"), ("lovelace", "2000000"))))
+        assert [(o.asset, o.units) for o in row.outputs] == [(TOKEN, 500)]
+
+
+async def test_a_402_for_another_call_is_not_paid(world: World) -> None:
+    world.fund(50 * ADA)
+    async with world.run() as run:
+        await run.look()
+        other = world.http.get(f"{world.origin}/x402/other")
+        with pytest.raises(Refused, match="resource_mismatch"):
+            await run.agent.pay(ask(world, other))
+
+
+async def test_a_payment_commits_to_its_request_on_the_chain(world: World) -> None:
+    world.fund(50 * ADA)
+    answer = get(world)
+    required = json.loads(base64.b64decode(answer.headers["PAYMENT-REQUIRED"]))
+    required["extensions"] = commitment_to(world.origin + PATH, True)
+    header = base64.b64encode(json.dumps(required).encode()).decode()
+    asked = ask(world, httpx.Response(402, headers={"PAYMENT-REQUIRED": header}))
+
+    def committing(terms: Terms) -> Terms:
+        return replace(
+            terms, merchants={o: replace(m, request_commitment=True) for o, m in terms.merchants.items()}
+        )
+
+    async with world.run() as run:
+        await run.look()
+        with pytest.raises(Refused, match="extension_required"):
+            await run.agent.pay(asked)
+    async with world.run(terms=committing) as run:
+        await run.look()
+        row, _ = await run.agent.pay(asked)
+        auxiliary = cbor2.loads(row.cbor or b"")[3]
+        assert auxiliary == {402: {"p": "http:1", "h": bytes.fromhex(row.commitment or "")}}
+        again, _ = await run.agent.pay(asked)
+        assert again.cbor == row.cbor
+        submitted = world.http.post(
+            f"{world.devnet.chain_url}/tx/submit",
+            content=row.cbor,
+            headers={"Content-Type": "application/cbor"},
+        )
+        assert submitted.json() == row.tx_id
+        await run.settle_down()
+        assert run.state(row.id) is State.CONFIRMED
+
+
+async def test_a_crash_before_the_signature_rebuilds_the_same_commitment(world: World) -> None:
+    """What is reserved and not signed is signed when it is asked for again, with what it committed to."""
+    world.fund(50 * ADA)
+
+    class Killed(Exception):
+        pass
+
+    def kill(name: str) -> None:
+        if name == "before sign":
+            raise Killed
+
+    asked = ask(world)
+    async with world.run(checkpoint=kill) as run:
+        await run.look()
+        with pytest.raises(Refused):
+            await run.agent.pay(asked)
+    async with world.run() as run:
+        await run.look()
+        (row,) = queries.payments_in(run.agent.conn, list(State))
+        assert row.state is State.RESERVED, "nobody asks, so nothing is signed"
+        again, is_new = await run.agent.pay(asked)
+        assert (again.id, again.state, is_new) == (row.id, State.IN_FLIGHT, False)
