@@ -169,7 +169,7 @@ def record_answer_to_retry(
     """Note what a merchant answered to a retry; returns in how many seconds the same proof is shown again."""
     row = row_of(unit, payment_id)
     event = DeliveryEvent.PRESENT
-    if answer.said is not Said.SERVED:
+    if not 200 <= http_status < 300:  # that is an end only when the client has it, or it may just mean "later"
         event = delivery_event(http_status, row.state, _is_over(row, now_ms))
     records.set_delivery(unit, payment_id, deliver(row.delivery, event), now_ms)
     detail = {"status": http_status, "said": answer.said, "reason": answer.reason}

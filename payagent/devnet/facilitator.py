@@ -2,7 +2,7 @@
 
 The rules are those of the `exact` scheme on Cardano (x402 version 2, default transfer method), stricter where a
 facilitator may choose: a transaction must have an end, its inputs must be in a block, and the owner of the nonce
-must have signed. A transaction that is handed over again is never sent twice, and buys one call only.
+must have signed. A transaction buys one call only, however often it is handed over.
 Pure: the chain and its clock are the node that comes in as an argument. Imports the standard library,
 core.address and its neighbours; never the wallet or the dialects, so that a mistake of the payer's reading cannot
 hide behind the same mistake here.
@@ -11,6 +11,7 @@ hide behind the same mistake here.
 import base64
 import re
 from collections.abc import Container, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -299,7 +300,9 @@ class Facilitator:
         return None
 
     def settle(self, requirements: Json, payment: Json, buys: str, *, replays: bool = False) -> Settlement:
-        """Send the transaction, once, and say how far it is. `buys` names the call; it may be asked for again.
+        """Send the transaction and say how far it is. `buys` names the call; it may be asked for again.
+
+        One that a rollback took away is sent again when it is asked for.
 
         With `replays` a call that was served is settled again, else that is a duplicate too.
         """
@@ -316,6 +319,9 @@ class Facilitator:
             claim = self.claims[tx_id] = self._claim(requirements, found, buys)
         if claim.rejected:
             return Settlement(REJECTED, network, tx_id, found.payer)
+        if not found.by_client and self.node.chain.tx(tx_id) is None:
+            with suppress(LedgerError):  # accepted once: what a node says of it now decides nothing
+                self.node.submit(found.tx.raw)
         return self._look(found, network)
 
     def served(self, tx_id: str) -> int:

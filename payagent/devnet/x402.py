@@ -1,8 +1,9 @@
 """The devnet's x402 shop: whether a call below /x402/ may be served for what it carries, and the books.
 
 A payment is settled before the call is served, so that a streamed answer is a paid one. A transaction buys the
-one call (method, path, body) that it was first presented for. Pure: the node and the terms come in as arguments.
-Imports the standard library and its neighbours; never the dialects.
+one call (method, path, body) that it was first presented for; the price that was last told for a call stands.
+Pure: the node and the terms come in as arguments. Imports the standard library and its neighbours; never the
+dialects.
 """
 
 import json
@@ -59,6 +60,7 @@ class Shop:
     def __init__(self, node: Node, terms: Callable[[], Terms]) -> None:
         self._terms = terms
         self._identified: dict[str, str] = {}
+        self._asked: dict[str, Mapping[str, object]] = {}
         self.facilitator = Facilitator(node, NETWORK)
         self.x402 = X402()
         self.counts = Counts()
@@ -71,13 +73,14 @@ class Shop:
         """Serve a call, or say what it takes."""
         if call.proof is None:
             self.counts.unpaid += 1
+            self._asked[call.key] = requirements(self.terms, self.x402)
             return Answer(Kind.UNPAID)
         answer = self._judge(call, call.proof)
         self._count(answer)
         return answer
 
     def _judge(self, call: Call, proof: str) -> Answer:
-        wanted = requirements(self.terms, self.x402)
+        wanted = self._asked.get(call.key) or requirements(self.terms, self.x402)
         try:
             payment = READERS[self.x402.version](proof, call, wanted)
             identifier = read_identifier(payment, self.x402)

@@ -1,4 +1,4 @@
-"""x402 from the 402 to the end of the money: handed over, settled by the merchant, refused, too late, chosen well."""
+"""x402 from the 402 to the end of the money: handed over, settled, refused, too late, chosen well."""
 
 import base64
 import hashlib
@@ -292,12 +292,12 @@ async def test_a_crash_before_the_signature_rebuilds_the_same_commitment(world: 
     """What is reserved and not signed is signed when it is asked for again, with what it committed to."""
     world.fund(50 * ADA)
 
-    class Killed(Exception):
+    class KilledError(Exception):
         pass
 
     def kill(name: str) -> None:
         if name == "before sign":
-            raise Killed
+            raise KilledError
 
     asked = ask(world)
     async with world.run(checkpoint=kill) as run:

@@ -11,7 +11,7 @@ from devnet_http_kit import TOKEN, HandClock, Purse, payer
 from payagent.core.invoice import Invoice
 from payagent.core.network import NETWORKS
 from payagent.devnet.server import DevnetThread
-from payagent.dialects import Reading, Response, Shown, proof_headers, read_offers
+from payagent.dialects import Call, Reading, Response, Shown, proof_headers, read_offers
 from payagent.dialects.answers import Said, read_answer
 from payagent.dialects.wire import parse_answer, parse_response
 
@@ -40,7 +40,7 @@ class Reader(Purse):
             network=NETWORKS["devnet"],
             split_mode=None,
             received_at_ms=1,
-            url=self.devnet.merchant_url + PATH,
+            call=Call("POST", self.devnet.merchant_url + PATH, "", {}),
             assets=frozenset(("lovelace", TOKEN)),
         )
         (invoice,) = read_offers(parse_response(ask.status_code, ask.headers.multi_items(), ask.content), reading)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 
-from killworld import APP_TOKEN, PASSPHRASE, Lane, World
+from killworld import APP_TOKEN, PASSPHRASE, WAITING, Lane, World
 
 from payagent.core.address import parse_address
 from payagent.core.network import NETWORKS
@@ -242,12 +242,12 @@ def check_paid_once(world: World) -> None:
 
 async def check_merchant(world: World) -> None:
     state = (await world.http.get(f"{world.devnet.merchant_url}/merchant/state")).json()
-    books = {row["txHash"] for row in state["payments"]}
+    books = {row["txHash"] for row in (*state["payments"], *state["x402"]["payments"])}
+    served = state["served"] + state["x402"]["served"]
     told = {purchase.tx_hash for lane in world.lanes for purchase in lane.purchases if purchase.served}
     wanted = sum(len(lane.purchases) for lane in world.lanes)
-    if books != told or len(told) != wanted or state["served"] != wanted:
-        world.violate(
-            "served", f"{wanted} purchases, {len(told)} served, {state['served']} by the merchant's books"
-        )
-    if state["refused"]:
-        world.violate("merchant refused", str(state["refused"]))
+    if books != told or len(told) != wanted or served != wanted:
+        world.violate("served", f"{wanted} purchases, {len(told)} served, {served} by the merchant's books")
+    for refused in (state["refused"], state["x402"]["refused"]):
+        if refused.keys() - WAITING:
+            world.violate("merchant refused", str(refused))

@@ -7,7 +7,9 @@ What nobody should ever see is noted in `violations` as "kind: what happened"; k
 """
 
 import asyncio
+import base64
 import hashlib
+import json
 import os
 import random
 import signal
@@ -23,6 +25,7 @@ import httpx
 from killforks import ForkServer, Life, cold_start, fork_server
 
 from payagent.core.network import NETWORKS
+from payagent.devnet.ledger import decode_tx
 from payagent.devnet.server import DevnetThread
 from payagent.store import records
 from payagent.store.writer import Writer
@@ -77,22 +80,33 @@ class Goods:
     asset: str
     pay_to_units: int
     settings: Json
+    handed_over: bool
 
     @classmethod
     def numbered(cls, number: int) -> "Goods":
-        """Varied by its number: asset, shares, how they count, dialect."""
+        """Varied by its number: asset, shares, how they count, dialect; some are handed over to the merchant."""
+        handed_over = number % 7 == 4
         asset = TOKEN if number % 6 == 5 else "lovelace"
         least = 1_000_000 if asset == "lovelace" else 100
         pay_to = 2 * least + number
         shares = [
             {"role": role, "units": str(least + index)}
-            for index, role in enumerate(("platform", "creator")[: number % 3])
+            for index, role in enumerate(("platform", "creator")[: 0 if handed_over else number % 3])
         ]
         mode = "inclusive" if number % 4 == 1 else "additional"
         taken = sum(int(share["units"]) for share in shares) if mode == "inclusive" else 0
         settings: Json = {"price": str(pay_to + taken), "asset": asset, "splits": shares, "split_mode": mode}
         settings |= {"timeout": 7200, "dialect": "flux" if number % 5 == 3 else "t-backend"}
-        return cls(number, asset, pay_to, settings)
+        # deeper than any rollback: a merchant that serves earlier may lose the money, and nobody sends it again
+        settings["x402"] = {"max_timeout_s": 7200, "confirmations": 2}
+        return cls(number, asset, pay_to, settings, handed_over)
+
+    @property
+    def call(self) -> tuple[str, str, bytes]:
+        """Method, path and body of the call that is bought."""
+        if self.handed_over:
+            return "GET", f"/x402/goods/{self.number}", b""
+        return "POST", "/chat", b'{"message": "purchase %d"}' % self.number
 
 
 @dataclass
@@ -100,7 +114,6 @@ class Purchase:
     """One thing that a shopper wants, and what it was told about it so far."""
 
     goods: Goods
-    body: bytes
     ask: Json
     payment_id: str | None = None
     tx_hash: str | None = None
@@ -286,12 +299,13 @@ class Lane:
         return bool(answer.json()["ready"])
 
     async def _present(self, purchase: Purchase) -> bool:
-        answer = await self.world.ask_merchant(purchase.body, self.address, purchase.headers)
+        answer = await self.world.ask_merchant(purchase.goods, self.address, purchase.headers)
         if answer.status_code == 200:
             purchase.served = True
             return True
-        if answer.json()["detail"] != {"status": "pending"}:
-            self.world.violate("merchant refused", f"{purchase.key}: {answer.text[:300]}")
+        if not is_pending(answer):
+            told = base64.b64decode(answer.headers.get("PAYMENT-REQUIRED", ""))[:200]
+            self.world.violate("merchant refused", f"{purchase.key}: {answer.text[:300]} {told!r}")
             purchase.done = True
         return False
 
@@ -309,13 +323,33 @@ class Lane:
         elif told != (purchase.payment_id, purchase.tx_hash, purchase.headers):
             known = (purchase.payment_id, purchase.tx_hash)
             self.world.violate("answer changed", f"{purchase.key}: {told[:2]} {view['state']} after {known}")
-        if view["headers"].get("X-Payment") != view["tx_hash"] or view["tx_hash"] is None:
+        proof = view["headers"].get("PAYMENT-SIGNATURE" if purchase.goods.handed_over else "X-Payment")
+        if proof is None or view["tx_hash"] != (proof if not purchase.goods.handed_over else tx_hash_of(proof)):
             self.world.violate("proof missing", f"{purchase.key}: {view['state']} {view['headers']}")
 
     async def aclose(self) -> None:
         if self.life is not None:
             await self.life.end(signal.SIGKILL)
         await self._unix.aclose()
+
+
+WAITING = {f"invalid_exact_cardano_payload_{why}" for why in ("nonce_not_on_chain", "input_not_available")}
+WAITING.add("settlement_pending")
+"""What a facilitator says while a rollback has taken the coins away that a transaction spends, too."""
+
+
+def is_pending(answer: httpx.Response) -> bool:
+    """Whether the merchant says that the same proof will do later."""
+    for header, key in (("PAYMENT-RESPONSE", "errorReason"), ("PAYMENT-REQUIRED", "error")):
+        if said := answer.headers.get(header):
+            return str(json.loads(base64.b64decode(said))[key]) in WAITING
+    return bool(answer.json().get("detail") == {"status": "pending"})
+
+
+def tx_hash_of(header: str) -> str:
+    """The id of the transaction that a PAYMENT-SIGNATURE carries."""
+    payload = json.loads(base64.b64decode(header))["payload"]
+    return decode_tx(base64.b64decode(payload["transaction"])).tx_id
 
 
 class World:
@@ -359,9 +393,10 @@ class World:
 
     # --- the merchant ---
 
-    async def ask_merchant(self, body: bytes, wallet: str, proof: dict[str, str]) -> httpx.Response:
+    async def ask_merchant(self, goods: Goods, wallet: str, proof: dict[str, str]) -> httpx.Response:
         headers = {"Content-Type": "application/json", "X-Partner": PARTNER, "X-Wallet-Address": wallet, **proof}
-        return await self.http.post(f"{self.devnet.merchant_url}/chat", content=body, headers=headers)
+        method, path, body = goods.call
+        return await self.http.request(method, self.devnet.merchant_url + path, content=body, headers=headers)
 
     async def price(self, wallet: str) -> Purchase:
         """A new purchase: the merchant's 402 for a request of its own."""
@@ -370,14 +405,12 @@ class World:
             goods = Goods.numbered(self._priced)
             set_up = await self.http.post(f"{self.devnet.merchant_url}/merchant/settings", json=goods.settings)
             set_up.raise_for_status()
-            body = b'{"message": "purchase %d"}' % goods.number
-            answer = await self.ask_merchant(body, wallet, {})
+            answer = await self.ask_merchant(goods, wallet, {})
         assert answer.status_code == 402, answer.text
-        request = {"method": "POST", "path": "/chat", "body_sha256": hashlib.sha256(body).hexdigest()}
+        method, path, body = goods.call
+        request = {"method": method, "path": path, "body_sha256": hashlib.sha256(body).hexdigest()}
         received = {"status": 402, "headers": dict(answer.headers), "body": answer.json()}
-        return Purchase(
-            goods, body, {"origin": self.devnet.merchant_url, "request": request, "response": received}
-        )
+        return Purchase(goods, {"origin": self.devnet.merchant_url, "request": request, "response": received})
 
     # --- the chain ---
 
