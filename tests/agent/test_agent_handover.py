@@ -325,3 +325,34 @@ class TestTheNextPaymentOfTheIntent:
             await run.settle_down()
             again = await run.pay()
             assert (again.anchor or "").startswith(f"{other.tx_id}#"), "what descends from the cancel is as good"
+
+
+class TestDeath:
+    @pytest.mark.parametrize("point", ["before cancel", "after cancel", "before void", "after void"])
+    async def test_at_a_commit_point_of_the_cancel_ends_in_the_same_place(self, world: World, point: str) -> None:
+        """What that life still knew is lost; the next one goes on from what is durable."""
+        world.fund(50 * ADA)
+        dead = False
+
+        def die(name: str) -> None:
+            nonlocal dead
+            dead |= name == point
+            if dead:
+                raise RuntimeError("killed")
+
+        async with world.run(checkpoint=die) as run:
+            await run.look()
+            row = await run.pay()
+            await pass_ttl(world, run)
+            if not dead:
+                await wait_for_void(world, run)
+            assert dead
+        async with world.run() as run:
+            await run.look()
+            await run.pass_time(2)
+            await wait_for_void(world, run)
+            assert run.state(row.id) is State.VOID
+            assert run.owned() == world.on_chain()
+            assert "held" not in run.books()
+            assert len(world.transactions()) == 1
+            assert_memory(run)
