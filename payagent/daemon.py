@@ -8,7 +8,6 @@ of start and stop.
 import asyncio
 import fcntl
 import os
-import signal
 import socket
 import stat
 from collections.abc import AsyncIterator, Callable, Generator, Mapping

@@ -10,13 +10,14 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 import httpx
-import uvicorn
 from agent_kit import Run, World
 from canaries import plant
 
 from payagent.agent.ports import SystemRandomness
 from payagent.api.app import create_app
+from payagent.api.server import make_server
 from payagent.api.tokens import hash_token, new_token
+from payagent.proxy.door import Bounds, Door
 from payagent.store import records
 
 SCOPES = {
@@ -70,15 +71,9 @@ class Api:
         return dict(answer.json())
 
 
-class _Server(uvicorn.Server):
-    @contextlib.contextmanager
-    def capture_signals(self):  # type: ignore[no-untyped-def]
-        yield
-
-
 @contextlib.asynccontextmanager
-async def served(run: Run) -> AsyncIterator[Api]:
-    """The API of one life of the agent, as the daemon serves it."""
+async def served(run: Run, proxy: Bounds = Bounds()) -> AsyncIterator[Api]:  # noqa: B008  it is frozen
+    """The API and the proxy of one life of the agent, as the daemon serves them."""
     tokens = {name: plant(f"the token of {name}", new_token(SystemRandomness())) for name in SCOPES}
 
     def job(unit):  # type: ignore[no-untyped-def]
@@ -87,15 +82,13 @@ async def served(run: Run) -> AsyncIterator[Api]:
 
     await run.agent.write("apps", job)
     stale: list[str] = []
-    app = create_app(run.agent, heartbeat=lambda: stale[0] if stale else None)
+    app = Door(run.agent, create_app(run.agent, heartbeat=lambda: stale[0] if stale else None), proxy)
     unix_path = str(run.world.folder / "api.sock")
     with socket.create_server(("127.0.0.1", 0)) as tcp, socket.socket(socket.AF_UNIX) as unix:
         unix.bind(unix_path)
         unix.listen()
         tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        server = _Server(
-            uvicorn.Config(app, http="h11", lifespan="off", log_config=None, access_log=False, server_header=False)
-        )
+        server = make_server(app, lambda: "call_test")
         task = asyncio.create_task(server.serve(sockets=[tcp, unix]))
         while not server.started:
             await asyncio.sleep(0.001)
@@ -107,3 +100,4 @@ async def served(run: Run) -> AsyncIterator[Api]:
                 await client.aclose()
             server.should_exit = True
             await task
+            app.close()

@@ -13,10 +13,12 @@ import click
 
 from payagent.cli.books import ledger, limits
 from payagent.cli.doctor import doctor
+from payagent.cli.fetch import fetch
 from payagent.cli.init import init
 from payagent.cli.options import config_option, example, output_options, pass_terminal
 from payagent.cli.pay import pay
 from payagent.cli.payments import payments
+from payagent.cli.proxy import proxy
 from payagent.cli.terminal import Terminal
 from payagent.cli.wallet import wallet
 
@@ -169,5 +171,5 @@ def demo(terminal: Terminal) -> int:
     return 0
 
 
-for command in (init, pay, payments, wallet, ledger, limits, doctor):
+for command in (init, pay, fetch, proxy, payments, wallet, ledger, limits, doctor):
     payagent.add_command(command)

@@ -58,15 +58,19 @@ def config_option(command: F) -> F:
     )(command)
 
 
-def _daemon_options(command: F) -> F:
-    """What every command takes that talks to the daemon: --config, --token-file, --json, --human."""
-    token = click.option(
+def token_file_option(command: F) -> F:
+    """--token-file, handed on as `token_file`."""
+    return click.option(
         "--token-file",
         type=click.Path(path_type=Path),
         metavar="FILE",
         help="A 0600 file with the token to use. Default: operator.token in the data dir.",
-    )
-    return output_options(config_option(token(command)))
+    )(command)
+
+
+def _daemon_options(command: F) -> F:
+    """What every command takes that talks to the daemon: --config, --token-file, --json, --human."""
+    return output_options(config_option(token_file_option(command)))
 
 
 def talks_to_daemon(command: Callable[..., R]) -> Callable[..., R]:

@@ -66,7 +66,7 @@ def pay(
     """
     with connect() as link:
         asked = _Request(_origin(link, merchant, origin), _response_text(_read(file)))
-        bound = None if most is None else _parse_most(most)
+        bound = None if most is None else parse_most(most)
         if dry_run:
             return _dry_run(terminal, link, asked, bound)
         payment = link.post_text("/v1/payments", asked.text(_max_units(link, asked, bound)), key)
@@ -118,7 +118,7 @@ def _response_text(raw: bytes) -> str:
     return json.dumps({"status": 402, "body_base64": base64.b64encode(raw).decode()})
 
 
-def _parse_most(text: str) -> tuple[bool, int]:
+def parse_most(text: str) -> tuple[bool, int]:
     """A bound: (is it in ADA, its units)."""
     if match := _TOKEN_TEXT.fullmatch(text):
         return False, parse_units(match[1], "--max")
@@ -134,10 +134,11 @@ def _max_units(link: "Link", asked: _Request, bound: tuple[bool, int] | None) ->
     except ProblemError:
         # It may be paid already, and then cannot be quoted. This least bound lets it be found, and no more.
         return 1
-    return _same_unit(quote, bound)
+    return same_unit(quote, bound)
 
 
-def _same_unit(quote: Mapping[str, Any], bound: tuple[bool, int]) -> int:
+def same_unit(quote: Mapping[str, Any], bound: tuple[bool, int]) -> int:
+    """The bound's units, when it is one of the asset that a quote is in."""
     in_ada, units = bound
     asset = quote["outputs"][0]["asset"]
     if in_ada != (asset == LOVELACE):
@@ -149,8 +150,8 @@ def _same_unit(quote: Mapping[str, Any], bound: tuple[bool, int]) -> int:
 def _dry_run(terminal: Terminal, link: "Link", asked: _Request, bound: tuple[bool, int] | None) -> int:
     quote = link.post_text("/v1/quotes", asked.text(None))
     if bound is not None:
-        quote = link.post_text("/v1/quotes", asked.text(_same_unit(quote, bound)))
-    terminal.give(quote, lambda: _show_quote(terminal, quote))
+        quote = link.post_text("/v1/quotes", asked.text(same_unit(quote, bound)))
+    terminal.give(quote, lambda: show_quote(terminal, quote))
     if quote.get("within_limits"):
         return DRY_RUN_OK
     problem = as_shown(quote.get("refusal") or {"code": "limit_exceeded"})
@@ -158,7 +159,8 @@ def _dry_run(terminal: Terminal, link: "Link", asked: _Request, bound: tuple[boo
     return int(str(problem["exit_code"]))
 
 
-def _show_quote(terminal: Terminal, quote: Json) -> None:
+def show_quote(terminal: Terminal, quote: Json) -> None:
+    """Outputs, fee and total, for people."""
     show_outputs(terminal, quote)
     terminal.pairs([("fee", show_units(LOVELACE, str(quote["fee"])))])
     spend: Any = quote.get("spend", {})

@@ -303,7 +303,7 @@ async def test_no_answer_shows_a_token_or_can_be_kept_in_a_cache(api: Api) -> No
         "/healthz",
         "/readyz",
         f"/{token}",
-        f"/proxy/~{token}/t/chat",
+        f"/proxy/~{token}/nobody/chat",
     ):
         answer = await api.http.get(path)
         whole = answer.text + json.dumps(dict(answer.headers))

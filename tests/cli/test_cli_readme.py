@@ -1,24 +1,27 @@
-"""The README's walk, by its own words: the blocks of shell are run as they stand, on other ports and folders."""
+"""The README's walk and docs/clients.md, by their own words: what they say is run, on other ports and folders."""
 
+import os
 import re
 import socket
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
-from cli_kit import Shop, checks
+import pytest
+from cli_kit import Shop, checks, clean_environ, running, until
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 90
 
 
-def blocks(heading: str) -> list[str]:
-    """The shell blocks under a heading, without their indentation."""
-    section = re.search(rf"^## {re.escape(heading)}$(.*?)^## ", (ROOT / "README.md").read_text(), re.M | re.S)
+def blocks(heading: str, page: str = "README.md", language: str = "sh") -> list[str]:
+    """The blocks of code under a heading, without their indentation."""
+    section = re.search(rf"^## {re.escape(heading)}$(.*?)(?:^## |\Z)", (ROOT / page).read_text(), re.M | re.S)
     assert section is not None
-    found = re.findall(r"^( *)```sh\n(.*?)^ *```$", section[1], re.M | re.S)
+    found = re.findall(rf"^( *)```{language}\n(.*?)^ *```$", section[1], re.M | re.S)
     return ["".join(line.removeprefix(indent) + "\n" for line in text.splitlines()) for indent, text in found]
 
 
@@ -28,8 +31,9 @@ def free_port() -> int:
 
 
 def test_the_walk_of_the_readme_ends_with_a_served_call(tmp_path: Path) -> None:
-    walk = blocks("By hand, in ten steps")
-    assert len(walk) == 11
+    parts = [blocks(heading) for heading in ("Quickstart", "Clients", "By hand")]
+    assert [len(part) for part in parts] == [6, 1, 6]
+    walk = [block for part in parts for block in part]
     script = "set -e\ntrap 'kill $(jobs -p); wait' EXIT\n" + "".join(walk)
     for said, here in {
         "/tmp/payagent-walk": str(tmp_path / "walk"),
@@ -40,10 +44,59 @@ def test_the_walk_of_the_readme_ends_with_a_served_call(tmp_path: Path) -> None:
         script = script.replace(said, here)
     result = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     assert result.returncode == 0, result.stderr
+    assert "data: [DONE]\n" in result.stdout
     assert "402\n" in result.stdout
     assert "\n200\n" in result.stdout
     assert '"delivery":"accepted"' in result.stdout.replace(" ", "")
     assert '"state": "confirmed"' in result.stdout
+
+
+@pytest.fixture(scope="module")
+def at_port(closed_shop: Shop) -> Iterator[str]:
+    """The daemon on a port that is known; its `:PORT`."""
+    for _ in range(5):
+        closed_shop.control("faucet", address=closed_shop.made["address"], lovelace="100000000")
+    port = f":{free_port()}"
+    with running(closed_shop, "--listen", f"127.0.0.1{port}"):
+        until(lambda: len(closed_shop.payagent("wallet", "utxos").json["utxos"]) == 5, "no deposit")
+        yield port
+
+
+@pytest.mark.parametrize(
+    ("heading", "language", "said"),
+    [
+        ("The proxy", "sh", "data: [DONE]"),
+        ("Python", "python", " lovelace\n"),
+        ("The official x402 SDK", "python", "This answer was paid for."),
+        ("The shell", "sh", '"within_limits": true'),
+        ("The API", "python", "200 served None\n"),
+    ],
+)
+def test_each_way_of_the_clients_page_is_served(
+    closed_shop: Shop, at_port: str, tmp_path: Path, heading: str, language: str, said: str
+) -> None:
+    (block,) = blocks(heading, "docs/clients.md", language)
+    assert block.count("\n") <= 15
+    environ = clean_environ() | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PAYAGENT_CONFIG": str(closed_shop.config),
+        "PAYAGENT_TOKEN": closed_shop.made["token"],
+        "MERCHANT": closed_shop.devnet.merchant_url,
+    }
+    before = len(closed_shop.payments())
+    run = subprocess.run(
+        [sys.executable if language == "python" else "bash", "-c", block.replace(":8402", at_port)],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+        env=environ,
+        cwd=tmp_path,
+    )
+    assert run.returncode == 0, run.stderr
+    assert said in run.stdout
+    payments = closed_shop.payments()
+    assert [payment["delivery"] for payment in payments[: len(payments) - before]] == ["accepted"]
 
 
 def test_the_copy_of_a_ledger_in_use_is_whole(shop: Shop, tmp_path: Path) -> None:

@@ -1,0 +1,285 @@
+"""`payagent fetch`: one HTTP call that pays when it costs money; its body goes to stdout as it came.
+
+May import: click, core, cli; client and httpx inside a function. Never: sends anything to an origin that is not
+configured; follows a redirect; decides whether to pay (the daemon does).
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import click
+
+from payagent.cli.options import Connect, example, talks_to_daemon
+from payagent.cli.pay import DRY_RUN_OK, PENDING, VOID, in_words, parse_most, same_unit, show_quote
+from payagent.cli.terminal import Json, ProblemError, Terminal, as_shown, describe
+from payagent.core.origin import parse_origin
+from payagent.core.payment import ENDED_WITHOUT_PAYING, State
+from payagent.core.problem import Refused
+
+if TYPE_CHECKING:
+    import httpx
+
+    from payagent.cli.link import Link
+    from payagent.client.purchase import Ask, Reply
+
+NOT_SERVED = 4
+_ENDED = frozenset(str(state) for state in ENDED_WITHOUT_PAYING | {State.CANCELLING})
+
+
+@click.command(
+    epilog=example(
+        "payagent fetch https://api.example.com/premium",
+        """payagent fetch https://api.example.com/chat -d '{"message": "hello"}' --max "5 ADA" --dry-run""",
+        "payagent fetch https://api.example.com/images/edit --data-file call.json -o answer.json",
+    )
+)
+@click.argument("url", metavar="URL")
+@click.option("-X", "--request", "method", metavar="METHOD", help="Default: GET, or POST when there is data.")
+@click.option("-H", "--header", "headers", metavar="'NAME: VALUE'", multiple=True, help="May be given often.")
+@click.option("-d", "--data", metavar="TEXT", help="What to send, as it stands. JSON is declared as JSON.")
+@click.option("--data-file", type=click.File("rb"), metavar="FILE|-", help="A file with what to send.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False, writable=True),
+    metavar="FILE",
+    help="Write the body here.",
+)
+@click.option("--max", "most", metavar="AMOUNT", help='Pay at most this: "5 ADA", or "120 units" of a token.')
+@click.option("--dry-run", is_flag=True, help="Call, and only say what paying would take; exit code 10 then.")
+@talks_to_daemon
+def fetch(
+    terminal: Terminal,
+    connect: Connect,
+    url: str,
+    method: str | None,
+    headers: Sequence[str],
+    data: str | None,
+    data_file: BinaryIO | None,
+    output: Path | None,
+    most: str | None,
+    dry_run: bool,
+) -> int:
+    """Make an HTTP call; when the merchant answers 402, pay and repeat it with the proof.
+
+    The body goes to stdout untouched. Exit code 0 means a 2xx answer. With any other the body is still given, and
+    the exit code says what it means: 8 when it was paid and is not served yet (the same command shows the same
+    proof again, and pays nothing), else 4. A redirect is not followed.
+    """
+    call = _read_call(url, method, headers, data, data_file)
+    if output is not None and not output.exists() and not os.access(output.parent, os.W_OK):
+        raise click.BadParameter(f"{output.parent} is no folder that can be written to", param_hint="-o")
+    bound = None if most is None else parse_most(most)
+    with connect() as link:
+        _require_merchant(link, call.origin)
+        fetcher = _Fetcher(terminal, link, call, output)
+        return fetcher.run(dry_run) if bound is None else fetcher.run_within(bound, dry_run)
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """The call, as it was asked for."""
+
+    method: str
+    url: str
+    origin: str
+    headers: Mapping[str, str] | list[tuple[str, str]]
+    content: bytes | None
+
+
+def _read_call(
+    url: str, method: str | None, headers: Sequence[str], data: str | None, data_file: BinaryIO | None
+) -> _Call:
+    import httpx
+
+    if data is not None and data_file is not None:
+        raise click.UsageError("give either -d or --data-file")
+    content = data_file.read() if data_file is not None else None if data is None else os.fsencode(data)
+    named = [_read_header(header) for header in headers]
+    # the body is given as it comes, so it is asked for as it is
+    defaults = {"accept-encoding": "identity", "user-agent": "payagent"}
+    if content is not None:
+        defaults["content-type"] = _content_type(content)
+    given = {name.lower() for name, _ in named}
+    try:
+        parts = httpx.URL(url)
+        origin = parse_origin(f"{parts.scheme}://{parts.netloc.decode('ascii')}")
+    except (httpx.InvalidURL, ValueError) as error:
+        raise click.BadParameter(str(error), param_hint="URL") from None
+    return _Call(
+        method=method or ("GET" if content is None else "POST"),
+        url=url,
+        origin=origin,
+        headers=[*named, *((name, value) for name, value in defaults.items() if name not in given)],
+        content=content,
+    )
+
+
+def _read_header(text: str) -> tuple[str, str]:
+    name, colon, value = text.partition(":")
+    if not colon or not name.strip() or not (text.isascii() and text.isprintable()):
+        raise click.BadParameter("write it as 'Name: value', in ASCII", param_hint="-H")
+    return name.strip(), value.strip()
+
+
+def _content_type(content: bytes) -> str:
+    try:
+        json.loads(content)
+    except ValueError:
+        return "application/x-www-form-urlencoded"
+    return "application/json"
+
+
+def _require_merchant(link: "Link", origin: str) -> None:
+    """Refuse before anything is sent, as every other way of paying does."""
+    if origin not in {row["origin"] for row in link.get("/v1/merchants")["merchants"]}:
+        raise Refused("merchant_not_allowed", f"{origin} is not in [merchants]", origin=origin)
+
+
+@dataclass(slots=True)
+class _Watcher:
+    """Asks the daemon over its socket for the client, and shows how the wait goes."""
+
+    link: "Link"
+    is_seen: bool
+    progress: Callable[[str], None] = lambda _text: None
+    started_s: float = field(default_factory=time.monotonic)
+    payment_id: str | None = None
+
+    def ask(self, ask: "Ask") -> "Reply":
+        from payagent.client import PayAgentError
+        from payagent.client.purchase import Reply
+
+        wait_s = min(ask.wait_s, 1) if self.is_seen else ask.wait_s
+        try:
+            if ask.body is None:
+                body = self.link.get(ask.path, wait=wait_s or None)
+            else:
+                body = self.link.post(ask.path, ask.body, ask.key)
+        except ProblemError as error:
+            return Reply(int(str(error.problem["status"])), error.problem)
+        except Refused as refused:
+            raise PayAgentError(describe(refused)) from None
+        if "state" in body:
+            self.payment_id = body["id"]
+            self.progress(f"{in_words(body['state'])}, {time.monotonic() - self.started_s:.0f} s")
+        return Reply(200, body)
+
+    def close(self) -> None:
+        """The link is its owner's."""
+
+
+@dataclass(slots=True)
+class _Fetcher:
+    """Makes the call, gives what came back, and says what it means."""
+
+    terminal: Terminal
+    link: "Link"
+    call: _Call
+    output: Path | None
+
+    def run(self, dry_run: bool) -> int:
+        """The call, without a bound of its own."""
+        with self._call({"X-Payagent-Dry-Run": "true"} if dry_run else {}) as (answer, quote):
+            return self._give(answer) if quote is None else self._give_quote(quote)
+
+    def run_within(self, bound: tuple[bool, int], dry_run: bool) -> int:
+        """The call within a bound in ADA or in a token; a dry run says which of them the merchant asks for."""
+        why: ProblemError | None = None
+        units = 1  # what is paid already can perhaps not be quoted; this lets it be found, and no more
+        try:
+            with self._call({"X-Payagent-Dry-Run": "true"}) as (answer, quote):
+                if quote is None:
+                    return self._give(answer)
+                units = same_unit(quote, bound)
+        except ProblemError as error:
+            if dry_run:
+                raise
+            why = error
+        options = {"X-Payagent-Max-Cost": str(units)} | ({"X-Payagent-Dry-Run": "true"} if dry_run else {})
+        try:
+            with self._call(options) as (answer, quote):
+                return self._give(answer) if quote is None else self._give_quote(quote)
+        except ProblemError as error:
+            raise why or error from None
+
+    @contextmanager
+    def _call(self, options: Mapping[str, str]) -> Iterator[tuple["httpx.Response", Json | None]]:
+        """(the answer with its body to come, the quote when it is a dry run's)."""
+        import httpx
+
+        from payagent.client import PayAgentError, PayAgentTransport
+        from payagent.client.purchase import QUOTE_MARK
+
+        proxy = self.link.settings.proxy
+        watcher = _Watcher(self.link, self.terminal.stderr.isatty())
+        transport = PayAgentTransport(daemon=watcher, patience_s=proxy.patience_s, spool_bytes=proxy.spool_bytes)
+        timeout = httpx.Timeout(proxy.read_timeout_s, connect=10.0)
+        headers = httpx.Headers([*self.call.headers, *options.items()])
+        try:
+            with httpx.Client(transport=transport, timeout=timeout, trust_env=False) as http:
+                http.headers = headers
+                request = http.build_request(self.call.method, self.call.url, content=self.call.content)
+                with self.terminal.waiting() as watcher.progress:
+                    answer = http.send(request, stream=True)
+                with closing(answer):
+                    yield answer, answer.extensions.get(QUOTE_MARK)
+        except PayAgentError as error:
+            raise ProblemError(error.problem) from None
+        except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL) as error:
+            raise _not_answered(error, watcher.payment_id) from None
+        except KeyboardInterrupt:
+            if watcher.payment_id is not None:
+                self.terminal.say(f"The payment {watcher.payment_id} goes on, and the same command finds it.")
+            raise
+
+    def _give(self, answer: "httpx.Response") -> int:
+        """The body as it comes; then, on stderr, what was paid and what no success means."""
+        from payagent.client.purchase import REFUSAL_MARK
+
+        self.terminal.stdout.flush()
+        with nullcontext(self.terminal.stdout.buffer) if self.output is None else self.output.open("wb") as sink:
+            for chunk in answer.iter_raw():
+                sink.write(chunk)
+                sink.flush()
+        if (refusal := answer.extensions.get(REFUSAL_MARK)) is not None:
+            return self._complain(refusal)
+        state = answer.headers.get("X-Payagent-State")
+        if state is not None:
+            payment_id, cost = answer.headers["X-Payagent-Payment"], answer.headers["X-Payagent-Cost"]
+            self.terminal.say(f"payment {payment_id} is {in_words(state)}, it cost {cost}")
+        if answer.is_success:
+            return 0
+        to = answer.headers.get("Location")
+        more = "" if to is None else f", to {to}, which is not followed"
+        self.terminal.say(f"the merchant answered {answer.status_code}{more}")
+        if state in _ENDED:
+            return VOID
+        return PENDING if answer.status_code == 402 and state is not None else NOT_SERVED
+
+    def _give_quote(self, quote: Json) -> int:
+        self.terminal.give(quote, lambda: show_quote(self.terminal, quote))
+        return DRY_RUN_OK if quote["within_limits"] else self._complain(quote["refusal"])
+
+    def _complain(self, problem: Any) -> int:
+        shown = as_shown(problem)
+        self.terminal.complain(shown)
+        return int(str(shown["exit_code"]))
+
+
+def _not_answered(error: Exception, payment_id: str | None) -> Refused:
+    """The merchant's part went wrong. What was paid for is asked for again."""
+    import httpx
+
+    what = f"{type(error).__name__}: {error}"
+    if payment_id is not None:
+        return Refused("not_served_yet", f"{payment_id} is on its way; {what}", payment=payment_id)
+    if isinstance(error, httpx.ReadTimeout):
+        return Refused("merchant_timeout", what)
+    return Refused("merchant_unreachable", what)

@@ -1,0 +1,73 @@
+"""`payagent proxy`: a port that is a merchant's origin, for a client that wants a bare one.
+
+May import: click, core, cli; payagent.proxy inside a function. Never: pays; the daemon does.
+"""
+
+import json
+import os
+import sys
+from functools import partial
+from pathlib import Path
+
+import click
+
+from payagent.cli.options import config_option, example, output_options, pass_terminal, token_file_option
+from payagent.cli.terminal import Terminal
+from payagent.core.origin import parse_origin
+from payagent.core.problem import Refused
+
+
+@click.command(epilog=example("payagent proxy --to https://api.example.com --listen 127.0.0.1:9000"))
+@click.option("--to", "url", required=True, metavar="URL", help="The merchant's origin, as in [merchants].")
+@click.option(
+    "--listen",
+    default="127.0.0.1:0",
+    show_default=True,
+    metavar="HOST:PORT",
+    help="Loopback address to listen on; port 0 takes a free one.",
+)
+@config_option
+@token_file_option
+@output_options
+@pass_terminal
+def proxy(terminal: Terminal, url: str, listen: str, config: Path | None, token_file: Path | None) -> None:
+    """Be a merchant's origin on this machine, and pay for its calls.
+
+    Its calls go through the daemon, which pays what the limits allow. A client needs no token here, so that every
+    program of this machine can spend within the limits while it runs. It runs until SIGTERM or Ctrl-C.
+    """
+    from payagent.api.server import listen_tcp
+    from payagent.cli.link import TOKEN_FILE
+    from payagent.log import Redactor, configure_logging
+    from payagent.proxy.bare import Bare, serve_bare
+    from payagent.settings import load_settings, read_secret_file
+
+    settings = load_settings(config, os.environ, {"api": {"listen": listen}})
+    origin = _origin(url)
+    names = [name for name, merchant in settings.merchants.items() if merchant.origin == origin]
+    if not names:
+        raise Refused("merchant_not_allowed", f"{origin} is not in [merchants]", origin=origin)
+    token = partial(read_secret_file, token_file or settings.data_dir / TOKEN_FILE)
+    redactor = Redactor()
+    redactor.register(token())
+    configure_logging(sys.stderr, redactor)
+    timeout_s = settings.proxy.read_timeout_s + settings.proxy.patience_s
+    app = Bare(settings.api.socket, names[0], token, timeout_s)
+    with listen_tcp(listen, "--listen") as listener:
+        host, port = listener.getsockname()[:2]
+        place = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+        def announce() -> None:
+            if terminal.is_json:
+                terminal.line(json.dumps({"proxy": place, "to": origin}))
+            else:
+                terminal.say(f"{place} is {origin}, paid by payagent")
+
+        serve_bare(app, listener, announce)
+
+
+def _origin(url: str) -> str:
+    try:
+        return parse_origin(url)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--to") from None

@@ -1,0 +1,14 @@
+"""client: for Python programs that pay through the daemon. One line makes an httpx client pay.
+
+May import: httpx, the standard library, core. Never: pycardano, a web framework, the official x402 SDK (whoever
+uses the scheme has it); decides whether to pay, which is the daemon's.
+
+`purchase` is what a call goes through, as steps without I/O; `transport` takes the steps, blocking or not;
+`bodies` keeps what must be sent or read twice; `daemon` is the way there; `scheme` plugs into the official SDK.
+"""
+
+from payagent.client.errors import PayAgentError
+from payagent.client.scheme import ExactCardanoScheme
+from payagent.client.transport import AsyncPayAgentTransport, PayAgentTransport
+
+__all__ = ["AsyncPayAgentTransport", "ExactCardanoScheme", "PayAgentError", "PayAgentTransport"]

@@ -1,0 +1,181 @@
+"""Bodies that are needed twice: a request's for its replay, an answer's that is looked at and then handed on.
+
+May import: httpx, the standard library. Never: holds more than `MEMORY_BYTES` of a streamed request in memory, or
+leaves it on disk: beyond that it lies in a file without a name.
+"""
+
+import hashlib
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from typing import cast
+
+import httpx
+
+MEMORY_BYTES = 1024 * 1024
+_PIECE_BYTES = 128 * 1024
+
+Stream = httpx.SyncByteStream | httpx.AsyncByteStream
+
+
+class Replay(httpx.SyncByteStream, httpx.AsyncByteStream):
+    """A request's body. The first time it is sent as it comes and kept, then it is sent from what was kept.
+
+    `is_whole` is False when it was more than `most_bytes`: it was sent, and cannot be sent again.
+    """
+
+    def __init__(self, source: Stream, most_bytes: int) -> None:
+        self.is_whole = True
+        self._most_bytes = most_bytes
+        self._hash = hashlib.sha256()
+        self._size = 0
+        self._kept = tempfile.SpooledTemporaryFile(max_size=MEMORY_BYTES)  # noqa: SIM115  as long as the call
+        self._source: Iterator[bytes] | AsyncIterator[bytes] | None
+        if isinstance(source, httpx.SyncByteStream):
+            self._source = iter(source)
+        else:
+            self._source = aiter(source)
+
+    @property
+    def sha256(self) -> str:
+        return self._hash.hexdigest()
+
+    def __iter__(self) -> Iterator[bytes]:
+        if self._source is None:
+            yield from self._again()
+            return
+        for chunk in cast("Iterator[bytes]", self._source):
+            self._keep(chunk)
+            yield chunk
+        self._source = None
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        if self._source is None:
+            for chunk in self._again():
+                yield chunk
+            return
+        if isinstance(self._source, Iterator):
+            for chunk in self:
+                yield chunk
+            return
+        async for chunk in self._source:
+            self._keep(chunk)
+            yield chunk
+        self._source = None
+
+    def rest(self) -> None:
+        """Keep what was not sent, because the merchant answered first."""
+        if self._source is not None:
+            for _ in self:
+                pass
+
+    async def arest(self) -> None:
+        if self._source is not None:
+            async for _ in self:
+                pass
+
+    def close(self) -> None:
+        """Called after each sending; the body is needed until the call is over."""
+
+    async def aclose(self) -> None:
+        return
+
+    def end(self) -> None:
+        self._kept.close()
+
+    def _keep(self, chunk: bytes) -> None:
+        self._size += len(chunk)
+        if self.is_whole and self._size > self._most_bytes:
+            self.is_whole = False
+            self._kept.close()
+        if self.is_whole:
+            self._hash.update(chunk)
+            self._kept.write(chunk)
+
+    def _again(self) -> Iterator[bytes]:
+        self._kept.seek(0)
+        while piece := self._kept.read(_PIECE_BYTES):
+            yield piece
+
+
+class Begun(httpx.SyncByteStream, httpx.AsyncByteStream):
+    """An answer's body of which the beginning was read already."""
+
+    def __init__(
+        self, parts: Sequence[bytes], rest: Iterable[bytes] | AsyncIterator[bytes], stream: Stream
+    ) -> None:
+        self._parts = parts
+        self._rest = rest
+        self._stream = stream
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield from self._parts
+        yield from cast("Iterable[bytes]", self._rest)
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for part in self._parts:
+            yield part
+        async for part in cast("AsyncIterator[bytes]", self._rest):
+            yield part
+
+    def close(self) -> None:
+        cast("httpx.SyncByteStream", self._stream).close()
+
+    async def aclose(self) -> None:
+        await cast("httpx.AsyncByteStream", self._stream).aclose()
+
+
+class Watched(httpx.SyncByteStream):
+    """An answer's body; `at_end` is called when its last byte was read, and never when it was not."""
+
+    def __init__(self, stream: httpx.SyncByteStream, at_end: Callable[[], None]) -> None:
+        self._stream = stream
+        self._at_end = at_end
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield from self._stream
+        self._at_end()
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+class AsyncWatched(httpx.AsyncByteStream):
+    """The same for `async for`."""
+
+    def __init__(self, stream: httpx.AsyncByteStream, at_end: Callable[[], Awaitable[None]]) -> None:
+        self._stream = stream
+        self._at_end = at_end
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async for part in self._stream:
+            yield part
+        await self._at_end()
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+def read_up_to(stream: httpx.SyncByteStream, most_bytes: int) -> tuple[bytes | None, Stream]:
+    """(the whole body, or None when it is longer; a stream that gives it from its start)."""
+    parts: list[bytes] = []
+    rest = iter(stream)
+    for part in rest:
+        parts.append(part)
+        if sum(map(len, parts)) > most_bytes:
+            return None, Begun(parts, rest, stream)
+    stream.close()
+    raw = b"".join(parts)
+    return raw, httpx.ByteStream(raw)
+
+
+async def aread_up_to(stream: httpx.AsyncByteStream, most_bytes: int) -> tuple[bytes | None, Stream]:
+    """The same for `async for`."""
+    parts: list[bytes] = []
+    rest = aiter(stream)
+    async for part in rest:
+        parts.append(part)
+        if sum(map(len, parts)) > most_bytes:
+            return None, Begun(parts, rest, stream)
+    await stream.aclose()
+    raw = b"".join(parts)
+    return raw, httpx.ByteStream(raw)

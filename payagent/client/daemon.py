@@ -1,0 +1,154 @@
+"""The way to the daemon, blocking and not: HTTP on loopback or over its Unix socket, with an app's token.
+
+May import: httpx, the standard library, the rest of client. Never: shows the token, or sends it anywhere but
+to this machine; follows a redirect or a proxy of the environment.
+"""
+
+import json
+import os
+import re
+import ssl
+import stat
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from payagent.client.errors import own_error
+from payagent.client.purchase import Ask, Reply
+
+DEFAULT = "http://127.0.0.1:8402"
+TOKEN_VARIABLE = "PAYAGENT_TOKEN"  # noqa: S105  the variable's name
+
+_TOKEN = re.compile(r"[!-~]+", re.ASCII)
+_TIMEOUT = httpx.Timeout(30.0, connect=2.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the daemon listens, and the token for it. `socket` is a Unix socket's path."""
+
+    url: str
+    socket: Path | None
+    token: str = field(repr=False)
+
+    @classmethod
+    def read(cls, daemon: str | Path, token: str | None) -> "Place":
+        """Of what a program says; the token is $PAYAGENT_TOKEN where none is given. Raises ValueError."""
+        token = os.environ.get(TOKEN_VARIABLE) if token is None else token
+        if not token:
+            raise ValueError(f"no token: give one, or set {TOKEN_VARIABLE}")
+        if not _TOKEN.fullmatch(token):
+            raise ValueError("the token has characters that no token has")
+        text = str(daemon)
+        if "://" not in text:
+            return cls("http://localhost", Path(text), token)
+        url = httpx.URL(text)
+        if url.scheme != "http" or not _is_loopback(url.host):
+            raise ValueError("the daemon listens on this machine: http://127.0.0.1:PORT, or its socket's path")
+        return cls(text.rstrip("/"), None, token)
+
+    def request(self, ask: Ask) -> dict[str, Any]:
+        """The arguments of a client's `request`."""
+        headers = {"authorization": f"Bearer {self.token}"}
+        if ask.key is not None:
+            headers["idempotency-key"] = ask.key
+        made: dict[str, Any] = {"method": ask.method, "url": ask.path, "headers": headers}
+        if ask.body is not None:
+            headers["content-type"] = "application/json"
+            made["content"] = json.dumps(ask.body).encode()
+        if ask.wait_s:
+            made |= {"params": {"wait": ask.wait_s}, "timeout": httpx.Timeout(ask.wait_s + 15.0, connect=2.0)}
+        return made
+
+    def require_ours(self) -> None:
+        """A socket that somebody else listens on is told nothing."""
+        if self.socket is None:
+            return
+        try:
+            status = self.socket.stat()
+        except OSError:
+            raise self.not_running() from None
+        if not stat.S_ISSOCK(status.st_mode) or status.st_uid not in (0, os.geteuid()):
+            raise own_error(
+                "config_invalid", f"{self.socket} is not a socket of this user's: no token is sent there"
+            )
+
+    def options(self) -> dict[str, Any]:
+        """What both clients are made with."""
+        return {"base_url": self.url, "trust_env": False, "follow_redirects": False, "timeout": _TIMEOUT}
+
+    def transport_options(self) -> dict[str, Any]:
+        # No certificates: nothing here speaks TLS, and loading them takes longer than the call.
+        uds = None if self.socket is None else str(self.socket)
+        return {"uds": uds, "verify": ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)}
+
+    def not_running(self) -> Exception:
+        return own_error("daemon_not_running", f"nobody answers on {self.socket or self.url}")
+
+    def silent(self, ask: Ask, error: Exception) -> Exception:
+        return own_error("daemon_silent", f"it did not answer {ask.method} {ask.path}: {type(error).__name__}")
+
+
+class Daemon:
+    """Asks the daemon and waits."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._http = httpx.Client(transport=httpx.HTTPTransport(**place.transport_options()), **place.options())
+
+    def __repr__(self) -> str:
+        return f"Daemon({self._place!r})"
+
+    def ask(self, ask: Ask) -> Reply:
+        self._place.require_ours()
+        try:
+            return _reply(self._http.request(**self._place.request(ask)))
+        except httpx.ConnectError:
+            raise self._place.not_running() from None
+        except (httpx.HTTPError, ValueError) as error:
+            raise self._place.silent(ask, error) from None
+
+    def close(self) -> None:
+        self._http.close()
+
+
+class AsyncDaemon:
+    """Asks the daemon, and lets others run meanwhile."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        transport = httpx.AsyncHTTPTransport(**place.transport_options())
+        self._http = httpx.AsyncClient(transport=transport, **place.options())
+
+    def __repr__(self) -> str:
+        return f"AsyncDaemon({self._place!r})"
+
+    async def ask(self, ask: Ask) -> Reply:
+        self._place.require_ours()
+        try:
+            return _reply(await self._http.request(**self._place.request(ask)))
+        except httpx.ConnectError:
+            raise self._place.not_running() from None
+        except (httpx.HTTPError, ValueError) as error:
+            raise self._place.silent(ask, error) from None
+
+    async def aclose(self) -> None:
+        await self._http.aclose()
+
+
+def _reply(answer: httpx.Response) -> Reply:
+    """The daemon's object; anything else is not from it (ValueError)."""
+    body = answer.json()
+    if not isinstance(body, dict):
+        raise ValueError("not an object")
+    return Reply(answer.status_code, body)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,416 @@
+"""What a call goes through until its client has an answer: a generator of steps, carried out by a transport.
+
+The daemon decides. This asks the merchant, has the daemon pay the 402, repeats the call with the headers that it
+gave, tells it what came back, and shows the same proof again when it says so.
+
+May import: httpx's values, core, the rest of client. Never: I/O but through a step; pays for a call whose payment
+was redirected; sends a header that begins with X-Payagent- to a merchant, or takes one from it.
+"""
+
+import base64
+import time
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import httpx
+
+from payagent.client.bodies import Replay
+from payagent.client.errors import PayAgentError, own_error
+from payagent.core.money import LOVELACE, parse_units
+from payagent.core.payment import ENDED_WITHOUT_PAYING, State
+from payagent.core.problem import Refused
+
+T = TypeVar("T")
+Json = Mapping[str, Any]
+Headers = Sequence[tuple[bytes, bytes]]
+
+ANSWER_MAX_BYTES = 128 * 1024
+"""What is read of an answer that may say something about paying."""
+
+PAID_READ_TIMEOUT_S = 180.0
+"""A merchant that settles before it serves may wait for blocks."""
+
+WAIT_S = 25
+_LOST_FIRST_S, _LOST_MAX_S = 0.5, 10.0
+_OWN_PREFIX = b"x-payagent-"
+_MAX_COST, _DRY_RUN = b"x-payagent-max-cost", b"x-payagent-dry-run"
+_SWITCHES = {None: False, "false": False, "true": True}
+_BUYER = frozenset((b"x-partner", b"x-wallet-address"))
+_NO_INVOICE = frozenset(("merchant_not_allowed", "not_an_invoice", "body_not_understood", "json_not_understood"))
+_WITHOUT_PROOF = ENDED_WITHOUT_PAYING | {State.CANCELLING}
+
+PAID_MARK, REFUSAL_MARK, QUOTE_MARK = "payagent_paid", "payagent_refusal", "payagent_quote"
+"""Names in `extensions`: of a request whose payment was redirected; of a 402 that was not paid, the daemon's
+reason; of the answer to a dry run, the quote."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Ask the daemon; gives a `Reply`. Raises `PayAgentError` when there is none."""
+
+    method: str
+    path: str
+    body: Json | None = None
+    key: str | None = None
+    wait_s: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What the daemon said: an object, or a problem (RFC 9457)."""
+
+    status: int
+    body: Json
+
+    def value(self, **context: object) -> Json:
+        """The object; a problem is raised."""
+        if self.status >= 400:
+            raise PayAgentError({**self.body, **context})
+        return self.body
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send a call to the merchant; gives its answer, whose body is not read yet. Raises `httpx.TransportError`."""
+
+    request: httpx.Request
+
+
+@dataclass(frozen=True, slots=True)
+class Peek:
+    """Read an answer's body; gives (the raw bytes, or None if they are too many, and the answer anew)."""
+
+    answer: httpx.Response
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """Read what is left of the call's body."""
+
+    body: Replay
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Wait."""
+
+    seconds: float
+
+
+Step = Ask | Send | Peek | Keep | Pause
+Steps = Generator[Step, Any, T]
+
+
+@dataclass(frozen=True, slots=True)
+class Bought:
+    """The answer for the client. `payment_id` is there when its last byte means that the payment is delivered."""
+
+    answer: httpx.Response
+    payment_id: str | None = None
+
+
+@dataclass(slots=True)
+class Call:
+    """A call of the client's: what goes to the merchant, and how far it may go in paying."""
+
+    request: httpx.Request
+    body: Replay
+    headers: list[tuple[bytes, bytes]]
+    key: str | None
+    max_cost_units: int | None
+    dry_run: bool
+
+    def first(self, buyer: Mapping[str, str]) -> httpx.Request:
+        """The call without a proof. An invoice is bound to who buys, so the first call says that already."""
+        names = {name.lower() for name, _ in self.headers}
+        added = [(name.encode(), value.encode()) for name, value in buyer.items()]
+        self.headers += [pair for pair in added if pair[0].lower() not in names]
+        return self._request(self.headers, self.request.url, self.request.extensions)
+
+    def paid(self, proof: Mapping[str, str], query: str | None) -> httpx.Request:
+        """The call with a proof. Who buys is said as in the first call; `query` asks for the outcome instead."""
+        url, headers = self.request.url, self.headers
+        if query is not None:
+            mark = b"&" if url.query else b"?"
+            url = url.copy_with(raw_path=url.raw_path + mark + query.encode())
+        else:
+            new = [(name.encode(), value.encode()) for name, value in proof.items()]
+            new = [pair for pair in new if pair[0].lower() not in _BUYER]
+            names = {name.lower() for name, _ in new}
+            headers = [pair for pair in headers if pair[0].lower() not in names] + new
+        limits = dict(self.request.extensions.get("timeout") or {})
+        if limits.get("read") is not None:
+            limits["read"] = max(limits["read"], PAID_READ_TIMEOUT_S)
+        return self._request(headers, url, self.request.extensions | {"timeout": limits})
+
+    def _request(self, headers: Headers, url: httpx.URL, extensions: Mapping[str, Any]) -> httpx.Request:
+        return httpx.Request(
+            self.request.method, url, headers=list(headers), stream=self.body, extensions=dict(extensions)
+        )
+
+    def ask(self, demand: httpx.Response, body: bytes) -> Json:
+        """The 402 as the daemon takes it."""
+        url = self.request.url
+        asked: dict[str, Any] = {
+            "origin": f"{url.scheme}://{url.netloc.decode('ascii')}",
+            "request": {
+                "method": self.request.method,
+                "path": url.raw_path.decode("ascii"),
+                "body_sha256": self.body.sha256,
+            },
+            "response": {"status": demand.status_code, **_told(demand, body)},
+        }
+        if self.max_cost_units is not None:
+            asked["max_total"] = str(self.max_cost_units)
+        return asked
+
+
+@dataclass(slots=True)
+class Purchases:
+    """How one transport buys. `buyers` are what calls to a merchant say of who buys, by origin, once known."""
+
+    max_cost_units: int | None
+    patience_s: float
+    spool_bytes: int
+    _buyers: Mapping[str, Mapping[str, str]] | None = field(default=None)
+
+    def run(self, request: httpx.Request) -> Steps[Bought]:
+        """From a client's call to its answer."""
+        call = read_call(request, self.max_cost_units, self.spool_bytes)
+        try:
+            mark = request.extensions.get(PAID_MARK)
+            if mark is not None and mark != str(request.url):
+                return Bought(_plain((yield Send(call.first({})))))
+            return (yield from self._buy(call))
+        finally:
+            call.body.end()
+
+    def _buy(self, call: Call) -> Steps[Bought]:
+        """Anew as long as another call of the same kind has used the payment up."""
+        shown: Bought | None = None
+        used_up: str | None = None
+        while True:
+            demand = yield from self._ask_merchant(call)
+            if demand.status_code != 402:
+                return Bought(demand)
+            raw, demand = yield Peek(demand)
+            body = None if raw is None else _decoded(demand, raw)
+            if body is None:
+                return Bought(demand)
+            if call.dry_run:
+                return Bought((yield from self._quote(call, demand, body)))
+            payment = yield from self._pay(call, demand, body)
+            if payment is None:
+                return Bought(demand)
+            if shown is not None and payment["id"] == used_up:
+                return shown
+            shown, is_used_up = yield from Showing(call, payment, time.monotonic() + self.patience_s).run()
+            if not is_used_up:
+                return shown
+            used_up = payment["id"]
+
+    def _ask_merchant(self, call: Call) -> Steps[httpx.Response]:
+        """The call without a proof. Should it cost before we could learn what it has to say, it is repeated."""
+        yield from self._introduce()
+        while True:
+            is_known = self._buyers is not None
+            origin = f"{call.request.url.scheme}://{call.request.url.netloc.decode('ascii')}"
+            answer = _plain((yield Send(call.first((self._buyers or {}).get(origin, {})))))
+            if answer.status_code != 402:
+                return answer
+            yield Keep(call.body)
+            if not call.body.is_whole:
+                raise own_error(
+                    "request_too_big_to_replay",
+                    f"the merchant wants to be paid, and only {self.spool_bytes} bytes of a body are kept",
+                )
+            if is_known:
+                return answer
+            yield from self._introduce()
+            if not (self._buyers or {}).get(origin):
+                return answer
+
+    def _introduce(self) -> Steps[None]:
+        """Learn once what calls to each merchant carry. Without the daemon, calls that cost nothing still work."""
+        if self._buyers is not None:
+            return
+        try:
+            reply: Reply = yield Ask("GET", "/v1/merchants")
+            self._buyers = {row["origin"]: row["call_headers"] for row in reply.value()["merchants"]}
+        except PayAgentError:
+            return
+
+    def _quote(self, call: Call, demand: httpx.Response, body: bytes) -> Steps[httpx.Response]:
+        reply: Reply = yield Ask("POST", "/v1/quotes", call.ask(demand, body))
+        if _is_no_invoice(reply, demand):
+            return demand
+        quote = reply.value()
+        return httpx.Response(200, json=quote, extensions={QUOTE_MARK: quote})
+
+    def _pay(self, call: Call, demand: httpx.Response, body: bytes) -> Steps[Json | None]:
+        """The payment; None when the 402 is none of the daemon's, and the client's own business."""
+        reply: Reply = yield Ask("POST", "/v1/payments", call.ask(demand, body), call.key)
+        return None if _is_no_invoice(reply, demand) else reply.value()
+
+
+@dataclass(slots=True)
+class Showing:
+    """A payment's proof, shown until the merchant has answered for good or patience is over."""
+
+    call: Call
+    payment: Json
+    deadline_s: float
+    lost_count: int = 0
+    query: str | None = None
+    last: httpx.Response | None = None
+
+    def run(self) -> Steps[tuple[Bought, bool]]:
+        """(the answer, whether it says that the proof has bought another call)."""
+        self.payment = yield from until_ready(self.payment, self.deadline_s)
+        while True:
+            try:
+                answer = _plain((yield Send(self.call.paid(self.payment["headers"], self.query))))
+            except httpx.TransportError:
+                after_s = min(_LOST_FIRST_S * 2 ** min(self.lost_count, 10), _LOST_MAX_S)
+                self.lost_count += 1
+            else:
+                if answer.is_success and not self._may_be_pending(answer):
+                    return Bought(self._marked(answer), self.payment["id"]), False
+                answer, is_used_up, again_after_s = yield from self._tell(answer)
+                if again_after_s is None or is_used_up:
+                    return Bought(self._marked(answer)), is_used_up
+                after_s = again_after_s
+            if after_s >= self.deadline_s - time.monotonic():
+                return Bought(self._given_up()), False
+            yield Pause(after_s)
+
+    def _may_be_pending(self, answer: httpx.Response) -> bool:
+        """The one success that may only mean "later" (the examples of x402's version 1)."""
+        return (
+            answer.status_code == 202
+            and self.payment["dialect"] == "x402-v1"
+            and "json" in answer.headers.get("content-type", "")
+        )
+
+    def _tell(self, answer: httpx.Response) -> Steps[tuple[httpx.Response, bool, float | None]]:
+        """Tell the daemon what the retry got, and hear what that means: (the answer anew, whether another call
+        has used the proof up, in how many seconds it is shown again)."""
+        raw, answer = yield Peek(answer)
+        self.last = None if raw is None else answer
+        body = b"" if raw is None else _decoded(answer, raw) or b""
+        told = {"status": answer.status_code, **_told(answer, body)}
+        reply: Reply = yield Ask("POST", f"/v1/payments/{self.payment['id']}/delivery", told)
+        self.payment = reply.value(payment=self.payment["id"])
+        said, query = self.payment["answer"], self.query
+        self.query = said.get("poll_query")
+        if 300 <= answer.status_code < 400:
+            self.call.request.extensions[PAID_MARK] = str(self.call.request.url)
+        # if no call was ever served with it, it is no reason to pay again
+        was_served = self.payment["delivery"] == "accepted"
+        says_so = said["said"] in ("used_up", "invoiced") and query is None
+        is_used_up = raw is not None and was_served and says_so
+        return answer, is_used_up, said["again_after_s"]
+
+    def _marked(self, answer: httpx.Response) -> httpx.Response:
+        """The answer with what was paid for it."""
+        asset = self.payment["outputs"][0]["asset"]
+        units = sum(int(output["units"]) for output in self.payment["outputs"] if output["asset"] == asset)
+        if asset == LOVELACE:
+            units += int(self.payment["fee"] or 0)
+        answer.headers["X-Payagent-Payment"] = self.payment["id"]
+        answer.headers["X-Payagent-Cost"] = f"{units} {asset}"
+        answer.headers["X-Payagent-State"] = self.payment["state"]
+        return answer
+
+    def _given_up(self) -> httpx.Response:
+        """Time is over. What the merchant said last is more than we could say."""
+        if self.last is None:
+            raise _not_served(self.payment)
+        return self._marked(self.last)
+
+
+def until_ready(payment: Json, deadline_s: float) -> Steps[Json]:
+    """Wait until the merchant can be expected to take the payment's proof."""
+    payment_id = payment["id"]
+    while not payment["ready"]:
+        if payment["state"] in _WITHOUT_PROOF:
+            reason = payment.get("reason") or {}
+            raise own_error(
+                "payment_ended" if payment["state"] in ENDED_WITHOUT_PAYING else "merchant_refused",
+                f"{payment_id} is {payment['state']}: {reason.get('code')}, {reason.get('detail')}",
+                payment=payment_id,
+            )
+        left_s = deadline_s - time.monotonic()
+        if left_s <= 0:
+            raise _not_served(payment)
+        reply: Reply = yield Ask("GET", f"/v1/payments/{payment_id}", wait_s=max(1, min(WAIT_S, int(left_s))))
+        payment = reply.value(payment=payment_id)
+    return payment
+
+
+def _not_served(payment: Json) -> PayAgentError:
+    return own_error(
+        "not_served_yet",
+        f"{payment['id']} is {payment['state']}, and the merchant has not served the call",
+        payment=payment["id"],
+    )
+
+
+def read_call(request: httpx.Request, max_cost_units: int | None, spool_bytes: int) -> Call:
+    """A client's request without what it says to us."""
+    headers = request.headers.raw
+    ours = {name.lower(): value.decode("ascii", "replace") for name, value in headers if _is_own(name)}
+    for name in ours.keys() - {_MAX_COST, _DRY_RUN}:
+        raise own_error("bad_request", f"the header {name.decode('latin-1')[:60]!a} is not known")
+    said = ours.get(_DRY_RUN)
+    if said not in _SWITCHES:
+        raise own_error("bad_request", "X-Payagent-Dry-Run is true or false")
+    if (text := ours.get(_MAX_COST)) is not None:
+        try:
+            asked = parse_units(text, "X-Payagent-Max-Cost")
+        except Refused as refused:
+            raise own_error("bad_request", refused.detail) from None
+        max_cost_units = asked if max_cost_units is None else min(asked, max_cost_units)
+    return Call(
+        request=request,
+        body=Replay(request.stream, spool_bytes),
+        headers=[pair for pair in headers if not _is_own(pair[0])],
+        key=request.headers.get("idempotency-key"),
+        max_cost_units=max_cost_units,
+        dry_run=_SWITCHES[said],
+    )
+
+
+def _is_own(name: bytes) -> bool:
+    return name.lower().startswith(_OWN_PREFIX)
+
+
+def _plain(answer: httpx.Response) -> httpx.Response:
+    """An answer without headers that only we may give: a merchant cannot claim a payment."""
+    for name in {name for name, _ in answer.headers.raw if _is_own(name)}:
+        del answer.headers[name.decode("latin-1")]
+    return answer
+
+
+def _told(answer: httpx.Response, body: bytes) -> Json:
+    """An answer's headers and body as the daemon takes them."""
+    headers = [[name.decode("latin-1"), value.decode("latin-1")] for name, value in answer.headers.raw]
+    return {"headers": headers, "body_base64": base64.b64encode(body).decode("ascii")}
+
+
+def _decoded(answer: httpx.Response, raw: bytes) -> bytes | None:
+    """The body without its content coding; None when it cannot be read."""
+    try:
+        body = httpx.Response(answer.status_code, headers=answer.headers, stream=httpx.ByteStream(raw)).read()
+    except httpx.DecodingError:
+        return None
+    return body if len(body) <= ANSWER_MAX_BYTES else None
+
+
+def _is_no_invoice(reply: Reply, demand: httpx.Response) -> bool:
+    """Whether a 402 is somebody else's affair; why it was not paid is noted on it."""
+    if reply.status < 400 or reply.body.get("code") not in _NO_INVOICE:
+        return False
+    demand.extensions[REFUSAL_MARK] = dict(reply.body)
+    return True

@@ -1,0 +1,215 @@
+"""The scheme `exact` on Cardano for the official x402 SDK's clients: the daemon signs, and the SDK sends.
+
+    http = ExactCardanoScheme(token=...).connect(x402Client())     # then x402HttpxClient(http)
+
+May import: the standard library, core, the rest of client; x402 inside a function. Never: holds a key; makes a
+second payment for a call whose first one was not answered.
+"""
+
+import base64
+import json
+import logging
+import time
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urljoin, urlsplit
+
+from payagent.client.daemon import DEFAULT, Daemon, Place
+from payagent.client.errors import PayAgentError, own_error
+from payagent.client.purchase import Ask, Json, until_ready
+from payagent.core.origin import DEFAULT_PORTS
+
+PATIENCE_S = 120.0
+AGAIN_MAX_S = 2.0
+"""The SDK's loop stands still while the scheme waits."""
+
+PATTERNS = ("cardano:*", "cip34:*")
+_USDM = "c48cbb3d5e57ed56e276bc45f99ab39abe94e6cd7ac39fb402da47ad.0014df105553444d"
+_TUSDM = "e675b46e4d2242c991a8932a99db3044e80515ae14b4c4ccf6b3f4c9.0014df10745553444d"
+_DOLLARS = {
+    **dict.fromkeys(("cardano:mainnet", "cip34:1-764824073"), (_USDM, "USDM")),
+    **dict.fromkeys(("cardano:preprod", "cip34:0-1"), (_TUSDM, "tUSDM")),
+}
+
+log = logging.getLogger("payagent.client")
+
+
+@dataclass(slots=True)
+class _Shown:
+    """The last payload that this task or thread was given."""
+
+    scheme: object
+    url: str
+    payment_id: str
+    transaction: str
+    is_answered: bool = False
+
+
+# What the SDK's steps for one call share: they run in one task, or one thread.
+_called: ContextVar[str | None] = ContextVar("payagent_called", default=None)
+_wanted: ContextVar[tuple[str | None, Any] | None] = ContextVar("payagent_wanted", default=None)
+_last: ContextVar[_Shown | None] = ContextVar("payagent_last", default=None)
+
+
+class ExactCardanoScheme:
+    """Has the daemon sign for an SDK client.
+
+    `connect` registers it and gives the SDK's HTTP client that tells the scheme which URL was called. Registered
+    by hand (`client.register("cardano:*", scheme)`), it must believe the merchant's 402 about that: whoever is
+    called can then name another server's URL, and is paid under its name, within your limits.
+
+    Calls with the same URL and terms share one payment until it is delivered, so a repeated call shows the same
+    proof. The SDK tells a scheme neither method nor body: different calls to one URL share it as well. While a
+    payment has no answer, another URL that wants money in the same task or thread is refused once, since that is
+    what a redirect after paying looks like.
+    """
+
+    scheme = "exact"
+
+    def __init__(
+        self, *, daemon: str | Path = DEFAULT, token: str | None = None, patience_s: float = PATIENCE_S
+    ) -> None:
+        self._daemon = Daemon(Place.read(daemon, token))
+        self._patience_s = patience_s
+        self.scheme_hooks = {
+            "on_before_payment_creation": self._before_creation,
+            "on_payment_response": self._on_response,
+        }
+
+    def connect(self, client: Any) -> Any:
+        """Register for Cardano's networks; returns the HTTP client to be used, blocking as `client` is."""
+        from x402 import x402ClientSync
+        from x402.http import x402HTTPClient, x402HTTPClientSync
+
+        for pattern in PATTERNS:
+            client.register(pattern, self)
+        made = x402HTTPClientSync if isinstance(client, x402ClientSync) else x402HTTPClient
+        return made(client).on_payment_required(self._on_required)
+
+    def close(self) -> None:
+        self._daemon.close()
+
+    def find_default_asset(self, asset: str, network: str) -> dict[str, object] | None:
+        """The dollar of a network, for the SDK's own spend controls."""
+        unit, symbol = _DOLLARS.get(network, ("", ""))
+        return {"asset": unit, "decimals": 6, "symbol": symbol} if unit and asset == unit else None
+
+    def create_payment_payload(self, requirements: Any) -> dict[str, Any]:
+        """The inner payload. Blocks while the daemon signs, mostly for some milliseconds."""
+        url, required = _take_wanted(requirements)
+        self._refuse_redirect(url)
+        payment = self._pay(url, required)
+        proof = json.loads(base64.b64decode(payment["headers"]["PAYMENT-SIGNATURE"]))
+        _last.set(_Shown(self, url, payment["id"], proof["payload"]["transaction"]))
+        payload: dict[str, Any] = dict(proof["payload"])
+        if proof.get("extensions"):
+            payload["__extensions"] = proof["extensions"]
+        return payload
+
+    def _pay(self, url: str, required: str) -> Json:
+        parts = urlsplit(url)
+        demand = {"status": 402, "headers": {"PAYMENT-REQUIRED": required}, "body_base64": ""}
+        body = {"origin": f"{parts.scheme}://{parts.netloc}", "response": demand}
+        payment = self._daemon.ask(Ask("POST", "/v1/payments", body)).value()
+        steps = until_ready(payment, time.monotonic() + self._patience_s)
+        try:
+            ask = next(steps)
+            while True:
+                ask = steps.send(self._daemon.ask(ask))  # type: ignore[arg-type]
+        except StopIteration as end:
+            ready: Json = end.value
+            return ready
+
+    def _refuse_redirect(self, url: str) -> None:
+        last = _last.get()
+        if last is None or last.scheme is not self or last.is_answered or last.url == url:
+            return
+        last.is_answered = True
+        raise own_error(
+            "not_served_yet",
+            f"{last.payment_id} for {last.url} has no answer, and {url} wants money now: a redirect after paying "
+            "is not paid again. If it is another call, repeat it",
+            payment=last.payment_id,
+        )
+
+    def _on_required(self, context: Any) -> None:
+        _called.set(context.request_url)
+
+    def _before_creation(self, context: Any) -> None:
+        required = context.payment_required.model_dump(by_alias=True, exclude_none=True)
+        chosen = context.selected_requirements
+        required["accepts"] = [chosen.model_dump(by_alias=True, exclude_none=True)]
+        called, sold = _called.get(), (required.get("resource") or {}).get("url")
+        _called.set(None)
+        url = called or sold
+        if not url or urlsplit(url).scheme not in DEFAULT_PORTS:
+            raise own_error("resource_mismatch", "the 402 does not name the URL that it sells; use `connect`")
+        if sold and not _is_same(urljoin(url, sold), url):
+            raise own_error("resource_mismatch", f"the 402 sells {sold[:300]!a}, the call was to {url[:300]!a}")
+        _wanted.set((url, (chosen, base64.b64encode(json.dumps(required).encode()).decode("ascii"))))
+
+    def _on_response(self, context: Any) -> Any:
+        """Tell the daemon; True for the SDK when the call is to be repeated, which it does once."""
+        shown = _last.get()
+        if shown is None or context.payment_payload.payload.get("transaction") != shown.transaction:
+            return None
+        shown.is_answered = True
+        try:
+            ask = Ask("POST", f"/v1/payments/{shown.payment_id}/delivery", _heard(context))
+            payment = self._daemon.ask(ask).value()
+        except PayAgentError as error:
+            log.warning("a delivery could not be reported: %s", error)
+            return None
+        return _recovered() if _is_worth_repeating(payment) else None
+
+
+def _take_wanted(requirements: Any) -> tuple[str, str]:
+    """(the URL, the 402's header) that the hook before the creation left."""
+    wanted = _wanted.get()
+    _wanted.set(None)
+    if wanted is None or wanted[1][0] is not requirements:
+        raise own_error("bad_request", "the SDK did not call the scheme's hook before it creates a payload")
+    url, (_, required) = wanted
+    return str(url), str(required)
+
+
+def _is_same(sold: str, called: str) -> bool:
+    """Whether a resource is the call's. A server behind TLS says http; a query counts if it has one."""
+    one, other = urlsplit(sold), urlsplit(called)
+    default = {None, *DEFAULT_PORTS.values()}
+    same_port = one.port == other.port or {one.port, other.port} <= default
+    return (
+        (one.hostname, one.path or "/") == (other.hostname, other.path or "/")
+        and same_port
+        and one.query in ("", other.query)
+    )
+
+
+def _heard(context: Any) -> Json:
+    """What the SDK knows of the merchant's answer, as the daemon takes it."""
+    if context.settle_response is not None and context.settle_response.success:
+        return {"status": 200}
+    name, said = "PAYMENT-RESPONSE", context.settle_response
+    if said is None:
+        name, said = "PAYMENT-REQUIRED", context.payment_required
+    raw = said.model_dump_json(by_alias=True, exclude_none=True).encode()
+    return {"status": 402, "headers": {name: base64.b64encode(raw).decode("ascii")}}
+
+
+def _is_worth_repeating(payment: Json) -> bool:
+    """The same proof, soon; or a new payment when another call was served with this one."""
+    answer = payment["answer"]
+    if answer["said"] == "used_up":
+        return bool(payment["delivery"] == "accepted")
+    if answer["again_after_s"] is None or answer["again_after_s"] > AGAIN_MAX_S:
+        return False
+    time.sleep(answer["again_after_s"])
+    return True
+
+
+def _recovered() -> Any:
+    from x402.schemas import RecoveredResponseResult
+
+    return RecoveredResponseResult()

@@ -1,0 +1,219 @@
+"""httpx transports that pay: `httpx.Client(transport=PayAgentTransport(token=...))`.
+
+A transport and not an `httpx.Auth`: with `follow_redirects` an Auth would send the proof to the redirect's target.
+
+May import: httpx, the standard library, the rest of client. Never: follows a redirect; shows the token.
+"""
+
+import asyncio
+import logging
+import time
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import httpx
+
+from payagent.client.bodies import AsyncWatched, Watched, aread_up_to, read_up_to
+from payagent.client.daemon import DEFAULT, AsyncDaemon, Daemon, Place
+from payagent.client.errors import PayAgentError
+from payagent.client.purchase import ANSWER_MAX_BYTES, Ask, Bought, Keep, Pause, Peek, Purchases, Reply, Send, Step
+
+PATIENCE_S = 900.0
+SPOOL_BYTES = 64 * 1024 * 1024
+
+log = logging.getLogger("payagent.client")
+
+
+class Asks(Protocol):
+    """What a transport needs of the way to the daemon."""
+
+    def ask(self, ask: Ask) -> Reply: ...
+
+    def close(self) -> None: ...
+
+
+class PayAgentTransport(httpx.BaseTransport):
+    """Sends calls through `inner`; what a merchant answers with 402 is paid by the daemon, and the call repeated.
+
+    `daemon` is its address or its socket's path, `token` an app's (default: $PAYAGENT_TOKEN). `max_cost_units`
+    bounds what one call may cost, in the smallest unit of the asset it is paid in, fee included. `patience_s` is
+    how long a call waits for its payment and its merchant, `spool_bytes` how much of a body is kept to be sent
+    again.
+
+    Raises `PayAgentError` when the call was not paid for a reason of ours, or paid and not served in time. A 402
+    of a server that is not configured, or that is no invoice, is handed on as it came. A paid answer has the
+    headers X-Payagent-Payment, -Cost and -State; the payment counts as delivered when the body was read to its
+    end.
+    """
+
+    def __init__(
+        self,
+        inner: httpx.BaseTransport | None = None,
+        *,
+        daemon: str | Path | Asks = DEFAULT,
+        token: str | None = None,
+        max_cost_units: int | None = None,
+        patience_s: float = PATIENCE_S,
+        spool_bytes: int = SPOOL_BYTES,
+    ) -> None:
+        self._daemon = Daemon(Place.read(daemon, token)) if isinstance(daemon, str | Path) else daemon
+        self._inner = inner or httpx.HTTPTransport()
+        self._purchases = Purchases(max_cost_units, patience_s, spool_bytes)
+
+    def __repr__(self) -> str:
+        return f"PayAgentTransport({self._daemon!r})"
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        steps = self._purchases.run(request)
+        opened: httpx.Response | None = None
+        said: Any = None
+        try:
+            step = next(steps)
+            while True:
+                if isinstance(step, Send) and opened is not None:
+                    opened.close()
+                try:
+                    said = self._take(step)
+                except httpx.RequestError as error:
+                    step = steps.throw(error)
+                    continue
+                opened = _opened(step, said, opened)
+                step = steps.send(said)
+        except StopIteration as end:
+            return self._hand_on(end.value)
+        except BaseException:
+            steps.close()
+            if opened is not None:
+                opened.close()
+            raise
+
+    def close(self) -> None:
+        self._inner.close()
+        self._daemon.close()
+
+    def _take(self, step: Step) -> Any:
+        match step:
+            case Ask():
+                return self._daemon.ask(step)
+            case Send(request):
+                return self._inner.handle_request(request)
+            case Peek(answer):
+                stream = cast("httpx.SyncByteStream", answer.stream)
+                return _peeked(answer, *read_up_to(stream, ANSWER_MAX_BYTES))
+            case Keep(body):
+                return body.rest()
+            case Pause(seconds):
+                return time.sleep(seconds)
+
+    def _hand_on(self, bought: Bought) -> httpx.Response:
+        answer, payment_id = bought.answer, bought.payment_id
+        if payment_id is not None:
+            stream = cast("httpx.SyncByteStream", answer.stream)
+            answer.stream = Watched(stream, lambda: self._report(_delivered(payment_id, answer)))
+        return answer
+
+    def _report(self, ask: Ask) -> None:
+        try:
+            self._daemon.ask(ask).value()
+        except PayAgentError as error:
+            log.warning("a delivery could not be reported: %s", error)
+
+
+class AsyncPayAgentTransport(httpx.AsyncBaseTransport):
+    """`PayAgentTransport` for `httpx.AsyncClient`."""
+
+    def __init__(
+        self,
+        inner: httpx.AsyncBaseTransport | None = None,
+        *,
+        daemon: str | Path = DEFAULT,
+        token: str | None = None,
+        max_cost_units: int | None = None,
+        patience_s: float = PATIENCE_S,
+        spool_bytes: int = SPOOL_BYTES,
+    ) -> None:
+        self._daemon = AsyncDaemon(Place.read(daemon, token))
+        self._inner = inner or httpx.AsyncHTTPTransport()
+        self._purchases = Purchases(max_cost_units, patience_s, spool_bytes)
+
+    def __repr__(self) -> str:
+        return f"AsyncPayAgentTransport({self._daemon!r})"
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        steps = self._purchases.run(request)
+        opened: httpx.Response | None = None
+        said: Any = None
+        try:
+            step = next(steps)
+            while True:
+                if isinstance(step, Send) and opened is not None:
+                    await opened.aclose()
+                try:
+                    said = await self._take(step)
+                except httpx.RequestError as error:
+                    step = steps.throw(error)
+                    continue
+                opened = _opened(step, said, opened)
+                step = steps.send(said)
+        except StopIteration as end:
+            return self._hand_on(end.value)
+        except BaseException:
+            steps.close()
+            if opened is not None:
+                await opened.aclose()
+            raise
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+        await self._daemon.aclose()
+
+    async def _take(self, step: Step) -> Any:
+        match step:
+            case Ask():
+                return await self._daemon.ask(step)
+            case Send(request):
+                return await self._inner.handle_async_request(request)
+            case Peek(answer):
+                stream = cast("httpx.AsyncByteStream", answer.stream)
+                return _peeked(answer, *await aread_up_to(stream, ANSWER_MAX_BYTES))
+            case Keep(body):
+                return await body.arest()
+            case Pause(seconds):
+                return await asyncio.sleep(seconds)
+
+    def _hand_on(self, bought: Bought) -> httpx.Response:
+        answer, payment_id = bought.answer, bought.payment_id
+        if payment_id is not None:
+            stream = cast("httpx.AsyncByteStream", answer.stream)
+            answer.stream = AsyncWatched(stream, lambda: self._report(_delivered(payment_id, answer)))
+        return answer
+
+    async def _report(self, ask: Ask) -> None:
+        try:
+            (await self._daemon.ask(ask)).value()
+        except PayAgentError as error:
+            log.warning("a delivery could not be reported: %s", error)
+
+
+def _delivered(payment_id: str, answer: httpx.Response) -> Ask:
+    return Ask("POST", f"/v1/payments/{payment_id}/delivery", {"status": answer.status_code})
+
+
+def _peeked(
+    answer: httpx.Response, raw: bytes | None, stream: httpx.SyncByteStream | httpx.AsyncByteStream
+) -> tuple[bytes | None, httpx.Response]:
+    anew = httpx.Response(
+        answer.status_code, headers=answer.headers, stream=stream, extensions=dict(answer.extensions)
+    )
+    return raw, anew
+
+
+def _opened(step: Step, said: Any, before: httpx.Response | None) -> httpx.Response | None:
+    """The answer that is still to be closed, should nobody get it: its connection waits for that."""
+    match step:
+        case Send():
+            return cast("httpx.Response", said)
+        case Peek():
+            raw, answer = said
+            return None if raw is not None else cast("httpx.Response", answer)
+    return before

@@ -1,0 +1,10 @@
+"""proxy: any HTTP client pays by changing its base URL.
+
+May import: core, dialects, agent, store.queries, what api has for tokens, problems and servers, h11, Starlette's
+types. Never: FastAPI, a request object of a framework, a redirect that is followed, a decision about a payment.
+
+A call comes in at `door` (the daemon's) or `bare` (the port of `payagent proxy`); `attend` has it carried out and
+its errors told. `errand` reads whose it is and where it goes, `clerk` makes the call and pays, `flights` keeps
+identical calls to one payment at a time. `headers` says what passes, `intake` is the client's side with its body
+kept for a replay, `upstream` the merchant's, `demand` what its answer says, `reply` what the client gets.
+"""

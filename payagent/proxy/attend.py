@@ -1,0 +1,51 @@
+"""One call to the proxy from its first byte to its last, whoever carries it out.
+
+May import: core, api.guard, Starlette's types, the rest of proxy. Never: knows a merchant or the daemon; says the
+path, which may hold a token, in a log or an error.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import cast
+
+import structlog
+from starlette.types import Receive, Scope, Send
+
+from payagent.api.guard import refuse_browsers
+from payagent.core.problem import Refused
+from payagent.proxy.intake import Intake, Spool
+from payagent.proxy.reply import Reply
+from payagent.proxy.upstream import AnswerBrokenError
+
+Work = Callable[[Intake, Reply], Awaitable[None]]
+
+log = structlog.get_logger("payagent.proxy")
+
+
+async def attend(scope: Scope, receive: Receive, send: Send, call_id: str, spool: Spool, work: Work) -> None:
+    """Have the work done and its errors told. When the client hangs up, the work is cancelled."""
+    reply = Reply(scope, receive, send, call_id)
+    task = cast("asyncio.Task[None]", asyncio.current_task())
+    with structlog.contextvars.bound_contextvars(request=call_id):
+        intake = Intake(receive, spool, task.cancel)
+        try:
+            refuse_browsers(scope)
+            await work(intake, reply)
+        except asyncio.CancelledError:
+            if not intake.is_gone:
+                raise
+            task.uncancel()
+            log.info("proxy.client_gone")
+        except Refused as refused:
+            intake.close()
+            await reply.problem(refused)
+        except AnswerBrokenError as broken:
+            log.info("proxy.answer_broken", reason=str(broken))
+            await reply.break_off()
+        except Exception:
+            intake.close()
+            log.exception("proxy.failed", method=scope["method"])
+            bug = Refused("internal_error", "the call could not be carried out; the log says why")
+            await reply.problem(bug)
+        finally:
+            await intake.aclose()

@@ -1,0 +1,329 @@
+"""Carries an errand out: the call, and when a 402 comes, the payment and the call again with its proof.
+
+May import: core, dialects, agent, api.views, the rest of proxy. Never: decides whether to pay; pays again because
+a proof was not accepted; gives a client a 402 as if the call had been served.
+
+A 402 that is not paid leaves as a problem and not as it came. A client that points its base URL here has no code
+for a 402: it must see from the status and the code whether the merchant's demand was not understood, a limit
+stands against it, or money is missing.
+"""
+
+import asyncio
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import structlog
+
+from payagent.agent.agent import Advice, Agent, Ask, Request
+from payagent.agent.view import retry_headers
+from payagent.api.views import quote_view
+from payagent.core.money import LOVELACE
+from payagent.core.payment import ENDED_WITHOUT_PAYING, State
+from payagent.core.problem import Refused
+from payagent.dialects import Response, Said
+from payagent.proxy.demand import BODY_MAX_BYTES, READABLE, CodingError, Demand, read_demand, read_response
+from payagent.proxy.errand import Errand
+from payagent.proxy.flights import Flight, Flights, Purchase, Turn
+from payagent.proxy.headers import Headers, replaced, values
+from payagent.proxy.intake import Intake
+from payagent.proxy.reply import Kept, Reply
+from payagent.proxy.upstream import AnswerBrokenError, Body, Call, MerchantAnswer, Upstream
+from payagent.store.queries import PaymentRow
+
+T = TypeVar("T")
+
+_BUYER = (b"x-partner", b"x-wallet-address")
+_LOST = ("merchant_unreachable", "merchant_timeout")
+_WAIT_S = 30.0
+_LOST_FIRST_S, _LOST_MAX_S = 0.5, 10.0
+
+log = structlog.get_logger("payagent.proxy")
+
+
+@dataclass(slots=True)
+class Trip:
+    """One errand under way: its client, its merchant, and when its patience ends (in the loop's time)."""
+
+    errand: Errand
+    intake: Intake
+    reply: Reply
+    upstream: Upstream
+    patience_s: float
+    deadline_s: float = 0.0
+
+    def call(self, body: Body, headers: Headers, poll: str | None = None) -> Call:
+        """The errand's call with these headers; or, to poll the merchant, with `poll` in its query."""
+        errand = self.errand
+        target = errand.target
+        if poll is not None:
+            headers, target = errand.headers, target + (b"&" if b"?" in target else b"?") + poll.encode("ascii")
+        return Call(errand.method.encode("ascii"), target, headers, body if errand.has_body else None)
+
+    def start_clock(self) -> None:
+        self.deadline_s = asyncio.get_running_loop().time() + self.patience_s
+
+    @property
+    def left_s(self) -> float:
+        return self.deadline_s - asyncio.get_running_loop().time()
+
+
+@dataclass(slots=True)
+class Proof:
+    """What the retry carries, and how it went so far. `poll`: the next time it is asked after instead."""
+
+    row: PaymentRow
+    headers: Headers
+    poll: str | None = None
+    lost_count: int = 0
+    last: Kept | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class UsedUp:
+    """The merchant says that the proof bought another call; `demand` is its new invoice, if there is one."""
+
+    answer: Kept
+    demand: Demand | None
+
+
+class Clerk:
+    """Carries errands out; one for all of them."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+        self._flights = Flights()
+        self._steps: set[asyncio.Task[Any]] = set()
+
+    async def run(self, trip: Trip) -> None:
+        """Answer the client. Raises `Refused` before anything of an answer went out."""
+        demand = await self._ask(trip, trip.intake)
+        if demand is None:
+            return
+        ask = _ask_of(trip.errand, trip.intake.spool.sha256, demand)
+        if trip.errand.dry_run:
+            quote = await self._agent.quote(ask)
+            trip.intake.close()
+            await trip.reply.json(quote_view(quote, self._agent.terms))
+            return
+        trip.start_clock()
+        with self._flights.join((ask.app_id, ask.key(None), ask.fingerprint)) as flight:
+            await self._buy(trip, flight, demand)
+
+    async def _ask(self, trip: Trip, body: Body) -> Demand | None:
+        """The call without a proof. Its answer is handed on, unless it is a 402."""
+        headers = trip.errand.headers
+        while True:
+            async with trip.upstream.call(trip.call(body, headers)) as answer:
+                if answer.status != 402:
+                    await trip.reply.stream(answer, trip.intake.close)
+                    return None
+                raw = await answer.peek(BODY_MAX_BYTES)
+            await trip.intake.rest()
+            if not trip.intake.spool.is_whole:
+                raise Refused(
+                    "request_too_big_to_replay",
+                    "the merchant wants to be paid, and the request's body was not kept; see proxy.spool_bytes",
+                )
+            if raw is None:
+                raise Refused("body_too_big", f"the 402's body has more than {BODY_MAX_BYTES} bytes")
+            try:
+                return read_demand(answer.status, answer.headers, raw)
+            except CodingError as coding:
+                if values(headers, b"accept-encoding") == [READABLE]:
+                    raise Refused("body_not_understood", f"the 402's body is in the coding {coding}") from None
+            body, headers = trip.intake.spool, replaced(headers, [(b"accept-encoding", READABLE)])
+
+    async def _buy(self, trip: Trip, flight: Flight, demand: Demand | None) -> None:
+        """Pay, or go along with an identical call's payment, until the client has its answer."""
+        past = flight.purchase if flight.purchase is not None and flight.purchase.is_over else None
+        used_up: UsedUp | None = None
+        while True:
+            turn = await flight.take_turn(trip.left_s)
+            try:
+                purchase = flight.purchase
+                if purchase is None or purchase is past:
+                    demand = demand or await self._ask(trip, trip.intake.spool)
+                    if demand is None:
+                        return
+                    purchase = await self._pay(trip, purchase, demand)
+                    if used_up is not None and past is not None and purchase.id == past.id:
+                        await trip.reply.send_kept(used_up.answer, self._marks(self._agent.payment(purchase.id)))
+                        return
+                    flight.purchase = purchase
+                if purchase.is_served:
+                    turn.release()
+                used_up = await self._show(trip, purchase, turn)
+                if used_up is None:
+                    return
+                if not purchase.is_served:  # nobody here got anything for it: no reason to pay again
+                    await trip.reply.send_kept(used_up.answer, self._marks(self._agent.payment(purchase.id)))
+                    return
+                past, demand = purchase, used_up.demand
+            finally:
+                turn.release()
+
+    async def _pay(self, trip: Trip, before: Purchase | None, demand: Demand) -> Purchase:
+        """Open the intent, or find the one that is open; it is over when the answer before is delivered."""
+        if before is not None:
+            await before.decided(trip.left_s)
+        row, _ = await self._to_its_end(self._agent.pay(_ask_of(trip.errand, trip.intake.spool.sha256, demand)))
+        log.info("proxy.payment", payment=row.id)
+        return before if before is not None and before.id == row.id else Purchase(row.id)
+
+    async def _show(self, trip: Trip, purchase: Purchase, turn: Turn) -> UsedUp | None:
+        """Show the proof, the same again while the merchant may still take it. None: the client has its answer."""
+        row = await self._until_ready(trip, self._agent.payment(purchase.id))
+        proof = Proof(row, self._proof_headers(trip.errand, row))
+        while True:
+            after_s, used_up = await self._show_once(trip, purchase, turn, proof)
+            if after_s is None:
+                return used_up
+            if after_s >= trip.left_s:
+                await self._give_up(trip, proof)
+                return None
+            await asyncio.sleep(after_s)
+
+    async def _show_once(
+        self, trip: Trip, purchase: Purchase, turn: Turn, proof: Proof
+    ) -> tuple[float | None, UsedUp | None]:
+        """(in how many seconds again, or None: the client has its answer, or the proof is used up)."""
+        try:
+            async with trip.upstream.call(trip.call(trip.intake.spool, proof.headers, proof.poll)) as answer:
+                response = await _hear(answer, proof)
+                proof.row, advice = await self._to_its_end(self._agent.take_answer(purchase.id, response))
+                if advice.answer.said is Said.SERVED:
+                    turn.release()
+                    await self._deliver(trip, purchase, answer, proof.row)
+                    return None, None
+                if proof.poll is None and _is_used_up(advice, purchase):
+                    return None, await _used_up(answer, advice.answer.said)
+                if advice.again_after_s is None:
+                    await trip.reply.stream(answer, trip.intake.close, self._marks(proof.row))
+                    return None, None
+                proof.last = await _keep(answer)
+                proof.poll = advice.answer.poll_query
+                return advice.again_after_s, None
+        except (Refused, AnswerBrokenError) as lost:
+            if trip.reply.has_started or (isinstance(lost, Refused) and lost.code not in _LOST):
+                raise
+            log.info("proxy.retry_lost", payment=purchase.id, reason=str(lost))
+            proof.lost_count += 1
+            return min(_LOST_FIRST_S * 2 ** min(proof.lost_count - 1, 10), _LOST_MAX_S), None
+
+    async def _deliver(self, trip: Trip, purchase: Purchase, answer: MerchantAnswer, row: PaymentRow) -> None:
+        """Hand a paid answer on. It is delivered when its last byte went out; a client that hangs up ends this."""
+
+        def last() -> None:
+            trip.intake.close()
+            purchase.is_over = True
+
+        with purchase.serving():
+            await trip.reply.stream(answer, last, self._marks(row))
+            await self._to_its_end(self._agent.record_delivery(purchase.id, answer.status))
+            purchase.delivered()
+
+    async def _until_ready(self, trip: Trip, row: PaymentRow) -> PaymentRow:
+        """Wait until the merchant can be expected to take the proof."""
+        while not self._agent.is_ready(row):
+            if row.state in ENDED_WITHOUT_PAYING:
+                raise Refused(
+                    row.reason_code or "payment_ended", row.reason or "it ended without paying", payment=row.id
+                )
+            if row.state is State.CANCELLING and row.reason_code is not None:
+                raise Refused(row.reason_code, row.reason or "its coins are taken back", payment=row.id)
+            if trip.left_s <= 0:
+                raise _not_served(row)
+            row = await self._agent.wait(row.id, min(trip.left_s, _WAIT_S))
+        return row
+
+    async def _to_its_end(self, step: Coroutine[Any, Any, T]) -> T:
+        """A step of the agent; it is not cut off when the client goes away."""
+        task = asyncio.create_task(step)
+        self._steps.add(task)
+        task.add_done_callback(self._step_ended)
+        return await asyncio.shield(task)
+
+    def _step_ended(self, task: asyncio.Task[Any]) -> None:
+        self._steps.discard(task)
+        if not task.cancelled():
+            task.exception()  # who waits is told; where nobody does any more, there is nobody to tell
+
+    async def _give_up(self, trip: Trip, proof: Proof) -> None:
+        """Time is over. What the merchant said last is more than we could say."""
+        if proof.last is None:
+            raise _not_served(proof.row)
+        trip.intake.close()
+        await trip.reply.send_kept(proof.last, self._marks(proof.row))
+
+    def _proof_headers(self, errand: Errand, row: PaymentRow) -> Headers:
+        """The headers of the retry. Who buys is said as in the first call: an invoice is bound to it."""
+        said = retry_headers(row, errand.merchant, self._agent.terms.own.text)
+        first = {key for key, _ in errand.headers}
+        proof = [(name.lower().encode("ascii"), value.encode("ascii")) for name, value in said.items()]
+        return replaced(
+            errand.headers, [pair for pair in proof if pair[0] not in _BUYER or pair[0] in first], unless=_BUYER
+        )
+
+    def _marks(self, row: PaymentRow) -> Headers:
+        """What an answer that was paid for carries beside the merchant's own headers."""
+        asset = row.outputs[0].asset
+        units = sum(output.units for output in row.outputs if output.asset == asset)
+        if asset == LOVELACE:
+            units += row.fee_lovelace or 0
+        marks = {"payment": row.id, "cost": f"{units} {asset}", "state": str(row.state)}
+        return [(f"x-payagent-{name}".encode(), value.encode("ascii")) for name, value in marks.items()]
+
+
+def _ask_of(errand: Errand, body_sha256: str, demand: Demand) -> Ask:
+    return Ask(
+        app_id=errand.app_id,
+        origin=errand.merchant.origin,
+        response=demand.response,
+        received=demand.received,
+        request=Request(errand.method, errand.target.decode("ascii"), body_sha256),
+        idempotency_key=errand.key,
+        max_total_units=errand.max_cost_units,
+    )
+
+
+def _is_used_up(advice: Advice, purchase: Purchase) -> bool:
+    """An invoice, after the payment has served a call, says so too: the merchant wants to be paid for this one."""
+    said = advice.answer.said
+    return said is Said.USED_UP or (said is Said.INVOICED and purchase.is_served)
+
+
+def _not_served(row: PaymentRow) -> Refused:
+    return Refused(
+        "not_served_yet", f"{row.id} is {row.state}; the merchant has not served the call", payment=row.id
+    )
+
+
+async def _hear(answer: MerchantAnswer, proof: Proof) -> Response:
+    """What a retry's answer says, before it is handed on; the body of one that serves is not waited for."""
+    headers = {key.decode("latin-1"): value.decode("latin-1") for key, value in answer.headers}
+    without_body = Response(answer.status, headers, "")
+    is_later = answer.status == 202 and b"json" in b"".join(values(answer.headers, b"content-type"))
+    if 200 <= answer.status < 300 and not is_later:
+        return without_body
+    raw = await answer.peek(BODY_MAX_BYTES)
+    if raw is None:
+        return without_body
+    try:
+        return read_response(answer.status, answer.headers, raw)
+    except CodingError:
+        proof.headers = replaced(proof.headers, [(b"accept-encoding", READABLE)])
+        return without_body
+
+
+async def _keep(answer: MerchantAnswer) -> Kept | None:
+    """The answer in full, unless it is too long to be kept."""
+    body = await answer.peek(BODY_MAX_BYTES)
+    return None if body is None else Kept(answer.status, answer.headers, body)
+
+
+async def _used_up(answer: MerchantAnswer, said: Said) -> UsedUp:
+    kept = await _keep(answer) or Kept(answer.status, (), b"")
+    if said is not Said.INVOICED:
+        return UsedUp(kept, None)
+    return UsedUp(kept, read_demand(kept.status, kept.headers, kept.body))

@@ -1,0 +1,82 @@
+"""A merchant's answer as something that dialects can read: bounded, decompressed, kept for the record.
+
+May import: the standard library, core, dialects, proxy.headers. Never: I/O; reads what it has no decoder for.
+"""
+
+import base64
+import json
+import zlib
+from dataclasses import dataclass
+
+from payagent.core.problem import Refused
+from payagent.dialects import Response, parse_response
+from payagent.proxy.headers import Headers, values
+
+BODY_MAX_BYTES = 512 * 1024
+"""A 402 may be a web page with the requirements inside."""
+
+READABLE = b"gzip, deflate"
+"""What may be asked for where an answer came in a coding that is not read here."""
+
+_PLAIN, _GZIP, _DEFLATE = (b"", b"identity"), (b"gzip", b"x-gzip"), b"deflate"
+
+
+class CodingError(Exception):
+    """The body is in a content coding that is not read here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """A 402. `received` is its text for the record."""
+
+    response: Response
+    received: str
+
+
+def read_demand(status: int, headers: Headers, raw: bytes) -> Demand:
+    """A 402 with its whole body. `CodingError`, or `Refused` for what is no answer of a merchant that is paid."""
+    body = decode(headers, raw)
+    return Demand(_parse(status, headers, body), _record(status, headers, body))
+
+
+def read_response(status: int, headers: Headers, raw: bytes) -> Response:
+    """Any answer; one whose body cannot be read has none. `CodingError` as above."""
+    body = decode(headers, raw)
+    try:
+        return _parse(status, headers, body)
+    except Refused:
+        return Response(status, {}, "")
+
+
+def decode(headers: Headers, raw: bytes) -> bytes:
+    """The body without its content coding; at most `BODY_MAX_BYTES` of it, else `body_too_big`."""
+    codings = values(headers, b"content-encoding")
+    coding = codings[0].strip().lower() if len(codings) == 1 else b",".join(codings)
+    if coding in _PLAIN:
+        return raw
+    if coding not in (*_GZIP, _DEFLATE):
+        raise CodingError(coding.decode("latin-1")[:60])
+    is_raw_deflate = coding == _DEFLATE and raw[:1] and (raw[0] & 0x0F) != 8  # RFC 9110 8.4.1.2 knows of those
+    unpack = zlib.decompressobj(31 if coding in _GZIP else -15 if is_raw_deflate else 15)
+    try:
+        body = unpack.decompress(raw, BODY_MAX_BYTES + 1)
+    except zlib.error:
+        raise Refused("body_not_understood", "the body is not what its Content-Encoding says") from None
+    if len(body) > BODY_MAX_BYTES:
+        raise Refused("body_too_big", f"the body has more than {BODY_MAX_BYTES} bytes")
+    return body
+
+
+def _parse(status: int, headers: Headers, body: bytes) -> Response:
+    return parse_response(
+        status, [(key.decode("latin-1"), value.decode("latin-1")) for key, value in headers], body
+    )
+
+
+def _record(status: int, headers: Headers, body: bytes) -> str:
+    said = [[key.decode("latin-1"), value.decode("latin-1")] for key, value in headers]
+    try:
+        kept = {"body": body.decode()}
+    except UnicodeDecodeError:
+        kept = {"body_base64": base64.b64encode(body).decode("ascii")}
+    return json.dumps({"status": status, "headers": said, **kept}, separators=(",", ":"))

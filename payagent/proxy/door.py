@@ -1,0 +1,66 @@
+"""The ASGI application in front of the API: calls to /proxy/... go to merchants, everything else to the API.
+
+May import: core, agent, store.queries, api.tokens, the rest of proxy. Never: a request object of a framework on
+this path.
+"""
+
+from dataclasses import dataclass
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from payagent.agent.agent import Agent
+from payagent.api.tokens import hash_token
+from payagent.proxy.attend import attend
+from payagent.proxy.clerk import Clerk, Trip
+from payagent.proxy.errand import ROOT, read_errand
+from payagent.proxy.intake import Intake, Spool
+from payagent.proxy.reply import Reply
+from payagent.proxy.upstream import Target, Upstream
+from payagent.store import queries
+from payagent.store.queries import AppRow
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What the operator allows: how much of a body is kept for a replay, and how long is waited."""
+
+    spool_bytes: int = 64 * 1024 * 1024
+    read_timeout_s: float = 600.0
+    patience_s: float = 900.0
+
+
+class Door:
+    """`then` is the API. One object for the life of the daemon; `close` ends what is kept open."""
+
+    def __init__(self, agent: Agent, then: ASGIApp, bounds: Bounds) -> None:
+        self._agent = agent
+        self._then = then
+        self._bounds = bounds
+        self._merchants = {merchant.name: merchant for merchant in agent.terms.merchants.values()}
+        self._upstreams: dict[str, Upstream] = {}
+        self._clerk = Clerk(agent)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not scope["raw_path"].startswith(ROOT):
+            await self._then(scope, receive, send)
+            return
+
+        async def work(intake: Intake, reply: Reply) -> None:
+            errand = read_errand(scope, self._merchants, self._find_app, self._agent.terms.own.text)
+            intake.listen()
+            upstream = self._upstream(errand.merchant.origin)
+            await self._clerk.run(Trip(errand, intake, reply, upstream, self._bounds.patience_s))
+
+        await attend(scope, receive, send, self._agent.ports.new_id("call"), Spool(self._bounds.spool_bytes), work)
+
+    def close(self) -> None:
+        for upstream in self._upstreams.values():
+            upstream.close()
+
+    def _upstream(self, origin: str) -> Upstream:
+        if origin not in self._upstreams:
+            self._upstreams[origin] = Upstream(Target.of_origin(origin), self._bounds.read_timeout_s)
+        return self._upstreams[origin]
+
+    def _find_app(self, token: str) -> AppRow | None:
+        return queries.app_by_token_hash(self._agent.conn, hash_token(token))

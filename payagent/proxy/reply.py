@@ -1,0 +1,76 @@
+"""What the client gets: the merchant's answer piece by piece, or a problem of our own.
+
+May import: core, api.problems and .connections, Starlette's types, proxy.upstream. Never: changes an answer that
+it hands on.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from starlette.types import Receive, Scope, Send
+
+from payagent.api.connections import ABORT
+from payagent.api.problems import JsonResponse, problem_response
+from payagent.core.problem import Refused
+from payagent.proxy.headers import Headers
+from payagent.proxy.upstream import MerchantAnswer
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A merchant's answer in full."""
+
+    status: int
+    headers: Headers
+    body: bytes
+
+
+class Reply:
+    """The answer to one call; `id` names it in the log and in a problem."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, call_id: str) -> None:
+        self.id = call_id
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        self.has_started = False
+
+    async def stream(self, answer: MerchantAnswer, last: Callable[[], object], more_headers: Headers = ()) -> None:
+        """Hand a merchant's answer on as it comes. `last` is called before its end goes out."""
+        self.has_started = True
+        headers = [*answer.headers, *more_headers]
+        await self._send({"type": "http.response.start", "status": answer.status, "headers": headers})
+        more = True
+        while more:
+            chunk, more = await answer.read()
+            if not more:
+                last()
+            await self._send({"type": "http.response.body", "body": chunk, "more_body": more})
+
+    async def send_kept(self, kept: Kept, more_headers: Headers) -> None:
+        """Hand on an answer that was read to its end."""
+        self.has_started = True
+        headers = [*kept.headers, *more_headers]
+        await self._send({"type": "http.response.start", "status": kept.status, "headers": headers})
+        await self._send({"type": "http.response.body", "body": kept.body, "more_body": False})
+
+    async def json(self, value: object) -> None:
+        """An answer of our own."""
+        self.has_started = True
+        answer = JsonResponse(value, headers={"X-Request-Id": self.id, "Cache-Control": "no-store"})
+        await answer(self._scope, self._receive, self._send)
+
+    async def problem(self, refused: Refused, more_headers: Mapping[str, str] | None = None) -> None:
+        """A refusal; where an answer is on its way already the connection is dropped instead."""
+        if self.has_started:
+            await self.break_off()
+            return
+        self.has_started = True
+        headers = {"X-Request-Id": self.id, "Cache-Control": "no-store", **(more_headers or {})}
+        await problem_response(refused, self.id, headers)(self._scope, self._receive, self._send)
+
+    async def break_off(self) -> None:
+        """Drop the connection, so that nobody takes half an answer for a whole one."""
+        self._scope[ABORT]()
+        while (await self._receive())["type"] != "http.disconnect":
+            continue

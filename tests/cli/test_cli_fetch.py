@@ -1,0 +1,349 @@
+"""`payagent fetch`: a call from the shell that pays, with its body untouched and an exit code that can be used."""
+
+import io
+import json
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli_kit import PATIENCE_S, TOKEN, Shop, running, spawn, until
+from terminal_kit import at_terminal
+from x402_sdk.sdk_merchant import SdkMerchant
+
+from payagent.cli import run
+from payagent.cli.terminal import Terminal
+from payagent.devnet.server import DevnetThread
+
+BINARY = bytes(range(256)) * 300
+CALL = '{"message": "hello"}'
+
+
+class Raw(ThreadingHTTPServer):
+    """A merchant that sells nothing: it gives bytes, says what it got, and counts who connects."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.connections = 0
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self.connections += 1
+        super().process_request(request, client_address)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        sent = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        echo = {"method": self.command, "headers": dict(self.headers), "body": sent.decode()}
+        body = BINARY if self.path == "/binary" else json.dumps(echo).encode()
+        self.send_response(404 if self.path == "/missing" else 200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_POST = do_PUT = do_GET  # noqa: N815  http.server's names
+
+    def log_message(self, *_: object) -> None:
+        return
+
+
+@dataclass(frozen=True)
+class Got:
+    """How a fetch ended; its body as bytes."""
+
+    code: int
+    out: bytes
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+    @property
+    def error(self) -> Any:
+        return json.loads(self.err.splitlines()[-1])
+
+
+def fetch(shop: Shop, *arguments: str | Path) -> Got:
+    """Run it in this process, with pipes for streams."""
+    out, err = io.TextIOWrapper(io.BytesIO()), io.StringIO()
+    words = ["fetch", *map(str, arguments), "--config", str(shop.config)]
+    code = run(words, Terminal(io.StringIO(), out, err))
+    out.flush()
+    return Got(code, out.buffer.getvalue(), err.getvalue())  # type: ignore[attr-defined]
+
+
+@dataclass
+class Street:
+    """The merchants that are configured, and one that is not."""
+
+    shop: Shop
+    raw: Raw
+    sdk: SdkMerchant
+    stranger: Raw
+
+    @property
+    def chat(self) -> str:
+        return f"{self.shop.devnet.merchant_url}/chat"
+
+
+@pytest.fixture(scope="module")
+def street(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Street]:
+    folder = tmp_path_factory.mktemp("street")
+    with (
+        serving(Raw()) as raw,
+        serving(Raw()) as stranger,
+        DevnetThread(block_time_s=1) as devnet,
+        SdkMerchant(devnet, confirmations=0) as sdk,
+    ):
+        shop = Shop(devnet, folder)
+        with shop.http:
+            with shop.config.open("a") as config:
+                for name, origin in {"raw": raw.url, "sdk": sdk.url, "gone": "http://127.0.0.1:9"}.items():
+                    config.write(f'\n[merchants.{name}]\norigin = "{origin}"\n')
+            fund(shop)
+            with running(shop):
+                until(lambda: len(shop.payagent("wallet", "utxos").json["utxos"]) == 7, "no deposit")
+                yield Street(shop, raw, sdk, stranger)
+
+
+@contextmanager
+def serving(server: Raw) -> Iterator[Raw]:
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def fund(shop: Shop) -> None:
+    address = shop.made["address"]
+    for _ in range(6):
+        shop.control("faucet", address=address, lovelace="60000000")
+    shop.control("faucet", address=address, lovelace="5000000", assets={TOKEN: "1000"})
+
+
+@pytest.fixture(autouse=True)
+def usual_terms(street: Street) -> None:
+    x402 = {"version": 2, "fault": None, "confirmations": 0}
+    street.shop.settings(price="2000000", splits=[], asset="lovelace", confirmations=1, x402=x402)
+
+
+@pytest.mark.parametrize("path", ["/chat", "/x402/premium?day=1"])
+def test_a_call_is_paid_and_its_body_is_the_merchants(street: Street, path: str) -> None:
+    before = len(street.shop.payments())
+    got = fetch(street.shop, street.shop.devnet.merchant_url + path, *(("-d", CALL) if path == "/chat" else ()))
+    assert got.code == 0, got.err
+    payment, *rest = street.shop.payments()
+    assert len(rest) == before
+    assert got.json["txHash"] == payment["tx_hash"]
+    assert (payment["delivery"], payment["state"]) in {("accepted", "confirmed"), ("accepted", "in_flight")}
+    assert payment["id"] in got.err
+    assert f"it cost {2_000_000 + int(payment['fee'])} lovelace" in got.err
+
+
+def test_the_official_sdks_server_is_paid(street: Street) -> None:
+    got = fetch(street.shop, f"{street.sdk.url}/chat", "-d", CALL)
+    assert (got.code, got.json) == (0, {"reply": "hello"}), got.err
+    assert street.shop.payments()[0]["tx_hash"] in street.sdk.payments
+
+
+def test_a_stream_is_given_as_it_comes(street: Street) -> None:
+    got = fetch(street.shop, street.chat, "-d", '{"message": "hello", "stream": true}')
+    assert (got.code, got.out.endswith(b"data: [DONE]\n\n")) == (0, True)
+
+
+def test_bytes_stay_bytes(street: Street, tmp_path: Path) -> None:
+    assert fetch(street.shop, f"{street.raw.url}/binary").out == BINARY
+    got = fetch(street.shop, f"{street.raw.url}/binary", "-o", tmp_path / "there")
+    assert (got.code, got.out, (tmp_path / "there").read_bytes()) == (0, b"", BINARY)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "method", "content_type", "body"),
+    [
+        ((), "GET", None, ""),
+        (("-d", "a=1&b=2"), "POST", "application/x-www-form-urlencoded", "a=1&b=2"),
+        (("-d", CALL), "POST", "application/json", CALL),
+        (("-d", CALL, "-X", "PUT", "-H", "Content-Type: text/plain"), "PUT", "text/plain", CALL),
+    ],
+)
+def test_a_call_is_what_was_asked_for(
+    street: Street, arguments: tuple[str, ...], method: str, content_type: str | None, body: str
+) -> None:
+    got = fetch(street.shop, f"{street.raw.url}/echo", "-H", "X-Mine: a: b", *arguments)
+    headers = {name.lower(): value for name, value in got.json["headers"].items()}
+    assert (got.json["method"], got.json["body"]) == (method, body)
+    assert (headers.get("content-type"), headers["x-mine"]) == (content_type, "a: b")
+    assert not any(name.startswith("x-payagent") or name == "authorization" for name in headers)
+
+
+def test_data_comes_from_a_file_or_a_pipe(street: Street, tmp_path: Path) -> None:
+    (tmp_path / "call.json").write_text(CALL)
+    url = f"{street.raw.url}/echo"
+    assert fetch(street.shop, url, "--data-file", tmp_path / "call.json").json["body"] == CALL
+    piped = spawn(
+        *("fetch", url, "--data-file", "-", "--config", street.shop.config),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    out, err = piped.communicate(CALL, timeout=PATIENCE_S)
+    assert (piped.returncode, json.loads(out)["body"]) == (0, CALL), err
+
+
+def test_a_dry_run_says_what_it_would_take(street: Street) -> None:
+    before = street.shop.payments()
+    got = fetch(street.shop, street.chat, "-d", CALL, "--dry-run")
+    assert (got.code, got.json["outputs"][0]["units"]) == (10, "2000000")
+    over = fetch(street.shop, street.chat, "-d", CALL, "--dry-run", "--max", "1 ADA")
+    assert (over.code, over.error["code"]) == (6, "limit_exceeded")
+    within = fetch(street.shop, street.chat, "-d", CALL, "--dry-run", "--max", "3 ADA", "--human")
+    assert (within.code, b"2 ADA" in within.out) == (10, True)
+    free = fetch(street.shop, f"{street.raw.url}/binary", "--dry-run", "--max", "1 ADA")
+    assert (free.code, free.out) == (0, BINARY)
+    assert street.shop.payments() == before
+
+
+def test_no_more_is_paid_than_was_said(street: Street) -> None:
+    got = fetch(street.shop, street.chat, "-d", '{"message": "bounded"}', "--max", "2 ADA")
+    assert (got.code, got.error["code"]) == (6, "limit_exceeded")  # the fee counts
+    assert fetch(street.shop, street.chat, "-d", '{"message": "bounded"}', "--max", "3 ADA").code == 0
+    wrong = fetch(street.shop, street.chat, "-d", CALL, "--max", "120 units")
+    assert (wrong.code, wrong.error["code"]) == (2, "units_not_understood")
+    street.shop.settings(asset=TOKEN, price="10")
+    token = fetch(street.shop, street.chat, "-d", '{"message": "token"}', "--max", "5 ADA")
+    assert (token.code, token.error["code"]) == (2, "units_not_understood")
+    assert fetch(street.shop, street.chat, "-d", '{"message": "token"}', "--max", "10 units").code == 0
+
+
+def test_what_is_paid_already_is_found_whatever_the_bound(street: Street) -> None:
+    """A second command for a call that is under way costs nothing, so no bound stands against it."""
+    street.shop.settings(confirmations=8)
+    words = (street.chat, "-d", '{"message": "found"}')
+    first = hurried(street, *words)
+    assert first.returncode == 8
+    street.shop.settings(confirmations=1)
+    before = len(street.shop.payments())
+    assert fetch(street.shop, *words, "--max", "0.5 ADA").code == 0
+    assert len(street.shop.payments()) == before
+
+
+def hurried(street: Street, *words: str) -> subprocess.CompletedProcess[str]:
+    """A fetch with little patience."""
+    process = spawn(
+        *("fetch", *words, "--config", street.shop.config),
+        environ={"PAYAGENT_PROXY__PATIENCE_S": "3"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    out, err = process.communicate(timeout=60)
+    return subprocess.CompletedProcess(words, process.returncode, out, err)
+
+
+def test_an_origin_that_is_not_configured_hears_nothing(street: Street) -> None:
+    got = fetch(street.shop, f"{street.stranger.url}/chat", "-d", CALL)
+    assert (got.code, got.error["code"], street.stranger.connections) == (6, "merchant_not_allowed", 0)
+
+
+@pytest.mark.parametrize(
+    ("terms", "code", "exit_code"),
+    [
+        ({"price": "400000000"}, "not_enough_funds", 7),
+        ({"price": "2000000000"}, "limit_exceeded", 6),
+        ({"price": "1"}, "output_below_minimum", 3),
+    ],
+)
+def test_a_refusal_says_why_and_pays_nothing(
+    street: Street, terms: dict[str, str], code: str, exit_code: int
+) -> None:
+    street.shop.settings(**terms)
+    held = street.shop.held()
+    got = fetch(street.shop, street.chat, "-d", json.dumps({"message": code}))
+    assert (got.code, got.error["code"], got.out) == (exit_code, code, b""), got.err
+    assert street.shop.held() == held
+
+
+def test_what_the_merchant_says_instead_is_given(street: Street) -> None:
+    got = fetch(street.shop, f"{street.raw.url}/missing")
+    assert (got.code, got.json["method"]) == (4, "GET")
+    assert "the merchant answered 404" in got.err
+    gone = fetch(street.shop, "http://127.0.0.1:9/chat")
+    assert (gone.code, gone.error["code"]) == (4, "merchant_unreachable")
+
+
+def test_a_redirect_after_paying_is_told_and_not_followed(street: Street) -> None:
+    street.shop.settings(x402={"fault": "redirect_307", "fault_count": 1})
+    before = len(street.shop.payments())
+    got = fetch(street.shop, f"{street.shop.devnet.merchant_url}/x402/moved")
+    assert got.code == 4, got.err
+    assert "the merchant answered 307, to /x402/elsewhere, which is not followed" in got.err
+    assert len(street.shop.payments()) == before + 1
+    assert fetch(street.shop, f"{street.shop.devnet.merchant_url}/x402/moved").code == 0
+    assert len(street.shop.payments()) == before + 1
+
+
+def test_paid_and_not_served_yet_has_a_code_of_its_own(street: Street) -> None:
+    street.shop.settings(confirmations=8)
+    words = (street.chat, "-d", '{"message": "later"}')
+    ended = hurried(street, *words)
+    assert ended.returncode == 8, ended.stderr
+    assert json.loads(ended.stdout) == {"detail": {"status": "pending"}}
+    before = len(street.shop.payments())
+    street.shop.settings(confirmations=1)
+    assert fetch(street.shop, *words).code == 0
+    assert len(street.shop.payments()) == before
+
+
+def test_a_terminal_shows_how_the_wait_goes(street: Street) -> None:
+    words = ("fetch", street.chat, "-d", '{"message": "wait"}', "--config", street.shop.config)
+    with at_terminal(*words) as session:
+        session.expect(" s\r")
+        session.expect("was paid for")
+        assert session.end() == 0
+
+
+def test_an_interrupted_wait_can_be_taken_up(street: Street) -> None:
+    street.shop.settings(confirmations=8)
+    words = ("fetch", street.chat, "-d", '{"message": "stop"}', "--config", street.shop.config)
+    with at_terminal(*words) as session:
+        session.expect("confirmed, ")
+        session.interrupt()
+        session.expect("goes on, and the same command finds it")
+        assert session.end() == 130
+    before = len(street.shop.payments())
+    street.shop.settings(confirmations=1)
+    assert fetch(street.shop, *words[1:4]).code == 0
+    assert len(street.shop.payments()) == before
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("ftp://127.0.0.1/x",),
+        ("127.0.0.1:80/x",),
+        ("http://127.0.0.1/x", "-d", "a", "--data-file", "/dev/null"),
+        ("http://127.0.0.1/x", "-H", "no colon"),
+        ("http://127.0.0.1/x", "-H", "X: a\r\nY: b"),
+        ("http://127.0.0.1/x", "--max", "much"),
+        ("http://127.0.0.1/x", "-o", "/nowhere/at/all"),
+    ],
+)
+def test_a_slip_on_the_command_line_is_told(street: Street, arguments: tuple[str, ...]) -> None:
+    assert fetch(street.shop, *arguments).code == 2
+
+
+def test_without_the_daemon_nothing_is_sent(closed_shop: Shop) -> None:
+    got = fetch(closed_shop, f"{closed_shop.devnet.merchant_url}/chat", "-d", CALL)
+    assert (got.code, got.error["code"]) == (4, "daemon_not_running")
+    state = closed_shop.http.get(f"{closed_shop.devnet.merchant_url}/merchant/state").json()
+    assert state["invoices"] == []

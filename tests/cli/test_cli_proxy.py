@@ -1,0 +1,129 @@
+"""`payagent proxy`: a port of this machine that is a merchant's origin, paid by the daemon behind it."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from cli_kit import Shop, spawn
+
+from payagent.devnet.server import DevnetThread
+
+
+@contextmanager
+def bare(shop: Shop, *more: str) -> Iterator[str]:
+    """The running command's URL."""
+    log = (shop.folder / "bare.log").open("a")
+    process = spawn(
+        "proxy",
+        "--to",
+        shop.devnet.merchant_url,
+        "--config",
+        shop.config,
+        *more,
+        stdout=subprocess.PIPE,
+        stderr=log,
+    )
+    with log:
+        assert process.stdout is not None
+        told = json.loads(process.stdout.readline())
+        assert told["to"] == shop.devnet.merchant_url
+        try:
+            yield told["proxy"]
+        finally:
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(20) == 0
+            process.stdout.close()
+
+
+def test_a_client_without_a_token_is_paid_for(shop: Shop) -> None:
+    with bare(shop) as url, httpx.Client(base_url=url, trust_env=False, timeout=30) as http:
+        got = http.post("/chat", json={"message": "hello", "stream": True})
+        assert got.status_code == 200, got.text
+        assert got.text.endswith("data: [DONE]\n\n")
+        assert got.headers["x-payagent-state"] == "confirmed"
+        payment = shop.payagent("payments", "show", got.headers["x-payagent-payment"]).json
+        assert payment["origin"] == shop.devnet.merchant_url
+        quote = http.post("/chat", json={"message": "dear"}, headers={"X-Payagent-Dry-Run": "true"})
+        assert quote.json()["within_limits"] is True
+        got = http.post("/chat", json={"message": "dear"}, headers={"X-Payagent-Max-Cost": "1"})
+        assert (got.status_code, got.json()["code"]) == (403, "limit_exceeded")
+        assert http.get("/health").json() == {"status": "ok"}
+
+
+def test_web_pages_and_foreign_names_are_refused(shop: Shop) -> None:
+    with bare(shop) as url, httpx.Client(base_url=url, trust_env=False, timeout=30) as http:
+        for headers, code in (
+            ({"Origin": "http://evil.example"}, "browser_refused"),
+            ({"Sec-Fetch-Site": "cross-site"}, "browser_refused"),
+            ({"Host": "evil.example"}, "host_refused"),
+        ):
+            got = http.get("/health", headers=headers)
+            assert (got.status_code, got.json()["code"]) == (403, code)
+
+
+def test_a_token_of_the_clients_own_is_not_needed_and_does_no_harm(shop: Shop) -> None:
+    with bare(shop) as url, httpx.Client(base_url=url, trust_env=False, timeout=30) as http:
+        got = http.get("/health", headers={"X-Payagent-Token": "pa_wrong", "Authorization": "Bearer theirs"})
+        assert got.json() == {"status": "ok"}
+
+
+def test_without_the_daemon_it_says_so(tmp_path: Path) -> None:
+    with DevnetThread() as devnet:
+        closed = Shop(devnet, tmp_path)
+        with closed.http, bare(closed) as url, httpx.Client(base_url=url, trust_env=False) as http:
+            got = http.get("/health")
+            assert (got.status_code, got.json()["code"]) == (503, "daemon_not_running")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (["--to", "https://unknown.example"], 6, "merchant_not_allowed"),
+        (["--to", "not a url"], 2, "usage"),
+        (["--to", "{merchant}", "--listen", "0.0.0.0:0"], 2, "config_invalid"),
+        (["--to", "{merchant}", "--listen", "127.0.0.1:{taken}"], 2, "config_invalid"),
+    ],
+)
+def test_what_it_does_not_start_with(shop: Shop, arguments: list[str], code: int, told: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        places = {"merchant": shop.devnet.merchant_url, "taken": taken.getsockname()[1]}
+        result = shop.payagent("proxy", *(argument.format(**places) for argument in arguments))
+    assert (result.code, result.error["code"]) == (code, told)
+
+
+THIEF = """
+import os, socket, sys
+os.setuid(65534)
+with socket.fromfd(int(sys.argv[1]), socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+    listener.listen()
+    print("on", flush=True)
+    print(listener.accept()[0].recv(9999), flush=True)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
+def test_the_token_is_not_given_to_another_users_process(tmp_path: Path) -> None:
+    """Somebody else listens where the daemon's socket was: what counts is who has made it listen."""
+    with DevnetThread() as devnet, socket.socket(socket.AF_UNIX) as taken:
+        closed = Shop(devnet, tmp_path)
+        taken.bind(str(tmp_path / "s"))
+        thief = subprocess.Popen(
+            [sys.executable, "-c", THIEF, str(taken.fileno())],
+            pass_fds=[taken.fileno()],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        with closed.http, thief:
+            assert thief.stdout is not None
+            assert thief.stdout.readline() == "on\n"
+            with bare(closed) as url, httpx.Client(base_url=url, trust_env=False) as http:
+                assert http.get("/health").json()["code"] == "config_invalid"
+            assert thief.stdout.readline() == "b''\n"

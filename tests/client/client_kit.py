@@ -1,0 +1,84 @@
+"""Python programs that pay: both transports, a running daemon, and a raw merchant beside the devnet's."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+from agent_kit import ADA, World
+from proxy.proxy_kit import Place, blocks, place
+
+from payagent.client import AsyncPayAgentTransport, PayAgentTransport
+
+COINS = [20 * ADA] * 8
+WAYS = ("blocking", "async")
+
+
+class Program:
+    """A program's httpx client. The blocking one runs in a thread, since daemon and merchant run in the loop."""
+
+    def __init__(self, place: Place, way: str, **options: object) -> None:
+        self.place = place
+        self.way = way
+        self.options: dict[str, Any] = {"daemon": place.api.url, "token": place.token, **options}
+
+    async def call(self, url: str, method: str = "GET", **more: Any) -> httpx.Response:
+        """One call on a client of its own; its answer, read to the end."""
+
+        def blocking() -> httpx.Response:
+            with self.client() as http:
+                return http.request(method, url, **more)
+
+        if self.way == "blocking":
+            return await asyncio.to_thread(blocking)
+        async with self.async_client() as http:
+            return await http.request(method, url, **more)
+
+    async def peek(self, url: str) -> bytes:
+        """One call whose answer is closed after its first piece."""
+
+        def blocking() -> bytes:
+            with self.client() as http, http.stream("GET", url) as answer:
+                return next(answer.iter_raw())
+
+        if self.way == "blocking":
+            return await asyncio.to_thread(blocking)
+        async with self.async_client() as http, http.stream("GET", url) as answer:
+            return await anext(answer.aiter_raw())
+
+    def client(self, **more: Any) -> httpx.Client:
+        return httpx.Client(transport=PayAgentTransport(**self.options), timeout=30, trust_env=False, **more)
+
+    def async_client(self, **more: Any) -> httpx.AsyncClient:
+        transport = AsyncPayAgentTransport(**self.options)
+        return httpx.AsyncClient(transport=transport, timeout=30, trust_env=False, **more)
+
+    def streamed(self, parts: list[bytes]) -> Any:
+        """A body that can be read once."""
+
+        async def later() -> AsyncIterator[bytes]:
+            for part in parts:
+                yield part
+
+        return later() if self.way == "async" else iter(parts)
+
+
+Start = Callable[..., Program]
+
+
+@asynccontextmanager
+async def shop(world: World) -> AsyncIterator[Place]:
+    """A funded wallet, its daemon, a raw merchant and the devnet's, on a chain that goes on."""
+    world.fund(*COINS)
+    async with place(world) as at, blocks(at.run):
+        yield at
+
+
+async def refusal(call: Awaitable[httpx.Response]) -> Any:
+    """The error that a call ends with."""
+    try:
+        answer = await call
+    except httpx.RequestError as error:
+        return error
+    raise AssertionError(f"it was answered {answer.status_code}")

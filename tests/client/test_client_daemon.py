@@ -1,0 +1,175 @@
+"""The way to the daemon: what it costs to have it, a token that stays secret, and calls while nobody is there."""
+
+import asyncio
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from agent_kit import World
+from canaries import plant
+from client.client_kit import COINS, WAYS, Program, Start, refusal
+from proxy.proxy_kit import Paywall, Place, blocks, place
+
+from payagent.client import AsyncPayAgentTransport, ExactCardanoScheme, PayAgentError, PayAgentTransport
+from payagent.client.bodies import Replay
+
+TOKEN = plant("a client's token", "pa_" + "canary0client" * 3)
+
+
+def test_importing_it_costs_no_more_than_httpx() -> None:
+    code = (
+        "import sys, httpx; before = set(sys.modules); import payagent.client\n"
+        "print(*sorted({name.split('.')[0] for name in set(sys.modules) - before} - sys.stdlib_module_names))"
+    )
+    started_s = time.monotonic()
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert time.monotonic() - started_s < 5
+    assert run.stdout.split() == ["payagent"]
+    rooms = subprocess.run(
+        [sys.executable, "-c", "import sys, payagent.client; print(*sys.modules)"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert {name.split(".")[1] for name in rooms.stdout.split() if name.startswith("payagent.")} == {
+        "client",
+        "core",
+    }
+
+
+@pytest.mark.parametrize("make", [PayAgentTransport, AsyncPayAgentTransport, ExactCardanoScheme])
+def test_the_token_is_in_no_repr(make: type) -> None:
+    made = make(token=TOKEN)
+    assert TOKEN not in repr(made) + repr(vars(made)) + repr(vars(made._daemon))
+
+
+@pytest.mark.parametrize(
+    ("daemon", "token"),
+    [
+        ("https://127.0.0.1:8402", TOKEN),
+        ("http://192.0.2.1:8402", TOKEN),
+        ("http://payagent.example:8402", TOKEN),
+        ("http://127.0.0.1:8402", ""),
+        ("http://127.0.0.1:8402", TOKEN + "\r\nX: y"),
+    ],
+)
+def test_a_token_goes_to_this_machine_or_nowhere(daemon: str, token: str) -> None:
+    with pytest.raises(ValueError, match=r"token|machine") as caught:
+        PayAgentTransport(daemon=daemon, token=token)
+    assert TOKEN not in str(caught.value)
+
+
+async def test_the_environment_has_the_token_and_the_socket_is_a_way(
+    shop: Place, start: Start, environ_token: None
+) -> None:
+    wall = shop.peer.answers["/chat"] = Paywall()
+    answer = await start(daemon=shop.api.unix_path, token=None).call(f"{shop.peer.url}/chat")
+    assert (answer.status_code, wall.served) == (200, 1)
+
+
+@pytest.fixture
+def environ_token(shop: Place) -> Iterator[None]:
+    os.environ["PAYAGENT_TOKEN"] = shop.token
+    yield
+    del os.environ["PAYAGENT_TOKEN"]
+
+
+async def test_a_token_that_is_not_known_is_told_when_it_costs(shop: Place, start: Start) -> None:
+    shop.peer.answers["/chat"] = Paywall()
+    program = start(token=TOKEN)
+    assert (await program.call(f"{shop.peer.url}/free")).text == "ok"
+    error = await refusal(program.call(f"{shop.peer.url}/chat"))
+    assert isinstance(error, PayAgentError)
+    assert isinstance(error, httpx.HTTPError)
+    assert (error.code, TOKEN in str(error)) == ("unauthorized", False)
+
+
+async def test_without_the_daemon_only_what_costs_fails(shop: Place, start: Start, tmp_path: Path) -> None:
+    wall = shop.peer.answers["/chat"] = Paywall()
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        free = f"http://127.0.0.1:{probe.getsockname()[1]}"
+    (tmp_path / "file").touch()
+    for daemon, code in (
+        (free, "daemon_not_running"),
+        (str(tmp_path / "no.sock"), "daemon_not_running"),
+        (str(tmp_path / "file"), "config_invalid"),
+        (shop.peer.url, "daemon_silent"),
+    ):
+        program = start(daemon=daemon)
+        assert (await program.call(f"{shop.peer.url}/free")).text == "ok"
+        error = await refusal(program.call(f"{shop.peer.url}/chat"))
+        assert error.code == code, daemon
+    assert wall.retries == []
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_a_daemon_that_comes_late_still_says_what_a_first_call_carries(world: World, way: str) -> None:
+    """An invoice that is bound to nobody is not paid when it could be bound to the wallet."""
+    world.fund(*COINS)
+    refused: list[asyncio.StreamWriter] = []
+
+    async with place(world, partner="demo") as at, blocks(at.run):
+        wall = at.peer.answers["/chat"] = Paywall()
+        port = int(at.api.url.rpartition(":")[2])
+
+        async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            """Hangs up on the first who asks; then the daemon is there."""
+            if not refused:
+                refused.append(writer)
+                writer.close()
+                return
+            there, back = await asyncio.open_connection("127.0.0.1", port)
+            await asyncio.gather(pump(reader, back), pump(there, writer), return_exceptions=True)
+
+        server = await asyncio.start_server(pass_on, "127.0.0.1", 0)
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        program = Program(at, way, daemon=url)
+        assert (await program.call(f"{at.peer.url}/chat")).status_code == 200
+        server.close()
+        said = [(call.header("x-partner"), call.header("x-wallet-address")) for call in wall.firsts + wall.retries]
+        assert said == [(None, None), ("demo", world.address), ("demo", world.address)]
+        assert len(at.payments) == 1
+
+
+async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+    while data := await source.read(65_536):
+        sink.write(data)
+    sink.close()
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_who_buys_is_said_alike_in_every_call(world: World, way: str) -> None:
+    """A program may name another partner: the invoice is bound to that, and so the retry says the same."""
+    world.fund(*COINS)
+    async with place(world, partner="demo") as at, blocks(at.run):
+        wall = at.peer.answers["/chat"] = Paywall()
+        other = {"X-Partner": "other"}
+        assert (await Program(at, way).call(f"{at.peer.url}/chat", headers=other)).status_code == 200
+        said = {(call.header("x-partner"), call.header("x-wallet-address")) for call in wall.firsts + wall.retries}
+        assert said == {("other", world.address)}
+
+
+def test_an_error_says_what_it_means_for_the_money() -> None:
+    error = PayAgentError({"code": "limit_exceeded", "detail": "above it.", "money": "Nothing.", "fix": "Wait."})
+    assert str(error) == "limit_exceeded: above it. Nothing. Wait."
+    assert re.fullmatch(r"[a-z_]+", error.code)
+
+
+@pytest.mark.parametrize("sent", [0, 1, 3])
+def test_a_body_is_kept_whole_where_it_was_not_sent_to_its_end(sent: int) -> None:
+    parts = [b"one", b"two", b"three"]
+    replay = Replay(httpx.Request("POST", "http://a.example", content=iter(parts)).stream, 100)
+    first = iter(replay)
+    assert [next(first) for _ in range(sent)] == parts[:sent]
+    first.close()  # type: ignore[attr-defined]
+    replay.rest()
+    assert b"".join(replay) == b"".join(replay) == b"onetwothree"
+    assert replay.is_whole
+    replay.end()

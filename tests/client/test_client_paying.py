@@ -1,0 +1,416 @@
+"""A program pays through its transport: once, with the same proof until it is served, or it learns why not."""
+
+import asyncio
+import gzip
+import json
+from typing import Any
+
+import httpx
+import pytest
+from agent_kit import ADA
+from client.client_kit import Start, refusal
+from proxy.proxy_kit import Heard, Paywall, Place, as_402, saying
+
+from payagent.core.payment import Delivery
+from payagent.devnet.merchant import role_address
+
+BODY = b'{"message": "hello"}'
+
+
+def redirecting(status: int, to: str) -> Any:
+    return saying(f"HTTP/1.1 {status} Moved\r\nLocation: {to}\r\nContent-Length: 0\r\n\r\n".encode())
+
+
+async def test_a_call_is_paid_and_served(shop: Place, start: Start) -> None:
+    answer = await start().call(f"{shop.run.world.origin}/chat", "POST", content=BODY)
+    assert answer.status_code == 200, answer.text
+    (payment,) = shop.payments
+    cost = sum(output.units for output in payment.outputs) + (payment.fee_lovelace or 0)
+    marks = {name: value for name, value in answer.headers.items() if name.startswith("x-payagent-")}
+    assert marks == {
+        "x-payagent-payment": payment.id,
+        "x-payagent-cost": f"{cost} lovelace",
+        "x-payagent-state": "confirmed",
+    }
+    assert payment.delivery is Delivery.ACCEPTED
+    assert shop.run.world.transactions() == [payment.tx_id]
+
+
+async def test_the_same_call_again_is_another_purchase(shop: Place, start: Start) -> None:
+    program = start()
+    for _ in range(2):
+        assert (await program.call(f"{shop.run.world.origin}/chat", "POST", content=BODY)).status_code == 200
+    assert [payment.delivery for payment in shop.payments] == [Delivery.ACCEPTED] * 2
+
+
+async def test_what_is_prepaid_is_not_paid_again(shop: Place, start: Start) -> None:
+    """A batch is the wallet's, so even the first call names it."""
+    shop.run.world.settings(batch=3)
+    program = start()
+    for number in range(3):
+        content = json.dumps({"message": f"hello {number}"}).encode()
+        answer = await program.call(f"{shop.run.world.origin}/chat", "POST", content=content)
+        assert answer.status_code == 200, answer.text
+    assert len(shop.payments) == 1
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        {},
+        {"in_body": True},
+        {"extra_null": True},
+        {"confirmations": 3},
+        {"submission_policy": "client"},
+        {"version": 1, "html": True, "confirmations": -1},
+    ],
+    ids=str,
+)
+async def test_every_form_of_x402_is_paid_once_and_served(
+    shop: Place, start: Start, form: dict[str, object]
+) -> None:
+    shop.run.world.settings(x402=form)
+    answer = await start().call(f"{shop.run.world.origin}/x402/chat?a=%2F1", "POST", content=BODY)
+    assert answer.status_code == 200, answer.text
+    (payment,) = shop.payments
+    assert answer.json()["txHash"] == payment.tx_id
+    assert payment.delivery is Delivery.ACCEPTED
+
+
+async def test_where_pending_is_a_202_it_is_asked_as_the_merchant_says(shop: Place, start: Start) -> None:
+    """x402's version 1 by its examples: "later" is a success, and the outcome has a URL of its own."""
+    asked: list[tuple[str, bool]] = []
+    entry = {"scheme": "exact", "network": "cardano-devnet", "maxAmountRequired": "2000000", "asset": "lovelace"}
+    entry |= {"payTo": role_address("pay_to").text, "maxTimeoutSeconds": 600, "extra": {"decimals": 6}}
+    required = json.dumps({"x402Version": 1, "error": "X-PAYMENT header is required", "accepts": [entry]}).encode()
+    later = json.dumps({"pending": True, "retryAfterSeconds": 1}).encode()
+
+    async def answer(heard: Heard) -> None:
+        await heard.read_body()
+        has_proof = heard.header("x-payment") is not None
+        asked.append((heard.line.split(b" ")[1].decode(), has_proof))
+        if has_proof:
+            head = f"HTTP/1.1 202 Accepted\r\nContent-Type: application/json\r\nContent-Length: {len(later)}"
+            await heard.say(head.encode() + b"\r\n\r\n" + later)
+        elif len(asked) == 1:
+            await heard.say(as_402(None, body=required))
+        else:
+            await heard.say(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nserved")
+
+    shop.peer.answers["/chat"] = answer
+    assert (await start().call(f"{shop.peer.url}/chat?a=1")).text == "served"
+    (payment,) = shop.payments
+    assert asked == [("/chat?a=1", False), ("/chat?a=1", True), (f"/chat?a=1&tx={payment.tx_id}", False)]
+    assert payment.delivery is Delivery.ACCEPTED
+
+
+@pytest.mark.parametrize("size", [0, 1000, 1024 * 1024 + 1, 3_000_000])
+async def test_a_streamed_body_is_sent_again_with_the_proof(shop: Place, start: Start, size: int) -> None:
+    wall = shop.peer.answers["/images"] = Paywall()
+    body = bytes(range(256)) * (size // 256) + b"x" * (size % 256)
+    program = start()
+    parts = [body[at : at + 100_000] for at in range(0, len(body), 100_000)]
+    answer = await program.call(f"{shop.peer.url}/images?n=1", "POST", content=program.streamed(parts))
+    assert (answer.status_code, answer.text) == (200, "served")
+    assert [call.body for call in (*wall.firsts, *wall.retries)] == [body, body]
+    assert [call.line for call in wall.retries] == [b"POST /images?n=1 HTTP/1.1"]
+
+
+async def test_a_body_that_was_not_kept_is_not_paid_for(shop: Place, start: Start) -> None:
+    shop.peer.answers["/images"] = Paywall()
+    program = start(spool_bytes=1000)
+    for url, expected in (
+        (f"{shop.peer.url}/images", "request_too_big_to_replay"),
+        (f"{shop.peer.url}/free", None),
+    ):
+        call = program.call(url, "POST", content=program.streamed([b"x" * 600, b"y" * 600]))
+        if expected is None:
+            assert (await call).text == "ok"
+        else:
+            error = await refusal(call)
+            assert (error.code, "Nothing was signed" in error.money) == (expected, True)
+    assert shop.payments == []
+
+
+@pytest.mark.parametrize("said", ["pending", "lost", "503", "another invoice"])
+async def test_the_same_proof_is_shown_until_it_is_served(shop: Place, start: Start, said: str) -> None:
+    wall = Paywall()
+    tries: list[str | None] = []
+
+    async def answer(heard: Heard) -> None:
+        await heard.read_body()
+        if (proof := heard.header("x-payment")) is not None:
+            tries.append(proof)
+            if len(tries) < 3:
+                if said == "lost":
+                    heard.writer.close()
+                elif said == "503":
+                    await heard.say(b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n")
+                else:
+                    is_pending = said == "pending"
+                    await heard.say(as_402({"status": "pending"} if is_pending else wall._invoice()))
+                return
+        await wall(heard)
+
+    shop.peer.answers["/chat"] = answer
+    got = await start().call(f"{shop.peer.url}/chat")
+    assert (got.status_code, got.text) == (200, "served")
+    (payment,) = shop.payments
+    assert tries == [payment.tx_id] * 3
+
+
+async def test_when_patience_ends_the_next_call_shows_the_same_proof(shop: Place, start: Start) -> None:
+    wall = shop.peer.answers["/chat"] = Paywall()
+
+    async def hang_up(heard: Heard) -> None:
+        await heard.read_body()
+        if heard.header("x-payment") is None:
+            await wall(heard)
+        else:
+            heard.writer.close()
+
+    shop.peer.answers["/chat"] = hang_up
+    error = await refusal(start(patience_s=1.5).call(f"{shop.peer.url}/chat"))
+    (payment,) = shop.payments
+    assert (error.code, error.payment, error.retryable) == ("not_served_yet", payment.id, True)
+    shop.peer.answers["/chat"] = wall
+    assert (await start().call(f"{shop.peer.url}/chat")).status_code == 200
+    assert [call.header("x-payment") for call in wall.retries] == [payment.tx_id]
+    assert len(shop.payments) == 1
+
+
+async def test_what_the_merchant_said_last_is_given_when_patience_ends(shop: Place, start: Start) -> None:
+    shop.peer.answers["/chat"] = Paywall(pending=1000)
+    answer = await start(patience_s=1.5).call(f"{shop.peer.url}/chat")
+    (payment,) = shop.payments
+    assert (answer.status_code, answer.json()) == (402, {"detail": {"status": "pending"}})
+    assert answer.headers["x-payagent-payment"] == payment.id
+
+
+async def test_a_paid_call_may_take_longer_than_any_other(shop: Place, start: Start) -> None:
+    async def slow(heard: Heard) -> None:
+        await asyncio.sleep(1.2)  # what it takes to settle, and not a wait for something
+        await heard.say(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nslow")
+
+    wall = shop.peer.answers["/chat"] = Paywall(serve=slow)
+    assert (await start().call(f"{shop.peer.url}/chat", timeout=0.6)).text == "slow"
+    assert len(wall.retries) == 1
+
+
+async def test_an_answer_counts_when_it_was_read_to_its_end(shop: Place, start: Start) -> None:
+    async def long(heard: Heard) -> None:
+        await heard.say(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for number in range(200):
+            await heard.say_chunk(b"%d" % number * 1000)
+        await heard.say(b"0\r\n\r\n")
+
+    wall = shop.peer.answers["/chat"] = Paywall(serve=long)
+    program = start()
+    assert (await program.peek(f"{shop.peer.url}/chat")).startswith(b"000")
+    assert shop.payments[0].delivery is not Delivery.ACCEPTED
+    assert len((await program.call(f"{shop.peer.url}/chat")).content) > 200_000
+    (payment,) = shop.payments
+    assert (payment.delivery, len(wall.retries)) == (Delivery.ACCEPTED, 2)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+async def test_identical_calls_at_once_never_cost_more_than_they_get(
+    shop: Place, start: Start, strict: bool
+) -> None:
+    wall = shop.peer.answers["/chat"] = Paywall(strict=strict)
+    program = start()
+    answers = await asyncio.gather(*(program.call(f"{shop.peer.url}/chat") for _ in range(5)))
+    assert len(shop.payments) <= wall.served
+    assert sum(answer.status_code == 200 for answer in answers) == wall.served
+    if not strict:
+        assert (len(shop.payments), wall.served) == (1, 5)
+
+
+async def test_a_call_whose_payment_served_another_pays_for_itself(shop: Place, start: Start) -> None:
+    wall = Paywall(strict=True)
+    waiting = asyncio.Event()
+    other: list[str] = []
+
+    async def answer(heard: Heard) -> None:
+        """The first retry is held back until another call was served with its proof."""
+        proof = heard.header("x-payment")
+        if proof is not None and not other:
+            other.append(proof)
+            await waiting.wait()
+        await wall(heard)
+
+    shop.peer.answers["/chat"] = answer
+    program = start()
+    first = asyncio.create_task(program.call(f"{shop.peer.url}/chat"))
+    await shop.until(lambda: other, "the first retry did not come")
+    assert (await program.call(f"{shop.peer.url}/chat")).status_code == 200
+    waiting.set()
+    assert (await first).status_code == 200
+    assert (len(shop.payments), wall.served) == (2, 2)
+
+
+async def test_a_proof_that_was_used_up_unseen_is_no_reason_to_pay_again(shop: Place, start: Start) -> None:
+    wall = shop.peer.answers["/chat"] = Paywall(strict=True)
+    await start().peek(f"{shop.peer.url}/chat")
+    answer = await start().call(f"{shop.peer.url}/chat")
+    assert (answer.status_code, answer.json()["detail"]["reason"]) == (402, "paid_already")
+    assert (len(shop.payments), wall.served) == (1, 1)
+
+
+async def test_a_key_names_one_purchase_for_ever(shop: Place, start: Start) -> None:
+    wall = shop.peer.answers["/chat"] = Paywall(strict=True)
+    program = start()
+    key = {"Idempotency-Key": "order-1"}
+    assert (await program.call(f"{shop.peer.url}/chat", headers=key)).status_code == 200
+    answer = await program.call(f"{shop.peer.url}/chat", headers=key)
+    assert (answer.status_code, answer.json()["detail"]["reason"]) == (402, "paid_already")
+    assert len(shop.payments) == 1
+    assert {call.header("idempotency-key") for call in wall.firsts + wall.retries} == {"order-1"}
+
+
+@pytest.mark.parametrize("status", [303, 307])
+@pytest.mark.parametrize("elsewhere", [False, True])
+async def test_a_redirect_after_paying_is_not_paid_again_and_gets_no_proof(
+    shop: Place, start: Start, status: int, elsewhere: bool
+) -> None:
+    target = f"{shop.run.world.origin}/x402/chat" if elsewhere else f"{shop.peer.url}/second"
+    first = shop.peer.answers["/first"] = Paywall(serve=redirecting(status, target))
+    second = shop.peer.answers["/second"] = Paywall(name="second")
+    answer = await start().call(f"{shop.peer.url}/first", follow_redirects=True)
+    assert answer.status_code == 402
+    assert [str(answer.url), len(answer.history)] == [target, 1]
+    (payment,) = shop.payments
+    assert first.proofs == [payment.tx_id]
+    assert second.retries == []
+    assert not any(
+        name.startswith((b"x-payment", b"x-invoice")) for call in second.firsts for name, _ in call.headers
+    )
+    assert shop.run.world.transactions() == [payment.tx_id]
+
+
+async def test_a_redirect_before_paying_is_followed_and_its_target_paid(shop: Place, start: Start) -> None:
+    shop.peer.answers["/first"] = redirecting(307, f"{shop.peer.url}/second")
+    second = shop.peer.answers["/second"] = Paywall()
+    answer = await start().call(f"{shop.peer.url}/first", follow_redirects=True)
+    assert (answer.status_code, second.served, len(shop.payments)) == (200, 1, 1)
+
+
+async def test_a_redirect_to_itself_shows_the_same_proof(shop: Place, start: Start) -> None:
+    wall = Paywall()
+    moved = redirecting(307, f"{shop.peer.url}/chat")
+
+    async def answer(heard: Heard) -> None:
+        if heard.header("x-payment") is not None and not wall.proofs:
+            wall.proofs.append("moved")
+            await moved(heard)
+        else:
+            await wall(heard)
+
+    shop.peer.answers["/chat"] = answer
+    got = await start().call(f"{shop.peer.url}/chat", follow_redirects=True)
+    assert (got.status_code, len(shop.payments)) == (200, 1)
+
+
+async def test_a_compressed_402_is_read(shop: Place, start: Start) -> None:
+    wall = Paywall()
+
+    async def packed(heard: Heard) -> None:
+        if heard.header("x-payment") is None:
+            body = gzip.compress(json.dumps({"detail": wall._invoice()}).encode())
+            await heard.say(as_402(None, "Content-Encoding: gzip", body=body))
+        else:
+            await wall(heard)
+
+    shop.peer.answers["/chat"] = packed
+    assert (await start().call(f"{shop.peer.url}/chat")).status_code == 200
+
+
+async def test_a_call_above_its_bound_is_refused_and_nothing_is_paid(shop: Place, start: Start) -> None:
+    wall = shop.peer.answers["/chat"] = Paywall(price=2 * ADA)
+    url = f"{shop.peer.url}/chat"
+    calls = {
+        "of the transport": start(max_cost_units=2 * ADA).call(url),
+        "of the call": start().call(url, headers={"X-Payagent-Max-Cost": str(2 * ADA)}),
+        "the lower one counts": start(max_cost_units=2 * ADA).call(
+            url, headers={"X-Payagent-Max-Cost": str(9 * ADA)}
+        ),
+    }
+    for what, call in calls.items():
+        error = await refusal(call)
+        assert error.code == "limit_exceeded", what
+        assert "Nothing was signed" in error.money
+        assert str(error.request.url) == url
+    assert (wall.served, shop.run.world.transactions()) == (0, [])
+    assert (await start(max_cost_units=3 * ADA).call(url)).status_code == 200
+
+
+async def test_a_dry_run_says_what_it_would_take(shop: Place, start: Start) -> None:
+    shop.peer.answers["/chat"] = Paywall(price=2 * ADA)
+    dry = {"X-Payagent-Dry-Run": "true"}
+    quote = (await start().call(f"{shop.peer.url}/chat", headers=dry)).json()
+    assert (quote["outputs"][0]["units"], quote["within_limits"]) == (str(2 * ADA), True)
+    assert (await start().call(f"{shop.peer.url}/free", headers=dry)).text == "ok"
+    assert shop.payments == []
+
+
+@pytest.mark.parametrize(
+    "header", [("X-Payagent-Max-Cost", "1.5"), ("X-Payagent-Dry-Run", "yes"), ("X-Payagent-Max-Costs", "1")]
+)
+async def test_a_header_of_ours_that_is_not_understood_stops_the_call(
+    shop: Place, start: Start, header: tuple[str, str]
+) -> None:
+    error = await refusal(start().call(f"{shop.peer.url}/chat", headers=dict([header])))
+    assert error.code == "bad_request"
+    assert shop.peer.calls == []
+
+
+async def test_our_headers_stay_between_us(shop: Place, start: Start) -> None:
+    serve = saying(
+        b"HTTP/1.1 200 OK\r\nX-Payagent-State: settled\r\nx-payagent-Note: hi\r\nContent-Length: 0\r\n\r\n"
+    )
+    wall = shop.peer.answers["/chat"] = Paywall(serve=serve)
+    shop.peer.answers["/free"] = serve
+    ours = {"X-Payagent-Max-Cost": str(5 * ADA), "X-Payagent-Dry-Run": "false"}
+    paid = await start().call(f"{shop.peer.url}/chat", headers=ours)
+    free = await start().call(f"{shop.peer.url}/free", headers=ours)
+    assert (paid.headers["x-payagent-state"], "x-payagent-note" in paid.headers) == ("confirmed", False)
+    assert not any(name.startswith("x-payagent") for name in free.headers)
+    for call in wall.firsts + wall.retries:
+        assert not any(name.startswith(b"x-payagent") for name, _ in call.headers)
+
+
+async def test_a_402_of_somebody_else_is_handed_on_as_it_came(shop: Place, start: Start) -> None:
+    pending = as_402({"status": "pending"})
+    page = b"HTTP/1.1 402 Payment Required\r\nContent-Type: text/html\r\nContent-Length: 4\r\n\r\npay!"
+    for raw, code in ((pending, "not_an_invoice"), (page, "body_not_understood")):
+        shop.peer.answers["/chat"] = saying(raw)
+        answer = await start().call(f"{shop.peer.url}/chat")
+        assert (answer.status_code, answer.content) == (402, raw.partition(b"\r\n\r\n")[2])
+        assert answer.extensions["payagent_refusal"]["code"] == code
+    shop.peer.answers["/chat"] = Paywall()
+    unknown = f"{shop.peer.url.replace('127.0.0.1', 'localhost')}/chat"
+    answer = await start().call(unknown)
+    assert (answer.status_code, answer.json()["detail"]["invoiceId"]) == (402, "inv-1")
+    assert answer.extensions["payagent_refusal"]["code"] == "merchant_not_allowed"
+    assert shop.payments == []
+
+
+async def test_a_402_that_is_long_is_handed_on_whole(shop: Place, start: Start) -> None:
+    body = b"[" + b"1," * 200_000 + b"1]"
+    shop.peer.answers["/chat"] = saying(as_402(None, body=body))
+    answer = await start().call(f"{shop.peer.url}/chat")
+    assert (answer.status_code, answer.content) == (402, body)
+
+
+async def test_a_call_without_a_402_passes_untouched(shop: Place, start: Start) -> None:
+    raw = b"HTTP/1.1 418 Teapot\r\nSet-Cookie: a=1\r\nSet-Cookie: b=2\r\nContent-Length: 5\r\n\r\nshort"
+    shop.peer.answers["/a%2Fb"] = saying(raw)
+    url = f"{shop.peer.url}/a%2Fb?q=%20+%2B"
+    answer = await start().call(url, "PUT", content=b"\x00\xff", headers={"X-Mine": "1"})
+    assert (answer.status_code, answer.content) == (418, b"short")
+    assert answer.headers.get_list("set-cookie") == ["a=1", "b=2"]
+    (call,) = shop.peer.calls
+    assert (call.line, call.body) == (b"PUT /a%2Fb?q=%20+%2B HTTP/1.1", b"\x00\xff")
+    with httpx.Client(trust_env=False) as plain:
+        expected = plain.build_request("PUT", url, content=b"\x00\xff", headers={"X-Mine": "1"}).headers
+    assert {name.decode(): value.decode() for name, value in call.headers} == dict(expected)

@@ -1,0 +1,259 @@
+"""The official x402 SDK's own clients pay the SDK's own server with our scheme; the daemon signs."""
+
+import asyncio
+import base64
+import json
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, nullcontext
+from dataclasses import replace
+from typing import Any
+
+import httpx
+import pytest
+import requests
+from agent_kit import World
+from api_kit import Api, served
+from client.client_kit import COINS
+from proxy.proxy_kit import blocks
+from x402 import x402Client, x402ClientSync
+from x402.http.clients import x402HttpxClient
+from x402.http.clients.requests import x402_http_adapter
+from x402_sdk.sdk_merchant import SdkMerchant
+
+from payagent.agent.terms import MerchantTerms
+from payagent.client import AsyncPayAgentTransport, ExactCardanoScheme
+from payagent.core.payment import Delivery
+from payagent.store import queries
+from payagent.store.queries import PaymentRow
+
+BODY = {"message": "hello"}
+MakeClient = Callable[[], x402Client]
+
+
+class Market:
+    """The SDK's merchant, the daemon, and the SDK's clients with our scheme."""
+
+    def __init__(self, api: Api, merchant: SdkMerchant) -> None:
+        self.api = api
+        self.merchant = merchant
+        self.scheme = ExactCardanoScheme(daemon=api.url, token=api.tokens["payer"])
+
+    @property
+    def payments(self) -> list[PaymentRow]:
+        conn = self.api.run.agent.conn
+        return queries.payments_page(
+            conn, app_id=None, state=None, origin=None, since_ms=None, before_seq=None, limit=100
+        )
+
+    def sdk(self, **options: Any) -> httpx.AsyncClient:
+        client = x402Client()
+        client.set_spend_controls(False)  # the limits are the daemon's; ADA is no dollar
+        return x402HttpxClient(self.scheme.connect(client), timeout=60, trust_env=False, **options)
+
+    async def call(self, path: str, method: str = "GET", **more: Any) -> httpx.Response:
+        """In a thread, as a program that is not the daemon: the SDK calls a scheme without letting others run."""
+
+        async def one() -> httpx.Response:
+            async with self.sdk(follow_redirects=True) as http:
+                return await http.request(method, self.merchant.url + path, **more)
+
+        return await asyncio.to_thread(lambda: asyncio.run(one()))
+
+
+@asynccontextmanager
+async def market(world: World, *, ticking: bool = True, **options: Any) -> AsyncIterator[Market]:
+    world.fund(*COINS)
+    with SdkMerchant(world.devnet, **options) as merchant:
+        sold = MerchantTerms("sdk", merchant.url, None, None, "confirmed", 5)
+        merchants = {**world.terms.merchants, merchant.url: sold}
+        async with world.run(terms=lambda given: replace(given, merchants=merchants)) as run:
+            await run.look()
+            async with served(run) as api, blocks(run) if ticking else nullcontext():
+                there = Market(api, merchant)
+                try:
+                    yield there
+                finally:
+                    there.scheme.close()
+
+
+@pytest.mark.parametrize(("method", "path"), [("GET", "/premium?day=1"), ("POST", "/chat")])
+@pytest.mark.parametrize("confirmations", [-1, 1])
+async def test_the_sdks_client_pays_the_sdks_server(
+    world: World, method: str, path: str, confirmations: int
+) -> None:
+    async with market(world, confirmations=confirmations) as at:
+        answer = await at.call(path, method, **({"json": BODY} if method == "POST" else {}))
+        assert answer.status_code == 200, answer.text
+        (payment,) = at.payments
+        assert at.merchant.payments == {payment.tx_id: 1}
+        assert payment.delivery is Delivery.ACCEPTED
+        assert payment.handed_over
+
+
+async def test_requests_pays_too(world: World) -> None:
+    async with market(world, confirmations=-1) as at:
+
+        def call() -> requests.Response:
+            client = x402ClientSync()
+            client.set_spend_controls(False)
+            with requests.Session() as session:
+                session.trust_env = False
+                session.mount("http://", x402_http_adapter(at.scheme.connect(client)))
+                return session.post(f"{at.merchant.url}/chat", json=BODY, timeout=60)
+
+        answer = await asyncio.to_thread(call)
+        assert (answer.status_code, answer.json()) == (200, {"reply": "hello"})
+        assert [payment.delivery for payment in at.payments] == [Delivery.ACCEPTED]
+
+
+async def test_registered_by_hand_it_pays(world: World) -> None:
+    async with market(world, confirmations=-1) as at:
+
+        async def call() -> httpx.Response:
+            client = x402Client()
+            client.set_spend_controls(False)
+            for network in ("cardano:*", "cip34:*"):
+                client.register(network, at.scheme)
+            async with x402HttpxClient(client, timeout=60, trust_env=False) as http:
+                return await http.get(f"{at.merchant.url}/premium")
+
+        answer = await asyncio.to_thread(lambda: asyncio.run(call()))
+        assert answer.status_code == 200
+        assert [payment.delivery for payment in at.payments] == [Delivery.ACCEPTED]
+
+
+async def test_a_settlement_that_takes_longer_is_shown_the_same_payload(world: World) -> None:
+    """A settlement that is pending is shown the same once more; then the program has a 402, and may call again."""
+    async with market(world, ticking=False, confirmations=1, wait_s=0.05) as at:
+        assert (await at.call("/premium")).status_code == 402
+        assert at.merchant.handled.total() == 2
+        assert at.payments[0].delivery is Delivery.PRESENTED
+        world.block(2)
+        assert (await at.call("/premium")).status_code == 200
+        (payment,) = at.payments
+        assert at.merchant.payments == {payment.tx_id: 1}
+        assert payment.delivery is Delivery.ACCEPTED
+
+
+async def test_calls_one_after_the_other_are_purchases_of_their_own(world: World) -> None:
+    async with market(world, confirmations=-1, replays=False) as at:
+        for _ in range(2):
+            assert (await at.call("/premium")).status_code == 200
+        assert list(at.merchant.payments.values()) == [1, 1]
+
+
+async def test_identical_calls_at_once_share_a_payment(world: World) -> None:
+    async with market(world, confirmations=-1) as at:
+        answers = await asyncio.gather(*(at.call("/premium") for _ in range(4)))
+        assert {answer.status_code for answer in answers} == {200}
+        assert sum(at.merchant.payments.values()) >= len(at.payments)
+
+
+async def test_our_transport_pays_the_sdks_server(world: World) -> None:
+    async with market(world, confirmations=1) as at:
+        transport = AsyncPayAgentTransport(daemon=at.api.url, token=at.api.tokens["payer"])
+        async with httpx.AsyncClient(transport=transport, timeout=60) as http:
+            answer = await http.post(f"{at.merchant.url}/chat", json=BODY)
+        assert (answer.status_code, answer.json()) == (200, {"reply": "hello"})
+        (payment,) = at.payments
+        assert (at.merchant.payments, payment.delivery) == ({payment.tx_id: 1}, Delivery.ACCEPTED)
+
+
+async def test_a_refusal_of_the_daemon_reaches_the_program(world: World) -> None:
+    async with market(world, price="2000000000") as at:
+        with pytest.raises(Exception, match="limit_exceeded"):
+            await at.call("/premium")
+        assert at.merchant.handled.total() == 0
+
+
+class Bent:
+    """A server whose 402 says what a test wants, and which notes what came; a 402 again for whoever pays."""
+
+    def __init__(self, required: Callable[[str], dict[str, Any]], paid: Callable[[str], tuple[int, str]]) -> None:
+        self.required = required
+        self.paid = paid
+        self.proofs: list[str] = []
+        self.url = ""
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        path = head.split(" ")[1]
+        if "payment-signature:" in head.lower():
+            self.proofs.append(path)
+            status, location = self.paid(path)
+            lines = [f"HTTP/1.1 {status} X", f"Location: {location}", "Content-Length: 0"]
+        else:
+            value = encoded(self.required(path))
+            lines = ["HTTP/1.1 402 X", f"PAYMENT-REQUIRED: {value}", "Content-Length: 0"]
+        writer.write("\r\n".join([*lines, "Connection: close", "", ""]).encode())
+        await writer.drain()
+        writer.close()
+
+
+def encoded(value: object) -> str:
+    return base64.b64encode(json.dumps(value).encode()).decode()
+
+
+def required(at: Market, url: str) -> dict[str, Any]:
+    entry = {"scheme": "exact", "network": "cardano:devnet", "amount": "2000000", "asset": "lovelace"}
+    entry |= {"payTo": at.merchant.pay_to, "maxTimeoutSeconds": 300, "extra": {}}
+    return {"x402Version": 2, "resource": {"url": url}, "accepts": [entry]}
+
+
+@asynccontextmanager
+async def bent(at: Market, bent: Bent) -> AsyncIterator[Bent]:
+    server = await asyncio.start_server(bent.serve, "127.0.0.1", 0)
+    bent.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    terms = at.api.run.agent.terms
+    known = dict(terms.merchants)
+    known[bent.url] = MerchantTerms("bent", bent.url, None, None, "confirmed", 5)
+    at.api.run.agent.terms = replace(terms, merchants=known)
+    at.merchant.url = bent.url
+    try:
+        yield bent
+    finally:
+        server.close()
+
+
+async def test_a_redirect_after_paying_is_not_paid_again(world: World) -> None:
+    async with market(world) as at:
+        moves = Bent(lambda path: required(at, at.merchant.url + path), lambda path: (307, "/second"))
+        async with bent(at, moves):
+            with pytest.raises(Exception, match=r"not_served_yet.*a redirect after paying is not paid again"):
+                await at.call("/first")
+            assert moves.proofs == ["/first"]
+            (payment,) = at.payments
+            assert payment.delivery is not Delivery.ACCEPTED
+
+
+async def test_who_names_another_servers_url_is_not_paid(world: World) -> None:
+    async with market(world) as at:
+        good = at.merchant.url
+        liar = Bent(lambda path: required(at, f"{good}/premium"), lambda path: (200, ""))
+        async with bent(at, liar):
+            with pytest.raises(Exception, match="resource_mismatch"):
+                await at.call("/premium")
+        assert (liar.proofs, at.payments) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("asset", "network", "symbol"),
+    [
+        ("c48cbb3d5e57ed56e276bc45f99ab39abe94e6cd7ac39fb402da47ad.0014df105553444d", "cardano:mainnet", "USDM"),
+        ("e675b46e4d2242c991a8932a99db3044e80515ae14b4c4ccf6b3f4c9.0014df10745553444d", "cip34:0-1", "tUSDM"),
+        ("lovelace", "cardano:mainnet", None),
+        ("c48cbb3d5e57ed56e276bc45f99ab39abe94e6cd7ac39fb402da47ad.0014df105553444d", "cardano:preprod", None),
+    ],
+)
+def test_the_sdk_learns_what_a_dollar_is(
+    scheme: ExactCardanoScheme, asset: str, network: str, symbol: str | None
+) -> None:
+    found = scheme.find_default_asset(asset, network)
+    assert found == (None if symbol is None else {"asset": asset, "decimals": 6, "symbol": symbol})
+
+
+@pytest.fixture
+def scheme() -> Iterator[ExactCardanoScheme]:
+    made = ExactCardanoScheme(token="pa_nobody")
+    yield made
+    made.close()

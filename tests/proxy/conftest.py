@@ -1,0 +1,13 @@
+"""The proxy in front of a raw merchant."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+from agent_kit import World
+from proxy_kit import Place, place
+
+
+@pytest.fixture
+async def at(world: World) -> AsyncIterator[Place]:
+    async with place(world) as there:
+        yield there

@@ -1,0 +1,105 @@
+"""x402 through the proxy, at the devnet's merchant, which judges a transaction by the scheme's own rules."""
+
+import json
+from collections.abc import AsyncIterator
+
+import pytest
+from agent_kit import ADA, World
+from proxy_kit import Place, blocks, place
+
+from payagent.store import queries
+
+BODY = b'{"message": "hello"}'
+
+
+@pytest.fixture
+async def shop(world: World) -> AsyncIterator[Place]:
+    world.fund(*[20 * ADA] * 8)
+    async with place(world) as at, blocks(at.run):
+        yield at
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        {},
+        {"in_body": True},
+        {"extra_null": True},
+        {"confirmations": -1},
+        {"confirmations": 3},
+        {"submission_policy": "server"},
+        {"submission_policy": "either"},
+        {"submission_policy": "client"},
+        {"version": 1},
+        {"version": 1, "html": True},
+    ],
+    ids=str,
+)
+async def test_every_form_is_paid_once_and_served(shop: Place, method: str, form: dict[str, object]) -> None:
+    shop.run.world.settings(x402=form)
+    body = BODY if method == "POST" else None
+    got = await shop.ask("/x402/chat?a=1", method=method, body=body, merchant="devnet")
+    assert got.status == 200, got.body
+    await shop.until_delivered()
+    (payment,) = shop.payments
+    assert json.loads(got.body or b"")["txHash"] == payment.tx_id
+    assert got.values("x-payagent-cost") == [f"{payment.outputs[0].units + (payment.fee_lovelace or 0)} lovelace"]
+    await shop.until(lambda: shop.run.world.transactions() == [payment.tx_id], "it is not on the chain")
+
+
+async def test_a_paid_stream_streams(shop: Place) -> None:
+    got = await shop.ask(
+        "/x402/chat", method="POST", body=b'{"message": "hello", "stream": true}', merchant="devnet"
+    )
+    assert (got.status, got.values("content-type")) == (200, ["text/event-stream; charset=utf-8"])
+    assert (got.body or b"").endswith(b"data: [DONE]\n\n")
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "pending",
+        "settle_500_before_broadcast",
+        "settle_500_after_broadcast",
+        "drop_after_broadcast",
+        "empty_reason",
+    ],
+)
+async def test_what_may_still_land_is_the_identical_proof_again(shop: Place, fault: str) -> None:
+    shop.run.world.settings(x402={"fault": fault, "fault_count": 2})
+    got = await shop.ask("/x402/chat", method="POST", body=BODY, merchant="devnet")
+    assert got.status == 200, got.body
+    assert len(shop.payments) == 1
+    await shop.until(lambda: len(shop.run.world.transactions()) == 1, "it is not on the chain")
+
+
+async def test_a_redirect_is_not_followed_with_the_transaction(shop: Place) -> None:
+    shop.run.world.settings(x402={"fault": "redirect_307", "fault_count": 1})
+    got = await shop.ask("/x402/chat", method="POST", body=BODY, merchant="devnet")
+    assert (got.status, got.values("location")) == (307, ["/x402/elsewhere"])
+    assert len(shop.payments) == 1
+
+
+async def test_a_transaction_that_is_refused_is_taken_back(shop: Place) -> None:
+    """The merchant never broadcasts it: its coins come back, and the same call later is a new purchase."""
+    shop.run.world.settings(x402={"fault": "refuse_verify", "fault_count": 1})
+    got = await shop.ask("/x402/chat", method="POST", body=BODY, merchant="devnet")
+    assert got.status == 402
+    refused = shop.payments[0]
+    assert got.values("x-payagent-payment") == [refused.id]
+    assert got.values("x-payagent-state") == ["cancelling"]
+    got = await shop.ask("/x402/chat", method="POST", body=BODY, merchant="devnet")
+    assert (got.status, json.loads(got.body or b"")["code"]) == (409, "merchant_refused")
+
+    def is_void() -> bool:
+        shop.run.world.clock.ahead_ms += 61_000
+        return shop.run.state(refused.id) == "void"
+
+    await shop.until(is_void, "it is not void")
+    shop.run.world.clock.ahead_ms = 0
+    got = await shop.ask("/x402/chat", method="POST", body=BODY, merchant="devnet")
+    assert got.status == 200, got.body
+    signed = {attempt.kind: attempt.tx_id for attempt in queries.attempts(shop.run.agent.conn, refused.id)}
+    assert signed["cancel"] in shop.run.world.transactions()
+    assert signed["pay"] not in shop.run.world.transactions()
