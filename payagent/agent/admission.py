@@ -7,14 +7,14 @@ recorded too, as a payment that is `rejected`.
 May import: core, wallet, store, agent.chainview, agent.purse. Never: signs; waits for anything.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from payagent.agent.chainview import ChainView
 from payagent.agent.purse import coin_of, take
 from payagent.core import ledger, policy
 from payagent.core.address import Address
-from payagent.core.invoice import Invoice, Proof
+from payagent.core.invoice import Invoice
 from payagent.core.money import LOVELACE, check_supply
 from payagent.core.payment import Event, State
 from payagent.core.policy import Limit
@@ -23,7 +23,7 @@ from payagent.store import queries, records
 from payagent.store.queries import IntentRow, InvoiceRow, OutputRow
 from payagent.store.writer import Unit
 from payagent.wallet.coins import Coin, Coins
-from payagent.wallet.transaction import MAINNET_PARAMETERS, Parameters, Plan, select
+from payagent.wallet.transaction import MAINNET_PARAMETERS, Parameters, Plan, build, select
 
 DAY_MS = 86_400_000
 
@@ -33,10 +33,9 @@ HEADER_TRANSACTION_MAX_BYTES = 7_168
 Node's limit for all headers together is 16 KiB, and 14,336 characters for the proof were seen to pass.
 """
 
-PARAMETERS_OF_PROOF: Mapping[Proof, Parameters] = {
-    "tx_hash": MAINNET_PARAMETERS,
-    "signed_cbor": replace(MAINNET_PARAMETERS, max_tx_size=HEADER_TRANSACTION_MAX_BYTES),
-}
+_HEADER_MAX_CHARS = 14_336
+_PAYLOAD_CHARS = 300
+"""What stands in a PAYMENT-SIGNATURE beside the transaction and the echo: keys, nonce, identifier."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,28 +184,46 @@ class Admission:
         """The transaction that would pay the invoice now; raises what stands against it but for limits."""
         slot = self.chain.require_ready(now_ms)
         ttl_slot = self.chain.ttl_slot(slot, expires_at_ms, min_window_s)
-        parameters = PARAMETERS_OF_PROOF[invoice.proof]
-        try:
-            return self._plan_with(
-                unit,
-                lambda coins: select(
-                    coins,
-                    invoice.outputs,
-                    change=self.own,
-                    ttl_slot=ttl_slot,
-                    network_id=self.chain.network.network_id,
-                    params=parameters,
-                    anchor=anchor,
-                    commitment=None if invoice.commitment is None else bytes.fromhex(invoice.commitment),
-                ),
-                slot,
+        parameters = _parameters(invoice)
+
+        def pay(coins: Coins) -> Plan:
+            return select(
+                coins,
+                invoice.outputs,
+                change=self.own,
+                ttl_slot=ttl_slot,
+                network_id=self.chain.network.network_id,
+                params=parameters,
+                anchor=anchor,
+                commitment=None if invoice.commitment is None else bytes.fromhex(invoice.commitment),
             )
+
+        try:
+            return self._plan_with(unit, self._cancellable(pay) if invoice.handed_over else pay, slot)
         except Refused as refusal:
             if invoice.proof == "tx_hash" or refusal.code not in ("needs_consolidation", "transaction_too_big"):
                 raise
             raise Refused(
                 "proof_too_big", f"{refusal.detail}, of at most {parameters.max_tx_size} bytes"
             ) from None
+
+    def _cancellable(self, pay: Callable[[Coins], Plan]) -> Callable[[Coins], Plan]:
+        """As `pay`, of coins that also pay for their own way back: what is handed over may have to be cancelled.
+
+        Coins that fit the outputs to the unit do not where the wallet's own output needs more ADA than theirs.
+        """
+
+        def planned(coins: Coins) -> Plan:
+            plan = pay(coins)
+            try:
+                take_back(plan.inputs, plan.anchor, self.own, plan.ttl_slot, plan.network_id)
+            except Refused:
+                spent = {coin.ref for coin in plan.inputs}
+                plan = pay(Coins(coin for coin in coins if coin.ref not in spent))
+                take_back(plan.inputs, plan.anchor, self.own, plan.ttl_slot, plan.network_id)
+            return plan
+
+        return planned
 
     def _plan_with(self, unit: Unit, plan: Callable[[Coins], Plan], slot: int) -> Plan:
         """What `plan` makes of the free coins. That they do not suffice is told with why, where more are ours."""
@@ -353,6 +370,22 @@ def _existing(
             unit, row.id, "invoiced_again", row.state, now_ms, {"invoice_id": purchase.invoice.invoice_id}
         )
     return Admitted(row.id, False)
+
+
+def take_back(inputs: Sequence[Coin], anchor: Coin, own: Address, ttl_slot: int, network_id: int) -> Plan:
+    """The cancel: all of a payment's coins to ourselves. Refused (`not_enough_funds`) when they do not pay for it."""
+    return build(inputs, anchor, (), change=own, ttl_slot=ttl_slot, network_id=network_id)
+
+
+def _parameters(invoice: Invoice) -> Parameters:
+    """Bounds of the transaction; one that travels in a header leaves room there for what is repeated beside it."""
+    if invoice.proof == "tx_hash":
+        return MAINNET_PARAMETERS
+    room_bytes = HEADER_TRANSACTION_MAX_BYTES
+    if invoice.echo is not None:
+        chars = _HEADER_MAX_CHARS * 3 // 4 - _PAYLOAD_CHARS - len(invoice.echo)
+        room_bytes = max(0, min(room_bytes, chars * 3 // 4))
+    return replace(MAINNET_PARAMETERS, max_tx_size=room_bytes)
 
 
 def _anchor_of(unit: Unit, intent_id: str) -> Coin | None:

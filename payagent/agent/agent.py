@@ -15,7 +15,15 @@ from typing import TypeVar
 import structlog
 
 from payagent.agent import steps
-from payagent.agent.admission import Admission, Admitted, Ids, Purchase, TransferOrder, require_same
+from payagent.agent.admission import (
+    Admission,
+    Admitted,
+    Ids,
+    Purchase,
+    TransferOrder,
+    require_same,
+    take_back,
+)
 from payagent.agent.chainview import ChainView
 from payagent.agent.changes import Changes
 from payagent.agent.ports import Ports
@@ -25,7 +33,7 @@ from payagent.agent.view import is_ready
 from payagent.chain.source import ChainSource, SubmitKind
 from payagent.core.address import Address, parse_address
 from payagent.core.invoice import Invoice, Output, Role
-from payagent.core.payment import ENDED_WITHOUT_PAYING, State
+from payagent.core.payment import ENDED_WITHOUT_PAYING, NEVER_SIGNED, State
 from payagent.core.problem import Refused
 from payagent.dialects import Answer, Call, Reading, Response, Said, read_answer, read_offers
 from payagent.store import queries
@@ -42,6 +50,10 @@ SIGNING_PATIENCE_S = 10.0
 
 RATE_PAUSE_S = 10
 """How long a provider is left alone that said "too many" and not for how long."""
+
+CANCEL_TTL_S = 129_600
+"""How long a cancel lives: beyond the last rollback (36 h). It pays nobody else, so nobody's terms end it, and what
+descends from it stays good for as long as its block may be lost."""
 
 log = structlog.get_logger("payagent.agent")
 
@@ -263,7 +275,9 @@ class Agent:
             why = steps.reason_to_cancel(row, slot)
             if why is None:
                 return
-            plan = self._take_back(row, self.chain.ttl_slot(slot, None, 0))
+            inputs, anchor = self._coins_of(row)
+            network_id = self.terms.network.network_id
+            plan = take_back(inputs, anchor, self.terms.own, slot + CANCEL_TTL_S, network_id)
             raw = self._sign_and_check(plan)
             own = self.terms.own.raw
             await self.write(
@@ -393,6 +407,8 @@ class Agent:
         if row.state is State.RESERVED and row.handed_over:
             await self.resume(row, asked=True)
             row = self.payment(row.id)
+            if row.state in NEVER_SIGNED:  # too late for its invoice: the same request opens a new payment
+                raise Refused(row.reason_code or "invoice_expired", row.reason or "", payment=row.id)
         if row.state is State.RESERVED:
             row = await self.wait(admitted.payment_id, SIGNING_PATIENCE_S)
         if row.state is State.RESERVED:
@@ -431,12 +447,6 @@ class Agent:
             ttl_slot=ttl_slot,
             network_id=self.terms.network.network_id,
         )
-
-    def _take_back(self, row: PaymentRow, ttl_slot: int) -> Plan:
-        """The transaction that spends all of a payment's coins to ourselves."""
-        inputs, anchor = self._coins_of(row)
-        network_id = self.terms.network.network_id
-        return build(inputs, anchor, (), change=self.terms.own, ttl_slot=ttl_slot, network_id=network_id)
 
     def _coins_of(self, row: PaymentRow) -> tuple[list[Coin], Coin]:
         """The coins that are reserved for a payment, and the one of them that is its anchor."""

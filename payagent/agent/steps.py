@@ -10,8 +10,9 @@ from payagent.chain.source import SubmitAnswer, SubmitKind, TxSeen
 from payagent.core import ledger
 from payagent.core.ledger import Entry, Posting
 from payagent.core.payment import (
-    ENDED_WITHOUT_PAYING,
     POSTED,
+    WITHOUT_PROOF,
+    Delivery,
     DeliveryEvent,
     Event,
     State,
@@ -29,15 +30,10 @@ from payagent.wallet.plan import Plan
 SERVING_PATIENCE_MS = 3_600_000
 """When an invoice without an end counts as over."""
 
-REFUSED_STATUS = "refused"
-"""The merchant's status of a payment whose transaction it refused for good, and has not broadcast."""
-
 SHOWN_AGAIN = (Said.PENDING, Said.INVOICED, Said.UNCLEAR)
 AGAIN_FIRST_S, AGAIN_MAX_S = 0.5, 10.0
 USED_UP_PATIENCE = 5
 """A facilitator calls a transaction a duplicate also while it settles that very one: shown again so often."""
-
-_NOT_SHOWN = ENDED_WITHOUT_PAYING | {State.CANCELLING}
 
 
 def row_of(unit: Unit, payment_id: str) -> PaymentRow:
@@ -138,15 +134,15 @@ def may_broadcast(row: PaymentRow) -> bool:
 def reason_to_cancel(row: PaymentRow, slot: int) -> Refused | None:
     """Why the payment's coins are to be taken back now; None when they are not.
 
-    An attempt that was handed over is when the merchant refused it or its TTL has passed; so is a cancel
-    whose own TTL has passed.
+    An attempt that was handed over is when the merchant refused it, and nothing shows that it broadcast it all
+    the same, or when its TTL has passed; so is a cancel whose own TTL has passed.
     """
     is_over = slot >= (row.ttl_slot or 0)
     if row.state is State.CANCELLING and is_over:
         return Refused(row.reason_code or "handed_over_expired", row.reason or "")
     if row.state is not State.IN_FLIGHT or not row.handed_over:
         return None
-    if row.merchant_status == REFUSED_STATUS:
+    if row.refused and not row.seen_in_block and row.delivery is not Delivery.ACCEPTED:
         return Refused("merchant_refused", "the merchant refused the transaction before it broadcast it")
     if is_over:
         return Refused("handed_over_expired", "the transaction was handed over, and its TTL passed")
@@ -174,15 +170,15 @@ def record_answer_to_retry(
     records.set_delivery(unit, payment_id, deliver(row.delivery, event), now_ms)
     detail = {"status": http_status, "said": answer.said, "reason": answer.reason}
     records.note(unit, payment_id, "merchant_answered", row.state, now_ms, detail)
-    if answer.said is Said.REFUSED and row.handed_over:
-        records.set_merchant_status(unit, payment_id, REFUSED_STATUS, now_ms)
-    shown_count = queries.event_count(unit.conn, payment_id, "merchant_answered")
-    is_settling = answer.said is Said.USED_UP and row.handed_over and shown_count <= USED_UP_PATIENCE
+    said = queries.answers_to_retries(unit.conn, payment_id)
+    if row.handed_over and row.state is State.IN_FLIGHT and set(said) == {Said.REFUSED}:
+        records.note(unit, payment_id, "merchant_refused", row.state, now_ms)
+    is_settling = answer.said is Said.USED_UP and row.handed_over and said.count(Said.USED_UP) <= USED_UP_PATIENCE
     if not (answer.said in SHOWN_AGAIN or is_settling):
         return None
-    if event is DeliveryEvent.GIVE_UP or row.state in _NOT_SHOWN:
+    if event is DeliveryEvent.GIVE_UP or row.state in WITHOUT_PROOF:
         return None
-    return answer.retry_after_s or min(AGAIN_FIRST_S * 2 ** min(shown_count - 1, 10), AGAIN_MAX_S)
+    return answer.retry_after_s or min(AGAIN_FIRST_S * 2 ** min(len(said) - 1, 10), AGAIN_MAX_S)
 
 
 def _is_over(row: PaymentRow, now_ms: int) -> bool:
@@ -221,6 +217,7 @@ def _move_into_block(unit: Unit, payment_id: str, event: Event, seen: TxSeen, no
         block_hash=seen.block_hash,
         block_height=seen.block_height,
         block_slot=seen.slot,
+        **({"reason_code": None, "reason": None} if event is Event.SEEN_IN_BLOCK else {}),
     )
 
 
@@ -295,4 +292,5 @@ def record_settled(unit: Unit, payment_id: str, depth: int, now_ms: int) -> None
     for attempt in queries.attempts(unit.conn, payment_id):
         if attempt.tx_id != row.tx_id:
             for coin in queries.coins_of_tx(unit.conn, attempt.tx_id):
-                records.forget_coin(unit, coin.ref)
+                if coin.reserved_for is None:
+                    records.forget_coin(unit, coin.ref)

@@ -8,13 +8,11 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 
 from payagent.agent.terms import MerchantTerms, Terms
-from payagent.core.payment import ENDED_WITHOUT_PAYING, ON_CHAIN, POSTED, State
+from payagent.core.payment import ON_CHAIN, POSTED, WITHOUT_PROOF
 from payagent.dialects import Shown, proof_headers
 from payagent.store.queries import AttemptRow, PaymentRow
 
 Json = dict[str, object]
-
-_WITHOUT_PROOF = ENDED_WITHOUT_PAYING | {State.CANCELLING}
 
 
 def iso_time(ms: int) -> str:
@@ -27,7 +25,7 @@ def is_ready(row: PaymentRow, ready: str) -> bool:
 
     What is handed over is ready as soon as there is a proof: nothing happens before it is shown.
     """
-    if row.tx_id is None or row.state in _WITHOUT_PROOF:
+    if row.tx_id is None or row.state in WITHOUT_PROOF:
         return False
     if row.handed_over:
         return True
@@ -43,7 +41,7 @@ def retry_headers(row: PaymentRow, merchant: MerchantTerms | None, wallet_addres
 
     X-Request-Id and X-Idempotency-Key are the intent's own and stay the same over all its retries.
     """
-    if row.tx_id is None or row.dialect is None or row.invoice_id is None or row.state in _WITHOUT_PROOF:
+    if row.tx_id is None or row.dialect is None or row.invoice_id is None or row.state in WITHOUT_PROOF:
         return {}
     headers = proof_headers(
         row.dialect,

@@ -74,7 +74,7 @@ class Watch:
         self._checked_until_ms: dict[str, int] = {}
         self._untrusted: set[str] = set()
         self._absent: dict[str, tuple[int, int]] = {}
-        self._cancels: dict[str, tuple[str, int, int]] = {}
+        self._cancels: dict[str, tuple[str, str, int, int]] = {}
         self._unweighed = False
 
     async def tick(self) -> bool:
@@ -249,13 +249,14 @@ class Watch:
         """Void on positive evidence only (R8): the cancel is in a block, deep enough, in look after look."""
         agent = self._agent
         now_ms = agent.ports.clock.now_ms()
-        block, count, last_ms = self._cancels.get(row.id, ("", 0, 0))
-        if block != seen.block_hash:
-            count, last_ms = 0, 0
+        block, tip_hash, count, last_ms = self._cancels.get(row.id, ("", "", 0, 0))
+        if block != seen.block_hash or now_ms < last_ms:
+            tip_hash, count, last_ms = "", 0, 0
         self._unweighed = True
-        if tip.height - seen.block_height + 1 < agent.terms.void_depth or now_ms < last_ms + VOID_EVERY_MS:
+        is_deep = tip.height - seen.block_height + 1 >= agent.terms.void_depth
+        if not is_deep or not self._is_current(tip) or tip.hash == tip_hash or now_ms < last_ms + VOID_EVERY_MS:
             return
-        self._cancels[row.id] = (seen.block_hash, count + 1, now_ms)
+        self._cancels[row.id] = (seen.block_hash, tip.hash, count + 1, now_ms)
         if count + 1 >= VOID_READS:
             del self._cancels[row.id]
             await agent.write(

@@ -25,7 +25,7 @@ from payagent.api.schemas import (
     gives,
     takes,
 )
-from payagent.api.views import advice_view, quote_view
+from payagent.api.views import advice_view, depth_of, quote_view
 from payagent.core.origin import parse_origin
 from payagent.core.payment import State
 from payagent.core.problem import Refused
@@ -117,7 +117,8 @@ async def payment(caller: Looker, payment_id: PaymentId, query: Annotated[Waitin
         row = await agent.wait(row.id, query.wait)
     history = history_view(queries.events(agent.conn, row.id))
     attempts = attempts_view(queries.attempts(agent.conn, row.id))
-    return JsonResponse(payment_view(row, agent.terms) | {"attempts": attempts, "history": history})
+    more = {"depth": depth_of(row, agent.chain), "attempts": attempts, "history": history}
+    return JsonResponse(payment_view(row, agent.terms) | more)
 
 
 @router.post(

@@ -160,6 +160,9 @@ class Attempt(BaseModel):
 
 
 class PaymentWithHistory(Payment):
+    """`depth`: blocks from the payment's own to the newest, both counted; null while it is in none."""
+
+    depth: int | None
     attempts: list[Attempt]
     history: list[Happening]
 

@@ -11,8 +11,9 @@ from payagent.agent.terms import MerchantTerms, Terms
 from payagent.agent.view import iso_time
 from payagent.core.ledger import HELD, WALLET, add
 from payagent.core.money import LOVELACE
+from payagent.core.payment import ON_CHAIN
 from payagent.core.problem import Refused
-from payagent.store.queries import CoinRow, EntryRow
+from payagent.store.queries import CoinRow, EntryRow, PaymentRow
 
 Json = dict[str, object]
 Balance = tuple[str, str, int]
@@ -52,6 +53,13 @@ def advice_view(advice: Advice) -> Json:
         "again_after_s": advice.again_after_s,
         "poll_query": advice.answer.poll_query,
     }
+
+
+def depth_of(row: PaymentRow, chain: ChainView) -> int | None:
+    """How many blocks there are from the payment's own, which counts, to the tip; None while it is in none."""
+    if row.block_height is None or row.state not in ON_CHAIN or chain.tip is None:
+        return None
+    return max(chain.tip.height - row.block_height + 1, 1)
 
 
 def merchant_view(merchant: MerchantTerms, terms: Terms) -> Json:

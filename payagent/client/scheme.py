@@ -6,12 +6,15 @@ May import: the standard library, core, the rest of client; x402 inside a functi
 second payment for a call whose first one was not answered.
 """
 
+import asyncio
 import base64
 import json
 import logging
 import time
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin, urlsplit
@@ -20,10 +23,11 @@ from payagent.client.daemon import DEFAULT, Daemon, Place
 from payagent.client.errors import PayAgentError, own_error
 from payagent.client.purchase import Ask, Json, until_ready
 from payagent.core.origin import DEFAULT_PORTS
+from payagent.core.payment import ENDED_WITHOUT_PAYING, State
 
 PATIENCE_S = 120.0
-AGAIN_MAX_S = 2.0
-"""The SDK's loop stands still while the scheme waits."""
+PATIENCE_BY_HAND_S = 2.0
+"""How long a scheme that does not know whether an event loop stands still for it waits for a settlement."""
 
 PATTERNS = ("cardano:*", "cip34:*")
 _USDM = "c48cbb3d5e57ed56e276bc45f99ab39abe94e6cd7ac39fb402da47ad.0014df105553444d"
@@ -32,6 +36,8 @@ _DOLLARS = {
     **dict.fromkeys(("cardano:mainnet", "cip34:1-764824073"), (_USDM, "USDM")),
     **dict.fromkeys(("cardano:preprod", "cip34:0-1"), (_TUSDM, "tUSDM")),
 }
+
+_ENDED = ENDED_WITHOUT_PAYING | {State.CANCELLING}
 
 log = logging.getLogger("payagent.client")
 
@@ -63,7 +69,7 @@ class ExactCardanoScheme:
     Calls with the same URL and terms share one payment until it is delivered, so a repeated call shows the same
     proof. The SDK tells a scheme neither method nor body: different calls to one URL share it as well. While a
     payment has no answer, another URL that wants money in the same task or thread is refused once, since that is
-    what a redirect after paying looks like.
+    what a redirect after paying looks like. A settlement that is pending is waited for, up to `patience_s`.
     """
 
     scheme = "exact"
@@ -73,19 +79,21 @@ class ExactCardanoScheme:
     ) -> None:
         self._daemon = Daemon(Place.read(daemon, token))
         self._patience_s = patience_s
-        self.scheme_hooks = {
-            "on_before_payment_creation": self._before_creation,
-            "on_payment_response": self._on_response,
-        }
+        self.scheme_hooks = self._hooks(partial(self._on_response, patience_s=PATIENCE_BY_HAND_S))
 
     def connect(self, client: Any) -> Any:
         """Register for Cardano's networks; returns the HTTP client to be used, blocking as `client` is."""
         from x402 import x402ClientSync
         from x402.http import x402HTTPClient, x402HTTPClientSync
 
+        is_sync = isinstance(client, x402ClientSync)
+        answered = partial(self._on_response, patience_s=self._patience_s)
+        by_hand = self.scheme_hooks
+        self.scheme_hooks = self._hooks(answered if is_sync else partial(asyncio.to_thread, answered))
         for pattern in PATTERNS:
             client.register(pattern, self)
-        made = x402HTTPClientSync if isinstance(client, x402ClientSync) else x402HTTPClient
+        self.scheme_hooks = by_hand
+        made = x402HTTPClientSync if is_sync else x402HTTPClient
         return made(client).on_payment_required(self._on_required)
 
     def close(self) -> None:
@@ -134,6 +142,10 @@ class ExactCardanoScheme:
             payment=last.payment_id,
         )
 
+    def _hooks(self, on_response: Callable[[Any], Any]) -> dict[str, Callable[[Any], Any]]:
+        """What the SDK calls; it takes these when the scheme is registered."""
+        return {"on_before_payment_creation": self._before_creation, "on_payment_response": on_response}
+
     def _on_required(self, context: Any) -> None:
         _called.set(context.request_url)
 
@@ -150,8 +162,8 @@ class ExactCardanoScheme:
             raise own_error("resource_mismatch", f"the 402 sells {sold[:300]!a}, the call was to {url[:300]!a}")
         _wanted.set((url, (chosen, base64.b64encode(json.dumps(required).encode()).decode("ascii"))))
 
-    def _on_response(self, context: Any) -> Any:
-        """Tell the daemon; True for the SDK when the call is to be repeated, which it does once."""
+    def _on_response(self, context: Any, *, patience_s: float) -> Any:
+        """Tell the daemon. What comes back has the SDK repeat the call, which it does once."""
         shown = _last.get()
         if shown is None or context.payment_payload.payload.get("transaction") != shown.transaction:
             return None
@@ -159,10 +171,25 @@ class ExactCardanoScheme:
         try:
             ask = Ask("POST", f"/v1/payments/{shown.payment_id}/delivery", _heard(context))
             payment = self._daemon.ask(ask).value()
+            depth = _depth_wanted(context.requirements)
+            return _recovered() if self._is_worth_repeating(payment, depth, patience_s) else None
         except PayAgentError as error:
-            log.warning("a delivery could not be reported: %s", error)
+            log.warning("what came of a payment could not be told: %s", error)
             return None
-        return _recovered() if _is_worth_repeating(payment) else None
+
+    def _is_worth_repeating(self, payment: Json, depth: int, patience_s: float) -> bool:
+        """The same proof, once it is as deep as wanted; or a new one, when it has served another call."""
+        said, again_after_s = payment["answer"]["said"], payment["answer"]["again_after_s"]
+        if said == "used_up":
+            return bool(payment["delivery"] == "accepted")
+        deadline_s = time.monotonic() + patience_s
+        while again_after_s is not None and time.monotonic() + again_after_s <= deadline_s:
+            time.sleep(again_after_s)
+            payment = self._daemon.ask(Ask("GET", f"/v1/payments/{payment['id']}")).value()
+            if said != "pending" or (payment["depth"] or 0) >= depth:
+                return True
+            again_after_s = None if payment["state"] in _ENDED else min(again_after_s, 1.0)
+        return False
 
 
 def _take_wanted(requirements: Any) -> tuple[str, str]:
@@ -198,15 +225,10 @@ def _heard(context: Any) -> Json:
     return {"status": 402, "headers": {name: base64.b64encode(raw).decode("ascii")}}
 
 
-def _is_worth_repeating(payment: Json) -> bool:
-    """The same proof, soon; or a new payment when another call was served with this one."""
-    answer = payment["answer"]
-    if answer["said"] == "used_up":
-        return bool(payment["delivery"] == "accepted")
-    if answer["again_after_s"] is None or answer["again_after_s"] > AGAIN_MAX_S:
-        return False
-    time.sleep(answer["again_after_s"])
-    return True
+def _depth_wanted(requirements: Any) -> int:
+    """How many blocks the merchant waits for, the transaction's own counted; `l1Confirmations` are newer ones."""
+    policy = (requirements.extra or {}).get("confirmationPolicy") or {}
+    return int(policy.get("l1Confirmations", 1)) + 1
 
 
 def _recovered() -> Any:

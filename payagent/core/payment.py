@@ -83,6 +83,9 @@ NEVER_SIGNED = frozenset({State.REJECTED, State.DENIED})
 """Ends in which no byte was ever signed: the intent and the invoice are free again."""
 
 ENDED_WITHOUT_PAYING = NEVER_SIGNED | {State.VOID}
+WITHOUT_PROOF = ENDED_WITHOUT_PAYING | {State.CANCELLING}
+"""States in which there is nothing to show to a merchant."""
+
 ON_CHAIN = frozenset({State.IN_BLOCK, State.CONFIRMED, State.SETTLED})
 POSTED = frozenset({State.CONFIRMED, State.SETTLED})
 """States whose spend is posted in the ledger; before them it is held."""

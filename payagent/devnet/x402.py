@@ -60,7 +60,7 @@ class Shop:
     def __init__(self, node: Node, terms: Callable[[], Terms]) -> None:
         self._terms = terms
         self._identified: dict[str, str] = {}
-        self._asked: dict[str, Mapping[str, object]] = {}
+        self._asked: dict[str, dict[str, object]] = {}
         self.facilitator = Facilitator(node, NETWORK)
         self.x402 = X402()
         self.counts = Counts()

@@ -132,10 +132,9 @@ def _bearer(value: bytes) -> str:
 def _outgoing(headers: Headers, merchant: MerchantTerms, wallet: str) -> Headers:
     """What goes on. An invoice is bound to the partner and the wallet that the first call names."""
     kept = [pair for pair in passing(headers) if pair[0] != b"host"]
-    if merchant.partner is None:
-        return kept
-    who = [(b"x-partner", merchant.partner.encode("ascii")), (b"x-wallet-address", wallet.encode("ascii"))]
-    return replaced(kept, who, unless=(b"x-partner", b"x-wallet-address"))
+    buyer = merchant.buyer_headers(wallet)
+    who = [(name.lower().encode("ascii"), value.encode("ascii")) for name, value in buyer.items()]
+    return replaced(kept, who, unless=[name for name, _ in who])
 
 
 def _single(headers: Headers, name: bytes) -> str | None:

@@ -64,7 +64,8 @@ class InvoiceRow:
 class PaymentRow:
     """A payment with what it is for. `tx_id` is the attempt that counts now: the last one, or the one in a block.
 
-    `ttl_slot`, `fee_lovelace`, `cbor` and `seen_in_block` (ever) are of that attempt.
+    `ttl_slot`, `fee_lovelace`, `cbor` and `seen_in_block` (ever) are of that attempt. `refused`: by its merchant,
+    before it broadcast anything. `is_first`: nothing was signed for its intent before.
     """
 
     seq: int
@@ -100,6 +101,8 @@ class PaymentRow:
     handed_over: bool
     echo: str | None
     commitment: str | None
+    refused: bool
+    is_first: bool
     cbor: bytes | None = field(repr=False)
     seen_in_block: bool
     created_at_ms: int
@@ -153,7 +156,10 @@ SELECT p.seq, p.id, p.kind, p.app_id, p.intent_id, v.origin, v.dialect, v.invoic
        COALESCE(a.ttl_slot, p.ttl_slot), p.tx_id, a.fee_lovelace, p.block_hash, p.block_height, p.block_slot,
        p.merchant_status, p.reason_code, p.reason,
        EXISTS (SELECT 1 FROM events e WHERE e.payment_id = p.id AND e.event = 'provider_accepted'),
-       COALESCE(v.proof, 'tx_hash'), COALESCE(v.handed_over, 0), v.echo, v.commitment, a.cbor,
+       COALESCE(v.proof, 'tx_hash'), COALESCE(v.handed_over, 0), v.echo, v.commitment,
+       EXISTS (SELECT 1 FROM events e WHERE e.payment_id = p.id AND e.event = 'merchant_refused'),
+       NOT EXISTS (SELECT 1 FROM attempts f JOIN payments q ON q.id = f.payment_id
+                   WHERE q.intent_id = p.intent_id AND q.seq < p.seq), a.cbor,
        EXISTS (SELECT 1 FROM sightings s WHERE s.tx_id = p.tx_id),
        p.created_at_ms, p.changed_at_ms
 FROM payments p
@@ -168,7 +174,7 @@ def _payment(row: tuple[object, ...]) -> PaymentRow:
     values[13] = bool(values[13])
     values[15] = load_outputs(str(values[15]))
     values[16], values[17] = State(str(values[16])), Delivery(str(values[17]))
-    for flag in (28, 30, 34):
+    for flag in (28, 30, 33, 34, 36):
         values[flag] = bool(values[flag])
     return PaymentRow(*values)  # type: ignore[arg-type]
 
@@ -229,10 +235,14 @@ def live_intent(conn: sqlite3.Connection, app_id: str, key: str) -> IntentRow | 
 
 
 def live_payment_of(conn: sqlite3.Connection, intent_id: str) -> PaymentRow | None:
-    """The intent's payment that is not rejected, denied or void; its last, if an older one is cancelled anew."""
+    """The intent's payment that is not rejected, denied or void.
+
+    A rollback can make it two, of which one can land: what is in a block counts first, what is cancelled last.
+    """
     row = conn.execute(
         f"{_PAYMENT} WHERE p.intent_id = ? AND p.state NOT IN ('rejected', 'denied', 'void') "
-        "ORDER BY p.seq DESC LIMIT 1",
+        "ORDER BY p.state IN ('in_block', 'confirmed', 'settled') DESC, p.state = 'cancelling', p.seq DESC "
+        "LIMIT 1",
         (intent_id,),
     ).fetchone()
     return _payment(row) if row else None
@@ -472,10 +482,14 @@ def events(conn: sqlite3.Connection, payment_id: str) -> list[tuple[int, str, st
     return rows.fetchall()
 
 
-def event_count(conn: sqlite3.Connection, payment_id: str, event: str) -> int:
-    row = conn.execute("SELECT COUNT(*) FROM events WHERE payment_id = ? AND event = ?", (payment_id, event))
-    count: int = row.fetchone()[0]
-    return count
+def answers_to_retries(conn: sqlite3.Connection, payment_id: str) -> list[str]:
+    """What the merchant said to each retry, in order (dialects.Said)."""
+    rows = conn.execute(
+        "SELECT json_extract(detail, '$.said') FROM events WHERE payment_id = ? AND event = 'merchant_answered' "
+        "ORDER BY seq",
+        (payment_id,),
+    )
+    return [said for (said,) in rows]
 
 
 EventLink = tuple[int, str, str, str, str, int, str, str]

@@ -1,10 +1,10 @@
 """The tables of ledger.db, and what SQL itself guarantees about them.
 
 The constraints are the last line of the exactly-once rules: they hold whatever the Python above them does.
-At most one live payment per intent and one per invoice ever; an anchor belongs to one payment and never
-changes; every attempt spends its payment's anchor; a coin is reserved once; entries balance per asset;
-what is history (attempts, invoices, journal, postings, events, sightings, submissions) is append-only, its
-events chained by their hashes; of the other rows that stay, only what may change does.
+No payment is opened for an intent that has a live one, and there is one per invoice ever; an anchor belongs to
+one payment and never changes; every attempt spends its payment's anchor; a coin is reserved once; entries balance
+per asset; what is history (attempts, invoices, journal, postings, events, sightings, submissions) is append-only,
+its events chained by their hashes; of the other rows that stay, only what may change does.
 
 A guard is a trigger. Each holds on any connection, also one with foreign keys and recursive triggers off, as
 the sqlite3 shell has: REPLACE then deletes a row without a trigger, so that a guard looks at what is inserted.
@@ -100,8 +100,6 @@ CREATE TABLE payments (
          OR (state = 'rejected' AND anchor IS NOT NULL)),
   UNIQUE (id, anchor)
 ) STRICT;
-CREATE UNIQUE INDEX payments_one_per_intent ON payments(intent_id)
-  WHERE state NOT IN ('rejected', 'denied', 'cancelling', 'void');
 CREATE UNIQUE INDEX payments_one_per_invoice ON payments(invoice) WHERE state NOT IN ('rejected', 'denied');
 CREATE UNIQUE INDEX payments_one_per_anchor ON payments(anchor) WHERE state NOT IN ('rejected', 'denied');
 CREATE INDEX payments_by_state ON payments(state);
@@ -234,7 +232,7 @@ class Guard:
 
 _NOT_ENDED = "{0}ended_at_ms IS NULL"
 _NOT_REFUSED = "{0}state NOT IN ('rejected', 'denied')"
-_NOT_OVER = "{0}state NOT IN ('rejected', 'denied', 'cancelling', 'void')"
+_NOT_OVER = "{0}state NOT IN ('rejected', 'denied', 'void')"
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,7 +251,7 @@ class Key:
 
     def can_collide(self, fixed: tuple[str, ...]) -> bool:
         """Whether an update can give a row the key of another one, when `fixed` columns do not change."""
-        return self.live in (_NOT_REFUSED, _NOT_OVER) or not set(self.columns) <= set(fixed)
+        return self.live == _NOT_REFUSED or not set(self.columns) <= set(fixed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,7 +288,7 @@ KEPT = {
     ),
     "payments": Kept(
         (
-            *(_ROW, Key(("id",)), Key(("intent_id",), _NOT_OVER)),
+            *(_ROW, Key(("id",))),
             *(Key(("invoice",), _NOT_REFUSED), Key(("anchor",), _NOT_REFUSED)),
         ),
         fixed=("rowid", "id", "kind", "app_id", "intent_id", "invoice", "outputs", "created_at_ms"),
@@ -306,6 +304,19 @@ _UNBALANCED = (
 )
 
 _OTHER_GUARDS = (
+    # asked when a payment is opened: a rollback may bring a void one back beside the one that came after it
+    Guard(
+        "payments_one_per_intent",
+        "INSERT ON payments",
+        f"{_NOT_OVER.format('NEW.')} AND {Key(('intent_id',), _NOT_OVER).taken('payments')}",
+        "the intent has a payment",
+    ),
+    Guard(
+        "payments_refused_for_good",
+        "UPDATE ON payments",
+        "OLD.state IN ('rejected', 'denied') AND NEW.state IS NOT OLD.state",
+        "what was refused stays refused",
+    ),
     Guard(
         "journal_balances",
         "INSERT ON journal",

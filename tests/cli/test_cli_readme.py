@@ -6,12 +6,11 @@ import socket
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
-from cli_kit import Shop, checks, clean_environ, running, until
+from cli_kit import Shop, checks, clean_environ
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 90
@@ -51,17 +50,6 @@ def test_the_walk_of_the_readme_ends_with_a_served_call(tmp_path: Path) -> None:
     assert '"state": "confirmed"' in result.stdout
 
 
-@pytest.fixture(scope="module")
-def at_port(closed_shop: Shop) -> Iterator[str]:
-    """The daemon on a port that is known; its `:PORT`."""
-    for _ in range(5):
-        closed_shop.control("faucet", address=closed_shop.made["address"], lovelace="100000000")
-    port = f":{free_port()}"
-    with running(closed_shop, "--listen", f"127.0.0.1{port}"):
-        until(lambda: len(closed_shop.payagent("wallet", "utxos").json["utxos"]) == 5, "no deposit")
-        yield port
-
-
 @pytest.mark.parametrize(
     ("heading", "language", "said"),
     [
@@ -73,19 +61,21 @@ def at_port(closed_shop: Shop) -> Iterator[str]:
     ],
 )
 def test_each_way_of_the_clients_page_is_served(
-    closed_shop: Shop, at_port: str, tmp_path: Path, heading: str, language: str, said: str
+    shop: Shop, tmp_path: Path, heading: str, language: str, said: str
 ) -> None:
     (block,) = blocks(heading, "docs/clients.md", language)
     assert block.count("\n") <= 15
+    log = (shop.folder / "daemon.log").read_text()
+    (port,) = re.findall(r"serves devnet on http://127\.0\.0\.1(:[0-9]+)", log)
     environ = clean_environ() | {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "PAYAGENT_CONFIG": str(closed_shop.config),
-        "PAYAGENT_TOKEN": closed_shop.made["token"],
-        "MERCHANT": closed_shop.devnet.merchant_url,
+        "PAYAGENT_CONFIG": str(shop.config),
+        "PAYAGENT_TOKEN": shop.made["token"],
+        "MERCHANT": shop.devnet.merchant_url,
     }
-    before = len(closed_shop.payments())
+    before = len(shop.payments())
     run = subprocess.run(
-        [sys.executable if language == "python" else "bash", "-c", block.replace(":8402", at_port)],
+        [sys.executable if language == "python" else "bash", "-c", block.replace(":8402", port)],
         capture_output=True,
         text=True,
         timeout=TIMEOUT_S,
@@ -95,7 +85,7 @@ def test_each_way_of_the_clients_page_is_served(
     )
     assert run.returncode == 0, run.stderr
     assert said in run.stdout
-    payments = closed_shop.payments()
+    payments = shop.payments()
     assert [payment["delivery"] for payment in payments[: len(payments) - before]] == ["accepted"]
 
 

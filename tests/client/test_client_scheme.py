@@ -33,10 +33,10 @@ MakeClient = Callable[[], x402Client]
 class Market:
     """The SDK's merchant, the daemon, and the SDK's clients with our scheme."""
 
-    def __init__(self, api: Api, merchant: SdkMerchant) -> None:
+    def __init__(self, api: Api, merchant: SdkMerchant, patience_s: float) -> None:
         self.api = api
         self.merchant = merchant
-        self.scheme = ExactCardanoScheme(daemon=api.url, token=api.tokens["payer"])
+        self.scheme = ExactCardanoScheme(daemon=api.url, token=api.tokens["payer"], patience_s=patience_s)
 
     @property
     def payments(self) -> list[PaymentRow]:
@@ -61,7 +61,9 @@ class Market:
 
 
 @asynccontextmanager
-async def market(world: World, *, ticking: bool = True, **options: Any) -> AsyncIterator[Market]:
+async def market(
+    world: World, *, ticking: bool = True, patience_s: float = 30.0, **options: Any
+) -> AsyncIterator[Market]:
     world.fund(*COINS)
     with SdkMerchant(world.devnet, **options) as merchant:
         sold = MerchantTerms("sdk", merchant.url, None, None, "confirmed", 5)
@@ -69,7 +71,7 @@ async def market(world: World, *, ticking: bool = True, **options: Any) -> Async
         async with world.run(terms=lambda given: replace(given, merchants=merchants)) as run:
             await run.look()
             async with served(run) as api, blocks(run) if ticking else nullcontext():
-                there = Market(api, merchant)
+                there = Market(api, merchant, patience_s)
                 try:
                     yield there
                 finally:
@@ -123,16 +125,24 @@ async def test_registered_by_hand_it_pays(world: World) -> None:
 
 
 async def test_a_settlement_that_takes_longer_is_shown_the_same_payload(world: World) -> None:
-    """A settlement that is pending is shown the same once more; then the program has a 402, and may call again."""
-    async with market(world, ticking=False, confirmations=1, wait_s=0.05) as at:
+    """When patience ends the program has a 402, and its next call shows what was signed."""
+    async with market(world, ticking=False, patience_s=1.2, confirmations=1, wait_s=0) as at:
         assert (await at.call("/premium")).status_code == 402
-        assert at.merchant.handled.total() == 2
+        assert at.merchant.handled.total() == 1
         assert at.payments[0].delivery is Delivery.PRESENTED
         world.block(2)
         assert (await at.call("/premium")).status_code == 200
         (payment,) = at.payments
         assert at.merchant.payments == {payment.tx_id: 1}
         assert payment.delivery is Delivery.ACCEPTED
+
+
+async def test_a_pending_settlement_is_waited_for(world: World) -> None:
+    async with market(world, confirmations=1, wait_s=0) as at:
+        assert (await at.call("/premium")).status_code == 200
+        (payment,) = at.payments
+        assert at.merchant.payments == {payment.tx_id: 1}
+        assert at.merchant.handled.total() == 2
 
 
 async def test_calls_one_after_the_other_are_purchases_of_their_own(world: World) -> None:
