@@ -373,7 +373,7 @@ def _existing(
 
 
 def take_back(inputs: Sequence[Coin], anchor: Coin, own: Address, ttl_slot: int, network_id: int) -> Plan:
-    """The cancel: all of a payment's coins to ourselves. Refused (`not_enough_funds`) when they do not pay for it."""
+    """The cancel: all of a payment's coins to ourselves. Refused when they do not pay for it."""
     return build(inputs, anchor, (), change=own, ttl_slot=ttl_slot, network_id=network_id)
 
 

@@ -52,8 +52,10 @@ RATE_PAUSE_S = 10
 """How long a provider is left alone that said "too many" and not for how long."""
 
 CANCEL_TTL_S = 129_600
-"""How long a cancel lives: beyond the last rollback (36 h). It pays nobody else, so nobody's terms end it, and what
-descends from it stays good for as long as its block may be lost."""
+"""How long a cancel lives: beyond the last rollback (36 h). It pays nobody else, so nobody's terms end it.
+
+What descends from it stays good for as long as its block may be lost.
+"""
 
 log = structlog.get_logger("payagent.agent")
 

@@ -46,12 +46,18 @@ def retry_headers(row: PaymentRow, merchant: MerchantTerms | None, wallet_addres
     headers = proof_headers(
         row.dialect,
         invoice_id=row.invoice_id,
-        shown=Shown(row.tx_id, row.cbor if row.proof == "signed_cbor" else None, row.anchor or "", row.intent_id),
+        shown=_shown(row, row.tx_id),
         echo=row.echo,
         partner=merchant.partner if merchant else None,
         wallet=wallet_address,
     )
     return headers | {"X-Request-Id": row.request_id, "X-Idempotency-Key": row.intent_id}
+
+
+def _shown(row: PaymentRow, tx_id: str) -> Shown:
+    """What a proof is made of. An identifier names one transaction: a payment after a void one has its own."""
+    cbor = row.cbor if row.proof == "signed_cbor" else None
+    return Shown(tx_id, cbor, row.anchor or "", row.intent_id if row.is_first else row.id)
 
 
 def payment_view(row: PaymentRow, terms: Terms) -> Json:

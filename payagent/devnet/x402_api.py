@@ -23,7 +23,7 @@ Json = dict[str, object]
 
 ELSEWHERE = "/x402/elsewhere"
 _PROOF_HEADER = {1: "x-payment", 2: "payment-signature"}
-_RETRY_AFTER_S = 10
+_RETRY_AFTER_S = 1
 _PAGE = """<!doctype html>
 <html><head><title>Payment required</title></head><body><h1>Payment required</h1>
 <script>window.__x402Requirements = {requirements};</script></body></html>

@@ -308,7 +308,7 @@ _OTHER_GUARDS = (
     Guard(
         "payments_one_per_intent",
         "INSERT ON payments",
-        f"{_NOT_OVER.format('NEW.')} AND {Key(('intent_id',), _NOT_OVER).taken('payments')}",
+        Key(("intent_id",), _NOT_OVER).taken("payments"),
         "the intent has a payment",
     ),
     Guard(

@@ -11,6 +11,7 @@ import pytest
 from agent.test_agent_forks import assert_memory
 from agent_kit import ADA, Clock, Run, World, with_terms
 
+from payagent.agent.agent import CANCEL_TTL_S
 from payagent.agent.terms import Terms
 from payagent.core.payment import Delivery, State
 from payagent.core.problem import Refused
@@ -232,7 +233,7 @@ class TestCancel:
             world.fault("submit", "drop")
             await pass_ttl(world, run)
             first = run.agent.payment(row.id).tx_id
-            world.clock.ahead_ms += 1_900_000
+            world.clock.ahead_ms += 1000 * (CANCEL_TTL_S + 60)
             world.block()
             world.control("faults", clear=True)
             await run.settle_down(2)

@@ -419,7 +419,7 @@ def test_version_1_is_pending_with_202_and_says_success_in_text(buyer: Buyer) ->
     pending = buyer.call(x_payment=payment_v1(payload))
     assert (pending.status_code, pending.json()) == (
         202,
-        {"pending": True, "transaction": tx_id, "retryAfterSeconds": 10},
+        {"pending": True, "transaction": tx_id, "retryAfterSeconds": 1},
     )
     buyer.control("blocks", count=1)
     answer = buyer.call(x_payment=payment_v1(payload))

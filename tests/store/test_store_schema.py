@@ -129,7 +129,11 @@ BREACHES = [
         "payments_no_replace",
         NEW_PAYMENT + "('pay1', 'send', 'app', 'int2', NULL, '[]', 'void', 'n', 'bb#1', 1, 1)",
     ),
-    ("payments_no_replace", NEW_PAYMENT + "('p', 'invoice', 'app', 'int1', 2, '[]', 'signed', 'n', 'bb#1', 1, 1)"),
+    (
+        "payments_one_per_intent",
+        PAYMENT + "('p', 'invoice', 'app', 'int1', 2, '[]', 'signed', 'n', 'bb#1', 1, 1)",
+    ),
+    ("payments_refused_for_good", "UPDATE payments SET state = 'denied' WHERE id = 'pay0'"),
     ("payments_no_replace", NEW_PAYMENT + "('p', 'invoice', 'app', 'int2', 1, '[]', 'void', 'n', 'bb#1', 1, 1)"),
     ("payments_no_replace", NEW_PAYMENT + "('p', 'invoice', 'app', 'int2', 2, '[]', 'signed', 'n', 'aa#0', 1, 1)"),
     ("payments_no_overwrite", "UPDATE OR REPLACE payments SET state = 'void', anchor = 'bb#1' WHERE id = 'pay0'"),
@@ -209,7 +213,7 @@ def test_what_may_change_does(plain: sqlite3.Connection) -> None:
 @pytest.mark.parametrize(
     ("statement", "error"),
     [
-        (PAYMENT + "('pay2', 'invoice', 'app', 'int1', 2, '[]', 'reserved', 'n', 'bb#1', 1, 1)", "such a row"),
+        (PAYMENT + "('pay2', 'invoice', 'app', 'int1', 2, '[]', 'reserved', 'n', 'bb#1', 1, 1)", "has a payment"),
         (PAYMENT + "('pay2', 'invoice', 'app', 'int2', 1, '[]', 'void', 'n', 'bb#1', 1, 1)", "such a row"),
         (PAYMENT + "('pay2', 'invoice', 'app', 'int2', 2, '[]', 'reserved', 'n', 'aa#0', 1, 1)", "such a row"),
         (PAYMENT + "('pay2', 'invoice', 'app', 'int2', 2, '[]', 'reserved', 'n', NULL, 1, 1)", "CHECK"),
@@ -245,7 +249,6 @@ def test_a_row_that_breaks_a_rule_is_refused(conn: sqlite3.Connection, statement
 @pytest.mark.parametrize(
     ("values", "index"),
     [
-        ("('pay2', 'invoice', 'app', 'int1', 2, '[]', 'reserved', 'n', 'bb#1', 1, 1)", "intent_id"),
         ("('pay2', 'invoice', 'app', 'int2', 1, '[]', 'void', 'n', 'bb#1', 1, 1)", "invoice"),
         ("('pay2', 'invoice', 'app', 'int2', 2, '[]', 'reserved', 'n', 'aa#0', 1, 1)", "anchor"),
     ],
@@ -319,6 +322,15 @@ def test_many_of_the_largest_lines_balance_without_overflow(conn: sqlite3.Connec
 def test_the_intent_is_free_again_after_a_rejection_and_the_invoice_too(conn: sqlite3.Connection) -> None:
     conn.execute("UPDATE payments SET state = 'rejected' WHERE id = 'pay1'")
     conn.execute(PAYMENT + "('pay2', 'invoice', 'app', 'int1', 1, '[]', 'reserved', 'n', 'bb#1', 1, 1)")
+
+
+@pytest.mark.parametrize("state", ["cancelling", "in_block", "in_flight"])
+def test_a_void_payment_may_come_back_beside_the_next_one(conn: sqlite3.Connection, state: str) -> None:
+    conn.execute("UPDATE payments SET state = 'void' WHERE id = 'pay1'")
+    conn.execute(PAYMENT + "('pay2', 'invoice', 'app', 'int1', 2, '[]', 'reserved', 'n', 'bb#1', 1, 1)")
+    conn.execute("UPDATE payments SET state = ? WHERE id = 'pay1'", (state,))
+    with pytest.raises(sqlite3.IntegrityError, match="has a payment"):
+        conn.execute(PAYMENT + "('pay3', 'send', 'app', 'int1', NULL, '[]', 'reserved', 'n', 'cc#1', 1, 1)")
 
 
 def test_after_void_the_intent_is_free_but_the_invoice_is_not(conn: sqlite3.Connection) -> None:

@@ -1,0 +1,292 @@
+"""Cancels under forks, lies and late words: what a review found, each as it was found."""
+
+import base64
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pycardano
+import pytest
+from agent.test_agent_forks import assert_memory
+from agent.test_agent_handover import VOID_DEPTH, broadcast, wait_for_void
+from agent.test_agent_x402 import ask, get, show
+from agent_kit import ADA, Clock, Run, World, with_terms
+
+from payagent.agent.view import payment_view, retry_headers
+from payagent.core.address import parse_address
+from payagent.core.invoice import Output
+from payagent.core.payment import Delivery, State
+from payagent.core.problem import Refused
+from payagent.devnet.server import DevnetThread
+from payagent.dialects import Said, make_response
+from payagent.store import queries
+from payagent.store.queries import PaymentRow
+from payagent.wallet.coins import Coin, Coins
+from payagent.wallet.transaction import MAINNET_PARAMETERS, min_lovelace, select
+
+REFUSAL = "invalid_exact_cardano_payload_phase1_invalid"
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    """A devnet whose clock the test moves."""
+    clock = Clock()
+    with DevnetThread(now_ms=clock.now_ms) as devnet:
+        world = World(devnet, tmp_path)
+        world.clock = clock
+        yield world
+        world.http.close()
+
+
+def packed(value: object) -> str:
+    return base64.b64encode(json.dumps(value).encode()).decode()
+
+
+async def say(run: Run, row: PaymentRow, reason: str) -> PaymentRow:
+    """The merchant answers a retry with a 402 that names a reason."""
+    header = packed({"x402Version": 2, "error": reason, "accepts": []})
+    row, advice = await run.agent.take_answer(row.id, make_response(402, {"payment-required": header}, {}))
+    assert advice.answer.said is Said.REFUSED
+    return row
+
+
+def bent(answer: httpx.Response, **entry: object) -> httpx.Response:
+    """The merchant's 402 with other terms."""
+    required = json.loads(base64.b64decode(answer.headers["PAYMENT-REQUIRED"]))
+    required["accepts"] = [required["accepts"][0] | entry]
+    return httpx.Response(402, headers={"PAYMENT-REQUIRED": packed(required)}, content=answer.content)
+
+
+async def refused_and_void(world: World, run: Run) -> PaymentRow:
+    """A payment that is void long before its TTL."""
+    world.settings(x402={"fault": "refuse_verify", "max_timeout_s": 1500})
+    row, _ = await run.agent.pay(ask(world))
+    await show(world, run, row)
+    await run.agent.drain(10)
+    await run.settle_down()
+    await wait_for_void(world, run)
+    assert run.state(row.id) is State.VOID
+    world.settings(x402={"fault": None})
+    return row
+
+
+def fork_before(world: World, row: PaymentRow) -> int:
+    """Take the payment's block away, and what waits with it; returns how many blocks went."""
+    depth: int = world.devnet.run(lambda devnet: devnet.chain.tip.height) - (row.block_height or 0) + 1
+    world.control("rollback", depth=depth)
+    world.devnet.run(lambda devnet: devnet.chain.mempool.clear())
+    return depth
+
+
+@pytest.mark.parametrize("policy", ["server", "client"])
+async def test_an_attempt_that_lands_on_the_other_fork_is_booked_though_the_next_payment_is_open(
+    world: World, policy: str
+) -> None:
+    world.fund(50 * ADA)
+    async with world.run(terms=with_terms(settle_depth=12)) as run:
+        await run.look()
+        first = await refused_and_void(world, run)
+        world.settings(x402={"submission_policy": policy})
+        second, _ = await run.agent.pay(ask(world))
+        await run.agent.drain(10)
+        if policy == "client":
+            await run.settle_down()
+        depth = fork_before(world, run.agent.payment(first.id))
+        assert broadcast(world, first.cbor or b"") == 200
+        world.block(depth + 2)
+        await run.look()
+        await run.settle_down(2)
+        booked = run.agent.payment(first.id)
+        assert booked.state in (State.CONFIRMED, State.SETTLED)
+        assert booked.tx_id == first.tx_id
+        assert "reason" not in payment_view(booked, run.agent.terms)
+        found, is_new = await run.agent.pay(ask(world))
+        assert (found.id, is_new) == (first.id, False), "the client is given the one that is paid"
+        await run.settle_down(14)
+        assert run.state(first.id) is State.SETTLED
+        assert run.state(second.id) is not State.CONFIRMED
+        assert world.transactions() == [first.tx_id]
+
+
+async def test_a_child_of_the_cancel_lands_again_with_it(world: World) -> None:
+    world.fund(50 * ADA)
+    async with world.run() as run:
+        await run.look()
+        first = await refused_and_void(world, run)
+        world.settings(x402={"submission_policy": "client"})
+        second, _ = await run.agent.pay(ask(world))
+        await run.agent.drain(10)
+        await run.settle_down()
+        world.block(fork_before(world, run.agent.payment(first.id)) + 2)
+        await run.look()
+        for _ in range(8):
+            world.clock.ahead_ms += 250_000
+            world.block()
+            await run.settle_down()
+        await wait_for_void(world, run)
+        assert (run.state(first.id), run.state(second.id)) == (State.VOID, State.CONFIRMED)
+        assert run.owned() == world.on_chain()
+        assert_memory(run)
+
+
+class TestRefusalsThatDoNotCount:
+    async def test_after_the_call_was_served(self, world: World) -> None:
+        world.fund(50 * ADA)
+        world.settings(x402={"confirmations": -1})
+        async with world.run() as run:
+            await run.look()
+            row, _ = await run.agent.pay(ask(world))
+            await show(world, run, row)
+            await run.agent.record_delivery(row.id, 200)
+            row = await say(run, row, REFUSAL)
+            assert (row.state, row.delivery) == (State.IN_FLIGHT, Delivery.ACCEPTED)
+            await run.settle_down()
+            assert run.state(row.id) is State.CONFIRMED
+
+    async def test_after_the_settlement_was_pending(self, world: World) -> None:
+        world.fund(50 * ADA)
+        world.settings(x402={"confirmations": 5})
+        async with world.run() as run:
+            await run.look()
+            row, _ = await run.agent.pay(ask(world))
+            await show(world, run, row)
+            row = await say(run, row, "No matching payment requirements")
+            await run.settle_down()
+            assert run.state(row.id) is State.CONFIRMED
+
+    async def test_after_a_block_held_it(self, world: World) -> None:
+        """A late refusal, and then the block is lost: the same bytes are in flight again."""
+        world.fund(50 * ADA)
+        async with world.run() as run:
+            await run.look()
+            row, _ = await run.agent.pay(ask(world))
+            broadcast(world, row.cbor or b"")
+            await run.settle_down()
+            row = await say(run, row, REFUSAL)
+            world.control("rollback", depth=1)
+            world.devnet.run(lambda devnet: devnet.chain.mempool.clear())
+            world.fault("submit", "drop")
+            world.block(2)
+            await run.look()
+            world.control("faults", clear=True)
+            await run.pass_time(3)
+            assert run.state(row.id) is State.CONFIRMED
+            assert world.transactions() == [row.tx_id]
+
+
+async def test_coins_that_could_not_be_taken_back_are_not_handed_over(world: World) -> None:
+    """A merchant can ask for a coin to the unit; an output of ours would take more ADA than theirs."""
+    key = pycardano.VerificationKeyHash(b"\x07" * 28)
+    pay_to = pycardano.Address(payment_part=key, network=pycardano.Network.TESTNET).encode()
+    to = parse_address(pay_to, world.terms.network)
+    units = min_lovelace(to.raw, {}, MAINNET_PARAMETERS)
+    exact = units + 163_000
+
+    def paid_by(lovelace: int) -> bool:
+        try:
+            select(
+                Coins([Coin("ab" * 32, 0, lovelace)]),
+                (Output("pay_to", to, "lovelace", units),),
+                change=world.account.address,
+                ttl_slot=2000,
+                network_id=0,
+            )
+        except Refused:
+            return False
+        return True
+
+    exact = next(lovelace for lovelace in range(units + 155_381, units + 180_000) if paid_by(lovelace))
+    world.fund(exact)
+    async with world.run() as run:
+        await run.look()
+        with pytest.raises(Refused, match="not_enough_funds"):
+            await run.agent.pay(ask(world, bent(get(world), amount=str(units), payTo=pay_to)))
+        world.fund(50 * ADA)
+        await run.look()
+        row, _ = await run.agent.pay(ask(world, bent(get(world), amount=str(units), payTo=pay_to)))
+        assert len(queries.attempts(run.agent.conn, row.id)[0].inputs) == 1
+        for _ in range(2):
+            world.clock.ahead_ms += 700_000
+            await run.settle_down()
+        assert run.state(row.id) is State.CANCELLING
+
+
+async def test_a_payment_after_a_void_one_has_an_identifier_of_its_own(world: World) -> None:
+    world.fund(50 * ADA)
+    world.settings(
+        x402={"payment_identifier": "optional", "confirmations": -1, "fault": "settle_500_before_broadcast"}
+    )
+    async with world.run() as run:
+        await run.look()
+        first, _ = await run.agent.pay(ask(world))
+        await show(world, run, first)
+        world.settings(x402={"fault": None})
+        world.clock.ahead_ms += 1_000_000
+        await run.settle_down()
+        await wait_for_void(world, run)
+        second, is_new = await run.agent.pay(ask(world))
+        assert is_new
+        answer, *_ = await show(world, run, second)
+        assert answer.status_code == 200
+
+
+async def test_a_provider_that_stands_still_does_not_make_void(world: World) -> None:
+    world.fund(50 * ADA)
+    async with world.run() as run:
+        await run.look()
+        row, _ = await run.agent.pay(ask(world))
+        world.clock.ahead_ms += 1_000_000
+        await run.settle_down(VOID_DEPTH + 2)
+        for step_ms in (61_000, 61_000, 61_000, 3_600_000):
+            world.clock.ahead_ms += step_ms
+            await run.look()
+        assert run.state(row.id) is State.CANCELLING
+        world.clock.ahead_ms -= 3_000_000
+        await wait_for_void(world, run)
+        assert run.state(row.id) is State.VOID
+
+
+async def test_what_is_repeated_beside_the_transaction_takes_its_room(world: World) -> None:
+    for _ in range(5):
+        world.fund(*[2 * ADA] * 40)
+    answer = get(world)
+    required = json.loads(base64.b64decode(answer.headers["PAYMENT-REQUIRED"]))
+    required["accepts"] = [required["accepts"][0] | {"amount": str(150 * ADA)}]
+    async with world.run() as run:
+        await run.look()
+        row, _ = await run.agent.pay(
+            ask(world, httpx.Response(402, headers={"PAYMENT-REQUIRED": packed(required)}, content=b""))
+        )
+        assert len(retry_headers(row, None, world.address)["PAYMENT-SIGNATURE"]) < 14_336
+        required["resource"]["description"] = "x" * 7000
+        long = ask(world, httpx.Response(402, headers={"PAYMENT-REQUIRED": packed(required)}, content=b""))
+        with pytest.raises(Refused, match="proof_too_big"):
+            await run.agent.pay(
+                ask(
+                    world,
+                    httpx.Response(402, headers={"PAYMENT-REQUIRED": packed(required)}, content=b""),
+                    idempotency_key="another",
+                )
+            )
+        assert long.response.status == 402
+
+
+async def test_a_late_signature_is_told_as_such_and_the_next_request_is_a_new_payment(world: World) -> None:
+    world.fund(50 * ADA)
+
+    def kill(name: str) -> None:
+        if name == "before sign":
+            raise RuntimeError("killed")
+
+    async with world.run(checkpoint=kill) as run:
+        await run.look()
+        with pytest.raises(Refused):
+            await run.agent.pay(ask(world))
+    world.clock.ahead_ms += 3_000_000
+    world.block()
+    async with world.run() as run:
+        await run.look()
+        row, is_new = await run.agent.pay(ask(world))
+        assert is_new
+        assert row.state is State.IN_FLIGHT
