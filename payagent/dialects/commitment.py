@@ -15,8 +15,6 @@ from payagent.core.problem import Refused
 from payagent.dialects.wire import Call, show
 
 PROFILE = "http:1"
-METADATA_LABEL = 402
-"""The transaction's metadata under this label is the map {"p": PROFILE, "h": salted hash}."""
 
 _DOMAIN = "x402:exact:cardano:request-commitment:http:1"
 _TAG = b"masumi:x402:input:v1\n"
