@@ -18,7 +18,7 @@ import httpx
 from payagent.client.bodies import Replay
 from payagent.client.errors import PayAgentError, own_error
 from payagent.core.money import LOVELACE, parse_units
-from payagent.core.payment import ENDED_WITHOUT_PAYING, State
+from payagent.core.payment import ENDED_WITHOUT_PAYING, WITHOUT_PROOF
 from payagent.core.problem import Refused
 
 T = TypeVar("T")
@@ -38,7 +38,6 @@ _MAX_COST, _DRY_RUN = b"x-payagent-max-cost", b"x-payagent-dry-run"
 _SWITCHES = {None: False, "false": False, "true": True}
 _BUYER = frozenset((b"x-partner", b"x-wallet-address"))
 _NO_INVOICE = frozenset(("merchant_not_allowed", "not_an_invoice", "body_not_understood", "json_not_understood"))
-_WITHOUT_PROOF = ENDED_WITHOUT_PAYING | {State.CANCELLING}
 
 PAID_MARK, REFUSAL_MARK, QUOTE_MARK = "payagent_paid", "payagent_refusal", "payagent_quote"
 """Names in `extensions`: of a request whose payment was redirected; of a 402 that was not paid, the daemon's
@@ -334,7 +333,7 @@ def until_ready(payment: Json, deadline_s: float) -> Steps[Json]:
     """Wait until the merchant can be expected to take the payment's proof."""
     payment_id = payment["id"]
     while not payment["ready"]:
-        if payment["state"] in _WITHOUT_PROOF:
+        if payment["state"] in WITHOUT_PROOF:
             reason = payment.get("reason") or {}
             raise own_error(
                 "payment_ended" if payment["state"] in ENDED_WITHOUT_PAYING else "merchant_refused",
