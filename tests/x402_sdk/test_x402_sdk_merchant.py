@@ -15,7 +15,7 @@ from x402_sdk.sdk_merchant import SdkMerchant
 from payagent.core.network import NETWORKS
 from payagent.devnet.merchant import role_address
 from payagent.devnet.server import DevnetThread
-from payagent.dialects import Reading, Response, Shown, make_response, proof_headers, read_offers
+from payagent.dialects import Call, Reading, Response, Shown, make_response, proof_headers, read_offers
 
 PAY_TO = role_address("pay_to")
 PRICE = 10_000_000
@@ -190,7 +190,7 @@ def reading(url: str, origin: str) -> Reading:
         network=NETWORKS["devnet"],
         split_mode=None,
         received_at_ms=1,
-        url=url,
+        call=Call("GET", url, "", {}),
         assets=frozenset(("lovelace", TOKEN)),
     )
 
