@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import socket
 import sqlite3
 import subprocess
@@ -14,6 +15,7 @@ from cli_kit import Shop, checks, clean_environ
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 90
+needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="NOT RUN: curl is missing (package curl)")
 
 
 def blocks(heading: str, page: str = "README.md", language: str = "sh") -> list[str]:
@@ -29,6 +31,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@needs_curl
 def test_the_walk_of_the_readme_ends_with_a_served_call(tmp_path: Path) -> None:
     parts = [blocks(heading) for heading in ("Quickstart", "Clients", "By hand")]
     assert [len(part) for part in parts] == [6, 1, 6]
@@ -53,7 +56,7 @@ def test_the_walk_of_the_readme_ends_with_a_served_call(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("heading", "language", "said"),
     [
-        ("The proxy", "sh", "data: [DONE]"),
+        pytest.param("The proxy", "sh", "data: [DONE]", marks=needs_curl),
         ("Python", "python", " lovelace\n"),
         ("The official x402 SDK", "python", "This answer was paid for."),
         ("The shell", "sh", '"within_limits": true'),

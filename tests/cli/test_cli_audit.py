@@ -1,0 +1,62 @@
+"""docs/auditors.md by its own words, on the books of a wallet that paid."""
+
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from cli.test_cli_readme import blocks
+from cli_kit import Shop, clean_environ, until
+
+BIN = Path(sys.executable).parent
+
+
+@pytest.fixture
+def paid(shop: Shop) -> Shop:
+    assert shop.payagent("pay", shop.saved("audited"), "--merchant", "t").code == 0
+    until(lambda: shop.payments()[0]["state"] == "confirmed", "it is not confirmed")
+    return shop
+
+
+def test_each_command_of_the_auditors_page_works(paid: Shop, tmp_path: Path) -> None:
+    headings = ("Are the books whole", "What was spent", "In accounting programs")
+    script = "set -e\n" + "".join(block for heading in headings for block in blocks(heading, "docs/auditors.md"))
+    environ = clean_environ() | {"PATH": f"{BIN}:{os.environ['PATH']}", "PAYAGENT_CONFIG": str(paid.config)}
+    run = subprocess.run(
+        ["bash", "-c", script], capture_output=True, text=True, timeout=60, check=False, env=environ, cwd=tmp_path
+    )
+    assert (run.returncode, run.stderr) == (0, "")
+    assert '"clean": true' in run.stdout
+    assert (tmp_path / "books.csv").read_text().startswith("entry,at,kind,")
+    checks = [[BIN / "bean-check", "--no-cache", "books.beancount"]]
+    if shutil.which("hledger"):
+        checks.append(["hledger", "-f", "books.journal", "check", "--strict"])
+    for check in checks:
+        done = subprocess.run(check, capture_output=True, text=True, check=False, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr + done.stdout
+
+
+def test_people_are_told_in_a_line_and_filters_are_understood(paid: Shop) -> None:
+    verified = paid.payagent("ledger", "verify", "--human")
+    assert verified.code == 0
+    assert verified.out.startswith("clean: ")
+    kinds = {row["kind"] for row in paid.payagent("ledger", "entries", "--kind", "post").json["entries"]}
+    assert kinds == {"post"}
+    assert paid.payagent("ledger", "balance", "--until", "2000-01-01T00:00:00Z").json["balances"] == []
+    refused = paid.payagent("ledger", "export", "--merchant", "nobody")
+    assert (refused.code, refused.out, refused.error["code"]) == (2, "", "bad_request")
+
+
+def test_a_finding_is_told_and_is_no_success(paid: Shop) -> None:
+    with closing(sqlite3.connect(paid.data_dir / "ledger.db", isolation_level=None, timeout=10)) as conn:
+        (guard,) = conn.execute("SELECT sql FROM sqlite_master WHERE name = 'invoices_no_delete'").fetchone()
+        conn.execute("DROP TRIGGER invoices_no_delete")
+        told = paid.payagent("ledger", "verify", "--human")
+        conn.execute(guard)
+    assert told.code == 1
+    assert "invoices_no_delete" in told.out
+    assert "1 findings" in told.out
