@@ -8,7 +8,7 @@ import asyncio
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -151,6 +151,10 @@ class Agent:
     def conn(self) -> Connection:
         """A read-only connection."""
         return self._readers.conn
+
+    def snapshot(self) -> AbstractContextManager[Connection]:
+        """The ledger as it is now, for what takes long to read."""
+        return self._readers.snapshot()
 
     async def write(self, name: str, job: Callable[[Unit], T], payment_id: str | None = None) -> T:
         """Run a job at a commit point; who waits for the payment is woken once it is durable."""

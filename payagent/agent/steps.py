@@ -265,19 +265,11 @@ def record_confirmed(unit: Unit, payment_id: str, depth: int, now_ms: int) -> No
     fee_lovelace = row.fee_lovelace or 0
     spent = {asset: units - (fee_lovelace if asset == "lovelace" else 0) for asset, units in hold.items()}
     spent = {asset: units for asset, units in spent.items() if units}
+    account = ledger.spending_account(row.origin, row.batch_target)
     records.write_entry(
-        unit, ledger.post(hold, spent, fee_lovelace, account_of(row)), now_ms, payment_id=payment_id, ref=row.tx_id
+        unit, ledger.post(hold, spent, fee_lovelace, account), now_ms, payment_id=payment_id, ref=row.tx_id
     )
     records.move_payment(unit, payment_id, Event.CONFIRM, now_ms, {"depth": depth})
-
-
-def account_of(row: PaymentRow) -> str:
-    """Where a payment's money goes: the merchant, what it owes us in calls, or out of the wallet."""
-    if row.origin is None:
-        return ledger.EXTERNAL
-    if row.batch_target is not None and row.batch_target > 1:
-        return ledger.prepaid_account(row.origin)
-    return ledger.merchant_account(row.origin)
 
 
 def record_settled(unit: Unit, payment_id: str, depth: int, now_ms: int) -> None:

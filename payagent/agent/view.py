@@ -5,19 +5,14 @@ May import: core, dialects, store.queries, agent.terms. Never: I/O.
 
 import json
 from collections.abc import Iterable
-from datetime import UTC, datetime
 
 from payagent.agent.terms import MerchantTerms, Terms
 from payagent.core.payment import ON_CHAIN, POSTED, WITHOUT_PROOF
+from payagent.core.times import iso_time
 from payagent.dialects import Shown, proof_headers
 from payagent.store.queries import AttemptRow, PaymentRow
 
 Json = dict[str, object]
-
-
-def iso_time(ms: int) -> str:
-    """A time as RFC 3339 in UTC with milliseconds."""
-    return datetime.fromtimestamp(ms // 1000, UTC).strftime("%Y-%m-%dT%H:%M:%S") + f".{ms % 1000:03d}Z"
 
 
 def is_ready(row: PaymentRow, ready: str) -> bool:

@@ -286,6 +286,23 @@ class Balances(BaseModel):
     sums: dict[str, SignedUnits]
 
 
+class FindingTold(BaseModel):
+    """What is wrong, and in which row of which table it shows."""
+
+    table: str
+    row: str
+    what: str
+
+
+class Verdict(BaseModel):
+    """Of the findings, the first thousand; `checked` counts rows, or payments with all that belongs to them."""
+
+    findings: list[FindingTold]
+    clean: bool
+    found: int
+    checked: dict[str, int]
+
+
 class AssetLimit(BaseModel):
     asset: str
     per_payment: Units

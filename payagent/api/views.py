@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from payagent.agent.agent import Advice, Quote
 from payagent.agent.chainview import ChainView
 from payagent.agent.terms import MerchantTerms, Terms
-from payagent.agent.view import iso_time
 from payagent.core.ledger import HELD, WALLET, add
 from payagent.core.money import LOVELACE
 from payagent.core.payment import ON_CHAIN
 from payagent.core.problem import Refused
+from payagent.core.times import iso_time
 from payagent.store.queries import CoinRow, EntryRow, PaymentRow
 
 Json = dict[str, object]

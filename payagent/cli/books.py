@@ -1,9 +1,10 @@
-"""`payagent ledger` and `payagent limits`: what the books say, and what may still be spent.
+"""`payagent ledger` and `payagent limits`: what the books say, whether they are whole, what may still be spent.
 
 May import: click, core, cli. Never: computes a balance (the daemon does).
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import click
 
@@ -17,7 +18,33 @@ from payagent.cli.options import (
     show_units,
     talks_to_daemon,
 )
-from payagent.cli.terminal import Terminal
+from payagent.cli.terminal import Terminal, harmless
+from payagent.core.payment import State
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_KINDS = ("deposit", "undeposit", "reserve", "post", "reverse", "release")
+_FORMATS = ("csv", "jsonl", "beancount", "hledger")
+_CHOSEN = (
+    ("--since", {"metavar": "TIME"}, "From this time on, such as 2026-11-01T00:00:00Z."),
+    ("--until", {"metavar": "TIME"}, "Before this time."),
+    ("--merchant", {"metavar": "NAME"}, "Of payments to this merchant: its name in the config, or its origin."),
+    ("--app", {"metavar": "NAME"}, "Of payments of this app: its name or id."),
+    ("--asset", {"metavar": "ASSET"}, "Only this asset: lovelace, or policy and name in hex."),
+    ("--kind", {"type": click.Choice(_KINDS)}, "Only entries of this kind."),
+    (
+        "--state",
+        {"type": click.Choice([str(state) for state in State])},
+        "Of payments that are in this state now.",
+    ),
+)
+
+
+def selection_options(command: F) -> F:
+    """Which part of the books; handed on by their names."""
+    for name, more, text in reversed(_CHOSEN):
+        command = click.option(name, help=text, **more)(command)
+    return command
 
 
 @group_of("payagent ledger", "payagent ledger entries --limit 5", alone="balance")
@@ -28,6 +55,7 @@ def ledger() -> None:
 @ledger.command(epilog=example("payagent ledger entries --payment pay_0123456789abcdef01234567"))
 @click.option("--payment", metavar="ID", help="Only the entries of this payment.")
 @click.option("--account", metavar="NAME", help="Only entries that touch this account, such as fees.")
+@selection_options
 @page_options
 @talks_to_daemon
 def entries(
@@ -37,10 +65,13 @@ def entries(
     account: str | None,
     limit: int,
     cursor: str | None,
+    **chosen: str | None,
 ) -> None:
     """Journal entries with their postings, newest first. Debits are positive."""
     with connect() as link:
-        answer = link.get("/v1/ledger/entries", payment=payment, account=account, limit=limit, cursor=cursor)
+        answer = link.get(
+            "/v1/ledger/entries", payment=payment, account=account, limit=limit, cursor=cursor, **chosen
+        )
     terminal.give(answer, lambda: _show_entries(terminal, answer))
 
 
@@ -57,12 +88,13 @@ def _show_entries(terminal: Terminal, answer: dict[str, Any]) -> None:
     say_more(terminal, answer)
 
 
-@ledger.command(epilog=example("payagent ledger balance --json"))
+@ledger.command(epilog=example("payagent ledger balance --until 2026-11-01T00:00:00Z"))
+@selection_options
 @talks_to_daemon
-def balance(terminal: Terminal, connect: Connect) -> None:
+def balance(terminal: Terminal, connect: Connect, **chosen: str | None) -> None:
     """The balance of every account. Over all accounts each asset sums to zero."""
     with connect() as link:
-        answer = link.get("/v1/ledger/balance")
+        answer = link.get("/v1/ledger/balance", **chosen)
 
     def human() -> None:
         rows = [
@@ -72,6 +104,46 @@ def balance(terminal: Terminal, connect: Connect) -> None:
         terminal.table(("account", "asset", "units"), rows, right=("units",))
 
     terminal.give(answer, human)
+
+
+@ledger.command(epilog=example("payagent ledger verify"))
+@talks_to_daemon
+def verify(terminal: Terminal, connect: Connect) -> int:
+    """Check that the books are whole. Exit code 0 only when nothing was found.
+
+    Every row is looked at: the hashes of the events, the entries and their sums, the bytes of every transaction
+    against what was to be paid, and the coins against the balances. Each finding names its table and row.
+    """
+    with connect() as link:
+        answer = link.get("/v1/ledger/verify")
+
+    def human() -> None:
+        for finding in answer["findings"]:
+            terminal.line(f"{finding['table']} {finding['row']}: {finding['what']}")
+        checked = ", ".join(f"{count} {table}" for table, count in answer["checked"].items())
+        terminal.line(f"{'clean' if answer['clean'] else str(answer['found']) + ' findings'}: {checked}")
+
+    terminal.give(answer, human)
+    return 0 if answer["clean"] else 1
+
+
+@ledger.command(
+    epilog=example("payagent ledger export --format beancount --since 2026-11-01T00:00:00Z > november.beancount")
+)
+@click.option(
+    "--format", "form", type=click.Choice(_FORMATS), default="csv", show_default=True, help="How it is written."
+)
+@selection_options
+@talks_to_daemon
+def export(terminal: Terminal, connect: Connect, form: str, **chosen: str | None) -> None:
+    """Write the books of a period to stdout, oldest first, with their opening and closing balances.
+
+    Amounts are whole units as digits, and ADA as decimals. A token is named by a hash in beancount and hledger.
+    """
+    with connect() as link:
+        for piece in link.stream("/v1/ledger/export", format=form, **chosen):
+            terminal.stdout.write(harmless(piece) if terminal.stdout.isatty() else piece)
+    terminal.stdout.flush()
 
 
 @group_of("payagent limits", alone="show")

@@ -8,6 +8,8 @@ import json
 import os
 import ssl
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -49,6 +51,19 @@ class Link:
         given = {name: value for name, value in query.items() if value is not None}
         return self._ask("GET", path, params=given)
 
+    def stream(self, path: str, **query: str | None) -> Iterator[str]:
+        """A GET whose answer is text, in pieces as they come; a part of it is not taken for the whole."""
+        given = {name: value for name, value in query.items() if value is not None}
+        client = self._opened()
+        with (
+            self._answering("GET", path),
+            client.stream("GET", path, params=given, headers=self._auth()) as answer,
+        ):
+            if answer.status_code >= 400:
+                answer.read()
+                raise ProblemError(_object(answer))
+            yield from answer.iter_text()
+
     def post(self, path: str, body: object, key: str | None = None) -> dict[str, Any]:
         """A POST of JSON, with the idempotency key that names what is wanted."""
         return self.post_text(path, json.dumps(body), key)
@@ -68,20 +83,32 @@ class Link:
     def _ask(
         self, method: str, path: str, headers: dict[str, str] | None = None, **content: Any
     ) -> dict[str, Any]:
-        if self._token is None:
-            self._token = read_secret_file(self._token_file)
-        answer = self._send(method, path, {"authorization": f"Bearer {self._token}"} | (headers or {}), **content)
+        answer = self._send(method, path, self._auth() | (headers or {}), **content)
         body = _object(answer)
         if answer.status_code >= 400:
             raise ProblemError(body)
         return body
 
+    def _auth(self) -> dict[str, str]:
+        if self._token is None:
+            self._token = read_secret_file(self._token_file)
+        return {"authorization": f"Bearer {self._token}"}
+
     def _send(self, method: str, path: str, headers: dict[str, str], **content: Any) -> httpx.Response:
+        client = self._opened()
+        with self._answering(method, path):
+            return client.request(method, path, headers=headers, **content)
+
+    def _opened(self) -> httpx.Client:
         _require_ours(self.settings)
         if self._client is None:
             self._client = _client(self.settings.api.socket)
+        return self._client
+
+    @contextmanager
+    def _answering(self, method: str, path: str) -> Iterator[None]:
         try:
-            return self._client.request(method, path, headers=headers, **content)
+            yield
         except httpx.ConnectError:
             raise _not_running(self.settings) from None
         except (httpx.HTTPError, OSError) as error:

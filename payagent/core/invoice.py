@@ -6,6 +6,7 @@ May import: the standard library and core. Never: reads a wire form (dialects do
 import hashlib
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -71,14 +72,17 @@ class Invoice:
 
         The expiry is left out: a relative time-out makes it differ at each receipt of the same invoice.
         """
-        terms = [
-            self.dialect,
-            self.origin,
-            self.invoice_id,
-            self.network,
-            [[o.role, o.address.text, o.asset, str(o.units)] for o in self.outputs],
-        ]
-        return hashlib.sha256(json.dumps(terms, separators=(",", ":")).encode()).hexdigest()
+        outputs = [(o.role, o.address.text, o.asset, o.units) for o in self.outputs]
+        return hash_of_terms(self.dialect, self.origin, self.invoice_id, self.network, outputs)
+
+
+def hash_of_terms(
+    dialect: str, origin: str, invoice_id: str, network: str, outputs: Iterable[tuple[str, str, str, int]]
+) -> str:
+    """The hash of an invoice's terms; an output is its role, address, asset and units."""
+    paid = [[role, address, asset, str(units)] for role, address, asset, units in outputs]
+    terms = [dialect, origin, invoice_id, network, paid]
+    return hashlib.sha256(json.dumps(terms, separators=(",", ":")).encode()).hexdigest()
 
 
 def parse_invoice_id(value: object) -> str:

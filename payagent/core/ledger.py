@@ -29,6 +29,15 @@ def prepaid_account(origin: str) -> str:
     return f"prepaid:{origin}"
 
 
+def spending_account(origin: str | None, batch_target: int | None) -> str:
+    """Where a payment's money goes: the merchant, what it owes us in calls, or out of the wallet."""
+    if origin is None:
+        return EXTERNAL
+    if batch_target is not None and batch_target > 1:
+        return prepaid_account(origin)
+    return merchant_account(origin)
+
+
 @dataclass(frozen=True, slots=True)
 class Posting:
     account: str

@@ -9,8 +9,9 @@ May import: core, store.schema, sqlite3. Never: writes.
 import hashlib
 import json
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Literal
 
 from payagent.core.invoice import Proof, Role
@@ -138,6 +139,25 @@ class AppRow:
     id: str
     name: str
     scopes: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which part of the books: None does not select. The period holds `since_ms` and not `until_ms`.
+
+    `origin`, `app` (id or name) and `state` are those of an entry's payment; `asset` selects postings.
+    """
+
+    since_ms: int | None = None
+    until_ms: int | None = None
+    origin: str | None = None
+    app: str | None = None
+    asset: str | None = None
+    kind: str | None = None
+    state: str | None = None
+
+
+EVERYTHING = Selection()
 
 
 @dataclass(frozen=True, slots=True)
@@ -418,31 +438,93 @@ def coins_of_tx(conn: sqlite3.Connection, tx_id: str) -> list[CoinRow]:
     return [_coin(row) for row in conn.execute(f"{_COIN} WHERE c.tx_id = ? ORDER BY c.ref", (tx_id,))]
 
 
-def balances(conn: sqlite3.Connection) -> list[tuple[str, str, int]]:
-    """(account, asset, units) of every account that is not empty."""
+_JOURNAL = (
+    "journal j LEFT JOIN payments p ON p.id = j.payment_id LEFT JOIN invoices v ON v.seq = p.invoice "
+    "LEFT JOIN apps a ON a.id = p.app_id"
+)
+
+
+_POSTS = "EXISTS (SELECT 1 FROM postings q WHERE q.entry = j.id AND q.{} = ?)"
+
+
+def _chosen(only: Selection) -> dict[str, object]:
+    """What of `_JOURNAL` is selected, as clauses with their values; `asset` is for the postings."""
+    return {
+        "j.at_ms >= ?": only.since_ms,
+        "j.at_ms < ?": only.until_ms,
+        "v.origin = ?": only.origin,
+        "? IN (a.id, a.name)": only.app,
+        "j.kind = ?": only.kind,
+        "p.state = ?": only.state,
+    }
+
+
+def _where(clauses: Mapping[str, object]) -> tuple[str, list[object]]:
+    used = {clause: value for clause, value in clauses.items() if value is not None}
+    return (" WHERE " + " AND ".join(used) if used else ""), list(used.values())
+
+
+def balances(conn: sqlite3.Connection, only: Selection = EVERYTHING) -> list[tuple[str, str, int]]:
+    """(account, asset, units) of every account that is not empty, of the entries that are selected."""
+    return [row for row in turnover(conn, only) if row[2]]
+
+
+def turnover(conn: sqlite3.Connection, only: Selection) -> list[tuple[str, str, int]]:
+    """As `balances`, with the accounts that are empty again."""
+    where, values = _where(_chosen(only) | {"q.asset = ?": only.asset})
+    source = "postings q" if only == EVERYTHING else f"{_JOURNAL} JOIN postings q ON q.entry = j.id"
     rows = conn.execute(
-        f"SELECT account, asset, {_SUMS} FROM postings GROUP BY account, asset ORDER BY account, asset"  # noqa: S608
+        f"SELECT q.account, q.asset, {_SUMS} FROM {source}{where} "  # noqa: S608  names of ours
+        "GROUP BY q.account, q.asset ORDER BY q.account, q.asset",
+        values,
     )
-    sums = [(account, asset, _total(high, low)) for account, asset, high, low in rows]
-    return [row for row in sums if row[2]]
+    return [(account, asset, _total(high, low)) for account, asset, high, low in rows]
 
 
 def entries_page(
-    conn: sqlite3.Connection, *, payment_id: str | None, account: str | None, before_id: int | None, limit: int
+    conn: sqlite3.Connection,
+    *,
+    payment_id: str | None,
+    account: str | None,
+    before_id: int | None,
+    limit: int,
+    only: Selection = EVERYTHING,
 ) -> list[EntryRow]:
-    """Journal entries, newest first."""
-    filters = {
-        "j.payment_id = ?": payment_id,
-        "EXISTS (SELECT 1 FROM postings q WHERE q.entry = j.id AND q.account = ?)": account,
-        "j.id < ?": before_id,
-    }
-    used = {clause: value for clause, value in filters.items() if value is not None}
-    where = " WHERE " + " AND ".join(used) if used else ""
+    """Journal entries, newest first. Of those with the asset, every posting is shown."""
+    where, values = _where(
+        _chosen(only)
+        | {
+            "j.payment_id = ?": payment_id,
+            _POSTS.format("account"): account,
+            _POSTS.format("asset"): only.asset,
+            "j.id < ?": before_id,
+        }
+    )
     heads = conn.execute(
-        f"SELECT j.id, j.kind, j.payment_id, j.ref, j.at_ms FROM journal j{where} ORDER BY j.id DESC LIMIT ?",  # noqa: S608
-        (*used.values(), limit),
+        f"SELECT j.id, j.kind, j.payment_id, j.ref, j.at_ms FROM {_JOURNAL}{where} ORDER BY j.id DESC LIMIT ?",  # noqa: S608
+        (*values, limit),
     ).fetchall()
     return [_entry(conn, head) for head in heads]
+
+
+def bounds_ms(conn: sqlite3.Connection, only: Selection) -> tuple[int | None, int | None]:
+    """When the first and the last of the selected entries were made; None when there are none."""
+    where, values = _where(_chosen(only) | {_POSTS.format("asset"): only.asset})
+    row = conn.execute(f"SELECT MIN(j.at_ms), MAX(j.at_ms) FROM {_JOURNAL}{where}", values).fetchone()  # noqa: S608
+    return row[0], row[1]
+
+
+def booked(conn: sqlite3.Connection, only: Selection) -> Iterator[tuple[EntryRow, str | None, str | None]]:
+    """The selected entries, oldest first and row by row, each with its payment's merchant and app."""
+    where, values = _where(_chosen(only) | {"q.asset = ?": only.asset})
+    rows = conn.execute(
+        "SELECT j.id, j.kind, j.payment_id, j.ref, j.at_ms, v.origin, p.app_id, q.account, q.asset, q.units "  # noqa: S608
+        f"FROM {_JOURNAL} JOIN postings q ON q.entry = j.id{where} ORDER BY j.id, q.seq",
+        values,
+    )
+    for (number, kind, payment_id, ref, at_ms, origin, app_id), lines in groupby(rows, key=lambda row: row[:7]):
+        postings = tuple(line[7:] for line in lines)
+        yield EntryRow(number, kind, payment_id, ref, at_ms, postings), origin, app_id
 
 
 def _entry(conn: sqlite3.Connection, head: tuple[int, str, str | None, str | None, int]) -> EntryRow:
@@ -507,22 +589,31 @@ def first_broken_link(rows: Iterable[EventLink]) -> int | None:
 
     A link breaks where a row was changed, taken out, put in or moved. What was cut off the end leaves no trace.
     """
-    last_hash, last_seq = GENESIS, 0
-    for seq, payment_id, event, state, detail, at_ms, prev_hash, own_hash in rows:
-        made = event_hash(last_hash, seq, payment_id, event, state, detail, at_ms)
-        if (seq, prev_hash, own_hash) != (last_seq + 1, last_hash, made):
-            return seq
-        last_hash, last_seq = own_hash, seq
+    last = (0, GENESIS)
+    for row in rows:
+        if not follows(last, row):
+            return row[0]
+        last = row[0], row[7]
     return None
+
+
+def follows(last: tuple[int, str], row: EventLink) -> bool:
+    """Whether an event is the next one after `last` (its seq and hash)."""
+    seq, payment_id, event, state, detail, at_ms, prev_hash, own_hash = row
+    made = event_hash(last[1], seq, payment_id, event, state, detail, at_ms)
+    return (seq, prev_hash, own_hash) == (last[0] + 1, last[1], made)
+
+
+def event_links(conn: sqlite3.Connection) -> Iterator[EventLink]:
+    """Every event, in order and row by row."""
+    return conn.execute(
+        "SELECT seq, payment_id, event, state, detail, at_ms, prev_hash, hash FROM events ORDER BY seq"
+    )
 
 
 def broken_event(conn: sqlite3.Connection) -> int | None:
     """`first_broken_link` of the events of this database, read row by row."""
-    return first_broken_link(
-        conn.execute(
-            "SELECT seq, payment_id, event, state, detail, at_ms, prev_hash, hash FROM events ORDER BY seq"
-        )
-    )
+    return first_broken_link(event_links(conn))
 
 
 def last_event(conn: sqlite3.Connection) -> tuple[int, str]:

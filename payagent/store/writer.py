@@ -100,8 +100,9 @@ def require_ledger(path: Path) -> None:
             raise Refused("ledger_missing", f"{path} is empty")
 
 
-def _open_read_only(path: Path) -> sqlite3.Connection:
-    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
+def _open_read_only(path: Path, *, check_same_thread: bool = True) -> sqlite3.Connection:
+    uri = f"{path.absolute().as_uri()}?mode=ro"
+    return sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=check_same_thread)
 
 
 def open_database(path: Path) -> sqlite3.Connection:
@@ -243,3 +244,13 @@ class Readers:
             conn.execute("PRAGMA busy_timeout = 5000")
             self._local.conn = conn
         return conn
+
+    @contextmanager
+    def snapshot(self) -> Iterator[sqlite3.Connection]:
+        """A connection of its own in one read transaction, for what takes long; one thread at a time."""
+        with closing(_open_read_only(self._path, check_same_thread=False)) as conn:
+            conn.execute("PRAGMA query_only = ON")
+            conn.execute("PRAGMA busy_timeout = 5000")
+            conn.execute("BEGIN")
+            conn.execute("SELECT 1 FROM journal LIMIT 1").fetchone()  # from here on, this is what it sees
+            yield conn

@@ -156,6 +156,11 @@ async def test_paths_methods_and_parameters_that_are_not_there_are_problems(api:
         ("GET", PAY + "?since=yesterday", "bad_request"),
         ("GET", PAY + "?since=2026-11-24T13:38:18", "bad_request"),
         ("GET", "/v1/ledger/entries?acount=wallet", "bad_request"),
+        ("GET", "/v1/ledger/entries?merchant=nobody", "bad_request"),
+        ("GET", "/v1/ledger/balance?asset=ADAX", "bad_request"),
+        ("GET", "/v1/ledger/balance?kind=paid", "bad_request"),
+        ("GET", "/v1/ledger/export?format=xls", "bad_request"),
+        ("GET", "/v1/ledger/export?until=tomorrow", "bad_request"),
     ):
         answer = await api.http.request(method, path)
         require_problem(answer, code)
@@ -194,6 +199,8 @@ async def test_without_a_known_token_nothing_under_v1_answers(api: Api) -> None:
                 ("POST", SEND),
                 ("GET", "/v1/ledger/entries"),
                 ("GET", "/v1/ledger/balance"),
+                ("GET", "/v1/ledger/verify"),
+                ("GET", "/v1/ledger/export"),
                 ("GET", "/v1/limits"),
             ):
                 require_problem(await http.request(method, path, headers=headers), "unauthorized")
@@ -213,6 +220,8 @@ async def test_a_token_does_only_what_its_scopes_say(api: Api) -> None:
         ("GET", "/v1/limits"): (None, {"payer", "reader", "operator"}),
         ("GET", "/v1/ledger/entries"): (None, {"reader", "operator"}),
         ("GET", "/v1/ledger/balance"): (None, {"reader", "operator"}),
+        ("GET", "/v1/ledger/verify"): (None, {"reader", "operator"}),
+        ("GET", "/v1/ledger/export"): (None, {"reader", "operator"}),
         ("POST", SPLIT): (split, {"operator"}),
         ("POST", SEND): (send, {"operator"}),
     }
@@ -299,6 +308,8 @@ async def test_no_answer_shows_a_token_or_can_be_kept_in_a_cache(api: Api) -> No
         "/v1/limits",
         "/v1/ledger/entries",
         "/v1/ledger/balance",
+        "/v1/ledger/verify",
+        "/v1/ledger/export",
         "/openapi.json",
         "/healthz",
         "/readyz",
@@ -317,7 +328,7 @@ async def test_a_ledger_that_is_damaged_while_the_daemon_runs_is_no_bug_of_ours(
         path = api.world.folder / name
         with path.open("r+b") as file:
             file.write(b"\xa5" * path.stat().st_size)
-    for path in ("/v1/payments", "/v1/ledger/entries", "/v1/wallet/utxos"):
+    for path in ("/v1/payments", "/v1/ledger/entries", "/v1/ledger/export", "/v1/wallet/utxos"):
         told = require_problem(await api.http.get(path), "store_failed")
         assert "ledger.db" in told["detail"]
     require_problem(await api.http.post(PAY, json=api.body()), "store_failed")

@@ -1,0 +1,111 @@
+"""The books as a stream of text, in the format that was asked for.
+
+May import: core, audit. Never: reads (the statement does); writes an amount that is not exact.
+"""
+
+import csv
+import json
+from collections.abc import Callable, Iterator
+from io import StringIO
+from typing import Literal, get_args
+
+from payagent.audit import plaintext
+from payagent.audit.statement import Balance, Statement
+from payagent.core.money import LOVELACE, format_units
+from payagent.core.times import iso_time
+
+Format = Literal["csv", "jsonl", "beancount", "hledger"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+CHUNK_CHARS = 65_536
+
+COLUMNS = ("entry", "at", "kind", "payment", "merchant", "app", "ref", "account", "asset", "units", "ada")
+
+
+def export(books: Statement, form: Format) -> Iterator[str]:
+    """Pieces of text, which together are the export."""
+    if form == "csv":
+        return _csv(books)
+    write: Callable[[Statement], Iterator[str]] = {
+        "jsonl": _jsonl,
+        "beancount": plaintext.beancount,
+        "hledger": plaintext.hledger,
+    }[form]
+    return _pieces(write(books))
+
+
+def _pieces(lines: Iterator[str]) -> Iterator[str]:
+    piece: list[str] = []
+    chars = 0
+    for line in lines:
+        piece.append(line)
+        chars += len(line)
+        if chars >= CHUNK_CHARS:
+            yield "\n".join([*piece, ""])
+            piece, chars = [], 0
+    if piece:
+        yield "\n".join([*piece, ""])
+
+
+def _ada(asset: str, units: int) -> str | None:
+    return format_units(units, 6) if asset == LOVELACE else None
+
+
+def _csv(books: Statement) -> Iterator[str]:
+    """One row per posting; before and after them a row for each balance."""
+    piece = StringIO()
+    writer = csv.writer(piece, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows(_balance_rows("opening", books.only.since_ms, books.opening))
+    for entry in books.entries:
+        row = entry.row
+        head = (row.id, iso_time(row.at_ms), row.kind, row.payment_id, entry.origin, entry.app_id, row.ref)
+        writer.writerows((*head, *line, _ada(*line[1:])) for line in row.postings)
+        if piece.tell() >= CHUNK_CHARS:
+            yield piece.getvalue()
+            piece.seek(0)
+            piece.truncate()
+    writer.writerows(_balance_rows("closing", books.only.until_ms, books.closing))
+    yield piece.getvalue()
+
+
+def _balance_rows(kind: str, at_ms: int | None, balances: tuple[Balance, ...]) -> Iterator[tuple[object, ...]]:
+    at = None if at_ms is None else iso_time(at_ms)
+    for account, asset, units in balances:
+        yield (None, at, kind, None, None, None, None, account, asset, units, _ada(asset, units))
+
+
+def _jsonl(books: Statement) -> Iterator[str]:
+    """One object per line: the opening balances, each entry with its postings, the closing balances."""
+    yield _json(type="opening", at=_time(books.only.since_ms), balances=_lines(books.opening))
+    for entry in books.entries:
+        row = entry.row
+        yield _json(
+            type="entry",
+            id=row.id,
+            at=iso_time(row.at_ms),
+            kind=row.kind,
+            payment=row.payment_id,
+            merchant=entry.origin,
+            app=entry.app_id,
+            ref=row.ref,
+            postings=_lines(row.postings),
+        )
+    yield _json(type="closing", at=_time(books.only.until_ms), balances=_lines(books.closing))
+
+
+def _json(**value: object) -> str:
+    return json.dumps(value, separators=(",", ":"))
+
+
+def _time(ms: int | None) -> str | None:
+    return None if ms is None else iso_time(ms)
+
+
+def _lines(balances: tuple[Balance, ...]) -> list[dict[str, str]]:
+    found = []
+    for account, asset, units in balances:
+        line = {"account": account, "asset": asset, "units": str(units)}
+        if (ada := _ada(asset, units)) is not None:
+            line["ada"] = ada
+        found.append(line)
+    return found

@@ -1,0 +1,55 @@
+"""The books of a period: what there was at its beginning, every entry, and what there is at its end.
+
+May import: core, store, audit. Never: holds more than one entry in memory; knows a format.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from payagent.store import queries
+from payagent.store.queries import EntryRow, Selection
+from payagent.store.writer import Connection
+
+Balance = tuple[str, str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Booked:
+    """An entry, and its payment's merchant and app."""
+
+    row: EntryRow
+    origin: str | None
+    app_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """`closing` has every account of the entries up to the end, also where it is empty.
+
+    `first_ms` and `last_ms` are the bounds of what is in it; None when that is nothing.
+    """
+
+    network: str
+    only: Selection
+    opening: tuple[Balance, ...]
+    closing: tuple[Balance, ...]
+    first_ms: int | None
+    last_ms: int | None
+    entries: Iterator[Booked]
+
+
+def statement(conn: Connection, only: Selection, network: str) -> Statement:
+    """What is selected of the books; read as `entries` are taken. `conn` is in one read transaction."""
+    times_ms = [ms for ms in (only.since_ms, *queries.bounds_ms(conn, only)) if ms is not None]
+    opening: list[Balance] = []
+    if only.since_ms is not None:
+        opening = queries.balances(conn, replace(only, since_ms=None, until_ms=only.since_ms))
+    return Statement(
+        network=network,
+        only=only,
+        opening=tuple(opening),
+        closing=tuple(queries.turnover(conn, replace(only, since_ms=None))),
+        first_ms=min(times_ms, default=None),
+        last_ms=max(times_ms, default=None),
+        entries=(Booked(*booked) for booked in queries.booked(conn, only)),
+    )

@@ -1,0 +1,112 @@
+"""A wallet with a past: paid in ADA, in a token and for a batch, forked, cancelled, refused, moved about."""
+
+import asyncio
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+from agent.test_agent_handover import pass_ttl, wait_for_void, with_handover
+from agent_kit import ADA, DEVNET, Clock, World, with_terms
+
+from payagent.audit.finding import Finding, Progress
+from payagent.audit.signed import Owner
+from payagent.audit.verify import verify
+from payagent.core.payment import State
+from payagent.core.policy import Limit
+from payagent.core.problem import Refused
+from payagent.devnet.server import DevnetThread
+from payagent.store.schema import GUARDS
+from payagent.store.writer import Readers
+
+TOKEN = "5c" * 28 + "636c69"
+
+
+@dataclass
+class Past:
+    """Whose books they are, where the file is, and the merchant's origin."""
+
+    path: Path
+    owner: Owner
+    origin: str
+
+
+async def live(world: World) -> None:
+    world.fund(*[100 * ADA] * 4)
+    world.fund(20 * ADA, assets={TOKEN: 1000})
+    limits = {"lovelace": Limit(1000 * ADA, 100_000 * ADA), TOKEN: Limit(300, 1000)}
+    async with world.run(terms=with_terms(limits=limits)) as run:
+        row = await run.pay_in_block("plain")
+        await run.agent.record_delivery(row.id, 200)
+        world.control("rollback", depth=1)
+        await run.pass_time(4)
+        assert run.events(row.id).count("confirm") == 2
+        world.settings(asset=TOKEN, price="250", splits=[])
+        await run.pay_in_block("token")
+        world.settings(asset="lovelace", price="2000000", batch=100)
+        await run.pay_in_block("batch")
+        world.settings(batch=1)
+        await run.agent.split("app_test", 3, 10 * ADA)
+        await run.agent.drain(10)
+        await run.settle_down()
+        await run.agent.send("app_test", world.account.address, "lovelace", 5 * ADA)
+        await run.agent.drain(10)
+        await run.settle_down()
+    async with world.run(terms=with_terms(limits={"lovelace": Limit(1, 1)})) as run:
+        await run.look()
+        with pytest.raises(Refused, match="limit_exceeded"):
+            await run.agent.pay(world.ask("too much"))
+    async with world.run(terms=with_handover) as run:
+        await run.look()
+        taken_back = await run.pay("taken back")
+        await pass_ttl(world, run)
+        await wait_for_void(world, run)
+        assert run.state(taken_back.id) is State.VOID
+        world.settings(price="3000000")
+        await run.pay("on its way")
+
+
+@contextmanager
+def past(folder: Path) -> Iterator[Past]:
+    clock = Clock()
+    with DevnetThread(now_ms=clock.now_ms) as devnet:
+        world = World(devnet, folder)
+        world.clock = clock
+        world.terms = replace(world.terms, settle_depth=3)
+        asyncio.run(live(world))
+        world.http.close()
+        yield Past(folder / "ledger.db", Owner(world.account.address, DEVNET), world.origin)
+
+
+def copy_of(path: Path, folder: Path) -> Path:
+    """A copy that is one file."""
+    made = folder / "ledger.db"
+    with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(made)) as target:
+        source.backup(target)
+    return made
+
+
+def tamper(path: Path, *statements: str) -> None:
+    """As one does who can write the file: without the guards, which are put back."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as conn:
+        for guard in GUARDS:
+            conn.execute(f"DROP TRIGGER {guard.name}")
+        changed = [conn.execute(statement).rowcount for statement in statements]
+        for guard in GUARDS:
+            conn.execute(guard.sql)
+    assert all(count > 0 for count in changed), changed
+
+
+def findings(path: Path, owner: Owner) -> list[Finding]:
+    with Readers(path).snapshot() as conn:
+        told = list(verify(conn, owner))
+    assert isinstance(told[-1], Progress)
+    return [one for one in told if isinstance(one, Finding)]
+
+
+def fresh(path: Path, folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    return Path(shutil.copy(path, folder / "ledger.db"))

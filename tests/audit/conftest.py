@@ -1,0 +1,14 @@
+"""One past for all tests of the room; each takes a copy of its file."""
+
+from collections.abc import Iterator
+
+import pytest
+from audit.books_kit import Past, copy_of, past
+
+
+@pytest.fixture(scope="session")
+def lived(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Past]:
+    folder = tmp_path_factory.mktemp("past")
+    with past(folder) as made:
+        made.path = copy_of(made.path, tmp_path_factory.mktemp("copy"))
+        yield made
