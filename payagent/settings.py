@@ -203,7 +203,7 @@ class Proxy(_Table):
     """The sidecar: how much of a request's body is kept for the retry, and how long it waits, in seconds."""
 
     spool_bytes: Annotated[Count, Field(ge=0, le=2**40)] = 64 * 2**20
-    read_timeout_s: Annotated[Count, Field(ge=1, le=86_400)] = 600
+    read_timeout_s: Annotated[Count, Field(ge=180, le=86_400)] = 600
     patience_s: Annotated[Count, Field(ge=1, le=86_400)] = 900
 
 

@@ -67,14 +67,17 @@ class Guard:
                 await problem_response(bug, request_id)(scope, receive, answer)
 
 
-def refuse_browsers(scope: Scope) -> None:
-    """Raise `host_refused` or `browser_refused` for a call that a web page may have made."""
+def refuse_browsers(scope: Scope, *, everywhere: bool = False) -> None:
+    """Raise `host_refused` or `browser_refused` for a call that a web page may have made.
+
+    A page may look at what costs and tells nothing, unless no path is so: `everywhere`.
+    """
     headers = Headers(scope=scope)
     if _is_tcp(scope):
         hosts = headers.getlist("host")
         if len(hosts) != 1 or not _LOOPBACK_HOST.fullmatch(hosts[0].lower()):
             raise Refused("host_refused", "the Host header is not a loopback name or address")
-    if scope["path"].startswith(_GUARDED):
+    if everywhere or scope["path"].startswith(_GUARDED):
         if "origin" in headers:
             raise Refused("browser_refused", "the request has an Origin header")
         if headers.get("sec-fetch-site") not in _FETCH_SITES:

@@ -19,7 +19,7 @@ from payagent.cli.options import Connect, example, talks_to_daemon
 from payagent.cli.pay import DRY_RUN_OK, PENDING, VOID, in_words, parse_most, same_unit, show_quote
 from payagent.cli.terminal import Json, ProblemError, Terminal, as_shown, describe
 from payagent.core.origin import parse_origin
-from payagent.core.payment import ENDED_WITHOUT_PAYING, State
+from payagent.core.payment import WITHOUT_PROOF
 from payagent.core.problem import Refused
 
 if TYPE_CHECKING:
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from payagent.client.purchase import Ask, Reply
 
 NOT_SERVED = 4
-_ENDED = frozenset(str(state) for state in ENDED_WITHOUT_PAYING | {State.CANCELLING})
+_AGAIN = frozenset((402, 408, 425, 429, *range(500, 600)))
+"""Answers of a merchant to which the same proof is shown again."""
 
 
 @click.command(
@@ -259,9 +260,9 @@ class _Fetcher:
         to = answer.headers.get("Location")
         more = "" if to is None else f", to {to}, which is not followed"
         self.terminal.say(f"the merchant answered {answer.status_code}{more}")
-        if state in _ENDED:
+        if state in WITHOUT_PROOF:
             return VOID
-        return PENDING if answer.status_code == 402 and state is not None else NOT_SERVED
+        return PENDING if answer.status_code in _AGAIN and state is not None else NOT_SERVED
 
     def _give_quote(self, quote: Json) -> int:
         self.terminal.give(quote, lambda: show_quote(self.terminal, quote))

@@ -23,7 +23,7 @@ from payagent.client.daemon import DEFAULT, Daemon, Place
 from payagent.client.errors import PayAgentError, own_error
 from payagent.client.purchase import Ask, Json, until_ready
 from payagent.core.origin import DEFAULT_PORTS
-from payagent.core.payment import ENDED_WITHOUT_PAYING, State
+from payagent.core.payment import WITHOUT_PROOF
 
 PATIENCE_S = 120.0
 PATIENCE_BY_HAND_S = 2.0
@@ -37,7 +37,6 @@ _DOLLARS = {
     **dict.fromkeys(("cardano:preprod", "cip34:0-1"), (_TUSDM, "tUSDM")),
 }
 
-_ENDED = ENDED_WITHOUT_PAYING | {State.CANCELLING}
 
 log = logging.getLogger("payagent.client")
 
@@ -188,7 +187,7 @@ class ExactCardanoScheme:
             payment = self._daemon.ask(Ask("GET", f"/v1/payments/{payment['id']}")).value()
             if said != "pending" or (payment["depth"] or 0) >= depth:
                 return True
-            again_after_s = None if payment["state"] in _ENDED else min(again_after_s, 1.0)
+            again_after_s = None if payment["state"] in WITHOUT_PROOF else min(again_after_s, 1.0)
         return False
 
 

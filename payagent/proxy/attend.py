@@ -29,7 +29,7 @@ async def attend(scope: Scope, receive: Receive, send: Send, call_id: str, spool
     with structlog.contextvars.bound_contextvars(request=call_id):
         intake = Intake(receive, spool, task.cancel)
         try:
-            refuse_browsers(scope)
+            refuse_browsers(scope, everywhere=True)
             await work(intake, reply)
         except asyncio.CancelledError:
             if not intake.is_gone:
@@ -41,6 +41,7 @@ async def attend(scope: Scope, receive: Receive, send: Send, call_id: str, spool
             await reply.problem(refused)
         except AnswerBrokenError as broken:
             log.info("proxy.answer_broken", reason=str(broken))
+            intake.close()
             await reply.break_off()
         except Exception:
             intake.close()

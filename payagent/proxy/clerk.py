@@ -119,7 +119,7 @@ class Clerk:
                     await trip.reply.stream(answer, trip.intake.close)
                     return None
                 raw = await answer.peek(BODY_MAX_BYTES)
-            await trip.intake.rest()
+            await trip.intake.rest(trip.upstream.timeout_s)
             if not trip.intake.spool.is_whole:
                 raise Refused(
                     "request_too_big_to_replay",

@@ -46,14 +46,14 @@ def passing(headers: Headers, *, own: bool = False) -> list[tuple[bytes, bytes]]
     """What goes on to the next hop, in its order, nothing merged. How the body is framed is said anew.
 
     X-Payagent-* is between a client and payagent alone, in both directions: a merchant cannot claim a payment. It
-    goes on where the next hop is payagent's `own`.
+    goes on where the next hop is payagent's `own`, whatever Connection says: it bounds what may be paid.
     """
     named = connection_options(headers)
     chunked = any(key == b"transfer-encoding" for key, _ in headers)
     kept = [
         (key, value)
         for key, value in headers
-        if key not in _HOP_BY_HOP and key not in named and (own or not key.startswith(OWN_PREFIX))
+        if key not in _HOP_BY_HOP and (own if key.startswith(OWN_PREFIX) else key not in named)
     ]
     # where both stand, Transfer-Encoding counts (RFC 9112 6.1); a length beside it is how requests are smuggled
     return [pair for pair in kept if pair[0] != b"content-length"] if chunked else kept

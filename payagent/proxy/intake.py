@@ -1,7 +1,7 @@
 """The client's side of one call: its body as it comes, kept for a replay, and whether the client is still there.
 
-May import: the standard library. Never: holds more of a body in memory than `MEMORY_BYTES`, or leaves it on disk:
-beyond that it lies in a file without a name, open to its owner alone.
+May import: the standard library, core.problem. Never: holds more of a body in memory than `MEMORY_BYTES`, or
+leaves it on disk: beyond that it lies in a file without a name, open to its owner alone.
 """
 
 import asyncio
@@ -11,6 +11,8 @@ import tempfile
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from typing import IO, Any
+
+from payagent.core.problem import Refused
 
 MEMORY_BYTES = 1024 * 1024
 _PIECE_BYTES = 128 * 1024
@@ -114,10 +116,17 @@ class Intake:
             self._come.clear()
             await self._come.wait()
 
-    async def rest(self) -> None:
-        """Take the rest of the body for the spool alone."""
-        async for _ in self.chunks():
-            pass
+    async def rest(self, quiet_s: float) -> None:
+        """Take the rest of the body for the spool alone, unless it is let go; refused when nothing more comes."""
+        chunks = self.chunks()
+        while self.spool.is_whole:
+            try:
+                async with asyncio.timeout(quiet_s):
+                    await anext(chunks)
+            except StopAsyncIteration:
+                return
+            except TimeoutError:
+                raise Refused("bad_request", f"no more of the request's body came in {quiet_s:g} s") from None
 
     def close(self) -> None:
         """The answer is complete, or none will be: whether the client is there does not matter any more."""

@@ -333,7 +333,8 @@ class _Line(asyncio.Protocol):
     # --- inside
 
     def _heard_unasked(self) -> bool:
-        return bool(self._arrived) or self._failed is not None or self._wire.their_state is not h11.IDLE
+        has_begun = self._wire.their_state is not h11.IDLE or bool(self._wire.trailing_data[0])
+        return bool(self._arrived) or self._failed is not None or has_begun
 
     def _send(self, event: h11.Event) -> None:
         try:

@@ -55,6 +55,9 @@ def test_a_client_without_a_token_is_paid_for(shop: Shop) -> None:
         assert quote.json()["within_limits"] is True
         got = http.post("/chat", json={"message": "dear"}, headers={"X-Payagent-Max-Cost": "1"})
         assert (got.status_code, got.json()["code"]) == (403, "limit_exceeded")
+        bound = {"Connection": "x-payagent-max-cost", "X-Payagent-Max-Cost": "1"}
+        got = http.post("/chat", json={"message": "dear"}, headers=bound)
+        assert (got.status_code, got.json()["code"]) == (403, "limit_exceeded")
         assert http.get("/health").json() == {"status": "ok"}
 
 
@@ -63,6 +66,7 @@ def test_web_pages_and_foreign_names_are_refused(shop: Shop) -> None:
         for headers, code in (
             ({"Origin": "http://evil.example"}, "browser_refused"),
             ({"Sec-Fetch-Site": "cross-site"}, "browser_refused"),
+            ({"Origin": "http://evil.example", "Connection": "origin"}, "browser_refused"),
             ({"Host": "evil.example"}, "host_refused"),
         ):
             got = http.get("/health", headers=headers)

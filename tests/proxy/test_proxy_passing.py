@@ -226,6 +226,51 @@ async def test_an_answer_that_breaks_off_breaks_off_for_the_client(
     assert [record for record in caplog.records if record.levelname == "ERROR"] == []
 
 
+async def test_an_answer_that_breaks_off_later_is_nobodys_error_either(
+    at: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    has_half = asyncio.Event()
+
+    async def break_off(heard: Heard) -> None:
+        await heard.say(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        await heard.say_chunk(b"half")
+        await has_half.wait()
+        heard.writer.transport.abort()
+
+    at.peer.answers["/chat"] = break_off
+    async with at.wire() as wire:
+        await wire.say(at.call("/chat"))
+        await wire.reader.readuntil(b"half")
+        has_half.set()
+        assert b"0\r\n\r\n" not in await wire.reader.read()
+    assert (await at.ask("/free")).status == 200
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+async def test_what_a_merchant_says_unasked_does_not_reach_the_next_call(at: Place) -> None:
+    async def talk_on(heard: Heard) -> None:
+        await heard.say(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nokHTTP/1.1 200 OK\r\nContent-Le")
+
+    at.peer.answers["/chatty"] = talk_on
+    assert (await at.ask("/chatty")).body == b"ok"
+    assert (await at.ask("/free")).status == 200
+
+
+async def test_a_body_that_stops_coming_is_not_waited_for(world: World) -> None:
+    """The merchant wants to be paid; what would have to be sent again never comes."""
+
+    async def want(heard: Heard) -> None:
+        await heard.say(b"HTTP/1.1 402 Payment Required\r\nContent-Length: 0\r\n\r\n")
+
+    async with place(world, Bounds(read_timeout_s=0.3)) as at:
+        at.peer.answers["/chat"] = want
+        async with at.wire() as wire:
+            await wire.say(at.call("/chat", "Content-Length: 500", method="POST") + b"{")
+            got = await wire.answer()
+        assert got.status == 400
+        assert at.payments == []
+
+
 async def test_an_answer_may_come_before_the_body_is_sent(at: Place) -> None:
     async def refuse(heard: Heard) -> None:
         await heard.say(b"HTTP/1.1 413 Too Large\r\nContent-Length: 3\r\nConnection: close\r\n\r\nbig")
