@@ -6,6 +6,7 @@ configured; follows a redirect; decides whether to pay (the daemon does).
 
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
 NOT_SERVED = 4
 _AGAIN = frozenset((402, 408, 425, 429, *range(500, 600)))
 """Answers of a merchant to which the same proof is shown again."""
+
+
+_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+", re.ASCII)
+_FRAMING = ("content-length", "transfer-encoding", "connection", "host")
 
 
 @click.command(
@@ -101,6 +106,8 @@ def _read_call(
 
     if data is not None and data_file is not None:
         raise click.UsageError("give either -d or --data-file")
+    if method is not None and not _TOKEN.fullmatch(method):
+        raise click.BadParameter("an HTTP method is one word", param_hint="-X")
     content = data_file.read() if data_file is not None else None if data is None else os.fsencode(data)
     named = [_read_header(header) for header in headers]
     # the body is given as it comes, so it is asked for as it is
@@ -124,8 +131,10 @@ def _read_call(
 
 def _read_header(text: str) -> tuple[str, str]:
     name, colon, value = text.partition(":")
-    if not colon or not name.strip() or not (text.isascii() and text.isprintable()):
+    if not colon or not _TOKEN.fullmatch(name.strip()) or not (text.isascii() and text.isprintable()):
         raise click.BadParameter("write it as 'Name: value', in ASCII", param_hint="-H")
+    if name.strip().lower() in _FRAMING:
+        raise click.BadParameter(f"{name.strip()} is set by how the body is sent", param_hint="-H")
     return name.strip(), value.strip()
 
 
@@ -244,11 +253,7 @@ class _Fetcher:
         """The body as it comes; then, on stderr, what was paid and what no success means."""
         from payagent.client.purchase import REFUSAL_MARK
 
-        self.terminal.stdout.flush()
-        with nullcontext(self.terminal.stdout.buffer) if self.output is None else self.output.open("wb") as sink:
-            for chunk in answer.iter_raw():
-                sink.write(chunk)
-                sink.flush()
+        self._write(answer)
         if (refusal := answer.extensions.get(REFUSAL_MARK)) is not None:
             return self._complain(refusal)
         state = answer.headers.get("X-Payagent-State")
@@ -263,6 +268,21 @@ class _Fetcher:
         if state in WITHOUT_PROOF:
             return VOID
         return PENDING if answer.status_code in _AGAIN and state is not None else NOT_SERVED
+
+    def _write(self, answer: "httpx.Response") -> None:
+        self.terminal.stdout.flush()
+        to = nullcontext(self.terminal.stdout.buffer) if self.output is None else self.output.open("wb")
+        try:
+            with to as sink:
+                for chunk in answer.iter_raw():
+                    sink.write(chunk)
+                    sink.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            paid = answer.headers.get("X-Payagent-Payment")
+            context = {} if paid is None else {"payment": paid}
+            raise Refused("output_not_written", f"the body: {error.strerror}", **context) from None
 
     def _give_quote(self, quote: Json) -> int:
         self.terminal.give(quote, lambda: show_quote(self.terminal, quote))

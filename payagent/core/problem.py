@@ -322,6 +322,14 @@ PROBLEMS: dict[str, Problem] = {
         "An output below what the ledger accepts",
         "The merchant must ask for more in that output. " + _SENDER,
     ),
+    "output_not_written": Problem(
+        500,
+        2,
+        "The merchant's answer could not be written",
+        "Make room or name another file, and run the same command again: it shows the same proof.",
+        money="What was paid stays paid, and nothing is paid again for the same call.",
+        retryable=True,
+    ),
     "outputs_too_many": Problem(422, 3, "Too many outputs", "16 outputs are the bound. " + _SENDER),
     "passphrase_too_short": Problem(
         400, 2, "The passphrase is too short", "Choose a longer one; nothing was made.", money=""

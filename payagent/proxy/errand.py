@@ -50,9 +50,16 @@ class Errand:
     target: bytes
     headers: Headers
     has_body: bool
-    key: str | None
+    keys: tuple[bytes, ...]
     max_cost_units: int | None
     dry_run: bool
+
+    @property
+    def key(self) -> str | None:
+        """What names the purchase; judged where there is one, since the header is the merchant's too."""
+        if len(self.keys) > 1:
+            raise Refused("bad_request", "the header Idempotency-Key is given twice", key="Idempotency-Key")
+        return read_key(self.keys[0].decode("latin-1")) if self.keys else None
 
 
 def read_errand(scope: Scope, merchants: Mapping[str, MerchantTerms], find_app: FindApp, wallet: str) -> Errand:
@@ -79,7 +86,7 @@ def read_errand(scope: Scope, merchants: Mapping[str, MerchantTerms], find_app: 
         target=target,
         headers=_outgoing(headers, merchant, wallet),
         has_body=has_body(headers),
-        key=read_key(_single(headers, b"idempotency-key")),
+        keys=tuple(values(headers, b"idempotency-key")),
         max_cost_units=_max_cost(headers),
         dry_run=_dry_run(headers),
     )

@@ -304,6 +304,17 @@ def test_paid_and_not_served_yet_has_a_code_of_its_own(street: Street) -> None:
     assert len(street.shop.payments()) == before
 
 
+def test_a_body_that_cannot_be_written_is_paid_for_once(street: Street, tmp_path: Path) -> None:
+    words = (street.chat, "-d", '{"message": "full"}', "-o")
+    got = fetch(street.shop, *words, "/dev/full")
+    assert (got.code, got.error["code"]) == (2, "output_not_written")
+    paid = street.shop.payments()[0]
+    assert got.error["payment"] == paid["id"]
+    assert fetch(street.shop, *words, tmp_path / "answer.json").code == 0
+    assert json.loads((tmp_path / "answer.json").read_bytes())["reply"]
+    assert street.shop.payments()[0]["id"] == paid["id"]
+
+
 def test_a_terminal_shows_how_the_wait_goes(street: Street) -> None:
     words = ("fetch", street.chat, "-d", '{"message": "wait"}', "--config", street.shop.config)
     with at_terminal(*words) as session:
@@ -332,7 +343,11 @@ def test_an_interrupted_wait_can_be_taken_up(street: Street) -> None:
         ("ftp://127.0.0.1/x",),
         ("127.0.0.1:80/x",),
         ("http://127.0.0.1/x", "-d", "a", "--data-file", "/dev/null"),
+        ("http://127.0.0.1/x", "-X", "GE T"),
         ("http://127.0.0.1/x", "-H", "no colon"),
+        ("http://127.0.0.1/x", "-H", "X A: b"),
+        ("http://127.0.0.1/x", "-H", "Content-Length: 5", "-d", "abc"),
+        ("http://127.0.0.1/x", "-H", "transfer-encoding: chunked", "-d", "abc"),
         ("http://127.0.0.1/x", "-H", "X: a\r\nY: b"),
         ("http://127.0.0.1/x", "--max", "much"),
         ("http://127.0.0.1/x", "-o", "/nowhere/at/all"),

@@ -315,6 +315,23 @@ async def test_the_same_call_tomorrow_is_another_purchase(shop: Place) -> None:
     assert len({heard.header("x-payment") for heard in wall.retries}) == len(shop.payments) == 3
 
 
+@pytest.mark.parametrize(
+    ("keys", "code"),
+    [
+        (["Idempotency-Key: two words"], "idempotency_key_invalid"),
+        (["Idempotency-Key: one", "Idempotency-Key: two"], "bad_request"),
+    ],
+)
+async def test_a_key_that_names_nothing_matters_only_where_something_is_bought(
+    shop: Place, keys: list[str], code: str
+) -> None:
+    shop.peer.answers["/chat"] = Paywall()
+    assert (await shop.ask("/free", *keys)).body == b"ok"
+    got = await shop.ask("/chat", *keys, method="POST", body=b"x")
+    assert (got.status, problem(got)["code"]) == (400, code)
+    assert shop.payments == []
+
+
 async def test_an_idempotency_key_is_one_purchase_for_ever(shop: Place) -> None:
     wall = shop.peer.answers["/chat"] = Paywall()
     for _ in range(3):
