@@ -1,7 +1,7 @@
 """What must hold, looked at from outside: the ledger's file, the devnet's chain, the merchant's books.
 
 `at_death` looks at the moment when a daemon is dead, on a copy of its files; `at_peace` when all has come to rest.
-Both note what they find in the world's `violations` (research/reliability 4.2: I1, I2, I6, I7, I8).
+Both note what they find in the world's `violations`.
 """
 
 import shutil

@@ -1,4 +1,4 @@
-"""Daemons with a seeded bug: the controls, which the checks must catch (research/reliability 4.3, losing designs).
+"""Daemons with a seeded bug: the controls, which the checks must catch.
 
 Each is applied in the daemon's own process, before it serves.
 """
@@ -14,7 +14,7 @@ from payagent.wallet.transaction import sign
 
 
 def leave_then_persist(_settings: Settings) -> None:
-    """Sends a transaction before its attempt is durable (against design rule 2)."""
+    """Sends a transaction before its attempt is durable (against rule 2)."""
 
     class Hasty(Agent):
         async def _sign(self, payment_id: str, plan: Plan) -> None:
@@ -25,7 +25,7 @@ def leave_then_persist(_settings: Settings) -> None:
 
 
 def give_up_at_restart(settings: Settings) -> None:
-    """Takes what a crash interrupted for failed and frees its coins (against design rule 4)."""
+    """Takes what a crash interrupted for failed and frees its coins (against rule 4)."""
     with sqlite3.connect(settings.data_dir / "ledger.db") as conn:
         open_states = "('reserved', 'signed', 'in_flight')"
         conn.execute(
