@@ -2,6 +2,8 @@
 
 Call order that everything relies on: `pay` admits (C1 + C2), then signs (C3), and only then hands out headers
 or sends (C4). `resume` is the same path from wherever a crash left it.
+
+May import: core, dialects, chain.source, store, wallet, the rest of agent. Never: HTTP, SQL, a clock of its own.
 """
 
 import asyncio

@@ -9,6 +9,8 @@ its events chained by their hashes; of the other rows that stay, only what may c
 A guard is a trigger. Each holds on any connection, also one with foreign keys and recursive triggers off, as
 the sqlite3 shell has: REPLACE then deletes a row without a trigger, so that a guard looks at what is inserted.
 Units are INTEGER (2^63-1 at most), times are milliseconds since 1970 UTC.
+
+May import: sqlite-utils, the standard library. Never: reads or writes a row.
 """
 
 import sqlite3
