@@ -14,12 +14,15 @@ from collections.abc import AsyncIterator, Callable, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import structlog
 
 from payagent.agent.agent import Agent
+from payagent.agent.alerts import Alerts
 from payagent.agent.ports import Ports, SystemClock, SystemRandomness
-from payagent.agent.terms import MerchantTerms, Terms
+from payagent.agent.terms import AutoTopup, MerchantTerms, Terms, TopupRequest
+from payagent.agent.topup import Topups
 from payagent.agent.watch import Watch
 from payagent.api.app import create_app
 from payagent.api.server import listen_tcp, make_server
@@ -34,12 +37,13 @@ from payagent.log import SECRET_LENGTH_MIN, Redactor
 from payagent.merchants.client import MerchantClient
 from payagent.proxy.door import Bounds as ProxyBounds
 from payagent.proxy.door import Door
-from payagent.settings import Provider, Settings, find_passphrase, read_secret_file
+from payagent.settings import Provider, Settings, Topup, find_passphrase, read_secret_file
 from payagent.store import queries, records
 from payagent.store.writer import Checkpoint, Readers, Writer, opening, require_ledger
 from payagent.sweeps import DEVNET_BEATS, NETWORK_BEATS, Sweeps
 from payagent.wallet.keys import Account
 from payagent.wallet.keystore import unlock
+from payagent.webhook import Webhook, signing_key
 
 log = structlog.get_logger("payagent.daemon")
 
@@ -80,11 +84,11 @@ async def _serve(
     redactor: Redactor,
     checkpoint: Checkpoint,
 ) -> None:
-    async with _running(settings, account, redactor, checkpoint) as (agent, sweeps):
+    async with _running(settings, account, redactor, checkpoint) as (agent, topups, sweeps):
         proxy = settings.proxy
         door = Door(
             agent,
-            create_app(agent, heartbeat=sweeps.stale),
+            create_app(agent, topups, heartbeat=sweeps.stale),
             ProxyBounds(proxy.spool_bytes, proxy.read_timeout_s, proxy.patience_s),
         )
         server = make_server(door, partial(agent.ports.new_id, "call"))
@@ -100,12 +104,12 @@ async def _serve(
 @asynccontextmanager
 async def _running(
     settings: Settings, account: Account, redactor: Redactor, checkpoint: Checkpoint
-) -> AsyncIterator[tuple[Agent, Sweeps]]:
+) -> AsyncIterator[tuple[Agent, Topups, Sweeps]]:
     """The agent with its heart beating; stopped in the order that lets nothing be cut off."""
     database = settings.data_dir / LEDGER_FILE
     writer = Writer(database, checkpoint=checkpoint)
     sources = [_source(provider, index, redactor) for index, provider in enumerate(settings.chain.providers)]
-    merchants = MerchantClient()
+    merchants, webhook = MerchantClient(), _webhook(settings, redactor)
     try:
         terms = make_terms(settings, account.address, redactor)
         with opening(database):
@@ -114,14 +118,17 @@ async def _running(
             ports = Ports(SystemClock(), SystemRandomness())
             agent = Agent(terms, ports, writer, readers, sources, account.signer)
         beats = DEVNET_BEATS if settings.network == "devnet" else NETWORK_BEATS
-        sweeps = Sweeps(agent, Watch(agent, merchants), beats)
+        topups = Topups(agent, merchants)
+        sweeps = Sweeps(agent, Watch(agent, merchants), Alerts(agent, webhook), topups, beats)
         sweeps.start()
         try:
-            yield agent, sweeps
+            yield agent, topups, sweeps
         finally:
             await sweeps.stop()
     finally:
         await merchants.aclose()
+        if webhook is not None:
+            await webhook.aclose()
         for source in sources:
             await source.aclose()
         writer.close()
@@ -152,6 +159,8 @@ def make_terms(settings: Settings, own: Address, redactor: Redactor) -> Terms:
             proof=merchant.proof,
             request_commitment=merchant.request_commitment,
             api_key=api_key,
+            alert_below=merchant.alert_below,
+            **_topup_terms(merchant.topup),
         )
     limits = {LOVELACE: Limit(settings.limits.per_payment_lovelace, settings.limits.per_day_lovelace)}
     limits |= {
@@ -167,13 +176,33 @@ def make_terms(settings: Settings, own: Address, redactor: Redactor) -> Terms:
         void_depth=settings.payments.void_depth,
         settle_depth=settings.payments.settle_depth,
         min_window_s=settings.payments.min_window_s,
+        wallet_below_lovelace=settings.alerts.wallet_below_lovelace,
     )
+
+
+def _topup_terms(topup: Topup) -> dict[str, Any]:
+    unit, below = topup.below
+    return {
+        "topup_request": TopupRequest(topup.method, topup.path, topup.body) if topup.path else None,
+        "topup_per_day_lovelace": topup.per_day_lovelace,
+        "auto_topup": AutoTopup(unit, below, topup.to[1], topup.per_day_count) if below else None,
+    }
 
 
 def _source(provider: Provider, index: int, redactor: Redactor) -> ChainSource:
     return Blockfrost(
         f"{provider.kind}-{index + 1}", provider.base_url, _secret(provider.project_id_file, redactor)
     )
+
+
+def _webhook(settings: Settings, redactor: Redactor) -> Webhook | None:
+    """Its key is cut out of the log as bytes too: then also without its prefix."""
+    url, secret = settings.alerts.webhook_url, _secret(settings.alerts.webhook_secret_file, redactor)
+    if url is None or secret is None:
+        return None
+    key = signing_key(secret)
+    redactor.register(key)
+    return Webhook(url, key)
 
 
 def _secret(path: Path | None, redactor: Redactor) -> str | None:

@@ -35,6 +35,7 @@ from payagent.core.invoice import Proof, SplitMode
 from payagent.core.money import LOVELACE, parse_ada, parse_asset, parse_count, parse_units
 from payagent.core.network import NETWORKS
 from payagent.core.origin import DEFAULT_PORTS, parse_origin
+from payagent.core.prepaid import CALLS
 from payagent.core.problem import Refused
 
 ENV_PREFIX = "PAYAGENT_"
@@ -88,24 +89,38 @@ def _socket_path(path: Path) -> Path:
     return path
 
 
-def _base_url(value: str) -> str:
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _url(value: str) -> str:
     if not value.isascii() or " " in value:
         raise ValueError("an address is plain ASCII without spaces")
     parts = urlsplit(value)
     if parts.scheme not in DEFAULT_PORTS or not parts.hostname:
         raise ValueError("write the complete address, from http:// or https:// on")
     if "@" in parts.netloc or "?" in value or "#" in value:
-        raise ValueError("no user, query or fragment; a project id belongs in project_id_file")
-    return value.rstrip("/")
+        raise ValueError("no user, query or fragment; a secret belongs in a file that another key names")
+    return value
+
+
+def _base_url(value: str) -> str:
+    return _url(value).rstrip("/")
+
+
+def _webhook_url(value: str) -> str:
+    parts = urlsplit(_url(value))
+    if parts.scheme != "https" and not _is_loopback(parts.hostname or ""):
+        raise ValueError("write an address with https://; http:// is for this machine alone")
+    return value
 
 
 def _loopback(value: str) -> str:
     host, separator, port = value.rpartition(":")
-    bare = host.removeprefix("[").removesuffix("]")
-    try:
-        is_loopback = bare == "localhost" or ip_address(bare).is_loopback
-    except ValueError:
-        is_loopback = False
+    is_loopback = _is_loopback(host.removeprefix("[").removesuffix("]"))
     if not separator or not is_loopback or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535:
         raise ValueError("write a loopback address and a port, such as 127.0.0.1:8402 (port 0: any free one)")
     return value
@@ -115,6 +130,16 @@ def _partner(value: str) -> str:
     if not _VISIBLE.fullmatch(value):
         raise ValueError("1 to 128 visible ASCII characters without spaces: it travels in a header")
     return value
+
+
+def _level(value: object) -> tuple[str, int]:
+    """How much of a balance: so many calls, or an amount of ADA."""
+    for unit, parse in ((CALLS, parse_count), (LOVELACE, parse_ada)):
+        try:
+            return unit, parse(value)
+        except Refused:
+            continue
+    raise ValueError('write a whole number of calls, or an amount such as "5 ADA"')
 
 
 def _token(asset: str) -> str:
@@ -136,6 +161,7 @@ Units = Annotated[
     int, BeforeValidator(_told(parse_units, 'write the smallest units as whole digits, such as "1000000"'))
 ]
 Count = Annotated[int, BeforeValidator(_told(parse_count, "write a whole number"))]
+Level = Annotated[tuple[str, int], BeforeValidator(_level)]
 Asset = Annotated[
     str,
     BeforeValidator(
@@ -186,6 +212,28 @@ class Payments(_Table):
         return self
 
 
+class Topup(_Table):
+    """How a merchant's prepaid balance is raised. Without `path` by calls that are named in the order."""
+
+    method: Annotated[str, Field(pattern=r"^[A-Z]{1,16}$")] = "POST"
+    path: Annotated[str, Field(pattern=r"^(/[!-~]{0,8191})?$")] = ""
+    body: Annotated[str, Field(max_length=65_536)] = ""
+    per_day_lovelace: Annotated[Lovelace | None, Field(alias="per_day")] = None
+    below: Level = (CALLS, 0)
+    to: Level = (CALLS, 0)
+    per_day_count: Annotated[Count, Field(ge=1, le=1000)] = 3
+
+    @model_validator(mode="after")
+    def _can_be_done(self) -> Self:
+        if self.below[1] == 0:
+            return self
+        if not self.path:
+            raise ValueError("path is missing: what is topped up without an order needs a request")
+        if self.to[0] != self.below[0] or self.to[1] <= self.below[1]:
+            raise ValueError("to must be more than below, and in the same unit")
+        return self
+
+
 class Merchant(_Table):
     """One server that may be paid, named by its origin."""
 
@@ -197,6 +245,8 @@ class Merchant(_Table):
     ready: Literal["signed", "submitted", "confirmed"] = "confirmed"
     api_key_file: AbsolutePath | None = None
     timeout_s: Annotated[Count, Field(ge=1, le=600)] = 30
+    alert_below: Annotated[Count, Field(ge=1)] | None = None
+    topup: Topup = Topup()
 
 
 class Proxy(_Table):
@@ -230,6 +280,20 @@ class Limits(_Table):
         return self
 
 
+class Alerts(_Table):
+    """When somebody is told that the wallet runs low, and the server that is told of every alert."""
+
+    wallet_below_lovelace: Annotated[Lovelace, Field(ge=1)] | None = Field(default=None, alias="wallet_below")
+    webhook_url: Annotated[str, AfterValidator(_webhook_url)] | None = None
+    webhook_secret_file: AbsolutePath | None = None
+
+    @model_validator(mode="after")
+    def _signed(self) -> Self:
+        if (self.webhook_url is None) != (self.webhook_secret_file is None):
+            raise ValueError("webhook_url and webhook_secret_file go together: what is sent is signed")
+        return self
+
+
 class Keystore(_Table):
     """The CIP-1852 account whose one base address is the wallet, and where its passphrase may be read."""
 
@@ -254,6 +318,7 @@ class Settings(BaseSettings):
     )
     limits: Limits
     proxy: Proxy = Proxy()
+    alerts: Alerts = Alerts()
     keystore: Keystore = Keystore()
 
     @classmethod
@@ -464,11 +529,12 @@ def _known_keys(steps: list[str]) -> list[str]:
     for step in steps[:-1]:
         if model is Settings:
             model = _TABLES[step]
-        elif step in ("providers", "assets"):
-            model = {"providers": Provider, "assets": AssetLimit}[step]
+        elif step in _ROWS:
+            model = _ROWS[step]
     return [field.alias or name for name, field in model.model_fields.items()]
 
 
+_ROWS: dict[str, type[_Table]] = {"providers": Provider, "assets": AssetLimit, "topup": Topup}
 _TABLES: dict[str, type[_Table]] = {
     "api": Api,
     "chain": Chain,
@@ -476,6 +542,7 @@ _TABLES: dict[str, type[_Table]] = {
     "merchants": Merchant,
     "limits": Limits,
     "proxy": Proxy,
+    "alerts": Alerts,
     "keystore": Keystore,
 }
 

@@ -16,6 +16,8 @@ import structlog
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
 from payagent.agent.agent import Agent
+from payagent.agent.alerts import Alerts
+from payagent.agent.topup import Topups
 from payagent.agent.watch import Watch
 from payagent.core.problem import Refused
 
@@ -27,22 +29,27 @@ log = structlog.get_logger("payagent.sweeps")
 
 @dataclass(frozen=True, slots=True)
 class Beats:
-    """Seconds between two looks at the chain, and between two at the merchants."""
+    """Seconds between two looks at the chain, two at the merchants, two at what runs low, and two at what is prepaid
+    and its top-ups."""
 
     watch_s: float
     merchants_s: float
+    alerts_s: float
+    prepaid_s: float
 
 
-DEVNET_BEATS = Beats(watch_s=0.25, merchants_s=2)
-NETWORK_BEATS = Beats(watch_s=5, merchants_s=15)
+DEVNET_BEATS = Beats(watch_s=0.25, merchants_s=2, alerts_s=1, prepaid_s=0.5)
+NETWORK_BEATS = Beats(watch_s=5, merchants_s=15, alerts_s=10, prepaid_s=5)
 
 
 class Sweeps:
     """The running heartbeat."""
 
-    def __init__(self, agent: Agent, watch: Watch, beats: Beats) -> None:
+    def __init__(self, agent: Agent, watch: Watch, alerts: Alerts, topups: Topups, beats: Beats) -> None:
         self._agent = agent
         self._watch = watch
+        self._alerts = alerts
+        self._topups = topups
         self._beats = beats
         self._tasks: set[asyncio.Task[None]] = set()
         self._last_success_s: float | None = None
@@ -61,6 +68,9 @@ class Sweeps:
         for name, beat, seconds in (
             ("watch", self._look, self._beats.watch_s),
             ("merchants", self._watch.poll_merchants, self._beats.merchants_s),
+            ("prepaid", self._watch.observe_prepaid, self._beats.prepaid_s),
+            ("alerts", self._alerts.beat, self._beats.alerts_s),
+            ("topups", self._topups.beat, self._beats.prepaid_s),
         ):
             self._scheduler.add_job(
                 self._beat, "interval", [name, beat], seconds=seconds, id=name, next_run_time=datetime.now(UTC)

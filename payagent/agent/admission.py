@@ -11,15 +11,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from payagent.agent.chainview import ChainView
+from payagent.agent.prepaid import Buyer, Part, is_batch
 from payagent.agent.purse import coin_of, take
 from payagent.core import ledger, policy
 from payagent.core.address import Address
 from payagent.core.invoice import Invoice
 from payagent.core.money import LOVELACE, check_supply
 from payagent.core.payment import Event, State
-from payagent.core.policy import Limit
+from payagent.core.policy import Allowed, Limit
 from payagent.core.problem import Refused, own_order
-from payagent.store import queries, records
+from payagent.store import prepaid, queries, records, topups
 from payagent.store.queries import IntentRow, InvoiceRow, OutputRow
 from payagent.store.writer import Unit
 from payagent.wallet.coins import Coin, Coins
@@ -63,6 +64,8 @@ class Purchase:
     received_at_ms: int
     max_total_units: int | None
     min_window_s: int
+    buyer: Buyer
+    topup: Part | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +103,7 @@ class Admission:
         """Find the intent's payment, or open it: at most one, whatever invoices come for it (rule 5)."""
         purchase = self.choose(unit, purchase, now_ms)
         invoice = purchase.invoice
+        note_price(unit, purchase)
         known = queries.invoice(unit.conn, invoice.origin, invoice.invoice_id)
         if known is not None and known.terms_hash != invoice.terms_hash:
             raise Refused("terms_changed", f"invoice {invoice.invoice_id} came before with other terms")
@@ -111,12 +115,13 @@ class Admission:
         if known is not None and (other := queries.payment_of_invoice(unit.conn, known.seq)):
             return _of_ended_intent(queries.intent(unit.conn, known.intent_id), purchase, other)
         self.chain.require_ready(now_ms)
+        pool = _pool_of(unit, purchase, now_ms)
         intent_id = intent.id if intent else purchase.ids.intent
         if intent is None:
             _open_intent(unit, purchase, origin=invoice.origin, request=purchase.request, now_ms=now_ms)
         seq = known.seq if known else _add_invoice(unit, purchase, intent_id)
         expires_at_ms = _earlier(invoice.expires_at_ms, known.expires_at_ms if known else None)
-        return self._open_payment(unit, purchase, intent_id, seq, expires_at_ms, now_ms)
+        return self._open_payment(unit, purchase, intent_id, seq, pool, expires_at_ms, now_ms)
 
     def _open_payment(
         self,
@@ -124,6 +129,7 @@ class Admission:
         purchase: Purchase,
         intent_id: str,
         invoice_seq: int,
+        pool: int | None,
         expires_at_ms: int | None,
         now_ms: int,
     ) -> Admitted:
@@ -138,9 +144,11 @@ class Admission:
             invoice_seq=invoice_seq,
             outputs=records.output_rows(purchase.invoice),
             now_ms=now_ms,
+            pool=pool,
+            topup=None if purchase.topup is None else purchase.topup.topup,
         )
         try:
-            plan = self._decide(unit, purchase, anchor, expires_at_ms, now_ms)
+            plan, allowed = self._decide(unit, purchase, anchor, expires_at_ms, now_ms)
         except Refused as refusal:
             if refusal.code == "chain_not_ready":
                 raise  # no decision, and so no record
@@ -148,7 +156,7 @@ class Admission:
                 unit, payment_id, Event.REJECT, now_ms, reason_code=refusal.code, reason=refusal.detail
             )
             return Admitted(payment_id, True, refusal=refusal)
-        self.hold(unit, payment_id, plan, now_ms)
+        self.hold(unit, payment_id, plan, now_ms, allowed)
         return Admitted(payment_id, True, plan)
 
     def choose(self, unit: Unit, purchase: Purchase, now_ms: int) -> Purchase:
@@ -167,7 +175,7 @@ class Admission:
         if units > self.coins.totals.get(asset, 0):
             return False
         try:
-            self.require_within_limits(unit, {asset: units}, asset, purchase.max_total_units, now_ms)
+            self.require_within_limits(unit, purchase, {asset: units}, asset, now_ms)
         except Refused:
             return False
         return True
@@ -244,29 +252,42 @@ class Admission:
             raise _in_flight(asset, self.coins.totals.get(asset, 0), Coins(coming).totals.get(asset, 0)) from None
 
     def require_within_limits(
-        self, unit: Unit, spend: Mapping[str, int], paid_asset: str, max_total_units: int | None, now_ms: int
-    ) -> None:
-        """Decide by the sums as they stand in this transaction."""
-        policy.decide(
+        self,
+        unit: Unit,
+        purchase: Purchase,
+        spend: Mapping[str, int],
+        paid_asset: str,
+        now_ms: int,
+        count: int = 1,
+    ) -> tuple[Allowed, ...]:
+        """Decide by the sums as they stand in this transaction, for so many payments of that size."""
+        part, since_ms = purchase.topup, now_ms - DAY_MS
+        topup_left = None
+        if part is not None and part.per_day_lovelace is not None:
+            took = topups.lovelace_since(unit.conn, purchase.invoice.origin, since_ms)
+            topup_left = part.per_day_lovelace - took
+        return policy.decide(
             spend,
             self.limits,
-            queries.spent_since(unit.conn, now_ms - DAY_MS),
+            queries.spent_since(unit.conn, since_ms),
             paid_asset=paid_asset,
-            max_total_units=max_total_units,
+            max_total_units=purchase.max_total_units,
+            topup_left_lovelace=topup_left,
+            count=count,
         )
 
     def _decide(
         self, unit: Unit, purchase: Purchase, anchor: Coin | None, expires_at_ms: int | None, now_ms: int
-    ) -> Plan:
+    ) -> tuple[Plan, tuple[Allowed, ...]]:
         """The plan, within limits. What is above one before any fee is refused as that, funds or none."""
-        invoice, bound = purchase.invoice, purchase.max_total_units
-        self.require_within_limits(unit, {invoice.asset: invoice.total_units}, invoice.asset, bound, now_ms)
+        invoice = purchase.invoice
+        asked = {invoice.asset: invoice.total_units}
+        self.require_within_limits(unit, purchase, asked, invoice.asset, now_ms)
         plan = self.plan(unit, invoice, expires_at_ms, purchase.min_window_s, now_ms, anchor)
-        self.require_within_limits(unit, plan.spend, invoice.asset, bound, now_ms)
-        return plan
+        return plan, self.require_within_limits(unit, purchase, plan.spend, invoice.asset, now_ms)
 
-    def hold(self, unit: Unit, payment_id: str, plan: Plan, now_ms: int) -> None:
-        """Place the hold, take the coins, fix the anchor: the payment is `reserved`."""
+    def hold(self, unit: Unit, payment_id: str, plan: Plan, now_ms: int, allowed: Sequence[Allowed] = ()) -> None:
+        """Place the hold, take the coins, fix the anchor: the payment is `reserved`, and by which limits."""
         for asset, units in plan.spend.items():
             check_supply(asset, units, "what the transaction takes")
         for coin in plan.inputs:
@@ -274,7 +295,15 @@ class Admission:
         records.reserve(unit, (coin.ref for coin in plan.inputs), payment_id)
         records.place_hold(unit, payment_id, plan.spend, now_ms)
         records.write_entry(unit, ledger.reserve(plan.spend), now_ms, payment_id=payment_id)
-        records.move_payment(unit, payment_id, Event.HOLD, now_ms, anchor=plan.anchor.ref, ttl_slot=plan.ttl_slot)
+        records.move_payment(
+            unit,
+            payment_id,
+            Event.HOLD,
+            now_ms,
+            {"limits": [_allowed_view(one) for one in allowed]} if allowed else None,
+            anchor=plan.anchor.ref,
+            ttl_slot=plan.ttl_slot,
+        )
 
     def admit_transfer(
         self, unit: Unit, order: TransferOrder, plan: Callable[[Coins, int], Plan], now_ms: int
@@ -306,6 +335,34 @@ class Admission:
         )
         self.hold(unit, order.ids.payment, planned, now_ms)
         return Admitted(order.ids.payment, True, planned)
+
+
+def _allowed_view(one: Allowed) -> dict[str, str]:
+    return {"limit": one.limit, "asset": one.asset, "left": str(one.left_units), "asked": str(one.asked_units)}
+
+
+def note_price(unit: Unit, purchase: Purchase) -> None:
+    """The call has answered 402: from now on, one that is served for nothing draws on a prepaid balance."""
+    is_call = purchase.topup is None or purchase.topup.is_call
+    if purchase.request is not None and is_call:
+        method, path = purchase.request.split(" ")[:2]
+        invoice = purchase.invoice
+        prepaid.note_price(
+            unit, invoice.origin, method, path.partition("?")[0], invoice.asset, invoice.total_units
+        )
+
+
+def _pool_of(unit: Unit, purchase: Purchase, now_ms: int) -> int | None:
+    """The prepaid balance that the payment raises, if it does. One payment for it at a time: the others wait."""
+    invoice, buyer = purchase.invoice, purchase.buyer
+    if not is_batch(invoice.batch_target) and purchase.topup is None:
+        return None
+    pool = prepaid.ensure_pool(unit, invoice.origin, buyer.partner, buyer.wallet, now_ms)
+    if (other := prepaid.batch_under_way(unit.conn, pool.id, now_ms)) is not None:
+        row = queries.payment(unit.conn, other)
+        ours = {"payment": other} if row is not None and row.app_id == purchase.app_id else {}
+        raise Refused("batch_under_way", "a batch for the same partner and wallet is being bought", **ours)
+    return pool.id
 
 
 def _coming(unit: Unit, slot: int) -> list[Coin]:

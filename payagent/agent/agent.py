@@ -12,23 +12,25 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 import structlog
 
-from payagent.agent import steps
+from payagent.agent import prepaid, steps
 from payagent.agent.admission import (
     Admission,
     Admitted,
     Ids,
     Purchase,
     TransferOrder,
+    note_price,
     require_same,
     take_back,
 )
 from payagent.agent.chainview import ChainView
 from payagent.agent.changes import Changes
 from payagent.agent.ports import Ports
+from payagent.agent.prepaid import Buyer, Part, ServedCall, fitting
 from payagent.agent.purse import coin_of
 from payagent.agent.terms import MerchantTerms, Terms
 from payagent.agent.view import is_ready
@@ -38,7 +40,8 @@ from payagent.core.invoice import Invoice, Output, Role
 from payagent.core.payment import ENDED_WITHOUT_PAYING, NEVER_SIGNED, State
 from payagent.core.problem import Refused
 from payagent.dialects import Answer, Call, Reading, Response, Said, read_answer, read_offers
-from payagent.store import queries
+from payagent.store import prepaid as pools
+from payagent.store import queries, records
 from payagent.store.queries import OutputRow, PaymentRow
 from payagent.store.writer import Connection, Readers, Unit, Writer
 from payagent.wallet.coins import Coin, Coins
@@ -52,6 +55,12 @@ SIGNING_PATIENCE_S = 10.0
 
 RATE_PAUSE_S = 10
 """How long a provider is left alone that said "too many" and not for how long."""
+
+RECEIVED_MAX_CHARS = 4000
+"""How much of a 402 that was refused is kept."""
+
+BATCH_LOOK_S = 5.0
+"""How often at least it is looked again whether a batch is still under way: its invoice may end unheard."""
 
 CANCEL_TTL_S = 129_600
 """How long a cancel lives: beyond the last rollback (36 h). It pays nobody else, so nobody's terms end it.
@@ -78,7 +87,11 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """A 402 that an app wants paid. `received` is the 402 as it came, for the record."""
+    """A 402 that an app wants paid. `received` is the 402 as it came, for the record.
+
+    `buyer`: whose prepaid balance a batch raises, where the call said another than the configured one. `topup`: it
+    is a part of that order, which names the intent.
+    """
 
     app_id: str
     origin: str
@@ -87,6 +100,8 @@ class Ask:
     request: Request | None = None
     idempotency_key: str | None = None
     max_total_units: int | None = None
+    buyer: Buyer | None = None
+    topup: Part | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -97,6 +112,8 @@ class Ask:
 
     def key(self, invoice_id: str | None) -> str | None:
         """The intent's key; None when it is the invoice's id that names it and there is none."""
+        if self.topup is not None:
+            return f"topup:{self.topup.topup}:{self.topup.number}"
         if self.idempotency_key is not None:
             return f"key:{self.idempotency_key}"
         if self.request is not None:
@@ -136,7 +153,7 @@ class Agent:
         self.terms = terms
         self.ports = ports
         self.sources = sources
-        self.chain = ChainView(terms.network)
+        self.chain = ChainView(terms.network, restored_at_ms=queries.restored_at_ms(readers.conn))
         self.changes = Changes()
         self.coins = Coins(coin_of(row) for row in queries.free_coins(readers.conn))
         self._writer = writer
@@ -158,6 +175,10 @@ class Agent:
         """The ledger as it is now, for what takes long to read."""
         return self._readers.snapshot()
 
+    def copied(self) -> AbstractContextManager[BinaryIO]:
+        """A copy of the ledger as it is now, as a file that is gone when it is closed."""
+        return self._readers.copied()
+
     async def write(self, name: str, job: Callable[[Unit], T], payment_id: str | None = None) -> T:
         """Run a job at a commit point; who waits for the payment is woken once it is durable."""
         result = await self._writer.run(name, job)
@@ -178,32 +199,38 @@ class Agent:
         Returns once the attempt is durable and before it is sent. Raises `Refused`, with nothing signed.
         """
         now_ms = self.ports.clock.now_ms()
-        merchant = self.terms.merchant(ask.origin)
         try:
-            offers = read_offers(ask.response, self._reading(merchant, ask, now_ms))
-        except Refused:
-            if (row := self._paid_already(ask)) is not None:
+            merchant = self.terms.merchant(ask.origin)
+            offers = self._offers(merchant, ask, now_ms)
+        except Refused as refusal:
+            if ask.origin in self.terms.merchants and (row := self._paid_already(ask)) is not None:
                 return row, False
+            await self._note_refusal(ask, refusal, None, now_ms)
             raise
         purchase = self._purchase(ask, offers, now_ms)
         with self._claim(purchase.ids.payment):
-            admitted = await self.write("admit", lambda unit: self._admission.admit(unit, purchase, now_ms))
+            try:
+                admitted = await self.write("admit", lambda unit: self._admission.admit(unit, purchase, now_ms))
+            except Refused as refusal:
+                await self._note_refusal(ask, refusal, purchase, now_ms)
+                raise
             log.info("payment.admit", payment=admitted.payment_id, intent_known=not admitted.is_new)
             if admitted.refusal is not None:
                 raise admitted.refusal
             return await self._carry_out(admitted)
 
-    async def quote(self, ask: Ask) -> Quote:
-        """What paying would take now: nothing is reserved, nothing is written."""
+    async def quote(self, ask: Ask, count: int = 1) -> Quote:
+        """What paying would take now, or so many payments like it: nothing is reserved, nothing is written."""
         now_ms = self.ports.clock.now_ms()
-        offers = read_offers(ask.response, self._reading(self.terms.merchant(ask.origin), ask, now_ms))
+        offers = self._offers(self.terms.merchant(ask.origin), ask, now_ms)
         purchase = self._purchase(ask, offers, now_ms)
 
         def job(unit: Unit) -> Quote:
             invoice = self._admission.choose(unit, purchase, now_ms).invoice
             plan = self._admission.plan(unit, invoice, invoice.expires_at_ms, self.terms.min_window_s, now_ms)
             try:
-                self._admission.require_within_limits(unit, plan.spend, invoice.asset, ask.max_total_units, now_ms)
+                self._admission.require_within_limits(unit, purchase, plan.spend, invoice.asset, now_ms, count)
+                self._require_funds({asset: units * count for asset, units in plan.spend.items()})
             except Refused as refusal:
                 return Quote(invoice, plan, refusal)
             return Quote(invoice, plan, None)
@@ -243,6 +270,12 @@ class Agent:
         )
         return self.payment(payment_id)
 
+    async def record_used_up(self, payment_id: str) -> PaymentRow:
+        """The merchant says that the proof is used up, which was shown by nobody but us: it took it."""
+        now_ms = self.ports.clock.now_ms()
+        await self.write("delivery", lambda unit: steps.record_used_up(unit, payment_id, now_ms), payment_id)
+        return self.payment(payment_id)
+
     async def take_answer(self, payment_id: str, response: Response) -> tuple[PaymentRow, Advice]:
         """Read what the merchant answered to a retry, note it, and say whether the same proof is shown again.
 
@@ -268,11 +301,28 @@ class Agent:
             row = self.payment(payment_id)
         return row, Advice(answer, again_after_s)
 
+    async def record_call(self, call: ServedCall) -> None:
+        """A call was served without a payment of its own: what it uses of a prepaid balance, if it uses any."""
+        if prepaid.is_counted(self.conn, call):
+            now_ms = self.ports.clock.now_ms()
+            await self.write("use", lambda unit: prepaid.used(unit, call, now_ms))
+
+    async def wait_for_batch(self, origin: str, buyer: Buyer, timeout_s: float) -> None:
+        """Return when no payment for the buyer's prepaid balance is under way, or time is up."""
+        deadline_s = asyncio.get_running_loop().time() + timeout_s
+        while (left_s := deadline_s - asyncio.get_running_loop().time()) > 0:
+            pool = pools.find_pool(self.conn, origin, buyer.partner, buyer.wallet)
+            now_ms = self.ports.clock.now_ms()
+            other = None if pool is None else pools.batch_under_way(self.conn, pool.id, now_ms)
+            if other is None:
+                return
+            await self.changes.wait(other, min(left_s, BATCH_LOOK_S))
+
     async def cancel(self, row: PaymentRow) -> None:
         """Take a payment's coins back: one transaction that spends all of them, the anchor too, to ourselves.
 
-        Whatever became of the attempt that pays, at most one of the two can be on the chain. Refused:
-        `chain_not_ready`, `clock_skew`; nothing has changed then.
+        Whatever became of the attempt that pays, at most one of the two can be on the chain. Refused as
+        `ChainView.require_ready` does; nothing has changed then.
         """
         if row.id in self._signing:
             return
@@ -478,6 +528,16 @@ class Agent:
             commitment=None if row.commitment is None else bytes.fromhex(row.commitment),
         )
 
+    def _offers(self, merchant: MerchantTerms, ask: Ask, now_ms: int) -> tuple[Invoice, ...]:
+        return fitting(read_offers(ask.response, self._reading(merchant, ask, now_ms)), ask.topup)
+
+    def _require_funds(self, spend: Mapping[str, int]) -> None:
+        """Whether all that is free suffices; on the writer's thread."""
+        for asset, units in spend.items():
+            free = self.coins.totals.get(asset, 0)
+            if units > free:
+                raise Refused("not_enough_funds", f"{free} units of {asset} are free, {units} are needed")
+
     def _reading(self, merchant: MerchantTerms, ask: Ask, now_ms: int) -> Reading:
         return Reading(
             origin=merchant.origin,
@@ -501,7 +561,7 @@ class Agent:
             ids=self._new_ids(),
             app_id=ask.app_id,
             key=ask.key(offers[0].invoice_id) or "",
-            derived=ask.idempotency_key is None,
+            derived=ask.idempotency_key is None and ask.topup is None,
             fingerprint=ask.fingerprint,
             request=None if request is None else f"{request.method} {request.path} {request.body_sha256}",
             invoice=offers[0],
@@ -510,7 +570,37 @@ class Agent:
             received_at_ms=now_ms,
             max_total_units=ask.max_total_units,
             min_window_s=self.terms.min_window_s,
+            buyer=ask.buyer or self._buyer(ask),
+            topup=ask.topup,
         )
+
+    async def _note_refusal(self, ask: Ask, refusal: Refused, purchase: Purchase | None, now_ms: int) -> None:
+        """What was refused before there was a payment is in the record too, unless it may just be asked again."""
+        if refusal.problem.retryable and purchase is None:
+            return
+
+        def job(unit: Unit) -> None:
+            if purchase is not None:
+                note_price(unit, purchase)
+            if not refusal.problem.retryable:
+                request = ask.request
+                told = {
+                    "code": refusal.code,
+                    "detail": refusal.detail[:500],
+                    "app": ask.app_id,
+                    "origin": ask.origin[:200],
+                    "request": None if request is None else f"{request.method} {request.path}"[:500],
+                    "received": ask.received[:RECEIVED_MAX_CHARS],
+                }
+                records.note(unit, None, "refused", None, now_ms, told)
+
+        await self.write("refuse", job)
+
+    def _buyer(self, ask: Ask) -> Buyer:
+        """Whose prepaid balance it is: as the call's headers say, else as configured."""
+        said = ask.request.headers if ask.request is not None else {}
+        partner = self.terms.merchant(ask.origin).partner or ""
+        return Buyer(said.get("x-partner", partner), said.get("x-wallet-address", self.terms.own.text))
 
     def _paid_already(self, ask: Ask) -> PaymentRow | None:
         """The live payment of an intent that comes again, with a 402 that is over or only says "pending"."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from payagent.chain.source import Genesis, Parameters, Tip
 from payagent.core.network import SLOT_CLOCKS, Network, SlotClock
 from payagent.core.problem import Refused
+from payagent.core.times import iso_time
 
 TIP_AGE_MAX_S = 300
 """P(no block in 300 s) is 2 in ten million at f = 0.05; an older tip means a provider that stands still."""
@@ -16,6 +17,9 @@ SKEW_MAX_S = 120
 EXPIRY_MARGIN_S = 20
 TTL_CAP_S = 1800
 """The longest life of an attempt: a lost one blocks its anchor no longer than that."""
+
+QUIET_MS = (TTL_CAP_S + SKEW_MAX_S) * 1000
+"""How long a ledger that was put back signs nothing: what it does not know of has landed or run out by then."""
 
 PINNED = {
     "min_fee_a": 44,
@@ -29,12 +33,16 @@ PINNED = {
 
 @dataclass(slots=True)
 class ChainView:
-    """What the watch learned. `require_ready` stands before every signature."""
+    """What the watch learned, and when the ledger was put back from a backup, if it ever was.
+
+    `require_ready` stands before every signature.
+    """
 
     network: Network
     slots: SlotClock | None = None
     tip: Tip | None = None
     problem: str | None = "no provider has answered yet"
+    restored_at_ms: int | None = None
 
     def learn_genesis(self, genesis: Genesis) -> None:
         """Bind the provider's network to ours: addresses cannot tell preprod from preview."""
@@ -56,7 +64,10 @@ class ChainView:
                 )
 
     def require_ready(self, now_ms: int) -> int:
-        """The current slot, when the chain is seen well enough to sign; else `chain_not_ready` or `clock_skew`."""
+        """The current slot, when the chain is seen well enough to sign.
+
+        Refused: `chain_not_ready`, `clock_skew`, `restored_recently`.
+        """
         if self.slots is None or self.tip is None or self.problem is not None:
             raise Refused("chain_not_ready", self.problem or "the chain and the wallet's coins were not read yet")
         slot = self.slots.slot_at(now_ms)
@@ -64,7 +75,16 @@ class ChainView:
             raise Refused("clock_skew", f"the chain is {self.tip.slot - slot} s ahead of the local clock")
         if slot - self.tip.slot > TIP_AGE_MAX_S:
             raise Refused("chain_not_ready", f"the newest block that is known is {slot - self.tip.slot} s old")
+        self._require_known_past(now_ms)
         return slot
+
+    def _require_known_past(self, now_ms: int) -> None:
+        if self.restored_at_ms is not None and now_ms < (until_ms := self.restored_at_ms + QUIET_MS):
+            raise Refused(
+                "restored_recently",
+                f"nothing is signed until {iso_time(until_ms)}: the ledger was put back from a backup at "
+                f"{iso_time(self.restored_at_ms)}, and what was signed after that backup may still land",
+            )
 
     def is_ready(self, now_ms: int) -> bool:
         try:

@@ -1,10 +1,12 @@
-"""Who waits for a change of a payment is woken when one is durable.
+"""Who waits for a change of a payment, or of any, is woken when one is durable.
 
-May import: asyncio. Never: holds state; a waiter reads the payment anew.
+May import: asyncio. Never: holds state; a waiter reads the ledger anew.
 """
 
 import asyncio
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class Changes:
@@ -12,10 +14,21 @@ class Changes:
 
     def __init__(self) -> None:
         self._waiters: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
+        self._followers: set[asyncio.Event] = set()
 
     def notify(self, payment_id: str) -> None:
-        for event in self._waiters.get(payment_id, ()):
+        for event in (*self._waiters.get(payment_id, ()), *self._followers):
             event.set()
+
+    @contextmanager
+    def following(self) -> Iterator[asyncio.Event]:
+        """An event that is set whenever something is noted for any payment; who follows clears it."""
+        event = asyncio.Event()
+        self._followers.add(event)
+        try:
+            yield event
+        finally:
+            self._followers.discard(event)
 
     async def wait(self, payment_id: str, timeout_s: float) -> bool:
         """True when something was noted for the payment, False when the time ran out."""

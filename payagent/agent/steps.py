@@ -5,6 +5,9 @@ was decided on an older reading changes nothing.
 May import: core, chain.source, wallet, store, agent.purse. Never: waits; decides whether a step is due.
 """
 
+from collections.abc import Mapping
+
+from payagent.agent import prepaid
 from payagent.agent.purse import put, take
 from payagent.chain.source import SubmitAnswer, SubmitKind, TxSeen
 from payagent.core import ledger
@@ -50,7 +53,7 @@ def record_attempt(unit: Unit, payment_id: str, plan: Plan, cbor: bytes, own: by
     """
     row = row_of(unit, payment_id)
     _add_attempt(unit, row, "pay", plan, cbor, own, now_ms)
-    records.move_payment(unit, payment_id, Event.SIGN, now_ms, {"tx_id": plan.tx_id}, tx_id=plan.tx_id)
+    records.move_payment(unit, payment_id, Event.SIGN, now_ms, tx_id=plan.tx_id)
     if row.handed_over:
         records.move_payment(unit, payment_id, Event.LEAVE, now_ms, {"to": "merchant"})
 
@@ -66,7 +69,6 @@ def record_cancel(
         payment_id,
         Event.CANCEL,
         now_ms,
-        {"tx_id": plan.tx_id, "why": why.code},
         tx_id=plan.tx_id,
         reason_code=why.code,
         reason=why.detail,
@@ -152,11 +154,22 @@ def reason_to_cancel(row: PaymentRow, slot: int) -> Refused | None:
 def record_delivery(unit: Unit, payment_id: str, http_status: int, now_ms: int) -> None:
     """Note what a retry got. A derived intent ends when its call was served."""
     row = row_of(unit, payment_id)
-    event = delivery_event(http_status, row.state, _is_over(row, now_ms))
-    records.set_delivery(unit, payment_id, deliver(row.delivery, event), now_ms)
-    records.note(unit, payment_id, f"delivery_{event}", row.state, now_ms, {"status": http_status})
+    _deliver(
+        unit, row, delivery_event(http_status, row.state, _is_over(row, now_ms)), {"status": http_status}, now_ms
+    )
+
+
+def record_used_up(unit: Unit, payment_id: str, now_ms: int) -> None:
+    """A proof that only we have shown is used up: what it bought is ours."""
+    _deliver(unit, row_of(unit, payment_id), DeliveryEvent.ACCEPT, {"said": Said.USED_UP}, now_ms)
+
+
+def _deliver(unit: Unit, row: PaymentRow, event: DeliveryEvent, detail: Mapping[str, object], now_ms: int) -> None:
+    records.set_delivery(unit, row.id, deliver(row.delivery, event), now_ms)
+    records.note(unit, row.id, f"delivery_{event}", row.state, now_ms, detail)
     if event is DeliveryEvent.ACCEPT:
         records.end_intent(unit, row.intent_id, now_ms)
+        prepaid.first_used(unit, row, now_ms)
 
 
 def record_answer_to_retry(
@@ -168,7 +181,7 @@ def record_answer_to_retry(
     if not 200 <= http_status < 300:  # that is an end only when the client has it, or it may just mean "later"
         event = delivery_event(http_status, row.state, _is_over(row, now_ms))
     records.set_delivery(unit, payment_id, deliver(row.delivery, event), now_ms)
-    detail = {"status": http_status, "said": answer.said, "reason": answer.reason}
+    detail = {"status": http_status, "said": answer.said, "reason": answer.reason, "delivery": event}
     records.note(unit, payment_id, "merchant_answered", row.state, now_ms, detail)
     said = queries.answers_to_retries(unit.conn, payment_id)
     if row.handed_over and row.state is State.IN_FLIGHT and set(said) == {Said.REFUSED}:
@@ -212,7 +225,6 @@ def _move_into_block(unit: Unit, payment_id: str, event: Event, seen: TxSeen, no
         payment_id,
         event,
         now_ms,
-        {"block": seen.block_hash, "height": seen.block_height},
         tx_id=seen.tx_id,
         block_hash=seen.block_hash,
         block_height=seen.block_height,
@@ -242,6 +254,7 @@ def record_block_lost(unit: Unit, payment_id: str, coins: Coins, now_ms: int) ->
     if row.state in POSTED | {State.VOID} and (posted := queries.last_posting(unit.conn, payment_id)):
         lines = tuple(Posting(*line) for line in posted.postings)
         records.write_entry(unit, ledger.reverse(Entry("post", lines)), now_ms, payment_id=payment_id)
+        prepaid.taken_back(unit, row, posted.postings, now_ms)
         records.renew_hold(unit, payment_id)
     records.move_payment(unit, payment_id, Event.BLOCK_LOST, now_ms, {"block": row.block_hash})
     for ref in _inputs(unit, payment_id, row.tx_id):
@@ -265,11 +278,12 @@ def record_confirmed(unit: Unit, payment_id: str, depth: int, now_ms: int) -> No
     fee_lovelace = row.fee_lovelace or 0
     spent = {asset: units - (fee_lovelace if asset == "lovelace" else 0) for asset, units in hold.items()}
     spent = {asset: units for asset, units in spent.items() if units}
-    account = ledger.spending_account(row.origin, row.batch_target)
+    account = ledger.spending_account(row.origin, row.pool is not None)
     records.write_entry(
         unit, ledger.post(hold, spent, fee_lovelace, account), now_ms, payment_id=payment_id, ref=row.tx_id
     )
     records.move_payment(unit, payment_id, Event.CONFIRM, now_ms, {"depth": depth})
+    prepaid.bought(unit, row, spent, now_ms)
 
 
 def record_settled(unit: Unit, payment_id: str, depth: int, now_ms: int) -> None:

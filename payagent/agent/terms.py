@@ -16,6 +16,29 @@ from payagent.store.queries import PaymentRow
 
 
 @dataclass(frozen=True, slots=True)
+class TopupRequest:
+    """A call whose 402 sells prepaid balance. `path` has the query; `body` is JSON text, or empty."""
+
+    method: str
+    path: str
+    body: str
+
+    def asking(self, query: str) -> "TopupRequest":
+        """The same call with this in its query too."""
+        return TopupRequest(self.method, f"{self.path}{'&' if '?' in self.path else '?'}{query}", self.body)
+
+
+@dataclass(frozen=True, slots=True)
+class AutoTopup:
+    """When a balance is raised without an order: less than `below` is left of `unit` (calls, or lovelace)."""
+
+    unit: str
+    below: int
+    to: int
+    per_day_count: int
+
+
+@dataclass(frozen=True, slots=True)
 class MerchantTerms:
     """A merchant that may be paid. `api_key` is for its own status calls."""
 
@@ -28,6 +51,10 @@ class MerchantTerms:
     proof: Proof = "tx_hash"
     request_commitment: bool = False
     api_key: str | None = field(default=None, repr=False)
+    topup_request: TopupRequest | None = None
+    topup_per_day_lovelace: int | None = None
+    auto_topup: AutoTopup | None = None
+    alert_below: int | None = None
 
     def buyer_headers(self, wallet_address: str) -> dict[str, str]:
         """What each call to the merchant carries, so that its invoice and a prepaid balance are the wallet's."""
@@ -35,11 +62,12 @@ class MerchantTerms:
 
     def call_headers(self, row: PaymentRow, wallet_address: str) -> dict[str, str]:
         """Headers of our own calls about a payment (the T Backend developer guide)."""
-        headers = {
-            "X-Wallet-Address": wallet_address,
-            "X-Request-Id": row.request_id,
-            "X-Idempotency-Key": row.intent_id,
-        }
+        own = {"X-Request-Id": row.request_id, "X-Idempotency-Key": row.intent_id}
+        return self.own_headers(wallet_address) | own
+
+    def own_headers(self, wallet_address: str) -> dict[str, str]:
+        """Headers of every call of our own."""
+        headers = {"X-Wallet-Address": wallet_address}
         if self.partner is not None:
             headers["X-Partner"] = self.partner
         if self.api_key is not None:
@@ -60,6 +88,7 @@ class Terms:
     void_depth: int
     settle_depth: int
     min_window_s: int
+    wallet_below_lovelace: int | None = None
 
     def merchant(self, origin: str) -> MerchantTerms:
         """The configured merchant of an origin, or `merchant_not_allowed`."""

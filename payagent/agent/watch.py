@@ -8,6 +8,7 @@ May import: core, chain.source, merchants, store, agent. Never: builds a transac
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import replace
 from functools import partial
 
 import structlog
@@ -15,12 +16,14 @@ import structlog
 from payagent.agent import deposits, steps
 from payagent.agent.agent import Agent
 from payagent.agent.chainview import TIP_AGE_MAX_S
+from payagent.agent.terms import MerchantTerms
 from payagent.chain.source import ChainSource, Found, NotFound, Tip, TxSeen, Unknown
 from payagent.core.payment import Delivery, State
 from payagent.core.problem import Refused
 from payagent.dialects import WITH_STATUS
 from payagent.merchants.client import MerchantClient
-from payagent.store import queries, records
+from payagent.store import prepaid, queries, records, topups
+from payagent.store.prepaid import Observation, Pool
 from payagent.store.queries import CoinRow, PaymentRow
 from payagent.store.writer import Unit
 
@@ -36,6 +39,10 @@ ABSENT_EVERY_MS = 60_000
 VOID_READS = 3
 VOID_EVERY_MS = 60_000
 """A cancel that was seen deep enough three times, a minute apart, stands in for a second provider's word (R8)."""
+
+PREPAID_EVERY_MS = 600_000
+OBSERVED_AGAIN_MS = 3_600_000
+"""When a merchant's word on a prepaid balance is recorded again though it has not changed."""
 
 RECHECK_DEPTHS = (16, 128, 1024)
 """Depths at which a block is looked up again though no fork was noticed: an index may have shown it too long."""
@@ -76,6 +83,7 @@ class Watch:
         self._absent: dict[str, tuple[int, int]] = {}
         self._cancels: dict[str, tuple[str, str, int, int]] = {}
         self._unweighed = False
+        self._prepaid_asked: dict[int, tuple[int, int]] = {}
 
     async def tick(self) -> bool:
         """One look: tip, payments, coins; then what is to be sent or signed. False when it was not whole."""
@@ -125,6 +133,39 @@ class Watch:
             records.note(unit, row.id, "merchant_said", state, now_ms, {"status": said.status})
 
         await agent.write("merchant", job, row.id)
+
+    async def observe_prepaid(self) -> None:
+        """Ask merchants what is left of prepaid balances: when one has moved, and now and then."""
+        agent = self._agent
+        now_ms = agent.ports.clock.now_ms()
+        for pool in prepaid.all_pools(agent.conn):
+            merchant = agent.terms.merchants.get(pool.origin)
+            # what a top-up bought moved here when it was confirmed, and there when the proof was shown
+            moved_ms = max(prepaid.last_move_ms(agent.conn, pool.id), topups.last_ended_ms(agent.conn, pool.id))
+            asked_ms, seen_move_ms = self._prepaid_asked.get(pool.id, (0, -1))
+            is_due = moved_ms != seen_move_ms or now_ms >= asked_ms + PREPAID_EVERY_MS
+            if merchant is not None and pool.partner and is_due:
+                self._prepaid_asked[pool.id] = (now_ms, moved_ms)
+                await self._observe(pool, merchant)
+
+    async def _observe(self, pool: Pool, merchant: MerchantTerms) -> None:
+        """Record what a merchant says, unless it says the same as last time."""
+        agent = self._agent
+        headers = merchant.own_headers(pool.wallet) | {"X-Partner": pool.partner}
+        told = await self._merchants.prepaid(
+            pool.origin, pool.partner, pool.wallet, headers=headers, timeout_s=merchant.timeout_s
+        )
+        if told is None:
+            return
+        said, now_ms = told.said, agent.ports.clock.now_ms()
+        seen = Observation(
+            *(told.source, told.status, told.body, said.remaining, said.total, said.used, said.unit),
+            *(said.expires_at_ms, None if said.understood else said.why, now_ms),
+        )
+        last = prepaid.last_observation(agent.conn, pool.id)
+        is_same = last is not None and replace(last, at_ms=now_ms) == seen
+        if last is None or not is_same or now_ms >= last.at_ms + OBSERVED_AGAIN_MS:
+            await agent.write("observe_prepaid", lambda unit: prepaid.add_observation(unit, pool.id, seen))
 
     async def _find_tip(self) -> tuple[ChainSource, Tip] | None:
         """The first provider that is to be believed and not behind; it serves the whole look, so its views agree.

@@ -15,7 +15,7 @@ from typing import Literal
 
 from payagent.core.money import LOVELACE
 
-Kind = Literal["deposit", "undeposit", "reserve", "post", "reverse", "release"]
+Kind = Literal["deposit", "undeposit", "reserve", "post", "reverse", "release", "use", "unuse"]
 Units = Mapping[str, int]
 
 WALLET, HELD, FEES, EXTERNAL = "wallet", "held", "fees", "external"
@@ -29,13 +29,11 @@ def prepaid_account(origin: str) -> str:
     return f"prepaid:{origin}"
 
 
-def spending_account(origin: str | None, batch_target: int | None) -> str:
-    """Where a payment's money goes: the merchant, what it owes us in calls, or out of the wallet."""
+def spending_account(origin: str | None, is_prepaid: bool) -> str:
+    """Where a payment's money goes: the merchant, what it owes us, or out of the wallet."""
     if origin is None:
         return EXTERNAL
-    if batch_target is not None and batch_target > 1:
-        return prepaid_account(origin)
-    return merchant_account(origin)
+    return prepaid_account(origin) if is_prepaid else merchant_account(origin)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +83,15 @@ def post(hold: Units, spent: Units, fee_lovelace: int, account: str) -> Entry:
     `spent` is what the outputs took (riding ADA included, fee not).
     """
     return _end_hold("post", hold, spent, fee_lovelace, account)
+
+
+def use(origin: str, units: Units) -> Entry | None:
+    """What was prepaid is used up: it is spent now. Units below zero come back; None when nothing moves."""
+    moved = {asset: n for asset, n in units.items() if n}
+    if not moved:
+        return None
+    kind: Kind = "use" if all(n > 0 for n in moved.values()) else "unuse"
+    return _transfer(kind, prepaid_account(origin), merchant_account(origin), moved)
 
 
 def reverse(entry: Entry) -> Entry:

@@ -20,6 +20,16 @@ class Limit:
     per_day_units: int
 
 
+@dataclass(frozen=True, slots=True)
+class Allowed:
+    """A limit that allowed a spend: what it left at that moment, and what was asked of it."""
+
+    limit: str
+    asset: str
+    left_units: int
+    asked_units: int
+
+
 def decide(
     spend: Mapping[str, int],
     limits: Mapping[str, Limit],
@@ -27,24 +37,32 @@ def decide(
     *,
     paid_asset: str,
     max_total_units: int | None,
-) -> None:
-    """Return if the spend is within every limit; else `asset_not_allowed` or `limit_exceeded`.
+    topup_left_lovelace: int | None = None,
+    count: int = 1,
+) -> tuple[Allowed, ...]:
+    """Every limit that was asked, when the spend is within it; else `asset_not_allowed` or `limit_exceeded`.
 
     `spent_day` is what was held or spent in the 24 hours before, per asset. `max_total_units` is the
     caller's own bound on what leaves in the invoice's asset (the fee counts where that is ADA); it can
-    only tighten.
+    only tighten. So can `topup_left_lovelace`, what the merchant's limit for top-ups leaves. `count`: it is to be
+    spent so often within the day.
     """
+    allowed = []
     for asset, units in spend.items():
         limit = limits.get(asset)
         if limit is None:
             raise Refused("asset_not_allowed", f"no limit is set for {asset}", asset=asset)
-        _require(asset, units, limit.per_payment_units, "per_payment")
-        _require(asset, units, limit.per_day_units - spent_day.get(asset, 0), "per_day")
+        allowed.append(_require(asset, units, limit.per_payment_units, "per_payment"))
+        allowed.append(_require(asset, units * count, limit.per_day_units - spent_day.get(asset, 0), "per_day"))
     if max_total_units is not None:
-        _require(paid_asset, spend.get(paid_asset, 0), max_total_units, "max_total")
+        allowed.append(_require(paid_asset, spend.get(paid_asset, 0), max_total_units, "max_total"))
+    if topup_left_lovelace is not None:
+        asked = spend.get(LOVELACE, 0) * count
+        allowed.append(_require(LOVELACE, asked, topup_left_lovelace, "topup_per_day"))
+    return tuple(allowed)
 
 
-def _require(asset: str, units: int, left_units: int, limit: str) -> None:
+def _require(asset: str, units: int, left_units: int, limit: str) -> Allowed:
     if units > left_units:
         unit = LOVELACE if asset == LOVELACE else f"units of {asset}"
         raise Refused(
@@ -55,3 +73,4 @@ def _require(asset: str, units: int, left_units: int, limit: str) -> None:
             left=str(max(left_units, 0)),
             asked=str(units),
         )
+    return Allowed(limit, asset, left_units, units)

@@ -77,10 +77,32 @@ PROBLEMS: dict[str, Problem] = {
         403, 6, "No limit is set for this asset", "Add the asset with a limit of its own to [[limits.assets]]."
     ),
     "asset_not_understood": Problem(422, 3, "An asset that is not named by its policy and name", _SENDER),
+    "backup_invalid": Problem(
+        422,
+        2,
+        "The file is no backup that can be relied on, or would be none",
+        "Take another backup; `payagent ledger verify` tells what is wrong with a ledger that runs.",
+        money="",
+    ),
+    "backup_not_written": Problem(
+        500,
+        2,
+        "The backup or snapshot, or what is in it, could not be written",
+        "Make room or name another place, and run the same command again: nothing is left of this one.",
+        money="",
+        retryable=True,
+    ),
     "bad_request": Problem(
         400, 2, "The request is not understood", "Correct the request; see /openapi.json.", money=""
     ),
     "body_not_understood": Problem(422, 3, "The 402's body is not an invoice", _SENDER),
+    "batch_under_way": Problem(
+        409,
+        8,
+        "Another payment for the same prepaid balance is under way",
+        "Repeat the call itself, without a proof: it is served from the batch when that is paid.",
+        retryable=True,
+    ),
     "body_too_big": Problem(
         413, 2, "The body is too big", "Send the 402 as received; 64 KiB is the bound.", money=""
     ),
@@ -241,9 +263,10 @@ PROBLEMS: dict[str, Problem] = {
         503,
         2,
         "The wallet's ledger is not there",
-        "Put ledger.db back, its newest state, with ledger.db-wal if there is one. If it is lost for good: wait "
-        "an hour, so that what was signed has landed or run out, find out which purchases are paid, and begin "
-        "anew in another folder with `payagent init --restore FILE`.",
+        "Put ledger.db back, its newest state, with ledger.db-wal if there is one. If it is lost, put a backup "
+        "back in another folder with `payagent restore FILE`. If there is none: wait an hour, so that what was "
+        "signed has landed or run out, find out which purchases are paid, and begin anew in another folder with "
+        "`payagent init --restore FILE`.",
         money="It knows what was paid and what is in flight: without it payagent could pay twice, so it does not "
         "start.",
     ),
@@ -258,6 +281,13 @@ PROBLEMS: dict[str, Problem] = {
         "The merchant refused the transaction before it broadcast it",
         "Nothing is to be done: payagent takes the coins back, and the payment ends as void.",
         money="Its money is held until the transaction that takes the coins back is deep enough in the chain.",
+    ),
+    "merchant_sells_none": Problem(
+        409,
+        3,
+        "The merchant sells no prepaid balance for this request",
+        "Where calls are left, use them first. Else name a call that it sells in batches, or its own request for "
+        "top-ups in merchants.NAME.topup.",
     ),
     "merchant_timeout": Problem(
         504,
@@ -359,6 +389,13 @@ PROBLEMS: dict[str, Problem] = {
     "rate_limited": Problem(
         429, 4, "Too many requests at once", "Try again after Retry-After.", money="", retryable=True
     ),
+    "receipt_invalid": Problem(
+        422,
+        2,
+        "The file is no receipt",
+        "Take it anew with `payagent payments show ID --receipt`, and check the file as it came.",
+        money="",
+    ),
     "request_too_big_to_replay": Problem(
         413,
         2,
@@ -370,6 +407,13 @@ PROBLEMS: dict[str, Problem] = {
         3,
         "The 402 sells something else than what was called",
         "Call the resource that it names; if it is the same, the merchant must name it by the URL of the call.",
+    ),
+    "restored_recently": Problem(
+        503,
+        4,
+        "The ledger was put back from a backup a short while ago",
+        "Wait until the time that is named, and find out meanwhile what was bought since the backup.",
+        retryable=True,
     ),
     "scheme_not_supported": Problem(
         422, 3, "Not a way of paying that payagent knows", "Ask the merchant for x402's scheme `exact`."
@@ -401,6 +445,38 @@ PROBLEMS: dict[str, Problem] = {
         "The same invoice id came with other terms",
         "Do not pay it; ask the merchant.",
         money="What was signed for the first terms stands; nothing new was signed.",
+    ),
+    "topup_not_configured": Problem(
+        400,
+        2,
+        "It is not known by which request the merchant sells prepaid balance",
+        "Set path in merchants.NAME.topup, or name an ordinary call that costs money: --path and --data.",
+    ),
+    "topup_other_asset": Problem(
+        409,
+        6,
+        "The merchant asks for another asset than the top-up is in",
+        "Order the top-up in the asset that the merchant asks for; --dry-run shows the price.",
+    ),
+    "topup_out_of_time": Problem(
+        504,
+        3,
+        "The top-up was not done within 24 hours",
+        "Look at what stood against it, and order anew what is missing.",
+        money="What its payments bought stands; nothing more is paid for it.",
+    ),
+    "topup_refused": Problem(
+        409,
+        3,
+        "The merchant does not take the top-up's request",
+        "Correct the request: merchants.NAME.topup, or --path, --method and --data.",
+    ),
+    "topup_under_way": Problem(
+        409,
+        8,
+        "Another top-up of the same prepaid balance is under way",
+        "Wait until it is done; `payagent prepaid topups` shows it.",
+        retryable=True,
     ),
     "transaction_too_big": Problem(409, 7, "The transaction would be too big", "Consolidate the wallet first."),
     "transfer_method_refused": Problem(

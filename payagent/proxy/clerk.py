@@ -10,18 +10,19 @@ stands against it, or money is missing.
 
 import asyncio
 from collections.abc import Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import structlog
 
 from payagent.agent.agent import Advice, Agent, Ask, Request
+from payagent.agent.prepaid import Buyer, ServedCall
 from payagent.agent.view import retry_headers
 from payagent.api.views import quote_view
 from payagent.core.money import LOVELACE
 from payagent.core.payment import ENDED_WITHOUT_PAYING, State
 from payagent.core.problem import Refused
-from payagent.dialects import Response, Said
+from payagent.dialects import Response, Said, wants_wallet_address
 from payagent.proxy.demand import BODY_MAX_BYTES, READABLE, CodingError, Demand, read_demand, read_response
 from payagent.proxy.errand import Errand
 from payagent.proxy.flights import Flight, Flights, Purchase, Turn
@@ -33,7 +34,8 @@ from payagent.store.queries import PaymentRow
 
 T = TypeVar("T")
 
-_BUYER = (b"x-partner", b"x-wallet-address")
+_WALLET = b"x-wallet-address"
+_BUYER = (b"x-partner", _WALLET)
 _LOST = ("merchant_unreachable", "merchant_timeout")
 _WAIT_S = 30.0
 _LOST_FIRST_S, _LOST_MAX_S = 0.5, 10.0
@@ -100,7 +102,7 @@ class Clerk:
         demand = await self._ask(trip, trip.intake)
         if demand is None:
             return
-        ask = _ask_of(trip.errand, trip.intake.spool.sha256, demand)
+        ask = self._ask_of(trip.errand, trip.intake.spool.sha256, demand)
         if trip.errand.dry_run:
             quote = await self._agent.quote(ask)
             trip.intake.close()
@@ -116,7 +118,10 @@ class Clerk:
         while True:
             async with trip.upstream.call(trip.call(body, headers)) as answer:
                 if answer.status != 402:
-                    await trip.reply.stream(answer, trip.intake.close)
+                    if await self._wants_wallet(trip, answer):
+                        body, headers = trip.intake.spool, trip.errand.headers
+                        continue
+                    await self._hand_on(trip, answer)
                     return None
                 raw = await answer.peek(BODY_MAX_BYTES)
             await trip.intake.rest(trip.upstream.timeout_s)
@@ -134,6 +139,42 @@ class Clerk:
                     raise Refused("body_not_understood", f"the 402's body is in the coding {coding}") from None
             body, headers = trip.intake.spool, replaced(headers, [(b"accept-encoding", READABLE)])
 
+    async def _wants_wallet(self, trip: Trip, answer: MerchantAnswer) -> bool:
+        """Whether the call is to be repeated with the wallet's address: the merchant sells batches by it."""
+        if not 400 <= answer.status < 500:
+            return False
+        raw = await answer.peek(BODY_MAX_BYTES)
+        try:
+            response = None if raw is None else read_response(answer.status, answer.headers, raw)
+        except CodingError:
+            return False
+        if response is None or not wants_wallet_address(response):
+            return False
+        await trip.intake.rest(trip.upstream.timeout_s)
+        if values(trip.errand.headers, _WALLET) or not trip.intake.spool.is_whole:
+            raise Refused("wallet_address_required", "the merchant wants to know whose prepaid balance it is")
+        wallet = self._agent.terms.own.text.encode("ascii")
+        trip.errand = replace(trip.errand, headers=[*trip.errand.headers, (_WALLET, wallet)])
+        return True
+
+    async def _hand_on(self, trip: Trip, answer: MerchantAnswer) -> None:
+        """An answer that nobody paid for. What was served counts, also when the client goes away meanwhile."""
+        try:
+            await trip.reply.stream(answer, trip.intake.close)
+        finally:
+            if 200 <= answer.status < 300:
+                await self._to_its_end(self._agent.record_call(self._served(trip.errand)))
+
+    def _served(self, errand: Errand) -> ServedCall:
+        key = errand.keys[0].decode("latin-1") if len(errand.keys) == 1 else None
+        path = errand.target.decode("latin-1").partition("?")[0]
+        return ServedCall(errand.app_id, errand.merchant.origin, self._buyer(errand), errand.method, path, key)
+
+    def _buyer(self, errand: Errand) -> Buyer:
+        """Whose prepaid balance a call draws on, as its headers say."""
+        said = {name: found[0].decode("latin-1") for name in _BUYER if (found := values(errand.headers, name))}
+        return Buyer(said.get(b"x-partner", ""), said.get(_WALLET, self._agent.terms.own.text))
+
     async def _buy(self, trip: Trip, flight: Flight, demand: Demand | None) -> None:
         """Pay, or go along with an identical call's payment, until the client has its answer."""
         past = flight.purchase if flight.purchase is not None and flight.purchase.is_over else None
@@ -146,7 +187,15 @@ class Clerk:
                     demand = demand or await self._ask(trip, trip.intake.spool)
                     if demand is None:
                         return
-                    purchase = await self._pay(trip, purchase, demand)
+                    try:
+                        purchase = await self._pay(trip, purchase, demand)
+                    except Refused as refused:
+                        if refused.code != "batch_under_way" or trip.left_s <= 0:
+                            raise
+                        demand = None
+                        buyer = self._buyer(trip.errand)
+                        await self._agent.wait_for_batch(trip.errand.merchant.origin, buyer, trip.left_s)
+                        continue
                     if used_up is not None and past is not None and purchase.id == past.id:
                         await trip.reply.send_kept(used_up.answer, self._marks(self._agent.payment(purchase.id)))
                         return
@@ -167,7 +216,9 @@ class Clerk:
         """Open the intent, or find the one that is open; it is over when the answer before is delivered."""
         if before is not None:
             await before.decided(trip.left_s)
-        row, _ = await self._to_its_end(self._agent.pay(_ask_of(trip.errand, trip.intake.spool.sha256, demand)))
+        row, _ = await self._to_its_end(
+            self._agent.pay(self._ask_of(trip.errand, trip.intake.spool.sha256, demand))
+        )
         log.info("proxy.payment", payment=row.id)
         return before if before is not None and before.id == row.id else Purchase(row.id)
 
@@ -265,6 +316,18 @@ class Clerk:
             errand.headers, [pair for pair in proof if pair[0] not in _BUYER or pair[0] in first], unless=_BUYER
         )
 
+    def _ask_of(self, errand: Errand, body_sha256: str, demand: Demand) -> Ask:
+        return Ask(
+            app_id=errand.app_id,
+            origin=errand.merchant.origin,
+            response=demand.response,
+            received=demand.received,
+            request=Request(errand.method, errand.target.decode("ascii"), body_sha256),
+            idempotency_key=errand.key,
+            max_total_units=errand.max_cost_units,
+            buyer=self._buyer(errand),
+        )
+
     def _marks(self, row: PaymentRow) -> Headers:
         """What an answer that was paid for carries beside the merchant's own headers."""
         asset = row.outputs[0].asset
@@ -273,18 +336,6 @@ class Clerk:
             units += row.fee_lovelace or 0
         marks = {"payment": row.id, "cost": f"{units} {asset}", "state": str(row.state)}
         return [(f"x-payagent-{name}".encode(), value.encode("ascii")) for name, value in marks.items()]
-
-
-def _ask_of(errand: Errand, body_sha256: str, demand: Demand) -> Ask:
-    return Ask(
-        app_id=errand.app_id,
-        origin=errand.merchant.origin,
-        response=demand.response,
-        received=demand.received,
-        request=Request(errand.method, errand.target.decode("ascii"), body_sha256),
-        idempotency_key=errand.key,
-        max_total_units=errand.max_cost_units,
-    )
 
 
 def _is_used_up(advice: Advice, purchase: Purchase) -> bool:

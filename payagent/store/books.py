@@ -7,13 +7,17 @@ import json
 import sqlite3
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
 from typing import Any
 
 from payagent.core.money import LOVELACE
 from payagent.store import queries
 from payagent.store.queries import AttemptKind, EntryRow, OutputRow
 from payagent.store.schema import KEPT
+from payagent.store.seals import row_text
 
 TABLES = tuple(sorted(KEPT))
 """The tables of record: what is in them stays."""
@@ -38,7 +42,7 @@ class SignedRow:
 class EventRow:
     seq: int
     event: str
-    state: str
+    state: str | None
     detail: str
     at_ms: int
 
@@ -61,30 +65,47 @@ class InvoiceTerms:
     dialect: str
     terms_hash: str
     outputs: tuple[OutputRow, ...]
-    batch_target: int | None
-    handed_over: bool
     commitment: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class IntentFacts:
+    """An intent, and when a call that it bought was first served."""
+
+    number: int
+    app_id: str
+    origin: str
+    derived: bool
+    ended_at_ms: int | None
+    served_at_ms: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class CoinMade:
+    """A coin that a transaction of ours makes for us."""
+
+    ref: str
+    value: Mapping[str, int]
+    state: str
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
     """A payment with everything that is recorded of it, each list in the order in which it was written.
 
-    `holds` are (asset, units, at_ms, released_at_ms), `submissions` (seq, provider, at_ms), `coins` what its
-    attempts made for us, by their refs. `intent` is the app and the origin of its intent.
+    `standing` are the columns of its row that may change (`STANDING`). `holds` are (asset, units, at_ms,
+    released_at_ms), `submissions` (seq, provider, at_ms), `coins` what its attempts made for us, `reserved` the
+    coins that it has for itself.
     """
 
     id: str
     kind: str
     app_id: str
     outputs: tuple[OutputRow, ...]
-    state: str
-    delivery: str
-    anchor: str | None
-    tx_id: str | None
-    block: tuple[str | None, int | None, int | None]
+    is_prepaid: bool
     created_at_ms: int
-    intent: tuple[str, str] | None
+    standing: Mapping[str, object]
+    intent: IntentFacts | None
     invoice: InvoiceTerms | None
     attempts: tuple[SignedRow, ...]
     events: tuple[EventRow, ...]
@@ -92,70 +113,182 @@ class Case:
     entries: tuple[EntryRow, ...]
     sightings: tuple[SightingRow, ...]
     submissions: tuple[tuple[int, str, int], ...]
-    coins: Mapping[str, Mapping[str, int]]
+    coins: tuple[CoinMade, ...]
+    reserved: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
-class Sealed:
-    """One entry as its postings have it, (seq, account, asset, units), with its journal row, if there is one."""
+class Seal:
+    """The seal of what one job added (store.seals)."""
 
-    entry: int
-    kind: str | None
-    payment_id: str | None
-    ref: str | None
-    postings: tuple[tuple[int, str, str, int], ...]
+    seq: int
+    what: str
+    marks: bytes
+    hash: str
 
 
-def cases(conn: sqlite3.Connection) -> Iterator[Case]:
-    """Every payment, oldest first."""
-    rows = conn.execute(
-        "SELECT p.id, p.kind, p.app_id, p.outputs, p.state, p.delivery, p.anchor, p.tx_id, p.block_hash, "
-        "p.block_height, p.block_slot, p.created_at_ms, i.app_id, i.origin, v.seq, v.origin, v.invoice_id, "
-        "v.dialect, v.terms_hash, v.outputs, v.batch_target, v.handed_over, v.commitment FROM payments p "
-        "LEFT JOIN intents i ON i.id = p.intent_id LEFT JOIN invoices v ON v.seq = p.invoice ORDER BY p.seq"
-    )
-    for row in rows:
-        signed = _attempts(conn, row[0])
+STANDING = (
+    *("state", "delivery", "anchor", "ttl_slot", "tx_id", "block_hash", "block_height", "block_slot"),
+    *("merchant_status", "reason_code", "reason", "changed_at_ms"),
+)
+"""The columns of a payment that may change."""
+
+_CASES = f"""
+SELECT p.seq, p.id, p.kind, p.app_id, p.outputs, p.pool IS NOT NULL, p.created_at_ms,
+       {", ".join(f"p.{name}" for name in STANDING)},
+       i.rowid, i.id, i.app_id, i.origin, i.derived, i.ended_at_ms,
+       (SELECT COUNT(*) FROM payments q WHERE q.intent_id = p.intent_id),
+       v.seq, v.origin, v.invoice_id, v.dialect, v.terms_hash, v.outputs, v.commitment
+FROM payments p LEFT JOIN intents i ON i.id = p.intent_id LEFT JOIN invoices v ON v.seq = p.invoice
+WHERE p.seq BETWEEN ?1 AND ?2 ORDER BY p.seq
+"""  # noqa: S608  names of ours
+_INTENT_AT = 7 + len(STANDING)
+_INVOICE_AT = _INTENT_AT + 7
+
+_ATTEMPTS = "CROSS JOIN attempts a ON a.payment_id = p.id"
+_OF_PAYMENTS = {
+    "attempts": (
+        "a.tx_id, a.kind, a.anchor, a.invoice, a.inputs, a.cbor, a.fee_lovelace, a.ttl_slot, a.signed_at_ms",
+        _ATTEMPTS,
+        "a.rowid",
+    ),
+    "events": (
+        "e.seq, e.event, e.state, e.detail, e.at_ms",
+        "CROSS JOIN events e ON e.payment_id = p.id",
+        "e.seq",
+    ),
+    "holds": (
+        "h.asset, h.units, h.at_ms, h.released_at_ms",
+        "CROSS JOIN holds h ON h.payment_id = p.id",
+        "h.asset",
+    ),
+    "journal": (
+        "j.id, j.kind, j.payment_id, j.ref, j.at_ms, q.account, q.asset, q.units",
+        "CROSS JOIN journal j ON j.payment_id = p.id LEFT JOIN postings q ON q.entry = j.id",
+        "j.id, q.seq",
+    ),
+    "sightings": (
+        "s.seq, s.tx_id, s.block_hash, s.block_height, s.block_slot, s.at_ms",
+        f"{_ATTEMPTS} CROSS JOIN sightings s ON s.tx_id = a.tx_id",
+        "a.rowid, s.seq",
+    ),
+    "submissions": (
+        "s.seq, s.provider, s.at_ms",
+        f"{_ATTEMPTS} CROSS JOIN submissions s ON s.tx_id = a.tx_id",
+        "a.rowid, s.at_ms",
+    ),
+    "coins": (
+        "c.ref, c.lovelace, c.assets, c.state",
+        f"{_ATTEMPTS} CROSS JOIN coins c ON c.tx_id = a.tx_id",
+        "a.rowid, c.rowid",
+    ),
+    "reservations": ("r.ref", "CROSS JOIN reservations r ON r.payment_id = p.id", "r.rowid"),
+}
+"""What belongs to payments, as columns, join and order: read side by side with them, in their order."""
+
+
+class _Belongings:
+    """The rows of one table that belong to payments, handed out payment by payment."""
+
+    def __init__(self, conn: sqlite3.Connection, table: str, first: int, last: int) -> None:
+        columns, source, order = _OF_PAYMENTS[table]
+        rows = conn.execute(
+            f"SELECT p.seq, {columns} FROM payments p {source} WHERE p.seq BETWEEN ?1 AND ?2 "  # noqa: S608
+            f"ORDER BY p.seq, {order}",
+            (first, last),
+        )
+        self._groups = groupby(rows, key=itemgetter(0))
+        self._next = next(self._groups, None)
+
+    def of(self, seq: int) -> list[Any]:
+        if self._next is None or self._next[0] != seq:
+            return []
+        rows = list(self._next[1])
+        self._next = next(self._groups, None)
+        return rows
+
+
+def payment_spans(conn: sqlite3.Connection, count: int) -> Iterator[tuple[int, int]]:
+    """The first and the last number of every so many payments."""
+    last: int | None = -(2**63)
+    while True:
+        first, last = conn.execute(
+            "SELECT MIN(seq), MAX(seq) FROM (SELECT seq FROM payments WHERE seq > ? ORDER BY seq LIMIT ?)",
+            (last, count),
+        ).fetchone()
+        if first is None:
+            return
+        yield first, last
+
+
+def path_of(conn: sqlite3.Connection) -> Path | None:
+    """The file that a connection reads; None when it is in memory."""
+    (_, _, name), *_ = conn.execute("PRAGMA database_list").fetchall()
+    return Path(name) if name else None
+
+
+def cases(conn: sqlite3.Connection, first: int, last: int) -> Iterator[Case]:
+    """Every payment of these numbers, oldest first."""
+    tables = {table: _Belongings(conn, table, first, last) for table in _OF_PAYMENTS}
+    for row in conn.execute(_CASES, (first, last)):
+        theirs = {table: rows.of(row[0]) for table, rows in tables.items()}
+        events = tuple(EventRow(*event[1:]) for event in theirs["events"])
         yield Case(
-            id=row[0],
-            kind=row[1],
-            app_id=row[2],
-            outputs=queries.load_outputs(row[3]),
-            state=row[4],
-            delivery=row[5],
-            anchor=row[6],
-            tx_id=row[7],
-            block=(row[8], row[9], row[10]),
-            created_at_ms=row[11],
-            intent=None if row[12] is None else (row[12], row[13]),
-            invoice=None if row[14] is None else _invoice(row[14:]),
-            attempts=signed,
-            events=tuple(EventRow(*event) for event in queries.events(conn, row[0])),
-            holds=tuple(conn.execute(_HOLDS, (row[0],)).fetchall()),
-            entries=_entries(conn, row[0]),
-            sightings=tuple(SightingRow(*seen) for seen in _of(conn, _SIGHTINGS, signed)),
-            submissions=tuple(_of(conn, _SUBMISSIONS, signed)),
-            coins={ref: value_of(lovelace, assets) for ref, lovelace, assets in _of(conn, _COINS, signed)},
+            id=row[1],
+            kind=row[2],
+            app_id=row[3],
+            outputs=_outputs(row[4]),
+            is_prepaid=bool(row[5]),
+            created_at_ms=row[6],
+            standing=dict(zip(STANDING, row[7:_INTENT_AT], strict=True)),
+            intent=_intent(conn, row[_INTENT_AT:_INVOICE_AT], events),
+            invoice=None if row[_INVOICE_AT] is None else _invoice(*row[_INVOICE_AT:]),
+            attempts=tuple(_signed(*attempt[1:]) for attempt in theirs["attempts"]),
+            events=events,
+            holds=tuple(hold[1:] for hold in theirs["holds"]),
+            entries=_entries(theirs["journal"]),
+            sightings=tuple(SightingRow(*seen[1:]) for seen in sorted(theirs["sightings"])),
+            submissions=tuple(sent[1:] for sent in sorted(theirs["submissions"])),
+            coins=tuple(
+                CoinMade(ref, value_of(lovelace, assets), state)
+                for _, ref, lovelace, assets, state in theirs["coins"]
+            ),
+            reserved=frozenset(ref for _, ref in theirs["reservations"]),
         )
 
 
-_HOLDS = "SELECT asset, units, at_ms, released_at_ms FROM holds WHERE payment_id = ?"
-_SIGHTINGS = "SELECT seq, tx_id, block_hash, block_height, block_slot, at_ms FROM sightings WHERE tx_id = ?"
-_SUBMISSIONS = "SELECT seq, provider, at_ms FROM submissions WHERE tx_id = ?"
-_COINS = "SELECT ref, lovelace, assets FROM coins WHERE tx_id = ?"
+_SERVED = """
+SELECT e.at_ms FROM payments p CROSS JOIN events e ON e.payment_id = p.id AND e.event = 'delivery_accept'
+WHERE p.intent_id = ? ORDER BY e.seq LIMIT 1
+"""
 
 
-def _of(conn: sqlite3.Connection, sql: str, signed: tuple[SignedRow, ...]) -> list[Any]:
-    return sorted(row for attempt in signed for row in conn.execute(sql, (attempt.tx_id,)))
+def _intent(conn: sqlite3.Connection, row: tuple[Any, ...], events: tuple[EventRow, ...]) -> IntentFacts | None:
+    number, intent_id, app_id, origin, derived, ended_at_ms, payments = row
+    if number is None:
+        return None
+    served_at_ms = next((event.at_ms for event in events if event.event == "delivery_accept"), None)
+    if payments > 1:
+        (served_at_ms,) = conn.execute(_SERVED, (intent_id,)).fetchone() or (None,)
+    return IntentFacts(number, app_id, origin, bool(derived), ended_at_ms, served_at_ms)
 
 
-def _attempts(conn: sqlite3.Connection, payment_id: str) -> tuple[SignedRow, ...]:
+def unpaid_ends(conn: sqlite3.Connection) -> Iterator[int]:
+    """Intents that ended without a payment."""
     rows = conn.execute(
-        "SELECT tx_id, kind, anchor, invoice, inputs, cbor, fee_lovelace, ttl_slot, signed_at_ms FROM attempts "
-        "WHERE payment_id = ? ORDER BY rowid",
-        (payment_id,),
+        "SELECT rowid FROM intents i WHERE ended_at_ms IS NOT NULL "
+        "AND NOT EXISTS (SELECT 1 FROM payments WHERE intent_id = i.id)"
     )
-    return tuple(_signed(*row) for row in rows)
+    return (number for (number,) in rows)
+
+
+@lru_cache(maxsize=1000)
+def _outputs(text: str) -> tuple[OutputRow, ...]:
+    """A payment has the outputs of its invoice, and often those of many before. What cannot be read is none."""
+    try:
+        return queries.load_outputs(text)
+    except (ValueError, KeyError, TypeError):
+        return ()
 
 
 def _signed(
@@ -164,46 +297,54 @@ def _signed(
     return SignedRow(tx_id, kind, anchor, invoice, tuple(inputs.split(" ")), cbor, *numbers)
 
 
-def _invoice(row: tuple[Any, ...]) -> InvoiceTerms:
-    seq, origin, invoice_id, dialect, terms_hash, outputs, batch_target, handed_over, commitment = row
-    paid = queries.load_outputs(outputs)
-    return InvoiceTerms(
-        seq, origin, invoice_id, dialect, terms_hash, paid, batch_target, bool(handed_over), commitment
-    )
+def _invoice(
+    seq: int, origin: str, invoice_id: str, dialect: str, terms_hash: str, outputs: str, commitment: str | None
+) -> InvoiceTerms:
+    return InvoiceTerms(seq, origin, invoice_id, dialect, terms_hash, _outputs(outputs), commitment)
 
 
-def _entries(conn: sqlite3.Connection, payment_id: str) -> tuple[EntryRow, ...]:
-    rows = conn.execute(
-        "SELECT j.id, j.kind, j.payment_id, j.ref, j.at_ms, q.account, q.asset, q.units FROM journal j "
-        "LEFT JOIN postings q ON q.entry = j.id WHERE j.payment_id = ? ORDER BY j.id, q.seq",
-        (payment_id,),
-    )
+def _entries(rows: list[Any]) -> tuple[EntryRow, ...]:
     return tuple(
-        EntryRow(number, kind, owner, ref, at_ms, tuple(line[5:] for line in lines))
-        for (number, kind, owner, ref, at_ms), lines in groupby(rows, key=lambda row: row[:5])
+        EntryRow(number, kind, owner, ref, at_ms, tuple(line[6:] for line in lines if line[6] is not None))
+        for (number, kind, owner, ref, at_ms), lines in groupby(rows, key=itemgetter(1, 2, 3, 4, 5))
     )
 
 
 def value_of(lovelace: int, assets: str) -> dict[str, int]:
-    """What a coin holds, per asset."""
-    return {LOVELACE: lovelace, **json.loads(assets)}
+    """What a coin holds, per asset. Where that cannot be read, it is as no coin is."""
+    if assets == "{}":
+        return {LOVELACE: lovelace}
+    try:
+        return {LOVELACE: lovelace, **{str(asset): int(units) for asset, units in json.loads(assets).items()}}
+    except (ValueError, TypeError, AttributeError):
+        return {LOVELACE: lovelace, "": 0}
 
 
-def sealed_entries(conn: sqlite3.Connection) -> Iterator[Sealed]:
-    """Every entry, in the order in which its postings were written."""
+def entries_of_no_payment(conn: sqlite3.Connection) -> Iterator[EntryRow]:
+    """Every entry that names no payment, in order."""
     rows = conn.execute(
-        "SELECT q.entry, j.kind, j.payment_id, j.ref, q.seq, q.account, q.asset, q.units FROM postings q "
-        "LEFT JOIN journal j ON j.id = q.entry ORDER BY q.seq"
+        "SELECT j.id, j.kind, j.payment_id, j.ref, j.at_ms, q.account, q.asset, q.units FROM journal j "
+        "LEFT JOIN postings q ON q.entry = j.id WHERE j.payment_id IS NULL ORDER BY j.id, q.seq"
     )
-    for (entry, kind, payment_id, ref), lines in groupby(rows, key=lambda row: row[:4]):
-        yield Sealed(entry, kind, payment_id, ref, tuple(line[4:] for line in lines))
+    for (number, kind, owner, ref, at_ms), lines in groupby(rows, key=itemgetter(0, 1, 2, 3, 4)):
+        yield EntryRow(number, kind, owner, ref, at_ms, tuple(line[5:] for line in lines if line[5] is not None))
 
 
-def gaps(conn: sqlite3.Connection, table: str) -> Iterator[tuple[int, int]]:
-    """(first, last) of the numbers that no row has, before the last row: rows are numbered from 1 on."""
+def row_texts(conn: sqlite3.Connection, table: str) -> Iterator[tuple[int, bytes]]:
+    """(number, what of it is sealed) of every row, in order."""
+    return conn.execute(f"SELECT rowid, {row_text(conn, table)} FROM {table} ORDER BY rowid")  # noqa: S608
+
+
+def seals(conn: sqlite3.Connection) -> Iterator[Seal]:
+    """Every seal, in order."""
+    return (Seal(*row) for row in conn.execute("SELECT seq, what, marks, hash FROM seals ORDER BY seq"))
+
+
+def event_texts(conn: sqlite3.Connection) -> Iterator[tuple[int, str, str, bytes]]:
+    """(seq, prev_hash, hash, what the hash is of) of every event, in order."""
     return conn.execute(
-        "SELECT before + 1, number - 1 FROM (SELECT rowid AS number, LAG(rowid, 1, 0) OVER (ORDER BY rowid) "  # noqa: S608
-        f"AS before FROM {table}) WHERE number <> before + 1"
+        "SELECT seq, prev_hash, hash, CAST(json_array(prev_hash, seq, payment_id, event, state, detail, at_ms) AS "
+        "BLOB) FROM events ORDER BY seq"
     )
 
 
@@ -225,7 +366,9 @@ def deposited(conn: sqlite3.Connection, ref: str) -> tuple[dict[str, int] | None
     ).fetchone()
     if row is not None:
         return value_of(*row), False
-    back = conn.execute("SELECT 1 FROM journal WHERE kind = 'undeposit' AND ref = ?", (ref,)).fetchone()
+    back = conn.execute(
+        "SELECT 1 FROM journal WHERE payment_id IS NULL AND kind = 'undeposit' AND ref = ?", (ref,)
+    ).fetchone()
     return None, back is not None
 
 
@@ -258,3 +401,33 @@ def coin_counts(conn: sqlite3.Connection) -> Iterator[CoinCount]:
     """Every coin that ever was."""
     for ref, lovelace, assets, times, unbooked, unspent in conn.execute(_COUNTED):
         yield CoinCount(ref, value_of(lovelace, assets), times, bool(unbooked), bool(unspent))
+
+
+@dataclass(frozen=True, slots=True)
+class MoveRow:
+    """One change of a prepaid balance; `entry` is where what it used up is booked."""
+
+    seq: int
+    pool: int
+    unit: str
+    kind: str
+    bought: int
+    used: int
+    unexplained: int
+    payment_id: str | None
+    entry: int | None
+
+
+def prepaid_moves(conn: sqlite3.Connection) -> Iterator[MoveRow]:
+    """Every move, oldest first."""
+    rows = conn.execute(
+        "SELECT seq, pool, unit, kind, bought, used, unexplained, payment_id, entry FROM prepaid_moves "
+        "ORDER BY seq"
+    )
+    return (MoveRow(*row) for row in rows)
+
+
+def postings_of(conn: sqlite3.Connection, entry: int | None) -> list[tuple[str, str, int]]:
+    """(account, asset, units) of an entry."""
+    rows = conn.execute("SELECT account, asset, units FROM postings WHERE entry = ? ORDER BY seq", (entry,))
+    return rows.fetchall()

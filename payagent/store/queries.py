@@ -9,19 +9,24 @@ May import: core, store.schema, sqlite3. Never: writes.
 import hashlib
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Literal
 
 from payagent.core.invoice import Proof, Role
 from payagent.core.money import LOVELACE
 from payagent.core.payment import Delivery, State
-from payagent.store.schema import GENESIS
+from payagent.store.schema import GENESIS, IS_SPEND
 
 AttemptKind = Literal["pay", "cancel"]
 
-_SUMS = "SUM(units >> 32), SUM(units & 4294967295)"
+
+def _sums(column: str) -> str:
+    return f"SUM({column} >> 32), SUM({column} & 4294967295)"
+
+
+_SUMS = _sums("units")
 
 
 def _total(high: int, low: int) -> int:
@@ -106,6 +111,8 @@ class PaymentRow:
     is_first: bool
     cbor: bytes | None = field(repr=False)
     seen_in_block: bool
+    pool: int | None
+    topup: str | None
     created_at_ms: int
     changed_at_ms: int
 
@@ -145,7 +152,8 @@ class AppRow:
 class Selection:
     """Which part of the books: None does not select. The period holds `since_ms` and not `until_ms`.
 
-    `origin`, `app` (id or name) and `state` are those of an entry's payment; `asset` selects postings.
+    `origin`, `app` (id or name) and `state` are those of an entry's payment; `asset` selects postings. `text` is
+    part of what names an entry or its payment (`_NAMES`), in upper or lower case.
     """
 
     since_ms: int | None = None
@@ -155,9 +163,29 @@ class Selection:
     asset: str | None = None
     kind: str | None = None
     state: str | None = None
+    text: str | None = None
 
 
 EVERYTHING = Selection()
+
+
+@dataclass(frozen=True, slots=True)
+class SpendRow:
+    """What left the wallet of one asset: to merchants (also for prepaid), as fees, and sent by the operator.
+
+    `payments`: how many took it, less those that a rollback took back.
+    """
+
+    group: tuple[str | None, ...]
+    asset: str
+    paid: int
+    fees: int
+    sent: int
+    payments: int
+
+    @property
+    def total(self) -> int:
+        return self.paid + self.fees + self.sent
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +209,7 @@ SELECT p.seq, p.id, p.kind, p.app_id, p.intent_id, v.origin, v.dialect, v.invoic
        NOT EXISTS (SELECT 1 FROM attempts f JOIN payments q ON q.id = f.payment_id
                    WHERE q.intent_id = p.intent_id AND q.seq < p.seq), a.cbor,
        EXISTS (SELECT 1 FROM sightings s WHERE s.tx_id = p.tx_id),
-       p.created_at_ms, p.changed_at_ms
+       p.pool, p.topup, p.created_at_ms, p.changed_at_ms
 FROM payments p
 JOIN intents i ON i.id = p.intent_id
 LEFT JOIN invoices v ON v.seq = p.invoice
@@ -219,6 +247,11 @@ def payments_in(conn: sqlite3.Connection, states: Iterable[State]) -> list[Payme
     marks = ",".join("?" * len(names))
     rows = conn.execute(f"{_PAYMENT} WHERE p.state IN ({marks}) ORDER BY p.seq", names)
     return [_payment(row) for row in rows]
+
+
+def payments_of_topup(conn: sqlite3.Connection, topup_id: str) -> list[PaymentRow]:
+    """Oldest first."""
+    return [_payment(row) for row in conn.execute(f"{_PAYMENT} WHERE p.topup = ? ORDER BY p.seq", (topup_id,))]
 
 
 def payments_page(
@@ -440,7 +473,26 @@ def coins_of_tx(conn: sqlite3.Connection, tx_id: str) -> list[CoinRow]:
 
 _JOURNAL = (
     "journal j LEFT JOIN payments p ON p.id = j.payment_id LEFT JOIN invoices v ON v.seq = p.invoice "
-    "LEFT JOIN apps a ON a.id = p.app_id"
+    "LEFT JOIN apps a ON a.id = p.app_id LEFT JOIN intents i ON i.id = p.intent_id "
+    "LEFT JOIN prepaid_pools o ON o.id = j.pool"
+)
+_NAMES = (
+    *(
+        "j.kind",
+        "j.ref",
+        "p.id",
+        "p.tx_id",
+        "p.reason_code",
+        "p.reason",
+        "v.origin",
+        "o.origin",
+        "v.invoice_id",
+        "i.request",
+    ),
+    "(SELECT group_concat(t.account, char(10)) FROM postings t WHERE t.entry = j.id)",
+)
+_CONTAINS = (
+    "instr(lower(" + " || char(10) || ".join(f"COALESCE({name}, '')" for name in _NAMES) + "), lower(?)) > 0"
 )
 
 
@@ -452,16 +504,30 @@ def _chosen(only: Selection) -> dict[str, object]:
     return {
         "j.at_ms >= ?": only.since_ms,
         "j.at_ms < ?": only.until_ms,
-        "v.origin = ?": only.origin,
+        "COALESCE(v.origin, o.origin) = ?": only.origin,
         "? IN (a.id, a.name)": only.app,
         "j.kind = ?": only.kind,
         "p.state = ?": only.state,
+        _CONTAINS: only.text,
     }
 
 
 def _where(clauses: Mapping[str, object]) -> tuple[str, list[object]]:
     used = {clause: value for clause, value in clauses.items() if value is not None}
     return (" WHERE " + " AND ".join(used) if used else ""), list(used.values())
+
+
+SpendKey = Literal["merchant", "app", "day", "month"]
+_SPEND_KEYS: Mapping[SpendKey, str] = {
+    "merchant": "v.origin",
+    "app": "a.name",
+    "day": "strftime('%Y-%m-%d', j.at_ms / 1000, 'unixepoch')",
+    "month": "strftime('%Y-%m', j.at_ms / 1000, 'unixepoch')",
+}
+_SPEND_PARTS = ", ".join(
+    f"COALESCE(SUM(q.units) FILTER (WHERE q.account {test}), 0) AS {part}"
+    for part, test in (("paid", "NOT IN ('fees', 'external')"), ("fees", "= 'fees'"), ("sent", "= 'external'"))
+)
 
 
 def balances(conn: sqlite3.Connection, only: Selection = EVERYTHING) -> list[tuple[str, str, int]]:
@@ -471,8 +537,21 @@ def balances(conn: sqlite3.Connection, only: Selection = EVERYTHING) -> list[tup
 
 def turnover(conn: sqlite3.Connection, only: Selection) -> list[tuple[str, str, int]]:
     """As `balances`, with the accounts that are empty again."""
+    if replace(only, asset=None) != EVERYTHING:
+        return added_up(conn, only)
+    where, values = _where({"asset = ?": only.asset})
+    rows = conn.execute(
+        f"SELECT account, asset, high, low FROM balances{where} ORDER BY account, asset",  # noqa: S608  names of ours
+        values,
+    )
+    return [(account, asset, _total(high, low)) for account, asset, high, low in rows]
+
+
+def added_up(conn: sqlite3.Connection, only: Selection = EVERYTHING) -> list[tuple[str, str, int]]:
+    """As `turnover`, from the postings themselves, all of them where nothing is selected."""
     where, values = _where(_chosen(only) | {"q.asset = ?": only.asset})
-    source = "postings q" if only == EVERYTHING else f"{_JOURNAL} JOIN postings q ON q.entry = j.id"
+    # CROSS: entries before their postings, so that what selects an entry is asked once and not for each posting
+    source = "postings q" if only == EVERYTHING else f"{_JOURNAL} CROSS JOIN postings q ON q.entry = j.id"
     rows = conn.execute(
         f"SELECT q.account, q.asset, {_SUMS} FROM {source}{where} "  # noqa: S608  names of ours
         "GROUP BY q.account, q.asset ORDER BY q.account, q.asset",
@@ -507,6 +586,35 @@ def entries_page(
     return [_entry(conn, head) for head in heads]
 
 
+def spend(conn: sqlite3.Connection, by: Sequence[SpendKey], only: Selection) -> list[SpendRow]:
+    """What left the wallet, by group and asset, where it is not nothing. Each entry is in one group: they add up.
+
+    It left where a transaction of ours is on the chain: by what a payment posted and the fee of what a cancel took
+    back, less what was reversed of both.
+    """
+    keys = [f"{_SPEND_KEYS[key]} AS key{place}" for place, key in enumerate(by)]
+    where, values = _where(_chosen(only) | {"q.asset = ?": only.asset})
+    columns = ", ".join([*keys, "q.asset AS asset", _SPEND_PARTS, "IIF(j.kind = 'reverse', -1, 1) AS times"])
+    entries = (
+        f"SELECT {columns} FROM {_JOURNAL} CROSS JOIN postings q ON q.entry = j.id AND {IS_SPEND}"  # noqa: S608
+        f"{where} GROUP BY j.id, q.asset"
+    )
+    group = ", ".join([*(f"key{place}" for place in range(len(keys))), "asset"])
+    sums = ", ".join(_sums(part) for part in ("paid", "fees", "sent"))
+    rows = conn.execute(
+        f"SELECT {group}, {sums}, SUM(times) FROM ({entries}) GROUP BY {group} ORDER BY {group}",  # noqa: S608
+        values,
+    )
+    found = (_spend_row(row[: len(keys)], *row[len(keys) :]) for row in rows)
+    return [row for row in found if row.paid or row.fees or row.sent or row.payments]
+
+
+def _spend_row(group: tuple[str | None, ...], asset: str, *numbers: int) -> SpendRow:
+    *halves, payments = numbers
+    paid, fees, sent = (_total(*halves[place : place + 2]) for place in (0, 2, 4))
+    return SpendRow(group, asset, paid, fees, sent, payments)
+
+
 def bounds_ms(conn: sqlite3.Connection, only: Selection) -> tuple[int | None, int | None]:
     """When the first and the last of the selected entries were made; None when there are none."""
     where, values = _where(_chosen(only) | {_POSTS.format("asset"): only.asset})
@@ -518,7 +626,8 @@ def booked(conn: sqlite3.Connection, only: Selection) -> Iterator[tuple[EntryRow
     """The selected entries, oldest first and row by row, each with its payment's merchant and app."""
     where, values = _where(_chosen(only) | {"q.asset = ?": only.asset})
     rows = conn.execute(
-        "SELECT j.id, j.kind, j.payment_id, j.ref, j.at_ms, v.origin, p.app_id, q.account, q.asset, q.units "  # noqa: S608
+        "SELECT j.id, j.kind, j.payment_id, j.ref, j.at_ms, COALESCE(v.origin, o.origin), p.app_id, "  # noqa: S608
+        "q.account, q.asset, q.units "
         f"FROM {_JOURNAL} JOIN postings q ON q.entry = j.id{where} ORDER BY j.id, q.seq",
         values,
     )
@@ -556,6 +665,22 @@ def meta(conn: sqlite3.Connection, key: str) -> str | None:
     return row[0] if row else None
 
 
+def restored_at_ms(conn: sqlite3.Connection) -> int | None:
+    """When this ledger was last put back from a backup; None when it never was."""
+    row = conn.execute(
+        "SELECT MAX(json_extract(value, '$.restored_at_ms')) FROM meta WHERE key GLOB 'restored:*'"
+    ).fetchone()
+    return None if row[0] is None else int(row[0])
+
+
+def payment_counts(conn: sqlite3.Connection) -> tuple[int, int]:
+    """How many payments there are, and how many of them may still change."""
+    ended = (State.REJECTED, State.DENIED, State.VOID, State.SETTLED)
+    row = conn.execute("SELECT COUNT(*), COALESCE(SUM(state NOT IN (?, ?, ?, ?)), 0) FROM payments", ended)
+    count, open_count = row.fetchone()
+    return count, open_count
+
+
 def events(conn: sqlite3.Connection, payment_id: str) -> list[tuple[int, str, str, str, int]]:
     """(seq, event, state, detail, at_ms) of a payment, in order."""
     rows = conn.execute(
@@ -574,11 +699,13 @@ def answers_to_retries(conn: sqlite3.Connection, payment_id: str) -> list[str]:
     return [said for (said,) in rows]
 
 
-EventLink = tuple[int, str, str, str, str, int, str, str]
+EventLink = tuple[int, str | None, str, str | None, str, int, str, str]
 """seq, payment_id, event, state, detail, at_ms, prev_hash, hash"""
 
 
-def event_hash(prev_hash: str, seq: int, payment_id: str, event: str, state: str, detail: str, at_ms: int) -> str:
+def event_hash(
+    prev_hash: str, seq: int, payment_id: str | None, event: str, state: str | None, detail: str, at_ms: int
+) -> str:
     """SHA-256 in hex of an event and of the hash before it, as a JSON array in ASCII without spaces."""
     row = [prev_hash, seq, payment_id, event, state, detail, at_ms]
     return hashlib.sha256(json.dumps(row, separators=(",", ":")).encode("ascii")).hexdigest()

@@ -94,11 +94,13 @@ def add_payment(
     invoice_seq: int | None,
     outputs: Iterable[OutputRow],
     now_ms: int,
+    pool: int | None = None,
+    topup: str | None = None,
 ) -> None:
     """A payment begins as `received`; `move_payment` takes it on."""
     unit.conn.execute(
-        "INSERT INTO payments(id, kind, app_id, intent_id, invoice, outputs, state, delivery, created_at_ms, "
-        "changed_at_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO payments(id, kind, app_id, intent_id, invoice, outputs, state, delivery, pool, "
+        "topup, created_at_ms, changed_at_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             payment_id,
             kind,
@@ -108,6 +110,8 @@ def add_payment(
             dump_outputs(outputs),
             State.RECEIVED,
             Delivery.NOT_PRESENTED,
+            pool,
+            topup,
             now_ms,
             now_ms,
         ),
@@ -124,6 +128,7 @@ def move_payment(
 ) -> State:
     """Take a payment through one row of the transition table, with the columns that change with it.
 
+    Its event tells them, with what `detail` adds, so that the record says how each came to what it is.
     Reads the state inside the transaction, so that an event decided on an older reading is checked again;
     an illegal one raises `illegal_transition` and nothing changes.
     """
@@ -134,14 +139,19 @@ def move_payment(
         f"UPDATE payments SET state = ?, changed_at_ms = ?{sets} WHERE id = ?",  # noqa: S608
         (new, now_ms, *columns.values(), payment_id),
     )
-    note(unit, payment_id, event, new, now_ms, detail)
+    note(unit, payment_id, event, new, now_ms, columns | dict(detail or {}))
     return new
 
 
 def note(
-    unit: Unit, payment_id: str, event: str, state: State, now_ms: int, detail: Mapping[str, object] | None = None
+    unit: Unit,
+    payment_id: str | None,
+    event: str,
+    state: State | None,
+    now_ms: int,
+    detail: Mapping[str, object] | None = None,
 ) -> None:
-    """Record that something happened to a payment, chained to what happened before to any payment."""
+    """Record that something happened, to a payment or (None) to the wallet, chained to what happened before."""
     last_seq, last_hash = last_event(unit.conn)
     row = (last_seq + 1, payment_id, event, state, json.dumps(detail or {}, separators=(",", ":")), now_ms)
     unit.conn.execute(
@@ -181,19 +191,36 @@ def renew_hold(unit: Unit, payment_id: str) -> None:
     unit.conn.execute("UPDATE holds SET released_at_ms = NULL WHERE payment_id = ?", (payment_id,))
 
 
+_ADD_TO_BALANCE = """
+INSERT INTO balances(account, asset, high, low) VALUES (?, ?, ?, ?)
+ON CONFLICT DO UPDATE SET high = high + excluded.high + ((low + excluded.low) >> 32),
+                          low = (low + excluded.low) & 4294967295
+"""
+
+
 def write_entry(
-    unit: Unit, entry: Entry, now_ms: int, *, payment_id: str | None = None, ref: str | None = None
-) -> None:
-    """Append one entry: its postings, then the journal row that seals them."""
+    unit: Unit,
+    entry: Entry,
+    now_ms: int,
+    *,
+    payment_id: str | None = None,
+    ref: str | None = None,
+    pool: int | None = None,
+) -> int:
+    """Append one entry: its postings, which the balances follow, then the row that seals them. Its number."""
     (entry_id,) = unit.conn.execute("SELECT COALESCE(MAX(id), 0) + 1 FROM journal").fetchone()
     unit.conn.executemany(
         "INSERT INTO postings(entry, account, asset, units) VALUES (?, ?, ?, ?)",
         [(entry_id, p.account, p.asset, p.units) for p in entry.postings],
     )
-    unit.conn.execute(
-        "INSERT INTO journal(id, kind, payment_id, ref, at_ms) VALUES (?, ?, ?, ?, ?)",
-        (entry_id, entry.kind, payment_id, ref, now_ms),
+    unit.conn.executemany(
+        _ADD_TO_BALANCE, [(p.account, p.asset, p.units >> 32, p.units & 4294967295) for p in entry.postings]
     )
+    unit.conn.execute(
+        "INSERT INTO journal(id, kind, payment_id, pool, ref, at_ms) VALUES (?, ?, ?, ?, ?, ?)",
+        (entry_id, entry.kind, payment_id, pool, ref, now_ms),
+    )
+    return int(entry_id)
 
 
 def reserve(unit: Unit, refs: Iterable[str], payment_id: str) -> None:

@@ -4,7 +4,8 @@ The constraints are the last line of the exactly-once rules: they hold whatever 
 No payment is opened for an intent that has a live one, and there is one per invoice ever; an anchor belongs to
 one payment and never changes; every attempt spends its payment's anchor; a coin is reserved once; entries balance
 per asset; what is history (attempts, invoices, journal, postings, events, sightings, submissions) is append-only,
-its events chained by their hashes; of the other rows that stay, only what may change does.
+its events chained by their hashes; of the other rows that stay, only what may change does. What a job adds to them
+is sealed (store.seals).
 
 A guard is a trigger. Each holds on any connection, also one with foreign keys and recursive triggers off, as
 the sqlite3 shell has: REPLACE then deletes a row without a trigger, so that a guard looks at what is inserted.
@@ -75,7 +76,8 @@ CREATE TABLE invoices (
   UNIQUE (origin, invoice_id)
 ) STRICT;
 
--- What an intent became; or, without intent and invoice, a self-transfer of the operator's.
+-- What an intent became; or, without an invoice, a self-transfer of the operator's. pool: the prepaid balance that
+-- it raises once it is confirmed; topup: the order that it is a part of.
 CREATE TABLE payments (
   seq INTEGER PRIMARY KEY,
   id TEXT NOT NULL UNIQUE,
@@ -86,6 +88,8 @@ CREATE TABLE payments (
   outputs TEXT NOT NULL,
   state TEXT NOT NULL,
   delivery TEXT NOT NULL,
+  pool INTEGER REFERENCES prepaid_pools(id),
+  topup TEXT REFERENCES topups(id),
   anchor TEXT,
   ttl_slot INTEGER,
   tx_id TEXT,
@@ -107,6 +111,9 @@ CREATE UNIQUE INDEX payments_one_per_anchor ON payments(anchor) WHERE state NOT 
 CREATE INDEX payments_by_state ON payments(state);
 CREATE INDEX payments_by_app ON payments(app_id, seq);
 CREATE INDEX payments_by_intent ON payments(intent_id);
+CREATE INDEX payments_of_topup ON payments(topup) WHERE topup IS NOT NULL;
+CREATE INDEX payments_buying ON payments(pool) WHERE delivery IN ('not_presented', 'presented');
+CREATE INDEX payments_coming ON payments(pool) WHERE state IN ('reserved', 'signed', 'in_flight', 'in_block');
 
 -- Units reserved for a payment, fee and riding ADA included. They count against limits until released.
 CREATE TABLE holds (
@@ -184,12 +191,15 @@ CREATE INDEX reservations_by_payment ON reservations(payment_id);
 -- they sum to zero per asset, and a sealed entry takes no more postings.
 CREATE TABLE journal (
   id INTEGER PRIMARY KEY,
-  kind TEXT NOT NULL CHECK (kind IN ('deposit', 'undeposit', 'reserve', 'post', 'reverse', 'release')),
+  kind TEXT NOT NULL
+    CHECK (kind IN ('deposit', 'undeposit', 'reserve', 'post', 'reverse', 'release', 'use', 'unuse')),
   payment_id TEXT REFERENCES payments(id),
+  pool INTEGER REFERENCES prepaid_pools(id),
   ref TEXT,
   at_ms INTEGER NOT NULL
 ) STRICT;
 CREATE INDEX journal_by_payment ON journal(payment_id);
+CREATE INDEX journal_of_deposits ON journal(ref) WHERE kind IN ('deposit', 'undeposit');
 CREATE TABLE postings (
   seq INTEGER PRIMARY KEY,
   entry INTEGER NOT NULL REFERENCES journal(id) DEFERRABLE INITIALLY DEFERRED,
@@ -200,19 +210,211 @@ CREATE TABLE postings (
 CREATE INDEX postings_by_account ON postings(account, asset, units);
 CREATE INDEX postings_by_entry ON postings(entry);
 
--- Everything that happened to a payment, in order. Each row's hash covers the one before (queries.event_hash).
+-- What the postings of an account come to, kept with them so that nobody need add them up: high * 2^32 + low.
+CREATE TABLE balances (
+  account TEXT NOT NULL,
+  asset TEXT NOT NULL,
+  high INTEGER NOT NULL,
+  low INTEGER NOT NULL CHECK (low BETWEEN 0 AND 4294967295),
+  PRIMARY KEY (account, asset)
+) STRICT;
+
+-- Everything that happened, in order, to a payment or (without one) to the wallet as a whole. Each row's hash
+-- covers the one before (queries.event_hash).
 CREATE TABLE events (
   seq INTEGER PRIMARY KEY,
-  payment_id TEXT NOT NULL REFERENCES payments(id),
+  payment_id TEXT REFERENCES payments(id),
   event TEXT NOT NULL,
-  state TEXT NOT NULL,
+  state TEXT,
   detail TEXT NOT NULL,
   at_ms INTEGER NOT NULL,
   prev_hash TEXT NOT NULL,
   hash TEXT NOT NULL CHECK (length(hash) = 64)
 ) STRICT;
 CREATE INDEX events_by_payment ON events(payment_id);
+
+-- Whose prepaid balance it is at a merchant; partner is '' where the calls name none.
+CREATE TABLE prepaid_pools (
+  id INTEGER PRIMARY KEY,
+  origin TEXT NOT NULL,
+  partner TEXT NOT NULL,
+  wallet TEXT NOT NULL,
+  created_at_ms INTEGER NOT NULL,
+  UNIQUE (origin, partner, wallet)
+) STRICT;
+
+-- What changed of a pool, in `unit` (calls, or an asset): bought by a payment, used by a call, or taken back when
+-- a payment lost its block. A call with a key of its own counts once.
+CREATE TABLE prepaid_moves (
+  seq INTEGER PRIMARY KEY,
+  pool INTEGER NOT NULL REFERENCES prepaid_pools(id),
+  unit TEXT NOT NULL,
+  kind TEXT NOT NULL CHECK (kind IN ('buy', 'use', 'take_back')),
+  bought INTEGER NOT NULL,
+  used INTEGER NOT NULL,
+  unexplained INTEGER NOT NULL,
+  payment_id TEXT REFERENCES payments(id),
+  app_id TEXT REFERENCES apps(id),
+  call TEXT,
+  call_key TEXT,
+  entry INTEGER REFERENCES journal(id),
+  at_ms INTEGER NOT NULL
+) STRICT;
+CREATE INDEX prepaid_moves_by_pool ON prepaid_moves(pool, seq);
+CREATE INDEX prepaid_moves_by_payment ON prepaid_moves(payment_id);
+CREATE UNIQUE INDEX prepaid_moves_once ON prepaid_moves(app_id, call_key) WHERE call_key IS NOT NULL;
+
+-- What the moves come to, and what was paid for it and is used up, per asset (core.prepaid).
+CREATE TABLE prepaid_counts (
+  pool INTEGER NOT NULL REFERENCES prepaid_pools(id),
+  unit TEXT NOT NULL,
+  bought INTEGER NOT NULL CHECK (bought >= used),
+  used INTEGER NOT NULL CHECK (used >= 0),
+  unexplained INTEGER NOT NULL CHECK (unexplained = 0 OR (unexplained > 0 AND bought = used)),
+  PRIMARY KEY (pool, unit)
+) STRICT;
+CREATE TABLE prepaid_costs (
+  pool INTEGER NOT NULL REFERENCES prepaid_pools(id),
+  unit TEXT NOT NULL,
+  asset TEXT NOT NULL,
+  bought INTEGER NOT NULL CHECK (bought >= used),
+  used INTEGER NOT NULL CHECK (used >= 0),
+  PRIMARY KEY (pool, unit, asset)
+) STRICT;
+
+-- What a merchant said of a pool, as it said it. It never changes what we count.
+CREATE TABLE prepaid_observations (
+  seq INTEGER PRIMARY KEY,
+  pool INTEGER NOT NULL REFERENCES prepaid_pools(id),
+  source TEXT NOT NULL CHECK (source IN ('balance', 'credits')),
+  http_status INTEGER NOT NULL,
+  body TEXT NOT NULL,
+  remaining INTEGER,
+  total INTEGER,
+  used INTEGER,
+  unit TEXT,
+  expires_at_ms INTEGER,
+  why_not_understood TEXT,
+  at_ms INTEGER NOT NULL
+) STRICT;
+CREATE INDEX prepaid_observations_by_pool ON prepaid_observations(pool, seq);
+
+-- Calls that have answered 402, with what was last asked for them. Of the path without its query.
+CREATE TABLE priced_calls (
+  origin TEXT NOT NULL,
+  method TEXT NOT NULL,
+  path TEXT NOT NULL,
+  asset TEXT NOT NULL,
+  units INTEGER NOT NULL,
+  PRIMARY KEY (origin, method, path)
+) STRICT;
+
+-- An order to raise a pool by `units` of `unit` (calls, or an asset that is paid). request: the call whose 402
+-- sells it, as JSON; is_call: an ordinary one, which uses one of what it buys.
+CREATE TABLE topups (
+  seq INTEGER PRIMARY KEY,
+  id TEXT NOT NULL UNIQUE,
+  pool INTEGER NOT NULL REFERENCES prepaid_pools(id),
+  app_id TEXT NOT NULL REFERENCES apps(id),
+  key TEXT NOT NULL,
+  cause TEXT NOT NULL CHECK (cause IN ('order', 'auto')),
+  unit TEXT NOT NULL,
+  units INTEGER NOT NULL CHECK (units > 0),
+  request TEXT NOT NULL,
+  is_call INTEGER NOT NULL CHECK (is_call IN (0, 1)),
+  created_at_ms INTEGER NOT NULL,
+  ended_at_ms INTEGER,
+  reason_code TEXT,
+  reason TEXT,
+  UNIQUE (app_id, key)
+) STRICT;
+CREATE UNIQUE INDEX topups_open ON topups(pool) WHERE ended_at_ms IS NULL;
+CREATE INDEX topups_by_pool ON topups(pool, cause, seq);
+
+-- What somebody is to be told, and whether the webhook has it. subject: what it is about, so that it is raised and
+-- cleared once.
+CREATE TABLE alerts (
+  seq INTEGER PRIMARY KEY,
+  id TEXT NOT NULL UNIQUE,
+  kind TEXT NOT NULL,
+  subject TEXT NOT NULL,
+  body TEXT NOT NULL,
+  at_ms INTEGER NOT NULL,
+  tries INTEGER NOT NULL DEFAULT 0,
+  next_try_at_ms INTEGER,
+  delivered_at_ms INTEGER
+) STRICT;
+CREATE INDEX alerts_by_subject ON alerts(subject, seq);
+CREATE INDEX alerts_waiting ON alerts(next_try_at_ms) WHERE next_try_at_ms IS NOT NULL;
+
+-- What one job added to the tables of record. what: JSON, a table to its first and last new row; marks: four bytes
+-- for each of these rows; hash: of all that, of what never changes of them, and of the hash before (store.seals).
+CREATE TABLE seals (
+  seq INTEGER PRIMARY KEY,
+  what TEXT NOT NULL,
+  marks BLOB NOT NULL,
+  hash TEXT NOT NULL CHECK (length(hash) = 64)
+) STRICT;
 """
+
+
+IS_SPEND = "j.kind IN ('post', 'reverse', 'release') AND q.account NOT IN ('wallet', 'held')"
+"""Which postings q of entries j tell of what left the wallet, or came back to it with a lost block."""
+
+
+def _ada(asset: str, units: str) -> str:
+    """SQL: lovelace as ADA with all decimals, from integers alone; NULL of a token."""
+    number = f"printf('%s%d.%06d', IIF({units} < 0, '-', ''), abs({units} / 1000000), abs({units} % 1000000))"
+    return f"IIF({asset} = 'lovelace', {number}, NULL)"
+
+
+def _iso_time(ms: str) -> str:
+    """SQL: a time as RFC 3339 in UTC."""
+    return f"strftime('%Y-%m-%dT%H:%M:%S', {ms} / 1000, 'unixepoch') || printf('.%03dZ', {ms} % 1000)"
+
+
+# For people who read the file (docs/auditors.md tells of each column); nothing of ours reads them. What outputs
+# come to is summed in halves, since those of a refused invoice may be any: NULL when no column can hold it.
+_VIEWS = f"""
+CREATE VIEW v_payments AS
+SELECT p.id AS payment, p.kind AS kind, p.state AS state, p.delivery AS delivery, v.origin AS merchant,
+       a.name AS app, v.invoice_id AS invoice_id, p.asset AS asset, p.units AS units,
+       {_ada("p.asset", "p.units")} AS ada, t.fee_lovelace AS fee_lovelace, p.tx_id AS tx_id,
+       p.block_height AS block_height, {_iso_time("p.created_at_ms")} AS created_at,
+       {_iso_time("p.changed_at_ms")} AS changed_at, p.reason_code AS reason_code
+FROM (
+  SELECT *, json_extract(outputs, '$[0].asset') AS asset, (
+    SELECT IIF(high + (low >> 32) < 2147483648, (high << 32) + low, NULL) FROM (
+      SELECT COALESCE(SUM(asked >> 32), 0) AS high, COALESCE(SUM(asked & 4294967295), 0) AS low FROM (
+        SELECT CAST(json_extract(value, '$.units') AS INTEGER) AS asked FROM json_each(outputs)
+        WHERE json_extract(value, '$.role') <> 'change'
+          AND json_extract(value, '$.asset') = json_extract(outputs, '$[0].asset')))) AS units
+  FROM payments) p
+JOIN apps a ON a.id = p.app_id
+LEFT JOIN invoices v ON v.seq = p.invoice
+LEFT JOIN attempts t ON t.tx_id = p.tx_id;
+
+CREATE VIEW v_spend AS
+SELECT {_iso_time("j.at_ms")} AS at, strftime('%Y-%m-%d', j.at_ms / 1000, 'unixepoch') AS day,
+       j.id AS entry, j.kind AS kind, j.payment_id AS payment, v.origin AS merchant, a.name AS app,
+       q.account AS account, q.asset AS asset, q.units AS units, {_ada("q.asset", "q.units")} AS ada
+FROM journal j JOIN postings q ON q.entry = j.id AND {IS_SPEND}
+JOIN payments p ON p.id = j.payment_id
+JOIN apps a ON a.id = p.app_id
+LEFT JOIN invoices v ON v.seq = p.invoice;
+
+CREATE VIEW v_prepaid AS
+SELECT o.origin AS merchant, o.partner AS partner, o.wallet AS wallet, c.unit AS unit, c.bought AS bought,
+       c.used AS used, c.bought - c.used AS left, c.unexplained AS unexplained, k.asset AS paid_in,
+       k.bought AS paid_units, k.used AS used_units, k.bought - k.used AS left_units,
+       {_ada("k.asset", "(k.bought - k.used)")} AS left_ada, s.remaining AS merchant_says,
+       {_iso_time("s.at_ms")} AS merchant_said_at
+FROM prepaid_counts c
+JOIN prepaid_pools o ON o.id = c.pool
+LEFT JOIN prepaid_costs k ON k.pool = c.pool AND k.unit = c.unit
+LEFT JOIN prepaid_observations s
+  ON s.seq = (SELECT MAX(seq) FROM prepaid_observations WHERE pool = c.pool);
+"""  # noqa: S608  names of ours
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,10 +474,15 @@ KEPT = {
     "events": Kept((_ROW,)),
     "invoices": Kept((_ROW, Key(("origin", "invoice_id")))),
     "journal": Kept((_ROW,)),
+    "prepaid_moves": Kept((_ROW, Key(("app_id", "call_key"), "{0}call_key IS NOT NULL"))),
+    "prepaid_observations": Kept((_ROW,)),
+    "prepaid_pools": Kept((_ROW, Key(("origin", "partner", "wallet")))),
     "postings": Kept((_ROW,)),
     "sightings": Kept((_ROW,)),
     "submissions": Kept((_ROW,)),
-    "apps": Kept((_ROW, Key(("id",)), Key(("name",)), Key(("token_hash",))), fixed=("rowid", "id")),
+    "apps": Kept((_ROW, Key(("id",)), Key(("name",)), Key(("token_hash",)))),
+    "meta": Kept((_ROW, Key(("key",)))),
+    "seals": Kept((_ROW,)),
     "intents": Kept(
         (_ROW, Key(("id",)), Key(("app_id", "key"), _NOT_ENDED)),
         fixed=(
@@ -283,6 +490,19 @@ KEPT = {
             *("origin", "request", "request_id", "created_at_ms"),
         ),
         once=("ended_at_ms",),
+    ),
+    "topups": Kept(
+        (_ROW, Key(("id",)), Key(("app_id", "key")), Key(("pool",), _NOT_ENDED)),
+        fixed=(
+            *("rowid", "id", "pool", "app_id", "key", "cause", "unit", "units"),
+            *("request", "is_call", "created_at_ms"),
+        ),
+        once=("ended_at_ms", "reason_code", "reason"),
+    ),
+    "alerts": Kept(
+        (_ROW, Key(("id",))),
+        fixed=("rowid", "id", "kind", "subject", "body", "at_ms"),
+        once=("delivered_at_ms",),
     ),
     "holds": Kept(
         (_ROW, Key(("payment_id", "asset"))),
@@ -293,7 +513,10 @@ KEPT = {
             *(_ROW, Key(("id",))),
             *(Key(("invoice",), _NOT_REFUSED), Key(("anchor",), _NOT_REFUSED)),
         ),
-        fixed=("rowid", "id", "kind", "app_id", "intent_id", "invoice", "outputs", "created_at_ms"),
+        fixed=(
+            *("rowid", "id", "kind", "app_id", "intent_id", "invoice", "outputs"),
+            *("pool", "topup", "created_at_ms"),
+        ),
         once=("anchor",),
     ),
 }
@@ -340,6 +563,12 @@ _OTHER_GUARDS = (
         "OR NEW.seq IS NOT COALESCE((SELECT MAX(seq) FROM events), 0) + 1",
         "the event does not follow the last one",
     ),
+    Guard(
+        "seals_chained",
+        "INSERT ON seals",
+        "NEW.seq IS NOT COALESCE((SELECT MAX(seq) FROM seals), 0) + 1",
+        "the seal does not follow the last one",
+    ),
 )
 
 
@@ -367,7 +596,7 @@ GUARDS = (*_OTHER_GUARDS, *(guard for table, kept in KEPT.items() for guard in _
 
 @migrations()
 def m001_first_tables(db: Database) -> None:
-    for statement in (*_statements(_TABLES), *(guard.sql for guard in GUARDS)):
+    for statement in (*_statements(_TABLES), *_statements(_VIEWS), *(guard.sql for guard in GUARDS)):
         db.execute(statement)
 
 

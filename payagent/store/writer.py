@@ -2,12 +2,14 @@
 
 A job is a function of a `Unit` (the open transaction). Each runs in a savepoint, so that one that raises
 leaves no trace and does not touch its neighbours; when the commit itself fails, none of them happened.
+What a job adds to the tables of record is sealed in its savepoint (store.seals).
 What a job changes in memory beside the database it must register with `unit.undo`. Whatever is raised, every
 future ends and the thread goes on.
 
 May import: core, sqlite3, sqlite-utils. Never: runs a job twice, or answers before the commit is durable.
 """
 
+import os
 import queue
 import sqlite3
 import threading
@@ -17,12 +19,14 @@ from concurrent.futures import Future
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from tempfile import mkstemp
+from typing import Any, BinaryIO, TypeVar
 
 from sqlite_utils import Database
 
 from payagent.core.problem import Refused
 from payagent.store.schema import migrations, missing_guards
+from payagent.store.seals import Sealer
 
 T = TypeVar("T")
 Checkpoint = Callable[[str], None]
@@ -95,12 +99,12 @@ def require_ledger(path: Path) -> None:
         raise Refused("ledger_missing", f"{path} is not there")
     if not path.is_file():
         raise Refused("store_failed", f"{path} is not a file")
-    with opening(path), closing(_open_read_only(path)) as conn:
+    with opening(path), closing(open_read_only(path)) as conn:
         if conn.execute("SELECT 1 FROM sqlite_master WHERE name = 'payments'").fetchone() is None:
             raise Refused("ledger_missing", f"{path} is empty")
 
 
-def _open_read_only(path: Path, *, check_same_thread: bool = True) -> sqlite3.Connection:
+def open_read_only(path: Path, *, check_same_thread: bool = True) -> sqlite3.Connection:
     uri = f"{path.absolute().as_uri()}?mode=ro"
     return sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=check_same_thread)
 
@@ -130,6 +134,7 @@ class Writer:
             self._conn = open_database(path)
             path.chmod(0o600)
             migrate(self._conn)
+            self._sealer = Sealer(self._conn)
         self._checkpoint = checkpoint
         self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._closed = False
@@ -208,7 +213,9 @@ class Writer:
     def _run_one(self, job: _Job) -> None:
         self._conn.execute("SAVEPOINT job")
         try:
+            before = self._sealer.last_rows()
             job.result = job.run(job.unit)
+            self._sealer.seal(before)
         except Exception as error:  # noqa: BLE001  it belongs to the caller, whoever that is
             job.raised = (failure(error) if isinstance(error, DatabaseError) else None) or error
             job.unit.roll_back_memory()
@@ -239,7 +246,7 @@ class Readers:
     def conn(self) -> sqlite3.Connection:
         conn: sqlite3.Connection | None = getattr(self._local, "conn", None)
         if conn is None:
-            conn = _open_read_only(self._path)
+            conn = open_read_only(self._path)
             conn.execute("PRAGMA query_only = ON")
             conn.execute("PRAGMA busy_timeout = 5000")
             self._local.conn = conn
@@ -248,9 +255,21 @@ class Readers:
     @contextmanager
     def snapshot(self) -> Iterator[sqlite3.Connection]:
         """A connection of its own in one read transaction, for what takes long; one thread at a time."""
-        with closing(_open_read_only(self._path, check_same_thread=False)) as conn:
+        with closing(open_read_only(self._path, check_same_thread=False)) as conn:
             conn.execute("PRAGMA query_only = ON")
             conn.execute("PRAGMA busy_timeout = 5000")
             conn.execute("BEGIN")
             conn.execute("SELECT 1 FROM journal LIMIT 1").fetchone()  # from here on, this is what it sees
             yield conn
+
+    @contextmanager
+    def copied(self) -> Iterator[BinaryIO]:
+        """The ledger as it is now in one file, which lies beside it and has no name: nothing is left of it."""
+        handle, name = mkstemp(prefix="snapshot-", dir=self._path.parent)
+        with os.fdopen(handle, "rb") as file:
+            try:
+                with closing(open_read_only(self._path)) as conn:
+                    conn.execute("VACUUM INTO ?", (name,))
+            finally:
+                Path(name).unlink()
+            yield file

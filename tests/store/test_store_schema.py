@@ -40,7 +40,16 @@ INSERT INTO sightings(tx_id, block_hash, block_height, block_slot, provider, at_
 INSERT INTO events VALUES (1, 'pay1', 'hold', 'reserved', '{{}}', 1, '{GENESIS}', '{HASH}');
 INSERT INTO postings(entry, account, asset, units)
   VALUES (1, 'external', 'lovelace', -5), (1, 'wallet', 'lovelace', 5);
-INSERT INTO journal VALUES (1, 'deposit', NULL, 'aa#0', 1);
+INSERT INTO journal(id, kind, ref, at_ms) VALUES (1, 'deposit', 'aa#0', 1);
+INSERT INTO meta VALUES ('network', 'devnet');
+INSERT INTO seals VALUES (1, '{{}}', x'00', '{HASH}');
+INSERT INTO prepaid_pools VALUES (1, 'o', 'p', 'w', 1);
+INSERT INTO prepaid_pools VALUES (2, 'o', 'p2', 'w', 1);
+INSERT INTO prepaid_moves VALUES (1, 1, 'calls', 'use', 0, 1, 0, NULL, 'app', 'POST /chat', 'k1', NULL, 1);
+INSERT INTO prepaid_observations VALUES (1, 1, 'balance', 200, '{{}}', 1, NULL, NULL, NULL, NULL, NULL, 1);
+INSERT INTO topups VALUES (1, 'top1', 1, 'app', 'k1', 'order', 'lovelace', 5, '{{}}', 0, 1, NULL, NULL, NULL);
+INSERT INTO topups VALUES (2, 'top2', 2, 'app', 'k2', 'auto', 'calls', 5, '{{}}', 1, 1, 2, 'not_found', 'r');
+INSERT INTO alerts VALUES (1, 'alert1', 'low', 'wallet', '{{}}', 1, 0, NULL, 2);
 """
 
 PAYMENT = (
@@ -77,20 +86,31 @@ NEW_ATTEMPT = (
 NEW_APP = "REPLACE INTO apps(rowid, id, name, token_hash, scopes, created_at_ms) VALUES "
 NEW_INTENT = "REPLACE INTO intents VALUES "
 NEW_PAYMENT = PAYMENT.replace("INSERT", "REPLACE")
+NEW_TOPUP = "REPLACE INTO topups VALUES (9, {}, 'auto', 'calls', 5, '{{}}', 1, 1, NULL, NULL, NULL)"
 NEW_VALUES = {
+    "alerts.kind": "'other'",
     "app_id": "'app2'",
     "asset": "asset || 'x'",
     "at_ms": "9",
+    "cause": "'auto'",
     "created_at_ms": "9",
     "derived": "1 - derived",
     "id": "id || 'x'",
     "intent_id": "intent_id || 'x'",
     "invoice": "2",
+    "is_call": "1 - is_call",
     "key": "key || 'x'",
     "kind": "'send', invoice = NULL",
     "payment_id": "payment_id || 'x'",
+    "pool": "2",
     "units": "units + 1",
 }
+
+
+def new_value(table: str, column: str) -> str:
+    return NEW_VALUES.get(f"{table}.{column}") or NEW_VALUES.get(column) or "'other'"
+
+
 ROWS = [
     breach
     for table, kept in KEPT.items()
@@ -101,8 +121,8 @@ ROWS = [
     )
 ]
 COLUMNS = [
-    (f"{table}_fixed", f"UPDATE {table} SET {column} = {NEW_VALUES.get(column, repr('other'))}")
-    for table in ("intents", "holds", "payments")
+    (f"{table}_fixed", f"UPDATE {table} SET {column} = {new_value(table, column)}")
+    for table in ("intents", "holds", "payments", "topups", "alerts")
     for column in (KEPT[table].fixed or ())[1:]
 ]
 BREACHES = [
@@ -113,9 +133,7 @@ BREACHES = [
         "invoices_no_replace",
         f"REPLACE INTO invoices VALUES (9, 'o', 'inv1', 'int2', 'flux', 'u', {INVOICE})",
     ),
-    ("apps_fixed", "UPDATE apps SET id = 'app9' WHERE id = 'app2'"),
-    ("apps_no_overwrite", "UPDATE OR REPLACE apps SET name = 'a' WHERE id = 'app2'"),
-    ("apps_no_overwrite", "UPDATE OR REPLACE apps SET token_hash = 'hash' WHERE id = 'app2'"),
+    ("apps_no_update", "UPDATE OR REPLACE apps SET token_hash = 'hash' WHERE id = 'app2'"),
     ("apps_no_replace", NEW_APP + "(9, 'app9', 'a', 'hash9', 'pay', 1)"),
     ("apps_no_replace", NEW_APP + "(9, 'app9', 'a9', 'hash', 'pay', 1)"),
     ("apps_no_replace", NEW_APP + "(9, 'app', 'a9', 'hash9', 'pay', 1)"),
@@ -140,11 +158,20 @@ BREACHES = [
     ("payments_anchor_once", "UPDATE payments SET anchor = 'bb#1' WHERE id = 'pay1'"),
     ("payments_anchor_once", "UPDATE payments SET anchor = NULL, state = 'rejected' WHERE id = 'pay1'"),
     ("postings_sealed", "INSERT INTO postings(entry, account, asset, units) VALUES (1, 'wallet', 'lovelace', 1)"),
-    ("journal_balances", "INSERT INTO journal VALUES (2, 'deposit', NULL, NULL, 1)"),
+    ("journal_balances", "INSERT INTO journal(id, kind, at_ms) VALUES (2, 'deposit', 1)"),
     ("events_chained", NEW_EVENT.format(2, GENESIS)),
     ("events_chained", NEW_EVENT.format(3, HASH)),
     ("events_chained", NEW_EVENT.format(0, HASH)),
     ("events_chained", NEW_EVENT.format("NULL", HASH)),
+    ("topups_no_replace", NEW_TOPUP.format("'top9', 1, 'app', 'k9'")),
+    ("topups_no_replace", NEW_TOPUP.format("'top9', 2, 'app', 'k1'")),
+    ("topups_ended_at_ms_once", "UPDATE topups SET ended_at_ms = NULL WHERE id = 'top2'"),
+    ("topups_reason_code_once", "UPDATE topups SET reason_code = 'other' WHERE id = 'top2'"),
+    ("topups_reason_once", "UPDATE topups SET reason = NULL WHERE id = 'top2'"),
+    ("alerts_delivered_at_ms_once", "UPDATE alerts SET delivered_at_ms = NULL"),
+    ("meta_no_replace", "REPLACE INTO meta VALUES ('network', 'mainnet')"),
+    ("seals_chained", f"INSERT INTO seals VALUES (3, '{{}}', x'', '{HASH}')"),
+    ("seals_chained", f"INSERT INTO seals VALUES (NULL, '{{}}', x'', '{HASH}')"),
 ]
 """(guard, statement that it alone refuses)"""
 
@@ -171,9 +198,10 @@ def test_every_guard_has_a_breach_that_it_refuses() -> None:
 
 def test_every_column_of_a_row_that_stays_is_fixed_or_may_change(conn: sqlite3.Connection) -> None:
     may_change = {
-        "apps": {"name", "token_hash", "scopes", "created_at_ms"},
         "intents": {"ended_at_ms"},
         "holds": {"released_at_ms"},
+        "topups": {"seq", "ended_at_ms", "reason_code", "reason"},
+        "alerts": {"seq", "tries", "next_try_at_ms", "delivered_at_ms"},
         "payments": {
             *(
                 "seq",
@@ -206,7 +234,6 @@ def test_a_guard_that_is_gone_or_weaker_is_missed(plain: sqlite3.Connection, gua
 def test_what_may_change_does(plain: sqlite3.Connection) -> None:
     plain.execute("UPDATE intents SET ended_at_ms = 5 WHERE id = 'int1'")
     plain.execute("UPDATE holds SET released_at_ms = 5 WHERE asset = 'lovelace'")
-    plain.execute("UPDATE apps SET token_hash = 'new', name = 'new' WHERE id = 'app'")
     plain.execute("UPDATE payments SET state = 'void', reason = 'r' WHERE id = 'pay1'")
 
 
@@ -232,7 +259,7 @@ def test_what_may_change_does(plain: sqlite3.Connection) -> None:
         ("INSERT INTO attempts VALUES ('dd', 'pay1', 'pay', 'aa#0', 1, 'aa#01', x'84', 1, 9, 1)", "CHECK"),
         ("INSERT INTO reservations VALUES ('aa#0', 'pay1')", "UNIQUE"),
         ("INSERT INTO postings(entry, account, asset, units) VALUES (1, 'wallet', 'lovelace', 1)", "sealed"),
-        ("INSERT INTO journal VALUES (2, 'deposit', NULL, NULL, 1)", "does not balance"),
+        ("INSERT INTO journal(id, kind, at_ms) VALUES (2, 'deposit', 1)", "does not balance"),
         (
             "INSERT INTO postings(entry, account, asset, units) VALUES (2, 'wallet', 'lovelace', 1.5)",
             "cannot store REAL",
@@ -267,7 +294,7 @@ def test_an_entry_must_balance_per_asset(conn: sqlite3.Connection) -> None:
         "VALUES (2, 'wallet', 'lovelace', 5), (2, 'held', 'token', -5)"
     )
     with pytest.raises(sqlite3.IntegrityError, match="does not balance"):
-        conn.execute("INSERT INTO journal VALUES (2, 'post', NULL, NULL, 1)")
+        conn.execute("INSERT INTO journal(id, kind, at_ms) VALUES (2, 'post', 1)")
     conn.execute("ROLLBACK")
 
 
@@ -293,7 +320,7 @@ def sealed(conn: sqlite3.Connection, lines: list[tuple[str, int]]) -> str:
     conn.execute("BEGIN")
     try:
         conn.executemany("INSERT INTO postings(entry, account, asset, units) VALUES (2, 'wallet', ?, ?)", lines)
-        conn.execute("INSERT INTO journal VALUES (2, 'deposit', NULL, NULL, 1)")
+        conn.execute("INSERT INTO journal(id, kind, at_ms) VALUES (2, 'deposit', 1)")
     except sqlite3.Error as error:
         return str(error)
     finally:

@@ -1,0 +1,205 @@
+"""Alerts: what is running low, told once when it falls below its mark and once when it is back.
+
+An alert is a row and an event of one commit, then a line of the log and a call of the webhook. What the newest
+alert about a subject is tells whether it is raised, so a restart tells nothing twice.
+
+May import: core, store, webhook, the rest of agent. Never: moves money; takes an alert for delivered that no 2xx
+answered; shows a secret.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain
+
+import structlog
+
+from payagent.agent.agent import Agent
+from payagent.agent.terms import Terms
+from payagent.core.ledger import WALLET
+from payagent.core.money import LOVELACE, format_ada
+from payagent.core.prepaid import CALLS
+from payagent.core.times import iso_time
+from payagent.store import alerts, prepaid, queries, records
+from payagent.store.alerts import AlertRow
+from payagent.store.writer import Connection, Unit
+from payagent.webhook import Webhook
+
+CLEARED = "cleared"
+RETRY_AFTER_MS = (5_000, 30_000, 120_000, 600_000, 3_600_000)
+RETRY_EVERY_MS = 21_600_000
+RETRY_FOR_MS = 259_200_000
+"""An alert that nobody took for three days is no news any more."""
+
+log = structlog.get_logger("payagent.alerts")
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """How much is left of something that has a mark. `kind` is the alert's when that is below the mark."""
+
+    kind: str
+    subject: str
+    left: int
+    mark: int
+    facts: Mapping[str, str]
+
+
+def crossing(left: int, mark: int, is_raised: bool) -> bool | None:
+    """True: raise it, False: clear it, None: nothing new. At the mark it is not low."""
+    is_low = left < mark
+    return None if is_low == is_raised else is_low
+
+
+def is_raised(conn: Connection, subject: str) -> bool:
+    return alerts.last_kind(conn, subject) not in (None, CLEARED)
+
+
+def raise_alert(unit: Unit, kind: str, subject: str, facts: Mapping[str, str], now_ms: int) -> bool:
+    """Tell of it, unless its subject is raised already; True when that is news.
+
+    `facts` have a `detail` for people, and are sent beside id, kind, subject, at, network and address.
+    """
+    if is_raised(unit.conn, subject):
+        return False
+    _write(unit, kind, subject, facts, now_ms)
+    return True
+
+
+def clear_alert(unit: Unit, subject: str, facts: Mapping[str, str], now_ms: int) -> bool:
+    """Tell that it is over, if its subject is raised; True when that is news."""
+    if not is_raised(unit.conn, subject):
+        return False
+    _write(unit, CLEARED, subject, facts, now_ms)
+    return True
+
+
+def retry_at_ms(at_ms: int, tries: int, now_ms: int) -> int | None:
+    """When an alert of `at_ms` is sent again, after so many tries that failed; None when not again."""
+    wait_ms = RETRY_AFTER_MS[tries - 1] if tries <= len(RETRY_AFTER_MS) else RETRY_EVERY_MS
+    return now_ms + wait_ms if now_ms + wait_ms < at_ms + RETRY_FOR_MS else None
+
+
+def payload(alert: AlertRow, terms: Terms) -> bytes:
+    """What the webhook is sent: the same bytes each time."""
+    said = {
+        "id": alert.id,
+        "kind": alert.kind,
+        "subject": alert.subject,
+        "at": iso_time(alert.at_ms),
+        "network": terms.network.name,
+        "address": terms.own.text,
+        **alert.facts,
+    }
+    return json.dumps(said, separators=(",", ":")).encode()
+
+
+class Alerts:
+    """Looks at what has a mark, and tells. One `beat` at a time; `_told` is the last alert that was logged."""
+
+    def __init__(self, agent: Agent, webhook: Webhook | None) -> None:
+        self._agent = agent
+        self._webhook = webhook
+        self._told = alerts.last_seq(agent.conn)
+
+    async def beat(self) -> None:
+        """Decide, log what is new, whoever raised it, and send what is due."""
+        if any(_crossings(self._agent.conn, self._levels(self._agent.conn))):
+            now_ms = self._agent.ports.clock.now_ms()
+            await self._agent.write("alert", lambda unit: self._decide(unit, now_ms))
+        for alert in alerts.after(self._agent.conn, self._told):
+            event = "alert.cleared" if alert.kind == CLEARED else "alert.raised"
+            log.warning(event, alert=alert.id, kind=alert.kind, subject=alert.subject, **alert.facts)
+            self._told = alert.seq
+        if self._webhook is not None:
+            await self._send(self._webhook)
+
+    def _levels(self, conn: Connection) -> Iterator[Level]:
+        """Before the wallet's coins were read once, nobody knows whether it is low."""
+        is_wallet_known = self._agent.chain.tip is not None
+        return chain(
+            _wallet(conn, self._agent.terms) if is_wallet_known else (), _prepaid(conn, self._agent.terms)
+        )
+
+    def _decide(self, unit: Unit, now_ms: int) -> None:
+        for level, is_low in list(_crossings(unit.conn, self._levels(unit.conn))):
+            if is_low:
+                raise_alert(unit, level.kind, level.subject, level.facts, now_ms)
+            else:
+                clear_alert(unit, level.subject, level.facts, now_ms)
+
+    async def _send(self, webhook: Webhook) -> None:
+        """In their order, until one is not taken: its receiver is likely to be away, and a stop waits for us."""
+        clock = self._agent.ports.clock
+        now_ms = clock.now_ms()
+        for alert in alerts.due(self._agent.conn, now_ms, now_ms - RETRY_FOR_MS):
+            why_not = await webhook.deliver(alert.id, clock.now_ms(), payload(alert, self._agent.terms))
+            if why_not is not None:
+                await self._miss(alert, why_not)
+                return
+            await self._take(alert.seq)
+
+    async def _take(self, seq: int) -> None:
+        now_ms = self._agent.ports.clock.now_ms()
+        await self._agent.write("alert", lambda unit: alerts.set_delivered(unit, seq, now_ms))
+
+    async def _miss(self, alert: AlertRow, why_not: str) -> None:
+        again_at_ms = retry_at_ms(alert.at_ms, alert.tries + 1, self._agent.ports.clock.now_ms())
+        again_at = None if again_at_ms is None else iso_time(again_at_ms)
+        log.warning("alert.not_delivered", alert=alert.id, why=why_not, again_at=again_at)
+        await self._agent.write("alert", lambda unit: alerts.set_missed(unit, alert.seq, again_at_ms))
+
+
+def _write(unit: Unit, kind: str, subject: str, facts: Mapping[str, str], now_ms: int) -> None:
+    """Its id is of its place in the chain of events, which no other alert has."""
+    _, last_hash = queries.last_event(unit.conn)
+    digest = hashlib.sha256(f"{last_hash}\n{kind}\n{subject}\n{now_ms}".encode()).hexdigest()
+    alert_id = f"alert_{digest[:24]}"
+    alerts.add(unit, alert_id, kind, subject, facts, now_ms)
+    records.note(unit, None, "alert", None, now_ms, {"alert": alert_id, "kind": kind, "subject": subject, **facts})
+
+
+def _crossings(conn: Connection, levels: Iterator[Level]) -> Iterator[tuple[Level, bool]]:
+    """What is to be raised (True) or cleared."""
+    for level in levels:
+        is_low = crossing(level.left, level.mark, is_raised(conn, level.subject))
+        if is_low is not None:
+            yield level, is_low
+
+
+def _wallet(conn: Connection, terms: Terms) -> Iterator[Level]:
+    """What is ours and not held for a payment, less coins that cannot be spent.
+
+    Change counts while it is on its way: what selection may take this very moment falls with every payment and
+    comes back with its block, and would be an alert each time.
+    """
+    mark = terms.wallet_below_lovelace
+    if mark is None:
+        return
+    left = sum(units for account, asset, units in queries.balances(conn) if (account, asset) == (WALLET, LOVELACE))
+    left -= sum(
+        coin.lovelace
+        for coin in queries.coins(conn)
+        if coin.state in ("locked", "missing") and coin.reserved_for is None
+    )
+    detail = (
+        f"{format_ada(left)} in the wallet are not held for payments; alerts.wallet_below is {format_ada(mark)}"
+    )
+    facts = {"detail": detail, "unit": LOVELACE, "left": str(left), "below": str(mark)}
+    yield Level("wallet_low", "wallet", left, mark, facts)
+
+
+def _prepaid(conn: Connection, terms: Terms) -> Iterator[Level]:
+    """Calls that are left or on their way, of each pool at a merchant with a mark."""
+    marks = {one.origin: (one.name, one.alert_below) for one in terms.merchants.values() if one.alert_below}
+    for holding in prepaid.holdings(conn) if marks else ():
+        pool = holding.pool
+        name, mark = marks.get(pool.origin, ("", None))
+        if holding.unit != CALLS or mark is None:
+            continue
+        left = holding.balance.left + holding.coming
+        detail = f"{left} prepaid calls are left at {pool.origin}; merchants.{name}.alert_below is {mark}"
+        facts = {"detail": detail, "unit": CALLS, "left": str(left), "below": str(mark)}
+        facts |= {"merchant": pool.origin, "partner": pool.partner, "wallet": pool.wallet}
+        yield Level("prepaid_low", f"prepaid:{pool.id}", left, mark, facts)

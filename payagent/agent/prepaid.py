@@ -1,0 +1,151 @@
+"""Prepaid balance inside a commit: bought at confirmation, used by what is served, taken back with a lost block.
+
+May import: core, store. Never: decides whether to buy; counts the same call twice.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from payagent.core import ledger
+from payagent.core.invoice import Invoice
+from payagent.core.ledger import Units, prepaid_account
+from payagent.core.prepaid import CALLS, Balance, Cost, buy, take_back, use
+from payagent.core.problem import Refused
+from payagent.store import prepaid, records, topups
+from payagent.store.prepaid import Move
+from payagent.store.queries import PaymentRow
+from payagent.store.writer import Connection, Unit
+
+
+@dataclass(frozen=True, slots=True)
+class Buyer:
+    """Whose prepaid balance a call draws on: what X-Partner ('' for none) and X-Wallet-Address say."""
+
+    partner: str
+    wallet: str
+
+
+@dataclass(frozen=True, slots=True)
+class ServedCall:
+    """A call that was served without a payment of its own. A call with a `key` is the same call again."""
+
+    app_id: str
+    origin: str
+    buyer: Buyer
+    method: str
+    path: str
+    key: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Which purchase of a top-up a payment is, counted from 1, and what holds for it.
+
+    `unit` is what the top-up is ordered in (calls, or an asset). `is_call`: the request is an ordinary one.
+    """
+
+    topup: str
+    number: int
+    unit: str
+    is_call: bool
+    per_day_lovelace: int | None
+
+
+def is_batch(batch_target: int | None) -> bool:
+    return batch_target is not None and batch_target > 1
+
+
+def _size(row: PaymentRow) -> tuple[str, int]:
+    """(unit, count) that a payment buys: calls of its batch, else what it pays in its own asset."""
+    if is_batch(row.batch_target):
+        return CALLS, row.batch_target or 0
+    asset = row.outputs[0].asset
+    return asset, sum(output.units for output in row.outputs)
+
+
+def fitting(offers: tuple[Invoice, ...], part: Part | None) -> tuple[Invoice, ...]:
+    """Those of a merchant's offers that raise the balance as the top-up wants it raised; all without one."""
+    if part is None:
+        return offers
+    if part.is_call or part.unit == CALLS:
+        offers = tuple(offer for offer in offers if is_batch(offer.batch_target))
+        if not offers:
+            raise Refused("merchant_sells_none", "its 402 is for one call, not for a batch of them")
+    fit = tuple(offer for offer in offers if part.unit in (CALLS, offer.asset))
+    if not fit:
+        raise Refused("topup_other_asset", f"the merchant asks for {offers[0].asset}, not for {part.unit}")
+    return fit
+
+
+def bought(unit: Unit, row: PaymentRow, paid: Units, now_ms: int) -> None:
+    """A payment for a pool is confirmed."""
+    if row.pool is not None:
+        name, count = _size(row)
+        _move(unit, row.pool, name, Move("buy", 0, 0, 0, row.id), lambda had: buy(had, count, paid), now_ms)
+
+
+def taken_back(unit: Unit, row: PaymentRow, posted: Iterable[tuple[str, str, int]], now_ms: int) -> None:
+    """A payment for a pool lost its block; `posted` are the lines of the entry that was its spending."""
+    account = prepaid_account(row.origin or "")
+    paid = {asset: units for name, asset, units in posted if name == account}
+    if row.pool is not None and paid:
+        name, count = _size(row)
+        move = Move("take_back", 0, 0, 0, row.id)
+        _move(unit, row.pool, name, move, lambda had: take_back(had, count, paid), now_ms)
+
+
+def first_used(unit: Unit, row: PaymentRow, now_ms: int) -> None:
+    """The call was served that a batch was bought for: the first of the batch, counted once.
+
+    A top-up by a request of its own kind gets no call for it.
+    """
+    order = None if row.topup is None else topups.find(unit.conn, row.topup)
+    if order is not None and not order.is_call:
+        return
+    if row.pool is not None and is_batch(row.batch_target) and not prepaid.has_used(unit.conn, row.id):
+        move = Move("use", 0, 0, 0, row.id, row.app_id)
+        _move(unit, row.pool, CALLS, move, lambda had: use(had, 1), now_ms)
+
+
+def is_counted(conn: Connection, call: ServedCall) -> bool:
+    """Whether a served call uses something: it is one that has answered 402, and a pool is there for its buyer."""
+    if prepaid.price(conn, call.origin, call.method, call.path) is None:
+        return False
+    return prepaid.find_pool(conn, call.origin, call.buyer.partner, call.buyer.wallet) is not None
+
+
+def used(unit: Unit, call: ServedCall, now_ms: int) -> None:
+    """A call was served without a payment of its own: from what is left, else it is unexplained."""
+    priced = prepaid.price(unit.conn, call.origin, call.method, call.path)
+    pool = prepaid.find_pool(unit.conn, call.origin, call.buyer.partner, call.buyer.wallet)
+    if priced is None or pool is None:
+        return
+    if call.key is not None and prepaid.knows_call(unit.conn, call.app_id, call.key):
+        return
+    name, count = CALLS, 1
+    if prepaid.balance(unit.conn, pool.id, CALLS).left == 0:
+        asset, units = priced
+        if prepaid.balance(unit.conn, pool.id, asset).left > 0:
+            name, count = asset, units
+    told = f"{call.method} {call.path}"
+    move = Move("use", 0, 0, 0, None, call.app_id, told, call.key)
+    _move(unit, pool.id, name, move, lambda had: use(had, count), now_ms)
+
+
+def _move(
+    unit: Unit, pool_id: int, name: str, move: Move, change: Callable[[Balance], Balance], now_ms: int
+) -> None:
+    """Change a balance, and book what of its cost is used up by that."""
+    before = prepaid.balance(unit.conn, pool_id, name)
+    after = change(before)
+    spent = {asset: cost.used - before.costs.get(asset, Cost()).used for asset, cost in after.costs.items()}
+    entry = ledger.use(prepaid.pool(unit.conn, pool_id).origin, spent)
+    number = None if entry is None else records.write_entry(unit, entry, now_ms, pool=pool_id)
+    told = Move(
+        move.kind,
+        after.bought - before.bought,
+        after.used - before.used,
+        after.unexplained - before.unexplained,
+        *(move.payment_id, move.app_id, move.call, move.call_key),
+    )
+    prepaid.record_move(unit, pool_id, name, told, after, number, now_ms)

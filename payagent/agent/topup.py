@@ -1,0 +1,485 @@
+"""Top-ups: an order to raise a prepaid balance, carried out by one payment after the other.
+
+The order is a row before anything is done for it, and each of its purchases is the intent `topup:ID:NUMBER`:
+however often and from wherever a step is taken again, it finds the payment that it made. A beat takes one step for
+each open order: make the request and pay the 402, or show the proof, or end it.
+
+May import: core, dialects, merchants, store, the rest of agent. Never: pays past a limit; begins a purchase before
+the last one was delivered; takes a merchant's word for what was bought.
+"""
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import structlog
+
+from payagent.agent import prepaid
+from payagent.agent.agent import Agent, Ask, Quote, Request
+from payagent.agent.alerts import clear_alert, raise_alert
+from payagent.agent.prepaid import Buyer, Part, ServedCall, is_batch
+from payagent.agent.terms import AutoTopup, MerchantTerms, TopupRequest
+from payagent.agent.view import is_ready, retry_headers
+from payagent.core.invoice import Invoice
+from payagent.core.payment import NEVER_SIGNED, WITHOUT_PROOF, Delivery, State
+from payagent.core.prepaid import CALLS
+from payagent.core.problem import Refused
+from payagent.dialects import Said, parse_answer, parse_response, wants_wallet_address
+from payagent.merchants.client import Heard, MerchantClient
+from payagent.store import prepaid as pools
+from payagent.store import queries, topups
+from payagent.store.prepaid import Pool
+from payagent.store.queries import PaymentRow
+from payagent.store.topups import TopupRow
+from payagent.store.writer import Unit
+
+DAY_MS = 86_400_000
+PATIENCE_MS = DAY_MS
+BACKOFF_FIRST_MS, BACKOFF_MAX_MS = 1_000, 300_000
+AUTO_BACKOFF_FIRST_MS = 3_600_000
+PROOF_PATIENCE_S = 180
+"""A paid answer may take so long to begin: it waits for blocks."""
+
+EXPIRED_MAX = 10
+"""So many invoices may be nearly over when they come; a merchant that makes none that lasts is left alone."""
+
+LATER = frozenset(
+    (
+        *("batch_under_way", "chain_not_ready", "clock_skew", "funds_in_flight", "intent_settling"),
+        *("internal_error", "invoice_expired", "merchant_timeout", "merchant_unreachable", "not_signed_yet"),
+        *("restored_recently", "store_failed"),
+    )
+)
+"""Refusals that pass by themselves. Any other ends the order."""
+
+_TRANSIENT = (408, 425, 429)
+
+log = structlog.get_logger("payagent.topup")
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What is ordered: `units` of `unit` at a merchant, by this request or by the configured one."""
+
+    origin: str
+    unit: str
+    units: int
+    request: TopupRequest | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TopupPlan:
+    """What an order would take now: `count` payments like the quoted one. Its `refusal` is of all of them."""
+
+    wish: Wish
+    quote: Quote
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Wait:
+    """When the next step of an order is due, and why not yet. `poll`: what is asked in place of the proof."""
+
+    due_ms: int
+    failures: int = 0
+    trouble: str = ""
+    poll: str | None = None
+
+
+def gained(unit: str, batch_target: int | None, paid: Sequence[tuple[str, int]]) -> int:
+    """What a payment of these (asset, units) adds to an order in `unit`, without any fee."""
+    if unit == CALLS:
+        return (batch_target or 0) if is_batch(batch_target) else 0
+    return sum(units for asset, units in paid if asset == unit)
+
+
+def gained_by(unit: str, invoice: Invoice) -> int:
+    return gained(unit, invoice.batch_target, [(output.asset, output.units) for output in invoice.outputs])
+
+
+def bought(order: TopupRow, payments: Sequence[PaymentRow]) -> int:
+    """What the order's payments come to, those that are still under way too."""
+    return sum(
+        gained(order.unit, row.batch_target, [(output.asset, output.units) for output in row.outputs])
+        for row in payments
+        if row.state not in NEVER_SIGNED and row.state is not State.VOID
+    )
+
+
+class Topups:
+    """The orders of one wallet. What is kept in memory is only when to try again."""
+
+    def __init__(self, agent: Agent, merchants: MerchantClient) -> None:
+        self._agent = agent
+        self._merchants = merchants
+        self._waits: dict[str, _Wait] = {}
+
+    # --- the doors
+
+    async def order(self, app_id: str, key: str | None, wish: Wish) -> tuple[TopupRow, bool]:
+        """Open an order, or find the one of this key; True when it is new. It is carried out by the beats."""
+        agent = self._agent
+        merchant = agent.terms.merchant(wish.origin)
+        if wish.unit not in agent.terms.limits:
+            raise Refused("asset_not_allowed", f"no limit is set for {wish.unit}", asset=wish.unit)
+        topup_id, now_ms = agent.ports.new_id("top"), agent.ports.clock.now_ms()
+        name = f"order:{topup_id}" if key is None else f"key:{key}"
+        job = partial(
+            self._open, merchant=merchant, wish=wish, topup_id=topup_id, app_id=app_id, key=name, now_ms=now_ms
+        )
+        row = await agent.write("topup", job)
+        return row, row.id == topup_id
+
+    async def plan(self, app_id: str, wish: Wish) -> TopupPlan:
+        """Make the request, read its 402 and say what the order would take. Nothing is paid."""
+        agent = self._agent
+        merchant = agent.terms.merchant(wish.origin)
+        request, is_call = _request_of(merchant, wish)
+        heard = await self._hear(merchant, request, {}, merchant.timeout_s)
+        if 200 <= heard.status < 300:
+            if is_call:
+                await agent.record_call(self._served(app_id, merchant, request))
+            raise _sells_none()
+        part = self._part(agent.ports.new_id("top"), 1, wish.unit, is_call, merchant)
+        ask = self._ask(app_id, merchant, request, heard, part)
+        quote = await agent.quote(ask)
+        count = -(-wish.units // gained_by(wish.unit, quote.invoice))
+        if count > 1 and quote.refusal is None:
+            quote = await agent.quote(ask, count)
+        return TopupPlan(wish, quote, count)
+
+    def find(self, topup_id: str) -> TopupRow:
+        row = topups.find(self._agent.conn, topup_id)
+        if row is None:
+            raise Refused("not_found", f"there is no top-up {topup_id[:80]!r}")
+        return row
+
+    async def wait(self, topup_id: str, timeout_s: float) -> TopupRow:
+        """The order, when something has happened to it or time is up; at once when it has ended."""
+        row = self.find(topup_id)
+        if row.ended_at_ms is None:
+            await self._agent.changes.wait(topup_id, timeout_s)
+        return self.find(topup_id)
+
+    async def beat(self) -> None:
+        """One step for each open order whose turn it is; and new orders where a balance is low."""
+        for merchant in self._agent.terms.merchants.values():
+            if merchant.auto_topup is not None:
+                await self._order_where_low(merchant, merchant.auto_topup)
+        now_ms = self._agent.ports.clock.now_ms()
+        due = [row for row in topups.all_open(self._agent.conn) if self._wait_of(row).due_ms <= now_ms]
+        await asyncio.gather(*(self._take_step(row) for row in due))
+
+    # --- one step
+
+    async def _take_step(self, order: TopupRow) -> None:
+        try:
+            await self._step(order)
+        except Refused as refused:
+            if refused.code in LATER:
+                self._put_off(order, refused)
+            else:
+                await self._end(order, refused)
+        except Exception as error:
+            log.warning("topup.step_failed", topup=order.id, error=repr(error), exc_info=True)
+            self._put_off(order, Refused("internal_error", repr(error)))
+
+    async def _step(self, order: TopupRow) -> None:
+        """Reload, decide, do one thing."""
+        agent = self._agent
+        payments = queries.payments_of_topup(agent.conn, order.id)
+        last = payments[-1] if payments else None
+        now_ms = agent.ports.clock.now_ms()
+        if now_ms - order.created_at_ms > PATIENCE_MS:
+            trouble = self._wait_of(order).trouble or "its last payment was not delivered"
+            raise Refused("topup_out_of_time", trouble)
+        if last is not None and last.state is State.VOID:
+            raise Refused(last.reason_code or "payment_ended", last.reason or "its payment ended without paying")
+        if last is not None and last.state not in NEVER_SIGNED and last.delivery is not Delivery.ACCEPTED:
+            if not (last.state is State.RESERVED and last.handed_over):  # that is signed when it is asked for
+                await self._follow(order, last)
+                return
+        elif bought(order, payments) >= order.units:
+            await self._end(order, None)
+            return
+        if sum(row.reason_code == "invoice_expired" for row in payments) >= EXPIRED_MAX:
+            raise Refused("topup_refused", f"none of its last {EXPIRED_MAX} invoices could be paid in time")
+        delivered = sum(row.delivery is Delivery.ACCEPTED for row in payments)
+        await self._buy(order, delivered + 1, now_ms)
+
+    async def _buy(self, order: TopupRow, number: int, now_ms: int) -> None:
+        """Make the request and pay its 402."""
+        agent = self._agent
+        pool = pools.pool(agent.conn, order.pool)
+        merchant = agent.terms.merchant(pool.origin)
+        agent.chain.require_ready(now_ms)
+        under_way = pools.batch_under_way(agent.conn, pool.id, now_ms)
+        if under_way is not None and queries.payment(agent.conn, under_way).topup != order.id:  # type: ignore[union-attr]
+            raise Refused("batch_under_way", "a call buys a batch for the same balance")
+        request = _load(order.request)
+        heard = await self._hear(merchant, request, {}, merchant.timeout_s)
+        if 200 <= heard.status < 300:
+            await self._end(order, _sells_none(), self._served(order.app_id, merchant, request))
+            return
+        part = self._part(order.id, number, order.unit, order.is_call, merchant)
+        row, _ = await agent.pay(self._ask(order.app_id, merchant, request, heard, part))
+        log.info("topup.payment", topup=order.id, payment=row.id)
+        self._go_on(order)
+
+    async def _follow(self, order: TopupRow, row: PaymentRow) -> None:
+        """Show the proof of the last payment, once it can be, until the merchant has taken it."""
+        agent = self._agent
+        merchant = agent.terms.merchant(row.origin or "")
+        if row.delivery is Delivery.PAID_NOT_SERVED:
+            raise Refused("not_served_yet", f"{row.id} is paid, and the merchant did not take it", payment=row.id)
+        if not is_ready(row, merchant.ready):
+            return
+        request, poll = _load(order.request), self._wait_of(order).poll
+        proof = retry_headers(row, merchant, agent.terms.own.text)
+        if poll is not None:
+            request, proof = request.asking(poll), {}
+        heard = await self._hear(
+            merchant, request, proof, max(merchant.timeout_s, PROOF_PATIENCE_S), any_status=True
+        )
+        row, advice = await agent.take_answer(row.id, parse_answer(heard.status, heard.headers, heard.body or b""))
+        said = advice.answer.said
+        if said is Said.SERVED:
+            await agent.record_delivery(row.id, heard.status)
+            self._go_on(order)
+        elif advice.again_after_s is not None:
+            due_ms = agent.ports.clock.now_ms() + int(advice.again_after_s * 1000)
+            self._waits[order.id] = _Wait(due_ms, 0, advice.answer.reason, advice.answer.poll_query)
+        elif said is Said.USED_UP:
+            await agent.record_used_up(row.id)
+            self._go_on(order)
+        elif row.state not in WITHOUT_PROOF:
+            raise Refused(
+                "not_served_yet", f"the merchant says of {row.id}: {advice.answer.reason}", payment=row.id
+            )
+
+    async def _end(self, order: TopupRow, why: Refused | None, served: ServedCall | None = None) -> None:
+        """The order ends, and with it what its last call used."""
+        agent = self._agent
+        now_ms = agent.ports.clock.now_ms()
+
+        def job(unit: Unit) -> None:
+            if served is not None and order.is_call:
+                prepaid.used(unit, served, now_ms)
+            topups.end(unit, order.id, why.code if why else None, why.detail if why else None, now_ms)
+            _tell(unit, order, why, now_ms)
+
+        await agent.write("topup_end", job)
+        if why is None:
+            log.info("topup.done", topup=order.id)
+        else:
+            log.warning("topup.stopped", topup=order.id, cause=order.cause, code=why.code, why=why.detail)
+        self._go_on(order)
+
+    def _go_on(self, order: TopupRow) -> None:
+        """Something has been done: the next step is due."""
+        self._waits.pop(order.id, None)
+        self._agent.changes.notify(order.id)
+
+    def _put_off(self, order: TopupRow, why: Refused) -> None:
+        wait = self._wait_of(order)
+        delay_ms = min(BACKOFF_FIRST_MS << wait.failures, BACKOFF_MAX_MS)
+        due_ms = self._agent.ports.clock.now_ms() + delay_ms
+        self._waits[order.id] = _Wait(due_ms, min(wait.failures + 1, 10), f"{why.code}: {why.detail}", wait.poll)
+        log.info("topup.put_off", topup=order.id, code=why.code, why=why.detail, again_after_ms=delay_ms)
+
+    def _wait_of(self, order: TopupRow) -> _Wait:
+        return self._waits.get(order.id, _Wait(0))
+
+    # --- orders by themselves
+
+    async def _order_where_low(self, merchant: MerchantTerms, auto: AutoTopup) -> None:
+        """Order what is missing to `auto.to`, when less than `auto.below` is left and nothing is under way."""
+        agent = self._agent
+        now_ms = agent.ports.clock.now_ms()
+        buyer = self._buyer(merchant)
+        pool = pools.find_pool(agent.conn, merchant.origin, buyer.partner, buyer.wallet)
+        left = 0 if pool is None else self._left(pool, auto.unit)
+        if left >= auto.below or (pool is not None and self._must_wait(pool, auto, now_ms)):
+            return
+        wish, topup_id = Wish(merchant.origin, auto.unit, auto.to - left), agent.ports.new_id("top")
+
+        def job(unit: Unit) -> TopupRow:
+            topups.ensure_auto_app(unit, now_ms)
+            key = f"auto:{topup_id}"
+            return self._open(unit, merchant, wish, topup_id, topups.AUTO_APP, key, now_ms, "auto")
+
+        row = await agent.write("topup", job)
+        log.info("topup.ordered", topup=row.id, left=left, unit=auto.unit, units=row.units)
+
+    def _left(self, pool: Pool, unit: str) -> int:
+        """What is left and on its way: by our count, or by the merchant's word where that is less.
+
+        A word from before the last purchase was delivered does not know of it.
+        """
+        conn = self._agent.conn
+        ours = pools.balance(conn, pool.id, unit).left
+        told = pools.last_observation(conn, pool.id)
+        known_ms = max(pools.last_purchase_ms(conn, pool.id), topups.last_ended_ms(conn, pool.id))
+        if (
+            told is not None
+            and told.at_ms > known_ms
+            and told.remaining is not None
+            and (told.unit or CALLS) == unit
+        ):
+            ours = min(ours, told.remaining)
+        return ours + pools.coming(conn).get((pool.id, unit), 0)
+
+    def _must_wait(self, pool: Pool, auto: AutoTopup, now_ms: int) -> bool:
+        """Whether something is under way, the day's orders are used up, or the last ones failed."""
+        conn = self._agent.conn
+        if topups.open_of(conn, pool.id) or pools.batch_under_way(conn, pool.id, now_ms):
+            return True
+        orders = topups.autos_of(conn, pool.id)
+        if sum(row.created_at_ms > now_ms - DAY_MS for row in orders) >= auto.per_day_count:
+            return True
+        failed = next((place for place, row in enumerate(orders) if row.reason_code is None), len(orders))
+        if failed == 0:
+            return False
+        pause_ms = min(AUTO_BACKOFF_FIRST_MS << min(failed - 1, 10), DAY_MS)
+        return now_ms < (orders[0].ended_at_ms or now_ms) + pause_ms
+
+    # --- what the steps share
+
+    def _open(
+        self,
+        unit: Unit,
+        merchant: MerchantTerms,
+        wish: Wish,
+        topup_id: str,
+        app_id: str,
+        key: str,
+        now_ms: int,
+        cause: str = "order",
+    ) -> TopupRow:
+        """Inside a commit: the order of this key, made if there is none and no other is open for the pool."""
+        buyer = self._buyer(merchant)
+        pool = pools.ensure_pool(unit, merchant.origin, buyer.partner, buyer.wallet, now_ms)
+        if (known := topups.find_by_key(unit.conn, app_id, key)) is not None:
+            _require_same(known, pool, wish)
+            return known
+        if (other := topups.open_of(unit.conn, pool.id)) is not None:
+            raise Refused("topup_under_way", f"{other.id} is not done yet", topup=other.id)
+        request, is_call = _request_of(merchant, wish)
+        topups.add(
+            unit,
+            topup_id=topup_id,
+            pool=pool.id,
+            app_id=app_id,
+            key=key,
+            cause=cause,
+            unit_name=wish.unit,
+            units=wish.units,
+            request=_dump(request),
+            is_call=is_call,
+            now_ms=now_ms,
+        )
+        row = topups.find(unit.conn, topup_id)
+        assert row is not None  # noqa: S101  it was just added
+        return row
+
+    async def _hear(
+        self,
+        merchant: MerchantTerms,
+        request: TopupRequest,
+        proof: dict[str, str],
+        timeout_s: int,
+        *,
+        any_status: bool = False,
+    ) -> Heard:
+        """Make the request. Without a proof only an answer that sells or serves comes back, others are raised."""
+        own = self._agent.terms.own.text
+        headers = {"X-Wallet-Address": own} | merchant.buyer_headers(own) | proof
+        if request.body:
+            headers["Content-Type"] = "application/json"
+        heard = await self._merchants.call(
+            merchant.origin + request.path,
+            request.method,
+            body=request.body.encode(),
+            headers=headers,
+            timeout_s=timeout_s,
+        )
+        if not any_status:
+            _require_offer(heard)
+        return heard
+
+    def _ask(self, app_id: str, merchant: MerchantTerms, request: TopupRequest, heard: Heard, part: Part) -> Ask:
+        if heard.body is None:
+            raise Refused("body_too_big", "the 402's body is longer than any that is read")
+        return Ask(
+            app_id=app_id,
+            origin=merchant.origin,
+            response=parse_response(heard.status, heard.headers, heard.body),
+            received=heard.record(),
+            request=Request(request.method, request.path, hashlib.sha256(request.body.encode()).hexdigest()),
+            buyer=self._buyer(merchant),
+            topup=part,
+        )
+
+    def _part(self, topup_id: str, number: int, unit: str, is_call: bool, merchant: MerchantTerms) -> Part:
+        return Part(topup_id, number, unit, is_call, merchant.topup_per_day_lovelace)
+
+    def _served(self, app_id: str, merchant: MerchantTerms, request: TopupRequest) -> ServedCall:
+        path = request.path.partition("?")[0]
+        return ServedCall(app_id, merchant.origin, self._buyer(merchant), request.method, path, None)
+
+    def _buyer(self, merchant: MerchantTerms) -> Buyer:
+        return Buyer(merchant.partner or "", self._agent.terms.own.text)
+
+
+def _require_offer(heard: Heard) -> None:
+    """Refuse an answer that neither serves the request nor asks for money."""
+    if heard.status == 402 or 200 <= heard.status < 300:
+        return
+    answer = parse_answer(heard.status, heard.headers, heard.body or b"")
+    if wants_wallet_address(answer):
+        raise Refused("wallet_address_required", "the merchant was told the wallet's address and wants another")
+    if heard.status >= 500 or heard.status in _TRANSIENT:
+        raise Refused("merchant_unreachable", f"it answered {heard.status}")
+    raise Refused("topup_refused", f"it answered {heard.status}: {str(answer.body)[:200]!a}")
+
+
+def _tell(unit: Unit, order: TopupRow, why: Refused | None, now_ms: int) -> None:
+    """An order that nobody gave has nobody who waits for it: that it failed is an alert, until one succeeds."""
+    pool = pools.pool(unit.conn, order.pool)
+    subject, facts = f"topup:{pool.id}", {"topup": order.id, "merchant": pool.origin}
+    if why is None:
+        clear_alert(unit, subject, facts | {"detail": f"a top-up at {pool.origin} is done"}, now_ms)
+    elif order.cause == "auto":
+        raise_alert(unit, "topup_failed", subject, facts | {"detail": why.detail, "code": why.code}, now_ms)
+
+
+def _sells_none() -> Refused:
+    return Refused("merchant_sells_none", "it served the request without asking for money")
+
+
+def _request_of(merchant: MerchantTerms, wish: Wish) -> tuple[TopupRequest, bool]:
+    """(the request that sells it, whether it is an ordinary call)."""
+    if wish.request is not None:
+        return wish.request, wish.request != merchant.topup_request
+    if merchant.topup_request is None:
+        raise Refused(
+            "topup_not_configured", f"merchants.{merchant.name} has no topup.path, and no call was named"
+        )
+    return merchant.topup_request, False
+
+
+def _require_same(known: TopupRow, pool: Pool, wish: Wish) -> None:
+    same_request = not known.is_call if wish.request is None else known.request == _dump(wish.request)
+    if (known.pool, known.unit, known.units) != (pool.id, wish.unit, wish.units) or not same_request:
+        raise Refused("idempotency_key_reused", f"the key named the top-up {known.id} before", topup=known.id)
+
+
+def _dump(request: TopupRequest) -> str:
+    return json.dumps({"method": request.method, "path": request.path, "body": request.body})
+
+
+def _load(text: str) -> TopupRequest:
+    return TopupRequest(**json.loads(text))

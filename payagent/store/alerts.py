@@ -1,0 +1,75 @@
+"""Alerts in the ledger database: what somebody is to be told, and whether the webhook has it.
+
+May import: core, store. Never: commits; changes what an alert says.
+"""
+
+import json
+import sqlite3
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from payagent.store.writer import Unit
+
+
+@dataclass(frozen=True, slots=True)
+class AlertRow:
+    """`tries`: how often the webhook was called and did not take it."""
+
+    seq: int
+    id: str
+    kind: str
+    subject: str
+    facts: Mapping[str, str]
+    at_ms: int
+    tries: int
+
+
+_ALERT = "SELECT seq, id, kind, subject, body, at_ms, tries FROM alerts"
+
+
+def last_seq(conn: sqlite3.Connection) -> int:
+    """The number of the newest alert; 0 before the first."""
+    return int(conn.execute("SELECT COALESCE(MAX(seq), 0) FROM alerts").fetchone()[0])
+
+
+def last_kind(conn: sqlite3.Connection, subject: str) -> str | None:
+    """What the newest alert about a subject is; None when there was none."""
+    row = conn.execute(
+        "SELECT kind FROM alerts WHERE subject = ? ORDER BY seq DESC LIMIT 1", (subject,)
+    ).fetchone()
+    return row[0] if row else None
+
+
+def after(conn: sqlite3.Connection, seq: int) -> list[AlertRow]:
+    """Alerts with a higher number, oldest first."""
+    return [_alert(row) for row in conn.execute(f"{_ALERT} WHERE seq > ? ORDER BY seq", (seq,))]
+
+
+def due(conn: sqlite3.Connection, now_ms: int, since_ms: int) -> list[AlertRow]:
+    """Alerts since then that the webhook does not have and is to be called for now, oldest first."""
+    rows = conn.execute(
+        f"{_ALERT} WHERE next_try_at_ms <= ? AND at_ms > ? ORDER BY seq",
+        (now_ms, since_ms),
+    )
+    return [_alert(row) for row in rows]
+
+
+def add(unit: Unit, alert_id: str, kind: str, subject: str, facts: Mapping[str, str], now_ms: int) -> None:
+    """The webhook is to be called for it at once."""
+    unit.conn.execute(
+        "INSERT INTO alerts(id, kind, subject, body, at_ms, next_try_at_ms) VALUES (?, ?, ?, ?, ?, ?)",
+        (alert_id, kind, subject, json.dumps(facts, separators=(",", ":")), now_ms, now_ms),
+    )
+
+
+def set_delivered(unit: Unit, seq: int, now_ms: int) -> None:
+    unit.conn.execute("UPDATE alerts SET next_try_at_ms = NULL, delivered_at_ms = ? WHERE seq = ?", (now_ms, seq))
+
+
+def set_missed(unit: Unit, seq: int, again_at_ms: int | None) -> None:
+    """The webhook did not take it. None: it is not called for it again."""
+    unit.conn.execute("UPDATE alerts SET tries = tries + 1, next_try_at_ms = ? WHERE seq = ?", (again_at_ms, seq))
+
+
+def _alert(row: tuple[int, str, str, str, str, int, int]) -> AlertRow:
+    return AlertRow(*row[:4], json.loads(row[4]), *row[5:])

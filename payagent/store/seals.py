@@ -1,0 +1,87 @@
+"""Seals: what each job added to the tables of record, under one hash, each over the seal before.
+
+So the number and hash of the newest seal, the head, stand for every row up to it. Of a row that may change in
+part, what never changes is sealed; the rest follows from the events, which are sealed whole. A row's text is the
+JSON array of its number and its columns in their order, bytes as X'..' in hex; its mark is the CRC-32 of that
+text, which serves to name the row and proves nothing.
+
+May import: store.schema, sqlite3. Never: seals what it did not see being added.
+"""
+
+import hashlib
+import json
+import sqlite3
+import struct
+from collections.abc import Iterable
+from itertools import groupby
+from zlib import crc32
+
+from payagent.store.schema import GENESIS, KEPT
+
+SEALED = tuple(sorted(KEPT.keys() - {"seals"}))
+"""The tables whose rows are sealed."""
+
+
+def row_text(conn: sqlite3.Connection, table: str) -> str:
+    """SQL for the bytes that stand for a row in its seal."""
+    fixed = KEPT[table].fixed
+    columns = [
+        f"quote({name})" if kind == "BLOB" else name
+        for _, name, kind, *_ in conn.execute(f"PRAGMA table_info({table})")
+        if fixed is None or name in fixed
+    ]
+    return f"CAST(json_array(rowid, {', '.join(columns)}) AS BLOB)"
+
+
+def marks_of(texts: Iterable[bytes]) -> bytes:
+    """Four bytes for each row."""
+    found = [crc32(text) for text in texts]
+    return struct.pack(f">{len(found)}I", *found)
+
+
+def seal_hash(prev_hash: str, seq: int, what: str, marks: bytes, texts: Iterable[bytes]) -> str:
+    """SHA-256 in hex of lines: the hash before, the number, what it is of, the marks in hex, each row's text."""
+    head = f"{prev_hash}\n{seq}\n{what}\n{marks.hex()}\n".encode()
+    return hashlib.sha256(head + b"\n".join(texts)).hexdigest()
+
+
+def last_seal(conn: sqlite3.Connection) -> tuple[int, str]:
+    """(seq, hash) of the newest seal; (0, GENESIS) before the first."""
+    row = conn.execute("SELECT seq, hash FROM seals ORDER BY seq DESC LIMIT 1").fetchone()
+    return row or (0, GENESIS)
+
+
+class Sealer:
+    """The last step of every job: seals what it added. Keeps nothing between jobs, so there is nothing to undo."""
+
+    def __init__(self, conn: sqlite3.Connection) -> None:
+        self._conn = conn
+        last = ", ".join(f"(SELECT COALESCE(MAX(rowid), 0) FROM {table})" for table in SEALED)  # noqa: S608
+        self._last = f"SELECT {last}"
+        self._added = " UNION ALL ".join(
+            f"SELECT {place}, rowid, {row_text(conn, table)} FROM {table} WHERE rowid > ?{place + 1}"  # noqa: S608
+            for place, table in enumerate(SEALED)
+        )
+
+    def last_rows(self) -> tuple[int, ...]:
+        """The number of each table's last row."""
+        rows: tuple[int, ...] = self._conn.execute(self._last).fetchone()
+        return rows
+
+    def seal(self, after: tuple[int, ...]) -> None:
+        """Seal the rows above these numbers, if there are any."""
+        rows = sorted(self._conn.execute(self._added, after))
+        if not rows:
+            return
+        numbers = {
+            SEALED[place]: [number for _, number, _ in added]
+            for place, added in groupby(rows, key=lambda row: row[0])
+        }
+        what = json.dumps({table: [n[0], n[-1]] for table, n in numbers.items()}, separators=(",", ":"))
+        texts = [text for _, _, text in rows]
+        marks = marks_of(texts)
+        seq, prev_hash = last_seal(self._conn)
+        self._conn.execute(
+            "INSERT INTO seals(seq, what, marks, hash) VALUES (?, ?, ?, ?)",
+            (seq + 1, what, marks, seal_hash(prev_hash, seq + 1, what, marks, texts)),
+        )

@@ -1,0 +1,139 @@
+"""Orders to raise a prepaid balance: what was ordered, how it ended, and what its payments took.
+
+May import: core, store. Never: commits; counts what an order bought (its payments say that).
+"""
+
+import sqlite3
+from dataclasses import dataclass
+
+from payagent.store.writer import Unit
+
+AUTO_APP = "app_auto_topup"
+"""The app that automatic orders are of. It has no token."""
+
+
+@dataclass(frozen=True, slots=True)
+class TopupRow:
+    """An order to buy `units` of `unit` (calls, or an asset that is paid) for a pool.
+
+    `request` is the call whose 402 sells it, as JSON; `is_call`: an ordinary one, which uses one of what it buys.
+    `reason_code` says why it ended before it was reached.
+    """
+
+    seq: int
+    id: str
+    pool: int
+    app_id: str
+    key: str
+    cause: str
+    unit: str
+    units: int
+    request: str
+    is_call: bool
+    created_at_ms: int
+    ended_at_ms: int | None
+    reason_code: str | None
+    reason: str | None
+
+    @property
+    def state(self) -> str:
+        """`open`; `done`, also when the merchant has nothing more to sell; or `stopped`, for its reason."""
+        if self.ended_at_ms is None:
+            return "open"
+        return "done" if self.reason_code in (None, "merchant_sells_none") else "stopped"
+
+
+_TOPUP = (
+    "SELECT seq, id, pool, app_id, key, cause, unit, units, request, is_call, created_at_ms, ended_at_ms, "
+    "reason_code, reason FROM topups"
+)
+
+
+def _row(values: tuple[object, ...]) -> TopupRow:
+    return TopupRow(*values[:9], bool(values[9]), *values[10:])  # type: ignore[arg-type, call-arg]
+
+
+def add(
+    unit: Unit,
+    *,
+    topup_id: str,
+    pool: int,
+    app_id: str,
+    key: str,
+    cause: str,
+    unit_name: str,
+    units: int,
+    request: str,
+    is_call: bool,
+    now_ms: int,
+) -> None:
+    unit.conn.execute(
+        "INSERT INTO topups(id, pool, app_id, key, cause, unit, units, request, is_call, created_at_ms) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (topup_id, pool, app_id, key, cause, unit_name, units, request, is_call, now_ms),
+    )
+
+
+def end(unit: Unit, topup_id: str, reason_code: str | None, reason: str | None, now_ms: int) -> None:
+    """An order ends once."""
+    unit.conn.execute(
+        "UPDATE topups SET ended_at_ms = ?, reason_code = ?, reason = ? WHERE id = ? AND ended_at_ms IS NULL",
+        (now_ms, reason_code, reason, topup_id),
+    )
+
+
+def ensure_auto_app(unit: Unit, now_ms: int) -> None:
+    """Whose payments those of automatic orders are; what stands for its token is the hash of none."""
+    unit.conn.execute(
+        "INSERT INTO apps(id, name, token_hash, scopes, created_at_ms) SELECT ?, 'auto top-up', 'none', '', ? "
+        "WHERE NOT EXISTS (SELECT 1 FROM apps WHERE id = ?)",
+        (AUTO_APP, now_ms, AUTO_APP),
+    )
+
+
+def find(conn: sqlite3.Connection, topup_id: str) -> TopupRow | None:
+    row = conn.execute(f"{_TOPUP} WHERE id = ?", (topup_id,)).fetchone()
+    return _row(row) if row else None
+
+
+def find_by_key(conn: sqlite3.Connection, app_id: str, key: str) -> TopupRow | None:
+    row = conn.execute(f"{_TOPUP} WHERE app_id = ? AND key = ?", (app_id, key)).fetchone()
+    return _row(row) if row else None
+
+
+def open_of(conn: sqlite3.Connection, pool_id: int) -> TopupRow | None:
+    row = conn.execute(f"{_TOPUP} WHERE pool = ? AND ended_at_ms IS NULL", (pool_id,)).fetchone()
+    return _row(row) if row else None
+
+
+def all_open(conn: sqlite3.Connection) -> list[TopupRow]:
+    return [_row(row) for row in conn.execute(f"{_TOPUP} WHERE ended_at_ms IS NULL ORDER BY seq")]
+
+
+def page(conn: sqlite3.Connection, before_seq: int | None, limit: int) -> list[TopupRow]:
+    """Newest first."""
+    below = 2**63 - 1 if before_seq is None else before_seq
+    return [_row(row) for row in conn.execute(f"{_TOPUP} WHERE seq < ? ORDER BY seq DESC LIMIT ?", (below, limit))]
+
+
+def autos_of(conn: sqlite3.Connection, pool_id: int) -> list[TopupRow]:
+    """The last automatic orders for a pool, newest first."""
+    rows = conn.execute(f"{_TOPUP} WHERE pool = ? AND cause = 'auto' ORDER BY seq DESC LIMIT 1000", (pool_id,))
+    return [_row(row) for row in rows]
+
+
+def last_ended_ms(conn: sqlite3.Connection, pool_id: int) -> int:
+    """When the last order for a pool ended; 0 when none did."""
+    row = conn.execute("SELECT COALESCE(MAX(ended_at_ms), 0) FROM topups WHERE pool = ?", (pool_id,)).fetchone()
+    return int(row[0])
+
+
+def lovelace_since(conn: sqlite3.Connection, origin: str, since_ms: int) -> int:
+    """Lovelace that orders at a merchant took since then and did not give back, fees included."""
+    row = conn.execute(
+        "SELECT COALESCE(SUM(h.units), 0) FROM topups t JOIN prepaid_pools o ON o.id = t.pool AND o.origin = ? "
+        "JOIN payments p ON p.topup = t.id JOIN holds h ON h.payment_id = p.id AND h.asset = 'lovelace' "
+        "WHERE h.at_ms > ? AND h.released_at_ms IS NULL",
+        (origin, since_ms),
+    ).fetchone()
+    return int(row[0])

@@ -1,0 +1,237 @@
+"""Prepaid balance through real payments: bought when confirmed, used when served, taken back with a lost block."""
+
+import asyncio
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from agent_kit import ADA, Clock, Run, World
+
+from payagent.agent.agent import Request
+from payagent.agent.prepaid import Buyer, ServedCall
+from payagent.audit.finding import Finding
+from payagent.audit.signed import Owner
+from payagent.audit.verify import verify
+from payagent.core.ledger import merchant_account, prepaid_account
+from payagent.core.payment import State
+from payagent.core.prepaid import CALLS, Balance
+from payagent.core.problem import Refused
+from payagent.devnet.server import DevnetThread
+from payagent.store import prepaid
+
+PRICE = 10 * ADA
+SHARES = 3 * ADA
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    """A devnet whose clock the test moves."""
+    clock = Clock()
+    with DevnetThread(now_ms=clock.now_ms) as devnet:
+        world = World(devnet, tmp_path)
+        world.clock = clock
+        yield world
+        world.http.close()
+
+
+@pytest.fixture
+async def run(world: World):  # type: ignore[no-untyped-def]
+    world.fund(*[100 * ADA] * 4)
+    world.settings(batch=4)
+    async with world.run() as run:
+        await run.look()
+        yield run
+
+
+def balance(run: Run) -> Balance:
+    (pool,) = prepaid.all_pools(run.agent.conn)
+    assert (pool.origin, pool.partner, pool.wallet) == (run.world.origin, "demo", run.world.address)
+    return prepaid.balance(run.agent.conn, pool.id, CALLS)
+
+
+def call(run: Run, key: str | None = None, path: str = "/chat", partner: str = "demo") -> ServedCall:
+    return ServedCall("app_test", run.world.origin, Buyer(partner, run.world.address), "POST", path, key)
+
+
+def require_whole(run: Run, *, in_flight: bool = False) -> None:
+    with run.agent.snapshot() as conn:
+        found = list(verify(conn, Owner(run.agent.terms.own, run.agent.terms.network)))
+    assert not [one for one in found if isinstance(one, Finding)], found
+    books = run.books()
+    left = sum(one.balance.costs["lovelace"].left for one in prepaid.holdings(run.agent.conn) if one.balance.costs)
+    assert books.get(prepaid_account(run.world.origin), {}).get("lovelace", 0) == left
+    assert in_flight or run.owned() == run.world.on_chain()
+
+
+async def test_a_batch_is_bought_at_confirmation_and_used_call_by_call(run: Run) -> None:
+    row = await run.pay("first")
+    (coming,) = prepaid.holdings(run.agent.conn)
+    assert (coming.coming, coming.balance) == (4, Balance())
+    await run.settle_down()
+    assert (balance(run).bought, balance(run).left) == (4, 4)
+    assert run.books()[prepaid_account(run.world.origin)] == {"lovelace": PRICE + SHARES}
+    await run.agent.record_delivery(row.id, 200)
+    await run.agent.record_delivery(row.id, 200)
+    assert balance(run).used == 1, "a proof that is shown again is the same call"
+    for _ in range(3):
+        await run.agent.record_call(call(run))
+    assert (balance(run).left, balance(run).unexplained) == (0, 0)
+    assert run.books().get(prepaid_account(run.world.origin)) is None
+    assert run.books()[merchant_account(run.world.origin)] == {"lovelace": PRICE + SHARES}
+    await run.agent.record_call(call(run))
+    assert (balance(run).used, balance(run).unexplained) == (4, 1)
+    require_whole(run)
+
+
+async def test_only_calls_that_cost_money_count_and_each_key_once(run: Run) -> None:
+    await run.pay_in_block("first")
+    await run.agent.record_call(call(run, path="/health"))
+    await run.agent.record_call(call(run, partner="another"))
+    assert balance(run).used == 0
+    await run.agent.record_call(call(run, key="k1"))
+    await run.agent.record_call(call(run, key="k1"))
+    assert balance(run).used == 1
+    require_whole(run)
+
+
+async def test_a_rollback_takes_it_back_and_the_next_block_gives_it_again(run: Run) -> None:
+    row = await run.pay_in_block("first")
+    await run.agent.record_delivery(row.id, 200)
+    await run.agent.record_call(call(run))
+    had = balance(run)
+    assert (had.bought, had.used) == (4, 2)
+    run.world.control("rollback", depth=1)
+    run.world.block(2)
+    run.world.fault("submit", "drop")
+    await run.look()
+    assert run.state(row.id) is State.IN_FLIGHT
+    assert (balance(run).bought, balance(run).used, balance(run).unexplained) == (0, 0, 2)
+    assert not {prepaid_account(run.world.origin), merchant_account(run.world.origin)} & run.books().keys()
+    require_whole(run, in_flight=True)
+    run.world.control("faults", clear=True)
+    run.world.clock.ahead_ms += 100_000
+    await run.pass_time(4)
+    assert run.state(row.id) is State.CONFIRMED
+    assert balance(run) == had
+    require_whole(run)
+
+
+async def test_one_batch_at_a_time(run: Run) -> None:
+    asks = [run.world.ask(f"call {n}") for n in range(5)]
+    results = await asyncio.gather(*(run.agent.pay(ask) for ask in asks), return_exceptions=True)
+    refused = [one for one in results if isinstance(one, Refused)]
+    assert (len(refused), {one.code for one in refused}) == (4, {"batch_under_way"})
+    (row,) = [one[0] for one in results if isinstance(one, tuple)]
+    assert all(one.context["payment"] == row.id for one in refused)
+    await run.agent.drain(10)
+    await run.settle_down()
+    with pytest.raises(Refused, match="batch_under_way"):
+        await run.agent.pay(run.world.ask("too early: the merchant has not credited it"))
+    served = run.world.call("call 0", headers=headers(run, row.id))
+    assert served.status_code == 200, served.text
+    await run.agent.record_delivery(row.id, 200)
+    assert run.world.call("call 1").status_code == 200, "the batch serves it"
+    assert len(run.world.transactions()) == 1
+
+
+async def test_a_batch_that_nobody_fetches_does_not_block_for_ever(run: Run) -> None:
+    await run.pay_in_block("never shown")
+    with pytest.raises(Refused, match="batch_under_way"):
+        await run.pay("second")
+    await run.pass_time(30)
+    second = await run.pay("second")
+    assert second.state is State.IN_FLIGHT
+
+
+async def test_a_refusal_that_made_no_payment_is_in_the_record(run: Run) -> None:
+    ask = run.world.ask("hello")
+    elsewhere = type(ask)(**{**vars_of(ask), "origin": "https://elsewhere.example"})
+    with pytest.raises(Refused, match="merchant_not_allowed"):
+        await run.agent.pay(elsewhere)
+    with pytest.raises(Refused, match="terms_changed"):
+        await run.agent.pay(ask)
+        await run.agent.pay(run.world.ask_of(run.world.call("hello"), body=cheaper(run.world.call("hello").text)))
+    rows = run.agent.conn.execute("SELECT detail FROM events WHERE payment_id IS NULL AND event = 'refused'")
+    told = [json.loads(detail) for (detail,) in rows]
+    assert [one["code"] for one in told] == ["merchant_not_allowed", "terms_changed"]
+    assert told[0]["origin"] == "https://elsewhere.example"
+    assert "invoiceId" in told[1]["received"]
+    await run.agent.drain(10)
+    require_whole(run, in_flight=True)
+
+
+def cheaper(text: str) -> str:
+    return text.replace('"amountUnits":"10000000"', '"amountUnits":"9000000"')
+
+
+async def test_a_price_that_was_never_paid_counts_too(run: Run) -> None:
+    """A call that waits for another's batch has answered 402 as well."""
+    row = await run.pay("first")
+    answer = run.world.http.post(
+        f"{run.world.origin}/token-analysis",
+        json={"token": "x"},
+        headers={"X-Partner": "demo", "X-Wallet-Address": run.world.address},
+    )
+    ask = run.world.ask_of(answer)
+    request = ask.request
+    assert request is not None
+    other = Request("POST", "/token-analysis?full=1", request.body_sha256)
+    with pytest.raises(Refused, match="batch_under_way"):
+        await run.agent.pay(type(ask)(**{**vars_of(ask), "request": other}))
+    await run.settle_down()
+    await run.agent.record_delivery(row.id, 200)
+    await run.agent.record_call(call(run, path="/token-analysis"))
+    assert balance(run).used == 2
+
+
+async def test_another_partner_has_a_pool_of_its_own(run: Run) -> None:
+    await run.pay("first")
+    said = {"X-Partner": "other", "X-Wallet-Address": run.world.address}
+    answer = run.world.call("second", headers=said)
+    ask = run.world.ask_of(answer)
+    request = ask.request
+    assert request is not None
+    named = Request(request.method, request.path, request.body_sha256, {k.lower(): v for k, v in said.items()})
+    row, _ = await run.agent.pay(type(ask)(**{**vars_of(ask), "request": named}))
+    assert row.state is not State.REJECTED
+    assert [pool.partner for pool in prepaid.all_pools(run.agent.conn)] == ["demo", "other"]
+
+
+def vars_of(ask: object) -> dict[str, object]:
+    return {name: getattr(ask, name) for name in ask.__dataclass_fields__}  # type: ignore[attr-defined]
+
+
+def headers(run: Run, payment_id: str) -> dict[str, str]:
+    from payagent.agent.view import retry_headers
+
+    row = run.agent.payment(payment_id)
+    return retry_headers(row, run.agent.terms.merchants[run.world.origin], run.world.address)
+
+
+async def test_what_the_merchant_says_is_kept_and_changes_nothing(run: Run) -> None:
+    row = await run.pay_in_block("first")
+    assert run.world.call("first", headers=headers(run, row.id)).status_code == 200
+    await run.agent.record_delivery(row.id, 200)
+    await run.watch.observe_prepaid()
+    (one,) = prepaid.holdings(run.agent.conn)
+    told = prepaid.last_observation(run.agent.conn, one.pool.id)
+    assert told is not None
+    assert (told.source, told.remaining, told.total, told.why_not_understood) == ("balance", 3, 4, None)
+    assert json.loads(told.body)["remaining"] == 3
+    run.world.settings(balance_shape="nonsense")
+    assert run.world.call("beside payagent").status_code == 200
+    await run.agent.record_call(call(run))
+    run.world.clock.ahead_ms += 1000
+    await run.watch.observe_prepaid()
+    told = prepaid.last_observation(run.agent.conn, one.pool.id)
+    assert told is not None
+    assert (told.source, told.remaining, balance(run).left) == ("credits", 2, 2), "one path failed, the other told"
+    assert run.world.call("beside payagent again").status_code == 200
+    run.world.clock.ahead_ms += 600_000
+    run.world.block()
+    await run.watch.observe_prepaid()
+    told = prepaid.last_observation(run.agent.conn, one.pool.id)
+    assert told is not None
+    assert (told.remaining, balance(run).left) == (1, 2), "the merchant's word is kept, and is not our count"
+    require_whole(run)

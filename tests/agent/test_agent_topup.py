@@ -1,0 +1,417 @@
+"""Top-ups on the devnet: as many batches as were ordered, each once, whatever dies in between."""
+
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from agent.test_agent_prepaid import balance, call, require_whole
+from agent_kit import ADA, APP, Clock, Run, World, with_terms
+
+from payagent.agent.terms import AutoTopup, TopupRequest
+from payagent.agent.topup import PATIENCE_MS, Wish
+from payagent.core.payment import Delivery, State
+from payagent.core.policy import Limit
+from payagent.core.problem import Refused
+from payagent.devnet.server import DevnetThread
+from payagent.store import alerts, prepaid, queries, topups
+from payagent.store.topups import TopupRow
+
+BATCH = 4
+COST = 13 * ADA
+REQUEST = TopupRequest("POST", "/payments/topup", "{}")
+CHAT = TopupRequest("POST", "/chat", '{"message": "for a batch"}')
+ROUNDS = 40
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    """A devnet whose clock the test moves, and a merchant that sells batches by a request of its own."""
+    clock = Clock()
+    with DevnetThread(now_ms=clock.now_ms) as devnet:
+        world = World(devnet, tmp_path)
+        world.clock = clock
+        world.terms = with_topup(world, topup_request=REQUEST)
+        world.fund(*[100 * ADA] * 6)
+        world.settings(batch=BATCH)
+        yield world
+        world.http.close()
+
+
+def with_topup(world: World, **terms: object):  # type: ignore[no-untyped-def]
+    """The world's terms with other ones for its merchant."""
+    merchants = {origin: replace(one, **terms) for origin, one in world.terms.merchants.items()}  # type: ignore[arg-type]
+    return replace(world.terms, merchants=merchants)
+
+
+def wish(world: World, units: int, request: TopupRequest | None = None, unit: str = "lovelace") -> Wish:
+    return Wish(world.origin, unit, units, request)
+
+
+async def order(run: Run, units: int, request: TopupRequest | None = None, key: str = "k") -> TopupRow:
+    row, _ = await run.topups.order(APP, key, wish(run.world, units, request))
+    return row
+
+
+async def go_round(run: Run) -> None:
+    """A beat, what it set off, and a block."""
+    await run.topups.beat()
+    await run.agent.drain(10)
+    await run.settle_down()
+
+
+async def carry_out(run: Run, topup_id: str, seconds: int = 0) -> TopupRow:
+    for _ in range(ROUNDS):
+        if (row := run.topups.find(topup_id)).ended_at_ms is not None:
+            return row
+        await go_round(run)
+        run.world.clock.ahead_ms += seconds * 1000
+    raise AssertionError(f"it does not end: {run.topups.find(topup_id)}")
+
+
+def state(world: World) -> dict[str, object]:
+    return dict(world.http.get(f"{world.origin}/merchant/state").json())
+
+
+def wallet_balance(world: World) -> dict[str, object]:
+    (told,) = state(world)["balances"]  # type: ignore[misc]
+    return dict(told)
+
+
+class TestAnOrder:
+    async def test_batches_are_bought_until_the_amount_is_reached(self, world: World) -> None:
+        async with world.run() as run:
+            await run.look()
+            row = await carry_out(run, (await order(run, 50 * ADA)).id)
+            assert (row.state, row.reason_code) == ("done", None)
+            payments = queries.payments_of_topup(run.agent.conn, row.id)
+            assert [one.delivery for one in payments] == [Delivery.ACCEPTED] * 4
+            assert len(world.transactions()) == 4
+            assert balance(run).left == wallet_balance(world)["remaining"] == 4 * BATCH
+            assert run.owned() == {
+                "lovelace": 600 * ADA - 4 * COST - sum(one.fee_lovelace or 0 for one in payments)
+            }
+            require_whole(run)
+
+    async def test_the_same_key_is_the_same_order_and_no_other(self, world: World) -> None:
+        async with world.run() as run:
+            await run.look()
+            first = await order(run, COST)
+            assert await order(run, COST) == first
+            with pytest.raises(Refused, match="idempotency_key_reused"):
+                await order(run, COST + 1)
+            with pytest.raises(Refused, match="idempotency_key_reused"):
+                await order(run, COST, CHAT)
+            with pytest.raises(Refused, match="topup_under_way"):
+                await order(run, COST, key="another")
+            await carry_out(run, first.id)
+            assert (await order(run, COST)).state == "done"
+            assert len(world.transactions()) == 1
+            second = await carry_out(run, (await order(run, COST, key="another")).id)
+            assert second.state == "done"
+            assert len(world.transactions()) == 2
+
+    async def test_an_ordinary_call_uses_one_of_the_batch_that_it_buys(self, world: World) -> None:
+        world.terms = with_topup(world, topup_request=None)
+        async with world.run() as run:
+            await run.look()
+            row = await carry_out(run, (await order(run, 2 * COST, CHAT)).id)
+            assert (row.state, row.reason_code) == ("done", "merchant_sells_none")
+            assert len(world.transactions()) == 1
+            assert (balance(run).bought, balance(run).used) == (BATCH, 2)
+            assert wallet_balance(world)["remaining"] == balance(run).left
+            require_whole(run)
+
+    async def test_one_call_is_no_top_up(self, world: World) -> None:
+        world.settings(batch=1)
+        async with world.run() as run:
+            await run.look()
+            row = await carry_out(run, (await order(run, COST, CHAT)).id)
+            assert (row.state, row.reason_code) == ("done", "merchant_sells_none")
+            assert not queries.payments_in(run.agent.conn, list(State))
+            refused = await carry_out(run, (await order(run, COST, key="2")).id)
+            assert (refused.state, refused.reason_code) == ("stopped", "topup_refused")
+            assert "409" in (refused.reason or "")
+
+    async def test_without_a_request_it_is_said_what_to_do(self, world: World) -> None:
+        world.terms = with_topup(world, topup_request=None)
+        async with world.run() as run:
+            with pytest.raises(Refused, match="topup_not_configured"):
+                await order(run, COST)
+            with pytest.raises(Refused, match="topup_not_configured"):
+                await run.topups.plan(APP, wish(world, COST))
+
+    async def test_another_asset_than_ordered_is_not_paid(self, world: World) -> None:
+        token = "5c" * 28 + "636c69"
+        world.settings(asset=token, price="100", splits=[])
+        async with world.run() as run:
+            await run.look()
+            row = await carry_out(run, (await order(run, COST)).id)
+            assert (row.state, row.reason_code) == ("stopped", "topup_other_asset")
+            assert world.transactions() == []
+
+    async def test_apps_wait_while_a_batch_is_bought(self, world: World) -> None:
+        async with world.run() as run:
+            await run.look()
+            row = await order(run, COST)
+            await run.topups.beat()
+            with pytest.raises(Refused, match="batch_under_way"):
+                await run.pay()
+            assert (await carry_out(run, row.id)).state == "done"
+            assert world.call("hello").status_code == 200
+
+
+class TestLimits:
+    async def test_the_limits_of_all_payments_hold(self, world: World) -> None:
+        limits = {"lovelace": Limit(20 * ADA, 30 * ADA)}
+        async with world.run(terms=with_terms(limits=limits)) as run:
+            await run.look()
+            row = await carry_out(run, (await order(run, 50 * ADA)).id)
+            assert (row.state, row.reason_code) == ("stopped", "limit_exceeded")
+            assert "per_day" in (row.reason or "")
+            assert len(world.transactions()) == 2
+
+    async def test_top_ups_have_a_limit_of_their_own(self, world: World) -> None:
+        world.terms = with_topup(world, topup_per_day_lovelace=2 * COST)
+        async with world.run() as run:
+            await run.look()
+            row = await carry_out(run, (await order(run, 50 * ADA)).id)
+            assert (row.state, row.reason_code) == ("stopped", "limit_exceeded")
+            assert "topup_per_day" in (row.reason or "")
+            assert len(world.transactions()) == 1
+            for _ in range(BATCH):
+                assert world.call("from the batch").status_code == 200
+            world.settings(batch=1)
+            await run.pay("its own limit is not the others'")
+            world.settings(batch=BATCH)
+            world.clock.ahead_ms += 86_400_000 + 1
+            await run.settle_down()
+            again = await carry_out(run, (await order(run, COST, key="tomorrow")).id)
+            assert again.state == "done"
+
+    async def test_a_plan_tells_what_it_takes_and_takes_nothing(self, world: World) -> None:
+        async with world.run() as run:
+            await run.look()
+            plan = await run.topups.plan(APP, wish(world, 50 * ADA))
+            assert (plan.count, plan.quote.refusal, plan.quote.invoice.total_units) == (4, None, COST)
+            assert not topups.all_open(run.agent.conn)
+            assert not queries.payments_in(run.agent.conn, list(State))
+
+    @pytest.mark.parametrize(
+        ("limits", "terms", "units", "told"),
+        [
+            (Limit(5 * ADA, 100 * ADA), {}, COST, "per_payment"),
+            (Limit(20 * ADA, 40 * ADA), {}, 50 * ADA, "per_day"),
+            (Limit(20 * ADA, 400 * ADA), {"topup_per_day_lovelace": 3 * COST}, 50 * ADA, "topup_per_day"),
+            (Limit(20 * ADA, 4000 * ADA), {}, 700 * ADA, "are free"),
+        ],
+    )
+    async def test_a_plan_names_what_stands_against_it(
+        self, world: World, limits: Limit, terms: dict[str, object], units: int, told: str
+    ) -> None:
+        world.terms = with_topup(world, **terms)
+        async with world.run(terms=with_terms(limits={"lovelace": limits})) as run:
+            await run.look()
+            plan = await run.topups.plan(APP, wish(world, units))
+            assert plan.quote.refusal is not None
+            assert told in plan.quote.refusal.detail
+
+
+class Killed:
+    """A checkpoint that lets no commit of this name through, nor any after it, from its `nth` on."""
+
+    def __init__(self, name: str, nth: int) -> None:
+        self.name, self.left, self.dead = name, nth, False
+
+    def __call__(self, name: str) -> None:
+        if self.dead:
+            raise sqlite3.OperationalError("the process is gone")
+        if name == self.name:
+            self.left -= 1
+            if self.left == 0:
+                self.dead = True
+                raise sqlite3.OperationalError("the process is gone")
+
+
+COMMITS = ("topup_end", "admit", "sign", "leave", "answer", "observe", "confirm", "delivery")
+
+
+@pytest.mark.parametrize("nth", [1, 2, 3])
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("name", COMMITS)
+async def test_it_goes_on_after_a_crash_anywhere_and_pays_nothing_twice(
+    world: World, name: str, when: str, nth: int
+) -> None:
+    async with world.run() as run:
+        await run.look()
+        topup_id = (await order(run, 2 * COST)).id
+    killed = Killed(f"{when} {name}", nth)
+    async with world.run(checkpoint=killed) as run:
+        await run.look()
+        for _ in range(ROUNDS):
+            if killed.dead or run.topups.find(topup_id).ended_at_ms is not None:
+                break
+            await go_round(run)
+    async with world.run() as run:
+        await run.look()
+        row = await carry_out(run, topup_id, seconds=12)
+        assert row.state == "done", row
+        assert len(world.transactions()) == 2
+        assert balance(run).left == wallet_balance(world)["remaining"] == 2 * BATCH
+        require_whole(run)
+
+
+class TestTrouble:
+    async def test_a_merchant_that_is_away_is_asked_again(self, world: World) -> None:
+        gone = replace(world.terms, merchants={})
+        terms = world.terms
+        dead = "http://127.0.0.1:9"
+        merchant = replace(terms.merchants[world.origin], origin=dead)
+        async with world.run(terms=lambda _terms: replace(gone, merchants={dead: merchant})) as run:
+            await run.look()
+            row, _ = await run.topups.order(APP, "k", Wish(dead, "lovelace", COST))
+            for _ in range(5):
+                world.clock.ahead_ms += 400_000
+                await run.settle_down()
+                await run.topups.beat()
+            assert run.topups.find(row.id).state == "open"
+            world.clock.ahead_ms += PATIENCE_MS
+            await run.settle_down()
+            ended = await carry_out(run, row.id)
+            assert (ended.state, ended.reason_code) == ("stopped", "topup_out_of_time")
+            assert "merchant_unreachable" in (ended.reason or "")
+
+    async def test_an_answer_that_was_lost_is_not_lost_money(self, world: World) -> None:
+        """The merchant credited the batch, and answers no proof twice."""
+        world.settings(replays="refuse")
+        async with world.run() as run:
+            await run.look()
+            row = await order(run, COST)
+            await go_round(run)
+            (payment,) = queries.payments_of_topup(run.agent.conn, row.id)
+            headers = {"X-Invoice-Id": payment.invoice_id or "", "X-Payment": payment.tx_id or ""}
+            headers |= {"X-Partner": "demo", "X-Wallet-Address": world.address, "Content-Type": "application/json"}
+            assert (
+                world.http.post(f"{world.origin}/payments/topup", content="{}", headers=headers).status_code == 200
+            )
+            assert (await carry_out(run, row.id)).state == "done"
+            assert balance(run).left == wallet_balance(world)["remaining"] == BATCH
+            assert len(world.transactions()) == 1
+            require_whole(run)
+
+    async def test_what_is_handed_over_is_bought_too(self, world: World) -> None:
+        world.settings(proof="signed_cbor")
+        world.terms = with_topup(world, proof="signed_cbor")
+        async with world.run() as run:
+            await run.look()
+            row = await carry_out(run, (await order(run, 2 * COST)).id, seconds=12)
+            assert (row.state, row.reason_code) == ("done", None)
+            assert balance(run).left == wallet_balance(world)["remaining"] == 2 * BATCH
+            require_whole(run)
+
+    async def test_too_little_money_stops_it(self, world: World) -> None:
+        world.settings(price=str(900 * ADA))
+        async with world.run() as run:
+            await run.look()
+            row = await carry_out(run, (await order(run, COST)).id)
+            assert (row.state, row.reason_code) == ("stopped", "not_enough_funds")
+
+
+def auto(world: World, **changes: object) -> None:
+    level = replace(AutoTopup("calls", below=3, to=8, per_day_count=3), **changes)  # type: ignore[arg-type]
+    world.terms = with_topup(world, auto_topup=level)
+
+
+async def autos(run: Run, rounds: int = 6) -> list[TopupRow]:
+    """The orders that nobody gave, oldest first, after some rounds."""
+    for _ in range(rounds):
+        await go_round(run)
+    (pool,) = prepaid.all_pools(run.agent.conn)
+    return topups.autos_of(run.agent.conn, pool.id)[::-1]
+
+
+class TestByItself:
+    async def test_it_is_off_unless_configured(self, world: World) -> None:
+        async with world.run() as run:
+            await run.look()
+            for _ in range(3):
+                await go_round(run)
+            assert not topups.page(run.agent.conn, None, 10)
+
+    async def test_a_low_balance_is_raised_to_its_level_and_no_further(self, world: World) -> None:
+        auto(world)
+        async with world.run() as run:
+            await run.look()
+            await know_price(run)
+            (row,) = await autos(run, 12)
+            assert (row.cause, row.unit, row.units, row.state) == ("auto", "calls", 8, "done")
+            assert balance(run).left == 8
+            for n in range(5):
+                await run.agent.record_call(call(run, f"{n}"))
+            assert balance(run).left == 3
+            assert await autos(run) == [row], "3 are not below 3"
+            await run.agent.record_call(call(run, "last"))
+            _, second = await autos(run, 12)
+            assert (second.units, second.state) == (6, "done")
+            assert balance(run).left == 10
+            require_whole(run)
+
+    async def test_the_merchants_word_counts_where_it_is_less(self, world: World) -> None:
+        auto(world)
+        async with world.run() as run:
+            await run.look()
+            await autos(run, 12)
+            for n in range(6):
+                assert world.call(f"past payagent {n}").status_code == 200
+            assert len(await autos(run)) == 1, "nobody has asked the merchant"
+            world.clock.ahead_ms += 700_000
+            await run.settle_down()
+            await run.watch.observe_prepaid()
+            _, second = await autos(run, 12)
+            assert (second.units, second.state) == (6, "done")
+            assert wallet_balance(world)["remaining"] == 10
+
+    async def test_at_most_so_many_a_day(self, world: World) -> None:
+        auto(world, per_day_count=2, to=4)
+        async with world.run() as run:
+            await run.look()
+            await know_price(run)
+            for day in range(2):
+                await autos(run, 8)
+                for n in range(4):
+                    await run.agent.record_call(call(run, f"{day} {n}"))
+            assert len(await autos(run)) == 2
+            world.clock.ahead_ms += 86_400_000
+            await run.settle_down()
+            assert len(await autos(run)) == 3
+
+    async def test_one_that_fails_is_told_and_pauses_longer_each_time(self, world: World) -> None:
+        auto(world, per_day_count=9)
+        limits = {"lovelace": Limit(5 * ADA, 5 * ADA)}
+        hour_ms = 3_600_000
+        async with world.run(terms=with_terms(limits=limits)) as run:
+            await run.look()
+            (row,) = await autos(run)
+            assert (row.state, row.reason_code) == ("stopped", "limit_exceeded")
+            subject = f"topup:{row.pool}"
+            assert alerts.last_kind(run.agent.conn, subject) == "topup_failed"
+        async with world.run(terms=with_terms(limits=limits)) as run:
+            await run.look()
+            for pause_ms, count in ((hour_ms - 60_000, 1), (120_000, 2), (hour_ms, 2), (hour_ms, 3)):
+                world.clock.ahead_ms += pause_ms
+                await run.settle_down()
+                assert len(await autos(run, 3)) == count
+        async with world.run() as run:
+            await run.look()
+            world.clock.ahead_ms += 24 * hour_ms
+            await run.settle_down()
+            assert (await autos(run, 12))[-1].state == "done"
+            assert alerts.last_kind(run.agent.conn, subject) == "cleared"
+
+
+async def know_price(run: Run) -> None:
+    """The merchant has asked for money for such calls before."""
+    await run.agent.write(
+        "price", lambda unit: prepaid.note_price(unit, run.world.origin, "POST", "/chat", "lovelace", COST)
+    )

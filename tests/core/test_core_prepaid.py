@@ -1,0 +1,92 @@
+"""A prepaid balance, whatever is bought, used and taken back, in any order."""
+
+from dataclasses import dataclass, field
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from payagent.core.ledger import use as book
+from payagent.core.prepaid import Balance, Cost, buy, take_back, use
+
+
+@dataclass
+class Plain:
+    """The same by another way: a list of what is bought, and how often something was served."""
+
+    lots: list[tuple[int, dict[str, int]]] = field(default_factory=list)
+    served: int = 0
+
+
+lot = st.tuples(
+    st.integers(1, 200),
+    st.dictionaries(st.sampled_from(["lovelace", "token"]), st.integers(1, 10**12), min_size=1),
+)
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("buy"), lot), st.tuples(st.just("use"), st.integers(1, 50)), st.just(("take_back", 0))
+    ),
+    max_size=40,
+)
+
+
+@given(steps)
+def test_bought_less_used_is_left_and_never_negative(taken: list[tuple[str, object]]) -> None:
+    balance, plain = Balance(), Plain()
+    for kind, what in taken:
+        if kind == "buy":
+            plain.lots.append(what)  # type: ignore[arg-type]
+            balance = buy(balance, *plain.lots[-1])
+        elif kind == "use":
+            plain.served += what  # type: ignore[operator]
+            balance = use(balance, what)  # type: ignore[arg-type]
+        elif plain.lots:
+            balance = take_back(balance, *plain.lots.pop(len(plain.lots) // 2))
+        bought = sum(count for count, _ in plain.lots)
+        assert (balance.bought, balance.used) == (bought, min(bought, plain.served))
+        assert balance.unexplained == plain.served - balance.used
+        assert balance.left == balance.bought - balance.used >= 0
+        for asset, cost in balance.costs.items():
+            assert cost.bought == sum(paid.get(asset, 0) for _, paid in plain.lots)
+            assert 0 <= cost.used <= cost.bought
+            assert balance.left or cost.used == cost.bought, "all is used, and some of its cost is not"
+
+
+@given(st.integers(1, 500), st.integers(0, 10**12))
+def test_a_batch_costs_what_was_paid_for_it_call_by_call(count: int, price: int) -> None:
+    balance = buy(Balance(), count, {"lovelace": price} if price else {})
+    shares = []
+    for _ in range(count):
+        after = use(balance, 1)
+        shares.append(after.costs.get("lovelace", Cost()).used - balance.costs.get("lovelace", Cost()).used)
+        balance = after
+    assert sum(shares) == price
+    assert max(shares) - min(shares) <= 1
+
+
+def test_what_a_lost_block_takes_back_comes_again_with_the_block() -> None:
+    bought = use(buy(Balance(), 100, {"lovelace": 10_000_000}), 40)
+    lost = take_back(bought, 100, {"lovelace": 10_000_000})
+    assert (lost.bought, lost.used, lost.unexplained, lost.left) == (0, 0, 40, 0)
+    assert lost.costs["lovelace"] == Cost(0, 0)
+    assert buy(lost, 100, {"lovelace": 10_000_000}) == bought
+
+
+def test_a_balance_in_an_asset_is_used_by_what_the_call_costs() -> None:
+    balance = use(buy(Balance(), 5_000_000, {"lovelace": 5_000_000}), 1_500_000)
+    assert balance.costs["lovelace"] == Cost(5_000_000, 1_500_000)
+    over = use(balance, 4_000_000)
+    assert (over.left, over.unexplained) == (0, 500_000)
+
+
+def test_what_is_used_up_moves_from_prepaid_to_spent() -> None:
+    assert book("https://m.example", {"lovelace": 0}) is None
+    entry = book("https://m.example", {"lovelace": 7})
+    assert entry is not None
+    assert {(p.account, p.units) for p in entry.postings} == {
+        ("prepaid:https://m.example", -7),
+        ("merchant:https://m.example", 7),
+    }
+    assert entry.kind == "use"
+    back = book("https://m.example", {"lovelace": -7})
+    assert back is not None
+    assert back.kind == "unuse"

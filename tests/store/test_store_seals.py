@@ -1,0 +1,93 @@
+"""Seals: each job's new rows under one hash, which follows from the rows and the seal before, as documented."""
+
+import hashlib
+import json
+import sqlite3
+from pathlib import Path
+from zlib import crc32
+
+import pytest
+
+from payagent.core.problem import Refused
+from payagent.store import records
+from payagent.store.schema import GENESIS
+from payagent.store.writer import Readers, Unit, Writer
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "ledger.db"
+
+
+def seals(path: Path) -> list[tuple[int, dict[str, list[int]], bytes, str]]:
+    rows = Readers(path).conn.execute("SELECT seq, what, marks, hash FROM seals ORDER BY seq")
+    return [(seq, json.loads(what), marks, own) for seq, what, marks, own in rows]
+
+
+def add_rows(unit: Unit) -> None:
+    records.put_meta(unit, "network", 'dev"net\n')
+    records.add_app(unit, "app", "ä", "0" * 64, ["pay"], 7)
+    records.put_meta(unit, "address", "addr")
+
+
+def test_a_seal_is_what_the_documentation_says(path: Path) -> None:
+    writer = Writer(path)
+    writer.submit("first", lambda unit: records.put_meta(unit, "first", "x")).result(10)
+    writer.submit("more", add_rows).result(10)
+    writer.close()
+    before, (seq, what, marks, own) = seals(path)
+    assert (before[0], before[1], seq, what) == (1, {"meta": [1, 1]}, 2, {"apps": [1, 1], "meta": [2, 3]})
+    rows = [[1, "app", "ä", "0" * 64, "pay", 7], [2, "network", 'dev"net\n'], [3, "address", "addr"]]
+    texts = [json.dumps(row, separators=(",", ":"), ensure_ascii=False).encode() for row in rows]
+    assert marks == b"".join(crc32(text).to_bytes(4, "big") for text in texts)
+    lines = [before[3], "2", '{"apps":[1,1],"meta":[2,3]}', marks.hex()]
+    assert own == hashlib.sha256("\n".join(lines).encode() + b"\n" + b"\n".join(texts)).hexdigest()
+    first = f'{GENESIS}\n1\n{{"meta":[1,1]}}\n{before[2].hex()}\n[1,"first","x"]'
+    assert before[3] == hashlib.sha256(first.encode()).hexdigest()
+
+
+def test_only_what_took_place_is_sealed(path: Path) -> None:
+    def refuse(unit: Unit) -> None:
+        add_rows(unit)
+        raise Refused("not_found", "on purpose")
+
+    def break_commit(unit: Unit) -> None:
+        unit.conn.execute("INSERT INTO postings(entry, account, asset, units) VALUES (7, 'a', 'b', 1)")
+
+    writer = Writer(path)
+    for job in (refuse, break_commit):
+        with pytest.raises(Refused):
+            writer.submit("not", job).result(10)
+    writer.submit("nothing", lambda unit: unit.conn.execute("SELECT 1")).result(10)
+    writer.submit("more", add_rows).result(10)
+    writer.close()
+    assert [(seq, what) for seq, what, *_ in seals(path)] == [(1, {"apps": [1, 1], "meta": [1, 2]})]
+
+
+def test_what_another_hand_wrote_is_never_sealed(path: Path) -> None:
+    writer = Writer(path)
+    writer.submit("first", lambda unit: records.put_meta(unit, "first", "x")).result(10)
+    with sqlite3.connect(path) as conn:
+        conn.execute("INSERT INTO meta VALUES ('mine', 'x')")
+    conn.close()
+    writer.submit("third", lambda unit: records.put_meta(unit, "third", "x")).result(10)
+    writer.close()
+    assert [what for _, what, *_ in seals(path)] == [{"meta": [1, 1]}, {"meta": [3, 3]}]
+
+
+def test_of_a_row_that_may_change_only_what_never_does_is_sealed(path: Path) -> None:
+    writer = Writer(path)
+    writer.submit("app", add_rows).result(10)
+
+    def open_intent(unit: Unit) -> None:
+        records.add_intent(
+            unit, intent_id="int", app_id="app", key="k", derived=True, fingerprint="f", origin="o", request=None,
+            request_id="r", now_ms=5,
+        )  # fmt: skip
+
+    writer.submit("intent", open_intent).result(10)
+    writer.submit("end", lambda unit: records.end_intent(unit, "int", 6)).result(10)
+    writer.close()
+    assert [what for _, what, *_ in seals(path)][1:] == [{"intents": [1, 1]}]
+    text = b'[1,"int","app","k",1,"f","o",null,"r",5]'
+    assert seals(path)[1][2] == crc32(text).to_bytes(4, "big")
