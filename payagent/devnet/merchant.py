@@ -29,6 +29,7 @@ FORMS = ("split", "outputs")
 DIALECTS = ("t-backend", "flux")
 REPLAYS = ("serve", "refuse")
 PROOFS = ("tx_hash", "signed_cbor")
+BALANCE_SHAPES = ("plain", "nested", "digits", "nonsense", "missing")
 _TX_HASH = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _SIGNED_CBOR = re.compile(r"(?:[0-9a-f]{2}){65,}", re.ASCII)
 _ROLE = re.compile(r"[a-z][a-z0-9_-]{0,31}", re.ASCII)
@@ -62,6 +63,8 @@ class Terms:
     is written: `split` (an object that states its mode) or `outputs` (a bare list that states none).
     `replays`: whether a proof that was answered is answered again; None is what each dialect does on its own.
     `proof` `signed_cbor`: X-Payment carries the signed transaction, in hex, and the merchant sends it.
+    `balance_shape` is how /payments/balance tells the prepaid calls, which no document says: `plain` numbers,
+    `nested` under `detail`, strings of `digits`, `nonsense` that contradicts itself, or `missing` (404).
     """
 
     price_units: int = 10_000_000
@@ -78,6 +81,7 @@ class Terms:
     dialect: str = "t-backend"
     replays: str | None = None
     proof: str = "tx_hash"
+    balance_shape: str = "plain"
 
     @property
     def pay_to_units(self) -> int:
@@ -138,6 +142,7 @@ _SETTINGS: dict[str, tuple[str, Callable[[object, str], object]]] = {
     "dialect": ("dialect", choice(*DIALECTS)),
     "replays": ("replays", or_null(choice(*REPLAYS))),
     "proof": ("proof", choice(*PROOFS)),
+    "balance_shape": ("balance_shape", choice(*BALANCE_SHAPES)),
 }
 
 
@@ -146,7 +151,10 @@ _SETTINGS: dict[str, tuple[str, Callable[[object, str], object]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One request for a paid thing. `path` has the query; absent headers are None."""
+    """One request for a paid thing. `path` has the query; absent headers are None.
+
+    A `top_up` buys a batch for the balance and uses no call of it.
+    """
 
     method: str
     path: str
@@ -155,6 +163,7 @@ class Call:
     wallet: str | None
     invoice_id: str | None
     proof: str | None
+    top_up: bool = False
 
     @property
     def request_key(self) -> tuple[str, ...]:
@@ -191,6 +200,7 @@ class Outcome(Enum):
     PENDING = "pending"
     WRONG = "wrong"
     WALLET_REQUIRED = "wallet_required"
+    NO_BATCHES = "no_batches"
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,11 +222,24 @@ class OwnNode(Protocol):
 
 
 @dataclass(slots=True)
-class Balance:
-    """Calls that a buyer has bought and not used."""
+class Account:
+    """A buyer's batches, and how many calls it was served of them all."""
 
-    bought: int = 0
-    left: int = 0
+    batches: list[Invoice] = field(default_factory=list)
+    used: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Balance:
+    """Calls that stand on the chain as bought, that were used, and that are left."""
+
+    bought: int
+    used: int
+
+    @property
+    def left(self) -> int:
+        """Never below zero; what was served of a batch that is lost is taken from what is bought later."""
+        return max(0, self.bought - self.used)
 
 
 @dataclass(slots=True)
@@ -225,6 +248,7 @@ class Counts:
 
     served: int = 0
     served_prepaid: int = 0
+    topped_up: int = 0
     replayed: int = 0
     pending: int = 0
     wrong: Counter[str] = field(default_factory=Counter)
@@ -240,7 +264,7 @@ class Merchant:
         self._paid_with: dict[str, str] = {}
         self.terms = Terms()
         self.invoices: dict[str, Invoice] = {}
-        self.balances: dict[tuple[str, str], Balance] = {}
+        self.accounts: dict[tuple[str, str], Account] = {}
         self.counts = Counts()
 
     def set_terms(self, terms: Terms) -> None:
@@ -254,11 +278,19 @@ class Merchant:
             verdict = self._without_proof(call, now_ms)
         else:
             verdict = self._with_proof(call, now_ms)
-        self._count(verdict)
+        self._count(call, verdict)
         return verdict
 
-    def _count(self, verdict: Verdict) -> None:
+    def balance(self, buyer: tuple[str, str]) -> Balance:
+        """What a buyer's batches come to; one whose transaction is not on the chain any more does not count."""
+        account = self.accounts.get(buyer, Account())
+        standing = sum(invoice.terms.batch for invoice in account.batches if self._stands(invoice))
+        return Balance(standing, account.used)
+
+    def _count(self, call: Call, verdict: Verdict) -> None:
         match verdict.outcome:
+            case Outcome.SERVED if call.top_up:
+                self.counts.topped_up += 1
             case Outcome.SERVED:
                 self.counts.served += 1
                 self.counts.served_prepaid += verdict.invoice is None
@@ -270,9 +302,10 @@ class Merchant:
                 self.counts.wrong[verdict.reason] += 1
 
     def _without_proof(self, call: Call, now_ms: int) -> Verdict:
-        balance = self.balances.get(call.buyer)
-        if balance is not None and balance.left > 0:
-            balance.left -= 1
+        if call.top_up and self.terms.batch == 1:
+            return Verdict(Outcome.NO_BATCHES)
+        if not call.top_up and self.balance(call.buyer).left > 0:
+            self.accounts[call.buyer].used += 1
             return Verdict(Outcome.SERVED)
         if self.terms.batch > 1 and not call.wallet:
             return Verdict(Outcome.WALLET_REQUIRED)
@@ -354,9 +387,9 @@ class Merchant:
         invoice.paid_by = proof
         self._paid_with[proof] = invoice.id
         if invoice.terms.batch > 1:
-            balance = self.balances.setdefault(call.buyer, Balance())
-            balance.bought += invoice.terms.batch
-            balance.left += invoice.terms.batch - 1
+            account = self.accounts.setdefault(call.buyer, Account())
+            account.batches.append(invoice)
+            account.used += not call.top_up
 
     def _stands(self, invoice: Invoice) -> bool:
         """Whether the transaction that paid is there, and deep enough: its block may have been rolled back."""

@@ -18,6 +18,7 @@ from payagent.core.problem import Refused
 from payagent.devnet.goods import GOODS, TOO_LARGE, UNPROCESSABLE, json_object, read_body
 from payagent.devnet.merchant import (
     DEVNET,
+    Balance,
     Call,
     Invoice,
     Merchant,
@@ -33,6 +34,8 @@ from payagent.devnet.x402_api import x402_routes
 from payagent.devnet.x402_terms import read_x402
 
 Json = dict[str, object]
+TOP_UP = "/payments/topup"
+"""A batch for the balance, without a call. The T Backend has no such path: other merchants may."""
 
 
 # --- the 402 in each dialect -------------------------------------------------------------------------------------
@@ -115,6 +118,18 @@ def flux_402(invoice: Invoice, now_ms: int) -> Response:
 _WRITERS: dict[str, Callable[[Invoice, int], Response]] = {"t-backend": t_backend_402, "flux": flux_402}
 
 
+def _plain(balance: Balance) -> Json:
+    return {"remaining": balance.left, "total": balance.bought}
+
+
+_BALANCE_SHAPES: dict[str, Callable[[Balance], Json]] = {
+    "plain": _plain,
+    "nested": lambda balance: {"detail": {"balance": _plain(balance)}},
+    "digits": lambda balance: {"remainingCalls": str(balance.left), "totalCalls": str(balance.bought)},
+    "nonsense": lambda balance: {"remaining": balance.left, "available": balance.left + 1},
+}
+
+
 # --- the handlers ------------------------------------------------------------------------------------------------
 
 
@@ -139,13 +154,16 @@ class MerchantApi:
             return JSONResponse(UNPROCESSABLE, 422)
         self.tick()
         now_ms = self.now_ms()
-        verdict = self.merchant.ask(_call(request, raw), now_ms)
-        answer = self._answer(request.url.path, body, verdict, now_ms)
+        call = _call(request, raw)
+        verdict = self.merchant.ask(call, now_ms)
+        answer = self._answer(request.url.path, body, call, verdict, now_ms)
         if (request_id := request.headers.get("x-request-id")) is not None:
             answer.headers["X-Request-ID"] = request_id
         return answer
 
-    def _answer(self, path: str, body: Mapping[str, object], verdict: Verdict, now_ms: int) -> Response:
+    def _answer(
+        self, path: str, body: Mapping[str, object], call: Call, verdict: Verdict, now_ms: int
+    ) -> Response:
         invoice = verdict.invoice
         match verdict.outcome:
             case Outcome.SERVED | Outcome.REPLAYED:
@@ -154,11 +172,16 @@ class MerchantApi:
                     "txHash": None if invoice is None else invoice.paid_by,
                     "replayed": verdict.outcome is Outcome.REPLAYED,
                 }
+                if call.top_up and invoice is not None:
+                    remaining = self.merchant.balance(call.buyer).left
+                    return JSONResponse({"credited": invoice.terms.batch, "remaining": remaining, **receipt})
                 return GOODS[path](body, receipt)
             case Outcome.INVOICE if invoice is not None:
                 return _WRITERS[invoice.terms.dialect](invoice, now_ms)
             case Outcome.WALLET_REQUIRED:
                 return JSONResponse({"detail": "wallet_address_required_for_prepaid_batches"}, 400)
+            case Outcome.NO_BATCHES:
+                return JSONResponse({"detail": "no batches are sold: nothing can be topped up"}, 409)
             case Outcome.PENDING:
                 return JSONResponse({"detail": {"status": "pending"}}, 402)
         wrong = {"error": "payment_flow_error", "reason": verdict.reason, "message": verdict.detail}
@@ -184,13 +207,24 @@ class MerchantApi:
         }
 
     async def balance(self, request: Request) -> Response:
-        """GET /payments/balance?partner=&wallet=: prepaid calls, named as the vendor's `credits` are."""
+        """GET /payments/balance?partner=&wallet=: prepaid calls, in the shape that is set."""
+        write = _BALANCE_SHAPES.get(self.merchant.terms.balance_shape)
+        if write is None:
+            return JSONResponse({"detail": "Not Found"}, 404)
+        return self._prepaid(request, write)
+
+    async def credits(self, request: Request) -> Response:
+        """GET /payments/credits?partner=&wallet=: the same, always as a partner's client reads it."""
+        return self._prepaid(request, lambda balance: _plain(balance) | {"expires_at": None})
+
+    def _prepaid(self, request: Request, write: Callable[[Balance], Json]) -> Response:
         partner, wallet = request.query_params.get("partner"), request.query_params.get("wallet")
         if not partner or not wallet:
             return JSONResponse({"detail": "partner and wallet are required"}, 422)
-        known = self.merchant.balances.get((partner, wallet))
-        remaining, total = (0, 0) if known is None else (known.left, known.bought)
-        return JSONResponse({"partner": partner, "wallet": wallet, "remaining": remaining, "total": total})
+        self.tick()
+        return JSONResponse(
+            {"partner": partner, "wallet": wallet} | write(self.merchant.balance((partner, wallet)))
+        )
 
     async def settings(self, request: Request) -> Response:
         """POST /merchant/settings: some of the settings; all of them come back."""
@@ -218,8 +252,8 @@ class MerchantApi:
         self.tick()
         paid = [invoice for invoice in merchant.invoices.values() if invoice.paid_by is not None]
         balances = [
-            {"partner": partner, "wallet": wallet, "remaining": balance.left, "total": balance.bought}
-            for (partner, wallet), balance in merchant.balances.items()
+            {"partner": buyer[0], "wallet": buyer[1], "used": account.used} | _plain(merchant.balance(buyer))
+            for buyer, account in merchant.accounts.items()
         ]
         return JSONResponse(
             {
@@ -230,6 +264,7 @@ class MerchantApi:
                 "balances": balances,
                 "served": counts.served,
                 "served_prepaid": counts.served_prepaid,
+                "topped_up": counts.topped_up,
                 "replayed": counts.replayed,
                 "pending": counts.pending,
                 "refused": dict(sorted(counts.wrong.items())),
@@ -249,6 +284,7 @@ def _call(request: Request, body: bytes) -> Call:
         headers.get("x-wallet-address"),
         headers.get("x-invoice-id"),
         headers.get("x-payment"),
+        top_up=request.url.path == TOP_UP,
     )
 
 
@@ -268,6 +304,7 @@ def _terms_json(terms: Terms) -> Json:
         "dialect": terms.dialect,
         "replays": terms.replays,
         "proof": terms.proof,
+        "balance_shape": terms.balance_shape,
     }
 
 
@@ -280,10 +317,11 @@ def merchant_app(merchant: Merchant, shop: Shop, now_ms: Callable[[], int], tick
     api = MerchantApi(merchant, shop, now_ms, tick)
     return Starlette(
         routes=[
-            *[Route(path, api.paid, methods=["POST"]) for path in GOODS],
+            *[Route(path, api.paid, methods=["POST"]) for path in (*GOODS, TOP_UP)],
             *x402_routes(shop, tick),
             Route("/payments/status/{invoice_id}", api.status, methods=["GET"]),
             Route("/payments/balance", api.balance, methods=["GET"]),
+            Route("/payments/credits", api.credits, methods=["GET"]),
             Route("/merchant/settings", api.settings, methods=["POST"]),
             Route("/merchant/state", api.state, methods=["GET"]),
             Route("/health", _health, methods=["GET"]),

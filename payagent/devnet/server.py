@@ -11,7 +11,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterable, Mapping
 from ipaddress import ip_address
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -66,23 +66,25 @@ class Devnet:
 
     network = DEVNET.name
 
-    def __init__(self, node: Node, merchant: Merchant, chain_origin: str, merchant_url: str) -> None:
+    def __init__(self, node: Node, merchants: Mapping[str, Merchant], chain_origin: str) -> None:
+        """`merchants` go by their URLs; the first is the one that most programs need."""
         self.node = node
-        self.merchant = merchant
+        self.merchants = merchants
+        self.merchant_url, self.merchant = next(iter(merchants.items()))
         self.origin = chain_origin
         self.chain_url = chain_origin + API_ROOT
-        self.merchant_url = merchant_url
 
     @property
     def chain(self) -> Chain:
         """The ledger itself."""
         return self.node.chain
 
-    def announcement(self) -> dict[str, str]:
+    def announcement(self) -> dict[str, object]:
         """What `payagent devnet --json` prints."""
         return {
             "chain": self.chain_url,
             "merchant": self.merchant_url,
+            "merchants": list(self.merchants),
             "network": self.network,
             "control": f"{self.origin}/devnet",
             "pay_to": role_address("pay_to").text,
@@ -95,32 +97,41 @@ class Devnet:
         *,
         host: str = "127.0.0.1",
         chain_port: int = 0,
-        merchant_port: int = 0,
+        merchants: int = 1,
         block_time_s: int = 0,
         project_id: str | None = None,
         now_ms: Callable[[], int] = wall_clock_ms,
     ) -> AsyncIterator[Self]:
-        """Run a devnet for the length of the block; port 0 takes a free one.
+        """Run a devnet with so many merchants for the length of the block; port 0 takes a free one.
 
         `block_time_s` 0 makes blocks only when told to. Raises `ValueError` for a host that is not loopback and
         `OSError` when a port is taken.
         """
         node = Node(now_ms, Switches())
-        merchant = Merchant(node, lambda: str(uuid.uuid4()))
-        shop = Shop(node, lambda: merchant.terms)
         stopping = asyncio.Event()
-        with _listen(host, chain_port) as chain_socket, _listen(host, merchant_port) as merchant_socket:
-            devnet = cls(node, merchant, _origin(chain_socket), _origin(merchant_socket))
-            apps = (
-                (chain_app(node, stopping, block_time_s, project_id), chain_socket),
-                (merchant_app(merchant, shop, now_ms, node.tick), merchant_socket),
-            )
-            async with contextlib.AsyncExitStack() as running:
-                await running.enter_async_context(_serving(apps))
-                if block_time_s:
-                    await running.enter_async_context(_background(_produce_blocks(node, block_time_s)))
-                running.callback(stopping.set)
-                yield devnet
+        async with contextlib.AsyncExitStack() as running:
+            chain_socket = running.enter_context(_listen(host, chain_port))
+            apps: list[tuple[ASGIApp, socket.socket]] = [
+                (chain_app(node, stopping, block_time_s, project_id), chain_socket)
+            ]
+            shops = {}
+            for _ in range(merchants):
+                listening = running.enter_context(_listen(host, 0))
+                shops[_origin(listening)], app = _open_shop(node, now_ms)
+                apps.append((app, listening))
+            devnet = cls(node, shops, _origin(chain_socket))
+            async with _serving(apps):
+                async with contextlib.AsyncExitStack() as alive:
+                    if block_time_s:
+                        await alive.enter_async_context(_background(_produce_blocks(node, block_time_s)))
+                    alive.callback(stopping.set)
+                    yield devnet
+
+
+def _open_shop(node: Node, now_ms: Callable[[], int]) -> tuple[Merchant, ASGIApp]:
+    """A merchant with books of its own."""
+    merchant = Merchant(node, lambda: str(uuid.uuid4()))
+    return merchant, merchant_app(merchant, Shop(node, lambda: merchant.terms), now_ms, node.tick)
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -189,9 +200,9 @@ async def serve_devnet(
     *,
     host: str,
     chain_port: int = 0,
-    merchant_port: int = 0,
+    merchants: int = 1,
     block_time_s: int,
-    announce: Callable[[dict[str, str]], None],
+    announce: Callable[[dict[str, object]], None],
 ) -> None:
     """Run a devnet until SIGTERM or SIGINT; `announce` gets the addresses once both ports answer."""
     stop = asyncio.Event()
@@ -199,7 +210,7 @@ async def serve_devnet(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with Devnet.start(
-        host=host, chain_port=chain_port, merchant_port=merchant_port, block_time_s=block_time_s
+        host=host, chain_port=chain_port, merchants=merchants, block_time_s=block_time_s
     ) as devnet:
         announce(devnet.announcement())
         await stop.wait()
@@ -212,10 +223,11 @@ class DevnetThread:
         self,
         *,
         block_time_s: int = 0,
+        merchants: int = 1,
         project_id: str | None = None,
         now_ms: Callable[[], int] = wall_clock_ms,
     ) -> None:
-        self._options = (block_time_s, project_id, now_ms)
+        self._options = (block_time_s, merchants, project_id, now_ms)
         self._thread = threading.Thread(target=self._main, name="devnet")
         self._ready = threading.Event()
         self._loop: asyncio.AbstractEventLoop
@@ -269,9 +281,11 @@ class DevnetThread:
             self._ready.set()
 
     async def _serve(self) -> None:
-        block_time_s, project_id, now_ms = self._options
+        block_time_s, merchants, project_id, now_ms = self._options
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        async with Devnet.start(block_time_s=block_time_s, project_id=project_id, now_ms=now_ms) as devnet:
+        async with Devnet.start(
+            block_time_s=block_time_s, merchants=merchants, project_id=project_id, now_ms=now_ms
+        ) as devnet:
             self.devnet = devnet
             self._ready.set()
             await self._stop.wait()

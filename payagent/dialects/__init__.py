@@ -8,9 +8,11 @@ import re
 from collections.abc import Iterator, Mapping, Set
 
 from payagent.core.invoice import Invoice, parse_invoice_id
+from payagent.core.prepaid import WALLET_WANTED
 from payagent.core.problem import Refused
 from payagent.dialects import flux, sdk_x402, tbackend, x402, x402_v1, x402_v2
 from payagent.dialects.answers import Answer, Said, read_answer
+from payagent.dialects.prepaid import PrepaidSaid, read_prepaid
 from payagent.dialects.status import StatusSaid, read_status
 from payagent.dialects.wire import (
     PAYMENT_REQUIRED,
@@ -29,6 +31,7 @@ __all__ = [
     "WITH_STATUS",
     "Answer",
     "Call",
+    "PrepaidSaid",
     "Reading",
     "Response",
     "Said",
@@ -40,14 +43,15 @@ __all__ = [
     "proof_headers",
     "read_answer",
     "read_offers",
+    "read_prepaid",
     "read_status",
+    "wants_wallet_address",
 ]
 
 WITH_STATUS = frozenset((tbackend.NAME, flux.NAME))
 """Dialects whose merchants can be asked how an invoice stands."""
 
 _X402 = "x402"
-WALLET_WANTED = "wallet_address_required_for_prepaid_batches"
 
 _TBACKEND_MARKS = frozenset(("invoiceId", "amountUnits", "payTo"))
 _TBACKEND_ONLY = frozenset(("amountUnits", "timeout", "extra"))
@@ -65,7 +69,7 @@ def read_offers(response: Response, reading: Reading) -> tuple[Invoice, ...]:
 
     Nothing is an invoice unless it is understood in full.
     """
-    if any(WALLET_WANTED in text for text in _texts(response.body)):
+    if wants_wallet_address(response):
         raise Refused("wallet_address_required", "the merchant answered " + WALLET_WANTED)
     if response.status != 402:
         raise Refused("not_an_invoice", f"the status is {response.status}; only a 402 can be an invoice")
@@ -86,6 +90,14 @@ def read_offers(response: Response, reading: Reading) -> tuple[Invoice, ...]:
     detail = body["detail"]
     _refuse_status(detail)
     return (tbackend.read(body, detail, reading),)
+
+
+def wants_wallet_address(response: Response) -> bool:
+    """Whether a merchant refused a call because it must know whose the prepaid calls will be.
+
+    Neither the status nor where the word stands is documented.
+    """
+    return 400 <= response.status < 500 and any(WALLET_WANTED in text for text in _texts(response.body))
 
 
 def _read_x402(response: Response, reading: Reading) -> tuple[Invoice, ...]:

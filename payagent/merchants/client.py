@@ -1,18 +1,69 @@
-"""The merchant's status call: `GET /payments/status/{invoiceId}` (T Backend developer guide).
+"""What a merchant can be asked: `GET /payments/status/{invoiceId}` and `/payments/balance` (T Backend developer
+guide), and `/payments/credits`, which only a partner's client knows.
 
 What it says is advisory: the chain decides. See the room's docstring for what this may import and never does.
 """
 
 import asyncio
-from urllib.parse import quote
+import base64
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+from urllib.parse import quote, urlencode
 
 import httpx
 
 from payagent.core.problem import Refused
 from payagent.core.strict_json import loads
+from payagent.dialects.prepaid import PrepaidSaid, read_prepaid
 from payagent.dialects.status import StatusSaid, read_status
 
 BODY_MAX_BYTES = 65_536
+
+Source = Literal["balance", "credits"]
+_SOURCES: tuple[Source, ...] = ("balance", "credits")
+_NOT_THERE = (404, 405)
+
+
+ANSWER_MAX_BYTES = 512 * 1024
+"""A 402 may be a web page with the requirements inside."""
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """A merchant's answer to a call. `body` is None when it has more bytes than are read."""
+
+    status: int
+    headers: tuple[tuple[str, str], ...]
+    body: bytes | None
+
+    def record(self) -> str:
+        """The answer as it came, as JSON for the record."""
+        raw = self.body or b""
+        try:
+            kept = {"body": raw.decode()}
+        except UnicodeDecodeError:
+            kept = {"body_base64": base64.b64encode(raw).decode("ascii")}
+        return json.dumps({"status": self.status, "headers": self.headers, **kept}, separators=(",", ":"))
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What a merchant answered when it was asked for a prepaid balance.
+
+    `body` is the answer's text as it came, at most 64 KiB of it; a byte that is no UTF-8 stands as `\\xNN`.
+    """
+
+    source: Source
+    status: int
+    body: str
+    said: PrepaidSaid
+
+    @property
+    def is_puzzling(self) -> bool:
+        """Whether the other path may say more: this one is not there, or its answer is not understood."""
+        return self.status in _NOT_THERE or (200 <= self.status < 300 and not self.said.understood)
 
 
 class MerchantClient:
@@ -28,24 +79,70 @@ class MerchantClient:
         url = f"{origin}/payments/status/{quote(invoice_id, safe='')}"
         try:
             async with asyncio.timeout(timeout_s):
-                body = await self._get(url, headers)
-        except (TimeoutError, httpx.HTTPError):
+                status, raw = await self._get(url, headers)
+            return read_status(loads(raw)) if status == 200 else None
+        except (TimeoutError, httpx.HTTPError, Refused):
             return None
-        return None if body is None else read_status(body)
 
-    async def _get(self, url: str, headers: dict[str, str]) -> object | None:
-        async with self._http.stream("GET", url, headers={"Accept-Encoding": "identity", **headers}) as response:
-            if response.status_code != 200:
-                return None
-            raw = b""
-            async for chunk in response.aiter_raw():
-                raw += chunk
-                if len(raw) > BODY_MAX_BYTES:
-                    return None
+    async def prepaid(
+        self, origin: str, partner: str, wallet: str, *, headers: dict[str, str], timeout_s: int
+    ) -> Observed | None:
+        """What the merchant says is left of a wallet's prepaid balance; None when it could not be asked."""
+        query = urlencode({"partner": partner, "wallet": wallet})
+        seen: list[Observed] = []
         try:
-            return loads(raw)
-        except Refused:
-            return None
+            async with asyncio.timeout(timeout_s):
+                for source in _SOURCES:
+                    status, raw = await self._get(f"{origin}/payments/{source}?{query}", headers)
+                    body = raw[:BODY_MAX_BYTES].decode("utf-8", "backslashreplace")
+                    seen.append(Observed(source, status, body, read_prepaid(status, raw)))
+                    if not seen[-1].is_puzzling:
+                        break
+        except (TimeoutError, httpx.HTTPError):
+            pass
+        return _most_telling(seen)
+
+    async def call(self, url: str, method: str, *, body: bytes, headers: dict[str, str], timeout_s: int) -> Heard:
+        """Make a call. Raises `merchant_unreachable` or `merchant_timeout`; it may have been carried out then."""
+        try:
+            async with (
+                asyncio.timeout(timeout_s),
+                self._http.stream(
+                    method,
+                    url,
+                    content=body,
+                    headers={"Accept-Encoding": "identity", **headers},
+                    timeout=httpx.Timeout(timeout_s, connect=10),
+                ) as answer,
+            ):
+                raw = await _read(answer, ANSWER_MAX_BYTES)
+                whole = raw if len(raw) <= ANSWER_MAX_BYTES else None
+                return Heard(answer.status_code, tuple(answer.headers.multi_items()), whole)
+        except (TimeoutError, httpx.TimeoutException):
+            raise Refused("merchant_timeout", f"no answer within {timeout_s} s") from None
+        except httpx.HTTPError as error:
+            raise Refused("merchant_unreachable", f"no answer: {type(error).__name__}") from None
+
+    async def _get(self, url: str, headers: dict[str, str]) -> tuple[int, bytes]:
+        """The status and the body. Of a body above the bound comes more than the bound, and no reader takes it."""
+        async with self._http.stream("GET", url, headers={"Accept-Encoding": "identity", **headers}) as response:
+            return response.status_code, await _read(response, BODY_MAX_BYTES)
 
     async def aclose(self) -> None:
         await self._http.aclose()
+
+
+async def _read(response: httpx.Response, most_bytes: int) -> bytes:
+    """The body; of one above the bound, more than the bound."""
+    raw = b""
+    async for chunk in response.aiter_raw():
+        raw += chunk
+        if len(raw) > most_bytes:
+            break
+    return raw
+
+
+def _most_telling(seen: Sequence[Observed]) -> Observed | None:
+    """An answer that is understood, else one of a path that is there; of two alike the documented one."""
+    ranked = sorted(seen, key=lambda one: (not one.said.understood, one.status in _NOT_THERE))
+    return ranked[0] if ranked else None

@@ -10,6 +10,7 @@ from devnet_http_kit import POLICY, TOKEN, HandClock, Output, Purse, ada, payer
 
 from payagent.devnet.merchant import role_address
 from payagent.devnet.server import DevnetThread
+from payagent.dialects import read_prepaid
 
 PAY_TO, PLATFORM, CREATOR = (role_address(role).raw for role in ("pay_to", "platform", "creator"))
 PRICE, PLATFORM_SHARE, CREATOR_SHARE = 10_000_000, 2_000_000, 1_000_000
@@ -44,9 +45,12 @@ class Buyer(Purse):
         return httpx.get(f"{self.devnet.merchant_url}/payments/status/{invoice_id}").json()["status"]
 
     def balance(self, partner: str = "demo") -> tuple[int, int]:
-        query = {"partner": partner, "wallet": self.who.address.text}
-        answer = httpx.get(self.devnet.merchant_url + "/payments/balance", params=query).json()
+        answer = self.helper("balance", partner).json()
         return answer["remaining"], answer["total"]
+
+    def helper(self, name: str, partner: str = "demo") -> httpx.Response:
+        query = {"partner": partner, "wallet": self.who.address.text}
+        return httpx.get(f"{self.devnet.merchant_url}/payments/{name}", params=query)
 
 
 def reason(answer: httpx.Response) -> str:
@@ -469,6 +473,7 @@ def test_no_splits_means_no_split_in_the_invoice(buyer: Buyer) -> None:
         {"dialect": "materios"},
         {"replays": "sometimes"},
         {"proof": "promise"},
+        {"balance_shape": "round"},
         {"dialect": "flux", "split_mode": "outputs"},
     ],
 )
@@ -511,15 +516,92 @@ def test_a_batch_buys_calls_for_this_partner_and_wallet(buyer: Buyer) -> None:
     assert (books["served"], books["served_prepaid"], len(books["payments"])) == (3, 2, 1)
 
 
-def test_a_batch_wants_to_know_the_wallet(buyer: Buyer) -> None:
+@pytest.mark.parametrize("path", ["/chat", "/payments/topup"])
+def test_a_batch_wants_to_know_the_wallet(buyer: Buyer, path: str) -> None:
     buyer.settings(batch=3)
-    answer = httpx.post(buyer.devnet.merchant_url + "/chat", json=ASK, headers={"X-Partner": "demo"})
+    answer = httpx.post(buyer.devnet.merchant_url + path, json=ASK, headers={"X-Partner": "demo"})
     assert (answer.status_code, answer.json()["detail"]) == (400, "wallet_address_required_for_prepaid_batches")
+
+
+def test_a_top_up_buys_a_whole_batch_and_uses_no_call(buyer: Buyer) -> None:
+    buyer.settings(batch=3)
+    for bought in (3, 6):  # also while something is left
+        invoice_id, tx_id = str(buyer.invoice(path="/payments/topup")["invoiceId"]), buyer.pay(HONEST)
+        assert reason(buyer.call(proof=(invoice_id, tx_id))) == "other_request"
+        answer = buyer.call(path="/payments/topup", proof=(invoice_id, tx_id)).json()
+        assert answer == {
+            "credited": 3,
+            "remaining": bought,
+            "invoiceId": invoice_id,
+            "txHash": tx_id,
+            "replayed": False,
+        }
+        assert buyer.call(path="/payments/topup", proof=(invoice_id, tx_id)).json() == answer | {"replayed": True}
+        assert buyer.balance() == (bought, bought)
+    assert buyer.call().status_code == 200
+    books = buyer.books()
+    assert (buyer.balance(), books["topped_up"], books["served"], books["served_prepaid"]) == ((5, 6), 2, 1, 1)
+
+
+def test_nothing_is_topped_up_where_no_batches_are_sold(buyer: Buyer) -> None:
+    answer = buyer.call(path="/payments/topup")
+    assert (answer.status_code, answer.json()["detail"]) == (409, "no batches are sold: nothing can be topped up")
+    assert buyer.books()["invoices"] == []
+
+
+def test_a_batch_whose_payment_lost_its_block_is_not_served_until_it_is_back(buyer: Buyer) -> None:
+    buyer.settings(batch=3)
+    proof = (str(buyer.invoice()["invoiceId"]), buyer.pay(HONEST))
+    raw = bytes.fromhex(buyer.get(f"/txs/{proof[1]}/cbor").json()["cbor"])
+    assert [buyer.call(proof=proof).status_code, buyer.call().status_code] == [200, 200]
+    buyer.control("rollback", depth=1)
+    assert buyer.balance() == (0, 0)
+    assert buyer.invoice({"message": "one more"})["extra"]["batchTarget"] == 3
+    assert buyer.submit(raw).status_code == 200
+    buyer.control("blocks", count=1)
+    assert buyer.balance() == (1, 3)
+    assert [buyer.call({"message": str(turn)}).status_code for turn in range(2)] == [200, 402]
+
+
+def test_calls_served_of_a_lost_batch_are_taken_from_the_next(buyer: Buyer) -> None:
+    buyer.settings(batch=3)
+    proof = (str(buyer.invoice()["invoiceId"]), buyer.pay(HONEST))
+    assert [buyer.call(proof=proof).status_code, buyer.call().status_code] == [200, 200]
+    buyer.control("rollback", depth=1)
+    invoice_id = str(buyer.invoice(path="/payments/topup")["invoiceId"])
+    tx_id, raw = buyer.build(HONEST, ttl=1_000)  # of the same coin: the lost transaction can never be back
+    assert buyer.submit(raw).status_code == 200
+    buyer.control("blocks", count=1)
+    assert buyer.call(path="/payments/topup", proof=(invoice_id, tx_id)).json()["remaining"] == 1
+    assert (buyer.balance(), buyer.books()["balances"][0]["used"]) == ((1, 3), 2)
+    assert [buyer.call({"message": str(turn)}).status_code for turn in range(2)] == [200, 402]
+
+
+@pytest.mark.parametrize(
+    ("shape", "remaining", "total", "unit"),
+    [("plain", 2, 3, None), ("nested", 2, 3, None), ("digits", 2, 3, "calls"), ("nonsense", None, None, None)],
+)
+def test_the_balance_is_told_in_the_shape_that_is_set(
+    buyer: Buyer, shape: str, remaining: int | None, total: int | None, unit: str | None
+) -> None:
+    buyer.settings(batch=3, balance_shape=shape)
+    buyer.call(proof=(str(buyer.invoice()["invoiceId"]), buyer.pay(HONEST)))
+    answer = buyer.helper("balance")
+    said = read_prepaid(answer.status_code, answer.content)
+    assert (said.remaining, said.total, said.unit, said.understood) == (remaining, total, unit, total is not None)
+    credits = buyer.helper("credits").json()
+    assert (credits["remaining"], credits["total"], credits["expires_at"]) == (2, 3, None)
+
+
+def test_a_merchant_without_the_path_of_the_balance_has_that_of_the_credits(buyer: Buyer) -> None:
+    buyer.settings(balance_shape="missing")
+    assert (buyer.helper("balance").status_code, buyer.helper("credits").status_code) == (404, 200)
 
 
 def test_payment_helpers_refuse_what_they_do_not_know(buyer: Buyer) -> None:
     url = buyer.devnet.merchant_url
     assert httpx.get(f"{url}/payments/status/none").status_code == 404
     assert httpx.get(f"{url}/payments/balance?partner=demo").status_code == 422
+    assert httpx.get(f"{url}/payments/credits?wallet=w").status_code == 422
     assert httpx.get(f"{url}/chat").status_code == 405
     assert httpx.get(f"{url}/health").json() == {"status": "ok"}

@@ -1,0 +1,274 @@
+"""A merchant's word on a prepaid balance: read under many names and in many places, and never guessed."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from payagent.core.strict_json import JsonNumber
+from payagent.dialects import PrepaidSaid, Response, read_prepaid, wants_wallet_address
+
+TOKEN = "ab" * 28 + "544f4b"
+
+
+def read(body: object) -> PrepaidSaid:
+    return read_prepaid(200, json.dumps(body))
+
+
+def said(
+    remaining: int, total: int | None = None, used: int | None = None, unit: str | None = None
+) -> PrepaidSaid:
+    return PrepaidSaid(remaining, total, used, unit, None, understood=True, why="")
+
+
+def refused(body: object) -> str:
+    """Why an answer is not understood; nothing is said of one that is not."""
+    answer = read(body)
+    assert answer.why
+    assert answer == PrepaidSaid(None, None, None, None, None, understood=False, why=answer.why)
+    return answer.why
+
+
+@pytest.mark.parametrize(
+    ("body", "meant"),
+    [
+        ({"remaining": 97, "total": 100, "expires_at": None}, said(97, 100)),
+        ({"partner": "p", "wallet": "addr1", "remaining": "97", "total": "100"}, said(97, 100)),
+        ({"remaining": 0}, said(0)),
+        ({"left": 5}, said(5)),
+        ({"available": 5}, said(5)),
+        ({"balance": 5}, said(5)),
+        ({"credits": "5"}, said(5)),
+        ({"prepaid_balance": 5, "purchased": 6, "consumed": 1}, said(5, 6, 1)),
+        ({"remainingCredits": 5, "totalCredits": 6, "usedCredits": 1}, said(5, 6, 1)),
+        ({"remaining_credits": 5, "total_credits": 6, "credits_used": 1}, said(5, 6, 1)),
+        ({"credits": {"totalRemaining": 5, "totalUsed": 1, "freeRemaining": 3}}, said(5, None, 1)),
+        ({"detail": {"remaining": 5}}, said(5)),
+        ({"success": True, "data": {"balance": 5}}, said(5)),
+        ({"detail": {"balance": {"available": 5, "total": 9}}}, said(5, 9)),
+        ({"balance": {"amount": "5"}}, said(5)),
+        ({"balance": 5, "remaining": "5"}, said(5)),
+        ({"remaining": 5, "left": None, "total": None}, said(5)),
+        ({"remaining": 5, "period_remaining": 3, "limit": {"remaining": 2}, "history": [{"used": 9}]}, said(5)),
+    ],
+)
+def test_what_is_left_is_found_under_many_names(body: object, meant: PrepaidSaid) -> None:
+    assert read(body) == meant
+
+
+@pytest.mark.parametrize(
+    ("body", "meant"),
+    [
+        ({"remaining": 5, "unit": "calls"}, said(5, unit="calls")),
+        ({"calls_remaining": 5, "totalCalls": 6}, said(5, 6, unit="calls")),
+        ({"calls": {"left": 5}, "currency": "USDC"}, said(5, unit="calls")),
+        ({"remaining": 5, "unit": "credits"}, said(5)),
+        ({"balance": "12500000", "unit": "lovelace"}, said(12_500_000, unit="lovelace")),
+        ({"balance_lovelace": 12_500_000}, said(12_500_000, unit="lovelace")),
+        ({"balance": {"lovelace": "12500000", "ada": "12.5"}}, said(12_500_000, unit="lovelace")),
+        ({"balance_ada": 12}, said(12_000_000, unit="lovelace")),
+        ({"balance": "12.5 ADA"}, said(12_500_000, unit="lovelace")),
+        (
+            {"balance": "12.5", "currency": "ADA", "total": "20.000000"},
+            said(12_500_000, 20_000_000, None, "lovelace"),
+        ),
+        ({"balance": "12500000", "asset": "ADA", "decimals": 6}, said(12_500_000, unit="lovelace")),
+        ({"balance_units": "12500000", "asset": "ADA"}, said(12_500_000, unit="lovelace")),
+        ({"balance": {"units": "7", "asset": f"{TOKEN[:56]}.{TOKEN[56:]}"}}, said(7, unit=TOKEN)),
+    ],
+)
+def test_the_unit_is_what_the_answer_names(body: object, meant: PrepaidSaid) -> None:
+    assert read(body) == meant
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        None, 5, "5", [], [{"remaining": 5}], {}, {"status": "ok"}, {"total": 5}, {"total": 5, "used": 2},
+        {"amount": 5}, {"lovelace": 5}, {"remaining_period": 5}, {"remaining24": 5}, {"": 5}, {"balance": {"": 5}},
+        {"a": {"remaining": 5}}, {"detail": {"data": {"result": {"remaining": 5}}}}, {"balance": {"detail": 5}},
+        {"detail": "Not found"}, {"remaining": None},
+    ],
+)  # fmt: skip
+def test_an_answer_without_what_is_left_is_not_understood(body: object) -> None:
+    refused(body)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        True,
+        False,
+        5.0,
+        1e3,
+        -1,
+        2**63,
+        10**400,
+        "",
+        "-5",
+        "5.5",
+        "5e3",
+        "0x5",
+        " 5",
+        "05",
+        "5,000",
+        "\u0665",
+        "many",
+        [5],
+    ],
+)
+def test_only_whole_plain_numbers_are_numbers(value: object) -> None:
+    refused({"remaining": value})
+    refused({"remaining": 5, "total": value})
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        ({"remaining": 5, "balance": 6}, "two numbers are remaining: 5 and 6"),
+        ({"credits": 100, "remaining": 80}, "two numbers are remaining: 100 and 80"),
+        ({"remaining": 5, "detail": {"remaining": 6}}, "two numbers are remaining: 5 and 6"),
+        ({"remaining": 5, "total": 4}, "5 left are more than 4 in total"),
+        ({"remaining": 5, "total": 6, "used": 2}, "5 left and 2 used are more than 6 in total"),
+        ({"remaining": 5, "error": "database is down"}, "the answer says error: \"database is down\""),
+        ({"remaining": 0, "success": False}, "the answer says success: false"),
+        ({"remaining_calls": 5, "balance_lovelace": 5}, "the numbers are in calls and lovelace"),
+        ({"remaining": 5, "unit": "calls", "asset": "lovelace"}, "two units are named: calls and lovelace"),
+        ({"remaining": 12, "currency": "ADA"}, "remaining is 12, whole or in the smallest unit of lovelace"),
+        ({"remaining": 12, "asset": TOKEN}, f"remaining is 12, whole or in the smallest unit of {TOKEN}"),
+        ({"remaining": 12, "asset": "ADA", "decimals": 2}, "decimals is 2"),
+        ({"remaining": 12, "decimals": 6}, "decimals is 6, and no asset is named"),
+    ],
+)  # fmt: skip
+def test_what_could_be_read_in_two_ways_is_not_understood(body: object, why: str) -> None:
+    assert refused(body) == why
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"remaining": 5, "currency": "USDC"},
+        {"balance": "12.5", "asset": TOKEN, "decimals": 6},
+        {"balance": "12.5000001", "currency": "ADA"},
+        {"balance": 12.5, "currency": "ADA"},
+        {"balance_lovelace": 45 * 10**15 + 1},
+        {f"{'_' * count}balance": 5 for count in range(17)},
+    ],
+)
+def test_units_that_are_not_known_and_amounts_that_cannot_be_are_not_understood(body: object) -> None:
+    refused(body)
+
+
+@pytest.mark.parametrize(
+    ("value", "at_ms"),
+    [
+        ("2026-11-24T13:38:18.993Z", 1_795_527_498_993),
+        ("2026-11-24T13:38:18Z", 1_795_527_498_000),
+        ("2026-11-24 13:38:18.993999+00:00", 1_795_527_498_993),
+        ("2026-11-24T15:38:18+02:00", 1_795_527_498_000),
+        (1_795_527_498, 1_795_527_498_000),
+        ("1795527498", 1_795_527_498_000),
+        (1_795_527_498_993, 1_795_527_498_993),
+    ],
+)
+@pytest.mark.parametrize("name", ["expires_at", "expiresAt", "expires", "expiry", "expiration", "valid_until"])
+def test_when_it_ends(value: object, at_ms: int, name: str) -> None:
+    answer = read({"detail": {"remaining": 5, name: value}})
+    assert (answer.remaining, answer.expires_at_ms, answer.why) == (5, at_ms, "")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "2026-11-24T13:38:18",
+        "2026-11-24",
+        "24.11.2026",
+        "never",
+        0,
+        3600,
+        1.5,
+        True,
+        -1,
+        10**30,
+        "2026-99-24T13:38:18Z",
+    ],
+)
+def test_an_end_that_is_not_understood_is_said_and_what_is_left_stays(value: object) -> None:
+    answer = read({"remaining": 5, "expires_at": value})
+    assert (answer.remaining, answer.understood, answer.expires_at_ms) == (5, True, None)
+    assert answer.why.startswith("its end is ")
+    assert read({"remaining": 5, "expires_at": 1_795_527_498, "expiry": value}).why == "two times are its end"
+
+
+@pytest.mark.parametrize("status", [199, 302, 401, 404, 500])
+def test_an_error_says_nothing_whatever_its_body(status: int) -> None:
+    answer = read_prepaid(status, '{"remaining": 5}')
+    assert (answer.understood, answer.remaining, answer.why) == (False, None, f"the status is {status}")
+
+
+KEYS = st.sampled_from(
+    ["remaining", "left", "balance", "credits", "total", "used", "calls", "detail", "data", "amount", "units",
+     "ada", "lovelace", "unit", "asset", "currency", "decimals", "expires_at", "error", "success", "x", ""]
+)  # fmt: skip
+WORDS = st.sampled_from(
+    ["5", "12.5", "12.5 ADA", "5 lovelace", "ADA", "lovelace", "calls", "credits", TOKEN, "2026-11-24T13:38:18Z"]
+)
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.integers(0, 10)
+    | st.floats()
+    | st.text(max_size=8)
+    | WORDS
+    | st.sampled_from([10**18, 10**30, 1_795_527_498, 6]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS | st.text(max_size=3), inner, max_size=6),
+    max_leaves=12,
+)
+OBJECTS: st.SearchStrategy[Any] = st.dictionaries(KEYS, VALUES, max_size=6)
+
+
+def _holds_together(answer: PrepaidSaid) -> None:
+    numbers = (answer.remaining, answer.total, answer.used, answer.expires_at_ms)
+    assert all(number is None or (type(number) is int and number >= 0) for number in numbers)
+    assert answer.why.isprintable()
+    assert len(answer.why) <= 300
+    if not answer.understood:
+        assert answer.why
+        assert (*numbers, answer.unit) == (None,) * 5
+        return
+    assert answer.remaining is not None
+    assert answer.total is None or answer.remaining + (answer.used or 0) <= answer.total
+    assert answer.unit is None or answer.unit in ("calls", "lovelace", TOKEN)
+
+
+@given(OBJECTS | VALUES, st.sampled_from([200, 200, 201, 404]))
+def test_any_json_ends_in_whole_numbers_or_a_reason(body: object, status: int) -> None:
+    _holds_together(read_prepaid(status, json.dumps(body)))
+
+
+@given(st.binary(max_size=200) | st.text(max_size=80).map(lambda text: text.encode("utf-8", "surrogatepass")))
+def test_any_bytes_end_in_a_reason_or_whole_numbers(raw: bytes) -> None:
+    _holds_together(read_prepaid(200, raw))
+
+
+WANTED = "wallet_address_required_for_prepaid_batches"
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "wanted"),
+    [
+        (400, {"detail": WANTED}, True),
+        (422, {"detail": [{"msg": f"error: {WANTED}!"}]}, True),
+        (402, {"errors": {WANTED: True}}, True),
+        (403, f"<p>{WANTED}</p>", True),
+        (400, {"detail": "wallet_address_required"}, False),
+        (200, {"reply": f"merchants answer {WANTED}"}, False),
+        (502, WANTED, False),
+        (400, JsonNumber("1.5"), False),
+    ],
+)
+def test_a_merchant_that_must_know_the_wallet(status: int, body: object, wanted: bool) -> None:
+    assert wants_wallet_address(Response(status, {}, body)) is wanted

@@ -1,0 +1,204 @@
+"""What a merchant is asked, over real sockets: bounded in bytes and time, and a balance is kept as it came."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from urllib.parse import parse_qs, urlsplit
+
+import httpx
+import pytest
+
+from payagent.devnet.server import DevnetThread
+from payagent.merchants.client import BODY_MAX_BYTES, MerchantClient, Observed
+
+WALLET = "addr_test1 wallet&co"
+HEADERS = {"X-Partner": "demo", "api-key": "k1"}
+
+
+def answer(status: int, body: bytes, *more: str) -> bytes:
+    lines = (f"HTTP/1.1 {status} Any", f"Content-Length: {len(body)}", "Connection: close", *more)
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+
+
+@dataclass
+class Shop:
+    """A server whose answers are bytes per path; None for one that never answers. It keeps what it was asked."""
+
+    answers: dict[str, bytes | None]
+    asked: list[str] = field(default_factory=list)
+    origin: str = ""
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        self.asked.append(head)
+        said = self.answers.get(urlsplit(head.split()[1]).path, answer(404, b""))
+        if said is None:
+            await self.over.wait()
+        else:
+            writer.write(said)
+            await writer.drain()
+        writer.close()
+
+    def paths(self) -> list[str]:
+        return [urlsplit(head.split()[1]).path for head in self.asked]
+
+
+@asynccontextmanager
+async def open_shop(balance: bytes | None, credits: bytes | None = None) -> AsyncIterator[Shop]:
+    shop = Shop({"/payments/balance": balance, "/payments/credits": credits})
+    server = await asyncio.start_server(shop.serve, "127.0.0.1", 0)
+    shop.origin = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    try:
+        yield shop
+    finally:
+        shop.over.set()
+        server.close()
+        await server.wait_closed()
+
+
+async def ask(origin: str, timeout_s: int = 5) -> Observed | None:
+    client = MerchantClient()
+    try:
+        return await client.prepaid(origin, "demo", WALLET, headers=HEADERS, timeout_s=timeout_s)
+    finally:
+        await client.aclose()
+
+
+FIVE = answer(200, b'{"remaining": 5, "total": 9}')
+GONE, FOUND = answer(404, b'{"detail": "Not Found"}'), answer(200, b'{"credits_left": "4"}')
+PUZZLE = answer(200, b'{"balance": "plenty"}')
+
+
+async def test_the_balance_is_asked_for_with_partner_wallet_and_the_merchants_headers() -> None:
+    async with open_shop(FIVE) as shop:
+        observed = await ask(shop.origin)
+    assert observed is not None
+    assert (observed.source, observed.status, observed.body) == ("balance", 200, '{"remaining": 5, "total": 9}')
+    assert (observed.said.remaining, observed.said.total) == (5, 9)
+    assert len(shop.asked) == 1
+    assert parse_qs(urlsplit(shop.asked[0].split()[1]).query) == {"partner": ["demo"], "wallet": [WALLET]}
+    assert "api-key: k1\r\n" in shop.asked[0]
+
+
+@pytest.mark.parametrize("balance", [GONE, answer(405, b""), PUZZLE, answer(200, b"<html>")])
+async def test_credits_are_asked_for_where_the_balance_says_nothing(balance: bytes) -> None:
+    async with open_shop(balance, FOUND) as shop:
+        observed = await ask(shop.origin)
+    assert observed is not None
+    assert (observed.source, observed.said.remaining) == ("credits", 4)
+    assert shop.paths() == ["/payments/balance", "/payments/credits"]
+
+
+@pytest.mark.parametrize("status", [401, 429, 503])
+async def test_a_merchant_that_refuses_is_not_asked_again(status: int) -> None:
+    async with open_shop(answer(status, b"no"), FOUND) as shop:
+        observed = await ask(shop.origin)
+    assert observed is not None
+    assert (observed.source, observed.status, observed.body, observed.said.understood) == (
+        *("balance", status, "no", False),
+    )
+    assert len(shop.asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("balance", "credits", "source"),
+    [(PUZZLE, GONE, "balance"), (GONE, PUZZLE, "credits"), (PUZZLE, PUZZLE, "balance"), (GONE, GONE, "balance")],
+)
+async def test_an_answer_that_is_not_understood_is_kept(balance: bytes, credits: bytes, source: str) -> None:
+    async with open_shop(balance, credits) as shop:
+        observed = await ask(shop.origin)
+    assert observed is not None
+    assert (observed.source, observed.said.understood) == (source, False)
+
+
+async def test_a_redirect_is_not_followed() -> None:
+    async with open_shop(FIVE) as other, open_shop(answer(302, b"", f"Location: {other.origin}/")) as shop:
+        observed = await ask(shop.origin)
+        assert observed is not None
+        assert (observed.status, observed.said.understood, other.asked) == (302, False, [])
+
+
+async def test_a_body_is_kept_as_it_came_up_to_a_bound() -> None:
+    long = b'{"remaining": 5, "note": "' + b"x" * BODY_MAX_BYTES + b'"}'
+    endless = b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + long
+    async with open_shop(endless, GONE) as shop:
+        observed = await ask(shop.origin)
+    assert observed is not None
+    assert (observed.body, observed.said.understood) == (long[:BODY_MAX_BYTES].decode(), False)
+    async with open_shop(answer(200, b'{"remaining": 5, "x": "\xff"}'), GONE) as shop:
+        observed = await ask(shop.origin)
+    assert observed is not None
+    assert (observed.body, observed.said.understood) == ('{"remaining": 5, "x": "\\xff"}', False)
+
+
+async def test_a_merchant_that_does_not_answer_is_none_within_the_time() -> None:
+    async with open_shop(None) as shop:
+        assert await ask(shop.origin, timeout_s=1) is None
+    assert await ask(shop.origin) is None  # nobody listens there any more
+    async with open_shop(b"") as shop:
+        assert await ask(shop.origin) is None
+    async with open_shop(answer(200, b"")[:-4] + b"\r\nContent-Le") as shop:
+        assert await ask(shop.origin) is None
+
+
+async def test_what_the_balance_said_stands_when_the_credits_do_not_answer() -> None:
+    async with open_shop(PUZZLE, None) as shop:
+        observed = await ask(shop.origin, timeout_s=1)
+    assert observed is not None
+    assert (observed.source, observed.body) == ("balance", '{"balance": "plenty"}')
+
+
+@pytest.mark.parametrize(
+    ("said", "status"),
+    [
+        (answer(200, b'{"status": "settled"}'), "confirmed"),
+        (answer(404, b'{"status": "settled"}'), None),
+        (answer(200, b"<html>"), None),
+        (answer(200, b'{"status": "settled"}' + b" " * BODY_MAX_BYTES), None),
+        (b"", None),
+    ],
+)
+async def test_how_an_invoice_stands(said: bytes, status: str | None) -> None:
+    async with open_shop(None) as shop:
+        shop.answers["/payments/status/inv%2F1"] = said
+        client = MerchantClient()
+        told = await client.status(shop.origin, "inv/1", headers=HEADERS, timeout_s=5)
+        await client.aclose()
+    assert (None if told is None else told.status) == status
+
+
+# --- the devnet's merchant ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def setting() -> Iterator[Callable[[str], str]]:
+    """A devnet whose balance takes a shape; its merchant's origin."""
+    with DevnetThread() as devnet:
+
+        def set_shape(shape: str) -> str:
+            url = f"{devnet.merchant_url}/merchant/settings"
+            httpx.post(url, json={"balance_shape": shape}).raise_for_status()
+            return devnet.merchant_url
+
+        yield set_shape
+
+
+@pytest.mark.parametrize(
+    ("shape", "source"),
+    [
+        ("plain", "balance"),
+        ("nested", "balance"),
+        ("digits", "balance"),
+        ("nonsense", "credits"),
+        ("missing", "credits"),
+    ],
+)
+async def test_every_shape_of_the_devnets_balance_is_read(
+    setting: Callable[[str], str], shape: str, source: str
+) -> None:
+    observed = await ask(setting(shape))
+    assert observed is not None
+    assert (observed.source, observed.said.understood) == (source, True)
+    assert (observed.said.remaining, observed.said.total) == (0, 0)
