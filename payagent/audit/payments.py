@@ -1,13 +1,15 @@
 """One payment against its own bytes and its own history: pure, from its rows to what is wrong with them.
 
-The events, which are chained by their hashes, say what happened; what the other rows must be then follows:
-the state, the attempts, the sightings, and each entry of the journal to the unit. The bytes say what was signed.
+The events, which are chained by their hashes, say what happened; what the other rows must be then follows: what
+of the payment's row may change, the attempts, the sightings, the reservations, each entry of the journal to the
+unit. The bytes say what was signed.
 May import: core, store's rows, audit. Never: I/O; changes how it judges by what a row claims of itself.
 """
 
 import json
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from payagent.audit.finding import Finding
 from payagent.audit.signed import Owner, Reading, foreign_value, misread, read
@@ -15,73 +17,123 @@ from payagent.core import ledger
 from payagent.core.invoice import hash_of_terms
 from payagent.core.ledger import Entry
 from payagent.core.money import LOVELACE
-from payagent.core.payment import NEVER_SIGNED, POSTED, TRANSITIONS, Delivery, Event, State
-from payagent.store.books import Case, EventRow, SightingRow
+from payagent.core.payment import (
+    NEVER_SIGNED,
+    ON_CHAIN,
+    POSTED,
+    TRANSITIONS,
+    Delivery,
+    DeliveryEvent,
+    Event,
+    State,
+    deliver,
+)
+from payagent.store.books import STANDING, Case, EventRow
 
 _EVENTS = {str(event): event for event in Event}
 _STATES = {str(state): state for state in State}
-_SERVED = "delivery_accept"
+_DELIVERIES = {f"delivery_{event}": event for event in DeliveryEvent}
+_DELIVERY_EVENTS = {str(event): event for event in DeliveryEvent}
+_MOVED = frozenset(STANDING) - {"state", "delivery", "merchant_status", "changed_at_ms"}
+"""Columns that change with a move, whose event tells them."""
+
+_IN_BLOCK = ON_CHAIN | {State.VOID}
+_WITHOUT_COINS = NEVER_SIGNED | {State.RECEIVED, State.AWAITING_APPROVAL, State.SETTLED}
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One move of the payment: from which state, and with which transaction standing for it afterwards."""
+    """One move of the payment: from which state, what its event tells, and which transaction counts afterwards."""
 
     event: Event
     row: EventRow
     before: State
+    told: Mapping[str, object]
     tx_id: str | None
 
 
 def check_payment(case: Case, owner: Owner) -> Iterator[Finding]:
     """Everything that is wrong with one payment."""
+    steps, readings = yield from check_record(case, owner)
+    yield from _check_intent(case)
+    yield from _check_submissions(case, steps)
+    yield from _check_coins(case, readings, owner)
+    yield from _check_reservations(case)
+
+
+def check_record(case: Case, owner: Owner) -> Generator[Finding, None, tuple[list[Step], dict[str, Reading]]]:
+    """What needs no more than a payment's receipt tells: its events, bytes, terms, blocks, holds and entries."""
     steps = yield from _replay(case)
     readings = yield from _read_attempts(case, owner, steps)
     yield from _check_terms(case, owner)
-    yield from _check_row(case)
     yield from _check_sightings(case, steps)
-    yield from _check_submissions(case, steps)
     yield from _check_holds(case, steps, readings, owner)
     yield from _check_entries(case, steps)
-    yield from _check_coins(case, readings, owner)
+    return steps, readings
 
 
-def _detail(row: EventRow) -> dict[str, object]:
+@lru_cache(maxsize=1000)
+def _detail(text: str) -> Mapping[str, object]:
+    """What an event tells; many tell the same."""
     try:
-        told = json.loads(row.detail)
+        told = json.loads(text)
     except ValueError:
         return {}
     return told if isinstance(told, dict) else {}
 
 
 def _replay(case: Case) -> Generator[Finding, None, list[Step]]:
-    """The events through the table of transitions; what they must lead to is the payment's state."""
-    state, tx_id = State.RECEIVED, None
-    seen = iter(case.sightings)
+    """The events through the tables of transitions; what they lead to is what the payment's row must say."""
+    state, delivery = State.RECEIVED, Delivery.NOT_PRESENTED
+    standing: dict[str, object] = dict.fromkeys(STANDING) | {"changed_at_ms": case.created_at_ms}
     steps: list[Step] = []
     for row in case.events:
+        told = _detail(row.detail)
         event = _EVENTS.get(row.event)
         after = state if event is None else TRANSITIONS.get((state, event))
         if after is None or row.state != after:
             yield Finding("events", str(row.seq), f"{row.event} leads from {state} to {after}, not to {row.state}")
-        if event in (Event.SIGN, Event.CANCEL):
-            tx_id = str(_detail(row).get("tx_id"))
-        elif event in (Event.SEEN_IN_BLOCK, Event.VOID) and (sighting := next(seen, None)):
-            tx_id = sighting.tx_id
         if event is not None:
-            steps.append(Step(event, row, state, tx_id))
-        state = _STATES.get(row.state, after or state)
-    if case.state != state:
-        yield Finding("payments", case.id, f"its state is {case.state}, its events lead to {state}")
-    if case.tx_id != tx_id:
-        yield Finding("payments", case.id, f"it stands for transaction {case.tx_id}, its events for {tx_id}")
+            standing["changed_at_ms"] = row.at_ms
+            for name in told.keys() & _MOVED:
+                standing[name] = told[name]
+            steps.append(Step(event, row, state, told, _text(standing["tx_id"])))
+        elif (answered := _delivery_event(row.event, told)) is not None:
+            delivery = deliver(delivery, answered)
+            standing["changed_at_ms"] = row.at_ms
+        elif row.event == "merchant_said":
+            standing |= {"merchant_status": told.get("status"), "changed_at_ms": row.at_ms}
+        state = _STATES.get(row.state or "", after or state)
+    standing |= {"state": state, "delivery": delivery}
+    if case.standing != standing:
+        for name in STANDING:
+            if case.standing[name] != standing[name]:
+                what = f"its {name} is {case.standing[name]!r}, its events lead to {_shown(standing[name])!r}"
+                yield Finding("payments", case.id, what)
+    if not case.events or case.created_at_ms != case.events[0].at_ms:
+        yield Finding("payments", case.id, "it was made at another time than its first event")
     return steps
+
+
+def _delivery_event(name: str, told: Mapping[str, object]) -> DeliveryEvent | None:
+    if name == "merchant_answered":
+        return _DELIVERY_EVENTS.get(str(told.get("delivery")))
+    return _DELIVERIES.get(name)
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)
+
+
+def _shown(value: object) -> object:
+    return str(value) if isinstance(value, str) else value
 
 
 def _read_attempts(case: Case, owner: Owner, steps: list[Step]) -> Generator[Finding, None, dict[str, Reading]]:
     """Each attempt's bytes against its row, its event and what the payment is to pay."""
     signed = [step for step in steps if step.event in (Event.SIGN, Event.CANCEL)]
     readings: dict[str, Reading] = {}
+    paid = case.standing["anchor"], case.invoice.seq if case.invoice else None
     for place, attempt in enumerate(case.attempts):
         step = signed[place] if place < len(signed) else None
         kind = "cancel" if step and step.event is Event.CANCEL else "pay"
@@ -91,7 +143,7 @@ def _read_attempts(case: Case, owner: Owner, steps: list[Step]) -> Generator[Fin
             attempt.kind,
         ):
             yield Finding("attempts", attempt.tx_id, "no event says that this was signed then, for this")
-        if attempt.anchor != case.anchor or attempt.invoice != (case.invoice.seq if case.invoice else None):
+        if (attempt.anchor, attempt.invoice) != paid:
             yield Finding("attempts", attempt.tx_id, "its anchor or invoice is not its payment's")
         reading = read(attempt.cbor)
         if isinstance(reading, str):
@@ -112,7 +164,7 @@ def _check_terms(case: Case, owner: Owner) -> Iterator[Finding]:
     """The payment is of its intent's app and pays what its invoice says, which is what its terms hash is of."""
     invoice = case.invoice
     origin = "" if invoice is None else invoice.origin
-    if case.intent is None or case.intent != (case.app_id, origin):
+    if case.intent is None or (case.intent.app_id, case.intent.origin) != (case.app_id, origin):
         yield Finding("payments", case.id, f"its intent is not one of app {case.app_id} at {origin!r}")
     if invoice is None:
         return
@@ -124,48 +176,33 @@ def _check_terms(case: Case, owner: Owner) -> Iterator[Finding]:
         yield Finding("payments", case.id, "its outputs are not those of its invoice")
 
 
-def _check_row(case: Case) -> Iterator[Finding]:
-    if case.events and case.created_at_ms != case.events[0].at_ms:
-        yield Finding("payments", case.id, "it was made at another time than its first event")
-    if not case.events:
-        yield Finding("payments", case.id, "nothing is recorded of it")
-    names = [row.event for row in case.events]
-    is_served = _SERVED in names
-    is_shown = any(name.startswith("delivery_") or name == "merchant_answered" for name in names)
-    if (case.delivery == Delivery.ACCEPTED) != is_served or (case.delivery == Delivery.NOT_PRESENTED) == is_shown:
-        yield Finding("payments", case.id, f"its delivery is {case.delivery}, and its events say otherwise")
+def _check_intent(case: Case) -> Iterator[Finding]:
+    """A derived intent ends when its call is first served; another one never does."""
+    intent = case.intent
+    if intent is not None and intent.ended_at_ms != (intent.served_at_ms if intent.derived else None):
+        what = f"it ended at {intent.ended_at_ms}, its call was first served at {intent.served_at_ms}"
+        yield Finding("intents", str(intent.number), what)
 
 
 def _check_sightings(case: Case, steps: list[Step]) -> Iterator[Finding]:
-    """Each time that it came into a block there is a sighting, and the last of them is in the payment's row."""
-    shown = [step.row for step in steps if step.event in (Event.SEEN_IN_BLOCK, Event.VOID)]
-    for event, sighting in zip(shown, case.sightings, strict=False):
-        told = _detail(event)
-        if (sighting.block_hash, sighting.block_height, sighting.at_ms) != (
-            told.get("block"),
-            told.get("height"),
-            event.at_ms,
-        ):
-            yield Finding("sightings", str(sighting.seq), f"event {event.seq} tells of another block or time")
+    """Each time that it came into a block there is a sighting, which says what its event does."""
+    shown = [step for step in steps if step.event in (Event.SEEN_IN_BLOCK, Event.VOID)]
+    for step, sighting in zip(shown, case.sightings, strict=False):
+        wanted = tuple(step.told.get(name) for name in ("tx_id", "block_hash", "block_height", "block_slot"))
+        seen = sighting.tx_id, sighting.block_hash, sighting.block_height, sighting.block_slot
+        if (*seen, sighting.at_ms) != (*wanted, step.row.at_ms):
+            yield Finding("sightings", str(sighting.seq), f"event {step.row.seq} tells of another block or time")
     if len(shown) > len(case.sightings):
-        yield Finding("sightings", "-", f"event {shown[len(case.sightings)].seq} has no sighting")
+        yield Finding("sightings", "-", f"event {shown[len(case.sightings)].row.seq} has no sighting")
     for sighting in case.sightings[len(shown) :]:
         yield Finding("sightings", str(sighting.seq), "no event tells of it")
-    if _block(case.sightings) != case.block:
-        yield Finding("payments", case.id, "its block is not the one that it was last seen in")
-
-
-def _block(sightings: tuple[SightingRow, ...]) -> tuple[str | None, int | None, int | None]:
-    if not sightings:
-        return None, None, None
-    return sightings[-1].block_hash, sightings[-1].block_height, sightings[-1].block_slot
 
 
 def _check_submissions(case: Case, steps: list[Step]) -> Iterator[Finding]:
     """What left the process left when its event says so, and who answered had been sent something."""
     times = {at_ms for _, _, at_ms in case.submissions}
     for step in steps:
-        if step.event is Event.LEAVE and not _detail(step.row).get("to") and step.row.at_ms not in times:
+        if step.event is Event.LEAVE and not step.told.get("to") and step.row.at_ms not in times:
             yield Finding(
                 "submissions", "-", f"event {step.row.seq} says that the bytes left; no row says where to"
             )
@@ -176,7 +213,7 @@ def _check_submissions(case: Case, steps: list[Step]) -> Iterator[Finding]:
     answered: dict[str, int] = {}
     for row in case.events:
         if row.event in ("provider_accepted", "provider_answered"):
-            provider = str(_detail(row).get("provider"))
+            provider = str(_detail(row.detail).get("provider"))
             answered[provider] = answered.get(provider, 0) + 1
     for provider, count in answered.items():
         sent = sum(name == provider for _, name, _ in case.submissions)
@@ -194,7 +231,8 @@ def _check_holds(
     if (held is None) != (not case.holds):
         yield Finding("holds", case.id, "there is a hold without a decision, or a decision without a hold")
     given_back = [s for s in steps if s.event is Event.VOID or (s.event is Event.REJECT and held is not None)]
-    released_at_ms = given_back[-1].row.at_ms if given_back and case.state in (State.VOID, *NEVER_SIGNED) else None
+    is_over = case.standing["state"] in (State.VOID, *NEVER_SIGNED)
+    released_at_ms = given_back[-1].row.at_ms if given_back and is_over else None
     for asset, _, at_ms, until_ms in case.holds:
         if held is not None and at_ms != held.row.at_ms:
             yield Finding("holds", f"{case.id} {asset}", "it is of another time than the decision")
@@ -230,7 +268,7 @@ def _booked(case: Case, steps: list[Step]) -> Iterator[tuple[Step, Entry, str | 
     hold = {asset: units for asset, units, *_ in case.holds}
     fees = {attempt.tx_id: attempt.fee_lovelace for attempt in case.attempts}
     invoice = case.invoice
-    account = ledger.EXTERNAL if invoice is None else ledger.spending_account(invoice.origin, invoice.batch_target)
+    account = ledger.spending_account(None if invoice is None else invoice.origin, case.is_prepaid)
     last: Entry | None = None
     for step in steps:
         fee_lovelace = fees.get(step.tx_id or "", 0)
@@ -257,9 +295,28 @@ def _check_coins(case: Case, readings: Mapping[str, Reading], owner: Owner) -> I
         for index, output in enumerate(reading.outputs):
             if output.address == owner.address.raw:
                 made[f"{tx_id}#{index}"] = {LOVELACE: output.lovelace, **output.assets}
-    for ref, value in case.coins.items():
-        if made.get(ref) != value and ref.partition("#")[0] in readings:
-            yield Finding("coins", ref, f"it holds {dict(value)}, the bytes that made it say {made.get(ref)}")
-    for ref in made.keys() - case.coins.keys():
-        if ref.partition("#")[0] == case.tx_id or case.state not in (State.SETTLED, State.VOID):
+    state, stands = case.standing["state"], case.standing["tx_id"]
+    is_there = state in _IN_BLOCK
+    for coin in case.coins:
+        maker = coin.ref.partition("#")[0]
+        if made.pop(coin.ref, None) != coin.value and maker in readings:
+            yield Finding("coins", coin.ref, f"it holds {dict(coin.value)}, the bytes that made it say otherwise")
+        if (coin.state == "pending") is (is_there and maker == stands) and coin.state != "spent":
+            yield Finding("coins", coin.ref, f"it is {coin.state}, and its payment is {state}")
+    for ref in made:
+        if ref.partition("#")[0] == stands or state not in (State.SETTLED, State.VOID):
             yield Finding("coins", ref, "the bytes make it for us, and it is not there")
+
+
+def _check_reservations(case: Case) -> Iterator[Finding]:
+    """From the decision until no rollback reaches it, a payment has the coins that its attempts spend."""
+    state = case.standing["state"]
+    spent = {frozenset(attempt.inputs) for attempt in case.attempts}
+    if state in _WITHOUT_COINS:
+        is_sound = not case.reserved
+    elif state == State.VOID:
+        is_sound = not case.reserved or {case.reserved} == spent
+    else:
+        is_sound = {case.reserved} == spent if spent else case.standing["anchor"] in case.reserved
+    if not is_sound:
+        yield Finding("reservations", case.id, f"{sorted(case.reserved)} are reserved, it is {state}")

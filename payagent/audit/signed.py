@@ -6,6 +6,7 @@ May import: core, wallet.decode, store's rows, PyNaCl. Never: takes from a row w
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from nacl.bindings import crypto_sign_open
 from nacl.exceptions import BadSignatureError
@@ -98,7 +99,7 @@ def _pays(reading: Reading, row: SignedRow, outputs: tuple[OutputRow, ...], kind
         return all(output.address == own for output in reading.outputs)
     if kind == "sweep":
         flat = [
-            (encode_address(output.address).text, asset, units)
+            (_text(output.address), asset, units)
             for output in reading.outputs
             for asset, units in ((LOVELACE, output.lovelace), *output.assets.items())
         ]
@@ -114,5 +115,7 @@ def _pays(reading: Reading, row: SignedRow, outputs: tuple[OutputRow, ...], kind
     return all(output.address == own for output in reading.outputs[len(outputs) :])
 
 
+@lru_cache(maxsize=1000)
 def _text(raw: bytes) -> str:
+    """Many payments go to the same few addresses."""
     return encode_address(raw).text if raw else ""

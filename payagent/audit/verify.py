@@ -4,45 +4,46 @@ May import: core, store, audit. Never: stops at the first finding; asks anybody 
 only the chain can tell (a deposit and its coin that were changed alike).
 """
 
+import hashlib
 from collections.abc import Iterator
 
-from payagent.audit.finding import Finding, Progress
-from payagent.audit.payments import check_payment
+from payagent.audit.finding import Finding, Head, Progress
+from payagent.audit.prepaid import check_prepaid
+from payagent.audit.sealed import TOLD_EVERY, check_seals
+from payagent.audit.shares import shared_out
 from payagent.audit.signed import Owner
+from payagent.core import ledger
 from payagent.core.ledger import EXTERNAL, HELD, WALLET
 from payagent.store import books, queries
-from payagent.store.books import Sealed
+from payagent.store.queries import EntryRow
 from payagent.store.schema import GENESIS, missing_guards
 from payagent.store.writer import Connection
 
-TOLD_EVERY = 500
-"""Rows between two words of how far it is."""
+_OF_NO_PAYMENT = ("deposit", "undeposit", "use", "unuse")
 
-Told = Finding | Progress
+Told = Finding | Progress | Head
 
 
-def verify(conn: Connection, owner: Owner) -> Iterator[Told]:
-    """Everything that is wrong, and how far it is; `conn` is in one read transaction."""
+def verify(conn: Connection, owner: Owner, noted: Head | None = None) -> Iterator[Told]:
+    """Everything that is wrong, how far it is, and the newest seal; `conn` is in one read transaction.
+
+    `noted` is the newest seal of an earlier time: what was cut off since is missed by it alone.
+    """
     yield from _guards(conn)
-    yield from _numbers(conn)
-    yield from _references(conn)
-    yield from _events(conn)
-    yield from _entries(conn)
-    yield from _payments(conn, owner)
-    yield from _coins(conn)
+    with shared_out(conn, owner) as payments:
+        yield from check_seals(conn, noted)
+        yield from _references(conn)
+        yield from _events(conn)
+        yield from _entries(conn)
+        yield from _balances(conn)
+        yield from check_prepaid(conn)
+        yield from _coins(conn)
+        yield from payments
 
 
 def _guards(conn: Connection) -> Iterator[Finding]:
     for name in missing_guards(conn):
         yield Finding("sqlite_master", name, "the trigger that guards a table is not there as it was made")
-
-
-def _numbers(conn: Connection) -> Iterator[Told]:
-    for place, table in enumerate(books.TABLES, 1):
-        for first, last in books.gaps(conn, table):
-            number = f"{first}" if first == last else f"{first} to {last}"
-            yield Finding(table, number, "missing: rows are numbered without gaps")
-        yield Progress("tables", place)
 
 
 def _references(conn: Connection) -> Iterator[Told]:
@@ -53,70 +54,65 @@ def _references(conn: Connection) -> Iterator[Told]:
 
 
 def _events(conn: Connection) -> Iterator[Told]:
-    last, count = (0, GENESIS), 0
-    for row in queries.event_links(conn):
-        if not queries.follows(last, row):
-            yield Finding("events", str(row[0]), "its hash does not follow from it and the event before")
-        last, count = (row[0], row[7]), count + 1
-        if count % TOLD_EVERY == 0:
-            yield Progress("events", count)
-    yield Progress("events", count)
+    last_seq, last_hash = 0, GENESIS
+    for seq, prev_hash, own_hash, text in books.event_texts(conn):
+        made = hashlib.sha256(text).hexdigest()
+        if (seq, prev_hash, own_hash) != (last_seq + 1, last_hash, made):
+            yield Finding("events", str(seq), "its hash does not follow from it and the event before")
+        last_seq, last_hash = seq, own_hash
+        if seq % TOLD_EVERY == 0:
+            yield Progress("events", seq)
+    yield Progress("events", last_seq)
 
 
 def _entries(conn: Connection) -> Iterator[Told]:
-    """Each entry is sealed, whole, balanced and in its place; deposits are those of the coins."""
-    last = 0
-    for entry in books.sealed_entries(conn):
-        yield from _entry(conn, entry, last)
-        last = entry.entry
-        if last % TOLD_EVERY == 0:
-            yield Progress("journal", last)
+    """Entries of no payment balance, and deposits are those of the coins. The others are checked with payments."""
+    count = 0
+    for entry in books.entries_of_no_payment(conn):
+        yield from _entry(conn, entry)
+        count += 1
+        if count % TOLD_EVERY == 0:
+            yield Progress("journal", count)
     for number in books.unposted(conn):
         yield Finding("journal", str(number), "it has no postings")
-    yield Progress("journal", last)
+    for number in books.unpaid_ends(conn):
+        yield Finding("intents", str(number), "it ended, and it has no payment")
+    yield Progress("journal", count)
 
 
-def _entry(conn: Connection, entry: Sealed, last: int) -> Iterator[Finding]:
-    name, first = str(entry.entry), entry.postings[0][0]
-    if entry.entry != last + 1:
-        yield Finding("postings", str(first), f"entry {entry.entry} comes after entry {last}")
-    if entry.kind is None:
-        yield Finding("postings", str(first), f"no journal row seals entry {entry.entry}")
-    sums: dict[str, int] = {}
-    for _, _, asset, units in entry.postings:
-        sums[asset] = sums.get(asset, 0) + units
+def _entry(conn: Connection, entry: EntryRow) -> Iterator[Finding]:
+    sums = ledger.add({asset: units} for _, asset, units in entry.postings)
     for asset, units in sums.items():
         if units:
-            yield Finding("journal", name, f"{asset} is out of balance by {units}")
-    is_deposit = entry.kind in ("deposit", "undeposit")
-    if entry.kind is not None and (entry.payment_id is None) != is_deposit:
-        yield Finding("journal", name, f"a {entry.kind} of payment {entry.payment_id}")
-    elif is_deposit:
+            yield Finding("journal", str(entry.id), f"{asset} is out of balance by {units}")
+    if entry.kind not in _OF_NO_PAYMENT:
+        yield Finding("journal", str(entry.id), f"a {entry.kind} of no payment")
+    elif entry.kind in ("deposit", "undeposit"):
         yield from _deposit(conn, entry)
 
 
-def _deposit(conn: Connection, entry: Sealed) -> Iterator[Finding]:
+def _deposit(conn: Connection, entry: EntryRow) -> Iterator[Finding]:
     sign = 1 if entry.kind == "deposit" else -1
-    lines = {(account, asset): sign * units for _, account, asset, units in entry.postings}
+    lines = {(account, asset): sign * units for account, asset, units in entry.postings}
     arrived = {asset: units for (account, asset), units in lines.items() if account == WALLET}
     contrary = {(EXTERNAL, asset): -units for asset, units in arrived.items()}
     if lines != {(WALLET, asset): units for asset, units in arrived.items()} | contrary:
-        yield Finding("journal", str(entry.entry), f"a {entry.kind} moves units between wallet and external")
+        yield Finding("journal", str(entry.id), f"a {entry.kind} moves units between wallet and external")
     coin, was_taken_back = books.deposited(conn, entry.ref or "")
     if coin is not None and coin != arrived:
-        yield Finding("journal", str(entry.entry), f"{arrived} arrived in {entry.ref}, the coin holds {coin}")
+        yield Finding("journal", str(entry.id), f"{arrived} arrived in {entry.ref}, the coin holds {coin}")
     if coin is None and not was_taken_back:
-        yield Finding("coins", str(entry.ref), f"entry {entry.entry} tells of it, and it is not there")
+        yield Finding("coins", str(entry.ref), f"entry {entry.id} tells of it, and it is not there")
 
 
-def _payments(conn: Connection, owner: Owner) -> Iterator[Told]:
-    count = 0
-    for case in books.cases(conn):
-        yield from check_payment(case, owner)
-        count += 1
-        if count % TOLD_EVERY == 0:
-            yield Progress("payments", count)
-    yield Progress("payments", count)
+def _balances(conn: Connection) -> Iterator[Finding]:
+    """Each account's balance is what its postings come to."""
+    kept = {(account, asset): units for account, asset, units in queries.turnover(conn, queries.EVERYTHING)}
+    booked = {(account, asset): units for account, asset, units in queries.added_up(conn)}
+    for account, asset in sorted(kept.keys() | booked.keys()):
+        told, made = kept.get((account, asset)), booked.get((account, asset))
+        if told != made:
+            yield Finding("balances", f"{account} {asset}", f"it says {told}, the postings come to {made}")
 
 
 def _coins(conn: Connection) -> Iterator[Told]:

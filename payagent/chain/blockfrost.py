@@ -18,10 +18,11 @@ import http.client
 import re
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from http.cookiejar import DefaultCookiePolicy
+from itertools import pairwise
 from types import FunctionType
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -34,10 +35,12 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from payagent.chain.classify import RawAnswer, TransportError, classify_submit
 from payagent.chain.source import (
+    AddressTx,
     BlockSeen,
     ChainUtxo,
     Found,
     Genesis,
+    Movement,
     NotFound,
     Parameters,
     Read,
@@ -288,7 +291,9 @@ class Blockfrost:
         self._genesis = _bound(BlockFrostApi.genesis, to)
         self._epoch_parameters = _bound(BlockFrostApi.epoch_latest_parameters, to)
         self._address_utxos = _bound(BlockFrostApi.address_utxos, to)
+        self._address_transactions = _bound(BlockFrostApi.address_transactions, to)
         self._transaction = _bound(BlockFrostApi.transaction, to)
+        self._transaction_utxos = _bound(BlockFrostApi.transaction_utxos, to)
         self._submit_cbor = _bound(BlockFrostApi.transaction_submit_cbor, to)
 
     def __repr__(self) -> str:
@@ -336,6 +341,47 @@ class Blockfrost:
         except TimeoutError:
             return Unknown("utxos: the pages took too long")
 
+    async def transactions(self, address: str, since_s: int) -> Read[tuple[AddressTx, ...]]:
+        """As the protocol says, read from the newest row back: what comes meanwhile shows rows twice, hides none.
+
+        A fork can hide one, so pages count only while the block that was the tip before them is still there.
+        """
+        _check(_ADDRESS, address)
+        try:
+            async with asyncio.timeout(self._timeouts.pages_s):
+                for _ in range(_MAX_PASSES):
+                    before = await self.tip()
+                    if not isinstance(before, Found):
+                        return Unknown("transactions: the tip could not be read")
+                    rows = await self._transactions_since(address, since_s)
+                    if isinstance(rows, Unknown):
+                        return rows
+                    still = await self.block(before.value.hash)
+                    if not isinstance(still, NotFound):
+                        return Found(rows) if isinstance(still, Found) else still
+        except TimeoutError:
+            return Unknown("transactions: the pages took too long")
+        return Unknown("transactions: the chain forked while their pages were read")
+
+    async def movement(self, tx_id: str, address: str) -> Read[Movement]:
+        """As the protocol says. What is listed as collateral moved if the transaction's script failed, else not.
+
+        Which of the two it was, the listing does not tell. When it failed, nothing else moved.
+        """
+        _check(_HASH, tx_id)
+        _check(_ADDRESS, address)
+        listed = await self._read(
+            "movement", lambda body: _parse_movements(body, tx_id, address), self._transaction_utxos, tx_id
+        )
+        if not isinstance(listed, Found):
+            return listed
+        if not listed.value.has_collateral:
+            return Found(listed.value.plain)
+        is_valid = await self._read("movement", _parse_validity, self._transaction, tx_id)
+        if not isinstance(is_valid, Found):
+            return is_valid
+        return Found(listed.value.plain if is_valid.value else listed.value.collateral)
+
     async def submit(self, raw: bytes, tx_id: str) -> SubmitAnswer:
         _check(_HASH, tx_id)
         body = _Body(raw)
@@ -357,7 +403,12 @@ class Blockfrost:
         self._transport.close()
 
     async def _read(
-        self, what: str, parse: Callable[[Any], T], function: Callable[..., RawAnswer], *args: str, **page: int
+        self,
+        what: str,
+        parse: Callable[[Any], T],
+        function: Callable[..., RawAnswer],
+        *args: str,
+        **page: int | str,
     ) -> Read[T]:
         """Ask and understand; the parsing runs on the call's thread too, as a page can be megabytes."""
         read = await self._ask(
@@ -379,7 +430,7 @@ class Blockfrost:
         deadline_s: float,
         read_timeout_s: float,
         then: Callable[[RawAnswer], T],
-        **kwargs: int,
+        **kwargs: int | str,
     ) -> T | None:
         """Run one call on a thread; None when its deadline passed after it had started."""
         if self._closed:
@@ -439,6 +490,27 @@ class Blockfrost:
             if len(page.value) < _PAGE_ROWS:
                 return tuple(rows)
         return Unknown(f"utxos: more than {_MAX_PAGES} pages")
+
+    async def _transactions_since(self, address: str, since_s: int) -> tuple[AddressTx, ...] | Unknown:
+        rows: dict[str, AddressTx] = {}
+        for number in range(1, _MAX_PAGES + 1):
+            page = await self._read(
+                "transactions",
+                _parse_address_txs,
+                self._address_transactions,
+                address,
+                count=_PAGE_ROWS,
+                page=number,
+                order="desc",
+            )
+            if isinstance(page, NotFound) and number == 1:
+                return ()
+            if not isinstance(page, Found):
+                return page if isinstance(page, Unknown) else Unknown(f"transactions: page {number} is not found")
+            rows |= {row.tx_id: row for row in page.value}
+            if len(page.value) < _PAGE_ROWS or page.value[-1].time_s < since_s:
+                return tuple(row for row in reversed(rows.values()) if row.time_s >= since_s)
+        return Unknown(f"transactions: more than {_MAX_PAGES} pages")
 
     def _clean(self, text: str) -> str:
         """Without the project id, should a provider echo it."""
@@ -582,6 +654,69 @@ def _parse_utxo(row: Any, address: str) -> ChainUtxo:
         has_script=row.get("reference_script_hash") is not None,
         unreadable=any(units > MAX_UNITS for units in amounts.values()),
     )
+
+
+def _parse_address_txs(body: Any) -> tuple[AddressTx, ...]:
+    """A page, newest first."""
+    if type(body) is not list or len(body) > _PAGE_ROWS:
+        raise ValueError("not a page")
+    rows = tuple(
+        AddressTx(
+            tx_id=_text_hash(row["tx_hash"]),
+            block_height=parse_count(row["block_height"], "block_height"),
+            time_s=parse_count(row["block_time"], "block_time"),
+        )
+        for row in body
+    )
+    if len({row.tx_id for row in rows}) != len(rows):
+        raise ValueError("a transaction is listed twice")
+    if any(newer.time_s < older.time_s for newer, older in pairwise(rows)):
+        raise ValueError("not the newest first")
+    return rows
+
+
+@dataclass(frozen=True, slots=True)
+class _Listed:
+    """What is listed of a transaction at an address: in the ordinary way, and as collateral."""
+
+    plain: Movement
+    collateral: Movement
+    has_collateral: bool
+
+
+def _parse_movements(body: Any, tx_id: str, address: str) -> _Listed:
+    if body["hash"] != tx_id:
+        raise ValueError("another transaction")
+    spent = [row for row in body["inputs"] if not _flag(row, "reference")]
+    made = [{**row, "tx_hash": tx_id} for row in body["outputs"]]
+    plain, collateral = (
+        Movement(spent=_values(spent, address, is_collateral), made=_values(made, address, is_collateral))
+        for is_collateral in (False, True)
+    )
+    return _Listed(plain, collateral, any(_flag(row, "collateral") for row in spent))
+
+
+def _values(rows: Iterable[Any], address: str, is_collateral: bool) -> dict[str, Mapping[str, int]]:
+    """What the coins at the address hold, by ref, of the rows that are, or are not, listed as collateral."""
+    found: dict[str, Mapping[str, int]] = {}
+    for row in rows:
+        if _flag(row, "collateral") is is_collateral and row["address"] == address:
+            coin = _parse_utxo(row, address)
+            ref = f"{coin.tx_id}#{coin.index}"
+            if ref in found:
+                raise ValueError("a coin is listed twice")
+            found[ref] = {LOVELACE: coin.lovelace, **coin.assets}
+    return found
+
+
+def _parse_validity(body: Any) -> bool:
+    return _flag(body, "valid_contract")
+
+
+def _flag(row: Any, name: str) -> bool:
+    if type(row[name]) is not bool:
+        raise ValueError(f"{name} is not true or false")
+    return bool(row[name])
 
 
 def _quantity(value: Any, unit: str) -> int:

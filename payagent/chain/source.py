@@ -88,6 +88,26 @@ class ChainUtxo:
 
 
 @dataclass(frozen=True, slots=True)
+class AddressTx:
+    """A transaction that pays or spends at an address, and the block that it is in; `time_s` is Unix time."""
+
+    tx_id: str
+    block_height: int
+    time_s: int
+
+
+@dataclass(frozen=True, slots=True)
+class Movement:
+    """What a transaction took from one address and what it put there: units per asset, by the coin's ref.
+
+    As of a coin in `ChainUtxo`, a token amount above 2^63-1 is left out.
+    """
+
+    spent: Mapping[str, Mapping[str, int]]
+    made: Mapping[str, Mapping[str, int]]
+
+
+@dataclass(frozen=True, slots=True)
 class Genesis:
     """What tells one network from another, where addresses cannot (preprod and preview share a prefix)."""
 
@@ -152,6 +172,15 @@ class ChainSource(Protocol):
 
     async def utxos(self, address: str) -> Read[tuple[ChainUtxo, ...]]:
         """Every unspent output of the address, or Unknown; never a part of them. Never used: Found(())."""
+
+    async def transactions(self, address: str, since_s: int) -> Read[tuple[AddressTx, ...]]:
+        """Every transaction of the address in blocks from a time on, oldest first; never a part of them.
+
+        What came into a block during the call may be missing. Never used: Found(()).
+        """
+
+    async def movement(self, tx_id: str, address: str) -> Read[Movement]:
+        """What a transaction in a block moved at the address."""
 
     async def tx(self, tx_id: str) -> Read[TxSeen]: ...
 

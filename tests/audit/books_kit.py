@@ -12,7 +12,7 @@ import pytest
 from agent.test_agent_handover import pass_ttl, wait_for_void, with_handover
 from agent_kit import ADA, DEVNET, Clock, World, with_terms
 
-from payagent.audit.finding import Finding, Progress
+from payagent.audit.finding import Finding, Head
 from payagent.audit.signed import Owner
 from payagent.audit.verify import verify
 from payagent.core.payment import State
@@ -20,6 +20,7 @@ from payagent.core.policy import Limit
 from payagent.core.problem import Refused
 from payagent.devnet.server import DevnetThread
 from payagent.store.schema import GUARDS
+from payagent.store.seals import SEALED, Sealer
 from payagent.store.writer import Readers
 
 TOKEN = "5c" * 28 + "636c69"
@@ -27,14 +28,15 @@ TOKEN = "5c" * 28 + "636c69"
 
 @dataclass
 class Past:
-    """Whose books they are, where the file is, and the merchant's origin."""
+    """Whose books they are, where the file is, a copy of it at an earlier time, and the merchant's origin."""
 
     path: Path
+    early: Path
     owner: Owner
     origin: str
 
 
-async def live(world: World) -> None:
+async def live(world: World, early: Path) -> None:
     world.fund(*[100 * ADA] * 4)
     world.fund(20 * ADA, assets={TOKEN: 1000})
     limits = {"lovelace": Limit(1000 * ADA, 100_000 * ADA), TOKEN: Limit(300, 1000)}
@@ -56,6 +58,8 @@ async def live(world: World) -> None:
         await run.agent.drain(10)
         await run.settle_down()
     async with world.run(terms=with_terms(limits={"lovelace": Limit(1, 1)})) as run:
+        early.mkdir()
+        copy_of(world.folder / "ledger.db", early)
         await run.look()
         with pytest.raises(Refused, match="limit_exceeded"):
             await run.agent.pay(world.ask("too much"))
@@ -76,9 +80,14 @@ def past(folder: Path) -> Iterator[Past]:
         world = World(devnet, folder)
         world.clock = clock
         world.terms = replace(world.terms, settle_depth=3)
-        asyncio.run(live(world))
+        asyncio.run(live(world, folder / "early"))
         world.http.close()
-        yield Past(folder / "ledger.db", Owner(world.account.address, DEVNET), world.origin)
+        yield Past(
+            folder / "ledger.db",
+            folder / "early" / "ledger.db",
+            Owner(world.account.address, DEVNET),
+            world.origin,
+        )
 
 
 def copy_of(path: Path, folder: Path) -> Path:
@@ -87,6 +96,38 @@ def copy_of(path: Path, folder: Path) -> Path:
     with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(made)) as target:
         source.backup(target)
     return made
+
+
+@contextmanager
+def unguarded(path: Path) -> Iterator[sqlite3.Connection]:
+    """The file as one has it who can write it: nothing guards its rows. A table of record has at least three."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as conn:
+        conn.execute("PRAGMA ignore_check_constraints = ON")
+        for guard in GUARDS:
+            conn.execute(f"DROP TRIGGER {guard.name}")
+        sealer = Sealer(conn)
+        before = sealer.last_rows()
+        for table in SEALED:
+            _fill(conn, table)
+        sealer.seal(before)
+        yield conn
+
+
+def _fill(conn: sqlite3.Connection, table: str) -> None:
+    """Rows of any values, where the past has too few."""
+    columns = [(name, kind) for _, name, kind, *_ in conn.execute(f"PRAGMA table_info({table})")]
+    marks = ", ".join("?" * len(columns))
+    for n in range(1000, 1003 - conn.execute(f"SELECT COUNT(*) FROM {table}").fetchone()[0]):
+        values = [{"INTEGER": n, "BLOB": b"%d" % n}.get(kind, f"{name}{n}") for name, kind in columns]
+        number = conn.execute(f"SELECT COALESCE(MAX(rowid), 0) + 1 FROM {table}").fetchone()[0]
+        if columns[0][1] == "INTEGER":
+            values[0] = number
+        conn.execute(f"INSERT INTO {table} VALUES ({marks})", values)
+
+
+def told(conn: sqlite3.Connection, owner: Owner, noted: Head | None = None) -> set[Finding]:
+    """What verify finds; of guards, which are off, nothing."""
+    return {one for one in verify(conn, owner, noted) if isinstance(one, Finding) and one.table != "sqlite_master"}
 
 
 def tamper(path: Path, *statements: str) -> None:
@@ -100,11 +141,15 @@ def tamper(path: Path, *statements: str) -> None:
     assert all(count > 0 for count in changed), changed
 
 
-def findings(path: Path, owner: Owner) -> list[Finding]:
+def findings(path: Path, owner: Owner, noted: Head | None = None) -> list[Finding]:
     with Readers(path).snapshot() as conn:
-        told = list(verify(conn, owner))
-    assert isinstance(told[-1], Progress)
-    return [one for one in told if isinstance(one, Finding)]
+        return [one for one in verify(conn, owner, noted) if isinstance(one, Finding)]
+
+
+def head_of(path: Path, owner: Owner) -> Head:
+    with Readers(path).snapshot() as conn:
+        (head,) = (one for one in verify(conn, owner) if isinstance(one, Head))
+    return head
 
 
 def fresh(path: Path, folder: Path) -> Path:

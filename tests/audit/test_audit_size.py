@@ -1,61 +1,54 @@
-"""An export takes no more memory for more payments. By hand: `python tests/audit/test_audit_size.py 50000`."""
+"""More payments take verify and an export no more memory, and no more work for each of them.
 
-import multiprocessing
+By hand, with times: `python tests/audit/test_audit_size.py 50000`, or with a file that scripts/make_ledger made.
+"""
+
 import resource
+import sqlite3
+import subprocess
 import sys
 import tempfile
 import time
 import tracemalloc
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
+import pytest
+
 from payagent.audit.export import FORMATS, Format, export
+from payagent.audit.finding import Finding, Progress
+from payagent.audit.shares import shared_out
+from payagent.audit.signed import Owner
 from payagent.audit.statement import statement
-from payagent.core import ledger
-from payagent.core.address import encode_address
-from payagent.core.invoice import Invoice, Output
-from payagent.core.payment import Event
-from payagent.store import records
+from payagent.audit.verify import verify
+from payagent.core.address import parse_address
+from payagent.core.network import NETWORKS
+from payagent.store import queries
 from payagent.store.queries import EVERYTHING
-from payagent.store.writer import Readers, Unit, migrate, open_database
+from payagent.store.writer import Connection, Readers
 
-ORIGIN = "https://merchant.example"
-PAID = (Output("pay_to", encode_address(bytes([0x60]) + bytes(28)), "lovelace", 2_000_000),)
-HOLD = {"lovelace": 2_170_000}
-PAYMENTS = 3_000
-PEAK_MAX_BYTES = 2_000_000
+MAKER = Path(__file__).resolve().parents[2] / "scripts" / "make_ledger"
+FEW, MANY = 300, 600
+PEAK_MAX_BYTES = 4_000_000
+GROWTH_MAX_BYTES = 500_000
 
 
-def make(path: Path, count: int) -> None:
-    """So many confirmed payments, as far as the journal tells of them."""
-    conn = open_database(path)
-    migrate(conn)
-    unit = Unit(conn)
-    conn.execute("BEGIN")
-    records.add_app(unit, "app", "app", "0" * 64, ["pay"], 1)
-    for n in range(count):
-        payment_id, intent_id = f"pay_{n:024x}", f"int_{n:024x}"
-        records.add_intent(
-            unit, intent_id=intent_id, app_id="app", key=intent_id, derived=False, fingerprint="f", origin=ORIGIN,
-            request=None, request_id="r", now_ms=n,
-        )  # fmt: skip
-        invoice = Invoice("t-backend", ORIGIN, f"inv{n}", "devnet", PAID, None)
-        seq = records.add_invoice(unit, invoice, intent_id, n, "{}")
-        records.add_payment(
-            unit, payment_id=payment_id, kind="invoice", app_id="app", intent_id=intent_id, invoice_seq=seq,
-            outputs=records.output_rows(invoice), now_ms=n,
-        )  # fmt: skip
-        records.move_payment(unit, payment_id, Event.HOLD, n, anchor=f"{n:064x}#0")
-        records.place_hold(unit, payment_id, HOLD, n)
-        account = ledger.merchant_account(ORIGIN)
-        for entry in (
-            ledger.deposit(HOLD),
-            ledger.reserve(HOLD),
-            ledger.post(HOLD, {"lovelace": 2_000_000}, 170_000, account),
-        ):
-            own = {} if entry.kind == "deposit" else {"payment_id": payment_id}
-            records.write_entry(unit, entry, n, ref=f"{n:064x}", **own)
-    conn.execute("COMMIT")
-    conn.close()
+def make(path: Path, count: int) -> Path:
+    subprocess.run([sys.executable, MAKER, path, str(count)], check=True)
+    return path
+
+
+@pytest.fixture(scope="module")
+def ledgers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """One ledger of a few payments, and one of twice as many."""
+    folder = tmp_path_factory.mktemp("ledgers")
+    return make(folder / "few.db", FEW), make(folder / "many.db", MANY)
+
+
+def owner_of(conn: Connection) -> Owner:
+    network = NETWORKS[queries.meta(conn, "network") or ""]
+    return Owner(parse_address(queries.meta(conn, "address"), network), network)
 
 
 def chars_of(path: Path, form: Format) -> int:
@@ -63,27 +56,86 @@ def chars_of(path: Path, form: Format) -> int:
         return sum(len(piece) for piece in export(statement(conn, EVERYTHING, "devnet"), form))
 
 
-def test_the_whole_export_is_never_in_memory(tmp_path: Path) -> None:
-    path = tmp_path / "ledger.db"
-    make(path, PAYMENTS)
-    for form in FORMATS:
-        tracemalloc.start()
-        chars = chars_of(path, form)
-        _, peak = tracemalloc.get_traced_memory()
+def found_in(path: Path) -> list[Finding]:
+    with Readers(path).snapshot() as conn:
+        return [told for told in verify(conn, owner_of(conn)) if isinstance(told, Finding)]
+
+
+def peak_bytes(act: Callable[[], object]) -> int:
+    tracemalloc.start()
+    try:
+        act()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
         tracemalloc.stop()
-        assert chars > 1_000_000, form
-        assert peak < PEAK_MAX_BYTES, (form, peak)
+
+
+@contextmanager
+def counted(conn: Connection) -> Iterator[dict[str, int]]:
+    """How many statements are run meanwhile, and how many hundreds of steps SQLite takes for them."""
+    counts = {"statements": 0, "steps": 0}
+
+    def count(what: str) -> None:
+        counts[what] += 1
+
+    conn.set_trace_callback(lambda _sql: count("statements"))
+    conn.set_progress_handler(lambda: count("steps"), 100)
+    yield counts
+    conn.set_trace_callback(None)
+    conn.set_progress_handler(None, 0)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_the_whole_export_is_never_in_memory(ledgers: tuple[Path, Path], form: Format) -> None:
+    few, many = (peak_bytes(lambda path=path: chars_of(path, form)) for path in ledgers)
+    assert chars_of(ledgers[1], form) > 300_000
+    assert many < PEAK_MAX_BYTES
+    assert many < few + GROWTH_MAX_BYTES
+
+
+def test_the_books_are_never_in_memory_when_they_are_verified(ledgers: tuple[Path, Path]) -> None:
+    assert [found_in(path) for path in ledgers] == [[], []]
+    few, many = (peak_bytes(lambda path=path: found_in(path)) for path in ledgers)
+    assert many < PEAK_MAX_BYTES
+    assert many < few + GROWTH_MAX_BYTES
+
+
+def test_twice_the_payments_are_twice_the_work_and_no_more_queries(ledgers: tuple[Path, Path]) -> None:
+    work = []
+    for path in ledgers:
+        with Readers(path).snapshot() as conn:
+            owner = owner_of(conn)
+            with counted(conn) as counts:
+                assert list(verify(conn, owner))
+        work.append(counts)
+    few, many = work
+    assert many["steps"] < 2.2 * few["steps"]
+    assert many["statements"] < few["statements"] + FEW / 5
+
+
+def test_many_payments_are_checked_by_several_processes_alike(ledgers: tuple[Path, Path], tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    path.write_bytes(ledgers[1].read_bytes())
+    changed = (1, MANY // 2, MANY)
+    with closing(sqlite3.connect(path, isolation_level=None)) as conn:
+        conn.execute("UPDATE payments SET ttl_slot = ttl_slot + 1 WHERE seq IN (?, ?, ?)", changed)
+        ids = {row[0] for row in conn.execute("SELECT id FROM payments WHERE seq IN (?, ?, ?)", changed)}
+    with Readers(path).snapshot() as conn, shared_out(conn, owner_of(conn), share=MANY // 20) as payments:
+        told = list(payments)
+    found = {(one.table, one.row) for one in told if isinstance(one, Finding)}
+    assert found == {("payments", one) for one in ids}
+    assert told[-1] == Progress("payments", MANY)
 
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "ledger.db"
-        maker = multiprocessing.Process(target=make, args=(file, int(sys.argv[1])))  # its memory is not counted
-        maker.start()
-        maker.join()
+        given = sys.argv[1]
+        file = make(Path(folder) / "ledger.db", int(given)) if given.isdigit() else Path(given)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        for form in FORMATS:
+        actions: dict[str, Callable[[], object]] = {"verify": lambda: len(found_in(file))}
+        actions |= {form: lambda form=form: chars_of(file, form) for form in FORMATS}
+        for name, act in actions.items():
             began = time.perf_counter()
-            chars = chars_of(file, form)
+            result = act()
             grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
-            print(f"{form}: {chars} characters in {time.perf_counter() - began:.1f} s, {grown} MiB more")
+            print(f"{name}: {result} in {time.perf_counter() - began:.1f} s, {grown} MiB more")

@@ -1,15 +1,18 @@
 """Books that are whole are found clean; whoever changes a row is found, with the row's name."""
 
+import json
 import sqlite3
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from audit.books_kit import Past, findings, fresh, tamper
+from audit.books_kit import Past, copy_of, findings, fresh, head_of, tamper, told, unguarded
 
 from payagent.core.address import encode_address
-from payagent.store.schema import GUARDS
+from payagent.store.schema import GUARDS, KEPT
+from payagent.store.writer import migrate
 
 A_POST = "(SELECT MIN(id) FROM journal WHERE kind = 'post')"
 OTHER = "b" * 64
@@ -59,7 +62,7 @@ CASES = [
     ("invoices", "UPDATE invoices SET terms_hash = 'x' WHERE seq = 1", "1"),
     ("invoices", "UPDATE invoices SET dialect = 'flux' WHERE seq = 1", "1"),
     ("invoices", "DELETE FROM invoices WHERE seq = 2", "2"),
-    ("journal", "UPDATE invoices SET batch_target = NULL WHERE batch_target > 1", None),
+    ("invoices", "UPDATE invoices SET batch_target = NULL WHERE batch_target > 1", None),
     ("payments", "UPDATE payments SET state = 'void' WHERE seq = 1", None),
     ("payments", "UPDATE payments SET delivery = 'not_presented' WHERE seq = 1", None),
     ("payments", 'UPDATE payments SET outputs = replace(outputs, \'"units":"2\', \'"units":"3\')', None),
@@ -103,6 +106,123 @@ def test_what_was_changed_is_found_and_named(
     assert table in named or MAY_REFER.get(table) in named, found
     if row is not None:
         assert row in {finding.row for finding in found if finding.table == table}, found
+
+
+def all_columns() -> list[tuple[str, str]]:
+    """Every column of every table of record, as the schema has them."""
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as conn:
+        migrate(conn)
+        return [(table, row[1]) for table in sorted(KEPT) for row in conn.execute(f"PRAGMA table_info({table})")]
+
+
+FOLLOWS_FROM_NOTHING = {
+    ("alerts", "tries"),
+    ("alerts", "next_try_at_ms"),
+    ("alerts", "delivered_at_ms"),
+    ("topups", "ended_at_ms"),
+    ("topups", "reason_code"),
+    ("topups", "reason"),
+}
+"""What of a row is how far something got, and is told by no event."""
+
+
+class Opened:
+    """The past without guards, and what verify finds of it before anything is changed."""
+
+    def __init__(self, conn: sqlite3.Connection, past: Past) -> None:
+        self.conn = conn
+        self.owner = past.owner
+        self.before = told(conn, past.owner)
+
+    @contextmanager
+    def changed(self, *statements: str) -> Iterator[set[tuple[str, str]]]:
+        """(table, row) of what is found after the statements, which are taken back."""
+        self.conn.execute("BEGIN")
+        try:
+            for statement in statements:
+                assert self.conn.execute(statement).rowcount == 1, statement
+            yield {(one.table, one.row.partition(" to ")[0]) for one in told(self.conn, self.owner) - self.before}
+        finally:
+            self.conn.execute("ROLLBACK")
+
+    def numbers(self, table: str) -> list[int]:
+        """The first row, one in the middle and the last."""
+        found = [number for (number,) in self.conn.execute(f"SELECT rowid FROM {table} ORDER BY rowid")]
+        return [found[0], found[len(found) // 2], found[-1]]
+
+    def names(self, table: str, number: int) -> set[tuple[str, str]]:
+        """What the row may be called."""
+        columns = [row[1] for row in self.conn.execute(f"PRAGMA table_info({table})")]
+        values = self.conn.execute(f"SELECT * FROM {table} WHERE rowid = ?", (number,)).fetchone()
+        row = dict(zip(columns, values, strict=True))
+        own = {"payments": "{id}", "attempts": "{tx_id}", "holds": "{payment_id} {asset}"}.get(table, "")
+        return {(table, str(number)), (table, own.format(**row))}
+
+
+@pytest.fixture(scope="module")
+def opened(lived: Past, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Opened]:
+    with unguarded(fresh(lived.path, tmp_path_factory.mktemp("opened"))) as conn:
+        yield Opened(conn, lived)
+
+
+OTHER_VALUE = (
+    "CASE typeof({0}) WHEN 'null' THEN {1} WHEN 'integer' THEN {0} + 100000 WHEN 'blob' THEN {0} || x'00' "
+    "ELSE {0} || 'x' END"
+)
+
+
+@pytest.mark.parametrize(("table", "column"), [one for one in all_columns() if one not in FOLLOWS_FROM_NOTHING])
+def test_a_changed_value_of_any_column_is_found_and_its_row_named(opened: Opened, table: str, column: str) -> None:
+    kinds = {row[1]: row[2] for row in opened.conn.execute(f"PRAGMA table_info({table})")}
+    value = OTHER_VALUE.format(column, "'x'" if kinds[column] == "TEXT" else "100000")
+    if kinds[column] == "BLOB":
+        value = f"CAST({value} AS BLOB)"
+    for number in opened.numbers(table):
+        names = opened.names(table, number)
+        with opened.changed(f"UPDATE {table} SET {column} = {value} WHERE rowid = {number}") as found:
+            assert found & names, (names, found)
+
+
+@pytest.mark.parametrize("table", sorted(KEPT))
+def test_a_row_that_was_removed_is_named(opened: Opened, table: str) -> None:
+    numbers = opened.numbers(table)
+    for number in numbers if table != "seals" else numbers[:-1]:
+        with opened.changed(f"DELETE FROM {table} WHERE rowid = {number}") as found:
+            assert (table, str(number)) in found, (number, found)
+
+
+@pytest.mark.parametrize("table", sorted(KEPT))
+def test_two_rows_that_changed_places_are_named(opened: Opened, table: str) -> None:
+    first, _, last = opened.numbers(table)
+    swap = [f"UPDATE {table} SET rowid = {new} WHERE rowid = {old}" for old, new in ((first, -9), (last, first))]
+    with opened.changed(*swap, f"UPDATE {table} SET rowid = {last} WHERE rowid = -9") as found:
+        assert found >= {(table, str(first)), (table, str(last))}
+
+
+def test_the_newest_seal_cannot_go_without_its_rows(opened: Opened) -> None:
+    last = opened.numbers("seals")[-1]
+    (what,) = opened.conn.execute(f"SELECT what FROM seals WHERE seq = {last}").fetchone()
+    with opened.changed(f"DELETE FROM seals WHERE seq = {last}") as found:
+        assert found == {(table, str(n)) for table, (a, b) in json.loads(what).items() for n in range(a, b + 1)}
+
+
+def test_a_row_that_was_put_in_beside_the_daemon_is_in_no_seal(opened: Opened) -> None:
+    last = opened.numbers("meta")[-1]
+    with opened.changed("INSERT INTO meta VALUES ('mine', 'x')") as found:
+        assert found == {("meta", str(last + 1))}
+
+
+def test_what_was_cut_off_is_found_by_who_noted_the_head(lived: Past, tmp_path: Path) -> None:
+    """All newest rows of all tables with their seals: what is left is what the file was at an earlier time."""
+    early, late = copy_of(lived.early, tmp_path), lived.path
+    noted = head_of(late, lived.owner)
+    assert findings(early, lived.owner) == []
+    assert findings(late, lived.owner, noted) == []
+    assert findings(late, lived.owner, head_of(early, lived.owner)) == []
+    (found,) = findings(early, lived.owner, noted)
+    assert (found.table, found.row) == ("seals", str(noted.seq))
+    (found,) = findings(late, lived.owner, replace(noted, hash=OTHER))
+    assert (found.table, found.row) == ("seals", str(noted.seq))
 
 
 def test_a_guard_that_is_missing_or_weaker_is_named(lived: Past, tmp_path: Path) -> None:

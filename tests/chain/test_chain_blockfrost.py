@@ -23,10 +23,12 @@ from faulty_provider import NOT_FOUND, FaultyProvider, Reply, Seen
 
 from payagent.chain.blockfrost import Blockfrost, Timeouts
 from payagent.chain.source import (
+    AddressTx,
     BlockSeen,
     ChainUtxo,
     Found,
     Genesis,
+    Movement,
     NotFound,
     Parameters,
     Read,
@@ -441,6 +443,157 @@ async def test_a_page_with_more_rows_than_asked_for_is_unknown(
 ) -> None:
     provider.routes[f"GET /addresses/{ADDRESS}/utxos"] = Reply([utxo_row(number) for number in range(101)])
     assert isinstance(await source.utxos(ADDRESS), Unknown)
+
+
+def tx_row(number: int, **changes: Any) -> dict[str, Any]:
+    row = {"tx_hash": f"{number:064x}", "tx_index": 0, "block_height": number, "block_time": 1_000 + number}
+    return {**row, **changes}
+
+
+def _newest_first(numbers: list[int]) -> Callable[[Seen], Reply]:
+    def answer(seen: Seen) -> Reply:
+        query = parse_qs(urlsplit(seen.path).query)
+        assert query["order"] == ["desc"]
+        page = int(query["page"][0])
+        return Reply([tx_row(number) for number in numbers[::-1][(page - 1) * 100 : page * 100]])
+
+    return answer
+
+
+@pytest.mark.parametrize("total", [0, 1, 99, 100, 101, 250])
+async def test_all_transactions_of_an_address_are_read_oldest_first(
+    provider: FaultyProvider, source: Blockfrost, total: int
+) -> None:
+    provider.routes[f"GET /blocks/{BLOCK}"] = Reply(LATEST)
+    provider.routes[f"GET /addresses/{ADDRESS}/transactions"] = _newest_first(list(range(total)))
+    read = await source.transactions(ADDRESS, 0)
+    rows = tuple(AddressTx(f"{number:064x}", number, 1_000 + number) for number in range(total))
+    assert read == Found(rows)
+    if total > 100:
+        since = await source.transactions(ADDRESS, 1_000 + total - 2)
+        assert since == Found(rows[-2:])
+        assert provider.seen[-2].path.endswith("&page=1&order=desc"), "older pages are not asked for"
+
+
+async def test_an_address_that_was_never_used_has_no_transactions(
+    provider: FaultyProvider, source: Blockfrost
+) -> None:
+    provider.routes[f"GET /blocks/{BLOCK}"] = Reply(LATEST)
+    provider.routes[f"GET /addresses/{ADDRESS}/transactions"] = NOT_FOUND
+    assert await source.transactions(ADDRESS, 0) == Found(())
+
+
+async def test_transactions_that_come_while_pages_are_read_hide_no_older_one(
+    provider: FaultyProvider, source: Blockfrost
+) -> None:
+    numbers = list(range(150))
+
+    def growing(seen: Seen) -> Reply:
+        reply = _newest_first(list(numbers))(seen)
+        numbers.append(len(numbers))
+        return reply
+
+    provider.routes[f"GET /blocks/{BLOCK}"] = Reply(LATEST)
+    provider.routes[f"GET /addresses/{ADDRESS}/transactions"] = growing
+    read = await source.transactions(ADDRESS, 0)
+    assert isinstance(read, Found)
+    assert [row.block_height for row in read.value] == list(range(150))
+
+
+async def test_pages_on_both_sides_of_a_fork_are_read_again(provider: FaultyProvider, source: Blockfrost) -> None:
+    provider.routes[f"GET /addresses/{ADDRESS}/transactions"] = _newest_first([1, 2])
+    provider.routes[f"GET /blocks/{BLOCK}"] = [NOT_FOUND, Reply(LATEST)]
+    assert isinstance(await source.transactions(ADDRESS, 0), Found)
+    provider.routes[f"GET /blocks/{BLOCK}"] = NOT_FOUND
+    assert isinstance(await source.transactions(ADDRESS, 0), Unknown)
+    provider.routes[f"GET /blocks/{BLOCK}"] = Reply({}, 500)
+    assert isinstance(await source.transactions(ADDRESS, 0), Unknown)
+
+
+BAD_TX_PAGES: dict[str, Any] = {
+    "not a list": {"rows": []},
+    "short hash": [tx_row(1, tx_hash="ab")],
+    "a height with a fraction": [tx_row(1, block_height=1.5)],
+    "no time": [{name: value for name, value in tx_row(1).items() if name != "block_time"}],
+    "twice": [tx_row(1), tx_row(1)],
+    "oldest first": [tx_row(1), tx_row(2)],
+    "too many": [tx_row(500 - number) for number in range(101)],
+}
+
+
+@pytest.mark.parametrize("page", BAD_TX_PAGES.values(), ids=BAD_TX_PAGES.keys())
+async def test_a_page_of_transactions_that_is_not_understood_is_unknown(
+    provider: FaultyProvider, source: Blockfrost, page: Any
+) -> None:
+    provider.routes[f"GET /blocks/{BLOCK}"] = Reply(LATEST)
+    provider.routes[f"GET /addresses/{ADDRESS}/transactions"] = Reply(page)
+    assert isinstance(await source.transactions(ADDRESS, 0), Unknown)
+
+
+OTHER = "addr_test1other"
+
+
+def spent_row(number: int, *, collateral: bool = False, reference: bool = False, **changes: Any) -> dict[str, Any]:
+    return {**utxo_row(number, **changes), "collateral": collateral, "reference": reference}
+
+
+def made_row(index: int, *, collateral: bool = False, **changes: Any) -> dict[str, Any]:
+    row = utxo_row(index, output_index=index, consumed_by_tx=None, **changes)
+    del row["tx_hash"]
+    return {**row, "collateral": collateral}
+
+
+def moving(inputs: list[Any], outputs: list[Any]) -> Reply:
+    return Reply({"hash": TX, "inputs": inputs, "outputs": outputs})
+
+
+def coin(number: int) -> dict[str, int]:
+    return {"lovelace": 2_000_000 + number}
+
+
+async def test_what_a_transaction_moved_is_read_without_what_it_only_refers_to(
+    provider: FaultyProvider, source: Blockfrost
+) -> None:
+    inputs = [spent_row(1), spent_row(2, address=OTHER), spent_row(3, reference=True)]
+    outputs = [made_row(0, address=OTHER, amount="not ours to read"), made_row(1)]
+    provider.routes[f"GET /txs/{TX}/utxos"] = moving(inputs, outputs)
+    moved = Movement({f"{1:064x}#0": coin(1)}, {f"{TX}#1": coin(1)})
+    assert await source.movement(TX, ADDRESS) == Found(moved)
+    assert len(provider.seen) == 1
+
+
+@pytest.mark.parametrize("is_valid", [True, False])
+async def test_collateral_moved_only_when_the_script_failed(
+    provider: FaultyProvider, source: Blockfrost, is_valid: bool
+) -> None:
+    inputs, outputs = [spent_row(1), spent_row(2, collateral=True)], [made_row(0), made_row(1, collateral=True)]
+    provider.routes[f"GET /txs/{TX}/utxos"] = moving(inputs, outputs)
+    assert isinstance(await source.movement(TX, ADDRESS), Unknown), "which it was could not be read"
+    provider.routes[f"GET /txs/{TX}"] = Reply({**TRANSACTION, "valid_contract": is_valid})
+    spent, made = (1, 0) if is_valid else (2, 1)
+    moved = Movement({f"{spent:064x}#0": coin(spent)}, {f"{TX}#{made}": coin(made)})
+    assert await source.movement(TX, ADDRESS) == Found(moved)
+
+
+BAD_MOVES: dict[str, Reply] = {
+    "another transaction": Reply({"hash": BLOCK, "inputs": [], "outputs": []}),
+    "no outputs": Reply({"hash": TX, "inputs": []}),
+    "no flag": moving([utxo_row(1)], []),
+    "a flag of text": moving([{**spent_row(1), "reference": "false"}], []),
+    "spent twice": moving([spent_row(1), spent_row(1)], []),
+    "no amount": moving([], [made_row(1, amount=[])]),
+    "a fraction": moving([], [made_row(1, amount=[{"unit": "lovelace", "quantity": "1.5"}])]),
+}
+
+
+@pytest.mark.parametrize("reply", BAD_MOVES.values(), ids=BAD_MOVES.keys())
+async def test_a_movement_that_is_not_understood_is_unknown(
+    provider: FaultyProvider, source: Blockfrost, reply: Reply
+) -> None:
+    provider.routes[f"GET /txs/{TX}/utxos"] = reply
+    assert isinstance(await source.movement(TX, ADDRESS), Unknown)
+    provider.routes[f"GET /txs/{TX}/utxos"] = NOT_FOUND
+    assert await source.movement(TX, ADDRESS) == NotFound()
 
 
 async def test_calls_share_one_connection(provider: FaultyProvider, source: Blockfrost) -> None:

@@ -1,0 +1,92 @@
+"""Prepaid balances against their moves, and the moves against the payments and entries that they belong to.
+
+May import: core, store, audit. Never: asks a merchant; changes how it judges by what a count claims of itself.
+"""
+
+from collections.abc import Iterator, Mapping
+
+from payagent.audit.finding import Finding, Progress
+from payagent.core import ledger
+from payagent.core.ledger import prepaid_account
+from payagent.core.prepaid import Balance, Cost, buy, take_back, use
+from payagent.store import books, prepaid, queries
+from payagent.store.books import MoveRow
+from payagent.store.writer import Connection
+
+Balances = dict[tuple[int, str], Balance]
+
+
+def check_prepaid(conn: Connection) -> Iterator[Finding | Progress]:
+    """Every move follows from the ones before it, is booked to the unit, and together they make the counts."""
+    balances: Balances = {}
+    origins = {pool.id: pool.origin for pool in prepaid.all_pools(conn)}
+    count = 0
+    for row in books.prepaid_moves(conn):
+        before = balances.get((row.pool, row.unit), Balance())
+        after = _follow(conn, row, before, origins.get(row.pool, ""))
+        if after is None:
+            yield Finding(
+                "prepaid_moves", str(row.seq), f"a {row.kind} of payment {row.payment_id}, which is none"
+            )
+            continue
+        yield from _check_move(conn, row, before, after, origins.get(row.pool, ""))
+        balances[row.pool, row.unit] = after
+        count += 1
+    yield from _check_counts(conn, balances, origins)
+    yield Progress("prepaid_moves", count)
+
+
+def _follow(conn: Connection, row: MoveRow, before: Balance, origin: str) -> Balance | None:
+    """What the balance must be after a move; None when it is bought by nothing."""
+    if row.kind == "use":
+        return use(before, row.used + row.unexplained)
+    paid = _paid(conn, row, origin)
+    if not paid:
+        return None
+    return buy(before, row.bought, paid) if row.kind == "buy" else take_back(before, -row.bought, paid)
+
+
+def _paid(conn: Connection, row: MoveRow, origin: str) -> Mapping[str, int]:
+    """What the payment's posting put aside as prepaid."""
+    account = prepaid_account(origin)
+    entries = queries.entries_page(
+        conn,
+        payment_id=row.payment_id,
+        account=account,
+        before_id=None,
+        limit=1,
+        only=queries.Selection(kind="post"),
+    )
+    return {asset: units for entry in entries for name, asset, units in entry.postings if name == account}
+
+
+def _check_move(conn: Connection, row: MoveRow, before: Balance, after: Balance, origin: str) -> Iterator[Finding]:
+    told = (row.bought, row.used, row.unexplained)
+    made = (after.bought - before.bought, after.used - before.used, after.unexplained - before.unexplained)
+    if told != made:
+        yield Finding("prepaid_moves", str(row.seq), f"it changes the balance by {told}, it ought to by {made}")
+    spent = {asset: cost.used - before.costs.get(asset, Cost()).used for asset, cost in after.costs.items()}
+    wanted = ledger.use(origin, spent)
+    lines = sorted((p.account, p.asset, p.units) for p in wanted.postings) if wanted else []
+    if lines != sorted(books.postings_of(conn, row.entry)) or (wanted is None) != (row.entry is None):
+        yield Finding("prepaid_moves", str(row.seq), f"entry {row.entry} is not what it uses up")
+
+
+def _check_counts(conn: Connection, balances: Balances, origins: Mapping[int, str]) -> Iterator[Finding]:
+    for (pool, name), (bought, used, unexplained) in prepaid.counted(conn).items():
+        made = balances.pop((pool, name), Balance())
+        if (bought, used, unexplained) != (made.bought, made.used, made.unexplained):
+            yield Finding("prepaid_counts", f"{pool} {name}", "it is not what the moves come to")
+        if dict(prepaid.balance(conn, pool, name).costs) != dict(made.costs):
+            yield Finding("prepaid_costs", f"{pool} {name}", "they are not what the moves come to")
+    for pool, name in balances:
+        yield Finding("prepaid_counts", f"{pool} {name}", "missing: there are moves of it")
+    left = {(prepaid_account(origin), asset): units for (origin, asset), units in prepaid.costs_left(conn).items()}
+    booked = {
+        (account, asset): units
+        for account, asset, units in queries.balances(conn)
+        if account in {prepaid_account(origin) for origin in origins.values()}
+    }
+    for account, asset in sorted(left.keys() | booked.keys()):
+        if left.get((account, asset), 0) != booked.get((account, asset), 0):
+            yield Finding("prepaid_costs", f"{account} {asset}", "the books have another balance of it")

@@ -1,0 +1,293 @@
+"""A payment's receipt, read again by whoever has the file and nothing else: is it consistent in itself?
+
+The wallet's signature stands for what the transaction pays, the terms hash for what was asked, each event's hash
+for what the event says; everything else must follow from these. Who writes a receipt anew, hashes and all, can
+still make up what is not signed: `untold` says what only the chain or the ledger can tell.
+May import: core, dialects, store's rows, audit. Never: I/O; a clock.
+"""
+
+import hashlib
+import json
+from base64 import b64decode
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import get_args
+
+from payagent.audit.finding import Finding
+from payagent.audit.payments import check_record
+from payagent.audit.receipt_form import Receipt, case_of, owner_of, read_units
+from payagent.audit.signed import Owner
+from payagent.core import strict_json
+from payagent.core.invoice import Invoice, SplitMode
+from payagent.core.problem import Refused
+from payagent.core.times import iso_time
+from payagent.dialects import (
+    Call,
+    Reading,
+    Response,
+    Shown,
+    make_response,
+    parse_response,
+    proof_headers,
+    read_offers,
+)
+from payagent.store.queries import event_hash
+
+DECISIONS = frozenset(("hold", "ask", "deny", "reject", "cancel"))
+"""Events that tell why there is a payment, or none."""
+ANSWERS = frozenset(
+    (
+        *("merchant_answered", "merchant_refused", "merchant_said", "invoiced_again"),
+        *("delivery_present", "delivery_accept", "delivery_give_up"),
+    )
+)
+"""Events that tell what the merchant said, to the retry and otherwise."""
+
+_402_MAX_BYTES = 1024 * 1024
+_402_MAX_DEPTH = strict_json.MAX_DEPTH + 2
+
+
+def check_receipt(receipt: Receipt) -> Iterator[Finding]:
+    """Everything in it that does not follow from the rest."""
+    owner = owner_of(receipt)
+    invoice = receipt["invoice"]
+    yield from _check_events(receipt)
+    for one in check_record(case_of(receipt), owner):
+        # a receipt has one invoice, and knows it by its id
+        yield Finding(one.table, invoice["invoice_id"], one.what) if invoice and one.table == "invoices" else one
+    yield from _check_told(receipt)
+    yield from _check_limits(receipt)
+    yield from _check_intent(receipt)
+    if invoice is not None:
+        yield from _check_402(receipt, owner)
+    yield from _check_headers(receipt)
+
+
+def _check_events(receipt: Receipt) -> Iterator[Finding]:
+    """Each event's own hash, and the link to the one before where that is the payment's too."""
+    payment_id, events = receipt["payment"]["id"], receipt["events"]
+    for event in events:
+        told = event["seq"], payment_id, event["event"], event["state"], event["detail"], event["at_ms"]
+        if event_hash(event["prev_hash"], *told) != event["hash"]:
+            yield Finding("events", str(event["seq"]), "its hash is not that of what it says")
+    last = receipt["ledger"]["last_event"]
+    for before, after in pairwise((*events, last)):
+        is_last = after is last
+        if after["seq"] < before["seq"] or (after["seq"] == before["seq"] and not is_last):
+            yield Finding("events", str(after["seq"]), f"it stands behind event {before['seq']}")
+        linked = after["hash"] if is_last else after["prev_hash"]
+        if after["seq"] - before["seq"] == (0 if is_last else 1) and linked != before["hash"]:
+            yield Finding("events", str(after["seq"]), "its hash does not follow from the event before")
+    for before, after in pairwise(receipt["entries"]):
+        if after["id"] <= before["id"]:
+            yield Finding("journal", str(after["id"]), f"it stands behind entry {before['id']}")
+
+
+def _check_told(receipt: Receipt) -> Iterator[Finding]:
+    """Decisions and answers are repeated from the events, for people."""
+    for part, names in (("decisions", DECISIONS), ("answers", ANSWERS)):
+        told = [
+            {
+                "seq": event["seq"],
+                "event": event["event"],
+                "at": iso_time(event["at_ms"]),
+                "detail": strict_json.loads(event["detail"]),
+            }
+            for event in receipt["events"]
+            if event["event"] in names
+        ]
+        if receipt[part] != told:
+            yield Finding("events", "-", f"{part} are not what the events tell of them")
+
+
+def _check_limits(receipt: Receipt) -> Iterator[Finding]:
+    """What each limit left was enough for what is held."""
+    held = {hold["asset"]: hold["units"] for hold in receipt["holds"]}
+    for event in receipt["events"]:
+        told = json.loads(event["detail"])
+        limits = told.get("limits") if event["event"] == "hold" else None
+        for limit in limits if isinstance(limits, list) else ():
+            try:
+                asked, left = read_units(limit["asked"], ""), read_units(limit["left"], "")
+                is_sound = asked <= left and asked == held.get(limit["asset"])
+            except (Refused, TypeError, KeyError):
+                is_sound = False
+            if not is_sound:
+                what = f"it was held by a limit that does not allow it: {strict_json.dumps(limit)[:300]}"
+                yield Finding("events", str(event["seq"]), what)
+
+
+def _check_intent(receipt: Receipt) -> Iterator[Finding]:
+    """The fingerprint is of what was asked for; a key that nobody chose is made of it."""
+    payment, intent, invoice = receipt["payment"], receipt["intent"], receipt["invoice"]
+    kind, outputs = payment["kind"], payment["outputs"]
+    first = outputs[0] if outputs else dict.fromkeys(("address", "asset", "units"))
+    request = intent["request"]
+    asked = {
+        "invoice": [intent["origin"], *(request.split(" ") if request is not None else ())],
+        "send": ["send", first["address"], first["asset"], str(first["units"])],
+        "sweep": ["sweep", first["address"]],
+        "split": ["split", str(len(outputs)), str(first["units"])],
+    }.get(kind)
+    roles = [("change" if output["address"] == receipt["wallet"] else "pay_to") for output in outputs]
+    if asked is None or (kind == "invoice") != (invoice is not None):
+        yield Finding("payments", payment["id"], f"a payment of the kind {kind} has no such invoice")
+    elif hashlib.sha256(json.dumps(asked).encode()).hexdigest() != intent["fingerprint"]:
+        yield Finding("intents", intent["id"], "its fingerprint is not of what was asked for")
+    if invoice is None and (
+        request is not None or payment["is_prepaid"] or [output["role"] for output in outputs] != roles
+    ):
+        yield Finding("payments", payment["id"], "it is not one that an order of the operator's makes")
+    if not _is_its_key(receipt):
+        yield Finding("intents", intent["id"], "its key is not one that it can have")
+
+
+def _is_its_key(receipt: Receipt) -> bool:
+    intent, invoice, key = receipt["intent"], receipt["invoice"], receipt["intent"]["key"]
+    if not intent["derived"]:
+        return bool(key.startswith(("key:", "topup:")))
+    if invoice is None:
+        return bool(key == f"order:{intent['id']}")
+    if intent["request"] is not None:
+        return bool(key == f"request:{intent['fingerprint']}")
+    named = f"invoice:{invoice['origin']} "
+    if _own_id(receipt) != invoice["invoice_id"]:
+        return bool(key.startswith(named))
+    return bool(key == named + invoice["invoice_id"])
+
+
+def _own_id(receipt: Receipt) -> str:
+    """The invoice's id without the payment's, which makes an id of terms that have none their own."""
+    return str(receipt["invoice"]["invoice_id"]).removesuffix(f"-{receipt['payment']['id']}")
+
+
+def _check_402(receipt: Receipt, owner: Owner) -> Iterator[Finding]:
+    """The 402 as received, read again by its dialect, asks for what the invoice says.
+
+    How the operator has a split without a mode read is not recorded: any way that gives these outputs will do.
+    """
+    invoice = receipt["invoice"]
+    whys = []
+    modes: tuple[SplitMode | None, ...] = (None, *get_args(SplitMode))
+    for mode in modes:
+        try:
+            offers = read_offers(_response(invoice["response"]), _reading(receipt, owner, mode))
+        except Refused as refused:
+            whys.append(f"the 402 as received cannot be read again: {refused.detail}")
+            continue
+        if any(_is_same(offer, receipt) for offer in offers):
+            return
+        whys.insert(0, "the 402 as received asks for something else")
+    yield Finding("invoices", invoice["invoice_id"], whys[0])
+
+
+def _response(text: str) -> Response:
+    """A 402 as the ledger keeps it: status, headers, and its body as text, as a value, or in base64."""
+    told = strict_json.loads(text, max_bytes=_402_MAX_BYTES, max_depth=_402_MAX_DEPTH)
+    if not isinstance(told, dict) or told.keys() - {"headers"} not in (
+        {"status", "body"},
+        {"status", "body_base64"},
+    ):
+        raise Refused("receipt_invalid", "it is no answer with a body")
+    status, headers = told["status"], told.get("headers", {})
+    pairs = list(headers.items()) if isinstance(headers, dict) else headers
+    if (
+        type(status) is not int
+        or not isinstance(pairs, list)
+        or not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs)
+    ):
+        raise Refused("receipt_invalid", "its status or headers are none")
+    if "body" in told:
+        return make_response(status, pairs, told["body"])
+    try:
+        return parse_response(status, pairs, b64decode(told["body_base64"], validate=True))
+    except (ValueError, TypeError):
+        raise Refused("receipt_invalid", "its body is not base64") from None
+
+
+def _reading(receipt: Receipt, owner: Owner, mode: SplitMode | None) -> Reading:
+    """What was brought to the reading then. Of a commitment's salt any will do: the bytes say what it was."""
+    invoice, request = receipt["invoice"], (receipt["intent"]["request"] or "").split(" ")
+    method, path, body_sha256 = request if len(request) == 3 else ("", "", "")
+    return Reading(
+        origin=invoice["origin"],
+        network=owner.network,
+        split_mode=mode,
+        received_at_ms=invoice["received_at_ms"],
+        own=owner.address,
+        call=Call(method, invoice["origin"] + path, body_sha256, {}) if method else None,
+        proof=invoice["proof"],
+        assets=frozenset(output["asset"] for output in invoice["outputs"]),
+        salt=None if invoice["commitment"] is None else bytes(32),
+    )
+
+
+def _is_same(offer: Invoice, receipt: Receipt) -> bool:
+    invoice = receipt["invoice"]
+    outputs = [
+        {"role": o.role, "address": o.address.text, "asset": o.asset, "units": o.units} for o in offer.outputs
+    ]
+    names = ("dialect", "batch_target", "proof", "handed_over", "expires_at_ms")
+    return (
+        outputs == invoice["outputs"]
+        and offer.invoice_id == (invoice["invoice_id"] if offer.has_own_id else _own_id(receipt))
+        and all(getattr(offer, name) == invoice[name] for name in names)
+        and (offer.commitment is None) == (invoice["commitment"] is None)
+        and (offer.echo == invoice["echo"] or offer.commitment is not None)
+    )
+
+
+def _check_headers(receipt: Receipt) -> Iterator[Finding]:
+    """What each attempt's retry carries is made of the attempt."""
+    invoice, payment, intent = receipt["invoice"], receipt["payment"], receipt["intent"]
+    own = {"X-Request-Id": intent["request_id"], "X-Idempotency-Key": intent["id"]}
+    for attempt in receipt["attempts"]:
+        headers = attempt["headers"]
+        made: list[dict[str, str]] = [{}]
+        if invoice is not None and attempt["kind"] == "pay":
+            cbor = attempt["cbor"] if invoice["proof"] == "signed_cbor" else None
+            try:
+                made = [
+                    proof_headers(
+                        invoice["dialect"],
+                        invoice_id=invoice["invoice_id"],
+                        shown=Shown(attempt["tx_hash"], cbor, attempt["anchor"], name),
+                        echo=invoice["echo"],
+                        partner=headers.get("X-Partner"),
+                        wallet=receipt["wallet"],
+                    )
+                    | own
+                    for name in (intent["id"], payment["id"])
+                ]
+            except Refused:
+                made = []
+        if headers not in made:
+            yield Finding("attempts", attempt["tx_hash"], "its headers are not those of its proof")
+
+
+def checked(receipt: Receipt) -> list[str]:
+    """What was looked at, in words."""
+    told = ["each event's hash is of what the event says, and the payment is where its events lead"]
+    if receipt["invoice"] is not None:
+        told.append("the 402 as received asks for these outputs, and the terms hash is of them")
+    if receipt["attempts"]:
+        told += [
+            "each transaction's bytes have its id, inputs, fee and TTL, pay each output and nobody else but the "
+            "wallet, and are signed with the wallet's key",
+            "what is held and booked is what the bytes take, and the proof's headers are made of them",
+        ]
+    return told
+
+
+def untold(receipt: Receipt) -> list[str]:
+    """What the file alone cannot show, and who can."""
+    told = []
+    if (block := receipt["payment"]["block"]) is not None:
+        told.append(f"the chain: whether block {block['height']} ({block['hash']}) has the transaction")
+    head = receipt["ledger"]["head"]
+    told.append(
+        "the ledger: whether these are its rows, and all of them; there, "
+        f"`payagent ledger verify --head {head}` tells whether it still has the past that this receipt is of"
+    )
+    told.append("the operator: who the app is, and the X-Partner of the calls")
+    return told

@@ -1,0 +1,205 @@
+"""`reconcile`: the wallet's own address as a provider showed it, against the books, to the unit.
+
+Each transaction moved there what the books say that it moved, or is on its way into them; each that the books say
+is on the chain is there; and what is unspent there is wallet + held, but for what was told.
+
+May import: core, chain's values, store, audit. Never: asks the chain; takes what was not told for an absence.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from payagent.audit.finding import Progress
+from payagent.chain.history import History
+from payagent.chain.source import AddressTx, Found, Movement, NotFound, Read, Tip, TxSeen
+from payagent.core.ledger import add
+from payagent.core.money import LOVELACE
+from payagent.core.payment import NEVER_SIGNED, POSTED, State
+from payagent.store import onchain
+from payagent.store.onchain import Claim, OwnTx, clean
+from payagent.store.writer import Connection
+
+TOLD_EVERY = 100
+_ENDED = POSTED | NEVER_SIGNED | {State.VOID}
+
+Units = Mapping[str, int]
+DifferenceKind = Literal["missing", "foreign", "differing"]
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """What the chain and the books do not say alike.
+
+    `missing`: by the books on the chain, and not there. `foreign`: on the chain, and not of the books' making.
+    `differing`: in both, with other amounts.
+    """
+
+    kind: DifferenceKind
+    table: str
+    row: str
+    tx_id: str | None
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class InFlight:
+    """What one of the two has and the other is about to have; `units` are those that the chain has more."""
+
+    tx_id: str
+    payment_id: str | None
+    what: str
+    units: Units
+
+
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """Something that could not be told."""
+
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Of an asset: wallet + held, what is unspent at the address, and how much of the difference is in flight."""
+
+    asset: str
+    books_units: int
+    chain_units: int
+    in_flight_units: int
+
+
+Told = Difference | InFlight | Doubt | Standing | Progress
+
+
+@dataclass(slots=True)
+class _Gap:
+    """What the chain has more than the books, as far as it was told why."""
+
+    told: dict[str, int] = field(default_factory=dict)
+    in_flight: dict[str, int] = field(default_factory=dict)
+
+    def take(self, what: Difference | InFlight | Doubt, units: Units) -> None:
+        self.told = add((self.told, units))
+        if isinstance(what, InFlight):
+            self.in_flight = add((self.in_flight, units))
+
+
+def unlisted(conn: Connection, history: History, since_slot: int, since_ms: int) -> list[Claim]:
+    """What the books say is on the chain and the history does not list: each is to be asked for."""
+    return list(onchain.unlisted(conn, history.movements.keys(), since_slot, since_ms))
+
+
+def reconcile(
+    conn: Connection,
+    history: History,
+    asked: Iterable[tuple[Claim, Read[TxSeen]]],
+    looked: Tip,
+    since_slot: int,
+) -> Iterator[Told]:
+    """Everything that does not agree, what is in flight, and how it stands; `conn` is in one read transaction.
+
+    `asked` are the unlisted claims with the provider's word on each; `looked` is the tip up to which deposits were
+    booked when the transaction began.
+    """
+    gap = _Gap()
+    yield from _listed(conn, history, looked, gap)
+    for claim, read in asked:
+        told = _of_claim(claim, read, history.tip, since_slot)
+        if told is not None:
+            gap.take(told, _less({}, claim.booked))
+            yield told
+    yield from _standing(conn, history, gap)
+
+
+def _listed(conn: Connection, history: History, looked: Tip, gap: _Gap) -> Iterator[Told]:
+    count = 0
+    for tx in history.transactions:
+        moved = history.movements[tx.tx_id]
+        own = onchain.own_tx(conn, tx.tx_id)
+        booked = clean(add((onchain.booked_deposits(conn, tx.tx_id), own.booked if own else {})))
+        told = _of_ours(tx, own, _net(moved), booked) if own else _of_others(tx, moved, booked, looked)
+        if told is not None:
+            gap.take(told, _less(_net(moved), booked))
+            yield told
+        count += 1
+        if count % TOLD_EVERY == 0:
+            yield Progress("transactions", count)
+    yield Progress("transactions", count)
+
+
+def _of_ours(tx: AddressTx, own: OwnTx, net: Units, booked: Units) -> Difference | InFlight | None:
+    """One of our attempts: it moved what is booked once that is final, and until then what is held for it."""
+
+    def differs(what: str) -> Difference:
+        return Difference("differing", "payments", own.payment_id, tx.tx_id, what)
+
+    if own.state in _ENDED:
+        if not own.stands:
+            return differs(f"it is {own.state} by another transaction, and this attempt of it is on the chain")
+        return None if net == booked else differs(f"the chain moved {_text(net)}, the books say {_text(booked)}")
+    if booked:
+        return differs(f"it is only {own.state}, and {_text(booked)} is booked for it")
+    due = {LOVELACE: -own.fee_lovelace} if own.kind == "cancel" else _less({}, own.hold)
+    if net != due:
+        return differs(f"the chain moved {_text(net)}, it was to move {_text(due)}")
+    return InFlight(tx.tx_id, own.payment_id, f"on the chain, and {own.state}: not booked yet", net)
+
+
+def _of_others(tx: AddressTx, moved: Movement, booked: Units, looked: Tip) -> Difference | InFlight | None:
+    """A transaction of somebody else's: it brought what is booked as a deposit, and spent nothing of ours."""
+    net = _net(moved)
+    if moved.spent:
+        refs = ", ".join(moved.spent)
+        what = f"no attempt, and it spends what is ours: {refs}. It moved {_text(net)}"
+        return Difference("foreign", "coins", next(iter(moved.spent)), tx.tx_id, what)
+    if net == booked:
+        return None
+    ref = next(iter(moved.made), tx.tx_id)
+    if booked:
+        what = f"the chain brought {_text(net)}, the books say {_text(booked)}"
+        return Difference("differing", "coins", ref, tx.tx_id, what)
+    if tx.block_height >= looked.height:
+        return InFlight(tx.tx_id, None, "a deposit that payagent comes to see with its next look", net)
+    return Difference("foreign", "coins", ref, tx.tx_id, f"a deposit of {_text(net)} that is not booked")
+
+
+def _of_claim(claim: Claim, read: Read[TxSeen], tip: Tip, since_slot: int) -> Difference | InFlight | Doubt | None:
+    """What the books say is on the chain and is not listed: it is gone, or older or newer than the listing."""
+    if isinstance(read, NotFound):
+        what = f"by the books on the chain, with {_text(claim.booked)}, and it is not there"
+        return Difference("missing", claim.table, claim.row, claim.tx_id, what)
+    if not isinstance(read, Found):
+        return Doubt(f"whether transaction {claim.tx_id} is on the chain ({read.reason})")
+    if read.value.slot < since_slot:
+        return None
+    if read.value.block_height > tip.height:
+        payment_id = claim.row if claim.table == "payments" else None
+        return InFlight(
+            claim.tx_id, payment_id, "in a block after the last one that was read", _less({}, claim.booked)
+        )
+    return Doubt(f"the provider shows transaction {claim.tx_id} and does not list it at the address")
+
+
+def _standing(conn: Connection, history: History, gap: _Gap) -> Iterator[Told]:
+    yield Progress("utxos", len(history.utxos))
+    books = onchain.owned(conn)
+    chain = clean(add({LOVELACE: coin.lovelace, **coin.assets} for coin in history.utxos))
+    for asset in sorted(books.keys() | chain.keys() | clean(gap.told).keys()):
+        more, told = chain.get(asset, 0) - books.get(asset, 0), gap.told.get(asset, 0)
+        if more != told:
+            what = f"the chain has {more} more than the books; {told} of that is told above"
+            yield Difference("differing", "balances", asset, None, what)
+        yield Standing(asset, books.get(asset, 0), chain.get(asset, 0), gap.in_flight.get(asset, 0))
+
+
+def _net(moved: Movement) -> Units:
+    return _less(add(moved.made.values()), add(moved.spent.values()))
+
+
+def _less(one: Units, other: Units) -> dict[str, int]:
+    return clean(add((one, {asset: -units for asset, units in other.items()})))
+
+
+def _text(units: Units) -> str:
+    return ", ".join(f"{n} {asset}" for asset, n in units.items()) or "nothing"

@@ -1,0 +1,89 @@
+"""All payments, in shares: one is checked by its own rows alone, so that processes can look at them side by side.
+
+Each process reads the file for itself and a moment later than the first, which changes nothing: a payment and what
+belongs to it are one consistent state for it too.
+May import: store, audit. Never: starts a process for books that one reads in a few seconds.
+"""
+
+import os
+import signal
+from collections.abc import Generator, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing import get_context
+from pathlib import Path
+
+from payagent.audit.finding import Finding, Progress
+from payagent.audit.payments import check_payment
+from payagent.audit.signed import Owner
+from payagent.store import books
+from payagent.store.writer import Connection, Readers
+
+SHARE = 2_000
+SHARES_ALONE_MAX = 10
+HELPERS_MAX = 3
+
+Span = tuple[int, int]
+Found = tuple[int, list[Finding]]
+"""How many payments there were, and what was found."""
+
+
+@contextmanager
+def shared_out(
+    conn: Connection, owner: Owner, share: int = SHARE
+) -> Generator[Iterator[Finding | Progress], None, None]:
+    """What there is to tell of the payments. Others begin with them now; who takes of it joins in."""
+    spans = list(books.payment_spans(conn, share))
+    helpers = min(len(os.sched_getaffinity(0)) - 1, HELPERS_MAX)
+    path = books.path_of(conn)
+    if len(spans) <= SHARES_ALONE_MAX or helpers < 1 or path is None:
+        yield _told(check_share(conn, owner, span) for span in spans)
+        return
+    with ProcessPoolExecutor(helpers, get_context("spawn"), _leave_signals_to_the_first) as pool:
+        try:
+            futures = [pool.submit(_check_elsewhere, path, owner, span) for span in spans]
+            yield _told(_join_in(conn, owner, dict(zip(spans, futures, strict=True))))
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def check_share(conn: Connection, owner: Owner, span: Span) -> Found:
+    found: list[Finding] = []
+    count = 0
+    for case in books.cases(conn, *span):
+        found.extend(check_payment(case, owner))
+        count += 1
+    return count, found
+
+
+def _check_elsewhere(path: Path, owner: Owner, span: Span) -> Found:
+    with Readers(path).snapshot() as conn:
+        return check_share(conn, owner, span)
+
+
+def _leave_signals_to_the_first() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _join_in(conn: Connection, owner: Owner, shares: dict[Span, "Future[Found]"]) -> Iterator[Found]:
+    """From the last share on, what nobody has begun with; then what the others found."""
+    begun: list[Span] = []
+    for span in reversed(shares):
+        if shares[span].cancel():
+            yield check_share(conn, owner, span)
+        else:
+            begun.append(span)
+    for span in begun:
+        try:
+            yield shares[span].result()
+        except BrokenProcessPool:
+            yield check_share(conn, owner, span)
+
+
+def _told(shares: Iterator[Found]) -> Iterator[Finding | Progress]:
+    total = 0
+    for count, found in shares:
+        yield from found
+        total += count
+        yield Progress("payments", total)

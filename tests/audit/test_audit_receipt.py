@@ -1,0 +1,262 @@
+"""A receipt of each payment of a past: it is clean as it is, and of what is changed in it nothing stays unseen."""
+
+import copy
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from agent.test_agent_x402 import ask as ask_x402
+from agent.test_agent_x402 import get as get_x402
+from agent.test_agent_x402 import show as show_x402
+from agent_kit import ADA, DEVNET, Clock, World
+from audit.books_kit import Past
+
+from payagent.agent.terms import MerchantTerms, Terms
+from payagent.api.receipts import receipt_view
+from payagent.audit.finding import Finding
+from payagent.audit.receipt import check_receipt, untold
+from payagent.audit.receipt_form import RECEIPT_MAX_BYTES, read_receipt
+from payagent.audit.signed import Owner
+from payagent.core.problem import Refused
+from payagent.devnet.server import DevnetThread
+from payagent.store import queries
+from payagent.store.writer import Readers
+
+Receipt = dict[str, Any]
+Place = tuple[str | int, ...]
+
+# what of a receipt no other part of it bears out, with who can tell
+UNTOLD = {
+    r"payment\.app\.name": "the operator's name for a token",
+    r"intent\.key": "only a key that the client chose: it named it as it liked",
+    r"attempts\.\d+\.headers\.X-Partner": "as it is configured; the 402 need not repeat it",
+    r"entries\.\d+\.id": "the entry's place in a journal that is not here",
+    r"ledger\.last_event\.(seq|hash)": "the end of events that are not here",
+    r"ledger\.head": "the end of seals that are not here",
+}
+# where nothing is posted
+UNTOLD_UNPOSTED = {r"payment\.is_prepaid": "what is posted tells, and a batch of the 402"}
+# of a payment that was refused nothing was signed, so nothing says whose it would have been
+UNTOLD_UNSIGNED = {
+    r"wallet": "no bytes are signed with its key",
+    r"intent\.(id|request_id)": "no headers carry them",
+}
+# of the operator's own order there is no 402
+UNTOLD_OWN = {
+    r"network": "its bytes say no more than: a test network",
+    r"intent\.(id|request_id)": "no headers carry them",
+}
+
+
+def terms_of(owner: Owner, origin: str) -> Terms:
+    """As the past was lived under, as far as a receipt depends on it."""
+    merchant = MerchantTerms("t", origin, "demo", None, "confirmed", 5)
+    return Terms(
+        network=DEVNET,
+        own=owner.address,
+        merchants={origin: merchant},
+        limits={},
+        decimals={},
+        confirm_depth=1,
+        void_depth=3,
+        settle_depth=3,
+        min_window_s=120,
+    )
+
+
+def receipts(path: Path, terms: Terms) -> list[Receipt]:
+    """As the API gives them, oldest first."""
+    with Readers(path).snapshot() as conn:
+        rows = queries.payments_page(
+            conn, app_id=None, state=None, origin=None, since_ms=None, before_seq=None, limit=100
+        )
+        return [json.loads(json.dumps(receipt_view(conn, row, terms))) for row in reversed(rows)]
+
+
+def judge(receipt: Receipt) -> list[Finding]:
+    return list(check_receipt(read_receipt(json.dumps(receipt).encode())))
+
+
+def leaves(value: object, at: Place = ()) -> Iterator[Place]:
+    items: Any = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield from leaves(item, (*at, key))
+    if not isinstance(value, dict | list):
+        yield at
+
+
+def others(value: object) -> list[object]:
+    """What could stand there instead."""
+    if isinstance(value, bool):
+        return [not value]
+    if isinstance(value, int):
+        return [value + 1, 0] if value else [1]
+    if isinstance(value, str) and value:
+        swapped = "0" if value[-1] != "0" else "1"
+        return [value[:-1] + swapped, ""]
+    return ["x", 1, True]
+
+
+def changed(receipt: Receipt, at: Place, value: object) -> Receipt:
+    made = copy.deepcopy(receipt)
+    place: Any = made
+    for key in at[:-1]:
+        place = place[key]
+    place[at[-1]] = value
+    return made
+
+
+def value_at(receipt: Receipt, at: Place) -> object:
+    place: Any = receipt
+    for key in at:
+        place = place[key]
+    return place
+
+
+def is_seen(receipt: Receipt) -> bool:
+    """Whether something is found, or it is said to be none; anything else that is raised is a bug."""
+    try:
+        return bool(judge(receipt))
+    except Refused as refused:
+        return refused.code == "receipt_invalid"
+
+
+def unseen(receipt: Receipt) -> list[str]:
+    """Where something can be changed and nobody would notice."""
+    found = []
+    for at in leaves(receipt):
+        for value in others(value_at(receipt, at)):
+            if not is_seen(changed(receipt, at, value)):
+                found.append(".".join(map(str, at)))
+    return sorted(set(found))
+
+
+def may_go_unseen(receipt: Receipt, place: str) -> bool:
+    allowed = dict(UNTOLD)
+    if not any(entry["kind"] == "post" for entry in receipt["entries"]):
+        allowed |= UNTOLD_UNPOSTED
+    if not receipt["attempts"]:
+        allowed |= UNTOLD_UNSIGNED
+    if receipt["invoice"] is None:
+        allowed |= UNTOLD_OWN
+    return any(re.fullmatch(pattern, place) for pattern in allowed)
+
+
+@pytest.fixture(scope="module")
+def all_receipts(lived: Past) -> list[Receipt]:
+    return receipts(lived.path, terms_of(lived.owner, lived.origin))
+
+
+def test_every_payments_receipt_is_clean_and_tells_what_it_is_for(all_receipts: list[Receipt]) -> None:
+    assert [judge(receipt) for receipt in all_receipts] == [[]] * len(all_receipts)
+    kinds = [(receipt["payment"]["kind"], receipt["payment"]["state"]) for receipt in all_receipts]
+    assert {kind for kind, _ in kinds} >= {"invoice", "split", "send"}
+    assert {state for _, state in kinds} >= {"settled", "rejected", "void", "in_flight"}
+    first = all_receipts[0]
+    assert first["decisions"][0]["detail"]["limits"][0]["limit"] == "per_payment"
+    assert [answer["event"] for answer in first["answers"]] == ["delivery_accept"]
+    assert first["attempts"][0]["headers"]["X-Payment"] == first["payment"]["tx_hash"]
+    refused = next(receipt for receipt in all_receipts if receipt["payment"]["state"] == "rejected")
+    assert (refused["attempts"], refused["payment"]["reason_code"]) == ([], "limit_exceeded")
+    assert "402" in refused["invoice"]["response"]
+
+
+def test_whatever_is_changed_is_found_but_for_what_others_must_tell(all_receipts: list[Receipt]) -> None:
+    for receipt in all_receipts:
+        assert [place for place in unseen(receipt) if not may_go_unseen(receipt, place)] == []
+
+
+async def test_an_x402_receipt_is_read_again_by_its_dialect(tmp_path: Path) -> None:
+    clock = Clock()
+    with DevnetThread(now_ms=clock.now_ms) as devnet:
+        world = World(devnet, tmp_path)
+        world.clock = clock
+        world.fund(50 * ADA)
+        world.settings(x402={"confirmations": -1})
+        answer = get_x402(world)
+        received = {"status": 402, "headers": dict(answer.headers), "body": answer.text}
+        async with world.run() as run:
+            await run.look()
+            row, _ = await run.agent.pay(replace(ask_x402(world, answer), received=json.dumps(received)))
+            await show_x402(world, run, row)
+            await run.agent.record_delivery(row.id, 200)
+            await run.settle_down()
+        world.http.close()
+        (receipt,) = receipts(tmp_path / "ledger.db", world.terms)
+    assert receipt["invoice"]["dialect"] == "x402-v2"
+    assert judge(receipt) == []
+    assert [place for place in unseen(receipt) if not may_go_unseen(receipt, place)] == []
+
+
+def test_what_a_dialect_reads_of_the_402_is_compared_and_the_rest_is_the_ledgers_word(
+    all_receipts: list[Receipt],
+) -> None:
+    receipt = all_receipts[0]
+    received = json.loads(receipt["invoice"]["response"])
+    terms = json.loads(received["body"])
+    unnoticed = []
+    for at in leaves(terms):
+        for value in others(value_at(terms, at)):
+            other = received | {"body": json.dumps(changed(terms, at, value))}
+            if not judge(changed(receipt, ("invoice", "response"), json.dumps(other))):
+                unnoticed.append(".".join(map(str, at)))
+    # what is said for people, and whose call it was
+    assert set(unnoticed) <= {"detail.extra.partner", *(f"detail.extra.split.outputs.{n}.role" for n in (0, 1))}
+    assert judge(changed(receipt, ("invoice", "response"), json.dumps(received | {"status": 200})))
+
+
+def test_what_is_left_out_is_found(all_receipts: list[Receipt]) -> None:
+    receipt = all_receipts[0]
+    for part in ("events", "entries", "holds", "attempts", "sightings", "decisions", "answers"):
+        for place in range(len(receipt[part])):
+            rest = [item for number, item in enumerate(receipt[part]) if number != place]
+            # that a provider answered leads to nothing: only the ledger tells that it did
+            is_idle = part == "events" and receipt[part][place]["event"].startswith("provider_")
+            assert judge(receipt | {part: rest}) or is_idle, (part, place)
+
+
+def test_who_can_tell_the_rest_is_told(all_receipts: list[Receipt]) -> None:
+    receipt = all_receipts[0]
+    told = "\n".join(untold(receipt))
+    assert receipt["payment"]["block"]["hash"] in told
+    assert f"--head {receipt['ledger']['head']}" in told
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"\xff\xfe",
+        b"{",
+        b"[]",
+        b"null",
+        b'{"format": "payagent-receipt/2"}',
+        b'{"format": "payagent-receipt/1"}',
+        b'{"format": "payagent-receipt/1", "format": "payagent-receipt/1"}',
+        b"[" * 100_000,
+        b" " * (RECEIPT_MAX_BYTES + 1),
+    ],
+    ids=range(10),
+)
+def test_a_file_that_is_no_receipt_is_said_to_be_none(raw: bytes) -> None:
+    with pytest.raises(Refused) as refused:
+        read_receipt(raw)
+    assert refused.value.code == "receipt_invalid"
+
+
+def test_a_value_of_another_type_is_refused_or_found_wherever_it_stands(all_receipts: list[Receipt]) -> None:
+    deep: object = "x"
+    for _ in range(12):
+        deep = [deep]
+    hostile = [None, -1, 10**30, 1.5, "-0", "9" * 40, [], {"x": 1}, deep]
+    receipt = all_receipts[0]
+    for at in leaves(receipt):
+        for value in hostile:
+            is_same = value_at(receipt, at) == value
+            assert (
+                is_same or is_seen(changed(receipt, at, value)) or may_go_unseen(receipt, ".".join(map(str, at)))
+            )

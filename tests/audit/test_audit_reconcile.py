@@ -1,0 +1,302 @@
+"""Books that agree with the chain are found clean; what the two do not say alike is named, with its amounts."""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from agent.test_agent_handover import broadcast
+from agent_kit import ADA, DEVNET, Clock, Relay, Run, World
+from audit.books_kit import TOKEN, live, tamper
+
+from payagent.agent.ports import SystemRandomness
+from payagent.api.app import create_app
+from payagent.api.tokens import hash_token, new_token
+from payagent.chain.blockfrost import Blockfrost
+from payagent.chain.history import read_history
+from payagent.chain.source import Unknown
+from payagent.core.address import encode_address
+from payagent.core.invoice import Output
+from payagent.devnet.server import DevnetThread
+from payagent.store import records
+from payagent.wallet.coins import Coins
+from payagent.wallet.transaction import select, sign
+
+SOMEBODY = encode_address(bytes([0x60]) + bytes(28))
+BAD = {"status_code": 500, "error": "Internal Server Error", "message": "down"}
+
+
+@pytest.fixture(scope="module")
+def lived_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """Payments, a rollback, transfers to itself, a cancel, deposits; and a payment that is on its way."""
+    clock = Clock()
+    with DevnetThread(now_ms=clock.now_ms) as devnet:
+        world = World(devnet, tmp_path_factory.mktemp("lived"))
+        world.clock = clock
+        world.terms = replace(world.terms, settle_depth=3)
+        asyncio.run(live(world))
+        yield world
+        world.http.close()
+
+
+async def reconciled(run: Run, **query: int) -> dict[str, Any]:
+    """What an auditor with a token of his own is answered."""
+    token = new_token(SystemRandomness())
+    name, now_ms = hash_token(token)[:16], run.world.clock.now_ms()
+    await run.agent.write(
+        "app", lambda unit: records.add_app(unit, name, name, hash_token(token), ["read"], now_ms)
+    )
+    app = create_app(run.agent, run.topups, heartbeat=lambda: None)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as http:
+        headers = {"Authorization": f"Bearer {token}"}
+        answer = await http.get("/v1/ledger/reconcile", params=query, headers=headers)
+    assert answer.status_code == 200, answer.text
+    return dict(answer.json())
+
+
+@asynccontextmanager
+async def paid(world: World, **more: Any) -> Any:
+    """A wallet that paid once, in ADA, and saw it confirmed."""
+    world.fund(100 * ADA, 100 * ADA)
+    world.fund(20 * ADA, assets={TOKEN: 1000})
+    async with world.run(**more) as run:
+        await run.pay_in_block("one")
+        yield run
+
+
+def agree(answer: dict[str, Any]) -> bool:
+    """Whether for each asset the chain is the books plus what is in flight."""
+    rows = answer["balances"]
+    return all(int(row["chain"]) - int(row["books"]) == int(row["in_flight"]) for row in rows)
+
+
+def path_of(world: World) -> Path:
+    return world.folder / "ledger.db"
+
+
+async def spend_elsewhere(run: Run, lovelace: int) -> str:
+    """Another program with the wallet's key sends some of its money away."""
+    world, own = run.world, run.world.account.address
+    out = Output("pay_to", SOMEBODY, "lovelace", lovelace)
+    slot = run.agent.chain.require_ready(world.clock.now_ms())
+    plan = select(Coins(run.agent.coins), (out,), change=own, ttl_slot=slot + 500, network_id=DEVNET.network_id)
+    assert broadcast(world, sign(plan, world.account.signer)) == 200
+    world.block()
+    return plan.tx_id
+
+
+async def test_a_past_with_everything_in_it_agrees(lived_world: World) -> None:
+    world = lived_world
+    async with world.run() as run:
+        await run.look()
+        answer = await reconciled(run)
+        assert (answer["findings"], answer["could_not_tell"], answer["clean"]) == ([], [], True)
+        shown = world.devnet.run(lambda devnet: devnet.chain.txs_at(world.account.address.raw))
+        assert answer["checked"] == {"transactions": len(shown), "utxos": len(world.unspent())}
+        assert {row["asset"]: int(row["chain"]) for row in answer["balances"]} == world.on_chain()
+        assert {row["asset"]: int(row["books"]) for row in answer["balances"]} == run.owned()
+        assert agree(answer)
+
+
+async def test_a_part_of_the_past_agrees_too(lived_world: World) -> None:
+    world = lived_world
+    async with world.run() as run:
+        await run.look()
+        whole = (await reconciled(run))["checked"]["transactions"]
+        slots = world.devnet.run(lambda devnet: [block.slot for block in devnet.chain.blocks if block.txs])
+        counts = []
+        for slot in (slots[0], slots[len(slots) // 2], slots[-1] + 1):
+            answer = await reconciled(run, since_slot=slot)
+            assert answer["findings"] == []
+            assert answer["clean"]
+            counts.append(answer["checked"]["transactions"])
+        assert counts == sorted(counts, reverse=True)
+        assert (counts[0], counts[-1]) == (whole, 0)
+
+
+async def test_what_is_in_flight_is_accounted_for_and_no_finding(world: World) -> None:
+    world.terms = replace(world.terms, confirm_depth=3)
+    async with paid(world) as run:
+        in_block = await reconciled(run)
+        (moved,) = in_block["in_flight"]
+        assert run.state(moved["payment"]) == "in_block"
+        held = {asset: -units for asset, units in run.books()["held"].items()}
+        assert {asset: int(units) for asset, units in moved["units"].items()} == held
+        assert in_block["clean"]
+        assert agree(in_block)
+        world.fund(7 * ADA)
+        unseen = await reconciled(run)
+        assert [told["units"] for told in unseen["in_flight"]] == [moved["units"], {"lovelace": str(7 * ADA)}]
+        assert unseen["clean"]
+        assert agree(unseen)
+        await run.settle_down(3)
+        settled = await reconciled(run)
+        assert (settled["in_flight"], settled["clean"]) == ([], True)
+
+
+async def test_a_spend_of_somebody_elses_is_foreign(world: World) -> None:
+    async with paid(world) as run:
+        tx_id = await spend_elsewhere(run, 3 * ADA)
+        await run.settle_down()
+        answer = await reconciled(run)
+        assert not answer["clean"]
+        (finding,) = answer["findings"]
+        assert (finding["kind"], finding["table"], finding["tx_hash"]) == ("foreign", "coins", tx_id)
+        assert finding["row"] in finding["what"]
+        raw = world.account.address.raw
+
+        def moved(devnet: Any) -> int:
+            tx, _ = devnet.chain.tx(tx_id)
+            spent = [devnet.chain.tx(made)[0].outputs[index] for made, index in tx.inputs]
+            own = [out.lovelace for out in tx.outputs if out.address == raw]
+            return sum(own) - sum(out.lovelace for out in spent)
+
+        assert f"{world.devnet.run(moved)} lovelace" in finding["what"]
+
+
+async def test_amounts_that_were_changed_in_the_books_differ_from_the_chain(world: World) -> None:
+    async with paid(world) as run:
+        (row,) = [entry for entry in run.entries() if entry.kind == "post"]
+        tamper(
+            path_of(world),
+            f"UPDATE postings SET units = units - 5 WHERE entry = {row.id} AND account LIKE 'merchant:%'",
+            f"UPDATE postings SET units = units + 5 WHERE entry = {row.id} AND account = 'held'",
+        )
+        answer = await reconciled(run)
+        told = {(finding["kind"], finding["table"], finding["row"]) for finding in answer["findings"]}
+        assert ("differing", "payments", row.payment_id) in told
+
+
+async def test_a_deposit_that_is_not_booked_is_foreign(world: World) -> None:
+    async with paid(world) as run:
+        world.fund(9 * ADA)
+        await run.settle_down()
+        (entry,) = [e for e in run.entries() if ("wallet", "lovelace", 9 * ADA) in e.postings]
+        tamper(
+            path_of(world),
+            f"DELETE FROM journal WHERE id = {entry.id}",
+            f"DELETE FROM postings WHERE entry = {entry.id}",
+        )
+        answer = await reconciled(run)
+        foreign = [finding for finding in answer["findings"] if finding["table"] == "coins"]
+        assert [(f["kind"], f["row"]) for f in foreign] == [("foreign", entry.ref)]
+        assert f"{9 * ADA} lovelace" in foreign[0]["what"]
+
+
+async def test_what_is_on_no_chain_is_missing(world: World) -> None:
+    """Both blocks of the deposit and of the payment are lost, and payagent has not looked since."""
+    async with paid(world) as run:
+        world.fund(9 * ADA)
+        await run.look()
+        payment = await run.pay("two")
+        await run.settle_down()
+        world.control("rollback", depth=2)
+        world.block(3)
+        answer = await reconciled(run)
+        assert {(f["kind"], f["table"], f["row"]) for f in answer["findings"]} >= {
+            ("missing", "payments", payment.id)
+        }
+        missing = [f for f in answer["findings"] if f["kind"] == "missing"]
+        assert [f["table"] for f in missing] == ["payments", "journal"]
+        assert f"{9 * ADA} lovelace" in missing[1]["what"]
+        assert [f for f in answer["findings"] if f["kind"] != "missing"] == []
+        assert answer["could_not_tell"], "its last look was at a block that is gone"
+
+
+async def test_a_payment_that_never_was_on_the_chain_is_missing(world: World) -> None:
+    async with paid(world) as run:
+        world.fault("submit", "drop", count=10)
+        lost = await run.pay("lost")
+        tamper(
+            path_of(world),
+            f"UPDATE payments SET state = 'in_block', block_slot = 1, block_height = 1, block_hash = '{'b' * 64}' "
+            f"WHERE id = '{lost.id}'",
+        )
+        answer = await reconciled(run)
+        assert [(f["kind"], f["row"], f["tx_hash"]) for f in answer["findings"]] == [
+            ("missing", lost.id, lost.tx_id)
+        ]
+        assert answer["complete"]
+
+
+@pytest.mark.parametrize("below", ["/blocks/latest", "/addresses", "/txs", "/addresses/{}/utxos"])
+async def test_what_a_provider_does_not_answer_could_not_be_told(world: World, below: str) -> None:
+    with Relay(world.devnet).serving() as relay:
+        async with paid(world, providers={"only": relay.url}) as run:
+            relay.tell(below.format(world.address), 500, BAD)
+            answer = await reconciled(run)
+            assert (answer["clean"], answer["complete"], answer["found"]) == (False, False, 0)
+            assert answer["could_not_tell"][0].startswith("only: ")
+            assert answer["balances"] == []
+            relay.thaw()
+            assert (await reconciled(run))["clean"]
+
+
+async def test_the_next_provider_is_asked_where_one_does_not_answer(world: World) -> None:
+    with Relay(world.devnet).serving() as relay:
+        async with paid(world, providers={"first": relay.url, "second": world.devnet.chain_url}) as run:
+            relay.tell("/txs", 500, BAD)
+            answer = await reconciled(run)
+            assert (answer["clean"], answer["provider"]) == (True, "second")
+
+
+async def test_a_transaction_that_a_provider_leaves_out_is_no_agreement(world: World) -> None:
+    with Relay(world.devnet).serving() as relay:
+        async with paid(world, providers={"only": relay.url}) as run:
+            relay.freeze(f"/addresses/{world.address}/transactions")
+            await run.pay_in_block("hidden")
+            answer = await reconciled(run)
+            assert (answer["clean"], answer["complete"]) == (False, False)
+            assert "does not list it" in answer["could_not_tell"][0]
+
+
+async def test_a_chain_that_does_not_stand_still_is_read_until_it_does(world: World) -> None:
+    """A block comes with every listing of the coins, three times; then one that never ends."""
+    moves = 3
+
+    class Moving(Blockfrost):
+        async def utxos(self, address: str) -> Any:
+            nonlocal moves
+            found = await super().utxos(address)
+            if moves:
+                moves -= 1
+                world.fund(5 * ADA)
+            return found
+
+    world.fund(50 * ADA)
+    source = Moving("moving", world.devnet.chain_url, None)
+    history = await read_history(source, world.address, 0)
+    assert not isinstance(history, Unknown)
+    assert (len(history.transactions), len(history.utxos)) == (4, 4)
+    assert {tx.tx_id for tx in history.transactions} == {coin.tx_id for coin in history.utxos}
+    moves = 1000
+    assert isinstance(await read_history(source, world.address, 0), Unknown)
+    await source.aclose()
+
+
+async def test_a_fork_while_it_is_read_leaves_nothing_of_the_lost_branch(world: World) -> None:
+    forks = 1
+
+    class Forking(Blockfrost):
+        async def utxos(self, address: str) -> Any:
+            nonlocal forks
+            if forks:
+                forks -= 1
+                world.control("rollback", depth=1)
+                world.fund(6 * ADA)
+            return await super().utxos(address)
+
+    world.fund(50 * ADA)
+    world.fund(5 * ADA)
+    source = Forking("forking", world.devnet.chain_url, None)
+    history = await read_history(source, world.address, 0)
+    assert not isinstance(history, Unknown)
+    assert [sum(sum(value.values()) for value in moved.made.values()) for moved in history.movements.values()] == [
+        50 * ADA,
+        6 * ADA,
+    ]
+    await source.aclose()

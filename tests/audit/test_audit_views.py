@@ -1,0 +1,140 @@
+"""The views of the file, as the programs see them that people read it with."""
+
+import csv
+import io
+import re
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from audit.books_kit import TOKEN, Past, fresh
+
+from payagent.core.money import LOVELACE, format_units
+from payagent.core.times import iso_time
+from payagent.store import queries
+from payagent.store.queries import EVERYTHING
+from payagent.store.writer import migrate, open_database
+
+SQLITE_UTILS = Path(sys.executable).with_name("sqlite-utils")
+PAGE = Path(__file__).parents[2] / "docs/auditors.md"
+MOST = 2**63 - 1
+
+
+def sqlite_utils(*arguments: str | Path) -> str:
+    run = subprocess.run([SQLITE_UTILS, *arguments], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
+def rows(path: Path, view: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(sqlite_utils("rows", path, view, "--csv"))))
+
+
+@pytest.fixture
+def empty(tmp_path: Path) -> Iterator[sqlite3.Connection]:
+    """A ledger in which rows may refer to nothing."""
+    with closing(open_database(tmp_path / "ledger.db")) as conn:
+        migrate(conn)
+        conn.execute("PRAGMA foreign_keys = OFF")
+        conn.execute("INSERT INTO apps VALUES ('app', 'shop', 'hash', 'pay', 1)")
+        yield conn
+
+
+def test_each_payment_is_a_row_that_says_what_it_is(lived: Past) -> None:
+    with closing(sqlite3.connect(lived.path)) as conn:
+        ids = [payment for (payment,) in conn.execute("SELECT id FROM payments ORDER BY seq")]
+        payments = [row for payment in ids if (row := queries.payment(conn, payment)) is not None]
+    told = rows(lived.path, "v_payments")
+    assert len(told) == len(payments)
+    for row, view in zip(payments, told, strict=True):
+        asset = row.outputs[0].asset
+        units = sum(o.units for o in row.outputs if o.role != "change" and o.asset == asset)
+        assert view == {
+            "payment": row.id,
+            "kind": row.kind,
+            "state": row.state,
+            "delivery": row.delivery,
+            "merchant": row.origin or "",
+            "app": "test",
+            "invoice_id": row.invoice_id or "",
+            "asset": asset,
+            "units": str(units),
+            "ada": format_units(units, 6) if asset == LOVELACE else "",
+            "fee_lovelace": str(row.fee_lovelace or ""),
+            "tx_id": row.tx_id or "",
+            "block_height": str(row.block_height or ""),
+            "created_at": iso_time(row.created_at_ms),
+            "changed_at": iso_time(row.changed_at_ms),
+            "reason_code": row.reason_code or "",
+        }
+    assert {row["asset"] for row in told} == {LOVELACE, TOKEN}
+
+
+def test_spend_is_the_postings_that_left_and_adds_up(lived: Past) -> None:
+    told = rows(lived.path, "v_spend")
+    assert {row["kind"] for row in told} == {"post", "reverse", "release"}
+    assert any(row["units"].startswith("-") for row in told)
+    sums: dict[str, int] = {}
+    for row in told:
+        sums[row["asset"]] = sums.get(row["asset"], 0) + int(row["units"])
+        is_lovelace = row["asset"] == LOVELACE
+        assert row["ada"] == (format_units(int(row["units"]), 6) if is_lovelace else "")
+        assert row["at"].startswith(row["day"])
+        assert (row["merchant"] != "") == (lived.origin in row["account"]) or row["account"] == "fees"
+    with closing(sqlite3.connect(lived.path)) as conn:
+        assert sums == {row.asset: row.total for row in queries.spend(conn, (), EVERYTHING)}
+
+
+def test_ada_is_exact_below_zero_too(empty: sqlite3.Connection) -> None:
+    many = [1, -1, 999_999, -999_999, 1_000_000, -1_000_001, 45 * 10**15, -45 * 10**15, MOST, -MOST, -(2**63)]
+    empty.execute(
+        "INSERT INTO payments(id, kind, app_id, intent_id, outputs, state, delivery, created_at_ms, "
+        "changed_at_ms) VALUES ('pay', 'send', 'app', 'int', '[]', 'received', 'not_presented', 0, 0)"
+    )
+    empty.execute("DROP TRIGGER journal_balances")
+    empty.executemany(
+        "INSERT INTO postings(entry, account, asset, units) VALUES (1, 'fees', 'lovelace', ?)",
+        [(units,) for units in many],
+    )
+    empty.execute("INSERT INTO journal(id, kind, payment_id, at_ms) VALUES (1, 'post', 'pay', 1795527498003)")
+    told = empty.execute("SELECT units, ada, at, day FROM v_spend").fetchall()
+    assert {(units, ada) for units, ada, *_ in told} == {(units, format_units(units, 6)) for units in many}
+    assert {(at, day) for *_, at, day in told} == {("2026-11-24T13:38:18.003Z", "2026-11-24")}
+
+
+def test_amounts_that_no_column_holds_hide_no_other_row(empty: sqlite3.Connection) -> None:
+    """A merchant may ask for anything: what was refused is a row too."""
+    output = '{{"role": "{}", "address": "a", "asset": "token", "units": "{}"}}'
+    for name, units in (("most", (MOST - 1, 1)), ("above", (MOST, 1)), ("far above", (MOST,) * 16)):
+        outputs = ",".join(output.format("split", n) for n in units)
+        empty.execute(
+            "INSERT INTO payments(id, kind, app_id, intent_id, outputs, state, delivery, created_at_ms, "
+            "changed_at_ms) VALUES (?, 'send', 'app', ?, ?, 'rejected', 'not_presented', 0, 0)",
+            (name, name, f"[{outputs}]"),
+        )
+    told = empty.execute("SELECT payment, units FROM v_payments").fetchall()
+    assert told == [("most", MOST), ("above", None), ("far above", None)]
+
+
+def test_the_programs_that_people_use_see_the_views(lived: Past, tmp_path: Path) -> None:
+    path = fresh(lived.path, tmp_path)
+    listed = sqlite_utils("views", path, "--counts")
+    assert '"view": "v_payments"' in listed
+    assert '"view": "v_spend"' in listed
+    question = "select app, sum(units) as lovelace from v_spend where asset = 'lovelace' group by app"
+    assert '"app": "test"' in sqlite_utils(path, question)
+
+
+def test_each_column_of_each_view_is_explained(empty: sqlite3.Connection) -> None:
+    text = PAGE.read_text()
+    views = [name for (name,) in empty.execute("SELECT name FROM sqlite_master WHERE type = 'view'")]
+    assert set(views) >= {"v_payments", "v_spend"}
+    for view in views:
+        table = re.search(rf"^### `{view}`$(.*?)(?:^##|\Z)", text, re.M | re.S)
+        assert table, view
+        explained = re.findall(r"`(\w+)`", " ".join(re.findall(r"^\| ([^|]*) \|", table[1], re.M)))
+        assert explained == [row[1] for row in empty.execute(f"PRAGMA table_info({view})")], view
