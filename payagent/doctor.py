@@ -19,6 +19,7 @@ from payagent.store import queries
 from payagent.store.schema import missing_guards
 from payagent.store.writer import Readers, require_ledger
 from payagent.wallet.keystore import read_header
+from payagent.webhook import signing_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,8 @@ def finding(name: str, look: Callable[[], str]) -> Finding:
 
 def look_at_files(settings: Settings, config: Path, environ: Mapping[str, str]) -> list[Finding]:
     """Config, folder, keystore, ledger, token and passphrase: modes, and that they belong together."""
-    data_dir = settings.data_dir
+    data_dir, webhook_file = settings.data_dir, settings.alerts.webhook_secret_file
+    webhook = [] if webhook_file is None else [finding("webhook secret", lambda: _signing_key(webhook_file))]
     return [
         finding("config file", lambda: _not_writable_by_others(config)),
         finding("data folder", lambda: _private(data_dir, 0o700)),
@@ -54,6 +56,7 @@ def look_at_files(settings: Settings, config: Path, environ: Mapping[str, str]) 
         finding("ledger", lambda: _ledger(settings)),
         finding("operator token", lambda: _secret(data_dir / "operator.token")),
         finding("passphrase", lambda: _passphrase(settings, environ)),
+        *webhook,
     ]
 
 
@@ -133,7 +136,7 @@ def _read_ledger(path: Path) -> tuple[list[str], dict[str, str | None], dict[str
     conn = Readers(path).conn
     try:
         sums: dict[str, int] = {}
-        for _account, asset, units in queries.balances(conn):
+        for _account, asset, units in queries.added_up(conn):
             sums[asset] = sums.get(asset, 0) + units
         known = {key: queries.meta(conn, key) for key in ("network", "address")}
         return missing_guards(conn), known, sums, queries.broken_event(conn)
@@ -143,6 +146,11 @@ def _read_ledger(path: Path) -> tuple[list[str], dict[str, str | None], dict[str
 
 def _secret(path: Path) -> str:
     read_secret_file(path)
+    return f"{path} is there and private"
+
+
+def _signing_key(path: Path) -> str:
+    signing_key(read_secret_file(path))
     return f"{path} is there and private"
 
 

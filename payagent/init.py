@@ -74,20 +74,20 @@ def initialise(
     Refused: `config_invalid`, `file_exists`, `keystore_exists`, `mnemonic_invalid`, `passphrase_too_short`.
     """
     require_long(choices.passphrase)
-    with _undone_on_failure() as undo:
-        _write_new(choices.config, config_text(choices), undo)
+    with undone_on_failure() as undo:
+        write_new(choices.config, config_text(choices), undo)
         settings = load_settings(choices.config, environ)
         _require_same(settings, choices)
-        _make_private_folder(settings.data_dir, undo)
-        _require_none(settings.data_dir)
+        make_private_folder(settings.data_dir, undo)
+        require_none(settings.data_dir)
         words = choices.words or keystore.new_words(randomness)
         words_file = settings.data_dir / WORDS_FILE if write_words and choices.words is None else None
         if words_file is not None:
-            _write_new(words_file, words + "\n", undo)
+            write_new(words_file, words + "\n", undo)
         header = _make_keystore(settings, words, choices.passphrase, randomness, undo)
         token = new_token(ports.randomness)
         _make_ledger(settings.data_dir / "ledger.db", ports, hash_token(token), undo)
-        _write_new(settings.data_dir / TOKEN_FILE, token + "\n", undo)
+        write_new(settings.data_dir / TOKEN_FILE, token + "\n", undo)
     shown = None if choices.words is not None else words
     return Made(choices.config, settings.data_dir, header.address, token, shown, words_file)
 
@@ -166,7 +166,7 @@ def _make_keystore(
 
 def _make_ledger(path: Path, ports: Ports, token_hash: str, undo: Undo) -> None:
     """An empty ledger with one app that may do everything."""
-    _write_new(path, "", undo)  # an empty file is an empty database, and is nobody else's
+    write_new(path, "", undo)  # an empty file is an empty database, and is nobody else's
     undo += [path.with_name(path.name + more).unlink for more in ("-wal", "-shm")]
     writer = Writer(path)
     app_id, now_ms = ports.new_id("app"), ports.clock.now_ms()
@@ -180,7 +180,7 @@ def _make_ledger(path: Path, ports: Ports, token_hash: str, undo: Undo) -> None:
         writer.close()
 
 
-def _require_none(data_dir: Path) -> None:
+def require_none(data_dir: Path) -> None:
     """A wallet that is there stays as it is."""
     for name, code in (
         ("keystore.json", "keystore_exists"),
@@ -192,7 +192,7 @@ def _require_none(data_dir: Path) -> None:
             raise Refused(code, f"{data_dir / name} is there already")
 
 
-def _make_private_folder(folder: Path, undo: Undo) -> None:
+def make_private_folder(folder: Path, undo: Undo) -> None:
     """The data folder, for its owner alone. One that holds something already must be private already."""
     if not folder.exists():
         _make_folders(folder, undo)
@@ -212,7 +212,7 @@ def _make_folders(folder: Path, undo: Undo) -> None:
             undo.append(step.rmdir)
 
 
-def _write_new(path: Path, text: str, undo: Undo) -> None:
+def write_new(path: Path, text: str, undo: Undo) -> None:
     """A new file, durable and for its owner alone."""
     _make_folders(path.parent, undo)
     try:
@@ -227,7 +227,7 @@ def _write_new(path: Path, text: str, undo: Undo) -> None:
 
 
 @contextmanager
-def _undone_on_failure() -> Iterator[Undo]:
+def undone_on_failure() -> Iterator[Undo]:
     """Hands out a list of steps; when the block fails, those that are in it are taken, the last first."""
     undo: Undo = []
     try:

@@ -19,6 +19,7 @@ from canaries import plant
 from payagent.agent.agent import Agent, Ask, Request
 from payagent.agent.ports import Ports, SystemClock, SystemRandomness
 from payagent.agent.terms import MerchantTerms, Terms
+from payagent.agent.topup import Topups
 from payagent.agent.watch import Watch
 from payagent.chain.blockfrost import Blockfrost, Timeouts
 from payagent.core.network import NETWORKS
@@ -185,7 +186,7 @@ class World:
         ports = Ports(self.clock, SystemRandomness())
         agent = Agent(terms(self.terms), ports, writer, readers, sources, signer or self.account.signer)
         try:
-            yield Run(self, agent, Watch(agent, merchants))
+            yield Run(self, agent, Watch(agent, merchants), Topups(agent, merchants))
         finally:
             await agent.drain(10)
             await merchants.aclose()
@@ -201,6 +202,7 @@ class Run:
     world: World
     agent: Agent
     watch: Watch
+    topups: Topups
 
     async def look(self) -> None:
         """One look at the chain, and everything that it set off has been sent."""

@@ -16,7 +16,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from payagent.agent.agent import Agent
-from payagent.api import ledger, merchants, payments, wallet
+from payagent.agent.topup import Topups
+from payagent.api import events, ledger, merchants, payments, prepaid, reconcile, topups, wallet
 from payagent.api.guard import Guard
 from payagent.api.health import Heartbeat, health_router
 from payagent.api.problems import problem_response
@@ -27,8 +28,10 @@ from payagent.store.writer import DatabaseError, failure
 log = structlog.get_logger("payagent.api")
 
 
-def create_app(agent: Agent, *, heartbeat: Heartbeat) -> FastAPI:
-    """The application. `heartbeat` tells /readyz None while the sweeps are fresh, else the reason."""
+def create_app(agent: Agent, orders: Topups, *, heartbeat: Heartbeat) -> FastAPI:
+    """The application. `orders` are the top-ups; `heartbeat` tells /readyz None while the sweeps
+    are fresh, else the reason.
+    """
     app = FastAPI(
         title="payagent",
         version="1",
@@ -38,12 +41,14 @@ def create_app(agent: Agent, *, heartbeat: Heartbeat) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.agent = agent
+    app.state.streams = set()
+    app.state.topups = orders
     app.add_middleware(Guard, new_id=partial(agent.ports.new_id, "call"))
     app.add_exception_handler(Refused, _refused)
     app.add_exception_handler(DatabaseError, _not_readable)
     app.add_exception_handler(RequestValidationError, _not_valid)
     app.add_exception_handler(HTTPException, _not_routed)
-    for room in (payments, merchants, wallet, ledger):
+    for room in (payments, events, merchants, wallet, prepaid, topups, ledger, reconcile):
         app.include_router(room.router)
     app.include_router(health_router(agent, heartbeat))
     app.openapi = _described(app.openapi)  # type: ignore[method-assign]

@@ -16,6 +16,8 @@ from payagent.core.problem import Refused
 
 _MEDIA_TYPE = re.compile(r'application/json\s*(?:;\s*charset\s*=\s*"?utf-8"?\s*)?', re.ASCII | re.IGNORECASE)
 
+WAIT_MAX_S = 60
+
 Cursor = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,17}$", description="As the page before gave it.")]
 Limit = Annotated[int, Field(ge=1, le=LIST_LIMIT_MAX, description="How many at most.")]
 
@@ -24,6 +26,12 @@ class Parameters(BaseModel):
     """What stands in a query; an unknown one is refused, for a filter that is misspelt filters nothing."""
 
     model_config = ConfigDict(extra="forbid")
+
+
+class Waiting(Parameters):
+    """How long to wait for a change."""
+
+    wait: Annotated[int, Field(ge=0, le=WAIT_MAX_S)] = 0
 
 
 class Page(Parameters):

@@ -27,6 +27,9 @@ DESCRIPTORS_WANTED = 4096
 ABORT = "payagent.abort"
 """The scope's key of the function that drops the call's connection: half an answer must not look like a whole."""
 
+STOPPING = "payagent.stopping"
+"""The scope's key of an asyncio.Event that is set when the server is to stop: what has no end of its own ends."""
+
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
@@ -72,9 +75,11 @@ class _Connection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         inner = self.app
+        self._stopping = asyncio.Event()
 
         async def droppable(scope: Any, receive: Any, send: Any) -> None:
             scope[ABORT] = transport.abort
+            scope[STOPPING] = self._stopping
             await inner(scope, receive, send)
 
         self.app = droppable
@@ -91,6 +96,10 @@ class _Connection(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._forget_head()
+
+    def shutdown(self) -> None:
+        self._stopping.set()
+        super().shutdown()
 
     def send_400_response(self, msg: str) -> None:
         """As every other refusal; where an answer is on its way already there is nothing left to say."""

@@ -5,9 +5,9 @@ May import: audit, store.queries, the rest of api, FastAPI. Never: writes.
 
 import json
 from collections import Counter
-from collections.abc import Iterator
-from itertools import chain
-from typing import Annotated
+from collections.abc import Iterator, Sequence
+from itertools import chain, islice
+from typing import Annotated, AnyStr, get_args
 
 from fastapi import APIRouter, Depends, Query
 from pydantic import Field
@@ -19,10 +19,10 @@ from payagent.agent.terms import Terms
 from payagent.api.access import OPERATE, READ, Caller, need
 from payagent.api.calls import Page, Parameters, time_ms
 from payagent.api.problems import JsonResponse
-from payagent.api.schemas import Balances, Entries, Verdict, gives
-from payagent.api.views import balance_view, entry_view
+from payagent.api.schemas import Balances, Entries, ProblemAnswer, Spending, Verdict, gives
+from payagent.api.views import balance_view, entry_view, spend_view
 from payagent.audit.export import Format, export
-from payagent.audit.finding import Finding
+from payagent.audit.finding import Finding, Head, parse_head
 from payagent.audit.signed import Owner
 from payagent.audit.statement import statement
 from payagent.audit.verify import verify
@@ -32,11 +32,12 @@ from payagent.core.origin import parse_origin
 from payagent.core.payment import State
 from payagent.core.problem import Refused
 from payagent.store import queries
-from payagent.store.queries import Selection
+from payagent.store.queries import EntryRow, Selection, SpendKey, SpendRow
 
 FINDINGS_MAX = 1_000
 """More than that are counted, not told: who changed a whole table is found by any of its rows."""
 
+_SQLITE = "application/vnd.sqlite3"
 _MEDIA_TYPES: dict[Format, str] = {
     "csv": "text/csv; charset=utf-8",
     "jsonl": "application/jsonl",
@@ -44,7 +45,15 @@ _MEDIA_TYPES: dict[Format, str] = {
     "hledger": "text/plain; charset=utf-8",
 }
 
+_TEXT = (
+    "Part of an entry's kind, ref or accounts, or of its payment's id, merchant, invoice id, request, transaction "
+    "id or reason, in upper or lower case."
+)
+_BY = "merchant|app|day|month|asset"
+_PIECE_BYTES = 1 << 20
+
 Auditor = Annotated[Caller, Depends(need(READ, OPERATE))]
+Operator = Annotated[Caller, Depends(need(OPERATE))]
 
 router = APIRouter(prefix="/v1/ledger", tags=["ledger"])
 
@@ -59,6 +68,7 @@ class Chosen(Parameters):
     asset: Annotated[str | None, Field(description="lovelace, or policy and name in hex.")] = None
     kind: Annotated[Kind | None, Field(description="Of entry.")] = None
     state: State | None = None
+    text: Annotated[str | None, Field(min_length=1, max_length=200, description=_TEXT)] = None
 
     def selection(self, terms: Terms) -> Selection:
         return Selection(
@@ -69,6 +79,7 @@ class Chosen(Parameters):
             asset=None if self.asset is None else _asset(self.asset),
             kind=self.kind,
             state=self.state,
+            text=self.text,
         )
 
 
@@ -77,6 +88,29 @@ class Filter(Page, Chosen):
 
     payment: Annotated[str | None, Field(description="A payment's id.")] = None
     account: Annotated[str | None, Field(description="Entries that post to this account.")] = None
+
+
+class Grouped(Chosen):
+    """Which part of the books, and what it is told by."""
+
+    by: Annotated[
+        str,
+        Field(pattern=rf"^({_BY})(,({_BY}))*$", description=f"Some of {_BY}, with commas. Days are UTC's."),
+    ] = "merchant"
+
+    @property
+    def keys(self) -> tuple[SpendKey, ...]:
+        """Without the asset: amounts of two are never added."""
+        given = dict.fromkeys(self.by.split(","))
+        return tuple(key for name in given for key in get_args(SpendKey) if key == name)
+
+
+class Noted(Parameters):
+    """What is known of an earlier time."""
+
+    head: Annotated[
+        str | None, Field(description="A head that verify told before. What was cut off since is found by it.")
+    ] = None
 
 
 class Exported(Chosen):
@@ -106,16 +140,22 @@ def _asset(text: str) -> str:
 @router.get("/entries", summary="Journal entries, newest first", responses=gives(Entries, 200))
 async def entries(caller: Auditor, query: Annotated[Filter, Query()]) -> JsonResponse:
     """The postings of an entry sum to zero per asset."""
-    rows = queries.entries_page(
-        caller.agent.conn,
-        payment_id=query.payment,
-        account=query.account,
-        before_id=query.before,
-        limit=query.limit,
-        only=query.selection(caller.agent.terms),
-    )
+    only = query.selection(caller.agent.terms)
+    rows = await run_in_threadpool(_entries, caller.agent, query, only)
     cursor = str(rows[-1].id) if len(rows) == query.limit else None
     return JsonResponse({"entries": [entry_view(row) for row in rows], "cursor": cursor})
+
+
+def _entries(agent: Agent, query: Filter, only: Selection) -> list[EntryRow]:
+    with agent.snapshot() as conn:
+        return queries.entries_page(
+            conn,
+            payment_id=query.payment,
+            account=query.account,
+            before_id=query.before,
+            limit=query.limit,
+            only=only,
+        )
 
 
 @router.get(
@@ -139,15 +179,33 @@ def _balances(agent: Agent, only: Selection) -> list[tuple[str, str, int]]:
         return queries.balances(conn, only)
 
 
+@router.get("/spend", summary="What left the wallet", responses=gives(Spending, 200))
+async def spend(caller: Auditor, query: Annotated[Grouped, Query()]) -> JsonResponse:
+    """Over the whole time, the totals are what was deposited less what the chain shows at our address.
+
+    A payment counts when it is confirmed, and with a fee alone when it was cancelled; what a rollback took back
+    counts against it. `paid` went to merchants, also for what is prepaid, and `sent` where the operator sent it.
+    """
+    agent, keys = caller.agent, query.keys
+    rows = await run_in_threadpool(_spend, agent, keys, query.selection(agent.terms))
+    return JsonResponse(spend_view(keys, rows, agent.terms))
+
+
+def _spend(agent: Agent, keys: Sequence[SpendKey], only: Selection) -> list[SpendRow]:
+    with agent.snapshot() as conn:
+        return queries.spend(conn, keys, only)
+
+
 @router.get(
     "/verify",
     summary="Whether the books are whole",
     responses=gives(Verdict, 200),
     response_class=StreamingResponse,
 )
-async def verified(caller: Auditor) -> StreamingResponse:
+async def verified(caller: Auditor, query: Annotated[Noted, Query()]) -> StreamingResponse:
     """Looks at every row, which takes its time; what there is to tell comes as it is found."""
-    return await _streamed(_verdict(caller.agent), "application/json")
+    noted = None if query.head is None else parse_head(query.head)
+    return await _streamed(_verdict(caller.agent, noted), "application/json")
 
 
 @router.get(
@@ -173,27 +231,47 @@ def _export(agent: Agent, only: Selection, form: Format) -> Iterator[str]:
         yield from export(statement(conn, only, agent.terms.network.name), form)
 
 
-def _verdict(agent: Agent) -> Iterator[str]:
+@router.get(
+    "/snapshot",
+    summary="A copy of ledger.db as it is now, in one file",
+    responses=gives(ProblemAnswer) | {200: {"description": "An SQLite database.", "content": {_SQLITE: {}}}},
+    response_class=StreamingResponse,
+)
+async def snapshot(caller: Operator) -> StreamingResponse:
+    """Made before its first byte comes, which takes its time."""
+    return await _streamed(_copy(caller.agent), _SQLITE)
+
+
+def _copy(agent: Agent) -> Iterator[bytes]:
+    with agent.copied() as file:
+        while piece := file.read(_PIECE_BYTES):
+            yield piece
+
+
+def _verdict(agent: Agent, noted: Head | None) -> Iterator[str]:
     """One JSON object in pieces: an empty line for each word of progress keeps who waits from giving up."""
     terms = agent.terms
     checked: Counter[str] = Counter()
     found = 0
+    head: Head | None = None
     yield '{"findings":['
     with agent.snapshot() as conn:
-        for told in verify(conn, Owner(terms.own, terms.network)):
+        for told in verify(conn, Owner(terms.own, terms.network), noted):
             if isinstance(told, Finding):
                 found += 1
                 if found <= FINDINGS_MAX:
                     row = {"table": told.table, "row": told.row, "what": told.what}
                     yield ("," if found > 1 else "") + json.dumps(row)
+            elif isinstance(told, Head):
+                head = told
             else:
                 checked[told.table] = told.rows
                 yield "\n"
-    end = {"clean": not found, "found": found, "checked": dict(checked)}
+    end = {"clean": not found, "found": found, "head": str(head), "checked": dict(checked)}
     yield "]," + json.dumps(end)[1:]
 
 
-async def _streamed(pieces: Iterator[str], media_type: str) -> StreamingResponse:
+async def _streamed(pieces: Iterator[AnyStr], media_type: str) -> StreamingResponse:
     """Read in other threads, piece by piece. What cannot be read at all is still told as a problem."""
-    first = await run_in_threadpool(lambda: [next(pieces, ""), next(pieces, "")])
+    first = await run_in_threadpool(lambda: list(islice(pieces, 2)))
     return StreamingResponse(chain(first, pieces), media_type=media_type)

@@ -7,13 +7,16 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Query
 from pydantic import Field
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
+from payagent.agent.agent import Agent
 from payagent.agent.view import attempts_view, history_view, payment_view
 from payagent.api.access import APPROVE, OPERATE, PAY, READ, Caller, need
-from payagent.api.calls import Page, Parameters, json_body, single_header, time_ms
-from payagent.api.problems import JsonResponse
+from payagent.api.calls import Page, Waiting, json_body, single_header, time_ms
+from payagent.api.problems import Json, JsonResponse
 from payagent.api.reading import read_ask, read_delivery
+from payagent.api.receipts import receipt_view
 from payagent.api.schemas import (
     DeliveryReport,
     Payment,
@@ -22,6 +25,7 @@ from payagent.api.schemas import (
     PaymentWithAnswer,
     PaymentWithHistory,
     QuoteAnswer,
+    ReceiptTold,
     gives,
     takes,
 )
@@ -32,7 +36,6 @@ from payagent.core.problem import Refused
 from payagent.dialects import Said
 from payagent.store import queries
 
-WAIT_MAX_S = 60
 _KEY_PARAMETER = {
     "name": "Idempotency-Key",
     "in": "header",
@@ -55,12 +58,6 @@ class Filter(Page):
     origin: str | None = None
     app: Annotated[str | None, Field(description="An app's id.")] = None
     since: Annotated[str | None, Field(description="RFC 3339, with its zone.")] = None
-
-
-class Waiting(Parameters):
-    """How long to wait for a change."""
-
-    wait: Annotated[int, Field(ge=0, le=WAIT_MAX_S)] = 0
 
 
 @router.post(
@@ -119,6 +116,26 @@ async def payment(caller: Looker, payment_id: PaymentId, query: Annotated[Waitin
     attempts = attempts_view(queries.attempts(agent.conn, row.id))
     more = {"depth": depth_of(row, agent.chain), "attempts": attempts, "history": history}
     return JsonResponse(payment_view(row, agent.terms) | more)
+
+
+@router.get(
+    "/v1/payments/{payment_id}/receipt",
+    summary="Everything that is recorded of one payment, to be checked by others",
+    responses=gives(ReceiptTold, 200),
+)
+async def receipt(caller: Looker, payment_id: PaymentId) -> JsonResponse:
+    """With the 402 as received, the decision, the transaction's bytes and each event. A refused payment has one
+    too."""
+    row = caller.payment(payment_id)
+    return JsonResponse(await run_in_threadpool(_receipt, caller.agent, row.id))
+
+
+def _receipt(agent: Agent, payment_id: str) -> Json:
+    with agent.snapshot() as conn:
+        row = queries.payment(conn, payment_id)
+        if row is None:
+            raise Refused("not_found", f"there is no payment {payment_id!r}")
+        return receipt_view(conn, row, agent.terms)
 
 
 @router.post(

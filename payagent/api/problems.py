@@ -11,6 +11,7 @@ from payagent.core.problem import Refused
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 5
+BATCH_RETRY_AFTER_S = 2
 
 Json = dict[str, object]
 
@@ -49,6 +50,8 @@ def problem_response(refused: Refused, request_id: str, headers: dict[str, str] 
         sent["WWW-Authenticate"] = 'Bearer realm="payagent"'
     if status in (429, 503):
         sent["Retry-After"] = str(RETRY_AFTER_S)
+    if refused.code == "batch_under_way":
+        sent["Retry-After"] = str(BATCH_RETRY_AFTER_S)
     return JsonResponse(problem_of(refused, request_id), status, sent, MEDIA_TYPE)
 
 

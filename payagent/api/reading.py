@@ -7,9 +7,12 @@ bound on money is not silently no bound.
 import base64
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from payagent.agent.agent import Ask, Request
+from payagent.agent.terms import Terms, TopupRequest
+from payagent.agent.topup import Wish
 from payagent.core import strict_json
 from payagent.core.address import Address, parse_address
 from payagent.core.bounds import SPLIT_COUNT_MAX
@@ -26,6 +29,7 @@ _DEPTH_MAX = strict_json.MAX_DEPTH + 2
 _KEY = re.compile(r"[!-~]{1,255}", re.ASCII)
 _METHOD = re.compile(r"[A-Z]{1,16}", re.ASCII)
 _PATH = re.compile(r"/[!-~]{0,8191}", re.ASCII)
+_PATH_FORM = "a path with its query, in ASCII, from the / on"
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 Fields = dict[str, object]
@@ -95,6 +99,34 @@ def read_transfer(raw: bytes, network: Network) -> Transfer:
     return Transfer(to, asset, _amount(body, "units", asset))
 
 
+def read_topup(raw: bytes, terms: Terms) -> tuple[Wish, bool]:
+    """What is to be topped up, and whether that is only to be planned."""
+    body = _fields(_json(raw), "the body", ("merchant", "units"), ("asset", "request", "dry_run"))
+    is_dry = body.get("dry_run", False)
+    if not isinstance(is_dry, bool):
+        raise Refused("bad_request", "dry_run must be true or false", key="dry_run")
+    origin = next((one.origin for one in terms.merchants.values() if one.name == body["merchant"]), None)
+    if origin is None:
+        raise Refused(
+            "merchant_not_allowed", f"{ascii(body['merchant'])[:80]} is not in [merchants]", key="merchant"
+        )
+    try:
+        asset = parse_asset(body.get("asset", LOVELACE))
+    except Refused as refused:
+        raise Refused("bad_request", refused.detail, key="asset") from None
+    request = _read_topup_request(body["request"]) if "request" in body else None
+    return Wish(origin, asset, _amount(body, "units", asset), request), is_dry
+
+
+def _read_topup_request(value: object) -> TopupRequest:
+    body = _fields(value, "request", ("method", "path"), ("body",))
+    read = _call_of(body, (("method", _METHOD, "an HTTP method in capitals"), ("path", _PATH, _PATH_FORM)))
+    content = body.get("body", "")
+    if not isinstance(content, str):
+        raise Refused("bad_request", "request.body must be the text that is sent", key="request.body")
+    return TopupRequest(read["method"], read["path"], content)
+
+
 def _json(raw: bytes) -> object:
     try:
         return strict_json.loads(raw, max_bytes=BODY_MAX_BYTES, max_depth=_DEPTH_MAX)
@@ -150,18 +182,27 @@ def _read_origin(value: object) -> str:
 
 def _read_request(value: object) -> Request:
     body = _fields(value, "request", ("method", "path", "body_sha256"), ("headers",))
+    read = _call_of(
+        body,
+        (
+            ("method", _METHOD, "an HTTP method in capitals"),
+            ("path", _PATH, _PATH_FORM),
+            ("body_sha256", _SHA256, "the body's SHA-256 in lower-case hex"),
+        ),
+    )
+    headers = {name.lower(): text for name, text in _read_headers(body.get("headers", {}), "request.headers")}
+    return Request(read["method"], read["path"], read["body_sha256"], headers)
+
+
+def _call_of(body: Fields, parts: Iterable[tuple[str, re.Pattern[str], str]]) -> dict[str, str]:
+    """The parts of a call that are text of a certain form."""
     read: dict[str, str] = {}
-    for key, form, what in (
-        ("method", _METHOD, "an HTTP method in capitals"),
-        ("path", _PATH, "a path with its query, in ASCII, from the / on"),
-        ("body_sha256", _SHA256, "the body's SHA-256 in lower-case hex"),
-    ):
+    for key, form, what in parts:
         text = body[key]
         if not isinstance(text, str) or not form.fullmatch(text):
             raise Refused("bad_request", f"request.{key} must be {what}", key=f"request.{key}")
         read[key] = text
-    headers = {name.lower(): text for name, text in _read_headers(body.get("headers", {}), "request.headers")}
-    return Request(read["method"], read["path"], read["body_sha256"], headers)
+    return read
 
 
 def _read_response(value: object) -> tuple[Response, str]:

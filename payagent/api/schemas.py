@@ -92,6 +92,24 @@ class SendOrder(_Closed):
     all: Literal[True] = _absent("Everything.")
 
 
+class TopupCall(_Closed):
+    """An ordinary call that costs money, whose 402 sells a batch. `body` is sent as JSON, as it stands."""
+
+    method: Annotated[str, Field(pattern=r"^[A-Z]{1,16}$")]
+    path: Annotated[str, Field(pattern=r"^/[!-~]{0,8191}$", description="With its query.")]
+    body: str = _absent("The body's text.")
+
+
+class TopupOrder(_Closed):
+    """Raise the balance at a merchant until so much is paid, fees not counted."""
+
+    merchant: Annotated[str, Field(description="Its name in the config.")]
+    units: Units
+    asset: str = "lovelace"
+    request: TopupCall = _absent("Without it the request of merchants.NAME.topup is made.")
+    dry_run: bool = False
+
+
 class Output(BaseModel):
     role: Literal["pay_to", "split", "change"]
     address: str
@@ -148,6 +166,40 @@ class Happening(BaseModel):
     state: State
     at: Time
     detail: dict[str, object]
+
+
+class EventTold(BaseModel):
+    """Something that happened: to a payment, or (null) to the wallet as a whole."""
+
+    seq: int
+    payment: str | None
+    event: str
+    state: State | None
+    detail: dict[str, object]
+    at: Time
+
+
+class ReceiptTold(BaseModel):
+    """Everything that is recorded of a payment; `payagent ledger verify --receipt` checks it without a daemon.
+
+    Each part has the columns of the ledger's tables. `decisions` and `answers` repeat some of `events` for people;
+    in `events`, `detail` is the text that the hash is of.
+    """
+
+    format: Literal["payagent-receipt/1"]
+    network: str
+    wallet: str
+    payment: dict[str, object]
+    intent: dict[str, object]
+    invoice: dict[str, object] | None
+    decisions: list[dict[str, object]]
+    holds: list[dict[str, object]]
+    attempts: list[dict[str, object]]
+    sightings: list[dict[str, object]]
+    answers: list[dict[str, object]]
+    entries: list[dict[str, object]]
+    events: list[dict[str, object]]
+    ledger: dict[str, object]
 
 
 class Attempt(BaseModel):
@@ -286,6 +338,34 @@ class Balances(BaseModel):
     sums: dict[str, SignedUnits]
 
 
+class Spent(BaseModel):
+    """`payments`: how many took it, less those that a rollback took back."""
+
+    asset: str
+    paid: SignedUnits
+    fees: SignedUnits
+    sent: SignedUnits
+    total: SignedUnits
+    payments: int
+
+
+class SpentBy(Spent):
+    """With what it is told by. A merchant that is not configured goes by its origin; null: the operator's own."""
+
+    merchant: str | None = _absent("By merchant: its name in the config.")
+    origin: str | None = _absent("By merchant.")
+    app: str = _absent("By app: its name.")
+    day: str = _absent("By day, UTC.")
+    month: str = _absent("By month, UTC.")
+
+
+class Spending(BaseModel):
+    """What left the wallet: by group and asset, and in all."""
+
+    spend: list[SpentBy]
+    totals: list[Spent]
+
+
 class FindingTold(BaseModel):
     """What is wrong, and in which row of which table it shows."""
 
@@ -295,12 +375,66 @@ class FindingTold(BaseModel):
 
 
 class Verdict(BaseModel):
-    """Of the findings, the first thousand; `checked` counts rows, or payments with all that belongs to them."""
+    """Of the findings, the first thousand; `checked` counts rows, or payments with all that belongs to them.
+
+    `head` is the newest seal, by number and hash: it stands for every row up to it.
+    """
 
     findings: list[FindingTold]
     clean: bool
     found: int
+    head: str
     checked: dict[str, int]
+
+
+class DifferenceTold(BaseModel):
+    """What the chain and the books do not say alike, and in which row of which table it shows."""
+
+    kind: Literal["missing", "foreign", "differing"]
+    table: str
+    row: str
+    tx_hash: str | None
+    what: str
+
+
+class InFlightTold(BaseModel):
+    """What the chain has and the books are about to have; or the other way round, with negative units."""
+
+    tx_hash: str
+    payment: str | None
+    what: str
+    units: dict[str, SignedUnits]
+
+
+class StandingTold(BaseModel):
+    """Of an asset: wallet + held, what is unspent at the address, and how much of the difference is in flight."""
+
+    asset: str
+    books: SignedUnits
+    chain: SignedUnits
+    in_flight: SignedUnits
+
+
+class TipTold(BaseModel):
+    height: int
+    slot: int
+    hash: Hex
+
+
+class Reconciliation(BaseModel):
+    """Of each list, the first thousand. It is clean when nothing was found and nothing was left untold."""
+
+    findings: list[DifferenceTold]
+    clean: bool
+    complete: bool
+    found: int
+    could_not_tell: list[str]
+    in_flight: list[InFlightTold]
+    balances: list[StandingTold]
+    checked: dict[str, int]
+    since_slot: int
+    provider: str | None
+    tip: TipTold | None
 
 
 class AssetLimit(BaseModel):
@@ -342,8 +476,118 @@ class ProblemAnswer(BaseModel):
 
 
 # what no answer's model brings into the document by itself
-_REFERRED: tuple[type[BaseModel], ...] = (PaymentRequest, DeliveryReport, SplitOrder, SendOrder, ProblemAnswer)
+_REFERRED: tuple[type[BaseModel], ...] = (
+    PaymentRequest,
+    DeliveryReport,
+    SplitOrder,
+    SendOrder,
+    TopupOrder,
+    EventTold,
+    ProblemAnswer,
+)
 _REF = "#/components/schemas/{model}"
+
+
+class PrepaidCost(BaseModel):
+    """What was paid for a balance in one asset, and how much of that is used up."""
+
+    asset: str
+    bought: Units
+    used: Units
+    left: Units
+
+
+class MerchantSays(BaseModel):
+    """A merchant's own word on a balance, as it was last heard."""
+
+    remaining: Units | None
+    total: Units | None
+    used: Units | None
+    unit: str | None
+    expires_at: str | None
+    understood: bool
+    why_not: str | None
+    source: Literal["balance", "credits"]
+    status: int
+    body: str
+    at: str
+
+
+class PrepaidHolding(BaseModel):
+    """One balance, in `unit`: calls, or an asset. `coming`: what payments that are not confirmed yet will add."""
+
+    merchant: str | None
+    origin: str
+    partner: str | None
+    wallet: str
+    unit: str
+    bought: Units
+    used: Units
+    left: Units
+    coming: Units
+    unexplained: Units
+    costs: list[PrepaidCost]
+    merchant_says: MerchantSays | None
+    difference: str | None
+
+
+class Prepaid(BaseModel):
+    """What was bought ahead."""
+
+    prepaid: list[PrepaidHolding]
+
+
+class TopupRequestTold(BaseModel):
+    method: str
+    path: str
+
+
+class Topup(BaseModel):
+    """An order. `bought` counts in its `unit`, calls or an asset; `paid` is without fees."""
+
+    id: str
+    merchant: str | None
+    origin: str
+    partner: str | None
+    wallet: str
+    cause: Literal["order", "auto"]
+    state: Literal["open", "done", "stopped"]
+    unit: str
+    units: Units
+    bought: Units
+    paid: Amounts
+    request: TopupRequestTold
+    payments: list[str]
+    created_at: Time
+    ended_at: Time | None
+    reason: Reason = _absent("There when it ended before so much was bought.")
+
+
+class TopupsPage(BaseModel):
+    topups: list[Topup]
+    cursor: str | None
+
+
+class Price(BaseModel):
+    asset: str
+    units: Units
+
+
+class TopupPlanned(BaseModel):
+    """What a top-up would take: `count` payments of `price`. `spend` is all that leaves the wallet."""
+
+    merchant: str
+    origin: str
+    unit: str
+    units: Units
+    count: int
+    price: Price
+    total: Units
+    calls: Units | None
+    fees: Units
+    spend: Amounts
+    within_limits: bool
+    refusal: Reason = _absent("There when a limit or the wallet's funds stand against it.")
 
 
 def takes(model: type[BaseModel]) -> dict[str, Any]:
@@ -359,6 +603,12 @@ def gives(model: type[BaseModel], *statuses: int) -> dict[int | str, dict[str, A
         status: {"model": model, "description": (model.__doc__ or model.__name__).strip()} for status in statuses
     }
     return described | {"default": {"description": "A refusal.", "content": {MEDIA_TYPE: problem}}}
+
+
+def streams(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
+    """The answers of an operation that streams events, each with the model as its data."""
+    content = {"text/event-stream": {"schema": {"$ref": _REF.format(model=model.__name__)}}}
+    return gives(ProblemAnswer) | {200: {"description": (model.__doc__ or "").strip(), "content": content}}
 
 
 def add_schemas(document: dict[str, Any]) -> dict[str, Any]:

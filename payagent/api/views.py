@@ -13,7 +13,7 @@ from payagent.core.money import LOVELACE
 from payagent.core.payment import ON_CHAIN
 from payagent.core.problem import Refused
 from payagent.core.times import iso_time
-from payagent.store.queries import CoinRow, EntryRow, PaymentRow
+from payagent.store.queries import CoinRow, EntryRow, PaymentRow, SpendKey, SpendRow
 
 Json = dict[str, object]
 Balance = tuple[str, str, int]
@@ -160,6 +160,34 @@ def balance_view(balances: Sequence[Balance]) -> Json:
             {"account": account, "asset": asset, "units": str(units)} for account, asset, units in balances
         ],
         "sums": {asset: str(units) for asset, units in sums.items()},
+    }
+
+
+def spend_view(keys: Sequence[SpendKey], rows: Sequence[SpendRow], terms: Terms) -> Json:
+    """Each group's spend, and the totals per asset; a merchant by its name in the config."""
+    groups = [_group_view(keys, row, terms) | _spent_view(row.asset, [row]) for row in rows]
+    assets = sorted({row.asset for row in rows}, key=lambda asset: (asset != LOVELACE, asset))
+    totals = [_spent_view(asset, [row for row in rows if row.asset == asset]) for asset in assets]
+    return {"spend": groups, "totals": totals}
+
+
+def _group_view(keys: Sequence[SpendKey], row: SpendRow, terms: Terms) -> Json:
+    view: Json = dict(zip(keys, row.group, strict=True))
+    if "merchant" in keys:
+        origin = row.group[keys.index("merchant")]
+        merchant = terms.merchants.get(origin or "")
+        view |= {"merchant": merchant.name if merchant else origin, "origin": origin}
+    return view
+
+
+def _spent_view(asset: str, rows: Sequence[SpendRow]) -> Json:
+    return {
+        "asset": asset,
+        "paid": str(sum(row.paid for row in rows)),
+        "fees": str(sum(row.fees for row in rows)),
+        "sent": str(sum(row.sent for row in rows)),
+        "total": str(sum(row.total for row in rows)),
+        "payments": sum(row.payments for row in rows),
     }
 
 

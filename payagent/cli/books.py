@@ -1,10 +1,13 @@
 """`payagent ledger` and `payagent limits`: what the books say, whether they are whole, what may still be spent.
 
-May import: click, core, cli. Never: computes a balance (the daemon does).
+May import: click, core, cli; backup.places and audit inside a function. Never: computes a balance (the daemon
+does).
 """
 
+import os
 from collections.abc import Callable
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
 
 import click
 
@@ -20,10 +23,14 @@ from payagent.cli.options import (
 )
 from payagent.cli.terminal import Terminal, harmless
 from payagent.core.payment import State
+from payagent.core.problem import Refused
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+CHAIN_UNREAD = 4
+
 _KINDS = ("deposit", "undeposit", "reserve", "post", "reverse", "release")
+_SPENT = ("paid", "fees", "sent", "total")
 _FORMATS = ("csv", "jsonl", "beancount", "hledger")
 _CHOSEN = (
     ("--since", {"metavar": "TIME"}, "From this time on, such as 2026-11-01T00:00:00Z."),
@@ -36,6 +43,12 @@ _CHOSEN = (
         "--state",
         {"type": click.Choice([str(state) for state in State])},
         "Of payments that are in this state now.",
+    ),
+    (
+        "--text",
+        {"metavar": "TEXT"},
+        "With this in a kind, ref or account, or in the payment's id, merchant, invoice id, request, transaction "
+        "id or reason.",
     ),
 )
 
@@ -106,25 +119,161 @@ def balance(terminal: Terminal, connect: Connect, **chosen: str | None) -> None:
     terminal.give(answer, human)
 
 
-@ledger.command(epilog=example("payagent ledger verify"))
+@ledger.command(epilog=example("payagent ledger spend --by merchant,day --since 2026-11-01T00:00:00Z"))
+@click.option(
+    "--by",
+    metavar="LIST",
+    default="merchant",
+    show_default=True,
+    help="Some of merchant, app, day, month and asset, with commas. Days are UTC's.",
+)
+@selection_options
 @talks_to_daemon
-def verify(terminal: Terminal, connect: Connect) -> int:
-    """Check that the books are whole. Exit code 0 only when nothing was found.
+def spend(terminal: Terminal, connect: Connect, by: str, **chosen: str | None) -> None:
+    """What left the wallet, and where it went. Amounts of two assets are never added.
 
-    Every row is looked at: the hashes of the events, the entries and their sums, the bytes of every transaction
-    against what was to be paid, and the coins against the balances. Each finding names its table and row.
+    Paid went to merchants, also for what is prepaid; sent is what the operator sent. A payment counts when it is
+    confirmed, a cancelled one with its fee; what a rollback took back is taken off.
     """
     with connect() as link:
-        answer = link.get("/v1/ledger/verify")
+        answer = link.get("/v1/ledger/spend", by=by, **chosen)
+    terminal.give(answer, lambda: _show_spend(terminal, answer, by))
+
+
+def _show_spend(terminal: Terminal, answer: dict[str, Any], by: str) -> None:
+    keys = [key for key in dict.fromkeys(by.split(",")) if key != "asset"]
+    rows = [_spend_line(row, [row[key] or "-" for key in keys]) for row in answer["spend"] if keys]
+    rows += [_spend_line(row, ["total", *[""] * len(keys)][: len(keys)]) for row in answer["totals"]]
+    terminal.table((*keys, "asset", *_SPENT, "payments"), rows, right=(*_SPENT, "payments"))
+
+
+def _spend_line(row: dict[str, Any], names: list[str]) -> tuple[str, ...]:
+    amounts = (show_units(row["asset"], row[part]) for part in _SPENT)
+    return (*names, show_asset(row["asset"]), *amounts, str(row["payments"]))
+
+
+@ledger.command(epilog=example("payagent ledger snapshot books.db"))
+@click.argument("file", type=click.Path(path_type=Path))
+@talks_to_daemon
+def snapshot(terminal: Terminal, connect: Connect, file: Path) -> None:
+    """Write a copy of the ledger as it is now into a new FILE, for sqlite-utils, Datasette and the like.
+
+    So nobody need touch ledger.db. It needs a token with the scope operate. FILE holds no key and no token, but
+    all that was bought: only its owner can read it.
+    """
+    from payagent.backup.places import put, workshop, writing
+
+    target = file.absolute()
+    if target.exists() or target.is_symlink():
+        raise Refused("file_exists", f"{target} is there already")
+    with connect() as link, writing(), workshop(target.with_name(f".{target.name}.partial")) as folder:
+        made = folder / target.name
+        made.touch(mode=0o600)
+        with made.open("wb") as copy:
+            for piece in link.stream_bytes("/v1/ledger/snapshot"):
+                copy.write(piece)
+            copy.flush()
+            os.fsync(copy.fileno())
+            size_bytes = copy.tell()
+        put(made, target)
+    data = {"file": str(target), "bytes": size_bytes}
+    terminal.give(data, lambda: terminal.line(f"{target}: {size_bytes} bytes"))
+
+
+@ledger.command(epilog=example("payagent ledger verify", "payagent ledger verify --receipt receipt.json"))
+@click.option("--head", metavar="SEQ:HASH", help="A head that verify told before: nothing up to it was cut off.")
+@click.option(
+    "--receipt", type=click.File("rb"), help="Check this receipt instead: needs no daemon and no config."
+)
+@talks_to_daemon
+def verify(terminal: Terminal, connect: Connect, head: str | None, receipt: BinaryIO | None) -> int:
+    """Check that the books are whole. Exit code 0 only when nothing was found.
+
+    Every row is looked at: its seal, the hashes of the events, the entries and their sums, the bytes of every
+    transaction against what was to be paid, and the coins against the balances. Each finding names its table and
+    row. The head that it ends with stands for every row up to it: note it, and give it to --head the next time.
+    """
+    if receipt is not None:
+        if head is not None:
+            raise click.UsageError("--head is of the whole ledger, --receipt of one payment: give one of them")
+        return _verify_receipt(terminal, receipt)
+    with connect() as link:
+        answer = link.get("/v1/ledger/verify", head=head)
 
     def human() -> None:
         for finding in answer["findings"]:
             terminal.line(f"{finding['table']} {finding['row']}: {finding['what']}")
         checked = ", ".join(f"{count} {table}" for table, count in answer["checked"].items())
         terminal.line(f"{'clean' if answer['clean'] else str(answer['found']) + ' findings'}: {checked}")
+        terminal.line(f"head {answer['head']}")
 
     terminal.give(answer, human)
     return 0 if answer["clean"] else 1
+
+
+def _verify_receipt(terminal: Terminal, file: BinaryIO) -> int:
+    from payagent.audit.receipt import check_receipt, checked, untold
+    from payagent.audit.receipt_form import RECEIPT_MAX_BYTES, read_receipt
+
+    receipt = read_receipt(file.read(RECEIPT_MAX_BYTES + 1))
+    findings = [{"table": one.table, "row": one.row, "what": one.what} for one in check_receipt(receipt)]
+    answer = {
+        "payment": receipt["payment"]["id"],
+        "clean": not findings,
+        "findings": findings,
+        "checked": checked(receipt),
+        "not_told": untold(receipt),
+    }
+
+    def human() -> None:
+        for finding in findings:
+            terminal.line(f"{finding['table']} {finding['row']}: {finding['what']}")
+        terminal.line(f"{f'{len(findings)} findings' if findings else 'clean'}: {answer['payment']}")
+        for heading, part in (("Checked:", "checked"), ("What the file alone cannot show:", "not_told")):
+            terminal.line(heading)
+            for text in answer[part]:
+                terminal.line(f"  {text}")
+
+    terminal.give(answer, human)
+    return 1 if findings else 0
+
+
+@ledger.command(epilog=example("payagent ledger reconcile", "payagent ledger reconcile --since-slot 140000000"))
+@click.option("--since-slot", type=click.IntRange(0), metavar="SLOT", help="Only blocks from this slot on.")
+@talks_to_daemon
+def reconcile(terminal: Terminal, connect: Connect, since_slot: int | None) -> int:
+    """Compare the books with the chain, to the unit. Exit code 0 only when they agree.
+
+    Every transaction of the wallet's address is asked for: missing is what the books say is on the chain and is
+    not there, foreign is what is there and not of their making, differing has other amounts. What is in flight
+    between the two is shown apart. Exit code 1 when something was found, 4 when the chain was not read in full.
+    """
+    with connect() as link:
+        answer = link.get("/v1/ledger/reconcile", since_slot=since_slot)
+    terminal.give(answer, lambda: _show_reconciled(terminal, answer))
+    return 0 if answer["clean"] else 1 if answer["found"] else CHAIN_UNREAD
+
+
+def _show_reconciled(terminal: Terminal, answer: dict[str, Any]) -> None:
+    for finding in answer["findings"]:
+        place = f"{finding['table']} {finding['row']}"
+        terminal.line(f"{finding['kind']}: {place}, transaction {finding['tx_hash'] or '-'}: {finding['what']}")
+    for doubt in answer["could_not_tell"]:
+        terminal.line(f"could not tell: {doubt}")
+    for moved in answer["in_flight"]:
+        amounts = ", ".join(f"{show_units(asset, n)} {show_asset(asset)}" for asset, n in moved["units"].items())
+        terminal.line(f"in flight: {moved['payment'] or 'deposit'}, transaction {moved['tx_hash']}: {amounts}")
+    parts = ("books", "chain", "in_flight")
+    columns = ("books", "chain", "in flight")
+    rows = [
+        (show_asset(row["asset"]), *(show_units(row["asset"], row[part]) for part in parts))
+        for row in answer["balances"]
+    ]
+    if rows:
+        terminal.table(("asset", *columns), rows, right=columns)
+    checked = ", ".join(f"{count} {what}" for what, count in answer["checked"].items()) or "nothing was compared"
+    found = f"{answer['found']} findings" if answer["found"] else "nothing found"
+    terminal.line(f"{'clean' if answer['clean'] else found}: {checked}")
 
 
 @ledger.command(

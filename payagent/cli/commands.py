@@ -8,9 +8,11 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
+from payagent.cli.backup import backup, restore
 from payagent.cli.books import ledger, limits
 from payagent.cli.doctor import doctor
 from payagent.cli.fetch import fetch
@@ -18,6 +20,7 @@ from payagent.cli.init import init
 from payagent.cli.options import config_option, example, output_options, pass_terminal
 from payagent.cli.pay import pay
 from payagent.cli.payments import payments
+from payagent.cli.prepaid import prepaid
 from payagent.cli.proxy import proxy
 from payagent.cli.terminal import Terminal
 from payagent.cli.wallet import wallet
@@ -100,9 +103,17 @@ def serve(terminal: Terminal, config: Path | None, listen: str | None) -> None:
     metavar="HOST:PORT",
     help="Loopback address of the chain's API; port 0 takes a free one. The merchant takes a free port.",
 )
+@click.option(
+    "--merchants",
+    type=click.IntRange(1, 16),
+    default=1,
+    show_default=True,
+    metavar="COUNT",
+    help="How many merchants, each on a port of its own.",
+)
 @output_options
 @pass_terminal
-def devnet(terminal: Terminal, block_time: int, listen: str) -> None:
+def devnet(terminal: Terminal, block_time: int, listen: str, merchants: int) -> None:
     """Run a small Cardano network and a merchant on this machine.
 
     Its money is worth nothing and comes from a faucet. It runs until Ctrl-C; then everything is lost.
@@ -116,7 +127,7 @@ def devnet(terminal: Terminal, block_time: int, listen: str) -> None:
     if not separator or not port.isascii() or not port.isdigit() or int(port) > 65535:
         raise click.BadParameter("write a loopback address and a port, such as 127.0.0.1:0", param_hint="--listen")
 
-    def announce(places: Mapping[str, str]) -> None:
+    def announce(places: Mapping[str, object]) -> None:
         if terminal.is_json:
             terminal.line(json.dumps(places))
         else:
@@ -128,6 +139,7 @@ def devnet(terminal: Terminal, block_time: int, listen: str) -> None:
                 host=host.removeprefix("[").removesuffix("]"),
                 chain_port=int(port),
                 block_time_s=block_time,
+                merchants=merchants,
                 announce=announce,
             )
         )
@@ -136,12 +148,12 @@ def devnet(terminal: Terminal, block_time: int, listen: str) -> None:
         raise click.BadParameter(f"{listen}: {reason}", param_hint="--listen") from None
 
 
-def _show_devnet(terminal: Terminal, places: Mapping[str, str]) -> None:
+def _show_devnet(terminal: Terminal, places: Mapping[str, Any]) -> None:
     terminal.pairs(
         [
             ("network", places["network"]),
             ("chain", places["chain"]),
-            ("merchant", places["merchant"]),
+            *(("merchant", url) for url in places["merchants"]),
             ("switches", places["control"]),
         ]
     )
@@ -171,5 +183,5 @@ def demo(terminal: Terminal) -> int:
     return 0
 
 
-for command in (init, pay, fetch, proxy, payments, wallet, ledger, limits, doctor):
+for command in (init, pay, fetch, proxy, payments, wallet, prepaid, ledger, limits, doctor, backup, restore):
     payagent.add_command(command)

@@ -173,13 +173,18 @@ class _Watcher:
             else:
                 body = self.link.post(ask.path, ask.body, ask.key)
         except ProblemError as error:
+            if error.problem["code"] == "batch_under_way":
+                self._show("another call buys the batch")
             return Reply(int(str(error.problem["status"])), error.problem)
         except Refused as refused:
             raise PayAgentError(describe(refused)) from None
         if "state" in body:
             self.payment_id = body["id"]
-            self.progress(f"{in_words(body['state'])}, {time.monotonic() - self.started_s:.0f} s")
+            self._show(in_words(body["state"]))
         return Reply(200, body)
+
+    def _show(self, what: str) -> None:
+        self.progress(f"{what}, {time.monotonic() - self.started_s:.0f} s")
 
     def close(self) -> None:
         """The link is its owner's."""

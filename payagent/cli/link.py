@@ -23,6 +23,7 @@ from payagent.settings import Settings, read_secret_file
 TOKEN_FILE = "operator.token"  # noqa: S105  the file's name
 WAIT_S = 25
 _TIMEOUT = httpx.Timeout(30.0, connect=2.0, read=WAIT_S + 15.0)
+_MAKING = httpx.Timeout(30.0, connect=2.0, read=600.0)
 
 
 class Link:
@@ -54,15 +55,25 @@ class Link:
     def stream(self, path: str, **query: str | None) -> Iterator[str]:
         """A GET whose answer is text, in pieces as they come; a part of it is not taken for the whole."""
         given = {name: value for name, value in query.items() if value is not None}
+        with self._streaming(path, given, _TIMEOUT) as answer:
+            yield from answer.iter_text()
+
+    def stream_bytes(self, path: str) -> Iterator[bytes]:
+        """As `stream`, of a file that the daemon makes before its first byte comes."""
+        with self._streaming(path, {}, _MAKING) as answer:
+            yield from answer.iter_bytes()
+
+    @contextmanager
+    def _streaming(self, path: str, query: dict[str, str], timeout: httpx.Timeout) -> Iterator[httpx.Response]:
         client = self._opened()
         with (
             self._answering("GET", path),
-            client.stream("GET", path, params=given, headers=self._auth()) as answer,
+            client.stream("GET", path, params=query, headers=self._auth(), timeout=timeout) as answer,
         ):
             if answer.status_code >= 400:
                 answer.read()
                 raise ProblemError(_object(answer))
-            yield from answer.iter_text()
+            yield answer
 
     def post(self, path: str, body: object, key: str | None = None) -> dict[str, Any]:
         """A POST of JSON, with the idempotency key that names what is wanted."""

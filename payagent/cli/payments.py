@@ -3,6 +3,7 @@
 May import: click, core, cli. Never: changes a payment.
 """
 
+import json
 from typing import Any
 
 import click
@@ -109,13 +110,29 @@ def _sum_of(row: dict[str, Any]) -> str:
     return ", ".join(show_units(asset, units) for asset, units in sums.items())
 
 
-@payments.command(epilog=example("payagent payments show pay_0123456789abcdef01234567"))
+@payments.command(
+    epilog=example(
+        "payagent payments show pay_0123456789abcdef01234567",
+        "payagent payments show pay_0123456789abcdef01234567 --receipt > receipt.json",
+    )
+)
 @click.argument("payment_id", metavar="ID")
+@click.option(
+    "--receipt", is_flag=True, help="Everything that is recorded of it, as one JSON file for an auditor."
+)
 @talks_to_daemon
-def show(terminal: Terminal, connect: Connect, payment_id: str) -> None:
-    """One payment: outputs, proof, and its history in words."""
+def show(terminal: Terminal, connect: Connect, payment_id: str, receipt: bool) -> None:
+    """One payment: outputs, proof, and its history in words.
+
+    A receipt is checked by `payagent ledger verify --receipt`, without a daemon and without this wallet's files.
+    """
+    path = f"/v1/payments/{_in_path(payment_id)}"
+    if receipt:
+        with connect() as link:
+            terminal.line(json.dumps(link.get(f"{path}/receipt"), indent=2))
+        return
     with connect() as link:
-        payment = link.get(f"/v1/payments/{_in_path(payment_id)}")
+        payment = link.get(path)
     terminal.give(payment, lambda: _show_one(terminal, payment))
 
 

@@ -144,7 +144,8 @@ def _reply(answer: httpx.Response) -> Reply:
     body = answer.json()
     if not isinstance(body, dict):
         raise ValueError("not an object")
-    return Reply(answer.status_code, body)
+    after = answer.headers.get("retry-after", "")
+    return Reply(answer.status_code, body, int(after) if after.isdecimal() else 0)
 
 
 def _is_loopback(host: str) -> bool:

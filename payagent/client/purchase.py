@@ -1,7 +1,8 @@
 """What a call goes through until its client has an answer: a generator of steps, carried out by a transport.
 
 The daemon decides. This asks the merchant, has the daemon pay the 402, repeats the call with the headers that it
-gave, tells it what came back, and shows the same proof again when it says so.
+gave, tells it what came back, and shows the same proof again when it says so. While another call buys the batch
+that would serve this one too, it waits and makes the call anew.
 
 May import: httpx's values, core, the rest of client. Never: I/O but through a step; pays for a call whose payment
 was redirected; sends a header that begins with X-Payagent- to a merchant, or takes one from it.
@@ -19,6 +20,7 @@ from payagent.client.bodies import Replay
 from payagent.client.errors import PayAgentError, own_error
 from payagent.core.money import LOVELACE, parse_units
 from payagent.core.payment import ENDED_WITHOUT_PAYING, WITHOUT_PROOF
+from payagent.core.prepaid import WALLET_WANTED
 from payagent.core.problem import Refused
 
 T = TypeVar("T")
@@ -33,10 +35,12 @@ PAID_READ_TIMEOUT_S = 180.0
 
 WAIT_S = 25
 _LOST_FIRST_S, _LOST_MAX_S = 0.5, 10.0
+_BATCH_FIRST_S, _BATCH_MAX_S = 1.0, 5.0
 _OWN_PREFIX = b"x-payagent-"
 _MAX_COST, _DRY_RUN = b"x-payagent-max-cost", b"x-payagent-dry-run"
 _SWITCHES = {None: False, "false": False, "true": True}
-_BUYER = frozenset((b"x-partner", b"x-wallet-address"))
+_WALLET = b"x-wallet-address"
+_BUYER = frozenset((b"x-partner", _WALLET))
 _NO_INVOICE = frozenset(("merchant_not_allowed", "not_an_invoice", "body_not_understood", "json_not_understood"))
 
 PAID_MARK, REFUSAL_MARK, QUOTE_MARK = "payagent_paid", "payagent_refusal", "payagent_quote"
@@ -57,10 +61,11 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What the daemon said: an object, or a problem (RFC 9457)."""
+    """What the daemon said: an object, or a problem (RFC 9457); `after_s` is its Retry-After."""
 
     status: int
     body: Json
+    after_s: int = 0
 
     def value(self, **context: object) -> Json:
         """The object; a problem is raised."""
@@ -143,6 +148,10 @@ class Call:
             limits["read"] = max(limits["read"], PAID_READ_TIMEOUT_S)
         return self._request(headers, url, self.request.extensions | {"timeout": limits})
 
+    def buyer(self) -> Headers:
+        """What the call says of who buys."""
+        return [pair for pair in self.headers if pair[0].lower() in _BUYER]
+
     def _request(self, headers: Headers, url: httpx.URL, extensions: Mapping[str, Any]) -> httpx.Request:
         return httpx.Request(
             self.request.method, url, headers=list(headers), stream=self.body, extensions=dict(extensions)
@@ -157,6 +166,7 @@ class Call:
                 "method": self.request.method,
                 "path": url.raw_path.decode("ascii"),
                 "body_sha256": self.body.sha256,
+                "headers": [[name.decode(), value.decode("latin-1")] for name, value in self.buyer()],
             },
             "response": {"status": demand.status_code, **_told(demand, body)},
         }
@@ -186,22 +196,23 @@ class Purchases:
             call.body.end()
 
     def _buy(self, call: Call) -> Steps[Bought]:
-        """Anew as long as another call of the same kind has used the payment up."""
+        """Anew as long as another call of the same kind has used the payment up, or buys a batch for both."""
         shown: Bought | None = None
         used_up: str | None = None
+        wait = BatchWait(self.patience_s)
         while True:
-            demand = yield from self._ask_merchant(call)
-            if demand.status_code != 402:
-                return Bought(demand)
-            raw, demand = yield Peek(demand)
-            body = None if raw is None else _decoded(demand, raw)
+            demand, body = yield from self._ask_merchant(call)
             if body is None:
                 return Bought(demand)
             if call.dry_run:
                 return Bought((yield from self._quote(call, demand, body)))
-            payment = yield from self._pay(call, demand, body)
-            if payment is None:
+            reply: Reply = yield Ask("POST", "/v1/payments", call.ask(demand, body), call.key)
+            if _is_no_invoice(reply, demand):
                 return Bought(demand)
+            if (after_s := wait.after_s(reply)) is not None:
+                yield Pause(after_s)
+                continue
+            payment = reply.value()
             if shown is not None and payment["id"] == used_up:
                 return shown
             shown, is_used_up = yield from Showing(call, payment, time.monotonic() + self.patience_s).run()
@@ -209,26 +220,37 @@ class Purchases:
                 return shown
             used_up = payment["id"]
 
-    def _ask_merchant(self, call: Call) -> Steps[httpx.Response]:
-        """The call without a proof. Should it cost before we could learn what it has to say, it is repeated."""
+    def _ask_merchant(self, call: Call) -> Steps[tuple[httpx.Response, bytes | None]]:
+        """(what the call without a proof gets, the body of a 402 that can be read).
+
+        It is repeated if it costs before we could learn what it has to say, or if it has to name the wallet.
+        """
+        origin = f"{call.request.url.scheme}://{call.request.url.netloc.decode('ascii')}"
         yield from self._introduce()
         while True:
-            is_known = self._buyers is not None
-            origin = f"{call.request.url.scheme}://{call.request.url.netloc.decode('ascii')}"
-            answer = _plain((yield Send(call.first((self._buyers or {}).get(origin, {})))))
-            if answer.status_code != 402:
-                return answer
+            buyers = self._buyers
+            answer = _plain((yield Send(call.first((buyers or {}).get(origin, {})))))
+            if not 400 <= answer.status_code < 500:
+                return answer, None
+            raw, answer = yield Peek(answer)
+            body = None if raw is None else _decoded(answer, raw)
+            wants_wallet = origin in (buyers or {}) and WALLET_WANTED.encode() in (body or b"")
+            if answer.status_code != 402 and not wants_wallet:
+                return answer, None
             yield Keep(call.body)
             if not call.body.is_whole:
                 raise own_error(
                     "request_too_big_to_replay",
-                    f"the merchant wants to be paid, and only {self.spool_bytes} bytes of a body are kept",
+                    f"the call has to be made again, and only {self.spool_bytes} bytes of a body are kept",
                 )
-            if is_known:
-                return answer
-            yield from self._introduce()
-            if not (self._buyers or {}).get(origin):
-                return answer
+            if wants_wallet:
+                yield from self._name_wallet(call, origin)
+                continue
+            if buyers is None:
+                yield from self._introduce()
+                if (self._buyers or {}).get(origin):
+                    continue
+            return answer, body
 
     def _introduce(self) -> Steps[None]:
         """Learn once what calls to each merchant carry. Without the daemon, calls that cost nothing still work."""
@@ -240,6 +262,14 @@ class Purchases:
         except PayAgentError:
             return
 
+    def _name_wallet(self, call: Call, origin: str) -> Steps[None]:
+        """From now on, calls to this merchant say whose the calls of a batch are."""
+        if any(name.lower() == _WALLET for name, _ in call.headers):
+            raise own_error("wallet_address_required", "the call has it, and the merchant asks for it again")
+        reply: Reply = yield Ask("GET", "/v1/wallet")
+        buyers = self._buyers or {}
+        self._buyers = {**buyers, origin: {**buyers.get(origin, {}), _WALLET.decode(): reply.value()["address"]}}
+
     def _quote(self, call: Call, demand: httpx.Response, body: bytes) -> Steps[httpx.Response]:
         reply: Reply = yield Ask("POST", "/v1/quotes", call.ask(demand, body))
         if _is_no_invoice(reply, demand):
@@ -247,10 +277,24 @@ class Purchases:
         quote = reply.value()
         return httpx.Response(200, json=quote, extensions={QUOTE_MARK: quote})
 
-    def _pay(self, call: Call, demand: httpx.Response, body: bytes) -> Steps[Json | None]:
-        """The payment; None when the 402 is none of the daemon's, and the client's own business."""
-        reply: Reply = yield Ask("POST", "/v1/payments", call.ask(demand, body), call.key)
-        return None if _is_no_invoice(reply, demand) else reply.value()
+
+@dataclass(slots=True)
+class BatchWait:
+    """How long a call waits for a batch that another call buys; `deadline_s` is set when it first has to."""
+
+    patience_s: float
+    deadline_s: float | None = None
+    pause_s: float = _BATCH_FIRST_S
+
+    def after_s(self, reply: Reply) -> float | None:
+        """In how many seconds the call is made anew; None when there is no batch to wait for, or no time left."""
+        if reply.body.get("code") != "batch_under_way":
+            return None
+        if self.deadline_s is None:
+            self.deadline_s = time.monotonic() + self.patience_s
+        after_s = max(self.pause_s, reply.after_s)
+        self.pause_s = min(self.pause_s * 2, _BATCH_MAX_S)
+        return after_s if after_s < self.deadline_s - time.monotonic() else None
 
 
 @dataclass(slots=True)

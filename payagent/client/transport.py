@@ -37,8 +37,8 @@ class PayAgentTransport(httpx.BaseTransport):
 
     `daemon` is its address or its socket's path, `token` an app's (default: $PAYAGENT_TOKEN). `max_cost_units`
     bounds what one call may cost, in the smallest unit of the asset it is paid in, fee included. `patience_s` is
-    how long a call waits for its payment and its merchant, `spool_bytes` how much of a body is kept to be sent
-    again.
+    how long a call waits for a batch that another call buys, and then for its payment and its merchant;
+    `spool_bytes` is how much of a body is kept to be sent again.
 
     Raises `PayAgentError` when the call was not paid for a reason of ours, or paid and not served in time. A 402
     of a server that is not configured, or that is no invoice, is handed on as it came. A paid answer has the

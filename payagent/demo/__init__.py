@@ -20,12 +20,22 @@ Say = Callable[[str], None]
 
 FUNDS_LOVELACE = 500_000_000
 TOKENS = 1_000
+BATCH = 3
 
 
 def run_demo(say: Say, waiting: Waiting, environ: Mapping[str, str]) -> None:
     """Play every scene. Raises `DemoFailed` at the first that did not turn out as it must."""
     with stage(waiting, environ) as on:
-        for scene in (_open, _pay_with_shares, _pay_with_tokens, _pay_flux, _survive_kill, _close):
+        for scene in (
+            _open,
+            _pay_with_shares,
+            _pay_with_tokens,
+            _pay_flux,
+            _survive_kill,
+            _use_up_a_batch,
+            _top_up,
+            _close,
+        ):
             scene(on, say)
     say("")
     say("Every step was verified. Nothing is left behind.")
@@ -113,9 +123,60 @@ def _survive_kill(on: Stage, say: Say) -> None:
     say("   shows one transaction.")
 
 
+def _use_up_a_batch(on: Stage, say: Say) -> None:
+    say("")
+    say("6. A prepaid batch, through the proxy")
+    on.set_merchant(price="6000000", batch=BATCH)
+    before = len(verify.transactions_of(on))
+    for number in range(BATCH):
+        answer = on.through_proxy(json.dumps({"message": f"Question {number} of a batch"}).encode())
+        require(answer.is_success, f"call {number} was answered with {answer.status_code}: {answer.text[:300]}")
+        paid = answer.headers.get("x-payagent-payment")
+        require((paid is not None) == (number == 0), f"call {number} of the batch has the payment {paid}")
+        if paid is not None:
+            say(f"   One 402 sells {BATCH} calls. The proxy pays it, and the client sees only its answer.")
+    _require_prepaid(on, bought=BATCH, used=BATCH)
+    verify.transactions(on, before=before, count=1)
+    say(
+        f"   {BATCH} calls are served for one transaction. Bought {BATCH}, used {BATCH}, left 0; the merchant agrees."
+    )
+
+
+def _top_up(on: Stage, say: Say) -> None:
+    say("")
+    say("7. A top-up")
+    before = len(verify.transactions_of(on))
+    order = on.api("POST", "/v1/prepaid/topups", {"merchant": "t", "units": "12000000"})
+    on.until("the top-up is done", lambda: _topup(on, order)["state"] != "open")
+    done = _topup(on, order)
+    require(done["state"] == "done", f"the top-up ended as {done}")
+    _require_prepaid(on, bought=3 * BATCH, used=BATCH)
+    verify.transactions(on, before=before, count=2)
+    say(f"   12 ADA were ordered: two batches of 6 ADA. {2 * BATCH} calls are left; the merchant agrees.")
+    served = on.through_proxy(b'{"message": "And one call of the top-up"}')
+    require(served.is_success and "x-payagent-payment" not in served.headers, "the top-up was not used")
+    _require_prepaid(on, bought=3 * BATCH, used=BATCH + 1)
+    say("   A call is served from it, without a payment.")
+
+
+def _topup(on: Stage, order: Json) -> Json:
+    return on.api("GET", f"/v1/prepaid/topups/{order['id']}")
+
+
+def _require_prepaid(on: Stage, *, bought: int, used: int) -> None:
+    """What we count, and what the merchant says of it."""
+    wanted = (str(bought), str(used), str(bought - used), "0")
+
+    def is_so() -> bool:
+        found = on.api("GET", "/v1/prepaid")["prepaid"]
+        return [(one["bought"], one["used"], one["left"], one["difference"]) for one in found] == [wanted]
+
+    on.until(f"bought {bought}, used {used}, and the merchant says the same", is_so)
+
+
 def _close(on: Stage, say: Say) -> None:
     say("")
-    say("6. The books")
+    say("8. The books")
     on.until("nothing is on its way", lambda: _held(on) == 0)
     balance = on.api("GET", "/v1/ledger/balance")
     for row in balance["balances"]:
@@ -199,7 +260,8 @@ def _account(on: Stage, account: str) -> str:
         "held": "in the wallet, held for payments",
         "fees": "paid as fees",
         "external": "came from outside",
-        f"merchant:{on.devnet.merchant_url}": "paid to the merchant",
+        f"merchant:{on.devnet.merchant_url}": "paid to the merchant, and used",
+        f"prepaid:{on.devnet.merchant_url}": "paid to the merchant for calls to come",
     }
     return words.get(account, account)
 

@@ -42,6 +42,12 @@ asset = "{TOKEN}"
 per_payment = "1000"
 per_day = "5000"
 """
+_TOPUP = """
+# What is called to buy prepaid balance.
+[merchants.t.topup]
+path = "/payments/topup"
+body = "{}"
+"""
 _CHILD_VARIABLES = ("PATH", "LANG", "LC_ALL", "PYTHONPATH", "VIRTUAL_ENV", "TMPDIR")
 
 
@@ -150,6 +156,11 @@ class Stage:
         sent = {"content-type": "application/json", "x-partner": "demo"} | dict(headers)
         return self.http.post(f"{self.devnet.merchant_url}/chat", content=body, headers=sent)
 
+    def through_proxy(self, body: bytes) -> httpx.Response:
+        """The same call with the daemon's proxy as the base URL."""
+        sent = {"content-type": "application/json", "x-payagent-token": self.wallet.token}
+        return self.http.post(f"{self.daemon.url}/proxy/t/chat", content=body, headers=sent)
+
     def until(self, what: str, reached: Callable[[], bool]) -> None:
         """Wait for something, and show that we do."""
         started_s = time.monotonic()
@@ -194,7 +205,7 @@ def stage(waiting: Waiting, environ: Mapping[str, str]) -> Iterator[Stage]:
 
 
 def _make_wallet(folder: Path, devnet: DevnetThread) -> Made:
-    """What `payagent init` makes, with limits for a token added to the config by hand."""
+    """What `payagent init` makes, with limits for a token and a way to top up added to the config by hand."""
     passphrase_file = folder / "passphrase"
     passphrase = secrets.token_urlsafe(24)
     passphrase_file.touch(mode=0o600)
@@ -212,7 +223,7 @@ def _make_wallet(folder: Path, devnet: DevnetThread) -> Made:
     ports = Ports(SystemClock(), SystemRandomness())
     made = initialise(choices, {"HOME": str(folder)}, ports, write_words=True, randomness=os.urandom)
     with made.config.open("a") as config:
-        config.write(_TOKEN_LIMITS)
+        config.write(_TOPUP + _TOKEN_LIMITS)
     return made
 
 

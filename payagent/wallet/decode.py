@@ -75,7 +75,7 @@ def _item(buf: bytes, at: int) -> tuple[Any, int]:
         if buf[at] not in (0xF5, 0xF6):
             raise Undecodable(f"byte {at} is neither true nor null")
         return (True if buf[at] == 0xF5 else None), at + 1
-    count, at = _argument(buf, at)
+    count, at = (buf[at] & 31, at + 1) if buf[at] & 31 < 24 else _argument(buf, at)
     if major == 0:
         return count, at
     if major == 2:

@@ -6,7 +6,8 @@ import sqlite3
 from contextlib import closing
 
 import pytest
-from api_kit import Api
+from agent_kit import World
+from api_kit import Api, served
 
 
 async def test_books_are_clean_until_somebody_changes_them(api: Api) -> None:
@@ -25,7 +26,22 @@ async def test_books_are_clean_until_somebody_changes_them(api: Api) -> None:
         ("sqlite_master", "invoices_no_update"),
         ("sqlite_master", "invoices_no_replace"),
     }
-    assert (told["clean"], told["found"]) == (False, 3)
+    assert (told["clean"], told["found"]) == (False, 4)
+
+
+async def test_a_head_that_was_noted_must_still_be_there(api: Api) -> None:
+    http = api.as_("reader")
+    await api.pay()
+    head = (await http.get("/v1/ledger/verify")).json()["head"]
+    await api.pay("another")
+    later = (await http.get("/v1/ledger/verify", params={"head": head})).json()
+    assert later["clean"]
+    assert later["head"] != head
+    seq, _, _ = head.partition(":")
+    cut = (await http.get("/v1/ledger/verify", params={"head": f"{seq}:{'0' * 64}"})).json()
+    assert [(finding["table"], finding["row"]) for finding in cut["findings"]] == [("seals", seq)]
+    for broken in ("", "12", f"x:{'0' * 64}", f"1:{'0' * 63}", head.upper() + "A"):
+        assert (await http.get("/v1/ledger/verify", params={"head": broken})).json()["code"] == "bad_request"
 
 
 @pytest.mark.parametrize(
@@ -67,3 +83,25 @@ async def test_an_origin_names_a_merchant_too(api: Api) -> None:
     for merchant in ("t", api.world.origin):
         answer = await api.http.get("/v1/ledger/entries", params={"merchant": merchant})
         assert [entry["kind"] for entry in answer.json()["entries"]] == ["reserve"]
+
+
+async def test_a_reader_may_compare_the_books_with_the_chain(api: Api) -> None:
+    await api.pay()
+    await api.run.agent.drain(10)
+    answer = (await api.as_("reader").get("/v1/ledger/reconcile")).json()
+    assert (answer["clean"], answer["complete"], answer["found"], answer["findings"]) == (True, True, 0, [])
+    assert answer["checked"] == {"transactions": 5, "utxos": 5}
+    lovelace = str(api.world.on_chain()["lovelace"])
+    told = {"asset": "lovelace", "books": lovelace, "chain": lovelace, "in_flight": "0"}
+    assert answer["balances"] == [told]
+    assert answer["tip"]["height"] == api.run.agent.chain.tip.height  # type: ignore[union-attr]
+    assert (await api.as_("payer").get("/v1/ledger/reconcile")).json()["code"] == "forbidden"
+    for wrong in ("-1", "x", "1.5", str(2**53)):
+        refused = await api.http.get("/v1/ledger/reconcile", params={"since_slot": wrong})
+        assert (refused.status_code, refused.json()["code"]) == (400, "bad_request")
+
+
+async def test_books_that_were_not_brought_in_step_with_the_chain_are_not_compared(world: World) -> None:
+    async with world.run() as run, served(run) as api:
+        refused = await api.http.get("/v1/ledger/reconcile")
+        assert (refused.status_code, refused.json()["code"]) == (503, "chain_not_ready")

@@ -21,18 +21,27 @@ async def test_the_document_describes_every_call_and_leads_nowhere_else(api: Api
     assert calls == {
         "get /healthz",
         "get /readyz",
+        "get /v1/events",
         "get /v1/ledger/balance",
         "get /v1/ledger/entries",
         "get /v1/ledger/export",
+        "get /v1/ledger/reconcile",
+        "get /v1/ledger/snapshot",
+        "get /v1/ledger/spend",
         "get /v1/ledger/verify",
         "get /v1/limits",
         "get /v1/merchants",
         "get /v1/payments",
         "get /v1/payments/{payment_id}",
+        "get /v1/payments/{payment_id}/receipt",
+        "get /v1/prepaid",
+        "get /v1/prepaid/topups",
+        "get /v1/prepaid/topups/{topup_id}",
         "get /v1/wallet",
         "get /v1/wallet/utxos",
         "post /v1/payments",
         "post /v1/payments/{payment_id}/delivery",
+        "post /v1/prepaid/topups",
         "post /v1/quotes",
         "post /v1/wallet/send",
         "post /v1/wallet/split",
@@ -53,7 +62,7 @@ async def test_generated_calls_get_the_answers_that_are_described(world: World) 
         async with served(run) as api:
             paid = await api.pay()
             asked = await asyncio.to_thread(_ask_everything, api, str(paid["id"]))
-            assert len(asked) == 17
+            assert len(asked) == 25
 
 
 def _ask_everything(api: Api, payment_id: str) -> set[str]:
@@ -63,6 +72,8 @@ def _ask_everything(api: Api, payment_id: str) -> set[str]:
     asked: set[str] = set()
     for result in schema.get_all_operations():
         operation = result.ok()
+        if operation.path == "/v1/events":
+            continue  # its answer has no end
 
         @seed(402)
         @settings(

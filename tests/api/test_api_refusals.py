@@ -26,7 +26,7 @@ def require_problem(answer: httpx.Response, code: str) -> dict[str, Any]:
     assert told["retryable"] is row.retryable
     assert told["type"] == f"urn:payagent:problem:{code}"
     assert told["instance"] == f"urn:payagent:request:{answer.headers['x-request-id']}"
-    assert ("retry-after" in answer.headers) == (row.status in (429, 503))
+    assert ("retry-after" in answer.headers) == (row.status in (429, 503) or code == "batch_under_way")
     assert ("www-authenticate" in answer.headers) == (row.status == 401)
     return told
 
@@ -279,6 +279,14 @@ async def test_money_and_chain_that_are_not_there_are_told(world: World) -> None
         require_nothing_signed(api)
 
 
+async def test_a_batch_that_is_being_bought_is_to_be_waited_for(api: Api) -> None:
+    api.run.world.settings(batch=10)
+    first = await api.pay()
+    answer = await api.http.post(PAY, json=api.body("another"))
+    told = require_problem(answer, "batch_under_way")
+    assert (told["payment"], answer.headers["retry-after"]) == (first["id"], "2")
+
+
 async def test_late_sweeps_make_the_daemon_not_ready(api: Api) -> None:
     assert (await api.http.get("/readyz")).json()["checks"] == {"chain": "ok", "ledger": "ok", "sweeps": "ok"}
     api.stale.append("the last look is 31 s ago")
@@ -290,7 +298,7 @@ async def test_a_bug_is_told_as_such_and_with_nothing_of_its_inside(api: Api) ->
     def broken() -> str | None:
         raise RuntimeError("canary-7d1f")
 
-    transport = httpx.ASGITransport(create_app(api.run.agent, heartbeat=broken))
+    transport = httpx.ASGITransport(create_app(api.run.agent, api.run.topups, heartbeat=broken))
     async with httpx.AsyncClient(base_url="http://localhost:8402", transport=transport) as http:
         answer = await http.get("/readyz")
     require_problem(answer, "internal_error")

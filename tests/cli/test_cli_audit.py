@@ -12,6 +12,7 @@ import pytest
 from cli.test_cli_readme import blocks
 from cli_kit import Shop, clean_environ, until
 
+OTHER = "b" * 64 + "#0"
 BIN = Path(sys.executable).parent
 
 
@@ -23,7 +24,13 @@ def paid(shop: Shop) -> Shop:
 
 
 def test_each_command_of_the_auditors_page_works(paid: Shop, tmp_path: Path) -> None:
-    headings = ("Are the books whole", "What was spent", "In accounting programs")
+    headings = (
+        "Are the books whole",
+        "Do the books agree with the chain",
+        "One payment",
+        "What was spent",
+        "In accounting programs",
+    )
     script = "set -e\n" + "".join(block for heading in headings for block in blocks(heading, "docs/auditors.md"))
     environ = clean_environ() | {"PATH": f"{BIN}:{os.environ['PATH']}", "PAYAGENT_CONFIG": str(paid.config)}
     run = subprocess.run(
@@ -49,6 +56,39 @@ def test_people_are_told_in_a_line_and_filters_are_understood(paid: Shop) -> Non
     assert paid.payagent("ledger", "balance", "--until", "2000-01-01T00:00:00Z").json["balances"] == []
     refused = paid.payagent("ledger", "export", "--merchant", "nobody")
     assert (refused.code, refused.out, refused.error["code"]) == (2, "", "bad_request")
+
+
+def test_the_chain_is_compared_and_what_could_not_be_read_is_no_success(paid: Shop) -> None:
+    compared = paid.payagent("ledger", "reconcile", "--human")
+    assert compared.code == 0
+    assert compared.out.splitlines()[-1].startswith("clean: ")
+    assert paid.payagent("ledger", "reconcile", "--since-slot", "1").json["since_slot"] == 1
+    paid.control("faults", on="/addresses", kind="server", count=1000)
+    try:
+        unread = paid.payagent("ledger", "reconcile", "--human")
+        told = paid.payagent("ledger", "reconcile")
+    finally:
+        paid.control("faults", clear=True)
+    assert (unread.code, told.code) == (4, 4)
+    assert "could not tell: " in unread.out
+    assert unread.out.splitlines()[-1] == "nothing found: nothing was compared"
+    assert (told.json["clean"], told.json["complete"], told.json["found"]) == (False, False, 0)
+
+
+def test_a_deposit_that_is_another_in_the_books_is_told_and_is_no_success(paid: Shop) -> None:
+    with closing(sqlite3.connect(paid.data_dir / "ledger.db", isolation_level=None, timeout=10)) as conn:
+        (guard,) = conn.execute("SELECT sql FROM sqlite_master WHERE name = 'journal_no_update'").fetchone()
+        conn.execute("DROP TRIGGER journal_no_update")
+        (ref,) = conn.execute("SELECT ref FROM journal WHERE kind = 'deposit' ORDER BY id").fetchone()
+        conn.execute("UPDATE journal SET ref = ? WHERE ref = ?", (OTHER, ref))
+        told = paid.payagent("ledger", "reconcile", "--human")
+        conn.execute("UPDATE journal SET ref = ? WHERE ref = ?", (ref, OTHER))
+        conn.execute(guard)
+    assert told.code == 1
+    lines = told.out.splitlines()
+    assert any(line.startswith(f"foreign: coins {ref}, transaction {ref[:64]}: a deposit of ") for line in lines)
+    assert any(line.startswith(f"missing: journal 1, transaction {OTHER[:64]}: ") for line in lines)
+    assert lines[-1].startswith("2 findings: ")
 
 
 def test_a_finding_is_told_and_is_no_success(paid: Shop) -> None:

@@ -5,6 +5,7 @@ import json
 import subprocess
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -105,7 +106,9 @@ def street(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Street]:
         shop = Shop(devnet, folder)
         with shop.http:
             with shop.config.open("a") as config:
-                for name, origin in {"raw": raw.url, "sdk": sdk.url, "gone": "http://127.0.0.1:9"}.items():
+                bare = devnet.merchant_url.replace("127.0.0.1", "localhost")
+                others = {"raw": raw.url, "sdk": sdk.url, "gone": "http://127.0.0.1:9", "bare": bare}
+                for name, origin in others.items():
                     config.write(f'\n[merchants.{name}]\norigin = "{origin}"\n')
             fund(shop)
             with running(shop):
@@ -135,7 +138,7 @@ def fund(shop: Shop) -> None:
 @pytest.fixture(autouse=True)
 def usual_terms(street: Street) -> None:
     x402 = {"version": 2, "fault": None, "confirmations": 0}
-    street.shop.settings(price="2000000", splits=[], asset="lovelace", confirmations=1, x402=x402)
+    street.shop.settings(price="2000000", splits=[], asset="lovelace", confirmations=1, batch=1, x402=x402)
 
 
 @pytest.mark.parametrize("path", ["/chat", "/x402/premium?day=1"])
@@ -212,6 +215,37 @@ def test_a_dry_run_says_what_it_would_take(street: Street) -> None:
     free = fetch(street.shop, f"{street.raw.url}/binary", "--dry-run", "--max", "1 ADA")
     assert (free.code, free.out) == (0, BINARY)
     assert street.shop.payments() == before
+
+
+def test_calls_at_once_buy_one_batch_and_are_served_from_it(street: Street) -> None:
+    street.shop.settings(batch=5)
+    before = len(street.shop.payments())
+
+    def call(number: int) -> Got:
+        return fetch(street.shop, street.chat, "-d", json.dumps({"message": f"batch {number}"}))
+
+    with ThreadPoolExecutor(5) as pool:
+        ended = list(pool.map(call, range(5)))
+    assert [got.code for got in ended] == [0] * 5, [got.err for got in ended]
+    assert len(street.shop.payments()) == before + 1
+    assert sum("it cost" in got.err for got in ended) == 1
+
+
+def test_a_merchant_that_wants_the_wallet_is_told_it(street: Street) -> None:
+    street.shop.settings(batch=2)
+    before = len(street.shop.payments())
+    for number in range(2):
+        got = fetch(street.shop, street.chat.replace("127.0.0.1", "localhost"), "-d", f'{{"message": "{number}"}}')
+        assert got.code == 0, got.err
+    assert len(street.shop.payments()) == before + 1
+
+
+def test_a_saved_402_is_not_paid_beside_a_batch_that_is_being_bought(street: Street) -> None:
+    street.shop.settings(batch=5)
+    first, second = (street.shop.saved(f"saved {n}", f"{n}.json") for n in range(2))
+    assert street.shop.payagent("pay", first, "--merchant", "t").code == 0
+    got = street.shop.payagent("pay", second, "--merchant", "t")
+    assert (got.code, got.error["code"]) == (8, "batch_under_way")
 
 
 def test_no_more_is_paid_than_was_said(street: Street) -> None:

@@ -3,12 +3,14 @@
 import asyncio
 import gzip
 import json
+from dataclasses import replace
 from typing import Any
 
 import httpx
 import pytest
-from agent_kit import ADA
-from client.client_kit import Start, refusal
+from agent_kit import ADA, World
+from client import client_kit
+from client.client_kit import WAYS, Program, Start, refusal
 from proxy.proxy_kit import Heard, Paywall, Place, as_402, saying
 
 from payagent.core.payment import Delivery
@@ -52,6 +54,66 @@ async def test_what_is_prepaid_is_not_paid_again(shop: Place, start: Start) -> N
         answer = await program.call(f"{shop.run.world.origin}/chat", "POST", content=content)
         assert answer.status_code == 200, answer.text
     assert len(shop.payments) == 1
+
+
+async def test_calls_at_once_buy_one_batch(shop: Place, start: Start) -> None:
+    shop.run.world.settings(batch=10)
+    program, url = start(), f"{shop.run.world.origin}/chat"
+    bodies = [json.dumps({"message": f"hello {number}"}).encode() for number in range(5)]
+    answers = await asyncio.gather(*(program.call(url, "POST", content=body) for body in bodies))
+    assert [answer.status_code for answer in answers] == [200] * 5
+    (payment,) = shop.payments
+    assert shop.run.world.transactions() == [payment.tx_id]
+    assert sum("x-payagent-payment" in answer.headers for answer in answers) == 1
+
+
+async def test_a_batch_that_does_not_come_is_waited_for_as_long_as_patience_lasts(
+    shop: Place, start: Start
+) -> None:
+    shop.run.world.settings(batch=10)
+    await shop.run.pay("bought, and never shown")
+    program = start(patience_s=3.0)
+    error = await refusal(program.call(f"{shop.run.world.origin}/chat", "POST", content=BODY))
+    assert (error.code, error.retryable) == ("batch_under_way", True)
+    assert "Nothing was signed" in error.money
+    assert len(shop.payments) == 1
+
+
+async def test_calls_of_another_partner_have_a_batch_of_their_own(shop: Place, start: Start) -> None:
+    shop.run.world.settings(batch=10)
+    await shop.run.pay("bought, and never shown")
+    other = {"X-Partner": "another"}
+    answer = await start().call(f"{shop.run.world.origin}/chat", "POST", content=BODY, headers=other)
+    assert (answer.status_code, len(shop.payments)) == (200, 2)
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_a_merchant_that_wants_the_wallet_is_told_it(world: World, way: str) -> None:
+    known = world.terms.merchants[world.origin]
+    world.terms = replace(world.terms, merchants={world.origin: replace(known, partner=None)})
+    world.settings(batch=3)
+    async with client_kit.shop(world) as at:
+        program = Program(at, way)
+        for number in range(3):
+            content = json.dumps({"message": f"hello {number}"}).encode()
+            answer = await program.call(f"{world.origin}/chat", "POST", content=program.streamed([content]))
+            assert answer.status_code == 200, answer.text
+        assert len(at.payments) == 1
+
+
+async def test_who_still_wants_the_wallet_is_not_asked_again_and_a_stranger_never_hears_it(
+    shop: Place, start: Start
+) -> None:
+    said = b'{"detail": "wallet_address_required_for_prepaid_batches"}'
+    raw = b"HTTP/1.1 400 Bad Request\r\nContent-Length: %d\r\n\r\n%b" % (len(said), said)
+    shop.peer.answers["/chat"] = saying(raw)
+    error = await refusal(start().call(f"{shop.peer.url}/chat"))
+    assert error.code == "wallet_address_required"
+    stranger = f"{shop.peer.url.replace('127.0.0.1', 'localhost')}/chat"
+    answer = await start().call(stranger)
+    assert (answer.status_code, answer.content) == (400, said)
+    wallets = [call.header("x-wallet-address") for call in shop.peer.calls]
+    assert wallets == [None, shop.run.world.address, None]
 
 
 @pytest.mark.parametrize(

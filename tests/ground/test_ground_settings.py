@@ -232,6 +232,31 @@ BAD_TOML = {
         f'[[limits.assets]]\nasset = "{POLICY}00"\nper_payment = "1"\nper_day = "1"\n',
         "limits: assets lists the same asset twice",
     ),
+    "webhook without a signature": (
+        '[alerts]\nwebhook_url = "https://a.example/hook"\n',
+        "alerts: webhook_url and webhook_secret_file go together",
+    ),
+    "webhook secret for nothing": (
+        '[alerts]\nwebhook_secret_file = "/x"\n',
+        "alerts: webhook_url and webhook_secret_file go together",
+    ),
+    "webhook in the clear": (
+        '[alerts]\nwebhook_url = "http://a.example/hook"\nwebhook_secret_file = "/x"\n',
+        "alerts.webhook_url: write an address with https://",
+    ),
+    "webhook with a query": (
+        '[alerts]\nwebhook_url = "https://a.example/?key=1"\nwebhook_secret_file = "/x"\n',
+        "alerts.webhook_url: no user, query or fragment",
+    ),
+    "webhook secret in the config": (
+        '[alerts]\nwebhook_secret = "x"\n',
+        "alerts.webhook_secret: is not a known key; did you mean webhook_secret_file?",
+    ),
+    "mark as a bare number": ("[alerts]\nwallet_below = 20\n", 'alerts.wallet_below: write an amount as "5 ADA"'),
+    "calls as text": (
+        '[merchants.t]\norigin = "https://a.example"\nalert_below = "few"\n',
+        "merchants.t.alert_below: write a whole number",
+    ),
     "token units as ADA": (
         f'[[limits.assets]]\nasset = "{POLICY}"\nper_payment = "1 ADA"\nper_day = "1"\n',
         "limits.assets[0].per_payment: write the smallest units",
@@ -349,6 +374,21 @@ def test_limits_by_asset_hold_exact_units_of_each_token(tmp_path: Path) -> None:
     assert (token.asset, token.per_payment_units, token.per_day_units) == (f"{POLICY}74", 9223372036854775807, 1)
 
 
+def test_nobody_is_told_anything_by_default(tmp_path: Path) -> None:
+    settings = load(tmp_path, '[merchants.t]\norigin = "https://a.example"\n')
+    alerts = settings.alerts
+    assert (alerts.wallet_below_lovelace, alerts.webhook_url, alerts.webhook_secret_file) == (None, None, None)
+    assert settings.merchants["t"].alert_below is None
+
+
+@pytest.mark.parametrize(
+    "url", ["https://a.example/hook/", "http://127.0.0.1:9/x", "http://[::1]:9/", "http://localhost/"]
+)
+def test_a_webhook_is_called_at_the_very_address_that_was_written(tmp_path: Path, url: str) -> None:
+    told = f'[alerts]\nwebhook_url = "{url}"\nwebhook_secret_file = "/x"\n'
+    assert load(tmp_path, told).alerts.webhook_url == url
+
+
 # Origins
 
 
@@ -449,3 +489,36 @@ def test_the_passphrase_is_never_taken_from_the_environment(tmp_path: Path) -> N
     detail = refusal(tmp_path, PAYAGENT_KEYSTORE__PASSPHRASE=CANARY)
     assert "keystore.passphrase: is not a known key; did you mean passphrase_file?" in detail
     assert CANARY not in detail
+
+
+# Top-ups
+
+TOPUP = '[merchants.t]\norigin = "https://a.example"\n[merchants.t.topup]\n'
+
+
+def test_a_top_up_by_itself_is_off_unless_it_has_a_level(tmp_path: Path) -> None:
+    plain = load(tmp_path, TOPUP).merchants["t"].topup
+    assert (plain.below, plain.path, plain.per_day_lovelace) == (("calls", 0), "", None)
+    calls = (
+        load(tmp_path, TOPUP + 'path = "/topup"\nbelow = 20\nto = 100\nper_day = "20 ADA"').merchants["t"].topup
+    )
+    assert (calls.below, calls.to, calls.per_day_lovelace) == (("calls", 20), ("calls", 100), 20_000_000)
+    ada = load(tmp_path, TOPUP + 'path = "/topup"\nbelow = "5 ADA"\nto = "20 ADA"').merchants["t"].topup
+    assert (ada.below, ada.to) == (("lovelace", 5_000_000), ("lovelace", 20_000_000))
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ("below = 20\nto = 100", "path is missing"),
+        ('path = "/topup"\nbelow = 20\nto = 20', "to must be more than below"),
+        ('path = "/topup"\nbelow = 20\nto = "100 ADA"', "in the same unit"),
+        ('path = "topup"', "merchants.t.topup.path"),
+        ("below = 2.5", "write a whole number of calls"),
+        ("per_day_count = 0", "merchants.t.topup.per_day_count"),
+        ("abvoe = 3", "merchants.t.topup.abvoe: is not a known key"),
+        ("belwo = 3", "did you mean below?"),
+    ],
+)
+def test_a_top_up_that_cannot_be_done_is_told(tmp_path: Path, keys: str, told: str) -> None:
+    assert told in refusal(tmp_path, TOPUP + keys)

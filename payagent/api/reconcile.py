@@ -1,0 +1,203 @@
+"""/v1/ledger/reconcile: the wallet's own address, as a provider shows it now, against the books.
+
+May import: agent, audit, chain's values, the rest of api, FastAPI. Never: writes; takes silence for agreement.
+"""
+
+import asyncio
+import json
+import re
+from collections import Counter
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Annotated, TypeVar
+
+from fastapi import APIRouter, Query
+from pydantic import Field
+from starlette.concurrency import iterate_in_threadpool, run_in_threadpool
+from starlette.responses import StreamingResponse
+
+from payagent.agent.agent import Agent
+from payagent.agent.chainview import SKEW_MAX_S
+from payagent.api.calls import Parameters
+from payagent.api.ledger import FINDINGS_MAX, Auditor
+from payagent.api.schemas import Reconciliation, gives
+from payagent.audit.reconcile import Difference, Doubt, InFlight, Standing, Told, reconcile, unlisted
+from payagent.chain.history import History, read_history
+from payagent.chain.source import ChainSource, NotFound, Read, Tip, TxSeen
+from payagent.core.problem import Refused
+
+T = TypeVar("T")
+
+BREATH_S = 10.0
+"""After so long without a word an empty line keeps who waits from giving up."""
+
+_TX_ID = re.compile(r"[0-9a-f]{64}", re.ASCII)
+
+router = APIRouter(prefix="/v1/ledger", tags=["ledger"])
+
+
+class Period(Parameters):
+    """Which part of the chain."""
+
+    since_slot: Annotated[int, Field(ge=0, lt=2**53, description="Blocks from this slot on; 0: all.")] = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Bounds:
+    """Since when, as a slot and as a time; and up to where payagent itself had looked when it was asked."""
+
+    since_slot: int
+    since_s: int
+    looked: Tip
+
+
+@dataclass(slots=True)
+class _Answer:
+    """What was told so far, but for the differences, which are on their way."""
+
+    found: int = 0
+    provider: str | None = None
+    tip: Tip | None = None
+    doubts: list[str] = field(default_factory=list)
+    in_flight: list[InFlight] = field(default_factory=list)
+    standings: list[Standing] = field(default_factory=list)
+    checked: Counter[str] = field(default_factory=Counter)
+
+    def take(self, told: Told) -> str:
+        """What of it goes out at once."""
+        if isinstance(told, Difference):
+            self.found += 1
+            return ("," if self.found > 1 else "") + json.dumps(_difference(told)) if self._has_room else ""
+        if isinstance(told, InFlight):
+            self.in_flight.append(told)
+        elif isinstance(told, Doubt):
+            self.doubts.append(told.what)
+        elif isinstance(told, Standing):
+            self.standings.append(told)
+        else:
+            self.checked[told.table] = told.rows
+        return "\n"
+
+    @property
+    def _has_room(self) -> bool:
+        return self.found <= FINDINGS_MAX
+
+    def end(self, since_slot: int) -> dict[str, object]:
+        tip = self.tip
+        return {
+            "clean": not self.found and not self.doubts,
+            "complete": not self.doubts,
+            "found": self.found,
+            "could_not_tell": self.doubts[:FINDINGS_MAX],
+            "in_flight": [_in_flight(told) for told in self.in_flight[:FINDINGS_MAX]],
+            "balances": [_standing(told) for told in self.standings],
+            "checked": dict(self.checked),
+            "since_slot": since_slot,
+            "provider": self.provider,
+            "tip": None if tip is None else {"height": tip.height, "slot": tip.slot, "hash": tip.hash},
+        }
+
+
+@router.get(
+    "/reconcile",
+    summary="Whether the books are what the chain shows at our address",
+    responses=gives(Reconciliation, 200),
+    response_class=StreamingResponse,
+)
+async def reconciled(caller: Auditor, query: Annotated[Period, Query()]) -> StreamingResponse:
+    """Asks a provider for each transaction, which takes its time; what there is to tell comes as it is found."""
+    chain = caller.agent.chain
+    if chain.slots is None or chain.tip is None:
+        raise Refused("chain_not_ready", chain.problem or "the chain and the wallet's coins were not read yet")
+    since_s = max(chain.slots.time_ms(query.since_slot) // 1000, 0) if query.since_slot else 0
+    bounds = _Bounds(query.since_slot, since_s, chain.tip)
+    return StreamingResponse(_reconciled(caller.agent, bounds), media_type="application/json")
+
+
+async def _reconciled(agent: Agent, bounds: _Bounds) -> AsyncIterator[str]:
+    """One JSON object in pieces."""
+    answer = _Answer()
+    yield '{"findings":['
+    async for told in _breathing(_compared(agent, bounds, answer)):
+        yield "\n" if told is None else answer.take(told)
+    yield "]," + json.dumps(answer.end(bounds.since_slot))[1:]
+
+
+async def _compared(agent: Agent, bounds: _Bounds, answer: _Answer) -> AsyncIterator[Told]:
+    """Everything that there is to tell, by the first provider that shows all of it."""
+    doubts = []
+    for source in agent.senders:
+        history = await read_history(source, agent.terms.own.text, bounds.since_s)
+        if isinstance(history, History):
+            answer.provider, answer.tip = source.name, history.tip
+            async for told in _judged(agent, source, history, bounds):
+                yield told
+            return
+        doubts.append(Doubt(f"{source.name}: {history.reason}"))
+    for doubt in doubts:
+        yield doubt
+
+
+async def _judged(agent: Agent, source: ChainSource, history: History, bounds: _Bounds) -> AsyncIterator[Told]:
+    """The books against a history. They may be ahead of it; what they know more is asked for."""
+    if isinstance(await source.block(bounds.looked.hash), NotFound):
+        yield Doubt(
+            "the block that payagent last looked at is on the chain no more: ask again after its next look"
+        )
+    with agent.snapshot() as conn:
+        since_ms = (bounds.since_s - SKEW_MAX_S) * 1000
+        claims = await run_in_threadpool(unlisted, conn, history, bounds.since_slot, since_ms)
+        asked = [(claim, await _placed(source, claim.tx_id)) for claim in claims]
+        async for told in iterate_in_threadpool(reconcile(conn, history, asked, bounds.looked, bounds.since_slot)):
+            yield told
+
+
+async def _placed(source: ChainSource, tx_id: str) -> Read[TxSeen]:
+    """Where a transaction is; what cannot be the id of one is nowhere."""
+    return await source.tx(tx_id) if _TX_ID.fullmatch(tx_id) else NotFound()
+
+
+async def _breathing(steps: AsyncIterator[T]) -> AsyncIterator[T | None]:
+    """Each step as it comes, and None whenever none came for long."""
+    came: asyncio.Queue[T | None] = asyncio.Queue()
+
+    async def take() -> None:
+        try:
+            async for step in steps:
+                came.put_nowait(step)
+        finally:
+            came.put_nowait(None)
+
+    task = asyncio.create_task(take(), name="reconcile")
+    try:
+        while True:
+            try:
+                async with asyncio.timeout(BREATH_S):
+                    step = await came.get()
+            except TimeoutError:
+                yield None
+                continue
+            if step is None:
+                break
+            yield step
+        await task
+    finally:
+        task.cancel()
+
+
+def _difference(told: Difference) -> dict[str, object]:
+    return {"kind": told.kind, "table": told.table, "row": told.row, "tx_hash": told.tx_id, "what": told.what}
+
+
+def _in_flight(told: InFlight) -> dict[str, object]:
+    units = {asset: str(n) for asset, n in told.units.items()}
+    return {"tx_hash": told.tx_id, "payment": told.payment_id, "what": told.what, "units": units}
+
+
+def _standing(told: Standing) -> dict[str, str]:
+    return {
+        "asset": told.asset,
+        "books": str(told.books_units),
+        "chain": str(told.chain_units),
+        "in_flight": str(told.in_flight_units),
+    }

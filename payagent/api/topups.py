@@ -1,0 +1,138 @@
+"""/v1/prepaid/topups: order a top-up, see what it would take, and how the orders stand.
+
+May import: agent, store, the rest of api, FastAPI. Never: pays; the beats do, one step after the other.
+"""
+
+import json
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Path, Query
+from starlette.requests import Request
+
+from payagent.agent.agent import Agent
+from payagent.agent.topup import TopupPlan, Topups, bought, gained_by
+from payagent.api.access import OPERATE, READ, Caller, need
+from payagent.api.calls import Page, Waiting, json_body, single_header
+from payagent.api.problems import JsonResponse
+from payagent.api.reading import read_key, read_topup
+from payagent.api.schemas import Topup, TopupOrder, TopupPlanned, TopupsPage, gives, takes
+from payagent.core.payment import NEVER_SIGNED, State
+from payagent.core.prepaid import CALLS
+from payagent.core.times import iso_time
+from payagent.store import prepaid, queries, topups
+from payagent.store.topups import TopupRow
+
+Viewer = Annotated[Caller, Depends(need(READ, OPERATE))]
+Operator = Annotated[Caller, Depends(need(OPERATE))]
+TopupId = Annotated[str, Path(description="As /v1/prepaid/topups gave it.")]
+Json = dict[str, object]
+
+_PLAN_OR_FOUND: dict[int | str, dict[str, Any]] = {
+    200: {"model": Topup | TopupPlanned, "description": "What it would take; or the order of this key."}
+}
+_KEY_PARAMETER = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "description": "Names the order, for ever. Without it each call is an order of its own.",
+    "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
+}
+
+router = APIRouter(tags=["prepaid"])
+
+
+def _topups(request: Request) -> Topups:
+    orders: Topups = request.app.state.topups
+    return orders
+
+
+Orders = Annotated[Topups, Depends(_topups)]
+
+
+@router.post(
+    "/v1/prepaid/topups",
+    summary="Raise a prepaid balance, or see what that would take",
+    responses=gives(Topup, 201) | _PLAN_OR_FOUND,
+    openapi_extra=takes(TopupOrder) | {"parameters": [_KEY_PARAMETER]},
+    status_code=201,
+)
+async def order(request: Request, caller: Operator, orders: Orders) -> JsonResponse:
+    """Answers once the order is durable; it is carried out from then on, whatever becomes of the caller.
+
+    A dry run makes the merchant's request and reads its 402. Nothing is paid.
+    """
+    key = read_key(single_header(request, "Idempotency-Key"))
+    wish, is_dry = read_topup(await json_body(request), caller.agent.terms)
+    if is_dry:
+        return JsonResponse(_plan_view(caller.agent, await orders.plan(caller.app.id, wish)))
+    row, is_new = await orders.order(caller.app.id, key, wish)
+    return JsonResponse(_view(caller.agent, row), 201 if is_new else 200)
+
+
+@router.get("/v1/prepaid/topups", summary="Top-ups, newest first", responses=gives(TopupsPage, 200))
+async def page(caller: Viewer, query: Annotated[Page, Query()]) -> JsonResponse:
+    """Those that were ordered, and those of a balance that was low."""
+    rows = topups.page(caller.agent.conn, query.before, query.limit)
+    cursor = str(rows[-1].seq) if len(rows) == query.limit else None
+    return JsonResponse({"topups": [_view(caller.agent, row) for row in rows], "cursor": cursor})
+
+
+@router.get("/v1/prepaid/topups/{topup_id}", summary="One top-up", responses=gives(Topup, 200))
+async def one(
+    caller: Viewer, orders: Orders, topup_id: TopupId, query: Annotated[Waiting, Query()]
+) -> JsonResponse:
+    """With `wait` (seconds) it answers when something has happened to it, or when time is up."""
+    row = await orders.wait(topup_id, query.wait) if query.wait else orders.find(topup_id)
+    return JsonResponse(_view(caller.agent, row))
+
+
+def _view(agent: Agent, row: TopupRow) -> Json:
+    payments = queries.payments_of_topup(agent.conn, row.id)
+    pool = prepaid.pool(agent.conn, row.pool)
+    merchant, request = agent.terms.merchants.get(pool.origin), json.loads(row.request)
+    paid: dict[str, int] = {}
+    for payment in payments:
+        for output in payment.outputs if payment.state not in (*NEVER_SIGNED, State.VOID) else ():
+            paid[output.asset] = paid.get(output.asset, 0) + output.units
+    view: Json = {
+        "id": row.id,
+        "merchant": None if merchant is None else merchant.name,
+        "origin": pool.origin,
+        "partner": pool.partner or None,
+        "wallet": pool.wallet,
+        "cause": row.cause,
+        "state": row.state,
+        "unit": row.unit,
+        "units": str(row.units),
+        "bought": str(bought(row, payments)),
+        "paid": {asset: str(units) for asset, units in paid.items()},
+        "request": {"method": request["method"], "path": request["path"]},
+        "payments": [payment.id for payment in payments],
+        "created_at": iso_time(row.created_at_ms),
+        "ended_at": None if row.ended_at_ms is None else iso_time(row.ended_at_ms),
+    }
+    if row.reason_code is not None:
+        view["reason"] = {"code": row.reason_code, "detail": row.reason}
+    return view
+
+
+def _plan_view(agent: Agent, plan: TopupPlan) -> Json:
+    """`count` payments of `price` each, without fees; `spend` is all that leaves the wallet."""
+    invoice, spend = plan.quote.invoice, plan.quote.plan.spend
+    calls = gained_by(CALLS, invoice) * plan.count
+    view: Json = {
+        "merchant": agent.terms.merchants[plan.wish.origin].name,
+        "origin": plan.wish.origin,
+        "unit": plan.wish.unit,
+        "units": str(plan.wish.units),
+        "count": plan.count,
+        "price": {"asset": invoice.asset, "units": str(invoice.total_units)},
+        "total": str(invoice.total_units * plan.count),
+        "calls": str(calls) if calls else None,
+        "fees": str(plan.quote.plan.fee_lovelace * plan.count),
+        "spend": {asset: str(units * plan.count) for asset, units in spend.items()},
+        "within_limits": plan.quote.refusal is None,
+    }
+    if plan.quote.refusal is not None:
+        view["refusal"] = {"code": plan.quote.refusal.code, "detail": plan.quote.refusal.detail}
+    return view

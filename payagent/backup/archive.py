@@ -1,0 +1,183 @@
+"""The form of a backup: a plain tar of manifest.json, keystore.json and ledger.db, in this order and nothing else.
+
+What reads it follows no path, link, extension or type of tar, and writes only what the manifest announced: a
+member's name, size and SHA-256 must be those that are expected, before and after it is read.
+
+May import: core, the standard library. Never: knows what the members mean.
+"""
+
+import hashlib
+import json
+import os
+import stat
+import tarfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from payagent.core import strict_json
+from payagent.core.problem import Refused
+
+VERSION = 1
+MANIFEST, KEYSTORE, LEDGER = "manifest.json", "keystore.json", "ledger.db"
+KEYSTORE_BYTES_MAX = 4096
+_MANIFEST_BYTES_MAX = 4096
+_BLOCK_BYTES = tarfile.BLOCKSIZE
+_PIECE_BYTES = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What a backup says of itself. `head` is the newest seal of its books, as `payagent ledger verify` tells it;
+    open payments may still change.
+    """
+
+    version: int
+    network: str
+    address: str
+    made_at_ms: int
+    head: str
+    payments: int
+    open_payments: int
+    keystore: Member
+    ledger: Member
+
+
+def invalid(detail: str) -> Refused:
+    return Refused("backup_invalid", detail)
+
+
+def measure(path: Path) -> Member:
+    with path.open("rb") as file:
+        return Member(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
+
+
+def pack(folder: Path, manifest: Manifest, target: Path) -> None:
+    """Write keystore and ledger of a folder as a backup, durably."""
+    (folder / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2) + "\n", encoding="ascii")
+    with _create(target) as file:
+        with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as tar:
+            for name in (MANIFEST, KEYSTORE, LEDGER):
+                info = tarfile.TarInfo(name)
+                info.mode, info.mtime = 0o600, manifest.made_at_ms // 1000
+                info.size = (folder / name).stat().st_size
+                with (folder / name).open("rb") as member:
+                    tar.addfile(info, member)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def unpack(source: Path, folder: Path) -> Manifest:
+    """Write keystore and ledger of a backup into a folder, durably; `backup_invalid` unless all is as it says."""
+    with _open(source) as file:
+        manifest = _read_manifest(_read(file, MANIFEST, _MANIFEST_BYTES_MAX))
+        if manifest.keystore.size > KEYSTORE_BYTES_MAX:
+            raise invalid(f"its {KEYSTORE} is bigger than a keystore")
+        for name, member in ((KEYSTORE, manifest.keystore), (LEDGER, manifest.ledger)):
+            _copy(file, name, member, folder / name)
+        _require_end(file)
+    return manifest
+
+
+def _create(path: Path) -> BinaryIO:
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb")
+
+
+def _open(path: Path) -> BinaryIO:
+    try:
+        # O_NONBLOCK: opening a pipe must not wait for its writer
+        file = os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb")
+    except OSError as error:
+        raise invalid(f"{path} cannot be read: {error.strerror}") from None
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise invalid(f"{path} is not a file")
+    return file
+
+
+def _size_of(file: BinaryIO, name: str) -> int:
+    """Read the header of the next member, which must be the plain file `name`; its content is there in full."""
+    try:
+        info = tarfile.TarInfo.frombuf(file.read(_BLOCK_BYTES), "ascii", "strict")
+    except (tarfile.HeaderError, ValueError):
+        raise invalid(f"no {name} where it is to be: the file is no backup, or was cut off") from None
+    if info.name != name or info.type != tarfile.REGTYPE:
+        raise invalid(f"something else is there where {name} is to be")
+    if not 0 <= info.size <= os.fstat(file.fileno()).st_size - file.tell():
+        raise invalid(f"{name} was cut off")
+    return info.size
+
+
+def _skip_padding(file: BinaryIO, size: int) -> None:
+    if any(file.read(-size % _BLOCK_BYTES)):
+        raise invalid("it holds more than its members")
+
+
+def _read(file: BinaryIO, name: str, bytes_max: int) -> bytes:
+    size = _size_of(file, name)
+    if size > bytes_max:
+        raise invalid(f"{name} is too big")
+    content = file.read(size)
+    _skip_padding(file, size)
+    return content
+
+
+def _copy(file: BinaryIO, name: str, member: Member, target: Path) -> None:
+    if (size := _size_of(file, name)) != member.size:
+        raise invalid(f"{name} has {size} bytes, the manifest says {member.size}")
+    digest, left = hashlib.sha256(), size
+    with _create(target) as made:
+        while left and (piece := file.read(min(left, _PIECE_BYTES))):
+            digest.update(piece)
+            made.write(piece)
+            left -= len(piece)
+        made.flush()
+        os.fsync(made.fileno())
+    if left or digest.hexdigest() != member.sha256:
+        raise invalid(f"{name} is not what the manifest has the SHA-256 of")
+    _skip_padding(file, size)
+
+
+def _require_end(file: BinaryIO) -> None:
+    """Two blocks of zeros, and zeros up to a whole record."""
+    rest = file.read(2 * tarfile.RECORDSIZE)
+    if len(rest) < 2 * _BLOCK_BYTES:
+        raise invalid("its end was cut off")
+    if any(rest) or file.read(1):
+        raise invalid("it holds more than its members")
+
+
+def _read_manifest(raw: bytes) -> Manifest:
+    try:
+        values = strict_json.loads(raw)
+    except Refused as refused:
+        raise invalid(f"{MANIFEST}: {refused.detail}") from None
+    if not isinstance(values, dict) or values.get("version") != VERSION:
+        raise invalid(f"{MANIFEST} is not of version {VERSION}")
+    manifest = Manifest(**_typed(values, Manifest))
+    if not 0 <= manifest.made_at_ms < 2**48:
+        raise invalid(f"{MANIFEST}: it was made at no time")
+    return manifest
+
+
+def _typed(values: Mapping[str, object], form: type) -> dict[str, Any]:
+    """The values for a dataclass: exactly its fields, each of its type."""
+    fields: Mapping[str, type] = form.__annotations__
+    if set(values) != set(fields):
+        raise invalid(f"{MANIFEST} does not have the fields that it is to have")
+    typed: dict[str, Any] = {}
+    for name, wanted in fields.items():
+        value = values[name]
+        if wanted is Member and isinstance(value, dict):
+            value = Member(**_typed(value, Member))
+        if type(value) is not wanted:
+            raise invalid(f"{MANIFEST}: {name} is not understood")
+        typed[name] = value
+    return typed

@@ -1,0 +1,87 @@
+"""A ledger that comes back against the chain as it is now: which coins were spent since, which have come.
+
+May import: core, settings, chain, store, agent.chainview. Never: writes; takes silence for an answer.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from payagent.agent.chainview import ChainView
+from payagent.chain.blockfrost import Blockfrost
+from payagent.chain.source import ChainUtxo, Found, Read, Unknown
+from payagent.core.ledger import add
+from payagent.core.money import LOVELACE
+from payagent.core.network import NETWORKS
+from payagent.core.problem import Refused
+from payagent.settings import Provider, Settings, read_secret_file
+from payagent.store import queries
+from payagent.store.writer import Connection
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Coins:
+    """How many, and what they hold per asset."""
+
+    count: int
+    units: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Differences:
+    """`gone`: the ledger has them to spend, and the chain does not. `unknown`: on the chain, not in the ledger."""
+
+    gone: Coins
+    unknown: Coins
+
+
+async def ask(settings: Settings, address: str, now_ms: int) -> tuple[ChainUtxo, ...] | str:
+    """The coins of an address by the first provider that sees the chain well, or why there is none.
+
+    Refused: `clock_skew`; by a clock that is wrong, nobody could tell when it is safe to sign again.
+    """
+    reasons = []
+    for provider in settings.chain.providers:
+        try:
+            return await _coins_by(provider, settings.network, address, now_ms)
+        except Refused as refused:
+            if refused.code == "clock_skew":
+                raise
+            reasons.append(f"{provider.base_url}: {refused.detail}")
+    return "; ".join(reasons)
+
+
+def compare(conn: Connection, listed: Iterable[ChainUtxo]) -> Differences:
+    """Coins that a payment under way has reserved are the daemon's matter: it looks for the payment."""
+    coins = {f"{utxo.tx_id}#{utxo.index}": utxo for utxo in listed}
+    ready = [row for row in queries.coins(conn) if row.state in ("free", "locked") and row.reserved_for is None]
+    gone = [row for row in ready if row.ref not in coins]
+    unknown = [utxo for ref, utxo in coins.items() if queries.coin(conn, ref) is None]
+    return Differences(_sum(gone), _sum(unknown))
+
+
+def _sum(coins: Sequence[queries.CoinRow] | Sequence[ChainUtxo]) -> Coins:
+    return Coins(len(coins), add({LOVELACE: coin.lovelace, **coin.assets} for coin in coins))
+
+
+async def _coins_by(provider: Provider, network: str, address: str, now_ms: int) -> tuple[ChainUtxo, ...]:
+    project_id = None if provider.project_id_file is None else read_secret_file(provider.project_id_file)
+    source = Blockfrost("provider", provider.base_url, project_id)
+    try:
+        view = ChainView(NETWORKS[network])
+        view.learn_genesis(_found("genesis", await source.genesis()))
+        view.learn_parameters(_found("parameters", await source.parameters()))
+        view.tip, view.problem = _found("newest block", await source.tip()), None
+        view.require_ready(now_ms)
+        return _found("coins", await source.utxos(address))
+    finally:
+        await source.aclose()
+
+
+def _found(what: str, read: Read[T]) -> T:
+    if isinstance(read, Found):
+        return read.value
+    reason = read.reason if isinstance(read, Unknown) else "not there"
+    raise Refused("chain_not_ready", f"its {what} could not be read: {reason}")

@@ -1,0 +1,135 @@
+"""Make a wallet of a backup again, in a data folder that has none.
+
+What was signed after the backup is unknown to its ledger. That it was put back, and when, is recorded in the
+ledger itself before it can be started on: the agent signs nothing until all of that has landed or run out.
+
+May import: core, settings, store, agent, api.tokens, init, the rest of backup. Never: starts anything.
+"""
+
+import json
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from payagent.agent.chainview import QUIET_MS
+from payagent.agent.ports import Ports
+from payagent.api.tokens import hash_token, new_token
+from payagent.audit.finding import Head
+from payagent.backup.archive import KEYSTORE, LEDGER, Manifest, invalid, unpack
+from payagent.backup.chain import Differences, ask, compare
+from payagent.backup.checking import Tell, checked
+from payagent.backup.places import put, sync, workshop, writing
+from payagent.chain.source import ChainUtxo
+from payagent.core.problem import Refused
+from payagent.core.times import iso_time
+from payagent.init import (
+    APP_NAME,
+    SCOPES,
+    TOKEN_FILE,
+    make_private_folder,
+    require_none,
+    undone_on_failure,
+    write_new,
+)
+from payagent.settings import Settings, read_secret_file
+from payagent.store import queries, records
+from payagent.store.copy import Contents
+from payagent.store.writer import Unit, Writer, open_read_only
+from payagent.wallet.keystore import Header
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """What is there now. `differences` is the reason where no provider could be asked; `app` has a new token."""
+
+    data_dir: Path
+    manifest: Manifest
+    restored_at_ms: int
+    differences: Differences | str
+    app: str | None
+
+    @property
+    def signs_at_ms(self) -> int:
+        return self.restored_at_ms + QUIET_MS
+
+
+async def restore(settings: Settings, source: Path, ports: Ports, tell: Tell = lambda _text: None) -> Restored:
+    """Put everything in place, or nothing. The ledger comes last: without it no daemon starts.
+
+    Refused: `backup_invalid`, `backup_not_written`, `clock_skew`, `config_invalid` for a backup of another wallet
+    than the config's, `file_exists`, `keystore_exists`.
+    """
+    data_dir = settings.data_dir
+    with undone_on_failure() as undo:
+        make_private_folder(data_dir, undo)
+        require_none(data_dir)
+        with writing(), workshop(data_dir / ".restoring") as folder:
+            tell("unpacking the backup")
+            manifest = unpack(source, folder)
+            header, held, head = checked(folder, tell)
+            _require_same(manifest, header, held, head, settings)
+            now_ms = ports.clock.now_ms()
+            tell("asking the chain")
+            listed = await ask(settings, header.address, now_ms)
+            differences = listed if isinstance(listed, str) else _differences(folder, listed)
+            restored_at_ms = ports.clock.now_ms()
+            app = None if _has_token(data_dir, folder) else f"{APP_NAME} {iso_time(restored_at_ms)}"
+            _record(folder, manifest, restored_at_ms, app, ports)
+            for name in (KEYSTORE, *([TOKEN_FILE] if app else []), LEDGER):
+                put(folder / name, data_dir / name)
+                undo.append((data_dir / name).unlink)
+            sync(data_dir)
+    return Restored(data_dir, manifest, restored_at_ms, differences, app)
+
+
+def _require_same(manifest: Manifest, header: Header, held: Contents, head: Head, settings: Settings) -> None:
+    """The manifest is of these members, and they are of the configured wallet."""
+    found = (header.network.name, header.address, str(head), held.payments, held.open_payments)
+    told = (manifest.network, manifest.address, manifest.head, manifest.payments, manifest.open_payments)
+    if found != told:
+        raise invalid("its manifest is of another ledger or keystore")
+    for key, of_backup, of_config in (
+        ("network", header.network.name, settings.network),
+        ("keystore.account", header.account, settings.keystore.account),
+    ):
+        if of_backup != of_config:
+            raise Refused("config_invalid", f"the backup's {key} is {of_backup}, the configuration's {of_config}")
+
+
+def _has_token(data_dir: Path, folder: Path) -> bool:
+    """Whether the operator's token lies in the data folder already, and is one that the ledger knows."""
+    path = data_dir / TOKEN_FILE
+    if not path.exists():
+        return False
+    with closing(open_read_only(folder / LEDGER)) as conn:
+        if queries.app_by_token_hash(conn, hash_token(read_secret_file(path))) is None:
+            raise Refused("file_exists", f"{path} is there already, and the backup does not know its token")
+    return True
+
+
+def _differences(folder: Path, listed: tuple[ChainUtxo, ...]) -> Differences:
+    with closing(open_read_only(folder / LEDGER)) as conn:
+        return compare(conn, listed)
+
+
+def _record(folder: Path, manifest: Manifest, restored_at_ms: int, app: str | None, ports: Ports) -> None:
+    """That it was put back; and, where the operator has no token any more, an app with a new one."""
+    token = new_token(ports.randomness)
+    fact = {
+        "restored_at_ms": restored_at_ms,
+        "made_at_ms": manifest.made_at_ms,
+        "head": manifest.head,
+    }
+
+    def job(unit: Unit) -> None:
+        records.put_meta(unit, f"restored:{restored_at_ms}", json.dumps(fact, separators=(",", ":")))
+        if app is not None:
+            records.add_app(unit, ports.new_id("app"), app, hash_token(token), SCOPES, restored_at_ms)
+
+    writer = Writer(folder / LEDGER)
+    try:
+        writer.submit("restore", job).result()
+    finally:
+        writer.close()
+    if app is not None:
+        write_new(folder / TOKEN_FILE, token + "\n", [])

@@ -1,0 +1,186 @@
+"""/v1/events over HTTP: what happens comes as it happens, to whom it concerns, and nothing is missed or hangs."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import pytest
+from agent_kit import World
+from api_kit import Api, served
+
+from payagent.api import events as events_room
+from payagent.store import queries, records
+from payagent.store.following import PAGE_ROWS
+
+PATIENCE_S = 20
+
+
+class Stream:
+    """A client's end of one stream."""
+
+    def __init__(self, answer: httpx.Response) -> None:
+        self.answer = answer
+        self._lines = answer.aiter_lines()
+
+    async def next(self) -> dict[str, Any]:
+        """The next event, as it stands in its lines; comments are passed over."""
+        found: dict[str, Any] = {}
+        async with asyncio.timeout(PATIENCE_S):
+            async for line in self._lines:
+                if not line and found:
+                    return found | {"data": json.loads(found["data"])}
+                name, _, value = line.partition(": ")
+                if name:
+                    found[name] = value
+        raise EOFError
+
+    async def until(self, event: str) -> list[dict[str, Any]]:
+        """Events up to the first of that name."""
+        found = [await self.next()]
+        while found[-1]["event"] != event:
+            found.append(await self.next())
+        return found
+
+    async def end(self) -> None:
+        """Return when the server has ended it."""
+        async with asyncio.timeout(PATIENCE_S):
+            async for _ in self._lines:
+                pass
+
+
+@asynccontextmanager
+async def following(api: Api, app: str = "first", **more: Any) -> AsyncIterator[Stream]:
+    async with api.as_(app).stream("GET", "/v1/events", **more) as answer:
+        assert answer.status_code == 200
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        stream = Stream(answer)
+        async for line in stream._lines:
+            assert line == ": from here on"
+            break
+        yield stream
+
+
+async def test_what_happens_to_a_payment_comes_in_order_with_its_numbers(api: Api) -> None:
+    async with following(api) as stream:
+        paid = await api.pay()
+        found = await stream.until("provider_accepted")
+        await api.run.settle_down()
+        found += await stream.until("confirm")
+    assert [event["event"] for event in found[:3]] == ["hold", "sign", "leave"]
+    assert [int(event["id"]) for event in found] == [event["data"]["seq"] for event in found]
+    assert [event["data"]["seq"] for event in found] == list(range(1, len(found) + 1))
+    assert {event["data"]["payment"] for event in found} == {paid["id"]}
+    last = found[-1]["data"]
+    assert (last["event"], last["state"], last["detail"]) == ("confirm", "confirmed", {"depth": 1})
+    history = (await api.http.get(f"/v1/payments/{paid['id']}")).json()["history"]
+    assert [event["data"]["at"] for event in found] == [happening["at"] for happening in history]
+
+
+async def test_who_comes_back_with_the_last_id_misses_nothing(api: Api) -> None:
+    async with following(api) as stream:
+        await api.pay("a")
+        seen = await stream.next()
+    await api.pay("b")
+    await api.run.agent.drain(10)
+    newest, _ = queries.last_event(api.run.agent.conn)
+    assert newest > 4
+    for asked in ({"headers": {"Last-Event-ID": seen["id"]}}, {"params": {"after": seen["id"]}}):
+        async with following(api, **asked) as stream:
+            found = [await stream.next() for _ in range(newest - int(seen["id"]))]
+        assert [int(event["id"]) for event in found] == list(range(int(seen["id"]) + 1, newest + 1))
+    both = {"headers": {"Last-Event-ID": str(newest - 1)}, "params": {"after": "0"}}
+    async with following(api, **both) as stream:
+        assert (await stream.next())["id"] == str(newest)
+
+
+async def test_an_app_that_only_pays_sees_its_own_payments_alone(api: Api) -> None:
+    theirs = await api.pay("theirs", app="other")
+    ours = await api.pay("ours", app="payer")
+    await api.run.agent.write(
+        "note", lambda unit: records.note(unit, None, "alert_raised", None, 1, {"kind": "x"})
+    )
+    last = await api.pay("ours, too", app="payer")
+    await api.run.agent.drain(10)
+    newest, _ = queries.last_event(api.run.agent.conn)
+    async with following(api, "payer", params={"after": 0}) as stream:
+        mine = [await stream.next()]
+        while int(mine[-1]["id"]) < newest:
+            mine.append(await stream.next())
+    assert {event["data"]["payment"] for event in mine} == {ours["id"], last["id"]}
+    for app in ("reader", "operator"):
+        async with following(api, app, params={"after": 0}) as stream:
+            every = [await stream.next() for _ in range(newest)]
+        assert {event["data"]["payment"] for event in every} == {theirs["id"], ours["id"], last["id"], None}
+        (own,) = (event["data"] for event in every if event["data"]["payment"] is None)
+        assert (own["event"], own["state"], own["detail"]) == ("alert_raised", None, {"kind": "x"})
+
+
+async def test_a_long_past_comes_in_pages_and_what_concerns_others_is_passed_over(api: Api) -> None:
+    def job(unit):  # type: ignore[no-untyped-def]
+        for number in range(2 * PAGE_ROWS):
+            records.note(unit, None, "heard", None, number)
+
+    await api.run.agent.write("many", job)
+    paid = await api.pay(app="payer")
+    async with following(api, "payer", params={"after": 0}) as stream:
+        assert (await stream.next())["data"]["payment"] == paid["id"]
+    async with following(api, params={"after": 0}) as stream:
+        found = [await stream.next() for _ in range(2 * PAGE_ROWS + 1)]
+    assert [int(event["id"]) for event in found] == list(range(1, 2 * PAGE_ROWS + 2))
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"headers": {"Last-Event-ID": "7"}},
+        {"headers": {"Last-Event-ID": "x"}},
+        {"headers": {"Last-Event-ID": ""}},
+        {"params": {"after": "7"}},
+        {"params": {"after": "-1"}},
+        {"params": {"since": "1"}},
+    ],
+)
+async def test_a_place_that_is_none_is_refused(api: Api, asked: dict[str, Any]) -> None:
+    answer = await api.http.get("/v1/events", **asked)
+    assert (answer.status_code, answer.json()["code"]) == (400, "bad_request")
+
+
+async def test_there_is_room_again_when_a_stream_has_gone(api: Api) -> None:
+    async with httpx.AsyncClient(base_url=api.url, headers=api.http.headers, trust_env=False, timeout=30) as http:
+        api.clients["first"] = http
+        open_ones = [following(api) for _ in range(events_room.STREAMS_MAX)]
+        for one in open_ones:
+            await one.__aenter__()
+        refused = await api.as_("reader").get("/v1/events")
+        assert (refused.status_code, refused.json()["code"]) == (429, "rate_limited")
+        await open_ones.pop().__aexit__(None, None, None)
+        async with asyncio.timeout(PATIENCE_S):
+            while not await _is_open(api):
+                pass
+        for one in open_ones:
+            await one.__aexit__(None, None, None)
+
+
+async def _is_open(api: Api) -> bool:
+    async with api.as_("reader").stream("GET", "/v1/events") as answer:
+        return answer.status_code == 200
+
+
+async def test_a_stop_ends_the_streams_at_once(world: World) -> None:
+    world.fund(100_000_000)
+    async with world.run() as run:
+        await run.look()
+        ended: list[asyncio.Task[None]] = []
+        async with served(run) as api:
+            http = httpx.AsyncClient(base_url=api.url, headers=api.http.headers, trust_env=False, timeout=30)
+            stream = http.stream("GET", "/v1/events")
+            answer = await stream.__aenter__()
+            ended.append(asyncio.create_task(Stream(answer).end()))
+            stopped_s = asyncio.get_running_loop().time()
+        assert asyncio.get_running_loop().time() - stopped_s < 3
+        await ended[0]
+        await stream.__aexit__(None, None, None)
+        await http.aclose()

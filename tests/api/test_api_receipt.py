@@ -1,0 +1,83 @@
+"""GET /v1/payments/{id}/receipt: what the ledger has of a payment, in a form that stands by itself."""
+
+import json
+from typing import Any
+
+from agent_kit import World, with_terms
+from api_kit import Api, served
+
+from payagent.audit.finding import Finding
+from payagent.audit.receipt import check_receipt
+from payagent.audit.receipt_form import read_receipt
+from payagent.core.policy import Limit
+
+
+async def receipt_of(api: Api, payment_id: object, app: str = "first") -> dict[str, Any]:
+    answer = await api.as_(app).get(f"/v1/payments/{payment_id}/receipt")
+    assert answer.status_code == 200, answer.text
+    return dict(answer.json())
+
+
+def judge(receipt: dict[str, Any]) -> list[Finding]:
+    return list(check_receipt(read_receipt(json.dumps(receipt).encode())))
+
+
+async def test_a_receipt_tells_the_whole_payment_from_the_402_to_what_the_retry_got(api: Api) -> None:
+    request = {"method": "POST", "path": "/chat?fast=1", "body_sha256": "ab" * 32}
+    body = api.body(request=request)
+    paid = (await api.http.post("/v1/payments", json=body)).json()
+    await api.run.agent.drain(10)
+    await api.run.settle_down()
+    too_soon = {"status": 402, "body": {"error": "x"}}
+    await api.http.post(f"/v1/payments/{paid['id']}/delivery", json=too_soon)
+    await api.http.post(f"/v1/payments/{paid['id']}/delivery", json={"status": 200})
+    receipt = await receipt_of(api, paid["id"])
+    assert judge(receipt) == []
+    assert json.loads(receipt["invoice"]["response"]) == body["response"]
+    assert receipt["payment"]["app"] == {"id": "app_first", "name": "first"}
+    assert receipt["intent"]["request"] == f"POST /chat?fast=1 {'ab' * 32}"
+    (attempt,) = receipt["attempts"]
+    assert (attempt["tx_hash"], attempt["headers"]) == (paid["tx_hash"], paid["headers"])
+    on_chain = api.world.http.get(f"{api.world.devnet.chain_url}/txs/{paid['tx_hash']}/cbor").json()["cbor"]
+    assert attempt["cbor"] == on_chain
+    assert receipt["sightings"][0]["block"] == receipt["payment"]["block"]
+    block = api.world.http.get(f"{api.world.devnet.chain_url}/txs/{paid['tx_hash']}").json()
+    assert receipt["payment"]["block"]["hash"] == block["block"]
+    (decision,) = receipt["decisions"]
+    assert {limit["limit"] for limit in decision["detail"]["limits"]} >= {"per_payment", "per_day"}
+    assert [answer["event"] for answer in receipt["answers"]] == [
+        *("merchant_answered", "merchant_answered", "delivery_accept"),
+    ]
+    assert receipt["ledger"]["head"] == (await api.http.get("/v1/ledger/verify")).json()["head"]
+
+
+async def test_each_form_in_which_a_402_is_forwarded_is_read_again(api: Api) -> None:
+    body = api.body()
+    text = json.dumps(body["response"].pop("body"), indent=1)  # type: ignore[attr-defined]
+    pairs = [[name, value] for name, value in body["response"]["headers"].items()]  # type: ignore[index]
+    body["response"] |= {"body": text, "headers": pairs}  # type: ignore[operator]
+    paid = (await api.http.post("/v1/payments", json=body)).json()
+    assert judge(await receipt_of(api, paid["id"])) == []
+
+
+async def test_a_receipt_is_for_those_who_may_see_the_payment(api: Api) -> None:
+    paid = await api.pay(app="payer")
+    for app in ("payer", "reader", "operator"):
+        assert (await receipt_of(api, paid["id"], app))["payment"]["id"] == paid["id"]
+    for app, payment_id in (("other", paid["id"]), ("payer", "pay_none")):
+        answer = await api.as_(app).get(f"/v1/payments/{payment_id}/receipt")
+        assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
+
+
+async def test_a_refused_payment_has_a_receipt_with_the_reason_and_no_bytes(world: World) -> None:
+    world.fund(100_000_000)
+    async with world.run(terms=with_terms(limits={"lovelace": Limit(1, 1)})) as run:
+        await run.look()
+        async with served(run) as api:
+            assert (await api.http.post("/v1/payments", json=api.body())).status_code == 403
+            (row,) = (await api.http.get("/v1/payments")).json()["payments"]
+            receipt = await receipt_of(api, row["id"])
+    assert judge(receipt) == []
+    assert (receipt["attempts"], receipt["holds"], receipt["entries"]) == ([], [], [])
+    assert receipt["payment"]["reason_code"] == "limit_exceeded"
+    assert receipt["decisions"][0]["event"] == "reject"

@@ -1,0 +1,110 @@
+"""What left the wallet, and a copy of the books, over HTTP."""
+
+import asyncio
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from agent_kit import World
+from api_kit import Api, served
+
+FUNDED_LOVELACE = 500_000_000
+
+
+async def confirm(api: Api) -> None:
+    await api.run.agent.drain(10)
+    await api.run.settle_down()
+
+
+async def spend(api: Api, **query: str) -> dict[str, list[dict[str, object]]]:
+    answer = await api.as_("reader").get("/v1/ledger/spend", params=query)
+    assert answer.status_code == 200, answer.text
+    return dict(answer.json())
+
+
+async def test_spend_is_told_by_what_was_asked_and_adds_up_to_the_chain(api: Api) -> None:
+    await api.pay("one")
+    await api.pay("two", app="payer")
+    await confirm(api)
+    split = await api.http.post("/v1/wallet/split", json={"count": 2, "lovelace": "5000000"})
+    assert split.status_code == 201
+    await confirm(api)
+    told = await spend(api, by="merchant,app")
+    left = FUNDED_LOVELACE - api.world.on_chain()["lovelace"]
+    (total,) = told["totals"]
+    assert (total["asset"], total["total"], total["sent"], total["payments"]) == ("lovelace", str(left), "0", 3)
+    assert [(row["merchant"], row["origin"], row["app"], row["payments"]) for row in told["spend"]] == [
+        (None, None, "first", 1),
+        ("t", api.world.origin, "first", 1),
+        ("t", api.world.origin, "payer", 1),
+    ]
+    for part in ("paid", "fees", "total"):
+        assert sum(int(str(row[part])) for row in told["spend"]) == int(str(total[part]))
+    by_day = await spend(api, by="day,merchant,asset,day", merchant="t", app="payer")
+    assert [set(row) for row in by_day["spend"]] == [
+        {"day", "merchant", "origin", "asset", "paid", "fees", "sent", "total", "payments"}
+    ]
+    assert (await spend(api, by="asset"))["spend"] == [total]
+    assert (await spend(api, app="other")) == {"spend": [], "totals": []}
+
+
+async def test_a_merchant_that_is_not_configured_any_more_goes_by_its_origin(world: World) -> None:
+    world.fund(100_000_000)
+    async with world.run() as run, served(run) as api:
+        await run.look()
+        await api.pay()
+        await confirm(api)
+        api.run.agent.terms.merchants.clear()  # type: ignore[attr-defined]
+        (row,) = (await spend(api))["spend"]
+        assert (row["merchant"], row["origin"]) == (world.origin, world.origin)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [{"by": "merchants"}, {"by": ""}, {"by": "merchant day"}, {"by": "merchant,"}, {"text": ""}, {"per": "x"}],
+)
+async def test_what_is_asked_wrongly_is_refused(api: Api, query: dict[str, str]) -> None:
+    answer = await api.http.get("/v1/ledger/spend", params=query)
+    assert (answer.status_code, answer.json()["code"]) == (400, "bad_request")
+
+
+async def test_the_same_text_selects_everywhere(api: Api) -> None:
+    paid = await api.pay("one")
+    await api.pay("two")
+    await confirm(api)
+    for text in (str(paid["id"])[4:].upper(), str(paid["invoice_id"]), str(paid["tx_hash"])[8:40]):
+        query = {"text": text}
+        entries = (await api.http.get("/v1/ledger/entries", params=query)).json()["entries"]
+        assert {entry["payment"] for entry in entries} == {paid["id"]}
+        balances = (await api.http.get("/v1/ledger/balance", params=query)).json()["balances"]
+        booked = [posting for entry in entries for posting in entry["postings"]]
+        assert sum(int(row["units"]) for row in balances if row["account"] == "fees") == sum(
+            int(row["units"]) for row in booked if row["account"] == "fees"
+        )
+        exported = (await api.http.get("/v1/ledger/export", params=query)).text
+        assert str(paid["id"]) in exported
+        assert exported.count("pay_") == len(booked)
+        assert (await spend(api, text=text))["totals"][0]["payments"] == 1
+    assert (await spend(api, text="%"))["totals"] == []
+
+
+async def test_a_copy_of_the_books_is_whole_and_leaves_nothing_behind(api: Api, tmp_path: Path) -> None:
+    await api.pay("one")
+    folder = api.world.folder
+    before = sorted(path.name for path in folder.iterdir())
+    answers = await asyncio.gather(*(api.as_("operator").get("/v1/ledger/snapshot") for _ in range(3)))
+    assert {answer.headers["content-type"] for answer in answers} == {"application/vnd.sqlite3"}
+    await api.pay("two")
+    assert sorted(path.name for path in folder.iterdir()) == before
+    copy = tmp_path / "copy.db"
+    copy.write_bytes(answers[0].content)
+    with closing(sqlite3.connect(copy)) as conn:
+        assert conn.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        assert conn.execute("PRAGMA journal_mode").fetchone() == ("delete",)
+        assert conn.execute("SELECT COUNT(*) FROM v_payments").fetchone() == (1,)
+
+
+async def test_a_copy_is_for_who_operates_the_wallet(api: Api) -> None:
+    for app in ("reader", "payer"):
+        assert (await api.as_(app).get("/v1/ledger/snapshot")).json()["code"] == "forbidden"

@@ -1,0 +1,131 @@
+"""Top-ups over HTTP: ordered once per key, planned for nothing, shown to who may see them."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import pytest
+from agent_kit import ADA, World
+from api_kit import Api, served
+
+from payagent.agent.terms import TopupRequest
+
+COST = 13 * ADA
+PATH = "/v1/prepaid/topups"
+
+
+@pytest.fixture
+async def api(world: World) -> AsyncIterator[Api]:
+    """A merchant that sells batches by a request of its own, and a funded wallet."""
+    world.fund(*[100 * ADA] * 5)
+    world.settings(batch=4)
+    request = TopupRequest("POST", "/payments/topup", "{}")
+    merchants = {origin: replace(one, topup_request=request) for origin, one in world.terms.merchants.items()}
+    world.terms = replace(world.terms, merchants=merchants)
+    async with world.run() as run:
+        await run.look()
+        async with served(run) as api:
+            yield api
+
+
+async def carry_out(api: Api) -> None:
+    for _ in range(12):
+        await api.run.topups.beat()
+        await api.run.agent.drain(10)
+        await api.run.settle_down()
+
+
+async def order(api: Api, key: str | None = "k", app: str = "operator", **body: object):  # type: ignore[no-untyped-def]
+    headers = {} if key is None else {"Idempotency-Key": key}
+    return await api.as_(app).post(PATH, json={"merchant": "t", "units": str(20 * ADA), **body}, headers=headers)
+
+
+async def test_an_order_is_durable_and_carried_out(api: Api) -> None:
+    made = await order(api)
+    assert made.status_code == 201, made.text
+    told = made.json()
+    assert (told["state"], told["cause"], told["bought"], told["payments"]) == ("open", "order", "0", [])
+    assert (told["merchant"], told["unit"], told["units"]) == ("t", "lovelace", str(20 * ADA))
+    again = await order(api)
+    assert (again.status_code, again.json()["id"]) == (200, told["id"])
+    other = await order(api, units=str(COST))
+    assert (other.status_code, other.json()["code"]) == (422, "idempotency_key_reused")
+    beside = await order(api, key=None)
+    assert (beside.status_code, beside.json()["code"], beside.json()["topup"]) == (
+        409,
+        "topup_under_way",
+        told["id"],
+    )
+    await carry_out(api)
+    done = (await api.as_("reader").get(f"{PATH}/{told['id']}", params={"wait": "5"})).json()
+    assert (done["state"], done["paid"], done["bought"]) == ("done", {"lovelace": str(2 * COST)}, str(2 * COST))
+    assert len(done["payments"]) == 2
+    assert "reason" not in done
+    listed = (await api.as_("reader").get(PATH)).json()["topups"]
+    assert listed == [done]
+    (holding,) = (await api.http.get("/v1/prepaid")).json()["prepaid"]
+    assert (holding["bought"], holding["used"]) == ("8", "0")
+
+
+async def test_who_waits_hears_of_a_payment(api: Api) -> None:
+    told = (await order(api)).json()
+    waiting = asyncio.create_task(api.as_("reader").get(f"{PATH}/{told['id']}", params={"wait": "20"}))
+    while not waiting.done():
+        await carry_out(api)
+    assert waiting.result().json()["payments"]
+
+
+async def test_a_plan_tells_the_price_and_pays_nothing(api: Api) -> None:
+    answer = await order(api, dry_run=True)
+    assert answer.status_code == 200
+    plan = answer.json()
+    assert (plan["count"], plan["price"], plan["total"], plan["calls"], plan["within_limits"]) == (
+        *(2, {"asset": "lovelace", "units": str(COST)}, str(2 * COST), "8", True),
+    )
+    assert int(plan["spend"]["lovelace"]) == 2 * COST + int(plan["fees"])
+    assert (await api.http.get(PATH)).json() == {"topups": [], "cursor": None}
+    assert (await api.http.get("/v1/payments")).json()["payments"] == []
+    above = (await order(api, dry_run=True, units=str(600 * ADA))).json()
+    assert (above["within_limits"], above["refusal"]["code"]) == (False, "not_enough_funds")
+
+
+async def test_an_ordinary_call_may_be_named(api: Api) -> None:
+    call = {"method": "POST", "path": "/chat", "body": '{"message": "for a batch"}'}
+    told = (await order(api, units=str(COST), request=call)).json()
+    assert told["request"] == {"method": "POST", "path": "/chat"}
+    await carry_out(api)
+    (holding,) = (await api.http.get("/v1/prepaid")).json()["prepaid"]
+    assert (holding["bought"], holding["used"], holding["left"]) == ("4", "1", "3")
+    assert holding["difference"] in (None, "0")
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        ({"merchant": "nobody"}, 403, "merchant_not_allowed"),
+        ({"merchant": 7}, 403, "merchant_not_allowed"),
+        ({"units": "0"}, 400, "bad_request"),
+        ({"units": 5}, 400, "bad_request"),
+        ({"asset": "HOSKY"}, 400, "bad_request"),
+        ({"asset": "5c" * 28}, 403, "asset_not_allowed"),
+        ({"dry_run": "yes"}, 400, "bad_request"),
+        ({"amount": "5"}, 400, "bad_request"),
+        ({"request": {"path": "/chat"}}, 400, "bad_request"),
+        ({"request": {"method": "post", "path": "/chat"}}, 400, "bad_request"),
+        ({"request": {"method": "POST", "path": "chat"}}, 400, "bad_request"),
+        ({"request": {"method": "POST", "path": "/chat", "body": {}}}, 400, "bad_request"),
+    ],
+)
+async def test_what_is_ordered_wrongly_is_refused(
+    api: Api, body: dict[str, object], status: int, code: str
+) -> None:
+    answer = await order(api, **body)
+    assert (answer.status_code, answer.json()["code"]) == (status, code)
+    assert (await api.http.get(PATH)).json()["topups"] == []
+
+
+async def test_it_is_for_who_operates_the_wallet(api: Api) -> None:
+    for app in ("payer", "reader"):
+        assert (await order(api, app=app)).json()["code"] == "forbidden"
+    assert (await api.as_("payer").get(PATH)).json()["code"] == "forbidden"
+    assert (await api.as_("operator").get(f"{PATH}/top_none")).json()["code"] == "not_found"

@@ -1,0 +1,20 @@
+"""A world whose devnet goes by the clock that a test puts off."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from agent_kit import Clock, World
+from backup.backup_kit import with_keystore
+
+from payagent.devnet.server import DevnetThread
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    clock = Clock()
+    with DevnetThread(now_ms=clock.now_ms) as devnet:
+        world = World(devnet, tmp_path)
+        world.clock = clock
+        with world.http:
+            yield with_keystore(world)

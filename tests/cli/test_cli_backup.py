@@ -1,0 +1,129 @@
+"""`payagent backup` and `payagent restore` as an operator has them, with the daemon on what was restored."""
+
+import json
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from cli.test_cli_readme import blocks
+from cli_kit import PASSPHRASE, Shop, checks, clean_environ, invoke, spawn, until
+
+BIN = Path(sys.executable).parent
+
+
+@dataclass
+class Again:
+    """The config of the folder that a backup is put back in, and what its restore said."""
+
+    config: Path
+    data_dir: Path
+    backup: Path
+    said: dict[str, object]
+
+
+@pytest.fixture(scope="module")
+def again(shop: Shop, tmp_path_factory: pytest.TempPathFactory) -> Again:
+    """A backup beside the running daemon, a payment after it, and the wallet made of it in another folder."""
+    assert shop.payagent("pay", shop.saved("known"), "--merchant", "t").code == 0
+    folder = tmp_path_factory.mktemp("again")
+    made = shop.payagent("backup", folder / "wallet.tar")
+    assert (made.code, made.json["payments"]) == (0, 1), made.err
+    assert "Not in it: the keystore's passphrase" in made.err
+    assert shop.payagent("pay", shop.saved("lost"), "--merchant", "t").code == 0
+    until(lambda: shop.payments()[0]["state"] == "confirmed", "it is not confirmed")
+    data_dir = shop.folder / "again"
+    config = shop.config_of(data_dir)
+    config.write_text(
+        config.read_text().replace(f'socket = "{shop.folder}/s"', f'socket = "{shop.folder}/again.s"')
+    )
+    put_back = invoke("restore", folder / "wallet.tar", "--config", config)
+    assert put_back.code == 0, put_back.err
+    return Again(config, data_dir, folder / "wallet.tar", put_back.json)
+
+
+@pytest.fixture(scope="module")
+def daemon(again: Again) -> Iterator["subprocess.Popen[str]"]:
+    """The daemon on what was restored; it sees the chain, and is not ready."""
+    process = spawn("serve", "--config", again.config, stderr=subprocess.DEVNULL)
+    try:
+        until(
+            lambda: "put back" in checks(again.config)["daemon"]["detail"], "it does not say that it was put back"
+        )
+        yield process
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def test_a_backup_is_private_and_holds_its_three_members(again: Again) -> None:
+    assert stat.S_IMODE(again.backup.stat().st_mode) == 0o600
+    listed = subprocess.run(["tar", "tf", again.backup], capture_output=True, text=True, check=True).stdout
+    assert listed.split() == ["manifest.json", "keystore.json", "ledger.db"]
+    assert PASSPHRASE.encode() not in again.backup.read_bytes()
+
+
+def test_a_restore_says_what_the_books_do_not_know(again: Again) -> None:
+    chain = again.said["chain"]
+    assert isinstance(chain, dict)
+    assert (chain["checked"], chain["gone"]["coins"], chain["unknown"]["coins"]) == (True, 1, 1)
+
+
+def test_it_says_so_in_words_for_people(shop: Shop, again: Again, tmp_path: Path) -> None:
+    config = shop.config_of(shop.folder / "people")
+    told = invoke("restore", again.backup, "--config", config, "--human").out
+    shutil.rmtree(shop.folder / "people")
+    assert re.search(r"1 coins of the ledger are not on the chain any more: \d+\.\d+ ADA", told)
+    assert re.search(r"1 coins on the chain are not in the ledger: \d+\.\d+ ADA", told)
+    assert "Nothing is signed before " in told
+
+
+def test_the_head_of_a_backup_is_one_that_the_living_ledger_still_has(shop: Shop, again: Again) -> None:
+    assert shop.payagent("ledger", "verify", "--head", str(again.said["head"])).code == 0
+
+
+def test_the_daemon_takes_no_order_for_a_while_and_says_until_when(
+    shop: Shop, again: Again, daemon: "subprocess.Popen[str]"
+) -> None:
+    refused = invoke("pay", shop.saved("new"), "--merchant", "t", "--config", again.config)
+    assert (refused.code, refused.out, refused.error["code"]) == (4, "", "restored_recently")
+    assert refused.error["retryable"] is True
+    assert str(again.said["signs_at"]) in refused.error["detail"]
+
+
+def test_its_new_token_works_and_the_old_one_too(
+    shop: Shop, again: Again, daemon: "subprocess.Popen[str]"
+) -> None:
+    assert (again.data_dir / "operator.token").read_text() != (shop.data_dir / "operator.token").read_text()
+    for more in ((), ("--token-file", shop.data_dir / "operator.token")):
+        shown = invoke("payments", "--config", again.config, *more)
+        assert [row["state"] for row in shown.json["payments"]] == ["confirmed"], shown.err
+
+
+def test_the_books_of_what_was_restored_are_whole(again: Again, daemon: "subprocess.Popen[str]") -> None:
+    verified = invoke("ledger", "verify", "--head", str(again.said["head"]), "--config", again.config)
+    assert verified.code == 0, verified.out
+
+
+def test_nothing_is_overwritten(shop: Shop, again: Again) -> None:
+    refused = shop.payagent("backup", again.backup)
+    assert (refused.code, refused.error["code"]) == (2, "file_exists")
+    refused = invoke("restore", again.backup, "--config", again.config)
+    assert (refused.code, refused.error["code"]) == (2, "keystore_exists")
+
+
+def test_the_commands_of_the_operators_page_work(shop: Shop, tmp_path: Path) -> None:
+    (take, put_back) = blocks("Backups", "docs/operators.md")
+    script = "set -e\n" + take + put_back.replace("~/payagent/config.toml", str(shop.config_of(tmp_path / "data")))
+    environ = clean_environ() | {"PATH": f"{BIN}:{os.environ['PATH']}", "PAYAGENT_CONFIG": str(shop.config)}
+    run = subprocess.run(
+        ["bash", "-c", script], capture_output=True, text=True, timeout=60, check=False, env=environ, cwd=tmp_path
+    )
+    assert run.returncode == 0, run.stderr
+    assert json.loads(run.stdout.splitlines()[-1])["data_dir"] == str(tmp_path / "data")

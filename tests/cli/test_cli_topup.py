@@ -1,0 +1,90 @@
+"""`prepaid topup` as an operator uses it: planned, ordered, repeated, refused."""
+
+from collections.abc import Iterator
+
+import pytest
+from cli_kit import Shop, running, until
+
+CONFIG = """
+[merchants.t.topup]
+path = "/payments/topup"
+body = "{}"
+per_day = "60 ADA"
+"""
+COST = 13_000_000
+
+
+@pytest.fixture(scope="module")
+def shop(closed_shop: Shop) -> Iterator[Shop]:
+    """A merchant that sells batches by a request of its own, a wallet of 300 ADA, and its daemon."""
+    for _ in range(3):
+        closed_shop.control("faucet", address=closed_shop.made["address"], lovelace="100000000")
+    closed_shop.settings(batch=10)
+    with closed_shop.config.open("a") as config:
+        config.write(CONFIG)
+    with running(closed_shop):
+        until(lambda: len(closed_shop.payagent("wallet", "utxos").json["utxos"]) == 3, "no deposit")
+        yield closed_shop
+
+
+def left(shop: Shop) -> str:
+    (holding,) = shop.payagent("prepaid").json["prepaid"]
+    return str(holding["left"])
+
+
+def test_a_dry_run_shows_the_price_and_pays_nothing(shop: Shop) -> None:
+    planned = shop.payagent("prepaid", "topup", "t", "--amount", "20 ADA", "--dry-run")
+    assert planned.code == 10, planned.err
+    assert (planned.json["count"], planned.json["total"], planned.json["calls"]) == (2, str(2 * COST), "20")
+    shown = shop.payagent("prepaid", "topup", "t", "--amount", "20 ADA", "--dry-run", "--human")
+    assert "2 of 13 ADA" in shown.out
+    assert "26 ADA" in shown.out
+    above = shop.payagent("prepaid", "topup", "t", "--amount", "65 ADA", "--dry-run")
+    assert (above.code, above.error["code"], above.json["within_limits"]) == (6, "limit_exceeded", False)
+    assert "topup_per_day" in above.error["detail"]
+    assert shop.payments() == []
+
+
+def test_an_order_waits_until_it_is_done_and_is_one_order(shop: Shop) -> None:
+    order = ("prepaid", "topup", "t", "--amount", "20 ADA", "--key", "march")
+    done = shop.payagent(*order)
+    assert done.code == 0, done.err
+    assert (done.json["state"], done.json["paid"]) == ("done", {"lovelace": str(2 * COST)})
+    assert left(shop) == "20"
+    again = shop.payagent(*order)
+    assert (again.code, again.json) == (0, done.json)
+    assert len(shop.payments()) == 2
+    other = shop.payagent("prepaid", "topup", "t", "--amount", "30 ADA", "--key", "march")
+    assert (other.code, other.error["code"]) == (6, "idempotency_key_reused")
+    assert done.json["id"] in shop.payagent("prepaid", "topups", "--human").out
+
+
+def test_without_waiting_it_is_pending_and_what_stops_it_is_told(shop: Shop) -> None:
+    begun = shop.payagent("prepaid", "topup", "t", "--amount", "60 ADA", "--no-wait")
+    assert (begun.code, begun.json["state"]) == (8, "open")
+    until(lambda: shop.payagent("prepaid", "topups").json["topups"][0]["state"] != "open", "it does not end")
+    stopped = shop.payagent("prepaid", "topups").json["topups"][0]
+    assert (stopped["id"], stopped["state"], stopped["reason"]["code"]) == (
+        *(begun.json["id"], "stopped", "limit_exceeded"),
+    )
+    refused = shop.payagent("prepaid", "topup", "t", "--amount", "60 ADA")
+    assert (refused.code, refused.error["code"]) == (6, "limit_exceeded")
+
+
+def test_an_ordinary_call_that_is_served_from_what_is_left_ends_it(shop: Shop) -> None:
+    data = shop.folder / "call.json"
+    data.write_text('{"message": "hello"}')
+    ended = shop.payagent("prepaid", "topup", "t", "--amount", "13 ADA", "--path", "/chat", "--data", data)
+    assert (ended.code, ended.json["state"], ended.json["reason"]["code"]) == (0, "done", "merchant_sells_none")
+    assert ended.json["payments"] == []
+
+
+def test_slips_are_told_before_anything_is_ordered(shop: Shop) -> None:
+    before = shop.payagent("prepaid", "topups").json
+    for arguments, code in (
+        (("t", "--amount", "5"), "units_not_understood"),
+        (("nobody", "--amount", "5 ADA"), "merchant_not_allowed"),
+    ):
+        assert shop.payagent("prepaid", "topup", *arguments).error["code"] == code
+    assert shop.payagent("prepaid", "topup", "t", "--amount", "5 ADA", "--data", "-").code == 2
+    assert shop.payagent("prepaid", "topups").json == before
