@@ -29,8 +29,7 @@ log = structlog.get_logger("payagent.sweeps")
 
 @dataclass(frozen=True, slots=True)
 class Beats:
-    """Seconds between two looks at the chain, two at the merchants, two at what runs low, and two at what is prepaid
-    and its top-ups."""
+    """Seconds between two looks: at the chain, at merchants, at what runs low, at what is prepaid."""
 
     watch_s: float
     merchants_s: float

@@ -139,6 +139,7 @@ class Topups:
         merchant = agent.terms.merchant(wish.origin)
         request, is_call = _request_of(merchant, wish)
         heard = await self._hear(merchant, request, {}, merchant.timeout_s)
+        _require_offer(heard)
         if 200 <= heard.status < 300:
             if is_call:
                 await agent.record_call(self._served(app_id, merchant, request))
@@ -217,10 +218,11 @@ class Topups:
         merchant = agent.terms.merchant(pool.origin)
         agent.chain.require_ready(now_ms)
         under_way = pools.batch_under_way(agent.conn, pool.id, now_ms)
-        if under_way is not None and queries.payment(agent.conn, under_way).topup != order.id:  # type: ignore[union-attr]
+        if under_way is not None and agent.payment(under_way).topup != order.id:
             raise Refused("batch_under_way", "a call buys a batch for the same balance")
         request = _load(order.request)
         heard = await self._hear(merchant, request, {}, merchant.timeout_s)
+        _require_offer(heard)
         if 200 <= heard.status < 300:
             await self._end(order, _sells_none(), self._served(order.app_id, merchant, request))
             return
@@ -241,9 +243,7 @@ class Topups:
         proof = retry_headers(row, merchant, agent.terms.own.text)
         if poll is not None:
             request, proof = request.asking(poll), {}
-        heard = await self._hear(
-            merchant, request, proof, max(merchant.timeout_s, PROOF_PATIENCE_S), any_status=True
-        )
+        heard = await self._hear(merchant, request, proof, max(merchant.timeout_s, PROOF_PATIENCE_S))
         row, advice = await agent.take_answer(row.id, parse_answer(heard.status, heard.headers, heard.body or b""))
         said = advice.answer.said
         if said is Said.SERVED:
@@ -368,7 +368,7 @@ class Topups:
         if (other := topups.open_of(unit.conn, pool.id)) is not None:
             raise Refused("topup_under_way", f"{other.id} is not done yet", topup=other.id)
         request, is_call = _request_of(merchant, wish)
-        topups.add(
+        return topups.add(
             unit,
             topup_id=topup_id,
             pool=pool.id,
@@ -381,34 +381,22 @@ class Topups:
             is_call=is_call,
             now_ms=now_ms,
         )
-        row = topups.find(unit.conn, topup_id)
-        assert row is not None  # noqa: S101  it was just added
-        return row
 
     async def _hear(
-        self,
-        merchant: MerchantTerms,
-        request: TopupRequest,
-        proof: dict[str, str],
-        timeout_s: int,
-        *,
-        any_status: bool = False,
+        self, merchant: MerchantTerms, request: TopupRequest, proof: dict[str, str], timeout_s: int
     ) -> Heard:
-        """Make the request. Without a proof only an answer that sells or serves comes back, others are raised."""
+        """Make the request, and say whose balance it is for."""
         own = self._agent.terms.own.text
         headers = {"X-Wallet-Address": own} | merchant.buyer_headers(own) | proof
         if request.body:
             headers["Content-Type"] = "application/json"
-        heard = await self._merchants.call(
+        return await self._merchants.call(
             merchant.origin + request.path,
             request.method,
             body=request.body.encode(),
             headers=headers,
             timeout_s=timeout_s,
         )
-        if not any_status:
-            _require_offer(heard)
-        return heard
 
     def _ask(self, app_id: str, merchant: MerchantTerms, request: TopupRequest, heard: Heard, part: Part) -> Ask:
         if heard.body is None:

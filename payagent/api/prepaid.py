@@ -15,6 +15,7 @@ from payagent.core.prepaid import CALLS
 from payagent.core.times import iso_time
 from payagent.store import prepaid
 from payagent.store.prepaid import Holding, Observation
+from payagent.store.writer import Connection
 
 Viewer = Annotated[Caller, Depends(need(READ, OPERATE))]
 Json = dict[str, object]
@@ -25,12 +26,14 @@ router = APIRouter(tags=["prepaid"])
 @router.get("/v1/prepaid", summary="What is bought, used and left at each merchant", responses=gives(Prepaid, 200))
 async def holdings(caller: Viewer) -> JsonResponse:
     """In calls, or in units of an asset. `difference` is what the merchant says is left less what we count."""
-    conn = caller.agent.conn
-    rows = [
-        _holding_view(one, prepaid.last_observation(conn, one.pool.id), caller.agent.terms)
-        for one in prepaid.holdings(conn)
+    return JsonResponse({"prepaid": holdings_view(caller.agent.conn, caller.agent.terms)})
+
+
+def holdings_view(conn: Connection, terms: Terms) -> list[Json]:
+    """Every balance, as we count it and as its merchant says."""
+    return [
+        _holding_view(one, prepaid.last_observation(conn, one.pool.id), terms) for one in prepaid.holdings(conn)
     ]
-    return JsonResponse({"prepaid": rows})
 
 
 def _holding_view(one: Holding, told: Observation | None, terms: Terms) -> Json:

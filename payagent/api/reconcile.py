@@ -20,6 +20,7 @@ from payagent.agent.agent import Agent
 from payagent.agent.chainview import SKEW_MAX_S
 from payagent.api.calls import Parameters
 from payagent.api.ledger import FINDINGS_MAX, Auditor
+from payagent.api.prepaid import holdings_view
 from payagent.api.schemas import Reconciliation, gives
 from payagent.audit.reconcile import Difference, Doubt, InFlight, Standing, Told, reconcile, unlisted
 from payagent.chain.history import History, read_history
@@ -120,7 +121,8 @@ async def _reconciled(agent: Agent, bounds: _Bounds) -> AsyncIterator[str]:
     yield '{"findings":['
     async for told in _breathing(_compared(agent, bounds, answer)):
         yield "\n" if told is None else answer.take(told)
-    yield "]," + json.dumps(answer.end(bounds.since_slot))[1:]
+    prepaid = {"prepaid": holdings_view(agent.conn, agent.terms)}
+    yield "]," + json.dumps(answer.end(bounds.since_slot) | prepaid)[1:]
 
 
 async def _compared(agent: Agent, bounds: _Bounds, answer: _Answer) -> AsyncIterator[Told]:

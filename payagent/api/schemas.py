@@ -421,8 +421,54 @@ class TipTold(BaseModel):
     hash: Hex
 
 
+class PrepaidCost(BaseModel):
+    """What was paid for a balance in one asset, and how much of that is used up."""
+
+    asset: str
+    bought: Units
+    used: Units
+    left: Units
+
+
+class MerchantSays(BaseModel):
+    """A merchant's own word on a balance, as it was last heard."""
+
+    remaining: Units | None
+    total: Units | None
+    used: Units | None
+    unit: str | None
+    expires_at: str | None
+    understood: bool
+    why_not: str | None
+    source: Literal["balance", "credits"]
+    status: int
+    body: str
+    at: str
+
+
+class PrepaidHolding(BaseModel):
+    """One balance, in `unit`: calls, or an asset. `coming`: what payments that are not confirmed yet will add."""
+
+    merchant: str | None
+    origin: str
+    partner: str | None
+    wallet: str
+    unit: str
+    bought: Units
+    used: Units
+    left: Units
+    coming: Units
+    unexplained: Units
+    costs: list[PrepaidCost]
+    merchant_says: MerchantSays | None
+    difference: str | None
+
+
 class Reconciliation(BaseModel):
-    """Of each list, the first thousand. It is clean when nothing was found and nothing was left untold."""
+    """Of each list, the first thousand. It is clean when nothing was found and nothing was left untold.
+
+    `prepaid` is what merchants say beside what we count: their word is no finding.
+    """
 
     findings: list[DifferenceTold]
     clean: bool
@@ -435,6 +481,7 @@ class Reconciliation(BaseModel):
     since_slot: int
     provider: str | None
     tip: TipTold | None
+    prepaid: list[PrepaidHolding]
 
 
 class AssetLimit(BaseModel):
@@ -486,49 +533,6 @@ _REFERRED: tuple[type[BaseModel], ...] = (
     ProblemAnswer,
 )
 _REF = "#/components/schemas/{model}"
-
-
-class PrepaidCost(BaseModel):
-    """What was paid for a balance in one asset, and how much of that is used up."""
-
-    asset: str
-    bought: Units
-    used: Units
-    left: Units
-
-
-class MerchantSays(BaseModel):
-    """A merchant's own word on a balance, as it was last heard."""
-
-    remaining: Units | None
-    total: Units | None
-    used: Units | None
-    unit: str | None
-    expires_at: str | None
-    understood: bool
-    why_not: str | None
-    source: Literal["balance", "credits"]
-    status: int
-    body: str
-    at: str
-
-
-class PrepaidHolding(BaseModel):
-    """One balance, in `unit`: calls, or an asset. `coming`: what payments that are not confirmed yet will add."""
-
-    merchant: str | None
-    origin: str
-    partner: str | None
-    wallet: str
-    unit: str
-    bought: Units
-    used: Units
-    left: Units
-    coming: Units
-    unexplained: Units
-    costs: list[PrepaidCost]
-    merchant_says: MerchantSays | None
-    difference: str | None
 
 
 class Prepaid(BaseModel):

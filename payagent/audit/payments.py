@@ -8,8 +8,8 @@ May import: core, store's rows, audit. Never: I/O; changes how it judges by what
 
 import json
 from collections.abc import Generator, Iterator, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 from payagent.audit.finding import Finding
 from payagent.audit.signed import Owner, Reading, foreign_value, misread, read
@@ -41,8 +41,7 @@ _IN_BLOCK = ON_CHAIN | {State.VOID}
 _WITHOUT_COINS = NEVER_SIGNED | {State.RECEIVED, State.AWAITING_APPROVAL, State.SETTLED}
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(NamedTuple):
     """One move of the payment: from which state, what its event tells, and which transaction counts afterwards."""
 
     event: Event

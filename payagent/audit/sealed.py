@@ -16,6 +16,7 @@ from payagent.store.writer import Connection
 TOLD_EVERY = 5_000
 _AHEAD = 100
 _MARK = 4
+_read = json.JSONDecoder().raw_decode
 
 Row = tuple[int, bytes]
 Span = tuple[str, int, int]
@@ -100,7 +101,10 @@ def _spans(what: str, marks_size: int) -> list[Span] | None:
     """Which rows a seal is of, as many as it has marks; None when it does not say so in its own form."""
     spans = []
     try:
-        for table, (first, last) in json.loads(what).items():
+        told, end = _read(what)
+        if end != len(what):
+            return None
+        for table, (first, last) in told.items():
             if table not in SEALED or type(first) is not int or type(last) is not int or not 0 < first <= last:
                 return None
             spans.append((table, first, last))

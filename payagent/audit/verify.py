@@ -32,7 +32,6 @@ def verify(conn: Connection, owner: Owner, noted: Head | None = None) -> Iterato
     yield from _guards(conn)
     with shared_out(conn, owner) as payments:
         yield from check_seals(conn, noted)
-        yield from _references(conn)
         yield from _events(conn)
         yield from _entries(conn)
         yield from _balances(conn)
@@ -44,13 +43,6 @@ def verify(conn: Connection, owner: Owner, noted: Head | None = None) -> Iterato
 def _guards(conn: Connection) -> Iterator[Finding]:
     for name in missing_guards(conn):
         yield Finding("sqlite_master", name, "the trigger that guards a table is not there as it was made")
-
-
-def _references(conn: Connection) -> Iterator[Told]:
-    for place, table in enumerate(books.TABLES, 1):
-        for number, parent in books.broken_references(conn, table):
-            yield Finding(table, str(number), f"it refers to a row that {parent} lacks")
-        yield Progress("tables", place)
 
 
 def _events(conn: Connection) -> Iterator[Told]:

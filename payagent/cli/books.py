@@ -271,9 +271,22 @@ def _show_reconciled(terminal: Terminal, answer: dict[str, Any]) -> None:
     ]
     if rows:
         terminal.table(("asset", *columns), rows, right=columns)
+    for pool in answer["prepaid"]:
+        terminal.line(_prepaid_line(pool))
     checked = ", ".join(f"{count} {what}" for what, count in answer["checked"].items()) or "nothing was compared"
     found = f"{answer['found']} findings" if answer["found"] else "nothing found"
     terminal.line(f"{'clean' if answer['clean'] else found}: {checked}")
+
+
+def _prepaid_line(pool: dict[str, Any]) -> str:
+    """A prepaid balance against its merchant's word."""
+    name, told = pool["merchant"] or pool["origin"], pool["merchant_says"]
+    ours = f"prepaid at {name}: {pool['left']} {pool['unit']} are left"
+    if pool["difference"] is None:
+        why = "has said nothing" if told is None else "says something that cannot be compared"
+        return f"{ours}, the merchant {why}"
+    same = "the same" if pool["difference"] == "0" else told["remaining"]
+    return f"{ours}, the merchant says {same}"
 
 
 @ledger.command(

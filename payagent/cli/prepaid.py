@@ -199,9 +199,9 @@ def _until_ended(terminal: Terminal, link: "Link", order: dict[str, Any]) -> dic
 
 def _outcome(terminal: Terminal, order: dict[str, Any]) -> int:
     """How it stands, and why it ended before it was done."""
+    paid = ", ".join(_amount(asset, units) for asset, units in order["paid"].items()) or "nothing"
 
     def human() -> None:
-        paid = ", ".join(_amount(asset, units) for asset, units in order["paid"].items()) or "nothing"
         terminal.pairs(
             [
                 *(("top-up", order["id"]), ("state", order["state"]), ("paid", paid)),
@@ -216,6 +216,6 @@ def _outcome(terminal: Terminal, order: dict[str, Any]) -> int:
         if reason := order.get("reason"):
             terminal.say(f"It ended early: {reason['detail']} ({reason['code']}).")
         return 0
-    problem = as_shown(order["reason"])
+    problem = as_shown(order["reason"]) | {"money": f"It paid {paid}; nothing more is paid for it."}
     terminal.complain(problem)
     return int(str(problem["exit_code"]))

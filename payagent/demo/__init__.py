@@ -137,9 +137,7 @@ def _use_up_a_batch(on: Stage, say: Say) -> None:
             say(f"   One 402 sells {BATCH} calls. The proxy pays it, and the client sees only its answer.")
     _require_prepaid(on, bought=BATCH, used=BATCH)
     verify.transactions(on, before=before, count=1)
-    say(
-        f"   {BATCH} calls are served for one transaction. Bought {BATCH}, used {BATCH}, left 0; the merchant agrees."
-    )
+    say(f"   {BATCH} calls, one transaction. Bought {BATCH}, used {BATCH}, left 0; the merchant says so too.")
 
 
 def _top_up(on: Stage, say: Say) -> None:

@@ -120,12 +120,11 @@ class Devnet:
                 shops[_origin(listening)], app = _open_shop(node, now_ms)
                 apps.append((app, listening))
             devnet = cls(node, shops, _origin(chain_socket))
-            async with _serving(apps):
-                async with contextlib.AsyncExitStack() as alive:
-                    if block_time_s:
-                        await alive.enter_async_context(_background(_produce_blocks(node, block_time_s)))
-                    alive.callback(stopping.set)
-                    yield devnet
+            await running.enter_async_context(_serving(apps))
+            if block_time_s:
+                await running.enter_async_context(_background(_produce_blocks(node, block_time_s)))
+            running.callback(stopping.set)
+            yield devnet
 
 
 def _open_shop(node: Node, now_ms: Callable[[], int]) -> tuple[Merchant, ASGIApp]:

@@ -11,16 +11,12 @@ from functools import lru_cache
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from payagent.core.money import LOVELACE
 from payagent.store import queries
 from payagent.store.queries import AttemptKind, EntryRow, OutputRow
-from payagent.store.schema import KEPT
 from payagent.store.seals import row_text
-
-TABLES = tuple(sorted(KEPT))
-"""The tables of record: what is in them stays."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +34,9 @@ class SignedRow:
     signed_at_ms: int
 
 
-@dataclass(frozen=True, slots=True)
-class EventRow:
+class EventRow(NamedTuple):
+    """An event; of all rows there are most of them, and a tuple is made fastest."""
+
     seq: int
     event: str
     state: str | None
@@ -232,7 +229,7 @@ def cases(conn: sqlite3.Connection, first: int, last: int) -> Iterator[Case]:
     tables = {table: _Belongings(conn, table, first, last) for table in _OF_PAYMENTS}
     for row in conn.execute(_CASES, (first, last)):
         theirs = {table: rows.of(row[0]) for table, rows in tables.items()}
-        events = tuple(EventRow(*event[1:]) for event in theirs["events"])
+        events = tuple(EventRow._make(event[1:]) for event in theirs["events"])
         yield Case(
             id=row[1],
             kind=row[2],
@@ -346,11 +343,6 @@ def event_texts(conn: sqlite3.Connection) -> Iterator[tuple[int, str, str, bytes
         "SELECT seq, prev_hash, hash, CAST(json_array(prev_hash, seq, payment_id, event, state, detail, at_ms) AS "
         "BLOB) FROM events ORDER BY seq"
     )
-
-
-def broken_references(conn: sqlite3.Connection, table: str) -> Iterator[tuple[int | None, str]]:
-    """(row number, the table that lacks the row that it refers to)."""
-    return ((number, parent) for _, number, parent, _ in conn.execute(f"PRAGMA foreign_key_check({table})"))
 
 
 def unposted(conn: sqlite3.Connection) -> Iterator[int]:

@@ -415,7 +415,8 @@ def _coin(row: tuple[str, str, int, int, str, str, str, str | None]) -> CoinRow:
 
 def coins(conn: sqlite3.Connection) -> list[CoinRow]:
     """Every coin that is not spent, as we know them."""
-    return [_coin(row) for row in conn.execute(f"{_COIN} WHERE c.state <> 'spent' ORDER BY c.ref")]
+    rows = conn.execute(f"{_COIN} WHERE c.state IN ('pending', 'free', 'locked', 'missing') ORDER BY c.ref")
+    return [_coin(row) for row in rows]
 
 
 def free_coins(conn: sqlite3.Connection) -> list[CoinRow]:

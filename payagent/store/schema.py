@@ -124,7 +124,7 @@ CREATE TABLE holds (
   released_at_ms INTEGER,
   PRIMARY KEY (payment_id, asset)
 ) STRICT;
-CREATE INDEX holds_counted ON holds(asset, at_ms, units) WHERE released_at_ms IS NULL;
+CREATE INDEX holds_counted ON holds(at_ms, asset, units) WHERE released_at_ms IS NULL;
 
 -- Signed bytes, before they leave. `inputs` is a list of refs between spaces; the anchor is among them. A cancel
 -- pays nobody but the wallet itself.
@@ -232,6 +232,7 @@ CREATE TABLE events (
   hash TEXT NOT NULL CHECK (length(hash) = 64)
 ) STRICT;
 CREATE INDEX events_by_payment ON events(payment_id);
+CREATE INDEX events_of_the_wallet ON events(event, seq) WHERE payment_id IS NULL;
 
 -- Whose prepaid balance it is at a merchant; partner is '' where the calls name none.
 CREATE TABLE prepaid_pools (
@@ -402,6 +403,21 @@ FROM journal j JOIN postings q ON q.entry = j.id AND {IS_SPEND}
 JOIN payments p ON p.id = j.payment_id
 JOIN apps a ON a.id = p.app_id
 LEFT JOIN invoices v ON v.seq = p.invoice;
+
+CREATE VIEW v_refusals AS
+SELECT {_iso_time("p.created_at_ms")} AS at, p.id AS payment, a.name AS app, v.origin AS merchant,
+       i.request AS request, p.reason_code AS code, p.reason AS reason
+FROM payments p
+JOIN apps a ON a.id = p.app_id
+JOIN intents i ON i.id = p.intent_id
+LEFT JOIN invoices v ON v.seq = p.invoice
+WHERE p.state IN ('rejected', 'denied')
+UNION ALL
+SELECT {_iso_time("e.at_ms")}, NULL, a.name, e.detail ->> '$.origin', e.detail ->> '$.request',
+       e.detail ->> '$.code', e.detail ->> '$.detail'
+FROM events e
+LEFT JOIN apps a ON a.id = e.detail ->> '$.app'
+WHERE e.payment_id IS NULL AND e.event = 'refused';
 
 CREATE VIEW v_prepaid AS
 SELECT o.origin AS merchant, o.partner AS partner, o.wallet AS wallet, c.unit AS unit, c.bought AS bought,

@@ -66,12 +66,14 @@ def add(
     request: str,
     is_call: bool,
     now_ms: int,
-) -> None:
-    unit.conn.execute(
+) -> TopupRow:
+    values = (topup_id, pool, app_id, key, cause, unit_name, units, request, is_call, now_ms)
+    cursor = unit.conn.execute(
         "INSERT INTO topups(id, pool, app_id, key, cause, unit, units, request, is_call, created_at_ms) "
         "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (topup_id, pool, app_id, key, cause, unit_name, units, request, is_call, now_ms),
+        values,
     )
+    return TopupRow(int(cursor.lastrowid or 0), *values, None, None, None)
 
 
 def end(unit: Unit, topup_id: str, reason_code: str | None, reason: str | None, now_ms: int) -> None:

@@ -149,9 +149,10 @@ async def test_a_refusal_that_made_no_payment_is_in_the_record(run: Run) -> None
     elsewhere = type(ask)(**{**vars_of(ask), "origin": "https://elsewhere.example"})
     with pytest.raises(Refused, match="merchant_not_allowed"):
         await run.agent.pay(elsewhere)
+    await run.agent.pay(ask)
+    answer = run.world.call("hello")
     with pytest.raises(Refused, match="terms_changed"):
-        await run.agent.pay(ask)
-        await run.agent.pay(run.world.ask_of(run.world.call("hello"), body=cheaper(run.world.call("hello").text)))
+        await run.agent.pay(run.world.ask_of(answer, body=cheaper(answer.text)))
     rows = run.agent.conn.execute("SELECT detail FROM events WHERE payment_id IS NULL AND event = 'refused'")
     told = [json.loads(detail) for (detail,) in rows]
     assert [one["code"] for one in told] == ["merchant_not_allowed", "terms_changed"]

@@ -1,6 +1,7 @@
 """What a merchant is asked, over real sockets: bounded in bytes and time, and a balance is kept as it came."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -9,8 +10,9 @@ from urllib.parse import parse_qs, urlsplit
 import httpx
 import pytest
 
+from payagent.core.problem import Refused
 from payagent.devnet.server import DevnetThread
-from payagent.merchants.client import BODY_MAX_BYTES, MerchantClient, Observed
+from payagent.merchants.client import ANSWER_MAX_BYTES, BODY_MAX_BYTES, Heard, MerchantClient, Observed
 
 WALLET = "addr_test1 wallet&co"
 HEADERS = {"X-Partner": "demo", "api-key": "k1"}
@@ -202,3 +204,46 @@ async def test_every_shape_of_the_devnets_balance_is_read(
     assert observed is not None
     assert (observed.source, observed.said.understood) == (source, True)
     assert (observed.said.remaining, observed.said.total) == (0, 0)
+
+
+class TestCall:
+    """A call that may cost money: made once, as it is, and its answer kept as it came."""
+
+    async def test_the_call_goes_out_as_it_is_and_the_answer_comes_back(self) -> None:
+        async with open_shop(answer(402, b'{"pay": "me"}', "X-Invoice-Id: i1")) as shop:
+            heard = await call(f"{shop.origin}/payments/balance?a=b%20c", b"{}")
+            assert (heard.status, heard.body) == (402, b'{"pay": "me"}')
+            assert ("x-invoice-id", "i1") in heard.headers
+            assert json.loads(heard.record())["body"] == '{"pay": "me"}'
+            (head,) = shop.asked
+            assert head.startswith("POST /payments/balance?a=b%20c HTTP/1.1")
+            assert "x-partner: demo" in head.lower()
+
+    async def test_a_redirect_is_an_answer_and_is_not_followed(self) -> None:
+        async with open_shop(answer(307, b"", "Location: /payments/credits")) as shop:
+            assert (await call(f"{shop.origin}/payments/balance")).status == 307
+            assert shop.paths() == ["/payments/balance"]
+
+    async def test_a_body_above_the_bound_is_not_kept(self) -> None:
+        async with open_shop(answer(402, b"x" * (ANSWER_MAX_BYTES + 1))) as shop:
+            assert (await call(f"{shop.origin}/payments/balance")).body is None
+
+    async def test_silence_and_a_closed_door_have_codes(self) -> None:
+        async with open_shop(None) as shop:
+            with pytest.raises(Refused, match="merchant_timeout"):
+                await call(f"{shop.origin}/payments/balance")
+        with pytest.raises(Refused, match="merchant_unreachable"):
+            await call("http://127.0.0.1:9/")
+
+    async def test_bytes_that_are_no_text_are_kept_too(self) -> None:
+        async with open_shop(answer(402, b"\xff\x00")) as shop:
+            heard = await call(f"{shop.origin}/payments/balance")
+            assert json.loads(heard.record())["body_base64"] == "/wA="
+
+
+async def call(url: str, body: bytes = b"") -> Heard:
+    client = MerchantClient()
+    try:
+        return await client.call(url, "POST", body=body, headers=HEADERS, timeout_s=1)
+    finally:
+        await client.aclose()

@@ -1,0 +1,35 @@
+"""A balance that is low is raised by the daemon itself, as the config says."""
+
+from cli_kit import Shop, running, until
+
+CONFIG = """
+[merchants.t.topup]
+path = "/payments/topup"
+body = "{}"
+below = 5
+to = 15
+per_day_count = 1
+"""
+
+
+def test_a_low_balance_is_raised_without_an_order(closed_shop: Shop) -> None:
+    closed_shop.control("faucet", address=closed_shop.made["address"], lovelace="100000000")
+    closed_shop.settings(batch=10)
+    with closed_shop.config.open("a") as config:
+        config.write(CONFIG)
+    with running(closed_shop):
+        until(lambda: _states(closed_shop) == ["done"], "nothing was topped up")
+        (row,) = closed_shop.payagent("prepaid", "topups").json["topups"]
+        assert (row["cause"], row["unit"], row["units"], row["bought"]) == ("auto", "calls", "15", "20")
+        until(lambda: _merchant_says(closed_shop) == "20", "the merchant was not asked again")
+        spend = closed_shop.payagent("ledger", "spend", "--by", "app").json["spend"]
+        assert [one["app"] for one in spend] == ["auto top-up"]
+
+
+def _states(shop: Shop) -> list[str]:
+    return [row["state"] for row in shop.payagent("prepaid", "topups").json["topups"]]
+
+
+def _merchant_says(shop: Shop) -> str | None:
+    (holding,) = shop.payagent("prepaid").json["prepaid"]
+    return holding["merchant_says"]["remaining"] if holding["merchant_says"] else None
