@@ -1,6 +1,6 @@
 """What an audit reads: every row of the tables of record, row by row, and all that belongs to one payment.
 
-May import: core, store.queries, store.schema, sqlite3. Never: writes; judges; holds a table in memory.
+May import: core, store.queries, store.seals, sqlite3. Never: writes; judges; holds a table in memory.
 """
 
 import json

@@ -36,7 +36,7 @@ class Past:
     origin: str
 
 
-async def live(world: World, early: Path) -> None:
+async def live(world: World) -> None:
     world.fund(*[100 * ADA] * 4)
     world.fund(20 * ADA, assets={TOKEN: 1000})
     limits = {"lovelace": Limit(1000 * ADA, 100_000 * ADA), TOKEN: Limit(300, 1000)}
@@ -58,8 +58,8 @@ async def live(world: World, early: Path) -> None:
         await run.agent.drain(10)
         await run.settle_down()
     async with world.run(terms=with_terms(limits={"lovelace": Limit(1, 1)})) as run:
-        early.mkdir()
-        copy_of(world.folder / "ledger.db", early)
+        (world.folder / "early").mkdir()
+        copy_of(world.folder / "ledger.db", world.folder / "early")
         await run.look()
         with pytest.raises(Refused, match="limit_exceeded"):
             await run.agent.pay(world.ask("too much"))
@@ -80,7 +80,7 @@ def past(folder: Path) -> Iterator[Past]:
         world = World(devnet, folder)
         world.clock = clock
         world.terms = replace(world.terms, settle_depth=3)
-        asyncio.run(live(world, folder / "early"))
+        asyncio.run(live(world))
         world.http.close()
         yield Past(
             folder / "ledger.db",

@@ -28,7 +28,7 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """A wallet with a past, of which nothing is in flight any more, that has sent something away."""
 
     async def go_on(world: World) -> None:
-        await live(world, world.folder / "early")
+        await live(world)
         async with world.run(terms=with_handover) as run:
             await run.look()
             await pass_ttl(world, run)
