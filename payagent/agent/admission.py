@@ -19,6 +19,7 @@ from payagent.core.invoice import Invoice
 from payagent.core.money import LOVELACE, check_supply
 from payagent.core.payment import Event, State
 from payagent.core.policy import Allowed, Limit
+from payagent.core.prepaid import CALLS, Cost
 from payagent.core.problem import Refused, own_order
 from payagent.store import prepaid, queries, records, topups
 from payagent.store.queries import IntentRow, InvoiceRow, OutputRow
@@ -62,6 +63,7 @@ class Purchase:
     offers: tuple[Invoice, ...]
     response: str
     received_at_ms: int
+    heard_at_ms: int
     max_total_units: int | None
     min_window_s: int
     buyer: Buyer
@@ -362,6 +364,11 @@ def _pool_of(unit: Unit, purchase: Purchase, now_ms: int) -> int | None:
         row = queries.payment(unit.conn, other)
         ours = {"payment": other} if row is not None and row.app_id == purchase.app_id else {}
         raise Refused("batch_under_way", "a batch for the same partner and wallet is being bought", **ours)
+    if purchase.heard_at_ms <= prepaid.last_served_ms(unit.conn, pool.id):
+        raise Refused("batch_under_way", "a batch was bought since the merchant asked for this one")
+    cost = prepaid.balance(unit.conn, pool.id, CALLS if is_batch(invoice.batch_target) else invoice.asset).costs
+    paid = cost.get(invoice.asset, Cost()).bought + invoice.total_units
+    check_supply(invoice.asset, paid, "what was ever paid for this prepaid balance")
     return pool.id
 
 

@@ -101,6 +101,7 @@ class Ask:
     idempotency_key: str | None = None
     max_total_units: int | None = None
     buyer: Buyer | None = None
+    heard_at_ms: int | None = None
     topup: Part | None = None
 
     @property
@@ -568,6 +569,7 @@ class Agent:
             offers=offers,
             response=ask.received,
             received_at_ms=now_ms,
+            heard_at_ms=now_ms if ask.heard_at_ms is None else ask.heard_at_ms,
             max_total_units=ask.max_total_units,
             min_window_s=self.terms.min_window_s,
             buyer=ask.buyer or self._buyer(ask),

@@ -16,6 +16,7 @@ from itertools import chain
 import structlog
 
 from payagent.agent.agent import Agent
+from payagent.agent.prepaid import left as prepaid_left
 from payagent.agent.terms import Terms
 from payagent.core.ledger import WALLET
 from payagent.core.money import LOVELACE, format_ada
@@ -191,14 +192,14 @@ def _wallet(conn: Connection, terms: Terms) -> Iterator[Level]:
 
 
 def _prepaid(conn: Connection, terms: Terms) -> Iterator[Level]:
-    """Calls that are left or on their way, of each pool at a merchant with a mark."""
+    """Calls left or on their way, by our count or the merchant's, of each pool at a merchant with a mark."""
     marks = {one.origin: (one.name, one.alert_below) for one in terms.merchants.values() if one.alert_below}
     for holding in prepaid.holdings(conn) if marks else ():
         pool = holding.pool
         name, mark = marks.get(pool.origin, ("", None))
         if holding.unit != CALLS or mark is None:
             continue
-        left = holding.balance.left + holding.coming
+        left = prepaid_left(conn, pool, CALLS)
         detail = f"{left} prepaid calls are left at {pool.origin}; merchants.{name}.alert_below is {mark}"
         facts = {"detail": detail, "unit": CALLS, "left": str(left), "below": str(mark)}
         facts |= {"merchant": pool.origin, "partner": pool.partner, "wallet": pool.wallet}

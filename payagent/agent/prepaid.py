@@ -12,7 +12,7 @@ from payagent.core.ledger import Units, prepaid_account
 from payagent.core.prepaid import CALLS, Balance, Cost, buy, take_back, use
 from payagent.core.problem import Refused
 from payagent.store import prepaid, records, topups
-from payagent.store.prepaid import Move
+from payagent.store.prepaid import Move, Pool
 from payagent.store.queries import PaymentRow
 from payagent.store.writer import Connection, Unit
 
@@ -41,7 +41,8 @@ class ServedCall:
 class Part:
     """Which purchase of a top-up a payment is, counted from 1, and what holds for it.
 
-    `unit` is what the top-up is ordered in (calls, or an asset). `is_call`: the request is an ordinary one.
+    `units` of `unit` are ordered in all (calls, or an asset). `is_call`: the request is an ordinary one.
+    `is_auto`: the order is for a balance that is kept in `unit`.
     """
 
     topup: str
@@ -49,6 +50,8 @@ class Part:
     unit: str
     is_call: bool
     per_day_lovelace: int | None
+    units: int
+    is_auto: bool = False
 
 
 def is_batch(batch_target: int | None) -> bool:
@@ -71,10 +74,32 @@ def fitting(offers: tuple[Invoice, ...], part: Part | None) -> tuple[Invoice, ..
         offers = tuple(offer for offer in offers if is_batch(offer.batch_target))
         if not offers:
             raise Refused("merchant_sells_none", "its 402 is for one call, not for a batch of them")
+    if part.is_auto and part.unit != CALLS and all(is_batch(offer.batch_target) for offer in offers):
+        raise Refused(
+            "topup_other_asset", "the merchant sells calls: say topup.below and topup.to in calls, not in an asset"
+        )
     fit = tuple(offer for offer in offers if part.unit in (CALLS, offer.asset))
     if not fit:
         raise Refused("topup_other_asset", f"the merchant asks for {offers[0].asset}, not for {part.unit}")
-    return fit
+    affordable = tuple(offer for offer in fit if part.unit == CALLS or offer.total_units <= part.units)
+    if not affordable:
+        raise Refused(
+            "topup_refused", f"one payment takes {fit[0].total_units} {part.unit}, {part.units} are ordered in all"
+        )
+    return affordable
+
+
+def left(conn: Connection, pool: Pool, name: str) -> int:
+    """What is left of a pool and on its way: by our count, or by the merchant's word where that is less.
+
+    A word from before the last purchase was delivered does not know of it.
+    """
+    ours = prepaid.balance(conn, pool.id, name).left
+    told = prepaid.last_observation(conn, pool.id)
+    known_ms = max(prepaid.last_purchase_ms(conn, pool.id), topups.last_ended_ms(conn, pool.id))
+    if told is not None and told.at_ms > known_ms and told.remaining is not None and (told.unit or CALLS) == name:
+        ours = min(ours, told.remaining)
+    return ours + prepaid.coming(conn).get((pool.id, name), 0)
 
 
 def bought(unit: Unit, row: PaymentRow, paid: Units, now_ms: int) -> None:

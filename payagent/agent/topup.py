@@ -30,7 +30,7 @@ from payagent.core.problem import Refused
 from payagent.dialects import Said, parse_answer, parse_response, wants_wallet_address
 from payagent.merchants.client import Heard, MerchantClient
 from payagent.store import prepaid as pools
-from payagent.store import queries, topups
+from payagent.store import queries, records, topups
 from payagent.store.prepaid import Pool
 from payagent.store.queries import PaymentRow
 from payagent.store.topups import TopupRow
@@ -144,7 +144,7 @@ class Topups:
             if is_call:
                 await agent.record_call(self._served(app_id, merchant, request))
             raise _sells_none()
-        part = self._part(agent.ports.new_id("top"), 1, wish.unit, is_call, merchant)
+        part = Part(agent.ports.new_id("top"), 1, wish.unit, is_call, merchant.topup_per_day_lovelace, wish.units)
         ask = self._ask(app_id, merchant, request, heard, part)
         quote = await agent.quote(ask)
         count = -(-wish.units // gained_by(wish.unit, quote.invoice))
@@ -194,18 +194,20 @@ class Topups:
         payments = queries.payments_of_topup(agent.conn, order.id)
         last = payments[-1] if payments else None
         now_ms = agent.ports.clock.now_ms()
-        if now_ms - order.created_at_ms > PATIENCE_MS:
-            trouble = self._wait_of(order).trouble or "its last payment was not delivered"
-            raise Refused("topup_out_of_time", trouble)
+        is_over = now_ms - order.created_at_ms > PATIENCE_MS
         if last is not None and last.state is State.VOID:
             raise Refused(last.reason_code or "payment_ended", last.reason or "its payment ended without paying")
         if last is not None and last.state not in NEVER_SIGNED and last.delivery is not Delivery.ACCEPTED:
             if not (last.state is State.RESERVED and last.handed_over):  # that is signed when it is asked for
                 await self._follow(order, last)
+                if is_over and agent.payment(last.id).delivery is not Delivery.ACCEPTED:
+                    self._give_up(order, "its last payment was not delivered")
                 return
         elif bought(order, payments) >= order.units:
             await self._end(order, None)
             return
+        if is_over:
+            self._give_up(order, "it was not done in a day")
         if sum(row.reason_code == "invoice_expired" for row in payments) >= EXPIRED_MAX:
             raise Refused("topup_refused", f"none of its last {EXPIRED_MAX} invoices could be paid in time")
         delivered = sum(row.delivery is Delivery.ACCEPTED for row in payments)
@@ -226,7 +228,10 @@ class Topups:
         if 200 <= heard.status < 300:
             await self._end(order, _sells_none(), self._served(order.app_id, merchant, request))
             return
-        part = self._part(order.id, number, order.unit, order.is_call, merchant)
+        part = Part(
+            *(order.id, number, order.unit, order.is_call, merchant.topup_per_day_lovelace, order.units),
+            is_auto=order.cause == "auto",
+        )
         row, _ = await agent.pay(self._ask(order.app_id, merchant, request, heard, part))
         log.info("topup.payment", topup=order.id, payment=row.id)
         self._go_on(order)
@@ -235,8 +240,6 @@ class Topups:
         """Show the proof of the last payment, once it can be, until the merchant has taken it."""
         agent = self._agent
         merchant = agent.terms.merchant(row.origin or "")
-        if row.delivery is Delivery.PAID_NOT_SERVED:
-            raise Refused("not_served_yet", f"{row.id} is paid, and the merchant did not take it", payment=row.id)
         if not is_ready(row, merchant.ready):
             return
         request, poll = _load(order.request), self._wait_of(order).poll
@@ -255,10 +258,9 @@ class Topups:
         elif said is Said.USED_UP:
             await agent.record_used_up(row.id)
             self._go_on(order)
-        elif row.state not in WITHOUT_PROOF:
-            raise Refused(
-                "not_served_yet", f"the merchant says of {row.id}: {advice.answer.reason}", payment=row.id
-            )
+        elif row.state not in WITHOUT_PROOF:  # it is paid: the proof is shown again, as long as the order lives
+            why = f"the merchant says of {row.id}: {advice.answer.reason}"
+            self._put_off(order, Refused("not_served_yet", why, payment=row.id))
 
     async def _end(self, order: TopupRow, why: Refused | None, served: ServedCall | None = None) -> None:
         """The order ends, and with it what its last call used."""
@@ -268,7 +270,9 @@ class Topups:
         def job(unit: Unit) -> None:
             if served is not None and order.is_call:
                 prepaid.used(unit, served, now_ms)
-            topups.end(unit, order.id, why.code if why else None, why.detail if why else None, now_ms)
+            told = {"code": why.code if why else None, "reason": why.detail if why else None}
+            topups.end(unit, order.id, told["code"], told["reason"], now_ms)
+            records.note(unit, None, "topup_ended", None, now_ms, {"topup": order.id, **told})
             _tell(unit, order, why, now_ms)
 
         await agent.write("topup_end", job)
@@ -282,6 +286,9 @@ class Topups:
         """Something has been done: the next step is due."""
         self._waits.pop(order.id, None)
         self._agent.changes.notify(order.id)
+
+    def _give_up(self, order: TopupRow, why: str) -> None:
+        raise Refused("topup_out_of_time", self._wait_of(order).trouble or why)
 
     def _put_off(self, order: TopupRow, why: Refused) -> None:
         wait = self._wait_of(order)
@@ -301,7 +308,7 @@ class Topups:
         now_ms = agent.ports.clock.now_ms()
         buyer = self._buyer(merchant)
         pool = pools.find_pool(agent.conn, merchant.origin, buyer.partner, buyer.wallet)
-        left = 0 if pool is None else self._left(pool, auto.unit)
+        left = 0 if pool is None else prepaid.left(agent.conn, pool, auto.unit)
         if left >= auto.below or (pool is not None and self._must_wait(pool, auto, now_ms)):
             return
         wish, topup_id = Wish(merchant.origin, auto.unit, auto.to - left), agent.ports.new_id("top")
@@ -313,24 +320,6 @@ class Topups:
 
         row = await agent.write("topup", job)
         log.info("topup.ordered", topup=row.id, left=left, unit=auto.unit, units=row.units)
-
-    def _left(self, pool: Pool, unit: str) -> int:
-        """What is left and on its way: by our count, or by the merchant's word where that is less.
-
-        A word from before the last purchase was delivered does not know of it.
-        """
-        conn = self._agent.conn
-        ours = pools.balance(conn, pool.id, unit).left
-        told = pools.last_observation(conn, pool.id)
-        known_ms = max(pools.last_purchase_ms(conn, pool.id), topups.last_ended_ms(conn, pool.id))
-        if (
-            told is not None
-            and told.at_ms > known_ms
-            and told.remaining is not None
-            and (told.unit or CALLS) == unit
-        ):
-            ours = min(ours, told.remaining)
-        return ours + pools.coming(conn).get((pool.id, unit), 0)
 
     def _must_wait(self, pool: Pool, auto: AutoTopup, now_ms: int) -> bool:
         """Whether something is under way, the day's orders are used up, or the last ones failed."""
@@ -410,9 +399,6 @@ class Topups:
             buyer=self._buyer(merchant),
             topup=part,
         )
-
-    def _part(self, topup_id: str, number: int, unit: str, is_call: bool, merchant: MerchantTerms) -> Part:
-        return Part(topup_id, number, unit, is_call, merchant.topup_per_day_lovelace)
 
     def _served(self, app_id: str, merchant: MerchantTerms, request: TopupRequest) -> ServedCall:
         path = request.path.partition("?")[0]

@@ -41,7 +41,7 @@ def create_app(agent: Agent, orders: Topups, *, heartbeat: Heartbeat) -> FastAPI
         redirect_slashes=False,
     )
     app.state.agent = agent
-    app.state.streams = set()
+    app.state.streams = []
     app.state.topups = orders
     app.add_middleware(Guard, new_id=partial(agent.ports.new_id, "call"))
     app.add_exception_handler(Refused, _refused)

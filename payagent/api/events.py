@@ -1,7 +1,8 @@
 """/v1/events: everything that happens, as server-sent events (WHATWG HTML 9.2), as soon as it is durable.
 
 May import: core, agent, store, the rest of api, FastAPI. Never: keeps what a reader is too slow for (an event is
-read from the ledger when its turn comes); goes on when the server is told to stop.
+read from the ledger when its turn comes); reads them in the event loop's thread; goes on when the server is told
+to stop.
 """
 
 import asyncio
@@ -12,9 +13,11 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query
 from pydantic import Field
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
 
+from payagent.agent.agent import Agent
 from payagent.api.access import APPROVE, OPERATE, PAY, READ, Caller, need
 from payagent.api.calls import Parameters, single_header
 from payagent.api.connections import STOPPING
@@ -25,6 +28,7 @@ from payagent.store import queries
 from payagent.store.following import PAGE_ROWS, Followed, events_after
 
 STREAMS_MAX = 64
+STREAMS_OF_APP_MAX = 8
 HEARTBEAT_S = 15.0
 LOOK_S = 1.0
 """How often at least it is looked for what no payment's change tells: refusals, and what is of no payment."""
@@ -64,9 +68,11 @@ async def events(request: Request, caller: Follower, query: Annotated[After, Que
     Each event has its number as its id, its name, and as its data one JSON object. A comment every 15 s shows that
     the stream is open. It ends when payagent stops: connect again with the last id, and nothing is missed.
     """
-    opened: set[object] = request.app.state.streams
+    opened: list[str] = request.app.state.streams
     if len(opened) >= STREAMS_MAX:
         raise Refused("rate_limited", f"{len(opened)} streams of events are open, as many as may be")
+    if (own := opened.count(caller.app.id)) >= STREAMS_OF_APP_MAX:
+        raise Refused("rate_limited", f"{own} streams of events are open to this app, as many as it may have")
     seq = _start(single_header(request, "Last-Event-ID"), query.after, caller)
     stopping: asyncio.Event = request.scope[STOPPING]
     return StreamingResponse(_stream(caller, seq, stopping, opened), media_type="text/event-stream")
@@ -86,18 +92,17 @@ def _start(last_id: str | None, after: int | None, caller: Caller) -> int:
     return asked
 
 
-async def _stream(caller: Caller, seq: int, stopping: asyncio.Event, opened: set[object]) -> AsyncIterator[str]:
+async def _stream(caller: Caller, seq: int, stopping: asyncio.Event, opened: list[str]) -> AsyncIterator[str]:
     agent, app_id = caller.agent, None if caller.sees_all else caller.app.id
     clock = asyncio.get_running_loop().time
-    own = object()
-    opened.add(own)
+    opened.append(caller.app.id)
     try:
         with agent.changes.following() as changed:
             yield ": from here on\n\n"
             said_s = clock()
             while not stopping.is_set():
                 changed.clear()
-                found, reached = events_after(agent.conn, seq, app_id)
+                found, reached = await run_in_threadpool(_page, agent, seq, app_id)
                 if found:
                     yield "".join(map(_written, found))
                     said_s = clock()
@@ -108,7 +113,11 @@ async def _stream(caller: Caller, seq: int, stopping: asyncio.Event, opened: set
                     await _first_of(changed, stopping, LOOK_S)
                 seq = reached
     finally:
-        opened.discard(own)
+        opened.remove(caller.app.id)
+
+
+def _page(agent: Agent, seq: int, app_id: str | None) -> tuple[list[Followed], int]:
+    return events_after(agent.conn, seq, app_id)
 
 
 def _written(row: Followed) -> str:

@@ -35,6 +35,7 @@ from payagent.core.payment import State
 from payagent.core.problem import Refused
 from payagent.dialects import Said
 from payagent.store import queries
+from payagent.store.queries import PaymentRow
 
 _KEY_PARAMETER = {
     "name": "Idempotency-Key",
@@ -92,17 +93,25 @@ async def payments(caller: Looker, query: Annotated[Filter, Query()]) -> JsonRes
     app_id = query.app if caller.sees_all else caller.app.id
     if query.app not in (None, app_id):
         raise Refused("forbidden", "the payments of another app need a token for read or operate")
-    rows = queries.payments_page(
-        caller.agent.conn,
+    origin = None if query.origin is None else _origin(query.origin)
+    since_ms = None if query.since is None else time_ms(query.since, "since")
+    rows = await run_in_threadpool(_page, caller.agent, query, app_id, origin, since_ms)
+    cursor = str(rows[-1].seq) if len(rows) == query.limit else None
+    return JsonResponse({"payments": [payment_view(row, caller.agent.terms) for row in rows], "cursor": cursor})
+
+
+def _page(
+    agent: Agent, query: Filter, app_id: str | None, origin: str | None, since_ms: int | None
+) -> list[PaymentRow]:
+    return queries.payments_page(
+        agent.conn,
         app_id=app_id,
         state=query.state,
-        origin=None if query.origin is None else _origin(query.origin),
-        since_ms=None if query.since is None else time_ms(query.since, "since"),
+        origin=origin,
+        since_ms=since_ms,
         before_seq=query.before,
         limit=query.limit,
     )
-    cursor = str(rows[-1].seq) if len(rows) == query.limit else None
-    return JsonResponse({"payments": [payment_view(row, caller.agent.terms) for row in rows], "cursor": cursor})
 
 
 @router.get("/v1/payments/{payment_id}", summary="One payment", responses=gives(PaymentWithHistory, 200))

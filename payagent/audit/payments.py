@@ -37,6 +37,9 @@ _DELIVERY_EVENTS = {str(event): event for event in DeliveryEvent}
 _MOVED = frozenset(STANDING) - {"state", "delivery", "merchant_status", "changed_at_ms"}
 """Columns that change with a move, whose event tells them."""
 
+_SHOWN = {Event.SEEN_IN_BLOCK: "pay", Event.VOID: "cancel"}
+"""What came into a block, by the event that tells of it."""
+
 _IN_BLOCK = ON_CHAIN | {State.VOID}
 _WITHOUT_COINS = NEVER_SIGNED | {State.RECEIVED, State.AWAITING_APPROVAL, State.SETTLED}
 
@@ -184,8 +187,13 @@ def _check_intent(case: Case) -> Iterator[Finding]:
 
 
 def _check_sightings(case: Case, steps: list[Step]) -> Iterator[Finding]:
-    """Each time that it came into a block there is a sighting, which says what its event does."""
-    shown = [step for step in steps if step.event in (Event.SEEN_IN_BLOCK, Event.VOID)]
+    """Each time that it came into a block there is a sighting, which says what its event does, of the right bytes."""
+    shown = [step for step in steps if step.event in _SHOWN]
+    kinds = {attempt.tx_id: attempt.kind for attempt in case.attempts}
+    for step in shown:
+        if kinds.get(step.tx_id or "") != _SHOWN[step.event]:
+            what = f"{step.event} of {step.tx_id}, which is not an attempt to {_SHOWN[step.event]}"
+            yield Finding("events", str(step.row.seq), what)
     for step, sighting in zip(shown, case.sightings, strict=False):
         wanted = tuple(step.told.get(name) for name in ("tx_id", "block_hash", "block_height", "block_slot"))
         seen = sighting.tx_id, sighting.block_hash, sighting.block_height, sighting.block_slot

@@ -33,7 +33,15 @@ def check_prepaid(conn: Connection) -> Iterator[Finding | Progress]:
         balances[row.pool, row.unit] = after
         count += 1
     yield from _check_counts(conn, balances, origins)
+    yield from _check_topups(conn)
     yield Progress("prepaid_moves", count)
+
+
+def _check_topups(conn: Connection) -> Iterator[Finding]:
+    """Each order ended as its event says, or is open."""
+    for number, ended, told in books.topup_ends(conn):
+        if ended != told:
+            yield Finding("topups", str(number), f"it ended as {ended}, by its event as {told}")
 
 
 def _follow(conn: Connection, row: MoveRow, before: Balance, origin: str) -> Balance | None:

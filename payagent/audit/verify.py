@@ -32,6 +32,7 @@ def verify(conn: Connection, owner: Owner, noted: Head | None = None) -> Iterato
     yield from _guards(conn)
     with shared_out(conn, owner) as payments:
         yield from check_seals(conn, noted)
+        yield from _references(conn)
         yield from _events(conn)
         yield from _entries(conn)
         yield from _balances(conn)
@@ -43,6 +44,15 @@ def verify(conn: Connection, owner: Owner, noted: Head | None = None) -> Iterato
 def _guards(conn: Connection) -> Iterator[Finding]:
     for name in missing_guards(conn):
         yield Finding("sqlite_master", name, "the trigger that guards a table is not there as it was made")
+    for name in books.other_triggers(conn):
+        yield Finding("sqlite_master", name, "a trigger that is none of ours: it may change what is written")
+
+
+def _references(conn: Connection) -> Iterator[Told]:
+    for place, table in enumerate(books.REFERRING, 1):
+        for number, parent in books.broken_references(conn, table):
+            yield Finding(table, str(number), f"it refers to a row that {parent} lacks")
+        yield Progress("tables", place)
 
 
 def _events(conn: Connection) -> Iterator[Told]:
@@ -67,6 +77,8 @@ def _entries(conn: Connection) -> Iterator[Told]:
             yield Progress("journal", count)
     for number in books.unposted(conn):
         yield Finding("journal", str(number), "it has no postings")
+    for number, moves in books.unmoved(conn):
+        yield Finding("journal", str(number), f"{moves} moves of a prepaid balance are booked in it, not one")
     for number in books.unpaid_ends(conn):
         yield Finding("intents", str(number), "it ended, and it has no payment")
     yield Progress("journal", count)

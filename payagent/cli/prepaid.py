@@ -51,13 +51,19 @@ def _show(terminal: Terminal, holdings: list[dict[str, Any]]) -> None:
     rows = []
     for one in holdings:
         told = one["merchant_says"]
-        says = (
-            "" if told is None else "not understood" if not told["understood"] else _number(one, told["remaining"])
-        )
+        says = "" if told is None else _says(told)
         name = one["merchant"] or one["origin"]
-        rows.append((name, one["partner"] or "", *(_number(one, one[part]) for part in numbers), says))
-    columns = ("merchant", "partner", *numbers, "merchant says")
-    terminal.table(columns, rows, right=(*numbers, "merchant says"))
+        counts = (_number(one, one[part]) for part in numbers)
+        rows.append((name, one["partner"] or "", *counts, says, one["difference"] or ""))
+    last = ("merchant says", "difference")
+    terminal.table(("merchant", "partner", *numbers, *last), rows, right=(*numbers, *last))
+
+
+def _says(told: dict[str, Any]) -> str:
+    """In the merchant's own unit; a number without one is as it came."""
+    if not told["understood"]:
+        return "not understood"
+    return _number(told, told["remaining"]) if told["unit"] else str(told["remaining"] or "")
 
 
 def _number(one: dict[str, Any], units: str | None) -> str:

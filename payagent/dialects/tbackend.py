@@ -17,6 +17,7 @@ from payagent.dialects.wire import Reading, parse_timeout_s, refuse_foreign_term
 
 NAME = "t-backend"
 VERSION = "0.1"
+BATCH_MAX = 1_000_000_000
 
 _DETAIL_KEYS = frozenset(
     ("version", "invoiceId", "chain", "asset", "amountUnits", "decimals", "payTo", "timeout", "extra")
@@ -53,10 +54,18 @@ def read(body: Mapping[str, object], detail: Mapping[str, object], reading: Read
         outputs=resolve_outputs(ask, forms, reading),
         expires_at_ms=reading.received_at_ms + timeout_s * 1000,
         decimals=decimals,
-        batch_target=None if batch is None else parse_units(batch, "extra.batchTarget"),
+        batch_target=None if batch is None else _read_batch(batch),
         proof=reading.proof,
         handed_over=reading.proof == "signed_cbor",
     )
+
+
+def _read_batch(batch: object) -> int:
+    """How many calls the payment buys; so many that nobody could mean it is refused."""
+    count = parse_units(batch, "extra.batchTarget")
+    if count > BATCH_MAX:
+        raise Refused("body_not_understood", f"extra.batchTarget is {show(batch)}, {BATCH_MAX} is the bound")
+    return count
 
 
 def _read_extra(extra: object) -> Mapping[str, object]:

@@ -117,10 +117,10 @@ class Clerk:
         headers = trip.errand.headers
         while True:
             async with trip.upstream.call(trip.call(body, headers)) as answer:
+                if await self._wants_wallet(trip, answer):
+                    body, headers = trip.intake.spool, trip.errand.headers
+                    continue
                 if answer.status != 402:
-                    if await self._wants_wallet(trip, answer):
-                        body, headers = trip.intake.spool, trip.errand.headers
-                        continue
                     await self._hand_on(trip, answer)
                     return None
                 raw = await answer.peek(BODY_MAX_BYTES)
@@ -133,7 +133,7 @@ class Clerk:
             if raw is None:
                 raise Refused("body_too_big", f"the 402's body has more than {BODY_MAX_BYTES} bytes")
             try:
-                return read_demand(answer.status, answer.headers, raw)
+                return read_demand(answer.status, answer.headers, raw, self._agent.ports.clock.now_ms())
             except CodingError as coding:
                 if values(headers, b"accept-encoding") == [READABLE]:
                     raise Refused("body_not_understood", f"the 402's body is in the coding {coding}") from None
@@ -141,7 +141,7 @@ class Clerk:
 
     async def _wants_wallet(self, trip: Trip, answer: MerchantAnswer) -> bool:
         """Whether the call is to be repeated with the wallet's address: the merchant sells batches by it."""
-        if not 400 <= answer.status < 500:
+        if not 400 <= answer.status < 500 or b"json" not in b"".join(values(answer.headers, b"content-type")):
             return False
         raw = await answer.peek(BODY_MAX_BYTES)
         try:
@@ -163,10 +163,14 @@ class Clerk:
             await trip.reply.stream(answer, trip.intake.close)
         finally:
             if 200 <= answer.status < 300:
-                await self._to_its_end(self._agent.record_call(self._served(trip.errand)))
+                await self._to_its_end(self._agent.record_call(self._served(trip)))
 
-    def _served(self, errand: Errand) -> ServedCall:
-        key = errand.keys[0].decode("latin-1") if len(errand.keys) == 1 else None
+    def _served(self, trip: Trip) -> ServedCall:
+        """A call with an Idempotency-Key is the same call only with the same request."""
+        errand, key = trip.errand, None
+        if len(errand.keys) == 1:
+            target, named = errand.target.decode("latin-1"), errand.keys[0].decode("latin-1")
+            key = f"{errand.merchant.origin} {errand.method} {target} {trip.intake.spool.sha256} {named}"
         path = errand.target.decode("latin-1").partition("?")[0]
         return ServedCall(errand.app_id, errand.merchant.origin, self._buyer(errand), errand.method, path, key)
 
@@ -248,7 +252,7 @@ class Clerk:
                     await self._deliver(trip, purchase, answer, proof.row)
                     return None, None
                 if proof.poll is None and _is_used_up(advice, purchase):
-                    return None, await _used_up(answer, advice.answer.said)
+                    return None, await _used_up(answer, advice.answer.said, self._agent.ports.clock.now_ms())
                 if advice.again_after_s is None:
                     await trip.reply.stream(answer, trip.intake.close, self._marks(proof.row))
                     return None, None
@@ -326,6 +330,7 @@ class Clerk:
             idempotency_key=errand.key,
             max_total_units=errand.max_cost_units,
             buyer=self._buyer(errand),
+            heard_at_ms=demand.heard_at_ms,
         )
 
     def _marks(self, row: PaymentRow) -> Headers:
@@ -373,8 +378,8 @@ async def _keep(answer: MerchantAnswer) -> Kept | None:
     return None if body is None else Kept(answer.status, answer.headers, body)
 
 
-async def _used_up(answer: MerchantAnswer, said: Said) -> UsedUp:
+async def _used_up(answer: MerchantAnswer, said: Said, now_ms: int) -> UsedUp:
     kept = await _keep(answer) or Kept(answer.status, (), b"")
     if said is not Said.INVOICED:
         return UsedUp(kept, None)
-    return UsedUp(kept, read_demand(kept.status, kept.headers, kept.body))
+    return UsedUp(kept, read_demand(kept.status, kept.headers, kept.body, now_ms))

@@ -31,12 +31,13 @@ class Demand:
 
     response: Response
     received: str
+    heard_at_ms: int
 
 
-def read_demand(status: int, headers: Headers, raw: bytes) -> Demand:
+def read_demand(status: int, headers: Headers, raw: bytes, now_ms: int) -> Demand:
     """A 402 with its whole body. `CodingError`, or `Refused` for what is no answer of a merchant that is paid."""
     body = decode(headers, raw)
-    return Demand(_parse(status, headers, body), _record(status, headers, body))
+    return Demand(_parse(status, headers, body), _record(status, headers, body), now_ms)
 
 
 def read_response(status: int, headers: Headers, raw: bytes) -> Response:

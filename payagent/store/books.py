@@ -16,7 +16,11 @@ from typing import Any, NamedTuple
 from payagent.core.money import LOVELACE
 from payagent.store import queries
 from payagent.store.queries import AttemptKind, EntryRow, OutputRow
+from payagent.store.schema import GUARDS, KEPT
 from payagent.store.seals import row_text
+
+REFERRING = (*sorted(KEPT), "reservations")
+"""The tables of record, in which what is there stays, and who has which coins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,6 +355,26 @@ def unposted(conn: sqlite3.Connection) -> Iterator[int]:
     return (number for (number,) in rows)
 
 
+def other_triggers(conn: sqlite3.Connection) -> Iterator[str]:
+    """The triggers that no guard of ours is."""
+    ours = {guard.name for guard in GUARDS}
+    rows = conn.execute("SELECT name FROM sqlite_master WHERE type = 'trigger' ORDER BY name")
+    return (name for (name,) in rows if name not in ours)
+
+
+def broken_references(conn: sqlite3.Connection, table: str) -> Iterator[tuple[int | None, str]]:
+    """(row number, the table that lacks the row that it refers to)."""
+    return ((number, parent) for _, number, parent, _ in conn.execute(f"PRAGMA foreign_key_check({table})"))
+
+
+def unmoved(conn: sqlite3.Connection) -> Iterator[tuple[int, int]]:
+    """(entry, how many moves of a prepaid balance it books) of those that book another number than one."""
+    return conn.execute(
+        "SELECT j.id, COUNT(m.seq) FROM journal j LEFT JOIN prepaid_moves m ON m.entry = j.id "
+        "WHERE j.kind IN ('use', 'unuse') GROUP BY j.id HAVING COUNT(m.seq) <> 1"
+    )
+
+
 def deposited(conn: sqlite3.Connection, ref: str) -> tuple[dict[str, int] | None, bool]:
     """What the coin of a deposit holds, if it is known, and whether the deposit was ever taken back."""
     row = conn.execute(
@@ -423,3 +447,18 @@ def postings_of(conn: sqlite3.Connection, entry: int | None) -> list[tuple[str, 
     """(account, asset, units) of an entry."""
     rows = conn.execute("SELECT account, asset, units FROM postings WHERE entry = ? ORDER BY seq", (entry,))
     return rows.fetchall()
+
+
+def topup_ends(conn: sqlite3.Connection) -> Iterator[tuple[int, tuple[Any, ...], tuple[Any, ...]]]:
+    """(row number, when and why an order ended by its row, the same by its event); None for what is not said."""
+    events = {
+        topup_id: (at_ms, code, reason)
+        for at_ms, topup_id, code, reason in conn.execute(
+            "SELECT at_ms, detail ->> '$.topup', detail ->> '$.code', detail ->> '$.reason' FROM events "
+            "WHERE payment_id IS NULL AND event = 'topup_ended'"
+        )
+    }
+    for number, topup_id, *ended in conn.execute(
+        "SELECT seq, id, ended_at_ms, reason_code, reason FROM topups ORDER BY seq"
+    ):
+        yield number, tuple(ended), events.get(topup_id, (None, None, None))

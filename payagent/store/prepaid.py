@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from payagent.core.prepaid import CALLS, Balance, Cost
+from payagent.store.queries import load_outputs
 from payagent.store.writer import Unit
 
 
@@ -62,6 +63,9 @@ class Move:
     call_key: str | None = None
 
 
+SHOWN_LATE_MS = 600_000
+"""How long after its last change a confirmed payment is waited for whose proof nobody has shown."""
+
 _POOL = "SELECT id, origin, partner, wallet FROM prepaid_pools"
 
 
@@ -114,12 +118,19 @@ def holdings(conn: sqlite3.Connection) -> list[Holding]:
 
 
 def coming(conn: sqlite3.Connection) -> dict[tuple[int, str], int]:
+    """What payments that are not confirmed yet will add, by pool and unit."""
     rows = conn.execute(
-        "SELECT p.pool, SUM(v.batch_target) FROM payments p JOIN invoices v ON v.seq = p.invoice "
-        "WHERE p.pool IS NOT NULL AND p.state IN ('reserved', 'signed', 'in_flight', 'in_block') "
-        "AND v.batch_target > 1 GROUP BY p.pool"
+        "SELECT p.pool, v.batch_target, p.outputs FROM payments p JOIN invoices v ON v.seq = p.invoice "
+        "WHERE p.pool IS NOT NULL AND p.state IN ('reserved', 'signed', 'in_flight', 'in_block')"
     )
-    return {(pool_id, CALLS): count for pool_id, count in rows}
+    found: dict[tuple[int, str], int] = {}
+    for pool_id, batch_target, outputs in rows:
+        paid = load_outputs(outputs)
+        is_batch = batch_target is not None and batch_target > 1
+        name = CALLS if is_batch else paid[0].asset
+        count = batch_target if is_batch else sum(output.units for output in paid)
+        found[pool_id, name] = found.get((pool_id, name), 0) + count
+    return found
 
 
 def record_move(
@@ -159,16 +170,32 @@ def knows_call(conn: sqlite3.Connection, app_id: str, call_key: str) -> bool:
 
 
 def batch_under_way(conn: sqlite3.Connection, pool_id: int, now_ms: int) -> str | None:
-    """The payment for a pool that its merchant may still credit: until it served a call for it, or time was up."""
+    """The payment for a pool that its merchant may still credit: until it took the proof, or it is too late.
+
+    What is on the chain is waited for beyond its invoice's end: the merchant may credit it all the same.
+    """
     row = conn.execute(
-        "SELECT p.id FROM payments p JOIN invoices v ON v.seq = p.invoice WHERE p.pool = ? "
+        "SELECT p.id FROM payments p JOIN invoices v ON v.seq = p.invoice WHERE p.pool = :pool "
         "AND p.delivery IN ('not_presented', 'presented') "
-        "AND p.state NOT IN ('rejected', 'denied', 'void', 'cancelling') AND v.expires_at_ms > ? "
+        "AND p.state NOT IN ('rejected', 'denied', 'void', 'cancelling') "
+        "AND (v.expires_at_ms > :now OR p.state = 'in_block' "
+        "OR (p.state = 'confirmed' AND p.changed_at_ms > :late)) "
         "AND NOT EXISTS (SELECT 1 FROM events e WHERE e.payment_id = p.id AND e.event = 'merchant_answered' "
         "AND json_extract(e.detail, '$.said') = 'served') LIMIT 1",
-        (pool_id, now_ms),
+        {"pool": pool_id, "now": now_ms, "late": now_ms - SHOWN_LATE_MS},
     ).fetchone()
     return row[0] if row else None
+
+
+def last_served_ms(conn: sqlite3.Connection, pool_id: int) -> int:
+    """When a merchant last took the proof of a payment for a pool; 0 when it never did."""
+    row = conn.execute(
+        "SELECT MAX(e.at_ms) FROM events e WHERE e.payment_id = (SELECT id FROM payments WHERE pool = ? "
+        "ORDER BY seq DESC LIMIT 1) AND (e.event = 'delivery_accept' OR (e.event = 'merchant_answered' "
+        "AND json_extract(e.detail, '$.said') = 'served'))",
+        (pool_id,),
+    ).fetchone()
+    return row[0] or 0
 
 
 def note_price(unit: Unit, origin: str, method: str, path: str, asset: str, units: int) -> None:

@@ -152,8 +152,9 @@ class AppRow:
 class Selection:
     """Which part of the books: None does not select. The period holds `since_ms` and not `until_ms`.
 
-    `origin`, `app` (id or name) and `state` are those of an entry's payment; `asset` selects postings. `text` is
-    part of what names an entry or its payment (`_NAMES`), in upper or lower case.
+    `origin`, `app` (id or name) and `state` are those of an entry's payment; of what is used of a prepaid balance,
+    its merchant and the app whose call it was. `asset` selects postings. `text` is part of what names an entry or
+    its payment (`_NAMES`), in upper or lower case.
     """
 
     since_ms: int | None = None
@@ -454,7 +455,8 @@ def missing_coins(conn: sqlite3.Connection) -> list[CoinRow]:
 def coming_coins(conn: sqlite3.Connection, slot: int) -> list[CoinRow]:
     """Change in no block yet that nothing else takes, of each payment's last attempt while it can still land."""
     rows = conn.execute(
-        f"{_COIN} JOIN attempts a ON a.tx_id = c.tx_id JOIN payments p ON p.tx_id = a.tx_id "
+        f"{_COIN} JOIN attempts a ON a.tx_id = c.tx_id "
+        "JOIN payments p ON p.id = a.payment_id AND p.tx_id = a.tx_id "
         "WHERE c.state = 'pending' AND r.payment_id IS NULL AND a.ttl_slot > ? ORDER BY c.ref",
         (slot,),
     )
@@ -472,9 +474,15 @@ def coins_of_tx(conn: sqlite3.Connection, tx_id: str) -> list[CoinRow]:
     return [_coin(row) for row in conn.execute(f"{_COIN} WHERE c.tx_id = ? ORDER BY c.ref", (tx_id,))]
 
 
+_APP_OF_MOVE = (
+    "(SELECT COALESCE(m.app_id, b.app_id) FROM prepaid_moves m LEFT JOIN payments b ON b.id = m.payment_id "
+    "WHERE m.entry = j.id)"
+)
+"""Of an entry for what is used of a prepaid balance, which has no payment: whose call it was or purchase."""
+
 _JOURNAL = (
     "journal j LEFT JOIN payments p ON p.id = j.payment_id LEFT JOIN invoices v ON v.seq = p.invoice "
-    "LEFT JOIN apps a ON a.id = p.app_id LEFT JOIN intents i ON i.id = p.intent_id "
+    f"LEFT JOIN apps a ON a.id = COALESCE(p.app_id, {_APP_OF_MOVE}) LEFT JOIN intents i ON i.id = p.intent_id "
     "LEFT JOIN prepaid_pools o ON o.id = j.pool"
 )
 _NAMES = (
@@ -624,10 +632,10 @@ def bounds_ms(conn: sqlite3.Connection, only: Selection) -> tuple[int | None, in
 
 
 def booked(conn: sqlite3.Connection, only: Selection) -> Iterator[tuple[EntryRow, str | None, str | None]]:
-    """The selected entries, oldest first and row by row, each with its payment's merchant and app."""
+    """The selected entries, oldest first and row by row, each with its merchant and app."""
     where, values = _where(_chosen(only) | {"q.asset = ?": only.asset})
     rows = conn.execute(
-        "SELECT j.id, j.kind, j.payment_id, j.ref, j.at_ms, COALESCE(v.origin, o.origin), p.app_id, "  # noqa: S608
+        "SELECT j.id, j.kind, j.payment_id, j.ref, j.at_ms, COALESCE(v.origin, o.origin), a.id, "  # noqa: S608
         "q.account, q.asset, q.units "
         f"FROM {_JOURNAL} JOIN postings q ON q.entry = j.id{where} ORDER BY j.id, q.seq",
         values,

@@ -113,6 +113,7 @@ CREATE INDEX payments_by_app ON payments(app_id, seq);
 CREATE INDEX payments_by_intent ON payments(intent_id);
 CREATE INDEX payments_of_topup ON payments(topup) WHERE topup IS NOT NULL;
 CREATE INDEX payments_buying ON payments(pool) WHERE delivery IN ('not_presented', 'presented');
+CREATE INDEX payments_by_pool ON payments(pool, seq) WHERE pool IS NOT NULL;
 CREATE INDEX payments_coming ON payments(pool) WHERE state IN ('reserved', 'signed', 'in_flight', 'in_block');
 
 -- Units reserved for a payment, fee and riding ADA included. They count against limits until released.
@@ -263,6 +264,7 @@ CREATE TABLE prepaid_moves (
 ) STRICT;
 CREATE INDEX prepaid_moves_by_pool ON prepaid_moves(pool, seq);
 CREATE INDEX prepaid_moves_by_payment ON prepaid_moves(payment_id);
+CREATE INDEX prepaid_moves_by_entry ON prepaid_moves(entry);
 CREATE UNIQUE INDEX prepaid_moves_once ON prepaid_moves(app_id, call_key) WHERE call_key IS NOT NULL;
 
 -- What the moves come to, and what was paid for it and is used up, per asset (core.prepaid).
@@ -570,6 +572,12 @@ _OTHER_GUARDS = (
         "INSERT ON postings",
         "EXISTS (SELECT 1 FROM journal WHERE id = NEW.entry)",
         "the entry is sealed",
+    ),
+    Guard(
+        "topups_end_once",
+        "UPDATE ON topups",
+        "OLD.ended_at_ms IS NOT NULL",
+        "a top-up ends once",
     ),
     Guard(
         "events_chained",

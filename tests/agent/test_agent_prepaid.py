@@ -140,6 +140,9 @@ async def test_a_batch_that_nobody_fetches_does_not_block_for_ever(run: Run) -> 
     with pytest.raises(Refused, match="batch_under_way"):
         await run.pay("second")
     await run.pass_time(30)
+    with pytest.raises(Refused, match="batch_under_way"):
+        await run.pay("the invoice is over, and the merchant may still credit what is on the chain")
+    await run.pass_time(30)
     second = await run.pay("second")
     assert second.state is State.IN_FLIGHT
 

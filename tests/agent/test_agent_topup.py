@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from agent.test_agent_prepaid import balance, call, require_whole
 from agent_kit import ADA, APP, Clock, Run, World, with_terms
+from proxy.proxy_kit import Heard, Paywall, Peer
 
 from payagent.agent.terms import AutoTopup, TopupRequest
 from payagent.agent.topup import PATIENCE_MS, Wish
@@ -314,7 +315,7 @@ class TestTrouble:
         world.settings(price=str(900 * ADA))
         async with world.run() as run:
             await run.look()
-            row = await carry_out(run, (await order(run, COST)).id)
+            row = await carry_out(run, (await order(run, 903 * ADA)).id)
             assert (row.state, row.reason_code) == ("stopped", "not_enough_funds")
 
 
@@ -415,3 +416,64 @@ async def know_price(run: Run) -> None:
     await run.agent.write(
         "price", lambda unit: prepaid.note_price(unit, run.world.origin, "POST", "/chat", "lovelace", COST)
     )
+
+
+class TestOddMerchants:
+    async def test_a_price_above_the_whole_order_is_not_paid(self, world: World) -> None:
+        async with world.run() as run:
+            await run.look()
+            row = await order(run, 20 * ADA)
+            await go_round(run)
+            world.settings(price=str(60 * ADA))
+            ended = await carry_out(run, row.id)
+            assert (ended.state, ended.reason_code) == ("stopped", "topup_refused")
+            assert len(world.transactions()) == 1
+
+    async def test_a_balance_kept_in_ada_buys_no_calls(self, world: World) -> None:
+        """A batch of calls would not raise it, however many are bought."""
+        auto(world, unit="lovelace", below=20 * ADA, to=26 * ADA)
+        async with world.run() as run:
+            await run.look()
+            (row,) = await autos(run, 12)
+            assert (row.state, row.reason_code) == ("stopped", "topup_other_asset")
+            assert not world.transactions()
+
+    async def test_a_merchant_that_will_not_take_the_proof_now_is_shown_it_again(self, world: World) -> None:
+        async with Peer().running() as peer:
+            wall = Paywall(price=10 * ADA)
+            refusals = 3
+
+            async def answer(heard: Heard) -> None:
+                nonlocal refusals
+                if heard.header("x-payment") is not None and refusals:
+                    refusals -= 1
+                    await heard.read_body()
+                    await heard.say(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
+                else:
+                    await wall(heard)
+
+            peer.answers["/topup"] = answer
+            request = TopupRequest("POST", "/topup", "")
+            known = next(iter(world.terms.merchants.values()))
+            merchant = replace(known, origin=peer.url, topup_request=request)
+            async with world.run(terms=with_terms(merchants={peer.url: merchant})) as run:
+                await run.look()
+                row, _ = await run.topups.order(APP, "k", Wish(peer.url, "lovelace", 10 * ADA))
+                ended = await carry_out(run, row.id, seconds=30)
+                assert (ended.state, ended.reason_code, refusals) == ("done", None, 0)
+                assert len(world.transactions()) == 1
+
+    async def test_what_is_paid_is_shown_however_late(self, world: World) -> None:
+        async with world.run() as run:
+            await run.look()
+            row = await order(run, COST)
+            await run.topups.beat()
+            await run.agent.drain(10)
+            await run.settle_down()
+        world.clock.ahead_ms += PATIENCE_MS
+        world.block()
+        async with world.run() as run:
+            await run.look()
+            await run.topups.beat()
+            (payment,) = queries.payments_of_topup(run.agent.conn, row.id)
+            assert payment.delivery is not Delivery.NOT_PRESENTED

@@ -3,17 +3,22 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import Any
 
 import httpx
 import pytest
 from agent_kit import World
 from api_kit import Api, served
+from canaries import plant
 
+from payagent.agent.ports import SystemRandomness
 from payagent.api import events as events_room
+from payagent.api.tokens import hash_token, new_token
 from payagent.store import queries, records
 from payagent.store.following import PAGE_ROWS
+from payagent.store.writer import Unit
 
 PATIENCE_S = 20
 
@@ -125,8 +130,11 @@ async def test_a_long_past_comes_in_pages_and_what_concerns_others_is_passed_ove
 
     await api.run.agent.write("many", job)
     paid = await api.pay(app="payer")
+    asked: list[str] = []
+    api.run.agent.conn.set_trace_callback(asked.append)
     async with following(api, "payer", params={"after": 0}) as stream:
         assert (await stream.next())["data"]["payment"] == paid["id"]
+    assert not [sql for sql in asked if "e.detail" in sql], "the event loop goes on while a page is read"
     async with following(api, params={"after": 0}) as stream:
         found = [await stream.next() for _ in range(2 * PAGE_ROWS + 1)]
     assert [int(event["id"]) for event in found] == list(range(1, 2 * PAGE_ROWS + 2))
@@ -148,24 +156,43 @@ async def test_a_place_that_is_none_is_refused(api: Api, asked: dict[str, Any]) 
     assert (answer.status_code, answer.json()["code"]) == (400, "bad_request")
 
 
-async def test_there_is_room_again_when_a_stream_has_gone(api: Api) -> None:
+async def test_an_app_has_room_again_when_one_of_its_streams_has_gone(api: Api) -> None:
     async with httpx.AsyncClient(base_url=api.url, headers=api.http.headers, trust_env=False, timeout=30) as http:
         api.clients["first"] = http
-        open_ones = [following(api) for _ in range(events_room.STREAMS_MAX)]
+        open_ones = [following(api) for _ in range(events_room.STREAMS_OF_APP_MAX)]
         for one in open_ones:
             await one.__aenter__()
-        refused = await api.as_("reader").get("/v1/events")
+        refused = await api.http.get("/v1/events")
         assert (refused.status_code, refused.json()["code"]) == (429, "rate_limited")
+        assert await _is_open(api, "reader"), "another app has its own"
         await open_ones.pop().__aexit__(None, None, None)
         async with asyncio.timeout(PATIENCE_S):
-            while not await _is_open(api):
+            while not await _is_open(api, "first"):
                 pass
         for one in open_ones:
             await one.__aexit__(None, None, None)
 
 
-async def _is_open(api: Api) -> bool:
-    async with api.as_("reader").stream("GET", "/v1/events") as answer:
+async def test_no_more_streams_are_open_than_may_be_in_all(api: Api) -> None:
+    names = [f"more{number}" for number in range(events_room.STREAMS_MAX // events_room.STREAMS_OF_APP_MAX)]
+    for name in names:
+        api.tokens[name] = plant(f"the token of {name}", new_token(SystemRandomness()))
+        add = partial(_add_follower, name=name, token_hash=hash_token(api.tokens[name]))
+        await api.run.agent.write("app", add)
+    async with AsyncExitStack() as open_ones:
+        for name in names:
+            for _ in range(events_room.STREAMS_OF_APP_MAX):
+                await open_ones.enter_async_context(following(api, name))
+        refused = await api.as_("reader").get("/v1/events")
+        assert (refused.status_code, refused.json()["code"]) == (429, "rate_limited")
+
+
+def _add_follower(unit: Unit, name: str, token_hash: str) -> None:
+    records.add_app(unit, f"app_{name}", name, token_hash, ("read",), 1)
+
+
+async def _is_open(api: Api, app: str) -> bool:
+    async with api.as_(app).stream("GET", "/v1/events") as answer:
         return answer.status_code == 200
 
 

@@ -9,6 +9,8 @@ import pytest
 from agent_kit import World
 from api_kit import Api, served
 
+from payagent.agent.prepaid import Buyer, ServedCall
+
 
 async def test_books_are_clean_until_somebody_changes_them(api: Api) -> None:
     await api.pay()
@@ -76,6 +78,24 @@ async def test_entries_balance_and_export_show_the_same_part(
             sums[posting["account"]] = sums.get(posting["account"], 0) + int(posting["units"])
     balances = (await http.get("/v1/ledger/balance", params=chosen)).json()["balances"]
     assert {row["account"]: int(row["units"]) for row in balances} == {a: n for a, n in sums.items() if n}
+
+
+async def test_what_is_used_of_a_prepaid_balance_is_found_by_the_app_whose_call_it_was(api: Api) -> None:
+    api.world.settings(batch=4)
+    row = await api.pay(app="payer", request={"method": "POST", "path": "/chat", "body_sha256": "ab" * 32})
+    await api.run.agent.drain(10)
+    await api.run.settle_down()
+    await api.run.agent.record_delivery(str(row["id"]), 200)
+    buyer = Buyer("demo", api.world.address)
+    for _ in range(2):
+        await api.run.agent.record_call(ServedCall("app_other", api.world.origin, buyer, "POST", "/chat", None))
+    http = api.as_("reader")
+    for app, kinds in (("other", ["use", "use"]), ("payer", ["use", "post", "reserve"]), ("both", [])):
+        entries = (await http.get("/v1/ledger/entries", params={"app": app})).json()["entries"]
+        assert [entry["kind"] for entry in entries] == kinds
+        exported = await http.get("/v1/ledger/export", params={"app": app})
+        rows = [row for row in csv.DictReader(io.StringIO(exported.text)) if row["entry"]]
+        assert {row["app"] for row in rows} == ({f"app_{app}"} if kinds else set())
 
 
 async def test_an_origin_names_a_merchant_too(api: Api) -> None:

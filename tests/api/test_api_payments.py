@@ -241,3 +241,11 @@ async def test_what_the_retry_got_is_answered_with_what_to_do_next(api: Api) -> 
     assert (await api.http.post(report, json=both)).json()["code"] == "bad_request"
     shown = (await api.http.get(f"/v1/payments/{paid['id']}")).json()
     assert [(a["kind"], a["tx_hash"]) for a in shown["attempts"]] == [("pay", paid["tx_hash"])]
+
+
+async def test_the_event_loop_goes_on_while_payments_are_looked_for(api: Api) -> None:
+    asked: list[str] = []
+    api.run.agent.conn.set_trace_callback(asked.append)
+    answer = await api.http.get("/v1/payments", params={"since": "2100-01-01T00:00:00Z"})
+    assert (answer.status_code, answer.json()["payments"]) == (200, [])
+    assert not [sql for sql in asked if "FROM payments" in sql]

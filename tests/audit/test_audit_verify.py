@@ -119,9 +119,6 @@ FOLLOWS_FROM_NOTHING = {
     ("alerts", "tries"),
     ("alerts", "next_try_at_ms"),
     ("alerts", "delivered_at_ms"),
-    ("topups", "ended_at_ms"),
-    ("topups", "reason_code"),
-    ("topups", "reason"),
 }
 """What of a row is how far something got, and is told by no event."""
 

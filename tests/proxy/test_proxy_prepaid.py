@@ -40,6 +40,21 @@ async def test_a_hundred_first_calls_at_once_buy_one_batch(shop: Place) -> None:
     await shop.until(lambda: left(shop) == (100, 100, 0), "not all are counted")
 
 
+async def test_calls_that_wait_for_an_identical_one_do_not_pay_with_their_old_402(shop: Place) -> None:
+    shop.run.world.settings(batch=100)
+    statuses = await asyncio.gather(*(call(shop, number % 5) for number in range(50)))
+    assert set(statuses) == {200}
+    assert len(shop.run.world.transactions()) == 1
+
+
+async def test_a_key_makes_one_call_of_the_same_request_only(shop: Place) -> None:
+    shop.run.world.settings(batch=10)
+    assert await call(shop, 1) == 200
+    for number in (2, 3, 3):
+        assert await call(shop, number, "Idempotency-Key: k") == 200
+    await shop.until(lambda: left(shop)[1] == 3, "the first call, the second, and the third once")
+
+
 async def test_when_a_batch_is_used_up_the_next_one_is_bought(shop: Place) -> None:
     shop.run.world.settings(batch=3)
     statuses = await asyncio.gather(*(call(shop, number) for number in range(7)))

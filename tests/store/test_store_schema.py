@@ -165,6 +165,7 @@ BREACHES = [
     ("events_chained", NEW_EVENT.format("NULL", HASH)),
     ("topups_no_replace", NEW_TOPUP.format("'top9', 1, 'app', 'k9'")),
     ("topups_no_replace", NEW_TOPUP.format("'top9', 2, 'app', 'k1'")),
+    ("topups_end_once", "UPDATE topups SET reason_code = NULL WHERE id = 'top2'"),
     ("topups_ended_at_ms_once", "UPDATE topups SET ended_at_ms = NULL WHERE id = 'top2'"),
     ("topups_reason_code_once", "UPDATE topups SET reason_code = 'other' WHERE id = 'top2'"),
     ("topups_reason_once", "UPDATE topups SET reason = NULL WHERE id = 'top2'"),
