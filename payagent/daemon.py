@@ -39,7 +39,7 @@ from payagent.proxy.door import Bounds as ProxyBounds
 from payagent.proxy.door import Door
 from payagent.settings import Provider, Settings, Topup, find_passphrase, read_secret_file
 from payagent.store import queries, records
-from payagent.store.writer import Checkpoint, Readers, Writer, opening, require_ledger
+from payagent.store.writer import Checkpoint, Readers, Writer, opening, remove_copies, require_ledger
 from payagent.sweeps import DEVNET_BEATS, NETWORK_BEATS, Sweeps
 from payagent.wallet.keys import Account
 from payagent.wallet.keystore import unlock
@@ -71,6 +71,7 @@ def serve(
         raise Refused("config_invalid", "Python's -O strips checks that libraries rely on; start without it")
     with _lock(settings.data_dir):
         require_ledger(settings.data_dir / LEDGER_FILE)
+        remove_copies(settings.data_dir)
         account = _unlock(settings, environ, prompt, redactor)
         with listen_tcp(settings.api.listen, "api.listen") as tcp, _listen_unix(settings.api.socket) as unix:
             asyncio.run(_serve(settings, account, (tcp, unix), announce, redactor, checkpoint))

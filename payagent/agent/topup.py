@@ -43,6 +43,9 @@ AUTO_BACKOFF_FIRST_MS = 3_600_000
 PROOF_PATIENCE_S = 180
 """A paid answer may take so long to begin: it waits for blocks."""
 
+STEP_S = 5.0
+"""How long a beat waits for its steps before the others have their turn again."""
+
 EXPIRED_MAX = 10
 """So many invoices may be nearly over when they come; a merchant that makes none that lasts is left alone."""
 
@@ -110,12 +113,13 @@ def bought(order: TopupRow, payments: Sequence[PaymentRow]) -> int:
 
 
 class Topups:
-    """The orders of one wallet. What is kept in memory is only when to try again."""
+    """The orders of one wallet. What is kept in memory is when to try again, and which step is being taken."""
 
     def __init__(self, agent: Agent, merchants: MerchantClient) -> None:
         self._agent = agent
         self._merchants = merchants
         self._waits: dict[str, _Wait] = {}
+        self._steps: dict[str, asyncio.Task[None]] = {}
 
     # --- the doors
 
@@ -166,13 +170,20 @@ class Topups:
         return self.find(topup_id)
 
     async def beat(self) -> None:
-        """One step for each open order whose turn it is; and new orders where a balance is low."""
+        """One step for each open order whose turn it is; and new orders where a balance is low.
+
+        A merchant that is slow keeps only its own orders waiting: their step goes on beside the next beats.
+        """
         for merchant in self._agent.terms.merchants.values():
             if merchant.auto_topup is not None:
                 await self._order_where_low(merchant, merchant.auto_topup)
         now_ms = self._agent.ports.clock.now_ms()
-        due = [row for row in topups.all_open(self._agent.conn) if self._wait_of(row).due_ms <= now_ms]
-        await asyncio.gather(*(self._take_step(row) for row in due))
+        for row in topups.all_open(self._agent.conn):
+            if self._wait_of(row).due_ms <= now_ms and row.id not in self._steps:
+                self._steps[row.id] = asyncio.create_task(self._take_step(row), name=f"top up {row.id}")
+        if self._steps:
+            await asyncio.wait(self._steps.values(), timeout=STEP_S)
+        self._steps = {name: step for name, step in self._steps.items() if not step.done()}
 
     # --- one step
 

@@ -142,7 +142,8 @@ async def _compared(agent: Agent, bounds: _Bounds, answer: _Answer) -> AsyncIter
 
 async def _judged(agent: Agent, source: ChainSource, history: History, bounds: _Bounds) -> AsyncIterator[Told]:
     """The books against a history. They may be ahead of it; what they know more is asked for."""
-    if isinstance(await source.block(bounds.looked.hash), NotFound):
+    is_forked = isinstance(await source.block(bounds.looked.hash), NotFound)
+    if is_forked:
         yield Doubt(
             "the block that payagent last looked at is on the chain no more: ask again after its next look"
         )
@@ -150,7 +151,8 @@ async def _judged(agent: Agent, source: ChainSource, history: History, bounds: _
         since_ms = (bounds.since_s - SKEW_MAX_S) * 1000
         claims = await run_in_threadpool(unlisted, conn, history, bounds.since_slot, since_ms)
         asked = [(claim, await _placed(source, claim.tx_id)) for claim in claims]
-        async for told in iterate_in_threadpool(reconcile(conn, history, asked, bounds.looked, bounds.since_slot)):
+        steps = reconcile(conn, history, asked, bounds.looked, bounds.since_slot, is_forked=is_forked)
+        async for told in iterate_in_threadpool(steps):
             yield told
 
 

@@ -187,7 +187,7 @@ def _check_intent(case: Case) -> Iterator[Finding]:
 
 
 def _check_sightings(case: Case, steps: list[Step]) -> Iterator[Finding]:
-    """Each time that it came into a block there is a sighting, which says what its event does, of the right bytes."""
+    """Each time that it came into a block there is a sighting of a fit attempt, which says what its event does."""
     shown = [step for step in steps if step.event in _SHOWN]
     kinds = {attempt.tx_id: attempt.kind for attempt in case.attempts}
     for step in shown:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
 
 from payagent.audit.statement import Balance, Booked, Statement
@@ -24,6 +24,7 @@ _ACCOUNTS = {
     EXTERNAL: "Equity:External",
 }
 _ROOTS = {"merchant": "Expenses:Merchant", "prepaid": "Assets:Prepaid"}
+_LAST_DAY = date.max - timedelta(days=1)
 _UNSAFE = re.compile(r"[^A-Za-z0-9]+", re.ASCII)
 
 
@@ -65,7 +66,9 @@ def _title(books: Statement) -> str:
 
 
 def _day(ms: int, later: int = 0) -> str:
-    return (datetime.fromtimestamp(ms // 1000, UTC) + timedelta(days=later)).strftime("%Y-%m-%d")
+    """A day that has one after it, which is that of the closing balances."""
+    day = min(datetime.fromtimestamp(ms // 1000, UTC).date(), _LAST_DAY)
+    return (day + timedelta(days=later)).isoformat()
 
 
 def beancount(books: Statement) -> Iterator[str]:

@@ -96,16 +96,18 @@ def reconcile(
     asked: Iterable[tuple[Claim, Read[TxSeen]]],
     looked: Tip,
     since_slot: int,
+    *,
+    is_forked: bool,
 ) -> Iterator[Told]:
     """Everything that does not agree, what is in flight, and how it stands; `conn` is in one read transaction.
 
     `asked` are the unlisted claims with the provider's word on each; `looked` is the tip up to which deposits were
-    booked when the transaction began.
+    booked when the transaction began, and `is_forked` that it is on the chain no more.
     """
     gap = _Gap()
     yield from _listed(conn, history, looked, gap)
     for claim, read in asked:
-        told = _of_claim(claim, read, history.tip, since_slot)
+        told = _of_claim(claim, read, history.tip, since_slot, is_forked)
         if told is not None:
             gap.take(told, _less({}, claim.booked))
             yield told
@@ -164,11 +166,12 @@ def _of_others(tx: AddressTx, moved: Movement, booked: Units, looked: Tip) -> Di
     return Difference("foreign", "coins", ref, tx.tx_id, f"a deposit of {_text(net)} that is not booked")
 
 
-def _of_claim(claim: Claim, read: Read[TxSeen], tip: Tip, since_slot: int) -> Difference | InFlight | Doubt | None:
+def _of_claim(
+    claim: Claim, read: Read[TxSeen], tip: Tip, since_slot: int, is_forked: bool
+) -> Difference | InFlight | Doubt | None:
     """What the books say is on the chain and is not listed: it is gone, or older or newer than the listing."""
     if isinstance(read, NotFound):
-        what = f"by the books on the chain, with {_text(claim.booked)}, and it is not there"
-        return Difference("missing", claim.table, claim.row, claim.tx_id, what)
+        return _not_there(claim, is_forked)
     if not isinstance(read, Found):
         return Doubt(f"whether transaction {claim.tx_id} is on the chain ({read.reason})")
     if read.value.slot < since_slot:
@@ -179,6 +182,16 @@ def _of_claim(claim: Claim, read: Read[TxSeen], tip: Tip, since_slot: int) -> Di
             claim.tx_id, payment_id, "in a block after the last one that was read", _less({}, claim.booked)
         )
     return Doubt(f"the provider shows transaction {claim.tx_id} and does not list it at the address")
+
+
+def _not_there(claim: Claim, is_forked: bool) -> Difference | InFlight | Doubt:
+    """What is not booked yet may go back and come again; what payagent did not look at since, it may know soon."""
+    if claim.state is State.IN_BLOCK and not claim.booked:
+        return InFlight(claim.tx_id, claim.row, "its block is on the chain no more, and nothing is booked", {})
+    if is_forked:
+        return Doubt(f"whether transaction {claim.tx_id} is to be on the chain: payagent has yet to see the fork")
+    what = f"by the books on the chain, with {_text(claim.booked)}, and it is not there"
+    return Difference("missing", claim.table, claim.row, claim.tx_id, what)
 
 
 def _standing(conn: Connection, history: History, gap: _Gap) -> Iterator[Told]:

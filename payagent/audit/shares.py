@@ -7,11 +7,12 @@ May import: store, audit. Never: starts a process for books that one reads in a 
 
 import os
 import signal
+import threading
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 from payagent.audit.finding import Finding, Progress
@@ -40,7 +41,7 @@ def shared_out(
     if len(spans) <= SHARES_ALONE_MAX or helpers < 1 or path is None:
         yield _told(check_share(conn, owner, span) for span in spans)
         return
-    with ProcessPoolExecutor(helpers, get_context("spawn"), _leave_signals_to_the_first) as pool:
+    with ProcessPoolExecutor(helpers, get_context("spawn"), _begin_to_help) as pool:
         try:
             futures = [pool.submit(_check_elsewhere, path, owner, span) for span in spans]
             yield _told(_join_in(conn, owner, dict(zip(spans, futures, strict=True))))
@@ -62,8 +63,17 @@ def _check_elsewhere(path: Path, owner: Owner, span: Span) -> Found:
         return check_share(conn, owner, span)
 
 
-def _leave_signals_to_the_first() -> None:
+def _begin_to_help() -> None:
+    """Signals are for the first process alone; who helps it ends with it, however that comes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_the_first, daemon=True).start()
+
+
+def _end_with_the_first() -> None:
+    # not by the kernel's signal for a parent's death: that comes when the thread ends that started the process
+    if (first := parent_process()) is not None:
+        first.join()
+        os._exit(1)
 
 
 def _join_in(conn: Connection, owner: Owner, shares: dict[Span, "Future[Found]"]) -> Iterator[Found]:

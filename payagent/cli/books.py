@@ -7,7 +7,7 @@ does).
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar, get_args
 
 import click
 
@@ -22,6 +22,7 @@ from payagent.cli.options import (
     talks_to_daemon,
 )
 from payagent.cli.terminal import Terminal, harmless
+from payagent.core.ledger import Kind
 from payagent.core.payment import State
 from payagent.core.problem import Refused
 
@@ -29,7 +30,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 CHAIN_UNREAD = 4
 
-_KINDS = ("deposit", "undeposit", "reserve", "post", "reverse", "release")
 _SPENT = ("paid", "fees", "sent", "total")
 _FORMATS = ("csv", "jsonl", "beancount", "hledger")
 _CHOSEN = (
@@ -38,7 +38,7 @@ _CHOSEN = (
     ("--merchant", {"metavar": "NAME"}, "Of payments to this merchant: its name in the config, or its origin."),
     ("--app", {"metavar": "NAME"}, "Of payments of this app: its name or id."),
     ("--asset", {"metavar": "ASSET"}, "Only this asset: lovelace, or policy and name in hex."),
-    ("--kind", {"type": click.Choice(_KINDS)}, "Only entries of this kind."),
+    ("--kind", {"type": click.Choice(get_args(Kind))}, "Only entries of this kind."),
     (
         "--state",
         {"type": click.Choice([str(state) for state in State])},

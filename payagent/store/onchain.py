@@ -34,11 +34,12 @@ class OwnTx:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A row that says that a transaction is on the chain, and what is booked for it."""
+    """A row that says that a transaction is on the chain, the state of its payment, and what is booked for it."""
 
     table: str
     row: str
     tx_id: str
+    state: State | None
     booked: Units
 
 
@@ -87,20 +88,21 @@ def unlisted(conn: sqlite3.Connection, listed: Collection[str], since_slot: int,
     """The claims of transactions that are not listed: of payments in blocks from a slot on, of later deposits."""
     states = (*ON_CHAIN, State.VOID)
     rows = conn.execute(
-        "SELECT id, COALESCE(tx_id, '') FROM payments "
+        "SELECT id, COALESCE(tx_id, ''), state FROM payments "
         "WHERE state IN (?, ?, ?, ?) AND block_slot >= ? ORDER BY seq",
         (*states, since_slot),
     )
-    for payment_id, tx_id in rows:
+    for payment_id, tx_id, state in rows:
         if tx_id not in listed:
-            yield Claim("payments", payment_id, tx_id, booked_payment(conn, payment_id).get(tx_id, {}))
+            booked = booked_payment(conn, payment_id).get(tx_id, {})
+            yield Claim("payments", payment_id, tx_id, State(state), booked)
     deposits = conn.execute(
         "SELECT MIN(id), substr(ref, 1, 64) FROM journal WHERE kind = 'deposit' AND at_ms >= ? GROUP BY 2",
         (since_ms,),
     )
     for entry, tx_id in deposits:
         if tx_id not in listed and (booked := booked_deposits(conn, tx_id)):
-            yield Claim("journal", str(entry), tx_id, booked)
+            yield Claim("journal", str(entry), tx_id, None, booked)
 
 
 def owned(conn: sqlite3.Connection) -> Units:

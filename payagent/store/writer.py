@@ -38,6 +38,8 @@ DatabaseError = sqlite3.DatabaseError
 
 BATCH_MAX = 256
 
+_COPY_PREFIX = ".snapshot-"
+
 
 class Unit:
     """One job's part of the open transaction."""
@@ -265,7 +267,7 @@ class Readers:
     @contextmanager
     def copied(self) -> Iterator[BinaryIO]:
         """The ledger as it is now in one file, which lies beside it and has no name: nothing is left of it."""
-        handle, name = mkstemp(prefix="snapshot-", dir=self._path.parent)
+        handle, name = mkstemp(prefix=_COPY_PREFIX, dir=self._path.parent)
         with os.fdopen(handle, "rb") as file:
             try:
                 with closing(open_read_only(self._path)) as conn:
@@ -273,3 +275,9 @@ class Readers:
             finally:
                 Path(name).unlink()
             yield file
+
+
+def remove_copies(folder: Path) -> None:
+    """What `Readers.copied` left where it was killed. Only for who knows that nobody copies now."""
+    for left in folder.glob(f"{_COPY_PREFIX}*"):
+        left.unlink()

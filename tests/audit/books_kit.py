@@ -141,6 +141,16 @@ def tamper(path: Path, *statements: str) -> None:
     assert all(count > 0 for count in changed), changed
 
 
+def append(path: Path, *statements: str) -> None:
+    """As one does who can write the file and seals what is added as the daemon does, whatever it refers to."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as conn:
+        sealer = Sealer(conn)
+        before = sealer.last_rows()
+        for statement in statements:
+            assert conn.execute(statement).rowcount > 0, statement
+        sealer.seal(before)
+
+
 def findings(path: Path, owner: Owner, noted: Head | None = None) -> list[Finding]:
     with Readers(path).snapshot() as conn:
         return [one for one in verify(conn, owner, noted) if isinstance(one, Finding)]

@@ -21,6 +21,7 @@ from payagent.store.queries import EVERYTHING, Selection
 from payagent.store.writer import Readers
 
 BEAN_CHECK = Path(sys.executable).with_name("bean-check")
+YEAR_1_MS, YEAR_9999_END_MS = -62_135_596_800_000, 253_402_300_799_999
 
 
 def exported(past: Past, form: Format, only: Selection = EVERYTHING) -> str:
@@ -39,6 +40,7 @@ def selections(past: Past) -> Iterator[Selection]:
     at_ms = middle_ms(past)
     yield from (EVERYTHING, Selection(since_ms=at_ms), Selection(until_ms=at_ms), Selection(asset=TOKEN))
     yield from (Selection(since_ms=at_ms, origin=past.origin), Selection(app="test"), Selection(app="nobody"))
+    yield from (Selection(since_ms=YEAR_1_MS), Selection(since_ms=YEAR_9999_END_MS))
 
 
 def test_the_rows_of_csv_are_the_postings(lived: Past) -> None:

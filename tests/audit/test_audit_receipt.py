@@ -219,6 +219,57 @@ def test_what_is_left_out_is_found(all_receipts: list[Receipt]) -> None:
             assert judge(receipt | {part: rest}) or is_idle, (part, place)
 
 
+def rehashed(receipt: Receipt) -> Receipt:
+    """As its forger gives it: its events have the hashes of what they say, and others came after them."""
+    last = None
+    for event in receipt["events"]:
+        event["prev_hash"] = last["hash"] if last and last["seq"] + 1 == event["seq"] else event["prev_hash"]
+        told = event["seq"], receipt["payment"]["id"], event["event"], event["state"], event["detail"]
+        event["hash"] = queries.event_hash(event["prev_hash"], *told, event["at_ms"])
+        last = event
+    receipt["ledger"]["last_event"]["seq"] += 1000
+    return receipt
+
+
+def test_a_transaction_in_a_block_that_is_none_of_its_attempts_is_found(all_receipts: list[Receipt]) -> None:
+    """Consistent in itself: a payment that is shown by somebody else's transaction."""
+    forged = copy.deepcopy(all_receipts[2])
+    own, fee = forged["payment"]["tx_hash"], int(forged["attempts"][0]["fee"])
+    for event in forged["events"]:
+        if event["event"] == "seen_in_block":
+            event["detail"] = event["detail"].replace(own, "f" * 64)
+    for row in (*forged["sightings"], forged["payment"]):
+        row["tx_hash"] = "f" * 64
+    (post,) = (entry for entry in forged["entries"] if entry["kind"] == "post")
+    post["ref"] = "f" * 64
+    post["postings"] = [line for line in post["postings"] if line["account"] != "fees"]
+    for line in post["postings"]:
+        if line["account"].startswith(("merchant", "prepaid")) and line["asset"] == "lovelace":
+            line["units"] = str(int(line["units"]) + fee)
+    (found,) = judge(rehashed(forged))
+    assert "not an attempt to pay" in found.what
+
+
+def test_a_cancel_that_is_shown_as_the_payment_is_found(all_receipts: list[Receipt]) -> None:
+    forged = copy.deepcopy(next(one for one in all_receipts if one["payment"]["state"] == "void"))
+    void, origin = forged["events"][-1], forged["invoice"]["origin"]
+    void |= {"event": "seen_in_block", "state": "in_block"}
+    confirm = void | {"seq": void["seq"] + 1, "event": "confirm", "state": "confirmed", "detail": "{}"}
+    forged["events"].append(confirm)
+    forged["payment"]["state"] = "confirmed"
+    fee = next(int(attempt["fee"]) for attempt in forged["attempts"] if attempt["kind"] == "cancel")
+    (hold,) = forged["holds"]
+    hold["released_at_ms"] = None
+    units = int(hold["units"])
+    lines = {"held": -units, f"merchant:{origin}": units - fee, "fees": fee}
+    forged["entries"][-1]["kind"] = "post"
+    forged["entries"][-1]["postings"] = [
+        {"account": account, "asset": "lovelace", "units": str(n)} for account, n in lines.items()
+    ]
+    (found,) = judge(rehashed(forged))
+    assert "not an attempt to pay" in found.what
+
+
 def test_who_can_tell_the_rest_is_told(all_receipts: list[Receipt]) -> None:
     receipt = all_receipts[0]
     told = "\n".join(untold(receipt))

@@ -3,7 +3,9 @@
 By hand, with times: `python tests/audit/test_audit_size.py 50000`, or with a file that scripts/make_ledger made.
 """
 
+import os
 import resource
+import select
 import sqlite3
 import subprocess
 import sys
@@ -125,6 +127,35 @@ def test_many_payments_are_checked_by_several_processes_alike(ledgers: tuple[Pat
     found = {(one.table, one.row) for one in told if isinstance(one, Finding)}
     assert found == {("payments", one) for one in ids}
     assert told[-1] == Progress("payments", MANY)
+
+
+SHARED_OUT = """
+import multiprocessing, sys
+from pathlib import Path
+sys.path[:0] = sys.argv[2:]
+from test_audit_size import owner_of
+from payagent.audit.shares import shared_out
+from payagent.store.writer import Readers
+
+with Readers(Path(sys.argv[1])).snapshot() as conn, shared_out(conn, owner_of(conn), share=10) as payments:
+    list(payments)
+    print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one processor has no helpers")
+def test_who_helps_ends_with_a_daemon_that_is_killed(ledgers: tuple[Path, Path]) -> None:
+    command = [sys.executable, "-c", SHARED_OUT, str(ledgers[0]), str(Path(__file__).parent)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout is not None
+        helpers = [os.pidfd_open(int(pid)) for pid in first.stdout.readline().split()]
+        first.kill()
+    assert helpers
+    for helper in helpers:
+        ended, _, _ = select.select([helper], [], [], 20)
+        os.close(helper)
+        assert ended
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from audit.books_kit import Past, copy_of, findings, fresh, head_of, tamper, told, unguarded
+from audit.books_kit import Past, append, copy_of, findings, fresh, head_of, tamper, told, unguarded
 
 from payagent.core.address import encode_address
 from payagent.store.schema import GUARDS, KEPT
@@ -229,6 +229,54 @@ def test_a_guard_that_is_missing_or_weaker_is_named(lived: Past, tmp_path: Path)
         conn.execute(f"DROP TRIGGER {GUARDS[1].name}")
         conn.execute(GUARDS[1].sql.replace("WHEN ", "WHEN 0 AND "))
     assert [finding.row for finding in findings(path, lived.owner)] == [GUARDS[0].name, GUARDS[1].name]
+
+
+def test_a_trigger_that_is_none_of_ours_is_named(lived: Past, tmp_path: Path) -> None:
+    path = fresh(lived.path, tmp_path)
+    with closing(sqlite3.connect(path)) as conn:
+        conn.execute("CREATE TRIGGER mine AFTER INSERT ON holds BEGIN UPDATE holds SET released_at_ms = 1; END")
+    assert [(one.table, one.row) for one in findings(path, lived.owner)] == [("sqlite_master", "mine")]
+
+
+OF_NOTHING = [
+    (
+        "attempts",
+        f"INSERT INTO attempts SELECT '{OTHER}', 'pay_x', kind, anchor, invoice, inputs, cbor, fee_lovelace, "
+        "ttl_slot, signed_at_ms FROM attempts LIMIT 1",
+    ),
+    ("holds", "INSERT INTO holds VALUES ('pay_x', 'lovelace', 5, 1, NULL)"),
+    ("reservations", "INSERT INTO reservations SELECT ref, 'pay_x' FROM coins WHERE state = 'free' LIMIT 1"),
+    ("sightings", f"INSERT INTO sightings VALUES (NULL, '{OTHER}', '{OTHER}', 1, 1, 'p', 1)"),
+    ("submissions", f"INSERT INTO submissions(tx_id, provider, at_ms) VALUES ('{OTHER}', 'p', 1)"),
+    (
+        "postings",
+        "INSERT INTO postings(entry, account, asset, units) VALUES (999, 'wallet', 'lovelace', -5), "
+        "(999, 'fees', 'lovelace', 5)",
+    ),
+    (
+        "prepaid_observations",
+        "INSERT INTO prepaid_observations(pool, source, http_status, body, at_ms) "
+        "VALUES (9, 'balance', 200, '', 1)",
+    ),
+]
+
+
+@pytest.mark.parametrize(("table", "statement"), OF_NOTHING, ids=[table for table, _ in OF_NOTHING])
+def test_what_was_added_for_nothing_is_named(lived: Past, tmp_path: Path, table: str, statement: str) -> None:
+    path = fresh(lived.path, tmp_path)
+    append(path, statement)
+    assert table in {finding.table for finding in findings(path, lived.owner)}
+
+
+def test_a_use_that_no_move_books_is_named(lived: Past, tmp_path: Path) -> None:
+    path = fresh(lived.path, tmp_path)
+    append(
+        path,
+        "INSERT INTO postings(entry, account, asset, units) VALUES (1000, 'external', 'lovelace', -5), "
+        "(1000, 'fees', 'lovelace', 5)",
+        "INSERT INTO journal(id, kind, at_ms) VALUES (1000, 'use', 5)",
+    )
+    assert ("journal", "1000") in {(finding.table, finding.row) for finding in findings(path, lived.owner)}
 
 
 def test_another_wallets_books_are_not_these(lived: Past) -> None:

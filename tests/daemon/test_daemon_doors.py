@@ -107,6 +107,32 @@ def test_what_a_killed_daemon_left_does_not_keep_the_next_from_starting(folder: 
     assert stop(again)[0] == 0
 
 
+KILLED_AS_IT_COPIES = """
+import os, signal, sys
+from pathlib import Path
+from payagent.store.writer import Readers
+
+sys.addaudithook(lambda event, _: event == "os.remove" and os.kill(os.getpid(), signal.SIGKILL))
+with Readers(Path(sys.argv[1])).copied():
+    pass
+"""
+
+
+def test_what_is_left_of_a_copy_of_the_books_is_removed_and_nothing_else(folder: Path) -> None:
+    data = folder / "data"
+    (data / "snapshot-of-mine.db").write_text("precious")
+    before = {path.name for path in data.iterdir()}
+    killed = [sys.executable, "-c", KILLED_AS_IT_COPIES, str(data / "ledger.db")]
+    assert subprocess.run(killed, timeout=30, check=False).returncode == -signal.SIGKILL
+    (left,) = {path for path in data.iterdir() if path.name not in before and ".db" not in path.name}
+    left.with_name(f"{left.name}-journal").write_bytes(b"of the copy")
+    process, _ = start(folder)
+    names = {path.name for path in data.iterdir()}
+    assert stop(process)[0] == 0
+    assert not {name for name in names if name.startswith(left.name)}
+    assert before <= names
+
+
 def test_a_socket_path_that_is_a_file_is_not_removed(folder: Path) -> None:
     (folder / "s").mkdir()
     (folder / "s/payagent.sock").write_text("precious")
