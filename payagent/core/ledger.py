@@ -1,9 +1,9 @@
 """Double entry: every movement of units as an entry whose postings sum to zero per asset.
 
 Debits are positive. Accounts: `wallet` (ours and free), `held` (ours and reserved for payments), `fees`,
-`merchant:ORIGIN` (spent there), `prepaid:ORIGIN` (paid there for what is still to come: a `use` moves it on as it is
-used up, an `unuse` back) and `external` (where deposits come from and what the operator sends goes to). Entries are
-only ever added; a rollback adds the contrary entry.
+`merchant:ORIGIN` (spent there), `prepaid:ORIGIN` (paid there for what is still to come: a `use` moves it on as it
+is used up, an `unuse` back) and `external` (where deposits come from and what the operator sends goes to). Entries
+are only ever added; a rollback adds the contrary entry.
 
 wallet + held equals what the chain shows at our address, to the unit, when nothing is in flight.
 May import: the standard library, core.money. Never: writes anything (store does).
