@@ -84,7 +84,8 @@ def fitting(offers: tuple[Invoice, ...], part: Part | None) -> tuple[Invoice, ..
     affordable = tuple(offer for offer in fit if part.unit == CALLS or offer.total_units <= part.units)
     if not affordable:
         raise Refused(
-            "topup_refused", f"one payment takes {fit[0].total_units} {part.unit}, {part.units} are ordered in all"
+            "topup_too_small",
+            f"one payment takes {fit[0].total_units} {part.unit}, {part.units} are ordered in all",
         )
     return affordable
 

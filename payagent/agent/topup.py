@@ -188,16 +188,22 @@ class Topups:
     # --- one step
 
     async def _take_step(self, order: TopupRow) -> None:
+        """Whatever is raised, the order is there and its next step is due later."""
+        try:
+            await self._step_or_end(order)
+        except Refused as refused:
+            self._put_off(order, refused)
+        except Exception as error:
+            log.warning("topup.step_failed", topup=order.id, error=repr(error), exc_info=True)
+            self._put_off(order, Refused("internal_error", repr(error)))
+
+    async def _step_or_end(self, order: TopupRow) -> None:
         try:
             await self._step(order)
         except Refused as refused:
             if refused.code in LATER:
-                self._put_off(order, refused)
-            else:
-                await self._end(order, refused)
-        except Exception as error:
-            log.warning("topup.step_failed", topup=order.id, error=repr(error), exc_info=True)
-            self._put_off(order, Refused("internal_error", repr(error)))
+                raise
+            await self._end(order, refused)
 
     async def _step(self, order: TopupRow) -> None:
         """Reload, decide, do one thing."""

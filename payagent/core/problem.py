@@ -288,6 +288,7 @@ PROBLEMS: dict[str, Problem] = {
         "The merchant sells no prepaid balance for this request",
         "Where calls are left, use them first. Else name a call that it sells in batches, or its own request for "
         "top-ups in merchants.NAME.topup.",
+        money="What the top-up paid before stands; nothing more is paid for it.",
     ),
     "merchant_timeout": Problem(
         504,
@@ -455,8 +456,9 @@ PROBLEMS: dict[str, Problem] = {
     "topup_other_asset": Problem(
         409,
         6,
-        "The merchant asks for another asset than the top-up is in",
-        "Order the top-up in the asset that the merchant asks for; --dry-run shows the price.",
+        "The merchant sells something else than the top-up is in",
+        "Order it in what the merchant sells: the asset that it asks for, or calls; --dry-run shows the price.",
+        money="What the top-up paid before stands; nothing more is paid for it.",
     ),
     "topup_out_of_time": Problem(
         504,
@@ -470,6 +472,14 @@ PROBLEMS: dict[str, Problem] = {
         3,
         "The merchant does not take the top-up's request",
         "Correct the request: merchants.NAME.topup, or --path, --method and --data.",
+        money="What the top-up paid before stands; nothing more is paid for it.",
+    ),
+    "topup_too_small": Problem(
+        409,
+        6,
+        "One payment of the top-up costs more than all that is ordered",
+        "Order at least that much, if the price is right; --dry-run shows it.",
+        money="What the top-up paid before stands; nothing more is paid for it.",
     ),
     "topup_under_way": Problem(
         409,

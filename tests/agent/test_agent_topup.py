@@ -426,7 +426,7 @@ class TestOddMerchants:
             await go_round(run)
             world.settings(price=str(60 * ADA))
             ended = await carry_out(run, row.id)
-            assert (ended.state, ended.reason_code) == ("stopped", "topup_refused")
+            assert (ended.state, ended.reason_code) == ("stopped", "topup_too_small")
             assert len(world.transactions()) == 1
 
     async def test_a_balance_kept_in_ada_buys_no_calls(self, world: World) -> None:
