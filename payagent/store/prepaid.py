@@ -253,14 +253,6 @@ def last_purchase_ms(conn: sqlite3.Connection, pool_id: int) -> int:
     return int(row[0]) if row else 0
 
 
-def moved(conn: sqlite3.Connection) -> dict[tuple[int, str], tuple[int, int, int]]:
-    """What the moves come to by themselves: (bought, used, unexplained) by pool and unit."""
-    rows = conn.execute(
-        "SELECT pool, unit, SUM(bought), SUM(used), SUM(unexplained) FROM prepaid_moves GROUP BY pool, unit"
-    )
-    return {(pool_id, unit_name): (bought, used, owed) for pool_id, unit_name, bought, used, owed in rows}
-
-
 def counted(conn: sqlite3.Connection) -> dict[tuple[int, str], tuple[int, int, int]]:
     """What is kept beside the moves."""
     rows = conn.execute("SELECT pool, unit, bought, used, unexplained FROM prepaid_counts")

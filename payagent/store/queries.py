@@ -319,11 +319,6 @@ def payment_of_invoice(conn: sqlite3.Connection, invoice_seq: int) -> str | None
     return row[0] if row else None
 
 
-def invoice_response(conn: sqlite3.Connection, invoice_seq: int) -> str:
-    """The 402 as received."""
-    return str(conn.execute("SELECT response FROM invoices WHERE seq = ?", (invoice_seq,)).fetchone()[0])
-
-
 def spent_since(conn: sqlite3.Connection, since_ms: int) -> dict[str, int]:
     """Units per asset that payments admitted since then took and did not give back (self-transfers aside).
 
@@ -358,10 +353,6 @@ def attempts(conn: sqlite3.Connection, payment_id: str) -> list[AttemptRow]:
         (payment_id,),
     )
     return [AttemptRow(r[0], r[1], r[2], r[3], tuple(r[4].split(" ")), r[5], r[6], r[7]) for r in rows]
-
-
-def is_own_attempt(conn: sqlite3.Connection, tx_id: str) -> bool:
-    return conn.execute("SELECT 1 FROM attempts WHERE tx_id = ?", (tx_id,)).fetchone() is not None
 
 
 def watched_voids(conn: sqlite3.Connection) -> list[PaymentRow]:
