@@ -38,6 +38,9 @@ _WALLET = b"x-wallet-address"
 _BUYER = (b"x-partner", _WALLET)
 _LOST = ("merchant_unreachable", "merchant_timeout")
 _WAIT_S = 30.0
+_ASK_AGAIN_S = 0.2
+"""Before a merchant is asked anew for a batch: after a clock was set back the next 402 seems old as well."""
+
 _LOST_FIRST_S, _LOST_MAX_S = 0.5, 10.0
 
 log = structlog.get_logger("payagent.proxy")
@@ -199,6 +202,7 @@ class Clerk:
                         demand = None
                         buyer = self._buyer(trip.errand)
                         await self._agent.wait_for_batch(trip.errand.merchant.origin, buyer, trip.left_s)
+                        await asyncio.sleep(_ASK_AGAIN_S)
                         continue
                     if used_up is not None and past is not None and purchase.id == past.id:
                         await trip.reply.send_kept(used_up.answer, self._marks(self._agent.payment(purchase.id)))
