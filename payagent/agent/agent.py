@@ -29,7 +29,7 @@ from payagent.agent.admission import (
 )
 from payagent.agent.chainview import ChainView
 from payagent.agent.changes import Changes
-from payagent.agent.ports import Ports
+from payagent.agent.ports import Ports, Writes
 from payagent.agent.prepaid import Buyer, Part, ServedCall, fitting
 from payagent.agent.purse import coin_of
 from payagent.agent.terms import MerchantTerms, Terms
@@ -43,7 +43,7 @@ from payagent.dialects import Answer, Call, Reading, Response, Said, read_answer
 from payagent.store import prepaid as pools
 from payagent.store import queries, records
 from payagent.store.queries import OutputRow, PaymentRow
-from payagent.store.writer import Connection, Readers, Unit, Writer
+from payagent.store.writer import Connection, Readers, Unit
 from payagent.wallet.coins import Coin, Coins
 from payagent.wallet.keys import Signer
 from payagent.wallet.transaction import Plan, build, check, fan_out, select, sign, sweep
@@ -146,7 +146,7 @@ class Agent:
         self,
         terms: Terms,
         ports: Ports,
-        writer: Writer,
+        writer: Writes,
         readers: Readers,
         sources: Sequence[ChainSource],
         signer: Signer,

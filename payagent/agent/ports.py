@@ -1,12 +1,24 @@
-"""What the agent needs from outside and a simulator can stand in for: time and randomness.
+"""What the agent needs from outside and a simulator can stand in for: time, randomness, durable writes.
 
-May import: the standard library. Never: anything else.
+May import: the standard library, the store's unit of work. Never: anything else.
 """
 
 import secrets
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
+
+from payagent.store.writer import Unit
+
+T = TypeVar("T")
+
+
+class Writes(Protocol):
+    """Who makes jobs durable (store.writer)."""
+
+    async def run(self, name: str, job: Callable[[Unit], T]) -> T:
+        """What the job returned, once its commit is durable; `name` is the commit point."""
 
 
 class Clock(Protocol):

@@ -63,8 +63,8 @@ class Unit:
 
 
 @dataclass(slots=True)
-class _Job:
-    """A job in the queue, and what came of running it: its result, or what it raised."""
+class Job:
+    """A job that waits for its commit, and what came of running it: its result, or what it raised."""
 
     name: str
     run: Callable[[Unit], Any]
@@ -128,21 +128,83 @@ def migrate(conn: sqlite3.Connection) -> None:
         raise Refused("store_failed", f"ledger.db lacks the triggers {', '.join(missing)}")
 
 
-class Writer:
-    """Owns the writing connection. `run` and `submit` may be called from any thread or task."""
+class Committer:
+    """Owns the writing connection: makes one commit of several jobs. One thread at a time."""
 
     def __init__(self, path: Path, *, checkpoint: Checkpoint = lambda _name: None) -> None:
         with opening(path):
-            self._conn = open_database(path)
+            self.conn = open_database(path)
             path.chmod(0o600)
-            migrate(self._conn)
-            self._sealer = Sealer(self._conn)
+            migrate(self.conn)
+            self._sealer = Sealer(self.conn)
         self._checkpoint = checkpoint
-        self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._closed = False
         self.commits = 0
+
+    def commit(self, jobs: list[Job]) -> None:
+        """Run the jobs and end their futures, whatever is raised."""
+        try:
+            self.conn.execute("BEGIN IMMEDIATE")
+            for job in jobs:
+                self._run_one(job)
+            for job in jobs:
+                self._checkpoint(f"before {job.name}")
+            self.conn.execute("COMMIT")
+        except BaseException as error:  # noqa: BLE001  a thread that ends here would leave its callers waiting
+            self._fail(jobs, error)
+            return
+        self.commits += 1
+        # the commit is durable: nothing that a checkpoint raises makes it an error to those who wait for it
+        with suppress(BaseException):
+            for job in jobs:
+                self._checkpoint(f"after {job.name}")
+        for job in jobs:
+            if job.raised is None:
+                job.future.set_result(job.result)
+            else:
+                job.future.set_exception(job.raised)
+
+    def close(self) -> None:
+        self.conn.close()
+
+    def _run_one(self, job: Job) -> None:
+        self.conn.execute("SAVEPOINT job")
+        try:
+            before = self._sealer.last_rows()
+            job.result = job.run(job.unit)
+            self._sealer.seal(before)
+        except Exception as error:  # noqa: BLE001  it belongs to the caller, whoever that is
+            job.raised = (failure(error) if isinstance(error, DatabaseError) else None) or error
+            job.unit.roll_back_memory()
+            self.conn.execute("ROLLBACK TO job")
+        self.conn.execute("RELEASE job")
+
+    def _fail(self, jobs: list[Job], error: BaseException) -> None:
+        """Nothing of the batch happened: undo what it did in memory, newest first, and tell every caller."""
+        problems = [error]
+        for undo in (*(job.unit.roll_back_memory for job in reversed(jobs)), self.conn.rollback):
+            try:
+                undo()
+            except BaseException as another:  # noqa: BLE001  the rest is undone all the same
+                problems.append(another)
+        reasons = "; ".join(str(problem) or type(problem).__name__ for problem in problems)
+        for job in jobs:
+            job.future.set_exception(Refused("store_failed", f"ledger.db could not be written: {reasons}"))
+
+
+class Writer:
+    """The committer's thread, and the queue of what waits for it. May be called from any thread or task."""
+
+    def __init__(self, path: Path, *, checkpoint: Checkpoint = lambda _name: None) -> None:
+        self._committer = Committer(path, checkpoint=checkpoint)
+        self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._closed = False
         self._thread = threading.Thread(target=self._loop, name="ledger-writer", daemon=True)
         self._thread.start()
+
+    @property
+    def commits(self) -> int:
+        """How many commits were made."""
+        return self._committer.commits
 
     def submit(self, name: str, job: Callable[[Unit], T]) -> "Future[T]":
         """Queue a job; its future ends after the commit and cannot be cancelled.
@@ -151,7 +213,7 @@ class Writer:
         """
         if self._closed:
             raise Refused("store_failed", "the ledger is closed")
-        entry = _Job(name, job, Unit(self._conn))
+        entry = Job(name, job, Unit(self._committer.conn))
         # before it is queued: the writer's thread may be done with it at once
         entry.future.set_running_or_notify_cancel()
         self._queue.put(entry)
@@ -167,18 +229,18 @@ class Writer:
             self._closed = True
             self._queue.put(None)
             self._thread.join()
-            self._conn.close()
+            self._committer.close()
 
     def _loop(self) -> None:
         while True:
             jobs, last = self._next_batch()
             if jobs:
-                self._commit(jobs)
+                self._committer.commit(jobs)
             if last:
                 return
 
-    def _next_batch(self) -> tuple[list[_Job], bool]:
-        jobs: list[_Job] = []
+    def _next_batch(self) -> tuple[list[Job], bool]:
+        jobs: list[Job] = []
         entry = self._queue.get()
         while entry is not None:
             jobs.append(entry)
@@ -189,52 +251,6 @@ class Writer:
             except queue.Empty:
                 return jobs, False
         return jobs, True
-
-    def _commit(self, jobs: list[_Job]) -> None:
-        try:
-            self._conn.execute("BEGIN IMMEDIATE")
-            for job in jobs:
-                self._run_one(job)
-            for job in jobs:
-                self._checkpoint(f"before {job.name}")
-            self._conn.execute("COMMIT")
-        except BaseException as error:  # noqa: BLE001  a thread that ends here would leave its callers waiting
-            self._fail(jobs, error)
-            return
-        self.commits += 1
-        # the commit is durable: nothing that a checkpoint raises makes it an error to those who wait for it
-        with suppress(BaseException):
-            for job in jobs:
-                self._checkpoint(f"after {job.name}")
-        for job in jobs:
-            if job.raised is None:
-                job.future.set_result(job.result)
-            else:
-                job.future.set_exception(job.raised)
-
-    def _run_one(self, job: _Job) -> None:
-        self._conn.execute("SAVEPOINT job")
-        try:
-            before = self._sealer.last_rows()
-            job.result = job.run(job.unit)
-            self._sealer.seal(before)
-        except Exception as error:  # noqa: BLE001  it belongs to the caller, whoever that is
-            job.raised = (failure(error) if isinstance(error, DatabaseError) else None) or error
-            job.unit.roll_back_memory()
-            self._conn.execute("ROLLBACK TO job")
-        self._conn.execute("RELEASE job")
-
-    def _fail(self, jobs: list[_Job], error: BaseException) -> None:
-        """Nothing of the batch happened: undo what it did in memory, newest first, and tell every caller."""
-        problems = [error]
-        for undo in (*(job.unit.roll_back_memory for job in reversed(jobs)), self._conn.rollback):
-            try:
-                undo()
-            except BaseException as another:  # noqa: BLE001  the rest is undone all the same
-                problems.append(another)
-        reasons = "; ".join(str(problem) or type(problem).__name__ for problem in problems)
-        for job in jobs:
-            job.future.set_exception(Refused("store_failed", f"ledger.db could not be written: {reasons}"))
 
 
 class Readers:
