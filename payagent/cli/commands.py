@@ -22,6 +22,7 @@ from payagent.cli.pay import pay
 from payagent.cli.payments import payments
 from payagent.cli.prepaid import prepaid
 from payagent.cli.proxy import proxy
+from payagent.cli.sim import sim
 from payagent.cli.terminal import Terminal
 from payagent.cli.wallet import wallet
 
@@ -183,5 +184,5 @@ def demo(terminal: Terminal) -> int:
     return 0
 
 
-for command in (init, pay, fetch, proxy, payments, wallet, prepaid, ledger, limits, doctor, backup, restore):
+for command in (init, pay, fetch, proxy, payments, wallet, prepaid, ledger, limits, doctor, backup, restore, sim):
     payagent.add_command(command)

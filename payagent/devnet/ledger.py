@@ -170,14 +170,17 @@ class Chain:
         """Advance the clock, never back; transactions that are over leave the mempool."""
         if slot > self.slot:
             self.slot = slot
-            self._refill(self.mempool.values())
+            self.refill(self.mempool.values())
 
     def _admit(self, tx: Tx) -> None:
         self.mempool[tx.tx_id] = tx
         self._view.apply(tx)
 
-    def _refill(self, txs: Iterable[Tx]) -> None:
-        """Fill the mempool anew with those of the given transactions that are still valid, in order."""
+    def refill(self, txs: Iterable[Tx]) -> None:
+        """Fill the mempool anew with those of the given transactions that are still valid, in order.
+
+        So it loses what is not among them, as a node's does that drops a transaction.
+        """
         waiting = tuple(txs)
         self.mempool = {}
         self._view = _View(self._utxos)
@@ -251,12 +254,12 @@ class Chain:
             self._sort_refs(address)
         self._forks += 1
         lost = [tx for block in undone for tx in block.txs] if readd else []
-        self._refill([*lost, *self.mempool.values()])
+        self.refill([*lost, *self.mempool.values()])
         return tuple(undone)
 
     def _extend(self, slot: int, txs: Sequence[Tx]) -> Block:
         block = self._append(self.tip.hash, slot, tuple(txs))
-        self._refill(self.mempool.values())
+        self.refill(self.mempool.values())
         return block
 
     def _append(self, prev_hash: str, slot: int, txs: tuple[Tx, ...]) -> Block:

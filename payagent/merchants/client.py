@@ -69,8 +69,11 @@ class Observed:
 class MerchantClient:
     """One connection pool for all merchants. Every call ends within its time-out, whatever the peer does."""
 
-    def __init__(self) -> None:
-        self._http = httpx.AsyncClient(trust_env=False, follow_redirects=False, timeout=httpx.Timeout(10))
+    def __init__(self, transport: httpx.AsyncBaseTransport | None = None) -> None:
+        """`transport` is the network; None for the real one."""
+        self._http = httpx.AsyncClient(
+            trust_env=False, follow_redirects=False, timeout=httpx.Timeout(10), transport=transport
+        )
 
     async def status(
         self, origin: str, invoice_id: str, *, headers: dict[str, str], timeout_s: int

@@ -1,0 +1,291 @@
+"""The judge: sees the true chain, every byte that was released and the ledger's file, and says what does not hold.
+
+Invariants by the names of docs/exactly-once.md ("What is checked"): I1 one payment for a purchase, I2 the books
+are the chain, I3 signed bytes pay what was asked and no more, I4 everything ends, I6 durable before released, I7
+attempts never change, I8 the same answer for the same key, I9 what the books say of a payment is what the chain
+shows, I10 the record is whole.
+May import: audit, core, devnet, store, the rest of sim. Never: changes anything; takes the agent's word for what
+the chain shows.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from payagent.audit.finding import Finding
+from payagent.audit.signed import Owner
+from payagent.audit.verify import verify
+from payagent.core.invoice import Output
+from payagent.core.ledger import EXTERNAL, HELD, WALLET
+from payagent.core.money import LOVELACE
+from payagent.core.payment import ENDED_WITHOUT_PAYING, ON_CHAIN, State
+from payagent.devnet.ledger import Block, OutRef, Tx
+from payagent.sim.net import Net
+from payagent.sim.story import Story
+from payagent.store import books, queries
+from payagent.store.schema import GENESIS
+from payagent.store.writer import Connection
+
+FEE_MAX_LOVELACE = 900_000
+
+
+@dataclass(frozen=True, slots=True)
+class Signed:
+    """An attempt as its row says; `purchase` names what the client wants, `terms` the invoice that it is for."""
+
+    tx_id: str
+    payment: str
+    kind: str
+    anchor: str
+    cbor: bytes
+    purchase: str
+    origin: str
+    invoice_id: str | None
+
+
+class Market(Protocol):
+    """What was truly asked, by those who asked it."""
+
+    def asked(self, origin: str, invoice_id: str | None) -> list[tuple[tuple[bytes, str, int], ...]]:
+        """The sets of outputs, (address, asset, units) each, of which one pays."""
+
+
+_ATTEMPTS = """
+SELECT a.rowid, a.tx_id, a.payment_id, a.kind, a.anchor, a.cbor, i.key, i.request, COALESCE(v.origin, ''),
+       v.invoice_id, p.topup
+FROM attempts a JOIN payments p ON p.id = a.payment_id JOIN intents i ON i.id = p.intent_id
+LEFT JOIN invoices v ON v.seq = a.invoice WHERE a.rowid > ? ORDER BY a.rowid
+"""
+
+
+class Judge:
+    """One for a run."""
+
+    def __init__(self, net: Net, story: Story, owner: Owner, market: Market, cap_lovelace: int) -> None:
+        self._net = net
+        self._story = story
+        self._owner = owner
+        self._own = owner.address.raw
+        self._market = market
+        self._cap_lovelace = cap_lovelace
+        self._last_row = 0
+        self.signed: dict[str, Signed] = {}
+        self._durable: set[str] = set()
+        self._released: dict[str, Tx] = {}
+        self._by_purchase: dict[str, list[str]] = {}
+        self._outputs_of: dict[str, Tx] = {}
+        self._answers: dict[str, str] = {}
+        self._accepted: dict[str, None] = {}
+
+    # --- the record
+
+    def committed(self, conn: Connection, *, synced: bool) -> None:
+        """What a commit added, and whether a death can still take it."""
+        for row in conn.execute(_ATTEMPTS, (self._last_row,)).fetchall():
+            self._last_row = row[0]
+            request = (row[7] or "").rpartition(" ")[2]
+            purchase = row[6] if row[10] is not None or not request else request
+            signed = Signed(row[1], row[2], row[3], row[4], row[5], purchase, row[8], row[9])
+            known = self.signed.setdefault(signed.tx_id, signed)
+            if known.cbor != signed.cbor:
+                self._story.violate("I7", f"the attempt {signed.tx_id[:8]} has other bytes than before")
+            self._story.tell(
+                f"{signed.kind} {signed.tx_id[:8]} of {signed.payment} is signed, anchor {signed.anchor[:8]}"
+            )
+            if synced:
+                self._durable.add(signed.tx_id)
+
+    def reborn(self, conn: Connection) -> None:
+        """A life begins on what a death left: is it whole, and does it hold what was durable?"""
+        self._last_row = 0
+        there = {row[0] for row in conn.execute("SELECT tx_id FROM attempts")}
+        for tx_id in self._released.keys() & self.signed.keys():
+            if tx_id not in there:
+                self._story.violate("I6", f"{tx_id[:8]} was released, and the ledger does not know it any more")
+        self._check_chain_of_events(conn)
+        for payment_id in self._accepted:
+            if conn.execute("SELECT 1 FROM payments WHERE id = ?", (payment_id,)).fetchone() is None:
+                self._story.violate("I4", f"{payment_id} was accepted, and is not in the ledger")
+
+    def _check_chain_of_events(self, conn: Connection) -> None:
+        last_seq, last_hash = 0, GENESIS
+        for seq, prev_hash, own_hash, text in books.event_texts(conn):
+            if (seq, prev_hash, own_hash) != (last_seq + 1, last_hash, hashlib.sha256(text).hexdigest()):
+                self._story.violate("I10", f"event {seq} does not follow from the one before")
+            last_seq, last_hash = seq, own_hash
+
+    # --- what leaves
+
+    def released(self, raw: bytes, where: str) -> None:
+        """Bytes go to a provider or a merchant."""
+        tx = self._net.release(raw)
+        if tx.tx_id not in self._durable:
+            self._story.violate("I6", f"{tx.tx_id[:8]} goes to {where} and is not durable")
+        if tx.tx_id in self._released:
+            if self._released[tx.tx_id].raw != raw:
+                self._story.violate("I7", f"{tx.tx_id[:8]} is sent again with other bytes")
+            return
+        self._released[tx.tx_id] = tx
+        signed = self.signed.get(tx.tx_id)
+        if signed is None:
+            return
+        self._check_bytes(tx, signed)
+        if signed.kind == "pay":
+            self._check_conflicts(tx, signed)
+
+    def _check_bytes(self, tx: Tx, signed: Signed) -> None:
+        """I3: it pays what one of the asked sets says, the rest to ourselves, at a fee that can be."""
+        paid = sorted(
+            (out.address, *_of_asset(out.lovelace, out.assets)) for out in tx.outputs if out.address != self._own
+        )
+        if tx.fee_lovelace > FEE_MAX_LOVELACE:
+            self._story.violate("I3", f"{tx.tx_id[:8]} has a fee of {tx.fee_lovelace}")
+        if signed.anchor not in {f"{ref[0]}#{ref[1]}" for ref in tx.inputs}:
+            self._story.violate("I1", f"{tx.tx_id[:8]} does not spend its payment's anchor")
+        if signed.kind == "cancel" or not signed.origin:
+            if paid:
+                self._story.violate("I3", f"{tx.tx_id[:8]} takes coins back and pays somebody")
+            return
+        asked = [sorted(outputs) for outputs in self._market.asked(signed.origin, signed.invoice_id)]
+        if paid not in asked:
+            self._story.violate("I3", f"{tx.tx_id[:8]} pays {paid}, asked was {asked}")
+
+    def _check_conflicts(self, tx: Tx, signed: Signed) -> None:
+        """I1 over all forks: of two transactions for one purchase no chain can ever hold both."""
+        others = self._by_purchase.setdefault(signed.purchase, [])
+        mine = self._line(tx)
+        for other in others:
+            if not _exclude(mine, self._line(self._released[other])):
+                self._story.violate(
+                    "I1", f"{tx.tx_id[:8]} and {other[:8]} are for {signed.purchase[:16]}, and both could land"
+                )
+        others.append(tx.tx_id)
+
+    def _line(self, tx: Tx) -> dict[str, Tx]:
+        """A transaction and all of ours that must be on the chain before it."""
+        line: dict[str, Tx] = {}
+        waiting = [tx]
+        while waiting:
+            one = waiting.pop()
+            if one.tx_id not in line:
+                line[one.tx_id] = one
+                waiting += [self._released[ref[0]] for ref in one.inputs if ref[0] in self._released]
+        return line
+
+    # --- the chain
+
+    def blocks_made(self, blocks: Iterable[Block]) -> None:
+        """I1 on the chain as it is, and the caps."""
+        ours = [tx for block in blocks for tx in block.txs if tx.tx_id in self.signed]
+        for tx in ours:
+            signed = self.signed[tx.tx_id]
+            landed = [other for other in self._by_purchase.get(signed.purchase, []) if self._is_in_block(other)]
+            if len(landed) > 1:
+                self._story.violate("I1", f"{signed.purchase[:16]} is paid by {[name[:8] for name in landed]}")
+        if ours:
+            spent = sum(
+                self._spend(tx)
+                for tx_id, tx in self._released.items()
+                if tx_id in self.signed and self.signed[tx_id].origin and self._is_in_block(tx_id)
+            )
+            if spent > self._cap_lovelace:
+                self._story.violate("I3", f"{spent} lovelace were spent, the cap is {self._cap_lovelace}")
+
+    def _is_in_block(self, tx_id: str) -> bool:
+        found = self._net.chain.tx(tx_id)
+        return found is not None and found[1] is not None
+
+    def _spend(self, tx: Tx) -> int:
+        """Lovelace that a transaction of ours takes from us."""
+        return tx.fee_lovelace + sum(out.lovelace for out in tx.outputs if out.address != self._own)
+
+    # --- what clients are told
+
+    def told(self, purchase: str, payment_id: str, conn: Connection | None) -> None:
+        """I8: for one purchase it is one payment, until that one ended without paying.
+
+        `conn` is None when the daemon has died since it answered: then the next answer is looked at.
+        """
+        self._accepted[payment_id] = None
+        before = self._answers.get(purchase)
+        if before is not None and before != payment_id:
+            if conn is None:
+                return
+            row = queries.payment(conn, before)
+            if row is None or row.state not in ENDED_WITHOUT_PAYING:
+                state = None if row is None else row.state
+                self._story.violate("I8", f"{purchase[:16]} was {before} ({state}), now it is {payment_id}")
+        self._answers[purchase] = payment_id
+
+    # --- the end
+
+    def at_rest(self, conn: Connection) -> None:
+        """Faults stopped long ago: everything has ended, the books are the chain, and verify finds nothing."""
+        for row in queries.payments_in(conn, tuple(State)):
+            self._check_end(conn, row)
+        self._check_books(conn)
+        for told in verify(conn, self._owner):
+            if isinstance(told, Finding):
+                self._story.violate("I10", f"verify: {told.table} {told.row}: {told.what}")
+
+    def _check_end(self, conn: Connection, row: queries.PaymentRow) -> None:
+        landed = [a for a in queries.attempts(conn, row.id) if self._is_in_block(a.tx_id)]
+        pays = [a.tx_id for a in landed if a.kind == "pay"]
+        is_paid = row.state in ON_CHAIN
+        if is_paid is not bool(pays):
+            self._story.violate("I9", f"{row.id} is {row.state}, on the chain are {[t[:8] for t in pays]}")
+        if row.state not in (State.SETTLED, *ENDED_WITHOUT_PAYING):
+            self._story.violate("I4", f"{row.id} is still {row.state}")
+
+    def _check_books(self, conn: Connection) -> None:
+        """I2, to the unit."""
+        told: dict[str, int] = {}
+        held: dict[str, int] = {}
+        for account, asset, units in queries.balances(conn):
+            if account in (WALLET, HELD):
+                told[asset] = told.get(asset, 0) + units
+            if account == HELD:
+                held[asset] = units
+        true: dict[str, int] = {}
+        for _, out in self._net.chain.utxos_at(self._own):
+            for asset, units in ((LOVELACE, out.lovelace), *out.assets.items()):
+                true[asset] = true.get(asset, 0) + units
+        if told != true:
+            self._story.violate("I2", f"the books say {told}, the chain has {true}")
+        if held:
+            self._story.violate("I2", f"{held} is held, and nothing is in flight")
+
+    def outflow_is_booked(self, conn: Connection) -> None:
+        """I2 at all times: what is held or posted is no less than what the chain shows as gone."""
+        gone = sum(
+            self._spend(tx)
+            for tx_id, tx in self._released.items()
+            if tx_id in self.signed and self._is_in_block(tx_id)
+        )
+        booked = sum(
+            units
+            for account, asset, units in queries.balances(conn)
+            if asset == LOVELACE and account not in (WALLET, EXTERNAL)
+        )
+        if booked < gone:
+            self._story.violate("I2", f"{gone} lovelace left, {booked} are held or posted")
+
+
+def outputs_asked(outputs: Iterable[tuple[bytes, int]], asset: str) -> tuple[tuple[bytes, str, int], ...]:
+    return tuple((address, asset, units) for address, units in outputs)
+
+
+def outputs_of(outputs: Iterable[Output]) -> tuple[tuple[bytes, str, int], ...]:
+    return tuple((output.address.raw, output.asset, output.units) for output in outputs)
+
+
+def _of_asset(lovelace: int, assets: Mapping[str, int]) -> tuple[str, int]:
+    """What an output is for: its token if it has one, whose lovelace only rides along."""
+    return next(iter(assets.items())) if assets else (LOVELACE, lovelace)
+
+
+def _exclude(first: Mapping[str, Tx], second: Mapping[str, Tx]) -> bool:
+    """Whether no chain can hold both lines: two different transactions of them spend one output."""
+    spent: dict[OutRef, str] = {ref: tx.tx_id for tx in first.values() for ref in tx.inputs}
+    return any(spent.get(ref, tx.tx_id) != tx.tx_id for tx in second.values() for ref in tx.inputs)

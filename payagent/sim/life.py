@@ -1,0 +1,223 @@
+"""One life of the daemon: from its start on the disk that is there to its stop, or its death between two steps.
+
+Everything that the daemon's process holds is here and goes with it; what outlives it (disk, net, shops, clients)
+is the world's. Commits are made in line, several at once now and then, as the writer's thread would.
+May import: every room that daemon.py puts together, the rest of sim. Never: cleans up after a death.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from random import Random
+from typing import Any, Protocol, TypeVar
+
+from payagent.agent.agent import Agent
+from payagent.agent.ports import Ports
+from payagent.agent.terms import Terms
+from payagent.agent.topup import Topups
+from payagent.agent.watch import Watch
+from payagent.chain.source import ChainSource
+from payagent.core.problem import Refused
+from payagent.merchants.client import MerchantClient
+from payagent.proxy.clerk import Clerk
+from payagent.sim.disk import Disk
+from payagent.sim.loop import VirtualLoop
+from payagent.sim.mix import Mix
+from payagent.sim.story import Story
+from payagent.store.writer import Committer, Connection, Job, Readers, Unit
+from payagent.wallet.keys import Signer
+
+T = TypeVar("T")
+
+MERCHANTS_EVERY_S = 45.0
+TOPUPS_EVERY_S = 20.0
+
+
+class DeadError(Exception):
+    """The daemon died or stopped before it answered."""
+
+
+class Host(Protocol):
+    """What the world gives a life."""
+
+    loop: VirtualLoop
+    rng: Random
+    story: Story
+    disk: Disk
+    terms: Terms
+    signer: Signer
+    beat_s: float
+
+    def mix(self) -> Mix: ...
+
+    def daemon_now_ms(self) -> int: ...
+
+    def sources(self) -> list[ChainSource]: ...
+
+    def merchants(self) -> MerchantClient: ...
+
+    def committed(self, conn: Connection, *, synced: bool) -> None:
+        """A commit is made; the judge looks at what it added."""
+
+    def died(self, why: str) -> None:
+        """The process is gone; the world decides when it starts again."""
+
+
+class _Clock:
+    def __init__(self, host: Host) -> None:
+        self._host = host
+
+    def now_ms(self) -> int:
+        return self._host.daemon_now_ms()
+
+
+class _Draws:
+    def __init__(self, rng: Random) -> None:
+        self._rng = rng
+
+    def token_hex(self, count: int) -> str:
+        return self._rng.randbytes(count).hex()
+
+
+class InlineWriter:
+    """Makes jobs durable on the loop itself. A death at a commit point takes effect here."""
+
+    def __init__(self, life: "Life", committer: Committer) -> None:
+        self._life = life
+        self.committer = committer
+        self._waiting: list[tuple[Job, asyncio.Future[None]]] = []
+        self._task: asyncio.Task[None] | None = None
+
+    async def run(self, name: str, job: Callable[[Unit], T]) -> T:
+        """As `store.writer.Writer.run`."""
+        entry = Job(name, job, Unit(self.committer.conn))
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((entry, done))
+        if self._task is None:
+            self._task = self._life.spawn(self._flush())
+        await asyncio.shield(done)
+        result: T = entry.future.result()
+        return result
+
+    async def _flush(self) -> None:
+        """What waits by the time of the commit shares it."""
+        await asyncio.sleep(0)
+        batch, self._waiting, self._task = self._waiting, [], None
+        self._life.commit([job for job, _ in batch])
+        for _, done in batch:
+            if not done.done():
+                done.set_result(None)
+
+
+class Life:
+    """A running daemon."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self.is_over = False
+        self._dies_in: str | None = None
+        self._full = False
+        self._readers = Readers(host.disk.path)
+        self._committer = Committer(host.disk.path, checkpoint=self._checkpoint)
+        host.disk.attach(self._committer.conn)
+        writer = InlineWriter(self, self._committer)
+        ports = Ports(_Clock(host), _Draws(host.rng))
+        self.agent = Agent(host.terms, ports, writer, self._readers, host.sources(), host.signer)
+        merchants = host.merchants()
+        self.watch = Watch(self.agent, merchants)
+        self.topups = Topups(self.agent, merchants)
+        self.clerk = Clerk(self.agent)
+        self.spawn(self._every(host.beat_s, self.watch.tick))
+        self.spawn(self._every(MERCHANTS_EVERY_S, self.watch.poll_merchants))
+        self.spawn(self._every(MERCHANTS_EVERY_S, self.watch.observe_prepaid))
+        self.spawn(self._every(TOPUPS_EVERY_S, self.topups.beat))
+
+    @property
+    def conn(self) -> Connection:
+        """What is committed, as the process sees it."""
+        return self._readers.conn
+
+    def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Something that the process does; it dies with it."""
+        with self._host.loop.owned_by(self):
+            return self._host.loop.create_task(work)
+
+    async def call(self, work: Coroutine[Any, Any, T]) -> T:
+        """What a client asks of the daemon. Raises `DeadError` when the daemon goes first."""
+        if self.is_over:
+            work.close()
+            raise DeadError
+        task = self.spawn(work)
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError:
+            task.cancel()
+            raise
+        if task.cancelled() or self.is_over:  # what a dead process still computed reaches nobody
+            raise DeadError
+        return task.result()
+
+    def commit(self, jobs: list[Job]) -> None:
+        """One commit; what goes wrong with it is drawn for each."""
+        host, rng, mix = self._host, self._host.rng, self._host.mix()
+        names = [job.name for job in jobs]
+        if rng.random() < mix.crash_in_commit:
+            self._dies_in = f"{rng.choice(('before', 'after'))} {rng.choice(names)}"
+        self._draw_full()
+        before = self._committer.commits
+        self._committer.commit(jobs)
+        if self._committer.commits > before:
+            host.committed(self._committer.conn, synced=host.disk.committed(self._committer.conn))
+        for job in jobs:
+            raised = job.future.exception()
+            if isinstance(raised, Refused) and raised.code == "store_failed":
+                host.story.reach(f"no room or no disk at {job.name}")
+        if self._dies_in is not None:
+            host.story.reach(f"a death {self._dies_in}")
+            self.die(self._dies_in)
+
+    def _checkpoint(self, name: str) -> None:
+        if name.startswith("before ") and name == self._dies_in:
+            raise OSError("the process dies")
+        if name.startswith("before ") and self._host.rng.random() < self._host.mix().disk_error:
+            raise OSError("input/output error")
+
+    def _draw_full(self) -> None:
+        host, mix = self._host, self._host.mix()
+        if self._full:
+            if host.rng.random() < 0.3 or not mix.disk_full:
+                self._full = False
+                host.disk.make_room(self._committer.conn)
+        elif host.rng.random() < mix.disk_full:
+            self._full = True
+            host.disk.fill_up(self._committer.conn)
+
+    def die(self, why: str) -> None:
+        """At once, with everything that was under way; its files are as they were."""
+        if self.is_over:
+            return
+        self.is_over = True
+        host = self._host
+        host.story.tell(f"the daemon dies: {why}")
+        torn = host.rng.random() < host.mix().torn_tail
+        host.disk.die(host.rng, torn=torn)
+        self._end()
+        host.died(why)
+
+    async def stop(self) -> None:
+        """In order: what is being sent ends first."""
+        await self.agent.drain(20)
+        self.is_over = True
+        self._end()
+
+    def _end(self) -> None:
+        self._host.loop.end_tasks_of(self)
+        self._readers.conn.close()
+        self._committer.close()
+
+    async def _every(self, seconds: float, act: Callable[[], Coroutine[Any, Any, object]]) -> None:
+        while True:
+            try:
+                await act()
+            except Refused:
+                await asyncio.sleep(0)
+            await asyncio.sleep(seconds)

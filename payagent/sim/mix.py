@@ -1,0 +1,59 @@
+"""What goes wrong in a run, and how often: rates that are drawn for each seed, many of them zero.
+
+May import: the standard library. Never: draws anything after the beginning.
+"""
+
+from dataclasses import dataclass, fields
+from random import Random
+
+OFTEN, SOMETIMES, SELDOM = 0.35, 0.15, 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """Chances per call, block or commit, as each name says; the defaults are the greatest that are drawn."""
+
+    # of a call to a provider
+    unknown: float = OFTEN
+    tip_lags: float = OFTEN
+    index_lags: float = OFTEN
+    # of a submission
+    lost_request: float = OFTEN
+    lost_reply: float = OFTEN
+    late_accept: float = SOMETIMES
+    mempool_full: float = SOMETIMES
+    over_limit: float = SOMETIMES
+    broken: float = SOMETIMES
+    dropped: float = OFTEN
+    other_id: float = SELDOM
+    # of a block
+    empty_block: float = OFTEN
+    evicted: float = SOMETIMES
+    fork: float = SOMETIMES
+    deep_fork: float = 0.3  # of the forks
+    rebroadcast: float = OFTEN
+    # of a call to a merchant
+    merchant_unreached: float = OFTEN
+    merchant_reply_lost: float = OFTEN
+    merchant_broken: float = SOMETIMES
+    merchant_rechallenges: float = SOMETIMES
+    merchant_status_lies: float = OFTEN
+    never_broadcasts: float = SOMETIMES
+    # of the process and its disk
+    crash_in_commit: float = 0.04
+    crash_at_await: float = 0.5  # deaths a minute
+    disk_full: float = 0.02
+    disk_error: float = 0.02
+    torn_tail: float = 0.7
+    # of the clock, a minute
+    clock_jump: float = 0.05
+
+
+def draw_mix(rng: Random) -> Mix:
+    """Each rate is zero in two of five seeds."""
+    drawn = {f.name: 0.0 if rng.random() < 0.4 else f.default * rng.random() for f in fields(Mix)}  # type: ignore[operator]
+    return Mix(**drawn)
+
+
+QUIET = Mix(**{f.name: 0.0 for f in fields(Mix)})
+"""Nothing goes wrong."""

@@ -1,0 +1,397 @@
+"""The world of one seed: it is drawn, runs until its clients are done and its faults have stopped, and is judged.
+
+May import: the rest of sim and what it needs of the other rooms to set a stage. Never: goes on after the end.
+"""
+
+import asyncio
+import logging
+import shutil
+import tempfile
+import traceback
+from collections.abc import Coroutine
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import structlog
+
+from payagent.agent.terms import MerchantTerms, Terms
+from payagent.agent.topup import Wish
+from payagent.audit.signed import Owner
+from payagent.chain.source import ChainSource
+from payagent.core.money import LOVELACE
+from payagent.core.network import NETWORKS
+from payagent.core.payment import ENDED_WITHOUT_PAYING, State
+from payagent.core.policy import Limit
+from payagent.core.problem import Refused
+from payagent.devnet.ledger import Block
+from payagent.devnet.merchant import Terms as ShopTerms
+from payagent.merchants.client import MerchantClient
+from payagent.sim.buyers import PARTNER, BuyerTask, Want
+from payagent.sim.disk import Disk
+from payagent.sim.judge import Judge, outputs_asked
+from payagent.sim.life import DeadError, Life
+from payagent.sim.loop import StuckError, VirtualLoop
+from payagent.sim.mix import QUIET, Mix, draw_mix
+from payagent.sim.net import Net
+from payagent.sim.shops import SimShop, Transport
+from payagent.sim.source import LIES, Habits, SimSource
+from payagent.sim.story import Story
+from payagent.store import queries, records
+from payagent.store.writer import Committer, Connection, Job, Unit
+from payagent.wallet.keys import Account, derive, seed_from_words
+
+ADA = 1_000_000
+NETWORK = NETWORKS["devnet"]
+START_MS = 1_700_000_000_000
+WANTED_WITHIN_S = 900.0
+TROUBLE_S = 2400.0
+QUIET_MAX_S = 7200.0
+CALM_BLOCK_S = 20.0
+
+
+@cache
+def account() -> Account:
+    """A wallet of fixed words: its keys are worth nothing."""
+    return derive(seed_from_words("abandon " * 23 + "art"), NETWORK)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is drawn for a seed before anything happens."""
+
+    mix: Mix
+    confirm_depth: int
+    void_depth: int
+    settle_depth: int
+    beat_s: float
+    coins: tuple[int, ...]
+    per_day_lovelace: int
+    shops: tuple[ShopTerms, ...]
+    wants: int
+    providers: tuple[Habits, ...]
+    topup: bool
+
+
+def draw_plan(rng: Random) -> Plan:
+    """A swarm: few things of many, in amounts that differ by seed."""
+    mix = draw_mix(rng)
+    shops = tuple(_draw_shop(rng) for _ in range(rng.choice((1, 1, 2))))
+    wants = rng.randint(2, 5)
+    coins = tuple(rng.randint(8, 40) * ADA for _ in range(rng.randint(1, 5)))
+    habits = [Habits("honest")]
+    if rng.random() < 0.4:
+        lie = rng.choice((None, None, *LIES))
+        dead_until_s = rng.choice((0.0, 0.0, 1500.0)) if lie is None else 0.0
+        habits.append(Habits("other", lie, dead_until_s))
+        rng.shuffle(habits)
+    return Plan(
+        mix=mix,
+        confirm_depth=rng.choice((1, 1, 2, 3)),
+        void_depth=rng.choice((2, 3, 5)),
+        settle_depth=rng.choice((24, 40)),
+        beat_s=rng.choice((10.0, 20.0)),
+        coins=coins,
+        per_day_lovelace=rng.choice((20, 60, 1000)) * ADA,
+        shops=shops,
+        wants=wants,
+        providers=tuple(habits),
+        topup=rng.random() < 0.3 and shops[0].batch > 1,
+    )
+
+
+def _draw_shop(rng: Random) -> ShopTerms:
+    base = ShopTerms()
+    return replace(
+        base,
+        price_units=rng.randint(2, 6) * ADA,
+        splits=base.splits if rng.random() < 0.5 else (),
+        batch=rng.choice((1, 1, 1, 4)),
+        timeout_s=rng.choice((300, 300, 600, 1200)),
+        confirmations=rng.choice((0, 1, 2)),
+        proof=rng.choice(("tx_hash", "tx_hash", "signed_cbor")),
+        replays=rng.choice((None, "serve", "refuse")),
+        dialect="t-backend",
+    )
+
+
+class World:
+    """Everything that a run is made of. One use."""
+
+    def __init__(self, seed: int, folder: Path, template: Path, *, keep_story: bool = False) -> None:
+        self.rng = Random(seed)  # noqa: S311  a seed gives the same run again
+        self.loop = VirtualLoop()
+        self.story = Story(seed, self.loop.time, keep=keep_story)
+        self.plan = draw_plan(self.rng)
+        self.is_calm = False
+        self.disk = Disk(folder, template)
+        self.signer = account().signer
+        self.wallet = account().address.text
+        self.beat_s = self.plan.beat_s
+        fork_max = self.plan.settle_depth - 4
+        self.net = Net(self.rng, self.story, self.mix, self._now_ms, fork_max)
+        self.net.on_blocks = self._blocks_made
+        self.shops = {
+            shop.origin: shop
+            for number, terms in enumerate(self.plan.shops)
+            for shop in [SimShop(f"shop{number}", terms, self.net, self.rng, self.story, self.mix, self._released)]
+        }
+        owner = Owner(account().address, NETWORK)
+        self.judge = Judge(self.net, self.story, owner, self, self.plan.per_day_lovelace)
+        self.terms = self._terms()
+        self._life: Life | None = None
+        self._started = asyncio.Event()
+        self._clock_off_ms = 0
+        self._tasks: list[asyncio.Task[Any]] = []
+
+    # --- the run
+
+    def run(self) -> Story:
+        """From the first coin to the verdict."""
+        asyncio.set_event_loop(self.loop)
+        self.loop.before_round = self._maybe_die
+        try:
+            self.loop.run_until_complete(self._run())
+        except StuckError as stuck:
+            self.story.violate("I4", str(stuck))
+        finally:
+            self.loop.before_round = lambda: None
+            asyncio.set_event_loop(None)
+            self.loop.close()
+        return self.story
+
+    async def _run(self) -> None:
+        self.story.tell(f"seed {self.story.seed}: {self.plan}")
+        self._fund()
+        self._start()
+        self._do(self._make_blocks())
+        self._do(self._jump_clock())
+        wants = [self._do(BuyerTask(self, want).run()) for want in self._wants()]
+        if self.plan.topup:
+            wants.append(self._do(self._order_topup()))
+        await asyncio.wait(wants, timeout=TROUBLE_S)
+        self._calm_down()
+        await asyncio.wait(wants, timeout=QUIET_MAX_S)
+        await self._settle()
+        life = await self.life()
+        self.judge.at_rest(life.conn)
+        await life.stop()
+        for task in self._tasks:
+            task.cancel()
+
+    def _do(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        task = self.loop.create_task(work)
+        self._tasks.append(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            frames = traceback.extract_tb(error.__traceback__)
+            where = " < ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in reversed(frames))
+            self.story.violate("BUG", f"{type(error).__name__}: {error} at {where}")
+
+    def _fund(self) -> None:
+        raw = account().address.raw
+        for lovelace in self.plan.coins:
+            self.net.node.faucet(raw, lovelace, {})
+            self.net.chain.make_block()
+        for _ in range(3):
+            self.net.chain.make_block()
+
+    def _wants(self) -> list[Want]:
+        rng, shops = self.rng, list(self.shops.values())
+        return [
+            Want(
+                app_id="app_test",
+                shop=rng.choice(shops),
+                path=rng.choice(("/chat", "/chat", "/x402/chat")),
+                text=f"want {number}",
+                key=f"key-{number}" if rng.random() < 0.5 else None,
+                by_proxy=rng.random() < 0.4,
+                starts_at_s=30 + rng.random() * WANTED_WITHIN_S,
+            )
+            for number in range(self.plan.wants)
+        ]
+
+    async def _order_topup(self) -> None:
+        shop = next(iter(self.shops.values()))
+        await asyncio.sleep(60 + self.rng.random() * 600)
+        for _ in range(5):
+            life = await self.life()
+            try:
+                await life.call(life.topups.order("app_test", "top-up", Wish(shop.origin, LOVELACE, 12 * ADA)))
+            except (DeadError, Refused):
+                await asyncio.sleep(60)
+                continue
+            self.story.reach("a top-up is ordered")
+            return
+
+    async def _make_blocks(self) -> None:
+        while True:
+            await asyncio.sleep(self.net.next_block_s() if not self.is_calm else CALM_BLOCK_S)
+            self.net.make_block()
+
+    async def _jump_clock(self) -> None:
+        """The daemon's clock is set, forward or back, and mended some time later."""
+        while not self.is_calm:
+            await asyncio.sleep(60)
+            if self.rng.random() < self.mix().clock_jump:
+                self._clock_off_ms = self.rng.choice((-1, 1)) * self.rng.choice((30_000, 200_000, 86_400_000))
+                self.story.reach("the clock jumps")
+                self.story.tell(f"the clock jumps by {self._clock_off_ms} ms")
+            elif self.rng.random() < 0.5:
+                self._clock_off_ms = 0
+
+    def _calm_down(self) -> None:
+        self.story.tell("faults stop")
+        self.is_calm = True
+        self._clock_off_ms = 0
+
+    async def _settle(self) -> None:
+        """Blocks, until nothing is open or an hour and more has passed."""
+        deadline_s = self.loop.time() + QUIET_MAX_S
+        while self.loop.time() < deadline_s:
+            await asyncio.sleep(100)
+            life = await self.life()
+            if all(
+                row.state in (State.SETTLED, *ENDED_WITHOUT_PAYING)
+                for row in queries.payments_in(life.conn, State)
+            ) and not queries.watched_voids(life.conn):
+                break
+        await asyncio.sleep(self.beat_s * 3 + 60)
+
+    # --- lives
+
+    def _start(self) -> None:
+        self._life = Life(self)
+        self.judge.reborn(self._life.conn)
+        self.judge.committed(self._life.conn, synced=True)
+        self._started.set()
+        self.story.tell("the daemon starts")
+
+    async def life(self) -> Life:
+        while self._life is None:
+            await self._started.wait()
+        return self._life
+
+    def died(self, why: str) -> None:
+        self._life = None
+        self._started = asyncio.Event()
+        self.loop.call_later(self.rng.random() * 90, self._start)
+
+    def _maybe_die(self) -> None:
+        """Between two awaits of anybody."""
+        life = self._life
+        if life is not None and not self.is_calm and self.mix().crash_at_await:
+            chance = self.mix().crash_at_await / 2000
+            if self.rng.random() < chance:
+                self.story.reach("a death between two steps")
+                life.die("between two steps")
+
+    # --- what the parts ask of the world
+
+    def mix(self) -> Mix:
+        return QUIET if self.is_calm else self.plan.mix
+
+    def draw(self) -> float:
+        return self.rng.random()
+
+    def _now_ms(self) -> int:
+        return START_MS + int(self.loop.time() * 1000)
+
+    def daemon_now_ms(self) -> int:
+        return self._now_ms() + self._clock_off_ms
+
+    def sources(self) -> list[ChainSource]:
+        return [
+            SimSource(habits, self.net, self.rng, self.story, self.mix, self._released)
+            for habits in self.plan.providers
+        ]
+
+    def merchants(self) -> MerchantClient:
+        return MerchantClient(Transport(self.shops))
+
+    def committed(self, conn: Connection, *, synced: bool) -> None:
+        self.judge.committed(conn, synced=synced)
+
+    def _released(self, raw: bytes, where: str) -> None:
+        self.judge.released(raw, where)
+
+    def _blocks_made(self, blocks: list[Block]) -> None:
+        self.judge.blocks_made(blocks)
+        if self._life is not None:
+            self.judge.outflow_is_booked(self._life.conn)
+
+    def asked(self, origin: str, invoice_id: str | None) -> list[tuple[tuple[bytes, str, int], ...]]:
+        """By the shop's own books; what x402 asks is its price, to one address."""
+        shop = self.shops[origin]
+        invoice = shop.invoice(invoice_id or "")
+        if invoice is not None:
+            return [outputs_asked(invoice.terms.required, invoice.terms.asset)]
+        pay_to = invoice_pay_to(shop)
+        return [((pay_to, LOVELACE, price),) for price in sorted(shop.prices)]
+
+    def _terms(self) -> Terms:
+        plan = self.plan
+        merchants = {
+            shop.origin: MerchantTerms(
+                shop.name, shop.origin, PARTNER, None, self.rng.choice(("submitted", "confirmed")), 30,
+                proof="signed_cbor" if shop.merchant.terms.proof == "signed_cbor" else "tx_hash",
+            )
+            for shop in self.shops.values()
+        }  # fmt: skip
+        return Terms(
+            network=NETWORK,
+            own=account().address,
+            merchants=merchants,
+            limits={LOVELACE: Limit(100 * ADA, plan.per_day_lovelace)},
+            decimals={},
+            confirm_depth=plan.confirm_depth,
+            void_depth=plan.void_depth,
+            settle_depth=plan.settle_depth,
+            min_window_s=120,
+        )
+
+
+def invoice_pay_to(shop: SimShop) -> bytes:
+    return shop.merchant.terms.required[0][0]
+
+
+def make_template(folder: Path) -> Path:
+    """An empty ledger with its wallet and one app, to begin each run with."""
+    path = folder / "template.db"
+    committer = Committer(path)
+
+    def job(unit: Unit) -> None:
+        records.put_meta(unit, "network", NETWORK.name)
+        records.put_meta(unit, "address", account().address.text)
+        records.add_app(unit, "app_test", "test", "0" * 64, ["pay", "read", "operate", "approve"], START_MS)
+
+    committer.commit([Job("template", job, Unit(committer.conn))])
+    committer.close()
+    return path
+
+
+class Stage:
+    """A folder in memory, if there is one, with a template; for as many runs as wanted, one after the other."""
+
+    def __init__(self) -> None:
+        shared = Path("/dev/shm")  # noqa: S108  a folder of our own is made in it
+        self._folder = Path(tempfile.mkdtemp(prefix="payagent-sim-", dir=shared if shared.is_dir() else None))
+        self._template = make_template(self._folder)
+        logging.disable(logging.CRITICAL)
+        structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+
+    def run(self, seed: int, *, keep_story: bool = False) -> Story:
+        folder = self._folder / "run"
+        folder.mkdir()
+        try:
+            return World(seed, folder, self._template, keep_story=keep_story).run()
+        finally:
+            shutil.rmtree(folder)
+
+    def close(self) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
