@@ -4,7 +4,8 @@ Intent, invoice, decision, hold, anchor and coins are written together, so that 
 between the decision and what it decided on (rule 7). A refusal by policy or for lack of funds is
 recorded too, as a payment that is `rejected`.
 
-May import: core, wallet, store, agent.chainview, agent.purse. Never: signs; waits for anything.
+May import: core, chain.source, wallet, store, agent.chainview, agent.purse, agent.replacement. Never: signs;
+waits for anything.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +14,8 @@ from dataclasses import dataclass, replace
 from payagent.agent.chainview import ChainView
 from payagent.agent.prepaid import Buyer, Part, is_batch
 from payagent.agent.purse import coin_of, take
+from payagent.agent.replacement import Replacing, is_lost, next_invoice, parameters_of, same_again
+from payagent.chain.source import SubmitKind
 from payagent.core import ledger, policy
 from payagent.core.address import Address
 from payagent.core.invoice import Invoice
@@ -22,22 +25,12 @@ from payagent.core.policy import Allowed, Limit
 from payagent.core.prepaid import CALLS, Cost
 from payagent.core.problem import Refused, own_order
 from payagent.store import prepaid, queries, records, topups
-from payagent.store.queries import IntentRow, InvoiceRow, OutputRow
+from payagent.store.queries import IntentRow, InvoiceRow, OutputRow, PaymentRow
 from payagent.store.writer import Unit
 from payagent.wallet.coins import Coin, Coins
-from payagent.wallet.transaction import MAINNET_PARAMETERS, Parameters, Plan, build, select
+from payagent.wallet.transaction import Plan, build, select
 
 DAY_MS = 86_400_000
-
-HEADER_TRANSACTION_MAX_BYTES = 7_168
-"""A transaction that travels in a header: in hex, or in base64 twice, it stays within what servers take.
-
-Node's limit for all headers together is 16 KiB, and 14,336 characters for the proof were seen to pass.
-"""
-
-_HEADER_MAX_CHARS = 14_336
-_PAYLOAD_CHARS = 300
-"""What stands in a PAYMENT-SIGNATURE beside the transaction and the echo: keys, nonce, identifier."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +104,7 @@ class Admission:
             raise Refused("terms_changed", f"invoice {invoice.invoice_id} came before with other terms")
         intent = queries.live_intent(unit.conn, purchase.app_id, purchase.key)
         if intent is not None:
-            existing = _existing(unit, intent, purchase, known, now_ms)
+            existing = self._existing(unit, intent, purchase, known, now_ms)
             if existing is not None:
                 return existing
         if known is not None and (other := queries.payment_of_invoice(unit.conn, known.seq)):
@@ -161,6 +154,103 @@ class Admission:
         self.hold(unit, payment_id, plan, now_ms, allowed)
         return Admitted(payment_id, True, plan)
 
+    def _existing(
+        self, unit: Unit, intent: IntentRow, purchase: Purchase, known: InvoiceRow | None, now_ms: int
+    ) -> Admitted | None:
+        """The payment that the intent already has; replaced for a further invoice where that is safe and due.
+
+        Else the further invoice is recorded, and buys nothing.
+        """
+        require_same(intent, purchase.fingerprint)
+        row = queries.live_payment_of(unit.conn, intent.id)
+        if row is None:
+            return None
+        invoice = purchase.invoice
+        if not invoice.has_own_id:
+            return Admitted(row.id, False)
+        seq = known.seq if known else _add_invoice(unit, purchase, intent.id)
+        is_free = known is None or (
+            known.intent_id == intent.id and queries.payment_of_invoice(unit.conn, seq) is None
+        )
+        if is_free and self._replace_for(unit, row, purchase, seq, known, now_ms):
+            return Admitted(row.id, False)
+        if known is None:
+            records.note(unit, row.id, "invoiced_again", row.state, now_ms, {"invoice_id": invoice.invoice_id})
+        return Admitted(row.id, False)
+
+    def _replace_for(
+        self, unit: Unit, row: PaymentRow, purchase: Purchase, seq: int, known: InvoiceRow | None, now_ms: int
+    ) -> bool:
+        """Whether a payment that is lost, its own invoice being over, was turned to another one of its intent."""
+        invoice, tip = purchase.invoice, self.chain.tip
+        if tip is None or not is_lost(unit.conn, row, tip.slot):
+            return False
+        is_alike = (invoice.asset, invoice.proof, invoice.handed_over, is_batch(invoice.batch_target)) == (
+            *(row.outputs[0].asset, row.proof, row.handed_over),
+            is_batch(row.batch_target),
+        )
+        most = purchase.max_total_units
+        if not is_alike or (most is not None and queries.hold(unit.conn, row.id).get(invoice.asset, 0) > most):
+            return False
+        wanted = next_invoice(
+            invoice, seq, _earlier(invoice.expires_at_ms, known.expires_at_ms if known else None)
+        )
+        try:
+            slot = self.chain.require_ready(now_ms)
+            if self._has_time(row, slot, purchase.min_window_s):
+                return False
+            self._replacing.start(unit, row, wanted, purchase.min_window_s, now_ms)
+        except Refused:
+            return False
+        return True
+
+    def _has_time(self, row: PaymentRow, slot: int, min_window_s: int) -> bool:
+        """Whether something could still be signed for the payment's own invoice."""
+        try:
+            self.chain.ttl_slot(slot, row.expires_at_ms, min_window_s)
+        except Refused:
+            return False
+        return True
+
+    @property
+    def _replacing(self) -> Replacing:
+        return Replacing(self.coins, self.chain, self.own)
+
+    def replace(self, unit: Unit, payment_id: str, min_window_s: int, now_ms: int) -> Refused | None:
+        """Replace an attempt of ours that is lost, for the same invoice; else why its coins are to be taken back.
+
+        Neither when the payment is not lost (any more). Refused as `ChainView.require_ready` does.
+        """
+        row, tip = queries.payment(unit.conn, payment_id), self.chain.tip
+        self.chain.require_ready(now_ms)
+        if row is None or tip is None or not is_lost(unit.conn, row, tip.slot):
+            return None
+        if queries.was_told(unit.conn, row.id, row.tx_id, SubmitKind.NEVER):
+            return Refused("attempt_expired", "a provider said that the transaction can never be valid")
+        try:
+            self._replacing.start(unit, row, same_again(row, self.chain.network), min_window_s, now_ms)
+        except Refused as refusal:
+            return Refused("attempt_expired", f"no block took the transaction in its time: {refusal.detail}")
+        return None
+
+    def plan_cancel(self, unit: Unit, row: PaymentRow, ttl_slot: int) -> Plan:
+        """The cancel: all coins of a payment that are still there, its anchor in any case, to ourselves.
+
+        With a free one too where they do not pay for that.
+        """
+        reserved = queries.coins_reserved_for(unit.conn, row.id)
+        anchor = next(coin_of(coin) for coin in reserved if coin.ref == row.anchor)
+        there = [coin_of(coin) for coin in reserved if coin.state != "missing" or coin.ref == row.anchor]
+        network_id = self.chain.network.network_id
+        try:
+            return take_back(there, anchor, self.own, ttl_slot, network_id)
+        except Refused:
+            spent = {coin.ref for coin in there}
+            for more in self.coins.largest():
+                if more.ref not in spent:
+                    return take_back([*there, more], anchor, self.own, ttl_slot, network_id)
+            raise
+
     def choose(self, unit: Unit, purchase: Purchase, now_ms: int) -> Purchase:
         """Of several offers, the first within limits that the wallet has the asset for; else the first."""
         chosen = purchase.offers[0]
@@ -194,7 +284,7 @@ class Admission:
         """The transaction that would pay the invoice now; raises what stands against it but for limits."""
         slot = self.chain.require_ready(now_ms)
         ttl_slot = self.chain.ttl_slot(slot, expires_at_ms, min_window_s)
-        parameters = _parameters(invoice)
+        parameters = parameters_of(invoice.proof, invoice.echo)
 
         def pay(coins: Coins) -> Plan:
             return select(
@@ -242,7 +332,7 @@ class Admission:
         except Refused as refusal:
             if refusal.code not in ("not_enough_funds", "needs_consolidation"):
                 raise
-            if missing := queries.missing_coins(unit.conn):
+            if missing := [coin for coin in queries.missing_coins(unit.conn) if coin.reserved_for is None]:
                 raise Refused(
                     "chain_not_ready",
                     f"the provider does not list {len(missing)} of the wallet's coins: {refusal.detail}",
@@ -420,36 +510,9 @@ def _transfer_outputs(kind: str, plan: Plan) -> list[OutputRow]:
     ]
 
 
-def _existing(
-    unit: Unit, intent: IntentRow, purchase: Purchase, known: InvoiceRow | None, now_ms: int
-) -> Admitted | None:
-    """The payment that the intent already has. A further invoice for it is recorded, and buys nothing."""
-    require_same(intent, purchase.fingerprint)
-    row = queries.live_payment_of(unit.conn, intent.id)
-    if row is None:
-        return None
-    if known is None and purchase.invoice.has_own_id:
-        _add_invoice(unit, purchase, intent.id)
-        records.note(
-            unit, row.id, "invoiced_again", row.state, now_ms, {"invoice_id": purchase.invoice.invoice_id}
-        )
-    return Admitted(row.id, False)
-
-
 def take_back(inputs: Sequence[Coin], anchor: Coin, own: Address, ttl_slot: int, network_id: int) -> Plan:
     """The cancel: all of a payment's coins to ourselves. Refused when they do not pay for it."""
     return build(inputs, anchor, (), change=own, ttl_slot=ttl_slot, network_id=network_id)
-
-
-def _parameters(invoice: Invoice) -> Parameters:
-    """Bounds of the transaction; one that travels in a header leaves room there for what is repeated beside it."""
-    if invoice.proof == "tx_hash":
-        return MAINNET_PARAMETERS
-    room_bytes = HEADER_TRANSACTION_MAX_BYTES
-    if invoice.echo is not None:
-        chars = _HEADER_MAX_CHARS * 3 // 4 - _PAYLOAD_CHARS - len(invoice.echo)
-        room_bytes = max(0, min(room_bytes, chars * 3 // 4))
-    return replace(MAINNET_PARAMETERS, max_tx_size=room_bytes)
 
 
 def _anchor_of(unit: Unit, intent_id: str) -> Coin | None:

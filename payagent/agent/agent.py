@@ -25,28 +25,28 @@ from payagent.agent.admission import (
     TransferOrder,
     note_price,
     require_same,
-    take_back,
 )
 from payagent.agent.chainview import ChainView
 from payagent.agent.changes import Changes
 from payagent.agent.ports import Ports, Writes
 from payagent.agent.prepaid import Buyer, Part, ServedCall, fitting
 from payagent.agent.purse import coin_of
+from payagent.agent.replacement import rebuilt, reserve_more, same_again
 from payagent.agent.terms import MerchantTerms, Terms
 from payagent.agent.view import is_ready
 from payagent.chain.source import ChainSource, SubmitKind
-from payagent.core.address import Address, parse_address
+from payagent.core.address import Address
 from payagent.core.invoice import Invoice, Output, Role
-from payagent.core.payment import ENDED_WITHOUT_PAYING, NEVER_SIGNED, State
+from payagent.core.payment import ENDED_WITHOUT_PAYING, NEVER_SIGNED, TRANSITIONS, UNSIGNED, Event, State
 from payagent.core.problem import Refused
 from payagent.dialects import Answer, Call, Reading, Response, Said, read_answer, read_offers
 from payagent.store import prepaid as pools
 from payagent.store import queries, records
-from payagent.store.queries import OutputRow, PaymentRow
+from payagent.store.queries import PaymentRow
 from payagent.store.writer import Connection, Readers, Unit
 from payagent.wallet.coins import Coin, Coins
 from payagent.wallet.keys import Signer
-from payagent.wallet.transaction import Plan, build, check, fan_out, select, sign, sweep
+from payagent.wallet.transaction import Plan, check, fan_out, select, sign, sweep
 
 T = TypeVar("T")
 
@@ -332,17 +332,71 @@ class Agent:
         with self._claim(row.id):
             row = self.payment(row.id)
             why = steps.reason_to_cancel(row, slot)
-            if why is None:
-                return
-            inputs, anchor = self._coins_of(row)
-            network_id = self.terms.network.network_id
-            plan = take_back(inputs, anchor, self.terms.own, slot + CANCEL_TTL_S, network_id)
-            raw = self._sign_and_check(plan)
-            own = self.terms.own.raw
-            await self.write(
-                "cancel", lambda unit: steps.record_cancel(unit, row.id, plan, raw, own, why, now_ms), row.id
-            )
+            if why is not None:
+                await self._take_back(row, why, slot, now_ms)
+
+    async def _take_back(
+        self, row: PaymentRow, why: Refused, slot: int, now_ms: int, by: str | None = None
+    ) -> None:
+        """Sign the cancel of a payment that this task has claimed, and send it."""
+        plan = await self.write("plan", lambda unit: self._admission.plan_cancel(unit, row, slot + CANCEL_TTL_S))
+        raw = self._sign_and_check(plan)
+        own = self.terms.own.raw
+
+        def job(unit: Unit) -> None:
+            steps.record_cancel(unit, row, plan, raw, own, why, now_ms, by)
+            reserve_more(unit, self.coins, row.id, plan)
+
+        await self.write("cancel", job, row.id)
         self.send_off(row.id)
+
+    async def renew(self, row: PaymentRow) -> None:
+        """Replace an attempt that can land no more, on the same anchor; too late for that, take its coins back.
+
+        Nothing happens to a payment that is not lost. Refused as `ChainView.require_ready` does.
+        """
+        if row.id in self._signing:
+            return
+        now_ms = self.ports.clock.now_ms()
+        slot = self.chain.require_ready(now_ms)
+        with self._claim(row.id):
+            why = await self.write(
+                "replace",
+                lambda unit: self._admission.replace(unit, row.id, self.terms.min_window_s, now_ms),
+                row.id,
+            )
+            row = self.payment(row.id)
+            if why is not None:
+                await self._take_back(row, why, slot, now_ms)
+            elif row.state is State.REPLACING:
+                await self._sign(row.id, self._rebuild(row))
+                self.send_off(row.id)
+
+    async def resolve(self, payment_id: str, app_id: str) -> PaymentRow:
+        """Take a payment's coins back now, by order of the operator's app.
+
+        What nothing was signed for is rejected; else a cancel competes for the anchor with what was signed.
+        Refused: `illegal_transition` when it is in a block or has ended, `not_signed_yet` while it is signed.
+        """
+        now_ms = self.ports.clock.now_ms()
+        row = self.payment(payment_id)
+        if row.state is State.CANCELLING:
+            return row
+        if row.state is not State.RESERVED and (row.state, Event.CANCEL) not in TRANSITIONS:
+            raise Refused("illegal_transition", f"a payment that is {row.state} has no coins to take back")
+        if row.id in self._signing:
+            raise Refused("not_signed_yet", f"{row.id} is being signed at this moment", payment=row.id)
+        with self._claim(row.id):
+            why = Refused("resolved", "an operator took its coins back")
+            if row.state is State.RESERVED:
+                await self.write(
+                    "reject",
+                    lambda unit: steps.reject_unsigned(unit, row.id, self.coins, why, now_ms, app_id),
+                    row.id,
+                )
+            else:
+                await self._take_back(row, why, self.chain.require_ready(now_ms), now_ms, app_id)
+        return self.payment(row.id)
 
     async def wait(self, payment_id: str, timeout_s: float) -> PaymentRow:
         """The payment, when its state or readiness has changed or time is up; at once when it is ready or ended.
@@ -367,10 +421,11 @@ class Agent:
         return is_ready(row, merchant.ready if merchant else "confirmed")
 
     async def resume(self, row: PaymentRow, *, asked: bool = False) -> None:
-        """Sign what was admitted and not signed, with the coins, the anchor and the TTL that it was given.
+        """Sign what was admitted, or is to be replaced, with the coins, the anchor and the TTL that it was given.
 
-        Too late for that, and nothing was signed: it is rejected and its hold goes back. What is to be handed
-        over is only signed when it is asked for: a proof that nobody shows would have to be cancelled.
+        Too late for that: what nothing was signed for is rejected and its hold goes back, else it is cancelled.
+        What is to be handed over is only signed when it is asked for: a proof that nobody shows would have to be
+        cancelled.
         """
         if row.id in self._signing:
             return
@@ -378,13 +433,16 @@ class Agent:
         slot = self.chain.require_ready(now_ms)
         with self._claim(row.id):
             row = self.payment(row.id)
-            if row.state is not State.RESERVED:
+            if row.state not in UNSIGNED:
                 return
             if (row.ttl_slot or 0) - slot >= self.terms.min_window_s:
                 if row.handed_over and not asked:
                     return
                 await self._sign(row.id, self._rebuild(row))
                 self.send_off(row.id)
+            elif row.state is State.REPLACING:
+                late = Refused("attempt_expired", "payagent came to replace it when its invoice was nearly over")
+                await self._take_back(row, late, slot, now_ms)
             else:
                 late = Refused("invoice_expired", "payagent came to sign it when its invoice was nearly over")
                 await self.write(
@@ -408,24 +466,30 @@ class Agent:
         """C4, and then the bytes. What comes back is noted and decides nothing (docs/exactly-once.md R4)."""
         try:
             row = self.payment(payment_id)
-            attempt = next(a for a in queries.attempts(self.conn, payment_id) if a.tx_id == row.tx_id)
+            attempt = next((a for a in queries.attempts(self.conn, payment_id) if a.tx_id == row.tx_id), None)
+            if attempt is None:  # it is being replaced
+                return
             now_ms = self.ports.clock.now_ms()
             source = self._sender(attempt.tx_id, now_ms)
             if source is None or (self.chain.slots and self.chain.slots.slot_at(now_ms) >= attempt.ttl_slot):
                 return
             if not steps.may_broadcast(row):
                 return
-            await self.write(
+            may_leave = await self.write(
                 "leave",
                 lambda unit: steps.record_leave(unit, row.id, attempt.tx_id, source.name, now_ms),
                 row.id,
             )
+            if not may_leave:
+                return
             answer = await source.submit(attempt.cbor, attempt.tx_id)
             told_ms = self.ports.clock.now_ms()
             if answer.kind is SubmitKind.RATE:
                 self._quiet_until_ms[source.name] = told_ms + (answer.retry_after_s or RATE_PAUSE_S) * 1000
             await self.write(
-                "answer", lambda unit: steps.record_answer(unit, row.id, answer, source.name, told_ms), row.id
+                "answer",
+                lambda unit: steps.record_answer(unit, row.id, attempt.tx_id, answer, source.name, told_ms),
+                row.id,
             )
         except Exception as error:
             log.warning("payment.not_sent", payment=payment_id, error=repr(error), exc_info=True)
@@ -468,9 +532,12 @@ class Agent:
             row = self.payment(row.id)
             if row.state in NEVER_SIGNED:  # too late for its invoice: the same request opens a new payment
                 raise Refused(row.reason_code or "invoice_expired", row.reason or "", payment=row.id)
-        if row.state is State.RESERVED:
+        if row.state is State.REPLACING:
+            await self.resume(row)
+            row = self.payment(row.id)
+        if row.state in UNSIGNED:
             row = await self.wait(admitted.payment_id, SIGNING_PATIENCE_S)
-        if row.state is State.RESERVED:
+        if row.state in UNSIGNED:
             raise Refused("not_signed_yet", f"{row.id} is admitted and waits for its signature", payment=row.id)
         return row, admitted.is_new
 
@@ -513,21 +580,13 @@ class Agent:
         return inputs, next(coin for coin in inputs if coin.ref == row.anchor)
 
     def _rebuild(self, row: PaymentRow) -> Plan:
-        """The plan that a reserved payment was admitted with: the same coins give the same bytes."""
+        """The plan that a payment was admitted or is replaced with: the same coins give the same bytes."""
         inputs, anchor = self._coins_of(row)
-        own = self.terms.own
-        outputs = [_output(output, self.terms) for output in row.outputs]
-        rest = outputs[0].address if row.kind == "sweep" else own
-        return build(
-            inputs,
-            anchor,
-            () if row.kind == "sweep" else outputs,
-            change=rest,
-            ttl_slot=row.ttl_slot or 0,
-            network_id=self.terms.network.network_id,
-            rest_role="change" if rest.raw == own.raw else "pay_to",
-            commitment=None if row.commitment is None else bytes.fromhex(row.commitment),
-        )
+        if row.state is State.REPLACING:
+            chosen = queries.replacement_inputs(self.conn, row.id)
+            inputs = [coin for coin in inputs if coin.ref in chosen]
+        wanted = same_again(row, self.terms.network)
+        return rebuilt(inputs, anchor, wanted, row.ttl_slot or 0, self.terms.own, self.terms.network)
 
     def _offers(self, merchant: MerchantTerms, ask: Ask, now_ms: int) -> tuple[Invoice, ...]:
         return fitting(read_offers(ask.response, self._reading(merchant, ask, now_ms)), ask.topup)
@@ -616,7 +675,3 @@ class Agent:
 
 def _digest(parts: list[str]) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-
-def _output(row: OutputRow, terms: Terms) -> Output:
-    return Output(row.role, parse_address(row.address, terms.network), row.asset, row.units)

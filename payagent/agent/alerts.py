@@ -7,7 +7,6 @@ May import: core, store, webhook, the rest of agent. Never: moves money; takes a
 answered; shows a secret.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,18 +15,18 @@ from itertools import chain
 import structlog
 
 from payagent.agent.agent import Agent
+from payagent.agent.alarm import CLEARED, clear_alert, is_raised, raise_alert
 from payagent.agent.prepaid import left as prepaid_left
 from payagent.agent.terms import Terms
 from payagent.core.ledger import WALLET
 from payagent.core.money import LOVELACE, format_ada
 from payagent.core.prepaid import CALLS
 from payagent.core.times import iso_time
-from payagent.store import alerts, prepaid, queries, records
+from payagent.store import alerts, prepaid, queries
 from payagent.store.alerts import AlertRow
 from payagent.store.writer import Connection, Unit
 from payagent.webhook import Webhook
 
-CLEARED = "cleared"
 RETRY_AFTER_MS = (5_000, 30_000, 120_000, 600_000, 3_600_000)
 RETRY_EVERY_MS = 21_600_000
 RETRY_FOR_MS = 259_200_000
@@ -51,29 +50,6 @@ def crossing(left: int, mark: int, is_raised: bool) -> bool | None:
     """True: raise it, False: clear it, None: nothing new. At the mark it is not low."""
     is_low = left < mark
     return None if is_low == is_raised else is_low
-
-
-def is_raised(conn: Connection, subject: str) -> bool:
-    return alerts.last_kind(conn, subject) not in (None, CLEARED)
-
-
-def raise_alert(unit: Unit, kind: str, subject: str, facts: Mapping[str, str], now_ms: int) -> bool:
-    """Tell of it, unless its subject is raised already; True when that is news.
-
-    `facts` have a `detail` for people, and are sent beside id, kind, subject, at, network and address.
-    """
-    if is_raised(unit.conn, subject):
-        return False
-    _write(unit, kind, subject, facts, now_ms)
-    return True
-
-
-def clear_alert(unit: Unit, subject: str, facts: Mapping[str, str], now_ms: int) -> bool:
-    """Tell that it is over, if its subject is raised; True when that is news."""
-    if not is_raised(unit.conn, subject):
-        return False
-    _write(unit, CLEARED, subject, facts, now_ms)
-    return True
 
 
 def retry_at_ms(at_ms: int, tries: int, now_ms: int) -> int | None:
@@ -150,15 +126,6 @@ class Alerts:
         again_at = None if again_at_ms is None else iso_time(again_at_ms)
         log.warning("alert.not_delivered", alert=alert.id, why=why_not, again_at=again_at)
         await self._agent.write("alert", lambda unit: alerts.set_missed(unit, alert.seq, again_at_ms))
-
-
-def _write(unit: Unit, kind: str, subject: str, facts: Mapping[str, str], now_ms: int) -> None:
-    """Its id is of its place in the chain of events, which no other alert has."""
-    _, last_hash = queries.last_event(unit.conn)
-    digest = hashlib.sha256(f"{last_hash}\n{kind}\n{subject}\n{now_ms}".encode()).hexdigest()
-    alert_id = f"alert_{digest[:24]}"
-    alerts.add(unit, alert_id, kind, subject, facts, now_ms)
-    records.note(unit, None, "alert", None, now_ms, {"alert": alert_id, "kind": kind, "subject": subject, **facts})
 
 
 def _crossings(conn: Connection, levels: Iterator[Level]) -> Iterator[tuple[Level, bool]]:

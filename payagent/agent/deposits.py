@@ -30,11 +30,13 @@ def sync(unit: Unit, listed: Iterable[ChainUtxo], coins: Coins, now_ms: int) -> 
             deposits += _deposit(unit, ref, utxo, coins, now_ms)
         elif known[ref].state == "missing":
             records.set_coin_state(unit, ref, "free")
-            put(unit, coins, known[ref])
+            if known[ref].reserved_for is None:
+                put(unit, coins, known[ref])
     for ref, row in known.items():
-        if row.state == "free" and row.reserved_for is None and ref not in seen and ref in coins:
+        if row.state == "free" and ref not in seen and (row.reserved_for is not None or ref in coins):
             records.set_coin_state(unit, ref, "missing")
-            take(unit, coins, ref)
+            if row.reserved_for is None:
+                take(unit, coins, ref)
     return deposits
 
 
@@ -54,7 +56,7 @@ def is_stale(listed: Iterable[ChainUtxo], known: Mapping[str, CoinRow]) -> bool:
     refs = {f"{utxo.tx_id}#{utxo.index}" for utxo in listed}
     if any(ref not in known or known[ref].state == "missing" for ref in refs):
         return True
-    return any(row.state == "free" and row.reserved_for is None and ref not in refs for ref, row in known.items())
+    return any(row.state == "free" and ref not in refs for ref, row in known.items())
 
 
 def _deposit(unit: Unit, ref: str, utxo: ChainUtxo, coins: Coins, now_ms: int) -> int:

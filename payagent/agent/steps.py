@@ -8,10 +8,12 @@ May import: core, chain.source, wallet, store, agent.purse. Never: waits; decide
 from collections.abc import Mapping
 
 from payagent.agent import prepaid
+from payagent.agent.alarm import raise_alert
 from payagent.agent.purse import put, take
 from payagent.chain.source import SubmitAnswer, SubmitKind, TxSeen
 from payagent.core import ledger
 from payagent.core.ledger import Entry, Posting
+from payagent.core.money import LOVELACE
 from payagent.core.payment import (
     POSTED,
     WITHOUT_PROOF,
@@ -25,7 +27,7 @@ from payagent.core.payment import (
 from payagent.core.problem import Refused
 from payagent.dialects import Answer, Said
 from payagent.store import queries, records
-from payagent.store.queries import AttemptKind, CoinRow, PaymentRow
+from payagent.store.queries import AttemptKind, AttemptRow, CoinRow, PaymentRow
 from payagent.store.writer import Unit
 from payagent.wallet.coins import Coins
 from payagent.wallet.plan import Plan
@@ -59,16 +61,29 @@ def record_attempt(unit: Unit, payment_id: str, plan: Plan, cbor: bytes, own: by
 
 
 def record_cancel(
-    unit: Unit, payment_id: str, plan: Plan, cbor: bytes, own: bytes, why: Refused, now_ms: int
+    unit: Unit,
+    decided: PaymentRow,
+    plan: Plan,
+    cbor: bytes,
+    own: bytes,
+    why: Refused,
+    now_ms: int,
+    by: str | None = None,
 ) -> None:
-    """C3 of a cancel: the bytes that take the payment's coins back are durable, and stand for the payment now."""
-    row = row_of(unit, payment_id)
+    """C3 of a cancel: the bytes that take the payment's coins back are durable, and stand for the payment now.
+
+    Not if another attempt stands for it since it was decided. `by` is the app that ordered it.
+    """
+    row = row_of(unit, decided.id)
+    if (row.tx_id, row.invoice) != (decided.tx_id, decided.invoice):
+        raise Refused("illegal_transition", "the payment goes by another attempt now than the one to be cancelled")
     _add_attempt(unit, row, "cancel", plan, cbor, own, now_ms)
     records.move_payment(
         unit,
-        payment_id,
+        row.id,
         Event.CANCEL,
         now_ms,
+        None if by is None else {"by": by},
         tx_id=plan.tx_id,
         reason_code=why.code,
         reason=why.detail,
@@ -100,12 +115,25 @@ def _add_attempt(
             )
 
 
-def reject_unsigned(unit: Unit, payment_id: str, coins: Coins, refusal: Refused, now_ms: int) -> None:
-    """A reserved payment cannot be signed any more: its hold and its coins go back, nothing was ever signed."""
+def reject_unsigned(
+    unit: Unit, payment_id: str, coins: Coins, refusal: Refused, now_ms: int, by: str | None = None
+) -> None:
+    """A reserved payment is not signed any more: its hold and its coins go back, nothing was ever signed.
+
+    `by` is the app that ordered it.
+    """
     hold = queries.hold(unit.conn, payment_id)
-    records.move_payment(unit, payment_id, Event.REJECT, now_ms, reason_code=refusal.code, reason=refusal.detail)
+    told = None if by is None else {"by": by}
+    records.move_payment(
+        unit, payment_id, Event.REJECT, now_ms, told, reason_code=refusal.code, reason=refusal.detail
+    )
     records.release_hold(unit, payment_id, now_ms)
     records.write_entry(unit, ledger.release(hold), now_ms, payment_id=payment_id)
+    _unreserve(unit, payment_id, coins)
+
+
+def _unreserve(unit: Unit, payment_id: str, coins: Coins) -> None:
+    """End a payment's reservations; a coin of them that is still there is for everybody again."""
     reserved = queries.coins_reserved_for(unit.conn, payment_id)
     records.unreserve(unit, payment_id)
     for coin in reserved:
@@ -113,19 +141,35 @@ def reject_unsigned(unit: Unit, payment_id: str, coins: Coins, refusal: Refused,
             put(unit, coins, coin)
 
 
-def record_leave(unit: Unit, payment_id: str, tx_id: str, provider: str, now_ms: int) -> None:
-    """C4: the bytes are about to be sent; from here on the outcome is unknown until the chain shows it."""
+def record_leave(unit: Unit, payment_id: str, tx_id: str, provider: str, now_ms: int) -> bool:
+    """C4: the bytes are about to be sent; from here on the outcome is unknown until the chain shows it.
+
+    False, and nothing is to be sent, when another attempt stands for the payment by now.
+    """
+    row = row_of(unit, payment_id)
+    if row.tx_id != tx_id:
+        return False
     records.add_submission(unit, tx_id, provider, now_ms)
-    if row_of(unit, payment_id).state is State.SIGNED:
+    if row.state is State.SIGNED:
         records.move_payment(unit, payment_id, Event.LEAVE, now_ms)
+    return True
 
 
-def record_answer(unit: Unit, payment_id: str, answer: SubmitAnswer, provider: str, now_ms: int) -> None:
-    """What the provider said to a submission: kept for people, and for `ready`; it moves no state."""
+def record_answer(
+    unit: Unit, payment_id: str, tx_id: str, answer: SubmitAnswer, provider: str, now_ms: int
+) -> None:
+    """What the provider said to a submission: kept for people, and for `ready`; it moves no state.
+
+    That the bytes can never be valid is our bug or its lie: a person is told (docs/exactly-once.md R10).
+    """
     row = row_of(unit, payment_id)
     event = "provider_accepted" if answer.kind is SubmitKind.ACCEPTED else "provider_answered"
-    detail = {"provider": provider, "kind": answer.kind, "detail": answer.detail[:500]}
+    detail = {"provider": provider, "kind": answer.kind, "detail": answer.detail[:500], "tx_id": tx_id}
     records.note(unit, payment_id, event, row.state, now_ms, detail)
+    if answer.kind is SubmitKind.NEVER:
+        told = f"{provider} says that the transaction of {payment_id} can never be valid: {answer.detail[:300]}"
+        facts = {"detail": told, "payment": payment_id, "tx_hash": tx_id, "provider": provider}
+        raise_alert(unit, "never_valid", f"never:{payment_id}", facts, now_ms)
 
 
 def may_broadcast(row: PaymentRow) -> bool:
@@ -137,7 +181,8 @@ def reason_to_cancel(row: PaymentRow, slot: int) -> Refused | None:
     """Why the payment's coins are to be taken back now; None when they are not.
 
     An attempt that was handed over is when the merchant refused it, and nothing shows that it broadcast it all
-    the same, or when its TTL has passed; so is a cancel whose own TTL has passed.
+    the same, or when its TTL has passed; so is a cancel whose own TTL has passed. What payagent sent itself is
+    replaced where it can be (`Admission.replace`).
     """
     is_over = slot >= (row.ttl_slot or 0)
     if row.state is State.CANCELLING and is_over:
@@ -199,9 +244,16 @@ def _is_over(row: PaymentRow, now_ms: int) -> bool:
 
 
 def record_seen(unit: Unit, payment_id: str, seen: TxSeen, coins: Coins, provider: str, now_ms: int) -> None:
-    """C5: the attempt is in a block. Its inputs are spent; its change is there, unless a child spent it."""
+    """C5: the attempt is in a block. Its inputs are spent; its change is there, unless a child spent it.
+
+    Whichever attempt it is: the payment goes by it now, and by the invoice that it was signed for.
+    """
     records.add_sighting(unit, seen.tx_id, seen.block_hash, seen.block_height, seen.slot, provider, now_ms)
-    _move_into_block(unit, payment_id, Event.SEEN_IN_BLOCK, seen, now_ms)
+    row, attempt = row_of(unit, payment_id), _attempt(unit, payment_id, seen.tx_id)
+    columns: dict[str, object] = {"reason_code": None, "reason": None}
+    if attempt.invoice != row.invoice:
+        columns["invoice"] = attempt.invoice
+    _move_into_block(unit, payment_id, Event.SEEN_IN_BLOCK, seen, now_ms, columns)
     _take_effect(unit, payment_id, seen, coins)
 
 
@@ -211,7 +263,7 @@ def record_void(unit: Unit, payment_id: str, seen: TxSeen, coins: Coins, provide
     The coins stay reserved until no rollback reaches that block any more.
     """
     records.add_sighting(unit, seen.tx_id, seen.block_hash, seen.block_height, seen.slot, provider, now_ms)
-    _move_into_block(unit, payment_id, Event.VOID, seen, now_ms)
+    _move_into_block(unit, payment_id, Event.VOID, seen, now_ms, {})
     records.release_hold(unit, payment_id, now_ms)
     fee_lovelace = row_of(unit, payment_id).fee_lovelace or 0
     entry = ledger.release(queries.hold(unit.conn, payment_id), fee_lovelace)
@@ -219,22 +271,15 @@ def record_void(unit: Unit, payment_id: str, seen: TxSeen, coins: Coins, provide
     _take_effect(unit, payment_id, seen, coins)
 
 
-def _move_into_block(unit: Unit, payment_id: str, event: Event, seen: TxSeen, now_ms: int) -> None:
-    records.move_payment(
-        unit,
-        payment_id,
-        event,
-        now_ms,
-        tx_id=seen.tx_id,
-        block_hash=seen.block_hash,
-        block_height=seen.block_height,
-        block_slot=seen.slot,
-        **({"reason_code": None, "reason": None} if event is Event.SEEN_IN_BLOCK else {}),
-    )
+def _move_into_block(
+    unit: Unit, payment_id: str, event: Event, seen: TxSeen, now_ms: int, columns: Mapping[str, object]
+) -> None:
+    block = {"block_hash": seen.block_hash, "block_height": seen.block_height, "block_slot": seen.slot}
+    records.move_payment(unit, payment_id, event, now_ms, None, tx_id=seen.tx_id, **block, **columns)
 
 
 def _take_effect(unit: Unit, payment_id: str, seen: TxSeen, coins: Coins) -> None:
-    for ref in _inputs(unit, payment_id, seen.tx_id):
+    for ref in _attempt(unit, payment_id, seen.tx_id).inputs:
         records.spend_coin(unit, ref, seen.tx_id)
     for row in queries.coins_of_tx(unit.conn, seen.tx_id):
         if row.state == "pending":
@@ -257,7 +302,7 @@ def record_block_lost(unit: Unit, payment_id: str, coins: Coins, now_ms: int) ->
         prepaid.taken_back(unit, row, posted.postings, now_ms)
         records.renew_hold(unit, payment_id)
     records.move_payment(unit, payment_id, Event.BLOCK_LOST, now_ms, {"block": row.block_hash})
-    for ref in _inputs(unit, payment_id, row.tx_id):
+    for ref in _attempt(unit, payment_id, row.tx_id).inputs:
         records.set_coin_state(unit, ref, "free" if queries.is_made(unit.conn, ref) else "pending")
     for coin in queries.coins_of_tx(unit.conn, row.tx_id or ""):
         if coin.state != "spent":
@@ -266,18 +311,16 @@ def record_block_lost(unit: Unit, payment_id: str, coins: Coins, now_ms: int) ->
             records.set_coin_state(unit, coin.ref, "pending")
 
 
-def _inputs(unit: Unit, payment_id: str, tx_id: str | None) -> tuple[str, ...]:
-    attempts = queries.attempts(unit.conn, payment_id)
-    return next((attempt.inputs for attempt in attempts if attempt.tx_id == tx_id), ())
+def _attempt(unit: Unit, payment_id: str, tx_id: str | None) -> AttemptRow:
+    return next(attempt for attempt in queries.attempts(unit.conn, payment_id) if attempt.tx_id == tx_id)
 
 
 def record_confirmed(unit: Unit, payment_id: str, depth: int, now_ms: int) -> None:
-    """C6: the spend is posted: from the hold to where it went, the fee apart."""
+    """C6: the spend is posted: from the hold to where it went, the fee apart; what it did not take comes back."""
     row = row_of(unit, payment_id)
     hold = queries.hold(unit.conn, payment_id)
     fee_lovelace = row.fee_lovelace or 0
-    spent = {asset: units - (fee_lovelace if asset == "lovelace" else 0) for asset, units in hold.items()}
-    spent = {asset: units for asset, units in spent.items() if units}
+    spent = _spent(unit, _attempt(unit, payment_id, row.tx_id))
     account = ledger.spending_account(row.origin, row.pool is not None)
     records.write_entry(
         unit, ledger.post(hold, spent, fee_lovelace, account), now_ms, payment_id=payment_id, ref=row.tx_id
@@ -286,15 +329,28 @@ def record_confirmed(unit: Unit, payment_id: str, depth: int, now_ms: int) -> No
     prepaid.bought(unit, row, spent, now_ms)
 
 
-def record_settled(unit: Unit, payment_id: str, depth: int, now_ms: int) -> None:
+def _spent(unit: Unit, attempt: AttemptRow) -> dict[str, int]:
+    """What an attempt takes from the wallet besides its fee: the coins that it spends less those that it makes."""
+    spent = {LOVELACE: -attempt.fee_lovelace}
+    for ref in attempt.inputs:
+        if (coin := queries.coin(unit.conn, ref)) is not None:
+            spent = ledger.add((spent, {LOVELACE: coin.lovelace, **coin.assets}))
+    for coin in queries.coins_of_tx(unit.conn, attempt.tx_id):
+        for asset, units in ((LOVELACE, coin.lovelace), *coin.assets.items()):
+            spent[asset] = spent.get(asset, 0) - units
+    return {asset: units for asset, units in spent.items() if units}
+
+
+def record_settled(unit: Unit, payment_id: str, depth: int, coins: Coins, now_ms: int) -> None:
     """C7: no rollback reaches the block any more; its reservations have no purpose left.
 
-    Neither has the change of its other attempts, which can never be. A void payment just stays void.
+    A coin of them that no transaction spent is free again. Neither has the change of its other attempts, which
+    can never be. A void payment just stays void.
     """
     row = row_of(unit, payment_id)
     if row.state is not State.VOID:
         records.move_payment(unit, payment_id, Event.SETTLE, now_ms, {"depth": depth})
-    records.unreserve(unit, payment_id)
+    _unreserve(unit, payment_id, coins)
     for attempt in queries.attempts(unit.conn, payment_id):
         if attempt.tx_id != row.tx_id:
             for coin in queries.coins_of_tx(unit.conn, attempt.tx_id):

@@ -19,7 +19,7 @@ import structlog
 
 from payagent.agent import prepaid
 from payagent.agent.agent import Agent, Ask, Quote, Request
-from payagent.agent.alerts import clear_alert, raise_alert
+from payagent.agent.alarm import clear_alert, raise_alert
 from payagent.agent.prepaid import Buyer, Part, ServedCall, is_batch
 from payagent.agent.terms import AutoTopup, MerchantTerms, TopupRequest
 from payagent.agent.view import is_ready, retry_headers

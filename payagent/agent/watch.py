@@ -16,9 +16,10 @@ import structlog
 from payagent.agent import deposits, steps
 from payagent.agent.agent import Agent
 from payagent.agent.chainview import TIP_AGE_MAX_S
+from payagent.agent.replacement import is_lost
 from payagent.agent.terms import MerchantTerms
-from payagent.chain.source import ChainSource, Found, NotFound, Tip, TxSeen, Unknown
-from payagent.core.payment import Delivery, State
+from payagent.chain.source import ChainSource, Found, NotFound, SubmitKind, Tip, TxSeen, Unknown
+from payagent.core.payment import UNSIGNED, Delivery, State
 from payagent.core.problem import Refused
 from payagent.dialects import WITH_STATUS
 from payagent.merchants.client import MerchantClient
@@ -53,8 +54,13 @@ _OPEN_DELIVERY = (Delivery.NOT_PRESENTED, Delivery.PRESENTED)
 log = structlog.get_logger("payagent.watch")
 
 
-def resubmit_due_ms(sent_count: int, last_sent_ms: int) -> int:
-    """When the same bytes are sent again: after 5, 10, 20, ... and then every 200 s (ten expected blocks)."""
+def resubmit_due_ms(sent_count: int, last_sent_ms: int, *, is_hopeless: bool = False) -> int:
+    """When the same bytes are sent again: after 5, 10, 20, ... and then every 200 s (ten expected blocks).
+
+    What a provider says can never be valid is `is_hopeless`: no more often than that from the start.
+    """
+    if is_hopeless:
+        return last_sent_ms + RESUBMIT_MAX_MS
     return last_sent_ms + min(RESUBMIT_FIRST_MS << max(sent_count - 1, 0), RESUBMIT_MAX_MS)
 
 
@@ -75,6 +81,7 @@ class Watch:
         self._highest = 0
         self._unverified: set[str] = set()
         self._unanswered = True
+        self._unread: set[str] = set()
         self._coins_due = True
         self._coins_read = False
         self._urgent: set[str] = set()
@@ -236,6 +243,7 @@ class Watch:
             [row for row in on_chain if row.id in self._unverified], partial(self._recheck, source, tip)
         )
         self._unweighed = False
+        self._unread.clear()
         await self._each(queries.payments_in(conn, _LOOKING), partial(self._look_for, source, tip))
         await self._each(
             self._deep(State.IN_BLOCK, tip, self._agent.terms.confirm_depth), partial(self._confirm, source, tip)
@@ -284,7 +292,9 @@ class Watch:
                 else:
                     await self._see(source, row, read.value)
                 return
-            self._unanswered |= isinstance(read, Unknown)
+            if isinstance(read, Unknown):
+                self._unanswered = True
+                self._unread.add(row.id)
 
     async def _weigh_cancel(self, source: ChainSource, tip: Tip, row: PaymentRow, seen: TxSeen) -> None:
         """Void on positive evidence only (R8): the cancel is in a block, deep enough, in look after look."""
@@ -343,7 +353,7 @@ class Watch:
         if await self._still_there(source, tip, row):
             now_ms, depth = self._agent.ports.clock.now_ms(), _depth(row, tip)
             await self._agent.write(
-                "settle", lambda unit: steps.record_settled(unit, row.id, depth, now_ms), row.id
+                "settle", lambda unit: steps.record_settled(unit, row.id, depth, self._agent.coins, now_ms), row.id
             )
 
     async def _still_there(self, source: ChainSource, tip: Tip, row: PaymentRow) -> bool:
@@ -384,7 +394,7 @@ class Watch:
         self._coins_read = True
         if self._is_current(tip):
             for coin in queries.missing_coins(agent.conn):
-                if coin.source == "deposit":
+                if coin.source == "deposit" and coin.reserved_for is None:
                     await self._doubt(source, coin)
 
     async def _doubt(self, source: ChainSource, coin: CoinRow) -> None:
@@ -416,17 +426,22 @@ class Watch:
                 agent.send_off(row.id)
         self._urgent.clear()
         if agent.chain.is_ready(now_ms) and agent.chain.tip is not None:
-            await self._cancel_what_is_over(agent.chain.tip)
-            await self._each(queries.payments_in(agent.conn, (State.RESERVED,)), agent.resume)
+            await self._carry_on_what_is_over(agent.chain.tip)
+            await self._each(queries.payments_in(agent.conn, UNSIGNED), agent.resume)
 
-    async def _cancel_what_is_over(self, tip: Tip) -> None:
-        """By the tip's slot: what was handed over could be in any block before its TTL."""
-        rows = queries.payments_in(self._agent.conn, (State.IN_FLIGHT, State.CANCELLING))
-        await self._each([row for row in rows if steps.reason_to_cancel(row, tip.slot)], self._agent.cancel)
+    async def _carry_on_what_is_over(self, tip: Tip) -> None:
+        """By the tip's slot: what has left could be in any block before its TTL. What was not looked for waits."""
+        agent = self._agent
+        rows = queries.payments_in(agent.conn, (State.SIGNED, State.IN_FLIGHT, State.CANCELLING))
+        await self._each([row for row in rows if steps.reason_to_cancel(row, tip.slot)], agent.cancel)
+        lost = [row for row in rows if row.id not in self._unread and is_lost(agent.conn, row, tip.slot)]
+        await self._each(lost, agent.renew)
 
     def _is_due(self, row: PaymentRow, now_ms: int) -> bool:
-        count, last_ms = queries.submissions(self._agent.conn, row.tx_id or "")
-        return row.id in self._urgent or now_ms >= resubmit_due_ms(count, last_ms)
+        conn = self._agent.conn
+        count, last_ms = queries.submissions(conn, row.tx_id or "")
+        is_hopeless = queries.was_told(conn, row.id, row.tx_id, SubmitKind.NEVER)
+        return row.id in self._urgent or now_ms >= resubmit_due_ms(count, last_ms, is_hopeless=is_hopeless)
 
     async def _each(self, rows: Iterable[PaymentRow], act: Callable[[PaymentRow], Awaitable[None]]) -> None:
         """Act on every row, a few at once. One that raises is logged and keeps nobody else from their turn."""

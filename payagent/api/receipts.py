@@ -32,9 +32,10 @@ def receipt_view(conn: Connection, row: PaymentRow, terms: Terms) -> Json:
         "payment": _payment(known),
         "intent": _intent(known.intent),
         "invoice": None if known.invoice is None else _invoice(known.invoice),
+        "other_invoices": [_invoice(invoice) for invoice in known.other_invoices],
         "decisions": _told(known.events, DECISIONS),
         "holds": [_only(hold, "asset", "at_ms", "released_at_ms") | _units(hold) for hold in known.holds],
-        "attempts": [_attempt(attempt, row, terms) for attempt in known.attempts],
+        "attempts": [_attempt(attempt, row, known, terms) for attempt in known.attempts],
         "sightings": [_sighting(seen) for seen in known.sightings],
         "answers": _told(known.events, ANSWERS),
         "entries": [_entry(entry) for entry in known.entries],
@@ -57,7 +58,7 @@ def _units(row: Row) -> Json:
 def _payment(known: Recorded) -> Json:
     row = known.payment
     return {
-        **_only(row, "id", "kind", "state", "delivery", "anchor", "ttl_slot"),
+        **_only(row, "id", "kind", "state", "delivery", "anchor", "ttl_slot", "first_invoice"),
         "app": dict(known.app),
         "outputs": json.loads(row["outputs"]),
         "is_prepaid": row["pool"] is not None,
@@ -79,20 +80,25 @@ def _intent(row: Row) -> Json:
 def _invoice(row: Row) -> Json:
     names = ("dialect", "origin", "invoice_id", "terms_hash", "batch_target", "proof", "echo", "commitment")
     return {
+        "number": row["seq"],
         **_only(row, *names, "received_at_ms", "expires_at_ms", "response"),
         "outputs": json.loads(row["outputs"]),
         "handed_over": bool(row["handed_over"]),
     }
 
 
-def _attempt(row: Row, payment: PaymentRow, terms: Terms) -> Json:
+def _attempt(row: Row, payment: PaymentRow, known: Recorded, terms: Terms) -> Json:
     """With the headers that its retry carries, also where it is over: they may have been shown."""
     headers: dict[str, str] = {}
     if row["kind"] == "pay":
         shown = replace(payment, tx_id=row["tx_id"], cbor=row["cbor"], state=State.SIGNED)
+        invoice = next((one for one in known.other_invoices if one["seq"] == row["invoice"]), known.invoice)
+        if invoice is not None:
+            names = ("dialect", "invoice_id", "proof", "echo")
+            shown = replace(shown, **{name: invoice[name] for name in names})
         headers = retry_headers(shown, terms.merchants.get(payment.origin or ""), terms.own.text)
     return {
-        **_only(row, "kind", "anchor", "ttl_slot", "signed_at_ms"),
+        **_only(row, "kind", "anchor", "invoice", "ttl_slot", "signed_at_ms"),
         "tx_hash": row["tx_id"],
         "inputs": row["inputs"].split(" "),
         "fee": str(row["fee_lovelace"]),

@@ -45,13 +45,14 @@ _WITHOUT_COINS = NEVER_SIGNED | {State.RECEIVED, State.AWAITING_APPROVAL, State.
 
 
 class Step(NamedTuple):
-    """One move of the payment: from which state, what its event tells, and which transaction counts afterwards."""
+    """One move of the payment: from which state, what its event tells, and what counts afterwards."""
 
     event: Event
     row: EventRow
     before: State
     told: Mapping[str, object]
     tx_id: str | None
+    invoice: object
 
 
 def check_payment(case: Case, owner: Owner) -> Iterator[Finding]:
@@ -60,7 +61,7 @@ def check_payment(case: Case, owner: Owner) -> Iterator[Finding]:
     yield from _check_intent(case)
     yield from _check_submissions(case, steps)
     yield from _check_coins(case, readings, owner)
-    yield from _check_reservations(case)
+    yield from _check_reservations(case, steps)
 
 
 def check_record(case: Case, owner: Owner) -> Generator[Finding, None, tuple[list[Step], dict[str, Reading]]]:
@@ -70,7 +71,7 @@ def check_record(case: Case, owner: Owner) -> Generator[Finding, None, tuple[lis
     yield from _check_terms(case, owner)
     yield from _check_sightings(case, steps)
     yield from _check_holds(case, steps, readings, owner)
-    yield from _check_entries(case, steps)
+    yield from _check_entries(case, steps, readings, owner)
     return steps, readings
 
 
@@ -87,7 +88,8 @@ def _detail(text: str) -> Mapping[str, object]:
 def _replay(case: Case) -> Generator[Finding, None, list[Step]]:
     """The events through the tables of transitions; what they lead to is what the payment's row must say."""
     state, delivery = State.RECEIVED, Delivery.NOT_PRESENTED
-    standing: dict[str, object] = dict.fromkeys(STANDING) | {"changed_at_ms": case.created_at_ms}
+    standing: dict[str, object] = dict.fromkeys(STANDING)
+    standing |= {"changed_at_ms": case.created_at_ms, "invoice": case.first_invoice}
     steps: list[Step] = []
     for row in case.events:
         told = _detail(row.detail)
@@ -99,7 +101,7 @@ def _replay(case: Case) -> Generator[Finding, None, list[Step]]:
             standing["changed_at_ms"] = row.at_ms
             for name in told.keys() & _MOVED:
                 standing[name] = told[name]
-            steps.append(Step(event, row, state, told, _text(standing["tx_id"])))
+            steps.append(Step(event, row, state, told, _text(standing["tx_id"]), standing["invoice"]))
         elif (answered := _delivery_event(row.event, told)) is not None:
             delivery = deliver(delivery, answered)
             standing["changed_at_ms"] = row.at_ms
@@ -135,7 +137,6 @@ def _read_attempts(case: Case, owner: Owner, steps: list[Step]) -> Generator[Fin
     """Each attempt's bytes against its row, its event and what the payment is to pay."""
     signed = [step for step in steps if step.event in (Event.SIGN, Event.CANCEL)]
     readings: dict[str, Reading] = {}
-    paid = case.standing["anchor"], case.invoice.seq if case.invoice else None
     for place, attempt in enumerate(case.attempts):
         step = signed[place] if place < len(signed) else None
         kind = "cancel" if step and step.event is Event.CANCEL else "pay"
@@ -145,15 +146,17 @@ def _read_attempts(case: Case, owner: Owner, steps: list[Step]) -> Generator[Fin
             attempt.kind,
         ):
             yield Finding("attempts", attempt.tx_id, "no event says that this was signed then, for this")
-        if (attempt.anchor, attempt.invoice) != paid:
+        if attempt.anchor != case.standing["anchor"] or (step is not None and attempt.invoice != step.invoice):
             yield Finding("attempts", attempt.tx_id, "its anchor or invoice is not its payment's")
+        terms = None if attempt.invoice is None else case.invoices.get(attempt.invoice)
         reading = read(attempt.cbor)
         if isinstance(reading, str):
             yield Finding("attempts", attempt.tx_id, f"its bytes are no payment of ours: {reading}")
             continue
         readings[attempt.tx_id] = reading
-        commitment = case.invoice.commitment if case.invoice and attempt.kind == "pay" else None
-        for what in misread(reading, attempt, case.outputs, case.kind, commitment, owner):
+        commitment = terms.commitment if terms and attempt.kind == "pay" else None
+        outputs = terms.outputs if terms else case.outputs
+        for what in misread(reading, attempt, outputs, case.kind, commitment, owner):
             yield Finding("attempts", attempt.tx_id, what)
     for step in signed[len(case.attempts) :]:
         yield Finding(
@@ -163,18 +166,17 @@ def _read_attempts(case: Case, owner: Owner, steps: list[Step]) -> Generator[Fin
 
 
 def _check_terms(case: Case, owner: Owner) -> Iterator[Finding]:
-    """The payment is of its intent's app and pays what its invoice says, which is what its terms hash is of."""
-    invoice = case.invoice
-    origin = "" if invoice is None else invoice.origin
-    if case.intent is None or (case.intent.app_id, case.intent.origin) != (case.app_id, origin):
-        yield Finding("payments", case.id, f"its intent is not one of app {case.app_id} at {origin!r}")
-    if invoice is None:
-        return
-    terms = [(o.role, o.address, o.asset, o.units) for o in invoice.outputs]
-    made = hash_of_terms(invoice.dialect, invoice.origin, invoice.invoice_id, owner.network.name, terms)
-    if made != invoice.terms_hash:
-        yield Finding("invoices", str(invoice.seq), "its terms are not those that its hash is of")
-    if invoice.outputs != case.outputs:
+    """It is of its intent's app and pays what its invoices say, which is what their terms hashes are of."""
+    for origin in sorted({invoice.origin for invoice in case.invoices.values()}) or [""]:
+        if case.intent is None or (case.intent.app_id, case.intent.origin) != (case.app_id, origin):
+            yield Finding("payments", case.id, f"its intent is not one of app {case.app_id} at {origin!r}")
+    for invoice in case.invoices.values():
+        terms = [(o.role, o.address, o.asset, o.units) for o in invoice.outputs]
+        made = hash_of_terms(invoice.dialect, invoice.origin, invoice.invoice_id, owner.network.name, terms)
+        if made != invoice.terms_hash:
+            yield Finding("invoices", str(invoice.seq), "its terms are not those that its hash is of")
+    first = None if case.first_invoice is None else case.invoices.get(case.first_invoice)
+    if first is not None and first.outputs != case.outputs:
         yield Finding("payments", case.id, "its outputs are not those of its invoice")
 
 
@@ -233,7 +235,10 @@ def _check_submissions(case: Case, steps: list[Step]) -> Iterator[Finding]:
 def _check_holds(
     case: Case, steps: list[Step], readings: Mapping[str, Reading], owner: Owner
 ) -> Iterator[Finding]:
-    """What is held is what the signed bytes take from the wallet, from the decision on until it is given back."""
+    """What is held is the most that signed bytes take from the wallet, from the decision until it is given back.
+
+    No attempt takes more, and the one that was decided on takes just that.
+    """
     held = next((step for step in steps if step.event is Event.HOLD), None)
     if (held is None) != (not case.holds):
         yield Finding("holds", case.id, "there is a hold without a decision, or a decision without a hold")
@@ -248,16 +253,21 @@ def _check_holds(
                 "holds", f"{case.id} {asset}", f"it ended at {until_ms}, by the events at {released_at_ms}"
             )
     hold = {asset: units for asset, units, *_ in case.holds}
+    is_first = True
     for attempt in case.attempts:
         if attempt.kind == "pay" and (reading := readings.get(attempt.tx_id)):
             spend = ledger.add((foreign_value(reading, owner), {LOVELACE: reading.fee_lovelace}))
-            if hold != spend:
+            is_within = all(units <= hold.get(asset, 0) for asset, units in spend.items())
+            if (hold != spend) if is_first else not is_within:
                 yield Finding("holds", case.id, f"{hold} is held, the bytes of {attempt.tx_id} take {spend}")
+            is_first = False
 
 
-def _check_entries(case: Case, steps: list[Step]) -> Iterator[Finding]:
+def _check_entries(
+    case: Case, steps: list[Step], readings: Mapping[str, Reading], owner: Owner
+) -> Iterator[Finding]:
     """The journal has, of this payment, what its events book: each entry, to the unit, and no other."""
-    wanted = list(_booked(case, steps)) if case.holds else []
+    wanted = list(_booked(case, steps, readings, owner)) if case.holds else []
     for entry, (step, expected, ref) in zip(case.entries, wanted, strict=False):
         lines = sorted(entry.postings)
         same = lines == sorted((p.account, p.asset, p.units) for p in expected.postings)
@@ -270,12 +280,14 @@ def _check_entries(case: Case, steps: list[Step]) -> Iterator[Finding]:
         yield Finding("journal", str(entry.id), f"no event of {case.id} books it")
 
 
-def _booked(case: Case, steps: list[Step]) -> Iterator[tuple[Step, Entry, str | None]]:
+def _booked(
+    case: Case, steps: list[Step], readings: Mapping[str, Reading], owner: Owner
+) -> Iterator[tuple[Step, Entry, str | None]]:
     """What each event books, with the transaction that the entry names."""
     hold = {asset: units for asset, units, *_ in case.holds}
     fees = {attempt.tx_id: attempt.fee_lovelace for attempt in case.attempts}
-    invoice = case.invoice
-    account = ledger.spending_account(None if invoice is None else invoice.origin, case.is_prepaid)
+    origin = next((invoice.origin for invoice in case.invoices.values()), None)
+    account = ledger.spending_account(origin, case.is_prepaid)
     last: Entry | None = None
     for step in steps:
         fee_lovelace = fees.get(step.tx_id or "", 0)
@@ -284,7 +296,8 @@ def _booked(case: Case, steps: list[Step]) -> Iterator[tuple[Step, Entry, str | 
         elif step.event is Event.REJECT and step.before is State.RESERVED:
             yield step, ledger.release(hold), None
         elif step.event is Event.CONFIRM:
-            spent = ledger.add((hold, {LOVELACE: -fee_lovelace}))
+            reading = readings.get(step.tx_id or "")
+            spent = foreign_value(reading, owner) if reading else ledger.add((hold, {LOVELACE: -fee_lovelace}))
             last = ledger.post(hold, {a: n for a, n in spent.items() if n}, fee_lovelace, account)
             yield step, last, step.tx_id
         elif step.event is Event.VOID:
@@ -315,15 +328,21 @@ def _check_coins(case: Case, readings: Mapping[str, Reading], owner: Owner) -> I
             yield Finding("coins", ref, "the bytes make it for us, and it is not there")
 
 
-def _check_reservations(case: Case) -> Iterator[Finding]:
+def _chosen(steps: list[Step]) -> frozenset[str]:
+    """The coins that later attempts were to spend, whether they were signed or not."""
+    chosen = (str(step.told.get("inputs")) for step in steps if step.event is Event.REPLACE)
+    return frozenset(ref for refs in chosen for ref in refs.split(" "))
+
+
+def _check_reservations(case: Case, steps: list[Step]) -> Iterator[Finding]:
     """From the decision until no rollback reaches it, a payment has the coins that its attempts spend."""
     state = case.standing["state"]
-    spent = {frozenset(attempt.inputs) for attempt in case.attempts}
+    spent = frozenset(ref for attempt in case.attempts for ref in attempt.inputs) | _chosen(steps)
     if state in _WITHOUT_COINS:
         is_sound = not case.reserved
     elif state == State.VOID:
-        is_sound = not case.reserved or {case.reserved} == spent
+        is_sound = not case.reserved or case.reserved == spent
     else:
-        is_sound = {case.reserved} == spent if spent else case.standing["anchor"] in case.reserved
+        is_sound = case.reserved == spent if spent else case.standing["anchor"] in case.reserved
     if not is_sound:
         yield Finding("reservations", case.id, f"{sorted(case.reserved)} are reserved, it is {state}")

@@ -11,11 +11,11 @@ import json
 from base64 import b64decode
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import get_args
+from typing import Any, get_args
 
 from payagent.audit.finding import Finding
 from payagent.audit.payments import check_record
-from payagent.audit.receipt_form import Receipt, case_of, owner_of, read_units
+from payagent.audit.receipt_form import Receipt, case_of, invoices_of, owner_of, read_units
 from payagent.audit.signed import Owner
 from payagent.core import strict_json
 from payagent.core.invoice import Invoice, SplitMode
@@ -50,16 +50,16 @@ _402_MAX_DEPTH = strict_json.MAX_DEPTH + 2
 def check_receipt(receipt: Receipt) -> Iterator[Finding]:
     """Everything in it that does not follow from the rest."""
     owner = owner_of(receipt)
-    invoice = receipt["invoice"]
+    ids = {str(number): invoice["invoice_id"] for number, invoice in invoices_of(receipt).items()}
     yield from _check_events(receipt)
     for one in check_record(case_of(receipt), owner):
-        # a receipt has one invoice, and knows it by its id
-        yield Finding(one.table, invoice["invoice_id"], one.what) if invoice and one.table == "invoices" else one
+        # a receipt knows an invoice by its id
+        yield Finding(one.table, ids[one.row], one.what) if one.table == "invoices" else one
     yield from _check_told(receipt)
     yield from _check_limits(receipt)
     yield from _check_intent(receipt)
-    if invoice is not None:
-        yield from _check_402(receipt, owner)
+    for invoice in invoices_of(receipt).values():
+        yield from _check_402(receipt, invoice, owner)
     yield from _check_headers(receipt)
 
 
@@ -151,31 +151,30 @@ def _is_its_key(receipt: Receipt) -> bool:
     if intent["request"] is not None:
         return bool(key == f"request:{intent['fingerprint']}")
     named = f"invoice:{invoice['origin']} "
-    if _own_id(receipt) != invoice["invoice_id"]:
+    if _own_id(receipt, invoice) != invoice["invoice_id"]:
         return bool(key.startswith(named))
     return bool(key == named + invoice["invoice_id"])
 
 
-def _own_id(receipt: Receipt) -> str:
+def _own_id(receipt: Receipt, invoice: dict[str, Any]) -> str:
     """The invoice's id without the payment's, which makes an id of terms that have none their own."""
-    return str(receipt["invoice"]["invoice_id"]).removesuffix(f"-{receipt['payment']['id']}")
+    return str(invoice["invoice_id"]).removesuffix(f"-{receipt['payment']['id']}")
 
 
-def _check_402(receipt: Receipt, owner: Owner) -> Iterator[Finding]:
+def _check_402(receipt: Receipt, invoice: dict[str, Any], owner: Owner) -> Iterator[Finding]:
     """The 402 as received, read again by its dialect, asks for what the invoice says.
 
     How the operator has a split without a mode read is not recorded: any way that gives these outputs will do.
     """
-    invoice = receipt["invoice"]
     whys = []
     modes: tuple[SplitMode | None, ...] = (None, *get_args(SplitMode))
     for mode in modes:
         try:
-            offers = read_offers(_response(invoice["response"]), _reading(receipt, owner, mode))
+            offers = read_offers(_response(invoice["response"]), _reading(receipt, invoice, owner, mode))
         except Refused as refused:
             whys.append(f"the 402 as received cannot be read again: {refused.detail}")
             continue
-        if any(_is_same(offer, receipt) for offer in offers):
+        if any(_is_same(offer, invoice, _own_id(receipt, invoice)) for offer in offers):
             return
         whys.insert(0, "the 402 as received asks for something else")
     yield Finding("invoices", invoice["invoice_id"], whys[0])
@@ -205,9 +204,9 @@ def _response(text: str) -> Response:
         raise Refused("receipt_invalid", "its body is not base64") from None
 
 
-def _reading(receipt: Receipt, owner: Owner, mode: SplitMode | None) -> Reading:
+def _reading(receipt: Receipt, invoice: dict[str, Any], owner: Owner, mode: SplitMode | None) -> Reading:
     """What was brought to the reading then. Of a commitment's salt any will do: the bytes say what it was."""
-    invoice, request = receipt["invoice"], (receipt["intent"]["request"] or "").split(" ")
+    request = (receipt["intent"]["request"] or "").split(" ")
     method, path, body_sha256 = request if len(request) == 3 else ("", "", "")
     return Reading(
         origin=invoice["origin"],
@@ -222,15 +221,14 @@ def _reading(receipt: Receipt, owner: Owner, mode: SplitMode | None) -> Reading:
     )
 
 
-def _is_same(offer: Invoice, receipt: Receipt) -> bool:
-    invoice = receipt["invoice"]
+def _is_same(offer: Invoice, invoice: dict[str, Any], own_id: str) -> bool:
     outputs = [
         {"role": o.role, "address": o.address.text, "asset": o.asset, "units": o.units} for o in offer.outputs
     ]
     names = ("dialect", "batch_target", "proof", "handed_over", "expires_at_ms")
     return (
         outputs == invoice["outputs"]
-        and offer.invoice_id == (invoice["invoice_id"] if offer.has_own_id else _own_id(receipt))
+        and offer.invoice_id == (invoice["invoice_id"] if offer.has_own_id else own_id)
         and all(getattr(offer, name) == invoice[name] for name in names)
         and (offer.commitment is None) == (invoice["commitment"] is None)
         and (offer.echo == invoice["echo"] or offer.commitment is not None)
@@ -239,11 +237,12 @@ def _is_same(offer: Invoice, receipt: Receipt) -> bool:
 
 def _check_headers(receipt: Receipt) -> Iterator[Finding]:
     """What each attempt's retry carries is made of the attempt."""
-    invoice, payment, intent = receipt["invoice"], receipt["payment"], receipt["intent"]
+    invoices, payment, intent = invoices_of(receipt), receipt["payment"], receipt["intent"]
     own = {"X-Request-Id": intent["request_id"], "X-Idempotency-Key": intent["id"]}
     for attempt in receipt["attempts"]:
         headers = attempt["headers"]
         made: list[dict[str, str]] = [{}]
+        invoice = invoices.get(attempt["invoice"])
         if invoice is not None and attempt["kind"] == "pay":
             cbor = attempt["cbor"] if invoice["proof"] == "signed_cbor" else None
             try:

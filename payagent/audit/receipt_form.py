@@ -126,6 +126,18 @@ def _record(**fields: Read) -> Read:
 _OUTPUTS = _list(_record(role=_text, address=_text, asset=_text, units=read_units))
 _BLOCK = _record(hash=_text, height=_number, slot=_number)
 _TOLD = _list(_record(seq=_number, event=_text, at=_text, detail=_anything))
+_INVOICE = _record(
+    **dict.fromkeys(("dialect", "origin", "invoice_id", "terms_hash", "response"), _text),
+    number=_number,
+    echo=_maybe(_text),
+    commitment=_maybe(_bytes),
+    outputs=_OUTPUTS,
+    batch_target=_maybe(_number),
+    proof=_proof,
+    handed_over=_flag,
+    received_at_ms=_time,
+    expires_at_ms=_maybe(_time),
+)
 _FORM = _record(
     format=_text,
     network=_text,
@@ -138,6 +150,7 @@ _FORM = _record(
         outputs=_OUTPUTS,
         is_prepaid=_flag,
         ttl_slot=_maybe(_number),
+        first_invoice=_maybe(_number),
         block=_maybe(_BLOCK),
     ),
     intent=_record(
@@ -145,25 +158,15 @@ _FORM = _record(
         request=_maybe(_text),
         derived=_flag,
     ),
-    invoice=_maybe(
-        _record(
-            **dict.fromkeys(("dialect", "origin", "invoice_id", "terms_hash", "response"), _text),
-            echo=_maybe(_text),
-            commitment=_maybe(_bytes),
-            outputs=_OUTPUTS,
-            batch_target=_maybe(_number),
-            proof=_proof,
-            handed_over=_flag,
-            received_at_ms=_time,
-            expires_at_ms=_maybe(_time),
-        )
-    ),
+    invoice=_maybe(_INVOICE),
+    other_invoices=_list(_INVOICE),
     decisions=_TOLD,
     holds=_list(_record(asset=_text, units=read_units, at_ms=_time, released_at_ms=_maybe(_time))),
     attempts=_list(
         _record(
             **dict.fromkeys(("kind", "anchor", "tx_hash"), _text),
             ttl_slot=_number,
+            invoice=_maybe(_number),
             signed_at_ms=_time,
             inputs=_list(_text),
             fee=read_units,
@@ -228,7 +231,8 @@ def _outputs(rows: list[dict[str, Any]]) -> tuple[OutputRow, ...]:
 
 def case_of(receipt: Receipt) -> Case:
     """The receipt as the rows that it was made of; it has neither coins nor reservations nor submissions."""
-    payment, intent, invoice = receipt["payment"], receipt["intent"], receipt["invoice"]
+    payment, intent = receipt["payment"], receipt["intent"]
+    invoices = invoices_of(receipt)
     names = (
         "state",
         "delivery",
@@ -241,6 +245,7 @@ def case_of(receipt: Receipt) -> Case:
     )
     block = payment["block"] or {}
     standing = {name: payment[name] for name in names} | {"tx_id": payment["tx_hash"]}
+    standing["invoice"] = None if receipt["invoice"] is None else receipt["invoice"]["number"]
     standing |= {f"block_{name}": block.get(name) for name in ("hash", "height", "slot")}
     return Case(
         id=payment["id"],
@@ -251,8 +256,9 @@ def case_of(receipt: Receipt) -> Case:
         created_at_ms=payment["created_at_ms"],
         standing=standing,
         intent=IntentFacts(0, intent["app_id"], intent["origin"], intent["derived"], None, None),
-        invoice=None if invoice is None else _terms(invoice),
-        attempts=tuple(_signed(attempt, has_invoice=invoice is not None) for attempt in receipt["attempts"]),
+        first_invoice=payment["first_invoice"],
+        invoices={number: _terms(invoice) for number, invoice in invoices.items()},
+        attempts=tuple(_signed(attempt) for attempt in receipt["attempts"]),
         events=tuple(
             EventRow(*(event[name] for name in ("seq", "event", "state", "detail", "at_ms")))
             for event in receipt["events"]
@@ -268,9 +274,15 @@ def case_of(receipt: Receipt) -> Case:
     )
 
 
+def invoices_of(receipt: Receipt) -> dict[int, dict[str, Any]]:
+    """The invoices that it tells of, by their numbers; first the one that the payment goes by."""
+    told = [] if receipt["invoice"] is None else [receipt["invoice"], *receipt["other_invoices"]]
+    return {invoice["number"]: invoice for invoice in told}
+
+
 def _terms(invoice: dict[str, Any]) -> InvoiceTerms:
     return InvoiceTerms(
-        seq=0,
+        seq=invoice["number"],
         origin=invoice["origin"],
         invoice_id=invoice["invoice_id"],
         dialect=invoice["dialect"],
@@ -285,12 +297,12 @@ def _sighting(place: int, seen: dict[str, Any]) -> SightingRow:
     return SightingRow(place, seen["tx_hash"], block["hash"], block["height"], block["slot"], seen["at_ms"])
 
 
-def _signed(attempt: dict[str, Any], *, has_invoice: bool) -> SignedRow:
+def _signed(attempt: dict[str, Any]) -> SignedRow:
     return SignedRow(
         tx_id=attempt["tx_hash"],
         kind=attempt["kind"],
         anchor=attempt["anchor"],
-        invoice=0 if has_invoice else None,
+        invoice=attempt["invoice"],
         inputs=tuple(attempt["inputs"]),
         cbor=attempt["cbor"],
         fee_lovelace=attempt["fee"],

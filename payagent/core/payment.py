@@ -43,7 +43,7 @@ class Event(StrEnum):
     BLOCK_LOST = "block_lost"  # the block is not on the provider's chain any more
     CONFIRM = "confirm"  # confirm_depth reached
     SETTLE = "settle"  # settle_depth reached
-    REPLACE = "replace"  # no attempt can land any more, the anchor is unspent: a new attempt on it
+    REPLACE = "replace"  # no attempt can land before its TTL any more: a new one on the same anchor
     CANCEL = "cancel"  # a transaction that takes the anchor back to ourselves is durable
     VOID = "void"  # the anchor is spent void_depth deep by another transaction
 
@@ -59,6 +59,7 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.RESERVED, Event.REJECT): State.REJECTED,
     (State.SIGNED, Event.LEAVE): State.IN_FLIGHT,
     (State.SIGNED, Event.SEEN_IN_BLOCK): State.IN_BLOCK,
+    (State.SIGNED, Event.REPLACE): State.REPLACING,
     (State.SIGNED, Event.CANCEL): State.CANCELLING,
     (State.SIGNED, Event.VOID): State.VOID,
     (State.IN_FLIGHT, Event.SEEN_IN_BLOCK): State.IN_BLOCK,
@@ -81,6 +82,9 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
 
 NEVER_SIGNED = frozenset({State.REJECTED, State.DENIED})
 """Ends in which no byte was ever signed: the intent and the invoice are free again."""
+
+UNSIGNED = frozenset({State.RESERVED, State.REPLACING})
+"""States whose next attempt is decided, with its coins, and not signed yet."""
 
 ENDED_WITHOUT_PAYING = NEVER_SIGNED | {State.VOID}
 WITHOUT_PROOF = ENDED_WITHOUT_PAYING | {State.CANCELLING}

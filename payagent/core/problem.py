@@ -77,6 +77,13 @@ PROBLEMS: dict[str, Problem] = {
         403, 6, "No limit is set for this asset", "Add the asset with a limit of its own to [[limits.assets]]."
     ),
     "asset_not_understood": Problem(422, 3, "An asset that is not named by its policy and name", _SENDER),
+    "attempt_expired": Problem(
+        409,
+        3,
+        "No block took the transaction in its time, and it could not be replaced",
+        "Nothing is to be done: payagent takes the coins back, and the payment ends as void.",
+        money="Its money is held until the transaction that takes the coins back is deep enough in the chain.",
+    ),
     "backup_invalid": Problem(
         422,
         2,
@@ -408,6 +415,14 @@ PROBLEMS: dict[str, Problem] = {
         3,
         "The 402 sells something else than what was called",
         "Call the resource that it names; if it is the same, the merchant must name it by the URL of the call.",
+    ),
+    "resolved": Problem(
+        409,
+        3,
+        "An operator took the payment's coins back",
+        "Ask the operator why. The same call can be paid anew once the payment is void.",
+        money="Its money is held until the transaction that takes the coins back is deep enough in the chain; "
+        "of what nothing was signed for, it is free.",
     ),
     "restored_recently": Problem(
         503,

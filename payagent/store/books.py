@@ -94,6 +94,7 @@ class CoinMade:
 class Case:
     """A payment with everything that is recorded of it, each list in the order in which it was written.
 
+    `invoices` are those that it goes by or was signed for, by their numbers; `outputs` are of the first.
     `standing` are the columns of its row that may change (`STANDING`). `holds` are (asset, units, at_ms,
     released_at_ms), `submissions` (seq, provider, at_ms), `coins` what its attempts made for us, `reserved` the
     coins that it has for itself.
@@ -107,7 +108,8 @@ class Case:
     created_at_ms: int
     standing: Mapping[str, object]
     intent: IntentFacts | None
-    invoice: InvoiceTerms | None
+    first_invoice: int | None
+    invoices: Mapping[int, InvoiceTerms]
     attempts: tuple[SignedRow, ...]
     events: tuple[EventRow, ...]
     holds: tuple[tuple[str, int, int, int | None], ...]
@@ -129,13 +131,13 @@ class Seal:
 
 
 STANDING = (
-    *("state", "delivery", "anchor", "ttl_slot", "tx_id", "block_hash", "block_height", "block_slot"),
+    *("state", "delivery", "anchor", "ttl_slot", "tx_id", "block_hash", "block_height", "block_slot", "invoice"),
     *("merchant_status", "reason_code", "reason", "changed_at_ms"),
 )
 """The columns of a payment that may change."""
 
 _CASES = f"""
-SELECT p.seq, p.id, p.kind, p.app_id, p.outputs, p.pool IS NOT NULL, p.created_at_ms,
+SELECT p.seq, p.id, p.kind, p.app_id, p.outputs, p.pool IS NOT NULL, p.created_at_ms, p.first_invoice,
        {", ".join(f"p.{name}" for name in STANDING)},
        i.rowid, i.id, i.app_id, i.origin, i.derived, i.ended_at_ms,
        (SELECT COUNT(*) FROM payments q WHERE q.intent_id = p.intent_id),
@@ -143,7 +145,7 @@ SELECT p.seq, p.id, p.kind, p.app_id, p.outputs, p.pool IS NOT NULL, p.created_a
 FROM payments p LEFT JOIN intents i ON i.id = p.intent_id LEFT JOIN invoices v ON v.seq = p.invoice
 WHERE p.seq BETWEEN ?1 AND ?2 ORDER BY p.seq
 """  # noqa: S608  names of ours
-_INTENT_AT = 7 + len(STANDING)
+_INTENT_AT = 8 + len(STANDING)
 _INVOICE_AT = _INTENT_AT + 7
 
 _ATTEMPTS = "CROSS JOIN attempts a ON a.payment_id = p.id"
@@ -151,6 +153,11 @@ _OF_PAYMENTS = {
     "attempts": (
         "a.tx_id, a.kind, a.anchor, a.invoice, a.inputs, a.cbor, a.fee_lovelace, a.ttl_slot, a.signed_at_ms",
         _ATTEMPTS,
+        "a.rowid",
+    ),
+    "invoices": (
+        "v.seq, v.origin, v.invoice_id, v.dialect, v.terms_hash, v.outputs, v.commitment",
+        f"{_ATTEMPTS} CROSS JOIN invoices v ON v.seq = a.invoice AND v.seq IS NOT p.invoice",
         "a.rowid",
     ),
     "events": (
@@ -241,9 +248,14 @@ def cases(conn: sqlite3.Connection, first: int, last: int) -> Iterator[Case]:
             outputs=_outputs(row[4]),
             is_prepaid=bool(row[5]),
             created_at_ms=row[6],
-            standing=dict(zip(STANDING, row[7:_INTENT_AT], strict=True)),
+            first_invoice=row[7],
+            standing=dict(zip(STANDING, row[8:_INTENT_AT], strict=True)),
             intent=_intent(conn, row[_INTENT_AT:_INVOICE_AT], events),
-            invoice=None if row[_INVOICE_AT] is None else _invoice(*row[_INVOICE_AT:]),
+            invoices={
+                terms[0]: _invoice(*terms)
+                for terms in (row[_INVOICE_AT:], *(one[1:] for one in theirs["invoices"]))
+                if terms[0] is not None
+            },
             attempts=tuple(_signed(*attempt[1:]) for attempt in theirs["attempts"]),
             events=events,
             holds=tuple(hold[1:] for hold in theirs["holds"]),

@@ -120,8 +120,8 @@ def holdings(conn: sqlite3.Connection) -> list[Holding]:
 def coming(conn: sqlite3.Connection) -> dict[tuple[int, str], int]:
     """What payments that are not confirmed yet will add, by pool and unit."""
     rows = conn.execute(
-        "SELECT p.pool, v.batch_target, p.outputs FROM payments p JOIN invoices v ON v.seq = p.invoice "
-        "WHERE p.pool IS NOT NULL AND p.state IN ('reserved', 'signed', 'in_flight', 'in_block')"
+        "SELECT p.pool, v.batch_target, v.outputs FROM payments p JOIN invoices v ON v.seq = p.invoice "
+        "WHERE p.pool IS NOT NULL AND p.state IN ('reserved', 'signed', 'in_flight', 'replacing', 'in_block')"
     )
     found: dict[tuple[int, str], int] = {}
     for pool_id, batch_target, outputs in rows:

@@ -70,7 +70,8 @@ class InvoiceRow:
 class PaymentRow:
     """A payment with what it is for. `tx_id` is the attempt that counts now: the last one, or the one in a block.
 
-    `ttl_slot`, `fee_lovelace`, `cbor` and `seen_in_block` (ever) are of that attempt. `refused`: by its merchant,
+    There is none while it is replaced. Its invoice and outputs are that attempt's; so are `ttl_slot`,
+    `fee_lovelace`, `cbor`, `accepted_by_provider` and `seen_in_block` (ever). `refused`: by its merchant,
     before it broadcast anything. `is_first`: nothing was signed for its intent before.
     """
 
@@ -123,6 +124,7 @@ class AttemptRow:
     payment_id: str
     kind: AttemptKind
     anchor: str
+    invoice: int | None
     inputs: tuple[str, ...]
     cbor: bytes
     fee_lovelace: int
@@ -201,10 +203,12 @@ class EntryRow:
 
 _PAYMENT = """
 SELECT p.seq, p.id, p.kind, p.app_id, p.intent_id, v.origin, v.dialect, v.invoice_id, p.invoice, v.terms_hash,
-       v.batch_target, v.expires_at_ms, i.key, i.derived, i.request_id, p.outputs, p.state, p.delivery, p.anchor,
+       v.batch_target, v.expires_at_ms, i.key, i.derived, i.request_id, COALESCE(v.outputs, p.outputs), p.state,
+       p.delivery, p.anchor,
        COALESCE(a.ttl_slot, p.ttl_slot), p.tx_id, a.fee_lovelace, p.block_hash, p.block_height, p.block_slot,
        p.merchant_status, p.reason_code, p.reason,
-       EXISTS (SELECT 1 FROM events e WHERE e.payment_id = p.id AND e.event = 'provider_accepted'),
+       EXISTS (SELECT 1 FROM events e WHERE e.payment_id = p.id AND e.event = 'provider_accepted'
+               AND e.detail ->> '$.tx_id' = p.tx_id),
        COALESCE(v.proof, 'tx_hash'), COALESCE(v.handed_over, 0), v.echo, v.commitment,
        EXISTS (SELECT 1 FROM events e WHERE e.payment_id = p.id AND e.event = 'merchant_refused'),
        NOT EXISTS (SELECT 1 FROM attempts f JOIN payments q ON q.id = f.payment_id
@@ -312,9 +316,11 @@ def invoice(conn: sqlite3.Connection, origin: str, invoice_id: str) -> InvoiceRo
 
 
 def payment_of_invoice(conn: sqlite3.Connection, invoice_seq: int) -> str | None:
-    """The id of the one payment that was not refused for this invoice, if there is one."""
+    """The id of the one payment that was not refused for this invoice, or ever signed for it, if there is one."""
     row = conn.execute(
-        "SELECT id FROM payments WHERE invoice = ? AND state NOT IN ('rejected', 'denied')", (invoice_seq,)
+        "SELECT id FROM payments WHERE invoice = ?1 AND state NOT IN ('rejected', 'denied') "
+        "UNION SELECT payment_id FROM attempts WHERE invoice = ?1",
+        (invoice_seq,),
     ).fetchone()
     return row[0] if row else None
 
@@ -348,11 +354,31 @@ def hold(conn: sqlite3.Connection, payment_id: str) -> dict[str, int]:
 def attempts(conn: sqlite3.Connection, payment_id: str) -> list[AttemptRow]:
     """All attempts of a payment, oldest first."""
     rows = conn.execute(
-        "SELECT tx_id, payment_id, kind, anchor, inputs, cbor, fee_lovelace, ttl_slot FROM attempts "
+        "SELECT tx_id, payment_id, kind, anchor, invoice, inputs, cbor, fee_lovelace, ttl_slot FROM attempts "
         "WHERE payment_id = ? ORDER BY rowid",
         (payment_id,),
     )
-    return [AttemptRow(r[0], r[1], r[2], r[3], tuple(r[4].split(" ")), r[5], r[6], r[7]) for r in rows]
+    return [AttemptRow(r[0], r[1], r[2], r[3], r[4], tuple(r[5].split(" ")), r[6], r[7], r[8]) for r in rows]
+
+
+def replacement_inputs(conn: sqlite3.Connection, payment_id: str) -> tuple[str, ...]:
+    """The coins that a payment that is `replacing` was given for its next attempt."""
+    (refs,) = conn.execute(
+        "SELECT detail ->> '$.inputs' FROM events WHERE payment_id = ? AND event = 'replace' "
+        "ORDER BY seq DESC LIMIT 1",
+        (payment_id,),
+    ).fetchone()
+    return tuple(refs.split(" "))
+
+
+def was_told(conn: sqlite3.Connection, payment_id: str, tx_id: str | None, kind: str) -> bool:
+    """Whether a provider ever answered so to an attempt (chain.source.SubmitKind)."""
+    row = conn.execute(
+        "SELECT 1 FROM events WHERE payment_id = ? AND event = 'provider_answered' "
+        "AND detail ->> '$.kind' = ? AND detail ->> '$.tx_id' = ? LIMIT 1",
+        (payment_id, kind, tx_id),
+    ).fetchone()
+    return row is not None
 
 
 def watched_voids(conn: sqlite3.Connection) -> list[PaymentRow]:

@@ -19,6 +19,7 @@ ROWS_MAX = 1_000_000
 class Recorded:
     """Rows by the names of their columns, each list in the order in which it was written.
 
+    `invoice` is the one that it goes by now, `other_invoices` are those that other attempts were signed for.
     `last_event` and `last_seal` are where the ledger ended when it was read, each as (seq, hash).
     """
 
@@ -26,6 +27,7 @@ class Recorded:
     app: Row
     intent: Row
     invoice: Row | None
+    other_invoices: list[Row]
     holds: list[Row]
     attempts: list[Row]
     sightings: list[Row]
@@ -52,6 +54,11 @@ def recorded(conn: sqlite3.Connection, payment_id: str) -> Recorded:
         app=app,
         intent=intent,
         invoice=next(iter(rows("SELECT * FROM invoices WHERE seq = ?", payment["invoice"])), None),
+        other_invoices=rows(
+            "SELECT DISTINCT v.* FROM attempts a JOIN invoices v ON v.seq = a.invoice JOIN payments p ON "
+            "p.id = a.payment_id WHERE p.id = ? AND v.seq <> p.invoice ORDER BY v.seq",
+            payment_id,
+        ),
         holds=rows("SELECT * FROM holds WHERE payment_id = ? ORDER BY rowid", payment_id),
         attempts=rows("SELECT * FROM attempts WHERE payment_id = ? ORDER BY rowid", payment_id),
         sightings=rows(

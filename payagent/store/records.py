@@ -99,13 +99,14 @@ def add_payment(
 ) -> None:
     """A payment begins as `received`; `move_payment` takes it on."""
     unit.conn.execute(
-        "INSERT INTO payments(id, kind, app_id, intent_id, invoice, outputs, state, delivery, pool, "
-        "topup, created_at_ms, changed_at_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO payments(id, kind, app_id, intent_id, first_invoice, invoice, outputs, state, delivery, "
+        "pool, topup, created_at_ms, changed_at_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             payment_id,
             kind,
             app_id,
             intent_id,
+            invoice_seq,
             invoice_seq,
             dump_outputs(outputs),
             State.RECEIVED,

@@ -1,11 +1,11 @@
 """The tables of ledger.db, and what SQL itself guarantees about them.
 
 The constraints are the last line of the exactly-once rules: they hold whatever the Python above them does.
-No payment is opened for an intent that has a live one, and there is one per invoice ever; an anchor belongs to
-one payment and never changes; every attempt spends its payment's anchor; a coin is reserved once; entries balance
-per asset; what is history (attempts, invoices, journal, postings, events, sightings, submissions) is append-only,
-its events chained by their hashes; of the other rows that stay, only what may change does. What a job adds to them
-is sealed (store.seals).
+No payment is opened for an intent that has a live one, and there is one per invoice ever, whichever of its
+attempts was signed for it; an anchor belongs to one payment and never changes; every attempt spends its payment's
+anchor; a coin is reserved once; entries balance per asset; what is history (attempts, invoices, journal, postings,
+events, sightings, submissions) is append-only, its events chained by their hashes; of the other rows that stay,
+only what may change does. What a job adds to them is sealed (store.seals).
 
 A guard is a trigger. Each holds on any connection, also one with foreign keys and recursive triggers off, as
 the sqlite3 shell has: REPLACE then deletes a row without a trigger, so that a guard looks at what is inserted.
@@ -76,14 +76,16 @@ CREATE TABLE invoices (
   UNIQUE (origin, invoice_id)
 ) STRICT;
 
--- What an intent became; or, without an invoice, a self-transfer of the operator's. pool: the prepaid balance that
--- it raises once it is confirmed; topup: the order that it is a part of.
+-- What an intent became; or, without an invoice, a self-transfer of the operator's. invoice: the one that counts
+-- now, of the attempt that does; first_invoice: the one that it was admitted with, and outputs are its. pool: the
+-- prepaid balance that it raises once it is confirmed; topup: the order that it is a part of.
 CREATE TABLE payments (
   seq INTEGER PRIMARY KEY,
   id TEXT NOT NULL UNIQUE,
   kind TEXT NOT NULL CHECK (kind IN ('invoice', 'send', 'split', 'sweep')),
   app_id TEXT NOT NULL REFERENCES apps(id),
   intent_id TEXT NOT NULL REFERENCES intents(id),
+  first_invoice INTEGER REFERENCES invoices(seq),
   invoice INTEGER REFERENCES invoices(seq),
   outputs TEXT NOT NULL,
   state TEXT NOT NULL,
@@ -102,6 +104,7 @@ CREATE TABLE payments (
   created_at_ms INTEGER NOT NULL,
   changed_at_ms INTEGER NOT NULL,
   CHECK ((kind = 'invoice') = (invoice IS NOT NULL)),
+  CHECK ((first_invoice IS NULL) = (invoice IS NULL)),
   CHECK ((anchor IS NULL) = (state IN ('received', 'awaiting_approval', 'rejected', 'denied'))
          OR (state = 'rejected' AND anchor IS NOT NULL)),
   UNIQUE (id, anchor)
@@ -114,7 +117,8 @@ CREATE INDEX payments_by_intent ON payments(intent_id);
 CREATE INDEX payments_of_topup ON payments(topup) WHERE topup IS NOT NULL;
 CREATE INDEX payments_buying ON payments(pool) WHERE delivery IN ('not_presented', 'presented');
 CREATE INDEX payments_by_pool ON payments(pool, seq) WHERE pool IS NOT NULL;
-CREATE INDEX payments_coming ON payments(pool) WHERE state IN ('reserved', 'signed', 'in_flight', 'in_block');
+CREATE INDEX payments_coming ON payments(pool)
+  WHERE state IN ('reserved', 'signed', 'in_flight', 'replacing', 'in_block');
 
 -- Units reserved for a payment, fee and riding ADA included. They count against limits until released.
 CREATE TABLE holds (
@@ -144,6 +148,7 @@ CREATE TABLE attempts (
   CHECK (instr(' ' || inputs || ' ', ' ' || anchor || ' ') > 0)
 ) STRICT;
 CREATE INDEX attempts_by_payment ON attempts(payment_id);
+CREATE INDEX attempts_by_invoice ON attempts(invoice) WHERE invoice IS NOT NULL;
 
 -- C4: the bytes were about to go to a provider. Whatever answered, or nothing, comes later as an event.
 CREATE TABLE submissions (
@@ -386,13 +391,14 @@ SELECT p.id AS payment, p.kind AS kind, p.state AS state, p.delivery AS delivery
        p.block_height AS block_height, {_iso_time("p.created_at_ms")} AS created_at,
        {_iso_time("p.changed_at_ms")} AS changed_at, p.reason_code AS reason_code
 FROM (
-  SELECT *, json_extract(outputs, '$[0].asset') AS asset, (
+  SELECT *, json_extract(owed, '$[0].asset') AS asset, (
     SELECT IIF(high + (low >> 32) < 2147483648, (high << 32) + low, NULL) FROM (
       SELECT COALESCE(SUM(asked >> 32), 0) AS high, COALESCE(SUM(asked & 4294967295), 0) AS low FROM (
-        SELECT CAST(json_extract(value, '$.units') AS INTEGER) AS asked FROM json_each(outputs)
+        SELECT CAST(json_extract(value, '$.units') AS INTEGER) AS asked FROM json_each(owed)
         WHERE json_extract(value, '$.role') <> 'change'
-          AND json_extract(value, '$.asset') = json_extract(outputs, '$[0].asset')))) AS units
-  FROM payments) p
+          AND json_extract(value, '$.asset') = json_extract(owed, '$[0].asset')))) AS units
+  FROM (SELECT q.*, COALESCE(w.outputs, q.outputs) AS owed FROM payments q
+        LEFT JOIN invoices w ON w.seq = q.invoice)) p
 JOIN apps a ON a.id = p.app_id
 LEFT JOIN invoices v ON v.seq = p.invoice
 LEFT JOIN attempts t ON t.tx_id = p.tx_id;
@@ -532,7 +538,7 @@ KEPT = {
             *(Key(("invoice",), _NOT_REFUSED), Key(("anchor",), _NOT_REFUSED)),
         ),
         fixed=(
-            *("rowid", "id", "kind", "app_id", "intent_id", "invoice", "outputs"),
+            *("rowid", "id", "kind", "app_id", "intent_id", "first_invoice", "outputs"),
             *("pool", "topup", "created_at_ms"),
         ),
         once=("anchor",),
@@ -553,6 +559,30 @@ _OTHER_GUARDS = (
         "INSERT ON payments",
         Key(("intent_id",), _NOT_OVER).taken("payments"),
         "the intent has a payment",
+    ),
+    # an invoice that any attempt was signed for is its payment's for ever, whichever one the payment goes by now
+    *(
+        Guard(
+            f"payments_invoice_{name}",
+            f"{event} ON payments",
+            f"{_NOT_REFUSED.format('NEW.')} AND EXISTS "  # noqa: S608  names of ours
+            "(SELECT 1 FROM attempts WHERE invoice = NEW.invoice AND payment_id <> NEW.id)",
+            "another payment was signed for the invoice",
+        )
+        for name, event in (("unsigned", "INSERT"), ("not_signed", "UPDATE"))
+    ),
+    Guard(
+        "payments_invoice_follows",
+        "UPDATE ON payments",
+        "NEW.invoice IS NOT OLD.invoice AND (NEW.state NOT IN ('replacing', 'in_block') OR NOT EXISTS "
+        "(SELECT 1 FROM invoices WHERE seq = NEW.invoice AND intent_id = NEW.intent_id))",
+        "a payment goes by another invoice when it is replaced or found in a block, by one of its intent",
+    ),
+    Guard(
+        "attempts_of_the_invoice",
+        "INSERT ON attempts",
+        "EXISTS (SELECT 1 FROM payments WHERE id = NEW.payment_id AND invoice IS NOT NEW.invoice)",
+        "an attempt is signed for the invoice that its payment goes by",
     ),
     Guard(
         "payments_refused_for_good",

@@ -18,7 +18,8 @@ from agent_kit import ADA, APP, DEVNET, Run, World
 from canaries import plant
 from daemon.test_daemon_doors import devnet, folder, refused, start, stop  # noqa: F401  fixtures
 
-from payagent.agent.alerts import Alerts, crossing, raise_alert, retry_at_ms
+from payagent.agent.alarm import raise_alert
+from payagent.agent.alerts import Alerts, crossing, retry_at_ms
 from payagent.agent.prepaid import Buyer, ServedCall
 from payagent.agent.terms import Terms
 from payagent.audit.finding import Finding

@@ -23,11 +23,12 @@ INSERT INTO intents VALUES ('int2', 'app', 'k2', 0, 'f', 'o', NULL, 'r', 1, NULL
 INSERT INTO invoices VALUES (1, 'o', 'inv1', 'int1', 'flux', 't', {INVOICE});
 INSERT INTO invoices VALUES (2, 'o', 'inv2', 'int2', 'flux', 't', {INVOICE});
 INSERT INTO intents VALUES ('int3', 'app', 'k3', 1, 'f', 'o', NULL, 'r', 1, 2);
-INSERT INTO payments(id, kind, app_id, intent_id, invoice, outputs, state, delivery, anchor, created_at_ms,
+INSERT INTO payments(id, kind, app_id, intent_id, first_invoice, invoice, outputs, state, delivery, anchor,
+  created_at_ms, changed_at_ms)
+  VALUES ('pay1', 'invoice', 'app', 'int1', 1, 1, '[]', 'reserved', 'not_presented', 'aa#0', 1, 1);
+INSERT INTO payments(id, kind, app_id, intent_id, first_invoice, invoice, outputs, state, delivery, created_at_ms,
   changed_at_ms)
-  VALUES ('pay1', 'invoice', 'app', 'int1', 1, '[]', 'reserved', 'not_presented', 'aa#0', 1, 1);
-INSERT INTO payments(id, kind, app_id, intent_id, invoice, outputs, state, delivery, created_at_ms, changed_at_ms)
-  VALUES ('pay0', 'invoice', 'app', 'int1', 1, '[]', 'rejected', 'not_presented', 1, 1);
+  VALUES ('pay0', 'invoice', 'app', 'int1', 1, 1, '[]', 'rejected', 'not_presented', 1, 1);
 INSERT INTO holds VALUES ('pay1', 'lovelace', 5, 1, NULL);
 INSERT INTO holds VALUES ('pay1', 'token', 5, 1, 2);
 INSERT INTO coins VALUES ('aa#0', 'aa', 0, 5000000, '{{}}', 'deposit', 'free', NULL);
@@ -53,8 +54,8 @@ INSERT INTO alerts VALUES (1, 'alert1', 'low', 'wallet', '{{}}', 1, 0, NULL, 2);
 """
 
 PAYMENT = (
-    "INSERT INTO payments(id, kind, app_id, intent_id, invoice, outputs, state, delivery, anchor, created_at_ms, "
-    "changed_at_ms) VALUES "
+    "INSERT INTO payments(id, kind, app_id, intent_id, first_invoice, invoice, outputs, state, delivery, anchor, "
+    "created_at_ms, changed_at_ms) VALUES "
 )
 
 
@@ -100,7 +101,8 @@ NEW_VALUES = {
     "invoice": "2",
     "is_call": "1 - is_call",
     "key": "key || 'x'",
-    "kind": "'send', invoice = NULL",
+    "kind": "'send', invoice = NULL, first_invoice = NULL",
+    "first_invoice": "2",
     "payment_id": "payment_id || 'x'",
     "pool": "2",
     "units": "units + 1",
@@ -145,15 +147,21 @@ BREACHES = [
     ("holds_no_replace", "REPLACE INTO holds VALUES ('pay1', 'lovelace', 1, 1, NULL)"),
     (
         "payments_no_replace",
-        NEW_PAYMENT + "('pay1', 'send', 'app', 'int2', NULL, '[]', 'void', 'n', 'bb#1', 1, 1)",
+        NEW_PAYMENT + "('pay1', 'send', 'app', 'int2', NULL, NULL, '[]', 'void', 'n', 'bb#1', 1, 1)",
     ),
     (
         "payments_one_per_intent",
-        PAYMENT + "('p', 'invoice', 'app', 'int1', 2, '[]', 'signed', 'n', 'bb#1', 1, 1)",
+        PAYMENT + "('p', 'invoice', 'app', 'int1', 2, 2, '[]', 'signed', 'n', 'bb#1', 1, 1)",
     ),
     ("payments_refused_for_good", "UPDATE payments SET state = 'denied' WHERE id = 'pay0'"),
-    ("payments_no_replace", NEW_PAYMENT + "('p', 'invoice', 'app', 'int2', 1, '[]', 'void', 'n', 'bb#1', 1, 1)"),
-    ("payments_no_replace", NEW_PAYMENT + "('p', 'invoice', 'app', 'int2', 2, '[]', 'signed', 'n', 'aa#0', 1, 1)"),
+    (
+        "payments_no_replace",
+        NEW_PAYMENT + "('p', 'invoice', 'app', 'int2', 1, 1, '[]', 'void', 'n', 'bb#1', 1, 1)",
+    ),
+    (
+        "payments_no_replace",
+        NEW_PAYMENT + "('p', 'invoice', 'app', 'int2', 2, 2, '[]', 'signed', 'n', 'aa#0', 1, 1)",
+    ),
     ("payments_no_overwrite", "UPDATE OR REPLACE payments SET state = 'void', anchor = 'bb#1' WHERE id = 'pay0'"),
     ("payments_anchor_once", "UPDATE payments SET anchor = 'bb#1' WHERE id = 'pay1'"),
     ("payments_anchor_once", "UPDATE payments SET anchor = NULL, state = 'rejected' WHERE id = 'pay1'"),
@@ -177,6 +185,22 @@ BREACHES = [
 """(guard, statement that it alone refuses)"""
 
 
+ATTEMPT = "INSERT INTO attempts VALUES ('dd', 'pay1', 'pay', 'aa#0', {}, 'aa#0', x'84', 1, 9, 1)"
+TURNED_BREACHES = [
+    (
+        "payments_invoice_unsigned",
+        PAYMENT + "('p', 'invoice', 'app', 'int2', 1, 1, '[]', 'reserved', 'n', 'bb#1', 1, 1)",
+    ),
+    ("payments_invoice_not_signed", "UPDATE payments SET invoice = 1, state = 'in_block' WHERE id = 'pay2'"),
+    ("payments_invoice_follows", "UPDATE payments SET invoice = 2 WHERE id = 'pay1'"),
+    ("payments_invoice_follows", "UPDATE payments SET invoice = 1, state = 'in_flight' WHERE id = 'pay1'"),
+    ("attempts_of_the_invoice", ATTEMPT.format(1)),
+    ("attempts_of_the_invoice", ATTEMPT.format(2)),
+    ("attempts_of_the_invoice", ATTEMPT.format("NULL")),
+]
+"""(guard, statement that it alone refuses in the world of `turned`)"""
+
+
 @pytest.mark.parametrize(("guard", "statement"), BREACHES)
 def test_a_guard_holds_alone_on_a_plain_connection(plain: sqlite3.Connection, guard: str, statement: str) -> None:
     """As the sqlite3 shell opens the file, with every other guard taken off; without it the row would change."""
@@ -194,7 +218,7 @@ def test_a_guard_holds_alone_on_a_plain_connection(plain: sqlite3.Connection, gu
 
 
 def test_every_guard_has_a_breach_that_it_refuses() -> None:
-    assert {guard for guard, _ in BREACHES} == {guard.name for guard in GUARDS}
+    assert {guard for guard, _ in (*BREACHES, *TURNED_BREACHES)} == {guard.name for guard in GUARDS}
 
 
 def test_every_column_of_a_row_that_stays_is_fixed_or_may_change(conn: sqlite3.Connection) -> None:
@@ -214,6 +238,7 @@ def test_every_column_of_a_row_that_stays_is_fixed_or_may_change(conn: sqlite3.C
                 "block_hash",
                 "block_height",
                 "block_slot",
+                "invoice",
             ),
             *("merchant_status", "reason_code", "reason", "changed_at_ms"),
         },
@@ -232,6 +257,35 @@ def test_a_guard_that_is_gone_or_weaker_is_missed(plain: sqlite3.Connection, gua
     assert missing_guards(plain) == [guard.name]
 
 
+@pytest.fixture
+def turned(plain: sqlite3.Connection) -> sqlite3.Connection:
+    """pay1 was signed for invoice 1 and goes by another one of its intent now."""
+    plain.execute(f"INSERT INTO invoices VALUES (3, 'o', 'inv3', 'int1', 'flux', 't', {INVOICE})")
+    plain.execute("UPDATE payments SET invoice = 3, state = 'replacing' WHERE id = 'pay1'")
+    return plain
+
+
+@pytest.mark.parametrize(("guard", "statement"), TURNED_BREACHES)
+def test_an_invoice_that_was_signed_for_stays_its_payments(
+    turned: sqlite3.Connection, guard: str, statement: str
+) -> None:
+    if "pay2" in statement:
+        turned.execute(PAYMENT + "('pay2', 'invoice', 'app', 'int2', 2, 2, '[]', 'reserved', 'n', 'bb#1', 1, 1)")
+    for other in GUARDS:
+        if other.name != guard:
+            turned.execute(f"DROP TRIGGER {other.name}")
+    message = next(found.message for found in GUARDS if found.name == guard)
+    with pytest.raises(sqlite3.IntegrityError, match=f"^{message}$"):
+        turned.execute(statement)
+    turned.execute(f"DROP TRIGGER {guard}")
+    assert turned.execute(statement).rowcount > 0
+
+
+def test_a_payment_goes_back_to_an_invoice_that_it_was_signed_for(turned: sqlite3.Connection) -> None:
+    turned.execute(ATTEMPT.format(3))
+    turned.execute("UPDATE payments SET invoice = 1, state = 'in_block' WHERE id = 'pay1'")
+
+
 def test_what_may_change_does(plain: sqlite3.Connection) -> None:
     plain.execute("UPDATE intents SET ended_at_ms = 5 WHERE id = 'int1'")
     plain.execute("UPDATE holds SET released_at_ms = 5 WHERE asset = 'lovelace'")
@@ -241,11 +295,14 @@ def test_what_may_change_does(plain: sqlite3.Connection) -> None:
 @pytest.mark.parametrize(
     ("statement", "error"),
     [
-        (PAYMENT + "('pay2', 'invoice', 'app', 'int1', 2, '[]', 'reserved', 'n', 'bb#1', 1, 1)", "has a payment"),
-        (PAYMENT + "('pay2', 'invoice', 'app', 'int2', 1, '[]', 'void', 'n', 'bb#1', 1, 1)", "such a row"),
-        (PAYMENT + "('pay2', 'invoice', 'app', 'int2', 2, '[]', 'reserved', 'n', 'aa#0', 1, 1)", "such a row"),
-        (PAYMENT + "('pay2', 'invoice', 'app', 'int2', 2, '[]', 'reserved', 'n', NULL, 1, 1)", "CHECK"),
-        (PAYMENT + "('pay2', 'invoice', 'app', 'int2', NULL, '[]', 'received', 'n', NULL, 1, 1)", "CHECK"),
+        (
+            PAYMENT + "('pay2', 'invoice', 'app', 'int1', 2, 2, '[]', 'reserved', 'n', 'bb#1', 1, 1)",
+            "has a payment",
+        ),
+        (PAYMENT + "('pay2', 'invoice', 'app', 'int2', 1, 1, '[]', 'void', 'n', 'bb#1', 1, 1)", "such a row"),
+        (PAYMENT + "('pay2', 'invoice', 'app', 'int2', 2, 2, '[]', 'reserved', 'n', 'aa#0', 1, 1)", "such a row"),
+        (PAYMENT + "('pay2', 'invoice', 'app', 'int2', 2, 2, '[]', 'reserved', 'n', NULL, 1, 1)", "CHECK"),
+        (PAYMENT + "('pay2', 'invoice', 'app', 'int2', NULL, NULL, '[]', 'received', 'n', NULL, 1, 1)", "CHECK"),
         ("UPDATE payments SET anchor = 'bb#1'", "anchor of payments is set once"),
         ("UPDATE payments SET outputs = '[1]'", "never changes"),
         ("DELETE FROM payments", "never deleted"),
@@ -277,8 +334,8 @@ def test_a_row_that_breaks_a_rule_is_refused(conn: sqlite3.Connection, statement
 @pytest.mark.parametrize(
     ("values", "index"),
     [
-        ("('pay2', 'invoice', 'app', 'int2', 1, '[]', 'void', 'n', 'bb#1', 1, 1)", "invoice"),
-        ("('pay2', 'invoice', 'app', 'int2', 2, '[]', 'reserved', 'n', 'aa#0', 1, 1)", "anchor"),
+        ("('pay2', 'invoice', 'app', 'int2', 1, 1, '[]', 'void', 'n', 'bb#1', 1, 1)", "invoice"),
+        ("('pay2', 'invoice', 'app', 'int2', 2, 2, '[]', 'reserved', 'n', 'aa#0', 1, 1)", "anchor"),
     ],
 )
 def test_the_indexes_hold_without_the_guards(plain: sqlite3.Connection, values: str, index: str) -> None:
@@ -348,21 +405,22 @@ def test_many_of_the_largest_lines_balance_without_overflow(conn: sqlite3.Connec
 
 
 def test_the_intent_is_free_again_after_a_rejection_and_the_invoice_too(conn: sqlite3.Connection) -> None:
-    conn.execute("UPDATE payments SET state = 'rejected' WHERE id = 'pay1'")
-    conn.execute(PAYMENT + "('pay2', 'invoice', 'app', 'int1', 1, '[]', 'reserved', 'n', 'bb#1', 1, 1)")
+    conn.execute(PAYMENT + "('pay2', 'invoice', 'app', 'int2', 2, 2, '[]', 'reserved', 'n', 'bb#1', 1, 1)")
+    conn.execute("UPDATE payments SET state = 'rejected' WHERE id = 'pay2'")
+    conn.execute(PAYMENT + "('pay3', 'invoice', 'app', 'int2', 2, 2, '[]', 'reserved', 'n', 'bb#1', 1, 1)")
 
 
 @pytest.mark.parametrize("state", ["cancelling", "in_block", "in_flight"])
 def test_a_void_payment_may_come_back_beside_the_next_one(conn: sqlite3.Connection, state: str) -> None:
     conn.execute("UPDATE payments SET state = 'void' WHERE id = 'pay1'")
-    conn.execute(PAYMENT + "('pay2', 'invoice', 'app', 'int1', 2, '[]', 'reserved', 'n', 'bb#1', 1, 1)")
+    conn.execute(PAYMENT + "('pay2', 'invoice', 'app', 'int1', 2, 2, '[]', 'reserved', 'n', 'bb#1', 1, 1)")
     conn.execute("UPDATE payments SET state = ? WHERE id = 'pay1'", (state,))
     with pytest.raises(sqlite3.IntegrityError, match="has a payment"):
-        conn.execute(PAYMENT + "('pay3', 'send', 'app', 'int1', NULL, '[]', 'reserved', 'n', 'cc#1', 1, 1)")
+        conn.execute(PAYMENT + "('pay3', 'send', 'app', 'int1', NULL, NULL, '[]', 'reserved', 'n', 'cc#1', 1, 1)")
 
 
 def test_after_void_the_intent_is_free_but_the_invoice_is_not(conn: sqlite3.Connection) -> None:
     conn.execute("UPDATE payments SET state = 'void' WHERE id = 'pay1'")
-    conn.execute(PAYMENT + "('pay2', 'invoice', 'app', 'int1', 2, '[]', 'reserved', 'n', 'bb#1', 1, 1)")
+    conn.execute(PAYMENT + "('pay2', 'invoice', 'app', 'int1', 2, 2, '[]', 'reserved', 'n', 'bb#1', 1, 1)")
     with pytest.raises(sqlite3.IntegrityError):
-        conn.execute(PAYMENT + "('pay3', 'invoice', 'app', 'int2', 1, '[]', 'reserved', 'n', 'dd#1', 1, 1)")
+        conn.execute(PAYMENT + "('pay3', 'invoice', 'app', 'int2', 1, 1, '[]', 'reserved', 'n', 'dd#1', 1, 1)")

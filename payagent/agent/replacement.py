@@ -1,0 +1,173 @@
+"""A lost attempt is replaced: what the next one pays, of which coins, and the commit that decides it.
+
+Safe at any time, because every attempt of a payment spends its anchor; due when no attempt can land before its
+TTL any more, so that it helps (docs/exactly-once.md R7). On the writer's thread.
+May import: core, wallet, store, agent.chainview, agent.purse. Never: signs; pays above the hold or on another
+anchor.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from payagent.agent.chainview import ChainView
+from payagent.agent.purse import coin_of, take
+from payagent.core.address import Address, parse_address
+from payagent.core.invoice import Invoice, Output, Proof
+from payagent.core.network import Network
+from payagent.core.payment import Event, State
+from payagent.core.problem import Refused
+from payagent.store import queries, records
+from payagent.store.queries import PaymentRow
+from payagent.store.writer import Connection, Unit
+from payagent.wallet.coins import Coin, Coins
+from payagent.wallet.transaction import MAINNET_PARAMETERS, Parameters, Plan, build, select
+
+HEADER_TRANSACTION_MAX_BYTES = 7_168
+"""A transaction that travels in a header: in hex, or in base64 twice, it stays within what servers take.
+
+Node's limit for all headers together is 16 KiB, and 14,336 characters for the proof were seen to pass.
+"""
+
+_HEADER_MAX_CHARS = 14_336
+_PAYLOAD_CHARS = 300
+"""What stands in a PAYMENT-SIGNATURE beside the transaction and the echo: keys, nonce, identifier."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the next attempt of a payment is for: its invoice as it is, or a new one of the same intent."""
+
+    kind: str
+    outputs: tuple[Output, ...]
+    invoice: int | None
+    expires_at_ms: int | None
+    commitment: str | None
+    parameters: Parameters
+
+
+def same_again(row: PaymentRow, network: Network) -> Wanted:
+    """What the payment's current invoice asks for."""
+    outputs = tuple(
+        Output(one.role, parse_address(one.address, network), one.asset, one.units) for one in row.outputs
+    )
+    parameters = parameters_of(row.proof, row.echo)
+    return Wanted(row.kind, outputs, row.invoice, row.expires_at_ms, row.commitment, parameters)
+
+
+def next_invoice(invoice: Invoice, seq: int, expires_at_ms: int | None) -> Wanted:
+    """What another invoice of the same intent asks for."""
+    parameters = parameters_of(invoice.proof, invoice.echo)
+    return Wanted("invoice", invoice.outputs, seq, expires_at_ms, invoice.commitment, parameters)
+
+
+def parameters_of(proof: Proof, echo: str | None) -> Parameters:
+    """Bounds of the transaction; one that travels in a header leaves room there for what is repeated beside it."""
+    if proof == "tx_hash":
+        return MAINNET_PARAMETERS
+    room_bytes = HEADER_TRANSACTION_MAX_BYTES
+    if echo is not None:
+        chars = _HEADER_MAX_CHARS * 3 // 4 - _PAYLOAD_CHARS - len(echo)
+        room_bytes = max(0, min(room_bytes, chars * 3 // 4))
+    return replace(MAINNET_PARAMETERS, max_tx_size=room_bytes)
+
+
+def is_lost(conn: Connection, row: PaymentRow, slot: int) -> bool:
+    """Whether no attempt that payagent sent is in a block or could come into one after this slot of the tip."""
+    if row.state not in (State.SIGNED, State.IN_FLIGHT) or row.handed_over:
+        return False
+    return all(one.ttl_slot <= slot for one in queries.attempts(conn, row.id) if one.kind == "pay")
+
+
+def rebuilt(
+    inputs: Sequence[Coin], anchor: Coin, wanted: Wanted, ttl_slot: int, own: Address, network: Network
+) -> Plan:
+    """The transaction of exactly these coins; the same coins give the same bytes."""
+    outputs = wanted.outputs
+    rest = outputs[0].address if wanted.kind == "sweep" else own
+    return build(
+        inputs,
+        anchor,
+        () if wanted.kind == "sweep" else outputs,
+        change=rest,
+        ttl_slot=ttl_slot,
+        network_id=network.network_id,
+        params=wanted.parameters,
+        rest_role="change" if rest.raw == own.raw else "pay_to",
+        commitment=None if wanted.commitment is None else bytes.fromhex(wanted.commitment),
+    )
+
+
+def reserve_more(unit: Unit, coins: Coins, payment_id: str, plan: Plan) -> None:
+    """Reserve what a later attempt of a payment spends that it does not have yet. Refused when that is gone."""
+    had = {coin.ref for coin in queries.coins_reserved_for(unit.conn, payment_id)}
+    for coin in plan.inputs:
+        if coin.ref not in had:
+            if coin.ref not in coins:
+                raise Refused("funds_in_flight", f"coin {coin.ref} was taken for something else meanwhile")
+            take(unit, coins, coin.ref)
+            records.reserve(unit, (coin.ref,), payment_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Replacing:
+    """The commit that takes a payment to `replacing`, with what it decides by."""
+
+    coins: Coins
+    chain: ChainView
+    own: Address
+
+    def start(self, unit: Unit, row: PaymentRow, wanted: Wanted, min_window_s: int, now_ms: int) -> Plan:
+        """The next attempt's transaction, its coins reserved; the payment is `replacing`, for what is wanted.
+
+        Refused, with nothing changed: `invoice_expired`; `limit_exceeded` above the hold; as `select` does
+        where coins are gone and others do not suffice.
+        """
+        slot = self.chain.require_ready(now_ms)
+        window_s = min_window_s if wanted.kind == "invoice" else 0
+        ttl_slot = self.chain.ttl_slot(slot, wanted.expires_at_ms, window_s)
+        plan = self._plan(unit, row, wanted, ttl_slot)
+        hold = queries.hold(unit.conn, row.id)
+        for asset, units in plan.spend.items():
+            if units > hold.get(asset, 0):
+                raise Refused(
+                    "limit_exceeded", f"{units} units of {asset} are needed, {hold.get(asset, 0)} are held"
+                )
+        reserve_more(unit, self.coins, row.id, plan)
+        records.move_payment(
+            unit,
+            row.id,
+            Event.REPLACE,
+            now_ms,
+            {"inputs": " ".join(coin.ref for coin in plan.inputs)},
+            tx_id=None,
+            ttl_slot=ttl_slot,
+            **({} if wanted.invoice == row.invoice else {"invoice": wanted.invoice}),
+        )
+        return plan
+
+    def _plan(self, unit: Unit, row: PaymentRow, wanted: Wanted, ttl_slot: int) -> Plan:
+        """Of the coins of the last attempt; where one is gone, or they do not fit, of those and the free ones."""
+        network = self.chain.network
+        reserved = {coin.ref: coin for coin in queries.coins_reserved_for(unit.conn, row.id)}
+        last = [one for one in queries.attempts(unit.conn, row.id) if one.kind == "pay"][-1]
+        anchor = coin_of(reserved[last.anchor])
+        there = [coin for coin in reserved.values() if coin.state != "missing" or coin.ref == last.anchor]
+        same = [coin_of(coin) for coin in there if coin.ref in last.inputs]
+        try:
+            if len(same) == len(last.inputs):
+                return rebuilt(same, anchor, wanted, ttl_slot, self.own, network)
+        except Refused:
+            if wanted.invoice == row.invoice:
+                raise
+        if wanted.kind == "sweep":
+            raise Refused("not_enough_funds", "a coin that it was to send is not there any more")
+        return select(
+            Coins([*self.coins, *(coin_of(coin) for coin in there)]),
+            wanted.outputs,
+            change=self.own,
+            ttl_slot=ttl_slot,
+            network_id=network.network_id,
+            params=wanted.parameters,
+            anchor=anchor,
+            commitment=None if wanted.commitment is None else bytes.fromhex(wanted.commitment),
+        )
