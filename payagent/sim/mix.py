@@ -40,13 +40,13 @@ class Mix:
     merchant_status_lies: float = OFTEN
     never_broadcasts: float = SOMETIMES
     # of the process and its disk
-    crash_in_commit: float = 0.04
-    crash_at_await: float = 0.5  # deaths a minute
-    disk_full: float = 0.02
-    disk_error: float = 0.02
+    crash_in_commit: float = 0.08
+    crash_at_await: float = 1.0  # deaths a minute
+    disk_full: float = 0.04
+    disk_error: float = 0.04
     torn_tail: float = 0.7
     # of the clock, a minute
-    clock_jump: float = 0.05
+    clock_jump: float = 0.1
 
 
 def draw_mix(rng: Random) -> Mix:

@@ -31,6 +31,8 @@ class Net:
         self.chain = self.node.chain
         self.hoard: dict[str, Tx] = {}
         self.orphans: dict[str, Block] = {}
+        self.floor_height = 0
+        """No fork goes below it: what the wallet was funded with is no transaction that anybody sends again."""
         self.on_blocks: Callable[[list[Block]], None] = lambda blocks: None
 
     def release(self, raw: bytes) -> Tx:
@@ -62,7 +64,7 @@ class Net:
             self._rebroadcast()
         if self.chain.mempool and rng.random() < mix.evicted:
             self._evict()
-        if rng.random() < mix.fork and self.chain.tip.height > 1:
+        if rng.random() < mix.fork and self.chain.tip.height > self.floor_height:
             self._fork()
             return
         is_empty = rng.random() < mix.empty_block
@@ -86,7 +88,7 @@ class Net:
     def _fork(self) -> None:
         """Another branch wins: its blocks are at old slots, and may hold anything that was ever released."""
         rng, chain = self._rng, self.chain
-        most = min(self._fork_max, chain.tip.height - 1)
+        most = min(self._fork_max, chain.tip.height - self.floor_height)
         depth = rng.randint(DEEP, max(DEEP, most)) if rng.random() < self._mix().deep_fork else rng.randint(1, 3)
         depth = min(depth, most)
         undone = chain.rollback(depth)

@@ -198,8 +198,7 @@ class World:
         for lovelace in self.plan.coins:
             self.net.node.faucet(raw, lovelace, {})
             self.net.chain.make_block()
-        for _ in range(3):
-            self.net.chain.make_block()
+        self.net.floor_height = self.net.chain.tip.height
 
     def _wants(self) -> list[Want]:
         rng, shops = self.rng, list(self.shops.values())
