@@ -1,0 +1,308 @@
+"""Seeded bugs: what the simulator must find. Each is a mistake that a payer of this kind has made, or could.
+
+They are switched on here alone, by putting another function in the place of one; nothing in the package knows of
+them. `python tests/sim/mutants.py NAME 0..2000` prints the first seed that finds one, and what it violates.
+Where SQL itself would refuse the mistake, its guards are taken off, so that it is the simulator that finds it.
+"""
+
+import asyncio
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from payagent.agent import admission, replacement, steps, watch
+from payagent.agent.agent import Agent, Ask
+from payagent.chain.source import Found, SubmitKind
+from payagent.core import policy
+from payagent.core.payment import NEVER_SIGNED, Event, State
+from payagent.sim.world import Stage
+from payagent.store import queries, records, schema, writer
+from payagent.wallet import plan as plans
+from payagent.wallet import transaction
+
+Mutant = Callable[[ExitStack], None]
+MUTANTS: dict[str, Mutant] = {}
+
+
+def mutant(name: str) -> Callable[[Mutant], Mutant]:
+    def register(function: Mutant) -> Mutant:
+        MUTANTS[name] = function
+        return function
+
+    return register
+
+
+@contextmanager
+def switched_on(name: str) -> Iterator[None]:
+    """The bug is in the program."""
+    with ExitStack() as stack:
+        MUTANTS[name](stack)
+        yield
+
+
+def put(stack: ExitStack, where: object, name: str, what: object) -> None:
+    stack.enter_context(patch.object(where, name, what))
+
+
+def without_guards(stack: ExitStack) -> None:
+    """A database that refuses nothing of what the rules forbid."""
+    text = schema._TABLES
+    for rule in (
+        "CHECK (instr(' ' || inputs || ' ', ' ' || anchor || ' ') > 0)",
+        "CREATE UNIQUE INDEX payments_one_per_invoice ON payments(invoice) WHERE state NOT IN ('rejected', 'denied');",
+        "CREATE UNIQUE INDEX payments_one_per_anchor ON payments(anchor) WHERE state NOT IN ('rejected', 'denied');",
+    ):
+        assert rule in text, rule
+        text = text.replace(rule, "CHECK (1)" if rule.startswith("CHECK") else "")
+    kept = tuple(
+        guard
+        for guard in schema.GUARDS
+        if not guard.name.startswith(("payments_", "attempts_", "holds_", "intents_"))
+    )
+    put(stack, schema, "_TABLES", text)
+    put(stack, schema, "GUARDS", kept)
+
+
+# --- when bytes leave --------------------------------------------------------------------------------------------
+
+
+@mutant("recorded after it was sent")
+def _record_after_submit(stack: ExitStack) -> None:
+    real = Agent._sign
+
+    async def sign(self: Agent, payment_id: str, plan: Any) -> None:
+        raw = self._sign_and_check(plan)
+        if not self.payment(payment_id).handed_over:
+            await self.sources[0].submit(raw, plan.tx_id)
+        await real(self, payment_id, plan)
+
+    put(stack, Agent, "_sign", sign)
+
+
+@mutant("answered before the commit")
+def _answered_before_commit(stack: ExitStack) -> None:
+    """Headers with the signed bytes go out while they are still being written."""
+
+    async def carry_out(self: Agent, admitted: Any) -> Any:
+        if admitted.plan is None:
+            return await real(self, admitted)
+        raw = self._sign_and_check(admitted.plan)
+        now_ms = self.ports.clock.now_ms()
+
+        async def write() -> None:
+            await asyncio.sleep(5)
+            await self.write(
+                "sign",
+                lambda unit: steps.record_attempt(
+                    unit, admitted.payment_id, admitted.plan, raw, self.terms.own.raw, now_ms
+                ),
+            )
+
+        task = asyncio.create_task(write())
+        self._tasks.add(task)
+        row = self.payment(admitted.payment_id)
+        return replace(row, tx_id=admitted.plan.tx_id, cbor=raw, state=State.IN_FLIGHT), True
+
+    real = Agent._carry_out
+    put(stack, Agent, "_carry_out", carry_out)
+
+
+@mutant("no fsync")
+def _no_fsync(stack: ExitStack) -> None:
+    real = writer.open_database
+
+    def open_database(path: Path) -> Any:
+        conn = real(path)
+        conn.execute("PRAGMA synchronous = OFF")
+        return conn
+
+    put(stack, writer, "open_database", open_database)
+
+
+# --- when a payment is given up ----------------------------------------------------------------------------------
+
+
+def given_up(unit: Any, payment_id: str, now_ms: int) -> None:
+    """What a payer does that thinks a payment has failed: it forgets it, so that the next request pays anew."""
+    hold = queries.hold(unit.conn, payment_id)
+    unit.conn.execute("UPDATE payments SET state = 'rejected' WHERE id = ?", (payment_id,))
+    records.note(unit, payment_id, "reject", State.REJECTED, now_ms)
+    records.release_hold(unit, payment_id, now_ms)
+    records.write_entry(unit, admission.ledger.release(hold), now_ms, payment_id=payment_id)
+
+
+@mutant("built anew on BadInputs")
+def _rebuild_on_bad_inputs(stack: ExitStack) -> None:
+    without_guards(stack)
+    real = steps.record_answer
+
+    def record_answer(unit: Any, payment_id: str, tx_id: str, answer: Any, provider: str, now_ms: int) -> None:
+        real(unit, payment_id, tx_id, answer, provider, now_ms)
+        row = steps.row_of(unit, payment_id)
+        if answer.kind in (SubmitKind.SPENT_ALL, SubmitKind.SPENT_SOME) and row.state is State.IN_FLIGHT:
+            given_up(unit, payment_id, now_ms)
+
+    put(stack, steps, "record_answer", record_answer)
+
+
+def _given_up_after(stack: ExitStack, blocks: int) -> None:
+    """Once the tip is so many blocks (of 20 s) past the time limit, the payment counts as failed."""
+    without_guards(stack)
+    real = watch.Watch._carry_on
+
+    async def carry_on(self: watch.Watch) -> None:
+        agent = self._agent
+        tip, now_ms = agent.chain.tip, agent.ports.clock.now_ms()
+        for row in queries.payments_in(agent.conn, (State.IN_FLIGHT,)):
+            if tip is not None and tip.slot >= (row.ttl_slot or 0) + 20 * blocks:
+                await agent.write("give_up", lambda unit, row=row: given_up(unit, row.id, now_ms))
+        await real(self)
+
+    put(stack, watch.Watch, "_carry_on", carry_on)
+
+
+@mutant("built anew after the time limit")
+def _rebuild_after_ttl(stack: ExitStack) -> None:
+    _given_up_after(stack, 0)
+
+
+@mutant("built anew 15 blocks after the time limit")
+def _rebuild_after_ttl_and_15(stack: ExitStack) -> None:
+    _given_up_after(stack, 15)
+    # nothing of ours may end it before
+    put(stack, admission, "is_lost", lambda *_: False)
+    put(stack, watch, "is_lost", lambda *_: False)
+
+
+@mutant("not found is void")
+def _not_found_is_void(stack: ExitStack) -> None:
+    without_guards(stack)
+    real = watch.Watch._look_for
+
+    async def look_for(self: watch.Watch, source: Any, tip: Any, row: Any) -> None:
+        await real(self, source, tip, row)
+        agent = self._agent
+        if agent.payment(row.id).state is State.IN_FLIGHT and row.tx_id is not None:
+            read = await source.tx(row.tx_id)
+            now_ms = agent.ports.clock.now_ms()
+            if not isinstance(read, Found):
+                await agent.write("give_up", lambda unit: given_up(unit, row.id, now_ms))
+
+    put(stack, watch.Watch, "_look_for", look_for)
+
+
+@mutant("a hold is released when nobody answers")
+def _hold_released_on_timeout(stack: ExitStack) -> None:
+    without_guards(stack)
+    real = steps.record_answer
+
+    def record_answer(unit: Any, payment_id: str, tx_id: str, answer: Any, provider: str, now_ms: int) -> None:
+        real(unit, payment_id, tx_id, answer, provider, now_ms)
+        if answer.kind in (SubmitKind.AMBIGUOUS, SubmitKind.OUTAGE):
+            hold = queries.hold(unit.conn, payment_id)
+            released = unit.conn.execute(
+                "SELECT 1 FROM holds WHERE payment_id = ? AND released_at_ms IS NULL", (payment_id,)
+            ).fetchone()
+            if released and steps.row_of(unit, payment_id).state is State.IN_FLIGHT:
+                records.release_hold(unit, payment_id, now_ms)
+                records.write_entry(unit, admission.ledger.release(hold), now_ms, payment_id=payment_id)
+
+    put(stack, steps, "record_answer", record_answer)
+
+
+@mutant("the merchant is trusted over the chain")
+def _merchant_over_chain(stack: ExitStack) -> None:
+    without_guards(stack)
+    real = records.set_merchant_status
+
+    def set_merchant_status(unit: Any, payment_id: str, status: str, now_ms: int) -> None:
+        real(unit, payment_id, status, now_ms)
+        if status in ("expired", "refunded"):
+            given_up(unit, payment_id, now_ms)
+
+    put(stack, records, "set_merchant_status", set_merchant_status)
+
+
+# --- what is spent -----------------------------------------------------------------------------------------------
+
+
+@mutant("the anchor is dropped at a replacement")
+def _anchor_dropped(stack: ExitStack) -> None:
+    """The coins are chosen anew, as if the first attempt were dead."""
+    without_guards(stack)
+
+    def plan(self: Any, unit: Any, row: Any, wanted: Any, ttl_slot: int) -> Any:
+        made = transaction.select(
+            self.coins,
+            wanted.outputs,
+            change=self.own,
+            ttl_slot=ttl_slot,
+            network_id=self.chain.network.network_id,
+            params=wanted.parameters,
+        )
+        unit.conn.execute("PRAGMA foreign_keys = OFF")
+        unit.conn.execute("UPDATE payments SET anchor = ? WHERE id = ?", (made.anchor.ref, row.id))
+        return made
+
+    put(stack, replacement.Replacing, "_plan", plan)
+
+
+@mutant("the intent's key is ignored")
+def _key_ignored(stack: ExitStack) -> None:
+    real = Ask.key
+    count = iter(range(1_000_000))
+    put(stack, Ask, "key", lambda self, invoice_id: f"{real(self, invoice_id)} {next(count)}")
+    without_guards(stack)
+    put(stack, admission.queries, "payment_of_invoice", lambda *_: None)
+
+
+@mutant("limits are looked at before the transaction")
+def _policy_outside(stack: ExitStack) -> None:
+    real = Agent.pay
+
+    async def pay(self: Agent, ask: Ask) -> Any:
+        spent = queries.spent_since(self.conn, self.ports.clock.now_ms() - admission.DAY_MS)
+        await asyncio.sleep(1)
+        with patch.object(admission.queries, "spent_since", lambda *_: spent):
+            return await real(self, ask)
+
+    put(stack, Agent, "pay", pay)
+
+
+@mutant("no bound on the fee")
+def _no_fee_cap(stack: ExitStack) -> None:
+    """A provider's or a bug's 22 times the fee is paid as it comes."""
+    for where in (transaction, plans):
+        put(stack, where, "Parameters", partial(plans.Parameters, min_fee_b=2_000_000))
+    dear = plans.Parameters(min_fee_b=2_000_000)
+    for module in (transaction, replacement):
+        put(stack, module, "MAINNET_PARAMETERS", dear)
+    for function in (transaction.select, transaction.build):
+        defaults = dict(function.__kwdefaults__)
+        stack.callback(setattr, function, "__kwdefaults__", defaults)
+        function.__kwdefaults__ = defaults | {"params": dear, "fee_cap_lovelace": 10**12}
+
+
+def kill(name: str, seeds: range) -> tuple[int, int, str] | None:
+    """(how many seeds it took, the seed, what it violates), or None when every seed lets the bug live."""
+    with switched_on(name):
+        stage = Stage()
+        try:
+            for count, seed in enumerate(seeds, 1):
+                story = stage.run(seed)
+                if story.violations:
+                    return count, seed, story.violations[0]
+        finally:
+            stage.close()
+    return None
+
+
+if __name__ == "__main__":
+    first, _, last = sys.argv[2].partition("..")
+    for chosen in MUTANTS if sys.argv[1] == "all" else [sys.argv[1]]:
+        print(f"{chosen}: {kill(chosen, range(int(first), int(last)))}", flush=True)
