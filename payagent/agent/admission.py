@@ -197,17 +197,9 @@ class Admission:
         )
         try:
             slot = self.chain.require_ready(now_ms)
-            if self._has_time(row, slot, purchase.min_window_s):
+            if self.chain.has_time(slot, row.expires_at_ms, purchase.min_window_s):
                 return False
             self._replacing.start(unit, row, wanted, purchase.min_window_s, now_ms)
-        except Refused:
-            return False
-        return True
-
-    def _has_time(self, row: PaymentRow, slot: int, min_window_s: int) -> bool:
-        """Whether something could still be signed for the payment's own invoice."""
-        try:
-            self.chain.ttl_slot(slot, row.expires_at_ms, min_window_s)
         except Refused:
             return False
         return True

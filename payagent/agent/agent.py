@@ -31,7 +31,14 @@ from payagent.agent.changes import Changes
 from payagent.agent.ports import Ports, Writes
 from payagent.agent.prepaid import Buyer, Part, ServedCall, fitting
 from payagent.agent.purse import coin_of
-from payagent.agent.replacement import rebuilt, reserve_more, same_again
+from payagent.agent.replacement import (
+    NEXT_INVOICE_PATIENCE_S,
+    is_lost,
+    last_ttl_slot,
+    rebuilt,
+    reserve_more,
+    same_again,
+)
 from payagent.agent.terms import MerchantTerms, Terms
 from payagent.agent.view import is_ready
 from payagent.chain.source import ChainSource, SubmitKind
@@ -359,6 +366,8 @@ class Agent:
             return
         now_ms = self.ports.clock.now_ms()
         slot = self.chain.require_ready(now_ms)
+        if not self._is_renewal_due(row, slot):
+            return
         with self._claim(row.id):
             why = await self.write(
                 "replace",
@@ -371,6 +380,16 @@ class Agent:
             elif row.state is State.REPLACING:
                 await self._sign(row.id, self._rebuild(row))
                 self.send_off(row.id)
+
+    def _is_renewal_due(self, row: PaymentRow, slot: int) -> bool:
+        """Whether a lost payment can be replaced, or has waited long enough for another invoice."""
+        tip = self.chain.tip
+        if tip is None or not is_lost(self.conn, row, tip.slot):
+            return False
+        is_over = row.kind == "invoice" and not self.chain.has_time(
+            slot, row.expires_at_ms, self.terms.min_window_s
+        )
+        return not is_over or tip.slot >= last_ttl_slot(self.conn, row) + NEXT_INVOICE_PATIENCE_S
 
     async def resolve(self, payment_id: str, app_id: str) -> PaymentRow:
         """Take a payment's coins back now, by order of the operator's app.

@@ -93,6 +93,14 @@ class ChainView:
             return False
         return True
 
+    def has_time(self, slot: int, expires_at_ms: int | None, min_window_s: int) -> bool:
+        """Whether something could still be signed for an invoice of that end."""
+        try:
+            self.ttl_slot(slot, expires_at_ms, min_window_s)
+        except Refused:
+            return False
+        return True
+
     def ttl_slot(self, slot: int, expires_at_ms: int | None, min_window_s: int) -> int:
         """The attempt's TTL: the earlier of the invoice's end less a margin, and the cap.
 

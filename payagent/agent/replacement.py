@@ -28,6 +28,13 @@ HEADER_TRANSACTION_MAX_BYTES = 7_168
 Node's limit for all headers together is 16 KiB, and 14,336 characters for the proof were seen to pass.
 """
 
+NEXT_INVOICE_PATIENCE_S = 300
+"""How long after its last TTL a purchase whose invoice is over waits for the next one before it is taken back.
+
+Who still wants it asks again at once, and is paid for on the same anchor; after a cancel it would have to wait
+until that is deep in the chain.
+"""
+
 _HEADER_MAX_CHARS = 14_336
 _PAYLOAD_CHARS = 300
 """What stands in a PAYMENT-SIGNATURE beside the transaction and the echo: keys, nonce, identifier."""
@@ -75,7 +82,12 @@ def is_lost(conn: Connection, row: PaymentRow, slot: int) -> bool:
     """Whether no attempt that payagent sent is in a block or could come into one after this slot of the tip."""
     if row.state not in (State.SIGNED, State.IN_FLIGHT) or row.handed_over:
         return False
-    return all(one.ttl_slot <= slot for one in queries.attempts(conn, row.id) if one.kind == "pay")
+    return last_ttl_slot(conn, row) <= slot
+
+
+def last_ttl_slot(conn: Connection, row: PaymentRow) -> int:
+    """The first slot that no attempt of a payment to pay could be in a block of."""
+    return max(one.ttl_slot for one in queries.attempts(conn, row.id) if one.kind == "pay")
 
 
 def rebuilt(

@@ -162,12 +162,25 @@ async def delivery(
     row = caller.payment(payment_id)
     if row.app_id != caller.app.id and OPERATE not in caller.app.scopes:
         raise Refused("forbidden", "another app's delivery needs a token for operate", needs=OPERATE)
-    if row.kind != "invoice" or row.tx_id is None:
+    if row.kind != "invoice" or (row.tx_id is None and row.state is not State.REPLACING):
         raise Refused("illegal_transition", "the payment has no proof that could have been presented")
     row, advice = await caller.agent.take_answer(row.id, response)
     if advice.answer.said is Said.SERVED:
         row = await caller.agent.record_delivery(row.id, response.status)
     return JsonResponse(payment_view(row, caller.agent.terms) | {"answer": advice_view(advice)})
+
+
+@router.post(
+    "/v1/payments/{payment_id}/resolve",
+    summary="Take a payment's coins back now",
+    responses=gives(Payment, 200),
+)
+async def resolve(caller: Annotated[Caller, Depends(need(OPERATE))], payment_id: PaymentId) -> JsonResponse:
+    """What nothing was signed for is rejected, and its hold is free. Else it is cancelled: one more transaction
+    spends its coins to the wallet itself, and at most one of that and what was signed can win. Refused with 409
+    when the payment is in a block or has ended."""
+    row = await caller.agent.resolve(caller.payment(payment_id).id, caller.app.id)
+    return JsonResponse(payment_view(row, caller.agent.terms))
 
 
 def _origin(text: str) -> str:

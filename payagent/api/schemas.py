@@ -192,6 +192,7 @@ class ReceiptTold(BaseModel):
     payment: dict[str, object]
     intent: dict[str, object]
     invoice: dict[str, object] | None
+    other_invoices: list[dict[str, object]]
     decisions: list[dict[str, object]]
     holds: list[dict[str, object]]
     attempts: list[dict[str, object]]

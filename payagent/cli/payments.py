@@ -1,6 +1,6 @@
 """`payagent payments`: what was paid, is being paid or was refused, and how each came to be as it is.
 
-May import: click, core, cli. Never: changes a payment.
+May import: click, core, cli. Never: decides what may be done to a payment (the daemon does).
 """
 
 import json
@@ -52,9 +52,12 @@ EVENTS_IN_WORDS = {
     "provider_answered": "a provider answered, which decides nothing",
     "seen_in_block": "in a block",
     "block_lost": "the block was lost in a rollback: money held again, the same bytes go out again",
+    "replace": "no block took it in its time: another attempt on the same anchor",
+    "cancel": "being cancelled: its coins go back to the wallet",
+    "void": "void: what took its coins back is deep in the chain",
     "confirm": "confirmed: the spend is posted",
     "settle": "final",
-    "invoiced_again": "the merchant sent another invoice for it; nothing was paid for that",
+    "invoiced_again": "the merchant sent another invoice for it, which was not paid then",
     "merchant_said": "the merchant says",
     "delivery_present": "the proof was presented and not accepted",
     "delivery_accept": "the call was served",
@@ -134,6 +137,31 @@ def show(terminal: Terminal, connect: Connect, payment_id: str, receipt: bool) -
     with connect() as link:
         payment = link.get(path)
     terminal.give(payment, lambda: _show_one(terminal, payment))
+
+
+@payments.command(epilog=example("payagent payments resolve pay_0123456789abcdef01234567"))
+@click.argument("payment_id", metavar="ID")
+@talks_to_daemon
+def resolve(terminal: Terminal, connect: Connect, payment_id: str) -> None:
+    """Take a payment's coins back now, whatever it waits for.
+
+    What nothing was signed for is rejected. Else a transaction to the wallet itself competes for its anchor with
+    what was signed: at most one of them can ever be on the chain, and the payment's money stays held until the
+    chain shows which. Refused when the payment is in a block or has ended.
+    """
+    with connect() as link:
+        payment = link.post(f"/v1/payments/{_in_path(payment_id)}/resolve", {})
+    terminal.give(payment, lambda: terminal.pairs(_resolved(payment)))
+
+
+def _resolved(payment: dict[str, Any]) -> list[tuple[str, str]]:
+    rows = [
+        ("payment", payment["id"]),
+        ("money", STATES_IN_WORDS.get(payment["state"], in_words(payment["state"]))),
+        ("transaction", payment["tx_hash"]),
+        ("reason", (payment.get("reason") or {}).get("detail")),
+    ]
+    return [(name, str(value)) for name, value in rows if value]
 
 
 def _in_path(payment_id: str) -> str:

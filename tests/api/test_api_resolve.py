@@ -1,0 +1,35 @@
+"""An operator takes a payment's coins back over HTTP."""
+
+from api_kit import Api
+
+
+async def test_what_is_in_flight_is_cancelled_and_its_history_tells_by_whom(api: Api) -> None:
+    api.world.fault("submit", "drop")
+    paid = await api.pay()
+    await api.run.agent.drain(10)
+    answer = await api.as_("operator").post(f"/v1/payments/{paid['id']}/resolve", json={})
+    assert answer.status_code == 200, answer.text
+    resolved = answer.json()
+    assert (resolved["state"], resolved["reason"]["code"], resolved["headers"]) == ("cancelling", "resolved", {})
+    history = (await api.http.get(f"/v1/payments/{paid['id']}")).json()["history"]
+    (told,) = [happened["detail"] for happened in history if happened["event"] == "cancel"]
+    assert told["by"] == "app_operator"
+
+
+async def test_it_needs_an_operators_token_and_a_payment_that_is_there(api: Api) -> None:
+    paid = await api.pay()
+    for app in ("payer", "reader", "both"):
+        answer = await api.as_(app).post(f"/v1/payments/{paid['id']}/resolve", json={})
+        assert (answer.status_code, answer.json()["code"]) == (403, "forbidden")
+    answer = await api.as_("operator").post("/v1/payments/pay_x/resolve", json={})
+    assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
+
+
+async def test_what_is_in_a_block_is_refused(api: Api) -> None:
+    paid = await api.pay()
+    await api.run.agent.drain(10)
+    await api.run.settle_down()
+    answer = await api.as_("operator").post(f"/v1/payments/{paid['id']}/resolve", json={})
+    assert (answer.status_code, answer.json()["code"]) == (409, "illegal_transition")
+    assert "confirmed" in answer.json()["detail"]
+    assert (await api.http.get(f"/v1/payments/{paid['id']}")).json()["state"] == "confirmed"
