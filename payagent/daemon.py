@@ -27,6 +27,7 @@ from payagent.agent.watch import Watch
 from payagent.api.app import create_app
 from payagent.api.server import listen_tcp, make_server
 from payagent.chain.blockfrost import Blockfrost
+from payagent.chain.quota import BLOCKFROST_RATE
 from payagent.chain.source import ChainSource
 from payagent.core.address import Address
 from payagent.core.money import LOVELACE
@@ -178,6 +179,7 @@ def make_terms(settings: Settings, own: Address, redactor: Redactor) -> Terms:
         settle_depth=settings.payments.settle_depth,
         min_window_s=settings.payments.min_window_s,
         wallet_below_lovelace=settings.alerts.wallet_below_lovelace,
+        call_rate=None if settings.network == "devnet" else BLOCKFROST_RATE,
     )
 
 

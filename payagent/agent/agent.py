@@ -3,7 +3,8 @@
 Call order that everything relies on: `pay` admits (C1 + C2), then signs (C3), and only then hands out headers
 or sends (C4). `resume` is the same path from wherever a crash left it.
 
-May import: core, dialects, chain.source, store, wallet, the rest of agent. Never: HTTP, SQL, a clock of its own.
+May import: core, dialects, chain.source, chain.guard, store, wallet, the rest of agent. Never: HTTP, SQL, a clock
+of its own.
 """
 
 import asyncio
@@ -41,7 +42,8 @@ from payagent.agent.replacement import (
 )
 from payagent.agent.terms import MerchantTerms, Terms
 from payagent.agent.view import is_ready
-from payagent.chain.source import ChainSource, SubmitKind
+from payagent.chain.guard import Guarded
+from payagent.chain.source import ChainSource
 from payagent.core.address import Address
 from payagent.core.invoice import Invoice, Output, Role
 from payagent.core.payment import ENDED_WITHOUT_PAYING, NEVER_SIGNED, TRANSITIONS, UNSIGNED, Event, State
@@ -49,7 +51,7 @@ from payagent.core.problem import Refused
 from payagent.dialects import Answer, Call, Reading, Response, Said, read_answer, read_offers
 from payagent.store import prepaid as pools
 from payagent.store import queries, records
-from payagent.store.queries import PaymentRow
+from payagent.store.queries import AttemptRow, PaymentRow
 from payagent.store.writer import Connection, Readers, Unit
 from payagent.wallet.coins import Coin, Coins
 from payagent.wallet.keys import Signer
@@ -59,9 +61,6 @@ T = TypeVar("T")
 
 SIGNING_PATIENCE_S = 10.0
 """How long a repeated request waits for the first one to be signed."""
-
-RATE_PAUSE_S = 10
-"""How long a provider is left alone that said "too many" and not for how long."""
 
 RECEIVED_MAX_CHARS = 4000
 """How much of a 402 that was refused is kept."""
@@ -160,7 +159,7 @@ class Agent:
     ) -> None:
         self.terms = terms
         self.ports = ports
-        self.sources = sources
+        self.sources = [Guarded(source, ports.clock, terms.call_rate) for source in sources]
         self.chain = ChainView(terms.network, restored_at_ms=queries.restored_at_ms(readers.conn))
         self.changes = Changes()
         self.coins = Coins(coin_of(row) for row in queries.free_coins(readers.conn))
@@ -168,8 +167,9 @@ class Agent:
         self._readers = readers
         self._signer = signer
         self._admission = Admission(self.coins, terms.limits, self.chain, terms.own)
-        self.senders: Sequence[ChainSource] = sources
-        self._quiet_until_ms: dict[str, int] = {}
+        self.senders: Sequence[Guarded] = self.sources
+        self.providers: Mapping[str, str | None] = {}
+        """Why a provider is not heard, by name, or None when it is: what the watch last found."""
         self._signing: set[str] = set()
         self._sending: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -482,44 +482,41 @@ class Agent:
             await asyncio.wait(self._tasks, timeout=timeout_s)
 
     async def _leave(self, payment_id: str) -> None:
-        """C4, and then the bytes. What comes back is noted and decides nothing (docs/exactly-once.md R4)."""
+        """To every provider that is to be believed: one that only says that it took the bytes delays nothing."""
         try:
             row = self.payment(payment_id)
             attempt = next((a for a in queries.attempts(self.conn, payment_id) if a.tx_id == row.tx_id), None)
             if attempt is None:  # it is being replaced
                 return
             now_ms = self.ports.clock.now_ms()
-            source = self._sender(attempt.tx_id, now_ms)
-            if source is None or (self.chain.slots and self.chain.slots.slot_at(now_ms) >= attempt.ttl_slot):
+            if self.chain.slots and self.chain.slots.slot_at(now_ms) >= attempt.ttl_slot:
                 return
-            if not steps.may_broadcast(row):
-                return
+            if steps.may_broadcast(row):
+                ready = [source for source in self.senders if source.takes_submissions(now_ms)]
+                await asyncio.gather(*(self._leave_to(source, row.id, attempt) for source in ready))
+        finally:
+            self._sending.discard(payment_id)
+
+    async def _leave_to(self, source: Guarded, payment_id: str, attempt: AttemptRow) -> None:
+        """C4, and then the bytes. What comes back is noted and decides nothing (docs/exactly-once.md R4)."""
+        try:
+            now_ms = self.ports.clock.now_ms()
             may_leave = await self.write(
                 "leave",
-                lambda unit: steps.record_leave(unit, row.id, attempt.tx_id, source.name, now_ms),
-                row.id,
+                lambda unit: steps.record_leave(unit, payment_id, attempt.tx_id, source.name, now_ms),
+                payment_id,
             )
             if not may_leave:
                 return
             answer = await source.submit(attempt.cbor, attempt.tx_id)
             told_ms = self.ports.clock.now_ms()
-            if answer.kind is SubmitKind.RATE:
-                self._quiet_until_ms[source.name] = told_ms + (answer.retry_after_s or RATE_PAUSE_S) * 1000
             await self.write(
                 "answer",
-                lambda unit: steps.record_answer(unit, row.id, attempt.tx_id, answer, source.name, told_ms),
-                row.id,
+                lambda unit: steps.record_answer(unit, payment_id, attempt.tx_id, answer, source.name, told_ms),
+                payment_id,
             )
         except Exception as error:
             log.warning("payment.not_sent", payment=payment_id, error=repr(error), exc_info=True)
-        finally:
-            self._sending.discard(payment_id)
-
-    def _sender(self, tx_id: str, now_ms: int) -> ChainSource | None:
-        """Who gets the bytes: one after the other, first the one that is looked at; none that wants a pause."""
-        heard = [source for source in self.senders if now_ms >= self._quiet_until_ms.get(source.name, 0)]
-        count, _ = queries.submissions(self.conn, tx_id)
-        return heard[count % len(heard)] if heard else None
 
     def _order(self, app_id: str, kind: str, key: str | None, *what: str) -> TransferOrder:
         ids = self._new_ids()

@@ -3,12 +3,14 @@
 What arrived in transactions that are not ours is a deposit and enters the ledger. What the list lacks is not
 thereby spent: such a coin is set aside as `missing` and comes back when it is listed again (rule 4). Only when
 its very transaction is denied, time and again, is the deposit taken back.
-May import: core, chain.source, wallet.coins, store, agent.purse. Never: concludes anything from an absence.
+May import: core, chain.source, chain.agree, wallet.coins, store, agent.purse. Never: concludes anything from an
+absence.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from payagent.agent.purse import put, take
+from payagent.chain.agree import Listing
 from payagent.chain.source import ChainUtxo
 from payagent.core import ledger
 from payagent.core.money import LOVELACE
@@ -18,12 +20,15 @@ from payagent.store.writer import Unit
 from payagent.wallet.coins import Coins
 
 
-def sync(unit: Unit, listed: Iterable[ChainUtxo], coins: Coins, now_ms: int) -> int:
-    """Take in a complete list of our UTxOs; returns the number of deposits that were new."""
+def sync(unit: Unit, listing: Listing, coins: Coins, now_ms: int) -> int:
+    """Take in a complete list of our UTxOs; returns the number of deposits that were new.
+
+    What is doubtful, since providers do not list it alike, is left as it is: neither a deposit nor missing.
+    """
     known = {row.ref: row for row in queries.coins(unit.conn)}
-    seen: set[str] = set()
+    seen = set(listing.doubtful)
     deposits = 0
-    for utxo in listed:
+    for utxo in listing.agreed:
         ref = f"{utxo.tx_id}#{utxo.index}"
         seen.add(ref)
         if ref not in known:
@@ -51,11 +56,12 @@ def take_back(unit: Unit, ref: str, now_ms: int) -> None:
         records.forget_coin(unit, ref)
 
 
-def is_stale(listed: Iterable[ChainUtxo], known: Mapping[str, CoinRow]) -> bool:
+def is_stale(listing: Listing, known: Mapping[str, CoinRow]) -> bool:
     """Whether a list differs from what we know in a way that needs a write."""
-    refs = {f"{utxo.tx_id}#{utxo.index}" for utxo in listed}
+    refs = {f"{utxo.tx_id}#{utxo.index}" for utxo in listing.agreed}
     if any(ref not in known or known[ref].state == "missing" for ref in refs):
         return True
+    refs |= listing.doubtful
     return any(row.state == "free" and ref not in refs for ref, row in known.items())
 
 

@@ -1,12 +1,13 @@
 """What the operator decided, in the form that the agent works with.
 
-May import: core, store.queries. Never: reads a file (the daemon does); shows a secret in a repr.
+May import: core, chain.quota, store.queries. Never: reads a file (the daemon does); shows a secret in a repr.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from payagent.chain.quota import Rate
 from payagent.core.address import Address
 from payagent.core.invoice import Proof, SplitMode
 from payagent.core.network import Network
@@ -89,6 +90,8 @@ class Terms:
     settle_depth: int
     min_window_s: int
     wallet_below_lovelace: int | None = None
+    call_rate: Rate | None = None
+    """How often each provider may be called; None where nobody counts."""
 
     def merchant(self, origin: str) -> MerchantTerms:
         """The configured merchant of an origin, or `merchant_not_allowed`."""

@@ -3,7 +3,8 @@
 Idempotent by construction: each reads everything anew, and a step that is not due is not taken. What is sent
 again are the very bytes of the attempt (docs/exactly-once.md R5); an error in reply to them is expected.
 
-May import: core, chain.source, merchants, store, agent. Never: builds a transaction; takes silence for an answer.
+May import: core, chain.source, chain.panel, merchants, store, agent. Never: builds a transaction; takes silence
+for an answer.
 """
 
 import asyncio
@@ -15,12 +16,13 @@ import structlog
 
 from payagent.agent import deposits, steps
 from payagent.agent.agent import Agent
+from payagent.agent.alarm import clear_alert, raise_alert
 from payagent.agent.chainview import TIP_AGE_MAX_S
 from payagent.agent.replacement import is_lost
 from payagent.agent.terms import MerchantTerms
-from payagent.chain.source import ChainSource, Found, NotFound, SubmitKind, Tip, TxSeen, Unknown
+from payagent.chain.panel import Panel, View
+from payagent.chain.source import Found, Genesis, NotFound, Parameters, SubmitKind, Tip, TxSeen, Unknown
 from payagent.core.payment import UNSIGNED, Delivery, State
-from payagent.core.problem import Refused
 from payagent.dialects import WITH_STATUS
 from payagent.merchants.client import MerchantClient
 from payagent.store import prepaid, queries, records, topups
@@ -30,7 +32,6 @@ from payagent.store.writer import Unit
 
 RESUBMIT_FIRST_MS = 5_000
 RESUBMIT_MAX_MS = 200_000
-PARAMETERS_EVERY_MS = 3_600_000
 MERCHANT_PATIENCE_MS = 3_600_000
 AT_ONCE_MAX = 8
 ABSENT_READS = 3
@@ -78,15 +79,15 @@ class Watch:
         self._merchants = merchants
         self._lock = asyncio.Lock()
         self._last: Tip | None = None
-        self._highest = 0
         self._unverified: set[str] = set()
         self._unanswered = True
         self._unread: set[str] = set()
         self._coins_due = True
         self._coins_read = False
         self._urgent: set[str] = set()
-        self._checked_until_ms: dict[str, int] = {}
-        self._untrusted: set[str] = set()
+        clock, own = agent.ports.clock, agent.terms.own.text
+        self._panel = Panel(agent.sources, clock, own, self._vouch, self._slot_at, TIP_AGE_MAX_S)
+        self._told_out: list[str] = []
         self._absent: dict[str, tuple[int, int]] = {}
         self._cancels: dict[str, tuple[str, str, int, int]] = {}
         self._unweighed = False
@@ -95,16 +96,16 @@ class Watch:
     async def tick(self) -> bool:
         """One look: tip, payments, coins; then what is to be sent or signed. False when it was not whole."""
         async with self._lock:
-            found = await self._find_tip()
+            found = await self._find_view()
             if found is not None:
-                source, tip = found
+                source, tip = found, found.tip
                 is_new = self._last is None or tip.hash != self._last.hash
                 if is_new or self._unverified or self._unanswered or self._unweighed or self._coins_due:
                     await self._look(source, tip, is_new)
             await self._carry_on()
             is_whole = found is not None and not self._unanswered and not self._coins_due
             if found is not None:
-                self.trouble = None if is_whole else f"{found[0].name}: not every payment and coin could be read"
+                self.trouble = None if is_whole else f"{found.name}: not every payment and coin could be read"
             return is_whole
 
     async def poll_merchants(self) -> None:
@@ -174,66 +175,48 @@ class Watch:
         if last is None or not is_same or now_ms >= last.at_ms + OBSERVED_AGAIN_MS:
             await agent.write("observe_prepaid", lambda unit: prepaid.add_observation(unit, pool.id, seen))
 
-    async def _find_tip(self) -> tuple[ChainSource, Tip] | None:
-        """The first provider that is to be believed and not behind; it serves the whole look, so its views agree.
-
-        Where every provider is behind, the one with the highest tip.
-        """
-        agent, reasons = self._agent, []
-        behind: list[tuple[ChainSource, Tip]] = []
-        for source in agent.sources:
-            read = await source.tip()
-            reason = await self._distrust(source) if isinstance(read, Found) else _unread("tip", read)
-            if reason is not None or not isinstance(read, Found):
-                reasons.append(f"{source.name}: {reason}")
-            elif self._is_current(read.value):
-                return self._settle_on(source, read.value)
-            else:
-                behind.append((source, read.value))
-        if behind:
-            return self._settle_on(*max(behind, key=lambda seen: seen[1].height))
-        self.trouble = "; ".join(reasons)
-        if agent.chain.tip is None or self._untrusted:
-            agent.chain.problem = self.trouble
-        return None
-
-    def _settle_on(self, source: ChainSource, tip: Tip) -> tuple[ChainSource, Tip]:
-        agent = self._agent
-        others = [other for other in agent.sources if other is not source and other.name not in self._untrusted]
-        agent.senders = [source, *others]
-        agent.chain.problem = None
-        self._highest = max(self._highest, tip.height)
-        return source, tip
-
-    def _is_current(self, tip: Tip) -> bool:
-        """Whether a tip is recent, and no lower than one seen before: only then does "not found" count."""
-        slots = self._agent.chain.slots
-        now_slot = slots.slot_at(self._agent.ports.clock.now_ms()) if slots else tip.slot
-        return tip.height >= self._highest and now_slot - tip.slot <= TIP_AGE_MAX_S
-
-    async def _distrust(self, source: ChainSource) -> str | None:
-        """Why the provider's network or parameters are not to be believed; asked at first and every hour."""
-        now_ms = self._agent.ports.clock.now_ms()
-        if now_ms < self._checked_until_ms.get(source.name, 0):
+    async def _find_view(self) -> View | None:
+        """What the providers show together that are to be believed; it serves the whole look."""
+        agent, panel = self._agent, self._panel
+        view = await panel.look()
+        agent.senders = panel.senders()
+        agent.providers = panel.troubles
+        await self._tell_who_is_out()
+        if view is None:
+            self.trouble = "; ".join(f"{name}: {why}" for name, why in panel.troubles.items())
+            if agent.chain.tip is None or panel.has_foreign:
+                agent.chain.problem = self.trouble
             return None
-        genesis, parameters = await source.genesis(), await source.parameters()
-        if not isinstance(genesis, Found) or not isinstance(parameters, Found):
-            return (
-                _unread("genesis", genesis)
-                if not isinstance(genesis, Found)
-                else _unread("parameters", parameters)
-            )
-        try:
-            self._agent.chain.learn_genesis(genesis.value)
-            self._agent.chain.learn_parameters(parameters.value)
-        except Refused as refusal:
-            self._untrusted.add(source.name)
-            return refusal.detail
-        self._untrusted.discard(source.name)
-        self._checked_until_ms[source.name] = now_ms + PARAMETERS_EVERY_MS
-        return None
+        agent.chain.problem = None
+        return view
 
-    async def _look(self, source: ChainSource, tip: Tip, is_new: bool) -> None:
+    async def _tell_who_is_out(self) -> None:
+        """Tell once of a provider that is not heard and not waited for, and of a dispute that nothing settles."""
+        out = self._panel.outs()
+        subjects = sorted(out)
+        if subjects == self._told_out:
+            return
+        now_ms = self._agent.ports.clock.now_ms()
+
+        def job(unit: Unit) -> None:
+            for subject, detail in out.items():
+                raise_alert(unit, "provider_out", subject, {"detail": detail}, now_ms)
+            for subject in self._panel.subjects():
+                if subject not in out:
+                    clear_alert(unit, subject, {"detail": f"over: {subject}"}, now_ms)
+
+        await self._agent.write("alert", job)
+        self._told_out = subjects
+
+    def _vouch(self, genesis: Genesis, parameters: Parameters) -> None:
+        self._agent.chain.learn_genesis(genesis)
+        self._agent.chain.learn_parameters(parameters)
+
+    def _slot_at(self, now_ms: int) -> int | None:
+        slots = self._agent.chain.slots
+        return slots.slot_at(now_ms) if slots else None
+
+    async def _look(self, source: View, tip: Tip, is_new: bool) -> None:
         conn = self._agent.conn
         self._unanswered = False
         self._unverified |= await self._in_doubt(source, tip)
@@ -263,7 +246,7 @@ class Watch:
         if self._coins_read:
             self._agent.chain.tip = tip
 
-    async def _in_doubt(self, source: ChainSource, tip: Tip) -> set[str]:
+    async def _in_doubt(self, source: View, tip: Tip) -> set[str]:
         """Payments whose block may be off the chain: all after what may be a fork, else those due by depth."""
         rows = self._on_chain()
         if self._last is None or await self._may_have_forked(source, tip, self._last):
@@ -276,13 +259,13 @@ class Watch:
         conn = self._agent.conn
         return [*queries.payments_in(conn, (State.IN_BLOCK, State.CONFIRMED)), *queries.watched_voids(conn)]
 
-    async def _may_have_forked(self, source: ChainSource, tip: Tip, last: Tip) -> bool:
+    async def _may_have_forked(self, source: View, tip: Tip, last: Tip) -> bool:
         """Whether the block that was the tip at the last look may be off the chain."""
         if tip.hash == last.hash:
             return False
         return tip.height <= last.height or not isinstance(await source.block(last.hash), Found)
 
-    async def _look_for(self, source: ChainSource, tip: Tip, row: PaymentRow) -> None:
+    async def _look_for(self, source: View, tip: Tip, row: PaymentRow) -> None:
         """Is an attempt that is in flight in a block?"""
         for attempt in queries.attempts(self._agent.conn, row.id):
             read = await source.tx(attempt.tx_id)
@@ -293,10 +276,10 @@ class Watch:
                     await self._see(source, row, read.value)
                 return
             if isinstance(read, Unknown):
-                self._unanswered = True
+                self._unanswered |= read.why is not Why.NOT_YET
                 self._unread.add(row.id)
 
-    async def _weigh_cancel(self, source: ChainSource, tip: Tip, row: PaymentRow, seen: TxSeen) -> None:
+    async def _weigh_cancel(self, source: View, tip: Tip, row: PaymentRow, seen: TxSeen) -> None:
         """Void on positive evidence only (R8): the cancel is in a block, deep enough, in look after look."""
         agent = self._agent
         now_ms = agent.ports.clock.now_ms()
@@ -305,10 +288,10 @@ class Watch:
             tip_hash, count, last_ms = "", 0, 0
         self._unweighed = True
         is_deep = tip.height - seen.block_height + 1 >= agent.terms.void_depth
-        if not is_deep or not self._is_current(tip) or tip.hash == tip_hash or now_ms < last_ms + VOID_EVERY_MS:
+        if not is_deep or not source.is_current or tip.hash == tip_hash or now_ms < last_ms + VOID_EVERY_MS:
             return
         self._cancels[row.id] = (seen.block_hash, tip.hash, count + 1, now_ms)
-        if count + 1 >= VOID_READS:
+        if count + 1 >= VOID_READS or not source.stands_alone:
             del self._cancels[row.id]
             await agent.write(
                 "void",
@@ -316,7 +299,7 @@ class Watch:
                 row.id,
             )
 
-    async def _recheck(self, source: ChainSource, tip: Tip, row: PaymentRow) -> None:
+    async def _recheck(self, source: View, tip: Tip, row: PaymentRow) -> None:
         """Is a payment's block still on the chain? Without a verdict the payment stays unverified.
 
         It is gone when its transaction is in another block, or when a provider that is past its height denies
@@ -333,8 +316,8 @@ class Watch:
             await self._lose(row)
             self._unverified.discard(row.id)
 
-    async def _is_denied(self, source: ChainSource, tip: Tip, row: PaymentRow) -> bool:
-        is_past = tip.height >= max(row.block_height or 0, self._highest)
+    async def _is_denied(self, source: View, tip: Tip, row: PaymentRow) -> bool:
+        is_past = source.is_current and tip.height >= (row.block_height or 0)
         return is_past and isinstance(await source.block(row.block_hash or ""), NotFound)
 
     def _deep(self, state: State, tip: Tip, depth: int) -> list[PaymentRow]:
@@ -342,21 +325,21 @@ class Watch:
         rows = queries.payments_in(self._agent.conn, (state,))
         return [row for row in rows if _depth(row, tip) >= depth]
 
-    async def _confirm(self, source: ChainSource, tip: Tip, row: PaymentRow) -> None:
+    async def _confirm(self, source: View, tip: Tip, row: PaymentRow) -> None:
         if await self._still_there(source, tip, row):
             now_ms, depth = self._agent.ports.clock.now_ms(), _depth(row, tip)
             await self._agent.write(
                 "confirm", lambda unit: steps.record_confirmed(unit, row.id, depth, now_ms), row.id
             )
 
-    async def _settle(self, source: ChainSource, tip: Tip, row: PaymentRow) -> None:
+    async def _settle(self, source: View, tip: Tip, row: PaymentRow) -> None:
         if await self._still_there(source, tip, row):
             now_ms, depth = self._agent.ports.clock.now_ms(), _depth(row, tip)
             await self._agent.write(
                 "settle", lambda unit: steps.record_settled(unit, row.id, depth, self._agent.coins, now_ms), row.id
             )
 
-    async def _still_there(self, source: ChainSource, tip: Tip, row: PaymentRow) -> bool:
+    async def _still_there(self, source: View, tip: Tip, row: PaymentRow) -> bool:
         """Whether a payment is in the very block that we know, asked now; if not, checked until it is clear."""
         read = await source.tx(row.tx_id or "")
         if isinstance(read, Found) and read.value.block_hash == row.block_hash:
@@ -365,7 +348,7 @@ class Watch:
         await self._recheck(source, tip, row)
         return False
 
-    async def _see(self, source: ChainSource, row: PaymentRow, seen: TxSeen) -> None:
+    async def _see(self, source: View, row: PaymentRow, seen: TxSeen) -> None:
         agent = self._agent
         now_ms = agent.ports.clock.now_ms()
         await agent.write(
@@ -382,22 +365,22 @@ class Watch:
         )
         self._urgent.add(row.id)
 
-    async def _look_at_coins(self, source: ChainSource, tip: Tip) -> None:
+    async def _look_at_coins(self, source: View, tip: Tip) -> None:
         agent = self._agent
-        read = await source.utxos(agent.terms.own.text)
+        read = await source.coins(agent.terms.own.text)
         self._coins_due = not isinstance(read, Found)
         if not isinstance(read, Found):
             return
         if deposits.is_stale(read.value, {row.ref: row for row in queries.coins(agent.conn)}):
-            listed, now_ms = read.value, agent.ports.clock.now_ms()
-            await agent.write("deposit", lambda unit: deposits.sync(unit, listed, agent.coins, now_ms))
+            listing, now_ms = read.value, agent.ports.clock.now_ms()
+            await agent.write("deposit", lambda unit: deposits.sync(unit, listing, agent.coins, now_ms))
         self._coins_read = True
-        if self._is_current(tip):
+        if source.is_current:
             for coin in queries.missing_coins(agent.conn):
                 if coin.source == "deposit" and coin.reserved_for is None:
                     await self._doubt(source, coin)
 
-    async def _doubt(self, source: ChainSource, coin: CoinRow) -> None:
+    async def _doubt(self, source: View, coin: CoinRow) -> None:
         """Is the transaction that a missing deposit came in on no chain any more? Then it is taken back."""
         agent = self._agent
         now_ms = agent.ports.clock.now_ms()
@@ -410,7 +393,7 @@ class Watch:
             log.warning(
                 "coin.missing", coin=coin.ref, why="its transaction is on the chain: spent by somebody else?"
             )
-        elif self._absent[coin.ref][0] >= ABSENT_READS:
+        elif self._absent[coin.ref][0] >= (ABSENT_READS if source.stands_alone else 1):
             del self._absent[coin.ref]
             await agent.write("deposit", lambda unit: deposits.take_back(unit, coin.ref, now_ms))
 
@@ -455,11 +438,6 @@ class Watch:
                     log.warning("payment.step_failed", payment=row.id, error=repr(error), exc_info=True)
 
         await asyncio.gather(*(one(row) for row in rows))
-
-
-def _unread(what: str, read: object) -> str:
-    """Why something could not be read, for people."""
-    return f"could not be read ({read.reason if isinstance(read, Unknown) else f'{what}: not there'})"
 
 
 def _depth(row: PaymentRow, tip: Tip) -> int:

@@ -39,6 +39,7 @@ def health_router(agent: Agent, heartbeat: Heartbeat) -> APIRouter:
                 "ready": ready,
                 "network": agent.terms.network.name,
                 "checks": {name: problem or "ok" for name, problem in found.items()},
+                "providers": {name: problem or "ok" for name, problem in agent.providers.items()},
             },
             200 if ready else 503,
             None if ready else {"Retry-After": str(RETRY_AFTER_S)},

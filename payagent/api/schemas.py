@@ -502,11 +502,15 @@ class Health(BaseModel):
 
 
 class Readiness(BaseModel):
-    """`checks` says "ok" or what is wrong, for each of them."""
+    """`checks` and `providers` say "ok" or what is wrong, for each. A provider's word is not needed to be ready.
+
+    What is wrong with a provider is why it is not heard, or not sent anything, at present.
+    """
 
     ready: bool
     network: str
     checks: dict[str, str]
+    providers: dict[str, str]
 
 
 class ProblemAnswer(BaseModel):

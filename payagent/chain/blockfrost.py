@@ -20,7 +20,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.cookiejar import DefaultCookiePolicy
 from itertools import pairwise
 from types import FunctionType
@@ -33,7 +33,7 @@ from blockfrost import BlockFrostApi
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
-from payagent.chain.classify import RawAnswer, TransportError, classify_submit
+from payagent.chain.classify import RawAnswer, TransportError, classify_submit, retry_after_s
 from payagent.chain.source import (
     AddressTx,
     BlockSeen,
@@ -48,6 +48,7 @@ from payagent.chain.source import (
     Tip,
     TxSeen,
     Unknown,
+    Why,
 )
 from payagent.core import strict_json
 from payagent.core.money import LOVELACE, MAX_LOVELACE, MAX_UNITS, check_supply, parse_count, parse_units
@@ -420,8 +421,8 @@ class Blockfrost:
             **page,
         )
         if isinstance(read, Unknown):
-            return Unknown(f"{what}: {self._clean(read.reason)}")
-        return Unknown(f"{what}: timeout") if read is None else read
+            return replace(read, reason=f"{what}: {self._clean(read.reason)}")
+        return Unknown(f"{what}: timeout", Why.OUTAGE) if read is None else read
 
     async def _ask(
         self,
@@ -547,9 +548,9 @@ _IN_WORDS = {
 def _understood(answer: RawAnswer, parse: Callable[[Any], T]) -> Read[T]:
     """Three values from one answer. Only a 200 and Blockfrost's own 404 say anything."""
     if answer.error is not None:
-        return Unknown(_IN_WORDS[answer.error])
+        return Unknown(_IN_WORDS[answer.error], Why.OUTAGE)
     if answer.status not in (200, 404):
-        return Unknown(f"http {answer.status}")
+        return Unknown(f"http {answer.status}", _why(answer.status or 0), retry_after_s(answer.retry_after))
     try:
         body = strict_json.loads(answer.body, max_bytes=_MAX_ANSWER_BYTES)
         if answer.status == 404:
@@ -562,6 +563,12 @@ def _understood(answer: RawAnswer, parse: Callable[[Any], T]) -> Read[T]:
     except (LookupError, TypeError) as error:
         why = type(error).__name__
     return Unknown(f"http {answer.status}, not understood ({why})")
+
+
+def _why(status: int) -> Why:
+    if status in (402, 418):
+        return Why.QUOTA
+    return Why.RATE if status == 429 else Why.OUTAGE if status >= 500 else Why.UNCLEAR
 
 
 def _says_not_found(body: Any) -> bool:

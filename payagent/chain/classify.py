@@ -46,10 +46,10 @@ class RawAnswer:
 # after going on in spite of it. A gateway's own time-out (504, 524) says nothing about the server behind it.
 _BY_STATUS = {
     401: SubmitKind.AUTH,
-    402: SubmitKind.RATE,
+    402: SubmitKind.QUOTA,
     403: SubmitKind.AUTH,
     408: SubmitKind.AMBIGUOUS,
-    418: SubmitKind.RATE,
+    418: SubmitKind.QUOTA,
     425: SubmitKind.FULL,
     429: SubmitKind.RATE,
     504: SubmitKind.AMBIGUOUS,
@@ -108,7 +108,7 @@ def classify_submit(answer: RawAnswer, tx_id: str) -> SubmitAnswer:
     """Classify an answer to the submission of the transaction `tx_id` (64 hex, our own hash of the body)."""
     kind, why = _decide(answer, tx_id)
     where = "no answer" if answer.status is None else f"http {answer.status}"
-    return SubmitAnswer(kind, f"{where}: {why}", _retry_after_s(answer.retry_after))
+    return SubmitAnswer(kind, f"{where}: {why}", retry_after_s(answer.retry_after))
 
 
 def _decide(answer: RawAnswer, tx_id: str) -> tuple[SubmitKind, str]:
@@ -209,7 +209,7 @@ def _of_ledger(text: str) -> tuple[SubmitKind, str] | None:
     return None
 
 
-def _retry_after_s(header: str | None) -> int | None:
+def retry_after_s(header: str | None) -> int | None:
     """The seconds of Retry-After (RFC 9110 10.2.3); its form as a date needs a clock and is left alone."""
     try:
         return parse_count(header.strip()) if header is not None else None

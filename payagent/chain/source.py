@@ -8,7 +8,7 @@ contradictory answers. No method raises because of what a provider did.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Generic, Protocol, TypeAlias, TypeVar
 
@@ -27,11 +27,24 @@ class NotFound:
     """The provider positively said that it has no such thing. Never evidence of absence on its own."""
 
 
+class Why(StrEnum):
+    """What kept a provider, or several together, from telling; the breaker goes by it (chain.quota)."""
+
+    UNCLEAR = "unclear"  # it answered, and the answer tells nothing
+    OUTAGE = "outage"  # no answer, none in time, or a server error
+    RATE = "rate"  # too many calls
+    QUOTA = "quota"  # the day's calls are used up, or we are banned for going on
+    NOT_YET = "not_yet"  # of several providers, one has not come to the block that another shows
+    DISPUTE = "dispute"  # of several providers, one denies what another shows
+
+
 @dataclass(frozen=True, slots=True)
 class Unknown:
-    """Could not tell. `reason` is for people and logs; it holds no secret and nothing decides by it."""
+    """Could not tell. `reason` is for people and logs; it holds no secret, and nothing decides by it."""
 
     reason: str
+    why: Why = field(default=Why.UNCLEAR, compare=False)
+    retry_after_s: int | None = field(default=None, compare=False)
 
 
 Read: TypeAlias = Found[T] | NotFound | Unknown
@@ -138,7 +151,8 @@ class SubmitKind(StrEnum):
     EXPIRED = "expired"  # outside the validity interval at that node's slot
     NEVER = "never"  # these bytes can never be valid under the parameters of that node
     FULL = "full"  # its mempool is full
-    RATE = "rate"  # over a limit of ours at the provider; not submitted
+    RATE = "rate"  # too many calls of ours; not submitted
+    QUOTA = "quota"  # the day's calls are used up, or we are banned for going on; not submitted
     AUTH = "auth"  # the project id is not accepted; not submitted
     CLIENT = "client"  # our request or its address is wrong, or a rule refused it that has no class
     OUTAGE = "outage"  # the provider is down; usually not submitted

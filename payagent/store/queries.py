@@ -415,8 +415,15 @@ def free_descendant(conn: sqlite3.Connection, tx_id: str) -> CoinRow | None:
 
 
 def submissions(conn: sqlite3.Connection, tx_id: str) -> tuple[int, int]:
-    """How often the bytes were about to be sent, and when last (ms; 0 when never)."""
-    row = conn.execute("SELECT COUNT(*), COALESCE(MAX(at_ms), 0) FROM submissions WHERE tx_id = ?", (tx_id,))
+    """How often the bytes were about to be sent to the provider that got them most, and when last to any.
+
+    Both are 0 when never.
+    """
+    row = conn.execute(
+        "SELECT COALESCE(MAX(times), 0), COALESCE(MAX(last_ms), 0) FROM ("
+        "SELECT COUNT(*) AS times, MAX(at_ms) AS last_ms FROM submissions WHERE tx_id = ? GROUP BY provider)",
+        (tx_id,),
+    )
     count, last_ms = row.fetchone()
     return count, last_ms
 

@@ -15,8 +15,8 @@ from payagent.store import queries
 
 
 async def until_confirmed(world: World, run: Run, payment_id: str) -> None:
-    """Time and blocks pass until the payment is confirmed; a few rounds must do."""
-    for _ in range(8):
+    """Time and blocks pass until the payment is confirmed; a few rounds must do, beside two pauses."""
+    for _ in range(16):
         world.clock.ahead_ms += 12_000
         await run.look()
         world.block()
@@ -83,6 +83,7 @@ async def test_a_read_that_fails_moves_nothing(world: World, kind: str) -> None:
         assert run.agent.payment(row.id).state is State.IN_FLIGHT
         assert run.books()["held"]
         world.control("faults", clear=True)
+        world.clock.ahead_ms += 61_000  # one that said "too many" is left alone for a while
         await run.look()
         await run.settle_down()
         assert run.agent.payment(row.id).state is State.CONFIRMED

@@ -67,6 +67,7 @@ class TestOnePayment:
             await run.look()
             assert run.state(row.id) is State.CONFIRMED
             world.control("faults", clear=True)
+            world.clock.ahead_ms += 11_000  # one that said "too many" is left alone for a while
             await run.settle_down()
             assert run.state(row.id) is State.IN_FLIGHT
             await run.pass_time(2)
@@ -114,7 +115,7 @@ class TestOnePayment:
             assert {ref for ref, coin in coins.items() if coin.state == "free"} == world.unspent() == {row.anchor}
             assert coins[row.anchor or ""].reserved_for == row.id
             assert {coin.state for ref, coin in coins.items() if ref != row.anchor} == {"pending"}
-        world.fault("/addresses/", "rate")
+        world.fault("/addresses/", "server")
         async with world.run() as run:
             assert not run.selectable()
 
@@ -194,7 +195,7 @@ class TestParentAndChild:
             world.control("rollback", depth=2, readd=readd)
             world.block(3)
             if unanswered is not None:
-                world.fault(f"/txs/{run.agent.payment(names[unanswered]).tx_id}", "rate", count=1)
+                world.fault(f"/txs/{run.agent.payment(names[unanswered]).tx_id}", "server", count=1)
             await run.look()
             assert_memory(run)
             await run.pass_time(10)
@@ -228,7 +229,7 @@ class TestParentAndChild:
     @staticmethod
     async def next_ones_land(world: World, terms: Callable[[Terms], Terms]) -> None:
         """After a restart that cannot list the coins, no coin is selectable that is spent, and none twice."""
-        world.fault("/addresses/", "rate")
+        world.fault("/addresses/", "server")
         async with world.run(terms=terms) as run:
             assert run.selectable() == world.unspent()
             await run.look()
@@ -300,12 +301,12 @@ class Walk:
     """A random life by a seed: payments, blocks, forks, faults, commits that fail, a restart."""
 
     FAULTS = (
-        ("/txs/", "rate"),
+        ("/txs/", "server"),
         ("/txs/", "not_found"),
         ("submit", "full"),
         ("submit", "drop"),
         ("/addresses/", "server"),
-        ("/blocks/", "rate"),
+        ("/blocks/", "server"),
         ("reads", "stale_index"),
     )
     MOVES = ("pay", "pay", "block", "look", "grow", "grow", "grow", "fork", "readd", "fork_seen", "fault", "disk")
@@ -415,7 +416,7 @@ async def test_walk_195_a_deep_fork_is_not_forgotten_for_a_read_that_was_refused
         await run.settle_down()
         world.block(2)
         await run.look()
-        world.fault("/txs/", "rate", count=2)
+        world.fault("/txs/", "server", count=2)
         world.control("rollback", depth=3)
         world.block(4)
         await run.look()

@@ -677,7 +677,7 @@ SUBMISSIONS = {
     "drip": (Reply(fault="drip"), SubmitKind.AMBIGUOUS),
     "oversized": (Reply(b"a" * (9 * 1024 * 1024)), SubmitKind.AMBIGUOUS),
     "redirect": (Reply(b"", 307, headers={"Location": "/x/y/tx/submit"}), SubmitKind.CLIENT),
-    "quota": (Reply({"status_code": 402, "error": "Project Over Limit"}, 402), SubmitKind.RATE),
+    "quota": (Reply({"status_code": 402, "error": "Project Over Limit"}, 402), SubmitKind.QUOTA),
     "full": (Reply({"status_code": 425, "error": "Mempool Full"}, 425), SubmitKind.FULL),
 }
 

@@ -193,10 +193,10 @@ ANSWERS: dict[str, tuple[RawAnswer, SubmitKind]] = {
     "full, as 503": (raw(503, b"MempoolFull"), K.FULL),
     # limits; 402 is the daily quota of the project, never an invoice
     "429": (blockfrost(429, "Project Over Limit", "Usage is over limit."), K.RATE),
-    "402": (blockfrost(402, "Project Over Limit", "Usage is over limit."), K.RATE),
-    "402 that looks like an invoice": (raw(402, {"detail": {"invoiceId": "i", "amountUnits": "1"}}), K.RATE),
-    "402 that names a rule": (blockfrost(402, "x", BAD_INPUTS), K.RATE),
-    "418": (blockfrost(418, "Requested Banned", "IP has been auto-banned for flooding."), K.RATE),
+    "402": (blockfrost(402, "Project Over Limit", "Usage is over limit."), K.QUOTA),
+    "402 that looks like an invoice": (raw(402, {"detail": {"invoiceId": "i", "amountUnits": "1"}}), K.QUOTA),
+    "402 that names a rule": (blockfrost(402, "x", BAD_INPUTS), K.QUOTA),
+    "418": (blockfrost(418, "Requested Banned", "IP has been auto-banned for flooding."), K.QUOTA),
     "429 cut": (raw(429, b'{"status', error=TransportError.TRUNCATED), K.RATE),
     # access
     "403": (blockfrost(403, "Forbidden", "Invalid project token."), K.AUTH),
@@ -333,7 +333,7 @@ def test_no_shape_of_an_answer_crashes_and_only_our_id_is_accepted(answer: RawAn
         assert 200 <= answer.status < 300
         assert answer.error is None
     if answer.status == 402:
-        assert classified.kind is K.RATE
+        assert classified.kind is K.QUOTA
 
 
 @given(st.text("0123456789abcdefABCDEF", min_size=64, max_size=64) | st.text(max_size=70))

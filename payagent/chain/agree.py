@@ -1,0 +1,123 @@
+"""What several providers' answers to one question come to: pure rules, from testimonies to one three-valued read.
+
+With two or more witnesses two have to agree; one alone is taken at its word. What a witness could not tell, or has
+not come to yet, is no answer, and no answer is never made up for by somebody else's (docs/exactly-once.md R6).
+
+May import: chain.source. Never: I/O, a clock.
+"""
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
+
+from payagent.chain.source import BlockSeen, ChainUtxo, Found, NotFound, Read, TxSeen, Unknown, Why
+
+T = TypeVar("T")
+
+PATIENCE_MS = 120_000
+MISSES_MIN = 3
+"""A witness that could tell nothing for so long, and so often, is not waited for any more.
+
+As long may witnesses disagree (an index lags, a chain forks) before it is asked who lies.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Said(Generic[T]):
+    """What one witness said, whose newest block has this height."""
+
+    name: str
+    height: int
+    read: Read[T]
+
+
+@dataclass(frozen=True, slots=True)
+class Silence:
+    """Since when, until when and how often there was no answer: of one witness, or that two agree on."""
+
+    since_ms: int
+    last_ms: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """Our coins: those that every witness lists alike, and refs of those that only some list, or not alike."""
+
+    agreed: tuple[ChainUtxo, ...]
+    doubtful: frozenset[str]
+
+
+def missed(silence: Silence | None, now_ms: int) -> Silence:
+    """Once more there was none. A silence ends with an answer, or when nothing was asked for as long."""
+    if silence is None or not 0 <= now_ms - silence.last_ms <= PATIENCE_MS:
+        return Silence(now_ms, now_ms, 1)
+    return Silence(silence.since_ms, now_ms, silence.count + 1)
+
+
+def is_lasting(silence: Silence | None) -> bool:
+    return (
+        silence is not None and silence.count >= MISSES_MIN and silence.last_ms - silence.since_ms >= PATIENCE_MS
+    )
+
+
+def weigh_tx(said: Sequence[Said[TxSeen]]) -> Read[TxSeen]:
+    """Is a transaction in a block, and in which?"""
+    return _weigh(said, lambda seen: (seen.block_hash, seen.block_height), lambda seen: seen.block_height)
+
+
+def weigh_block(said: Sequence[Said[BlockSeen]]) -> Read[BlockSeen]:
+    """Is a block on the chain?"""
+    return _weigh(said, lambda seen: (seen.height, seen.slot), lambda seen: seen.height)
+
+
+def _weigh(said: Sequence[Said[T]], what: Callable[[T], Hashable], height: Callable[[T], int]) -> Read[T]:
+    needed = min(2, len(said))
+    groups: dict[Hashable, list[T]] = {}
+    for one in said:
+        if isinstance(one.read, Found):
+            groups.setdefault(what(one.read.value), []).append(one.read.value)
+    agreed = [group for group in groups.values() if len(group) >= needed]
+    denials = [one for one in said if isinstance(one.read, NotFound)]
+    if len(agreed) == 1:
+        return Found(agreed[0][0])
+    if not groups:
+        return NotFound() if denials and len(denials) >= needed else Unknown(_reasons(said))
+    if len(groups) > 1:
+        return Unknown("the providers disagree", Why.DISPUTE)
+    seen = next(iter(groups.values()))[0]
+    deniers = [one.name for one in denials if one.height >= height(seen)]
+    if deniers:
+        return Unknown(f"the providers disagree: {', '.join(deniers)} denies what another shows", Why.DISPUTE)
+    if denials:
+        return Unknown(f"{denials[0].name} has not come so far", Why.NOT_YET)
+    return Unknown(_reasons(said))
+
+
+def weigh_coins(said: Sequence[Said[tuple[ChainUtxo, ...]]]) -> Read[Listing]:
+    """Which coins are there? A list that could not be read leaves it open, however many others there are."""
+    lists = [
+        {_ref(coin): replace(coin, block_hash=None) for coin in one.read.value}
+        for one in said
+        if isinstance(one.read, Found)
+    ]
+    if not lists or len(lists) < len(said):
+        return Unknown(_reasons(said))
+    first = next(one.read.value for one in said if isinstance(one.read, Found))
+    is_agreed = {ref: all(listed.get(ref) == coin for listed in lists) for ref, coin in lists[0].items()}
+    listed_refs = {ref for listed in lists for ref in listed}
+    return Found(
+        Listing(
+            tuple(coin for coin in first if is_agreed[_ref(coin)]),
+            frozenset(ref for ref in listed_refs if not is_agreed.get(ref, False)),
+        )
+    )
+
+
+def _ref(coin: ChainUtxo) -> str:
+    return f"{coin.tx_id}#{coin.index}"
+
+
+def _reasons(said: Sequence[Said[T]]) -> str:
+    reasons = [f"{one.name}: {one.read.reason}" for one in said if isinstance(one.read, Unknown)]
+    return "; ".join(reasons) or "nobody could be asked"

@@ -1,0 +1,164 @@
+"""A chain source behind a door and a bucket (chain.quota): who asks more than it bears is told so here.
+
+May import: chain.source, chain.quota. Never: sends a submission twice; turns a provider's answer into another.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol, TypeVar
+
+from payagent.chain import quota
+from payagent.chain.quota import Door, Rate
+from payagent.chain.source import (
+    AddressTx,
+    BlockSeen,
+    ChainSource,
+    ChainUtxo,
+    Found,
+    Genesis,
+    Movement,
+    Parameters,
+    Read,
+    SubmitAnswer,
+    SubmitKind,
+    Tip,
+    TxSeen,
+    Unknown,
+    Why,
+)
+
+T = TypeVar("T")
+
+WAIT_MAX_S = 10.0
+"""How long a read waits for its turn."""
+
+ROWS_PER_CALL = 100
+"""A list takes one call for so many rows."""
+
+_PAUSES = {SubmitKind.RATE: Why.RATE, SubmitKind.QUOTA: Why.QUOTA}
+
+
+class Clock(Protocol):
+    def now_ms(self) -> int: ...
+
+
+class Guarded:
+    """A `ChainSource` that keeps its provider's limits. `rate` is None where there are none."""
+
+    def __init__(self, source: ChainSource, clock: Clock, rate: Rate | None) -> None:
+        self._source = source
+        self._clock = clock
+        self._rate = rate
+        self._bucket = quota.full(rate, clock.now_ms()) if rate else None
+        self._door = Door()
+        self._is_tried = False
+        self._full_until_ms = 0
+        self.lied_at_ms: int | None = None
+        """When it last answered a submission with another transaction's id."""
+
+    @property
+    def name(self) -> str:
+        return self._source.name
+
+    def trouble(self, now_ms: int) -> str | None:
+        """Why it is not called now; None when it is."""
+        return None if self._door.is_open(now_ms) else f"left alone for a while: {self._door.why}"
+
+    def takes_submissions(self, now_ms: int) -> bool:
+        return self._door.is_open(now_ms) and now_ms >= self._full_until_ms
+
+    async def tip(self) -> Read[Tip]:
+        return await self._read(self._source.tip)
+
+    async def genesis(self) -> Read[Genesis]:
+        return await self._read(self._source.genesis)
+
+    async def parameters(self) -> Read[Parameters]:
+        return await self._read(self._source.parameters)
+
+    async def utxos(self, address: str) -> Read[tuple[ChainUtxo, ...]]:
+        return self._counted(await self._read(lambda: self._source.utxos(address)))
+
+    async def transactions(self, address: str, since_s: int) -> Read[tuple[AddressTx, ...]]:
+        return self._counted(await self._read(lambda: self._source.transactions(address, since_s)))
+
+    async def movement(self, tx_id: str, address: str) -> Read[Movement]:
+        return await self._read(lambda: self._source.movement(tx_id, address))
+
+    async def tx(self, tx_id: str) -> Read[TxSeen]:
+        return await self._read(lambda: self._source.tx(tx_id))
+
+    async def block(self, block_hash: str) -> Read[BlockSeen]:
+        return await self._read(lambda: self._source.block(block_hash))
+
+    async def submit(self, raw: bytes, tx_id: str) -> SubmitAnswer:
+        """Sent at once, whatever is in the bucket; who decides to send asks `takes_submissions` before."""
+        self._take(1)
+        answer = await self._source.submit(raw, tx_id)
+        now_ms = self._clock.now_ms()
+        if (pause := _PAUSES.get(answer.kind)) is not None:
+            self._door = quota.refused(self._door, pause, answer.retry_after_s, answer.detail, now_ms)
+        elif answer.kind in (SubmitKind.OUTAGE, SubmitKind.AMBIGUOUS):
+            self._door = quota.failed(self._door, answer.detail, now_ms)
+        elif answer.kind is SubmitKind.FULL:
+            asked_s = answer.retry_after_s
+            self._full_until_ms = now_ms + (quota.FULL_PAUSE_MS if asked_s is None else asked_s * 1000)
+        elif answer.kind is SubmitKind.LIAR:
+            self.lied_at_ms = now_ms
+        return answer
+
+    async def aclose(self) -> None:
+        await self._source.aclose()
+
+    async def _read(self, ask: Callable[[], Coroutine[Any, Any, Read[T]]]) -> Read[T]:
+        """Ask, if the door is open and there is a call left. While it is on trial, one asks for all."""
+        now_ms = self._clock.now_ms()
+        if (trouble := self.trouble(now_ms)) is not None:
+            return Unknown(trouble)
+        if self._door.is_on_trial and self._is_tried:
+            return Unknown(f"on trial: {self._door.why}")
+        if not await self._turn():
+            return Unknown("out of calls")
+        self._take(1)
+        self._is_tried = True
+        read: Read[T] = Unknown("no answer in time", Why.OUTAGE)  # said when the call is given up
+        try:
+            read = await ask()
+            return read
+        finally:
+            self._is_tried = False
+            self._learn(read)
+
+    def _learn(self, read: Read[T]) -> None:
+        now_ms = self._clock.now_ms()
+        if not isinstance(read, Unknown):
+            self._door = quota.answered() if self._door.is_open(now_ms) else self._door
+        elif read.why is Why.OUTAGE:
+            self._door = quota.failed(self._door, read.reason, now_ms)
+        elif read.why is not Why.UNCLEAR:
+            self._door = quota.refused(self._door, read.why, read.retry_after_s, read.reason, now_ms)
+
+    async def _turn(self) -> bool:
+        """Wait until a read may be made; False when that takes too long."""
+        if self._rate is None or self._bucket is None:
+            return True
+        waited_ms = 0
+        while True:
+            self._bucket = quota.refill(self._bucket, self._rate, self._clock.now_ms())
+            wait_ms = quota.wait_ms(self._bucket, self._rate, quota.RESERVED_CALLS)
+            if wait_ms == 0:
+                return True
+            waited_ms += wait_ms
+            if waited_ms > WAIT_MAX_S * 1000:
+                return False
+            await asyncio.sleep(wait_ms / 1000)
+
+    def _take(self, count: int) -> None:
+        if self._bucket is not None:
+            self._bucket = quota.take(self._bucket, count)
+
+    def _counted(self, read: Read[tuple[T, ...]]) -> Read[tuple[T, ...]]:
+        """A list of many rows took more than the one call."""
+        if isinstance(read, Found):
+            self._take(len(read.value) // ROWS_PER_CALL)
+        return read

@@ -1,0 +1,347 @@
+"""Several providers as one view of the chain: who is heard, and what they say together.
+
+One provider alone is taken at its word, as far as its tip is recent. Of several, each is heard that is of our
+network and parameters, whose tip is recent, and that does not contradict itself; two of them have to agree
+(chain.agree). One that cannot be heard is waited for, two minutes, so that a lying one gains nothing from a short
+absence of an honest one. One that is caught at a lie is sent out for a while.
+
+May import: chain.source, chain.agree, chain.guard, core.problem. Never: concludes anything about a payment; sends.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from payagent.chain.agree import (
+    PATIENCE_MS,
+    Listing,
+    Said,
+    Silence,
+    is_lasting,
+    missed,
+    weigh_block,
+    weigh_coins,
+    weigh_tx,
+)
+from payagent.chain.guard import Clock, Guarded
+from payagent.chain.source import (
+    BlockSeen,
+    Found,
+    Genesis,
+    NotFound,
+    Parameters,
+    Read,
+    Tip,
+    TxSeen,
+    Unknown,
+    Why,
+)
+from payagent.core.problem import Refused
+
+T = TypeVar("T")
+
+CHECK_EVERY_MS = 3_600_000
+"""How often a provider's network and parameters are asked for again."""
+
+TIP_PATIENCE_S = 5.0
+"""How long one of several providers may take over its tip, while the others wait."""
+
+FRESH_S = 120
+"""A tip that was never so young for as long as a tip may be old is of a provider that lags."""
+
+AHEAD_MAX_S = 120
+SENTENCE_MS = 600_000
+"""How long one that was caught at a lie is not heard, and gets no bytes."""
+
+
+@dataclass(slots=True)
+class _Member:
+    """What is known of one provider. `trouble` says why it is not heard; None when it is."""
+
+    source: Guarded
+    trouble: str | None = "not asked yet"
+    is_foreign: bool = False
+    is_late: bool = False
+    tip: Tip | None = None
+    highest: int = 0
+    fresh_at_ms: int | None = None
+    checked_until_ms: int = 0
+    sent_out_until_ms: int = 0
+    lied: str = ""
+    confirmed_tip: str = ""
+    silences: dict[str, Silence] = field(default_factory=dict)
+
+    def note(self, what: str, read: Read[Any], now_ms: int) -> None:
+        """Whether it could tell."""
+        if isinstance(read, Unknown):
+            self.silences[what] = missed(self.silences.get(what), now_ms)
+        else:
+            self.silences.pop(what, None)
+
+    def is_mute(self, what: str) -> bool:
+        return is_lasting(self.silences.get(what))
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What the providers that are heard show together, up to the lowest of their tips."""
+
+    panel: "Panel"
+    tip: Tip
+    is_current: bool
+    """Whether a denial counts: the tips are recent, and no lower than the ones before."""
+    _heard: tuple[_Member, ...]
+    _awaited: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Who is heard."""
+        return ", ".join(member.source.name for member in self._heard)
+
+    @property
+    def stands_alone(self) -> bool:
+        """Whether what is found or denied is the word of one provider only."""
+        return len(self._witnesses("tx")) + len(self._awaited) < 2
+
+    async def tx(self, tx_id: str) -> Read[TxSeen]:
+        said = await self._ask("tx", lambda source: source.tx(tx_id))
+        read = weigh_tx(said)
+        await self.panel.follow_dispute(tx_id, said if _is_dispute(read) else ())
+        return read
+
+    async def block(self, block_hash: str) -> Read[BlockSeen]:
+        return weigh_block(await self._ask("block", lambda source: source.block(block_hash)))
+
+    async def coins(self, address: str) -> Read[Listing]:
+        return weigh_coins(await self._ask("coins", lambda source: source.utxos(address)))
+
+    def _witnesses(self, what: str) -> list[_Member]:
+        """Those that can tell such a thing; all, when none can."""
+        return [member for member in self._heard if not member.is_mute(what)] or list(self._heard)
+
+    async def _ask(self, what: str, ask: Callable[[Guarded], Coroutine[Any, Any, Read[T]]]) -> list[Said[T]]:
+        reads = await asyncio.gather(*(ask(member.source) for member in self._heard))
+        now_ms = self.panel.now_ms()
+        for member, read in zip(self._heard, reads, strict=True):
+            member.note(what, read, now_ms)
+        able = self._witnesses(what)
+        said = [
+            Said(member.source.name, member.tip.height if member.tip else 0, read)
+            for member, read in zip(self._heard, reads, strict=True)
+            if member in able
+        ]
+        return [*said, *(Said(name, 0, Unknown("waited for")) for name in self._awaited)]
+
+
+class Panel:
+    """The configured providers. `vouch` raises `Refused` for a network or parameters that are not ours.
+
+    `slot_at` tells the slot of a time, once a genesis was vouched for. `tip_age_max_s` is how old a tip may be.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Guarded],
+        clock: Clock,
+        own: str,
+        vouch: Callable[[Genesis, Parameters], None],
+        slot_at: Callable[[int], int | None],
+        tip_age_max_s: int,
+    ) -> None:
+        self._members = [_Member(source) for source in sources]
+        self._clock = clock
+        self._own = own
+        self._vouch = vouch
+        self._slot_at = slot_at
+        self._tip_age_max_s = tip_age_max_s
+        self._disputes: dict[str, Silence] = {}
+
+    def now_ms(self) -> int:
+        return self._clock.now_ms()
+
+    @property
+    def troubles(self) -> dict[str, str | None]:
+        """Why a provider is not heard, by name; None when it is."""
+        return {member.source.name: member.trouble for member in self._members}
+
+    @property
+    def has_foreign(self) -> bool:
+        """Whether a provider shows another network, or other parameters."""
+        return any(member.is_foreign for member in self._members)
+
+    def subjects(self) -> list[str]:
+        """All that `outs` may name."""
+        return [*(f"provider:{member.source.name}" for member in self._members), "providers"]
+
+    def outs(self) -> dict[str, str]:
+        """What a person is to be told when there are several: who is out, and a dispute that nothing settles."""
+        if len(self._members) == 1:
+            return {}
+        found = {
+            f"provider:{member.source.name}": f"{member.source.name} is not heard: {member.trouble}"
+            for member in self._members
+            if member.trouble and (member.is_foreign or member.is_late or member.lied or member.is_mute("tip"))
+        }
+        now_ms = self.now_ms()
+        lasting = [tx_id for tx_id, dispute in self._disputes.items() if self._lasts(dispute, now_ms)]
+        if lasting:
+            found["providers"] = f"the providers disagree about {lasting[0]}, and it cannot be told who lies"
+        return found
+
+    def senders(self) -> list[Guarded]:
+        """Who is to get submissions: those that are heard first, none that is not to be believed."""
+        now_ms = self.now_ms()
+        fit = [m for m in self._members if not m.is_foreign and now_ms >= m.sent_out_until_ms]
+        return [member.source for member in sorted(fit, key=lambda member: member.trouble is not None)]
+
+    async def look(self) -> View | None:
+        """Who is heard now, and the tip that they have in common; None when nobody is."""
+        tips = await asyncio.gather(*(self._hear(member) for member in self._members))
+        heard = [member for member, tip in zip(self._members, tips, strict=True) if tip and not member.trouble]
+        late = [member for member, tip in zip(self._members, tips, strict=True) if tip and member.is_late]
+        speaking = heard or late
+        if not speaking:
+            return None
+        awaited = [member for member in self._members if self._is_awaited(member, speaking)]
+        tip = min((member.tip for member in speaking if member.tip), key=lambda tip: tip.height)
+        is_current = bool(heard) and all(m.tip and m.tip.height >= m.highest for m in heard)
+        return View(self, tip, is_current, tuple(speaking), tuple(m.source.name for m in awaited))
+
+    def _is_awaited(self, member: _Member, speaking: Sequence[_Member]) -> bool:
+        """Whether one that is not heard just could not tell, and not for long yet."""
+        is_out = member in speaking or member.is_foreign or member.is_late or member.lied
+        return not is_out and not member.is_mute("tip")
+
+    async def _hear(self, member: _Member) -> Tip | None:
+        """Its tip, if it is to be heard or is only late; `trouble` is set accordingly."""
+        now_ms = self.now_ms()
+        member.is_late = False
+        if self._is_sent_out(member, now_ms):
+            member.trouble = member.lied
+            return None
+        read = await self._read_tip(member)
+        trouble = None if isinstance(read, Found) else _unread("tip", read)
+        if isinstance(read, Found):
+            trouble = await self._distrust(member, now_ms)
+            if trouble is None and len(self._members) > 1:
+                trouble = await self._contradiction(member, read.value)
+        now_ms = self.now_ms()
+        member.note("tip", Unknown(trouble) if trouble else read, now_ms)
+        if trouble is not None or not isinstance(read, Found):
+            member.trouble = trouble
+            return None
+        member.tip, member.highest = read.value, max(member.highest, read.value.height)
+        member.trouble = self._lateness(member, read.value, now_ms)
+        member.is_late = member.trouble is not None
+        return read.value
+
+    async def _read_tip(self, member: _Member) -> Read[Tip]:
+        if len(self._members) == 1:
+            return await member.source.tip()
+        try:
+            async with asyncio.timeout(TIP_PATIENCE_S):
+                return await member.source.tip()
+        except TimeoutError:
+            return Unknown(f"tip: no answer in {TIP_PATIENCE_S:.0f} s")
+
+    async def _distrust(self, member: _Member, now_ms: int) -> str | None:
+        """Why the provider's network or parameters are not to be believed; asked at first and every hour."""
+        if now_ms < member.checked_until_ms:
+            return None
+        genesis, parameters = await member.source.genesis(), await member.source.parameters()
+        if not isinstance(genesis, Found):
+            return _unread("genesis", genesis)
+        if not isinstance(parameters, Found):
+            return _unread("parameters", parameters)
+        try:
+            self._vouch(genesis.value, parameters.value)
+        except Refused as refusal:
+            member.is_foreign = True
+            return refusal.detail
+        member.is_foreign = False
+        member.checked_until_ms = now_ms + CHECK_EVERY_MS
+        return None
+
+    async def _contradiction(self, member: _Member, tip: Tip) -> str | None:
+        """Whether it denies its own tip, or goes back without a fork; replicas look so for a moment."""
+        source, before = member.source, member.tip
+        if tip.hash != member.confirmed_tip:
+            own = await source.block(tip.hash)
+            if isinstance(own, NotFound):
+                return "it does not know the block that it calls its newest"
+            if isinstance(own, Found):
+                if (own.value.height, own.value.slot) != (tip.height, tip.slot):
+                    return "it tells another height of the block that it calls its newest"
+                member.confirmed_tip = tip.hash
+        if before and tip.height < before.height and isinstance(await source.block(before.hash), Found):
+            return "its newest block went back, and the one before is still there"
+        return None
+
+    def _lateness(self, member: _Member, tip: Tip, now_ms: int) -> str | None:
+        """Why its tip is not one of now: too old, of a provider that always lags, or in the future."""
+        slot = self._slot_at(now_ms)
+        age_s = 0 if slot is None else slot - tip.slot
+        if age_s <= FRESH_S or member.fresh_at_ms is None or now_ms < member.fresh_at_ms:
+            member.fresh_at_ms = now_ms
+        if age_s > self._tip_age_max_s or now_ms - member.fresh_at_ms > self._tip_age_max_s * 1000:
+            return f"its newest block is {age_s} s old"
+        if age_s < -AHEAD_MAX_S and len(self._members) > 1:
+            return f"its newest block is {-age_s} s in the future"
+        return None
+
+    def _is_sent_out(self, member: _Member, now_ms: int) -> bool:
+        """Whether it was caught at a lie, not long ago. One alone is put up with: there is nobody else."""
+        if len(self._members) == 1:
+            return False
+        lied_ms = member.source.lied_at_ms
+        if lied_ms is not None and now_ms < lied_ms + SENTENCE_MS:
+            self._send_out(member, lied_ms, "it answered a submission with another transaction's id")
+        if now_ms >= member.sent_out_until_ms:
+            member.lied = ""
+        return bool(member.lied)
+
+    def _send_out(self, member: _Member, at_ms: int, why: str) -> None:
+        member.lied = why
+        member.trouble = why
+        member.sent_out_until_ms = max(at_ms + SENTENCE_MS, member.sent_out_until_ms)
+
+    async def follow_dispute(self, tx_id: str, said: Sequence[Said[TxSeen]]) -> None:
+        """Providers disagree about a transaction (nobody in `said`: no more). When that lasts: who lies?"""
+        if not said:
+            self._disputes.pop(tx_id, None)
+            return
+        now_ms = self.now_ms()
+        self._disputes[tx_id] = dispute = missed(self._disputes.get(tx_id), now_ms)
+        if not self._lasts(dispute, now_ms):
+            return
+        for one in said:
+            member = next(m for m in self._members if m.source.name == one.name)
+            why = await self._lie(member.source, tx_id, one.read)
+            if why is not None:
+                self._send_out(member, now_ms, why)
+
+    def _lasts(self, dispute: Silence, now_ms: int) -> bool:
+        return is_lasting(dispute) and now_ms - dispute.last_ms <= PATIENCE_MS
+
+    async def _lie(self, source: Guarded, tx_id: str, read: Read[TxSeen]) -> str | None:
+        """How a provider contradicts, by what else it says, what it says of a transaction."""
+        if isinstance(read, Found):
+            block = await source.block(read.value.block_hash)
+            is_it = isinstance(block, Found) and block.value.height == read.value.block_height
+            if isinstance(block, Unknown) or is_it:
+                return None
+            return f"it shows {tx_id} in a block that it does not know"
+        listed = await source.utxos(self._own) if isinstance(read, NotFound) else None
+        if isinstance(listed, Found) and any(coin.tx_id == tx_id for coin in listed.value):
+            return f"it lists a coin of {tx_id}, and denies that transaction"
+        return None
+
+
+def _is_dispute(read: Read[Any]) -> bool:
+    return isinstance(read, Unknown) and read.why is Why.DISPUTE
+
+
+def _unread(what: str, read: object) -> str:
+    """Why something could not be read, for people."""
+    return f"could not be read ({read.reason if isinstance(read, Unknown) else f'{what}: not there'})"

@@ -1,0 +1,108 @@
+"""When a provider may be called: its bucket of calls, and the door that its failures close.
+
+Values and functions from values to values. May import: chain.source. Never: I/O, a clock (`now_ms` is given).
+"""
+
+from dataclasses import dataclass, replace
+
+from payagent.chain.source import Why
+
+FAILURES_MAX = 5
+"""So many failures in a row close the door."""
+
+PAUSE_FIRST_MS = 5_000
+PAUSE_MAX_MS = 60_000
+"""How long it stays closed: twice as long after each try that failed, and no longer than this."""
+
+RATE_PAUSE_MS = 10_000
+QUOTA_PAUSE_MS = 60_000
+"""How long a provider is left alone that said "too many", or "no more today", and not for how long."""
+
+FULL_PAUSE_MS = 5_000
+"""How long a full mempool gets nothing: blocks empty it."""
+
+ASKED_PAUSE_MAX_MS = 86_400_000
+"""The longest pause that a provider gets by asking for it: a quota is of a day."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """What a provider lets us call: so many calls a second for ever, and so many at once."""
+
+    calls_per_s: int
+    burst: int
+
+
+BLOCKFROST_RATE = Rate(10, 500)
+
+RESERVED_CALLS = 20
+"""What reads leave in a bucket: the last calls are for submissions."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """Thousandths of calls that may be made, as of a time."""
+
+    millicalls: int
+    at_ms: int
+
+
+def full(rate: Rate, now_ms: int) -> Bucket:
+    return Bucket(rate.burst * 1000, now_ms)
+
+
+def refill(bucket: Bucket, rate: Rate, now_ms: int) -> Bucket:
+    """What has come in since; a clock that went back brings nothing and takes nothing."""
+    gained = max(now_ms - bucket.at_ms, 0) * rate.calls_per_s
+    return Bucket(min(bucket.millicalls + gained, rate.burst * 1000), now_ms)
+
+
+def take(bucket: Bucket, count: int) -> Bucket:
+    """So many calls were made. It may go below nothing: what is sent is sent."""
+    return replace(bucket, millicalls=bucket.millicalls - count * 1000)
+
+
+def wait_ms(bucket: Bucket, rate: Rate, reserved: int) -> int:
+    """How long until one call may be made that leaves so many in the bucket; 0 when it may be made now."""
+    lacking = (min(reserved, rate.burst - 1) + 1) * 1000 - bucket.millicalls
+    return max(-(-lacking // rate.calls_per_s), 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """Closed until a time, with the reason, after so many failures in a row, which closed it so often."""
+
+    failures: int = 0
+    closings: int = 0
+    closed_until_ms: int = 0
+    why: str = ""
+
+    def is_open(self, now_ms: int) -> bool:
+        return now_ms >= self.closed_until_ms
+
+    @property
+    def is_on_trial(self) -> bool:
+        """Whether the next call decides: one at a time then."""
+        return self.closings > 0
+
+
+def answered() -> Door:
+    """It answered: whatever was, it is open."""
+    return Door()
+
+
+def failed(door: Door, reason: str, now_ms: int) -> Door:
+    """No answer, or a server error. Enough of them in a row close the door, and each one after that at once."""
+    failures = door.failures + 1
+    if failures < FAILURES_MAX and not door.is_on_trial:
+        return replace(door, failures=failures)
+    pause_ms = min(PAUSE_FIRST_MS << min(door.closings, 10), PAUSE_MAX_MS)
+    return Door(failures, door.closings + 1, now_ms + pause_ms, reason)
+
+
+def refused(door: Door, why: Why, retry_after_s: int | None, reason: str, now_ms: int) -> Door:
+    """It wants a pause (429, 402, 418): for as long as it says, or as such a refusal commonly takes."""
+    pause_ms = QUOTA_PAUSE_MS if why is Why.QUOTA else RATE_PAUSE_MS
+    if retry_after_s is not None:
+        pause_ms = min(retry_after_s * 1000, ASKED_PAUSE_MAX_MS)
+    return replace(door, closed_until_ms=max(now_ms + pause_ms, door.closed_until_ms), why=reason)
