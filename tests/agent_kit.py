@@ -25,6 +25,7 @@ from payagent.chain.blockfrost import Blockfrost, Timeouts
 from payagent.core.network import NETWORKS
 from payagent.core.payment import State
 from payagent.core.policy import Limit
+from payagent.devnet.decode import decode_tx
 from payagent.devnet.server import DevnetThread
 from payagent.dialects import make_response
 from payagent.merchants.client import MerchantClient
@@ -288,6 +289,8 @@ class Relay:
         self.upstream = devnet.chain_url
         self._http = httpx.Client(base_url=self.upstream, trust_env=False, timeout=10)
         self._told: dict[str, Told] = {}
+        self.swallows = False
+        """Whether it says OK to what it is sent, and drops it."""
         self.calls: list[tuple[str, str]] = []
         relay = self
 
@@ -316,6 +319,7 @@ class Relay:
     def thaw(self) -> None:
         """Tell the truth again."""
         self._told.clear()
+        self.swallows = False
 
     def submissions(self) -> int:
         return sum(method == "POST" for method, _ in self.calls)
@@ -325,7 +329,9 @@ class Relay:
         content = call.rfile.read(int(call.headers.get("Content-Length") or 0))
         self.calls.append((call.command, path))
         told = [self._told[prefix] for prefix in sorted(self._told, key=len) if path.startswith(prefix)]
-        if told:
+        if content and self.swallows:
+            status, body, headers = 200, json.dumps(decode_tx(content).tx_id).encode(), {}
+        elif told:
             status, body, headers = told[-1].status, json.dumps(told[-1].body).encode(), told[-1].headers
         else:
             kind = {"Content-Type": call.headers["Content-Type"]} if content else {}

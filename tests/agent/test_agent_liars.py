@@ -1,0 +1,347 @@
+"""One honest provider and one that is not: a payment lands once, is confirmed in time, and no lie is booked.
+
+Devnet and agent share a clock here: ages of tips are true.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from agent_kit import ADA, Clock, Relay, Run, World, with_terms
+
+from payagent.core.payment import State
+from payagent.devnet.server import DevnetThread
+from payagent.store import alerts, queries
+
+NO_SUCH = {"status_code": 404, "error": "Not Found", "message": "The requested component has not been found."}
+DOWN = {"status_code": 500, "error": "Internal Server Error", "message": "down"}
+FAKE = "fa" * 32
+IN_TIME_S = 480
+"""A payment is in time that is confirmed so soon: of the 900 s of a common invoice it leaves nearly half."""
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    clock = Clock()
+    with DevnetThread(now_ms=clock.now_ms) as devnet:
+        world = World(devnet, tmp_path)
+        world.clock = clock
+        world.settings(timeout=3000)
+        clock.ahead_ms += 1_000_000  # so that block 0 is old
+        yield world
+        world.http.close()
+
+
+@pytest.fixture
+def liar(world: World) -> Iterator[Relay]:
+    with Relay(world.devnet).serving() as relay:
+        yield relay
+
+
+@pytest.fixture
+def honest(world: World) -> Iterator[Relay]:
+    with Relay(world.devnet).serving() as relay:
+        yield relay
+
+
+def told(relay: Relay, path: str) -> dict[str, object]:
+    return dict(httpx.get(f"{relay.upstream}{path}", trust_env=False).json())
+
+
+def tip_of(relay: Relay) -> dict[str, object]:
+    return told(relay, "/blocks/latest")
+
+
+def invent_tx(relay: Relay, tx_id: str, block: dict[str, object]) -> None:
+    """Our transaction, in that block."""
+    body = {"hash": tx_id, "block": block["hash"], "block_height": block["height"], "slot": block["slot"]}
+    relay.tell(f"/txs/{tx_id}", 200, body)
+
+
+def invent_coin(relay: Relay, world: World, lovelace: int) -> None:
+    page = httpx.get(f"{relay.upstream}/addresses/{world.address}/utxos", trust_env=False)
+    rows = page.json() if page.status_code == 200 else []
+    row = {
+        "address": world.address,
+        "tx_hash": FAKE,
+        "output_index": 0,
+        "amount": [{"unit": "lovelace", "quantity": str(lovelace)}],
+        "block": FAKE,
+        "data_hash": None,
+        "inline_datum": None,
+        "reference_script_hash": None,
+    }
+    relay.tell("/addresses/", 200, [*rows, row])
+
+
+def is_dead(relay: Relay) -> None:
+    relay.tell("/", 500, DOWN)
+
+
+def stands_still(relay: Relay) -> None:
+    relay.freeze("/blocks/latest")
+    relay.tell("/txs/", 404, NO_SUCH)
+
+
+def is_old(relay: Relay) -> None:
+    relay.tell("/blocks/latest", 200, told(relay, "/blocks/0"))
+    relay.tell("/txs/", 404, NO_SUCH)
+
+
+def denies_everything(relay: Relay) -> None:
+    for prefix in ("/txs/", "/blocks/", "/addresses/"):
+        relay.tell(prefix, 404, NO_SUCH)
+    relay.freeze("/blocks/latest")
+
+
+def denies_transactions(relay: Relay) -> None:
+    relay.tell("/txs/", 404, NO_SUCH)
+
+
+def answers_no_transaction(relay: Relay) -> None:
+    relay.tell("/txs/", 500, DOWN)
+
+
+def has_other_parameters(relay: Relay) -> None:
+    relay.tell("/epochs/latest/parameters", 200, told(relay, "/epochs/latest/parameters") | {"min_fee_a": 45})
+
+
+def runs_ahead(relay: Relay) -> None:
+    tip = tip_of(relay)
+    relay.tell("/blocks/latest", 200, tip | {"height": int(str(tip["height"])) + 1000})
+
+
+def runs_ahead_and_stands_by_it(relay: Relay) -> None:
+    tip = tip_of(relay)
+    ahead = tip | {"height": int(str(tip["height"])) + 1000, "hash": FAKE}
+    relay.tell("/blocks/latest", 200, ahead)
+    relay.tell(f"/blocks/{FAKE}", 200, ahead)
+
+
+def is_in_the_future(relay: Relay) -> None:
+    tip = tip_of(relay)
+    later = tip | {"slot": int(str(tip["slot"])) + 100_000, "hash": FAKE}
+    relay.tell("/blocks/latest", 200, later)
+    relay.tell(f"/blocks/{FAKE}", 200, later)
+
+
+def swallows(relay: Relay) -> None:
+    relay.swallows = True
+
+
+def answers_another_id(relay: Relay) -> None:
+    relay.tell("/tx/submit", 200, FAKE)
+
+
+LIES = [
+    is_dead,
+    stands_still,
+    is_old,
+    denies_everything,
+    denies_transactions,
+    answers_no_transaction,
+    has_other_parameters,
+    runs_ahead,
+    runs_ahead_and_stands_by_it,
+    is_in_the_future,
+    swallows,
+    answers_another_id,
+]
+
+
+async def pass_s(run: Run, seconds: int, until: Callable[[], bool] = lambda: False) -> int:
+    """Blocks, one in 20 s, and a look each 10 s; how long it took, or how long it is that it did not come."""
+    for passed in range(10, seconds + 10, 10):
+        run.world.clock.ahead_ms += 10_000
+        if passed % 20 == 0:
+            run.world.block()
+        await run.look()
+        if until():
+            return passed
+    return seconds + 10
+
+
+def raised(run: Run) -> set[str]:
+    """Subjects of the alerts that stand."""
+    subjects = {alert.subject for alert in alerts.after(run.agent.conn, 0)}
+    return {subject for subject in subjects if alerts.last_kind(run.agent.conn, subject) == "provider_out"}
+
+
+def providers(liar: Relay, honest: Relay, liar_is_first: bool) -> dict[str, str]:
+    pair = {"liar": liar.url, "honest": honest.url}
+    return pair if liar_is_first else dict(reversed(pair.items()))
+
+
+@pytest.mark.parametrize("liar_is_first", [True, False])
+@pytest.mark.parametrize("lie", LIES)
+async def test_a_payment_is_confirmed_in_time_beside_a_provider_that_lies(
+    world: World, liar: Relay, honest: Relay, lie: Callable[[Relay], None], liar_is_first: bool
+) -> None:
+    world.fund(50 * ADA)
+    async with world.run(providers=providers(liar, honest, liar_is_first), terms=with_terms(confirm_depth=3)) as run:
+        await run.look()
+        lie(liar)
+        await run.look()
+        row = await run.pay()
+        took_s = await pass_s(run, IN_TIME_S, lambda: run.state(row.id) is State.CONFIRMED)
+        assert took_s <= IN_TIME_S
+        assert world.transactions() == [row.tx_id]
+        liar.thaw()
+        await pass_s(run, 60)
+        assert run.owned() == world.on_chain()
+        assert {entry.kind for entry in run.entries()} == {"deposit", "reserve", "post"}
+        assert run.selectable() == world.unspent()
+
+
+@pytest.mark.parametrize("lie", [is_dead, is_old, has_other_parameters])
+async def test_one_that_is_bad_from_the_start_keeps_nobody_from_paying(
+    world: World, liar: Relay, honest: Relay, lie: Callable[[Relay], None]
+) -> None:
+    world.fund(50 * ADA)
+    lie(liar)
+    async with world.run(providers=providers(liar, honest, True)) as run:
+        assert await pass_s(run, 200, lambda: bool(run.selectable())) <= 130
+        row = await run.pay()
+        assert await pass_s(run, 60, lambda: run.state(row.id) is State.CONFIRMED) <= 20
+        assert run.owned() == world.on_chain()
+        assert raised(run) == {"provider:liar"}
+        assert run.agent.providers["honest"] is None
+        assert run.agent.providers["liar"]
+        liar.thaw()
+        await pass_s(run, 60)
+        assert raised(run) == set()
+        assert run.agent.providers["liar"] is None
+
+
+class TestInvented:
+    """What is not on the chain is not booked, however long it is told."""
+
+    async def test_a_block_that_it_does_not_know_itself(self, world: World, liar: Relay, honest: Relay) -> None:
+        world.fund(50 * ADA)
+        async with world.run(providers=providers(liar, honest, True)) as run:
+            await run.look()
+            liar.swallows = honest.swallows = True
+            row = await run.pay()
+            invent_tx(liar, row.tx_id or "", tip_of(liar) | {"hash": FAKE})
+            await pass_s(run, 200, lambda: run.state(row.id) is not State.IN_FLIGHT)
+            assert run.state(row.id) is State.IN_FLIGHT
+            honest.swallows = False
+            assert raised(run) == {"provider:liar"}
+            assert "does not know" in (run.agent.providers["liar"] or "")
+            assert await pass_s(run, 240, lambda: run.state(row.id) is State.CONFIRMED) <= 240
+            assert run.owned() == world.on_chain()
+
+    async def test_a_block_that_it_stands_by(self, world: World, liar: Relay, honest: Relay) -> None:
+        """It cannot be told who lies: the payment is sent again and again, and confirmation waits."""
+        world.fund(50 * ADA)
+        async with world.run(providers=providers(liar, honest, True)) as run:
+            await run.look()
+            row = await run.pay()
+            block = tip_of(liar) | {"hash": FAKE}
+            invent_tx(liar, row.tx_id or "", block)
+            liar.tell(f"/blocks/{FAKE}", 200, block)
+            sent = honest.submissions()
+            await pass_s(run, 240)
+            assert run.state(row.id) is State.IN_FLIGHT
+            assert honest.submissions() > sent
+            assert world.transactions() == [row.tx_id]
+            assert raised(run) == {"providers"}
+            liar.thaw()
+            await pass_s(run, 20)
+            assert run.state(row.id) is State.CONFIRMED
+            assert raised(run) == set()
+            assert run.owned() == world.on_chain()
+
+    async def test_while_the_honest_one_is_away_for_a_moment(
+        self, world: World, liar: Relay, honest: Relay
+    ) -> None:
+        world.fund(50 * ADA)
+        async with world.run(providers=providers(liar, honest, True)) as run:
+            await run.look()
+            liar.swallows = honest.swallows = True
+            row = await run.pay()
+            block = tip_of(liar) | {"hash": FAKE}
+            invent_tx(liar, row.tx_id or "", block)
+            liar.tell(f"/blocks/{FAKE}", 200, block)
+            is_dead(honest)
+            await pass_s(run, 100, lambda: run.state(row.id) is not State.IN_FLIGHT)
+            assert run.state(row.id) is State.IN_FLIGHT
+
+    @pytest.mark.parametrize("honest_is_away", [False, True])
+    async def test_a_coin(self, world: World, liar: Relay, honest: Relay, honest_is_away: bool) -> None:
+        world.fund(50 * ADA)
+        async with world.run(providers=providers(liar, honest, True)) as run:
+            await run.look()
+            invent_coin(liar, world, 900 * ADA)
+            if honest_is_away:
+                honest.tell("/addresses/", 500, DOWN)
+            await pass_s(run, 60)
+            assert run.owned() == world.on_chain()
+            assert run.selectable() == world.unspent()
+            honest.thaw()
+            row = await run.pay()
+            await pass_s(run, 40)
+            assert run.state(row.id) is State.CONFIRMED
+            liar.thaw()
+            await pass_s(run, 40)
+            assert run.owned() == world.on_chain()
+
+    async def test_that_our_coins_are_gone(self, world: World, liar: Relay, honest: Relay) -> None:
+        """It lists nothing: coins that are known go on being spent, and no deposit is taken back."""
+        world.fund(50 * ADA, 60 * ADA)
+        async with world.run(providers=providers(liar, honest, True)) as run:
+            await run.look()
+            liar.tell("/addresses/", 404, NO_SUCH)
+            liar.tell("/txs/", 404, NO_SUCH)
+            await pass_s(run, 240)
+            assert not queries.missing_coins(run.agent.conn)
+            assert run.selectable() == world.unspent()
+            assert run.owned() == world.on_chain()
+
+    async def test_that_a_block_is_lost(self, world: World, liar: Relay, honest: Relay) -> None:
+        world.fund(50 * ADA)
+        async with world.run(providers=providers(liar, honest, True)) as run:
+            row = await run.pay_in_block()
+            block_hash = run.agent.payment(row.id).block_hash
+            world.block(3)
+            liar.tell("/txs/", 404, NO_SUCH)
+            liar.tell(f"/blocks/{block_hash}", 404, NO_SUCH)
+            for _ in range(12):
+                world.clock.ahead_ms += 10_000
+                world.control("rollback", depth=1)
+                world.block(2)
+                await run.look()
+                assert run.state(row.id) is State.CONFIRMED
+            assert "block_lost" not in run.events(row.id)
+
+
+async def test_depth_is_counted_from_the_lower_tip(world: World, liar: Relay, honest: Relay) -> None:
+    """A tip far ahead makes no block deeper than the honest tip shows it."""
+    world.fund(50 * ADA)
+    async with world.run(providers=providers(liar, honest, True), terms=with_terms(confirm_depth=5)) as run:
+        await run.look()
+        row = await run.pay()
+        runs_ahead_and_stands_by_it(liar)
+        for _ in range(4):
+            world.block()
+            world.clock.ahead_ms += 10_000
+            await run.look()
+            assert run.state(row.id) in (State.IN_FLIGHT, State.IN_BLOCK)
+        world.block()
+        await run.look()
+        assert run.state(row.id) is State.CONFIRMED
+
+
+async def test_both_agree_and_a_real_loss_is_seen_and_mended(world: World, liar: Relay, honest: Relay) -> None:
+    """The rules keep no truth out that two tell."""
+    world.fund(50 * ADA)
+    async with world.run(providers=providers(liar, honest, True)) as run:
+        row = await run.pay_in_block()
+        world.control("rollback", depth=1)
+        world.block(2)
+        await run.look()
+        assert run.state(row.id) is State.IN_FLIGHT
+        await pass_s(run, 60)
+        assert run.state(row.id) is State.CONFIRMED
+        assert run.owned() == world.on_chain()

@@ -1,0 +1,146 @@
+"""What several providers' answers come to, as tables."""
+
+import pytest
+
+from payagent.chain.agree import (
+    PATIENCE_MS,
+    Said,
+    Silence,
+    is_lasting,
+    missed,
+    weigh_block,
+    weigh_coins,
+    weigh_tx,
+)
+from payagent.chain.source import BlockSeen, ChainUtxo, Found, NotFound, Read, TxSeen, Unknown, Why
+
+TX = "aa" * 32
+
+
+def tx(block: str = "b1", height: int = 10) -> Found[TxSeen]:
+    return Found(TxSeen(TX, block * 32, height, 1000))
+
+
+NO, MUTE = NotFound(), Unknown("time-out")
+
+
+def said(*reads: tuple[int, Read[TxSeen]]) -> list[Said[TxSeen]]:
+    return [Said(f"p{number}", height, read) for number, (height, read) in enumerate(reads, 1)]
+
+
+FOUND = {
+    "one alone is taken at its word": said((12, tx())),
+    "two agree": said((12, tx()), (11, tx())),
+    "two of three agree, one denies": said((12, tx()), (12, tx()), (12, NO)),
+    "two of three agree, one knows another block": said((12, tx()), (12, tx()), (12, tx("b2"))),
+    "two of three agree, one cannot tell": said((12, tx()), (12, MUTE), (12, tx())),
+}
+DENIED = {
+    "one alone is taken at its word": said((12, NO)),
+    "two deny": said((12, NO), (12, NO)),
+    "two of three deny, one cannot tell": said((12, NO), (12, NO), (12, MUTE)),
+}
+OPEN = {
+    "nobody": (said(), Why.UNCLEAR),
+    "one alone cannot tell": (said((12, MUTE)), Why.UNCLEAR),
+    "one shows, one cannot tell": (said((12, tx()), (12, MUTE)), Why.UNCLEAR),
+    "one denies, one cannot tell": (said((12, NO), (12, MUTE)), Why.UNCLEAR),
+    "one shows, one denies": (said((12, tx()), (12, NO)), Why.DISPUTE),
+    "one shows, one denies from that height": (said((12, tx()), (10, NO)), Why.DISPUTE),
+    "one shows, one has not come so far": (said((12, tx()), (9, NO)), Why.NOT_YET),
+    "two blocks": (said((12, tx()), (12, tx("b2"))), Why.DISPUTE),
+    "the same block at two heights": (said((12, tx()), (12, tx(height=11))), Why.DISPUTE),
+    "one of three shows, two deny": (said((12, tx()), (12, NO), (12, NO)), Why.DISPUTE),
+    "two against two": (said((12, tx()), (12, tx()), (12, tx("b2")), (12, tx("b2"))), Why.DISPUTE),
+}
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_what_counts_as_found(name: str) -> None:
+    assert weigh_tx(FOUND[name]) == tx()
+
+
+@pytest.mark.parametrize("name", DENIED)
+def test_what_counts_as_not_found(name: str) -> None:
+    assert weigh_tx(DENIED[name]) == NO
+
+
+@pytest.mark.parametrize("name", OPEN)
+def test_what_tells_nothing(name: str) -> None:
+    testimonies, why = OPEN[name]
+    read = weigh_tx(testimonies)
+    assert isinstance(read, Unknown)
+    assert read.why is why
+    assert read.reason
+
+
+def test_the_order_of_the_witnesses_decides_nothing() -> None:
+    for table in (FOUND, DENIED, {name: testimonies for name, (testimonies, _) in OPEN.items()}):
+        for testimonies in table.values():
+            there, back = weigh_tx(testimonies), weigh_tx(testimonies[::-1])
+            assert type(there) is type(back)
+
+
+def test_a_block_is_the_same_by_height_and_slot() -> None:
+    def block(height: int, slot: int = 1000) -> Found[BlockSeen]:
+        return Found(BlockSeen("b1" * 32, height, slot, 1))
+
+    assert weigh_block([Said("a", 12, block(10)), Said("b", 12, block(10))]) == block(10)
+    for other in (block(11), block(10, 1001), NotFound(), Unknown("")):
+        assert isinstance(weigh_block([Said("a", 12, block(10)), Said("b", 12, other)]), Unknown)
+
+
+def coin(number: int, lovelace: int = 5, block: str | None = "b1") -> ChainUtxo:
+    return ChainUtxo(f"{number:02x}" * 32, 0, "addr", lovelace, {}, block, has_datum=False, has_script=False)
+
+
+def refs(*numbers: int) -> frozenset[str]:
+    return frozenset(f"{number:02x}" * 32 + "#0" for number in numbers)
+
+
+COINS = {
+    "one list": ([[coin(1), coin(2)]], [1, 2], ()),
+    "alike, but for the block and the order": ([[coin(1), coin(2)], [coin(2, block="b2"), coin(1)]], [1, 2], ()),
+    "one lists more": ([[coin(1)], [coin(1), coin(2)]], [1], (2,)),
+    "one lists nothing": ([[coin(1)], []], [], (1,)),
+    "another amount": ([[coin(1)], [coin(1, 6)]], [], (1,)),
+    "two of three": ([[coin(1)], [coin(1)], []], [], (1,)),
+}
+
+
+@pytest.mark.parametrize("name", COINS)
+def test_which_coins_count(name: str) -> None:
+    lists, agreed, doubtful = COINS[name]
+    for order in (lists, lists[::-1]):
+        read = weigh_coins([Said(str(at), 12, Found(tuple(rows))) for at, rows in enumerate(order)])
+        assert isinstance(read, Found)
+        assert {row.tx_id[:2] for row in read.value.agreed} == {f"{number:02x}" for number in agreed}
+        assert read.value.doubtful == refs(*doubtful)
+
+
+def test_a_list_that_could_not_be_read_leaves_all_open() -> None:
+    assert isinstance(weigh_coins([Said("a", 12, Found((coin(1),))), Said("b", 12, MUTE)]), Unknown)
+    assert isinstance(weigh_coins([]), Unknown)
+
+
+def silence(*at_ms: int) -> Silence | None:
+    found = None
+    for one in at_ms:
+        found = missed(found, one)
+    return found
+
+
+SILENCES = {
+    "none": ((), False),
+    "often, and not long": ((0, 10, 20, 30, PATIENCE_MS - 1), False),
+    "long, and twice": ((0, PATIENCE_MS), False),
+    "long and often": ((0, 60_000, PATIENCE_MS), True),
+    "with a gap in which nobody asked": ((0, 60_000, 60_001 + PATIENCE_MS), False),
+    "with a clock that was set back": ((50_000, 100_000, 0, 60_000), False),
+}
+
+
+@pytest.mark.parametrize("name", SILENCES)
+def test_when_a_silence_is_long(name: str) -> None:
+    times, expected = SILENCES[name]
+    assert is_lasting(silence(*times)) is expected

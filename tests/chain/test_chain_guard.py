@@ -1,0 +1,236 @@
+"""A provider's limits: the bucket and the door as values, and the guard that keeps them, on a loop without waiting."""
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from payagent.chain import quota
+from payagent.chain.guard import Guarded
+from payagent.chain.quota import Bucket, Door, Rate
+from payagent.chain.source import Found, NotFound, Read, SubmitAnswer, SubmitKind, Tip, Unknown, Why
+
+RATE = Rate(10, 500)
+TIP = Found(Tip(1, 1, "aa" * 32, 1))
+
+
+class TestBucket:
+    def test_it_fills_by_the_second_up_to_the_burst(self) -> None:
+        bucket = quota.take(quota.full(RATE, 0), 500)
+        for at_ms, calls in ((0, 0), (99, 0), (100, 1), (1000, 10), (50_000, 500), (999_999, 500)):
+            assert quota.refill(bucket, RATE, at_ms).millicalls // 1000 == calls
+
+    def test_a_clock_that_goes_back_brings_nothing(self) -> None:
+        bucket = Bucket(0, 100_000)
+        back = quota.refill(bucket, RATE, 0)
+        assert back.millicalls == 0
+        assert quota.refill(back, RATE, 100).millicalls == 1000
+
+    @pytest.mark.parametrize(
+        ("calls", "reserved", "wait_ms"), [(500, 20, 0), (21, 20, 0), (20, 20, 100), (0, 20, 2100), (1, 0, 0)]
+    )
+    def test_reads_leave_the_last_calls(self, calls: int, reserved: int, wait_ms: int) -> None:
+        assert quota.wait_ms(Bucket(calls * 1000, 0), RATE, reserved) == wait_ms
+
+    def test_a_small_burst_is_not_all_reserved(self) -> None:
+        small = Rate(1, 5)
+        assert quota.wait_ms(quota.full(small, 0), small, 20) == 0
+
+
+class TestDoor:
+    def test_it_closes_after_failures_in_a_row_and_longer_each_time(self) -> None:
+        door, now_ms, pauses = Door(), 0, []
+        for _ in range(quota.FAILURES_MAX - 1):
+            door = quota.failed(door, "time-out", now_ms)
+            assert door.is_open(now_ms)
+        for _ in range(6):
+            door = quota.failed(door, "time-out", now_ms)
+            pauses.append(door.closed_until_ms - now_ms)
+            assert not door.is_open(door.closed_until_ms - 1)
+            now_ms = door.closed_until_ms
+            assert door.is_open(now_ms)
+        assert pauses == [5_000, 10_000, 20_000, 40_000, 60_000, 60_000]
+
+    def test_an_answer_between_failures_starts_them_anew(self) -> None:
+        door = Door()
+        for _ in range(quota.FAILURES_MAX - 1):
+            door = quota.failed(door, "time-out", 0)
+        door = quota.failed(quota.answered(), "time-out", 0)
+        assert door.is_open(0)
+
+    @pytest.mark.parametrize(
+        ("why", "asked_s", "pause_ms"),
+        [
+            (Why.RATE, None, quota.RATE_PAUSE_MS),
+            (Why.RATE, 17, 17_000),
+            (Why.QUOTA, None, quota.QUOTA_PAUSE_MS),
+            (Why.QUOTA, 3600, 3_600_000),
+            (Why.RATE, 10**12, quota.ASKED_PAUSE_MAX_MS),
+        ],
+    )
+    def test_who_asks_for_a_pause_gets_it(self, why: Why, asked_s: int | None, pause_ms: int) -> None:
+        door = quota.refused(Door(), why, asked_s, "http 429", 1000)
+        assert door.closed_until_ms == 1000 + pause_ms
+
+    def test_a_longer_pause_is_not_shortened(self) -> None:
+        door = quota.refused(Door(), Why.QUOTA, 600, "x", 0)
+        assert quota.refused(door, Why.RATE, 1, "x", 0).closed_until_ms == 600_000
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.at_ms = 0
+
+    def now_ms(self) -> int:
+        return self.at_ms
+
+
+class Provider:
+    """Says what it is told to, and counts."""
+
+    name = "p"
+
+    def __init__(self, read: Read[Tip] = TIP, kind: SubmitKind = SubmitKind.ACCEPTED) -> None:
+        self.read, self.kind = read, kind
+        self.retry_after_s: int | None = None
+        self.calls = 0
+        self.gate: asyncio.Event | None = None
+
+    async def tip(self) -> Read[Tip]:
+        self.calls += 1
+        if self.gate is not None:
+            await self.gate.wait()
+        return self.read
+
+    async def submit(self, raw: bytes, tx_id: str) -> SubmitAnswer:
+        self.calls += 1
+        return SubmitAnswer(self.kind, "said", self.retry_after_s)
+
+
+def guarded(provider: Provider, rate: Rate | None = None) -> tuple[Guarded, Clock]:
+    clock = Clock()
+    return Guarded(provider, clock, rate), clock  # type: ignore[arg-type]
+
+
+DOWN = Unknown("http 500", Why.OUTAGE)
+
+
+class TestGuarded:
+    async def test_a_provider_that_is_down_is_asked_less_and_less_and_then_again(self) -> None:
+        provider = Provider(DOWN)
+        guard, clock = guarded(provider)
+        for _ in range(100):
+            assert isinstance(await guard.tip(), Unknown)
+        assert provider.calls == quota.FAILURES_MAX
+        assert "http 500" in (guard.trouble(0) or "")
+        assert not guard.takes_submissions(0)
+        clock.at_ms = 5_000
+        for _ in range(100):
+            await guard.tip()
+        assert provider.calls == quota.FAILURES_MAX + 1
+        provider.read, clock.at_ms = TIP, 15_000
+        assert await guard.tip() == TIP
+        assert guard.trouble(15_000) is None
+
+    async def test_on_trial_one_asks_for_all(self) -> None:
+        provider = Provider(DOWN)
+        guard, clock = guarded(provider)
+        for _ in range(quota.FAILURES_MAX):
+            await guard.tip()
+        provider.calls, provider.read, provider.gate = 0, TIP, asyncio.Event()
+        clock.at_ms = 5_000
+        first = asyncio.create_task(guard.tip())
+        await asyncio.sleep(0)
+        assert isinstance(await guard.tip(), Unknown)
+        assert provider.calls == 1
+        provider.gate.set()
+        assert await first == TIP
+        assert await guard.tip() == TIP
+
+    async def test_a_call_that_is_given_up_is_a_failure(self) -> None:
+        provider = Provider()
+        provider.gate = asyncio.Event()
+        guard, _ = guarded(provider)
+        for _ in range(quota.FAILURES_MAX):
+            task = asyncio.create_task(guard.tip())
+            await asyncio.sleep(0)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        assert guard.trouble(0) is not None
+
+    @pytest.mark.parametrize("read", [NotFound(), Unknown("http 200, not understood")])
+    async def test_an_answer_without_use_is_no_failure(self, read: Read[Tip]) -> None:
+        provider = Provider(read)
+        guard, _ = guarded(provider)
+        for _ in range(20):
+            await guard.tip()
+        assert provider.calls == 20
+
+    @pytest.mark.parametrize("why", [Why.RATE, Why.QUOTA])
+    async def test_a_read_that_is_refused_closes_the_door_at_once(self, why: Why) -> None:
+        provider = Provider(Unknown("http 429", why, 30))
+        guard, clock = guarded(provider)
+        await guard.tip()
+        await guard.tip()
+        assert provider.calls == 1
+        clock.at_ms = 29_999
+        assert not guard.takes_submissions(clock.at_ms)
+        clock.at_ms = 30_000
+        assert guard.takes_submissions(clock.at_ms)
+
+    @pytest.mark.parametrize(
+        ("kind", "reads_go_on", "pause_ms"),
+        [
+            (SubmitKind.RATE, False, quota.RATE_PAUSE_MS),
+            (SubmitKind.QUOTA, False, quota.QUOTA_PAUSE_MS),
+            (SubmitKind.FULL, True, quota.FULL_PAUSE_MS),
+            (SubmitKind.ACCEPTED, True, 0),
+            (SubmitKind.SPENT_ALL, True, 0),
+            (SubmitKind.OUTAGE, True, 0),
+        ],
+    )
+    async def test_what_an_answer_to_a_submission_closes(
+        self, kind: SubmitKind, reads_go_on: bool, pause_ms: int
+    ) -> None:
+        guard, _ = guarded(Provider(kind=kind))
+        await guard.submit(b"", "aa" * 32)
+        assert (await guard.tip() == TIP) is reads_go_on
+        assert guard.takes_submissions(pause_ms)
+        assert pause_ms == 0 or not guard.takes_submissions(pause_ms - 1)
+
+    async def test_a_liar_is_remembered(self) -> None:
+        guard, clock = guarded(Provider(kind=SubmitKind.LIAR))
+        assert guard.lied_at_ms is None
+        clock.at_ms = 7
+        await guard.submit(b"", "aa" * 32)
+        assert guard.lied_at_ms == 7
+
+    async def test_reads_stop_before_submissions_do(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        provider = Provider()
+        guard, clock = guarded(provider, RATE)
+        monkeypatch.setattr("payagent.chain.guard.asyncio.sleep", passing(clock, stands_still=True))
+        for _ in range(RATE.burst):
+            await guard.tip()
+        assert provider.calls == RATE.burst - quota.RESERVED_CALLS
+        assert await guard.tip() == Unknown("out of calls")
+        for _ in range(quota.RESERVED_CALLS):
+            assert (await guard.submit(b"", "aa" * 32)).kind is SubmitKind.ACCEPTED
+
+    async def test_a_read_waits_for_its_turn(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """As many calls in ten seconds as the provider allows, and no more."""
+        provider = Provider()
+        guard, clock = guarded(provider, RATE)
+        monkeypatch.setattr("payagent.chain.guard.asyncio.sleep", passing(clock))
+        while clock.at_ms < 10_000:
+            assert await guard.tip() == TIP
+        assert provider.calls <= RATE.burst + 10 * RATE.calls_per_s
+
+
+def passing(clock: Clock, *, stands_still: bool = False) -> Callable[[float], object]:
+    """A sleep in which time passes at once, or none does."""
+
+    async def sleep(seconds: float) -> None:
+        clock.at_ms += 0 if stands_still else max(int(seconds * 1000), 1)
+
+    return sleep
