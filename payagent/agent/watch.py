@@ -21,7 +21,7 @@ from payagent.agent.chainview import TIP_AGE_MAX_S
 from payagent.agent.replacement import is_lost
 from payagent.agent.terms import MerchantTerms
 from payagent.chain.panel import Panel, View
-from payagent.chain.source import Found, Genesis, NotFound, Parameters, SubmitKind, Tip, TxSeen, Unknown
+from payagent.chain.source import Found, Genesis, NotFound, Parameters, SubmitKind, Tip, TxSeen, Unknown, Why
 from payagent.core.payment import UNSIGNED, Delivery, State
 from payagent.dialects import WITH_STATUS
 from payagent.merchants.client import MerchantClient

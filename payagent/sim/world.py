@@ -20,6 +20,7 @@ import structlog
 from payagent.agent.terms import MerchantTerms, Terms
 from payagent.agent.topup import Wish
 from payagent.audit.signed import Owner
+from payagent.chain.quota import BLOCKFROST_RATE
 from payagent.chain.source import ChainSource
 from payagent.core.money import LOVELACE
 from payagent.core.network import NETWORKS
@@ -352,6 +353,7 @@ class World:
             void_depth=plan.void_depth,
             settle_depth=plan.settle_depth,
             min_window_s=120,
+            call_rate=BLOCKFROST_RATE,
         )
 
 
