@@ -215,10 +215,6 @@ def _check_submissions(case: Case, steps: list[Step]) -> Iterator[Finding]:
             yield Finding(
                 "submissions", "-", f"event {step.row.seq} says that the bytes left; no row says where to"
             )
-    signed_at_ms = min((attempt.signed_at_ms for attempt in case.attempts), default=0)
-    for seq, _, at_ms in case.submissions:
-        if at_ms < signed_at_ms:
-            yield Finding("submissions", str(seq), "it is older than the signature")
     answered: dict[str, int] = {}
     for row in case.events:
         if row.event in ("provider_accepted", "provider_answered"):

@@ -88,6 +88,9 @@ def draw_plan(rng: Random) -> Plan:
         dead_until_s = rng.choice((0.0, 0.0, 1500.0)) if lie is None else 0.0
         habits.append(Habits("other", lie, dead_until_s))
         rng.shuffle(habits)
+    if any(one.lie for one in habits):
+        # one fault at a time: where the honest one is silent for minutes, the liar is all there is
+        mix = replace(mix, unknown=min(mix.unknown, 0.02))
     return Plan(
         mix=mix,
         confirm_depth=rng.choice((1, 1, 2, 3)),
