@@ -324,7 +324,7 @@ class Admission:
         except Refused as refusal:
             if refusal.code not in ("not_enough_funds", "needs_consolidation"):
                 raise
-            if missing := [coin for coin in queries.missing_coins(unit.conn) if coin.reserved_for is None]:
+            if missing := queries.missing_coins(unit.conn):
                 raise Refused(
                     "chain_not_ready",
                     f"the provider does not list {len(missing)} of the wallet's coins: {refusal.detail}",

@@ -1,7 +1,8 @@
 """Our own view of our UTxOs, brought in step with a provider's complete list, on the writer's thread.
 
 What arrived in transactions that are not ours is a deposit and enters the ledger. What the list lacks is not
-thereby spent: such a coin is set aside as `missing` and comes back when it is listed again (rule 4). Only when
+thereby spent: such a coin is set aside as `missing` and comes back when it is listed again (rule 4). One that is
+reserved may just be spent by its own payment: that it is missing counts when the payment is replaced. Only when
 its very transaction is denied, time and again, is the deposit taken back.
 May import: core, chain.source, chain.agree, wallet.coins, store, agent.purse. Never: concludes anything from an
 absence.

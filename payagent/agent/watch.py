@@ -377,7 +377,7 @@ class Watch:
         self._coins_read = True
         if source.is_current:
             for coin in queries.missing_coins(agent.conn):
-                if coin.source == "deposit" and coin.reserved_for is None:
+                if coin.source == "deposit":
                     await self._doubt(source, coin)
 
     async def _doubt(self, source: View, coin: CoinRow) -> None:

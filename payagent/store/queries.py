@@ -472,8 +472,9 @@ def is_made(conn: sqlite3.Connection, ref: str) -> bool:
 
 
 def missing_coins(conn: sqlite3.Connection) -> list[CoinRow]:
-    """Coins that the provider's list lacks though nothing of ours spent them."""
-    return [_coin(row) for row in conn.execute(f"{_COIN} WHERE c.state = 'missing' ORDER BY c.ref")]
+    """Coins that the provider's list lacks though nothing of ours spent them, or is about to."""
+    rows = conn.execute(f"{_COIN} WHERE c.state = 'missing' AND r.payment_id IS NULL ORDER BY c.ref")
+    return [_coin(row) for row in rows]
 
 
 def coming_coins(conn: sqlite3.Connection, slot: int) -> list[CoinRow]:

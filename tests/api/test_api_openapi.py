@@ -41,6 +41,7 @@ async def test_the_document_describes_every_call_and_leads_nowhere_else(api: Api
         "get /v1/wallet/utxos",
         "post /v1/payments",
         "post /v1/payments/{payment_id}/delivery",
+        "post /v1/payments/{payment_id}/resolve",
         "post /v1/prepaid/topups",
         "post /v1/quotes",
         "post /v1/wallet/send",

@@ -197,6 +197,19 @@ def test_the_books_balance_and_tell_a_payment(shop: Shop) -> None:
         assert words in shown
 
 
+def test_an_operator_takes_a_payments_coins_back(shop: Shop) -> None:
+    shop.control("faults", on="submit", kind="drop")
+    assert pay(shop, shop.saved("to be resolved"), "--no-wait").code == 8
+    payment = shop.payments()[0]
+    resolved = shop.payagent("payments", "resolve", payment["id"])
+    shop.control("faults", clear=True)
+    assert (resolved.code, resolved.json["state"]) == (0, "cancelling"), resolved.err
+    again = shop.payagent("payments", "resolve", payment["id"], "--human").out
+    assert "being cancelled" in again
+    assert "an operator took its coins back" in again
+    assert shop.payagent("payments", "resolve", "pay_none").code == 2
+
+
 def test_an_unknown_payment_is_not_found(shop: Shop) -> None:
     unknown = shop.payagent("payments", "show", "pay_none")
     assert (unknown.code, unknown.out, unknown.error["code"]) == (2, "", "not_found")
