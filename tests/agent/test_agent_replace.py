@@ -141,7 +141,8 @@ class TestTheSameInvoice:
             world.fault(f"/txs/{row.tx_id}", "rate", count=1)
             await run.settle_down()
             assert len(attempts(run, row)) == 1, "nobody could tell whether it is in a block"
-            await run.look()
+            world.clock.ahead_ms += 61_000
+            await run.settle_down()
             assert len(attempts(run, row)) == 2
 
     async def test_an_old_attempt_that_lands_on_a_fork_is_the_payment(self, world: World) -> None:
