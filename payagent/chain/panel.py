@@ -69,7 +69,7 @@ class _Member:
     checked_until_ms: int = 0
     sent_out_until_ms: int = 0
     lied: str = ""
-    confirmed_tip: str = ""
+    confirmed_tip: Tip | None = None
     silences: dict[str, Silence] = field(default_factory=dict)
 
     def note(self, what: str, read: Read[Any], now_ms: int) -> None:
@@ -266,14 +266,14 @@ class Panel:
     async def _contradiction(self, member: _Member, tip: Tip) -> str | None:
         """Whether it denies its own tip, or goes back without a fork; replicas look so for a moment."""
         source, before = member.source, member.tip
-        if tip.hash != member.confirmed_tip:
+        if tip != member.confirmed_tip:
             own = await source.block(tip.hash)
             if isinstance(own, NotFound):
                 return "it does not know the block that it calls its newest"
             if isinstance(own, Found):
                 if (own.value.height, own.value.slot) != (tip.height, tip.slot):
                     return "it tells another height of the block that it calls its newest"
-                member.confirmed_tip = tip.hash
+                member.confirmed_tip = tip
         if before and tip.height < before.height and isinstance(await source.block(before.hash), Found):
             return "its newest block went back, and the one before is still there"
         return None

@@ -134,6 +134,12 @@ def answers_another_id(relay: Relay) -> None:
     relay.tell("/tx/submit", 200, FAKE)
 
 
+def goes_back(relay: Relay) -> None:
+    """To a block that is there, while the one that was its newest is there too."""
+    height = int(str(tip_of(relay)["height"]))
+    relay.tell("/blocks/latest", 200, told(relay, f"/blocks/{height - 1}"))
+
+
 LIES = [
     is_dead,
     stands_still,
@@ -179,7 +185,9 @@ async def test_a_payment_is_confirmed_in_time_beside_a_provider_that_lies(
     world: World, liar: Relay, honest: Relay, lie: Callable[[Relay], None], liar_is_first: bool
 ) -> None:
     world.fund(50 * ADA)
-    async with world.run(providers=providers(liar, honest, liar_is_first), terms=with_terms(confirm_depth=3)) as run:
+    async with world.run(
+        providers=providers(liar, honest, liar_is_first), terms=with_terms(confirm_depth=3)
+    ) as run:
         await run.look()
         lie(liar)
         await run.look()
@@ -212,6 +220,50 @@ async def test_one_that_is_bad_from_the_start_keeps_nobody_from_paying(
         await pass_s(run, 60)
         assert raised(run) == set()
         assert run.agent.providers["liar"] is None
+
+
+@pytest.mark.parametrize(
+    ("lie", "why"),
+    [
+        (is_dead, "could not be read"),
+        (runs_ahead, "another height"),
+        (goes_back, "went back"),
+        (is_in_the_future, "in the future"),
+        (answers_another_id, "another transaction's id"),
+    ],
+)
+async def test_it_is_said_which_one_is_out_and_why_and_when_it_is_back(
+    world: World, liar: Relay, honest: Relay, lie: Callable[[Relay], None], why: str
+) -> None:
+    world.fund(50 * ADA, 60 * ADA)
+    world.block(2)
+    async with world.run(providers=providers(liar, honest, True)) as run:
+        await run.look()
+        lie(liar)
+        await run.look()
+        await run.pay()
+        await pass_s(run, 160)
+        assert raised(run) == {"provider:liar"}
+        assert why in (run.agent.providers["liar"] or "")
+        assert run.agent.providers["honest"] is None
+        liar.thaw()
+        await pass_s(run, 640, lambda: not raised(run))
+        assert raised(run) == set()
+        assert run.agent.providers["liar"] is None
+
+
+async def test_one_that_was_caught_at_a_lie_gets_no_bytes(world: World, liar: Relay, honest: Relay) -> None:
+    world.fund(50 * ADA, 60 * ADA)
+    async with world.run(providers=providers(liar, honest, True)) as run:
+        await run.look()
+        answers_another_id(liar)
+        await run.pay("first")
+        await pass_s(run, 20)
+        sent = liar.submissions()
+        await run.pay("second")
+        await pass_s(run, 20)
+        assert liar.submissions() == sent
+        assert len(world.transactions()) == 2
 
 
 class TestInvented:

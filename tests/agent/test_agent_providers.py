@@ -64,9 +64,7 @@ class TestTwoProviders:
             assert run.state(row.id) is State.CONFIRMED
             assert run.owned() == world.on_chain()
 
-    async def test_a_submission_goes_to_every_provider(
-        self, world: World, first: Relay, second: Relay
-    ) -> None:
+    async def test_a_submission_goes_to_every_provider(self, world: World, first: Relay, second: Relay) -> None:
         world.fund(50 * ADA)
         async with world.run(providers=both(first, second)) as run:
             await run.look()

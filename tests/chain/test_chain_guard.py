@@ -1,4 +1,4 @@
-"""A provider's limits: the bucket and the door as values, and the guard that keeps them, on a loop without waiting."""
+"""A provider's limits: the bucket and the door as values, and the guard that keeps them."""
 
 import asyncio
 from collections.abc import Callable
