@@ -192,7 +192,7 @@ class Provider(_Table):
 
 
 class Chain(_Table):
-    """The providers, in the order in which they are asked."""
+    """The providers; with several, two have to agree."""
 
     providers: tuple[Provider, ...] = Field(min_length=1)
 
