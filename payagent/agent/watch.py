@@ -370,6 +370,8 @@ class Watch:
         read = await source.coins(agent.terms.own.text)
         self._coins_due = not isinstance(read, Found)
         if not isinstance(read, Found):
+            # one list of several is enough to sign by the coins that are known; nothing is booked by it
+            self._coins_read |= isinstance(read, Unknown) and read.why is Why.NOT_YET
             return
         if deposits.is_stale(read.value, {row.ref: row for row in queries.coins(agent.conn)}):
             listing, now_ms = read.value, agent.ports.clock.now_ms()

@@ -95,14 +95,17 @@ def _weigh(said: Sequence[Said[T]], what: Callable[[T], Hashable], height: Calla
 
 
 def weigh_coins(said: Sequence[Said[tuple[ChainUtxo, ...]]]) -> Read[Listing]:
-    """Which coins are there? A list that could not be read leaves it open, however many others there are."""
+    """Which coins are there? A list that could not be read leaves it open, however many others there are.
+
+    It is `NOT_YET` that tells of others.
+    """
     lists = [
         {_ref(coin): replace(coin, block_hash=None) for coin in one.read.value}
         for one in said
         if isinstance(one.read, Found)
     ]
     if not lists or len(lists) < len(said):
-        return Unknown(_reasons(said))
+        return Unknown(_reasons(said), Why.NOT_YET if lists else Why.UNCLEAR)
     first = next(one.read.value for one in said if isinstance(one.read, Found))
     is_agreed = {ref: all(listed.get(ref) == coin for listed in lists) for ref, coin in lists[0].items()}
     listed_refs = {ref for listed in lists for ref in listed}

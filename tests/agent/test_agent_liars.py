@@ -266,6 +266,21 @@ async def test_one_that_was_caught_at_a_lie_gets_no_bytes(world: World, liar: Re
         assert len(world.transactions()) == 2
 
 
+async def test_after_a_restart_beside_a_dead_one_known_coins_are_paid_with_at_once(
+    world: World, liar: Relay, honest: Relay
+) -> None:
+    world.fund(50 * ADA)
+    async with world.run(providers=providers(liar, honest, True)) as run:
+        await run.look()
+    is_dead(liar)
+    async with world.run(providers=providers(liar, honest, True)) as run:
+        await run.look()
+        row = await run.pay()
+        assert world.waiting() == [row.tx_id]
+        assert await pass_s(run, 200, lambda: run.state(row.id) is State.CONFIRMED) <= 130
+        assert run.owned() == world.on_chain()
+
+
 class TestInvented:
     """What is not on the chain is not booked, however long it is told."""
 

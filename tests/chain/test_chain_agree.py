@@ -119,8 +119,12 @@ def test_which_coins_count(name: str) -> None:
 
 
 def test_a_list_that_could_not_be_read_leaves_all_open() -> None:
-    assert isinstance(weigh_coins([Said("a", 12, Found((coin(1),))), Said("b", 12, MUTE)]), Unknown)
-    assert isinstance(weigh_coins([]), Unknown)
+    one_of_two = weigh_coins([Said("a", 12, Found((coin(1),))), Said("b", 12, MUTE)])
+    assert isinstance(one_of_two, Unknown)
+    assert one_of_two.why is Why.NOT_YET
+    for none in (weigh_coins([]), weigh_coins([Said("a", 12, MUTE), Said("b", 12, MUTE)])):
+        assert isinstance(none, Unknown)
+        assert none.why is Why.UNCLEAR
 
 
 def silence(*at_ms: int) -> Silence | None:
