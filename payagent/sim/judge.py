@@ -48,7 +48,7 @@ class Market(Protocol):
     """What was truly asked, by those who asked it."""
 
     def asked(self, origin: str, invoice_id: str | None) -> list[tuple[tuple[bytes, str, int], ...]]:
-        """The sets of outputs, (address, asset, units) each, of which one pays."""
+        """The sets of outputs, (address, asset, units) each, of which one pays; without origin, what was ordered."""
 
 
 _ATTEMPTS = """
@@ -143,7 +143,7 @@ class Judge:
             self._story.violate("I3", f"{tx.tx_id[:8]} has a fee of {tx.fee_lovelace}")
         if signed.anchor not in {f"{ref[0]}#{ref[1]}" for ref in tx.inputs}:
             self._story.violate("I1", f"{tx.tx_id[:8]} does not spend its payment's anchor")
-        if signed.kind == "cancel" or not signed.origin:
+        if signed.kind == "cancel":
             if paid:
                 self._story.violate("I3", f"{tx.tx_id[:8]} takes coins back and pays somebody")
             return
@@ -257,11 +257,11 @@ class Judge:
             self._story.violate("I2", f"{held} is held, and nothing is in flight")
 
     def outflow_is_booked(self, conn: Connection) -> None:
-        """I2 at all times: what is held or posted is no less than what the chain shows as gone."""
+        """I2 at all times: what is held or posted is no less than what the chain shows as gone to merchants."""
         gone = sum(
-            self._spend(tx)
+            self._spend(tx) if self.signed[tx_id].origin else tx.fee_lovelace
             for tx_id, tx in self._released.items()
-            if tx_id in self.signed and self._is_in_block(tx_id)
+            if tx_id in self.signed and self.signed[tx_id].kind == "pay" and self._is_in_block(tx_id)
         )
         booked = sum(
             units

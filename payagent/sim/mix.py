@@ -18,17 +18,17 @@ class Mix:
     tip_lags: float = OFTEN
     index_lags: float = OFTEN
     # of a submission
-    lost_request: float = OFTEN
+    lost_request: float = 0.7
     lost_reply: float = OFTEN
-    late_accept: float = SOMETIMES
+    late_accept: float = 0.25
     mempool_full: float = SOMETIMES
     over_limit: float = SOMETIMES
     broken: float = SOMETIMES
-    dropped: float = OFTEN
+    dropped: float = 0.7
     other_id: float = SELDOM
     # of a block
-    empty_block: float = OFTEN
-    evicted: float = SOMETIMES
+    empty_block: float = 0.7
+    evicted: float = OFTEN
     fork: float = SOMETIMES
     deep_fork: float = 0.3  # of the forks
     rebroadcast: float = OFTEN
@@ -38,15 +38,16 @@ class Mix:
     merchant_broken: float = SOMETIMES
     merchant_rechallenges: float = SOMETIMES
     merchant_status_lies: float = OFTEN
-    never_broadcasts: float = SOMETIMES
+    never_broadcasts: float = 0.6
     # of the process and its disk
-    crash_in_commit: float = 0.08
+    crash_in_commit: float = 0.12
     crash_at_await: float = 1.0  # deaths a minute
     disk_full: float = 0.04
     disk_error: float = 0.04
     torn_tail: float = 0.7
-    # of the clock, a minute
+    # a minute
     clock_jump: float = 0.1
+    operator_acts: float = 0.3
 
 
 def draw_mix(rng: Random) -> Mix:

@@ -29,6 +29,7 @@ from payagent.core.policy import Limit
 from payagent.core.problem import Refused
 from payagent.devnet.ledger import Block
 from payagent.devnet.merchant import Terms as ShopTerms
+from payagent.devnet.merchant import role_address
 from payagent.merchants.client import MerchantClient
 from payagent.sim.buyers import PARTNER, BuyerTask, Want
 from payagent.sim.disk import Disk
@@ -51,6 +52,7 @@ WANTED_WITHIN_S = 900.0
 TROUBLE_S = 2400.0
 QUIET_MAX_S = 7200.0
 CALM_BLOCK_S = 20.0
+SENT_TO, SENT_LOVELACE = role_address("creator"), 2 * ADA
 
 
 @cache
@@ -80,7 +82,7 @@ def draw_plan(rng: Random) -> Plan:
     """A swarm: few things of many, in amounts that differ by seed."""
     mix = draw_mix(rng)
     shops = tuple(_draw_shop(rng) for _ in range(rng.choice((1, 1, 2))))
-    wants = rng.randint(2, 5)
+    wants = rng.randint(2, 6)
     coins = tuple(rng.randint(8, 40) * ADA for _ in range(rng.randint(1, 5)))
     habits = [Habits("honest")]
     if rng.random() < 0.4:
@@ -113,9 +115,9 @@ def _draw_shop(rng: Random) -> ShopTerms:
         price_units=rng.randint(2, 6) * ADA,
         splits=base.splits if rng.random() < 0.5 else (),
         batch=rng.choice((1, 1, 1, 4)),
-        timeout_s=rng.choice((300, 300, 600, 1200)),
+        timeout_s=rng.choice((200, 300, 300, 600, 1200)),
         confirmations=rng.choice((0, 1, 2)),
-        proof=rng.choice(("tx_hash", "tx_hash", "signed_cbor")),
+        proof=rng.choice(("tx_hash", "signed_cbor")),
         replays=rng.choice((None, "serve", "refuse")),
         dialect="t-backend",
     )
@@ -172,6 +174,7 @@ class World:
         self._start()
         self._do(self._make_blocks())
         self._do(self._jump_clock())
+        self._do(self._operate())
         wants = [self._do(BuyerTask(self, want).run()) for want in self._wants()]
         if self.plan.topup:
             wants.append(self._do(self._order_topup()))
@@ -247,6 +250,30 @@ class World:
                 self.story.tell(f"the clock jumps by {self._clock_off_ms} ms")
             elif self.rng.random() < 0.5:
                 self._clock_off_ms = 0
+
+    async def _operate(self) -> None:
+        """An operator who moves coins, and takes back what hangs or only seems to."""
+        while not self.is_calm:
+            await asyncio.sleep(60)
+            if self.rng.random() >= self.mix().operator_acts:
+                continue
+            life = await self.life()
+            agent = life.agent
+            rows = queries.payments_in(life.conn, (State.RESERVED, State.SIGNED, State.IN_FLIGHT, State.REPLACING))
+            act = self.rng.choice(("split", "send", "sweep", "resolve", "resolve"))
+            try:
+                if act == "split":
+                    await life.call(agent.split("app_test", 2, 4 * ADA))
+                elif act == "send":
+                    await life.call(agent.send("app_test", SENT_TO, LOVELACE, SENT_LOVELACE))
+                elif act == "sweep":
+                    await life.call(agent.sweep("app_test", account().address))
+                elif rows:
+                    await life.call(agent.resolve(self.rng.choice(rows).id, "app_test"))
+            except (DeadError, Refused):
+                continue
+            self.story.reach(f"an operator orders: {act}")
+            self.story.tell(f"the operator orders: {act}")
 
     def _calm_down(self) -> None:
         self.story.tell("faults stop")
@@ -329,7 +356,9 @@ class World:
             self.judge.outflow_is_booked(self._life.conn)
 
     def asked(self, origin: str, invoice_id: str | None) -> list[tuple[tuple[bytes, str, int], ...]]:
-        """By the shop's own books; what x402 asks is its price, to one address."""
+        """By the shop's own books; what x402 asks is its price, to one address. By the operator's orders else."""
+        if not origin:
+            return [(), ((SENT_TO.raw, LOVELACE, SENT_LOVELACE),)]
         shop = self.shops[origin]
         invoice = shop.invoice(invoice_id or "")
         if invoice is not None:
