@@ -209,9 +209,12 @@ class Panel:
         return View(self, tip, is_current, tuple(speaking), tuple(m.source.name for m in awaited))
 
     def _is_awaited(self, member: _Member, speaking: Sequence[_Member]) -> bool:
-        """Whether one that is not heard just could not tell, and not for long yet."""
-        is_out = member in speaking or member.is_foreign or member.is_late or member.lied
-        return not is_out and not member.is_mute("tip")
+        """Whether one that is not heard just could not tell, or is late, and not for long yet.
+
+        Else a clock that is off by as much as tells late from heard would leave the other one alone for a moment.
+        """
+        is_out = member in speaking or member.is_foreign or member.lied
+        return not is_out and not member.is_mute("time" if member.is_late else "tip")
 
     async def _hear(self, member: _Member) -> Tip | None:
         """Its tip, if it is to be heard or is only late; `trouble` is set accordingly."""
@@ -234,6 +237,7 @@ class Panel:
         member.tip, member.highest = read.value, max(member.highest, read.value.height)
         member.trouble = self._lateness(member, read.value, now_ms)
         member.is_late = member.trouble is not None
+        member.note("time", read if member.trouble is None else Unknown(member.trouble), now_ms)
         return read.value
 
     async def _read_tip(self, member: _Member) -> Read[Tip]:
