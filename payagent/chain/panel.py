@@ -67,6 +67,7 @@ class _Member:
     highest: int = 0
     fresh_at_ms: int | None = None
     checked_until_ms: int = 0
+    genesis: Found[Genesis] | None = None
     sent_out_until_ms: int = 0
     lied: str = ""
     confirmed_tip: Tip | None = None
@@ -253,11 +254,14 @@ class Panel:
         """Why the provider's network or parameters are not to be believed; asked at first and every hour."""
         if now_ms < member.checked_until_ms:
             return None
-        genesis, parameters = await member.source.genesis(), await member.source.parameters()
+        genesis = member.genesis or await member.source.genesis()
+        parameters = await member.source.parameters()
+        member.genesis = genesis if isinstance(genesis, Found) else None  # read already when it is asked again
         if not isinstance(genesis, Found):
             return _unread("genesis", genesis)
         if not isinstance(parameters, Found):
             return _unread("parameters", parameters)
+        member.genesis = None
         try:
             self._vouch(genesis.value, parameters.value)
         except Refused as refusal:
