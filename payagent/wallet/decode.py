@@ -1,5 +1,7 @@
 """Reads a signed transaction of ours again, from its bytes alone, and accepts one spelling only.
 
+What may stand at each place is known beforehand, so each function reads the one thing that may stand at `at` and
+returns it with the place behind it.
 May import: the standard library. Never: `cbor` (the writer), pycardano, or anything that a plan is made of. What
 is not the canonical form of a plain payment (shortest heads, keys in order, definite lengths, nothing behind)
 raises `Undecodable`; there is no lenient way.
@@ -7,21 +9,26 @@ raises `Undecodable`; there is no lenient way.
 
 import hashlib
 import re
-from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
-_SET_TAG = 258
-_BODY_KEYS = [0, 1, 2, 3, 15]
-_BODY_KEYS_COMMITTED = [0, 1, 2, 3, 7, 15]
+_NUMBER, _BYTES, _ARRAY, _MAP = 0, 2, 4, 5
+_KINDS = {_NUMBER: "an unsigned integer", _BYTES: "a byte string", _ARRAY: "an array", _MAP: "a map"}
+_LONGER_FROM = (24, 1 << 8, 1 << 16, 1 << 32)
+"""The least number that a head of one, two, four or eight more bytes is for."""
+
+_PAIR = b"\x82"
+_SET = b"\xd9\x01\x02"
+_BYTES_32, _BYTES_64 = b"\x58\x20", b"\x58\x40"
+_BODY, _BODY_COMMITTED = b"\xa5\x00", b"\xa6\x00"
 _COMMITMENT = re.compile(rb"\xa1\x19\x01\x92\xa2\x61h\x58\x20(.{32})\x61p\x66http:1", re.DOTALL)
+_OTHER_FIELDS = "the body holds other fields than inputs, outputs, fee, TTL and network, and what it commits to"
 
 
 class Undecodable(ValueError):  # noqa: N818  a verdict
     """The bytes are not a plain payment in canonical form."""
 
 
-@dataclass(frozen=True, slots=True)
-class DecodedOutput:
+class DecodedOutput(NamedTuple):
     """One output as the ledger will read it; `size` is that of its bytes."""
 
     address: bytes
@@ -30,8 +37,7 @@ class DecodedOutput:
     size: int
 
 
-@dataclass(frozen=True, slots=True)
-class DecodedTransaction:
+class DecodedTransaction(NamedTuple):
     """What the bytes say; `body` is the span that the transaction id is the hash of."""
 
     body: bytes
@@ -44,16 +50,12 @@ class DecodedTransaction:
     commitment: bytes | None
 
 
-class _Tagged:
-    __slots__ = ("tag", "value")
-
-    def __init__(self, tag: int, value: Any) -> None:
-        self.tag = tag
-        self.value = value
-
-
-def _argument(buf: bytes, at: int) -> tuple[int, int]:
-    info = buf[at] & 31
+def _head(buf: bytes, at: int, kind: int, what: str) -> tuple[int, int]:
+    """The number in the head of an item of this kind: its value, or how long it is."""
+    first = buf[at]
+    if first >> 5 != kind:
+        raise Undecodable(f"{what} is not {_KINDS[kind]}")
+    info = first & 31
     if info < 24:
         return info, at + 1
     if info > 27:
@@ -62,134 +64,130 @@ def _argument(buf: bytes, at: int) -> tuple[int, int]:
     if end > len(buf):
         raise Undecodable("the bytes end inside a head")
     value = int.from_bytes(buf[at + 1 : end], "big")
-    if value < (24, 1 << 8, 1 << 16, 1 << 32)[info - 24]:
+    if value < _LONGER_FROM[info - 24]:
         raise Undecodable(f"the head at byte {at} is longer than it need be")
     return value, end
 
 
-def _item(buf: bytes, at: int) -> tuple[Any, int]:
-    if at >= len(buf):
-        raise Undecodable("the bytes end where an item should begin")
-    major = buf[at] >> 5
-    if major == 7:
-        if buf[at] not in (0xF5, 0xF6):
-            raise Undecodable(f"byte {at} is neither true nor null")
-        return (True if buf[at] == 0xF5 else None), at + 1
-    count, at = (buf[at] & 31, at + 1) if buf[at] & 31 < 24 else _argument(buf, at)
-    if major == 0:
-        return count, at
-    if major == 2:
-        if at + count > len(buf):
-            raise Undecodable("the bytes end inside a byte string")
-        return buf[at : at + count], at + count
-    if major == 4:
-        items = []
-        for _ in range(count):
-            value, at = _item(buf, at)
-            items.append(value)
-        return items, at
-    if major == 5:
-        return _map(buf, at, count)
-    if major == 6:
-        value, at = _item(buf, at)
-        return _Tagged(count, value), at
-    raise Undecodable(f"major type {major} has no place in a payment")
+def _bytes(buf: bytes, at: int, what: str) -> tuple[bytes, int]:
+    size, at = _head(buf, at, _BYTES, what)
+    end = at + size
+    if end > len(buf):
+        raise Undecodable("the bytes end inside a byte string")
+    return buf[at:end], end
 
 
-def _map(buf: bytes, at: int, count: int) -> tuple[dict[Any, Any], int]:
-    pairs: dict[Any, Any] = {}
+def _fixed(buf: bytes, at: int, opened: bytes, size: int, what: str) -> tuple[bytes, int]:
+    """The bytes behind those that must open them."""
+    begin = at + len(opened)
+    end = begin + size
+    if buf[at:begin] != opened or end > len(buf):
+        raise Undecodable(f"{what}, at byte {at}")
+    return buf[begin:end], end
+
+
+def _set(buf: bytes, at: int, what: str) -> tuple[int, int]:
+    """How many things a set holds."""
+    if buf[at : at + 3] != _SET:
+        raise Undecodable(f"{what} are not a set")
+    return _head(buf, at + 3, _ARRAY, what)
+
+
+def _inputs(buf: bytes, at: int) -> tuple[tuple[tuple[str, int], ...], int]:
+    count, at = _set(buf, at, "the inputs")
+    inputs = []
+    for _ in range(count):
+        tx_id, at = _fixed(buf, at, _PAIR + _BYTES_32, 32, "an input is not a transaction id and an index")
+        index, at = _head(buf, at, _NUMBER, "an input's index")
+        inputs.append((tx_id.hex(), index))
+    return tuple(inputs), at
+
+
+def _outputs(buf: bytes, at: int) -> tuple[tuple[DecodedOutput, ...], int]:
+    count, at = _head(buf, at, _ARRAY, "what is paid")
+    outputs = []
+    for _ in range(count):
+        start = at
+        if buf[at] != 0x82:
+            raise Undecodable("an output is not an address and a value")
+        address, at = _bytes(buf, at + 1, "an address")
+        assets: dict[str, int] = {}
+        if buf[at] == 0x82:
+            lovelace, at = _head(buf, at + 1, _NUMBER, "an amount")
+            assets, at = _assets(buf, at)
+        else:
+            lovelace, at = _head(buf, at, _NUMBER, "an amount")
+        outputs.append(DecodedOutput(address, lovelace, assets, at - start))
+    return tuple(outputs), at
+
+
+def _assets(buf: bytes, at: int) -> tuple[dict[str, int], int]:
+    assets: dict[str, int] = {}
+    policies, at = _head(buf, at, _MAP, "what an output holds of assets")
+    before = b""
+    for _ in range(policies):
+        policy, at = _bytes(buf, at, "a policy")
+        if len(policy) != 28:
+            raise Undecodable("a policy is not of 28 bytes")
+        if policy <= before:
+            raise Undecodable("a policy is out of order or double")
+        before = policy
+        at = _assets_of(buf, at, policy, assets)
+    if not assets:
+        raise Undecodable("a value lists assets of which it holds none")
+    return assets, at
+
+
+def _assets_of(buf: bytes, at: int, policy: bytes, assets: dict[str, int]) -> int:
+    """Adds those of one policy to the assets: shorter names first, as their bytes are ordered with their heads."""
+    count, at = _head(buf, at, _MAP, "a policy's assets")
     before: tuple[int, bytes] | None = None
     for _ in range(count):
-        start = at
-        key, at = _item(buf, at)
-        order = (at - start, buf[start:at])
-        if not isinstance(key, int | bytes) or (before is not None and order <= before):
-            raise Undecodable(f"the map key at byte {start} is out of order, double or of a wrong kind")
-        before = order
-        pairs[key], at = _item(buf, at)
-    return pairs, at
+        name, at = _bytes(buf, at, "an asset's name")
+        if len(name) > 32:
+            raise Undecodable("an asset's name is longer than 32 bytes")
+        if before is not None and (len(name), name) <= before:
+            raise Undecodable("an asset's name is out of order or double")
+        before = len(name), name
+        units, at = _head(buf, at, _NUMBER, "units")
+        if not units:
+            raise Undecodable("a value lists an asset of which it holds none")
+        assets[(policy + name).hex()] = units
+    if before is None:
+        raise Undecodable("a policy without assets")
+    return at
 
 
-def _number(value: Any, what: str) -> int:
-    if type(value) is not int:
-        raise Undecodable(f"{what} is not an unsigned integer")
-    return value
+def _field(buf: bytes, at: int, key: int, what: str) -> tuple[int, int]:
+    if buf[at] != key:
+        raise Undecodable(_OTHER_FIELDS)
+    return _head(buf, at + 1, _NUMBER, what)
 
 
-def _bytes(value: Any, what: str, length: int | None = None) -> bytes:
-    if not isinstance(value, bytes) or (length is not None and len(value) != length):
-        raise Undecodable(f"{what} is not a byte string of the right length")
-    return value
-
-
-def _list(value: Any, what: str, length: int | None = None) -> list[Any]:
-    if not isinstance(value, list) or (length is not None and len(value) != length):
-        raise Undecodable(f"{what} is not an array of the right length")
-    return value
-
-
-def _map_of(value: Any, what: str) -> dict[Any, Any]:
-    if not isinstance(value, dict):
-        raise Undecodable(f"{what} is not a map")
-    return value
-
-
-def _set(value: Any, what: str) -> list[Any]:
-    if not isinstance(value, _Tagged) or value.tag != _SET_TAG:
-        raise Undecodable(f"{what} are not a set")
-    return _list(value.value, what)
-
-
-def _input(value: Any) -> tuple[str, int]:
-    tx_id, index = _list(value, "an input", 2)
-    return _bytes(tx_id, "an input's transaction id", 32).hex(), _number(index, "an input's index")
-
-
-def _output_sizes(buf: bytes, at: int) -> list[int]:
-    """How many bytes each output takes, of the body that begins at `at` and was found to be one."""
-    _, at = _argument(buf, at)
-    _, at = _item(buf, at + 1)  # behind key 0, which takes a byte: the inputs
-    count, at = _argument(buf, at + 1)
-    sizes = []
+def _witnesses(buf: bytes, at: int) -> tuple[tuple[tuple[bytes, bytes], ...], int]:
+    if buf[at : at + 2] != b"\xa1\x00":
+        raise Undecodable("there are other witnesses than those by key")
+    count, at = _set(buf, at + 2, "the witnesses")
+    witnesses = []
     for _ in range(count):
-        start = at
-        _, at = _item(buf, at)
-        sizes.append(at - start)
-    return sizes
+        key, at = _fixed(buf, at, _PAIR + _BYTES_32, 32, "a witness is not a key and a signature")
+        signature, at = _fixed(buf, at, _BYTES_64, 64, "a signature is not of 64 bytes")
+        witnesses.append((key, signature))
+    return tuple(witnesses), at
 
 
-def _output(value: Any, size: int) -> DecodedOutput:
-    address, amount = _list(value, "an output", 2)
-    _bytes(address, "an address")
-    if not isinstance(amount, list):
-        return DecodedOutput(address, _number(amount, "an amount"), {}, size)
-    lovelace, policies = _list(amount, "a value", 2)
-    assets: dict[str, int] = {}
-    for policy, names in _map_of(policies, "the assets").items():
-        _bytes(policy, "a policy", 28)
-        if not _map_of(names, "a policy's assets"):
-            raise Undecodable("a policy without assets")
-        for name, units in names.items():
-            if len(_bytes(name, "an asset's name")) > 32:
-                raise Undecodable("an asset's name is longer than 32 bytes")
-            assets[(policy + name).hex()] = _number(units, "units")
-    if not assets or 0 in assets.values():
-        raise Undecodable("a value lists assets of which it holds none")
-    return DecodedOutput(address, _number(lovelace, "an amount"), assets, size)
-
-
-def _commitment(body: dict[Any, Any], auxiliary: bytes) -> bytes | None:
-    """What the auxiliary data commit to, when there are any; the body must say so by their hash, or not at all."""
+def _commitment(auxiliary: bytes, told: bytes | None) -> bytes | None:
+    """What the auxiliary data commit to, when there are any; `told` is their hash in the body, if it has one."""
     if auxiliary == b"\xf6":
-        if list(body) != _BODY_KEYS:
-            raise Undecodable("the body holds other fields than inputs, outputs, fee, TTL and network")
+        if told is not None:
+            raise Undecodable(_OTHER_FIELDS)
         return None
     match = _COMMITMENT.fullmatch(auxiliary)
     if match is None:
         raise Undecodable("a payment ends in null or a commitment, and nothing stands behind them")
-    if list(body) != _BODY_KEYS_COMMITTED:
-        raise Undecodable("the body holds other fields than inputs, outputs, fee, TTL, auxiliary hash and network")
-    if body[7] != hashlib.blake2b(auxiliary, digest_size=32).digest():
+    if told is None:
+        raise Undecodable(_OTHER_FIELDS)
+    if told != hashlib.blake2b(auxiliary, digest_size=32).digest():
         raise Undecodable("the body's auxiliary hash is not that of the auxiliary data")
     return match[1]
 
@@ -198,24 +196,29 @@ def decode(raw: bytes) -> DecodedTransaction:
     """The transaction [body, witnesses, true, null or commitment] of a payment; else Undecodable."""
     if raw[:1] != b"\x84":
         raise Undecodable("a transaction is an array of four")
-    body, body_end = _item(raw, 1)
-    witnesses, end = _item(raw, body_end)
+    try:
+        return _transaction(raw)
+    except IndexError:
+        raise Undecodable("the bytes end where an item should begin") from None
+
+
+def _transaction(raw: bytes) -> DecodedTransaction:
+    opened = raw[1:3]
+    if opened not in (_BODY, _BODY_COMMITTED):
+        raise Undecodable(_OTHER_FIELDS)
+    inputs, at = _inputs(raw, 3)
+    if raw[at] != 1:
+        raise Undecodable(_OTHER_FIELDS)
+    outputs, at = _outputs(raw, at + 1)
+    fee_lovelace, at = _field(raw, at, 2, "the fee")
+    ttl_slot, at = _field(raw, at, 3, "the TTL")
+    told: bytes | None = None
+    if opened == _BODY_COMMITTED:
+        told, at = _fixed(raw, at, b"\x07" + _BYTES_32, 32, _OTHER_FIELDS)
+    network_id, body_end = _field(raw, at, 15, "the network")
+    witnesses, end = _witnesses(raw, body_end)
     if raw[end : end + 1] != b"\xf5":
         raise Undecodable("a payment is valid: true stands before its auxiliary data")
-    commitment = _commitment(_map_of(body, "the body"), raw[end + 1 :])
-    if list(_map_of(witnesses, "the witnesses")) != [0]:
-        raise Undecodable("there are other witnesses than those by key")
-    outputs = _list(body[1], "the outputs")
-    pairs = [_list(pair, "a witness", 2) for pair in _set(witnesses[0], "the witnesses")]
-    return DecodedTransaction(
-        body=raw[1:body_end],
-        inputs=tuple(_input(value) for value in _set(body[0], "the inputs")),
-        outputs=tuple(map(_output, outputs, _output_sizes(raw, 1))),
-        fee_lovelace=_number(body[2], "the fee"),
-        ttl_slot=_number(body[3], "the TTL"),
-        network_id=_number(body[15], "the network"),
-        witnesses=tuple(
-            (_bytes(key, "a public key", 32), _bytes(signature, "a signature", 64)) for key, signature in pairs
-        ),
-        commitment=commitment,
-    )
+    commitment = _commitment(raw[end + 1 :], told)
+    body = raw[1:body_end]
+    return DecodedTransaction(body, inputs, outputs, fee_lovelace, ttl_slot, network_id, witnesses, commitment)
