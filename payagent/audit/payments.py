@@ -30,6 +30,7 @@ from payagent.core.payment import (
 )
 from payagent.store.books import STANDING, Case, EventRow
 
+_read = json.JSONDecoder().raw_decode
 _EVENTS = {str(event): event for event in Event}
 _STATES = {str(state): state for state in State}
 _DELIVERIES = {f"delivery_{event}": event for event in DeliveryEvent}
@@ -37,10 +38,22 @@ _DELIVERY_EVENTS = {str(event): event for event in DeliveryEvent}
 _MOVED = frozenset(STANDING) - {"state", "delivery", "merchant_status", "changed_at_ms"}
 """Columns that change with a move, whose event tells them."""
 
+_OF_A_NEW_ONE = dict.fromkeys(STANDING)
+
+# named once: a member that is looked up in its enum costs more than most of what is asked of it below
+_HOLD, _REJECT, _CANCEL, _LEAVE = Event.HOLD, Event.REJECT, Event.CANCEL, Event.LEAVE
+_CONFIRM, _VOID, _BLOCK_LOST = Event.CONFIRM, Event.VOID, Event.BLOCK_LOST
+_SIGNED = frozenset({Event.SIGN, Event.CANCEL})
+_BOOKED = frozenset({_HOLD, _REJECT, _CONFIRM, _VOID, _BLOCK_LOST})
+"""Events that the journal may tell of."""
+
 _SHOWN = {Event.SEEN_IN_BLOCK: "pay", Event.VOID: "cancel"}
 """What came into a block, by the event that tells of it."""
 
 _IN_BLOCK = ON_CHAIN | {State.VOID}
+_SPENT = POSTED | {State.VOID}
+_GIVEN_BACK = NEVER_SIGNED | {State.VOID}
+_NEED_NO_COINS = frozenset({State.SETTLED, State.VOID})
 _WITHOUT_COINS = NEVER_SIGNED | {State.RECEIVED, State.AWAITING_APPROVAL, State.SETTLED}
 
 
@@ -79,17 +92,20 @@ def check_record(case: Case, owner: Owner) -> Generator[Finding, None, tuple[lis
 def _detail(text: str) -> Mapping[str, object]:
     """What an event tells; many tell the same."""
     try:
-        told = json.loads(text)
+        told, end = _read(text)
     except ValueError:
         return {}
-    return told if isinstance(told, dict) else {}
+    return told if isinstance(told, dict) and end == len(text) else {}
 
 
 def _replay(case: Case) -> Generator[Finding, None, list[Step]]:
     """The events through the tables of transitions; what they lead to is what the payment's row must say."""
     state, delivery = State.RECEIVED, Delivery.NOT_PRESENTED
-    standing: dict[str, object] = dict.fromkeys(STANDING)
-    standing |= {"changed_at_ms": case.created_at_ms, "invoice": case.first_invoice}
+    standing: dict[str, object] = {
+        **_OF_A_NEW_ONE,
+        "changed_at_ms": case.created_at_ms,
+        "invoice": case.first_invoice,
+    }
     steps: list[Step] = []
     for row in case.events:
         told = _detail(row.detail)
@@ -99,8 +115,9 @@ def _replay(case: Case) -> Generator[Finding, None, list[Step]]:
             yield Finding("events", str(row.seq), f"{row.event} leads from {state} to {after}, not to {row.state}")
         if event is not None:
             standing["changed_at_ms"] = row.at_ms
-            for name in told.keys() & _MOVED:
-                standing[name] = told[name]
+            for name, value in told.items():
+                if name in _MOVED:
+                    standing[name] = value
             steps.append(Step(event, row, state, told, _text(standing["tx_id"]), standing["invoice"]))
         elif (answered := _delivery_event(row.event, told)) is not None:
             delivery = deliver(delivery, answered)
@@ -108,7 +125,7 @@ def _replay(case: Case) -> Generator[Finding, None, list[Step]]:
         elif row.event == "merchant_said":
             standing |= {"merchant_status": told.get("status"), "changed_at_ms": row.at_ms}
         state = _STATES.get(row.state or "", after or state)
-    standing |= {"state": state, "delivery": delivery}
+    standing["state"], standing["delivery"] = state, delivery
     if case.standing != standing:
         for name in STANDING:
             if case.standing[name] != standing[name]:
@@ -135,11 +152,11 @@ def _shown(value: object) -> object:
 
 def _read_attempts(case: Case, owner: Owner, steps: list[Step]) -> Generator[Finding, None, dict[str, Reading]]:
     """Each attempt's bytes against its row, its event and what the payment is to pay."""
-    signed = [step for step in steps if step.event in (Event.SIGN, Event.CANCEL)]
+    signed = [step for step in steps if step.event in _SIGNED]
     readings: dict[str, Reading] = {}
     for place, attempt in enumerate(case.attempts):
         step = signed[place] if place < len(signed) else None
-        kind = "cancel" if step and step.event is Event.CANCEL else "pay"
+        kind = "cancel" if step and step.event is _CANCEL else "pay"
         if step is None or (step.tx_id, step.row.at_ms, kind) != (
             attempt.tx_id,
             attempt.signed_at_ms,
@@ -211,7 +228,7 @@ def _check_submissions(case: Case, steps: list[Step]) -> Iterator[Finding]:
     """What left the process left when its event says so, and who answered had been sent something."""
     times = {at_ms for _, _, at_ms in case.submissions}
     for step in steps:
-        if step.event is Event.LEAVE and not step.told.get("to") and step.row.at_ms not in times:
+        if step.event is _LEAVE and not step.told.get("to") and step.row.at_ms not in times:
             yield Finding(
                 "submissions", "-", f"event {step.row.seq} says that the bytes left; no row says where to"
             )
@@ -235,11 +252,11 @@ def _check_holds(
 
     No attempt takes more, and the one that was decided on takes just that.
     """
-    held = next((step for step in steps if step.event is Event.HOLD), None)
+    held = next((step for step in steps if step.event is _HOLD), None)
     if (held is None) != (not case.holds):
         yield Finding("holds", case.id, "there is a hold without a decision, or a decision without a hold")
-    given_back = [s for s in steps if s.event is Event.VOID or (s.event is Event.REJECT and held is not None)]
-    is_over = case.standing["state"] in (State.VOID, *NEVER_SIGNED)
+    given_back = [s for s in steps if s.event is _VOID or (s.event is _REJECT and held is not None)]
+    is_over = case.standing["state"] in _GIVEN_BACK
     released_at_ms = given_back[-1].row.at_ms if given_back and is_over else None
     for asset, _, at_ms, until_ms in case.holds:
         if held is not None and at_ms != held.row.at_ms:
@@ -266,7 +283,7 @@ def _check_entries(
     wanted = list(_booked(case, steps, readings, owner)) if case.holds else []
     for entry, (step, expected, ref) in zip(case.entries, wanted, strict=False):
         lines = sorted(entry.postings)
-        same = lines == sorted((p.account, p.asset, p.units) for p in expected.postings)
+        same = lines == sorted(expected.postings)
         if (entry.kind, entry.ref, entry.at_ms) != (expected.kind, ref, step.row.at_ms) or not same:
             yield Finding("journal", str(entry.id), f"it is not what event {step.row.seq} ({step.event}) books")
     for step, expected, _ in wanted[len(case.entries) :]:
@@ -286,20 +303,22 @@ def _booked(
     account = ledger.spending_account(origin, case.is_prepaid)
     last: Entry | None = None
     for step in steps:
+        if step.event not in _BOOKED:
+            continue
         fee_lovelace = fees.get(step.tx_id or "", 0)
-        if step.event is Event.HOLD:
+        if step.event is _HOLD:
             yield step, ledger.reserve(hold), None
-        elif step.event is Event.REJECT and step.before is State.RESERVED:
+        elif step.event is _REJECT and step.before is State.RESERVED:
             yield step, ledger.release(hold), None
-        elif step.event is Event.CONFIRM:
+        elif step.event is _CONFIRM:
             reading = readings.get(step.tx_id or "")
             spent = foreign_value(reading, owner) if reading else ledger.add((hold, {LOVELACE: -fee_lovelace}))
             last = ledger.post(hold, {a: n for a, n in spent.items() if n}, fee_lovelace, account)
             yield step, last, step.tx_id
-        elif step.event is Event.VOID:
+        elif step.event is _VOID:
             last = ledger.release(hold, fee_lovelace)
             yield step, last, step.tx_id
-        elif step.event is Event.BLOCK_LOST and step.before in POSTED | {State.VOID} and last is not None:
+        elif step.event is _BLOCK_LOST and step.before in _SPENT and last is not None:
             yield step, ledger.reverse(last), None
             last = None
 
@@ -320,7 +339,7 @@ def _check_coins(case: Case, readings: Mapping[str, Reading], owner: Owner) -> I
         if (coin.state == "pending") is (is_there and maker == stands) and coin.state != "spent":
             yield Finding("coins", coin.ref, f"it is {coin.state}, and its payment is {state}")
     for ref in made:
-        if ref.partition("#")[0] == stands or state not in (State.SETTLED, State.VOID):
+        if ref.partition("#")[0] == stands or state not in _NEED_NO_COINS:
             yield Finding("coins", ref, "the bytes make it for us, and it is not there")
 
 

@@ -75,7 +75,7 @@ def _check_move(conn: Connection, row: MoveRow, before: Balance, after: Balance,
         yield Finding("prepaid_moves", str(row.seq), f"it changes the balance by {told}, it ought to by {made}")
     spent = {asset: cost.used - before.costs.get(asset, Cost()).used for asset, cost in after.costs.items()}
     wanted = ledger.use(origin, spent)
-    lines = sorted((p.account, p.asset, p.units) for p in wanted.postings) if wanted else []
+    lines = sorted(wanted.postings) if wanted else []
     if lines != sorted(books.postings_of(conn, row.entry)) or (wanted is None) != (row.entry is None):
         yield Finding("prepaid_moves", str(row.seq), f"entry {row.entry} is not what it uses up")
 

@@ -11,7 +11,7 @@ May import: the standard library, core.money. Never: writes anything (store does
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from payagent.core.money import LOVELACE
 
@@ -36,8 +36,7 @@ def spending_account(origin: str | None, is_prepaid: bool) -> str:
     return prepaid_account(origin) if is_prepaid else merchant_account(origin)
 
 
-@dataclass(frozen=True, slots=True)
-class Posting:
+class Posting(NamedTuple):
     account: str
     asset: str
     units: int

@@ -48,7 +48,7 @@ class Market(Protocol):
     """What was truly asked, by those who asked it."""
 
     def asked(self, origin: str, invoice_id: str | None) -> list[tuple[tuple[bytes, str, int], ...]]:
-        """The sets of outputs, (address, asset, units) each, of which one pays; without origin, what was ordered."""
+        """Sets of outputs, (address, asset, units) each, of which one pays; without origin, what was ordered."""
 
 
 _ATTEMPTS = """
