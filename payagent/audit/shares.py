@@ -11,7 +11,8 @@ import threading
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import cache
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 
@@ -24,6 +25,9 @@ from payagent.store.writer import Connection, Readers
 SHARE = 2_000
 SHARES_ALONE_MAX = 10
 HELPERS_MAX = 3
+
+_open = ExitStack()
+"""What a process that helps reads from until it ends."""
 
 Span = tuple[int, int]
 Found = tuple[int, list[Finding]]
@@ -59,8 +63,13 @@ def check_share(conn: Connection, owner: Owner, span: Span) -> Found:
 
 
 def _check_elsewhere(path: Path, owner: Owner, span: Span) -> Found:
-    with Readers(path).snapshot() as conn:
-        return check_share(conn, owner, span)
+    return check_share(_read_from(path), owner, span)
+
+
+@cache
+def _read_from(path: Path) -> Connection:
+    """One state of the books for all shares, and what was read of them for one is at hand for the next."""
+    return _open.enter_context(Readers(path).snapshot())
 
 
 def _begin_to_help() -> None:
