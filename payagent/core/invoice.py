@@ -18,6 +18,7 @@ OUTPUTS_MAX = 16
 Role = Literal["pay_to", "split", "change"]
 SplitMode = Literal["additional", "inclusive", "outputs"]
 Proof = Literal["tx_hash", "signed_cbor"]
+_written = json.JSONEncoder(separators=(",", ":")).encode
 _INVOICE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}", re.ASCII)
 
 
@@ -82,7 +83,7 @@ def hash_of_terms(
     """The hash of an invoice's terms; an output is its role, address, asset and units."""
     paid = [[role, address, asset, str(units)] for role, address, asset, units in outputs]
     terms = [dialect, origin, invoice_id, network, paid]
-    return hashlib.sha256(json.dumps(terms, separators=(",", ":")).encode()).hexdigest()
+    return hashlib.sha256(_written(terms).encode()).hexdigest()
 
 
 def parse_invoice_id(value: object) -> str:
