@@ -16,6 +16,7 @@ from payagent.store.writer import Connection
 TOLD_EVERY = 5_000
 _AHEAD = 100
 _MARK = 4
+_SEALED = frozenset(SEALED)
 _read = json.JSONDecoder().raw_decode
 
 Row = tuple[int, bytes]
@@ -34,11 +35,12 @@ class Rows:
 
     def take(self, first: int, last: int) -> tuple[list[Row], list[Row]]:
         """The rows before `first`, which no seal is of, and those up to `last`."""
-        self.sealed = max(last, self.sealed)
+        if last > self.sealed:
+            self.sealed = last
         at, end = self._at, self._at + last - first + 1
         taken = self._ahead[at:end]
         if taken and taken[0][0] == first and taken[-1][0] == last:
-            self._at += len(taken)
+            self._at = at + len(taken)
             return [], taken
         while not self._ahead or self._ahead[-1][0] < last:
             more = list(islice(self._rows, _AHEAD))
@@ -105,7 +107,7 @@ def _spans(what: str, marks_size: int) -> list[Span] | None:
         if end != len(what):
             return None
         for table, (first, last) in told.items():
-            if table not in SEALED or type(first) is not int or type(last) is not int or not 0 < first <= last:
+            if table not in _SEALED or type(first) is not int or type(last) is not int or not 0 < first <= last:
                 return None
             spans.append((table, first, last))
             marks_size -= (last - first + 1) * _MARK

@@ -1,12 +1,12 @@
 """What an audit reads: every row of the tables of record, row by row, and all that belongs to one payment.
 
+Its rows are tuples, which are made fastest.
 May import: core, store.queries, store.seals, sqlite3. Never: writes; judges; holds a table in memory.
 """
 
 import json
 import sqlite3
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
 from operator import itemgetter
@@ -23,8 +23,7 @@ REFERRING = (*sorted(KEPT), "reservations")
 """The tables of record, in which what is there stays, and who has which coins."""
 
 
-@dataclass(frozen=True, slots=True)
-class SignedRow:
+class SignedRow(NamedTuple):
     """An attempt; `inputs` as they stand in its row."""
 
     tx_id: str
@@ -39,7 +38,7 @@ class SignedRow:
 
 
 class EventRow(NamedTuple):
-    """An event; of all rows there are most of them, and a tuple is made fastest."""
+    """An event; of all rows there are most of them."""
 
     seq: int
     event: str
@@ -48,8 +47,7 @@ class EventRow(NamedTuple):
     at_ms: int
 
 
-@dataclass(frozen=True, slots=True)
-class SightingRow:
+class SightingRow(NamedTuple):
     seq: int
     tx_id: str
     block_hash: str
@@ -58,8 +56,7 @@ class SightingRow:
     at_ms: int
 
 
-@dataclass(frozen=True, slots=True)
-class InvoiceTerms:
+class InvoiceTerms(NamedTuple):
     seq: int
     origin: str
     invoice_id: str
@@ -69,8 +66,7 @@ class InvoiceTerms:
     commitment: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class IntentFacts:
+class IntentFacts(NamedTuple):
     """An intent, and when a call that it bought was first served."""
 
     number: int
@@ -81,8 +77,7 @@ class IntentFacts:
     served_at_ms: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class CoinMade:
+class CoinMade(NamedTuple):
     """A coin that a transaction of ours makes for us."""
 
     ref: str
@@ -90,8 +85,7 @@ class CoinMade:
     state: str
 
 
-@dataclass(frozen=True, slots=True)
-class Case:
+class Case(NamedTuple):
     """A payment with everything that is recorded of it, each list in the order in which it was written.
 
     `invoices` are those that it goes by or was signed for, by their numbers; `outputs` are of the first.
@@ -120,9 +114,8 @@ class Case:
     reserved: frozenset[str]
 
 
-@dataclass(frozen=True, slots=True)
-class Seal:
-    """The seal of what one job added (store.seals)."""
+class Seal(NamedTuple):
+    """The seal of what one job added (store.seals). There are several of each payment."""
 
     seq: int
     what: str
@@ -350,7 +343,7 @@ def row_texts(conn: sqlite3.Connection, table: str) -> Iterator[tuple[int, bytes
 
 def seals(conn: sqlite3.Connection) -> Iterator[Seal]:
     """Every seal, in order."""
-    return (Seal(*row) for row in conn.execute("SELECT seq, what, marks, hash FROM seals ORDER BY seq"))
+    return map(Seal._make, conn.execute("SELECT seq, what, marks, hash FROM seals ORDER BY seq"))
 
 
 def event_texts(conn: sqlite3.Connection) -> Iterator[tuple[int, str, str, bytes]]:
@@ -414,8 +407,7 @@ FROM coins c ORDER BY c.rowid
 """  # noqa: S608  names of ours
 
 
-@dataclass(frozen=True, slots=True)
-class CoinCount:
+class CoinCount(NamedTuple):
     """A coin as the books count it: once, not, or (spent by a booked transaction, and not booked itself) less."""
 
     ref: str
@@ -431,8 +423,7 @@ def coin_counts(conn: sqlite3.Connection) -> Iterator[CoinCount]:
         yield CoinCount(ref, value_of(lovelace, assets), times, bool(unbooked), bool(unspent))
 
 
-@dataclass(frozen=True, slots=True)
-class MoveRow:
+class MoveRow(NamedTuple):
     """One change of a prepaid balance; `entry` is where what it used up is booked."""
 
     seq: int

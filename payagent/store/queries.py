@@ -12,7 +12,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from payagent.core.invoice import Proof, Role
 from payagent.core.money import LOVELACE
@@ -191,8 +191,7 @@ class SpendRow:
         return self.paid + self.fees + self.sent
 
 
-@dataclass(frozen=True, slots=True)
-class EntryRow:
+class EntryRow(NamedTuple):
     id: int
     kind: str
     payment_id: str | None
