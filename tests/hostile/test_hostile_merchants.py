@@ -1,0 +1,281 @@
+"""Merchants that settle and then misbehave: one settlement for each purchase, and the caller is told the truth.
+
+While no block comes the truth is `in_flight`, whatever the merchant says; it is never that a payment failed.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from typing import Any
+
+import httpx
+import pytest
+from agent_kit import ADA, Run, World
+from api_kit import Api, served
+from hostile.hostile_merchant import (
+    MODES,
+    PRICE,
+    STATUS_MODES,
+    TRIES,
+    HostileMerchant,
+    Naive,
+    Purchase,
+    settlements,
+)
+
+from payagent.agent.terms import MerchantTerms
+from payagent.audit.finding import Finding
+from payagent.audit.signed import Owner
+from payagent.audit.verify import verify
+from payagent.proxy.door import Bounds
+
+HURRIED = Bounds(read_timeout_s=0.4, patience_s=0.4)
+PATIENT = Bounds(read_timeout_s=10, patience_s=10)
+SLOW_CLIENT_S, SLOW_ANSWER_S = 3.0, 2.4
+TALK = Purchase("POST", "/chat", b'{"message": "hello"}')
+WAYS = {
+    "tx_hash": TALK,
+    "signed_cbor": TALK,
+    "x402": Purchase("GET", "/x402/report?day=1", b""),
+}
+
+
+def set_up(world: World, way: str) -> None:
+    """The real merchant serves what it sees in its mempool, again and again for the same proof."""
+    proof = "signed_cbor" if way == "signed_cbor" else "tx_hash"
+    world.settings(price=str(PRICE), splits=[], confirmations=0, proof=proof, replays="serve")
+    world.settings(x402={"confirmations": -1})
+
+
+@dataclass
+class Place:
+    """The daemon's doors, and the merchant."""
+
+    api: Api
+    merchant: HostileMerchant
+    way: str
+
+    @property
+    def run(self) -> Run:
+        return self.api.run
+
+    @property
+    def purchase(self) -> Purchase:
+        return WAYS[self.way]
+
+    async def payments(self) -> list[dict[str, Any]]:
+        return (await self.api.http.get("/v1/payments")).json()["payments"]
+
+    async def delivered(self) -> dict[str, Any]:
+        """The payment, once its delivery is in the books: a client has its answer a moment earlier."""
+        async with asyncio.timeout(10):
+            while (payment := await self.payment())["delivery"] != "accepted":
+                await asyncio.sleep(0.005)
+        return payment
+
+    async def payment(self, wait_s: int = 0) -> dict[str, Any]:
+        (payment,) = await self.payments()
+        return (await self.api.http.get(f"/v1/payments/{payment['id']}?wait={wait_s}")).json()
+
+
+@asynccontextmanager
+async def place(world: World, way: str, mode: str) -> AsyncIterator[Place]:
+    set_up(world, way)
+    world.fund(*[20 * ADA] * 6)
+    proof = "signed_cbor" if way == "signed_cbor" else "tx_hash"
+    with HostileMerchant(world, mode, slow_s=SLOW_ANSWER_S).serving() as merchant:
+        terms = MerchantTerms("t", merchant.url, "demo", None, "submitted", 1, proof=proof)
+        async with world.run(terms=lambda given: replace(given, merchants={merchant.url: terms})) as run:
+            await run.look()
+            async with served(run, PATIENT if mode == "slow_answer" else HURRIED) as api:
+                yield Place(api, merchant, way)
+
+
+# --- the two ways through the daemon -----------------------------------------------------------------------------
+
+
+async def call_proxy(at: Place) -> bool:
+    """Call by the proxy, again for whatever is no answer, as HTTP clients do; True when it was served."""
+    headers = {"X-Payagent-Token": at.api.tokens["first"]}
+    if at.merchant.mode == "slow_answer":  # it may be served just as the client gives up: only a key tells then
+        headers["Idempotency-Key"] = "one-purchase"
+    if at.purchase.body:
+        headers["Content-Type"] = "application/json"
+    async with httpx.AsyncClient(base_url=at.api.url, trust_env=False, timeout=SLOW_CLIENT_S) as client:
+        for _ in range(TRIES):
+            try:
+                answer = await client.request(
+                    at.purchase.method, f"/proxy/t{at.purchase.path}", content=at.purchase.body, headers=headers
+                )
+            except httpx.TransportError:
+                continue
+            if answer.status_code == 200:
+                return True
+            tell_no_failure(answer)
+    return False
+
+
+def tell_no_failure(answer: httpx.Response) -> None:
+    """What a client is given in place of its answer says that the money is on its way."""
+    assert "fail" not in answer.text.lower()
+    if answer.headers.get("content-type") == "application/problem+json":
+        assert answer.json()["code"] == "not_served_yet", answer.text
+        assert "in_flight" in answer.json()["detail"]
+    else:
+        assert answer.headers["x-payagent-state"] == "in_flight"
+
+
+async def call_api(at: Place) -> bool:
+    """Forward each 402 to POST /v1/payments, retry with the headers, report every answer; True when served."""
+    api, purchase, world = at.api, at.purchase, at.run.world
+    own = {"X-Partner": "demo", "X-Wallet-Address": world.address}
+    if purchase.body:
+        own["Content-Type"] = "application/json"
+    digest = sha256(purchase.body).hexdigest()
+    request = {"method": purchase.method, "path": purchase.path, "body_sha256": digest}
+    timeout_s = SLOW_CLIENT_S if at.merchant.mode == "slow_answer" else 0.4
+    async with httpx.AsyncClient(base_url=at.merchant.url, trust_env=False, timeout=timeout_s) as client:
+
+        async def call(proof: dict[str, str]) -> httpx.Response:
+            return await client.request(purchase.method, purchase.path, content=purchase.body, headers=own | proof)
+
+        demand = await call({})
+        for _ in range(TRIES):
+            told = {"status": 402, "headers": dict(demand.headers), "body": demand.json()}
+            body = {"origin": at.merchant.url, "request": request, "response": told}
+            made = await api.http.post("/v1/payments", json=body)
+            assert made.status_code in (200, 201), made.text
+            async with asyncio.timeout(10):
+                while not (payment := await at.payment(wait_s=5))["ready"]:
+                    assert payment["state"] in ("signed", "in_flight")
+            assert payment["state"] == "in_flight"
+            try:
+                answer = await call(payment["headers"])
+            except httpx.TransportError:
+                demand = await call({})
+                continue
+            report = {"status": answer.status_code, "headers": dict(answer.headers), "body": answer.text}
+            said = await api.http.post(f"/v1/payments/{payment['id']}/delivery", json=report)
+            assert said.status_code == 200, said.text
+            if answer.status_code == 200:
+                return True
+            assert said.json()["state"] == "in_flight"
+            if answer.status_code == 402:
+                demand = answer
+    return False
+
+
+DRIVERS = {"proxy": call_proxy, "api": call_api}
+
+
+# --- the battery -------------------------------------------------------------------------------------------------
+
+
+async def blocks(at: Place, count: int = 2) -> None:
+    for _ in range(count):
+        await asyncio.to_thread(at.run.world.block)
+        await at.run.look()
+
+
+def assert_books(at: Place) -> None:
+    """The books equal the chain, and `verify` has nothing to say."""
+    run = at.run
+    assert run.owned() == run.world.on_chain()
+    with run.agent.snapshot() as conn:
+        owner = Owner(run.world.account.address, run.world.terms.network)
+        assert [told for told in verify(conn, owner) if isinstance(told, Finding)] == []
+
+
+async def buy_in_spite(at: Place, driver: str) -> None:
+    """Buy once; the truth is told while nothing is known, and when the merchant heals the call is served."""
+    was_served = await DRIVERS[driver](at)
+    mode = at.merchant.mode
+    exercised = "5xx_after_settle" if mode in STATUS_MODES else mode
+    assert at.merchant.counts[exercised] >= (1 if was_served else TRIES), at.merchant.counts
+    assert was_served is (mode in ("clean", "slow_answer"))
+    payment = await (at.delivered() if was_served else at.payment())
+    assert payment["state"] == "in_flight"
+    assert "reason" not in payment
+    assert payment["delivery"] == (
+        "accepted" if was_served else "presented" if shows_word(at) else "not_presented"
+    )
+    assert len(settlements(at.run.world)) == 1
+    await at.run.watch.poll_merchants()
+    await blocks(at)
+    payment = await at.payment()
+    assert payment["state"] == "confirmed"
+    if not was_served:
+        at.merchant.mode = "clean"
+        assert await DRIVERS[driver](at) if driver == "proxy" else await again(at, payment)
+    payment = await at.delivered()
+    assert payment["state"] == "confirmed"
+    await blocks(at)
+    assert settlements(at.run.world) == [payment["tx_hash"]]
+    assert_books(at)
+
+
+def shows_word(at: Place) -> bool:
+    """Whether the daemon heard of an answer: of a connection that hung nobody told it."""
+    return at.merchant.mode != "accept_then_timeout"
+
+
+async def again(at: Place, payment: dict[str, Any]) -> bool:
+    """Show the same proof once more, and report."""
+    own = {"X-Partner": "demo", "X-Wallet-Address": at.run.world.address, "Content-Type": "application/json"}
+    if not at.purchase.body:
+        del own["Content-Type"]
+    async with httpx.AsyncClient(base_url=at.merchant.url, trust_env=False) as client:
+        answer = await client.request(
+            at.purchase.method, at.purchase.path, content=at.purchase.body, headers=own | payment["headers"]
+        )
+    report = {"status": answer.status_code, "headers": dict(answer.headers), "body": answer.text}
+    await at.api.http.post(f"/v1/payments/{payment['id']}/delivery", json=report)
+    return answer.status_code == 200
+
+
+@pytest.mark.parametrize("driver", list(DRIVERS))
+@pytest.mark.parametrize("way", list(WAYS))
+@pytest.mark.parametrize("mode", MODES)
+async def test_a_purchase_is_settled_once(world: World, mode: str, way: str, driver: str) -> None:
+    async with place(world, way, mode) as at:
+        await buy_in_spite(at, driver)
+
+
+@pytest.mark.parametrize("way", ["tx_hash", "signed_cbor"])
+@pytest.mark.parametrize("mode", STATUS_MODES)
+async def test_what_a_merchant_says_of_its_invoice_changes_nothing(world: World, mode: str, way: str) -> None:
+    async with place(world, way, mode) as at:
+        assert not await call_proxy(at)
+        await at.run.watch.poll_merchants()
+        assert at.merchant.counts[mode] == 1
+        payment = await at.payment()
+        assert (payment["state"], payment["delivery"]) == ("in_flight", "presented")
+        assert payment["merchant_status"] == ("expired" if mode == "status_lies" else None)
+        await buy_in_spite(at, "proxy")
+
+
+def test_the_control_client_that_signs_anew_pays_more_than_once(world: World) -> None:
+    """The same battery tells a client that pays every 402 from payagent; without trouble it pays once as well."""
+    paid: dict[tuple[str, str], int] = {}
+    for way, purchase in WAYS.items():
+        for number, mode in enumerate(MODES):
+            set_up(world, way)
+            before = len(settlements(world))
+            with HostileMerchant(world, mode, slow_s=1.0).serving() as merchant:
+                naive = Naive(world, merchant, way)
+                for _ in range(10):
+                    world.control("faucet", address=naive.account.address.text, lovelace=str(20 * ADA))
+                world.block()
+                call = purchase
+                if call.body:  # a call of its own
+                    call = replace(call, body=json.dumps({"message": f"{way} {number}"}).encode())
+                naive.buy(call)
+                assert merchant.counts[mode] > 0
+            world.block()
+            paid[way, mode] = len(settlements(world)) - before
+    for way in WAYS:
+        assert paid[way, "clean"] == 1
+        assert sum(paid[way, mode] > 1 for mode in MODES) >= 4, paid
