@@ -324,10 +324,14 @@ class Relay:
     def submissions(self) -> int:
         return sum(method == "POST" for method, _ in self.calls)
 
+    def heard(self, path: str, content: bytes) -> None:
+        """A call has come, before it is passed on; for those who listen."""
+
     def _serve(self, call: BaseHTTPRequestHandler) -> None:
         path = call.path.partition("?")[0]
         content = call.rfile.read(int(call.headers.get("Content-Length") or 0))
         self.calls.append((call.command, path))
+        self.heard(path, content)
         told = [self._told[prefix] for prefix in sorted(self._told, key=len) if path.startswith(prefix)]
         if content and self.swallows:
             status, body, headers = 200, json.dumps(decode_tx(content).tx_id).encode(), {}

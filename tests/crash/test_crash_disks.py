@@ -1,0 +1,382 @@
+"""Disks that are full, fail or may not be written, no more descriptors, clocks that jump: refused, or recovered.
+
+Whatever happens, no byte of a signature leaves that is not in the ledger: the provider looks it up at once.
+"""
+
+import errno
+import os
+import resource
+import signal
+import sqlite3
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager
+from pathlib import Path
+
+import pytest
+from agent_kit import ADA, Run
+from crash.crash_kit import CountingSigner, CrashWorld, copy_files, crash_world, findings
+
+from payagent.core.payment import State
+from payagent.core.problem import Refused
+from payagent.store import queries
+from payagent.store.queries import PaymentRow
+from payagent.store.writer import Writer
+
+DAY_MS = 86_400_000
+ENDED = (State.CONFIRMED, State.REJECTED)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[CrashWorld]:
+    with crash_world(tmp_path) as world:
+        world.fund(*[50 * ADA] * 4)
+        yield world
+
+
+@asynccontextmanager
+async def life(world: CrashWorld) -> AsyncIterator[tuple[Run, CountingSigner]]:
+    signer = CountingSigner(world.account.signer)
+    async with world.run(signer=signer, providers={"devnet": world.guard.url}) as run:
+        await run.look()
+        yield run, signer
+
+
+def signatures_kept(world: CrashWorld) -> int:
+    with closing(sqlite3.connect(world.folder / "ledger.db")) as conn:
+        return int(conn.execute("SELECT COUNT(*) FROM attempts").fetchone()[0])
+
+
+def all_payments(run: Run) -> list[PaymentRow]:
+    return queries.payments_in(run.agent.conn, list(State))
+
+
+async def pay_until_refused(run: Run, most: int = 200) -> Refused:
+    """Pay one call after another until the ledger takes no more."""
+    for number in range(most):
+        try:
+            await run.pay(f"call {number}", key=f"key{number}")
+        except Refused as refused:
+            if refused.code == "store_failed":
+                return refused
+            assert refused.code == "funds_in_flight"
+            run.world.block()
+            with allowed("store_failed"):
+                await run.look()
+    raise AssertionError("it took everything")
+
+
+def assert_nothing_left_unrecorded(world: CrashWorld) -> None:
+    assert world.guard.undurable == []
+
+
+async def assert_recovered(world: CrashWorld, run: Run) -> None:
+    """What was begun ends, each payment once; then another is paid; the books equal the chain."""
+    await run.settle_down(2)
+    await run.pass_time(3)
+    after = await run.pay("afterwards", key="afterwards")
+    await run.pass_time(3)
+    rows = all_payments(run)
+    assert {row.state for row in rows} <= set(ENDED), [(row.id, row.state) for row in rows]
+    assert run.state(after.id) is State.CONFIRMED
+    paid = [row.tx_id or "" for row in rows if row.state is State.CONFIRMED]
+    assert sorted(world.transactions()) == sorted(paid)
+    assert run.owned() == world.on_chain()
+    assert "held" not in run.books()
+    assert findings(world) == []
+    assert_nothing_left_unrecorded(world)
+
+
+@contextmanager
+def allowed(*codes: str) -> Iterator[None]:
+    """It goes well or is refused as that."""
+    try:
+        yield
+    except Refused as refused:
+        if refused.code not in codes:
+            raise
+
+
+# --- ways to make a disk bad -------------------------------------------------------------------------------------
+
+
+@contextmanager
+def no_more_pages(run: Run, spare: int) -> Iterator[None]:
+    """SQLite's own "database or disk is full", after so many more pages."""
+
+    def bound(pages: int | None) -> None:
+        def job(unit: object) -> None:
+            conn = unit.conn  # type: ignore[attr-defined]
+            count = conn.execute("PRAGMA page_count").fetchone()[0]
+            conn.execute(f"PRAGMA max_page_count = {count + spare if pages is None else pages}")
+
+        run.agent._writer.submit("bound", job).result()
+
+    bound(None)
+    try:
+        yield
+    finally:
+        bound(2**30)
+
+
+@contextmanager
+def files_end_at(run: Run, spare: int) -> Iterator[None]:
+    """Writes of the log beyond its size, and a little, fail: EFBIG for SQLite, which makes an I/O error of it."""
+    log = run.world.folder / "ledger.db-wal"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (log.stat().st_size + spare * 4096, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+@contextmanager
+def log_cannot_be_written(run: Run, _spare: int) -> Iterator[None]:
+    """The descriptors of the log become read-only ones: each write fails, each read goes well."""
+    log = run.world.folder / "ledger.db-wal"
+    mine = [fd for fd in descriptors() if _leads_to(fd, log)]
+    assert mine
+    kept = {fd: os.dup(fd) for fd in mine}
+    read_only = os.open(log, os.O_RDONLY)
+    try:
+        for fd in mine:
+            os.dup2(read_only, fd)
+        yield
+    finally:
+        for fd, good in kept.items():
+            os.dup2(good, fd)
+            os.close(good)
+        os.close(read_only)
+
+
+def descriptors() -> list[int]:
+    """What this process has open."""
+    return [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]
+
+
+def _leads_to(fd: int, path: Path) -> bool:
+    try:
+        return Path(f"/proc/self/fd/{fd}").readlink() == path
+    except OSError:
+        return False
+
+
+BAD_DISKS = {"full": no_more_pages, "io error": files_end_at, "no writes": log_cannot_be_written}
+
+
+@pytest.mark.parametrize("spare", [0, 4, 9, 14, 30])
+@pytest.mark.parametrize("trouble", list(BAD_DISKS))
+async def test_a_disk_that_takes_no_more_is_told_and_gone_on_from(
+    world: CrashWorld, trouble: str, spare: int
+) -> None:
+    """Wherever in a payment's commits it hits, the caller is refused or knows of a payment that ends."""
+    async with life(world) as (run, signer):
+        with BAD_DISKS[trouble](run, spare):
+            refused = await pay_until_refused(run)
+            assert refused.code == "store_failed", refused
+            await run.agent.drain(10)
+            left = len(world.guard.received)
+            sent = set(world.guard.received)
+            with allowed("store_failed"):
+                await run.look()
+            await run.agent.drain(10)
+            assert_nothing_left_unrecorded(world)
+        assert len(sent) <= signatures_kept(world) <= signer.signed
+        assert left <= signer.signed
+        await assert_recovered(world, run)
+    async with life(world) as (run, _):
+        assert {row.state for row in all_payments(run)} <= set(ENDED)
+
+
+@pytest.mark.parametrize("trouble", ["io error", "no writes"])
+async def test_what_was_signed_on_a_bad_disk_is_signed_alike_later(world: CrashWorld, trouble: str) -> None:
+    """C3 fails: a signature exists that nobody has. It never leaves; the same coins give the same bytes."""
+    async with life(world) as (run, signer):
+        agent = run.agent
+        sign = agent._sign_and_check
+        bad = []
+
+        def sign_and_spoil(plan: object) -> bytes:
+            raw = sign(plan)  # type: ignore[arg-type]
+            if not bad:
+                bad.append(BAD_DISKS[trouble](run, 0))
+                bad[0].__enter__()
+            return raw
+
+        agent._sign_and_check = sign_and_spoil  # type: ignore[method-assign]
+        with pytest.raises(Refused, match="store_failed"):
+            await run.pay("hello", key="key")
+        await agent.drain(10)
+        assert signer.signed == 1
+        assert signatures_kept(world) == 0
+        assert world.guard.received == []
+        bad[0].__exit__(None, None, None)
+        [row] = all_payments(run)
+        assert row.state is State.RESERVED
+        await run.settle_down(2)
+        assert run.state(row.id) is State.CONFIRMED
+        assert signer.signed == 2
+        assert len(set(world.guard.received)) == 1
+        await assert_recovered(world, run)
+
+
+# --- a file system of its own ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of one and a half megabytes; skipped for who may not mount one."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1536k", "tmpfs", str(place)],
+        capture_output=True,
+        check=False,
+    )
+    if mount.returncode:
+        pytest.skip("no file system can be mounted here")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+async def test_a_file_system_without_room_is_told_and_gone_on_from(world: CrashWorld, small_disk: Path) -> None:
+    world.in_folder(small_disk)
+    ballast = small_disk / "ballast"
+    async with life(world) as (run, signer):
+        room = os.statvfs(small_disk)
+        ballast.write_bytes(bytes(room.f_bavail * room.f_bsize - 8 * 4096))
+        refused = await pay_until_refused(run)
+        assert refused.code == "store_failed", refused
+        await run.agent.drain(10)
+        assert_nothing_left_unrecorded(world)
+        assert signatures_kept(world) <= signer.signed
+    with allowed("store_failed"):
+        async with life(world) as (run, _):  # a start on a full disk: it works or says why not
+            await run.look()
+    ballast.unlink()
+    async with life(world) as (run, _):
+        await assert_recovered(world, run)
+
+
+async def test_a_file_system_that_may_not_be_written_is_refused_at_the_start(
+    world: CrashWorld, small_disk: Path
+) -> None:
+    async with life(world) as (run, _):
+        await run.pay("hello", key="key")
+    copy_files(world.folder, small_disk / "data")
+    world.in_folder(small_disk / "data")
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    sent = len(world.guard.received)
+    with pytest.raises(Refused, match="store_failed"):
+        async with life(world) as (run, _):
+            await run.look()
+    assert len(world.guard.received) == sent
+    subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
+    async with life(world) as (run, _):
+        await assert_recovered(world, run)
+
+
+def test_a_ledger_that_its_owner_may_not_write_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    Writer(path).close()
+    path.chmod(0o400)
+    if os.access(path, os.W_OK):
+        pytest.skip("for root nothing is read-only")
+    with pytest.raises(Refused, match="store_failed"):
+        Writer(path)
+
+
+# --- descriptors, and time ---------------------------------------------------------------------------------------
+
+
+def every_descriptor() -> Iterator[int]:
+    """Open until there is none left."""
+    try:
+        while True:
+            yield os.open("/dev/null", os.O_RDONLY)
+    except OSError as error:
+        assert error.errno == errno.EMFILE  # noqa: PT017
+
+
+async def test_without_descriptors_nothing_is_lost(world: CrashWorld) -> None:
+    """What has to open something is refused or waits; once there are descriptors again, all ends well."""
+    async with life(world) as (run, signer):
+        asks = [world.ask(f"call {number}", key=f"key{number}") for number in range(3)]
+        await run.agent.pay(asks[0])
+        before = resource.getrlimit(resource.RLIMIT_NOFILE)
+        highest = max(descriptors())
+        resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1, before[1]))
+        plugs = list(every_descriptor())
+        try:
+            for ask in asks[1:]:
+                with allowed("store_failed"):
+                    await run.agent.pay(ask)
+            await run.agent.drain(10)
+            await run.watch.tick()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+            for plug in plugs:
+                os.close(plug)
+        assert_nothing_left_unrecorded(world)
+        assert signatures_kept(world) <= signer.signed
+        await assert_recovered(world, run)
+
+
+@pytest.mark.parametrize("jump_ms", [DAY_MS, -DAY_MS], ids=["a day on", "a day back"])
+@pytest.mark.parametrize("when", ["before", "signed", "sent", "in block"])
+async def test_a_clock_that_jumps_and_comes_back_pays_once(world: CrashWorld, when: str, jump_ms: int) -> None:
+    """Only the agent's clock jumps: the chain's goes on."""
+    steady = world.clock
+    jumping = Jumping(steady)
+    world.clock = jumping  # type: ignore[assignment]
+    async with life(world) as (run, signer):
+        row = None
+        if when != "before":
+            if when == "signed":
+                world.fault("submit", "drop", count=1)
+            row = await run.pay("hello", key="key")
+            if when == "in block":
+                world.block()
+                await run.look()
+        ask = world.ask("hello", key="key") if row is None else None
+        jumping.jump_ms = jump_ms
+        if ask is not None:
+            with allowed("chain_not_ready", "clock_skew", "invoice_expired"):
+                row, _ = await run.agent.pay(ask)
+        for _ in range(2):
+            await run.look()
+            world.block()
+        await run.look()
+        assert signer.signed <= 1
+        jumping.jump_ms = 0
+        again, _ = await run.agent.pay(ask or world.ask("hello", key="key"))
+        assert row is None or again.id == row.id
+        await run.agent.drain(10)
+        await run.pass_time(4)
+        assert run.state(again.id) is State.CONFIRMED
+        assert signer.signed == 1
+        await assert_recovered(world, run)
+
+
+class Jumping:
+    """The agent's clock, and how far it is wrong."""
+
+    def __init__(self, steady: object) -> None:
+        self._steady = steady
+        self.jump_ms = 0
+
+    @property
+    def ahead_ms(self) -> int:
+        return int(self._steady.ahead_ms)  # type: ignore[attr-defined]
+
+    @ahead_ms.setter
+    def ahead_ms(self, value: int) -> None:
+        self._steady.ahead_ms = value  # type: ignore[attr-defined]
+
+    def now_ms(self) -> int:
+        return int(self._steady.now_ms()) + self.jump_ms  # type: ignore[attr-defined]

@@ -1,0 +1,112 @@
+"""Killed at any commit of five payments, and started again on what the disk held: all end as without it.
+
+The script has some hundred sites ("before" and "after" each commit). One run takes every 6th, from a base that
+goes on from day to day and is printed; `PAYAGENT_CRASH_SITES=all` takes all of them, `=3,17` those.
+"""
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from agent_kit import ADA
+from crash.crash_kit import COINS, CrashWorld, Dead, Disk, Script, assert_done, crash_world, outer_world
+
+EVERY = 6
+COMMITS = {"admit", "sign", "leave", "answer", "observe", "confirm", "delivery", "cancel", "void", "deposit"}
+SELECTED = os.environ.get("PAYAGENT_CRASH_SITES", "")
+
+
+async def live(world: CrashWorld, script: Script, disk: Disk) -> None:
+    """One life of the process, to its death or the script's end."""
+    world.guard.gone = False
+    async with world.run(checkpoint=disk, providers={"devnet": world.guard.url}) as run:
+        await script.drive(run, lambda: not disk.dead)
+        assert_done(world, run, script)
+
+
+async def sites_of(folder: Path) -> list[str]:
+    """The names of all sites, of a life without a crash."""
+    (folder / "marks").mkdir(parents=True)
+    with crash_world(folder) as world:
+        world.fund(*[50 * ADA] * COINS)
+        disk = Disk(folder)
+        await live(world, Script(world, folder / "marks"), disk)
+        return disk.sites
+
+
+def chosen(count: int) -> list[int]:
+    if SELECTED == "all":
+        return list(range(1, count + 1))
+    if SELECTED:
+        return [int(number) for number in SELECTED.split(",")]
+    base = int(time.time()) // 86_400 % EVERY
+    print(f"sites {1 + base}, and every {EVERY}th after it")
+    return list(range(1 + base, count + 1, EVERY))
+
+
+async def crash_and_recover(folder: Path, site: int) -> str:
+    """The name of the site at which it died; raises when what follows is not as it would have been."""
+    (folder / "marks").mkdir(parents=True)
+    with crash_world(folder) as world:
+        world.fund(*[50 * ADA] * COINS)
+        script = Script(world, folder / "marks")
+
+        def die() -> None:
+            world.guard.gone = True
+
+        disk = Disk(folder, site, kept=folder / "kept", die=die)
+        with pytest.raises(Dead):
+            await live(world, script, disk)
+        world.in_folder(folder / "kept")
+        await live(world, script, Disk(folder / "kept"))
+        return disk.sites[-1]
+
+
+@pytest.mark.timeout(1200)
+async def test_five_payments_end_alike_wherever_it_dies(tmp_path: Path) -> None:
+    sites = await sites_of(tmp_path / "whole")
+    assert {name.split()[1] for name in sites} >= COMMITS
+    failures = {}
+    numbers = chosen(len(sites))
+    for number in numbers:
+        try:
+            await crash_and_recover(tmp_path / f"site{number}", number)
+        except (Exception, pytest.fail.Exception) as error:  # noqa: BLE001  all of them are told
+            failures[number, sites[number - 1]] = repr(error)[:800]
+    print(f"{len(numbers)} of {len(sites)} sites")
+    assert not failures
+
+
+@pytest.mark.parametrize("name", ["before sign", "after cancel", "after leave"])
+async def test_five_payments_end_alike_after_a_real_kill(tmp_path: Path, name: str) -> None:
+    """The same, with a process of its own that kills itself where the last of these commits is made."""
+    sites = await sites_of(tmp_path / "whole")
+    site = len(sites) - sites[::-1].index(name)
+    folder = tmp_path / "killed"
+    (folder / "marks").mkdir(parents=True)
+    with crash_world(folder) as world:
+        world.fund(*[50 * ADA] * COINS)
+        devnet = world.devnet
+        child = await asyncio.create_subprocess_exec(
+            *(sys.executable, __file__, str(folder), str(site), world.guard.url),
+            *(devnet.origin, devnet.merchant_url),
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+        assert await child.wait() == -signal.SIGKILL
+        await live(world, Script(world, folder / "marks"), Disk(folder))
+
+
+async def _child(folder: str, site: str, chain_url: str, origin: str, merchant_url: str) -> None:
+    urls = {"chain_url": chain_url, "origin": origin, "merchant_url": merchant_url}
+    world = outer_world(Path(folder), urls)
+    disk = Disk(world.folder, int(site), die=lambda: os.kill(os.getpid(), signal.SIGKILL))
+    async with world.run(checkpoint=disk, providers={"devnet": chain_url}) as run:
+        await Script(world, world.folder / "marks").drive(run)
+
+
+if __name__ == "__main__":
+    asyncio.run(_child(*sys.argv[1:]))
