@@ -175,7 +175,9 @@ class Committer:
             before = self._sealer.last_rows()
             job.result = job.run(job.unit)
             self._sealer.seal(before)
-        except Exception as error:  # noqa: BLE001  it belongs to the caller, whoever that is
+        except Exception as error:
+            if not self.conn.in_transaction:
+                raise  # a full or failing disk made SQLite give up the whole batch
             job.raised = (failure(error) if isinstance(error, DatabaseError) else None) or error
             job.unit.roll_back_memory()
             self.conn.execute("ROLLBACK TO job")

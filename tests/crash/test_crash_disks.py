@@ -31,6 +31,7 @@ ENDED = (State.CONFIRMED, State.REJECTED)
 def world(tmp_path: Path) -> Iterator[CrashWorld]:
     with crash_world(tmp_path) as world:
         world.fund(*[50 * ADA] * 4)
+        world.settings(price="2000000", splits=[])
         yield world
 
 
@@ -59,7 +60,8 @@ async def pay_until_refused(run: Run, most: int = 200) -> Refused:
         except Refused as refused:
             if refused.code == "store_failed":
                 return refused
-            assert refused.code == "funds_in_flight"
+            if refused.code != "funds_in_flight":
+                raise
             run.world.block()
             with allowed("store_failed"):
                 await run.look()
@@ -164,6 +166,7 @@ def _leads_to(fd: int, path: Path) -> bool:
         return False
 
 
+SAID = {"full": "disk is full", "io error": "I/O error", "no writes": "I/O error"}
 BAD_DISKS = {"full": no_more_pages, "io error": files_end_at, "no writes": log_cannot_be_written}
 
 
@@ -176,7 +179,7 @@ async def test_a_disk_that_takes_no_more_is_told_and_gone_on_from(
     async with life(world) as (run, signer):
         with BAD_DISKS[trouble](run, spare):
             refused = await pay_until_refused(run)
-            assert refused.code == "store_failed", refused
+            assert SAID[trouble] in refused.detail
             await run.agent.drain(10)
             left = len(world.guard.received)
             sent = set(world.guard.received)
@@ -251,7 +254,7 @@ async def test_a_file_system_without_room_is_told_and_gone_on_from(world: CrashW
         room = os.statvfs(small_disk)
         ballast.write_bytes(bytes(room.f_bavail * room.f_bsize - 8 * 4096))
         refused = await pay_until_refused(run)
-        assert refused.code == "store_failed", refused
+        assert SAID["full"] in refused.detail
         await run.agent.drain(10)
         assert_nothing_left_unrecorded(world)
         assert signatures_kept(world) <= signer.signed

@@ -34,7 +34,7 @@ from payagent.proxy.door import Bounds
 
 HURRIED = Bounds(read_timeout_s=0.4, patience_s=0.4)
 PATIENT = Bounds(read_timeout_s=10, patience_s=10)
-SLOW_CLIENT_S, SLOW_ANSWER_S = 3.0, 2.4
+SLOW_CLIENT_S, SLOW_ANSWER_S = 2.0, 1.6
 TALK = Purchase("POST", "/chat", b'{"message": "hello"}')
 WAYS = {
     "tx_hash": TALK,

@@ -150,6 +150,25 @@ def test_a_savepoint_that_cannot_be_released_undoes_its_own_job_too(path: Path) 
     assert keys(path) == ["after"]
 
 
+def test_a_disk_that_fills_up_is_told_as_that_also_when_sqlite_gives_up_the_whole_transaction(path: Path) -> None:
+    memory: list[str] = []
+
+    def fill(unit: Unit) -> None:
+        taking(memory, "second")(unit)
+        unit.conn.execute("CREATE TABLE probe (x)")
+        unit.conn.execute(f"PRAGMA max_page_count = {unit.conn.execute('PRAGMA page_count').fetchone()[0]}")
+        unit.conn.execute("INSERT INTO probe VALUES (zeroblob(100000))")
+
+    writer = Writer(path)
+    futures = together(writer, {"a": taking(memory, "first"), "b": fill})
+    for future in futures.values():
+        assert "disk is full" in refused(future)
+    assert memory == []
+    assert writer.submit("after", put("after")).result(10)
+    writer.close()
+    assert keys(path) == ["after"]
+
+
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("port broke"), SystemExit(1), KeyboardInterrupt()])
 def test_whatever_a_checkpoint_raises_before_the_commit_fails_the_batch(path: Path, error: BaseException) -> None:
     memory: list[str] = []
