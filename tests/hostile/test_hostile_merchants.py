@@ -257,6 +257,25 @@ async def test_what_a_merchant_says_of_its_invoice_changes_nothing(world: World,
         await buy_in_spite(at, "proxy")
 
 
+@pytest.mark.parametrize("way", list(WAYS))
+async def test_one_that_never_serves_is_a_persons_matter_and_no_failed_payment(world: World, way: str) -> None:
+    """Once the invoice is over: paid and not served. The proof stays good for whoever shows it later."""
+    async with place(world, way, "5xx_after_settle") as at:
+        assert not await call_api(at)
+        await blocks(at)
+        world.clock.ahead_ms += 2 * 3_600_000
+        payment = await at.payment()
+        assert not await again(at, payment)
+        payment = await at.payment()
+        assert (payment["state"], payment["delivery"]) == ("confirmed", "paid_not_served")
+        at.merchant.mode = "clean"
+        assert await again(at, payment)
+        payment = await at.delivered()
+        assert payment["state"] == "confirmed"
+        assert settlements(world) == [payment["tx_hash"]]
+        assert_books(at)
+
+
 def test_the_control_client_that_signs_anew_pays_more_than_once(world: World) -> None:
     """The same battery tells a client that pays every 402 from payagent; without trouble it pays once as well."""
     paid: dict[tuple[str, str], int] = {}
