@@ -10,7 +10,7 @@ import signal
 import sqlite3
 import subprocess
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, closing, contextmanager
+from contextlib import ExitStack, asynccontextmanager, closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -198,25 +198,14 @@ async def test_a_disk_that_takes_no_more_is_told_and_gone_on_from(
 async def test_what_was_signed_on_a_bad_disk_is_signed_alike_later(world: CrashWorld, trouble: str) -> None:
     """C3 fails: a signature exists that nobody has. It never leaves; the same coins give the same bytes."""
     async with life(world) as (run, signer):
-        agent = run.agent
-        sign = agent._sign_and_check
-        bad = []
-
-        def sign_and_spoil(plan: object) -> bytes:
-            raw = sign(plan)  # type: ignore[arg-type]
-            if not bad:
-                bad.append(BAD_DISKS[trouble](run, 0))
-                bad[0].__enter__()
-            return raw
-
-        agent._sign_and_check = sign_and_spoil  # type: ignore[method-assign]
-        with pytest.raises(Refused, match="store_failed"):
-            await run.pay("hello", key="key")
-        await agent.drain(10)
-        assert signer.signed == 1
-        assert signatures_kept(world) == 0
-        assert world.guard.received == []
-        bad[0].__exit__(None, None, None)
+        with ExitStack() as disk:
+            signer.then = lambda: disk.enter_context(BAD_DISKS[trouble](run, 0))
+            with pytest.raises(Refused, match="store_failed"):
+                await run.pay("hello", key="key")
+            await run.agent.drain(10)
+            assert signer.signed == 1
+            assert signatures_kept(world) == 0
+            assert world.guard.received == []
         [row] = all_payments(run)
         assert row.state is State.RESERVED
         await run.settle_down(2)

@@ -1,7 +1,7 @@
 """Killed at any commit of five payments, and started again on what the disk held: all end as without it.
 
 The script has some hundred sites ("before" and "after" each commit). One run takes every 6th, from a base that
-goes on from day to day and is printed; `PAYAGENT_CRASH_SITES=all` takes all of them, `=3,17` those.
+goes on from day to day and is printed; `CRASH_SITES=all` takes all of them, `CRASH_SITES=3,17` those.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from crash.crash_kit import COINS, CrashWorld, Dead, Disk, Script, assert_done, 
 
 EVERY = 6
 COMMITS = {"admit", "sign", "leave", "answer", "observe", "confirm", "delivery", "cancel", "void", "deposit"}
-SELECTED = os.environ.get("PAYAGENT_CRASH_SITES", "")
+SELECTED = os.environ.get("CRASH_SITES", "")
 
 
 async def live(world: CrashWorld, script: Script, disk: Disk) -> None:
