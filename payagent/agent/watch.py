@@ -23,6 +23,7 @@ from payagent.agent.terms import MerchantTerms
 from payagent.chain.panel import Panel, View
 from payagent.chain.source import Found, Genesis, NotFound, Parameters, SubmitKind, Tip, TxSeen, Unknown, Why
 from payagent.core.payment import UNSIGNED, Delivery, State
+from payagent.core.problem import Refused
 from payagent.dialects import WITH_STATUS
 from payagent.merchants.client import MerchantClient
 from payagent.store import prepaid, queries, records, topups
@@ -105,7 +106,8 @@ class Watch:
             await self._carry_on()
             is_whole = found is not None and not self._unanswered and not self._coins_due
             if found is not None:
-                self.trouble = None if is_whole else f"{found.name}: not every payment and coin could be read"
+                why = "not every payment and coin could be read and recorded"
+                self.trouble = None if is_whole else f"{found.name}: {why}"
             return is_whole
 
     async def poll_merchants(self) -> None:
@@ -429,7 +431,10 @@ class Watch:
         return row.id in self._urgent or now_ms >= resubmit_due_ms(count, last_ms, is_hopeless=is_hopeless)
 
     async def _each(self, rows: Iterable[PaymentRow], act: Callable[[PaymentRow], Awaitable[None]]) -> None:
-        """Act on every row, a few at once. One that raises is logged and keeps nobody else from their turn."""
+        """Act on every row, a few at once. One that raises is logged and keeps nobody else from their turn.
+
+        What could not be written down is looked at again, as what could not be read.
+        """
         gate = asyncio.Semaphore(AT_ONCE_MAX)
 
         async def one(row: PaymentRow) -> None:
@@ -437,6 +442,7 @@ class Watch:
                 try:
                     await act(row)
                 except Exception as error:
+                    self._unanswered |= isinstance(error, Refused) and error.code == "store_failed"
                     log.warning("payment.step_failed", payment=row.id, error=repr(error), exc_info=True)
 
         await asyncio.gather(*(one(row) for row in rows))

@@ -215,6 +215,22 @@ async def test_what_was_signed_on_a_bad_disk_is_signed_alike_later(world: CrashW
         await assert_recovered(world, run)
 
 
+async def test_a_look_that_could_not_be_written_down_is_not_whole_and_is_made_again(world: CrashWorld) -> None:
+    """Readiness tells of the disk; when it is mended, what the chain shows is recorded without a newer block."""
+    async with life(world) as (run, _):
+        row = await run.pay("hello", key="key")
+        world.block()
+        with log_cannot_be_written(run, 0):
+            with allowed("store_failed"):
+                assert not await run.watch.tick()
+            with allowed("store_failed"):
+                assert not await run.watch.tick()
+        assert run.state(row.id) is State.IN_FLIGHT
+        assert await run.watch.tick()
+        assert run.state(row.id) is State.CONFIRMED
+        await assert_recovered(world, run)
+
+
 # --- a file system of its own ------------------------------------------------------------------------------------
 
 
