@@ -71,6 +71,13 @@ PROBLEMS: dict[str, Problem] = {
     "address_wrong_length": Problem(422, 3, "The address has the wrong length for its type", _ADDRESS),
     "address_wrong_network": Problem(422, 3, "An address of another network", _ADDRESS),
     "address_wrong_prefix": Problem(422, 3, "The address has the wrong prefix", _ADDRESS),
+    "already_running": Problem(
+        409,
+        2,
+        "Another daemon has this wallet",
+        "Stop it first: two daemons on one ledger or one keystore would not know of each other's payments.",
+        money="",
+    ),
     "amount_not_understood": Problem(422, 3, "An amount that is not a whole number of units", _SENDER),
     "amount_out_of_range": Problem(422, 3, "An amount outside what the chain can hold", _SENDER),
     "asset_not_allowed": Problem(
@@ -186,6 +193,13 @@ PROBLEMS: dict[str, Problem] = {
         "gives the wallet more coins, so that payments run side by side.",
         retryable=True,
     ),
+    "foreign_spend": Problem(
+        503,
+        4,
+        "Coins of the wallet were spent elsewhere",
+        "Find out who has the wallet's words and stop it, then run `payagent wallet thaw`. If nobody should have "
+        "them, send everything to a new wallet at once.",
+    ),
     "handed_over_expired": Problem(
         409,
         3,
@@ -265,6 +279,21 @@ PROBLEMS: dict[str, Problem] = {
     ),
     "keystore_locked": Problem(
         503, 5, "The keystore is locked", "Give the passphrase; see config keystore.*.", money=""
+    ),
+    "lease_lost": Problem(
+        503,
+        1,
+        "Another daemon has opened this ledger",
+        "Find the other daemon: one machine alone may have the data folder. This one has stopped.",
+        money="What was durable before stands; nothing was signed since.",
+    ),
+    "ledger_behind": Problem(
+        503,
+        4,
+        "The ledger does not know all that was signed",
+        "Wait: payagent reads the wallet's transactions from the chain when what was signed has landed or run "
+        "out, and goes on by itself. If you have the newer ledger.db, stop payagent and put that one back.",
+        retryable=True,
     ),
     "ledger_missing": Problem(
         503,

@@ -31,6 +31,12 @@ CREATE TABLE meta (
   value TEXT NOT NULL
 ) STRICT;
 
+-- Which start of the daemon writes this file: the last one. A row of its own that is no part of the record.
+CREATE TABLE boot (
+  one INTEGER PRIMARY KEY CHECK (one = 1),
+  epoch TEXT NOT NULL
+) STRICT;
+
 -- A client of payagent. Only the hash of its token is kept.
 CREATE TABLE apps (
   id TEXT PRIMARY KEY,
@@ -187,6 +193,21 @@ CREATE TABLE coins (
 CREATE INDEX coins_by_state ON coins(state);
 CREATE INDEX coins_by_tx ON coins(tx_id);
 
+-- A transaction that spends coins of ours and is no attempt, when it was seen in a block (there = 1), or when that
+-- block was lost (0). `inputs` are the coins of ours among its inputs, between spaces.
+CREATE TABLE foreign_sightings (
+  seq INTEGER PRIMARY KEY,
+  tx_id TEXT NOT NULL,
+  there INTEGER NOT NULL CHECK (there IN (0, 1)),
+  inputs TEXT NOT NULL,
+  block_hash TEXT NOT NULL,
+  block_height INTEGER NOT NULL,
+  block_slot INTEGER NOT NULL,
+  provider TEXT NOT NULL,
+  at_ms INTEGER NOT NULL
+) STRICT;
+CREATE INDEX foreign_sightings_by_tx ON foreign_sightings(tx_id);
+
 CREATE TABLE reservations (
   ref TEXT PRIMARY KEY REFERENCES coins(ref),
   payment_id TEXT NOT NULL REFERENCES payments(id)
@@ -198,14 +219,15 @@ CREATE INDEX reservations_by_payment ON reservations(payment_id);
 CREATE TABLE journal (
   id INTEGER PRIMARY KEY,
   kind TEXT NOT NULL
-    CHECK (kind IN ('deposit', 'undeposit', 'reserve', 'post', 'reverse', 'release', 'use', 'unuse')),
+    CHECK (kind IN ('deposit', 'undeposit', 'reserve', 'post', 'reverse', 'release', 'use', 'unuse', 'foreign',
+                    'unforeign')),
   payment_id TEXT REFERENCES payments(id),
   pool INTEGER REFERENCES prepaid_pools(id),
   ref TEXT,
   at_ms INTEGER NOT NULL
 ) STRICT;
 CREATE INDEX journal_by_payment ON journal(payment_id);
-CREATE INDEX journal_of_deposits ON journal(ref) WHERE kind IN ('deposit', 'undeposit');
+CREATE INDEX journal_of_deposits ON journal(ref) WHERE kind IN ('deposit', 'undeposit', 'foreign', 'unforeign');
 CREATE TABLE postings (
   seq INTEGER PRIMARY KEY,
   entry INTEGER NOT NULL REFERENCES journal(id) DEFERRABLE INITIALLY DEFERRED,
@@ -502,6 +524,7 @@ KEPT = {
     "prepaid_observations": Kept((_ROW,)),
     "prepaid_pools": Kept((_ROW, Key(("origin", "partner", "wallet")))),
     "postings": Kept((_ROW,)),
+    "foreign_sightings": Kept((_ROW,)),
     "sightings": Kept((_ROW,)),
     "submissions": Kept((_ROW,)),
     "apps": Kept((_ROW, Key(("id",)), Key(("name",)), Key(("token_hash",)))),

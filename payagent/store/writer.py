@@ -3,6 +3,8 @@
 A job is a function of a `Unit` (the open transaction). Each runs in a savepoint, so that one that raises
 leaves no trace and does not touch its neighbours; when the commit itself fails, none of them happened.
 What a job adds to the tables of record is sealed in its savepoint (store.seals).
+With an `Ownership`, a batch is committed only while no other daemon has opened the ledger since, and a batch that
+added an attempt is answered only once the signer's own record has it (store.signer).
 What a job changes in memory beside the database it must register with `unit.undo`. Whatever is raised, every
 future ends and the thread goes on.
 
@@ -27,6 +29,7 @@ from sqlite_utils import Database
 from payagent.core.problem import Refused
 from payagent.store.schema import migrations, missing_guards
 from payagent.store.seals import Sealer
+from payagent.store.signer import SignerRecord, lacks, last_signed
 
 T = TypeVar("T")
 Checkpoint = Callable[[str], None]
@@ -124,6 +127,26 @@ def open_database(path: Path) -> sqlite3.Connection:
     return conn
 
 
+@dataclass(frozen=True, slots=True)
+class Ownership:
+    """That one process alone writes a ledger, and signs by it.
+
+    `epoch` is random and new with each start. `record` is told of the last attempt after its commit and before
+    anybody learns of it. `on_lost` is called on the writer's thread when another daemon has taken the ledger over.
+    """
+
+    epoch: str
+    record: SignerRecord
+    on_lost: Callable[[], None] = lambda: None
+
+
+def _take_over(conn: sqlite3.Connection, epoch: str) -> None:
+    """From here on, whoever opened the ledger before commits nothing more."""
+    conn.execute(
+        "INSERT INTO boot(one, epoch) VALUES (1, ?) ON CONFLICT DO UPDATE SET epoch = excluded.epoch", (epoch,)
+    )
+
+
 def migrate(conn: sqlite3.Connection) -> None:
     """Bring the schema up to date; refuse (`store_failed`) a database whose guards were taken off."""
     migrations.apply(Database(conn))
@@ -134,19 +157,29 @@ def migrate(conn: sqlite3.Connection) -> None:
 class Committer:
     """Owns the writing connection: makes one commit of several jobs. One thread at a time."""
 
-    def __init__(self, path: Path, *, checkpoint: Checkpoint = lambda _name: None) -> None:
+    def __init__(
+        self, path: Path, *, checkpoint: Checkpoint = lambda _name: None, own: Ownership | None = None
+    ) -> None:
         with opening(path):
             self.conn = open_database(path)
             path.chmod(0o600)
             migrate(self.conn)
             self._sealer = Sealer(self.conn)
+            self._own = own
+            self._noted = 0
+            if own is not None:
+                _take_over(self.conn, own.epoch)
+                if (last := last_signed(self.conn)) and lacks(self.conn, own.record.read()):
+                    self._noted = last.attempts
         self._checkpoint = checkpoint
         self.commits = 0
 
     def commit(self, jobs: list[Job]) -> None:
         """Run the jobs and end their futures, whatever is raised."""
         try:
+            self._note_signed()
             self.conn.execute("BEGIN IMMEDIATE")
+            self._require_ours()
             for job in jobs:
                 self._run_one(job)
             for job in jobs:
@@ -160,6 +193,13 @@ class Committer:
         with suppress(BaseException):
             for job in jobs:
                 self._checkpoint(f"after {job.name}")
+        try:
+            self._note_signed()
+        except Exception as error:  # noqa: BLE001  what is durable stays so, and leaves only once it is noted
+            refused = Refused("store_failed", f"the signer's record could not be written: {error}")
+            for job in jobs:
+                job.future.set_exception(refused)
+            return
         for job in jobs:
             if job.raised is None:
                 job.future.set_result(job.result)
@@ -168,6 +208,27 @@ class Committer:
 
     def close(self) -> None:
         self.conn.close()
+
+    def _note_signed(self) -> None:
+        """What was signed is noted outside of the ledger too, before anybody can use it.
+
+        Once more at the start, for what a process that was killed had no time to note.
+        """
+        if self._own is None:
+            return
+        last = last_signed(self.conn)
+        if last is not None and last.attempts > self._noted:
+            self._own.record.write(last)
+            self._noted = last.attempts
+
+    def _require_ours(self) -> None:
+        """Another daemon that opened this ledger since has left its epoch: it is the one that writes now."""
+        if self._own is None:
+            return
+        row = self.conn.execute("SELECT epoch FROM boot").fetchone()
+        if row != (self._own.epoch,):
+            self._own.on_lost()
+            raise Refused("lease_lost", "another daemon has opened this ledger since: this one writes no more")
 
     def _run_one(self, job: Job) -> None:
         self.conn.execute("SAVEPOINT job")
@@ -192,15 +253,20 @@ class Committer:
             except BaseException as another:  # noqa: BLE001  the rest is undone all the same
                 problems.append(another)
         reasons = "; ".join(str(problem) or type(problem).__name__ for problem in problems)
+        refused = Refused("store_failed", f"ledger.db could not be written: {reasons}")
+        if isinstance(error, Refused) and len(problems) == 1:
+            refused = error
         for job in jobs:
-            job.future.set_exception(Refused("store_failed", f"ledger.db could not be written: {reasons}"))
+            job.future.set_exception(refused)
 
 
 class Writer:
     """The committer's thread, and the queue of what waits for it. May be called from any thread or task."""
 
-    def __init__(self, path: Path, *, checkpoint: Checkpoint = lambda _name: None) -> None:
-        self._committer = Committer(path, checkpoint=checkpoint)
+    def __init__(
+        self, path: Path, *, checkpoint: Checkpoint = lambda _name: None, own: Ownership | None = None
+    ) -> None:
+        self._committer = Committer(path, checkpoint=checkpoint, own=own)
         self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._closed = False
         self._thread = threading.Thread(target=self._loop, name="ledger-writer", daemon=True)

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from payagent.core.problem import Refused
-from payagent.store.writer import Readers, Unit, Writer
+from payagent.store.signer import Signed, lacks
+from payagent.store.writer import Ownership, Readers, Unit, Writer
 
 Job = Callable[[Unit], object]
 
@@ -304,3 +305,103 @@ def test_a_database_that_lost_a_guard_is_not_opened(path: Path) -> None:
         conn.execute("DROP TRIGGER postings_no_delete")
     with pytest.raises(Refused, match="postings_no_delete"):
         Writer(path)
+
+
+class Noted:
+    """A signer's record in memory."""
+
+    def __init__(self) -> None:
+        self.last: Signed | None = None
+        self.is_broken = False
+
+    def read(self) -> Signed | None:
+        return self.last
+
+    def write(self, signed: Signed) -> None:
+        if self.is_broken:
+            raise OSError("the disk is gone")
+        self.last = signed
+
+
+def sign(tx_id: str) -> Job:
+    """An attempt of no payment: what it refers to is not looked at."""
+
+    def job(unit: Unit) -> object:
+        return unit.conn.execute(
+            "INSERT INTO attempts VALUES (?, 'pay1', 'pay', 'aa#0', NULL, 'aa#0', x'84', 170000, 9, 1)", (tx_id,)
+        )
+
+    return job
+
+
+@pytest.fixture
+def payment(path: Path) -> None:
+    writer = Writer(path)
+
+    def job(unit: Unit) -> None:
+        unit.conn.execute("INSERT INTO apps VALUES ('app', 'a', 'h', 'pay', 1)")
+        unit.conn.execute("INSERT INTO intents VALUES ('int', 'app', 'k', 0, 'f', 'o', NULL, 'r', 1, NULL)")
+        unit.conn.execute(
+            "INSERT INTO payments(id, kind, app_id, intent_id, outputs, state, delivery, anchor, created_at_ms, "
+            "changed_at_ms) VALUES ('pay1', 'send', 'app', 'int', '[]', 'reserved', 'not_presented', 'aa#0', 1, 1)"
+        )
+
+    writer.submit("setup", job).result(10)
+    writer.close()
+
+
+async def test_who_opened_the_ledger_last_writes_it_alone(path: Path) -> None:
+    lost: list[str] = []
+    first = Writer(path, own=Ownership("first", Noted(), lambda: lost.append("first")))
+    await first.run("put", put("before"))
+    second = Writer(path, own=Ownership("second", Noted()))
+    with pytest.raises(Refused, match="lease_lost"):
+        await first.run("put", put("after"))
+    await second.run("put", put("second"))
+    with pytest.raises(Refused, match="lease_lost"):
+        await first.run("put", put("still"))
+    assert (keys(path), lost[0]) == (["before", "second"], "first")
+    first.close()
+    second.close()
+
+
+@pytest.mark.usefixtures("payment")
+async def test_an_attempt_is_noted_outside_before_anybody_is_answered(path: Path) -> None:
+    record = Noted()
+    writer = Writer(path, own=Ownership("one", record))
+    await writer.run("put", put("no attempt"))
+    assert record.last is None
+    await writer.run("sign", sign("cc"))
+    assert record.last == Signed(1, "cc", 9)
+    record.is_broken = True
+    with pytest.raises(Refused, match="store_failed"):
+        await writer.run("sign", sign("dd"))
+    with pytest.raises(Refused, match="store_failed"):
+        await writer.run("put", put("nothing before it is noted"))
+    assert keys(path) == ["no attempt"]
+    record.is_broken = False
+    await writer.run("put", put("after"))
+    assert record.last == Signed(2, "dd", 9)
+    writer.close()
+
+
+@pytest.mark.usefixtures("payment")
+@pytest.mark.parametrize(("noted", "is_older"), [(Signed(1, "cc", 9), False), (Signed(2, "dd", 9), True)])
+async def test_a_start_notes_what_the_last_one_had_no_time_for_and_forgets_nothing(
+    path: Path, noted: Signed, is_older: bool
+) -> None:
+    writer = Writer(path)
+    await writer.run("sign", sign("cc"))
+    writer.close()
+    record = Noted()
+    record.last = noted
+    writer = Writer(path, own=Ownership("one", record))
+    await writer.run("put", put("first"))
+    assert record.last == noted  # an older ledger's last attempt is no news to the signer
+    assert lacks(Readers(path).conn, record.last) is is_older
+    record.last = None
+    writer.close()
+    writer = Writer(path, own=Ownership("two", record))
+    await writer.run("put", put("second"))
+    assert record.last == Signed(1, "cc", 9)
+    writer.close()
