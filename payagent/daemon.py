@@ -1,15 +1,16 @@
 """daemon: puts the house together and keeps it running until it is told to stop.
 
-May import: every room but the CLI and the devnet. Never: decides about a payment. What it owns: the lock on
+May import: every room but the CLI and the devnet. Never: decides about a payment. What it owns: the lease of
 the data folder, the sockets (bound here, since a server would make the Unix one open to everybody), the order
 of start and stop.
 """
 
 import asyncio
-import fcntl
 import os
+import signal
 import socket
 import stat
+import threading
 from collections.abc import AsyncIterator, Callable, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
@@ -21,6 +22,7 @@ import structlog
 from payagent.agent.agent import Agent
 from payagent.agent.alerts import Alerts
 from payagent.agent.ports import Ports, SystemClock, SystemRandomness
+from payagent.agent.scan import Recovery
 from payagent.agent.terms import AutoTopup, MerchantTerms, Terms, TopupRequest
 from payagent.agent.topup import Topups
 from payagent.agent.watch import Watch
@@ -40,7 +42,17 @@ from payagent.proxy.door import Bounds as ProxyBounds
 from payagent.proxy.door import Door
 from payagent.settings import Provider, Settings, Topup, find_passphrase, read_secret_file
 from payagent.store import queries, records
-from payagent.store.writer import Checkpoint, Readers, Writer, opening, remove_copies, require_ledger
+from payagent.store.lease import lease
+from payagent.store.signer import SIGNER_FILE, SignerFile
+from payagent.store.writer import (
+    Checkpoint,
+    Ownership,
+    Readers,
+    Writer,
+    opening,
+    remove_copies,
+    require_ledger,
+)
 from payagent.sweeps import DEVNET_BEATS, NETWORK_BEATS, Sweeps
 from payagent.wallet.keys import Account
 from payagent.wallet.keystore import unlock
@@ -52,6 +64,7 @@ Announce = Callable[[Mapping[str, str]], None]
 Prompt = Callable[[], str]
 
 LEDGER_FILE = "ledger.db"
+KEYSTORE_FILE = "keystore.json"
 
 
 def serve(
@@ -66,11 +79,13 @@ def serve(
     """Run the daemon until SIGTERM or SIGINT. `checkpoint` is told of every commit point (tests kill there).
 
     The keystore is opened first: who is asked for its passphrase can still leave with Ctrl-C, and nobody listens.
-    Refused before anything is served: `config_invalid`, `keystore_*`, `ledger_missing`, `store_failed`.
+    Refused before anything is served: `already_running`, `config_invalid`, `keystore_*`, `ledger_missing`,
+    `store_failed`. Ends as `lease_lost` when another daemon opened the ledger meanwhile.
     """
     if not __debug__:
         raise Refused("config_invalid", "Python's -O strips checks that libraries rely on; start without it")
-    with _lock(settings.data_dir):
+    _require_private(settings.data_dir)
+    with lease(settings.data_dir, (LEDGER_FILE, KEYSTORE_FILE)):
         require_ledger(settings.data_dir / LEDGER_FILE)
         remove_copies(settings.data_dir)
         account = _unlock(settings, environ, prompt, redactor)
@@ -109,7 +124,11 @@ async def _running(
 ) -> AsyncIterator[tuple[Agent, Topups, Sweeps]]:
     """The agent with its heart beating; stopped in the order that lets nothing be cut off."""
     database = settings.data_dir / LEDGER_FILE
-    writer = Writer(database, checkpoint=checkpoint)
+    ports = Ports(SystemClock(), SystemRandomness())
+    record = SignerFile(settings.data_dir / SIGNER_FILE)
+    is_lost = threading.Event()
+    own = Ownership(ports.new_id("boot"), record, partial(_leave_to_another, is_lost))
+    writer = Writer(database, checkpoint=checkpoint, own=own)
     sources = [_source(provider, index, redactor) for index, provider in enumerate(settings.chain.providers)]
     merchants, webhook = MerchantClient(), _webhook(settings, redactor)
     try:
@@ -117,11 +136,12 @@ async def _running(
         with opening(database):
             readers = Readers(database)
             await _bind(writer, readers, settings, account.address)
-            ports = Ports(SystemClock(), SystemRandomness())
             agent = Agent(terms, ports, writer, readers, sources, account.signer)
+            recovery = Recovery(agent, record)
+            await recovery.begin()
         beats = DEVNET_BEATS if settings.network == "devnet" else NETWORK_BEATS
         topups = Topups(agent, merchants)
-        sweeps = Sweeps(agent, Watch(agent, merchants), Alerts(agent, webhook), topups, beats)
+        sweeps = Sweeps(agent, Watch(agent, merchants), Alerts(agent, webhook), topups, recovery, beats)
         sweeps.start()
         try:
             yield agent, topups, sweeps
@@ -134,6 +154,15 @@ async def _running(
         for source in sources:
             await source.aclose()
         writer.close()
+    if is_lost.is_set():
+        raise Refused("lease_lost", f"another daemon has opened {database}")
+
+
+def _leave_to_another(is_lost: threading.Event) -> None:
+    """Stop as by SIGTERM: nothing can be written any more, so nothing is signed and nothing new leaves."""
+    if not is_lost.is_set():
+        is_lost.set()
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 async def _bind(writer: Writer, readers: Readers, settings: Settings, own: Address) -> None:
@@ -225,7 +254,7 @@ def _hide(secret: str, redactor: Redactor) -> None:
 def _unlock(settings: Settings, environ: Mapping[str, str], prompt: Prompt | None, redactor: Redactor) -> Account:
     passphrase = find_passphrase(settings, environ, prompt)
     _hide(passphrase, redactor)
-    account = unlock(settings.data_dir / "keystore.json", passphrase)
+    account = unlock(settings.data_dir / KEYSTORE_FILE, passphrase)
     if account.network.name != settings.network:
         raise Refused("keystore_invalid", f"the keystore is of {account.network.name}, not of {settings.network}")
     if account.number != settings.keystore.account:
@@ -233,22 +262,11 @@ def _unlock(settings: Settings, environ: Mapping[str, str], prompt: Prompt | Non
     return account
 
 
-@contextmanager
-def _lock(data_dir: Path) -> Generator[None]:
-    """One daemon for a data folder: the kernel's lock goes with the process, however it ends."""
+def _require_private(data_dir: Path) -> None:
     if not data_dir.is_dir():
         raise Refused("config_invalid", f"{data_dir} is not there; make it with `payagent init`")
     if data_dir.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
         raise Refused("config_invalid", f"{data_dir} is open to others; run: chmod 700 {data_dir}")
-    descriptor = os.open(data_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Refused("config_invalid", f"another payagent runs on {data_dir}") from None
-        yield
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from apscheduler.schedulers.asyncio import AsyncIOScheduler
 
 from payagent.agent.agent import Agent
 from payagent.agent.alerts import Alerts
+from payagent.agent.scan import Recovery
 from payagent.agent.topup import Topups
 from payagent.agent.watch import Watch
 from payagent.core.problem import Refused
@@ -44,11 +45,14 @@ NETWORK_BEATS = Beats(watch_s=5, merchants_s=15, alerts_s=10, prepaid_s=5)
 class Sweeps:
     """The running heartbeat."""
 
-    def __init__(self, agent: Agent, watch: Watch, alerts: Alerts, topups: Topups, beats: Beats) -> None:
+    def __init__(
+        self, agent: Agent, watch: Watch, alerts: Alerts, topups: Topups, recovery: Recovery, beats: Beats
+    ) -> None:
         self._agent = agent
         self._watch = watch
         self._alerts = alerts
         self._topups = topups
+        self._recovery = recovery
         self._beats = beats
         self._tasks: set[asyncio.Task[None]] = set()
         self._last_success_s: float | None = None
@@ -66,6 +70,7 @@ class Sweeps:
         )  # it tells of every beat, and that one was skipped
         for name, beat, seconds in (
             ("watch", self._look, self._beats.watch_s),
+            ("scan", self._recovery.beat, self._beats.watch_s),
             ("merchants", self._watch.poll_merchants, self._beats.merchants_s),
             ("prepaid", self._watch.observe_prepaid, self._beats.prepaid_s),
             ("alerts", self._alerts.beat, self._beats.alerts_s),

@@ -18,6 +18,7 @@ from canaries import plant
 
 from payagent.agent.agent import Agent, Ask, Request
 from payagent.agent.ports import Ports, SystemClock, SystemRandomness
+from payagent.agent.scan import Recovery
 from payagent.agent.terms import MerchantTerms, Terms
 from payagent.agent.topup import Topups
 from payagent.agent.watch import Watch
@@ -31,7 +32,8 @@ from payagent.dialects import make_response
 from payagent.merchants.client import MerchantClient
 from payagent.store import queries, records
 from payagent.store.queries import PaymentRow
-from payagent.store.writer import Checkpoint, Readers, Writer
+from payagent.store.signer import SignerRecord
+from payagent.store.writer import Checkpoint, Ownership, Readers, Writer
 from payagent.wallet.keys import Account, Signer, derive, seed_from_words
 
 WORDS = plant("the recovery words", "abandon " * 23 + "art")
@@ -174,20 +176,28 @@ class World:
         terms: Callable[[Terms], Terms] = lambda terms: terms,
         signer: Signer | None = None,
         providers: Mapping[str, str] | None = None,
+        record: SignerRecord | None = None,
     ) -> AsyncIterator["Run"]:
-        """One life of the agent. `providers` are base URLs by name; there is one without them, the devnet."""
+        """One life of the agent. `providers` are base URLs by name; there is one without them, the devnet.
+
+        With a signer's `record` it owns its ledger, and its recovery has begun.
+        """
         path = self.folder / "ledger.db"
         urls = providers or {"devnet": self.devnet.chain_url}
         sources = [Blockfrost(name, url, None, FAST) for name, url in urls.items()]
-        writer, merchants = Writer(path, checkpoint=checkpoint), MerchantClient()
+        own = None if record is None else Ownership(SystemRandomness().token_hex(12), record)
+        writer, merchants = Writer(path, checkpoint=checkpoint, own=own), MerchantClient()
         readers = Readers(path)
         if not readers.conn.execute("SELECT 1 FROM apps").fetchone():
             scopes = ["pay", "read", "operate", "approve"]
             await writer.run("app", lambda unit: records.add_app(unit, APP, "test", "0" * 64, scopes, 1))
         ports = Ports(self.clock, SystemRandomness())
         agent = Agent(terms(self.terms), ports, writer, readers, sources, signer or self.account.signer)
+        recovery = None if record is None else Recovery(agent, record)
         try:
-            yield Run(self, agent, Watch(agent, merchants), Topups(agent, merchants))
+            if recovery is not None:
+                await recovery.begin()
+            yield Run(self, agent, Watch(agent, merchants), Topups(agent, merchants), recovery)
         finally:
             await agent.drain(10)
             await merchants.aclose()
@@ -204,10 +214,13 @@ class Run:
     agent: Agent
     watch: Watch
     topups: Topups
+    recovery: Recovery | None = None
 
     async def look(self) -> None:
         """One look at the chain, and everything that it set off has been sent."""
         await self.watch.tick()
+        if self.recovery is not None:
+            await self.recovery.beat()
         await self.agent.drain(10)
 
     async def pay(self, message: str = "hello", **more: object) -> PaymentRow:

@@ -232,7 +232,7 @@ class Admission:
         """
         reserved = queries.coins_reserved_for(unit.conn, row.id)
         anchor = next(coin_of(coin) for coin in reserved if coin.ref == row.anchor)
-        there = [coin_of(coin) for coin in reserved if coin.state != "missing" or coin.ref == row.anchor]
+        there = [coin_of(coin) for coin in reserved if not coin.is_gone or coin.ref == row.anchor]
         network_id = self.chain.network.network_id
         try:
             return take_back(there, anchor, self.own, ttl_slot, network_id)

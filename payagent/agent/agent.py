@@ -49,8 +49,8 @@ from payagent.core.invoice import Invoice, Output, Role
 from payagent.core.payment import ENDED_WITHOUT_PAYING, NEVER_SIGNED, TRANSITIONS, UNSIGNED, Event, State
 from payagent.core.problem import Refused
 from payagent.dialects import Answer, Call, Reading, Response, Said, read_answer, read_offers
+from payagent.store import onchain, queries, records
 from payagent.store import prepaid as pools
-from payagent.store import queries, records
 from payagent.store.queries import AttemptRow, PaymentRow
 from payagent.store.writer import Connection, Readers, Unit
 from payagent.wallet.coins import Coin, Coins
@@ -160,7 +160,11 @@ class Agent:
         self.terms = terms
         self.ports = ports
         self.sources = [Guarded(source, ports.clock, terms.call_rate) for source in sources]
-        self.chain = ChainView(terms.network, restored_at_ms=queries.restored_at_ms(readers.conn))
+        self.chain = ChainView(
+            terms.network,
+            restored_at_ms=queries.restored_at_ms(readers.conn),
+            foreign=onchain.frozen_by(readers.conn),
+        )
         self.changes = Changes()
         self.coins = Coins(coin_of(row) for row in queries.free_coins(readers.conn))
         self._writer = writer

@@ -33,9 +33,11 @@ PINNED = {
 
 @dataclass(slots=True)
 class ChainView:
-    """What the watch learned, and when the ledger was put back from a backup, if it ever was.
+    """What the watch learned, and what keeps the wallet from signing.
 
-    `require_ready` stands before every signature.
+    `restored_at_ms`: when the ledger was put back from a backup, if it ever was. `behind`: why the ledger does not
+    know all that was signed (agent.scan). `foreign`: a transaction that spent coins of ours and is none of ours
+    (agent.foreign), until an operator thaws. `require_ready` stands before every signature.
     """
 
     network: Network
@@ -43,6 +45,8 @@ class ChainView:
     tip: Tip | None = None
     problem: str | None = "no provider has answered yet"
     restored_at_ms: int | None = None
+    behind: str | None = None
+    foreign: str | None = None
 
     def learn_genesis(self, genesis: Genesis) -> None:
         """Bind the provider's network to ours: addresses cannot tell preprod from preview."""
@@ -66,7 +70,7 @@ class ChainView:
     def require_ready(self, now_ms: int) -> int:
         """The current slot, when the chain is seen well enough to sign.
 
-        Refused: `chain_not_ready`, `clock_skew`, `restored_recently`.
+        Refused: `chain_not_ready`, `clock_skew`, `restored_recently`, `ledger_behind`, `foreign_spend`.
         """
         if self.slots is None or self.tip is None or self.problem is not None:
             raise Refused("chain_not_ready", self.problem or "the chain and the wallet's coins were not read yet")
@@ -84,6 +88,15 @@ class ChainView:
                 "restored_recently",
                 f"nothing is signed until {iso_time(until_ms)}: the ledger was put back from a backup at "
                 f"{iso_time(self.restored_at_ms)}, and what was signed after that backup may still land",
+            )
+
+        if self.behind is not None:
+            raise Refused("ledger_behind", f"nothing is signed: {self.behind}")
+        if self.foreign is not None:
+            raise Refused(
+                "foreign_spend",
+                f"nothing is signed until an operator thaws: transaction {self.foreign} spent coins of this "
+                "wallet, and payagent did not sign it",
             )
 
     def is_ready(self, now_ms: int) -> bool:

@@ -35,8 +35,8 @@ def sync(unit: Unit, listing: Listing, coins: Coins, now_ms: int) -> int:
         if ref not in known:
             deposits += _deposit(unit, ref, utxo, coins, now_ms)
         elif known[ref].state == "missing":
-            records.set_coin_state(unit, ref, "free")
-            if known[ref].reserved_for is None:
+            records.set_coin_state(unit, ref, "locked" if _is_locked(utxo) else "free")
+            if not _is_locked(utxo) and known[ref].reserved_for is None:
                 put(unit, coins, known[ref])
     for ref, row in known.items():
         if row.state == "free" and ref not in seen and (row.reserved_for is not None or ref in coins):
@@ -69,7 +69,7 @@ def is_stale(listing: Listing, known: Mapping[str, CoinRow]) -> bool:
 def _deposit(unit: Unit, ref: str, utxo: ChainUtxo, coins: Coins, now_ms: int) -> int:
     if queries.coin(unit.conn, ref) is not None:
         return 0
-    locked = utxo.has_datum or utxo.has_script or utxo.unreadable
+    locked = _is_locked(utxo)
     row = CoinRow(
         ref,
         utxo.tx_id,
@@ -86,3 +86,8 @@ def _deposit(unit: Unit, ref: str, utxo: ChainUtxo, coins: Coins, now_ms: int) -
     if not locked:
         put(unit, coins, row)
     return 1
+
+
+def _is_locked(utxo: ChainUtxo) -> bool:
+    """Never spent: it holds a datum or a script, or what cannot be counted."""
+    return utxo.has_datum or utxo.has_script or utxo.unreadable

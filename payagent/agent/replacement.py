@@ -163,7 +163,7 @@ class Replacing:
         reserved = {coin.ref: coin for coin in queries.coins_reserved_for(unit.conn, row.id)}
         last = [one for one in queries.attempts(unit.conn, row.id) if one.kind == "pay"][-1]
         anchor = coin_of(reserved[last.anchor])
-        there = [coin for coin in reserved.values() if coin.state != "missing" or coin.ref == last.anchor]
+        there = [coin for coin in reserved.values() if not coin.is_gone or coin.ref == last.anchor]
         same = [coin_of(coin) for coin in there if coin.ref in last.inputs]
         try:
             if len(same) == len(last.inputs):

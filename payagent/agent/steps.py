@@ -301,11 +301,15 @@ def record_block_lost(unit: Unit, payment_id: str, coins: Coins, now_ms: int) ->
         records.write_entry(unit, ledger.reverse(Entry("post", lines)), now_ms, payment_id=payment_id)
         prepaid.taken_back(unit, row, posted.postings, now_ms)
         records.renew_hold(unit, payment_id)
-    records.move_payment(unit, payment_id, Event.BLOCK_LOST, now_ms, {"block": row.block_hash})
-    for ref in _attempt(unit, payment_id, row.tx_id).inputs:
+    # a foreign transaction that made it void is no attempt to go by, and nothing of ours
+    attempts = {attempt.tx_id: attempt for attempt in queries.attempts(unit.conn, payment_id)}
+    lost = attempts.get(row.tx_id or "")
+    back = {} if lost is not None else {"tx_id": next(reversed(attempts))}
+    records.move_payment(unit, payment_id, Event.BLOCK_LOST, now_ms, {"block": row.block_hash}, **back)
+    for ref in () if lost is None else lost.inputs:
         records.set_coin_state(unit, ref, "free" if queries.is_made(unit.conn, ref) else "pending")
     for coin in queries.coins_of_tx(unit.conn, row.tx_id or ""):
-        if coin.state != "spent":
+        if coin.state != "spent" and coin.source == "change":
             if coin.ref in coins:
                 take(unit, coins, coin.ref)
             records.set_coin_state(unit, coin.ref, "pending")

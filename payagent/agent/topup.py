@@ -53,7 +53,7 @@ LATER = frozenset(
     (
         *("batch_under_way", "chain_not_ready", "clock_skew", "funds_in_flight", "intent_settling"),
         *("internal_error", "invoice_expired", "merchant_timeout", "merchant_unreachable", "not_signed_yet"),
-        *("restored_recently", "store_failed"),
+        *("foreign_spend", "ledger_behind", "restored_recently", "store_failed"),
     )
 )
 """Refusals that pass by themselves. Any other ends the order."""

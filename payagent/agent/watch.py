@@ -18,6 +18,7 @@ from payagent.agent import deposits, steps
 from payagent.agent.agent import Agent
 from payagent.agent.alarm import clear_alert, raise_alert
 from payagent.agent.chainview import TIP_AGE_MAX_S
+from payagent.agent.foreign import Foreign
 from payagent.agent.replacement import is_lost
 from payagent.agent.terms import MerchantTerms
 from payagent.chain.panel import Panel, View
@@ -78,6 +79,7 @@ class Watch:
         self.trouble: str | None = None
         self._agent = agent
         self._merchants = merchants
+        self._foreign = Foreign(agent)
         self._lock = asyncio.Lock()
         self._last: Tip | None = None
         self._unverified: set[str] = set()
@@ -379,6 +381,7 @@ class Watch:
             listing, now_ms = read.value, agent.ports.clock.now_ms()
             await agent.write("deposit", lambda unit: deposits.sync(unit, listing, agent.coins, now_ms))
         self._coins_read = True
+        await self._foreign.look(source, read.value)
         if source.is_current:
             for coin in queries.missing_coins(agent.conn):
                 if coin.source == "deposit":

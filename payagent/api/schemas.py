@@ -314,6 +314,10 @@ class Utxos(BaseModel):
     utxos: list[Utxo]
 
 
+class Thawed(BaseModel):
+    tx: str | None
+
+
 class Posting(BaseModel):
     account: str
     asset: str

@@ -9,12 +9,13 @@ from fastapi import APIRouter, Depends
 from starlette.requests import Request
 
 from payagent.agent.admission import DAY_MS
+from payagent.agent.foreign import thaw
 from payagent.agent.view import payment_view
 from payagent.api.access import OPERATE, PAY, READ, Caller, need
 from payagent.api.calls import json_body, single_header
 from payagent.api.problems import JsonResponse
 from payagent.api.reading import read_key, read_split, read_transfer
-from payagent.api.schemas import Limits, Payment, SendOrder, SplitOrder, Utxos, Wallet, gives, takes
+from payagent.api.schemas import Limits, Payment, SendOrder, SplitOrder, Thawed, Utxos, Wallet, gives, takes
 from payagent.api.views import limits_view, utxo_view, wallet_view
 from payagent.store import queries
 
@@ -70,6 +71,14 @@ async def send(request: Request, caller: Operator) -> JsonResponse:
     else:
         row, is_new = await agent.send(caller.app.id, order.to, order.asset, order.units, key)
     return JsonResponse(payment_view(row, agent.terms), 201 if is_new else 200)
+
+
+@router.post(
+    "/v1/wallet/thaw", summary="Sign again after coins were spent elsewhere", responses=gives(Thawed, 200)
+)
+async def thaw_wallet(caller: Operator) -> JsonResponse:
+    """The operator says that payagent alone has this wallet again. `tx`: what froze it; null when nothing had."""
+    return JsonResponse({"tx": await thaw(caller.agent, caller.app.id)})
 
 
 @router.get("/v1/limits", summary="What may still be spent", responses=gives(Limits, 200))

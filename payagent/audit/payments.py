@@ -207,7 +207,8 @@ def _check_intent(case: Case) -> Iterator[Finding]:
 
 def _check_sightings(case: Case, steps: list[Step]) -> Iterator[Finding]:
     """Each time that it came into a block there is a sighting of a fit attempt, which says what its event does."""
-    shown = [step for step in steps if step.event in _SHOWN]
+    # what a foreign transaction did is borne out by sightings of its own (audit.verify)
+    shown = [step for step in steps if step.event in _SHOWN and not step.told.get("foreign")]
     kinds = {attempt.tx_id: attempt.kind for attempt in case.attempts}
     for step in shown:
         if kinds.get(step.tx_id or "") != _SHOWN[step.event]:

@@ -119,7 +119,7 @@ def _listed(conn: Connection, history: History, looked: Tip, gap: _Gap) -> Itera
     for tx in history.transactions:
         moved = history.movements[tx.tx_id]
         own = onchain.own_tx(conn, tx.tx_id)
-        booked = clean(add((onchain.booked_deposits(conn, tx.tx_id), own.booked if own else {})))
+        booked = clean(add((onchain.booked_others(conn, tx.tx_id), own.booked if own else {})))
         told = _of_ours(tx, own, _net(moved), booked) if own else _of_others(tx, moved, booked, looked)
         if told is not None:
             gap.take(told, _less(_net(moved), booked))
@@ -149,9 +149,9 @@ def _of_ours(tx: AddressTx, own: OwnTx, net: Units, booked: Units) -> Difference
 
 
 def _of_others(tx: AddressTx, moved: Movement, booked: Units, looked: Tip) -> Difference | InFlight | None:
-    """A transaction of somebody else's: it brought what is booked as a deposit, and spent nothing of ours."""
+    """A transaction of somebody else's: it moved what is booked as deposits, and as spent elsewhere."""
     net = _net(moved)
-    if moved.spent:
+    if moved.spent and net != booked:
         refs = ", ".join(moved.spent)
         what = f"no attempt, and it spends what is ours: {refs}. It moved {_text(net)}"
         return Difference("foreign", "coins", next(iter(moved.spent)), tx.tx_id, what)

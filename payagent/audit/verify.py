@@ -19,7 +19,7 @@ from payagent.store.queries import EntryRow
 from payagent.store.schema import GENESIS, missing_guards
 from payagent.store.writer import Connection
 
-_OF_NO_PAYMENT = ("deposit", "undeposit", "use", "unuse")
+_OF_NO_PAYMENT = ("deposit", "undeposit", "use", "unuse", "foreign", "unforeign")
 
 Told = Finding | Progress | Head
 
@@ -38,6 +38,7 @@ def verify(conn: Connection, owner: Owner, noted: Head | None = None) -> Iterato
         yield from _balances(conn)
         yield from check_prepaid(conn)
         yield from _coins(conn)
+        yield from _foreign(conn)
         yield from payments
 
 
@@ -142,3 +143,24 @@ def _coins(conn: Connection) -> Iterator[Told]:
             what = f"the books say {booked.get(asset, 0)} are ours, the coins come to {ours.get(asset, 0)}"
             yield Finding("coins", asset, what)
     yield Progress("coins", count)
+
+
+def _foreign(conn: Connection) -> Iterator[Finding]:
+    """Each sighting of a foreign transaction, and each loss of one, is booked once, with what its coins hold."""
+    entries = list(books.foreign_entries(conn))
+    sightings = list(books.foreign_sums(conn))
+    for (number, tx_id, there, held), (entry, kind, ref) in zip(sightings, entries, strict=False):
+        wanted = ledger.foreign(held) if there else ledger.unforeign(held)
+        lines = sorted(books.postings_of(conn, entry))
+        if (kind, ref) != (wanted.kind, tx_id) or lines != sorted(
+            (p.account, p.asset, p.units) for p in wanted.postings
+        ):
+            yield Finding("journal", str(entry), f"it is not what foreign sighting {number} books")
+    for number, tx_id, *_ in sightings[len(entries) :]:
+        yield Finding("foreign_sightings", str(number), f"nothing is booked for {tx_id}")
+    for entry, *_ in entries[len(sightings) :]:
+        yield Finding("journal", str(entry), "no sighting of a foreign transaction books it")
+    for number in books.unseen_foreign_voids(conn):
+        yield Finding(
+            "events", str(number), "no foreign transaction was seen in that block that spends the anchor"
+        )

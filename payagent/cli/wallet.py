@@ -134,6 +134,19 @@ def send(
         _ordered(terminal, link.post("/v1/wallet/send", body, key))
 
 
+@wallet.command(epilog=example("payagent wallet thaw"))
+@talks_to_daemon
+def thaw(terminal: Terminal, connect: Connect) -> None:
+    """Sign again after coins were spent elsewhere. First find out who has the wallet's words, and stop it."""
+    if terminal.can_ask:
+        click.confirm("Is payagent the only one that signs with this wallet now?", abort=True, err=True)
+    with connect() as link:
+        answer = link.post("/v1/wallet/thaw", {})
+    tx = answer["tx"]
+    text = "Nothing was frozen." if tx is None else f"Thawed: payagent signs again. Frozen by {tx}."
+    terminal.give(answer, lambda: terminal.line(text))
+
+
 def _transfer(to: str, amount: str | None, asset: str | None, everything: bool) -> dict[str, object]:
     if everything == (amount is not None) or (everything and asset is not None):
         raise click.UsageError("say how much: --amount AMOUNT (with --asset for a token), or --all")

@@ -15,7 +15,9 @@ from typing import Literal, NamedTuple
 
 from payagent.core.money import LOVELACE
 
-Kind = Literal["deposit", "undeposit", "reserve", "post", "reverse", "release", "use", "unuse"]
+Kind = Literal[
+    "deposit", "undeposit", "foreign", "unforeign", "reserve", "post", "reverse", "release", "use", "unuse"
+]
 Units = Mapping[str, int]
 
 WALLET, HELD, FEES, EXTERNAL = "wallet", "held", "fees", "external"
@@ -65,6 +67,16 @@ def deposit(units: Units) -> Entry:
 def undeposit(units: Units) -> Entry:
     """A deposit's transaction is on no chain any more."""
     return _transfer("undeposit", WALLET, EXTERNAL, units)
+
+
+def foreign(units: Units) -> Entry:
+    """Coins of ours were spent by a transaction that is none of ours. What it gave us back is a deposit."""
+    return _transfer("foreign", WALLET, EXTERNAL, units)
+
+
+def unforeign(units: Units) -> Entry:
+    """That transaction is on no chain any more: the coins are ours again."""
+    return _transfer("unforeign", EXTERNAL, WALLET, units)
 
 
 def reserve(hold: Units) -> Entry:

@@ -13,6 +13,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from payagent.core.ledger import add
 from payagent.core.money import LOVELACE
 from payagent.store import queries
 from payagent.store.queries import AttemptKind, EntryRow, OutputRow
@@ -396,13 +397,16 @@ def deposited(conn: sqlite3.Connection, ref: str) -> tuple[dict[str, int] | None
 # a coin counts from when what made it is booked until what spent it is
 _BOOKED = """EXISTS (SELECT 1 FROM attempts a JOIN payments p ON p.id = a.payment_id AND p.tx_id = a.tx_id
              WHERE a.tx_id = c.{} AND p.state IN ('confirmed', 'settled', 'void'))"""
+_FOREIGN = """EXISTS (SELECT 1 FROM foreign_sightings f WHERE f.tx_id = c.spent_by AND f.there = 1
+                     AND instr(' ' || f.inputs || ' ', ' ' || c.ref || ' '))"""
 _COUNTED = f"""
 SELECT c.ref, c.lovelace, c.assets,
        (c.source = 'deposit' OR {_BOOKED.format("tx_id")})
-         - (c.spent_by IS NOT NULL AND {_BOOKED.format("spent_by")}),
+         - (c.spent_by IS NOT NULL AND ({_BOOKED.format("spent_by")} OR {_FOREIGN})),
        c.source = 'deposit' AND NOT c.ref IN (SELECT ref FROM journal WHERE kind = 'deposit'),
        c.spent_by IS NOT NULL AND NOT EXISTS (SELECT 1 FROM attempts a WHERE a.tx_id = c.spent_by
                                               AND instr(' ' || a.inputs || ' ', ' ' || c.ref || ' '))
+         AND NOT {_FOREIGN}
 FROM coins c ORDER BY c.rowid
 """  # noqa: S608  names of ours
 
@@ -465,3 +469,32 @@ def topup_ends(conn: sqlite3.Connection) -> Iterator[tuple[int, tuple[Any, ...],
         "SELECT seq, id, ended_at_ms, reason_code, reason FROM topups ORDER BY seq"
     ):
         yield number, tuple(ended), events.get(topup_id, (None, None, None))
+
+
+def foreign_sums(conn: sqlite3.Connection) -> Iterator[tuple[int, str, bool, dict[str, int]]]:
+    """(row number, transaction, whether it is there, what its coins hold) of every sighting of a foreign one."""
+    rows = conn.execute("SELECT seq, tx_id, there, inputs FROM foreign_sightings ORDER BY seq").fetchall()
+    for number, tx_id, there, inputs in rows:
+        marks = ",".join("?" * len(inputs.split(" ")))
+        coins = conn.execute(
+            f"SELECT lovelace, assets FROM coins WHERE ref IN ({marks})",  # noqa: S608  marks alone
+            inputs.split(" "),
+        )
+        yield number, tx_id, bool(there), add(value_of(*coin) for coin in coins)
+
+
+def foreign_entries(conn: sqlite3.Connection) -> Iterator[tuple[int, str, str | None]]:
+    """(entry, kind, transaction) of what was booked of foreign ones, in order."""
+    return conn.execute("SELECT id, kind, ref FROM journal WHERE kind IN ('foreign', 'unforeign') ORDER BY id")
+
+
+def unseen_foreign_voids(conn: sqlite3.Connection) -> Iterator[int]:
+    """Events that say that a foreign transaction made a payment void, which no sighting of one bears out."""
+    rows = conn.execute(
+        "SELECT e.seq FROM events e JOIN payments p ON p.id = e.payment_id "
+        "WHERE e.event = 'void' AND e.detail ->> '$.foreign' IS NOT NULL AND NOT EXISTS ("
+        "SELECT 1 FROM foreign_sightings f WHERE f.there = 1 AND f.tx_id = e.detail ->> '$.tx_id' "
+        "AND f.block_hash = e.detail ->> '$.block_hash' "
+        "AND instr(' ' || f.inputs || ' ', ' ' || p.anchor || ' ')) ORDER BY e.seq"
+    )
+    return (number for (number,) in rows)

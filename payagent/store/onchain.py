@@ -3,6 +3,7 @@
 May import: core, store.queries, sqlite3. Never: writes; believes that a transaction is on the chain.
 """
 
+import json
 import sqlite3
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -43,6 +44,79 @@ class Claim:
     booked: Units
 
 
+@dataclass(frozen=True, slots=True)
+class ForeignRow:
+    """A transaction that spent coins of ours (`inputs`) and is no attempt, in its block; `there`: not lost."""
+
+    tx_id: str
+    there: bool
+    inputs: tuple[str, ...]
+    block_hash: str
+    block_height: int
+    block_slot: int
+
+
+def foreign_there(conn: sqlite3.Connection, from_height: int = 0) -> list[ForeignRow]:
+    """Those that are on the chain, as far as was seen, in blocks from a height on; oldest first."""
+    rows = conn.execute(
+        "SELECT tx_id, there, inputs, block_hash, block_height, block_slot FROM foreign_sightings f "
+        "WHERE seq = (SELECT MAX(seq) FROM foreign_sightings g WHERE g.tx_id = f.tx_id) "
+        "AND there = 1 AND block_height >= ? ORDER BY seq",
+        (from_height,),
+    )
+    return [ForeignRow(r[0], bool(r[1]), tuple(r[2].split(" ")), r[3], r[4], r[5]) for r in rows]
+
+
+def is_ours(conn: sqlite3.Connection, tx_id: str) -> bool:
+    return conn.execute("SELECT 1 FROM attempts WHERE tx_id = ?", (tx_id,)).fetchone() is not None
+
+
+def known_since_ms(conn: sqlite3.Connection, refs: Iterable[str]) -> int:
+    """When the first of these coins came to be known to be on the chain; 0 when that is not recorded."""
+    times = [
+        conn.execute(
+            "SELECT COALESCE((SELECT MIN(at_ms) FROM journal WHERE kind = 'deposit' AND ref = ?1), "
+            "(SELECT MIN(at_ms) FROM sightings WHERE tx_id = substr(?1, 1, 64)), 0)",
+            (ref,),
+        ).fetchone()[0]
+        for ref in refs
+    ]
+    return min(times, default=0)
+
+
+def overtaken(conn: sqlite3.Connection) -> list[tuple[str, str]]:
+    """(payment, foreign transaction) where that spent the anchor, or a coin of what nothing was signed for."""
+    rows = conn.execute(
+        "SELECT p.id, MIN(c.spent_by) FROM reservations r JOIN payments p ON p.id = r.payment_id "
+        "JOIN coins c ON c.ref = r.ref JOIN foreign_sightings f ON f.tx_id = c.spent_by "
+        "WHERE p.state = 'reserved' "
+        "OR (p.state IN ('signed', 'in_flight', 'replacing', 'cancelling') AND r.ref = p.anchor) "
+        "GROUP BY p.seq ORDER BY p.seq"
+    )
+    return rows.fetchall()
+
+
+def last_of_wallet(conn: sqlite3.Connection, event: str) -> tuple[int, str, int]:
+    """(seq, detail, at_ms) of the wallet's last event of a name; (0, "{}", 0) when there is none."""
+    row = conn.execute(
+        "SELECT seq, detail, at_ms FROM events WHERE payment_id IS NULL AND event = ? ORDER BY seq DESC LIMIT 1",
+        (event,),
+    ).fetchone()
+    return row or (0, "{}", 0)
+
+
+def last_event_ms(conn: sqlite3.Connection) -> int:
+    """When the last thing happened that the ledger knows of; 0 when nothing did."""
+    row = conn.execute("SELECT at_ms FROM events ORDER BY seq DESC LIMIT 1").fetchone()
+    return row[0] if row else 0
+
+
+def frozen_by(conn: sqlite3.Connection) -> str | None:
+    """The last transaction that spent coins of ours elsewhere, if nobody has thawed the wallet since."""
+    seq, detail, _ = last_of_wallet(conn, "foreign_spend")
+    return None if seq <= last_of_wallet(conn, "thawed")[0] else str(json.loads(detail)["tx_id"])
+
+
 def own_tx(conn: sqlite3.Connection, tx_id: str) -> OwnTx | None:
     row = conn.execute(
         "SELECT p.id, p.state, a.kind, p.tx_id IS a.tx_id, a.fee_lovelace FROM attempts a "
@@ -74,12 +148,12 @@ def booked_payment(conn: sqlite3.Connection, payment_id: str) -> dict[str | None
     return found
 
 
-def booked_deposits(conn: sqlite3.Connection, tx_id: str) -> Units:
-    """What arrived in a transaction, by the journal, less what was taken back."""
+def booked_others(conn: sqlite3.Connection, tx_id: str) -> Units:
+    """What a transaction of others moved, by the journal: what arrived, less what it spent, or was taken back."""
     rows = conn.execute(
         "SELECT q.account, q.asset, q.units FROM journal j JOIN postings q ON q.entry = j.id "
-        "WHERE j.kind IN ('deposit', 'undeposit') AND j.ref >= ? AND j.ref < ?",
-        (f"{tx_id}#", f"{tx_id}$"),
+        "WHERE j.kind IN ('deposit', 'undeposit', 'foreign', 'unforeign') AND j.ref >= ? AND j.ref < ?",
+        (tx_id, f"{tx_id}$"),
     )
     return _ours(rows)
 
@@ -97,11 +171,12 @@ def unlisted(conn: sqlite3.Connection, listed: Collection[str], since_slot: int,
             booked = booked_payment(conn, payment_id).get(tx_id, {})
             yield Claim("payments", payment_id, tx_id, State(state), booked)
     deposits = conn.execute(
-        "SELECT MIN(id), substr(ref, 1, 64) FROM journal WHERE kind = 'deposit' AND at_ms >= ? GROUP BY 2",
+        "SELECT MIN(id), substr(ref, 1, 64) FROM journal WHERE kind IN ('deposit', 'foreign') AND at_ms >= ? "
+        "GROUP BY 2",
         (since_ms,),
     )
     for entry, tx_id in deposits:
-        if tx_id not in listed and (booked := booked_deposits(conn, tx_id)):
+        if tx_id not in listed and (booked := booked_others(conn, tx_id)):
             yield Claim("journal", str(entry), tx_id, None, booked)
 
 

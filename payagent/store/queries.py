@@ -142,6 +142,11 @@ class CoinRow:
     state: str
     reserved_for: str | None
 
+    @property
+    def is_gone(self) -> bool:
+        """Whether nothing can be built on it now: the list lacks it, or it was seen spent."""
+        return self.state in ("missing", "spent")
+
 
 @dataclass(frozen=True, slots=True)
 class AppRow:

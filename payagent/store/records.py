@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from payagent.core.invoice import Invoice
 from payagent.core.ledger import Entry
 from payagent.core.payment import Delivery, Event, State, move
+from payagent.store.onchain import ForeignRow
 from payagent.store.queries import AttemptKind, CoinRow, OutputRow, dump_outputs, event_hash, last_event
 from payagent.store.writer import Unit
 
@@ -268,6 +269,23 @@ def add_sighting(
         "INSERT INTO sightings(tx_id, block_hash, block_height, block_slot, provider, at_ms) "
         "VALUES (?, ?, ?, ?, ?, ?)",
         (tx_id, block_hash, height, slot, provider, now_ms),
+    )
+
+
+def add_foreign_sighting(unit: Unit, row: ForeignRow, provider: str, now_ms: int) -> None:
+    unit.conn.execute(
+        "INSERT INTO foreign_sightings(tx_id, there, inputs, block_hash, block_height, block_slot, provider, "
+        "at_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            row.tx_id,
+            int(row.there),
+            " ".join(row.inputs),
+            row.block_hash,
+            row.block_height,
+            row.block_slot,
+            provider,
+            now_ms,
+        ),
     )
 
 

@@ -10,16 +10,19 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import closing, nullcontext, suppress
 from pathlib import Path
 
+import httpx
 import pytest
 from canaries import plant
 
 from payagent.core.network import NETWORKS
+from payagent.core.problem import Refused
 from payagent.devnet.server import DevnetThread
+from payagent.store.lease import require_local
 from payagent.store.writer import Writer
-from payagent.wallet.keystore import create
+from payagent.wallet.keystore import create, read_header
 
 WORDS = plant("the recovery words", "abandon " * 23 + "art")
 FEW_FILES = 128
@@ -96,6 +99,68 @@ def test_a_second_daemon_on_the_same_folder_refuses_to_start(folder: Path) -> No
     assert code == 2
     assert "another payagent runs" in talk
     assert stop(process)[0] == 0
+
+
+def another_way(folder: Path, devnet: DevnetThread, name: str) -> Path:
+    """A second config, with a socket and a data folder of its own name."""
+    second = folder / name
+    second.mkdir()
+    (second / "passphrase").write_text(PASSPHRASE)
+    (second / "passphrase").chmod(0o600)
+    write_config(second, devnet)
+    return second
+
+
+@pytest.mark.parametrize("shared", ["the folder by a link", "ledger.db", "keystore.json"])
+def test_a_second_daemon_that_comes_another_way_refuses_to_start(
+    folder: Path, devnet: DevnetThread, shared: str
+) -> None:
+    second = another_way(folder, devnet, "second")
+    if shared.startswith("the folder"):
+        (second / "data").symlink_to(folder / "data")
+    else:
+        (second / "data").mkdir(mode=0o700)
+        create(second / "data/keystore.json", WORDS, PASSPHRASE, NETWORKS["devnet"], scrypt_n=2**4)
+        Writer(second / "data/ledger.db").close()
+        (second / "data" / shared).unlink()
+        os.link(folder / "data" / shared, second / "data" / shared)
+    process, _ = start(folder)
+    code, talk = refused(second)
+    assert stop(process)[0] == 0
+    assert (code, "already_running" in talk) == (2, True), talk
+    process, _ = start(second)
+    assert stop(process)[0] == 0
+
+
+def test_a_daemon_whose_ledger_another_one_opened_writes_nothing_more_and_ends(
+    folder: Path, devnet: DevnetThread
+) -> None:
+    process, _ = start(folder)
+    ledger = folder / "data/ledger.db"
+    with closing(sqlite3.connect(ledger, isolation_level=None)) as conn:
+        conn.execute("PRAGMA busy_timeout = 5000")
+        conn.execute("UPDATE boot SET epoch = 'of a daemon that no lock kept away'")
+        own = read_header(folder / "data/keystore.json").address
+        body = {"address": own, "lovelace": "5000000"}
+        httpx.post(f"{devnet.origin}/devnet/faucet", json=body, trust_env=False).raise_for_status()
+        _, talk = process.communicate(timeout=30)
+        assert process.returncode == 1, talk
+        assert "lease_lost" in talk
+        assert conn.execute("SELECT COUNT(*) FROM journal").fetchone() == (0,)
+
+
+@pytest.mark.parametrize(
+    ("kind", "is_refused"),
+    [("nfs4", True), ("cifs", True), ("fuse.sshfs", True), ("ext4", False), ("tmpfs", False)],
+)
+def test_a_folder_where_locks_hold_nobody_off_is_refused(tmp_path: Path, kind: str, is_refused: bool) -> None:
+    device = tmp_path.stat().st_dev
+    mounts = tmp_path / "mountinfo"
+    mounts.write_text(
+        f"21 1 0:5 / /proc rw - proc proc rw\n36 35 {os.major(device)}:{os.minor(device)} / / rw - {kind} x rw\n"
+    )
+    with pytest.raises(Refused, match=kind) if is_refused else nullcontext():
+        require_local(tmp_path, mounts)
 
 
 def test_what_a_killed_daemon_left_does_not_keep_the_next_from_starting(folder: Path) -> None:

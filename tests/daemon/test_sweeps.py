@@ -78,7 +78,7 @@ class Quiet:
 async def test_a_look_that_fails_does_not_stop_the_heart() -> None:
     watch = Watch(fail_first=3)
     watch.go_on.set()
-    sweeps = Sweeps(Agent(), watch, Quiet(), Quiet(), FAST)  # type: ignore[arg-type]
+    sweeps = Sweeps(Agent(), watch, Quiet(), Quiet(), Quiet(), FAST)  # type: ignore[arg-type]
     sweeps.start()
     assert sweeps.stale() is not None
     await asyncio.wait_for(watch.several.wait(), 10)
@@ -88,7 +88,7 @@ async def test_a_look_that_fails_does_not_stop_the_heart() -> None:
 
 async def test_looks_do_not_run_beside_each_other() -> None:
     watch = Watch()
-    sweeps = Sweeps(Agent(), watch, Quiet(), Quiet(), FAST)  # type: ignore[arg-type]
+    sweeps = Sweeps(Agent(), watch, Quiet(), Quiet(), Quiet(), FAST)  # type: ignore[arg-type]
     sweeps.start()
     await asyncio.wait_for(watch.started.wait(), 10)
     for _ in range(20):
@@ -102,7 +102,7 @@ async def test_looks_do_not_run_beside_each_other() -> None:
 
 async def test_a_stop_lets_the_look_that_runs_end_and_begins_no_other() -> None:
     agent, watch = Agent(), Watch()
-    sweeps = Sweeps(agent, watch, Quiet(), Quiet(), FAST)  # type: ignore[arg-type]
+    sweeps = Sweeps(agent, watch, Quiet(), Quiet(), Quiet(), FAST)  # type: ignore[arg-type]
     sweeps.start()
     await asyncio.wait_for(watch.started.wait(), 10)
     stopping = asyncio.create_task(sweeps.stop())
@@ -116,7 +116,7 @@ async def test_a_stop_lets_the_look_that_runs_end_and_begins_no_other() -> None:
 async def test_readiness_says_what_the_last_look_said() -> None:
     agent, watch = Agent(), Watch(whole=False, trouble="blockfrost-1: its newest block could not be read")
     watch.go_on.set()
-    sweeps = Sweeps(agent, watch, Quiet(), Quiet(), FAST)  # type: ignore[arg-type]
+    sweeps = Sweeps(agent, watch, Quiet(), Quiet(), Quiet(), FAST)  # type: ignore[arg-type]
     sweeps.start()
     await asyncio.wait_for(watch.several.wait(), 10)
     assert sweeps.stale() == "blockfrost-1: its newest block could not be read"
@@ -152,7 +152,7 @@ async def test_the_log_tells_when_the_trouble_with_the_chain_changes_and_not_on_
     agent.chain.slots = SlotClock(0, now_s)
     agent.chain.tip = Tip(1, 0, "ab" * 32, now_s)
     watch.go_on.set()
-    sweeps = Sweeps(agent, watch, Quiet(), Quiet(), FAST)  # type: ignore[arg-type]
+    sweeps = Sweeps(agent, watch, Quiet(), Quiet(), Quiet(), FAST)  # type: ignore[arg-type]
     sweeps.start()
     await looks(watch, 5)
     watch.trouble = "first: timeout after 5.2 s"
@@ -178,7 +178,7 @@ async def test_the_log_tells_when_the_trouble_with_the_chain_changes_and_not_on_
 async def test_a_look_that_fails_in_the_same_way_again_is_logged_once(written: io.StringIO) -> None:
     watch = Watch(fail_first=1_000_000)
     watch.go_on.set()
-    sweeps = Sweeps(Agent(), watch, Quiet(), Quiet(), FAST)  # type: ignore[arg-type]
+    sweeps = Sweeps(Agent(), watch, Quiet(), Quiet(), Quiet(), FAST)  # type: ignore[arg-type]
     sweeps.start()
     await looks(watch, 5)
     await sweeps.stop()

@@ -1,0 +1,199 @@
+"""Two wallets on the same words: a coin of ours was spent by a transaction that payagent did not sign.
+
+The list of our coins lacking one is a reason to look, and proves nothing; the transaction that spends it, in a
+block, does. From then on the books follow it, and nothing is signed until an operator thaws the wallet: who signs
+elsewhere may spend what a payment is about to.
+
+May import: core, chain.source, store, agent. Never: concludes anything from an absence; thaws by itself.
+"""
+
+from dataclasses import dataclass, replace
+from functools import partial
+
+import structlog
+
+from payagent.agent import steps
+from payagent.agent.agent import Agent
+from payagent.agent.alarm import clear_alert
+from payagent.agent.chainview import QUIET_MS
+from payagent.agent.scan import ALERT_SUBJECT, LAG_S, Search, Spend, Why, take_in
+from payagent.chain.agree import Listing
+from payagent.chain.panel import View
+from payagent.chain.source import Found, NotFound, TxSeen
+from payagent.core import ledger
+from payagent.core.money import LOVELACE
+from payagent.core.payment import Event, State
+from payagent.core.problem import Refused
+from payagent.store import onchain, queries, records
+from payagent.store.onchain import ForeignRow
+from payagent.store.writer import Unit
+
+SEARCH_EVERY_MS = 60_000
+"""How soon the same coins are searched for again: what spent them may not be in the provider's index yet."""
+
+VOID_READS = 3
+VOID_EVERY_MS = 60_000
+
+log = structlog.get_logger("payagent.foreign")
+
+
+@dataclass(frozen=True, slots=True)
+class _Weighed:
+    """How often a foreign transaction was seen deep enough in a block, at which tip last, and when."""
+
+    block_hash: str
+    tip_hash: str
+    count: int
+    at_ms: int
+
+
+async def thaw(agent: Agent, app_id: str) -> str | None:
+    """An operator says that the wallet is payagent's alone again; the transaction that froze it, if one did."""
+    frozen_by = onchain.frozen_by(agent.conn)
+    if frozen_by is None:
+        return None
+    now_ms = agent.ports.clock.now_ms()
+
+    def job(unit: Unit) -> None:
+        records.note(unit, None, "thawed", None, now_ms, {"app": app_id, "tx_id": frozen_by})
+        clear_alert(unit, ALERT_SUBJECT, {"detail": "an operator thawed the wallet", "tx": frozen_by}, now_ms)
+
+    await agent.write("thaw", job)
+    agent.chain.foreign = onchain.frozen_by(agent.conn)
+    return frozen_by
+
+
+class Foreign:
+    """A part of each look at the chain, after the payments and the coins."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+        self._search = Search(agent)
+        self._suspects: set[str] = set()
+        self._searched_ms = 0
+        self._weighed: dict[str, _Weighed] = {}
+
+    async def look(self, source: View, listing: Listing) -> None:
+        """Who spent what the list lacks; are those that did still there; what have they made void?"""
+        if source.is_current:
+            await self._recheck(source)
+        if self._agent.chain.behind is None:
+            await self._find({f"{utxo.tx_id}#{utxo.index}" for utxo in listing.agreed} | listing.doubtful)
+        if source.is_current:
+            await self._weigh(source)
+
+    async def _find(self, listed: set[str]) -> None:
+        agent = self._agent
+        now_ms = agent.ports.clock.now_ms()
+        suspects = {
+            row.ref
+            for row in queries.coins(agent.conn)
+            if row.ref not in listed and row.state in ("missing", "locked")
+        }
+        is_news = not suspects <= self._suspects or not 0 <= now_ms - self._searched_ms < SEARCH_EVERY_MS
+        if not suspects or not is_news:
+            return
+        spends = await self._search.find(onchain.known_since_ms(agent.conn, suspects) // 1000 - LAG_S)
+        if spends is None:
+            return
+        self._suspects, self._searched_ms = suspects, now_ms
+        for spend in spends:
+            await self._take_in(spend, now_ms)
+
+    async def _take_in(self, spend: Spend, now_ms: int) -> None:
+        agent = self._agent
+        why = self._why(spend.seen)
+        if any(row.tx_id == spend.seen.tx_id for row in onchain.foreign_there(agent.conn)):
+            return
+        if why == "foreign_spend":
+            agent.chain.foreign = spend.seen.tx_id
+        if await agent.write("foreign", lambda unit: take_in(unit, spend, why, agent.coins, now_ms)):
+            log.warning(f"wallet.{why}", tx=spend.seen.tx_id, coins=sorted(spend.moved.spent))
+
+    def _why(self, seen: TxSeen) -> Why:
+        """A ledger that was put back has forgotten what it signed itself: that lands before it signs again."""
+        chain = self._agent.chain
+        if chain.restored_at_ms is None or chain.slots is None:
+            return "foreign_spend"
+        is_older = seen.slot <= chain.slots.slot_at(chain.restored_at_ms + QUIET_MS)
+        return "forgotten_spend" if is_older else "foreign_spend"
+
+    async def _recheck(self, source: View) -> None:
+        """Has one of them lost its block? It may be in another one already."""
+        agent = self._agent
+        now_ms = agent.ports.clock.now_ms()
+        for row in onchain.foreign_there(agent.conn, source.tip.height - agent.terms.settle_depth):
+            read = await source.tx(row.tx_id)
+            is_moved = isinstance(read, Found) and read.value.block_hash != row.block_hash
+            is_gone = (
+                isinstance(read, NotFound)
+                and source.tip.height >= row.block_height
+                and isinstance(await source.block(row.block_hash), NotFound)
+            )
+            if is_moved or is_gone:
+                await agent.write("foreign", partial(lose, row=row, provider=source.name, now_ms=now_ms))
+                self._suspects = set()
+
+    async def _weigh(self, source: View) -> None:
+        """A payment whose anchor went elsewhere is void on the evidence that a cancel needs (R8)."""
+        agent = self._agent
+        now_ms = agent.ports.clock.now_ms()
+        there = {row.tx_id: row for row in onchain.foreign_there(agent.conn)}
+        for payment_id, tx_id in onchain.overtaken(agent.conn):
+            row = there[tx_id]
+            was = self._weighed.get(payment_id, _Weighed(row.block_hash, "", 0, 0))
+            if was.block_hash != row.block_hash or now_ms < was.at_ms:
+                was = _Weighed(row.block_hash, "", 0, 0)
+            is_deep = source.tip.height - row.block_height + 1 >= agent.terms.void_depth
+            if not is_deep or source.tip.hash == was.tip_hash or now_ms < was.at_ms + VOID_EVERY_MS:
+                continue
+            read = await source.tx(tx_id)
+            if not isinstance(read, Found) or read.value.block_hash != row.block_hash:
+                continue
+            self._weighed[payment_id] = _Weighed(row.block_hash, source.tip.hash, was.count + 1, now_ms)
+            if was.count + 1 >= VOID_READS or not source.stands_alone:
+                del self._weighed[payment_id]
+                await self._end(payment_id, row, now_ms)
+
+    async def _end(self, payment_id: str, row: ForeignRow, now_ms: int) -> None:
+        agent = self._agent
+        await agent.write("void", lambda unit: overtake(unit, agent, payment_id, row, now_ms), payment_id)
+
+
+def overtake(unit: Unit, agent: Agent, payment_id: str, row: ForeignRow, now_ms: int) -> None:
+    """C7 by somebody else's hand: no attempt of the payment can be on the chain, so its hold comes back.
+
+    Its other coins stay reserved until no rollback reaches that block any more.
+    """
+    why = Refused("foreign_spend", f"its coins were spent elsewhere, by transaction {row.tx_id}")
+    if steps.row_of(unit, payment_id).state is State.RESERVED:
+        steps.reject_unsigned(unit, payment_id, agent.coins, why, now_ms)
+        return
+    records.move_payment(
+        unit,
+        payment_id,
+        Event.VOID,
+        now_ms,
+        {"foreign": True},
+        tx_id=row.tx_id,
+        block_hash=row.block_hash,
+        block_height=row.block_height,
+        block_slot=row.block_slot,
+        reason_code=why.code,
+        reason=why.detail,
+    )
+    records.release_hold(unit, payment_id, now_ms)
+    entry = ledger.release(queries.hold(unit.conn, payment_id))
+    records.write_entry(unit, entry, now_ms, payment_id=payment_id, ref=row.tx_id)
+
+
+def lose(unit: Unit, row: ForeignRow, provider: str, now_ms: int) -> None:
+    """It is in that block no more: its coins are ours again, and free once they are listed."""
+    coins = [coin for coin in (queries.coin(unit.conn, ref) for ref in row.inputs) if coin is not None]
+    records.add_foreign_sighting(unit, replace(row, there=False), provider, now_ms)
+    held = ledger.add({LOVELACE: coin.lovelace, **coin.assets} for coin in coins)
+    records.write_entry(unit, ledger.unforeign(held), now_ms, ref=row.tx_id)
+    for coin in coins:
+        back = "missing" if queries.is_made(unit.conn, coin.ref) else "pending"
+        records.set_coin_state(unit, coin.ref, back)
+    records.note(unit, None, "foreign_lost", None, now_ms, {"tx_id": row.tx_id, "block_hash": row.block_hash})

@@ -1,0 +1,234 @@
+"""The chain's word on who spent coins of ours: found, and taken into the books so that these equal the chain.
+
+A ledger that is older than the signer's own record, or new where the wallet is not, does not know what was signed.
+Nothing is signed then until all of that has landed or run out (QUIET_MS after it was first noticed) and was read
+from the chain.
+
+May import: core, chain.source, chain.guard, store, agent. Never: takes for spent what no
+transaction in a block spends.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import structlog
+
+from payagent.agent.agent import Agent
+from payagent.agent.alarm import raise_alert
+from payagent.agent.chainview import QUIET_MS
+from payagent.agent.purse import take
+from payagent.chain.guard import Guarded
+from payagent.chain.source import Found, Movement, Read, TxSeen
+from payagent.core import ledger
+from payagent.core.money import LOVELACE
+from payagent.core.times import iso_time
+from payagent.store import onchain, queries, records
+from payagent.store.onchain import ForeignRow
+from payagent.store.queries import CoinRow
+from payagent.store.signer import Signed, SignerRecord, lacks, last_signed
+from payagent.store.writer import Connection, Unit
+from payagent.wallet.coins import Coins
+
+T = TypeVar("T")
+
+LAG_S = 3600
+"""How far before what is known a search begins: providers' indexes lag, and clocks disagree."""
+
+ALERT_SUBJECT = "foreign"
+
+Why = Literal["foreign_spend", "forgotten_spend"]
+"""The event: of another wallet on the same words, or our own, forgotten by a ledger that was put back."""
+
+log = structlog.get_logger("payagent.scan")
+
+
+@dataclass(frozen=True, slots=True)
+class Spend:
+    """A transaction in a block that spends coins at our address and is no attempt of ours."""
+
+    seen: TxSeen
+    moved: Movement
+    provider: str
+
+
+class Search:
+    """Looks through the transactions of our address. What one moved never changes, so it is read once."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+        self._moved: dict[str, Movement] = {}
+
+    async def find(self, since_s: int) -> list[Spend] | None:
+        """Oldest first, in blocks from a time on; None when it could not be read in full.
+
+        Where two providers are heard, both have to say the same of what they list, and what one of them lists
+        counts as listed.
+        """
+        address, witnesses = self._agent.terms.own.text, self._witnesses()
+        listed: dict[str, int] = {}
+        for source in witnesses:
+            told = await source.transactions(address, max(since_s, 0))
+            if not isinstance(told, Found):
+                return None
+            listed |= {tx.tx_id: tx.block_height for tx in told.value}
+        spends: list[Spend] = []
+        for tx_id in sorted(listed, key=lambda tx_id: listed[tx_id]):
+            if onchain.is_ours(self._agent.conn, tx_id):
+                continue
+            if (moved := await self._read(tx_id, address, witnesses)) is None:
+                return None
+            if moved.spent:
+                seen = _alike([await source.tx(tx_id) for source in witnesses])
+                if seen is None:
+                    return None
+                spends.append(Spend(seen, moved, ", ".join(source.name for source in witnesses)))
+        return spends
+
+    async def _read(self, tx_id: str, address: str, witnesses: Sequence[Guarded]) -> Movement | None:
+        if tx_id not in self._moved:
+            moved = _alike([await source.movement(tx_id, address) for source in witnesses])
+            if moved is None:
+                return None
+            self._moved[tx_id] = moved
+        return self._moved[tx_id]
+
+    def _witnesses(self) -> Sequence[Guarded]:
+        """Two of the providers that are heard, or the one that there is."""
+        agent = self._agent
+        heard = [source for source in agent.senders if agent.providers.get(source.name) is None]
+        return heard[:2] or agent.senders[:1]
+
+
+def _alike(reads: Sequence[Read[T]]) -> T | None:
+    """What all of them found, if it is the same."""
+    found = [read.value for read in reads if isinstance(read, Found)]
+    return found[0] if found and len(found) == len(reads) and all(one == found[0] for one in found) else None
+
+
+def take_in(unit: Unit, spend: Spend, why: Why, coins: Coins, now_ms: int) -> bool:
+    """Book a spend: its coins are spent, and were deposits where nobody saw them come. True when that is news."""
+    seen = spend.seen
+    if any(row.tx_id == seen.tx_id for row in onchain.foreign_there(unit.conn)):
+        return False
+    rows = [(ref, queries.coin(unit.conn, ref)) for ref in sorted(spend.moved.spent)]
+    if any(row is not None and row.state == "spent" for _, row in rows):
+        return False  # what was seen to spend it before has to be seen lost first
+    held: list[dict[str, int]] = []
+    for ref, row in rows:
+        known = row or _deposit_of(unit, ref, spend.moved.spent[ref], now_ms)
+        held.append({LOVELACE: known.lovelace, **known.assets})
+        if ref in coins:
+            take(unit, coins, ref)
+        records.spend_coin(unit, ref, seen.tx_id)
+    inputs = tuple(ref for ref, _ in rows)
+    sighting = ForeignRow(seen.tx_id, True, inputs, seen.block_hash, seen.block_height, seen.slot)
+    records.add_foreign_sighting(unit, sighting, spend.provider, now_ms)
+    spent = ledger.add(held)
+    records.write_entry(unit, ledger.foreign(spent), now_ms, ref=seen.tx_id)
+    told = {
+        "tx_id": seen.tx_id,
+        "block_hash": seen.block_hash,
+        "block_height": seen.block_height,
+        "block_slot": seen.slot,
+        "coins": list(inputs),
+        "spent": {asset: str(units) for asset, units in spent.items()},
+        "returned": {asset: str(units) for asset, units in ledger.add(spend.moved.made.values()).items()},
+    }
+    records.note(unit, None, why, None, now_ms, told)
+    if why == "foreign_spend":
+        detail = f"transaction {seen.tx_id} spent coins of this wallet, and payagent did not sign it"
+        raise_alert(unit, "foreign_spend", ALERT_SUBJECT, {"detail": detail, "tx": seen.tx_id}, now_ms)
+    return True
+
+
+def _deposit_of(unit: Unit, ref: str, value: Mapping[str, int], now_ms: int) -> CoinRow:
+    """A coin that came and went between two looks: it was a deposit all the same."""
+    tx_id, _, index = ref.partition("#")
+    tokens = {asset: n for asset, n in value.items() if asset != LOVELACE}
+    row = CoinRow(ref, tx_id, int(index), value[LOVELACE], tokens, "deposit", "missing", None)
+    records.add_coin(unit, row)
+    records.write_entry(unit, ledger.deposit(value), now_ms, ref=ref)
+    return row
+
+
+class Recovery:
+    """Notices that the ledger is behind, and brings it up to the chain. One `beat` at a time."""
+
+    def __init__(self, agent: Agent, record: SignerRecord) -> None:
+        self._agent = agent
+        self._search = Search(agent)
+        self._signed = record.read()
+        self._since_s = 0
+        self._noticed_ms: int | None = None
+
+    async def begin(self) -> None:
+        """Compare the ledger with the signer's record, before anything is signed."""
+        conn = self._agent.conn
+        is_open = _is_open(conn)
+        if not is_open and lacks(conn, self._signed) and not _is_known(conn, self._signed):
+            await self._notice()
+        elif is_open:
+            self._learn()
+        elif last_signed(conn) is None and onchain.last_of_wallet(conn, "caught_up")[0] == 0:
+            self._agent.chain.behind = "the chain was not asked yet whether this wallet has a past"
+
+    async def beat(self) -> None:
+        """Read the wallet's past, once all that is unknown has landed or run out."""
+        agent = self._agent
+        chain, now_ms = agent.chain, agent.ports.clock.now_ms()
+        if chain.behind is None or chain.tip is None or chain.problem is not None:
+            return
+        if self._noticed_ms is not None and min(now_ms, chain.tip.time_s * 1000) < self._noticed_ms + QUIET_MS:
+            return
+        spends = await self._search.find(self._since_s)
+        if spends is None:
+            return
+        if spends and self._noticed_ms is None:
+            await self._notice()
+            return
+        await agent.write("scan", lambda unit: self._catch_up(unit, spends, now_ms))
+        chain.behind = None
+        log.warning("ledger.caught_up", transactions=len(spends))
+
+    @property
+    def _name(self) -> str | None:
+        """The last attempt by the signer's record."""
+        return None if self._signed is None else self._signed.tx_id
+
+    async def _notice(self) -> None:
+        """From now on the quiet time runs; written down, so that a restart does not begin it anew."""
+        now_ms = self._agent.ports.clock.now_ms()
+        known_ms = 0 if last_signed(self._agent.conn) is None else onchain.last_event_ms(self._agent.conn)
+        told = {"signed": self._name, "since_s": known_ms // 1000 - LAG_S}
+        await self._agent.write("scan", lambda unit: records.note(unit, None, "ledger_behind", None, now_ms, told))
+        log.warning("ledger.behind", signed=told["signed"])
+        self._learn()
+
+    def _learn(self) -> None:
+        _, detail, self._noticed_ms = onchain.last_of_wallet(self._agent.conn, "ledger_behind")
+        self._since_s = int(json.loads(detail)["since_s"])
+        self._agent.chain.behind = (
+            "the ledger is older than what was signed with this wallet, or was lost. The chain is read at "
+            f"{iso_time(self._noticed_ms + QUIET_MS)}, when all that has landed or run out"
+        )
+
+    def _catch_up(self, unit: Unit, spends: Sequence[Spend], now_ms: int) -> None:
+        found = [s for s in spends if take_in(unit, s, "forgotten_spend", self._agent.coins, now_ms)]
+        told = {
+            "signed": self._name,
+            "transactions": [spend.seen.tx_id for spend in found],
+        }
+        records.note(unit, None, "caught_up", None, now_ms, told)
+
+
+def _is_open(conn: Connection) -> bool:
+    """Whether the ledger was found to be behind and has not caught up since."""
+    return onchain.last_of_wallet(conn, "ledger_behind")[0] > onchain.last_of_wallet(conn, "caught_up")[0]
+
+
+def _is_known(conn: Connection, signed: Signed | None) -> bool:
+    """Whether the ledger has caught up with this very record: that stays as it is until the next signature."""
+    _, detail, _ = onchain.last_of_wallet(conn, "caught_up")
+    return signed is not None and json.loads(detail).get("signed") == signed.tx_id

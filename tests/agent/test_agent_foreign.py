@@ -1,0 +1,217 @@
+"""Coins that another wallet on the same words spends: booked to the unit, frozen, thawed, and rolled back."""
+
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from agent_kit import ADA, APP, DEVNET, Clock, Run, World, with_terms
+
+from payagent.agent.foreign import thaw
+from payagent.audit.finding import Finding
+from payagent.audit.reconcile import Difference, Doubt, reconcile, unlisted
+from payagent.audit.signed import Owner
+from payagent.audit.verify import verify
+from payagent.chain.history import History, read_history
+from payagent.core.address import encode_address
+from payagent.core.invoice import Output
+from payagent.core.payment import State
+from payagent.core.problem import Refused
+from payagent.devnet.server import DevnetThread
+from payagent.store import alerts, onchain, queries
+from payagent.store.writer import open_read_only
+from payagent.wallet.coins import Coin, Coins
+from payagent.wallet.transaction import build, select, sign
+
+SOMEBODY = encode_address(bytes([0x60]) + bytes(28))
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    """A devnet that goes by the clock that a test puts off."""
+    clock = Clock()
+    with DevnetThread(now_ms=clock.now_ms) as devnet:
+        world = World(devnet, tmp_path)
+        world.clock = clock
+        world.fund(100 * ADA, 100 * ADA, 100 * ADA)
+        yield world
+        world.http.close()
+
+
+def submit(world: World, raw: bytes) -> None:
+    answer = world.http.post(
+        f"{world.devnet.chain_url}/tx/submit", content=raw, headers={"Content-Type": "application/cbor"}
+    )
+    assert answer.status_code == 200, answer.text
+
+
+def spend_elsewhere(run: Run, lovelace: int = 3 * ADA, only: Coin | None = None) -> str:
+    """Another program with the wallet's words sends some of its money away."""
+    world, own = run.world, run.world.account.address
+    out = Output("pay_to", SOMEBODY, "lovelace", lovelace)
+    slot = run.agent.chain.slots.slot_at(world.clock.now_ms())  # type: ignore[union-attr]
+    coins = [only] if only is not None else list(run.agent.coins)
+    if only is not None:
+        plan = build(coins, only, (out,), change=own, ttl_slot=slot + 500, network_id=DEVNET.network_id)
+    else:
+        plan = select(Coins(coins), (out,), change=own, ttl_slot=slot + 500, network_id=DEVNET.network_id)
+    submit(world, sign(plan, world.account.signer))
+    world.block()
+    return plan.tx_id
+
+
+async def require_whole(run: Run) -> None:
+    """The books equal the chain to the unit, are clean in themselves, and tell of every transaction."""
+    world = run.world
+    assert run.owned() == world.on_chain()
+    with closing(open_read_only(world.folder / "ledger.db")) as conn:
+        conn.execute("BEGIN")
+        found = [told for told in verify(conn, Owner(world.account.address, DEVNET)) if isinstance(told, Finding)]
+        assert found == []
+        source = run.agent.sources[0]
+        history = await read_history(source, world.address, 0)
+        assert isinstance(history, History), history
+        asked = [(claim, await source.tx(claim.tx_id)) for claim in unlisted(conn, history, 0, 0)]
+        told = list(reconcile(conn, history, asked, history.tip, 0, is_forked=False))
+        assert [one for one in told if isinstance(one, Difference | Doubt)] == []
+
+
+async def test_a_spend_elsewhere_is_booked_and_freezes_until_an_operator_thaws(world: World) -> None:
+    async with world.run() as run:
+        row = await run.pay_in_block("first")
+        tx_id = spend_elsewhere(run)
+        await run.look()
+        assert run.agent.chain.foreign == tx_id
+        await require_whole(run)
+        with pytest.raises(Refused, match="foreign_spend"):
+            await run.pay("while frozen")
+        assert alerts.last_kind(run.agent.conn, "foreign") == "foreign_spend"
+        assert run.state(row.id) is State.CONFIRMED
+    async with world.run() as run:  # a restart thaws nothing
+        await run.look()
+        with pytest.raises(Refused, match="foreign_spend"):
+            await run.pay("while frozen")
+        assert await thaw(run.agent, APP) == tx_id
+        assert await thaw(run.agent, APP) is None
+        assert alerts.last_kind(run.agent.conn, "foreign") == "cleared"
+        row = await run.pay("after the thaw")
+        await run.settle_down()
+        assert run.state(row.id) is State.CONFIRMED
+        await require_whole(run)
+
+
+async def test_a_coin_that_came_and_went_between_two_looks_is_booked_with_its_spend(world: World) -> None:
+    async with world.run() as run:
+        await run.look()
+        first = spend_elsewhere(run)
+        change = world.devnet.run(
+            lambda devnet: next(
+                (ref, out.lovelace)
+                for ref, out in devnet.chain.utxos_at(world.account.address.raw)
+                if ref[0] == first
+            )
+        )
+        second = spend_elsewhere(run, ADA * 2, Coin(first, change[0][1], change[1], ()))
+        await run.look()
+        assert {row.tx_id for row in onchain.foreign_there(run.agent.conn)} == {first, second}
+        await require_whole(run)
+
+
+async def test_a_rollback_of_it_brings_the_coins_back_and_thaws_nothing(world: World) -> None:
+    async with world.run() as run:
+        await run.look()
+        before = run.owned()
+        tx_id = spend_elsewhere(run)
+        await run.look()
+        assert run.owned() != before
+        world.control("rollback", depth=1)
+        world.devnet.run(lambda devnet: devnet.chain.mempool.clear())
+        world.block(2)
+        await run.look()
+        assert onchain.foreign_there(run.agent.conn) == []
+        await run.pass_time(5, 61)
+        assert tx_id not in world.transactions()
+        assert run.owned() == before == world.on_chain()
+        await require_whole(run)
+        with pytest.raises(Refused, match="foreign_spend"):
+            await run.pay("still frozen")
+        await thaw(run.agent, APP)
+        await run.pay_in_block("again")
+        await require_whole(run)
+
+
+async def test_a_payment_whose_anchor_went_elsewhere_is_void_when_that_is_deep(world: World) -> None:
+    async with world.run() as run:
+        await run.look()
+        world.fault("submit", "drop", count=1)
+        row = await run.pay("overtaken")
+        assert run.state(row.id) is State.IN_FLIGHT
+        anchor = next(c for c in queries.coins(run.agent.conn) if c.ref == row.anchor)
+        tx_id = spend_elsewhere(run, 3 * ADA, Coin(anchor.tx_id, anchor.output_index, anchor.lovelace, ()))
+        await run.look()
+        assert run.agent.chain.foreign == tx_id
+        assert run.state(row.id) is State.IN_FLIGHT
+        assert run.books()["held"]
+        await run.pass_time(2, 61)
+        assert run.state(row.id) is State.IN_FLIGHT
+        await run.pass_time(3, 61)
+        assert run.state(row.id) is State.VOID
+        assert "held" not in run.books()
+        await require_whole(run)
+        # a rollback that takes the foreign transaction away opens the payment again
+        world.control("rollback", depth=6)
+        world.devnet.run(lambda devnet: devnet.chain.mempool.clear())
+        world.block(8)
+        await run.look()
+        assert run.state(row.id) is State.CANCELLING
+        assert run.agent.payment(row.id).tx_id == row.tx_id
+        await thaw(run.agent, APP)
+        await run.pass_time(3, 10)
+        assert run.state(row.id) in (State.CANCELLING, State.IN_BLOCK, State.CONFIRMED)
+        await require_verified(run)
+
+
+async def test_the_other_coins_of_what_was_overtaken_come_free_when_that_is_settled(world: World) -> None:
+    world.settings(price=str(150 * ADA), splits=[])
+    async with world.run(terms=with_terms(settle_depth=8)) as run:
+        await run.look()
+        world.fault("submit", "drop", count=1)
+        row = await run.pay("of two coins")
+        reserved = {coin.ref: coin for coin in queries.coins_reserved_for(run.agent.conn, row.id)}
+        assert len(reserved) == 2
+        anchor = reserved.pop(row.anchor or "")
+        spend_elsewhere(run, 3 * ADA, Coin(anchor.tx_id, anchor.output_index, anchor.lovelace, ()))
+        await run.look()
+        await run.pass_time(4, 61)
+        assert run.state(row.id) is State.VOID
+        assert not reserved.keys() & run.selectable()
+        await run.pass_time(6, 61)
+        assert reserved.keys() <= run.selectable()
+        await require_whole(run)
+
+
+async def test_a_lost_coin_beside_the_anchor_keeps_no_payment_for_ever(world: World) -> None:
+    """The attempt can land no more; what takes the anchor back spends what is left."""
+    world.settings(price=str(150 * ADA), splits=[])
+    async with world.run() as run:
+        await run.look()
+        world.fault("submit", "drop")
+        row = await run.pay("of two coins")
+        coins = queries.coins_reserved_for(run.agent.conn, row.id)
+        other = next(coin for coin in coins if coin.ref != row.anchor)
+        world.control("faults", clear=True)
+        spend_elsewhere(run, 3 * ADA, Coin(other.tx_id, other.output_index, other.lovelace, ()))
+        await run.look()
+        assert run.state(row.id) is State.IN_FLIGHT
+        await thaw(run.agent, APP)
+        for _ in range(12):
+            await run.pass_time(1, 300)
+        assert run.state(row.id) is State.VOID
+        await require_whole(run)
+
+
+async def require_verified(run: Run) -> None:
+    with closing(open_read_only(run.world.folder / "ledger.db")) as conn:
+        conn.execute("BEGIN")
+        owner = Owner(run.world.account.address, DEVNET)
+        assert [told for told in verify(conn, owner) if isinstance(told, Finding)] == []

@@ -1,0 +1,183 @@
+"""A ledger older than its signer, or new where the wallet is not: quiet, read from the chain, then whole."""
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from agent.test_agent_foreign import require_whole, world
+from agent_kit import ADA, APP, World
+
+from payagent.agent.chainview import QUIET_MS
+from payagent.core.payment import State
+from payagent.core.problem import Refused
+from payagent.store import onchain, queries
+from payagent.store.signer import SIGNER_FILE, Signed, SignerFile, last_signed
+
+__all__ = ["world"]
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> SignerFile:
+    return SignerFile(tmp_path / SIGNER_FILE)
+
+
+def copied(world: World) -> bytes:
+    """The ledger as one file."""
+    target = world.folder / "copy.db"
+    with closing(sqlite3.connect(world.folder / "ledger.db")) as source, closing(sqlite3.connect(target)) as copy:
+        source.backup(copy)
+    return target.read_bytes()
+
+
+def put(world: World, content: bytes | None) -> None:
+    """Another ledger, or none, in place of the one that is there."""
+    for path in world.folder.glob("ledger.db*"):
+        path.unlink()
+    if content is not None:
+        (world.folder / "ledger.db").write_bytes(content)
+
+
+def pass_quiet(world: World) -> None:
+    world.clock.ahead_ms += QUIET_MS + 2000
+    world.block()
+
+
+async def test_the_signers_record_is_that_of_the_last_attempt_and_private(
+    world: World, record: SignerFile
+) -> None:
+    async with world.run(record=record) as run:
+        await run.look()
+        assert record.read() is None
+        rows = [await run.pay("one"), await run.pay("two")]
+        assert record.read() == last_signed(run.agent.conn)
+        assert (record.read() or Signed(0, "", 0)).tx_id == rows[-1].tx_id
+        assert (record.read() or Signed(0, "", 0)).attempts == 2
+    assert (world.folder / SIGNER_FILE).stat().st_mode & 0o777 == 0o600
+
+
+async def test_an_old_ledger_signs_nothing_until_the_chain_was_read_and_pays_then(
+    world: World, record: SignerFile
+) -> None:
+    async with world.run(record=record) as run:
+        known = await run.pay_in_block("known")
+        old = copied(world)
+        forgotten = [await run.pay_in_block("forgotten"), await run.pay("under way")]
+    put(world, old)
+    async with world.run(record=record) as run:
+        await run.look()
+        with pytest.raises(Refused, match="ledger_behind"):
+            await run.pay("too early")
+        world.block()
+    world.clock.ahead_ms += QUIET_MS - 30_000
+    async with world.run(record=record) as run:  # a restart begins no quiet time anew, and ends none
+        world.block()
+        await run.look()
+        with pytest.raises(Refused, match="ledger_behind"):
+            await run.pay("still too early")
+        world.clock.ahead_ms += 60_000
+        world.block()
+        await run.look()
+        assert run.agent.chain.behind is None
+        assert run.agent.chain.foreign is None
+        found = {row.tx_id for row in onchain.foreign_there(run.agent.conn)}
+        assert found == {row.tx_id for row in forgotten}
+        await run.look()
+        await require_whole(run)
+        row = await run.pay("after it")
+        await run.settle_down()
+        assert run.state(row.id) is State.CONFIRMED
+        assert run.state(known.id) is State.CONFIRMED
+        await require_whole(run)
+        assert record.read() == last_signed(run.agent.conn)
+    async with world.run(record=record) as run:
+        assert run.agent.chain.behind is None
+
+
+async def test_a_ledger_that_caught_up_and_signed_nothing_yet_is_not_behind_again(
+    world: World, record: SignerFile
+) -> None:
+    async with world.run(record=record) as run:
+        await run.look()
+        old = copied(world)
+        await run.pay_in_block("forgotten")
+    put(world, old)
+    for _ in range(2):
+        async with world.run(record=record) as run:
+            await run.look()
+            pass_quiet(world)
+            await run.look()
+            assert run.agent.chain.behind is None
+            behind = count_of(run.agent.conn, "ledger_behind")
+    assert behind == 1
+    put(world, old)  # and the same copy once more is behind once more
+    async with world.run(record=record) as run:
+        assert run.agent.chain.behind is not None
+
+
+def count_of(conn: sqlite3.Connection, event: str) -> int:
+    return int(conn.execute("SELECT COUNT(*) FROM events WHERE event = ?", (event,)).fetchone()[0])
+
+
+@pytest.mark.parametrize("has_record", [True, False])
+async def test_a_lost_ledger_is_rebuilt_from_the_chain(world: World, record: SignerFile, has_record: bool) -> None:
+    async with world.run(record=record) as run:
+        await run.pay_in_block("one")
+        await run.agent.send(APP, world.account.address, "lovelace", 5 * ADA)
+        await run.agent.drain(10)
+        await run.settle_down()
+        await run.pay_in_block("three")
+    put(world, None)
+    if not has_record:
+        (world.folder / SIGNER_FILE).unlink()
+    async with world.run(record=record) as run:
+        await run.look()
+        with pytest.raises(Refused, match="ledger_behind"):
+            await run.pay("too early")
+        await run.look()
+        pass_quiet(world)
+        await run.look()
+        assert run.agent.chain.behind is None
+        assert len(onchain.foreign_there(run.agent.conn)) == 3
+        await require_whole(run)
+        row = await run.pay_in_block("after it")
+        assert run.state(row.id) is State.CONFIRMED
+        await require_whole(run)
+
+
+async def test_a_new_wallet_is_asked_for_a_past_once_and_pays_at_once(world: World, record: SignerFile) -> None:
+    async with world.run(record=record) as run:
+        await run.look()
+        assert run.agent.chain.behind is None
+        row = await run.pay_in_block("first")
+        assert run.state(row.id) is State.CONFIRMED
+        assert count_of(run.agent.conn, "ledger_behind") == 0
+
+
+async def test_what_a_killed_process_had_no_time_to_note_is_noted_by_the_next(
+    world: World, record: SignerFile
+) -> None:
+    async with world.run() as run:  # it signs, and no record is kept
+        await run.pay_in_block("not noted")
+    async with world.run(record=record) as run:
+        await run.look()
+        world.block()
+        await run.look()
+        await run.agent.split(APP, 2, 5 * ADA)
+        assert (record.read() or Signed(0, "", 0)).attempts == 2
+
+
+async def test_a_record_that_cannot_be_written_lets_nothing_leave(world: World, record: SignerFile) -> None:
+    async with world.run(record=record) as run:
+        await run.look()
+        blocker = world.folder / f".{SIGNER_FILE}.new"
+        blocker.mkdir()
+        with pytest.raises(Refused, match="store_failed"):
+            await run.pay("not noted")
+        await run.look()
+        assert world.waiting() == []
+        (row,) = queries.payments_in(run.agent.conn, (State.SIGNED,))
+        blocker.rmdir()
+        await run.look()
+        assert world.waiting() == [row.tx_id]
+        assert (record.read() or Signed(0, "", 0)).tx_id == row.tx_id
