@@ -11,6 +11,7 @@ from agent.test_agent_forks import assert_memory
 from agent.test_agent_handover import with_handover
 from agent_kit import ADA, APP, DEVNET, Clock, Relay, Run, World, with_terms
 
+from payagent.agent.foreign import thaw
 from payagent.agent.view import payment_view, retry_headers
 from payagent.agent.watch import RESUBMIT_MAX_MS
 from payagent.api.receipts import receipt_view
@@ -259,7 +260,8 @@ class TestTheSameInvoice:
             spend(world, queries.coin(run.agent.conn, other), first.outputs[0].address)
             world.fault("submit", "drop")
             await run.settle_down()
-            assert (queries.coin(run.agent.conn, other) or first).state == "missing"
+            assert (queries.coin(run.agent.conn, other) or first).state == "spent"
+            await thaw(run.agent, APP)
             await pass_time_of(world, run, TTL_S + 1)
             row = run.agent.payment(first.id)
             assert first.anchor in attempts(run, row)[1].inputs
@@ -284,6 +286,7 @@ class TestTheSameInvoice:
             spend(world, queries.coin(run.agent.conn, other), first.outputs[0].address)
             world.fault("submit", "drop")
             await run.settle_down()
+            await thaw(run.agent, APP)
             await pass_time_of(world, run, TTL_S + 1)
             row = run.agent.payment(first.id)
             assert (row.state, row.reason_code) == (State.CANCELLING, "attempt_expired")
