@@ -18,8 +18,7 @@ from unittest.mock import patch
 from payagent.agent import admission, replacement, steps, watch
 from payagent.agent.agent import Agent, Ask
 from payagent.chain.source import Found, SubmitKind
-from payagent.core import policy
-from payagent.core.payment import NEVER_SIGNED, Event, State
+from payagent.core.payment import State
 from payagent.sim.world import Stage
 from payagent.store import queries, records, schema, writer
 from payagent.wallet import plan as plans
