@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 from random import Random
 
+from payagent.store.signer import Signed
 from payagent.store.writer import Connection
 
 _FULL = 2
@@ -16,11 +17,12 @@ _PAGES_UNBOUNDED = 2**31
 
 
 class Disk:
-    """`path` is the ledger of the life that is running."""
+    """`path` is the ledger of the life that is running; `signed` what the signer's record says."""
 
     def __init__(self, folder: Path, template: Path) -> None:
         self._folder = folder
         self._generation = 0
+        self.signed: Signed | None = None
         self._synced_bytes = 0
         self.path = folder / "0.db"
         shutil.copyfile(template, self.path)

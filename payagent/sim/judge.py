@@ -163,14 +163,14 @@ class Judge:
         others.append(tx.tx_id)
 
     def _line(self, tx: Tx) -> dict[str, Tx]:
-        """A transaction and all of ours that must be on the chain before it."""
+        """A transaction and all that was signed with our keys and must be on the chain before it."""
         line: dict[str, Tx] = {}
         waiting = [tx]
         while waiting:
             one = waiting.pop()
             if one.tx_id not in line:
                 line[one.tx_id] = one
-                waiting += [self._released[ref[0]] for ref in one.inputs if ref[0] in self._released]
+                waiting += [self._net.hoard[ref[0]] for ref in one.inputs if ref[0] in self._net.hoard]
         return line
 
     # --- the chain

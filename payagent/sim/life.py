@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeVar
 
 from payagent.agent.agent import Agent
 from payagent.agent.ports import Ports
+from payagent.agent.scan import Recovery
 from payagent.agent.terms import Terms
 from payagent.agent.topup import Topups
 from payagent.agent.watch import Watch
@@ -23,7 +24,8 @@ from payagent.sim.disk import Disk
 from payagent.sim.loop import VirtualLoop
 from payagent.sim.mix import Mix
 from payagent.sim.story import Story
-from payagent.store.writer import Committer, Connection, Job, Readers, Unit
+from payagent.store.signer import Signed
+from payagent.store.writer import Committer, Connection, Job, Ownership, Readers, Unit
 from payagent.wallet.keys import Signer
 
 T = TypeVar("T")
@@ -78,6 +80,22 @@ class _Draws:
         return self._rng.randbytes(count).hex()
 
 
+class Record:
+    """The signer's own record: on the same disk, in a file of its own."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+
+    def read(self) -> Signed | None:
+        return self._host.disk.signed
+
+    def write(self, signed: Signed) -> None:
+        if self._host.rng.random() < self._host.mix().disk_error:
+            self._host.story.reach("no disk for the signer's record")
+            raise OSError("input/output error")
+        self._host.disk.signed = signed
+
+
 class InlineWriter:
     """Makes jobs durable on the loop itself. A death at a commit point takes effect here."""
 
@@ -117,16 +135,25 @@ class Life:
         self._dies_in: str | None = None
         self._full = False
         self._readers = Readers(host.disk.path)
-        self._committer = Committer(host.disk.path, checkpoint=self._checkpoint)
+        ports = Ports(_Clock(host), _Draws(host.rng))
+        record = Record(host)
+        self._committer = Committer(
+            host.disk.path, checkpoint=self._checkpoint, own=Ownership(ports.new_id("boot"), record)
+        )
         host.disk.attach(self._committer.conn)
         writer = InlineWriter(self, self._committer)
-        ports = Ports(_Clock(host), _Draws(host.rng))
         self.agent = Agent(host.terms, ports, writer, self._readers, host.sources(), host.signer)
         merchants = host.merchants()
         self.watch = Watch(self.agent, merchants)
         self.topups = Topups(self.agent, merchants)
         self.clerk = Clerk(self.agent)
-        self.spawn(self._every(host.beat_s, self.watch.tick))
+        self._recovery = Recovery(self.agent, record)
+
+    async def begin(self) -> None:
+        """As daemon.py: what the ledger may lack first, and then the beats."""
+        await self._recovery.begin()
+        self.spawn(self._every(self._host.beat_s, self.watch.tick))
+        self.spawn(self._every(self._host.beat_s, self._recovery.beat))
         self.spawn(self._every(MERCHANTS_EVERY_S, self.watch.poll_merchants))
         self.spawn(self._every(MERCHANTS_EVERY_S, self.watch.observe_prepaid))
         self.spawn(self._every(TOPUPS_EVERY_S, self.topups.beat))

@@ -17,11 +17,13 @@ from typing import Any
 
 import structlog
 
+from payagent.agent.foreign import thaw
 from payagent.agent.terms import MerchantTerms, Terms
 from payagent.agent.topup import Wish
 from payagent.audit.signed import Owner
 from payagent.chain.quota import BLOCKFROST_RATE
 from payagent.chain.source import ChainSource
+from payagent.core.invoice import Output
 from payagent.core.money import LOVELACE
 from payagent.core.network import NETWORKS
 from payagent.core.payment import ENDED_WITHOUT_PAYING, State
@@ -43,7 +45,9 @@ from payagent.sim.source import LIES, Habits, SimSource
 from payagent.sim.story import Story
 from payagent.store import queries, records
 from payagent.store.writer import Committer, Connection, Job, Unit
+from payagent.wallet.coins import Coin, Coins
 from payagent.wallet.keys import Account, derive, seed_from_words
+from payagent.wallet.transaction import select, sign
 
 ADA = 1_000_000
 NETWORK = NETWORKS["devnet"]
@@ -175,6 +179,7 @@ class World:
         self._do(self._make_blocks())
         self._do(self._jump_clock())
         self._do(self._operate())
+        self._do(self._thaw())
         wants = [self._do(BuyerTask(self, want).run()) for want in self._wants()]
         if self.plan.topup:
             wants.append(self._do(self._order_topup()))
@@ -260,7 +265,7 @@ class World:
             life = await self.life()
             agent = life.agent
             rows = queries.payments_in(life.conn, (State.RESERVED, State.SIGNED, State.IN_FLIGHT, State.REPLACING))
-            act = self.rng.choice(("split", "send", "sweep", "resolve", "resolve"))
+            act = self.rng.choice(("split", "send", "sweep", "resolve", "resolve", "spend elsewhere"))
             try:
                 if act == "split":
                     await life.call(agent.split("app_test", 2, 4 * ADA))
@@ -268,12 +273,43 @@ class World:
                     await life.call(agent.send("app_test", SENT_TO, LOVELACE, SENT_LOVELACE))
                 elif act == "sweep":
                     await life.call(agent.sweep("app_test", account().address))
+                elif act == "spend elsewhere":
+                    if any(one.lie for one in self.plan.providers):
+                        continue  # what one of two denies is not taken in as long as it does
+                    self._spend_elsewhere()
                 elif rows:
                     await life.call(agent.resolve(self.rng.choice(rows).id, "app_test"))
             except (DeadError, Refused):
                 continue
             self.story.reach(f"an operator orders: {act}")
             self.story.tell(f"the operator orders: {act}")
+
+    async def _thaw(self) -> None:
+        """Another operator, who says that the wallet is payagent's alone again."""
+        while True:
+            await asyncio.sleep(120)
+            life = await self.life()
+            if life.agent.chain.foreign is not None:
+                self.story.reach("signing is frozen since coins were spent elsewhere")
+                try:
+                    await life.call(thaw(life.agent, "app_test"))
+                except (DeadError, Refused):
+                    continue
+
+    def _spend_elsewhere(self) -> None:
+        """Another program with the wallet's words sends some of its money away."""
+        own = account().address
+        coins = Coins(
+            Coin(ref[0], ref[1], out.lovelace, tuple(out.assets.items()))
+            for ref, out in self.net.chain.utxos_at(own.raw)
+            if self.rng.random() < 0.7
+        )
+        wanted = (Output("pay_to", SENT_TO, LOVELACE, SENT_LOVELACE),)
+        slot = self.net.chain.slot
+        plan = select(coins, wanted, change=own, ttl_slot=slot + 600, network_id=NETWORK.network_id)
+        raw = sign(plan, self.signer)
+        self.net.release(raw)
+        self.net.submit_quietly(raw)
 
     def _calm_down(self) -> None:
         self.story.tell("faults stop")
@@ -296,16 +332,26 @@ class World:
     # --- lives
 
     def _start(self) -> None:
-        self._life = Life(self)
-        self.judge.reborn(self._life.conn)
-        self.judge.committed(self._life.conn, synced=True)
-        self._started.set()
+        self._life = life = Life(self)
+        self.judge.reborn(life.conn)
+        self.judge.committed(life.conn, synced=True)
         self.story.tell("the daemon starts")
+        begun = life.spawn(life.begin())
+        begun.add_done_callback(lambda done: self._begun(life, done))
+
+    def _begun(self, life: Life, done: asyncio.Task[None]) -> None:
+        if life is not self._life:
+            return
+        if not done.cancelled() and done.exception() is not None:
+            life.die("it could not begin")  # as where the disk fails: whoever supervises it starts it again
+            return
+        self._started.set()
 
     async def life(self) -> Life:
-        while self._life is None:
+        while True:
             await self._started.wait()
-        return self._life
+            if self._life is not None:
+                return self._life
 
     def died(self, why: str) -> None:
         self._life = None
