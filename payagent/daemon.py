@@ -205,6 +205,7 @@ def make_terms(settings: Settings, own: Address, redactor: Redactor) -> Terms:
         decimals={token.asset: token.decimals for token in settings.limits.assets if token.decimals is not None},
         confirm_depth=settings.payments.confirm_depth,
         void_depth=settings.payments.void_depth,
+        chain_depth=settings.payments.chain_depth,
         settle_depth=settings.payments.settle_depth,
         min_window_s=settings.payments.min_window_s,
         wallet_below_lovelace=settings.alerts.wallet_below_lovelace,

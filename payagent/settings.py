@@ -198,12 +198,16 @@ class Chain(_Table):
 
 
 class Payments(_Table):
-    """Depths (the block that holds the transaction counts 1) and the least life of an invoice, in seconds."""
+    """Depths (the block that holds the transaction counts 1) and the least life of an invoice, in seconds.
+
+    `chain_depth`: how many transactions in no block yet may lead to the next one.
+    """
 
     confirm_depth: Annotated[Count, Field(ge=1, le=2160)]
     void_depth: Annotated[Count, Field(ge=1, le=2160)] = 15
     settle_depth: Annotated[Count, Field(ge=1, le=2160)] = 2160
     min_window_s: Annotated[Count, Field(ge=1, le=86_400)] = 120
+    chain_depth: Annotated[Count, Field(ge=0, le=100)] = 8
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

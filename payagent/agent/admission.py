@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from payagent.agent.chainview import ChainView
 from payagent.agent.prepaid import Buyer, Part, is_batch
 from payagent.agent.purse import coin_of, take
-from payagent.agent.replacement import Replacing, is_lost, next_invoice, parameters_of, same_again
+from payagent.agent.replacement import Replacing, coins_there, is_lost, next_invoice, parameters_of, same_again
 from payagent.chain.source import SubmitKind
 from payagent.core import ledger, policy
 from payagent.core.address import Address
@@ -28,7 +28,7 @@ from payagent.store import prepaid, queries, records, topups
 from payagent.store.queries import IntentRow, InvoiceRow, OutputRow, PaymentRow
 from payagent.store.writer import Unit
 from payagent.wallet.coins import Coin, Coins
-from payagent.wallet.transaction import Plan, build, select
+from payagent.wallet.transaction import Plan, build, select, smallest_of
 
 DAY_MS = 86_400_000
 
@@ -87,12 +87,17 @@ class Admitted:
 
 @dataclass(slots=True)
 class Admission:
-    """The decision, with what it needs: our free coins (owned by the writer's thread), limits, the chain."""
+    """The decision, with what it needs: our free coins (owned by the writer's thread), limits, the chain.
+
+    Change in no block yet is spent through `chain_depth` transactions, of such as can land for `chain_ttl_s` more.
+    """
 
     coins: Coins
     limits: Mapping[str, Limit]
     chain: ChainView
     own: Address
+    chain_depth: int = 0
+    chain_ttl_s: int = 0
 
     def admit(self, unit: Unit, purchase: Purchase, now_ms: int) -> Admitted:
         """Find the intent's payment, or open it: at most one, whatever invoices come for it (rule 5)."""
@@ -230,9 +235,8 @@ class Admission:
 
         With a free one too where they do not pay for that.
         """
-        reserved = queries.coins_reserved_for(unit.conn, row.id)
-        anchor = next(coin_of(coin) for coin in reserved if coin.ref == row.anchor)
-        there = [coin_of(coin) for coin in reserved if not coin.is_gone or coin.ref == row.anchor]
+        there = [coin_of(coin) for coin in coins_there(unit, row)]
+        anchor = next(coin for coin in there if coin.ref == row.anchor)
         network_id = self.chain.network.network_id
         try:
             return take_back(there, anchor, self.own, ttl_slot, network_id)
@@ -291,7 +295,9 @@ class Admission:
             )
 
         try:
-            return self._plan_with(unit, self._cancellable(pay) if invoice.handed_over else pay, slot)
+            if invoice.handed_over:
+                return self._plan_with(unit, self._cancellable(pay), slot, 0)
+            return self._plan_with(unit, pay, slot, self.chain_depth)
         except Refused as refusal:
             if invoice.proof == "tx_hash" or refusal.code not in ("needs_consolidation", "transaction_too_big"):
                 raise
@@ -317,13 +323,18 @@ class Admission:
 
         return planned
 
-    def _plan_with(self, unit: Unit, plan: Callable[[Coins], Plan], slot: int) -> Plan:
-        """What `plan` makes of the free coins. That they do not suffice is told with why, where more are ours."""
+    def _plan_with(self, unit: Unit, plan: Callable[[Coins], Plan], slot: int, chain_depth: int) -> Plan:
+        """What `plan` makes of the free coins, or with them of change that is on its way, `chain_depth` deep.
+
+        That they do not suffice is told with why, where more are ours.
+        """
         try:
             return plan(self.coins)
         except Refused as refusal:
             if refusal.code not in ("not_enough_funds", "needs_consolidation"):
                 raise
+            if chained := self._chained(unit, plan, slot, chain_depth):
+                return chained
             if missing := queries.missing_coins(unit.conn):
                 raise Refused(
                     "chain_not_ready",
@@ -334,6 +345,24 @@ class Admission:
                 raise
             asset = str(refusal.context.get("asset", LOVELACE))
             raise _in_flight(asset, self.coins.totals.get(asset, 0), Coins(coming).totals.get(asset, 0)) from None
+
+    def _chained(self, unit: Unit, plan: Callable[[Coins], Plan], slot: int, chain_depth: int) -> Plan | None:
+        """The transaction with change that is in no block yet; its anchor is in one, when any of its coins is."""
+        coming = [
+            coin_of(row)
+            for row in (queries.chainable_coins(unit.conn, slot + self.chain_ttl_s) if chain_depth else ())
+            if queries.chain_depth(unit.conn, row.tx_id) < chain_depth
+        ]
+        if not coming:
+            return None
+        try:
+            made = plan(Coins([*self.coins, *coming]))
+        except Refused:
+            return None
+        settled = [coin for coin in made.inputs if coin.ref in self.coins]
+        if settled and made.anchor.ref not in self.coins:
+            made = replace(made, anchor=smallest_of(settled))
+        return made
 
     def require_within_limits(
         self,
@@ -375,7 +404,8 @@ class Admission:
         for asset, units in plan.spend.items():
             check_supply(asset, units, "what the transaction takes")
         for coin in plan.inputs:
-            take(unit, self.coins, coin.ref)
+            if coin.ref in self.coins:
+                take(unit, self.coins, coin.ref)
         records.reserve(unit, (coin.ref for coin in plan.inputs), payment_id)
         records.place_hold(unit, payment_id, plan.spend, now_ms)
         records.write_entry(unit, ledger.reserve(plan.spend), now_ms, payment_id=payment_id)
@@ -404,7 +434,7 @@ class Admission:
         slot = self.chain.require_ready(now_ms)
         ttl_slot = self.chain.ttl_slot(slot, None, 0)
         with own_order():
-            planned = self._plan_with(unit, lambda coins: plan(coins, ttl_slot), slot)
+            planned = self._plan_with(unit, lambda coins: plan(coins, ttl_slot), slot, self.chain_depth)
         if intent is None:
             _open_intent(unit, order, origin="", request=None, now_ms=now_ms)
         records.add_payment(

@@ -170,12 +170,14 @@ class Agent:
         self._writer = writer
         self._readers = readers
         self._signer = signer
-        self._admission = Admission(self.coins, terms.limits, self.chain, terms.own)
+        self._admission = Admission(
+            self.coins, terms.limits, self.chain, terms.own, terms.chain_depth, terms.min_window_s
+        )
         self.senders: Sequence[Guarded] = self.sources
         self.providers: Mapping[str, str | None] = {}
         """Why a provider is not heard, by name, or None when it is: what the watch last found."""
         self._signing: set[str] = set()
-        self._sending: set[str] = set()
+        self._sending: dict[str, asyncio.Event] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -242,7 +244,8 @@ class Agent:
             plan = self._admission.plan(unit, invoice, invoice.expires_at_ms, self.terms.min_window_s, now_ms)
             try:
                 self._admission.require_within_limits(unit, purchase, plan.spend, invoice.asset, now_ms, count)
-                self._require_funds({asset: units * count for asset, units in plan.spend.items()})
+                if count > 1:
+                    self._require_funds({asset: units * count for asset, units in plan.spend.items()})
             except Refused as refusal:
                 return Quote(invoice, plan, refusal)
             return Quote(invoice, plan, None)
@@ -475,7 +478,7 @@ class Agent:
     def send_off(self, payment_id: str) -> None:
         """Send the payment's last attempt (again), beside whatever else goes on."""
         if payment_id not in self._sending:
-            self._sending.add(payment_id)
+            self._sending[payment_id] = asyncio.Event()
             task = asyncio.create_task(self._leave(payment_id), name=f"send {payment_id}")
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -496,10 +499,24 @@ class Agent:
             if self.chain.slots and self.chain.slots.slot_at(now_ms) >= attempt.ttl_slot:
                 return
             if steps.may_broadcast(row):
+                await self._leave_parents(attempt.tx_id)
                 ready = [source for source in self.senders if source.takes_submissions(now_ms)]
                 await asyncio.gather(*(self._leave_to(source, row.id, attempt) for source in ready))
         finally:
-            self._sending.discard(payment_id)
+            self._sending.pop(payment_id).set()
+
+    async def _leave_parents(self, tx_id: str) -> None:
+        """First the bytes without which these are refused: again, unless nothing says that they are not there."""
+        is_again = queries.submissions(self.conn, tx_id)[0] > 0
+        for parent_tx in queries.pending_parents(self.conn, tx_id):
+            parent = queries.payment_of_attempt(self.conn, parent_tx)
+            if parent is None or parent.tx_id != parent_tx:
+                continue
+            if parent.id in self._sending:
+                await self._sending[parent.id].wait()
+            elif is_again or not parent.accepted_by_provider:
+                self._sending[parent.id] = asyncio.Event()
+                await self._leave(parent.id)
 
     async def _leave_to(self, source: Guarded, payment_id: str, attempt: AttemptRow) -> None:
         """C4, and then the bytes. What comes back is noted and decides nothing (docs/exactly-once.md R4)."""

@@ -17,7 +17,7 @@ from payagent.core.network import Network
 from payagent.core.payment import Event, State
 from payagent.core.problem import Refused
 from payagent.store import queries, records
-from payagent.store.queries import PaymentRow
+from payagent.store.queries import CoinRow, PaymentRow
 from payagent.store.writer import Connection, Unit
 from payagent.wallet.coins import Coin, Coins
 from payagent.wallet.transaction import MAINNET_PARAMETERS, Parameters, Plan, build, select
@@ -109,6 +109,16 @@ def rebuilt(
     )
 
 
+def coins_there(unit: Unit, row: PaymentRow) -> list[CoinRow]:
+    """The coins of a payment that are there or may yet be; its anchor in any case."""
+    return [
+        coin
+        for coin in queries.coins_reserved_for(unit.conn, row.id)
+        if coin.ref == row.anchor
+        or (not coin.is_gone and (coin.state != "pending" or queries.rival_of(unit.conn, coin.ref) is None))
+    ]
+
+
 def reserve_more(unit: Unit, coins: Coins, payment_id: str, plan: Plan) -> None:
     """Reserve what a later attempt of a payment spends that it does not have yet. Refused when that is gone."""
     had = {coin.ref for coin in queries.coins_reserved_for(unit.conn, payment_id)}
@@ -160,10 +170,9 @@ class Replacing:
     def _plan(self, unit: Unit, row: PaymentRow, wanted: Wanted, ttl_slot: int) -> Plan:
         """Of the coins of the last attempt; where one is gone, or they do not fit, of those and the free ones."""
         network = self.chain.network
-        reserved = {coin.ref: coin for coin in queries.coins_reserved_for(unit.conn, row.id)}
+        there = coins_there(unit, row)
         last = [one for one in queries.attempts(unit.conn, row.id) if one.kind == "pay"][-1]
-        anchor = coin_of(reserved[last.anchor])
-        there = [coin for coin in reserved.values() if not coin.is_gone or coin.ref == last.anchor]
+        anchor = next(coin_of(coin) for coin in there if coin.ref == last.anchor)
         same = [coin_of(coin) for coin in there if coin.ref in last.inputs]
         try:
             if len(same) == len(last.inputs):

@@ -250,32 +250,48 @@ def record_seen(unit: Unit, payment_id: str, seen: TxSeen, coins: Coins, provide
     """
     records.add_sighting(unit, seen.tx_id, seen.block_hash, seen.block_height, seen.slot, provider, now_ms)
     row, attempt = row_of(unit, payment_id), _attempt(unit, payment_id, seen.tx_id)
-    columns: dict[str, object] = {"reason_code": None, "reason": None}
-    if attempt.invoice != row.invoice:
-        columns["invoice"] = attempt.invoice
-    _move_into_block(unit, payment_id, Event.SEEN_IN_BLOCK, seen, now_ms, columns)
+    invoice = {} if attempt.invoice == row.invoice else {"invoice": attempt.invoice}
+    records.move_payment(
+        unit,
+        payment_id,
+        Event.SEEN_IN_BLOCK,
+        now_ms,
+        None,
+        tx_id=seen.tx_id,
+        block_hash=seen.block_hash,
+        block_height=seen.block_height,
+        block_slot=seen.slot,
+        reason_code=None,
+        reason=None,
+        **invoice,
+    )
     _take_effect(unit, payment_id, seen, coins)
 
 
 def record_void(unit: Unit, payment_id: str, seen: TxSeen, coins: Coins, provider: str, now_ms: int) -> None:
     """C7 of a cancel: it is in a block, deep enough, so no attempt that pays can be. The hold comes back.
 
-    The coins stay reserved until no rollback reaches that block any more.
+    So it does, without a fee, when the transaction is another payment's, because of which the anchor can never be
+    there. The coins stay reserved until no rollback reaches that block any more.
     """
-    records.add_sighting(unit, seen.tx_id, seen.block_hash, seen.block_height, seen.slot, provider, now_ms)
-    _move_into_block(unit, payment_id, Event.VOID, seen, now_ms, {})
-    records.release_hold(unit, payment_id, now_ms)
-    fee_lovelace = row_of(unit, payment_id).fee_lovelace or 0
-    entry = ledger.release(queries.hold(unit.conn, payment_id), fee_lovelace)
-    records.write_entry(unit, entry, now_ms, payment_id=payment_id, ref=seen.tx_id)
-    _take_effect(unit, payment_id, seen, coins)
-
-
-def _move_into_block(
-    unit: Unit, payment_id: str, event: Event, seen: TxSeen, now_ms: int, columns: Mapping[str, object]
-) -> None:
+    own = [attempt for attempt in queries.attempts(unit.conn, payment_id) if attempt.tx_id == seen.tx_id]
+    if own:
+        records.add_sighting(unit, seen.tx_id, seen.block_hash, seen.block_height, seen.slot, provider, now_ms)
     block = {"block_hash": seen.block_hash, "block_height": seen.block_height, "block_slot": seen.slot}
-    records.move_payment(unit, payment_id, event, now_ms, None, tx_id=seen.tx_id, **block, **columns)
+    names = {"tx_id": seen.tx_id} if own else _ORPHANED | {"void_by": seen.tx_id}
+    records.move_payment(unit, payment_id, Event.VOID, now_ms, None, **names, **block)
+    records.release_hold(unit, payment_id, now_ms)
+    entry = ledger.release(queries.hold(unit.conn, payment_id), own[0].fee_lovelace if own else 0)
+    records.write_entry(unit, entry, now_ms, payment_id=payment_id, ref=seen.tx_id)
+    if own:
+        _take_effect(unit, payment_id, seen, coins)
+
+
+_ORPHANED: dict[str, object] = {
+    "tx_id": None,
+    "reason_code": "parent_lost",
+    "reason": "the payment whose change it was to spend went by another transaction",
+}
 
 
 def _take_effect(unit: Unit, payment_id: str, seen: TxSeen, coins: Coins) -> None:
@@ -301,10 +317,12 @@ def record_block_lost(unit: Unit, payment_id: str, coins: Coins, now_ms: int) ->
         records.write_entry(unit, ledger.reverse(Entry("post", lines)), now_ms, payment_id=payment_id)
         prepaid.taken_back(unit, row, posted.postings, now_ms)
         records.renew_hold(unit, payment_id)
-    # a foreign transaction that made it void is no attempt to go by, and nothing of ours
+    # what made it void may be no attempt of its own, and then nothing of it was in that block
     attempts = {attempt.tx_id: attempt for attempt in queries.attempts(unit.conn, payment_id)}
     lost = attempts.get(row.tx_id or "")
-    back = {} if lost is not None else {"tx_id": next(reversed(attempts))}
+    back: dict[str, object] = {} if lost is not None else {"tx_id": next(reversed(attempts))}
+    if row.void_by is not None:
+        back["void_by"] = None
     records.move_payment(unit, payment_id, Event.BLOCK_LOST, now_ms, {"block": row.block_hash}, **back)
     for ref in () if lost is None else lost.inputs:
         records.set_coin_state(unit, ref, "free" if queries.is_made(unit.conn, ref) else "pending")
@@ -349,12 +367,19 @@ def record_settled(unit: Unit, payment_id: str, depth: int, coins: Coins, now_ms
     """C7: no rollback reaches the block any more; its reservations have no purpose left.
 
     A coin of them that no transaction spent is free again. Neither has the change of its other attempts, which
-    can never be. A void payment just stays void.
+    can never be; nor have coins that another payment was to make for it. A void payment just stays void.
     """
     row = row_of(unit, payment_id)
     if row.state is not State.VOID:
         records.move_payment(unit, payment_id, Event.SETTLE, now_ms, {"depth": depth})
+    orphans = [
+        coin.ref
+        for coin in queries.coins_reserved_for(unit.conn, payment_id)
+        if coin.state == "pending" and queries.rival_of(unit.conn, coin.ref) is not None
+    ]
     _unreserve(unit, payment_id, coins)
+    for ref in orphans:
+        records.forget_coin(unit, ref)
     for attempt in queries.attempts(unit.conn, payment_id):
         if attempt.tx_id != row.tx_id:
             for coin in queries.coins_of_tx(unit.conn, attempt.tx_id):

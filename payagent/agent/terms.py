@@ -89,6 +89,7 @@ class Terms:
     void_depth: int
     settle_depth: int
     min_window_s: int
+    chain_depth: int = 0
     wallet_below_lovelace: int | None = None
     call_rate: Rate | None = None
     """How often each provider may be called; None where nobody counts."""

@@ -282,9 +282,15 @@ class Watch:
             if isinstance(read, Unknown):
                 self._unanswered |= read.why is not Why.NOT_YET
                 self._unread.add(row.id)
+        rival = None if row.anchor is None else queries.rival_of(self._agent.conn, row.anchor)
+        if rival is not None and isinstance(read := await source.tx(rival), Found):
+            await self._weigh_cancel(source, tip, row, read.value)
 
     async def _weigh_cancel(self, source: View, tip: Tip, row: PaymentRow, seen: TxSeen) -> None:
-        """Void on positive evidence only (R8): the cancel is in a block, deep enough, in look after look."""
+        """Void on positive evidence only (R8): the cancel is in a block, deep enough, in look after look.
+
+        Or a transaction that keeps the anchor from ever being there.
+        """
         agent = self._agent
         now_ms = agent.ports.clock.now_ms()
         block, tip_hash, count, last_ms = self._cancels.get(row.id, ("", "", 0, 0))
@@ -309,7 +315,7 @@ class Watch:
         It is gone when its transaction is in another block, or when a provider that is past its height denies
         both the transaction and the block.
         """
-        read = await source.tx(row.tx_id or "")
+        read = await source.tx(row.shown_by)
         if isinstance(read, Found):
             if read.value.block_hash != row.block_hash:
                 await self._lose(row)
@@ -345,7 +351,7 @@ class Watch:
 
     async def _still_there(self, source: View, tip: Tip, row: PaymentRow) -> bool:
         """Whether a payment is in the very block that we know, asked now; if not, checked until it is clear."""
-        read = await source.tx(row.tx_id or "")
+        read = await source.tx(row.shown_by)
         if isinstance(read, Found) and read.value.block_hash == row.block_hash:
             return True
         self._unverified.add(row.id)

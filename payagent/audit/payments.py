@@ -207,8 +207,11 @@ def _check_intent(case: Case) -> Iterator[Finding]:
 
 def _check_sightings(case: Case, steps: list[Step]) -> Iterator[Finding]:
     """Each time that it came into a block there is a sighting of a fit attempt, which says what its event does."""
-    # what a foreign transaction did is borne out by sightings of its own (audit.verify)
-    shown = [step for step in steps if step.event in _SHOWN and not step.told.get("foreign")]
+    # what another one's transaction did is borne out by sightings of its own (audit.verify)
+    outside = ("foreign", "void_by")
+    shown = [
+        step for step in steps if step.event in _SHOWN and not any(step.told.get(name) for name in outside)
+    ]
     kinds = {attempt.tx_id: attempt.kind for attempt in case.attempts}
     for step in shown:
         if kinds.get(step.tx_id or "") != _SHOWN[step.event]:
@@ -318,7 +321,7 @@ def _booked(
             yield step, last, step.tx_id
         elif step.event is _VOID:
             last = ledger.release(hold, fee_lovelace)
-            yield step, last, step.tx_id
+            yield step, last, step.tx_id or _text(step.told.get("void_by"))
         elif step.event is _BLOCK_LOST and step.before in _SPENT and last is not None:
             yield step, ledger.reverse(last), None
             last = None

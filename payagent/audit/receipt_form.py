@@ -144,7 +144,9 @@ _FORM = _record(
     wallet=_text,
     payment=_record(
         **dict.fromkeys(("id", "kind", "state", "delivery"), _text),
-        **dict.fromkeys(("anchor", "tx_hash", "merchant_status", "reason_code", "reason"), _maybe(_text)),
+        **dict.fromkeys(
+            ("anchor", "tx_hash", "void_by", "merchant_status", "reason_code", "reason"), _maybe(_text)
+        ),
         **dict.fromkeys(("created_at_ms", "changed_at_ms"), _time),
         app=_record(id=_text, name=_text),
         outputs=_OUTPUTS,
@@ -238,6 +240,7 @@ def case_of(receipt: Receipt) -> Case:
         "delivery",
         "anchor",
         "ttl_slot",
+        "void_by",
         "merchant_status",
         "reason_code",
         "reason",

@@ -54,7 +54,7 @@ EVENTS_IN_WORDS = {
     "block_lost": "the block was lost in a rollback: money held again, the same bytes go out again",
     "replace": "no block took it in its time: another attempt on the same anchor",
     "cancel": "being cancelled: its coins go back to the wallet",
-    "void": "void: what took its coins back is deep in the chain",
+    "void": "void: what keeps it from ever landing is deep in the chain",
     "confirm": "confirmed: the spend is posted",
     "settle": "final",
     "invoiced_again": "the merchant sent another invoice for it, which was not paid then",

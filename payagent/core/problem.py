@@ -426,6 +426,13 @@ PROBLEMS: dict[str, Problem] = {
     "rate_limited": Problem(
         429, 4, "Too many requests at once", "Try again after Retry-After.", money="", retryable=True
     ),
+    "parent_lost": Problem(
+        409,
+        3,
+        "The payment whose change it was to spend went by another transaction",
+        "Nothing is to be done: its transaction can never come into a block, and the same call can be paid anew.",
+        money="Its money is free again.",
+    ),
     "receipt_invalid": Problem(
         422,
         2,

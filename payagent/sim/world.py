@@ -431,6 +431,7 @@ class World:
             void_depth=plan.void_depth,
             settle_depth=plan.settle_depth,
             min_window_s=120,
+            chain_depth=8,
             call_rate=BLOCKFROST_RATE,
         )
 

@@ -126,6 +126,7 @@ class Seal(NamedTuple):
 
 STANDING = (
     *("state", "delivery", "anchor", "ttl_slot", "tx_id", "block_hash", "block_height", "block_slot", "invoice"),
+    "void_by",
     *("merchant_status", "reason_code", "reason", "changed_at_ms"),
 )
 """The columns of a payment that may change."""

@@ -72,7 +72,8 @@ class PaymentRow:
 
     There is none while it is replaced. Its invoice and outputs are that attempt's; so are `ttl_slot`,
     `fee_lovelace`, `cbor`, `accepted_by_provider` and `seen_in_block` (ever). `refused`: by its merchant,
-    before it broadcast anything. `is_first`: nothing was signed for its intent before.
+    before it broadcast anything. `is_first`: nothing was signed for its intent before. `void_by`: the transaction
+    of another payment without which its anchor would be there.
     """
 
     seq: int
@@ -114,8 +115,14 @@ class PaymentRow:
     seen_in_block: bool
     pool: int | None
     topup: str | None
+    void_by: str | None
     created_at_ms: int
     changed_at_ms: int
+
+    @property
+    def shown_by(self) -> str:
+        """The transaction whose block the payment's state stands on: its own, or the one that keeps it off."""
+        return self.void_by or self.tx_id or ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +225,7 @@ SELECT p.seq, p.id, p.kind, p.app_id, p.intent_id, v.origin, v.dialect, v.invoic
        NOT EXISTS (SELECT 1 FROM attempts f JOIN payments q ON q.id = f.payment_id
                    WHERE q.intent_id = p.intent_id AND q.seq < p.seq), a.cbor,
        EXISTS (SELECT 1 FROM sightings s WHERE s.tx_id = p.tx_id),
-       p.pool, p.topup, p.created_at_ms, p.changed_at_ms
+       p.pool, p.topup, p.void_by, p.created_at_ms, p.changed_at_ms
 FROM payments p
 JOIN intents i ON i.id = p.intent_id
 LEFT JOIN invoices v ON v.seq = p.invoice
@@ -395,9 +402,9 @@ def watched_voids(conn: sqlite3.Connection) -> list[PaymentRow]:
 
 
 def watched_void_of(conn: sqlite3.Connection, intent_id: str) -> str | None:
-    """The transaction of the intent's last cancel, while a rollback may still take it away."""
+    """What made the intent's last payment void (its cancel, mostly), while a rollback may still take it away."""
     row = conn.execute(
-        "SELECT tx_id FROM payments p WHERE intent_id = ? AND state = 'void' "
+        "SELECT COALESCE(void_by, tx_id) FROM payments p WHERE intent_id = ? AND state = 'void' "
         "AND EXISTS (SELECT 1 FROM reservations r WHERE r.payment_id = p.id) ORDER BY seq DESC LIMIT 1",
         (intent_id,),
     ).fetchone()
@@ -490,6 +497,56 @@ def coming_coins(conn: sqlite3.Connection, slot: int) -> list[CoinRow]:
         (slot,),
     )
     return [_coin(row) for row in rows]
+
+
+def chainable_coins(conn: sqlite3.Connection, ttl_slot: int) -> list[CoinRow]:
+    """Change in no block yet that another payment may spend: of what payagent itself sends, up to that slot.
+
+    Only of the attempt that its payment goes by.
+    """
+    rows = conn.execute(
+        f"{_COIN} JOIN attempts a ON a.tx_id = c.tx_id AND a.kind = 'pay' "
+        "JOIN payments p ON p.id = a.payment_id AND p.tx_id = a.tx_id AND p.state IN ('signed', 'in_flight') "
+        "LEFT JOIN invoices v ON v.seq = a.invoice WHERE c.state = 'pending' AND r.payment_id IS NULL "
+        "AND a.ttl_slot >= ? AND COALESCE(v.handed_over, 0) = 0 ORDER BY c.ref",
+        (ttl_slot,),
+    )
+    return [_coin(row) for row in rows]
+
+
+def pending_parents(conn: sqlite3.Connection, tx_id: str) -> list[str]:
+    """The transactions in no block that an attempt spends coins of."""
+    row = conn.execute("SELECT inputs FROM attempts WHERE tx_id = ?", (tx_id,)).fetchone()
+    spent = [] if row is None else [coin(conn, ref) for ref in row[0].split(" ")]
+    return sorted({one.tx_id for one in spent if one is not None and one.state == "pending"})
+
+
+def chain_depth(conn: sqlite3.Connection, tx_id: str) -> int:
+    """How many transactions in no block lead to an attempt; 0 when all that it spends is in one."""
+    depths: dict[str, int] = {}
+
+    def depth_of(one: str) -> int:
+        if one not in depths:
+            depths[one] = max((depth_of(parent) + 1 for parent in pending_parents(conn, one)), default=0)
+        return depths[one]
+
+    return depth_of(tx_id)
+
+
+def payment_of_attempt(conn: sqlite3.Connection, tx_id: str) -> PaymentRow | None:
+    """The payment that an attempt was signed for."""
+    row = conn.execute("SELECT payment_id FROM attempts WHERE tx_id = ?", (tx_id,)).fetchone()
+    return payment(conn, row[0]) if row else None
+
+
+def rival_of(conn: sqlite3.Connection, ref: str) -> str | None:
+    """The transaction in a block that keeps a coin from being there: what was to make it lost to that one."""
+    maker = None if (row := coin(conn, ref)) is None else payment_of_attempt(conn, row.tx_id)
+    if row is None or maker is None or maker.tx_id == row.tx_id:
+        return None
+    if maker.state not in (State.IN_BLOCK, State.CONFIRMED, State.SETTLED, State.VOID):
+        return None
+    return maker.shown_by or None
 
 
 def intent(conn: sqlite3.Connection, intent_id: str) -> IntentRow:

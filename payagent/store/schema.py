@@ -84,7 +84,8 @@ CREATE TABLE invoices (
 
 -- What an intent became; or, without an invoice, a self-transfer of the operator's. invoice: the one that counts
 -- now, of the attempt that does; first_invoice: the one that it was admitted with, and outputs are its. pool: the
--- prepaid balance that it raises once it is confirmed; topup: the order that it is a part of.
+-- prepaid balance that it raises once it is confirmed; topup: the order that it is a part of. void_by: the
+-- transaction of another payment without which its anchor would be there.
 CREATE TABLE payments (
   seq INTEGER PRIMARY KEY,
   id TEXT NOT NULL UNIQUE,
@@ -101,6 +102,7 @@ CREATE TABLE payments (
   anchor TEXT,
   ttl_slot INTEGER,
   tx_id TEXT,
+  void_by TEXT,
   block_hash TEXT,
   block_height INTEGER,
   block_slot INTEGER,

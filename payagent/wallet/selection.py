@@ -72,7 +72,12 @@ def take(coins: Sequence[Coin], order: Order) -> Draft:
 
 def pick_anchor(draft: Draft) -> Coin:
     """The smallest input of pure ADA, else the smallest input."""
-    return min(draft.coins, key=lambda coin: (bool(coin.assets), coin.lovelace, coin.ref))
+    return smallest_of(draft.coins)
+
+
+def smallest_of(coins: Sequence[Coin]) -> Coin:
+    """The smallest coin of pure ADA, else the smallest."""
+    return min(coins, key=lambda coin: (bool(coin.assets), coin.lovelace, coin.ref))
 
 
 def _require_totals(coins: Coins, order: Order, anchor: Coin | None, input_count: int) -> None:

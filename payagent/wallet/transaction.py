@@ -24,7 +24,7 @@ from payagent.wallet.plan import (
     lay_order,
     min_lovelace,
 )
-from payagent.wallet.selection import choose, choose_all, pick_anchor, take
+from payagent.wallet.selection import choose, choose_all, pick_anchor, smallest_of, take
 
 __all__ = [
     "FEE_CAP_LOVELACE",
@@ -39,6 +39,7 @@ __all__ = [
     "min_lovelace",
     "select",
     "sign",
+    "smallest_of",
     "sweep",
 ]
 

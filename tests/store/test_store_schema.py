@@ -240,6 +240,7 @@ def test_every_column_of_a_row_that_stays_is_fixed_or_may_change(conn: sqlite3.C
                 "block_height",
                 "block_slot",
                 "invoice",
+                "void_by",
             ),
             *("merchant_status", "reason_code", "reason", "changed_at_ms"),
         },

@@ -1,0 +1,282 @@
+"""Change that is in no block yet, spent when the free coins do not suffice: parents, children and their ends.
+
+The chain and the agent share one clock here, which a test can move.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from agent.test_agent_handover import with_handover
+from agent.test_agent_replace import (
+    LONG_S,
+    TTL_S,
+    assert_at_rest,
+    assert_sound,
+    attempts,
+    fork_with,
+    height,
+    pass_time_of,
+    wait_for_void,
+)
+from agent_kit import ADA, APP, Clock, Run, World, with_terms
+
+from payagent.core.payment import State
+from payagent.core.problem import Refused
+from payagent.devnet.server import DevnetThread
+from payagent.store import queries
+from payagent.store.queries import PaymentRow
+
+DEPTH = 8
+chained = with_terms(chain_depth=DEPTH)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    """A devnet whose clock the test moves."""
+    clock = Clock()
+    with DevnetThread(now_ms=clock.now_ms) as devnet:
+        world = World(devnet, tmp_path)
+        world.clock = clock
+        yield world
+        world.http.close()
+
+
+async def family(world: World, run: Run, *names: str) -> list[PaymentRow]:
+    """Payments of which each spends the change of the one before; no provider has any of them."""
+    world.fault("submit", "drop")
+    await run.look()
+    rows = [await run.pay(name) for name in names]
+    for parent, child in pairwise(rows):
+        assert (child.anchor or "").startswith(parent.tx_id or "-")
+    return rows
+
+
+async def test_a_chain_of_eight_lands_in_one_block(world: World) -> None:
+    world.fund(300 * ADA)
+    async with world.run(terms=with_terms(chain_depth=DEPTH, settle_depth=4)) as run:
+        await run.look()
+        rows = [await run.pay(f"call {number}") for number in range(DEPTH + 1)]
+        assert [queries.chain_depth(run.agent.conn, row.tx_id or "") for row in rows] == list(range(DEPTH + 1))
+        with pytest.raises(Refused, match="funds_in_flight"):
+            await run.pay("one too many")
+        assert_sound(world, run)
+        await run.settle_down()
+        blocks = {run.agent.payment(row.id).block_hash for row in rows}
+        assert {run.state(row.id) for row in rows} == {State.CONFIRMED}
+        assert len(blocks) == 1
+        assert sorted(world.transactions()) == sorted(row.tx_id or "" for row in rows)
+        assert_at_rest(world, run)
+        await run.settle_down(4)
+        assert {run.state(row.id) for row in rows} == {State.SETTLED}
+        assert run.selectable() == world.unspent()
+        assert_at_rest(world, run)
+
+
+async def test_twenty_payments_from_one_coin_land_within_a_few_blocks(world: World) -> None:
+    world.fund(500 * ADA)
+    async with world.run(terms=chained) as run:
+        await run.look()
+        paid: set[str] = set()
+        for _ in range(4):
+            for number in range(20):
+                with contextlib.suppress(Refused):
+                    paid.add((await run.pay(f"call {number}")).id)
+            await run.settle_down()
+        assert len(paid) == 20
+        assert {run.state(payment_id) for payment_id in paid} == {State.CONFIRMED}
+        assert_at_rest(world, run)
+
+
+async def test_it_is_off_at_zero_and_never_for_what_is_handed_over(world: World) -> None:
+    world.fund(50 * ADA)
+    async with world.run() as run:
+        await run.look()
+        await run.pay("first")
+        with pytest.raises(Refused, match="funds_in_flight"):
+            await run.pay("second")
+    async with world.run(terms=lambda terms: with_handover(chained(terms))) as run:
+        await run.look()
+        with pytest.raises(Refused, match="funds_in_flight"):
+            await run.pay("third")
+
+
+async def test_change_of_what_is_handed_over_is_not_spent(world: World) -> None:
+    world.fund(50 * ADA)
+    async with world.run(terms=lambda terms: with_handover(chained(terms))) as run:
+        await run.look()
+        await run.pay("handed over")
+    async with world.run(terms=chained) as run:
+        await run.look()
+        with pytest.raises(Refused, match="funds_in_flight"):
+            await run.pay("another")
+
+
+async def test_change_of_what_has_little_time_left_is_not_spent(world: World) -> None:
+    world.fund(50 * ADA)
+    async with world.run(terms=chained) as run:
+        await run.look()
+        world.fault("submit", "drop")
+        await run.pay("first")
+        world.clock.ahead_ms += 200_000
+        await run.settle_down()
+        with pytest.raises(Refused, match="funds_in_flight"):
+            await run.pay("second")
+
+
+async def test_a_confirmed_coin_is_the_anchor_when_there_is_one(world: World) -> None:
+    world.settings(price="6000000", splits=[])
+    world.fund(4 * ADA, 20 * ADA)
+    async with world.run(terms=chained) as run:
+        await run.look()
+        first = await run.pay("first")
+        assert len(attempts(run, first)[0].inputs) == 1
+        world.settings(price="15000000", splits=[])
+        second = await run.pay("second")
+        inputs = attempts(run, second)[0].inputs
+        assert {ref.partition("#")[0] == first.tx_id for ref in inputs} == {True, False}
+        assert not (second.anchor or "").startswith(first.tx_id or "-")
+        await run.settle_down()
+        assert {run.state(row.id) for row in (first, second)} == {State.CONFIRMED}
+        assert_at_rest(world, run)
+
+
+async def test_a_parent_that_was_lost_is_sent_before_its_child(world: World) -> None:
+    """One transaction after the other was dropped; each look sends what is due, the parents first."""
+    world.fund(300 * ADA)
+    async with world.run(terms=chained) as run:
+        rows = await family(world, run, "a", "b", "c")
+        world.control("faults", clear=True)
+        run.agent.send_off(rows[2].id)
+        await run.agent.drain(10)
+        assert world.waiting() == [row.tx_id for row in rows]
+        await run.settle_down()
+        assert {run.state(row.id) for row in rows} == {State.CONFIRMED}
+        assert_at_rest(world, run)
+
+
+async def test_a_self_transfer_spends_change_that_is_on_its_way(world: World) -> None:
+    world.fund(50 * ADA)
+    async with world.run(terms=chained) as run:
+        await run.look()
+        await run.pay("first")
+        row, _ = await run.agent.split(APP, 3, 5 * ADA)
+        await run.agent.drain(10)
+        await run.settle_down()
+        assert run.state(row.id) is State.CONFIRMED
+        assert_at_rest(world, run)
+
+
+async def bury(world: World, run: Run) -> None:
+    """Blocks, each a minute after the one before, with a look at each."""
+    await wait_for_void(world, run)
+
+
+class TestAChildWithoutItsParent:
+    @staticmethod
+    async def orphaned(world: World, run: Run) -> list[PaymentRow]:
+        """The parent is replaced, so that the change which its child and its grandchild spend can never be."""
+        world.settings(timeout=LONG_S)
+        rows = await family(world, run, "parent", "child", "grandchild")
+        await pass_time_of(world, run, TTL_S - 60)
+        await pass_time_of(world, run, 120)
+        return rows
+
+    async def test_it_is_void_once_the_replacement_is_deep(self, world: World) -> None:
+        world.fund(300 * ADA)
+        async with world.run(terms=with_terms(chain_depth=DEPTH, settle_depth=25)) as run:
+            parent, child, grandchild = await self.orphaned(world, run)
+            assert len(attempts(run, parent)) == 2
+            await run.settle_down()
+            assert run.state(parent.id) is State.CONFIRMED
+            for row in (child, grandchild):
+                assert run.state(row.id) is not State.VOID, "not before it is deep"
+            assert_sound(world, run)
+            await bury(world, run)
+            await bury(world, run)
+            for row in (child, grandchild):
+                void = run.agent.payment(row.id)
+                assert (void.state, void.reason_code, void.tx_id) == (State.VOID, "parent_lost", None)
+                assert void.void_by == run.agent.payment(parent.id).tx_id
+            assert_at_rest(world, run)
+            spent = queries.spent_since(run.agent.conn, 0)
+            assert spent == queries.hold(run.agent.conn, parent.id), "what never was counts against no limit"
+            await pass_time_of(world, run, LONG_S)
+            again = await run.pay("child")
+            assert again.id != child.id
+            assert (again.anchor or "").startswith(run.agent.payment(parent.id).tx_id or "-")
+            await run.settle_down()
+            assert run.state(again.id) is State.CONFIRMED
+            assert_at_rest(world, run)
+            await run.settle_down(26)
+            assert run.state(parent.id) is State.SETTLED
+            assert run.selectable() == world.unspent()
+            assert_at_rest(world, run)
+
+    async def test_the_parent_comes_back_on_a_fork(self, world: World) -> None:
+        world.fund(300 * ADA)
+        async with world.run(terms=with_terms(chain_depth=DEPTH, settle_depth=60)) as run:
+            await run.look()
+            low = height(world)
+            parent, child, grandchild = await self.orphaned(world, run)
+            await run.settle_down()
+            await bury(world, run)
+            await bury(world, run)
+            assert run.state(child.id) is State.VOID
+            fork_with(world, low, *((row.cbor or b"") for row in (parent, child, grandchild)))
+            for _ in range(3):
+                await run.settle_down()
+            for row in (parent, child, grandchild):
+                assert run.state(row.id) is State.CONFIRMED
+                assert run.agent.payment(row.id).tx_id == row.tx_id
+            assert_at_rest(world, run)
+
+    async def test_its_block_is_lost_with_the_parents(self, world: World) -> None:
+        world.fund(300 * ADA)
+        async with world.run(terms=chained) as run:
+            await run.look()
+            rows = [await run.pay(name) for name in ("a", "b", "c")]
+            await run.settle_down()
+            world.control("rollback", depth=1)
+            world.devnet.run(lambda devnet: devnet.chain.mempool.clear())
+            await run.pass_time(3)
+            assert {run.state(row.id) for row in rows} == {State.CONFIRMED}
+            assert all(run.events(row.id).count("block_lost") == 1 for row in rows)
+            assert_at_rest(world, run)
+
+    async def test_the_parent_is_cancelled(self, world: World) -> None:
+        world.fund(300 * ADA)
+        async with world.run(terms=chained) as run:
+            parent, child = await family(world, run, "parent", "child")
+            world.control("faults", clear=True)
+            await run.agent.resolve(parent.id, APP)
+            await run.agent.drain(10)
+            await bury(world, run)
+            await bury(world, run)
+            assert run.state(parent.id) is State.VOID
+            void = run.agent.payment(child.id)
+            assert (void.state, void.reason_code) == (State.VOID, "parent_lost")
+            assert_at_rest(world, run)
+
+    async def test_one_with_an_anchor_of_its_own_is_replaced(self, world: World) -> None:
+        world.settings(price="6000000", splits=[], timeout=LONG_S)
+        world.fund(4 * ADA, 20 * ADA)
+        async with world.run(terms=chained) as run:
+            await run.look()
+            world.fault("submit", "drop")
+            parent = await run.pay("parent")
+            world.settings(price="15000000", splits=[], timeout=LONG_S)
+            child = await run.pay("child")
+            assert not (child.anchor or "").startswith(parent.tx_id or "-")
+            world.fund(60 * ADA)
+            await run.look()
+            await pass_time_of(world, run, TTL_S + 60)
+            await run.settle_down(2)
+            assert run.state(parent.id) is State.CONFIRMED
+            await pass_time_of(world, run, TTL_S + 60)
+            await run.settle_down(2)
+            row = run.agent.payment(child.id)
+            assert (row.state, row.anchor) == (State.CONFIRMED, child.anchor)
+            assert_at_rest(world, run)
