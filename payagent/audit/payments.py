@@ -209,9 +209,7 @@ def _check_sightings(case: Case, steps: list[Step]) -> Iterator[Finding]:
     """Each time that it came into a block there is a sighting of a fit attempt, which says what its event does."""
     # what another one's transaction did is borne out by sightings of its own (audit.verify)
     outside = ("foreign", "void_by")
-    shown = [
-        step for step in steps if step.event in _SHOWN and not any(step.told.get(name) for name in outside)
-    ]
+    shown = [step for step in steps if step.event in _SHOWN and not any(step.told.get(name) for name in outside)]
     kinds = {attempt.tx_id: attempt.kind for attempt in case.attempts}
     for step in shown:
         if kinds.get(step.tx_id or "") != _SHOWN[step.event]:
