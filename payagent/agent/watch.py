@@ -434,10 +434,12 @@ class Watch:
         await self._each(lost, agent.renew)
 
     def _is_due(self, row: PaymentRow, now_ms: int) -> bool:
+        """Also when it was sent last at a time that is still to come: the clock was set back since."""
         conn = self._agent.conn
         count, last_ms = queries.submissions(conn, row.tx_id or "")
         is_hopeless = queries.was_told(conn, row.id, row.tx_id, SubmitKind.NEVER)
-        return row.id in self._urgent or now_ms >= resubmit_due_ms(count, last_ms, is_hopeless=is_hopeless)
+        is_due = now_ms >= resubmit_due_ms(count, last_ms, is_hopeless=is_hopeless) or now_ms < last_ms
+        return is_due or row.id in self._urgent
 
     async def _each(self, rows: Iterable[PaymentRow], act: Callable[[PaymentRow], Awaitable[None]]) -> None:
         """Act on every row, a few at once. One that raises is logged and keeps nobody else from their turn.

@@ -70,15 +70,17 @@ def wait_ms(bucket: Bucket, rate: Rate, reserved: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Door:
-    """Closed until a time, with the reason, after so many failures in a row, which closed it so often."""
+    """Closed for a time, with the reason, after so many failures in a row, which closed it so often."""
 
     failures: int = 0
     closings: int = 0
+    closed_at_ms: int = 0
     closed_until_ms: int = 0
     why: str = ""
 
     def is_open(self, now_ms: int) -> bool:
-        return now_ms >= self.closed_until_ms
+        """Also before it was closed: a clock that was ahead and is mended must not keep it closed for as long."""
+        return not self.closed_at_ms <= now_ms < self.closed_until_ms
 
     @property
     def is_on_trial(self) -> bool:
@@ -97,7 +99,7 @@ def failed(door: Door, reason: str, now_ms: int) -> Door:
     if failures < FAILURES_MAX and not door.is_on_trial:
         return replace(door, failures=failures)
     pause_ms = min(PAUSE_FIRST_MS << min(door.closings, 10), PAUSE_MAX_MS)
-    return Door(failures, door.closings + 1, now_ms + pause_ms, reason)
+    return Door(failures, door.closings + 1, now_ms, now_ms + pause_ms, reason)
 
 
 def refused(door: Door, why: Why, retry_after_s: int | None, reason: str, now_ms: int) -> Door:
@@ -105,4 +107,7 @@ def refused(door: Door, why: Why, retry_after_s: int | None, reason: str, now_ms
     pause_ms = QUOTA_PAUSE_MS if why is Why.QUOTA else RATE_PAUSE_MS
     if retry_after_s is not None:
         pause_ms = min(retry_after_s * 1000, ASKED_PAUSE_MAX_MS)
-    return replace(door, closed_until_ms=max(now_ms + pause_ms, door.closed_until_ms), why=reason)
+    until_ms = now_ms + pause_ms
+    if not door.is_open(now_ms):
+        until_ms = max(until_ms, door.closed_until_ms)
+    return replace(door, closed_at_ms=now_ms, closed_until_ms=until_ms, why=reason)

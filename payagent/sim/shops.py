@@ -204,7 +204,7 @@ class Transport(httpx.AsyncBaseTransport):
             answer = await shop.call(request.method, target, headers, await request.aread())
         except UnreachedError:
             raise httpx.ReadError("no answer", request=request) from None
-        return httpx.Response(answer.status, headers=list(answer.headers), content=answer.body, request=request)
+        return httpx.Response(answer.status, headers=list(answer.headers), stream=httpx.ByteStream(answer.body))
 
 
 class SimAnswer:

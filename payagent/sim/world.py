@@ -16,6 +16,7 @@ from random import Random
 from typing import Any
 
 import structlog
+from structlog.typing import EventDict, WrappedLogger
 
 from payagent.agent.foreign import thaw
 from payagent.agent.terms import MerchantTerms, Terms
@@ -463,15 +464,26 @@ class Stage:
         self._folder = Path(tempfile.mkdtemp(prefix="payagent-sim-", dir=shared if shared.is_dir() else None))
         self._template = make_template(self._folder)
         logging.disable(logging.CRITICAL)
-        structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+        self._world: World | None = None
+        structlog.configure(
+            wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING), processors=[self._hear]
+        )
 
     def run(self, seed: int, *, keep_story: bool = False) -> Story:
         folder = self._folder / "run"
         folder.mkdir()
         try:
-            return World(seed, folder, self._template, keep_story=keep_story).run()
+            self._world = World(seed, folder, self._template, keep_story=keep_story)
+            return self._world.run()
         finally:
             shutil.rmtree(folder)
+
+    def _hear(self, _logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+        """What the daemon would log. A step that failed for no reason that it knows is a bug."""
+        error = event.get("error")
+        if self._world is not None and error is not None and not str(error).startswith("Refused("):
+            self._world.story.violate("BUG", f"{event.get('event')}: {error}")
+        raise structlog.DropEvent
 
     def close(self) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)

@@ -428,14 +428,15 @@ def free_descendant(conn: sqlite3.Connection, tx_id: str) -> CoinRow | None:
 def submissions(conn: sqlite3.Connection, tx_id: str) -> tuple[int, int]:
     """How often the bytes were about to be sent to the provider that got them most, and when last to any.
 
-    Both are 0 when never.
+    Both are 0 when never. The last is the one that was written last, whatever the clock said then.
     """
-    row = conn.execute(
-        "SELECT COALESCE(MAX(times), 0), COALESCE(MAX(last_ms), 0) FROM ("
-        "SELECT COUNT(*) AS times, MAX(at_ms) AS last_ms FROM submissions WHERE tx_id = ? GROUP BY provider)",
+    (count,) = conn.execute(
+        "SELECT COALESCE(MAX(times), 0) FROM "
+        "(SELECT COUNT(*) AS times FROM submissions WHERE tx_id = ? GROUP BY provider)",
         (tx_id,),
-    )
-    count, last_ms = row.fetchone()
+    ).fetchone()
+    last = conn.execute("SELECT at_ms FROM submissions WHERE tx_id = ? ORDER BY seq DESC LIMIT 1", (tx_id,))
+    (last_ms,) = last.fetchone() or (0,)
     return count, last_ms
 
 

@@ -70,6 +70,7 @@ class TestDoor:
     )
     def test_who_asks_for_a_pause_gets_it(self, why: Why, asked_s: int | None, pause_ms: int) -> None:
         door = quota.refused(Door(), why, asked_s, "http 429", 1000)
+        assert door.is_open(999)  # the clock was ahead when it closed
         assert door.closed_until_ms == 1000 + pause_ms
 
     def test_a_longer_pause_is_not_shortened(self) -> None:
