@@ -21,7 +21,6 @@ from payagent.chain.agree import Listing
 from payagent.chain.panel import View
 from payagent.chain.source import Found, NotFound, TxSeen
 from payagent.core import ledger
-from payagent.core.money import LOVELACE
 from payagent.core.payment import Event, State
 from payagent.core.problem import Refused
 from payagent.store import onchain, queries, records
@@ -191,8 +190,7 @@ def lose(unit: Unit, row: ForeignRow, provider: str, now_ms: int) -> None:
     """It is in that block no more: its coins are ours again, and free once they are listed."""
     coins = [coin for coin in (queries.coin(unit.conn, ref) for ref in row.inputs) if coin is not None]
     records.add_foreign_sighting(unit, replace(row, there=False), provider, now_ms)
-    held = ledger.add({LOVELACE: coin.lovelace, **coin.assets} for coin in coins)
-    records.write_entry(unit, ledger.unforeign(held), now_ms, ref=row.tx_id)
+    records.write_entry(unit, ledger.unforeign(row.spent), now_ms, ref=row.tx_id)
     for coin in coins:
         back = "missing" if queries.is_made(unit.conn, coin.ref) else "pending"
         records.set_coin_state(unit, coin.ref, back)

@@ -123,9 +123,9 @@ def take_in(unit: Unit, spend: Spend, why: Why, coins: Coins, now_ms: int) -> bo
             take(unit, coins, ref)
         records.spend_coin(unit, ref, seen.tx_id)
     inputs = tuple(ref for ref, _ in rows)
-    sighting = ForeignRow(seen.tx_id, True, inputs, seen.block_hash, seen.block_height, seen.slot)
-    records.add_foreign_sighting(unit, sighting, spend.provider, now_ms)
     spent = ledger.add(held)
+    sighting = ForeignRow(seen.tx_id, True, inputs, spent, seen.block_hash, seen.block_height, seen.slot)
+    records.add_foreign_sighting(unit, sighting, spend.provider, now_ms)
     records.write_entry(unit, ledger.foreign(spent), now_ms, ref=seen.tx_id)
     told = {
         "tx_id": seen.tx_id,

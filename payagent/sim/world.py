@@ -57,6 +57,9 @@ WANTED_WITHIN_S = 900.0
 TROUBLE_S = 2400.0
 QUIET_MAX_S = 7200.0
 CALM_BLOCK_S = 20.0
+LAST_LOOKS_S = 600.0
+"""What was spent elsewhere is searched for once a minute, and a provider is waited for two."""
+
 SENT_TO, SENT_LOVELACE = role_address("creator"), 2 * ADA
 
 
@@ -167,6 +170,8 @@ class World:
             self.loop.run_until_complete(self._run())
         except StuckError as stuck:
             self.story.violate("I4", str(stuck))
+        except Exception as error:  # noqa: BLE001  one seed's bug is that seed's verdict
+            self._tell_bug(error)
         finally:
             self.loop.before_round = lambda: None
             asyncio.set_event_loop(None)
@@ -202,9 +207,12 @@ class World:
 
     def _done(self, task: asyncio.Task[Any]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
-            frames = traceback.extract_tb(error.__traceback__)
-            where = " < ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in reversed(frames))
-            self.story.violate("BUG", f"{type(error).__name__}: {error} at {where}")
+            self._tell_bug(error)
+
+    def _tell_bug(self, error: BaseException) -> None:
+        frames = traceback.extract_tb(error.__traceback__)
+        where = " < ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in reversed(frames))
+        self.story.violate("BUG", f"{type(error).__name__}: {error} at {where}")
 
     def _fund(self) -> None:
         raw = account().address.raw
@@ -328,7 +336,7 @@ class World:
                 for row in queries.payments_in(life.conn, State)
             ) and not queries.watched_voids(life.conn):
                 break
-        await asyncio.sleep(self.beat_s * 3 + 60)
+        await asyncio.sleep(LAST_LOOKS_S)
 
     # --- lives
 

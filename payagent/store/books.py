@@ -473,15 +473,27 @@ def topup_ends(conn: sqlite3.Connection) -> Iterator[tuple[int, tuple[Any, ...],
 
 
 def foreign_sums(conn: sqlite3.Connection) -> Iterator[tuple[int, str, bool, dict[str, int]]]:
-    """(row number, transaction, whether it is there, what its coins hold) of every sighting of a foreign one."""
-    rows = conn.execute("SELECT seq, tx_id, there, inputs FROM foreign_sightings ORDER BY seq").fetchall()
-    for number, tx_id, there, inputs in rows:
-        marks = ",".join("?" * len(inputs.split(" ")))
+    """(row number, transaction, whether it is there, what its coins held) of every sighting of a foreign one.
+
+    Where none of the coins was forgotten since, that is what they hold; else what the sighting says.
+    """
+    rows = conn.execute("SELECT seq, tx_id, there, inputs, spent FROM foreign_sightings ORDER BY seq").fetchall()
+    for number, tx_id, there, inputs, spent in rows:
+        refs = inputs.split(" ")
         coins = conn.execute(
-            f"SELECT lovelace, assets FROM coins WHERE ref IN ({marks})",  # noqa: S608  marks alone
-            inputs.split(" "),
-        )
-        yield number, tx_id, bool(there), add(value_of(*coin) for coin in coins)
+            f"SELECT lovelace, assets FROM coins WHERE ref IN ({','.join('?' * len(refs))})",  # noqa: S608
+            refs,
+        ).fetchall()
+        held = add(value_of(*coin) for coin in coins) if len(coins) == len(refs) else _units(spent)
+        yield number, tx_id, bool(there), held
+
+
+def _units(text: str) -> dict[str, int]:
+    """Units per asset, as JSON; what cannot be read is what no coins hold."""
+    try:
+        return {str(asset): int(units) for asset, units in json.loads(text).items()} or {"": 0}
+    except (ValueError, TypeError, AttributeError):
+        return {"": 0}
 
 
 def foreign_entries(conn: sqlite3.Connection) -> Iterator[tuple[int, str, str | None]]:

@@ -46,11 +46,15 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class ForeignRow:
-    """A transaction that spent coins of ours (`inputs`) and is no attempt, in its block; `there`: not lost."""
+    """A transaction that spent coins of ours (`inputs`) and is no attempt, in its block; `there`: not lost.
+
+    `spent` is what those coins held, per asset.
+    """
 
     tx_id: str
     there: bool
     inputs: tuple[str, ...]
+    spent: Mapping[str, int]
     block_hash: str
     block_height: int
     block_slot: int
@@ -59,12 +63,12 @@ class ForeignRow:
 def foreign_there(conn: sqlite3.Connection, from_height: int = 0) -> list[ForeignRow]:
     """Those that are on the chain, as far as was seen, in blocks from a height on; oldest first."""
     rows = conn.execute(
-        "SELECT tx_id, there, inputs, block_hash, block_height, block_slot FROM foreign_sightings f "
+        "SELECT tx_id, there, inputs, spent, block_hash, block_height, block_slot FROM foreign_sightings f "
         "WHERE seq = (SELECT MAX(seq) FROM foreign_sightings g WHERE g.tx_id = f.tx_id) "
         "AND there = 1 AND block_height >= ? ORDER BY seq",
         (from_height,),
     )
-    return [ForeignRow(r[0], bool(r[1]), tuple(r[2].split(" ")), r[3], r[4], r[5]) for r in rows]
+    return [ForeignRow(r[0], bool(r[1]), tuple(r[2].split(" ")), json.loads(r[3]), *r[4:]) for r in rows]
 
 
 def is_ours(conn: sqlite3.Connection, tx_id: str) -> bool:

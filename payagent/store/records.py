@@ -274,12 +274,13 @@ def add_sighting(
 
 def add_foreign_sighting(unit: Unit, row: ForeignRow, provider: str, now_ms: int) -> None:
     unit.conn.execute(
-        "INSERT INTO foreign_sightings(tx_id, there, inputs, block_hash, block_height, block_slot, provider, "
-        "at_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO foreign_sightings(tx_id, there, inputs, spent, block_hash, block_height, block_slot, "
+        "provider, at_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             row.tx_id,
             int(row.there),
             " ".join(row.inputs),
+            json.dumps(dict(row.spent), separators=(",", ":")),
             row.block_hash,
             row.block_height,
             row.block_slot,

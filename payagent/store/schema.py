@@ -196,12 +196,14 @@ CREATE INDEX coins_by_state ON coins(state);
 CREATE INDEX coins_by_tx ON coins(tx_id);
 
 -- A transaction that spends coins of ours and is no attempt, when it was seen in a block (there = 1), or when that
--- block was lost (0). `inputs` are the coins of ours among its inputs, between spaces.
+-- block was lost (0). `inputs` are the coins of ours among its inputs, between spaces; `spent`, as JSON, what they
+-- held per asset: a coin that turns out to never have been is forgotten, and what was booked of it is not.
 CREATE TABLE foreign_sightings (
   seq INTEGER PRIMARY KEY,
   tx_id TEXT NOT NULL,
   there INTEGER NOT NULL CHECK (there IN (0, 1)),
   inputs TEXT NOT NULL,
+  spent TEXT NOT NULL,
   block_hash TEXT NOT NULL,
   block_height INTEGER NOT NULL,
   block_slot INTEGER NOT NULL,
