@@ -330,13 +330,20 @@ class World:
         deadline_s = self.loop.time() + QUIET_MAX_S
         while self.loop.time() < deadline_s:
             await asyncio.sleep(100)
-            life = await self.life()
-            if all(
-                row.state in (State.SETTLED, *ENDED_WITHOUT_PAYING)
-                for row in queries.payments_in(life.conn, State)
-            ) and not queries.watched_voids(life.conn):
+            if not self._is_anything_open(await self.life()):
                 break
         await asyncio.sleep(LAST_LOOKS_S)
+
+    def _is_anything_open(self, life: Life) -> bool:
+        chain = life.agent.chain
+        ended = (State.SETTLED, *ENDED_WITHOUT_PAYING)
+        is_held_up = chain.behind is not None or chain.foreign is not None
+        is_watched = bool(queries.watched_voids(life.conn))
+        return (
+            is_held_up
+            or is_watched
+            or any(row.state not in ended for row in queries.payments_in(life.conn, State))
+        )
 
     # --- lives
 
