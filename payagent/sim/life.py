@@ -30,8 +30,7 @@ from payagent.wallet.keys import Signer
 
 T = TypeVar("T")
 
-MERCHANTS_EVERY_S = 45.0
-TOPUPS_EVERY_S = 20.0
+MERCHANTS_EVERY_BEATS = 3
 
 
 class DeadError(Exception):
@@ -47,7 +46,10 @@ class Host(Protocol):
     disk: Disk
     terms: Terms
     signer: Signer
-    beat_s: float
+
+    @property
+    def beat_s(self) -> float:
+        """How long from one look to the next, at present."""
 
     def mix(self) -> Mix: ...
 
@@ -152,11 +154,11 @@ class Life:
     async def begin(self) -> None:
         """As daemon.py: what the ledger may lack first, and then the beats."""
         await self._recovery.begin()
-        self.spawn(self._every(self._host.beat_s, self.watch.tick))
-        self.spawn(self._every(self._host.beat_s, self._recovery.beat))
-        self.spawn(self._every(MERCHANTS_EVERY_S, self.watch.poll_merchants))
-        self.spawn(self._every(MERCHANTS_EVERY_S, self.watch.observe_prepaid))
-        self.spawn(self._every(TOPUPS_EVERY_S, self.topups.beat))
+        self.spawn(self._every(1, self.watch.tick))
+        self.spawn(self._every(1, self._recovery.beat))
+        self.spawn(self._every(MERCHANTS_EVERY_BEATS, self.watch.poll_merchants))
+        self.spawn(self._every(MERCHANTS_EVERY_BEATS, self.watch.observe_prepaid))
+        self.spawn(self._every(1, self.topups.beat))
 
     @property
     def conn(self) -> Connection:
@@ -241,10 +243,10 @@ class Life:
         self._readers.conn.close()
         self._committer.close()
 
-    async def _every(self, seconds: float, act: Callable[[], Coroutine[Any, Any, object]]) -> None:
+    async def _every(self, beats: int, act: Callable[[], Coroutine[Any, Any, object]]) -> None:
         while True:
             try:
                 await act()
             except Refused:
                 await asyncio.sleep(0)
-            await asyncio.sleep(seconds)
+            await asyncio.sleep(self._host.beat_s * beats)

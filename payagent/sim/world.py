@@ -57,6 +57,7 @@ WANTED_WITHIN_S = 900.0
 TROUBLE_S = 2400.0
 QUIET_MAX_S = 7200.0
 CALM_BLOCK_S = 20.0
+CALM_BEAT_S = 62.0
 LAST_LOOKS_S = 600.0
 """What was spent elsewhere is searched for once a minute, and a provider is waited for two."""
 
@@ -143,7 +144,6 @@ class World:
         self.disk = Disk(folder, template)
         self.signer = account().signer
         self.wallet = account().address.text
-        self.beat_s = self.plan.beat_s
         fork_max = self.plan.settle_depth - 4
         self.net = Net(self.rng, self.story, self.mix, self._now_ms, fork_max)
         self.net.on_blocks = self._blocks_made
@@ -387,6 +387,10 @@ class World:
 
     def mix(self) -> Mix:
         return QUIET if self.is_calm else self.plan.mix
+
+    @property
+    def beat_s(self) -> float:
+        return CALM_BEAT_S if self.is_calm else self.plan.beat_s
 
     def draw(self) -> float:
         return self.rng.random()
