@@ -77,11 +77,11 @@ class Foreign:
         if source.is_current:
             await self._recheck(source)
         if self._agent.chain.behind is None:
-            await self._find({f"{utxo.tx_id}#{utxo.index}" for utxo in listing.agreed} | listing.doubtful)
+            await self._find(source, {f"{utxo.tx_id}#{utxo.index}" for utxo in listing.agreed} | listing.doubtful)
         if source.is_current:
             await self._weigh(source)
 
-    async def _find(self, listed: set[str]) -> None:
+    async def _find(self, source: View, listed: set[str]) -> None:
         agent = self._agent
         now_ms = agent.ports.clock.now_ms()
         suspects = {
@@ -92,12 +92,22 @@ class Foreign:
         is_news = not suspects <= self._suspects or not 0 <= now_ms - self._searched_ms < SEARCH_EVERY_MS
         if not suspects or not is_news:
             return
-        spends = await self._search.find(onchain.known_since_ms(agent.conn, suspects) // 1000 - LAG_S)
+        spends = await self._search.find(await self._since_s(source, suspects))
         if spends is None:
             return
         self._suspects, self._searched_ms = suspects, now_ms
         for spend in spends:
             await self._take_in(spend, now_ms)
+
+    async def _since_s(self, source: View, suspects: set[str]) -> int:
+        """From the block that made the first of them, by the chain's own time: our clock may have been ahead."""
+        agent, slots = self._agent, self._agent.chain.slots
+        times_s = [onchain.known_since_ms(agent.conn, suspects) // 1000]
+        for tx_id in sorted({ref.partition("#")[0] for ref in suspects}):
+            read = await source.tx(tx_id)
+            if isinstance(read, Found) and slots is not None:
+                times_s.append(slots.time_ms(read.value.slot) // 1000)
+        return min(times_s) - LAG_S
 
     async def _take_in(self, spend: Spend, now_ms: int) -> None:
         agent = self._agent

@@ -36,6 +36,9 @@ T = TypeVar("T")
 LAG_S = 3600
 """How far before what is known a search begins: providers' indexes lag, and clocks disagree."""
 
+ROLLBACK_S = 129_600
+"""How far a rollback reaches at most (3k/f slots)."""
+
 ALERT_SUBJECT = "foreign"
 
 Why = Literal["foreign_spend", "forgotten_spend"]
@@ -182,7 +185,7 @@ class Recovery:
             return
         if self._noticed_ms is not None and min(now_ms, chain.tip.time_s * 1000) < self._noticed_ms + QUIET_MS:
             return
-        spends = await self._search.find(self._since_s)
+        spends = await self._search.find(self._from_s())
         if spends is None:
             return
         if spends and self._noticed_ms is None:
@@ -191,6 +194,13 @@ class Recovery:
         await agent.write("scan", lambda unit: self._catch_up(unit, spends, now_ms))
         chain.behind = None
         log.warning("ledger.caught_up", transactions=len(spends))
+
+    def _from_s(self) -> int:
+        """Early enough for any rollback of the newest block that is known: our clock may have been ahead."""
+        slots, slot = self._agent.chain.slots, onchain.last_slot(self._agent.conn)
+        if slots is None or slot is None:
+            return self._since_s
+        return min(self._since_s, slots.time_ms(slot) // 1000 - ROLLBACK_S)
 
     @property
     def _name(self) -> str | None:

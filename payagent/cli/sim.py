@@ -51,6 +51,8 @@ def sim(terminal: Terminal, seeds: range, processes: int | None, story: bool) ->
                 terminal.say(line)
     for part in run_seeds(seeds, processes):
         total.add(part)
+        for seed, what in part.violations.items():
+            terminal.say(f"seed {seed}: {what}")
         terminal.say(f"{total.seeds} of {len(seeds)} seeds, {len(total.violations)} violations")
     if total.violations and not story:
         first = min(total.violations)

@@ -115,6 +115,12 @@ def last_event_ms(conn: sqlite3.Connection) -> int:
     return row[0] if row else 0
 
 
+def last_slot(conn: sqlite3.Connection) -> int | None:
+    """The slot of the newest block in which an attempt was seen."""
+    (slot,) = conn.execute("SELECT MAX(block_slot) FROM sightings").fetchone()
+    return None if slot is None else int(slot)
+
+
 def frozen_by(conn: sqlite3.Connection) -> str | None:
     """The last transaction that spent coins of ours elsewhere, if nobody has thawed the wallet since."""
     seq, detail, _ = last_of_wallet(conn, "foreign_spend")
