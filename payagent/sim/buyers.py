@@ -181,7 +181,10 @@ class BuyerTask:
         self._town.story.tell(f"{self._want.text}: the proxy answered {status}")
         if gone.is_set():
             self._town.story.reach("a client hangs up on the proxy")
-        return status is not None and 200 <= status < 300
+        if status is not None and 200 <= status < 300:
+            self._town.story.reach("the proxy serves a client")
+            return True
+        return False
 
     async def _errand(self, life: Life, gone: asyncio.Event) -> int | None:
         want = self._want
@@ -211,6 +214,12 @@ class BuyerTask:
             intake.listen()
             await life.clerk.run(Trip(errand, intake, reply, SimUpstream(want.shop), PROXY_PATIENCE_S))  # type: ignore[arg-type]
 
-        scope = {"type": "http", "method": "POST", "path": "/", "headers": [], "payagent.abort": gone.set}
+        scope: dict[str, object] = {
+            "type": "http",
+            "method": "POST",
+            "path": "/",
+            "headers": [(b"host", b"localhost")],
+        }
+        scope["payagent.abort"] = gone.set
         await attend(scope, receive, send, "call", Spool(1024 * 1024), work)  # type: ignore[arg-type]
         return statuses[0] if statuses else None

@@ -80,7 +80,9 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def spread(processes: int, work: Callable[..., Any], calls: Iterable[tuple[Any, ...]]) -> Iterable[tuple[Any, Any]]:
+def spread(
+    processes: int, work: Callable[..., Any], calls: Iterable[tuple[Any, ...]]
+) -> Iterable[tuple[Any, Any]]:
     """Each call with what came of it, as they end; processes are renewed, so that none grows old."""
     with ProcessPoolExecutor(processes, get_context("spawn"), max_tasks_per_child=10) as pool:
         asked = {pool.submit(work, *call): call for call in calls}
@@ -209,7 +211,9 @@ def main() -> int:
         description="Run the simulator over many seeds and write docs/evidence/simulation.md. "
         "`scripts/evidence soak` and `scripts/evidence kills` are the two other long runs (--help).",
     )
-    parser.add_argument("stage", nargs="?", choices=("all", *STAGES), default="all", help="all: each in this order")
+    parser.add_argument(
+        "stage", nargs="?", choices=("all", *STAGES), default="all", help="all: each in this order"
+    )
     parser.add_argument("--seeds", type=int, default=100_000, metavar="N")
     parser.add_argument("--base", type=int, default=base_seed(), help="the first seed; by default it follows from "
                         "the sources")  # fmt: skip

@@ -22,7 +22,7 @@ REACHED_OFTEN = (
     "a mempool drops a transaction", "a reply was lost of what was taken", "a submission taken late",
     "a transaction lands on a fork after its time limit", "all inputs are spent, and it is ours",
     "all inputs are spent, and it is not ours", "a merchant was handed a transaction and never sent it",
-    "a want is served", "no room or no disk at sign", "the clock jumps",
+    "a want is served", "the proxy serves a client", "a client hangs up on the proxy", "no room or no disk at sign", "the clock jumps",
 )  # fmt: skip
 """What two thousand seeds meet dozens of times: a simulator that meets none of one of them tests less than it says."""
 
