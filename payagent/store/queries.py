@@ -11,6 +11,7 @@ import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from itertools import groupby
 from typing import Literal, NamedTuple
 
@@ -248,6 +249,7 @@ def dump_outputs(outputs: Iterable[OutputRow]) -> str:
     return json.dumps(rows, separators=(",", ":"))
 
 
+@lru_cache(maxsize=1000)  # a look at the chain reads every payment that is not settled, and merchants ask alike
 def load_outputs(text: str) -> tuple[OutputRow, ...]:
     return tuple(OutputRow(o["role"], o["address"], o["asset"], int(o["units"])) for o in json.loads(text))
 

@@ -6,6 +6,7 @@ summary; its exit status is 0 only without violations and with every commit poin
 
 import argparse
 import asyncio
+import json
 import logging
 import shutil
 import signal
@@ -145,7 +146,7 @@ def summary(world: World, seconds: float) -> str:
     )
 
 
-async def campaign(kills: int, seed: int) -> int:
+async def campaign(kills: int, seed: int, result: Path | None = None) -> int:
     began_s = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="kills"))
     async with running_world(folder, seed, lanes=3) as made:
@@ -159,6 +160,16 @@ async def campaign(kills: int, seed: int) -> int:
     for finding in findings:
         print(finding, file=sys.stderr)
     print(f"seed {seed}: {summary(made, time.monotonic() - began_s)}")
+    if result is not None:
+        told = {
+            "seed": seed,
+            "kills": dict(made.kills),
+            "purchases": sum(len(lane.purchases) for lane in made.lanes),
+            "trouble": dict(made.trouble),
+            "findings": findings,
+            "seconds": round(time.monotonic() - began_s, 1),
+        }
+        result.write_text(json.dumps(told), encoding="utf-8")
     if findings:
         print(f"the files and logs are in {folder}", file=sys.stderr)
         return 1
@@ -170,10 +181,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Kill payagent's daemon again and again, and check what is left.")
     parser.add_argument("--kills", type=int, default=500)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--result", type=Path, help="write what came of it there, as JSON")
     options = parser.parse_args()
     # a daemon that dies while it sends leaves half a request, which the devnet's server would tell at length
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
-    return asyncio.run(campaign(options.kills, options.seed))
+    return asyncio.run(campaign(options.kills, options.seed, options.result))
 
 
 if __name__ == "__main__":

@@ -20,10 +20,11 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from payagent.sim.run import Result, run_share
 from sim import profiled, report
 from sim.mutants import MUTANTS, kill
-from sim.sources import ROOT, base_seed, package_hash
+from sim.sources import ROOT, base_seed, commit, package_hash
+
+from payagent.sim.run import Result, run_share
 
 Line = dict[str, Any]
 WORK = ROOT / ".evidence/simulation.jsonl"
@@ -64,16 +65,6 @@ class Log:
 
     def of(self, stage: str) -> list[Line]:
         return [line for line in self.lines if line["stage"] == stage]
-
-
-def commit() -> str:
-    """The commit, and whether the work tree's package or simulator is not what it says."""
-    head = _git("rev-parse", "HEAD")
-    return head + (" and changes" if _git("status", "--porcelain", "--", "payagent", "tests/sim") else "")
-
-
-def _git(*arguments: str) -> str:
-    return subprocess.run(("git", *arguments), cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def say(text: str) -> None:
@@ -142,7 +133,7 @@ def digests_of(seeds: list[int]) -> dict[str, str]:
 def replay(log: Log, options: argparse.Namespace) -> None:
     """A sample again, in processes of their own in which text hashes to other numbers."""
     before = {seed: digest for line in log.of("seeds") for seed, digest in line["digests"].items()}
-    rng = Random(options.base)  # noqa: S311  which seeds are run again is no secret
+    rng = Random(options.base)
     sample = rng.sample(sorted(before, key=int), min(options.sample, len(before)))
     shares = [sample[at :: options.processes] for at in range(options.processes)]
     say(f"{len(sample)} seeds again")

@@ -26,7 +26,7 @@ from payagent.wallet import transaction
 
 Mutant = Callable[[ExitStack], None]
 MUTANTS: dict[str, Mutant] = {}
-VERIFIED = "I10: verify"
+NOT_COUNTED = ("I10: verify", "BUG")
 
 
 def mutant(name: str) -> Callable[[Mutant], Mutant]:
@@ -55,11 +55,12 @@ def without_guards(stack: ExitStack) -> None:
     unique = "CREATE UNIQUE INDEX payments_one_per_{0} ON payments({0}) WHERE state NOT IN ('rejected', 'denied');"
     for rule in (
         "CHECK (instr(' ' || inputs || ' ', ' ' || anchor || ' ') > 0)",
+        "FOREIGN KEY (payment_id, anchor) REFERENCES payments(id, anchor),",
         unique.format("invoice"),
         unique.format("anchor"),
     ):
         assert rule in text, rule
-        text = text.replace(rule, "CHECK (1)" if rule.startswith("CHECK") else "")
+        text = text.replace(rule, "CHECK (1)" if rule.startswith("CHECK (instr") else "")
     kept = tuple(
         guard
         for guard in schema.GUARDS
@@ -246,7 +247,6 @@ def _anchor_dropped(stack: ExitStack) -> None:
             network_id=self.chain.network.network_id,
             params=wanted.parameters,
         )
-        unit.conn.execute("PRAGMA foreign_keys = OFF")
         unit.conn.execute("UPDATE payments SET anchor = ? WHERE id = ?", (made.anchor.ref, row.id))
         return made
 
@@ -308,11 +308,15 @@ def kill(name: str, seeds: range) -> tuple[int, int, str] | None:
 
 
 def _first_failure(seeds: range) -> tuple[int, str] | None:
-    """A seed and what it violates. What verify finds does not count: a payer with the bug would verify by it."""
+    """A seed and what it violates.
+
+    What verify finds does not count, since a payer with the bug would verify by it; nor does a step that fails,
+    since that is how the bug was put in.
+    """
     stage = Stage()
     try:
         for seed in seeds:
-            violations = [what for what in stage.run(seed).violations if not what.startswith(VERIFIED)]
+            violations = [what for what in stage.run(seed).violations if not what.startswith(NOT_COUNTED)]
             if violations:
                 return seed, violations[0]
     finally:

@@ -8,7 +8,7 @@ KINDS = (
     ("SQLite", ("sqlite3.", "_sqlite3", "sqlite_utils")),
     ("signatures", ("/nacl/", "_sodium", "crypto_sign", "ed25519", "/cryptography/")),
     ("hashes", ("_hashlib", "_blake2", "_sha2", "hexdigest", "blake2b", "sha256")),
-    ("the merchants' HTTP application (FastAPI, Starlette, pydantic)", ("fastapi", "starlette", "pydantic", "anyio")),
+    ("the merchants' HTTP application (FastAPI, pydantic)", ("fastapi", "starlette", "pydantic", "anyio")),
     ("HTTP client of the daemon's own calls (httpx)", ("httpx", "httpcore")),
     ("the event loop (asyncio, sim/loop)", ("asyncio", "sim/loop", "selectors", "contextvars", "heapq")),
     ("the audit at the end (audit)", ("payagent/audit",)),

@@ -42,13 +42,13 @@ LISTED_LEAST = 1000
 LEFT_OUT = """\
 - One wallet, one daemon, and at most six purchases with a top-up and the operator's orders; the soak
   ([soak.md](soak.md)) has fifty thousand payments.
-- Lovelace alone: tokens are tested elsewhere (`tests/kills` buys with them, `tests/ledger_check` and `tests/wallet`
-  build with them).
+- Lovelace alone: tokens are tested elsewhere (`tests/kills` buys with them, `tests/ledger_check` and
+  `tests/wallet` build with them).
 - The T Backend's dialect and x402 version 2; the other two are read in `tests/dialects`.
 - At most one of two providers lies, and the other is silent seldom then: whoever hears liars alone can be lied to.
 - No fork is deeper than the payment's `settle_depth`: after that nobody watches.
-- One thread. The writer's thread, the HTTP of the provider and of the API, processes and the operating system's file
-  system are real in `tests/kills`, `tests/daemon` and `tests/crash`, and not here.
+- One thread. The writer's thread, the HTTP of the provider and of the API, processes and the operating system's
+  file system are real in `tests/kills`, `tests/daemon` and `tests/crash`, and not here.
 - What a disk tells as synced is there after a death. Disks that lie about it are in `tests/crash`.
 - The rates are far above what a network shows. They rank designs and find mistakes; they do not predict how often
   something happens.
@@ -166,8 +166,8 @@ def _speed(told: dict[str, Any]) -> list[str]:
         "## Speed",
         "",
         f"{seeds['count'] / seeds['cpu_s']:.1f} seeds a second of a core's own time, "
-        f"{seeds['count'] / seeds['core_s']:.1f} a second of each process's (on up to {seeds['processes']} at once, "
-        "beside whatever else the machine did).",
+        f"{seeds['count'] / seeds['core_s']:.1f} a second of each process's (on up to {seeds['processes']} "
+        "at once, beside whatever else the machine did).",
     ]
     if profile:
         lines += [
@@ -195,7 +195,7 @@ def _counters(told: dict[str, Any]) -> list[str]:
     lines += ["", "| times | event |", "|---|---|"]
     return lines + [
         f"| {count:,} | {f'**{event}**' if event in listed else event} |"
-        for event, count in sorted(({event: 0 for event in listed} | reached).items(), key=lambda pair: pair[1])
+        for event, count in sorted((dict.fromkeys(listed, 0) | reached).items(), key=lambda pair: pair[1])
     ]
 
 
@@ -238,8 +238,8 @@ def _mix(told: dict[str, Any]) -> list[str]:
     return [
         "## The mix",
         "",
-        "Each rate is zero in two of five seeds and otherwise drawn evenly from zero to the greatest (`sim/mix.py`);",
-        "it is a chance for each call, submission, block or commit, or for a minute.",
+        "Each rate is zero in two of five seeds and otherwise drawn evenly from zero to the greatest",
+        "(`sim/mix.py`); it is a chance for each call, submission, block or commit, or for a minute.",
         "",
         "| rate | greatest |",
         "|---|---|",

@@ -1,6 +1,7 @@
 """Which program it is that is run: one hash over the package's sources, and the seed that follows from it."""
 
 import hashlib
+import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,3 +26,13 @@ def regressions() -> list[int]:
     """Seeds that failed once; each line is a seed and why."""
     lines = (ROOT / "tests/sim/regressions.txt").read_text(encoding="utf-8").splitlines()
     return [int(line.split()[0]) for line in lines if line.strip() and not line.startswith("#")]
+
+
+def commit() -> str:
+    """The commit, and whether the work tree's package or simulator is not what it says."""
+    head = _git("rev-parse", "HEAD")
+    return head + (" and changes" if _git("status", "--porcelain", "--", "payagent", "tests/sim") else "")
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(("git", *arguments), cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()

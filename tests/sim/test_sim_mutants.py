@@ -6,7 +6,6 @@ from os import sched_getaffinity
 from statistics import median
 
 import pytest
-
 from sim.mutants import MUTANTS, kill
 
 MEDIAN_MAX, WORST_MAX = 50, 2000

@@ -11,9 +11,9 @@ import sys
 
 import pytest
 from cli.cli_kit import invoke
+from sim.sources import ROOT, base_seed, regressions
 
 from payagent.sim.run import Result, Stopwatch, run_seeds
-from sim.sources import ROOT, base_seed, regressions
 
 SEEDS = int(os.environ.get("PAYAGENT_SIM_SEEDS", "2000"))
 
@@ -22,9 +22,10 @@ REACHED_OFTEN = (
     "a mempool drops a transaction", "a reply was lost of what was taken", "a submission taken late",
     "a transaction lands on a fork after its time limit", "all inputs are spent, and it is ours",
     "all inputs are spent, and it is not ours", "a merchant was handed a transaction and never sent it",
-    "a want is served", "the proxy serves a client", "a client hangs up on the proxy", "no room or no disk at sign", "the clock jumps",
+    "a want is served", "the proxy serves a client", "a client hangs up on the proxy",
+    "no room or no disk at sign", "the clock jumps",
 )  # fmt: skip
-"""What two thousand seeds meet dozens of times: a simulator that meets none of one of them tests less than it says."""
+"""What two thousand seeds meet dozens of times: a simulator that never meets it tests less than it says."""
 
 DIGESTS = """
 from payagent.sim.run import run_share

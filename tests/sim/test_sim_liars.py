@@ -1,0 +1,120 @@
+"""I11: with one of two providers dead or lying, and nothing else amiss, payments are in blocks in time.
+
+In time is: the transaction is in a block of the true chain before its invoice's end, and the merchant took it.
+"""
+
+from dataclasses import dataclass, replace
+from random import Random
+from unittest.mock import patch
+
+import pytest
+
+from payagent.core.payment import State
+from payagent.sim import world
+from payagent.sim.mix import QUIET
+from payagent.sim.source import LIES, Habits
+from payagent.sim.world import ADA, Plan, Stage, World
+from payagent.store import queries
+from payagent.store.queries import PaymentRow
+
+SEEDS, WANTS = 8, 6
+SHARE_PERCENT = 99
+KINDS: dict[str, Habits] = {
+    "honest": Habits("other"),
+    "dead": Habits("other", dead_until_s=10**9),
+    **{lie: Habits("other", lie) for lie in LIES},
+}
+
+
+@dataclass(slots=True)
+class Tally:
+    """How many wants there were, and how many of them were in a block in time and taken by their merchant."""
+
+    wants: int = 0
+    in_time: int = 0
+    taken: int = 0
+    violations: tuple[str, ...] = ()
+
+    @property
+    def percent(self) -> float:
+        return 100 * min(self.in_time, self.taken) / self.wants
+
+
+class Watched(World):
+    """A world that counts before it ends."""
+
+    tally: Tally
+
+    async def _settle(self) -> None:
+        await super()._settle()
+        conn = (await self.life()).conn
+        self.tally.wants += self.plan.wants
+        in_time: set[str] = set()
+        taken: set[str] = set()
+        for row in queries.payments_in(conn, tuple(State)):
+            if row.kind == "invoice":
+                pays = [one.tx_id for one in queries.attempts(conn, row.id) if one.kind == "pay"]
+                in_time |= {row.intent_id for tx_id in pays if self._is_in_time(tx_id, row)}
+                taken |= {row.intent_id for tx_id in pays if self._is_taken(tx_id)}
+        self.tally.in_time += len(in_time)
+        self.tally.taken += len(taken)
+
+    def _is_in_time(self, tx_id: str, row: PaymentRow) -> bool:
+        found = self.net.chain.tx(tx_id)
+        if found is None or found[1] is None:
+            return False
+        return self.net.node.time_s(found[1].slot) * 1000 < (row.expires_at_ms or 0)
+
+    def _is_taken(self, tx_id: str) -> bool:
+        """By the merchants' own books: whether the client told the daemon of it is another question."""
+        return any(
+            tx_id in shop.merchant._paid_with or (tx_id in claims and claims[tx_id].served > 0)
+            for shop in self.shops.values()
+            for claims in [shop.shop.facilitator.claims]
+        )
+
+
+def quiet_plan(rng: Random, *habits: Habits) -> Plan:
+    """Nothing goes wrong but for what the providers are; there is money for everything."""
+    plan = world_plan(rng)
+    shops = tuple(replace(shop, batch=1, timeout_s=max(300, shop.timeout_s)) for shop in plan.shops)
+    providers = list(habits)
+    rng.shuffle(providers)
+    return replace(
+        plan, mix=QUIET, shops=shops, wants=WANTS, coins=(40 * ADA,) * 10, per_day_lovelace=1000 * ADA,
+        providers=tuple(providers), topup=False,
+    )  # fmt: skip
+
+
+world_plan = world.draw_plan
+
+
+def measure(seeds: range, *habits: Habits) -> Tally:
+    tally = Tally()
+    Watched.tally = tally
+    stage = Stage()
+    try:
+        with (
+            patch.object(world, "draw_plan", lambda rng: quiet_plan(rng, *habits)),
+            patch.object(world, "World", Watched),
+        ):
+            for seed in seeds:
+                story = stage.run(seed)
+                tally.violations += tuple(f"seed {seed}: {what}" for what in story.violations)
+    finally:
+        stage.close()
+    return tally
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_bad_provider_of_two_makes_no_payment_late(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    tally = measure(range(SEEDS), Habits("honest"), KINDS[kind])
+    with capsys.disabled():
+        print(f"\n{kind}: of {tally.wants} {tally.in_time} in time, {tally.taken} taken")
+    assert tally.violations == ()
+    assert tally.percent >= SHARE_PERCENT, tally
+
+
+def test_where_both_are_dead_nothing_is_paid() -> None:
+    tally = measure(range(1), Habits("one", dead_until_s=10**9), KINDS["dead"])
+    assert (tally.wants, tally.in_time) == (WANTS, 0)
