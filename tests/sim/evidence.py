@@ -74,8 +74,8 @@ def say(text: str) -> None:
 def spread(
     processes: int, work: Callable[..., Any], calls: Iterable[tuple[Any, ...]]
 ) -> Iterable[tuple[Any, Any]]:
-    """Each call with what came of it, as they end; processes are renewed, so that none grows old."""
-    with ProcessPoolExecutor(processes, get_context("spawn"), max_tasks_per_child=10) as pool:
+    """Each call with what came of it, as they end."""
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
         asked = {pool.submit(work, *call): call for call in calls}
         for done in as_completed(asked):
             yield asked[done], done.result()

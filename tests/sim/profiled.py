@@ -23,7 +23,7 @@ KINDS = (
 OTHER = "other"
 
 
-def shares(profile: cProfile.Profile) -> dict[str, float]:
+def shares(profile: cProfile.Profile) -> list[tuple[str, float]]:
     """Percent of the time by kind, greatest first. What a built-in took goes to the kind of who called it."""
     stats = pstats.Stats(profile).stats  # type: ignore[attr-defined]
     times: Counter[str] = Counter()
@@ -35,7 +35,7 @@ def shares(profile: cProfile.Profile) -> dict[str, float]:
         for caller, (_, _, from_caller_s, _) in callers.items():
             times[_kind(caller)] += from_caller_s
     whole_s = sum(times.values())
-    return {kind: round(100 * spent_s / whole_s, 1) for kind, spent_s in times.most_common()}
+    return [(kind, round(100 * spent_s / whole_s, 1)) for kind, spent_s in times.most_common()]
 
 
 def _kind(function: tuple[str, int, str]) -> str:

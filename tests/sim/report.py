@@ -37,7 +37,7 @@ LISTED = (
 )
 """What must have been reached a thousand times in a run of a hundred thousand seeds."""
 
-LISTED_LEAST = 1000
+LISTED_LEAST, LISTED_SEEDS = 1000, 100_000
 
 LEFT_OUT = """\
 - One wallet, one daemon, and at most six purchases with a top-up and the operator's orders; the soak
@@ -177,21 +177,20 @@ def _speed(told: dict[str, Any]) -> list[str]:
             "| part | % |",
             "|---|---|",
         ]
-        lines += [f"| {kind} | {share} |" for kind, share in profile["shares"].items()]
+        lines += [f"| {kind} | {share} |" for kind, share in profile["shares"]]
     return lines
 
 
 def _counters(told: dict[str, Any]) -> list[str]:
     reached, listed = told["reached"], told["listed"]
-    few = {event: count for event, count in listed.items() if count < LISTED_LEAST}
+    least = LISTED_LEAST * min(told["seeds"]["count"], LISTED_SEEDS) // LISTED_SEEDS
+    few = {event: count for event, count in listed.items() if count < least}
     lines = ["## What was reached", ""]
     if few:
-        lines += [f"Of what is to be reached {LISTED_LEAST} times, these were not:", ""]
+        lines += [f"Of what is to be reached {least} times (in bold below), these were not:", ""]
         lines += [f"- {event}: {count}" for event, count in sorted(few.items(), key=lambda pair: pair[1])]
     else:
-        lines.append(
-            f"Each of the {len(listed)} listed events (in bold) was reached at least {LISTED_LEAST} times."
-        )
+        lines.append(f"Each of the {len(listed)} listed events (in bold) was reached at least {least} times.")
     lines += ["", "| times | event |", "|---|---|"]
     return lines + [
         f"| {count:,} | {f'**{event}**' if event in listed else event} |"

@@ -1,8 +1,8 @@
 """Ninety virtual days of one wallet: fifty thousand payments, a chain that splits for fourteen hours, one daemon.
 
 Run by `scripts/evidence soak`. The daemon is the shipped one on the simulator's loop, net, provider and merchants.
-On one day the chain splits: two branches grow with half the density each, the provider and the merchants follow the
-one that loses, and after fourteen hours the other one wins, on which some of what was released has landed at old
+On one day the chain splits: two branches grow with half the density each, provider and merchants follow the one
+that loses, and after fourteen hours the other one wins, on which some of what was released has landed at old
 slots, and some has not. The judge looks on, and what the daemon uses is measured day by day.
 
 So that its own memory does not hide the daemon's, the world forgets: blocks below three times the settle depth,
@@ -330,6 +330,7 @@ class Soak:
 
     def __init__(self, size: Size, folder: Path) -> None:
         self.size = size
+        self.package, self.commit = package_hash(), commit()  # as it is now: the run is long
         self.rng = Random(size.seed)
         self.loop = VirtualLoop()
         self.story = Story(size.seed, self.loop.time)
@@ -578,8 +579,8 @@ def outcome(soak: Soak) -> dict[str, Any]:
     days = soak.days
     early, late = days[min(DRIFT_FROM_DAY, len(days)) - 1], days[-1]
     return {
-        "package": package_hash(),
-        "commit": commit(),
+        "package": soak.package,
+        "commit": soak.commit,
         "size": asdict(soak.size),
         "wanted": soak.wanted,
         "served": soak.served,
@@ -607,8 +608,8 @@ def as_page(told: dict[str, Any]) -> str:
     lines = [
         "# The soak",
         "",
-        "Written by `scripts/evidence soak` (`tests/sim/soak.py`): one daemon on the simulator's parts, whose time",
-        "is virtual.",
+        "Written by `scripts/evidence soak` (`tests/sim/soak.py`): one daemon on the simulator's parts, whose",
+        "time is virtual.",
         "",
         f"Program: sources {told['package'][:16]}, at commit {told['commit']}.",
         f"Machine: {of['processors']} processors ({of['cpu']}), {of['system']}, Python {of['python']}, "
@@ -617,14 +618,14 @@ def as_page(told: dict[str, Any]) -> str:
         f"{size['days']:g} virtual days, {told['wanted']:,} purchases of which {told['served']:,} were served, "
         f"a look at the chain every {size['beat_s']:g} s, settle depth {SETTLE_DEPTH}.",
         f"Once the chain was split for {size['fork_hours']:g} hours, with half the density on each branch:",
-        f"{undone:,} blocks were undone with {lost} of our transactions; {landed} of ours had landed at old slots of",
-        "the other branch.",
+        f"{undone:,} blocks were undone with {lost} of our transactions; {landed} of ours had landed at old slots",
+        "of the other branch.",
         f"{len(told['violations'])} violations of I1 to I10.",
         *(f"- {what.splitlines()[0]}" for what in told["violations"]),
         "",
-        f"Memory: {told['rss_drift_percent']:+.1f} % from day {DRIFT_FROM_DAY} to the last one, of the whole process.",
-        "The world forgets what is deeper than three settle depths, so that what is measured is the daemon and a",
-        "world that stays as large as it is.",
+        f"Memory: {told['rss_drift_percent']:+.1f} % from day {DRIFT_FROM_DAY} to the last one,",
+        "of the whole process. The world forgets what is deeper than three settle depths, so that what is measured is the",
+        "daemon and a world that stays as large as it is.",
         f"The ledger grows by {min(growth):.1f} to {max(growth):.1f} KB a payment between the days below.",
         f"{told['calls_per_payment']} calls to the provider for a payment, the looks at an idle chain among them.",
         "",
