@@ -38,7 +38,7 @@ INSERT INTO attempts VALUES ('cc', 'pay1', 'pay', 'aa#0', 1, 'bb#1 aa#0', x'84',
 INSERT INTO submissions(tx_id, provider, at_ms) VALUES ('cc', 'p', 1);
 INSERT INTO sightings(tx_id, block_hash, block_height, block_slot, provider, at_ms)
   VALUES ('cc', 'h', 1, 1, 'p', 1);
-INSERT INTO foreign_sightings VALUES (1, 'dd', 1, 'bb#1', 'h', 1, 1, 'p', 1);
+INSERT INTO foreign_sightings VALUES (1, 'dd', 1, 'bb#1', '{"lovelace":5}', 'h', 1, 1, 'p', 1);
 INSERT INTO events VALUES (1, 'pay1', 'hold', 'reserved', '{{}}', 1, '{GENESIS}', '{HASH}');
 INSERT INTO postings(entry, account, asset, units)
   VALUES (1, 'external', 'lovelace', -5), (1, 'wallet', 'lovelace', 5);
