@@ -30,7 +30,7 @@ from payagent.sim.story import Story
 from payagent.store.queries import PaymentRow
 
 PARTNER = "demo"
-TRIES_MAX = 8
+TRIES_MAX = 6
 PAUSE_S = 40.0
 PROXY_PATIENCE_S = 240.0
 
