@@ -42,6 +42,7 @@ class Signed:
     purchase: str
     origin: str
     invoice_id: str | None
+    is_topup: bool
 
 
 class Market(Protocol):
@@ -49,6 +50,9 @@ class Market(Protocol):
 
     def asked(self, origin: str, invoice_id: str | None) -> list[tuple[tuple[bytes, str, int], ...]]:
         """Sets of outputs, (address, asset, units) each, of which one pays; without origin, what was ordered."""
+
+    def purchase(self, origin: str, invoice_id: str | None) -> str | None:
+        """What an invoice is for, in the words of `Signed.purchase`; None where nobody knows."""
 
 
 _ATTEMPTS = """
@@ -86,7 +90,7 @@ class Judge:
             self._last_row = row[0]
             request = (row[7] or "").rpartition(" ")[2]
             purchase = row[6] if row[10] is not None or not request else request
-            signed = Signed(row[1], row[2], row[3], row[4], row[5], purchase, row[8], row[9])
+            signed = Signed(row[1], row[2], row[3], row[4], row[5], purchase, row[8], row[9], row[10] is not None)
             known = self.signed.setdefault(signed.tx_id, signed)
             if known.cbor != signed.cbor:
                 self._story.violate("I7", f"the attempt {signed.tx_id[:8]} has other bytes than before")
@@ -100,8 +104,8 @@ class Judge:
         """A life begins on what a death left: is it whole, and does it hold what was durable?"""
         self._last_row = 0
         there = {row[0] for row in conn.execute("SELECT tx_id FROM attempts")}
-        for tx_id in self._released.keys() & self.signed.keys():
-            if tx_id not in there:
+        for tx_id in self._released:
+            if tx_id in self.signed and tx_id not in there:
                 self._story.violate("I6", f"{tx_id[:8]} was released, and the ledger does not know it any more")
         self._check_chain_of_events(conn)
         for payment_id in self._accepted:
@@ -148,6 +152,9 @@ class Judge:
                 self._story.violate("I3", f"{tx.tx_id[:8]} takes coins back and pays somebody")
             return
         asked = [sorted(outputs) for outputs in self._market.asked(signed.origin, signed.invoice_id)]
+        meant = self._market.purchase(signed.origin, signed.invoice_id)
+        if meant is not None and not signed.is_topup and meant != signed.purchase:
+            self._story.violate("I1", f"{tx.tx_id[:8]} pays an invoice for another purchase")
         if paid not in asked:
             self._story.violate("I3", f"{tx.tx_id[:8]} pays {paid}, asked was {asked}")
 
@@ -199,6 +206,11 @@ class Judge:
     def _spend(self, tx: Tx) -> int:
         """Lovelace that a transaction of ours takes from us."""
         return tx.fee_lovelace + sum(out.lovelace for out in tx.outputs if out.address != self._own)
+
+    def landed_invoices(self) -> list[tuple[str, str | None]]:
+        """(origin, invoice id) of each transaction on the chain that pays a merchant."""
+        paying = [one for one in self.signed.values() if one.kind == "pay" and one.origin]
+        return [(one.origin, one.invoice_id) for one in paying if self._is_in_block(one.tx_id)]
 
     # --- what clients are told
 

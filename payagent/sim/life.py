@@ -62,6 +62,9 @@ class Host(Protocol):
     def committed(self, conn: Connection, *, synced: bool) -> None:
         """A commit is made; the judge looks at what it added."""
 
+    def failed_inside(self, where: str, error: str) -> None:
+        """Something raised what nobody takes further."""
+
     def died(self, why: str) -> None:
         """The process is gone; the world decides when it starts again."""
 
@@ -168,7 +171,15 @@ class Life:
     def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Something that the process does; it dies with it."""
         with self._host.loop.owned_by(self):
-            return self._host.loop.create_task(work)
+            task = self._host.loop.create_task(work)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        """A task that a bug ended would be missed by nobody: what it did is only not done any more."""
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not self.is_over and not isinstance(error, Refused):
+            self._host.failed_inside("a task of the daemon", repr(error))
 
     async def call(self, work: Coroutine[Any, Any, T]) -> T:
         """What a client asks of the daemon. Raises `DeadError` when the daemon goes first."""
@@ -247,6 +258,6 @@ class Life:
         while True:
             try:
                 await act()
-            except Refused:
-                await asyncio.sleep(0)
+            except Exception as error:  # noqa: BLE001  the daemon logs it and beats on
+                self._host.failed_inside("a beat", repr(error))
             await asyncio.sleep(self._host.beat_s * beats)

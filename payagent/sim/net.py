@@ -30,7 +30,12 @@ class Net:
         self.node = Node(now_ms, Switches())
         self.chain = self.node.chain
         self.hoard: dict[str, Tx] = {}
-        self.orphans: dict[str, Block] = {}
+        self.orphans: dict[str, int] = {}
+        """Blocks that a fork undid, and how deep each of them was."""
+        self.taken: dict[str, None] = {}
+        """What was ever in a mempool or a block."""
+        self.unanswered: dict[str, None] = {}
+        """What a provider took, and its answer was lost."""
         self.floor_height = 0
         """No fork goes below it: what the wallet was funded with is no transaction that anybody sends again."""
         self.on_blocks: Callable[[list[Block]], None] = lambda blocks: None
@@ -44,7 +49,9 @@ class Net:
     def submit(self, raw: bytes) -> str:
         """To the mempool; its id. Raises `LedgerError`."""
         self.node.tick()
-        return self.chain.submit(raw)
+        tx_id = self.chain.submit(raw)
+        self.taken[tx_id] = None
+        return tx_id
 
     def submit_quietly(self, raw: bytes) -> None:
         """As somebody who is answered by nobody."""
@@ -92,7 +99,7 @@ class Net:
         depth = rng.randint(DEEP, max(DEEP, most)) if rng.random() < self._mix().deep_fork else rng.randint(1, 3)
         depth = min(depth, most)
         undone = chain.rollback(depth)
-        self.orphans |= {block.hash: block for block in undone}
+        self.orphans |= {block.hash: depth - number for number, block in enumerate(undone)}
         lost = {tx.tx_id for block in undone for tx in block.txs}
         self._story.tell(f"fork: {depth} blocks undone with {sorted(name[:8] for name in lost)}")
         self._story.reach("a fork of 16 blocks or more" if depth >= DEEP else "a fork of less than 16 blocks")
@@ -128,6 +135,11 @@ class Net:
         return all(self.chain.utxo(ref) is not None for ref in tx.inputs)
 
     def _tell(self, block: Block) -> None:
+        for tx in block.txs:
+            self.taken[tx.tx_id] = None
+            if tx.tx_id in self.unanswered:
+                del self.unanswered[tx.tx_id]
+                self._story.reach("a transaction lands whose reply was lost")
         if block.txs:
             held = " ".join(tx.tx_id[:8] for tx in block.txs)
             self._story.tell(f"block {block.height} at slot {block.slot}: {held}")

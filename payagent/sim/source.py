@@ -251,6 +251,7 @@ class SimSource:
         if self._drawn("a reply that was lost", mix.lost_reply):
             if tx_id in net.chain.mempool:
                 self._story.reach("a reply was lost of what was taken")
+                net.unanswered[tx_id] = None
             return RawAnswer(error=TransportError.RESET, body_sent=True)
         if honest.status == 200 and self._drawn("a provider names another id", mix.other_id):
             return _json(200, "0" * 64)

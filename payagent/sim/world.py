@@ -6,6 +6,7 @@ May import: the rest of sim and what it needs of the other rooms to set a stage.
 import asyncio
 import logging
 import shutil
+import sys
 import tempfile
 import traceback
 from collections.abc import Coroutine
@@ -19,7 +20,7 @@ import structlog
 from structlog.typing import EventDict, WrappedLogger
 
 from payagent.agent.foreign import thaw
-from payagent.agent.terms import MerchantTerms, Terms
+from payagent.agent.terms import MerchantTerms, Terms, TopupRequest
 from payagent.agent.topup import Wish
 from payagent.audit.signed import Owner
 from payagent.chain.quota import BLOCKFROST_RATE
@@ -33,14 +34,17 @@ from payagent.core.problem import Refused
 from payagent.devnet.ledger import Block
 from payagent.devnet.merchant import Terms as ShopTerms
 from payagent.devnet.merchant import role_address
+from payagent.devnet.merchant_api import TOP_UP
 from payagent.merchants.client import MerchantClient
 from payagent.sim.buyers import PARTNER, BuyerTask, Want
+from payagent.sim.census import Census
 from payagent.sim.disk import Disk
 from payagent.sim.judge import Judge, outputs_asked
 from payagent.sim.life import DeadError, Life
-from payagent.sim.loop import StuckError, VirtualLoop
+from payagent.sim.loop import OWNER, StuckError, VirtualLoop
 from payagent.sim.mix import QUIET, Mix, draw_mix
 from payagent.sim.net import Net
+from payagent.sim.pools import Pools
 from payagent.sim.shops import SimShop, Transport
 from payagent.sim.source import LIES, Habits, SimSource
 from payagent.sim.story import Story
@@ -154,6 +158,8 @@ class World:
         }
         owner = Owner(account().address, NETWORK)
         self.judge = Judge(self.net, self.story, owner, self, self.plan.per_day_lovelace)
+        self.census = Census(self.net, self.story)
+        self.pools = Pools(self.story, self)
         self.terms = self._terms()
         self._life: Life | None = None
         self._started = asyncio.Event()
@@ -195,6 +201,8 @@ class World:
         await self._settle()
         life = await self.life()
         self.judge.at_rest(life.conn)
+        self.pools.at_rest(life.conn, self.judge.landed_invoices())
+        self.census.at_rest()
         await life.stop()
         for task in self._tasks:
             task.cancel()
@@ -243,7 +251,8 @@ class World:
             life = await self.life()
             try:
                 await life.call(life.topups.order("app_test", "top-up", Wish(shop.origin, LOVELACE, 12 * ADA)))
-            except (DeadError, Refused):
+            except (DeadError, Refused) as error:
+                self.story.reach(f"a top-up is not taken: {getattr(error, 'code', 'the daemon died')}")
                 await asyncio.sleep(60)
                 continue
             self.story.reach("a top-up is ordered")
@@ -317,7 +326,9 @@ class World:
         slot = self.net.chain.slot
         plan = select(coins, wanted, change=own, ttl_slot=slot + 600, network_id=NETWORK.network_id)
         raw = sign(plan, self.signer)
-        self.net.release(raw)
+        anchors = {signed.anchor for signed in self.judge.signed.values()}
+        if any(f"{ref[0]}#{ref[1]}" in anchors for ref in self.net.release(raw).inputs):
+            self.story.reach("another program spends a payment's anchor")
         self.net.submit_quietly(raw)
 
     def _calm_down(self) -> None:
@@ -350,6 +361,7 @@ class World:
     def _start(self) -> None:
         self._life = life = Life(self)
         self.judge.reborn(life.conn)
+        self.census.reborn(life.conn)
         self.judge.committed(life.conn, synced=True)
         self.story.tell("the daemon starts")
         begun = life.spawn(life.begin())
@@ -412,6 +424,16 @@ class World:
 
     def committed(self, conn: Connection, *, synced: bool) -> None:
         self.judge.committed(conn, synced=synced)
+        self.census.committed(conn)
+        self.pools.committed(conn)
+
+    def failed_inside(self, where: str, error: str) -> None:
+        """A step of the daemon raised, and went no further than its log."""
+        if not error.startswith("Refused("):
+            self.story.violate("BUG", f"{where}: {error}")
+            return
+        code = error.removeprefix("Refused(").strip("'\"").partition(":")[0].partition(",")[0]
+        self.story.reach(f"a step is put off: {code}")
 
     def _released(self, raw: bytes, where: str) -> None:
         self.judge.released(raw, where)
@@ -432,12 +454,26 @@ class World:
         pay_to = invoice_pay_to(shop)
         return [((pay_to, LOVELACE, price),) for price in sorted(shop.prices)]
 
+    def calls_served(self, origin: str, partner: str, wallet: str) -> int:
+        account = self.shops[origin].merchant.accounts.get((partner, wallet))
+        return 0 if account is None else account.used
+
+    def batch(self, origin: str, invoice_id: str | None) -> int:
+        invoice = self.shops[origin].invoice(invoice_id or "")
+        return invoice.terms.batch if invoice is not None and invoice.terms.batch > 1 else 0
+
+    def purchase(self, origin: str, invoice_id: str | None) -> str | None:
+        """By the shop's own books: the hash of the body that an invoice is for; None where they do not say."""
+        invoice = self.shops[origin].invoice(invoice_id or "") if origin else None
+        return None if invoice is None else invoice.request_key[2]
+
     def _terms(self) -> Terms:
         plan = self.plan
         merchants = {
             shop.origin: MerchantTerms(
                 shop.name, shop.origin, PARTNER, None, self.rng.choice(("submitted", "confirmed")), 30,
                 proof="signed_cbor" if shop.merchant.terms.proof == "signed_cbor" else "tx_hash",
+                topup_request=TopupRequest("POST", TOP_UP, "{}") if shop.merchant.terms.batch > 1 else None,
             )
             for shop in self.shops.values()
         }  # fmt: skip
@@ -500,8 +536,12 @@ class Stage:
     def _hear(self, _logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
         """What the daemon would log. A step that failed for no reason that it knows is a bug."""
         error = event.get("error")
-        if self._world is not None and error is not None and not str(error).startswith("Refused("):
-            self._world.story.violate("BUG", f"{event.get('event')}: {error}")
+        if error is None and event.get("exc_info"):
+            error = repr(sys.exc_info()[1])
+        owner = OWNER.get()
+        is_dead = isinstance(owner, Life) and owner.is_over  # what the dead still log is read by nobody
+        if self._world is not None and error is not None and not is_dead:
+            self._world.failed_inside(str(event.get("event")), str(error))
         raise structlog.DropEvent
 
     def close(self) -> None:

@@ -1,0 +1,143 @@
+"""How often what is to be met was met, by what the ledger records and the chain shows, in plain words.
+
+May import: core, store's connection, sim.net, sim.story. Never: judges; changes what happens.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from payagent.core.payment import State
+from payagent.sim.net import DEEP, Net
+from payagent.sim.story import Story
+from payagent.store.writer import Connection
+
+_EVENTS = """
+SELECT e.seq, e.payment_id, e.event, e.state, e.detail, p.first_invoice, p.void_by
+FROM events e LEFT JOIN payments p ON p.id = e.payment_id WHERE e.seq > ? ORDER BY e.seq
+"""
+_MOVES = "SELECT seq, kind, payment_id, unexplained FROM prepaid_moves WHERE seq > ? ORDER BY seq"
+_ATTEMPTS = "SELECT tx_id, kind, invoice, inputs FROM attempts WHERE payment_id = ? ORDER BY rowid"
+_SIMPLE = {
+    "confirm": "a payment is confirmed",
+    "settle": "a payment is settled",
+    "invoiced_again": "a merchant's next invoice joins an open payment",
+    "merchant_refused": "a merchant refuses a proof for good",
+    "foreign_lost": "what was spent elsewhere loses its block",
+    "caught_up": "a ledger that was behind has caught up",
+}
+
+
+class Census:
+    """One for a run; it looks after each commit."""
+
+    def __init__(self, net: Net, story: Story) -> None:
+        self._net = net
+        self._story = story
+        self._last_event = self._last_move = 0
+        self._states: dict[str, str] = {}
+        self.payments: dict[str, None] = {}
+        self.landed: dict[str, None] = {}
+
+    def reborn(self, conn: Connection) -> None:
+        """A death may have taken what was seen already."""
+        (event,) = conn.execute("SELECT COALESCE(MAX(seq), 0) FROM events").fetchone()
+        (move,) = conn.execute("SELECT COALESCE(MAX(seq), 0) FROM prepaid_moves").fetchone()
+        self._last_event, self._last_move = min(self._last_event, event), min(self._last_move, move)
+
+    def committed(self, conn: Connection) -> None:
+        for seq, payment_id, event, state, detail, first_invoice, void_by in conn.execute(
+            _EVENTS, (self._last_event,)
+        ).fetchall():
+            self._last_event = seq
+            told = json.loads(detail)
+            if event == "alert":
+                self._story.reach(f"an alert: {told['kind']}")
+            elif event == "topup_ended":
+                self._story.reach(f"a top-up ends: {told['code'] or 'done'}")
+            elif event in _SIMPLE:
+                self._story.reach(_SIMPLE[event])
+            if payment_id is not None and state is not None:
+                self._of_payment(conn, payment_id, event, told | {"first": first_invoice, "void_by": void_by})
+                self._states[payment_id] = state
+        for seq, kind, payment_id, unexplained in conn.execute(_MOVES, (self._last_move,)).fetchall():
+            self._last_move = seq
+            self._of_pool(kind, payment_id, unexplained)
+
+    def at_rest(self) -> None:
+        """Whether the run was about anything."""
+        if not self.payments:
+            self._story.reach("a run without a payment")
+        elif not self.landed:
+            self._story.reach("a run without a payment that landed")
+
+    def _of_payment(self, conn: Connection, payment_id: str, event: str, told: Mapping[str, Any]) -> None:
+        before = self._states.get(payment_id)
+        match event:
+            case "hold":
+                self.payments[payment_id] = None
+                self._story.reach("a payment is admitted")
+            case "replace":
+                again = "for its next invoice" if "invoice" in told else "for the same invoice"
+                self._story.reach(f"an attempt is replaced {again}")
+            case "sign":
+                self._signed(conn, payment_id)
+            case "cancel":
+                by = "by an operator" if "by" in told else "by the agent"
+                self._story.reach(f"coins are taken back {by}")
+            case "seen_in_block":
+                self._landed(conn, payment_id, str(told["tx_id"]), told["first"], before)
+            case "block_lost":
+                self._lost(str(told["block"]), before)
+            case "void":
+                self._void(conn, payment_id, told)
+
+    def _signed(self, conn: Connection, payment_id: str) -> None:
+        """A parent that is in no block, now, is one that payagent sent itself."""
+        *_, (_, _, _, inputs) = conn.execute(_ATTEMPTS, (payment_id,)).fetchall()
+        parents = [self._net.chain.tx(ref.partition("#")[0]) for ref in inputs.split()]
+        if any(parent is None or parent[1] is None for parent in parents):
+            self._story.reach("a payment spends change that is in no block")
+
+    def _landed(self, conn: Connection, payment_id: str, tx_id: str, first: int, before: str | None) -> None:
+        self.landed[payment_id] = None
+        self._story.reach("an attempt that pays is in a block")
+        attempts = conn.execute(_ATTEMPTS, (payment_id,)).fetchall()
+        later = [kind for _, kind, _, _ in attempts[[row[0] for row in attempts].index(tx_id) + 1 :]]
+        if "pay" in later or (before == State.REPLACING and not later):
+            self._story.reach("an attempt lands that had been replaced")
+        if "cancel" in later:
+            self._story.reach("a cancel loses its race")
+        if any(row[0] == tx_id and row[2] != first for row in attempts):
+            self._story.reach("a next invoice is paid on the same anchor")
+
+    def _lost(self, block: str, before: str | None) -> None:
+        depth = self._net.orphans.get(block, 0)
+        what = {State.CONFIRMED: "a confirmed payment", State.VOID: "a void"}.get(State(before or "in_block"))
+        if what is not None:
+            self._story.reach(f"{what} is reopened")
+        if depth >= DEEP:
+            self._story.reach("a payment's block is lost, 16 deep or more")
+        elif depth:
+            self._story.reach("a payment's block is lost")
+        else:
+            self._story.reach("a payment's block is thought lost, and is there")
+
+    def _void(self, conn: Connection, payment_id: str, told: Mapping[str, Any]) -> None:
+        if told.get("foreign"):
+            self._story.reach("a payment is void: its anchor was spent elsewhere")
+        elif told["void_by"] is not None:
+            self._story.reach("a payment is void: its parent went by another transaction")
+        else:
+            self._story.reach("a payment is void: its cancel won")
+            pays = [tx_id for tx_id, kind, _, _ in conn.execute(_ATTEMPTS, (payment_id,)) if kind == "pay"]
+            if any(tx_id not in self._net.taken for tx_id in pays):
+                self._story.reach("what was never broadcast is taken back")
+
+    def _of_pool(self, kind: str, payment_id: str | None, unexplained: int) -> None:
+        if kind == "use":
+            self._story.reach("a prepaid call is used" if payment_id is None else "a batch's first call is used")
+        else:
+            self._story.reach("a balance is bought" if kind == "buy" else "a balance is taken back with its block")
+        if unexplained > 0:
+            self._story.reach("a call is served that nothing was bought for")
