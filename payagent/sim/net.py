@@ -38,6 +38,8 @@ class Net:
         """What a provider took, and its answer was lost."""
         self.floor_height = 0
         """No fork goes below it: what the wallet was funded with is no transaction that anybody sends again."""
+        self.is_dry: Callable[[], bool] = lambda: False
+        """Whether blocks are full of what others sent."""
         self.on_blocks: Callable[[list[Block]], None] = lambda blocks: None
 
     def release(self, raw: bytes) -> Tx:
@@ -74,7 +76,7 @@ class Net:
         if rng.random() < mix.fork and self.chain.tip.height > self.floor_height:
             self._fork()
             return
-        is_empty = rng.random() < mix.empty_block
+        is_empty = rng.random() < mix.empty_block or self.is_dry()
         made = self.chain.mint_fork_block((), None) if is_empty else self.chain.make_block()
         self._tell(made)
         self.on_blocks([made])

@@ -89,6 +89,8 @@ class Plan:
     wants: int
     providers: tuple[Habits, ...]
     topup: bool
+    drought_s: tuple[float, float]
+    lasts_s: float
 
 
 def draw_plan(rng: Random) -> Plan:
@@ -96,7 +98,7 @@ def draw_plan(rng: Random) -> Plan:
     mix = draw_mix(rng)
     shops = tuple(_draw_shop(rng) for _ in range(rng.choice((1, 1, 2))))
     wants = rng.randint(2, 6)
-    coins = tuple(rng.randint(8, 40) * ADA for _ in range(rng.randint(1, 5)))
+    coins = tuple(rng.randint(8, 40) * ADA for _ in range(rng.choice((1, 1, 2, 3, 5))))
     habits = [Habits("honest")]
     if rng.random() < 0.4:
         lie = rng.choice((None, None, *LIES))
@@ -106,6 +108,8 @@ def draw_plan(rng: Random) -> Plan:
     if any(one.lie for one in habits):
         # one fault at a time: where the honest one is silent for minutes, the liar is all there is
         mix = replace(mix, unknown=min(mix.unknown, 0.02))
+    dry_from_s = rng.random() * WANTED_WITHIN_S
+    dry_for_s = rng.choice((0.0, 0.0, 400.0, 1000.0, 2400.0))
     return Plan(
         mix=mix,
         confirm_depth=rng.choice((1, 1, 2, 3)),
@@ -117,7 +121,9 @@ def draw_plan(rng: Random) -> Plan:
         shops=shops,
         wants=wants,
         providers=tuple(habits),
-        topup=rng.random() < 0.3 and shops[0].batch > 1,
+        topup=rng.random() < 0.6 and shops[0].batch > 1,
+        drought_s=(dry_from_s, dry_from_s + dry_for_s),
+        lasts_s=rng.choice((0.0, 0.0, 600.0, 1800.0)),
     )
 
 
@@ -128,7 +134,7 @@ def _draw_shop(rng: Random) -> ShopTerms:
         price_units=rng.randint(2, 6) * ADA,
         splits=base.splits if rng.random() < 0.5 else (),
         batch=rng.choice((1, 1, 1, 4)),
-        timeout_s=rng.choice((200, 300, 300, 600, 1200)),
+        timeout_s=rng.choice((200, 300, 300, 600, 1200, 7200)),
         confirmations=rng.choice((0, 1, 2)),
         proof=rng.choice(("tx_hash", "signed_cbor")),
         replays=rng.choice((None, "serve", "refuse")),
@@ -151,6 +157,7 @@ class World:
         fork_max = self.plan.settle_depth - 4
         self.net = Net(self.rng, self.story, self.mix, self._now_ms, fork_max)
         self.net.on_blocks = self._blocks_made
+        self.net.is_dry = self._is_dry
         self.shops = {
             shop.origin: shop
             for number, terms in enumerate(self.plan.shops)
@@ -196,6 +203,7 @@ class World:
         if self.plan.topup:
             wants.append(self._do(self._order_topup()))
         await asyncio.wait(wants, timeout=TROUBLE_S)
+        await asyncio.sleep(self.plan.lasts_s)
         self._calm_down()
         await asyncio.wait(wants, timeout=QUIET_MAX_S)
         await self._settle()
@@ -330,6 +338,11 @@ class World:
         if any(f"{ref[0]}#{ref[1]}" in anchors for ref in self.net.release(raw).inputs):
             self.story.reach("another program spends a payment's anchor")
         self.net.submit_quietly(raw)
+
+    def _is_dry(self) -> bool:
+        """Whether blocks have no room for anything of ours: longer than an invoice lasts, and sometimes a TTL."""
+        begins_s, ends_s = self.plan.drought_s
+        return not self.is_calm and begins_s <= self.loop.time() < ends_s
 
     def _calm_down(self) -> None:
         self.story.tell("faults stop")
