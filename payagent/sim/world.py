@@ -360,14 +360,8 @@ class World:
 
     def _is_anything_open(self, life: Life) -> bool:
         chain = life.agent.chain
-        ended = (State.SETTLED, *ENDED_WITHOUT_PAYING)
         is_held_up = chain.behind is not None or chain.foreign is not None
-        is_watched = bool(queries.watched_voids(life.conn))
-        return (
-            is_held_up
-            or is_watched
-            or any(row.state not in ended for row in queries.payments_in(life.conn, State))
-        )
+        return is_held_up or _is_open(life.conn)
 
     # --- lives
 
@@ -503,6 +497,14 @@ class World:
             chain_depth=8,
             call_rate=BLOCKFROST_RATE,
         )
+
+
+def _is_open(conn: Connection) -> bool:
+    """Whether a payment, a void that may be reopened or an order for a top-up is under way."""
+    ended = (State.SETTLED, *ENDED_WITHOUT_PAYING)
+    if any(row.state not in ended for row in queries.payments_in(conn, State)) or queries.watched_voids(conn):
+        return True
+    return conn.execute("SELECT 1 FROM topups WHERE ended_at_ms IS NULL").fetchone() is not None
 
 
 def invoice_pay_to(shop: SimShop) -> bytes:
