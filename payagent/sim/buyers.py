@@ -31,7 +31,6 @@ from payagent.store.queries import PaymentRow
 
 PARTNER = "demo"
 TRIES_MAX = 6
-PAUSE_S = 40.0
 PROXY_PATIENCE_S = 240.0
 
 
@@ -46,6 +45,7 @@ class Want:
     key: str | None
     by_proxy: bool
     starts_at_s: float
+    pause_s: float
 
     @property
     def body(self) -> bytes:
@@ -87,7 +87,7 @@ class BuyerTask:
                 return
             if number:
                 self._town.story.reach("a client asks again")
-                await asyncio.sleep(self._town.draw() * PAUSE_S)
+                await asyncio.sleep(self._town.draw() * self._want.pause_s)
             try:
                 life = await self._town.life()
                 self.is_served |= await (self._by_proxy(life) if self._want.by_proxy else self._by_hand(life))

@@ -26,6 +26,38 @@ _SIMPLE = {
     "foreign_lost": "what was spent elsewhere loses its block",
     "caught_up": "a ledger that was behind has caught up",
 }
+_JOBS = ("admit", "sign", "leave", "answer", "observe", "confirm", "settle", "void", "cancel", "replace", "use")
+LISTED = (
+    *_SIMPLE.values(),
+    *(f"a death {when} {job}" for when in ("before", "after") for job in _JOBS),
+    *(f"no room or no disk at {job}" for job in _JOBS),
+    "a cancel loses its race",
+    "a confirmed payment is reopened",
+    "a death between two steps",
+    "a fork of 16 blocks or more",
+    "a next invoice is paid on the same anchor",
+    "a payment is void: its anchor was spent elsewhere",
+    "a payment is void: its cancel won",
+    "a payment is void: its parent went by another transaction",
+    "a payment spends change that is in no block",
+    "a payment's block is lost, 16 deep or more",
+    "a prepaid call is used",
+    "a top-up ends: done",
+    "a transaction lands on a fork after its time limit",
+    "a transaction lands whose reply was lost",
+    "a void is reopened",
+    "all inputs are spent, and it is not ours",
+    "all inputs are spent, and it is ours",
+    "an attempt is replaced for its next invoice",
+    "an attempt is replaced for the same invoice",
+    "an attempt lands that had been replaced",
+    "another program spends a payment's anchor",
+    "coins are taken back by an operator",
+    "coins are taken back by the agent",
+    "two providers disagree about a transaction",
+    "what was never broadcast is taken back",
+)
+"""What a campaign is to meet; what it did not is told as zero, for a list of what was met hides that."""
 
 
 class Census:

@@ -163,7 +163,8 @@ class Judge:
         others = self._by_purchase.setdefault(signed.purchase, [])
         mine = self._line(tx)
         for other in others:
-            if not _exclude(mine, self._line(self._released[other])):
+            line = self._line(self._released[other])
+            if not _exclude(mine, line) and not self._is_overtaken(line):
                 self._story.violate(
                     "I1", f"{tx.tx_id[:8]} and {other[:8]} are for {signed.purchase[:16]}, and both could land"
                 )
@@ -179,6 +180,17 @@ class Judge:
                 line[one.tx_id] = one
                 waiting += [self._net.hoard[ref[0]] for ref in one.inputs if ref[0] in self._net.hoard]
         return line
+
+    def _is_overtaken(self, line: Mapping[str, Tx]) -> bool:
+        """Whether what a line spends went elsewhere, in a block that is deeper than any fork."""
+        chain = self._net.chain
+        final = chain.tip.height - self._net.fork_max
+        for tx in line.values():
+            spenders = [chain.spender_of(ref) for ref in tx.inputs]
+            found = [chain.tx(spender) for spender in spenders if spender and spender != tx.tx_id]
+            if any(one is not None and one[1] is not None and one[1].height <= final for one in found):
+                return True
+        return False
 
     # --- the chain
 

@@ -26,7 +26,7 @@ class Net:
         self._rng = rng
         self._story = story
         self._mix = mix
-        self._fork_max = fork_max
+        self.fork_max = fork_max
         self.node = Node(now_ms, Switches())
         self.chain = self.node.chain
         self.hoard: dict[str, Tx] = {}
@@ -36,6 +36,7 @@ class Net:
         """What was ever in a mempool or a block."""
         self.unanswered: dict[str, None] = {}
         """What a provider took, and its answer was lost."""
+        self._shown: dict[str, tuple[str, str | None]] = {}
         self.floor_height = 0
         """No fork goes below it: what the wallet was funded with is no transaction that anybody sends again."""
         self.is_dry: Callable[[], bool] = lambda: False
@@ -61,6 +62,13 @@ class Net:
             self.submit(raw)
         except LedgerError:
             return
+
+    def shown(self, provider: str, tx_id: str, block_hash: str | None) -> None:
+        """A provider shows a transaction in a block, or denies it (None)."""
+        other, before = self._shown.get(tx_id, (provider, block_hash))
+        if other != provider and before != block_hash:
+            self._story.reach("two providers disagree about a transaction")
+        self._shown[tx_id] = (provider, block_hash)
 
     def next_block_s(self) -> float:
         return max(1.0, self._rng.expovariate(1 / BLOCK_MEAN_S))
@@ -97,7 +105,7 @@ class Net:
     def _fork(self) -> None:
         """Another branch wins: its blocks are at old slots, and may hold anything that was ever released."""
         rng, chain = self._rng, self.chain
-        most = min(self._fork_max, chain.tip.height - self.floor_height)
+        most = min(self.fork_max, chain.tip.height - self.floor_height)
         depth = rng.randint(DEEP, max(DEEP, most)) if rng.random() < self._mix().deep_fork else rng.randint(1, 3)
         depth = min(depth, most)
         undone = chain.rollback(depth)

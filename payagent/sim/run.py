@@ -1,7 +1,7 @@
 """Many seeds: in shares, on several processes, with one result for all of them.
 
-May import: the standard library, sim.world. Never: hides a seed that failed; lets how it was shared out change
-what came of a seed.
+May import: the standard library, sim.census, sim.world. Never: hides a seed that failed; lets how it was shared
+out change what came of a seed.
 """
 
 import os
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from multiprocessing import get_context
 from typing import Any
 
+from payagent.sim.census import LISTED
 from payagent.sim.world import Stage
 
 SHARE = 25
@@ -48,7 +49,7 @@ class Result:
             "violations": len(self.violations),
             "seeds_per_s": round(self.seeds / seconds, 2) if seconds > 0 else 0.0,
             "failed": {str(seed): self.violations[seed] for seed in sorted(self.violations)},
-            "reached": dict(sorted(self.reached.items())),
+            "reached": dict(sorted((dict.fromkeys(LISTED, 0) | self.reached).items())),
         }
 
 

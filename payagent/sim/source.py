@@ -111,7 +111,10 @@ class SimSource:
             block = self._block_of(tx_id, top)
             return NotFound() if block is None else Found(TxSeen(tx_id, block.hash, block.height, block.slot))
 
-        return await self._read(read)
+        told = await self._read(read)
+        if not isinstance(told, Unknown):
+            self._net.shown(self.name, tx_id, told.value.block_hash if isinstance(told, Found) else None)
+        return told
 
     async def block(self, block_hash: str) -> Read[BlockSeen]:
         def read(top: int) -> Read[BlockSeen]:

@@ -20,7 +20,7 @@ from payagent.agent.agent import Agent, Ask
 from payagent.chain.source import Found, SubmitKind
 from payagent.core.payment import State
 from payagent.sim.world import Stage
-from payagent.store import queries, records, schema, writer
+from payagent.store import prepaid, queries, records, schema, writer
 from payagent.wallet import plan as plans
 from payagent.wallet import transaction
 
@@ -251,6 +251,40 @@ def _anchor_dropped(stack: ExitStack) -> None:
         return made
 
     put(stack, replacement.Replacing, "_plan", plan)
+
+
+@mutant("the anchor is dropped at the second replacement")
+def _anchor_dropped_later(stack: ExitStack) -> None:
+    """A1{u1}, A2{u1, u2}, A3{u2, u3}: each excludes the one before, and the first and the last do not."""
+    kept = replacement.Replacing._plan
+    _anchor_dropped(stack)
+    dropped = replacement.Replacing._plan
+
+    def plan(self: Any, unit: Any, row: Any, wanted: Any, ttl_slot: int) -> Any:
+        count = sum(one.kind == "pay" for one in queries.attempts(unit.conn, row.id))
+        return (kept if count < 2 else dropped)(self, unit, row, wanted, ttl_slot)
+
+    put(stack, replacement.Replacing, "_plan", plan)
+
+
+@mutant("a child is kept after its parent was replaced")
+def _child_kept(stack: ExitStack) -> None:
+    """Nobody sees that what the child descends from can never be there: it is sent for ever."""
+    put(stack, queries, "rival_of", lambda *_: None)
+
+
+@mutant("a lost answer is used twice")
+def _used_twice(stack: ExitStack) -> None:
+    """A call that is made again since its answer was lost draws on the prepaid balance again."""
+    rule = "CREATE UNIQUE INDEX prepaid_moves_once ON prepaid_moves(app_id, call_key) WHERE call_key IS NOT NULL;"
+    assert rule in schema._TABLES
+    put(stack, schema, "_TABLES", schema._TABLES.replace(rule, ""))
+    put(stack, prepaid, "knows_call", lambda *_: False)
+
+
+@mutant("a balance outlives the block that it was bought in")
+def _not_taken_back(stack: ExitStack) -> None:
+    put(stack, steps.prepaid, "taken_back", lambda *_: None)
 
 
 @mutant("the intent's key is ignored")
