@@ -31,6 +31,8 @@ from payagent.wallet.keys import Signer
 T = TypeVar("T")
 
 MERCHANTS_EVERY_BEATS = 3
+WEAK = 0.3
+"""How often a death comes at the commits of the kind that a seed has chosen: the seldom ones need more of them."""
 
 
 class DeadError(Exception):
@@ -46,6 +48,8 @@ class Host(Protocol):
     disk: Disk
     terms: Terms
     signer: Signer
+    weak_job: str
+    is_calm: bool
 
     @property
     def beat_s(self) -> float:
@@ -200,7 +204,8 @@ class Life:
         """One commit; what goes wrong with it is drawn for each."""
         host, rng, mix = self._host, self._host.rng, self._host.mix()
         names = [job.name for job in jobs]
-        if rng.random() < mix.crash_in_commit:
+        is_weak = host.weak_job in names and not host.is_calm
+        if rng.random() < (WEAK if is_weak else mix.crash_in_commit):
             self._dies_in = f"{rng.choice(('before', 'after'))} {rng.choice(names)}"
         self._draw_full()
         before = self._committer.commits

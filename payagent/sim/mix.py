@@ -30,7 +30,7 @@ class Mix:
     empty_block: float = 0.7
     evicted: float = OFTEN
     fork: float = SOMETIMES
-    deep_fork: float = 0.3  # of the forks
+    deep_fork: float = 0.8  # of the forks
     rebroadcast: float = OFTEN
     # of a call to a merchant
     merchant_unreached: float = OFTEN

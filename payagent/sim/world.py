@@ -65,6 +65,7 @@ CALM_BEAT_S = 62.0
 LAST_LOOKS_S = 600.0
 """What was spent elsewhere is searched for once a minute, and a provider is waited for two."""
 
+SELDOM_JOBS = ("cancel", "confirm", "replace", "settle", "sign", "use", "void")
 SENT_TO, SENT_LOVELACE = role_address("creator"), 2 * ADA
 
 
@@ -91,6 +92,7 @@ class Plan:
     topup: bool
     drought_s: tuple[float, float]
     lasts_s: float
+    weak_job: str
 
 
 def draw_plan(rng: Random) -> Plan:
@@ -124,6 +126,7 @@ def draw_plan(rng: Random) -> Plan:
         topup=rng.random() < 0.6 and shops[0].batch > 1,
         drought_s=(dry_from_s, dry_from_s + dry_for_s),
         lasts_s=rng.choice((0.0, 0.0, 600.0, 1800.0)),
+        weak_job=rng.choice(("", "", "", *SELDOM_JOBS)),
     )
 
 
@@ -154,6 +157,7 @@ class World:
         self.disk = Disk(folder, template)
         self.signer = account().signer
         self.wallet = account().address.text
+        self.weak_job = self.plan.weak_job
         fork_max = self.plan.settle_depth - 4
         self.net = Net(self.rng, self.story, self.mix, self._now_ms, fork_max)
         self.net.on_blocks = self._blocks_made
