@@ -108,8 +108,8 @@ def draw_plan(rng: Random) -> Plan:
         habits.append(Habits("other", lie, dead_until_s))
         rng.shuffle(habits)
     if any(one.lie for one in habits):
-        # one fault at a time: where the honest one is silent for minutes, the liar is all there is
-        mix = replace(mix, unknown=min(mix.unknown, 0.02))
+        # one lies at a time: where the honest one is silent or not believed for minutes, the liar is all there is
+        mix = replace(mix, unknown=min(mix.unknown, 0.02), other_id=0.0)
     dry_from_s = rng.random() * WANTED_WITHIN_S
     dry_for_s = rng.choice((0.0, 0.0, 400.0, 1000.0, 2400.0))
     return Plan(
