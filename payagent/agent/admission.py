@@ -32,6 +32,9 @@ from payagent.wallet.transaction import Plan, build, select, smallest_of
 
 DAY_MS = 86_400_000
 
+TransferPlan = Callable[[Coins, int, Coin | None], Plan]
+"""Makes the transaction of some coins, for a TTL; it spends the anchor, when there is one."""
+
 
 @dataclass(frozen=True, slots=True)
 class Ids:
@@ -419,12 +422,10 @@ class Admission:
             ttl_slot=plan.ttl_slot,
         )
 
-    def admit_transfer(
-        self, unit: Unit, order: TransferOrder, plan: Callable[[Coins, int], Plan], now_ms: int
-    ) -> Admitted:
+    def admit_transfer(self, unit: Unit, order: TransferOrder, plan: TransferPlan, now_ms: int) -> Admitted:
         """Find the self-transfer that the order's key names, or admit it: no limits, the same machine and ledger.
 
-        `plan` makes the transaction of some coins for a TTL.
+        One whose payment was cancelled spends what the cancel gave back, as a purchase does.
         """
         intent = queries.live_intent(unit.conn, order.app_id, order.key)
         if intent is not None:
@@ -433,8 +434,9 @@ class Admission:
                 return Admitted(row.id, False)
         slot = self.chain.require_ready(now_ms)
         ttl_slot = self.chain.ttl_slot(slot, None, 0)
+        anchor = None if intent is None else _anchor_of(unit, intent.id)
         with own_order():
-            planned = self._plan_with(unit, lambda coins: plan(coins, ttl_slot), slot, self.chain_depth)
+            planned = self._plan_with(unit, lambda coins: plan(coins, ttl_slot, anchor), slot, self.chain_depth)
         if intent is None:
             _open_intent(unit, order, origin="", request=None, now_ms=now_ms)
         records.add_payment(

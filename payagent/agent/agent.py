@@ -13,6 +13,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import BinaryIO, TypeVar
 
 import structlog
@@ -24,6 +25,7 @@ from payagent.agent.admission import (
     Ids,
     Purchase,
     TransferOrder,
+    TransferPlan,
     note_price,
     require_same,
 )
@@ -259,14 +261,16 @@ class Agent:
         role: Role = "change" if to.raw == self.terms.own.raw else "pay_to"
         outputs = (Output(role, to, asset, units),)
         order = self._order(app_id, "send", key, to.text, asset, str(units))
-        return await self._transfer(order, lambda coins, ttl_slot: self._select(coins, outputs, ttl_slot))
+        return await self._transfer(order, partial(self._select, outputs))
 
     async def sweep(self, app_id: str, to: Address, key: str | None = None) -> tuple[PaymentRow, bool]:
         """Send everything that is free, as far as one transaction holds it, smallest coins first."""
         own, network_id = self.terms.own, self.terms.network.network_id
         return await self._transfer(
             self._order(app_id, "sweep", key, to.text),
-            lambda coins, ttl_slot: sweep(coins, to, own=own, ttl_slot=ttl_slot, network_id=network_id),
+            lambda coins, ttl_slot, anchor: sweep(
+                coins, to, own=own, ttl_slot=ttl_slot, network_id=network_id, anchor=anchor
+            ),
         )
 
     async def split(
@@ -275,7 +279,7 @@ class Agent:
         """Fan out into `count` coins of pure ADA, so that as many payments can be on their way at once."""
         outputs = fan_out(self.terms.own, count, lovelace)
         order = self._order(app_id, "split", key, str(count), str(lovelace))
-        return await self._transfer(order, lambda coins, ttl_slot: self._select(coins, outputs, ttl_slot))
+        return await self._transfer(order, partial(self._select, outputs))
 
     async def record_delivery(self, payment_id: str, http_status: int) -> PaymentRow:
         """Note what the retry got. A derived intent ends when its call was served."""
@@ -550,7 +554,7 @@ class Agent:
             kind=kind,
         )
 
-    async def _transfer(self, order: TransferOrder, plan: Callable[[Coins, int], Plan]) -> tuple[PaymentRow, bool]:
+    async def _transfer(self, order: TransferOrder, plan: TransferPlan) -> tuple[PaymentRow, bool]:
         now_ms = self.ports.clock.now_ms()
         with self._claim(order.ids.payment):
             admitted = await self.write(
@@ -602,13 +606,14 @@ class Agent:
         finally:
             self._signing.discard(payment_id)
 
-    def _select(self, coins: Coins, outputs: Sequence[Output], ttl_slot: int) -> Plan:
+    def _select(self, outputs: Sequence[Output], coins: Coins, ttl_slot: int, anchor: Coin | None) -> Plan:
         return select(
             coins,
             outputs,
             change=self.terms.own,
             ttl_slot=ttl_slot,
             network_id=self.terms.network.network_id,
+            anchor=anchor,
         )
 
     def _coins_of(self, row: PaymentRow) -> tuple[list[Coin], Coin]:

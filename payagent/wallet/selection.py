@@ -45,15 +45,17 @@ def choose(coins: Coins, order: Order, anchor: Coin | None) -> Draft:
     )
 
 
-def choose_all(coins: Coins, order: Order) -> Draft:
+def choose_all(coins: Coins, order: Order, anchor: Coin | None) -> Draft:
     """As many coins as fit one transaction that gives everything to the rest, smallest first.
 
-    Smallest first, so that a sweep to the wallet's own address clears up its dust. Refused: `not_enough_funds`
-    when they do not even pay their own way.
+    Smallest first, so that a sweep to the wallet's own address clears up its dust; the anchor before all of them,
+    where there is one. Refused: `not_enough_funds` when they do not even pay their own way.
     """
     most = order.frame.parameters.max_tx_size // _LEAST_INPUT_SIZE
     for sequence in (coins.smallest(), coins.largest()):
-        draft = _longest_prefix(order, list(islice(sequence, most)))
+        first = [] if anchor is None else [anchor]
+        others = (coin for coin in sequence if coin not in first)
+        draft = _longest_prefix(order, [*first, *islice(others, most - len(first))])
         if draft.pays():
             return draft
     raise _not_enough(LOVELACE, draft.shortfall(), "to pay the fee and the smallest output")

@@ -103,15 +103,18 @@ def sweep(
     network_id: int,
     params: Parameters = MAINNET_PARAMETERS,
     fee_cap_lovelace: int = FEE_CAP_LOVELACE,
+    anchor: Coin | None = None,
 ) -> Plan:
     """Send everything: as many coins as one transaction holds, smallest first, all to `to` less the fee.
 
-    A wallet of more coins takes several sweeps; to the own address a sweep is a consolidation.
+    A wallet of more coins takes several sweeps; to the own address a sweep is a consolidation. An anchor that is
+    given is spent.
     Refused: `not_enough_funds`, `fee_too_high`.
     """
     role: Role = "change" if to.raw == own.raw else "pay_to"
-    draft = choose_all(coins, lay_order((), Frame(to, ttl_slot, network_id, params, fee_cap_lovelace, role)))
-    return finish(draft, pick_anchor(draft))
+    order = lay_order((), Frame(to, ttl_slot, network_id, params, fee_cap_lovelace, role))
+    draft = choose_all(coins, order, anchor)
+    return finish(draft, anchor or pick_anchor(draft))
 
 
 def fan_out(own: Address, count: int, lovelace: int) -> tuple[Output, ...]:

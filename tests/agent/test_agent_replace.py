@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from agent.test_agent_forks import assert_memory
-from agent.test_agent_handover import with_handover
+from agent.test_agent_handover import broadcast, with_handover
 from agent_kit import ADA, APP, DEVNET, Clock, Relay, Run, World, with_terms
 
 from payagent.agent.foreign import thaw
@@ -20,7 +20,7 @@ from payagent.audit.receipt import check_receipt
 from payagent.audit.receipt_form import read_receipt
 from payagent.audit.signed import Owner
 from payagent.audit.verify import verify
-from payagent.core.address import Address, parse_address
+from payagent.core.address import Address, encode_address, parse_address
 from payagent.core.payment import State
 from payagent.core.problem import Refused
 from payagent.core.strict_json import dumps
@@ -667,3 +667,45 @@ class TestResolve:
             await wait_for_void(world, run)
             assert run.state(row.id) is State.VOID
             assert_at_rest(world, run)
+
+
+class TestAnOrderThatComesAgain:
+    """The operator's own, by its key, after its payment was void."""
+
+    @pytest.mark.parametrize("kind", ["send", "split", "sweep"])
+    async def test_it_cannot_land_beside_the_first_on_any_fork(self, world: World, kind: str) -> None:
+        world.fund(50 * ADA, 40 * ADA)
+        to = encode_address(bytes([0x60]) + bytes(28))
+
+        async def order(run: Run) -> PaymentRow:
+            agent = run.agent
+            if kind == "send":
+                row, _ = await agent.send(APP, to, "lovelace", 10 * ADA, "K")
+            elif kind == "split":
+                row, _ = await agent.split(APP, 2, 10 * ADA, "K")
+            else:
+                row, _ = await agent.sweep(APP, to, "K")
+            await agent.drain(10)
+            return agent.payment(row.id)
+
+        async with world.run() as run:
+            await run.look()
+            world.fund(20 * ADA)  # a coin that the first does not know of
+            low = height(world)
+            world.fault("submit", "drop")
+            first = await order(run)
+            world.control("faults", clear=True)
+            await run.agent.resolve(first.id, APP)
+            await run.agent.drain(10)
+            await wait_for_void(world, run)
+            void = run.agent.payment(first.id)
+            again = await order(run)
+            assert (void.state, again.id == first.id) == (State.VOID, False)
+            await run.settle_down(2)
+            assert run.state(again.id) is State.CONFIRMED
+            fork_with(world, low, first.cbor or b"")
+            assert broadcast(world, run.agent.payment(again.id).cbor or b"") == 400
+            await run.settle_down(3)
+            assert {first.tx_id, again.tx_id} & set(world.transactions()) == {first.tx_id}
+            assert run.state(first.id) is State.CONFIRMED
+            assert (again.anchor or "").startswith(f"{void.tx_id}#")
