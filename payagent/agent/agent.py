@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import BinaryIO, TypeVar
 
@@ -207,6 +207,17 @@ class Agent:
         row = queries.payment(self.conn, payment_id)
         if row is None:
             raise Refused("not_found", f"there is no payment {payment_id[:80]!r}")
+        return self.as_noted(row)
+
+    def as_noted(self, row: PaymentRow) -> PaymentRow:
+        """With whether its attempt may be shown: no proof of what the signer's own record lacks yet."""
+        return row if self._writer.is_noted(row.attempt) else replace(row, is_noted=False)
+
+    def require_noted(self, row: PaymentRow) -> PaymentRow:
+        """As `as_noted`. Refused: `store_failed`, where nothing may be shown."""
+        row = self.as_noted(row)
+        if not row.is_noted:
+            raise Refused("store_failed", f"the signer's own record lacks the transaction of {row.id} yet")
         return row
 
     async def pay(self, ask: Ask) -> tuple[PaymentRow, bool]:
@@ -712,7 +723,8 @@ class Agent:
         if intent is None:
             return None
         require_same(intent, ask.fingerprint)
-        return queries.live_payment_of(self.conn, intent.id)
+        row = queries.live_payment_of(self.conn, intent.id)
+        return None if row is None else self.require_noted(row)
 
 
 def _digest(parts: list[str]) -> str:

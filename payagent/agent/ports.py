@@ -20,6 +20,9 @@ class Writes(Protocol):
     async def run(self, name: str, job: Callable[[Unit], T]) -> T:
         """What the job returned, once its commit is durable; `name` is the commit point."""
 
+    def is_noted(self, attempt: int | None) -> bool:
+        """Whether the attempt of this number may be shown: the signer's own record has it."""
+
 
 class Clock(Protocol):
     def now_ms(self) -> int:

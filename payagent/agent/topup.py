@@ -209,7 +209,7 @@ class Topups:
         """Reload, decide, do one thing."""
         agent = self._agent
         payments = queries.payments_of_topup(agent.conn, order.id)
-        last = payments[-1] if payments else None
+        last = agent.as_noted(payments[-1]) if payments else None
         now_ms = agent.ports.clock.now_ms()
         is_over = now_ms - order.created_at_ms > PATIENCE_MS
         if last is not None and last.state is State.VOID:

@@ -20,7 +20,7 @@ def is_ready(row: PaymentRow, ready: str) -> bool:
 
     What is handed over is ready as soon as there is a proof: nothing happens before it is shown.
     """
-    if row.tx_id is None or row.state in WITHOUT_PROOF:
+    if row.tx_id is None or not row.is_noted or row.state in WITHOUT_PROOF:
         return False
     if row.handed_over:
         return True
@@ -32,11 +32,13 @@ def is_ready(row: PaymentRow, ready: str) -> bool:
 
 
 def retry_headers(row: PaymentRow, merchant: MerchantTerms | None, wallet_address: str) -> dict[str, str]:
-    """What the client adds to its retry; empty before the attempt is durable and for what is no purchase.
+    """What the client adds to its retry; empty before the attempt is durable and noted, and without a purchase.
 
     X-Request-Id and X-Idempotency-Key are the intent's own and stay the same over all its retries.
     """
-    if row.tx_id is None or row.dialect is None or row.invoice_id is None or row.state in WITHOUT_PROOF:
+    if row.tx_id is None or not row.is_noted or row.state in WITHOUT_PROOF:
+        return {}
+    if row.dialect is None or row.invoice_id is None:
         return {}
     headers = proof_headers(
         row.dialect,
@@ -71,7 +73,7 @@ def payment_view(row: PaymentRow, terms: Terms) -> Json:
             {"role": o.role, "address": o.address, "asset": o.asset, "units": str(o.units)} for o in row.outputs
         ],
         "fee": None if row.fee_lovelace is None else str(row.fee_lovelace),
-        "tx_hash": row.tx_id,
+        "tx_hash": row.tx_id if row.is_noted else None,
         "ttl_slot": row.ttl_slot,
         "anchor": row.anchor,
         "proof": row.proof,

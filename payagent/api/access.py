@@ -39,7 +39,7 @@ class Caller:
         row = queries.payment(self.agent.conn, payment_id)
         if row is None or not (self.sees_all or row.app_id == self.app.id):
             raise Refused("not_found", f"there is no payment {payment_id[:80]!r}")
-        return row
+        return self.agent.as_noted(row)
 
 
 Need = Callable[[Request, HTTPAuthorizationCredentials | None], Awaitable[Caller]]

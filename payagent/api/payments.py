@@ -103,7 +103,7 @@ async def payments(caller: Looker, query: Annotated[Filter, Query()]) -> JsonRes
 def _page(
     agent: Agent, query: Filter, app_id: str | None, origin: str | None, since_ms: int | None
 ) -> list[PaymentRow]:
-    return queries.payments_page(
+    rows = queries.payments_page(
         agent.conn,
         app_id=app_id,
         state=query.state,
@@ -112,6 +112,7 @@ def _page(
         before_seq=query.before,
         limit=query.limit,
     )
+    return [agent.as_noted(row) for row in rows]
 
 
 @router.get("/v1/payments/{payment_id}", summary="One payment", responses=gives(PaymentWithHistory, 200))
@@ -144,7 +145,7 @@ def _receipt(agent: Agent, payment_id: str) -> Json:
         row = queries.payment(conn, payment_id)
         if row is None:
             raise Refused("not_found", f"there is no payment {payment_id!r}")
-        return receipt_view(conn, row, agent.terms)
+        return receipt_view(conn, agent.require_noted(row), agent.terms)
 
 
 @router.post(

@@ -125,6 +125,9 @@ class InlineWriter:
         result: T = entry.future.result()
         return result
 
+    def is_noted(self, attempt: int | None) -> bool:
+        return self.committer.is_noted(attempt)
+
     async def _flush(self) -> None:
         """What waits by the time of the commit shares it."""
         await asyncio.sleep(0)

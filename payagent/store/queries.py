@@ -74,7 +74,8 @@ class PaymentRow:
     There is none while it is replaced. Its invoice and outputs are that attempt's; so are `ttl_slot`,
     `fee_lovelace`, `cbor`, `accepted_by_provider` and `seen_in_block` (ever). `refused`: by its merchant,
     before it broadcast anything. `is_first`: nothing was signed for its intent before. `void_by`: the transaction
-    of another payment without which its anchor would be there.
+    of another payment without which its anchor would be there. `attempt` is its number among all, and `is_noted`
+    is False of one that the signer's own record lacks yet: nobody is shown a proof of it.
     """
 
     seq: int
@@ -119,6 +120,8 @@ class PaymentRow:
     void_by: str | None
     created_at_ms: int
     changed_at_ms: int
+    attempt: int | None
+    is_noted: bool = True
 
     @property
     def shown_by(self) -> str:
@@ -226,7 +229,7 @@ SELECT p.seq, p.id, p.kind, p.app_id, p.intent_id, v.origin, v.dialect, v.invoic
        NOT EXISTS (SELECT 1 FROM attempts f JOIN payments q ON q.id = f.payment_id
                    WHERE q.intent_id = p.intent_id AND q.seq < p.seq), a.cbor,
        EXISTS (SELECT 1 FROM sightings s WHERE s.tx_id = p.tx_id),
-       p.pool, p.topup, p.void_by, p.created_at_ms, p.changed_at_ms
+       p.pool, p.topup, p.void_by, p.created_at_ms, p.changed_at_ms, a.rowid
 FROM payments p
 JOIN intents i ON i.id = p.intent_id
 LEFT JOIN invoices v ON v.seq = p.invoice

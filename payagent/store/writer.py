@@ -29,7 +29,7 @@ from sqlite_utils import Database
 from payagent.core.problem import Refused
 from payagent.store.schema import migrations, missing_guards
 from payagent.store.seals import Sealer
-from payagent.store.signer import SignerRecord, lacks, last_signed
+from payagent.store.signer import SIGNER_FILE, SignerRecord, lacks, last_signed
 
 T = TypeVar("T")
 Checkpoint = Callable[[str], None]
@@ -171,6 +171,8 @@ class Committer:
                 _take_over(self.conn, own.epoch)
                 if (last := last_signed(self.conn)) and lacks(self.conn, own.record.read()):
                     self._noted = last.attempts
+                with suppress(Refused):  # else before the first commit
+                    self._note_signed()
         self._checkpoint = checkpoint
         self.commits = 0
 
@@ -196,15 +198,18 @@ class Committer:
         try:
             self._note_signed()
         except Exception as error:  # noqa: BLE001  what is durable stays so, and leaves only once it is noted
-            refused = Refused("store_failed", f"the signer's record could not be written: {error}")
             for job in jobs:
-                job.future.set_exception(refused)
+                job.future.set_exception(error)
             return
         for job in jobs:
             if job.raised is None:
                 job.future.set_result(job.result)
             else:
                 job.future.set_exception(job.raised)
+
+    def is_noted(self, attempt: int | None) -> bool:
+        """Whether the signer's own record has the attempt of this number; where none is kept, all are."""
+        return self._own is None or attempt is None or attempt <= self._noted
 
     def close(self) -> None:
         self.conn.close()
@@ -218,7 +223,11 @@ class Committer:
             return
         last = last_signed(self.conn)
         if last is not None and last.attempts > self._noted:
-            self._own.record.write(last)
+            try:
+                self._own.record.write(last)
+            except OSError as error:
+                told = f"{SIGNER_FILE}, the signer's own record, could not be written: {error}"
+                raise Refused("store_failed", told) from error
             self._noted = last.attempts
 
     def _require_ours(self) -> None:
@@ -293,6 +302,10 @@ class Writer:
     async def run(self, name: str, job: Callable[[Unit], T]) -> T:
         """As `submit`, awaited. A caller that is cancelled does not cancel the job."""
         return await wrap_future(self.submit(name, job))
+
+    def is_noted(self, attempt: int | None) -> bool:
+        """Whether the attempt of this number may be shown: the signer's own record has it."""
+        return self._committer.is_noted(attempt)
 
     def close(self) -> None:
         """Run what is queued, then close. Calling it again is harmless."""

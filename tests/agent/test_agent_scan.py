@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 from agent.test_agent_foreign import require_whole, world
+from agent.test_agent_handover import with_handover
 from agent_kit import ADA, APP, World
 
 from payagent.agent.chainview import QUIET_MS
+from payagent.agent.view import payment_view
 from payagent.core.payment import State
 from payagent.core.problem import Refused
 from payagent.store import onchain, queries
@@ -180,4 +182,33 @@ async def test_a_record_that_cannot_be_written_lets_nothing_leave(world: World, 
         blocker.rmdir()
         await run.look()
         assert world.waiting() == [row.tx_id]
+        assert (record.read() or Signed(0, "", 0)).tx_id == row.tx_id
+
+
+async def test_no_proof_is_shown_before_the_signers_record_has_it(world: World, record: SignerFile) -> None:
+    async with world.run(record=record, terms=with_handover) as run:
+        await run.look()
+        first = await run.pay("noted")
+        ask = world.ask("not noted")
+        blocker = world.folder / f".{SIGNER_FILE}.new"
+        blocker.mkdir()
+        for _ in range(2):  # after the commit, and before the next one
+            with pytest.raises(Refused, match=f"{SIGNER_FILE}.*could not be written"):
+                await run.agent.pay(ask)
+        rows = queries.payments_in(run.agent.conn, (State.IN_FLIGHT,))
+        row = run.agent.payment(rows[-1].id)
+        view = payment_view(row, run.agent.terms)
+        assert row.cbor is not None
+        assert (view["headers"], view["ready"], view["tx_hash"]) == ({}, False, None)
+        assert payment_view(run.agent.payment(first.id), run.agent.terms)["headers"] != {}
+        with pytest.raises(Refused, match="store_failed"):
+            run.agent.require_noted(row)
+        over = world.ask_of(world.call("not noted"), body="{}")
+        with pytest.raises(Refused, match="store_failed"):
+            await run.agent.pay(over)
+    async with world.run(record=record, terms=with_handover) as run:  # nor by the next process
+        assert payment_view(run.agent.payment(row.id), run.agent.terms)["headers"] == {}
+    blocker.rmdir()
+    async with world.run(record=record, terms=with_handover) as run:
+        assert payment_view(run.agent.payment(row.id), run.agent.terms)["headers"] != {}
         assert (record.read() or Signed(0, "", 0)).tx_id == row.tx_id
