@@ -197,11 +197,13 @@ def overtake(unit: Unit, agent: Agent, payment_id: str, row: ForeignRow, now_ms:
 
 
 def lose(unit: Unit, row: ForeignRow, provider: str, now_ms: int) -> None:
-    """It is in that block no more: its coins are ours again, and free once they are listed."""
-    coins = [coin for coin in (queries.coin(unit.conn, ref) for ref in row.inputs) if coin is not None]
+    """It is in that block no more: its coins are ours again, and free once they are listed.
+
+    But for those that an attempt of ours in another block has spent since.
+    """
     records.add_foreign_sighting(unit, replace(row, there=False), provider, now_ms)
     records.write_entry(unit, ledger.unforeign(row.spent), now_ms, ref=row.tx_id)
-    for coin in coins:
-        back = "missing" if queries.is_made(unit.conn, coin.ref) else "pending"
-        records.set_coin_state(unit, coin.ref, back)
+    for ref in row.inputs:
+        if onchain.is_spent_by(unit.conn, ref, row.tx_id):
+            records.set_coin_state(unit, ref, "missing" if queries.is_made(unit.conn, ref) else "pending")
     records.note(unit, None, "foreign_lost", None, now_ms, {"tx_id": row.tx_id, "block_hash": row.block_hash})

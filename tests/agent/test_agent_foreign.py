@@ -5,6 +5,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from agent.test_agent_replace import fork_with, height
 from agent_kit import ADA, APP, DEVNET, Clock, Run, World, with_terms
 
 from payagent.agent.foreign import thaw
@@ -169,6 +170,25 @@ async def test_a_payment_whose_anchor_went_elsewhere_is_void_when_that_is_deep(w
         await run.pass_time(3, 10)
         assert run.state(row.id) in (State.CANCELLING, State.IN_BLOCK, State.CONFIRMED)
         await require_verified(run)
+
+
+async def test_a_rollback_of_it_leaves_alone_what_our_own_attempt_has_spent_since(world: World) -> None:
+    async with world.run() as run:
+        await run.look()
+        low = height(world)
+        world.fault("submit", "drop")
+        row = await run.pay("overtaken for a while")
+        world.control("faults", clear=True)
+        anchor = next(c for c in queries.coins(run.agent.conn) if c.ref == row.anchor)
+        tx_id = spend_elsewhere(run, 3 * ADA, Coin(anchor.tx_id, anchor.output_index, anchor.lovelace, ()))
+        await run.look()
+        assert [one.tx_id for one in onchain.foreign_there(run.agent.conn)] == [tx_id]
+        fork_with(world, low, row.cbor or b"")
+        await run.look()
+        await run.pass_time(4, 61)
+        assert (run.state(row.id), world.transactions()) == (State.CONFIRMED, [row.tx_id])
+        assert anchor.ref not in {coin.ref for coin in queries.coins(run.agent.conn)}, "it is spent"
+        await require_whole(run)
 
 
 async def test_the_other_coins_of_what_was_overtaken_come_free_when_that_is_settled(world: World) -> None:
