@@ -51,6 +51,12 @@ FRESH_S = 120
 """A tip that was never so young for as long as a tip may be old is of a provider that lags."""
 
 AHEAD_MAX_S = 120
+FALLEN_MS = 600_000
+"""How long a provider stays below its highest block, which it denies, before that counts no more.
+
+As long is a tip refused that is higher than so many slots allow: what was taken for its height may have been a lie.
+"""
+
 SENTENCE_MS = 600_000
 """How long one that was caught at a lie is not heard, and gets no bytes."""
 
@@ -64,7 +70,9 @@ class _Member:
     is_foreign: bool = False
     is_late: bool = False
     tip: Tip | None = None
-    highest: int = 0
+    peak: Tip | None = None
+    fallen: Silence | None = None
+    leapt: Silence | None = None
     fresh_at_ms: int | None = None
     checked_until_ms: int = 0
     genesis: Found[Genesis] | None = None
@@ -184,6 +192,11 @@ class Panel:
             for member in self._members
             if member.trouble and (member.is_foreign or member.is_late or member.lied or member.is_mute("tip"))
         }
+        found |= {
+            f"provider:{member.source.name}": f"{member.source.name}: its newest block is lower than one before"
+            for member in self._members
+            if not member.trouble and is_lasting(member.fallen)
+        }
         now_ms = self.now_ms()
         lasting = [tx_id for tx_id, dispute in self._disputes.items() if self._lasts(dispute, now_ms)]
         if lasting:
@@ -206,7 +219,7 @@ class Panel:
             return None
         awaited = [member for member in self._members if self._is_awaited(member, speaking)]
         tip = min((member.tip for member in speaking if member.tip), key=lambda tip: tip.height)
-        is_current = bool(heard) and all(m.tip and m.tip.height >= m.highest for m in heard)
+        is_current = bool(heard) and all(m.tip and m.peak and m.tip.height >= m.peak.height for m in heard)
         return View(self, tip, is_current, tuple(speaking), tuple(m.source.name for m in awaited))
 
     def _is_awaited(self, member: _Member, speaking: Sequence[_Member]) -> bool:
@@ -230,12 +243,14 @@ class Panel:
             trouble = await self._distrust(member, now_ms)
             if trouble is None and len(self._members) > 1:
                 trouble = await self._contradiction(member, read.value)
+            if trouble is None:
+                trouble = await self._climb(member, read.value, now_ms)
         now_ms = self.now_ms()
         member.note("tip", Unknown(trouble) if trouble else read, now_ms)
         if trouble is not None or not isinstance(read, Found):
             member.trouble = trouble
             return None
-        member.tip, member.highest = read.value, max(member.highest, read.value.height)
+        member.tip = read.value
         member.trouble = self._lateness(member, read.value, now_ms)
         member.is_late = member.trouble is not None
         member.note("time", read if member.trouble is None else Unknown(member.trouble), now_ms)
@@ -284,6 +299,26 @@ class Panel:
                 member.confirmed_tip = tip
         if before and tip.height < before.height and isinstance(await source.block(before.hash), Found):
             return "its newest block went back, and the one before is still there"
+        return None
+
+    async def _climb(self, member: _Member, tip: Tip, now_ms: int) -> str | None:
+        """Keep its highest block up to date; why its tip cannot be: a slot holds one block at most.
+
+        A replica that lags denies the highest block too, so one denial brings nothing down.
+        """
+        height, slot = (member.peak.height, member.peak.slot) if member.peak else (0, 0)
+        if tip.height - height > max(tip.slot - slot, 0) + AHEAD_MAX_S:
+            member.leapt = missed(member.leapt, now_ms)
+            if not _lasts_ms(member.leapt, FALLEN_MS):
+                return f"its newest block is {tip.height - height} higher than one {tip.slot - slot} slots before"
+        elif member.peak is not None and tip.height < height:
+            member.leapt = None
+            if not isinstance(await member.source.block(member.peak.hash), NotFound):
+                return None
+            member.fallen = missed(member.fallen, now_ms)
+            if not _lasts_ms(member.fallen, FALLEN_MS):
+                return None
+        member.peak, member.fallen, member.leapt = tip, None, None
         return None
 
     def _lateness(self, member: _Member, tip: Tip, now_ms: int) -> str | None:
@@ -348,6 +383,10 @@ class Panel:
 
 def _is_dispute(read: Read[Any]) -> bool:
     return isinstance(read, Unknown) and read.why is Why.DISPUTE
+
+
+def _lasts_ms(silence: Silence, wanted_ms: int) -> bool:
+    return is_lasting(silence) and silence.last_ms - silence.since_ms >= wanted_ms
 
 
 def _unread(what: str, read: object) -> str:

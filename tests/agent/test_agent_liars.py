@@ -119,6 +119,14 @@ def runs_ahead_and_stands_by_it(relay: Relay) -> None:
     relay.tell(f"/blocks/{FAKE}", 200, ahead)
 
 
+def is_a_little_ahead_and_stands_by_it(relay: Relay) -> None:
+    """By less than slots and clocks leave open."""
+    tip = tip_of(relay)
+    ahead = tip | {"height": int(str(tip["height"])) + 100, "hash": FAKE}
+    relay.tell("/blocks/latest", 200, ahead)
+    relay.tell(f"/blocks/{FAKE}", 200, ahead)
+
+
 def is_in_the_future(relay: Relay) -> None:
     tip = tip_of(relay)
     later = tip | {"slot": int(str(tip["slot"])) + 100_000, "hash": FAKE}
@@ -150,6 +158,7 @@ LIES = [
     has_other_parameters,
     runs_ahead,
     runs_ahead_and_stands_by_it,
+    is_a_little_ahead_and_stands_by_it,
     is_in_the_future,
     swallows,
     answers_another_id,
@@ -389,7 +398,7 @@ async def test_depth_is_counted_from_the_lower_tip(world: World, liar: Relay, ho
     async with world.run(providers=providers(liar, honest, True), terms=with_terms(confirm_depth=5)) as run:
         await run.look()
         row = await run.pay()
-        runs_ahead_and_stands_by_it(liar)
+        is_a_little_ahead_and_stands_by_it(liar)
         for _ in range(4):
             world.block()
             world.clock.ahead_ms += 10_000
@@ -398,6 +407,30 @@ async def test_depth_is_counted_from_the_lower_tip(world: World, liar: Relay, ho
         world.block()
         await run.look()
         assert run.state(row.id) is State.CONFIRMED
+
+
+@pytest.mark.parametrize("is_alone", [False, True])
+@pytest.mark.parametrize("lie", [runs_ahead_and_stands_by_it, is_a_little_ahead_and_stands_by_it])
+async def test_a_tip_that_was_too_high_once_lets_a_lost_block_be_seen(
+    world: World, liar: Relay, honest: Relay, lie: Callable[[Relay], None], is_alone: bool
+) -> None:
+    world.fund(50 * ADA)
+    pair = {"liar": liar.url} if is_alone else providers(liar, honest, True)
+    async with world.run(providers=pair) as run:
+        await run.look()
+        lie(liar)
+        await run.look()
+        liar.thaw()
+        await pass_s(run, 20)
+        row = await run.pay()
+        await pass_s(run, 20)
+        assert run.state(row.id) is State.CONFIRMED
+        world.control("rollback", depth=1)
+        world.devnet.run(lambda devnet: devnet.chain.mempool.clear())
+        assert await pass_s(run, 900, lambda: "block_lost" in run.events(row.id)) <= 900
+        await pass_s(run, 60)
+        assert run.state(row.id) is State.CONFIRMED
+        assert world.transactions() == [row.tx_id]
 
 
 async def test_both_agree_and_a_real_loss_is_seen_and_mended(world: World, liar: Relay, honest: Relay) -> None:
