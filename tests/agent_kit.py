@@ -324,6 +324,10 @@ class Relay:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         self._told[prefix] = Told(status, body, named)
 
+    def untell(self, prefix: str) -> None:
+        """The truth again for what was told for this."""
+        self._told.pop(prefix, None)
+
     def freeze(self, path: str) -> None:
         """Go on telling what is true now."""
         answer = self._http.get(path)

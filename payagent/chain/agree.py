@@ -24,10 +24,13 @@ As long may witnesses disagree (an index lags, a chain forks) before it is asked
 
 @dataclass(frozen=True, slots=True)
 class Said(Generic[T]):
-    """What one witness said, whose newest block has this height."""
+    """What one witness said, whose newest block is of this slot.
+
+    By slots it is told who has come how far: a tip that is heard is recent, whatever height it claims.
+    """
 
     name: str
-    height: int
+    slot: int
     read: Read[T]
 
 
@@ -63,15 +66,15 @@ def is_lasting(silence: Silence | None) -> bool:
 
 def weigh_tx(said: Sequence[Said[TxSeen]]) -> Read[TxSeen]:
     """Is a transaction in a block, and in which?"""
-    return _weigh(said, lambda seen: (seen.block_hash, seen.block_height), lambda seen: seen.block_height)
+    return _weigh(said, lambda seen: (seen.block_hash, seen.block_height, seen.slot), lambda seen: seen.slot)
 
 
 def weigh_block(said: Sequence[Said[BlockSeen]]) -> Read[BlockSeen]:
     """Is a block on the chain?"""
-    return _weigh(said, lambda seen: (seen.height, seen.slot), lambda seen: seen.height)
+    return _weigh(said, lambda seen: (seen.height, seen.slot), lambda seen: seen.slot)
 
 
-def _weigh(said: Sequence[Said[T]], what: Callable[[T], Hashable], height: Callable[[T], int]) -> Read[T]:
+def _weigh(said: Sequence[Said[T]], what: Callable[[T], Hashable], slot: Callable[[T], int]) -> Read[T]:
     needed = min(2, len(said))
     groups: dict[Hashable, list[T]] = {}
     for one in said:
@@ -86,7 +89,7 @@ def _weigh(said: Sequence[Said[T]], what: Callable[[T], Hashable], height: Calla
     if len(groups) > 1:
         return Unknown("the providers disagree", Why.DISPUTE)
     seen = next(iter(groups.values()))[0]
-    deniers = [one.name for one in denials if one.height >= height(seen)]
+    deniers = [one.name for one in denials if one.slot >= slot(seen)]
     if deniers:
         return Unknown(f"the providers disagree: {', '.join(deniers)} denies what another shows", Why.DISPUTE)
     if denials:

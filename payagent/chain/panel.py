@@ -10,8 +10,8 @@ May import: chain.source, chain.agree, chain.guard, core.problem. Never: conclud
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeGuard, TypeVar
 
 from payagent.chain.agree import (
     PATIENCE_MS,
@@ -51,14 +51,24 @@ FRESH_S = 120
 """A tip that was never so young for as long as a tip may be old is of a provider that lags."""
 
 AHEAD_MAX_S = 120
+FORK_HEIGHTS = 10
+"""How far apart the heights of one slot may be, where the chain forks.
+
+Two tips that are further apart than that and the slots between them are not of one chain, and a person is told:
+depth is counted from the lower one.
+"""
+
 FALLEN_MS = 600_000
 """How long a provider stays below its highest block, which it denies, before that counts no more.
 
-As long is a tip refused that is higher than so many slots allow: what was taken for its height may have been a lie.
+As long is a tip refused that is higher than so many slots allow: it may be the height before that was a lie.
 """
 
 SENTENCE_MS = 600_000
 """How long one that was caught at a lie is not heard, and gets no bytes."""
+
+
+HEIGHTS = "how high the chain is"
 
 
 @dataclass(slots=True)
@@ -116,7 +126,10 @@ class View:
     async def tx(self, tx_id: str) -> Read[TxSeen]:
         said = await self._ask("tx", lambda source: source.tx(tx_id))
         read = weigh_tx(said)
-        await self.panel.follow_dispute(tx_id, said if _is_dispute(read) else ())
+        if not _is_open(read):
+            self.panel.settle_dispute(tx_id)
+        elif await self.panel.follow_dispute(tx_id, said):
+            return replace(read, why=Why.DISPUTE)  # who has not come so far for so long denies it
         return read
 
     async def block(self, block_hash: str) -> Read[BlockSeen]:
@@ -136,7 +149,7 @@ class View:
             member.note(what, read, now_ms)
         able = self._witnesses(what)
         said = [
-            Said(member.source.name, member.tip.height if member.tip else 0, read)
+            Said(member.source.name, member.tip.slot if member.tip else 0, read)
             for member, read in zip(self._heard, reads, strict=True)
             if member in able
         ]
@@ -219,8 +232,16 @@ class Panel:
             return None
         awaited = [member for member in self._members if self._is_awaited(member, speaking)]
         tip = min((member.tip for member in speaking if member.tip), key=lambda tip: tip.height)
+        self._compare([member.tip for member in speaking if member.tip])
         is_current = bool(heard) and all(m.tip and m.peak and m.tip.height >= m.peak.height for m in heard)
         return View(self, tip, is_current, tuple(speaking), tuple(m.source.name for m in awaited))
+
+    def _compare(self, tips: Sequence[Tip]) -> None:
+        low, high = min(tips, key=lambda tip: tip.height), max(tips, key=lambda tip: tip.height)
+        if high.height - low.height > abs(high.slot - low.slot) + FORK_HEIGHTS:
+            self.note_dispute(HEIGHTS)
+        else:
+            self.settle_dispute(HEIGHTS)
 
     def _is_awaited(self, member: _Member, speaking: Sequence[_Member]) -> bool:
         """Whether one that is not heard just could not tell, or is late, and not for long yet.
@@ -349,20 +370,28 @@ class Panel:
         member.trouble = why
         member.sent_out_until_ms = max(at_ms + SENTENCE_MS, member.sent_out_until_ms)
 
-    async def follow_dispute(self, tx_id: str, said: Sequence[Said[TxSeen]]) -> None:
-        """Providers disagree about a transaction (nobody in `said`: no more). When that lasts: who lies?"""
-        if not said:
-            self._disputes.pop(tx_id, None)
-            return
+    def settle_dispute(self, subject: str) -> None:
+        self._disputes.pop(subject, None)
+
+    def note_dispute(self, subject: str) -> bool:
+        """Providers do not say the same; whether that lasts, so that a person is told."""
         now_ms = self.now_ms()
-        self._disputes[tx_id] = dispute = missed(self._disputes.get(tx_id), now_ms)
-        if not self._lasts(dispute, now_ms):
-            return
+        self._disputes[subject] = dispute = missed(self._disputes.get(subject), now_ms)
+        return self._lasts(dispute, now_ms)
+
+    async def follow_dispute(self, tx_id: str, said: Sequence[Said[TxSeen]]) -> bool:
+        """Providers do not say the same of a transaction; whether that lasts. Then: who lies?"""
+        if not self.note_dispute(tx_id):
+            return False
+        now_ms = self.now_ms()
         for one in said:
-            member = next(m for m in self._members if m.source.name == one.name)
+            member = next((m for m in self._members if m.source.name == one.name), None)
+            if member is None:
+                continue
             why = await self._lie(member.source, tx_id, one.read)
             if why is not None:
                 self._send_out(member, now_ms, why)
+        return True
 
     def _lasts(self, dispute: Silence, now_ms: int) -> bool:
         return is_lasting(dispute) and now_ms - dispute.last_ms <= PATIENCE_MS
@@ -381,8 +410,9 @@ class Panel:
         return None
 
 
-def _is_dispute(read: Read[Any]) -> bool:
-    return isinstance(read, Unknown) and read.why is Why.DISPUTE
+def _is_open(read: Read[Any]) -> TypeGuard[Unknown]:
+    """Whether several said what does not go together, or not yet."""
+    return isinstance(read, Unknown) and read.why in (Why.DISPUTE, Why.NOT_YET)
 
 
 def _lasts_ms(silence: Silence, wanted_ms: int) -> bool:

@@ -433,6 +433,42 @@ async def test_a_tip_that_was_too_high_once_lets_a_lost_block_be_seen(
         assert world.transactions() == [row.tx_id]
 
 
+def is_low_and_denies(relay: Relay) -> None:
+    """A recent block of its own invention, far below, and no transaction."""
+    tip = tip_of(relay)
+    low = tip | {"height": 5, "hash": f"{0xFA00000000 + int(str(tip['height'])):064x}"}
+    relay.tell("/blocks/latest", 200, low)
+    relay.tell(f"/blocks/{low['hash']}", 200, low)
+    relay.tell("/txs/", 404, NO_SUCH)
+
+
+def is_low(relay: Relay) -> None:
+    is_low_and_denies(relay)
+    relay.untell("/txs/")
+
+
+@pytest.mark.parametrize("lie", [is_low_and_denies, is_low])
+async def test_one_whose_tips_are_low_stalls_nothing_without_a_person_being_told(
+    world: World, liar: Relay, honest: Relay, lie: Callable[[Relay], None]
+) -> None:
+    world.fund(50 * ADA)
+    world.block(30)
+    lie(liar)
+    async with world.run(providers=providers(liar, honest, True), terms=with_terms(confirm_depth=3)) as run:
+        await run.look()
+        row = await run.pay()
+        for _ in range(30):
+            lie(liar)
+            await pass_s(run, 10)
+            world.block()
+        assert world.transactions() == [row.tx_id]
+        assert raised(run) & {"providers", "provider:liar"}
+        liar.thaw()
+        await pass_s(run, 800, lambda: run.state(row.id) is State.CONFIRMED and not raised(run))
+        assert run.state(row.id) is State.CONFIRMED
+        assert raised(run) == set()
+
+
 async def test_both_agree_and_a_real_loss_is_seen_and_mended(world: World, liar: Relay, honest: Relay) -> None:
     """The rules keep no truth out that two tell."""
     world.fund(50 * ADA)

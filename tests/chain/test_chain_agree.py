@@ -17,15 +17,16 @@ from payagent.chain.source import BlockSeen, ChainUtxo, Found, NotFound, Read, T
 TX = "aa" * 32
 
 
-def tx(block: str = "b1", height: int = 10) -> Found[TxSeen]:
-    return Found(TxSeen(TX, block * 32, height, 1000))
+def tx(block: str = "b1", height: int = 500, slot: int = 10) -> Found[TxSeen]:
+    return Found(TxSeen(TX, block * 32, height, slot))
 
 
 NO, MUTE = NotFound(), Unknown("time-out")
 
 
 def said(*reads: tuple[int, Read[TxSeen]]) -> list[Said[TxSeen]]:
-    return [Said(f"p{number}", height, read) for number, (height, read) in enumerate(reads, 1)]
+    """By the slots of their tips, which are small here, and heights large."""
+    return [Said(f"p{number}", slot, read) for number, (slot, read) in enumerate(reads, 1)]
 
 
 FOUND = {
@@ -46,10 +47,11 @@ OPEN = {
     "one shows, one cannot tell": (said((12, tx()), (12, MUTE)), Why.UNCLEAR),
     "one denies, one cannot tell": (said((12, NO), (12, MUTE)), Why.UNCLEAR),
     "one shows, one denies": (said((12, tx()), (12, NO)), Why.DISPUTE),
-    "one shows, one denies from that height": (said((12, tx()), (10, NO)), Why.DISPUTE),
+    "one shows, one denies from that slot": (said((12, tx()), (10, NO)), Why.DISPUTE),
     "one shows, one has not come so far": (said((12, tx()), (9, NO)), Why.NOT_YET),
     "two blocks": (said((12, tx()), (12, tx("b2"))), Why.DISPUTE),
     "the same block at two heights": (said((12, tx()), (12, tx(height=11))), Why.DISPUTE),
+    "the same block at two slots": (said((12, tx()), (12, tx(slot=11))), Why.DISPUTE),
     "one of three shows, two deny": (said((12, tx()), (12, NO), (12, NO)), Why.DISPUTE),
     "two against two": (said((12, tx()), (12, tx()), (12, tx("b2")), (12, tx("b2"))), Why.DISPUTE),
 }
