@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from payagent.agent.chainview import ChainView
 from payagent.agent.prepaid import Buyer, Part, is_batch
 from payagent.agent.purse import coin_of, take
-from payagent.agent.replacement import Replacing, coins_there, is_lost, next_invoice, parameters_of, same_again
+from payagent.agent.replacement import Replacing, is_lost, next_invoice, parameters_of, same_again
 from payagent.chain.source import SubmitKind
 from payagent.core import ledger, policy
 from payagent.core.address import Address
@@ -234,11 +234,13 @@ class Admission:
         return None
 
     def plan_cancel(self, unit: Unit, row: PaymentRow, ttl_slot: int) -> Plan:
-        """The cancel: all coins of a payment that are still there, its anchor in any case, to ourselves.
+        """The cancel: all coins of a payment that are there, its anchor in any case, to ourselves.
 
-        With a free one too where they do not pay for that.
+        Not what is yet to come: it may never, and would keep the cancel from landing. With a free one too where
+        they do not pay for it.
         """
-        there = [coin_of(coin) for coin in coins_there(unit, row)]
+        reserved = queries.coins_reserved_for(unit.conn, row.id)
+        there = [coin_of(coin) for coin in reserved if coin.state == "free" or coin.ref == row.anchor]
         anchor = next(coin for coin in there if coin.ref == row.anchor)
         network_id = self.chain.network.network_id
         try:

@@ -360,7 +360,7 @@ class Agent:
         slot = self.chain.require_ready(now_ms)
         with self._claim(row.id):
             row = self.payment(row.id)
-            why = steps.reason_to_cancel(row, slot)
+            why = steps.reason_to_cancel(self.conn, row, slot)
             if why is not None:
                 await self._take_back(row, why, slot, now_ms)
 
@@ -416,12 +416,13 @@ class Agent:
     async def resolve(self, payment_id: str, app_id: str) -> PaymentRow:
         """Take a payment's coins back now, by order of the operator's app.
 
-        What nothing was signed for is rejected; else a cancel competes for the anchor with what was signed.
+        What nothing was signed for is rejected; else a cancel competes for the anchor with what was signed. One
+        that waits for a coin that is not there is signed anew without it.
         Refused: `illegal_transition` when it is in a block or has ended, `not_signed_yet` while it is signed.
         """
         now_ms = self.ports.clock.now_ms()
         row = self.payment(payment_id)
-        if row.state is State.CANCELLING:
+        if row.state is State.CANCELLING and self._is_all_there(row):
             return row
         if row.state is not State.RESERVED and (row.state, Event.CANCEL) not in TRANSITIONS:
             raise Refused("illegal_transition", f"a payment that is {row.state} has no coins to take back")
@@ -438,6 +439,12 @@ class Agent:
             else:
                 await self._take_back(row, why, self.chain.require_ready(now_ms), now_ms, app_id)
         return self.payment(row.id)
+
+    def _is_all_there(self, row: PaymentRow) -> bool:
+        """Whether all that a payment's last attempt spends beside its anchor is there now."""
+        attempt = queries.attempts(self.conn, row.id)[-1]
+        coins = [queries.coin(self.conn, ref) for ref in attempt.inputs if ref != attempt.anchor]
+        return all(coin is not None and coin.state == "free" for coin in coins)
 
     async def wait(self, payment_id: str, timeout_s: float) -> PaymentRow:
         """The payment, when its state or readiness has changed or time is up; at once when it is ready or ended.

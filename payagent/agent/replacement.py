@@ -17,7 +17,7 @@ from payagent.core.network import Network
 from payagent.core.payment import Event, State
 from payagent.core.problem import Refused
 from payagent.store import queries, records
-from payagent.store.queries import CoinRow, PaymentRow
+from payagent.store.queries import AttemptRow, CoinRow, PaymentRow
 from payagent.store.writer import Connection, Unit
 from payagent.wallet.coins import Coin, Coins
 from payagent.wallet.transaction import MAINNET_PARAMETERS, Parameters, Plan, build, select
@@ -117,6 +117,20 @@ def coins_there(unit: Unit, row: PaymentRow) -> list[CoinRow]:
         if coin.ref == row.anchor
         or (not coin.is_gone and (coin.state != "pending" or queries.rival_of(unit.conn, coin.ref) is None))
     ]
+
+
+def can_land(conn: Connection, attempt: AttemptRow) -> bool:
+    """Whether what an attempt spends beside its anchor may be there in its time: not spent elsewhere, not without
+    what was to make it."""
+    for ref in attempt.inputs:
+        coin = queries.coin(conn, ref)
+        if ref != attempt.anchor and (
+            coin is None
+            or coin.state == "spent"
+            or (coin.state == "pending" and queries.rival_of(conn, ref) is not None)
+        ):
+            return False
+    return True
 
 
 def reserve_more(unit: Unit, coins: Coins, payment_id: str, plan: Plan) -> None:

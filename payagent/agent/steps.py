@@ -2,7 +2,8 @@
 
 Every step reads the payment inside its transaction and goes through the transition table, so a step that
 was decided on an older reading changes nothing.
-May import: core, chain.source, wallet, store, agent.purse. Never: waits; decides whether a step is due.
+May import: core, chain.source, wallet, store, agent.purse, agent.replacement. Never: waits; decides whether a step
+is due.
 """
 
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from collections.abc import Mapping
 from payagent.agent import prepaid
 from payagent.agent.alarm import raise_alert
 from payagent.agent.purse import put, take
+from payagent.agent.replacement import can_land
 from payagent.chain.source import SubmitAnswer, SubmitKind, TxSeen
 from payagent.core import ledger
 from payagent.core.ledger import Entry, Posting
@@ -28,7 +30,7 @@ from payagent.core.problem import Refused
 from payagent.dialects import Answer, Said
 from payagent.store import queries, records
 from payagent.store.queries import AttemptKind, AttemptRow, CoinRow, PaymentRow
-from payagent.store.writer import Unit
+from payagent.store.writer import Connection, Unit
 from payagent.wallet.coins import Coins
 from payagent.wallet.plan import Plan
 
@@ -177,15 +179,15 @@ def may_broadcast(row: PaymentRow) -> bool:
     return not row.handed_over or row.seen_in_block or row.state is State.CANCELLING
 
 
-def reason_to_cancel(row: PaymentRow, slot: int) -> Refused | None:
+def reason_to_cancel(conn: Connection, row: PaymentRow, slot: int) -> Refused | None:
     """Why the payment's coins are to be taken back now; None when they are not.
 
     An attempt that was handed over is when the merchant refused it, and nothing shows that it broadcast it all
-    the same, or when its TTL has passed; so is a cancel whose own TTL has passed. What payagent sent itself is
-    replaced where it can be (`Admission.replace`).
+    the same, or when its TTL has passed; so is a cancel whose own TTL has passed, or that spends what will never
+    be there. What payagent sent itself is replaced where it can be (`Admission.replace`).
     """
     is_over = slot >= (row.ttl_slot or 0)
-    if row.state is State.CANCELLING and is_over:
+    if row.state is State.CANCELLING and (is_over or not can_land(conn, queries.attempts(conn, row.id)[-1])):
         return Refused(row.reason_code or "handed_over_expired", row.reason or "")
     if row.state is not State.IN_FLIGHT or not row.handed_over:
         return None

@@ -429,7 +429,7 @@ class Watch:
         """By the tip's slot: what has left could be in any block before its TTL. What was not looked for waits."""
         agent = self._agent
         rows = queries.payments_in(agent.conn, (State.SIGNED, State.IN_FLIGHT, State.CANCELLING))
-        await self._each([row for row in rows if steps.reason_to_cancel(row, tip.slot)], agent.cancel)
+        await self._each([row for row in rows if steps.reason_to_cancel(agent.conn, row, tip.slot)], agent.cancel)
         lost = [row for row in rows if row.id not in self._unread and is_lost(agent.conn, row, tip.slot)]
         await self._each(lost, agent.renew)
 

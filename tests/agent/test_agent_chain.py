@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from agent.test_agent_foreign import spend_elsewhere
 from agent.test_agent_handover import with_handover
 from agent.test_agent_replace import (
     LONG_S,
@@ -23,11 +24,13 @@ from agent.test_agent_replace import (
 )
 from agent_kit import ADA, APP, Clock, Run, World, with_terms
 
+from payagent.agent.foreign import thaw
 from payagent.core.payment import State
 from payagent.core.problem import Refused
 from payagent.devnet.server import DevnetThread
 from payagent.store import queries
-from payagent.store.queries import PaymentRow
+from payagent.store.queries import CoinRow, PaymentRow
+from payagent.wallet.coins import Coin
 
 DEPTH = 8
 chained = with_terms(chain_depth=DEPTH)
@@ -280,3 +283,69 @@ class TestAChildWithoutItsParent:
             row = run.agent.payment(child.id)
             assert (row.state, row.anchor) == (State.CONFIRMED, child.anchor)
             assert_at_rest(world, run)
+
+
+class TestACancelOfWhatIsNotThere:
+    async def test_it_does_not_wait_for_change_that_may_never_be(self, world: World) -> None:
+        world.settings(price="6000000", splits=[], timeout=900)
+        world.fund(4 * ADA, 20 * ADA)
+        async with world.run(terms=chained) as run:
+            await run.look()
+            world.fault("submit", "drop")
+            parent = await run.pay("parent")
+            world.settings(price="15000000", splits=[], timeout=900)
+            child = await run.pay("child")
+            assert any(ref.startswith(parent.tx_id or "-") for ref in attempts(run, child)[0].inputs)
+            world.fund(60 * ADA)
+            await run.look()
+            await pass_time_of(world, run, 900)
+            await pass_time_of(world, run, 400)
+            await bury(world, run)
+            await bury(world, run)
+            assert (run.state(parent.id), run.state(child.id)) == (State.VOID, State.VOID)
+            assert_at_rest(world, run)
+
+    async def test_one_of_whose_coins_was_spent_elsewhere_is_signed_anew(self, world: World) -> None:
+        world.settings(price="150000000", splits=[], timeout=900)
+        world.fund(100 * ADA, 100 * ADA, 100 * ADA)
+        async with world.run() as run:
+            row, other = await self.cancelled(world, run)
+            world.control("faults", clear=True)
+            spend_elsewhere(run, 3 * ADA, Coin(other.tx_id, other.output_index, other.lovelace, ()))
+            await run.look()
+            await thaw(run.agent, APP)
+            await run.settle_down()
+            assert [set(one.inputs) for one in attempts(run, row)[1:]] == [{row.anchor, other.ref}, {row.anchor}]
+            await bury(world, run)
+            assert run.state(row.id) is State.VOID
+            assert_at_rest(world, run)
+
+    async def test_an_operator_has_it_signed_anew_without_a_coin_that_is_gone(self, world: World) -> None:
+        world.settings(price="150000000", splits=[], timeout=900)
+        world.fund(100 * ADA)
+        low = height(world)
+        world.fund(110 * ADA)
+        async with world.run() as run:
+            row, other = await self.cancelled(world, run)
+            assert other.lovelace == 110 * ADA
+            fork_with(world, low)
+            await run.look()
+            world.control("faults", clear=True)
+            assert (await run.agent.resolve(row.id, APP)).state is State.CANCELLING
+            await run.agent.drain(10)
+            assert [set(one.inputs) for one in attempts(run, row)[1:]] == [{row.anchor, other.ref}, {row.anchor}]
+            await bury(world, run)
+            assert run.state(row.id) is State.VOID
+            assert_sound(world, run)
+
+    @staticmethod
+    async def cancelled(world: World, run: Run) -> tuple[PaymentRow, CoinRow]:
+        """A payment of two coins whose cancel no provider has, and the one that is not its anchor."""
+        await run.look()
+        world.fault("submit", "drop")
+        row = await run.pay("of two coins")
+        coins = queries.coins_reserved_for(run.agent.conn, row.id)
+        assert len(coins) == 2
+        await run.agent.resolve(row.id, APP)
+        await run.agent.drain(10)
+        return row, next(coin for coin in coins if coin.ref != row.anchor)
