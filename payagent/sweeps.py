@@ -70,7 +70,7 @@ class Sweeps:
         )  # it tells of every beat, and that one was skipped
         for name, beat, seconds in (
             ("watch", self._look, self._beats.watch_s),
-            ("scan", self._recovery.beat, self._beats.watch_s),
+            ("scan", self._scan, self._beats.watch_s),
             ("merchants", self._watch.poll_merchants, self._beats.merchants_s),
             ("prepaid", self._watch.observe_prepaid, self._beats.prepaid_s),
             ("alerts", self._alerts.beat, self._beats.alerts_s),
@@ -116,6 +116,9 @@ class Sweeps:
                 log.warning("sweep.failed", sweep=name, error=repr(error), exc_info=True)
         else:
             self._failures.pop(name, None)
+
+    async def _scan(self) -> None:
+        await self._recovery.beat(self._watch.view)
 
     async def _look(self) -> None:
         if await self._watch.tick():

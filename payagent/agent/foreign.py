@@ -92,7 +92,7 @@ class Foreign:
         is_news = not suspects <= self._suspects or not 0 <= now_ms - self._searched_ms < SEARCH_EVERY_MS
         if not suspects or not is_news:
             return
-        spends = await self._search.find(await self._since_s(source, suspects))
+        spends = await self._search.find(source, await self._since_s(source, suspects))
         if spends is None:
             return
         self._suspects, self._searched_ms = suspects, now_ms

@@ -4,14 +4,14 @@ A ledger that is older than the signer's own record, or new where the wallet is 
 Nothing is signed then until all of that has landed or run out (QUIET_MS after it was first noticed) and was read
 from the chain.
 
-May import: core, chain.source, chain.guard, store, agent. Never: takes for spent what no
+May import: core, chain.source, chain.panel, store, agent. Never: takes for spent what no
 transaction in a block spends.
 """
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Literal
 
 import structlog
 
@@ -19,8 +19,9 @@ from payagent.agent.agent import Agent
 from payagent.agent.alarm import raise_alert
 from payagent.agent.chainview import QUIET_MS
 from payagent.agent.purse import take
-from payagent.chain.guard import Guarded
-from payagent.chain.source import Found, Movement, Read, TxSeen
+from payagent.agent.repeats import Repeats
+from payagent.chain.panel import View
+from payagent.chain.source import Found, Movement, TxSeen
 from payagent.core import ledger
 from payagent.core.money import LOVELACE
 from payagent.core.times import iso_time
@@ -30,8 +31,6 @@ from payagent.store.queries import CoinRow
 from payagent.store.signer import Signed, SignerRecord, lacks, last_signed
 from payagent.store.writer import Connection, Unit
 from payagent.wallet.coins import Coins
-
-T = TypeVar("T")
 
 LAG_S = 3600
 """How far before what is known a search begins: providers' indexes lag, and clocks disagree."""
@@ -62,52 +61,47 @@ class Search:
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
         self._moved: dict[str, Movement] = {}
+        self._repeats = Repeats()
 
-    async def find(self, since_s: int) -> list[Spend] | None:
+    async def find(self, source: View, since_s: int) -> list[Spend] | None:
         """Oldest first, in blocks from a time on; None when it could not be read in full.
 
-        Where two providers are heard, both have to say the same of what they list, and what one of them lists
-        counts as listed.
+        What a view shows is what its providers say alike; one that is only late is not enough. Of several that
+        cannot be heard but for one, that one has to say the same three times, a minute apart.
         """
-        address, witnesses = self._agent.terms.own.text, self._witnesses()
-        listed: dict[str, int] = {}
-        for source in witnesses:
-            told = await source.transactions(address, max(since_s, 0))
-            if not isinstance(told, Found):
-                return None
-            listed |= {tx.tx_id: tx.block_height for tx in told.value}
+        if not source.is_current:
+            return None
+        address = self._agent.terms.own.text
+        listed = await source.transactions(address, max(since_s, 0))
+        if not isinstance(listed, Found):
+            return None
         spends: list[Spend] = []
-        for tx_id in sorted(listed, key=lambda tx_id: listed[tx_id]):
+        for tx_id in [tx.tx_id for tx in sorted(listed.value, key=lambda tx: tx.block_height)]:
             if onchain.is_ours(self._agent.conn, tx_id):
                 continue
-            if (moved := await self._read(tx_id, address, witnesses)) is None:
+            if (moved := await self._read(source, tx_id, address)) is None:
                 return None
             if moved.spent:
-                seen = _alike([await source.tx(tx_id) for source in witnesses])
-                if seen is None:
+                seen = await source.tx(tx_id)
+                if not isinstance(seen, Found):
                     return None
-                spends.append(Spend(seen, moved, ", ".join(source.name for source in witnesses)))
+                spends.append(Spend(seen.value, moved, source.name))
+        if source.is_lonely:
+            told = tuple((spend.seen.tx_id, spend.seen.block_hash) for spend in spends)
+            now_ms = self._agent.ports.clock.now_ms()
+            return spends if self._repeats.is_enough(address, told, source.tip.hash, now_ms) else None
+        self._repeats.forget(address)
         return spends
 
-    async def _read(self, tx_id: str, address: str, witnesses: Sequence[Guarded]) -> Movement | None:
+    async def _read(self, source: View, tx_id: str, address: str) -> Movement | None:
         if tx_id not in self._moved:
-            moved = _alike([await source.movement(tx_id, address) for source in witnesses])
-            if moved is None:
+            moved = await source.movement(tx_id, address)
+            if not isinstance(moved, Found):
                 return None
-            self._moved[tx_id] = moved
+            if source.is_lonely:
+                return moved.value  # the others may tell better
+            self._moved[tx_id] = moved.value
         return self._moved[tx_id]
-
-    def _witnesses(self) -> Sequence[Guarded]:
-        """Two of the providers that are heard, or the one that there is."""
-        agent = self._agent
-        heard = [source for source in agent.senders if agent.providers.get(source.name) is None]
-        return heard[:2] or agent.senders[:1]
-
-
-def _alike(reads: Sequence[Read[T]]) -> T | None:
-    """What all of them found, if it is the same."""
-    found = [read.value for read in reads if isinstance(read, Found)]
-    return found[0] if found and len(found) == len(reads) and all(one == found[0] for one in found) else None
 
 
 def take_in(unit: Unit, spend: Spend, why: Why, coins: Coins, now_ms: int) -> bool:
@@ -177,15 +171,17 @@ class Recovery:
         elif last_signed(conn) is None and onchain.last_of_wallet(conn, "caught_up")[0] == 0:
             self._agent.chain.behind = "the chain was not asked yet whether this wallet has a past"
 
-    async def beat(self) -> None:
-        """Read the wallet's past, once all that is unknown has landed or run out."""
+    async def beat(self, source: View | None) -> None:
+        """Read the wallet's past, once all that is unknown has landed or run out, by what the last look saw."""
         agent = self._agent
+        if source is None:
+            return
         chain, now_ms = agent.chain, agent.ports.clock.now_ms()
         if chain.behind is None or chain.tip is None or chain.problem is not None:
             return
         if self._noticed_ms is not None and min(now_ms, chain.tip.time_s * 1000) < self._noticed_ms + QUIET_MS:
             return
-        spends = await self._search.find(self._from_s())
+        spends = await self._search.find(source, self._from_s())
         if spends is None:
             return
         if spends and self._noticed_ms is None:

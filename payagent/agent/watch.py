@@ -72,11 +72,12 @@ class Watch:
 
     `_unverified` are payments on the chain whose block may be gone: they stay in it until a provider gave a
     verdict, however often it is asked and whatever the tip does meanwhile. `trouble` says why the last look was
-    not whole; None when it was.
+    not whole; None when it was. `view` is what it saw the chain by; None when nobody was heard.
     """
 
     def __init__(self, agent: Agent, merchants: MerchantClient) -> None:
         self.trouble: str | None = None
+        self.view: View | None = None
         self._agent = agent
         self._merchants = merchants
         self._foreign = Foreign(agent)
@@ -182,7 +183,7 @@ class Watch:
     async def _find_view(self) -> View | None:
         """What the providers show together that are to be believed; it serves the whole look."""
         agent, panel = self._agent, self._panel
-        view = await panel.look()
+        self.view = view = await panel.look()
         agent.senders = panel.senders()
         agent.providers = panel.troubles
         await self._tell_who_is_out()

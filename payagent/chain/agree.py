@@ -6,11 +6,22 @@ not come to yet, is no answer, and no answer is never made up for by somebody el
 May import: chain.source. Never: I/O, a clock.
 """
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
-from payagent.chain.source import BlockSeen, ChainUtxo, Found, NotFound, Read, TxSeen, Unknown, Why
+from payagent.chain.source import (
+    AddressTx,
+    BlockSeen,
+    ChainUtxo,
+    Found,
+    Movement,
+    NotFound,
+    Read,
+    TxSeen,
+    Unknown,
+    Why,
+)
 
 T = TypeVar("T")
 
@@ -94,6 +105,36 @@ def _weigh(said: Sequence[Said[T]], what: Callable[[T], Hashable], slot: Callabl
         return Unknown(f"the providers disagree: {', '.join(deniers)} denies what another shows", Why.DISPUTE)
     if denials:
         return Unknown(f"{denials[0].name} has not come so far", Why.NOT_YET)
+    return Unknown(_reasons(said))
+
+
+def weigh_transactions(said: Sequence[Said[tuple[AddressTx, ...]]]) -> Read[tuple[AddressTx, ...]]:
+    """Which transactions does an address have? A list that lacks one is another list."""
+    return _weigh_alike(said, frozenset)
+
+
+def weigh_movement(said: Sequence[Said[Movement]]) -> Read[Movement]:
+    """What did a transaction move at an address?"""
+    return _weigh_alike(said, lambda moved: (_units(moved.spent), _units(moved.made)))
+
+
+def _units(coins: Mapping[str, Mapping[str, int]]) -> Hashable:
+    return frozenset((ref, frozenset(value.items())) for ref, value in coins.items())
+
+
+def _weigh_alike(said: Sequence[Said[T]], what: Callable[[T], Hashable]) -> Read[T]:
+    """What two say alike, where no other two say something else."""
+    needed = min(2, len(said))
+    groups: dict[Hashable, list[Read[T]]] = {}
+    for one in said:
+        if not isinstance(one.read, Unknown):
+            key = what(one.read.value) if isinstance(one.read, Found) else None
+            groups.setdefault(key, []).append(one.read)
+    agreed = [group for group in groups.values() if len(group) >= needed]
+    if len(agreed) == 1:
+        return agreed[0][0]
+    if len(groups) > 1:
+        return Unknown("the providers do not say the same", Why.DISPUTE)
     return Unknown(_reasons(said))
 
 

@@ -22,13 +22,17 @@ from payagent.chain.agree import (
     missed,
     weigh_block,
     weigh_coins,
+    weigh_movement,
+    weigh_transactions,
     weigh_tx,
 )
 from payagent.chain.guard import Clock, Guarded
 from payagent.chain.source import (
+    AddressTx,
     BlockSeen,
     Found,
     Genesis,
+    Movement,
     NotFound,
     Parameters,
     Read,
@@ -123,6 +127,11 @@ class View:
         """Whether what is found or denied is the word of one provider only."""
         return len(self._witnesses("tx")) + len(self._awaited) < 2
 
+    @property
+    def is_lonely(self) -> bool:
+        """Whether that one has others beside it, of which none can be heard."""
+        return self.stands_alone and self.panel.has_several
+
     async def tx(self, tx_id: str) -> Read[TxSeen]:
         said = await self._ask("tx", lambda source: source.tx(tx_id))
         read = weigh_tx(said)
@@ -137,6 +146,21 @@ class View:
 
     async def coins(self, address: str) -> Read[Listing]:
         return weigh_coins(await self._ask("coins", lambda source: source.utxos(address)))
+
+    async def transactions(self, address: str, since_s: int) -> Read[tuple[AddressTx, ...]]:
+        said = await self._ask("transactions", lambda source: source.transactions(address, since_s))
+        return self._noted(f"the transactions of {address}", weigh_transactions(said))
+
+    async def movement(self, tx_id: str, address: str) -> Read[Movement]:
+        said = await self._ask("movement", lambda source: source.movement(tx_id, address))
+        return self._noted(f"what {tx_id} moved", weigh_movement(said))
+
+    def _noted(self, subject: str, read: Read[T]) -> Read[T]:
+        if _is_open(read):
+            self.panel.note_dispute(subject)
+        else:
+            self.panel.settle_dispute(subject)
+        return read
 
     def _witnesses(self, what: str) -> list[_Member]:
         """Those that can tell such a thing; all, when none can."""
@@ -191,6 +215,10 @@ class Panel:
     def has_foreign(self) -> bool:
         """Whether a provider shows another network, or other parameters."""
         return any(member.is_foreign for member in self._members)
+
+    @property
+    def has_several(self) -> bool:
+        return len(self._members) > 1
 
     def subjects(self) -> list[str]:
         """All that `outs` may name."""

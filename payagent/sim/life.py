@@ -165,7 +165,7 @@ class Life:
         """As daemon.py: what the ledger may lack first, and then the beats."""
         await self._recovery.begin()
         self.spawn(self._every(1, self.watch.tick))
-        self.spawn(self._every(1, self._recovery.beat))
+        self.spawn(self._every(1, lambda: self._recovery.beat(self.watch.view)))
         self.spawn(self._every(MERCHANTS_EVERY_BEATS, self.watch.poll_merchants))
         self.spawn(self._every(MERCHANTS_EVERY_BEATS, self.watch.observe_prepaid))
         self.spawn(self._every(1, self.topups.beat))

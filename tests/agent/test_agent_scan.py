@@ -1,18 +1,21 @@
 """A ledger older than its signer, or new where the wallet is not: quiet, read from the chain, then whole."""
 
 import sqlite3
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
 from agent.test_agent_foreign import require_whole, world
 from agent.test_agent_handover import with_handover
-from agent_kit import ADA, APP, World
+from agent.test_agent_liars import FAKE, providers, raised, tip_of
+from agent_kit import ADA, APP, Clock, Relay, World
 
 from payagent.agent.chainview import QUIET_MS
 from payagent.agent.view import payment_view
 from payagent.core.payment import State
 from payagent.core.problem import Refused
+from payagent.devnet.server import DevnetThread
 from payagent.store import onchain, queries
 from payagent.store.signer import SIGNER_FILE, Signed, SignerFile, last_signed
 
@@ -212,3 +215,75 @@ async def test_no_proof_is_shown_before_the_signers_record_has_it(world: World, 
     async with world.run(record=record, terms=with_handover) as run:
         assert payment_view(run.agent.payment(row.id), run.agent.terms)["headers"] != {}
         assert (record.read() or Signed(0, "", 0)).tx_id == row.tx_id
+
+
+class TestALiar:
+    """Two providers; one of them tells of a transaction that spent all, and the other is away now and then."""
+
+    @pytest.fixture
+    def world(self, tmp_path: Path) -> Iterator[World]:
+        """Devnet and agent share a clock: ages of tips are true."""
+        clock = Clock()
+        with DevnetThread(now_ms=clock.now_ms) as devnet:
+            world = World(devnet, tmp_path)
+            world.clock = clock
+            clock.ahead_ms += 1_000_000
+            world.fund(50 * ADA)
+            yield world
+            world.http.close()
+
+    @pytest.fixture
+    def pair(self, world: World) -> Iterator[tuple[Relay, Relay]]:
+        with ExitStack() as stack:
+            liar, honest = (stack.enter_context(Relay(world.devnet).serving()) for _ in range(2))
+            yield liar, honest
+
+    @staticmethod
+    def invent_spend(world: World, liar: Relay) -> None:
+        (ref,) = world.unspent()
+        tip = tip_of(liar)
+        row = {"tx_hash": FAKE, "tx_index": 0, "block_height": tip["height"], "block_time": tip["time"]}
+        liar.tell(f"/addresses/{world.address}/transactions", 200, [row])
+        spent = {
+            "address": world.address,
+            "tx_hash": ref[:64],
+            "output_index": int(ref[65:]),
+            "amount": [{"unit": "lovelace", "quantity": str(50 * ADA)}],
+            "collateral": False,
+            "reference": False,
+            "data_hash": None,
+            "inline_datum": None,
+            "reference_script_hash": None,
+        }
+        liar.tell(f"/txs/{FAKE}/utxos", 200, {"hash": FAKE, "inputs": [spent], "outputs": []})
+        block = {"block": tip["hash"], "block_height": tip["height"], "slot": tip["slot"]}
+        liar.tell(f"/txs/{FAKE}", 200, {"hash": FAKE} | block)
+
+    async def test_it_takes_nothing_from_the_books_by_short_absences_of_the_other(
+        self, world: World, record: SignerFile, pair: tuple[Relay, Relay]
+    ) -> None:
+        liar, honest = pair
+        self.invent_spend(world, liar)
+        async with world.run(providers=providers(liar, honest, True), record=record) as run:
+            for ahead_ms in (0, QUIET_MS + 2000, 10_000, 10_000):
+                world.clock.ahead_ms += ahead_ms
+                for is_away in (False, True):
+                    honest.thaw()
+                    if is_away:
+                        honest.tell("/blocks/latest", 500, {})
+                    world.block()
+                    await run.look()
+            honest.thaw()
+            for _ in range(20):
+                world.clock.ahead_ms += 10_000
+                world.block()
+                await run.look()
+            assert not onchain.foreign_there(run.agent.conn)
+            assert run.agent.chain.behind is not None
+            assert "providers" in raised(run)
+            liar.thaw()
+            world.block()
+            await run.look()
+            assert run.agent.chain.behind is None
+            assert run.owned() == world.on_chain()
+            assert run.selectable() == world.unspent()

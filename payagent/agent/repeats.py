@@ -1,0 +1,38 @@
+"""The same, read again and again: what stands in for a second provider's word where there is none.
+
+May import: nothing but the standard library. Never: I/O, a clock.
+"""
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+READS = 3
+EVERY_MS = 60_000
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    what: Hashable
+    tip_hash: str
+    count: int
+    at_ms: int
+
+
+class Repeats:
+    """By subject, what was read of it, how often in a row, at which tip last, and when."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, _Seen] = {}
+
+    def is_enough(self, subject: str, what: Hashable, tip_hash: str, now_ms: int) -> bool:
+        """Note what was read; whether it was the same at three tips, each a minute after the one before."""
+        was = self._seen.get(subject)
+        if was is None or was.what != what or now_ms < was.at_ms:
+            was = _Seen(what, "", 0, now_ms - EVERY_MS)
+        if tip_hash != was.tip_hash and now_ms >= was.at_ms + EVERY_MS:
+            was = _Seen(what, tip_hash, was.count + 1, now_ms)
+        self._seen[subject] = was
+        return was.count >= READS
+
+    def forget(self, subject: str) -> None:
+        self._seen.pop(subject, None)
