@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Protocol, TypeVar
 
 from payagent.chain import quota
-from payagent.chain.quota import Door, Rate
+from payagent.chain.quota import Door, Rate, Span
 from payagent.chain.source import (
     AddressTx,
     BlockSeen,
@@ -52,7 +52,7 @@ class Guarded:
         self._bucket = quota.full(rate, clock.now_ms()) if rate else None
         self._door = Door()
         self._is_tried = False
-        self._full_until_ms = 0
+        self._full = Span()
         self.lied_at_ms: int | None = None
         """When it last answered a submission with another transaction's id."""
 
@@ -65,7 +65,7 @@ class Guarded:
         return None if self._door.is_open(now_ms) else f"left alone for a while: {self._door.why}"
 
     def takes_submissions(self, now_ms: int) -> bool:
-        return self._door.is_open(now_ms) and now_ms >= self._full_until_ms
+        return self._door.is_open(now_ms) and not self._full.holds(now_ms)
 
     async def tip(self) -> Read[Tip]:
         return await self._read(self._source.tip)
@@ -101,8 +101,7 @@ class Guarded:
         elif answer.kind in (SubmitKind.OUTAGE, SubmitKind.AMBIGUOUS):
             self._door = quota.failed(self._door, answer.detail, now_ms)
         elif answer.kind is SubmitKind.FULL:
-            asked_s = answer.retry_after_s
-            self._full_until_ms = now_ms + (quota.FULL_PAUSE_MS if asked_s is None else asked_s * 1000)
+            self._full = quota.full_pause(answer.retry_after_s, now_ms)
         elif answer.kind is SubmitKind.LIAR:
             self.lied_at_ms = now_ms
         return answer

@@ -5,7 +5,8 @@ network and parameters, whose tip is recent, and that does not contradict itself
 (chain.agree). One that cannot be heard is waited for, two minutes, so that a lying one gains nothing from a short
 absence of an honest one. One that is caught at a lie is sent out for a while.
 
-May import: chain.source, chain.agree, chain.guard, core.problem. Never: concludes anything about a payment; sends.
+May import: chain.source, chain.agree, chain.guard, chain.quota, core.problem. Never: concludes anything about a
+payment; sends.
 """
 
 import asyncio
@@ -27,6 +28,7 @@ from payagent.chain.agree import (
     weigh_tx,
 )
 from payagent.chain.guard import Clock, Guarded
+from payagent.chain.quota import Span
 from payagent.chain.source import (
     AddressTx,
     BlockSeen,
@@ -88,9 +90,9 @@ class _Member:
     fallen: Silence | None = None
     leapt: Silence | None = None
     fresh_at_ms: int | None = None
-    checked_until_ms: int = 0
+    checked: Span = field(default_factory=Span)
     genesis: Found[Genesis] | None = None
-    sent_out_until_ms: int = 0
+    sentence: Span = field(default_factory=Span)
     lied: str = ""
     confirmed_tip: Tip | None = None
     silences: dict[str, Silence] = field(default_factory=dict)
@@ -247,7 +249,7 @@ class Panel:
     def senders(self) -> list[Guarded]:
         """Who is to get submissions: those that are heard first, none that is not to be believed."""
         now_ms = self.now_ms()
-        fit = [m for m in self._members if not m.is_foreign and now_ms >= m.sent_out_until_ms]
+        fit = [m for m in self._members if not m.is_foreign and not m.sentence.holds(now_ms)]
         return [member.source for member in sorted(fit, key=lambda member: member.trouble is not None)]
 
     async def look(self) -> View | None:
@@ -316,7 +318,7 @@ class Panel:
 
     async def _distrust(self, member: _Member, now_ms: int) -> str | None:
         """Why the provider's network or parameters are not to be believed; asked at first and every hour."""
-        if now_ms < member.checked_until_ms:
+        if member.checked.holds(now_ms):
             return None
         genesis = member.genesis or await member.source.genesis()
         parameters = await member.source.parameters()
@@ -332,7 +334,7 @@ class Panel:
             member.is_foreign = True
             return refusal.detail
         member.is_foreign = False
-        member.checked_until_ms = now_ms + CHECK_EVERY_MS
+        member.checked = Span(now_ms, now_ms + CHECK_EVERY_MS)
         return None
 
     async def _contradiction(self, member: _Member, tip: Tip) -> str | None:
@@ -387,16 +389,19 @@ class Panel:
         if len(self._members) == 1:
             return False
         lied_ms = member.source.lied_at_ms
-        if lied_ms is not None and now_ms < lied_ms + SENTENCE_MS:
+        if lied_ms is not None and Span(lied_ms, lied_ms + SENTENCE_MS).holds(now_ms):
             self._send_out(member, lied_ms, "it answered a submission with another transaction's id")
-        if now_ms >= member.sent_out_until_ms:
+        if not member.sentence.holds(now_ms):
             member.lied = ""
         return bool(member.lied)
 
     def _send_out(self, member: _Member, at_ms: int, why: str) -> None:
         member.lied = why
         member.trouble = why
-        member.sent_out_until_ms = max(at_ms + SENTENCE_MS, member.sent_out_until_ms)
+        until_ms = at_ms + SENTENCE_MS
+        if member.sentence.holds(at_ms):
+            until_ms = max(until_ms, member.sentence.until_ms)
+        member.sentence = Span(at_ms, until_ms)
 
     def settle_dispute(self, subject: str) -> None:
         self._disputes.pop(subject, None)

@@ -19,7 +19,8 @@ QUOTA_PAUSE_MS = 60_000
 """How long a provider is left alone that said "too many", or "no more today", and not for how long."""
 
 FULL_PAUSE_MS = 5_000
-"""How long a full mempool gets nothing: blocks empty it."""
+FULL_PAUSE_MAX_MS = 60_000
+"""How long a full mempool gets nothing, and how long at most when it asks for longer: blocks empty it."""
 
 ASKED_PAUSE_MAX_MS = 86_400_000
 """The longest pause that a provider gets by asking for it: a quota is of a day."""
@@ -66,6 +67,22 @@ def wait_ms(bucket: Bucket, rate: Rate, reserved: int) -> int:
     """How long until one call may be made that leaves so many in the bucket; 0 when it may be made now."""
     lacking = (min(reserved, rate.burst - 1) + 1) * 1000 - bucket.millicalls
     return max(-(-lacking // rate.calls_per_s), 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """From a time until another. A clock that was ahead and is mended is before it, so it does not hold then."""
+
+    from_ms: int = 0
+    until_ms: int = 0
+
+    def holds(self, now_ms: int) -> bool:
+        return self.from_ms <= now_ms < self.until_ms
+
+
+def full_pause(asked_s: int | None, now_ms: int) -> Span:
+    pause_ms = FULL_PAUSE_MS if asked_s is None else min(asked_s * 1000, FULL_PAUSE_MAX_MS)
+    return Span(now_ms, now_ms + pause_ms)
 
 
 @dataclass(frozen=True, slots=True)

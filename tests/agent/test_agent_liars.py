@@ -275,6 +275,23 @@ async def test_one_that_was_caught_at_a_lie_gets_no_bytes(world: World, liar: Re
         assert len(world.transactions()) == 2
 
 
+async def test_a_clock_that_was_ahead_keeps_nobody_out_for_longer(
+    world: World, liar: Relay, honest: Relay
+) -> None:
+    world.fund(50 * ADA)
+    async with world.run(providers=providers(liar, honest, True)) as run:
+        await run.look()
+        answers_another_id(liar)
+        await run.pay("first")
+        await run.look()
+        assert run.agent.providers["liar"]
+        liar.thaw()
+        await pass_s(run, 20)
+        world.clock.ahead_ms -= 100_000
+        await run.look()
+        assert run.agent.providers["liar"] is None
+
+
 async def test_after_a_restart_beside_a_dead_one_known_coins_are_paid_with_at_once(
     world: World, liar: Relay, honest: Relay
 ) -> None:

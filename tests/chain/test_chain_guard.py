@@ -200,6 +200,19 @@ class TestGuarded:
         assert guard.takes_submissions(pause_ms)
         assert pause_ms == 0 or not guard.takes_submissions(pause_ms - 1)
 
+    @pytest.mark.parametrize(
+        ("asked_s", "pause_ms"), [(None, quota.FULL_PAUSE_MS), (17, 17_000), (10**9, quota.FULL_PAUSE_MAX_MS)]
+    )
+    async def test_a_full_mempool_mutes_no_provider_for_good(self, asked_s: int | None, pause_ms: int) -> None:
+        provider = Provider(kind=SubmitKind.FULL)
+        provider.retry_after_s = asked_s
+        guard, clock = guarded(provider)
+        clock.at_ms = 1_000_000
+        await guard.submit(b"", "aa" * 32)
+        assert not guard.takes_submissions(1_000_000 + pause_ms - 1)
+        assert guard.takes_submissions(1_000_000 + pause_ms)
+        assert guard.takes_submissions(999_999)  # the clock was ahead, and is mended
+
     async def test_a_liar_is_remembered(self) -> None:
         guard, clock = guarded(Provider(kind=SubmitKind.LIAR))
         assert guard.lied_at_ms is None
