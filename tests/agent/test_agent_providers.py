@@ -5,7 +5,6 @@ from collections.abc import Iterator
 import httpx
 import pytest
 from agent_kit import ADA, Relay, World
-from structlog.testing import capture_logs
 
 from payagent.core.payment import State
 from payagent.core.problem import Refused
@@ -176,27 +175,6 @@ class TestEvidence:
             assert not queries.payments_in(run.agent.conn, list(State))
             await run.settle_down()
             assert (await run.pay()).state is State.IN_FLIGHT
-
-    async def test_a_spend_by_somebody_else_is_told_and_not_booked(self, world: World) -> None:
-        world.fund(50 * ADA)
-        async with world.run() as run:
-            await run.look()
-            elsewhere = World(world.devnet, world.folder / "elsewhere")
-            elsewhere.folder.mkdir()
-            async with elsewhere.run() as other:
-                await other.look()
-                await other.pay("with the same key")
-                await other.settle_down()
-            elsewhere.http.close()
-            with capture_logs() as logs:
-                for _ in range(5):
-                    world.clock.ahead_ms += 61_000
-                    await run.settle_down()
-            spent = [coin.ref for coin in queries.missing_coins(run.agent.conn)]
-            assert len(spent) == 1
-            assert {line["coin"] for line in logs if line["event"] == "coin.missing"} == set(spent)
-            assert {entry.kind for entry in run.entries()} == {"deposit"}
-            assert run.selectable() == world.unspent()
 
     async def test_our_own_spend_is_not_taken_for_somebody_elses(self, world: World) -> None:
         """The list of coins is ahead of the index of transactions, and a deposit makes it worth taking in."""

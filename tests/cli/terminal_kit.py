@@ -49,7 +49,9 @@ class Session:
         return self._process.wait(PATIENCE_S)
 
     def _read(self) -> bool:
-        ready, _, _ = select.select([self._master], [], [], PATIENCE_S)
+        waiting = select.poll()
+        waiting.register(self._master, select.POLLIN)
+        ready = waiting.poll(PATIENCE_S * 1000)
         try:
             data = os.read(self._master, 4096) if ready else b""
         except OSError:
