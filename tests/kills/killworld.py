@@ -17,7 +17,7 @@ import ssl
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -402,10 +402,19 @@ class World:
         """A new purchase: the merchant's 402 for a request of its own."""
         async with self._pricing:
             self._priced += 1
-            goods = Goods.numbered(self._priced)
-            set_up = await self.http.post(f"{self.devnet.merchant_url}/merchant/settings", json=goods.settings)
-            set_up.raise_for_status()
-            answer = await self.ask_merchant(goods, wallet, {})
+            return await self._invoice(Goods.numbered(self._priced), wallet)
+
+    async def price_again(self, purchase: Purchase, wallet: str) -> Purchase:
+        """The same purchase, whose merchant has made a new invoice for it."""
+        async with self._pricing:
+            asked = await self._invoice(purchase.goods, wallet)
+        return replace(purchase, ask=asked.ask, payment_id=None, tx_hash=None)
+
+    async def _invoice(self, goods: Goods, wallet: str) -> Purchase:
+        """While no other one is asked for: new settings make new invoices."""
+        set_up = await self.http.post(f"{self.devnet.merchant_url}/merchant/settings", json=goods.settings)
+        set_up.raise_for_status()
+        answer = await self.ask_merchant(goods, wallet, {})
         assert answer.status_code == 402, answer.text
         method, path, body = goods.call
         request = {"method": method, "path": path, "body_sha256": hashlib.sha256(body).hexdigest()}
