@@ -137,7 +137,7 @@ class Admission:
         now_ms: int,
     ) -> Admitted:
         payment_id = purchase.ids.payment
-        anchor = _anchor_of(unit, intent_id)
+        anchor = anchor_of(unit, intent_id)
         records.add_payment(
             unit,
             payment_id=payment_id,
@@ -436,7 +436,7 @@ class Admission:
                 return Admitted(row.id, False)
         slot = self.chain.require_ready(now_ms)
         ttl_slot = self.chain.ttl_slot(slot, None, 0)
-        anchor = None if intent is None else _anchor_of(unit, intent.id)
+        anchor = None if intent is None else anchor_of(unit, intent.id)
         with own_order():
             planned = self._plan_with(unit, lambda coins: plan(coins, ttl_slot, anchor), slot, self.chain_depth)
         if intent is None:
@@ -541,18 +541,19 @@ def take_back(inputs: Sequence[Coin], anchor: Coin, own: Address, ttl_slot: int,
     return build(inputs, anchor, (), change=own, ttl_slot=ttl_slot, network_id=network_id)
 
 
-def _anchor_of(unit: Unit, intent_id: str) -> Coin | None:
-    """The coin that a payment must spend whose intent had one cancelled: only there when the cancel is.
+def anchor_of(unit: Unit, intent_id: str) -> Coin | None:
+    """The coin that a payment must spend whose intent had others cancelled: only there when every cancel is.
 
-    So the two cannot both land, even if a rollback takes the cancel away (docs/exactly-once.md R8).
+    So no two of them can land, even if a rollback takes a cancel away (docs/exactly-once.md R8).
     """
-    cancel = queries.watched_void_of(unit.conn, intent_id)
-    if cancel is None:
+    cancels = queries.watched_voids_of(unit.conn, intent_id)
+    if not cancels:
         return None
-    row = queries.free_descendant(unit.conn, cancel)
-    if row is None:
-        raise Refused("intent_settling", f"the coins that the cancel {cancel} gave back are in use")
-    return coin_of(row)
+    first, *others = [queries.free_descendants(unit.conn, cancel) for cancel in cancels]
+    for row in first:
+        if all(row in other for other in others):
+            return coin_of(row)
+    raise Refused("intent_settling", f"the coins that the cancel {cancels[-1]} gave back are in use")
 
 
 def _of_ended_intent(intent: IntentRow, purchase: Purchase, payment_id: str) -> Admitted:

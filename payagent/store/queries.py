@@ -406,28 +406,28 @@ def watched_voids(conn: sqlite3.Connection) -> list[PaymentRow]:
     return [_payment(row) for row in rows]
 
 
-def watched_void_of(conn: sqlite3.Connection, intent_id: str) -> str | None:
-    """What made the intent's last payment void (its cancel, mostly), while a rollback may still take it away."""
-    row = conn.execute(
-        "SELECT COALESCE(void_by, tx_id) FROM payments p WHERE intent_id = ? AND state = 'void' "
-        "AND EXISTS (SELECT 1 FROM reservations r WHERE r.payment_id = p.id) ORDER BY seq DESC LIMIT 1",
+def watched_voids_of(conn: sqlite3.Connection, intent_id: str) -> list[str]:
+    """What made payments of the intent void (their cancels, mostly), while a rollback may still take it away."""
+    rows = conn.execute(
+        "SELECT DISTINCT COALESCE(void_by, tx_id) FROM payments p WHERE intent_id = ? AND state = 'void' "
+        "AND EXISTS (SELECT 1 FROM reservations r WHERE r.payment_id = p.id) ORDER BY seq",
         (intent_id,),
-    ).fetchone()
-    return row[0] if row else None
+    )
+    return [tx_id for (tx_id,) in rows]
 
 
-def free_descendant(conn: sqlite3.Connection, tx_id: str) -> CoinRow | None:
-    """A coin that selection may take and that is only there when a transaction of ours is: made by it or after it.
+def free_descendants(conn: sqlite3.Connection, tx_id: str) -> list[CoinRow]:
+    """Coins that selection may take and that are only there when a transaction is: made by it or after it.
 
-    Of several, the one of the most lovelace.
+    Those of the most lovelace first.
     """
-    row = conn.execute(
+    rows = conn.execute(
         "WITH RECURSIVE line(tx) AS (SELECT ? UNION SELECT c.spent_by FROM coins c JOIN line ON c.tx_id = line.tx "  # noqa: S608
         f"WHERE c.spent_by IS NOT NULL) {_COIN} WHERE c.tx_id IN (SELECT tx FROM line) AND c.state = 'free' "
-        "AND r.payment_id IS NULL ORDER BY c.lovelace DESC, c.ref LIMIT 1",
+        "AND r.payment_id IS NULL ORDER BY c.lovelace DESC, c.ref",
         (tx_id,),
-    ).fetchone()
-    return _coin(row) if row else None
+    )
+    return [_coin(row) for row in rows]
 
 
 def submissions(conn: sqlite3.Connection, tx_id: str) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from agent.test_agent_handover import VOID_DEPTH, broadcast, wait_for_void
 from agent.test_agent_x402 import ask, get, show
 from agent_kit import ADA, Clock, Run, World, with_terms
 
+from payagent.agent.admission import anchor_of
 from payagent.agent.view import payment_view, retry_headers
 from payagent.core.address import parse_address
 from payagent.core.invoice import Output
@@ -22,6 +23,7 @@ from payagent.devnet.server import DevnetThread
 from payagent.dialects import Said, make_response
 from payagent.store import queries
 from payagent.store.queries import PaymentRow
+from payagent.store.writer import Unit, Writer
 from payagent.wallet.coins import Coin, Coins
 from payagent.wallet.transaction import MAINNET_PARAMETERS, min_lovelace, select
 
@@ -290,3 +292,39 @@ async def test_a_late_signature_is_told_as_such_and_the_next_request_is_a_new_pa
         row, is_new = await run.agent.pay(ask(world))
         assert is_new
         assert row.state is State.IN_FLIGHT
+
+
+async def test_the_next_payment_spends_what_is_only_there_when_every_cancel_of_its_intent_is(
+    tmp_path: Path,
+) -> None:
+    """While a fork is looked at, the last cancel may not descend from the one before."""
+    payment = (
+        "INSERT INTO payments(id, kind, app_id, intent_id, outputs, state, delivery, anchor, tx_id, "
+        "created_at_ms, changed_at_ms) VALUES (?, 'send', 'app', 'int', '[]', 'void', 'not_presented', ?, ?, 1, 1)"
+    )
+    coin = "INSERT INTO coins VALUES (?, ?, 0, ?, '{}', 'change', ?, ?)"
+
+    def two_voids(unit: Unit) -> None:
+        unit.conn.execute("INSERT INTO apps VALUES ('app', 'a', 'h', 'pay', 1)")
+        unit.conn.execute("INSERT INTO intents VALUES ('int', 'app', 'k', 0, 'f', 'o', NULL, 'r', 1, NULL)")
+        for name in ("a", "b"):
+            anchor, cancel = f"{name}{name}#0", f"cancel_{name}"
+            unit.conn.execute(coin, (anchor, name * 2, 5, "spent", cancel))
+            unit.conn.execute(payment, (f"pay_{name}", anchor, cancel))
+            unit.conn.execute("INSERT INTO reservations VALUES (?, ?)", (anchor, f"pay_{name}"))
+            unit.conn.execute(coin, (f"{cancel}#0", cancel, 4, "free", None))
+
+    def join(unit: Unit) -> None:
+        unit.conn.execute("UPDATE coins SET state = 'spent', spent_by = 'both' WHERE tx_id GLOB 'cancel_*'")
+        unit.conn.execute(coin, ("both#0", "both", 3, "free", None))
+
+    writer = Writer(tmp_path / "ledger.db")
+    await writer.run("put", two_voids)
+    with pytest.raises(Refused, match="intent_settling"):
+        await writer.run("ask", lambda unit: anchor_of(unit, "int"))
+    await writer.run("put", join)
+    anchor = await writer.run("ask", lambda unit: anchor_of(unit, "int"))
+    assert anchor is not None
+    assert anchor.ref == "both#0"
+    assert await writer.run("ask", lambda unit: anchor_of(unit, "another")) is None
+    writer.close()
