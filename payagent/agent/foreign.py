@@ -50,6 +50,7 @@ async def thaw(agent: Agent, app_id: str) -> str | None:
     """An operator says that the wallet is payagent's alone again; the transaction that froze it, if one did."""
     frozen_by = onchain.frozen_by(agent.conn)
     if frozen_by is None:
+        agent.chain.foreign = None
         return None
     now_ms = agent.ports.clock.now_ms()
 
@@ -95,9 +96,9 @@ class Foreign:
         spends = await self._search.find(source, await self._since_s(source, suspects))
         if spends is None:
             return
-        self._suspects, self._searched_ms = suspects, now_ms
         for spend in spends:
             await self._take_in(spend, now_ms)
+        self._suspects, self._searched_ms = suspects, now_ms
 
     async def _since_s(self, source: View, suspects: set[str]) -> int:
         """From the block that made the first of them, by the chain's own time: our clock may have been ahead."""
@@ -114,9 +115,9 @@ class Foreign:
         why = self._why(spend.seen)
         if any(row.tx_id == spend.seen.tx_id for row in onchain.foreign_there(agent.conn)):
             return
-        if why == "foreign_spend":
-            agent.chain.foreign = spend.seen.tx_id
-        if await agent.write("foreign", lambda unit: take_in(unit, spend, why, agent.coins, now_ms)):
+        is_news = await agent.write("foreign", lambda unit: take_in(unit, spend, why, agent.coins, now_ms))
+        agent.chain.foreign = onchain.frozen_by(agent.conn)
+        if is_news:
             log.warning(f"wallet.{why}", tx=spend.seen.tx_id, coins=sorted(spend.moved.spent))
 
     def _why(self, seen: TxSeen) -> Why:

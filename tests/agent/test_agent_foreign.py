@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 from agent.test_agent_replace import fork_with, height
-from agent_kit import ADA, APP, DEVNET, Clock, Run, World, with_terms
+from agent_kit import ADA, APP, DEVNET, Clock, Relay, Run, World, with_terms
 
 from payagent.agent.foreign import thaw
+from payagent.agent.purse import coin_of
 from payagent.audit.finding import Finding
 from payagent.audit.reconcile import Difference, Doubt, reconcile, unlisted
 from payagent.audit.signed import Owner
@@ -228,6 +229,33 @@ async def test_a_lost_coin_beside_the_anchor_keeps_no_payment_for_ever(world: Wo
             await run.pass_time(1, 300)
         assert run.state(row.id) is State.VOID
         await require_whole(run)
+
+
+async def test_what_the_books_cannot_take_in_yet_freezes_nothing_that_no_operator_could_thaw(world: World) -> None:
+    """It spends a coin that our attempt was seen to spend, in a block that is lost: that is to be seen first."""
+    with Relay(world.devnet).serving() as relay:
+        async with world.run(providers={"relay": relay.url}) as run:
+            row = await run.pay_in_block("its block is lost")
+            anchor = next(c for c in queries.coins_reserved_for(run.agent.conn, row.id) if c.ref == row.anchor)
+            world.control("rollback", depth=1)
+            world.devnet.run(lambda devnet: devnet.chain.mempool.clear())
+            relay.tell(f"/txs/{row.tx_id}", 200, {})
+            both = [coin_of(anchor), next(coin for coin in run.agent.coins if coin.ref in world.unspent())]
+            slot = run.agent.chain.slots.slot_at(world.clock.now_ms())  # type: ignore[union-attr]
+            out = Output("pay_to", SOMEBODY, "lovelace", 3 * ADA)
+            own, network_id = world.account.address, DEVNET.network_id
+            plan = build(both, both[0], (out,), change=own, ttl_slot=slot + 500, network_id=network_id)
+            submit(world, sign(plan, world.account.signer))
+            world.block(2)
+            await run.look()
+            assert onchain.foreign_there(run.agent.conn) == []
+            assert (run.agent.chain.foreign, onchain.frozen_by(run.agent.conn)) == (None, None)
+            run.agent.chain.foreign = plan.tx_id
+            assert await thaw(run.agent, APP) is None
+            assert run.agent.chain.foreign is None, "what is frozen is what the ledger says"
+            relay.thaw()
+            await run.pass_time(3, 61)
+            assert run.agent.chain.foreign == onchain.frozen_by(run.agent.conn) == plan.tx_id
 
 
 async def require_verified(run: Run) -> None:
