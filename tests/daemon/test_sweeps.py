@@ -39,6 +39,7 @@ class Watch:
     fail_first: int = 0
     whole: bool = True
     trouble: str | None = None
+    view: None = None
     looks: int = 0
     at_once: int = 0
     at_once_max: int = 0
@@ -69,9 +70,9 @@ class Watch:
 
 
 class Quiet:
-    """Alerts, or top-ups: nothing runs low."""
+    """Alerts, top-ups or the recovery: nothing runs low, and nothing is behind."""
 
-    async def beat(self) -> None:
+    async def beat(self, view: None = None) -> None:
         return
 
 

@@ -19,6 +19,7 @@ from payagent.agent import admission, replacement, steps, watch
 from payagent.agent.agent import Agent, Ask
 from payagent.chain.source import Found, SubmitKind
 from payagent.core.payment import State
+from payagent.sim.loop import StuckError, VirtualLoop
 from payagent.sim.world import Stage
 from payagent.store import prepaid, queries, records, schema, writer
 from payagent.wallet import plan as plans
@@ -26,6 +27,8 @@ from payagent.wallet import transaction
 
 Mutant = Callable[[ExitStack], None]
 MUTANTS: dict[str, Mutant] = {}
+ROUNDS_MAX = 200_000
+"""A run of a program without a bug takes some ten thousand."""
 NOT_COUNTED = ("I10: verify", "BUG")
 
 
@@ -41,8 +44,22 @@ def mutant(name: str) -> Callable[[Mutant], Mutant]:
 def switched_on(name: str) -> Iterator[None]:
     """The bug is in the program."""
     with ExitStack() as stack:
+        put(stack, VirtualLoop, "pass_time", _bounded(VirtualLoop.pass_time))
         MUTANTS[name](stack)
         yield
+
+
+def _bounded(
+    pass_time: Callable[[VirtualLoop, float | None], None],
+) -> Callable[[VirtualLoop, float | None], None]:
+    """A bug may go round and round without an end: that is no rest either."""
+
+    def bounded(loop: VirtualLoop, timeout_s: float | None) -> None:
+        if loop.rounds > ROUNDS_MAX:
+            raise StuckError("it does not come to rest")
+        pass_time(loop, timeout_s)
+
+    return bounded
 
 
 def put(stack: ExitStack, where: object, name: str, what: object) -> None:

@@ -338,6 +338,7 @@ class Soak:
         self.signer = account().signer
         self.wallet = account().address.text
         self.beat_s = size.beat_s
+        self.weak_job = ""
         self.is_calm = False
         self.is_split = False
         own = account().address.raw
@@ -431,6 +432,7 @@ class Soak:
                 key=f"key-{number}" if number % 2 else None,
                 by_proxy=number % 4 == 3,
                 starts_at_s=0,
+                pause_s=40.0,
             )
             self._do(self._serve(BuyerTask(self, want)))
 
@@ -539,6 +541,11 @@ class Soak:
         if invoice is not None:
             return [outputs_asked(invoice.terms.required, invoice.terms.asset)]
         return [((invoice_pay_to(shop), LOVELACE, price),) for price in sorted(shop.prices)]
+
+    def purchase(self, origin: str, invoice_id: str | None) -> str | None:
+        """As in a seed's world."""
+        invoice = self.shops[origin].invoice(invoice_id or "") if origin else None
+        return None if invoice is None else invoice.request_key[2]
 
     def _terms(self) -> Terms:
         merchants = {

@@ -11,6 +11,7 @@ import pytest
 
 from payagent.core.payment import State
 from payagent.sim import world
+from payagent.sim.buyers import Want
 from payagent.sim.mix import QUIET
 from payagent.sim.source import LIES, Habits
 from payagent.sim.world import ADA, Plan, Stage, World
@@ -19,6 +20,7 @@ from payagent.store.queries import PaymentRow
 
 SEEDS, WANTS = 8, 6
 SHARE_PERCENT = 99
+UP_FOR_S = 300
 KINDS: dict[str, Habits] = {
     "honest": Habits("other"),
     "dead": Habits("other", dead_until_s=10**9),
@@ -44,6 +46,10 @@ class Watched(World):
     """A world that counts before it ends."""
 
     tally: Tally
+
+    def _wants(self) -> list[Want]:
+        """Clients that ask again soon, and come when the daemon has been up for as long as it waits for a provider."""
+        return [replace(want, pause_s=40.0, starts_at_s=want.starts_at_s + UP_FOR_S) for want in super()._wants()]
 
     async def _settle(self) -> None:
         await super()._settle()
@@ -82,7 +88,7 @@ def quiet_plan(rng: Random, *habits: Habits) -> Plan:
     rng.shuffle(providers)
     return replace(
         plan, mix=QUIET, shops=shops, wants=WANTS, coins=(40 * ADA,) * 10, per_day_lovelace=1000 * ADA,
-        providers=tuple(providers), topup=False,
+        providers=tuple(providers), topup=False, drought_s=(0.0, 0.0),
     )  # fmt: skip
 
 
