@@ -48,7 +48,7 @@ class Watched(World):
     tally: Tally
 
     def _wants(self) -> list[Want]:
-        """Clients that ask again soon, and come when the daemon has been up for as long as it waits for a provider."""
+        """Clients that ask again soon, and come when the daemon has been up for as long as it waits for others."""
         return [replace(want, pause_s=40.0, starts_at_s=want.starts_at_s + UP_FOR_S) for want in super()._wants()]
 
     async def _settle(self) -> None:
