@@ -14,7 +14,14 @@ from dataclasses import dataclass, replace
 from payagent.agent.chainview import ChainView
 from payagent.agent.prepaid import Buyer, Part, is_batch
 from payagent.agent.purse import coin_of, take
-from payagent.agent.replacement import Replacing, is_lost, next_invoice, parameters_of, same_again
+from payagent.agent.replacement import (
+    Replacing,
+    is_lost,
+    next_invoice,
+    parameters_of,
+    require_anchor,
+    same_again,
+)
 from payagent.chain.source import SubmitKind
 from payagent.core import ledger, policy
 from payagent.core.address import Address
@@ -237,8 +244,9 @@ class Admission:
         """The cancel: all coins of a payment that are there, its anchor in any case, to ourselves.
 
         Not what is yet to come: it may never, and would keep the cancel from landing. With a free one too where
-        they do not pay for it.
+        they do not pay for it. Refused: `anchor_gone`.
         """
+        require_anchor(unit.conn, row)
         reserved = queries.coins_reserved_for(unit.conn, row.id)
         there = [coin_of(coin) for coin in reserved if coin.state == "free" or coin.ref == row.anchor]
         anchor = next(coin for coin in there if coin.ref == row.anchor)

@@ -39,6 +39,7 @@ from payagent.agent.replacement import (
     is_lost,
     last_ttl_slot,
     rebuilt,
+    require_anchor,
     reserve_more,
     same_again,
 )
@@ -418,10 +419,13 @@ class Agent:
 
         What nothing was signed for is rejected; else a cancel competes for the anchor with what was signed. One
         that waits for a coin that is not there is signed anew without it.
-        Refused: `illegal_transition` when it is in a block or has ended, `not_signed_yet` while it is signed.
+        Refused: `illegal_transition` when it is in a block or has ended, `not_signed_yet` while it is signed,
+        `anchor_gone` when no cancel could land.
         """
         now_ms = self.ports.clock.now_ms()
         row = self.payment(payment_id)
+        if row.state is State.CANCELLING:
+            require_anchor(self.conn, row)
         if row.state is State.CANCELLING and self._is_all_there(row):
             return row
         if row.state is not State.RESERVED and (row.state, Event.CANCEL) not in TRANSITIONS:

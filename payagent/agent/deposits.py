@@ -3,7 +3,7 @@
 What arrived in transactions that are not ours is a deposit and enters the ledger. What the list lacks is not
 thereby spent: such a coin is set aside as `missing` and comes back when it is listed again (rule 4). One that is
 reserved may just be spent by its own payment: that it is missing counts when the payment is replaced. Only when
-its very transaction is denied, time and again, is the deposit taken back.
+its very transaction is denied, time and again, is the deposit taken back; what is reserved is `vanished` then.
 May import: core, chain.source, chain.agree, wallet.coins, store, agent.purse. Never: concludes anything from an
 absence.
 """
@@ -49,12 +49,27 @@ def sync(unit: Unit, listing: Listing, coins: Coins, now_ms: int) -> int:
 def take_back(unit: Unit, ref: str, now_ms: int) -> None:
     """A deposit whose transaction is gone with its block: the contrary entry, and the coin is forgotten.
 
-    Should the transaction land after all, it is a new deposit.
+    Not one that a payment has: of that it is remembered that it vanished. Should the transaction land after all,
+    it is a new deposit.
     """
     row = queries.coin(unit.conn, ref)
-    if row is not None and row.state == "missing":
-        records.write_entry(unit, ledger.undeposit({LOVELACE: row.lovelace, **row.assets}), now_ms, ref=ref)
+    if row is None or row.state != "missing":
+        return
+    records.write_entry(unit, ledger.undeposit({LOVELACE: row.lovelace, **row.assets}), now_ms, ref=ref)
+    if row.reserved_for is None:
         records.forget_coin(unit, ref)
+    else:
+        records.set_coin_state(unit, ref, "vanished")
+
+
+def is_back(unit: Unit, ref: str, now_ms: int) -> bool:
+    """Book a deposit anew that was taken back, now that its coin is shown again; False when it was not."""
+    row = queries.coin(unit.conn, ref)
+    if row is None or row.state != "vanished":
+        return False
+    records.write_entry(unit, ledger.deposit({LOVELACE: row.lovelace, **row.assets}), now_ms, ref=ref)
+    records.set_coin_state(unit, ref, "missing")
+    return True
 
 
 def is_stale(listing: Listing, known: Mapping[str, CoinRow]) -> bool:
@@ -67,9 +82,12 @@ def is_stale(listing: Listing, known: Mapping[str, CoinRow]) -> bool:
 
 
 def _deposit(unit: Unit, ref: str, utxo: ChainUtxo, coins: Coins, now_ms: int) -> int:
-    if queries.coin(unit.conn, ref) is not None:
-        return 0
     locked = _is_locked(utxo)
+    if queries.coin(unit.conn, ref) is not None:
+        if not is_back(unit, ref, now_ms):
+            return 0
+        records.set_coin_state(unit, ref, "locked" if locked else "free")
+        return 1
     row = CoinRow(
         ref,
         utxo.tx_id,

@@ -34,5 +34,10 @@ class Repeats:
         self._seen[subject] = was
         return was.count >= READS
 
+    def is_due(self, subject: str, tip_hash: str, now_ms: int) -> bool:
+        """Whether reading it now could count."""
+        was = self._seen.get(subject)
+        return was is None or not (tip_hash == was.tip_hash or 0 <= now_ms - was.at_ms < EVERY_MS)
+
     def forget(self, subject: str) -> None:
         self._seen.pop(subject, None)

@@ -114,8 +114,7 @@ def coins_there(unit: Unit, row: PaymentRow) -> list[CoinRow]:
     return [
         coin
         for coin in queries.coins_reserved_for(unit.conn, row.id)
-        if coin.ref == row.anchor
-        or (not coin.is_gone and (coin.state != "pending" or queries.rival_of(unit.conn, coin.ref) is None))
+        if coin.ref == row.anchor or not (coin.is_gone or _is_never(unit.conn, coin))
     ]
 
 
@@ -124,13 +123,23 @@ def can_land(conn: Connection, attempt: AttemptRow) -> bool:
     what was to make it."""
     for ref in attempt.inputs:
         coin = queries.coin(conn, ref)
-        if ref != attempt.anchor and (
-            coin is None
-            or coin.state == "spent"
-            or (coin.state == "pending" and queries.rival_of(conn, ref) is not None)
-        ):
+        if ref != attempt.anchor and (coin is None or coin.state == "spent" or _is_never(conn, coin)):
             return False
     return True
+
+
+def _is_never(conn: Connection, coin: CoinRow) -> bool:
+    """Whether a coin will not be there: what was to make it lost to another transaction, or is on no chain."""
+    is_orphan = coin.state == "pending" and queries.rival_of(conn, coin.ref) is not None
+    return is_orphan or queries.is_vanished(conn, coin.ref)
+
+
+def require_anchor(conn: Connection, row: PaymentRow) -> None:
+    """Refused, `anchor_gone`: nothing is signed that could not land, and would put off the end of the payment."""
+    if queries.is_vanished(conn, row.anchor):
+        raise Refused(
+            "anchor_gone", f"the deposit that {row.id} spends or descends from is on no chain", payment=row.id
+        )
 
 
 def reserve_more(unit: Unit, coins: Coins, payment_id: str, plan: Plan) -> None:
@@ -156,8 +165,9 @@ class Replacing:
         """The next attempt's transaction, its coins reserved; the payment is `replacing`, for what is wanted.
 
         Refused, with nothing changed: `invoice_expired`; `limit_exceeded` above the hold; as `select` does
-        where coins are gone and others do not suffice.
+        where coins are gone and others do not suffice; `anchor_gone`.
         """
+        require_anchor(unit.conn, row)
         slot = self.chain.require_ready(now_ms)
         window_s = min_window_s if wanted.kind == "invoice" else 0
         ttl_slot = self.chain.ttl_slot(slot, wanted.expires_at_ms, window_s)

@@ -18,6 +18,7 @@ import structlog
 from payagent.agent.agent import Agent
 from payagent.agent.alarm import raise_alert
 from payagent.agent.chainview import QUIET_MS
+from payagent.agent.deposits import is_back
 from payagent.agent.purse import take
 from payagent.agent.repeats import Repeats
 from payagent.chain.panel import View
@@ -114,6 +115,7 @@ def take_in(unit: Unit, spend: Spend, why: Why, coins: Coins, now_ms: int) -> bo
         return False  # what was seen to spend it before has to be seen lost first
     held: list[dict[str, int]] = []
     for ref, row in rows:
+        is_back(unit, ref, now_ms)
         known = row or _deposit_of(unit, ref, spend.moved.spent[ref], now_ms)
         held.append({LOVELACE: known.lovelace, **known.assets})
         if ref in coins:

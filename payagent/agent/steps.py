@@ -2,14 +2,15 @@
 
 Every step reads the payment inside its transaction and goes through the transition table, so a step that
 was decided on an older reading changes nothing.
-May import: core, chain.source, wallet, store, agent.purse, agent.replacement. Never: waits; decides whether a step
-is due.
+May import: core, chain.source, wallet, store, agent.deposits, agent.purse, agent.replacement. Never: waits;
+decides whether a step is due.
 """
 
 from collections.abc import Mapping
 
 from payagent.agent import prepaid
 from payagent.agent.alarm import raise_alert
+from payagent.agent.deposits import is_back
 from payagent.agent.purse import put, take
 from payagent.agent.replacement import can_land
 from payagent.chain.source import SubmitAnswer, SubmitKind, TxSeen
@@ -135,12 +136,22 @@ def reject_unsigned(
 
 
 def _unreserve(unit: Unit, payment_id: str, coins: Coins) -> None:
-    """End a payment's reservations; a coin of them that is still there is for everybody again."""
+    """End a payment's reservations; a coin of them that is still there is for everybody again.
+
+    What vanished, or another payment was to make and never will, is forgotten.
+    """
     reserved = queries.coins_reserved_for(unit.conn, payment_id)
+    never = [coin.ref for coin in reserved if coin.state in ("pending", "vanished") and _is_never(unit, coin.ref)]
     records.unreserve(unit, payment_id)
     for coin in reserved:
         if coin.state == "free":
             put(unit, coins, coin)
+    for ref in never:
+        records.forget_coin(unit, ref)
+
+
+def _is_never(unit: Unit, ref: str) -> bool:
+    return queries.rival_of(unit.conn, ref) is not None or queries.is_vanished(unit.conn, ref)
 
 
 def record_leave(unit: Unit, payment_id: str, tx_id: str, provider: str, now_ms: int) -> bool:
@@ -267,7 +278,7 @@ def record_seen(unit: Unit, payment_id: str, seen: TxSeen, coins: Coins, provide
         reason=None,
         **invoice,
     )
-    _take_effect(unit, payment_id, seen, coins)
+    _take_effect(unit, payment_id, seen, coins, now_ms)
 
 
 def record_void(unit: Unit, payment_id: str, seen: TxSeen, coins: Coins, provider: str, now_ms: int) -> None:
@@ -286,7 +297,7 @@ def record_void(unit: Unit, payment_id: str, seen: TxSeen, coins: Coins, provide
     entry = ledger.release(queries.hold(unit.conn, payment_id), own[0].fee_lovelace if own else 0)
     records.write_entry(unit, entry, now_ms, payment_id=payment_id, ref=seen.tx_id)
     if own:
-        _take_effect(unit, payment_id, seen, coins)
+        _take_effect(unit, payment_id, seen, coins, now_ms)
 
 
 _ORPHANED: dict[str, object] = {
@@ -296,8 +307,38 @@ _ORPHANED: dict[str, object] = {
 }
 
 
-def _take_effect(unit: Unit, payment_id: str, seen: TxSeen, coins: Coins) -> None:
+def record_time_over(unit: Unit, payment_id: str, block: TxSeen, coins: Coins, now_ms: int) -> None:
+    """C7 by time limits: the anchor vanished, and a block that no rollback reaches is past all of them.
+
+    None of what was signed is on the chain. The hold and what is there of its coins come back. Not if something
+    was signed since that was decided, or the anchor is back.
+    """
+    row, attempts = row_of(unit, payment_id), queries.attempts(unit.conn, payment_id)
+    if not queries.is_vanished(unit.conn, row.anchor) or any(one.ttl_slot > block.slot for one in attempts):
+        return
+    records.move_payment(
+        unit,
+        payment_id,
+        Event.VOID,
+        now_ms,
+        {"time_over": True},
+        tx_id=None,
+        block_hash=block.block_hash,
+        block_height=block.block_height,
+        block_slot=block.slot,
+        reason_code="anchor_gone",
+        reason="a rollback took the deposit that it spends, and what was signed for it can land no more",
+    )
+    records.release_hold(unit, payment_id, now_ms)
+    records.write_entry(unit, ledger.release(queries.hold(unit.conn, payment_id)), now_ms, payment_id=payment_id)
+    _unreserve(unit, payment_id, coins)
+    for attempt in attempts:
+        _forget_change(unit, attempt.tx_id)
+
+
+def _take_effect(unit: Unit, payment_id: str, seen: TxSeen, coins: Coins, now_ms: int) -> None:
     for ref in _attempt(unit, payment_id, seen.tx_id).inputs:
+        is_back(unit, ref, now_ms)
         records.spend_coin(unit, ref, seen.tx_id)
     for row in queries.coins_of_tx(unit.conn, seen.tx_id):
         if row.state == "pending":
@@ -374,16 +415,14 @@ def record_settled(unit: Unit, payment_id: str, depth: int, coins: Coins, now_ms
     row = row_of(unit, payment_id)
     if row.state is not State.VOID:
         records.move_payment(unit, payment_id, Event.SETTLE, now_ms, {"depth": depth})
-    orphans = [
-        coin.ref
-        for coin in queries.coins_reserved_for(unit.conn, payment_id)
-        if coin.state == "pending" and queries.rival_of(unit.conn, coin.ref) is not None
-    ]
     _unreserve(unit, payment_id, coins)
-    for ref in orphans:
-        records.forget_coin(unit, ref)
     for attempt in queries.attempts(unit.conn, payment_id):
         if attempt.tx_id != row.tx_id:
-            for coin in queries.coins_of_tx(unit.conn, attempt.tx_id):
-                if coin.reserved_for is None:
-                    records.forget_coin(unit, coin.ref)
+            _forget_change(unit, attempt.tx_id)
+
+
+def _forget_change(unit: Unit, tx_id: str) -> None:
+    """Of an attempt that can never land. What another payment has of it is forgotten when that ends."""
+    for coin in queries.coins_of_tx(unit.conn, tx_id):
+        if coin.reserved_for is None:
+            records.forget_coin(unit, coin.ref)

@@ -21,6 +21,7 @@ from payagent.agent.chainview import TIP_AGE_MAX_S
 from payagent.agent.foreign import Foreign
 from payagent.agent.replacement import is_lost
 from payagent.agent.terms import MerchantTerms
+from payagent.agent.vanished import LOOKED_FOR, Vanished
 from payagent.chain.panel import Panel, View
 from payagent.chain.source import Found, Genesis, NotFound, Parameters, SubmitKind, Tip, TxSeen, Unknown, Why
 from payagent.core.payment import UNSIGNED, Delivery, State
@@ -29,17 +30,13 @@ from payagent.dialects import WITH_STATUS
 from payagent.merchants.client import MerchantClient
 from payagent.store import prepaid, queries, records, topups
 from payagent.store.prepaid import Observation, Pool
-from payagent.store.queries import CoinRow, PaymentRow
+from payagent.store.queries import PaymentRow
 from payagent.store.writer import Unit
 
 RESUBMIT_FIRST_MS = 5_000
 RESUBMIT_MAX_MS = 200_000
 MERCHANT_PATIENCE_MS = 3_600_000
 AT_ONCE_MAX = 8
-ABSENT_READS = 3
-ABSENT_EVERY_MS = 60_000
-"""Not found three times, a minute apart, stands in for a second provider's word (R6)."""
-
 VOID_READS = 3
 VOID_EVERY_MS = 60_000
 """A cancel that was seen deep enough three times, a minute apart, stands in for a second provider's word (R8)."""
@@ -51,7 +48,6 @@ OBSERVED_AGAIN_MS = 3_600_000
 RECHECK_DEPTHS = (16, 128, 1024)
 """Depths at which a block is looked up again though no fork was noticed: an index may have shown it too long."""
 
-_LOOKING = (State.SIGNED, State.IN_FLIGHT, State.REPLACING, State.CANCELLING)
 _OPEN_DELIVERY = (Delivery.NOT_PRESENTED, Delivery.PRESENTED)
 
 log = structlog.get_logger("payagent.watch")
@@ -81,6 +77,7 @@ class Watch:
         self._agent = agent
         self._merchants = merchants
         self._foreign = Foreign(agent)
+        self._vanished = Vanished(agent)
         self._lock = asyncio.Lock()
         self._last: Tip | None = None
         self._unverified: set[str] = set()
@@ -92,7 +89,6 @@ class Watch:
         clock, own = agent.ports.clock, agent.terms.own.text
         self._panel = Panel(agent.sources, clock, own, self._vouch, self._slot_at, TIP_AGE_MAX_S)
         self._told_out: list[str] = []
-        self._absent: dict[str, tuple[int, int]] = {}
         self._cancels: dict[str, tuple[str, str, int, int]] = {}
         self._unweighed = False
         self._prepaid_asked: dict[int, tuple[int, int]] = {}
@@ -232,7 +228,7 @@ class Watch:
         )
         self._unweighed = False
         self._unread.clear()
-        await self._each(queries.payments_in(conn, _LOOKING), partial(self._look_for, source, tip))
+        await self._each(queries.payments_in(conn, LOOKED_FOR), partial(self._look_for, source, tip))
         await self._each(
             self._deep(State.IN_BLOCK, tip, self._agent.terms.confirm_depth), partial(self._confirm, source, tip)
         )
@@ -390,26 +386,7 @@ class Watch:
         self._coins_read = True
         await self._foreign.look(source, read.value)
         if source.is_current:
-            for coin in queries.missing_coins(agent.conn):
-                if coin.source == "deposit":
-                    await self._doubt(source, coin)
-
-    async def _doubt(self, source: View, coin: CoinRow) -> None:
-        """Is the transaction that a missing deposit came in on no chain any more? Then it is taken back."""
-        agent = self._agent
-        now_ms = agent.ports.clock.now_ms()
-        count, last_ms = self._absent.get(coin.ref, (0, 0))
-        if now_ms < last_ms + ABSENT_EVERY_MS:
-            return
-        read = await source.tx(coin.tx_id)
-        self._absent[coin.ref] = (count + 1 if isinstance(read, NotFound) else 0, now_ms)
-        if isinstance(read, Found):
-            log.warning(
-                "coin.missing", coin=coin.ref, why="its transaction is on the chain: spent by somebody else?"
-            )
-        elif self._absent[coin.ref][0] >= (ABSENT_READS if source.stands_alone else 1):
-            del self._absent[coin.ref]
-            await agent.write("deposit", lambda unit: deposits.take_back(unit, coin.ref, now_ms))
+            await self._vanished.look(source, tip)
 
     async def _carry_on(self) -> None:
         """Send what was signed, again what is due; then sign what was admitted and is not signed."""
@@ -424,12 +401,14 @@ class Watch:
         self._urgent.clear()
         if agent.chain.is_ready(now_ms) and agent.chain.tip is not None:
             await self._carry_on_what_is_over(agent.chain.tip)
-            await self._each(queries.payments_in(agent.conn, UNSIGNED), agent.resume)
+            unsigned = queries.payments_in(agent.conn, UNSIGNED)
+            await self._each([row for row in unsigned if row.id not in self._vanished.stuck], agent.resume)
 
     async def _carry_on_what_is_over(self, tip: Tip) -> None:
         """By the tip's slot: what has left could be in any block before its TTL. What was not looked for waits."""
         agent = self._agent
-        rows = queries.payments_in(agent.conn, (State.SIGNED, State.IN_FLIGHT, State.CANCELLING))
+        sent = queries.payments_in(agent.conn, (State.SIGNED, State.IN_FLIGHT, State.CANCELLING))
+        rows = [row for row in sent if row.id not in self._vanished.stuck]
         await self._each([row for row in rows if steps.reason_to_cancel(agent.conn, row, tip.slot)], agent.cancel)
         lost = [row for row in rows if row.id not in self._unread and is_lost(agent.conn, row, tip.slot)]
         await self._each(lost, agent.renew)

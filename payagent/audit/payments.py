@@ -83,6 +83,7 @@ def check_record(case: Case, owner: Owner) -> Generator[Finding, None, tuple[lis
     readings = yield from _read_attempts(case, owner, steps)
     yield from _check_terms(case, owner)
     yield from _check_sightings(case, steps)
+    yield from _check_time_over(case, steps)
     yield from _check_holds(case, steps, readings, owner)
     yield from _check_entries(case, steps, readings, owner)
     return steps, readings
@@ -208,7 +209,7 @@ def _check_intent(case: Case) -> Iterator[Finding]:
 def _check_sightings(case: Case, steps: list[Step]) -> Iterator[Finding]:
     """Each time that it came into a block there is a sighting of a fit attempt, which says what its event does."""
     # what another one's transaction did is borne out by sightings of its own (audit.verify)
-    outside = ("foreign", "void_by")
+    outside = ("foreign", "void_by", "time_over")
     shown = [step for step in steps if step.event in _SHOWN and not any(step.told.get(name) for name in outside)]
     kinds = {attempt.tx_id: attempt.kind for attempt in case.attempts}
     for step in shown:
@@ -224,6 +225,19 @@ def _check_sightings(case: Case, steps: list[Step]) -> Iterator[Finding]:
         yield Finding("sightings", "-", f"event {shown[len(case.sightings)].row.seq} has no sighting")
     for sighting in case.sightings[len(shown) :]:
         yield Finding("sightings", str(sighting.seq), "no event tells of it")
+
+
+def _check_time_over(case: Case, steps: list[Step]) -> Iterator[Finding]:
+    """What is void because nothing of it can land in time is so by a block past all time limits, and for good."""
+    last_slot = max((attempt.ttl_slot for attempt in case.attempts), default=0)
+    for step in steps:
+        slot = step.told.get("block_slot")
+        if step.told.get("time_over") and not (
+            step is steps[-1] and step.event is _VOID and isinstance(slot, int) and slot >= last_slot
+        ):
+            yield Finding(
+                "events", str(step.row.seq), f"its block's slot is {slot}, and {last_slot} the last limit"
+            )
 
 
 def _check_submissions(case: Case, steps: list[Step]) -> Iterator[Finding]:

@@ -227,6 +227,14 @@ PROBLEMS: dict[str, Problem] = {
         "Look at the payment first.",
         money="Nothing has changed.",
     ),
+    "anchor_gone": Problem(
+        409,
+        3,
+        "The deposit that the payment spends is on no chain any more",
+        "Nothing can be signed that would help: it ends by itself, as void, when no rollback reaches back to the "
+        "last time limit of what was signed for it. If the deposit comes back, the payment goes on.",
+        money="Its money stays held until then: what was signed can land, if the deposit comes back in time.",
+    ),
     "intent_settling": Problem(
         503,
         8,

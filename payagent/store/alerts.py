@@ -40,6 +40,16 @@ def last_kind(conn: sqlite3.Connection, subject: str) -> str | None:
     return row[0] if row else None
 
 
+def raised(conn: sqlite3.Connection, kind: str) -> list[str]:
+    """Subjects whose newest alert is of this kind."""
+    rows = conn.execute(
+        "SELECT subject FROM alerts a WHERE kind = ? "
+        "AND seq = (SELECT MAX(seq) FROM alerts b WHERE b.subject = a.subject) ORDER BY seq",
+        (kind,),
+    )
+    return [subject for (subject,) in rows]
+
+
 def after(conn: sqlite3.Connection, seq: int) -> list[AlertRow]:
     """Alerts with a higher number, oldest first."""
     return [_alert(row) for row in conn.execute(f"{_ALERT} WHERE seq > ? ORDER BY seq", (seq,))]

@@ -402,7 +402,7 @@ _FOREIGN = """EXISTS (SELECT 1 FROM foreign_sightings f WHERE f.tx_id = c.spent_
                      AND instr(' ' || f.inputs || ' ', ' ' || c.ref || ' '))"""
 _COUNTED = f"""
 SELECT c.ref, c.lovelace, c.assets,
-       (c.source = 'deposit' OR {_BOOKED.format("tx_id")})
+       ((c.source = 'deposit' AND c.state <> 'vanished') OR {_BOOKED.format("tx_id")})
          - (c.spent_by IS NOT NULL AND ({_BOOKED.format("spent_by")} OR {_FOREIGN})),
        c.source = 'deposit' AND NOT c.ref IN (SELECT ref FROM journal WHERE kind = 'deposit'),
        c.spent_by IS NOT NULL AND NOT EXISTS (SELECT 1 FROM attempts a WHERE a.tx_id = c.spent_by

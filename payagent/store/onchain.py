@@ -178,7 +178,7 @@ def unlisted(conn: sqlite3.Connection, listed: Collection[str], since_slot: int,
     states = (*ON_CHAIN, State.VOID)
     rows = conn.execute(
         "SELECT id, COALESCE(tx_id, ''), state FROM payments "
-        "WHERE state IN (?, ?, ?, ?) AND block_slot >= ? AND void_by IS NULL ORDER BY seq",
+        "WHERE state IN (?, ?, ?, ?) AND block_slot >= ? AND void_by IS NULL AND tx_id IS NOT NULL ORDER BY seq",
         (*states, since_slot),
     )
     for payment_id, tx_id, state in rows:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import groupby
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from payagent.core.invoice import Proof, Role
 from payagent.core.money import LOVELACE
@@ -156,7 +156,7 @@ class CoinRow:
     @property
     def is_gone(self) -> bool:
         """Whether nothing can be built on it now: the list lacks it, or it was seen spent."""
-        return self.state in ("missing", "spent")
+        return self.state in ("missing", "vanished", "spent")
 
 
 @dataclass(frozen=True, slots=True)
@@ -494,6 +494,27 @@ def missing_coins(conn: sqlite3.Connection) -> list[CoinRow]:
     return [_coin(row) for row in rows]
 
 
+def missing_deposits(conn: sqlite3.Connection) -> list[CoinRow]:
+    """Those of them that others' transactions made, reserved or not."""
+    rows = conn.execute(f"{_COIN} WHERE c.state = 'missing' AND c.source = 'deposit' ORDER BY c.ref")
+    return [_coin(row) for row in rows]
+
+
+def is_vanished(conn: sqlite3.Connection, ref: str | None) -> bool:
+    """Whether a coin's deposit is on no chain any more, or that of which it descends.
+
+    Nothing that spends it can land, as things are. So it is with what was to come of a payment that ended so.
+    """
+    while ref is not None and (row := coin(conn, ref)) is not None:
+        maker = payment_of_attempt(conn, row.tx_id) if row.state == "pending" else None
+        if maker is None:
+            return row.state == "vanished"
+        if maker.state is State.VOID and maker.reason_code == "anchor_gone":
+            return True
+        ref = maker.anchor
+    return False
+
+
 def coming_coins(conn: sqlite3.Connection, slot: int) -> list[CoinRow]:
     """Change in no block yet that nothing else takes, of each payment's last attempt while it can still land."""
     rows = conn.execute(
@@ -788,6 +809,15 @@ def events(conn: sqlite3.Connection, payment_id: str) -> list[tuple[int, str, st
         "SELECT seq, event, state, detail, at_ms FROM events WHERE payment_id = ? ORDER BY seq", (payment_id,)
     )
     return rows.fetchall()
+
+
+def last_note(conn: sqlite3.Connection, payment_id: str, event: str) -> dict[str, Any] | None:
+    """What a payment's last event of a name tells; None when there is none."""
+    row = conn.execute(
+        "SELECT detail FROM events WHERE payment_id = ? AND event = ? ORDER BY seq DESC LIMIT 1",
+        (payment_id, event),
+    ).fetchone()
+    return None if row is None else json.loads(row[0])
 
 
 def answers_to_retries(conn: sqlite3.Connection, payment_id: str) -> list[str]:

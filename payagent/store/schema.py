@@ -118,7 +118,9 @@ CREATE TABLE payments (
   UNIQUE (id, anchor)
 ) STRICT;
 CREATE UNIQUE INDEX payments_one_per_invoice ON payments(invoice) WHERE state NOT IN ('rejected', 'denied');
-CREATE UNIQUE INDEX payments_one_per_anchor ON payments(anchor) WHERE state NOT IN ('rejected', 'denied');
+-- what was signed for a payment that is void by its time limits can land on no chain: its anchor may be another's
+CREATE UNIQUE INDEX payments_one_per_anchor ON payments(anchor)
+  WHERE state NOT IN ('rejected', 'denied') AND reason_code IS NOT 'anchor_gone';
 CREATE INDEX payments_by_state ON payments(state);
 CREATE INDEX payments_by_app ON payments(app_id, seq);
 CREATE INDEX payments_by_intent ON payments(intent_id);
@@ -180,7 +182,8 @@ CREATE TABLE sightings (
 CREATE INDEX sightings_by_tx ON sightings(tx_id);
 
 -- Our own view of our UTxOs. pending: change of an attempt that is in no block; locked: holds a datum or a
--- script and is never spent; missing: the provider's complete list lacks it and nothing of ours spent it.
+-- script and is never spent; missing: the provider's complete list lacks it and nothing of ours spent it;
+-- vanished: what made it was denied time and again, its deposit was taken back, and a payment has it still.
 CREATE TABLE coins (
   ref TEXT PRIMARY KEY,
   tx_id TEXT NOT NULL,
@@ -188,7 +191,7 @@ CREATE TABLE coins (
   lovelace INTEGER NOT NULL CHECK (lovelace > 0),
   assets TEXT NOT NULL,
   source TEXT NOT NULL CHECK (source IN ('deposit', 'change')),
-  state TEXT NOT NULL CHECK (state IN ('pending', 'free', 'locked', 'spent', 'missing')),
+  state TEXT NOT NULL CHECK (state IN ('pending', 'free', 'locked', 'spent', 'missing', 'vanished')),
   spent_by TEXT,
   CHECK ((state = 'spent') = (spent_by IS NOT NULL))
 ) STRICT;
@@ -486,6 +489,7 @@ class Guard:
 
 _NOT_ENDED = "{0}ended_at_ms IS NULL"
 _NOT_REFUSED = "{0}state NOT IN ('rejected', 'denied')"
+_NOT_FREED = _NOT_REFUSED + " AND {0}reason_code IS NOT 'anchor_gone'"
 _NOT_OVER = "{0}state NOT IN ('rejected', 'denied', 'void')"
 
 
@@ -505,7 +509,7 @@ class Key:
 
     def can_collide(self, fixed: tuple[str, ...]) -> bool:
         """Whether an update can give a row the key of another one, when `fixed` columns do not change."""
-        return self.live == _NOT_REFUSED or not set(self.columns) <= set(fixed)
+        return self.live in (_NOT_REFUSED, _NOT_FREED) or not set(self.columns) <= set(fixed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -562,7 +566,7 @@ KEPT = {
     "payments": Kept(
         (
             *(_ROW, Key(("id",))),
-            *(Key(("invoice",), _NOT_REFUSED), Key(("anchor",), _NOT_REFUSED)),
+            *(Key(("invoice",), _NOT_REFUSED), Key(("anchor",), _NOT_FREED)),
         ),
         fixed=(
             *("rowid", "id", "kind", "app_id", "intent_id", "first_invoice", "outputs"),

@@ -1,0 +1,273 @@
+"""A rollback takes the deposit that a payment spends, and never brings it back: told, booked, and ended in the end."""
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from agent.test_agent_foreign import require_whole
+from agent.test_agent_replace import assert_at_rest, assert_sound, fork_with, height
+from agent_kit import ADA, APP, Clock, Relay, Run, World, with_terms
+
+from payagent.core.payment import State
+from payagent.core.problem import Refused
+from payagent.devnet.server import DevnetThread
+from payagent.store import alerts, queries
+from payagent.store.queries import PaymentRow
+
+SETTLE_DEPTH = 12
+PAST_THE_TTL_S = 2400
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    """A devnet that goes by the clock that a test puts off; one coin lies deep, the next ones come later."""
+    clock = Clock()
+    with DevnetThread(now_ms=clock.now_ms) as devnet:
+        world = World(devnet, tmp_path)
+        world.clock = clock
+        yield world
+        world.http.close()
+
+
+@asynccontextmanager
+async def living(world: World, **more: object) -> AsyncIterator[Run]:
+    async with world.run(terms=with_terms(settle_depth=SETTLE_DEPTH), **more) as run:  # type: ignore[arg-type]
+        yield run
+
+
+def made_by(world: World, ref: str | None) -> bytes:
+    """The bytes of the transaction that made a coin."""
+    tx_id = (ref or "").partition("#")[0]
+    return world.devnet.run(lambda devnet: devnet.chain.tx(tx_id)[0].raw)  # type: ignore[no-any-return]
+
+
+async def pay_and_vanish(world: World, run: Run) -> tuple[PaymentRow, bytes]:
+    """A payment from a coin whose deposit another chain lacks, with all that came after it; and that deposit."""
+    before = height(world)
+    world.fund(50 * ADA)
+    row = await run.pay_in_block()
+    deposit = made_by(world, row.anchor)
+    fork_with(world, before)
+    await run.look()
+    return run.agent.payment(row.id), deposit
+
+
+def gone_tx(world: World, at_height: int) -> str:
+    """The transaction in the block after a height."""
+    tx_id: str = world.devnet.run(lambda devnet: devnet.chain.block(at_height + 1).txs[0].tx_id)
+    return tx_id
+
+
+async def denied(run: Run) -> None:
+    """Three looks, each at another tip a minute after the one before, and one to begin with."""
+    await run.pass_time(4, 61)
+
+
+def last_alert(run: Run, row: PaymentRow) -> str | None:
+    return alerts.last_kind(run.agent.conn, f"anchor:{row.id}")
+
+
+async def test_it_is_told_booked_as_the_chain_is_and_void_when_no_fork_reaches_its_last_slot(world: World) -> None:
+    async with living(world) as run:
+        row, _ = await pay_and_vanish(world, run)
+        assert row.state is State.IN_FLIGHT
+        assert last_alert(run, row) is None
+        await denied(run)
+        assert run.owned() == world.on_chain() == {}
+        assert run.books()["held"]["lovelace"] > 0
+        assert last_alert(run, row) == "anchor_gone"
+        assert "anchor_gone" in run.events(row.id)
+        assert_sound(world, run)
+        await run.pass_time(2, PAST_THE_TTL_S)
+        assert run.state(row.id) is State.IN_FLIGHT  # a fork may still reach back before its TTL
+        await run.pass_time(SETTLE_DEPTH - 2, 61)
+        assert run.state(row.id) is State.IN_FLIGHT
+        await run.pass_time(4, 61)
+        ended = run.agent.payment(row.id)
+        assert (ended.state, ended.reason_code, ended.tx_id) == (State.VOID, "anchor_gone", None)
+        assert last_alert(run, row) == "cleared"
+        assert_at_rest(world, run)
+        await require_whole(run)
+        world.fund(50 * ADA)
+        await run.look()
+        again = await run.pay("hello")  # the same purchase: nothing of the first can land any more
+        await run.settle_down()
+        assert again.id != row.id
+        assert run.state(again.id) is State.CONFIRMED
+        assert_at_rest(world, run)
+
+
+async def test_a_deposit_that_comes_back_is_booked_again_and_the_payment_goes_on(world: World) -> None:
+    async with living(world) as run:
+        row, deposit = await pay_and_vanish(world, run)
+        await denied(run)
+        assert last_alert(run, row) == "anchor_gone"
+        world.devnet.run(lambda devnet: devnet.chain.mint_fork_block([deposit], None))
+        await run.pass_time(2, 201)
+        assert run.state(row.id) is State.CONFIRMED
+        assert last_alert(run, row) == "cleared"
+        assert run.events(row.id).count("anchor_back") == 1
+        assert_at_rest(world, run)
+        await require_whole(run)
+
+
+async def test_a_deposit_that_comes_back_with_what_spends_it_is_booked_with_it(world: World) -> None:
+    async with living(world) as run:
+        row, deposit = await pay_and_vanish(world, run)
+        await denied(run)
+        assert run.owned() == {}
+        fork_with(world, height(world) - 1, deposit, row.cbor or b"")
+        await run.pass_time(1)
+        assert run.state(row.id) is State.CONFIRMED
+        assert last_alert(run, row) == "cleared"
+        assert_at_rest(world, run)
+        await require_whole(run)
+
+
+async def test_a_deposit_that_comes_back_when_it_is_over_is_a_new_one_and_may_be_spent(world: World) -> None:
+    async with living(world) as run:
+        row, deposit = await pay_and_vanish(world, run)
+        await denied(run)
+        await run.pass_time(1, PAST_THE_TTL_S)
+        await run.pass_time(SETTLE_DEPTH + 3, 61)
+        assert run.state(row.id) is State.VOID
+        world.devnet.run(lambda devnet: devnet.chain.mint_fork_block([deposit], None))
+        await run.look()
+        assert run.owned() == world.on_chain() == {"lovelace": 50 * ADA}
+        again = await run.pay_in_block("another call")
+        assert again.anchor == row.anchor
+        assert run.state(again.id) is State.CONFIRMED
+        assert_at_rest(world, run)
+        await require_whole(run)
+
+
+async def test_nothing_is_signed_for_it_and_a_cancel_that_was_puts_the_end_off(world: World) -> None:
+    async with living(world) as run:
+        before = height(world)
+        world.fund(50 * ADA)
+        row = await run.pay_in_block()
+        fork_with(world, before)
+        await run.look()
+        await run.agent.resolve(row.id, APP)
+        await denied(run)
+        with pytest.raises(Refused, match="anchor_gone"):
+            await run.agent.resolve(row.id, APP)
+        await run.pass_time(1, PAST_THE_TTL_S)
+        await run.pass_time(SETTLE_DEPTH + 3, 61)
+        assert run.state(row.id) is State.CANCELLING
+        await run.pass_time(1, 129_600)
+        assert len(queries.attempts(run.agent.conn, row.id)) == 2
+        await run.pass_time(SETTLE_DEPTH + 3, 61)
+        assert run.state(row.id) is State.VOID
+        assert_at_rest(world, run)
+
+
+async def test_an_order_to_take_back_what_is_in_flight_is_refused(world: World) -> None:
+    async with living(world) as run:
+        row, _ = await pay_and_vanish(world, run)
+        await denied(run)
+        with pytest.raises(Refused, match="anchor_gone"):
+            await run.agent.resolve(row.id, APP)
+        assert run.state(row.id) is State.IN_FLIGHT
+        assert len(queries.attempts(run.agent.conn, row.id)) == 1
+
+
+async def test_what_was_to_spend_its_change_ends_with_it(world: World) -> None:
+    async with living(world) as run:
+        before = height(world)
+        world.fund(50 * ADA)
+        parent = await run.pay_in_block("parent")
+        child = await run.pay_in_block("child")
+        assert (child.anchor or "").startswith(parent.tx_id or "?")
+        fork_with(world, before)
+        await run.look()
+        await denied(run)
+        assert {last_alert(run, row) for row in (parent, child)} == {"anchor_gone"}
+        assert run.owned() == world.on_chain() == {}
+        assert_sound(world, run)
+        await run.pass_time(1, PAST_THE_TTL_S)
+        await run.pass_time(SETTLE_DEPTH + 5, 61)
+        assert {run.state(row.id) for row in (parent, child)} == {State.VOID}
+        assert_at_rest(world, run)
+        await require_whole(run)
+
+
+async def test_what_only_spends_it_beside_its_anchor_goes_on_without_it(world: World) -> None:
+    """Another coin takes its place: in the payment's next attempt, or else in its cancel."""
+    async with living(world) as run:
+        world.fund(8 * ADA)
+        before = height(world)
+        world.fund(9 * ADA)
+        await run.look()
+        row = await run.pay()
+        await run.settle_down()
+        assert len(queries.attempts(run.agent.conn, row.id)[0].inputs) == 2
+        assert not (row.anchor or "").startswith(gone_tx(world, before))
+        fork_with(world, before)
+        await run.look()
+        await denied(run)
+        assert last_alert(run, row) is None
+        assert run.owned() == world.on_chain() == {"lovelace": 8 * ADA}
+        await run.pass_time(1, PAST_THE_TTL_S)
+        await run.pass_time(8, 61)
+        assert run.state(row.id) is State.VOID
+        assert [one.kind for one in queries.attempts(run.agent.conn, row.id)] == ["pay", "cancel"]
+        assert_sound(world, run)
+        await run.pass_time(SETTLE_DEPTH, 61)
+        assert_at_rest(world, run)
+        await require_whole(run)
+
+
+async def test_silence_is_no_denial_and_one_of_two_providers_denies_nothing(world: World) -> None:
+    with Relay(world.devnet).serving() as liar:
+        providers = {"devnet": world.devnet.chain_url, "other": liar.url}
+        async with living(world, providers=providers) as run:
+            before = height(world)
+            world.fund(50 * ADA)
+            row = await run.pay_in_block()
+            fork_with(world, before)
+            await run.look()
+            tx_id = (row.anchor or "").partition("#")[0]
+            for status in (500, 200):
+                liar.tell(
+                    f"/txs/{tx_id}", status, {"hash": tx_id, "block": "ab" * 32, "block_height": 2, "slot": 3}
+                )
+                await run.pass_time(1, 61)
+                assert last_alert(run, row) is None
+            liar.thaw()
+            await denied(run)
+            await denied(run)
+            assert last_alert(run, row) == "anchor_gone"
+            assert run.owned() == world.on_chain() == {}
+
+
+async def test_a_restart_tells_nothing_twice_and_forgets_no_block(world: World) -> None:
+    async with living(world) as run:
+        row, _ = await pay_and_vanish(world, run)
+        await denied(run)
+        await run.pass_time(1, PAST_THE_TTL_S)
+    for _ in range(SETTLE_DEPTH // 2):
+        async with living(world) as run:
+            await run.pass_time(2, 61)
+    async with living(world) as run:
+        await denied(run)
+        assert run.state(row.id) is State.VOID
+        assert run.events(row.id).count("anchor_gone") == 1
+        assert run.events(row.id).count("time_over") == 1
+        assert last_alert(run, row) == "cleared"
+
+
+async def test_a_fork_that_takes_the_block_past_its_time_limit_begins_the_wait_anew(world: World) -> None:
+    async with living(world) as run:
+        row, _ = await pay_and_vanish(world, run)
+        await denied(run)
+        await run.pass_time(1, PAST_THE_TTL_S)
+        await run.pass_time(SETTLE_DEPTH - 3, 61)
+        fork_with(world, height(world) - SETTLE_DEPTH + 1)
+        await run.pass_time(5, 61)
+        assert run.state(row.id) is State.IN_FLIGHT
+        assert run.events(row.id).count("time_over") == 2
+        await run.pass_time(SETTLE_DEPTH, 61)
+        assert run.state(row.id) is State.VOID
+        assert_at_rest(world, run)
