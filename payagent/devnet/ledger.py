@@ -166,6 +166,11 @@ class Chain:
         self._admit(tx)
         return tx.tx_id
 
+    def return_deposit(self, tx: Tx) -> None:
+        """Let a faucet's transaction, whose block was undone, wait for another one."""
+        if tx.tx_id in self._faucet_ids and self.tx(tx.tx_id) is None:
+            self._admit(tx)
+
     def tick(self, slot: int) -> None:
         """Advance the clock, never back; transactions that are over leave the mempool."""
         if slot > self.slot:

@@ -24,6 +24,8 @@ _SIMPLE = {
     "invoiced_again": "a merchant's next invoice joins an open payment",
     "merchant_refused": "a merchant refuses a proof for good",
     "foreign_lost": "what was spent elsewhere loses its block",
+    "anchor_gone": "a payment spends a deposit that a fork took away",
+    "anchor_back": "a payment's deposit comes back",
     "caught_up": "a ledger that was behind has caught up",
 }
 _JOBS = ("admit", "sign", "leave", "answer", "observe", "confirm", "settle", "void", "cancel", "replace", "use")
@@ -38,6 +40,7 @@ LISTED = (
     "a next invoice is paid on the same anchor",
     "a payment is void: its anchor was spent elsewhere",
     "a payment is void: its cancel won",
+    "a payment is void: its deposit vanished, and its time is over",
     "a payment is void: its parent went by another transaction",
     "a payment spends change that is in no block",
     "a payment's block is lost, 16 deep or more",
@@ -158,6 +161,8 @@ class Census:
     def _void(self, conn: Connection, payment_id: str, told: Mapping[str, Any]) -> None:
         if told.get("foreign"):
             self._story.reach("a payment is void: its anchor was spent elsewhere")
+        elif told.get("time_over"):
+            self._story.reach("a payment is void: its deposit vanished, and its time is over")
         elif told["void_by"] is not None:
             self._story.reach("a payment is void: its parent went by another transaction")
         else:

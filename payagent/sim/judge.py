@@ -164,7 +164,7 @@ class Judge:
         mine = self._line(tx)
         for other in others:
             line = self._line(self._released[other])
-            if not _exclude(mine, line) and not self._is_overtaken(line):
+            if not (_exclude(mine, line) or self._is_overtaken(line) or self._is_too_late(line)):
                 self._story.violate(
                     "I1", f"{tx.tx_id[:8]} and {other[:8]} are for {signed.purchase[:16]}, and both could land"
                 )
@@ -191,6 +191,18 @@ class Judge:
             if any(one is not None and one[1] is not None and one[1].height <= final for one in found):
                 return True
         return False
+
+    def _is_too_late(self, line: Mapping[str, Tx]) -> bool:
+        """Whether a part of a line is on no chain, and a block that no fork undoes is past its time limit."""
+        chain = self._net.chain
+        final = chain.block(max(0, chain.tip.height - self._net.fork_max))
+        return any(
+            final is not None
+            and tx.ttl_slot is not None
+            and tx.ttl_slot <= final.slot
+            and not self._is_in_block(tx.tx_id)
+            for tx in line.values()
+        )
 
     # --- the chain
 

@@ -32,6 +32,8 @@ class Mix:
     fork: float = SOMETIMES
     deep_fork: float = 0.8  # of the forks
     rebroadcast: float = OFTEN
+    deposit_lost: float = 0.7  # of the deposits that a fork undoes
+    deposit_back: float = SELDOM  # of those, by each block
     # of a call to a merchant
     merchant_unreached: float = OFTEN
     merchant_reply_lost: float = OFTEN
@@ -48,6 +50,7 @@ class Mix:
     # a minute
     clock_jump: float = 0.1
     operator_acts: float = 0.3
+    deposit: float = SELDOM
 
 
 def draw_mix(rng: Random) -> Mix:

@@ -37,8 +37,8 @@ class Net:
         self.unanswered: dict[str, None] = {}
         """What a provider took, and its answer was lost."""
         self._shown: dict[str, tuple[str, str | None]] = {}
-        self.floor_height = 0
-        """No fork goes below it: what the wallet was funded with is no transaction that anybody sends again."""
+        self.lost_deposits: dict[str, Tx] = {}
+        """What a fork took of what others sent us; perhaps for good."""
         self.is_dry: Callable[[], bool] = lambda: False
         """Whether blocks are full of what others sent."""
         self.on_blocks: Callable[[list[Block]], None] = lambda blocks: None
@@ -81,13 +81,22 @@ class Net:
             self._rebroadcast()
         if self.chain.mempool and rng.random() < mix.evicted:
             self._evict()
-        if rng.random() < mix.fork and self.chain.tip.height > self.floor_height:
+        if rng.random() < mix.fork and self.chain.tip.height > 0:
             self._fork()
             return
         is_empty = rng.random() < mix.empty_block or self.is_dry()
-        made = self.chain.mint_fork_block((), None) if is_empty else self.chain.make_block()
+        back = self._deposit_back()
+        made = self.chain.mint_fork_block(back, None) if is_empty or back else self.chain.make_block()
         self._tell(made)
         self.on_blocks([made])
+
+    def _deposit_back(self) -> list[bytes]:
+        """Somebody sends again what a fork took away."""
+        if not self.lost_deposits or self._rng.random() >= self._mix().deposit_back:
+            return []
+        tx = self.lost_deposits.pop(self._rng.choice(list(self.lost_deposits)))
+        self._story.reach("a deposit comes back that a fork took away")
+        return [tx.raw]
 
     def _rebroadcast(self) -> None:
         for tx in list(self.hoard.values()):
@@ -105,7 +114,7 @@ class Net:
     def _fork(self) -> None:
         """Another branch wins: its blocks are at old slots, and may hold anything that was ever released."""
         rng, chain = self._rng, self.chain
-        most = min(self.fork_max, chain.tip.height - self.floor_height)
+        most = min(self.fork_max, chain.tip.height)
         depth = rng.randint(DEEP, max(DEEP, most)) if rng.random() < self._mix().deep_fork else rng.randint(1, 3)
         depth = min(depth, most)
         undone = chain.rollback(depth)
@@ -113,6 +122,12 @@ class Net:
         lost = {tx.tx_id for block in undone for tx in block.txs}
         self._story.tell(f"fork: {depth} blocks undone with {sorted(name[:8] for name in lost)}")
         self._story.reach("a fork of 16 blocks or more" if depth >= DEEP else "a fork of less than 16 blocks")
+        for tx in (tx for block in undone for tx in block.txs if not tx.inputs):
+            if rng.random() < self._mix().deposit_lost:
+                self.lost_deposits[tx.tx_id] = tx
+                self._story.reach("a fork takes a deposit away")
+            else:
+                self.chain.return_deposit(tx)
         made = [self._mint(slot) for slot in self._slots(depth + rng.randint(0, _EXTRA_BLOCKS_MAX))]
         self.on_blocks(made)
 

@@ -22,6 +22,7 @@ from structlog.typing import EventDict, WrappedLogger
 from payagent.agent.foreign import thaw
 from payagent.agent.terms import MerchantTerms, Terms, TopupRequest
 from payagent.agent.topup import Wish
+from payagent.agent.vanished import LOOKED_FOR
 from payagent.audit.signed import Owner
 from payagent.chain.quota import BLOCKFROST_RATE
 from payagent.chain.source import ChainSource
@@ -61,6 +62,10 @@ TROUBLE_S = 2400.0
 QUIET_MAX_S = 7200.0
 CALM_BLOCK_S = 20.0
 CALM_BEAT_S = 62.0
+LONG_BLOCK_S = 200.0
+LONG_MAX_S = 150_000.0
+"""What can neither land nor be cancelled ends when the last time limit is over: a cancel's is 36 hours."""
+
 LAST_LOOKS_S = 600.0
 """What was spent elsewhere is searched for once a minute, and a provider is waited for two."""
 
@@ -152,7 +157,7 @@ class World:
         self.loop = VirtualLoop()
         self.story = Story(seed, self.loop.time, keep=keep_story)
         self.plan = draw_plan(self.rng)
-        self.is_calm = False
+        self.is_calm = self.is_long = False
         self.disk = Disk(folder, template)
         self.signer = account().signer
         self.wallet = account().address.text
@@ -202,6 +207,7 @@ class World:
         self._do(self._jump_clock())
         self._do(self._operate())
         self._do(self._thaw())
+        self._do(self._fund_again())
         wants = [self._do(BuyerTask(self, want).run()) for want in self._wants()]
         if self.plan.topup:
             wants.append(self._do(self._order_topup()))
@@ -241,7 +247,13 @@ class World:
         for lovelace in self.plan.coins:
             self.net.node.faucet(raw, lovelace, {})
             self.net.chain.make_block()
-        self.net.floor_height = self.net.chain.tip.height
+
+    async def _fund_again(self) -> None:
+        """Somebody sends money to the wallet."""
+        while not self.is_calm:
+            await asyncio.sleep(60)
+            if self.rng.random() < self.mix().deposit:
+                self.net.node.faucet(account().address.raw, self.rng.randint(8, 40) * ADA, {})
 
     def _wants(self) -> list[Want]:
         rng, shops = self.rng, list(self.shops.values())
@@ -275,7 +287,8 @@ class World:
 
     async def _make_blocks(self) -> None:
         while True:
-            await asyncio.sleep(self.net.next_block_s() if not self.is_calm else CALM_BLOCK_S)
+            calm_s = LONG_BLOCK_S if self.is_long else CALM_BLOCK_S
+            await asyncio.sleep(calm_s if self.is_calm else self.net.next_block_s())
             self.net.make_block()
 
     async def _jump_clock(self) -> None:
@@ -330,11 +343,7 @@ class World:
                     continue
 
     def _spend_elsewhere(self) -> None:
-        """Another program with the wallet's words sends some of its money away.
-
-        Nothing of it comes back: a deposit that a fork takes away for good, under a payment, has no end of its own
-        (docs/exactly-once.md), and would be found again and again.
-        """
+        """Another program with the wallet's words sends some of its money away; nothing of it comes back."""
         own = account().address
         coins = Coins(
             Coin(ref[0], ref[1], out.lovelace, tuple(out.assets.items()))
@@ -360,12 +369,17 @@ class World:
         self._clock_off_ms = 0
 
     async def _settle(self) -> None:
-        """Blocks, until nothing is open or an hour and more has passed."""
-        deadline_s = self.loop.time() + QUIET_MAX_S
-        while self.loop.time() < deadline_s:
+        """Blocks, until nothing is open or an hour and more has passed; longer for what waits for time limits."""
+        quiet_s, last_s = self.loop.time() + QUIET_MAX_S, self.loop.time() + LONG_MAX_S
+        while self.loop.time() < quiet_s:
             await asyncio.sleep(100)
-            if not self._is_anything_open(await self.life()):
+            life = await self.life()
+            if not self._is_anything_open(life):
                 break
+            self.is_long = _is_stuck(life.conn)
+            if self.is_long:
+                quiet_s = min(self.loop.time() + QUIET_MAX_S, last_s)
+        self.is_long = False
         await asyncio.sleep(LAST_LOOKS_S)
 
     def _is_anything_open(self, life: Life) -> bool:
@@ -515,6 +529,10 @@ def _is_open(conn: Connection) -> bool:
     if any(row.state not in ended for row in queries.payments_in(conn, State)) or queries.watched_voids(conn):
         return True
     return conn.execute("SELECT 1 FROM topups WHERE ended_at_ms IS NULL").fetchone() is not None
+
+
+def _is_stuck(conn: Connection) -> bool:
+    return any(queries.is_vanished(conn, row.anchor) for row in queries.payments_in(conn, LOOKED_FOR))
 
 
 def invoice_pay_to(shop: SimShop) -> bytes:

@@ -1,4 +1,4 @@
-"""A rollback takes the deposit that a payment spends, and never brings it back: told, booked, and ended in the end."""
+"""A rollback takes the deposit that a payment spends for good: that is told, booked, and ended in the end."""
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -99,6 +99,7 @@ async def test_it_is_told_booked_as_the_chain_is_and_void_when_no_fork_reaches_i
 
 
 async def test_a_deposit_that_comes_back_is_booked_again_and_the_payment_goes_on(world: World) -> None:
+    world.settings(timeout=1200)
     async with living(world) as run:
         row, deposit = await pay_and_vanish(world, run)
         await denied(run)
