@@ -138,20 +138,18 @@ def reject_unsigned(
 def _unreserve(unit: Unit, payment_id: str, coins: Coins) -> None:
     """End a payment's reservations; a coin of them that is still there is for everybody again.
 
-    What vanished, or another payment was to make and never will, is forgotten.
+    A deposit that vanished is forgotten: it comes as a new one, if it does. So is what was to come of a payment that
+    nothing can land of.
     """
     reserved = queries.coins_reserved_for(unit.conn, payment_id)
-    never = [coin.ref for coin in reserved if coin.state in ("pending", "vanished") and _is_never(unit, coin.ref)]
     records.unreserve(unit, payment_id)
     for coin in reserved:
         if coin.state == "free":
             put(unit, coins, coin)
-    for ref in never:
-        records.forget_coin(unit, ref)
-
-
-def _is_never(unit: Unit, ref: str) -> bool:
-    return queries.rival_of(unit.conn, ref) is not None or queries.is_vanished(unit.conn, ref)
+        elif coin.state == "vanished" or (
+            coin.state == "pending" and queries.is_never_made(unit.conn, coin.tx_id)
+        ):
+            records.forget_coin(unit, coin.ref)
 
 
 def record_leave(unit: Unit, payment_id: str, tx_id: str, provider: str, now_ms: int) -> bool:
@@ -415,7 +413,14 @@ def record_settled(unit: Unit, payment_id: str, depth: int, coins: Coins, now_ms
     row = row_of(unit, payment_id)
     if row.state is not State.VOID:
         records.move_payment(unit, payment_id, Event.SETTLE, now_ms, {"depth": depth})
+    orphans = [
+        coin.ref
+        for coin in queries.coins_reserved_for(unit.conn, payment_id)
+        if coin.state == "pending" and queries.rival_of(unit.conn, coin.ref) is not None
+    ]
     _unreserve(unit, payment_id, coins)
+    for ref in orphans:
+        records.forget_coin(unit, ref)
     for attempt in queries.attempts(unit.conn, payment_id):
         if attempt.tx_id != row.tx_id:
             _forget_change(unit, attempt.tx_id)

@@ -50,7 +50,7 @@ class Mix:
     # a minute
     clock_jump: float = 0.1
     operator_acts: float = 0.3
-    deposit: float = SELDOM
+    deposit: float = SOMETIMES
 
 
 def draw_mix(rng: Random) -> Mix:

@@ -509,10 +509,16 @@ def is_vanished(conn: sqlite3.Connection, ref: str | None) -> bool:
         maker = payment_of_attempt(conn, row.tx_id) if row.state == "pending" else None
         if maker is None:
             return row.state == "vanished"
-        if maker.state is State.VOID and maker.reason_code == "anchor_gone":
+        if is_never_made(conn, row.tx_id):
             return True
         ref = maker.anchor
     return False
+
+
+def is_never_made(conn: sqlite3.Connection, tx_id: str) -> bool:
+    """Whether a transaction is an attempt of a payment that is void because nothing of it can land in time."""
+    maker = payment_of_attempt(conn, tx_id)
+    return maker is not None and maker.state is State.VOID and maker.reason_code == "anchor_gone"
 
 
 def coming_coins(conn: sqlite3.Connection, slot: int) -> list[CoinRow]:
