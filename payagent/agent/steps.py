@@ -138,8 +138,8 @@ def reject_unsigned(
 def _unreserve(unit: Unit, payment_id: str, coins: Coins) -> None:
     """End a payment's reservations; a coin of them that is still there is for everybody again.
 
-    A deposit that vanished is forgotten: it comes as a new one, if it does. So is what was to come of a payment that
-    nothing can land of.
+    A deposit that vanished is forgotten: it comes as a new one, if it does. So is what was to come of a payment of
+    which nothing can land.
     """
     reserved = queries.coins_reserved_for(unit.conn, payment_id)
     records.unreserve(unit, payment_id)

@@ -33,7 +33,7 @@ STATES_IN_WORDS = {
     "settled": "final: no rollback reaches it any more",
     "replacing": "is being sent anew on the same anchor, so that only one can land",
     "cancelling": "is being cancelled: its anchor goes back to the wallet",
-    "void": "void: its anchor was spent by another transaction, the money is free again",
+    "void": "void: nothing of it can land any more, the money is free again",
     "rejected": "rejected; nothing was signed",
     "denied": "denied by a person; nothing was signed",
 }
@@ -55,6 +55,9 @@ EVENTS_IN_WORDS = {
     "replace": "no block took it in its time: another attempt on the same anchor",
     "cancel": "being cancelled: its coins go back to the wallet",
     "void": "void: what keeps it from ever landing is deep in the chain",
+    "anchor_gone": "a rollback took the deposit that it spends: it can neither land nor be cancelled without it",
+    "anchor_back": "the deposit that it spends is back",
+    "time_over": "a block is past all its time limits: once no rollback reaches that, it is void",
     "confirm": "confirmed: the spend is posted",
     "settle": "final",
     "invoiced_again": "the merchant sent another invoice for it, which was not paid then",
@@ -147,7 +150,8 @@ def resolve(terminal: Terminal, connect: Connect, payment_id: str) -> None:
 
     What nothing was signed for is rejected. Else a transaction to the wallet itself competes for its anchor with
     what was signed: at most one of them can ever be on the chain, and the payment's money stays held until the
-    chain shows which. Refused when the payment is in a block or has ended.
+    chain shows which. Refused when the payment is in a block or has ended, and when the deposit that it spends is
+    on no chain any more.
     """
     with connect() as link:
         payment = link.post(f"/v1/payments/{_in_path(payment_id)}/resolve", {})

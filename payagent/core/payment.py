@@ -45,7 +45,7 @@ class Event(StrEnum):
     SETTLE = "settle"  # settle_depth reached
     REPLACE = "replace"  # no attempt can land before its TTL any more: a new one on the same anchor
     CANCEL = "cancel"  # a transaction that takes the anchor back to ourselves is durable
-    VOID = "void"  # the anchor is spent void_depth deep by another transaction
+    VOID = "void"  # the anchor is spent void_depth deep by another transaction, or all is too late for good
 
 
 TRANSITIONS: dict[tuple[State, Event], State] = {

@@ -80,6 +80,14 @@ PROBLEMS: dict[str, Problem] = {
     ),
     "amount_not_understood": Problem(422, 3, "An amount that is not a whole number of units", _SENDER),
     "amount_out_of_range": Problem(422, 3, "An amount outside what the chain can hold", _SENDER),
+    "anchor_gone": Problem(
+        409,
+        3,
+        "The deposit that the payment spends is on no chain any more",
+        "Nothing can be signed that would help: it ends by itself, as void, when no rollback reaches back to the "
+        "last time limit of what was signed for it. If the deposit comes back, the payment goes on.",
+        money="Its money stays held until then: what was signed can land, if the deposit comes back in time.",
+    ),
     "asset_not_allowed": Problem(
         403, 6, "No limit is set for this asset", "Add the asset with a limit of its own to [[limits.assets]]."
     ),
@@ -226,14 +234,6 @@ PROBLEMS: dict[str, Problem] = {
         "The payment is not in a state for that",
         "Look at the payment first.",
         money="Nothing has changed.",
-    ),
-    "anchor_gone": Problem(
-        409,
-        3,
-        "The deposit that the payment spends is on no chain any more",
-        "Nothing can be signed that would help: it ends by itself, as void, when no rollback reaches back to the "
-        "last time limit of what was signed for it. If the deposit comes back, the payment goes on.",
-        money="Its money stays held until then: what was signed can land, if the deposit comes back in time.",
     ),
     "intent_settling": Problem(
         503,
