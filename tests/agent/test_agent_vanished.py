@@ -7,13 +7,20 @@ from pathlib import Path
 import pytest
 from agent.test_agent_foreign import require_whole
 from agent.test_agent_replace import assert_at_rest, assert_sound, fork_with, height
-from agent_kit import ADA, APP, Clock, Relay, Run, World, with_terms
+from agent_kit import ADA, APP, DEVNET, Clock, Relay, Run, World, with_terms
 
+from payagent.agent import steps
+from payagent.audit.finding import Finding
+from payagent.audit.signed import Owner
+from payagent.audit.verify import verify
+from payagent.chain.source import TxSeen
+from payagent.cli.payments import EVENTS_IN_WORDS
 from payagent.core.payment import State
 from payagent.core.problem import Refused
 from payagent.devnet.server import DevnetThread
 from payagent.store import alerts, queries
 from payagent.store.queries import PaymentRow
+from payagent.store.writer import Unit
 
 SETTLE_DEPTH = 12
 PAST_THE_TTL_S = 2400
@@ -220,23 +227,42 @@ async def test_what_only_spends_it_beside_its_anchor_goes_on_without_it(world: W
         await require_whole(run)
 
 
-async def test_silence_is_no_denial_and_one_of_two_providers_denies_nothing(world: World) -> None:
-    with Relay(world.devnet).serving() as liar:
-        providers = {"devnet": world.devnet.chain_url, "other": liar.url}
-        async with living(world, providers=providers) as run:
+async def test_silence_is_no_denial_however_long(world: World) -> None:
+    with Relay(world.devnet).serving() as relay:
+        async with living(world, providers={"relay": relay.url}) as run:
             before = height(world)
             world.fund(50 * ADA)
             row = await run.pay_in_block()
             fork_with(world, before)
             await run.look()
-            tx_id = (row.anchor or "").partition("#")[0]
-            for status in (500, 200):
-                liar.tell(
-                    f"/txs/{tx_id}", status, {"hash": tx_id, "block": "ab" * 32, "block_height": 2, "slot": 3}
-                )
-                await run.pass_time(1, 61)
-                assert last_alert(run, row) is None
-            liar.thaw()
+            await run.pass_time(1, 61)
+            relay.tell(f"/txs/{(row.anchor or '').partition('#')[0]}", 500, {})
+            await run.pass_time(6, 61)
+            assert last_alert(run, row) is None
+            assert run.owned() == {"lovelace": 50 * ADA}
+            relay.thaw()
+            await run.pass_time(2, 61)
+            assert last_alert(run, row) is None  # what was denied before the silence does not count
+            await run.pass_time(2, 61)
+            assert last_alert(run, row) == "anchor_gone"
+            assert run.owned() == world.on_chain() == {}
+
+
+async def test_of_two_providers_both_have_to_deny_it(world: World) -> None:
+    with Relay(world.devnet).serving() as other:
+        async with living(world, providers={"devnet": world.devnet.chain_url, "other": other.url}) as run:
+            before = height(world)
+            world.fund(50 * ADA)
+            row = await run.pay_in_block()
+            made = (row.anchor or "").partition("#")[0]
+            other.freeze(f"/txs/{made}")
+            other.freeze(f"/txs/{made}/utxos")
+            fork_with(world, before)
+            for _ in range(5):
+                await run.pass_time(1, 23)  # within the time in which they may disagree
+            assert last_alert(run, row) is None
+            assert run.owned() == {"lovelace": 50 * ADA}
+            other.thaw()
             await denied(run)
             await denied(run)
             assert last_alert(run, row) == "anchor_gone"
@@ -272,3 +298,31 @@ async def test_a_fork_that_takes_the_block_past_its_time_limit_begins_the_wait_a
         await run.pass_time(SETTLE_DEPTH, 61)
         assert run.state(row.id) is State.VOID
         assert_at_rest(world, run)
+
+
+async def test_verify_finds_an_end_that_was_too_early(world: World) -> None:
+    async with living(world) as run:
+        row, _ = await pay_and_vanish(world, run)
+        await denied(run)
+        block = TxSeen("", "ab" * 32, height(world), (row.ttl_slot or 0) - 1)
+        coins, now_ms = run.agent.coins, world.clock.now_ms()
+
+        def job(unit: Unit) -> None:
+            steps.record_time_over(unit, row.id, block, coins, now_ms)
+
+        await run.agent.write("void", job)
+        assert run.state(row.id) is State.IN_FLIGHT  # it does not let itself be told so
+
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(steps, "any", lambda _: False, raising=False)
+            await run.agent.write("void", job)
+        assert run.state(row.id) is State.VOID
+        with run.agent.snapshot() as conn:
+            found = [
+                told for told in verify(conn, Owner(world.account.address, DEVNET)) if isinstance(told, Finding)
+            ]
+        assert [(one.table, "last limit" in one.what) for one in found] == [("events", True)]
+
+
+def test_show_tells_it_in_words() -> None:
+    assert {"anchor_gone", "anchor_back", "time_over"} <= EVENTS_IN_WORDS.keys()
