@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from payagent.agent import admission, replacement, steps, watch
+from payagent.agent import admission, replacement, steps, vanished, watch
 from payagent.agent.agent import Agent, Ask
-from payagent.chain.source import Found, SubmitKind
+from payagent.chain.source import Found, SubmitKind, TxSeen
 from payagent.core.payment import State
 from payagent.sim.loop import StuckError, VirtualLoop
 from payagent.sim.world import Stage
@@ -324,6 +324,21 @@ def _policy_outside(stack: ExitStack) -> None:
             return await real(self, ask)
 
     put(stack, Agent, "pay", pay)
+
+
+@mutant("void when its deposit is denied")
+def _void_by_absence(stack: ExitStack) -> None:
+    """That nobody shows the deposit is taken for proof that it never comes back."""
+
+    async def weigh(self: Any, source: Any, tip: Any, row: Any) -> None:
+        agent = self._agent
+        late = TxSeen("", tip.hash, tip.height, 1 << 40)
+        now_ms = agent.ports.clock.now_ms()
+        await agent.write(
+            "void", lambda unit: steps.record_time_over(unit, row.id, late, agent.coins, now_ms), row.id
+        )
+
+    put(stack, vanished.Vanished, "_weigh", weigh)
 
 
 @mutant("no bound on the fee")
