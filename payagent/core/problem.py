@@ -82,7 +82,7 @@ PROBLEMS: dict[str, Problem] = {
     "amount_out_of_range": Problem(422, 3, "An amount outside what the chain can hold", _SENDER),
     "anchor_gone": Problem(
         409,
-        3,
+        8,
         "The deposit that the payment spends is on no chain any more",
         "Nothing can be signed that would help: it ends by itself, as void, when no rollback reaches back to the "
         "last time limit of what was signed for it. If the deposit comes back, the payment goes on.",

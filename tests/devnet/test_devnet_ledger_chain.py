@@ -262,6 +262,19 @@ def test_a_rollback_drops_what_waited_on_it(chain: Chain) -> None:
     assert not chain.mempool
 
 
+def test_a_deposit_whose_block_was_undone_can_wait_for_another_one(chain: Chain) -> None:
+    (ref,) = fund(chain, A, 100 * ADA)
+    ((deposit,),) = [block.txs for block in chain.rollback(1)]
+    assert chain.utxo(ref) is None
+    chain.return_deposit(deposit)
+    chain.return_deposit(deposit)
+    assert list(chain.mempool) == [deposit.tx_id]
+    chain.make_block()
+    assert chain.utxo(ref) is not None
+    chain.return_deposit(deposit)  # it is in a block
+    assert not chain.mempool
+
+
 def test_rolling_the_faucet_back_takes_its_money(chain: Chain) -> None:
     (ref,) = fund(chain, A, 100 * ADA)
     draft = pay(chain, [ref], 10 * ADA)

@@ -69,12 +69,13 @@ def put(stack: ExitStack, where: object, name: str, what: object) -> None:
 def without_guards(stack: ExitStack) -> None:
     """A database that refuses nothing of what the rules forbid."""
     text = schema._TABLES
-    unique = "CREATE UNIQUE INDEX payments_one_per_{0} ON payments({0}) WHERE state NOT IN ('rejected', 'denied');"
+    live = "WHERE state NOT IN ('rejected', 'denied')"
+    freed = "AND reason_code IS NOT 'anchor_gone'"
     for rule in (
         "CHECK (instr(' ' || inputs || ' ', ' ' || anchor || ' ') > 0)",
         "FOREIGN KEY (payment_id, anchor) REFERENCES payments(id, anchor),",
-        unique.format("invoice"),
-        unique.format("anchor"),
+        f"CREATE UNIQUE INDEX payments_one_per_invoice ON payments(invoice) {live};",
+        f"CREATE UNIQUE INDEX payments_one_per_anchor ON payments(anchor)\n  {live} {freed};",
     ):
         assert rule in text, rule
         text = text.replace(rule, "CHECK (1)" if rule.startswith("CHECK (instr") else "")
