@@ -391,17 +391,17 @@ class Agent:
         slot = self.chain.require_ready(now_ms)
         if not self._is_renewal_due(row, slot):
             return
+
+        def job(unit: Unit) -> tuple[Refused | None, PaymentRow]:
+            why = self._admission.replace(unit, row.id, self.terms.min_window_s, now_ms)
+            return why, steps.row_of(unit, row.id)
+
         with self._claim(row.id):
-            why = await self.write(
-                "replace",
-                lambda unit: self._admission.replace(unit, row.id, self.terms.min_window_s, now_ms),
-                row.id,
-            )
-            row = self.payment(row.id)
+            why, decided = await self.write("replace", job, row.id)
             if why is not None:
-                await self._take_back(row, why, slot, now_ms)
-            elif row.state is State.REPLACING:
-                await self._sign(row.id, self._rebuild(row))
+                await self._take_back(decided, why, slot, now_ms)
+            elif decided.state is State.REPLACING:
+                await self._sign(row.id, self._rebuild(decided))
                 self.send_off(row.id)
 
     def _is_renewal_due(self, row: PaymentRow, slot: int) -> bool:

@@ -26,11 +26,12 @@ from payagent.core.payment import (
     State,
     deliver,
     delivery_event,
+    move,
 )
 from payagent.core.problem import Refused
 from payagent.dialects import Answer, Said
 from payagent.store import queries, records
-from payagent.store.queries import AttemptKind, AttemptRow, CoinRow, PaymentRow
+from payagent.store.queries import AttemptKind, AttemptRow, CoinRow, OutputRow, PaymentRow
 from payagent.store.writer import Connection, Unit
 from payagent.wallet.coins import Coins
 from payagent.wallet.plan import Plan
@@ -55,12 +56,30 @@ def record_attempt(unit: Unit, payment_id: str, plan: Plan, cbor: bytes, own: by
     """C3: the signed bytes are durable, and the coins that they make for us are known, though not there yet.
 
     What is handed over leaves with the answer that this commit allows, so it is C4 too: in flight from here on.
+    Refused (`illegal_transition`) when it was planned for what the payment is not to be signed as any more.
     """
     row = row_of(unit, payment_id)
+    move(row.state, Event.SIGN)
+    if not _is_planned_for(unit, row, plan):
+        raise Refused("illegal_transition", "the transaction is not the one that the payment waits for now")
     _add_attempt(unit, row, "pay", plan, cbor, own, now_ms)
     records.move_payment(unit, payment_id, Event.SIGN, now_ms, tx_id=plan.tx_id)
     if row.handed_over:
         records.move_payment(unit, payment_id, Event.LEAVE, now_ms, {"to": "merchant"})
+
+
+def _is_planned_for(unit: Unit, row: PaymentRow, plan: Plan) -> bool:
+    """Whether a transaction has the coins, the TTL and the outputs that were decided for its payment."""
+    if row.state is State.REPLACING:
+        chosen = set(queries.replacement_inputs(unit.conn, row.id))
+    else:
+        chosen = {coin.ref for coin in queries.coins_reserved_for(unit.conn, row.id)}
+    asked = tuple(OutputRow(one.role, one.address.text, one.asset, one.units) for one in plan.asked)
+    return (
+        (plan.anchor.ref, plan.ttl_slot) == (row.anchor, row.ttl_slot)
+        and {coin.ref for coin in plan.inputs} == chosen
+        and (asked == row.outputs or row.kind == "sweep")
+    )
 
 
 def record_cancel(

@@ -94,20 +94,31 @@ class Watch:
         self._prepaid_asked: dict[int, tuple[int, int]] = {}
 
     async def tick(self) -> bool:
-        """One look: tip, payments, coins; then what is to be sent or signed. False when it was not whole."""
+        """One look: tip, payments, coins; then what is to be sent or signed. False when it was not whole.
+
+        What a look raises keeps nothing from being sent again; it is raised after that.
+        """
         async with self._lock:
-            found = await self._find_view()
-            if found is not None:
-                source, tip = found, found.tip
-                is_new = self._last is None or tip.hash != self._last.hash
-                if is_new or self._unverified or self._unanswered or self._unweighed or self._coins_due:
-                    await self._look(source, tip, is_new)
+            try:
+                found = await self._look_anew()
+            except Exception:
+                await self._carry_on()
+                raise
             await self._carry_on()
             is_whole = found is not None and not self._unanswered and not self._coins_due
             if found is not None:
                 why = "not every payment and coin could be read and recorded"
                 self.trouble = None if is_whole else f"{found.name}: {why}"
             return is_whole
+
+    async def _look_anew(self) -> View | None:
+        """Look by what the providers show now, unless it was seen in full before; None when nobody was heard."""
+        found = await self._find_view()
+        if found is not None:
+            is_new = self._last is None or found.tip.hash != self._last.hash
+            if is_new or self._unverified or self._unanswered or self._unweighed or self._coins_due:
+                await self._look(found, found.tip, is_new)
+        return found
 
     async def poll_merchants(self) -> None:
         """Ask merchants how our open invoices stand. Advice only: it is recorded and shown, and moves nothing."""
@@ -267,7 +278,9 @@ class Watch:
         return tip.height <= last.height or not isinstance(await source.block(last.hash), Found)
 
     async def _look_for(self, source: View, tip: Tip, row: PaymentRow) -> None:
-        """Is an attempt that is in flight in a block?"""
+        """Is an attempt that is in flight in a block? It counts as looked for once nothing of it is open."""
+        self._unread.add(row.id)
+        is_open = False
         for attempt in queries.attempts(self._agent.conn, row.id):
             read = await source.tx(attempt.tx_id)
             if isinstance(read, Found):
@@ -278,7 +291,9 @@ class Watch:
                 return
             if isinstance(read, Unknown):
                 self._unanswered |= read.why is not Why.NOT_YET
-                self._unread.add(row.id)
+                is_open = True
+        if not is_open:
+            self._unread.discard(row.id)
         rival = None if row.anchor is None else queries.rival_of(self._agent.conn, row.anchor)
         if rival is not None and isinstance(read := await source.tx(rival), Found):
             await self._weigh_cancel(source, tip, row, read.value)
@@ -407,11 +422,15 @@ class Watch:
     async def _carry_on_what_is_over(self, tip: Tip) -> None:
         """By the tip's slot: what has left could be in any block before its TTL. What was not looked for waits."""
         agent = self._agent
+
+        async def carry_on(row: PaymentRow) -> None:
+            if steps.reason_to_cancel(agent.conn, row, tip.slot):
+                await agent.cancel(row)
+            elif row.id not in self._unread and is_lost(agent.conn, row, tip.slot):
+                await agent.renew(row)
+
         sent = queries.payments_in(agent.conn, (State.SIGNED, State.IN_FLIGHT, State.CANCELLING))
-        rows = [row for row in sent if row.id not in self._vanished.stuck]
-        await self._each([row for row in rows if steps.reason_to_cancel(agent.conn, row, tip.slot)], agent.cancel)
-        lost = [row for row in rows if row.id not in self._unread and is_lost(agent.conn, row, tip.slot)]
-        await self._each(lost, agent.renew)
+        await self._each([row for row in sent if row.id not in self._vanished.stuck], carry_on)
 
     def _is_due(self, row: PaymentRow, now_ms: int) -> bool:
         """Also when it was sent last at a time that is still to come: the clock was set back since."""

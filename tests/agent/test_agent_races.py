@@ -2,12 +2,21 @@
 
 import asyncio
 import contextlib
+import threading
+from dataclasses import replace
 
 import pytest
+from agent.test_agent_replace import TTL_S, attempts, lose, pass_time_of
+from agent.test_agent_replace import world as movable_world  # a fixture
 from agent_kit import ADA, World
 
+from payagent.agent import steps
 from payagent.core.payment import State
+from payagent.core.problem import Refused
 from payagent.store import queries
+from payagent.wallet.transaction import sign
+
+__all__ = ["movable_world"]
 
 
 async def test_a_sweep_between_admission_and_signature_leaves_the_payment_to_its_task(world: World) -> None:
@@ -52,3 +61,120 @@ async def test_a_caller_that_goes_away_leaves_a_payment_that_lives_on(world: Wor
         await run.settle_down(2)
         assert world.transactions() == [row.tx_id]
         assert run.owned() == world.on_chain()
+
+
+async def test_what_another_caller_turned_to_a_new_invoice_is_not_taken_back(movable_world: World) -> None:
+    """Both decide in one commit: the sweep that the old invoice is over, the caller that the new one is paid."""
+    world = movable_world
+    world.fund(50 * ADA, 50 * ADA)
+    async with world.run() as run:
+        first = await lose(world, run)
+        await pass_time_of(world, run, 310)
+        world.clock.ahead_ms += 310_000
+        world.block()
+        ask, begun, release = world.ask(), threading.Event(), threading.Event()
+        waiting = run.agent._writer._queue  # type: ignore[attr-defined]
+        held = asyncio.create_task(run.agent.write("hold", lambda _unit: (begun.set(), release.wait(10))))
+        try:
+            await asyncio.to_thread(begun.wait, 10)
+            looking = asyncio.create_task(run.look())
+            while not waiting.qsize():
+                await asyncio.sleep(0)
+            paying = asyncio.create_task(run.agent.pay(ask))
+            while waiting.qsize() < 2:
+                await asyncio.sleep(0)
+        finally:
+            release.set()
+        await asyncio.gather(held, looking, paying)
+        await run.agent.drain(10)
+        row = run.agent.payment(first.id)
+        assert (row.state, [one.kind for one in attempts(run, row)]) == (State.IN_FLIGHT, ["pay", "pay"])
+        assert row.invoice_id != first.invoice_id
+        await run.settle_down()
+        assert run.state(first.id) is State.CONFIRMED
+
+
+@pytest.mark.parametrize("stale", ["ttl", "coins", "anchor", "price"])
+async def test_a_plan_that_is_not_what_its_payment_is_to_be_signed_as_is_not_kept(
+    movable_world: World, stale: str
+) -> None:
+    world = movable_world
+    world.fund(2 * ADA, 3 * ADA)
+    world.settings(timeout=7_200, price="3000000", splits=[])
+    unsigned: list[str] = []
+
+    def kill(name: str) -> None:
+        if name == "before sign" and unsigned:
+            raise RuntimeError("killed")
+
+    async with world.run(checkpoint=kill) as run:
+        row = await lose(world, run)
+        unsigned.append(row.id)
+        await pass_time_of(world, run, TTL_S + 1)
+        row = run.agent.payment(row.id)
+        assert row.state is State.REPLACING
+        plan = run.agent._rebuild(row)
+        assert len(plan.inputs) == 2
+        unsigned.clear()
+        if stale == "ttl":
+            old = run.agent._rebuild(replace(row, ttl_slot=(row.ttl_slot or 0) - 1))
+        elif stale == "coins":
+            old = replace(plan, inputs=(plan.anchor,))
+        elif stale == "anchor":
+            old = replace(plan, anchor=next(coin for coin in plan.inputs if coin != plan.anchor))
+        else:
+            cheaper = tuple(replace(one, units=one.units - 1) for one in row.outputs)
+            old = run.agent._rebuild(replace(row, outputs=cheaper))
+        raw, own, now_ms = sign(old, world.account.signer), world.account.address.raw, world.clock.now_ms()
+        with pytest.raises(Refused, match="illegal_transition"):
+            await run.agent.write("sign", lambda unit: steps.record_attempt(unit, row.id, old, raw, own, now_ms))
+        assert len(attempts(run, row)) == 1
+        await run.look()
+        assert [one.tx_id for one in attempts(run, row)][1:] == [plan.tx_id]
+
+
+async def test_a_look_that_fails_halfway_keeps_nothing_from_being_sent_again(movable_world: World) -> None:
+    world, failing = movable_world, [""]
+
+    def fail(name: str) -> None:
+        if name == failing[0]:
+            raise RuntimeError("no")
+
+    world.fund(50 * ADA)
+    async with world.run(checkpoint=fail) as run:
+        row = await lose(world, run)
+        world.control("faults", clear=True)
+        world.fund(7 * ADA)
+        world.clock.ahead_ms += 60_000
+        failing[0] = "before deposit"
+        with pytest.raises(Refused, match="store_failed"):
+            await run.look()
+        await run.agent.drain(10)
+        assert world.waiting() == [row.tx_id]
+        failing[0] = ""
+        await run.settle_down()
+        assert run.state(row.id) is State.CONFIRMED
+        assert run.owned() == world.on_chain()
+
+
+async def test_what_was_seen_but_could_not_be_written_down_is_not_replaced(movable_world: World) -> None:
+    world, failing = movable_world, [""]
+
+    def fail(name: str) -> None:
+        if name == failing[0]:
+            raise RuntimeError("no")
+
+    world.fund(50 * ADA)
+    world.settings(timeout=7_200)
+    async with world.run(checkpoint=fail) as run:
+        await run.look()
+        row = await run.pay()
+        world.block()
+        world.clock.ahead_ms += (TTL_S + 1) * 1000
+        world.block()
+        failing[0] = "before observe"
+        await run.look()
+        assert (run.state(row.id), len(attempts(run, row))) == (State.IN_FLIGHT, 1)
+        failing[0] = ""
+        await run.look()
+        assert run.state(row.id) is State.CONFIRMED
