@@ -29,7 +29,7 @@ from payagent.core.times import iso_time
 from payagent.store import onchain, queries, records
 from payagent.store.onchain import ForeignRow
 from payagent.store.queries import CoinRow
-from payagent.store.signer import Signed, SignerRecord, lacks, last_signed
+from payagent.store.signer import SignerRecord, caught_up_at, lacks, last_signed
 from payagent.store.writer import Connection, Unit
 from payagent.wallet.coins import Coins
 
@@ -166,7 +166,7 @@ class Recovery:
         """Compare the ledger with the signer's record, before anything is signed."""
         conn = self._agent.conn
         is_open = _is_open(conn)
-        if not is_open and lacks(conn, self._signed) and not _is_known(conn, self._signed):
+        if not is_open and lacks(conn, self._signed) and caught_up_at(conn, self._signed) is None:
             await self._notice()
         elif is_open:
             self._learn()
@@ -224,8 +224,10 @@ class Recovery:
 
     def _catch_up(self, unit: Unit, spends: Sequence[Spend], now_ms: int) -> None:
         found = [s for s in spends if take_in(unit, s, "forgotten_spend", self._agent.coins, now_ms)]
+        last = last_signed(unit.conn)
         told = {
             "signed": self._name,
+            "attempts": 0 if last is None else last.attempts,
             "transactions": [spend.seen.tx_id for spend in found],
         }
         records.note(unit, None, "caught_up", None, now_ms, told)
@@ -234,9 +236,3 @@ class Recovery:
 def _is_open(conn: Connection) -> bool:
     """Whether the ledger was found to be behind and has not caught up since."""
     return onchain.last_of_wallet(conn, "ledger_behind")[0] > onchain.last_of_wallet(conn, "caught_up")[0]
-
-
-def _is_known(conn: Connection, signed: Signed | None) -> bool:
-    """Whether the ledger has caught up with this very record: that stays as it is until the next signature."""
-    _, detail, _ = onchain.last_of_wallet(conn, "caught_up")
-    return signed is not None and json.loads(detail).get("signed") == signed.tx_id

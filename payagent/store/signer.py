@@ -79,3 +79,15 @@ def lacks(conn: sqlite3.Connection, signed: Signed | None) -> bool:
     known = conn.execute("SELECT 1 FROM attempts WHERE tx_id = ?", (signed.tx_id,)).fetchone()
     last = last_signed(conn)
     return known is None or last is None or last.attempts < signed.attempts
+
+
+def caught_up_at(conn: sqlite3.Connection, signed: Signed | None) -> int | None:
+    """How many attempts a ledger had when it caught up with this very record; None when it has not.
+
+    The record stays as it is until the next attempt is noted.
+    """
+    row = conn.execute(
+        "SELECT detail ->> '$.signed', detail ->> '$.attempts' FROM events "
+        "WHERE payment_id IS NULL AND event = 'caught_up' ORDER BY seq DESC LIMIT 1"
+    ).fetchone()
+    return int(row[1]) if row is not None and signed is not None and row[0] == signed.tx_id else None

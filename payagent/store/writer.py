@@ -29,7 +29,7 @@ from sqlite_utils import Database
 from payagent.core.problem import Refused
 from payagent.store.schema import migrations, missing_guards
 from payagent.store.seals import Sealer
-from payagent.store.signer import SIGNER_FILE, SignerRecord, lacks, last_signed
+from payagent.store.signer import SIGNER_FILE, Signed, SignerRecord, caught_up_at, lacks, last_signed
 
 T = TypeVar("T")
 Checkpoint = Callable[[str], None]
@@ -169,8 +169,7 @@ class Committer:
             self._noted = 0
             if own is not None:
                 _take_over(self.conn, own.epoch)
-                if (last := last_signed(self.conn)) and lacks(self.conn, own.record.read()):
-                    self._noted = last.attempts
+                self._noted = self._not_to_be_noted(own.record.read())
                 with suppress(Refused):  # else before the first commit
                     self._note_signed()
         self._checkpoint = checkpoint
@@ -213,6 +212,14 @@ class Committer:
 
     def close(self) -> None:
         self.conn.close()
+
+    def _not_to_be_noted(self, signed: Signed | None) -> int:
+        """How many attempts of a ledger that lacks some are older than the signer's record: it stays as it is."""
+        last = last_signed(self.conn)
+        if last is None or not lacks(self.conn, signed):
+            return 0
+        caught_up = caught_up_at(self.conn, signed)
+        return last.attempts if caught_up is None else caught_up
 
     def _note_signed(self) -> None:
         """What was signed is noted outside of the ledger too, before anybody can use it.

@@ -120,6 +120,40 @@ async def test_a_ledger_that_caught_up_and_signed_nothing_yet_is_not_behind_agai
         assert run.agent.chain.behind is not None
 
 
+async def test_a_death_before_the_record_is_noted_is_mended_after_a_catch_up_too(
+    world: World, record: SignerFile
+) -> None:
+    async with world.run(record=record) as run:
+        await run.pay_in_block("known")
+        old = copied(world)
+        for message in ("forgotten", "forgotten too", "and this"):
+            await run.pay_in_block(message)
+    put(world, old)
+    async with world.run(record=record) as run:
+        await run.look()
+        pass_quiet(world)
+        await run.look()
+        assert run.agent.chain.behind is None
+        caught_up = copied(world)
+        ahead = record.read()
+    async with world.run() as run:  # it signs, and dies before it notes that
+        await run.look()
+        row = await run.pay("not noted")
+    assert record.read() == ahead
+    blocker = world.folder / f".{SIGNER_FILE}.new"
+    blocker.mkdir()
+    async with world.run(record=record) as run:
+        assert not run.agent.payment(row.id).is_noted
+    blocker.rmdir()
+    async with world.run(record=record) as run:
+        assert run.agent.chain.behind is None
+        assert record.read() == last_signed(run.agent.conn)
+        assert run.agent.payment(row.id).is_noted
+    put(world, caught_up)
+    async with world.run(record=record) as run:  # it lacks what was signed since
+        assert run.agent.chain.behind is not None
+
+
 def count_of(conn: sqlite3.Connection, event: str) -> int:
     return int(conn.execute("SELECT COUNT(*) FROM events WHERE event = ?", (event,)).fetchone()[0])
 
