@@ -115,10 +115,10 @@ class Foreign:
         why = self._why(spend.seen)
         if any(row.tx_id == spend.seen.tx_id for row in onchain.foreign_there(agent.conn)):
             return
-        is_news = await agent.write("foreign", lambda unit: take_in(unit, spend, why, agent.coins, now_ms))
+        event = await agent.write("foreign", lambda unit: take_in(unit, spend, why, agent.coins, now_ms))
         agent.chain.foreign = onchain.frozen_by(agent.conn)
-        if is_news:
-            log.warning(f"wallet.{why}", tx=spend.seen.tx_id, coins=sorted(spend.moved.spent))
+        if event is not None:
+            log.warning(f"wallet.{event}", tx=spend.seen.tx_id, coins=sorted(spend.moved.spent))
 
     def _why(self, seen: TxSeen) -> Why:
         """A ledger that was put back has forgotten what it signed itself: that lands before it signs again."""

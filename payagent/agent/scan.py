@@ -105,14 +105,18 @@ class Search:
         return self._moved[tx_id]
 
 
-def take_in(unit: Unit, spend: Spend, why: Why, coins: Coins, now_ms: int) -> bool:
-    """Book a spend: its coins are spent, and were deposits where nobody saw them come. True when that is news."""
+def take_in(unit: Unit, spend: Spend, why: Why, coins: Coins, now_ms: int) -> str | None:
+    """Book a spend: its coins are spent, and were deposits where nobody saw them come. The event; None: no news.
+
+    A transaction that lost its block and is in another one was told before, and freezes and alarms no more.
+    """
     seen = spend.seen
     if any(row.tx_id == seen.tx_id for row in onchain.foreign_there(unit.conn)):
-        return False
+        return None
     rows = [(ref, queries.coin(unit.conn, ref)) for ref in sorted(spend.moved.spent)]
     if any(row is not None and row.state == "spent" for _, row in rows):
-        return False  # what was seen to spend it before has to be seen lost first
+        return None  # what was seen to spend it before has to be seen lost first
+    event = "foreign_again" if onchain.was_foreign(unit.conn, seen.tx_id) else why
     held: list[dict[str, int]] = []
     for ref, row in rows:
         is_back(unit, ref, now_ms)
@@ -135,11 +139,11 @@ def take_in(unit: Unit, spend: Spend, why: Why, coins: Coins, now_ms: int) -> bo
         "spent": {asset: str(units) for asset, units in spent.items()},
         "returned": {asset: str(units) for asset, units in ledger.add(spend.moved.made.values()).items()},
     }
-    records.note(unit, None, why, None, now_ms, told)
-    if why == "foreign_spend":
+    records.note(unit, None, event, None, now_ms, told)
+    if event == "foreign_spend":
         detail = f"transaction {seen.tx_id} spent coins of this wallet, and payagent did not sign it"
         raise_alert(unit, "foreign_spend", ALERT_SUBJECT, {"detail": detail, "tx": seen.tx_id}, now_ms)
-    return True
+    return event
 
 
 def _deposit_of(unit: Unit, ref: str, value: Mapping[str, int], now_ms: int) -> CoinRow:

@@ -24,6 +24,7 @@ _SIMPLE = {
     "invoiced_again": "a merchant's next invoice joins an open payment",
     "merchant_refused": "a merchant refuses a proof for good",
     "foreign_lost": "what was spent elsewhere loses its block",
+    "foreign_again": "what was spent elsewhere is in another block",
     "anchor_gone": "a payment spends a deposit that a fork took away",
     "anchor_back": "a payment's deposit comes back",
     "caught_up": "a ledger that was behind has caught up",

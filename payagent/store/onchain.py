@@ -71,6 +71,11 @@ def foreign_there(conn: sqlite3.Connection, from_height: int = 0) -> list[Foreig
     return [ForeignRow(r[0], bool(r[1]), tuple(r[2].split(" ")), json.loads(r[3]), *r[4:]) for r in rows]
 
 
+def was_foreign(conn: sqlite3.Connection, tx_id: str) -> bool:
+    """Whether it was ever seen to spend coins of ours, there or lost since."""
+    return conn.execute("SELECT 1 FROM foreign_sightings WHERE tx_id = ?", (tx_id,)).fetchone() is not None
+
+
 def is_spent_by(conn: sqlite3.Connection, ref: str, tx_id: str) -> bool:
     """Whether it is this transaction that a coin is known to be spent by now."""
     return conn.execute("SELECT 1 FROM coins WHERE ref = ? AND spent_by = ?", (ref, tx_id)).fetchone() is not None

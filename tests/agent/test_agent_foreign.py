@@ -142,6 +142,63 @@ async def test_a_rollback_of_it_brings_the_coins_back_and_thaws_nothing(world: W
         await require_whole(run)
 
 
+def raw_of(world: World, tx_id: str) -> bytes:
+    """The bytes of a transaction on the devnet's chain."""
+    found: bytes = world.devnet.run(
+        lambda devnet: next(tx.raw for block in devnet.chain.blocks for tx in block.txs if tx.tx_id == tx_id)
+    )
+    return found
+
+
+async def test_what_was_thawed_freezes_no_more_when_a_fork_moves_it(world: World) -> None:
+    async with world.run() as run:
+        await run.look()
+        low = height(world)
+        tx_id = spend_elsewhere(run)
+        raw = raw_of(world, tx_id)
+        await run.look()
+        before = onchain.foreign_there(run.agent.conn)
+        await thaw(run.agent, APP)
+        fork_with(world, low, raw)
+        await run.pass_time(3, 61)
+        (moved,) = onchain.foreign_there(run.agent.conn)
+        assert [moved.tx_id] == [row.tx_id for row in before] == [tx_id]
+        assert moved.block_hash != before[0].block_hash
+        assert run.agent.chain.foreign is None
+        assert alerts.last_kind(run.agent.conn, "foreign") == "cleared"
+        await require_whole(run)
+    async with world.run() as run:  # a restart remembers what was told
+        world.control("rollback", depth=height(world) - low)
+        world.devnet.run(lambda devnet: devnet.chain.mempool.clear())
+        world.block(8)
+        await run.pass_time(2, 61)
+        assert onchain.foreign_there(run.agent.conn) == []
+        submit(world, raw)
+        await run.pass_time(3, 61)
+        assert [row.tx_id for row in onchain.foreign_there(run.agent.conn)] == [tx_id]
+        row = await run.pay_in_block("it is told already")
+        assert run.state(row.id) is State.CONFIRMED
+        another = spend_elsewhere(run)
+        await run.look()
+        assert run.agent.chain.foreign == another
+        assert alerts.last_kind(run.agent.conn, "foreign") == "foreign_spend"
+        await require_whole(run)
+
+
+async def test_what_nobody_has_thawed_stays_frozen_when_a_fork_moves_it(world: World) -> None:
+    async with world.run() as run:
+        await run.look()
+        low = height(world)
+        tx_id = spend_elsewhere(run)
+        await run.look()
+        fork_with(world, low, raw_of(world, tx_id))
+        await run.pass_time(3, 61)
+        assert run.agent.chain.foreign == onchain.frozen_by(run.agent.conn) == tx_id
+        assert await thaw(run.agent, APP) == tx_id
+        assert run.agent.chain.foreign is None
+        assert alerts.last_kind(run.agent.conn, "foreign") == "cleared"
+
+
 async def test_a_payment_whose_anchor_went_elsewhere_is_void_when_that_is_deep(world: World) -> None:
     async with world.run() as run:
         await run.look()

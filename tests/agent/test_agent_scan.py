@@ -9,6 +9,7 @@ import pytest
 from agent.test_agent_foreign import require_whole, world
 from agent.test_agent_handover import with_handover
 from agent.test_agent_liars import FAKE, providers, raised, tip_of
+from agent.test_agent_replace import fork_with, height
 from agent_kit import ADA, APP, Clock, Relay, World
 
 from payagent.agent.chainview import QUIET_MS
@@ -118,6 +119,30 @@ async def test_a_ledger_that_caught_up_and_signed_nothing_yet_is_not_behind_agai
     put(world, old)  # and the same copy once more is behind once more
     async with world.run(record=record) as run:
         assert run.agent.chain.behind is not None
+
+
+async def test_what_was_forgotten_freezes_nothing_when_a_fork_moves_it(world: World, record: SignerFile) -> None:
+    async with world.run(record=record) as run:
+        await run.pay_in_block("known")
+        old = copied(world)
+    async with world.run(record=record) as run:
+        await run.look()
+        row = await run.pay_in_block("forgotten")
+    low = height(world) - 1
+    put(world, old)
+    async with world.run(record=record) as run:
+        await run.look()
+        pass_quiet(world)
+        await run.look()
+        (before,) = onchain.foreign_there(run.agent.conn)
+        assert (before.tx_id, run.agent.chain.behind) == (row.tx_id, None)
+        fork_with(world, low, row.cbor or b"")
+        await run.pass_time(3, 61)
+        (moved,) = onchain.foreign_there(run.agent.conn)
+        assert (moved.tx_id, moved.block_hash == before.block_hash) == (row.tx_id, False)
+        assert run.agent.chain.foreign is None
+        assert count_of(run.agent.conn, "foreign_spend") == 0
+        await require_whole(run)
 
 
 async def test_a_death_before_the_record_is_noted_is_mended_after_a_catch_up_too(
