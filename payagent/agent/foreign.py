@@ -7,7 +7,7 @@ elsewhere may spend what a payment is about to.
 May import: core, chain.source, store, agent. Never: concludes anything from an absence; thaws by itself.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import structlog
@@ -16,6 +16,7 @@ from payagent.agent import steps
 from payagent.agent.agent import Agent
 from payagent.agent.alarm import clear_alert
 from payagent.agent.chainview import QUIET_MS
+from payagent.agent.repeats import Repeats
 from payagent.agent.scan import ALERT_SUBJECT, LAG_S, Search, Spend, Why, take_in
 from payagent.chain.agree import Listing
 from payagent.chain.panel import View
@@ -30,20 +31,7 @@ from payagent.store.writer import Unit
 SEARCH_EVERY_MS = 60_000
 """How soon the same coins are searched for again: what spent them may not be in the provider's index yet."""
 
-VOID_READS = 3
-VOID_EVERY_MS = 60_000
-
 log = structlog.get_logger("payagent.foreign")
-
-
-@dataclass(frozen=True, slots=True)
-class _Weighed:
-    """How often a foreign transaction was seen deep enough in a block, at which tip last, and when."""
-
-    block_hash: str
-    tip_hash: str
-    count: int
-    at_ms: int
 
 
 async def thaw(agent: Agent, app_id: str) -> str | None:
@@ -71,7 +59,7 @@ class Foreign:
         self._search = Search(agent)
         self._suspects: set[str] = set()
         self._searched_ms = 0
-        self._weighed: dict[str, _Weighed] = {}
+        self._deep_seen = Repeats()
 
     async def look(self, source: View, listing: Listing) -> None:
         """Who spent what the list lacks; are those that did still there; what have they made void?"""
@@ -151,18 +139,14 @@ class Foreign:
         there = {row.tx_id: row for row in onchain.foreign_there(agent.conn)}
         for payment_id, tx_id in onchain.overtaken(agent.conn):
             row = there[tx_id]
-            was = self._weighed.get(payment_id, _Weighed(row.block_hash, "", 0, 0))
-            if was.block_hash != row.block_hash or now_ms < was.at_ms:
-                was = _Weighed(row.block_hash, "", 0, 0)
-            is_deep = source.tip.height - row.block_height + 1 >= agent.terms.void_depth
-            if not is_deep or source.tip.hash == was.tip_hash or now_ms < was.at_ms + VOID_EVERY_MS:
+            if source.tip.height - row.block_height + 1 < agent.terms.void_depth:
                 continue
             read = await source.tx(tx_id)
             if not isinstance(read, Found) or read.value.block_hash != row.block_hash:
                 continue
-            self._weighed[payment_id] = _Weighed(row.block_hash, source.tip.hash, was.count + 1, now_ms)
-            if was.count + 1 >= VOID_READS or not source.stands_alone:
-                del self._weighed[payment_id]
+            is_enough = self._deep_seen.is_enough(payment_id, row.block_hash, source.tip.hash, now_ms)
+            if is_enough or not source.stands_alone:
+                self._deep_seen.forget(payment_id)
                 await self._end(payment_id, row, now_ms)
 
     async def _end(self, payment_id: str, row: ForeignRow, now_ms: int) -> None:

@@ -19,6 +19,7 @@ from payagent.agent.agent import Agent
 from payagent.agent.alarm import clear_alert, raise_alert
 from payagent.agent.chainview import TIP_AGE_MAX_S
 from payagent.agent.foreign import Foreign
+from payagent.agent.repeats import Repeats
 from payagent.agent.replacement import is_lost
 from payagent.agent.terms import MerchantTerms
 from payagent.agent.vanished import LOOKED_FOR, Vanished
@@ -37,9 +38,6 @@ RESUBMIT_FIRST_MS = 5_000
 RESUBMIT_MAX_MS = 200_000
 MERCHANT_PATIENCE_MS = 3_600_000
 AT_ONCE_MAX = 8
-VOID_READS = 3
-VOID_EVERY_MS = 60_000
-"""A cancel that was seen deep enough three times, a minute apart, stands in for a second provider's word (R8)."""
 
 PREPAID_EVERY_MS = 600_000
 OBSERVED_AGAIN_MS = 3_600_000
@@ -89,7 +87,7 @@ class Watch:
         clock, own = agent.ports.clock, agent.terms.own.text
         self._panel = Panel(agent.sources, clock, own, self._vouch, self._slot_at, TIP_AGE_MAX_S)
         self._told_out: list[str] = []
-        self._cancels: dict[str, tuple[str, str, int, int]] = {}
+        self._deep_seen = Repeats()
         self._unweighed = False
         self._prepaid_asked: dict[int, tuple[int, int]] = {}
 
@@ -305,16 +303,12 @@ class Watch:
         """
         agent = self._agent
         now_ms = agent.ports.clock.now_ms()
-        block, tip_hash, count, last_ms = self._cancels.get(row.id, ("", "", 0, 0))
-        if block != seen.block_hash or now_ms < last_ms:
-            tip_hash, count, last_ms = "", 0, 0
         self._unweighed = True
         is_deep = tip.height - seen.block_height + 1 >= agent.terms.void_depth
-        if not is_deep or not source.is_current or tip.hash == tip_hash or now_ms < last_ms + VOID_EVERY_MS:
+        if not is_deep or not source.is_current:
             return
-        self._cancels[row.id] = (seen.block_hash, tip.hash, count + 1, now_ms)
-        if count + 1 >= VOID_READS or not source.stands_alone:
-            del self._cancels[row.id]
+        if self._deep_seen.is_enough(row.id, seen.block_hash, tip.hash, now_ms) or not source.stands_alone:
+            self._deep_seen.forget(row.id)
             await agent.write(
                 "void",
                 lambda unit: steps.record_void(unit, row.id, seen, agent.coins, source.name, now_ms),
