@@ -278,6 +278,17 @@ class Run:
         return {asset: units for asset, units in total.items() if units}
 
 
+@contextmanager
+def world_with_clock(folder: Path) -> Iterator[World]:
+    """A world whose devnet goes by the agent's own clock, which a test moves."""
+    clock = Clock()
+    with DevnetThread(now_ms=clock.now_ms) as devnet:
+        world = World(devnet, folder)
+        world.clock = clock
+        yield world
+        world.http.close()
+
+
 def with_terms(**changes: object) -> Callable[[Terms], Terms]:
     """For `World.run(terms=...)`."""
     return lambda terms: replace(terms, **changes)  # type: ignore[arg-type]

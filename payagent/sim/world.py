@@ -475,15 +475,10 @@ class World:
             self.judge.outflow_is_booked(self._life.conn)
 
     def asked(self, origin: str, invoice_id: str | None) -> list[tuple[tuple[bytes, str, int], ...]]:
-        """By the shop's own books; what x402 asks is its price, to one address. By the operator's orders else."""
+        """By the shop's own books, or the operator's orders."""
         if not origin:
             return [(), ((SENT_TO.raw, LOVELACE, SENT_LOVELACE),)]
-        shop = self.shops[origin]
-        invoice = shop.invoice(invoice_id or "")
-        if invoice is not None:
-            return [outputs_asked(invoice.terms.required, invoice.terms.asset)]
-        pay_to = invoice_pay_to(shop)
-        return [((pay_to, LOVELACE, price),) for price in sorted(shop.prices)]
+        return asked_by(self.shops[origin], invoice_id)
 
     def calls_served(self, origin: str, partner: str, wallet: str) -> int:
         account = self.shops[origin].merchant.accounts.get((partner, wallet))
@@ -494,9 +489,8 @@ class World:
         return invoice.terms.batch if invoice is not None and invoice.terms.batch > 1 else 0
 
     def purchase(self, origin: str, invoice_id: str | None) -> str | None:
-        """By the shop's own books: the hash of the body that an invoice is for; None where they do not say."""
-        invoice = self.shops[origin].invoice(invoice_id or "") if origin else None
-        return None if invoice is None else invoice.request_key[2]
+        """What an invoice is for; None where nobody's books say."""
+        return purchase_of(self.shops[origin], invoice_id) if origin else None
 
     def _terms(self) -> Terms:
         plan = self.plan
@@ -535,8 +529,19 @@ def _is_stuck(conn: Connection) -> bool:
     return any(queries.is_vanished(conn, row.anchor) for row in queries.payments_in(conn, LOOKED_FOR))
 
 
-def invoice_pay_to(shop: SimShop) -> bytes:
-    return shop.merchant.terms.required[0][0]
+def asked_by(shop: SimShop, invoice_id: str | None) -> list[tuple[tuple[bytes, str, int], ...]]:
+    """What may be paid to a shop by its own books; what x402 asks is its price, to one address."""
+    invoice = shop.invoice(invoice_id or "")
+    if invoice is not None:
+        return [outputs_asked(invoice.terms.required, invoice.terms.asset)]
+    pay_to = shop.merchant.terms.required[0][0]
+    return [((pay_to, LOVELACE, price),) for price in sorted(shop.prices)]
+
+
+def purchase_of(shop: SimShop, invoice_id: str | None) -> str | None:
+    """By a shop's own books: the hash of the body that an invoice is for; None where they do not say."""
+    invoice = shop.invoice(invoice_id or "")
+    return None if invoice is None else invoice.request_key[2]
 
 
 def make_template(folder: Path) -> Path:

@@ -11,7 +11,7 @@ import pytest
 from agent.test_agent_forks import assert_memory
 from agent.test_agent_handover import VOID_DEPTH, broadcast, wait_for_void
 from agent.test_agent_x402 import ask, get, show
-from agent_kit import ADA, Clock, Run, World, with_terms
+from agent_kit import ADA, Run, World, with_terms, world_with_clock
 
 from payagent.agent.admission import anchor_of
 from payagent.agent.view import payment_view, retry_headers
@@ -19,7 +19,6 @@ from payagent.core.address import parse_address
 from payagent.core.invoice import Output
 from payagent.core.payment import Delivery, State
 from payagent.core.problem import Refused
-from payagent.devnet.server import DevnetThread
 from payagent.dialects import Said, make_response
 from payagent.store import queries
 from payagent.store.queries import PaymentRow
@@ -33,12 +32,8 @@ REFUSAL = "invalid_exact_cardano_payload_phase1_invalid"
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
     """A devnet whose clock the test moves."""
-    clock = Clock()
-    with DevnetThread(now_ms=clock.now_ms) as devnet:
-        world = World(devnet, tmp_path)
-        world.clock = clock
+    with world_with_clock(tmp_path) as world:
         yield world
-        world.http.close()
 
 
 def packed(value: object) -> str:

@@ -22,12 +22,11 @@ from agent.test_agent_replace import (
     pass_time_of,
     wait_for_void,
 )
-from agent_kit import ADA, APP, Clock, Run, World, with_terms
+from agent_kit import ADA, APP, Run, World, with_terms, world_with_clock
 
 from payagent.agent.foreign import thaw
 from payagent.core.payment import State
 from payagent.core.problem import Refused
-from payagent.devnet.server import DevnetThread
 from payagent.store import queries
 from payagent.store.queries import CoinRow, PaymentRow
 from payagent.wallet.coins import Coin
@@ -39,12 +38,8 @@ chained = with_terms(chain_depth=DEPTH)
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
     """A devnet whose clock the test moves."""
-    clock = Clock()
-    with DevnetThread(now_ms=clock.now_ms) as devnet:
-        world = World(devnet, tmp_path)
-        world.clock = clock
+    with world_with_clock(tmp_path) as world:
         yield world
-        world.http.close()
 
 
 async def family(world: World, run: Run, *names: str) -> list[PaymentRow]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from agent.test_agent_replace import fork_with, height
-from agent_kit import ADA, APP, DEVNET, Clock, Relay, Run, World, with_terms
+from agent_kit import ADA, APP, DEVNET, Relay, Run, World, with_terms, world_with_clock
 
 from payagent.agent.foreign import thaw
 from payagent.agent.purse import coin_of
@@ -19,7 +19,6 @@ from payagent.core.address import encode_address
 from payagent.core.invoice import Output
 from payagent.core.payment import State
 from payagent.core.problem import Refused
-from payagent.devnet.server import DevnetThread
 from payagent.store import alerts, onchain, queries
 from payagent.store.writer import open_read_only
 from payagent.wallet.coins import Coin, Coins
@@ -31,13 +30,9 @@ SOMEBODY = encode_address(bytes([0x60]) + bytes(28))
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
     """A devnet that goes by the clock that a test puts off."""
-    clock = Clock()
-    with DevnetThread(now_ms=clock.now_ms) as devnet:
-        world = World(devnet, tmp_path)
-        world.clock = clock
+    with world_with_clock(tmp_path) as world:
         world.fund(100 * ADA, 100 * ADA, 100 * ADA)
         yield world
-        world.http.close()
 
 
 def submit(world: World, raw: bytes) -> None:

@@ -9,13 +9,12 @@ from pathlib import Path
 
 import pytest
 from agent.test_agent_forks import assert_memory
-from agent_kit import ADA, Clock, Run, World, with_terms
+from agent_kit import ADA, Run, World, with_terms, world_with_clock
 
 from payagent.agent.agent import CANCEL_TTL_S
 from payagent.agent.terms import Terms
 from payagent.core.payment import Delivery, State
 from payagent.core.problem import Refused
-from payagent.devnet.server import DevnetThread
 from payagent.dialects import Said, make_response
 from payagent.store import queries
 
@@ -26,13 +25,9 @@ REFUSAL = {"detail": {"error": "x"}}
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
     """A devnet whose clock the test moves, and a merchant that takes signed transactions."""
-    clock = Clock()
-    with DevnetThread(now_ms=clock.now_ms) as devnet:
-        world = World(devnet, tmp_path)
-        world.clock = clock
+    with world_with_clock(tmp_path) as world:
         world.terms = with_handover(world.terms)
         yield world
-        world.http.close()
 
 
 def with_handover(terms: Terms) -> Terms:

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import httpx
 import pytest
-from agent_kit import ADA, Clock, Relay, Run, World, with_terms
+from agent_kit import ADA, Relay, Run, World, with_terms, world_with_clock
 
 from payagent.core.payment import State
-from payagent.devnet.server import DevnetThread
 from payagent.store import alerts, queries
 
 NO_SUCH = {"status_code": 404, "error": "Not Found", "message": "The requested component has not been found."}
@@ -23,14 +22,10 @@ IN_TIME_S = 480
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
-    clock = Clock()
-    with DevnetThread(now_ms=clock.now_ms) as devnet:
-        world = World(devnet, tmp_path)
-        world.clock = clock
+    with world_with_clock(tmp_path) as world:
         world.settings(timeout=3000)
-        clock.ahead_ms += 1_000_000  # so that block 0 is old
+        world.clock.ahead_ms += 1_000_000  # so that block 0 is old
         yield world
-        world.http.close()
 
 
 @pytest.fixture

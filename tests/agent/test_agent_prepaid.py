@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from agent_kit import ADA, Clock, Run, World
+from agent_kit import ADA, Run, World, world_with_clock
 
 from payagent.agent.agent import Request
 from payagent.agent.prepaid import Buyer, ServedCall
@@ -17,7 +17,6 @@ from payagent.core.ledger import merchant_account, prepaid_account
 from payagent.core.payment import State
 from payagent.core.prepaid import CALLS, Balance
 from payagent.core.problem import Refused
-from payagent.devnet.server import DevnetThread
 from payagent.store import prepaid
 
 PRICE = 10 * ADA
@@ -27,12 +26,8 @@ SHARES = 3 * ADA
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
     """A devnet whose clock the test moves."""
-    clock = Clock()
-    with DevnetThread(now_ms=clock.now_ms) as devnet:
-        world = World(devnet, tmp_path)
-        world.clock = clock
+    with world_with_clock(tmp_path) as world:
         yield world
-        world.http.close()
 
 
 @pytest.fixture

@@ -3,12 +3,13 @@
 import asyncio
 import contextlib
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from agent.test_agent_replace import TTL_S, attempts, lose, pass_time_of
-from agent.test_agent_replace import world as movable_world  # a fixture
-from agent_kit import ADA, World
+from agent_kit import ADA, World, world_with_clock
 
 from payagent.agent import steps
 from payagent.core.payment import State
@@ -16,7 +17,12 @@ from payagent.core.problem import Refused
 from payagent.store import queries
 from payagent.wallet.transaction import sign
 
-__all__ = ["movable_world"]
+
+@pytest.fixture
+def movable_world(tmp_path: Path) -> Iterator[World]:
+    """A devnet whose clock the test moves."""
+    with world_with_clock(tmp_path) as world:
+        yield world
 
 
 async def test_a_sweep_between_admission_and_signature_leaves_the_payment_to_its_task(world: World) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from agent.test_agent_forks import assert_memory
 from agent.test_agent_handover import broadcast, with_handover
-from agent_kit import ADA, APP, DEVNET, Clock, Relay, Run, World, with_terms
+from agent_kit import ADA, APP, DEVNET, Relay, Run, World, with_terms, world_with_clock
 
 from payagent.agent.foreign import thaw
 from payagent.agent.view import payment_view, retry_headers
@@ -24,7 +24,6 @@ from payagent.core.address import Address, encode_address, parse_address
 from payagent.core.payment import State
 from payagent.core.problem import Refused
 from payagent.core.strict_json import dumps
-from payagent.devnet.server import DevnetThread
 from payagent.store import alerts, queries
 from payagent.store.queries import PaymentRow
 from payagent.wallet.coins import Coin, Coins
@@ -38,12 +37,8 @@ LONG_S = 7_200
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
     """A devnet whose clock the test moves."""
-    clock = Clock()
-    with DevnetThread(now_ms=clock.now_ms) as devnet:
-        world = World(devnet, tmp_path)
-        world.clock = clock
+    with world_with_clock(tmp_path) as world:
         yield world
-        world.http.close()
 
 
 async def lose(world: World, run: Run, message: str = "hello") -> PaymentRow:

@@ -10,13 +10,12 @@ from agent.test_agent_foreign import require_whole, world
 from agent.test_agent_handover import with_handover
 from agent.test_agent_liars import FAKE, providers, raised, tip_of
 from agent.test_agent_replace import fork_with, height
-from agent_kit import ADA, APP, Clock, Relay, World
+from agent_kit import ADA, APP, Relay, World, world_with_clock
 
 from payagent.agent.chainview import QUIET_MS
 from payagent.agent.view import payment_view
 from payagent.core.payment import State
 from payagent.core.problem import Refused
-from payagent.devnet.server import DevnetThread
 from payagent.store import onchain, queries
 from payagent.store.signer import SIGNER_FILE, Signed, SignerFile, last_signed
 
@@ -282,14 +281,10 @@ class TestALiar:
     @pytest.fixture
     def world(self, tmp_path: Path) -> Iterator[World]:
         """Devnet and agent share a clock: ages of tips are true."""
-        clock = Clock()
-        with DevnetThread(now_ms=clock.now_ms) as devnet:
-            world = World(devnet, tmp_path)
-            world.clock = clock
-            clock.ahead_ms += 1_000_000
+        with world_with_clock(tmp_path) as world:
+            world.clock.ahead_ms += 1_000_000
             world.fund(50 * ADA)
             yield world
-            world.http.close()
 
     @pytest.fixture
     def pair(self, world: World) -> Iterator[tuple[Relay, Relay]]:

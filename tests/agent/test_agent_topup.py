@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from agent.test_agent_prepaid import balance, call, require_whole
-from agent_kit import ADA, APP, Clock, Run, World, with_terms
+from agent_kit import ADA, APP, Run, World, with_terms, world_with_clock
 from proxy.proxy_kit import Heard, Paywall, Peer
 
 from payagent.agent.terms import AutoTopup, TopupRequest
@@ -16,7 +16,6 @@ from payagent.agent.topup import PATIENCE_MS, Wish
 from payagent.core.payment import Delivery, State
 from payagent.core.policy import Limit
 from payagent.core.problem import Refused
-from payagent.devnet.server import DevnetThread
 from payagent.store import alerts, prepaid, queries, topups
 from payagent.store.topups import TopupRow
 
@@ -30,15 +29,11 @@ ROUNDS = 40
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
     """A devnet whose clock the test moves, and a merchant that sells batches by a request of its own."""
-    clock = Clock()
-    with DevnetThread(now_ms=clock.now_ms) as devnet:
-        world = World(devnet, tmp_path)
-        world.clock = clock
+    with world_with_clock(tmp_path) as world:
         world.terms = with_topup(world, topup_request=REQUEST)
         world.fund(*[100 * ADA] * 6)
         world.settings(batch=BATCH)
         yield world
-        world.http.close()
 
 
 def with_topup(world: World, **terms: object):  # type: ignore[no-untyped-def]

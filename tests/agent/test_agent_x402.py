@@ -12,7 +12,7 @@ import cbor2
 import httpx
 import pytest
 from agent.test_agent_handover import pass_ttl, wait_for_void
-from agent_kit import ADA, APP, Clock, Run, World
+from agent_kit import ADA, APP, Run, World, world_with_clock
 from commitments import commitment_to
 
 from payagent.agent.agent import Advice, Ask, Request
@@ -21,7 +21,6 @@ from payagent.agent.view import retry_headers
 from payagent.core.payment import Delivery, State
 from payagent.core.policy import Limit
 from payagent.core.problem import Refused
-from payagent.devnet.server import DevnetThread
 from payagent.dialects import Said, parse_answer, parse_response
 from payagent.store import queries
 from payagent.store.queries import PaymentRow
@@ -33,12 +32,8 @@ PATH = "/x402/report?day=1"
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
     """A devnet whose clock the test moves."""
-    clock = Clock()
-    with DevnetThread(now_ms=clock.now_ms) as devnet:
-        world = World(devnet, tmp_path)
-        world.clock = clock
+    with world_with_clock(tmp_path) as world:
         yield world
-        world.http.close()
 
 
 def get(world: World, headers: dict[str, str] | None = None) -> httpx.Response:

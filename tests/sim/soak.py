@@ -41,7 +41,7 @@ from payagent.merchants.client import MerchantClient
 from payagent.sim import life as lives
 from payagent.sim.buyers import PARTNER, BuyerTask, Want
 from payagent.sim.disk import Disk
-from payagent.sim.judge import Judge, Signed, outputs_asked
+from payagent.sim.judge import Judge, Signed
 from payagent.sim.life import Life
 from payagent.sim.loop import StuckError, VirtualLoop
 from payagent.sim.mix import QUIET, Mix
@@ -49,7 +49,7 @@ from payagent.sim.net import Net
 from payagent.sim.shops import SimShop, Transport
 from payagent.sim.source import Habits, SimSource
 from payagent.sim.story import Story
-from payagent.sim.world import ADA, NETWORK, START_MS, account, invoice_pay_to, make_template
+from payagent.sim.world import ADA, NETWORK, START_MS, account, asked_by, make_template, purchase_of
 from payagent.store import queries
 from payagent.store.writer import Connection
 
@@ -535,17 +535,10 @@ class Soak:
         self.judge.released(raw, where)
 
     def asked(self, origin: str, invoice_id: str | None) -> list[tuple[tuple[bytes, str, int], ...]]:
-        """As in a seed's world."""
-        shop = self.shops[origin]
-        invoice = shop.invoice(invoice_id or "")
-        if invoice is not None:
-            return [outputs_asked(invoice.terms.required, invoice.terms.asset)]
-        return [((invoice_pay_to(shop), LOVELACE, price),) for price in sorted(shop.prices)]
+        return asked_by(self.shops[origin], invoice_id)
 
     def purchase(self, origin: str, invoice_id: str | None) -> str | None:
-        """As in a seed's world."""
-        invoice = self.shops[origin].invoice(invoice_id or "") if origin else None
-        return None if invoice is None else invoice.request_key[2]
+        return purchase_of(self.shops[origin], invoice_id) if origin else None
 
     def _terms(self) -> Terms:
         merchants = {
