@@ -209,5 +209,14 @@ def _block(payment: dict[str, Any]) -> str | None:
 def _told(happening: dict[str, Any]) -> str:
     """One line of the history: what happened, and what is known beside it."""
     words = EVENTS_IN_WORDS.get(happening["event"], in_words(happening["event"]))
-    beside = ", ".join(f"{in_words(key)} {value}" for key, value in happening["detail"].items())
+    known = {key: value for key, value in happening["detail"].items() if value is not None}
+    beside = ", ".join(f"{in_words(key)} {_in_line(value)}" for key, value in known.items())
     return f"{words} ({beside})" if beside else words
+
+
+def _in_line(value: object) -> str:
+    if isinstance(value, list):
+        return "; ".join(_in_line(one) for one in value)
+    if isinstance(value, dict):
+        return " ".join(f"{in_words(key)} {_in_line(one)}" for key, one in value.items())
+    return str(value)

@@ -230,9 +230,9 @@ PROBLEMS: dict[str, Problem] = {
     ),
     "illegal_transition": Problem(
         409,
-        1,
+        2,
         "The payment is not in a state for that",
-        "Look at the payment first.",
+        "Look at the payment first: `payagent payments show` tells its state.",
         money="Nothing has changed.",
     ),
     "intent_settling": Problem(

@@ -195,6 +195,10 @@ def test_the_books_balance_and_tell_a_payment(shop: Shop) -> None:
     shown = shop.payagent("payments", "show", payment["id"], "--human").out
     for words in ("confirmed on the chain", "money held", payment["tx_hash"], payment["outputs"][0]["address"]):
         assert words in shown
+    assert "limit per_payment asset lovelace left" in shown
+    assert "None" not in shown
+    paid = shop.payagent("payments", "resolve", payment["id"])
+    assert (paid.code, paid.error["code"]) == (2, "illegal_transition"), "it is no bug to ask for it"
 
 
 def test_an_operator_takes_a_payments_coins_back(shop: Shop) -> None:
