@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from agent.test_agent_foreign import require_whole
 from agent.test_agent_replace import assert_at_rest, assert_sound, fork_with, height
-from agent_kit import ADA, APP, DEVNET, Clock, Relay, Run, World, with_terms
+from agent_kit import ADA, APP, DEVNET, Relay, Run, World, with_terms, world_with_clock
 
 from payagent.agent import steps
 from payagent.audit.finding import Finding
@@ -17,7 +17,6 @@ from payagent.chain.source import TxSeen
 from payagent.cli.payments import EVENTS_IN_WORDS
 from payagent.core.payment import State
 from payagent.core.problem import Refused
-from payagent.devnet.server import DevnetThread
 from payagent.store import alerts, queries
 from payagent.store.queries import PaymentRow
 from payagent.store.writer import Unit
@@ -29,12 +28,8 @@ PAST_THE_TTL_S = 2400
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
     """A devnet that goes by the clock that a test puts off; one coin lies deep, the next ones come later."""
-    clock = Clock()
-    with DevnetThread(now_ms=clock.now_ms) as devnet:
-        world = World(devnet, tmp_path)
-        world.clock = clock
+    with world_with_clock(tmp_path) as world:
         yield world
-        world.http.close()
 
 
 @asynccontextmanager
