@@ -1,8 +1,10 @@
 """The seals against the rows that they are of: every table of record once, in order, all of them side by side.
 
+The events' own chain is looked at as they pass.
 May import: store, audit. Never: holds more than a few rows of a table in memory; enumerates what a row claims.
 """
 
+import hashlib
 import json
 from collections.abc import Iterator
 from itertools import islice
@@ -16,6 +18,8 @@ from payagent.store.writer import Connection
 TOLD_EVERY = 5_000
 _AHEAD = 100
 _MARK = 4
+_LINK = len(',"",""]') + 2 * len(GENESIS)
+"""What an event's text ends with: the hash before and its own."""
 _SEALED = frozenset(SEALED)
 _read = json.JSONDecoder().raw_decode
 
@@ -58,26 +62,50 @@ class Rows:
         yield from self._rows
 
 
+def _linked(events: Iterator[Row], broken: list[Finding]) -> Iterator[Row]:
+    """The events as they are, and which of them do not follow from the one before.
+
+    An event's hash is of its text with the hash before in front in place of the row's number.
+    """
+    last_seq, last_hash = 0, GENESIS.encode()
+    for row in events:
+        seq, text = row
+        told = text[len(str(seq)) + 2 : -_LINK]
+        made = hashlib.sha256(b'["%b",%b]' % (last_hash, told)).hexdigest().encode()
+        link = text[-_LINK:]
+        if seq != last_seq + 1 or link != b',"%b","%b"]' % (last_hash, made):
+            broken.append(Finding("events", str(seq), "its hash does not follow from it and the event before"))
+        last_seq, last_hash = seq, link[-2 - len(made) : -2]
+        yield row
+
+
 def check_seals(conn: Connection, noted: Head | None) -> Iterator[Finding | Progress | Head]:
     """Every row is in one seal and is what was sealed; the seals are a chain, which `noted` is in."""
+    broken: list[Finding] = []
     tables = {table: Rows(books.row_texts(conn, table)) for table in SEALED}
-    head = Head(0, GENESIS)
-    is_there = noted is None or noted == head
+    tables["events"] = Rows(_linked(books.row_texts(conn, "events"), broken))
+    last_seq, last_hash = 0, GENESIS
+    missed = None if noted is None or noted == Head(0, GENESIS) else (noted.seq, noted.hash)
     for seal in books.seals(conn):
-        if seal.seq != head.seq + 1:
-            yield Finding("seals", numbers(head.seq + 1, seal.seq - 1), "missing: seals are numbered without gaps")
-        yield from _check(seal, head.hash, tables)
-        head = Head(seal.seq, seal.hash)
-        is_there = is_there or head == noted
-        if head.seq % TOLD_EVERY == 0:
-            yield Progress("seals", head.seq)
+        if seal.seq != last_seq + 1:
+            yield Finding("seals", numbers(last_seq + 1, seal.seq - 1), "missing: seals are numbered without gaps")
+        yield from _check(seal, last_hash, tables)
+        if broken:
+            yield from broken
+            broken.clear()
+        last_seq, last_hash = seal.seq, seal.hash
+        if (last_seq, last_hash) == missed:
+            missed = None
+        if last_seq % TOLD_EVERY == 0:
+            yield Progress("seals", last_seq)
     for table, rows in tables.items():
         for number, _ in rows.rest():
             yield Finding(table, str(number), "no seal is of it")
-    if noted is not None and not is_there:
-        yield Finding("seals", str(noted.seq), f"the chain does not have the head that was noted, {noted}")
-    yield Progress("seals", head.seq)
-    yield head
+    yield from broken
+    if missed is not None:
+        yield Finding("seals", str(missed[0]), f"the chain does not have the head that was noted, {noted}")
+    yield Progress("seals", last_seq)
+    yield Head(last_seq, last_hash)
 
 
 def _check(seal: books.Seal, prev_hash: str, tables: dict[str, Rows]) -> Iterator[Finding]:

@@ -4,7 +4,6 @@ May import: core, store, audit. Never: stops at the first finding; asks anybody 
 only the chain can tell (a deposit and its coin that were changed alike).
 """
 
-import hashlib
 from collections.abc import Iterator
 
 from payagent.audit.finding import Finding, Head, Progress
@@ -16,7 +15,7 @@ from payagent.core import ledger
 from payagent.core.ledger import EXTERNAL, HELD, WALLET
 from payagent.store import books, queries
 from payagent.store.queries import EntryRow
-from payagent.store.schema import GENESIS, missing_guards
+from payagent.store.schema import missing_guards
 from payagent.store.writer import Connection
 
 _OF_NO_PAYMENT = ("deposit", "undeposit", "use", "unuse", "foreign", "unforeign")
@@ -33,7 +32,6 @@ def verify(conn: Connection, owner: Owner, noted: Head | None = None) -> Iterato
     with shared_out(conn, owner) as payments:
         yield from check_seals(conn, noted)
         yield from _references(conn)
-        yield from _events(conn)
         yield from _entries(conn)
         yield from _balances(conn)
         yield from check_prepaid(conn)
@@ -54,18 +52,6 @@ def _references(conn: Connection) -> Iterator[Told]:
         for number, parent in books.broken_references(conn, table):
             yield Finding(table, str(number), f"it refers to a row that {parent} lacks")
         yield Progress("tables", place)
-
-
-def _events(conn: Connection) -> Iterator[Told]:
-    last_seq, last_hash = 0, GENESIS
-    for seq, prev_hash, own_hash, text in books.event_texts(conn):
-        made = hashlib.sha256(text).hexdigest()
-        if (seq, prev_hash, own_hash) != (last_seq + 1, last_hash, made):
-            yield Finding("events", str(seq), "its hash does not follow from it and the event before")
-        last_seq, last_hash = seq, own_hash
-        if seq % TOLD_EVERY == 0:
-            yield Progress("events", seq)
-    yield Progress("events", last_seq)
 
 
 def _entries(conn: Connection) -> Iterator[Told]:
