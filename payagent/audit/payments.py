@@ -15,7 +15,7 @@ from payagent.audit.finding import Finding
 from payagent.audit.signed import Owner, Reading, foreign_value, misread, read
 from payagent.core import ledger
 from payagent.core.invoice import hash_of_terms
-from payagent.core.ledger import Entry
+from payagent.core.ledger import Entry, Units
 from payagent.core.money import LOVELACE
 from payagent.core.payment import (
     NEVER_SIGNED,
@@ -84,8 +84,9 @@ def check_record(case: Case, owner: Owner) -> Generator[Finding, None, tuple[lis
     yield from _check_terms(case, owner)
     yield from _check_sightings(case, steps)
     yield from _check_time_over(case, steps)
-    yield from _check_holds(case, steps, readings, owner)
-    yield from _check_entries(case, steps, readings, owner)
+    paid = {tx_id: foreign_value(reading, owner) for tx_id, reading in readings.items()}
+    yield from _check_holds(case, steps, readings, paid)
+    yield from _check_entries(case, steps, paid)
     return steps, readings
 
 
@@ -189,7 +190,7 @@ def _check_terms(case: Case, owner: Owner) -> Iterator[Finding]:
         if case.intent is None or (case.intent.app_id, case.intent.origin) != (case.app_id, origin):
             yield Finding("payments", case.id, f"its intent is not one of app {case.app_id} at {origin!r}")
     for invoice in case.invoices.values():
-        terms = [(o.role, o.address, o.asset, o.units) for o in invoice.outputs]
+        terms = ((o.role, o.address, o.asset, o.units) for o in invoice.outputs)
         made = hash_of_terms(invoice.dialect, invoice.origin, invoice.invoice_id, owner.network.name, terms)
         if made != invoice.terms_hash:
             yield Finding("invoices", str(invoice.seq), "its terms are not those that its hash is of")
@@ -217,9 +218,9 @@ def _check_sightings(case: Case, steps: list[Step]) -> Iterator[Finding]:
             what = f"{step.event} of {step.tx_id}, which is not an attempt to {_SHOWN[step.event]}"
             yield Finding("events", str(step.row.seq), what)
     for step, sighting in zip(shown, case.sightings, strict=False):
-        wanted = tuple(step.told.get(name) for name in ("tx_id", "block_hash", "block_height", "block_slot"))
-        seen = sighting.tx_id, sighting.block_hash, sighting.block_height, sighting.block_slot
-        if (*seen, sighting.at_ms) != (*wanted, step.row.at_ms):
+        told = step.told.get
+        wanted = told("tx_id"), told("block_hash"), told("block_height"), told("block_slot"), step.row.at_ms
+        if sighting[1:] != wanted:
             yield Finding("sightings", str(sighting.seq), f"event {step.row.seq} tells of another block or time")
     if len(shown) > len(case.sightings):
         yield Finding("sightings", "-", f"event {shown[len(case.sightings)].row.seq} has no sighting")
@@ -253,8 +254,9 @@ def _check_submissions(case: Case, steps: list[Step]) -> Iterator[Finding]:
         if row.event in ("provider_accepted", "provider_answered"):
             provider = str(_detail(row.detail).get("provider"))
             answered[provider] = answered.get(provider, 0) + 1
+    providers = [provider for _, provider, _ in case.submissions]
     for provider, count in answered.items():
-        sent = sum(name == provider for _, name, _ in case.submissions)
+        sent = providers.count(provider)
         if sent < count:
             yield Finding(
                 "submissions", "-", f"{provider} answered {count} times for {case.id}, and was sent {sent}"
@@ -262,7 +264,7 @@ def _check_submissions(case: Case, steps: list[Step]) -> Iterator[Finding]:
 
 
 def _check_holds(
-    case: Case, steps: list[Step], readings: Mapping[str, Reading], owner: Owner
+    case: Case, steps: list[Step], readings: Mapping[str, Reading], paid: Mapping[str, Units]
 ) -> Iterator[Finding]:
     """What is held is the most that signed bytes take from the wallet, from the decision until it is given back.
 
@@ -285,18 +287,16 @@ def _check_holds(
     is_first = True
     for attempt in case.attempts:
         if attempt.kind == "pay" and (reading := readings.get(attempt.tx_id)):
-            spend = ledger.add((foreign_value(reading, owner), {LOVELACE: reading.fee_lovelace}))
+            spend = ledger.add((paid[attempt.tx_id], {LOVELACE: reading.fee_lovelace}))
             is_within = all(units <= hold.get(asset, 0) for asset, units in spend.items())
             if (hold != spend) if is_first else not is_within:
                 yield Finding("holds", case.id, f"{hold} is held, the bytes of {attempt.tx_id} take {spend}")
             is_first = False
 
 
-def _check_entries(
-    case: Case, steps: list[Step], readings: Mapping[str, Reading], owner: Owner
-) -> Iterator[Finding]:
+def _check_entries(case: Case, steps: list[Step], paid: Mapping[str, Units]) -> Iterator[Finding]:
     """The journal has, of this payment, what its events book: each entry, to the unit, and no other."""
-    wanted = list(_booked(case, steps, readings, owner)) if case.holds else []
+    wanted = list(_booked(case, steps, paid)) if case.holds else []
     for entry, (step, expected, ref) in zip(case.entries, wanted, strict=False):
         lines = sorted(entry.postings)
         same = lines == sorted(expected.postings)
@@ -309,9 +309,20 @@ def _check_entries(
         yield Finding("journal", str(entry.id), f"no event of {case.id} books it")
 
 
-def _booked(
-    case: Case, steps: list[Step], readings: Mapping[str, Reading], owner: Owner
-) -> Iterator[tuple[Step, Entry, str | None]]:
+@lru_cache(maxsize=1000)
+def _reserved(hold: tuple[tuple[str, int], ...]) -> Entry:
+    """What a hold books; many payments cost the same."""
+    return ledger.reserve(dict(hold))
+
+
+@lru_cache(maxsize=1000)
+def _posted(
+    hold: tuple[tuple[str, int], ...], spent: tuple[tuple[str, int], ...], fee_lovelace: int, account: str
+) -> Entry:
+    return ledger.post(dict(hold), {asset: units for asset, units in spent if units}, fee_lovelace, account)
+
+
+def _booked(case: Case, steps: list[Step], paid: Mapping[str, Units]) -> Iterator[tuple[Step, Entry, str | None]]:
     """What each event books, with the transaction that the entry names."""
     hold = {asset: units for asset, units, *_ in case.holds}
     fees = {attempt.tx_id: attempt.fee_lovelace for attempt in case.attempts}
@@ -323,13 +334,14 @@ def _booked(
             continue
         fee_lovelace = fees.get(step.tx_id or "", 0)
         if step.event is _HOLD:
-            yield step, ledger.reserve(hold), None
+            yield step, _reserved(tuple(hold.items())), None
         elif step.event is _REJECT and step.before is State.RESERVED:
             yield step, ledger.release(hold), None
         elif step.event is _CONFIRM:
-            reading = readings.get(step.tx_id or "")
-            spent = foreign_value(reading, owner) if reading else ledger.add((hold, {LOVELACE: -fee_lovelace}))
-            last = ledger.post(hold, {a: n for a, n in spent.items() if n}, fee_lovelace, account)
+            spent = paid.get(step.tx_id or "")
+            if spent is None:
+                spent = ledger.add((hold, {LOVELACE: -fee_lovelace}))
+            last = _posted(tuple(hold.items()), tuple(spent.items()), fee_lovelace, account)
             yield step, last, step.tx_id
         elif step.event is _VOID:
             last = ledger.release(hold, fee_lovelace)

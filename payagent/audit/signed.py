@@ -12,7 +12,6 @@ from nacl.bindings import crypto_sign_open
 from nacl.exceptions import BadSignatureError
 
 from payagent.core.address import Address, encode_address
-from payagent.core.ledger import add
 from payagent.core.money import LOVELACE
 from payagent.core.network import Network
 from payagent.store.books import SignedRow
@@ -40,11 +39,14 @@ def read(cbor: bytes) -> Reading | str:
 
 def foreign_value(reading: Reading, owner: Owner) -> dict[str, int]:
     """Units per asset of the outputs that are not the wallet's own."""
-    return add(
-        {LOVELACE: output.lovelace, **output.assets}
-        for output in reading.outputs
-        if output.address != owner.address.raw
-    )
+    own = owner.address.raw
+    total: dict[str, int] = {}
+    for output in reading.outputs:
+        if output.address != own:
+            total[LOVELACE] = total.get(LOVELACE, 0) + output.lovelace
+            for asset, units in output.assets.items():
+                total[asset] = total.get(asset, 0) + units
+    return total
 
 
 def misread(
