@@ -41,7 +41,7 @@ DatabaseError = sqlite3.DatabaseError
 
 BATCH_MAX = 256
 
-_CACHE_KIB = 16_384
+_CACHE_KIB = 65_536
 """Of who reads everything: the rows of one payment lie together in no index, which are read page by page again."""
 
 _COPY_PREFIX = ".snapshot-"

@@ -1,6 +1,7 @@
 """More payments take verify and an export no more memory, and no more work for each of them.
 
-By hand, with times: `python tests/audit/test_audit_size.py 50000`, or with a file that scripts/make_ledger made.
+By hand, with times: `python tests/audit/test_audit_size.py 50000`, or with a file that scripts/make_ledger made;
+with `verify`, or the name of a form, behind it for that alone.
 """
 
 import os
@@ -34,6 +35,7 @@ MAKER = Path(__file__).resolve().parents[2] / "scripts" / "make_ledger"
 FEW, MANY = 300, 600
 PEAK_MAX_BYTES = 4_000_000
 GROWTH_MAX_BYTES = 500_000
+PROCESSES = {resource.RUSAGE_SELF: "the first process", resource.RUSAGE_CHILDREN: "its helpers"}
 
 
 def make(path: Path, count: int) -> Path:
@@ -162,11 +164,18 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         given = sys.argv[1]
         file = make(Path(folder) / "ledger.db", int(given)) if given.isdigit() else Path(given)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         actions: dict[str, Callable[[], object]] = {"verify": lambda: len(found_in(file))}
         actions |= {form: lambda form=form: chars_of(file, form) for form in FORMATS}
-        for name, act in actions.items():
-            began = time.perf_counter()
-            result = act()
-            grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
-            print(f"{name}: {result} in {time.perf_counter() - began:.1f} s, {grown} MiB more")
+        for name in sys.argv[2:] or actions:
+            began, before = time.perf_counter(), [resource.getrusage(who) for who in PROCESSES]
+            result = actions[name]()
+            print(f"{name}: {result} in {time.perf_counter() - began:.1f} s")
+            for which, earlier, now in zip(
+                PROCESSES.values(), before, [resource.getrusage(who) for who in PROCESSES], strict=True
+            ):
+                cpu_s = now.ru_utime + now.ru_stime - earlier.ru_utime - earlier.ru_stime
+                system_s, read_mib = now.ru_stime - earlier.ru_stime, (now.ru_inblock - earlier.ru_inblock) // 2048
+                print(
+                    f"  {which}: {cpu_s:.1f} s of CPU ({system_s:.1f} s in the system), {read_mib} MiB read from "
+                    f"the disk, {now.ru_maxrss // 1024} MiB at most"
+                )
