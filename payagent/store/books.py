@@ -20,6 +20,9 @@ from payagent.store.queries import AttemptKind, EntryRow, OutputRow
 from payagent.store.schema import GUARDS, KEPT
 from payagent.store.seals import row_text
 
+_LEAST, _MOST = -(2**63), 2**63 - 1
+"""What numbers a row may have."""
+
 REFERRING = (*sorted(KEPT), "reservations")
 """The tables of record, in which what is there stays, and who has which coins."""
 
@@ -212,15 +215,13 @@ class _Belongings:
 
 
 def payment_spans(conn: sqlite3.Connection, count: int) -> Iterator[tuple[int, int]]:
-    """The first and the last number of every so many payments."""
-    last: int | None = -(2**63)
+    """The first and the last number of every so many payments; fewer, where numbers are missing."""
+    last = _LEAST
     while True:
-        first, last = conn.execute(
-            "SELECT MIN(seq), MAX(seq) FROM (SELECT seq FROM payments WHERE seq > ? ORDER BY seq LIMIT ?)",
-            (last, count),
-        ).fetchone()
+        (first,) = conn.execute("SELECT MIN(seq) FROM payments WHERE seq > ?", (last,)).fetchone()
         if first is None:
             return
+        last = min(first + count - 1, _MOST)
         yield first, last
 
 
