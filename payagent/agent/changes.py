@@ -10,11 +10,11 @@ from contextlib import contextmanager
 
 
 class Changes:
-    """Wake-ups by payment id, on one event loop."""
+    """Wake-ups by payment id, on one event loop, in the order in which they began to wait."""
 
     def __init__(self) -> None:
-        self._waiters: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
-        self._followers: set[asyncio.Event] = set()
+        self._waiters: defaultdict[str, dict[asyncio.Event, None]] = defaultdict(dict)
+        self._followers: dict[asyncio.Event, None] = {}
 
     def notify(self, payment_id: str) -> None:
         for event in (*self._waiters.get(payment_id, ()), *self._followers):
@@ -24,22 +24,22 @@ class Changes:
     def following(self) -> Iterator[asyncio.Event]:
         """An event that is set whenever something is noted for any payment; who follows clears it."""
         event = asyncio.Event()
-        self._followers.add(event)
+        self._followers[event] = None
         try:
             yield event
         finally:
-            self._followers.discard(event)
+            del self._followers[event]
 
     async def wait(self, payment_id: str, timeout_s: float) -> bool:
         """True when something was noted for the payment, False when the time ran out."""
         event = asyncio.Event()
-        self._waiters[payment_id].add(event)
+        self._waiters[payment_id][event] = None
         try:
             await asyncio.wait_for(event.wait(), timeout_s)
         except TimeoutError:
             return False
         finally:
-            self._waiters[payment_id].discard(event)
+            del self._waiters[payment_id][event]
             if not self._waiters[payment_id]:
                 del self._waiters[payment_id]
         return True
