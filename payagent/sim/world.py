@@ -4,6 +4,7 @@ May import: the rest of sim and what it needs of the other rooms to set a stage.
 """
 
 import asyncio
+import gc
 import logging
 import shutil
 import sys
@@ -560,7 +561,11 @@ def make_template(folder: Path) -> Path:
 
 
 class Stage:
-    """A folder in memory, if there is one, with a template; for as many runs as wanted, one after the other."""
+    """A folder in memory, if there is one, with a template; for as many runs as wanted, one after the other.
+
+    Garbage is collected between runs. Within one, what it ends (a stream that a dead task has read from) would come
+    at a time that depends on more than the seed; and what is there before the first run is no run's garbage.
+    """
 
     def __init__(self) -> None:
         shared = Path("/dev/shm")  # noqa: S108  a folder of our own is made in it
@@ -571,14 +576,19 @@ class Stage:
         structlog.configure(
             wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING), processors=[self._hear]
         )
+        gc.collect()
+        gc.freeze()
 
     def run(self, seed: int, *, keep_story: bool = False) -> Story:
         folder = self._folder / "run"
         folder.mkdir()
+        gc.disable()
         try:
             self._world = World(seed, folder, self._template, keep_story=keep_story)
             return self._world.run()
         finally:
+            gc.enable()
+            gc.collect()
             shutil.rmtree(folder)
 
     def _hear(self, _logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
@@ -593,4 +603,5 @@ class Stage:
         raise structlog.DropEvent
 
     def close(self) -> None:
+        gc.unfreeze()
         shutil.rmtree(self._folder, ignore_errors=True)
