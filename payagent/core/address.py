@@ -6,6 +6,7 @@ the one canonical spelling of its bytes.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from payagent.core.network import Network
 from payagent.core.problem import Refused
@@ -69,6 +70,7 @@ def parse_address(value: object, network: Network) -> Address:
     return Address(text, raw)
 
 
+@lru_cache(maxsize=1000)  # the same few are paid, and shown, again and again
 def encode_address(raw: bytes) -> Address:
     """The address of our own bytes (type 0 or 6, header and all)."""
     prefix = "addr" if raw[0] & 0x0F == 1 else "addr_test"
@@ -101,6 +103,7 @@ def _expand(prefix: str) -> list[int]:
     return [ord(char) >> 5 for char in prefix] + [0] + [ord(char) & 31 for char in prefix]
 
 
+@lru_cache(maxsize=1000)
 def _bech32_decode(text: str) -> tuple[str, bytes]:
     """BIP-173, without its 90-character bound (CIP-19 lifts it); only the original checksum constant 1."""
     prefix, separator, data = text.rpartition("1")

@@ -8,6 +8,7 @@ no duplicate map key or set element from protocol version 9 on.
 """
 
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from hashlib import blake2b
 
 from payagent.devnet import cbor
@@ -76,6 +77,7 @@ class _Body:
         self.network_id: int | None = None
 
 
+@lru_cache(maxsize=256)  # a client sends the same bytes again and again, to nodes and to merchants
 def _decode_tx(raw: bytes) -> Tx:
     reader = Reader(raw)
     array = _fixed_array(reader, 4, "transaction")

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from functools import lru_cache
 from hashlib import blake2b, sha256
 from typing import Any, Protocol
 
@@ -36,6 +37,7 @@ _ROLE = re.compile(r"[a-z][a-z0-9_-]{0,31}", re.ASCII)
 _MOST_TIMEOUT_S, _MOST_BATCH, _MOST_CONFIRMATIONS, _MOST_SPLITS = 86_400, 1_000_000, 100, 15
 
 
+@lru_cache(maxsize=1000)
 def role_address(role: str) -> Address:
     """The devnet address of a role: of fixed key hashes, for which nobody has keys; pay_to has a stake part."""
     payment = blake2b(f"payagent devnet {role}".encode(), digest_size=28).digest()

@@ -10,6 +10,7 @@ ledger and the real one differ, the real one is followed.
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from hashlib import blake2b
 
 from nacl.bindings import crypto_sign_open
@@ -121,6 +122,7 @@ def unverified_keys(tx: Tx) -> list[str]:
     return [key.hex() for key, signature in tx.witnesses if not _verifies(key, signature, body_hash)]
 
 
+@lru_cache(maxsize=256)
 def _verifies(key: bytes, signature: bytes, message: bytes) -> bool:
     try:
         crypto_sign_open(signature + message, key)
