@@ -5,6 +5,7 @@ What was written after the last sync may be there in part, or as garbage: SQLite
 May import: the standard library, store.writer. Never: lets a process read what another process's death took.
 """
 
+import os
 import shutil
 from pathlib import Path
 from random import Random
@@ -24,6 +25,7 @@ class Disk:
         self._generation = 0
         self.signed: Signed | None = None
         self._synced_bytes = 0
+        self._is_synced = True
         self.path = folder / "0.db"
         shutil.copyfile(template, self.path)
 
@@ -32,16 +34,21 @@ class Disk:
         return self.path.with_name(self.path.name + "-wal")
 
     def attach(self, conn: Connection) -> None:
-        """The log is never folded into the file while a process lives, so that its length tells what is synced."""
+        """The log is folded into the file now, and not while the process lives: its length tells what is synced.
+
+        Nobody else opens the file meanwhile, so that nothing need be locked for each read.
+        """
         conn.execute("PRAGMA wal_autocheckpoint = 0")
+        conn.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        conn.execute("PRAGMA locking_mode = EXCLUSIVE")
+        self._is_synced = conn.execute("PRAGMA synchronous").fetchone()[0] >= _FULL
         self._synced_bytes = self._size()
 
-    def committed(self, conn: Connection) -> bool:
+    def committed(self) -> bool:
         """A commit returned: whether it was synced."""
-        is_synced = bool(conn.execute("PRAGMA synchronous").fetchone()[0] >= _FULL)
-        if is_synced:
+        if self._is_synced:
             self._synced_bytes = self._size()
-        return is_synced
+        return self._is_synced
 
     def fill_up(self, conn: Connection) -> None:
         """From now on no page can be added."""
@@ -53,16 +60,23 @@ class Disk:
 
     def die(self, rng: Random, *, torn: bool) -> None:
         """What is left goes on under another name; the old one belongs to the dead."""
-        log = self._wal.read_bytes() if self._wal.exists() else b""
-        left = log[: self._synced_bytes]
+        size_bytes, left_bytes, garbage = self._size(), self._synced_bytes, b""
         if torn:
-            lost = log[self._synced_bytes :]
-            left += lost[: rng.randrange(len(lost) + 1)] if lost else b""
-            left += rng.randbytes(rng.randrange(1, 600))
+            lost_bytes = size_bytes - left_bytes
+            left_bytes += rng.randrange(lost_bytes + 1) if lost_bytes else 0
+            garbage = rng.randbytes(rng.randrange(1, 600))
         self._generation += 1
-        dead, self.path = self.path, self._folder / f"{self._generation}.db"
-        shutil.copyfile(dead, self.path)
-        self._wal.write_bytes(left)
+        dead, dead_log, self.path = self.path, self._wal, self._folder / f"{self._generation}.db"
+        # by its name the dead would fold its log into the file when it is closed; where that is gone, it does not
+        dead.rename(self.path)
+        if size_bytes:
+            dead_log.rename(self._wal)
+        with self._wal.open("ab") as log:
+            log.truncate(left_bytes)
+            log.write(garbage)
 
     def _size(self) -> int:
-        return self._wal.stat().st_size if self._wal.exists() else 0
+        try:
+            return os.stat(f"{self.path}-wal").st_size  # noqa: PTH116  it is asked after each commit
+        except FileNotFoundError:
+            return 0

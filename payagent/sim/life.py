@@ -7,6 +7,7 @@ May import: every room that daemon.py puts together, the rest of sim. Never: cle
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from random import Random
 from typing import Any, Protocol, TypeVar
 
@@ -105,6 +106,20 @@ class Record:
         self._host.disk.signed = signed
 
 
+class InlineReaders(Readers):
+    """Reads on the writer's own connection, between its commits: what is committed is what every reader sees."""
+
+    def __init__(self, path: Path, writing: Connection) -> None:
+        super().__init__(path)
+        self._writing = writing
+
+    @property
+    def conn(self) -> Connection:
+        if self._writing.in_transaction:
+            raise RuntimeError("a job reads by another connection than its own, which does not see what it wrote")
+        return self._writing
+
+
 class InlineWriter:
     """Makes jobs durable on the loop itself. A death at a commit point takes effect here."""
 
@@ -146,13 +161,13 @@ class Life:
         self.is_over = False
         self._dies_in: str | None = None
         self._full = False
-        self._readers = Readers(host.disk.path)
         ports = Ports(_Clock(host), _Draws(host.rng))
         record = Record(host)
         self._committer = Committer(
             host.disk.path, checkpoint=self._checkpoint, own=Ownership(ports.new_id("boot"), record)
         )
         host.disk.attach(self._committer.conn)
+        self._readers = InlineReaders(host.disk.path, self._committer.conn)
         writer = InlineWriter(self, self._committer)
         self.agent = Agent(host.terms, ports, writer, self._readers, host.sources(), host.signer)
         merchants = host.merchants()
@@ -214,7 +229,7 @@ class Life:
         before = self._committer.commits
         self._committer.commit(jobs)
         if self._committer.commits > before:
-            host.committed(self._committer.conn, synced=host.disk.committed(self._committer.conn))
+            host.committed(self._committer.conn, synced=host.disk.committed())
         for job in jobs:
             raised = job.future.exception()
             if isinstance(raised, Refused) and raised.code == "store_failed":
@@ -259,7 +274,6 @@ class Life:
 
     def _end(self) -> None:
         self._host.loop.end_tasks_of(self)
-        self._readers.conn.close()
         self._committer.close()
 
     async def _every(self, beats: int, act: Callable[[], Coroutine[Any, Any, object]]) -> None:
