@@ -8,7 +8,7 @@ for an answer.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import replace
 from functools import partial
 
@@ -32,7 +32,7 @@ from payagent.merchants.client import MerchantClient
 from payagent.store import prepaid, queries, records, topups
 from payagent.store.prepaid import Observation, Pool
 from payagent.store.queries import PaymentRow
-from payagent.store.writer import Unit
+from payagent.store.writer import Connection, Unit
 
 RESUBMIT_FIRST_MS = 5_000
 RESUBMIT_MAX_MS = 200_000
@@ -46,6 +46,9 @@ OBSERVED_AGAIN_MS = 3_600_000
 RECHECK_DEPTHS = (16, 128, 1024)
 """Depths at which a block is looked up again though no fork was noticed: an index may have shown it too long."""
 
+_SENDING = (State.SIGNED, State.IN_FLIGHT, State.CANCELLING)
+_UNDER_WAY = (State.RESERVED, *LOOKED_FOR)
+_SEEN = (State.IN_BLOCK, State.CONFIRMED)
 _OPEN_DELIVERY = (Delivery.NOT_PRESENTED, Delivery.PRESENTED)
 
 log = structlog.get_logger("payagent.watch")
@@ -59,6 +62,36 @@ def resubmit_due_ms(sent_count: int, last_sent_ms: int, *, is_hopeless: bool = F
     if is_hopeless:
         return last_sent_ms + RESUBMIT_MAX_MS
     return last_sent_ms + min(RESUBMIT_FIRST_MS << max(sent_count - 1, 0), RESUBMIT_MAX_MS)
+
+
+class Rows:
+    """The payments that a look is about, which its steps ask for: read again when anything was committed since."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+        self._as_of: object = None
+        self._read: dict[str, list[PaymentRow]] = {}
+
+    def under_way(self, states: Collection[State]) -> list[PaymentRow]:
+        """Admitted payments that no block has yet, in any of these states, oldest first."""
+        rows = self._get("under way", lambda conn: queries.payments_in(conn, _UNDER_WAY))
+        return [row for row in rows if row.state in states]
+
+    def on_chain(self) -> list[PaymentRow]:
+        """Payments of which a transaction is in a block that may still be lost."""
+        return [*self._get("seen", lambda conn: queries.payments_in(conn, _SEEN)), *self.watched_voids()]
+
+    def watched_voids(self) -> list[PaymentRow]:
+        return self._get("void", queries.watched_voids)
+
+    def _get(self, name: str, read: Callable[[Connection], list[PaymentRow]]) -> list[PaymentRow]:
+        conn = self._agent.conn
+        if (as_of := (conn, queries.version(conn))) != self._as_of:
+            self._as_of = as_of
+            self._read.clear()
+        if name not in self._read:
+            self._read[name] = read(conn)
+        return self._read[name]
 
 
 class Watch:
@@ -76,6 +109,7 @@ class Watch:
         self._merchants = merchants
         self._foreign = Foreign(agent)
         self._vanished = Vanished(agent)
+        self._rows = Rows(agent)
         self._lock = asyncio.Lock()
         self._last: Tip | None = None
         self._unverified: set[str] = set()
@@ -227,47 +261,41 @@ class Watch:
         return slots.slot_at(now_ms) if slots else None
 
     async def _look(self, source: View, tip: Tip, is_new: bool) -> None:
-        conn = self._agent.conn
         self._unanswered = False
         self._unverified |= await self._in_doubt(source, tip)
-        on_chain = self._on_chain()
+        on_chain = self._rows.on_chain()
         self._unverified &= {row.id for row in on_chain}
         await self._each(
             [row for row in on_chain if row.id in self._unverified], partial(self._recheck, source, tip)
         )
         self._unweighed = False
         self._unread.clear()
-        await self._each(queries.payments_in(conn, LOOKED_FOR), partial(self._look_for, source, tip))
+        await self._each(self._rows.under_way(LOOKED_FOR), partial(self._look_for, source, tip))
         await self._each(
             self._deep(State.IN_BLOCK, tip, self._agent.terms.confirm_depth), partial(self._confirm, source, tip)
         )
         settle_depth = self._agent.terms.settle_depth
         ending = [
             *self._deep(State.CONFIRMED, tip, settle_depth),
-            *(row for row in queries.watched_voids(conn) if _depth(row, tip) >= settle_depth),
+            *(row for row in self._rows.watched_voids() if _depth(row, tip) >= settle_depth),
         ]
         await self._each(ending, partial(self._settle, source, tip))
         if is_new or self._coins_due:
             await self._look_at_coins(source, tip)
         if self._last is None:
             # what was about to leave when the last process ended may never have left
-            self._urgent.update(row.id for row in queries.payments_in(conn, (State.IN_FLIGHT,)))
+            self._urgent.update(row.id for row in self._rows.under_way((State.IN_FLIGHT,)))
         self._last = tip
         if self._coins_read:
             self._agent.chain.tip = tip
 
     async def _in_doubt(self, source: View, tip: Tip) -> set[str]:
         """Payments whose block may be off the chain: all after what may be a fork, else those due by depth."""
-        rows = self._on_chain()
+        rows = self._rows.on_chain()
         if self._last is None or await self._may_have_forked(source, tip, self._last):
             return {row.id for row in rows}
         grown = tip.height - self._last.height
         return {row.id for row in rows if any(0 <= _depth(row, tip) - depth < grown for depth in RECHECK_DEPTHS)}
-
-    def _on_chain(self) -> list[PaymentRow]:
-        """Payments of which a transaction is in a block that may still be lost."""
-        conn = self._agent.conn
-        return [*queries.payments_in(conn, (State.IN_BLOCK, State.CONFIRMED)), *queries.watched_voids(conn)]
 
     async def _may_have_forked(self, source: View, tip: Tip, last: Tip) -> bool:
         """Whether the block that was the tip at the last look may be off the chain."""
@@ -338,8 +366,7 @@ class Watch:
 
     def _deep(self, state: State, tip: Tip, depth: int) -> list[PaymentRow]:
         """Payments in a state whose block is at least so deep."""
-        rows = queries.payments_in(self._agent.conn, (state,))
-        return [row for row in rows if _depth(row, tip) >= depth]
+        return [row for row in self._rows.on_chain() if row.state is state and _depth(row, tip) >= depth]
 
     async def _confirm(self, source: View, tip: Tip, row: PaymentRow) -> None:
         if await self._still_there(source, tip, row):
@@ -404,13 +431,13 @@ class Watch:
         if agent.chain.slots is None:
             return
         slot = agent.chain.slots.slot_at(now_ms)
-        for row in queries.payments_in(agent.conn, (State.SIGNED, State.IN_FLIGHT, State.CANCELLING)):
+        for row in self._rows.under_way(_SENDING):
             if (row.ttl_slot or 0) > slot and steps.may_broadcast(row) and self._is_due(row, now_ms):
                 agent.send_off(row.id)
         self._urgent.clear()
         if agent.chain.is_ready(now_ms) and agent.chain.tip is not None:
             await self._carry_on_what_is_over(agent.chain.tip)
-            unsigned = queries.payments_in(agent.conn, UNSIGNED)
+            unsigned = self._rows.under_way(UNSIGNED)
             await self._each([row for row in unsigned if row.id not in self._vanished.stuck], agent.resume)
 
     async def _carry_on_what_is_over(self, tip: Tip) -> None:
@@ -423,7 +450,7 @@ class Watch:
             elif row.id not in self._unread and is_lost(agent.conn, row, tip.slot):
                 await agent.renew(row)
 
-        sent = queries.payments_in(agent.conn, (State.SIGNED, State.IN_FLIGHT, State.CANCELLING))
+        sent = self._rows.under_way(_SENDING)
         await self._each([row for row in sent if row.id not in self._vanished.stuck], carry_on)
 
     def _is_due(self, row: PaymentRow, now_ms: int) -> bool:

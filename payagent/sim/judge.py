@@ -81,6 +81,8 @@ class Judge:
         self._outputs_of: dict[str, Tx] = {}
         self._answers: dict[str, str] = {}
         self._accepted: dict[str, None] = {}
+        self._booked_as_of: object = None
+        self._booked: tuple[set[str], int] = set(), 0
 
     # --- the record
 
@@ -297,7 +299,7 @@ class Judge:
 
         But for what a fork deeper than `void_depth` lets land after it was void: that is known at the next look.
         """
-        void = {row[0] for row in conn.execute("SELECT id FROM payments WHERE state = 'void'")}
+        void, booked = self._as_booked(conn)
         gone = sum(
             self._spend(tx) if self.signed[tx_id].origin else tx.fee_lovelace
             for tx_id, tx in self._released.items()
@@ -306,13 +308,20 @@ class Judge:
             and self.signed[tx_id].payment not in void
             and self._is_in_block(tx_id)
         )
-        booked = sum(
-            units
-            for account, asset, units in queries.balances(conn)
-            if asset == LOVELACE and account not in (WALLET, EXTERNAL)
-        )
         if booked < gone:
             self._story.violate("I2", f"{gone} lovelace left, {booked} are held or posted")
+
+    def _as_booked(self, conn: Connection) -> tuple[set[str], int]:
+        """The payments that are void, and the lovelace held or posted; read again when anything was committed."""
+        if (as_of := (conn, queries.version(conn))) != self._booked_as_of:
+            void = {row[0] for row in conn.execute("SELECT id FROM payments WHERE state = 'void'")}
+            booked = sum(
+                units
+                for account, asset, units in queries.balances(conn)
+                if asset == LOVELACE and account not in (WALLET, EXTERNAL)
+            )
+            self._booked_as_of, self._booked = as_of, (void, booked)
+        return self._booked
 
 
 def outputs_asked(outputs: Iterable[tuple[bytes, int]], asset: str) -> tuple[tuple[bytes, str, int], ...]:

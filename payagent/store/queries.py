@@ -270,6 +270,12 @@ def payments_in(conn: sqlite3.Connection, states: Iterable[State]) -> list[Payme
     return [_payment(row) for row in rows]
 
 
+def version(conn: sqlite3.Connection) -> tuple[int, int]:
+    """Another one than before if anything was committed since, by this connection or another."""
+    (by_others,) = conn.execute("PRAGMA data_version").fetchone()
+    return by_others, conn.total_changes
+
+
 def payments_of_topup(conn: sqlite3.Connection, topup_id: str) -> list[PaymentRow]:
     """Oldest first."""
     return [_payment(row) for row in conn.execute(f"{_PAYMENT} WHERE p.topup = ? ORDER BY p.seq", (topup_id,))]

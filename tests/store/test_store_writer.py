@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from payagent.core.problem import Refused
+from payagent.store import queries
 from payagent.store.signer import Signed, lacks
 from payagent.store.writer import Ownership, Readers, Unit, Writer
 
@@ -45,6 +46,22 @@ async def test_jobs_that_wait_together_share_a_commit(path: Path) -> None:
     await asyncio.gather(first, *others)
     assert writer.commits <= 3
     assert len(keys(path)) == 64
+    writer.close()
+
+
+async def test_a_reader_can_tell_whether_anything_was_committed_since(path: Path) -> None:
+    writer, readers = Writer(path), Readers(path)
+    own = sqlite3.connect(path, isolation_level=None)
+    seen = [queries.version(readers.conn), queries.version(readers.conn)]
+    assert seen[0] == seen[1]
+    for number in range(3):
+        await writer.run("put", put(f"k{number}"))
+        seen.append(queries.version(readers.conn))
+    assert len(set(seen)) == 4
+    before = queries.version(own)
+    own.execute("INSERT INTO meta VALUES ('own', 'x')")
+    assert queries.version(own) != before
+    own.close()
     writer.close()
 
 
