@@ -60,7 +60,7 @@ def refill(bucket: Bucket, rate: Rate, now_ms: int) -> Bucket:
 
 def take(bucket: Bucket, count: int) -> Bucket:
     """So many calls were made. It may go below nothing: what is sent is sent."""
-    return replace(bucket, millicalls=bucket.millicalls - count * 1000)
+    return Bucket(bucket.millicalls - count * 1000, bucket.at_ms)
 
 
 def wait_ms(bucket: Bucket, rate: Rate, reserved: int) -> int:

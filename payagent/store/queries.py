@@ -458,7 +458,8 @@ FROM coins c LEFT JOIN reservations r ON r.ref = c.ref
 
 
 def _coin(row: tuple[str, str, int, int, str, str, str, str | None]) -> CoinRow:
-    return CoinRow(row[0], row[1], row[2], row[3], json.loads(row[4]), row[5], row[6], row[7])
+    assets = {} if row[4] == "{}" else json.loads(row[4])
+    return CoinRow(row[0], row[1], row[2], row[3], assets, row[5], row[6], row[7])
 
 
 def coins(conn: sqlite3.Connection) -> list[CoinRow]:
