@@ -23,7 +23,7 @@ from payagent.agent.repeats import Repeats
 from payagent.agent.replacement import is_lost
 from payagent.agent.terms import MerchantTerms
 from payagent.agent.vanished import LOOKED_FOR, Vanished
-from payagent.chain.panel import Panel, View
+from payagent.chain.panel import Panel, View, at_once
 from payagent.chain.source import Found, Genesis, NotFound, Parameters, SubmitKind, Tip, TxSeen, Unknown, Why
 from payagent.core.payment import UNSIGNED, Delivery, State
 from payagent.core.problem import Refused
@@ -476,7 +476,7 @@ class Watch:
                     self._unanswered |= isinstance(error, Refused) and error.code == "store_failed"
                     log.warning("payment.step_failed", payment=row.id, error=repr(error), exc_info=True)
 
-        await asyncio.gather(*(one(row) for row in rows))
+        await at_once([one(row) for row in rows])
 
 
 def _depth(row: PaymentRow, tip: Tip) -> int:

@@ -169,7 +169,7 @@ class View:
         return [member for member in self._heard if not member.is_mute(what)] or list(self._heard)
 
     async def _ask(self, what: str, ask: Callable[[Guarded], Coroutine[Any, Any, Read[T]]]) -> list[Said[T]]:
-        reads = await asyncio.gather(*(ask(member.source) for member in self._heard))
+        reads = await at_once([ask(member.source) for member in self._heard])
         now_ms = self.panel.now_ms()
         for member, read in zip(self._heard, reads, strict=True):
             member.note(what, read, now_ms)
@@ -254,7 +254,7 @@ class Panel:
 
     async def look(self) -> View | None:
         """Who is heard now, and the tip that they have in common; None when nobody is."""
-        tips = await asyncio.gather(*(self._hear(member) for member in self._members))
+        tips = await at_once([self._hear(member) for member in self._members])
         heard = [member for member, tip in zip(self._members, tips, strict=True) if tip and not member.trouble]
         late = [member for member, tip in zip(self._members, tips, strict=True) if tip and member.is_late]
         speaking = heard or late
@@ -441,6 +441,13 @@ class Panel:
         if isinstance(listed, Found) and any(coin.tx_id == tx_id for coin in listed.value):
             return f"it lists a coin of {tx_id}, and denies that transaction"
         return None
+
+
+async def at_once(works: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """What each returned, in their order. Most often it is one or none, for which no task is made."""
+    if len(works) < 2:
+        return [await work for work in works]
+    return await asyncio.gather(*works)
 
 
 def _is_open(read: Read[Any]) -> TypeGuard[Unknown]:

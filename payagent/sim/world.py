@@ -70,6 +70,9 @@ LONG_MAX_S = 150_000.0
 LAST_LOOKS_S = 600.0
 """What was spent elsewhere is searched for once a minute, and a provider is waited for two."""
 
+ROUNDS = 1600
+"""In so many rounds of the loop, a run's trouble, the daemon dies `crash_at_await` times in the mean."""
+
 SELDOM_JOBS = ("cancel", "confirm", "replace", "settle", "sign", "use", "void")
 SENT_TO, SENT_LOVELACE = role_address("creator"), 2 * ADA
 
@@ -420,12 +423,10 @@ class World:
 
     def _maybe_die(self) -> None:
         """Between two awaits of anybody."""
-        life = self._life
-        if life is not None and not self.is_calm and self.mix().crash_at_await:
-            chance = self.mix().crash_at_await / 2000
-            if self.rng.random() < chance:
-                self.story.reach("a death between two steps")
-                life.die("between two steps")
+        chance = self.plan.mix.crash_at_await
+        if chance and not self.is_calm and self._life is not None and self.rng.random() * ROUNDS < chance:
+            self.story.reach("a death between two steps")
+            self._life.die("between two steps")
 
     # --- what the parts ask of the world
 
@@ -563,8 +564,8 @@ def make_template(folder: Path) -> Path:
 class Stage:
     """A folder in memory, if there is one, with a template; for as many runs as wanted, one after the other.
 
-    Garbage is collected between runs. Within one, what it ends (a stream that a dead task has read from) would come
-    at a time that depends on more than the seed; and what is there before the first run is no run's garbage.
+    Garbage is collected between runs: within one, what that ends (a stream that a dead task has read from) would
+    end at a time that depends on more than the seed. What is there before the first run is no run's garbage.
     """
 
     def __init__(self) -> None:
