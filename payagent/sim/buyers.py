@@ -30,8 +30,9 @@ from payagent.sim.story import Story
 from payagent.store.queries import PaymentRow
 
 PARTNER = "demo"
-TRIES_MAX = 6
 PROXY_PATIENCE_S = 240.0
+LOST = 0.2
+"""How often a client loses what the proxy answered it, and asks again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,7 @@ class Want:
     by_proxy: bool
     starts_at_s: float
     pause_s: float
+    tries: int
 
     @property
     def body(self) -> bytes:
@@ -82,7 +84,7 @@ class BuyerTask:
 
     async def run(self) -> None:
         await asyncio.sleep(self._want.starts_at_s)
-        for number in range(TRIES_MAX):
+        for number in range(self._want.tries):
             if self.is_served:
                 return
             if number:
@@ -182,6 +184,11 @@ class BuyerTask:
         if gone.is_set():
             self._town.story.reach("a client hangs up on the proxy")
         if status is not None and 200 <= status < 300:
+            # without a key of its own a call that was served is over, and the next one is another
+            if self._want.key is not None and self._town.draw() < LOST:
+                self._town.story.reach("a client loses what the proxy served it")
+                self.is_served = False
+                return False
             self._town.story.reach("the proxy serves a client")
             return True
         return False

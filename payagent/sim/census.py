@@ -29,7 +29,7 @@ _SIMPLE = {
     "anchor_back": "a payment's deposit comes back",
     "caught_up": "a ledger that was behind has caught up",
 }
-_JOBS = ("admit", "sign", "leave", "answer", "observe", "confirm", "settle", "void", "cancel", "replace", "use")
+_JOBS = ("admit", "deposit", "sign", "leave", "answer", "observe", "confirm", "settle", "void", "cancel", "replace", "use")
 LISTED = (
     *_SIMPLE.values(),
     *(f"a death {when} {job}" for when in ("before", "after") for job in _JOBS),
@@ -46,6 +46,7 @@ LISTED = (
     "a payment spends change that is in no block",
     "a payment's block is lost, 16 deep or more",
     "a prepaid call is used",
+    "a provider names another id",
     "a top-up ends: done",
     "a transaction lands on a fork after its time limit",
     "a transaction lands whose reply was lost",

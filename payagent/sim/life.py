@@ -32,8 +32,9 @@ from payagent.wallet.keys import Signer
 T = TypeVar("T")
 
 MERCHANTS_EVERY_BEATS = 3
-WEAK = 0.3
-"""How often a death comes at the commits of the kind that a seed has chosen: the seldom ones need more of them."""
+WEAK = 0.4
+WEAK_DISK = 0.2
+"""How often a death, and an error of the disk, comes at the commits of the kind that a seed has chosen."""
 
 
 class DeadError(Exception):
@@ -232,7 +233,7 @@ class Life:
             host.committed(self._committer.conn, synced=host.disk.committed())
         for job in jobs:
             raised = job.future.exception()
-            if isinstance(raised, Refused) and raised.code == "store_failed":
+            if self._dies_in is None and isinstance(raised, Refused) and raised.code == "store_failed":
                 host.story.reach(f"no room or no disk at {job.name}")
         if self._dies_in is not None:
             host.story.reach(f"a death {self._dies_in}")
@@ -241,7 +242,9 @@ class Life:
     def _checkpoint(self, name: str) -> None:
         if name.startswith("before ") and name == self._dies_in:
             raise OSError("the process dies")
-        if name.startswith("before ") and self._host.rng.random() < self._host.mix().disk_error:
+        host = self._host
+        is_weak = name == f"before {host.weak_job}" and not host.is_calm
+        if name.startswith("before ") and host.rng.random() < (WEAK_DISK if is_weak else host.mix().disk_error):
             raise OSError("input/output error")
 
     def _draw_full(self) -> None:

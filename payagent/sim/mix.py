@@ -6,7 +6,7 @@ May import: the standard library. Never: draws anything after the beginning.
 from dataclasses import dataclass, fields
 from random import Random
 
-OFTEN, SOMETIMES, SELDOM = 0.35, 0.15, 0.05
+OFTEN, SOMETIMES = 0.35, 0.15
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Mix:
     over_limit: float = SOMETIMES
     broken: float = SOMETIMES
     dropped: float = 0.7
-    other_id: float = SELDOM
+    other_id: float = SOMETIMES
     # of a block
     empty_block: float = 0.7
     evicted: float = OFTEN

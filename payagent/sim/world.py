@@ -49,6 +49,7 @@ from payagent.sim.pools import Pools
 from payagent.sim.shops import SimShop, Transport
 from payagent.sim.source import LIES, Habits, SimSource
 from payagent.sim.story import Story
+from payagent.sim.themes import draw_theme
 from payagent.store import queries, records
 from payagent.store.writer import Committer, Connection, Job, Unit
 from payagent.wallet.coins import Coin, Coins
@@ -73,7 +74,7 @@ LAST_LOOKS_S = 600.0
 ROUNDS = 1600
 """In so many rounds of the loop, a run's trouble, the daemon dies `crash_at_await` times in the mean."""
 
-SELDOM_JOBS = ("cancel", "confirm", "replace", "settle", "sign", "use", "void")
+SELDOM_JOBS = ("cancel", "confirm", "deposit", "replace", "settle", "sign", "use", "void")
 SENT_TO, SENT_LOVELACE = role_address("creator"), 2 * ADA
 
 
@@ -101,6 +102,14 @@ class Plan:
     drought_s: tuple[float, float]
     lasts_s: float
     weak_job: str
+    dry_mix: Mix
+    """What goes wrong while blocks are full."""
+    wanted_within_s: float = WANTED_WITHIN_S
+    calm_from_s: float = 0.0
+    by_proxy: float = 0.4
+    keyed: float = 0.5
+    is_stubborn: bool = False
+    """Clients ask again at once, and more often."""
 
 
 def draw_plan(rng: Random) -> Plan:
@@ -120,8 +129,9 @@ def draw_plan(rng: Random) -> Plan:
         mix = replace(mix, unknown=min(mix.unknown, 0.02), other_id=0.0)
     dry_from_s = rng.random() * WANTED_WITHIN_S
     dry_for_s = rng.choice((0.0, 0.0, 400.0, 1000.0, 2400.0))
-    return Plan(
+    plan = Plan(
         mix=mix,
+        dry_mix=mix,
         confirm_depth=rng.choice((1, 1, 2, 3)),
         void_depth=rng.choice((2, 3, 5)),
         settle_depth=rng.choice((20, 32)),
@@ -136,6 +146,7 @@ def draw_plan(rng: Random) -> Plan:
         lasts_s=rng.choice((0.0, 0.0, 600.0, 1800.0)),
         weak_job=rng.choice(("", "", "", *SELDOM_JOBS)),
     )
+    return replace(plan, **draw_theme(rng, mix, shops))
 
 
 def _draw_shop(rng: Random) -> ShopTerms:
@@ -216,7 +227,7 @@ class World:
         if self.plan.topup:
             wants.append(self._do(self._order_topup()))
         await asyncio.wait(wants, timeout=TROUBLE_S)
-        await asyncio.sleep(self.plan.lasts_s)
+        await asyncio.sleep(max(self.plan.lasts_s, self.plan.calm_from_s - self.loop.time()))
         self._calm_down()
         await asyncio.wait(wants, timeout=QUIET_MAX_S)
         await self._settle()
@@ -267,10 +278,11 @@ class World:
                 shop=rng.choice(shops),
                 path=rng.choice(("/chat", "/chat", "/x402/chat")),
                 text=f"want {number}",
-                key=f"key-{number}" if rng.random() < 0.5 else None,
-                by_proxy=rng.random() < 0.4,
-                starts_at_s=30 + rng.random() * WANTED_WITHIN_S,
-                pause_s=rng.choice((40.0, 40.0, 400.0)),
+                key=f"key-{number}" if rng.random() < self.plan.keyed else None,
+                by_proxy=rng.random() < self.plan.by_proxy,
+                starts_at_s=30 + rng.random() * self.plan.wanted_within_s,
+                pause_s=40.0 if self.plan.is_stubborn else rng.choice((40.0, 40.0, 400.0)),
+                tries=12 if self.plan.is_stubborn else 6,
             )
             for number in range(self.plan.wants)
         ]
@@ -431,7 +443,9 @@ class World:
     # --- what the parts ask of the world
 
     def mix(self) -> Mix:
-        return QUIET if self.is_calm else self.plan.mix
+        if self.is_calm:
+            return QUIET
+        return self.plan.dry_mix if self._is_dry() else self.plan.mix
 
     @property
     def beat_s(self) -> float:

@@ -316,15 +316,22 @@ def _key_ignored(stack: ExitStack) -> None:
 
 @mutant("limits are looked at before the transaction")
 def _policy_outside(stack: ExitStack) -> None:
-    real = Agent.pay
+    """What was spent is summed up when a call comes, and compared a moment later, when others were admitted."""
+    pay, decide, sums = Agent.pay, admission.Admission.require_within_limits, queries.spent_since
+    seen: dict[str, dict[str, int]] = {}
 
-    async def pay(self: Agent, ask: Ask) -> Any:
-        spent = queries.spent_since(self.conn, self.ports.clock.now_ms() - admission.DAY_MS)
+    async def pay_by_what_was(self: Agent, ask: Ask) -> Any:
+        seen[ask.received] = sums(self.conn, self.ports.clock.now_ms() - admission.DAY_MS)
         await asyncio.sleep(1)
-        with patch.object(admission.queries, "spent_since", lambda *_: spent):
-            return await real(self, ask)
+        return await pay(self, ask)
 
-    put(stack, Agent, "pay", pay)
+    def decide_by_what_was(self: Any, unit: Any, purchase: Any, *rest: Any) -> Any:
+        spent = seen.get(purchase.response, {})
+        with patch.object(admission.queries, "spent_since", lambda *_: spent):
+            return decide(self, unit, purchase, *rest)
+
+    put(stack, Agent, "pay", pay_by_what_was)
+    put(stack, admission.Admission, "require_within_limits", decide_by_what_was)
 
 
 @mutant("void when its deposit is denied")

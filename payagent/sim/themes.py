@@ -1,0 +1,131 @@
+"""What some seeds are about: plans bent so that what is rare, and matters, comes about often enough to be judged.
+
+A payment is replaced only where no block took it for half an hour, a void is reopened only where a deep fork comes
+after it, limits are raced for only where several clients want at once. Drawn by chance alone each is met once in a
+thousand seeds or less. Half of the seeds are about nothing.
+May import: the devnet's terms, sim.mix. Never: draws anything after the beginning.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from random import Random
+from typing import Any
+
+from payagent.devnet.merchant import Terms as ShopTerms
+from payagent.sim.mix import OFTEN, SOMETIMES, Mix
+
+ADA = 1_000_000
+Shops = tuple[ShopTerms, ...]
+Theme = Callable[[Random, Mix, Shops], dict[str, Any]]
+"""Which fields of a plan it sets, and to what."""
+
+
+def _outlived(rng: Random, mix: Mix, shops: Shops) -> dict[str, Any]:
+    """Invoices that outlast a transaction's time limit, and no block has room until it is over.
+
+    Afterwards forks at slots from before it may hold the attempt that was replaced. Other branches have no room
+    either while there is none, or everything would have landed long before.
+    """
+    return _until(rng, mix, 1850 + rng.random() * 150) | {
+        "shops": tuple(replace(shop, timeout_s=3600, proof="tx_hash") for shop in shops),
+        "coins": tuple(rng.randint(8, 40) * ADA for _ in range(2)),
+        "wants": rng.randint(1, 3),
+        "wanted_within_s": 60.0,
+        "calm_from_s": 2500.0,
+        "weak_job": rng.choice(("", "replace", "replace")),
+        "is_stubborn": True,
+    }
+
+
+def _invoiced_again(rng: Random, mix: Mix, shops: Shops) -> dict[str, Any]:
+    """No room until the first invoices are over, and clients that come back with the next ones."""
+    return _until(rng, mix, 400 + rng.random() * 400) | {
+        "shops": tuple(replace(shop, timeout_s=rng.choice((200, 300)), proof="tx_hash") for shop in shops),
+        "wants": rng.randint(2, 3),
+        "wanted_within_s": 100.0,
+        "calm_from_s": 1300.0,
+        "weak_job": rng.choice(("", "replace", "replace")),
+        "is_stubborn": True,
+    }
+
+
+def _until(rng: Random, mix: Mix, dry_until_s: float) -> dict[str, Any]:
+    """No block has room for anything of ours until then, on no branch; then forks come, some of them deep."""
+    wet = replace(
+        mix,
+        fork=SOMETIMES * rng.random(),
+        deep_fork=0.8,
+        operator_acts=min(mix.operator_acts, 0.03),
+        dropped=min(mix.dropped, 0.3),
+        never_broadcasts=0.0,
+    )
+    return {
+        "mix": wet,
+        "dry_mix": replace(wet, fork=0.0),
+        "drought_s": (0.0, dry_until_s),
+        "per_day_lovelace": 1000 * ADA,
+    }
+
+
+def _undone(rng: Random, mix: Mix, shops: Shops) -> dict[str, Any]:
+    """Payments are taken back early, and forks reach below the blocks that took them back."""
+    chosen = replace(
+        mix,
+        fork=SOMETIMES * (0.3 + 0.7 * rng.random()),
+        deep_fork=0.8,
+        operator_acts=OFTEN * (0.3 + 0.7 * rng.random()),
+        never_broadcasts=0.6 * rng.random(),
+    )
+    return {
+        "mix": chosen,
+        "dry_mix": chosen,
+        "shops": tuple(replace(shop, timeout_s=rng.choice((200, 300))) for shop in shops),
+        "void_depth": 2,
+        "wanted_within_s": 300.0,
+        "drought_s": (0.0, 200 + 300 * rng.random()),
+        "calm_from_s": 1500.0,
+        "weak_job": rng.choice(("", "cancel", "void", "void")),
+    }
+
+
+def _prepaid(rng: Random, mix: Mix, shops: Shops) -> dict[str, Any]:
+    """Calls are bought in batches, and used by clients of the proxy who lose answers and ask again."""
+    return {
+        "shops": tuple(replace(shop, batch=4, timeout_s=rng.choice((200, 300, 600))) for shop in shops[:1]),
+        "wants": rng.randint(5, 7),
+        "per_day_lovelace": 1000 * ADA,
+        "drought_s": (0.0, 0.0),
+        "by_proxy": 0.8,
+        "keyed": 0.8,
+        "topup": rng.random() < 0.8,
+        "weak_job": rng.choice(("", "use", "use")),
+    }
+
+
+def _rush(rng: Random, mix: Mix, shops: Shops) -> dict[str, Any]:
+    """Everybody wants at once, and the day's limit is for two or three of them."""
+    return {
+        "shops": tuple(replace(shop, batch=1) for shop in shops),
+        "coins": tuple(rng.randint(8, 40) * ADA for _ in range(5)),
+        "wants": rng.randint(4, 6),
+        "wanted_within_s": 0.0,
+        "per_day_lovelace": rng.choice((8, 12, 16)) * ADA,
+        "drought_s": (0.0, 0.0),
+    }
+
+
+_THEMES: tuple[tuple[Theme | None, int], ...] = (
+    (None, 50),
+    (_outlived, 8),
+    (_invoiced_again, 12),
+    (_undone, 13),
+    (_prepaid, 12),
+    (_rush, 5),
+)
+"""With their weights."""
+
+
+def draw_theme(rng: Random, mix: Mix, shops: Shops) -> dict[str, Any]:
+    """What the seed is about: the plan's fields that are not as they were drawn."""
+    (theme,) = rng.choices([one for one, _ in _THEMES], [weight for _, weight in _THEMES])
+    return {} if theme is None else theme(rng, mix, shops)
