@@ -31,7 +31,7 @@ from payagent.store.queries import PaymentRow
 
 PARTNER = "demo"
 PROXY_PATIENCE_S = 240.0
-LOST = 0.2
+LOST = 0.5
 """How often a client loses what the proxy answered it, and asks again."""
 
 

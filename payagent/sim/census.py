@@ -29,7 +29,10 @@ _SIMPLE = {
     "anchor_back": "a payment's deposit comes back",
     "caught_up": "a ledger that was behind has caught up",
 }
-_JOBS = ("admit", "deposit", "sign", "leave", "answer", "observe", "confirm", "settle", "void", "cancel", "replace", "use")
+_JOBS = (
+    *("admit", "deposit", "sign", "leave", "answer", "observe", "confirm", "settle", "void", "cancel", "replace"),
+    "use",
+)
 LISTED = (
     *_SIMPLE.values(),
     *(f"a death {when} {job}" for when in ("before", "after") for job in _JOBS),

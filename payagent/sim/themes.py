@@ -32,7 +32,7 @@ def _outlived(rng: Random, mix: Mix, shops: Shops) -> dict[str, Any]:
         "wants": rng.randint(1, 3),
         "wanted_within_s": 60.0,
         "calm_from_s": 2500.0,
-        "weak_job": rng.choice(("", "replace", "replace")),
+        "weak_job": rng.choice(("", "replace", "replace", "replace")),
         "is_stubborn": True,
     }
 
@@ -44,7 +44,7 @@ def _invoiced_again(rng: Random, mix: Mix, shops: Shops) -> dict[str, Any]:
         "wants": rng.randint(2, 3),
         "wanted_within_s": 100.0,
         "calm_from_s": 1300.0,
-        "weak_job": rng.choice(("", "replace", "replace")),
+        "weak_job": rng.choice(("", "replace", "replace", "replace")),
         "is_stubborn": True,
     }
 
@@ -95,8 +95,8 @@ def _prepaid(rng: Random, mix: Mix, shops: Shops) -> dict[str, Any]:
         "wants": rng.randint(5, 7),
         "per_day_lovelace": 1000 * ADA,
         "drought_s": (0.0, 0.0),
-        "by_proxy": 0.8,
-        "keyed": 0.8,
+        "by_proxy": 0.9,
+        "keyed": 0.9,
         "topup": rng.random() < 0.8,
         "weak_job": rng.choice(("", "use", "use")),
     }
@@ -104,10 +104,14 @@ def _prepaid(rng: Random, mix: Mix, shops: Shops) -> dict[str, Any]:
 
 def _rush(rng: Random, mix: Mix, shops: Shops) -> dict[str, Any]:
     """Everybody wants at once, and the day's limit is for two or three of them."""
+    chosen = replace(mix, unknown=min(mix.unknown, 0.1), merchant_unreached=0.0, merchant_broken=0.0)
     return {
-        "shops": tuple(replace(shop, batch=1) for shop in shops),
-        "coins": tuple(rng.randint(8, 40) * ADA for _ in range(5)),
+        "mix": chosen,
+        "dry_mix": chosen,
+        "shops": tuple(replace(shop, batch=1) for shop in shops[:1]),
+        "coins": tuple(rng.randint(15, 40) * ADA for _ in range(5)),
         "wants": rng.randint(4, 6),
+        "wanted_from_s": 200.0,
         "wanted_within_s": 0.0,
         "per_day_lovelace": rng.choice((8, 12, 16)) * ADA,
         "drought_s": (0.0, 0.0),
@@ -115,12 +119,12 @@ def _rush(rng: Random, mix: Mix, shops: Shops) -> dict[str, Any]:
 
 
 _THEMES: tuple[tuple[Theme | None, int], ...] = (
-    (None, 50),
-    (_outlived, 8),
+    (None, 47),
+    (_outlived, 9),
     (_invoiced_again, 12),
-    (_undone, 13),
-    (_prepaid, 12),
-    (_rush, 5),
+    (_undone, 11),
+    (_prepaid, 13),
+    (_rush, 8),
 )
 """With their weights."""
 

@@ -104,6 +104,7 @@ class Plan:
     weak_job: str
     dry_mix: Mix
     """What goes wrong while blocks are full."""
+    wanted_from_s: float = 30.0
     wanted_within_s: float = WANTED_WITHIN_S
     calm_from_s: float = 0.0
     by_proxy: float = 0.4
@@ -280,7 +281,7 @@ class World:
                 text=f"want {number}",
                 key=f"key-{number}" if rng.random() < self.plan.keyed else None,
                 by_proxy=rng.random() < self.plan.by_proxy,
-                starts_at_s=30 + rng.random() * self.plan.wanted_within_s,
+                starts_at_s=self.plan.wanted_from_s + rng.random() * self.plan.wanted_within_s,
                 pause_s=40.0 if self.plan.is_stubborn else rng.choice((40.0, 40.0, 400.0)),
                 tries=12 if self.plan.is_stubborn else 6,
             )

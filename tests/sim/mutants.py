@@ -297,6 +297,8 @@ def _used_twice(stack: ExitStack) -> None:
     rule = "CREATE UNIQUE INDEX prepaid_moves_once ON prepaid_moves(app_id, call_key) WHERE call_key IS NOT NULL;"
     assert rule in schema._TABLES
     put(stack, schema, "_TABLES", schema._TABLES.replace(rule, ""))
+    kept = tuple(guard for guard in schema.GUARDS if not guard.name.startswith("prepaid_moves_"))
+    put(stack, schema, "GUARDS", kept)
     put(stack, prepaid, "knows_call", lambda *_: False)
 
 
@@ -326,7 +328,9 @@ def _policy_outside(stack: ExitStack) -> None:
         return await pay(self, ask)
 
     def decide_by_what_was(self: Any, unit: Any, purchase: Any, *rest: Any) -> Any:
-        spent = seen.get(purchase.response, {})
+        spent = seen.get(purchase.response)
+        if spent is None:
+            return decide(self, unit, purchase, *rest)
         with patch.object(admission.queries, "spent_since", lambda *_: spent):
             return decide(self, unit, purchase, *rest)
 
