@@ -6,7 +6,7 @@ May import: the standard library. Never: draws anything after the beginning.
 from dataclasses import dataclass, fields
 from random import Random
 
-OFTEN, SOMETIMES = 0.35, 0.15
+OFTEN, SOMETIMES, SELDOM = 0.35, 0.15, 0.05
 
 
 @dataclass(frozen=True, slots=True)

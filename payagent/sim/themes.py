@@ -58,6 +58,7 @@ def _until(rng: Random, mix: Mix, dry_until_s: float) -> dict[str, Any]:
         operator_acts=min(mix.operator_acts, 0.03),
         dropped=min(mix.dropped, 0.3),
         never_broadcasts=0.0,
+        deposit_lost=min(mix.deposit_lost, 0.1),
     )
     return {
         "mix": wet,
@@ -75,6 +76,7 @@ def _undone(rng: Random, mix: Mix, shops: Shops) -> dict[str, Any]:
         deep_fork=0.8,
         operator_acts=OFTEN * (0.3 + 0.7 * rng.random()),
         never_broadcasts=0.6 * rng.random(),
+        deposit_lost=min(mix.deposit_lost, 0.1),
     )
     return {
         "mix": chosen,
