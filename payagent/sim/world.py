@@ -61,7 +61,9 @@ NETWORK = NETWORKS["devnet"]
 START_MS = 1_700_000_000_000
 WANTED_WITHIN_S = 900.0
 TROUBLE_S = 2400.0
-QUIET_MAX_S = 7200.0
+QUIET_MAX_S = 12_000.0
+"""Longer than a batch whose client is gone keeps its balance from being topped up."""
+
 CALM_BLOCK_S = 20.0
 CALM_BEAT_S = 62.0
 LONG_BLOCK_S = 200.0
