@@ -67,7 +67,7 @@ class Foreign:
             await self._recheck(source)
         if self._agent.chain.behind is None:
             await self._find(source, {f"{utxo.tx_id}#{utxo.index}" for utxo in listing.agreed} | listing.doubtful)
-        if source.is_current:
+        if source.is_final:
             await self._weigh(source)
 
     async def _find(self, source: View, listed: set[str]) -> None:

@@ -279,7 +279,8 @@ class Watch:
             *self._deep(State.CONFIRMED, tip, settle_depth),
             *(row for row in self._rows.watched_voids() if _depth(row, tip) >= settle_depth),
         ]
-        await self._each(ending, partial(self._settle, source, tip))
+        if source.is_final:
+            await self._each(ending, partial(self._settle, source, tip))
         if is_new or self._coins_due:
             await self._look_at_coins(source, tip)
         if self._last is None:
@@ -333,7 +334,7 @@ class Watch:
         now_ms = agent.ports.clock.now_ms()
         self._unweighed = True
         is_deep = tip.height - seen.block_height + 1 >= agent.terms.void_depth
-        if not is_deep or not source.is_current:
+        if not is_deep or not source.is_final:
             return
         if self._deep_seen.is_enough(row.id, seen.block_hash, tip.hash, now_ms) or not source.stands_alone:
             self._deep_seen.forget(row.id)
@@ -421,7 +422,7 @@ class Watch:
             await agent.write("deposit", lambda unit: deposits.sync(unit, listing, agent.coins, now_ms))
         self._coins_read = True
         await self._foreign.look(source, read.value)
-        if source.is_current:
+        if source.is_final:
             await self._vanished.look(source, tip)
 
     async def _carry_on(self) -> None:

@@ -70,9 +70,13 @@ FALLEN_MS = 600_000
 As long is a tip refused that is higher than so many slots allow: it may be the height before that was a lie.
 """
 
+CONVICTION_MS = 60_000
 SENTENCE_MS = 600_000
 """How long one that was caught at a lie is not heard, and gets no bytes."""
 
+
+TWO_HEIGHTS = "it tells two heights of one block"
+"""No index that lags does: a block's hash fixes its height and slot. So once is enough."""
 
 HEIGHTS = "how high the chain is"
 
@@ -94,8 +98,15 @@ class _Member:
     genesis: Found[Genesis] | None = None
     sentence: Span = field(default_factory=Span)
     lied: str = ""
+    is_relapsed: bool = False
+    """Whether its sentence came soon after another: it was heard in between, and lied again."""
     confirmed_tip: Tip | None = None
     silences: dict[str, Silence] = field(default_factory=dict)
+    suspicions: dict[str, tuple[str, str, int]] = field(default_factory=dict)
+    """By transaction: how it contradicted itself, at which tip, and when."""
+
+    shown: dict[str, TxSeen] = field(default_factory=dict)
+    """What it showed of a transaction that others do not show so."""
 
     def note(self, what: str, read: Read[Any], now_ms: int) -> None:
         """Whether it could tell."""
@@ -116,6 +127,11 @@ class View:
     tip: Tip
     is_current: bool
     """Whether a denial counts: the tips are recent, and no lower than the ones before."""
+    is_final: bool
+    """Whether what cannot be taken back may be concluded: nobody is sent out who may have been the honest one.
+
+    Who is convicted again soon after a sentence was not.
+    """
     _heard: tuple[_Member, ...]
     _awaited: tuple[str, ...]
 
@@ -264,7 +280,11 @@ class Panel:
         tip = min((member.tip for member in speaking if member.tip), key=lambda tip: tip.height)
         self._compare([member.tip for member in speaking if member.tip])
         is_current = bool(heard) and all(m.tip and m.peak and m.tip.height >= m.peak.height for m in heard)
-        return View(self, tip, is_current, tuple(speaking), tuple(m.source.name for m in awaited))
+        now_ms = self.now_ms()
+        is_final = is_current and not any(
+            member.sentence.holds(now_ms) and not member.is_relapsed for member in self._members
+        )
+        return View(self, tip, is_current, is_final, tuple(speaking), tuple(m.source.name for m in awaited))
 
     def _compare(self, tips: Sequence[Tip]) -> None:
         low, high = min(tips, key=lambda tip: tip.height), max(tips, key=lambda tip: tip.height)
@@ -401,10 +421,16 @@ class Panel:
         until_ms = at_ms + SENTENCE_MS
         if member.sentence.holds(at_ms):
             until_ms = max(until_ms, member.sentence.until_ms)
+        else:
+            last_ms = member.sentence.until_ms
+            member.is_relapsed = last_ms > 0 and 0 <= at_ms - last_ms <= SENTENCE_MS
         member.sentence = Span(at_ms, until_ms)
 
     def settle_dispute(self, subject: str) -> None:
         self._disputes.pop(subject, None)
+        for member in self._members:
+            member.shown.pop(subject, None)
+            member.suspicions.pop(subject, None)
 
     def note_dispute(self, subject: str) -> bool:
         """Providers do not say the same; whether that lasts, so that a person is told."""
@@ -421,22 +447,40 @@ class Panel:
             member = next((m for m in self._members if m.source.name == one.name), None)
             if member is None:
                 continue
-            why = await self._lie(member.source, tx_id, one.read)
-            if why is not None:
-                self._send_out(member, now_ms, why)
+            why = await self._lie(member, tx_id, one.read)
+            if why == TWO_HEIGHTS or self._is_convicted(member, tx_id, why, now_ms):
+                self._send_out(member, now_ms, why or "")
         return True
+
+    def _is_convicted(self, member: _Member, tx_id: str, why: str | None, now_ms: int) -> bool:
+        """Whether it contradicts itself again, at another tip and a minute later: indexes lag one another."""
+        seen = member.suspicions.get(tx_id)
+        tip_hash = member.tip.hash if member.tip else ""
+        if why is None:
+            member.suspicions.pop(tx_id, None)
+        elif seen is None or seen[0] != why or now_ms < seen[2]:
+            member.suspicions[tx_id] = (why, tip_hash, now_ms)
+        elif tip_hash != seen[1] and now_ms >= seen[2] + CONVICTION_MS:
+            del member.suspicions[tx_id]
+            return True
+        return False
 
     def _lasts(self, dispute: Silence, now_ms: int) -> bool:
         return is_lasting(dispute) and now_ms - dispute.last_ms <= PATIENCE_MS
 
-    async def _lie(self, source: Guarded, tx_id: str, read: Read[TxSeen]) -> str | None:
+    async def _lie(self, member: _Member, tx_id: str, read: Read[TxSeen]) -> str | None:
         """How a provider contradicts, by what else it says, what it says of a transaction."""
+        source = member.source
         if isinstance(read, Found):
-            block = await source.block(read.value.block_hash)
-            is_it = isinstance(block, Found) and block.value.height == read.value.block_height
-            if isinstance(block, Unknown) or is_it:
-                return None
-            return f"it shows {tx_id} in a block that it does not know"
+            seen, before = read.value, member.shown.get(tx_id, read.value)
+            member.shown[tx_id] = seen
+            block = await source.block(seen.block_hash)
+            if before.block_hash == seen.block_hash and before != seen:
+                return TWO_HEIGHTS
+            if isinstance(block, Found):
+                is_it = (block.value.height, block.value.slot) == (seen.block_height, seen.slot)
+                return None if is_it else TWO_HEIGHTS
+            return f"it shows {tx_id} in a block that it does not know" if isinstance(block, NotFound) else None
         listed = await source.utxos(self._own) if isinstance(read, NotFound) else None
         if isinstance(listed, Found) and any(coin.tx_id == tx_id for coin in listed.value):
             return f"it lists a coin of {tx_id}, and denies that transaction"

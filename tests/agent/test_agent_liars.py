@@ -312,7 +312,7 @@ class TestInvented:
             liar.swallows = honest.swallows = True
             row = await run.pay()
             invent_tx(liar, row.tx_id or "", tip_of(liar) | {"hash": FAKE})
-            await pass_s(run, 200, lambda: run.state(row.id) is not State.IN_FLIGHT)
+            await pass_s(run, 260, lambda: run.state(row.id) is not State.IN_FLIGHT)
             assert run.state(row.id) is State.IN_FLIGHT
             honest.swallows = False
             assert raised(run) == {"provider:liar"}
@@ -479,6 +479,58 @@ async def test_one_whose_tips_are_low_stalls_nothing_without_a_person_being_told
         await pass_s(run, 800, lambda: run.state(row.id) is State.CONFIRMED and not raised(run))
         assert run.state(row.id) is State.CONFIRMED
         assert raised(run) == set()
+
+
+async def test_an_index_that_lags_convicts_nobody_and_ends_nothing(
+    world: World, liar: Relay, honest: Relay
+) -> None:
+    """The honest one lists our change, and its index of transactions is behind: that alone is no lie."""
+    world.fund(50 * ADA)
+    async with world.run(providers=providers(liar, honest, True)) as run:
+        await run.look()
+        row = await run.pay()
+        honest.tell(f"/txs/{row.tx_id}", 404, NO_SUCH)
+        await pass_s(run, 170)
+        assert run.agent.providers["honest"] is None
+        honest.thaw()
+        await pass_s(run, 20)
+        assert run.state(row.id) is State.CONFIRMED
+
+
+async def test_one_that_lies_for_ever_keeps_nothing_from_ending(world: World, liar: Relay, honest: Relay) -> None:
+    """A block that it stands by, each time at another height; convicted again, it is not waited for."""
+    world.fund(50 * ADA)
+    async with world.run(
+        providers=providers(liar, honest, True), terms=with_terms(confirm_depth=1, settle_depth=3)
+    ) as run:
+        await run.look()
+        row = await run.pay()
+        for _ in range(250):
+            block = tip_of(liar) | {"hash": FAKE}
+            invent_tx(liar, row.tx_id or "", block)
+            liar.tell(f"/blocks/{FAKE}", 200, block)
+            await pass_s(run, 10)
+            world.block()
+            if run.state(row.id) is State.SETTLED:
+                break
+        assert run.state(row.id) is State.SETTLED
+
+
+async def test_while_one_is_sent_out_nothing_ends_for_good(world: World, liar: Relay, honest: Relay) -> None:
+    """It may have been the wrong one that was sent out."""
+    world.fund(50 * ADA)
+    async with world.run(
+        providers=providers(liar, honest, True), terms=with_terms(confirm_depth=1, settle_depth=3)
+    ) as run:
+        await run.look()
+        answers_another_id(liar)
+        row = await run.pay()
+        await pass_s(run, 200)
+        assert run.agent.providers["liar"]
+        assert run.state(row.id) is State.CONFIRMED
+        liar.thaw()
+        await pass_s(run, 600, lambda: run.state(row.id) is State.SETTLED)
+        assert run.state(row.id) is State.SETTLED
 
 
 async def test_both_agree_and_a_real_loss_is_seen_and_mended(world: World, liar: Relay, honest: Relay) -> None:
