@@ -62,7 +62,7 @@ START_MS = 1_700_000_000_000
 WANTED_WITHIN_S = 900.0
 TROUBLE_S = 2400.0
 QUIET_MAX_S = 12_000.0
-"""Longer than a batch whose client is gone keeps its balance from being topped up."""
+"""A top-up may wait for the longest invoice to end (7200 s), and then buys and settles all its batches."""
 
 CALM_BLOCK_S = 20.0
 CALM_BEAT_S = 62.0
@@ -388,7 +388,7 @@ class World:
         self._clock_off_ms = 0
 
     async def _settle(self) -> None:
-        """Blocks, until nothing is open or an hour and more has passed; longer for what waits for time limits."""
+        """Blocks, until nothing is open or its time is over; longer for what waits for time limits."""
         quiet_s, last_s = self.loop.time() + QUIET_MAX_S, self.loop.time() + LONG_MAX_S
         while self.loop.time() < quiet_s:
             await asyncio.sleep(100)

@@ -3,12 +3,14 @@
 In time is: the transaction is in a block of the true chain before its invoice's end, and the merchant took it.
 """
 
+import asyncio
 from dataclasses import dataclass, replace
 from random import Random
 from unittest.mock import patch
 
 import pytest
 
+from payagent.chain.source import ChainSource
 from payagent.core.payment import State
 from payagent.sim import world
 from payagent.sim.buyers import Want
@@ -21,6 +23,9 @@ from payagent.store.queries import PaymentRow
 SEEDS, WANTS = 8, 6
 SHARE_PERCENT = 99
 UP_FOR_S = 300
+"""A new ledger beside one that lies or is dead: it is waited for, and the other's word is read three times."""
+
+RESTART_S, SOON_S = 300, 20
 KINDS: dict[str, Habits] = {
     "honest": Habits("other"),
     "dead": Habits("other", dead_until_s=10**9),
@@ -46,10 +51,45 @@ class Watched(World):
     """A world that counts before it ends."""
 
     tally: Tally
+    dies_s: int | None = None
+    """When the daemon is started anew, on the ledger that it has, and finds the other provider dead."""
+
+    lives = 0
+
+    def _start(self) -> None:
+        self.lives += 1
+        super()._start()
+
+    def sources(self) -> list[ChainSource]:
+        if self.dies_s is None or self.lives > 1:
+            return super().sources()
+        self.plan, plan = replace(self.plan, providers=(Habits("honest"), Habits("other"))), self.plan
+        try:
+            return super().sources()
+        finally:
+            self.plan = plan
+
+    def _restart(self) -> None:
+        if self._life is not None:
+            self._life.die("it is started anew")
+
+    def died(self, why: str) -> None:
+        self._life = None
+        self._started = asyncio.Event()
+        self.loop.call_later(0, self._start)
 
     def _wants(self) -> list[Want]:
         """Clients that ask again soon, and come when the daemon has been up for as long as it waits for others."""
-        return [replace(want, pause_s=40.0, starts_at_s=want.starts_at_s + UP_FOR_S) for want in super()._wants()]
+        if self.dies_s is None:
+            return [
+                replace(want, pause_s=40.0, starts_at_s=want.starts_at_s + UP_FOR_S) for want in super()._wants()
+            ]
+        self.loop.call_later(self.dies_s, self._restart)
+        soon = SOON_S / world.WANTED_WITHIN_S
+        return [
+            replace(want, pause_s=40.0, starts_at_s=want.starts_at_s * soon + self.dies_s)
+            for want in super()._wants()
+        ]
 
     async def _settle(self) -> None:
         await super()._settle()
@@ -95,9 +135,9 @@ def quiet_plan(rng: Random, *habits: Habits) -> Plan:
 world_plan = world.draw_plan
 
 
-def measure(seeds: range, *habits: Habits) -> Tally:
+def measure(seeds: range, *habits: Habits, dies_s: int | None = None) -> Tally:
     tally = Tally()
-    Watched.tally = tally
+    Watched.tally, Watched.dies_s = tally, dies_s
     stage = Stage()
     try:
         with (
@@ -117,6 +157,15 @@ def test_one_bad_provider_of_two_makes_no_payment_late(kind: str, capsys: pytest
     tally = measure(range(SEEDS), Habits("honest"), KINDS[kind])
     with capsys.disabled():
         print(f"\n{kind}: of {tally.wants} {tally.in_time} in time, {tally.taken} taken")
+    assert tally.violations == ()
+    assert tally.percent >= SHARE_PERCENT, tally
+
+
+def test_a_start_beside_a_dead_provider_makes_no_payment_late(capsys: pytest.CaptureFixture[str]) -> None:
+    """Clients come in the first seconds."""
+    tally = measure(range(SEEDS), Habits("honest"), KINDS["dead"], dies_s=RESTART_S)
+    with capsys.disabled():
+        print(f"\ndead at the start: of {tally.wants} {tally.in_time} in time, {tally.taken} taken")
     assert tally.violations == ()
     assert tally.percent >= SHARE_PERCENT, tally
 
