@@ -3,7 +3,7 @@
 May import: nothing but the standard library. Never: I/O, a clock.
 """
 
-from collections.abc import Hashable
+from collections.abc import Container, Hashable
 from dataclasses import dataclass
 
 READS = 3
@@ -38,6 +38,10 @@ class Repeats:
         """Whether reading it now could count."""
         was = self._seen.get(subject)
         return was is None or not (tip_hash == was.tip_hash or 0 <= now_ms - was.at_ms < EVERY_MS)
+
+    def keep(self, subjects: Container[str]) -> None:
+        """Forget all others: what was not read again begins anew."""
+        self._seen = {subject: seen for subject, seen in self._seen.items() if subject in subjects}
 
     def forget(self, subject: str) -> None:
         self._seen.pop(subject, None)

@@ -42,12 +42,12 @@ class Vanished:
     async def look(self, source: View, tip: Tip) -> None:
         """Which deposits are gone; which payments are stuck with that, or not any more; which of them are over?"""
         conn = self._agent.conn
-        for coin in queries.missing_deposits(conn):
+        for coin in queries.missing_deposits(conn) if source.is_final else ():
             await self._doubt(source, coin)
         rows = queries.payments_in(conn, LOOKED_FOR)
         self.stuck = {row.id: row for row in rows if queries.is_vanished(conn, row.anchor)}
         await self._tell()
-        for row in self.stuck.values():
+        for row in self.stuck.values() if source.is_final else ():
             await self._weigh(source, tip, row)
 
     async def _doubt(self, source: View, coin: CoinRow) -> None:

@@ -8,7 +8,7 @@ for an answer.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Hashable, Iterable, Set
 from dataclasses import replace
 from functools import partial
 
@@ -23,8 +23,20 @@ from payagent.agent.repeats import Repeats
 from payagent.agent.replacement import is_lost
 from payagent.agent.terms import MerchantTerms
 from payagent.agent.vanished import LOOKED_FOR, Vanished
+from payagent.chain.agree import Listing
 from payagent.chain.panel import Panel, View, at_once
-from payagent.chain.source import Found, Genesis, NotFound, Parameters, SubmitKind, Tip, TxSeen, Unknown, Why
+from payagent.chain.source import (
+    ChainUtxo,
+    Found,
+    Genesis,
+    NotFound,
+    Parameters,
+    SubmitKind,
+    Tip,
+    TxSeen,
+    Unknown,
+    Why,
+)
 from payagent.core.payment import UNSIGNED, Delivery, State
 from payagent.core.problem import Refused
 from payagent.dialects import WITH_STATUS
@@ -123,6 +135,7 @@ class Watch:
         self._told_out: list[str] = []
         self._deep_seen = Repeats()
         self._unweighed = False
+        self._new_coins = Repeats()
         self._prepaid_asked: dict[int, tuple[int, int]] = {}
 
     async def tick(self) -> bool:
@@ -417,13 +430,33 @@ class Watch:
             # one list of several is enough to sign by the coins that are known; nothing is booked by it
             self._coins_read |= isinstance(read, Unknown) and read.why is Why.NOT_YET
             return
-        if deposits.is_stale(read.value, {row.ref: row for row in queries.coins(agent.conn)}):
-            listing, now_ms = read.value, agent.ports.clock.now_ms()
+        known = {row.ref: row for row in queries.coins(agent.conn)}
+        now_ms = agent.ports.clock.now_ms()
+        listing = self._believed(source, read.value, set(known), now_ms)
+        if deposits.is_stale(listing, known):
             await agent.write("deposit", lambda unit: deposits.sync(unit, listing, agent.coins, now_ms))
         self._coins_read = True
-        await self._foreign.look(source, read.value)
-        if source.is_final:
+        await self._foreign.look(source, listing)
+        if source.is_current:
             await self._vanished.look(source, tip)
+
+    def _believed(self, source: View, listing: Listing, known: Set[str], now_ms: int) -> Listing:
+        """Of several providers the last one that is heard makes no coin by one word: three reads, spaced (R8).
+
+        Where only one is configured it is taken at its word: a coin that it makes up pays nobody.
+        """
+        is_new = {ref: coin for coin in listing.agreed if (ref := f"{coin.tx_id}#{coin.index}") not in known}
+        if not source.is_lonely:
+            self._new_coins = Repeats()
+            return listing
+        young = {
+            ref
+            for ref, coin in is_new.items()
+            if not self._new_coins.is_enough(ref, _worth(coin), source.tip.hash, now_ms)
+        }
+        self._new_coins.keep(is_new)
+        agreed = tuple(coin for coin in listing.agreed if f"{coin.tx_id}#{coin.index}" not in young)
+        return Listing(agreed, listing.doubtful | young)
 
     async def _carry_on(self) -> None:
         """Send what was signed, again what is due; then sign what was admitted and is not signed."""
@@ -483,3 +516,8 @@ class Watch:
 def _depth(row: PaymentRow, tip: Tip) -> int:
     """How deep a payment's block is; the block itself counts 1."""
     return tip.height - (row.block_height or 0) + 1
+
+
+def _worth(coin: ChainUtxo) -> Hashable:
+    """All of a listed coin that is booked."""
+    return coin.lovelace, frozenset(coin.assets.items()), coin.has_datum, coin.has_script, coin.unreadable

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeGuard, TypeVar
 
 from payagent.chain.agree import (
+    MISSES_MIN,
     PATIENCE_MS,
     Listing,
     Said,
@@ -70,10 +71,18 @@ FALLEN_MS = 600_000
 As long is a tip refused that is higher than so many slots allow: it may be the height before that was a lie.
 """
 
+START_PATIENCE_MS = 10_000
+"""How long one is waited for that never answered since the start.
+
+There is no word of it yet that its absence could take back. Until it was silent for as long as any other nothing
+ends for good (`View.is_final`), and what is new to the books takes three reads.
+"""
+
 CONVICTION_MS = 60_000
+"""How far apart it has to contradict itself twice."""
+
 SENTENCE_MS = 600_000
 """How long one that was caught at a lie is not heard, and gets no bytes."""
-
 
 TWO_HEIGHTS = "it tells two heights of one block"
 """No index that lags does: a block's hash fixes its height and slot. So once is enough."""
@@ -87,6 +96,7 @@ class _Member:
 
     source: Guarded
     trouble: str | None = "not asked yet"
+    has_answered: bool = False
     is_foreign: bool = False
     is_late: bool = False
     tip: Tip | None = None
@@ -118,6 +128,14 @@ class _Member:
     def is_mute(self, what: str) -> bool:
         return is_lasting(self.silences.get(what))
 
+    @property
+    def is_dead_at_start(self) -> bool:
+        """Whether it told no tip since the start, as often as a silence needs, and not for as long yet."""
+        silence = self.silences.get("tip")
+        if self.has_answered or silence is None or is_lasting(silence):
+            return False
+        return silence.count >= MISSES_MIN and silence.last_ms - silence.since_ms >= START_PATIENCE_MS
+
 
 @dataclass(frozen=True, slots=True)
 class View:
@@ -130,7 +148,7 @@ class View:
     is_final: bool
     """Whether what cannot be taken back may be concluded: nobody is sent out who may have been the honest one.
 
-    Who is convicted again soon after a sentence was not.
+    Who is convicted again soon after a sentence was not. Nor is anybody left out early, since it is dead.
     """
     _heard: tuple[_Member, ...]
     _awaited: tuple[str, ...]
@@ -282,7 +300,8 @@ class Panel:
         is_current = bool(heard) and all(m.tip and m.peak and m.tip.height >= m.peak.height for m in heard)
         now_ms = self.now_ms()
         is_final = is_current and not any(
-            member.sentence.holds(now_ms) and not member.is_relapsed for member in self._members
+            (member.sentence.holds(now_ms) and not member.is_relapsed) or member.is_dead_at_start
+            for member in self._members
         )
         return View(self, tip, is_current, is_final, tuple(speaking), tuple(m.source.name for m in awaited))
 
@@ -298,7 +317,7 @@ class Panel:
 
         Else a clock that is off by as much as tells late from heard would leave the other one alone for a moment.
         """
-        is_out = member in speaking or member.is_foreign or member.lied
+        is_out = member in speaking or member.is_foreign or member.lied or member.is_dead_at_start
         return not is_out and not member.is_mute("time" if member.is_late else "tip")
 
     async def _hear(self, member: _Member) -> Tip | None:
@@ -311,6 +330,7 @@ class Panel:
         read = await self._read_tip(member)
         trouble = None if isinstance(read, Found) else _unread("tip", read)
         if isinstance(read, Found):
+            member.has_answered = True
             trouble = await self._distrust(member, now_ms)
             if trouble is None and len(self._members) > 1:
                 trouble = await self._contradiction(member, read.value)

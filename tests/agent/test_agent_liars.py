@@ -213,7 +213,7 @@ async def test_one_that_is_bad_from_the_start_keeps_nobody_from_paying(
     world.fund(50 * ADA)
     lie(liar)
     async with world.run(providers=providers(liar, honest, True)) as run:
-        assert await pass_s(run, 200, lambda: bool(run.selectable())) <= 130
+        assert await pass_s(run, 300, lambda: bool(run.selectable())) <= 260
         row = await run.pay()
         assert await pass_s(run, 60, lambda: run.state(row.id) is State.CONFIRMED) <= 20
         assert run.owned() == world.on_chain()

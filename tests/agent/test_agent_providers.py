@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
-from agent_kit import ADA, Relay, World
+from agent_kit import ADA, Relay, World, with_terms
 
 from payagent.core.payment import State
 from payagent.core.problem import Refused
@@ -53,10 +53,7 @@ class TestTwoProviders:
     ) -> None:
         world.fund(50 * ADA)
         async with world.run(providers={"first": NOBODY, "second": second.url}) as run:
-            for _ in range(4):  # it is waited for, two minutes
-                await run.look()
-                world.clock.ahead_ms += 41_000
-            await run.look()
+            await run.pass_time(15)  # what is new by one word alone is read three times, a minute apart
             row = await run.pay()
             assert second.submissions() == 1
             await run.settle_down()
@@ -80,7 +77,7 @@ class TestTwoProviders:
         world.fund(50 * ADA)
         first.tell(path, 200, told(first, path) | change)
         async with world.run(providers=both(first, second)) as run:
-            await run.look()
+            await run.pass_time(15)
             second.tell("/tx/submit", 429, OVER_LIMIT)
             row = await run.pay()
             second.thaw()
@@ -207,3 +204,55 @@ class TestEvidence:
             assert not await run.watch.tick()
             world.control("faults", clear=True)
             assert await run.watch.tick()
+
+
+class TestDeadAtTheStart:
+    """One that never answered since the start is not waited for like one that was just there."""
+
+    async def test_a_payment_is_confirmed_soon_and_ends_when_it_was_waited_for(
+        self, world: World, first: Relay, second: Relay
+    ) -> None:
+        world.fund(50 * ADA)
+        async with world.run(providers=both(first, second)) as run:
+            await run.look()
+        terms = with_terms(confirm_depth=1, settle_depth=3)
+        async with world.run(providers={"first": NOBODY, "second": second.url}, terms=terms) as run:
+            await run.look()
+            row = await run.pay()
+            for _ in range(4):
+                world.clock.ahead_ms += 5_000
+                await run.settle_down()
+            assert run.state(row.id) is State.CONFIRMED
+            await run.pass_time(4)
+            assert run.state(row.id) is State.CONFIRMED
+            await run.pass_time(6)
+            assert run.state(row.id) is State.SETTLED
+
+    async def test_one_that_was_there_is_waited_for(self, world: World, first: Relay, second: Relay) -> None:
+        world.fund(50 * ADA)
+        async with world.run(providers=both(first, second)) as run:
+            await run.look()
+            row = await run.pay()
+            first.tell("/", 500, OVER_LIMIT)
+            await run.pass_time(5)
+            assert run.state(row.id) is State.IN_FLIGHT
+            await run.pass_time(7)
+            assert run.state(row.id) is State.CONFIRMED
+
+    async def test_one_alone_makes_no_new_coin_before_three_reads(self, world: World, second: Relay) -> None:
+        async with world.run(providers={"first": NOBODY, "second": second.url}) as run:
+            for _ in range(4):
+                world.clock.ahead_ms += 5_000
+                await run.settle_down()
+            world.fund(50 * ADA)
+            await run.look()
+            await run.pass_time(9)
+            assert not queries.coins(run.agent.conn)
+            await run.pass_time(4)
+            assert run.owned() == world.on_chain()
+
+    async def test_the_only_one_that_is_configured_is_taken_at_its_word(self, world: World, second: Relay) -> None:
+        world.fund(50 * ADA)
+        async with world.run(providers={"second": second.url}) as run:
+            await run.look()
+            assert run.owned() == world.on_chain()
