@@ -11,23 +11,27 @@ the chain shows.
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from random import Random
 from typing import Protocol
 
 from payagent.audit.finding import Finding
 from payagent.audit.signed import Owner
 from payagent.audit.verify import verify
 from payagent.core.invoice import Output
-from payagent.core.ledger import EXTERNAL, HELD, WALLET
+from payagent.core.ledger import HELD, WALLET
 from payagent.core.money import LOVELACE
 from payagent.core.payment import ENDED_WITHOUT_PAYING, ON_CHAIN, State
-from payagent.devnet.ledger import Block, OutRef, Tx
+from payagent.devnet.ledger import Block, LedgerError, OutRef, Tx, decode_tx
 from payagent.sim.net import Net
+from payagent.sim.spending import Spend, Spending
 from payagent.sim.story import Story
 from payagent.store import books, queries
 from payagent.store.schema import GENESIS
 from payagent.store.writer import Connection
 
 FEE_MAX_LOVELACE = 900_000
+VERIFIED = 0.1
+"""How often the books are verified in full that a start finds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +70,9 @@ LEFT JOIN invoices v ON v.seq = a.invoice WHERE a.rowid > ? ORDER BY a.rowid
 class Judge:
     """One for a run."""
 
-    def __init__(self, net: Net, story: Story, owner: Owner, market: Market, cap_lovelace: int) -> None:
+    def __init__(
+        self, net: Net, story: Story, owner: Owner, market: Market, cap_lovelace: int, rng: Random
+    ) -> None:
         self._net = net
         self._story = story
         self._owner = owner
@@ -81,8 +87,8 @@ class Judge:
         self._outputs_of: dict[str, Tx] = {}
         self._answers: dict[str, str] = {}
         self._accepted: dict[str, None] = {}
-        self._booked_as_of: object = None
-        self._booked: tuple[set[str], int] = set(), 0
+        self._rng = rng
+        self._spending = Spending(story, self._own, cap_lovelace)
 
     # --- the record
 
@@ -99,6 +105,8 @@ class Judge:
             self._story.tell(
                 f"{signed.kind} {signed.tx_id[:8]} of {signed.payment} is signed, anchor {signed.anchor[:8]}"
             )
+            if known is signed:
+                self._check_bytes(signed)
             if synced:
                 self._durable.add(signed.tx_id)
 
@@ -110,6 +118,9 @@ class Judge:
             if tx_id in self.signed and tx_id not in there:
                 self._story.violate("I6", f"{tx_id[:8]} was released, and the ledger does not know it any more")
         self._check_chain_of_events(conn)
+        if self._rng.random() < VERIFIED:
+            self._story.reach("the books that a death left are verified")
+            self._verify(conn)
         for payment_id in self._accepted:
             if conn.execute("SELECT 1 FROM payments WHERE id = ?", (payment_id,)).fetchone() is None:
                 self._story.violate("I4", f"{payment_id} was accepted, and is not in the ledger")
@@ -136,12 +147,16 @@ class Judge:
         signed = self.signed.get(tx.tx_id)
         if signed is None:
             return
-        self._check_bytes(tx, signed)
         if signed.kind == "pay":
             self._check_conflicts(tx, signed)
 
-    def _check_bytes(self, tx: Tx, signed: Signed) -> None:
+    def _check_bytes(self, signed: Signed) -> None:
         """I3: it pays what one of the asked sets says, the rest to ourselves, at a fee that can be."""
+        try:
+            tx = decode_tx(signed.cbor)
+        except LedgerError as error:  # a mint, a certificate or a withdrawal too
+            self._story.violate("I3", f"{signed.tx_id[:8]} is no payment: {error}")
+            return
         paid = sorted(
             (out.address, *_of_asset(out.lovelace, out.assets)) for out in tx.outputs if out.address != self._own
         )
@@ -263,6 +278,9 @@ class Judge:
         for row in queries.payments_in(conn, tuple(State)):
             self._check_end(conn, row)
         self._check_books(conn)
+        self._verify(conn)
+
+    def _verify(self, conn: Connection) -> None:
         for told in verify(conn, self._owner):
             if isinstance(told, Finding):
                 self._story.violate("I10", f"verify: {told.table} {told.row}: {told.what}")
@@ -275,6 +293,10 @@ class Judge:
             self._story.violate("I9", f"{row.id} is {row.state}, on the chain are {[t[:8] for t in pays]}")
         if row.state not in (State.SETTLED, *ENDED_WITHOUT_PAYING):
             self._story.violate("I4", f"{row.id} is still {row.state}")
+        self._check_payment(conn, row.id, [a.tx_id for a in landed])
+
+    def _check_payment(self, conn: Connection, payment_id: str, landed: list[str]) -> None:
+        self._spending.at_rest(conn, payment_id, [self._spend_of(self.signed[tx_id]) for tx_id in landed])
 
     def _check_books(self, conn: Connection) -> None:
         """I2, to the unit."""
@@ -295,33 +317,14 @@ class Judge:
             self._story.violate("I2", f"{held} is held, and nothing is in flight")
 
     def outflow_is_booked(self, conn: Connection) -> None:
-        """I2 at all times: what is held or posted is no less than what the chain shows as gone to merchants.
+        """I2 and I3 at all times, by the payment."""
+        landed = [
+            self.signed[tx_id] for tx_id in self._released if tx_id in self.signed and self._is_in_block(tx_id)
+        ]
+        self._spending.outflow_is_booked(conn, map(self._spend_of, landed))
 
-        But for what a fork deeper than `void_depth` lets land after it was void: that is known at the next look.
-        """
-        void, booked = self._as_booked(conn)
-        gone = sum(
-            self._spend(tx) if self.signed[tx_id].origin else tx.fee_lovelace
-            for tx_id, tx in self._released.items()
-            if tx_id in self.signed
-            and self.signed[tx_id].kind == "pay"
-            and self.signed[tx_id].payment not in void
-            and self._is_in_block(tx_id)
-        )
-        if booked < gone:
-            self._story.violate("I2", f"{gone} lovelace left, {booked} are held or posted")
-
-    def _as_booked(self, conn: Connection) -> tuple[set[str], int]:
-        """The payments that are void, and the lovelace held or posted; read again when anything was committed."""
-        if (as_of := (conn, queries.version(conn))) != self._booked_as_of:
-            void = {row[0] for row in conn.execute("SELECT id FROM payments WHERE state = 'void'")}
-            booked = sum(
-                units
-                for account, asset, units in queries.balances(conn)
-                if asset == LOVELACE and account not in (WALLET, EXTERNAL)
-            )
-            self._booked_as_of, self._booked = as_of, (void, booked)
-        return self._booked
+    def _spend_of(self, signed: Signed) -> Spend:
+        return Spend(signed.payment, signed.origin, signed.kind == "cancel", self._net.hoard[signed.tx_id])
 
 
 def outputs_asked(outputs: Iterable[tuple[bytes, int]], asset: str) -> tuple[tuple[bytes, str, int], ...]:

@@ -1,22 +1,25 @@
 """What happened in a run: its lines, how often each event was reached, what was violated, and a hash over all.
 
-May import: the standard library. Never: changes what happens.
+May import: the standard library, sim.secrets. Never: changes what happens.
 """
 
 import hashlib
 from collections import Counter
 from collections.abc import Callable
 
+from payagent.sim.secrets import Canaries
+
 
 class Story:
     """Lines are kept only when somebody will read them; the hash is always over all of them."""
 
-    def __init__(self, seed: int, time_s: Callable[[], float], *, keep: bool = False) -> None:
+    def __init__(self, seed: int, time_s: Callable[[], float], canaries: Canaries, *, keep: bool = False) -> None:
         self.seed = seed
         self.reached: Counter[str] = Counter()
         self.violations: list[str] = []
         self.lines: list[str] = []
         self._time_s = time_s
+        self._canaries = canaries
         self._keep = keep
         self._hash = hashlib.blake2b(digest_size=16)
 
@@ -28,12 +31,18 @@ class Story:
         """One line."""
         line = f"{self._time_s():10.3f}  {what}"
         self._hash.update(line.encode())
+        self.keeps_secrets("a line of the story", line.encode())
         if self._keep:
             self.lines.append(line)
 
     def reach(self, event: str) -> None:
         """Something that the run is to meet, in plain words, was met."""
         self.reached[event] += 1
+
+    def keeps_secrets(self, where: str, data: bytes) -> None:
+        """I5: what was written, said or logged holds no secret."""
+        if (name := self._canaries.found_in(data)) is not None:
+            self.violations.append(f"I5: {where} holds {name}")
 
     def violate(self, invariant: str, what: str) -> None:
         """An invariant does not hold. The first one is what counts; more may follow from it."""

@@ -5,6 +5,7 @@ May import: the rest of sim and what it needs of the other rooms to set a stage.
 
 import asyncio
 import gc
+import hashlib
 import logging
 import shutil
 import sys
@@ -46,6 +47,7 @@ from payagent.sim.loop import OWNER, StuckError, VirtualLoop
 from payagent.sim.mix import QUIET, Mix, draw_mix
 from payagent.sim.net import Net
 from payagent.sim.pools import Pools
+from payagent.sim.secrets import Canaries
 from payagent.sim.shops import SimShop, Transport
 from payagent.sim.source import LIES, Habits, SimSource
 from payagent.sim.story import Story
@@ -77,6 +79,7 @@ ROUNDS = 1600
 """In so many rounds of the loop, a run's trouble, the daemon dies `crash_at_await` times in the mean."""
 
 SELDOM_JOBS = ("cancel", "confirm", "deposit", "replace", "settle", "sign", "use", "void")
+APP_TOKEN, API_KEY = "canary-of-an-app-token", "canary-of-an-api-key"
 SENT_TO, SENT_LOVELACE = role_address("creator"), 2 * ADA
 
 
@@ -84,6 +87,22 @@ SENT_TO, SENT_LOVELACE = role_address("creator"), 2 * ADA
 def account() -> Account:
     """A wallet of fixed words: its keys are worth nothing."""
     return derive(seed_from_words("abandon " * 23 + "art"), NETWORK)
+
+
+@cache
+def canaries() -> Canaries:
+    """What the daemon must know and never write down."""
+    signer = account().signer
+    key = b"".join(getattr(signer, f"_{name}") for name in ("scalar", "nonce_key"))
+    return Canaries(
+        {
+            "the wallet's words": b"abandon abandon",
+            "the wallet's key": key[:32],
+            "the key's second half": key[32:],
+            "an app's token": APP_TOKEN.encode(),
+            "a merchant's api key": API_KEY.encode(),
+        }
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,9 +192,10 @@ class World:
     def __init__(self, seed: int, folder: Path, template: Path, *, keep_story: bool = False) -> None:
         self.rng = Random(seed)  # noqa: S311  a seed gives the same run again
         self.loop = VirtualLoop()
-        self.story = Story(seed, self.loop.time, keep=keep_story)
+        self.story = Story(seed, self.loop.time, canaries(), keep=keep_story)
         self.plan = draw_plan(self.rng)
         self.is_calm = self.is_long = False
+        self._folder = folder
         self.disk = Disk(folder, template)
         self.signer = account().signer
         self.wallet = account().address.text
@@ -190,7 +210,9 @@ class World:
             for shop in [SimShop(f"shop{number}", terms, self.net, self.rng, self.story, self.mix, self._released)]
         }
         owner = Owner(account().address, NETWORK)
-        self.judge = Judge(self.net, self.story, owner, self, self.plan.per_day_lovelace)
+        # draws of its own: that somebody looks on changes nothing
+        looks = Random(f"{seed} judge")  # noqa: S311
+        self.judge = Judge(self.net, self.story, owner, self, self.plan.per_day_lovelace, looks)
         self.census = Census(self.net, self.story)
         self.pools = Pools(self.story, self)
         self.terms = self._terms()
@@ -241,9 +263,15 @@ class World:
         _, last_hash = queries.last_event(life.conn)
         # with this the digest tells two runs apart of which no other line differs
         self.story.tell(f"the end: {self.loop.rounds} rounds, record {last_hash[:16]}, next draw {self.draw()}")
+        self._search_files()
         await life.stop()
         for task in self._tasks:
             task.cancel()
+
+    def _search_files(self) -> None:
+        """I5, in what the last daemon and, in the ledger's history, all before it have written."""
+        for path in sorted(self._folder.iterdir()):
+            self.story.keeps_secrets(path.name, path.read_bytes())
 
     def _do(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = self.loop.create_task(work)
@@ -516,6 +544,7 @@ class World:
         merchants = {
             shop.origin: MerchantTerms(
                 shop.name, shop.origin, PARTNER, None, self.rng.choice(("submitted", "confirmed")), 30,
+                api_key=API_KEY,
                 proof="signed_cbor" if shop.merchant.terms.proof == "signed_cbor" else "tx_hash",
                 topup_request=TopupRequest("POST", TOP_UP, "{}") if shop.merchant.terms.batch > 1 else None,
             )
@@ -571,7 +600,14 @@ def make_template(folder: Path) -> Path:
     def job(unit: Unit) -> None:
         records.put_meta(unit, "network", NETWORK.name)
         records.put_meta(unit, "address", account().address.text)
-        records.add_app(unit, "app_test", "test", "0" * 64, ["pay", "read", "operate", "approve"], START_MS)
+        records.add_app(
+            unit,
+            "app_test",
+            "test",
+            hashlib.sha256(APP_TOKEN.encode()).hexdigest(),
+            ["pay", "read", "operate", "approve"],
+            START_MS,
+        )
 
     committer.commit([Job("template", job, Unit(committer.conn))])
     committer.close()
@@ -616,6 +652,8 @@ class Stage:
             error = repr(sys.exc_info()[1])
         owner = OWNER.get()
         is_dead = isinstance(owner, Life) and owner.is_over  # what the dead still log is read by nobody
+        if self._world is not None:
+            self._world.story.keeps_secrets("the log", repr(event).encode())
         if self._world is not None and error is not None and not is_dead:
             self._world.failed_inside(str(event.get("event")), str(error))
         raise structlog.DropEvent

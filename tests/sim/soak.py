@@ -49,7 +49,7 @@ from payagent.sim.net import Net
 from payagent.sim.shops import SimShop, Transport
 from payagent.sim.source import Habits, SimSource
 from payagent.sim.story import Story
-from payagent.sim.world import ADA, NETWORK, START_MS, account, asked_by, make_template, purchase_of
+from payagent.sim.world import ADA, NETWORK, START_MS, account, asked_by, canaries, make_template, purchase_of
 from payagent.store import queries
 from payagent.store.writer import Connection
 
@@ -263,6 +263,10 @@ class LongJudge(Judge):
         if booked < self.funded_lovelace - left:
             self._story.violate("I2", f"{self.funded_lovelace - left} lovelace left, {booked} are held or posted")
 
+    def _check_payment(self, conn: Connection, payment_id: str, landed: list[str]) -> None:
+        if all(tx_id in self.signed and tx_id in self._net.hoard for tx_id in landed):
+            super()._check_payment(conn, payment_id, landed)
+
     def bury(self, tx: Tx) -> None:
         """What is older than any fork goes to the archive: where it landed does not change any more."""
         if (signed := self.signed.get(tx.tx_id)) is not None:
@@ -333,7 +337,7 @@ class Soak:
         self.package, self.commit = package_hash(), commit()  # as it is now: the run is long
         self.rng = Random(size.seed)
         self.loop = VirtualLoop()
-        self.story = Story(size.seed, self.loop.time)
+        self.story = Story(size.seed, self.loop.time, canaries())
         self.disk = LongDisk(folder, make_template(folder))
         self.signer = account().signer
         self.wallet = account().address.text
@@ -347,7 +351,7 @@ class Soak:
         self.shops = {shop.origin: shop for shop in self._make_shops()}
         owner = Owner(account().address, NETWORK)
         self.judge = LongJudge(
-            folder / "judge.db", self.net, self.story, owner, self, self.size.payments * 10 * ADA
+            folder / "judge.db", self.net, self.story, owner, self, self.size.payments * 10 * ADA, Random(0)
         )
         self.net.on_buried = self.judge.bury
         self.terms = self._terms()

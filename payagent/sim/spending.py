@@ -1,0 +1,126 @@
+"""What the ledger books for each payment, beside what the chain shows that it took: I2 by the payment, and I3.
+
+May import: core, devnet, store's connection, sim.story. Never: adds up as the agent does.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from payagent.core.ledger import EXTERNAL, FEES, WALLET, merchant_account, prepaid_account
+from payagent.core.money import LOVELACE
+from payagent.core.payment import State
+from payagent.devnet.ledger import Tx
+from payagent.sim.story import Story
+from payagent.store import queries
+from payagent.store.writer import Connection
+
+Lines = dict[tuple[str, str], int]
+"""Units by account and asset."""
+
+_BOOKED = """
+SELECT j.payment_id, SUM(p.units) FROM journal j JOIN postings p ON p.entry = j.id
+WHERE j.payment_id IS NOT NULL AND p.asset = 'lovelace' AND p.account NOT IN (?, ?) GROUP BY j.payment_id
+"""
+_LINES = """
+SELECT p.account, p.asset, SUM(p.units) FROM journal j JOIN postings p ON p.entry = j.id
+WHERE j.payment_id = ? AND p.account <> ? GROUP BY p.account, p.asset
+"""
+_STATES = "SELECT id, state, kind = 'invoice' FROM payments"
+
+
+@dataclass(frozen=True, slots=True)
+class Spend:
+    """A transaction of ours on the chain: whose it is, and what it takes from the wallet."""
+
+    payment: str
+    origin: str
+    is_cancel: bool
+    tx: Tx
+
+    def given(self, own: bytes) -> dict[str, int]:
+        """Units by asset that its outputs give to others."""
+        units: dict[str, int] = {}
+        for out in self.tx.outputs:
+            if out.address != own:
+                for asset, count in ((LOVELACE, out.lovelace), *out.assets.items()):
+                    units[asset] = units.get(asset, 0) + count
+        return units
+
+
+@dataclass(slots=True)
+class Booked:
+    """The ledger at one commit: payments that are void, and the lovelace held or posted for each."""
+
+    void: set[str] = field(default_factory=set)
+    lovelace: Mapping[str, int] = field(default_factory=dict)
+
+
+class Spending:
+    """One for a run."""
+
+    def __init__(self, story: Story, own: bytes, cap_lovelace: int) -> None:
+        self._story = story
+        self._own = own
+        self._cap_lovelace = cap_lovelace
+        self._as_of: object = None
+        self._booked = Booked()
+        self._were_void: set[str] = set()
+
+    def outflow_is_booked(self, conn: Connection, landed: Iterable[Spend]) -> None:
+        """I2 at all times: of each payment no less is held or posted than the chain shows that it took.
+
+        But for what a fork deeper than `void_depth` lets land after it was void: that is known at the next look.
+        """
+        booked = self._read(conn)
+        for spend in landed:
+            if spend.is_cancel or spend.payment in booked.void:
+                continue
+            gone = spend.tx.fee_lovelace + (spend.given(self._own).get(LOVELACE, 0) if spend.origin else 0)
+            if booked.lovelace.get(spend.payment, 0) < gone:
+                told = f"{booked.lovelace.get(spend.payment, 0)} are held or posted"
+                self._story.violate("I2", f"{gone} lovelace left for {spend.payment}, {told}")
+
+    def at_rest(self, conn: Connection, payment: str, landed: Iterable[Spend]) -> None:
+        """I2 in the end: a payment's postings are what the chain shows of it, to the unit and by account."""
+        told: Lines = {}
+        for account, asset, units in conn.execute(_LINES, (payment, WALLET)):
+            if units:
+                _add(told, account, asset, units)
+        true: Lines = {}
+        for spend in landed:
+            for asset, units in spend.given(self._own).items():
+                _add(true, merchant_account(spend.origin) if spend.origin else EXTERNAL, asset, units)
+            _add(true, FEES, LOVELACE, spend.tx.fee_lovelace)
+        merged: Lines = {}
+        for (account, asset), units in told.items():
+            # what was prepaid and what of it was used are two accounts, and the chain knows one
+            name = account.replace(prepaid_account(""), merchant_account(""), 1)
+            _add(merged, name, asset, units)
+        if {line: units for line, units in merged.items() if units} != true:
+            self._story.violate("I2", f"{payment} is booked as {merged}, the chain has {true}")
+
+    def _read(self, conn: Connection) -> Booked:
+        """Read again when anything was committed; then I3 too: what payments hold or spent is within the limit.
+
+        But for what was void once: where a fork reopens it, its hold is back, whatever was allowed meanwhile.
+        """
+        if (as_of := (conn, queries.version(conn))) == self._as_of:
+            return self._booked
+        states = conn.execute(_STATES).fetchall()
+        booked = dict(conn.execute(_BOOKED, (WALLET, EXTERNAL)).fetchall())
+        void = {payment for payment, state, _ in states if state == State.VOID}
+        self._were_void |= void
+        spent = sum(
+            booked.get(payment, 0)
+            for payment, _, is_purchase in states
+            if is_purchase and payment not in self._were_void
+        )
+        if spent > self._cap_lovelace:
+            self._story.violate("I3", f"{spent} lovelace are held or posted, the limit is {self._cap_lovelace}")
+        self._as_of = as_of
+        self._booked = Booked(void, booked)
+        return self._booked
+
+
+def _add(lines: Lines, account: str, asset: str, units: int) -> None:
+    lines[account, asset] = lines.get((account, asset), 0) + units
