@@ -15,12 +15,15 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import structlog
+
 from payagent.agent import admission, replacement, steps, vanished, watch
 from payagent.agent.agent import Agent, Ask
 from payagent.chain.source import Found, SubmitKind, TxSeen
+from payagent.core.money import LOVELACE
 from payagent.core.payment import State
 from payagent.sim.loop import StuckError, VirtualLoop
-from payagent.sim.world import Stage
+from payagent.sim.world import API_KEY, Stage
 from payagent.store import prepaid, queries, records, schema, writer
 from payagent.wallet import plan as plans
 from payagent.wallet import transaction
@@ -365,6 +368,41 @@ def _no_fee_cap(stack: ExitStack) -> None:
         defaults = dict(function.__kwdefaults__)
         stack.callback(setattr, function, "__kwdefaults__", defaults)
         function.__kwdefaults__ = defaults | {"params": dear, "fee_cap_lovelace": 10**12}
+
+
+# --- what is written down ----------------------------------------------------------------------------------------
+
+
+@mutant("a fee is booked as the merchant's")
+def _fee_as_price(stack: ExitStack) -> None:
+    """All accounts together come to the same, and what is left in the wallet too."""
+    real = steps.ledger.post
+
+    def post(hold: Any, spent: Any, fee_lovelace: int, account: str) -> Any:
+        return real(hold, {**spent, LOVELACE: spent.get(LOVELACE, 0) + fee_lovelace}, 0, account)
+
+    put(stack, steps.ledger, "post", post)
+
+
+@mutant("an api key is logged")
+def _key_logged(stack: ExitStack) -> None:
+    real = Agent.pay
+
+    async def pay(self: Agent, ask: Ask) -> Any:
+        structlog.get_logger().warning("pay", headers=self.terms.merchants[ask.origin].own_headers("addr"))
+        return await real(self, ask)
+
+    put(stack, Agent, "pay", pay)
+
+
+@mutant("an api key is in the ledger")
+def _key_recorded(stack: ExitStack) -> None:
+    noted = records.note
+
+    def note(unit: Any, payment_id: Any, event: str, state: Any, now_ms: int, detail: Any = None) -> None:
+        noted(unit, payment_id, event, state, now_ms, {**(detail or {}), "by": API_KEY})
+
+    put(stack, records, "note", note)
 
 
 def kill(name: str, seeds: range) -> tuple[int, int, str] | None:
