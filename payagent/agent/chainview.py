@@ -18,8 +18,12 @@ EXPIRY_MARGIN_S = 20
 TTL_CAP_S = 1800
 """The longest life of an attempt: a lost one blocks its anchor no longer than that."""
 
-QUIET_MS = (TTL_CAP_S + SKEW_MAX_S) * 1000
-"""How long a ledger that was put back signs nothing: what it does not know of has landed or run out by then."""
+QUIET_MS = (TTL_CAP_S + TIP_AGE_MAX_S + SKEW_MAX_S) * 1000
+"""How long a ledger that was put back signs nothing: what it does not know of has landed or run out by then.
+
+The clock that a TTL was counted from may have been ahead of the chain by as much as a tip may be old, and the one
+that this is counted from behind it by as much as is borne.
+"""
 
 PINNED = {
     "min_fee_a": 44,
@@ -70,8 +74,14 @@ class ChainView:
     def require_ready(self, now_ms: int) -> int:
         """The current slot, when the chain is seen well enough to sign.
 
-        Refused: `chain_not_ready`, `clock_skew`, `restored_recently`, `ledger_behind`, `foreign_spend`.
+        Refused: as `require_in_step`; `restored_recently`, `ledger_behind`, `foreign_spend`.
         """
+        slot = self.require_in_step(now_ms)
+        self._require_known_past(now_ms)
+        return slot
+
+    def require_in_step(self, now_ms: int) -> int:
+        """The current slot, when our clock and the chain's agree. Refused: `chain_not_ready`, `clock_skew`."""
         if self.slots is None or self.tip is None or self.problem is not None:
             raise Refused("chain_not_ready", self.problem or "the chain and the wallet's coins were not read yet")
         slot = self.slots.slot_at(now_ms)
@@ -79,7 +89,6 @@ class ChainView:
             raise Refused("clock_skew", f"the chain is {self.tip.slot - slot} s ahead of the local clock")
         if slot - self.tip.slot > TIP_AGE_MAX_S:
             raise Refused("chain_not_ready", f"the newest block that is known is {slot - self.tip.slot} s old")
-        self._require_known_past(now_ms)
         return slot
 
     def _require_known_past(self, now_ms: int) -> None:

@@ -1,8 +1,8 @@
 """The chain's word on who spent coins of ours: found, and taken into the books so that these equal the chain.
 
 A ledger that is older than the signer's own record, or new where the wallet is not, does not know what was signed.
-Nothing is signed then until all of that has landed or run out (QUIET_MS after it was first noticed) and was read
-from the chain.
+Nothing is signed then until all of that has landed or run out (QUIET_MS after our clock first agreed with the
+chain's, since this was noticed) and was read from the chain.
 
 May import: core, chain.source, chain.panel, store, agent. Never: takes for spent what no
 transaction in a block spends.
@@ -22,9 +22,10 @@ from payagent.agent.deposits import is_back
 from payagent.agent.purse import take
 from payagent.agent.repeats import Repeats
 from payagent.chain.panel import View
-from payagent.chain.source import Found, Movement, TxSeen
+from payagent.chain.source import Found, Movement, Tip, TxSeen
 from payagent.core import ledger
 from payagent.core.money import LOVELACE
+from payagent.core.problem import Refused
 from payagent.core.times import iso_time
 from payagent.store import onchain, queries, records
 from payagent.store.onchain import ForeignRow
@@ -164,7 +165,8 @@ class Recovery:
         self._search = Search(agent)
         self._signed = record.read()
         self._since_s = 0
-        self._noticed_ms: int | None = None
+        self._is_noticed = False
+        self._quiet_from_ms: int | None = None
 
     async def begin(self) -> None:
         """Compare the ledger with the signer's record, before anything is signed."""
@@ -185,17 +187,29 @@ class Recovery:
         chain, now_ms = agent.chain, agent.ports.clock.now_ms()
         if chain.behind is None or chain.tip is None or chain.problem is not None:
             return
-        if self._noticed_ms is not None and min(now_ms, chain.tip.time_s * 1000) < self._noticed_ms + QUIET_MS:
+        if self._is_noticed and not await self._is_quiet_over(chain.tip, now_ms):
             return
         spends = await self._search.find(source, self._from_s())
         if spends is None:
             return
-        if spends and self._noticed_ms is None:
+        if spends and not self._is_noticed:
             await self._notice()
             return
         await agent.write("scan", lambda unit: self._catch_up(unit, spends, now_ms))
         chain.behind = None
         log.warning("ledger.caught_up", transactions=len(spends))
+
+    async def _is_quiet_over(self, tip: Tip, now_ms: int) -> bool:
+        """It begins when our clock and the chain's agree, for one that was wrong would end it early, or never."""
+        if self._quiet_from_ms is not None:
+            return min(now_ms, tip.time_s * 1000) >= self._quiet_from_ms + QUIET_MS
+        try:
+            self._agent.chain.require_in_step(now_ms)
+        except Refused:
+            return False
+        await self._agent.write("scan", lambda unit: records.note(unit, None, "quiet_begun", None, now_ms))
+        self._learn()
+        return False
 
     def _from_s(self) -> int:
         """Early enough for any rollback of the newest block that is known: our clock may have been ahead."""
@@ -210,7 +224,7 @@ class Recovery:
         return None if self._signed is None else self._signed.tx_id
 
     async def _notice(self) -> None:
-        """From now on the quiet time runs; written down, so that a restart does not begin it anew."""
+        """Written down, so that a restart does not begin it anew."""
         now_ms = self._agent.ports.clock.now_ms()
         known_ms = 0 if last_signed(self._agent.conn) is None else onchain.last_event_ms(self._agent.conn)
         told = {"signed": self._name, "since_s": known_ms // 1000 - LAG_S}
@@ -219,11 +233,20 @@ class Recovery:
         self._learn()
 
     def _learn(self) -> None:
-        _, detail, self._noticed_ms = onchain.last_of_wallet(self._agent.conn, "ledger_behind")
+        conn = self._agent.conn
+        noticed, detail, _ = onchain.last_of_wallet(conn, "ledger_behind")
+        begun, _, at_ms = onchain.last_of_wallet(conn, "quiet_begun")
+        self._is_noticed = True
+        self._quiet_from_ms = at_ms if begun > noticed else None
         self._since_s = int(json.loads(detail)["since_s"])
+        when = (
+            f"{QUIET_MS // 60_000} minutes after our clock agrees with the chain's"
+            if self._quiet_from_ms is None
+            else f"at {iso_time(self._quiet_from_ms + QUIET_MS)}"
+        )
         self._agent.chain.behind = (
-            "the ledger is older than what was signed with this wallet, or was lost. The chain is read at "
-            f"{iso_time(self._noticed_ms + QUIET_MS)}, when all that has landed or run out"
+            "the ledger is older than what was signed with this wallet, or was lost. The chain is read "
+            f"{when}, when all that has landed or run out"
         )
 
     def _catch_up(self, unit: Unit, spends: Sequence[Spend], now_ms: int) -> None:

@@ -57,7 +57,7 @@ def restore(terminal: Terminal, file: Path, config: Path | None) -> None:
 
     The file and its books are checked, and its coins compared with the chain. First stop the payagent that the
     backup was made of, for good. What it signed after the backup is unknown to the restored ledger: the daemon
-    signs nothing for 32 minutes, until all of that has landed or run out.
+    signs nothing for 37 minutes, until all of that has landed or run out.
     """
     import asyncio
 

@@ -27,8 +27,9 @@ _SIMPLE = {
     "foreign_again": "what was spent elsewhere is in another block",
     "anchor_gone": "a payment spends a deposit that a fork took away",
     "anchor_back": "a payment's deposit comes back",
-    "caught_up": "a ledger that was behind has caught up",
 }
+_ASKED = "a new ledger has asked the chain for the wallet's past"
+_CAUGHT_UP = "a ledger that was behind has caught up"
 _JOBS = (
     *("admit", "deposit", "sign", "leave", "answer", "observe", "confirm", "settle", "void", "cancel", "replace"),
     "use",
@@ -37,10 +38,12 @@ LISTED = (
     *_SIMPLE.values(),
     *(f"a death {when} {job}" for when in ("before", "after") for job in _JOBS),
     *(f"no room or no disk at {job}" for job in _JOBS),
+    _CAUGHT_UP,
     "a cancel loses its race",
     "a confirmed payment is reopened",
     "a death between two steps",
     "a fork of 16 blocks or more",
+    "a ledger is put back that lacks what was sent",
     "a next invoice is paid on the same anchor",
     "a payment is void: its anchor was spent elsewhere",
     "a payment is void: its cancel won",
@@ -62,6 +65,7 @@ LISTED = (
     "another program spends a payment's anchor",
     "coins are taken back by an operator",
     "coins are taken back by the agent",
+    "the books that a death left are verified",
     "two providers disagree about a transaction",
     "what was never broadcast is taken back",
 )
@@ -95,6 +99,8 @@ class Census:
                 self._story.reach(f"an alert: {told['kind']}")
             elif event == "topup_ended":
                 self._story.reach(f"a top-up ends: {told['code'] or 'done'}")
+            elif event == "caught_up":
+                self._story.reach(_ASKED if told["signed"] is None else _CAUGHT_UP)
             elif event in _SIMPLE:
                 self._story.reach(_SIMPLE[event])
             if payment_id is not None and state is not None:

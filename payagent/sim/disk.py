@@ -27,11 +27,16 @@ class Disk:
         self._synced_bytes = 0
         self._is_synced = True
         self.path = folder / "0.db"
+        self._copy = folder / "copy.db"
         shutil.copyfile(template, self.path)
 
     @property
     def _wal(self) -> Path:
-        return self.path.with_name(self.path.name + "-wal")
+        return self._log_of(self.path)
+
+    @staticmethod
+    def _log_of(path: Path) -> Path:
+        return path.with_name(path.name + "-wal")
 
     def attach(self, conn: Connection) -> None:
         """The log is folded into the file now, and not while the process lives: its length tells what is synced.
@@ -74,6 +79,21 @@ class Disk:
         with self._wal.open("ab") as log:
             log.truncate(left_bytes)
             log.write(garbage)
+
+    def copy(self) -> None:
+        """What an operator keeps of the ledger, by the file, and nothing of what is beside it."""
+        shutil.copyfile(self.path, self._copy)
+        log = self._wal.read_bytes() if self._size() else b""
+        self._log_of(self._copy).write_bytes(log[: self._synced_bytes])
+
+    def put_back(self) -> None:
+        """The copy takes the place of what the last death left."""
+        self._generation += 1
+        self.path.unlink()
+        self._wal.unlink(missing_ok=True)
+        self.path = self._folder / f"{self._generation}.db"
+        self._copy.rename(self.path)
+        self._log_of(self._copy).rename(self._wal)
 
     def _size(self) -> int:
         try:

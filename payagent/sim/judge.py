@@ -87,6 +87,9 @@ class Judge:
         self._outputs_of: dict[str, Tx] = {}
         self._answers: dict[str, str] = {}
         self._accepted: dict[str, None] = {}
+        self._anchors: dict[str, str] = {}
+        self._forgotten: dict[str, Signed] = {}
+        self._is_put_back = False
         self._rng = rng
         self._spending = Spending(story, self._own, cap_lovelace)
 
@@ -107,8 +110,45 @@ class Judge:
             )
             if known is signed:
                 self._check_bytes(signed)
+                self._check_past(signed)
             if synced:
                 self._durable.add(signed.tx_id)
+
+    def put_back(self, conn: Connection) -> None:
+        """The ledger is an older copy: what it lacks, nobody but its signer's record and the chain knows of.
+
+        So what only the lost rows knew as bought may be bought again, which is told in docs/exactly-once.md.
+        """
+        there = {row[0] for row in conn.execute("SELECT tx_id FROM attempts")}
+        lost = {tx_id: signed for tx_id, signed in self.signed.items() if tx_id not in there}
+        self._forgotten |= {tx_id: signed for tx_id, signed in lost.items() if tx_id in self._released}
+        self.signed = {tx_id: signed for tx_id, signed in self.signed.items() if tx_id not in lost}
+        for purchase, tx_ids in self._by_purchase.items():
+            self._by_purchase[purchase] = [tx_id for tx_id in tx_ids if tx_id not in lost]
+        payments = {row[0] for row in conn.execute("SELECT id FROM payments")}
+        self._accepted = {name: None for name in self._accepted if name in payments}
+        self._answers = {purchase: name for purchase, name in self._answers.items() if name in payments}
+        self._is_put_back = bool(self._forgotten)
+        self._story.tell(f"the ledger put back lacks {sorted(tx_id[:8] for tx_id in self._forgotten)}")
+        if self._forgotten:
+            self._story.reach("a ledger is put back that lacks what was sent")
+
+    def begun(self, behind: str | None) -> None:
+        """A life is ready to sign, or says why it is not."""
+        if self._is_put_back and behind is None:
+            self._story.violate("I12", "the ledger is older than what was signed, and nobody noticed")
+        self._is_put_back = False
+
+    def _check_past(self, signed: Signed) -> None:
+        """I1 for a ledger that was put back: nothing is signed while what it lacks could still come to land."""
+        if (anchor := self._anchors.setdefault(signed.payment, signed.anchor)) != signed.anchor:
+            self._story.violate("I1", f"{signed.payment} had the anchor {anchor[:8]}, now {signed.anchor[:8]}")
+        slot = self._net.chain.tip.slot
+        for tx_id, lost in self._forgotten.items():
+            ttl_slot = self._net.hoard[tx_id].ttl_slot or 0
+            if lost.kind == "pay" and slot < ttl_slot and not self._is_in_block(tx_id):
+                told = f"{tx_id[:8]} is forgotten and could land till {ttl_slot}"
+                self._story.violate("I1", f"{signed.tx_id[:8]} is signed at slot {slot}, {told}")
 
     def reborn(self, conn: Connection) -> None:
         """A life begins on what a death left: is it whole, and does it hold what was durable?"""

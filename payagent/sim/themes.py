@@ -120,6 +120,23 @@ def _rush(rng: Random, mix: Mix, shops: Shops) -> dict[str, Any]:
     }
 
 
+def _put_back(rng: Random, mix: Mix, shops: Shops) -> dict[str, Any]:
+    """An older copy takes the ledger's place while much is under way, and clients want before and after it."""
+    copied_s = 100 + 300 * rng.random()
+    put_back_s = copied_s + 60 + 400 * rng.random()
+    chosen = replace(mix, clock_jump=rng.choice((0.0, mix.clock_jump, 0.3)))
+    return {
+        "mix": chosen,
+        "dry_mix": chosen,
+        "wants": rng.randint(5, 8),
+        "wanted_within_s": put_back_s + rng.choice((0, 0, 2600)),
+        "calm_from_s": put_back_s + 2800,
+        "per_day_lovelace": 1000 * ADA,
+        "copied_s": copied_s,
+        "put_back_s": put_back_s,
+    }
+
+
 _THEMES: tuple[tuple[Theme | None, int], ...] = (
     (None, 47),
     (_outlived, 9),
@@ -127,6 +144,7 @@ _THEMES: tuple[tuple[Theme | None, int], ...] = (
     (_undone, 11),
     (_prepaid, 13),
     (_rush, 8),
+    (_put_back, 5),
 )
 """With their weights."""
 

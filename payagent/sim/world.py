@@ -130,6 +130,10 @@ class Plan:
     calm_from_s: float = 0.0
     by_proxy: float = 0.4
     keyed: float = 0.5
+    copied_s: float | None = None
+    """When somebody copies the ledger, and when that copy takes the ledger's place."""
+
+    put_back_s: float = 0.0
     is_stubborn: bool = False
     """Clients ask again at once, and more often."""
 
@@ -219,6 +223,7 @@ class World:
         self._life: Life | None = None
         self._started = asyncio.Event()
         self._clock_off_ms = 0
+        self._is_put_back = False
         self._tasks: list[asyncio.Task[Any]] = []
 
     # --- the run
@@ -248,6 +253,7 @@ class World:
         self._do(self._operate())
         self._do(self._thaw())
         self._do(self._fund_again())
+        self._do(self._put_back())
         wants = [self._do(BuyerTask(self, want).run()) for want in self._wants()]
         if self.plan.topup:
             wants.append(self._do(self._order_topup()))
@@ -377,6 +383,20 @@ class World:
             self.story.reach(f"an operator orders: {act}")
             self.story.tell(f"the operator orders: {act}")
 
+    async def _put_back(self) -> None:
+        """Somebody puts an old copy of the ledger in its place, and starts the daemon on it."""
+        if self.plan.copied_s is None:
+            return
+        await asyncio.sleep(self.plan.copied_s)
+        await self.life()
+        self.disk.copy()
+        await asyncio.sleep(self.plan.put_back_s - self.loop.time())
+        life = await self.life()
+        life.die("an older ledger takes the place of its own")
+        self.disk.put_back()
+        self._is_put_back = True
+        self.story.reach("an older ledger is put back")
+
     async def _thaw(self) -> None:
         """Another operator, who says that the wallet is payagent's alone again."""
         while True:
@@ -438,6 +458,9 @@ class World:
 
     def _start(self) -> None:
         self._life = life = Life(self)
+        if self._is_put_back:
+            self.judge.put_back(life.conn)
+            self._is_put_back = False
         self.judge.reborn(life.conn)
         self.census.reborn(life.conn)
         self.judge.committed(life.conn, synced=True)
@@ -451,6 +474,7 @@ class World:
         if not done.cancelled() and done.exception() is not None:
             life.die("it could not begin")  # as where the disk fails: whoever supervises it starts it again
             return
+        self.judge.begun(life.agent.chain.behind)
         self._started.set()
 
     async def life(self) -> Life:

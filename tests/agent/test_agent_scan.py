@@ -10,7 +10,7 @@ from agent.test_agent_foreign import require_whole, world
 from agent.test_agent_handover import with_handover
 from agent.test_agent_liars import FAKE, providers, raised, tip_of
 from agent.test_agent_replace import fork_with, height
-from agent_kit import ADA, APP, Relay, World, world_with_clock
+from agent_kit import ADA, APP, Clock, Relay, World, world_with_clock
 
 from payagent.agent.chainview import QUIET_MS
 from payagent.agent.view import payment_view
@@ -97,6 +97,51 @@ async def test_an_old_ledger_signs_nothing_until_the_chain_was_read_and_pays_the
         assert record.read() == last_signed(run.agent.conn)
     async with world.run(record=record) as run:
         assert run.agent.chain.behind is None
+
+
+@pytest.mark.parametrize("off_s", [-86_400, 86_400])
+async def test_the_quiet_time_begins_when_our_clock_agrees_with_the_chains(
+    world: World, record: SignerFile, off_s: int
+) -> None:
+    """The daemon finds the old ledger while its clock is a day off, and the clock is mended a minute later."""
+    async with world.run(record=record) as run:
+        await run.pay_in_block("known")
+        old = copied(world)
+        forgotten = await run.pay("under way")
+    put(world, old)
+    true, world.clock = world.clock, Clock()
+    world.clock.ahead_ms = true.ahead_ms + off_s * 1000
+    async with world.run(record=record) as run:
+        await run.look()
+        world.clock.ahead_ms, true.ahead_ms = true.ahead_ms + 60_000, true.ahead_ms + 60_000
+        for passed_s, is_behind in ((0, True), (60, True), (QUIET_MS // 1000 - 90, True), (60, False)):
+            for clock in (true, world.clock):
+                clock.ahead_ms += passed_s * 1000
+            world.block()
+            await run.look()
+            assert (run.agent.chain.behind is not None) is is_behind, passed_s
+        assert {row.tx_id for row in onchain.foreign_there(run.agent.conn)} == {forgotten.tx_id}
+
+
+async def test_what_a_clock_that_ran_ahead_signed_has_run_out_too(world: World, record: SignerFile) -> None:
+    """A clock may be ahead of the newest block by as much as a tip may be old, and a TTL is by the clock."""
+    true = world.clock
+    async with world.run(record=record) as run:
+        await run.look()
+        old = copied(world)
+    world.clock = Clock()
+    world.clock.ahead_ms = true.ahead_ms + 250_000
+    async with world.run(record=record) as run:
+        await run.look()
+        await run.agent.split(APP, 2, 5 * ADA)
+    put(world, old)
+    world.clock = true
+    async with world.run(record=record) as run:
+        await run.look()
+        pass_quiet(world)
+        await run.look()
+        assert (run.agent.chain.behind, run.agent.chain.tip is None) == (None, False)
+        assert run.agent.chain.tip.slot >= (record.read() or Signed(0, "", 0)).ttl_slot
 
 
 async def test_a_ledger_that_caught_up_and_signed_nothing_yet_is_not_behind_again(
