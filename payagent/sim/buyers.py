@@ -8,6 +8,9 @@ May import: agent, proxy, dialects, the rest of sim. Never: signs; pays in anoth
 import asyncio
 import hashlib
 import json
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -65,6 +68,8 @@ class Town(Protocol):
     story: Story
     judge: Judge
     wallet: str
+    asking: Counter[str]
+    """How many clients wait for the daemon now, by the purchase."""
 
     async def life(self) -> Life:
         """The daemon, as soon as it runs."""
@@ -116,7 +121,8 @@ class BuyerTask:
             return True
         if first.status != 402:
             return False
-        row, _ = await life.call(life.agent.pay(self._ask(first)))
+        with self._asking():
+            row, _ = await life.call(life.agent.pay(self._ask(first)))
         if row.kind == "invoice":
             self.payment = row.id
             town.judge.told(want.sha256, row.id, None if life.is_over else life.conn)
@@ -152,6 +158,20 @@ class BuyerTask:
             await asyncio.sleep(advice.again_after_s)
         return False
 
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        """Several clients may wait for the daemon at once, and some of them for the same."""
+        asking, name = self._town.asking, self._want.sha256
+        if asking[name]:
+            self._town.story.reach("clients of one purchase ask at once")
+        elif asking.total():
+            self._town.story.reach("clients of several purchases ask at once")
+        asking[name] += 1
+        try:
+            yield
+        finally:
+            asking[name] -= 1
+
     def _headers(self) -> dict[str, str]:
         return {
             "content-type": "application/json",
@@ -179,7 +199,8 @@ class BuyerTask:
         gone = asyncio.Event()
         patience_s = 60 + self._town.draw() * 400
         self._town.loop.call_later(patience_s, gone.set)
-        status = await life.call(self._errand(life, gone))
+        with self._asking():
+            status = await life.call(self._errand(life, gone))
         self._town.story.tell(f"{self._want.text}: the proxy answered {status}")
         if gone.is_set():
             self._town.story.reach("a client hangs up on the proxy")

@@ -63,6 +63,8 @@ LISTED = (
     "an attempt is replaced for the same invoice",
     "an attempt lands that had been replaced",
     "another program spends a payment's anchor",
+    "clients of one purchase ask at once",
+    "clients of several purchases ask at once",
     "coins are taken back by an operator",
     "coins are taken back by the agent",
     "the books that a death left are verified",

@@ -11,6 +11,7 @@ import shutil
 import sys
 import tempfile
 import traceback
+from collections import Counter
 from collections.abc import Coroutine
 from dataclasses import dataclass, replace
 from functools import cache
@@ -130,6 +131,9 @@ class Plan:
     calm_from_s: float = 0.0
     by_proxy: float = 0.4
     keyed: float = 0.5
+    shared: float = 0.08
+    """How many of the wants that have a key are wanted by several clients at once."""
+
     copied_s: float | None = None
     """When somebody copies the ledger, and when that copy takes the ledger's place."""
 
@@ -224,6 +228,7 @@ class World:
         self._started = asyncio.Event()
         self._clock_off_ms = 0
         self._is_put_back = False
+        self.asking: Counter[str] = Counter()
         self._tasks: list[asyncio.Task[Any]] = []
 
     # --- the run
@@ -308,6 +313,11 @@ class World:
                 self.net.node.faucet(account().address.raw, self.rng.randint(8, 40) * ADA, {})
 
     def _wants(self) -> list[Want]:
+        wants = self._draw_wants()
+        shared = [want for want in wants if want.key is not None and self.rng.random() < self.plan.shared]
+        return wants + [want for want in shared for _ in range(self.rng.randint(1, 2))]
+
+    def _draw_wants(self) -> list[Want]:
         rng, shops = self.rng, list(self.shops.values())
         return [
             Want(

@@ -17,7 +17,7 @@ from unittest.mock import patch
 
 import structlog
 
-from payagent.agent import admission, replacement, steps, vanished, watch
+from payagent.agent import admission, replacement, scan, steps, vanished, watch
 from payagent.agent.agent import Agent, Ask
 from payagent.chain.source import Found, SubmitKind, TxSeen
 from payagent.core.money import LOVELACE
@@ -319,6 +319,31 @@ def _key_ignored(stack: ExitStack) -> None:
     put(stack, admission.queries, "payment_of_invoice", lambda *_: None)
 
 
+@mutant("a key is looked up before the transaction")
+def _key_outside(stack: ExitStack) -> None:
+    """Who has the key is asked when a call comes, and acted upon a moment later, when others have opened it."""
+    pay, admit, live = Agent.pay, admission.Admission.admit, queries.live_intent
+    seen: dict[str, Any] = {}
+    rule = "CREATE UNIQUE INDEX intents_live ON intents(app_id, key) WHERE ended_at_ms IS NULL;"
+    without_guards(stack)
+    assert rule in schema._TABLES
+    put(stack, schema, "_TABLES", schema._TABLES.replace(rule, ""))
+
+    async def pay_by_what_was(self: Agent, ask: Ask) -> Any:
+        seen[ask.received] = live(self.conn, ask.app_id, ask.key(None) or "")
+        await asyncio.sleep(1)
+        return await pay(self, ask)
+
+    def admit_by_what_was(self: Any, unit: Any, purchase: Any, now_ms: int) -> Any:
+        if purchase.response not in seen:
+            return admit(self, unit, purchase, now_ms)
+        with patch.object(admission.queries, "live_intent", lambda *_: seen[purchase.response]):
+            return admit(self, unit, purchase, now_ms)
+
+    put(stack, Agent, "pay", pay_by_what_was)
+    put(stack, admission.Admission, "admit", admit_by_what_was)
+
+
 @mutant("limits are looked at before the transaction")
 def _policy_outside(stack: ExitStack) -> None:
     """What was spent is summed up when a call comes, and compared a moment later, when others were admitted."""
@@ -403,6 +428,30 @@ def _key_recorded(stack: ExitStack) -> None:
         noted(unit, payment_id, event, state, now_ms, {**(detail or {}), "by": API_KEY})
 
     put(stack, records, "note", note)
+
+
+# --- a ledger that is older than what was signed -----------------------------------------------------------------
+
+
+@mutant("an older ledger is not noticed")
+def _not_noticed(stack: ExitStack) -> None:
+    put(stack, scan, "lacks", lambda *_: False)
+
+
+@mutant("an older ledger signs as soon as the chain was read")
+def _no_quiet_time(stack: ExitStack) -> None:
+    put(stack, scan, "QUIET_MS", 0)
+
+
+@mutant("the quiet time begins by a clock that is wrong")
+def _quiet_by_any_clock(stack: ExitStack) -> None:
+    """It was so: a clock that is a day behind when the daemon starts ends the time early."""
+    put(stack, scan.Recovery, "_is_quiet_over", _since_noticed)
+
+
+async def _since_noticed(self: scan.Recovery, tip: Any, now_ms: int) -> bool:
+    _, _, noticed_ms = scan.onchain.last_of_wallet(self._agent.conn, "ledger_behind")
+    return min(now_ms, tip.time_s * 1000) >= noticed_ms + scan.QUIET_MS
 
 
 def kill(name: str, seeds: range) -> tuple[int, int, str] | None:
