@@ -42,6 +42,8 @@ LISTED = (
     "a cancel loses its race",
     "a confirmed payment is reopened",
     "a death between two steps",
+    "a facilitator loses what it was handed",
+    "a facilitator sends late what it was handed",
     "a fork of 16 blocks or more",
     "a ledger is put back that lacks what was sent",
     "a next invoice is paid on the same anchor",

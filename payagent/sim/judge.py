@@ -136,7 +136,7 @@ class Judge:
     def begun(self, behind: str | None) -> None:
         """A life is ready to sign, or says why it is not."""
         if self._is_put_back and behind is None:
-            self._story.violate("I12", "the ledger is older than what was signed, and nobody noticed")
+            self._story.violate("I1", "the ledger is older than what was signed, and nobody noticed")
         self._is_put_back = False
 
     def _check_past(self, signed: Signed) -> None:

@@ -41,6 +41,7 @@ class Mix:
     merchant_rechallenges: float = SOMETIMES
     merchant_status_lies: float = OFTEN
     never_broadcasts: float = 0.6
+    broadcasts_late: float = 0.6
     # of the process and its disk
     crash_in_commit: float = 0.12
     crash_at_await: float = 1.0  # deaths a minute

@@ -18,6 +18,7 @@ import httpx
 from starlette.types import ASGIApp, Message
 
 from payagent.core.problem import Refused
+from payagent.devnet.ledger import decode_tx
 from payagent.devnet.merchant import Invoice, Merchant, Terms
 from payagent.devnet.merchant_api import merchant_app
 from payagent.devnet.x402 import Shop
@@ -28,6 +29,9 @@ from payagent.sim.net import Net
 from payagent.sim.story import Story
 
 CLIENT_PATIENCE_S = 60.0
+BROADCAST_S_MAX = 600.0
+"""By then most of what was handed over is over, or was taken back."""
+
 _STATUSES = ("confirmed", "consumed", "expired", "pending", "refunded")
 
 
@@ -42,6 +46,36 @@ class Answer:
     status: int
     headers: tuple[tuple[str, str], ...]
     body: bytes
+
+
+class _FacilitatorsNode:
+    """A facilitator's way to the chain: whether it sends what it took, and when, is drawn for each transaction.
+
+    Whatever came of it, the facilitator says "pending" until the chain shows it or its TTL has passed.
+    """
+
+    def __init__(self, net: Net, mix: Callable[[], Mix], drawn: Callable[[str, float], bool], rng: Random) -> None:
+        self._net = net
+        self._mix = mix
+        self._drawn = drawn
+        self._rng = rng
+        self._kept: dict[str, None] = {}
+        self.seen = net.node.seen
+        self.chain = net.chain
+
+    def submit(self, raw: bytes) -> str:
+        tx_id = decode_tx(raw).tx_id
+        if tx_id in self._kept:
+            return tx_id
+        if self._drawn("a facilitator loses what it was handed", self._mix().never_broadcasts):
+            self._kept[tx_id] = None
+            return tx_id
+        if self._drawn("a facilitator sends late what it was handed", self._mix().broadcasts_late):
+            self._kept[tx_id] = None
+            later_s = self._rng.random() * BROADCAST_S_MAX
+            asyncio.get_running_loop().call_later(later_s, self._net.submit_quietly, raw)
+            return tx_id
+        return self._net.submit(raw)
 
 
 class SimShop:
@@ -69,6 +103,7 @@ class SimShop:
         self.merchant = Merchant(self, self._new_id)
         self.merchant.set_terms(terms)
         self.shop = Shop(net.node, lambda: self.merchant.terms)
+        self.shop.facilitator.node = _FacilitatorsNode(net, mix, self._drawn, rng)  # type: ignore[assignment]
         self._app = merchant_app(self.merchant, self.shop, net.node.now_ms, net.node.tick)
 
     # --- the merchant's own node

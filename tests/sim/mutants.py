@@ -251,6 +251,32 @@ def _merchant_over_chain(stack: ExitStack) -> None:
     put(stack, records, "set_merchant_status", set_merchant_status)
 
 
+@mutant("what a facilitator keeps is not taken back")
+def _never_taken_back(stack: ExitStack) -> None:
+    real = steps.reason_to_cancel
+
+    def reason_to_cancel(conn: Any, row: Any, slot: int) -> Any:
+        return None if row.handed_over and row.state is State.IN_FLIGHT else real(conn, row, slot)
+
+    put(stack, steps, "reason_to_cancel", reason_to_cancel)
+
+
+@mutant("what a facilitator does not send in two minutes is given up")
+def _given_up_pending(stack: ExitStack) -> None:
+    without_guards(stack)
+    real = watch.Watch._carry_on
+
+    async def carry_on(self: watch.Watch) -> None:
+        agent = self._agent
+        now_ms = agent.ports.clock.now_ms()
+        for row in queries.payments_in(agent.conn, (State.IN_FLIGHT,)):
+            if row.handed_over and now_ms > row.changed_at_ms + 120_000:
+                await agent.write("give_up", lambda unit, row=row: given_up(unit, row.id, now_ms))
+        await real(self)
+
+    put(stack, watch.Watch, "_carry_on", carry_on)
+
+
 # --- what is spent -----------------------------------------------------------------------------------------------
 
 
