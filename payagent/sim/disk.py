@@ -2,7 +2,7 @@
 
 With `synchronous = FULL` a commit has been synced when it returns; with less it has not, and a death takes it.
 What was written after the last sync may be there in part, or as garbage: SQLite must see that by its checksums.
-May import: the standard library, store.writer. Never: lets a process read what another process's death took.
+May import: the standard library, store.writer, store.signer. Never: lets a process read what another's death took.
 """
 
 import os
@@ -13,6 +13,7 @@ from random import Random
 from payagent.store.signer import Signed
 from payagent.store.writer import Connection
 
+KEYSTORE = "keystore.json"
 _FULL = 2
 _PAGES_UNBOUNDED = 2**31
 
@@ -21,7 +22,7 @@ class Disk:
     """`path` is the ledger of the life that is running; `signed` what the signer's record says."""
 
     def __init__(self, folder: Path, template: Path) -> None:
-        self._folder = folder
+        self.folder = folder
         self._generation = 0
         self.signed: Signed | None = None
         self._synced_bytes = 0
@@ -29,6 +30,7 @@ class Disk:
         self.path = folder / "0.db"
         self._copy = folder / "copy.db"
         shutil.copyfile(template, self.path)
+        (folder / KEYSTORE).touch()
 
     @property
     def _wal(self) -> Path:
@@ -55,6 +57,16 @@ class Disk:
             self._synced_bytes = self._size()
         return self._is_synced
 
+    @property
+    def leased(self) -> tuple[str, ...]:
+        """The files that a daemon leases with its folder."""
+        return (self.path.name, KEYSTORE)
+
+    def take_over(self, conn: Connection) -> None:
+        """As another daemon would that no lock keeps away: one on another machine, or while this one slept."""
+        conn.execute("UPDATE boot SET epoch = 'another daemon'")
+        self.committed()
+
     def fill_up(self, conn: Connection) -> None:
         """From now on no page can be added."""
         (pages,) = conn.execute("PRAGMA page_count").fetchone()
@@ -71,7 +83,7 @@ class Disk:
             left_bytes += rng.randrange(lost_bytes + 1) if lost_bytes else 0
             garbage = rng.randbytes(rng.randrange(1, 600))
         self._generation += 1
-        dead, dead_log, self.path = self.path, self._wal, self._folder / f"{self._generation}.db"
+        dead, dead_log, self.path = self.path, self._wal, self.folder / f"{self._generation}.db"
         # by its name the dead would fold its log into the file when it is closed; where that is gone, it does not
         dead.rename(self.path)
         if size_bytes:
@@ -91,7 +103,7 @@ class Disk:
         self._generation += 1
         self.path.unlink()
         self._wal.unlink(missing_ok=True)
-        self.path = self._folder / f"{self._generation}.db"
+        self.path = self.folder / f"{self._generation}.db"
         self._copy.rename(self.path)
         self._log_of(self._copy).rename(self._wal)
 

@@ -7,6 +7,7 @@ May import: every room that daemon.py puts together, the rest of sim. Never: cle
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from contextlib import ExitStack
 from pathlib import Path
 from random import Random
 from typing import Any, Protocol, TypeVar
@@ -25,6 +26,7 @@ from payagent.sim.disk import Disk
 from payagent.sim.loop import VirtualLoop
 from payagent.sim.mix import Mix
 from payagent.sim.story import Story
+from payagent.store.lease import lease
 from payagent.store.signer import Signed
 from payagent.store.writer import Committer, Connection, Job, Ownership, Readers, Unit
 from payagent.wallet.keys import Signer
@@ -32,6 +34,7 @@ from payagent.wallet.keys import Signer
 T = TypeVar("T")
 
 MERCHANTS_EVERY_BEATS = 3
+LEAVES_S_MAX = 20.0
 WEAK = 0.4
 WEAK_DISK = 0.2
 """How often a death, and an error of the disk, comes at the commits of the kind that a seed has chosen."""
@@ -162,11 +165,13 @@ class Life:
         self.is_over = False
         self._dies_in: str | None = None
         self._full = False
+        self._is_taken_over = self._is_leaving = False
+        self._leased = ExitStack()
+        self._leased.enter_context(lease(host.disk.folder, host.disk.leased))
         ports = Ports(_Clock(host), _Draws(host.rng))
         record = Record(host)
-        self._committer = Committer(
-            host.disk.path, checkpoint=self._checkpoint, own=Ownership(ports.new_id("boot"), record)
-        )
+        own = Ownership(ports.new_id("boot"), record, self._leave)
+        self._committer = Committer(host.disk.path, checkpoint=self._checkpoint, own=own)
         host.disk.attach(self._committer.conn)
         self._readers = InlineReaders(host.disk.path, self._committer.conn)
         writer = InlineWriter(self, self._committer)
@@ -185,6 +190,21 @@ class Life:
         self.spawn(self._every(MERCHANTS_EVERY_BEATS, self.watch.poll_merchants))
         self.spawn(self._every(MERCHANTS_EVERY_BEATS, self.watch.observe_prepaid))
         self.spawn(self._every(1, self.topups.beat))
+
+    def take_over(self) -> None:
+        """Another daemon opens the ledger: from here on this one must commit nothing more."""
+        self._is_taken_over = True
+        self._host.disk.take_over(self._committer.conn)
+
+    def _leave(self) -> None:
+        """It noticed, and ends in order, which may take some seconds."""
+        if self._is_leaving:
+            return
+        self._is_leaving = True
+        self._host.story.reach("a daemon leaves its ledger to another")
+        self._host.loop.call_later(
+            self._host.rng.random() * LEAVES_S_MAX, self.die, "another daemon has its ledger"
+        )
 
     @property
     def conn(self) -> Connection:
@@ -230,6 +250,8 @@ class Life:
         before = self._committer.commits
         self._committer.commit(jobs)
         if self._committer.commits > before:
+            if self._is_taken_over:
+                host.story.violate("I6", "a daemon commits to a ledger that another one has taken over")
             host.committed(self._committer.conn, synced=host.disk.committed())
         for job in jobs:
             raised = job.future.exception()
@@ -278,6 +300,7 @@ class Life:
     def _end(self) -> None:
         self._host.loop.end_tasks_of(self)
         self._committer.close()
+        self._leased.close()
 
     async def _every(self, beats: int, act: Callable[[], Coroutine[Any, Any, object]]) -> None:
         while True:

@@ -52,6 +52,8 @@ class Mix:
     clock_jump: float = 0.1
     operator_acts: float = 0.3
     deposit: float = SOMETIMES
+    second_daemon: float = SELDOM
+    taken_over: float = 0.02
 
 
 def draw_mix(rng: Random) -> Mix:

@@ -54,6 +54,7 @@ from payagent.sim.source import LIES, Habits, SimSource
 from payagent.sim.story import Story
 from payagent.sim.themes import draw_theme
 from payagent.store import queries, records
+from payagent.store.lease import lease
 from payagent.store.writer import Committer, Connection, Job, Unit
 from payagent.wallet.coins import Coin, Coins
 from payagent.wallet.keys import Account, derive, seed_from_words
@@ -203,7 +204,6 @@ class World:
         self.story = Story(seed, self.loop.time, canaries(), keep=keep_story)
         self.plan = draw_plan(self.rng)
         self.is_calm = self.is_long = False
-        self._folder = folder
         self.disk = Disk(folder, template)
         self.signer = account().signer
         self.wallet = account().address.text
@@ -259,6 +259,7 @@ class World:
         self._do(self._thaw())
         self._do(self._fund_again())
         self._do(self._put_back())
+        self._do(self._second_daemon())
         wants = [self._do(BuyerTask(self, want).run()) for want in self._wants()]
         if self.plan.topup:
             wants.append(self._do(self._order_topup()))
@@ -281,7 +282,7 @@ class World:
 
     def _search_files(self) -> None:
         """I5, in what the last daemon and, in the ledger's history, all before it have written."""
-        for path in sorted(self._folder.iterdir()):
+        for path in sorted(path for path in self.disk.folder.iterdir() if path.is_file()):
             self.story.keeps_secrets(path.name, path.read_bytes())
 
     def _do(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
@@ -406,6 +407,33 @@ class World:
         self.disk.put_back()
         self._is_put_back = True
         self.story.reach("an older ledger is put back")
+
+    async def _second_daemon(self) -> None:
+        """Somebody starts another daemon on the same files, by one way or another; or it takes the ledger over."""
+        while not self.is_calm:
+            await asyncio.sleep(60)
+            if self._life is None:
+                continue
+            if self.rng.random() < self.mix().second_daemon:
+                self._start_another()
+            if self.rng.random() < self.mix().taken_over:
+                self.story.tell("another daemon takes the ledger over")
+                self._life.take_over()
+
+    def _start_another(self) -> None:
+        """In the same folder, or in one that has the ledger or the keystore by another name."""
+        folder = self.disk.folder
+        linked = self.rng.choice(("", *self.disk.leased))
+        if linked:
+            folder = folder / "another"
+            folder.mkdir(exist_ok=True)
+            (folder / linked).unlink(missing_ok=True)
+            (folder / linked).hardlink_to(self.disk.folder / linked)
+        try:
+            with lease(folder, self.disk.leased):
+                self.story.violate("I6", f"a second daemon starts in {folder.name} beside the first")
+        except Refused as refused:
+            self.story.reach(f"a second daemon is refused: {refused.code}")
 
     async def _thaw(self) -> None:
         """Another operator, who says that the wallet is payagent's alone again."""

@@ -24,6 +24,7 @@ from payagent.core.money import LOVELACE
 from payagent.core.payment import State
 from payagent.sim.loop import StuckError, VirtualLoop
 from payagent.sim.world import API_KEY, Stage
+from payagent.store import lease as leases
 from payagent.store import prepaid, queries, records, schema, writer
 from payagent.wallet import plan as plans
 from payagent.wallet import transaction
@@ -478,6 +479,16 @@ def _quiet_by_any_clock(stack: ExitStack) -> None:
 async def _since_noticed(self: scan.Recovery, tip: Any, now_ms: int) -> bool:
     _, _, noticed_ms = scan.onchain.last_of_wallet(self._agent.conn, "ledger_behind")
     return min(now_ms, tip.time_s * 1000) >= noticed_ms + scan.QUIET_MS
+
+
+@mutant("no lock keeps a second daemon away")
+def _no_lease(stack: ExitStack) -> None:
+    put(stack, leases.fcntl, "flock", lambda *_: None)
+
+
+@mutant("a daemon goes on when another has its ledger")
+def _goes_on(stack: ExitStack) -> None:
+    put(stack, writer.Committer, "_require_ours", lambda *_: None)
 
 
 def kill(name: str, seeds: range) -> tuple[int, int, str] | None:
