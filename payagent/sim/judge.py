@@ -11,6 +11,7 @@ the chain shows.
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from random import Random
 from typing import Protocol
 
@@ -30,8 +31,8 @@ from payagent.store.schema import GENESIS
 from payagent.store.writer import Connection
 
 FEE_MAX_LOVELACE = 900_000
-VERIFIED = 0.1
-"""How often the books are verified in full that a start finds."""
+VERIFIED, SEARCHED = 0.1, 0.2
+"""How often the books are verified in full that a start finds, and the ledger's file is searched in the end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,7 @@ class Judge:
         self.signed: dict[str, Signed] = {}
         self._durable: set[str] = set()
         self._released: dict[str, Tx] = {}
+        self._spends: dict[str, Spend] = {}
         self._by_purchase: dict[str, list[str]] = {}
         self._outputs_of: dict[str, Tx] = {}
         self._answers: dict[str, str] = {}
@@ -91,7 +93,7 @@ class Judge:
         self._forgotten: dict[str, Signed] = {}
         self._is_put_back = False
         self._rng = rng
-        self._spending = Spending(story, self._own, cap_lovelace)
+        self._spending = Spending(story, cap_lovelace)
 
     # --- the record
 
@@ -122,7 +124,9 @@ class Judge:
         there = {row[0] for row in conn.execute("SELECT tx_id FROM attempts")}
         lost = {tx_id: signed for tx_id, signed in self.signed.items() if tx_id not in there}
         self._forgotten |= {tx_id: signed for tx_id, signed in lost.items() if tx_id in self._released}
-        self.signed = {tx_id: signed for tx_id, signed in self.signed.items() if tx_id not in lost}
+        for tx_id in lost:
+            del self.signed[tx_id]
+            self._spends.pop(tx_id, None)
         for purchase, tx_ids in self._by_purchase.items():
             self._by_purchase[purchase] = [tx_id for tx_id in tx_ids if tx_id not in lost]
         payments = {row[0] for row in conn.execute("SELECT id FROM payments")}
@@ -187,6 +191,7 @@ class Judge:
         signed = self.signed.get(tx.tx_id)
         if signed is None:
             return
+        self._spends[tx.tx_id] = Spend(signed.payment, signed.origin, signed.kind == "cancel", tx, self._own)
         if signed.kind == "pay":
             self._check_conflicts(tx, signed)
 
@@ -325,6 +330,13 @@ class Judge:
             if isinstance(told, Finding):
                 self._story.violate("I10", f"verify: {told.table} {told.row}: {told.what}")
 
+    def search(self, path: Path) -> None:
+        """I5, in what the last daemon and, in the ledger's history, those before it have written."""
+        if self._rng.random() < SEARCHED:
+            self._story.reach("a ledger is searched for secrets")
+            for file in (path, path.with_name(f"{path.name}-wal")):
+                self._story.keeps_secrets("the ledger", file.read_bytes())
+
     def _check_end(self, conn: Connection, row: queries.PaymentRow) -> None:
         landed = [a for a in queries.attempts(conn, row.id) if self._is_in_block(a.tx_id)]
         pays = [a.tx_id for a in landed if a.kind == "pay"]
@@ -336,7 +348,7 @@ class Judge:
         self._check_payment(conn, row.id, [a.tx_id for a in landed])
 
     def _check_payment(self, conn: Connection, payment_id: str, landed: list[str]) -> None:
-        self._spending.at_rest(conn, payment_id, [self._spend_of(self.signed[tx_id]) for tx_id in landed])
+        self._spending.at_rest(conn, payment_id, [self._spends[tx_id] for tx_id in landed])
 
     def _check_books(self, conn: Connection) -> None:
         """I2, to the unit."""
@@ -358,13 +370,8 @@ class Judge:
 
     def outflow_is_booked(self, conn: Connection) -> None:
         """I2 and I3 at all times, by the payment."""
-        landed = [
-            self.signed[tx_id] for tx_id in self._released if tx_id in self.signed and self._is_in_block(tx_id)
-        ]
-        self._spending.outflow_is_booked(conn, map(self._spend_of, landed))
-
-    def _spend_of(self, signed: Signed) -> Spend:
-        return Spend(signed.payment, signed.origin, signed.kind == "cancel", self._net.hoard[signed.tx_id])
+        landed = [spend for tx_id, spend in self._spends.items() if self._is_in_block(tx_id)]
+        self._spending.outflow_is_booked(conn, landed)
 
 
 def outputs_asked(outputs: Iterable[tuple[bytes, int]], asset: str) -> tuple[tuple[bytes, str, int], ...]:

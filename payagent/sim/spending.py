@@ -28,23 +28,21 @@ WHERE j.payment_id = ? AND p.account <> ? GROUP BY p.account, p.asset
 _STATES = "SELECT id, state, kind = 'invoice' FROM payments"
 
 
-@dataclass(frozen=True, slots=True)
 class Spend:
-    """A transaction of ours on the chain: whose it is, and what it takes from the wallet."""
+    """A transaction of ours: whose it is, and what it takes from the wallet where it lands."""
 
-    payment: str
-    origin: str
-    is_cancel: bool
-    tx: Tx
-
-    def given(self, own: bytes) -> dict[str, int]:
+    def __init__(self, payment: str, origin: str, is_cancel: bool, tx: Tx, own: bytes) -> None:
+        self.payment = payment
+        self.origin = origin
+        self.is_cancel = is_cancel
+        self.fee_lovelace = tx.fee_lovelace
+        self.given: dict[str, int] = {}
         """Units by asset that its outputs give to others."""
-        units: dict[str, int] = {}
-        for out in self.tx.outputs:
+        for out in tx.outputs:
             if out.address != own:
-                for asset, count in ((LOVELACE, out.lovelace), *out.assets.items()):
-                    units[asset] = units.get(asset, 0) + count
-        return units
+                for asset, units in ((LOVELACE, out.lovelace), *out.assets.items()):
+                    self.given[asset] = self.given.get(asset, 0) + units
+        self.spent_lovelace = self.fee_lovelace + (self.given.get(LOVELACE, 0) if origin else 0)
 
 
 @dataclass(slots=True)
@@ -58,9 +56,8 @@ class Booked:
 class Spending:
     """One for a run."""
 
-    def __init__(self, story: Story, own: bytes, cap_lovelace: int) -> None:
+    def __init__(self, story: Story, cap_lovelace: int) -> None:
         self._story = story
-        self._own = own
         self._cap_lovelace = cap_lovelace
         self._as_of: object = None
         self._booked = Booked()
@@ -75,10 +72,9 @@ class Spending:
         for spend in landed:
             if spend.is_cancel or spend.payment in booked.void:
                 continue
-            gone = spend.tx.fee_lovelace + (spend.given(self._own).get(LOVELACE, 0) if spend.origin else 0)
-            if booked.lovelace.get(spend.payment, 0) < gone:
-                told = f"{booked.lovelace.get(spend.payment, 0)} are held or posted"
-                self._story.violate("I2", f"{gone} lovelace left for {spend.payment}, {told}")
+            if (told := booked.lovelace.get(spend.payment, 0)) < spend.spent_lovelace:
+                gone = f"{spend.spent_lovelace} lovelace left for {spend.payment}"
+                self._story.violate("I2", f"{gone}, {told} are held or posted")
 
     def at_rest(self, conn: Connection, payment: str, landed: Iterable[Spend]) -> None:
         """I2 in the end: a payment's postings are what the chain shows of it, to the unit and by account."""
@@ -88,9 +84,9 @@ class Spending:
                 _add(told, account, asset, units)
         true: Lines = {}
         for spend in landed:
-            for asset, units in spend.given(self._own).items():
+            for asset, units in spend.given.items():
                 _add(true, merchant_account(spend.origin) if spend.origin else EXTERNAL, asset, units)
-            _add(true, FEES, LOVELACE, spend.tx.fee_lovelace)
+            _add(true, FEES, LOVELACE, spend.fee_lovelace)
         merged: Lines = {}
         for (account, asset), units in told.items():
             # what was prepaid and what of it was used are two accounts, and the chain knows one

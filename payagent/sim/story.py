@@ -20,6 +20,7 @@ class Story:
         self.lines: list[str] = []
         self._time_s = time_s
         self._canaries = canaries
+        self._told = bytearray()
         self._keep = keep
         self._hash = hashlib.blake2b(digest_size=16)
 
@@ -30,14 +31,19 @@ class Story:
     def tell(self, what: str) -> None:
         """One line."""
         line = f"{self._time_s():10.3f}  {what}"
-        self._hash.update(line.encode())
-        self.keeps_secrets("a line of the story", line.encode())
+        told = line.encode()
+        self._hash.update(told)
+        self._told += told
         if self._keep:
             self.lines.append(line)
 
     def reach(self, event: str) -> None:
         """Something that the run is to meet, in plain words, was met."""
         self.reached[event] += 1
+
+    def at_rest(self) -> None:
+        """What was told, errors that clients got among it, is looked through."""
+        self.keeps_secrets("what was told", bytes(self._told))
 
     def keeps_secrets(self, where: str, data: bytes) -> None:
         """I5: what was written, said or logged holds no secret."""

@@ -97,13 +97,8 @@ def canaries() -> Canaries:
     signer = account().signer
     key = b"".join(getattr(signer, f"_{name}") for name in ("scalar", "nonce_key"))
     return Canaries(
-        {
-            "the wallet's words": b"abandon abandon",
-            "the wallet's key": key[:32],
-            "the key's second half": key[32:],
-            "an app's token": APP_TOKEN.encode(),
-            "a merchant's api key": API_KEY.encode(),
-        }
+        {"the wallet's words": "abandon abandon", "an app's token": APP_TOKEN, "a merchant's api key": API_KEY},
+        {"the wallet's key": key[:32], "the key's second half": key[32:]},
     )
 
 
@@ -272,18 +267,14 @@ class World:
         self.judge.at_rest(life.conn)
         self.pools.at_rest(life.conn, self.judge.landed_invoices())
         self.census.at_rest()
+        self.story.at_rest()
         _, last_hash = queries.last_event(life.conn)
         # with this the digest tells two runs apart of which no other line differs
         self.story.tell(f"the end: {self.loop.rounds} rounds, record {last_hash[:16]}, next draw {self.draw()}")
-        self._search_files()
+        self.judge.search(self.disk.path)
         await life.stop()
         for task in self._tasks:
             task.cancel()
-
-    def _search_files(self) -> None:
-        """I5, in what the last daemon and, in the ledger's history, all before it have written."""
-        for path in sorted(path for path in self.disk.folder.iterdir() if path.is_file()):
-            self.story.keeps_secrets(path.name, path.read_bytes())
 
     def _do(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = self.loop.create_task(work)

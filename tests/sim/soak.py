@@ -264,7 +264,7 @@ class LongJudge(Judge):
             self._story.violate("I2", f"{self.funded_lovelace - left} lovelace left, {booked} are held or posted")
 
     def _check_payment(self, conn: Connection, payment_id: str, landed: list[str]) -> None:
-        if all(tx_id in self.signed and tx_id in self._net.hoard for tx_id in landed):
+        if all(tx_id in self._spends for tx_id in landed):
             super()._check_payment(conn, payment_id, landed)
 
     def bury(self, tx: Tx) -> None:
@@ -275,7 +275,7 @@ class LongJudge(Judge):
     def prune(self) -> None:
         for tx_id, _ in trim(self.signed):
             self._durable.discard(tx_id)
-        for rows in (self._released, self._by_purchase, self._answers, self._accepted):
+        for rows in (self._released, self._spends, self._by_purchase, self._answers, self._accepted):
             trim(rows)
 
     def _is_in_block(self, tx_id: str) -> bool:
