@@ -55,6 +55,7 @@ LISTED = (
     "a payment spends change that is in no block",
     "a payment's block is lost, 16 deep or more",
     "a prepaid call is used",
+    "a provider is asked that is on an orphaned branch",
     "a provider names another id",
     "a second daemon is refused: already_running",
     "a top-up ends: done",

@@ -9,6 +9,7 @@ from random import Random
 from payagent.devnet.faults import Switches
 from payagent.devnet.ledger import Block, LedgerError, Tx, decode_tx
 from payagent.devnet.node import Node
+from payagent.sim.branch import Branch
 from payagent.sim.mix import Mix
 from payagent.sim.story import Story
 
@@ -30,6 +31,9 @@ class Net:
         self.node = Node(now_ms, Switches())
         self.chain = self.node.chain
         self.hoard: dict[str, Tx] = {}
+        self.branch: Branch | None = None
+        """What the last fork undid."""
+
         self.orphans: dict[str, int] = {}
         """Blocks that a fork undid, and how deep each of them was."""
         self.taken: dict[str, None] = {}
@@ -118,6 +122,7 @@ class Net:
         depth = rng.randint(DEEP, max(DEEP, most)) if rng.random() < self._mix().deep_fork else rng.randint(1, 3)
         depth = min(depth, most)
         undone = chain.rollback(depth)
+        self.branch = Branch(undone, chain.slot)
         self.orphans |= {block.hash: depth - number for number, block in enumerate(undone)}
         lost = {tx.tx_id for block in undone for tx in block.txs}
         self._story.tell(f"fork: {depth} blocks undone with {sorted(name[:8] for name in lost)}")

@@ -35,6 +35,7 @@ from payagent.devnet.blockfrost_shapes import error, refusal_message
 from payagent.devnet.faults import ERRORS
 from payagent.devnet.ledger import Block, LedgerError, OutRef, TxOut
 from payagent.devnet.node import output_of
+from payagent.sim.branch import Branch
 from payagent.sim.mix import Mix
 from payagent.sim.net import Net
 from payagent.sim.story import Story
@@ -47,11 +48,15 @@ LATE_S_MAX = 300.0
 
 @dataclass(frozen=True, slots=True)
 class Habits:
-    """What a provider is like in a run: what it lies about, if anything, and until when it is dead."""
+    """What a provider is like in a run: what it lies about, if anything, and until when it is dead.
+
+    `stays_s`: how long it stays on a branch that a fork undid, honest and behind.
+    """
 
     name: str
     lie: str | None = None
     dead_until_s: float = 0.0
+    stays_s: float = 0.0
 
 
 LIES = ("frozen", "denies", "invents_block", "invents_coins", "takes_and_drops", "parameters", "tip_ahead")
@@ -76,6 +81,8 @@ class SimSource:
         self._mix = mix
         self._released = released
         self._frozen_height: int | None = None
+        self._branch: Branch | None = None
+        self._left: Branch | None = None
         self._calls = 0
 
     @property
@@ -86,7 +93,7 @@ class SimSource:
 
     async def tip(self) -> Read[Tip]:
         def read(top: int) -> Read[Tip]:
-            block = self._net.chain.blocks[top]
+            block = self._block_at(top)
             tip = Tip(block.height, block.slot, block.hash, self._net.node.time_s(block.slot))
             if self._lies("tip_ahead"):
                 return Found(Tip(tip.height + 500, tip.slot, "ab" * 32, tip.time_s))
@@ -118,7 +125,7 @@ class SimSource:
 
     async def block(self, block_hash: str) -> Read[BlockSeen]:
         def read(top: int) -> Read[BlockSeen]:
-            block = self._net.chain.block(block_hash)
+            block = self._block(block_hash)
             if self._lies("invents_block") and block_hash == "cd" * 32:
                 tip = self._net.chain.blocks[max(0, top - 2)]
                 return Found(BlockSeen(block_hash, tip.height, tip.slot, self._net.node.time_s(tip.slot)))
@@ -135,7 +142,10 @@ class SimSource:
             behind = self._net.chain.tip.height - top
             if self._rng.random() < self._mix().index_lags:
                 behind += self._rng.randint(1, LAG_BLOCKS_MAX)
-            rows = self._net.node.utxos_at(raw, behind) or []
+            if self._branch is not None:
+                rows = self._branch.utxos_at(self._net.node, raw)
+            else:
+                rows = self._net.node.utxos_at(raw, behind) or []
             listed = [self._utxo(ref, out, address) for ref, out in rows]
             if self._lies("invents_coins"):
                 listed.append(ChainUtxo("ee" * 32, 0, address, 90_000_000, {}, None, False, False))
@@ -148,7 +158,10 @@ class SimSource:
 
         def read(top: int) -> Read[tuple[AddressTx, ...]]:
             rows = []
-            for tx_id in self._net.chain.txs_at(raw):
+            known = dict.fromkeys(self._net.chain.txs_at(raw))
+            if self._branch is not None:
+                known |= dict.fromkeys(self._branch.txs_at(self._net.chain, raw))
+            for tx_id in known:
                 block = self._block_of(tx_id, top)
                 if block is not None and self._net.node.time_s(block.slot) >= since_s:
                     rows.append(AddressTx(tx_id, block.height, self._net.node.time_s(block.slot)))
@@ -162,8 +175,9 @@ class SimSource:
         def read(top: int) -> Read[Movement]:
             if self._block_of(tx_id, top) is None:
                 return NotFound()
-            tx = self._net.chain.tx(tx_id)[0]  # type: ignore[index]
-            spent = {ref: output_of(self._net.chain, ref) for ref in tx.inputs}
+            on_branch = self._branch.find(tx_id) if self._branch is not None else None
+            tx = (on_branch or self._net.chain.tx(tx_id))[0]  # type: ignore[index]
+            spent = {ref: self._output_of(ref) for ref in tx.inputs}
             made = {(tx_id, index): out for index, out in enumerate(tx.outputs)}
             return Found(Movement(_values(spent, raw), _values(made, raw)))
 
@@ -183,16 +197,52 @@ class SimSource:
         top = self._net.chain.tip.height
         if rng.random() < mix.tip_lags:
             top = max(0, top - rng.randint(1, LAG_BLOCKS_MAX))
+        if self._is_on_branch():
+            top = self._branch.top  # type: ignore[union-attr]
         if self._lies("frozen"):
             self._frozen_height = min(top if self._frozen_height is None else self._frozen_height, top)
             top = self._frozen_height
         return read(top)
 
+    def _is_on_branch(self) -> bool:
+        """It stays on each branch that it was on when a fork undid it, for a while, and never comes back."""
+        if not self._habits.stays_s:
+            return False
+        chain, newest = self._net.chain, self._net.branch
+        if self._branch is None and newest is not self._left:
+            self._branch = newest
+        if self._branch is not None and not (
+            chain.slot < self._branch.since_slot + self._habits.stays_s and self._branch.stands_on(chain)
+        ):
+            self._branch, self._left = None, newest
+        if self._branch is not None:
+            self._story.reach("a provider is asked that is on an orphaned branch")
+        return self._branch is not None
+
+    def _block_at(self, height: int) -> Block:
+        if self._branch is not None and height > self._branch.base:
+            return self._branch.block_at(height)
+        return self._net.chain.blocks[height]
+
+    def _block(self, block_hash: str) -> Block | None:
+        block = self._net.chain.block(block_hash)
+        if self._branch is not None and (block is None or block.height > self._branch.base):
+            return self._branch.block(block_hash)
+        return block
+
     def _block_of(self, tx_id: str, top: int) -> Block | None:
+        if self._branch is not None:
+            if (on_branch := self._branch.find(tx_id)) is not None:
+                return on_branch[1]
+            top = self._branch.base
         found = self._net.chain.tx(tx_id)
         if found is None or found[1] is None or found[1].height > top:
             return None
         return found[1]
+
+    def _output_of(self, ref: OutRef) -> TxOut | None:
+        chain = self._net.chain
+        return output_of(chain, ref) if self._branch is None else self._branch.output_of(chain, ref)
 
     def _utxo(self, ref: OutRef, out: TxOut, address: str) -> ChainUtxo:
         return ChainUtxo(

@@ -146,9 +146,10 @@ def draw_plan(rng: Random) -> Plan:
     coins = tuple(rng.randint(8, 40) * ADA for _ in range(rng.choice((1, 1, 2, 3, 5))))
     habits = [Habits("honest")]
     if rng.random() < 0.4:
-        lie = rng.choice((None, None, *LIES))
+        lie = rng.choice((None, None, None, None, *LIES))
         dead_until_s = rng.choice((0.0, 0.0, 1500.0)) if lie is None else 0.0
-        habits.append(Habits("other", lie, dead_until_s))
+        stays_s = rng.choice((0.0, 200.0, 600.0)) if lie is None and not dead_until_s else 0.0
+        habits.append(Habits("other", lie, dead_until_s, stays_s))
         rng.shuffle(habits)
     if any(one.lie for one in habits):
         # one lies at a time: where the honest one is silent or not believed for minutes, the liar is all there is

@@ -1,0 +1,67 @@
+"""A branch that a fork undid, as a provider still shows it that has not heard of the other one.
+
+May import: devnet. Never: shows anything that no producer ever made.
+"""
+
+from dataclasses import dataclass
+
+from payagent.devnet.ledger import Block, Chain, OutRef, Tx, TxOut
+from payagent.devnet.node import Node, output_of
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """The blocks that were undone, and when; below them it is the chain that everybody sees."""
+
+    blocks: tuple[Block, ...]
+    since_slot: int
+
+    @property
+    def base(self) -> int:
+        return self.blocks[0].height - 1
+
+    @property
+    def top(self) -> int:
+        return self.blocks[-1].height
+
+    def stands_on(self, chain: Chain) -> bool:
+        """Whether the chain still has what it grew from."""
+        below = chain.block(self.base)
+        return below is not None and below.hash == self.blocks[0].prev_hash
+
+    def block_at(self, height: int) -> Block:
+        return self.blocks[height - self.base - 1]
+
+    def block(self, block_hash: str) -> Block | None:
+        return next((block for block in self.blocks if block.hash == block_hash), None)
+
+    def find(self, tx_id: str) -> tuple[Tx, Block] | None:
+        return next(((tx, block) for block in self.blocks for tx in block.txs if tx.tx_id == tx_id), None)
+
+    def output_of(self, chain: Chain, ref: OutRef) -> TxOut | None:
+        """The output that a reference names, made on this branch or below it."""
+        found = self.find(ref[0])
+        return output_of(chain, ref) if found is None else found[0].outputs[ref[1]]
+
+    def utxos_at(self, node: Node, address: bytes) -> list[tuple[OutRef, TxOut]]:
+        """What is unspent at its top."""
+        rows = dict(node.utxos_at(address, node.chain.tip.height - self.base) or [])
+        for tx in (tx for block in self.blocks for tx in block.txs):
+            for ref in tx.inputs:
+                rows.pop(ref, None)
+            made = {(tx.tx_id, index): out for index, out in enumerate(tx.outputs) if out.address == address}
+            rows |= made
+        return list(rows.items())
+
+    def txs_at(self, chain: Chain, address: bytes) -> list[str]:
+        """The ids of its transactions that pay or spend at an address."""
+        return [
+            tx.tx_id
+            for block in self.blocks
+            for tx in block.txs
+            if any(out.address == address for out in tx.outputs)
+            or any(
+                out is not None and out.address == address
+                for out in (self.output_of(chain, ref) for ref in tx.inputs)
+            )
+        ]
