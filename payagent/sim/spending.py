@@ -3,7 +3,7 @@
 May import: core, devnet, store's connection, sim.story. Never: adds up as the agent does.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from payagent.core.ledger import EXTERNAL, FEES, WALLET, merchant_account, prepaid_account
@@ -63,10 +63,11 @@ class Spending:
         self._booked = Booked()
         self._were_void: set[str] = set()
 
-    def outflow_is_booked(self, conn: Connection, landed: Iterable[Spend]) -> None:
-        """I2 at all times: of each payment no less is held or posted than the chain shows that it took.
+    def outflow_is_booked(self, conn: Connection, landed: Sequence[Spend]) -> None:
+        """I2 at all times: of each payment no less is held or posted than the chain shows that it took; and I3.
 
-        But for what a fork deeper than `void_depth` lets land after it was void: that is known at the next look.
+        But for what a fork deeper than `void_depth` lets land after it was void: that is known at the next look,
+        and others may have been allowed meanwhile.
         """
         booked = self._read(conn)
         for spend in landed:
@@ -75,6 +76,11 @@ class Spending:
             if (told := booked.lovelace.get(spend.payment, 0)) < spend.spent_lovelace:
                 gone = f"{spend.spent_lovelace} lovelace left for {spend.payment}"
                 self._story.violate("I2", f"{gone}, {told} are held or posted")
+        spent = sum(
+            spend.spent_lovelace for spend in landed if spend.origin and spend.payment not in self._were_void
+        )
+        if spent > self._cap_lovelace:
+            self._story.violate("I3", f"{spent} lovelace were spent, the limit is {self._cap_lovelace}")
 
     def at_rest(self, conn: Connection, payment: str, landed: Iterable[Spend]) -> None:
         """I2 in the end: a payment's postings are what the chain shows of it, to the unit and by account."""
