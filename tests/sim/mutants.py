@@ -239,6 +239,12 @@ def _hold_released_on_timeout(stack: ExitStack) -> None:
     put(stack, steps, "record_answer", record_answer)
 
 
+@mutant("a block once seen is never lost")
+def _never_reopened(stack: ExitStack) -> None:
+    """What one provider showed on a branch that was undone stays in the books."""
+    put(stack, steps, "record_block_lost", lambda *_: None)
+
+
 @mutant("the merchant is trusted over the chain")
 def _merchant_over_chain(stack: ExitStack) -> None:
     without_guards(stack)
