@@ -2,7 +2,7 @@
 
 Invariants by the names of docs/exactly-once.md ("What is checked"): I1 one payment for a purchase, I2 the books
 are the chain, I3 signed bytes pay what was asked and no more, I4 everything ends, I5 secrets are kept, I6 durable
-before released, and by one daemon alone, I7 attempts never change, I8 the same answer for the same key, I9 what the
+before released, by one daemon alone, I7 attempts never change, I8 the same answer for the same key, I9 what the
 books say of a payment is what the chain shows, I10 the record is whole.
 May import: audit, core, devnet, store, the rest of sim. Never: changes anything; takes the agent's word for what
 the chain shows.

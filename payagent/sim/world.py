@@ -5,7 +5,6 @@ May import: the rest of sim and what it needs of the other rooms to set a stage.
 
 import asyncio
 import gc
-import hashlib
 import logging
 import shutil
 import sys
@@ -81,7 +80,7 @@ ROUNDS = 1600
 """In so many rounds of the loop, a run's trouble, the daemon dies `crash_at_await` times in the mean."""
 
 SELDOM_JOBS = ("cancel", "confirm", "deposit", "replace", "settle", "sign", "use", "void")
-APP_TOKEN, API_KEY = "canary-of-an-app-token", "canary-of-an-api-key"
+API_KEY = "canary-of-an-api-key"
 SENT_TO, SENT_LOVELACE = role_address("creator"), 2 * ADA
 
 
@@ -97,7 +96,7 @@ def canaries() -> Canaries:
     signer = account().signer
     key = b"".join(getattr(signer, f"_{name}") for name in ("scalar", "nonce_key"))
     return Canaries(
-        {"the wallet's words": "abandon abandon", "an app's token": APP_TOKEN, "a merchant's api key": API_KEY},
+        {"the wallet's words": "abandon abandon", "a merchant's api key": API_KEY},
         {"the wallet's key": key[:32], "the key's second half": key[32:]},
     )
 
@@ -654,14 +653,7 @@ def make_template(folder: Path) -> Path:
     def job(unit: Unit) -> None:
         records.put_meta(unit, "network", NETWORK.name)
         records.put_meta(unit, "address", account().address.text)
-        records.add_app(
-            unit,
-            "app_test",
-            "test",
-            hashlib.sha256(APP_TOKEN.encode()).hexdigest(),
-            ["pay", "read", "operate", "approve"],
-            START_MS,
-        )
+        records.add_app(unit, "app_test", "test", "0" * 64, ["pay", "read", "operate", "approve"], START_MS)
 
     committer.commit([Job("template", job, Unit(committer.conn))])
     committer.close()
