@@ -69,8 +69,8 @@ QUIET_MAX_S = 12_000.0
 
 CALM_BLOCK_S = 20.0
 CALM_BEAT_S = 62.0
-LONG_BLOCK_S = 200.0
-LONG_MAX_S = 150_000.0
+AWAY_BLOCK_S = 200.0
+AWAY_S = 131_000.0
 """What can neither land nor be cancelled ends when the last time limit is over: a cancel's is 36 hours."""
 
 LAST_LOOKS_S = 600.0
@@ -198,7 +198,7 @@ class World:
         self.loop = VirtualLoop()
         self.story = Story(seed, self.loop.time, canaries(), keep=keep_story)
         self.plan = draw_plan(self.rng)
-        self.is_calm = self.is_long = False
+        self.is_calm = self.is_away = False
         self.disk = Disk(folder, template)
         self.signer = account().signer
         self.wallet = account().address.text
@@ -342,7 +342,7 @@ class World:
 
     async def _make_blocks(self) -> None:
         while True:
-            calm_s = LONG_BLOCK_S if self.is_long else CALM_BLOCK_S
+            calm_s = AWAY_BLOCK_S if self.is_away else CALM_BLOCK_S
             await asyncio.sleep(calm_s if self.is_calm else self.net.next_block_s())
             self.net.make_block()
 
@@ -465,18 +465,28 @@ class World:
         self._clock_off_ms = 0
 
     async def _settle(self) -> None:
-        """Blocks, until nothing is open or its time is over; longer for what waits for time limits."""
-        quiet_s, last_s = self.loop.time() + QUIET_MAX_S, self.loop.time() + LONG_MAX_S
-        while self.loop.time() < quiet_s:
+        """Blocks, until nothing is open; what waits for time limits is slept over."""
+        ends_s, was_away = self.loop.time() + QUIET_MAX_S, False
+        while self.loop.time() < ends_s:
             await asyncio.sleep(100)
             life = await self.life()
             if not self._is_anything_open(life):
                 break
-            self.is_long = _is_stuck(life.conn)
-            if self.is_long:
-                quiet_s = min(self.loop.time() + QUIET_MAX_S, last_s)
-        self.is_long = False
+            if not was_away and _is_stuck(life.conn):
+                was_away = True
+                await self._be_away(life)
+                ends_s = self.loop.time() + QUIET_MAX_S
         await asyncio.sleep(LAST_LOOKS_S)
+
+    async def _be_away(self, life: Life) -> None:
+        """The daemon is stopped over a long weekend, and the chain goes on."""
+        self.story.reach("the daemon is off until time limits are over")
+        self.story.tell("the daemon is stopped for a long time")
+        self._life, self._started, self.is_away = None, asyncio.Event(), True
+        await life.stop()
+        await asyncio.sleep(AWAY_S)
+        self.is_away = False
+        self._start()
 
     def _is_anything_open(self, life: Life) -> bool:
         chain = life.agent.chain
