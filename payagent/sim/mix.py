@@ -33,7 +33,7 @@ class Mix:
     deep_fork: float = 0.8  # of the forks
     rebroadcast: float = OFTEN
     deposit_lost: float = 0.7  # of the deposits that a fork undoes
-    deposit_back: float = SELDOM  # of those, by each block
+    deposit_back: float = 0.1  # of those, by each block
     # of a call to a merchant
     merchant_unreached: float = OFTEN
     merchant_reply_lost: float = OFTEN

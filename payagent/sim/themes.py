@@ -29,10 +29,10 @@ def _outlived(rng: Random, mix: Mix, shops: Shops) -> dict[str, Any]:
     return _until(rng, mix, 1850 + rng.random() * 150) | {
         "shops": tuple(replace(shop, timeout_s=3600, proof="tx_hash") for shop in shops),
         "coins": tuple(rng.randint(8, 40) * ADA for _ in range(2)),
-        "wants": rng.randint(1, 3),
+        "wants": rng.randint(1, 2),
         "wanted_within_s": 60.0,
         "calm_from_s": 2500.0,
-        "weak_job": rng.choice(("", "replace", "replace", "replace")),
+        "weak_job": rng.choice(("", "replace", "replace", "replace", "replace")),
         "is_stubborn": True,
     }
 
@@ -41,10 +41,10 @@ def _invoiced_again(rng: Random, mix: Mix, shops: Shops) -> dict[str, Any]:
     """No room until the first invoices are over, and clients that come back with the next ones."""
     return _until(rng, mix, 400 + rng.random() * 400) | {
         "shops": tuple(replace(shop, timeout_s=rng.choice((200, 300)), proof="tx_hash") for shop in shops),
-        "wants": rng.randint(2, 3),
+        "wants": rng.randint(1, 2),
         "wanted_within_s": 100.0,
         "calm_from_s": 1300.0,
-        "weak_job": rng.choice(("", "replace", "replace", "replace")),
+        "weak_job": rng.choice(("", "replace", "replace", "replace", "replace")),
         "is_stubborn": True,
     }
 
@@ -85,8 +85,8 @@ def _undone(rng: Random, mix: Mix, shops: Shops) -> dict[str, Any]:
         "void_depth": 2,
         "wanted_within_s": 300.0,
         "drought_s": (0.0, 200 + 300 * rng.random()),
-        "calm_from_s": 1500.0,
-        "weak_job": rng.choice(("", "cancel", "void", "void")),
+        "calm_from_s": 1200.0,
+        "weak_job": rng.choice(("cancel", "cancel", "void", "void", "void")),
     }
 
 
@@ -94,13 +94,13 @@ def _prepaid(rng: Random, mix: Mix, shops: Shops) -> dict[str, Any]:
     """Calls are bought in batches, and used by clients of the proxy who lose answers and ask again."""
     return {
         "shops": tuple(replace(shop, batch=4, timeout_s=rng.choice((200, 300, 600))) for shop in shops[:1]),
-        "wants": rng.randint(5, 7),
+        "wants": rng.randint(4, 5),
         "per_day_lovelace": 1000 * ADA,
         "drought_s": (0.0, 0.0),
         "by_proxy": 0.9,
         "keyed": 0.9,
         "topup": rng.random() < 0.8,
-        "weak_job": rng.choice(("", "use", "use")),
+        "weak_job": rng.choice(("", "use", "use", "use")),
     }
 
 
@@ -138,10 +138,10 @@ def _put_back(rng: Random, mix: Mix, shops: Shops) -> dict[str, Any]:
 
 
 _THEMES: tuple[tuple[Theme | None, int], ...] = (
-    (None, 47),
-    (_outlived, 9),
+    (None, 37),
+    (_outlived, 13),
     (_invoiced_again, 12),
-    (_undone, 11),
+    (_undone, 17),
     (_prepaid, 13),
     (_rush, 8),
     (_put_back, 5),
