@@ -17,7 +17,7 @@ from payagent.agent.agent import Agent
 from payagent.agent.alarm import clear_alert
 from payagent.agent.chainview import QUIET_MS
 from payagent.agent.repeats import Repeats
-from payagent.agent.scan import ALERT_SUBJECT, LAG_S, Search, Spend, Why, take_in
+from payagent.agent.scan import ALERT_SUBJECT, LAG_S, Search, Spend, Why, settle, take_in
 from payagent.chain.agree import Listing
 from payagent.chain.panel import View
 from payagent.chain.source import Found, NotFound, TxSeen
@@ -117,20 +117,33 @@ class Foreign:
         return "forgotten_spend" if is_older else "foreign_spend"
 
     async def _recheck(self, source: View) -> None:
-        """Has one of them lost its block? It may be in another one already."""
-        agent = self._agent
-        now_ms = agent.ports.clock.now_ms()
-        for row in onchain.foreign_there(agent.conn, source.tip.height - agent.terms.settle_depth):
+        """Has one of them lost its block? It may be in another one already.
+
+        Each is asked for until it was read in its block where no rollback reaches, however long nobody looked.
+        """
+        agent, seen = self._agent, True
+        rows = onchain.foreign_there(agent.conn, onchain.foreign_settled(agent.conn) + 1)
+        for row in rows:
             read = await source.tx(row.tx_id)
-            is_moved = isinstance(read, Found) and read.value.block_hash != row.block_hash
+            if isinstance(read, Found) and read.value.block_hash == row.block_hash:
+                continue
+            seen = False
             is_gone = (
                 isinstance(read, NotFound)
                 and source.tip.height >= row.block_height
                 and isinstance(await source.block(row.block_hash), NotFound)
             )
-            if is_moved or is_gone:
+            if is_gone or isinstance(read, Found):
+                now_ms = agent.ports.clock.now_ms()
                 await agent.write("foreign", partial(lose, row=row, provider=source.name, now_ms=now_ms))
                 self._suspects = set()
+        deep = source.tip.height - agent.terms.settle_depth
+        if seen and source.is_final and any(row.block_height <= deep for row in rows):
+            await self._settle(deep)
+
+    async def _settle(self, height: int) -> None:
+        now_ms = self._agent.ports.clock.now_ms()
+        await self._agent.write("foreign", lambda unit: settle(unit, height, now_ms))
 
     async def _weigh(self, source: View) -> None:
         """A payment whose anchor went elsewhere is void on the evidence that a cancel needs (R8)."""

@@ -147,6 +147,11 @@ def take_in(unit: Unit, spend: Spend, why: Why, coins: Coins, now_ms: int) -> st
     return event
 
 
+def settle(unit: Unit, height: int, now_ms: int) -> None:
+    """What was spent elsewhere up to a block is there for good."""
+    records.note(unit, None, "foreign_settled", None, now_ms, {"height": height})
+
+
 def _deposit_of(unit: Unit, ref: str, value: Mapping[str, int], now_ms: int) -> CoinRow:
     """A coin that came and went between two looks: it was a deposit all the same."""
     tx_id, _, index = ref.partition("#")
@@ -195,7 +200,8 @@ class Recovery:
         if spends and not self._is_noticed:
             await self._notice()
             return
-        await agent.write("scan", lambda unit: self._catch_up(unit, spends, now_ms))
+        deep = chain.tip.height - agent.terms.settle_depth
+        await agent.write("scan", lambda unit: self._catch_up(unit, spends, deep, now_ms))
         chain.behind = None
         log.warning("ledger.caught_up", transactions=len(spends))
 
@@ -249,7 +255,9 @@ class Recovery:
             f"{when}, when all that has landed or run out"
         )
 
-    def _catch_up(self, unit: Unit, spends: Sequence[Spend], now_ms: int) -> None:
+    def _catch_up(self, unit: Unit, spends: Sequence[Spend], deep: int, now_ms: int) -> None:
+        """What was read up to the height `deep` is there for good, or a lost ledger's whole past were asked for again."""
+        was_empty = not onchain.foreign_there(unit.conn)
         found = [s for s in spends if take_in(unit, s, "forgotten_spend", self._agent.coins, now_ms)]
         last = last_signed(unit.conn)
         told = {
@@ -258,6 +266,8 @@ class Recovery:
             "transactions": [spend.seen.tx_id for spend in found],
         }
         records.note(unit, None, "caught_up", None, now_ms, told)
+        if was_empty and any(spend.seen.block_height <= deep for spend in found):
+            settle(unit, deep, now_ms)
 
 
 def _is_open(conn: Connection) -> bool:

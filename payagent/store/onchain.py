@@ -71,6 +71,12 @@ def foreign_there(conn: sqlite3.Connection, from_height: int = 0) -> list[Foreig
     return [ForeignRow(r[0], bool(r[1]), tuple(r[2].split(" ")), json.loads(r[3]), *r[4:]) for r in rows]
 
 
+def foreign_settled(conn: sqlite3.Connection) -> int:
+    """Up to which height they were read in blocks that no rollback reaches; -1 when none was yet."""
+    _, detail, _ = last_of_wallet(conn, "foreign_settled")
+    return int(json.loads(detail).get("height", -1))
+
+
 def was_foreign(conn: sqlite3.Connection, tx_id: str) -> bool:
     """Whether it was ever seen to spend coins of ours, there or lost since."""
     return conn.execute("SELECT 1 FROM foreign_sightings WHERE tx_id = ?", (tx_id,)).fetchone() is not None

@@ -137,6 +137,41 @@ async def test_a_rollback_of_it_brings_the_coins_back_and_thaws_nothing(world: W
         await require_whole(run)
 
 
+async def test_a_rollback_of_it_while_payagent_was_off_for_days_brings_the_coins_back(world: World) -> None:
+    terms = with_terms(settle_depth=8)
+    async with world.run(terms=terms) as run:
+        await run.look()
+        before = run.owned()
+        spend_elsewhere(run)
+        await run.look()
+        assert run.owned() != before
+    world.control("rollback", depth=1)
+    world.devnet.run(lambda devnet: devnet.chain.mempool.clear())
+    world.block(20)
+    async with world.run(terms=terms) as run:
+        await run.pass_time(5, 61)
+        assert onchain.foreign_there(run.agent.conn) == []
+        assert run.owned() == before == world.on_chain()
+        await require_whole(run)
+
+
+async def test_what_no_rollback_reaches_is_asked_for_no_more(world: World) -> None:
+    terms = with_terms(settle_depth=8)
+    with Relay(world.devnet).serving() as relay:
+        async with world.run(terms=terms, providers={"relay": relay.url}) as run:
+            await run.look()
+            tx_id = spend_elsewhere(run)
+            await run.look()
+            world.block(20)
+            await run.look()
+        asked = [path for _, path in relay.calls].count(f"/txs/{tx_id}")
+        async with world.run(terms=terms, providers={"relay": relay.url}) as run:
+            world.block(2)
+            await run.pass_time(3, 61)
+            assert [row.tx_id for row in onchain.foreign_there(run.agent.conn)] == [tx_id]
+            assert [path for _, path in relay.calls].count(f"/txs/{tx_id}") == asked > 0
+
+
 def raw_of(world: World, tx_id: str) -> bytes:
     """The bytes of a transaction on the devnet's chain."""
     found: bytes = world.devnet.run(

@@ -10,7 +10,7 @@ from agent.test_agent_foreign import require_whole, world
 from agent.test_agent_handover import with_handover
 from agent.test_agent_liars import FAKE, providers, raised, tip_of
 from agent.test_agent_replace import fork_with, height
-from agent_kit import ADA, APP, Clock, Relay, World, world_with_clock
+from agent_kit import ADA, APP, Clock, Relay, World, with_terms, world_with_clock
 
 from payagent.agent.chainview import QUIET_MS
 from payagent.agent.view import payment_view
@@ -59,6 +59,25 @@ async def test_the_signers_record_is_that_of_the_last_attempt_and_private(
         assert (record.read() or Signed(0, "", 0)).tx_id == rows[-1].tx_id
         assert (record.read() or Signed(0, "", 0)).attempts == 2
     assert (world.folder / SIGNER_FILE).stat().st_mode & 0o777 == 0o600
+
+
+async def test_the_past_of_a_lost_ledger_is_read_once(world: World, record: SignerFile) -> None:
+    terms = with_terms(settle_depth=8)
+    async with world.run(record=record) as run:
+        row = await run.pay_in_block("long ago")
+    put(world, None)
+    world.block(20)
+    with Relay(world.devnet).serving() as relay:
+        async with world.run(terms=terms, record=record, providers={"relay": relay.url}) as run:
+            await run.look()
+            await run.look()
+            pass_quiet(world)
+            await run.look()
+            assert [one.tx_id for one in onchain.foreign_there(run.agent.conn)] == [row.tx_id]
+            asked = relay.calls.count(("GET", f"/txs/{row.tx_id}"))
+            await run.pass_time(3, 61)
+            assert relay.calls.count(("GET", f"/txs/{row.tx_id}")) == asked > 0
+            await require_whole(run)
 
 
 async def test_an_old_ledger_signs_nothing_until_the_chain_was_read_and_pays_then(
