@@ -290,6 +290,8 @@ class Judge:
     def told(self, purchase: str, payment_id: str, conn: Connection | None) -> None:
         """I8: for one purchase it is one payment, until that one ended without paying.
 
+        An earlier one that had is told again where a fork brought its transaction back: its successor, which
+        spends what came of its end, is dead then.
         `conn` is None when the daemon has died since it answered: then the next answer is looked at.
         """
         self._accepted[payment_id] = None
@@ -297,8 +299,9 @@ class Judge:
         if before is not None and before != payment_id:
             if conn is None:
                 return
-            row = queries.payment(conn, before)
-            if row is None or row.state not in ENDED_WITHOUT_PAYING:
+            row, now = queries.payment(conn, before), queries.payment(conn, payment_id)
+            is_back = row is not None and now is not None and now.seq < row.seq and now.state in ON_CHAIN
+            if not is_back and (row is None or row.state not in ENDED_WITHOUT_PAYING):
                 state = None if row is None else row.state
                 self._story.violate("I8", f"{purchase[:16]} was {before} ({state}), now it is {payment_id}")
         self._answers[purchase] = payment_id
