@@ -28,7 +28,9 @@ from payagent.sim.run import Result, run_share
 
 Line = dict[str, Any]
 WORK = ROOT / ".evidence/simulation.jsonl"
-SHARE = 100
+SHARE = 200
+AGAIN_PER_SHARE = 10
+"""Of so many seeds of each the digest is kept, and the sample that is run again is drawn from them."""
 PROFILED_SEEDS = 50
 MUTANT_SEEDS = 2000
 PROCESSORS = len(os.sched_getaffinity(0))
@@ -115,7 +117,7 @@ def run_seeds(log: Log, options: argparse.Namespace) -> None:
             wall_s=round(share.wall_s, 2),
             reached=dict(share.result.reached),
             violations={str(seed): what for seed, what in share.result.violations.items()},
-            digests={str(seed): digest for seed, digest in share.result.digests.items()},
+            digests={str(seed): share.result.digests[seed] for seed in range(first, last)[:AGAIN_PER_SHARE]},
         )
         say(f"share {number} of {len(todo)}, {violations} violations")
 
