@@ -85,7 +85,19 @@ LAST_LOOKS_S = 600.0
 ROUNDS = 900
 """In so many rounds of the loop, a run's trouble, the daemon dies `crash_at_await` times in the mean."""
 
-SELDOM_JOBS = ("cancel", "cancel", "cancel", "confirm", "replace", "settle", "settle", "use", "void", "void", "void")
+SELDOM_JOBS = (
+    "cancel",
+    "cancel",
+    "cancel",
+    "confirm",
+    "replace",
+    "settle",
+    "settle",
+    "use",
+    "void",
+    "void",
+    "void",
+)
 API_KEY = "canary-of-an-api-key"
 SENT_TO, SENT_LOVELACE = role_address("creator"), 2 * ADA
 
@@ -374,7 +386,9 @@ class World:
             life = await self.life()
             agent = life.agent
             rows = queries.payments_in(life.conn, (State.RESERVED, State.SIGNED, State.IN_FLIGHT, State.REPLACING))
-            act = self.rng.choice(("split", "send", "sweep", "resolve", "resolve", "spend elsewhere", "spend elsewhere"))
+            act = self.rng.choice(
+                ("split", "send", "sweep", "resolve", "resolve", "spend elsewhere", "spend elsewhere")
+            )
             try:
                 if act == "split":
                     await life.call(agent.split("app_test", 2, 4 * ADA))
