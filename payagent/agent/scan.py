@@ -256,7 +256,7 @@ class Recovery:
         )
 
     def _catch_up(self, unit: Unit, spends: Sequence[Spend], deep: int, now_ms: int) -> None:
-        """What was read up to the height `deep` is there for good, or a lost ledger's whole past were asked for again."""
+        """What was read up to the height `deep` is there for good: a lost ledger's past is not asked for again."""
         was_empty = not onchain.foreign_there(unit.conn)
         found = [s for s in spends if take_in(unit, s, "forgotten_spend", self._agent.coins, now_ms)]
         last = last_signed(unit.conn)

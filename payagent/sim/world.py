@@ -85,19 +85,7 @@ LAST_LOOKS_S = 600.0
 ROUNDS = 900
 """In so many rounds of the loop, a run's trouble, the daemon dies `crash_at_await` times in the mean."""
 
-SELDOM_JOBS = (
-    "cancel",
-    "cancel",
-    "cancel",
-    "confirm",
-    "replace",
-    "settle",
-    "settle",
-    "use",
-    "void",
-    "void",
-    "void",
-)
+SELDOM_JOBS = ("confirm", "replace", "settle", "settle", "use", *("cancel", "void") * 3)
 API_KEY = "canary-of-an-api-key"
 SENT_TO, SENT_LOVELACE = role_address("creator"), 2 * ADA
 
