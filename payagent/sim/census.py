@@ -1,6 +1,6 @@
 """How often what is to be met was met, by what the ledger records and the chain shows, in plain words.
 
-May import: core, store's connection, sim.net, sim.story. Never: judges; changes what happens.
+May import: core, store's connection, sim.net, sim.source, sim.story. Never: judges; changes what happens.
 """
 
 import json
@@ -9,6 +9,7 @@ from typing import Any
 
 from payagent.core.payment import State
 from payagent.sim.net import DEEP, Net
+from payagent.sim.source import LIES
 from payagent.sim.story import Story
 from payagent.store.writer import Connection
 
@@ -47,6 +48,8 @@ LISTED = (
     "a facilitator sends late what it was handed",
     "a fork of 16 blocks or more",
     "a ledger is put back that lacks what was sent",
+    "a mempool drops a transaction",
+    "a merchant was handed a transaction and never sent it",
     "a next invoice is paid on the same anchor",
     "a payment is void: its anchor was spent elsewhere",
     "a payment is void: its cancel won",
@@ -56,8 +59,12 @@ LISTED = (
     "a payment's block is lost, 16 deep or more",
     "a prepaid call is used",
     "a provider is asked that is on an orphaned branch",
+    *(f"a provider lies: {lie}" for lie in LIES),
     "a provider names another id",
+    "a provider says yes and drops it",
+    "a reply was lost of what was taken",
     "a second daemon is refused: already_running",
+    "a submission taken late",
     "a top-up ends: done",
     "a transaction lands on a fork after its time limit",
     "a transaction lands whose reply was lost",
@@ -73,6 +80,7 @@ LISTED = (
     "coins are taken back by an operator",
     "coins are taken back by the agent",
     "the books that a death left are verified",
+    "the clock jumps",
     "two providers disagree about a transaction",
     "what was never broadcast is taken back",
 )

@@ -11,33 +11,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from payagent.sim.census import LISTED
 from payagent.sim.mix import Mix
-from payagent.sim.source import LIES
 
 Line = dict[str, Any]
 
-POINTS = ("admit", "sign", "leave", "answer", "observe", "confirm", "settle", "cancel", "replace", "void")
-FULL_AT = ("admit", "sign", "leave", "answer", "observe", "confirm", "settle")
-LISTED = (
-    *(f"a death {side} {point}" for point in POINTS for side in ("before", "after")),
-    "a death between two steps",
-    *(f"no room or no disk at {point}" for point in FULL_AT),
-    "a reply was lost of what was taken",
-    "a submission taken late",
-    "a transaction lands on a fork after its time limit",
-    "a fork of 16 blocks or more",
-    "all inputs are spent, and it is ours",
-    "all inputs are spent, and it is not ours",
-    "a merchant was handed a transaction and never sent it",
-    "a mempool drops a transaction",
-    "a provider says yes and drops it",
-    "a provider names another id",
-    "the clock jumps",
-    *(f"a provider lies: {lie}" for lie in LIES),
-)
-"""What must have been reached a thousand times in a run of a hundred thousand seeds."""
-
 LISTED_LEAST, LISTED_SEEDS = 1000, 100_000
+"""What is listed must have been reached a thousand times in a run of a hundred thousand seeds."""
 
 LEFT_OUT = """\
 - One wallet, one daemon, and at most six purchases with a top-up and the operator's orders; the soak
