@@ -124,7 +124,7 @@ def _put_back(rng: Random, mix: Mix, shops: Shops) -> dict[str, Any]:
     """An older copy takes the ledger's place while much is under way, and clients want before and after it."""
     copied_s = 100 + 300 * rng.random()
     put_back_s = copied_s + 60 + 400 * rng.random()
-    chosen = replace(mix, clock_jump=rng.choice((0.0, mix.clock_jump, 0.3)))
+    chosen = replace(mix, clock_jump=rng.choice((mix.clock_jump, 0.4)))
     return {
         "mix": chosen,
         "dry_mix": chosen,

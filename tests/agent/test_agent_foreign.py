@@ -137,22 +137,35 @@ async def test_a_rollback_of_it_brings_the_coins_back_and_thaws_nothing(world: W
         await require_whole(run)
 
 
-async def test_a_rollback_of_it_while_payagent_was_off_for_days_brings_the_coins_back(world: World) -> None:
-    terms = with_terms(settle_depth=8)
-    async with world.run(terms=terms) as run:
+@pytest.mark.parametrize("is_down", [False, True])
+async def test_a_rollback_of_it_is_noticed_however_many_blocks_come_before_the_next_look(
+    world: World, is_down: bool
+) -> None:
+    """It was not settled when it was last seen there, and is deeper than that on no chain now."""
+
+    def undo() -> None:
+        world.control("rollback", depth=6)
+        world.devnet.run(lambda devnet: devnet.chain.mempool.clear())
+        world.block(30)
+
+    async with world.run(terms=with_terms(settle_depth=10)) as run:
         await run.look()
         before = run.owned()
         spend_elsewhere(run)
         await run.look()
-        assert run.owned() != before
-    world.control("rollback", depth=1)
-    world.devnet.run(lambda devnet: devnet.chain.mempool.clear())
-    world.block(20)
-    async with world.run(terms=terms) as run:
-        await run.pass_time(5, 61)
-        assert onchain.foreign_there(run.agent.conn) == []
-        assert run.owned() == before == world.on_chain()
-        await require_whole(run)
+        world.block(5)
+        await run.look()
+        if not is_down:
+            undo()
+            await run.look()
+            await run.pass_time(5, 61)
+            assert run.owned() == before == world.on_chain()
+    if is_down:
+        undo()
+        async with world.run(terms=with_terms(settle_depth=10)) as run:
+            await run.look()
+            await run.pass_time(5, 61)
+            assert run.owned() == before == world.on_chain()
 
 
 async def test_what_no_rollback_reaches_is_asked_for_no_more(world: World) -> None:
