@@ -50,6 +50,7 @@ LISTED = (
     "a ledger is put back that lacks what was sent",
     "a mempool drops a transaction",
     "a merchant was handed a transaction and never sent it",
+    "a ledger is searched for secrets",
     "a next invoice is paid on the same anchor",
     "a payment is void: its anchor was spent elsewhere",
     "a payment is void: its cancel won",

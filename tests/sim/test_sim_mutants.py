@@ -20,6 +20,9 @@ SOON = (
     "a hold is released when nobody answers",
     "the intent's key is ignored",
     "no bound on the fee",
+    "a fee is booked as the merchant's",
+    "an api key is logged",
+    "no lock keeps a second daemon away",
 )
 
 
