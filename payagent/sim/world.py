@@ -82,6 +82,9 @@ AWAKE_S = 1500.0
 LAST_LOOKS_S = 600.0
 """What was spent elsewhere is searched for once a minute, and a provider is waited for two."""
 
+LAST_LOOKS_BESIDE_A_LIAR_S = 2400.0
+"""What a fork took away is denied once the provider that makes it up is convicted of it."""
+
 ROUNDS = 900
 """In so many rounds of the loop, a run's trouble, the daemon dies `crash_at_await` times in the mean."""
 
@@ -486,7 +489,8 @@ class World:
                 times += 1
                 await self._be_away(life)
                 ends_s = self.loop.time() + QUIET_MAX_S
-        await asyncio.sleep(LAST_LOOKS_S)
+        is_lied_to = any(one.lie for one in self.plan.providers)
+        await asyncio.sleep(LAST_LOOKS_BESIDE_A_LIAR_S if is_lied_to else LAST_LOOKS_S)
 
     async def _be_away(self, life: Life) -> None:
         """The daemon is stopped over a long weekend, and the chain goes on."""
