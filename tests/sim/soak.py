@@ -38,7 +38,6 @@ from payagent.core.policy import Limit
 from payagent.devnet.ledger import Block, Tx
 from payagent.devnet.merchant import Terms as ShopTerms
 from payagent.merchants.client import MerchantClient
-from payagent.sim import life as lives
 from payagent.sim.buyers import PARTNER, BuyerTask, Want
 from payagent.sim.disk import Disk
 from payagent.sim.judge import Judge, Signed
@@ -64,7 +63,6 @@ CROSSES = 0.8
 """How much of what is released while the chain is split is heard of on the other side too."""
 
 COINS = 120
-MERCHANTS_EVERY_S = 600.0
 DRIFT_FROM_DAY = 5
 
 LIGHT = replace(
@@ -297,7 +295,7 @@ class LongDisk(Disk):
     def attach(self, conn: Connection) -> None:
         return
 
-    def committed(self, conn: Connection) -> bool:
+    def committed(self) -> bool:
         return True
 
 
@@ -379,9 +377,6 @@ class Soak:
 
     def run(self) -> None:
         asyncio.set_event_loop(self.loop)
-        lives.MERCHANTS_EVERY_S = (
-            MERCHANTS_EVERY_S  # a merchant is asked less often, and more is open than in a seed
-        )
         try:
             self.loop.run_until_complete(self._run())
         except StuckError as stuck:
@@ -437,6 +432,7 @@ class Soak:
                 by_proxy=number % 4 == 3,
                 starts_at_s=0,
                 pause_s=40.0,
+                tries=6,
             )
             self._do(self._serve(BuyerTask(self, want)))
 
@@ -513,6 +509,10 @@ class Soak:
 
     def died(self, why: str) -> None:
         self.story.violate("BUG", f"the daemon died: {why}")
+
+    def failed_inside(self, where: str, error: str) -> None:
+        if not error.startswith("Refused("):
+            self.story.violate("BUG", f"{where}: {error}")
 
     def mix(self) -> Mix:
         return QUIET if self.is_calm else LIGHT

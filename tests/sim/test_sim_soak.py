@@ -5,7 +5,7 @@ from sim.soak import Size, Window, run_soak
 
 
 def test_a_fork_of_hours_takes_nothing_from_the_books() -> None:
-    told = run_soak(Size(days=1.5, payments=150, beat_s=120, fork_hours=3))
+    told = run_soak(Size(days=2, payments=150, beat_s=120, fork_hours=3))
     assert told["violations"] == []
     undone, lost, landed = told["fork"]
     assert undone > 200
