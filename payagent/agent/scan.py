@@ -40,6 +40,9 @@ LAG_S = 3600
 ROLLBACK_S = 129_600
 """How far a rollback reaches at most (3k/f slots)."""
 
+REMEMBERED_MAX = 1000
+"""Transactions of others that a search that is done still knows; the next one begins at about the same time."""
+
 ALERT_SUBJECT = "foreign"
 
 Why = Literal["foreign_spend", "forgotten_spend"]
@@ -58,7 +61,10 @@ class Spend:
 
 
 class Search:
-    """Looks through the transactions of our address. What one moved never changes, so it is read once."""
+    """Looks through the transactions of our address. What one moved never changes, so it is read once.
+
+    A wallet's past is long: a search goes on where it stopped, and once it is done only the newest stay in memory.
+    """
 
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
@@ -88,6 +94,8 @@ class Search:
                 if not isinstance(seen, Found):
                     return None
                 spends.append(Spend(seen.value, moved, source.name))
+        for tx_id in list(self._moved)[:-REMEMBERED_MAX]:
+            del self._moved[tx_id]
         if source.is_lonely:
             told = tuple((spend.seen.tx_id, spend.seen.block_hash) for spend in spends)
             now_ms = self._agent.ports.clock.now_ms()

@@ -1,5 +1,6 @@
 """Coins that another wallet on the same words spends: booked to the unit, frozen, thawed, and rolled back."""
 
+import gc
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 from agent.test_agent_replace import fork_with, height
 from agent_kit import ADA, APP, DEVNET, Relay, Run, World, with_terms, world_with_clock
 
+from payagent.agent import scan
 from payagent.agent.foreign import thaw
 from payagent.agent.purse import coin_of
 from payagent.audit.finding import Finding
@@ -15,6 +17,7 @@ from payagent.audit.reconcile import Difference, Doubt, reconcile, unlisted
 from payagent.audit.signed import Owner
 from payagent.audit.verify import verify
 from payagent.chain.history import History, read_history
+from payagent.chain.source import Movement
 from payagent.core.address import encode_address
 from payagent.core.invoice import Output
 from payagent.core.payment import State
@@ -71,6 +74,27 @@ async def require_whole(run: Run) -> None:
         asked = [(claim, await source.tx(claim.tx_id)) for claim in unlisted(conn, history, 0, 0)]
         told = list(reconcile(conn, history, asked, history.tip, 0, is_forked=False))
         assert [one for one in told if isinstance(one, Difference | Doubt)] == []
+
+
+def remembered() -> int:
+    """How many transactions are in memory of which it was read what they moved."""
+    gc.collect()
+    return sum(type(one) is Movement for one in gc.get_objects())
+
+
+async def test_of_what_a_search_has_read_only_the_newest_stays_in_memory(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scan, "REMEMBERED_MAX", 2)
+    async with world.run() as run:
+        before = remembered()
+        await run.look()
+        spend_elsewhere(run)
+        await run.look()
+        assert await thaw(run.agent, APP) is not None
+        world.block()
+        await run.look()
+        assert remembered() == before + 2
 
 
 async def test_a_spend_elsewhere_is_booked_and_freezes_until_an_operator_thaws(world: World) -> None:

@@ -57,12 +57,18 @@ BLOCK_S = 20.0
 SETTLE_DEPTH = 2160
 KEPT_BLOCKS = 3 * SETTLE_DEPTH
 KEPT_ROWS = 1500
+"""Of what each purchase leaves; by `DRIFT_FROM_DAY` there are more, so that what is kept grows no further."""
+
+ARCHIVE_CACHE_KIB = 256
 PRUNE_EVERY_BLOCKS = 500
 FORK_HOURS = 14
 CROSSES = 0.8
 """How much of what is released while the chain is split is heard of on the other side too."""
 
 COINS = 120
+X402_EVERY = 10
+"""How seldom a purchase is made by x402."""
+
 DRIFT_FROM_DAY = 5
 
 LIGHT = replace(
@@ -170,8 +176,8 @@ class Forgetful(Net):
         ids = chain._tx_ids_at
         for address, known in ids.items():
             ids[address] = known[-KEPT_ROWS:]
-        trim(self.hoard)
-        trim(self.released_at)
+        for rows in (self.hoard, self.released_at, self.taken, self.unanswered, self._shown):
+            trim(rows)
 
     def _has_coins(self, tx: Tx) -> bool:
         """Whether an output of it is a coin of the wallet, or one again when a fork gives it back."""
@@ -233,6 +239,7 @@ class LongJudge(Judge):
         super().__init__(*arguments)
         self._archive = sqlite3.connect(archive, isolation_level=None)
         self._archive.execute("PRAGMA synchronous = OFF")
+        self._archive.execute(f"PRAGMA cache_size = -{ARCHIVE_CACHE_KIB}")
         self._archive.execute("CREATE TABLE landed (tx_id TEXT PRIMARY KEY, purchase TEXT, kind TEXT)")
         self.funded_lovelace = 0
 
@@ -426,7 +433,7 @@ class Soak:
             want = Want(
                 app_id="app_test",
                 shop=shops[number % len(shops)],
-                path="/x402/chat" if number % 10 == 0 else "/chat",
+                path="/x402/chat" if number % X402_EVERY == 0 else "/chat",
                 text=f"want {number}",
                 key=f"key-{number}" if number % 2 else None,
                 by_proxy=number % 4 == 3,
@@ -476,11 +483,13 @@ class Soak:
     def _prune(self) -> None:
         self.net.prune()
         self.judge.prune()
+        kept = KEPT_ROWS // len(self.shops)
         for shop in self.shops.values():
             merchant, x402 = shop.merchant, shop.shop
-            for rows in (merchant.invoices, merchant._paid_with, merchant._open, x402._identified, x402._asked,
-                         x402.facilitator.claims):  # fmt: skip
-                trim(rows)
+            for rows in (merchant.invoices, merchant._paid_with, merchant._open):
+                trim(rows, kept)
+            for rows in (x402._identified, x402._asked, x402.facilitator.claims):
+                trim(rows, kept // X402_EVERY)
 
     async def _measure(self) -> None:
         day = 0
