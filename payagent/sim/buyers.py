@@ -171,6 +171,8 @@ class BuyerTask:
             yield
         finally:
             asking[name] -= 1
+            if not asking[name]:
+                del asking[name]
 
     def _headers(self) -> dict[str, str]:
         return {

@@ -42,8 +42,9 @@ class Story:
         self.reached[event] += 1
 
     def at_rest(self) -> None:
-        """What was told, errors that clients got among it, is looked through."""
+        """What was told, errors that clients got among it, is looked through, and forgotten."""
         self.keeps_secrets("what was told", bytes(self._told))
+        self._told.clear()
 
     def keeps_secrets(self, where: str, data: bytes) -> None:
         """I5: what was written, said or logged holds no secret."""

@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterable, MutableMapping
 from dataclasses import asdict, dataclass, replace
 from itertools import islice, pairwise
@@ -280,7 +281,8 @@ class LongJudge(Judge):
     def prune(self) -> None:
         for tx_id, _ in trim(self.signed):
             self._durable.discard(tx_id)
-        for rows in (self._released, self._spends, self._by_purchase, self._answers, self._accepted):
+        of_purchases = (self._by_purchase, self._answers, self._accepted, self._anchors)
+        for rows in (self._released, self._spends, *of_purchases):
             trim(rows)
 
     def _is_in_block(self, tx_id: str) -> bool:
@@ -362,6 +364,7 @@ class Soak:
         self.terms = self._terms()
         self.days: list[DayLine] = []
         self.fork: tuple[int, int, int] | None = None
+        self.asking: Counter[str] = Counter()
         self.wanted = 0
         self.served = 0
         self._buyers = 0
@@ -403,6 +406,7 @@ class Soak:
         self.is_calm = True
         await self._come_to_rest()
         self.judge.at_rest(self._life.conn)
+        self.story.at_rest()
         await self._life.stop()
         for task in list(self._tasks):
             task.cancel()
@@ -483,6 +487,7 @@ class Soak:
     def _prune(self) -> None:
         self.net.prune()
         self.judge.prune()
+        self.story.at_rest()
         kept = KEPT_ROWS // len(self.shops)
         for shop in self.shops.values():
             merchant, x402 = shop.merchant, shop.shop
