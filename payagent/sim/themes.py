@@ -26,7 +26,7 @@ def _outlived(rng: Random, mix: Mix, shops: Shops) -> dict[str, Any]:
     Afterwards forks at slots from before it may hold the attempt that was replaced. Other branches have no room
     either while there is none, or everything would have landed long before.
     """
-    return _until(rng, mix, 1850 + rng.random() * 150) | {
+    return _until(rng, mix, 1845 + rng.random() * 75) | {
         "shops": tuple(replace(shop, timeout_s=3600, proof="tx_hash") for shop in shops),
         "coins": tuple(rng.randint(8, 40) * ADA for _ in range(2)),
         "wants": rng.randint(1, 2),
@@ -34,6 +34,7 @@ def _outlived(rng: Random, mix: Mix, shops: Shops) -> dict[str, Any]:
         "calm_from_s": 2500.0,
         "weak_job": rng.choice(("", "replace", "replace", "replace", "replace")),
         "is_stubborn": True,
+        "by_x402": 0.2,
     }
 
 
@@ -46,6 +47,7 @@ def _invoiced_again(rng: Random, mix: Mix, shops: Shops) -> dict[str, Any]:
         "calm_from_s": 1300.0,
         "weak_job": rng.choice(("", "replace", "replace", "replace", "replace")),
         "is_stubborn": True,
+        "by_x402": 0.2,
     }
 
 
@@ -53,7 +55,7 @@ def _until(rng: Random, mix: Mix, dry_until_s: float) -> dict[str, Any]:
     """No block has room for anything of ours until then, on no branch; then forks come, some of them deep."""
     wet = replace(
         mix,
-        fork=SOMETIMES * rng.random(),
+        fork=SOMETIMES * (0.3 + 0.7 * rng.random()),
         deep_fork=0.8,
         operator_acts=min(mix.operator_acts, 0.03),
         dropped=min(mix.dropped, 0.3),
@@ -85,8 +87,8 @@ def _undone(rng: Random, mix: Mix, shops: Shops) -> dict[str, Any]:
         "void_depth": 2,
         "wanted_within_s": 300.0,
         "drought_s": (0.0, 200 + 300 * rng.random()),
-        "calm_from_s": 1200.0,
-        "weak_job": rng.choice(("cancel", "cancel", "void", "void", "void")),
+        "calm_from_s": 1600.0,
+        "weak_job": rng.choice(("cancel", "void", "void", "void")),
     }
 
 
@@ -138,8 +140,8 @@ def _put_back(rng: Random, mix: Mix, shops: Shops) -> dict[str, Any]:
 
 
 _THEMES: tuple[tuple[Theme | None, int], ...] = (
-    (None, 37),
-    (_outlived, 13),
+    (None, 35),
+    (_outlived, 15),
     (_invoiced_again, 12),
     (_undone, 17),
     (_prepaid, 13),

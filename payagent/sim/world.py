@@ -134,6 +134,7 @@ class Plan:
     wanted_within_s: float = 400.0
     calm_from_s: float = 0.0
     by_proxy: float = 0.4
+    by_x402: float = 0.5
     keyed: float = 0.5
     shared: float = 0.08
     """How many of the wants that have a key are wanted by several clients at once."""
@@ -326,7 +327,7 @@ class World:
             Want(
                 app_id="app_test",
                 shop=rng.choice(shops),
-                path=rng.choice(("/chat", "/x402/chat")),
+                path="/x402/chat" if rng.random() < self.plan.by_x402 else "/chat",
                 text=f"want {number}",
                 key=f"key-{number}" if rng.random() < self.plan.keyed else None,
                 by_proxy=rng.random() < self.plan.by_proxy,
