@@ -14,8 +14,9 @@ from starlette.requests import Request
 from payagent.agent.agent import Agent
 from payagent.api.tokens import hash_token
 from payagent.core.problem import Refused
-from payagent.store import queries
-from payagent.store.queries import AppRow, PaymentRow
+from payagent.store import apps, queries
+from payagent.store.apps import AppRow
+from payagent.store.queries import PaymentRow
 
 PAY, READ, OPERATE, APPROVE = "pay", "read", "operate", "approve"
 
@@ -54,7 +55,7 @@ def need(*scopes: str) -> Need:
         agent: Agent = request.app.state.agent
         app = None
         if credentials is not None:
-            app = queries.app_by_token_hash(agent.conn, hash_token(credentials.credentials))
+            app = apps.by_token(agent.conn, hash_token(credentials.credentials), agent.ports.clock.now_ms())
         if app is None:
             raise Refused("unauthorized", "the call has no token that is known here")
         if not app.scopes & set(scopes):

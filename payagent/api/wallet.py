@@ -1,4 +1,4 @@
-"""/v1/wallet and /v1/limits: what there is, what may be spent, and the operator's own transfers.
+"""/v1/wallet: what there is, and the operator's own transfers.
 
 May import: agent, store.queries, the rest of api, FastAPI. Never: builds a transaction.
 """
@@ -8,15 +8,14 @@ from typing import Annotated
 from fastapi import APIRouter, Depends
 from starlette.requests import Request
 
-from payagent.agent.admission import DAY_MS
 from payagent.agent.foreign import thaw
 from payagent.agent.view import payment_view
 from payagent.api.access import OPERATE, PAY, READ, Caller, need
 from payagent.api.calls import json_body, single_header
 from payagent.api.problems import JsonResponse
 from payagent.api.reading import read_key, read_split, read_transfer
-from payagent.api.schemas import Limits, Payment, SendOrder, SplitOrder, Thawed, Utxos, Wallet, gives, takes
-from payagent.api.views import limits_view, utxo_view, wallet_view
+from payagent.api.schemas import Payment, SendOrder, SplitOrder, Thawed, Utxos, Wallet, gives, takes
+from payagent.api.views import utxo_view, wallet_view
 from payagent.store import queries
 
 # an app needs the address for its calls, so the wallet is shown to it; what the address holds is public anyway
@@ -79,11 +78,3 @@ async def send(request: Request, caller: Operator) -> JsonResponse:
 async def thaw_wallet(caller: Operator) -> JsonResponse:
     """The operator says that payagent alone has this wallet again. `tx`: what froze it; null when nothing had."""
     return JsonResponse({"tx": await thaw(caller.agent, caller.app.id)})
-
-
-@router.get("/v1/limits", summary="What may still be spent", responses=gives(Limits, 200))
-async def limits(caller: Viewer) -> JsonResponse:
-    """Per asset: the limits, and what the last 24 hours took of them."""
-    agent = caller.agent
-    spent = queries.spent_since(agent.conn, agent.ports.clock.now_ms() - DAY_MS)
-    return JsonResponse(limits_view(agent.terms, spent))

@@ -26,7 +26,7 @@ from payagent.proxy.headers import (
     values,
     wants_websocket,
 )
-from payagent.store.queries import AppRow
+from payagent.store.apps import AppRow
 
 ROOT = b"/proxy/"
 

@@ -10,13 +10,12 @@ from pathlib import Path
 
 import pytest
 from agent.test_agent_handover import pass_ttl, wait_for_void, with_handover
-from agent_kit import ADA, DEVNET, Clock, World, with_terms
+from agent_kit import ADA, DEVNET, Clock, World, daily, with_terms
 
 from payagent.audit.finding import Finding, Head
 from payagent.audit.signed import Owner
 from payagent.audit.verify import verify
 from payagent.core.payment import State
-from payagent.core.policy import Limit
 from payagent.core.problem import Refused
 from payagent.devnet.server import DevnetThread
 from payagent.store.schema import GUARDS
@@ -39,7 +38,7 @@ class Past:
 async def live(world: World) -> None:
     world.fund(*[100 * ADA] * 4)
     world.fund(20 * ADA, assets={TOKEN: 1000})
-    limits = {"lovelace": Limit(1000 * ADA, 100_000 * ADA), TOKEN: Limit(300, 1000)}
+    limits = daily(1000 * ADA, 100_000 * ADA) + daily(300, 1000, TOKEN)
     async with world.run(terms=with_terms(limits=limits)) as run:
         row = await run.pay_in_block("plain")
         await run.agent.record_delivery(row.id, 200)
@@ -57,7 +56,7 @@ async def live(world: World) -> None:
         await run.agent.send("app_test", world.account.address, "lovelace", 5 * ADA)
         await run.agent.drain(10)
         await run.settle_down()
-    async with world.run(terms=with_terms(limits={"lovelace": Limit(1, 1)})) as run:
+    async with world.run(terms=with_terms(limits=daily(1, 1))) as run:
         (world.folder / "early").mkdir()
         copy_of(world.folder / "ledger.db", world.folder / "early")
         await run.look()
