@@ -422,10 +422,13 @@ class Admission:
     ) -> tuple[Plan, tuple[Asked, ...]]:
         """The plan, within limits. What is above one before any fee is refused as that, funds or none."""
         invoice = purchase.invoice
-        asked = {invoice.asset: invoice.total_units}
-        self.require_within_limits(unit, purchase, asked, invoice.asset, now_ms)
+        known = {LOVELACE: 0} | {invoice.asset: invoice.total_units}
+        asked = self.require_within_limits(unit, purchase, known, invoice.asset, now_ms)
         plan = self.plan(unit, invoice, expires_at_ms, purchase.min_window_s, now_ms, anchor)
-        return plan, self.require_within_limits(unit, purchase, plan.spend, invoice.asset, now_ms)
+        again = policy.ask_again(asked, plan.spend)
+        if policy.tightest(again) is not None or not plan.spend.keys() <= known.keys():
+            again = self.require_within_limits(unit, purchase, plan.spend, invoice.asset, now_ms)
+        return plan, again
 
     def hold(
         self, unit: Unit, payment_id: str, plan: Plan, now_ms: int, asked: Sequence[Asked] | None = None
@@ -486,7 +489,7 @@ class Admission:
 
 def in_force_for(conn: Connection, filed: Sequence[Limit], app: str, origin: str) -> tuple[Limit, ...]:
     """The limits that may bind a payment: the file's, and over them those that were set at run time."""
-    return policy.in_force(filed, spending.limits(conn, policy.scopes_of(app, origin)))
+    return policy.in_force(filed, spending.limits_binding(conn, app, origin))
 
 
 def _frees_at_ms(conn: Connection, limit: Limit | None, asked: Asked, clock_ms: int) -> int | None:

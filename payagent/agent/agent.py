@@ -224,7 +224,7 @@ class Agent:
 
     def assets_allowed(self) -> frozenset[str]:
         """What the wallet may spend at all, by its limits."""
-        at_run_time = spending.limits(self.conn, (policy.WALLET,))
+        at_run_time = spending.limits_binding(self.conn, policy.ANY, policy.ANY)
         return policy.allowed_assets(policy.in_force(self.terms.limits, at_run_time))
 
     async def pay(self, ask: Ask) -> tuple[PaymentRow, bool]:

@@ -145,6 +145,11 @@ def ask(limit: Limit, counted_units: int, spend: Mapping[str, int], count: int =
     return Asked(limit.window, limit.scope, limit.asset, left_units, spend.get(limit.asset, 0) * times)
 
 
+def ask_again(asked: Iterable[Asked], spend: Mapping[str, int]) -> tuple[Asked, ...]:
+    """The same limits, with what they left, asked for another spend."""
+    return tuple(one._replace(asked_units=spend.get(one.asset, 0)) for one in asked)
+
+
 def ask_bounds(
     spend: Mapping[str, int],
     paid_asset: str,

@@ -11,7 +11,7 @@ May import: core, store.writer. Never: reads a clock; decides.
 """
 
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 
 from payagent.core.policy import SPAN_MS, Limit, Scope, Span, Window, counts_from_ms, scopes_of
 from payagent.store.writer import Unit
@@ -25,6 +25,7 @@ ON CONFLICT DO UPDATE SET high = high + excluded.high + ((low + excluded.low) >>
                           low = (low + excluded.low) & 4294967295
 """
 _SUM = "SELECT COALESCE(SUM(high), 0), COALESCE(SUM(low), 0) FROM spent"
+_LIMIT = "SELECT app, merchant, asset, kind, most_units FROM limits"
 _OF = "WHERE app = ? AND merchant = ? AND asset = ? AND span_ms = ? AND start_ms >= ?"
 
 
@@ -76,15 +77,17 @@ def totals(conn: sqlite3.Connection, scope: Scope) -> dict[str, int]:
     return {asset: units for asset, units in sums.items() if units}
 
 
-def limits(conn: sqlite3.Connection, scopes: Iterable[Scope] | None = None) -> Iterator[Limit]:
-    """The limits that were set at run time, of some scopes or of all."""
-    if scopes is None:
-        rows = conn.execute("SELECT app, merchant, asset, kind, most_units FROM limits")
-        yield from (Limit(Scope(*row[:2]), row[2], Window(row[3]), row[4]) for row in rows)
-        return
-    for scope in scopes:
-        rows = conn.execute("SELECT asset, kind, most_units FROM limits WHERE app = ? AND merchant = ?", scope)
-        yield from (Limit(scope, asset, Window(kind), most_units) for asset, kind, most_units in rows)
+def limits(conn: sqlite3.Connection) -> list[Limit]:
+    """The limits that were set at run time."""
+    return [_limit(row) for row in conn.execute(_LIMIT)]
+
+
+def limits_binding(conn: sqlite3.Connection, app: str, merchant: str) -> list[Limit]:
+    """Those of the scopes that a payment of the app to the merchant is spent in."""
+    return [
+        _limit(row)
+        for row in conn.execute(f"{_LIMIT} WHERE app IN (?, '') AND merchant IN (?, '')", (app, merchant))
+    ]
 
 
 def set_limit(unit: Unit, limit: Limit) -> None:
@@ -101,6 +104,10 @@ def drop_limit(unit: Unit, scope: Scope, asset: str, window: Window) -> None:
     unit.conn.execute(
         "DELETE FROM limits WHERE app = ? AND merchant = ? AND asset = ? AND kind = ?", (*scope, asset, window)
     )
+
+
+def _limit(row: tuple[str, str, str, str, int]) -> Limit:
+    return Limit(Scope(*row[:2]), row[2], Window(row[3]), row[4])
 
 
 def _span_key(limit: Limit, clock_ms: int) -> tuple[object, ...]:
