@@ -65,8 +65,13 @@ async def renew_token(agent: Agent, by: AppRow, name: str, token_hash: str, expi
 
 
 async def revoke(agent: Agent, by: AppRow, name: str) -> AppRow:
-    """From now on the app's token is good for nothing. What it has paid goes on to its end."""
+    """From now on the app's token is good for nothing. What it has paid goes on to its end.
+
+    Refused: `not_found`; `forbidden` for an app itself, which a new token serves better.
+    """
     app, now_ms = find(agent, name), agent.ports.clock.now_ms()
+    if app.id == by.id:
+        raise Refused("forbidden", f"the call itself has the token of {app.name}: give that app a new one instead")
 
     def job(unit: Unit) -> None:
         if apps.revoke(unit, app.id, now_ms):

@@ -122,6 +122,7 @@ async def payment(caller: Looker, payment_id: PaymentId, query: Annotated[Waitin
     row = caller.payment(payment_id)
     if query.wait:
         row = await agent.wait(row.id, query.wait)
+        caller.require_let_in()
     history = history_view(queries.events(agent.conn, row.id))
     attempts = attempts_view(queries.attempts(agent.conn, row.id))
     more = {"depth": depth_of(row, agent.chain), "attempts": attempts, "history": history}

@@ -296,10 +296,12 @@ class ChainSeen(BaseModel):
 
 
 class Wallet(BaseModel):
+    """`assets` and `coins` are null for a token that only pays: they tell what other apps do."""
+
     network: str
     address: str
-    assets: list[AssetBalance]
-    coins: CoinCounts
+    assets: list[AssetBalance] | None
+    coins: CoinCounts | None
     chain: ChainSeen
 
 

@@ -74,6 +74,17 @@ def merchant_view(merchant: MerchantTerms, terms: Terms) -> Json:
     }
 
 
+def address_view(terms: Terms, chain: ChainView, now_ms: int) -> Json:
+    """What an app needs of the wallet for its calls."""
+    return {
+        "network": terms.network.name,
+        "address": terms.own.text,
+        "assets": None,
+        "coins": None,
+        "chain": _chain_view(chain, now_ms),
+    }
+
+
 def wallet_view(
     terms: Terms, chain: ChainView, coins: Sequence[CoinRow], balances: Iterable[Balance], now_ms: int
 ) -> Json:

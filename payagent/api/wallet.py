@@ -15,11 +15,12 @@ from payagent.api.calls import json_body, single_header
 from payagent.api.problems import JsonResponse
 from payagent.api.reading import read_key, read_split, read_transfer
 from payagent.api.schemas import Payment, SendOrder, SplitOrder, Thawed, Utxos, Wallet, gives, takes
-from payagent.api.views import utxo_view, wallet_view
+from payagent.api.views import address_view, utxo_view, wallet_view
 from payagent.store import queries
 
-# an app needs the address for its calls, so the wallet is shown to it; what the address holds is public anyway
+# an app needs the address for its calls; what the wallet does for others is nothing to it
 Viewer = Annotated[Caller, Depends(need(PAY, READ, OPERATE))]
+Reader = Annotated[Caller, Depends(need(READ, OPERATE))]
 Operator = Annotated[Caller, Depends(need(OPERATE))]
 
 router = APIRouter(tags=["wallet"])
@@ -27,14 +28,18 @@ router = APIRouter(tags=["wallet"])
 
 @router.get("/v1/wallet", summary="Balances per asset, coins, and the chain as seen", responses=gives(Wallet, 200))
 async def wallet(caller: Viewer) -> JsonResponse:
-    """`available` may be spent now, `held` is reserved for payments, `total` is all that is ours by the books."""
-    agent = caller.agent
+    """`available` may be spent now, `held` is reserved for payments, `total` is all that is ours by the books.
+
+    A token that only pays is shown the address, and no balances."""
+    agent, now_ms = caller.agent, caller.agent.ports.clock.now_ms()
+    if not caller.sees_all:
+        return JsonResponse(address_view(agent.terms, agent.chain, now_ms))
     coins, balances = queries.coins(agent.conn), queries.balances(agent.conn)
-    return JsonResponse(wallet_view(agent.terms, agent.chain, coins, balances, agent.ports.clock.now_ms()))
+    return JsonResponse(wallet_view(agent.terms, agent.chain, coins, balances, now_ms))
 
 
 @router.get("/v1/wallet/utxos", summary="Every coin that is not spent", responses=gives(Utxos, 200))
-async def utxos(caller: Viewer) -> JsonResponse:
+async def utxos(caller: Reader) -> JsonResponse:
     """`reserved_for` names the payment that a coin is kept for."""
     return JsonResponse({"utxos": [utxo_view(coin) for coin in queries.coins(caller.agent.conn)]})
 
