@@ -433,7 +433,8 @@ def tokens(conn: sqlite3.Connection) -> Iterator[tuple[int, str, int | None]]:
 def token_events(conn: sqlite3.Connection) -> Iterator[tuple[str | None, str, int]]:
     """(app, event, when) of each token that was given or revoked, in order."""
     return conn.execute(
-        "SELECT IIF(json_valid(detail), detail ->> '$.app', NULL), event, at_ms FROM events WHERE payment_id IS NULL "
+        "SELECT IIF(json_valid(detail), detail ->> '$.app', NULL), event, at_ms FROM events "
+        "WHERE payment_id IS NULL "
         "AND event IN ('token_given', 'app_revoked') ORDER BY seq"
     )
 
