@@ -393,8 +393,8 @@ class Admission:
         Refused: `merchant_not_allowed`, `asset_not_allowed`, `limit_exceeded` by the tightest limit.
         """
         app, origin = purchase.app_id, purchase.invoice.origin
-        if (row := apps.by_id(unit.conn, app)) is not None:
-            row.require_may_pay(origin, paid_asset)
+        asker = apps.require(unit.conn, app)
+        asker.require_may_pay(origin, paid_asset)
         conn, clock_ms = unit.conn, self.clock_ms(unit.conn, now_ms)
         limits = in_force_for(conn, self.limits, app, origin)
         binding = policy.concerning(limits, app, origin, spend)
@@ -406,7 +406,7 @@ class Admission:
         )
         tight = policy.tightest((*asked, *bounds))
         if tight is not None:
-            raise policy.refusal(tight, _frees_at_ms(conn, asked.get(tight), tight, clock_ms))
+            raise policy.refusal(tight, _frees_at_ms(conn, asked.get(tight), tight, clock_ms), asker.name)
         return (*asked, *bounds)
 
     def _topup_left(self, unit: Unit, purchase: Purchase, clock_ms: int) -> int | None:

@@ -54,7 +54,7 @@ async def add_app(agent: Agent, by: AppRow, wanted: NewApp, token_hash: str) -> 
 
 async def renew_token(agent: Agent, by: AppRow, name: str, token_hash: str, expires_at_ms: int | None) -> AppRow:
     """A new token for an app; the one before ends at once. Refused: `not_found`, `forbidden`."""
-    app, now_ms = find(agent, name), agent.ports.clock.now_ms()
+    app, now_ms = apps.find(agent.conn, name), agent.ports.clock.now_ms()
     if missing := sorted(app.scopes - by.scopes):
         raise Refused("forbidden", f"a token gives no scope that it lacks: {', '.join(missing)}", needs=missing[0])
     if not app.scopes:
@@ -69,7 +69,7 @@ async def revoke(agent: Agent, by: AppRow, name: str) -> AppRow:
 
     Refused: `not_found`; `forbidden` for an app itself, which a new token serves better.
     """
-    app, now_ms = find(agent, name), agent.ports.clock.now_ms()
+    app, now_ms = apps.find(agent.conn, name), agent.ports.clock.now_ms()
     if app.id == by.id:
         raise Refused("forbidden", f"the call itself has the token of {app.name}: give that app a new one instead")
 
@@ -78,14 +78,6 @@ async def revoke(agent: Agent, by: AppRow, name: str) -> AppRow:
             records.note(unit, None, "app_revoked", None, now_ms, {"app": app.id, "by": by.id})
 
     await agent.write("app", job)
-    return app
-
-
-def find(agent: Agent, name: str) -> AppRow:
-    """By its name, or its id."""
-    app = apps.by_name(agent.conn, name) or apps.by_id(agent.conn, name)
-    if app is None:
-        raise Refused("not_found", f"there is no app {name[:80]!r}")
     return app
 
 

@@ -61,7 +61,7 @@ async def set_limits(
     most_units: Mapping[Window, int | None],
 ) -> None:
     """Set limits of a scope and asset; None gives back what the config file says. Refused: `not_found`."""
-    app = ANY if app_name is None else _app_id(agent, app_name)
+    app = ANY if app_name is None else apps.find(agent.conn, app_name).id
     scope = Scope(app, ANY if merchant_name is None else origin_of(agent, merchant_name))
     now_ms = agent.ports.clock.now_ms()
     await agent.write("limits", lambda unit: write_limits(unit, scope, asset, most_units, by_app, now_ms))
@@ -84,13 +84,6 @@ def write_limits(
             "by": by_app,
         }
         records.note(unit, None, "limit_set", None, now_ms, told)
-
-
-def _app_id(agent: Agent, name: str) -> str:
-    app = apps.by_name(agent.conn, name) or apps.by_id(agent.conn, name)
-    if app is None:
-        raise Refused("not_found", f"there is no app {name[:80]!r}")
-    return app.id
 
 
 def origin_of(agent: Agent, name: str) -> str:

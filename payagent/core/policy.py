@@ -180,10 +180,14 @@ def _rank(name: str) -> int:
     return _ORDER.index(Window(name)) if name in _ORDER else -1
 
 
-def refusal(asked: Asked, frees_at: int | None) -> Refused:
-    """`limit_exceeded`, naming the limit, whose it is, what it leaves and when there is room for the payment."""
+def refusal(asked: Asked, frees_at: int | None, app_name: str) -> Refused:
+    """`limit_exceeded`, naming the limit, whose it is, what it leaves and when there is room for the payment.
+
+    `app_name`: how people call the app that asked.
+    """
     unit = LOVELACE if asked.asset == LOVELACE else f"units of {asked.asset}"
-    whose = {name: value for name, value in asked.scope._asdict().items() if value != ANY}
+    app, merchant = asked.scope
+    whose = ({} if app == ANY else {"app": app_name}) | ({} if merchant == ANY else {"merchant": merchant})
     of = "".join(f" of {name} {value}" for name, value in whose.items())
     when = "" if frees_at is None else f"; there is room for it from {iso_time(frees_at)} on"
     return Refused(

@@ -60,6 +60,19 @@ def by_id(conn: sqlite3.Connection, app_id: str) -> AppRow | None:
     return None if row is None else _row(row)
 
 
+def require(conn: sqlite3.Connection, app_id: str) -> AppRow:
+    """Refused: `not_found`, which no app that was let in is."""
+    app = by_id(conn, app_id)
+    if app is None:
+        raise Refused("not_found", f"there is no app {app_id[:80]!r}")
+    return app
+
+
+def find(conn: sqlite3.Connection, name: str) -> AppRow:
+    """By its name, or its id. Refused: `not_found`."""
+    return by_name(conn, name) or require(conn, name)
+
+
 def by_name(conn: sqlite3.Connection, name: str) -> AppRow | None:
     row = conn.execute(f"{_APP} WHERE a.name = ?", (name,)).fetchone()
     return None if row is None else _row(row)

@@ -168,7 +168,7 @@ async def test_apps_share_what_the_wallet_may_spend_and_nothing_of_their_own(wor
         await run.agent.pay(theirs[0])
         with pytest.raises(Refused) as refused:
             await run.agent.pay(theirs[1])
-        assert (refused.value.context["app"], refused.value.context["limit"]) == ("app_two", "per_day")
+        assert (refused.value.context["app"], refused.value.context["limit"]) == ("two", "per_day")
         await run.agent.pay(ours[0])
         await run.agent.pay(ours[1])
         with pytest.raises(Refused) as refused:

@@ -141,7 +141,7 @@ class TestTheTightest:
         assert tightest([ask(of_wallet(Window.DAY, 5), 0, {ADA: 5})]) is None
 
     def test_a_refusal_names_the_limit_whose_it_is_what_it_leaves_and_when_it_frees_up(self) -> None:
-        told = refusal(ask(Limit(NARROW, ADA, Window.DAY, 20), 18, {ADA: 3}), 86_400_000)
+        told = refusal(ask(Limit(NARROW, ADA, Window.DAY, 20), 18, {ADA: 3}), 86_400_000, "bot")
         assert told.code == "limit_exceeded"
         assert told.context == {
             "limit": "per_day",
@@ -149,14 +149,21 @@ class TestTheTightest:
             "left": "2",
             "asked": "3",
             "frees_at": "1970-01-02T00:00:00.000Z",
-            "app": APP,
+            "app": "bot",
             "merchant": SHOP,
         }
-        for part in ("per_day", APP, SHOP, "leaves 2 lovelace", "takes 3", "from 1970-01-02T00:00:00.000Z on"):
+        for part in (
+            "per_day",
+            "app bot",
+            SHOP,
+            "leaves 2 lovelace",
+            "takes 3",
+            "from 1970-01-02T00:00:00.000Z on",
+        ):
             assert part in told.detail
 
     def test_a_refusal_of_the_wallets_own_names_nobody_and_no_time_where_there_is_none(self) -> None:
-        told = refusal(ask(of_wallet(Window.PAYMENT, 2, TOKEN), 0, {TOKEN: 3}), None)
+        told = refusal(ask(of_wallet(Window.PAYMENT, 2, TOKEN), 0, {TOKEN: 3}), None, "bot")
         assert told.context.keys() == {"limit", "asset", "left", "asked", "frees_at"}
         assert told.context["frees_at"] is None
         assert f"leaves 2 units of {TOKEN}, this payment takes 3" in told.detail
