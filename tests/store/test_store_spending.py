@@ -185,3 +185,21 @@ def test_a_limit_that_was_set_is_read_again_and_dropped(tmp_path: Path, window: 
     spending.drop_limit(unit, scope, ADA, window)
     assert spending.limits(conn) == [Limit(WALLET, ADA, window, 9)]
     conn.close()
+
+
+def test_no_question_about_limits_looks_at_every_row(tmp_path: Path) -> None:
+    conn = open_database(tmp_path / "ledger.db")
+    migrate(conn)
+    asked: list[str] = []
+    conn.set_trace_callback(asked.append)
+    for window in Window:
+        spending.counted(conn, Limit(WALLET, ADA, window, 0), BEGIN_MS)
+    spending.spans(conn, Limit(WALLET, ADA, Window.DAY, 0), BEGIN_MS)
+    spending.limits_binding(conn, "app", "https://a.example")
+    conn.set_trace_callback(None)
+    steps = [row[3] for sql in asked for row in conn.execute(f"EXPLAIN QUERY PLAN {sql}")]
+    assert len(steps) >= len(Window) + 1
+    assert all(
+        step.startswith(("SEARCH spent USING PRIMARY KEY", "SEARCH limits USING PRIMARY")) for step in steps
+    )
+    conn.close()
