@@ -234,7 +234,7 @@ def test_every_guard_has_a_breach_that_it_refuses() -> None:
 def test_every_column_of_a_row_that_stays_is_fixed_or_may_change(conn: sqlite3.Connection) -> None:
     may_change = {
         "intents": {"ended_at_ms"},
-        "holds": {"released_at_ms"},
+        "holds": {"counted_units", "released_at_ms"},
         "topups": {"seq", "ended_at_ms", "reason_code", "reason"},
         "alerts": {"seq", "tries", "next_try_at_ms", "delivered_at_ms"},
         "payments": {
