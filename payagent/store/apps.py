@@ -22,10 +22,14 @@ class AppRow:
     merchants: frozenset[str] | None
     assets: frozenset[str] | None
 
-    def require_may_pay(self, origin: str, asset: str) -> None:
-        """Refused: `merchant_not_allowed`, `asset_not_allowed`."""
+    def require_may_call(self, origin: str) -> None:
+        """Refused: `merchant_not_allowed`."""
         if self.merchants is not None and origin not in self.merchants:
             raise Refused("merchant_not_allowed", f"the app {self.name} may not pay {origin}", origin=origin)
+
+    def require_may_pay(self, origin: str, asset: str) -> None:
+        """Refused: `merchant_not_allowed`, `asset_not_allowed`."""
+        self.require_may_call(origin)
         if self.assets is not None and asset not in self.assets:
             raise Refused("asset_not_allowed", f"the app {self.name} may not pay in {asset}", asset=asset)
 
