@@ -64,8 +64,10 @@ def serve(terminal: Terminal, config: Path | None, listen: str | None) -> None:
     """Run the daemon in the foreground.
 
     It runs until SIGTERM or Ctrl-C. It is ready when /readyz answers 200. Its log goes to stderr.
+    A service manager is told when it listens (config/payagent.service).
     """
 
+    from payagent.cli.service import tell_ready
     from payagent.daemon import serve as run_daemon
     from payagent.log import Redactor, configure_logging
     from payagent.settings import load_settings
@@ -79,7 +81,9 @@ def serve(terminal: Terminal, config: Path | None, listen: str | None) -> None:
         return str(click.prompt("Passphrase of the keystore", hide_input=True, err=True))
 
     def announce(places: Mapping[str, str]) -> None:
-        terminal.say(f"payagent serves {places['network']} on {places['api']} and {places['socket']}")
+        status = f"payagent serves {places['network']} on {places['api']} and {places['socket']}"
+        terminal.say(status)
+        tell_ready(os.environ, status)
 
     run_daemon(
         settings,
