@@ -19,8 +19,9 @@ JSON = {"content-type": "application/json"}
 
 
 def pack(value: object) -> str:
-    """Base64 of JSON, as a server writes it."""
-    return base64.b64encode((value if isinstance(value, str) else json.dumps(value)).encode()).decode()
+    """Base64 of JSON, as a server writes it, or of any text."""
+    text = value if isinstance(value, str) else json.dumps(value)
+    return base64.b64encode(text.encode("utf-8", "surrogatepass")).decode()
 
 
 def unpack(header: str) -> Any:

@@ -20,8 +20,11 @@ from payagent.sim.world import ADA, Plan, Stage, World
 from payagent.store import queries
 from payagent.store.queries import PaymentRow
 
-SEEDS, WANTS = 8, 6
+SEEDS, WANTS, WITHIN_S = 8, 6, 900.0
 SHARE_PERCENT = 99
+TRIES = 12
+"""How often a client asks: a merchant that waits for blocks is to be asked for as long as an invoice lasts."""
+
 UP_FOR_S = 300
 """A new ledger beside one that lies or is dead: it is waited for, and the other's word is read three times."""
 
@@ -82,12 +85,13 @@ class Watched(World):
         """Clients that ask again soon, and come when the daemon has been up for as long as it waits for others."""
         if self.dies_s is None:
             return [
-                replace(want, pause_s=40.0, starts_at_s=want.starts_at_s + UP_FOR_S) for want in super()._wants()
+                replace(want, pause_s=40.0, tries=TRIES, starts_at_s=want.starts_at_s + UP_FOR_S)
+                for want in super()._wants()
             ]
         self.loop.call_later(self.dies_s, self._restart)
-        soon = SOON_S / world.WANTED_WITHIN_S
+        soon = SOON_S / WITHIN_S
         return [
-            replace(want, pause_s=40.0, starts_at_s=want.starts_at_s * soon + self.dies_s)
+            replace(want, pause_s=40.0, tries=TRIES, starts_at_s=want.starts_at_s * soon + self.dies_s)
             for want in super()._wants()
         ]
 
@@ -128,7 +132,7 @@ def quiet_plan(rng: Random, *habits: Habits) -> Plan:
     rng.shuffle(providers)
     return replace(
         plan, mix=QUIET, shops=shops, wants=WANTS, coins=(40 * ADA,) * 10, per_day_lovelace=1000 * ADA,
-        providers=tuple(providers), topup=False, drought_s=(0.0, 0.0),
+        providers=tuple(providers), topup=False, drought_s=(0.0, 0.0), wanted_within_s=WITHIN_S,
     )  # fmt: skip
 
 
