@@ -25,7 +25,7 @@ _LINES = """
 SELECT p.account, p.asset, SUM(p.units) FROM journal j JOIN postings p ON p.entry = j.id
 WHERE j.payment_id = ? AND p.account <> ? GROUP BY p.account, p.asset
 """
-_STATES = "SELECT id, state, kind = 'invoice' FROM payments"
+_STATES = "SELECT id, state, kind = 'invoice', tx_id FROM payments"
 
 
 class Spend:
@@ -33,6 +33,7 @@ class Spend:
 
     def __init__(self, payment: str, origin: str, is_cancel: bool, tx: Tx, own: bytes) -> None:
         self.payment = payment
+        self.tx_id = tx.tx_id
         self.origin = origin
         self.is_cancel = is_cancel
         self.fee_lovelace = tx.fee_lovelace
@@ -47,9 +48,9 @@ class Spend:
 
 @dataclass(slots=True)
 class Booked:
-    """The ledger at one commit: payments that are void, and the lovelace held or posted for each."""
+    """The ledger at one commit: by what each payment ended (None: void), and the lovelace held or posted for it."""
 
-    void: set[str] = field(default_factory=set)
+    ended: Mapping[str, str | None] = field(default_factory=dict)
     lovelace: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -61,24 +62,27 @@ class Spending:
         self._cap_lovelace = cap_lovelace
         self._as_of: object = None
         self._booked = Booked()
-        self._were_void: set[str] = set()
+        self._undone: set[str] = set()
+        """Payments that were void once, or posted by another attempt than the one that landed."""
 
     def outflow_is_booked(self, conn: Connection, landed: Sequence[Spend]) -> None:
         """I2 at all times: of each payment no less is held or posted than the chain shows that it took; and I3.
 
-        But for what a fork deeper than `void_depth` lets land after it was void: that is known at the next look,
-        and others may have been allowed meanwhile.
+        But for what a fork lets land that is deeper than `void_depth`, or, where another attempt was posted
+        that took less, than `confirm_depth`: that is known at the next look, and others may have been allowed
+        meanwhile.
         """
         booked = self._read(conn)
         for spend in landed:
-            if spend.is_cancel or spend.payment in booked.void:
+            if spend.is_cancel:
+                continue
+            if booked.ended.get(spend.payment, spend.tx_id) != spend.tx_id:
+                self._undone.add(spend.payment)
                 continue
             if (told := booked.lovelace.get(spend.payment, 0)) < spend.spent_lovelace:
                 gone = f"{spend.spent_lovelace} lovelace left for {spend.payment}"
                 self._story.violate("I2", f"{gone}, {told} are held or posted")
-        spent = sum(
-            spend.spent_lovelace for spend in landed if spend.origin and spend.payment not in self._were_void
-        )
+        spent = sum(spend.spent_lovelace for spend in landed if spend.origin and spend.payment not in self._undone)
         if spent > self._cap_lovelace:
             self._story.violate("I3", f"{spent} lovelace were spent, the limit is {self._cap_lovelace}")
 
@@ -104,23 +108,24 @@ class Spending:
     def _read(self, conn: Connection) -> Booked:
         """Read again when anything was committed; then I3 too: what payments hold or spent is within the limit.
 
-        But for what was void once: where a fork reopens it, its hold is back, whatever was allowed meanwhile.
+        But for what was undone: where a fork reopens it, its hold is back, whatever was allowed meanwhile.
         """
         if (as_of := (conn, queries.version(conn))) == self._as_of:
             return self._booked
         states = conn.execute(_STATES).fetchall()
         booked = dict(conn.execute(_BOOKED, (WALLET, EXTERNAL)).fetchall())
-        void = {payment for payment, state, _ in states if state == State.VOID}
-        self._were_void |= void
+        void: dict[str, str | None] = {row[0]: None for row in states if row[1] == State.VOID}
+        self._undone |= void.keys()
         spent = sum(
             booked.get(payment, 0)
-            for payment, _, is_purchase in states
-            if is_purchase and payment not in self._were_void
+            for payment, _, is_purchase, _ in states
+            if is_purchase and payment not in self._undone
         )
         if spent > self._cap_lovelace:
             self._story.violate("I3", f"{spent} lovelace are held or posted, the limit is {self._cap_lovelace}")
         self._as_of = as_of
-        self._booked = Booked(void, booked)
+        posted = {row[0]: row[3] for row in states if row[1] in (State.CONFIRMED, State.SETTLED)}
+        self._booked = Booked(void | posted, booked)
         return self._booked
 
 
