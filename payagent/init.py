@@ -18,7 +18,8 @@ from payagent.core.problem import Refused
 from payagent.settings import Settings, load_settings
 from payagent.store import records
 from payagent.store.writer import Unit, Writer
-from payagent.wallet import keystore
+from payagent.wallet import creation
+from payagent.wallet.keystore import Header
 
 SCOPES = ("pay", "read", "operate", "approve")
 APP_NAME = "operator"
@@ -67,7 +68,7 @@ def initialise(
     ports: Ports,
     *,
     write_words: bool,
-    randomness: keystore.RandomBytes,
+    randomness: creation.RandomBytes,
 ) -> Made:
     """Make everything, or nothing. `write_words` puts new words in a 0600 file of the data folder.
 
@@ -80,7 +81,7 @@ def initialise(
         _require_same(settings, choices)
         make_private_folder(settings.data_dir, undo)
         require_none(settings.data_dir)
-        words = choices.words or keystore.new_words(randomness)
+        words = choices.words or creation.new_words(randomness)
         words_file = settings.data_dir / WORDS_FILE if write_words and choices.words is None else None
         if words_file is not None:
             write_new(words_file, words + "\n", undo)
@@ -149,10 +150,10 @@ def _require_same(settings: Settings, choices: Choices) -> None:
 
 
 def _make_keystore(
-    settings: Settings, words: str, passphrase: str, randomness: keystore.RandomBytes, undo: Undo
-) -> keystore.Header:
+    settings: Settings, words: str, passphrase: str, randomness: creation.RandomBytes, undo: Undo
+) -> Header:
     path = settings.data_dir / "keystore.json"
-    header = keystore.create(
+    header = creation.create(
         path,
         words,
         passphrase,

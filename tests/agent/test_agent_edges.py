@@ -37,10 +37,10 @@ class BadSigner:
     def payment_key_hash(self) -> bytes:
         return self.good.payment_key_hash
 
-    def sign(self, body_hash: bytes) -> bytes:
+    def sign(self, body: bytes, paid: int) -> bytes:
         if self.trouble == "fails":
             raise OSError("the signer is gone")
-        return self.good.sign(body_hash if self.trouble == "mended" else body_hash[::-1])
+        return self.good.sign(body if self.trouble == "mended" else body[::-1], paid)
 
 
 @dataclass
