@@ -1,7 +1,7 @@
 """settings: what the operator decided, read once from a TOML file and the environment into frozen values.
 
-May import: pydantic-settings, core. Never: keeps a secret. Secrets lie in files of their own, which are named
-here and read at use by `read_secret_file` and `find_passphrase`.
+May import: pydantic-settings, core, secretfile (its types). Never: reads or keeps a secret. Secrets lie in files
+of their own, which are named here and read at use (`secretfile`).
 
 config/payagent.example.toml explains every key. A flag wins over the environment, the environment over the
 file, the file over the defaults. What is wrong is told with the key, the place and the fix, never the value.
@@ -10,7 +10,6 @@ file, the file over the defaults. What is wrong is told with the key, the place 
 import difflib
 import os
 import re
-import stat
 import tomllib
 from collections.abc import Callable, Mapping
 from ipaddress import ip_address
@@ -37,12 +36,12 @@ from payagent.core.network import NETWORKS
 from payagent.core.origin import DEFAULT_PORTS, parse_origin
 from payagent.core.prepaid import CALLS
 from payagent.core.problem import Refused
+from payagent.secretfile import SecretFile
 
 ENV_PREFIX = "PAYAGENT_"
 CONFIG_VARIABLE = "PAYAGENT_CONFIG"
 TOKEN_VARIABLE = "PAYAGENT_TOKEN"  # noqa: S105  the name under which clients find their app token: no setting
 CREDENTIAL_NAME = "keystore-passphrase"
-SECRET_BYTES_MAX = 4096
 SOCKET_PATH_BYTES_MAX = 107  # sun_path of unix(7) holds 108 with its closing zero byte
 
 T = TypeVar("T")
@@ -52,10 +51,12 @@ _DEFAULTS: dict[bool, dict[str, Tree]] = {
     True: {
         "limits": {"per_payment": "1000 ADA", "per_day": "100000 ADA"},
         "payments": {"confirm_depth": 1},
+        "signer": {"per_transaction": "100000 ADA"},
     },
     False: {
         "limits": {"per_payment": "5 ADA", "per_day": "20 ADA"},
         "payments": {"confirm_depth": 3},
+        "signer": {"per_transaction": "1000 ADA"},
     },
 }
 """Defaults that depend on the network: is it the devnet?"""
@@ -305,6 +306,13 @@ class Keystore(_Table):
     passphrase_file: AbsolutePath | None = None
 
 
+class Signer(_Table):
+    """The most that one transaction takes out of the wallet, by whoever's order: more is never signed."""
+
+    per_transaction_lovelace: Lovelace = Field(alias="per_transaction")
+    assets: Mapping[Asset, Units] = Field(default_factory=lambda: MappingProxyType({}))
+
+
 class Settings(BaseSettings):
     """Every setting, validated and frozen. Made by `load_settings`."""
 
@@ -324,6 +332,13 @@ class Settings(BaseSettings):
     proxy: Proxy = Proxy()
     alerts: Alerts = Alerts()
     keystore: Keystore = Keystore()
+    signer: Signer
+
+    @property
+    def caps(self) -> dict[str, int]:
+        """By asset, what one transaction may take out: of a token with limits a day's, if not told otherwise."""
+        of_a_day = {limit.asset: limit.per_day_units for limit in self.limits.assets}
+        return of_a_day | dict(self.signer.assets) | {LOVELACE: self.signer.per_transaction_lovelace}
 
     @classmethod
     def settings_customise_sources(
@@ -393,52 +408,23 @@ def load_settings(
     raise Refused("config_invalid", "\n".join(lines))
 
 
-def read_secret_file(path: Path) -> str:
-    """The secret in a file, without its last line end. The file must be readable by its owner alone.
+def passphrase_file(settings: Settings, environ: Mapping[str, str], can_ask: bool) -> SecretFile | None:
+    """Where the keystore's passphrase lies: systemd credential, else `keystore.passphrase_file`; None is to ask.
 
-    Raises `config_invalid` when it is missing, open to others, empty, or not a short UTF-8 text.
-    """
-    return _read_secret(path, private=True)
-
-
-def find_passphrase(settings: Settings, environ: Mapping[str, str], prompt: Callable[[], str] | None) -> str:
-    """The keystore's passphrase: systemd credential, else `keystore.passphrase_file`, else the prompt.
-
-    `prompt` is None where nobody can answer. Raises `keystore_locked` when there is no source left.
+    Raises `keystore_locked` when there is neither a file nor anybody who can answer.
     """
     credentials = environ.get("CREDENTIALS_DIRECTORY")
     if credentials and (Path(credentials) / CREDENTIAL_NAME).is_file():
         # systemd guards the folder; on the file its access list shows as group bits
-        return _read_secret(Path(credentials) / CREDENTIAL_NAME, private=False)
+        return SecretFile(Path(credentials) / CREDENTIAL_NAME, private=False)
     if settings.keystore.passphrase_file is not None:
-        return read_secret_file(settings.keystore.passphrase_file)
-    if prompt is None:
+        return SecretFile(settings.keystore.passphrase_file, private=True)
+    if not can_ask:
         raise Refused(
             "keystore_locked",
             f"no passphrase: no systemd credential {CREDENTIAL_NAME}, no keystore.passphrase_file, no terminal",
         )
-    return prompt()
-
-
-def _read_secret(path: Path, private: bool) -> str:
-    try:
-        # O_NONBLOCK: opening a pipe must not wait for its writer
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
-            status = os.fstat(file.fileno())
-            raw = file.read(SECRET_BYTES_MAX + 1) if stat.S_ISREG(status.st_mode) else b""
-    except OSError as error:
-        raise Refused("config_invalid", f"the secret file {path} cannot be read: {error.strerror}") from None
-    if private and status.st_mode & 0o077:
-        raise Refused("config_invalid", f"the secret file {path} is open to others; run: chmod 600 {path}")
-    if private and status.st_uid not in (0, os.geteuid()):
-        raise Refused("config_invalid", f"the secret file {path} belongs to another user")
-    try:
-        secret = raw.decode().removesuffix("\n").removesuffix("\r")
-    except UnicodeDecodeError:
-        secret = ""
-    if not secret or len(raw) > SECRET_BYTES_MAX:
-        raise Refused("config_invalid", f"the secret file {path} is not a text of 1 to {SECRET_BYTES_MAX} bytes")
-    return secret
+    return None
 
 
 def _home(environ: Mapping[str, str]) -> Path:
@@ -548,6 +534,7 @@ _TABLES: dict[str, type[_Table]] = {
     "proxy": Proxy,
     "alerts": Alerts,
     "keystore": Keystore,
+    "signer": Signer,
 }
 
 

@@ -79,7 +79,7 @@ def init(
     """
     from payagent.agent.ports import Ports, SystemClock, SystemRandomness
     from payagent.init import Choices, initialise
-    from payagent.settings import read_secret_file
+    from payagent.secretfile import read_secret_file
 
     named = _pairs(merchants, "--merchant")
     can_ask = terminal.can_ask

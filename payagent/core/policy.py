@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from payagent.core.money import LOVELACE
 from payagent.core.problem import Refused
 
-FEE_CAP_LOVELACE = 900_000  # a plain transaction of 16,384 bytes costs 876,277
-
 
 @dataclass(frozen=True, slots=True)
 class Limit:

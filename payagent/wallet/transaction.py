@@ -8,9 +8,9 @@ May import: core and this room. Never: pycardano, I/O, a clock. Rules: Conway's 
 from collections.abc import Sequence
 
 from payagent.core.address import Address
+from payagent.core.caps import FEE_CAP_LOVELACE
 from payagent.core.invoice import Output, Role
 from payagent.core.money import LOVELACE
-from payagent.core.policy import FEE_CAP_LOVELACE
 from payagent.wallet.check import CheckFailed, check
 from payagent.wallet.coins import Coin, Coins
 from payagent.wallet.keys import Signer

@@ -120,7 +120,7 @@ def run(order: Order) -> None:
     serve(
         settings,
         environ={},
-        prompt=None,
+        can_ask=False,
         announce=lambda where: tell(pid=os.getpid(), ready=dict(where)),
         redactor=redactor,
         checkpoint=killer(order["kill_at"]),
