@@ -93,7 +93,7 @@ def serve(
         network, number = NETWORKS[settings.network], settings.keystore.account
         keystore, passphrase = settings.data_dir / KEYSTORE_FILE, passphrase_file(settings, environ, can_ask)
         with (
-            unlocked(keystore, passphrase, network, number, settings.caps) as (account, signer, missing),
+            unlocked(keystore, passphrase, network, number, settings.limits.caps) as (account, signer, missing),
             listen_tcp(settings.api.listen, "api.listen") as tcp,
             _listen_unix(settings.api.socket) as unix,
         ):
@@ -224,7 +224,7 @@ def make_terms(settings: Settings, own: Address, redactor: Redactor) -> Terms:
         confirm_depth=settings.payments.confirm_depth,
         void_depth=settings.payments.void_depth,
         chain_depth=settings.payments.chain_depth,
-        caps=settings.caps,
+        caps=settings.limits.caps,
         settle_depth=settings.payments.settle_depth,
         min_window_s=settings.payments.min_window_s,
         wallet_below_lovelace=settings.alerts.wallet_below_lovelace,

@@ -49,14 +49,12 @@ Tree = dict[str, Any]
 
 _DEFAULTS: dict[bool, dict[str, Tree]] = {
     True: {
-        "limits": {"per_payment": "1000 ADA", "per_day": "100000 ADA"},
+        "limits": {"per_payment": "1000 ADA", "per_day": "100000 ADA", "per_transaction": "100000 ADA"},
         "payments": {"confirm_depth": 1},
-        "signer": {"per_transaction": "100000 ADA"},
     },
     False: {
-        "limits": {"per_payment": "5 ADA", "per_day": "20 ADA"},
+        "limits": {"per_payment": "5 ADA", "per_day": "20 ADA", "per_transaction": "1000 ADA"},
         "payments": {"confirm_depth": 3},
-        "signer": {"per_transaction": "1000 ADA"},
     },
 }
 """Defaults that depend on the network: is it the devnet?"""
@@ -268,6 +266,7 @@ class AssetLimit(_Table):
     asset: Asset
     per_payment_units: Units = Field(alias="per_payment")
     per_day_units: Units = Field(alias="per_day")
+    per_transaction_units: Units | None = Field(default=None, alias="per_transaction")
     decimals: Annotated[Count, Field(le=19)] | None = None
 
 
@@ -276,7 +275,17 @@ class Limits(_Table):
 
     per_payment_lovelace: Lovelace = Field(alias="per_payment")
     per_day_lovelace: Lovelace = Field(alias="per_day")
+    per_transaction_lovelace: Lovelace = Field(alias="per_transaction")
     assets: tuple[AssetLimit, ...] = ()
+
+    @property
+    def caps(self) -> dict[str, int]:
+        """What one transaction may take out of the wallet, by whoever's order: of a token a day's, if not told."""
+        caps = {LOVELACE: self.per_transaction_lovelace}
+        for limit in self.assets:
+            most = limit.per_transaction_units
+            caps[limit.asset] = limit.per_day_units if most is None else most
+        return caps
 
     @model_validator(mode="after")
     def _each_asset_once(self) -> Self:
@@ -306,13 +315,6 @@ class Keystore(_Table):
     passphrase_file: AbsolutePath | None = None
 
 
-class Signer(_Table):
-    """The most that one transaction takes out of the wallet, by whoever's order: more is never signed."""
-
-    per_transaction_lovelace: Lovelace = Field(alias="per_transaction")
-    assets: Mapping[Asset, Units] = Field(default_factory=lambda: MappingProxyType({}))
-
-
 class Settings(BaseSettings):
     """Every setting, validated and frozen. Made by `load_settings`."""
 
@@ -332,13 +334,6 @@ class Settings(BaseSettings):
     proxy: Proxy = Proxy()
     alerts: Alerts = Alerts()
     keystore: Keystore = Keystore()
-    signer: Signer
-
-    @property
-    def caps(self) -> dict[str, int]:
-        """By asset, what one transaction may take out: of a token with limits a day's, if not told otherwise."""
-        of_a_day = {limit.asset: limit.per_day_units for limit in self.limits.assets}
-        return of_a_day | dict(self.signer.assets) | {LOVELACE: self.signer.per_transaction_lovelace}
 
     @classmethod
     def settings_customise_sources(
@@ -534,7 +529,6 @@ _TABLES: dict[str, type[_Table]] = {
     "proxy": Proxy,
     "alerts": Alerts,
     "keystore": Keystore,
-    "signer": Signer,
 }
 
 

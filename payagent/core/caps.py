@@ -22,7 +22,7 @@ def require_within_caps(leaving: Mapping[str, int], caps: Caps) -> None:
         if units > most:
             raise Refused(
                 "limit_exceeded",
-                f"one transaction may take {most} of {asset} out of the wallet (signer.per_transaction), this one "
+                f"one transaction may take {most} of {asset} out of the wallet (limits.per_transaction), this one "
                 f"takes {units} with its fee",
                 limit="per_transaction",
                 asset=asset,

@@ -495,11 +495,20 @@ def test_a_credential_that_systemd_guards_may_show_group_bits(tmp_path: Path) ->
 
 
 def test_what_one_transaction_may_take_out_is_bounded_for_ada_and_each_token_with_limits(tmp_path: Path) -> None:
-    listed, other = "ab" * 28 + "4c", "cd" * 28 + "4d"
-    limits = f'[[limits.assets]]\nasset = "{listed}"\nper_payment = "5"\nper_day = "20"\n'
-    assert load(tmp_path, limits).caps == {"lovelace": 1_000_000_000, listed: 20}
-    told = f'[signer]\nper_transaction = "7 ADA"\n[signer.assets]\n{listed} = "30"\n{other} = "1"\n'
-    assert load(tmp_path, limits + told).caps == {"lovelace": 7_000_000, listed: 30, other: 1}
+    token, other = "ab" * 28 + "4c", "cd" * 28 + "4d"
+    assets = f'''
+[[limits.assets]]
+asset = "{token}"
+per_payment = "5"
+per_day = "20"
+[[limits.assets]]
+asset = "{other}"
+per_payment = "5"
+per_day = "20"
+per_transaction = "30"
+'''
+    assert load(tmp_path, assets).limits.caps == {"lovelace": 1_000_000_000, token: 20, other: 30}
+    assert load(tmp_path, '[limits]\nper_transaction = "7 ADA"\n').limits.caps == {"lovelace": 7_000_000}
 
 
 def test_the_passphrase_is_never_taken_from_the_environment(tmp_path: Path) -> None:
