@@ -1,4 +1,5 @@
 """init: makes what a first start needs: data folder, config, keystore, ledger with its first app, token.
+And gives a keystore another passphrase.
 
 May import: core, settings, wallet, store, agent.ports, api.tokens. Never: asks a question or prints (the CLI
 does); overwrites a file; leaves half of its work behind when it fails.
@@ -17,6 +18,7 @@ from payagent.core.network import NETWORKS
 from payagent.core.problem import Refused
 from payagent.settings import Settings, load_settings
 from payagent.store import records
+from payagent.store.lease import lease
 from payagent.store.writer import Unit, Writer
 from payagent.wallet import creation
 from payagent.wallet.keystore import Header
@@ -97,6 +99,21 @@ def require_long(passphrase: str) -> None:
     """The one rule for a new passphrase, typed or from a file. Refused: `passphrase_too_short`."""
     if len(passphrase) < PASSPHRASE_LENGTH_MIN:
         raise Refused("passphrase_too_short", f"it needs at least {PASSPHRASE_LENGTH_MIN} characters")
+
+
+def change_passphrase(settings: Settings, old: str, new: str) -> Header:
+    """Encrypt the keystore under another passphrase, while no daemon has it; all or nothing, durably.
+
+    Refused: `passphrase_too_short`, `already_running`, `keystore_invalid`, `config_invalid`.
+    """
+    require_long(new)
+    try:
+        with lease(settings.data_dir, ("ledger.db", "keystore.json")):
+            return creation.change_passphrase(settings.data_dir / "keystore.json", old, new)
+    except OSError as error:
+        raise Refused(
+            "config_invalid", f"{error.filename or 'a file'} cannot be written: {error.strerror}"
+        ) from None
 
 
 def config_text(choices: Choices) -> str:
