@@ -1,6 +1,6 @@
 """Options and helpers that the commands share.
 
-May import: click, core, cli.terminal, cli.link; settings and payagent.init inside functions. Never: knows a command.
+May import: click, core, cli.terminal, cli.link; settings and payagent.init in functions. Never: knows a command.
 """
 
 import os

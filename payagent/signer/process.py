@@ -29,8 +29,10 @@ def main() -> None:
     """Serve the line on standard input, then end at once: nothing is to be tidied up."""
     status = 1
     try:
-        with socket.socket(fileno=0) as line:
-            before_the_secret()
+        before_the_secret()
+        with socket.socket(fileno=os.dup(0)) as line:
+            with Path(os.devnull).open() as nothing:
+                os.dup2(nothing.fileno(), 0)  # where there is no terminal to ask, nobody answers
             serve(line)
         status = 0
     finally:

@@ -295,6 +295,14 @@ async def test_late_sweeps_make_the_daemon_not_ready(api: Api) -> None:
     assert (ready.status_code, ready.json()["checks"]["sweeps"]) == (503, "the last look is 31 s ago")
 
 
+async def test_a_signer_that_is_gone_makes_the_daemon_not_ready(api: Api) -> None:
+    app = create_app(api.run.agent, api.run.topups, heartbeat=lambda: None, signer=lambda: "its process has ended")
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(base_url="http://localhost:8402", transport=transport) as http:
+        ready = await http.get("/readyz")
+    assert (ready.status_code, ready.json()["checks"]["signer"]) == (503, "its process has ended")
+
+
 async def test_a_bug_is_told_as_such_and_with_nothing_of_its_inside(api: Api) -> None:
     def broken() -> str | None:
         raise RuntimeError("canary-7d1f")
