@@ -128,7 +128,9 @@ def send(
     everything: bool,
     key: str | None,
 ) -> None:
-    """Send out of the wallet. No limit applies: it is the operator's own order. A terminal asks once more.
+    """Send out of the wallet, by your own order: of the limits only limits.per_transaction applies.
+
+    A terminal asks once more.
 
     Without --key each call is a transfer of its own: after an error that leaves it open whether the order arrived,
     look at `payagent payments list` first.
