@@ -11,7 +11,7 @@ import signal
 import socket
 import stat
 import threading
-from collections.abc import AsyncIterator, Callable, Generator, Mapping
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
@@ -34,7 +34,7 @@ from payagent.chain.source import ChainSource
 from payagent.core.address import Address
 from payagent.core.money import LOVELACE
 from payagent.core.network import NETWORKS
-from payagent.core.policy import Limit
+from payagent.core.policy import Limit, Scope, limits_of
 from payagent.core.problem import Refused
 from payagent.log import SECRET_LENGTH_MIN, Redactor
 from payagent.merchants.client import MerchantClient
@@ -211,15 +211,11 @@ def make_terms(settings: Settings, own: Address, redactor: Redactor) -> Terms:
             alert_below=merchant.alert_below,
             **_topup_terms(merchant.topup),
         )
-    limits = {LOVELACE: Limit(settings.limits.per_payment_lovelace, settings.limits.per_day_lovelace)}
-    limits |= {
-        token.asset: Limit(token.per_payment_units, token.per_day_units) for token in settings.limits.assets
-    }
     return Terms(
         network=NETWORKS[settings.network],
         own=own,
         merchants=merchants,
-        limits=limits,
+        limits=tuple(filed_limits(settings)),
         decimals={token.asset: token.decimals for token in settings.limits.assets if token.decimals is not None},
         confirm_depth=settings.payments.confirm_depth,
         void_depth=settings.payments.void_depth,
@@ -230,6 +226,15 @@ def make_terms(settings: Settings, own: Address, redactor: Redactor) -> Terms:
         wallet_below_lovelace=settings.alerts.wallet_below_lovelace,
         call_rate=None if settings.network == "devnet" else BLOCKFROST_RATE,
     )
+
+
+def filed_limits(settings: Settings) -> Iterator[Limit]:
+    """The limits of the config file: the wallet's, and those of merchants."""
+    yield from limits_of(LOVELACE, settings.limits.most_lovelace)
+    for token in settings.limits.assets:
+        yield from limits_of(token.asset, token.most_units)
+    for merchant in settings.merchants.values():
+        yield from limits_of(LOVELACE, merchant.limits.most_lovelace, Scope(merchant=merchant.origin))
 
 
 def _topup_terms(topup: Topup) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from payagent.api.tokens import hash_token, new_token
 from payagent.core.network import NETWORKS
 from payagent.core.problem import Refused
 from payagent.settings import Settings, load_settings
-from payagent.store import records
+from payagent.store import apps
 from payagent.store.lease import lease
 from payagent.store.writer import Unit, Writer
 from payagent.wallet import creation
@@ -190,7 +190,7 @@ def _make_ledger(path: Path, ports: Ports, token_hash: str, undo: Undo) -> None:
     app_id, now_ms = ports.new_id("app"), ports.clock.now_ms()
 
     def job(unit: Unit) -> None:
-        records.add_app(unit, app_id, APP_NAME, token_hash, SCOPES, now_ms)
+        apps.add_with_token(unit, app_id, APP_NAME, token_hash, SCOPES, now_ms)
 
     try:
         writer.submit("init", job).result()

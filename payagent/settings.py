@@ -34,6 +34,7 @@ from payagent.core.invoice import Proof, SplitMode
 from payagent.core.money import LOVELACE, parse_ada, parse_asset, parse_count, parse_units
 from payagent.core.network import NETWORKS
 from payagent.core.origin import DEFAULT_PORTS, parse_origin
+from payagent.core.policy import Window
 from payagent.core.prepaid import CALLS
 from payagent.core.problem import Refused
 from payagent.secretfile import SecretFile
@@ -175,6 +176,10 @@ class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def _by_window(table: "_Table", unit: str) -> dict[str, int | None]:
+    return {window.value: getattr(table, window.value + unit) for window in Window}
+
+
 class Api(_Table):
     """Where the daemon listens: loopback TCP and a Unix socket."""
 
@@ -237,6 +242,22 @@ class Topup(_Table):
         return self
 
 
+class MerchantLimits(_Table):
+    """What may be spent at one merchant, in ADA, within what the wallet may spend."""
+
+    per_payment_lovelace: Lovelace | None = Field(default=None, alias="per_payment")
+    per_hour_lovelace: Lovelace | None = Field(default=None, alias="per_hour")
+    per_day_lovelace: Lovelace | None = Field(default=None, alias="per_day")
+    per_week_lovelace: Lovelace | None = Field(default=None, alias="per_week")
+    per_month_lovelace: Lovelace | None = Field(default=None, alias="per_month")
+    total_lovelace: Lovelace | None = Field(default=None, alias="total")
+
+    @property
+    def most_lovelace(self) -> dict[str, int | None]:
+        """By the names of the windows."""
+        return _by_window(self, "_lovelace")
+
+
 class Merchant(_Table):
     """One server that may be paid, named by its origin."""
 
@@ -250,6 +271,7 @@ class Merchant(_Table):
     timeout_s: Annotated[Count, Field(ge=1, le=600)] = 30
     alert_below: Annotated[Count, Field(ge=1)] | None = None
     topup: Topup = Topup()
+    limits: MerchantLimits = MerchantLimits()
 
 
 class Proxy(_Table):
@@ -265,18 +287,36 @@ class AssetLimit(_Table):
 
     asset: Asset
     per_payment_units: Units = Field(alias="per_payment")
+    per_hour_units: Units | None = Field(default=None, alias="per_hour")
     per_day_units: Units = Field(alias="per_day")
+    per_week_units: Units | None = Field(default=None, alias="per_week")
+    per_month_units: Units | None = Field(default=None, alias="per_month")
+    total_units: Units | None = Field(default=None, alias="total")
     per_transaction_units: Units | None = Field(default=None, alias="per_transaction")
     decimals: Annotated[Count, Field(le=19)] | None = None
+
+    @property
+    def most_units(self) -> dict[str, int | None]:
+        """By the names of the windows."""
+        return _by_window(self, "_units")
 
 
 class Limits(_Table):
     """What may be spent: ADA, with fees and the ADA that rides along with a token; and each token by itself."""
 
     per_payment_lovelace: Lovelace = Field(alias="per_payment")
+    per_hour_lovelace: Lovelace | None = Field(default=None, alias="per_hour")
     per_day_lovelace: Lovelace = Field(alias="per_day")
+    per_week_lovelace: Lovelace | None = Field(default=None, alias="per_week")
+    per_month_lovelace: Lovelace | None = Field(default=None, alias="per_month")
+    total_lovelace: Lovelace | None = Field(default=None, alias="total")
     per_transaction_lovelace: Lovelace = Field(alias="per_transaction")
     assets: tuple[AssetLimit, ...] = ()
+
+    @property
+    def most_lovelace(self) -> dict[str, int | None]:
+        """By the names of the windows."""
+        return _by_window(self, "_lovelace")
 
     @property
     def caps(self) -> dict[str, int]:
@@ -519,7 +559,12 @@ def _known_keys(steps: list[str]) -> list[str]:
     return [field.alias or name for name, field in model.model_fields.items()]
 
 
-_ROWS: dict[str, type[_Table]] = {"providers": Provider, "assets": AssetLimit, "topup": Topup}
+_ROWS: dict[str, type[_Table]] = {
+    "providers": Provider,
+    "assets": AssetLimit,
+    "topup": Topup,
+    "limits": MerchantLimits,
+}
 _TABLES: dict[str, type[_Table]] = {
     "api": Api,
     "chain": Chain,

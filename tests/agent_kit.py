@@ -25,12 +25,12 @@ from payagent.agent.watch import Watch
 from payagent.chain.blockfrost import Blockfrost, Timeouts
 from payagent.core.network import NETWORKS
 from payagent.core.payment import State
-from payagent.core.policy import Limit
+from payagent.core.policy import Limit, limits_of
 from payagent.devnet.decode import decode_tx
 from payagent.devnet.server import DevnetThread
 from payagent.dialects import make_response
 from payagent.merchants.client import MerchantClient
-from payagent.store import queries, records
+from payagent.store import apps, queries
 from payagent.store.queries import PaymentRow
 from payagent.store.signer import SignerRecord
 from payagent.store.writer import Checkpoint, Ownership, Readers, Writer
@@ -41,6 +41,11 @@ DEVNET = NETWORKS["devnet"]
 ADA = 1_000_000
 APP = "app_test"
 FAST = Timeouts(connect_s=2, read_s=2, call_s=3, pages_s=10, submit_s=2)
+
+
+def daily(per_payment: int, per_day: int, asset: str = "lovelace") -> tuple[Limit, ...]:
+    """Limits of the wallet as a whole, in units of an asset."""
+    return limits_of(asset, {"per_payment": per_payment, "per_day": per_day})
 
 
 @dataclass
@@ -68,7 +73,7 @@ class World:
             merchants={
                 devnet.merchant_url: MerchantTerms("t", devnet.merchant_url, "demo", None, "confirmed", 5),
             },
-            limits={"lovelace": Limit(1000 * ADA, 100_000 * ADA)},
+            limits=daily(1000 * ADA, 100_000 * ADA),
             decimals={},
             confirm_depth=1,
             void_depth=3,
@@ -190,7 +195,7 @@ class World:
         readers = Readers(path)
         if not readers.conn.execute("SELECT 1 FROM apps").fetchone():
             scopes = ["pay", "read", "operate", "approve"]
-            await writer.run("app", lambda unit: records.add_app(unit, APP, "test", "0" * 64, scopes, 1))
+            await writer.run("app", lambda unit: apps.add_with_token(unit, APP, "test", "0" * 64, scopes, 1))
         ports = Ports(self.clock, SystemRandomness())
         agent = Agent(terms(self.terms), ports, writer, readers, sources, signer or self.account.signer)
         recovery = None if record is None else Recovery(agent, record)

@@ -18,7 +18,7 @@ from payagent.api.app import create_app
 from payagent.api.server import make_server
 from payagent.api.tokens import hash_token, new_token
 from payagent.proxy.door import Bounds, Door
-from payagent.store import records
+from payagent.store import apps
 
 SCOPES = {
     "first": ("approve", "operate", "pay", "read"),
@@ -78,7 +78,7 @@ async def served(run: Run, proxy: Bounds = Bounds()) -> AsyncIterator[Api]:  # n
 
     def job(unit):  # type: ignore[no-untyped-def]
         for name, scopes in SCOPES.items():
-            records.add_app(unit, f"app_{name}", name, hash_token(tokens[name]), scopes, 1)
+            apps.add_with_token(unit, f"app_{name}", name, hash_token(tokens[name]), scopes, 1)
 
     await run.agent.write("apps", job)
     stale: list[str] = []

@@ -29,16 +29,14 @@ from payagent.core.caps import Caps, require_within_caps
 from payagent.core.invoice import Invoice
 from payagent.core.money import LOVELACE, check_supply
 from payagent.core.payment import Event, State
-from payagent.core.policy import Allowed, Limit
+from payagent.core.policy import Asked, Limit, Span, Window
 from payagent.core.prepaid import CALLS, Cost
 from payagent.core.problem import Refused, own_order
-from payagent.store import prepaid, queries, records, topups
+from payagent.store import apps, prepaid, queries, records, spending, topups
 from payagent.store.queries import IntentRow, InvoiceRow, OutputRow, PaymentRow
-from payagent.store.writer import Unit
+from payagent.store.writer import Connection, Unit
 from payagent.wallet.coins import Coin, Coins
 from payagent.wallet.transaction import Plan, build, select, smallest_of
-
-DAY_MS = 86_400_000
 
 TransferPlan = Callable[[Coins, int, Coin | None], Plan]
 """Makes the transaction of some coins, for a TTL; it spends the anchor, when there is one."""
@@ -98,13 +96,13 @@ class Admitted:
 
 @dataclass(slots=True)
 class Admission:
-    """The decision, with what it needs: our free coins (owned by the writer's thread), limits, the chain.
+    """The decision, with what it needs: our free coins (owned by the writer's thread), the file's limits, chain.
 
     Change in no block yet is spent through `chain_depth` transactions, of such as can land for `chain_ttl_s` more.
     """
 
     coins: Coins
-    limits: Mapping[str, Limit]
+    limits: Sequence[Limit]
     chain: ChainView
     own: Address
     chain_depth: int = 0
@@ -160,7 +158,7 @@ class Admission:
             topup=None if purchase.topup is None else purchase.topup.topup,
         )
         try:
-            plan, allowed = self._decide(unit, purchase, anchor, expires_at_ms, now_ms)
+            plan, asked = self._decide(unit, purchase, anchor, expires_at_ms, now_ms)
         except Refused as refusal:
             if refusal.code == "chain_not_ready":
                 raise  # no decision, and so no record
@@ -168,7 +166,7 @@ class Admission:
                 unit, payment_id, Event.REJECT, now_ms, reason_code=refusal.code, reason=refusal.detail
             )
             return Admitted(payment_id, True, refusal=refusal)
-        self.hold(unit, payment_id, plan, now_ms, allowed)
+        self.hold(unit, payment_id, plan, now_ms, asked)
         return Admitted(payment_id, True, plan)
 
     def _existing(
@@ -379,6 +377,10 @@ class Admission:
             made = replace(made, anchor=smallest_of(settled))
         return made
 
+    def clock_ms(self, conn: Connection, now_ms: int) -> int:
+        """The clock of the limits: the chain's, which no other clock moves on and nothing puts back."""
+        return spending.clock_ms(conn, self.chain.block_ms(now_ms))
+
     def require_within_limits(
         self,
         unit: Unit,
@@ -387,50 +389,72 @@ class Admission:
         paid_asset: str,
         now_ms: int,
         count: int = 1,
-    ) -> tuple[Allowed, ...]:
-        """Decide by the sums as they stand in this transaction, for so many payments of that size."""
+    ) -> tuple[Asked, ...]:
+        """Decide by the sums as they stand in this transaction, for so many payments of that size.
+
+        Refused: `merchant_not_allowed`, `asset_not_allowed`, `limit_exceeded` by the tightest limit.
+        """
         require_within_caps(spend, self.caps)
-        part, since_ms = purchase.topup, now_ms - DAY_MS
-        topup_left = None
-        if part is not None and part.per_day_lovelace is not None:
-            took = topups.lovelace_since(unit.conn, purchase.invoice.origin, since_ms)
-            topup_left = part.per_day_lovelace - took
-        return policy.decide(
-            spend,
-            self.limits,
-            queries.spent_since(unit.conn, since_ms),
-            paid_asset=paid_asset,
-            max_total_units=purchase.max_total_units,
-            topup_left_lovelace=topup_left,
-            count=count,
+        app, origin = purchase.app_id, purchase.invoice.origin
+        asker = apps.require(unit.conn, app)
+        asker.require_may_pay(origin, paid_asset)
+        conn, clock_ms = unit.conn, self.clock_ms(unit.conn, now_ms)
+        limits = in_force_for(conn, self.limits, app, origin)
+        binding = policy.concerning(limits, app, origin, spend)
+        asked = {
+            policy.ask(limit, spending.counted(conn, limit, clock_ms), spend, count): limit for limit in binding
+        }
+        bounds = policy.ask_bounds(
+            spend, paid_asset, purchase.max_total_units, self._topup_left(unit, purchase, clock_ms), count
         )
+        tight = policy.tightest((*asked, *bounds))
+        if tight is not None:
+            raise policy.refusal(tight, _frees_at_ms(conn, asked.get(tight), tight, clock_ms), asker.name)
+        return (*asked, *bounds)
+
+    def _topup_left(self, unit: Unit, purchase: Purchase, clock_ms: int) -> int | None:
+        """What the merchant's own limit for top-ups leaves of the day."""
+        part = purchase.topup
+        if part is None or part.per_day_lovelace is None:
+            return None
+        since_ms = clock_ms - policy.LENGTH_MS[Window.DAY]
+        return part.per_day_lovelace - topups.lovelace_since(unit.conn, purchase.invoice.origin, since_ms)
 
     def _decide(
         self, unit: Unit, purchase: Purchase, anchor: Coin | None, expires_at_ms: int | None, now_ms: int
-    ) -> tuple[Plan, tuple[Allowed, ...]]:
+    ) -> tuple[Plan, tuple[Asked, ...]]:
         """The plan, within limits. What is above one before any fee is refused as that, funds or none."""
         invoice = purchase.invoice
-        asked = {invoice.asset: invoice.total_units}
-        self.require_within_limits(unit, purchase, asked, invoice.asset, now_ms)
+        known = {LOVELACE: 0} | {invoice.asset: invoice.total_units}
+        asked = self.require_within_limits(unit, purchase, known, invoice.asset, now_ms)
         plan = self.plan(unit, invoice, expires_at_ms, purchase.min_window_s, now_ms, anchor)
-        return plan, self.require_within_limits(unit, purchase, plan.spend, invoice.asset, now_ms)
+        again = policy.ask_again(asked, plan.spend)
+        if policy.tightest(again) is not None or not plan.spend.keys() <= known.keys():
+            again = self.require_within_limits(unit, purchase, plan.spend, invoice.asset, now_ms)
+        return plan, again
 
-    def hold(self, unit: Unit, payment_id: str, plan: Plan, now_ms: int, allowed: Sequence[Allowed] = ()) -> None:
-        """Place the hold, take the coins, fix the anchor: the payment is `reserved`, and by which limits."""
+    def hold(
+        self, unit: Unit, payment_id: str, plan: Plan, now_ms: int, asked: Sequence[Asked] | None = None
+    ) -> None:
+        """Place the hold, take the coins, fix the anchor: the payment is `reserved`, and by which limits.
+
+        Without any that were asked it counts against none.
+        """
         for asset, units in plan.spend.items():
             check_supply(asset, units, "what the transaction takes")
         for coin in plan.inputs:
             if coin.ref in self.coins:
                 take(unit, self.coins, coin.ref)
         records.reserve(unit, (coin.ref for coin in plan.inputs), payment_id)
-        records.place_hold(unit, payment_id, plan.spend, now_ms)
+        at_ms = self.clock_ms(unit.conn, now_ms)
+        records.place_hold(unit, payment_id, plan.spend, now_ms, at_ms, asked is not None)
         records.write_entry(unit, ledger.reserve(plan.spend), now_ms, payment_id=payment_id)
         records.move_payment(
             unit,
             payment_id,
             Event.HOLD,
             now_ms,
-            {"limits": [_allowed_view(one) for one in allowed]} if allowed else None,
+            {"limits": [_asked_view(one) for one in asked]} if asked else None,
             anchor=plan.anchor.ref,
             ttl_slot=plan.ttl_slot,
         )
@@ -468,8 +492,27 @@ class Admission:
         return Admitted(order.ids.payment, True, planned)
 
 
-def _allowed_view(one: Allowed) -> dict[str, str]:
-    return {"limit": one.limit, "asset": one.asset, "left": str(one.left_units), "asked": str(one.asked_units)}
+def in_force_for(conn: Connection, filed: Sequence[Limit], app: str, origin: str) -> tuple[Limit, ...]:
+    """The limits that may bind a payment: the file's, and over them those that were set at run time."""
+    return policy.in_force(filed, spending.limits_binding(conn, app, origin))
+
+
+def _frees_at_ms(conn: Connection, limit: Limit | None, asked: Asked, clock_ms: int) -> int | None:
+    """When a limit that is exceeded has room; None for what does not roll, or never has as much."""
+    if limit is None or limit.window not in policy.LENGTH_MS or asked.asked_units > limit.most_units:
+        return None
+    spans = spending.spans(conn, limit, clock_ms)
+    return policy.frees_at_ms(limit.window, spans, _excess(limit, spans, asked))
+
+
+def _excess(limit: Limit, spans: Sequence[Span], asked: Asked) -> int:
+    return sum(span.units for span in spans) + asked.asked_units - limit.most_units
+
+
+def _asked_view(one: Asked) -> dict[str, str]:
+    whose = {name: value for name, value in one.scope._asdict().items() if value != policy.ANY}
+    view = {"limit": one.name, "asset": one.asset, "left": str(one.left_units), "asked": str(one.asked_units)}
+    return view | whose
 
 
 def note_price(unit: Unit, purchase: Purchase) -> None:

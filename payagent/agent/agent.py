@@ -47,12 +47,13 @@ from payagent.agent.terms import MerchantTerms, Terms
 from payagent.agent.view import is_ready
 from payagent.chain.guard import Guarded
 from payagent.chain.source import ChainSource
+from payagent.core import policy
 from payagent.core.address import Address
 from payagent.core.invoice import Invoice, Output, Role
 from payagent.core.payment import ENDED_WITHOUT_PAYING, NEVER_SIGNED, TRANSITIONS, UNSIGNED, Event, State
 from payagent.core.problem import Refused
 from payagent.dialects import Answer, Call, Reading, Response, Said, read_answer, read_offers
-from payagent.store import onchain, queries, records
+from payagent.store import onchain, queries, records, spending
 from payagent.store import prepaid as pools
 from payagent.store.queries import AttemptRow, PaymentRow
 from payagent.store.writer import Connection, Readers, Unit
@@ -220,6 +221,11 @@ class Agent:
         if not row.is_noted:
             raise Refused("store_failed", f"the signer's own record lacks the transaction of {row.id} yet")
         return row
+
+    def assets_allowed(self) -> frozenset[str]:
+        """What the wallet may spend at all, by its limits."""
+        at_run_time = spending.limits_binding(self.conn, policy.ANY, policy.ANY)
+        return policy.allowed_assets(policy.in_force(self.terms.limits, at_run_time))
 
     async def pay(self, ask: Ask) -> tuple[PaymentRow, bool]:
         """Pay a 402, or find the payment that its intent has; True when it is new.
@@ -668,7 +674,7 @@ class Agent:
             call=None if ask.request is None else ask.request.call(merchant.origin),
             salt=bytes.fromhex(self.ports.randomness.token_hex(32)) if merchant.request_commitment else None,
             proof=merchant.proof,
-            assets=frozenset(self.terms.limits),
+            assets=self.assets_allowed(),
             network=self.terms.network,
             split_mode=merchant.split_mode,
             received_at_ms=now_ms,

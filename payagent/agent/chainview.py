@@ -108,6 +108,15 @@ class ChainView:
                 "wallet, and payagent did not sign it",
             )
 
+    def block_ms(self, now_ms: int) -> int | None:
+        """The time of the newest block; None where there is none, or it is too far ahead of the local clock.
+
+        It moves the limits' clock on: neither the chain as a provider shows it nor the local clock does alone.
+        """
+        if self.slots is None or self.tip is None or self.tip.slot > self.slots.slot_at(now_ms) + SKEW_MAX_S:
+            return None
+        return self.slots.time_ms(self.tip.slot)
+
     def is_ready(self, now_ms: int) -> bool:
         try:
             self.require_ready(now_ms)

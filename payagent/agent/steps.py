@@ -310,8 +310,9 @@ def record_void(unit: Unit, payment_id: str, seen: TxSeen, coins: Coins, provide
     block = {"block_hash": seen.block_hash, "block_height": seen.block_height, "block_slot": seen.slot}
     names = {"tx_id": seen.tx_id} if own else _ORPHANED | {"void_by": seen.tx_id}
     records.move_payment(unit, payment_id, Event.VOID, now_ms, None, **names, **block)
-    records.release_hold(unit, payment_id, now_ms)
-    entry = ledger.release(queries.hold(unit.conn, payment_id), own[0].fee_lovelace if own else 0)
+    fee_lovelace = own[0].fee_lovelace if own else 0
+    records.release_hold(unit, payment_id, now_ms, fee_lovelace)
+    entry = ledger.release(queries.hold(unit.conn, payment_id), fee_lovelace)
     records.write_entry(unit, entry, now_ms, payment_id=payment_id, ref=seen.tx_id)
     if own:
         _take_effect(unit, payment_id, seen, coins, now_ms)

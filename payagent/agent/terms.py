@@ -79,12 +79,12 @@ class MerchantTerms:
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """Everything configured that a decision depends on. `merchants` go by origin, `limits` by asset."""
+    """Everything configured that a decision depends on. `merchants` go by origin; `limits` are the file's."""
 
     network: Network
     own: Address
     merchants: Mapping[str, MerchantTerms]
-    limits: Mapping[str, Limit]
+    limits: tuple[Limit, ...]
     decimals: Mapping[str, int]
     confirm_depth: int
     void_depth: int

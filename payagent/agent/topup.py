@@ -127,7 +127,7 @@ class Topups:
         """Open an order, or find the one of this key; True when it is new. It is carried out by the beats."""
         agent = self._agent
         merchant = agent.terms.merchant(wish.origin)
-        if wish.unit not in agent.terms.limits:
+        if wish.unit not in agent.assets_allowed():
             raise Refused("asset_not_allowed", f"no limit is set for {wish.unit}", asset=wish.unit)
         topup_id, now_ms = agent.ports.new_id("top"), agent.ports.clock.now_ms()
         name = f"order:{topup_id}" if key is None else f"key:{key}"

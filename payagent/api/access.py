@@ -4,7 +4,7 @@ May import: core, agent, store.queries, api.tokens, FastAPI. Never: tells one re
 """
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastapi import Security
@@ -14,8 +14,9 @@ from starlette.requests import Request
 from payagent.agent.agent import Agent
 from payagent.api.tokens import hash_token
 from payagent.core.problem import Refused
-from payagent.store import queries
-from payagent.store.queries import AppRow, PaymentRow
+from payagent.store import apps, queries
+from payagent.store.apps import AppRow
+from payagent.store.queries import PaymentRow
 
 PAY, READ, OPERATE, APPROVE = "pay", "read", "operate", "approve"
 
@@ -28,11 +29,23 @@ class Caller:
 
     app: AppRow
     agent: Agent
+    _token_hash: str = field(repr=False)
 
     @property
     def sees_all(self) -> bool:
         """Other apps' payments are shown to those who read the books or operate the wallet."""
         return bool(self.app.scopes & {READ, OPERATE})
+
+    @property
+    def is_let_in(self) -> bool:
+        """Whether the token is good still; asked again by calls that last."""
+        agent = self.agent
+        return apps.by_token(agent.conn, self._token_hash, agent.ports.clock.now_ms()) is not None
+
+    def require_let_in(self) -> None:
+        """As at the call's beginning: `unauthorized`."""
+        if not self.is_let_in:
+            raise _unauthorized()
 
     def payment(self, payment_id: str) -> PaymentRow:
         """A payment that the app may see; any other is `not_found`, whether it exists or not."""
@@ -45,6 +58,10 @@ class Caller:
 Need = Callable[[Request, HTTPAuthorizationCredentials | None], Awaitable[Caller]]
 
 
+def _unauthorized() -> Refused:
+    return Refused("unauthorized", "the call has no token that is good here")
+
+
 def need(*scopes: str) -> Need:
     """A dependency: the caller, whose token has at least one of the scopes."""
 
@@ -52,15 +69,14 @@ def need(*scopes: str) -> Need:
         request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_BEARER)]
     ) -> Caller:
         agent: Agent = request.app.state.agent
-        app = None
-        if credentials is not None:
-            app = queries.app_by_token_hash(agent.conn, hash_token(credentials.credentials))
+        token_hash = "" if credentials is None else hash_token(credentials.credentials)
+        app = apps.by_token(agent.conn, token_hash, agent.ports.clock.now_ms())
         if app is None:
-            raise Refused("unauthorized", "the call has no token that is known here")
+            raise _unauthorized()
         if not app.scopes & set(scopes):
             raise Refused(
                 "forbidden", f"the call needs a token for {' or '.join(scopes)}", needs=" or ".join(scopes)
             )
-        return Caller(app, agent)
+        return Caller(app, agent, token_hash)
 
     return caller

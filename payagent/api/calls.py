@@ -4,7 +4,6 @@ May import: core, Starlette, pydantic. Never: knows one call from another.
 """
 
 import re
-from datetime import datetime
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -64,14 +63,3 @@ def single_header(request: Request, name: str) -> str | None:
     if len(values) > 1:
         raise Refused("bad_request", f"the header {name} is given twice", key=name)
     return values[0] if values else None
-
-
-def time_ms(text: str, key: str) -> int:
-    """An RFC 3339 time with its zone, as POSIX milliseconds."""
-    try:
-        moment = datetime.fromisoformat(text)
-        if moment.tzinfo is None:
-            raise ValueError
-        return int(moment.timestamp()) * 1000 + moment.microsecond // 1000
-    except (ValueError, OverflowError):
-        raise Refused("bad_request", f"{key} must be a time such as 2026-11-24T13:38:18Z", key=key) from None

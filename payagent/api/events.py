@@ -66,7 +66,8 @@ async def events(request: Request, caller: Follower, query: Annotated[After, Que
     """An app sees what happens to its own payments; a token for read or operate sees all.
 
     Each event has its number as its id, its name, and as its data one JSON object. A comment every 15 s shows that
-    the stream is open. It ends when payagent stops: connect again with the last id, and nothing is missed.
+    the stream is open. It ends when payagent stops or the token does: connect again with the last id, and nothing
+    is missed.
     """
     opened: list[str] = request.app.state.streams
     if len(opened) >= STREAMS_MAX:
@@ -100,7 +101,7 @@ async def _stream(caller: Caller, seq: int, stopping: asyncio.Event, opened: lis
         with agent.changes.following() as changed:
             yield ": from here on\n\n"
             said_s = clock()
-            while not stopping.is_set():
+            while not stopping.is_set() and caller.is_let_in:
                 changed.clear()
                 found, reached = await run_in_threadpool(_page, agent, seq, app_id)
                 if found:

@@ -17,8 +17,9 @@ from starlette.responses import StreamingResponse
 from payagent.agent.agent import Agent
 from payagent.agent.terms import Terms
 from payagent.api.access import OPERATE, READ, Caller, need
-from payagent.api.calls import Page, Parameters, time_ms
+from payagent.api.calls import Page, Parameters
 from payagent.api.problems import JsonResponse
+from payagent.api.reading import time_ms
 from payagent.api.schemas import Balances, Entries, ProblemAnswer, Spending, Verdict, gives
 from payagent.api.views import balance_view, entry_view, spend_view
 from payagent.audit.export import Format, export

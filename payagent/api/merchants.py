@@ -15,9 +15,10 @@ from payagent.api.views import merchant_view
 router = APIRouter(tags=["merchants"])
 
 
-@router.get("/v1/merchants", summary="The merchants that may be paid", responses=gives(Merchants, 200))
+@router.get("/v1/merchants", summary="The merchants that the app may pay", responses=gives(Merchants, 200))
 async def merchants(caller: Annotated[Caller, Depends(need(PAY, READ, OPERATE, APPROVE))]) -> JsonResponse:
     """`call_headers` belong in every call to the merchant, the first one too: its invoices are bound to them."""
-    terms = caller.agent.terms
-    rows = sorted(terms.merchants.values(), key=lambda merchant: merchant.name)
+    terms, allowed = caller.agent.terms, caller.app.merchants
+    named = sorted(terms.merchants.values(), key=lambda merchant: merchant.name)
+    rows = [merchant for merchant in named if allowed is None or merchant.origin in allowed]
     return JsonResponse({"merchants": [merchant_view(merchant, terms) for merchant in rows]})

@@ -13,9 +13,9 @@ from starlette.requests import Request
 from payagent.agent.agent import Agent
 from payagent.agent.view import attempts_view, history_view, payment_view
 from payagent.api.access import APPROVE, OPERATE, PAY, READ, Caller, need
-from payagent.api.calls import Page, Waiting, json_body, single_header, time_ms
+from payagent.api.calls import Page, Waiting, json_body, single_header
 from payagent.api.problems import Json, JsonResponse
-from payagent.api.reading import read_ask, read_delivery
+from payagent.api.reading import read_ask, read_delivery, time_ms
 from payagent.api.receipts import receipt_view
 from payagent.api.schemas import (
     DeliveryReport,
@@ -122,6 +122,7 @@ async def payment(caller: Looker, payment_id: PaymentId, query: Annotated[Waitin
     row = caller.payment(payment_id)
     if query.wait:
         row = await agent.wait(row.id, query.wait)
+        caller.require_let_in()
     history = history_view(queries.events(agent.conn, row.id))
     attempts = attempts_view(queries.attempts(agent.conn, row.id))
     more = {"depth": depth_of(row, agent.chain), "attempts": attempts, "history": history}

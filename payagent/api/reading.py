@@ -9,8 +9,10 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import datetime
 
 from payagent.agent.agent import Ask, Request
+from payagent.agent.apps import NewApp
 from payagent.agent.terms import Terms, TopupRequest
 from payagent.agent.topup import Wish
 from payagent.core import strict_json
@@ -19,13 +21,16 @@ from payagent.core.bounds import SPLIT_COUNT_MAX
 from payagent.core.money import LOVELACE, check_supply, parse_asset, parse_units
 from payagent.core.network import Network
 from payagent.core.origin import parse_origin
+from payagent.core.policy import Window
 from payagent.core.problem import Refused, own_order
 from payagent.dialects import Response, make_response, parse_answer, parse_response
 
 BODY_MAX_BYTES = 256 * 1024
+SCOPES = ("pay", "read", "operate", "approve")
 
 # the envelope is two objects around the 402's body, which may be as deep as one that comes by itself
 _DEPTH_MAX = strict_json.MAX_DEPTH + 2
+_APP_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 _KEY = re.compile(r"[!-~]{1,255}", re.ASCII)
 _METHOD = re.compile(r"[A-Z]{1,16}", re.ASCII)
 _PATH = re.compile(r"/[!-~]{0,8191}", re.ASCII)
@@ -110,12 +115,87 @@ def read_topup(raw: bytes, terms: Terms) -> tuple[Wish, bool]:
         raise Refused(
             "merchant_not_allowed", f"{ascii(body['merchant'])[:80]} is not in [merchants]", key="merchant"
         )
-    try:
-        asset = parse_asset(body.get("asset", LOVELACE))
-    except Refused as refused:
-        raise Refused("bad_request", refused.detail, key="asset") from None
+    asset = _asset(body.get("asset", LOVELACE), "asset")
     request = _read_topup_request(body["request"]) if "request" in body else None
     return Wish(origin, asset, _amount(body, "units", asset), request), is_dry
+
+
+@dataclass(frozen=True, slots=True)
+class LimitsWanted:
+    """Limits to be set, of an app and a merchant by their names; None: of whichever."""
+
+    app: str | None
+    merchant: str | None
+    asset: str
+    most_units: dict[Window, int | None]
+
+
+def read_limits(raw: bytes) -> LimitsWanted:
+    body = _fields(_json(raw), "the body", ("limits",), ("app", "merchant", "asset"))
+    asset = _asset(body.get("asset", LOVELACE), "asset")
+    most_units = _read_windows(body["limits"], asset, may_be_null=True)
+    if not most_units:
+        raise Refused("bad_request", "limits names none", key="limits")
+    return LimitsWanted(_text(body, "app"), _text(body, "merchant"), asset, most_units)
+
+
+def read_new_app(raw: bytes) -> NewApp:
+    body = _fields(_json(raw), "the body", ("name",), ("scopes", "merchants", "assets", "limits", "expires_at"))
+    name = body["name"]
+    if not isinstance(name, str) or not _APP_NAME.fullmatch(name):
+        raise Refused("bad_request", "name must be letters, digits, and . _ - between them", key="name")
+    scopes = _texts(body, "scopes") or ("pay",)
+    if not set(scopes) <= set(SCOPES):
+        raise Refused("bad_request", f"scopes must be of {', '.join(SCOPES)}", key="scopes")
+    named = _texts(body, "assets")
+    assets = None if named is None else frozenset(_asset(one, "assets") for one in named)
+    asset = next(iter(assets)) if assets is not None and len(assets) == 1 else LOVELACE
+    most_units = {
+        window: units
+        for window, units in _read_windows(body.get("limits", {}), asset).items()
+        if units is not None
+    }
+    return NewApp(name, frozenset(scopes), _texts(body, "merchants"), assets, asset, most_units, _expiry(body))
+
+
+def read_expiry(raw: bytes) -> int | None:
+    """When a new token is to end; None: never."""
+    return _expiry(_fields(_json(raw), "the body", (), ("expires_at",)))
+
+
+def _expiry(body: Fields) -> int | None:
+    text = _text(body, "expires_at")
+    return None if text is None else time_ms(text, "expires_at")
+
+
+def _read_windows(value: object, asset: str, *, may_be_null: bool = False) -> dict[Window, int | None]:
+    body = _fields(value, "limits", (), tuple(Window))
+    return {
+        Window(name): None if may_be_null and body[name] is None else _amount(body, name, asset) for name in body
+    }
+
+
+def _asset(value: object, key: str) -> str:
+    try:
+        return parse_asset(value)
+    except Refused as refused:
+        raise Refused("bad_request", refused.detail, key=key) from None
+
+
+def _text(body: Fields, key: str) -> str | None:
+    value = body.get(key)
+    if key in body and not isinstance(value, str):
+        raise Refused("bad_request", f"{key} must be text", key=key)
+    return value if isinstance(value, str) else None
+
+
+def _texts(body: Fields, key: str) -> tuple[str, ...] | None:
+    value = body.get(key)
+    if key not in body:
+        return None
+    if not isinstance(value, list) or not value or not all(isinstance(one, str) for one in value):
+        raise Refused("bad_request", f"{key} must be a list of texts with one at least", key=key)
+    return tuple(value)
 
 
 def _read_topup_request(value: object) -> TopupRequest:
@@ -125,6 +205,17 @@ def _read_topup_request(value: object) -> TopupRequest:
     if not isinstance(content, str):
         raise Refused("bad_request", "request.body must be the text that is sent", key="request.body")
     return TopupRequest(read["method"], read["path"], content)
+
+
+def time_ms(text: str, key: str) -> int:
+    """An RFC 3339 time with its zone, as POSIX milliseconds."""
+    try:
+        moment = datetime.fromisoformat(text)
+        if moment.tzinfo is None:
+            raise ValueError
+        return int(moment.timestamp()) * 1000 + moment.microsecond // 1000
+    except (ValueError, OverflowError):
+        raise Refused("bad_request", f"{key} must be a time such as 2026-11-24T13:38:18Z", key=key) from None
 
 
 def _json(raw: bytes) -> object:

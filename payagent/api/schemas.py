@@ -19,6 +19,7 @@ SignedUnits = Annotated[str, Field(pattern=r"^-?(0|[1-9][0-9]*)$", description="
 Time = Annotated[str, Field(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:]{8}\.[0-9]{3}Z$")]
 Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Amounts = dict[str, Units]
+LimitName = Literal["per_payment", "per_hour", "per_day", "per_week", "per_month", "total"]
 
 
 def _absent(description: str) -> Any:
@@ -295,10 +296,12 @@ class ChainSeen(BaseModel):
 
 
 class Wallet(BaseModel):
+    """`assets` and `coins` are null for a token that only pays: they tell what other apps do."""
+
     network: str
     address: str
-    assets: list[AssetBalance]
-    coins: CoinCounts
+    assets: list[AssetBalance] | None
+    coins: CoinCounts | None
     chain: ChainSeen
 
 
@@ -489,16 +492,80 @@ class Reconciliation(BaseModel):
     prepaid: list[PrepaidHolding]
 
 
-class AssetLimit(BaseModel):
+class LimitStanding(BaseModel):
+    """`app` and `merchant`: whose spending it bounds; null: whoever's.
+
+    `spent` is what its window counts now, and `frees_at` when the oldest of that does so no more. To a token that
+    only pays, of a limit that others share: what its app spent, and `left` is null.
+    """
+
+    app: str | None
+    merchant: str | None
     asset: str
-    per_payment: Units
-    per_day: Units
-    spent_day: Units
-    left_day: Units
+    limit: LimitName
+    most: Units
+    spent: Units
+    left: Units | None
+    frees_at: Time | None
+    set_by: Literal["config", "operator"]
 
 
 class Limits(BaseModel):
-    limits: list[AssetLimit]
+    limits: list[LimitStanding]
+
+
+class LimitsOrder(_Closed):
+    """Limits of an app, a merchant (both by name), both together, or else of the wallet as a whole."""
+
+    app: str = _absent("Default: any.")
+    merchant: str = _absent("Default: any.")
+    asset: str = _absent("Default: lovelace.")
+    limits: Annotated[
+        dict[LimitName, Units | None],
+        Field(min_length=1, description="null: what the config file says counts again."),
+    ]
+
+
+Scopes = list[Literal["pay", "read", "operate", "approve"]]
+
+
+class AppOrder(_Closed):
+    """An app. Limits only tighten what binds the wallet as a whole."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    scopes: Scopes = _absent('Default: ["pay"].')
+    merchants: list[str] = _absent("The only ones that it may pay, by name.")
+    assets: list[str] = _absent("The only ones that it may pay in.")
+    limits: dict[LimitName, Units] = _absent("Of the one asset of `assets`, else of lovelace.")
+    expires_at: str = _absent("When its token ends, as RFC 3339. Default: never.")
+
+
+class TokenOrder(_Closed):
+    expires_at: str = _absent("When the new token ends, as RFC 3339. Default: never.")
+
+
+class AppTold(BaseModel):
+    """An app. `active`: whether its last token is good now."""
+
+    id: str
+    name: str
+    scopes: Scopes
+    merchants: list[str] | None
+    assets: list[str] | None
+    active: bool
+    token_made_at: Time | None
+    expires_at: Time | None
+    revoked_at: Time | None
+
+
+class AppAdded(AppTold):
+    """With its token, which is shown this once."""
+
+    token: str
+
+
+class AppsPage(BaseModel):
+    apps: list[AppTold]
 
 
 class Health(BaseModel):
@@ -539,6 +606,9 @@ _REFERRED: tuple[type[BaseModel], ...] = (
     SendOrder,
     TopupOrder,
     EventTold,
+    LimitsOrder,
+    AppOrder,
+    TokenOrder,
     ProblemAnswer,
 )
 _REF = "#/components/schemas/{model}"

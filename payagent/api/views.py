@@ -7,12 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from payagent.agent.agent import Advice, Quote
 from payagent.agent.chainview import ChainView
+from payagent.agent.limits import Standing
 from payagent.agent.terms import MerchantTerms, Terms
 from payagent.core.ledger import HELD, WALLET, add
 from payagent.core.money import LOVELACE
 from payagent.core.payment import ON_CHAIN
 from payagent.core.problem import Refused
 from payagent.core.times import iso_time
+from payagent.store.apps import AppRow, TokenRow
 from payagent.store.queries import CoinRow, EntryRow, PaymentRow, SpendKey, SpendRow
 
 Json = dict[str, object]
@@ -72,6 +74,17 @@ def merchant_view(merchant: MerchantTerms, terms: Terms) -> Json:
     }
 
 
+def address_view(terms: Terms, chain: ChainView, now_ms: int) -> Json:
+    """What an app needs of the wallet for its calls."""
+    return {
+        "network": terms.network.name,
+        "address": terms.own.text,
+        "assets": None,
+        "coins": None,
+        "chain": _chain_view(chain, now_ms),
+    }
+
+
 def wallet_view(
     terms: Terms, chain: ChainView, coins: Sequence[CoinRow], balances: Iterable[Balance], now_ms: int
 ) -> Json:
@@ -123,19 +136,46 @@ def utxo_view(coin: CoinRow) -> Json:
     }
 
 
-def limits_view(terms: Terms, spent: Mapping[str, int]) -> Json:
-    """The limits as they stand: what was spent or is held counts for 24 hours."""
+def limits_view(standing: Iterable[Standing], names: Mapping[str, str]) -> Json:
+    """The limits as they stand; apps and merchants by their names."""
+    return {"limits": [_limit_view(one, names) for one in standing]}
+
+
+def _limit_view(one: Standing, names: Mapping[str, str]) -> Json:
+    limit = one.limit
+    app, merchant = (names.get(name, name) or None for name in limit.scope)
     return {
-        "limits": [
-            {
-                "asset": asset,
-                "per_payment": str(limit.per_payment_units),
-                "per_day": str(limit.per_day_units),
-                "spent_day": str(spent.get(asset, 0)),
-                "left_day": str(max(limit.per_day_units - spent.get(asset, 0), 0)),
-            }
-            for asset, limit in terms.limits.items()
-        ]
+        "app": app,
+        "merchant": merchant,
+        "asset": limit.asset,
+        "limit": limit.window,
+        "most": str(limit.most_units),
+        "spent": str(one.spent_units),
+        "left": None if one.left_units is None else str(one.left_units),
+        "frees_at": None if one.frees_at_ms is None else iso_time(one.frees_at_ms),
+        "set_by": "config" if one.is_filed else "operator",
+    }
+
+
+def merchant_names(terms: Terms) -> dict[str, str]:
+    """How merchants are called, by origin."""
+    return {origin: merchant.name for origin, merchant in terms.merchants.items()}
+
+
+def app_view(app: AppRow, token: TokenRow | None, names: Mapping[str, str], now_ms: int) -> Json:
+    """An app and its last token, by which nobody could call."""
+    expires_at_ms = None if token is None else token.expires_at_ms
+    revoked_at_ms = None if token is None else token.revoked_at_ms
+    return {
+        "id": app.id,
+        "name": app.name,
+        "scopes": sorted(app.scopes),
+        "merchants": None if app.merchants is None else sorted(names.get(one, one) for one in app.merchants),
+        "assets": None if app.assets is None else sorted(app.assets),
+        "active": token is not None and token.is_good(now_ms),
+        "token_made_at": None if token is None else iso_time(token.created_at_ms),
+        "expires_at": None if expires_at_ms is None else iso_time(expires_at_ms),
+        "revoked_at": None if revoked_at_ms is None else iso_time(revoked_at_ms),
     }
 
 

@@ -1,4 +1,4 @@
-"""/v1/wallet and /v1/limits: what there is, what may be spent, and the operator's own transfers.
+"""/v1/wallet: what there is, and the operator's own transfers.
 
 May import: agent, store.queries, the rest of api, FastAPI. Never: builds a transaction.
 """
@@ -8,19 +8,19 @@ from typing import Annotated
 from fastapi import APIRouter, Depends
 from starlette.requests import Request
 
-from payagent.agent.admission import DAY_MS
 from payagent.agent.foreign import thaw
 from payagent.agent.view import payment_view
 from payagent.api.access import OPERATE, PAY, READ, Caller, need
 from payagent.api.calls import json_body, single_header
 from payagent.api.problems import JsonResponse
 from payagent.api.reading import read_key, read_split, read_transfer
-from payagent.api.schemas import Limits, Payment, SendOrder, SplitOrder, Thawed, Utxos, Wallet, gives, takes
-from payagent.api.views import limits_view, utxo_view, wallet_view
+from payagent.api.schemas import Payment, SendOrder, SplitOrder, Thawed, Utxos, Wallet, gives, takes
+from payagent.api.views import address_view, utxo_view, wallet_view
 from payagent.store import queries
 
-# an app needs the address for its calls, so the wallet is shown to it; what the address holds is public anyway
+# an app needs the address for its calls; what the wallet does for others is nothing to it
 Viewer = Annotated[Caller, Depends(need(PAY, READ, OPERATE))]
+Reader = Annotated[Caller, Depends(need(READ, OPERATE))]
 Operator = Annotated[Caller, Depends(need(OPERATE))]
 
 router = APIRouter(tags=["wallet"])
@@ -28,14 +28,18 @@ router = APIRouter(tags=["wallet"])
 
 @router.get("/v1/wallet", summary="Balances per asset, coins, and the chain as seen", responses=gives(Wallet, 200))
 async def wallet(caller: Viewer) -> JsonResponse:
-    """`available` may be spent now, `held` is reserved for payments, `total` is all that is ours by the books."""
-    agent = caller.agent
+    """`available` may be spent now, `held` is reserved for payments, `total` is all that is ours by the books.
+
+    A token that only pays is shown the address, and no balances."""
+    agent, now_ms = caller.agent, caller.agent.ports.clock.now_ms()
+    if not caller.sees_all:
+        return JsonResponse(address_view(agent.terms, agent.chain, now_ms))
     coins, balances = queries.coins(agent.conn), queries.balances(agent.conn)
-    return JsonResponse(wallet_view(agent.terms, agent.chain, coins, balances, agent.ports.clock.now_ms()))
+    return JsonResponse(wallet_view(agent.terms, agent.chain, coins, balances, now_ms))
 
 
 @router.get("/v1/wallet/utxos", summary="Every coin that is not spent", responses=gives(Utxos, 200))
-async def utxos(caller: Viewer) -> JsonResponse:
+async def utxos(caller: Reader) -> JsonResponse:
     """`reserved_for` names the payment that a coin is kept for."""
     return JsonResponse({"utxos": [utxo_view(coin) for coin in queries.coins(caller.agent.conn)]})
 
@@ -79,11 +83,3 @@ async def send(request: Request, caller: Operator) -> JsonResponse:
 async def thaw_wallet(caller: Operator) -> JsonResponse:
     """The operator says that payagent alone has this wallet again. `tx`: what froze it; null when nothing had."""
     return JsonResponse({"tx": await thaw(caller.agent, caller.app.id)})
-
-
-@router.get("/v1/limits", summary="What may still be spent", responses=gives(Limits, 200))
-async def limits(caller: Viewer) -> JsonResponse:
-    """Per asset: the limits, and what the last 24 hours took of them."""
-    agent = caller.agent
-    spent = queries.spent_since(agent.conn, agent.ports.clock.now_ms() - DAY_MS)
-    return JsonResponse(limits_view(agent.terms, spent))

@@ -7,10 +7,12 @@ only the chain can tell (a deposit and its coin that were changed alike).
 from collections.abc import Iterator
 
 from payagent.audit.finding import Finding, Head, Progress
+from payagent.audit.limits import check_limits
 from payagent.audit.prepaid import check_prepaid
 from payagent.audit.sealed import TOLD_EVERY, check_seals
 from payagent.audit.shares import shared_out
 from payagent.audit.signed import Owner
+from payagent.audit.tokens import check_tokens
 from payagent.core import ledger
 from payagent.core.ledger import EXTERNAL, HELD, WALLET
 from payagent.store import books, queries
@@ -37,6 +39,8 @@ def verify(conn: Connection, owner: Owner, noted: Head | None = None) -> Iterato
         yield from check_prepaid(conn)
         yield from _coins(conn)
         yield from _foreign(conn)
+        yield from check_limits(conn)
+        yield from check_tokens(conn)
         yield from payments
 
 

@@ -33,7 +33,7 @@ from payagent.init import (
 )
 from payagent.secretfile import read_secret_file
 from payagent.settings import Settings
-from payagent.store import queries, records
+from payagent.store import apps, records
 from payagent.store.copy import Contents
 from payagent.store.writer import Unit, Writer, open_read_only
 from payagent.wallet.keystore import Header
@@ -74,7 +74,9 @@ async def restore(settings: Settings, source: Path, ports: Ports, tell: Tell = l
             listed = await ask(settings, header.address, now_ms)
             differences = listed if isinstance(listed, str) else _differences(folder, listed)
             restored_at_ms = ports.clock.now_ms()
-            app = None if _has_token(data_dir, folder) else f"{APP_NAME} {iso_time(restored_at_ms)}"
+            app = (
+                None if _has_token(data_dir, folder, restored_at_ms) else f"{APP_NAME} {iso_time(restored_at_ms)}"
+            )
             _record(folder, manifest, restored_at_ms, app, ports)
             for name in (KEYSTORE, *([TOKEN_FILE] if app else []), LEDGER):
                 put(folder / name, data_dir / name)
@@ -97,13 +99,13 @@ def _require_same(manifest: Manifest, header: Header, held: Contents, head: Head
             raise Refused("config_invalid", f"the backup's {key} is {of_backup}, the configuration's {of_config}")
 
 
-def _has_token(data_dir: Path, folder: Path) -> bool:
+def _has_token(data_dir: Path, folder: Path, now_ms: int) -> bool:
     """Whether the operator's token lies in the data folder already, and is one that the ledger knows."""
     path = data_dir / TOKEN_FILE
     if not path.exists():
         return False
     with closing(open_read_only(folder / LEDGER)) as conn:
-        if queries.app_by_token_hash(conn, hash_token(read_secret_file(path))) is None:
+        if apps.by_token(conn, hash_token(read_secret_file(path)), now_ms) is None:
             raise Refused("file_exists", f"{path} is there already, and the backup does not know its token")
     return True
 
@@ -125,7 +127,7 @@ def _record(folder: Path, manifest: Manifest, restored_at_ms: int, app: str | No
     def job(unit: Unit) -> None:
         records.put_meta(unit, f"restored:{restored_at_ms}", json.dumps(fact, separators=(",", ":")))
         if app is not None:
-            records.add_app(unit, ports.new_id("app"), app, hash_token(token), SCOPES, restored_at_ms)
+            apps.add_with_token(unit, ports.new_id("app"), app, hash_token(token), SCOPES, restored_at_ms)
 
     writer = Writer(folder / LEDGER)
     try:

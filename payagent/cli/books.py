@@ -1,4 +1,4 @@
-"""`payagent ledger` and `payagent limits`: what the books say, whether they are whole, what may still be spent.
+"""`payagent ledger`: what the books say, and whether they are whole.
 
 May import: click, core, cli; backup.places and audit inside a function. Never: computes a balance (the daemon
 does).
@@ -306,27 +306,3 @@ def export(terminal: Terminal, connect: Connect, form: str, **chosen: str | None
         for piece in link.stream("/v1/ledger/export", format=form, **chosen):
             terminal.stdout.write(harmless(piece) if terminal.stdout.isatty() else piece)
     terminal.stdout.flush()
-
-
-@group_of("payagent limits", alone="show")
-def limits() -> None:
-    """Show what may be spent."""
-
-
-@limits.command(epilog=example("payagent limits show --json"))
-@talks_to_daemon
-def show(terminal: Terminal, connect: Connect) -> None:
-    """Each asset's limits, and what the last 24 hours left of them."""
-    with connect() as link:
-        answer = link.get("/v1/limits")
-    parts = ("per_payment", "per_day", "spent_day", "left_day")
-    columns = ("per payment", "per day", "spent", "left")
-
-    def human() -> None:
-        rows = [
-            (show_asset(row["asset"]), *(show_units(row["asset"], row[part]) for part in parts))
-            for row in answer["limits"]
-        ]
-        terminal.table(("asset", *columns), rows, right=columns)
-
-    terminal.give(answer, human)

@@ -12,11 +12,13 @@ from typing import Any
 
 import click
 
+from payagent.cli.apps import app
 from payagent.cli.backup import backup, restore
-from payagent.cli.books import ledger, limits
+from payagent.cli.books import ledger
 from payagent.cli.doctor import doctor
 from payagent.cli.fetch import fetch
 from payagent.cli.init import init
+from payagent.cli.limits import limits
 from payagent.cli.options import config_option, example, output_options, pass_terminal
 from payagent.cli.pay import pay
 from payagent.cli.payments import payments
@@ -181,5 +183,7 @@ def demo(terminal: Terminal) -> int:
     return 0
 
 
-for command in (init, pay, fetch, proxy, payments, wallet, prepaid, ledger, limits, doctor, backup, restore, sim):
+for command in (
+    *(init, pay, fetch, proxy, payments, wallet, prepaid, app, limits, ledger, doctor, backup, restore, sim),
+):
     payagent.add_command(command)

@@ -1,76 +1,203 @@
-"""The policy: may this be spent, by the limits that the operator set? A pure decision over plain values.
+"""The policy: may this be spent, by the limits that the operator set? Pure decisions over plain values.
 
-The agent asks it inside the write transaction that would place the hold, with sums that count every hold,
-fee and riding min-ADA, so that no race gets around a limit (rule 7).
-May import: the standard library, core.money, core.problem. Never: reads a clock or a database.
+A limit bounds what a scope (an app, a merchant, both, or the wallet as a whole) may spend of one asset in one
+payment, in a rolling window, or ever. What counts is what the wallet loses: outputs, fee, and the ADA that rides
+along with a token, each asset by itself. All limits that concern a payment hold; the tightest is named.
+
+Windows roll over spans: what was spent in a span counts until all of the span is older than the window, so that a
+window is never shorter than it says, and longer by one span at most. The clock is the chain's (store.spending).
+The agent asks inside the write transaction that places the hold, so that no race gets around a limit (rule 7).
+May import: the standard library, core.money, core.problem, core.times. Never: reads a clock or a database.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from enum import StrEnum
+from typing import NamedTuple
 
 from payagent.core.money import LOVELACE
 from payagent.core.problem import Refused
+from payagent.core.times import iso_time
+
+ANY = ""
+"""In a scope: whichever app, or whichever merchant."""
+
+_HOUR_MS = 3_600_000
+_FINE_MS, _COARSE_MS = 300_000, 6 * _HOUR_MS
 
 
-@dataclass(frozen=True, slots=True)
-class Limit:
-    """Limits of one asset, in its units."""
+class Window(StrEnum):
+    """What a limit bounds, from the shortest to the longest. A month is 30 days."""
 
-    per_payment_units: int
-    per_day_units: int
+    PAYMENT = "per_payment"
+    HOUR = "per_hour"
+    DAY = "per_day"
+    WEEK = "per_week"
+    MONTH = "per_month"
+    TOTAL = "total"
 
 
-@dataclass(frozen=True, slots=True)
-class Allowed:
-    """A limit that allowed a spend: what it left at that moment, and what was asked of it."""
+LENGTH_MS = {
+    Window.HOUR: _HOUR_MS,
+    Window.DAY: 24 * _HOUR_MS,
+    Window.WEEK: 7 * 24 * _HOUR_MS,
+    Window.MONTH: 30 * 24 * _HOUR_MS,
+}
+SPAN_MS = {
+    Window.HOUR: _FINE_MS,
+    Window.DAY: _FINE_MS,
+    Window.WEEK: _COARSE_MS,
+    Window.MONTH: _COARSE_MS,
+}
+"""How long the spans are that a rolling window is made of: few enough to be added up at each payment."""
 
-    limit: str
+_ORDER = list(Window)
+
+
+class Scope(NamedTuple):
+    """Whose spending a limit bounds: of an app (its id), at a merchant (its origin). ANY in both: the wallet's."""
+
+    app: str = ANY
+    merchant: str = ANY
+
+
+WALLET = Scope()
+
+
+class Limit(NamedTuple):
+    """At most so many units of an asset, in the scope, in the window."""
+
+    scope: Scope
+    asset: str
+    window: Window
+    most_units: int
+
+
+class Asked(NamedTuple):
+    """A limit that was asked, by its name: what it leaves, and what the payment takes of it."""
+
+    name: str
+    scope: Scope
     asset: str
     left_units: int
     asked_units: int
 
+    @property
+    def is_exceeded(self) -> bool:
+        return self.asked_units > self.left_units
 
-def decide(
+
+class Span(NamedTuple):
+    """What was spent in one span of a window."""
+
+    start_ms: int
+    units: int
+
+
+def limits_of(asset: str, most_units: Mapping[str, int | None], scope: Scope = WALLET) -> tuple[Limit, ...]:
+    """Limits of one asset and scope, by the names of their windows; None sets none."""
+    return tuple(
+        Limit(scope, asset, Window(name), units) for name, units in most_units.items() if units is not None
+    )
+
+
+def scopes_of(app: str, merchant: str) -> tuple[Scope, ...]:
+    """Every scope that a payment of an app to a merchant is spent in; the narrowest first."""
+    return (Scope(app, merchant), Scope(app), Scope(ANY, merchant), WALLET)
+
+
+def in_force(limits: Iterable[Limit], over: Iterable[Limit]) -> tuple[Limit, ...]:
+    """The limits, but for those that stand `over` them: the same scope, asset and window."""
+    merged = {limit[:3]: limit for limit in (*limits, *over)}
+    return tuple(merged.values())
+
+
+def allowed_assets(limits: Iterable[Limit]) -> frozenset[str]:
+    """What the wallet may spend at all: assets with a limit for the wallet as a whole. Others' only tighten."""
+    return frozenset(limit.asset for limit in limits if limit.scope == WALLET)
+
+
+def concerning(limits: Iterable[Limit], app: str, merchant: str, assets: Iterable[str]) -> tuple[Limit, ...]:
+    """The limits that bind such a payment. Refused: `asset_not_allowed` where the wallet has none of an asset."""
+    limits, wanted, scopes = tuple(limits), tuple(assets), scopes_of(app, merchant)
+    for asset in sorted(set(wanted) - allowed_assets(limits)):
+        raise Refused("asset_not_allowed", f"no limit is set for {asset}", asset=asset)
+    return tuple(limit for limit in limits if limit.asset in wanted and limit.scope in scopes)
+
+
+def counts_from_ms(window: Window, clock_ms: int) -> int:
+    """Where the oldest span begins that a rolling window counts."""
+    return (clock_ms - LENGTH_MS[window]) // SPAN_MS[window] * SPAN_MS[window]
+
+
+def frees_at_ms(window: Window, spans: Sequence[Span], units: int) -> int | None:
+    """When so many units of what the window counts are spent long enough ago; None: never. Oldest spans first."""
+    for span in spans:
+        units -= span.units
+        if units <= 0:
+            return span.start_ms + SPAN_MS[window] + LENGTH_MS[window]
+    return None
+
+
+def ask(limit: Limit, counted_units: int, spend: Mapping[str, int], count: int = 1) -> Asked:
+    """What a limit leaves, when so much is counted in its window, to a spend that comes `count` times."""
+    times = 1 if limit.window is Window.PAYMENT else count
+    left_units = max(limit.most_units - counted_units, 0)
+    return Asked(limit.window, limit.scope, limit.asset, left_units, spend.get(limit.asset, 0) * times)
+
+
+def ask_again(asked: Iterable[Asked], spend: Mapping[str, int]) -> tuple[Asked, ...]:
+    """The same limits, with what they left, asked for another spend."""
+    return tuple(one._replace(asked_units=spend.get(one.asset, 0)) for one in asked)
+
+
+def ask_bounds(
     spend: Mapping[str, int],
-    limits: Mapping[str, Limit],
-    spent_day: Mapping[str, int],
-    *,
     paid_asset: str,
     max_total_units: int | None,
-    topup_left_lovelace: int | None = None,
+    topup_left_lovelace: int | None,
     count: int = 1,
-) -> tuple[Allowed, ...]:
-    """Every limit that was asked, when the spend is within it; else `asset_not_allowed` or `limit_exceeded`.
+) -> tuple[Asked, ...]:
+    """Bounds beside the limits, which can only tighten: the caller's own, and the merchant's for top-ups.
 
-    `spent_day` is what was held or spent in the 24 hours before, per asset. `max_total_units` is the
-    caller's own bound on what leaves in the invoice's asset (the fee counts where that is ADA); it can
-    only tighten. So can `topup_left_lovelace`, what the merchant's limit for top-ups leaves. `count`: it is to be
-    spent so often within the day.
+    `max_total_units` bounds what leaves in the invoice's asset: the fee counts where that is ADA.
     """
-    allowed = []
-    for asset, units in spend.items():
-        limit = limits.get(asset)
-        if limit is None:
-            raise Refused("asset_not_allowed", f"no limit is set for {asset}", asset=asset)
-        allowed.append(_require(asset, units, limit.per_payment_units, "per_payment"))
-        allowed.append(_require(asset, units * count, limit.per_day_units - spent_day.get(asset, 0), "per_day"))
+    asked = []
     if max_total_units is not None:
-        allowed.append(_require(paid_asset, spend.get(paid_asset, 0), max_total_units, "max_total"))
+        asked.append(Asked("max_total", WALLET, paid_asset, max_total_units, spend.get(paid_asset, 0)))
     if topup_left_lovelace is not None:
-        asked = spend.get(LOVELACE, 0) * count
-        allowed.append(_require(LOVELACE, asked, topup_left_lovelace, "topup_per_day"))
-    return tuple(allowed)
+        left, units = max(topup_left_lovelace, 0), spend.get(LOVELACE, 0) * count
+        asked.append(Asked("topup_per_day", WALLET, LOVELACE, left, units))
+    return tuple(asked)
 
 
-def _require(asset: str, units: int, left_units: int, limit: str) -> Allowed:
-    if units > left_units:
-        unit = LOVELACE if asset == LOVELACE else f"units of {asset}"
-        raise Refused(
-            "limit_exceeded",
-            f"{limit} leaves {max(left_units, 0)} {unit}, this payment takes {units} with its fee",
-            limit=limit,
-            asset=asset,
-            left=str(max(left_units, 0)),
-            asked=str(units),
-        )
-    return Allowed(limit, asset, left_units, units)
+def tightest(asked: Iterable[Asked]) -> Asked | None:
+    """Of the limits that are exceeded, the one that leaves least; of equal ones that of the longest window."""
+    exceeded = [one for one in asked if one.is_exceeded]
+    return min(exceeded, key=lambda one: (one.left_units, -_rank(one.name)), default=None)
+
+
+def _rank(name: str) -> int:
+    return _ORDER.index(Window(name)) if name in _ORDER else -1
+
+
+def refusal(asked: Asked, frees_at: int | None, app_name: str) -> Refused:
+    """`limit_exceeded`, naming the limit, whose it is, what it leaves and when there is room for the payment.
+
+    `app_name`: how people call the app that asked.
+    """
+    unit = LOVELACE if asked.asset == LOVELACE else f"units of {asked.asset}"
+    app, merchant = asked.scope
+    whose = ({} if app == ANY else {"app": app_name}) | ({} if merchant == ANY else {"merchant": merchant})
+    of = "".join(f" of {name} {value}" for name, value in whose.items())
+    when = "" if frees_at is None else f"; there is room for it from {iso_time(frees_at)} on"
+    return Refused(
+        "limit_exceeded",
+        f"{asked.name}{of} leaves {asked.left_units} {unit}, this payment takes {asked.asked_units} with its fee"
+        f"{when}",
+        limit=asked.name,
+        asset=asked.asset,
+        left=str(asked.left_units),
+        asked=str(asked.asked_units),
+        frees_at=None if frees_at is None else iso_time(frees_at),
+        **whose,
+    )

@@ -88,8 +88,19 @@ PROBLEMS: dict[str, Problem] = {
         "last time limit of what was signed for it. If the deposit comes back, the payment goes on.",
         money="Its money stays held until then: what was signed can land, if the deposit comes back in time.",
     ),
+    "app_exists": Problem(
+        409,
+        2,
+        "An app has this name already",
+        "Take another name, or give that app a new token: payagent app token NAME.",
+        money="",
+    ),
     "asset_not_allowed": Problem(
-        403, 6, "No limit is set for this asset", "Add the asset with a limit of its own to [[limits.assets]]."
+        403,
+        6,
+        "This asset may not be spent",
+        "Give it a limit of its own, in [[limits.assets]] or with payagent limits set --asset; an app that is "
+        "bound to some assets pays in no other.",
     ),
     "asset_not_understood": Problem(422, 3, "An asset that is not named by its policy and name", _SENDER),
     "attempt_expired": Problem(
@@ -318,7 +329,12 @@ PROBLEMS: dict[str, Problem] = {
     "media_type_refused": Problem(
         415, 2, "The body is not declared as JSON", "Send it with Content-Type: application/json.", money=""
     ),
-    "merchant_not_allowed": Problem(403, 6, "The origin is not a configured merchant", "Add it to [merchants]."),
+    "merchant_not_allowed": Problem(
+        403,
+        6,
+        "This merchant may not be paid",
+        "Add its origin to [merchants]; an app that is bound to some merchants pays no other.",
+    ),
     "merchant_refused": Problem(
         409,
         3,

@@ -16,8 +16,8 @@ from payagent.proxy.errand import ROOT, read_errand
 from payagent.proxy.intake import Intake, Spool
 from payagent.proxy.reply import Reply
 from payagent.proxy.upstream import Target, Upstream
-from payagent.store import queries
-from payagent.store.queries import AppRow
+from payagent.store import apps
+from payagent.store.apps import AppRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,4 +63,4 @@ class Door:
         return self._upstreams[origin]
 
     def _find_app(self, token: str) -> AppRow | None:
-        return queries.app_by_token_hash(self._agent.conn, hash_token(token))
+        return apps.by_token(self._agent.conn, hash_token(token), self._agent.ports.clock.now_ms())

@@ -26,7 +26,7 @@ from payagent.proxy.headers import (
     values,
     wants_websocket,
 )
-from payagent.store.queries import AppRow
+from payagent.store.apps import AppRow
 
 ROOT = b"/proxy/"
 
@@ -75,6 +75,8 @@ def read_errand(scope: Scope, merchants: Mapping[str, MerchantTerms], find_app: 
         raise Refused("method_not_allowed", "the proxy takes every method in capitals but CONNECT")
     if name not in merchants:
         raise Refused("merchant_not_allowed", "the path after /proxy/ names no merchant of [merchants]")
+    # a call that asks for no payment may draw on a prepaid balance
+    app.require_may_call(merchants[name].origin)
     for key, _ in headers:
         if key.startswith(OWN_PREFIX) and key not in _KNOWN:
             raise Refused("bad_request", f"the header {key.decode('latin-1')[:60]!a} is not known")

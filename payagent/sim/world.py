@@ -31,7 +31,7 @@ from payagent.chain.source import ChainSource
 from payagent.core.money import LOVELACE
 from payagent.core.network import NETWORKS
 from payagent.core.payment import ENDED_WITHOUT_PAYING, State
-from payagent.core.policy import Limit
+from payagent.core.policy import limits_of
 from payagent.core.problem import Refused
 from payagent.devnet.ledger import Block
 from payagent.devnet.merchant import Terms as ShopTerms
@@ -52,7 +52,7 @@ from payagent.sim.shops import SimShop, Transport
 from payagent.sim.source import LIES, Habits, SimSource
 from payagent.sim.story import Story
 from payagent.sim.themes import draw_theme
-from payagent.store import queries, records
+from payagent.store import apps, queries, records
 from payagent.store.lease import lease
 from payagent.store.writer import Committer, Connection, Job, Unit
 from payagent.wallet.coins import Coin, Coins
@@ -633,7 +633,7 @@ class World:
             network=NETWORK,
             own=account().address,
             merchants=merchants,
-            limits={LOVELACE: Limit(100 * ADA, plan.per_day_lovelace)},
+            limits=limits_of(LOVELACE, {"per_payment": 100 * ADA, "per_day": plan.per_day_lovelace}),
             decimals={},
             confirm_depth=plan.confirm_depth,
             void_depth=plan.void_depth,
@@ -679,7 +679,7 @@ def make_template(folder: Path) -> Path:
     def job(unit: Unit) -> None:
         records.put_meta(unit, "network", NETWORK.name)
         records.put_meta(unit, "address", account().address.text)
-        records.add_app(unit, "app_test", "test", "0" * 64, ["pay", "read", "operate", "approve"], START_MS)
+        apps.add_with_token(unit, "app_test", "test", "0" * 64, ["pay", "read", "operate", "approve"], START_MS)
 
     committer.commit([Job("template", job, Unit(committer.conn))])
     committer.close()

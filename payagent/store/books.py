@@ -19,6 +19,7 @@ from payagent.store import queries
 from payagent.store.queries import AttemptKind, EntryRow, OutputRow
 from payagent.store.schema import GUARDS, KEPT
 from payagent.store.seals import row_text
+from payagent.store.spending import SPANS_MS
 
 _LEAST, _MOST = -(2**63), 2**63 - 1
 """What numbers a row may have."""
@@ -394,6 +395,94 @@ def deposited(conn: sqlite3.Connection, ref: str) -> tuple[dict[str, int] | None
         "SELECT 1 FROM journal WHERE payment_id IS NULL AND kind = 'undeposit' AND ref = ?", (ref,)
     ).fetchone()
     return None, back is not None
+
+
+_EXPECTED = """CASE WHEN p.kind <> 'invoice' THEN NULL WHEN h.released_at_ms IS NULL THEN h.units
+    WHEN p.state = 'void' AND h.asset = 'lovelace'
+    THEN COALESCE((SELECT fee_lovelace FROM attempts WHERE tx_id = p.tx_id), 0) ELSE 0 END"""
+
+
+def miscounted(conn: sqlite3.Connection) -> Iterator[tuple[str, str, int | None, int | None]]:
+    """(payment, asset, what of its hold counts against limits, what ought to) of those that disagree."""
+    return conn.execute(
+        f"SELECT h.payment_id, h.asset, h.counted_units, {_EXPECTED} AS expected FROM holds h "  # noqa: S608
+        "JOIN payments p ON p.id = h.payment_id WHERE h.counted_units IS NOT expected ORDER BY h.rowid"
+    )
+
+
+def put_back_clocks(conn: sqlite3.Connection) -> Iterator[tuple[str, str]]:
+    """(payment, asset) of holds that were counted at an earlier time of the limits' clock than the one before."""
+    return conn.execute(
+        "SELECT payment_id, asset FROM (SELECT rowid, payment_id, asset, counted_at_ms, "
+        "LAG(counted_at_ms, 1, 0) OVER (ORDER BY rowid) AS before_ms FROM holds) WHERE counted_at_ms < before_ms "
+        "ORDER BY rowid"
+    )
+
+
+def limits_set(conn: sqlite3.Connection) -> Iterator[str]:
+    """What each event tells that set a limit, in order."""
+    rows = conn.execute("SELECT detail FROM events WHERE payment_id IS NULL AND event = 'limit_set' ORDER BY seq")
+    return (detail for (detail,) in rows)
+
+
+def tokens(conn: sqlite3.Connection) -> Iterator[tuple[int, str, int | None]]:
+    """(row number, whose, when it was revoked) of every token, in order."""
+    return conn.execute("SELECT rowid, app_id, revoked_at_ms FROM tokens ORDER BY rowid")
+
+
+def token_events(conn: sqlite3.Connection) -> Iterator[tuple[str | None, str, int]]:
+    """(app, event, when) of each token that was given or revoked, in order."""
+    return conn.execute(
+        "SELECT IIF(json_valid(detail), detail ->> '$.app', NULL), event, at_ms FROM events "
+        "WHERE payment_id IS NULL "
+        "AND event IN ('token_given', 'app_revoked') ORDER BY seq"
+    )
+
+
+_FINEST, *_COARSER = SPANS_MS[:-1]
+_HALVES = "SUM({0}high) + (SUM({0}low) >> 32), SUM({0}low) & 4294967295"
+_NARROW = "s.app <> '' AND s.merchant <> ''"
+
+
+def misspent(conn: sqlite3.Connection) -> Iterator[tuple[str, str, str, int, int]]:
+    """(app, merchant, asset, span, its start) where what is kept as spent is not what the holds count.
+
+    Of an app at a merchant in the finest spans, that is asked of the holds; of all other rows, of those.
+    """
+    counted = "SUM(h.counted_units >> 32) + (SUM(h.counted_units & 4294967295) >> 32), "
+    counted += "SUM(h.counted_units & 4294967295) & 4294967295"
+    of_holds = (
+        f"SELECT p.app_id, i.origin, h.asset, {_FINEST}, h.counted_at_ms / {_FINEST} * {_FINEST}, {counted} "  # noqa: S608
+        "FROM holds h JOIN payments p ON p.id = h.payment_id JOIN intents i ON i.id = p.intent_id "
+        "WHERE h.counted_units IS NOT NULL GROUP BY 1, 2, 3, 5"
+    )
+    yield from _unlike(conn, of_holds, f"s.span_ms = {_FINEST} AND {_NARROW}")
+    for span_ms in (*_COARSER, 0):
+        start = f"s.start_ms / {span_ms} * {span_ms}" if span_ms else "0"
+        wider = (
+            f"SELECT s.app, s.merchant, s.asset, {span_ms}, {start}, {_HALVES.format('s.')} FROM spent s "  # noqa: S608
+            f"WHERE s.span_ms = {_FINEST} AND {_NARROW} GROUP BY 1, 2, 3, 5"
+        )
+        yield from _unlike(conn, wider, f"s.span_ms = {span_ms} AND {_NARROW}")
+    for app, merchant in (("s.app", "''"), ("''", "s.merchant"), ("''", "''")):
+        wider = (
+            f"SELECT {app}, {merchant}, s.asset, s.span_ms, s.start_ms, {_HALVES.format('s.')} FROM spent s "  # noqa: S608
+            f"WHERE {_NARROW} GROUP BY 1, 2, 3, 4, 5"
+        )
+        is_any = (
+            f"s.{name} {'=' if value == chr(39) * 2 else '<>'} ''"
+            for name, value in (("app", app), ("merchant", merchant))
+        )
+        yield from _unlike(conn, wider, " AND ".join(is_any))
+
+
+def _unlike(conn: sqlite3.Connection, wanted: str, where: str) -> Iterator[tuple[str, str, str, int, int]]:
+    kept = f"SELECT s.app, s.merchant, s.asset, s.span_ms, s.start_ms, s.high, s.low FROM spent s WHERE {where}"  # noqa: S608
+    rows = conn.execute(
+        f"SELECT * FROM (SELECT * FROM ({wanted}) EXCEPT {kept}) "  # noqa: S608
+        f"UNION SELECT * FROM ({kept} EXCEPT SELECT * FROM ({wanted}))"
+    )
+    return ((app, merchant, asset, span_ms, start_ms) for app, merchant, asset, span_ms, start_ms, *_ in rows)
 
 
 # a coin counts from when what made it is booked until what spent it is

@@ -16,7 +16,6 @@ from itertools import groupby
 from typing import Any, Literal, NamedTuple
 
 from payagent.core.invoice import Proof, Role
-from payagent.core.money import LOVELACE
 from payagent.core.payment import Delivery, State
 from payagent.store.schema import GENESIS, IS_SPEND
 
@@ -157,13 +156,6 @@ class CoinRow:
     def is_gone(self) -> bool:
         """Whether nothing can be built on it now: the list lacks it, or it was seen spent."""
         return self.state in ("missing", "vanished", "spent")
-
-
-@dataclass(frozen=True, slots=True)
-class AppRow:
-    id: str
-    name: str
-    scopes: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -345,27 +337,6 @@ def payment_of_invoice(conn: sqlite3.Connection, invoice_seq: int) -> str | None
         (invoice_seq,),
     ).fetchone()
     return row[0] if row else None
-
-
-def spent_since(conn: sqlite3.Connection, since_ms: int) -> dict[str, int]:
-    """Units per asset that payments admitted since then took and did not give back (self-transfers aside).
-
-    Of a payment that was cancelled, that is the fee of the cancel.
-    """
-    rows = conn.execute(
-        f"SELECT asset, {_SUMS} FROM holds h JOIN payments p ON p.id = h.payment_id AND p.kind = 'invoice' "  # noqa: S608
-        "WHERE h.at_ms > ? AND h.released_at_ms IS NULL GROUP BY asset",
-        (since_ms,),
-    )
-    spent = {asset: _total(high, low) for asset, high, low in rows}
-    (cancels_lovelace,) = conn.execute(
-        "SELECT COALESCE(SUM(a.fee_lovelace), 0) FROM payments p JOIN attempts a ON a.tx_id = p.tx_id "
-        "WHERE p.state = 'void' AND p.kind = 'invoice' AND p.created_at_ms > ?",
-        (since_ms,),
-    ).fetchone()
-    if cancels_lovelace:
-        spent[LOVELACE] = spent.get(LOVELACE, 0) + cancels_lovelace
-    return spent
 
 
 def hold(conn: sqlite3.Connection, payment_id: str) -> dict[str, int]:
@@ -788,11 +759,6 @@ def last_posting(conn: sqlite3.Connection, payment_id: str) -> EntryRow | None:
         (payment_id,),
     ).fetchone()
     return _entry(conn, row) if row and row[1] != "reverse" else None
-
-
-def app_by_token_hash(conn: sqlite3.Connection, token_hash: str) -> AppRow | None:
-    row = conn.execute("SELECT id, name, scopes FROM apps WHERE token_hash = ?", (token_hash,)).fetchone()
-    return AppRow(row[0], row[1], frozenset(row[2].split(" "))) if row else None
 
 
 def meta(conn: sqlite3.Connection, key: str) -> str | None:

@@ -9,7 +9,9 @@ from collections.abc import Iterable, Mapping
 
 from payagent.core.invoice import Invoice
 from payagent.core.ledger import Entry
+from payagent.core.money import LOVELACE
 from payagent.core.payment import Delivery, Event, State, move
+from payagent.store import spending
 from payagent.store.onchain import ForeignRow
 from payagent.store.queries import AttemptKind, CoinRow, OutputRow, dump_outputs, event_hash, last_event
 from payagent.store.writer import Unit
@@ -18,13 +20,6 @@ from payagent.store.writer import Unit
 def put_meta(unit: Unit, key: str, value: str) -> None:
     """Record a fact about this database for good; another value for the same key is an IntegrityError."""
     unit.conn.execute("INSERT INTO meta(key, value) VALUES (?, ?)", (key, value))
-
-
-def add_app(unit: Unit, app_id: str, name: str, token_hash: str, scopes: Iterable[str], now_ms: int) -> None:
-    unit.conn.execute(
-        "INSERT INTO apps(id, name, token_hash, scopes, created_at_ms) VALUES (?, ?, ?, ?, ?)",
-        (app_id, name, token_hash, " ".join(sorted(scopes)), now_ms),
-    )
 
 
 def add_intent(
@@ -175,22 +170,58 @@ def set_merchant_status(unit: Unit, payment_id: str, status: str, now_ms: int) -
     )
 
 
-def place_hold(unit: Unit, payment_id: str, units: Mapping[str, int], now_ms: int) -> None:
+def place_hold(
+    unit: Unit, payment_id: str, units: Mapping[str, int], now_ms: int, counted_at_ms: int, is_counted: bool
+) -> None:
+    """Reserve units. They count against limits at that time of the limits' clock, unless none bind the payment."""
     unit.conn.executemany(
-        "INSERT INTO holds(payment_id, asset, units, at_ms) VALUES (?, ?, ?, ?)",
-        [(payment_id, asset, n, now_ms) for asset, n in units.items()],
+        "INSERT INTO holds(payment_id, asset, units, at_ms, counted_units, counted_at_ms) "
+        "VALUES (?, ?, ?, ?, ?, ?)",
+        [(payment_id, asset, n, now_ms, n if is_counted else None, counted_at_ms) for asset, n in units.items()],
     )
+    if is_counted:
+        spending.count(unit, *_whose(unit, payment_id), units, counted_at_ms)
 
 
-def release_hold(unit: Unit, payment_id: str, now_ms: int) -> None:
-    unit.conn.execute(
-        "UPDATE holds SET released_at_ms = ? WHERE payment_id = ? AND released_at_ms IS NULL", (now_ms, payment_id)
-    )
+def release_hold(unit: Unit, payment_id: str, now_ms: int, kept_lovelace: int = 0) -> None:
+    """Give a hold back; what was lost all the same, as the fee of a cancel, goes on counting against limits."""
+    rows = unit.conn.execute(
+        "UPDATE holds SET released_at_ms = ? WHERE payment_id = ? AND released_at_ms IS NULL RETURNING asset",
+        (now_ms, payment_id),
+    ).fetchall()
+    _count_anew(unit, payment_id, {asset: kept_lovelace if asset == LOVELACE else 0 for (asset,) in rows})
 
 
 def renew_hold(unit: Unit, payment_id: str) -> None:
-    """What ended a hold is on no chain any more: it counts again."""
-    unit.conn.execute("UPDATE holds SET released_at_ms = NULL WHERE payment_id = ?", (payment_id,))
+    """What ended a hold is on no chain any more: it counts again, from when it did."""
+    rows = unit.conn.execute(
+        "UPDATE holds SET released_at_ms = NULL WHERE payment_id = ? RETURNING asset, units", (payment_id,)
+    ).fetchall()
+    _count_anew(unit, payment_id, dict(rows))
+
+
+def _count_anew(unit: Unit, payment_id: str, units: Mapping[str, int]) -> None:
+    """So much of a payment's holds counts from now on, where they count at all."""
+    rows = unit.conn.execute(
+        "SELECT asset, counted_units, counted_at_ms FROM holds WHERE payment_id = ? AND counted_units IS NOT NULL",
+        (payment_id,),
+    ).fetchall()
+    for asset, before, at_ms in rows:
+        if asset in units:
+            spending.count(unit, *_whose(unit, payment_id), {asset: units[asset] - before}, at_ms)
+            unit.conn.execute(
+                "UPDATE holds SET counted_units = ? WHERE payment_id = ? AND asset = ?",
+                (units[asset], payment_id, asset),
+            )
+
+
+def _whose(unit: Unit, payment_id: str) -> tuple[str, str]:
+    """The app of a payment, and the merchant's origin."""
+    app, origin = unit.conn.execute(
+        "SELECT p.app_id, i.origin FROM payments p JOIN intents i ON i.id = p.intent_id WHERE p.id = ?",
+        (payment_id,),
+    ).fetchone()
+    return app, origin
 
 
 _ADD_TO_BALANCE = """

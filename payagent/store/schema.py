@@ -37,14 +37,26 @@ CREATE TABLE boot (
   epoch TEXT NOT NULL
 ) STRICT;
 
--- A client of payagent. Only the hash of its token is kept.
+-- A client of payagent, and what it may do. merchants (origins) and assets: the only ones that it may pay, between
+-- spaces; NULL: it is bound by what binds the wallet.
 CREATE TABLE apps (
   id TEXT PRIMARY KEY,
   name TEXT NOT NULL UNIQUE,
-  token_hash TEXT NOT NULL UNIQUE,
   scopes TEXT NOT NULL,
+  merchants TEXT,
+  assets TEXT,
   created_at_ms INTEGER NOT NULL
 ) STRICT;
+
+-- What an app shows to be let in; only its hash is kept. One at a time is good: the next one ends it.
+CREATE TABLE tokens (
+  hash TEXT PRIMARY KEY,
+  app_id TEXT NOT NULL REFERENCES apps(id),
+  created_at_ms INTEGER NOT NULL,
+  expires_at_ms INTEGER,
+  revoked_at_ms INTEGER
+) STRICT;
+CREATE UNIQUE INDEX tokens_good ON tokens(app_id) WHERE revoked_at_ms IS NULL;
 
 -- One purchase that an app wants. A derived key is free again once its delivery is accepted (ended_at_ms).
 CREATE TABLE intents (
@@ -130,16 +142,42 @@ CREATE INDEX payments_by_pool ON payments(pool, seq) WHERE pool IS NOT NULL;
 CREATE INDEX payments_coming ON payments(pool)
   WHERE state IN ('reserved', 'signed', 'in_flight', 'replacing', 'in_block');
 
--- Units reserved for a payment, fee and riding ADA included. They count against limits until released.
+-- Units reserved for a payment, fee and riding ADA included. counted_units: what of them counts against limits,
+-- all until they are released; NULL of a self-transfer, which no limit binds. counted_at_ms: the limits' clock
+-- when they were placed (store.spending).
 CREATE TABLE holds (
   payment_id TEXT NOT NULL REFERENCES payments(id),
   asset TEXT NOT NULL,
   units INTEGER NOT NULL CHECK (units > 0),
   at_ms INTEGER NOT NULL,
   released_at_ms INTEGER,
+  counted_units INTEGER CHECK (counted_units >= 0),
+  counted_at_ms INTEGER NOT NULL,
   PRIMARY KEY (payment_id, asset)
 ) STRICT;
-CREATE INDEX holds_counted ON holds(at_ms, asset, units) WHERE released_at_ms IS NULL;
+
+-- What the holds of a scope count in a span of time, kept with them so that nobody need add them up: high * 2^32 +
+-- low units. app and merchant (an origin): '' is any. span_ms = 0: the span that never ends.
+CREATE TABLE spent (
+  app TEXT NOT NULL,
+  merchant TEXT NOT NULL,
+  asset TEXT NOT NULL,
+  span_ms INTEGER NOT NULL,
+  start_ms INTEGER NOT NULL,
+  high INTEGER NOT NULL,
+  low INTEGER NOT NULL CHECK (low BETWEEN 0 AND 4294967295),
+  PRIMARY KEY (app, merchant, asset, span_ms, start_ms)
+) STRICT, WITHOUT ROWID;
+
+-- Limits that were set at run time: each stands over the config file's of the same scope, asset and kind.
+CREATE TABLE limits (
+  app TEXT NOT NULL,
+  merchant TEXT NOT NULL,
+  asset TEXT NOT NULL,
+  kind TEXT NOT NULL CHECK (kind IN ('per_payment', 'per_hour', 'per_day', 'per_week', 'per_month', 'total')),
+  most_units INTEGER NOT NULL CHECK (most_units >= 0),
+  PRIMARY KEY (app, merchant, asset, kind)
+) STRICT, WITHOUT ROWID;
 
 -- Signed bytes, before they leave. `inputs` is a list of refs between spaces; the anchor is among them. A cancel
 -- pays nobody but the wallet itself.
@@ -535,7 +573,12 @@ KEPT = {
     "foreign_sightings": Kept((_ROW,)),
     "sightings": Kept((_ROW,)),
     "submissions": Kept((_ROW,)),
-    "apps": Kept((_ROW, Key(("id",)), Key(("name",)), Key(("token_hash",)))),
+    "apps": Kept((_ROW, Key(("id",)), Key(("name",)))),
+    "tokens": Kept(
+        (_ROW, Key(("hash",)), Key(("app_id",), "{0}revoked_at_ms IS NULL")),
+        fixed=("rowid", "hash", "app_id", "created_at_ms", "expires_at_ms"),
+        once=("revoked_at_ms",),
+    ),
     "meta": Kept((_ROW, Key(("key",)))),
     "seals": Kept((_ROW,)),
     "intents": Kept(
@@ -561,7 +604,7 @@ KEPT = {
     ),
     "holds": Kept(
         (_ROW, Key(("payment_id", "asset"))),
-        fixed=("rowid", "payment_id", "asset", "units", "at_ms"),
+        fixed=("rowid", "payment_id", "asset", "units", "at_ms", "counted_at_ms"),
     ),
     "payments": Kept(
         (

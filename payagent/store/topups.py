@@ -6,6 +6,8 @@ May import: core, store. Never: commits; counts what an order bought (its paymen
 import sqlite3
 from dataclasses import dataclass
 
+from payagent.store import apps
+from payagent.store.apps import AppRow
 from payagent.store.writer import Unit
 
 AUTO_APP = "app_auto_topup"
@@ -85,12 +87,9 @@ def end(unit: Unit, topup_id: str, reason_code: str | None, reason: str | None, 
 
 
 def ensure_auto_app(unit: Unit, now_ms: int) -> None:
-    """Whose payments those of automatic orders are; what stands for its token is the hash of none."""
-    unit.conn.execute(
-        "INSERT INTO apps(id, name, token_hash, scopes, created_at_ms) SELECT ?, 'auto top-up', 'none', '', ? "
-        "WHERE NOT EXISTS (SELECT 1 FROM apps WHERE id = ?)",
-        (AUTO_APP, now_ms, AUTO_APP),
-    )
+    """Whose payments those of automatic orders are; it has no token, so nobody can ask for it."""
+    if apps.by_id(unit.conn, AUTO_APP) is None:
+        apps.add(unit, AppRow(AUTO_APP, "auto top-up", frozenset(), None, None), now_ms)
 
 
 def find(conn: sqlite3.Connection, topup_id: str) -> TopupRow | None:
@@ -131,11 +130,15 @@ def last_ended_ms(conn: sqlite3.Connection, pool_id: int) -> int:
 
 
 def lovelace_since(conn: sqlite3.Connection, origin: str, since_ms: int) -> int:
-    """Lovelace that orders at a merchant took since then and did not give back, fees included."""
+    """Lovelace that orders at a merchant took since then and did not give back, fees included.
+
+    By the clock of the limits (store.spending).
+    """
     row = conn.execute(
-        "SELECT COALESCE(SUM(h.units), 0) FROM topups t JOIN prepaid_pools o ON o.id = t.pool AND o.origin = ? "
+        "SELECT COALESCE(SUM(h.counted_units), 0) FROM topups t "
+        "JOIN prepaid_pools o ON o.id = t.pool AND o.origin = ? "
         "JOIN payments p ON p.topup = t.id JOIN holds h ON h.payment_id = p.id AND h.asset = 'lovelace' "
-        "WHERE h.at_ms > ? AND h.released_at_ms IS NULL",
+        "WHERE h.counted_at_ms > ?",
         (origin, since_ms),
     ).fetchone()
     return int(row[0])

@@ -300,7 +300,7 @@ async def test_the_next_payment_spends_what_is_only_there_when_every_cancel_of_i
     coin = "INSERT INTO coins VALUES (?, ?, 0, ?, '{}', 'change', ?, ?)"
 
     def two_voids(unit: Unit) -> None:
-        unit.conn.execute("INSERT INTO apps VALUES ('app', 'a', 'h', 'pay', 1)")
+        unit.conn.execute("INSERT INTO apps VALUES ('app', 'a', 'pay', NULL, NULL, 1)")
         unit.conn.execute("INSERT INTO intents VALUES ('int', 'app', 'k', 0, 'f', 'o', NULL, 'r', 1, NULL)")
         for name in ("a", "b"):
             anchor, cancel = f"{name}{name}#0", f"cancel_{name}"

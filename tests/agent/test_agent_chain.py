@@ -26,8 +26,9 @@ from agent_kit import ADA, APP, Run, World, with_terms, world_with_clock
 
 from payagent.agent.foreign import thaw
 from payagent.core.payment import State
+from payagent.core.policy import WALLET
 from payagent.core.problem import Refused
-from payagent.store import queries
+from payagent.store import queries, spending
 from payagent.store.queries import CoinRow, PaymentRow
 from payagent.wallet.coins import Coin
 
@@ -199,7 +200,7 @@ class TestAChildWithoutItsParent:
                 assert (void.state, void.reason_code, void.tx_id) == (State.VOID, "parent_lost", None)
                 assert void.void_by == run.agent.payment(parent.id).tx_id
             assert_at_rest(world, run)
-            spent = queries.spent_since(run.agent.conn, 0)
+            spent = spending.totals(run.agent.conn, WALLET)
             assert spent == queries.hold(run.agent.conn, parent.id), "what never was counts against no limit"
             await pass_time_of(world, run, LONG_S)
             again = await run.pay("child")

@@ -4,10 +4,11 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 
 import pytest
-from agent_kit import ADA, APP, Clock, World, with_terms
+from agent_kit import ADA, APP, Clock, World, daily, with_terms
 
 from payagent.agent.view import payment_view
 from payagent.core.address import Address
@@ -58,8 +59,8 @@ def somebody_else(world: World) -> Address:
     return derive(seed_from_words("zoo " * 23 + "vote"), world.terms.network).address
 
 
-def limit_of(day_ada: int) -> dict[str, Limit]:
-    return {"lovelace": Limit(1000 * ADA, day_ada * ADA)}
+def limit_of(day_ada: int) -> tuple[Limit, ...]:
+    return daily(1000 * ADA, day_ada * ADA)
 
 
 class TestCommitPoints:
@@ -207,16 +208,26 @@ class TestLimits:
             yield world
             world.http.close()
 
-    async def test_a_day_is_24_hours_to_the_millisecond(self, stopped: World) -> None:
+    async def test_a_day_is_over_when_a_block_says_so(self, stopped: World) -> None:
         world = stopped
         world.fund(50 * ADA, 50 * ADA)
         async with world.run(terms=with_terms(limits=limit_of(20))) as run:
             await run.pay_in_block("first")
-            world.clock.ahead_ms += DAY_MS - 1
-            await run.settle_down()
-            with pytest.raises(Refused, match="limit_exceeded"):
-                await run.pay("a millisecond early")
-            world.clock.ahead_ms += 1
+            paid_ms = world.clock.now_ms()
+            with pytest.raises(Refused, match="limit_exceeded") as refused:
+                await run.pay("at once")
+            frees_at = datetime.fromisoformat(str(refused.value.context["frees_at"]))
+            frees_at_ms = round(frees_at.timestamp() * 1000)
+            assert DAY_MS < frees_at_ms - paid_ms <= DAY_MS + 300_000
+            for message, ahead_ms in (("a second early", -1000), ("in time", 0)):
+                world.clock.ahead_ms += frees_at_ms + ahead_ms - world.clock.now_ms()
+                with pytest.raises(Refused):
+                    await run.pay("the clock alone frees nothing")
+                world.block()
+                await run.look()
+                if ahead_ms:
+                    with pytest.raises(Refused, match="limit_exceeded"):
+                        await run.pay(message)
             await run.pay("in time")
 
     async def test_a_hold_that_was_given_back_does_not_count(self, world: World) -> None:

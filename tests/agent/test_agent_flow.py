@@ -4,11 +4,10 @@ import asyncio
 import sqlite3
 
 import pytest
-from agent_kit import ADA, Run, World, with_terms
+from agent_kit import ADA, Run, World, daily, with_terms
 
 from payagent.agent.view import payment_view
 from payagent.core.payment import State
-from payagent.core.policy import Limit
 from payagent.core.problem import Refused
 from payagent.store import queries
 
@@ -47,7 +46,7 @@ async def test_a_402_is_paid_and_the_call_is_served(world: World, dialect: str) 
 async def test_a_native_token_invoice_is_paid_with_the_ada_that_rides_along(world: World) -> None:
     world.settings(asset=TOKEN, price="250", splits=[])
     world.fund(20 * ADA, assets={TOKEN: 1000})
-    limits = {"lovelace": Limit(1000 * ADA, 1000 * ADA), TOKEN: Limit(300, 1000)}
+    limits = daily(1000 * ADA, 1000 * ADA) + daily(300, 1000, TOKEN)
     async with world.run(terms=with_terms(limits=limits)) as run:
         row = await run.pay_in_block()
         assert served(world, run, row.id, "hello") == 200
@@ -89,7 +88,7 @@ async def test_fifty_purchases_at_once_from_sixty_coins(world: World) -> None:
 
 async def test_limits_hold_whatever_races(world: World) -> None:
     world.fund(*[20 * ADA] * 30)
-    limit = {"lovelace": Limit(1000 * ADA, 40 * ADA)}
+    limit = daily(1000 * ADA, 40 * ADA)
     async with world.run(terms=with_terms(limits=limit)) as run:
         await run.look()
         asks = [world.ask(f"call {n}", key=f"k{n}") for n in range(20)]
@@ -129,7 +128,7 @@ async def test_too_little_money_is_said_and_nothing_is_held(
 
 async def test_a_limit_is_named_even_when_the_wallet_is_empty(world: World) -> None:
     world.block()
-    async with world.run(terms=with_terms(limits={"lovelace": Limit(ADA, ADA)})) as run:
+    async with world.run(terms=with_terms(limits=daily(ADA, ADA))) as run:
         await run.look()
         with pytest.raises(Refused, match="limit_exceeded"):
             await run.agent.pay(world.ask())
@@ -229,7 +228,7 @@ async def test_the_caller_can_tighten(world: World) -> None:
 
 async def test_a_quote_reserves_and_writes_nothing(world: World) -> None:
     world.fund(50 * ADA)
-    async with world.run(terms=with_terms(limits={"lovelace": Limit(ADA, ADA)})) as run:
+    async with world.run(terms=with_terms(limits=daily(ADA, ADA))) as run:
         await run.look()
         quote = await run.agent.quote(world.ask())
         assert quote.refusal is not None

@@ -14,9 +14,10 @@ from agent_kit import ADA, Run, World, with_terms, world_with_clock
 from payagent.agent.agent import CANCEL_TTL_S
 from payagent.agent.terms import Terms
 from payagent.core.payment import Delivery, State
+from payagent.core.policy import WALLET
 from payagent.core.problem import Refused
 from payagent.dialects import Said, make_response
-from payagent.store import queries
+from payagent.store import queries, spending
 
 VOID_DEPTH = 3
 REFUSAL = {"detail": {"error": "x"}}
@@ -155,7 +156,7 @@ class TestCancel:
             assert run.books()["fees"] == {"lovelace": fee}
             assert "held" not in run.books()
             assert_memory(run)
-            assert queries.spent_since(run.agent.conn, 0) == {"lovelace": fee}
+            assert spending.totals(run.agent.conn, WALLET) == {"lovelace": fee}
 
     async def test_void_is_not_said_before_the_cancel_is_deep_and_was_seen_three_times(self, world: World) -> None:
         world.fund(50 * ADA)

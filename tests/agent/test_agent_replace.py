@@ -22,9 +22,10 @@ from payagent.audit.signed import Owner
 from payagent.audit.verify import verify
 from payagent.core.address import Address, encode_address, parse_address
 from payagent.core.payment import State
+from payagent.core.policy import WALLET
 from payagent.core.problem import Refused
 from payagent.core.strict_json import dumps
-from payagent.store import alerts, queries
+from payagent.store import alerts, queries, spending
 from payagent.store.queries import PaymentRow
 from payagent.wallet.coins import Coin, Coins
 from payagent.wallet.transaction import Plan, select, sign, sweep
@@ -324,7 +325,7 @@ class TestTakenBack:
             void = run.agent.payment(row.id)
             assert void.state is State.VOID
             assert_at_rest(world, run)
-            assert queries.spent_since(run.agent.conn, 0) == {"lovelace": void.fee_lovelace}
+            assert spending.totals(run.agent.conn, WALLET) == {"lovelace": void.fee_lovelace}
             again = await run.pay()
             assert again.id != row.id
             assert (again.anchor or "").startswith(void.tx_id or "-")
@@ -354,7 +355,7 @@ class TestTakenBack:
                 world.block(depth + 1)
                 await run.look()
                 assert run.state(row.id) is State.CANCELLING
-                assert queries.spent_since(run.agent.conn, 0) == queries.hold(run.agent.conn, row.id)
+                assert spending.totals(run.agent.conn, WALLET) == queries.hold(run.agent.conn, row.id)
                 assert_sound(world, run)
                 await run.pass_time(2, 250)
                 await wait_for_void(world, run)
@@ -444,7 +445,7 @@ class TestTheNextInvoice:
             merchant = run.agent.terms.merchants[world.origin]
             headers = retry_headers(row, merchant, world.address)
             assert (headers["X-Invoice-Id"], headers["X-Payment"]) == (row.invoice_id, row.tx_id)
-            assert queries.hold(run.agent.conn, row.id) == queries.spent_since(run.agent.conn, 0)
+            assert queries.hold(run.agent.conn, row.id) == spending.totals(run.agent.conn, WALLET)
             assert_sound(world, run)
             await run.settle_down()
             assert (run.state(row.id), world.transactions()) == (State.CONFIRMED, [row.tx_id])

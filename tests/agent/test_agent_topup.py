@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from agent.test_agent_prepaid import balance, call, require_whole
-from agent_kit import ADA, APP, Run, World, with_terms, world_with_clock
+from agent_kit import ADA, APP, Run, World, daily, with_terms, world_with_clock
 from proxy.proxy_kit import Heard, Paywall, Peer
 
 from payagent.agent.terms import AutoTopup, TopupRequest
@@ -161,7 +161,7 @@ class TestAnOrder:
 
 class TestLimits:
     async def test_the_limits_of_all_payments_hold(self, world: World) -> None:
-        limits = {"lovelace": Limit(20 * ADA, 30 * ADA)}
+        limits = daily(20 * ADA, 30 * ADA)
         async with world.run(terms=with_terms(limits=limits)) as run:
             await run.look()
             row = await carry_out(run, (await order(run, 50 * ADA)).id)
@@ -198,17 +198,17 @@ class TestLimits:
     @pytest.mark.parametrize(
         ("limits", "terms", "units", "told"),
         [
-            (Limit(5 * ADA, 100 * ADA), {}, COST, "per_payment"),
-            (Limit(20 * ADA, 40 * ADA), {}, 50 * ADA, "per_day"),
-            (Limit(20 * ADA, 400 * ADA), {"topup_per_day_lovelace": 3 * COST}, 50 * ADA, "topup_per_day"),
-            (Limit(20 * ADA, 4000 * ADA), {}, 700 * ADA, "are free"),
+            (daily(5 * ADA, 100 * ADA), {}, COST, "per_payment"),
+            (daily(20 * ADA, 40 * ADA), {}, 50 * ADA, "per_day"),
+            (daily(20 * ADA, 400 * ADA), {"topup_per_day_lovelace": 3 * COST}, 50 * ADA, "topup_per_day"),
+            (daily(20 * ADA, 4000 * ADA), {}, 700 * ADA, "are free"),
         ],
     )
     async def test_a_plan_names_what_stands_against_it(
-        self, world: World, limits: Limit, terms: dict[str, object], units: int, told: str
+        self, world: World, limits: tuple[Limit, ...], terms: dict[str, object], units: int, told: str
     ) -> None:
         world.terms = with_topup(world, **terms)
-        async with world.run(terms=with_terms(limits={"lovelace": limits})) as run:
+        async with world.run(terms=with_terms(limits=limits)) as run:
             await run.look()
             plan = await run.topups.plan(APP, wish(world, units))
             assert plan.quote.refusal is not None
@@ -386,7 +386,7 @@ class TestByItself:
 
     async def test_one_that_fails_is_told_and_pauses_longer_each_time(self, world: World) -> None:
         auto(world, per_day_count=9)
-        limits = {"lovelace": Limit(5 * ADA, 5 * ADA)}
+        limits = daily(5 * ADA, 5 * ADA)
         hour_ms = 3_600_000
         async with world.run(terms=with_terms(limits=limits)) as run:
             await run.look()

@@ -12,14 +12,13 @@ import cbor2
 import httpx
 import pytest
 from agent.test_agent_handover import pass_ttl, wait_for_void
-from agent_kit import ADA, APP, Run, World, world_with_clock
+from agent_kit import ADA, APP, Run, World, daily, world_with_clock
 from commitments import commitment_to
 
 from payagent.agent.agent import Advice, Ask, Request
 from payagent.agent.terms import Terms
 from payagent.agent.view import retry_headers
 from payagent.core.payment import Delivery, State
-from payagent.core.policy import Limit
 from payagent.core.problem import Refused
 from payagent.dialects import Said, parse_answer, parse_response
 from payagent.store import queries
@@ -199,7 +198,7 @@ async def test_where_the_payer_broadcasts_the_transaction_is_sent_first(world: W
 
 
 def with_tokens(terms: Terms) -> Terms:
-    return replace(terms, limits={**terms.limits, TOKEN: Limit(1_000_000, 2_000_000)})
+    return replace(terms, limits=(*terms.limits, *daily(1_000_000, 2_000_000, TOKEN)))
 
 
 def offering(world: World, *assets: tuple[str, str]) -> httpx.Response:

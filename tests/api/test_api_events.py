@@ -16,7 +16,7 @@ from canaries import plant
 from payagent.agent.ports import SystemRandomness
 from payagent.api import events as events_room
 from payagent.api.tokens import hash_token, new_token
-from payagent.store import queries, records
+from payagent.store import apps, queries, records
 from payagent.store.following import PAGE_ROWS
 from payagent.store.writer import Unit
 
@@ -188,7 +188,7 @@ async def test_no_more_streams_are_open_than_may_be_in_all(api: Api) -> None:
 
 
 def _add_follower(unit: Unit, name: str, token_hash: str) -> None:
-    records.add_app(unit, f"app_{name}", name, token_hash, ("read",), 1)
+    apps.add_with_token(unit, f"app_{name}", name, token_hash, ("read",), 1)
 
 
 async def _is_open(api: Api, app: str) -> bool:

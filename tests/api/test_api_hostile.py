@@ -4,12 +4,10 @@ import base64
 import json
 import time
 
-from agent_kit import DEVNET, World, with_terms
+from agent_kit import DEVNET, World, daily, with_terms
 from api_kit import Api, served
 from hostile_402s import OTHER_POLICY, TOKEN, TOKEN_DECIMALS, Hostile, address, bases, hostile_402s
 from hostile_x402 import hostile_x402s
-
-from payagent.core.policy import Limit
 
 PAY_TO = address(DEVNET, 0, 0x50)
 
@@ -49,7 +47,7 @@ def _rows(world: World) -> list[Hostile]:
 
 
 async def test_no_hostile_402_is_paid(world: World) -> None:
-    limits = {"lovelace": Limit(1_000_000_000, 100_000_000_000), TOKEN: Limit(10**12, 10**15)}
+    limits = daily(1_000_000_000, 100_000_000_000) + daily(10**12, 10**15, TOKEN)
     terms = with_terms(limits=limits, decimals={"lovelace": 6, TOKEN: TOKEN_DECIMALS})
     world.fund(41_000_000_000_000_000)  # so that no row is refused for want of money
     world.fund(5_000_000, assets={TOKEN: 50_000_000, OTHER_POLICY: 50_000_000})

@@ -21,6 +21,7 @@ async def test_the_document_describes_every_call_and_leads_nowhere_else(api: Api
     assert calls == {
         "get /healthz",
         "get /readyz",
+        "get /v1/apps",
         "get /v1/events",
         "get /v1/ledger/balance",
         "get /v1/ledger/entries",
@@ -39,6 +40,10 @@ async def test_the_document_describes_every_call_and_leads_nowhere_else(api: Api
         "get /v1/prepaid/topups/{topup_id}",
         "get /v1/wallet",
         "get /v1/wallet/utxos",
+        "post /v1/apps",
+        "post /v1/apps/{name}/revoke",
+        "post /v1/apps/{name}/token",
+        "post /v1/limits",
         "post /v1/payments",
         "post /v1/payments/{payment_id}/delivery",
         "post /v1/payments/{payment_id}/resolve",
@@ -64,7 +69,7 @@ async def test_generated_calls_get_the_answers_that_are_described(world: World) 
         async with served(run) as api:
             paid = await api.pay()
             asked = await asyncio.to_thread(_ask_everything, api, str(paid["id"]))
-            assert len(asked) == 27
+            assert len(asked) == 32
 
 
 def _ask_everything(api: Api, payment_id: str) -> set[str]:

@@ -3,13 +3,12 @@
 import json
 from typing import Any
 
-from agent_kit import World, with_terms
+from agent_kit import World, daily, with_terms
 from api_kit import Api, served
 
 from payagent.audit.finding import Finding
 from payagent.audit.receipt import check_receipt
 from payagent.audit.receipt_form import read_receipt
-from payagent.core.policy import Limit
 
 
 async def receipt_of(api: Api, payment_id: object, app: str = "first") -> dict[str, Any]:
@@ -71,7 +70,7 @@ async def test_a_receipt_is_for_those_who_may_see_the_payment(api: Api) -> None:
 
 async def test_a_refused_payment_has_a_receipt_with_the_reason_and_no_bytes(world: World) -> None:
     world.fund(100_000_000)
-    async with world.run(terms=with_terms(limits={"lovelace": Limit(1, 1)})) as run:
+    async with world.run(terms=with_terms(limits=daily(1, 1))) as run:
         await run.look()
         async with served(run) as api:
             assert (await api.http.post("/v1/payments", json=api.body())).status_code == 403

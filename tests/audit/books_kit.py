@@ -10,15 +10,18 @@ from pathlib import Path
 
 import pytest
 from agent.test_agent_handover import pass_ttl, wait_for_void, with_handover
-from agent_kit import ADA, DEVNET, Clock, World, with_terms
+from agent_kit import ADA, APP, DEVNET, Clock, World, daily, with_terms
 
+from payagent.agent.apps import NewApp, add_app, renew_token, revoke
+from payagent.agent.limits import set_limits
 from payagent.audit.finding import Finding, Head
 from payagent.audit.signed import Owner
 from payagent.audit.verify import verify
 from payagent.core.payment import State
-from payagent.core.policy import Limit
+from payagent.core.policy import Window
 from payagent.core.problem import Refused
 from payagent.devnet.server import DevnetThread
+from payagent.store import apps
 from payagent.store.schema import GUARDS
 from payagent.store.seals import SEALED, Sealer
 from payagent.store.writer import Readers
@@ -39,7 +42,7 @@ class Past:
 async def live(world: World) -> None:
     world.fund(*[100 * ADA] * 4)
     world.fund(20 * ADA, assets={TOKEN: 1000})
-    limits = {"lovelace": Limit(1000 * ADA, 100_000 * ADA), TOKEN: Limit(300, 1000)}
+    limits = daily(1000 * ADA, 100_000 * ADA) + daily(300, 1000, TOKEN)
     async with world.run(terms=with_terms(limits=limits)) as run:
         row = await run.pay_in_block("plain")
         await run.agent.record_delivery(row.id, 200)
@@ -57,7 +60,7 @@ async def live(world: World) -> None:
         await run.agent.send("app_test", world.account.address, "lovelace", 5 * ADA)
         await run.agent.drain(10)
         await run.settle_down()
-    async with world.run(terms=with_terms(limits={"lovelace": Limit(1, 1)})) as run:
+    async with world.run(terms=with_terms(limits=daily(1, 1))) as run:
         (world.folder / "early").mkdir()
         copy_of(world.folder / "ledger.db", world.folder / "early")
         await run.look()
@@ -71,6 +74,14 @@ async def live(world: World) -> None:
         assert run.state(taken_back.id) is State.VOID
         world.settings(price="3000000")
         await run.pay("on its way")
+        await set_limits(run.agent, APP, None, None, "lovelace", {Window.WEEK: 10**12, Window.TOTAL: 10**13})
+        await set_limits(run.agent, APP, None, None, "lovelace", {Window.TOTAL: None})
+        (operator,) = [app for app in apps.everybody(run.agent.conn) if app.id == APP]
+        wanted = NewApp("bot", frozenset({"pay"}), ("t",), None, "lovelace", {}, None)
+        await add_app(run.agent, operator, wanted, "1" * 64)
+        await renew_token(run.agent, operator, "bot", "2" * 64, None)
+        await revoke(run.agent, operator, "bot")
+        await renew_token(run.agent, operator, "bot", "3" * 64, None)
 
 
 @contextmanager

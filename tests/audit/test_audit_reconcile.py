@@ -22,7 +22,7 @@ from payagent.chain.source import Unknown
 from payagent.core.address import encode_address
 from payagent.core.invoice import Output
 from payagent.devnet.server import DevnetThread
-from payagent.store import records
+from payagent.store import apps
 from payagent.wallet.coins import Coins
 from payagent.wallet.transaction import select, sign
 
@@ -48,7 +48,7 @@ async def reconciled(run: Run, **query: int) -> dict[str, Any]:
     token = new_token(SystemRandomness())
     name, now_ms = hash_token(token)[:16], run.world.clock.now_ms()
     await run.agent.write(
-        "app", lambda unit: records.add_app(unit, name, name, hash_token(token), ["read"], now_ms)
+        "app", lambda unit: apps.add_with_token(unit, name, name, hash_token(token), ["read"], now_ms)
     )
     app = create_app(run.agent, run.topups, heartbeat=lambda: None, signer=lambda: None)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as http:

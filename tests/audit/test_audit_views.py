@@ -40,7 +40,7 @@ def empty(tmp_path: Path) -> Iterator[sqlite3.Connection]:
     with closing(open_database(tmp_path / "ledger.db")) as conn:
         migrate(conn)
         conn.execute("PRAGMA foreign_keys = OFF")
-        conn.execute("INSERT INTO apps VALUES ('app', 'shop', 'hash', 'pay', 1)")
+        conn.execute("INSERT INTO apps VALUES ('app', 'shop', 'pay', NULL, NULL, 1)")
         yield conn
 
 

@@ -271,9 +271,9 @@ def test_an_order_that_cannot_be_is_the_operators_to_correct(shop: Shop, order: 
 
 
 def test_limits_show_what_is_left(shop: Shop) -> None:
-    rows = {row["asset"]: row for row in shop.payagent("limits").json["limits"]}
-    assert rows["lovelace"]["per_payment"] == "1000000000"
-    assert rows[TOKEN]["per_day"] == "5000"
+    rows = {(row["asset"], row["limit"]): row["most"] for row in shop.payagent("limits").json["limits"]}
+    assert rows["lovelace", "per_payment"] == "1000000000"
+    assert rows[TOKEN, "per_day"] == "5000"
     assert "1000 ADA" in shop.payagent("limits", "--human").out
 
 

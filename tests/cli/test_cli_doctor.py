@@ -12,13 +12,13 @@ from cli_kit import Shop, checks, spawn, write_private
 
 from payagent.core import ledger
 from payagent.core.payment import State
-from payagent.store import records
+from payagent.store import apps, records
 from payagent.store.writer import Unit, Writer
 
 
 def write_history(unit: Unit) -> None:
     """A payment with three events, and two deposits whose sum no column of SQLite can hold."""
-    records.add_app(unit, "app", "a", "hash", ["pay"], 1)
+    apps.add_with_token(unit, "app", "a", "hash", ["pay"], 1)
     records.add_intent(
         unit,
         intent_id="int",

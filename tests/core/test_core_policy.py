@@ -1,52 +1,208 @@
-"""Limits: each binds exactly at its edge, the answer names it, and nothing without a limit is spent."""
+"""Limits: each binds exactly at its edge, the tightest is named, and nothing without a limit is spent."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from payagent.core.policy import Limit, decide
+from payagent.core import policy
+from payagent.core.policy import (
+    LENGTH_MS,
+    SPAN_MS,
+    WALLET,
+    Limit,
+    Scope,
+    Span,
+    Window,
+    allowed_assets,
+    ask,
+    ask_again,
+    ask_bounds,
+    concerning,
+    counts_from_ms,
+    frees_at_ms,
+    in_force,
+    limits_of,
+    refusal,
+    scopes_of,
+    tightest,
+)
 from payagent.core.problem import Refused
 
+ADA = "lovelace"
 TOKEN = "ab" * 28 + "55534454"
-LIMITS = {"lovelace": Limit(5_000_000, 20_000_000), TOKEN: Limit(100, 250)}
+APP, SHOP = "app_1", "https://shop.example"
+NARROW = Scope(APP, SHOP)
 
 
-def refusal(spend: dict[str, int], spent_day: dict[str, int], max_total: int | None = None) -> Refused | None:
-    try:
-        decide(spend, LIMITS, spent_day, paid_asset=next(reversed(spend)), max_total_units=max_total)
-    except Refused as refused:
-        return refused
-    return None
+def of_wallet(window: Window, most_units: int, asset: str = ADA) -> Limit:
+    return Limit(WALLET, asset, window, most_units)
 
 
-@pytest.mark.parametrize(
-    ("spend", "spent_day", "max_total", "limit", "left"),
-    [
-        ({"lovelace": 5_000_000}, {}, None, None, None),
-        ({"lovelace": 5_000_001}, {}, None, "per_payment", "5000000"),
-        ({"lovelace": 5_000_000}, {"lovelace": 15_000_000}, None, None, None),
-        ({"lovelace": 5_000_000}, {"lovelace": 15_000_001}, None, "per_day", "4999999"),
-        ({"lovelace": 1}, {"lovelace": 25_000_000}, None, "per_day", "0"),
-        ({"lovelace": 1_500_000, TOKEN: 100}, {}, None, None, None),
-        ({"lovelace": 1_500_000, TOKEN: 101}, {}, None, "per_payment", "100"),
-        ({"lovelace": 1_500_000, TOKEN: 60}, {TOKEN: 200}, None, "per_day", "50"),
-        ({"lovelace": 5_000_001, TOKEN: 1}, {}, None, "per_payment", "5000000"),  # ADA that rides along counts
-        ({"lovelace": 2_000_000}, {}, 2_000_000, None, None),
-        ({"lovelace": 2_000_001}, {}, 2_000_000, "max_total", "2000000"),
-        ({"lovelace": 4_000_000}, {}, 10_000_000, None, None),
-        ({"lovelace": 6_000_000}, {}, 10_000_000, "per_payment", "5000000"),  # the caller's bound only tightens
-    ],
-)
-def test_a_limit_binds_at_its_edge(
-    spend: dict[str, int], spent_day: dict[str, int], max_total: int | None, limit: str | None, left: str | None
-) -> None:
-    refused = refusal(spend, spent_day, max_total)
-    if limit is None:
-        assert refused is None
-    else:
-        assert refused is not None
-        assert (refused.code, refused.context["limit"], refused.context["left"]) == ("limit_exceeded", limit, left)
+class TestWhatBinds:
+    def test_the_limits_of_every_scope_that_a_payment_is_spent_in_bind_it(self) -> None:
+        scopes = (WALLET, Scope(APP), Scope(merchant=SHOP), NARROW)
+        others = (Scope("app_2"), Scope(merchant="https://other.example"), Scope(APP, "https://other.example"))
+        limits = [Limit(scope, ADA, Window.DAY, 5) for scope in (*scopes, *others)]
+        assert {limit.scope for limit in concerning(limits, APP, SHOP, [ADA])} == set(scopes)
+        assert set(scopes_of(APP, SHOP)) == set(scopes)
+
+    def test_only_limits_of_the_assets_that_are_spent_bind(self) -> None:
+        limits = (*limits_of(ADA, {"per_day": 5}), *limits_of(TOKEN, {"per_day": 5, "total": 9}))
+        assert concerning(limits, APP, SHOP, [ADA]) == limits[:1]
+        assert concerning(limits, APP, SHOP, [TOKEN, ADA]) == limits
+
+    @pytest.mark.parametrize("scope", [Scope(APP), Scope(merchant=SHOP), NARROW])
+    def test_an_asset_is_spent_only_when_the_wallet_has_a_limit_for_it(self, scope: Scope) -> None:
+        limits = (of_wallet(Window.DAY, 5), Limit(scope, TOKEN, Window.DAY, 5))
+        assert allowed_assets(limits) == {ADA}
+        with pytest.raises(Refused, match=f"no limit is set for {TOKEN}") as refused:
+            concerning(limits, APP, SHOP, [ADA, TOKEN])
+        assert (refused.value.code, refused.value.context) == ("asset_not_allowed", {"asset": TOKEN})
+
+    def test_what_is_set_at_run_time_stands_over_the_same_limit_only(self) -> None:
+        filed = (of_wallet(Window.PAYMENT, 5), of_wallet(Window.DAY, 20))
+        over = (of_wallet(Window.DAY, 50), Limit(Scope(APP), ADA, Window.DAY, 1))
+        assert in_force(filed, over) == (filed[0], over[0], over[1])
+
+    def test_a_window_without_an_amount_sets_no_limit(self) -> None:
+        limits = limits_of(ADA, {"per_payment": 5, "per_hour": None, "total": 0}, Scope(APP))
+        assert limits == (Limit(Scope(APP), ADA, Window.PAYMENT, 5), Limit(Scope(APP), ADA, Window.TOTAL, 0))
 
 
-def test_an_asset_without_a_limit_is_refused() -> None:
-    refused = refusal({"lovelace": 1, "cd" * 28: 1}, {})
-    assert refused is not None
-    assert refused.code == "asset_not_allowed"
+class TestWhatIsLeft:
+    @pytest.mark.parametrize(
+        ("counted", "units", "left", "is_exceeded"),
+        [
+            (0, 20, 20, False),
+            (0, 21, 20, True),
+            (15, 5, 5, False),
+            (15, 6, 5, True),
+            (20, 1, 0, True),
+            (25, 1, 0, True),
+            (25, 0, 0, False),
+        ],
+    )
+    def test_a_limit_binds_at_its_edge(self, counted: int, units: int, left: int, is_exceeded: bool) -> None:
+        asked = ask(of_wallet(Window.DAY, 20), counted, {ADA: units})
+        assert (asked.left_units, asked.asked_units, asked.is_exceeded) == (left, units, is_exceeded)
+        assert (tightest([asked]) is not None) is is_exceeded
+
+    def test_what_is_spent_several_times_is_so_in_windows_and_not_in_one_payment(self) -> None:
+        spend = {ADA: 5}
+        assert not ask(of_wallet(Window.PAYMENT, 5), 0, spend, count=3).is_exceeded
+        assert ask(of_wallet(Window.DAY, 14), 0, spend, count=3).is_exceeded
+        assert not ask(of_wallet(Window.TOTAL, 15), 0, spend, count=3).is_exceeded
+
+    def test_a_limit_is_asked_of_its_own_asset(self) -> None:
+        asked = ask(of_wallet(Window.DAY, 5, TOKEN), 0, {ADA: 100, TOKEN: 5})
+        assert (asked.asset, asked.asked_units, asked.is_exceeded) == (TOKEN, 5, False)
+        assert ask(of_wallet(Window.DAY, 5, TOKEN), 0, {ADA: 100}).asked_units == 0
+
+    def test_the_same_limits_are_asked_again_for_what_it_comes_to(self) -> None:
+        asked = (ask(of_wallet(Window.DAY, 20), 15, {ADA: 5}), ask(of_wallet(Window.DAY, 3, TOKEN), 0, {}))
+        again = ask_again(asked, {ADA: 6})
+        assert [(one.left_units, one.asked_units) for one in again] == [(5, 6), (3, 0)]
+
+    def test_the_callers_own_bounds_only_tighten(self) -> None:
+        spend = {ADA: 7, TOKEN: 3}
+        assert ask_bounds(spend, TOKEN, None, None) == ()
+        (most,) = ask_bounds(spend, TOKEN, 3, None, count=4)
+        assert (most.name, most.left_units, most.asked_units, most.is_exceeded) == ("max_total", 3, 3, False)
+        assert ask_bounds(spend, TOKEN, 2, None)[0].is_exceeded
+        (topup,) = ask_bounds(spend, TOKEN, None, 13, count=2)
+        assert (topup.name, topup.asset, topup.asked_units) == ("topup_per_day", ADA, 14)
+        assert topup.is_exceeded
+        assert ask_bounds(spend, ADA, None, -5)[0].left_units == 0
+        assert not ask_bounds(spend, ADA, None, 14, count=2)[0].is_exceeded
+
+
+class TestTheTightest:
+    def test_of_those_that_are_exceeded_the_one_that_leaves_least_is_named(self) -> None:
+        limits = [of_wallet(Window.PAYMENT, 4), of_wallet(Window.DAY, 9), of_wallet(Window.TOTAL, 3)]
+        asked = [ask(limit, counted, {ADA: 5}) for limit, counted in zip(limits, (0, 7, 0), strict=True)]
+        named = tightest(asked)
+        assert named is not None
+        assert (named.name, named.left_units) == ("per_day", 2)
+
+    def test_of_equal_ones_the_longest_window_is_named(self) -> None:
+        asked = [ask(of_wallet(window, 4), 4, {ADA: 5}) for window in (Window.DAY, Window.TOTAL, Window.HOUR)]
+        named = tightest(asked)
+        assert named is not None
+        assert named.name == "total"
+
+    def test_a_bound_of_the_callers_yields_to_a_limit_that_leaves_as_little(self) -> None:
+        both = (*ask_bounds({ADA: 5}, ADA, 4, None), ask(of_wallet(Window.HOUR, 4), 0, {ADA: 5}))
+        named = tightest(both)
+        assert named is not None
+        assert named.name == "per_hour"
+
+    def test_what_is_within_all_names_none(self) -> None:
+        assert tightest([]) is None
+        assert tightest([ask(of_wallet(Window.DAY, 5), 0, {ADA: 5})]) is None
+
+    def test_a_refusal_names_the_limit_whose_it_is_what_it_leaves_and_when_it_frees_up(self) -> None:
+        told = refusal(ask(Limit(NARROW, ADA, Window.DAY, 20), 18, {ADA: 3}), 86_400_000, "bot")
+        assert told.code == "limit_exceeded"
+        assert told.context == {
+            "limit": "per_day",
+            "asset": ADA,
+            "left": "2",
+            "asked": "3",
+            "frees_at": "1970-01-02T00:00:00.000Z",
+            "app": "bot",
+            "merchant": SHOP,
+        }
+        for part in (
+            "per_day",
+            "app bot",
+            SHOP,
+            "leaves 2 lovelace",
+            "takes 3",
+            "from 1970-01-02T00:00:00.000Z on",
+        ):
+            assert part in told.detail
+
+    def test_a_refusal_of_the_wallets_own_names_nobody_and_no_time_where_there_is_none(self) -> None:
+        told = refusal(ask(of_wallet(Window.PAYMENT, 2, TOKEN), 0, {TOKEN: 3}), None, "bot")
+        assert told.context.keys() == {"limit", "asset", "left", "asked", "frees_at"}
+        assert told.context["frees_at"] is None
+        assert f"leaves 2 units of {TOKEN}, this payment takes 3" in told.detail
+        assert "room" not in told.detail
+        assert " of app" not in told.detail
+
+
+ROLLING = st.sampled_from(sorted(LENGTH_MS))
+TIMES = st.integers(0, 2**43)
+
+
+class TestWindows:
+    @given(ROLLING, TIMES, TIMES)
+    def test_a_window_counts_all_that_is_younger_and_at_most_a_span_more(
+        self, window: Window, spent_ms: int, clock_ms: int
+    ) -> None:
+        span_ms = SPAN_MS[window]
+        is_counted = spent_ms // span_ms * span_ms >= counts_from_ms(window, clock_ms)
+        if spent_ms > clock_ms - LENGTH_MS[window]:
+            assert is_counted
+        if spent_ms <= clock_ms - LENGTH_MS[window] - span_ms:
+            assert not is_counted
+
+    @given(ROLLING, TIMES)
+    def test_what_frees_up_does_so_just_then(self, window: Window, spent_ms: int) -> None:
+        start_ms = spent_ms // SPAN_MS[window] * SPAN_MS[window]
+        frees_ms = frees_at_ms(window, [Span(start_ms, 5)], 5)
+        assert frees_ms is not None
+        assert counts_from_ms(window, frees_ms - 1) <= start_ms < counts_from_ms(window, frees_ms)
+
+    def test_it_is_told_when_enough_is_free(self) -> None:
+        spans = [Span(0, 3), Span(300_000, 4), Span(900_000, 5)]
+        day = [frees_at_ms(Window.DAY, spans, units) for units in (1, 3, 4, 7, 8, 12, 13)]
+        ends = [start + 300_000 + 86_400_000 for start in (0, 0, 300_000, 300_000, 900_000, 900_000)]
+        assert day == [*ends, None]
+        assert frees_at_ms(Window.MONTH, [Span(0, 1)], 1) == 21_600_000 + 30 * 86_400_000
+
+    def test_the_windows_are_of_the_lengths_that_they_say(self) -> None:
+        hours = {window: length_ms / 3_600_000 for window, length_ms in LENGTH_MS.items()}
+        assert hours == {Window.HOUR: 1, Window.DAY: 24, Window.WEEK: 168, Window.MONTH: 720}
+        assert policy.SPAN_MS.keys() == LENGTH_MS.keys()
+        assert all(LENGTH_MS[window] % span_ms == 0 for window, span_ms in SPAN_MS.items())

@@ -21,7 +21,7 @@ from daemon.test_daemon_doors import PASSPHRASE, folder, refused, start, stop  #
 
 from payagent.core.network import NETWORKS
 from payagent.devnet.server import DevnetThread
-from payagent.store import records
+from payagent.store import apps
 from payagent.store.writer import Writer
 from payagent.wallet.creation import create, new_words
 from payagent.wallet.keys import SoftwareSigner, derive, seed_from_words
@@ -49,7 +49,7 @@ def wallet(folder: Path, devnet: DevnetThread) -> Path:  # noqa: F811
     writer = Writer(folder / "data/ledger.db")
     token_hash = hashlib.sha256(TOKEN.encode()).hexdigest()
     scopes = ("operate", "pay", "read")
-    writer.submit("app", lambda unit: records.add_app(unit, "app", "op", token_hash, scopes, 1)).result()
+    writer.submit("app", lambda unit: apps.add_with_token(unit, "app", "op", token_hash, scopes, 1)).result()
     writer.close()
     faucet = {"address": OWN.address.text, "lovelace": "100000000"}
     httpx.post(f"{devnet.origin}/devnet/faucet", json=faucet, trust_env=False).raise_for_status()

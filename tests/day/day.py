@@ -26,7 +26,7 @@ import httpx
 
 from payagent.api.tokens import hash_token
 from payagent.devnet.server import DevnetThread
-from payagent.store import records
+from payagent.store import apps
 from payagent.store.writer import Writer
 
 ADA = 1_000_000
@@ -200,7 +200,7 @@ def _add_apps(day: Day) -> None:
     writer = Writer(day.folder / "data" / "ledger.db")
     for app in ("chat", "research"):
         job = partial(
-            records.add_app,
+            apps.add_with_token,
             app_id=f"app_{app}",
             name=app,
             token_hash=hash_token(day.tokens[app]),

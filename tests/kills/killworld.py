@@ -27,7 +27,7 @@ from killforks import ForkServer, Life, cold_start, fork_server
 from payagent.core.network import NETWORKS
 from payagent.devnet.ledger import decode_tx
 from payagent.devnet.server import DevnetThread
-from payagent.store import records
+from payagent.store import apps
 from payagent.store.writer import Writer
 from payagent.wallet.creation import create, new_words
 
@@ -175,7 +175,7 @@ class Lane:
         writer = Writer(self.dir / "ledger.db")
         token_hash = hashlib.sha256(APP_TOKEN.encode()).hexdigest()
         scopes = ("operate", "pay", "read")
-        writer.submit("app", lambda unit: records.add_app(unit, "app", "shop", token_hash, scopes, 1)).result()
+        writer.submit("app", lambda unit: apps.add_with_token(unit, "app", "shop", token_hash, scopes, 1)).result()
         writer.close()
         return header.address
 

@@ -6,6 +6,7 @@ import hashlib
 
 import pytest
 from agent_kit import World
+from canaries import plant
 from proxy_kit import OK, Heard, Place, place, saying
 
 from payagent.proxy.door import Bounds
@@ -551,6 +552,15 @@ async def test_a_token_in_the_path_is_nowhere_repeated(at: Place, caplog: pytest
 async def test_a_token_that_may_not_pay_opens_nothing(at: Place) -> None:
     got = await at.ask("/chat", f"X-Payagent-Token: {at.api.tokens['reader']}", token=False)
     assert (got.status, at.peer.calls) == (403, [])
+
+
+async def test_an_app_reaches_the_merchants_that_it_is_bound_to_alone(at: Place) -> None:
+    """What others bought ahead at a merchant is not for an app that may not pay it."""
+    for name, status in (("devnet", 403), ("t", 200)):
+        answer = await at.api.http.post("/v1/apps", json={"name": name, "merchants": [name]})
+        token = plant(f"the token for {name}", answer.json()["token"])
+        assert (await at.ask("/chat", f"X-Payagent-Token: {token}", token=False)).status == status
+    assert len(at.peer.calls) == 1
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,12 @@ import json
 import zlib
 
 import pytest
-from agent_kit import ADA, World
+from agent_kit import ADA, APP, World
 from proxy_kit import SERVED, Got, Heard, Paywall, Place, as_402, blocks, place, saying
 
+from payagent.agent.limits import set_limits
 from payagent.core.payment import Delivery
-from payagent.core.policy import Limit
+from payagent.core.policy import Window
 from payagent.proxy.door import Bounds
 
 COINS = [20 * ADA] * 8
@@ -404,7 +405,7 @@ async def test_when_time_is_over_the_merchants_last_word_is_handed_on(world: Wor
 async def test_a_limit_that_is_used_up_stops_the_next_call(world: World) -> None:
     world.fund(*COINS)
     async with place(world) as at, blocks(at.run):
-        at.run.agent.terms.limits["lovelace"] = Limit(1000 * ADA, 3 * ADA)  # type: ignore[index]
+        await set_limits(at.run.agent, APP, None, None, "lovelace", {Window.DAY: 3 * ADA})
         at.peer.answers["/chat"] = Paywall(price=2 * ADA)
         assert (await at.ask()).body == b"served"
         got = await at.ask()

@@ -22,10 +22,11 @@ from payagent.agent.agent import Agent, Ask
 from payagent.chain.source import Found, SubmitKind, TxSeen
 from payagent.core.money import LOVELACE
 from payagent.core.payment import State
+from payagent.core.policy import Limit
 from payagent.sim.loop import StuckError, VirtualLoop
 from payagent.sim.world import API_KEY, Stage
 from payagent.store import lease as leases
-from payagent.store import prepaid, queries, records, schema, writer
+from payagent.store import prepaid, queries, records, schema, spending, writer
 from payagent.wallet import plan as plans
 from payagent.wallet import transaction
 
@@ -380,11 +381,12 @@ def _key_outside(stack: ExitStack) -> None:
 @mutant("limits are looked at before the transaction")
 def _policy_outside(stack: ExitStack) -> None:
     """What was spent is summed up when a call comes, and compared a moment later, when others were admitted."""
-    pay, decide, sums = Agent.pay, admission.Admission.require_within_limits, queries.spent_since
-    seen: dict[str, dict[str, int]] = {}
+    pay, decide, counted = Agent.pay, admission.Admission.require_within_limits, spending.counted
+    seen: dict[str, dict[Limit, int]] = {}
 
     async def pay_by_what_was(self: Agent, ask: Ask) -> Any:
-        seen[ask.received] = sums(self.conn, self.ports.clock.now_ms() - admission.DAY_MS)
+        clock_ms = self._admission.clock_ms(self.conn, self.ports.clock.now_ms())
+        seen[ask.received] = {limit: counted(self.conn, limit, clock_ms) for limit in self.terms.limits}
         await asyncio.sleep(1)
         return await pay(self, ask)
 
@@ -392,7 +394,7 @@ def _policy_outside(stack: ExitStack) -> None:
         spent = seen.get(purchase.response)
         if spent is None:
             return decide(self, unit, purchase, *rest)
-        with patch.object(admission.queries, "spent_since", lambda *_: spent):
+        with patch.object(admission.spending, "counted", lambda _conn, limit, _clock_ms: spent[limit]):
             return decide(self, unit, purchase, *rest)
 
     put(stack, Agent, "pay", pay_by_what_was)

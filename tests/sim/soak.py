@@ -35,7 +35,7 @@ from payagent.audit.signed import Owner
 from payagent.chain.source import ChainSource
 from payagent.core.money import LOVELACE
 from payagent.core.payment import ENDED_WITHOUT_PAYING, State
-from payagent.core.policy import Limit
+from payagent.core.policy import limits_of
 from payagent.devnet.ledger import Block, Tx
 from payagent.devnet.merchant import Terms as ShopTerms
 from payagent.merchants.client import MerchantClient
@@ -570,7 +570,7 @@ class Soak:
             network=NETWORK,
             own=account().address,
             merchants=merchants,
-            limits={LOVELACE: Limit(100 * ADA, self.size.payments * 10 * ADA)},
+            limits=limits_of(LOVELACE, {"per_payment": 100 * ADA, "per_day": self.size.payments * 10 * ADA}),
             decimals={},
             confirm_depth=3,
             void_depth=15,

@@ -16,8 +16,10 @@ INVOICE = "'[]', NULL, 'tx_hash', 0, NULL, NULL, 1, NULL, '{}'"
 """The columns of an invoice behind its terms."""
 
 WORLD = f"""
-INSERT INTO apps VALUES ('app', 'a', 'hash', 'pay', 1);
-INSERT INTO apps VALUES ('app2', 'a2', 'hash2', 'pay', 1);
+INSERT INTO apps VALUES ('app', 'a', 'pay', NULL, NULL, 1);
+INSERT INTO apps VALUES ('app2', 'a2', 'pay', NULL, NULL, 1);
+INSERT INTO tokens VALUES ('hash', 'app', 1, NULL, NULL);
+INSERT INTO tokens VALUES ('hash2', 'app2', 1, NULL, 2);
 INSERT INTO intents VALUES ('int1', 'app', 'k1', 0, 'f', 'o', NULL, 'r', 1, NULL);
 INSERT INTO intents VALUES ('int2', 'app', 'k2', 0, 'f', 'o', NULL, 'r', 1, NULL);
 INSERT INTO invoices VALUES (1, 'o', 'inv1', 'int1', 'flux', 't', {INVOICE});
@@ -29,8 +31,8 @@ INSERT INTO payments(id, kind, app_id, intent_id, first_invoice, invoice, output
 INSERT INTO payments(id, kind, app_id, intent_id, first_invoice, invoice, outputs, state, delivery, created_at_ms,
   changed_at_ms)
   VALUES ('pay0', 'invoice', 'app', 'int1', 1, 1, '[]', 'rejected', 'not_presented', 1, 1);
-INSERT INTO holds VALUES ('pay1', 'lovelace', 5, 1, NULL);
-INSERT INTO holds VALUES ('pay1', 'token', 5, 1, 2);
+INSERT INTO holds VALUES ('pay1', 'lovelace', 5, 1, NULL, 5, 1);
+INSERT INTO holds VALUES ('pay1', 'token', 5, 1, 2, 0, 1);
 INSERT INTO coins VALUES ('aa#0', 'aa', 0, 5000000, '{{}}', 'deposit', 'free', NULL);
 INSERT INTO coins VALUES ('bb#1', 'bb', 1, 5000000, '{{}}', 'deposit', 'free', NULL);
 INSERT INTO reservations VALUES ('aa#0', 'pay1');
@@ -85,7 +87,8 @@ NEW_ATTEMPT = (
     "REPLACE INTO attempts(rowid, tx_id, payment_id, kind, anchor, inputs, cbor, fee_lovelace, ttl_slot, "
     "signed_at_ms) "
 )
-NEW_APP = "REPLACE INTO apps(rowid, id, name, token_hash, scopes, created_at_ms) VALUES "
+NEW_APP = "REPLACE INTO apps(rowid, id, name, scopes, created_at_ms) VALUES "
+NEW_TOKEN = "REPLACE INTO tokens VALUES "
 NEW_INTENT = "REPLACE INTO intents VALUES "
 NEW_PAYMENT = PAYMENT.replace("INSERT", "REPLACE")
 NEW_TOPUP = "REPLACE INTO topups VALUES (9, {}, 'auto', 'calls', 5, '{{}}', 1, 1, NULL, NULL, NULL)"
@@ -95,7 +98,9 @@ NEW_VALUES = {
     "asset": "asset || 'x'",
     "at_ms": "9",
     "cause": "'auto'",
+    "counted_at_ms": "9",
     "created_at_ms": "9",
+    "expires_at_ms": "9",
     "derived": "1 - derived",
     "id": "id || 'x'",
     "intent_id": "intent_id || 'x'",
@@ -104,6 +109,7 @@ NEW_VALUES = {
     "key": "key || 'x'",
     "kind": "'send', invoice = NULL, first_invoice = NULL",
     "first_invoice": "2",
+    "hash": "hash || 'x'",
     "payment_id": "payment_id || 'x'",
     "pool": "2",
     "units": "units + 1",
@@ -125,7 +131,7 @@ ROWS = [
 ]
 COLUMNS = [
     (f"{table}_fixed", f"UPDATE {table} SET {column} = {new_value(table, column)}")
-    for table in ("intents", "holds", "payments", "topups", "alerts")
+    for table in ("intents", "holds", "payments", "tokens", "topups", "alerts")
     for column in (KEPT[table].fixed or ())[1:]
 ]
 BREACHES = [
@@ -136,16 +142,19 @@ BREACHES = [
         "invoices_no_replace",
         f"REPLACE INTO invoices VALUES (9, 'o', 'inv1', 'int2', 'flux', 'u', {INVOICE})",
     ),
-    ("apps_no_update", "UPDATE OR REPLACE apps SET token_hash = 'hash' WHERE id = 'app2'"),
-    ("apps_no_replace", NEW_APP + "(9, 'app9', 'a', 'hash9', 'pay', 1)"),
-    ("apps_no_replace", NEW_APP + "(9, 'app9', 'a9', 'hash', 'pay', 1)"),
-    ("apps_no_replace", NEW_APP + "(9, 'app', 'a9', 'hash9', 'pay', 1)"),
-    ("apps_no_replace", NEW_APP + "(1, 'app9', 'a9', 'hash9', 'pay', 1)"),
+    ("apps_no_update", "UPDATE OR REPLACE apps SET scopes = 'operate' WHERE id = 'app2'"),
+    ("apps_no_replace", NEW_APP + "(9, 'app9', 'a', 'pay', 1)"),
+    ("apps_no_replace", NEW_APP + "(9, 'app', 'a9', 'pay', 1)"),
+    ("apps_no_replace", NEW_APP + "(1, 'app9', 'a9', 'pay', 1)"),
+    ("tokens_no_replace", NEW_TOKEN + "('hash', 'app2', 1, NULL, NULL)"),
+    ("tokens_no_replace", NEW_TOKEN + "('hash9', 'app', 1, NULL, NULL)"),
+    ("tokens_revoked_at_ms_once", "UPDATE tokens SET revoked_at_ms = NULL WHERE hash = 'hash2'"),
+    ("tokens_revoked_at_ms_once", "UPDATE tokens SET revoked_at_ms = 3 WHERE hash = 'hash2'"),
     ("intents_ended_at_ms_once", "UPDATE intents SET ended_at_ms = NULL WHERE id = 'int3'"),
     ("intents_ended_at_ms_once", "UPDATE intents SET ended_at_ms = 3 WHERE id = 'int3'"),
     ("intents_no_replace", NEW_INTENT + "('int9', 'app', 'k1', 0, 'other', 'o', NULL, 'r', 1, NULL)"),
     ("intents_no_replace", NEW_INTENT + "('int1', 'app', 'k9', 0, 'other', 'o', NULL, 'r', 1, NULL)"),
-    ("holds_no_replace", "REPLACE INTO holds VALUES ('pay1', 'lovelace', 1, 1, NULL)"),
+    ("holds_no_replace", "REPLACE INTO holds VALUES ('pay1', 'lovelace', 1, 1, NULL, 1, 1)"),
     (
         "payments_no_replace",
         NEW_PAYMENT + "('pay1', 'send', 'app', 'int2', NULL, NULL, '[]', 'void', 'n', 'bb#1', 1, 1)",
@@ -225,7 +234,7 @@ def test_every_guard_has_a_breach_that_it_refuses() -> None:
 def test_every_column_of_a_row_that_stays_is_fixed_or_may_change(conn: sqlite3.Connection) -> None:
     may_change = {
         "intents": {"ended_at_ms"},
-        "holds": {"released_at_ms"},
+        "holds": {"counted_units", "released_at_ms"},
         "topups": {"seq", "ended_at_ms", "reason_code", "reason"},
         "alerts": {"seq", "tries", "next_try_at_ms", "delivered_at_ms"},
         "payments": {
@@ -325,7 +334,7 @@ def test_what_may_change_does(plain: sqlite3.Connection) -> None:
             "cannot store REAL",
         ),
         ("UPDATE coins SET state = 'spent' WHERE ref = 'bb#1'", "CHECK"),
-        ("INSERT INTO holds VALUES ('pay1', 'ada', -1, 1, NULL)", "CHECK"),
+        ("INSERT INTO holds VALUES ('pay1', 'ada', -1, 1, NULL, 1, 1)", "CHECK"),
     ],
 )
 def test_a_row_that_breaks_a_rule_is_refused(conn: sqlite3.Connection, statement: str, error: str) -> None:

@@ -9,7 +9,8 @@ from zlib import crc32
 import pytest
 
 from payagent.core.problem import Refused
-from payagent.store import records
+from payagent.store import apps, records
+from payagent.store.apps import AppRow
 from payagent.store.schema import GENESIS
 from payagent.store.writer import Readers, Unit, Writer
 
@@ -26,7 +27,7 @@ def seals(path: Path) -> list[tuple[int, dict[str, list[int]], bytes, str]]:
 
 def add_rows(unit: Unit) -> None:
     records.put_meta(unit, "network", 'dev"net\n')
-    records.add_app(unit, "app", "ä", "0" * 64, ["pay"], 7)
+    apps.add(unit, AppRow("app", "ä", frozenset({"pay"}), None, None), 7)
     records.put_meta(unit, "address", "addr")
 
 
@@ -37,7 +38,7 @@ def test_a_seal_is_what_the_documentation_says(path: Path) -> None:
     writer.close()
     before, (seq, what, marks, own) = seals(path)
     assert (before[0], before[1], seq, what) == (1, {"meta": [1, 1]}, 2, {"apps": [1, 1], "meta": [2, 3]})
-    rows = [[1, "app", "ä", "0" * 64, "pay", 7], [2, "network", 'dev"net\n'], [3, "address", "addr"]]
+    rows = [[1, "app", "ä", "pay", None, None, 7], [2, "network", 'dev"net\n'], [3, "address", "addr"]]
     texts = [json.dumps(row, separators=(",", ":"), ensure_ascii=False).encode() for row in rows]
     assert marks == b"".join(crc32(text).to_bytes(4, "big") for text in texts)
     lines = [before[3], "2", '{"apps":[1,1],"meta":[2,3]}', marks.hex()]

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from payagent.core import ledger
 from payagent.core.ledger import Entry, Posting
-from payagent.store import queries, records
+from payagent.core.policy import WALLET
+from payagent.store import queries, records, spending
 from payagent.store.queries import Selection
 from payagent.store.writer import Unit, migrate, open_database
 
@@ -40,6 +41,18 @@ def test_an_account_that_is_empty_again_is_not_listed(unit: Unit) -> None:
 
 def test_what_was_spent_passes_what_one_column_can_hold(unit: Unit) -> None:
     for n in range(3):
+        records.add_intent(
+            unit,
+            intent_id=f"int{n}",
+            app_id="app",
+            key=f"key{n}",
+            derived=False,
+            fingerprint="f",
+            origin="https://merchant.example",
+            request=None,
+            request_id="req",
+            now_ms=5,
+        )
         records.add_payment(
             unit,
             payment_id=f"pay{n}",
@@ -50,11 +63,11 @@ def test_what_was_spent_passes_what_one_column_can_hold(unit: Unit) -> None:
             outputs=[],
             now_ms=5,
         )
-        records.place_hold(unit, f"pay{n}", {"token": MOST, "lovelace": n + 1}, 5)
-    assert queries.spent_since(unit.conn, 4) == {"token": 3 * MOST, "lovelace": 6}
+        records.place_hold(unit, f"pay{n}", {"token": MOST, "lovelace": n + 1}, 5, 5, is_counted=True)
+    assert spending.totals(unit.conn, WALLET) == {"token": 3 * MOST, "lovelace": 6}
     records.release_hold(unit, "pay0", 6)
     records.release_hold(unit, "pay0", 7)  # it was released at 6 and stays so
-    assert queries.spent_since(unit.conn, 4) == {"token": 2 * MOST, "lovelace": 5}
+    assert spending.totals(unit.conn, WALLET) == {"token": 2 * MOST, "lovelace": 5}
 
 
 UNITS = st.integers(-MOST, MOST).filter(bool)

@@ -356,7 +356,7 @@ def payment(path: Path) -> None:
     writer = Writer(path)
 
     def job(unit: Unit) -> None:
-        unit.conn.execute("INSERT INTO apps VALUES ('app', 'a', 'h', 'pay', 1)")
+        unit.conn.execute("INSERT INTO apps VALUES ('app', 'a', 'pay', NULL, NULL, 1)")
         unit.conn.execute("INSERT INTO intents VALUES ('int', 'app', 'k', 0, 'f', 'o', NULL, 'r', 1, NULL)")
         unit.conn.execute(
             "INSERT INTO payments(id, kind, app_id, intent_id, outputs, state, delivery, anchor, created_at_ms, "

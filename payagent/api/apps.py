@@ -1,0 +1,71 @@
+"""/v1/apps: the clients of payagent, and their tokens.
+
+May import: core, agent, the rest of api, FastAPI. Never: shows a token twice.
+"""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends
+from starlette.requests import Request
+
+from payagent.agent.apps import add_app, everybody, renew_token, revoke
+from payagent.api.access import OPERATE, Caller, need
+from payagent.api.calls import json_body
+from payagent.api.problems import JsonResponse
+from payagent.api.reading import read_expiry, read_new_app
+from payagent.api.schemas import AppAdded, AppOrder, AppsPage, AppTold, TokenOrder, gives, takes
+from payagent.api.tokens import hash_token, new_token
+from payagent.api.views import app_view, merchant_names
+from payagent.store.apps import AppRow, last_token
+
+Operator = Annotated[Caller, Depends(need(OPERATE))]
+
+router = APIRouter(tags=["apps"])
+
+
+@router.get("/v1/apps", summary="Who may ask for what", responses=gives(AppsPage, 200))
+async def every_app(caller: Operator) -> JsonResponse:
+    """All that there ever were, oldest first; of each its last token, without the token itself."""
+    agent, names = caller.agent, merchant_names(caller.agent.terms)
+    now_ms = agent.ports.clock.now_ms()
+    return JsonResponse({"apps": [app_view(app, token, names, now_ms) for app, token in everybody(agent)]})
+
+
+@router.post(
+    "/v1/apps",
+    summary="Add an app",
+    responses=gives(AppAdded, 201),
+    openapi_extra=takes(AppOrder),
+    status_code=201,
+)
+async def add(request: Request, caller: Operator) -> JsonResponse:
+    """`token` is shown this once; only its hash is kept. No app gets a scope that the caller's token lacks."""
+    token = new_token(caller.agent.ports.randomness)
+    app = await add_app(caller.agent, caller.app, read_new_app(await json_body(request)), hash_token(token))
+    return JsonResponse(_told(caller, app) | {"token": token}, 201)
+
+
+@router.post(
+    "/v1/apps/{name}/token",
+    summary="Give an app a new token",
+    responses=gives(AppAdded, 200),
+    openapi_extra=takes(TokenOrder),
+)
+async def renew(name: str, request: Request, caller: Operator) -> JsonResponse:
+    """The one before is no good from that moment on. `token` is shown this once; only its hash is kept."""
+    token = new_token(caller.agent.ports.randomness)
+    expires_at_ms = read_expiry(await json_body(request))
+    app = await renew_token(caller.agent, caller.app, name, hash_token(token), expires_at_ms)
+    return JsonResponse(_told(caller, app) | {"token": token})
+
+
+@router.post("/v1/apps/{name}/revoke", summary="End an app's token", responses=gives(AppTold, 200))
+async def end(name: str, caller: Operator) -> JsonResponse:
+    """At once. What the app has under way is carried on to its end; nobody can ask for anything new."""
+    return JsonResponse(_told(caller, await revoke(caller.agent, caller.app, name)))
+
+
+def _told(caller: Caller, app: AppRow) -> dict[str, object]:
+    agent = caller.agent
+    token = last_token(agent.conn, app.id)
+    return app_view(app, token, merchant_names(agent.terms), agent.ports.clock.now_ms())

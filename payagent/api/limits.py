@@ -1,0 +1,52 @@
+"""/v1/limits: what may still be spent; and setting it while the daemon runs.
+
+May import: core, agent, the rest of api, FastAPI. Never: shows an app what others spent.
+"""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends
+from starlette.requests import Request
+
+from payagent.agent.limits import names_of, set_limits, standing
+from payagent.api.access import OPERATE, PAY, READ, Caller, need
+from payagent.api.calls import json_body
+from payagent.api.problems import JsonResponse
+from payagent.api.reading import read_limits
+from payagent.api.schemas import Limits, LimitsOrder, gives, takes
+from payagent.api.views import limits_view
+
+Viewer = Annotated[Caller, Depends(need(PAY, READ, OPERATE))]
+Operator = Annotated[Caller, Depends(need(OPERATE))]
+
+router = APIRouter(tags=["limits"])
+
+
+@router.get("/v1/limits", summary="What may still be spent", responses=gives(Limits, 200))
+async def limits(caller: Viewer) -> JsonResponse:
+    """Every limit that is in force, with what its window counts now; `frees_at`: when the oldest of that does not.
+
+    A token that only pays is shown the limits that bind its app, and what the app itself spent: of a limit that
+    others share, `left` is null.
+    """
+    return _standing(caller)
+
+
+@router.post(
+    "/v1/limits",
+    summary="Set limits",
+    responses=gives(Limits, 200),
+    openapi_extra=takes(LimitsOrder),
+    status_code=200,
+)
+async def change(request: Request, caller: Operator) -> JsonResponse:
+    """At once, for good, and over what the config file says. null: what the config file says counts again."""
+    order = read_limits(await json_body(request))
+    await set_limits(caller.agent, caller.app.id, order.app, order.merchant, order.asset, order.most_units)
+    return _standing(caller)
+
+
+def _standing(caller: Caller) -> JsonResponse:
+    agent = caller.agent
+    only_app = None if caller.sees_all else caller.app.id
+    return JsonResponse(limits_view(standing(agent, only_app), dict(names_of(agent))))

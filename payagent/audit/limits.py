@@ -1,0 +1,43 @@
+"""What counts against limits: each hold what it ought to, and what is kept as spent is what the holds count.
+
+That the holds are what the ledger books is checked with the payments. May import: core, store, audit. Never:
+decides whether a limit was kept (what was in force at a time, the events tell).
+"""
+
+import json
+from collections.abc import Iterator
+
+from payagent.audit.finding import Finding
+from payagent.core.policy import Limit, Scope, Window
+from payagent.store import books, spending
+from payagent.store.writer import Connection
+
+
+def check_limits(conn: Connection) -> Iterator[Finding]:
+    for payment_id, asset, counted, expected in books.miscounted(conn):
+        what = f"{counted} of its hold count against limits, {expected} ought to"
+        yield Finding("holds", f"{payment_id} {asset}", what)
+    for payment_id, asset in books.put_back_clocks(conn):
+        yield Finding("holds", f"{payment_id} {asset}", "the limits' clock was put back before it was counted")
+    for app, merchant, asset, span_ms, start_ms in books.misspent(conn):
+        row = f"{app or 'any'} {merchant or 'any'} {asset} {span_ms} {start_ms}"
+        yield Finding("spent", row, "what is kept as spent is not what the holds count")
+    yield from _set(conn)
+
+
+def _set(conn: Connection) -> Iterator[Finding]:
+    """The limits that were set at run time are those that the events tell."""
+    told: dict[tuple[Scope, str, Window], int] = {}
+    for detail in books.limits_set(conn):
+        try:
+            event = json.loads(detail)
+            key = (Scope(event["app"], event["merchant"]), event["asset"], Window(event["limit"]))
+            told.pop(key, None)
+            if event["most"] is not None:
+                told[key] = int(event["most"])
+        except (ValueError, TypeError, KeyError):
+            continue  # the events' own check finds a row that is none of ours
+    kept = set(spending.limits(conn))
+    for limit in sorted(kept ^ {Limit(*key, most) for key, most in told.items()}):
+        row = " ".join((limit.scope.app or "any", limit.scope.merchant or "any", limit.asset, limit.window))
+        yield Finding("limits", row, "what is set is not what the events tell")

@@ -1,0 +1,39 @@
+"""Which tokens are good is what the events tell: each ends when its app is revoked or given the next one.
+
+May import: store, audit. Never: sees a token.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator
+
+from payagent.audit.finding import Finding
+from payagent.store import books
+from payagent.store.writer import Connection
+
+
+def check_tokens(conn: Connection) -> Iterator[Finding]:
+    events: dict[str | None, list[tuple[str, int]]] = defaultdict(list)
+    for app, event, at_ms in books.token_events(conn):
+        events[app].append((event, at_ms))
+    tokens: dict[str, list[tuple[int, int | None]]] = defaultdict(list)
+    for number, app, revoked_at_ms in books.tokens(conn):
+        tokens[app].append((number, revoked_at_ms))
+    for app, theirs in tokens.items():
+        ends = _ends(len(theirs), events[app])
+        for (number, revoked_at_ms), expected_ms in zip(theirs, ends, strict=True):
+            if revoked_at_ms != expected_ms:
+                what = f"it ended at {revoked_at_ms}, by the events at {expected_ms}"
+                yield Finding("tokens", str(number), what)
+
+
+def _ends(count: int, events: list[tuple[str, int]]) -> list[int | None]:
+    """When each of an app's tokens ended. The first may have come with the app, which no event tells."""
+    ends: list[int | None] = [None] * count
+    current = count - 1 - sum(event == "token_given" for event, _ in events)
+    is_good = current >= 0
+    for event, at_ms in events:
+        if is_good and 0 <= current < count:
+            ends[current] = at_ms
+        is_good = event == "token_given"
+        current += is_good
+    return ends

@@ -1,0 +1,164 @@
+"""`payagent app`: the programs that may ask for payments, and their tokens.
+
+May import: click, core, cli. Never: shows a token twice (the daemon keeps only its hash).
+"""
+
+import re
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import click
+
+from payagent.cli.limits import limit_options, read_amounts
+from payagent.cli.options import Connect, example, group_of, show_asset, talks_to_daemon
+from payagent.cli.terminal import Terminal
+from payagent.core.money import LOVELACE, parse_asset
+
+_SPAN = re.compile(r"([1-9][0-9]{0,4})([hd])", re.ASCII)
+_HOURS = {"h": 1, "d": 24}
+
+_EXPIRES = "When the token ends: a time such as 2026-12-31T00:00:00Z, or 90d or 12h from now. Default: never."
+
+
+def _moment(_context: click.Context, _parameter: click.Parameter, text: str | None) -> str | None:
+    """A time as RFC 3339, of one that was written so or as a span from now."""
+    if text is None:
+        return None
+    if span := _SPAN.fullmatch(text):
+        ahead = timedelta(hours=int(span[1]) * _HOURS[span[2]])
+        return (datetime.now(UTC) + ahead).isoformat(timespec="seconds")
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise click.BadParameter("write a time such as 2026-12-31T00:00:00Z, or 90d or 12h") from None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).isoformat()
+
+
+@group_of(
+    "payagent app",
+    'payagent app add bot --merchant t --per-payment "1 ADA" --per-day "5 ADA" --expires 90d',
+    "payagent app revoke bot",
+    alone="list",
+)
+def app() -> None:
+    """Programs that may ask for payments, each with a token and limits of its own. Alone: the list."""
+
+
+@app.command("list", epilog=example("payagent app list --json"))
+@talks_to_daemon
+def list_(terminal: Terminal, connect: Connect) -> None:
+    """Every app that there ever was, oldest first."""
+    with connect() as link:
+        answer = link.get("/v1/apps")
+
+    def human() -> None:
+        terminal.table(
+            ("name", "scopes", "merchants", "assets", "token", "expires"),
+            [
+                (
+                    *(row["name"], " ".join(row["scopes"])),
+                    "any" if row["merchants"] is None else " ".join(row["merchants"]),
+                    "any" if row["assets"] is None else " ".join(map(show_asset, row["assets"])),
+                    *(_stands(row), row["expires_at"] or ""),
+                )
+                for row in answer["apps"]
+            ],
+        )
+
+    terminal.give(answer, human)
+
+
+def _stands(row: dict[str, Any]) -> str:
+    if row["active"]:
+        return "good"
+    if row["token_made_at"] is None:
+        return "none"
+    return "expired" if row["revoked_at"] is None else "revoked"
+
+
+@app.command(
+    epilog=example(
+        'payagent app add bot --per-payment "1 ADA" --per-day "5 ADA" --per-month "60 ADA" --total "200 ADA"',
+        "payagent app add bot --merchant t --expires 90d",
+        "payagent app add auditor --scope read",
+    )
+)
+@click.argument("name", metavar="NAME")
+@click.option(
+    "--scope",
+    "scopes",
+    multiple=True,
+    type=click.Choice(("pay", "read", "operate", "approve")),
+    help="What it may do; may be given again. Default: pay.",
+)
+@click.option("--merchant", "merchants", multiple=True, metavar="NAME", help="May pay this one only, or these.")
+@click.option("--asset", "assets", multiple=True, metavar="ASSET", help="May pay in this one only, or these.")
+@limit_options
+@click.option("--expires", "expires_at", callback=_moment, metavar="TIME", help=_EXPIRES)
+@talks_to_daemon
+def add(
+    terminal: Terminal,
+    connect: Connect,
+    name: str,
+    scopes: tuple[str, ...],
+    merchants: tuple[str, ...],
+    assets: tuple[str, ...],
+    expires_at: str | None,
+    **given: str | None,
+) -> None:
+    """Add an app and show its token, this once.
+
+    AMOUNTs are of the one --asset, else of ADA: "5 ADA", or a token's units as digits. The limits are the app's
+    own, within those of the wallet as a whole and of the merchants. An ASSET is ADA, or policy id and asset name
+    in hex.
+    """
+    names = [parse_asset(asset) for asset in assets]
+    wanted = read_amounts(names[0] if len(names) == 1 else LOVELACE, given)
+    body = {
+        "scopes": list(scopes),
+        "merchants": list(merchants),
+        "assets": names,
+        "limits": wanted,
+        "expires_at": expires_at,
+    }
+    with connect() as link:
+        answer = link.post("/v1/apps", {"name": name} | {key: value for key, value in body.items() if value})
+    _show_token(terminal, answer)
+
+
+@app.command(epilog=example("payagent app token bot", "payagent app token bot --expires 90d"))
+@click.argument("name", metavar="NAME")
+@click.option("--expires", "expires_at", callback=_moment, metavar="TIME", help=_EXPIRES)
+@talks_to_daemon
+def token(terminal: Terminal, connect: Connect, name: str, expires_at: str | None) -> None:
+    """Give an app a new token and show it, this once. The one before is no good from then on.
+
+    An app that was revoked is let in again by it.
+    """
+    with connect() as link:
+        answer = link.post(
+            f"/v1/apps/{_quoted(name)}/token", {} if expires_at is None else {"expires_at": expires_at}
+        )
+    _show_token(terminal, answer)
+
+
+@app.command(epilog=example("payagent app revoke bot"))
+@click.argument("name", metavar="NAME")
+@talks_to_daemon
+def revoke(terminal: Terminal, connect: Connect, name: str) -> None:
+    """End an app's token, at once. What it has paid goes on to its end, and its history stays."""
+    with connect() as link:
+        answer = link.post(f"/v1/apps/{_quoted(name)}/revoke", {})
+    terminal.give(answer, lambda: terminal.line(f"{answer['name']} is revoked"))
+
+
+def _show_token(terminal: Terminal, answer: dict[str, Any]) -> None:
+    terminal.give(answer, lambda: terminal.pairs([("app", answer["name"]), ("token", answer["token"])]))
+    if not terminal.is_json:
+        terminal.say("Keep it: it is shown this once, and only its hash is kept.")
+
+
+def _quoted(name: str) -> str:
+    from urllib.parse import quote
+
+    return quote(name, safe="")

@@ -1,0 +1,118 @@
+"""`payagent limits`: what may still be spent, and setting it while the daemon runs.
+
+May import: click, core, cli. Never: decides (the daemon does).
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import click
+
+from payagent.cli.options import Connect, example, group_of, show_asset, show_units, talks_to_daemon
+from payagent.cli.terminal import Terminal
+from payagent.core.money import LOVELACE, parse_ada, parse_asset, parse_units
+from payagent.core.policy import Window
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+OF_CONFIG = "config"
+"""Instead of an amount: what the config file says counts again."""
+
+_HELP = {
+    Window.PAYMENT: "That one payment may cost, with fee and riding ADA.",
+    Window.HOUR: "In the last hour.",
+    Window.DAY: "In the last 24 hours.",
+    Window.WEEK: "In the last 7 days.",
+    Window.MONTH: "In the last 30 days.",
+    Window.TOTAL: "Ever.",
+}
+
+
+def limit_options(command: F) -> F:
+    """--per-payment, --per-hour and so on; handed on by the names of the windows."""
+    for window in reversed(Window):
+        name = "--" + window.replace("_", "-")
+        command = click.option(name, window.value, metavar="AMOUNT", help=_HELP[window])(command)
+    return command
+
+
+def read_amounts(asset: str, given: Mapping[str, str | None]) -> dict[str, str | None]:
+    """What was given, in units by the names of the windows; None for `config`."""
+    return {name: _units(asset, name, text) for name, text in given.items() if text is not None}
+
+
+def _units(asset: str, name: str, text: str) -> str | None:
+    if text == OF_CONFIG:
+        return None
+    return str(parse_ada(text) if asset == LOVELACE else parse_units(text, name))
+
+
+@group_of("payagent limits", "payagent limits show --json", 'payagent limits set --per-day "50 ADA"', alone="show")
+def limits() -> None:
+    """Show and set what may be spent. Alone: show."""
+
+
+@limits.command(epilog=example("payagent limits show --json"))
+@talks_to_daemon
+def show(terminal: Terminal, connect: Connect) -> None:
+    """Each limit, what its window counts now, and what is left.
+
+    `frees` is when the oldest of what is counted counts no more.
+    """
+    with connect() as link:
+        answer = link.get("/v1/limits")
+    terminal.give(answer, lambda: _show(terminal, answer["limits"]))
+
+
+def _show(terminal: Terminal, rows: list[dict[str, Any]]) -> None:
+    numbers = ("most", "spent", "left")
+    terminal.table(
+        ("app", "merchant", "asset", "limit", *numbers, "frees", "set by"),
+        [
+            (
+                *(row["app"] or "any", row["merchant"] or "any", show_asset(row["asset"])),
+                row["limit"].replace("_", " "),
+                *(show_units(row["asset"], row[number]) for number in numbers),
+                *(row["frees_at"] or "", row["set_by"]),
+            )
+            for row in rows
+        ],
+        right=numbers,
+    )
+
+
+@limits.command(
+    "set",
+    epilog=example(
+        'payagent limits set --per-payment "10 ADA" --per-day "50 ADA"',
+        'payagent limits set --merchant t --per-hour "5 ADA"',
+        'payagent limits set --app bot --per-day "2 ADA" --total "100 ADA"',
+        "payagent limits set --per-day config",
+    ),
+)
+@click.option("--app", metavar="NAME", help="Of one app. Default: of all together.")
+@click.option("--merchant", metavar="NAME", help="At one merchant. Default: at all together.")
+@click.option("--asset", metavar="ASSET", help="Policy id and asset name in hex. Default: ADA.")
+@limit_options
+@talks_to_daemon
+def set_(
+    terminal: Terminal,
+    connect: Connect,
+    app: str | None,
+    merchant: str | None,
+    asset: str | None,
+    **given: str | None,
+) -> None:
+    """Set limits while the daemon runs: at once, for good, and over what the config file says.
+
+    An AMOUNT is such as "5 ADA", or the units of a token as digits. `config` in its place gives back what the
+    config file says. All limits that concern a payment hold, and the tightest is named when it is refused.
+    """
+    name = LOVELACE if asset is None else parse_asset(asset)
+    wanted = read_amounts(name, given)
+    if not wanted:
+        raise click.UsageError("name a limit, such as --per-day")
+    body = {key: value for key, value in (("app", app), ("merchant", merchant)) if value is not None}
+    with connect() as link:
+        answer = link.post("/v1/limits", body | {"asset": name, "limits": wanted})
+    terminal.give(answer, lambda: _show(terminal, answer["limits"]))

@@ -1,0 +1,177 @@
+"""Limits by the real agent: nothing gets around them, whoever asks, in whatever asset, whatever the clocks say."""
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from agent_kit import ADA, APP, World, daily, with_terms
+
+from payagent.agent.limits import Standing, set_limits, standing
+from payagent.agent.terms import MerchantTerms
+from payagent.core.policy import WALLET, Scope, Window, limits_of
+from payagent.core.problem import Refused
+from payagent.devnet.server import DevnetThread
+from payagent.store import apps, spending
+
+COST = 13 * ADA
+DAY_MS = 86_400_000
+TOKEN = "ab" * 28 + b"RIDE".hex()
+
+
+def left(stands: list[Standing], window: Window) -> int | None:
+    (found,) = [one.left_units for one in stands if one.limit.window is window]
+    return found
+
+
+async def refusal(run: object, message: str, **more: object) -> Refused:
+    with pytest.raises(Refused) as refused:
+        await run.pay(message, **more)  # type: ignore[attr-defined]
+    return refused.value
+
+
+@pytest.mark.parametrize("window", [Window.HOUR, Window.DAY, Window.WEEK, Window.MONTH, Window.TOTAL])
+async def test_every_window_binds_and_says_what_is_left(world: World, window: Window) -> None:
+    world.fund(*[50 * ADA] * 3)
+    limits = (*world.terms.limits, *limits_of("lovelace", {window: 20 * ADA}))
+    async with world.run(terms=with_terms(limits=limits)) as run:
+        paid = await run.pay_in_block("first")
+        spent = COST + (paid.fee_lovelace or 0)
+        told = await refusal(run, "second")
+        assert (told.code, told.context["limit"]) == ("limit_exceeded", window)
+        assert told.context["left"] == str(20 * ADA - spent)
+        assert (told.context["frees_at"] is None) == (window is Window.TOTAL)
+
+
+async def test_what_was_spent_and_set_is_known_after_a_restart(world: World) -> None:
+    world.fund(*[50 * ADA] * 3)
+    async with world.run() as run:
+        await run.pay_in_block("first")
+        await set_limits(run.agent, APP, None, None, "lovelace", {Window.DAY: 20 * ADA})
+        before = standing(run.agent)
+    async with world.run() as run:
+        assert standing(run.agent) == before  # before it has seen any block
+        await run.look()
+        assert left(standing(run.agent), Window.DAY) == left(before, Window.DAY)
+        assert (await refusal(run, "second")).context["limit"] == "per_day"
+
+
+@pytest.mark.parametrize("jump_ms", [-2 * DAY_MS, 2 * DAY_MS, 400 * DAY_MS])
+async def test_a_jump_of_the_clock_frees_nothing(world: World, jump_ms: int) -> None:
+    world.fund(*[50 * ADA] * 3)
+    async with world.run(terms=with_terms(limits=daily(1000 * ADA, 20 * ADA))) as run:
+        await run.pay_in_block("first")
+        before = left(standing(run.agent), Window.DAY)
+        world.clock.ahead_ms += jump_ms
+        await run.settle_down()
+        assert (await refusal(run, "while it is wrong")).code in (
+            "chain_not_ready",
+            "clock_skew",
+            "invoice_expired",
+        )
+        assert left(standing(run.agent), Window.DAY) == before
+        world.clock.ahead_ms -= jump_ms
+        await run.settle_down()
+        assert (await refusal(run, "when it is right again")).code == "limit_exceeded"
+        assert left(standing(run.agent), Window.DAY) == before
+
+
+async def test_a_block_from_the_future_frees_nothing(world: World) -> None:
+    """A provider alone cannot move the limits' clock: a tip must be borne out by the local one."""
+    world.fund(*[50 * ADA] * 3)
+    async with world.run(terms=with_terms(limits=daily(1000 * ADA, 20 * ADA))) as run:
+        await run.pay_in_block("first")
+        before = left(standing(run.agent), Window.DAY)
+        tip = run.agent.chain.tip
+        assert tip is not None
+        run.agent.chain.tip = replace(tip, slot=tip.slot + 3 * 86_400)
+        assert (await refusal(run, "second")).code == "clock_skew"
+        assert left(standing(run.agent), Window.DAY) == before
+
+
+async def test_the_ada_that_rides_along_with_a_token_counts(world: World) -> None:
+    world.settings(asset=TOKEN, price="250", splits=[])
+    world.fund(*[20 * ADA] * 3, assets={TOKEN: 1000})
+    limits = daily(1000 * ADA, 3 * ADA) + daily(300, 1000, TOKEN)
+    async with world.run(terms=with_terms(limits=limits)) as run:
+        paid = await run.pay_in_block("first")
+        totals = spending.totals(run.agent.conn, WALLET)
+        assert totals[TOKEN] == 250
+        assert totals["lovelace"] > ADA + (paid.fee_lovelace or 0)
+        await run.pay("second")
+        told = await refusal(run, "third")
+        assert (told.context["limit"], told.context["asset"]) == ("per_day", "lovelace")
+        assert spending.totals(run.agent.conn, WALLET)[TOKEN] == 500
+
+
+@pytest.fixture
+def mall(tmp_path: Path) -> Iterator[World]:
+    """Five merchants."""
+    with DevnetThread(merchants=5) as devnet:
+        world = World(devnet, tmp_path)
+        origins = list(devnet.devnet.merchants)
+        terms = (MerchantTerms(f"m{n}", origin, "demo", None, "confirmed", 5) for n, origin in enumerate(origins))
+        world.terms = replace(world.terms, merchants={one.origin: one for one in terms})
+        yield world
+        world.http.close()
+
+
+async def test_small_change_through_many_merchants_is_within_the_wallets_limit(mall: World) -> None:
+    mall.fund(*[20 * ADA] * 20)
+    origins = list(mall.terms.merchants)
+    at_each = limits_of("lovelace", {"per_day": 5 * ADA}, Scope(merchant=origins[0]))
+    limits = (*daily(2 * ADA, 9 * ADA), *at_each)
+    async with mall.run(terms=with_terms(limits=limits)) as run:
+        await run.look()
+        asks = [_small(mall, origin, n) for n in range(4) for origin in origins]
+        answers = await asyncio.gather(*(run.agent.pay(ask) for ask in asks), return_exceptions=True)
+        refused = [answer for answer in answers if isinstance(answer, Refused)]
+        assert {one.code for one in refused} == {"limit_exceeded"}
+        await run.agent.drain(10)
+        spent = spending.totals(run.agent.conn, WALLET)["lovelace"]
+        assert 9 * ADA - 2 * ADA < spent <= 9 * ADA
+        by_shop = [spending.totals(run.agent.conn, Scope(merchant=origin)) for origin in origins]
+        assert sum(one.get("lovelace", 0) for one in by_shop) == spent
+
+
+def _small(world: World, origin: str, number: int) -> object:
+    world.http.post(f"{origin}/merchant/settings", json={"price": "1000000", "splits": []}).raise_for_status()
+    sent = {"X-Partner": "demo", "X-Wallet-Address": world.address}
+    answer = world.http.post(f"{origin}/chat", json={"message": f"call {number}"}, headers=sent)
+    return replace(world.ask_of(answer, key=f"{origin} {number}"), origin=origin)
+
+
+async def test_a_merchants_own_limit_binds_there_and_nowhere_else(mall: World) -> None:
+    mall.fund(*[20 * ADA] * 10)
+    first, second, *_ = mall.terms.merchants
+    limits = (*mall.terms.limits, *limits_of("lovelace", {"per_day": 2 * ADA}, Scope(merchant=first)))
+    async with mall.run(terms=with_terms(limits=limits)) as run:
+        await run.look()
+        await run.agent.pay(_small(mall, first, 1))  # type: ignore[arg-type]
+        with pytest.raises(Refused) as refused:
+            await run.agent.pay(_small(mall, first, 2))  # type: ignore[arg-type]
+        assert (refused.value.context["merchant"], refused.value.context["limit"]) == (first, "per_day")
+        await run.agent.pay(_small(mall, second, 1))  # type: ignore[arg-type]
+
+
+async def test_apps_share_what_the_wallet_may_spend_and_nothing_of_their_own(world: World) -> None:
+    world.fund(*[50 * ADA] * 5)
+    async with world.run(terms=with_terms(limits=daily(1000 * ADA, 45 * ADA))) as run:
+        await run.look()
+        await run.agent.write(
+            "app", lambda unit: apps.add_with_token(unit, "app_two", "two", "1" * 64, ["pay"], 1)
+        )
+        await set_limits(run.agent, APP, "two", None, "lovelace", {Window.DAY: 20 * ADA})
+        ours = [world.ask(f"ours {n}", key=f"k{n}") for n in range(3)]
+        theirs = [replace(world.ask(f"theirs {n}", key=f"k{n}"), app_id="app_two") for n in range(2)]
+        await run.agent.pay(theirs[0])
+        with pytest.raises(Refused) as refused:
+            await run.agent.pay(theirs[1])
+        assert (refused.value.context["app"], refused.value.context["limit"]) == ("two", "per_day")
+        await run.agent.pay(ours[0])
+        await run.agent.pay(ours[1])
+        with pytest.raises(Refused) as refused:
+            await run.agent.pay(ours[2])
+        assert "app" not in refused.value.context
+        assert refused.value.context["limit"] == "per_day"

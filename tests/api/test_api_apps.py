@@ -1,0 +1,184 @@
+"""Apps: what one may do begins with its token and ends with it, at once."""
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import httpx
+import pytest
+from api_kit import Api
+from canaries import plant
+from test_api_events import following
+from test_api_refusals import require_problem
+
+PAY = "/v1/payments"
+
+
+async def add(api: Api, name: str = "bot", **wanted: object) -> dict[str, Any]:
+    answer = await api.http.post("/v1/apps", json={"name": name, **wanted})
+    assert answer.status_code == 201, answer.text
+    told: dict[str, Any] = answer.json()
+    api.tokens[name] = plant(f"the token of {name}", told["token"])
+    return told
+
+
+async def test_an_app_pays_by_its_token_within_its_own_limits(api: Api) -> None:
+    told = await add(api, limits={"per_payment": "14000000", "per_day": "20000000"})
+    assert (told["scopes"], told["active"], told["expires_at"]) == (["pay"], True, None)
+    paid = await api.pay("a", app="bot")
+    refused = require_problem(await api.as_("bot").post(PAY, json=api.body("b")), "limit_exceeded")
+    assert (refused["limit"], refused["app"]) == ("per_day", "bot")
+    assert int(refused["left"]) == 20_000_000 - 13_000_000 - int(str(paid["fee"]))
+    assert datetime.fromisoformat(refused["frees_at"]) > datetime.now(UTC) + timedelta(hours=23, minutes=54)
+    api.world.settings(price="12000000")
+    above = require_problem(await api.as_("bot").post(PAY, json=api.body("c")), "limit_exceeded")
+    assert (above["limit"], above["frees_at"]) == ("per_day", refused["frees_at"])
+    assert (await api.http.post(PAY, json=api.body("d"))).status_code == 201
+
+
+async def test_the_tightest_limit_is_named(api: Api) -> None:
+    await add(api, limits={"per_payment": "12000000", "total": "13000000"})
+    refused = require_problem(await api.as_("bot").post(PAY, json=api.body()), "limit_exceeded")
+    assert (refused["limit"], refused["left"], refused["frees_at"]) == ("per_payment", "12000000", None)
+    await api.http.post("/v1/limits", json={"app": "bot", "merchant": "t", "limits": {"per_week": "5000000"}})
+    refused = require_problem(await api.as_("bot").post(PAY, json=api.body()), "limit_exceeded")
+    assert (refused["limit"], refused["left"]) == ("per_week", "5000000")
+    assert (refused["app"], refused["merchant"]) == ("bot", api.world.origin)
+
+
+async def test_an_app_is_bound_to_its_merchants_and_assets(api: Api) -> None:
+    other = "ab" * 28 + "00"
+    require_problem(await api.http.post("/v1/apps", json={"name": "x", "merchants": ["nobody"]}), "not_found")
+    await add(api, "bound", merchants=["t"], assets=["lovelace"])
+    await api.pay("a", app="bound")
+    await add(api, "tokens", assets=[other], limits={"per_day": "5"})
+    require_problem(await api.as_("tokens").post(PAY, json=api.body("b")), "asset_not_allowed")
+    limits = (await api.as_("tokens").get("/v1/limits")).json()["limits"]
+    assert [(one["asset"], one["most"]) for one in limits if one["app"]] == [(other, "5")]
+
+
+async def test_a_token_is_shown_once_and_kept_as_its_hash(api: Api) -> None:
+    told = await add(api)
+    listed = (await api.http.get("/v1/apps")).json()["apps"]
+    assert [one for one in listed if one["name"] == "bot"] == [{k: v for k, v in told.items() if k != "token"}]
+    secret = told["token"].removeprefix("pa_").encode()
+    for path in api.world.folder.rglob("ledger.db*"):
+        assert secret not in path.read_bytes()
+
+
+async def test_revocation_is_at_once_and_for_what_lasts_too(api: Api) -> None:
+    await add(api)
+    paid = await api.pay("a", app="bot")
+    async with following(api, "bot") as stream:
+        waiting = asyncio.create_task(api.as_("bot").get(f"{PAY}/{paid['id']}?wait=20"))
+        told = (await api.http.post("/v1/apps/bot/revoke")).json()
+        assert (told["active"], told["revoked_at"] is None) == (False, False)
+        require_problem(await api.as_("bot").get("/v1/limits"), "unauthorized")
+        require_problem(await api.as_("bot").post(PAY, json=api.body("b")), "unauthorized")
+        await stream.end()
+        await api.run.agent.drain(10)
+        api.world.block()
+        await api.run.look()
+        require_problem(await waiting, "unauthorized")
+    shown = (await api.http.get(f"{PAY}/{paid['id']}")).json()
+    assert shown["state"] == "confirmed"  # what it had under way went on
+
+
+async def test_a_new_token_ends_the_one_before(api: Api) -> None:
+    await add(api)
+    before = api.as_("bot")
+    renewed = (await api.http.post("/v1/apps/bot/token", json={})).json()
+    require_problem(await before.get("/v1/limits"), "unauthorized")
+    headers = {"Authorization": f"Bearer {plant('the next token', renewed['token'])}"}
+    async with httpx.AsyncClient(base_url=api.url, headers=headers, trust_env=False) as after:
+        assert (await after.get("/v1/limits")).status_code == 200
+        await api.http.post("/v1/apps/bot/revoke")
+        require_problem(await after.get("/v1/limits"), "unauthorized")
+
+
+async def test_a_token_ends_when_it_expires(api: Api) -> None:
+    soon = datetime.now(UTC) + timedelta(seconds=60)
+    await add(api, expires_at=soon.isoformat())
+    assert (await api.as_("bot").get("/v1/limits")).status_code == 200
+    api.world.clock.ahead_ms += 61_000
+    require_problem(await api.as_("bot").get("/v1/limits"), "unauthorized")
+    late = {"name": "late", "expires_at": soon.isoformat()}
+    require_problem(await api.http.post("/v1/apps", json=late), "bad_request")
+
+
+async def test_no_app_gives_what_it_lacks(api: Api) -> None:
+    client = api.as_("operator")
+    require_problem(await client.post("/v1/apps", json={"name": "x", "scopes": ["approve"]}), "forbidden")
+    require_problem(await client.post("/v1/apps/payer/token", json={}), "forbidden")
+    assert (await client.post("/v1/apps", json={"name": "y", "scopes": ["operate"]})).status_code == 201
+    require_problem(await client.post("/v1/apps/operator/revoke"), "forbidden")
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        ({"name": "payer"}, "app_exists"),
+        ({"name": "a b"}, "bad_request"),
+        ({"name": "x", "scopes": []}, "bad_request"),
+        ({"name": "x", "scopes": ["all"]}, "bad_request"),
+        ({"name": "x", "merchants": []}, "bad_request"),
+        ({"name": "x", "assets": ["USDM"]}, "bad_request"),
+        ({"name": "x", "limits": {"per_year": "5"}}, "bad_request"),
+        ({"name": "x", "limits": {"per_day": 5}}, "bad_request"),
+        ({"name": "x", "limits": {"per_day": None}}, "bad_request"),
+        ({"name": "x", "limits": {"per_day": "45000000000000001"}}, "bad_request"),
+        ({"name": "x", "expires_at": "tomorrow"}, "bad_request"),
+        ({"name": "x", "limit": {}}, "bad_request"),
+    ],
+)
+async def test_what_is_not_understood_makes_no_app(api: Api, body: dict[str, object], code: str) -> None:
+    before = (await api.http.get("/v1/apps")).json()
+    require_problem(await api.http.post("/v1/apps", json=body), code)
+    assert (await api.http.get("/v1/apps")).json() == before
+
+
+async def test_limits_that_are_set_count_at_once_and_after_a_restart(api: Api) -> None:
+    told = await api.http.post("/v1/limits", json={"limits": {"per_day": "5000000", "per_hour": "4000000"}})
+    rows = {one["limit"]: (one["most"], one["set_by"]) for one in told.json()["limits"]}
+    assert rows == {
+        "per_payment": ("1000000000", "config"),
+        "per_hour": ("4000000", "operator"),
+        "per_day": ("5000000", "operator"),
+    }
+    refused = require_problem(await api.http.post(PAY, json=api.body()), "limit_exceeded")
+    assert (refused["limit"], refused["left"]) == ("per_hour", "4000000")
+    async with api.world.run() as again:
+        await again.look()
+        assert (await again.agent.quote(api.world.ask("b"))).refusal is not None
+    back = await api.http.post("/v1/limits", json={"limits": {"per_day": None, "per_hour": None}})
+    assert {one["set_by"] for one in back.json()["limits"]} == {"config"}
+    await api.pay("c")
+    (set_,) = [
+        (row["detail"]["limit"], row["detail"]["most"], row["detail"]["by"])
+        for row in await _events(api, "limit_set")
+        if row["detail"]["limit"] == "per_hour" and row["detail"]["most"]
+    ]
+    assert set_ == ("per_hour", "4000000", "app_first")
+
+
+async def _events(api: Api, name: str) -> list[dict[str, Any]]:
+    async with following(api, params={"after": "0"}) as stream:
+        return [one["data"] for one in await stream.until("sign") if one["event"] == name]
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        ({"limits": {}}, "bad_request"),
+        ({"limits": {"per_year": "1"}}, "bad_request"),
+        ({"limits": {"per_day": "-1"}}, "bad_request"),
+        ({"limits": {"per_day": "1"}, "asset": "USDM"}, "bad_request"),
+        ({"limits": {"per_day": "1"}, "app": "nobody"}, "not_found"),
+        ({"limits": {"per_day": "1"}, "merchant": "nobody"}, "not_found"),
+        ({"limits": {"per_day": "1"}, "merchant": None}, "bad_request"),
+    ],
+)
+async def test_what_is_not_understood_sets_no_limit(api: Api, body: dict[str, object], code: str) -> None:
+    before = (await api.http.get("/v1/limits")).json()
+    require_problem(await api.http.post("/v1/limits", json=body), code)
+    assert (await api.http.get("/v1/limits")).json() == before

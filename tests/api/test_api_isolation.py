@@ -1,0 +1,119 @@
+"""An app that only pays sees its own payments and its own limits, over every operation that there is."""
+
+import json
+from typing import Any
+
+import pytest
+from api_kit import Api
+from test_api_events import following
+from test_api_refusals import require_problem
+
+NAMED = "{id}"
+"""Where the other app's payment goes, in a path of the table."""
+
+FORBIDDEN = "forbidden"
+NOT_FOUND = "not_found"
+BLIND = "blind"
+"""It answers, with nothing in it that another app did."""
+
+OPERATIONS: dict[str, tuple[str, Any]] = {
+    "get /v1/payments": (BLIND, None),
+    "post /v1/payments": (BLIND, "402"),
+    "post /v1/quotes": (BLIND, "402"),
+    "get /v1/payments/{payment_id}": (NOT_FOUND, None),
+    "get /v1/payments/{payment_id}/receipt": (NOT_FOUND, None),
+    "post /v1/payments/{payment_id}/delivery": (NOT_FOUND, {"status": 200}),
+    "post /v1/payments/{payment_id}/resolve": (FORBIDDEN, None),
+    "get /v1/events": (BLIND, "stream"),
+    "get /v1/merchants": (BLIND, None),
+    "get /v1/wallet": (BLIND, None),
+    "get /v1/wallet/utxos": (FORBIDDEN, None),
+    "post /v1/wallet/split": (FORBIDDEN, {"count": 1, "lovelace": "5000000"}),
+    "post /v1/wallet/send": (FORBIDDEN, {"address": "a", "units": "1"}),
+    "post /v1/wallet/thaw": (FORBIDDEN, None),
+    "get /v1/limits": (BLIND, None),
+    "post /v1/limits": (FORBIDDEN, {"limits": {"per_day": "1"}}),
+    "get /v1/apps": (FORBIDDEN, None),
+    "post /v1/apps": (FORBIDDEN, {"name": "mine"}),
+    "post /v1/apps/{name}/token": (FORBIDDEN, {}),
+    "post /v1/apps/{name}/revoke": (FORBIDDEN, None),
+    "get /v1/prepaid": (FORBIDDEN, None),
+    "get /v1/prepaid/topups": (FORBIDDEN, None),
+    "post /v1/prepaid/topups": (FORBIDDEN, {"merchant": "t", "units": "1"}),
+    "get /v1/prepaid/topups/{topup_id}": (FORBIDDEN, None),
+    "get /v1/ledger/entries": (FORBIDDEN, None),
+    "get /v1/ledger/balance": (FORBIDDEN, None),
+    "get /v1/ledger/spend": (FORBIDDEN, None),
+    "get /v1/ledger/verify": (FORBIDDEN, None),
+    "get /v1/ledger/export": (FORBIDDEN, None),
+    "get /v1/ledger/snapshot": (FORBIDDEN, None),
+    "get /v1/ledger/reconcile": (FORBIDDEN, None),
+}
+PUBLIC = {"get /healthz", "get /readyz", "head /healthz", "head /readyz"}
+
+
+async def test_the_table_has_every_operation(api: Api) -> None:
+    document = (await api.http.get("/openapi.json")).json()
+    calls = {f"{method} {path}" for path, methods in document["paths"].items() for method in methods}
+    assert calls - PUBLIC == OPERATIONS.keys()
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+async def test_an_operation_shows_nothing_of_another_app(api: Api, operation: str) -> None:
+    """What the other app did is known by its ids, its transaction, its amount and its own name."""
+    api.world.settings(price="11000000")
+    theirs = await api.pay("a secret of the other", app="other")
+    api.world.settings(price="10000000")
+    expected, body = OPERATIONS[operation]
+    method, path = operation.split(" ")
+    if body == "stream":
+        return await _streams_nothing(api, theirs)
+    content = api.body("mine") if body == "402" else body
+    for name in ("{payment_id}", "{topup_id}", "{name}"):
+        path = path.replace(name, "other" if name == "{name}" else str(theirs["id"]))
+    answer = await api.as_("payer").request(method, path, json=content)
+    if expected is not BLIND:
+        require_problem(answer, expected)
+        return None
+    assert answer.status_code in (200, 201), answer.text
+    _tells_nothing(answer.text, theirs)
+    return None
+
+
+async def _streams_nothing(api: Api, theirs: dict[str, Any]) -> None:
+    async with following(api, "payer", params={"after": "0"}) as stream:
+        await api.pay("mine", app="payer")
+        for event in await stream.until("sign"):
+            _tells_nothing(json.dumps(event), theirs)
+
+
+def _tells_nothing(text: str, theirs: dict[str, Any]) -> None:
+    spent = sum(int(output["units"]) for output in theirs["outputs"]) + int(theirs["fee"])
+    for secret in (theirs["id"], theirs["invoice_id"], theirs["tx_hash"], "app_other", f'"{spent}"'):
+        assert str(secret) not in text, secret
+
+
+async def test_limits_are_told_without_what_others_spent(api: Api) -> None:
+    await api.http.post("/v1/limits", json={"app": "payer", "limits": {"per_day": "40000000"}})
+    await api.http.post("/v1/limits", json={"app": "other", "limits": {"per_day": "50000000"}})
+    await api.pay("a", app="other")
+    mine = await api.pay("b", app="payer")
+    spent = str(13_000_000 + int(str(mine["fee"])))
+    told = (await api.as_("payer").get("/v1/limits")).json()["limits"]
+    assert [(one["app"], one["limit"], one["spent"], one["left"]) for one in told] == [
+        (None, "per_payment", "0", None),
+        (None, "per_day", spent, None),
+        ("payer", "per_day", spent, str(40_000_000 - int(spent))),
+    ]
+
+
+async def test_a_request_of_another_app_is_no_way_to_its_payment(api: Api) -> None:
+    """The same invoice and the same key, by an app that has seen them."""
+    body = api.body("shared")
+    first = await api.as_("other").post("/v1/payments", json=body, headers={"Idempotency-Key": "k"})
+    assert first.status_code == 201
+    for headers in ({}, {"Idempotency-Key": "k"}):
+        answer = await api.as_("payer").post("/v1/payments", json=body, headers=headers)
+        told = require_problem(answer, "invoice_paid_elsewhere")
+        assert "payment" not in told
+        _tells_nothing(answer.text.replace(first.json()["invoice_id"], ""), first.json())

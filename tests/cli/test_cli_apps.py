@@ -1,0 +1,106 @@
+"""`payagent app` and `payagent limits set` against the running daemon."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from canaries import plant
+from cli_kit import TOKEN, Result, Shop, write_private
+
+
+@pytest.fixture(autouse=True)
+def _cheap_merchant(shop: Shop) -> None:
+    shop.settings(asset="lovelace", price="2000000", splits=[], dialect="t-backend", batch=1, timeout=300)
+
+
+def added(shop: Shop, name: str, *more: str) -> Path:
+    """A file with the token of a new app."""
+    result = shop.payagent("app", "add", name, *more)
+    assert result.code == 0, result.err
+    return kept(shop, name, result)
+
+
+def kept(shop: Shop, name: str, result: Result) -> Path:
+    return write_private(shop.folder / f"{name}.token", plant(f"the token of {name}", result.json["token"]))
+
+
+def pay(shop: Shop, message: str, token: Path) -> Result:
+    file = shop.saved(message, f"{message}.json")
+    return shop.payagent("pay", file, "--merchant", "t", "--token-file", token)
+
+
+def row_of(shop: Shop, name: str) -> dict[str, Any]:
+    (row,) = [one for one in shop.payagent("app").json["apps"] if one["name"] == name]
+    return dict(row)
+
+
+def test_an_app_pays_within_its_limits_until_it_is_revoked(shop: Shop) -> None:
+    token = added(shop, "bot", "--per-payment", "3 ADA", "--per-day", "4 ADA", "--merchant", "t")
+    assert row_of(shop, "bot")["merchants"] == ["t"]
+    assert pay(shop, "first", token).code == 0
+    above = pay(shop, "second", token)
+    assert (above.code, above.error["code"], above.error["limit"]) == (6, "limit_exceeded", "per_day")
+    assert above.error["frees_at"]
+    shown = shop.payagent("limits", "--token-file", token).json["limits"]
+    assert [one["limit"] for one in shown if one["app"] == "bot"] == ["per_payment", "per_day"]
+    assert shop.payagent("app", "revoke", "bot").json["active"] is False
+    assert pay(shop, "third", token).code == 5
+    assert "revoked" in shop.payagent("app", "list", "--human").out
+
+
+def test_a_token_is_shown_to_people_once_and_then_never(shop: Shop) -> None:
+    result = shop.payagent("app", "add", "shown", "--human")
+    token = plant("the token that people see", result.out.split()[-1])
+    assert token.startswith("pa_")
+    assert "only its hash is kept" in result.err
+    assert token not in shop.payagent("app", "list").out
+    again = shop.payagent("app", "add", "shown")
+    assert (again.code, again.error["code"]) == (2, "app_exists")
+
+
+def test_a_new_token_ends_the_one_before(shop: Shop) -> None:
+    before = added(shop, "renewed")
+    result = shop.payagent("app", "token", "renewed", "--expires", "90d")
+    assert shop.payagent("limits", "--token-file", before).code == 5
+    after = kept(shop, "renewed-again", result)
+    assert shop.payagent("limits", "--token-file", after).code == 0
+    assert row_of(shop, "renewed")["expires_at"] is not None
+
+
+def test_an_app_of_a_token_has_its_limits_in_that(shop: Shop) -> None:
+    added(shop, "tokens", "--asset", TOKEN, "--per-payment", "5", "--total", "50", "--expires", "12h")
+    limits = [one for one in shop.payagent("limits").json["limits"] if one["app"] == "tokens"]
+    assert [(one["asset"], one["limit"], one["most"]) for one in limits] == [
+        (TOKEN, "per_payment", "5"),
+        (TOKEN, "total", "50"),
+    ]
+
+
+def test_limits_are_set_and_given_back_to_the_config(shop: Shop) -> None:
+    assert shop.payagent("limits", "set", "--merchant", "t", "--per-hour", "1 ADA").code == 0
+    above = shop.payagent("pay", shop.saved("too much", "too-much.json"), "--merchant", "t")
+    assert (above.code, above.error["limit"]) == (6, "per_hour")
+    assert int(above.error["left"]) <= 1_000_000  # what was spent there before it was set counts too
+    back = shop.payagent("limits", "set", "--merchant", "t", "--per-hour", "config")
+    assert [one for one in back.json["limits"] if one["merchant"]] == []
+    assert shop.payagent("pay", shop.folder / "too-much.json", "--merchant", "t").code == 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("limits", "set"),
+        ("limits", "set", "--per-day", "5"),
+        ("limits", "set", "--per-day", "-5 ADA"),
+        ("limits", "set", "--per-day", "5 ADA", "--merchant", "nobody"),
+        ("app", "add", "x", "--per-day", "five"),
+        ("app", "add", "x", "--expires", "soon"),
+        ("app", "add", "x", "--expires", "2020-01-01"),
+        ("app", "add", "x", "--scope", "all"),
+        ("app", "revoke", "nobody"),
+        ("app", "token", "nobody"),
+    ],
+    ids=" ".join,
+)
+def test_what_is_not_understood_is_usage(shop: Shop, arguments: tuple[str, ...]) -> None:
+    assert shop.payagent(*arguments).code == 2

@@ -1,0 +1,192 @@
+"""The crash test of a budget: ten clients want 100 payments of 1 ADA each on a day of 20 ADA, and daemons die.
+
+The limit was set at run time, so it has to outlive every kill too. With fees 17 payments fit, the 18th is refused.
+Nothing is ever above 20 ADA: not by the books of any dead daemon, and not on the chain.
+"""
+
+import asyncio
+import hashlib
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from killchecks import copy_of_dead
+from killworld import TOKEN, Lane, World, running_world
+
+from payagent.audit.limits import check_limits
+from payagent.core.policy import WALLET
+from payagent.devnet.merchant import role_address
+from payagent.store import spending
+
+CLIENTS, WANTED = 10, 100
+DAY_LOVELACE, PRICE_LOVELACE = 20_000_000, 1_000_000
+FIT = 17
+KILLS = (
+    *(("after admit", 2), ("before sign", 2), ("after sign", 3), ("before admit", 3), ("after leave", 2)),
+    *(("before answer", 1), ("after admit", 5), ("before admit", 20), ("after admit", 40), ("before admit", 60)),
+)
+RANDOM_KILLS = 6
+
+
+@dataclass
+class Client:
+    """One app: what it was told of each thing that it wants."""
+
+    lane: Lane
+    number: int
+    token: str
+    paid: dict[str, dict[str, Any]] = field(default_factory=dict)
+    refused: int = 0
+
+    async def want_everything(self) -> None:
+        for number in range(WANTED):
+            await self.want(b'{"message": "client %d wants %d"}' % (self.number, number))
+
+    async def want(self, body: bytes) -> None:
+        """Ask until there is an answer, as a client does whose daemon dies."""
+        world, key = self.lane.world, hashlib.sha256(body).hexdigest()
+        ask = await _asked(world, self.lane.address, body)
+        while True:
+            try:
+                answer = await self.lane.call(
+                    "POST",
+                    "/v1/payments",
+                    json=ask,
+                    headers={"Authorization": f"Bearer {self.token}", "Idempotency-Key": key},
+                )
+            except httpx.TransportError:
+                await asyncio.sleep(0.01)
+                continue
+            told = answer.json()
+            if answer.status_code in (200, 201):
+                self.paid[key] = told
+                return
+            if told["code"] == "limit_exceeded":
+                assert (told["limit"], told["asset"]) == ("per_day", "lovelace"), told
+                self.refused += 1
+                return
+            assert told["retryable"], told
+            await asyncio.sleep(0.02)
+
+
+async def _asked(world: World, wallet: str, body: bytes) -> dict[str, Any]:
+    headers = {"Content-Type": "application/json", "X-Wallet-Address": wallet}
+    answer = await world.http.post(f"{world.devnet.merchant_url}/chat", content=body, headers=headers)
+    assert answer.status_code == 402, answer.text
+    received = {"status": 402, "headers": dict(answer.headers), "body": answer.json()}
+    request = {"method": "POST", "path": "/chat", "body_sha256": hashlib.sha256(body).hexdigest()}
+    return {"origin": world.devnet.merchant_url, "request": request, "response": received}
+
+
+async def _clients(lane: Lane) -> list[Client]:
+    """Each with an app of its own; and the day's limit, for all of them together."""
+    operator = await lane.call("POST", "/v1/limits", json={"limits": {"per_day": str(DAY_LOVELACE)}})
+    assert operator.status_code == 200, operator.text
+    clients = []
+    for number in range(CLIENTS):
+        added = await lane.call("POST", "/v1/apps", json={"name": f"client-{number}"})
+        clients.append(Client(lane, number, added.json()["token"]))
+    return clients
+
+
+def _require_within(lane: Lane) -> None:
+    """By the books that a dead daemon left: what is counted is what is held, and no more than the day's limit."""
+    with closing(sqlite3.connect(copy_of_dead(lane))) as conn:
+        assert spending.totals(conn, WALLET).get("lovelace", 0) <= DAY_LOVELACE
+        (held,) = conn.execute(
+            "SELECT COALESCE(SUM(units), 0) FROM holds WHERE asset = 'lovelace' AND released_at_ms IS NULL"
+        ).fetchone()
+        assert held <= DAY_LOVELACE
+        assert list(check_limits(conn)) == []
+
+
+def _spent(world: World) -> Iterator[tuple[str, int]]:
+    """What the chain says: each transaction to payTo, and what it took with its fee."""
+    pay_to = role_address("pay_to").raw
+    txs = world.devnet.run(lambda devnet: [tx for block in devnet.chain.blocks for tx in block.txs])
+    for tx in txs:
+        paid = sum(out.lovelace for out in tx.outputs if out.address == pay_to)
+        if paid:
+            yield tx.tx_id, paid + tx.fee_lovelace
+
+
+async def _kill_through(lane: Lane, work: asyncio.Task[None]) -> int:
+    kills = 0
+    for point, count in KILLS:
+        life = await lane.start((point, count))
+        while not (await lane.ended(life, 0.2) or work.done()):
+            pass
+        if not life.exit.done():
+            await life.end(9)
+            return kills
+        kills += 1
+        _require_within(lane)
+    for number in range(RANDOM_KILLS):
+        life = await lane.start()
+        await lane.ended(life, 0.3 + 0.11 * number)
+        await life.end(9)
+        kills += 1
+        _require_within(lane)
+    return kills
+
+
+@pytest.mark.timeout(300)
+async def test_a_budget_of_20_ada_holds_whatever_dies(tmp_path: Path) -> None:
+    async with running_world(tmp_path, seed=20, lanes=1) as made:
+        (lane,) = made.lanes
+        settings = {"price": str(PRICE_LOVELACE), "asset": "lovelace", "splits": [], "timeout": 7200}
+        (await made.http.post(f"{made.devnet.merchant_url}/merchant/settings", json=settings)).raise_for_status()
+        first = await lane.start()
+        clients = await _clients(lane)
+        await first.end(9)
+
+        async def everybody() -> None:
+            await asyncio.gather(*(client.want_everything() for client in clients))
+
+        work = made.spawn(everybody())
+        kills = await _kill_through(lane, work)
+        made.calm = True
+        await made.control("faults", clear=True)
+        await lane.start()
+        await work
+        assert kills >= len(KILLS)
+        assert sum(client.refused for client in clients) == CLIENTS * WANTED - FIT
+
+        paid = {told["tx_hash"]: told["id"] for client in clients for told in client.paid.values()}
+        assert len(paid) == FIT
+        for payment_id in paid.values():
+            await _confirmed(lane, payment_id)
+        spent = dict(_spent(made))
+        assert spent.keys() == paid.keys()
+        assert DAY_LOVELACE - PRICE_LOVELACE - 200_000 < sum(spent.values()) <= DAY_LOVELACE
+        (day,) = [
+            one
+            for one in (await lane.call("GET", "/v1/limits")).json()["limits"]
+            if one["limit"] == "per_day" and one["asset"] == "lovelace"
+        ]
+        assert (day["most"], day["spent"]) == (str(DAY_LOVELACE), str(sum(spent.values())))
+        await _another_asset_is_no_way_around(made, clients[0])
+        assert made.violations == []
+
+
+async def _confirmed(lane: Lane, payment_id: str) -> None:
+    async with asyncio.timeout(60):
+        while (await lane.call("GET", f"/v1/payments/{payment_id}?wait=1")).json()["state"] not in (
+            "confirmed",
+            "settled",
+        ):
+            pass
+
+
+async def _another_asset_is_no_way_around(world: World, client: Client) -> None:
+    """The ADA that rides along with a token counts as ADA does."""
+    settings = {"price": "100", "asset": TOKEN, "splits": []}
+    (await world.http.post(f"{world.devnet.merchant_url}/merchant/settings", json=settings)).raise_for_status()
+    before = client.refused
+    await client.want(b'{"message": "a token"}')
+    assert client.refused == before + 1

@@ -1,0 +1,205 @@
+"""What is counted against limits, against a model that remembers every payment and adds it up anew each time."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from payagent.audit.limits import check_limits
+from payagent.core.policy import ANY, LENGTH_MS, SPAN_MS, WALLET, Limit, Scope, Window, scopes_of
+from payagent.store import records, spending
+from payagent.store.writer import Unit, migrate, open_database
+
+ADA, TOKEN = "lovelace", "ab" * 28 + "00"
+APPS, SHOPS = ("app_1", "app_2"), ("https://a.example", "https://b.example")
+BEGIN_MS = 1_800_000_000_000
+
+
+@dataclass
+class Hold:
+    """A payment as the model remembers it: at which time of the chain it was admitted, and what it lost since."""
+
+    app: str
+    merchant: str
+    at_ms: int
+    asked: dict[str, int]
+    counts: dict[str, int]
+
+
+class Spending(RuleBasedStateMachine):
+    """Payments come, end without paying, and come back, while blocks come and clocks jump to and fro."""
+
+    @initialize()
+    def begin(self) -> None:
+        self.conn = open_database(Path(":memory:"))
+        migrate(self.conn)
+        self.conn.execute("PRAGMA foreign_keys = OFF")
+        self.unit = Unit(self.conn)
+        self.holds: dict[str, Hold] = {}
+        self.block_ms: int | None = BEGIN_MS
+        self.latest_ms = 0
+
+    @rule(ahead_ms=st.one_of(st.integers(0, 400_000), st.integers(0, 40 * 86_400_000)))
+    def a_block_comes(self, ahead_ms: int) -> None:
+        self.block_ms = (self.block_ms or BEGIN_MS) + ahead_ms
+
+    @rule(back_ms=st.integers(0, 86_400_000))
+    def a_rollback_puts_the_chain_back(self, back_ms: int) -> None:
+        self.block_ms = (self.block_ms or BEGIN_MS) - back_ms
+
+    @rule()
+    def no_block_is_believed(self) -> None:
+        self.block_ms = None
+
+    @rule(
+        app=st.sampled_from(APPS),
+        merchant=st.sampled_from(SHOPS),
+        lovelace=st.integers(1, 10**7),
+        tokens=st.one_of(st.none(), st.integers(1, 2**63 - 1)),
+    )
+    def a_payment_is_admitted(self, app: str, merchant: str, lovelace: int, tokens: int | None) -> None:
+        name = f"pay{len(self.holds)}"
+        asked = {ADA: lovelace} | ({} if tokens is None else {TOKEN: tokens})
+        clock_ms = spending.clock_ms(self.conn, self.block_ms)
+        assert clock_ms >= self.latest_ms  # whatever the chain and the clocks did
+        self.latest_ms = clock_ms
+        self._write(name, app, merchant, asked, clock_ms, is_counted=True)
+        self.holds[name] = Hold(app, merchant, clock_ms, asked, dict(asked))
+
+    @rule(app=st.sampled_from(APPS))
+    def the_operator_moves_coins(self, app: str) -> None:
+        name = f"send{self.conn.execute('SELECT COUNT(*) FROM payments').fetchone()[0]}"
+        clock_ms = spending.clock_ms(self.conn, self.block_ms)
+        self.latest_ms = clock_ms
+        self._write(name, app, "", {ADA: 10**9}, clock_ms, is_counted=False)
+
+    @precondition(lambda self: self.holds)
+    @rule(data=st.data(), fee=st.integers(0, 200_000))
+    def a_payment_ends_without_paying(self, data: st.DataObject, fee: int) -> None:
+        name = data.draw(st.sampled_from(sorted(self.holds)))
+        hold = self.holds[name]
+        is_held = hold.counts == hold.asked
+        records.release_hold(self.unit, name, 9, fee)
+        if is_held:
+            hold.counts = {asset: fee if asset == ADA else 0 for asset in hold.asked}
+
+    @precondition(lambda self: self.holds)
+    @rule(data=st.data())
+    def a_rollback_brings_it_back(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(sorted(self.holds)))
+        records.renew_hold(self.unit, name)
+        self.holds[name].counts = dict(self.holds[name].asked)
+
+    @invariant()
+    def what_is_counted_is_what_was_spent(self) -> None:
+        clock_ms = spending.clock_ms(self.conn, self.block_ms)
+        for scope in {WALLET, *(one for app in APPS for shop in SHOPS for one in scopes_of(app, shop))}:
+            for asset in (ADA, TOKEN):
+                for window in Window:
+                    told = spending.counted(self.conn, Limit(scope, asset, window, 0), clock_ms)
+                    assert self._least(scope, asset, window, clock_ms) <= told, (scope, window)
+                    assert told <= self._most(scope, asset, window, clock_ms), (scope, window)
+
+    def teardown(self) -> None:
+        """An audit at the end finds nothing; of holds it would, as no void of theirs tells of a fee."""
+        assert not [one for one in check_limits(self.conn) if one.table == "spent"]
+        self.conn.close()
+
+    def _least(self, scope: Scope, asset: str, window: Window, clock_ms: int) -> int:
+        """What is younger than the window, to the millisecond."""
+        since_ms = clock_ms - LENGTH_MS[window] if window in LENGTH_MS else -1
+        return 0 if window is Window.PAYMENT else self._sum(scope, asset, since_ms)
+
+    def _most(self, scope: Scope, asset: str, window: Window, clock_ms: int) -> int:
+        """And what is older by less than a span."""
+        if window in LENGTH_MS:
+            return self._sum(scope, asset, clock_ms - LENGTH_MS[window] - SPAN_MS[window])
+        return self._least(scope, asset, window, clock_ms)
+
+    def _sum(self, scope: Scope, asset: str, since_ms: int) -> int:
+        return sum(
+            hold.counts.get(asset, 0)
+            for hold in self.holds.values()
+            if hold.at_ms > since_ms and scope.app in (ANY, hold.app) and scope.merchant in (ANY, hold.merchant)
+        )
+
+    def _write(
+        self, name: str, app: str, origin: str, units: dict[str, int], clock_ms: int, *, is_counted: bool
+    ) -> None:
+        records.add_intent(
+            self.unit,
+            intent_id=f"int_{name}",
+            app_id=app,
+            key=name,
+            derived=False,
+            fingerprint="f",
+            origin=origin,
+            request=None,
+            request_id="r",
+            now_ms=1,
+        )
+        records.add_payment(
+            self.unit,
+            payment_id=name,
+            kind="invoice" if is_counted else "send",
+            app_id=app,
+            intent_id=f"int_{name}",
+            invoice_seq=len(self.holds) + 1 if is_counted else None,
+            outputs=[],
+            now_ms=1,
+        )
+        records.place_hold(self.unit, name, units, 1, clock_ms, is_counted)
+
+
+TestSpending = Spending.TestCase
+TestSpending.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+
+
+def test_what_a_limit_counts_costs_the_same_after_years(tmp_path: Path) -> None:
+    """A day of the finest spans is the most that is ever added up."""
+    conn = open_database(tmp_path / "ledger.db")
+    migrate(conn)
+    limit = Limit(WALLET, ADA, Window.DAY, 0)
+    conn.execute("BEGIN")
+    for number in range(5_000):
+        spending.count(Unit(conn), "app", "https://a.example", {ADA: 1}, BEGIN_MS + number * 300_000)
+    conn.execute("COMMIT")
+    clock_ms = BEGIN_MS + 4_999 * 300_000
+    assert len(spending.spans(conn, limit, clock_ms)) == spending.counted(conn, limit, clock_ms) == 289
+    conn.close()
+
+
+@pytest.mark.parametrize("window", list(Window))
+def test_a_limit_that_was_set_is_read_again_and_dropped(tmp_path: Path, window: Window) -> None:
+    conn = open_database(tmp_path / "ledger.db")
+    migrate(conn)
+    unit, scope = Unit(conn), Scope("app", "https://a.example")
+    spending.set_limit(unit, Limit(scope, ADA, window, 5))
+    spending.set_limit(unit, Limit(scope, ADA, window, 7))
+    spending.set_limit(unit, Limit(WALLET, ADA, window, 9))
+    assert set(spending.limits(conn)) == {Limit(scope, ADA, window, 7), Limit(WALLET, ADA, window, 9)}
+    assert spending.limits_binding(conn, "app", "https://b.example") == [Limit(WALLET, ADA, window, 9)]
+    spending.drop_limit(unit, scope, ADA, window)
+    assert spending.limits(conn) == [Limit(WALLET, ADA, window, 9)]
+    conn.close()
+
+
+def test_no_question_about_limits_looks_at_every_row(tmp_path: Path) -> None:
+    conn = open_database(tmp_path / "ledger.db")
+    migrate(conn)
+    asked: list[str] = []
+    conn.set_trace_callback(asked.append)
+    for window in Window:
+        spending.counted(conn, Limit(WALLET, ADA, window, 0), BEGIN_MS)
+    spending.spans(conn, Limit(WALLET, ADA, Window.DAY, 0), BEGIN_MS)
+    spending.limits_binding(conn, "app", "https://a.example")
+    conn.set_trace_callback(None)
+    steps = [row[3] for sql in asked for row in conn.execute(f"EXPLAIN QUERY PLAN {sql}")]
+    assert len(steps) >= len(Window) + 1
+    assert all(
+        step.startswith(("SEARCH spent USING PRIMARY KEY", "SEARCH limits USING PRIMARY")) for step in steps
+    )
+    conn.close()
