@@ -40,7 +40,9 @@ from payagent.log import SECRET_LENGTH_MIN, Redactor
 from payagent.merchants.client import MerchantClient
 from payagent.proxy.door import Bounds as ProxyBounds
 from payagent.proxy.door import Door
-from payagent.settings import Provider, Settings, Topup, find_passphrase, read_secret_file
+from payagent.secretfile import read_secret_file
+from payagent.settings import Provider, Settings, Topup, passphrase_file
+from payagent.signer.handle import SignerProcess, unlocked
 from payagent.store import queries, records
 from payagent.store.lease import lease
 from payagent.store.signer import SIGNER_FILE, SignerFile
@@ -55,13 +57,11 @@ from payagent.store.writer import (
 )
 from payagent.sweeps import DEVNET_BEATS, NETWORK_BEATS, Sweeps
 from payagent.wallet.keys import Account
-from payagent.wallet.keystore import unlock
 from payagent.webhook import Webhook, signing_key
 
 log = structlog.get_logger("payagent.daemon")
 
 Announce = Callable[[Mapping[str, str]], None]
-Prompt = Callable[[], str]
 
 LEDGER_FILE = "ledger.db"
 KEYSTORE_FILE = "keystore.json"
@@ -71,16 +71,18 @@ def serve(
     settings: Settings,
     *,
     environ: Mapping[str, str],
-    prompt: Prompt | None,
+    can_ask: bool,
     announce: Announce,
     redactor: Redactor,
     checkpoint: Checkpoint = lambda _name: None,
 ) -> None:
     """Run the daemon until SIGTERM or SIGINT. `checkpoint` is told of every commit point (tests kill there).
 
-    The keystore is opened first: who is asked for its passphrase can still leave with Ctrl-C, and nobody listens.
+    The keystore is opened first, by a process of its own: who is asked for its passphrase (if one `can_ask`) can
+    still leave with Ctrl-C, and nobody listens.
     Refused before anything is served: `already_running`, `config_invalid`, `keystore_*`, `ledger_missing`,
-    `store_failed`. Ends as `lease_lost` when another daemon opened the ledger meanwhile.
+    `store_failed`. Ends as `lease_lost` when another daemon opened the ledger meanwhile, and as `signer_lost` when
+    the process that holds the key is gone: its next start is the one way to unlock again.
     """
     if not __debug__:
         raise Refused("config_invalid", "Python's -O strips checks that libraries rely on; start without it")
@@ -88,14 +90,23 @@ def serve(
     with lease(settings.data_dir, (LEDGER_FILE, KEYSTORE_FILE)):
         require_ledger(settings.data_dir / LEDGER_FILE)
         remove_copies(settings.data_dir)
-        account = _unlock(settings, environ, prompt, redactor)
-        with listen_tcp(settings.api.listen, "api.listen") as tcp, _listen_unix(settings.api.socket) as unix:
-            asyncio.run(_serve(settings, account, (tcp, unix), announce, redactor, checkpoint))
+        network, number = NETWORKS[settings.network], settings.keystore.account
+        keystore, passphrase = settings.data_dir / KEYSTORE_FILE, passphrase_file(settings, environ, can_ask)
+        with (
+            unlocked(keystore, passphrase, network, number, settings.limits.caps) as (account, signer, missing),
+            listen_tcp(settings.api.listen, "api.listen") as tcp,
+            _listen_unix(settings.api.socket) as unix,
+        ):
+            log.info("signer.started", pid=signer.pid, not_possible_here=missing)
+            asyncio.run(_serve(settings, account, signer, (tcp, unix), announce, redactor, checkpoint))
+            if signer.problem is not None:
+                raise Refused("signer_lost", f"the process that holds the key is gone: {signer.problem}")
 
 
 async def _serve(
     settings: Settings,
     account: Account,
+    signer: SignerProcess,
     listeners: tuple[socket.socket, socket.socket],
     announce: Announce,
     redactor: Redactor,
@@ -105,16 +116,18 @@ async def _serve(
         proxy = settings.proxy
         door = Door(
             agent,
-            create_app(agent, topups, heartbeat=sweeps.stale),
+            create_app(agent, topups, heartbeat=sweeps.stale, signer=lambda: signer.problem),
             ProxyBounds(proxy.spool_bytes, proxy.read_timeout_s, proxy.patience_s),
         )
         server = make_server(door, partial(agent.ports.new_id, "call"))
         server.stop_on_signal()
+        signer.watch(_stop)
         host, port = listeners[0].getsockname()[:2]
         announce({"api": f"http://{host}:{port}", "socket": str(settings.api.socket), "network": settings.network})
         try:
             await server.serve(sockets=list(listeners))
         finally:
+            signer.unwatch()
             door.close()
 
 
@@ -159,10 +172,15 @@ async def _running(
 
 
 def _leave_to_another(is_lost: threading.Event) -> None:
-    """Stop as by SIGTERM: nothing can be written any more, so nothing is signed and nothing new leaves."""
+    """Nothing can be written any more, so nothing is signed and nothing new leaves."""
     if not is_lost.is_set():
         is_lost.set()
-        os.kill(os.getpid(), signal.SIGTERM)
+        _stop()
+
+
+def _stop() -> None:
+    """What is under way ends as it does by SIGTERM."""
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 async def _bind(writer: Writer, readers: Readers, settings: Settings, own: Address) -> None:
@@ -202,6 +220,7 @@ def make_terms(settings: Settings, own: Address, redactor: Redactor) -> Terms:
         confirm_depth=settings.payments.confirm_depth,
         void_depth=settings.payments.void_depth,
         chain_depth=settings.payments.chain_depth,
+        caps=settings.limits.caps,
         settle_depth=settings.payments.settle_depth,
         min_window_s=settings.payments.min_window_s,
         wallet_below_lovelace=settings.alerts.wallet_below_lovelace,
@@ -255,17 +274,6 @@ def _hide(secret: str, redactor: Redactor) -> None:
     """Cut a secret out of the log; one too short to be told from words cannot be, and is nowhere logged."""
     if len(secret) >= SECRET_LENGTH_MIN:
         redactor.register(secret)
-
-
-def _unlock(settings: Settings, environ: Mapping[str, str], prompt: Prompt | None, redactor: Redactor) -> Account:
-    passphrase = find_passphrase(settings, environ, prompt)
-    _hide(passphrase, redactor)
-    account = unlock(settings.data_dir / KEYSTORE_FILE, passphrase)
-    if account.network.name != settings.network:
-        raise Refused("keystore_invalid", f"the keystore is of {account.network.name}, not of {settings.network}")
-    if account.number != settings.keystore.account:
-        raise Refused("keystore_invalid", f"the keystore is of account {account.number}, see keystore.account")
-    return account
 
 
 def _require_private(data_dir: Path) -> None:

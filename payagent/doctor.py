@@ -14,7 +14,8 @@ from payagent.chain.blockfrost import Blockfrost
 from payagent.chain.source import Found
 from payagent.core.network import NETWORKS
 from payagent.core.problem import Refused
-from payagent.settings import CREDENTIAL_NAME, Provider, Settings, read_secret_file
+from payagent.secretfile import read_secret_file
+from payagent.settings import CREDENTIAL_NAME, Provider, Settings
 from payagent.store import queries
 from payagent.store.schema import missing_guards
 from payagent.store.writer import Readers, require_ledger

@@ -1,4 +1,5 @@
 """init: makes what a first start needs: data folder, config, keystore, ledger with its first app, token.
+And gives a keystore another passphrase.
 
 May import: core, settings, wallet, store, agent.ports, api.tokens. Never: asks a question or prints (the CLI
 does); overwrites a file; leaves half of its work behind when it fails.
@@ -17,8 +18,10 @@ from payagent.core.network import NETWORKS
 from payagent.core.problem import Refused
 from payagent.settings import Settings, load_settings
 from payagent.store import apps
+from payagent.store.lease import lease
 from payagent.store.writer import Unit, Writer
-from payagent.wallet import keystore
+from payagent.wallet import creation
+from payagent.wallet.keystore import Header
 
 SCOPES = ("pay", "read", "operate", "approve")
 APP_NAME = "operator"
@@ -67,7 +70,7 @@ def initialise(
     ports: Ports,
     *,
     write_words: bool,
-    randomness: keystore.RandomBytes,
+    randomness: creation.RandomBytes,
 ) -> Made:
     """Make everything, or nothing. `write_words` puts new words in a 0600 file of the data folder.
 
@@ -80,7 +83,7 @@ def initialise(
         _require_same(settings, choices)
         make_private_folder(settings.data_dir, undo)
         require_none(settings.data_dir)
-        words = choices.words or keystore.new_words(randomness)
+        words = choices.words or creation.new_words(randomness)
         words_file = settings.data_dir / WORDS_FILE if write_words and choices.words is None else None
         if words_file is not None:
             write_new(words_file, words + "\n", undo)
@@ -96,6 +99,21 @@ def require_long(passphrase: str) -> None:
     """The one rule for a new passphrase, typed or from a file. Refused: `passphrase_too_short`."""
     if len(passphrase) < PASSPHRASE_LENGTH_MIN:
         raise Refused("passphrase_too_short", f"it needs at least {PASSPHRASE_LENGTH_MIN} characters")
+
+
+def change_passphrase(settings: Settings, old: str, new: str) -> Header:
+    """Encrypt the keystore under another passphrase, while no daemon has it; all or nothing, durably.
+
+    Refused: `passphrase_too_short`, `already_running`, `keystore_invalid`, `config_invalid`.
+    """
+    require_long(new)
+    try:
+        with lease(settings.data_dir, ("ledger.db", "keystore.json")):
+            return creation.change_passphrase(settings.data_dir / "keystore.json", old, new)
+    except OSError as error:
+        raise Refused(
+            "config_invalid", f"{error.filename or 'a file'} cannot be written: {error.strerror}"
+        ) from None
 
 
 def config_text(choices: Choices) -> str:
@@ -149,10 +167,10 @@ def _require_same(settings: Settings, choices: Choices) -> None:
 
 
 def _make_keystore(
-    settings: Settings, words: str, passphrase: str, randomness: keystore.RandomBytes, undo: Undo
-) -> keystore.Header:
+    settings: Settings, words: str, passphrase: str, randomness: creation.RandomBytes, undo: Undo
+) -> Header:
     path = settings.data_dir / "keystore.json"
-    header = keystore.create(
+    header = creation.create(
         path,
         words,
         passphrase,

@@ -1,7 +1,7 @@
 """settings: what the operator decided, read once from a TOML file and the environment into frozen values.
 
-May import: pydantic-settings, core. Never: keeps a secret. Secrets lie in files of their own, which are named
-here and read at use by `read_secret_file` and `find_passphrase`.
+May import: pydantic-settings, core, secretfile (its types). Never: reads or keeps a secret. Secrets lie in files
+of their own, which are named here and read at use (`secretfile`).
 
 config/payagent.example.toml explains every key. A flag wins over the environment, the environment over the
 file, the file over the defaults. What is wrong is told with the key, the place and the fix, never the value.
@@ -10,7 +10,6 @@ file, the file over the defaults. What is wrong is told with the key, the place 
 import difflib
 import os
 import re
-import stat
 import tomllib
 from collections.abc import Callable, Mapping
 from ipaddress import ip_address
@@ -38,12 +37,12 @@ from payagent.core.origin import DEFAULT_PORTS, parse_origin
 from payagent.core.policy import Window
 from payagent.core.prepaid import CALLS
 from payagent.core.problem import Refused
+from payagent.secretfile import SecretFile
 
 ENV_PREFIX = "PAYAGENT_"
 CONFIG_VARIABLE = "PAYAGENT_CONFIG"
 TOKEN_VARIABLE = "PAYAGENT_TOKEN"  # noqa: S105  the name under which clients find their app token: no setting
 CREDENTIAL_NAME = "keystore-passphrase"
-SECRET_BYTES_MAX = 4096
 SOCKET_PATH_BYTES_MAX = 107  # sun_path of unix(7) holds 108 with its closing zero byte
 
 T = TypeVar("T")
@@ -51,11 +50,11 @@ Tree = dict[str, Any]
 
 _DEFAULTS: dict[bool, dict[str, Tree]] = {
     True: {
-        "limits": {"per_payment": "1000 ADA", "per_day": "100000 ADA"},
+        "limits": {"per_payment": "1000 ADA", "per_day": "100000 ADA", "per_transaction": "100000 ADA"},
         "payments": {"confirm_depth": 1},
     },
     False: {
-        "limits": {"per_payment": "5 ADA", "per_day": "20 ADA"},
+        "limits": {"per_payment": "5 ADA", "per_day": "20 ADA", "per_transaction": "1000 ADA"},
         "payments": {"confirm_depth": 3},
     },
 }
@@ -293,6 +292,7 @@ class AssetLimit(_Table):
     per_week_units: Units | None = Field(default=None, alias="per_week")
     per_month_units: Units | None = Field(default=None, alias="per_month")
     total_units: Units | None = Field(default=None, alias="total")
+    per_transaction_units: Units | None = Field(default=None, alias="per_transaction")
     decimals: Annotated[Count, Field(le=19)] | None = None
 
     @property
@@ -310,12 +310,22 @@ class Limits(_Table):
     per_week_lovelace: Lovelace | None = Field(default=None, alias="per_week")
     per_month_lovelace: Lovelace | None = Field(default=None, alias="per_month")
     total_lovelace: Lovelace | None = Field(default=None, alias="total")
+    per_transaction_lovelace: Lovelace = Field(alias="per_transaction")
     assets: tuple[AssetLimit, ...] = ()
 
     @property
     def most_lovelace(self) -> dict[str, int | None]:
         """By the names of the windows."""
         return _by_window(self, "_lovelace")
+
+    @property
+    def caps(self) -> dict[str, int]:
+        """What one transaction may take out of the wallet, by whoever's order: of a token a day's, if not told."""
+        caps = {LOVELACE: self.per_transaction_lovelace}
+        for limit in self.assets:
+            most = limit.per_transaction_units
+            caps[limit.asset] = limit.per_day_units if most is None else most
+        return caps
 
     @model_validator(mode="after")
     def _each_asset_once(self) -> Self:
@@ -433,52 +443,23 @@ def load_settings(
     raise Refused("config_invalid", "\n".join(lines))
 
 
-def read_secret_file(path: Path) -> str:
-    """The secret in a file, without its last line end. The file must be readable by its owner alone.
+def passphrase_file(settings: Settings, environ: Mapping[str, str], can_ask: bool) -> SecretFile | None:
+    """Where the keystore's passphrase lies: systemd credential, else `keystore.passphrase_file`; None is to ask.
 
-    Raises `config_invalid` when it is missing, open to others, empty, or not a short UTF-8 text.
-    """
-    return _read_secret(path, private=True)
-
-
-def find_passphrase(settings: Settings, environ: Mapping[str, str], prompt: Callable[[], str] | None) -> str:
-    """The keystore's passphrase: systemd credential, else `keystore.passphrase_file`, else the prompt.
-
-    `prompt` is None where nobody can answer. Raises `keystore_locked` when there is no source left.
+    Raises `keystore_locked` when there is neither a file nor anybody who can answer.
     """
     credentials = environ.get("CREDENTIALS_DIRECTORY")
     if credentials and (Path(credentials) / CREDENTIAL_NAME).is_file():
         # systemd guards the folder; on the file its access list shows as group bits
-        return _read_secret(Path(credentials) / CREDENTIAL_NAME, private=False)
+        return SecretFile(Path(credentials) / CREDENTIAL_NAME, private=False)
     if settings.keystore.passphrase_file is not None:
-        return read_secret_file(settings.keystore.passphrase_file)
-    if prompt is None:
+        return SecretFile(settings.keystore.passphrase_file, private=True)
+    if not can_ask:
         raise Refused(
             "keystore_locked",
             f"no passphrase: no systemd credential {CREDENTIAL_NAME}, no keystore.passphrase_file, no terminal",
         )
-    return prompt()
-
-
-def _read_secret(path: Path, private: bool) -> str:
-    try:
-        # O_NONBLOCK: opening a pipe must not wait for its writer
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
-            status = os.fstat(file.fileno())
-            raw = file.read(SECRET_BYTES_MAX + 1) if stat.S_ISREG(status.st_mode) else b""
-    except OSError as error:
-        raise Refused("config_invalid", f"the secret file {path} cannot be read: {error.strerror}") from None
-    if private and status.st_mode & 0o077:
-        raise Refused("config_invalid", f"the secret file {path} is open to others; run: chmod 600 {path}")
-    if private and status.st_uid not in (0, os.geteuid()):
-        raise Refused("config_invalid", f"the secret file {path} belongs to another user")
-    try:
-        secret = raw.decode().removesuffix("\n").removesuffix("\r")
-    except UnicodeDecodeError:
-        secret = ""
-    if not secret or len(raw) > SECRET_BYTES_MAX:
-        raise Refused("config_invalid", f"the secret file {path} is not a text of 1 to {SECRET_BYTES_MAX} bytes")
-    return secret
+    return None
 
 
 def _home(environ: Mapping[str, str]) -> Path:

@@ -9,7 +9,7 @@ waits for anything.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from payagent.agent.chainview import ChainView
 from payagent.agent.prepaid import Buyer, Part, is_batch
@@ -25,6 +25,7 @@ from payagent.agent.replacement import (
 from payagent.chain.source import SubmitKind
 from payagent.core import ledger, policy
 from payagent.core.address import Address
+from payagent.core.caps import Caps, require_within_caps
 from payagent.core.invoice import Invoice
 from payagent.core.money import LOVELACE, check_supply
 from payagent.core.payment import Event, State
@@ -106,6 +107,7 @@ class Admission:
     own: Address
     chain_depth: int = 0
     chain_ttl_s: int = 0
+    caps: Caps = field(default_factory=dict)
 
     def admit(self, unit: Unit, purchase: Purchase, now_ms: int) -> Admitted:
         """Find the intent's payment, or open it: at most one, whatever invoices come for it (rule 5)."""
@@ -392,6 +394,7 @@ class Admission:
 
         Refused: `merchant_not_allowed`, `asset_not_allowed`, `limit_exceeded` by the tightest limit.
         """
+        require_within_caps(spend, self.caps)
         app, origin = purchase.app_id, purchase.invoice.origin
         asker = apps.require(unit.conn, app)
         asker.require_may_pay(origin, paid_asset)
@@ -457,7 +460,8 @@ class Admission:
         )
 
     def admit_transfer(self, unit: Unit, order: TransferOrder, plan: TransferPlan, now_ms: int) -> Admitted:
-        """Find the self-transfer that the order's key names, or admit it: no limits, the same machine and ledger.
+        """Find the self-transfer that the order's key names, or admit it: no limits but the signer's own caps, the
+        same machine and ledger.
 
         One whose payment was cancelled spends what the cancel gave back, as a purchase does.
         """
@@ -471,6 +475,7 @@ class Admission:
         anchor = None if intent is None else anchor_of(unit, intent.id)
         with own_order():
             planned = self._plan_with(unit, lambda coins: plan(coins, ttl_slot, anchor), slot, self.chain_depth)
+        require_within_caps(planned.spend, self.caps)
         if intent is None:
             _open_intent(unit, order, origin="", request=None, now_ms=now_ms)
         records.add_payment(

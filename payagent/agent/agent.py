@@ -175,7 +175,7 @@ class Agent:
         self._readers = readers
         self._signer = signer
         self._admission = Admission(
-            self.coins, terms.limits, self.chain, terms.own, terms.chain_depth, terms.min_window_s
+            self.coins, terms.limits, self.chain, terms.own, terms.chain_depth, terms.min_window_s, terms.caps
         )
         self.senders: Sequence[Guarded] = self.sources
         self.providers: Mapping[str, str | None] = {}

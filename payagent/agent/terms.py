@@ -9,6 +9,7 @@ from typing import Literal
 
 from payagent.chain.quota import Rate
 from payagent.core.address import Address
+from payagent.core.caps import Caps
 from payagent.core.invoice import Proof, SplitMode
 from payagent.core.network import Network
 from payagent.core.policy import Limit
@@ -90,6 +91,7 @@ class Terms:
     settle_depth: int
     min_window_s: int
     chain_depth: int = 0
+    caps: Caps = field(default_factory=dict)
     wallet_below_lovelace: int | None = None
     call_rate: Rate | None = None
     """How often each provider may be called; None where nobody counts."""

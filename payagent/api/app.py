@@ -19,7 +19,7 @@ from payagent.agent.agent import Agent
 from payagent.agent.topup import Topups
 from payagent.api import apps, events, ledger, limits, merchants, payments, prepaid, reconcile, topups, wallet
 from payagent.api.guard import Guard
-from payagent.api.health import Heartbeat, health_router
+from payagent.api.health import Check, health_router
 from payagent.api.problems import problem_response
 from payagent.api.schemas import add_schemas
 from payagent.core.problem import Refused
@@ -28,7 +28,7 @@ from payagent.store.writer import DatabaseError, failure
 log = structlog.get_logger("payagent.api")
 
 
-def create_app(agent: Agent, orders: Topups, *, heartbeat: Heartbeat) -> FastAPI:
+def create_app(agent: Agent, orders: Topups, *, heartbeat: Check, signer: Check) -> FastAPI:
     """The application. `orders` are the top-ups; `heartbeat` tells /readyz None while the sweeps
     are fresh, else the reason.
     """
@@ -50,7 +50,7 @@ def create_app(agent: Agent, orders: Topups, *, heartbeat: Heartbeat) -> FastAPI
     app.add_exception_handler(HTTPException, _not_routed)
     for room in (payments, events, merchants, wallet, limits, apps, prepaid, topups, ledger, reconcile):
         app.include_router(room.router)
-    app.include_router(health_router(agent, heartbeat))
+    app.include_router(health_router(agent, heartbeat, signer))
     app.openapi = _described(app.openapi)  # type: ignore[method-assign]
     return app
 

@@ -13,11 +13,11 @@ from payagent.api.schemas import Health, Readiness, gives
 from payagent.api.views import chain_problem
 from payagent.store import queries
 
-Heartbeat = Callable[[], str | None]
-"""None while the sweeps are fresh, else the reason why they are not."""
+Check = Callable[[], str | None]
+"""None while what is looked at is well, else what is wrong with it."""
 
 
-def health_router(agent: Agent, heartbeat: Heartbeat) -> APIRouter:
+def health_router(agent: Agent, heartbeat: Check, signer: Check) -> APIRouter:
     router = APIRouter(tags=["health"])
 
     @router.head("/healthz", include_in_schema=False)
@@ -32,6 +32,7 @@ def health_router(agent: Agent, heartbeat: Heartbeat) -> APIRouter:
             "chain": chain_problem(agent.chain, agent.ports.clock.now_ms()),
             "ledger": _ledger_problem(agent),
             "sweeps": heartbeat(),
+            "signer": signer(),
         }
         ready = not any(found.values())
         return JsonResponse(

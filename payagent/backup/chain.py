@@ -14,7 +14,8 @@ from payagent.core.ledger import add
 from payagent.core.money import LOVELACE
 from payagent.core.network import NETWORKS
 from payagent.core.problem import Refused
-from payagent.settings import Provider, Settings, read_secret_file
+from payagent.secretfile import read_secret_file
+from payagent.settings import Provider, Settings
 from payagent.store import queries
 from payagent.store.writer import Connection
 

@@ -31,7 +31,8 @@ from payagent.init import (
     undone_on_failure,
     write_new,
 )
-from payagent.settings import Settings, read_secret_file
+from payagent.secretfile import read_secret_file
+from payagent.settings import Settings
 from payagent.store import apps, records
 from payagent.store.copy import Contents
 from payagent.store.writer import Unit, Writer, open_read_only

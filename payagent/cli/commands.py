@@ -77,9 +77,6 @@ def serve(terminal: Terminal, config: Path | None, listen: str | None) -> None:
     redactor = Redactor()
     configure_logging(sys.stderr, redactor)
 
-    def ask() -> str:
-        return str(click.prompt("Passphrase of the keystore", hide_input=True, err=True))
-
     def announce(places: Mapping[str, str]) -> None:
         status = f"payagent serves {places['network']} on {places['api']} and {places['socket']}"
         terminal.say(status)
@@ -88,7 +85,7 @@ def serve(terminal: Terminal, config: Path | None, listen: str | None) -> None:
     run_daemon(
         settings,
         environ=os.environ,
-        prompt=ask if terminal.can_ask else None,
+        can_ask=terminal.can_ask,
         announce=announce,
         redactor=redactor,
     )

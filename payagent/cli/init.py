@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from payagent.cli.options import example, output_options, pass_terminal
+from payagent.cli.options import ask_passphrase, example, output_options, pass_terminal
 from payagent.cli.terminal import Terminal
 from payagent.core.network import NETWORKS
 from payagent.core.problem import Refused
@@ -79,7 +79,7 @@ def init(
     """
     from payagent.agent.ports import Ports, SystemClock, SystemRandomness
     from payagent.init import Choices, initialise
-    from payagent.settings import read_secret_file
+    from payagent.secretfile import read_secret_file
 
     named = _pairs(merchants, "--merchant")
     can_ask = terminal.can_ask
@@ -95,7 +95,7 @@ def init(
         data_dir=data_dir,
         merchants=named,
         partners=_partners(partners, named),
-        passphrase=_ask_passphrase() if passphrase_file is None else read_secret_file(passphrase_file),
+        passphrase=ask_passphrase() if passphrase_file is None else read_secret_file(passphrase_file),
         words=None if restore is None else _read_words(terminal, restore),
         project_id_file=project_id_file,
         passphrase_file=passphrase_file,
@@ -189,20 +189,3 @@ def _ask_merchant() -> dict[str, str]:
     if not origin:
         return {}
     return {str(click.prompt("A short name for it", default="t", err=True)): str(origin)}
-
-
-def _ask_passphrase() -> str:
-    from payagent.init import require_long
-
-    while True:
-        passphrase = str(
-            click.prompt(
-                "Passphrase for the keystore", hide_input=True, confirmation_prompt="The same again", err=True
-            )
-        )
-        try:
-            require_long(passphrase)
-        except Refused as refused:
-            click.echo(f"{refused.problem.title}: {refused.detail}.", err=True)
-        else:
-            return passphrase

@@ -18,7 +18,8 @@ import httpx
 
 from payagent.cli.terminal import ProblemError
 from payagent.core.problem import Refused
-from payagent.settings import Settings, read_secret_file
+from payagent.secretfile import read_secret_file
+from payagent.settings import Settings
 
 TOKEN_FILE = "operator.token"  # noqa: S105  the file's name
 WAIT_S = 25

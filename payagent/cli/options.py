@@ -1,6 +1,6 @@
 """Options and helpers that the commands share.
 
-May import: click, core, cli.terminal, cli.link; settings inside a function. Never: knows a command.
+May import: click, core, cli.terminal, cli.link; settings and payagent.init in functions. Never: knows a command.
 """
 
 import os
@@ -14,6 +14,7 @@ import click
 from payagent.cli.terminal import Terminal
 from payagent.core.bounds import LIST_LIMIT_MAX
 from payagent.core.money import LOVELACE, format_ada
+from payagent.core.problem import Refused
 
 if TYPE_CHECKING:
     from payagent.cli.link import Link
@@ -139,3 +140,21 @@ def show_units(asset: str, units: str | int | None) -> str:
 def show_asset(asset: str) -> str:
     """An asset for people: ADA, or policy and name with a dot between."""
     return "ADA" if asset == LOVELACE else f"{asset[:56]}.{asset[56:]}"
+
+
+def ask_passphrase() -> str:
+    """A new passphrase, typed twice, and asked for again while it is too short."""
+    from payagent.init import require_long
+
+    while True:
+        passphrase = str(
+            click.prompt(
+                "Passphrase for the keystore", hide_input=True, confirmation_prompt="The same again", err=True
+            )
+        )
+        try:
+            require_long(passphrase)
+        except Refused as refused:
+            click.echo(f"{refused.problem.title}: {refused.detail}.", err=True)
+        else:
+            return passphrase

@@ -40,7 +40,8 @@ def proxy(terminal: Terminal, url: str, listen: str, config: Path | None, token_
     from payagent.cli.link import TOKEN_FILE
     from payagent.log import Redactor, configure_logging
     from payagent.proxy.bare import Bare, serve_bare
-    from payagent.settings import load_settings, read_secret_file
+    from payagent.secretfile import read_secret_file
+    from payagent.settings import load_settings
 
     settings = load_settings(config, os.environ, {"api": {"listen": listen}})
     origin = _origin(url)

@@ -1,16 +1,23 @@
-"""`payagent wallet`: what is there, where to send money, and the two transfers that an operator may order.
+"""`payagent wallet`: what is there, where to send money, the transfers that an operator may order, the passphrase.
 
-May import: click, core, cli. Never: builds a transaction (the daemon does).
+May import: click, core, cli; payagent.init, secretfile and settings inside functions. Never: builds a transaction
+(the daemon does); shows a passphrase.
 """
 
+import os
+from pathlib import Path
 from typing import Any
 
 import click
 
 from payagent.cli.options import (
     Connect,
+    ask_passphrase,
+    config_option,
     example,
     group_of,
+    output_options,
+    pass_terminal,
     show_asset,
     show_units,
     talks_to_daemon,
@@ -28,7 +35,7 @@ key_option = click.option(
 
 @group_of("payagent wallet", "payagent wallet address", alone="show")
 def wallet() -> None:
-    """Show the wallet, split it, or send from it. Alone: the balances."""
+    """Show the wallet, split it, send from it, change its passphrase. Alone: the balances."""
 
 
 @wallet.command(epilog=example("payagent wallet show --json"))
@@ -121,7 +128,9 @@ def send(
     everything: bool,
     key: str | None,
 ) -> None:
-    """Send out of the wallet. No limit applies: it is the operator's own order. A terminal asks once more.
+    """Send out of the wallet, by your own order: of the limits only limits.per_transaction applies.
+
+    A terminal asks once more.
 
     Without --key each call is a transfer of its own: after an error that leaves it open whether the order arrived,
     look at `payagent payments list` first.
@@ -145,6 +154,46 @@ def thaw(terminal: Terminal, connect: Connect) -> None:
     tx = answer["tx"]
     text = "Nothing was frozen." if tx is None else f"Thawed: payagent signs again. Frozen by {tx}."
     terminal.give(answer, lambda: terminal.line(text))
+
+
+@wallet.command(epilog=example("payagent wallet passphrase --new-passphrase-file ~/new-passphrase"))
+@click.option(
+    "--new-passphrase-file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="A 0600 file with the new passphrase. Without it a terminal is asked.",
+)
+@config_option
+@output_options
+@pass_terminal
+def passphrase(terminal: Terminal, new_passphrase_file: Path | None, config: Path | None) -> None:
+    """Give the keystore another passphrase, while the daemon is stopped.
+
+    The words and the address stay. Backups that were made before open with the old passphrase for ever: whoever
+    has one, and knows it, has the wallet. The old one comes from where the daemon takes it.
+    """
+    from payagent.init import change_passphrase
+    from payagent.secretfile import read_secret_file
+    from payagent.settings import load_settings, passphrase_file
+
+    settings = load_settings(config, os.environ)
+    if new_passphrase_file is None and not terminal.can_ask:
+        raise click.UsageError("missing --new-passphrase-file; on a terminal it would be asked for")
+    source = passphrase_file(settings, os.environ, terminal.can_ask)
+    old = (
+        str(click.prompt("Passphrase of the keystore", hide_input=True, err=True))
+        if source is None
+        else read_secret_file(source.path, private=source.private)
+    )
+    new = ask_passphrase() if new_passphrase_file is None else read_secret_file(new_passphrase_file)
+    address = change_passphrase(settings, old, new).address
+    keystore = str(settings.data_dir / "keystore.json")
+    terminal.give(
+        {"keystore": keystore, "address": address},
+        lambda: terminal.pairs([("keystore", keystore), ("address", address)]),
+    )
+    if source is not None:
+        terminal.say(f"The daemon reads {source.path}: put the new passphrase there before you start it.")
 
 
 def _transfer(to: str, amount: str | None, asset: str | None, everything: bool) -> dict[str, object]:

@@ -501,6 +501,21 @@ PROBLEMS: dict[str, Problem] = {
         "Correct the order: an address of this network, an amount that an output can hold, not more coins than "
         "one transaction makes. See `payagent wallet send --help` and `payagent wallet split --help`.",
     ),
+    "signer_lost": Problem(
+        503,
+        4,
+        "The process that holds the key has ended",
+        "The daemon ends too: start it again, and look in the system's log for what killed the other.",
+        money="Nothing was signed since. What was admitted keeps its money held, and is signed at the next start.",
+        retryable=True,
+    ),
+    "signer_refused": Problem(
+        500,
+        1,
+        "The signer does not sign such a transaction",
+        "This is a bug, or the daemon is not itself: stop it, and report what the detail says.",
+        money="Nothing was signed; its money stays held until its time is over.",
+    ),
     "split_not_understood": Problem(
         422,
         3,

@@ -48,7 +48,7 @@ class Spend:
 
 @dataclass(slots=True)
 class Booked:
-    """The ledger at one commit: by what each payment ended (None: void), and the lovelace held or posted for it."""
+    """The ledger at one commit: by what each payment ended (None: void), and what is held or posted for it."""
 
     ended: Mapping[str, str | None] = field(default_factory=dict)
     lovelace: Mapping[str, int] = field(default_factory=dict)

@@ -37,6 +37,17 @@ class DecodedOutput(NamedTuple):
     size: int
 
 
+class DecodedBody(NamedTuple):
+    """What a body's bytes say; `auxiliary_hash` is that of what it commits to, when it does."""
+
+    inputs: tuple[tuple[str, int], ...]
+    outputs: tuple[DecodedOutput, ...]
+    fee_lovelace: int
+    ttl_slot: int
+    network_id: int
+    auxiliary_hash: bytes | None
+
+
 class DecodedTransaction(NamedTuple):
     """What the bytes say; `body` is the span that the transaction id is the hash of."""
 
@@ -202,23 +213,38 @@ def decode(raw: bytes) -> DecodedTransaction:
         raise Undecodable("the bytes end where an item should begin") from None
 
 
-def _transaction(raw: bytes) -> DecodedTransaction:
-    opened = raw[1:3]
+def decode_body(raw: bytes) -> DecodedBody:
+    """The body of a payment, and nothing behind it; else Undecodable."""
+    try:
+        body, end = _body(raw, 0)
+    except IndexError:
+        raise Undecodable("the bytes end where an item should begin") from None
+    if end != len(raw):
+        raise Undecodable("something stands behind the body")
+    return body
+
+
+def _body(buf: bytes, at: int) -> tuple[DecodedBody, int]:
+    opened = buf[at : at + 2]
     if opened not in (_BODY, _BODY_COMMITTED):
         raise Undecodable(_OTHER_FIELDS)
-    inputs, at = _inputs(raw, 3)
-    if raw[at] != 1:
+    inputs, at = _inputs(buf, at + 2)
+    if buf[at] != 1:
         raise Undecodable(_OTHER_FIELDS)
-    outputs, at = _outputs(raw, at + 1)
-    fee_lovelace, at = _field(raw, at, 2, "the fee")
-    ttl_slot, at = _field(raw, at, 3, "the TTL")
+    outputs, at = _outputs(buf, at + 1)
+    fee_lovelace, at = _field(buf, at, 2, "the fee")
+    ttl_slot, at = _field(buf, at, 3, "the TTL")
     told: bytes | None = None
     if opened == _BODY_COMMITTED:
-        told, at = _fixed(raw, at, b"\x07" + _BYTES_32, 32, _OTHER_FIELDS)
-    network_id, body_end = _field(raw, at, 15, "the network")
+        told, at = _fixed(buf, at, b"\x07" + _BYTES_32, 32, _OTHER_FIELDS)
+    network_id, at = _field(buf, at, 15, "the network")
+    return DecodedBody(inputs, outputs, fee_lovelace, ttl_slot, network_id, told), at
+
+
+def _transaction(raw: bytes) -> DecodedTransaction:
+    body, body_end = _body(raw, 1)
     witnesses, end = _witnesses(raw, body_end)
     if raw[end : end + 1] != b"\xf5":
         raise Undecodable("a payment is valid: true stands before its auxiliary data")
-    commitment = _commitment(raw[end + 1 :], told)
-    body = raw[1:body_end]
-    return DecodedTransaction(body, inputs, outputs, fee_lovelace, ttl_slot, network_id, witnesses, commitment)
+    commitment = _commitment(raw[end + 1 :], body.auxiliary_hash)
+    return DecodedTransaction(raw[1:body_end], *body[:5], witnesses, commitment)

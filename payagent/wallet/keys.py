@@ -1,14 +1,13 @@
 """Keys: from recovery words to one base address and a signer (BIP-39, CIP-3 Icarus, CIP-1852, BIP32-Ed25519).
 
-May import: core, PyNaCl, mnemonic, and pycardano inside `derive` alone (it takes over a second and 79 MB, which
-a program that never signs does not pay). Never: a secret in a repr, a pickle, an exception or a log; pycardano's
-wallet objects, which keep the words, do not outlive `derive`.
+May import: core, PyNaCl, mnemonic. Never: a secret in a repr, a pickle, an exception or a log; pycardano, which
+takes over a second and 79 MB: it has a look of its own at each new wallet (`creation`).
 """
 
 import hashlib
-import logging
+import hmac
 from dataclasses import dataclass
-from typing import Any, NoReturn, Protocol, final
+from typing import NoReturn, Protocol, final
 
 from mnemonic import Mnemonic
 from nacl import bindings
@@ -19,6 +18,7 @@ from payagent.core.problem import Refused
 
 WORD_COUNT = 24
 ENTROPY_BYTES = 32
+_HARDENED = 2**31
 _ENGLISH = Mnemonic("english")
 
 
@@ -33,8 +33,12 @@ class Signer(Protocol):
     def payment_key_hash(self) -> bytes:
         """blake2b-224 of the public key, as in the address."""
 
-    def sign(self, body_hash: bytes) -> bytes:
-        """The 64 bytes of the signature over a body's hash."""
+    def sign(self, body: bytes, paid: int) -> bytes:
+        """The 64 bytes of the signature over a body's hash.
+
+        So many outputs as are `paid`, from the first on, leave the wallet; all behind them are its own. Whoever
+        signs elsewhere may refuse what is not so (`signer_refused`), or be gone (`signer_lost`).
+        """
 
 
 @final
@@ -54,7 +58,11 @@ class SoftwareSigner:
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise TypeError("a signer is neither copied nor pickled")
 
-    def sign(self, body_hash: bytes) -> bytes:
+    def sign(self, body: bytes, paid: int) -> bytes:
+        """Whatever it is: who holds this object holds the key."""
+        return self.sign_hash(hashlib.blake2b(body, digest_size=32).digest())
+
+    def sign_hash(self, body_hash: bytes) -> bytes:
         """Ed25519 (RFC 8032) with the scalar as it stands, as BIP32-Ed25519 has it; 64 bytes."""
         reduce = bindings.crypto_core_ed25519_scalar_reduce
         nonce = reduce(hashlib.sha512(self._nonce_key + body_hash).digest())
@@ -126,22 +134,33 @@ def derive(seed: Seed, network: Network, account: int = 0) -> Account:
 
 
 def _derive_keys(seed: Seed, account: int) -> tuple[bytes, bytes]:
-    hd_wallet = _pycardano_hd_wallet()
-    root = hd_wallet.from_entropy(seed.entropy.hex())
-    path = f"m/1852'/1815'/{account}'"
-    payment, stake = (root.derive_from_path(f"{path}/{role}/0").xprivate_key for role in (0, 2))
-    return bytes(payment), bytes(stake)
+    root = _root(seed.entropy)
+    for index in (1852, 1815, account):
+        root = _child(root, index + _HARDENED)
+    payment, stake = (_child(_child(root, role), 0)[:64] for role in (0, 2))
+    return payment, stake
 
 
-def _pycardano_hd_wallet() -> Any:
-    # Imported here and now: it is slow and big, and it gives its logger a handler that prints to stderr.
-    from pycardano.crypto.bip32 import HDWallet
+def _root(entropy: bytes) -> bytes:
+    """CIP-3, Icarus: scalar, nonce key and chain code, 32 bytes each; the scalar's bits as Ed25519 wants them."""
+    node = bytearray(hashlib.pbkdf2_hmac("sha512", b"", entropy, 4096, 96))
+    node[0] &= 0b1111_1000
+    node[31] = node[31] & 0b0001_1111 | 0b0100_0000
+    return bytes(node)
 
-    logger = logging.getLogger("PyCardano")
-    logger.handlers.clear()
-    logger.propagate = False
-    logger.setLevel(logging.ERROR)
-    return HDWallet
+
+def _child(node: bytes, index: int) -> bytes:
+    """BIP32-Ed25519's private derivation; from the key itself when hardened, else from its public key."""
+    scalar, nonce_key, chain_code = node[:32], node[32:64], node[64:]
+    if index >= _HARDENED:
+        tags, key = b"\x00\x01", scalar + nonce_key
+    else:
+        tags, key = b"\x02\x03", bindings.crypto_scalarmult_ed25519_base_noclamp(scalar)
+    message = key + index.to_bytes(4, "little")
+    z, code = (hmac.digest(chain_code, tags[n : n + 1] + message, "sha512") for n in (0, 1))
+    left = 8 * int.from_bytes(z[:28], "little") + int.from_bytes(scalar, "little")
+    right = (int.from_bytes(z[32:], "little") + int.from_bytes(nonce_key, "little")) % 2**256
+    return left.to_bytes(32, "little") + right.to_bytes(32, "little") + code[32:]
 
 
 def _key_hash(public_key: bytes) -> bytes:

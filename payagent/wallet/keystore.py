@@ -3,15 +3,14 @@
 JSON, version 1. Everything but the ciphertext is public and authenticated by it: network, account and address
 are known without the passphrase, and none can be changed unnoticed. The key comes from scrypt (RFC 7914), the
 cipher is AES-256-GCM over the 32 bytes of entropy.
-May import: core, `keys`, cryptography, the disk. Never: overwrites a file, opens one that others may read, or
-says in an error more than that it failed. Randomness comes in as a port.
+May import: core, `keys`, cryptography, the disk. Never: writes (`creation` does), opens a file that others may
+read, or says in an error more than that it failed.
 """
 
 import hashlib
 import json
 import os
 import stat
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,14 +21,12 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from payagent.core.address import parse_address
 from payagent.core.network import NETWORKS, Network
 from payagent.core.problem import Refused
-from payagent.wallet.keys import ENTROPY_BYTES, Account, Seed, derive, seed_from_words
-
-RandomBytes = Callable[[int], bytes]
+from payagent.wallet.keys import ENTROPY_BYTES, Account, Seed, derive
 
 VERSION = 1
 SCRYPT_N = 2**16  # with p = 2 the same strength as 2**17 with p = 1 (OWASP), in half the memory: the daemon's peak
 MODE = 0o600
-_SCRYPT_R, _SCRYPT_P = 8, 2
+SCRYPT_R, SCRYPT_P = 8, 2
 _SCRYPT_N_MIN, _SCRYPT_P_MAX = 2**4, 16
 _SCRYPT_BYTES_MAX = 256 * 1024 * 1024  # 128 n r: a foreign file may not ask for more memory
 _SIZE_MAX = 4096
@@ -46,52 +43,6 @@ class Header:
     address: str
 
 
-def new_words(randomness: RandomBytes) -> str:
-    """24 new words; `randomness(32)` gives the entropy."""
-    return Seed(randomness(ENTROPY_BYTES)).words
-
-
-def create(
-    path: Path,
-    words: str,
-    passphrase: str,
-    network: Network,
-    account: int = 0,
-    *,
-    scrypt_n: int = SCRYPT_N,
-    randomness: RandomBytes = os.urandom,
-) -> Header:
-    """Write a new keystore, durably, and give its public part.
-
-    `scrypt_n` is the cost (a power of two; memory is n KiB). Refused: `mnemonic_invalid`, `keystore_exists`,
-    `keystore_invalid` for an empty passphrase or a cost that would not be read again.
-    """
-    if not passphrase:
-        raise Refused("keystore_invalid", "the passphrase is empty")
-    seed = seed_from_words(words)
-    address = derive(seed, network, account).address.text
-    document: dict[str, Any] = {
-        "version": VERSION,
-        "network": network.name,
-        "account": account,
-        "address": address,
-        "kdf": {
-            "name": "scrypt",
-            "n": scrypt_n,
-            "r": _SCRYPT_R,
-            "p": _SCRYPT_P,
-            "salt": randomness(16).hex(),
-        },
-        "cipher": {"name": "aes-256-gcm", "nonce": randomness(12).hex()},
-    }
-    _require_bounded(path, document["kdf"])
-    cipher = AESGCM(_stretch(passphrase, document["kdf"]))
-    nonce = bytes.fromhex(document["cipher"]["nonce"])
-    document["ciphertext"] = cipher.encrypt(nonce, seed.entropy, _authenticated(document)).hex()
-    _write_new(path, json.dumps(document, indent=2).encode() + b"\n")
-    return Header(network, account, address)
-
-
 def read_header(path: Path) -> Header:
     """The public part, as it stands: only opening the keystore proves it. Refused: `keystore_invalid`."""
     document = _read(path)
@@ -102,10 +53,10 @@ def open_keystore(path: Path, passphrase: str) -> Seed:
     """The seed. Refused: `keystore_invalid` for a wrong passphrase, a changed file or a mode wider than 0600."""
     document = _read(path)
     try:
-        entropy = AESGCM(_stretch(passphrase, document["kdf"])).decrypt(
+        entropy = AESGCM(stretch(passphrase, document["kdf"])).decrypt(
             bytes.fromhex(document["cipher"]["nonce"]),
             bytes.fromhex(document["ciphertext"]),
-            _authenticated(document),
+            authenticated(document),
         )
         return Seed(entropy)
     except (InvalidTag, ValueError):
@@ -125,7 +76,8 @@ def _invalid(path: Path, detail: str) -> Refused:
     return Refused("keystore_invalid", f"{path}: {detail}")
 
 
-def _stretch(passphrase: str, kdf: dict[str, Any]) -> bytes:
+def stretch(passphrase: str, kdf: dict[str, Any]) -> bytes:
+    """The 32 bytes of the cipher's key: scrypt, at the cost that the keystore names."""
     n, r, p = kdf["n"], kdf["r"], kdf["p"]
     memory_max = 128 * r * (n + p + 2)
     return hashlib.scrypt(
@@ -133,7 +85,7 @@ def _stretch(passphrase: str, kdf: dict[str, Any]) -> bytes:
     )
 
 
-def _require_bounded(path: Path, kdf: dict[str, Any]) -> None:
+def require_bounded(path: Path, kdf: dict[str, Any]) -> None:
     """Refuse a cost that is too little to be meant, or takes more memory or time than a daemon has."""
     n, r, p = kdf["n"], kdf["r"], kdf["p"]
     is_whole = type(n) is type(r) is type(p) is int
@@ -151,34 +103,10 @@ def _require_bounded(path: Path, kdf: dict[str, Any]) -> None:
         )
 
 
-def _authenticated(document: dict[str, Any]) -> bytes:
+def authenticated(document: dict[str, Any]) -> bytes:
+    """All but the ciphertext, in one spelling: what the cipher vouches for."""
     public = {key: value for key, value in document.items() if key != "ciphertext"}
     return json.dumps(public, sort_keys=True, separators=(",", ":")).encode()
-
-
-def _write_new(path: Path, content: bytes) -> None:
-    try:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, MODE)
-    except FileExistsError:
-        raise Refused("keystore_exists", f"{path} is there already, and nothing is overwritten") from None
-    try:
-        with os.fdopen(handle, "wb") as file:
-            os.fchmod(file.fileno(), MODE)
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        _sync_folder(path.parent)
-    except BaseException:
-        path.unlink()
-        raise
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -197,7 +125,7 @@ def _read(path: Path) -> dict[str, Any]:
         document = None
     if not isinstance(document, dict) or not _is_keystore(document):
         raise _invalid(path, "it is not a keystore of version 1")
-    _require_bounded(path, document["kdf"])
+    require_bounded(path, document["kdf"])
     return document
 
 

@@ -104,6 +104,11 @@ class Plan:
         return tuple(output for output in self.outputs if output.role == "change")
 
     @property
+    def paid(self) -> int:
+        """How many outputs, from the first on, need not pay the wallet itself: all behind them must."""
+        return max((at for at, output in enumerate(self.outputs, 1) if output.role != "change"), default=0)
+
+    @property
     def spend(self) -> Mapping[str, int]:
         """Units per asset that leave the wallet, with the fee and the ADA that rides along with tokens."""
         leaving = {LOVELACE: self.fee_lovelace}

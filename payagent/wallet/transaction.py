@@ -5,10 +5,10 @@ outputs give the same bytes, on a second run after a crash too.
 May import: core and this room. Never: pycardano, I/O, a clock. Rules: Conway's UTXO and UTXOW (see `plan`).
 """
 
-import hashlib
 from collections.abc import Sequence
 
 from payagent.core.address import Address
+from payagent.core.caps import FEE_CAP_LOVELACE
 from payagent.core.invoice import Output, Role
 from payagent.core.money import LOVELACE
 from payagent.wallet.check import CheckFailed, check
@@ -43,7 +43,6 @@ __all__ = [
     "sweep",
 ]
 
-FEE_CAP_LOVELACE = 900_000  # a plain transaction of 16,384 bytes costs 876,277
 MAINNET_PARAMETERS = Parameters()
 
 
@@ -124,5 +123,4 @@ def fan_out(own: Address, count: int, lovelace: int) -> tuple[Output, ...]:
 
 def sign(plan: Plan, signer: Signer) -> bytes:
     """The bytes to submit. `check` them before they are stored or leave the process."""
-    body_hash = hashlib.blake2b(plan.body, digest_size=32).digest()
-    return assemble(plan, signer.public_key, signer.sign(body_hash))
+    return assemble(plan, signer.public_key, signer.sign(plan.body, plan.paid))

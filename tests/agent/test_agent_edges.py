@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-from agent_kit import ADA, Clock, World, daily, with_terms
+from agent_kit import ADA, APP, Clock, World, daily, with_terms
 
 from payagent.agent.view import payment_view
 from payagent.core.address import Address
@@ -38,10 +38,10 @@ class BadSigner:
     def payment_key_hash(self) -> bytes:
         return self.good.payment_key_hash
 
-    def sign(self, body_hash: bytes) -> bytes:
+    def sign(self, body: bytes, paid: int) -> bytes:
         if self.trouble == "fails":
             raise OSError("the signer is gone")
-        return self.good.sign(body_hash if self.trouble == "mended" else body_hash[::-1])
+        return self.good.sign(body if self.trouble == "mended" else body[::-1], paid)
 
 
 @dataclass
@@ -78,6 +78,18 @@ class TestCommitPoints:
             signer.trouble = "mended"
             await run.settle_down(2)
             assert run.state(row.id) is State.CONFIRMED
+
+    async def test_what_may_not_leave_at_once_is_refused_before_anything_is_held(self, world: World) -> None:
+        """The signer would refuse it too: then its money would be held for a signature that never comes."""
+        world.fund(50 * ADA)
+        async with world.run(terms=with_terms(caps={"lovelace": 2 * ADA})) as run:
+            await run.look()
+            with pytest.raises(Refused, match=r"limits\.per_transaction"):
+                await run.pay(key="k")
+            with pytest.raises(Refused, match=r"limits\.per_transaction"):
+                await run.agent.send(APP, somebody_else(world), "lovelace", 2 * ADA)
+            assert {row.state for row in queries.payments_in(run.agent.conn, list(State))} == {State.REJECTED}
+            assert run.agent.coins.totals["lovelace"] == 50 * ADA
 
     async def test_what_could_not_be_written_down_is_not_sent(self, world: World) -> None:
         world.fund(50 * ADA)

@@ -234,7 +234,7 @@ async def test_a_restart_takes_up_what_was_admitted_and_not_signed(world: World)
         public_key: bytes
         payment_key_hash: bytes
 
-        def sign(self, body_hash: bytes) -> bytes:
+        def sign(self, body: bytes, paid: int) -> bytes:
             raise OSError("the signer is gone")
 
     async with world.run() as run:

@@ -288,17 +288,27 @@ async def test_a_batch_that_is_being_bought_is_to_be_waited_for(api: Api) -> Non
 
 
 async def test_late_sweeps_make_the_daemon_not_ready(api: Api) -> None:
-    assert (await api.http.get("/readyz")).json()["checks"] == {"chain": "ok", "ledger": "ok", "sweeps": "ok"}
+    checks = (await api.http.get("/readyz")).json()["checks"]
+    assert checks == dict.fromkeys(("chain", "ledger", "sweeps", "signer"), "ok")
     api.stale.append("the last look is 31 s ago")
     ready = await api.http.get("/readyz")
     assert (ready.status_code, ready.json()["checks"]["sweeps"]) == (503, "the last look is 31 s ago")
+
+
+async def test_a_signer_that_is_gone_makes_the_daemon_not_ready(api: Api) -> None:
+    app = create_app(api.run.agent, api.run.topups, heartbeat=lambda: None, signer=lambda: "its process has ended")
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(base_url="http://localhost:8402", transport=transport) as http:
+        ready = await http.get("/readyz")
+    assert (ready.status_code, ready.json()["checks"]["signer"]) == (503, "its process has ended")
 
 
 async def test_a_bug_is_told_as_such_and_with_nothing_of_its_inside(api: Api) -> None:
     def broken() -> str | None:
         raise RuntimeError("canary-7d1f")
 
-    transport = httpx.ASGITransport(create_app(api.run.agent, api.run.topups, heartbeat=broken))
+    app = create_app(api.run.agent, api.run.topups, heartbeat=broken, signer=lambda: None)
+    transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(base_url="http://localhost:8402", transport=transport) as http:
         answer = await http.get("/readyz")
     require_problem(answer, "internal_error")

@@ -10,7 +10,7 @@ from payagent.agent.ports import Ports, SystemRandomness
 from payagent.backup.restore import Restored, restore
 from payagent.backup.take import back_up
 from payagent.settings import Settings, load_settings
-from payagent.wallet.keystore import create
+from payagent.wallet.creation import create
 
 PASSPHRASE = plant("the passphrase", "canary passphrase of the backups")
 NOBODY = "http://127.0.0.1:1/api/v0"

@@ -119,9 +119,9 @@ class CountingSigner:
     def payment_key_hash(self) -> bytes:
         return self.good.payment_key_hash
 
-    def sign(self, body_hash: bytes) -> bytes:
+    def sign(self, body: bytes, paid: int) -> bytes:
         self.signed += 1
-        signature = self.good.sign(body_hash)
+        signature = self.good.sign(body, paid)
         then, self.then = self.then, None
         if then is not None:
             then()

@@ -22,7 +22,8 @@ from payagent.core.problem import Refused
 from payagent.devnet.server import DevnetThread
 from payagent.store.lease import require_local
 from payagent.store.writer import Writer
-from payagent.wallet.keystore import create, read_header
+from payagent.wallet.creation import create
+from payagent.wallet.keystore import read_header
 
 WORDS = plant("the recovery words", "abandon " * 23 + "art")
 FEW_FILES = 128

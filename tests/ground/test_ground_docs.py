@@ -68,6 +68,7 @@ def test_the_readme_tells_the_limits_that_hold(tmp_path: Path, network: str, col
     assert rows == {
         "limits.per_payment": format_ada(limits.per_payment_lovelace),
         "limits.per_day": format_ada(limits.per_day_lovelace),
+        "limits.per_transaction": format_ada(limits.per_transaction_lovelace),
     }
 
 

@@ -12,15 +12,15 @@ from pydantic import BaseModel
 
 from payagent.core.origin import parse_origin
 from payagent.core.problem import Refused
+from payagent.secretfile import SecretFile, read_secret_file
 from payagent.settings import (
     AssetLimit,
     Merchant,
     Provider,
     Settings,
     find_config,
-    find_passphrase,
     load_settings,
-    read_secret_file,
+    passphrase_file,
 )
 
 EXAMPLE = Path(__file__).parents[2] / "config/payagent.example.toml"
@@ -471,19 +471,45 @@ def test_the_passphrase_comes_from_credential_then_file_then_prompt(tmp_path: Pa
     with_file = load(tmp_path, f'[keystore]\npassphrase_file = "{file}"\n')
     without = load(tmp_path)
     environ = {"CREDENTIALS_DIRECTORY": str(tmp_path)}
-    assert find_passphrase(with_file, environ, lambda: "typed") == "from systemd"
+    assert passphrase_file(with_file, environ, can_ask=True) == SecretFile(credential, private=False)
     credential.unlink()
-    assert find_passphrase(with_file, environ, lambda: "typed") == "from the file"
-    assert find_passphrase(without, environ, lambda: "typed") == "typed"
+    assert passphrase_file(with_file, environ, can_ask=True) == SecretFile(file, private=True)
+    assert passphrase_file(without, environ, can_ask=True) is None
     with pytest.raises(Refused) as caught:
-        find_passphrase(without, environ, None)
+        passphrase_file(without, environ, can_ask=False)
     assert caught.value.code == "keystore_locked"
 
 
 def test_a_passphrase_file_that_is_bad_is_never_passed_over(tmp_path: Path) -> None:
     settings = load(tmp_path, f'[keystore]\npassphrase_file = "{tmp_path / "missing"}"\n')
+    found = passphrase_file(settings, {}, can_ask=True)
+    assert found == SecretFile(tmp_path / "missing", private=True)
     with pytest.raises(Refused, match="cannot be read"):
-        find_passphrase(settings, {}, lambda: "typed")
+        read_secret_file(found.path, private=found.private)
+
+
+def test_a_credential_that_systemd_guards_may_show_group_bits(tmp_path: Path) -> None:
+    credential = secret(tmp_path / "keystore-passphrase", b"from systemd", mode=0o440)
+    assert read_secret_file(credential, private=False) == "from systemd"
+    with pytest.raises(Refused, match="open to others"):
+        read_secret_file(credential)
+
+
+def test_what_one_transaction_may_take_out_is_bounded_for_ada_and_each_token_with_limits(tmp_path: Path) -> None:
+    token, other = "ab" * 28 + "4c", "cd" * 28 + "4d"
+    assets = f'''
+[[limits.assets]]
+asset = "{token}"
+per_payment = "5"
+per_day = "20"
+[[limits.assets]]
+asset = "{other}"
+per_payment = "5"
+per_day = "20"
+per_transaction = "30"
+'''
+    assert load(tmp_path, assets).limits.caps == {"lovelace": 1_000_000_000, token: 20, other: 30}
+    assert load(tmp_path, '[limits]\nper_transaction = "7 ADA"\n').limits.caps == {"lovelace": 7_000_000}
 
 
 def test_the_passphrase_is_never_taken_from_the_environment(tmp_path: Path) -> None:

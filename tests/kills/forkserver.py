@@ -28,8 +28,8 @@ from payagent.core.network import NETWORKS
 from payagent.daemon import serve
 from payagent.log import Redactor, configure_logging
 from payagent.settings import load_settings
+from payagent.wallet.creation import new_words
 from payagent.wallet.keys import derive, seed_from_words
-from payagent.wallet.keystore import new_words
 
 Order = dict[str, Any]
 
@@ -120,7 +120,7 @@ def run(order: Order) -> None:
     serve(
         settings,
         environ={},
-        prompt=None,
+        can_ask=False,
         announce=lambda where: tell(pid=os.getpid(), ready=dict(where)),
         redactor=redactor,
         checkpoint=killer(order["kill_at"]),

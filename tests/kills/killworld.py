@@ -29,7 +29,7 @@ from payagent.devnet.ledger import decode_tx
 from payagent.devnet.server import DevnetThread
 from payagent.store import apps
 from payagent.store.writer import Writer
-from payagent.wallet.keystore import create, new_words
+from payagent.wallet.creation import create, new_words
 
 TOKEN = "ab" * 28 + b"KILL".hex()
 PASSPHRASE = "canary passphrase of the kill tests"

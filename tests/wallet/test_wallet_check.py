@@ -53,7 +53,7 @@ def signed(body: Body, signer: SoftwareSigner = SIGNER, **more: Any) -> bytes:
     inputs = sorted([bytes.fromhex(tx_id), index] for tx_id, index in body[0])
     encoded = cbor2.dumps({**body, 0: cbor2.CBORTag(258, inputs)}, canonical=True)
     tx_hash = hashlib.blake2b(encoded, digest_size=32).digest()
-    witnesses = [[signer.public_key, signer.sign(tx_hash)], *more.get("witnesses", [])]
+    witnesses = [[signer.public_key, signer.sign_hash(tx_hash)], *more.get("witnesses", [])]
     witness_set = cbor2.dumps({0: cbor2.CBORTag(258, witnesses), **more.get("witness_set", {})})
     return bytes(b"\x84" + encoded + witness_set + more.get("tail", b"\xf5\xf6"))
 
@@ -174,14 +174,14 @@ def witness_bends() -> dict[str, bytes]:
     body, good = body_of(PLAN), sign(PLAN, SIGNER)
     other = signer_of(7)
     tx_hash = bytes.fromhex(PLAN.tx_id)
-    stray = [other.public_key, other.sign(tx_hash)]
+    stray = [other.public_key, other.sign_hash(tx_hash)]
     untagged = good.replace(b"\xa1\x00\xd9\x01\x02\x81", b"\xa1\x00\x81")
     fee_form, wide_form = cbor2.dumps(PLAN.fee_lovelace), b"\x1b" + PLAN.fee_lovelace.to_bytes(8, "big")
     return {
         "signed by another key": signed(body, other),
-        "the right key, another's signature": good.replace(SIGNER.sign(tx_hash), stray[1]),
+        "the right key, another's signature": good.replace(SIGNER.sign_hash(tx_hash), stray[1]),
         "a second witness": signed(body, witnesses=[stray]),
-        "the same witness twice": signed(body, witnesses=[[SIGNER.public_key, SIGNER.sign(tx_hash)]]),
+        "the same witness twice": signed(body, witnesses=[[SIGNER.public_key, SIGNER.sign_hash(tx_hash)]]),
         "a native script": signed(body, witness_set={1: [[0, bytes(28)]]}),
         "not valid": signed(body, tail=b"\xf4\xf6"),
         "auxiliary data": signed(body, tail=b"\xf5\xa1\x01\x02"),
@@ -302,7 +302,7 @@ def second_change(body: Body) -> None:
 
 
 OTHER = signer_of(7)
-STRAY = [OTHER.public_key, OTHER.sign(bytes(32))]
+STRAY = [OTHER.public_key, OTHER.sign_hash(bytes(32))]
 ALONE: dict[str, tuple[Callable[[], tuple[bytes, Plan]], str]] = {
     "TTL": (lambda: agreed(lambda body: body.update({3: TTL_SLOT + 1})), "TTL"),
     "network": (of_network_one, "network id 1"),

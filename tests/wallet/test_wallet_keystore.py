@@ -14,7 +14,8 @@ from wallet.worlds import payee
 from payagent.core.network import NETWORKS
 from payagent.core.problem import Refused
 from payagent.wallet import keystore
-from payagent.wallet.keystore import Header, create, new_words, open_keystore, read_header, unlock
+from payagent.wallet.creation import create, new_words
+from payagent.wallet.keystore import Header, open_keystore, read_header, unlock
 
 WORDS = "abandon " * 23 + "art"
 PASSPHRASE = "correct horse"
@@ -192,10 +193,10 @@ def test_words_that_belong_to_another_address_are_refused(tmp_path: Path, path: 
     """The file itself authenticates an address that its words do not give: another program wrote it."""
     document = json.loads(path.read_text())
     document["address"] = OTHER_ADDRESS
-    cipher = AESGCM(keystore._stretch(PASSPHRASE, document["kdf"]))
+    cipher = AESGCM(keystore.stretch(PASSPHRASE, document["kdf"]))
     nonce = bytes.fromhex(document["cipher"]["nonce"])
     entropy = open_keystore(path, PASSPHRASE).entropy
-    document["ciphertext"] = cipher.encrypt(nonce, entropy, keystore._authenticated(document)).hex()
+    document["ciphertext"] = cipher.encrypt(nonce, entropy, keystore.authenticated(document)).hex()
     path.write_text(json.dumps(document))
     assert open_keystore(path, PASSPHRASE).words == WORDS
     assert "another address" in str(refusal(path))

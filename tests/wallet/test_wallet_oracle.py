@@ -82,7 +82,7 @@ def test_the_bytes_the_id_and_the_fee_are_the_oracles() -> None:
 def test_the_signed_bytes_are_the_oracles() -> None:
     for plan in plans(2, 10):
         key = pycardano.VerificationKey.from_primitive(SIGNER.public_key)
-        witness = pycardano.VerificationKeyWitness(key, SIGNER.sign(bytes.fromhex(plan.tx_id)))
+        witness = pycardano.VerificationKeyWitness(key, SIGNER.sign_hash(bytes.fromhex(plan.tx_id)))
         witnesses = pycardano.TransactionWitnessSet(vkey_witnesses=pycardano.NonEmptyOrderedSet([witness]))
         whole = pycardano.Transaction(oracle_body(plan), witnesses, auxiliary_data=oracle_auxiliary(plan))
         assert whole.to_cbor() == sign(plan, SIGNER)

@@ -1,0 +1,63 @@
+"""What the signer's process costs: to start, and for each signature, beside the same key in this process.
+
+Run `python benchmarks/signer.py`; it prints medians, and 90 and 99 of 100, in microseconds. A payment with two
+shares and change; a keystore of the least scrypt cost, so that the start is that of the process.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from payagent.core.address import encode_address
+from payagent.core.invoice import Output
+from payagent.core.money import LOVELACE
+from payagent.core.network import NETWORKS
+from payagent.secretfile import SecretFile
+from payagent.signer.handle import unlocked
+from payagent.signer.policy import Policy
+from payagent.wallet.coins import Coin, Coins
+from payagent.wallet.creation import create
+from payagent.wallet.keys import derive, seed_from_words
+from payagent.wallet.transaction import select
+
+WORDS, NETWORK = "abandon " * 23 + "art", NETWORKS["preprod"]
+ADA, TIMES, ROUNDS = 1_000_000, 3_000, 3
+CAPS = {LOVELACE: 20 * ADA}
+
+
+def measure(name: str, what: Callable[[], object]) -> None:
+    taken_us = []
+    for _ in range(TIMES):
+        begin_ns = time.perf_counter_ns()
+        what()
+        taken_us.append((time.perf_counter_ns() - begin_ns) / 1000)
+    taken_us.sort()
+    print(f"{name:24}" + "".join(f"{taken_us[TIMES * part // 100]:10.1f}" for part in (50, 90, 99)))
+
+
+def main() -> None:
+    here = derive(seed_from_words(WORDS), NETWORK)
+    payees = [encode_address(b"\x60" + bytes([n]) * 28) for n in range(3)]
+    outputs = [Output("pay_to" if n == 0 else "split", to, LOVELACE, 2 * ADA) for n, to in enumerate(payees)]
+    coin = Coin("ab" * 32, 0, 100 * ADA)
+    plan = select(Coins([coin]), outputs, change=here.address, ttl_slot=4_000_000, network_id=0)
+    policy = Policy(here.address.raw, CAPS)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        create(folder / "keystore.json", WORDS, "a passphrase", NETWORK, scrypt_n=16)
+        (folder / "passphrase").touch(mode=0o600)
+        (folder / "passphrase").write_text("a passphrase")
+        begin_s = time.perf_counter()
+        source = SecretFile(folder / "passphrase", private=True)
+        with unlocked(folder / "keystore.json", source, NETWORK, 0, CAPS) as (_, signer, _missing):
+            print(f"start: {(time.perf_counter() - begin_s) * 1000:.0f} ms\n")
+            print(f"{'microseconds':24}{'50 %':>10}{'90 %':>10}{'99 %':>10}")
+            for _ in range(ROUNDS):
+                measure("in this process", lambda: here.signer.sign(plan.body, plan.paid))
+                measure("the policy alone", lambda: policy.require(plan.body, plan.paid))
+                measure("by the signer's process", lambda: signer.sign(plan.body, plan.paid))
+
+
+if __name__ == "__main__":
+    main()

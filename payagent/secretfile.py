@@ -1,0 +1,46 @@
+"""A secret in a file: read at use, and only from a file that nobody else could have read or written.
+
+May import: core, the disk. Never: keeps a secret; quotes one in an error.
+"""
+
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from payagent.core.problem import Refused
+
+SECRET_BYTES_MAX = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class SecretFile:
+    """Where a secret lies; `private` asks that its owner alone can read it."""
+
+    path: Path
+    private: bool
+
+
+def read_secret_file(path: Path, *, private: bool = True) -> str:
+    """The secret in a file, without its last line end; `private` asks that its owner alone can read it.
+
+    Raises `config_invalid` when it is missing, open to others, empty, or not a short UTF-8 text.
+    """
+    try:
+        # O_NONBLOCK: opening a pipe must not wait for its writer
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
+            status = os.fstat(file.fileno())
+            raw = file.read(SECRET_BYTES_MAX + 1) if stat.S_ISREG(status.st_mode) else b""
+    except OSError as error:
+        raise Refused("config_invalid", f"the secret file {path} cannot be read: {error.strerror}") from None
+    if private and status.st_mode & 0o077:
+        raise Refused("config_invalid", f"the secret file {path} is open to others; run: chmod 600 {path}")
+    if private and status.st_uid not in (0, os.geteuid()):
+        raise Refused("config_invalid", f"the secret file {path} belongs to another user")
+    try:
+        secret = raw.decode().removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError:
+        secret = ""
+    if not secret or len(raw) > SECRET_BYTES_MAX:
+        raise Refused("config_invalid", f"the secret file {path} is not a text of 1 to {SECRET_BYTES_MAX} bytes")
+    return secret

@@ -1,0 +1,222 @@
+"""The daemon and its signer: no secret in the daemon's memory, and nothing double when the signer is killed."""
+
+import hashlib
+import json
+import os
+import re
+import signal
+import sqlite3
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from canaries import plant
+from daemon.test_daemon_doors import PASSPHRASE, folder, refused, start, stop  # noqa: F401  a fixture
+
+from payagent.core.network import NETWORKS
+from payagent.devnet.server import DevnetThread
+from payagent.store import apps
+from payagent.store.writer import Writer
+from payagent.wallet.creation import create, new_words
+from payagent.wallet.keys import SoftwareSigner, derive, seed_from_words
+
+TOKEN = plant("the operator's token", "an operator of the signer tests")
+SPLIT = {"count": 2, "lovelace": "5000000"}
+WORDS = plant("the words of a wallet", new_words(lambda size: hashlib.sha256(b"canary").digest()[:size]))
+OWN = derive(seed_from_words(WORDS), NETWORKS["devnet"])
+PATIENCE_S = 20.0
+EXIT_LOST = 4
+
+
+@pytest.fixture
+def devnet() -> Iterator[DevnetThread]:
+    """One for each wallet: a ledger that is new where the wallet is not may not sign."""
+    with DevnetThread(block_time_s=1) as devnet:
+        yield devnet
+
+
+@pytest.fixture
+def wallet(folder: Path, devnet: DevnetThread) -> Path:  # noqa: F811
+    """A folder whose wallet has money, and an app that may order transfers."""
+    (folder / "data/keystore.json").unlink()
+    create(folder / "data/keystore.json", WORDS, PASSPHRASE, NETWORKS["devnet"], scrypt_n=16)
+    writer = Writer(folder / "data/ledger.db")
+    token_hash = hashlib.sha256(TOKEN.encode()).hexdigest()
+    scopes = ("operate", "pay", "read")
+    writer.submit("app", lambda unit: apps.add_with_token(unit, "app", "op", token_hash, scopes, 1)).result()
+    writer.close()
+    faucet = {"address": OWN.address.text, "lovelace": "100000000"}
+    httpx.post(f"{devnet.origin}/devnet/faucet", json=faucet, trust_env=False).raise_for_status()
+    return folder
+
+
+class Daemon:
+    """A running daemon, reached by its socket."""
+
+    def __init__(self, process: "subprocess.Popen[str]", path: Path) -> None:
+        self.process = process
+        transport = httpx.HTTPTransport(uds=str(path))
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        self.http = httpx.Client(transport=transport, base_url="http://localhost", headers=headers, timeout=30)
+        (self.signer,) = children(process.pid)
+
+    def until_ready(self) -> None:
+        end_s = time.monotonic() + PATIENCE_S
+        while self.http.get("/readyz").status_code != 200:
+            assert time.monotonic() < end_s, self.http.get("/readyz").text
+            time.sleep(0.05)
+
+    def split(self, key: str) -> httpx.Response:
+        return self.http.post("/v1/wallet/split", json=SPLIT, headers={"Idempotency-Key": key})
+
+
+def children(pid: int) -> list[int]:
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return [int(child) for task in tasks for child in (task / "children").read_text().split()]
+
+
+@contextmanager
+def daemon_of(wallet: Path) -> Iterator[Daemon]:
+    process, path = start(wallet)
+    running = Daemon(process, path)
+    try:
+        running.until_ready()
+        yield running
+    finally:
+        running.http.close()
+        if process.poll() is None:
+            process.kill()
+            process.communicate(timeout=30)
+
+
+def memory_of(pid: int) -> Iterator[bytes]:
+    """All that a core dump of the process would have, a mapping at a time."""
+    with Path(f"/proc/{pid}/mem").open("rb", buffering=0) as memory:
+        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+            found = re.match(r"([0-9a-f]+)-([0-9a-f]+) r\S* .*?(\[v\w+\])?$", line)
+            if found is None or found[3]:
+                continue
+            begin, end = int(found[1], 16), int(found[2], 16)
+            memory.seek(begin)
+            yield memory.read(end - begin)
+
+
+def secrets() -> dict[str, bytes]:
+    signer = OWN.signer
+    assert isinstance(signer, SoftwareSigner)
+    return {
+        "the passphrase": PASSPHRASE.encode(),
+        "the words": WORDS[-30:].encode(),
+        "the entropy": seed_from_words(WORDS).entropy,
+        "the scalar": signer._scalar,
+        "the nonce key": signer._nonce_key,
+    }
+
+
+def found_in(pid: int, wanted: dict[str, bytes]) -> set[str]:
+    return {name for part in memory_of(pid) for name, secret in wanted.items() if secret in part}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may read the memory of whoever is not dumpable")
+def test_no_secret_of_the_wallet_is_in_the_daemons_memory_or_environment_after_it_paid(wallet: Path) -> None:
+    wanted, address = secrets(), {"the address": OWN.address.text.encode()}
+    with daemon_of(wallet) as daemon:
+        assert daemon.split("k").status_code == 201
+        pid = daemon.process.pid
+        assert found_in(pid, wanted | address) == {"the address"}
+        for name in ("environ", "cmdline"):
+            text = Path(f"/proc/{pid}/{name}").read_bytes()
+            assert not any(secret in text for secret in wanted.values())
+        assert {"the scalar", "the nonce key"} <= found_in(daemon.signer, wanted)
+        assert stop(daemon.process)[0] == 0
+
+
+def payments(daemon: Daemon) -> list[dict[str, Any]]:
+    return list(daemon.http.get("/v1/payments").json()["payments"])
+
+
+def test_a_daemon_whose_signer_is_killed_says_so_and_ends_and_its_next_start_goes_on(wallet: Path) -> None:
+    with daemon_of(wallet) as daemon:
+        first = daemon.split("before").json()
+        os.kill(daemon.signer, signal.SIGKILL)
+        _, talk = daemon.process.communicate(timeout=30)
+        assert (daemon.process.returncode, "signer_lost" in talk) == (EXIT_LOST, True), talk
+        assert PASSPHRASE not in talk
+    with daemon_of(wallet) as daemon:
+        again = daemon.split("before")
+        assert (again.status_code, again.json()["tx_hash"]) == (200, first["tx_hash"])
+        assert daemon.split("after").status_code == 201
+        assert stop(daemon.process)[0] == 0
+
+
+def test_a_payment_that_waits_for_a_signer_that_is_killed_is_signed_once_at_the_next_start(wallet: Path) -> None:
+    answers: list[httpx.Response] = []
+    with daemon_of(wallet) as daemon:
+        os.kill(daemon.signer, signal.SIGSTOP)
+        asking = threading.Thread(target=lambda: answers.append(daemon.split("k")))
+        asking.start()
+        until_admitted(wallet / "data/ledger.db")
+        os.kill(daemon.signer, signal.SIGKILL)
+        asking.join(30)
+        _, talk = daemon.process.communicate(timeout=30)
+        assert (daemon.process.returncode, "signer_lost" in talk) == (EXIT_LOST, True), talk
+    (answer,) = answers
+    problem = answer.json()
+    assert (answer.status_code, problem["code"], problem["retryable"]) == (503, "signer_lost", True)
+    assert "held" in json.dumps(problem)
+    with daemon_of(wallet) as daemon:
+        paid = daemon.split("k")
+        assert paid.status_code == 200, paid.text
+        assert [row["tx_hash"] for row in payments(daemon)] == [paid.json()["tx_hash"]]
+        assert stop(daemon.process)[0] == 0
+
+
+def until_admitted(ledger: Path) -> None:
+    """The payment is durable: the daemon is about to ask for its signature, or waits for it already."""
+    end_s = time.monotonic() + PATIENCE_S
+    with closing(sqlite3.connect(f"file:{ledger}?mode=ro", uri=True)) as conn:
+        while not conn.execute("SELECT count(*) FROM payments").fetchone()[0]:
+            assert time.monotonic() < end_s, "nothing was admitted"
+            time.sleep(0.02)
+
+
+def test_the_daemons_kill_takes_the_signer_with_it(wallet: Path) -> None:
+    with daemon_of(wallet) as daemon:
+        daemon.process.kill()
+        daemon.process.communicate(timeout=30)
+        end_s = time.monotonic() + PATIENCE_S
+        while Path(f"/proc/{daemon.signer}").exists():
+            if "\nState:\tZ" in Path(f"/proc/{daemon.signer}/status").read_text():
+                break
+            assert time.monotonic() < end_s
+            time.sleep(0.02)
+
+
+def test_a_wrong_passphrase_is_told_plainly_and_nothing_listens(wallet: Path) -> None:
+    (wallet / "passphrase").write_text("no such passphrase")
+    code, talk = refused(wallet)
+    assert code == 5
+    assert "keystore_invalid" in talk or "passphrase is wrong" in talk
+    assert "no such passphrase" not in talk
+    assert not (wallet / "s").exists()
+
+
+def test_more_than_may_leave_at_once_is_refused_before_anything_is_held(wallet: Path) -> None:
+    with (wallet / "config.toml").open("a") as config:
+        config.write('[limits]\nper_transaction = "10 ADA"\n')
+    to = derive(seed_from_words("zoo " * 23 + "vote"), NETWORKS["devnet"]).address.text
+    with daemon_of(wallet) as daemon:
+        order = {"address": to, "asset": "lovelace", "units": "10000000"}
+        answer = daemon.http.post("/v1/wallet/send", json=order)
+        assert (answer.status_code, answer.json()["code"]) == (403, "limit_exceeded")
+        assert "limits.per_transaction" in answer.json()["detail"]
+        assert payments(daemon) == []
+        order["units"] = "9000000"
+        assert daemon.http.post("/v1/wallet/send", json=order).status_code == 201
+        assert stop(daemon.process)[0] == 0
