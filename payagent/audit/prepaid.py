@@ -56,16 +56,8 @@ def _follow(conn: Connection, row: MoveRow, before: Balance, origin: str) -> Bal
 
 def _paid(conn: Connection, row: MoveRow, origin: str) -> Mapping[str, int]:
     """What the payment's posting put aside as prepaid."""
-    account = prepaid_account(origin)
-    entries = queries.entries_page(
-        conn,
-        payment_id=row.payment_id,
-        account=account,
-        before_id=None,
-        limit=1,
-        only=queries.Selection(kind="post"),
-    )
-    return {asset: units for entry in entries for name, asset, units in entry.postings if name == account}
+    lines = books.postings_of(conn, books.bought_by(conn, row))
+    return {asset: units for account, asset, units in lines if account == prepaid_account(origin)}
 
 
 def _check_move(conn: Connection, row: MoveRow, before: Balance, after: Balance, origin: str) -> Iterator[Finding]:

@@ -541,6 +541,19 @@ def prepaid_moves(conn: sqlite3.Connection) -> Iterator[MoveRow]:
     return (MoveRow(*row) for row in rows)
 
 
+def bought_by(conn: sqlite3.Connection, move: MoveRow) -> int | None:
+    """The entry that posted the payment of a buying, or of the buying that is taken back: the first for the first.
+
+    A payment is posted again where a fork let its block, or another attempt of it, come back.
+    """
+    row = conn.execute(
+        "SELECT id FROM journal WHERE payment_id = ?1 AND kind = 'post' ORDER BY id LIMIT 1 OFFSET "
+        "(SELECT COUNT(*) - 1 FROM prepaid_moves WHERE payment_id = ?1 AND kind = 'buy' AND seq <= ?2)",
+        (move.payment_id, move.seq),
+    ).fetchone()
+    return None if row is None else int(row[0])
+
+
 def postings_of(conn: sqlite3.Connection, entry: int | None) -> list[tuple[str, str, int]]:
     """(account, asset, units) of an entry."""
     rows = conn.execute("SELECT account, asset, units FROM postings WHERE entry = ? ORDER BY seq", (entry,))

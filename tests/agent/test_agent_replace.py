@@ -506,6 +506,24 @@ class TestTheNextInvoice:
             assert retry_headers(landed, merchant, world.address)["X-Invoice-Id"] == first.invoice_id
             assert_at_rest(world, run)
 
+    async def test_the_calls_of_a_batch_cost_what_the_attempt_took_that_is_there(self, world: World) -> None:
+        """Each buying, taking back and use goes by the posting of its time."""
+        world.fund(50 * ADA)
+        world.settings(batch=4)
+        async with world.run() as run:
+            await run.look()
+            low = height(world)
+            first, row = await self.next_one(world, run, price="1500000", splits=[])
+            await run.settle_down()
+            await run.agent.record_delivery(row.id, 200)
+            assert run.books()[f"merchant:{world.origin}"] == {"lovelace": 1_500_000 // 4}
+            fork_with(world, low, first.cbor or b"")
+            await run.settle_down(2)
+            assert run.agent.payment(row.id).tx_id == first.tx_id
+            paid = sum(output.units for output in first.outputs)
+            assert run.books()[f"merchant:{world.origin}"] == {"lovelace": paid // 4}
+            assert_at_rest(world, run)
+
     async def test_a_higher_price_is_not_paid(self, world: World) -> None:
         world.fund(50 * ADA)
         async with world.run() as run:
