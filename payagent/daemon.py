@@ -105,8 +105,8 @@ async def _serve(
         proxy = settings.proxy
         door = Door(
             agent,
-            create_app(agent, topups, heartbeat=sweeps.stale),
-            ProxyBounds(proxy.spool_bytes, proxy.read_timeout_s, proxy.patience_s),
+            create_app(agent, topups, heartbeat=sweeps.stale, hosts=settings.api.hosts),
+            ProxyBounds(proxy.spool_bytes, proxy.read_timeout_s, proxy.patience_s, settings.api.hosts),
         )
         server = make_server(door, partial(agent.ports.new_id, "call"))
         server.stop_on_signal()

@@ -82,7 +82,11 @@ async def served(run: Run, proxy: Bounds = Bounds()) -> AsyncIterator[Api]:  # n
 
     await run.agent.write("apps", job)
     stale: list[str] = []
-    app = Door(run.agent, create_app(run.agent, run.topups, heartbeat=lambda: stale[0] if stale else None), proxy)
+
+    def heartbeat() -> str | None:
+        return stale[0] if stale else None
+
+    app = Door(run.agent, create_app(run.agent, run.topups, heartbeat=heartbeat, hosts=proxy.hosts), proxy)
     unix_path = str(run.world.folder / "api.sock")
     with socket.create_server(("127.0.0.1", 0)) as tcp, socket.socket(socket.AF_UNIX) as unix:
         unix.bind(unix_path)

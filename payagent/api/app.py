@@ -4,7 +4,7 @@ May import: agent, store.writer, the rest of api, FastAPI. Never: starts anythin
 would come from somebody else's servers).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from functools import partial
 from typing import Any
 
@@ -28,9 +28,9 @@ from payagent.store.writer import DatabaseError, failure
 log = structlog.get_logger("payagent.api")
 
 
-def create_app(agent: Agent, orders: Topups, *, heartbeat: Heartbeat) -> FastAPI:
+def create_app(agent: Agent, orders: Topups, *, heartbeat: Heartbeat, hosts: Set[str] = frozenset()) -> FastAPI:
     """The application. `orders` are the top-ups; `heartbeat` tells /readyz None while the sweeps
-    are fresh, else the reason.
+    are fresh, else the reason; `hosts` are the names that `Host` may say beside the loopback ones.
     """
     app = FastAPI(
         title="payagent",
@@ -43,7 +43,7 @@ def create_app(agent: Agent, orders: Topups, *, heartbeat: Heartbeat) -> FastAPI
     app.state.agent = agent
     app.state.streams = []
     app.state.topups = orders
-    app.add_middleware(Guard, new_id=partial(agent.ports.new_id, "call"))
+    app.add_middleware(Guard, new_id=partial(agent.ports.new_id, "call"), hosts=hosts)
     app.add_exception_handler(Refused, _refused)
     app.add_exception_handler(DatabaseError, _not_readable)
     app.add_exception_handler(RequestValidationError, _not_valid)

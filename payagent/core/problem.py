@@ -227,7 +227,11 @@ PROBLEMS: dict[str, Problem] = {
         money="Its money is held until the transaction that takes the coins back is deep enough in the chain.",
     ),
     "host_refused": Problem(
-        403, 5, "The Host header names no loopback address", "Call it as localhost, 127.0.0.1 or [::1].", money=""
+        403,
+        5,
+        "The Host header is not one of this machine",
+        "Call it as localhost, 127.0.0.1 or [::1], or by a name that is in api.hosts.",
+        money="",
     ),
     "idempotency_key_invalid": Problem(
         400, 2, "The idempotency key is not valid", "1 to 255 visible ASCII characters.", money=""

@@ -5,7 +5,7 @@ path, which may hold a token, in a log or an error.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Set
 from typing import cast
 
 import structlog
@@ -22,14 +22,16 @@ Work = Callable[[Intake, Reply], Awaitable[None]]
 log = structlog.get_logger("payagent.proxy")
 
 
-async def attend(scope: Scope, receive: Receive, send: Send, call_id: str, spool: Spool, work: Work) -> None:
+async def attend(
+    scope: Scope, receive: Receive, send: Send, call_id: str, spool: Spool, hosts: Set[str], work: Work
+) -> None:
     """Have the work done and its errors told. When the client hangs up, the work is cancelled."""
     reply = Reply(scope, receive, send, call_id)
     task = cast("asyncio.Task[None]", asyncio.current_task())
     with structlog.contextvars.bound_contextvars(request=call_id):
         intake = Intake(receive, spool, task.cancel)
         try:
-            refuse_browsers(scope, everywhere=True)
+            refuse_browsers(scope, hosts, everywhere=True)
             await work(intake, reply)
         except asyncio.CancelledError:
             if not intake.is_gone:

@@ -22,11 +22,14 @@ from payagent.store.apps import AppRow
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What the operator allows: how much of a body is kept for a replay, and how long is waited."""
+    """What the operator allows: how much of a body is kept for a replay, how long is waited, and the names that
+    `Host` may say beside the loopback ones.
+    """
 
     spool_bytes: int = 64 * 1024 * 1024
     read_timeout_s: float = 600.0
     patience_s: float = 900.0
+    hosts: frozenset[str] = frozenset()
 
 
 class Door:
@@ -51,7 +54,8 @@ class Door:
             upstream = self._upstream(errand.merchant.origin)
             await self._clerk.run(Trip(errand, intake, reply, upstream, self._bounds.patience_s))
 
-        await attend(scope, receive, send, self._agent.ports.new_id("call"), Spool(self._bounds.spool_bytes), work)
+        spool = Spool(self._bounds.spool_bytes)
+        await attend(scope, receive, send, self._agent.ports.new_id("call"), spool, self._bounds.hosts, work)
 
     def close(self) -> None:
         for upstream in self._upstreams.values():

@@ -251,5 +251,5 @@ class BuyerTask:
             "headers": [(b"host", b"localhost")],
         }
         scope["payagent.abort"] = gone.set
-        await attend(scope, receive, send, "call", Spool(1024 * 1024), work)  # type: ignore[arg-type]
+        await attend(scope, receive, send, "call", Spool(1024 * 1024), frozenset(), work)  # type: ignore[arg-type]
         return statuses[0] if statuses else None
