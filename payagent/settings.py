@@ -189,11 +189,15 @@ def _by_window(table: "_Table", unit: str) -> dict[str, int | None]:
 
 
 class Api(_Table):
-    """Where the daemon listens, loopback TCP and a Unix socket, and by which other names it may be called."""
+    """Where the daemon listens, loopback TCP and a Unix socket; by which other names it may be called; how much
+    one app may ask at once.
+    """
 
     listen: Annotated[str, AfterValidator(_loopback)] = "127.0.0.1:8402"
     socket: Annotated[Path, BeforeValidator(_absolute), AfterValidator(_socket_path)]
     hosts: frozenset[Annotated[str, AfterValidator(_host)]] = frozenset()
+    calls_per_s: Annotated[Count, Field(ge=1, le=1_000_000)] = 200
+    calls_at_once: Annotated[Count, Field(ge=1, le=1_000_000)] = 128
 
 
 class Provider(_Table):

@@ -10,6 +10,7 @@ program opens is of none. Nothing is said of CORS, so that a browser's own rules
 
 import re
 from collections.abc import Callable, Set
+from contextlib import ExitStack
 from email.utils import formatdate
 
 import structlog
@@ -29,7 +30,7 @@ log = structlog.get_logger("payagent.api")
 
 class Guard:
     """The outermost middleware. `new_id` gives each call the id that its answer and its log lines carry; `hosts`
-    are names of this machine that are as good as localhost.
+    are names of this machine that are as good as localhost. What enters `state.inside` leaves with the answer.
     """
 
     def __init__(self, app: ASGIApp, new_id: Callable[[], str], hosts: Set[str]) -> None:
@@ -56,7 +57,8 @@ class Guard:
                 headers["Date"] = formatdate(usegmt=True)
             await send(message)
 
-        with structlog.contextvars.bound_contextvars(request=request_id):
+        with structlog.contextvars.bound_contextvars(request=request_id), ExitStack() as inside:
+            scope["state"]["inside"] = inside
             try:
                 refuse_browsers(scope, self._hosts)
                 await self._app(scope, receive, answer)

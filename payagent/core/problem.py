@@ -139,6 +139,14 @@ PROBLEMS: dict[str, Problem] = {
     "body_too_big": Problem(
         413, 2, "The body is too big", "Send the 402 as received; 64 KiB is the bound.", money=""
     ),
+    "body_too_slow": Problem(
+        408,
+        2,
+        "The body did not come in time",
+        "Send it without pauses; it may be sent again.",
+        money="",
+        retryable=True,
+    ),
     "browser_refused": Problem(
         403,
         5,
@@ -452,7 +460,12 @@ PROBLEMS: dict[str, Problem] = {
         money="",
     ),
     "rate_limited": Problem(
-        429, 4, "Too many requests at once", "Try again after Retry-After.", money="", retryable=True
+        429,
+        4,
+        "Too many requests at once",
+        "Try again after Retry-After. The operator may allow more: api.calls_per_s and api.calls_at_once.",
+        money="",
+        retryable=True,
     ),
     "parent_lost": Problem(
         409,

@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 from payagent.agent.ports import Ports, SystemClock, SystemRandomness
 from payagent.api.server import make_server
 from payagent.core.problem import Refused
-from payagent.proxy.attend import attend
+from payagent.proxy.attend import Rules, attend
 from payagent.proxy.errand import ROOT
 from payagent.proxy.headers import TOKEN_HEADER, Headers, has_body, passing, replaced, wants_websocket
 from payagent.proxy.intake import Intake, Spool
@@ -35,7 +35,7 @@ class Bare:
         self._upstream = Upstream(Target.of_daemon(daemon), timeout_s)
         self._root = ROOT + merchant.encode("ascii")
         self._token = token
-        self._hosts = hosts
+        self._rules = Rules(hosts, timeout_s)
         self._ports = Ports(SystemClock(), SystemRandomness())
 
     def new_id(self) -> str:
@@ -48,7 +48,7 @@ class Bare:
             async with self._upstream.call(call) as answer:
                 await reply.stream(answer, intake.close)
 
-        await attend(scope, receive, send, self.new_id(), Spool(0), self._hosts, work)
+        await attend(scope, receive, send, self.new_id(), Spool(0), self._rules, work)
 
     def close(self) -> None:
         self._upstream.close()
