@@ -249,7 +249,8 @@ def daemon(stack: ExitStack, folder: Path, merchant_url: str) -> tuple[str, str,
     port = free_port()
     log = stack.enter_context((folder / "daemon.log").open("w"))
     listen = ["--config", str(folder / "config.toml"), "--listen", f"127.0.0.1:{port}"]
-    serving = stack.enter_context(process(*PAYAGENT, "serve", *listen, stderr=log))
+    no_bound = ("env", "PAYAGENT_API__CALLS_PER_S=1000000")
+    serving = stack.enter_context(process(*no_bound, *PAYAGENT, "serve", *listen, stderr=log))
     until_open(port)
     until_funded(f"http://127.0.0.1:{port}", wallet["token"])
     return f"http://127.0.0.1:{port}/proxy/t", wallet["token"], serving.pid

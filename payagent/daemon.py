@@ -28,6 +28,7 @@ from payagent.agent.topup import Topups
 from payagent.agent.watch import Watch
 from payagent.api.app import create_app
 from payagent.api.server import listen_tcp, make_server
+from payagent.api.turnstile import Rates
 from payagent.chain.blockfrost import Blockfrost
 from payagent.chain.quota import BLOCKFROST_RATE
 from payagent.chain.source import ChainSource
@@ -113,11 +114,19 @@ async def _serve(
     checkpoint: Checkpoint,
 ) -> None:
     async with _running(settings, account, redactor, checkpoint) as (agent, topups, sweeps):
-        proxy = settings.proxy
+        api, proxy = settings.api, settings.proxy
+        rates = Rates(api.calls_per_s, api.calls_at_once)
         door = Door(
             agent,
-            create_app(agent, topups, heartbeat=sweeps.stale, signer=lambda: signer.problem),
-            ProxyBounds(proxy.spool_bytes, proxy.read_timeout_s, proxy.patience_s),
+            create_app(
+                agent,
+                topups,
+                heartbeat=sweeps.stale,
+                signer=lambda: signer.problem,
+                hosts=api.hosts,
+                rates=rates,
+            ),
+            ProxyBounds(proxy.spool_bytes, proxy.read_timeout_s, proxy.patience_s, api.hosts, rates),
         )
         server = make_server(door, partial(agent.ports.new_id, "call"))
         server.stop_on_signal()

@@ -61,6 +61,7 @@ _DEFAULTS: dict[bool, dict[str, Tree]] = {
 """Defaults that depend on the network: is it the devnet?"""
 
 _MERCHANT_NAME = re.compile(r"[a-z0-9]+(?:[_-][a-z0-9]+)*", re.ASCII)
+_HOST = re.compile(r"(?=.{1,253}\Z)[a-z0-9_-]+(?:\.[a-z0-9_-]+)*", re.ASCII)
 _VISIBLE = re.compile(r"[!-~]{1,128}", re.ASCII)
 
 
@@ -126,6 +127,12 @@ def _loopback(value: str) -> str:
     return value
 
 
+def _host(value: str) -> str:
+    if not _HOST.fullmatch(value):
+        raise ValueError("write a name in lower case without a port, such as payagent.internal")
+    return value
+
+
 def _partner(value: str) -> str:
     if not _VISIBLE.fullmatch(value):
         raise ValueError("1 to 128 visible ASCII characters without spaces: it travels in a header")
@@ -181,10 +188,15 @@ def _by_window(table: "_Table", unit: str) -> dict[str, int | None]:
 
 
 class Api(_Table):
-    """Where the daemon listens: loopback TCP and a Unix socket."""
+    """Where the daemon listens, loopback TCP and a Unix socket; by which other names it may be called; how much
+    one app may ask at once.
+    """
 
     listen: Annotated[str, AfterValidator(_loopback)] = "127.0.0.1:8402"
     socket: Annotated[Path, BeforeValidator(_absolute), AfterValidator(_socket_path)]
+    hosts: frozenset[Annotated[str, AfterValidator(_host)]] = frozenset()
+    calls_per_s: Annotated[Count, Field(ge=1, le=1_000_000)] = 200
+    calls_at_once: Annotated[Count, Field(ge=1, le=1_000_000)] = 128
 
 
 class Provider(_Table):

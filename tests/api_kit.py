@@ -15,6 +15,7 @@ from canaries import plant
 
 from payagent.agent.ports import SystemRandomness
 from payagent.api.app import create_app
+from payagent.api.calls import BODY_S
 from payagent.api.server import make_server
 from payagent.api.tokens import hash_token, new_token
 from payagent.proxy.door import Bounds, Door
@@ -72,7 +73,11 @@ class Api:
 
 
 @contextlib.asynccontextmanager
-async def served(run: Run, proxy: Bounds = Bounds()) -> AsyncIterator[Api]:  # noqa: B008  it is frozen
+async def served(
+    run: Run,
+    proxy: Bounds = Bounds(),  # noqa: B008  it is frozen
+    body_s: float = BODY_S,
+) -> AsyncIterator[Api]:
     """The API and the proxy of one life of the agent, as the daemon serves them."""
     tokens = {name: plant(f"the token of {name}", new_token(SystemRandomness())) for name in SCOPES}
 
@@ -82,11 +87,20 @@ async def served(run: Run, proxy: Bounds = Bounds()) -> AsyncIterator[Api]:  # n
 
     await run.agent.write("apps", job)
     stale: list[str] = []
-    app = Door(
+
+    def heartbeat() -> str | None:
+        return stale[0] if stale else None
+
+    then = create_app(
         run.agent,
-        create_app(run.agent, run.topups, heartbeat=lambda: stale[0] if stale else None, signer=lambda: None),
-        proxy,
+        run.topups,
+        heartbeat=heartbeat,
+        signer=lambda: None,
+        hosts=proxy.hosts,
+        rates=proxy.rates,
+        body_s=body_s,
     )
+    app = Door(run.agent, then, proxy)
     unix_path = str(run.world.folder / "api.sock")
     with socket.create_server(("127.0.0.1", 0)) as tcp, socket.socket(socket.AF_UNIX) as unix:
         unix.bind(unix_path)

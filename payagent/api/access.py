@@ -4,6 +4,7 @@ May import: core, agent, store.queries, api.tokens, FastAPI. Never: tells one re
 """
 
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -63,7 +64,9 @@ def _unauthorized() -> Refused:
 
 
 def need(*scopes: str) -> Need:
-    """A dependency: the caller, whose token has at least one of the scopes."""
+    """A dependency: the caller, whose token has at least one of the scopes, and who is counted until the answer
+    is out.
+    """
 
     async def caller(
         request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_BEARER)]
@@ -73,6 +76,8 @@ def need(*scopes: str) -> Need:
         app = apps.by_token(agent.conn, token_hash, agent.ports.clock.now_ms())
         if app is None:
             raise _unauthorized()
+        inside: ExitStack = request.state.inside
+        inside.enter_context(request.app.state.turnstile.admit(app.id))
         if not app.scopes & set(scopes):
             raise Refused(
                 "forbidden", f"the call needs a token for {' or '.join(scopes)}", needs=" or ".join(scopes)

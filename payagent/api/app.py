@@ -4,7 +4,8 @@ May import: agent, store.writer, the rest of api, FastAPI. Never: starts anythin
 would come from somebody else's servers).
 """
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Set
 from functools import partial
 from typing import Any
 
@@ -18,19 +19,31 @@ from starlette.responses import Response
 from payagent.agent.agent import Agent
 from payagent.agent.topup import Topups
 from payagent.api import apps, events, ledger, limits, merchants, payments, prepaid, reconcile, topups, wallet
+from payagent.api.calls import BODY_S
 from payagent.api.guard import Guard
 from payagent.api.health import Check, health_router
 from payagent.api.problems import problem_response
 from payagent.api.schemas import add_schemas
+from payagent.api.turnstile import Rates, Turnstile
 from payagent.core.problem import Refused
 from payagent.store.writer import DatabaseError, failure
 
 log = structlog.get_logger("payagent.api")
 
 
-def create_app(agent: Agent, orders: Topups, *, heartbeat: Check, signer: Check) -> FastAPI:
+def create_app(
+    agent: Agent,
+    orders: Topups,
+    *,
+    heartbeat: Check,
+    signer: Check,
+    hosts: Set[str] = frozenset(),
+    rates: Rates = Rates(),  # noqa: B008  it is frozen
+    body_s: float = BODY_S,
+) -> FastAPI:
     """The application. `orders` are the top-ups; `heartbeat` tells /readyz None while the sweeps
-    are fresh, else the reason.
+    are fresh, else the reason; `hosts` are the names that `Host` may say beside the loopback ones;
+    `rates` are each app's; `body_s` is how long a body may take.
     """
     app = FastAPI(
         title="payagent",
@@ -43,7 +56,9 @@ def create_app(agent: Agent, orders: Topups, *, heartbeat: Check, signer: Check)
     app.state.agent = agent
     app.state.streams = []
     app.state.topups = orders
-    app.add_middleware(Guard, new_id=partial(agent.ports.new_id, "call"))
+    app.state.body_s = body_s
+    app.state.turnstile = Turnstile(rates, time.monotonic)
+    app.add_middleware(Guard, new_id=partial(agent.ports.new_id, "call"), hosts=hosts)
     app.add_exception_handler(Refused, _refused)
     app.add_exception_handler(DatabaseError, _not_readable)
     app.add_exception_handler(RequestValidationError, _not_valid)

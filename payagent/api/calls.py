@@ -3,6 +3,7 @@
 May import: core, Starlette, pydantic. Never: knows one call from another.
 """
 
+import asyncio
 import re
 from typing import Annotated
 
@@ -16,6 +17,8 @@ from payagent.core.problem import Refused
 _MEDIA_TYPE = re.compile(r'application/json\s*(?:;\s*charset\s*=\s*"?utf-8"?\s*)?', re.ASCII | re.IGNORECASE)
 
 WAIT_MAX_S = 60
+BODY_S = 10.0
+"""A body must be there within this time after its head."""
 
 Cursor = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,17}$", description="As the page before gave it.")]
 Limit = Annotated[int, Field(ge=1, le=LIST_LIMIT_MAX, description="How many at most.")]
@@ -45,10 +48,18 @@ class Page(Parameters):
 
 
 async def json_body(request: Request) -> bytes:
-    """The body, at most 256 KiB and declared as JSON: what a web form sends is neither."""
+    """The body, at most 256 KiB, in time, and declared as JSON: what a web form sends is neither."""
     declared = request.headers.getlist("content-type")
     if len(declared) != 1 or not _MEDIA_TYPE.fullmatch(declared[0].strip()):
         raise Refused("media_type_refused", "Content-Type must be application/json")
+    try:
+        async with asyncio.timeout(request.app.state.body_s):
+            return await _bounded(request)
+    except TimeoutError:
+        raise Refused("body_too_slow", "the request's body did not come in its time") from None
+
+
+async def _bounded(request: Request) -> bytes:
     raw = b""
     async for chunk in request.stream():
         raw += chunk

@@ -1,10 +1,12 @@
 """The connections under the API: how many at once, and how long each may take to say what it wants.
 
-uvicorn waits for a first request for ever and accepts as long as there are descriptors, so that whoever opens
-enough idle connections to the port would take the daemon's files, its socket and its log away. The port and the
-Unix socket are counted apart: who fills the port does not keep the owner out.
+uvicorn waits for ever for a first request, and for a client that does not read its answer, and accepts as long as
+there are descriptors, so that whoever opens enough connections to the port would take the daemon's files, its
+socket and its log away. The port and the Unix socket are counted apart: who fills the port does not keep the owner
+out.
 
-May import: core, api.problems, uvicorn, h11. Never: knows a call; ends one that is being answered.
+May import: core, api.problems, uvicorn, h11. Never: knows a call; ends one that is being answered to
+who reads the answer.
 """
 
 import asyncio
@@ -21,6 +23,11 @@ from payagent.core.problem import Refused
 
 HEAD_S = 10.0
 """From its first byte, or from the connection's start, a request's head must be there within this time."""
+
+READ_S = 60.0
+READ_BYTES_PER_S = 500
+"""In each READ_S the client takes what is ready for it, or as much of it as this. The kernel holds some megabytes
+more, so that a pause in reading what is small is not seen at all."""
 
 DESCRIPTORS_WANTED = 4096
 
@@ -53,13 +60,15 @@ def make_room() -> Bounds:
     return Bounds(tcp=allowed // 4, unix=allowed // 8, backlog=allowed // 8)
 
 
-def bounded(bounds: Bounds, new_id: Callable[[], str], head_s: float = HEAD_S) -> type[H11Protocol]:
+def bounded(
+    bounds: Bounds, new_id: Callable[[], str], head_s: float = HEAD_S, read_s: float = READ_S
+) -> type[H11Protocol]:
     """The protocol for uvicorn's `http`. `new_id` names the answers to what is not HTTP."""
 
     class Bounded(_Connection):
         def __init__(self, *arguments: Any, **named: Any) -> None:
             super().__init__(*arguments, **named)
-            self.bounds, self.new_id, self.head_s = bounds, new_id, head_s
+            self.bounds, self.new_id, self.head_s, self.read_s = bounds, new_id, head_s, read_s
 
     return Bounded
 
@@ -70,10 +79,14 @@ class _Connection(H11Protocol):
     bounds: Bounds
     new_id: Callable[[], str]
     head_s: float
+    read_s: float
     _head_due: asyncio.TimerHandle | None = None
+    _read_due: asyncio.TimerHandle | None = None
+    _unread_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        transport.set_write_buffer_limits(high=0)  # pause_writing is told of all that is not read at once
         inner = self.app
         self._stopping = asyncio.Event()
 
@@ -96,6 +109,15 @@ class _Connection(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._forget_head()
+        self._forget_reading()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._expect_reading()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._forget_reading()
 
     def shutdown(self) -> None:
         self._stopping.set()
@@ -125,6 +147,22 @@ class _Connection(H11Protocol):
         if self._head_due is not None:
             self._head_due.cancel()
             self._head_due = None
+
+    def _expect_reading(self) -> None:
+        self._unread_bytes = self.transport.get_write_buffer_size()
+        self._read_due = self.loop.call_later(self.read_s, self._look_at_reading)
+
+    def _look_at_reading(self) -> None:
+        read_bytes = self._unread_bytes - self.transport.get_write_buffer_size()
+        if read_bytes < READ_BYTES_PER_S * self.read_s:
+            self.transport.abort()
+        else:
+            self._expect_reading()
+
+    def _forget_reading(self) -> None:
+        if self._read_due is not None:
+            self._read_due.cancel()
+            self._read_due = None
 
 
 def _is_tcp(connection: Any) -> bool:

@@ -3,11 +3,14 @@
 May import: core, api.problems, Starlette, structlog. Never: reads a body or a token.
 
 A browser on this machine can reach a loopback port, so a page could spend. Two
-things give it away: the `Host` of a rebound DNS name, and the `Origin` or `Sec-Fetch-Site` that browsers add.
+things give it away: the `Host` of a rebound DNS name, and the `Origin` or `Sec-Fetch-Site` that browsers add. No
+value of these is good: a merchant's page that the proxy handed on is of the same origin, and a link that a mail
+program opens is of none. Nothing is said of CORS, so that a browser's own rules keep every page out.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Set
+from contextlib import ExitStack
 from email.utils import formatdate
 
 import structlog
@@ -18,19 +21,22 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from payagent.api.problems import problem_response
 from payagent.core.problem import Refused
 
-_LOOPBACK_HOST = re.compile(r"(?:localhost|127(?:\.[0-9]{1,3}){3}|\[::1\])(?::[0-9]{1,5})?", re.ASCII)
+_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^:\[\]]+)(?::[0-9]{1,5})?", re.ASCII)
+_LOOPBACK = re.compile(r"localhost|127(?:\.[0-9]{1,3}){3}|\[::1\]", re.ASCII)
 _GUARDED = ("/v1/", "/proxy/")
-_FETCH_SITES = (None, "none", "same-origin")
 
 log = structlog.get_logger("payagent.api")
 
 
 class Guard:
-    """The outermost middleware. `new_id` gives each call the id that its answer and its log lines carry."""
+    """The outermost middleware. `new_id` gives each call the id that its answer and its log lines carry; `hosts`
+    are names of this machine that are as good as localhost. What enters `state.inside` leaves with the answer.
+    """
 
-    def __init__(self, app: ASGIApp, new_id: Callable[[], str]) -> None:
+    def __init__(self, app: ASGIApp, new_id: Callable[[], str], hosts: Set[str]) -> None:
         self._app = app
         self._new_id = new_id
+        self._hosts = hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -51,9 +57,10 @@ class Guard:
                 headers["Date"] = formatdate(usegmt=True)
             await send(message)
 
-        with structlog.contextvars.bound_contextvars(request=request_id):
+        with structlog.contextvars.bound_contextvars(request=request_id), ExitStack() as inside:
+            scope["state"]["inside"] = inside
             try:
-                refuse_browsers(scope)
+                refuse_browsers(scope, self._hosts)
                 await self._app(scope, receive, answer)
             except ClientDisconnect:
                 log.info("api.client_gone")
@@ -67,21 +74,24 @@ class Guard:
                 await problem_response(bug, request_id)(scope, receive, answer)
 
 
-def refuse_browsers(scope: Scope, *, everywhere: bool = False) -> None:
+def refuse_browsers(scope: Scope, hosts: Set[str], *, everywhere: bool = False) -> None:
     """Raise `host_refused` or `browser_refused` for a call that a web page may have made.
+
+    `hosts` are the names, in lower case and without a port, that the operator gave beside the loopback ones.
 
     A page may look at what costs and tells nothing, unless no path is so: `everywhere`.
     """
     headers = Headers(scope=scope)
     if _is_tcp(scope):
-        hosts = headers.getlist("host")
-        if len(hosts) != 1 or not _LOOPBACK_HOST.fullmatch(hosts[0].lower()):
-            raise Refused("host_refused", "the Host header is not a loopback name or address")
+        said = headers.getlist("host")
+        host = _HOST.fullmatch(said[0].lower()) if len(said) == 1 else None
+        if host is None or not (_LOOPBACK.fullmatch(host[1]) or host[1] in hosts):
+            raise Refused("host_refused", "the Host header is no loopback name or address, and not in api.hosts")
     if everywhere or scope["path"].startswith(_GUARDED):
         if "origin" in headers:
             raise Refused("browser_refused", "the request has an Origin header")
-        if headers.get("sec-fetch-site") not in _FETCH_SITES:
-            raise Refused("browser_refused", "the request comes from another site's page")
+        if "sec-fetch-site" in headers:
+            raise Refused("browser_refused", "the request has a Sec-Fetch-Site header")
 
 
 def _is_tcp(scope: Scope) -> bool:

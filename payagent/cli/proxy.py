@@ -53,7 +53,7 @@ def proxy(terminal: Terminal, url: str, listen: str, config: Path | None, token_
     redactor.register(token())
     configure_logging(sys.stderr, redactor)
     timeout_s = settings.proxy.read_timeout_s + settings.proxy.patience_s
-    app = Bare(settings.api.socket, names[0], token, timeout_s)
+    app = Bare(settings.api.socket, names[0], token, timeout_s, settings.api.hosts)
     with listen_tcp(listen, "--listen") as listener:
         host, port = listener.getsockname()[:2]
         place = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

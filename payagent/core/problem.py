@@ -139,6 +139,14 @@ PROBLEMS: dict[str, Problem] = {
     "body_too_big": Problem(
         413, 2, "The body is too big", "Send the 402 as received; 64 KiB is the bound.", money=""
     ),
+    "body_too_slow": Problem(
+        408,
+        2,
+        "The body did not come in time",
+        "Send it without pauses; it may be sent again.",
+        money="",
+        retryable=True,
+    ),
     "browser_refused": Problem(
         403,
         5,
@@ -227,7 +235,11 @@ PROBLEMS: dict[str, Problem] = {
         money="Its money is held until the transaction that takes the coins back is deep enough in the chain.",
     ),
     "host_refused": Problem(
-        403, 5, "The Host header names no loopback address", "Call it as localhost, 127.0.0.1 or [::1].", money=""
+        403,
+        5,
+        "The Host header is not one of this machine",
+        "Call it as localhost, 127.0.0.1 or [::1], or by a name that is in api.hosts.",
+        money="",
     ),
     "idempotency_key_invalid": Problem(
         400, 2, "The idempotency key is not valid", "1 to 255 visible ASCII characters.", money=""
@@ -448,7 +460,12 @@ PROBLEMS: dict[str, Problem] = {
         money="",
     ),
     "rate_limited": Problem(
-        429, 4, "Too many requests at once", "Try again after Retry-After.", money="", retryable=True
+        429,
+        4,
+        "Too many requests at once",
+        "Try again after Retry-After. The operator may allow more: api.calls_per_s and api.calls_at_once.",
+        money="",
+        retryable=True,
     ),
     "parent_lost": Problem(
         409,

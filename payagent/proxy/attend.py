@@ -5,7 +5,8 @@ path, which may hold a token, in a log or an error.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Set
+from dataclasses import dataclass
 from typing import cast
 
 import structlog
@@ -22,20 +23,33 @@ Work = Callable[[Intake, Reply], Awaitable[None]]
 log = structlog.get_logger("payagent.proxy")
 
 
-async def attend(scope: Scope, receive: Receive, send: Send, call_id: str, spool: Spool, work: Work) -> None:
-    """Have the work done and its errors told. When the client hangs up, the work is cancelled."""
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What a client has to keep to: the `hosts` of `refuse_browsers`, and the `slow_s` of an Intake."""
+
+    hosts: Set[str]
+    slow_s: float
+
+
+async def attend(
+    scope: Scope, receive: Receive, send: Send, call_id: str, spool: Spool, rules: Rules, work: Work
+) -> None:
+    """Have the work done and its errors told. When the client hangs up or is too slow, the work is cancelled."""
     reply = Reply(scope, receive, send, call_id)
     task = cast("asyncio.Task[None]", asyncio.current_task())
     with structlog.contextvars.bound_contextvars(request=call_id):
-        intake = Intake(receive, spool, task.cancel)
+        intake = Intake(receive, spool, task.cancel, rules.slow_s)
         try:
-            refuse_browsers(scope, everywhere=True)
+            refuse_browsers(scope, rules.hosts, everywhere=True)
             await work(intake, reply)
         except asyncio.CancelledError:
-            if not intake.is_gone:
+            if not (intake.is_gone or intake.is_slow):
                 raise
             task.uncancel()
-            log.info("proxy.client_gone")
+            if intake.is_slow:
+                await reply.problem(Refused("body_too_slow", "the request's body did not come in its time"))
+            else:
+                log.info("proxy.client_gone")
         except Refused as refused:
             intake.close()
             await reply.problem(refused)

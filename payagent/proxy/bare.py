@@ -8,7 +8,7 @@ May import: core, api.server, Starlette's types, the rest of proxy. Never: pays,
 
 import asyncio
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from pathlib import Path
 
 from starlette.types import Receive, Scope, Send
@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 from payagent.agent.ports import Ports, SystemClock, SystemRandomness
 from payagent.api.server import make_server
 from payagent.core.problem import Refused
-from payagent.proxy.attend import attend
+from payagent.proxy.attend import Rules, attend
 from payagent.proxy.errand import ROOT
 from payagent.proxy.headers import TOKEN_HEADER, Headers, has_body, passing, replaced, wants_websocket
 from payagent.proxy.intake import Intake, Spool
@@ -25,12 +25,17 @@ from payagent.proxy.upstream import Call, Target, Upstream
 
 
 class Bare:
-    """The application. `token` reads the operator's; `timeout_s` is how long the daemon may be silent."""
+    """The application. `token` reads the operator's; `timeout_s` is how long the daemon may be silent; `hosts` are
+    as in `refuse_browsers`.
+    """
 
-    def __init__(self, daemon: Path, merchant: str, token: Callable[[], str], timeout_s: float) -> None:
+    def __init__(
+        self, daemon: Path, merchant: str, token: Callable[[], str], timeout_s: float, hosts: Set[str]
+    ) -> None:
         self._upstream = Upstream(Target.of_daemon(daemon), timeout_s)
         self._root = ROOT + merchant.encode("ascii")
         self._token = token
+        self._rules = Rules(hosts, timeout_s)
         self._ports = Ports(SystemClock(), SystemRandomness())
 
     def new_id(self) -> str:
@@ -43,7 +48,7 @@ class Bare:
             async with self._upstream.call(call) as answer:
                 await reply.stream(answer, intake.close)
 
-        await attend(scope, receive, send, self.new_id(), Spool(0), work)
+        await attend(scope, receive, send, self.new_id(), Spool(0), self._rules, work)
 
     def close(self) -> None:
         self._upstream.close()

@@ -127,7 +127,7 @@ class Clerk:
                     await self._hand_on(trip, answer)
                     return None
                 raw = await answer.peek(BODY_MAX_BYTES)
-            await trip.intake.rest(trip.upstream.timeout_s)
+            await trip.intake.rest()
             if not trip.intake.spool.is_whole:
                 raise Refused(
                     "request_too_big_to_replay",
@@ -153,7 +153,7 @@ class Clerk:
             return False
         if response is None or not wants_wallet_address(response):
             return False
-        await trip.intake.rest(trip.upstream.timeout_s)
+        await trip.intake.rest()
         if values(trip.errand.headers, _WALLET) or not trip.intake.spool.is_whole:
             raise Refused("wallet_address_required", "the merchant wants to know whose prepaid balance it is")
         wallet = self._agent.terms.own.text.encode("ascii")

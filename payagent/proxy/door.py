@@ -1,16 +1,18 @@
 """The ASGI application in front of the API: calls to /proxy/... go to merchants, everything else to the API.
 
-May import: core, agent, store.queries, api.tokens, the rest of proxy. Never: a request object of a framework on
-this path.
+May import: core, agent, store.queries, api.tokens and .turnstile, the rest of proxy. Never: a request object of a
+framework on this path.
 """
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from payagent.agent.agent import Agent
 from payagent.api.tokens import hash_token
-from payagent.proxy.attend import attend
+from payagent.api.turnstile import Rates, Turnstile
+from payagent.proxy.attend import Rules, attend
 from payagent.proxy.clerk import Clerk, Trip
 from payagent.proxy.errand import ROOT, read_errand
 from payagent.proxy.intake import Intake, Spool
@@ -22,11 +24,15 @@ from payagent.store.apps import AppRow
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What the operator allows: how much of a body is kept for a replay, and how long is waited."""
+    """What the operator allows: how much of a body is kept for a replay, how long is waited, the names that
+    `Host` may say beside the loopback ones, and each app's rates.
+    """
 
     spool_bytes: int = 64 * 1024 * 1024
     read_timeout_s: float = 600.0
     patience_s: float = 900.0
+    hosts: frozenset[str] = frozenset()
+    rates: Rates = field(default_factory=Rates)
 
 
 class Door:
@@ -36,9 +42,11 @@ class Door:
         self._agent = agent
         self._then = then
         self._bounds = bounds
+        self._rules = Rules(bounds.hosts, bounds.read_timeout_s)
         self._merchants = {merchant.name: merchant for merchant in agent.terms.merchants.values()}
         self._upstreams: dict[str, Upstream] = {}
         self._clerk = Clerk(agent)
+        self._turnstile = Turnstile(bounds.rates, time.monotonic)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or not scope["raw_path"].startswith(ROOT):
@@ -47,11 +55,13 @@ class Door:
 
         async def work(intake: Intake, reply: Reply) -> None:
             errand = read_errand(scope, self._merchants, self._find_app, self._agent.terms.own.text)
-            intake.listen()
-            upstream = self._upstream(errand.merchant.origin)
-            await self._clerk.run(Trip(errand, intake, reply, upstream, self._bounds.patience_s))
+            with self._turnstile.admit(errand.app_id):
+                intake.listen()
+                upstream = self._upstream(errand.merchant.origin)
+                await self._clerk.run(Trip(errand, intake, reply, upstream, self._bounds.patience_s))
 
-        await attend(scope, receive, send, self._agent.ports.new_id("call"), Spool(self._bounds.spool_bytes), work)
+        spool = Spool(self._bounds.spool_bytes)
+        await attend(scope, receive, send, self._agent.ports.new_id("call"), spool, self._rules, work)
 
     def close(self) -> None:
         for upstream in self._upstreams.values():

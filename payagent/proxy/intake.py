@@ -1,6 +1,6 @@
 """The client's side of one call: its body as it comes, kept for a replay, and whether the client is still there.
 
-May import: the standard library, core.problem. Never: holds more of a body in memory than `MEMORY_BYTES`, or
+May import: the standard library. Never: holds more of a body in memory than `MEMORY_BYTES`, or
 leaves it on disk: beyond that it lies in a file without a name, open to its owner alone.
 """
 
@@ -12,11 +12,12 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from typing import IO, Any
 
-from payagent.core.problem import Refused
-
 MEMORY_BYTES = 1024 * 1024
 _PIECE_BYTES = 128 * 1024
 _AHEAD_BYTES = 256 * 1024
+
+BODY_BYTES_PER_S = 500
+"""What comes in buys more time for the rest, at this rate."""
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
@@ -85,13 +86,16 @@ def _write(file: IO[bytes], data: bytes | bytearray) -> None:
 
 
 class Intake:
-    """Reads what the client sends, from `listen` on. `gone` is called when it hangs up before `close`."""
+    """Reads what the client sends, from `listen` on. `lost` is called when it hangs up before `close`, or is so
+    slow that it was waited for longer than `slow_s`, and a second for each BODY_BYTES_PER_S that came.
+    """
 
-    def __init__(self, receive: Receive, spool: Spool, gone: Callable[[], object]) -> None:
+    def __init__(self, receive: Receive, spool: Spool, lost: Callable[[], object], slow_s: float) -> None:
         self.spool = spool
-        self.is_gone = False
+        self.is_gone = self.is_slow = False
+        self._left_s = slow_s
         self._receive = receive
-        self._gone = gone
+        self._lost = lost
         self._closed = self._complete = False
         self._waiting: deque[bytes] = deque()
         self._waiting_bytes = 0
@@ -116,17 +120,11 @@ class Intake:
             self._come.clear()
             await self._come.wait()
 
-    async def rest(self, quiet_s: float) -> None:
-        """Take the rest of the body for the spool alone, unless it is let go; refused when nothing more comes."""
+    async def rest(self) -> None:
+        """Take the rest of the body for the spool alone, unless it is let go."""
         chunks = self.chunks()
-        while self.spool.is_whole:
-            try:
-                async with asyncio.timeout(quiet_s):
-                    await anext(chunks)
-            except StopAsyncIteration:
-                return
-            except TimeoutError:
-                raise Refused("bad_request", f"no more of the request's body came in {quiet_s:g} s") from None
+        while self.spool.is_whole and await anext(chunks, None) is not None:
+            continue
 
     def close(self) -> None:
         """The answer is complete, or none will be: whether the client is there does not matter any more."""
@@ -140,13 +138,32 @@ class Intake:
         if self._task is not None:
             await asyncio.wait((self._task,))
 
+    async def _next(self) -> MutableMapping[str, Any]:
+        """What the client does next; TimeoutError when it was waited for too long in all. How long the merchant
+        takes for what came does not count.
+        """
+        if self._complete:
+            return await self._receive()
+        clock = asyncio.get_running_loop().time
+        begun_s = clock()
+        async with asyncio.timeout(self._left_s):
+            message = await self._receive()
+        self._left_s += len(message.get("body", b"")) / BODY_BYTES_PER_S - (clock() - begun_s)
+        return message
+
     async def _listen(self) -> None:
         while True:
-            message = await self._receive()
+            try:
+                message = await self._next()
+            except TimeoutError:
+                if not self._closed:
+                    self.is_slow = True
+                    self._lost()
+                return
             if message["type"] == "http.disconnect":
                 if not self._closed:
                     self.is_gone = True
-                    self._gone()
+                    self._lost()
                 return
             if chunk := message.get("body", b""):
                 self.spool.add(chunk)

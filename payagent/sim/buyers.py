@@ -20,7 +20,7 @@ from payagent.agent.view import retry_headers
 from payagent.core.payment import WITHOUT_PROOF
 from payagent.core.problem import Refused
 from payagent.dialects import Said, make_response
-from payagent.proxy.attend import attend
+from payagent.proxy.attend import Rules, attend
 from payagent.proxy.clerk import Trip
 from payagent.proxy.errand import Errand
 from payagent.proxy.intake import Intake, Spool
@@ -251,5 +251,5 @@ class BuyerTask:
             "headers": [(b"host", b"localhost")],
         }
         scope["payagent.abort"] = gone.set
-        await attend(scope, receive, send, "call", Spool(1024 * 1024), work)  # type: ignore[arg-type]
+        await attend(scope, receive, send, "call", Spool(1024 * 1024), Rules(frozenset(), PROXY_PATIENCE_S), work)  # type: ignore[arg-type]
         return statuses[0] if statuses else None

@@ -16,9 +16,11 @@ from uvicorn._types import ASGIReceiveCallable, ASGISendCallable, Scope
 from payagent.api.connections import Bounds, bounded
 
 HEAD_S = 0.3
+READ_S = 1.0
 BOUNDS = Bounds(tcp=5, unix=3, backlog=8)
 GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 PATIENCE_S = 20
+MANY = 16 * 1024 * 1024
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -38,11 +40,16 @@ class Doors:
         self._opened: list[asyncio.StreamWriter] = []
         self.go_on = asyncio.Event()
         self.go_on.set()
+        self.pieces = [b"ok"]
 
     async def app(self, _scope: Scope, _receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         await self.go_on.wait()
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})  # type: ignore[typeddict-item]
-        await send({"type": "http.response.body", "body": b"ok"})  # type: ignore[typeddict-item]
+        pieces = self.pieces
+        headers = [(b"content-length", b"%d" % sum(map(len, pieces)))]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})  # type: ignore[typeddict-item]
+        for number, piece in enumerate(pieces, 1):
+            more = number < len(pieces)
+            await send({"type": "http.response.body", "body": piece, "more_body": more})  # type: ignore[typeddict-item]
 
     async def tcp(self) -> Streams:
         return self._kept(await asyncio.open_connection("127.0.0.1", self.port))
@@ -70,7 +77,7 @@ async def open_doors(folder: Path) -> AsyncIterator[Doors]:
         config = uvicorn.Config(
             doors.app,
             interface="asgi3",
-            http=bounded(BOUNDS, lambda: "call_1", HEAD_S),
+            http=bounded(BOUNDS, lambda: "call_1", HEAD_S, READ_S),
             lifespan="off",
             log_config=None,
             access_log=False,
@@ -222,3 +229,31 @@ async def test_nonsense_after_an_answer_only_ends_the_connection(
         assert await is_closed(streams)
         assert b" 200 " in await call(await doors.tcp())
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+@pytest.mark.parametrize("pieces", [[b"x" * MANY], [b"x" * (MANY // 8)] * 8], ids=["at once", "piece by piece"])
+async def test_who_does_not_read_the_answer_does_not_keep_others_out(tmp_path: Path, pieces: list[bytes]) -> None:
+    """What is not read would otherwise be kept for as long as the client likes."""
+    async with open_doors(tmp_path) as doors:
+        doors.pieces = pieces
+        for _ in range(BOUNDS.unix):
+            reader, writer = await doors.unix()
+            writer.write(GET)
+            await reader.readuntil(b"\r\n\r\n")
+        doors.pieces = [b"ok"]
+        assert await call(await doors.unix()) == b""
+        async with asyncio.timeout(PATIENCE_S):
+            while b" 200 " not in await call(await doors.unix()):
+                pass
+
+
+async def test_who_reads_slowly_gets_the_whole_answer(tmp_path: Path) -> None:
+    """The speed is what is tested: the answer takes several times READ_S."""
+    async with open_doors(tmp_path) as doors:
+        doors.pieces = [b"x" * MANY]
+        reader, writer = await doors.unix()
+        writer.write(GET)
+        await reader.readuntil(b"\r\n\r\n")
+        for _ in range(16):
+            await asyncio.sleep(READ_S / 5)
+            assert len(await reader.readexactly(MANY // 16)) == MANY // 16

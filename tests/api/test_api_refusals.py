@@ -9,6 +9,7 @@ from api_kit import Api, served
 
 from payagent.api.app import create_app
 from payagent.core.problem import PROBLEMS
+from payagent.proxy.door import Bounds
 
 JSON = {"content-type": "application/json"}
 PAY, QUOTE, SPLIT, SEND = "/v1/payments", "/v1/quotes", "/v1/wallet/split", "/v1/wallet/send"
@@ -247,13 +248,42 @@ async def test_a_web_page_cannot_spend(api: Api) -> None:
         ({"Origin": api.url}, "browser_refused"),
         ({"Sec-Fetch-Site": "cross-site"}, "browser_refused"),
         ({"Sec-Fetch-Site": "same-site"}, "browser_refused"),
+        # the page of a merchant that the proxy handed on, and a link that another program opened
+        ({"Sec-Fetch-Site": "same-origin"}, "browser_refused"),
+        ({"Sec-Fetch-Site": "none"}, "browser_refused"),
     ):
-        require_problem(await api.http.post(PAY, json=body, headers=headers), code)
+        for method, path in (
+            ("POST", PAY),
+            ("GET", "/v1/limits"),
+            ("OPTIONS", PAY),
+            ("GET", "/proxy/devnet/chat"),
+        ):
+            told = await api.http.request(method, path, json=body, headers=headers)
+            require_problem(told, code)
+            assert not [name for name in told.headers if name.startswith("access-control-")]
     require_problem(await api.http.get("/healthz", headers={"Host": "evil.example"}), "host_refused")
     require_nothing_signed(api)
     for host in ("localhost", "LOCALHOST:8402", "127.0.0.1:1", "[::1]:8402", "127.9.9.9"):
-        answer = await api.http.get("/v1/limits", headers={"Host": host, "Sec-Fetch-Site": "none"})
+        answer = await api.http.get("/v1/limits", headers={"Host": host})
         assert answer.status_code == 200, host
+
+
+async def test_the_operator_may_name_the_machine_in_another_way(world: World) -> None:
+    """And no name that only begins or ends like it is taken for it."""
+    async with world.run() as run, served(run, Bounds(hosts=frozenset({"payagent.internal"}))) as api:
+        for host in ("payagent.internal", "Payagent.Internal:8402", "localhost:8402"):
+            for path, status in (("/v1/limits", 200), ("/proxy/nobody/x", 403)):
+                answer = await api.http.get(path, headers={"Host": host})
+                assert (answer.status_code, answer.json().get("code")) != (403, "host_refused"), host
+                assert answer.status_code == status, answer.text
+        for host in (
+            "payagent.internal.evil.example",
+            "evil.payagent.internal",
+            "internal",
+            "payagent.internal:x",
+        ):
+            for path in ("/v1/limits", "/proxy/nobody/x", "/healthz"):
+                require_problem(await api.http.get(path, headers={"Host": host}), "host_refused")
 
 
 async def test_the_unix_socket_takes_any_host_and_still_no_page(api: Api) -> None:

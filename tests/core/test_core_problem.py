@@ -6,6 +6,7 @@ from payagent.core.problem import PROBLEMS
 
 ANYWHERE = (
     "bad_request",
+    "body_too_slow",
     "browser_refused",
     "config_invalid",
     "file_exists",

@@ -65,11 +65,22 @@ def command(folder: Path, *python: str) -> list[str]:
 
 def start(folder: Path) -> tuple["subprocess.Popen[str]", Path]:
     """A running daemon and its socket; it has announced itself on stderr."""
+    process, _, path = announced(folder)
+    return process, path
+
+
+def start_on_port(folder: Path) -> tuple["subprocess.Popen[str]", int]:
+    """The same, and its port."""
+    process, port, _ = announced(folder)
+    return process, port
+
+
+def announced(folder: Path) -> tuple["subprocess.Popen[str]", int, Path]:
     process = subprocess.Popen(command(folder), stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     for line in process.stderr:
-        if found := re.fullmatch(r"payagent serves devnet on (http://127\.0\.0\.1:[0-9]+) and (.+)\n", line):
-            return process, Path(found[2])
+        if found := re.fullmatch(r"payagent serves devnet on http://127\.0\.0\.1:([0-9]+) and (.+)\n", line):
+            return process, int(found[1]), Path(found[2])
     raise AssertionError(f"the daemon ended with {process.wait(30)}")
 
 
@@ -325,6 +336,19 @@ def test_a_provider_that_cannot_be_reached_is_told_in_words_and_once(folder: Pat
     assert b"blockfrost-1: could not be read (tip: no connection)" in said
     assert b"Unknown" not in said
     assert talk.count("blockfrost-1: could not be read (tip: no connection)") == 1
+
+
+def test_the_port_is_called_by_the_names_of_the_config_alone(folder: Path) -> None:
+    config = folder / "config.toml"
+    config.write_text(config.read_text().replace("[api]\n", '[api]\nhosts = ["payagent.internal"]\n'))
+    process, port = start_on_port(folder)
+    told = {}
+    for host in ("127.0.0.1", "payagent.internal", "evil.example"):
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as conn:
+            conn.sendall(f"GET /healthz HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\n\r\n".encode())
+            told[host] = conn.makefile("rb").readline().split()[1]
+    assert stop(process)[0] == 0
+    assert told == {"127.0.0.1": b"200", "payagent.internal": b"200", "evil.example": b"403"}
 
 
 def test_idle_connections_take_neither_the_socket_nor_the_disk_away(folder: Path) -> None:

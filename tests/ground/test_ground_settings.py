@@ -77,6 +77,9 @@ def keys_of_toml(table: dict[str, Any], prefix: str = "") -> Iterator[str]:
         if isinstance(value, dict):
             yield from keys_of_toml(value, f"{key}.")
         elif isinstance(value, list):
+            if not all(isinstance(row, dict) for row in value):
+                yield key
+                continue
             for row in value:
                 yield from keys_of_toml(row, f"{key}[].")
         else:
@@ -205,6 +208,8 @@ BAD_TOML = {
     "listen by name": ('[api]\nlisten = "example.com:1"\n', "api.listen: write a loopback address"),
     "listen without port": ('[api]\nlisten = "127.0.0.1"\n', "api.listen: write a loopback address"),
     "relative path": ('data_dir = "data"\n', "data_dir: write an absolute path"),
+    "a host with a port": ('[api]\nhosts = ["here:8402"]\n', "api.hosts[0]: write a name in lower case without"),
+    "any host": ('[api]\nhosts = ["*"]\n', "api.hosts[0]: write a name in lower case without"),
     "long socket": (f'[api]\nsocket = "/{"x" * 120}"\n', "api.socket: a socket's path has at most 107 bytes"),
     "split mode": (
         '[merchants.t]\norigin = "https://a.example"\nsplit_mode = "half"\n',

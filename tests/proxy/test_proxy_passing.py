@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import hashlib
+import json
 
 import pytest
 from agent_kit import World
@@ -257,7 +258,8 @@ async def test_what_a_merchant_says_unasked_does_not_reach_the_next_call(at: Pla
     assert (await at.ask("/free")).status == 200
 
 
-async def test_a_body_that_stops_coming_is_not_waited_for(world: World) -> None:
+@pytest.mark.parametrize("more", [b"", b"{"], ids=["silent", "byte by byte"])
+async def test_a_body_that_does_not_come_in_time_is_not_waited_for(world: World, more: bytes) -> None:
     """The merchant wants to be paid; what would have to be sent again never comes."""
 
     async def want(heard: Heard) -> None:
@@ -267,8 +269,12 @@ async def test_a_body_that_stops_coming_is_not_waited_for(world: World) -> None:
         at.peer.answers["/chat"] = want
         async with at.wire() as wire:
             await wire.say(at.call("/chat", "Content-Length: 500", method="POST") + b"{")
-            got = await wire.answer()
-        assert got.status == 400
+            answer = asyncio.create_task(wire.answer())
+            while not answer.done():
+                await wire.say(more)
+                await asyncio.wait([answer], timeout=0.03)
+            got = answer.result()
+        assert (got.status, json.loads(got.body or b"")["code"]) == (408, "body_too_slow")
         assert at.payments == []
 
 
