@@ -1,6 +1,7 @@
 """Who asks, and what that token may do and see.
 
-May import: core, agent, store.queries, api.tokens, FastAPI. Never: tells one reason for a 401 from another.
+May import: core, agent, store.queries, api.calls and .tokens, FastAPI. Never: tells one reason for a 401 from
+another.
 """
 
 from collections.abc import Awaitable, Callable
@@ -13,6 +14,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.requests import Request
 
 from payagent.agent.agent import Agent
+from payagent.api.calls import json_body
 from payagent.api.tokens import hash_token
 from payagent.core.problem import Refused
 from payagent.store import apps, queries
@@ -47,6 +49,14 @@ class Caller:
         """As at the call's beginning: `unauthorized`."""
         if not self.is_let_in:
             raise _unauthorized()
+
+    async def json_body(self, request: Request) -> bytes:
+        """The call's body. It may take its time, so the token must be good still when all of it is there; the loop
+        goes on to the writer's queue without a pause, so that whoever was told of the token's end was told later.
+        """
+        raw = await json_body(request)
+        self.require_let_in()
+        return raw
 
     def payment(self, payment_id: str) -> PaymentRow:
         """A payment that the app may see; any other is `not_found`, whether it exists or not."""

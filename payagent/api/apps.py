@@ -10,7 +10,6 @@ from starlette.requests import Request
 
 from payagent.agent.apps import add_app, everybody, renew_token, revoke
 from payagent.api.access import OPERATE, Caller, need
-from payagent.api.calls import json_body
 from payagent.api.problems import JsonResponse
 from payagent.api.reading import read_expiry, read_new_app
 from payagent.api.schemas import AppAdded, AppOrder, AppsPage, AppTold, TokenOrder, gives, takes
@@ -41,7 +40,7 @@ async def every_app(caller: Operator) -> JsonResponse:
 async def add(request: Request, caller: Operator) -> JsonResponse:
     """`token` is shown this once; only its hash is kept. No app gets a scope that the caller's token lacks."""
     token = new_token(caller.agent.ports.randomness)
-    app = await add_app(caller.agent, caller.app, read_new_app(await json_body(request)), hash_token(token))
+    app = await add_app(caller.agent, caller.app, read_new_app(await caller.json_body(request)), hash_token(token))
     return JsonResponse(_told(caller, app) | {"token": token}, 201)
 
 
@@ -54,7 +53,7 @@ async def add(request: Request, caller: Operator) -> JsonResponse:
 async def renew(name: str, request: Request, caller: Operator) -> JsonResponse:
     """The one before is no good from that moment on. `token` is shown this once; only its hash is kept."""
     token = new_token(caller.agent.ports.randomness)
-    expires_at_ms = read_expiry(await json_body(request))
+    expires_at_ms = read_expiry(await caller.json_body(request))
     app = await renew_token(caller.agent, caller.app, name, hash_token(token), expires_at_ms)
     return JsonResponse(_told(caller, app) | {"token": token})
 

@@ -10,7 +10,6 @@ from starlette.requests import Request
 
 from payagent.agent.limits import names_of, set_limits, standing
 from payagent.api.access import OPERATE, PAY, READ, Caller, need
-from payagent.api.calls import json_body
 from payagent.api.problems import JsonResponse
 from payagent.api.reading import read_limits
 from payagent.api.schemas import Limits, LimitsOrder, gives, takes
@@ -41,7 +40,7 @@ async def limits(caller: Viewer) -> JsonResponse:
 )
 async def change(request: Request, caller: Operator) -> JsonResponse:
     """At once, for good, and over what the config file says. null: what the config file says counts again."""
-    order = read_limits(await json_body(request))
+    order = read_limits(await caller.json_body(request))
     await set_limits(caller.agent, caller.app.id, order.app, order.merchant, order.asset, order.most_units)
     return _standing(caller)
 

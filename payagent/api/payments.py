@@ -13,7 +13,7 @@ from starlette.requests import Request
 from payagent.agent.agent import Agent
 from payagent.agent.view import attempts_view, history_view, payment_view
 from payagent.api.access import APPROVE, OPERATE, PAY, READ, Caller, need
-from payagent.api.calls import Page, Waiting, json_body, single_header
+from payagent.api.calls import Page, Waiting, single_header
 from payagent.api.problems import Json, JsonResponse
 from payagent.api.reading import read_ask, read_delivery, time_ms
 from payagent.api.receipts import receipt_view
@@ -70,7 +70,7 @@ class Filter(Page):
 )
 async def pay(request: Request, caller: Payer) -> JsonResponse:
     """Answers once the signed attempt is durable and before it is sent: 201 when new, 200 when there was one."""
-    ask = read_ask(caller.app.id, await json_body(request), single_header(request, "Idempotency-Key"))
+    ask = read_ask(caller.app.id, await caller.json_body(request), single_header(request, "Idempotency-Key"))
     row, is_new = await caller.agent.pay(ask)
     return JsonResponse(payment_view(row, caller.agent.terms), 201 if is_new else 200)
 
@@ -83,7 +83,7 @@ async def pay(request: Request, caller: Payer) -> JsonResponse:
 )
 async def quote(request: Request, caller: Payer) -> JsonResponse:
     """Refused like the payment would be, but for limits: those are told in `refusal`."""
-    ask = read_ask(caller.app.id, await json_body(request), None)
+    ask = read_ask(caller.app.id, await caller.json_body(request), None)
     return JsonResponse(quote_view(await caller.agent.quote(ask), caller.agent.terms))
 
 
@@ -160,7 +160,7 @@ async def delivery(
 ) -> JsonResponse:
     """Any 2xx means that the call was served. Of any other answer, tell its headers and body too: what is to be
     done next stands in `answer`. A 402 soon after paying is normal, and the same proof is shown again."""
-    response = read_delivery(await json_body(request))
+    response = read_delivery(await caller.json_body(request))
     row = caller.payment(payment_id)
     if row.app_id != caller.app.id and OPERATE not in caller.app.scopes:
         raise Refused("forbidden", "another app's delivery needs a token for operate", needs=OPERATE)

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from payagent.agent.agent import Agent
 from payagent.agent.topup import TopupPlan, Topups, bought, gained_by
 from payagent.api.access import OPERATE, READ, Caller, need
-from payagent.api.calls import Page, Waiting, json_body, single_header
+from payagent.api.calls import Page, Waiting, single_header
 from payagent.api.problems import JsonResponse
 from payagent.api.reading import read_key, read_topup
 from payagent.api.schemas import Topup, TopupOrder, TopupPlanned, TopupsPage, gives, takes
@@ -62,7 +62,7 @@ async def order(request: Request, caller: Operator, orders: Orders) -> JsonRespo
     A dry run makes the merchant's request and reads its 402. Nothing is paid.
     """
     key = read_key(single_header(request, "Idempotency-Key"))
-    wish, is_dry = read_topup(await json_body(request), caller.agent.terms)
+    wish, is_dry = read_topup(await caller.json_body(request), caller.agent.terms)
     if is_dry:
         return JsonResponse(_plan_view(caller.agent, await orders.plan(caller.app.id, wish)))
     row, is_new = await orders.order(caller.app.id, key, wish)

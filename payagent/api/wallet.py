@@ -11,7 +11,7 @@ from starlette.requests import Request
 from payagent.agent.foreign import thaw
 from payagent.agent.view import payment_view
 from payagent.api.access import OPERATE, PAY, READ, Caller, need
-from payagent.api.calls import json_body, single_header
+from payagent.api.calls import single_header
 from payagent.api.problems import JsonResponse
 from payagent.api.reading import read_key, read_split, read_transfer
 from payagent.api.schemas import Payment, SendOrder, SplitOrder, Thawed, Utxos, Wallet, gives, takes
@@ -54,7 +54,7 @@ async def utxos(caller: Reader) -> JsonResponse:
 async def split(request: Request, caller: Operator) -> JsonResponse:
     """With an Idempotency-Key the call can be repeated safely; without one every call is a new transaction."""
     agent, key = caller.agent, read_key(single_header(request, "Idempotency-Key"))
-    count, lovelace = read_split(await json_body(request))
+    count, lovelace = read_split(await caller.json_body(request))
     row, is_new = await agent.split(caller.app.id, count, lovelace, key)
     return JsonResponse(payment_view(row, agent.terms), 201 if is_new else 200)
 
@@ -69,7 +69,7 @@ async def split(request: Request, caller: Operator) -> JsonResponse:
 async def send(request: Request, caller: Operator) -> JsonResponse:
     """With an Idempotency-Key the call can be repeated safely; without one every call is a new transaction."""
     agent, key = caller.agent, read_key(single_header(request, "Idempotency-Key"))
-    order = read_transfer(await json_body(request), agent.terms.network)
+    order = read_transfer(await caller.json_body(request), agent.terms.network)
     if order.units is None:
         row, is_new = await agent.sweep(caller.app.id, order.to, key)
     else:

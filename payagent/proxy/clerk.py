@@ -128,6 +128,7 @@ class Clerk:
                     return None
                 raw = await answer.peek(BODY_MAX_BYTES)
             await trip.intake.rest()
+            trip.errand.require_let_in()
             if not trip.intake.spool.is_whole:
                 raise Refused(
                     "request_too_big_to_replay",
@@ -224,9 +225,13 @@ class Clerk:
         """Open the intent, or find the one that is open; it is over when the answer before is delivered."""
         if before is not None:
             await before.decided(trip.left_s)
-        row, _ = await self._to_its_end(
-            self._agent.pay(self._ask_of(trip.errand, trip.intake.spool.sha256, demand))
-        )
+        ask = self._ask_of(trip.errand, trip.intake.spool.sha256, demand)
+
+        async def pay() -> tuple[PaymentRow, bool]:
+            trip.errand.require_let_in()
+            return await self._agent.pay(ask)
+
+        row, _ = await self._to_its_end(pay())
         log.info("proxy.payment", payment=row.id)
         return before if before is not None and before.id == row.id else Purchase(row.id)
 

@@ -6,7 +6,8 @@ for a token; repeats a token, or the path that may hold one.
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 from starlette.types import Scope
 
@@ -53,6 +54,12 @@ class Errand:
     keys: tuple[bytes, ...]
     max_cost_units: int | None
     dry_run: bool
+    find_app: Callable[[], AppRow | None] = field(repr=False)
+
+    def require_let_in(self) -> None:
+        """That the call's token is good still, after what took its time: `unauthorized`."""
+        if self.find_app() is None:
+            raise Refused("unauthorized", "the call's token has ended meanwhile")
 
     @property
     def key(self) -> str | None:
@@ -66,7 +73,7 @@ def read_errand(scope: Scope, merchants: Mapping[str, MerchantTerms], find_app: 
     """The errand of a call; `merchants` go by name, `wallet` is the address that a partner's calls name."""
     headers: Headers = scope["headers"]
     path_token, name, target = _split_path(scope["raw_path"], scope["query_string"])
-    app, headers = _identify(headers, path_token, find_app)
+    app, token, headers = _identify(headers, path_token, find_app)
     if PAY not in app.scopes:
         raise Refused("forbidden", "the proxy needs a token for pay", needs=PAY)
     if wants_websocket(headers):
@@ -91,6 +98,7 @@ def read_errand(scope: Scope, merchants: Mapping[str, MerchantTerms], find_app: 
         keys=tuple(values(headers, b"idempotency-key")),
         max_cost_units=_max_cost(headers),
         dry_run=_dry_run(headers),
+        find_app=partial(find_app, token),
     )
 
 
@@ -106,8 +114,8 @@ def _split_path(raw_path: bytes, query: bytes) -> tuple[str | None, str, bytes]:
     return token, name.decode("latin-1"), b"/" + path + (b"?" + query if query else b"")
 
 
-def _identify(headers: Headers, path_token: str | None, find_app: FindApp) -> tuple[AppRow, Headers]:
-    """The app whose token came, and the headers without any token of ours.
+def _identify(headers: Headers, path_token: str | None, find_app: FindApp) -> tuple[AppRow, str, Headers]:
+    """The app whose token came, that token, and the headers without any token of ours.
 
     The first token that is there counts. An Authorization is ours when it is known here; any other is the
     merchant's.
@@ -123,9 +131,15 @@ def _identify(headers: Headers, path_token: str | None, find_app: FindApp) -> tu
     if app is None:
         raise Refused("unauthorized", "the call has no token that is known here")
     token = said[0].encode("latin-1")  # where it stood in the path, a Referer may repeat it
-    return app, [
-        pair for pair in headers if token not in pair[1] and not (pair[0] == b"authorization" and pair[1] in ours)
-    ]
+    return (
+        app,
+        said[0],
+        [
+            pair
+            for pair in headers
+            if token not in pair[1] and not (pair[0] == b"authorization" and pair[1] in ours)
+        ],
+    )
 
 
 def _is_ours(authorization: bytes, find_app: FindApp) -> bool:

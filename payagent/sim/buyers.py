@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from payagent.agent.agent import Ask, Request
@@ -30,6 +31,7 @@ from payagent.sim.life import DeadError, Life
 from payagent.sim.loop import VirtualLoop
 from payagent.sim.shops import Answer, SimShop, SimUpstream, UnreachedError
 from payagent.sim.story import Story
+from payagent.store import apps
 from payagent.store.queries import PaymentRow
 
 PARTNER = "demo"
@@ -238,7 +240,10 @@ class BuyerTask:
             headers.append((b"idempotency-key", want.key.encode()))
         merchant = life.agent.terms.merchants[want.shop.origin]
         keys = (want.key.encode(),) if want.key is not None else ()
-        errand = Errand(want.app_id, merchant, "POST", want.path.encode(), headers, True, keys, None, False)
+        find_app = partial(apps.by_id, life.agent.conn, want.app_id)
+        errand = Errand(
+            want.app_id, merchant, "POST", want.path.encode(), headers, True, keys, None, False, find_app
+        )
 
         async def work(intake: Intake, reply: Reply) -> None:
             intake.listen()

@@ -1,6 +1,8 @@
 """Apps: what one may do begins with its token and ends with it, at once."""
 
 import asyncio
+import json
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -82,6 +84,64 @@ async def test_revocation_is_at_once_and_for_what_lasts_too(api: Api) -> None:
         require_problem(await waiting, "unauthorized")
     shown = (await api.http.get(f"{PAY}/{paid['id']}")).json()
     assert shown["state"] == "confirmed"  # what it had under way went on
+
+
+@pytest.mark.parametrize("end", ["revoke", "token"])
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (PAY, None),
+        ("/v1/apps", {"name": "made", "scopes": ["pay"]}),
+        ("/v1/apps/bot/token", {}),
+        ("/v1/limits", {"limits": {"per_day": "5000000"}}),
+        ("/v1/wallet/split", {"count": 2, "lovelace": "2000000"}),
+    ],
+)
+async def test_a_call_whose_token_ends_before_its_body_came_does_nothing(
+    api: Api, path: str, body: dict[str, object] | None, end: str
+) -> None:
+    await add(api, scopes=["pay", "operate", "read", "approve"])
+
+    async def end_token() -> None:
+        assert (await api.http.post(f"/v1/apps/bot/{end}", json={})).status_code == 200
+
+    answer = await _with_late_body(api, path, api.body() if body is None else body, end_token)
+    assert answer.startswith("HTTP/1.1 401 "), answer
+    assert (await api.http.get(PAY)).json()["payments"] == []
+    told = (await api.http.get("/v1/apps")).json()["apps"]
+    assert "made" not in {one["name"] for one in told}
+    assert [one["active"] for one in told if one["name"] == "bot"] == [end == "token"]
+    assert {one["set_by"] for one in (await api.http.get("/v1/limits")).json()["limits"]} == {"config"}
+
+
+async def test_a_call_whose_token_expires_before_its_body_came_pays_nothing(api: Api) -> None:
+    await add(api, expires_at=(datetime.now(UTC) + timedelta(seconds=60)).isoformat())
+
+    async def pass_time() -> None:
+        api.world.clock.ahead_ms += 61_000
+
+    answer = await _with_late_body(api, PAY, api.body(), pass_time)
+    assert answer.startswith("HTTP/1.1 401 "), answer
+    assert (await api.http.get(PAY)).json()["payments"] == []
+
+
+async def _with_late_body(
+    api: Api, path: str, body: dict[str, object], between: Callable[[], Awaitable[None]]
+) -> str:
+    """A call of `bot`: its body is sent when the call was let in and `between` is done."""
+    raw = json.dumps(body).encode()
+    reader, writer = await asyncio.open_unix_connection(api.unix_path)
+    writer.write(
+        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {api.tokens['bot']}\r\n"
+        "Content-Type: application/json\r\nConnection: close\r\nExpect: 100-continue\r\n"
+        f"Content-Length: {len(raw)}\r\n\r\n".encode()
+    )
+    assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+    await between()
+    writer.write(raw)
+    answer = await reader.read()
+    writer.close()
+    return answer.decode()
 
 
 async def test_a_new_token_ends_the_one_before(api: Api) -> None:

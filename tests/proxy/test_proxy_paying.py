@@ -43,6 +43,21 @@ async def test_a_call_is_paid_and_served(shop: Place) -> None:
     assert shop.run.world.transactions() == [payment.tx_id]
 
 
+async def test_a_call_whose_token_ends_before_its_body_came_is_not_paid(shop: Place) -> None:
+    body = b'{"message": "hello"}'
+    head = shop.call(
+        "/chat", "Expect: 100-continue", f"Content-Length: {len(body)}", method="POST", merchant="devnet"
+    )
+    async with shop.wire() as wire:
+        await wire.say(head)
+        assert (await wire.head()).status == 100
+        assert (await shop.api.http.post("/v1/apps/payer/revoke")).status_code == 200
+        await wire.say(body)
+        got = await wire.answer()
+    assert (got.status, problem(got)["code"]) == (401, "unauthorized")
+    assert shop.payments == []
+
+
 async def test_a_paid_stream_streams(shop: Place) -> None:
     body = b'{"message": "hello", "stream": true}'
     got = await shop.ask(method="POST", body=body, merchant="devnet")
