@@ -30,8 +30,7 @@ class NewApp:
 
 async def add_app(agent: Agent, by: AppRow, wanted: NewApp, token_hash: str) -> AppRow:
     """A new app with its token and its own limits. Refused: `app_exists`; `forbidden` above what `by` may do."""
-    if missing := sorted(wanted.scopes - by.scopes):
-        raise Refused("forbidden", f"a token gives no scope that it lacks: {', '.join(missing)}", needs=missing[0])
+    _require_no_more(wanted.scopes, by)
     origins = None
     if wanted.merchants is not None:
         origins = frozenset(origin_of(agent, name) for name in wanted.merchants)
@@ -55,8 +54,7 @@ async def add_app(agent: Agent, by: AppRow, wanted: NewApp, token_hash: str) -> 
 async def renew_token(agent: Agent, by: AppRow, name: str, token_hash: str, expires_at_ms: int | None) -> AppRow:
     """A new token for an app; the one before ends at once. Refused: `not_found`, `forbidden`."""
     app, now_ms = apps.find(agent.conn, name), agent.ports.clock.now_ms()
-    if missing := sorted(app.scopes - by.scopes):
-        raise Refused("forbidden", f"a token gives no scope that it lacks: {', '.join(missing)}", needs=missing[0])
+    _require_no_more(app.scopes, by)
     if not app.scopes:
         raise Refused("forbidden", f"the app {app.name} is payagent's own: nobody asks for it")
     _require_ahead(expires_at_ms, now_ms)
@@ -67,11 +65,13 @@ async def renew_token(agent: Agent, by: AppRow, name: str, token_hash: str, expi
 async def revoke(agent: Agent, by: AppRow, name: str) -> AppRow:
     """From now on the app's token is good for nothing. What it has paid goes on to its end.
 
-    Refused: `not_found`; `forbidden` for an app itself, which a new token serves better.
+    Refused: `not_found`; `forbidden` for an app that may do more than `by`, and for `by` itself, which a new token
+    serves better.
     """
     app, now_ms = apps.find(agent.conn, name), agent.ports.clock.now_ms()
     if app.id == by.id:
         raise Refused("forbidden", f"the call itself has the token of {app.name}: give that app a new one instead")
+    _require_no_more(app.scopes, by)
 
     def job(unit: Unit) -> None:
         if apps.revoke(unit, app.id, now_ms):
@@ -90,6 +90,14 @@ def _give(unit: Unit, app_id: str, token_hash: str, expires_at_ms: int | None, b
     apps.give_token(unit, app_id, token_hash, expires_at_ms, now_ms)
     told = {"app": app_id, "expires_at_ms": expires_at_ms, "by": by_app}
     records.note(unit, None, "token_given", None, now_ms, told)
+
+
+def _require_no_more(scopes: frozenset[str], by: AppRow) -> None:
+    """Who gives or ends a token may do all that it is for."""
+    if missing := sorted(scopes - by.scopes):
+        raise Refused(
+            "forbidden", f"a token gives and ends no scope that it lacks: {', '.join(missing)}", needs=missing[0]
+        )
 
 
 def _require_ahead(expires_at_ms: int | None, now_ms: int) -> None:

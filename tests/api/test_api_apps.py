@@ -174,6 +174,15 @@ async def test_no_app_gives_what_it_lacks(api: Api) -> None:
     require_problem(await client.post("/v1/apps/operator/revoke"), "forbidden")
 
 
+async def test_no_app_ends_what_may_do_more(api: Api) -> None:
+    client = api.as_("operator")
+    for app in ("first", "payer"):
+        assert require_problem(await client.post(f"/v1/apps/{app}/revoke"), "forbidden")["needs"]
+        assert (await api.as_(app).get("/v1/limits")).status_code == 200
+    await add(api, "other-operator", scopes=["operate"])
+    assert (await client.post("/v1/apps/other-operator/revoke")).json()["active"] is False
+
+
 @pytest.mark.parametrize(
     ("body", "code"),
     [
