@@ -41,6 +41,10 @@ async def add_app(agent: Agent, by: AppRow, wanted: NewApp, token_hash: str) -> 
     def job(unit: Unit) -> None:
         if apps.by_name(unit.conn, wanted.name) is not None:
             raise Refused("app_exists", f"there is an app {wanted.name!r}, or was one: names are not used again")
+        if apps.by_id(unit.conn, wanted.name) is not None:
+            raise Refused(
+                "app_exists", f"{wanted.name!r} is the id of an app, which stands for it as its name does"
+            )
         apps.add(unit, app, now_ms)
         told = {"merchants": _listed(origins), "assets": _listed(wanted.assets), "scopes": _listed(app.scopes)}
         records.note(unit, None, "app_added", None, now_ms, {"app": app.id, "name": app.name, **told, "by": by.id})

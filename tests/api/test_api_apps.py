@@ -187,6 +187,7 @@ async def test_no_app_ends_what_may_do_more(api: Api) -> None:
     ("body", "code"),
     [
         ({"name": "payer"}, "app_exists"),
+        ({"name": "app_payer"}, "app_exists"),
         ({"name": "a b"}, "bad_request"),
         ({"name": "x", "scopes": []}, "bad_request"),
         ({"name": "x", "scopes": ["all"]}, "bad_request"),
