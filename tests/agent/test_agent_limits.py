@@ -12,7 +12,10 @@ from payagent.agent.limits import Standing, set_limits, standing
 from payagent.agent.terms import MerchantTerms
 from payagent.core.policy import WALLET, Scope, Window, limits_of
 from payagent.core.problem import Refused
+from payagent.daemon import make_terms
 from payagent.devnet.server import DevnetThread
+from payagent.log import Redactor
+from payagent.settings import load_settings
 from payagent.store import apps, spending
 
 COST = 13 * ADA
@@ -153,6 +156,24 @@ async def test_a_merchants_own_limit_binds_there_and_nowhere_else(mall: World) -
             await run.agent.pay(_small(mall, first, 2))  # type: ignore[arg-type]
         assert (refused.value.context["merchant"], refused.value.context["limit"]) == (first, "per_day")
         await run.agent.pay(_small(mall, second, 1))  # type: ignore[arg-type]
+
+
+async def test_a_merchants_limit_of_the_config_file_binds(world: World) -> None:
+    world.fund(*[20 * ADA] * 4)
+    path = world.folder / "config.toml"
+    path.write_text(
+        f'network = "devnet"\n[[chain.providers]]\nkind = "blockfrost"\nbase_url = "{world.devnet.chain_url}"\n'
+        f'[merchants.shop]\norigin = "{world.origin}"\npartner = "demo"\n'
+        '[merchants.shop.limits]\nper_day = "20 ADA"\n'
+    )
+    settings = load_settings(path, {"HOME": str(world.folder)})
+    world.terms = make_terms(settings, world.terms.own, Redactor())
+    async with world.run() as run:
+        await run.look()
+        await run.pay("a")
+        refused = await refusal(run, "b")
+    assert (refused.code, refused.context["limit"]) == ("limit_exceeded", "per_day")
+    assert refused.context["merchant"] == world.origin
 
 
 async def test_apps_share_what_the_wallet_may_spend_and_nothing_of_their_own(world: World) -> None:
