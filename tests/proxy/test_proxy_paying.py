@@ -43,11 +43,11 @@ async def test_a_call_is_paid_and_served(shop: Place) -> None:
     assert shop.run.world.transactions() == [payment.tx_id]
 
 
-async def test_a_call_whose_token_ends_before_its_body_came_is_not_paid(shop: Place) -> None:
+@pytest.mark.parametrize("dry_run", ["false", "true"])
+async def test_a_call_whose_token_ends_before_its_body_came_is_not_paid(shop: Place, dry_run: str) -> None:
     body = b'{"message": "hello"}'
-    head = shop.call(
-        "/chat", "Expect: 100-continue", f"Content-Length: {len(body)}", method="POST", merchant="devnet"
-    )
+    headers = ("Expect: 100-continue", f"Content-Length: {len(body)}", f"X-Payagent-Dry-Run: {dry_run}")
+    head = shop.call("/chat", *headers, method="POST", merchant="devnet")
     async with shop.wire() as wire:
         await wire.say(head)
         assert (await wire.head()).status == 100
