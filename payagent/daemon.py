@@ -36,13 +36,13 @@ from payagent.core.address import Address
 from payagent.core.money import LOVELACE
 from payagent.core.network import NETWORKS
 from payagent.core.policy import Limit, Scope, limits_of
-from payagent.core.problem import Refused
+from payagent.core.problem import PROBLEMS, Refused
 from payagent.log import SECRET_LENGTH_MIN, Redactor
 from payagent.merchants.client import MerchantClient
 from payagent.proxy.door import Bounds as ProxyBounds
 from payagent.proxy.door import Door
 from payagent.secretfile import read_secret_file
-from payagent.settings import Provider, Settings, Topup, passphrase_file
+from payagent.settings import WORDS_FILE, Provider, Settings, Topup, passphrase_file
 from payagent.signer.handle import SignerProcess, unlocked
 from payagent.store import queries, records
 from payagent.store.lease import lease
@@ -98,6 +98,8 @@ def serve(
             listen_tcp(settings.api.listen, "api.listen") as tcp,
             _listen_unix(settings.api.socket) as unix,
         ):
+            if os.path.lexists(settings.data_dir / WORDS_FILE):
+                log.warning("words.left", file=str(settings.data_dir / WORDS_FILE), fix=PROBLEMS["words_left"].fix)
             log.info("signer.started", pid=signer.pid, not_possible_here=missing)
             asyncio.run(_serve(settings, account, signer, (tcp, unix), announce, redactor, checkpoint))
             if signer.problem is not None:

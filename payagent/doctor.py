@@ -4,10 +4,12 @@ May import: core, settings, wallet.keystore, store (read-only), chain, agent.cha
 keystore (its public header is enough); moves money; shows a secret.
 """
 
+import os
 import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from payagent.agent.chainview import ChainView
 from payagent.chain.blockfrost import Blockfrost
@@ -15,7 +17,7 @@ from payagent.chain.source import Found
 from payagent.core.network import NETWORKS
 from payagent.core.problem import Refused
 from payagent.secretfile import read_secret_file
-from payagent.settings import CREDENTIAL_NAME, Provider, Settings
+from payagent.settings import CREDENTIAL_NAME, WORDS_FILE, Provider, Settings
 from payagent.store import queries
 from payagent.store.schema import missing_guards
 from payagent.store.writer import Readers, require_ledger
@@ -49,6 +51,8 @@ def look_at_files(settings: Settings, config: Path, environ: Mapping[str, str]) 
     """Config, folder, keystore, ledger, token and passphrase: modes, and that they belong together."""
     data_dir, webhook_file = settings.data_dir, settings.alerts.webhook_secret_file
     webhook = [] if webhook_file is None else [finding("webhook secret", lambda: _signing_key(webhook_file))]
+    words = data_dir / WORDS_FILE
+    left = [finding("recovery words", lambda: _left(words))] if os.path.lexists(words) else []
     return [
         finding("config file", lambda: _not_writable_by_others(config)),
         finding("data folder", lambda: _private(data_dir, 0o700)),
@@ -58,6 +62,7 @@ def look_at_files(settings: Settings, config: Path, environ: Mapping[str, str]) 
         finding("operator token", lambda: _secret(data_dir / "operator.token")),
         finding("passphrase", lambda: _passphrase(settings, environ)),
         *webhook,
+        *left,
     ]
 
 
@@ -148,6 +153,10 @@ def _read_ledger(path: Path) -> tuple[list[str], dict[str, str | None], dict[str
 def _secret(path: Path) -> str:
     read_secret_file(path)
     return f"{path} is there and private"
+
+
+def _left(words: Path) -> NoReturn:
+    raise Refused("words_left", f"{words} holds them in clear: whoever reads it has the money")
 
 
 def _signing_key(path: Path) -> str:

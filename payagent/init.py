@@ -16,7 +16,7 @@ from payagent.agent.ports import Ports
 from payagent.api.tokens import hash_token, new_token
 from payagent.core.network import NETWORKS
 from payagent.core.problem import Refused
-from payagent.settings import Settings, load_settings
+from payagent.settings import WORDS_FILE, Settings, load_settings
 from payagent.store import apps
 from payagent.store.lease import lease
 from payagent.store.writer import Unit, Writer
@@ -26,7 +26,6 @@ from payagent.wallet.keystore import Header
 SCOPES = ("pay", "read", "operate", "approve")
 APP_NAME = "operator"
 TOKEN_FILE = "operator.token"  # noqa: S105  the file's name
-WORDS_FILE = "recovery-words.txt"
 PASSPHRASE_LENGTH_MIN = 8
 
 Undo = list[Callable[[], object]]

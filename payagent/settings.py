@@ -43,6 +43,8 @@ ENV_PREFIX = "PAYAGENT_"
 CONFIG_VARIABLE = "PAYAGENT_CONFIG"
 TOKEN_VARIABLE = "PAYAGENT_TOKEN"  # noqa: S105  the name under which clients find their app token: no setting
 CREDENTIAL_NAME = "keystore-passphrase"
+WORDS_FILE = "recovery-words.txt"
+"""In the data folder: new words that no terminal showed, left there by `payagent init` to be taken away."""
 SOCKET_PATH_BYTES_MAX = 107  # sun_path of unix(7) holds 108 with its closing zero byte
 
 T = TypeVar("T")

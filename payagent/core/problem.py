@@ -615,4 +615,11 @@ PROBLEMS: dict[str, Problem] = {
         "The merchant wants X-Wallet-Address",
         "Repeat the call with X-Wallet-Address; see `payagent wallet address`.",
     ),
+    "words_left": Problem(
+        400,
+        5,
+        "The recovery words lie beside the keystore",
+        "Keep the words off this machine, then delete the file.",
+        money="",
+    ),
 }

@@ -113,8 +113,9 @@ class Shop:
         assert made.code == 0, made.err
         self.made = made.json
         plant("the operator token", self.made["token"])
-        words = (self.data_dir / "recovery-words.txt").read_text().strip()
-        self.words = plant("the recovery words", words)
+        words = self.data_dir / "recovery-words.txt"
+        self.words = plant("the recovery words", words.read_text().strip())
+        words.unlink()
         with self.config.open("a") as config:
             config.write(_ADDED.format(socket=folder / "s", token=TOKEN))
 

@@ -1,4 +1,4 @@
-"""What `payagent doctor` says of the books themselves."""
+"""What `payagent doctor` says of the books themselves, and of words that were left beside them."""
 
 import json
 import os
@@ -8,7 +8,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from cli_kit import Shop, checks, spawn, write_private
+from cli_kit import Shop, checks, invoke, spawn, write_private
 
 from payagent.core import ledger
 from payagent.core.payment import State
@@ -56,6 +56,17 @@ def test_it_says_that_the_chain_of_events_holds(closed_shop: Shop, data: Path) -
     check = checks(closed_shop.config_of(data))["ledger"]
     assert check["ok"], check
     assert "its events are one unbroken chain" in str(check["detail"])
+
+
+def test_it_says_that_the_words_lie_in_clear_beside_the_keystore(closed_shop: Shop, data: Path) -> None:
+    config = closed_shop.config_of(data)
+    assert "recovery words" not in checks(config)
+    words = write_private(data / "recovery-words.txt", closed_shop.words)
+    result = invoke("doctor", "--human", "--config", config)
+    (line,) = [line for line in result.out.splitlines() if line.startswith("BAD  recovery words")]
+    assert str(words) in line
+    assert "delete" in line
+    assert closed_shop.words not in result.out + result.err
 
 
 def test_it_says_what_a_ledger_that_is_not_there_means(closed_shop: Shop, data: Path) -> None:

@@ -9,7 +9,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, nullcontext, suppress
 from pathlib import Path
 
@@ -90,6 +90,19 @@ def stop(process: "subprocess.Popen[str]") -> tuple[int, str]:
     return process.returncode, talk
 
 
+def log_of_a_run(folder: Path, preexec_fn: Callable[[], None] | None = None) -> list[str]:
+    """All that a daemon says from its start to its stop, in lines."""
+    lines = []
+    with subprocess.Popen(command(folder), stderr=subprocess.PIPE, text=True, preexec_fn=preexec_fn) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            lines.append(line)
+            if line.startswith("payagent serves "):
+                process.terminate()
+    assert process.returncode == 0, lines
+    return lines
+
+
 def refused(folder: Path, *python: str) -> tuple[int, str]:
     result = subprocess.run(command(folder, *python), capture_output=True, text=True, timeout=60, check=False)
     return result.returncode, result.stderr
@@ -103,6 +116,19 @@ def test_the_socket_is_its_owners_alone_and_a_stop_is_clean(folder: Path) -> Non
     code, talk = stop(process)
     assert code == 0, talk
     assert not path.exists()
+
+
+def test_words_in_clear_beside_the_keystore_are_warned_of_at_each_start(folder: Path) -> None:
+    words = folder / "data/recovery-words.txt"
+    for is_there in (True, False):
+        if is_there:
+            words.write_text(WORDS)
+        else:
+            words.unlink()
+        log = log_of_a_run(folder)
+        warnings = [line for line in log if '"level": "warning"' in line and str(words) in line]
+        assert len(warnings) == is_there, log
+        assert WORDS not in "".join(log)
 
 
 def test_a_second_daemon_on_the_same_folder_refuses_to_start(folder: Path) -> None:
