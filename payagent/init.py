@@ -106,13 +106,25 @@ def change_passphrase(settings: Settings, old: str, new: str) -> Header:
     Refused: `passphrase_too_short`, `already_running`, `keystore_invalid`, `config_invalid`.
     """
     require_long(new)
+    path = settings.data_dir / "keystore.json"
     try:
+        _require_own(path)
         with lease(settings.data_dir, ("ledger.db", "keystore.json")):
-            return creation.change_passphrase(settings.data_dir / "keystore.json", old, new)
+            return creation.change_passphrase(path, old, new)
     except OSError as error:
         raise Refused(
             "config_invalid", f"{error.filename or 'a file'} cannot be written: {error.strerror}"
         ) from None
+
+
+def _require_own(path: Path) -> None:
+    """What another user, and be it root, writes in a file's place its owner cannot open any more."""
+    if path.exists() and (owner := path.stat().st_uid) != os.geteuid():
+        raise Refused(
+            "config_invalid",
+            f"{path} is of another user (uid {owner}), who could not open what you would write: "
+            "run this as that user, with `runuser -u USER --`",
+        )
 
 
 def config_text(choices: Choices) -> str:

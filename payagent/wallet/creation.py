@@ -68,9 +68,11 @@ def create(
 def change_passphrase(path: Path, old: str, new: str, *, randomness: RandomBytes = os.urandom) -> Header:
     """Encrypt the same words anew, under another passphrase; the file is replaced as a whole, durably.
 
+    A link stays, and what it names is replaced: else the old passphrase would open that for ever.
     Refused: `keystore_invalid`, for a wrong old passphrase among others; then the file is as it was.
     """
     header, seed = read_header(path), open_keystore(path, old)
+    path = path.resolve()
     new_path = path.with_name(f".{path.name}.new")
     new_path.unlink(missing_ok=True)  # of a change that was cut off
     _write_new(new_path, _encrypted(path, seed, header, new, SCRYPT_N, randomness))

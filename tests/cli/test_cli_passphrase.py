@@ -1,6 +1,7 @@
 """`payagent wallet passphrase`: the same words under another passphrase, or the file as it was."""
 
 import json
+import os
 import stat
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from payagent.settings import load_settings
 from payagent.store.lease import lease
 from payagent.wallet.keystore import open_keystore
 
+SOMEBODY = 12_345
 NEW = plant("the new passphrase", "another canary for the keystore")
 
 
@@ -89,6 +91,31 @@ def test_what_a_change_that_was_cut_off_left_behind_is_no_obstacle(made: Path) -
     write_private(made / "data/.keystore.json.new", '{"half": ')
     assert invoke(*change(made)).code == 0
     assert words_of(made, NEW) is not None
+
+
+def test_a_keystore_that_is_reached_by_a_link_is_changed_where_it_lies(made: Path) -> None:
+    keystore, elsewhere = made / "data/keystore.json", made / "elsewhere"
+    elsewhere.mkdir(mode=0o700)
+    keystore.rename(elsewhere / "wallet.json")
+    keystore.symlink_to(elsewhere / "wallet.json")
+    assert invoke(*change(made)).code == 0
+    assert keystore.readlink() == elsewhere / "wallet.json"
+    assert (words_of(made, NEW) is None, words_of(made, PASSPHRASE)) == (False, None)
+    assert [path.name for path in elsewhere.iterdir()] == ["wallet.json"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to a second user")
+def test_another_users_keystore_is_left_to_that_user(made: Path) -> None:
+    """What root wrote in its place, the service could not open."""
+    keystore = made / "data/keystore.json"
+    before = keystore.read_bytes()
+    (made / "data/lock").unlink(missing_ok=True)
+    os.chown(keystore, SOMEBODY, SOMEBODY)
+    result = invoke(*change(made))
+    assert (result.error["code"], result.code) == ("config_invalid", 2)
+    assert "runuser" in result.error["detail"]
+    assert (keystore.read_bytes(), keystore.stat().st_uid) == (before, SOMEBODY)
+    assert not (made / "data/lock").exists()
 
 
 def test_a_terminal_is_asked_for_the_new_one_twice(made: Path) -> None:
