@@ -98,6 +98,7 @@ def unlocked(
     """The wallet's account, signed for by a process of its own, which ends with the block.
 
     Without a file the signer asks on the terminal. Told too: what this machine did not let the signer give up.
+    For the main thread: until it is unlocked, SIGTERM is answered here.
     Refused: `keystore_invalid`, `keystore_locked`, `config_invalid` for the passphrase's file, `signer_lost`.
     """
     ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -112,7 +113,8 @@ def unlocked(
                 "account": number,
                 "caps": dict(caps),
             }
-            told = _unlock(ours, order)
+            with _sigterm_as_an_exit():
+                told = _unlock(ours, order)
             address = parse_address(told["address"], network)
             ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", ANSWER_S, 0))
             ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", ANSWER_S, 0))
@@ -134,6 +136,20 @@ def _start(line: socket.socket) -> subprocess.Popen[bytes]:
         env={},
         cwd="/",
     )
+
+
+@contextmanager
+def _sigterm_as_an_exit() -> Generator[None]:
+    """Else it ends the daemon and the signer with it, and a terminal that is asked keeps hiding what is typed."""
+
+    def leave(_number: int, _frame: object) -> NoReturn:
+        sys.exit()
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

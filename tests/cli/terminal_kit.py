@@ -5,6 +5,7 @@ import pty
 import select
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,6 +42,13 @@ class Session:
     def interrupt(self) -> None:
         """Press Ctrl-C."""
         os.write(self._master, b"\x03")
+
+    def terminate(self) -> None:
+        self._process.terminate()
+
+    def is_echoing(self) -> bool:
+        """What is typed shows."""
+        return bool(termios.tcgetattr(self._master)[3] & termios.ECHO)
 
     def end(self) -> int:
         """Read what is left; the exit code."""

@@ -122,6 +122,19 @@ def test_a_socket_of_another_user_is_told_nothing(closed_shop: Shop, tmp_path: P
             squatter.accept()
 
 
+def test_a_daemon_that_is_stopped_while_it_asks_leaves_a_terminal_that_shows_what_is_typed(
+    closed_shop: Shop, tmp_path: Path
+) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text(closed_shop.config.read_text().replace("passphrase_file", "# passphrase_file"))
+    with at_terminal("serve", "--config", config) as session:
+        session.expect("Passphrase of the keystore")
+        assert not session.is_echoing()
+        session.terminate()
+        assert session.end() == 0
+        assert session.is_echoing()
+
+
 def test_ctrl_c_at_the_question_for_the_passphrase_ends_the_daemon_that_does_not_listen_yet(
     closed_shop: Shop, tmp_path: Path
 ) -> None:
