@@ -100,7 +100,8 @@ def serve(
         ):
             if os.path.lexists(settings.data_dir / WORDS_FILE):
                 log.warning("words.left", file=str(settings.data_dir / WORDS_FILE), fix=PROBLEMS["words_left"].fix)
-            log.info("signer.started", pid=signer.pid, not_possible_here=missing)
+            tell = log.warning if missing else log.info
+            tell("signer.started", pid=signer.pid, not_possible_here=missing)
             asyncio.run(_serve(settings, account, signer, (tcp, unix), announce, redactor, checkpoint))
             if signer.problem is not None:
                 raise Refused("signer_lost", f"the process that holds the key is gone: {signer.problem}")

@@ -1,15 +1,17 @@
 """The daemon and its signer: no secret in the daemon's memory, and nothing double when the signer is killed."""
 
+import ctypes
 import hashlib
 import json
 import os
 import re
+import resource
 import signal
 import sqlite3
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from typing import Any
 import httpx
 import pytest
 from canaries import plant
-from daemon.test_daemon_doors import PASSPHRASE, folder, refused, start, stop  # noqa: F401  a fixture
+from daemon.test_daemon_doors import PASSPHRASE, folder, log_of_a_run, refused, start, stop  # noqa: F401  a fixture
 
 from payagent.core.network import NETWORKS
 from payagent.devnet.server import DevnetThread
@@ -32,6 +34,7 @@ WORDS = plant("the words of a wallet", new_words(lambda size: hashlib.sha256(b"c
 OWN = derive(seed_from_words(WORDS), NETWORKS["devnet"])
 PATIENCE_S = 20.0
 EXIT_LOST = 4
+PR_CAPBSET_DROP, CAP_IPC_LOCK = 24, 14
 
 
 @pytest.fixture
@@ -220,3 +223,24 @@ def test_more_than_may_leave_at_once_is_refused_before_anything_is_held(wallet: 
         order["units"] = "9000000"
         assert daemon.http.post("/v1/wallet/send", json=order).status_code == 201
         assert stop(daemon.process)[0] == 0
+
+
+def _without_locked_memory() -> None:
+    resource.setrlimit(resource.RLIMIT_MEMLOCK, (0, 0))
+    ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, CAP_IPC_LOCK, 0, 0, 0)  # root needs no limit; others have it not
+
+
+@pytest.mark.parametrize(
+    ("limits", "level", "missing"),
+    [(_without_locked_memory, "warning", ["memory kept out of swap"]), (None, "info", [])],
+    ids=["no locked memory", "as it is"],
+)
+def test_what_the_machine_does_not_let_the_signer_give_up_is_a_warning(
+    folder: Path,  # noqa: F811
+    limits: Callable[[], None] | None,
+    level: str,
+    missing: list[str],
+) -> None:
+    (line,) = [line for line in log_of_a_run(folder, limits) if "signer.started" in line]
+    told = json.loads(line)
+    assert (told["level"], told["not_possible_here"]) == (level, missing)
