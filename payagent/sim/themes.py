@@ -39,12 +39,17 @@ def _outlived(rng: Random, mix: Mix, shops: Shops) -> dict[str, Any]:
 
 
 def _invoiced_again(rng: Random, mix: Mix, shops: Shops) -> dict[str, Any]:
-    """No room until the first invoices are over, and clients that come back with the next ones."""
-    return _until(rng, mix, 400 + rng.random() * 400) | {
-        "shops": tuple(replace(shop, timeout_s=rng.choice((200, 300)), proof="tx_hash") for shop in shops),
+    """No room until the first invoices are over, or the second too; clients come back with the next ones."""
+    is_long = rng.random() < 0.5
+    dry_until_s = 900 + rng.random() * 500 if is_long else 400 + rng.random() * 400
+    return _until(rng, mix, dry_until_s) | {
+        "shops": tuple(
+            replace(shop, timeout_s=200 if is_long else rng.choice((200, 300)), proof="tx_hash") for shop in shops
+        ),
+        "coins": tuple(rng.randint(8, 40) * ADA for _ in range(3)),
         "wants": rng.randint(1, 2),
         "wanted_within_s": 100.0,
-        "calm_from_s": 1300.0,
+        "calm_from_s": dry_until_s + 500,
         "weak_job": rng.choice(("", "replace", "replace", "replace", "replace")),
         "is_stubborn": True,
         "by_x402": 0.2,
@@ -127,15 +132,21 @@ def _put_back(rng: Random, mix: Mix, shops: Shops) -> dict[str, Any]:
     copied_s = 100 + 300 * rng.random()
     put_back_s = copied_s + 60 + 400 * rng.random()
     chosen = replace(mix, clock_jump=rng.choice((mix.clock_jump, 0.4)))
+    clock_off_ms = rng.choice((0, -86_400_000))
+    if clock_off_ms:
+        # what was forgotten can land for long, and clients still want when the clock is right again
+        shops = tuple(replace(shop, timeout_s=1200, proof="tx_hash") for shop in shops)
     return {
+        "shops": shops,
         "mix": chosen,
         "dry_mix": chosen,
         "wants": rng.randint(5, 8),
-        "wanted_within_s": put_back_s + rng.choice((0, 0, 2600)),
+        "wanted_within_s": put_back_s + (300 if clock_off_ms else rng.choice((0, 0, 2600))),
         "calm_from_s": put_back_s + 2800,
         "per_day_lovelace": 1000 * ADA,
         "copied_s": copied_s,
         "put_back_s": put_back_s,
+        "put_back_clock_off_ms": clock_off_ms,
     }
 
 
@@ -146,7 +157,7 @@ _THEMES: tuple[tuple[Theme | None, int], ...] = (
     (_undone, 17),
     (_prepaid, 13),
     (_rush, 8),
-    (_put_back, 5),
+    (_put_back, 7),
 )
 """With their weights."""
 

@@ -143,6 +143,9 @@ class Plan:
     """When somebody copies the ledger, and when that copy takes the ledger's place."""
 
     put_back_s: float = 0.0
+    put_back_clock_off_ms: int = 0
+    """How wrong the clock is when the daemon starts on that copy."""
+
     is_stubborn: bool = False
     """Clients ask again at once, and more often."""
 
@@ -411,6 +414,7 @@ class World:
         life.die("an older ledger takes the place of its own")
         self.disk.put_back()
         self._is_put_back = True
+        self._clock_off_ms = self.plan.put_back_clock_off_ms or self._clock_off_ms
         self.story.reach("an older ledger is put back")
 
     async def _second_daemon(self) -> None:
