@@ -16,6 +16,7 @@ from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import structlog
 
@@ -37,6 +38,7 @@ from payagent.core.money import LOVELACE
 from payagent.core.network import NETWORKS
 from payagent.core.policy import Limit, Scope, limits_of
 from payagent.core.problem import PROBLEMS, Refused
+from payagent.egress import Egress
 from payagent.log import SECRET_LENGTH_MIN, Redactor
 from payagent.merchants.client import MerchantClient
 from payagent.proxy.door import Bounds as ProxyBounds
@@ -130,6 +132,7 @@ async def _serve(
                 rates=rates,
             ),
             ProxyBounds(proxy.spool_bytes, proxy.read_timeout_s, proxy.patience_s, api.hosts, rates),
+            _egress(settings),
         )
         server = make_server(door, partial(agent.ports.new_id, "call"))
         server.stop_on_signal()
@@ -155,7 +158,7 @@ async def _running(
     own = Ownership(ports.new_id("boot"), record, partial(_leave_to_another, is_lost))
     writer = Writer(database, checkpoint=checkpoint, own=own)
     sources = [_source(provider, index, redactor) for index, provider in enumerate(settings.chain.providers)]
-    merchants, webhook = MerchantClient(), _webhook(settings, redactor)
+    merchants, webhook = MerchantClient(_egress(settings).transport()), _webhook(settings, redactor)
     try:
         terms = make_terms(settings, account.address, redactor)
         with opening(database):
@@ -181,6 +184,12 @@ async def _running(
         writer.close()
     if is_lost.is_set():
         raise Refused("lease_lost", f"another daemon has opened {database}")
+
+
+def _egress(settings: Settings) -> Egress:
+    """Where calls to merchants may go."""
+    mine = (merchant.origin for merchant in settings.merchants.values() if merchant.private_network)
+    return Egress(frozenset(urlsplit(origin).hostname or "" for origin in mine))
 
 
 def _leave_to_another(is_lost: threading.Event) -> None:

@@ -114,8 +114,9 @@ def _base_url(value: str) -> str:
     return _url(value).rstrip("/")
 
 
-def _webhook_url(value: str) -> str:
-    parts = urlsplit(_url(value))
+def _unheard(value: str) -> str:
+    """An address that nobody on the way can listen at."""
+    parts = urlsplit(value)
     if parts.scheme != "https" and not _is_loopback(parts.hostname or ""):
         raise ValueError("write an address with https://; http:// is for this machine alone")
     return value
@@ -275,7 +276,7 @@ class MerchantLimits(_Table):
 class Merchant(_Table):
     """One server that may be paid, named by its origin."""
 
-    origin: Annotated[str, AfterValidator(parse_origin)]
+    origin: Annotated[str, AfterValidator(parse_origin), AfterValidator(_unheard)]
     partner: Annotated[str, AfterValidator(_partner)] | None = None
     proof: Proof = "tx_hash"
     request_commitment: Annotated[bool, Field(strict=True)] = False
@@ -284,6 +285,7 @@ class Merchant(_Table):
     api_key_file: AbsolutePath | None = None
     timeout_s: Annotated[Count, Field(ge=1, le=600)] = 30
     alert_below: Annotated[Count, Field(ge=1)] | None = None
+    private_network: Annotated[bool, Field(strict=True)] = False
     topup: Topup = Topup()
     limits: MerchantLimits = MerchantLimits()
 
@@ -352,7 +354,7 @@ class Alerts(_Table):
     """When somebody is told that the wallet runs low, and the server that is told of every alert."""
 
     wallet_below_lovelace: Annotated[Lovelace, Field(ge=1)] | None = Field(default=None, alias="wallet_below")
-    webhook_url: Annotated[str, AfterValidator(_webhook_url)] | None = None
+    webhook_url: Annotated[str, AfterValidator(_url), AfterValidator(_unheard)] | None = None
     webhook_secret_file: AbsolutePath | None = None
 
     @model_validator(mode="after")

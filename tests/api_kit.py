@@ -18,6 +18,7 @@ from payagent.api.app import create_app
 from payagent.api.calls import BODY_S
 from payagent.api.server import make_server
 from payagent.api.tokens import hash_token, new_token
+from payagent.egress import Egress
 from payagent.proxy.door import Bounds, Door
 from payagent.store import apps
 
@@ -100,7 +101,7 @@ async def served(
         rates=proxy.rates,
         body_s=body_s,
     )
-    app = Door(run.agent, then, proxy)
+    app = Door(run.agent, then, proxy, Egress())
     unix_path = str(run.world.folder / "api.sock")
     with socket.create_server(("127.0.0.1", 0)) as tcp, socket.socket(socket.AF_UNIX) as unix:
         unix.bind(unix_path)

@@ -341,6 +341,14 @@ PROBLEMS: dict[str, Problem] = {
     "media_type_refused": Problem(
         415, 2, "The body is not declared as JSON", "Send it with Content-Type: application/json.", money=""
     ),
+    "merchant_address_private": Problem(
+        502,
+        6,
+        "The merchant's name leads into a private network",
+        "Ask who answers for that name: a public merchant is not there. Where it is meant to be, set "
+        "merchants.NAME.private_network = true and start payagent again.",
+        money="No money was moved by this.",
+    ),
     "merchant_not_allowed": Problem(
         403,
         6,

@@ -18,6 +18,7 @@ from payagent.core.problem import Refused
 from payagent.core.strict_json import loads
 from payagent.dialects.prepaid import PrepaidSaid, read_prepaid
 from payagent.dialects.status import StatusSaid, read_status
+from payagent.egress import Egress
 
 BODY_MAX_BYTES = 65_536
 
@@ -70,9 +71,12 @@ class MerchantClient:
     """One connection pool for all merchants. Every call ends within its time-out, whatever the peer does."""
 
     def __init__(self, transport: httpx.AsyncBaseTransport | None = None) -> None:
-        """`transport` is the network; None for the real one."""
+        """`transport` is the network, as `Egress.transport` gives it; None for one that no name leads astray."""
         self._http = httpx.AsyncClient(
-            trust_env=False, follow_redirects=False, timeout=httpx.Timeout(10), transport=transport
+            trust_env=False,
+            follow_redirects=False,
+            timeout=httpx.Timeout(10),
+            transport=transport or Egress().transport(),
         )
 
     async def status(
@@ -101,12 +105,15 @@ class MerchantClient:
                     seen.append(Observed(source, status, body, read_prepaid(status, raw)))
                     if not seen[-1].is_puzzling:
                         break
-        except (TimeoutError, httpx.HTTPError):
+        except (TimeoutError, httpx.HTTPError, Refused):
             pass
         return _most_telling(seen)
 
     async def call(self, url: str, method: str, *, body: bytes, headers: dict[str, str], timeout_s: int) -> Heard:
-        """Make a call. Raises `merchant_unreachable` or `merchant_timeout`; it may have been carried out then."""
+        """Make a call. Raises `merchant_unreachable` or `merchant_timeout`; it may have been carried out then.
+
+        `merchant_address_private` when its name leads where no call goes.
+        """
         try:
             async with (
                 asyncio.timeout(timeout_s),

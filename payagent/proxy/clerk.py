@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 _WALLET = b"x-wallet-address"
 _BUYER = (b"x-partner", _WALLET)
-_LOST = ("merchant_unreachable", "merchant_timeout")
+_LOST = ("merchant_unreachable", "merchant_timeout", "merchant_address_private")
 _WAIT_S = 30.0
 _ASK_AGAIN_S = 0.2
 """Before a merchant is asked anew for a batch: after a clock was set back the next 402 seems old as well."""

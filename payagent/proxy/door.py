@@ -1,6 +1,6 @@
 """The ASGI application in front of the API: calls to /proxy/... go to merchants, everything else to the API.
 
-May import: core, agent, store.queries, api.tokens and .turnstile, the rest of proxy. Never: a request object of a
+May import: core, egress, agent, store, api.tokens and .turnstile, the rest of proxy. Never: a request object of a
 framework on this path.
 """
 
@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from payagent.agent.agent import Agent
 from payagent.api.tokens import hash_token
 from payagent.api.turnstile import Rates, Turnstile
+from payagent.egress import Egress
 from payagent.proxy.attend import Rules, attend
 from payagent.proxy.clerk import Clerk, Trip
 from payagent.proxy.errand import ROOT, read_errand
@@ -38,10 +39,11 @@ class Bounds:
 class Door:
     """`then` is the API. One object for the life of the daemon; `close` ends what is kept open."""
 
-    def __init__(self, agent: Agent, then: ASGIApp, bounds: Bounds) -> None:
+    def __init__(self, agent: Agent, then: ASGIApp, bounds: Bounds, egress: Egress) -> None:
         self._agent = agent
         self._then = then
         self._bounds = bounds
+        self._egress = egress
         self._rules = Rules(bounds.hosts, bounds.read_timeout_s)
         self._merchants = {merchant.name: merchant for merchant in agent.terms.merchants.values()}
         self._upstreams: dict[str, Upstream] = {}
@@ -69,7 +71,8 @@ class Door:
 
     def _upstream(self, origin: str) -> Upstream:
         if origin not in self._upstreams:
-            self._upstreams[origin] = Upstream(Target.of_origin(origin), self._bounds.read_timeout_s)
+            target = Target.of_origin(origin)
+            self._upstreams[origin] = Upstream(target, self._bounds.read_timeout_s, self._egress)
         return self._upstreams[origin]
 
     def _find_app(self, token: str) -> AppRow | None:

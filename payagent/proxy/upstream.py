@@ -1,7 +1,7 @@
 """Calls to merchants over HTTP/1.1: connections that are kept, bodies that stream both ways at once.
 
-May import: asyncio, h11, httpx (for its TLS settings), core. Never: follows a redirect, decodes a body, sends a
-call again that might have been carried out.
+May import: asyncio, h11, httpx (for its TLS settings), core, egress. Never: follows a redirect, decodes a body,
+sends a call again that might have been carried out.
 
 Written on h11 and not on an HTTP client, since those send the whole request before they read: a merchant that
 answers 402 and hangs up while 25 MB are still on their way would not be heard.
@@ -25,9 +25,13 @@ import httpx
 
 from payagent.core.origin import DEFAULT_PORTS
 from payagent.core.problem import Refused
+from payagent.egress import Egress
 from payagent.proxy.headers import Headers, has_body, passing
 
 CONNECT_TIMEOUT_S = 10.0
+ADDRESS_TIMEOUT_S = 4.0
+"""So long one address of several is tried."""
+
 HEAD_MAX_BYTES = 128 * 1024
 """A v2 402 has its requirements in a header."""
 
@@ -117,6 +121,7 @@ class Upstream:
 
     target: Target
     timeout_s: float
+    egress: Egress = field(default_factory=Egress)
     _idle: list["_Line"] = field(default_factory=list)
     _tls: ssl.SSLContext | None = None
 
@@ -125,7 +130,8 @@ class Upstream:
         """Send a call; the answer's head is there, and its body may be read inside the block.
 
         Leaving the block early closes the connection, so that the server hears of it. Raises
-        `merchant_unreachable` or `merchant_timeout`; reading the body raises `AnswerBrokenError`.
+        `merchant_unreachable`, `merchant_timeout` or `merchant_address_private`; reading the body raises
+        `AnswerBrokenError`.
         """
         line, head = await self._begin(call)
         try:
@@ -176,19 +182,32 @@ class Upstream:
                     )
                     _require_ours(transport.get_extra_info("socket"))
                 else:
-                    _, line = await loop.create_connection(
-                        lambda: _Line(target, self.timeout_s),
-                        target.host,
-                        target.port,
-                        ssl=self._tls,
-                        happy_eyeballs_delay=0.25,
-                    )
+                    line = await self._reach()
         except TimeoutError:
             raise target.unreachable(f"no connection within {CONNECT_TIMEOUT_S:g} s") from None
         except OSError as error:
             reason = error.strerror if not isinstance(error, ssl.SSLError) else error.reason
             raise target.unreachable(f"no connection: {reason or type(error).__name__}") from None
         return line
+
+    async def _reach(self) -> "_Line":
+        """A connection to the first address that takes one."""
+        loop, target = asyncio.get_running_loop(), self.target
+        failed = OSError("its name has no address")
+        for address in await self.egress.addresses(target.host, target.port):
+            try:
+                async with asyncio.timeout(ADDRESS_TIMEOUT_S):
+                    _, line = await loop.create_connection(
+                        lambda: _Line(target, self.timeout_s),
+                        address,
+                        target.port,
+                        ssl=self._tls,
+                        server_hostname=target.host if target.tls else None,
+                    )
+                return line
+            except OSError as error:
+                failed = error
+        raise failed
 
 
 def _require_ours(daemon: socket.socket) -> None:

@@ -219,6 +219,14 @@ BAD_TOML = {
         '[merchants.t]\norigin = "https://a.example"\npartner = "a\\r\\nX-Evil: 1"\n',
         "merchants.t.partner: 1 to 128 visible ASCII characters",
     ),
+    "merchant without https": (
+        '[merchants.t]\norigin = "http://a.example"\n',
+        "merchants.t.origin: write an address with https://; http:// is for this machine alone",
+    ),
+    "merchant without https, next door": (
+        '[merchants.t]\norigin = "http://10.0.0.7:8080"\n',
+        "merchants.t.origin: write an address with https://; http:// is for this machine alone",
+    ),
     "merchant without origin": ("[merchants.t]\n", "merchants.t.origin: is missing"),
     "merchant's name": ('[merchants."A b"]\norigin = "https://a.example"\n', "merchants: a merchant's name"),
     "one origin twice": (

@@ -14,6 +14,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from proxy_kit import Peer, Place, place
 
+from payagent.core.problem import Refused
+from payagent.egress import Egress
+from payagent.merchants.client import MerchantClient
+from payagent.proxy.upstream import Call, Target, Upstream
+
 
 def certificate(folder: Path) -> tuple[Path, ssl.SSLContext]:
     """A certificate for 127.0.0.1 that vouches for itself, and what a server needs to use it."""
@@ -56,6 +61,29 @@ async def test_a_certificate_that_nobody_vouches_for_is_refused(secure: tuple[Pl
     got = await at.ask()
     assert got.status == 502
     assert b'"merchant_unreachable"' in (got.body or b"")
+    assert peer.calls == []
+
+
+async def test_one_that_is_trusted_for_another_name_is_refused(
+    secure: tuple[Place, Peer, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The certificate is for the address that the call goes to, and the call is for a name."""
+    _, peer, public = secure
+    monkeypatch.setenv("SSL_CERT_FILE", str(public))
+
+    async def here(host: str, port: int) -> list[str]:
+        return ["127.0.0.1"]
+
+    egress = Egress(frozenset({"shop.example"}), here)
+    origin = peer.url.replace("127.0.0.1", "shop.example")
+    client = MerchantClient(egress.transport())
+    with pytest.raises(Refused, match="CERTIFICATE_VERIFY_FAILED"):
+        async with Upstream(Target.of_origin(origin), 5, egress).call(Call(b"GET", b"/", [], None)):
+            pass
+    with pytest.raises(Refused) as caught:
+        await client.call(f"{origin}/", "GET", body=b"", headers={}, timeout_s=5)
+    assert caught.value.code == "merchant_unreachable"
+    await client.aclose()
     assert peer.calls == []
 
 

@@ -1,0 +1,131 @@
+"""Where a call to a merchant may go: a public name never leads into a private network.
+
+A name is looked up once, what comes is judged, and the connection goes to an address that was judged: whoever
+answers for the name (DNS rebinding) can lead a call neither to this machine nor to its neighbours.
+May import: core, httpx and httpcore (the merchants' client). Never: connects to what it did not judge.
+"""
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+
+import httpcore
+import httpx
+
+from payagent.core.problem import Refused
+
+Lookup = Callable[[str, int], Awaitable[Sequence[str]]]
+"""The addresses of a host, in the order in which they are to be tried. OSError where there are none."""
+
+_NAT64 = IPv6Network("64:ff9b::/96")  # RFC 6052
+_NAT64_LOCAL = IPv6Network("64:ff9b:1::/48")  # RFC 8215
+
+
+async def system_lookup(host: str, port: int) -> Sequence[str]:
+    """By the machine's resolver."""
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(address[0]) for *_, address in found))
+
+
+def is_public(address: str) -> bool:
+    """Whether an address is one of the internet's, and so is what it stands for where it holds an IPv4 address."""
+    ip = ip_address(address)
+    if isinstance(ip, IPv6Address):
+        if ip in _NAT64_LOCAL:
+            return False
+        inner = ip.ipv4_mapped or ip.sixtofour or (IPv4Address(int(ip) & 0xFFFFFFFF) if ip in _NAT64 else None)
+        if inner is not None:
+            return is_public(str(inner))
+    return ip.is_global and not ip.is_multicast
+
+
+def is_loopback(address: str) -> bool:
+    """Whether an address is this machine's."""
+    return ip_address(address).is_loopback
+
+
+def _is_address(host: str) -> bool:
+    """Whether the operator's file says the place itself."""
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class Egress:
+    """`private_hosts` are the names that the operator allows to lead into a private network."""
+
+    private_hosts: frozenset[str] = frozenset()
+    lookup: Lookup = system_lookup
+
+    async def addresses(self, host: str, port: int) -> Sequence[str]:
+        """Where a call to a merchant's host may go. OSError as the lookup.
+
+        Refused, `merchant_address_private`, when any place that a name leads to is not public (or, of localhost,
+        not this machine): who can add one to the answers can have it taken. An address is taken as it is: the
+        operator's file says it.
+        """
+        if _is_address(host):
+            return (host,)
+        found = await self.lookup(host, port)
+        is_allowed = is_loopback if host == "localhost" else is_public
+        stray = next((address for address in found if not is_allowed(address)), None)
+        if stray is not None and host not in self.private_hosts:
+            raise Refused("merchant_address_private", f"{host} leads to {stray}")
+        return found
+
+    def transport(self) -> httpx.AsyncHTTPTransport:
+        """httpx's own, whose connections go where `addresses` says."""
+        return _Transport(self)
+
+
+class _Transport(httpx.AsyncHTTPTransport):
+    def __init__(self, egress: Egress) -> None:
+        super().__init__()
+        # httpx has no argument for httpcore's network_backend; all else is as httpx has it
+        self._pool = httpcore.AsyncConnectionPool(
+            ssl_context=httpx.create_ssl_context(),
+            max_connections=100,
+            max_keepalive_connections=20,
+            keepalive_expiry=5.0,
+            network_backend=_Backend(egress),
+        )
+
+
+class _Backend(httpcore.AsyncNetworkBackend):
+    """TLS comes after, and asks for the name and not for the address."""
+
+    def __init__(self, egress: Egress) -> None:
+        self._egress = egress
+        self._network = httpcore.AnyIOBackend()
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        failed: Exception = httpcore.ConnectError(f"{host} has no address")
+        try:
+            async with asyncio.timeout(timeout):
+                for address in await self._egress.addresses(host, port):
+                    try:
+                        return await self._network.connect_tcp(
+                            address, port, timeout, local_address, socket_options
+                        )
+                    except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
+                        failed = error
+        except TimeoutError:
+            failed = httpcore.ConnectTimeout(f"no connection to {host}")
+        except OSError as error:
+            failed = httpcore.ConnectError(str(error))
+        raise failed
+
+    async def sleep(self, seconds: float) -> None:
+        await self._network.sleep(seconds)

@@ -1,0 +1,181 @@
+"""Where calls to merchants go, by real sockets and a resolver that answers as it is told."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import pytest
+
+from payagent.core.problem import Refused
+from payagent.egress import Egress, is_public
+from payagent.merchants.client import MerchantClient
+from payagent.proxy.upstream import Call, Target, Upstream
+
+ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok"
+
+
+@dataclass
+class Resolver:
+    """Answers in turn, and with the last one for ever."""
+
+    answers: list[list[str]]
+    asked: list[str] = field(default_factory=list)
+
+    async def __call__(self, host: str, port: int) -> Sequence[str]:
+        self.asked.append(host)
+        return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+
+
+@dataclass
+class House:
+    """A server on this machine that says how often it was called."""
+
+    port: int = 0
+    connections: int = 0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        try:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(ANSWER)
+        except asyncio.IncompleteReadError:
+            pass
+        writer.close()
+
+
+@asynccontextmanager
+async def open_house() -> AsyncIterator[House]:
+    house = House()
+    server = await asyncio.start_server(house.serve, "127.0.0.1", 0)
+    house.port = server.sockets[0].getsockname()[1]
+    try:
+        yield house
+    finally:
+        server.close()
+        await server.wait_closed()
+
+
+async def by_client(egress: Egress, origin: str) -> bytes | None:
+    client = MerchantClient(egress.transport())
+    try:
+        return (await client.call(f"{origin}/x", "GET", body=b"", headers={}, timeout_s=5)).body
+    finally:
+        await client.aclose()
+
+
+async def by_proxy(egress: Egress, origin: str) -> bytes | None:
+    upstream = Upstream(Target.of_origin(origin), 5, egress)
+    async with upstream.call(Call(b"GET", b"/x", [], None)) as answer:
+        return await answer.peek(100)
+
+
+Way = Callable[[Egress, str], Awaitable[bytes | None]]
+both = pytest.mark.parametrize("way", [by_client, by_proxy])
+
+
+@both
+@pytest.mark.parametrize("answers", [["127.0.0.1"], ["93.184.216.34", "127.0.0.1"]], ids=["alone", "among others"])
+async def test_a_public_name_that_leads_into_this_machine_is_not_followed(way: Way, answers: list[str]) -> None:
+    async with open_house() as house:
+        with pytest.raises(Refused) as caught:
+            await way(Egress(lookup=Resolver([answers])), f"http://shop.example:{house.port}")
+        assert (caught.value.code, "127.0.0.1" in caught.value.detail) == ("merchant_address_private", True)
+        assert house.connections == 0
+
+
+@both
+async def test_a_name_that_is_meant_to_is_followed(way: Way) -> None:
+    async with open_house() as house:
+        egress = Egress(frozenset({"shop.example"}), Resolver([["127.0.0.1"]]))
+        assert await way(egress, f"http://shop.example:{house.port}") == b"ok"
+        with pytest.raises(Refused, match=r"other\.example leads to 127"):
+            await way(egress, f"http://other.example:{house.port}")
+        assert house.connections == 1
+
+
+@both
+async def test_a_name_that_is_bound_anew_is_not_followed(way: Way) -> None:
+    """The first answer is judged and used; the next connection is judged by the answer that it goes by."""
+    async with open_house() as house:
+        lookup = Resolver([["192.0.2.1"], ["127.0.0.1"]])
+        for _ in range(2):
+            with pytest.raises(Refused, match=r"shop\.example leads to"):
+                await way(Egress(lookup=lookup), f"http://shop.example:{house.port}")
+        assert (house.connections, lookup.asked) == (0, ["shop.example"] * 2)
+
+
+@both
+async def test_each_address_of_a_name_is_tried(way: Way) -> None:
+    async with open_house() as house:
+        egress = Egress(frozenset({"shop.example"}), Resolver([["127.0.0.2", "127.0.0.1"]]))
+        assert await way(egress, f"http://shop.example:{house.port}") == b"ok"
+
+
+@both
+async def test_a_name_without_an_address_is_a_merchant_that_cannot_be_reached(way: Way) -> None:
+    async def nowhere(host: str, port: int) -> Sequence[str]:
+        raise OSError("no such name")
+
+    for lookup in (nowhere, Resolver([[]])):
+        with pytest.raises(Refused) as caught:
+            await way(Egress(lookup=lookup), "http://shop.example:9")
+        assert caught.value.code == "merchant_unreachable"
+
+
+@both
+async def test_localhost_is_this_machine(way: Way) -> None:
+    async with open_house() as house:
+        origin = f"http://localhost:{house.port}"
+        assert await way(Egress(lookup=Resolver([["127.0.0.1"]])), origin) == b"ok"
+        with pytest.raises(Refused, match="localhost leads to 93"):
+            await way(Egress(lookup=Resolver([["93.184.216.34"]])), origin)
+
+
+@both
+async def test_an_address_is_taken_as_the_file_says_it(way: Way) -> None:
+    async with open_house() as house:
+        lookup = Resolver([["192.0.2.1"]])
+        assert await way(Egress(lookup=lookup), f"http://127.0.0.1:{house.port}") == b"ok"
+        assert lookup.asked == []
+
+
+async def test_a_balance_is_not_asked_for_in_a_private_network() -> None:
+    client = MerchantClient(Egress(lookup=Resolver([["10.0.0.1"]])).transport())
+    try:
+        assert await client.prepaid("https://shop.example", "p", "w", headers={}, timeout_s=5) is None
+        assert await client.status("https://shop.example", "inv", headers={}, timeout_s=5) is None
+    finally:
+        await client.aclose()
+
+
+@pytest.mark.parametrize(
+    ("address", "public"),
+    [
+        ("8.8.8.8", True),
+        ("2606:4700::1111", True),
+        ("64:ff9b::808:808", True),
+        ("::ffff:8.8.8.8", True),
+        ("0.0.0.0", False),
+        ("10.1.2.3", False),
+        ("100.64.0.1", False),
+        ("127.0.0.1", False),
+        ("169.254.169.254", False),
+        ("172.16.0.1", False),
+        ("192.168.1.1", False),
+        ("198.18.0.1", False),
+        ("224.0.0.1", False),
+        ("255.255.255.255", False),
+        ("::", False),
+        ("::1", False),
+        ("fc00::1", False),
+        ("fe80::1%eth0", False),
+        ("ff02::1", False),
+        ("::ffff:10.0.0.1", False),
+        ("64:ff9b::a00:1", False),
+        ("64:ff9b:1::1", False),
+        ("2002:a00:1::1", False),
+    ],
+)
+def test_what_is_public(address: str, public: bool) -> None:
+    assert is_public(address) is public
