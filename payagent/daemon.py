@@ -11,8 +11,8 @@ import signal
 import socket
 import stat
 import threading
-from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ import structlog
 
 from payagent.agent.agent import Agent
 from payagent.agent.alerts import Alerts
+from payagent.agent.chainview import require_right_clock
 from payagent.agent.ports import Ports, SystemClock, SystemRandomness
 from payagent.agent.scan import Recovery
 from payagent.agent.terms import AutoTopup, MerchantTerms, Terms, TopupRequest
@@ -32,7 +33,7 @@ from payagent.api.server import listen_tcp, make_server
 from payagent.api.turnstile import Rates
 from payagent.chain.blockfrost import Blockfrost
 from payagent.chain.quota import BLOCKFROST_RATE
-from payagent.chain.source import ChainSource
+from payagent.chain.source import Found
 from payagent.core.address import Address
 from payagent.core.money import LOVELACE
 from payagent.core.network import NETWORKS
@@ -43,7 +44,7 @@ from payagent.log import SECRET_LENGTH_MIN, Redactor
 from payagent.merchants.client import MerchantClient
 from payagent.proxy.door import Bounds as ProxyBounds
 from payagent.proxy.door import Door
-from payagent.secretfile import read_secret_file
+from payagent.secretfile import read_secret_file, require_own_folder, require_private
 from payagent.settings import WORDS_FILE, Provider, Settings, Topup, passphrase_file
 from payagent.signer.handle import SignerProcess, unlocked
 from payagent.store import queries, records
@@ -68,6 +69,8 @@ Announce = Callable[[Mapping[str, str]], None]
 
 LEDGER_FILE = "ledger.db"
 KEYSTORE_FILE = "keystore.json"
+CLOCK_PATIENCE_S = 5.0
+"""How long a start waits for a provider to say what time it is."""
 
 
 def serve(
@@ -83,13 +86,15 @@ def serve(
 
     The keystore is opened first, by a process of its own: who is asked for its passphrase (if one `can_ask`) can
     still leave with Ctrl-C, and nobody listens.
-    Refused before anything is served: `already_running`, `config_invalid`, `keystore_*`, `ledger_missing`,
-    `store_failed`. Ends as `lease_lost` when another daemon opened the ledger meanwhile, and as `signer_lost` when
-    the process that holds the key is gone: its next start is the one way to unlock again.
+    Refused before anything is served: `already_running`, `clock_skew`, `config_invalid`, `keystore_*`,
+    `ledger_missing`, `store_failed`. Ends as `lease_lost` when another daemon opened the ledger meanwhile, and as
+    `signer_lost` when the process that holds the key is gone: its next start is the one way to unlock again.
     """
     if not __debug__:
         raise Refused("config_invalid", "Python's -O strips checks that libraries rely on; start without it")
-    _require_private(settings.data_dir)
+    if not settings.data_dir.is_dir():
+        raise Refused("config_invalid", f"{settings.data_dir} is not there; make it with `payagent init`")
+    require_private(settings.data_dir)
     with lease(settings.data_dir, (LEDGER_FILE, KEYSTORE_FILE)):
         require_ledger(settings.data_dir / LEDGER_FILE)
         remove_copies(settings.data_dir)
@@ -160,6 +165,7 @@ async def _running(
     sources = [_source(provider, index, redactor) for index, provider in enumerate(settings.chain.providers)]
     merchants, webhook = MerchantClient(_egress(settings).transport()), _webhook(settings, redactor)
     try:
+        await _require_right_clock(sources, ports.clock.now_ms)
         terms = make_terms(settings, account.address, redactor)
         with opening(database):
             readers = Readers(database)
@@ -184,6 +190,20 @@ async def _running(
         writer.close()
     if is_lost.is_set():
         raise Refused("lease_lost", f"another daemon has opened {database}")
+
+
+async def _require_right_clock(sources: Sequence[Blockfrost], now_ms: Callable[[], int]) -> None:
+    """Refused, `clock_skew`. Nothing is known by a provider that does not answer soon, or has no clock."""
+
+    async def ask(source: Blockfrost) -> int | None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CLOCK_PATIENCE_S):
+                read = await source.clock_off_s(now_ms)
+                return read.value if isinstance(read, Found) else None
+        return None
+
+    told = await asyncio.gather(*map(ask, sources))
+    require_right_clock([off_s for off_s in told if off_s is not None])
 
 
 def _egress(settings: Settings) -> Egress:
@@ -267,7 +287,7 @@ def _topup_terms(topup: Topup) -> dict[str, Any]:
     }
 
 
-def _source(provider: Provider, index: int, redactor: Redactor) -> ChainSource:
+def _source(provider: Provider, index: int, redactor: Redactor) -> Blockfrost:
     return Blockfrost(
         f"{provider.kind}-{index + 1}", provider.base_url, _secret(provider.project_id_file, redactor)
     )
@@ -297,19 +317,12 @@ def _hide(secret: str, redactor: Redactor) -> None:
         redactor.register(secret)
 
 
-def _require_private(data_dir: Path) -> None:
-    if not data_dir.is_dir():
-        raise Refused("config_invalid", f"{data_dir} is not there; make it with `payagent init`")
-    if data_dir.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-        raise Refused("config_invalid", f"{data_dir} is open to others; run: chmod 700 {data_dir}")
-
-
 @contextmanager
 def _listen_unix(path: Path) -> Generator[socket.socket]:
     """A socket that only its owner can reach: mode 0600 from its first moment, in a folder of its own."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        _require_own_folder(path.parent)
+        require_own_folder(path.parent)
     except OSError as error:
         raise Refused("config_invalid", f"api.socket {path} cannot be bound: {error.strerror}") from None
     _clear_stale(path)
@@ -327,19 +340,6 @@ def _listen_unix(path: Path) -> Generator[socket.socket]:
     finally:
         unix.close()
         path.unlink(missing_ok=True)
-
-
-def _require_own_folder(folder: Path) -> None:
-    """Where others may put files, somebody may have a socket of theirs answer for ours, sticky bit or not."""
-    status = folder.stat()
-    if status.st_uid not in (0, os.geteuid()):
-        raise Refused("config_invalid", f"{folder}, the folder of api.socket, belongs to another user")
-    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise Refused(
-            "config_invalid",
-            f"{folder}, the folder of api.socket, can be written by others: choose another one, "
-            f"or run: chmod go-w {folder}",
-        )
 
 
 def _clear_stale(path: Path) -> None:

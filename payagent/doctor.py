@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from payagent.agent.chainview import ChainView
+from payagent.agent.chainview import ChainView, require_right_clock
 from payagent.chain.blockfrost import Blockfrost
 from payagent.chain.source import Found
 from payagent.core.network import NETWORKS
 from payagent.core.problem import Refused
-from payagent.secretfile import read_secret_file
+from payagent.secretfile import read_secret_file, require_own_folder, require_private
 from payagent.settings import CREDENTIAL_NAME, WORDS_FILE, Provider, Settings
 from payagent.store import queries
 from payagent.store.schema import missing_guards
@@ -55,10 +55,11 @@ def look_at_files(settings: Settings, config: Path, environ: Mapping[str, str]) 
     left = [finding("recovery words", lambda: _left(words))] if os.path.lexists(words) else []
     return [
         finding("config file", lambda: _not_writable_by_others(config)),
-        finding("data folder", lambda: _private(data_dir, 0o700)),
+        finding("data folder", lambda: _private(data_dir)),
         finding("keystore", lambda: _keystore(settings)),
         finding("ledger file", lambda: _ledger_file(data_dir / "ledger.db")),
         finding("ledger", lambda: _ledger(settings)),
+        finding("socket folder", lambda: _socket_folder(settings.api.socket.parent)),
         finding("operator token", lambda: _secret(data_dir / "operator.token")),
         finding("passphrase", lambda: _passphrase(settings, environ)),
         *webhook,
@@ -66,8 +67,8 @@ def look_at_files(settings: Settings, config: Path, environ: Mapping[str, str]) 
     ]
 
 
-async def look_at_chain(settings: Settings, now_ms: int) -> list[Finding]:
-    """Every provider: does it answer, is it of our network, and do its newest block and our clock agree?"""
+async def look_at_chain(settings: Settings, now_ms: Callable[[], int]) -> list[Finding]:
+    """Every provider: does it answer, is it of our network, do its newest block and its clock agree with ours?"""
     findings = []
     for index, provider in enumerate(settings.chain.providers):
         name = f"provider {index + 1}"
@@ -85,13 +86,14 @@ def _not_writable_by_others(path: Path) -> str:
     return f"{path} ({mode:04o})"
 
 
-def _private(path: Path, wanted: int) -> str:
+def _private(path: Path) -> str:
     if not path.exists():
         raise Refused("config_invalid", f"{path} is missing; make it with `payagent init`")
-    mode = stat.S_IMODE(path.stat().st_mode)
-    if mode & 0o077:
-        raise Refused("config_invalid", f"{path} is open to others ({mode:04o}); run: chmod {wanted:o} {path}")
-    return f"{path} ({mode:04o})"
+    return require_private(path)
+
+
+def _socket_folder(folder: Path) -> str:
+    return require_own_folder(folder) if folder.exists() else f"{folder} is made when the daemon starts"
 
 
 def _keystore(settings: Settings) -> str:
@@ -105,7 +107,7 @@ def _keystore(settings: Settings) -> str:
 
 def _ledger_file(path: Path) -> str:
     require_ledger(path)
-    return _private(path, 0o600)
+    return _private(path)
 
 
 def _ledger(settings: Settings) -> str:
@@ -174,11 +176,12 @@ def _passphrase(settings: Settings, environ: Mapping[str, str]) -> str:
     return "asked on a terminal when the daemon starts"
 
 
-async def _provider(provider: Provider, network: str, now_ms: int) -> str:
+async def _provider(provider: Provider, network: str, now_ms: Callable[[], int]) -> str:
     project_id = None if provider.project_id_file is None else read_secret_file(provider.project_id_file)
     source = Blockfrost("provider", provider.base_url, project_id)
     try:
         genesis, parameters, tip = await source.genesis(), await source.parameters(), await source.tip()
+        off_s = await source.clock_off_s(now_ms)
     finally:
         await source.aclose()
     for name, read in (("genesis", genesis), ("parameters", parameters), ("newest block", tip)):
@@ -192,7 +195,8 @@ async def _provider(provider: Provider, network: str, now_ms: int) -> str:
     view.learn_genesis(genesis.value)
     view.learn_parameters(parameters.value)
     view.tip, view.problem = tip.value, None
-    slot = view.require_ready(now_ms)
+    slot = view.require_ready(now_ms())
+    require_right_clock([off_s.value] if isinstance(off_s, Found) else [])
     return (
         f"{provider.base_url}: {network}, block {tip.value.height}, "
         f"newest block {max(slot - tip.value.slot, 0)} s old"

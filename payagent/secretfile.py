@@ -1,4 +1,5 @@
-"""A secret in a file: read at use, and only from a file that nobody else could have read or written.
+"""A secret in a file: read at use, and only from a file that nobody else could have read or written; what else
+must be its owner's alone.
 
 May import: core, the disk. Never: keeps a secret; quotes one in an error.
 """
@@ -44,3 +45,29 @@ def read_secret_file(path: Path, *, private: bool = True) -> str:
     if not secret or len(raw) > SECRET_BYTES_MAX:
         raise Refused("config_invalid", f"the secret file {path} is not a text of 1 to {SECRET_BYTES_MAX} bytes")
     return secret
+
+
+def require_private(path: Path) -> str:
+    """What was seen of a file or a folder; refused, `config_invalid`, when others than its owner have access."""
+    status = path.stat()
+    mode, wanted = stat.S_IMODE(status.st_mode), 0o700 if stat.S_ISDIR(status.st_mode) else 0o600
+    if mode & 0o077:
+        raise Refused("config_invalid", f"{path} is open to others ({mode:04o}); run: chmod {wanted:o} {path}")
+    return f"{path} ({mode:04o})"
+
+
+def require_own_folder(folder: Path) -> str:
+    """What was seen of api.socket's folder; refused, `config_invalid`, when others may put files there.
+
+    Somebody may have a socket of theirs answer for ours then, sticky bit or not.
+    """
+    status = folder.stat()
+    if status.st_uid not in (0, os.geteuid()):
+        raise Refused("config_invalid", f"{folder}, the folder of api.socket, belongs to another user")
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise Refused(
+            "config_invalid",
+            f"{folder}, the folder of api.socket, can be written by others: choose another one, "
+            f"or run: chmod go-w {folder}",
+        )
+    return f"{folder} ({stat.S_IMODE(status.st_mode):04o})"

@@ -3,6 +3,7 @@
 May import: core, chain.source. Never: asks the chain itself (watch does).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from payagent.chain.source import Genesis, Parameters, Tip
@@ -33,6 +34,16 @@ PINNED = {
     "max_value_size": 5000,
 }
 """Protocol parameters that the transaction path is built for. A provider that tells others is not believed."""
+
+
+def require_right_clock(off_s: Sequence[int]) -> None:
+    """Refused, `clock_skew`, when each provider that could be asked has another time than the local clock.
+
+    A clock that is ahead shows as an old newest block, and so does a chain that is slow: providers' clocks tell.
+    """
+    if off_s and min(abs(off) for off in off_s) > SKEW_MAX_S:
+        off = min(off_s, key=abs)
+        raise Refused("clock_skew", f"the local clock is {abs(off)} s {'ahead' if off > 0 else 'behind'}")
 
 
 @dataclass(slots=True)

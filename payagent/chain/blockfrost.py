@@ -289,6 +289,7 @@ class Blockfrost:
         to = self._transport
         self._block_latest = _bound(BlockFrostApi.block_latest, to)
         self._block = _bound(BlockFrostApi.block, to)
+        self._clock = _bound(BlockFrostApi.clock, to)
         self._genesis = _bound(BlockFrostApi.genesis, to)
         self._epoch_parameters = _bound(BlockFrostApi.epoch_latest_parameters, to)
         self._address_utxos = _bound(BlockFrostApi.address_utxos, to)
@@ -306,6 +307,14 @@ class Blockfrost:
 
     async def tip(self) -> Read[Tip]:
         return await self._read("tip", _parse_tip, self._block_latest)
+
+    async def clock_off_s(self, now_ms: Callable[[], int]) -> Read[int]:
+        """How far our clock is ahead of the provider's own, or, negative, behind it: to half the call's length."""
+        asked_ms = now_ms()
+        read = await self._read("clock", lambda body: parse_count(body["server_time"], "server_time"), self._clock)
+        if not isinstance(read, Found):
+            return read
+        return Found(((asked_ms + now_ms()) // 2 - read.value) // 1000)
 
     async def genesis(self) -> Read[Genesis]:
         return await self._read("genesis", _parse_genesis, self._genesis)

@@ -55,7 +55,7 @@ def _look(settings: "Settings", config: Path) -> "list[Finding]":
         return "it runs and is ready"
 
     findings = look_at_files(settings, config, os.environ)
-    findings += asyncio.run(look_at_chain(settings, time.time_ns() // 1_000_000))
+    findings += asyncio.run(look_at_chain(settings, lambda: time.time_ns() // 1_000_000))
     return [*findings, finding("daemon", daemon)]
 
 

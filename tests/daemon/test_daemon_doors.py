@@ -1,5 +1,6 @@
 """How the daemon starts, what it refuses to start on, and how it stops: real processes on real files."""
 
+import json
 import os
 import re
 import resource
@@ -11,7 +12,9 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, nullcontext, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import httpx
 import pytest
@@ -276,6 +279,90 @@ def test_a_data_folder_that_others_can_read_is_refused(folder: Path) -> None:
     code, talk = refused(folder)
     assert code == 2
     assert "chmod 700" in talk
+
+
+def _keystore_for_all(folder: Path, _tell_time: "TellTime") -> str:
+    (folder / "data" / "keystore.json").chmod(0o644)
+    return r"its mode is 0644, and only its owner may have access \(0600\)"
+
+
+def _shared_socket_folder(folder: Path, _tell_time: "TellTime") -> str:
+    (folder / "s").mkdir()
+    (folder / "s").chmod(0o1777)
+    return f"the folder of api.socket, can be written by others: choose another one, or run: chmod go-w {folder}/s"
+
+
+def _clock_ahead(folder: Path, tell_time: "TellTime") -> str:
+    tell_time(-180)
+    return r"the local clock is 1[78]\d s ahead"
+
+
+def _clock_behind(folder: Path, tell_time: "TellTime") -> str:
+    tell_time(180)
+    return r"the local clock is 1[78]\d s behind"
+
+
+def _merchant_in_clear(folder: Path, _tell_time: "TellTime") -> str:
+    with (folder / "config.toml").open("a") as config:
+        config.write('[merchants.t]\norigin = "http://merchant.example"\n')
+    return "merchants.t.origin: write an address with https://; http:// is for this machine alone"
+
+
+TellTime = Callable[[int], None]
+
+
+@pytest.fixture
+def tell_time(folder: Path, devnet: DevnetThread) -> Iterator[TellTime]:
+    """Makes the config's provider one whose clock, and newest block, are so many seconds off."""
+    off_s = 0
+
+    class Provider(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            told = httpx.get(devnet.chain_url + self.path.removeprefix("/api/v0"), trust_env=False).json()
+            if "server_time" in told:
+                told["server_time"] += 1000 * off_s
+            raw = json.dumps(told).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(raw)))
+            self.end_headers()
+            self.wfile.write(raw)
+
+        def log_message(self, *_: object) -> None:
+            return
+
+    def tell(seconds: int) -> None:
+        nonlocal off_s
+        off_s = seconds
+        config = (folder / "config.toml").read_text()
+        url = f"http://127.0.0.1:{server.server_address[1]}/api/v0"
+        (folder / "config.toml").write_text(config.replace(devnet.chain_url, url))
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Provider) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield tell
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    "unsafe", [_keystore_for_all, _shared_socket_folder, _clock_ahead, _clock_behind, _merchant_in_clear]
+)
+def test_what_is_unsafe_stops_the_start_and_is_named_by_the_doctor(
+    folder: Path, tell_time: TellTime, unsafe: Callable[[Path, TellTime], str]
+) -> None:
+    sentence = unsafe(folder, tell_time)
+    code, talk = refused(folder)
+    assert code != 0
+    assert re.search(sentence, talk)
+    doctor = [sys.executable, "-m", "payagent", "doctor", "--human", "--config", str(folder / "config.toml")]
+    result = subprocess.run(doctor, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode != 0
+    assert re.search(sentence, " ".join((result.stdout + result.stderr).split()))
+
+
+def test_a_clock_that_is_a_little_off_does_not(folder: Path, tell_time: TellTime) -> None:
+    tell_time(100)
+    process, _ = start(folder)
+    assert stop(process)[0] == 0
 
 
 def test_a_keystore_of_another_network_is_refused(folder: Path, devnet: DevnetThread) -> None:
