@@ -9,10 +9,12 @@ import asyncio
 import os
 import signal
 import socket
+import ssl
 import stat
 import threading
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,8 @@ from payagent.agent.terms import AutoTopup, MerchantTerms, Terms, TopupRequest
 from payagent.agent.topup import Topups
 from payagent.agent.watch import Watch
 from payagent.api.app import create_app
-from payagent.api.server import listen_tcp, make_server
+from payagent.api.server import Secure, listen_tcp, make_server
+from payagent.api.tls import server_context
 from payagent.api.turnstile import Rates
 from payagent.chain.blockfrost import Blockfrost
 from payagent.chain.quota import BLOCKFROST_RATE
@@ -45,7 +48,7 @@ from payagent.merchants.client import MerchantClient
 from payagent.proxy.door import Bounds as ProxyBounds
 from payagent.proxy.door import Door
 from payagent.secretfile import read_secret_file, require_own_folder, require_private
-from payagent.settings import WORDS_FILE, Provider, Settings, Topup, passphrase_file
+from payagent.settings import WORDS_FILE, Api, Provider, Settings, Topup, passphrase_file
 from payagent.signer.handle import SignerProcess, unlocked
 from payagent.store import queries, records
 from payagent.store.lease import lease
@@ -80,9 +83,11 @@ def serve(
     can_ask: bool,
     announce: Announce,
     redactor: Redactor,
+    allow_remote: bool = False,
     checkpoint: Checkpoint = lambda _name: None,
 ) -> None:
     """Run the daemon until SIGTERM or SIGINT. `checkpoint` is told of every commit point (tests kill there).
+    `allow_remote`: api.listen may be reached from other machines, by TLS.
 
     The keystore is opened first, by a process of its own: who is asked for its passphrase (if one `can_ask`) can
     still leave with Ctrl-C, and nobody listens.
@@ -95,6 +100,7 @@ def serve(
     if not settings.data_dir.is_dir():
         raise Refused("config_invalid", f"{settings.data_dir} is not there; make it with `payagent init`")
     require_private(settings.data_dir)
+    context = _tls(settings.api, allow_remote)
     with lease(settings.data_dir, (LEDGER_FILE, KEYSTORE_FILE)):
         require_ledger(settings.data_dir / LEDGER_FILE)
         remove_copies(settings.data_dir)
@@ -109,16 +115,49 @@ def serve(
                 log.warning("words.left", file=str(settings.data_dir / WORDS_FILE), fix=PROBLEMS["words_left"].fix)
             tell = log.warning if missing else log.info
             tell("signer.started", pid=signer.pid, not_possible_here=missing)
-            asyncio.run(_serve(settings, account, signer, (tcp, unix), announce, redactor, checkpoint))
+            doors = Doors(unix, tcp, context)
+            asyncio.run(_serve(settings, account, signer, doors, announce, redactor, checkpoint))
             if signer.problem is not None:
                 raise Refused("signer_lost", f"the process that holds the key is gone: {signer.problem}")
+
+
+@dataclass(frozen=True, slots=True)
+class Doors:
+    """Where the daemon listens. With `tls` the port speaks nothing else."""
+
+    unix: socket.socket
+    tcp: socket.socket
+    tls: ssl.SSLContext | None
+
+    def sorted(self) -> tuple[list[socket.socket], Secure | None]:
+        """What is served in plain text, and what is not."""
+        return ([self.unix, self.tcp], None) if self.tls is None else ([self.unix], (self.tcp, self.tls))
+
+    @property
+    def url(self) -> str:
+        """The port's; of an address that stands for all of the machine's too."""
+        host, port = self.tcp.getsockname()[:2]
+        scheme = "http" if self.tls is None else "https"
+        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _tls(api: Api, allow_remote: bool) -> ssl.SSLContext | None:
+    """What the port needs for TLS; None for plain text, which does not leave the machine."""
+    if api.is_remote and not allow_remote:
+        raise Refused(
+            "config_invalid",
+            f"api.listen {api.listen} is reached from other machines: start with --allow-remote if that is meant",
+        )
+    if api.tls_certificate_file is None or api.tls_key_file is None:
+        return None
+    return server_context(api.tls_certificate_file, api.tls_key_file)
 
 
 async def _serve(
     settings: Settings,
     account: Account,
     signer: SignerProcess,
-    listeners: tuple[socket.socket, socket.socket],
+    doors: "Doors",
     announce: Announce,
     redactor: Redactor,
     checkpoint: Checkpoint,
@@ -139,13 +178,13 @@ async def _serve(
             ProxyBounds(proxy.spool_bytes, proxy.read_timeout_s, proxy.patience_s, api.hosts, rates),
             _egress(settings),
         )
-        server = make_server(door, partial(agent.ports.new_id, "call"))
+        plain, secure = doors.sorted()
+        server = make_server(door, partial(agent.ports.new_id, "call"), secure)
         server.stop_on_signal()
         signer.watch(_stop)
-        host, port = listeners[0].getsockname()[:2]
-        announce({"api": f"http://{host}:{port}", "socket": str(settings.api.socket), "network": settings.network})
+        announce({"api": doors.url, "socket": str(settings.api.socket), "network": settings.network})
         try:
-            await server.serve(sockets=list(listeners))
+            await server.serve(sockets=plain)
         finally:
             signer.unwatch()
             door.close()

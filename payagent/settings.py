@@ -122,12 +122,20 @@ def _unheard(value: str) -> str:
     return value
 
 
-def _loopback(value: str) -> str:
+def _listen(value: str) -> str:
     host, separator, port = value.rpartition(":")
-    is_loopback = _is_loopback(host.removeprefix("[").removesuffix("]"))
-    if not separator or not is_loopback or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535:
-        raise ValueError("write a loopback address and a port, such as 127.0.0.1:8402 (port 0: any free one)")
+    if not separator or not _is_place(host) or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535:
+        raise ValueError("write an address and a port, such as 127.0.0.1:8402 (port 0: any free one)")
     return value
+
+
+def _is_place(host: str) -> bool:
+    """Whether it is an address of a machine, or localhost; an IPv6 address stands in brackets."""
+    bare = host.removeprefix("[").removesuffix("]")
+    try:
+        return host == "localhost" or (ip_address(bare).version == 6) == (bare != host)
+    except ValueError:
+        return False
 
 
 def _host(value: str) -> str:
@@ -191,15 +199,33 @@ def _by_window(table: "_Table", unit: str) -> dict[str, int | None]:
 
 
 class Api(_Table):
-    """Where the daemon listens, loopback TCP and a Unix socket; by which other names it may be called; how much
-    one app may ask at once.
+    """Where the daemon listens, TCP and a Unix socket; by which other names it may be called; how much one app may
+    ask at once. What other machines reach speaks TLS.
     """
 
-    listen: Annotated[str, AfterValidator(_loopback)] = "127.0.0.1:8402"
+    listen: Annotated[str, AfterValidator(_listen)] = "127.0.0.1:8402"
+    tls_certificate_file: AbsolutePath | None = None
+    tls_key_file: AbsolutePath | None = None
     socket: Annotated[Path, BeforeValidator(_absolute), AfterValidator(_socket_path)]
     hosts: frozenset[Annotated[str, AfterValidator(_host)]] = frozenset()
     calls_per_s: Annotated[Count, Field(ge=1, le=1_000_000)] = 200
     calls_at_once: Annotated[Count, Field(ge=1, le=1_000_000)] = 128
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether other machines reach the port."""
+        return not _is_loopback(self.listen.rpartition(":")[0].removeprefix("[").removesuffix("]"))
+
+    @model_validator(mode="after")
+    def _tls_by_both(self) -> Self:
+        if (self.tls_certificate_file is None) != (self.tls_key_file is None):
+            raise ValueError("tls_certificate_file and tls_key_file go together")
+        if self.is_remote and self.tls_key_file is None:
+            raise ValueError(
+                "listen is reached from other machines: name tls_certificate_file and tls_key_file, or write a "
+                "loopback address"
+            )
+        return self
 
 
 class Provider(_Table):

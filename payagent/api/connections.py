@@ -86,7 +86,8 @@ class _Connection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        transport.set_write_buffer_limits(high=0)  # pause_writing is told of all that is not read at once
+        # pause_writing is told of all that is not read at once; under TLS a high of 0 would pause for nothing
+        transport.set_write_buffer_limits(high=1, low=0)
         inner = self.app
         self._stopping = asyncio.Event()
 

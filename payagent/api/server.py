@@ -1,11 +1,12 @@
 """uvicorn as the daemon and `payagent proxy` run it: which sockets, which protocol, and who hears the signals.
 
-May import: core, api.connections, uvicorn. Never: knows an application; adds a header to an answer.
+May import: core, api.connections and .tls, uvicorn. Never: knows an application; adds a header to an answer.
 """
 
 import asyncio
 import signal
 import socket
+import ssl
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
@@ -13,14 +14,42 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from payagent.api.connections import bounded, make_room
+from payagent.api.tls import Handshakes
 from payagent.core.problem import Refused
 
 KEEP_ALIVE_S = 75
 GRACE_S = 5
 
 
+Secure = tuple[socket.socket, ssl.SSLContext]
+"""A port, and what it needs to speak TLS."""
+
+
 class Server(uvicorn.Server):
-    """Leaves signals to us: uvicorn would raise them again, and what comes after `serve` would never run."""
+    """Leaves signals to us: uvicorn would raise them again, and what comes after `serve` would never run.
+
+    `secure` is a port that speaks TLS, with at most `handshakes_most` handshakes under way, beside the sockets
+    that `serve` gets, which do not.
+    """
+
+    def __init__(self, config: uvicorn.Config, secure: Secure | None, handshakes_most: int) -> None:
+        super().__init__(config)
+        self._secure = secure
+        self._handshakes_most = handshakes_most
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self._secure is None:
+            return
+        port, context = self._secure
+        make = Handshakes(context, self._handshakes_most, self._make_protocol).protocol
+        loop = asyncio.get_running_loop()
+        self.servers.append(await loop.create_server(make, sock=port, backlog=self.config.backlog))
+
+    def _make_protocol(self) -> asyncio.Protocol:
+        """As uvicorn makes them for its own sockets."""
+        make = self.config.http_protocol_class
+        return make(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)  # type: ignore[call-arg]
 
     @contextmanager
     def capture_signals(self) -> Generator[None]:
@@ -36,7 +65,7 @@ class Server(uvicorn.Server):
             asyncio.get_running_loop().add_signal_handler(number, stop)
 
 
-def make_server(app: ASGIApp, new_id: Callable[[], str]) -> Server:
+def make_server(app: ASGIApp, new_id: Callable[[], str], secure: Secure | None = None) -> Server:
     """A server for one process. `new_id` names the answers to what is not HTTP."""
     bounds = make_room()
     return Server(
@@ -53,7 +82,9 @@ def make_server(app: ASGIApp, new_id: Callable[[], str]) -> Server:
             backlog=bounds.backlog,
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=GRACE_S,
-        )
+        ),
+        secure,
+        bounds.tcp,
     )
 
 

@@ -58,9 +58,10 @@ def payagent() -> None:
 
 @payagent.command(epilog=example("payagent serve --config ~/.config/payagent/config.toml --listen 127.0.0.1:8402"))
 @config_option
-@click.option("--listen", metavar="HOST:PORT", help="Loopback address to listen on instead of api.listen.")
+@click.option("--listen", metavar="HOST:PORT", help="Address to listen on instead of api.listen.")
+@click.option("--allow-remote", is_flag=True, help="That address may be one that other machines reach, by TLS.")
 @pass_terminal
-def serve(terminal: Terminal, config: Path | None, listen: str | None) -> None:
+def serve(terminal: Terminal, config: Path | None, listen: str | None, allow_remote: bool) -> None:
     """Run the daemon in the foreground.
 
     It runs until SIGTERM or Ctrl-C. It is ready when /readyz answers 200. Its log goes to stderr.
@@ -88,6 +89,7 @@ def serve(terminal: Terminal, config: Path | None, listen: str | None) -> None:
         can_ask=terminal.can_ask,
         announce=announce,
         redactor=redactor,
+        allow_remote=allow_remote,
     )
 
 

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -11,9 +12,11 @@ from pathlib import Path
 
 import pytest
 import uvicorn
+from certificates import certificate
 from uvicorn._types import ASGIReceiveCallable, ASGISendCallable, Scope
 
 from payagent.api.connections import Bounds, bounded
+from payagent.api.tls import Handshakes, server_context
 
 HEAD_S = 0.3
 READ_S = 1.0
@@ -257,3 +260,36 @@ async def test_who_reads_slowly_gets_the_whole_answer(tmp_path: Path) -> None:
         for _ in range(16):
             await asyncio.sleep(READ_S / 5)
             assert len(await reader.readexactly(MANY // 16)) == MANY // 16
+
+
+async def test_who_begins_to_speak_tls_and_does_not_go_on_is_counted_and_cut_off(tmp_path: Path) -> None:
+    """A few that are silent keep nobody out for longer than a handshake may take, and more are not taken in."""
+    public, private = certificate(tmp_path)
+
+    async def app(_scope: Scope, _receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        await send({"type": "http.response.start", "status": 204, "headers": []})  # type: ignore[typeddict-item]
+        await send({"type": "http.response.body", "body": b""})  # type: ignore[typeddict-item]
+
+    config = uvicorn.Config(app, http=bounded(BOUNDS, lambda: "call", HEAD_S, READ_S), ws="none", lifespan="off")
+    state = uvicorn.server.ServerState()
+
+    def make() -> asyncio.Protocol:
+        return config.http_protocol_class(config=config, server_state=state, app_state={})  # type: ignore[call-arg, return-value]
+
+    config.load()
+    shakes = Handshakes(server_context(public, private), 3, make, handshake_s=1.0)
+    server = await asyncio.get_running_loop().create_server(shakes.protocol, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with asyncio.timeout(PATIENCE_S):
+        silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(8)]
+        dropped_at_once = [one for one in silent[3:] if await one[0].read() == b""]
+        assert len(dropped_at_once) == 5
+        trusted = ssl.create_default_context(cafile=public)
+        assert [await reader.read() for reader, _ in silent[:3]] == [b""] * 3
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=trusted)
+        writer.write(GET)
+        assert (await reader.readline()).startswith(b"HTTP/1.1 204")
+        writer.close()
+        for _, one in silent:
+            one.close()
+    server.close()

@@ -106,8 +106,9 @@ def log_of_a_run(folder: Path, preexec_fn: Callable[[], None] | None = None) -> 
     return lines
 
 
-def refused(folder: Path, *python: str) -> tuple[int, str]:
-    result = subprocess.run(command(folder, *python), capture_output=True, text=True, timeout=60, check=False)
+def refused(folder: Path, *python: str, more: tuple[str, ...] = ()) -> tuple[int, str]:
+    asked = [*command(folder, *python), *more]
+    result = subprocess.run(asked, capture_output=True, text=True, timeout=60, check=False)
     return result.returncode, result.stderr
 
 

@@ -204,9 +204,11 @@ BAD_TOML = {
     "depth as bool": ("[payments]\nconfirm_depth = true\n", "payments.confirm_depth: write a whole number"),
     "depth zero": ("[payments]\nconfirm_depth = 0\n", "payments.confirm_depth: "),
     "settled before void": ("[payments]\nsettle_depth = 5\n", "payments: settle_depth must be the deepest"),
-    "listen everywhere": ('[api]\nlisten = "0.0.0.0:8402"\n', "api.listen: write a loopback address"),
-    "listen by name": ('[api]\nlisten = "example.com:1"\n', "api.listen: write a loopback address"),
-    "listen without port": ('[api]\nlisten = "127.0.0.1"\n', "api.listen: write a loopback address"),
+    "listen everywhere": ('[api]\nlisten = "0.0.0.0:8402"\n', "api: listen is reached from other machines: name tls_"),
+    "listen by name": ('[api]\nlisten = "example.com:1"\n', "api.listen: write an address and a port"),
+    "listen without port": ('[api]\nlisten = "127.0.0.1"\n', "api.listen: write an address and a port"),
+    "listen without brackets": ('[api]\nlisten = "::1:8402"\n', "api.listen: write an address and a port"),
+    "listen in brackets": ('[api]\nlisten = "[127.0.0.1]:8402"\n', "api.listen: write an address and a port"),
     "relative path": ('data_dir = "data"\n', "data_dir: write an absolute path"),
     "a host with a port": ('[api]\nhosts = ["here:8402"]\n', "api.hosts[0]: write a name in lower case without"),
     "any host": ('[api]\nhosts = ["*"]\n', "api.hosts[0]: write a name in lower case without"),
@@ -335,7 +337,7 @@ def test_the_token_of_a_client_in_the_environment_is_no_setting(tmp_path: Path) 
 
 def test_an_override_that_is_wrong_is_not_blamed_on_the_file(tmp_path: Path) -> None:
     path = write(tmp_path, MINIMAL.format(network="preprod"))
-    with pytest.raises(Refused, match=r"command line: api\.listen: write a loopback"):
+    with pytest.raises(Refused, match="command line: api: listen is reached from other machines"):
         load_settings(path, {"HOME": str(tmp_path)}, {"api": {"listen": "0.0.0.0:1"}})
 
 

@@ -1,17 +1,11 @@
 """Merchants behind TLS: paid when their certificate is trusted here, and not spoken to otherwise."""
 
-import datetime
-import ipaddress
-import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 from agent_kit import World
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
+from certificates import certificate, server_context
 from proxy_kit import Peer, Place, place
 
 from payagent.core.problem import Refused
@@ -20,39 +14,10 @@ from payagent.merchants.client import MerchantClient
 from payagent.proxy.upstream import Call, Target, Upstream
 
 
-def certificate(folder: Path) -> tuple[Path, ssl.SSLContext]:
-    """A certificate for 127.0.0.1 that vouches for itself, and what a server needs to use it."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "a merchant")])
-    now = datetime.datetime.now(datetime.UTC)
-    signed = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(hours=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), True)
-        .sign(key, hashes.SHA256())
-    )
-    public, private = folder / "merchant.pem", folder / "merchant.key"
-    public.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
-    private.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-    )
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(public, private)
-    return public, context
-
-
 @pytest.fixture
 async def secure(world: World, tmp_path: Path) -> AsyncIterator[tuple[Place, Peer, Path]]:
-    public, context = certificate(tmp_path)
-    async with Peer().running(context) as peer, place(world, origin=peer.url) as at:
+    public, private = certificate(tmp_path)
+    async with Peer().running(server_context(public, private)) as peer, place(world, origin=peer.url) as at:
         yield at, peer, public
 
 

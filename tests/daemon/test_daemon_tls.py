@@ -1,0 +1,128 @@
+"""A port that other machines reach: it speaks TLS and nothing else, and only where the operator asks for it."""
+
+import re
+import signal
+import ssl
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from certificates import certificate
+from test_daemon_doors import command, devnet, folder, refused  # noqa: F401  fixtures
+
+from payagent.core.problem import PROBLEMS
+
+
+@pytest.fixture
+def secured(folder: Path) -> Path:  # noqa: F811
+    """A folder whose daemon listens everywhere, with a certificate for 127.0.0.1."""
+    certificate(folder)
+    set_listen(folder, "0.0.0.0:0")
+    return folder
+
+
+def set_listen(folder: Path, listen: str, tls: bool = True) -> None:  # noqa: F811
+    files = (
+        f'tls_certificate_file = "{folder}/merchant.pem"\ntls_key_file = "{folder}/merchant.key"\n' if tls else ""
+    )
+    config = folder / "config.toml"
+    text = re.sub(r"(?m)^listen = .*\n", f'listen = "{listen}"\n' + files, config.read_text())
+    config.write_text(text)
+
+
+@contextmanager
+def running(folder: Path, *more: str) -> Iterator[tuple[str, str]]:  # noqa: F811
+    """A daemon's port and its socket."""
+    with subprocess.Popen([*command(folder), *more], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        lines = []
+        for line in process.stderr:
+            lines.append(line)
+            if found := re.fullmatch(r"payagent serves devnet on (\S+) and (.+)\n", line):
+                try:
+                    yield found[1], found[2]
+                finally:
+                    process.send_signal(signal.SIGTERM)
+                    process.communicate(timeout=30)
+                assert process.returncode == 0
+                return
+    raise AssertionError(lines)
+
+
+def test_other_machines_reach_it_by_tls_alone(secured: Path) -> None:
+    trusted = ssl.create_default_context(cafile=secured / "merchant.pem")
+    with running(secured, "--allow-remote") as (url, path):
+        port = url.rpartition(":")[2]
+        assert url == f"https://0.0.0.0:{port}"
+        with httpx.Client(verify=trusted, trust_env=False, base_url=f"https://127.0.0.1:{port}") as client:
+            assert client.get("/healthz").status_code == 200
+            assert client.get("/v1/wallet").status_code == 401
+            assert len(client.get("/openapi.json").content) > 65_536
+            rebound = client.get("/v1/wallet", headers={"Host": "evil.example"})
+            assert (rebound.status_code, rebound.json()["code"]) == (
+                PROBLEMS["host_refused"].status,
+                "host_refused",
+            )
+        with pytest.raises(httpx.HTTPError):
+            httpx.get(f"http://127.0.0.1:{port}/healthz", trust_env=False)
+        transport = httpx.HTTPTransport(uds=path)
+        with httpx.Client(transport=transport, base_url="http://localhost") as client:
+            assert client.get("/healthz").status_code == 200
+
+
+def test_it_is_not_reached_unless_that_is_asked_for(secured: Path) -> None:
+    code, talk = refused(secured)
+    assert code == 2
+    assert "is reached from other machines: start with --allow-remote if that is meant" in talk
+
+
+def test_a_loopback_port_may_speak_tls_too(secured: Path) -> None:
+    set_listen(secured, "127.0.0.1:0", tls=False)
+    trusted = ssl.create_default_context(cafile=secured / "merchant.pem")
+    with running(secured) as (url, _), httpx.Client(verify=trusted, trust_env=False) as client:
+        assert client.get(f"{url}/healthz").status_code == 200
+
+
+def _no_files(folder: Path) -> str:  # noqa: F811
+    config = folder / "config.toml"
+    config.write_text(re.sub(r"(?m)^tls_.*\n", "", config.read_text()))
+    return "name tls_certificate_file and tls_key_file, or write a loopback address"
+
+
+def _half(folder: Path) -> str:  # noqa: F811
+    config = folder / "config.toml"
+    config.write_text(re.sub(r"(?m)^tls_key.*\n", "", config.read_text()))
+    return "tls_certificate_file and tls_key_file go together"
+
+
+def _open_key(folder: Path) -> str:  # noqa: F811
+    (folder / "merchant.key").chmod(0o644)
+    return "merchant.key is open to others (0644)"
+
+
+def _other_key(folder: Path) -> str:  # noqa: F811
+    (folder / "other").mkdir()
+    _, key = certificate(folder / "other")
+    key.rename(folder / "merchant.key")
+    return "merchant.key: they do not belong together"
+
+
+def _no_key(folder: Path) -> str:  # noqa: F811
+    (folder / "merchant.key").unlink()
+    return "merchant.key cannot be read: No such file or directory"
+
+
+def _no_pem(folder: Path) -> str:  # noqa: F811
+    (folder / "merchant.pem").write_text("certificate")
+    return "they cannot be read as PEM"
+
+
+@pytest.mark.parametrize("spoil", [_no_files, _half, _open_key, _other_key, _no_key, _no_pem])
+def test_without_good_tls_it_does_not_start(secured: Path, spoil: object) -> None:
+    sentence = spoil(secured)  # type: ignore[operator]
+    code, talk = refused(secured, more=("--allow-remote",))
+    assert code == 2, talk
+    assert sentence in talk
