@@ -59,6 +59,14 @@ _SENDER = "Tell the merchant: its 402 is not one that payagent can pay safely."
 _ADDRESS = "Only key addresses of CIP-19 types 0 and 6 on the configured network are paid. " + _SENDER
 
 PROBLEMS: dict[str, Problem] = {
+    "above_threshold": Problem(
+        403,
+        8,
+        "The payment is above what may leave without a person's word",
+        "Wait for the decision, or have it made: payagent payments approve ID, or deny ID.",
+        money="Its money is held until somebody decides or the time for it is over; nothing was signed.",
+        retryable=True,
+    ),
     "address_bad_checksum": Problem(422, 3, "The address is damaged", _ADDRESS),
     "address_byron": Problem(422, 3, "A Byron address", _ADDRESS),
     "address_mixed_case": Problem(422, 3, "The address is not in lower case", _ADDRESS),
