@@ -32,7 +32,7 @@ from payagent.core.payment import Event, State
 from payagent.core.policy import Asked, Limit, Span, Window
 from payagent.core.prepaid import CALLS, Cost
 from payagent.core.problem import Refused, own_order
-from payagent.store import apps, prepaid, queries, records, spending, topups
+from payagent.store import apps, pauses, prepaid, queries, records, spending, topups
 from payagent.store.queries import IntentRow, InvoiceRow, OutputRow, PaymentRow
 from payagent.store.writer import Connection, Unit
 from payagent.wallet.coins import Coin, Coins
@@ -124,6 +124,7 @@ class Admission:
                 return existing
         if known is not None and (other := queries.payment_of_invoice(unit.conn, known.seq)):
             return _of_ended_intent(queries.intent(unit.conn, known.intent_id), purchase, other)
+        pauses.require_running(unit.conn)
         self.chain.require_ready(now_ms)
         pool = _pool_of(unit, purchase, now_ms)
         intent_id = intent.id if intent else purchase.ids.intent
@@ -211,6 +212,7 @@ class Admission:
             invoice, seq, _earlier(invoice.expires_at_ms, known.expires_at_ms if known else None)
         )
         try:
+            pauses.require_running(unit.conn)
             slot = self.chain.require_ready(now_ms)
             if self.chain.has_time(slot, row.expires_at_ms, purchase.min_window_s):
                 return False
@@ -229,6 +231,7 @@ class Admission:
         Neither when the payment is not lost (any more). Refused as `ChainView.require_ready` does.
         """
         row, tip = queries.payment(unit.conn, payment_id), self.chain.tip
+        pauses.require_running(unit.conn)
         self.chain.require_ready(now_ms)
         if row is None or tip is None or not is_lost(unit.conn, row, tip.slot):
             return None
@@ -246,6 +249,7 @@ class Admission:
         Not what is yet to come: it may never, and would keep the cancel from landing. With a free one too where
         they do not pay for it. Refused: `anchor_gone`.
         """
+        pauses.require_running(unit.conn)
         require_anchor(unit.conn, row)
         reserved = queries.coins_reserved_for(unit.conn, row.id)
         there = [coin_of(coin) for coin in reserved if coin.state == "free" or coin.ref == row.anchor]
@@ -470,6 +474,7 @@ class Admission:
             require_same(intent, order.fingerprint)
             if (row := queries.live_payment_of(unit.conn, intent.id)) is not None:
                 return Admitted(row.id, False)
+        pauses.require_running(unit.conn)
         slot = self.chain.require_ready(now_ms)
         ttl_slot = self.chain.ttl_slot(slot, None, 0)
         anchor = None if intent is None else anchor_of(unit, intent.id)

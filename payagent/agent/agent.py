@@ -53,7 +53,7 @@ from payagent.core.invoice import Invoice, Output, Role
 from payagent.core.payment import ENDED_WITHOUT_PAYING, NEVER_SIGNED, TRANSITIONS, UNSIGNED, Event, State
 from payagent.core.problem import Refused
 from payagent.dialects import Answer, Call, Reading, Response, Said, read_answer, read_offers
-from payagent.store import onchain, queries, records, spending
+from payagent.store import onchain, pauses, queries, records, spending
 from payagent.store import prepaid as pools
 from payagent.store.queries import AttemptRow, PaymentRow
 from payagent.store.writer import Connection, Readers, Unit
@@ -361,7 +361,7 @@ class Agent:
         Whatever became of the attempt that pays, at most one of the two can be on the chain. Refused as
         `ChainView.require_ready` does; nothing has changed then.
         """
-        if row.id in self._signing:
+        if row.id in self._signing or self.is_paused:
             return
         now_ms = self.ports.clock.now_ms()
         slot = self.chain.require_ready(now_ms)
@@ -391,7 +391,7 @@ class Agent:
 
         Nothing happens to a payment that is not lost. Refused as `ChainView.require_ready` does.
         """
-        if row.id in self._signing:
+        if row.id in self._signing or self.is_paused:
             return
         now_ms = self.ports.clock.now_ms()
         slot = self.chain.require_ready(now_ms)
@@ -409,6 +409,11 @@ class Agent:
             elif decided.state is State.REPLACING:
                 await self._sign(row.id, self._rebuild(decided))
                 self.send_off(row.id)
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether an operator has stopped all signing."""
+        return pauses.standing(self.conn) is not None
 
     def _is_renewal_due(self, row: PaymentRow, slot: int) -> bool:
         """Whether a lost payment can be replaced, or has waited long enough for another invoice."""
@@ -494,10 +499,12 @@ class Agent:
             if row.state not in UNSIGNED:
                 return
             if (row.ttl_slot or 0) - slot >= self.terms.min_window_s:
-                if row.handed_over and not asked:
+                if not asked and (row.handed_over or self.is_paused):
                     return
                 await self._sign(row.id, self._rebuild(row))
                 self.send_off(row.id)
+            elif row.state is State.REPLACING and self.is_paused and not asked:
+                return
             elif row.state is State.REPLACING:
                 late = Refused("attempt_expired", "payagent came to replace it when its invoice was nearly over")
                 await self._take_back(row, late, slot, now_ms)
@@ -605,6 +612,7 @@ class Agent:
             await self.resume(row)
             row = self.payment(row.id)
         if row.state in UNSIGNED:
+            pauses.require_running(self.conn)
             row = await self.wait(admitted.payment_id, SIGNING_PATIENCE_S)
         if row.state in UNSIGNED:
             raise Refused("not_signed_yet", f"{row.id} is admitted and waits for its signature", payment=row.id)
@@ -621,6 +629,8 @@ class Agent:
         )
 
     def _sign_and_check(self, plan: Plan) -> bytes:
+        """Refused (`paused`) as the commit is that would make it durable: a pause may come between the two."""
+        pauses.require_running(self.conn)
         raw = sign(plan, self._signer)
         check(raw, plan, self._signer.public_key)
         return raw

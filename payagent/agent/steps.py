@@ -30,7 +30,7 @@ from payagent.core.payment import (
 )
 from payagent.core.problem import Refused
 from payagent.dialects import Answer, Said
-from payagent.store import queries, records
+from payagent.store import pauses, queries, records
 from payagent.store.queries import AttemptKind, AttemptRow, CoinRow, OutputRow, PaymentRow
 from payagent.store.writer import Connection, Unit
 from payagent.wallet.coins import Coins
@@ -56,8 +56,10 @@ def record_attempt(unit: Unit, payment_id: str, plan: Plan, cbor: bytes, own: by
     """C3: the signed bytes are durable, and the coins that they make for us are known, though not there yet.
 
     What is handed over leaves with the answer that this commit allows, so it is C4 too: in flight from here on.
-    Refused (`illegal_transition`) when it was planned for what the payment is not to be signed as any more.
+    Refused: `illegal_transition` when it was planned for what the payment is not to be signed as any more;
+    `paused` when an operator's pause came before it.
     """
+    pauses.require_running(unit.conn)
     row = row_of(unit, payment_id)
     move(row.state, Event.SIGN)
     if not _is_planned_for(unit, row, plan):
@@ -94,8 +96,9 @@ def record_cancel(
 ) -> None:
     """C3 of a cancel: the bytes that take the payment's coins back are durable, and stand for the payment now.
 
-    Not if another attempt stands for it since it was decided. `by` is the app that ordered it.
+    Not if another attempt stands for it since it was decided, or it is paused. `by` is the app that ordered it.
     """
+    pauses.require_running(unit.conn)
     row = row_of(unit, decided.id)
     if (row.tx_id, row.invoice) != (decided.tx_id, decided.invoice):
         raise Refused("illegal_transition", "the payment goes by another attempt now than the one to be cancelled")

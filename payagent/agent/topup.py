@@ -29,8 +29,8 @@ from payagent.core.prepaid import CALLS
 from payagent.core.problem import Refused
 from payagent.dialects import Said, parse_answer, parse_response, wants_wallet_address
 from payagent.merchants.client import Heard, MerchantClient
+from payagent.store import pauses, queries, records, topups
 from payagent.store import prepaid as pools
-from payagent.store import queries, records, topups
 from payagent.store.prepaid import Pool
 from payagent.store.queries import PaymentRow
 from payagent.store.topups import TopupRow
@@ -53,7 +53,7 @@ LATER = frozenset(
     (
         *("batch_under_way", "chain_not_ready", "clock_skew", "funds_in_flight", "intent_settling"),
         *("internal_error", "invoice_expired", "merchant_timeout", "merchant_unreachable", "not_signed_yet"),
-        *("foreign_spend", "ledger_behind", "restored_recently", "store_failed"),
+        *("foreign_spend", "ledger_behind", "paused", "restored_recently", "store_failed"),
     )
 )
 """Refusals that pass by themselves. Any other ends the order."""
@@ -235,6 +235,7 @@ class Topups:
         agent = self._agent
         pool = pools.pool(agent.conn, order.pool)
         merchant = agent.terms.merchant(pool.origin)
+        pauses.require_running(agent.conn)
         agent.chain.require_ready(now_ms)
         under_way = pools.batch_under_way(agent.conn, pool.id, now_ms)
         if under_way is not None and agent.payment(under_way).topup != order.id:

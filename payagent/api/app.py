@@ -18,7 +18,19 @@ from starlette.responses import Response
 
 from payagent.agent.agent import Agent
 from payagent.agent.topup import Topups
-from payagent.api import apps, events, ledger, limits, merchants, payments, prepaid, reconcile, topups, wallet
+from payagent.api import (
+    apps,
+    events,
+    ledger,
+    limits,
+    merchants,
+    pause,
+    payments,
+    prepaid,
+    reconcile,
+    topups,
+    wallet,
+)
 from payagent.api.calls import BODY_S
 from payagent.api.guard import Guard
 from payagent.api.health import Check, health_router
@@ -63,7 +75,7 @@ def create_app(
     app.add_exception_handler(DatabaseError, _not_readable)
     app.add_exception_handler(RequestValidationError, _not_valid)
     app.add_exception_handler(HTTPException, _not_routed)
-    for room in (payments, events, merchants, wallet, limits, apps, prepaid, topups, ledger, reconcile):
+    for room in (payments, events, merchants, wallet, limits, apps, pause, prepaid, topups, ledger, reconcile):
         app.include_router(room.router)
     app.include_router(health_router(agent, heartbeat, signer))
     app.openapi = _described(app.openapi)  # type: ignore[method-assign]

@@ -11,7 +11,8 @@ from payagent.agent.agent import Agent
 from payagent.api.problems import RETRY_AFTER_S, JsonResponse
 from payagent.api.schemas import Health, Readiness, gives
 from payagent.api.views import chain_problem
-from payagent.store import queries
+from payagent.core.times import iso_time
+from payagent.store import pauses, queries
 
 Check = Callable[[], str | None]
 """None while what is looked at is well, else what is wrong with it."""
@@ -33,6 +34,7 @@ def health_router(agent: Agent, heartbeat: Check, signer: Check) -> APIRouter:
             "ledger": _ledger_problem(agent),
             "sweeps": heartbeat(),
             "signer": signer(),
+            "pause": _pause_problem(agent),
         }
         ready = not any(found.values())
         return JsonResponse(
@@ -47,6 +49,15 @@ def health_router(agent: Agent, heartbeat: Check, signer: Check) -> APIRouter:
         )
 
     return router
+
+
+def _pause_problem(agent: Agent) -> str | None:
+    """Without the reason: nobody shows a token here."""
+    try:
+        pause = pauses.standing(agent.conn)
+    except Exception:  # noqa: BLE001  the ledger's own check tells of it
+        return None
+    return None if pause is None else f"an operator has paused signing at {iso_time(pause.at_ms)}"
 
 
 def _ledger_problem(agent: Agent) -> str | None:

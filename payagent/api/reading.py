@@ -26,6 +26,7 @@ from payagent.core.problem import Refused, own_order
 from payagent.dialects import Response, make_response, parse_answer, parse_response
 
 BODY_MAX_BYTES = 256 * 1024
+REASON_MAX_CHARS = 300
 SCOPES = ("pay", "read", "operate", "approve")
 
 # the envelope is two objects around the 402's body, which may be as deep as one that comes by itself
@@ -156,6 +157,14 @@ def read_new_app(raw: bytes) -> NewApp:
         if units is not None
     }
     return NewApp(name, frozenset(scopes), _texts(body, "merchants"), assets, asset, most_units, _expiry(body))
+
+
+def read_pause(raw: bytes) -> str:
+    """Why signing is to stop; empty when nobody said."""
+    reason = _text(_fields(_json(raw), "the body", (), ("reason",)), "reason") or ""
+    if len(reason) > REASON_MAX_CHARS or not reason.isprintable():
+        raise Refused("bad_request", f"reason is one line of at most {REASON_MAX_CHARS} characters", key="reason")
+    return reason
 
 
 def read_expiry(raw: bytes) -> int | None:

@@ -321,6 +321,21 @@ class Thawed(BaseModel):
     tx: str | None
 
 
+class PauseOrder(_Closed):
+    """Stop all signing."""
+
+    reason: str = _absent("Why: it is recorded, and told to who is refused.")
+
+
+class PauseTold(BaseModel):
+    """Whether signing is paused. `by` and `reason` are told to those who read the books or operate."""
+
+    paused: bool
+    since: Time | None
+    by: str | None
+    reason: str | None
+
+
 class Posting(BaseModel):
     account: str
     asset: str
@@ -609,6 +624,7 @@ _REFERRED: tuple[type[BaseModel], ...] = (
     LimitsOrder,
     AppOrder,
     TokenOrder,
+    PauseOrder,
     ProblemAnswer,
 )
 _REF = "#/components/schemas/{model}"

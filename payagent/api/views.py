@@ -15,6 +15,7 @@ from payagent.core.payment import ON_CHAIN
 from payagent.core.problem import Refused
 from payagent.core.times import iso_time
 from payagent.store.apps import AppRow, TokenRow
+from payagent.store.pauses import Pause
 from payagent.store.queries import CoinRow, EntryRow, PaymentRow, SpendKey, SpendRow
 
 Json = dict[str, object]
@@ -176,6 +177,16 @@ def app_view(app: AppRow, token: TokenRow | None, names: Mapping[str, str], now_
         "token_made_at": None if token is None else iso_time(token.created_at_ms),
         "expires_at": None if expires_at_ms is None else iso_time(expires_at_ms),
         "revoked_at": None if revoked_at_ms is None else iso_time(revoked_at_ms),
+    }
+
+
+def pause_view(pause: Pause | None, by: str | None, *, tells_all: bool) -> Json:
+    """Whether signing is paused, and for those who may know it, by which app and why."""
+    return {
+        "paused": pause is not None,
+        "since": None if pause is None else iso_time(pause.at_ms),
+        "by": by if tells_all else None,
+        "reason": pause.reason if pause is not None and tells_all else None,
     }
 
 

@@ -20,6 +20,7 @@ from payagent.cli.fetch import fetch
 from payagent.cli.init import init
 from payagent.cli.limits import limits
 from payagent.cli.options import config_option, example, output_options, pass_terminal
+from payagent.cli.pause import pause, resume
 from payagent.cli.pay import pay
 from payagent.cli.payments import payments
 from payagent.cli.prepaid import prepaid
@@ -190,6 +191,7 @@ def demo(terminal: Terminal) -> int:
 
 
 for command in (
-    *(init, pay, fetch, proxy, payments, wallet, prepaid, app, limits, ledger, doctor, backup, restore, sim),
+    *(init, pay, fetch, proxy, payments, wallet, prepaid, app, limits, pause, resume),
+    *(ledger, doctor, backup, restore, sim),
 ):
     payagent.add_command(command)

@@ -49,9 +49,11 @@ def _look(settings: "Settings", config: Path) -> "list[Finding]":
     def daemon() -> str:
         with Link(settings, None) as link:
             said = link.readiness()
-        wrong = [f"{name}: {reason}" for name, reason in said.get("checks", {}).items() if reason != "ok"]
+        wrong = {name: reason for name, reason in said.get("checks", {}).items() if reason != "ok"}
         if wrong or not said.get("ready"):
-            raise Refused("chain_not_ready", "it is not ready: " + "; ".join(wrong))
+            code = "paused" if wrong.keys() == {"pause"} else "chain_not_ready"
+            told = (f"{name}: {reason}" for name, reason in wrong.items())
+            raise Refused(code, "it is not ready: " + "; ".join(told))
         return "it runs and is ready"
 
     findings = look_at_files(settings, config, os.environ)

@@ -453,6 +453,14 @@ PROBLEMS: dict[str, Problem] = {
     "passphrase_too_short": Problem(
         400, 2, "The passphrase is too short", "Choose a longer one; nothing was made.", money=""
     ),
+    "paused": Problem(
+        503,
+        4,
+        "An operator has paused the wallet",
+        "Ask the operator; `payagent resume` signs again. Nothing else does, and no restart.",
+        money="Nothing was signed. What was held before the pause stays held; for a call that is new nothing is.",
+        retryable=True,
+    ),
     "proof_too_big": Problem(
         409,
         7,

@@ -20,7 +20,7 @@ from payagent.agent.prepaid import Buyer, ServedCall
 from payagent.agent.view import retry_headers
 from payagent.api.views import quote_view
 from payagent.core.money import LOVELACE
-from payagent.core.payment import ENDED_WITHOUT_PAYING, State
+from payagent.core.payment import ENDED_WITHOUT_PAYING, UNSIGNED, State
 from payagent.core.problem import Refused
 from payagent.dialects import Response, Said, wants_wallet_address
 from payagent.proxy.demand import BODY_MAX_BYTES, READABLE, CodingError, Demand, read_demand, read_response
@@ -296,6 +296,8 @@ class Clerk:
                 )
             if row.state is State.CANCELLING and row.reason_code is not None:
                 raise Refused(row.reason_code, row.reason or "its coins are taken back", payment=row.id)
+            if row.state in UNSIGNED and self._agent.is_paused:
+                raise Refused("paused", f"{row.id} is {row.state}, and signing is paused", payment=row.id)
             if trip.left_s <= 0:
                 raise _not_served(row)
             row = await self._agent.wait(row.id, min(trip.left_s, _WAIT_S))

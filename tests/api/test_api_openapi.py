@@ -32,6 +32,7 @@ async def test_the_document_describes_every_call_and_leads_nowhere_else(api: Api
         "get /v1/ledger/verify",
         "get /v1/limits",
         "get /v1/merchants",
+        "get /v1/pause",
         "get /v1/payments",
         "get /v1/payments/{payment_id}",
         "get /v1/payments/{payment_id}/receipt",
@@ -44,11 +45,13 @@ async def test_the_document_describes_every_call_and_leads_nowhere_else(api: Api
         "post /v1/apps/{name}/revoke",
         "post /v1/apps/{name}/token",
         "post /v1/limits",
+        "post /v1/pause",
         "post /v1/payments",
         "post /v1/payments/{payment_id}/delivery",
         "post /v1/payments/{payment_id}/resolve",
         "post /v1/prepaid/topups",
         "post /v1/quotes",
+        "post /v1/resume",
         "post /v1/wallet/send",
         "post /v1/wallet/split",
         "post /v1/wallet/thaw",
@@ -69,7 +72,7 @@ async def test_generated_calls_get_the_answers_that_are_described(world: World) 
         async with served(run) as api:
             paid = await api.pay()
             asked = await asyncio.to_thread(_ask_everything, api, str(paid["id"]))
-            assert len(asked) == 32
+            assert len(asked) == 35
 
 
 def _ask_everything(api: Api, payment_id: str) -> set[str]:

@@ -319,7 +319,7 @@ async def test_a_batch_that_is_being_bought_is_to_be_waited_for(api: Api) -> Non
 
 async def test_late_sweeps_make_the_daemon_not_ready(api: Api) -> None:
     checks = (await api.http.get("/readyz")).json()["checks"]
-    assert checks == dict.fromkeys(("chain", "ledger", "sweeps", "signer"), "ok")
+    assert checks == dict.fromkeys(("chain", "ledger", "sweeps", "signer", "pause"), "ok")
     api.stale.append("the last look is 31 s ago")
     ready = await api.http.get("/readyz")
     assert (ready.status_code, ready.json()["checks"]["sweeps"]) == (503, "the last look is 31 s ago")

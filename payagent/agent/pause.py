@@ -1,0 +1,47 @@
+"""The switch that stops all signing: an operator's app throws it, and only one puts it back.
+
+Once it is answered no transaction is signed any more, not a replacement and not a cancel either. What was signed
+before is sent and followed as ever: it may land.
+
+May import: core, store, agent.agent, agent.alarm. Never: ends a pause by itself.
+"""
+
+import structlog
+
+from payagent.agent.agent import Agent
+from payagent.agent.alarm import clear_alert, raise_alert
+from payagent.store import pauses
+from payagent.store.pauses import Pause
+from payagent.store.writer import Unit
+
+_SUBJECT = "pause"
+
+log = structlog.get_logger("payagent.pause")
+
+
+async def pause(agent: Agent, by_app: str, reason: str) -> Pause | None:
+    """Stop all signing, from the commit of this on; the pause that stands, which may be an earlier one."""
+    now_ms = agent.ports.clock.now_ms()
+
+    def job(unit: Unit) -> bool:
+        is_new = pauses.begin(unit, by_app, reason, now_ms)
+        detail = f"nothing is signed{': ' + reason if reason else ''}"
+        raise_alert(unit, "paused", _SUBJECT, {"detail": detail, "by": by_app}, now_ms)
+        return is_new
+
+    if await agent.write("pause", job):
+        log.warning("wallet.paused", by=by_app, reason=reason)
+    return pauses.standing(agent.conn)
+
+
+async def unpause(agent: Agent, by_app: str) -> Pause | None:
+    """Sign again. What was admitted before the pause, and has time left, is signed by the next look."""
+    now_ms = agent.ports.clock.now_ms()
+
+    def job(unit: Unit) -> bool:
+        clear_alert(unit, _SUBJECT, {"detail": "payagent signs again", "by": by_app}, now_ms)
+        return pauses.end(unit, by_app, now_ms)
+
+    if await agent.write("resume", job):
+        log.warning("wallet.resumed", by=by_app)
+    return pauses.standing(agent.conn)

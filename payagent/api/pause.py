@@ -1,0 +1,50 @@
+"""/v1/pause and /v1/resume: the switch that stops all signing.
+
+May import: core, agent, store.pauses, the rest of api, FastAPI. Never: signs.
+"""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends
+from starlette.requests import Request
+
+from payagent.agent.pause import pause, unpause
+from payagent.api.access import APPROVE, OPERATE, PAY, READ, Caller, need
+from payagent.api.problems import JsonResponse
+from payagent.api.reading import read_pause
+from payagent.api.schemas import PauseOrder, PauseTold, gives, takes
+from payagent.api.views import pause_view
+from payagent.store import apps, pauses
+from payagent.store.pauses import Pause
+
+Operator = Annotated[Caller, Depends(need(OPERATE))]
+
+router = APIRouter(tags=["pause"])
+
+
+@router.get("/v1/pause", summary="Whether signing is paused", responses=gives(PauseTold, 200))
+async def standing(caller: Annotated[Caller, Depends(need(PAY, READ, OPERATE, APPROVE))]) -> JsonResponse:
+    """By whom and why is told to those who read the books or operate the wallet."""
+    return _told(caller, pauses.standing(caller.agent.conn))
+
+
+@router.post(
+    "/v1/pause", summary="Stop all signing", responses=gives(PauseTold, 200), openapi_extra=takes(PauseOrder)
+)
+async def begin(request: Request, caller: Operator) -> JsonResponse:
+    """Once this is answered, nothing is signed any more until `/v1/resume`, whatever is restarted: no payment, no
+    replacement, no cancel, no transfer. What was signed before is sent and followed, and may land."""
+    reason = read_pause(await caller.json_body(request))
+    return _told(caller, await pause(caller.agent, caller.app.id, reason))
+
+
+@router.post("/v1/resume", summary="Sign again", responses=gives(PauseTold, 200))
+async def end(caller: Operator) -> JsonResponse:
+    """What was held before the pause and has time left is signed now; what is too late is given back."""
+    return _told(caller, await unpause(caller.agent, caller.app.id))
+
+
+def _told(caller: Caller, pause: Pause | None) -> JsonResponse:
+    by = None if pause is None else apps.by_id(caller.agent.conn, pause.by)
+    name = None if pause is None else pause.by if by is None else by.name
+    return JsonResponse(pause_view(pause, name, tells_all=caller.sees_all))

@@ -1,0 +1,38 @@
+"""`payagent pause` and `payagent resume`: the switch that stops all signing.
+
+May import: click, core, cli. Never: decides what is signed (the daemon does).
+"""
+
+from typing import Any
+
+import click
+
+from payagent.cli.options import Connect, example, talks_to_daemon
+from payagent.cli.terminal import Terminal
+
+
+@click.command(epilog=example('payagent pause --reason "the token of bot leaked"'))
+@click.option("--reason", default="", metavar="TEXT", help="Why: it is recorded, and told to who is refused.")
+@talks_to_daemon
+def pause(terminal: Terminal, connect: Connect, reason: str) -> None:
+    """Stop all signing, until `payagent resume`: no restart ends it.
+
+    Once the command returns nothing is signed any more: no payment, no replacement, no cancel, no transfer. What
+    was signed before is sent and followed as ever, and may still come into a block.
+    """
+    with connect() as link:
+        _show(terminal, link.post("/v1/pause", {"reason": reason} if reason else {}))
+
+
+@click.command(epilog=example("payagent resume"))
+@talks_to_daemon
+def resume(terminal: Terminal, connect: Connect) -> None:
+    """Sign again. What was held before the pause and has time left is signed now."""
+    with connect() as link:
+        _show(terminal, link.post("/v1/resume", {}))
+
+
+def _show(terminal: Terminal, answer: dict[str, Any]) -> None:
+    why = f": {answer['reason']}" if answer["reason"] else ""
+    text = f"Paused since {answer['since']} by {answer['by']}{why}" if answer["paused"] else "payagent signs."
+    terminal.give(answer, lambda: terminal.line(text))

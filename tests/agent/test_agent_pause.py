@@ -1,0 +1,191 @@
+"""The switch that stops all signing: within one step, whatever is under way, and through a restart."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from agent.test_agent_replace import attempts, lose, pass_time_of
+from agent_kit import ADA, APP, DEVNET, Run, World, world_with_clock
+
+from payagent.agent.pause import pause, unpause
+from payagent.audit.finding import Finding
+from payagent.audit.signed import Owner
+from payagent.audit.verify import verify
+from payagent.core.address import parse_address
+from payagent.core.payment import State
+from payagent.core.problem import Refused
+from payagent.devnet.merchant import role_address
+from payagent.store import alerts, pauses, queries
+from payagent.store.writer import Writer
+from payagent.wallet.keys import Signer
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    """A devnet whose clock the test moves."""
+    with world_with_clock(tmp_path) as world:
+        yield world
+
+
+class PausingSigner:
+    """Signs, and meanwhile an operator pauses: what is signed is not durable yet."""
+
+    def __init__(self, signer: Signer) -> None:
+        self.public_key, self.payment_key_hash = signer.public_key, signer.payment_key_hash
+        self.writer: Writer | None = None
+        self.signed = 0
+        self._signer = signer
+
+    def sign(self, body: bytes, paid: int) -> bytes:
+        signature = self._signer.sign(body, paid)
+        self.signed += 1
+        if self.writer is not None:
+            self.writer.submit("pause", lambda unit: pauses.begin(unit, APP, "now", 1)).result(10)
+        return signature
+
+
+def code_of(refused: pytest.ExceptionInfo[Refused]) -> str:
+    return refused.value.code
+
+
+async def test_what_is_new_is_refused_and_leaves_nothing_held(world: World) -> None:
+    world.fund(50 * ADA)
+    async with world.run() as run:
+        await run.look()
+        await pause(run.agent, APP, "a leak")
+        with pytest.raises(Refused, match="a leak") as refused:
+            await run.pay()
+        assert code_of(refused) == "paused"
+        assert refused.value.problem.retryable
+        assert queries.payments_in(run.agent.conn, list(State)) == []
+        assert run.books().get("held", {}) == {}
+        other = parse_address(role_address("creator").text, run.agent.terms.network)
+        for order in (
+            run.agent.send(APP, other, "lovelace", 5 * ADA),
+            run.agent.sweep(APP, other),
+            run.agent.split(APP, 2, 5 * ADA),
+        ):
+            with pytest.raises(Refused) as refused:
+                await order
+            assert code_of(refused) == "paused"
+        await unpause(run.agent, APP)
+        assert (await run.pay()).state is State.IN_FLIGHT
+
+
+async def test_what_was_signed_before_is_sent_seen_and_shown(world: World) -> None:
+    world.fund(50 * ADA)
+    async with world.run() as run:
+        await run.look()
+        ask = world.ask()
+        row, _ = await run.agent.pay(ask)
+        await pause(run.agent, APP, "")
+        await run.agent.drain(10)
+        await run.settle_down(2)
+        assert run.state(row.id) is State.CONFIRMED
+        again, is_new = await run.agent.pay(ask)
+        assert (again.id, is_new) == (row.id, False)
+        assert world.transactions() == [row.tx_id]
+
+
+async def test_a_pause_outlives_a_restart_and_only_an_operator_ends_it(world: World) -> None:
+    world.fund(50 * ADA)
+    async with world.run() as run:
+        await run.look()
+        await pause(run.agent, APP, "for the night")
+    async with world.run() as run:
+        await run.look()
+        standing = pauses.standing(run.agent.conn)
+        assert standing is not None
+        assert (standing.by, standing.reason) == (APP, "for the night")
+        with pytest.raises(Refused) as refused:
+            await run.pay()
+        assert code_of(refused) == "paused"
+        first = standing.at_ms
+        again = await pause(run.agent, "app_else", "another reason")
+        assert again is not None
+        assert (again.at_ms, again.reason) == (first, "for the night")
+        assert alerts.raised(run.agent.conn, "paused") == ["pause"]
+        assert await unpause(run.agent, APP) is None
+        assert alerts.raised(run.agent.conn, "paused") == []
+        told = verify(run.agent.conn, Owner(world.account.address, DEVNET))
+        assert [one for one in told if isinstance(one, Finding)] == []
+
+
+async def test_a_pause_between_a_signature_and_its_commit_keeps_the_bytes_from_leaving(world: World) -> None:
+    world.fund(50 * ADA, 50 * ADA)
+    signer = PausingSigner(world.account.signer)
+    async with world.run(signer=signer) as run:
+        await run.look()
+        signer.writer = run.agent._writer  # type: ignore[assignment]
+        with pytest.raises(Refused) as refused:
+            await run.pay()
+        assert (code_of(refused), signer.signed) == ("paused", 1)
+        (row,) = queries.payments_in(run.agent.conn, list(State))
+        assert (row.state, attempts(run, row)) == (State.RESERVED, [])
+        await run.settle_down(3)
+        assert (signer.signed, world.transactions()) == (1, [])
+        signer.writer = None
+        await unpause(run.agent, APP)
+        await run.settle_down(2)
+        assert run.state(row.id) is State.CONFIRMED
+        assert len(world.transactions()) == 1
+        assert run.owned() == world.on_chain()
+
+
+async def test_what_is_held_and_too_late_is_given_back_though_it_is_paused(world: World) -> None:
+    world.fund(50 * ADA)
+    signer = PausingSigner(world.account.signer)
+    async with world.run(signer=signer) as run:
+        await run.look()
+        signer.writer = run.agent._writer  # type: ignore[assignment]
+        with pytest.raises(Refused):
+            await run.pay()
+        (row,) = queries.payments_in(run.agent.conn, list(State))
+        await pass_time_of(world, run, 1_800)
+        assert run.state(row.id) is State.REJECTED
+        assert run.books().get("held", {}).get("lovelace", 0) == 0
+
+
+async def test_nothing_is_replaced_or_cancelled_until_it_is_resumed(world: World) -> None:
+    world.fund(50 * ADA, 50 * ADA)
+    async with world.run() as run:
+        row = await lose(world, run)
+        await pause(run.agent, APP, "")
+        with pytest.raises(Refused) as refused:
+            await run.agent.resolve(row.id, APP)
+        assert code_of(refused) == "paused"
+        await pass_time_of(world, run, 2_400)
+        await run.settle_down(2)
+        assert len(attempts(run, row)) == 1
+        await unpause(run.agent, APP)
+        await run.settle_down(2)
+        assert [one.kind for one in attempts(run, row)] == ["pay", "cancel"]
+
+
+@pytest.mark.parametrize("yields", range(0, 16, 3))
+async def test_once_a_pause_is_answered_no_attempt_is_added_whatever_was_under_way(
+    world: World, yields: int
+) -> None:
+    world.fund(*[20 * ADA] * 8)
+    async with world.run() as run:
+        await run.look()
+        asks = [world.ask(f"call {n}", key=f"k{n}") for n in range(8)]
+        tasks = [asyncio.create_task(run.agent.pay(ask)) for ask in asks]
+        for _ in range(yields):
+            await asyncio.sleep(0)
+        await pause(run.agent, APP, "stop")
+        signed = signed_by(run)
+        ended = await asyncio.gather(*tasks, return_exceptions=True)
+        assert all(not isinstance(one, BaseException) or is_paused(one) for one in ended), ended
+        await run.settle_down(2)
+        assert signed_by(run) == signed
+        assert len(world.transactions()) == len(signed)
+
+
+def is_paused(error: BaseException) -> bool:
+    return isinstance(error, Refused) and error.code == "paused"
+
+
+def signed_by(run: Run) -> list[str]:
+    return [tx_id for (tx_id,) in run.agent.conn.execute("SELECT tx_id FROM attempts ORDER BY rowid")]

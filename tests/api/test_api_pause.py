@@ -1,0 +1,58 @@
+"""An operator stops all signing over HTTP, and everybody sees that it is so."""
+
+from api_kit import Api
+
+
+async def test_an_operator_pauses_and_resumes_and_payers_are_told_what_it_means(api: Api) -> None:
+    paid = await api.pay("before")
+    answer = await api.as_("operator").post("/v1/pause", json={"reason": "a token leaked"})
+    assert answer.status_code == 200, answer.text
+    told = answer.json()
+    assert (told["paused"], told["by"], told["reason"]) == (True, "operator", "a token leaked")
+    refused = await api.http.post("/v1/payments", json=api.body("after"))
+    assert (refused.status_code, refused.json()["code"], refused.json()["retryable"]) == (503, "paused", True)
+    assert int(refused.headers["retry-after"]) > 0
+    ready = await api.http.get("/readyz")
+    assert ready.status_code == 503
+    assert told["since"] in ready.json()["checks"]["pause"]
+    assert "leaked" not in ready.text
+    await api.run.agent.drain(10)
+    await api.run.settle_down()
+    assert (await api.http.get(f"/v1/payments/{paid['id']}?wait=5")).json()["state"] == "confirmed"
+    for path, body in (("send", {"address": api.world.address, "units": "5000000"}), ("split", SPLIT)):
+        refused = await api.http.post(f"/v1/wallet/{path}", json=body)
+        assert (refused.status_code, refused.json()["code"]) == (503, "paused")
+    answer = await api.as_("operator").post("/v1/resume", json={})
+    assert answer.json() == {"paused": False, "since": None, "by": None, "reason": None}
+    await api.pay("after")
+
+
+SPLIT = {"count": 2, "lovelace": "5000000"}
+
+
+async def test_only_an_operator_throws_the_switch_and_an_app_is_not_told_by_whom(api: Api) -> None:
+    for app in ("payer", "reader"):
+        for path in ("pause", "resume"):
+            answer = await api.as_(app).post(f"/v1/{path}", json={})
+            assert (answer.status_code, answer.json()["code"]) == (403, "forbidden")
+    await api.as_("operator").post("/v1/pause", json={"reason": "secret matters"})
+    told = (await api.as_("payer").get("/v1/pause")).json()
+    assert (told["paused"], told["by"], told["reason"]) == (True, None, None)
+    assert (await api.as_("reader").get("/v1/pause")).json()["reason"] == "secret matters"
+
+
+async def test_a_reason_is_one_line(api: Api) -> None:
+    for reason in ("two\nlines", "x" * 301, 7):
+        answer = await api.http.post("/v1/pause", json={"reason": reason})
+        assert (answer.status_code, answer.json()["code"]) == (400, "bad_request")
+    assert (await api.http.get("/v1/pause")).json()["paused"] is False
+
+
+async def test_a_pause_stands_in_the_events_with_who_and_why(api: Api) -> None:
+    await api.as_("operator").post("/v1/pause", json={"reason": "a drill"})
+    await api.as_("first").post("/v1/resume", json={})
+    found = api.run.agent.conn.execute(
+        "SELECT event, detail ->> '$.by', detail ->> '$.reason' FROM events "
+        "WHERE event IN ('paused', 'resumed') ORDER BY seq"
+    ).fetchall()
+    assert found == [("paused", "app_operator", "a drill"), ("resumed", "app_first", None)]

@@ -1,0 +1,34 @@
+"""`payagent pause`, on a real daemon that is killed the moment it has answered."""
+
+import subprocess
+
+from cli_kit import Shop, checks, running, spawn, until
+
+
+def test_what_was_answered_paused_is_paused_after_a_kill_until_it_is_resumed(closed_shop: Shop) -> None:
+    shop = closed_shop
+    shop.control("faucet", address=shop.made["address"], lovelace="100000000")
+    with running(shop) as daemon:
+        until(lambda: shop.payagent("wallet", "utxos").json["utxos"], "no deposit")
+        paused = shop.payagent("pause", "--reason", "the token leaked")
+        daemon.kill()
+        assert paused.code == 0, paused.err
+        daemon.wait(20)
+    (shop.folder / "s").unlink()  # the socket that a killed daemon leaves
+    with (shop.folder / "daemon.log").open("a") as log:
+        second = spawn("serve", "--config", shop.config, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        until(lambda: "paused" in checks(shop.config)["daemon"]["detail"], "the daemon does not tell of a pause")
+        told = checks(shop.config)["daemon"]
+        assert (told["ok"], told["code"]) == (False, "paused")
+        assert "payagent resume" in told["fix"]
+        refused = shop.payagent("pay", shop.saved("while paused"), "--merchant", "t")
+        assert (refused.code, refused.error["code"]) == (4, "paused")
+        assert "the token leaked" in refused.error["detail"]
+        assert shop.payments() == []
+        until(lambda: "chain" not in checks(shop.config)["daemon"]["detail"], "the chain is not seen")
+        assert shop.payagent("resume", "--human").out == "payagent signs.\n"
+        assert shop.payagent("pay", shop.saved("after it"), "--merchant", "t").code == 0
+    finally:
+        second.terminate()
+        second.wait(20)
