@@ -304,8 +304,17 @@ def make_terms(settings: Settings, own: Address, redactor: Redactor) -> Terms:
         settle_depth=settings.payments.settle_depth,
         min_window_s=settings.payments.min_window_s,
         wallet_below_lovelace=settings.alerts.wallet_below_lovelace,
+        approval_above=approval_above(settings),
+        approval_timeout_s=settings.approvals.timeout_s,
         call_rate=None if settings.network == "devnet" else BLOCKFROST_RATE,
     )
+
+
+def approval_above(settings: Settings) -> dict[str, int]:
+    """Per asset, above how many units a person decides; what is not named asks nobody."""
+    tokens = {token.asset: token.approval_above_units for token in settings.limits.assets}
+    most = {LOVELACE: settings.approvals.above_lovelace} | tokens
+    return {asset: units for asset, units in most.items() if units is not None}
 
 
 def filed_limits(settings: Settings) -> Iterator[Limit]:

@@ -335,6 +335,7 @@ class AssetLimit(_Table):
     per_month_units: Units | None = Field(default=None, alias="per_month")
     total_units: Units | None = Field(default=None, alias="total")
     per_transaction_units: Units | None = Field(default=None, alias="per_transaction")
+    approval_above_units: Units | None = Field(default=None, alias="approval_above")
     decimals: Annotated[Count, Field(le=19)] | None = None
 
     @property
@@ -376,6 +377,13 @@ class Limits(_Table):
         return self
 
 
+class Approvals(_Table):
+    """Above how much ADA, with the fee, a person decides on a payment, and how many seconds it waits."""
+
+    above_lovelace: Lovelace | None = Field(default=None, alias="above")
+    timeout_s: Annotated[Count, Field(ge=60, le=604_800)] = 3600
+
+
 class Alerts(_Table):
     """When somebody is told that the wallet runs low, and the server that is told of every alert."""
 
@@ -413,6 +421,7 @@ class Settings(BaseSettings):
         default_factory=lambda: MappingProxyType({})
     )
     limits: Limits
+    approvals: Approvals = Approvals()
     proxy: Proxy = Proxy()
     alerts: Alerts = Alerts()
     keystore: Keystore = Keystore()
@@ -613,6 +622,7 @@ _TABLES: dict[str, type[_Table]] = {
     "payments": Payments,
     "merchants": Merchant,
     "limits": Limits,
+    "approvals": Approvals,
     "proxy": Proxy,
     "alerts": Alerts,
     "keystore": Keystore,

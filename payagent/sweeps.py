@@ -75,6 +75,7 @@ class Sweeps:
             ("prepaid", self._watch.observe_prepaid, self._beats.prepaid_s),
             ("alerts", self._alerts.beat, self._beats.alerts_s),
             ("topups", self._topups.beat, self._beats.prepaid_s),
+            ("approvals", self._agent.deny_what_is_over, self._beats.alerts_s),
         ):
             self._scheduler.add_job(
                 self._beat, "interval", [name, beat], seconds=seconds, id=name, next_run_time=datetime.now(UTC)

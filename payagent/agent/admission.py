@@ -4,13 +4,14 @@ Intent, invoice, decision, hold, anchor and coins are written together, so that 
 between the decision and what it decided on (rule 7). A refusal by policy or for lack of funds is
 recorded too, as a payment that is `rejected`.
 
-May import: core, chain.source, wallet, store, agent.chainview, agent.purse, agent.replacement. Never: signs;
-waits for anything.
+May import: core, chain.source, wallet, store, agent.alarm, .chainview, .prepaid, .purse, .replacement, .terms.
+Never: signs; waits for anything.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from payagent.agent.alarm import clear_alert, raise_alert
 from payagent.agent.chainview import ChainView
 from payagent.agent.prepaid import Buyer, Part, is_batch
 from payagent.agent.purse import coin_of, take
@@ -22,6 +23,7 @@ from payagent.agent.replacement import (
     require_anchor,
     same_again,
 )
+from payagent.agent.terms import MerchantTerms
 from payagent.chain.source import SubmitKind
 from payagent.core import ledger, policy
 from payagent.core.address import Address
@@ -32,11 +34,17 @@ from payagent.core.payment import Event, State
 from payagent.core.policy import Asked, Limit, Span, Window
 from payagent.core.prepaid import CALLS, Cost
 from payagent.core.problem import Refused, own_order
-from payagent.store import apps, pauses, prepaid, queries, records, spending, topups
+from payagent.core.times import iso_time
+from payagent.core.verdict import Reasons, above, judge
+from payagent.store import approvals, apps, pauses, prepaid, queries, records, spending, topups
+from payagent.store.approvals import Approval, Via
 from payagent.store.queries import IntentRow, InvoiceRow, OutputRow, PaymentRow
 from payagent.store.writer import Connection, Unit
 from payagent.wallet.coins import Coin, Coins
 from payagent.wallet.transaction import Plan, build, select, smallest_of
+
+FEE_ROOM_LOVELACE = 50_000
+"""How much more fee than now a payment may come to when it is approved: that of 26 more coins."""
 
 TransferPlan = Callable[[Coins, int, Coin | None], Plan]
 """Makes the transaction of some coins, for a TTL; it spends the anchor, when there is one."""
@@ -94,6 +102,27 @@ class Admitted:
     refusal: Refused | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Approver:
+    """Who decides on a payment: an app's token (`app_id`), a signed link, or the clock.
+
+    `terms_hash`: of the terms that were decided on, where that was said.
+    """
+
+    via: Via
+    app_id: str | None = None
+    terms_hash: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """What became of a payment that awaited a decision: it is signed by `plan`, or was denied for `refusal`."""
+
+    payment_id: str
+    plan: Plan | None
+    refusal: Refused | None = None
+
+
 @dataclass(slots=True)
 class Admission:
     """The decision, with what it needs: our free coins (owned by the writer's thread), the file's limits, chain.
@@ -108,6 +137,9 @@ class Admission:
     chain_depth: int = 0
     chain_ttl_s: int = 0
     caps: Caps = field(default_factory=dict)
+    approval_above: Mapping[str, int] = field(default_factory=dict)
+    approval_timeout_s: int = 0
+    merchants: Mapping[str, MerchantTerms] = field(default_factory=dict)
 
     def admit(self, unit: Unit, purchase: Purchase, now_ms: int) -> Admitted:
         """Find the intent's payment, or open it: at most one, whatever invoices come for it (rule 5)."""
@@ -124,6 +156,8 @@ class Admission:
                 return existing
         if known is not None and (other := queries.payment_of_invoice(unit.conn, known.seq)):
             return _of_ended_intent(queries.intent(unit.conn, known.intent_id), purchase, other)
+        if intent is not None:
+            self._require_not_denied(unit, intent, now_ms)
         pauses.require_running(unit.conn)
         self.chain.require_ready(now_ms)
         pool = _pool_of(unit, purchase, now_ms)
@@ -160,6 +194,12 @@ class Admission:
         )
         try:
             plan, asked = self._decide(unit, purchase, anchor, expires_at_ms, now_ms)
+            reasons = self.reasons(unit, purchase, purchase.invoice, plan.spend)
+            if reasons:
+                worst = _with_fee_room(plan.spend)
+                self.require_within_limits(unit, purchase, worst, purchase.invoice.asset, now_ms)
+                self._ask(unit, purchase, plan, worst, reasons, expires_at_ms, now_ms)
+                return Admitted(payment_id, True)
         except Refused as refusal:
             if refusal.code == "chain_not_ready":
                 raise  # no decision, and so no record
@@ -169,6 +209,155 @@ class Admission:
             return Admitted(payment_id, True, refusal=refusal)
         self.hold(unit, payment_id, plan, now_ms, asked)
         return Admitted(payment_id, True, plan)
+
+    def reasons(self, unit: Unit, purchase: Purchase, invoice: Invoice, spend: Mapping[str, int]) -> Reasons:
+        """For which reasons a person is to be asked whether the invoice may be paid; none: nobody is asked."""
+        return judge(above(self.approval_above, spend))
+
+    def _ask(
+        self,
+        unit: Unit,
+        purchase: Purchase,
+        plan: Plan,
+        worst: Mapping[str, int],
+        reasons: Reasons,
+        expires_at_ms: int | None,
+        now_ms: int,
+    ) -> None:
+        """Put the payment before a person: it counts in full against all limits, without coins or anchor."""
+        payment_id, clock_ms = purchase.ids.payment, self.clock_ms(unit.conn, now_ms)
+        ends_at_ms = clock_ms + self.approval_timeout_s * 1000
+        if expires_at_ms is not None:
+            ends_at_ms = min(ends_at_ms, expires_at_ms - purchase.min_window_s * 1000)
+        approvals.ask(
+            unit,
+            payment_id=payment_id,
+            terms_hash=purchase.invoice.terms_hash,
+            reasons=reasons,
+            plan=_plan_view(plan),
+            max_total_units=purchase.max_total_units,
+            ends_at_ms=ends_at_ms,
+            now_ms=now_ms,
+        )
+        records.place_hold(unit, payment_id, worst, now_ms, clock_ms, is_counted=True, stage="ask")
+        told = {"reasons": [reason[:2] for reason in reasons], "ends_at": iso_time(ends_at_ms)}
+        records.move_payment(unit, payment_id, Event.ASK, now_ms, told)
+        facts = {
+            "detail": f"{payment_id} to {purchase.invoice.origin} waits for a person: {reasons[0].detail}",
+            **{"payment": payment_id, "app": purchase.app_id, "merchant": purchase.invoice.origin},
+            "ends_at": iso_time(ends_at_ms),
+        }
+        raise_alert(unit, "approval_needed", approval_subject(payment_id), facts, now_ms)
+
+    def approve(self, unit: Unit, payment_id: str, by: Approver, min_window_s: int, now_ms: int) -> Decided:
+        """A person says yes: everything is decided anew, as of now, and the payment goes on as any other.
+
+        Too late, it is denied. Refused, with nothing changed and the question still open: `already_decided`,
+        `terms_changed`, `paused`, `above_approved`, and all that refuses a new payment.
+        """
+        row, approval = self._awaiting(unit, payment_id, by)
+        if self.clock_ms(unit.conn, now_ms) >= approval.ends_at_ms:
+            return self._time_out(unit, payment_id, now_ms)
+        pauses.require_running(unit.conn)
+        self.chain.require_ready(now_ms)
+        purchase = self._purchase_of(unit, row, approval, min_window_s)
+        _require_let_in(unit.conn, row.app_id, now_ms)
+        worst = queries.hold(unit.conn, payment_id, "ask")
+        records.release_hold(unit, payment_id, now_ms, stage="ask")
+        try:
+            anchor = anchor_of(unit, row.intent_id)
+            plan, asked = self._decide(unit, purchase, anchor, row.expires_at_ms, now_ms)
+        except Refused as refusal:
+            if refusal.code == "invoice_expired":
+                return self._time_out(unit, payment_id, now_ms)
+            raise
+        self.reasons(unit, purchase, purchase.invoice, plan.spend)
+        for asset, units in plan.spend.items():
+            if units > worst.get(asset, 0):
+                raise Refused(
+                    "above_approved", f"{units} units of {asset} are needed now, not {worst.get(asset, 0)}"
+                )
+        self.hold(unit, payment_id, plan, now_ms, asked, {"by": by.app_id, "via": by.via})
+        _clear_question(unit, payment_id, "it was approved", now_ms)
+        return Decided(payment_id, plan)
+
+    def deny(self, unit: Unit, payment_id: str, by: Approver, now_ms: int) -> None:
+        """A person says no. Refused: `already_decided`, `terms_changed`."""
+        self._awaiting(unit, payment_id, by)
+        why = Refused("approval_denied", "a person denied it")
+        _deny(unit, payment_id, by, why, now_ms)
+
+    def deny_when_over(self, unit: Unit, payment_id: str, now_ms: int) -> None:
+        """Nobody has decided in time; nothing happens to what was decided meanwhile."""
+        row = queries.payment(unit.conn, payment_id)
+        approval = approvals.of_payment(unit.conn, payment_id)
+        if row is None or approval is None or row.state is not State.AWAITING_APPROVAL:
+            return
+        if self.clock_ms(unit.conn, now_ms) >= approval.ends_at_ms:
+            self._time_out(unit, payment_id, now_ms)
+
+    def _time_out(self, unit: Unit, payment_id: str, now_ms: int) -> Decided:
+        why = Refused("approval_timed_out", "nobody decided on it in time", payment=payment_id)
+        _deny(unit, payment_id, Approver("clock"), why, now_ms)
+        return Decided(payment_id, None, why)
+
+    def _awaiting(self, unit: Unit, payment_id: str, by: Approver) -> tuple[PaymentRow, Approval]:
+        row, approval = queries.payment(unit.conn, payment_id), approvals.of_payment(unit.conn, payment_id)
+        if row is None:
+            raise Refused("not_found", f"there is no payment {payment_id[:80]!r}")
+        if approval is None or row.state is not State.AWAITING_APPROVAL:
+            known = None if approval is None else approvals.decided(unit.conn, payment_id)
+            decided = {} if known is None else {"decision": known.decision}
+            raise Refused(
+                "already_decided",
+                f"{payment_id} is {row.state}",
+                payment=payment_id,
+                state=str(row.state),
+                **decided,
+            )
+        if by.terms_hash is not None and by.terms_hash != approval.terms_hash:
+            raise Refused("terms_changed", f"{payment_id} is for other terms than those that were decided on")
+        return row, approval
+
+    def _purchase_of(self, unit: Unit, row: PaymentRow, approval: Approval, min_window_s: int) -> Purchase:
+        """What was asked for, as it was admitted. Refused: `merchant_not_allowed`, when it is not any more."""
+        merchant = self.merchants.get(row.origin or "")
+        if merchant is None or row.invoice_id is None or row.dialect is None:
+            raise Refused("merchant_not_allowed", f"{row.origin} may not be paid any more", origin=row.origin)
+        wanted = same_again(row, self.chain.network)
+        invoice = Invoice(
+            *(row.dialect, merchant.origin, row.invoice_id, self.chain.network.name, wanted.outputs),
+            expires_at_ms=row.expires_at_ms,
+            batch_target=row.batch_target,
+            proof=row.proof,
+            handed_over=row.handed_over,
+            echo=row.echo,
+            commitment=row.commitment,
+        )
+        intent = queries.intent(unit.conn, row.intent_id)
+        return Purchase(
+            ids=Ids(row.intent_id, row.id, row.request_id),
+            app_id=row.app_id,
+            key=intent.key,
+            derived=intent.derived,
+            fingerprint=intent.fingerprint,
+            request=queries.request_of(unit.conn, row.intent_id),
+            invoice=invoice,
+            offers=(invoice,),
+            response="",
+            received_at_ms=row.created_at_ms,
+            heard_at_ms=row.created_at_ms,
+            max_total_units=approval.max_total_units,
+            min_window_s=min_window_s,
+            buyer=Buyer("", ""),
+            topup=_part_of(unit.conn, row, merchant),
+        )
+
+    def _require_not_denied(self, unit: Unit, intent: IntentRow, now_ms: int) -> None:
+        """Who was denied does not ask again and again: not for as long as a question lasts."""
+        since_ms = now_ms - self.approval_timeout_s * 1000
+        if (denied := approvals.denied_since(unit.conn, intent.id, since_ms)) is not None:
+            raise Refused("approval_denied", f"a person denied {denied}, which is the same call", payment=denied)
 
     def _existing(
         self, unit: Unit, intent: IntentRow, purchase: Purchase, known: InvoiceRow | None, now_ms: int
@@ -215,6 +404,8 @@ class Admission:
             pauses.require_running(unit.conn)
             slot = self.chain.require_ready(now_ms)
             if self.chain.has_time(slot, row.expires_at_ms, purchase.min_window_s):
+                return False
+            if approvals.of_payment(unit.conn, row.id) is not None:  # what a person allowed were other terms
                 return False
             self._replacing.start(unit, row, wanted, purchase.min_window_s, now_ms)
         except Refused:
@@ -265,7 +456,10 @@ class Admission:
             raise
 
     def choose(self, unit: Unit, purchase: Purchase, now_ms: int) -> Purchase:
-        """Of several offers, the first within limits that the wallet has the asset for; else the first."""
+        """Of several offers, the first within limits that the wallet has the asset for and nobody is asked about.
+
+        Else the first.
+        """
         chosen = purchase.offers[0]
         if len(purchase.offers) > 1:
             chosen = next(
@@ -281,9 +475,9 @@ class Admission:
             return False
         try:
             self.require_within_limits(unit, purchase, {asset: units}, asset, now_ms)
+            return not self.reasons(unit, purchase, offer, {asset: units})
         except Refused:
             return False
-        return True
 
     def plan(
         self,
@@ -438,7 +632,13 @@ class Admission:
         return plan, again
 
     def hold(
-        self, unit: Unit, payment_id: str, plan: Plan, now_ms: int, asked: Sequence[Asked] | None = None
+        self,
+        unit: Unit,
+        payment_id: str,
+        plan: Plan,
+        now_ms: int,
+        asked: Sequence[Asked] | None = None,
+        told: Mapping[str, object] | None = None,
     ) -> None:
         """Place the hold, take the coins, fix the anchor: the payment is `reserved`, and by which limits.
 
@@ -458,7 +658,7 @@ class Admission:
             payment_id,
             Event.HOLD,
             now_ms,
-            {"limits": [_asked_view(one) for one in asked]} if asked else None,
+            ({"limits": [_asked_view(one) for one in asked]} if asked else {}) | dict(told or {}),
             anchor=plan.anchor.ref,
             ttl_slot=plan.ttl_slot,
         )
@@ -495,6 +695,64 @@ class Admission:
         )
         self.hold(unit, order.ids.payment, planned, now_ms)
         return Admitted(order.ids.payment, True, planned)
+
+
+def approval_subject(payment_id: str) -> str:
+    """What the alert of a question is about."""
+    return f"approval:{payment_id}"
+
+
+def _deny(unit: Unit, payment_id: str, by: Approver, why: Refused, now_ms: int) -> None:
+    """The question is over, and what counted for it counts no more."""
+    records.release_hold(unit, payment_id, now_ms, stage="ask")
+    told = {"by": by.app_id, "via": by.via}
+    records.move_payment(unit, payment_id, Event.DENY, now_ms, told, reason_code=why.code, reason=why.detail)
+    _clear_question(unit, payment_id, why.detail, now_ms)
+
+
+def _clear_question(unit: Unit, payment_id: str, detail: str, now_ms: int) -> None:
+    clear_alert(unit, approval_subject(payment_id), {"detail": detail, "payment": payment_id}, now_ms)
+
+
+def _require_let_in(conn: Connection, app_id: str, now_ms: int) -> None:
+    """An app whose token has ended gets nothing any more; payagent's own has none, and needs none."""
+    app, token = apps.require(conn, app_id), apps.last_token(conn, app_id)
+    if app.scopes and (token is None or not token.is_good(now_ms)):
+        raise Refused("forbidden", f"the app {app.name}, which asked for it, is revoked or has expired")
+
+
+def _part_of(conn: Connection, row: PaymentRow, merchant: MerchantTerms) -> Part | None:
+    order = None if row.topup is None else topups.find(conn, row.topup)
+    if order is None:
+        return None
+    return Part(
+        *(order.id, 1, order.unit, order.is_call, merchant.topup_per_day_lovelace, order.units),
+        is_auto=order.cause == "auto",
+    )
+
+
+def _with_fee_room(spend: Mapping[str, int]) -> dict[str, int]:
+    """What a payment may come to when it is decided on: by then other coins may have to pay for it."""
+    return {**spend, LOVELACE: spend[LOVELACE] + FEE_ROOM_LOVELACE}
+
+
+def _plan_view(plan: Plan) -> dict[str, object]:
+    """A transaction for a person: every output, as its bytes have it, and the fee."""
+    rest = plan.frame.rest.text
+    addresses = [*(output.address.text for output in plan.asked), *[rest] * len(plan.outputs)]
+    return {
+        "outputs": [
+            {
+                "role": output.role,
+                "address": address,
+                "lovelace": str(output.lovelace),
+                "assets": {asset: str(units) for asset, units in output.assets},
+            }
+            for address, output in zip(addresses, plan.outputs, strict=False)
+        ],
+        "fee": str(plan.fee_lovelace),
+        "size": plan.size,
+    }
 
 
 def in_force_for(conn: Connection, filed: Sequence[Limit], app: str, origin: str) -> tuple[Limit, ...]:
@@ -539,6 +797,8 @@ def _pool_of(unit: Unit, purchase: Purchase, now_ms: int) -> int | None:
     pool = prepaid.ensure_pool(unit, invoice.origin, buyer.partner, buyer.wallet, now_ms)
     if (other := prepaid.batch_under_way(unit.conn, pool.id, now_ms)) is not None:
         row = queries.payment(unit.conn, other)
+        if row is not None and row.state is State.AWAITING_APPROVAL:
+            raise Refused("awaiting_approval", "a batch for the same partner and wallet waits for a person's word")
         ours = {"payment": other} if row is not None and row.app_id == purchase.app_id else {}
         raise Refused("batch_under_way", "a batch for the same partner and wallet is being bought", **ours)
     if purchase.heard_at_ms <= prepaid.last_served_ms(unit.conn, pool.id):

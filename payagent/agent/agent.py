@@ -22,6 +22,7 @@ from payagent.agent import prepaid, steps
 from payagent.agent.admission import (
     Admission,
     Admitted,
+    Approver,
     Ids,
     Purchase,
     TransferOrder,
@@ -52,8 +53,9 @@ from payagent.core.address import Address
 from payagent.core.invoice import Invoice, Output, Role
 from payagent.core.payment import ENDED_WITHOUT_PAYING, NEVER_SIGNED, TRANSITIONS, UNSIGNED, Event, State
 from payagent.core.problem import Refused
+from payagent.core.verdict import Reasons
 from payagent.dialects import Answer, Call, Reading, Response, Said, read_answer, read_offers
-from payagent.store import onchain, pauses, queries, records, spending
+from payagent.store import approvals, onchain, pauses, queries, records, spending
 from payagent.store import prepaid as pools
 from payagent.store.queries import AttemptRow, PaymentRow
 from payagent.store.writer import Connection, Readers, Unit
@@ -142,11 +144,14 @@ class Advice:
 
 @dataclass(frozen=True, slots=True)
 class Quote:
-    """What a payment would be now. `refusal` is the limit that stands against it, if one does."""
+    """What a payment would be now. `refusal` is the limit that stands against it, if one does; `reasons` are why a
+    person would be asked first.
+    """
 
     invoice: Invoice
     plan: Plan
     refusal: Refused | None
+    reasons: Reasons = ()
 
 
 class Agent:
@@ -175,7 +180,10 @@ class Agent:
         self._readers = readers
         self._signer = signer
         self._admission = Admission(
-            self.coins, terms.limits, self.chain, terms.own, terms.chain_depth, terms.min_window_s, terms.caps
+            *(self.coins, terms.limits, self.chain, terms.own, terms.chain_depth, terms.min_window_s, terms.caps),
+            approval_above=terms.approval_above,
+            approval_timeout_s=terms.approval_timeout_s,
+            merchants=terms.merchants,
         )
         self.senders: Sequence[Guarded] = self.sources
         self.providers: Mapping[str, str | None] = {}
@@ -264,11 +272,12 @@ class Agent:
             plan = self._admission.plan(unit, invoice, invoice.expires_at_ms, self.terms.min_window_s, now_ms)
             try:
                 self._admission.require_within_limits(unit, purchase, plan.spend, invoice.asset, now_ms, count)
+                reasons = self._admission.reasons(unit, purchase, invoice, plan.spend)
                 if count > 1:
                     self._require_funds({asset: units * count for asset, units in plan.spend.items()})
             except Refused as refusal:
                 return Quote(invoice, plan, refusal)
-            return Quote(invoice, plan, None)
+            return Quote(invoice, plan, None, reasons)
 
         return await self.write("quote", job)
 
@@ -454,6 +463,41 @@ class Agent:
             else:
                 await self._take_back(row, why, self.chain.require_ready(now_ms), now_ms, app_id)
         return self.payment(row.id)
+
+    async def approve(self, payment_id: str, by: Approver) -> PaymentRow:
+        """Let a payment go on that awaits a decision: it is held, signed and sent as any other.
+
+        What is to be handed over is signed when it is asked for again. Refused as `Admission.approve` does.
+        """
+        now_ms, window_s = self.ports.clock.now_ms(), self.terms.min_window_s
+        with self._claim(payment_id):
+            decided = await self.write(
+                "approve",
+                lambda unit: self._admission.approve(unit, payment_id, by, window_s, now_ms),
+                payment_id,
+            )
+            if decided.plan is None:
+                raise decided.refusal or Refused("already_decided", f"{payment_id} is decided")
+            if not self.payment(payment_id).handed_over:
+                try:
+                    await self._sign(payment_id, decided.plan)
+                    self.send_off(payment_id)
+                except Refused as refused:  # it is approved and held: the next look signs it
+                    log.warning("payment.not_signed_yet", payment=payment_id, code=refused.code)
+        return self.payment(payment_id)
+
+    async def deny(self, payment_id: str, by: Approver) -> PaymentRow:
+        """End a payment that awaits a decision. Refused as `Admission.deny` does."""
+        now_ms = self.ports.clock.now_ms()
+        await self.write("deny", lambda unit: self._admission.deny(unit, payment_id, by, now_ms), payment_id)
+        return self.payment(payment_id)
+
+    async def deny_what_is_over(self) -> None:
+        """End the payments on which nobody decided in time."""
+        now_ms = self.ports.clock.now_ms()
+        for payment_id in approvals.over(self.conn, self._admission.clock_ms(self.conn, now_ms)):
+            job = partial(self._admission.deny_when_over, payment_id=payment_id, now_ms=now_ms)
+            await self.write("deny", job, payment_id)
 
     def _is_all_there(self, row: PaymentRow) -> bool:
         """Whether all that a payment's last attempt spends beside its anchor is there now."""

@@ -93,6 +93,10 @@ class Terms:
     chain_depth: int = 0
     caps: Caps = field(default_factory=dict)
     wallet_below_lovelace: int | None = None
+    approval_above: Mapping[str, int] = field(default_factory=dict)
+    """Units per asset above which a person decides on a payment."""
+
+    approval_timeout_s: int = 3600
     call_rate: Rate | None = None
     """How often each provider may be called; None where nobody counts."""
 

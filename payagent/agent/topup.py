@@ -51,7 +51,14 @@ EXPIRED_MAX = 10
 
 LATER = frozenset(
     (
-        *("batch_under_way", "chain_not_ready", "clock_skew", "funds_in_flight", "intent_settling"),
+        *(
+            "awaiting_approval",
+            "batch_under_way",
+            "chain_not_ready",
+            "clock_skew",
+            "funds_in_flight",
+            "intent_settling",
+        ),
         *("internal_error", "invoice_expired", "merchant_timeout", "merchant_unreachable", "not_signed_yet"),
         *("foreign_spend", "ledger_behind", "paused", "restored_recently", "store_failed"),
     )
@@ -214,6 +221,8 @@ class Topups:
         is_over = now_ms - order.created_at_ms > PATIENCE_MS
         if last is not None and last.state is State.VOID:
             raise Refused(last.reason_code or "payment_ended", last.reason or "its payment ended without paying")
+        if last is not None and last.state is State.DENIED:
+            raise Refused(last.reason_code or "approval_denied", last.reason or "a person denied its payment")
         if last is not None and last.state not in NEVER_SIGNED and last.delivery is not Delivery.ACCEPTED:
             if not (last.state is State.RESERVED and last.handed_over):  # that is signed when it is asked for
                 await self._follow(order, last)

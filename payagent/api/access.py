@@ -40,6 +40,11 @@ class Caller:
         return bool(self.app.scopes & {READ, OPERATE})
 
     @property
+    def sees_payments(self) -> bool:
+        """Who decides on payments that others ask for sees them too, though not the books."""
+        return self.sees_all or APPROVE in self.app.scopes
+
+    @property
     def is_let_in(self) -> bool:
         """Whether the token is good still; asked again by calls that last."""
         agent = self.agent
@@ -61,7 +66,7 @@ class Caller:
     def payment(self, payment_id: str) -> PaymentRow:
         """A payment that the app may see; any other is `not_found`, whether it exists or not."""
         row = queries.payment(self.agent.conn, payment_id)
-        if row is None or not (self.sees_all or row.app_id == self.app.id):
+        if row is None or not (self.sees_payments or row.app_id == self.app.id):
             raise Refused("not_found", f"there is no payment {payment_id[:80]!r}")
         return self.agent.as_noted(row)
 

@@ -19,6 +19,7 @@ from starlette.responses import Response
 from payagent.agent.agent import Agent
 from payagent.agent.topup import Topups
 from payagent.api import (
+    approvals,
     apps,
     events,
     ledger,
@@ -75,7 +76,20 @@ def create_app(
     app.add_exception_handler(DatabaseError, _not_readable)
     app.add_exception_handler(RequestValidationError, _not_valid)
     app.add_exception_handler(HTTPException, _not_routed)
-    for room in (payments, events, merchants, wallet, limits, apps, pause, prepaid, topups, ledger, reconcile):
+    for room in (
+        payments,
+        approvals,
+        events,
+        merchants,
+        wallet,
+        limits,
+        apps,
+        pause,
+        prepaid,
+        topups,
+        ledger,
+        reconcile,
+    ):
         app.include_router(room.router)
     app.include_router(health_router(agent, heartbeat, signer))
     app.openapi = _described(app.openapi)  # type: ignore[method-assign]

@@ -1,12 +1,13 @@
 """What the calls share: a bounded body, its declared type, a page's cursor and time.
 
-May import: core, Starlette, pydantic. Never: knows one call from another.
+May import: core, FastAPI, pydantic. Never: knows one call from another.
 """
 
 import asyncio
 import re
 from typing import Annotated
 
+from fastapi import Path
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 
@@ -21,6 +22,7 @@ BODY_S = 10.0
 """A body must be there within this time after its head."""
 
 Cursor = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,17}$", description="As the page before gave it.")]
+PaymentId = Annotated[str, Path(description="As /v1/payments gave it.")]
 Limit = Annotated[int, Field(ge=1, le=LIST_LIMIT_MAX, description="How many at most.")]
 
 

@@ -5,7 +5,7 @@ May import: agent, store.queries, the rest of api, FastAPI. Never: decides wheth
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Path, Query
+from fastapi import APIRouter, Depends, Query
 from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -13,7 +13,8 @@ from starlette.requests import Request
 from payagent.agent.agent import Agent
 from payagent.agent.view import attempts_view, history_view, payment_view
 from payagent.api.access import APPROVE, OPERATE, PAY, READ, Caller, need
-from payagent.api.calls import Page, Waiting, single_header
+from payagent.api.approvals import asked_view
+from payagent.api.calls import Page, PaymentId, Waiting, single_header
 from payagent.api.problems import Json, JsonResponse
 from payagent.api.reading import read_ask, read_delivery, time_ms
 from payagent.api.receipts import receipt_view
@@ -35,6 +36,7 @@ from payagent.core.payment import State
 from payagent.core.problem import Refused
 from payagent.dialects import Said
 from payagent.store import queries
+from payagent.store.approvals import count_awaiting
 from payagent.store.queries import PaymentRow
 
 _KEY_PARAMETER = {
@@ -47,7 +49,6 @@ _KEY_PARAMETER = {
 
 Payer = Annotated[Caller, Depends(need(PAY))]
 Looker = Annotated[Caller, Depends(need(PAY, READ, OPERATE, APPROVE))]
-PaymentId = Annotated[str, Path(description="As /v1/payments gave it.")]
 
 router = APIRouter(tags=["payments"])
 
@@ -64,14 +65,18 @@ class Filter(Page):
 @router.post(
     "/v1/payments",
     summary="Pay a 402, or find the payment that its intent has",
-    responses=gives(Payment, 200, 201),
+    responses=gives(Payment, 200, 201, 202),
     openapi_extra=takes(PaymentRequest) | {"parameters": [_KEY_PARAMETER]},
     status_code=201,
 )
 async def pay(request: Request, caller: Payer) -> JsonResponse:
-    """Answers once the signed attempt is durable and before it is sent: 201 when new, 200 when there was one."""
+    """Answers once the signed attempt is durable and before it is sent: 201 when new, 200 when there was one. 202,
+    with `approval`, while a person has to decide: nothing is signed, and it counts against the limits. Ask for it
+    with `wait`, or repeat the call."""
     ask = read_ask(caller.app.id, await caller.json_body(request), single_header(request, "Idempotency-Key"))
     row, is_new = await caller.agent.pay(ask)
+    if row.state is State.AWAITING_APPROVAL:
+        return JsonResponse(payment_view(row, caller.agent.terms) | asked_view(caller, row), 202)
     return JsonResponse(payment_view(row, caller.agent.terms), 201 if is_new else 200)
 
 
@@ -89,15 +94,18 @@ async def quote(request: Request, caller: Payer) -> JsonResponse:
 
 @router.get("/v1/payments", summary="Payments, newest first", responses=gives(Payments, 200))
 async def payments(caller: Looker, query: Annotated[Filter, Query()]) -> JsonResponse:
-    """An app sees its own; a token for read or operate sees all."""
-    app_id = query.app if caller.sees_all else caller.app.id
+    """An app sees its own; a token for read, operate or approve sees all."""
+    app_id = query.app if caller.sees_payments else caller.app.id
     if query.app not in (None, app_id):
-        raise Refused("forbidden", "the payments of another app need a token for read or operate")
+        raise Refused("forbidden", "the payments of another app need a token for read, operate or approve")
     origin = None if query.origin is None else _origin(query.origin)
     since_ms = None if query.since is None else time_ms(query.since, "since")
+    only_app = None if caller.sees_payments else caller.app.id
+    awaiting = await run_in_threadpool(lambda: count_awaiting(caller.agent.conn, only_app))
     rows = await run_in_threadpool(_page, caller.agent, query, app_id, origin, since_ms)
     cursor = str(rows[-1].seq) if len(rows) == query.limit else None
-    return JsonResponse({"payments": [payment_view(row, caller.agent.terms) for row in rows], "cursor": cursor})
+    shown = [payment_view(row, caller.agent.terms) for row in rows]
+    return JsonResponse({"payments": shown, "cursor": cursor, "awaiting_approval": awaiting})
 
 
 def _page(
@@ -126,7 +134,7 @@ async def payment(caller: Looker, payment_id: PaymentId, query: Annotated[Waitin
     history = history_view(queries.events(agent.conn, row.id))
     attempts = attempts_view(queries.attempts(agent.conn, row.id))
     more = {"depth": depth_of(row, agent.chain), "attempts": attempts, "history": history}
-    return JsonResponse(payment_view(row, agent.terms) | more)
+    return JsonResponse(payment_view(row, agent.terms) | asked_view(caller, row) | more)
 
 
 @router.get(

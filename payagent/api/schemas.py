@@ -158,6 +158,72 @@ class Payment(BaseModel):
     created_at: Time
     changed_at: Time
     reason: Reason = _absent("There when the payment was refused.")
+    approval: "ApprovalTold" = _absent("There when a person was asked.")
+
+
+class LimitStanding(BaseModel):
+    """`app` and `merchant`: whose spending it bounds; null: whoever's.
+
+    `spent` is what its window counts now, and `frees_at` when the oldest of that does so no more. To a token that
+    only pays, of a limit that others share: what its app spent, and `left` is null.
+    """
+
+    app: str | None
+    merchant: str | None
+    asset: str
+    limit: LimitName
+    most: Units
+    spent: Units
+    left: Units | None
+    frees_at: Time | None
+    set_by: Literal["config", "operator"]
+
+
+class TransactionOutput(BaseModel):
+    role: Literal["pay_to", "split", "change"]
+    address: str
+    lovelace: Units
+    assets: Amounts
+
+
+class TransactionTold(BaseModel):
+    """A transaction as it would have been when it was asked about: every output, also the change."""
+
+    outputs: list[TransactionOutput]
+    fee: Units
+    size: int
+
+
+class MerchantHistory(BaseModel):
+    """What there was with a merchant before: payments that were paid, that ended otherwise, and what was spent."""
+
+    paid: int
+    last_at: Time | None
+    not_paid: int
+    under_way: int
+    spent: Amounts
+
+
+class ApprovalTold(BaseModel):
+    """What a person is asked. `at_most` is what it counts against the limits: no more leaves if it is approved.
+
+    `terms_hash` is what is decided on. The last four are for those who see more than their own payments.
+    """
+
+    reasons: list[Reason]
+    terms_hash: Hex
+    transaction: TransactionTold
+    at_most: Amounts
+    asked_at: Time
+    ends_at: Time
+    decision: Literal["approved", "denied", "timed_out"] | None
+    via: Literal["token", "link", "clock"] | None
+    decided_at: Time | None
+    app: str = _absent("The app that wants to pay.")
+    request: str | None = _absent("The call that is bought.")
+    by: str | None = _absent("The app that decided.")
+    limits: list[LimitStanding] = _absent("The limits that bind it, with what they leave now.")
+    history: MerchantHistory = _absent("What there was with the merchant.")
 
 
 class Happening(BaseModel):
@@ -238,6 +304,9 @@ class PaymentWithAnswer(Payment):
 
 
 class Payments(BaseModel):
+    """`awaiting_approval`: how many of all that the app sees wait for a person, on whatever page."""
+
+    awaiting_approval: int
     payments: list[Payment]
     cursor: str | None
 
@@ -269,6 +338,7 @@ class QuoteAnswer(BaseModel):
     size: int
     expires_at: Time | None
     within_limits: bool
+    approval: list[Reason] = _absent("There when a person would be asked first: why.")
     refusal: Reason = _absent("There when a limit stands against it.")
 
 
@@ -505,24 +575,6 @@ class Reconciliation(BaseModel):
     provider: str | None
     tip: TipTold | None
     prepaid: list[PrepaidHolding]
-
-
-class LimitStanding(BaseModel):
-    """`app` and `merchant`: whose spending it bounds; null: whoever's.
-
-    `spent` is what its window counts now, and `frees_at` when the oldest of that does so no more. To a token that
-    only pays, of a limit that others share: what its app spent, and `left` is null.
-    """
-
-    app: str | None
-    merchant: str | None
-    asset: str
-    limit: LimitName
-    most: Units
-    spent: Units
-    left: Units | None
-    frees_at: Time | None
-    set_by: Literal["config", "operator"]
 
 
 class Limits(BaseModel):

@@ -14,6 +14,8 @@ from payagent.core.money import LOVELACE
 from payagent.core.payment import ON_CHAIN
 from payagent.core.problem import Refused
 from payagent.core.times import iso_time
+from payagent.core.verdict import Finding
+from payagent.store.approvals import Approval, Decided
 from payagent.store.apps import AppRow, TokenRow
 from payagent.store.pauses import Pause
 from payagent.store.queries import CoinRow, EntryRow, PaymentRow, SpendKey, SpendRow
@@ -43,9 +45,30 @@ def quote_view(quote: Quote, terms: Terms) -> Json:
         "expires_at": None if invoice.expires_at_ms is None else iso_time(invoice.expires_at_ms),
         "within_limits": quote.refusal is None,
     }
+    if quote.reasons:
+        view["approval"] = [_reason_view(reason) for reason in quote.reasons]
     if quote.refusal is not None:
         view["refusal"] = {"code": quote.refusal.code, "detail": quote.refusal.detail}
     return view
+
+
+def _reason_view(reason: Finding) -> Json:
+    return {"code": reason.code, "detail": reason.detail}
+
+
+def approval_view(approval: Approval, at_most: Mapping[str, int], decided: Decided | None) -> Json:
+    """What a person is asked about a payment, as its own app may see it."""
+    return {
+        "reasons": [_reason_view(reason) for reason in approval.reasons],
+        "terms_hash": approval.terms_hash,
+        "transaction": approval.plan,
+        "at_most": {asset: str(units) for asset, units in at_most.items()},
+        "asked_at": iso_time(approval.asked_at_ms),
+        "ends_at": iso_time(approval.ends_at_ms),
+        "decision": None if decided is None else decided.decision,
+        "via": None if decided is None else decided.via,
+        "decided_at": None if decided is None else iso_time(decided.at_ms),
+    }
 
 
 def advice_view(advice: Advice) -> Json:
@@ -139,10 +162,10 @@ def utxo_view(coin: CoinRow) -> Json:
 
 def limits_view(standing: Iterable[Standing], names: Mapping[str, str]) -> Json:
     """The limits as they stand; apps and merchants by their names."""
-    return {"limits": [_limit_view(one, names) for one in standing]}
+    return {"limits": [limit_view(one, names) for one in standing]}
 
 
-def _limit_view(one: Standing, names: Mapping[str, str]) -> Json:
+def limit_view(one: Standing, names: Mapping[str, str]) -> Json:
     limit = one.limit
     app, merchant = (names.get(name, name) or None for name in limit.scope)
     return {

@@ -22,6 +22,8 @@ def check_limits(conn: Connection) -> Iterator[Finding]:
     for app, merchant, asset, span_ms, start_ms in books.misspent(conn):
         row = f"{app or 'any'} {merchant or 'any'} {asset} {span_ms} {start_ms}"
         yield Finding("spent", row, "what is kept as spent is not what the holds count")
+    for payment_id, asset in books.unlike_asked(conn):
+        yield Finding("holds", f"{payment_id} {asset}", "it ended at another time than its question")
     yield from _set(conn)
 
 

@@ -35,7 +35,7 @@ STATES_IN_WORDS = {
     "cancelling": "is being cancelled: its anchor goes back to the wallet",
     "void": "void: nothing of it can land any more, the money is free again",
     "rejected": "rejected; nothing was signed",
-    "denied": "denied by a person; nothing was signed",
+    "denied": "denied, or nobody decided in time; nothing was signed",
 }
 DELIVERIES_IN_WORDS = {
     "not_presented": "the retry was not reported yet",
@@ -45,6 +45,8 @@ DELIVERIES_IN_WORDS = {
 }
 EVENTS_IN_WORDS = {
     "hold": "within the limits: money held, coins reserved",
+    "ask": "a person is asked: it counts against the limits, and nothing is signed",
+    "deny": "denied",
     "reject": "rejected",
     "sign": "signed, and durable",
     "leave": "about to be sent for the first time",
@@ -70,7 +72,7 @@ EVENTS_IN_WORDS = {
 
 @group_of("payagent payments", "payagent payments list --state void", alone="list")
 def payments() -> None:
-    """List payments, or show one. Alone: the newest."""
+    """List payments, show one, decide on one that waits for a person. Alone: the newest."""
 
 
 @payments.command("list", epilog=example("payagent payments list --state confirmed --limit 5"))
@@ -106,6 +108,11 @@ def _show_list(terminal: Terminal, answer: dict[str, Any]) -> None:
     ]
     terminal.table(("payment", "created (UTC)", "state", "delivery", "pays", "to"), rows, right=("pays",))
     say_more(terminal, answer)
+    if answer["awaiting_approval"]:
+        terminal.say(
+            f"{answer['awaiting_approval']} of all wait for a person: "
+            "`payagent payments list --state awaiting_approval`, then show ID, approve ID or deny ID."
+        )
 
 
 def _sum_of(row: dict[str, Any]) -> str:
@@ -158,6 +165,36 @@ def resolve(terminal: Terminal, connect: Connect, payment_id: str) -> None:
     terminal.give(payment, lambda: terminal.pairs(_resolved(payment)))
 
 
+@payments.command(epilog=example("payagent payments approve pay_0123456789abcdef01234567"))
+@click.argument("payment_id", metavar="ID")
+@talks_to_daemon
+def approve(terminal: Terminal, connect: Connect, payment_id: str) -> None:
+    """Let a payment go on that waits for a person.
+
+    A terminal shows the transaction and asks once more. Everything is decided anew then: limits, funds and time.
+    What is refused stays open until its time is over.
+    """
+    with connect() as link:
+        if terminal.can_ask:
+            _show_one(terminal, link.get(f"/v1/payments/{_in_path(payment_id)}"))
+            click.confirm("Approve it?", abort=True, err=True)
+        payment = link.post(f"/v1/payments/{_in_path(payment_id)}/approve", {})
+    terminal.give(payment, lambda: terminal.pairs(_resolved(payment)))
+
+
+@payments.command(epilog=example("payagent payments deny pay_0123456789abcdef01234567"))
+@click.argument("payment_id", metavar="ID")
+@talks_to_daemon
+def deny(terminal: Terminal, connect: Connect, payment_id: str) -> None:
+    """End a payment that waits for a person. Nothing was signed.
+
+    For as long as it could have waited, the same call of the same app is refused without asking again.
+    """
+    with connect() as link:
+        payment = link.post(f"/v1/payments/{_in_path(payment_id)}/deny", {})
+    terminal.give(payment, lambda: terminal.pairs(_resolved(payment)))
+
+
 def _resolved(payment: dict[str, Any]) -> list[tuple[str, str]]:
     rows = [
         ("payment", payment["id"]),
@@ -190,9 +227,42 @@ def _show_one(terminal: Terminal, payment: dict[str, Any]) -> None:
     terminal.pairs([(name, str(value)) for name, value in rows if value])
     terminal.line()
     show_outputs(terminal, payment)
+    if approval := payment.get("approval"):
+        _show_approval(terminal, approval)
     terminal.line("History (UTC):")
     for happening in payment["history"]:
         terminal.line(f"  {happening['at'][:19].replace('T', ' ')}  {_told(happening)}")
+
+
+def _show_approval(terminal: Terminal, approval: dict[str, Any]) -> None:
+    """What is asked, for the person who decides."""
+    plan, history = approval["transaction"], approval.get("history")
+    rows = [
+        *(("asked because", reason["detail"]) for reason in approval["reasons"]),
+        ("app", approval.get("app")),
+        ("call", approval.get("request")),
+        *(("takes at most", show_units(asset, units)) for asset, units in approval["at_most"].items()),
+        ("decided" if approval["decision"] else "ends", approval["decision"] or approval["ends_at"]),
+        ("decided by", approval.get("by")),
+        ("merchant", history and f"{history['paid']} paid before, the last {history['last_at'] or 'never'}"),
+        *(
+            (f"left {_limit_name(one)}", show_units(one["asset"], one["left"]))
+            for one in approval.get("limits", [])
+        ),
+    ]
+    terminal.pairs([(name, str(value)) for name, value in rows if value])
+    terminal.line("The transaction as it would have been when it was asked:")
+    outputs = [
+        (output["role"], show_units(LOVELACE, output["lovelace"]), str(len(output["assets"])), output["address"])
+        for output in plan["outputs"]
+    ]
+    terminal.table(("role", "ADA", "tokens", "address"), outputs, right=("ADA", "tokens"))
+    terminal.pairs([("fee", show_units(LOVELACE, plan["fee"])), ("bytes", str(plan["size"]))])
+
+
+def _limit_name(limit: dict[str, Any]) -> str:
+    of = " ".join(limit[part] for part in ("app", "merchant") if limit[part])
+    return f"{in_words(limit['limit'])}{' of ' + of if of else ''}"
 
 
 def _delivery(payment: dict[str, Any]) -> str | None:

@@ -19,7 +19,7 @@ import httpx
 from payagent.client.bodies import Replay
 from payagent.client.errors import PayAgentError, own_error
 from payagent.core.money import LOVELACE, parse_units
-from payagent.core.payment import ENDED_WITHOUT_PAYING, WITHOUT_PROOF
+from payagent.core.payment import ENDED_WITHOUT_PAYING, WITHOUT_PROOF, State
 from payagent.core.prepaid import WALLET_WANTED
 from payagent.core.problem import Refused
 
@@ -384,6 +384,8 @@ def until_ready(payment: Json, deadline_s: float) -> Steps[Json]:
                 f"{payment_id} is {payment['state']}: {reason.get('code')}, {reason.get('detail')}",
                 payment=payment_id,
             )
+        if payment["state"] == State.AWAITING_APPROVAL:
+            raise own_error("awaiting_approval", f"{payment_id} waits for a person's decision", payment=payment_id)
         left_s = deadline_s - time.monotonic()
         if left_s <= 0:
             raise _not_served(payment)

@@ -59,12 +59,19 @@ _SENDER = "Tell the merchant: its 402 is not one that payagent can pay safely."
 _ADDRESS = "Only key addresses of CIP-19 types 0 and 6 on the configured network are paid. " + _SENDER
 
 PROBLEMS: dict[str, Problem] = {
+    "above_approved": Problem(
+        409,
+        7,
+        "The transaction would take more than a person was asked about",
+        "The wallet's coins are too small by now: send part of it to its own address, and approve again.",
+        money="Nothing was signed; the payment still waits for a decision.",
+    ),
     "above_threshold": Problem(
         403,
         8,
         "The payment is above what may leave without a person's word",
         "Wait for the decision, or have it made: payagent payments approve ID, or deny ID.",
-        money="Its money is held until somebody decides or the time for it is over; nothing was signed.",
+        money="It counts against the limits until it is decided or its time is over; nothing was signed.",
         retryable=True,
     ),
     "address_bad_checksum": Problem(422, 3, "The address is damaged", _ADDRESS),
@@ -79,6 +86,13 @@ PROBLEMS: dict[str, Problem] = {
     "address_wrong_length": Problem(422, 3, "The address has the wrong length for its type", _ADDRESS),
     "address_wrong_network": Problem(422, 3, "An address of another network", _ADDRESS),
     "address_wrong_prefix": Problem(422, 3, "The address has the wrong prefix", _ADDRESS),
+    "already_decided": Problem(
+        409,
+        2,
+        "The payment does not wait for a decision",
+        "Look at it: payagent payments show ID. What is decided is not decided again.",
+        money="What was decided before stands.",
+    ),
     "already_running": Problem(
         409,
         2,
@@ -95,6 +109,27 @@ PROBLEMS: dict[str, Problem] = {
         "Nothing can be signed that would help: it ends by itself, as void, when no rollback reaches back to the "
         "last time limit of what was signed for it. If the deposit comes back, the payment goes on.",
         money="Its money stays held until then: what was signed can land, if the deposit comes back in time.",
+    ),
+    "approval_denied": Problem(
+        403,
+        3,
+        "A person denied the payment",
+        "Do not ask again without a word with the operator: for a while the same call is refused unasked.",
+    ),
+    "approval_timed_out": Problem(
+        403,
+        3,
+        "Nobody decided on the payment in time",
+        "Ask the operator to be at hand, and repeat the call: it is a new question.",
+        retryable=True,
+    ),
+    "awaiting_approval": Problem(
+        503,
+        8,
+        "A person has to decide on the payment",
+        "Repeat the same call later: it finds this payment. To decide: payagent payments approve ID, or deny ID.",
+        money="It counts against the limits until it is decided or its time is over; nothing was signed.",
+        retryable=True,
     ),
     "app_exists": Problem(
         409,

@@ -296,6 +296,8 @@ class Clerk:
                 )
             if row.state is State.CANCELLING and row.reason_code is not None:
                 raise Refused(row.reason_code, row.reason or "its coins are taken back", payment=row.id)
+            if row.state is State.AWAITING_APPROVAL:
+                raise Refused("awaiting_approval", f"{row.id} waits for a person's decision", payment=row.id)
             if row.state in UNSIGNED and self._agent.is_paused:
                 raise Refused("paused", f"{row.id} is {row.state}, and signing is paused", payment=row.id)
             if trip.left_s <= 0:

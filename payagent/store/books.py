@@ -166,7 +166,7 @@ _OF_PAYMENTS = {
     ),
     "holds": (
         "h.asset, h.units, h.at_ms, h.released_at_ms",
-        "CROSS JOIN holds h ON h.payment_id = p.id",
+        "CROSS JOIN holds h ON h.payment_id = p.id AND h.stage = 'pay'",
         "h.asset",
     ),
     "journal": (
@@ -398,7 +398,7 @@ def deposited(conn: sqlite3.Connection, ref: str) -> tuple[dict[str, int] | None
 
 
 _EXPECTED = """CASE WHEN p.kind <> 'invoice' THEN NULL WHEN h.released_at_ms IS NULL THEN h.units
-    WHEN p.state = 'void' AND h.asset = 'lovelace'
+    WHEN p.state = 'void' AND h.asset = 'lovelace' AND h.stage = 'pay'
     THEN COALESCE((SELECT fee_lovelace FROM attempts WHERE tx_id = p.tx_id), 0) ELSE 0 END"""
 
 
@@ -407,6 +407,15 @@ def miscounted(conn: sqlite3.Connection) -> Iterator[tuple[str, str, int | None,
     return conn.execute(
         f"SELECT h.payment_id, h.asset, h.counted_units, {_EXPECTED} AS expected FROM holds h "  # noqa: S608
         "JOIN payments p ON p.id = h.payment_id WHERE h.counted_units IS NOT expected ORDER BY h.rowid"
+    )
+
+
+def unlike_asked(conn: sqlite3.Connection) -> Iterator[tuple[str, str]]:
+    """(payment, asset) of holds for a question that ended at another time than the question did."""
+    return conn.execute(
+        "SELECT h.payment_id, h.asset FROM holds h WHERE h.stage = 'ask' AND h.released_at_ms IS NOT (SELECT e.at_ms "
+        "FROM events e WHERE e.payment_id = h.payment_id AND e.event IN ('hold', 'deny') ORDER BY e.seq LIMIT 1) "
+        "ORDER BY h.rowid"
     )
 
 

@@ -20,6 +20,8 @@ from payagent.core.payment import Delivery, State
 from payagent.store.schema import GENESIS, IS_SPEND
 
 AttemptKind = Literal["pay", "cancel"]
+Stage = Literal["ask", "pay"]
+"""Of a hold: while a person is to decide, and from the decision on."""
 
 
 def _sums(column: str) -> str:
@@ -339,8 +341,8 @@ def payment_of_invoice(conn: sqlite3.Connection, invoice_seq: int) -> str | None
     return row[0] if row else None
 
 
-def hold(conn: sqlite3.Connection, payment_id: str) -> dict[str, int]:
-    rows = conn.execute("SELECT asset, units FROM holds WHERE payment_id = ?", (payment_id,))
+def hold(conn: sqlite3.Connection, payment_id: str, stage: Stage = "pay") -> dict[str, int]:
+    rows = conn.execute("SELECT asset, units FROM holds WHERE payment_id = ? AND stage = ?", (payment_id, stage))
     return dict(rows.fetchall())
 
 
@@ -565,6 +567,12 @@ def intent(conn: sqlite3.Connection, intent_id: str) -> IntentRow:
         "SELECT id, app_id, key, derived, fingerprint, origin, request_id FROM intents WHERE id = ?", (intent_id,)
     ).fetchone()
     return IntentRow(row[0], row[1], row[2], bool(row[3]), row[4], row[5], row[6])
+
+
+def request_of(conn: sqlite3.Connection, intent_id: str) -> str | None:
+    """The call that an intent buys: method, path and the hash of its body, between spaces."""
+    (request,) = conn.execute("SELECT request FROM intents WHERE id = ?", (intent_id,)).fetchone()
+    return None if request is None else str(request)
 
 
 def coins_of_tx(conn: sqlite3.Connection, tx_id: str) -> list[CoinRow]:

@@ -59,7 +59,7 @@ def recorded(conn: sqlite3.Connection, payment_id: str) -> Recorded:
             "p.id = a.payment_id WHERE p.id = ? AND v.seq <> p.invoice ORDER BY v.seq",
             payment_id,
         ),
-        holds=rows("SELECT * FROM holds WHERE payment_id = ? ORDER BY rowid", payment_id),
+        holds=rows("SELECT * FROM holds WHERE payment_id = ? AND stage = 'pay' ORDER BY rowid", payment_id),
         attempts=rows("SELECT * FROM attempts WHERE payment_id = ? ORDER BY rowid", payment_id),
         sightings=rows(
             "SELECT s.* FROM sightings s JOIN attempts a ON a.tx_id = s.tx_id WHERE a.payment_id = ? "

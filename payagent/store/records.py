@@ -13,7 +13,15 @@ from payagent.core.money import LOVELACE
 from payagent.core.payment import Delivery, Event, State, move
 from payagent.store import spending
 from payagent.store.onchain import ForeignRow
-from payagent.store.queries import AttemptKind, CoinRow, OutputRow, dump_outputs, event_hash, last_event
+from payagent.store.queries import (
+    AttemptKind,
+    CoinRow,
+    OutputRow,
+    Stage,
+    dump_outputs,
+    event_hash,
+    last_event,
+)
 from payagent.store.writer import Unit
 
 
@@ -171,47 +179,60 @@ def set_merchant_status(unit: Unit, payment_id: str, status: str, now_ms: int) -
 
 
 def place_hold(
-    unit: Unit, payment_id: str, units: Mapping[str, int], now_ms: int, counted_at_ms: int, is_counted: bool
+    unit: Unit,
+    payment_id: str,
+    units: Mapping[str, int],
+    now_ms: int,
+    counted_at_ms: int,
+    is_counted: bool,
+    stage: Stage = "pay",
 ) -> None:
     """Reserve units. They count against limits at that time of the limits' clock, unless none bind the payment."""
     unit.conn.executemany(
-        "INSERT INTO holds(payment_id, asset, units, at_ms, counted_units, counted_at_ms) "
-        "VALUES (?, ?, ?, ?, ?, ?)",
-        [(payment_id, asset, n, now_ms, n if is_counted else None, counted_at_ms) for asset, n in units.items()],
+        "INSERT INTO holds(payment_id, stage, asset, units, at_ms, counted_units, counted_at_ms) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?)",
+        [
+            (payment_id, stage, asset, n, now_ms, n if is_counted else None, counted_at_ms)
+            for asset, n in units.items()
+        ],
     )
     if is_counted:
         spending.count(unit, *_whose(unit, payment_id), units, counted_at_ms)
 
 
-def release_hold(unit: Unit, payment_id: str, now_ms: int, kept_lovelace: int = 0) -> None:
+def release_hold(unit: Unit, payment_id: str, now_ms: int, kept_lovelace: int = 0, stage: Stage = "pay") -> None:
     """Give a hold back; what was lost all the same, as the fee of a cancel, goes on counting against limits."""
     rows = unit.conn.execute(
-        "UPDATE holds SET released_at_ms = ? WHERE payment_id = ? AND released_at_ms IS NULL RETURNING asset",
-        (now_ms, payment_id),
+        "UPDATE holds SET released_at_ms = ? WHERE payment_id = ? AND stage = ? AND released_at_ms IS NULL "
+        "RETURNING asset",
+        (now_ms, payment_id, stage),
     ).fetchall()
-    _count_anew(unit, payment_id, {asset: kept_lovelace if asset == LOVELACE else 0 for (asset,) in rows})
+    units = {asset: kept_lovelace if asset == LOVELACE else 0 for (asset,) in rows}
+    _count_anew(unit, payment_id, units, stage)
 
 
 def renew_hold(unit: Unit, payment_id: str) -> None:
     """What ended a hold is on no chain any more: it counts again, from when it did."""
     rows = unit.conn.execute(
-        "UPDATE holds SET released_at_ms = NULL WHERE payment_id = ? RETURNING asset, units", (payment_id,)
+        "UPDATE holds SET released_at_ms = NULL WHERE payment_id = ? AND stage = 'pay' RETURNING asset, units",
+        (payment_id,),
     ).fetchall()
-    _count_anew(unit, payment_id, dict(rows))
+    _count_anew(unit, payment_id, dict(rows), "pay")
 
 
-def _count_anew(unit: Unit, payment_id: str, units: Mapping[str, int]) -> None:
+def _count_anew(unit: Unit, payment_id: str, units: Mapping[str, int], stage: Stage) -> None:
     """So much of a payment's holds counts from now on, where they count at all."""
     rows = unit.conn.execute(
-        "SELECT asset, counted_units, counted_at_ms FROM holds WHERE payment_id = ? AND counted_units IS NOT NULL",
-        (payment_id,),
+        "SELECT asset, counted_units, counted_at_ms FROM holds WHERE payment_id = ? AND stage = ? "
+        "AND counted_units IS NOT NULL",
+        (payment_id, stage),
     ).fetchall()
     for asset, before, at_ms in rows:
         if asset in units:
             spending.count(unit, *_whose(unit, payment_id), {asset: units[asset] - before}, at_ms)
             unit.conn.execute(
-                "UPDATE holds SET counted_units = ? WHERE payment_id = ? AND asset = ?",
-                (units[asset], payment_id, asset),
+                "UPDATE holds SET counted_units = ? WHERE payment_id = ? AND stage = ? AND asset = ?",
+                (units[asset], payment_id, stage, asset),
             )
 
 

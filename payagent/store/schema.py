@@ -142,18 +142,33 @@ CREATE INDEX payments_by_pool ON payments(pool, seq) WHERE pool IS NOT NULL;
 CREATE INDEX payments_coming ON payments(pool)
   WHERE state IN ('reserved', 'signed', 'in_flight', 'replacing', 'in_block');
 
--- Units reserved for a payment, fee and riding ADA included. counted_units: what of them counts against limits,
--- all until they are released; NULL of a self-transfer, which no limit binds. counted_at_ms: the limits' clock
--- when they were placed (store.spending).
+-- Units reserved for a payment, fee and riding ADA included. stage: `ask` while a person is to decide (no coins
+-- are set aside, nothing is booked), `pay` from the decision on. counted_units: what of them counts against
+-- limits, all until they are released; NULL of a self-transfer, which no limit binds. counted_at_ms: the limits'
+-- clock when they were placed (store.spending).
 CREATE TABLE holds (
   payment_id TEXT NOT NULL REFERENCES payments(id),
+  stage TEXT NOT NULL CHECK (stage IN ('ask', 'pay')),
   asset TEXT NOT NULL,
   units INTEGER NOT NULL CHECK (units > 0),
   at_ms INTEGER NOT NULL,
   released_at_ms INTEGER,
   counted_units INTEGER CHECK (counted_units >= 0),
   counted_at_ms INTEGER NOT NULL,
-  PRIMARY KEY (payment_id, asset)
+  PRIMARY KEY (payment_id, stage, asset)
+) STRICT;
+
+-- What a person was asked about a payment; what was decided, its events tell. terms_hash: what is decided on, its
+-- invoice's. reasons and plan: JSON, why it was asked and the transaction as it would have been. ends_at_ms: when,
+-- on the limits' clock, it is denied if nobody has decided.
+CREATE TABLE approvals (
+  payment_id TEXT PRIMARY KEY REFERENCES payments(id),
+  terms_hash TEXT NOT NULL,
+  reasons TEXT NOT NULL,
+  plan TEXT NOT NULL,
+  max_total INTEGER,
+  asked_at_ms INTEGER NOT NULL,
+  ends_at_ms INTEGER NOT NULL
 ) STRICT;
 
 -- What the holds of a scope count in a span of time, kept with them so that nobody need add them up: high * 2^32 +
@@ -562,6 +577,7 @@ class Kept:
 _ROW = Key(("rowid",))
 
 KEPT = {
+    "approvals": Kept((_ROW, Key(("payment_id",)))),
     "attempts": Kept((_ROW, Key(("tx_id",)))),
     "events": Kept((_ROW,)),
     "invoices": Kept((_ROW, Key(("origin", "invoice_id")))),
@@ -603,8 +619,8 @@ KEPT = {
         once=("delivered_at_ms",),
     ),
     "holds": Kept(
-        (_ROW, Key(("payment_id", "asset"))),
-        fixed=("rowid", "payment_id", "asset", "units", "at_ms", "counted_at_ms"),
+        (_ROW, Key(("payment_id", "stage", "asset"))),
+        fixed=("rowid", "payment_id", "stage", "asset", "units", "at_ms", "counted_at_ms"),
     ),
     "payments": Kept(
         (
@@ -657,6 +673,12 @@ _OTHER_GUARDS = (
         "INSERT ON attempts",
         "EXISTS (SELECT 1 FROM payments WHERE id = NEW.payment_id AND invoice IS NOT NEW.invoice)",
         "an attempt is signed for the invoice that its payment goes by",
+    ),
+    Guard(
+        "payments_asked",
+        "UPDATE ON payments",
+        "NEW.state = 'awaiting_approval' AND NOT EXISTS (SELECT 1 FROM approvals WHERE payment_id = NEW.id)",
+        "nobody was asked about the payment",
     ),
     Guard(
         "payments_refused_for_good",

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 from agent.test_agent_handover import pass_ttl, wait_for_void, with_handover
-from agent_kit import ADA, APP, DEVNET, Clock, World, daily, with_terms
+from agent_kit import ADA, APP, DEVNET, Clock, Run, World, daily, with_terms
 
+from payagent.agent.admission import Approver
 from payagent.agent.apps import NewApp, add_app, renew_token, revoke
 from payagent.agent.limits import set_limits
 from payagent.audit.finding import Finding, Head
@@ -60,6 +61,7 @@ async def live(world: World) -> None:
         await run.agent.send("app_test", world.account.address, "lovelace", 5 * ADA)
         await run.agent.drain(10)
         await run.settle_down()
+        await decide_on_some(world, run)
     async with world.run(terms=with_terms(limits=daily(1, 1))) as run:
         (world.folder / "early").mkdir()
         copy_of(world.folder / "ledger.db", world.folder / "early")
@@ -82,6 +84,18 @@ async def live(world: World) -> None:
         await renew_token(run.agent, operator, "bot", "2" * 64, None)
         await revoke(run.agent, operator, "bot")
         await renew_token(run.agent, operator, "bot", "3" * 64, None)
+
+
+async def decide_on_some(world: World, run: Run) -> None:
+    """One is approved and paid, one is denied, and of one nobody has decided yet."""
+    agent, by = run.agent, Approver("token", APP)
+    agent._admission.approval_above = {"lovelace": 1 * ADA}
+    approved, denied, _ = [(await agent.pay(world.ask(f"asked {n}")))[0] for n in range(3)]
+    await agent.approve(approved.id, by)
+    await agent.deny(denied.id, by)
+    await agent.drain(10)
+    await run.settle_down()
+    agent._admission.approval_above = {}
 
 
 @contextmanager

@@ -79,6 +79,7 @@ CASES = [
     ("holds", "UPDATE holds SET counted_units = counted_units - 1 WHERE rowid = 1", None),
     ("holds", "UPDATE holds SET counted_units = 5 WHERE counted_units IS NULL", None),
     ("holds", "UPDATE holds SET counted_at_ms = 1 WHERE rowid = 2", "2"),
+    ("holds", "UPDATE holds SET released_at_ms = 5, counted_units = 0 WHERE stage = 'ask'", None),
     ("spent", "UPDATE spent SET low = low - 1 WHERE app = '' AND merchant = '' AND span_ms = 0", None),
     ("spent", "UPDATE spent SET high = high + 1 WHERE app <> '' AND merchant = '' AND span_ms = 21600000", None),
     ("spent", "UPDATE spent SET low = low + 1 WHERE app <> '' AND merchant <> '' AND span_ms = 300000", None),
@@ -258,7 +259,7 @@ OF_NOTHING = [
         f"INSERT INTO attempts SELECT '{OTHER}', 'pay_x', kind, anchor, invoice, inputs, cbor, fee_lovelace, "
         "ttl_slot, signed_at_ms FROM attempts LIMIT 1",
     ),
-    ("holds", "INSERT INTO holds VALUES ('pay_x', 'lovelace', 5, 1, NULL, 5, 1)"),
+    ("holds", "INSERT INTO holds VALUES ('pay_x', 'pay', 'lovelace', 5, 1, NULL, 5, 1)"),
     ("reservations", "INSERT INTO reservations SELECT ref, 'pay_x' FROM coins WHERE state = 'free' LIMIT 1"),
     ("sightings", f"INSERT INTO sightings VALUES (NULL, '{OTHER}', '{OTHER}', 1, 1, 'p', 1)"),
     ("submissions", f"INSERT INTO submissions(tx_id, provider, at_ms) VALUES ('{OTHER}', 'p', 1)"),

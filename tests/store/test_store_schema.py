@@ -31,8 +31,9 @@ INSERT INTO payments(id, kind, app_id, intent_id, first_invoice, invoice, output
 INSERT INTO payments(id, kind, app_id, intent_id, first_invoice, invoice, outputs, state, delivery, created_at_ms,
   changed_at_ms)
   VALUES ('pay0', 'invoice', 'app', 'int1', 1, 1, '[]', 'rejected', 'not_presented', 1, 1);
-INSERT INTO holds VALUES ('pay1', 'lovelace', 5, 1, NULL, 5, 1);
-INSERT INTO holds VALUES ('pay1', 'token', 5, 1, 2, 0, 1);
+INSERT INTO approvals VALUES ('pay0', 't', '[]', '{{}}', NULL, 1, 2);
+INSERT INTO holds VALUES ('pay1', 'pay', 'lovelace', 5, 1, NULL, 5, 1);
+INSERT INTO holds VALUES ('pay1', 'pay', 'token', 5, 1, 2, 0, 1);
 INSERT INTO coins VALUES ('aa#0', 'aa', 0, 5000000, '{{}}', 'deposit', 'free', NULL);
 INSERT INTO coins VALUES ('bb#1', 'bb', 1, 5000000, '{{}}', 'deposit', 'free', NULL);
 INSERT INTO reservations VALUES ('aa#0', 'pay1');
@@ -93,6 +94,7 @@ NEW_INTENT = "REPLACE INTO intents VALUES "
 NEW_PAYMENT = PAYMENT.replace("INSERT", "REPLACE")
 NEW_TOPUP = "REPLACE INTO topups VALUES (9, {}, 'auto', 'calls', 5, '{{}}', 1, 1, NULL, NULL, NULL)"
 NEW_VALUES = {
+    "holds.stage": "'ask'",
     "alerts.kind": "'other'",
     "app_id": "'app2'",
     "asset": "asset || 'x'",
@@ -154,7 +156,7 @@ BREACHES = [
     ("intents_ended_at_ms_once", "UPDATE intents SET ended_at_ms = 3 WHERE id = 'int3'"),
     ("intents_no_replace", NEW_INTENT + "('int9', 'app', 'k1', 0, 'other', 'o', NULL, 'r', 1, NULL)"),
     ("intents_no_replace", NEW_INTENT + "('int1', 'app', 'k9', 0, 'other', 'o', NULL, 'r', 1, NULL)"),
-    ("holds_no_replace", "REPLACE INTO holds VALUES ('pay1', 'lovelace', 1, 1, NULL, 1, 1)"),
+    ("holds_no_replace", "REPLACE INTO holds VALUES ('pay1', 'pay', 'lovelace', 1, 1, NULL, 1, 1)"),
     (
         "payments_no_replace",
         NEW_PAYMENT + "('pay1', 'send', 'app', 'int2', NULL, NULL, '[]', 'void', 'n', 'bb#1', 1, 1)",
@@ -163,6 +165,8 @@ BREACHES = [
         "payments_one_per_intent",
         PAYMENT + "('p', 'invoice', 'app', 'int1', 2, 2, '[]', 'signed', 'n', 'bb#1', 1, 1)",
     ),
+    ("approvals_no_replace", "REPLACE INTO approvals VALUES ('pay0', 'u', '[]', '{}', NULL, 1, 9)"),
+    ("payments_asked", "UPDATE payments SET state = 'awaiting_approval', anchor = NULL WHERE id = 'pay1'"),
     ("payments_refused_for_good", "UPDATE payments SET state = 'denied' WHERE id = 'pay0'"),
     (
         "payments_no_replace",
@@ -334,7 +338,7 @@ def test_what_may_change_does(plain: sqlite3.Connection) -> None:
             "cannot store REAL",
         ),
         ("UPDATE coins SET state = 'spent' WHERE ref = 'bb#1'", "CHECK"),
-        ("INSERT INTO holds VALUES ('pay1', 'ada', -1, 1, NULL, 1, 1)", "CHECK"),
+        ("INSERT INTO holds VALUES ('pay1', 'pay', 'ada', -1, 1, NULL, 1, 1)", "CHECK"),
     ],
 )
 def test_a_row_that_breaks_a_rule_is_refused(conn: sqlite3.Connection, statement: str, error: str) -> None:

@@ -1,0 +1,96 @@
+"""Approve and deny a payment that waits for a person; and what that person is shown.
+
+May import: core, agent, store, the rest of api, FastAPI. Never: decides whether a payment may be made.
+"""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends
+
+from payagent.agent.admission import Approver
+from payagent.agent.agent import Agent
+from payagent.agent.limits import names_of, standing
+from payagent.agent.view import payment_view
+from payagent.api.access import APPROVE, OPERATE, Caller, need
+from payagent.api.calls import PaymentId
+from payagent.api.problems import Json, JsonResponse
+from payagent.api.schemas import Payment, gives
+from payagent.api.views import approval_view, limit_view
+from payagent.core.payment import ENDED_WITHOUT_PAYING, POSTED
+from payagent.core.policy import ANY, Scope, scopes_of
+from payagent.core.problem import Refused
+from payagent.core.times import iso_time
+from payagent.store import approvals, apps, queries, spending
+from payagent.store.queries import PaymentRow
+
+Decider = Annotated[Caller, Depends(need(APPROVE, OPERATE))]
+
+router = APIRouter(tags=["payments"])
+
+
+@router.post(
+    "/v1/payments/{payment_id}/approve", summary="Let a payment go on that waits", responses=gives(Payment, 200)
+)
+async def approve(caller: Decider, payment_id: PaymentId) -> JsonResponse:
+    """All is decided anew, limits and funds too, and then it is signed. What is refused now stays open until its
+    time is over; 409 `already_decided` says what was decided before. No app but an operator's decides on its own
+    payment."""
+    row = await caller.agent.approve(_open_to(caller, payment_id), Approver("token", caller.app.id))
+    return JsonResponse(payment_view(row, caller.agent.terms) | asked_view(caller, row))
+
+
+@router.post("/v1/payments/{payment_id}/deny", summary="End a payment that waits", responses=gives(Payment, 200))
+async def deny(caller: Decider, payment_id: PaymentId) -> JsonResponse:
+    """Nothing was signed, and what counted for it is free. For as long as it could have waited, the same call is
+    refused without asking again."""
+    row = await caller.agent.deny(_open_to(caller, payment_id), Approver("token", caller.app.id))
+    return JsonResponse(payment_view(row, caller.agent.terms) | asked_view(caller, row))
+
+
+def _open_to(caller: Caller, payment_id: str) -> str:
+    """A payment that the caller may decide on."""
+    row = caller.payment(payment_id)
+    if row.app_id == caller.app.id and OPERATE not in caller.app.scopes:
+        raise Refused("forbidden", "an app does not decide on its own payment", needs=OPERATE)
+    return row.id
+
+
+def asked_view(caller: Caller, row: PaymentRow) -> Json:
+    """What a person is or was asked about a payment, under `approval`; nothing where nobody was asked."""
+    approval = approvals.of_payment(caller.agent.conn, row.id)
+    if approval is None:
+        return {}
+    at_most, decided = queries.hold(caller.agent.conn, row.id, "ask"), approvals.decided(caller.agent.conn, row.id)
+    view = approval_view(approval, at_most, decided)
+    return {"approval": view | (decider_view(caller.agent, row) if caller.sees_payments else {})}
+
+
+def decider_view(agent: Agent, row: PaymentRow) -> Json:
+    """What only those see who decide: who wants it, what limits leave, and what there was with the merchant."""
+    conn, origin, names = agent.conn, row.origin or "", dict(names_of(agent))
+    decided = approvals.decided(conn, row.id)
+    by = None if decided is None else decided.by_app
+    assets, scopes = queries.hold(conn, row.id, "ask").keys(), scopes_of(row.app_id, origin)
+    bind = [one for one in standing(agent) if one.limit.scope in scopes and one.limit.asset in assets]
+    return {
+        "app": apps.require(conn, row.app_id).name,
+        "request": queries.request_of(conn, row.intent_id),
+        "by": None if by is None else names.get(by, by),
+        "limits": [limit_view(one, names) for one in bind],
+        "history": _history(agent, row.id, origin),
+    }
+
+
+def _history(agent: Agent, payment_id: str, origin: str) -> Json:
+    found = approvals.standing_at(agent.conn, origin, payment_id)
+    paid = [one for state, one in found.items() if state in POSTED]
+    last_ms = max((newest_ms for _, newest_ms in paid), default=None)
+    not_paid = sum(count for state, (count, _) in found.items() if state in ENDED_WITHOUT_PAYING)
+    under_way = sum(count for count, _ in found.values()) - sum(count for count, _ in paid) - not_paid
+    return {
+        "paid": sum(count for count, _ in paid),
+        "last_at": None if last_ms is None else iso_time(last_ms),
+        "not_paid": not_paid,
+        "under_way": under_way,
+        "spent": {asset: str(n) for asset, n in spending.totals(agent.conn, Scope(ANY, origin)).items()},
+    }

@@ -1,0 +1,330 @@
+"""Payments on which a person decides: what they count while they wait, and what a decision is good for.
+
+The chain and the agent share one clock here, which a test can move.
+"""
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from agent_kit import ADA, APP, DEVNET, Run, World, daily, with_terms, world_with_clock
+
+from payagent.agent.admission import FEE_ROOM_LOVELACE, Approver
+from payagent.agent.apps import renew_token, revoke
+from payagent.agent.limits import set_limits
+from payagent.agent.pause import pause, unpause
+from payagent.audit.finding import Finding
+from payagent.audit.signed import Owner
+from payagent.audit.verify import verify
+from payagent.core.payment import State
+from payagent.core.policy import Scope, Window
+from payagent.core.problem import Refused
+from payagent.store import alerts, approvals, apps, queries, spending
+from payagent.store.queries import PaymentRow
+
+PRICE = 10 * ADA
+"""What the merchant asks."""
+
+ASKING = with_terms(approval_above={"lovelace": 5 * ADA}, approval_timeout_s=600)
+SOMEBODY = Approver("token", "app_somebody")
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    """A devnet whose clock the test moves."""
+    with world_with_clock(tmp_path) as world:
+        world.fund(50 * ADA, 50 * ADA, 50 * ADA)
+        world.settings(timeout=7_200, price=str(PRICE), splits=[])
+        yield world
+
+
+async def ask(run: Run, message: str = "hello", **more: object) -> PaymentRow:
+    row, is_new = await run.agent.pay(run.world.ask(message, **more))  # type: ignore[arg-type]
+    assert (row.state, is_new) == (State.AWAITING_APPROVAL, True)
+    return row
+
+
+async def add_somebody(run: Run) -> None:
+    await run.agent.write(
+        "app", lambda unit: apps.add_with_token(unit, "app_somebody", "somebody", "1" * 64, ["approve"], 1)
+    )
+
+
+def code_of(refused: pytest.ExceptionInfo[Refused]) -> str:
+    return refused.value.code
+
+
+def is_sound(run: Run) -> bool:
+    told = verify(run.agent.conn, Owner(run.agent.terms.own, DEVNET))
+    return [one for one in told if isinstance(one, Finding)] == []
+
+
+def spent(run: Run) -> int:
+    return spending.totals(run.agent.conn, Scope(APP, run.world.origin)).get("lovelace", 0)
+
+
+async def pass_time(run: Run, seconds: int) -> None:
+    run.world.clock.ahead_ms += seconds * 1000
+    await run.settle_down()
+    await run.agent.deny_what_is_over()
+
+
+async def test_what_waits_counts_in_full_and_takes_no_coin(world: World) -> None:
+    async with world.run(terms=ASKING) as run:
+        await run.look()
+        free = run.selectable()
+        row = await ask(run)
+        assert (row.anchor, row.tx_id) == (None, None)
+        assert PRICE < spent(run) < PRICE + ADA
+        assert run.selectable() == free
+        assert run.books().get("held", {}) == {}
+        again, is_new = await run.agent.pay(world.ask())
+        assert (again.id, is_new) == (row.id, False)
+        await run.settle_down(3)
+        assert run.state(row.id) is State.AWAITING_APPROVAL
+        assert world.transactions() == []
+        assert alerts.raised(run.agent.conn, "approval_needed") == [f"approval:{row.id}"]
+        assert is_sound(run)
+
+
+async def test_what_is_below_the_threshold_asks_nobody(world: World) -> None:
+    async with world.run(terms=with_terms(approval_above={"lovelace": 11 * ADA})) as run:
+        await run.look()
+        assert (await run.pay()).state is State.IN_FLIGHT
+
+
+async def test_an_approved_payment_is_paid_once_and_counts_once(world: World) -> None:
+    async with world.run(terms=ASKING) as run:
+        await run.look()
+        await add_somebody(run)
+        row = await ask(run)
+        approved = await run.agent.approve(row.id, SOMEBODY)
+        assert approved.tx_id is not None
+        await run.agent.drain(10)
+        await run.settle_down(2)
+        assert run.state(row.id) is State.CONFIRMED
+        assert world.transactions() == [approved.tx_id]
+        assert spent(run) == PRICE + (approved.fee_lovelace or 0)
+        assert alerts.raised(run.agent.conn, "approval_needed") == []
+        assert run.owned() == world.on_chain()
+        assert is_sound(run)
+        told = approvals.decided(run.agent.conn, row.id)
+        assert told is not None
+        assert (told.decision, told.via, told.by_app) == ("approved", "token", "app_somebody")
+
+
+async def test_a_denied_payment_frees_what_it_counted_and_is_not_asked_again_for_a_while(world: World) -> None:
+    async with world.run(terms=ASKING) as run:
+        await run.look()
+        await add_somebody(run)
+        row = await ask(run)
+        denied = await run.agent.deny(row.id, SOMEBODY)
+        assert (denied.state, denied.reason_code) == (State.DENIED, "approval_denied")
+        assert spent(run) == 0
+        with pytest.raises(Refused) as refused:
+            await run.agent.pay(world.ask())
+        assert (code_of(refused), refused.value.context["payment"]) == ("approval_denied", row.id)
+        await ask(run, "another call")
+        await pass_time(run, 601)
+        again = await ask(run)
+        assert again.id != row.id
+        assert is_sound(run)
+
+
+@pytest.mark.parametrize("first", ["approve", "deny"])
+@pytest.mark.parametrize("second", ["approve", "deny"])
+async def test_of_two_decisions_one_counts_and_the_other_is_told(world: World, first: str, second: str) -> None:
+    async with world.run(terms=ASKING) as run:
+        await run.look()
+        await add_somebody(run)
+        row = await ask(run)
+        decide = {"approve": run.agent.approve, "deny": run.agent.deny}
+        ended = await asyncio.gather(
+            decide[first](row.id, SOMEBODY), decide[second](row.id, SOMEBODY), return_exceptions=True
+        )
+        done = [one for one in ended if isinstance(one, PaymentRow)]
+        (refused,) = [one for one in ended if isinstance(one, Refused)]
+        assert len(done) == 1
+        assert (refused.code, refused.problem.status) == ("already_decided", 409)
+        assert refused.context["decision"] == {"approve": "approved", "deny": "denied"}[first]
+        assert refused.context["state"] in ("denied", "reserved", "signed", "in_flight")
+        await run.agent.drain(10)
+        await run.settle_down(2)
+        assert len(world.transactions()) == (first == "approve")
+
+
+async def test_nobody_in_time_is_a_no_by_the_chains_clock_alone(world: World) -> None:
+    async with world.run(terms=ASKING) as run:
+        await run.look()
+        row = await ask(run)
+        run.world.clock.ahead_ms += 500_000
+        await run.agent.deny_what_is_over()
+        await run.settle_down()
+        await run.agent.deny_what_is_over()
+        assert run.state(row.id) is State.AWAITING_APPROVAL
+        run.world.clock.ahead_ms += 200_000
+        await run.agent.deny_what_is_over()  # no block has come yet
+        assert run.state(row.id) is State.AWAITING_APPROVAL
+        await pass_time(run, 0)
+        denied = run.agent.payment(row.id)
+        assert (denied.state, denied.reason_code) == (State.DENIED, "approval_timed_out")
+        assert spent(run) == 0
+        with pytest.raises(Refused) as refused:
+            await run.agent.approve(row.id, SOMEBODY)
+        assert code_of(refused) == "already_decided"
+        await ask(run)
+        assert is_sound(run)
+
+
+async def test_who_approves_at_the_last_moment_is_too_late_when_it_is_over(world: World) -> None:
+    async with world.run(terms=ASKING) as run:
+        await run.look()
+        row = await ask(run)
+        world.clock.ahead_ms += 601_000
+        await run.settle_down()
+        assert run.state(row.id) is State.AWAITING_APPROVAL
+        with pytest.raises(Refused) as refused:
+            await run.agent.approve(row.id, SOMEBODY)
+        assert code_of(refused) == "approval_timed_out"
+        assert run.state(row.id) is State.DENIED
+        assert spent(run) == 0
+        assert is_sound(run)
+
+
+async def test_an_invoice_that_is_nearly_over_ends_the_question(world: World) -> None:
+    world.settings(timeout=400)
+    async with world.run(terms=ASKING) as run:
+        await run.look()
+        row = await ask(run)
+        approval = approvals.of_payment(run.agent.conn, row.id)
+        assert approval is not None
+        assert approval.ends_at_ms == (row.expires_at_ms or 0) - run.agent.terms.min_window_s * 1000
+        await pass_time(run, 290)
+        assert run.agent.payment(row.id).reason_code == "approval_timed_out"
+
+
+async def test_a_wait_and_its_question_survive_a_restart(world: World) -> None:
+    async with world.run(terms=ASKING) as run:
+        await run.look()
+        await add_somebody(run)
+        row = await ask(run)
+    async with world.run(terms=ASKING) as run:
+        await run.look()
+        assert run.state(row.id) is State.AWAITING_APPROVAL
+        assert spent(run) > PRICE
+        await run.agent.approve(row.id, SOMEBODY)
+        await run.agent.drain(10)
+        await run.settle_down(2)
+        assert run.state(row.id) is State.CONFIRMED
+
+
+async def test_waiting_payments_use_up_a_budget(world: World) -> None:
+    async def lowered(run: Run) -> None:
+        await run.look()
+        await ask(run, "one")
+        with pytest.raises(Refused) as refused:
+            await run.agent.pay(world.ask("two"))
+        assert code_of(refused) == "limit_exceeded"
+
+    terms = lambda terms: replace(ASKING(terms), limits=daily(15 * ADA, 15 * ADA))  # noqa: E731
+    async with world.run(terms=terms) as run:
+        await lowered(run)
+
+
+async def test_approving_decides_by_what_holds_now(world: World) -> None:
+    async with world.run(terms=ASKING) as run:
+        await run.look()
+        await add_somebody(run)
+        row = await ask(run)
+        everybody = replace(apps.require(run.agent.conn, APP), id="app_somebody")
+        await set_limits(run.agent, APP, None, None, "lovelace", {Window.DAY: 9 * ADA})
+        await refuses(run, row, "limit_exceeded")
+        await set_limits(run.agent, APP, None, None, "lovelace", {Window.DAY: 11 * ADA})
+        await pause(run.agent, APP, "")
+        await refuses(run, row, "paused")
+        await unpause(run.agent, APP)
+        await revoke(run.agent, everybody, APP)
+        await refuses(run, row, "forbidden")
+        await renew_token(run.agent, everybody, APP, "2" * 64, None)
+        run.agent.chain.problem = "nobody answers"
+        await refuses(run, row, "chain_not_ready")
+        run.agent.chain.problem = None
+        await run.agent.approve(row.id, SOMEBODY)
+        await run.agent.drain(10)
+        await run.settle_down(2)
+        assert run.state(row.id) is State.CONFIRMED
+
+
+async def refuses(run: Run, row: PaymentRow, code: str) -> None:
+    """The approval is refused, and nothing has changed."""
+    before = spent(run)
+    with pytest.raises(Refused) as refused:
+        await run.agent.approve(row.id, SOMEBODY)
+    assert code_of(refused) == code
+    assert (run.state(row.id), spent(run)) == (State.AWAITING_APPROVAL, before)
+
+
+async def test_a_merchant_that_is_not_configured_any_more_is_not_paid(world: World) -> None:
+    async with world.run(terms=ASKING) as run:
+        await run.look()
+        row = await ask(run)
+    async with world.run(terms=lambda terms: replace(ASKING(terms), merchants={})) as run:
+        await run.look()
+        await refuses(run, row, "merchant_not_allowed")
+
+
+async def test_more_than_was_asked_about_is_not_paid(world: World) -> None:
+    async with world.run(terms=ASKING) as run:
+        await run.look()
+        await add_somebody(run)
+        world.settings(price=str(40 * ADA))
+        row = await ask(run)
+        world.fund(*[1_100_000] * 60)
+        await run.look()
+        other = world.account.address
+        for _ in range(3):
+            await run.agent.send(APP, other, "lovelace", 45 * ADA)  # to ourselves: not free for a while
+        await refuses(run, row, "above_approved")
+        await run.settle_down(2)
+        await run.agent.approve(row.id, SOMEBODY)
+        asked = queries.hold(run.agent.conn, row.id, "ask")["lovelace"]
+        assert queries.hold(run.agent.conn, row.id)["lovelace"] <= asked
+
+
+async def test_a_changed_402_is_not_what_was_approved(world: World) -> None:
+    async with world.run(terms=ASKING) as run:
+        await run.look()
+        await add_somebody(run)
+        row = await ask(run)
+        world.settings(price=str(2 * PRICE))
+        again, is_new = await run.agent.pay(world.ask())
+        assert (again.id, is_new, again.invoice_id) == (row.id, False, row.invoice_id)
+        with pytest.raises(Refused) as refused:
+            await run.agent.approve(row.id, replace(SOMEBODY, terms_hash="0" * 64))
+        assert code_of(refused) == "terms_changed"
+        approved = await run.agent.approve(row.id, replace(SOMEBODY, terms_hash=row.terms_hash))
+        assert sum(output.units for output in approved.outputs) == PRICE
+
+
+async def test_what_was_approved_and_lost_is_not_turned_to_another_invoice(world: World) -> None:
+    world.settings(timeout=600)
+    async with world.run(terms=ASKING) as run:
+        await run.look()
+        await add_somebody(run)
+        row = await ask(run)
+        world.fault("submit", "drop")
+        await run.agent.approve(row.id, SOMEBODY)
+        await run.agent.drain(10)
+        await run.settle_down()
+        world.control("faults", clear=True)
+        world.clock.ahead_ms += 620_000
+        await run.settle_down()
+        again, _ = await run.agent.pay(world.ask())
+        assert (again.id, again.invoice_id) == (row.id, row.invoice_id)
+        assert [one.kind for one in queries.attempts(run.agent.conn, row.id)] == ["pay"]
+
+
+def test_room_for_the_fee_is_less_than_the_signer_allows() -> None:
+    assert FEE_ROOM_LOVELACE < 900_000 - 200_000
