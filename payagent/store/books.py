@@ -413,9 +413,9 @@ def miscounted(conn: sqlite3.Connection) -> Iterator[tuple[str, str, int | None,
 def unlike_asked(conn: sqlite3.Connection) -> Iterator[tuple[str, str]]:
     """(payment, asset) of holds for a question that ended at another time than the question did."""
     return conn.execute(
-        "SELECT h.payment_id, h.asset FROM holds h WHERE h.stage = 'ask' AND h.released_at_ms IS NOT (SELECT e.at_ms "
-        "FROM events e WHERE e.payment_id = h.payment_id AND e.event IN ('hold', 'deny') ORDER BY e.seq LIMIT 1) "
-        "ORDER BY h.rowid"
+        "SELECT h.payment_id, h.asset FROM holds h WHERE h.stage = 'ask' AND h.released_at_ms IS NOT "
+        "(SELECT e.at_ms FROM events e WHERE e.payment_id = h.payment_id AND e.event IN ('hold', 'deny') "
+        "ORDER BY e.seq LIMIT 1) ORDER BY h.rowid"
     )
 
 

@@ -47,7 +47,9 @@ async def test_the_document_describes_every_call_and_leads_nowhere_else(api: Api
         "post /v1/limits",
         "post /v1/pause",
         "post /v1/payments",
+        "post /v1/payments/{payment_id}/approve",
         "post /v1/payments/{payment_id}/delivery",
+        "post /v1/payments/{payment_id}/deny",
         "post /v1/payments/{payment_id}/resolve",
         "post /v1/prepaid/topups",
         "post /v1/quotes",
@@ -72,7 +74,7 @@ async def test_generated_calls_get_the_answers_that_are_described(world: World) 
         async with served(run) as api:
             paid = await api.pay()
             asked = await asyncio.to_thread(_ask_everything, api, str(paid["id"]))
-            assert len(asked) == 35
+            assert len(asked) == 37
 
 
 def _ask_everything(api: Api, payment_id: str) -> set[str]:

@@ -6,7 +6,7 @@ import json
 import zlib
 
 import pytest
-from agent_kit import ADA, APP, World
+from agent_kit import ADA, APP, World, with_terms
 from proxy_kit import SERVED, Got, Heard, Paywall, Place, as_402, blocks, place, saying
 
 from payagent.agent.limits import set_limits
@@ -425,3 +425,27 @@ async def test_a_limit_that_is_used_up_stops_the_next_call(world: World) -> None
         assert (await at.ask()).body == b"served"
         got = await at.ask()
         assert (got.status, problem(got)["code"]) == (403, "limit_exceeded")
+
+
+async def test_a_call_that_waits_for_a_person_is_told_so_at_once_and_served_after_the_yes(world: World) -> None:
+    world.fund(*COINS)
+    world.terms = with_terms(approval_above={"lovelace": 5 * ADA})(world.terms)
+    async with place(world) as at, blocks(at.run):
+        call = {"method": "POST", "body": b'{"message": "hello"}', "merchant": "devnet"}
+        waits = await at.ask(**call)  # type: ignore[arg-type]
+        told = problem(waits)
+        assert (waits.status, told["code"], told["retryable"]) == (503, "awaiting_approval", True)
+        assert int(waits.values("retry-after")[0]) > 0
+        again = await at.ask(**call)  # type: ignore[arg-type]
+        (payment,) = at.payments
+        assert told["payment"] == problem(again)["payment"] == payment.id
+        approved = await at.api.as_("operator").post(f"/v1/payments/{payment.id}/approve", json={})
+        assert approved.status_code == 200, approved.text
+        served = await at.ask(**call)  # type: ignore[arg-type]
+        assert served.status == 200, served
+        assert served.values("x-payagent-payment") == [payment.id]
+        denied = {"method": "POST", "body": b'{"message": "no"}', "merchant": "devnet"}
+        payment_id = problem(await at.ask(**denied))["payment"]  # type: ignore[arg-type]
+        assert (await at.api.http.post(f"/v1/payments/{payment_id}/deny", json={})).status_code == 200
+        refused = await at.ask(**denied)  # type: ignore[arg-type]
+        assert (refused.status, problem(refused)["code"]) == (403, "approval_denied")

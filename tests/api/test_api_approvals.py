@@ -1,0 +1,137 @@
+"""A person decides over HTTP: who may, what is shown, and what everybody is told."""
+
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+from agent_kit import ADA, World, with_terms
+from api_kit import Api, served
+
+from payagent.store import queries
+
+
+@pytest.fixture
+async def api(world: World) -> AsyncIterator[Api]:
+    """A funded wallet behind a running API; above 5 ADA a person decides."""
+    world.fund(*[100 * ADA] * 5)
+    async with world.run(terms=with_terms(approval_above={"lovelace": 5 * ADA})) as run:
+        await run.look()
+        async with served(run) as api:
+            yield api
+
+
+async def add_app(api: Api, name: str, *scopes: str) -> httpx.AsyncClient:
+    added = await api.http.post("/v1/apps", json={"name": name, "scopes": list(scopes)})
+    assert added.status_code == 201, added.text
+    api.tokens[name] = added.json()["token"]
+    return api.as_(name)
+
+
+async def ask(api: Api, message: str = "hello", app: str = "payer") -> dict[str, object]:
+    answer = await api.as_(app).post("/v1/payments", json=api.body(message))
+    assert answer.status_code == 202, answer.text
+    return dict(answer.json())
+
+
+async def test_what_waits_is_told_with_202_and_the_reason(api: Api) -> None:
+    asked = await ask(api)
+    assert (asked["state"], asked["headers"], asked["ready"], asked["tx_hash"]) == (
+        *("awaiting_approval", {}, False),
+        None,
+    )
+    approval = asked["approval"]
+    assert [reason["code"] for reason in approval["reasons"]] == ["above_threshold"]  # type: ignore[index]
+    assert {"app", "limits", "history"}.isdisjoint(approval)  # type: ignore[arg-type]
+    again = await ask(api)
+    assert again["id"] == asked["id"]
+    quote = (await api.as_("payer").post("/v1/quotes", json=api.body("another"))).json()
+    assert (quote["within_limits"], [reason["code"] for reason in quote["approval"]]) == (
+        True,
+        ["above_threshold"],
+    )
+
+
+async def test_who_decides_sees_the_transaction_and_all_that_speaks_for_or_against_it(api: Api) -> None:
+    approver = await add_app(api, "approver", "approve")
+    api.world.settings(price="2000000", splits=[])
+    before = await api.pay("before")
+    await api.run.agent.drain(10)
+    await api.run.settle_down()
+    api.world.settings(price="6000000")
+    asked = await ask(api)
+    listed = (await approver.get("/v1/payments", params={"state": "awaiting_approval"})).json()
+    assert [row["id"] for row in listed["payments"]] == [asked["id"]]
+    assert listed["awaiting_approval"] == 1
+    shown = (await approver.get(f"/v1/payments/{asked['id']}")).json()["approval"]
+    paid = {output["address"]: output["lovelace"] for output in shown["transaction"]["outputs"]}
+    wanted = {output["address"]: output["units"] for output in asked["outputs"]}  # type: ignore[attr-defined]
+    assert wanted.items() <= paid.items()
+    assert api.world.address in paid
+    leaves = 6_000_000 + int(shown["transaction"]["fee"])
+    assert leaves < int(shown["at_most"]["lovelace"]) < leaves + 100_000
+    assert (shown["app"], shown["by"], shown["decision"]) == ("payer", None, None)
+    assert {limit["limit"] for limit in shown["limits"]} == {"per_payment", "per_day"}
+    spent = 2_000_000 + int((await api.http.get(f"/v1/payments/{before['id']}")).json()["fee"])
+    assert (shown["history"]["paid"], shown["history"]["under_way"]) == (1, 0)
+    assert int(shown["history"]["spent"]["lovelace"]) == spent + int(shown["at_most"]["lovelace"])
+
+
+async def test_an_approval_pays_and_everybody_is_told_how_it_came(api: Api) -> None:
+    approver = await add_app(api, "approver", "approve")
+    asked = await ask(api)
+    approved = await approver.post(f"/v1/payments/{asked['id']}/approve", json={})
+    assert approved.status_code == 200, approved.text
+    assert approved.json()["headers"]["X-Payment"] == approved.json()["tx_hash"]
+    assert (approved.json()["approval"]["decision"], approved.json()["approval"]["by"]) == ("approved", "approver")
+    await api.run.agent.drain(10)
+    await api.run.settle_down()
+    payer = (await api.as_("payer").get(f"/v1/payments/{asked['id']}?wait=5")).json()
+    assert payer["state"] == "confirmed"
+    assert "by" not in payer["approval"]
+    events = [one["event"] for one in payer["history"]]
+    assert events[:4] == ["ask", "hold", "sign", "leave"]
+    for path in ("approve", "deny"):
+        late = await approver.post(f"/v1/payments/{asked['id']}/{path}", json={})
+        told = late.json()
+        assert (late.status_code, told["code"], told["state"], told["decision"]) == (
+            *(409, "already_decided", "confirmed"),
+            "approved",
+        )
+
+
+async def test_a_denial_is_told_to_who_asks_again(api: Api) -> None:
+    asked = await ask(api)
+    denied = await api.as_("operator").post(f"/v1/payments/{asked['id']}/deny", json={})
+    assert (denied.status_code, denied.json()["state"]) == (200, "denied")
+    again = await api.as_("payer").post("/v1/payments", json=api.body("hello"))
+    told = (again.status_code, again.json()["code"], again.json()["payment"])
+    assert told == (403, "approval_denied", asked["id"])
+    await ask(api, "something else")
+    shown = (await api.as_("payer").get(f"/v1/payments/{asked['id']}")).json()
+    assert shown["reason"]["code"] == "approval_denied"
+
+
+async def test_only_an_operator_decides_on_its_own_payment_and_who_only_pays_on_none(api: Api) -> None:
+    both = await add_app(api, "judge", "pay", "approve")
+    asked = await ask(api, app="judge")
+    other = await ask(api, "other")
+    for app in ("payer", "reader", "both"):
+        refused = await api.as_(app).post(f"/v1/payments/{other['id']}/approve", json={})
+        assert (refused.status_code, refused.json()["code"]) == (403, "forbidden")
+    for path in ("approve", "deny"):
+        refused = await both.post(f"/v1/payments/{asked['id']}/{path}", json={})
+        assert (refused.status_code, refused.json()["code"]) == (403, "forbidden")
+    assert queries.payments_in(api.run.agent.conn, ["signed", "in_flight"]) == []  # type: ignore[list-item]
+    own = await ask(api, "mine", app="first")
+    assert (await api.http.post(f"/v1/payments/{own['id']}/approve", json={})).status_code == 200
+    assert (await both.post(f"/v1/payments/{other['id']}/approve", json={})).status_code == 200
+
+
+async def test_a_refusal_leaves_the_question_open(api: Api) -> None:
+    asked = await ask(api)
+    await api.http.post("/v1/limits", json={"limits": {"per_payment": "1000000"}})
+    refused = await api.http.post(f"/v1/payments/{asked['id']}/approve", json={})
+    assert (refused.status_code, refused.json()["code"]) == (403, "limit_exceeded")
+    await api.http.post("/v1/limits", json={"limits": {"per_payment": None}})
+    assert (await api.http.post(f"/v1/payments/{asked['id']}/approve", json={})).status_code == 200
+    assert (await api.http.post("/v1/payments/pay_x/approve", json={})).status_code == 404

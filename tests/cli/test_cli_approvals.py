@@ -1,0 +1,61 @@
+"""`payagent payments approve` and `deny`, on a real daemon that asks above 5 ADA."""
+
+from collections.abc import Iterator
+
+import pytest
+from cli_kit import Shop, running, until
+
+
+@pytest.fixture(scope="module")
+def asking(closed_shop: Shop) -> Iterator[Shop]:
+    with closed_shop.config.open("a") as config:
+        config.write('\n[approvals]\nabove = "5 ADA"\n')
+    for _ in range(4):
+        closed_shop.control("faucet", address=closed_shop.made["address"], lovelace="100000000")
+    with running(closed_shop):
+        until(lambda: len(closed_shop.payagent("wallet", "utxos").json["utxos"]) == 4, "no deposit")
+        closed_shop.settings(price="6000000", splits=[])
+        yield closed_shop
+
+
+def test_a_payment_waits_is_shown_and_approved(asking: Shop) -> None:
+    file = asking.saved("please")
+    waits = asking.payagent("pay", file, "--merchant", "t")
+    assert (waits.code, waits.out) == (8, "")
+    assert "awaiting approval" in waits.err
+    listed = asking.payagent("payments", "list", "--state", "awaiting_approval")
+    (payment,) = listed.json["payments"]
+    assert "1 of all wait for a person" in asking.payagent("payments", "list", "--human").err
+    shown = asking.payagent("payments", "show", payment["id"], "--human").out
+    for told in ("more than 5000000", "takes at most", "pay_to", "6", "per payment", "operator"):
+        assert told in shown, shown
+    approved = asking.payagent("payments", "approve", payment["id"])
+    assert approved.code == 0, approved.err
+    headers = asking.payagent("pay", file, "--merchant", "t")
+    assert headers.code == 0, headers.err
+    assert asking.call("please", headers.json).status_code == 200
+    again = asking.payagent("payments", "approve", payment["id"])
+    assert (again.code, again.error["code"]) == (2, "already_decided")
+
+
+def test_a_denied_payment_ends_with_exit_code_3(asking: Shop) -> None:
+    file = asking.saved("no thanks")
+    assert asking.payagent("pay", file, "--merchant", "t").code == 8
+    (payment,) = asking.payagent("payments", "list", "--state", "awaiting_approval").json["payments"]
+    denied = asking.payagent("payments", "deny", payment["id"])
+    assert (denied.code, denied.json["state"]) == (0, "denied")
+    refused = asking.payagent("pay", file, "--merchant", "t")
+    assert (refused.code, refused.error["code"]) == (3, "approval_denied")
+
+
+def test_fetch_ends_pending_and_the_same_command_is_served_once_it_is_approved(asking: Shop) -> None:
+    url = f"{asking.devnet.merchant_url}/chat"
+    call = ("fetch", url, "-X", "POST", "-d", '{"message": "by fetch"}', "-H", "Content-Type: application/json")
+    waits = asking.payagent(*call)
+    assert (waits.code, waits.error["code"]) == (8, "awaiting_approval")
+    assert asking.payagent(*call).error["payment"] == waits.error["payment"]
+    assert asking.payagent("payments", "approve", waits.error["payment"]).code == 0
+    answer = asking.folder / "answer"
+    served = asking.payagent(*call, "-o", answer)
+    assert served.code == 0, served.err
+    assert "was paid for" in answer.read_text()
