@@ -78,6 +78,13 @@ PROBLEMS: dict[str, Problem] = {
     "address_byron": Problem(422, 3, "A Byron address", _ADDRESS),
     "address_mixed_case": Problem(422, 3, "The address is not in lower case", _ADDRESS),
     "address_not_text": Problem(422, 3, "No address", _ADDRESS),
+    "address_not_pinned": Problem(
+        403,
+        6,
+        "The invoice pays an address that is not known of this merchant",
+        "Ask the merchant, by another way than its 402, whether the address is its own. If it is, allow the "
+        "payment, or let the address be paid from now on: payagent merchants pin NAME ADDRESS.",
+    ),
     "address_own": Problem(422, 3, "The invoice pays this wallet itself", _SENDER),
     "address_pointer": Problem(422, 3, "A pointer address", _ADDRESS),
     "address_script": Problem(422, 3, "A script address", _ADDRESS),
@@ -392,6 +399,13 @@ PROBLEMS: dict[str, Problem] = {
         "merchants.NAME.private_network = true and start payagent again.",
         money="No money was moved by this.",
     ),
+    "merchant_busy": Problem(
+        503,
+        8,
+        "As many payments to this merchant are on their way as may be",
+        "Wait until some of them are in a block; merchants.NAME.in_flight_max is the bound.",
+        retryable=True,
+    ),
     "merchant_not_allowed": Problem(
         403,
         6,
@@ -412,6 +426,13 @@ PROBLEMS: dict[str, Problem] = {
         "Where calls are left, use them first. Else name a call that it sells in batches, or its own request for "
         "top-ups in merchants.NAME.topup.",
         money="What the top-up paid before stands; nothing more is paid for it.",
+    ),
+    "merchant_stopped": Problem(
+        403,
+        6,
+        "Nothing is bought from this merchant: it took money and did not serve",
+        "Find out from the merchant what became of the payments that it did not serve, then let it be paid again: "
+        "payagent merchants reopen NAME. Proofs of what is paid may be shown all the same.",
     ),
     "merchant_timeout": Problem(
         504,
@@ -532,6 +553,13 @@ PROBLEMS: dict[str, Problem] = {
         "The payment whose change it was to spend went by another transaction",
         "Nothing is to be done: its transaction can never come into a block, and the same call can be paid anew.",
         money="Its money is free again.",
+    ),
+    "price_drifted": Problem(
+        403,
+        6,
+        "The call costs more than what was agreed to for it",
+        "If the price is right, allow the payment: from then on later prices are measured by this one. "
+        "merchants.NAME.drift_percent says how much more is let through.",
     ),
     "receipt_invalid": Problem(
         422,

@@ -1,0 +1,154 @@
+"""Guards: whom a merchant may be paid at, what a call may cost, when it is paid no more (B4, B5, D6, K1, K4)."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from payagent.core.guards import GUARDS, Claim, Known, Moment, Pin, Rules, claim_of, first_pins, look, must_stop
+from payagent.core.problem import PROBLEMS
+
+TOKEN = "ab" * 28 + "55534454"
+SHOP, PARTNER, THIEF = (Pin("pay_to", "addr_shop"), Pin("split", "addr_partner"), Pin("split", "addr_thief"))
+PINNED = Rules(first_use=True)
+
+
+def asks(*pins: Pin, units: int = 100, asset: str = "lovelace") -> Claim:
+    return Claim(pins or (SHOP,), asset, units)
+
+
+def codes(claim: Claim, rules: Rules, known: Known, moment: Moment = Moment.PAYMENT) -> list[str]:
+    return [finding.code for finding in look(claim, rules, known, moment)]
+
+
+def test_a_claim_is_what_the_outputs_come_to() -> None:
+    outputs = [("pay_to", "addr_shop", TOKEN, 5), ("split", "addr_partner", TOKEN, 2)]
+    assert claim_of(outputs) == Claim((SHOP, PARTNER), TOKEN, 7)
+
+
+def test_every_guard_has_its_problem() -> None:
+    assert {guard.code for guard in GUARDS} <= PROBLEMS.keys()
+
+
+def test_a_merchant_without_rules_is_not_guarded() -> None:
+    known = Known(frozenset({SHOP}), 1, is_stopped=True, in_flight=10**6)
+    assert codes(asks(THIEF, units=10**9), Rules(), known) == []
+
+
+class TestPins:
+    def test_what_is_paid_first_is_what_may_be_paid(self) -> None:
+        claim = asks(SHOP, PARTNER)
+        assert codes(claim, PINNED, Known()) == []
+        assert first_pins(claim, PINNED, Known()) == (SHOP, PARTNER)
+        known = Known(frozenset(first_pins(claim, PINNED, Known())))
+        assert codes(claim, PINNED, known) == []
+        assert first_pins(asks(THIEF), PINNED, known) == ()
+
+    @pytest.mark.parametrize("pins", [(THIEF,), (SHOP, THIEF), (SHOP, PARTNER, THIEF)])
+    def test_an_address_that_is_not_known_asks(self, pins: tuple[Pin, ...]) -> None:
+        (finding,) = look(asks(*pins), PINNED, Known(frozenset({SHOP, PARTNER})))
+        assert (finding.code, finding.asks) == ("address_not_pinned", True)
+        assert "pays split addr_thief; known of this merchant are pay_to addr_shop, split addr_partner" in (
+            finding.detail
+        )
+
+    def test_a_partner_is_not_the_merchant(self) -> None:
+        """An address is known in its role: who may get a share may not get the price."""
+        known = Known(frozenset({SHOP, PARTNER}))
+        assert codes(asks(Pin("pay_to", PARTNER.address)), PINNED, known) == ["address_not_pinned"]
+
+    def test_one_who_is_not_paid_any_more_asks_nobody(self) -> None:
+        assert codes(asks(SHOP), PINNED, Known(frozenset({SHOP, PARTNER}))) == []
+
+    def test_addresses_of_the_config_leave_nothing_to_be_learnt(self) -> None:
+        rules = Rules(first_use=True, filed=frozenset({SHOP}))
+        assert codes(asks(SHOP), rules, Known()) == []
+        assert codes(asks(SHOP, PARTNER), rules, Known()) == ["address_not_pinned"]
+        assert first_pins(asks(SHOP, PARTNER), rules, Known()) == ()
+        assert codes(asks(SHOP, PARTNER), rules, Known(frozenset({PARTNER}))) == []
+
+    def test_with_pinning_off_nothing_is_learnt(self) -> None:
+        assert first_pins(asks(SHOP), Rules(), Known()) == ()
+        assert codes(asks(THIEF), Rules(), Known(frozenset({SHOP}))) == []
+
+
+class TestDrift:
+    @pytest.mark.parametrize(
+        ("agreed", "percent", "units", "asks_somebody"),
+        [
+            (100, 25, 125, False),
+            (100, 25, 126, True),
+            (100, 25, 1, False),
+            (1, 25, 1, False),
+            (1, 25, 2, True),
+            (3, 33, 3, False),
+            (3, 33, 4, True),
+            (100, 0, 100, False),
+            (100, 0, 101, True),
+            (10**18, 25, 1_250_000_000_000_000_000, False),
+            (10**18, 25, 1_250_000_000_000_000_001, True),
+            (None, 25, 10**18, False),
+            (100, None, 10**18, False),
+        ],
+    )
+    def test_at_the_bound_nobody_is_asked_and_above_it_somebody_is(
+        self, agreed: int | None, percent: int | None, units: int, asks_somebody: bool
+    ) -> None:
+        found = look(asks(units=units), Rules(drift_percent=percent), Known(agreed_units=agreed))
+        assert [(one.code, one.asks) for one in found] == [("price_drifted", True)] * asks_somebody
+
+    @pytest.mark.parametrize(("asset", "unit"), [("lovelace", "lovelace"), (TOKEN, f"units of {TOKEN}")])
+    def test_it_says_how_much_more(self, asset: str, unit: str) -> None:
+        (found,) = look(asks(units=200, asset=asset), Rules(drift_percent=25), Known(agreed_units=100))
+        assert found.detail == f"it asks 200 {unit}, over 25 % more than the 100 agreed to for this call"
+
+    @given(st.integers(1, 2**63 - 1), st.integers(1, 2**63 - 1), st.integers(0, 10_000))
+    def test_no_rounding_lets_more_through(self, agreed: int, units: int, percent: int) -> None:
+        found = look(asks(units=units), Rules(drift_percent=percent), Known(agreed_units=agreed))
+        assert bool(found) == (100 * (units - agreed) > agreed * percent)
+
+
+class TestStop:
+    @pytest.mark.parametrize(("strikes", "stops"), [(0, False), (2, False), (3, True), (4, True)])
+    def test_a_merchant_is_stopped_by_so_many_strikes(self, strikes: int, stops: bool) -> None:
+        assert must_stop(Rules(stop_after=3), strikes) is stops
+        assert not must_stop(Rules(), strikes)
+
+    @pytest.mark.parametrize("moment", Moment)
+    def test_nothing_is_signed_for_a_stopped_merchant_whatever_it_is(self, moment: Moment) -> None:
+        (found,) = look(asks(), Rules(stop_after=3), Known(is_stopped=True), moment)
+        assert (found.code, found.asks) == ("merchant_stopped", False)
+        assert codes(asks(), Rules(stop_after=3), Known(), moment) == []
+
+
+class TestCrowd:
+    @pytest.mark.parametrize(("in_flight", "expected"), [(0, []), (9, []), (10, ["merchant_busy"])])
+    def test_only_so_many_are_on_their_way(self, in_flight: int, expected: list[str]) -> None:
+        assert codes(asks(), Rules(in_flight_max=10), Known(in_flight=in_flight)) == expected
+        assert codes(asks(), Rules(), Known(in_flight=in_flight)) == []
+
+    @pytest.mark.parametrize("moment", [Moment.NEXT_INVOICE, Moment.SAME_TERMS])
+    def test_one_that_is_on_its_way_is_not_in_its_own_way(self, moment: Moment) -> None:
+        assert codes(asks(), Rules(in_flight_max=1), Known(in_flight=1), moment) == []
+
+
+def test_terms_that_were_agreed_to_are_not_looked_at_again() -> None:
+    known = Known(frozenset({SHOP}), agreed_units=1)
+    rules = Rules(first_use=True, drift_percent=0)
+    assert codes(asks(THIEF), rules, known, Moment.NEXT_INVOICE) == ["address_not_pinned", "price_drifted"]
+    assert codes(asks(THIEF), rules, known, Moment.SAME_TERMS) == []
+
+
+PINS = st.sets(
+    st.builds(Pin, st.sampled_from(["pay_to", "split"]), st.sampled_from("abcd")), min_size=1, max_size=6
+)
+
+
+@given(PINS, st.frozensets(st.sampled_from([Pin("pay_to", "a"), Pin("split", "b")])), PINS, st.booleans())
+def test_nothing_is_paid_unasked_that_is_not_known(
+    paid: set[Pin], filed: frozenset[Pin], had: set[Pin], is_first: bool
+) -> None:
+    """Whatever came before: who is paid without a question is known, or the very first."""
+    rules, known = Rules(first_use=True, filed=filed), Known(frozenset() if is_first else frozenset(had))
+    claim = asks(*sorted(paid))
+    may_be_paid = filed | known.pins | set(first_pins(claim, rules, known))
+    assert bool(look(claim, rules, known)) == (not paid <= may_be_paid)
