@@ -4,13 +4,14 @@ Intent, invoice, decision, hold, anchor and coins are written together, so that 
 between the decision and what it decided on (rule 7). A refusal by policy or for lack of funds is
 recorded too, as a payment that is `rejected`.
 
-May import: core, chain.source, wallet, store, agent.alarm, .chainview, .prepaid, .purse, .replacement, .terms.
-Never: signs; waits for anything.
+May import: core, chain.source, wallet, store, agent.alarm, .chainview, .prepaid, .purse, .replacement, .terms,
+.trust. Never: signs; waits for anything.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from payagent.agent import trust
 from payagent.agent.alarm import clear_alert, raise_alert
 from payagent.agent.chainview import ChainView
 from payagent.agent.prepaid import Buyer, Part, is_batch
@@ -28,6 +29,7 @@ from payagent.chain.source import SubmitKind
 from payagent.core import ledger, policy
 from payagent.core.address import Address
 from payagent.core.caps import Caps, require_within_caps
+from payagent.core.guards import Moment, Rules, look
 from payagent.core.invoice import Invoice
 from payagent.core.money import LOVELACE, check_supply
 from payagent.core.payment import Event, State
@@ -35,7 +37,7 @@ from payagent.core.policy import Asked, Limit, Span, Window
 from payagent.core.prepaid import CALLS, Cost
 from payagent.core.problem import Refused, own_order
 from payagent.core.times import iso_time
-from payagent.core.verdict import Reasons, above, judge
+from payagent.core.verdict import Finding, Reasons, above, judge
 from payagent.store import approvals, apps, pauses, prepaid, queries, records, spending, topups
 from payagent.store.approvals import Approval, Via
 from payagent.store.queries import IntentRow, InvoiceRow, OutputRow, PaymentRow
@@ -201,18 +203,44 @@ class Admission:
                 self._ask(unit, purchase, plan, worst, reasons, expires_at_ms, now_ms)
                 return Admitted(payment_id, True)
         except Refused as refusal:
-            if refusal.code == "chain_not_ready":
+            if refusal.code in ("chain_not_ready", "merchant_busy"):
                 raise  # no decision, and so no record
             records.move_payment(
                 unit, payment_id, Event.REJECT, now_ms, reason_code=refusal.code, reason=refusal.detail
             )
             return Admitted(payment_id, True, refusal=refusal)
         self.hold(unit, payment_id, plan, now_ms, asked)
+        origin, claim = purchase.invoice.origin, trust.claim_of_invoice(purchase.invoice)
+        trust.learn_addresses(unit, self._rules(origin), origin, claim, payment_id, now_ms)
         return Admitted(payment_id, True, plan)
 
     def reasons(self, unit: Unit, purchase: Purchase, invoice: Invoice, spend: Mapping[str, int]) -> Reasons:
-        """For which reasons a person is to be asked whether the invoice may be paid; none: nobody is asked."""
-        return judge(above(self.approval_above, spend))
+        """For which reasons a person is to be asked whether the invoice may be paid; none: nobody is asked.
+
+        By the thresholds, and by what is known of the merchant in this transaction. Refused: `merchant_stopped`,
+        `merchant_busy`.
+        """
+        return judge((*self._look(unit, purchase, invoice), *above(self.approval_above, spend)))
+
+    def _look(
+        self, unit: Unit, purchase: Purchase, invoice: Invoice, moment: Moment = Moment.PAYMENT
+    ) -> tuple[Finding, ...]:
+        """What the guards find against an invoice."""
+        rules, claim = self._rules(invoice.origin), trust.claim_of_invoice(invoice)
+        is_measured = purchase.topup is None or purchase.topup.is_auto
+        known = trust.known_of(unit.conn, rules, invoice.origin, claim, purchase.request, is_measured)
+        return look(claim, rules, known, moment)
+
+    def _look_again(self, unit: Unit, row: PaymentRow) -> None:
+        """What was decided before stands, unless nothing is signed for the merchant any more."""
+        if row.origin is not None:
+            rules, claim = self._rules(row.origin), trust.claim_of_rows(row.outputs)
+            known = trust.known_of(unit.conn, rules, row.origin, claim, None)
+            judge(look(claim, rules, known, Moment.SAME_TERMS))
+
+    def _rules(self, origin: str) -> Rules:
+        merchant = self.merchants.get(origin)
+        return Rules() if merchant is None else merchant.rules
 
     def _ask(
         self,
@@ -271,13 +299,15 @@ class Admission:
             if refusal.code == "invoice_expired":
                 return self._time_out(unit, payment_id, now_ms)
             raise
-        self.reasons(unit, purchase, purchase.invoice, plan.spend)
+        _require_asked(self.reasons(unit, purchase, purchase.invoice, plan.spend), approval.reasons)
         for asset, units in plan.spend.items():
             if units > worst.get(asset, 0):
                 raise Refused(
                     "above_approved", f"{units} units of {asset} are needed now, not {worst.get(asset, 0)}"
                 )
-        self.hold(unit, payment_id, plan, now_ms, asked, {"by": by.app_id, "via": by.via})
+        told = {"by": by.app_id, "via": by.via}
+        self.hold(unit, payment_id, plan, now_ms, asked, told)
+        trust.allow(unit, self._rules(purchase.invoice.origin), row, told, now_ms)
         _clear_question(unit, payment_id, "it was approved", now_ms)
         return Decided(payment_id, plan)
 
@@ -407,6 +437,8 @@ class Admission:
                 return False
             if approvals.of_payment(unit.conn, row.id) is not None:  # what a person allowed were other terms
                 return False
+            if self._look(unit, purchase, invoice, Moment.NEXT_INVOICE):
+                return False
             self._replacing.start(unit, row, wanted, purchase.min_window_s, now_ms)
         except Refused:
             return False
@@ -426,6 +458,10 @@ class Admission:
         self.chain.require_ready(now_ms)
         if row is None or tip is None or not is_lost(unit.conn, row, tip.slot):
             return None
+        try:
+            self._look_again(unit, row)
+        except Refused as refusal:
+            return refusal
         if queries.was_told(unit.conn, row.id, row.tx_id, SubmitKind.NEVER):
             return Refused("attempt_expired", "a provider said that the transaction can never be valid")
         try:
@@ -712,6 +748,14 @@ def _deny(unit: Unit, payment_id: str, by: Approver, why: Refused, now_ms: int) 
 
 def _clear_question(unit: Unit, payment_id: str, detail: str, now_ms: int) -> None:
     clear_alert(unit, approval_subject(payment_id), {"detail": detail, "payment": payment_id}, now_ms)
+
+
+def _require_asked(now: Reasons, asked: Reasons) -> None:
+    """Refused by a reason to ask that was none when the person was asked: nobody has decided on that."""
+    known = {reason.code for reason in asked}
+    for reason in now:
+        if reason.code not in known:
+            raise Refused(reason.code, f"{reason.detail}; that was not so when it was asked about")
 
 
 def _require_let_in(conn: Connection, app_id: str, now_ms: int) -> None:

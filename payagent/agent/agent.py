@@ -144,8 +144,8 @@ class Advice:
 
 @dataclass(frozen=True, slots=True)
 class Quote:
-    """What a payment would be now. `refusal` is the limit that stands against it, if one does; `reasons` are why a
-    person would be asked first.
+    """What a payment would be now. `refusal` is the limit or the guard that stands against it, if one does;
+    `reasons` are why a person would be asked first.
     """
 
     invoice: Invoice
@@ -311,15 +311,21 @@ class Agent:
     async def record_delivery(self, payment_id: str, http_status: int) -> PaymentRow:
         """Note what the retry got. A derived intent ends when its call was served."""
         now_ms = self.ports.clock.now_ms()
+        rules = self.terms.rules
         await self.write(
-            "delivery", lambda unit: steps.record_delivery(unit, payment_id, http_status, now_ms), payment_id
+            "delivery",
+            lambda unit: steps.record_delivery(unit, payment_id, http_status, rules, now_ms),
+            payment_id,
         )
         return self.payment(payment_id)
 
     async def record_used_up(self, payment_id: str) -> PaymentRow:
         """The merchant says that the proof is used up, which was shown by nobody but us: it took it."""
         now_ms = self.ports.clock.now_ms()
-        await self.write("delivery", lambda unit: steps.record_used_up(unit, payment_id, now_ms), payment_id)
+        rules = self.terms.rules
+        await self.write(
+            "delivery", lambda unit: steps.record_used_up(unit, payment_id, rules, now_ms), payment_id
+        )
         return self.payment(payment_id)
 
     async def take_answer(self, payment_id: str, response: Response) -> tuple[PaymentRow, Advice]:
@@ -332,10 +338,10 @@ class Agent:
         answer = read_answer(
             row.dialect or "", response, invoice_id=row.invoice_id or "", shown_tx=row.tx_id or ""
         )
-        now_ms = self.ports.clock.now_ms()
+        now_ms, rules = self.ports.clock.now_ms(), self.terms.rules
         again_after_s = await self.write(
             "delivery",
-            lambda unit: steps.record_answer_to_retry(unit, payment_id, answer, response.status, now_ms),
+            lambda unit: steps.record_answer_to_retry(unit, payment_id, answer, response.status, rules, now_ms),
             payment_id,
         )
         row = self.payment(payment_id)

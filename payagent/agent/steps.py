@@ -2,17 +2,18 @@
 
 Every step reads the payment inside its transaction and goes through the transition table, so a step that
 was decided on an older reading changes nothing.
-May import: core, chain.source, wallet, store, agent.deposits, agent.purse, agent.replacement. Never: waits;
-decides whether a step is due.
+May import: core, chain.source, wallet, store, agent.alarm, agent.deposits, agent.prepaid, agent.purse,
+agent.replacement, agent.trust. Never: waits; decides whether a step is due.
 """
 
 from collections.abc import Mapping
 
-from payagent.agent import prepaid
+from payagent.agent import prepaid, trust
 from payagent.agent.alarm import raise_alert
 from payagent.agent.deposits import is_back
 from payagent.agent.purse import put, take
 from payagent.agent.replacement import can_land
+from payagent.agent.trust import RulesOf
 from payagent.chain.source import SubmitAnswer, SubmitKind, TxSeen
 from payagent.core import ledger
 from payagent.core.ledger import Entry, Posting
@@ -229,36 +230,43 @@ def reason_to_cancel(conn: Connection, row: PaymentRow, slot: int) -> Refused | 
     return None
 
 
-def record_delivery(unit: Unit, payment_id: str, http_status: int, now_ms: int) -> None:
+def record_delivery(unit: Unit, payment_id: str, http_status: int, rules: RulesOf, now_ms: int) -> None:
     """Note what a retry got. A derived intent ends when its call was served."""
     row = row_of(unit, payment_id)
-    _deliver(
-        unit, row, delivery_event(http_status, row.state, _is_over(row, now_ms)), {"status": http_status}, now_ms
-    )
+    event = delivery_event(http_status, row.state, _is_over(row, now_ms))
+    _deliver(unit, row, event, {"status": http_status}, rules, now_ms)
 
 
-def record_used_up(unit: Unit, payment_id: str, now_ms: int) -> None:
+def record_used_up(unit: Unit, payment_id: str, rules: RulesOf, now_ms: int) -> None:
     """A proof that only we have shown is used up: what it bought is ours."""
-    _deliver(unit, row_of(unit, payment_id), DeliveryEvent.ACCEPT, {"said": Said.USED_UP}, now_ms)
+    _deliver(unit, row_of(unit, payment_id), DeliveryEvent.ACCEPT, {"said": Said.USED_UP}, rules, now_ms)
 
 
-def _deliver(unit: Unit, row: PaymentRow, event: DeliveryEvent, detail: Mapping[str, object], now_ms: int) -> None:
-    records.set_delivery(unit, row.id, deliver(row.delivery, event), now_ms)
+def _deliver(
+    unit: Unit, row: PaymentRow, event: DeliveryEvent, detail: Mapping[str, object], rules: RulesOf, now_ms: int
+) -> None:
+    _set_delivery(unit, row, event, rules, now_ms)
     records.note(unit, row.id, f"delivery_{event}", row.state, now_ms, detail)
     if event is DeliveryEvent.ACCEPT:
         records.end_intent(unit, row.intent_id, now_ms)
         prepaid.first_used(unit, row, now_ms)
 
 
+def _set_delivery(unit: Unit, row: PaymentRow, event: DeliveryEvent, rules: RulesOf, now_ms: int) -> None:
+    now = deliver(row.delivery, event)
+    records.set_delivery(unit, row.id, now, now_ms)
+    trust.note_delivery(unit, rules(row.origin), row, now, now_ms)
+
+
 def record_answer_to_retry(
-    unit: Unit, payment_id: str, answer: Answer, http_status: int, now_ms: int
+    unit: Unit, payment_id: str, answer: Answer, http_status: int, rules: RulesOf, now_ms: int
 ) -> float | None:
     """Note what a merchant answered to a retry; returns in how many seconds the same proof is shown again."""
     row = row_of(unit, payment_id)
     event = DeliveryEvent.PRESENT
     if not 200 <= http_status < 300:  # that is an end only when the client has it, or it may just mean "later"
         event = delivery_event(http_status, row.state, _is_over(row, now_ms))
-    records.set_delivery(unit, payment_id, deliver(row.delivery, event), now_ms)
+    _set_delivery(unit, row, event, rules, now_ms)
     detail = {"status": http_status, "said": answer.said, "reason": answer.reason, "delivery": event}
     records.note(unit, payment_id, "merchant_answered", row.state, now_ms, detail)
     said = queries.answers_to_retries(unit.conn, payment_id)
@@ -401,7 +409,7 @@ def _attempt(unit: Unit, payment_id: str, tx_id: str | None) -> AttemptRow:
     return next(attempt for attempt in queries.attempts(unit.conn, payment_id) if attempt.tx_id == tx_id)
 
 
-def record_confirmed(unit: Unit, payment_id: str, depth: int, now_ms: int) -> None:
+def record_confirmed(unit: Unit, payment_id: str, depth: int, rules: RulesOf, now_ms: int) -> None:
     """C6: the spend is posted: from the hold to where it went, the fee apart; what it did not take comes back."""
     row = row_of(unit, payment_id)
     hold = queries.hold(unit.conn, payment_id)
@@ -413,6 +421,7 @@ def record_confirmed(unit: Unit, payment_id: str, depth: int, now_ms: int) -> No
     )
     records.move_payment(unit, payment_id, Event.CONFIRM, now_ms, {"depth": depth})
     prepaid.bought(unit, row, spent, now_ms)
+    trust.learn_price(unit, rules(row.origin), row, now_ms)
 
 
 def _spent(unit: Unit, attempt: AttemptRow) -> dict[str, int]:

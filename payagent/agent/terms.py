@@ -10,6 +10,7 @@ from typing import Literal
 from payagent.chain.quota import Rate
 from payagent.core.address import Address
 from payagent.core.caps import Caps
+from payagent.core.guards import Rules
 from payagent.core.invoice import Proof, SplitMode
 from payagent.core.network import Network
 from payagent.core.policy import Limit
@@ -57,6 +58,7 @@ class MerchantTerms:
     topup_per_day_lovelace: int | None = None
     auto_topup: AutoTopup | None = None
     alert_below: int | None = None
+    rules: Rules = field(default_factory=Rules)
 
     def buyer_headers(self, wallet_address: str) -> dict[str, str]:
         """What each call to the merchant carries, so that its invoice and a prepaid balance are the wallet's."""
@@ -99,6 +101,11 @@ class Terms:
     approval_timeout_s: int = 3600
     call_rate: Rate | None = None
     """How often each provider may be called; None where nobody counts."""
+
+    def rules(self, origin: str | None) -> Rules:
+        """What the guards hold a merchant to; nothing of one that is not configured (any more)."""
+        merchant = self.merchants.get(origin or "")
+        return Rules() if merchant is None else merchant.rules
 
     def merchant(self, origin: str) -> MerchantTerms:
         """The configured merchant of an origin, or `merchant_not_allowed`."""

@@ -60,7 +60,7 @@ LATER = frozenset(
             "intent_settling",
         ),
         *("internal_error", "invoice_expired", "merchant_timeout", "merchant_unreachable", "not_signed_yet"),
-        *("foreign_spend", "ledger_behind", "paused", "restored_recently", "store_failed"),
+        *("foreign_spend", "ledger_behind", "merchant_busy", "paused", "restored_recently", "store_failed"),
     )
 )
 """Refusals that pass by themselves. Any other ends the order."""

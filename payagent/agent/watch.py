@@ -385,8 +385,9 @@ class Watch:
     async def _confirm(self, source: View, tip: Tip, row: PaymentRow) -> None:
         if await self._still_there(source, tip, row):
             now_ms, depth = self._agent.ports.clock.now_ms(), _depth(row, tip)
+            rules = self._agent.terms.rules
             await self._agent.write(
-                "confirm", lambda unit: steps.record_confirmed(unit, row.id, depth, now_ms), row.id
+                "confirm", lambda unit: steps.record_confirmed(unit, row.id, depth, rules, now_ms), row.id
             )
 
     async def _settle(self, source: View, tip: Tip, row: PaymentRow) -> None:

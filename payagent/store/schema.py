@@ -194,6 +194,33 @@ CREATE TABLE limits (
   PRIMARY KEY (app, merchant, asset, kind)
 ) STRICT, WITHOUT ROWID;
 
+-- The addresses that a merchant may be paid at without anybody being asked: what it was paid at first, and what
+-- was allowed since. The text of all their bytes.
+CREATE TABLE pins (
+  origin TEXT NOT NULL,
+  role TEXT NOT NULL CHECK (role IN ('pay_to', 'split')),
+  address TEXT NOT NULL,
+  PRIMARY KEY (origin, role, address)
+) STRICT, WITHOUT ROWID;
+
+-- What is agreed to for a call, by which its later prices are measured: what it cost when it was first paid, or
+-- what a person allowed since. Of the path without its query.
+CREATE TABLE agreed_prices (
+  origin TEXT NOT NULL,
+  method TEXT NOT NULL,
+  path TEXT NOT NULL,
+  asset TEXT NOT NULL,
+  units INTEGER NOT NULL CHECK (units > 0),
+  PRIMARY KEY (origin, method, path, asset)
+) STRICT, WITHOUT ROWID;
+
+-- How many payments in a row a merchant took and did not serve; stopped_at_ms: since when nothing is bought there.
+CREATE TABLE strikes (
+  origin TEXT PRIMARY KEY,
+  count INTEGER NOT NULL CHECK (count >= 0),
+  stopped_at_ms INTEGER
+) STRICT, WITHOUT ROWID;
+
 -- Signed bytes, before they leave. `inputs` is a list of refs between spaces; the anchor is among them. A cancel
 -- pays nobody but the wallet itself.
 CREATE TABLE attempts (

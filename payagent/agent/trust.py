@@ -1,0 +1,167 @@
+"""What is known of a merchant, on the writer's thread: read for the guards, and kept as payments go.
+
+What is paid first at a merchant, or allowed by a person, is what is known of it from then on. A payment that was
+confirmed says what a call costs; one that was served or not says whether to buy there.
+
+May import: core, store, agent.alarm. Never: decides (core.guards does); learns from what was refused.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+
+from payagent.agent.alarm import clear_alert, raise_alert
+from payagent.core.guards import Claim, Known, Pin, Rules, claim_of, first_pins, must_stop
+from payagent.core.invoice import Invoice
+from payagent.core.payment import Delivery
+from payagent.core.problem import Refused
+from payagent.store import queries, records, topups, trust
+from payagent.store.queries import OutputRow, PaymentRow
+from payagent.store.trust import Price, Strikes
+from payagent.store.writer import Connection, Unit
+
+RulesOf = Callable[[str | None], Rules]
+"""What the guards hold a merchant to, by its origin."""
+
+
+def claim_of_invoice(invoice: Invoice) -> Claim:
+    return claim_of((output.role, output.address.text, output.asset, output.units) for output in invoice.outputs)
+
+
+def claim_of_rows(outputs: Iterable[OutputRow]) -> Claim:
+    """Of a payment's outputs."""
+    return claim_of((output.role, output.address, output.asset, output.units) for output in outputs)
+
+
+def known_of(
+    conn: Connection, rules: Rules, origin: str, claim: Claim, request: str | None, is_measured: bool = True
+) -> Known:
+    """What the merchant's rules need to know. `request`: the call, as an intent has it; None is not measured."""
+    agreed_units = None
+    if rules.drift_percent is not None and request is not None and is_measured:
+        agreed_units = trust.agreed_units(conn, origin, *priced_call(request), claim.asset)
+    return Known(
+        trust.pins(conn, origin) if rules.first_use or rules.filed else frozenset(),
+        agreed_units,
+        rules.stop_after is not None and trust.strikes(conn, origin).stopped_at_ms is not None,
+        0 if rules.in_flight_max is None else trust.in_flight(conn, origin),
+    )
+
+
+def priced_call(request: str) -> tuple[str, str]:
+    """(method, path without its query) of an intent's request."""
+    method, path = request.split(" ")[:2]
+    return method, path.partition("?")[0]
+
+
+def learn_addresses(unit: Unit, rules: Rules, origin: str, claim: Claim, payment_id: str, now_ms: int) -> None:
+    """The first payment to a merchant makes its addresses those that may be paid."""
+    if rules.first_use:
+        new = first_pins(claim, rules, Known(trust.pins(unit.conn, origin)))
+        _pin(unit, origin, new, {"why": "first_use", "payment": payment_id}, now_ms)
+
+
+def learn_price(unit: Unit, rules: Rules, row: PaymentRow, now_ms: int) -> None:
+    """A confirmed payment says what its call costs, where nothing was agreed to yet.
+
+    A price that is let through does not move what later ones are measured by: they would creep.
+    """
+    price = None if rules.drift_percent is None else _price_of(unit, row)
+    if price is None or row.origin is None:
+        return
+    agreed = trust.agreed_units(unit.conn, row.origin, price.method, price.path, price.asset)
+    if agreed is None:
+        _agree(unit, row.origin, price, {"payment": row.id}, now_ms)
+
+
+def allow(unit: Unit, rules: Rules, row: PaymentRow, by: Mapping[str, object], now_ms: int) -> None:
+    """A person allowed a payment: its addresses are known, and a higher price is what later ones go by."""
+    if row.origin is None:
+        return
+    told = {"payment": row.id, **by}
+    if rules.first_use or rules.filed:
+        known = rules.filed | trust.pins(unit.conn, row.origin)
+        new = [one for one in claim_of_rows(row.outputs).pins if one not in known]
+        _pin(unit, row.origin, new, {"why": "allowed", **told}, now_ms)
+    price = None if rules.drift_percent is None else _price_of(unit, row)
+    if price is not None:
+        agreed = trust.agreed_units(unit.conn, row.origin, price.method, price.path, price.asset)
+        if agreed is None or price.units > agreed:
+            _agree(unit, row.origin, price, told, now_ms)
+
+
+def _price_of(unit: Unit, row: PaymentRow) -> Price | None:
+    """What a payment says of its call's price: nothing where no call is known, or an operator ordered it."""
+    order = None if row.topup is None else topups.find(unit.conn, row.topup)
+    request = queries.request_of(unit.conn, row.intent_id)
+    if request is None or (order is not None and order.cause != "auto"):
+        return None
+    claim = claim_of_rows(row.outputs)
+    return Price(*priced_call(request), claim.asset, claim.units)
+
+
+def note_delivery(unit: Unit, rules: Rules, row: PaymentRow, now: Delivery, now_ms: int) -> None:
+    """Count what a merchant did not serve, in a row.
+
+    Enough of it, and nothing is bought there until an operator says so; that is told once.
+    """
+    if rules.stop_after is None or row.origin is None or now is row.delivery:
+        return
+    had = trust.strikes(unit.conn, row.origin)
+    if now is Delivery.ACCEPTED and had.count:
+        trust.set_strikes(unit, row.origin, Strikes(0, had.stopped_at_ms))
+    if now is not Delivery.PAID_NOT_SERVED:
+        return
+    count = had.count + 1
+    stops = had.stopped_at_ms is None and must_stop(rules, count)
+    trust.set_strikes(unit, row.origin, Strikes(count, now_ms if stops else had.stopped_at_ms))
+    if stops:
+        detail = f"{row.origin} took {count} payments in a row and did not serve: nothing more is bought from it"
+        facts = {"merchant": row.origin, "payment": row.id, "strikes": str(count)}
+        records.note(unit, None, "merchant_stopped", None, now_ms, facts)
+        raise_alert(unit, "merchant_stopped", _subject(row.origin), {"detail": detail, **facts}, now_ms)
+
+
+def reopen(unit: Unit, origin: str, by_app: str, now_ms: int) -> None:
+    """Let a merchant be paid again, and count anew."""
+    if trust.strikes(unit.conn, origin) == Strikes():
+        return
+    trust.set_strikes(unit, origin, Strikes())
+    records.note(unit, None, "merchant_reopened", None, now_ms, {"merchant": origin, "by": by_app})
+    facts = {"detail": f"{origin} may be paid again", "merchant": origin}
+    clear_alert(unit, _subject(origin), facts, now_ms)
+
+
+def pin(unit: Unit, origin: str, wanted: Pin, by_app: str, now_ms: int) -> None:
+    """Let a merchant be paid at an address."""
+    if wanted not in trust.pins(unit.conn, origin):
+        _pin(unit, origin, [wanted], {"why": "operator", "by": by_app}, now_ms)
+
+
+def unpin(unit: Unit, origin: str, unwanted: Pin, by_app: str, now_ms: int) -> None:
+    """Forget an address; once none is known, the next payment is the first again. Refused: `not_found`."""
+    if not trust.drop_pin(unit, origin, unwanted):
+        raise Refused("not_found", f"{unwanted.address} is no {unwanted.role} address that was learnt or pinned")
+    told = {"merchant": origin, "role": unwanted.role, "address": unwanted.address, "by": by_app}
+    records.note(unit, None, "address_unpinned", None, now_ms, told)
+
+
+def _pin(unit: Unit, origin: str, pins: Iterable[Pin], why: Mapping[str, object], now_ms: int) -> None:
+    for one in pins:
+        trust.add_pins(unit, origin, (one,))
+        told = {"merchant": origin, "role": one.role, "address": one.address, **why}
+        records.note(unit, None, "address_pinned", None, now_ms, told)
+
+
+def _agree(unit: Unit, origin: str, price: Price, why: Mapping[str, object], now_ms: int) -> None:
+    trust.agree(unit, origin, price)
+    told = {
+        "merchant": origin,
+        "call": f"{price.method} {price.path}"[:500],
+        "asset": price.asset,
+        "units": str(price.units),
+        **why,
+    }
+    records.note(unit, None, "price_agreed", None, now_ms, told)
+
+
+def _subject(origin: str) -> str:
+    return f"merchant:{origin}"

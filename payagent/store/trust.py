@@ -1,0 +1,102 @@
+"""What is known of merchants: the addresses that they may be paid at, prices that were agreed to, strikes.
+
+Each change is told in an event of the same commit (agent.trust); these rows are where it stands now.
+May import: core, store.writer, sqlite3. Never: commits; decides whom to trust.
+"""
+
+import sqlite3
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from payagent.core.guards import Pin, Pins
+from payagent.core.payment import State
+from payagent.store.writer import Unit
+
+_ON_THE_WAY = (State.RESERVED, State.SIGNED, State.IN_FLIGHT, State.REPLACING, State.CANCELLING)
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """What was agreed to for a call: its method, and its path without the query."""
+
+    method: str
+    path: str
+    asset: str
+    units: int
+
+
+@dataclass(frozen=True, slots=True)
+class Strikes:
+    """How many payments in a row were not served; since when nothing is bought, None where it is."""
+
+    count: int = 0
+    stopped_at_ms: int | None = None
+
+
+def pins(conn: sqlite3.Connection, origin: str) -> Pins:
+    rows = conn.execute("SELECT role, address FROM pins WHERE origin = ?", (origin,))
+    return frozenset(Pin(role, address) for role, address in rows)
+
+
+def add_pins(unit: Unit, origin: str, pins: Iterable[Pin]) -> None:
+    unit.conn.executemany(
+        "INSERT INTO pins(origin, role, address) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
+        [(origin, pin.role, pin.address) for pin in pins],
+    )
+
+
+def drop_pin(unit: Unit, origin: str, pin: Pin) -> bool:
+    """Whether it was there."""
+    cursor = unit.conn.execute(
+        "DELETE FROM pins WHERE origin = ? AND role = ? AND address = ?", (origin, pin.role, pin.address)
+    )
+    return cursor.rowcount > 0
+
+
+def agreed_units(conn: sqlite3.Connection, origin: str, method: str, path: str, asset: str) -> int | None:
+    row = conn.execute(
+        "SELECT units FROM agreed_prices WHERE origin = ? AND method = ? AND path = ? AND asset = ?",
+        (origin, method, path, asset),
+    ).fetchone()
+    return None if row is None else int(row[0])
+
+
+def agree(unit: Unit, origin: str, price: Price) -> None:
+    """From now on the call's prices are measured by this one."""
+    unit.conn.execute(
+        "INSERT INTO agreed_prices(origin, method, path, asset, units) VALUES (?, ?, ?, ?, ?) "
+        "ON CONFLICT DO UPDATE SET units = excluded.units",
+        (origin, price.method, price.path, price.asset, price.units),
+    )
+
+
+def prices(conn: sqlite3.Connection, origin: str) -> list[Price]:
+    rows = conn.execute(
+        "SELECT method, path, asset, units FROM agreed_prices WHERE origin = ? ORDER BY path, method, asset",
+        (origin,),
+    )
+    return [Price(*row) for row in rows]
+
+
+def strikes(conn: sqlite3.Connection, origin: str) -> Strikes:
+    row = conn.execute("SELECT count, stopped_at_ms FROM strikes WHERE origin = ?", (origin,)).fetchone()
+    return Strikes() if row is None else Strikes(*row)
+
+
+def set_strikes(unit: Unit, origin: str, now: Strikes) -> None:
+    unit.conn.execute(
+        "INSERT INTO strikes(origin, count, stopped_at_ms) VALUES (?, ?, ?) "
+        "ON CONFLICT DO UPDATE SET count = excluded.count, stopped_at_ms = excluded.stopped_at_ms",
+        (origin, now.count, now.stopped_at_ms),
+    )
+
+
+def in_flight(conn: sqlite3.Connection, origin: str) -> int:
+    """Payments of a merchant whose money is held, and in no block yet."""
+    marks = ",".join("?" * len(_ON_THE_WAY))
+    (count,) = conn.execute(
+        "SELECT COUNT(*) FROM payments p JOIN invoices v ON v.seq = p.invoice "  # noqa: S608  marks
+        f"WHERE p.state IN ({marks}) AND v.origin = ?",
+        (*_ON_THE_WAY, origin),
+    ).fetchone()
+    return int(count)
