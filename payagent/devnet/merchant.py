@@ -71,6 +71,7 @@ class Terms:
 
     price_units: int = 10_000_000
     asset: str = LOVELACE
+    pay_to: Address = role_address("pay_to")  # noqa: RUF009  it is frozen
     splits: tuple[Split, ...] = (
         Split("platform", role_address("platform"), 2_000_000),
         Split("creator", role_address("creator"), 1_000_000),
@@ -95,7 +96,7 @@ class Terms:
     def required(self) -> tuple[tuple[bytes, int], ...]:
         """The outputs that must be there: (address, units of the asset)."""
         shares = tuple((split.address.raw, split.units) for split in self.splits)
-        return ((role_address("pay_to").raw, self.pay_to_units), *shares)
+        return ((self.pay_to.raw, self.pay_to_units), *shares)
 
 
 def read_settings(body: Mapping[str, object], now: Terms) -> Terms:
@@ -132,9 +133,14 @@ def _read_asset(value: object, _name: str) -> str:
     return parse_asset(value)
 
 
+def _read_address(value: object, _name: str) -> Address:
+    return parse_address(value, DEVNET)
+
+
 _SETTINGS: dict[str, tuple[str, Callable[[object, str], object]]] = {
     "price": ("price_units", parse_units),
     "asset": ("asset", _read_asset),
+    "pay_to": ("pay_to", _read_address),
     "splits": ("splits", _read_splits),
     "split_mode": ("split_mode", choice(*MODES)),
     "split_form": ("split_form", choice(*FORMS)),

@@ -26,7 +26,6 @@ from payagent.devnet.merchant import (
     Terms,
     Verdict,
     read_settings,
-    role_address,
 )
 from payagent.devnet.reading import BadSettings
 from payagent.devnet.x402 import Shop
@@ -61,7 +60,7 @@ def t_backend_402(invoice: Invoice, now_ms: int) -> Response:
         "asset": _wire_asset(terms.asset),
         "amountUnits": str(terms.price_units),
         "decimals": 6 if terms.asset == LOVELACE else 0,
-        "payTo": role_address("pay_to").text,
+        "payTo": terms.pay_to.text,
         "timeout": (invoice.ends_ms - now_ms) // 1000,
         "extra": extra | _t_backend_splits(terms),
     }
@@ -77,7 +76,7 @@ def _t_backend_splits(terms: Terms) -> Json:
     ]
     if terms.split_mode == "outputs":
         first: Json = {
-            "address": role_address("pay_to").text,
+            "address": terms.pay_to.text,
             "amountUnits": str(terms.pay_to_units),
             "role": "pay_to",
         }
@@ -89,7 +88,7 @@ def _t_backend_splits(terms: Terms) -> Json:
 
 def flux_402(invoice: Invoice, now_ms: int) -> Response:
     """The Flux body and headers: top-level fields, an absolute end in ISO milliseconds."""
-    terms, pay_to = invoice.terms, role_address("pay_to").text
+    terms, pay_to = invoice.terms, invoice.terms.pay_to.text
     ends = datetime.fromtimestamp(invoice.ends_ms // 1000, UTC).strftime("%Y-%m-%dT%H:%M:%S")
     body: Json = {
         "invoiceId": invoice.id,
@@ -258,7 +257,7 @@ class MerchantApi:
         return JSONResponse(
             {
                 "settings": self._settings_json(),
-                "pay_to": role_address("pay_to").text,
+                "pay_to": merchant.terms.pay_to.text,
                 "invoices": [self._invoice_json(invoice) for invoice in merchant.invoices.values()],
                 "payments": [{"invoiceId": invoice.id, "txHash": invoice.paid_by} for invoice in paid],
                 "balances": balances,
@@ -292,6 +291,7 @@ def _terms_json(terms: Terms) -> Json:
     return {
         "price": str(terms.price_units),
         "asset": terms.asset,
+        "pay_to": terms.pay_to.text,
         "splits": [
             {"role": split.role, "address": split.address.text, "units": str(split.units)}
             for split in terms.splits

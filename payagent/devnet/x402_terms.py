@@ -22,7 +22,7 @@ from payagent.devnet.facilitator import (
     Unpayable,
     read_transaction,
 )
-from payagent.devnet.merchant import DEVNET, Terms, role_address
+from payagent.devnet.merchant import DEVNET, Terms
 from payagent.devnet.reading import BadSettings, Reader, choice, flag, or_null, refuse_unknown, whole
 
 Json = dict[str, object]
@@ -132,7 +132,7 @@ def requirements(terms: Terms, x402: X402) -> Json:
         "network": NETWORK,
         "amount": str(terms.price_units),
         "asset": asset if asset == LOVELACE else f"{asset[:56]}.{asset[56:]}",
-        "payTo": role_address("pay_to").text,
+        "payTo": terms.pay_to.text,
         "maxTimeoutSeconds": x402.max_timeout_s,
         "extra": None if x402.extra_null else extra,
     }
@@ -147,7 +147,7 @@ def requirements_v1(terms: Terms, x402: X402, url: str) -> Json:
         "network": DEVNET.wire,
         "maxAmountRequired": str(terms.price_units),
         "asset": LOVELACE if ada else terms.asset[:56],
-        "payTo": role_address("pay_to").text,
+        "payTo": terms.pay_to.text,
         "resource": url,
         "description": "A paid answer",
         "mimeType": "application/json",
