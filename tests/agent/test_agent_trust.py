@@ -1,0 +1,389 @@
+"""Guards by the real agent: what is known of a merchant decides inside the commit, and outlives a restart.
+
+Threats B4, B5 (addresses), D6 (paid and not served), K1 (drift), K4 (too many on their way).
+"""
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from agent.test_agent_replace import LONG_S, TTL_S, attempts, lose, pass_time_of, wait_for_void
+from agent_kit import ADA, APP, DEVNET, Run, World, with_terms, world_with_clock
+
+from payagent.agent import merchants
+from payagent.agent.agent import Ask, Request
+from payagent.agent.terms import Terms
+from payagent.agent.view import retry_headers
+from payagent.core.address import encode_address
+from payagent.core.guards import Pin, Rules
+from payagent.core.payment import Delivery, State
+from payagent.core.problem import Refused
+from payagent.devnet.merchant import role_address
+from payagent.dialects import make_response
+from payagent.store import alerts, queries, trust
+from payagent.store.queries import PaymentRow
+
+PINNED = Rules(first_use=True)
+PLATFORM, CREATOR = ({"role": name, "units": "1000000"} for name in ("platform", "creator"))
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    """A devnet whose clock the test moves, and a wallet of ten coins."""
+    with world_with_clock(tmp_path) as world:
+        world.fund(*[50 * ADA] * 10)
+        yield world
+
+
+def guarded(world: World, rules: Rules) -> Callable[[Terms], Terms]:
+    return with_terms(merchants={o: replace(m, rules=rules) for o, m in world.terms.merchants.items()})
+
+
+async def refusal(run: Run, message: str) -> Refused:
+    with pytest.raises(Refused) as refused:
+        await run.pay(message)
+    return refused.value
+
+
+def events_of(run: Run, *names: str) -> list[tuple[str, dict[str, Any]]]:
+    """The wallet's own events of these names, in order."""
+    rows = queries.event_links(run.agent.conn)
+    return [(event, json.loads(detail)) for _, payment, event, _, detail, *_ in rows if event in names]
+
+
+def pay_to(name: str) -> str:
+    return role_address(name).text
+
+
+class TestAddresses:
+    async def test_the_first_payment_says_who_may_be_paid(self, world: World) -> None:
+        async with world.run(terms=guarded(world, PINNED)) as run:
+            await run.look()
+            first = await run.pay("first")
+            known = [
+                ("pay_to", pay_to("pay_to")),
+                ("split", pay_to("creator")),
+                ("split", pay_to("platform")),
+            ]
+            assert sorted(trust.pins(run.agent.conn, world.origin)) == known
+            pinned = events_of(run, "address_pinned")
+            assert sorted((told["role"], told["address"]) for _, told in pinned) == known
+            assert {told["payment"] for _, told in pinned} == {first.id}
+            assert (await run.pay("second")).state is State.IN_FLIGHT
+
+    @pytest.mark.parametrize("restarted", [False, True])
+    @pytest.mark.parametrize(
+        "changed",
+        [
+            {"pay_to": pay_to("thief")},
+            {"splits": [PLATFORM, CREATOR, {"role": "thief", "units": "1000000"}]},
+            {"splits": [{"role": "thief", "units": "1000000"}]},
+        ],
+    )
+    async def test_another_address_is_not_paid(
+        self, world: World, changed: dict[str, object], restarted: bool
+    ) -> None:
+        async with world.run(terms=guarded(world, PINNED)) as run:
+            await run.look()
+            await run.pay("first")
+            world.settings(**changed)
+            if not restarted:
+                await self._is_refused(run)
+        if restarted:
+            async with world.run(terms=guarded(world, PINNED)) as run:
+                await run.look()
+                await self._is_refused(run)
+
+    async def _is_refused(self, run: Run) -> None:
+        """With a code, in the ledger, and nothing was signed or held."""
+        held = run.books()["held"]
+        told = await refusal(run, "second")
+        assert told.code == "address_not_pinned"
+        assert pay_to("thief") in told.detail
+        row = queries.payments_page(
+            run.agent.conn, app_id=None, state="rejected", origin=None, since_ms=None, before_seq=None, limit=1
+        )[0]
+        assert (row.reason_code, row.tx_id) == ("address_not_pinned", None)
+        assert run.books()["held"] == held
+
+    async def test_one_with_the_merchants_key_and_a_thiefs_stake_is_another(self, world: World) -> None:
+        """B4: the same payment key with another stake part is not the address that was pinned."""
+        shop = role_address("pay_to")
+        franken = encode_address(shop.raw[:29] + b"\x66" * 28)
+        assert franken.payment_key_hash == shop.payment_key_hash
+        async with world.run(terms=guarded(world, PINNED)) as run:
+            await run.look()
+            await run.pay("first")
+            world.settings(pay_to=franken.text)
+            assert (await refusal(run, "second")).code == "address_not_pinned"
+
+    async def test_one_share_less_asks_nobody(self, world: World) -> None:
+        async with world.run(terms=guarded(world, PINNED)) as run:
+            await run.look()
+            await run.pay("first")
+            world.settings(splits=[CREATOR])
+            assert (await run.pay("second")).state is State.IN_FLIGHT
+
+    async def test_of_two_first_payments_at_once_one_is_the_first(self, world: World) -> None:
+        """Decided one after the other, whatever the event loop does: the second sees what the first pinned."""
+        async with world.run(terms=guarded(world, PINNED)) as run:
+            await run.look()
+            asks = []
+            for name in ("one", "another"):
+                world.settings(pay_to=pay_to(name), splits=[])
+                asks.append(world.ask(name))
+            ended = await asyncio.gather(*(run.agent.pay(ask) for ask in asks), return_exceptions=True)
+            await run.agent.drain(10)
+            paid = [one[0] for one in ended if not isinstance(one, BaseException)]
+            refused = [one for one in ended if isinstance(one, Refused)]
+            assert ([one.code for one in refused], len(paid)) == (["address_not_pinned"], 1)
+            assert trust.pins(run.agent.conn, world.origin) == {Pin("pay_to", paid[0].outputs[0].address)}
+
+    async def test_what_was_refused_pins_nothing(self, world: World) -> None:
+        async with world.run(terms=guarded(world, replace(PINNED, in_flight_max=1))) as run:
+            await run.look()
+            world.settings(price=str(2000 * ADA))
+            assert (await refusal(run, "too much")).code == "limit_exceeded"
+            assert trust.pins(run.agent.conn, world.origin) == frozenset()
+
+    async def test_an_operator_changes_what_is_known(self, world: World) -> None:
+        """Each change is in the events, with who made it; once nothing is known, the next payment is the first."""
+        async with world.run(terms=guarded(world, PINNED)) as run:
+            await run.look()
+            world.settings(splits=[])
+            await run.pay("first")
+            world.settings(pay_to=pay_to("new"))
+            await merchants.pin(run.agent, APP, "t", "pay_to", pay_to("new"))
+            await merchants.pin(run.agent, APP, "t", "pay_to", pay_to("new"))
+            assert (await run.pay("second")).state is State.IN_FLIGHT
+            for name in ("new", "pay_to"):
+                await merchants.unpin(run.agent, APP, "t", "pay_to", pay_to(name))
+            with pytest.raises(Refused, match="not_found"):
+                await merchants.unpin(run.agent, APP, "t", "pay_to", pay_to("new"))
+            world.settings(pay_to=pay_to("newer"))
+            assert (await run.pay("third")).state is State.IN_FLIGHT
+            told = [
+                (event, one["address"], one.get("why"), one.get("by"))
+                for event, one in events_of(run, "address_pinned", "address_unpinned")
+            ]
+            assert told == [
+                ("address_pinned", pay_to("pay_to"), "first_use", None),
+                ("address_pinned", pay_to("new"), "operator", APP),
+                ("address_unpinned", pay_to("new"), None, APP),
+                ("address_unpinned", pay_to("pay_to"), None, APP),
+                ("address_pinned", pay_to("newer"), "first_use", None),
+            ]
+
+    async def test_an_address_of_another_network_is_not_pinned(self, world: World) -> None:
+        async with world.run() as run:
+            mainnet = encode_address(b"\x61" + role_address("pay_to").raw[1:29]).text
+            with pytest.raises(Refused, match="address_wrong_network"):
+                await merchants.pin(run.agent, APP, "t", "pay_to", mainnet)
+
+    async def test_addresses_of_the_config_are_all_that_is_known(self, world: World) -> None:
+        filed = frozenset({Pin("pay_to", pay_to("pay_to"))})
+        async with world.run(terms=guarded(world, Rules(filed=filed))) as run:
+            await run.look()
+            assert (await refusal(run, "with shares")).code == "address_not_pinned"
+            world.settings(splits=[])
+            await run.pay("without")
+            assert trust.pins(run.agent.conn, world.origin) == frozenset()
+
+    async def test_a_quote_tells_of_it(self, world: World) -> None:
+        async with world.run(terms=guarded(world, PINNED)) as run:
+            await run.look()
+            await run.pay("first")
+            assert (await run.agent.quote(world.ask("asked only"))).refusal is None
+            world.settings(pay_to=pay_to("thief"))
+            quote = await run.agent.quote(world.ask("asked only"))
+            assert quote.refusal is not None
+            assert quote.refusal.code == "address_not_pinned"
+
+    async def test_of_several_offers_the_one_that_is_known_is_taken(self, world: World) -> None:
+        """A thief's offer before the merchant's own is passed over, and alone it is refused."""
+        path = "/x402/report?day=1"
+        async with world.run(terms=guarded(world, PINNED)) as run:
+            await run.look()
+            for accepts in (["pay_to"], ["thief", "pay_to"]):
+                row, _ = await run.agent.pay(_offering(world, path, accepts, str(len(accepts))))
+                assert row.outputs[0].address == pay_to("pay_to")
+            with pytest.raises(Refused, match="address_not_pinned"):
+                await run.agent.pay(_offering(world, path, ["thief"], "alone"))
+
+
+def _offering(world: World, path: str, payees: list[str], key: str) -> Ask:
+    """An x402 version 1 answer with an offer for each payee."""
+    entry = {
+        "scheme": "exact",
+        "network": DEVNET.wire,
+        "maxAmountRequired": "2000000",
+        "asset": "lovelace",
+        "resource": world.origin + path,
+        "description": "",
+        "mimeType": "application/json",
+        "maxTimeoutSeconds": 300,
+    }
+    body = {"x402Version": 1, "error": "", "accepts": [entry | {"payTo": pay_to(name)} for name in payees]}
+    return Ask(
+        app_id=APP,
+        origin=world.origin,
+        response=make_response(402, {"content-type": "application/json"}, json.dumps(body)),
+        received="{}",
+        request=Request("GET", path, hashlib.sha256(b"").hexdigest()),
+        idempotency_key=key,
+    )
+
+
+class TestPrices:
+    DRIFT = Rules(drift_percent=25)
+
+    async def test_a_price_far_above_the_agreed_one_asks(self, world: World) -> None:
+        world.settings(price=str(4 * ADA), splits=[])
+        async with world.run(terms=guarded(world, self.DRIFT)) as run:
+            paid = await run.pay_in_block("first")
+            agreed = {"call": "POST /chat", "asset": "lovelace", "units": "4000000", "payment": paid.id}
+            assert events_of(run, "price_agreed") == [("price_agreed", {"merchant": world.origin} | agreed)]
+            world.settings(price="5000000")
+            await run.pay_in_block("a quarter more")
+            world.settings(price="5000001")
+            told = await refusal(run, "and a bit")
+            assert (told.code, "4000000 agreed" in told.detail) == ("price_drifted", True)
+            world.settings(price="1000000")
+            assert (await run.pay("cheaper")).state is State.IN_FLIGHT
+
+    async def test_prices_do_not_creep(self, world: World) -> None:
+        """Each step is small and was paid, and all the same the way ends a quarter above where it began."""
+        world.settings(price=str(4 * ADA), splits=[])
+        async with world.run(terms=guarded(world, self.DRIFT)) as run:
+            for price in (4_000_000, 4_400_000, 4_840_000):
+                world.settings(price=str(price))
+                await run.pay_in_block(f"at {price}")
+            world.settings(price="5324000")
+            assert (await refusal(run, "one step more")).code == "price_drifted"
+
+    async def test_only_what_was_confirmed_says_what_a_call_costs(self, world: World) -> None:
+        world.settings(price=str(2 * ADA), splits=[])
+        async with world.run(terms=guarded(world, self.DRIFT)) as run:
+            await run.look()
+            await run.pay("first")
+            world.settings(price=str(20 * ADA))
+            assert (await run.pay("before it is in a block")).state is State.IN_FLIGHT
+
+    async def test_a_price_is_of_its_path(self, world: World) -> None:
+        world.settings(price=str(2 * ADA), splits=[])
+        async with world.run(terms=guarded(world, self.DRIFT)) as run:
+            await run.pay_in_block("first")
+            world.settings(price=str(20 * ADA))
+            asked = world.ask("elsewhere")
+            assert asked.request is not None
+            other = replace(asked, request=replace(asked.request, path="/other"))
+            assert (await run.agent.pay(other))[1]
+            queried = replace(world.ask("again"), request=replace(asked.request, path="/chat?cheap=1"))
+            with pytest.raises(Refused, match="price_drifted"):
+                await run.agent.pay(queried)
+
+    async def test_it_outlives_a_restart(self, world: World) -> None:
+        world.settings(price=str(2 * ADA), splits=[])
+        async with world.run(terms=guarded(world, self.DRIFT)) as run:
+            await run.pay_in_block("first")
+        world.settings(price=str(20 * ADA))
+        async with world.run(terms=guarded(world, self.DRIFT)) as run:
+            await run.look()
+            assert (await refusal(run, "second")).code == "price_drifted"
+
+
+async def leave_unserved(world: World, run: Run, message: str) -> PaymentRow:
+    """Paid, in a block, and the merchant says 402 when its invoice is over."""
+    row = await run.pay_in_block(message)
+    world.clock.ahead_ms += 301_000
+    await run.settle_down()
+    return await run.agent.record_delivery(row.id, 402)
+
+
+class TestStrikes:
+    STOP = Rules(stop_after=2)
+
+    async def test_a_merchant_that_does_not_serve_is_paid_no_more(self, world: World) -> None:
+        """Told once; a restart forgets nothing; the proof of what is paid is shown all the same."""
+        async with world.run(terms=guarded(world, self.STOP)) as run:
+            first = await leave_unserved(world, run, "first")
+            await run.agent.record_delivery(first.id, 402)  # the same payment is no second strike
+            assert trust.strikes(run.agent.conn, world.origin).count == 1
+            second = await leave_unserved(world, run, "second")
+            assert second.delivery is Delivery.PAID_NOT_SERVED
+            assert alerts.raised(run.agent.conn, "merchant_stopped") == [f"merchant:{world.origin}"]
+        async with world.run(terms=guarded(world, self.STOP)) as run:
+            await run.look()
+            told = await refusal(run, "third")
+            assert told.code == "merchant_stopped"
+            merchant = run.agent.terms.merchants[world.origin]
+            assert retry_headers(run.agent.payment(second.id), merchant, world.address)["X-Payment"]
+            served = await run.agent.record_delivery(second.id, 200)
+            assert served.delivery is Delivery.ACCEPTED
+            assert (await refusal(run, "fourth")).code == "merchant_stopped", "an operator says when"
+            await merchants.reopen(run.agent, APP, "t")
+            await merchants.reopen(run.agent, APP, "t")
+            assert (await run.pay("fifth")).state is State.IN_FLIGHT
+            told_of = [name for name, _ in events_of(run, "merchant_stopped", "merchant_reopened")]
+            assert told_of == ["merchant_stopped", "merchant_reopened"]
+            assert alerts.raised(run.agent.conn, "merchant_stopped") == []
+
+    async def test_what_is_served_between_them_begins_the_count_anew(self, world: World) -> None:
+        async with world.run(terms=guarded(world, self.STOP)) as run:
+            await leave_unserved(world, run, "first")
+            served = await run.pay_in_block("second")
+            await run.agent.record_delivery(served.id, 200)
+            await leave_unserved(world, run, "third")
+            assert trust.strikes(run.agent.conn, world.origin).stopped_at_ms is None
+            assert (await run.pay("fourth")).state is State.IN_FLIGHT
+
+    async def test_a_lost_payment_is_taken_back_where_nothing_is_bought_any_more(self, world: World) -> None:
+        async with world.run(terms=guarded(world, Rules(stop_after=1))) as run:
+            unserved = await run.pay_in_block("not served")
+            world.settings(timeout=LONG_S)
+            row = await lose(world, run)
+            world.clock.ahead_ms += 301_000
+            await run.settle_down()
+            await run.agent.record_delivery(unserved.id, 402)
+            assert (await refusal(run, "another")).code == "merchant_stopped"
+            await pass_time_of(world, run, TTL_S + 1)
+            assert [one.kind for one in attempts(run, row)] == ["pay", "cancel"]
+            assert run.agent.payment(row.id).reason_code == "merchant_stopped"
+            await wait_for_void(world, run)
+            assert run.state(row.id) is State.VOID
+            assert run.owned() == world.on_chain()
+
+
+class TestCrowds:
+    async def test_only_so_many_payments_to_a_merchant_are_on_their_way(self, world: World) -> None:
+        """K4: a merchant whose invoices nobody settles holds no more than so many coins."""
+        async with world.run(terms=guarded(world, Rules(in_flight_max=2))) as run:
+            await run.look()
+            for message in ("first", "second"):
+                await run.pay(message)
+            before = queries.payment_counts(run.agent.conn)
+            told = await refusal(run, "third")
+            assert (told.code, told.problem.retryable) == ("merchant_busy", True)
+            assert queries.payment_counts(run.agent.conn) == before, "what may just be asked again leaves no row"
+            await run.settle_down()
+            assert (await run.pay("third")).state is State.IN_FLIGHT
+
+
+class TestTheNextInvoice:
+    @pytest.mark.parametrize("changed", [{"pay_to": pay_to("thief")}, {}])
+    async def test_a_lost_payment_goes_by_no_invoice_that_pays_somebody_else(
+        self, world: World, changed: dict[str, object]
+    ) -> None:
+        world.settings(timeout=600, splits=[])
+        async with world.run(terms=guarded(world, PINNED)) as run:
+            first = await lose(world, run)
+            await pass_time_of(world, run, 601)
+            world.settings(timeout=LONG_S, **changed)
+            ended, _ = await run.agent.pay(world.ask("hello"))
+            assert ended.id == first.id
+            assert (len(attempts(run, ended)) == 1) == bool(changed)
