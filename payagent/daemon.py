@@ -38,6 +38,8 @@ from payagent.chain.blockfrost import Blockfrost
 from payagent.chain.quota import BLOCKFROST_RATE
 from payagent.chain.source import Found
 from payagent.core.address import Address
+from payagent.core.guards import Pin, Rules
+from payagent.core.invoice import Role
 from payagent.core.money import LOVELACE
 from payagent.core.network import NETWORKS
 from payagent.core.policy import Limit, Scope, limits_of
@@ -48,7 +50,7 @@ from payagent.merchants.client import MerchantClient
 from payagent.proxy.door import Bounds as ProxyBounds
 from payagent.proxy.door import Door
 from payagent.secretfile import read_secret_file, require_own_folder, require_private
-from payagent.settings import WORDS_FILE, Api, Provider, Settings, Topup, passphrase_file
+from payagent.settings import WORDS_FILE, Api, Merchant, Provider, Settings, Topup, passphrase_file
 from payagent.signer.handle import SignerProcess, unlocked
 from payagent.store import queries, records
 from payagent.store.lease import lease
@@ -289,6 +291,7 @@ def make_terms(settings: Settings, own: Address, redactor: Redactor) -> Terms:
             request_commitment=merchant.request_commitment,
             api_key=api_key,
             alert_below=merchant.alert_below,
+            rules=_rules(merchant),
             **_topup_terms(merchant.topup),
         )
     return Terms(
@@ -324,6 +327,18 @@ def filed_limits(settings: Settings) -> Iterator[Limit]:
         yield from limits_of(token.asset, token.most_units)
     for merchant in settings.merchants.values():
         yield from limits_of(LOVELACE, merchant.limits.most_lovelace, Scope(merchant=merchant.origin))
+
+
+def _rules(merchant: Merchant) -> Rules:
+    """What the guards hold a merchant to."""
+    by_role: tuple[tuple[Role, tuple[str, ...]], ...] = (("pay_to", merchant.pay_to), ("split", merchant.split_to))
+    return Rules(
+        first_use=merchant.pin == "first_use",
+        filed=frozenset(Pin(role, address) for role, addresses in by_role for address in addresses),
+        drift_percent=merchant.drift_percent,
+        stop_after=merchant.stop_after,
+        in_flight_max=merchant.in_flight_max,
+    )
 
 
 def _topup_terms(topup: Topup) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as SourceError
 
+from payagent.core.address import parse_address
 from payagent.core.invoice import Proof, SplitMode
 from payagent.core.money import LOVELACE, parse_ada, parse_asset, parse_count, parse_units
 from payagent.core.network import NETWORKS
@@ -47,6 +48,8 @@ WORDS_FILE = "recovery-words.txt"
 """In the data folder: new words that no terminal showed, left there by `payagent init` to be taken away."""
 SOCKET_PATH_BYTES_MAX = 107  # sun_path of unix(7) holds 108 with its closing zero byte
 
+OFF = "off"
+
 T = TypeVar("T")
 Tree = dict[str, Any]
 
@@ -61,6 +64,12 @@ _DEFAULTS: dict[bool, dict[str, Tree]] = {
     },
 }
 """Defaults that depend on the network: is it the devnet?"""
+
+_MERCHANT_DEFAULTS: dict[bool, Tree] = {
+    True: {"pin": "off", "drift_percent": "off", "in_flight_max": "off"},
+    False: {"pin": "first_use", "drift_percent": 25, "in_flight_max": 100},
+}
+"""The same, for each merchant."""
 
 _MERCHANT_NAME = re.compile(r"[a-z0-9]+(?:[_-][a-z0-9]+)*", re.ASCII)
 _HOST = re.compile(r"(?=.{1,253}\Z)[a-z0-9_-]+(?:\.[a-z0-9_-]+)*", re.ASCII)
@@ -158,6 +167,23 @@ def _level(value: object) -> tuple[str, int]:
         except Refused:
             continue
     raise ValueError('write a whole number of calls, or an amount such as "5 ADA"')
+
+
+def _or_off(least: int, most: int) -> Callable[[object], int | None]:
+    """A whole number, or that it is not looked at."""
+
+    def parsed(value: object) -> int | None:
+        if value == OFF:
+            return None
+        try:
+            number = parse_count(value)
+        except Refused:
+            number = -1
+        if not least <= number <= most:
+            raise ValueError(f'write a whole number from {least} to {most}, or "{OFF}"')
+        return number
+
+    return parsed
 
 
 def _token(asset: str) -> str:
@@ -300,7 +326,10 @@ class MerchantLimits(_Table):
 
 
 class Merchant(_Table):
-    """One server that may be paid, named by its origin."""
+    """One server that may be paid, named by its origin; and what its invoices are held to (core.guards).
+
+    `pay_to` and `split_to`: where there are any, they are all that may be paid without a person's word.
+    """
 
     origin: Annotated[str, AfterValidator(parse_origin), AfterValidator(_unheard)]
     partner: Annotated[str, AfterValidator(_partner)] | None = None
@@ -310,6 +339,12 @@ class Merchant(_Table):
     ready: Literal["signed", "submitted", "confirmed"] = "confirmed"
     api_key_file: AbsolutePath | None = None
     timeout_s: Annotated[Count, Field(ge=1, le=600)] = 30
+    pin: Literal["first_use", "off"] = "off"
+    pay_to: tuple[str, ...] = ()
+    split_to: tuple[str, ...] = ()
+    drift_percent: Annotated[int | None, BeforeValidator(_or_off(0, 1_000_000))] = None
+    stop_after: Annotated[int | None, BeforeValidator(_or_off(1, 1_000_000))] = 3
+    in_flight_max: Annotated[int | None, BeforeValidator(_or_off(1, 1_000_000))] = None
     alert_below: Annotated[Count, Field(ge=1)] | None = None
     private_network: Annotated[bool, Field(strict=True)] = False
     topup: Topup = Topup()
@@ -445,6 +480,20 @@ class Settings(BaseSettings):
             raise ValueError("two merchants have the same origin; keep one table for it")
         return self
 
+    @model_validator(mode="after")
+    def _addresses_of_the_network(self) -> Self:
+        for name, merchant in self.merchants.items():
+            for key, addresses in (("pay_to", merchant.pay_to), ("split_to", merchant.split_to)):
+                for address in addresses:
+                    try:
+                        parse_address(address, NETWORKS[self.network])
+                    except Refused as refused:
+                        raise ValueError(
+                            f"merchants.{name}.{key} has no address that can be paid on {self.network} "
+                            f"({refused.code}); copy it anew"
+                        ) from None
+        return self
+
 
 class _Environment(EnvSettingsSource):
     """pydantic-settings' reader of variables, over an environment that is handed in."""
@@ -562,8 +611,11 @@ def _with_defaults(tree: Tree, environ: Mapping[str, str]) -> Tree:
     data_dir = tree.get("data_dir", str(_home(environ) / ".local/share/payagent"))
     runtime = environ.get("XDG_RUNTIME_DIR")
     socket = f"{runtime}/payagent/payagent.sock" if runtime else f"{data_dir}/payagent.sock"
-    places = {"data_dir": data_dir, "api": {"socket": socket}}
-    return _merged(_merged(places, _DEFAULTS[tree.get("network") == "devnet"]), tree)
+    places, is_devnet = {"data_dir": data_dir, "api": {"socket": socket}}, tree.get("network") == "devnet"
+    merchants = tree.get("merchants")
+    named = merchants if isinstance(merchants, Mapping) else {}
+    defaults = {"merchants": dict.fromkeys(named, _MERCHANT_DEFAULTS[is_devnet])}
+    return _merged(_merged(_merged(places, _DEFAULTS[is_devnet]), defaults), tree)
 
 
 def _explain(

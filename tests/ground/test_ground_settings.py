@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
+from payagent.core.address import encode_address
 from payagent.core.origin import parse_origin
 from payagent.core.problem import Refused
 from payagent.secretfile import SecretFile, read_secret_file
@@ -32,6 +33,7 @@ kind = "blockfrost"
 base_url = "http://127.0.0.1:3000/api/v0"
 """
 POLICY = "ab" * 28
+MAINNET_ADDRESS = encode_address(b"\x61" + b"\x01" * 28).text
 
 
 def write(folder: Path, text: str, name: str = "config.toml") -> Path:
@@ -118,6 +120,20 @@ def test_devnet_has_its_own_defaults(tmp_path: Path) -> None:
     assert settings.limits.assets == ()
     assert settings.payments.confirm_depth == 1
     assert (settings.payments.void_depth, settings.payments.settle_depth) == (15, 2160)
+
+
+@pytest.mark.parametrize(
+    ("network", "expected"), [("preprod", ("first_use", 25, 3, 100)), ("devnet", ("off", None, 3, None))]
+)
+def test_merchants_are_guarded_from_the_start(tmp_path: Path, network: str, expected: tuple[object, ...]) -> None:
+    named = '[merchants.t]\norigin = "https://a.example"\n'
+    merchant = load(tmp_path, named, network=network).merchants["t"]
+    assert (merchant.pin, merchant.drift_percent, merchant.stop_after, merchant.in_flight_max) == expected
+    assert merchant.pay_to == merchant.split_to == ()
+    off = 'pin = "off"\ndrift_percent = "off"\nstop_after = "off"\nin_flight_max = "off"\n'
+    merchant = load(tmp_path, named + off, network=network).merchants["t"]
+    assert merchant.pin == "off"
+    assert merchant.drift_percent is merchant.stop_after is merchant.in_flight_max is None
 
 
 # Where they come from
@@ -228,6 +244,26 @@ BAD_TOML = {
     "merchant without https, next door": (
         '[merchants.t]\norigin = "http://10.0.0.7:8080"\n',
         "merchants.t.origin: write an address with https://; http:// is for this machine alone",
+    ),
+    "a drift that is no number": (
+        '[merchants.t]\norigin = "https://a.example"\ndrift_percent = "some"\n',
+        'merchants.t.drift_percent: write a whole number from 0 to 1000000, or "off"',
+    ),
+    "a drift as a float": (
+        '[merchants.t]\norigin = "https://a.example"\ndrift_percent = 2.5\n',
+        'merchants.t.drift_percent: write a whole number from 0 to 1000000, or "off"',
+    ),
+    "a merchant that is stopped from the start": (
+        '[merchants.t]\norigin = "https://a.example"\nstop_after = 0\n',
+        'merchants.t.stop_after: write a whole number from 1 to 1000000, or "off"',
+    ),
+    "an address of another network": (
+        f'[merchants.t]\norigin = "https://a.example"\npay_to = ["{MAINNET_ADDRESS}"]\n',
+        "merchants.t.pay_to has no address that can be paid on preprod (address_wrong_network); copy it anew",
+    ),
+    "a share to nobody": (
+        '[merchants.t]\norigin = "https://a.example"\nsplit_to = ["addr1"]\n',
+        "merchants.t.split_to has no address that can be paid on preprod (address_bad_checksum); copy it anew",
     ),
     "merchant without origin": ("[merchants.t]\n", "merchants.t.origin: is missing"),
     "merchant's name": ('[merchants."A b"]\norigin = "https://a.example"\n', "merchants: a merchant's name"),
