@@ -12,6 +12,7 @@ from payagent.agent.terms import MerchantTerms
 from payagent.core.address import parse_address
 from payagent.core.guards import Pin
 from payagent.core.invoice import Role
+from payagent.core.problem import Refused
 from payagent.store import trust
 from payagent.store.trust import Price, Strikes
 
@@ -40,8 +41,12 @@ def standing(agent: Agent, name: str) -> Standing:
 
 
 async def pin(agent: Agent, by_app: str, name: str, role: Role, address: str) -> None:
-    """Let it be paid at an address. Refused: `not_found`, and as `parse_address` does."""
-    origin, wanted = origin_of(agent, name), Pin(role, parse_address(address, agent.terms.network).text)
+    """Let it be paid at an address. Refused: `not_found`; `bad_request` for one that cannot be paid."""
+    origin = origin_of(agent, name)
+    try:
+        wanted = Pin(role, parse_address(address, agent.terms.network).text)
+    except Refused as refused:
+        raise Refused("bad_request", f"{refused.code}: {refused.detail}", key="address") from None
     now_ms = agent.ports.clock.now_ms()
     await agent.write("trust", lambda unit: known.pin(unit, origin, wanted, by_app, now_ms))
 

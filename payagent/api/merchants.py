@@ -1,16 +1,22 @@
-"""/v1/merchants: who may be paid, and what calls to them should carry.
+"""/v1/merchants: who may be paid, what calls to them should carry; what is known of each, and how that is changed.
 
-May import: agent, the rest of api, FastAPI. Never: shows a merchant's key.
+May import: core, agent, the rest of api, FastAPI. Never: shows a merchant's key.
 """
 
 from typing import Annotated
 
 from fastapi import APIRouter, Depends
+from starlette.requests import Request
 
+from payagent.agent.merchants import pin, reopen, standing, unpin
 from payagent.api.access import APPROVE, OPERATE, PAY, READ, Caller, need
 from payagent.api.problems import JsonResponse
-from payagent.api.schemas import Merchants, gives
-from payagent.api.views import merchant_view
+from payagent.api.reading import read_pin
+from payagent.api.schemas import MerchantKnown, Merchants, PinOrder, gives, takes
+from payagent.api.views import merchant_view, standing_view
+
+Reader = Annotated[Caller, Depends(need(READ, OPERATE, APPROVE))]
+Operator = Annotated[Caller, Depends(need(OPERATE))]
 
 router = APIRouter(tags=["merchants"])
 
@@ -22,3 +28,48 @@ async def merchants(caller: Annotated[Caller, Depends(need(PAY, READ, OPERATE, A
     named = sorted(terms.merchants.values(), key=lambda merchant: merchant.name)
     rows = [merchant for merchant in named if allowed is None or merchant.origin in allowed]
     return JsonResponse({"merchants": [merchant_view(merchant, terms) for merchant in rows]})
+
+
+@router.get("/v1/merchants/{name}", summary="What is known of a merchant", responses=gives(MerchantKnown, 200))
+async def merchant(name: str, caller: Reader) -> JsonResponse:
+    """The addresses that it may be paid at, the prices that were agreed to, whether it served what was paid."""
+    return _known(caller, name)
+
+
+@router.post(
+    "/v1/merchants/{name}/pins",
+    summary="Let a merchant be paid at an address",
+    responses=gives(MerchantKnown, 200),
+    openapi_extra=takes(PinOrder),
+    status_code=200,
+)
+async def add_pin(name: str, request: Request, caller: Operator) -> JsonResponse:
+    """At once, for good, and beside what the config file says."""
+    await pin(caller.agent, caller.app.id, name, *read_pin(await caller.json_body(request)))
+    return _known(caller, name)
+
+
+@router.post(
+    "/v1/merchants/{name}/unpin",
+    summary="Forget an address of a merchant",
+    responses=gives(MerchantKnown, 200),
+    openapi_extra=takes(PinOrder),
+    status_code=200,
+)
+async def drop_pin(name: str, request: Request, caller: Operator) -> JsonResponse:
+    """One that was learnt or pinned; the config file's stay. When none is left, the next payment is the first."""
+    await unpin(caller.agent, caller.app.id, name, *read_pin(await caller.json_body(request)))
+    return _known(caller, name)
+
+
+@router.post(
+    "/v1/merchants/{name}/reopen", summary="Let a merchant be paid again", responses=gives(MerchantKnown, 200)
+)
+async def lift_stop(name: str, caller: Operator) -> JsonResponse:
+    """What it does not serve is counted anew from here on."""
+    await reopen(caller.agent, caller.app.id, name)
+    return _known(caller, name)
+
+
+def _known(caller: Caller, name: str) -> JsonResponse:
+    return JsonResponse(standing_view(standing(caller.agent, name), caller.agent.terms))

@@ -18,6 +18,7 @@ from payagent.agent.topup import Wish
 from payagent.core import strict_json
 from payagent.core.address import Address, parse_address
 from payagent.core.bounds import SPLIT_COUNT_MAX
+from payagent.core.invoice import Role
 from payagent.core.money import LOVELACE, check_supply, parse_asset, parse_units
 from payagent.core.network import Network
 from payagent.core.origin import parse_origin
@@ -138,6 +139,16 @@ def read_limits(raw: bytes) -> LimitsWanted:
     if not most_units:
         raise Refused("bad_request", "limits names none", key="limits")
     return LimitsWanted(_text(body, "app"), _text(body, "merchant"), asset, most_units)
+
+
+def read_pin(raw: bytes) -> tuple[Role, str]:
+    """(role, address), as a pin has them."""
+    body = _fields(_json(raw), "the body", ("role", "address"))
+    roles: dict[object, Role] = {"pay_to": "pay_to", "split": "split"}
+    role, address = _text(body, "role"), _text(body, "address") or ""
+    if role not in roles:
+        raise Refused("bad_request", "role must be pay_to or split", key="role")
+    return roles[role], address
 
 
 def read_new_app(raw: bytes) -> NewApp:

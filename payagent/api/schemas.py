@@ -324,6 +324,45 @@ class Merchants(BaseModel):
     merchants: list[Merchant]
 
 
+class PinOrder(_Closed):
+    """Whom a merchant may have paid: itself (`pay_to`), or one that gets a share."""
+
+    role: Literal["pay_to", "split"]
+    address: str
+
+
+class KnownAddress(BaseModel):
+    role: Literal["pay_to", "split"]
+    address: str
+    set_by: Literal["config", "daemon"]
+
+
+class AgreedPrice(BaseModel):
+    """What was agreed to for a call, of its path without the query."""
+
+    method: str
+    path: str
+    asset: str
+    units: Units
+
+
+class MerchantKnown(Merchant):
+    """A merchant, what its invoices are held to, and what is known of it. null: that guard is off.
+
+    `strikes`: how many payments in a row it took and did not serve; `stopped_at`: since when none is made to it.
+    """
+
+    pin: Literal["first_use", "config", "off"]
+    addresses: list[KnownAddress]
+    drift_percent: int | None
+    prices: list[AgreedPrice]
+    stop_after: int | None
+    strikes: int
+    stopped_at: Time | None
+    in_flight: int
+    in_flight_max: int | None
+
+
 class QuoteAnswer(BaseModel):
     """What paying would take now. Nothing is reserved."""
 
@@ -339,7 +378,7 @@ class QuoteAnswer(BaseModel):
     expires_at: Time | None
     within_limits: bool
     approval: list[Reason] = _absent("There when a person would be asked first: why.")
-    refusal: Reason = _absent("There when a limit stands against it.")
+    refusal: Reason = _absent("There when a limit or a guard stands against it.")
 
 
 class AssetBalance(BaseModel):
@@ -674,6 +713,7 @@ _REFERRED: tuple[type[BaseModel], ...] = (
     TopupOrder,
     EventTold,
     LimitsOrder,
+    PinOrder,
     AppOrder,
     TokenOrder,
     PauseOrder,

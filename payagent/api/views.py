@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from payagent.agent.agent import Advice, Quote
 from payagent.agent.chainview import ChainView
-from payagent.agent.limits import Standing
+from payagent.agent.limits import Standing as LimitStanding
+from payagent.agent.merchants import Standing
 from payagent.agent.terms import MerchantTerms, Terms
 from payagent.core.ledger import HELD, WALLET, add
 from payagent.core.money import LOVELACE
@@ -98,6 +99,28 @@ def merchant_view(merchant: MerchantTerms, terms: Terms) -> Json:
     }
 
 
+def standing_view(known: Standing, terms: Terms) -> Json:
+    """A merchant with what its invoices are held to, and what is known of it."""
+    rules, stopped_at_ms = known.merchant.rules, known.strikes.stopped_at_ms
+    addresses = [(pin, "config") for pin in sorted(rules.filed)]
+    addresses += [(pin, "daemon") for pin in known.pins if pin not in rules.filed]
+    return {
+        **merchant_view(known.merchant, terms),
+        "pin": "config" if rules.filed else "first_use" if rules.first_use else "off",
+        "addresses": [{"role": pin.role, "address": pin.address, "set_by": by} for pin, by in addresses],
+        "drift_percent": rules.drift_percent,
+        "prices": [
+            {"method": one.method, "path": one.path, "asset": one.asset, "units": str(one.units)}
+            for one in known.prices
+        ],
+        "stop_after": rules.stop_after,
+        "strikes": known.strikes.count,
+        "stopped_at": None if stopped_at_ms is None else iso_time(stopped_at_ms),
+        "in_flight": known.in_flight,
+        "in_flight_max": rules.in_flight_max,
+    }
+
+
 def address_view(terms: Terms, chain: ChainView, now_ms: int) -> Json:
     """What an app needs of the wallet for its calls."""
     return {
@@ -160,12 +183,12 @@ def utxo_view(coin: CoinRow) -> Json:
     }
 
 
-def limits_view(standing: Iterable[Standing], names: Mapping[str, str]) -> Json:
+def limits_view(standing: Iterable[LimitStanding], names: Mapping[str, str]) -> Json:
     """The limits as they stand; apps and merchants by their names."""
     return {"limits": [limit_view(one, names) for one in standing]}
 
 
-def limit_view(one: Standing, names: Mapping[str, str]) -> Json:
+def limit_view(one: LimitStanding, names: Mapping[str, str]) -> Json:
     limit = one.limit
     app, merchant = (names.get(name, name) or None for name in limit.scope)
     return {

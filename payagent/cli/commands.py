@@ -19,6 +19,7 @@ from payagent.cli.doctor import doctor
 from payagent.cli.fetch import fetch
 from payagent.cli.init import init
 from payagent.cli.limits import limits
+from payagent.cli.merchants import merchants
 from payagent.cli.options import config_option, example, output_options, pass_terminal
 from payagent.cli.pause import pause, resume
 from payagent.cli.pay import pay
@@ -192,6 +193,6 @@ def demo(terminal: Terminal) -> int:
 
 for command in (
     *(init, pay, fetch, proxy, payments, wallet, prepaid, app, limits, pause, resume),
-    *(ledger, doctor, backup, restore, sim),
+    *(merchants, ledger, doctor, backup, restore, sim),
 ):
     payagent.add_command(command)

@@ -182,7 +182,7 @@ class TestAddresses:
     async def test_an_address_of_another_network_is_not_pinned(self, world: World) -> None:
         async with world.run() as run:
             mainnet = encode_address(b"\x61" + role_address("pay_to").raw[1:29]).text
-            with pytest.raises(Refused, match="address_wrong_network"):
+            with pytest.raises(Refused, match="bad_request: address_wrong_network"):
                 await merchants.pin(run.agent, APP, "t", "pay_to", mainnet)
 
     async def test_addresses_of_the_config_are_all_that_is_known(self, world: World) -> None:

@@ -1,13 +1,17 @@
-"""Who may be paid and what calls to them carry; how deep a payment is."""
+"""Who may be paid, what calls to them carry, and what is known of them; how deep a payment is."""
 
+from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
 from agent_kit import World, with_terms
 from api_kit import Api, served
 from canaries import plant
+from test_api_refusals import require_problem
 
 from payagent.agent.terms import MerchantTerms
+from payagent.core.guards import Rules
+from payagent.devnet.merchant import role_address
 
 KEY = plant("a merchant's key", "canary-key-of-a-merchant")
 
@@ -36,3 +40,80 @@ async def test_a_payment_says_how_deep_it_is(api: Api, blocks: int) -> None:
     await api.run.settle_down(blocks)
     told = (await api.http.get(f"/v1/payments/{payment['id']}")).json()
     assert told["depth"] == (blocks or None)
+
+
+@pytest.fixture
+async def guarded(world: World) -> AsyncIterator[Api]:
+    """The API of a wallet whose merchant is held to its first addresses, its prices and serving."""
+    world.fund(*[100_000_000] * 5)
+    rules = Rules(first_use=True, drift_percent=25, stop_after=1, in_flight_max=100)
+    merchants = {origin: replace(one, rules=rules) for origin, one in world.terms.merchants.items()}
+    async with world.run(terms=with_terms(merchants=merchants)) as run:
+        await run.look()
+        async with served(run) as api:
+            yield api
+
+
+async def test_an_operator_sees_what_is_known_of_a_merchant(guarded: Api) -> None:
+    await guarded.pay(request={"method": "POST", "path": "/chat?x=1", "body_sha256": "0" * 64})
+    await guarded.run.agent.drain(10)
+    on_its_way = (await guarded.as_("operator").get("/v1/merchants/t")).json()
+    assert on_its_way["in_flight"] == 1
+    await guarded.run.settle_down()
+    for app in ("reader", "operator"):
+        told = (await guarded.as_(app).get("/v1/merchants/t")).json()
+        paid = (("pay_to", "pay_to"), ("split", "creator"), ("split", "platform"))
+        assert [(one["role"], one["address"]) for one in told["addresses"]] == sorted(
+            (role, role_address(name).text) for role, name in paid
+        )
+        assert {one["set_by"] for one in told["addresses"]} == {"daemon"}
+        assert told["prices"] == [{"method": "POST", "path": "/chat", "asset": "lovelace", "units": "13000000"}]
+        settings = {"pin": "first_use", "drift_percent": 25, "stop_after": 1, "in_flight_max": 100}
+        assert {key: told[key] for key in settings} == settings
+        assert (told["strikes"], told["stopped_at"], told["in_flight"]) == (0, None, 0)
+    require_problem(await guarded.http.get("/v1/merchants/nobody"), "not_found")
+    require_problem(await guarded.as_("payer").get("/v1/merchants/t"), "forbidden")
+
+
+async def test_a_refusal_of_a_guard_is_a_problem_and_in_the_ledger(guarded: Api) -> None:
+    await guarded.pay("first")
+    guarded.world.settings(pay_to=role_address("thief").text)
+    answer = await guarded.http.post("/v1/payments", json=guarded.body("second"))
+    problem = require_problem(answer, "address_not_pinned")
+    assert (answer.status_code, problem["retryable"]) == (403, False)
+    [row] = (await guarded.http.get("/v1/payments?state=rejected")).json()["payments"]
+    assert row["reason"]["code"] == "address_not_pinned"
+    quote = (await guarded.http.post("/v1/quotes", json=guarded.body("second"))).json()
+    assert quote["refusal"]["code"] == "address_not_pinned"
+
+
+async def test_an_operator_lets_a_new_address_be_paid_and_forgets_it_again(guarded: Api) -> None:
+    await guarded.pay("first")
+    order = {"role": "pay_to", "address": role_address("new").text}
+    guarded.world.settings(pay_to=order["address"])
+    told = await guarded.as_("operator").post("/v1/merchants/t/pins", json=order)
+    assert order | {"set_by": "daemon"} in told.json()["addresses"]
+    assert (await guarded.pay("second"))["outputs"][0]["address"] == order["address"]
+    told = await guarded.as_("operator").post("/v1/merchants/t/unpin", json=order)
+    assert order | {"set_by": "daemon"} not in told.json()["addresses"]
+    answer = await guarded.http.post("/v1/payments", json=guarded.body("third"))
+    require_problem(answer, "address_not_pinned")
+    require_problem(await guarded.http.post("/v1/merchants/t/unpin", json=order), "not_found")
+    for wrong in ({"role": "pay_to"}, order | {"role": "change"}, order | {"address": "addr1"}):
+        require_problem(await guarded.http.post("/v1/merchants/t/pins", json=wrong), "bad_request")
+
+
+async def test_a_merchant_that_was_stopped_is_let_in_again(guarded: Api) -> None:
+    row = await guarded.pay("first")
+    await guarded.run.agent.drain(10)
+    await guarded.run.settle_down()
+    guarded.world.clock.ahead_ms += 301_000
+    await guarded.run.agent.record_delivery(str(row["id"]), 402)
+    guarded.world.clock.ahead_ms -= 301_000
+    told = (await guarded.http.get("/v1/merchants/t")).json()
+    assert told["strikes"] == 1
+    assert told["stopped_at"] is not None
+    require_problem(await guarded.http.post("/v1/payments", json=guarded.body("second")), "merchant_stopped")
+    told = (await guarded.as_("operator").post("/v1/merchants/t/reopen")).json()
+    assert (told["strikes"], told["stopped_at"]) == (0, None)
+    await guarded.pay("second")

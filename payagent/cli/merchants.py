@@ -1,0 +1,135 @@
+"""`payagent merchants`: who may be paid, what is known of each, and changing that while the daemon runs.
+
+May import: click, core, cli. Never: decides (the daemon does).
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+import click
+
+from payagent.cli.options import Connect, example, group_of, show_asset, show_units, talks_to_daemon
+from payagent.cli.terminal import Terminal
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@group_of("payagent merchants", "payagent merchants show t", "payagent merchants reopen t", alone="list")
+def merchants() -> None:
+    """Who may be paid, at which addresses, and at what prices. Alone: the list."""
+
+
+@merchants.command("list", epilog=example("payagent merchants list --json"))
+@talks_to_daemon
+def list_(terminal: Terminal, connect: Connect) -> None:
+    """The merchants of the config file."""
+    with connect() as link:
+        answer = link.get("/v1/merchants")
+
+    def human() -> None:
+        columns = ("name", "origin", "ready")
+        terminal.table(columns, [tuple(row[column] for column in columns) for row in answer["merchants"]])
+
+    terminal.give(answer, human)
+
+
+@merchants.command(epilog=example("payagent merchants show t"))
+@click.argument("name", metavar="NAME")
+@talks_to_daemon
+def show(terminal: Terminal, connect: Connect, name: str) -> None:
+    """What is known of a merchant.
+
+    The addresses that it may be paid at, prices that were agreed to, how many payments in a row it did not serve.
+    """
+    with connect() as link:
+        answer = link.get(_path(name))
+    terminal.give(answer, lambda: _show(terminal, answer))
+
+
+def _one_address(command: F) -> F:
+    """NAME, ADDRESS and --split."""
+    command = click.option("--split", is_flag=True, help="It gets a share. Default: it is paid the price.")(
+        command
+    )
+    command = click.argument("address", metavar="ADDRESS")(command)
+    return click.argument("name", metavar="NAME")(command)
+
+
+@merchants.command(
+    epilog=example("payagent merchants pin t addr_test1...", "payagent merchants pin t addr_test1... --split")
+)
+@_one_address
+@talks_to_daemon
+def pin(terminal: Terminal, connect: Connect, name: str, address: str, split: bool) -> None:
+    """Let a merchant be paid at an address, from now on.
+
+    Ask the merchant first, by another way than its 402, whether the address is its own.
+    """
+    _change(terminal, connect, f"{_path(name)}/pins", _order(address, split))
+
+
+@merchants.command(epilog=example("payagent merchants unpin t addr_test1..."))
+@_one_address
+@talks_to_daemon
+def unpin(terminal: Terminal, connect: Connect, name: str, address: str, split: bool) -> None:
+    """Forget an address of a merchant. When none is left, those of the next payment are learnt."""
+    _change(terminal, connect, f"{_path(name)}/unpin", _order(address, split))
+
+
+@merchants.command(epilog=example("payagent merchants reopen t"))
+@click.argument("name", metavar="NAME")
+@talks_to_daemon
+def reopen(terminal: Terminal, connect: Connect, name: str) -> None:
+    """Let a merchant be paid again that was stopped because it did not serve."""
+    _change(terminal, connect, f"{_path(name)}/reopen", {})
+
+
+def _path(name: str) -> str:
+    return f"/v1/merchants/{quote(name, safe='')}"
+
+
+def _order(address: str, split: bool) -> dict[str, str]:
+    return {"role": "split" if split else "pay_to", "address": address}
+
+
+def _change(terminal: Terminal, connect: Connect, path: str, body: dict[str, str]) -> None:
+    with connect() as link:
+        answer = link.post(path, body)
+    terminal.give(answer, lambda: _show(terminal, answer))
+
+
+def _show(terminal: Terminal, row: dict[str, Any]) -> None:
+    stopped = "" if row["stopped_at"] is None else f"; nothing is bought from it since {row['stopped_at']}"
+    terminal.pairs(
+        [
+            ("merchant", row["name"]),
+            ("origin", row["origin"]),
+            ("not served", f"{row['strikes']} payments in a row{stopped}"),
+            ("on their way", f"{row['in_flight']} payments{_most(row['in_flight_max'])}"),
+            ("price drift", "any" if row["drift_percent"] is None else f"{row['drift_percent']} % at most"),
+            ("addresses", {"first_use": "as first used", "config": "of the config", "off": "any"}[row["pin"]]),
+        ]
+    )
+    if row["addresses"]:
+        terminal.line()
+        columns = ("role", "address", "set by")
+        terminal.table(columns, [(one["role"], one["address"], one["set_by"]) for one in row["addresses"]])
+    if row["prices"]:
+        terminal.line()
+        terminal.table(
+            ("call", "asset", "agreed price"),
+            [
+                (
+                    f"{one['method']} {one['path']}",
+                    show_asset(one["asset"]),
+                    show_units(one["asset"], one["units"]),
+                )
+                for one in row["prices"]
+            ],
+            right=("agreed price",),
+        )
+
+
+def _most(units: int | None) -> str:
+    return "" if units is None else f", {units} at most"
