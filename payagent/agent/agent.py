@@ -10,6 +10,7 @@ of its own.
 import asyncio
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
@@ -188,6 +189,8 @@ class Agent:
         self.senders: Sequence[Guarded] = self.sources
         self.providers: Mapping[str, str | None] = {}
         """Why a provider is not heard, by name, or None when it is: what the watch last found."""
+        self.refusals: Counter[str] = Counter()
+        """How often each code was told, through whichever door, since the start."""
         self._signing: set[str] = set()
         self._sending: dict[str, asyncio.Event] = {}
         self._tasks: set[asyncio.Task[None]] = set()

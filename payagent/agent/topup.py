@@ -208,6 +208,7 @@ class Topups:
         try:
             await self._step(order)
         except Refused as refused:
+            self._agent.refusals[refused.code] += 1
             if refused.code in LATER:
                 raise
             await self._end(order, refused)

@@ -34,7 +34,8 @@ from payagent.api import (
 )
 from payagent.api.calls import BODY_S
 from payagent.api.guard import Guard
-from payagent.api.health import Check, health_router
+from payagent.api.health import Check, find, health_router
+from payagent.api.metrics import metrics_router
 from payagent.api.problems import problem_response
 from payagent.api.schemas import add_schemas
 from payagent.api.turnstile import Rates, Turnstile
@@ -71,7 +72,7 @@ def create_app(
     app.state.topups = orders
     app.state.body_s = body_s
     app.state.turnstile = Turnstile(rates, time.monotonic)
-    app.add_middleware(Guard, new_id=partial(agent.ports.new_id, "call"), hosts=hosts)
+    app.add_middleware(Guard, new_id=partial(agent.ports.new_id, "call"), hosts=hosts, refusals=agent.refusals)
     app.add_exception_handler(Refused, _refused)
     app.add_exception_handler(DatabaseError, _not_readable)
     app.add_exception_handler(RequestValidationError, _not_valid)
@@ -91,7 +92,9 @@ def create_app(
         reconcile,
     ):
         app.include_router(room.router)
-    app.include_router(health_router(agent, heartbeat, signer))
+    checks = partial(find, agent, heartbeat, signer)
+    app.include_router(health_router(agent, checks))
+    app.include_router(metrics_router(checks))
     app.openapi = _described(app.openapi)  # type: ignore[method-assign]
     return app
 
@@ -103,7 +106,7 @@ def _described(openapi: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, 
 async def _refused(request: Request, error: Exception) -> Response:
     if not isinstance(error, Refused):
         raise error
-    return problem_response(error, request.state.request_id)
+    return _told(request, error)
 
 
 async def _not_readable(request: Request, error: Exception) -> Response:
@@ -112,7 +115,7 @@ async def _not_readable(request: Request, error: Exception) -> Response:
     if refused is None:
         raise error
     log.warning("ledger.not_readable", error=str(error))
-    return problem_response(refused, request.state.request_id)
+    return _told(request, refused)
 
 
 async def _not_valid(request: Request, error: Exception) -> Response:
@@ -121,9 +124,7 @@ async def _not_valid(request: Request, error: Exception) -> Response:
         raise error
     first = error.errors()[0]
     key = str(first["loc"][-1])[:80]
-    return problem_response(
-        Refused("bad_request", f"the parameter {key!a}: {first['msg']}", key=key), request.state.request_id
-    )
+    return _told(request, Refused("bad_request", f"the parameter {key!a}: {first['msg']}", key=key))
 
 
 _BY_STATUS = {404: "not_found", 405: "method_not_allowed"}
@@ -136,4 +137,11 @@ async def _not_routed(request: Request, error: Exception) -> Response:
     code = _BY_STATUS.get(error.status_code, "bad_request")
     details = {"not_found": "there is no such path", "method_not_allowed": "the path takes other methods"}
     refused = Refused(code, details.get(code, "the call is not understood"))
-    return problem_response(refused, request.state.request_id, dict(error.headers or {}))
+    return _told(request, refused, dict(error.headers or {}))
+
+
+def _told(request: Request, refused: Refused, headers: dict[str, str] | None = None) -> Response:
+    """The problem as an answer; it is counted."""
+    agent: Agent = request.app.state.agent
+    agent.refusals[refused.code] += 1
+    return problem_response(refused, request.state.request_id, headers)

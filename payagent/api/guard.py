@@ -9,7 +9,7 @@ program opens is of none. Nothing is said of CORS, so that a browser's own rules
 """
 
 import re
-from collections.abc import Callable, Set
+from collections.abc import Callable, MutableMapping, Set
 from contextlib import ExitStack
 from email.utils import formatdate
 
@@ -30,11 +30,15 @@ log = structlog.get_logger("payagent.api")
 
 class Guard:
     """The outermost middleware. `new_id` gives each call the id that its answer and its log lines carry; `hosts`
-    are names of this machine that are as good as localhost. What enters `state.inside` leaves with the answer.
+    are names of this machine that are as good as localhost; `refusals` counts what is refused here, by code. What
+    enters `state.inside` leaves with the answer.
     """
 
-    def __init__(self, app: ASGIApp, new_id: Callable[[], str], hosts: Set[str]) -> None:
+    def __init__(
+        self, app: ASGIApp, new_id: Callable[[], str], hosts: Set[str], refusals: MutableMapping[str, int]
+    ) -> None:
         self._app = app
+        self._refusals = refusals
         self._new_id = new_id
         self._hosts = hosts
 
@@ -65,6 +69,7 @@ class Guard:
             except ClientDisconnect:
                 log.info("api.client_gone")
             except Refused as refused:
+                self._refusals[refused.code] += 1
                 await problem_response(refused, request_id)(scope, receive, answer)
             except Exception:
                 log.exception("api.failed", method=scope["method"])

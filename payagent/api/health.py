@@ -18,7 +18,18 @@ Check = Callable[[], str | None]
 """None while what is looked at is well, else what is wrong with it."""
 
 
-def health_router(agent: Agent, heartbeat: Check, signer: Check) -> APIRouter:
+def find(agent: Agent, heartbeat: Check, signer: Check) -> dict[str, str | None]:
+    """What keeps payments from being made, by what was looked at; None: nothing."""
+    return {
+        "chain": chain_problem(agent.chain, agent.ports.clock.now_ms()),
+        "ledger": _ledger_problem(agent),
+        "sweeps": heartbeat(),
+        "signer": signer(),
+        "pause": _pause_problem(agent),
+    }
+
+
+def health_router(agent: Agent, checks: Callable[[], dict[str, str | None]]) -> APIRouter:
     router = APIRouter(tags=["health"])
 
     @router.head("/healthz", include_in_schema=False)
@@ -29,13 +40,7 @@ def health_router(agent: Agent, heartbeat: Check, signer: Check) -> APIRouter:
     @router.head("/readyz", include_in_schema=False)
     @router.get("/readyz", summary="Payments can be made", responses=gives(Readiness, 200, 503))
     async def readyz() -> JsonResponse:
-        found = {
-            "chain": chain_problem(agent.chain, agent.ports.clock.now_ms()),
-            "ledger": _ledger_problem(agent),
-            "sweeps": heartbeat(),
-            "signer": signer(),
-            "pause": _pause_problem(agent),
-        }
+        found = checks()
         ready = not any(found.values())
         return JsonResponse(
             {

@@ -796,6 +796,12 @@ def gives(model: type[BaseModel], *statuses: int) -> dict[int | str, dict[str, A
     return described | {"default": {"description": "A refusal.", "content": {MEDIA_TYPE: problem}}}
 
 
+def gives_text(media_type: str) -> dict[int | str, dict[str, Any]]:
+    """The answers of an operation whose answer is text."""
+    content = {media_type.partition(";")[0]: {"schema": {"type": "string"}}}
+    return gives(ProblemAnswer) | {200: {"description": "Text.", "content": content}}
+
+
 def streams(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
     """The answers of an operation that streams events, each with the model as its data."""
     content = {"text/event-stream": {"schema": {"$ref": _REF.format(model=model.__name__)}}}

@@ -140,6 +140,21 @@ def wallet_view(
     `available` is what selection may take now. It can be less than total minus held: change that is in no
     block yet, and coins that are locked or missing, are ours and cannot be spent.
     """
+    states = [coin_state(coin) for coin in coins]
+    return {
+        "network": terms.network.name,
+        "address": terms.own.text,
+        "assets": [
+            {"asset": asset, **{part: str(units) for part, units in parts.items()}}
+            for asset, parts in wallet_units(coins, balances).items()
+        ],
+        "coins": {state: states.count(state) for state in COIN_STATES},
+        "chain": _chain_view(chain, now_ms),
+    }
+
+
+def wallet_units(coins: Sequence[CoinRow], balances: Iterable[Balance]) -> dict[str, dict[str, int]]:
+    """By asset: what is available, held and in all, as `wallet_view` tells it."""
     free = [coin for coin in coins if coin_state(coin) == "free"]
     available = add({LOVELACE: coin.lovelace, **coin.assets} for coin in free)
     owned: dict[str, int] = {}
@@ -150,22 +165,8 @@ def wallet_view(
         if account == HELD:
             held[asset] = units
     names = sorted({LOVELACE, *available, *owned}, key=lambda asset: (asset != LOVELACE, asset))
-    states = [coin_state(coin) for coin in coins]
-    return {
-        "network": terms.network.name,
-        "address": terms.own.text,
-        "assets": [
-            {
-                "asset": asset,
-                "available": str(available.get(asset, 0)),
-                "held": str(held.get(asset, 0)),
-                "total": str(owned.get(asset, 0)),
-            }
-            for asset in names
-        ],
-        "coins": {state: states.count(state) for state in COIN_STATES},
-        "chain": _chain_view(chain, now_ms),
-    }
+    parts = (("available", available), ("held", held), ("total", owned))
+    return {asset: {part: units.get(asset, 0) for part, units in parts} for asset in names}
 
 
 def coin_state(coin: CoinRow) -> str:

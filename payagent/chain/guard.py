@@ -35,6 +35,7 @@ WAIT_MAX_S = 10.0
 ROWS_PER_CALL = 100
 """A list takes one call for so many rows."""
 
+_TOLD_NOTHING = (SubmitKind.RATE, SubmitKind.QUOTA, SubmitKind.AUTH, SubmitKind.OUTAGE, SubmitKind.AMBIGUOUS)
 _PAUSES = {SubmitKind.RATE: Why.RATE, SubmitKind.QUOTA: Why.QUOTA}
 
 
@@ -53,6 +54,9 @@ class Guarded:
         self._door = Door()
         self._is_tried = False
         self._full = Span()
+        self.calls = 0
+        self.failures = 0
+        """Of the calls, those that told nothing."""
         self.lied_at_ms: int | None = None
         """When it last answered a submission with another transaction's id."""
 
@@ -94,7 +98,9 @@ class Guarded:
     async def submit(self, raw: bytes, tx_id: str) -> SubmitAnswer:
         """Sent at once, whatever is in the bucket; who decides to send asks `takes_submissions` before."""
         self._take(1)
+        self.calls += 1
         answer = await self._source.submit(raw, tx_id)
+        self.failures += answer.kind in _TOLD_NOTHING
         now_ms = self._clock.now_ms()
         if (pause := _PAUSES.get(answer.kind)) is not None:
             self._door = quota.refused(self._door, pause, answer.retry_after_s, answer.detail, now_ms)
@@ -119,6 +125,7 @@ class Guarded:
         if not await self._turn():
             return Unknown("out of calls")
         self._take(1)
+        self.calls += 1
         self._is_tried = True
         read: Read[T] = Unknown("no answer in time", Why.OUTAGE)  # said when the call is given up
         try:
@@ -130,6 +137,7 @@ class Guarded:
 
     def _learn(self, read: Read[T]) -> None:
         now_ms = self._clock.now_ms()
+        self.failures += isinstance(read, Unknown)
         if not isinstance(read, Unknown):
             self._door = quota.answered() if self._door.is_open(now_ms) else self._door
         elif read.why is Why.OUTAGE:

@@ -5,8 +5,9 @@ path, which may hold a token, in a log or an error.
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 import structlog
@@ -25,17 +26,21 @@ log = structlog.get_logger("payagent.proxy")
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What a client has to keep to: the `hosts` of `refuse_browsers`, and the `slow_s` of an Intake."""
+    """What a client has to keep to: the `hosts` of `refuse_browsers`, and the `slow_s` of an Intake.
+
+    `refusals` counts, by code, what is told.
+    """
 
     hosts: Set[str]
     slow_s: float
+    refusals: Counter[str] = field(default_factory=Counter)
 
 
 async def attend(
     scope: Scope, receive: Receive, send: Send, call_id: str, spool: Spool, rules: Rules, work: Work
 ) -> None:
     """Have the work done and its errors told. When the client hangs up or is too slow, the work is cancelled."""
-    reply = Reply(scope, receive, send, call_id)
+    reply = Reply(scope, receive, send, call_id, rules.refusals)
     task = cast("asyncio.Task[None]", asyncio.current_task())
     with structlog.contextvars.bound_contextvars(request=call_id):
         intake = Intake(receive, spool, task.cancel, rules.slow_s)

@@ -44,7 +44,7 @@ class Door:
         self._then = then
         self._bounds = bounds
         self._egress = egress
-        self._rules = Rules(bounds.hosts, bounds.read_timeout_s)
+        self._rules = Rules(bounds.hosts, bounds.read_timeout_s, agent.refusals)
         self._merchants = {merchant.name: merchant for merchant in agent.terms.merchants.values()}
         self._upstreams: dict[str, Upstream] = {}
         self._clerk = Clerk(agent)

@@ -4,6 +4,7 @@ May import: core, api.problems and .connections, Starlette's types, proxy.upstre
 it hands on.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -26,10 +27,11 @@ class Kept:
 
 
 class Reply:
-    """The answer to one call; `id` names it in the log and in a problem."""
+    """The answer to one call; `id` names it in the log and in a problem. `refusals` counts these by code."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, call_id: str) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, call_id: str, refusals: Counter[str]) -> None:
         self.id = call_id
+        self._refusals = refusals
         self._scope = scope
         self._receive = receive
         self._send = send
@@ -66,6 +68,7 @@ class Reply:
             await self.break_off()
             return
         self.has_started = True
+        self._refusals[refused.code] += 1
         headers = {"X-Request-Id": self.id, "Cache-Control": "no-store", **(more_headers or {})}
         await problem_response(refused, self.id, headers)(self._scope, self._receive, self._send)
 

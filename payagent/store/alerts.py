@@ -50,6 +50,15 @@ def raised(conn: sqlite3.Connection, kind: str) -> list[str]:
     return [subject for (subject,) in rows]
 
 
+def counts_raised(conn: sqlite3.Connection) -> dict[str, int]:
+    """How many subjects have an alert that is not cleared, by its kind."""
+    rows = conn.execute(
+        "SELECT kind, COUNT(*) FROM alerts a WHERE kind <> 'cleared' "
+        "AND seq = (SELECT MAX(seq) FROM alerts b WHERE b.subject = a.subject) GROUP BY kind ORDER BY kind"
+    )
+    return dict(rows.fetchall())
+
+
 def after(conn: sqlite3.Connection, seq: int) -> list[AlertRow]:
     """Alerts with a higher number, oldest first."""
     return [_alert(row) for row in conn.execute(f"{_ALERT} WHERE seq > ? ORDER BY seq", (seq,))]

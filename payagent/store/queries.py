@@ -782,6 +782,11 @@ def restored_at_ms(conn: sqlite3.Connection) -> int | None:
     return None if row[0] is None else int(row[0])
 
 
+def payments_by_state(conn: sqlite3.Connection) -> dict[str, int]:
+    """How many payments are in each state, where any are."""
+    return dict(conn.execute("SELECT state, COUNT(*) FROM payments GROUP BY state").fetchall())
+
+
 def payment_counts(conn: sqlite3.Connection) -> tuple[int, int]:
     """How many payments there are, and how many of them may still change."""
     ended = (State.REJECTED, State.DENIED, State.VOID, State.SETTLED)

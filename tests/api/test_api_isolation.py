@@ -17,6 +17,7 @@ BLIND = "blind"
 """It answers, with nothing in it that another app did."""
 
 OPERATIONS: dict[str, tuple[str, Any]] = {
+    "get /metrics": (FORBIDDEN, None),
     "get /v1/payments": (BLIND, None),
     "post /v1/payments": (BLIND, "402"),
     "post /v1/quotes": (BLIND, "402"),

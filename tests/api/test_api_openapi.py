@@ -20,6 +20,7 @@ async def test_the_document_describes_every_call_and_leads_nowhere_else(api: Api
     calls = {f"{method} {path}" for path, methods in document["paths"].items() for method in methods}
     assert calls == {
         "get /healthz",
+        "get /metrics",
         "get /readyz",
         "get /v1/apps",
         "get /v1/events",
@@ -68,7 +69,7 @@ async def test_the_document_describes_every_call_and_leads_nowhere_else(api: Api
     assert refs == set(document["components"]["schemas"]), "a schema is missing or not used"
     for path, methods in document["paths"].items():
         for operation in methods.values():
-            assert ("security" in operation) == path.startswith("/v1/"), path
+            assert ("security" in operation) == path.startswith(("/v1/", "/metrics")), path
 
 
 async def test_generated_calls_get_the_answers_that_are_described(world: World) -> None:

@@ -1,0 +1,53 @@
+"""Numbers for a monitoring system, as text: the Prometheus exposition format, version 0.0.4.
+
+May import: the standard library. Never: knows what is counted; takes a number that is not whole.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+_ESCAPED = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
+
+
+Samples = tuple[tuple[Mapping[str, str], int], ...]
+"""Numbers, each with its labels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One number, or one for each set of labels. A counter only grows, and begins anew with the process."""
+
+    name: str
+    kind: Literal["counter", "gauge"]
+    about: str
+    samples: Samples
+
+
+def alone(number: int | None) -> Samples:
+    """One number without labels; none where it is not known."""
+    return () if number is None else (({}, number),)
+
+
+def by_label(label: str, numbers: Mapping[str, int]) -> Samples:
+    """A sample for each value of a label."""
+    return tuple(({label: value}, number) for value, number in numbers.items())
+
+
+def write(families: Iterable[Family]) -> str:
+    """The text; a family without samples says what it would be."""
+    return "".join(line + "\n" for family in families for line in _lines(family))
+
+
+def _lines(family: Family) -> Iterable[str]:
+    yield f"# HELP {family.name} {family.about}"
+    yield f"# TYPE {family.name} {family.kind}"
+    for labels, number in family.samples:
+        yield f"{family.name}{_labels(labels)} {number}"
+
+
+def _labels(labels: Mapping[str, str]) -> str:
+    named = ",".join(f'{name}="{value.translate(_ESCAPED)}"' for name, value in labels.items())
+    return f"{{{named}}}" if named else ""

@@ -1,0 +1,104 @@
+"""/metrics: numbers that a monitoring system can read, and nothing that it should not."""
+
+import re
+
+from agent_kit import World
+from api_kit import Api
+from test_api_refusals import require_problem
+
+from payagent.core.payment import State
+
+_SAMPLE = re.compile(r'([a-z_]+)(?:\{((?:[a-z]+="[^"]*",?)*)\})? (-?[0-9]+)', re.ASCII)
+
+
+async def numbers(api: Api, app: str = "reader") -> dict[str, int]:
+    """Every sample by its name and labels; the text is well formed and each family is described before it."""
+    answer = await api.as_(app).get("/metrics")
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+    found: dict[str, int] = {}
+    described = ""
+    for line in answer.text.splitlines():
+        if line.startswith("# TYPE "):
+            described = line.split()[2]
+        elif not line.startswith("# HELP "):
+            sample = _SAMPLE.fullmatch(line)
+            assert sample is not None, line
+            assert sample[1] == described, line
+            found[line.rpartition(" ")[0]] = int(sample[3])
+    return found
+
+
+async def test_numbers_follow_what_happens(api: Api) -> None:
+    before = await numbers(api)
+    assert before['payagent_payments{state="in_flight"}'] == 0
+    assert {f'payagent_payments{{state="{state}"}}' for state in State} <= before.keys()
+    row = await api.pay("first")
+    await api.run.agent.drain(10)
+    spent = 13_000_000 + int(str(row["fee"]))
+    held = await numbers(api)
+    assert held['payagent_payments{state="in_flight"}'] == 1
+    assert held['payagent_merchant_in_flight{merchant="t"}'] == 1
+    assert held['payagent_wallet_units{asset="lovelace",part="held"}'] == spent
+    left = 'payagent_limit_left_units{limit="per_day",asset="lovelace"}'
+    assert before[left] - held[left] == spent
+    assert (
+        held['payagent_provider_calls_total{provider="devnet"}']
+        > (before['payagent_provider_calls_total{provider="devnet"}'])
+    )
+    assert held["payagent_events_total"] > before["payagent_events_total"]
+    await api.run.settle_down()
+    after = await numbers(api)
+    assert after['payagent_payments{state="confirmed"}'] == 1
+    assert after["payagent_chain_height"] == held["payagent_chain_height"] + 1
+    assert after['payagent_wallet_units{asset="lovelace",part="held"}'] == 0
+
+
+async def test_every_refusal_is_counted_by_its_code(api: Api) -> None:
+    """At the API, before it, and in the proxy."""
+    api.world.settings(price="2000000000")
+    await api.http.post("/v1/payments", json=api.body("too much"))
+    await api.http.post("/v1/payments", json=api.body("too much again"))
+    await api.http.post("/v1/payments", content=b"{", headers={"content-type": "application/json"})
+    await api.http.get("/v1/payments?limit=-1")
+    await api.http.get("/v1/nothing")
+    await api.http.get("/v1/payments", headers={"Origin": "https://a.example"})
+    await api.http.get("/v1/payments", headers={"Authorization": "Bearer nobody"})
+    await api.http.post("/proxy/nobody/chat", headers={"X-Payagent-Token": api.tokens["payer"]})
+    found = await numbers(api)
+    refusals = {name: n for name, n in found.items() if name.startswith("payagent_refusals_total")}
+    assert refusals == {
+        f'payagent_refusals_total{{code="{code}"}}': count
+        for code, count in {
+            "limit_exceeded": 2,
+            "bad_request": 1,
+            "json_not_understood": 1,
+            "not_found": 1,
+            "browser_refused": 1,
+            "unauthorized": 1,
+            "merchant_not_allowed": 1,
+        }.items()
+    }
+
+
+async def test_a_provider_that_tells_nothing_is_counted(api: Api) -> None:
+    api.world.fault("/blocks/latest", "rate", count=1)
+    await api.run.look()
+    found = await numbers(api)
+    assert found['payagent_provider_failures_total{provider="devnet"}'] >= 1
+
+
+async def test_what_is_not_well_shows(api: Api) -> None:
+    assert (await numbers(api))['payagent_up{check="sweeps"}'] == 1
+    api.stale.append("late")
+    assert (await numbers(api))['payagent_up{check="sweeps"}'] == 0
+
+
+async def test_numbers_are_for_those_who_may_read(api: Api, world: World) -> None:
+    require_problem(await api.as_("payer").get("/metrics"), "forbidden")
+    nobody = await api.http.get("/metrics", headers={"Authorization": "Bearer nobody"})
+    require_problem(nobody, "unauthorized")
+    row = await api.pay("first", app="payer")
+    text = (await api.as_("operator").get("/metrics")).text
+    for secret in (world.address, row["id"], row["tx_hash"], "app_", "payer", *api.tokens.values()):
+        assert str(secret) not in text

@@ -1,0 +1,37 @@
+"""The text that a monitoring system reads."""
+
+import re
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from payagent.core.exposition import Family, alone, by_label, write
+
+
+def test_the_text_is_as_prometheus_has_it() -> None:
+    text = write(
+        (
+            Family("a_total", "counter", "What it counts.", by_label("code", {"x": 1, "y": 2})),
+            Family("b", "gauge", "Alone.", alone(-3)),
+            Family("c", "gauge", "Not known.", alone(None)),
+            Family("d", "gauge", "Two labels.", (({"one": "1", "two": "2"}, 0),)),
+        )
+    )
+    assert text == (
+        "# HELP a_total What it counts.\n# TYPE a_total counter\n"
+        'a_total{code="x"} 1\na_total{code="y"} 2\n'
+        "# HELP b Alone.\n# TYPE b gauge\nb -3\n"
+        "# HELP c Not known.\n# TYPE c gauge\n"
+        '# HELP d Two labels.\n# TYPE d gauge\nd{one="1",two="2"} 0\n'
+    )
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])))
+def test_no_value_of_a_label_ends_its_line_or_itself(value: str) -> None:
+    line = write((Family("a", "gauge", "x", by_label("l", {value: 1})),)).removeprefix(
+        "# HELP a x\n# TYPE a gauge\n"
+    )
+    found = re.fullmatch(r'a\{l="((?:[^"\\\n]|\\["\\n])*)"\} 1\n', line)
+    assert found is not None
+    plain = re.sub(r"\\(.)", lambda escaped: "\n" if escaped[1] == "n" else escaped[1], found[1])
+    assert plain == value
