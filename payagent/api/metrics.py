@@ -131,9 +131,5 @@ def _providers(agent: Agent) -> Iterator[Family]:
     )
     heard = {name: int(why_not is None) for name, why_not in dict(agent.providers).items()}
     yield Family("payagent_provider_heard", "gauge", "1 while a provider is heard.", by_label("provider", heard))
-    yield Family(
-        "payagent_chain_height",
-        "gauge",
-        "The height of the newest block that is known.",
-        alone(tip and tip.height),
-    )
+    height = alone(None if tip is None else tip.height)
+    yield Family("payagent_chain_height", "gauge", "The height of the newest block that is known.", height)
