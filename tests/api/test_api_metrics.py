@@ -1,6 +1,7 @@
 """/metrics: numbers that a monitoring system can read, and nothing that it should not."""
 
 import re
+from pathlib import Path
 
 from agent_kit import World
 from api_kit import Api
@@ -102,3 +103,10 @@ async def test_numbers_are_for_those_who_may_read(api: Api, world: World) -> Non
     text = (await api.as_("operator").get("/metrics")).text
     for secret in (world.address, row["id"], row["tx_hash"], "app_", "payer", *api.tokens.values()):
         assert str(secret) not in text
+
+
+async def test_the_page_for_operators_has_every_number(api: Api) -> None:
+    page = (Path(__file__).parents[2] / "docs/operators.md").read_text()
+    text = (await api.as_("reader").get("/metrics")).text
+    told = set(re.findall(r"^# TYPE (payagent_[a-z_]+)", text, re.MULTILINE))
+    assert told == set(re.findall(r"^\| `(payagent_[a-z_]+)", page, re.MULTILINE))
