@@ -1,0 +1,81 @@
+"""A merchant that changes whom it has paid and what it asks, before a daemon that knows it; and its operator."""
+
+import json
+from collections.abc import Iterator
+
+import pytest
+from cli_kit import Result, Shop, running, until
+
+from payagent.devnet.merchant import role_address
+
+NEW = role_address("new").text
+
+
+@pytest.fixture(scope="module")
+def guarded(closed_shop: Shop) -> Iterator[Shop]:
+    """The daemon of a wallet whose merchant is held to what is known of it, as on every network but the devnet."""
+    text = closed_shop.config.read_text()
+    held = '[merchants.t]\npin = "first_use"\ndrift_percent = 25\n'
+    assert "[merchants.t]\n" in text
+    closed_shop.config.write_text(text.replace("[merchants.t]\n", held))
+    for _ in range(6):
+        closed_shop.control("faucet", address=closed_shop.made["address"], lovelace="100000000")
+    with running(closed_shop):
+        until(lambda: len(closed_shop.payagent("wallet", "utxos").json["utxos"]) == 6, "no deposit")
+        yield closed_shop
+
+
+def pay(shop: Shop, message: str) -> Result:
+    return shop.payagent("pay", shop.saved(message), "--merchant", "t")
+
+
+def buy(shop: Shop, message: str) -> Result:
+    body = json.dumps({"message": message})
+    return shop.payagent("fetch", f"{shop.devnet.merchant_url}/chat", "-d", body, "-o", shop.folder / "got")
+
+
+def test_a_new_payee_waits_for_the_operators_word(guarded: Shop) -> None:
+    assert pay(guarded, "first").code == 0
+    known = guarded.payagent("merchants", "show", "t").json["addresses"]
+    assert [one["role"] for one in known] == ["pay_to", "split", "split"]
+    guarded.settings(pay_to=NEW)
+    refused = pay(guarded, "second")
+    assert (refused.code, refused.error["code"]) == (6, "address_not_pinned")
+    assert NEW in refused.error["detail"]
+    held = guarded.held()
+    assert guarded.payagent("merchants", "pin", "t", NEW, "--split").code == 0
+    assert pay(guarded, "as a share it is known, and not as the price").error["code"] == "address_not_pinned"
+    assert guarded.held() == held
+    assert guarded.payagent("merchants", "pin", "t", NEW).code == 0
+    assert pay(guarded, "third").code == 0
+    for more in ((), ("--split",)):
+        assert guarded.payagent("merchants", "unpin", "t", NEW, *more).code == 0
+    gone = guarded.payagent("merchants", "unpin", "t", NEW)
+    assert (gone.code, gone.error["code"]) == (2, "not_found")
+    assert guarded.payagent("merchants", "show", "t").json["addresses"] == known
+    guarded.settings(pay_to=role_address("pay_to").text)
+
+
+def test_a_price_that_drifts_is_not_paid(guarded: Shop) -> None:
+    assert buy(guarded, "once").code == 0
+    until(lambda: guarded.payagent("merchants", "show", "t").json["prices"], "no price was agreed to")
+    [price] = guarded.payagent("merchants", "show", "t").json["prices"]
+    assert price == {"method": "POST", "path": "/chat", "asset": "lovelace", "units": "13000000"}
+    guarded.settings(price="20000000")
+    refused = buy(guarded, "twice")
+    assert (refused.code, refused.error["code"]) == (6, "price_drifted")
+    guarded.settings(price="10000000")
+    shown = guarded.payagent("merchants", "show", "t", "--human").out
+    assert "POST /chat   ADA           13 ADA" in shown
+    assert "price drift   25 % at most" in shown
+
+
+def test_merchants_are_listed_and_one_that_is_unknown_is_said_to_be(guarded: Shop) -> None:
+    assert [row["name"] for row in guarded.payagent("merchants").json["merchants"]] == ["t"]
+    assert guarded.payagent("merchants", "--human").out.split()[:3] == ["name", "origin", "ready"]
+    for command in (("show", "u"), ("reopen", "u"), ("pin", "u", NEW)):
+        refused = guarded.payagent("merchants", *command)
+        assert (refused.code, refused.error["code"]) == (2, "not_found")
+    wrong = guarded.payagent("merchants", "pin", "t", "addr1nonsense")
+    assert (wrong.code, wrong.error["code"]) == (2, "bad_request")
+    assert guarded.payagent("merchants", "reopen", "t").json["strikes"] == 0
