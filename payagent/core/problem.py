@@ -55,6 +55,7 @@ def own_order(**context: object) -> Iterator[None]:
 
 
 _EXIT_INVOICE = 3
+_ASKED = "Nothing was signed; while it waits for a decision it counts against the limits."
 _SENDER = "Tell the merchant: its 402 is not one that payagent can pay safely."
 _ADDRESS = "Only key addresses of CIP-19 types 0 and 6 on the configured network are paid. " + _SENDER
 
@@ -82,8 +83,9 @@ PROBLEMS: dict[str, Problem] = {
         403,
         6,
         "The invoice pays an address that is not known of this merchant",
-        "Ask the merchant, by another way than its 402, whether the address is its own. If it is, allow the "
-        "payment, or let the address be paid from now on: payagent merchants pin NAME ADDRESS.",
+        "Ask the merchant, by another way than its 402, whether the address is its own. If it is, let the payment "
+        "go on (payagent payments approve ID); from then on the address is known.",
+        money=_ASKED,
     ),
     "address_own": Problem(422, 3, "The invoice pays this wallet itself", _SENDER),
     "address_pointer": Problem(422, 3, "A pointer address", _ADDRESS),
@@ -558,8 +560,9 @@ PROBLEMS: dict[str, Problem] = {
         403,
         6,
         "The call costs more than what was agreed to for it",
-        "If the price is right, allow the payment: from then on later prices are measured by this one. "
-        "merchants.NAME.drift_percent says how much more is let through.",
+        "If the price is right, let the payment go on (payagent payments approve ID); from then on prices are "
+        "measured by this one. merchants.NAME.drift_percent says how much more is let through.",
+        money=_ASKED,
     ),
     "receipt_invalid": Problem(
         422,

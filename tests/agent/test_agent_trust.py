@@ -16,6 +16,7 @@ from agent.test_agent_replace import LONG_S, TTL_S, attempts, lose, pass_time_of
 from agent_kit import ADA, APP, DEVNET, Run, World, with_terms, world_with_clock
 
 from payagent.agent import merchants
+from payagent.agent.admission import Approver
 from payagent.agent.agent import Ask, Request
 from payagent.agent.terms import Terms
 from payagent.agent.view import retry_headers
@@ -25,10 +26,11 @@ from payagent.core.payment import Delivery, State
 from payagent.core.problem import Refused
 from payagent.devnet.merchant import role_address
 from payagent.dialects import make_response
-from payagent.store import alerts, queries, trust
+from payagent.store import alerts, approvals, queries, trust
 from payagent.store.queries import PaymentRow
 
 PINNED = Rules(first_use=True)
+SOMEBODY = Approver("token", "app_somebody")
 PLATFORM, CREATOR = ({"role": name, "units": "1000000"} for name in ("platform", "creator"))
 
 
@@ -48,6 +50,25 @@ async def refusal(run: Run, message: str) -> Refused:
     with pytest.raises(Refused) as refused:
         await run.pay(message)
     return refused.value
+
+
+async def question(run: Run, message: str) -> list[str]:
+    """Why a person is asked about a payment: it waits, with nothing signed and no coin taken."""
+    free = run.selectable()
+    row = await run.pay(message)
+    assert (row.state, row.anchor, row.tx_id) == (State.AWAITING_APPROVAL, None, None)
+    assert run.selectable() == free
+    asked = approvals.of_payment(run.agent.conn, row.id)
+    assert asked is not None
+    return [reason.code for reason in asked.reasons]
+
+
+async def approve(run: Run, message: str) -> PaymentRow:
+    """Ask about a payment, and let it go on."""
+    row = await run.pay(message)
+    await run.agent.approve(row.id, SOMEBODY)
+    await run.agent.drain(10)
+    return run.agent.payment(row.id)
 
 
 def events_of(run: Run, *names: str) -> list[tuple[str, dict[str, Any]]]:
@@ -85,7 +106,7 @@ class TestAddresses:
             {"splits": [{"role": "thief", "units": "1000000"}]},
         ],
     )
-    async def test_another_address_is_not_paid(
+    async def test_another_address_is_not_paid_unasked(
         self, world: World, changed: dict[str, object], restarted: bool
     ) -> None:
         async with world.run(terms=guarded(world, PINNED)) as run:
@@ -93,22 +114,20 @@ class TestAddresses:
             await run.pay("first")
             world.settings(**changed)
             if not restarted:
-                await self._is_refused(run)
+                await self._asks(run)
         if restarted:
             async with world.run(terms=guarded(world, PINNED)) as run:
                 await run.look()
-                await self._is_refused(run)
+                await self._asks(run)
 
-    async def _is_refused(self, run: Run) -> None:
-        """With a code, in the ledger, and nothing was signed or held."""
+    async def _asks(self, run: Run) -> None:
+        """A person is told which address it is; nothing is held in the books meanwhile."""
         held = run.books()["held"]
-        told = await refusal(run, "second")
-        assert told.code == "address_not_pinned"
-        assert pay_to("thief") in told.detail
-        row = queries.payments_page(
-            run.agent.conn, app_id=None, state="rejected", origin=None, since_ms=None, before_seq=None, limit=1
-        )[0]
-        assert (row.reason_code, row.tx_id) == ("address_not_pinned", None)
+        assert await question(run, "second") == ["address_not_pinned"]
+        [row] = queries.payments_in(run.agent.conn, [State.AWAITING_APPROVAL])
+        asked = approvals.of_payment(run.agent.conn, row.id)
+        assert asked is not None
+        assert pay_to("thief") in asked.reasons[0].detail
         assert run.books()["held"] == held
 
     async def test_one_with_the_merchants_key_and_a_thiefs_stake_is_another(self, world: World) -> None:
@@ -120,7 +139,7 @@ class TestAddresses:
             await run.look()
             await run.pay("first")
             world.settings(pay_to=franken.text)
-            assert (await refusal(run, "second")).code == "address_not_pinned"
+            assert await question(run, "second") == ["address_not_pinned"]
 
     async def test_one_share_less_asks_nobody(self, world: World) -> None:
         async with world.run(terms=guarded(world, PINNED)) as run:
@@ -137,12 +156,11 @@ class TestAddresses:
             for name in ("one", "another"):
                 world.settings(pay_to=pay_to(name), splits=[])
                 asks.append(world.ask(name))
-            ended = await asyncio.gather(*(run.agent.pay(ask) for ask in asks), return_exceptions=True)
+            ended = [row for row, _ in await asyncio.gather(*(run.agent.pay(ask) for ask in asks))]
             await run.agent.drain(10)
-            paid = [one[0] for one in ended if not isinstance(one, BaseException)]
-            refused = [one for one in ended if isinstance(one, Refused)]
-            assert ([one.code for one in refused], len(paid)) == (["address_not_pinned"], 1)
-            assert trust.pins(run.agent.conn, world.origin) == {Pin("pay_to", paid[0].outputs[0].address)}
+            [paid] = [row for row in ended if row.state is not State.AWAITING_APPROVAL]
+            assert len(ended) == 2
+            assert trust.pins(run.agent.conn, world.origin) == {Pin("pay_to", paid.outputs[0].address)}
 
     async def test_what_was_refused_pins_nothing(self, world: World) -> None:
         async with world.run(terms=guarded(world, replace(PINNED, in_flight_max=1))) as run:
@@ -189,7 +207,7 @@ class TestAddresses:
         filed = frozenset({Pin("pay_to", pay_to("pay_to"))})
         async with world.run(terms=guarded(world, Rules(filed=filed))) as run:
             await run.look()
-            assert (await refusal(run, "with shares")).code == "address_not_pinned"
+            assert await question(run, "with shares") == ["address_not_pinned"]
             world.settings(splits=[])
             await run.pay("without")
             assert trust.pins(run.agent.conn, world.origin) == frozenset()
@@ -198,22 +216,57 @@ class TestAddresses:
         async with world.run(terms=guarded(world, PINNED)) as run:
             await run.look()
             await run.pay("first")
-            assert (await run.agent.quote(world.ask("asked only"))).refusal is None
+            assert (await run.agent.quote(world.ask("asked only"))).reasons == ()
             world.settings(pay_to=pay_to("thief"))
             quote = await run.agent.quote(world.ask("asked only"))
-            assert quote.refusal is not None
-            assert quote.refusal.code == "address_not_pinned"
+            assert [reason.code for reason in quote.reasons] == ["address_not_pinned"]
 
     async def test_of_several_offers_the_one_that_is_known_is_taken(self, world: World) -> None:
-        """A thief's offer before the merchant's own is passed over, and alone it is refused."""
+        """A thief's offer before the merchant's own is passed over, and alone it is asked about."""
         path = "/x402/report?day=1"
         async with world.run(terms=guarded(world, PINNED)) as run:
             await run.look()
             for accepts in (["pay_to"], ["thief", "pay_to"]):
                 row, _ = await run.agent.pay(_offering(world, path, accepts, str(len(accepts))))
                 assert row.outputs[0].address == pay_to("pay_to")
-            with pytest.raises(Refused, match="address_not_pinned"):
-                await run.agent.pay(_offering(world, path, ["thief"], "alone"))
+            row, _ = await run.agent.pay(_offering(world, path, ["thief"], "alone"))
+            assert row.state is State.AWAITING_APPROVAL
+
+    async def test_what_a_person_allows_is_known_from_then_on(self, world: World) -> None:
+        async with world.run(terms=guarded(world, PINNED)) as run:
+            await run.look()
+            await run.pay("first")
+            world.settings(pay_to=pay_to("new"), splits=[])
+            assert (await approve(run, "second")).state is State.IN_FLIGHT
+            assert (await run.pay("third")).state is State.IN_FLIGHT
+            (told,) = [one for _, one in events_of(run, "address_pinned") if one["address"] == pay_to("new")]
+            assert (told["why"], told["by"], told["via"]) == ("allowed", "app_somebody", "token")
+
+    async def test_what_a_person_denies_is_not(self, world: World) -> None:
+        async with world.run(terms=guarded(world, PINNED)) as run:
+            await run.look()
+            await run.pay("first")
+            world.settings(pay_to=pay_to("thief"))
+            row = await run.pay("second")
+            await run.agent.deny(row.id, SOMEBODY)
+            assert await question(run, "third") == ["address_not_pinned"]
+
+    async def test_nobody_has_allowed_what_was_not_asked_about(self, world: World) -> None:
+        """Both would be the first when they are asked about; the one that is allowed is, and the other is not."""
+        terms = guarded(world, PINNED)
+        above = {"lovelace": 5 * ADA}
+        async with world.run(terms=lambda now: replace(terms(now), approval_above=above)) as run:
+            await run.look()
+            rows = []
+            for name in ("one", "another"):
+                world.settings(pay_to=pay_to(name), splits=[])
+                assert await question(run, name) == ["above_threshold"]
+                rows.append(queries.payments_in(run.agent.conn, [State.AWAITING_APPROVAL])[-1])
+            await run.agent.approve(rows[0].id, SOMEBODY)
+            with pytest.raises(Refused, match=r"address_not_pinned.*was not so when it was asked about"):
+                await run.agent.approve(rows[1].id, SOMEBODY)
+            assert run.state(rows[1].id) is State.AWAITING_APPROVAL
+            assert trust.pins(run.agent.conn, world.origin) == {Pin("pay_to", pay_to("one"))}
 
 
 def _offering(world: World, path: str, payees: list[str], key: str) -> Ask:
@@ -251,8 +304,7 @@ class TestPrices:
             world.settings(price="5000000")
             await run.pay_in_block("a quarter more")
             world.settings(price="5000001")
-            told = await refusal(run, "and a bit")
-            assert (told.code, "4000000 agreed" in told.detail) == ("price_drifted", True)
+            assert await question(run, "and a bit") == ["price_drifted"]
             world.settings(price="1000000")
             assert (await run.pay("cheaper")).state is State.IN_FLIGHT
 
@@ -264,7 +316,22 @@ class TestPrices:
                 world.settings(price=str(price))
                 await run.pay_in_block(f"at {price}")
             world.settings(price="5324000")
-            assert (await refusal(run, "one step more")).code == "price_drifted"
+            assert await question(run, "one step more") == ["price_drifted"]
+
+    async def test_a_person_moves_what_prices_are_measured_by_and_only_up(self, world: World) -> None:
+        world.settings(price=str(2 * ADA), splits=[])
+        terms = guarded(world, self.DRIFT)
+        above = {"lovelace": 11 * ADA}
+        async with world.run(terms=lambda now: replace(terms(now), approval_above=above)) as run:
+            await run.pay_in_block("first")
+            world.settings(price=str(20 * ADA))
+            assert (await approve(run, "second")).state is State.IN_FLIGHT
+            world.settings(price=str(12 * ADA))
+            await approve(run, "cheaper, and above the threshold")
+            world.settings(price=str(25 * ADA))
+            assert await question(run, "third") == ["above_threshold"]
+            agreed = [told["units"] for _, told in events_of(run, "price_agreed")]
+            assert agreed == ["2000000", "20000000"]
 
     async def test_only_what_was_confirmed_says_what_a_call_costs(self, world: World) -> None:
         world.settings(price=str(2 * ADA), splits=[])
@@ -284,8 +351,8 @@ class TestPrices:
             other = replace(asked, request=replace(asked.request, path="/other"))
             assert (await run.agent.pay(other))[1]
             queried = replace(world.ask("again"), request=replace(asked.request, path="/chat?cheap=1"))
-            with pytest.raises(Refused, match="price_drifted"):
-                await run.agent.pay(queried)
+            row, _ = await run.agent.pay(queried)
+            assert row.state is State.AWAITING_APPROVAL
 
     async def test_it_outlives_a_restart(self, world: World) -> None:
         world.settings(price=str(2 * ADA), splits=[])
@@ -294,7 +361,7 @@ class TestPrices:
         world.settings(price=str(20 * ADA))
         async with world.run(terms=guarded(world, self.DRIFT)) as run:
             await run.look()
-            assert (await refusal(run, "second")).code == "price_drifted"
+            assert await question(run, "second") == ["price_drifted"]
 
 
 async def leave_unserved(world: World, run: Run, message: str) -> PaymentRow:
@@ -341,6 +408,25 @@ class TestStrikes:
             await leave_unserved(world, run, "third")
             assert trust.strikes(run.agent.conn, world.origin).stopped_at_ms is None
             assert (await run.pay("fourth")).state is State.IN_FLIGHT
+
+    async def test_a_person_does_not_let_a_stopped_merchant_be_paid_unawares(self, world: World) -> None:
+        """What waited when it was stopped waits on; the operator lets it be paid again first."""
+        terms = guarded(world, Rules(stop_after=1))
+        above = {"lovelace": 15 * ADA}
+        async with world.run(terms=lambda now: replace(terms(now), approval_above=above)) as run:
+            unserved = await run.pay_in_block("not served")
+            world.settings(price=str(20 * ADA), timeout=LONG_S)
+            assert await question(run, "dear") == ["above_threshold"]
+            [row] = queries.payments_in(run.agent.conn, [State.AWAITING_APPROVAL])
+            world.clock.ahead_ms += 301_000
+            await run.settle_down()
+            await run.agent.record_delivery(unserved.id, 402)
+            with pytest.raises(Refused, match="merchant_stopped"):
+                await run.agent.approve(row.id, SOMEBODY)
+            assert run.state(row.id) is State.AWAITING_APPROVAL
+            await merchants.reopen(run.agent, APP, "t")
+            await run.agent.approve(row.id, SOMEBODY)
+            assert run.state(row.id) in (State.SIGNED, State.IN_FLIGHT)
 
     async def test_a_lost_payment_is_taken_back_where_nothing_is_bought_any_more(self, world: World) -> None:
         async with world.run(terms=guarded(world, Rules(stop_after=1))) as run:

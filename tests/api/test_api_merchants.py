@@ -75,16 +75,23 @@ async def test_an_operator_sees_what_is_known_of_a_merchant(guarded: Api) -> Non
     require_problem(await guarded.as_("payer").get("/v1/merchants/t"), "forbidden")
 
 
-async def test_a_refusal_of_a_guard_is_a_problem_and_in_the_ledger(guarded: Api) -> None:
+async def why_asked(api: Api, message: str) -> list[str]:
+    """The codes for which a payment waits for a person."""
+    answer = await api.http.post("/v1/payments", json=api.body(message))
+    assert (answer.status_code, answer.json()["state"]) == (202, "awaiting_approval"), answer.text
+    return [reason["code"] for reason in answer.json()["approval"]["reasons"]]
+
+
+async def test_who_decides_sees_why_and_what_is_allowed_is_known(guarded: Api) -> None:
     await guarded.pay("first")
-    guarded.world.settings(pay_to=role_address("thief").text)
-    answer = await guarded.http.post("/v1/payments", json=guarded.body("second"))
-    problem = require_problem(answer, "address_not_pinned")
-    assert (answer.status_code, problem["retryable"]) == (403, False)
-    [row] = (await guarded.http.get("/v1/payments?state=rejected")).json()["payments"]
-    assert row["reason"]["code"] == "address_not_pinned"
+    guarded.world.settings(pay_to=role_address("new").text)
     quote = (await guarded.http.post("/v1/quotes", json=guarded.body("second"))).json()
-    assert quote["refusal"]["code"] == "address_not_pinned"
+    assert [reason["code"] for reason in quote["approval"]] == ["address_not_pinned"]
+    assert await why_asked(guarded, "second") == ["address_not_pinned"]
+    [row] = (await guarded.http.get("/v1/payments?state=awaiting_approval")).json()["payments"]
+    approved = await guarded.as_("operator").post(f"/v1/payments/{row['id']}/approve")
+    assert approved.status_code == 200, approved.text
+    await guarded.pay("third")
 
 
 async def test_an_operator_lets_a_new_address_be_paid_and_forgets_it_again(guarded: Api) -> None:
@@ -96,8 +103,7 @@ async def test_an_operator_lets_a_new_address_be_paid_and_forgets_it_again(guard
     assert (await guarded.pay("second"))["outputs"][0]["address"] == order["address"]
     told = await guarded.as_("operator").post("/v1/merchants/t/unpin", json=order)
     assert order | {"set_by": "daemon"} not in told.json()["addresses"]
-    answer = await guarded.http.post("/v1/payments", json=guarded.body("third"))
-    require_problem(answer, "address_not_pinned")
+    assert await why_asked(guarded, "third") == ["address_not_pinned"]
     require_problem(await guarded.http.post("/v1/merchants/t/unpin", json=order), "not_found")
     for wrong in ({"role": "pay_to"}, order | {"role": "change"}, order | {"address": "addr1"}):
         require_problem(await guarded.http.post("/v1/merchants/t/pins", json=wrong), "bad_request")
@@ -113,7 +119,11 @@ async def test_a_merchant_that_was_stopped_is_let_in_again(guarded: Api) -> None
     told = (await guarded.http.get("/v1/merchants/t")).json()
     assert told["strikes"] == 1
     assert told["stopped_at"] is not None
-    require_problem(await guarded.http.post("/v1/payments", json=guarded.body("second")), "merchant_stopped")
+    answer = await guarded.http.post("/v1/payments", json=guarded.body("second"))
+    problem = require_problem(answer, "merchant_stopped")
+    assert (answer.status_code, problem["retryable"]) == (403, False)
+    [rejected] = (await guarded.http.get("/v1/payments?state=rejected")).json()["payments"]
+    assert rejected["reason"]["code"] == "merchant_stopped"
     told = (await guarded.as_("operator").post("/v1/merchants/t/reopen")).json()
     assert (told["strikes"], told["stopped_at"]) == (0, None)
     await guarded.pay("second")
