@@ -25,6 +25,7 @@ import structlog
 from payagent.agent.agent import Agent
 from payagent.agent.alerts import Alerts
 from payagent.agent.chainview import require_right_clock
+from payagent.agent.links import KEY_BYTES, Links
 from payagent.agent.ports import Ports, SystemClock, SystemRandomness
 from payagent.agent.scan import Recovery
 from payagent.agent.terms import AutoTopup, MerchantTerms, Terms, TopupRequest
@@ -49,8 +50,8 @@ from payagent.log import SECRET_LENGTH_MIN, Redactor
 from payagent.merchants.client import MerchantClient
 from payagent.proxy.door import Bounds as ProxyBounds
 from payagent.proxy.door import Door
-from payagent.secretfile import read_secret_file, require_own_folder, require_private
-from payagent.settings import WORDS_FILE, Api, Merchant, Provider, Settings, Topup, passphrase_file
+from payagent.secretfile import make_secret_file, read_secret_file, require_own_folder, require_private
+from payagent.settings import LINKS_KEY_FILE, WORDS_FILE, Api, Merchant, Provider, Settings, Topup, passphrase_file
 from payagent.signer.handle import SignerProcess, unlocked
 from payagent.store import queries, records
 from payagent.store.lease import lease
@@ -164,8 +165,9 @@ async def _serve(
     redactor: Redactor,
     checkpoint: Checkpoint,
 ) -> None:
-    async with _running(settings, account, redactor, checkpoint) as (agent, topups, sweeps):
-        api, proxy = settings.api, settings.proxy
+    links = _links(settings, redactor)
+    async with _running(settings, account, links, redactor, checkpoint) as (agent, topups, sweeps):
+        api, proxy, hosts = settings.api, settings.proxy, settings.api.hosts | _link_host(links)
         rates = Rates(api.calls_per_s, api.calls_at_once)
         door = Door(
             agent,
@@ -174,8 +176,9 @@ async def _serve(
                 topups,
                 heartbeat=sweeps.stale,
                 signer=lambda: signer.problem,
-                hosts=api.hosts,
+                hosts=hosts,
                 rates=rates,
+                links=links,
             ),
             ProxyBounds(proxy.spool_bytes, proxy.read_timeout_s, proxy.patience_s, api.hosts, rates),
             _egress(settings),
@@ -194,7 +197,7 @@ async def _serve(
 
 @asynccontextmanager
 async def _running(
-    settings: Settings, account: Account, redactor: Redactor, checkpoint: Checkpoint
+    settings: Settings, account: Account, links: Links | None, redactor: Redactor, checkpoint: Checkpoint
 ) -> AsyncIterator[tuple[Agent, Topups, Sweeps]]:
     """The agent with its heart beating; stopped in the order that lets nothing be cut off."""
     database = settings.data_dir / LEDGER_FILE
@@ -216,7 +219,7 @@ async def _running(
             await recovery.begin()
         beats = DEVNET_BEATS if settings.network == "devnet" else NETWORK_BEATS
         topups = Topups(agent, merchants)
-        sweeps = Sweeps(agent, Watch(agent, merchants), Alerts(agent, webhook), topups, recovery, beats)
+        sweeps = Sweeps(agent, Watch(agent, merchants), Alerts(agent, webhook, links), topups, recovery, beats)
         sweeps.start()
         try:
             yield agent, topups, sweeps
@@ -251,6 +254,30 @@ def _egress(settings: Settings) -> Egress:
     """Where calls to merchants may go."""
     mine = (merchant.origin for merchant in settings.merchants.values() if merchant.private_network)
     return Egress(frozenset(urlsplit(origin).hostname or "" for origin in mine))
+
+
+def _links(settings: Settings, redactor: Redactor) -> Links | None:
+    """By which people decide; their key is made when it is first needed."""
+    if settings.approvals.link_origin is None:
+        return None
+    path = settings.data_dir / LINKS_KEY_FILE
+    if not os.path.lexists(path):
+        make_secret_file(path, SystemRandomness().token_hex(KEY_BYTES))
+    secret = read_secret_file(path)
+    try:
+        key = bytes.fromhex(secret)
+    except ValueError:
+        key = b""
+    if len(key) != KEY_BYTES:
+        raise Refused("config_invalid", f"{path} is no key of links: remove it, and the next start makes one")
+    redactor.register(secret)
+    redactor.register(key)
+    return Links(settings.approvals.link_origin, key)
+
+
+def _link_host(links: Links | None) -> frozenset[str]:
+    """What `Host` says when a link is opened."""
+    return frozenset() if links is None else frozenset({urlsplit(links.origin).hostname or ""})
 
 
 def _leave_to_another(is_lost: threading.Event) -> None:

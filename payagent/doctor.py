@@ -17,7 +17,7 @@ from payagent.chain.source import Found
 from payagent.core.network import NETWORKS
 from payagent.core.problem import Refused
 from payagent.secretfile import read_secret_file, require_own_folder, require_private
-from payagent.settings import CREDENTIAL_NAME, WORDS_FILE, Provider, Settings
+from payagent.settings import CREDENTIAL_NAME, LINKS_KEY_FILE, WORDS_FILE, Provider, Settings
 from payagent.store import queries
 from payagent.store.schema import missing_guards
 from payagent.store.writer import Readers, require_ledger
@@ -52,6 +52,8 @@ def look_at_files(settings: Settings, config: Path, environ: Mapping[str, str]) 
     data_dir, webhook_file = settings.data_dir, settings.alerts.webhook_secret_file
     webhook = [] if webhook_file is None else [finding("webhook secret", lambda: _signing_key(webhook_file))]
     words = data_dir / WORDS_FILE
+    links = data_dir / LINKS_KEY_FILE
+    key = [finding("links' key", lambda: _secret(links))] if os.path.lexists(links) else []
     left = [finding("recovery words", lambda: _left(words))] if os.path.lexists(words) else []
     return [
         finding("config file", lambda: _not_writable_by_others(config)),
@@ -63,6 +65,7 @@ def look_at_files(settings: Settings, config: Path, environ: Mapping[str, str]) 
         finding("operator token", lambda: _secret(data_dir / "operator.token")),
         finding("passphrase", lambda: _passphrase(settings, environ)),
         *webhook,
+        *key,
         *left,
     ]
 

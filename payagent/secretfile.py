@@ -47,6 +47,20 @@ def read_secret_file(path: Path, *, private: bool = True) -> str:
     return secret
 
 
+def make_secret_file(path: Path, secret: str) -> None:
+    """A new file that its owner alone can read, from its first moment, and that survives the loss of power.
+
+    Raises `config_invalid` when it cannot be made, or there is one.
+    """
+    try:
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:
+            file.write(secret + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise Refused("config_invalid", f"the secret file {path} cannot be made: {error.strerror}") from None
+
+
 def require_private(path: Path) -> str:
     """What was seen of a file or a folder; refused, `config_invalid`, when others than its owner have access."""
     status = path.stat()

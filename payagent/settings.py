@@ -44,6 +44,9 @@ ENV_PREFIX = "PAYAGENT_"
 CONFIG_VARIABLE = "PAYAGENT_CONFIG"
 TOKEN_VARIABLE = "PAYAGENT_TOKEN"  # noqa: S105  the name under which clients find their app token: no setting
 CREDENTIAL_NAME = "keystore-passphrase"
+LINKS_KEY_FILE = "approval-links.key"
+"""In the data folder: what links are signed with by which people decide."""
+
 WORDS_FILE = "recovery-words.txt"
 """In the data folder: new words that no terminal showed, left there by `payagent init` to be taken away."""
 SOCKET_PATH_BYTES_MAX = 107  # sun_path of unix(7) holds 108 with its closing zero byte
@@ -413,10 +416,13 @@ class Limits(_Table):
 
 
 class Approvals(_Table):
-    """Above how much ADA, with the fee, a person decides on a payment, and how many seconds it waits."""
+    """Above how much ADA, with the fee, a person decides on a payment, and how many seconds it waits; and where
+    people reach the daemon, for the links by which they decide.
+    """
 
     above_lovelace: Lovelace | None = Field(default=None, alias="above")
     timeout_s: Annotated[Count, Field(ge=60, le=604_800)] = 3600
+    link_origin: Annotated[str, AfterValidator(parse_origin), AfterValidator(_unheard)] | None = None
 
 
 class Alerts(_Table):

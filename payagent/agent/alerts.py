@@ -16,13 +16,14 @@ import structlog
 
 from payagent.agent.agent import Agent
 from payagent.agent.alarm import CLEARED, clear_alert, is_raised, raise_alert
+from payagent.agent.links import WAYS, Links
 from payagent.agent.prepaid import left as prepaid_left
 from payagent.agent.terms import Terms
 from payagent.core.ledger import WALLET
 from payagent.core.money import LOVELACE, format_ada
 from payagent.core.prepaid import CALLS
 from payagent.core.times import iso_time
-from payagent.store import alerts, prepaid, queries
+from payagent.store import alerts, approvals, prepaid, queries
 from payagent.store.alerts import AlertRow
 from payagent.store.writer import Connection, Unit
 from payagent.webhook import Webhook
@@ -58,8 +59,8 @@ def retry_at_ms(at_ms: int, tries: int, now_ms: int) -> int | None:
     return now_ms + wait_ms if now_ms + wait_ms < at_ms + RETRY_FOR_MS else None
 
 
-def payload(alert: AlertRow, terms: Terms) -> bytes:
-    """What the webhook is sent: the same bytes each time."""
+def payload(alert: AlertRow, terms: Terms, links: Mapping[str, str]) -> bytes:
+    """What the webhook is sent: the same bytes each time. `links` are kept nowhere else."""
     said = {
         "id": alert.id,
         "kind": alert.kind,
@@ -68,6 +69,7 @@ def payload(alert: AlertRow, terms: Terms) -> bytes:
         "network": terms.network.name,
         "address": terms.own.text,
         **alert.facts,
+        **links,
     }
     return json.dumps(said, separators=(",", ":")).encode()
 
@@ -75,9 +77,10 @@ def payload(alert: AlertRow, terms: Terms) -> bytes:
 class Alerts:
     """Looks at what has a mark, and tells. One `beat` at a time; `_told` is the last alert that was logged."""
 
-    def __init__(self, agent: Agent, webhook: Webhook | None) -> None:
+    def __init__(self, agent: Agent, webhook: Webhook | None, links: Links | None = None) -> None:
         self._agent = agent
         self._webhook = webhook
+        self._links = links
         self._told = alerts.last_seq(agent.conn)
 
     async def beat(self) -> None:
@@ -111,11 +114,21 @@ class Alerts:
         clock = self._agent.ports.clock
         now_ms = clock.now_ms()
         for alert in alerts.due(self._agent.conn, now_ms, now_ms - RETRY_FOR_MS):
-            why_not = await webhook.deliver(alert.id, clock.now_ms(), payload(alert, self._agent.terms))
+            sent = payload(alert, self._agent.terms, self._links_of(alert))
+            why_not = await webhook.deliver(alert.id, clock.now_ms(), sent)
             if why_not is not None:
                 await self._miss(alert, why_not)
                 return
             await self._take(alert.seq)
+
+    def _links_of(self, alert: AlertRow) -> dict[str, str]:
+        """By which whoever is told of a question decides it, while it is open."""
+        payment_id = alert.facts.get("payment", "")
+        approval = approvals.of_payment(self._agent.conn, payment_id)
+        is_open = approval is not None and approvals.decided(self._agent.conn, payment_id) is None
+        if self._links is None or approval is None or not is_open or alert.kind != "approval_needed":
+            return {}
+        return {f"{way}_url": self._links.url(approval, way) for way in WAYS}
 
     async def _take(self, seq: int) -> None:
         now_ms = self._agent.ports.clock.now_ms()

@@ -1,7 +1,7 @@
 """The ASGI application of the daemon, for its Unix socket and its loopback port alike.
 
-May import: agent, store.writer, the rest of api, FastAPI. Never: starts anything; serves a page (its scripts
-would come from somebody else's servers).
+May import: agent, store.writer, the rest of api, FastAPI. Never: starts anything; serves a page with
+a script (it would come from somebody else's servers).
 """
 
 import time
@@ -17,10 +17,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from payagent.agent.agent import Agent
+from payagent.agent.links import Links
 from payagent.agent.topup import Topups
 from payagent.api import (
     approvals,
     apps,
+    decide,
     events,
     ledger,
     limits,
@@ -54,10 +56,11 @@ def create_app(
     hosts: Set[str] = frozenset(),
     rates: Rates = Rates(),  # noqa: B008  it is frozen
     body_s: float = BODY_S,
+    links: Links | None = None,
 ) -> FastAPI:
     """The application. `orders` are the top-ups; `heartbeat` tells /readyz None while the sweeps
     are fresh, else the reason; `hosts` are the names that `Host` may say beside the loopback ones;
-    `rates` are each app's; `body_s` is how long a body may take.
+    `rates` are each app's; `body_s` is how long a body may take; `links` are those by which people decide, if any.
     """
     app = FastAPI(
         title="payagent",
@@ -71,6 +74,7 @@ def create_app(
     app.state.streams = []
     app.state.topups = orders
     app.state.body_s = body_s
+    app.state.links = links
     app.state.turnstile = Turnstile(rates, time.monotonic)
     app.add_middleware(Guard, new_id=partial(agent.ports.new_id, "call"), hosts=hosts, refusals=agent.refusals)
     app.add_exception_handler(Refused, _refused)
@@ -80,6 +84,7 @@ def create_app(
     for room in (
         payments,
         approvals,
+        decide,
         events,
         merchants,
         wallet,

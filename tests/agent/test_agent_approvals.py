@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from agent.test_agent_handover import with_handover
 from agent_kit import ADA, APP, DEVNET, Run, World, daily, with_terms, world_with_clock
 
 from payagent.agent.admission import FEE_ROOM_LOVELACE, Approver
@@ -324,6 +325,19 @@ async def test_what_was_approved_and_lost_is_not_turned_to_another_invoice(world
         again, _ = await run.agent.pay(world.ask())
         assert (again.id, again.invoice_id) == (row.id, row.invoice_id)
         assert [one.kind for one in queries.attempts(run.agent.conn, row.id)] == ["pay"]
+
+
+async def test_what_is_to_be_handed_over_is_signed_when_it_is_asked_for_after_the_yes(world: World) -> None:
+    async with world.run(terms=lambda terms: with_handover(ASKING(terms))) as run:
+        await run.look()
+        await add_somebody(run)
+        row = await ask(run)
+        approved = await run.agent.approve(row.id, SOMEBODY)
+        assert approved.state is State.RESERVED
+        await run.settle_down(2)
+        assert run.state(row.id) is State.RESERVED
+        again, is_new = await run.agent.pay(world.ask())
+        assert (again.id, is_new, again.tx_id is not None) == (row.id, False, True)
 
 
 def test_room_for_the_fee_is_less_than_the_signer_allows() -> None:

@@ -1,0 +1,147 @@
+"""The pages behind signed links: a person reads what is asked and decides, without a token.
+
+To open a link only shows: what scans links in mails decides nothing. The form of the page does, and only from this
+page: a browser says that the call is of the same origin. No script, no style, no cookie.
+
+May import: core, agent, store, the rest of api, FastAPI. Never: decides on anything but the link's own payment;
+writes text of others into a page as it came.
+"""
+
+from collections.abc import Iterable
+from html import escape
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import HTMLResponse
+
+from payagent.agent.admission import Approver
+from payagent.agent.agent import Agent
+from payagent.agent.links import PREFIX, Links
+from payagent.api.approvals import decider_view
+from payagent.api.problems import Json
+from payagent.api.views import approval_view
+from payagent.core.money import LOVELACE, format_ada
+from payagent.core.problem import Refused
+from payagent.store import approvals, queries
+from payagent.store.approvals import Approval
+from payagent.store.queries import PaymentRow
+
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+_WHO = "links"
+"""Whom all who come by links are counted as, for how much may be asked at once."""
+
+Row = tuple[str, str]
+
+router = APIRouter(include_in_schema=False)
+
+
+@router.get(PREFIX + "{payment_id}/{way}/{signature}")
+async def show(request: Request, payment_id: str, way: str, signature: str) -> HTMLResponse:
+    """What is asked, and the button; once it is decided, how."""
+    agent: Agent = request.app.state.agent
+    found = _found(request, payment_id, way, signature)
+    if found is None:
+        return _unknown()
+    row, approval = found
+    if (decided := approvals.decided(agent.conn, row.id)) is not None:
+        words = decided.decision.replace("_", " ")
+        return _page(f"The payment was {words}", [("payment", row.id), ("state", str(row.state))])
+    return _page(f"{way.capitalize()} this payment?", _asked(agent, row, approval), way)
+
+
+@router.post(PREFIX + "{payment_id}/{way}/{signature}")
+async def decide(request: Request, payment_id: str, way: str, signature: str) -> HTMLResponse:
+    """The form of the page above, and no other."""
+    agent: Agent = request.app.state.agent
+    found = _found(request, payment_id, way, signature)
+    if found is None:
+        return _unknown()
+    links: Links = request.app.state.links
+    _require_own_page(request, links.origin)
+    by = Approver("link", terms_hash=found[1].terms_hash)
+    try:
+        row = await (agent.approve if way == "approve" else agent.deny)(payment_id, by)
+    except Refused as refused:
+        rows = [("why", refused.detail), ("money", refused.problem.money), ("what to do", refused.problem.fix)]
+        return _page(refused.problem.title, rows, status=refused.problem.status)
+    done = "approved" if way == "approve" else "denied"
+    return _page(f"The payment is {done}", [("payment", row.id), ("state", str(row.state))])
+
+
+def _found(request: Request, payment_id: str, way: str, signature: str) -> tuple[PaymentRow, Approval] | None:
+    """The payment of a link that is good. Refused: `rate_limited`."""
+    request.state.inside.enter_context(request.app.state.turnstile.admit(_WHO))
+    agent: Agent = request.app.state.agent
+    links: Links | None = request.app.state.links
+    approval = approvals.of_payment(agent.conn, payment_id)
+    if links is None or approval is None or not links.is_good(approval, way, signature):
+        return None
+    return agent.payment(payment_id), approval
+
+
+def _require_own_page(request: Request, origin: str) -> None:
+    """Refused, `browser_refused`, what is not the page's own form: a browser names where a call comes from, and of
+    a page without a referrer it says "null" for the origin.
+    """
+    sites, origins = request.headers.getlist("sec-fetch-site"), request.headers.getlist("origin")
+    if sites != ["same-origin"] or origins not in ([origin], ["null"]):
+        raise Refused("browser_refused", "the decision does not come from the page of the link")
+
+
+def _asked(agent: Agent, row: PaymentRow, approval: Approval) -> list[Row]:
+    at_most = queries.hold(agent.conn, row.id, "ask")
+    told = approval_view(approval, at_most, None) | decider_view(agent, row)
+    return list(_rows(row, told, approval))
+
+
+def _rows(row: PaymentRow, told: Json, approval: Approval) -> Iterable[Row]:
+    """What is shown for people, in order."""
+    yield from (("why it is asked", reason.detail) for reason in approval.reasons)
+    yield "app", str(told["app"])
+    yield "merchant", str(row.origin)
+    yield "call", str(told["request"] or "not told")
+    plan = approval.plan
+    outputs = plan["outputs"]
+    for output in outputs if isinstance(outputs, list) else []:
+        tokens = "".join(f", {units} of {asset}" for asset, units in output["assets"].items())
+        yield output["role"], f"{format_ada(int(output['lovelace']))}{tokens} to {output['address']}"
+    yield "fee", format_ada(int(str(plan["fee"])))
+    at_most = told["at_most"]
+    for asset, units in at_most.items() if isinstance(at_most, dict) else ():
+        yield "at most", format_ada(int(units)) if asset == LOVELACE else f"{units} of {asset}"
+    limits = told["limits"]
+    for limit in limits if isinstance(limits, list) else ():
+        of = " ".join(str(limit[part]) for part in ("app", "merchant") if limit[part])
+        left = format_ada(int(limit["left"])) if limit["asset"] == LOVELACE else f"{limit['left']}"
+        yield f"left {limit['limit'].replace('_', ' ')} {of}".rstrip(), left
+    history = told["history"]
+    if isinstance(history, dict):
+        yield "paid there before", f"{history['paid']} times, last {history['last_at'] or 'never'}"
+    yield "open until", str(told["ends_at"])
+    yield "payment", row.id
+    yield "terms", approval.terms_hash
+
+
+def _unknown() -> HTMLResponse:
+    """Of no link of ours it is told what is wrong with it."""
+    fix = "payagent payments list --state awaiting_approval"
+    return _page("There is no such link", [("what to do", fix)], status=404)
+
+
+def _page(title: str, rows: Iterable[Row], button: str | None = None, status: int = 200) -> HTMLResponse:
+    """All text is escaped; the form has no field, for its address says everything."""
+    lines = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>\n" for name, value in rows)
+    form = "" if button is None else f'<form method="post"><button>{escape(button.capitalize())}</button></form>\n'
+    text = (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width"><meta name="robots" content="noindex">'
+        f"<title>payagent: {escape(title)}</title></head>\n<body><h1>{escape(title)}</h1>\n"
+        f"<table>\n{lines}</table>\n{form}</body></html>\n"
+    )
+    return HTMLResponse(text, status, _HEADERS)
