@@ -17,6 +17,8 @@ def check_limits(conn: Connection) -> Iterator[Finding]:
     for payment_id, asset, counted, expected in books.miscounted(conn):
         what = f"{counted} of its hold count against limits, {expected} ought to"
         yield Finding("holds", f"{payment_id} {asset}", what)
+    for payment_id, asset in books.counted_otherwise(conn):
+        yield Finding("holds", f"{payment_id} {asset}", "it counts from another time on than its payment's end")
     for payment_id, asset in books.put_back_clocks(conn):
         yield Finding("holds", f"{payment_id} {asset}", "the limits' clock was put back before it was counted")
     for app, merchant, asset, span_ms, start_ms in books.misspent(conn):

@@ -189,7 +189,7 @@ def refusal(asked: Asked, frees_at: int | None, app_name: str) -> Refused:
     app, merchant = asked.scope
     whose = ({} if app == ANY else {"app": app_name}) | ({} if merchant == ANY else {"merchant": merchant})
     of = "".join(f" of {name} {value}" for name, value in whose.items())
-    when = "" if frees_at is None else f"; there is room for it from {iso_time(frees_at)} on"
+    when = "" if frees_at is None else f"; there is no room for it before {iso_time(frees_at)}"
     return Refused(
         "limit_exceeded",
         f"{asked.name}{of} leaves {asked.left_units} {unit}, this payment takes {asked.asked_units} with its fee"

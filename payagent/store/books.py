@@ -19,7 +19,7 @@ from payagent.store import queries
 from payagent.store.queries import AttemptKind, EntryRow, OutputRow
 from payagent.store.schema import GUARDS, KEPT
 from payagent.store.seals import row_text
-from payagent.store.spending import SPANS_MS
+from payagent.store.spending import OPEN_MS, SPANS_MS
 
 _LEAST, _MOST = -(2**63), 2**63 - 1
 """What numbers a row may have."""
@@ -410,6 +410,19 @@ def miscounted(conn: sqlite3.Connection) -> Iterator[tuple[str, str, int | None,
     )
 
 
+_EXPECTED_FROM = """CASE WHEN p.state IN ('confirmed', 'settled', 'void') AND h.counted_units > 0
+    THEN (SELECT IIF(json_valid(e.detail), e.detail ->> '$.counts_from_ms', NULL) FROM events e
+          WHERE e.payment_id = p.id AND e.event IN ('confirm', 'void') ORDER BY e.seq DESC LIMIT 1) END"""
+
+
+def counted_otherwise(conn: sqlite3.Connection) -> Iterator[tuple[str, str]]:
+    """(payment, asset) of holds that do not count from when their payment ended, as its event tells it."""
+    return conn.execute(
+        "SELECT h.payment_id, h.asset FROM holds h JOIN payments p ON p.id = h.payment_id "  # noqa: S608
+        f"WHERE h.counted_from_ms IS NOT {_EXPECTED_FROM} ORDER BY h.rowid"
+    )
+
+
 def put_back_clocks(conn: sqlite3.Connection) -> Iterator[tuple[str, str]]:
     """(payment, asset) of holds that were counted at an earlier time of the limits' clock than the one before."""
     return conn.execute(
@@ -442,6 +455,9 @@ def token_events(conn: sqlite3.Connection) -> Iterator[tuple[str | None, str, in
 _FINEST, *_COARSER = SPANS_MS[:-1]
 _HALVES = "SUM({0}high) + (SUM({0}low) >> 32), SUM({0}low) & 4294967295"
 _NARROW = "s.app <> '' AND s.merchant <> ''"
+_SPENT = "(app, merchant, asset, span_ms, start_ms, high, low)"
+_SOME = "WHERE high <> 0 OR low <> 0"
+_COUNTED_AT = f"COALESCE(h.counted_from_ms, {OPEN_MS})"
 
 
 def misspent(conn: sqlite3.Connection) -> Iterator[tuple[str, str, str, int, int]]:
@@ -452,7 +468,7 @@ def misspent(conn: sqlite3.Connection) -> Iterator[tuple[str, str, str, int, int
     counted = "SUM(h.counted_units >> 32) + (SUM(h.counted_units & 4294967295) >> 32), "
     counted += "SUM(h.counted_units & 4294967295) & 4294967295"
     of_holds = (
-        f"SELECT p.app_id, i.origin, h.asset, {_FINEST}, h.counted_at_ms / {_FINEST} * {_FINEST}, {counted} "  # noqa: S608
+        f"SELECT p.app_id, i.origin, h.asset, {_FINEST}, {_COUNTED_AT} / {_FINEST} * {_FINEST}, {counted} "  # noqa: S608
         "FROM holds h JOIN payments p ON p.id = h.payment_id JOIN intents i ON i.id = p.intent_id "
         "WHERE h.counted_units IS NOT NULL GROUP BY 1, 2, 3, 5"
     )
@@ -477,10 +493,12 @@ def misspent(conn: sqlite3.Connection) -> Iterator[tuple[str, str, str, int, int
 
 
 def _unlike(conn: sqlite3.Connection, wanted: str, where: str) -> Iterator[tuple[str, str, str, int, int]]:
+    """Rows that are in one of the two only; what came to nothing is as if it were not there."""
     kept = f"SELECT s.app, s.merchant, s.asset, s.span_ms, s.start_ms, s.high, s.low FROM spent s WHERE {where}"  # noqa: S608
     rows = conn.execute(
-        f"SELECT * FROM (SELECT * FROM ({wanted}) EXCEPT {kept}) "  # noqa: S608
-        f"UNION SELECT * FROM ({kept} EXCEPT SELECT * FROM ({wanted}))"
+        f"WITH wanted{_SPENT} AS ({wanted}), kept{_SPENT} AS ({kept}) "  # noqa: S608
+        f"SELECT * FROM (SELECT * FROM wanted {_SOME} EXCEPT SELECT * FROM kept) "
+        f"UNION SELECT * FROM (SELECT * FROM kept {_SOME} EXCEPT SELECT * FROM wanted)"
     )
     return ((app, merchant, asset, span_ms, start_ms) for app, merchant, asset, span_ms, start_ms, *_ in rows)
 

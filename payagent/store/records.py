@@ -173,46 +173,66 @@ def set_merchant_status(unit: Unit, payment_id: str, status: str, now_ms: int) -
 def place_hold(
     unit: Unit, payment_id: str, units: Mapping[str, int], now_ms: int, counted_at_ms: int, is_counted: bool
 ) -> None:
-    """Reserve units. They count against limits at that time of the limits' clock, unless none bind the payment."""
+    """Reserve units, at that time of the limits' clock. They count against limits from now on, and in every window
+    until `post_hold` or `release_hold`; unless none bind the payment.
+    """
     unit.conn.executemany(
         "INSERT INTO holds(payment_id, asset, units, at_ms, counted_units, counted_at_ms) "
         "VALUES (?, ?, ?, ?, ?, ?)",
         [(payment_id, asset, n, now_ms, n if is_counted else None, counted_at_ms) for asset, n in units.items()],
     )
     if is_counted:
-        spending.count(unit, *_whose(unit, payment_id), units, counted_at_ms)
+        spending.count(unit, *_whose(unit, payment_id), units, spending.OPEN_MS)
 
 
-def release_hold(unit: Unit, payment_id: str, now_ms: int, kept_lovelace: int = 0) -> None:
-    """Give a hold back; what was lost all the same, as the fee of a cancel, goes on counting against limits."""
+def post_hold(unit: Unit, payment_id: str, from_ms: int) -> None:
+    """What was held is spent: it counts in windows of the limits' clock from that time on."""
+    rows = unit.conn.execute("SELECT asset, units FROM holds WHERE payment_id = ?", (payment_id,)).fetchall()
+    _count_anew(unit, payment_id, dict(rows), from_ms)
+
+
+def release_hold(
+    unit: Unit, payment_id: str, now_ms: int, kept_lovelace: int = 0, from_ms: int | None = None
+) -> None:
+    """Give a hold back; what was lost all the same, as the fee of a cancel, counts from `from_ms` on."""
     rows = unit.conn.execute(
         "UPDATE holds SET released_at_ms = ? WHERE payment_id = ? AND released_at_ms IS NULL RETURNING asset",
         (now_ms, payment_id),
     ).fetchall()
-    _count_anew(unit, payment_id, {asset: kept_lovelace if asset == LOVELACE else 0 for (asset,) in rows})
+    kept = {asset: kept_lovelace if asset == LOVELACE else 0 for (asset,) in rows}
+    _count_anew(unit, payment_id, kept, from_ms)
 
 
 def renew_hold(unit: Unit, payment_id: str) -> None:
-    """What ended a hold is on no chain any more: it counts again, from when it did."""
+    """What ended a hold is on no chain any more: all of it counts again, as it did while it was open."""
     rows = unit.conn.execute(
         "UPDATE holds SET released_at_ms = NULL WHERE payment_id = ? RETURNING asset, units", (payment_id,)
     ).fetchall()
-    _count_anew(unit, payment_id, dict(rows))
+    _count_anew(unit, payment_id, dict(rows), None)
 
 
-def _count_anew(unit: Unit, payment_id: str, units: Mapping[str, int]) -> None:
-    """So much of a payment's holds counts from now on, where they count at all."""
+def _count_anew(unit: Unit, payment_id: str, units: Mapping[str, int], from_ms: int | None) -> None:
+    """So much of a payment's holds counts, from that time of the limits' clock on (None: in every window), where
+    they count at all.
+    """
     rows = unit.conn.execute(
-        "SELECT asset, counted_units, counted_at_ms FROM holds WHERE payment_id = ? AND counted_units IS NOT NULL",
+        "SELECT asset, counted_units, counted_from_ms FROM holds "
+        "WHERE payment_id = ? AND counted_units IS NOT NULL",
         (payment_id,),
     ).fetchall()
-    for asset, before, at_ms in rows:
+    for asset, before, before_ms in rows:
         if asset in units:
-            spending.count(unit, *_whose(unit, payment_id), {asset: units[asset] - before}, at_ms)
+            whose = _whose(unit, payment_id)
+            spending.count(unit, *whose, {asset: -before}, _counted_at_ms(before_ms))
+            spending.count(unit, *whose, {asset: units[asset]}, _counted_at_ms(from_ms))
             unit.conn.execute(
-                "UPDATE holds SET counted_units = ? WHERE payment_id = ? AND asset = ?",
-                (units[asset], payment_id, asset),
+                "UPDATE holds SET counted_units = ?, counted_from_ms = ? WHERE payment_id = ? AND asset = ?",
+                (units[asset], from_ms if units[asset] else None, payment_id, asset),
             )
+
+
+def _counted_at_ms(from_ms: int | None) -> int:
+    return spending.OPEN_MS if from_ms is None else from_ms
 
 
 def _whose(unit: Unit, payment_id: str) -> tuple[str, str]:

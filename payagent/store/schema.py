@@ -144,7 +144,8 @@ CREATE INDEX payments_coming ON payments(pool)
 
 -- Units reserved for a payment, fee and riding ADA included. counted_units: what of them counts against limits,
 -- all until they are released; NULL of a self-transfer, which no limit binds. counted_at_ms: the limits' clock
--- when they were placed (store.spending).
+-- when they were placed; counted_from_ms: from when on they count, NULL while they are open and count in every
+-- window (store.spending).
 CREATE TABLE holds (
   payment_id TEXT NOT NULL REFERENCES payments(id),
   asset TEXT NOT NULL,
@@ -153,6 +154,7 @@ CREATE TABLE holds (
   released_at_ms INTEGER,
   counted_units INTEGER CHECK (counted_units >= 0),
   counted_at_ms INTEGER NOT NULL,
+  counted_from_ms INTEGER,
   PRIMARY KEY (payment_id, asset)
 ) STRICT;
 

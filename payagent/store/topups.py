@@ -132,13 +132,13 @@ def last_ended_ms(conn: sqlite3.Connection, pool_id: int) -> int:
 def lovelace_since(conn: sqlite3.Connection, origin: str, since_ms: int) -> int:
     """Lovelace that orders at a merchant took since then and did not give back, fees included.
 
-    By the clock of the limits (store.spending).
+    By the clock of the limits (store.spending); what is under way counts whenever it was ordered.
     """
     row = conn.execute(
         "SELECT COALESCE(SUM(h.counted_units), 0) FROM topups t "
         "JOIN prepaid_pools o ON o.id = t.pool AND o.origin = ? "
         "JOIN payments p ON p.topup = t.id JOIN holds h ON h.payment_id = p.id AND h.asset = 'lovelace' "
-        "WHERE h.counted_at_ms > ?",
+        "WHERE COALESCE(h.counted_from_ms > ?, 1)",
         (origin, since_ms),
     ).fetchone()
     return int(row[0])

@@ -258,7 +258,7 @@ OF_NOTHING = [
         f"INSERT INTO attempts SELECT '{OTHER}', 'pay_x', kind, anchor, invoice, inputs, cbor, fee_lovelace, "
         "ttl_slot, signed_at_ms FROM attempts LIMIT 1",
     ),
-    ("holds", "INSERT INTO holds VALUES ('pay_x', 'lovelace', 5, 1, NULL, 5, 1)"),
+    ("holds", "INSERT INTO holds VALUES ('pay_x', 'lovelace', 5, 1, NULL, 5, 1, NULL)"),
     ("reservations", "INSERT INTO reservations SELECT ref, 'pay_x' FROM coins WHERE state = 'free' LIMIT 1"),
     ("sightings", f"INSERT INTO sightings VALUES (NULL, '{OTHER}', '{OTHER}', 1, 1, 'p', 1)"),
     ("submissions", f"INSERT INTO submissions(tx_id, provider, at_ms) VALUES ('{OTHER}', 'p', 1)"),

@@ -31,8 +31,8 @@ INSERT INTO payments(id, kind, app_id, intent_id, first_invoice, invoice, output
 INSERT INTO payments(id, kind, app_id, intent_id, first_invoice, invoice, outputs, state, delivery, created_at_ms,
   changed_at_ms)
   VALUES ('pay0', 'invoice', 'app', 'int1', 1, 1, '[]', 'rejected', 'not_presented', 1, 1);
-INSERT INTO holds VALUES ('pay1', 'lovelace', 5, 1, NULL, 5, 1);
-INSERT INTO holds VALUES ('pay1', 'token', 5, 1, 2, 0, 1);
+INSERT INTO holds VALUES ('pay1', 'lovelace', 5, 1, NULL, 5, 1, NULL);
+INSERT INTO holds VALUES ('pay1', 'token', 5, 1, 2, 0, 1, 1);
 INSERT INTO coins VALUES ('aa#0', 'aa', 0, 5000000, '{{}}', 'deposit', 'free', NULL);
 INSERT INTO coins VALUES ('bb#1', 'bb', 1, 5000000, '{{}}', 'deposit', 'free', NULL);
 INSERT INTO reservations VALUES ('aa#0', 'pay1');
@@ -154,7 +154,7 @@ BREACHES = [
     ("intents_ended_at_ms_once", "UPDATE intents SET ended_at_ms = 3 WHERE id = 'int3'"),
     ("intents_no_replace", NEW_INTENT + "('int9', 'app', 'k1', 0, 'other', 'o', NULL, 'r', 1, NULL)"),
     ("intents_no_replace", NEW_INTENT + "('int1', 'app', 'k9', 0, 'other', 'o', NULL, 'r', 1, NULL)"),
-    ("holds_no_replace", "REPLACE INTO holds VALUES ('pay1', 'lovelace', 1, 1, NULL, 1, 1)"),
+    ("holds_no_replace", "REPLACE INTO holds VALUES ('pay1', 'lovelace', 1, 1, NULL, 1, 1, NULL)"),
     (
         "payments_no_replace",
         NEW_PAYMENT + "('pay1', 'send', 'app', 'int2', NULL, NULL, '[]', 'void', 'n', 'bb#1', 1, 1)",
@@ -234,7 +234,7 @@ def test_every_guard_has_a_breach_that_it_refuses() -> None:
 def test_every_column_of_a_row_that_stays_is_fixed_or_may_change(conn: sqlite3.Connection) -> None:
     may_change = {
         "intents": {"ended_at_ms"},
-        "holds": {"counted_units", "released_at_ms"},
+        "holds": {"counted_units", "counted_from_ms", "released_at_ms"},
         "topups": {"seq", "ended_at_ms", "reason_code", "reason"},
         "alerts": {"seq", "tries", "next_try_at_ms", "delivered_at_ms"},
         "payments": {
@@ -334,7 +334,7 @@ def test_what_may_change_does(plain: sqlite3.Connection) -> None:
             "cannot store REAL",
         ),
         ("UPDATE coins SET state = 'spent' WHERE ref = 'bb#1'", "CHECK"),
-        ("INSERT INTO holds VALUES ('pay1', 'ada', -1, 1, NULL, 1, 1)", "CHECK"),
+        ("INSERT INTO holds VALUES ('pay1', 'ada', -1, 1, NULL, 1, 1, NULL)", "CHECK"),
     ],
 )
 def test_a_row_that_breaks_a_rule_is_refused(conn: sqlite3.Connection, statement: str, error: str) -> None:
