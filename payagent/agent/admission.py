@@ -409,7 +409,7 @@ class Admission:
         )
         tight = policy.tightest((*asked, *bounds))
         if tight is not None:
-            raise policy.refusal(tight, _frees_at_ms(conn, asked.get(tight), tight, clock_ms), asker.name)
+            raise policy.refusal(tight, when_it_frees(conn, asked.get(tight), tight, clock_ms), asker.name)
         return (*asked, *bounds)
 
     def _topup_left(self, unit: Unit, purchase: Purchase, clock_ms: int) -> int | None:
@@ -497,7 +497,7 @@ def in_force_for(conn: Connection, filed: Sequence[Limit], app: str, origin: str
     return policy.in_force(filed, spending.limits_binding(conn, app, origin))
 
 
-def _frees_at_ms(conn: Connection, limit: Limit | None, asked: Asked, clock_ms: int) -> int | None:
+def when_it_frees(conn: Connection, limit: Limit | None, asked: Asked, clock_ms: int) -> int | None:
     """When a limit that is exceeded has room; None for what does not roll, or never has as much."""
     if limit is None or limit.window not in policy.LENGTH_MS or asked.asked_units > limit.most_units:
         return None

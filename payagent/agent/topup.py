@@ -286,7 +286,7 @@ class Topups:
 
         def job(unit: Unit) -> None:
             if served is not None and order.is_call:
-                prepaid.used(unit, served, now_ms)
+                prepaid.used(unit, served, agent.limits_clock_ms(unit.conn, now_ms), now_ms)
             told = {"code": why.code if why else None, "reason": why.detail if why else None}
             topups.end(unit, order.id, told["code"], told["reason"], now_ms)
             records.note(unit, None, "topup_ended", None, now_ms, {"topup": order.id, **told})

@@ -24,6 +24,8 @@ def check_limits(conn: Connection) -> Iterator[Finding]:
     for app, merchant, asset, span_ms, start_ms in books.misspent(conn):
         row = f"{app or 'any'} {merchant or 'any'} {asset} {span_ms} {start_ms}"
         yield Finding("spent", row, "what is kept as spent is not what the holds count")
+    for pool, app, asset in books.misshared(conn):
+        yield Finding("prepaid_shares", f"{pool} {app} {asset}", "it is not what the app's payments and uses say")
     yield from _set(conn)
 
 

@@ -11,7 +11,7 @@ from payagent.core.invoice import Invoice
 from payagent.core.ledger import Entry
 from payagent.core.money import LOVELACE
 from payagent.core.payment import Delivery, Event, State, move
-from payagent.store import spending
+from payagent.store import spending, uses
 from payagent.store.onchain import ForeignRow
 from payagent.store.queries import AttemptKind, CoinRow, OutputRow, dump_outputs, event_hash, last_event
 from payagent.store.writer import Unit
@@ -182,7 +182,10 @@ def place_hold(
         [(payment_id, asset, n, now_ms, n if is_counted else None, counted_at_ms) for asset, n in units.items()],
     )
     if is_counted:
-        spending.count(unit, *_whose(unit, payment_id), units, spending.OPEN_MS)
+        app, origin, pool = _whose(unit, payment_id)
+        spending.count(unit, app, origin, units, spending.OPEN_MS)
+        if pool is not None:
+            uses.pay(unit, pool, app, units)
 
 
 def post_hold(unit: Unit, payment_id: str, from_ms: int) -> None:
@@ -222,9 +225,11 @@ def _count_anew(unit: Unit, payment_id: str, units: Mapping[str, int], from_ms: 
     ).fetchall()
     for asset, before, before_ms in rows:
         if asset in units:
-            whose = _whose(unit, payment_id)
-            spending.count(unit, *whose, {asset: -before}, _counted_at_ms(before_ms))
-            spending.count(unit, *whose, {asset: units[asset]}, _counted_at_ms(from_ms))
+            app, origin, pool = _whose(unit, payment_id)
+            spending.count(unit, app, origin, {asset: -before}, _counted_at_ms(before_ms))
+            spending.count(unit, app, origin, {asset: units[asset]}, _counted_at_ms(from_ms))
+            if pool is not None:
+                uses.pay(unit, pool, app, {asset: units[asset] - before})
             unit.conn.execute(
                 "UPDATE holds SET counted_units = ?, counted_from_ms = ? WHERE payment_id = ? AND asset = ?",
                 (units[asset], from_ms if units[asset] else None, payment_id, asset),
@@ -235,13 +240,13 @@ def _counted_at_ms(from_ms: int | None) -> int:
     return spending.OPEN_MS if from_ms is None else from_ms
 
 
-def _whose(unit: Unit, payment_id: str) -> tuple[str, str]:
-    """The app of a payment, and the merchant's origin."""
-    app, origin = unit.conn.execute(
-        "SELECT p.app_id, i.origin FROM payments p JOIN intents i ON i.id = p.intent_id WHERE p.id = ?",
+def _whose(unit: Unit, payment_id: str) -> tuple[str, str, int | None]:
+    """The app of a payment, the merchant's origin, and the prepaid balance that it is for."""
+    app, origin, pool = unit.conn.execute(
+        "SELECT p.app_id, i.origin, p.pool FROM payments p JOIN intents i ON i.id = p.intent_id WHERE p.id = ?",
         (payment_id,),
     ).fetchone()
-    return app, origin
+    return app, origin, pool
 
 
 _ADD_TO_BALANCE = """

@@ -158,17 +158,19 @@ CREATE TABLE holds (
   PRIMARY KEY (payment_id, asset)
 ) STRICT;
 
--- What the holds of a scope count in a span of time, kept with them so that nobody need add them up: high * 2^32 +
--- low units. app and merchant (an origin): '' is any. span_ms = 0: the span that never ends.
+-- What the holds of a scope count in a span of time, or (what = 'used') what the uses of an app do, kept with them
+-- so that nobody need add them up: high * 2^32 + low units. app and merchant (an origin): '' is any. span_ms = 0:
+-- the one that never ends.
 CREATE TABLE spent (
   app TEXT NOT NULL,
   merchant TEXT NOT NULL,
   asset TEXT NOT NULL,
   span_ms INTEGER NOT NULL,
   start_ms INTEGER NOT NULL,
+  what TEXT NOT NULL CHECK (what IN ('paid', 'used')),
   high INTEGER NOT NULL,
   low INTEGER NOT NULL CHECK (low BETWEEN 0 AND 4294967295),
-  PRIMARY KEY (app, merchant, asset, span_ms, start_ms)
+  PRIMARY KEY (app, merchant, asset, span_ms, start_ms, what)
 ) STRICT, WITHOUT ROWID;
 
 -- Limits that were set at run time: each stands over the config file's of the same scope, asset and kind.
@@ -358,6 +360,34 @@ CREATE TABLE prepaid_costs (
   used INTEGER NOT NULL CHECK (used >= 0),
   PRIMARY KEY (pool, unit, asset)
 ) STRICT;
+
+-- A call of an app that used `count` of `unit` (calls, or an asset) of a pool, what that cost, and what of it
+-- counts against the app's own limits; counted_at_ms: the limits' clock then. A use that was none is taken back by
+-- rows of its number with all units below zero (store.uses).
+CREATE TABLE uses (
+  seq INTEGER PRIMARY KEY,
+  call INTEGER NOT NULL,
+  pool INTEGER NOT NULL REFERENCES prepaid_pools(id),
+  app_id TEXT NOT NULL REFERENCES apps(id),
+  unit TEXT NOT NULL,
+  count INTEGER NOT NULL,
+  asset TEXT NOT NULL,
+  units INTEGER NOT NULL CHECK (units <> 0),
+  counted_units INTEGER NOT NULL,
+  counted_at_ms INTEGER NOT NULL
+) STRICT;
+CREATE INDEX uses_by_call ON uses(call);
+CREATE INDEX uses_by_pool ON uses(pool, call);
+
+-- What an app's payments for a pool count against limits, and what its uses of the pool cost.
+CREATE TABLE prepaid_shares (
+  pool INTEGER NOT NULL REFERENCES prepaid_pools(id),
+  app_id TEXT NOT NULL REFERENCES apps(id),
+  asset TEXT NOT NULL,
+  paid INTEGER NOT NULL,
+  used INTEGER NOT NULL,
+  PRIMARY KEY (pool, app_id, asset)
+) STRICT, WITHOUT ROWID;
 
 -- What a merchant said of a pool, as it said it. It never changes what we count.
 CREATE TABLE prepaid_observations (
@@ -574,6 +604,7 @@ KEPT = {
     "postings": Kept((_ROW,)),
     "foreign_sightings": Kept((_ROW,)),
     "sightings": Kept((_ROW,)),
+    "uses": Kept((_ROW,)),
     "submissions": Kept((_ROW,)),
     "apps": Kept((_ROW, Key(("id",)), Key(("name",)))),
     "tokens": Kept(

@@ -49,6 +49,7 @@ INSERT INTO meta VALUES ('network', 'devnet');
 INSERT INTO seals VALUES (1, '{{}}', x'00', '{HASH}');
 INSERT INTO prepaid_pools VALUES (1, 'o', 'p', 'w', 1);
 INSERT INTO prepaid_pools VALUES (2, 'o', 'p2', 'w', 1);
+INSERT INTO uses VALUES (1, 1, 1, 'app', 'calls', 1, 'lovelace', 5, 5, 1);
 INSERT INTO prepaid_moves VALUES (1, 1, 'calls', 'use', 0, 1, 0, NULL, 'app', 'POST /chat', 'k1', NULL, 1);
 INSERT INTO prepaid_observations VALUES (1, 1, 'balance', 200, '{{}}', 1, NULL, NULL, NULL, NULL, NULL, 1);
 INSERT INTO topups VALUES (1, 'top1', 1, 'app', 'k1', 'order', 'lovelace', 5, '{{}}', 0, 1, NULL, NULL, NULL);
