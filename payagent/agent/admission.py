@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from payagent.agent.chainview import ChainView
-from payagent.agent.prepaid import Buyer, Part, is_batch
+from payagent.agent.prepaid import Buyer, Part, is_batch, require_may_buy
 from payagent.agent.purse import coin_of, take
 from payagent.agent.replacement import (
     Replacing,
@@ -531,6 +531,8 @@ def _pool_of(unit: Unit, purchase: Purchase, now_ms: int) -> int | None:
     invoice, buyer = purchase.invoice, purchase.buyer
     if not is_batch(invoice.batch_target) and purchase.topup is None:
         return None
+    if purchase.topup is not None and (order := topups.find(unit.conn, purchase.topup.topup)) is not None:
+        require_may_buy(unit.conn, order, now_ms)
     pool = prepaid.ensure_pool(unit, invoice.origin, buyer.partner, buyer.wallet, now_ms)
     if (other := prepaid.batch_under_way(unit.conn, pool.id, now_ms)) is not None:
         row = queries.payment(unit.conn, other)

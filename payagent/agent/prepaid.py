@@ -11,9 +11,10 @@ from payagent.core.invoice import Invoice
 from payagent.core.ledger import Units, prepaid_account
 from payagent.core.prepaid import CALLS, Balance, Cost, average, buy, take_back, use
 from payagent.core.problem import Refused
-from payagent.store import prepaid, records, spending, topups, uses
+from payagent.store import apps, prepaid, records, spending, topups, uses
 from payagent.store.prepaid import Move, Pool
 from payagent.store.queries import PaymentRow
+from payagent.store.topups import TopupRow
 from payagent.store.writer import Connection, Unit
 
 
@@ -88,6 +89,17 @@ def fitting(offers: tuple[Invoice, ...], part: Part | None) -> tuple[Invoice, ..
             f"one payment takes {fit[0].total_units} {part.unit}, {part.units} are ordered in all",
         )
     return affordable
+
+
+def require_may_buy(conn: Connection, order: TopupRow, now_ms: int) -> None:
+    """Refused: for what stopped the order, or `app_ended` where its app has no token that is good. Orders that
+    nobody gave are of an app that never had one.
+    """
+    if order.stop_code is not None:
+        raise Refused(order.stop_code, order.stop_reason or "", topup=order.id)
+    token = apps.last_token(conn, order.app_id)
+    if token is not None and not token.is_good(now_ms):
+        raise Refused("app_ended", "its token was revoked, or has expired", topup=order.id)
 
 
 def left(conn: Connection, pool: Pool, name: str) -> int:

@@ -603,18 +603,30 @@ def postings_of(conn: sqlite3.Connection, entry: int | None) -> list[tuple[str, 
 
 
 def topup_ends(conn: sqlite3.Connection) -> Iterator[tuple[int, tuple[Any, ...], tuple[Any, ...]]]:
-    """(row number, when and why an order ended by its row, the same by its event); None for what is not said."""
-    events = {
-        topup_id: (at_ms, code, reason)
-        for at_ms, topup_id, code, reason in conn.execute(
-            "SELECT at_ms, detail ->> '$.topup', detail ->> '$.code', detail ->> '$.reason' FROM events "
-            "WHERE payment_id IS NULL AND event = 'topup_ended'"
+    """(row number, why an order was stopped, when and why it ended by its row, the same by its events).
+
+    None for what is not said.
+    """
+    stops = {
+        topup_id: (code, reason)
+        for topup_id, code, reason in conn.execute(
+            "SELECT detail ->> '$.topup', detail ->> '$.code', detail ->> '$.reason' FROM events "
+            "WHERE payment_id IS NULL AND event = 'topup_stopped'"
         )
     }
-    for number, topup_id, *ended in conn.execute(
-        "SELECT seq, id, ended_at_ms, reason_code, reason FROM topups ORDER BY seq"
+    ends = {
+        topup_id: (at_ms, clock_ms, code, reason)
+        for at_ms, topup_id, clock_ms, code, reason in conn.execute(
+            "SELECT at_ms, detail ->> '$.topup', detail ->> '$.clock_ms', detail ->> '$.code', "
+            "detail ->> '$.reason' FROM events WHERE payment_id IS NULL AND event = 'topup_ended'"
+        )
+    }
+    for number, topup_id, *told in conn.execute(
+        "SELECT seq, id, stop_code, stop_reason, ended_at_ms, ended_clock_ms, reason_code, reason FROM topups "
+        "ORDER BY seq"
     ):
-        yield number, tuple(ended), events.get(topup_id, (None, None, None))
+        by_events = (*stops.get(topup_id, (None,) * 2), *ends.get(topup_id, (None,) * 4))
+        yield number, tuple(told), by_events
 
 
 def foreign_sums(conn: sqlite3.Connection) -> Iterator[tuple[int, str, bool, dict[str, int]]]:

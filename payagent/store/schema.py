@@ -417,7 +417,9 @@ CREATE TABLE priced_calls (
 ) STRICT;
 
 -- An order to raise a pool by `units` of `unit` (calls, or an asset that is paid). request: the call whose 402
--- sells it, as JSON; is_call: an ordinary one, which uses one of what it buys.
+-- sells it, as JSON; is_call: an ordinary one, which uses one of what it buys. clock_ms and ended_clock_ms: the
+-- limits' clock when it was ordered and when it ended. stop_code: nothing more is bought for it, and it ends, for
+-- this, once its last payment is delivered.
 CREATE TABLE topups (
   seq INTEGER PRIMARY KEY,
   id TEXT NOT NULL UNIQUE,
@@ -430,13 +432,18 @@ CREATE TABLE topups (
   request TEXT NOT NULL,
   is_call INTEGER NOT NULL CHECK (is_call IN (0, 1)),
   created_at_ms INTEGER NOT NULL,
+  clock_ms INTEGER NOT NULL,
+  stop_code TEXT,
+  stop_reason TEXT,
   ended_at_ms INTEGER,
+  ended_clock_ms INTEGER,
   reason_code TEXT,
   reason TEXT,
   UNIQUE (app_id, key)
 ) STRICT;
 CREATE UNIQUE INDEX topups_open ON topups(pool) WHERE ended_at_ms IS NULL;
 CREATE INDEX topups_by_pool ON topups(pool, cause, seq);
+CREATE INDEX topups_open_by_app ON topups(app_id) WHERE ended_at_ms IS NULL;
 
 -- What somebody is to be told, and whether the webhook has it. subject: what it is about, so that it is raised and
 -- cleared once.
@@ -626,9 +633,9 @@ KEPT = {
         (_ROW, Key(("id",)), Key(("app_id", "key")), Key(("pool",), _NOT_ENDED)),
         fixed=(
             *("rowid", "id", "pool", "app_id", "key", "cause", "unit", "units"),
-            *("request", "is_call", "created_at_ms"),
+            *("request", "is_call", "created_at_ms", "clock_ms"),
         ),
-        once=("ended_at_ms", "reason_code", "reason"),
+        once=("stop_code", "stop_reason", "ended_at_ms", "ended_clock_ms", "reason_code", "reason"),
     ),
     "alerts": Kept(
         (_ROW, Key(("id",))),

@@ -52,8 +52,10 @@ INSERT INTO prepaid_pools VALUES (2, 'o', 'p2', 'w', 1);
 INSERT INTO uses VALUES (1, 1, 1, 'app', 'calls', 1, 'lovelace', 5, 5, 1);
 INSERT INTO prepaid_moves VALUES (1, 1, 'calls', 'use', 0, 1, 0, NULL, 'app', 'POST /chat', 'k1', NULL, 1);
 INSERT INTO prepaid_observations VALUES (1, 1, 'balance', 200, '{{}}', 1, NULL, NULL, NULL, NULL, NULL, 1);
-INSERT INTO topups VALUES (1, 'top1', 1, 'app', 'k1', 'order', 'lovelace', 5, '{{}}', 0, 1, NULL, NULL, NULL);
-INSERT INTO topups VALUES (2, 'top2', 2, 'app', 'k2', 'auto', 'calls', 5, '{{}}', 1, 1, 2, 'not_found', 'r');
+INSERT INTO topups VALUES (1, 'top1', 1, 'app', 'k1', 'order', 'lovelace', 5, '{{}}', 0, 1, 1,
+  NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO topups VALUES (2, 'top2', 2, 'app', 'k2', 'auto', 'calls', 5, '{{}}', 1, 1, 1,
+  'c', 'r', 2, 2, 'not_found', 'r');
 INSERT INTO alerts VALUES (1, 'alert1', 'low', 'wallet', '{{}}', 1, 0, NULL, 2);
 """
 
@@ -92,7 +94,7 @@ NEW_APP = "REPLACE INTO apps(rowid, id, name, scopes, created_at_ms) VALUES "
 NEW_TOKEN = "REPLACE INTO tokens VALUES "
 NEW_INTENT = "REPLACE INTO intents VALUES "
 NEW_PAYMENT = PAYMENT.replace("INSERT", "REPLACE")
-NEW_TOPUP = "REPLACE INTO topups VALUES (9, {}, 'auto', 'calls', 5, '{{}}', 1, 1, NULL, NULL, NULL)"
+NEW_TOPUP = "REPLACE INTO topups VALUES (9, {}, 'auto', 'calls', 5, '{{}}', 1, 1, 1" + ", NULL" * 6 + ")"
 NEW_VALUES = {
     "alerts.kind": "'other'",
     "app_id": "'app2'",
@@ -100,6 +102,7 @@ NEW_VALUES = {
     "at_ms": "9",
     "cause": "'auto'",
     "counted_at_ms": "9",
+    "clock_ms": "9",
     "created_at_ms": "9",
     "expires_at_ms": "9",
     "derived": "1 - derived",
@@ -184,6 +187,9 @@ BREACHES = [
     ("events_chained", NEW_EVENT.format("NULL", HASH)),
     ("topups_no_replace", NEW_TOPUP.format("'top9', 1, 'app', 'k9'")),
     ("topups_no_replace", NEW_TOPUP.format("'top9', 2, 'app', 'k1'")),
+    ("topups_stop_code_once", "UPDATE topups SET stop_code = NULL WHERE id = 'top2'"),
+    ("topups_stop_reason_once", "UPDATE topups SET stop_reason = NULL WHERE id = 'top2'"),
+    ("topups_ended_clock_ms_once", "UPDATE topups SET ended_clock_ms = NULL WHERE id = 'top2'"),
     ("topups_end_once", "UPDATE topups SET reason_code = NULL WHERE id = 'top2'"),
     ("topups_ended_at_ms_once", "UPDATE topups SET ended_at_ms = NULL WHERE id = 'top2'"),
     ("topups_reason_code_once", "UPDATE topups SET reason_code = 'other' WHERE id = 'top2'"),
@@ -236,7 +242,7 @@ def test_every_column_of_a_row_that_stays_is_fixed_or_may_change(conn: sqlite3.C
     may_change = {
         "intents": {"ended_at_ms"},
         "holds": {"counted_units", "counted_from_ms", "released_at_ms"},
-        "topups": {"seq", "ended_at_ms", "reason_code", "reason"},
+        "topups": {"seq", "stop_code", "stop_reason", "ended_at_ms", "ended_clock_ms", "reason_code", "reason"},
         "alerts": {"seq", "tries", "next_try_at_ms", "delivered_at_ms"},
         "payments": {
             *(
