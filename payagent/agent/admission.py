@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from payagent.agent import trust
 from payagent.agent.alarm import clear_alert, raise_alert
 from payagent.agent.chainview import ChainView
-from payagent.agent.prepaid import Buyer, Part, is_batch
+from payagent.agent.prepaid import Buyer, Part, is_batch, require_may_buy
 from payagent.agent.purse import coin_of, take
 from payagent.agent.replacement import (
     Replacing,
@@ -643,7 +643,7 @@ class Admission:
         )
         tight = policy.tightest((*asked, *bounds))
         if tight is not None:
-            raise policy.refusal(tight, _frees_at_ms(conn, asked.get(tight), tight, clock_ms), asker.name)
+            raise policy.refusal(tight, when_it_frees(conn, asked.get(tight), tight, clock_ms), asker.name)
         return (*asked, *bounds)
 
     def _topup_left(self, unit: Unit, purchase: Purchase, clock_ms: int) -> int | None:
@@ -804,7 +804,7 @@ def in_force_for(conn: Connection, filed: Sequence[Limit], app: str, origin: str
     return policy.in_force(filed, spending.limits_binding(conn, app, origin))
 
 
-def _frees_at_ms(conn: Connection, limit: Limit | None, asked: Asked, clock_ms: int) -> int | None:
+def when_it_frees(conn: Connection, limit: Limit | None, asked: Asked, clock_ms: int) -> int | None:
     """When a limit that is exceeded has room; None for what does not roll, or never has as much."""
     if limit is None or limit.window not in policy.LENGTH_MS or asked.asked_units > limit.most_units:
         return None
@@ -838,6 +838,8 @@ def _pool_of(unit: Unit, purchase: Purchase, now_ms: int) -> int | None:
     invoice, buyer = purchase.invoice, purchase.buyer
     if not is_batch(invoice.batch_target) and purchase.topup is None:
         return None
+    if purchase.topup is not None and (order := topups.find(unit.conn, purchase.topup.topup)) is not None:
+        require_may_buy(unit.conn, order, now_ms)
     pool = prepaid.ensure_pool(unit, invoice.origin, buyer.partner, buyer.wallet, now_ms)
     if (other := prepaid.batch_under_way(unit.conn, pool.id, now_ms)) is not None:
         row = queries.payment(unit.conn, other)

@@ -19,7 +19,7 @@ from typing import BinaryIO, TypeVar
 
 import structlog
 
-from payagent.agent import prepaid, steps
+from payagent.agent import prepaid, steps, uses
 from payagent.agent.admission import (
     Admission,
     Admitted,
@@ -58,6 +58,7 @@ from payagent.core.verdict import Reasons
 from payagent.dialects import Answer, Call, Reading, Response, Said, read_answer, read_offers
 from payagent.store import approvals, onchain, pauses, queries, records, spending
 from payagent.store import prepaid as pools
+from payagent.store import uses as store_uses
 from payagent.store.queries import AttemptRow, PaymentRow
 from payagent.store.writer import Connection, Readers, Unit
 from payagent.wallet.coins import Coin, Coins
@@ -356,11 +357,59 @@ class Agent:
             row = self.payment(payment_id)
         return row, Advice(answer, again_after_s)
 
-    async def record_call(self, call: ServedCall) -> None:
+    async def let_through(self, call: ServedCall, *, is_costly: bool = False) -> int | None:
+        """Before a call goes out that a prepaid balance may serve: what it would use counts against its app's own
+        limits. Its number, for `record_call` or `give_back`; None where nothing counts beforehand.
+
+        `is_costly`: the merchant showed that it costs something, and not how much.
+        """
+        if not uses.is_bound(self.conn, call) or not (is_costly or prepaid.is_counted(self.conn, call)):
+            return None
+        now_ms = self.ports.clock.now_ms()
+
+        def job(unit: Unit) -> int | None:
+            return uses.let_through(unit, call, self.terms.limits, self.limits_clock_ms(unit.conn, now_ms))
+
+        try:
+            return await self.write("let_through", job)
+        except Refused as refused:
+            told = {"code": refused.code, "detail": refused.detail, "app": call.app_id, "origin": call.origin}
+            told["request"] = f"{call.method} {call.path}"[:500]
+            await self.write("refuse", lambda unit: records.note(unit, None, "refused", None, now_ms, told))
+            raise
+
+    def is_price_wanted(self, call: ServedCall) -> bool:
+        """Whether a balance may serve the call, its app has limits of its own, and nobody knows if it costs."""
+        return uses.is_bound(self.conn, call) and not prepaid.is_counted(self.conn, call)
+
+    async def learn_price(self, call: ServedCall, ask: Ask) -> None:
+        """A call has answered 402: note what was asked for it, where that is understood."""
+        now_ms = self.ports.clock.now_ms()
+        try:
+            offer = self._offers(self.terms.merchant(ask.origin), ask, now_ms)[0]
+        except Refused:
+            return
+        price = (call.origin, call.method, call.path, offer.asset, offer.total_units)
+        await self.write("price", lambda unit: pools.note_price(unit, *price))
+
+    async def give_back(self, use: int | None) -> None:
+        """A call that was let through used nothing."""
+        if use is not None:
+            await self.write("give_back", lambda unit: store_uses.take_back(unit, use))
+
+    async def record_call(self, call: ServedCall, use: int | None = None) -> None:
         """A call was served without a payment of its own: what it uses of a prepaid balance, if it uses any."""
         if prepaid.is_counted(self.conn, call):
             now_ms = self.ports.clock.now_ms()
-            await self.write("use", lambda unit: prepaid.used(unit, call, now_ms))
+
+            def job(unit: Unit) -> None:
+                prepaid.used(unit, call, self.limits_clock_ms(unit.conn, now_ms), now_ms, use)
+
+            await self.write("use", job)
+
+    def limits_clock_ms(self, conn: Connection, now_ms: int) -> int:
+        """The clock of the limits (store.spending)."""
+        return self._admission.clock_ms(conn, now_ms)
 
     async def wait_for_batch(self, origin: str, buyer: Buyer, timeout_s: float) -> None:
         """Return when no payment for the buyer's prepaid balance is under way, or time is up."""

@@ -1,6 +1,6 @@
 """Apps are added, given a new token, and revoked: by whom is told in an event.
 
-May import: core, store, agent.agent, agent.limits. Never: sees a token (api makes it and hands over its hash).
+May import: core, store, agent.agent, .limits, .topup. Never: sees a token (api makes it and hands over its hash).
 """
 
 from collections.abc import Iterable, Mapping
@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 from payagent.agent.agent import Agent
 from payagent.agent.limits import origin_of, write_limits
+from payagent.agent.topup import stop
 from payagent.core.policy import Scope, Window
 from payagent.core.problem import Refused
-from payagent.store import apps, records
+from payagent.store import apps, records, topups
 from payagent.store.apps import AppRow, TokenRow
 from payagent.store.writer import Unit
 
@@ -67,7 +68,8 @@ async def renew_token(agent: Agent, by: AppRow, name: str, token_hash: str, expi
 
 
 async def revoke(agent: Agent, by: AppRow, name: str) -> AppRow:
-    """From now on the app's token is good for nothing. What it has paid goes on to its end.
+    """From now on the app's token is good for nothing. What it has paid goes on to its end; nothing more is bought
+    for its orders.
 
     Refused: `not_found`; `forbidden` for an app that may do more than `by`, and for `by` itself, which a new token
     serves better.
@@ -80,8 +82,13 @@ async def revoke(agent: Agent, by: AppRow, name: str) -> AppRow:
     def job(unit: Unit) -> None:
         if apps.revoke(unit, app.id, now_ms):
             records.note(unit, None, "app_revoked", None, now_ms, {"app": app.id, "by": by.id})
+        for order in topups.open_of_app(unit.conn, app.id):
+            stop(unit, agent, order, Refused("app_ended", "its token was revoked"), by.id)
 
+    orders = topups.open_of_app(agent.conn, app.id)
     await agent.write("app", job)
+    for order in orders:
+        agent.changes.notify(order.id)
     return app
 
 

@@ -128,6 +128,11 @@ class ChainView:
             return None
         return self.slots.time_ms(self.tip.slot)
 
+    def landed_ms(self, slot: int, now_ms: int) -> int:
+        """From when on what is in a block of that slot counts against limits: neither before it nor before now."""
+        own_ms = 0 if self.slots is None else self.slots.time_ms(slot)
+        return max(own_ms, self.block_ms(now_ms) or 0)
+
     def is_ready(self, now_ms: int) -> bool:
         try:
             self.require_ready(now_ms)

@@ -16,6 +16,7 @@ from payagent.agent import steps
 from payagent.agent.agent import Agent
 from payagent.agent.alarm import clear_alert
 from payagent.agent.chainview import QUIET_MS
+from payagent.agent.prepaid import not_bought
 from payagent.agent.repeats import Repeats
 from payagent.agent.scan import ALERT_SUBJECT, LAG_S, Search, Spend, Why, settle, take_in
 from payagent.chain.agree import Listing
@@ -190,6 +191,7 @@ def overtake(unit: Unit, agent: Agent, payment_id: str, row: ForeignRow, now_ms:
         reason=why.detail,
     )
     records.release_hold(unit, payment_id, now_ms)
+    not_bought(unit, steps.row_of(unit, payment_id))
     entry = ledger.release(queries.hold(unit.conn, payment_id))
     records.write_entry(unit, entry, now_ms, payment_id=payment_id, ref=row.tx_id)
 

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from payagent.core import ledger
 from payagent.core.invoice import Invoice
 from payagent.core.ledger import Units, prepaid_account
-from payagent.core.prepaid import CALLS, Balance, Cost, buy, take_back, use
+from payagent.core.prepaid import CALLS, Balance, Cost, average, buy, take_back, use
 from payagent.core.problem import Refused
-from payagent.store import prepaid, records, topups
+from payagent.store import apps, prepaid, records, spending, topups, uses
 from payagent.store.prepaid import Move, Pool
 from payagent.store.queries import PaymentRow
+from payagent.store.topups import TopupRow
 from payagent.store.writer import Connection, Unit
 
 
@@ -90,6 +91,17 @@ def fitting(offers: tuple[Invoice, ...], part: Part | None) -> tuple[Invoice, ..
     return affordable
 
 
+def require_may_buy(conn: Connection, order: TopupRow, now_ms: int) -> None:
+    """Refused: for what stopped the order, or `app_ended` where its app has no token that is good. Orders that
+    nobody gave are of an app that never had one.
+    """
+    if order.stop_code is not None:
+        raise Refused(order.stop_code, order.stop_reason or "", topup=order.id)
+    token = apps.last_token(conn, order.app_id)
+    if token is not None and not token.is_good(now_ms):
+        raise Refused("app_ended", "its token was revoked, or has expired", topup=order.id)
+
+
 def left(conn: Connection, pool: Pool, name: str) -> int:
     """What is left of a pool and on its way: by our count, or by the merchant's word where that is less.
 
@@ -129,8 +141,19 @@ def first_used(unit: Unit, row: PaymentRow, now_ms: int) -> None:
     if order is not None and not order.is_call:
         return
     if row.pool is not None and is_batch(row.batch_target) and not prepaid.has_used(unit.conn, row.id):
+        cost = cost_of(unit.conn, prepaid.pool(unit.conn, row.pool), (CALLS, 1))
+        uses.add(unit, row.pool, row.app_id, (CALLS, 1), cost, spending.clock_ms(unit.conn, None))
         move = Move("use", 0, 0, 0, row.id, row.app_id)
         _move(unit, row.pool, CALLS, move, lambda had: use(had, 1), now_ms)
+
+
+def not_bought(unit: Unit, row: PaymentRow) -> None:
+    """A payment for a pool has ended without paying: what was served of it counts for no app any more."""
+    if row.pool is not None:
+        name, _ = _size(row)
+        coming = prepaid.coming(unit.conn).get((row.pool, name), 0)
+        owed = prepaid.balance(unit.conn, row.pool, name).unexplained - coming
+        uses.take_back_newest(unit, row.pool, name, owed)
 
 
 def is_counted(conn: Connection, call: ServedCall) -> bool:
@@ -140,19 +163,41 @@ def is_counted(conn: Connection, call: ServedCall) -> bool:
     return prepaid.find_pool(conn, call.origin, call.buyer.partner, call.buyer.wallet) is not None
 
 
-def used(unit: Unit, call: ServedCall, now_ms: int) -> None:
-    """A call was served without a payment of its own: from what is left, else it is unexplained."""
+def drawn(conn: Connection, pool: Pool, call: ServedCall) -> tuple[str, int]:
+    """(unit, count) that a call would use: a call of a batch, else what was last asked for it."""
+    priced = prepaid.price(conn, call.origin, call.method, call.path)
+    if priced is not None and prepaid.balance(conn, pool.id, CALLS).left == 0:
+        asset, units = priced
+        if prepaid.balance(conn, pool.id, asset).left > 0:
+            return asset, units
+    return CALLS, 1
+
+
+def cost_of(conn: Connection, pool: Pool, drawn: tuple[str, int]) -> dict[str, int]:
+    """What so much of a balance costs per asset, also while its purchase is on its way."""
+    name, count = drawn
+    balance = prepaid.balance(conn, pool.id, name)
+    if balance.left == 0:
+        balance = prepaid.bought_soon(conn).get((pool.id, name), balance)
+    return average(balance, count)
+
+
+def used(unit: Unit, call: ServedCall, clock_ms: int, now_ms: int, let_through: int | None = None) -> None:
+    """A call was served without a payment of its own: from what is left, else it is unexplained.
+
+    It counts against its app's own limits from now on, unless it does since it was `let_through`.
+    """
     priced = prepaid.price(unit.conn, call.origin, call.method, call.path)
     pool = prepaid.find_pool(unit.conn, call.origin, call.buyer.partner, call.buyer.wallet)
     if priced is None or pool is None:
         return
     if call.key is not None and prepaid.knows_call(unit.conn, call.app_id, call.key):
+        if let_through is not None:
+            uses.take_back(unit, let_through)
         return
-    name, count = CALLS, 1
-    if prepaid.balance(unit.conn, pool.id, CALLS).left == 0:
-        asset, units = priced
-        if prepaid.balance(unit.conn, pool.id, asset).left > 0:
-            name, count = asset, units
+    name, count = drawn(unit.conn, pool, call)
+    if let_through is None:
+        uses.add(unit, pool.id, call.app_id, (name, count), cost_of(unit.conn, pool, (name, count)), clock_ms)
     told = f"{call.method} {call.path}"
     move = Move("use", 0, 0, 0, None, call.app_id, told, call.key)
     _move(unit, pool.id, name, move, lambda had: use(had, count), now_ms)

@@ -31,7 +31,7 @@ from payagent.core.payment import (
 )
 from payagent.core.problem import Refused
 from payagent.dialects import Answer, Said
-from payagent.store import pauses, queries, records
+from payagent.store import pauses, queries, records, spending
 from payagent.store.queries import AttemptKind, AttemptRow, CoinRow, OutputRow, PaymentRow
 from payagent.store.writer import Connection, Unit
 from payagent.wallet.coins import Coins
@@ -309,7 +309,9 @@ def record_seen(unit: Unit, payment_id: str, seen: TxSeen, coins: Coins, provide
     _take_effect(unit, payment_id, seen, coins, now_ms)
 
 
-def record_void(unit: Unit, payment_id: str, seen: TxSeen, coins: Coins, provider: str, now_ms: int) -> None:
+def record_void(
+    unit: Unit, payment_id: str, seen: TxSeen, landed_ms: int, coins: Coins, provider: str, now_ms: int
+) -> None:
     """C7 of a cancel: it is in a block, deep enough, so no attempt that pays can be. The hold comes back.
 
     So it does, without a fee, when the transaction is another payment's, because of which the anchor can never be
@@ -320,9 +322,11 @@ def record_void(unit: Unit, payment_id: str, seen: TxSeen, coins: Coins, provide
         records.add_sighting(unit, seen.tx_id, seen.block_hash, seen.block_height, seen.slot, provider, now_ms)
     block = {"block_hash": seen.block_hash, "block_height": seen.block_height, "block_slot": seen.slot}
     names = {"tx_id": seen.tx_id} if own else _ORPHANED | {"void_by": seen.tx_id}
-    records.move_payment(unit, payment_id, Event.VOID, now_ms, None, **names, **block)
+    from_ms = spending.clock_ms(unit.conn, landed_ms)
+    records.move_payment(unit, payment_id, Event.VOID, now_ms, {"counts_from_ms": from_ms}, **names, **block)
     fee_lovelace = own[0].fee_lovelace if own else 0
-    records.release_hold(unit, payment_id, now_ms, fee_lovelace)
+    records.release_hold(unit, payment_id, now_ms, fee_lovelace, from_ms)
+    prepaid.not_bought(unit, row_of(unit, payment_id))
     entry = ledger.release(queries.hold(unit.conn, payment_id), fee_lovelace)
     records.write_entry(unit, entry, now_ms, payment_id=payment_id, ref=seen.tx_id)
     if own:
@@ -359,6 +363,7 @@ def record_time_over(unit: Unit, payment_id: str, block: TxSeen, coins: Coins, n
         reason="a rollback took the deposit that it spends, and what was signed for it can land no more",
     )
     records.release_hold(unit, payment_id, now_ms)
+    prepaid.not_bought(unit, row)
     records.write_entry(unit, ledger.release(queries.hold(unit.conn, payment_id)), now_ms, payment_id=payment_id)
     _unreserve(unit, payment_id, coins)
     for attempt in attempts:
@@ -409,8 +414,11 @@ def _attempt(unit: Unit, payment_id: str, tx_id: str | None) -> AttemptRow:
     return next(attempt for attempt in queries.attempts(unit.conn, payment_id) if attempt.tx_id == tx_id)
 
 
-def record_confirmed(unit: Unit, payment_id: str, depth: int, rules: RulesOf, now_ms: int) -> None:
-    """C6: the spend is posted: from the hold to where it went, the fee apart; what it did not take comes back."""
+def record_confirmed(unit: Unit, payment_id: str, depth: int, rules: RulesOf, landed_ms: int, now_ms: int) -> None:
+    """C6: the spend is posted: from the hold to where it went, the fee apart; what it did not take comes back.
+
+    `landed_ms`: from when on it counts against limits (`ChainView.landed_ms`).
+    """
     row = row_of(unit, payment_id)
     hold = queries.hold(unit.conn, payment_id)
     fee_lovelace = row.fee_lovelace or 0
@@ -419,7 +427,9 @@ def record_confirmed(unit: Unit, payment_id: str, depth: int, rules: RulesOf, no
     records.write_entry(
         unit, ledger.post(hold, spent, fee_lovelace, account), now_ms, payment_id=payment_id, ref=row.tx_id
     )
-    records.move_payment(unit, payment_id, Event.CONFIRM, now_ms, {"depth": depth})
+    from_ms = spending.clock_ms(unit.conn, landed_ms)
+    records.post_hold(unit, payment_id, from_ms)
+    records.move_payment(unit, payment_id, Event.CONFIRM, now_ms, {"depth": depth, "counts_from_ms": from_ms})
     prepaid.bought(unit, row, spent, now_ms)
     trust.learn_price(unit, rules(row.origin), row, now_ms)
 

@@ -20,7 +20,7 @@ import structlog
 from payagent.agent import prepaid
 from payagent.agent.agent import Agent, Ask, Quote, Request
 from payagent.agent.alarm import clear_alert, raise_alert
-from payagent.agent.prepaid import Buyer, Part, ServedCall, is_batch
+from payagent.agent.prepaid import Buyer, Part, ServedCall, is_batch, require_may_buy
 from payagent.agent.terms import AutoTopup, MerchantTerms, TopupRequest
 from payagent.agent.view import is_ready, retry_headers
 from payagent.core.invoice import Invoice
@@ -163,6 +163,25 @@ class Topups:
             quote = await agent.quote(ask, count)
         return TopupPlan(wish, quote, count)
 
+    async def cancel(self, topup_id: str, by_app: str) -> TopupRow:
+        """Buy nothing more for an order. It ends at once, or when its last payment is delivered.
+
+        Refused: `not_found`; `illegal_transition` when it has ended.
+        """
+        agent = self._agent
+        why = Refused("topup_cancelled", "an operator cancelled it")
+
+        def job(unit: Unit) -> None:
+            row = topups.find(unit.conn, topup_id)
+            if row is None or row.ended_at_ms is not None:
+                raise Refused("illegal_transition", "the top-up has ended: there is nothing to cancel")
+            stop(unit, agent, row, why, by_app)
+
+        order = self.find(topup_id)
+        await agent.write("topup_stop", job)
+        self._go_on(order)
+        return self.find(topup_id)
+
     def find(self, topup_id: str) -> TopupRow:
         row = topups.find(self._agent.conn, topup_id)
         if row is None:
@@ -230,9 +249,13 @@ class Topups:
                 if is_over and agent.payment(last.id).delivery is not Delivery.ACCEPTED:
                     self._give_up(order, "its last payment was not delivered")
                 return
+            if order.stop_code is not None:  # what nobody asks for is signed by nobody, and then rejected
+                return
         elif bought(order, payments) >= order.units:
             await self._end(order, None)
             return
+        if order.stop_code is not None:
+            raise Refused(order.stop_code, order.stop_reason or "")
         if is_over:
             self._give_up(order, "it was not done in a day")
         if sum(row.reason_code == "invoice_expired" for row in payments) >= EXPIRED_MAX:
@@ -246,6 +269,7 @@ class Topups:
         pool = pools.pool(agent.conn, order.pool)
         merchant = agent.terms.merchant(pool.origin)
         pauses.require_running(agent.conn)
+        require_may_buy(agent.conn, order, now_ms)
         agent.chain.require_ready(now_ms)
         under_way = pools.batch_under_way(agent.conn, pool.id, now_ms)
         if under_way is not None and agent.payment(under_way).topup != order.id:
@@ -297,11 +321,8 @@ class Topups:
 
         def job(unit: Unit) -> None:
             if served is not None and order.is_call:
-                prepaid.used(unit, served, now_ms)
-            told = {"code": why.code if why else None, "reason": why.detail if why else None}
-            topups.end(unit, order.id, told["code"], told["reason"], now_ms)
-            records.note(unit, None, "topup_ended", None, now_ms, {"topup": order.id, **told})
-            _tell(unit, order, why, now_ms)
+                prepaid.used(unit, served, agent.limits_clock_ms(unit.conn, now_ms), now_ms)
+            end(unit, agent, order, why, now_ms)
 
         await agent.write("topup_end", job)
         if why is None:
@@ -350,18 +371,22 @@ class Topups:
         log.info("topup.ordered", topup=row.id, left=left, unit=auto.unit, units=row.units)
 
     def _must_wait(self, pool: Pool, auto: AutoTopup, now_ms: int) -> bool:
-        """Whether something is under way, the day's orders are used up, or the last ones failed."""
+        """Whether something is under way, the day's orders are used up, or the last ones failed.
+
+        Days and pauses are those of the limits' clock: no other clock ends them.
+        """
         conn = self._agent.conn
+        clock_ms = self._agent.limits_clock_ms(conn, now_ms)
         if topups.open_of(conn, pool.id) or pools.batch_under_way(conn, pool.id, now_ms):
             return True
         orders = topups.autos_of(conn, pool.id)
-        if sum(row.created_at_ms > now_ms - DAY_MS for row in orders) >= auto.per_day_count:
+        if sum(row.clock_ms > clock_ms - DAY_MS for row in orders) >= auto.per_day_count:
             return True
         failed = next((place for place, row in enumerate(orders) if row.reason_code is None), len(orders))
         if failed == 0:
             return False
         pause_ms = min(AUTO_BACKOFF_FIRST_MS << min(failed - 1, 10), DAY_MS)
-        return now_ms < (orders[0].ended_at_ms or now_ms) + pause_ms
+        return clock_ms < (orders[0].ended_clock_ms or clock_ms) + pause_ms
 
     # --- what the steps share
 
@@ -397,6 +422,7 @@ class Topups:
             request=_dump(request),
             is_call=is_call,
             now_ms=now_ms,
+            clock_ms=self._agent.limits_clock_ms(unit.conn, now_ms),
         )
 
     async def _hear(
@@ -448,13 +474,37 @@ def _require_offer(heard: Heard) -> None:
     raise Refused("topup_refused", f"it answered {heard.status}: {str(answer.body)[:200]!a}")
 
 
+def stop(unit: Unit, agent: Agent, order: TopupRow, why: Refused, by_app: str) -> None:
+    """Inside a commit: nothing more is bought for an order. It ends now, unless what it paid is not shown yet."""
+    if order.stop_code is not None:
+        return
+    now_ms = agent.ports.clock.now_ms()
+    topups.stop(unit, order.id, why.code, why.detail)
+    told = {"topup": order.id, "code": why.code, "reason": why.detail, "by": by_app}
+    records.note(unit, None, "topup_stopped", None, now_ms, told)
+    last = next(reversed(queries.payments_of_topup(unit.conn, order.id)), None)
+    ended = (*NEVER_SIGNED, State.VOID)
+    if last is None or last.state in ended or last.delivery is Delivery.ACCEPTED:
+        end(unit, agent, order, why, now_ms)
+
+
+def end(unit: Unit, agent: Agent, order: TopupRow, why: Refused | None, now_ms: int) -> None:
+    """Inside a commit: an order ends, once."""
+    clock_ms = agent.limits_clock_ms(unit.conn, now_ms)
+    code, reason = (None, None) if why is None else (why.code, why.detail)
+    if topups.end(unit, order.id, code, reason, now_ms, clock_ms):
+        told = {"topup": order.id, "clock_ms": clock_ms, "code": code, "reason": reason}
+        records.note(unit, None, "topup_ended", None, now_ms, told)
+        _tell(unit, order, why, now_ms)
+
+
 def _tell(unit: Unit, order: TopupRow, why: Refused | None, now_ms: int) -> None:
     """An order that nobody gave has nobody who waits for it: that it failed is an alert, until one succeeds."""
     pool = pools.pool(unit.conn, order.pool)
     subject, facts = f"topup:{pool.id}", {"topup": order.id, "merchant": pool.origin}
     if why is None:
         clear_alert(unit, subject, facts | {"detail": f"a top-up at {pool.origin} is done"}, now_ms)
-    elif order.cause == "auto":
+    elif order.cause == "auto" and why.code != "topup_cancelled":
         raise_alert(unit, "topup_failed", subject, facts | {"detail": why.detail, "code": why.code}, now_ms)
 
 

@@ -345,6 +345,7 @@ class Watch:
         """
         agent = self._agent
         now_ms = agent.ports.clock.now_ms()
+        landed_ms = agent.chain.landed_ms(seen.slot, now_ms)
         self._unweighed = True
         is_deep = tip.height - seen.block_height + 1 >= agent.terms.void_depth
         if not is_deep or not source.is_final:
@@ -353,7 +354,7 @@ class Watch:
             self._deep_seen.forget(row.id)
             await agent.write(
                 "void",
-                lambda unit: steps.record_void(unit, row.id, seen, agent.coins, source.name, now_ms),
+                lambda unit: steps.record_void(unit, row.id, seen, landed_ms, agent.coins, source.name, now_ms),
                 row.id,
             )
 
@@ -386,8 +387,11 @@ class Watch:
         if await self._still_there(source, tip, row):
             now_ms, depth = self._agent.ports.clock.now_ms(), _depth(row, tip)
             rules = self._agent.terms.rules
+            landed_ms = self._agent.chain.landed_ms(row.block_slot or 0, now_ms)
             await self._agent.write(
-                "confirm", lambda unit: steps.record_confirmed(unit, row.id, depth, rules, now_ms), row.id
+                "confirm",
+                lambda unit: steps.record_confirmed(unit, row.id, depth, rules, landed_ms, now_ms),
+                row.id,
             )
 
     async def _settle(self, source: View, tip: Tip, row: PaymentRow) -> None:

@@ -742,7 +742,7 @@ class Topup(BaseModel):
     partner: str | None
     wallet: str
     cause: Literal["order", "auto"]
-    state: Literal["open", "done", "stopped"]
+    state: Literal["open", "stopping", "done", "stopped"]
     unit: str
     units: Units
     bought: Units
@@ -751,7 +751,7 @@ class Topup(BaseModel):
     payments: list[str]
     created_at: Time
     ended_at: Time | None
-    reason: Reason = _absent("There when it ended before so much was bought.")
+    reason: Reason = _absent("There when it ends before so much was bought.")
 
 
 class TopupsPage(BaseModel):

@@ -82,8 +82,22 @@ async def one(
     caller: Viewer, orders: Orders, topup_id: TopupId, query: Annotated[Waiting, Query()]
 ) -> JsonResponse:
     """With `wait` (seconds) it answers when something has happened to it, or when time is up."""
-    row = await orders.wait(topup_id, query.wait) if query.wait else orders.find(topup_id)
+    row = orders.find(topup_id)
+    if query.wait:
+        row = await orders.wait(row.id, query.wait)
+        caller.require_let_in()
     return JsonResponse(_view(caller.agent, row))
+
+
+@router.post(
+    "/v1/prepaid/topups/{topup_id}/cancel",
+    summary="Buy nothing more for a top-up",
+    responses=gives(Topup, 200),
+)
+async def cancel(caller: Operator, orders: Orders, topup_id: TopupId) -> JsonResponse:
+    """It ends at once; or, where a payment of it is under way, when the merchant has taken its proof, and is
+    `stopping` until then. What it bought stays. Refused with 409 when it has ended."""
+    return JsonResponse(_view(caller.agent, await orders.cancel(topup_id, caller.app.id)))
 
 
 def _view(agent: Agent, row: TopupRow) -> Json:
@@ -111,8 +125,8 @@ def _view(agent: Agent, row: TopupRow) -> Json:
         "created_at": iso_time(row.created_at_ms),
         "ended_at": None if row.ended_at_ms is None else iso_time(row.ended_at_ms),
     }
-    if row.reason_code is not None:
-        view["reason"] = {"code": row.reason_code, "detail": row.reason}
+    if (code := row.reason_code or row.stop_code) is not None:
+        view["reason"] = {"code": code, "detail": row.reason if row.reason_code else row.stop_reason}
     return view
 
 

@@ -17,6 +17,8 @@ def check_limits(conn: Connection) -> Iterator[Finding]:
     for payment_id, asset, counted, expected in books.miscounted(conn):
         what = f"{counted} of its hold count against limits, {expected} ought to"
         yield Finding("holds", f"{payment_id} {asset}", what)
+    for payment_id, asset in books.counted_otherwise(conn):
+        yield Finding("holds", f"{payment_id} {asset}", "it counts from another time on than its payment's end")
     for payment_id, asset in books.put_back_clocks(conn):
         yield Finding("holds", f"{payment_id} {asset}", "the limits' clock was put back before it was counted")
     for app, merchant, asset, span_ms, start_ms in books.misspent(conn):
@@ -24,6 +26,8 @@ def check_limits(conn: Connection) -> Iterator[Finding]:
         yield Finding("spent", row, "what is kept as spent is not what the holds count")
     for payment_id, asset in books.unlike_asked(conn):
         yield Finding("holds", f"{payment_id} {asset}", "it ended at another time than its question")
+    for pool, app, asset in books.misshared(conn):
+        yield Finding("prepaid_shares", f"{pool} {app} {asset}", "it is not what the app's payments and uses say")
     yield from _set(conn)
 
 

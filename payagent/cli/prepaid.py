@@ -5,6 +5,7 @@ May import: click, core, cli. Never: counts anything (the daemon does).
 
 import time
 from typing import TYPE_CHECKING, Any, BinaryIO
+from urllib.parse import quote
 
 import click
 
@@ -129,6 +130,21 @@ def topup(
     return _outcome(terminal, order)
 
 
+@prepaid.command(epilog=example("payagent prepaid cancel top_67c671345eba578301e7d279"))
+@click.argument("order", metavar="ORDER")
+@talks_to_daemon
+def cancel(terminal: Terminal, connect: Connect, order: str) -> int:
+    """Buy nothing more for a top-up. What it bought stays.
+
+    A payment that is under way is still shown to the merchant: the top-up is `stopping` until it took that, and
+    the exit code is 8. ORDER is its id, as `payagent prepaid topups` has it.
+    """
+    with connect() as link:
+        ended = link.post(f"/v1/prepaid/topups/{quote(order, safe='')}/cancel", {})
+    _give(terminal, ended)
+    return PENDING if ended["state"] == "stopping" else 0
+
+
 @prepaid.command(epilog=example("payagent prepaid topups --json"))
 @page_options
 @talks_to_daemon
@@ -193,7 +209,7 @@ def _until_ended(terminal: Terminal, link: "Link", order: dict[str, Any]) -> dic
     started_s = time.monotonic()
     patience_s = 1 if terminal.stderr.isatty() else WAIT_S
     with terminal.waiting() as progress:
-        while order["state"] == "open":
+        while order["state"] in ("open", "stopping"):
             progress(f"{_number(order, order['bought'])} bought, {time.monotonic() - started_s:.0f} s")
             try:
                 order = link.get(f"/v1/prepaid/topups/{order['id']}", wait=patience_s)
@@ -203,8 +219,8 @@ def _until_ended(terminal: Terminal, link: "Link", order: dict[str, Any]) -> dic
     return order
 
 
-def _outcome(terminal: Terminal, order: dict[str, Any]) -> int:
-    """How it stands, and why it ended before it was done."""
+def _give(terminal: Terminal, order: dict[str, Any]) -> str:
+    """Show an order; what it paid, in words."""
     paid = ", ".join(_amount(asset, units) for asset, units in order["paid"].items()) or "nothing"
 
     def human() -> None:
@@ -216,7 +232,13 @@ def _outcome(terminal: Terminal, order: dict[str, Any]) -> int:
         )
 
     terminal.give(order, human)
-    if order["state"] == "open":
+    return paid
+
+
+def _outcome(terminal: Terminal, order: dict[str, Any]) -> int:
+    """How it stands, and why it ended before it was done."""
+    paid = _give(terminal, order)
+    if order["state"] in ("open", "stopping"):
         return PENDING
     if order["state"] == "done":
         if reason := order.get("reason"):

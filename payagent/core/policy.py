@@ -180,20 +180,21 @@ def _rank(name: str) -> int:
     return _ORDER.index(Window(name)) if name in _ORDER else -1
 
 
-def refusal(asked: Asked, frees_at: int | None, app_name: str) -> Refused:
-    """`limit_exceeded`, naming the limit, whose it is, what it leaves and when there is room for the payment.
+def refusal(
+    asked: Asked, frees_at: int | None, app_name: str, takes: str = "payment takes {} with its fee"
+) -> Refused:
+    """`limit_exceeded`, naming the limit, whose it is, what it leaves and before when there is no room.
 
-    `app_name`: how people call the app that asked.
+    `app_name`: how people call the app that asked; `takes`: what was asked for.
     """
     unit = LOVELACE if asked.asset == LOVELACE else f"units of {asked.asset}"
     app, merchant = asked.scope
     whose = ({} if app == ANY else {"app": app_name}) | ({} if merchant == ANY else {"merchant": merchant})
     of = "".join(f" of {name} {value}" for name, value in whose.items())
-    when = "" if frees_at is None else f"; there is room for it from {iso_time(frees_at)} on"
+    when = "" if frees_at is None else f"; there is no room for it before {iso_time(frees_at)}"
     return Refused(
         "limit_exceeded",
-        f"{asked.name}{of} leaves {asked.left_units} {unit}, this payment takes {asked.asked_units} with its fee"
-        f"{when}",
+        f"{asked.name}{of} leaves {asked.left_units} {unit}, this {takes.format(asked.asked_units)}{when}",
         limit=asked.name,
         asset=asked.asset,
         left=str(asked.left_units),

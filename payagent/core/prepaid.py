@@ -65,6 +65,15 @@ def use(balance: Balance, count: int) -> Balance:
     return Balance(balance.bought, balance.used + covered, balance.unexplained + count - covered, costs)
 
 
+def average(balance: Balance, count: int) -> dict[str, int]:
+    """What a use of so much costs per asset: the average of what is left; of nothing left, that of all."""
+    if balance.left:
+        return {asset: cost.left * count // balance.left for asset, cost in balance.costs.items()}
+    return {
+        asset: cost.bought * count // balance.bought for asset, cost in balance.costs.items() if balance.bought
+    }
+
+
 def take_back(balance: Balance, count: int, paid: Mapping[str, int]) -> Balance:
     """What `buy` had added is on no chain any more. What was served of it is unexplained now."""
     bought = balance.bought - count

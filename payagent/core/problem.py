@@ -119,6 +119,13 @@ PROBLEMS: dict[str, Problem] = {
         "last time limit of what was signed for it. If the deposit comes back, the payment goes on.",
         money="Its money stays held until then: what was signed can land, if the deposit comes back in time.",
     ),
+    "app_ended": Problem(
+        409,
+        5,
+        "The app that ordered it has no token that is good",
+        "Order anew what is missing, by another app or after payagent app token NAME.",
+        money="What its payments bought stands; nothing more is paid for it.",
+    ),
     "approval_denied": Problem(
         403,
         3,
@@ -643,6 +650,13 @@ PROBLEMS: dict[str, Problem] = {
         "The same invoice id came with other terms",
         "Do not pay it; ask the merchant.",
         money="What was signed for the first terms stands; nothing new was signed.",
+    ),
+    "topup_cancelled": Problem(
+        409,
+        3,
+        "The top-up was cancelled",
+        "Order anew what is missing, if it is still wanted.",
+        money="What its payments bought stands; nothing more is paid for it.",
     ),
     "topup_not_configured": Problem(
         400,

@@ -9,7 +9,8 @@ stands against it, or money is missing.
 """
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -117,14 +118,18 @@ class Clerk:
 
     async def _ask(self, trip: Trip, body: Body) -> Demand | None:
         """The call without a proof. Its answer is handed on, unless it is a 402."""
-        headers = trip.errand.headers
+        headers, is_costly = trip.errand.headers, False
+        if self._agent.is_price_wanted(self._call_of(trip.errand)):
+            if await self._answers_nobody(trip, body):
+                return None
+            body, is_costly = trip.intake.spool, True
         while True:
-            async with trip.upstream.call(trip.call(body, headers)) as answer:
+            async with self._drawing(trip, body, headers, is_costly) as (answer, use):
                 if await self._wants_wallet(trip, answer):
                     body, headers = trip.intake.spool, trip.errand.headers
                     continue
                 if answer.status != 402:
-                    await self._hand_on(trip, answer)
+                    await self._hand_on(trip, answer, use)
                     return None
                 raw = await answer.peek(BODY_MAX_BYTES)
             await trip.intake.rest()
@@ -142,6 +147,46 @@ class Clerk:
                 if values(headers, b"accept-encoding") == [READABLE]:
                     raise Refused("body_not_understood", f"the 402's body is in the coding {coding}") from None
             body, headers = trip.intake.spool, replaced(headers, [(b"accept-encoding", READABLE)])
+
+    async def _answers_nobody(self, trip: Trip, body: Body) -> bool:
+        """Make the call without saying whose it is, so that it is served from no balance: what is free has its
+        answer then. Else what it costs is noted, if that is said, and it is to be made again.
+        """
+        headers = [pair for pair in trip.errand.headers if pair[0] not in _BUYER]
+        async with trip.upstream.call(trip.call(body, headers)) as answer:
+            if not 400 <= answer.status < 500:
+                await trip.reply.stream(answer, trip.intake.close)
+                return True
+            raw = await answer.peek(BODY_MAX_BYTES)
+        await trip.intake.rest()
+        if not trip.intake.spool.is_whole:
+            raise Refused("request_too_big_to_replay", "the request's body was not kept; see proxy.spool_bytes")
+        if answer.status == 402 and raw is not None:
+            with suppress(CodingError):
+                demand = read_demand(answer.status, answer.headers, raw, self._agent.ports.clock.now_ms())
+                ask = self._ask_of(trip.errand, trip.intake.spool.sha256, demand)
+                await self._agent.learn_price(self._call_of(trip.errand), ask)
+        return False
+
+    @asynccontextmanager
+    async def _drawing(
+        self, trip: Trip, body: Body, headers: Headers, is_costly: bool
+    ) -> AsyncIterator[tuple[MerchantAnswer, int | None]]:
+        """The call, and the number of its use of a prepaid balance, if it may be one. Where nothing was served, or
+        nothing was sent, that is given back; what no answer came to may have been served.
+        """
+        trip.errand.require_let_in()
+        use = await self._agent.let_through(self._call_of(trip.errand), is_costly=is_costly)
+        try:
+            async with trip.upstream.call(trip.call(body, headers)) as answer:
+                if not 200 <= answer.status < 300:
+                    await self._to_its_end(self._agent.give_back(use))
+                    use = None
+                yield answer, use
+        except Refused as lost:
+            if lost.context.get("sent") is False:
+                await self._to_its_end(self._agent.give_back(use))
+            raise
 
     async def _wants_wallet(self, trip: Trip, answer: MerchantAnswer) -> bool:
         """Whether the call is to be repeated with the wallet's address: the merchant sells batches by it."""
@@ -161,22 +206,27 @@ class Clerk:
         trip.errand = replace(trip.errand, headers=[*trip.errand.headers, (_WALLET, wallet)])
         return True
 
-    async def _hand_on(self, trip: Trip, answer: MerchantAnswer) -> None:
+    async def _hand_on(self, trip: Trip, answer: MerchantAnswer, use: int | None) -> None:
         """An answer that nobody paid for. What was served counts, also when the client goes away meanwhile."""
         try:
             await trip.reply.stream(answer, trip.intake.close)
         finally:
             if 200 <= answer.status < 300:
-                await self._to_its_end(self._agent.record_call(self._served(trip)))
+                await self._to_its_end(self._agent.record_call(self._served(trip), use))
 
     def _served(self, trip: Trip) -> ServedCall:
         """A call with an Idempotency-Key is the same call only with the same request."""
-        errand, key = trip.errand, None
-        if len(errand.keys) == 1:
-            target, named = errand.target.decode("latin-1"), errand.keys[0].decode("latin-1")
-            key = f"{errand.merchant.origin} {errand.method} {target} {trip.intake.spool.sha256} {named}"
+        errand = trip.errand
+        if len(errand.keys) != 1:
+            return self._call_of(errand)
+        target, named = errand.target.decode("latin-1"), errand.keys[0].decode("latin-1")
+        key = f"{errand.merchant.origin} {errand.method} {target} {trip.intake.spool.sha256} {named}"
+        return replace(self._call_of(errand), key=key)
+
+    def _call_of(self, errand: Errand) -> ServedCall:
+        """What may draw on a prepaid balance, before its body has come."""
         path = errand.target.decode("latin-1").partition("?")[0]
-        return ServedCall(errand.app_id, errand.merchant.origin, self._buyer(errand), errand.method, path, key)
+        return ServedCall(errand.app_id, errand.merchant.origin, self._buyer(errand), errand.method, path, None)
 
     def _buyer(self, errand: Errand) -> Buyer:
         """Whose prepaid balance a call draws on, as its headers say."""

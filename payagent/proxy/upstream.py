@@ -70,9 +70,10 @@ class Target:
     def of_daemon(cls, path: Path) -> "Target":
         return cls(b"localhost", "", 0, False, path)
 
-    def unreachable(self, detail: str) -> Refused:
-        """For no answer, or none that can be understood."""
-        return Refused("merchant_unreachable" if self.path is None else "daemon_not_running", detail)
+    def unreachable(self, detail: str, *, is_sent: bool = True) -> Refused:
+        """For no answer, or none that can be understood. `is_sent`: something of the call may have arrived."""
+        code = "merchant_unreachable" if self.path is None else "daemon_not_running"
+        return Refused(code, detail, **({} if is_sent else {"sent": False}))
 
     def late(self, detail: str) -> Refused:
         """For an answer that does not come."""
@@ -184,10 +185,10 @@ class Upstream:
                 else:
                     line = await self._reach()
         except TimeoutError:
-            raise target.unreachable(f"no connection within {CONNECT_TIMEOUT_S:g} s") from None
+            raise target.unreachable(f"no connection within {CONNECT_TIMEOUT_S:g} s", is_sent=False) from None
         except OSError as error:
             reason = error.strerror if not isinstance(error, ssl.SSLError) else error.reason
-            raise target.unreachable(f"no connection: {reason or type(error).__name__}") from None
+            raise target.unreachable(f"no connection: {reason or type(error).__name__}", is_sent=False) from None
         return line
 
     async def _reach(self) -> "_Line":

@@ -19,7 +19,7 @@ from payagent.store import queries
 from payagent.store.queries import AttemptKind, EntryRow, OutputRow
 from payagent.store.schema import GUARDS, KEPT
 from payagent.store.seals import row_text
-from payagent.store.spending import SPANS_MS
+from payagent.store.spending import OPEN_MS, SPANS_MS
 
 _LEAST, _MOST = -(2**63), 2**63 - 1
 """What numbers a row may have."""
@@ -419,6 +419,19 @@ def unlike_asked(conn: sqlite3.Connection) -> Iterator[tuple[str, str]]:
     )
 
 
+_EXPECTED_FROM = """CASE WHEN p.state IN ('confirmed', 'settled', 'void') AND h.counted_units > 0
+    THEN (SELECT IIF(json_valid(e.detail), e.detail ->> '$.counts_from_ms', NULL) FROM events e
+          WHERE e.payment_id = p.id AND e.event IN ('confirm', 'void') ORDER BY e.seq DESC LIMIT 1) END"""
+
+
+def counted_otherwise(conn: sqlite3.Connection) -> Iterator[tuple[str, str]]:
+    """(payment, asset) of holds that do not count from when their payment ended, as its event tells it."""
+    return conn.execute(
+        "SELECT h.payment_id, h.asset FROM holds h JOIN payments p ON p.id = h.payment_id "  # noqa: S608
+        f"WHERE h.counted_from_ms IS NOT {_EXPECTED_FROM} ORDER BY h.rowid"
+    )
+
+
 def put_back_clocks(conn: sqlite3.Connection) -> Iterator[tuple[str, str]]:
     """(payment, asset) of holds that were counted at an earlier time of the limits' clock than the one before."""
     return conn.execute(
@@ -451,32 +464,43 @@ def token_events(conn: sqlite3.Connection) -> Iterator[tuple[str | None, str, in
 _FINEST, *_COARSER = SPANS_MS[:-1]
 _HALVES = "SUM({0}high) + (SUM({0}low) >> 32), SUM({0}low) & 4294967295"
 _NARROW = "s.app <> '' AND s.merchant <> ''"
+_ALL, _PAID = "", " AND s.what = 'paid'"
+_SPENT = "(app, merchant, asset, span_ms, start_ms, what, high, low)"
+_SOME = "WHERE high <> 0 OR low <> 0"
+_COUNTED_AT = f"COALESCE(h.counted_from_ms, {OPEN_MS})"
 
 
 def misspent(conn: sqlite3.Connection) -> Iterator[tuple[str, str, str, int, int]]:
-    """(app, merchant, asset, span, its start) where what is kept as spent is not what the holds count.
+    """(app, merchant, asset, span, its start) where what is kept as spent is not what the holds and uses count.
 
-    Of an app at a merchant in the finest spans, that is asked of the holds; of all other rows, of those.
+    Of an app at a merchant in the finest spans, that is asked of them; of all other rows, of those. Uses count for
+    apps alone.
     """
     counted = "SUM(h.counted_units >> 32) + (SUM(h.counted_units & 4294967295) >> 32), "
     counted += "SUM(h.counted_units & 4294967295) & 4294967295"
     of_holds = (
-        f"SELECT p.app_id, i.origin, h.asset, {_FINEST}, h.counted_at_ms / {_FINEST} * {_FINEST}, {counted} "  # noqa: S608
+        f"SELECT p.app_id, i.origin, h.asset, {_FINEST}, {_COUNTED_AT} / {_FINEST} * {_FINEST}, 'paid', {counted} "  # noqa: S608
         "FROM holds h JOIN payments p ON p.id = h.payment_id JOIN intents i ON i.id = p.intent_id "
         "WHERE h.counted_units IS NOT NULL GROUP BY 1, 2, 3, 5"
     )
-    yield from _unlike(conn, of_holds, f"s.span_ms = {_FINEST} AND {_NARROW}")
+    of_uses = (
+        f"SELECT h.app_id, o.origin, h.asset, {_FINEST}, "  # noqa: S608
+        f"h.counted_at_ms / {_FINEST} * {_FINEST}, 'used', {counted} "
+        "FROM uses h JOIN prepaid_pools o ON o.id = h.pool GROUP BY 1, 2, 3, 5"
+    )
+    yield from _unlike(conn, f"{of_holds} UNION ALL {of_uses}", f"s.span_ms = {_FINEST} AND {_NARROW}")
     for span_ms in (*_COARSER, 0):
         start = f"s.start_ms / {span_ms} * {span_ms}" if span_ms else "0"
         wider = (
-            f"SELECT s.app, s.merchant, s.asset, {span_ms}, {start}, {_HALVES.format('s.')} FROM spent s "  # noqa: S608
-            f"WHERE s.span_ms = {_FINEST} AND {_NARROW} GROUP BY 1, 2, 3, 5"
+            f"SELECT s.app, s.merchant, s.asset, {span_ms}, {start}, s.what, {_HALVES.format('s.')} FROM spent s "  # noqa: S608
+            f"WHERE s.span_ms = {_FINEST} AND {_NARROW} GROUP BY 1, 2, 3, 5, 6"
         )
         yield from _unlike(conn, wider, f"s.span_ms = {span_ms} AND {_NARROW}")
     for app, merchant in (("s.app", "''"), ("''", "s.merchant"), ("''", "''")):
         wider = (
-            f"SELECT {app}, {merchant}, s.asset, s.span_ms, s.start_ms, {_HALVES.format('s.')} FROM spent s "  # noqa: S608
-            f"WHERE {_NARROW} GROUP BY 1, 2, 3, 4, 5"
+            f"SELECT {app}, {merchant}, s.asset, s.span_ms, s.start_ms, s.what, "  # noqa: S608
+            f"{_HALVES.format('s.')} FROM spent s "
+            f"WHERE {_NARROW}{_ALL if app == 's.app' else _PAID} GROUP BY 1, 2, 3, 4, 5, 6"
         )
         is_any = (
             f"s.{name} {'=' if value == chr(39) * 2 else '<>'} ''"
@@ -485,11 +509,29 @@ def misspent(conn: sqlite3.Connection) -> Iterator[tuple[str, str, str, int, int
         yield from _unlike(conn, wider, " AND ".join(is_any))
 
 
-def _unlike(conn: sqlite3.Connection, wanted: str, where: str) -> Iterator[tuple[str, str, str, int, int]]:
-    kept = f"SELECT s.app, s.merchant, s.asset, s.span_ms, s.start_ms, s.high, s.low FROM spent s WHERE {where}"  # noqa: S608
+def misshared(conn: sqlite3.Connection) -> Iterator[tuple[int, str, str]]:
+    """(pool, app, asset) where what is kept of an app's part in a balance is not what payments and uses say."""
+    told = (
+        "SELECT pool, app_id, asset, SUM(paid) AS paid, SUM(used) AS used FROM ("
+        "SELECT p.pool, p.app_id, h.asset, h.counted_units AS paid, 0 AS used FROM holds h "
+        "JOIN payments p ON p.id = h.payment_id WHERE p.pool IS NOT NULL "
+        "UNION ALL SELECT pool, app_id, asset, 0, units FROM uses) GROUP BY 1, 2, 3"
+    )
     rows = conn.execute(
-        f"SELECT * FROM (SELECT * FROM ({wanted}) EXCEPT {kept}) "  # noqa: S608
-        f"UNION SELECT * FROM ({kept} EXCEPT SELECT * FROM ({wanted}))"
+        f"WITH told AS ({told}), kept AS (SELECT * FROM prepaid_shares WHERE paid <> 0 OR used <> 0) "  # noqa: S608
+        "SELECT * FROM (SELECT * FROM told WHERE paid <> 0 OR used <> 0 EXCEPT SELECT * FROM kept) "
+        "UNION SELECT * FROM (SELECT * FROM kept EXCEPT SELECT * FROM told)"
+    )
+    return ((pool, app_id, asset) for pool, app_id, asset, *_ in rows)
+
+
+def _unlike(conn: sqlite3.Connection, wanted: str, where: str) -> Iterator[tuple[str, str, str, int, int]]:
+    """Rows that are in one of the two only; what came to nothing is as if it were not there."""
+    kept = f"SELECT s.* FROM spent s WHERE {where}"  # noqa: S608
+    rows = conn.execute(
+        f"WITH wanted{_SPENT} AS ({wanted}), kept{_SPENT} AS ({kept}) "  # noqa: S608
+        f"SELECT * FROM (SELECT * FROM wanted {_SOME} EXCEPT SELECT * FROM kept) "
+        f"UNION SELECT * FROM (SELECT * FROM kept {_SOME} EXCEPT SELECT * FROM wanted)"
     )
     return ((app, merchant, asset, span_ms, start_ms) for app, merchant, asset, span_ms, start_ms, *_ in rows)
 
@@ -570,18 +612,30 @@ def postings_of(conn: sqlite3.Connection, entry: int | None) -> list[tuple[str, 
 
 
 def topup_ends(conn: sqlite3.Connection) -> Iterator[tuple[int, tuple[Any, ...], tuple[Any, ...]]]:
-    """(row number, when and why an order ended by its row, the same by its event); None for what is not said."""
-    events = {
-        topup_id: (at_ms, code, reason)
-        for at_ms, topup_id, code, reason in conn.execute(
-            "SELECT at_ms, detail ->> '$.topup', detail ->> '$.code', detail ->> '$.reason' FROM events "
-            "WHERE payment_id IS NULL AND event = 'topup_ended'"
+    """(row number, why an order was stopped, when and why it ended by its row, the same by its events).
+
+    None for what is not said.
+    """
+    stops = {
+        topup_id: (code, reason)
+        for topup_id, code, reason in conn.execute(
+            "SELECT detail ->> '$.topup', detail ->> '$.code', detail ->> '$.reason' FROM events "
+            "WHERE payment_id IS NULL AND event = 'topup_stopped'"
         )
     }
-    for number, topup_id, *ended in conn.execute(
-        "SELECT seq, id, ended_at_ms, reason_code, reason FROM topups ORDER BY seq"
+    ends = {
+        topup_id: (at_ms, clock_ms, code, reason)
+        for at_ms, topup_id, clock_ms, code, reason in conn.execute(
+            "SELECT at_ms, detail ->> '$.topup', detail ->> '$.clock_ms', detail ->> '$.code', "
+            "detail ->> '$.reason' FROM events WHERE payment_id IS NULL AND event = 'topup_ended'"
+        )
+    }
+    for number, topup_id, *told in conn.execute(
+        "SELECT seq, id, stop_code, stop_reason, ended_at_ms, ended_clock_ms, reason_code, reason FROM topups "
+        "ORDER BY seq"
     ):
-        yield number, tuple(ended), events.get(topup_id, (None, None, None))
+        by_events = (*stops.get(topup_id, (None,) * 2), *ends.get(topup_id, (None,) * 4))
+        yield number, tuple(told), by_events
 
 
 def foreign_sums(conn: sqlite3.Connection) -> Iterator[tuple[int, str, bool, dict[str, int]]]:

@@ -8,7 +8,7 @@ import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from payagent.core.prepaid import CALLS, Balance, Cost
+from payagent.core.prepaid import CALLS, Balance, Cost, buy
 from payagent.store.queries import load_outputs
 from payagent.store.writer import Unit
 
@@ -119,18 +119,33 @@ def holdings(conn: sqlite3.Connection) -> list[Holding]:
 
 def coming(conn: sqlite3.Connection) -> dict[tuple[int, str], int]:
     """What payments that are not confirmed yet will add, by pool and unit."""
+    return {key: balance.left for key, balance in bought_soon(conn).items()}
+
+
+def bought_soon(conn: sqlite3.Connection) -> dict[tuple[int, str], Balance]:
+    """As `coming`, with what is paid for it."""
     rows = conn.execute(
         "SELECT p.pool, v.batch_target, v.outputs FROM payments p JOIN invoices v ON v.seq = p.invoice "
         "WHERE p.pool IS NOT NULL AND p.state IN ('reserved', 'signed', 'in_flight', 'replacing', 'in_block')"
     )
-    found: dict[tuple[int, str], int] = {}
+    found: dict[tuple[int, str], Balance] = {}
     for pool_id, batch_target, outputs in rows:
         paid = load_outputs(outputs)
         is_batch = batch_target is not None and batch_target > 1
-        name = CALLS if is_batch else paid[0].asset
-        count = batch_target if is_batch else sum(output.units for output in paid)
-        found[pool_id, name] = found.get((pool_id, name), 0) + count
+        name, units = CALLS if is_batch else paid[0].asset, sum(output.units for output in paid)
+        more = buy(
+            found.get((pool_id, name), Balance()), batch_target if is_batch else units, {paid[0].asset: units}
+        )
+        found[pool_id, name] = more
     return found
+
+
+def has_any(conn: sqlite3.Connection, pool_id: int) -> bool:
+    """Whether something is left of a pool, or on its way."""
+    row = conn.execute(
+        "SELECT 1 FROM prepaid_counts WHERE pool = ? AND bought > used LIMIT 1", (pool_id,)
+    ).fetchone()
+    return row is not None or any(number == pool_id for number, _ in bought_soon(conn))
 
 
 def record_move(

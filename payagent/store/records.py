@@ -11,7 +11,7 @@ from payagent.core.invoice import Invoice
 from payagent.core.ledger import Entry
 from payagent.core.money import LOVELACE
 from payagent.core.payment import Delivery, Event, State, move
-from payagent.store import spending
+from payagent.store import spending, uses
 from payagent.store.onchain import ForeignRow
 from payagent.store.queries import (
     AttemptKind,
@@ -187,7 +187,9 @@ def place_hold(
     is_counted: bool,
     stage: Stage = "pay",
 ) -> None:
-    """Reserve units. They count against limits at that time of the limits' clock, unless none bind the payment."""
+    """Reserve units, at that time of the limits' clock. They count against limits from now on, and in every window
+    until `post_hold` or `release_hold`; unless none bind the payment.
+    """
     unit.conn.executemany(
         "INSERT INTO holds(payment_id, stage, asset, units, at_ms, counted_units, counted_at_ms) "
         "VALUES (?, ?, ?, ?, ?, ?, ?)",
@@ -197,52 +199,81 @@ def place_hold(
         ],
     )
     if is_counted:
-        spending.count(unit, *_whose(unit, payment_id), units, counted_at_ms)
+        app, origin, pool = _whose(unit, payment_id)
+        spending.count(unit, app, origin, units, spending.OPEN_MS)
+        if pool is not None:
+            uses.pay(unit, pool, app, units)
 
 
-def release_hold(unit: Unit, payment_id: str, now_ms: int, kept_lovelace: int = 0, stage: Stage = "pay") -> None:
-    """Give a hold back; what was lost all the same, as the fee of a cancel, goes on counting against limits."""
+def post_hold(unit: Unit, payment_id: str, from_ms: int) -> None:
+    """What was held is spent: it counts in windows of the limits' clock from that time on."""
+    rows = unit.conn.execute(
+        "SELECT asset, units FROM holds WHERE payment_id = ? AND stage = 'pay'", (payment_id,)
+    ).fetchall()
+    _count_anew(unit, payment_id, dict(rows), "pay", from_ms)
+
+
+def release_hold(
+    unit: Unit,
+    payment_id: str,
+    now_ms: int,
+    kept_lovelace: int = 0,
+    from_ms: int | None = None,
+    stage: Stage = "pay",
+) -> None:
+    """Give a hold back; what was lost all the same, as the fee of a cancel, counts from `from_ms` on."""
     rows = unit.conn.execute(
         "UPDATE holds SET released_at_ms = ? WHERE payment_id = ? AND stage = ? AND released_at_ms IS NULL "
         "RETURNING asset",
         (now_ms, payment_id, stage),
     ).fetchall()
-    units = {asset: kept_lovelace if asset == LOVELACE else 0 for (asset,) in rows}
-    _count_anew(unit, payment_id, units, stage)
+    kept = {asset: kept_lovelace if asset == LOVELACE else 0 for (asset,) in rows}
+    _count_anew(unit, payment_id, kept, stage, from_ms)
 
 
 def renew_hold(unit: Unit, payment_id: str) -> None:
-    """What ended a hold is on no chain any more: it counts again, from when it did."""
+    """What ended a hold is on no chain any more: all of it counts again, as it did while it was open."""
     rows = unit.conn.execute(
         "UPDATE holds SET released_at_ms = NULL WHERE payment_id = ? AND stage = 'pay' RETURNING asset, units",
         (payment_id,),
     ).fetchall()
-    _count_anew(unit, payment_id, dict(rows), "pay")
+    _count_anew(unit, payment_id, dict(rows), "pay", None)
 
 
-def _count_anew(unit: Unit, payment_id: str, units: Mapping[str, int], stage: Stage) -> None:
-    """So much of a payment's holds counts from now on, where they count at all."""
+def _count_anew(unit: Unit, payment_id: str, units: Mapping[str, int], stage: Stage, from_ms: int | None) -> None:
+    """So much of a payment's holds counts, from that time of the limits' clock on (None: in every window), where
+    they count at all.
+    """
     rows = unit.conn.execute(
-        "SELECT asset, counted_units, counted_at_ms FROM holds WHERE payment_id = ? AND stage = ? "
-        "AND counted_units IS NOT NULL",
+        "SELECT asset, counted_units, counted_from_ms FROM holds "
+        "WHERE payment_id = ? AND stage = ? AND counted_units IS NOT NULL",
         (payment_id, stage),
     ).fetchall()
-    for asset, before, at_ms in rows:
+    for asset, before, before_ms in rows:
         if asset in units:
-            spending.count(unit, *_whose(unit, payment_id), {asset: units[asset] - before}, at_ms)
+            app, origin, pool = _whose(unit, payment_id)
+            spending.count(unit, app, origin, {asset: -before}, _counted_at_ms(before_ms))
+            spending.count(unit, app, origin, {asset: units[asset]}, _counted_at_ms(from_ms))
+            if pool is not None:
+                uses.pay(unit, pool, app, {asset: units[asset] - before})
             unit.conn.execute(
-                "UPDATE holds SET counted_units = ? WHERE payment_id = ? AND stage = ? AND asset = ?",
-                (units[asset], payment_id, stage, asset),
+                "UPDATE holds SET counted_units = ?, counted_from_ms = ? "
+                "WHERE payment_id = ? AND stage = ? AND asset = ?",
+                (units[asset], from_ms if units[asset] else None, payment_id, stage, asset),
             )
 
 
-def _whose(unit: Unit, payment_id: str) -> tuple[str, str]:
-    """The app of a payment, and the merchant's origin."""
-    app, origin = unit.conn.execute(
-        "SELECT p.app_id, i.origin FROM payments p JOIN intents i ON i.id = p.intent_id WHERE p.id = ?",
+def _counted_at_ms(from_ms: int | None) -> int:
+    return spending.OPEN_MS if from_ms is None else from_ms
+
+
+def _whose(unit: Unit, payment_id: str) -> tuple[str, str, int | None]:
+    """The app of a payment, the merchant's origin, and the prepaid balance that it is for."""
+    app, origin, pool = unit.conn.execute(
+        "SELECT p.app_id, i.origin, p.pool FROM payments p JOIN intents i ON i.id = p.intent_id WHERE p.id = ?",
         (payment_id,),
     ).fetchone()
-    return app, origin
+    return app, origin, pool
 
 
 _ADD_TO_BALANCE = """

@@ -145,7 +145,8 @@ CREATE INDEX payments_coming ON payments(pool)
 -- Units reserved for a payment, fee and riding ADA included. stage: `ask` while a person is to decide (no coins
 -- are set aside, nothing is booked), `pay` from the decision on. counted_units: what of them counts against
 -- limits, all until they are released; NULL of a self-transfer, which no limit binds. counted_at_ms: the limits'
--- clock when they were placed (store.spending).
+-- clock when they were placed; counted_from_ms: from when on they count, NULL while they are open and count in
+-- every window (store.spending).
 CREATE TABLE holds (
   payment_id TEXT NOT NULL REFERENCES payments(id),
   stage TEXT NOT NULL CHECK (stage IN ('ask', 'pay')),
@@ -155,6 +156,7 @@ CREATE TABLE holds (
   released_at_ms INTEGER,
   counted_units INTEGER CHECK (counted_units >= 0),
   counted_at_ms INTEGER NOT NULL,
+  counted_from_ms INTEGER,
   PRIMARY KEY (payment_id, stage, asset)
 ) STRICT;
 
@@ -171,17 +173,19 @@ CREATE TABLE approvals (
   ends_at_ms INTEGER NOT NULL
 ) STRICT;
 
--- What the holds of a scope count in a span of time, kept with them so that nobody need add them up: high * 2^32 +
--- low units. app and merchant (an origin): '' is any. span_ms = 0: the span that never ends.
+-- What the holds of a scope count in a span of time, or (what = 'used') what the uses of an app do, kept with them
+-- so that nobody need add them up: high * 2^32 + low units. app and merchant (an origin): '' is any. span_ms = 0:
+-- the one that never ends.
 CREATE TABLE spent (
   app TEXT NOT NULL,
   merchant TEXT NOT NULL,
   asset TEXT NOT NULL,
   span_ms INTEGER NOT NULL,
   start_ms INTEGER NOT NULL,
+  what TEXT NOT NULL CHECK (what IN ('paid', 'used')),
   high INTEGER NOT NULL,
   low INTEGER NOT NULL CHECK (low BETWEEN 0 AND 4294967295),
-  PRIMARY KEY (app, merchant, asset, span_ms, start_ms)
+  PRIMARY KEY (app, merchant, asset, span_ms, start_ms, what)
 ) STRICT, WITHOUT ROWID;
 
 -- Limits that were set at run time: each stands over the config file's of the same scope, asset and kind.
@@ -399,6 +403,34 @@ CREATE TABLE prepaid_costs (
   PRIMARY KEY (pool, unit, asset)
 ) STRICT;
 
+-- A call of an app that used `count` of `unit` (calls, or an asset) of a pool, what that cost, and what of it
+-- counts against the app's own limits; counted_at_ms: the limits' clock then. A use that was none is taken back by
+-- rows of its number with all units below zero (store.uses).
+CREATE TABLE uses (
+  seq INTEGER PRIMARY KEY,
+  call INTEGER NOT NULL,
+  pool INTEGER NOT NULL REFERENCES prepaid_pools(id),
+  app_id TEXT NOT NULL REFERENCES apps(id),
+  unit TEXT NOT NULL,
+  count INTEGER NOT NULL,
+  asset TEXT NOT NULL,
+  units INTEGER NOT NULL CHECK (units <> 0),
+  counted_units INTEGER NOT NULL,
+  counted_at_ms INTEGER NOT NULL
+) STRICT;
+CREATE INDEX uses_by_call ON uses(call);
+CREATE INDEX uses_by_pool ON uses(pool, call);
+
+-- What an app's payments for a pool count against limits, and what its uses of the pool cost.
+CREATE TABLE prepaid_shares (
+  pool INTEGER NOT NULL REFERENCES prepaid_pools(id),
+  app_id TEXT NOT NULL REFERENCES apps(id),
+  asset TEXT NOT NULL,
+  paid INTEGER NOT NULL,
+  used INTEGER NOT NULL,
+  PRIMARY KEY (pool, app_id, asset)
+) STRICT, WITHOUT ROWID;
+
 -- What a merchant said of a pool, as it said it. It never changes what we count.
 CREATE TABLE prepaid_observations (
   seq INTEGER PRIMARY KEY,
@@ -427,7 +459,9 @@ CREATE TABLE priced_calls (
 ) STRICT;
 
 -- An order to raise a pool by `units` of `unit` (calls, or an asset that is paid). request: the call whose 402
--- sells it, as JSON; is_call: an ordinary one, which uses one of what it buys.
+-- sells it, as JSON; is_call: an ordinary one, which uses one of what it buys. clock_ms and ended_clock_ms: the
+-- limits' clock when it was ordered and when it ended. stop_code: nothing more is bought for it, and it ends, for
+-- this, once its last payment is delivered.
 CREATE TABLE topups (
   seq INTEGER PRIMARY KEY,
   id TEXT NOT NULL UNIQUE,
@@ -440,13 +474,18 @@ CREATE TABLE topups (
   request TEXT NOT NULL,
   is_call INTEGER NOT NULL CHECK (is_call IN (0, 1)),
   created_at_ms INTEGER NOT NULL,
+  clock_ms INTEGER NOT NULL,
+  stop_code TEXT,
+  stop_reason TEXT,
   ended_at_ms INTEGER,
+  ended_clock_ms INTEGER,
   reason_code TEXT,
   reason TEXT,
   UNIQUE (app_id, key)
 ) STRICT;
 CREATE UNIQUE INDEX topups_open ON topups(pool) WHERE ended_at_ms IS NULL;
 CREATE INDEX topups_by_pool ON topups(pool, cause, seq);
+CREATE INDEX topups_open_by_app ON topups(app_id) WHERE ended_at_ms IS NULL;
 
 -- What somebody is to be told, and whether the webhook has it. subject: what it is about, so that it is raised and
 -- cleared once.
@@ -615,6 +654,7 @@ KEPT = {
     "postings": Kept((_ROW,)),
     "foreign_sightings": Kept((_ROW,)),
     "sightings": Kept((_ROW,)),
+    "uses": Kept((_ROW,)),
     "submissions": Kept((_ROW,)),
     "apps": Kept((_ROW, Key(("id",)), Key(("name",)))),
     "tokens": Kept(
@@ -636,9 +676,9 @@ KEPT = {
         (_ROW, Key(("id",)), Key(("app_id", "key")), Key(("pool",), _NOT_ENDED)),
         fixed=(
             *("rowid", "id", "pool", "app_id", "key", "cause", "unit", "units"),
-            *("request", "is_call", "created_at_ms"),
+            *("request", "is_call", "created_at_ms", "clock_ms"),
         ),
-        once=("ended_at_ms", "reason_code", "reason"),
+        once=("stop_code", "stop_reason", "ended_at_ms", "ended_clock_ms", "reason_code", "reason"),
     ),
     "alerts": Kept(
         (_ROW, Key(("id",))),

@@ -1,8 +1,15 @@
 """What is spent, counted in spans of the chain's time, so that limits cost the same however long the history is.
 
-Each hold of a payment is counted in the spans of its moment, for every scope that it is spent in (core.policy), in
-the transaction that places it; what is released is taken out of the very spans that it was counted in. So each row
-of `spent` is what the holds of its scope and span count, and audits compare them.
+Each hold of a payment is counted for every scope that it is spent in (core.policy), in the transaction that places
+it: as the newest there can be (`OPEN_MS`) while its payment is open, so that it counts in every window however
+long that takes, and in the spans of the moment in which it ended from then on. So each row of `spent` is what the
+holds of its scope and span count, and audits compare them.
+
+What calls use of a prepaid balance counts for their app alone, from when they were let through (store.uses): for
+the wallet it counted when it was bought.
+
+That moment is when it was posted, and never before its block: what landed within a window counts until all of that
+window is over. When it was signed would be too early, by as long as the transaction took to land.
 
 The clock is that of the newest block, and goes on from where anything was last counted: it never goes back, with a
 rollback, a restart or any clock, and no clock but the chain's moves it on. So a jump frees nothing.
@@ -11,16 +18,19 @@ May import: core, store.writer. Never: reads a clock; decides.
 """
 
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
-from payagent.core.policy import SPAN_MS, Limit, Scope, Span, Window, counts_from_ms, scopes_of
+from payagent.core.policy import ANY, SPAN_MS, Limit, Scope, Span, Window, counts_from_ms, scopes_of
 from payagent.store.writer import Unit
 
 SPANS_MS = (*sorted(set(SPAN_MS.values())), 0)
 """The lengths of the spans that are kept; 0 stands for one that never ends."""
 
+OPEN_MS = max(SPANS_MS) << 30
+"""When what is held for an open payment counts as spent: later than any time of the clock."""
+
 _ADD = """
-INSERT INTO spent(app, merchant, asset, span_ms, start_ms, high, low) VALUES (?, ?, ?, ?, ?, ?, ?)
+INSERT INTO spent(app, merchant, asset, span_ms, start_ms, what, high, low) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT DO UPDATE SET high = high + excluded.high + ((low + excluded.low) >> 32),
                           low = (low + excluded.low) & 4294967295
 """
@@ -34,18 +44,28 @@ def clock_ms(conn: sqlite3.Connection, block_ms: int | None) -> int:
     (last_ms,) = conn.execute(
         "SELECT COALESCE((SELECT counted_at_ms FROM holds ORDER BY rowid DESC LIMIT 1), 0)"
     ).fetchone()
-    return max(int(last_ms), block_ms or 0)
+    return max(int(last_ms), min(block_ms or 0, OPEN_MS - 1))
 
 
 def count(unit: Unit, app: str, merchant: str, units: Mapping[str, int], at_ms: int) -> None:
     """Add to what was spent at that time of the clock; what is less than nothing is taken back."""
+    _count(unit, scopes_of(app, merchant), "paid", units, at_ms)
+
+
+def count_use(unit: Unit, app: str, merchant: str, units: Mapping[str, int], at_ms: int) -> None:
+    """As `count`, of what was bought before and is used now: for the app alone."""
+    scopes = (scope for scope in scopes_of(app, merchant) if scope.app != ANY)
+    _count(unit, scopes, "used", units, at_ms)
+
+
+def _count(unit: Unit, scopes: Iterable[Scope], what: str, units: Mapping[str, int], at_ms: int) -> None:
     unit.conn.executemany(
         _ADD,
         [
-            (*scope, asset, span_ms, at_ms // span_ms * span_ms if span_ms else 0, n >> 32, n & 4294967295)
+            (*scope, asset, span_ms, at_ms // span_ms * span_ms if span_ms else 0, what, n >> 32, n & 4294967295)
+            for scope in scopes
             for asset, n in units.items()
             if n
-            for scope in scopes_of(app, merchant)
             for span_ms in SPANS_MS
         ],
     )
@@ -60,18 +80,23 @@ def counted(conn: sqlite3.Connection, limit: Limit, clock_ms: int) -> int:
 
 
 def spans(conn: sqlite3.Connection, limit: Limit, clock_ms: int) -> list[Span]:
-    """The spans that a rolling window counts, oldest first."""
+    """The spans that a rolling window counts, oldest first; what is open is as if it were spent now."""
     rows = conn.execute(
         f"SELECT start_ms, high, low FROM spent {_OF} ORDER BY start_ms",  # noqa: S608  words of ours
         _span_key(limit, clock_ms),
     )
-    return [Span(start_ms, (high << 32) + low) for start_ms, high, low in rows]
+    span_ms = SPAN_MS[limit.window]
+    now_ms = clock_ms // span_ms * span_ms
+    found = [Span(start if start < OPEN_MS else now_ms, (high << 32) + low) for start, high, low in rows]
+    return sorted(span for span in found if span.units)
 
 
 def totals(conn: sqlite3.Connection, scope: Scope) -> dict[str, int]:
     """What a scope ever spent and holds now, per asset; none of which it spent nothing."""
     rows = conn.execute(
-        "SELECT asset, high, low FROM spent WHERE app = ? AND merchant = ? AND span_ms = 0 ORDER BY asset", scope
+        "SELECT asset, SUM(high), SUM(low) FROM spent WHERE app = ? AND merchant = ? AND span_ms = 0 "
+        "GROUP BY asset",
+        scope,
     )
     sums = {asset: (high << 32) + low for asset, high, low in rows}
     return {asset: units for asset, units in sums.items() if units}

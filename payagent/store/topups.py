@@ -19,7 +19,8 @@ class TopupRow:
     """An order to buy `units` of `unit` (calls, or an asset that is paid) for a pool.
 
     `request` is the call whose 402 sells it, as JSON; `is_call`: an ordinary one, which uses one of what it buys.
-    `reason_code` says why it ended before it was reached.
+    `reason_code` says why it ended before it was reached; `stop_code` why it is to end, once what is under way is
+    delivered. `clock_ms` and `ended_clock_ms` are times of the limits' clock (store.spending).
     """
 
     seq: int
@@ -33,21 +34,27 @@ class TopupRow:
     request: str
     is_call: bool
     created_at_ms: int
+    clock_ms: int
+    stop_code: str | None
+    stop_reason: str | None
     ended_at_ms: int | None
+    ended_clock_ms: int | None
     reason_code: str | None
     reason: str | None
 
     @property
     def state(self) -> str:
-        """`open`; `done`, also when the merchant has nothing more to sell; or `stopped`, for its reason."""
+        """`open`; `stopping`, where nothing more is bought; `done`, also when the merchant sells nothing more; or
+        `stopped`, for its reason.
+        """
         if self.ended_at_ms is None:
-            return "open"
+            return "open" if self.stop_code is None else "stopping"
         return "done" if self.reason_code in (None, "merchant_sells_none") else "stopped"
 
 
 _TOPUP = (
-    "SELECT seq, id, pool, app_id, key, cause, unit, units, request, is_call, created_at_ms, ended_at_ms, "
-    "reason_code, reason FROM topups"
+    "SELECT seq, id, pool, app_id, key, cause, unit, units, request, is_call, created_at_ms, clock_ms, stop_code, "
+    "stop_reason, ended_at_ms, ended_clock_ms, reason_code, reason FROM topups"
 )
 
 
@@ -68,22 +75,35 @@ def add(
     request: str,
     is_call: bool,
     now_ms: int,
+    clock_ms: int,
 ) -> TopupRow:
-    values = (topup_id, pool, app_id, key, cause, unit_name, units, request, is_call, now_ms)
+    values = (topup_id, pool, app_id, key, cause, unit_name, units, request, is_call, now_ms, clock_ms)
     cursor = unit.conn.execute(
-        "INSERT INTO topups(id, pool, app_id, key, cause, unit, units, request, is_call, created_at_ms) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO topups(id, pool, app_id, key, cause, unit, units, request, is_call, created_at_ms, clock_ms) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         values,
     )
-    return TopupRow(int(cursor.lastrowid or 0), *values, None, None, None)
+    return TopupRow(int(cursor.lastrowid or 0), *values, None, None, None, None, None, None)
 
 
-def end(unit: Unit, topup_id: str, reason_code: str | None, reason: str | None, now_ms: int) -> None:
-    """An order ends once."""
+def stop(unit: Unit, topup_id: str, code: str, reason: str) -> None:
+    """Nothing more is bought for an order; the first reason stands."""
     unit.conn.execute(
-        "UPDATE topups SET ended_at_ms = ?, reason_code = ?, reason = ? WHERE id = ? AND ended_at_ms IS NULL",
-        (now_ms, reason_code, reason, topup_id),
+        "UPDATE topups SET stop_code = ?, stop_reason = ? WHERE id = ? AND stop_code IS NULL",
+        (code, reason, topup_id),
     )
+
+
+def end(
+    unit: Unit, topup_id: str, reason_code: str | None, reason: str | None, now_ms: int, clock_ms: int
+) -> bool:
+    """An order ends once; False when it had."""
+    ended = unit.conn.execute(
+        "UPDATE topups SET ended_at_ms = ?, ended_clock_ms = ?, reason_code = ?, reason = ? "
+        "WHERE id = ? AND ended_at_ms IS NULL",
+        (now_ms, clock_ms, reason_code, reason, topup_id),
+    )
+    return ended.rowcount > 0
 
 
 def ensure_auto_app(unit: Unit, now_ms: int) -> None:
@@ -111,6 +131,11 @@ def all_open(conn: sqlite3.Connection) -> list[TopupRow]:
     return [_row(row) for row in conn.execute(f"{_TOPUP} WHERE ended_at_ms IS NULL ORDER BY seq")]
 
 
+def open_of_app(conn: sqlite3.Connection, app_id: str) -> list[TopupRow]:
+    rows = conn.execute(f"{_TOPUP} WHERE app_id = ? AND ended_at_ms IS NULL ORDER BY seq", (app_id,))
+    return [_row(row) for row in rows]
+
+
 def page(conn: sqlite3.Connection, before_seq: int | None, limit: int) -> list[TopupRow]:
     """Newest first."""
     below = 2**63 - 1 if before_seq is None else before_seq
@@ -132,13 +157,13 @@ def last_ended_ms(conn: sqlite3.Connection, pool_id: int) -> int:
 def lovelace_since(conn: sqlite3.Connection, origin: str, since_ms: int) -> int:
     """Lovelace that orders at a merchant took since then and did not give back, fees included.
 
-    By the clock of the limits (store.spending).
+    By the clock of the limits (store.spending); what is under way counts whenever it was ordered.
     """
     row = conn.execute(
         "SELECT COALESCE(SUM(h.counted_units), 0) FROM topups t "
         "JOIN prepaid_pools o ON o.id = t.pool AND o.origin = ? "
         "JOIN payments p ON p.topup = t.id JOIN holds h ON h.payment_id = p.id AND h.asset = 'lovelace' "
-        "WHERE h.counted_at_ms > ?",
+        "WHERE COALESCE(h.counted_from_ms > ?, 1)",
         (origin, since_ms),
     ).fetchone()
     return int(row[0])

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from agent_kit import ADA, APP, World, daily, with_terms
+from agent_kit import ADA, APP, World, daily, with_terms, world_with_clock
 
 from payagent.agent.limits import Standing, set_limits, standing
 from payagent.agent.terms import MerchantTerms
@@ -196,3 +196,27 @@ async def test_apps_share_what_the_wallet_may_spend_and_nothing_of_their_own(wor
             await run.agent.pay(ours[2])
         assert "app" not in refused.value.context
         assert refused.value.context["limit"] == "per_day"
+
+
+async def test_what_is_still_on_its_way_counts_however_long_it_takes(tmp_path: Path) -> None:
+    """Two payments that land in the same minute are of the same hour, whenever they were asked for."""
+    with world_with_clock(tmp_path) as world:
+        world.settings(timeout=7200)
+        world.fund(*[50 * ADA] * 3)
+        limits = (*daily(1000 * ADA, 1000 * ADA), *limits_of("lovelace", {Window.HOUR: 20 * ADA}))
+        async with world.run(terms=with_terms(limits=limits)) as run:
+            await run.look()
+            world.fault("submit", "drop")
+            await run.pay("first")
+            for _ in range(9):
+                world.clock.ahead_ms += 450_000
+                await run.settle_down()
+            told = await refusal(run, "an hour later, and the first is in no block yet")
+            assert (told.code, told.context["limit"]) == ("limit_exceeded", "per_hour")
+            world.control("faults", clear=True)
+            await run.pass_time(4, seconds=300)
+            assert len(world.transactions()) == 1
+            assert (await refusal(run, "soon after it landed")).context["limit"] == "per_hour"
+            world.clock.ahead_ms += 4_000_000
+            await run.settle_down()
+            await run.pay("an hour after it landed")

@@ -3,21 +3,24 @@
 import asyncio
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from agent_kit import ADA, Run, World, world_with_clock
 
 from payagent.agent.agent import Request
+from payagent.agent.limits import set_limits
 from payagent.agent.prepaid import Buyer, ServedCall
 from payagent.audit.finding import Finding
 from payagent.audit.signed import Owner
 from payagent.audit.verify import verify
 from payagent.core.ledger import merchant_account, prepaid_account
 from payagent.core.payment import State
+from payagent.core.policy import Scope, Window
 from payagent.core.prepaid import CALLS, Balance
 from payagent.core.problem import Refused
-from payagent.store import prepaid
+from payagent.store import apps, prepaid, spending
 
 PRICE = 10 * ADA
 SHARES = 3 * ADA
@@ -234,3 +237,62 @@ async def test_what_the_merchant_says_is_kept_and_changes_nothing(run: Run) -> N
     assert told is not None
     assert (told.remaining, balance(run).left) == (1, 2), "the merchant's word is kept, and is not our count"
     require_whole(run)
+
+
+async def test_what_nobody_paid_for_in_the_end_counts_for_no_app(run: Run) -> None:
+    """A rollback frees nothing: the block may come again. A purchase that ends without paying does."""
+    row = await run.pay_in_block("first")
+    await run.agent.record_delivery(row.id, 200)
+    await run.agent.write("app", lambda unit: apps.add_with_token(unit, "app_two", "two", "1" * 64, ["pay"], 1))
+    await run.agent.record_call(replace(call(run), app_id="app_two"))
+    cost = {"lovelace": (PRICE + SHARES) // 4}
+    assert spending.totals(run.agent.conn, Scope("app_two")) == cost
+    run.world.control("rollback", depth=1)
+    run.world.block(2)
+    run.world.fault("submit", "drop")
+    await run.look()
+    assert run.state(row.id) is State.IN_FLIGHT
+    assert spending.totals(run.agent.conn, Scope("app_two")) == cost
+    run.world.control("faults", clear=True)
+    await run.agent.resolve(row.id, "app_test")
+    await run.agent.drain(10)
+    for _ in range(6):
+        run.world.clock.ahead_ms += 61_000
+        await run.settle_down()
+    assert run.state(row.id) is State.VOID
+    assert spending.totals(run.agent.conn, Scope("app_two")) == {}
+    require_whole(run)
+
+
+async def test_a_batch_that_is_not_confirmed_yet_counts_for_who_uses_it(run: Run) -> None:
+    row = await run.pay("first")
+    await run.agent.write("app", lambda unit: apps.add_with_token(unit, "app_two", "two", "1" * 64, ["pay"], 1))
+    await set_limits(run.agent, "app_test", "two", None, "lovelace", {Window.TOTAL: (PRICE + SHARES) // 2})
+    theirs = replace(call(run), app_id="app_two")
+    for _ in range(2):
+        use = await run.agent.let_through(theirs)
+        await run.agent.record_call(theirs, use)
+    with pytest.raises(Refused, match="total of app two leaves 0 lovelace, this call takes 3250000 of what was"):
+        await run.agent.let_through(theirs)
+    await run.settle_down()
+    assert run.state(row.id) is State.CONFIRMED
+    assert spending.totals(run.agent.conn, Scope("app_two")) == {"lovelace": (PRICE + SHARES) // 2}
+    require_whole(run)
+
+
+async def test_what_had_no_answer_stays_counted_through_a_restart(world: World) -> None:
+    world.fund(100 * ADA)
+    world.settings(batch=4)
+    async with world.run() as run:
+        row = await run.pay_in_block("first")
+        await run.agent.record_delivery(row.id, 200)
+        await run.agent.write(
+            "app", lambda unit: apps.add_with_token(unit, "app_two", "two", "1" * 64, ["pay"], 1)
+        )
+        await set_limits(run.agent, "app_test", "two", None, "lovelace", {Window.TOTAL: 4 * ADA})
+        assert await run.agent.let_through(replace(call(run), app_id="app_two")) is not None
+    async with world.run() as run:
+        await run.look()
+        with pytest.raises(Refused, match="limit_exceeded"):
+            await run.agent.let_through(replace(call(run), app_id="app_two"))
+        require_whole(run)

@@ -1,5 +1,6 @@
 """Top-ups on the devnet: as many batches as were ordered, each once, whatever dies in between."""
 
+import asyncio
 import contextlib
 import sqlite3
 from collections.abc import Iterator
@@ -11,13 +12,16 @@ from agent.test_agent_prepaid import balance, call, require_whole
 from agent_kit import ADA, APP, Run, World, daily, with_terms, world_with_clock
 from proxy.proxy_kit import Heard, Paywall, Peer
 
+from payagent.agent.apps import renew_token, revoke
 from payagent.agent.terms import AutoTopup, TopupRequest
 from payagent.agent.topup import PATIENCE_MS, Wish
 from payagent.core.payment import Delivery, State
 from payagent.core.policy import Limit
 from payagent.core.problem import Refused
-from payagent.store import alerts, prepaid, queries, topups
+from payagent.store import alerts, apps, prepaid, queries, topups
+from payagent.store.apps import AppRow
 from payagent.store.topups import TopupRow
+from payagent.store.writer import Unit
 
 BATCH = 4
 COST = 13 * ADA
@@ -215,6 +219,119 @@ class TestLimits:
             assert told in plan.quote.refusal.detail
 
 
+async def add_orderer(run: Run, expires_at_ms: int | None = None) -> None:
+    """Another operator, who may be revoked."""
+
+    def job(unit: Unit) -> None:
+        apps.add(unit, AppRow("app_ops", "ops", frozenset({"operate"}), None, None), 1)
+        apps.give_token(unit, "app_ops", "2" * 64, expires_at_ms, 1)
+
+    await run.agent.write("app", job)
+
+
+async def order_as_ops(run: Run, units: int) -> TopupRow:
+    row, _ = await run.topups.order("app_ops", "ops", wish(run.world, units))
+    return row
+
+
+async def revoke_ops(run: Run) -> None:
+    await revoke(run.agent, apps.require(run.agent.conn, APP), "ops")
+
+
+class TestTheEndOfAnOrder:
+    """Nothing is bought for an order that is cancelled, or whose app has no good token; what is paid is shown."""
+
+    async def test_an_order_of_which_nothing_is_under_way_ends_at_once(self, world: World) -> None:
+        async with world.run() as run:
+            await run.look()
+            row = await run.topups.cancel((await order(run, 50 * ADA)).id, APP)
+            assert (row.state, row.reason_code) == ("stopped", "topup_cancelled")
+            for _ in range(3):
+                await go_round(run)
+            assert not world.transactions()
+            with pytest.raises(Refused, match="illegal_transition"):
+                await run.topups.cancel(row.id, APP)
+            assert (await carry_out(run, (await order(run, COST, key="next")).id)).state == "done"
+            require_whole(run)
+
+    async def test_what_is_paid_is_shown_before_it_ends(self, world: World) -> None:
+        async with world.run() as run:
+            await run.look()
+            row = await order(run, 50 * ADA)
+            await run.topups.beat()
+            row = await run.topups.cancel(row.id, APP)
+            assert (row.state, row.reason_code) == ("stopping", None)
+            assert await run.topups.cancel(row.id, APP) == row
+        async with world.run() as run:
+            await run.look()
+            row = await carry_out(run, row.id)
+            assert (row.state, row.reason_code) == ("stopped", "topup_cancelled")
+            (payment,) = queries.payments_of_topup(run.agent.conn, row.id)
+            assert payment.delivery is Delivery.ACCEPTED
+            assert balance(run).left == wallet_balance(world)["remaining"] == BATCH
+            require_whole(run)
+
+    async def test_revoking_the_app_ends_its_orders(self, world: World) -> None:
+        async with world.run() as run:
+            await run.look()
+            await add_orderer(run)
+            row = await order_as_ops(run, 50 * ADA)
+            await run.topups.beat()
+            await revoke_ops(run)
+            assert run.topups.find(row.id).state == "stopping"
+            row = await carry_out(run, row.id)
+            assert (row.state, row.reason_code, len(world.transactions())) == ("stopped", "app_ended", 1)
+            await go_round(run)
+            assert len(world.transactions()) == 1
+
+    async def test_a_token_that_expires_ends_them_too(self, world: World) -> None:
+        async with world.run() as run:
+            await run.look()
+            await add_orderer(run, world.clock.now_ms() + 60_000)
+            row = await order_as_ops(run, 50 * ADA)
+            await run.topups.beat()
+            world.clock.ahead_ms += 60_000
+            row = await carry_out(run, row.id)
+            assert (row.state, row.reason_code, len(world.transactions())) == ("stopped", "app_ended", 1)
+
+    async def test_a_new_token_lets_them_go_on(self, world: World) -> None:
+        async with world.run() as run:
+            await run.look()
+            await add_orderer(run)
+            row = await order_as_ops(run, 2 * COST)
+            await renew_token(run.agent, apps.require(run.agent.conn, APP), "ops", "3" * 64, None)
+            assert (await carry_out(run, row.id)).state == "done"
+
+    @pytest.mark.parametrize("end", ["cancel", "revoke"])
+    async def test_it_is_asked_again_in_the_commit_that_buys(self, world: World, end: str) -> None:
+        """The end comes while the merchant is asked for its 402."""
+        async with Peer().running() as peer:
+            wall, ended = Paywall(price=10 * ADA), asyncio.Event()
+
+            async def answer(heard: Heard) -> None:
+                if end == "cancel":
+                    await run.topups.cancel(row.id, APP)
+                else:
+                    await revoke_ops(run)
+                ended.set()
+                await wall(heard)
+
+            peer.answers["/topup"] = answer
+            known = next(iter(world.terms.merchants.values()))
+            merchant = replace(known, origin=peer.url, topup_request=TopupRequest("POST", "/topup", ""))
+            async with world.run(terms=with_terms(merchants={peer.url: merchant})) as run:
+                await run.look()
+                await add_orderer(run)
+                row, _ = await run.topups.order("app_ops", "k", Wish(peer.url, "lovelace", 50 * ADA))
+                await run.topups.beat()
+                assert ended.is_set()
+                for _ in range(3):
+                    await go_round(run)
+                assert not world.transactions()
+                assert run.topups.find(row.id).state == "stopped"
+                require_whole(run)
+
+
 class Killed:
     """A checkpoint that lets no commit of this name through, nor any after it, from its `nth` on."""
 
@@ -383,6 +500,26 @@ class TestByItself:
             world.clock.ahead_ms += 86_400_000
             await run.settle_down()
             assert len(await autos(run)) == 3
+
+    @pytest.mark.parametrize("fails", [False, True])
+    async def test_a_clock_that_is_put_forward_orders_nothing(self, world: World, fails: bool) -> None:
+        """The day, and the pause after a failure, are over when the chain says so."""
+        auto(world, per_day_count=1, to=4)
+        limits = daily(5 * ADA, 5 * ADA) if fails else world.terms.limits
+        async with world.run(terms=with_terms(limits=limits)) as run:
+            await run.look()
+            await know_price(run)
+            await autos(run, 8)
+            for n in range(0 if fails else 4):
+                await run.agent.record_call(call(run, f"{n}"))
+            world.clock.ahead_ms += 3 * 86_400_000
+            for _ in range(3):
+                await run.topups.beat()
+            (row,) = topups.page(run.agent.conn, None, 10)
+            assert row.state == ("stopped" if fails else "done")
+            await run.settle_down()
+            await run.topups.beat()
+            assert len(topups.page(run.agent.conn, None, 10)) == 2
 
     async def test_one_that_fails_is_told_and_pauses_longer_each_time(self, world: World) -> None:
         auto(world, per_day_count=9)

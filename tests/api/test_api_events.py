@@ -79,7 +79,7 @@ async def test_what_happens_to_a_payment_comes_in_order_with_its_numbers(api: Ap
     assert [event["data"]["seq"] for event in found] == list(range(1, len(found) + 1))
     assert {event["data"]["payment"] for event in found} == {paid["id"]}
     last = found[-1]["data"]
-    assert (last["event"], last["state"], last["detail"]) == ("confirm", "confirmed", {"depth": 1})
+    assert (last["event"], last["state"], last["detail"]["depth"]) == ("confirm", "confirmed", 1)
     history = (await api.http.get(f"/v1/payments/{paid['id']}")).json()["history"]
     assert [event["data"]["at"] for event in found] == [happening["at"] for happening in history]
 

@@ -51,6 +51,7 @@ OPERATIONS: dict[str, tuple[str, Any]] = {
     "get /v1/prepaid/topups": (FORBIDDEN, None),
     "post /v1/prepaid/topups": (FORBIDDEN, {"merchant": "t", "units": "1"}),
     "get /v1/prepaid/topups/{topup_id}": (FORBIDDEN, None),
+    "post /v1/prepaid/topups/{topup_id}/cancel": (FORBIDDEN, None),
     "get /v1/ledger/entries": (FORBIDDEN, None),
     "get /v1/ledger/balance": (FORBIDDEN, None),
     "get /v1/ledger/spend": (FORBIDDEN, None),

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from agent_kit import ADA, World
 from api_kit import Api, served
+from canaries import plant
 
 from payagent.agent.terms import TopupRequest
 
@@ -129,3 +130,36 @@ async def test_it_is_for_who_operates_the_wallet(api: Api) -> None:
         assert (await order(api, app=app)).json()["code"] == "forbidden"
     assert (await api.as_("payer").get(PATH)).json()["code"] == "forbidden"
     assert (await api.as_("operator").get(f"{PATH}/top_none")).json()["code"] == "not_found"
+
+
+async def test_an_order_is_cancelled(api: Api) -> None:
+    told = (await order(api)).json()
+    path = f"{PATH}/{told['id']}/cancel"
+    for app in ("payer", "reader"):
+        assert (await api.as_(app).post(path)).json()["code"] == "forbidden"
+    await api.run.topups.beat()
+    ended = await api.as_("operator").post(path)
+    assert (ended.status_code, ended.json()["state"], ended.json()["reason"]["code"]) == (
+        *(200, "stopping", "topup_cancelled"),
+    )
+    await carry_out(api)
+    assert len(api.run.world.transactions()) == 1
+    done = (await api.as_("reader").get(f"{PATH}/{told['id']}")).json()
+    assert (done["state"], done["reason"]["code"], done["bought"]) == ("stopped", "topup_cancelled", str(COST))
+    again = await api.as_("operator").post(path)
+    assert (again.status_code, again.json()["code"]) == (409, "illegal_transition")
+    unknown = await api.as_("operator").post(f"{PATH}/top_none/cancel")
+    assert (unknown.status_code, unknown.json()["code"]) == (404, "not_found")
+
+
+async def test_who_waits_is_asked_for_its_token_again(api: Api) -> None:
+    told = (await order(api)).json()
+    made = (await api.http.post("/v1/apps", json={"name": "auditor", "scopes": ["read"]})).json()
+    api.tokens["auditor"] = plant("the token of auditor", made["token"])
+    path = f"{PATH}/{told['id']}"
+    waiting = asyncio.create_task(api.as_("auditor").get(path, params={"wait": "20"}))
+    assert (await api.as_("auditor").get(path)).status_code == 200  # it is let in by now
+    assert (await api.http.post("/v1/apps/auditor/revoke")).status_code == 200
+    while not waiting.done():
+        await carry_out(api)
+    assert (waiting.result().status_code, waiting.result().json()["code"]) == (401, "unauthorized")

@@ -15,6 +15,7 @@ from agent_kit import ADA, APP, DEVNET, Clock, Run, World, daily, with_terms
 from payagent.agent.admission import Approver
 from payagent.agent.apps import NewApp, add_app, renew_token, revoke
 from payagent.agent.limits import set_limits
+from payagent.agent.prepaid import Buyer, ServedCall
 from payagent.audit.finding import Finding, Head
 from payagent.audit.signed import Owner
 from payagent.audit.verify import verify
@@ -55,6 +56,7 @@ async def live(world: World) -> None:
         world.settings(asset="lovelace", price="2000000", batch=100)
         await run.pay_in_block("batch")
         world.settings(batch=1)
+        await use_the_batch(run)
         await run.agent.split("app_test", 3, 10 * ADA)
         await run.agent.drain(10)
         await run.settle_down()
@@ -78,7 +80,7 @@ async def live(world: World) -> None:
         await run.pay("on its way")
         await set_limits(run.agent, APP, None, None, "lovelace", {Window.WEEK: 10**12, Window.TOTAL: 10**13})
         await set_limits(run.agent, APP, None, None, "lovelace", {Window.TOTAL: None})
-        (operator,) = [app for app in apps.everybody(run.agent.conn) if app.id == APP]
+        operator = apps.require(run.agent.conn, APP)
         wanted = NewApp("bot", frozenset({"pay"}), ("t",), None, "lovelace", {}, None)
         await add_app(run.agent, operator, wanted, "1" * 64)
         await renew_token(run.agent, operator, "bot", "2" * 64, None)
@@ -96,6 +98,22 @@ async def decide_on_some(world: World, run: Run) -> None:
     await agent.drain(10)
     await run.settle_down()
     agent._admission.approval_above = {}
+
+
+async def use_the_batch(run: Run) -> None:
+    """By who bought it, and by another app: what it used, and what it was let through for and used not."""
+    (operator,) = apps.everybody(run.agent.conn)
+    user = await add_app(
+        run.agent, operator, NewApp("user", frozenset({"pay"}), None, None, "lovelace", {}, None), "4" * 64
+    )
+    await set_limits(run.agent, APP, "user", None, "lovelace", {Window.TOTAL: 10 * ADA})
+    calls = [
+        ServedCall(app, run.world.origin, Buyer("demo", run.world.address), "POST", "/chat", None)
+        for app in (APP, user.id)
+    ]
+    for call in (*calls, calls[1]):
+        await run.agent.record_call(call, await run.agent.let_through(call))
+    await run.agent.give_back(await run.agent.let_through(calls[1]))
 
 
 @contextmanager

@@ -23,7 +23,7 @@ def test_a_past_with_everything_in_it_is_clean(lived: Past) -> None:
         states = {state for (state,) in conn.execute("SELECT state FROM payments")}
         kinds = {kind for (kind,) in conn.execute("SELECT kind FROM journal")}
     assert states >= {"settled", "rejected", "void", "in_flight"}
-    assert kinds == {"deposit", "reserve", "post", "reverse", "release"}
+    assert kinds == {"deposit", "reserve", "post", "reverse", "release", "use"}
     assert findings(lived.path, lived.owner) == []
 
 
@@ -85,7 +85,18 @@ CASES = [
     ("spent", "UPDATE spent SET low = low + 1 WHERE app <> '' AND merchant <> '' AND span_ms = 300000", None),
     ("spent", "UPDATE spent SET start_ms = start_ms + 300000 WHERE app = '' AND merchant <> ''", None),
     ("spent", "DELETE FROM spent WHERE asset <> 'lovelace' AND app <> ''", None),
-    ("spent", "INSERT INTO spent VALUES ('', '', 'lovelace', 300000, 0, 0, 5)", "any any lovelace 300000 0"),
+    (
+        "spent",
+        "INSERT INTO spent VALUES ('', '', 'lovelace', 300000, 0, 'paid', 0, 5)",
+        "any any lovelace 300000 0",
+    ),
+    ("spent", "UPDATE spent SET what = 'used' WHERE app <> '' AND merchant <> ''", None),
+    ("spent", "UPDATE spent SET low = low - 1 WHERE what = 'used' AND span_ms = 0", None),
+    ("prepaid_shares", "UPDATE prepaid_shares SET used = used - 1 WHERE used > 0", None),
+    ("prepaid_shares", "UPDATE prepaid_shares SET paid = paid + 1", None),
+    ("prepaid_shares", "DELETE FROM prepaid_shares", None),
+    ("uses", "UPDATE uses SET counted_units = 0 WHERE counted_units > 0", None),
+    ("uses", "DELETE FROM uses", None),
     ("limits", "UPDATE limits SET most_units = most_units + 1", "any any lovelace per_week"),
     ("limits", "DELETE FROM limits", "any any lovelace per_week"),
     ("limits", "INSERT INTO limits VALUES ('', '', 'lovelace', 'total', 5)", "any any lovelace total"),
@@ -259,8 +270,9 @@ OF_NOTHING = [
         f"INSERT INTO attempts SELECT '{OTHER}', 'pay_x', kind, anchor, invoice, inputs, cbor, fee_lovelace, "
         "ttl_slot, signed_at_ms FROM attempts LIMIT 1",
     ),
-    ("holds", "INSERT INTO holds VALUES ('pay_x', 'pay', 'lovelace', 5, 1, NULL, 5, 1)"),
+    ("holds", "INSERT INTO holds VALUES ('pay_x', 'pay', 'lovelace', 5, 1, NULL, 5, 1, NULL)"),
     ("reservations", "INSERT INTO reservations SELECT ref, 'pay_x' FROM coins WHERE state = 'free' LIMIT 1"),
+    ("uses", "INSERT INTO uses SELECT 99, 99, pool, 'app_x', unit, 1, asset, 5, 5, 1 FROM uses LIMIT 1"),
     ("sightings", f"INSERT INTO sightings VALUES (NULL, '{OTHER}', '{OTHER}', 1, 1, 'p', 1)"),
     ("submissions", f"INSERT INTO submissions(tx_id, provider, at_ms) VALUES ('{OTHER}', 'p', 1)"),
     (

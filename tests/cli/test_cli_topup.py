@@ -45,15 +45,30 @@ def test_a_dry_run_shows_the_price_and_pays_nothing(shop: Shop) -> None:
     assert shop.payments() == []
 
 
+def test_an_order_is_cancelled(shop: Shop) -> None:
+    shop.control("faults", on="submit", kind="drop")
+    begun = shop.payagent("prepaid", "topup", "t", "--amount", "40 ADA", "--no-wait")
+    until(lambda: shop.payagent("prepaid", "topups").json["topups"][0]["payments"], "nothing is paid")
+    ended = shop.payagent("prepaid", "cancel", begun.json["id"])
+    assert (ended.code, ended.json["state"], ended.json["reason"]["code"]) == (8, "stopping", "topup_cancelled")
+    shop.control("faults", clear=True)
+    until(lambda: shop.payagent("prepaid", "topups").json["topups"][0]["state"] == "stopped", "it does not end")
+    assert left(shop) == "10", "what was paid is bought"
+    again = shop.payagent("prepaid", "cancel", begun.json["id"])
+    assert (again.code, again.error["code"]) == (2, "illegal_transition")
+    unknown = shop.payagent("prepaid", "cancel", "top/none")
+    assert (unknown.code, unknown.error["code"]) == (2, "not_found")
+
+
 def test_an_order_waits_until_it_is_done_and_is_one_order(shop: Shop) -> None:
     order = ("prepaid", "topup", "t", "--amount", "20 ADA", "--key", "march")
     done = shop.payagent(*order)
     assert done.code == 0, done.err
     assert (done.json["state"], done.json["paid"]) == ("done", {"lovelace": str(2 * COST)})
-    assert left(shop) == "20"
+    assert left(shop) == "30"
     again = shop.payagent(*order)
     assert (again.code, again.json) == (0, done.json)
-    assert len(shop.payments()) == 2
+    assert len(shop.payments()) == 3
     other = shop.payagent("prepaid", "topup", "t", "--amount", "30 ADA", "--key", "march")
     assert (other.code, other.error["code"]) == (6, "idempotency_key_reused")
     assert done.json["id"] in shop.payagent("prepaid", "topups", "--human").out

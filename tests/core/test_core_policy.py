@@ -158,7 +158,7 @@ class TestTheTightest:
             SHOP,
             "leaves 2 lovelace",
             "takes 3",
-            "from 1970-01-02T00:00:00.000Z on",
+            "no room for it before 1970-01-02T00:00:00.000Z",
         ):
             assert part in told.detail
 

@@ -5,11 +5,14 @@ import json
 
 import pytest
 from agent_kit import ADA, World
-from proxy_kit import Place, blocks, place
+from canaries import plant
+from proxy_kit import Got, Place, blocks, place
 
 from payagent.agent.prepaid import is_batch
+from payagent.audit.limits import check_limits
+from payagent.core.policy import WALLET
 from payagent.core.prepaid import CALLS
-from payagent.store import prepaid
+from payagent.store import prepaid, spending
 
 
 @pytest.fixture
@@ -76,3 +79,126 @@ async def test_a_merchant_that_wants_the_wallet_is_told_it(world: World) -> None
         await shop.until(lambda: left(shop) == (3, 2, 0), "not all are counted")
         (pool,) = prepaid.all_pools(shop.run.agent.conn)
         assert (pool.partner, pool.wallet) == ("", world.address)
+
+
+EACH = 13 * ADA // 4
+"""What a call of a batch of four costs on average."""
+
+
+async def bind(shop: Place, app: str, **limits: int) -> None:
+    """Limits of an app of its own, in ADA."""
+    order = {"app": app, "limits": {name: str(units) for name, units in limits.items()}}
+    (await shop.api.http.post("/v1/limits", json=order)).raise_for_status()
+
+
+async def call_as(shop: Place, app: str, number: int, *headers: str) -> Got:
+    return await shop.ask(
+        "/chat",
+        f"X-Payagent-Token: {shop.api.tokens[app]}",
+        *headers,
+        method="POST",
+        body=json.dumps({"message": f"{app} {number}"}).encode(),
+        merchant="devnet",
+        token=False,
+    )
+
+
+async def spent(shop: Place, app: str) -> int:
+    """By the app's own limits, as it is told."""
+    told = (await shop.api.as_(app).get("/v1/limits")).json()["limits"]
+    (units,) = {int(one["spent"]) for one in told if one["app"] == app}
+    return units
+
+
+def remaining(shop: Place) -> int:
+    """What the merchant says is left."""
+    world = shop.run.world
+    told = world.http.get(f"{world.origin}/payments/balance?partner=demo&wallet={world.address}").json()
+    return int(told["remaining"])
+
+
+class TestWhatOthersBought:
+    """A batch is bought by one app, and its calls count against the own limits of whoever uses them."""
+
+    @pytest.fixture
+    async def shop(self, shop: Place) -> Place:
+        shop.run.world.settings(batch=4)
+        assert (await call_as(shop, "other", 0)).status == 200
+        await shop.until_delivered()
+        await shop.until(lambda: left(shop)[:2] == (4, 1), "not confirmed")
+        return shop
+
+    async def test_it_is_within_an_apps_own_limit(self, shop: Place) -> None:
+        await bind(shop, "payer", total=2 * EACH + 1)
+        assert [(await call_as(shop, "payer", n)).status for n in range(2)] == [200, 200]
+        refused = await call_as(shop, "payer", 2)
+        told = json.loads(refused.body or b"")
+        assert (refused.status, told["code"], told["limit"]) == (403, "limit_exceeded", "total")
+        assert (told["app"], told["left"], told["asked"]) == ("payer", "1", str(EACH))
+        assert (remaining(shop), await spent(shop, "payer")) == (1, 2 * EACH), "it was not even asked"
+        assert (await call_as(shop, "other", 1)).status == 200, "whoever bought it has no limit of its own"
+
+    async def test_what_it_leaves_and_when_it_frees_up_is_told(self, shop: Place) -> None:
+        await bind(shop, "payer", per_day=EACH)
+        assert (await call_as(shop, "payer", 0)).status == 200
+        told = json.loads((await call_as(shop, "payer", 1)).body or b"")
+        assert (told["limit"], told["left"]) == ("per_day", "0")
+        assert told["frees_at"] is not None
+        rows = shop.run.agent.conn.execute("SELECT app, code FROM v_refusals").fetchall()
+        assert rows == [("payer", "limit_exceeded")]
+
+    async def test_the_wallet_counted_it_when_it_was_bought(self, shop: Place) -> None:
+        await bind(shop, "payer", total=100 * ADA)
+        before = spending.totals(shop.run.agent.conn, WALLET)
+        assert (await call_as(shop, "payer", 0)).status == 200
+        assert await spent(shop, "payer") == EACH
+        assert spending.totals(shop.run.agent.conn, WALLET) == before
+        assert not list(check_limits(shop.run.agent.conn))
+
+    async def test_calls_at_once_are_within_it_too(self, shop: Place) -> None:
+        await bind(shop, "payer", total=2 * EACH)
+        got = await asyncio.gather(*(call_as(shop, "payer", n) for n in range(9)))
+        assert sorted(one.status for one in got) == [200, 200, *[403] * 7]
+        assert (remaining(shop), await spent(shop, "payer")) == (1, 2 * EACH)
+
+    async def test_a_call_that_is_not_served_is_given_back(self, shop: Place) -> None:
+        await bind(shop, "payer", total=2 * EACH)
+        bad = shop.call("/chat", method="POST", body=b"no JSON", merchant="devnet")
+        async with shop.wire() as wire:
+            await wire.say(bad)
+            assert (await wire.answer()).status == 422
+        assert (await spent(shop, "payer"), remaining(shop)) == (0, 3)
+        assert not list(check_limits(shop.run.agent.conn))
+
+    async def test_a_call_that_is_repeated_counts_once(self, shop: Place) -> None:
+        await bind(shop, "payer", total=2 * EACH)
+        for _ in range(2):
+            assert (await call_as(shop, "payer", 0, "Idempotency-Key: k")).status == 200
+        assert await spent(shop, "payer") == EACH
+
+    async def test_an_app_counts_what_it_bought_once(self, shop: Place) -> None:
+        """Its purchase counted; its own uses do not, up to what it paid."""
+        await bind(shop, "other", total=20 * ADA)
+        bought = await spent(shop, "other")
+        assert bought > 13 * ADA
+        for number in range(3):
+            assert (await call_as(shop, "other", number + 1)).status == 200
+        assert await spent(shop, "other") == bought
+        assert (await call_as(shop, "other", 9)).status == 403, "a second batch is above its limit"
+
+    async def test_an_app_that_is_bound_to_other_assets_uses_none_of_it(self, shop: Place) -> None:
+        token = "ab" * 28 + "00"
+        told = (await shop.api.http.post("/v1/apps", json={"name": "tokens", "assets": [token]})).json()
+        shop.api.tokens["tokens"] = plant("the token of tokens", told["token"])
+        answer = await call_as(shop, "tokens", 0)
+        assert json.loads(answer.body or b"")["code"] == "asset_not_allowed"
+        assert remaining(shop) == 3
+
+    async def test_a_call_whose_price_nobody_knows_is_asked_first_what_it_costs(self, shop: Place) -> None:
+        """As where a balance was only ever raised by top-ups: else it would be served and count for nobody."""
+        await shop.run.agent.write("forget", lambda unit: unit.conn.execute("DELETE FROM priced_calls"))
+        await bind(shop, "payer", total=EACH + 1)
+        assert [(await call_as(shop, "payer", n)).status for n in range(2)] == [200, 403]
+        assert (await spent(shop, "payer"), remaining(shop)) == (EACH, 2)
+        health = await shop.ask("/health", merchant="devnet")
+        assert (health.status, await spent(shop, "payer")) == (200, EACH), "what is free counts nothing"

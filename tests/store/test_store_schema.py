@@ -32,8 +32,8 @@ INSERT INTO payments(id, kind, app_id, intent_id, first_invoice, invoice, output
   changed_at_ms)
   VALUES ('pay0', 'invoice', 'app', 'int1', 1, 1, '[]', 'rejected', 'not_presented', 1, 1);
 INSERT INTO approvals VALUES ('pay0', 't', '[]', '{{}}', NULL, 1, 2);
-INSERT INTO holds VALUES ('pay1', 'pay', 'lovelace', 5, 1, NULL, 5, 1);
-INSERT INTO holds VALUES ('pay1', 'pay', 'token', 5, 1, 2, 0, 1);
+INSERT INTO holds VALUES ('pay1', 'pay', 'lovelace', 5, 1, NULL, 5, 1, NULL);
+INSERT INTO holds VALUES ('pay1', 'pay', 'token', 5, 1, 2, 0, 1, 1);
 INSERT INTO coins VALUES ('aa#0', 'aa', 0, 5000000, '{{}}', 'deposit', 'free', NULL);
 INSERT INTO coins VALUES ('bb#1', 'bb', 1, 5000000, '{{}}', 'deposit', 'free', NULL);
 INSERT INTO reservations VALUES ('aa#0', 'pay1');
@@ -50,10 +50,13 @@ INSERT INTO meta VALUES ('network', 'devnet');
 INSERT INTO seals VALUES (1, '{{}}', x'00', '{HASH}');
 INSERT INTO prepaid_pools VALUES (1, 'o', 'p', 'w', 1);
 INSERT INTO prepaid_pools VALUES (2, 'o', 'p2', 'w', 1);
+INSERT INTO uses VALUES (1, 1, 1, 'app', 'calls', 1, 'lovelace', 5, 5, 1);
 INSERT INTO prepaid_moves VALUES (1, 1, 'calls', 'use', 0, 1, 0, NULL, 'app', 'POST /chat', 'k1', NULL, 1);
 INSERT INTO prepaid_observations VALUES (1, 1, 'balance', 200, '{{}}', 1, NULL, NULL, NULL, NULL, NULL, 1);
-INSERT INTO topups VALUES (1, 'top1', 1, 'app', 'k1', 'order', 'lovelace', 5, '{{}}', 0, 1, NULL, NULL, NULL);
-INSERT INTO topups VALUES (2, 'top2', 2, 'app', 'k2', 'auto', 'calls', 5, '{{}}', 1, 1, 2, 'not_found', 'r');
+INSERT INTO topups VALUES (1, 'top1', 1, 'app', 'k1', 'order', 'lovelace', 5, '{{}}', 0, 1, 1,
+  NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO topups VALUES (2, 'top2', 2, 'app', 'k2', 'auto', 'calls', 5, '{{}}', 1, 1, 1,
+  'c', 'r', 2, 2, 'not_found', 'r');
 INSERT INTO alerts VALUES (1, 'alert1', 'low', 'wallet', '{{}}', 1, 0, NULL, 2);
 """
 
@@ -92,7 +95,7 @@ NEW_APP = "REPLACE INTO apps(rowid, id, name, scopes, created_at_ms) VALUES "
 NEW_TOKEN = "REPLACE INTO tokens VALUES "
 NEW_INTENT = "REPLACE INTO intents VALUES "
 NEW_PAYMENT = PAYMENT.replace("INSERT", "REPLACE")
-NEW_TOPUP = "REPLACE INTO topups VALUES (9, {}, 'auto', 'calls', 5, '{{}}', 1, 1, NULL, NULL, NULL)"
+NEW_TOPUP = "REPLACE INTO topups VALUES (9, {}, 'auto', 'calls', 5, '{{}}', 1, 1, 1" + ", NULL" * 6 + ")"
 NEW_VALUES = {
     "holds.stage": "'ask'",
     "alerts.kind": "'other'",
@@ -101,6 +104,7 @@ NEW_VALUES = {
     "at_ms": "9",
     "cause": "'auto'",
     "counted_at_ms": "9",
+    "clock_ms": "9",
     "created_at_ms": "9",
     "expires_at_ms": "9",
     "derived": "1 - derived",
@@ -156,7 +160,7 @@ BREACHES = [
     ("intents_ended_at_ms_once", "UPDATE intents SET ended_at_ms = 3 WHERE id = 'int3'"),
     ("intents_no_replace", NEW_INTENT + "('int9', 'app', 'k1', 0, 'other', 'o', NULL, 'r', 1, NULL)"),
     ("intents_no_replace", NEW_INTENT + "('int1', 'app', 'k9', 0, 'other', 'o', NULL, 'r', 1, NULL)"),
-    ("holds_no_replace", "REPLACE INTO holds VALUES ('pay1', 'pay', 'lovelace', 1, 1, NULL, 1, 1)"),
+    ("holds_no_replace", "REPLACE INTO holds VALUES ('pay1', 'pay', 'lovelace', 1, 1, NULL, 1, 1, NULL)"),
     (
         "payments_no_replace",
         NEW_PAYMENT + "('pay1', 'send', 'app', 'int2', NULL, NULL, '[]', 'void', 'n', 'bb#1', 1, 1)",
@@ -187,6 +191,9 @@ BREACHES = [
     ("events_chained", NEW_EVENT.format("NULL", HASH)),
     ("topups_no_replace", NEW_TOPUP.format("'top9', 1, 'app', 'k9'")),
     ("topups_no_replace", NEW_TOPUP.format("'top9', 2, 'app', 'k1'")),
+    ("topups_stop_code_once", "UPDATE topups SET stop_code = NULL WHERE id = 'top2'"),
+    ("topups_stop_reason_once", "UPDATE topups SET stop_reason = NULL WHERE id = 'top2'"),
+    ("topups_ended_clock_ms_once", "UPDATE topups SET ended_clock_ms = NULL WHERE id = 'top2'"),
     ("topups_end_once", "UPDATE topups SET reason_code = NULL WHERE id = 'top2'"),
     ("topups_ended_at_ms_once", "UPDATE topups SET ended_at_ms = NULL WHERE id = 'top2'"),
     ("topups_reason_code_once", "UPDATE topups SET reason_code = 'other' WHERE id = 'top2'"),
@@ -238,8 +245,8 @@ def test_every_guard_has_a_breach_that_it_refuses() -> None:
 def test_every_column_of_a_row_that_stays_is_fixed_or_may_change(conn: sqlite3.Connection) -> None:
     may_change = {
         "intents": {"ended_at_ms"},
-        "holds": {"counted_units", "released_at_ms"},
-        "topups": {"seq", "ended_at_ms", "reason_code", "reason"},
+        "holds": {"counted_units", "counted_from_ms", "released_at_ms"},
+        "topups": {"seq", "stop_code", "stop_reason", "ended_at_ms", "ended_clock_ms", "reason_code", "reason"},
         "alerts": {"seq", "tries", "next_try_at_ms", "delivered_at_ms"},
         "payments": {
             *(
@@ -338,7 +345,7 @@ def test_what_may_change_does(plain: sqlite3.Connection) -> None:
             "cannot store REAL",
         ),
         ("UPDATE coins SET state = 'spent' WHERE ref = 'bb#1'", "CHECK"),
-        ("INSERT INTO holds VALUES ('pay1', 'pay', 'ada', -1, 1, NULL, 1, 1)", "CHECK"),
+        ("INSERT INTO holds VALUES ('pay1', 'pay', 'ada', -1, 1, NULL, 1, 1, NULL)", "CHECK"),
     ],
 )
 def test_a_row_that_breaks_a_rule_is_refused(conn: sqlite3.Connection, statement: str, error: str) -> None:

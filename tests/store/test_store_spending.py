@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from payagent.audit.limits import check_limits
+from payagent.core import policy
 from payagent.core.policy import ANY, LENGTH_MS, SPAN_MS, WALLET, Limit, Scope, Window, scopes_of
 from payagent.store import records, spending
 from payagent.store.writer import Unit, migrate, open_database
@@ -20,13 +21,43 @@ BEGIN_MS = 1_800_000_000_000
 
 @dataclass
 class Hold:
-    """A payment as the model remembers it: at which time of the chain it was admitted, and what it lost since."""
+    """A payment as the model remembers it: what it lost, and when by the chain's time (None: it is open)."""
 
     app: str
     merchant: str
-    at_ms: int
+    at_ms: int | None
     asked: dict[str, int]
     counts: dict[str, int]
+
+
+def place(
+    unit: Unit, name: str, app: str, origin: str, units: dict[str, int], clock_ms: int, *, is_counted: bool
+) -> None:
+    """A payment with its hold; without a limit it is a transfer of the operator's."""
+    (number,) = unit.conn.execute("SELECT COUNT(*) + 1 FROM payments").fetchone()
+    records.add_intent(
+        unit,
+        intent_id=f"int_{name}",
+        app_id=app,
+        key=name,
+        derived=False,
+        fingerprint="f",
+        origin=origin,
+        request=None,
+        request_id="r",
+        now_ms=1,
+    )
+    records.add_payment(
+        unit,
+        payment_id=name,
+        kind="invoice" if is_counted else "send",
+        app_id=app,
+        intent_id=f"int_{name}",
+        invoice_seq=number if is_counted else None,
+        outputs=[],
+        now_ms=1,
+    )
+    records.place_hold(unit, name, units, 1, clock_ms, is_counted)
 
 
 class Spending(RuleBasedStateMachine):
@@ -66,24 +97,33 @@ class Spending(RuleBasedStateMachine):
         clock_ms = spending.clock_ms(self.conn, self.block_ms)
         assert clock_ms >= self.latest_ms  # whatever the chain and the clocks did
         self.latest_ms = clock_ms
-        self._write(name, app, merchant, asked, clock_ms, is_counted=True)
-        self.holds[name] = Hold(app, merchant, clock_ms, asked, dict(asked))
+        place(self.unit, name, app, merchant, asked, clock_ms, is_counted=True)
+        self.holds[name] = Hold(app, merchant, None, asked, dict(asked))
 
     @rule(app=st.sampled_from(APPS))
     def the_operator_moves_coins(self, app: str) -> None:
         name = f"send{self.conn.execute('SELECT COUNT(*) FROM payments').fetchone()[0]}"
         clock_ms = spending.clock_ms(self.conn, self.block_ms)
         self.latest_ms = clock_ms
-        self._write(name, app, "", {ADA: 10**9}, clock_ms, is_counted=False)
+        place(self.unit, name, app, "", {ADA: 10**9}, clock_ms, is_counted=False)
+
+    @precondition(lambda self: self.holds)
+    @rule(data=st.data(), landed_ms=st.integers(BEGIN_MS - 10**8, BEGIN_MS + 10**8))
+    def a_payment_is_posted(self, data: st.DataObject, landed_ms: int) -> None:
+        name = data.draw(st.sampled_from(sorted(self.holds)))
+        hold = self.holds[name]
+        if hold.at_ms is None:
+            hold.at_ms = spending.clock_ms(self.conn, max(landed_ms, self.block_ms or 0))
+            records.post_hold(self.unit, name, hold.at_ms)
 
     @precondition(lambda self: self.holds)
     @rule(data=st.data(), fee=st.integers(0, 200_000))
     def a_payment_ends_without_paying(self, data: st.DataObject, fee: int) -> None:
         name = data.draw(st.sampled_from(sorted(self.holds)))
         hold = self.holds[name]
-        is_held = hold.counts == hold.asked
-        records.release_hold(self.unit, name, 9, fee)
-        if is_held:
+        if hold.at_ms is None:
+            hold.at_ms = spending.clock_ms(self.conn, self.block_ms)
+            records.release_hold(self.unit, name, 9, fee, hold.at_ms)
             hold.counts = {asset: fee if asset == ADA else 0 for asset in hold.asked}
 
     @precondition(lambda self: self.holds)
@@ -91,7 +131,7 @@ class Spending(RuleBasedStateMachine):
     def a_rollback_brings_it_back(self, data: st.DataObject) -> None:
         name = data.draw(st.sampled_from(sorted(self.holds)))
         records.renew_hold(self.unit, name)
-        self.holds[name].counts = dict(self.holds[name].asked)
+        self.holds[name].at_ms, self.holds[name].counts = None, dict(self.holds[name].asked)
 
     @invariant()
     def what_is_counted_is_what_was_spent(self) -> None:
@@ -123,39 +163,111 @@ class Spending(RuleBasedStateMachine):
         return sum(
             hold.counts.get(asset, 0)
             for hold in self.holds.values()
-            if hold.at_ms > since_ms and scope.app in (ANY, hold.app) and scope.merchant in (ANY, hold.merchant)
+            if (hold.at_ms is None or hold.at_ms > since_ms)
+            and scope.app in (ANY, hold.app)
+            and scope.merchant in (ANY, hold.merchant)
         )
-
-    def _write(
-        self, name: str, app: str, origin: str, units: dict[str, int], clock_ms: int, *, is_counted: bool
-    ) -> None:
-        records.add_intent(
-            self.unit,
-            intent_id=f"int_{name}",
-            app_id=app,
-            key=name,
-            derived=False,
-            fingerprint="f",
-            origin=origin,
-            request=None,
-            request_id="r",
-            now_ms=1,
-        )
-        records.add_payment(
-            self.unit,
-            payment_id=name,
-            kind="invoice" if is_counted else "send",
-            app_id=app,
-            intent_id=f"int_{name}",
-            invoice_seq=len(self.holds) + 1 if is_counted else None,
-            outputs=[],
-            now_ms=1,
-        )
-        records.place_hold(self.unit, name, units, 1, clock_ms, is_counted)
 
 
 TestSpending = Spending.TestCase
 TestSpending.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+
+ROLLING = {Window.HOUR: 100, Window.DAY: 250}
+
+
+class Landings(RuleBasedStateMachine):
+    """What the chain shows: whatever lands within a window of its own time is within the limit of that window.
+
+    The daemon admits by what it has counted, sees blocks late or not at all, and payments land when they like.
+    """
+
+    @initialize()
+    def begin(self) -> None:
+        self.conn = open_database(Path(":memory:"))
+        migrate(self.conn)
+        self.conn.execute("PRAGMA foreign_keys = OFF")
+        self.unit = Unit(self.conn)
+        self.now_ms = BEGIN_MS
+        self.seen_ms: int | None = BEGIN_MS
+        self.wanted: dict[str, int] = {}
+        self.landed: dict[str, tuple[int, int]] = {}
+        """When a payment, or the cancel of one, landed, and what it took."""
+        self.ended: set[str] = set()
+
+    @rule(ms=st.sampled_from([1, 300_000, 1_800_000, 3_300_000, 3_900_000, 80_000_000]))
+    def time_passes(self, ms: int) -> None:
+        self.now_ms += ms
+
+    @rule()
+    def the_daemon_sees_the_newest_block(self) -> None:
+        self.seen_ms = self.now_ms
+
+    @rule()
+    def the_daemon_believes_no_block(self) -> None:
+        self.seen_ms = None
+
+    @rule(units=st.sampled_from([1, 40, 60, 100]))
+    def a_payment_is_wanted(self, units: int) -> None:
+        clock_ms = spending.clock_ms(self.conn, self.seen_ms)
+        limits = [Limit(WALLET, ADA, window, most) for window, most in ROLLING.items()]
+        asked = [policy.ask(one, spending.counted(self.conn, one, clock_ms), {ADA: units}) for one in limits]
+        if policy.tightest(asked) is None:
+            name = f"pay{len(self.wanted)}"
+            place(self.unit, name, APPS[0], SHOPS[0], {ADA: units}, clock_ms, is_counted=True)
+            self.wanted[name] = units
+
+    @precondition(lambda self: self.wanted.keys() - self.landed.keys() - self.ended)
+    @rule(data=st.data())
+    def one_lands(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(sorted(self.wanted.keys() - self.landed.keys() - self.ended)))
+        self.landed[name] = self.now_ms, self.wanted[name]
+
+    @precondition(lambda self: self.landed.keys() - self.ended)
+    @rule(data=st.data())
+    def one_is_posted(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(sorted(self.landed.keys() - self.ended)))
+        records.post_hold(self.unit, name, self._from_ms(self.landed[name][0]))
+        self.ended.add(name)
+
+    @precondition(lambda self: self.wanted.keys() - self.landed.keys() - self.ended)
+    @rule(data=st.data())
+    def the_cancel_of_one_lands(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(sorted(self.wanted.keys() - self.landed.keys() - self.ended)))
+        self.landed[name] = self.now_ms, 1
+        self.ended.add(name)
+        records.release_hold(self.unit, name, 9, 1, self._from_ms(self.now_ms))
+
+    @precondition(lambda self: self.landed)
+    @rule(data=st.data())
+    def a_rollback_takes_one_back(self, data: st.DataObject) -> None:
+        """Not a cancel: it counts as one from `void_depth` on, and what a deeper fork undoes no limit can know."""
+        name = data.draw(st.sampled_from(sorted(self.landed)))
+        if self.landed[name][1] != self.wanted[name]:
+            return
+        del self.landed[name]
+        self.ended.discard(name)
+        records.renew_hold(self.unit, name)
+
+    def _from_ms(self, landed_ms: int) -> int:
+        """As the agent has it (`ChainView.landed_ms`)."""
+        return spending.clock_ms(self.conn, max(landed_ms, self.seen_ms or 0))
+
+    @invariant()
+    def no_window_of_the_chain_is_above_its_limit(self) -> None:
+        landed = sorted(self.landed.values())
+        for window, most in ROLLING.items():
+            for first_ms, _ in landed:
+                end_ms = first_ms + LENGTH_MS[window]
+                taken = sum(units for at_ms, units in landed if first_ms <= at_ms < end_ms)
+                assert taken <= most, (window, landed)
+
+    def teardown(self) -> None:
+        assert not [one for one in check_limits(self.conn) if one.table == "spent"]
+        self.conn.close()
+
+
+TestLandings = Landings.TestCase
+TestLandings.settings = settings(max_examples=200, stateful_step_count=25, deadline=None)
 
 
 def test_what_a_limit_counts_costs_the_same_after_years(tmp_path: Path) -> None:

@@ -1,0 +1,67 @@
+"""Calls that a prepaid balance may serve: admitted by their app's own limits before they go out, and given back.
+
+Whether the merchant serves a call from a balance shows only in its answer. So what it would cost counts from when
+the call is let through, in the transaction that decides, and is given back where nothing was served. What had no
+answer stays counted. The wallet's own limits counted all of it when it was bought (docs/decisions/0015).
+
+May import: core, store, agent.admission, agent.prepaid. Never: waits; asks a merchant.
+"""
+
+from collections.abc import Iterable, Sequence
+
+from payagent.agent import prepaid
+from payagent.agent.admission import in_force_for, when_it_frees
+from payagent.agent.prepaid import ServedCall
+from payagent.core import policy
+from payagent.core.money import LOVELACE
+from payagent.core.policy import Limit
+from payagent.store import apps, spending, uses
+from payagent.store import prepaid as pools
+from payagent.store.writer import Connection, Unit
+
+
+def is_bound(conn: Connection, call: ServedCall) -> bool:
+    """Whether its app has limits of its own there, or assets, and something is left that the call could use."""
+    pool = pools.find_pool(conn, call.origin, call.buyer.partner, call.buyer.wallet)
+    if pool is None or not pools.has_any(conn, pool.id):
+        return False
+    own = _own_limits(conn, call, ())
+    return bool(own) or apps.require(conn, call.app_id).assets is not None
+
+
+def let_through(unit: Unit, call: ServedCall, filed: Sequence[Limit], clock_ms: int) -> int | None:
+    """Count what the call would use; its number, None where it would cost nothing.
+
+    Refused, and nothing is counted: `asset_not_allowed`, `limit_exceeded` by the tightest of the app's own limits.
+    """
+    conn = unit.conn
+    pool = pools.find_pool(conn, call.origin, call.buyer.partner, call.buyer.wallet)
+    if pool is None:
+        return None
+    drawn = prepaid.drawn(conn, pool, call)
+    cost = prepaid.cost_of(conn, pool, drawn)
+    asker = apps.require(conn, call.app_id)
+    for asset in _paid_in(cost):
+        asker.require_may_pay(call.origin, asset)
+    counted = uses.counting(conn, pool.id, call.app_id, cost)
+    asked = {
+        policy.ask(limit, spending.counted(conn, limit, clock_ms), counted): limit
+        for limit in _own_limits(conn, call, filed)
+        if counted.get(limit.asset)
+    }
+    tight = policy.tightest(asked)
+    if tight is not None:
+        frees_at_ms = when_it_frees(conn, asked[tight], tight, clock_ms)
+        raise policy.refusal(tight, frees_at_ms, asker.name, "call takes {} of what was prepaid")
+    return uses.add(unit, pool.id, call.app_id, drawn, cost, clock_ms)
+
+
+def _own_limits(conn: Connection, call: ServedCall, filed: Sequence[Limit]) -> list[Limit]:
+    found = in_force_for(conn, filed, call.app_id, call.origin)
+    return [limit for limit in found if limit.scope.app == call.app_id]
+
+
+def _paid_in(cost: Iterable[str]) -> list[str]:
+    """Without the ADA that rode along with a token."""
+    tokens = [asset for asset in cost if asset != LOVELACE]
+    return tokens or list(cost)
