@@ -4,10 +4,10 @@ May import: core, agent, store.queries, api.calls and .tokens, FastAPI. Never: t
 another.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, AnyStr
 
 from fastapi import Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
@@ -15,6 +15,7 @@ from starlette.requests import Request
 
 from payagent.agent.agent import Agent
 from payagent.api.calls import json_body
+from payagent.api.problems import BrokenOffError
 from payagent.api.tokens import hash_token
 from payagent.core.problem import Refused
 from payagent.store import apps, queries
@@ -54,6 +55,17 @@ class Caller:
         """As at the call's beginning: `unauthorized`."""
         if not self.is_let_in:
             raise _unauthorized()
+
+    def require_still_let_in(self) -> None:
+        """As `require_let_in`, in the middle of an answer: it can only be broken off."""
+        if not self.is_let_in:
+            raise BrokenOffError("the token has ended")
+
+    def while_let_in(self, pieces: Iterator[AnyStr]) -> Iterator[AnyStr]:
+        """An answer that lasts, in pieces; it breaks off when the token ends, so that nobody takes it for all."""
+        for piece in pieces:
+            self.require_still_let_in()
+            yield piece
 
     async def json_body(self, request: Request) -> bytes:
         """The call's body. It may take its time, so the token must be good still when all of it is there; the loop

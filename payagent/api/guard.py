@@ -19,7 +19,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from payagent.api.problems import problem_response
+from payagent.api.problems import BrokenOffError, problem_response
 from payagent.core.problem import Refused
 
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^:\[\]]+)(?::[0-9]{1,5})?", re.ASCII)
@@ -72,6 +72,9 @@ class Guard:
             except Refused as refused:
                 self._refusals[refused.code] += 1
                 await problem_response(refused, request_id)(scope, receive, answer)
+            except BrokenOffError as why:
+                log.info("api.broken_off", why=str(why))
+                raise
             except Exception:
                 log.exception("api.failed", method=scope["method"])
                 if started:

@@ -52,6 +52,7 @@ _TEXT = (
 )
 _BY = "merchant|app|day|month|asset"
 _PIECE_BYTES = 1 << 20
+_PAGE_CHARS = 1 << 16
 
 Auditor = Annotated[Caller, Depends(need(READ, OPERATE))]
 Operator = Annotated[Caller, Depends(need(OPERATE))]
@@ -206,7 +207,7 @@ def _spend(agent: Agent, keys: Sequence[SpendKey], only: Selection) -> list[Spen
 async def verified(caller: Auditor, query: Annotated[Noted, Query()]) -> StreamingResponse:
     """Looks at every row, which takes its time; what there is to tell comes as it is found."""
     noted = None if query.head is None else parse_head(query.head)
-    return await _streamed(_verdict(caller.agent, noted), "application/json")
+    return await _streamed(caller, _verdict(caller.agent, noted), "application/json")
 
 
 @router.get(
@@ -224,7 +225,8 @@ async def verified(caller: Auditor, query: Annotated[Noted, Query()]) -> Streami
 async def exported(caller: Auditor, query: Annotated[Exported, Query()]) -> StreamingResponse:
     """Oldest first, in one consistent state, however long it takes."""
     only = query.selection(caller.agent.terms)
-    return await _streamed(_export(caller.agent, only, query.format), _MEDIA_TYPES[query.format])
+    pages = _pages(_export(caller.agent, only, query.format))
+    return await _streamed(caller, pages, _MEDIA_TYPES[query.format])
 
 
 def _export(agent: Agent, only: Selection, form: Format) -> Iterator[str]:
@@ -240,7 +242,7 @@ def _export(agent: Agent, only: Selection, form: Format) -> Iterator[str]:
 )
 async def snapshot(caller: Operator) -> StreamingResponse:
     """Made before its first byte comes, which takes its time."""
-    return await _streamed(_copy(caller.agent), _SQLITE)
+    return await _streamed(caller, _copy(caller.agent), _SQLITE)
 
 
 def _copy(agent: Agent) -> Iterator[bytes]:
@@ -272,7 +274,21 @@ def _verdict(agent: Agent, noted: Head | None) -> Iterator[str]:
     yield "]," + json.dumps(end)[1:]
 
 
-async def _streamed(pieces: Iterator[AnyStr], media_type: str) -> StreamingResponse:
-    """Read in other threads, piece by piece. What cannot be read at all is still told as a problem."""
+def _pages(pieces: Iterator[str]) -> Iterator[str]:
+    """Many small pieces as fewer larger ones."""
+    page, size = [], 0
+    for piece in pieces:
+        page.append(piece)
+        size += len(piece)
+        if size >= _PAGE_CHARS:
+            yield "".join(page)
+            page, size = [], 0
+    yield "".join(page)
+
+
+async def _streamed(caller: Caller, pieces: Iterator[AnyStr], media_type: str) -> StreamingResponse:
+    """Read in other threads, piece by piece, as long as the token is good. What cannot be read at all is still
+    told as a problem.
+    """
     first = await run_in_threadpool(lambda: list(islice(pieces, 2)))
-    return StreamingResponse(chain(first, pieces), media_type=media_type)
+    return StreamingResponse(caller.while_let_in(chain(first, pieces)), media_type=media_type)

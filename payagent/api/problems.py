@@ -16,6 +16,10 @@ BATCH_RETRY_AFTER_S = 2
 Json = dict[str, object]
 
 
+class BrokenOffError(Exception):
+    """An answer ends in its middle: the connection is closed, since a part is not to be taken for all of it."""
+
+
 class JsonResponse(Response):
     """JSON in plain ASCII, so that no foreign text in it can break the answer."""
 

@@ -18,6 +18,7 @@ from starlette.responses import StreamingResponse
 
 from payagent.agent.agent import Agent
 from payagent.agent.chainview import SKEW_MAX_S
+from payagent.api.access import Caller
 from payagent.api.calls import Parameters
 from payagent.api.ledger import FINDINGS_MAX, Auditor
 from payagent.api.prepaid import holdings_view
@@ -112,14 +113,15 @@ async def reconciled(caller: Auditor, query: Annotated[Period, Query()]) -> Stre
         raise Refused("chain_not_ready", chain.problem or "the chain and the wallet's coins were not read yet")
     since_s = max(chain.slots.time_ms(query.since_slot) // 1000, 0) if query.since_slot else 0
     bounds = _Bounds(query.since_slot, since_s, chain.tip)
-    return StreamingResponse(_reconciled(caller.agent, bounds), media_type="application/json")
+    return StreamingResponse(_reconciled(caller, bounds), media_type="application/json")
 
 
-async def _reconciled(agent: Agent, bounds: _Bounds) -> AsyncIterator[str]:
-    """One JSON object in pieces."""
-    answer = _Answer()
+async def _reconciled(caller: Caller, bounds: _Bounds) -> AsyncIterator[str]:
+    """One JSON object in pieces, as long as the token is good."""
+    agent, answer = caller.agent, _Answer()
     yield '{"findings":['
     async for told in _breathing(_compared(agent, bounds, answer)):
+        caller.require_still_let_in()
         yield "\n" if told is None else answer.take(told)
     prepaid = {"prepaid": holdings_view(agent.conn, agent.terms)}
     yield "]," + json.dumps(answer.end(bounds.since_slot) | prepaid)[1:]

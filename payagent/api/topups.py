@@ -97,6 +97,7 @@ async def one(
 async def cancel(caller: Operator, orders: Orders, topup_id: TopupId) -> JsonResponse:
     """It ends at once; or, where a payment of it is under way, when the merchant has taken its proof, and is
     `stopping` until then. What it bought stays. Refused with 409 when it has ended."""
+    caller.require_let_in()  # since `orders` was fetched in another thread
     return JsonResponse(_view(caller.agent, await orders.cancel(topup_id, caller.app.id)))
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -12,6 +12,10 @@ from api_kit import Api
 from canaries import plant
 from test_api_events import following
 from test_api_refusals import require_problem
+
+from payagent.core import ledger
+from payagent.store import records
+from payagent.store.writer import Unit
 
 PAY = "/v1/payments"
 
@@ -84,6 +88,33 @@ async def test_revocation_is_at_once_and_for_what_lasts_too(api: Api) -> None:
         require_problem(await waiting, "unauthorized")
     shown = (await api.http.get(f"{PAY}/{paid['id']}")).json()
     assert shown["state"] == "confirmed"  # what it had under way went on
+
+
+@pytest.mark.parametrize("path", ["/v1/ledger/snapshot", "/v1/ledger/export"])
+async def test_what_takes_long_to_read_breaks_off_when_the_token_ends(api: Api, path: str) -> None:
+    """The books are larger than what is on its way at once; what came is no whole answer."""
+    await add(api, "auditor", scopes=["read", "operate"])
+    pad = "x" * 1_000_000
+
+    def job(unit: Unit) -> None:
+        for number in range(12):
+            records.put_meta(unit, f"pad {number}", pad)
+        for number in range(1500):
+            records.write_entry(unit, ledger.deposit({"lovelace": 1}), 1, ref=f"{number} {pad[:5000]}")
+
+    await api.run.agent.write("pad", job)
+    async with api.as_("auditor").stream("GET", path) as answer:
+        assert answer.status_code == 200
+        pieces = answer.aiter_raw(1024)
+        await anext(pieces)
+        assert (await api.http.post("/v1/apps/auditor/revoke")).status_code == 200
+        with pytest.raises(httpx.RemoteProtocolError):
+            await _all_of(pieces)
+
+
+async def _all_of(pieces: AsyncIterator[bytes]) -> None:
+    async for _ in pieces:
+        continue
 
 
 @pytest.mark.parametrize("end", ["revoke", "token"])
