@@ -32,8 +32,8 @@ def pay(shop: Shop, message: str) -> Result:
 def why_asked(shop: Shop, message: str) -> list[str]:
     """The codes for which a payment waits for a person."""
     waits = pay(shop, message)
-    assert (waits.code, waits.error["code"]) == (8, "awaiting_approval"), waits
-    shown = shop.payagent("payments", "show", waits.error["payment"]).json
+    assert (waits.code, waits.json["state"]) == (8, "awaiting_approval"), waits
+    shown = shop.payagent("payments", "show", waits.json["id"]).json
     return [reason["code"] for reason in shown["approval"]["reasons"]]
 
 
