@@ -24,8 +24,11 @@ from payagent.core.address import encode_address
 from payagent.core.guards import Pin, Rules
 from payagent.core.payment import Delivery, State
 from payagent.core.problem import Refused
+from payagent.daemon import make_terms
 from payagent.devnet.merchant import role_address
 from payagent.dialects import make_response
+from payagent.log import Redactor
+from payagent.settings import load_settings
 from payagent.store import alerts, approvals, queries, trust
 from payagent.store.queries import PaymentRow
 
@@ -473,3 +476,17 @@ class TestTheNextInvoice:
             ended, _ = await run.agent.pay(world.ask("hello"))
             assert ended.id == first.id
             assert (len(attempts(run, ended)) == 1) == bool(changed)
+
+
+def test_the_config_says_what_merchants_are_held_to(tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text(
+        'network = "preprod"\n[[chain.providers]]\nkind = "blockfrost"\nbase_url = "http://127.0.0.1:1/api/v0"\n'
+        f'[merchants.t]\norigin = "https://a.example"\npay_to = ["{pay_to("pay_to")}"]\n'
+        f'split_to = ["{pay_to("platform")}", "{pay_to("creator")}"]\nstop_after = 5\n'
+    )
+    terms = make_terms(load_settings(config, {"HOME": str(tmp_path)}), role_address("wallet"), Redactor())
+    filed = {Pin("pay_to", pay_to("pay_to"))} | {Pin("split", pay_to(name)) for name in ("platform", "creator")}
+    held = Rules(first_use=True, filed=frozenset(filed), drift_percent=25, stop_after=5, in_flight_max=100)
+    assert terms.rules("https://a.example") == held
+    assert terms.rules("https://b.example") == terms.rules(None) == Rules()
