@@ -83,7 +83,7 @@ CASES = [
     ("spent", "UPDATE spent SET low = low - 1 WHERE app = '' AND merchant = '' AND span_ms = 0", None),
     ("spent", "UPDATE spent SET high = high + 1 WHERE app <> '' AND merchant = '' AND span_ms = 21600000", None),
     ("spent", "UPDATE spent SET low = low + 1 WHERE app <> '' AND merchant <> '' AND span_ms = 300000", None),
-    ("spent", "UPDATE spent SET start_ms = start_ms + 300000 WHERE app = '' AND merchant <> ''", None),
+    ("spent", "UPDATE spent SET start_ms = start_ms + 300000000 WHERE app = '' AND merchant <> ''", None),
     ("spent", "DELETE FROM spent WHERE asset <> 'lovelace' AND app <> ''", None),
     (
         "spent",
