@@ -2,11 +2,11 @@
 
 May import: core, api.problems, Starlette, structlog. Never: reads a body or a token.
 
-A browser on this machine can reach a loopback port, so a page could spend. Two things give it away: the `Host` of a
-rebound DNS name, and the `Origin` or `Sec-Fetch-Site` that browsers add. No value of these is good: a merchant's
-page that the proxy handed on is of the same origin, and a link that a mail program opens is of none. The pages of
-signed links have a rule of their own (api.decide). Nothing is said of CORS, so that a browser's own rules keep every
-page out.
+A browser on this machine can reach a loopback port, so a page could spend. Two things give it away: the `Host` of
+a rebound DNS name, and the `Origin` or `Sec-Fetch-Site` that browsers add. No value of these is good: a
+merchant's page that the proxy handed on is of the same origin, and a link that a mail program opens is of none.
+The pages of signed links have a rule of their own (api.decide). Nothing is said of CORS, so that a browser's own
+rules keep every page out.
 """
 
 import re
