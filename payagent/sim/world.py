@@ -22,9 +22,9 @@ import structlog
 from structlog.typing import EventDict, WrappedLogger
 
 from payagent.agent.foreign import thaw
+from payagent.agent.rows import LOOKED_FOR
 from payagent.agent.terms import MerchantTerms, Terms, TopupRequest
 from payagent.agent.topup import Wish
-from payagent.agent.vanished import LOOKED_FOR
 from payagent.audit.signed import Owner
 from payagent.chain.quota import BLOCKFROST_RATE
 from payagent.chain.source import ChainSource
@@ -569,10 +569,10 @@ class World:
         return self.rng.random()
 
     def _now_ms(self) -> int:
-        return START_MS + int(self.loop.time() * 1000)
+        return START_MS + int(self.loop.now_s * 1000)
 
     def daemon_now_ms(self) -> int:
-        return self._now_ms() + self._clock_off_ms
+        return START_MS + int(self.loop.now_s * 1000) + self._clock_off_ms
 
     def sources(self) -> list[ChainSource]:
         return [
