@@ -88,7 +88,7 @@ LAST_LOOKS_BESIDE_A_LIAR_S = 2400.0
 ROUNDS = 900
 """In so many rounds of the loop, a run's trouble, the daemon dies `crash_at_await` times in the mean."""
 
-SELDOM_JOBS = ("sign", "observe", "confirm", "replace", "settle", "settle", "use", *("cancel", "void") * 3)
+SELDOM_JOBS = ("sign", "observe", "confirm", "replace", "settle", "settle", "use", *("cancel", "void") * 4, "void")
 API_KEY = "canary-of-an-api-key"
 SENT_TO, SENT_LOVELACE = role_address("creator"), 2 * ADA
 
@@ -175,7 +175,7 @@ def draw_plan(rng: Random) -> Plan:
         confirm_depth=rng.choice((1, 1, 2, 3)),
         void_depth=rng.choice((2, 3, 5)),
         settle_depth=rng.choice((20, 32)),
-        beat_s=rng.choice((30.0, 60.0)),
+        beat_s=rng.choice((40.0, 60.0)),
         coins=coins,
         per_day_lovelace=rng.choice((20, 60, 1000)) * ADA,
         shops=shops,
@@ -183,7 +183,7 @@ def draw_plan(rng: Random) -> Plan:
         providers=tuple(habits),
         topup=rng.random() < 0.6 and shops[0].batch > 1,
         drought_s=(dry_from_s, dry_from_s + dry_for_s),
-        lasts_s=rng.choice((0.0, 0.0, 0.0, 600.0)),
+        lasts_s=rng.choice((0.0, 0.0, 0.0, 0.0, 600.0)),
         weak_job=rng.choice(("", "", *SELDOM_JOBS)),
         wanted_within_s=wanted_within_s,
     )
