@@ -66,9 +66,10 @@ def test_a_task_dies_with_its_owner_and_so_do_those_that_it_made(loop: VirtualLo
         loop.end_tasks_of(owner)
         await asyncio.sleep(1)
         assert not other.done()
+        await asyncio.wait([other])
 
     loop.run_until_complete(run())
-    assert ended == ["parent", "child"]
+    assert ended == ["parent", "child", "other"]
     loop.close()
 
 
