@@ -88,7 +88,7 @@ LAST_LOOKS_BESIDE_A_LIAR_S = 2400.0
 ROUNDS = 900
 """In so many rounds of the loop, a run's trouble, the daemon dies `crash_at_await` times in the mean."""
 
-SELDOM_JOBS = ("sign", "observe", "confirm", "replace", *("settle",) * 3, "use", *("cancel", "void") * 4)
+SELDOM_JOBS = ("sign", "observe", "confirm", "replace", *("settle",) * 3, "use", *("cancel",) * 4, *("void",) * 6)
 API_KEY = "canary-of-an-api-key"
 SENT_TO, SENT_LOVELACE = role_address("creator"), 2 * ADA
 
