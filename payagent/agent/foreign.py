@@ -18,6 +18,7 @@ from payagent.agent.alarm import clear_alert
 from payagent.agent.chainview import QUIET_MS
 from payagent.agent.prepaid import not_bought
 from payagent.agent.repeats import Repeats
+from payagent.agent.rows import Rows
 from payagent.agent.scan import ALERT_SUBJECT, LAG_S, Search, Spend, Why, settle, take_in
 from payagent.chain.agree import Listing
 from payagent.chain.panel import View
@@ -55,8 +56,9 @@ async def thaw(agent: Agent, app_id: str) -> str | None:
 class Foreign:
     """A part of each look at the chain, after the payments and the coins."""
 
-    def __init__(self, agent: Agent) -> None:
+    def __init__(self, agent: Agent, rows: Rows) -> None:
         self._agent = agent
+        self._rows = rows
         self._search = Search(agent)
         self._suspects: set[str] = set()
         self._searched_ms = 0
@@ -75,9 +77,7 @@ class Foreign:
         agent = self._agent
         now_ms = agent.ports.clock.now_ms()
         suspects = {
-            row.ref
-            for row in queries.coins(agent.conn)
-            if row.ref not in listed and row.state in ("missing", "locked")
+            row.ref for row in self._rows.coins() if row.ref not in listed and row.state in ("missing", "locked")
         }
         is_news = not suspects <= self._suspects or not 0 <= now_ms - self._searched_ms < SEARCH_EVERY_MS
         if not suspects or not is_news:

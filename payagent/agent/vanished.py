@@ -14,15 +14,13 @@ from payagent.agent import deposits, steps
 from payagent.agent.agent import Agent
 from payagent.agent.alarm import clear_alert, raise_alert
 from payagent.agent.repeats import Repeats
+from payagent.agent.rows import LOOKED_FOR, Rows
 from payagent.chain.panel import View
 from payagent.chain.source import Found, NotFound, Tip, TxSeen
 from payagent.core.payment import State
 from payagent.store import alerts, queries, records
 from payagent.store.queries import CoinRow, PaymentRow
 from payagent.store.writer import Unit
-
-LOOKED_FOR = (State.SIGNED, State.IN_FLIGHT, State.REPLACING, State.CANCELLING)
-"""States in which an attempt may come into a block, and none is known to be in one."""
 
 SUBJECT = "anchor:"
 
@@ -33,9 +31,10 @@ class Vanished:
     """A part of each look at the chain whose denials count, after the coins. `stuck` are payments by id that can
     neither land nor be cancelled, as things are: nothing is signed for them."""
 
-    def __init__(self, agent: Agent) -> None:
+    def __init__(self, agent: Agent, rows: Rows) -> None:
         self.stuck: dict[str, PaymentRow] = {}
         self._agent = agent
+        self._rows = rows
         self._denied = Repeats()
         self._told: list[str] | None = None
 
@@ -44,8 +43,7 @@ class Vanished:
         conn = self._agent.conn
         for coin in queries.missing_deposits(conn) if source.is_final else ():
             await self._doubt(source, coin)
-        rows = queries.payments_in(conn, LOOKED_FOR)
-        self.stuck = {row.id: row for row in rows if queries.is_vanished(conn, row.anchor)}
+        self.stuck = {row.id: row for row in self._rows.open(LOOKED_FOR) if queries.is_vanished(conn, row.anchor)}
         await self._tell()
         for row in self.stuck.values() if source.is_final else ():
             await self._weigh(source, tip, row)

@@ -8,7 +8,7 @@ for an answer.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Hashable, Iterable, Set
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Set
 from dataclasses import replace
 from functools import partial
 
@@ -21,8 +21,9 @@ from payagent.agent.chainview import TIP_AGE_MAX_S
 from payagent.agent.foreign import Foreign
 from payagent.agent.repeats import Repeats
 from payagent.agent.replacement import is_lost
+from payagent.agent.rows import LOOKED_FOR, SEEN, Rows
 from payagent.agent.terms import MerchantTerms
-from payagent.agent.vanished import LOOKED_FOR, Vanished
+from payagent.agent.vanished import Vanished
 from payagent.chain.agree import Listing
 from payagent.chain.panel import Panel, View, at_once
 from payagent.chain.source import (
@@ -44,7 +45,7 @@ from payagent.merchants.client import MerchantClient
 from payagent.store import prepaid, queries, records, topups
 from payagent.store.prepaid import Observation, Pool
 from payagent.store.queries import PaymentRow
-from payagent.store.writer import Connection, Unit
+from payagent.store.writer import Unit
 
 RESUBMIT_FIRST_MS = 5_000
 RESUBMIT_MAX_MS = 200_000
@@ -59,8 +60,6 @@ RECHECK_DEPTHS = (16, 128, 1024)
 """Depths at which a block is looked up again though no fork was noticed: an index may have shown it too long."""
 
 _SENDING = (State.SIGNED, State.IN_FLIGHT, State.CANCELLING)
-_UNDER_WAY = (State.RESERVED, *LOOKED_FOR)
-_SEEN = (State.IN_BLOCK, State.CONFIRMED)
 _OPEN_DELIVERY = (Delivery.NOT_PRESENTED, Delivery.PRESENTED)
 
 log = structlog.get_logger("payagent.watch")
@@ -76,36 +75,6 @@ def resubmit_due_ms(sent_count: int, last_sent_ms: int, *, is_hopeless: bool = F
     return last_sent_ms + min(RESUBMIT_FIRST_MS << max(sent_count - 1, 0), RESUBMIT_MAX_MS)
 
 
-class Rows:
-    """The payments that a look is about, which its steps ask for: read again when anything was committed since."""
-
-    def __init__(self, agent: Agent) -> None:
-        self._agent = agent
-        self._as_of: object = None
-        self._read: dict[str, list[PaymentRow]] = {}
-
-    def under_way(self, states: Collection[State]) -> list[PaymentRow]:
-        """Admitted payments that no block has yet, in any of these states, oldest first."""
-        rows = self._get("under way", lambda conn: queries.payments_in(conn, _UNDER_WAY))
-        return [row for row in rows if row.state in states]
-
-    def on_chain(self) -> list[PaymentRow]:
-        """Payments of which a transaction is in a block that may still be lost."""
-        return [*self._get("seen", lambda conn: queries.payments_in(conn, _SEEN)), *self.watched_voids()]
-
-    def watched_voids(self) -> list[PaymentRow]:
-        return self._get("void", queries.watched_voids)
-
-    def _get(self, name: str, read: Callable[[Connection], list[PaymentRow]]) -> list[PaymentRow]:
-        conn = self._agent.conn
-        if (as_of := (conn, queries.version(conn))) != self._as_of:
-            self._as_of = as_of
-            self._read.clear()
-        if name not in self._read:
-            self._read[name] = read(conn)
-        return self._read[name]
-
-
 class Watch:
     """The agent's eyes. One `tick` at a time.
 
@@ -119,9 +88,9 @@ class Watch:
         self.view: View | None = None
         self._agent = agent
         self._merchants = merchants
-        self._foreign = Foreign(agent)
-        self._vanished = Vanished(agent)
         self._rows = Rows(agent)
+        self._foreign = Foreign(agent, self._rows)
+        self._vanished = Vanished(agent, self._rows)
         self._lock = asyncio.Lock()
         self._last: Tip | None = None
         self._unverified: set[str] = set()
@@ -169,10 +138,9 @@ class Watch:
         """Ask merchants how our open invoices stand. Advice only: it is recorded and shown, and moves nothing."""
         agent = self._agent
         now_ms = agent.ports.clock.now_ms()
-        rows = queries.payments_in(agent.conn, (State.IN_FLIGHT, State.IN_BLOCK, State.CONFIRMED))
         open_rows = [
             row
-            for row in rows
+            for row in self._rows.open((State.IN_FLIGHT, *SEEN))
             if row.dialect in WITH_STATUS
             and row.delivery in _OPEN_DELIVERY
             and now_ms - row.created_at_ms < MERCHANT_PATIENCE_MS
@@ -283,7 +251,7 @@ class Watch:
         )
         self._unweighed = False
         self._unread.clear()
-        await self._each(self._rows.under_way(LOOKED_FOR), partial(self._look_for, source, tip))
+        await self._each(self._rows.open(LOOKED_FOR), partial(self._look_for, source, tip))
         await self._each(
             self._deep(State.IN_BLOCK, tip, self._agent.terms.confirm_depth), partial(self._confirm, source, tip)
         )
@@ -298,7 +266,7 @@ class Watch:
             await self._look_at_coins(source, tip)
         if self._last is None:
             # what was about to leave when the last process ended may never have left
-            self._urgent.update(row.id for row in self._rows.under_way((State.IN_FLIGHT,)))
+            self._urgent.update(row.id for row in self._rows.open((State.IN_FLIGHT,)))
         self._last = tip
         if self._coins_read:
             self._agent.chain.tip = tip
@@ -435,7 +403,7 @@ class Watch:
             # one list of several is enough to sign by the coins that are known; nothing is booked by it
             self._coins_read |= isinstance(read, Unknown) and read.why is Why.NOT_YET
             return
-        known = {row.ref: row for row in queries.coins(agent.conn)}
+        known = {row.ref: row for row in self._rows.coins()}
         now_ms = agent.ports.clock.now_ms()
         listing = self._believed(source, read.value, set(known), now_ms)
         if deposits.is_stale(listing, known):
@@ -470,13 +438,13 @@ class Watch:
         if agent.chain.slots is None:
             return
         slot = agent.chain.slots.slot_at(now_ms)
-        for row in self._rows.under_way(_SENDING):
+        for row in self._rows.open(_SENDING):
             if (row.ttl_slot or 0) > slot and steps.may_broadcast(row) and self._is_due(row, now_ms):
                 agent.send_off(row.id)
         self._urgent.clear()
         if agent.chain.is_ready(now_ms) and agent.chain.tip is not None:
             await self._carry_on_what_is_over(agent.chain.tip)
-            unsigned = self._rows.under_way(UNSIGNED)
+            unsigned = self._rows.open(UNSIGNED)
             await self._each([row for row in unsigned if row.id not in self._vanished.stuck], agent.resume)
 
     async def _carry_on_what_is_over(self, tip: Tip) -> None:
@@ -489,7 +457,7 @@ class Watch:
             elif row.id not in self._unread and is_lost(agent.conn, row, tip.slot):
                 await agent.renew(row)
 
-        sent = self._rows.under_way(_SENDING)
+        sent = self._rows.open(_SENDING)
         await self._each([row for row in sent if row.id not in self._vanished.stuck], carry_on)
 
     def _is_due(self, row: PaymentRow, now_ms: int) -> bool:

@@ -144,9 +144,7 @@ def weigh_coins(said: Sequence[Said[tuple[ChainUtxo, ...]]]) -> Read[Listing]:
     It is `NOT_YET` that tells of others.
     """
     lists = [
-        {_ref(coin): replace(coin, block_hash=None) for coin in one.read.value}
-        for one in said
-        if isinstance(one.read, Found)
+        {_ref(coin): _unplaced(coin) for coin in one.read.value} for one in said if isinstance(one.read, Found)
     ]
     if not lists or len(lists) < len(said):
         return Unknown(_reasons(said), Why.NOT_YET if lists else Why.UNCLEAR)
@@ -159,6 +157,11 @@ def weigh_coins(said: Sequence[Said[tuple[ChainUtxo, ...]]]) -> Read[Listing]:
             frozenset(ref for ref in listed_refs if not is_agreed.get(ref, False)),
         )
     )
+
+
+def _unplaced(coin: ChainUtxo) -> ChainUtxo:
+    """Whatever block it is said to be in."""
+    return coin if coin.block_hash is None else replace(coin, block_hash=None)
 
 
 def _ref(coin: ChainUtxo) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Protocol, TypeVar
 
 from payagent.chain import quota
-from payagent.chain.quota import Door, Rate, Span
+from payagent.chain.quota import Rate, Span
 from payagent.chain.source import (
     AddressTx,
     BlockSeen,
@@ -36,6 +36,7 @@ ROWS_PER_CALL = 100
 """A list takes one call for so many rows."""
 
 _TOLD_NOTHING = (SubmitKind.RATE, SubmitKind.QUOTA, SubmitKind.AUTH, SubmitKind.OUTAGE, SubmitKind.AMBIGUOUS)
+_GIVEN_UP = Unknown("no answer in time", Why.OUTAGE)
 _PAUSES = {SubmitKind.RATE: Why.RATE, SubmitKind.QUOTA: Why.QUOTA}
 
 
@@ -51,7 +52,7 @@ class Guarded:
         self._clock = clock
         self._rate = rate
         self._bucket = quota.full(rate, clock.now_ms()) if rate else None
-        self._door = Door()
+        self._door = quota.OPEN
         self._is_tried = False
         self._full = Span()
         self.calls = 0
@@ -122,12 +123,12 @@ class Guarded:
             return Unknown(trouble)
         if self._door.is_on_trial and self._is_tried:
             return Unknown(f"on trial: {self._door.why}")
-        if not await self._turn():
+        if not await self._turn(now_ms):
             return Unknown("out of calls")
         self._take(1)
         self.calls += 1
         self._is_tried = True
-        read: Read[T] = Unknown("no answer in time", Why.OUTAGE)  # said when the call is given up
+        read: Read[T] = _GIVEN_UP
         try:
             read = await ask()
             return read
@@ -139,19 +140,19 @@ class Guarded:
         now_ms = self._clock.now_ms()
         self.failures += isinstance(read, Unknown)
         if not isinstance(read, Unknown):
-            self._door = quota.answered() if self._door.is_open(now_ms) else self._door
+            self._door = quota.OPEN if self._door.is_open(now_ms) else self._door
         elif read.why is Why.OUTAGE:
             self._door = quota.failed(self._door, read.reason, now_ms)
         elif read.why is not Why.UNCLEAR:
             self._door = quota.refused(self._door, read.why, read.retry_after_s, read.reason, now_ms)
 
-    async def _turn(self) -> bool:
+    async def _turn(self, now_ms: int) -> bool:
         """Wait until a read may be made; False when that takes too long."""
         if self._rate is None or self._bucket is None:
             return True
         waited_ms = 0
         while True:
-            self._bucket = quota.refill(self._bucket, self._rate, self._clock.now_ms())
+            self._bucket = quota.refill(self._bucket, self._rate, now_ms)
             wait_ms = quota.wait_ms(self._bucket, self._rate, quota.RESERVED_CALLS)
             if wait_ms == 0:
                 return True
@@ -159,6 +160,7 @@ class Guarded:
             if waited_ms > WAIT_MAX_S * 1000:
                 return False
             await asyncio.sleep(wait_ms / 1000)
+            now_ms = self._clock.now_ms()
 
     def _take(self, count: int) -> None:
         if self._bucket is not None:

@@ -85,7 +85,6 @@ class Judge:
         self._released: dict[str, Tx] = {}
         self._spends: dict[str, Spend] = {}
         self._by_purchase: dict[str, list[str]] = {}
-        self._outputs_of: dict[str, Tx] = {}
         self._answers: dict[str, str] = {}
         self._accepted: dict[str, None] = {}
         self._anchors: dict[str, str] = {}

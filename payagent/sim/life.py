@@ -36,7 +36,7 @@ T = TypeVar("T")
 MERCHANTS_EVERY_BEATS = 3
 LEAVES_S_MAX = 20.0
 WEAK = 0.5
-WEAK_DISK = 0.3
+WEAK_DISK = 0.4
 """How often a death, and an error of the disk, comes at the commits of the kind that a seed has chosen."""
 
 

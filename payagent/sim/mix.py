@@ -43,7 +43,7 @@ class Mix:
     never_broadcasts: float = 0.6
     broadcasts_late: float = 0.6
     # of the process and its disk
-    crash_in_commit: float = 0.12
+    crash_in_commit: float = 0.06
     crash_at_await: float = 1.0  # deaths a minute
     disk_full: float = 0.04
     disk_error: float = 0.04

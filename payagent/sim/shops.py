@@ -104,7 +104,7 @@ class SimShop:
         self.merchant.set_terms(terms)
         self.shop = Shop(net.node, lambda: self.merchant.terms)
         self.shop.facilitator.node = _FacilitatorsNode(net, mix, self._drawn, rng)  # type: ignore[assignment]
-        self._app = merchant_app(self.merchant, self.shop, net.node.now_ms, net.node.tick)
+        self._app = merchant_app(self.merchant, self.shop, net.node.now_ms, net.node.tick).router
 
     # --- the merchant's own node
 

@@ -60,6 +60,8 @@ def _kind_of(folder: Path, mounts: Path) -> str:
     device = folder.stat().st_dev
     wanted = f"{os.major(device)}:{os.minor(device)}"
     for line in mounts.read_text(errors="replace").splitlines():
+        if f" {wanted} " not in line:
+            continue
         mount, _, kind = line.partition(" - ")
         if mount.split(" ")[2:3] == [wanted]:
             return kind.split(" ")[0]

@@ -24,6 +24,17 @@ SEALED = tuple(sorted(KEPT.keys() - {"seals"}))
 
 def row_text(conn: sqlite3.Connection, table: str) -> str:
     """SQL for the bytes that stand for a row in its seal."""
+    made_by = conn.execute("SELECT sql FROM sqlite_master WHERE name = ?", (table,)).fetchone()
+    if (text := _TEXTS.get((table, made_by))) is None:
+        text = _TEXTS[table, made_by] = _row_text(conn, table)
+    return text
+
+
+_TEXTS: dict[tuple[str, object], str] = {}
+"""By a table and the SQL that made it, which tells its columns."""
+
+
+def _row_text(conn: sqlite3.Connection, table: str) -> str:
     fixed = KEPT[table].fixed
     columns = [
         f"quote({name})" if kind == "BLOB" else name

@@ -149,7 +149,9 @@ def _take_over(conn: sqlite3.Connection, epoch: str) -> None:
 
 def migrate(conn: sqlite3.Connection) -> None:
     """Bring the schema up to date; refuse (`store_failed`) a database whose guards were taken off."""
-    migrations.apply(Database(conn))
+    database = Database(conn)
+    if migrations.pending(database):
+        migrations.apply(database)
     if missing := missing_guards(conn):
         raise Refused("store_failed", f"ledger.db lacks the triggers {', '.join(missing)}")
 

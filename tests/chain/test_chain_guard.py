@@ -55,7 +55,7 @@ class TestDoor:
         door = Door()
         for _ in range(quota.FAILURES_MAX - 1):
             door = quota.failed(door, "time-out", 0)
-        door = quota.failed(quota.answered(), "time-out", 0)
+        door = quota.failed(quota.OPEN, "time-out", 0)
         assert door.is_open(0)
 
     @pytest.mark.parametrize(

@@ -59,10 +59,10 @@ def _bounded(
 ) -> Callable[[VirtualLoop, float | None], None]:
     """A bug may go round and round without an end: that is no rest either."""
 
-    def bounded(loop: VirtualLoop, timeout_s: float | None) -> None:
+    def bounded(loop: VirtualLoop, until_s: float | None) -> None:
         if loop.rounds > ROUNDS_MAX:
             raise StuckError("it does not come to rest")
-        pass_time(loop, timeout_s)
+        pass_time(loop, until_s)
 
     return bounded
 
