@@ -564,20 +564,29 @@ def read_merchant(name: str, table: Mapping[str, object], network: str) -> Merch
 
 def changed_keys(before: Settings, after: Settings) -> list[str]:
     """The keys, as the config file has them, whose values differ; of a table that one of them lacks, its name."""
-    return sorted(_differing(before.model_dump(by_alias=True), after.model_dump(by_alias=True), ""))
+    return sorted(_differing(before, after, ""))
 
 
 def _differing(before: object, after: object, key: str) -> Iterator[str]:
-    if not isinstance(before, Mapping) or not isinstance(after, Mapping):
+    old, new = _parts(before), _parts(after)
+    if old is None or new is None:
         if before != after:
             yield key
         return
-    for name in before.keys() | after.keys():
+    for name in old.keys() | new.keys():
         inner = f"{key}.{name}" if key else name
-        if name in before and name in after:
-            yield from _differing(before[name], after[name], inner)
+        if name in old and name in new:
+            yield from _differing(old[name], new[name], inner)
         else:
             yield inner
+
+
+def _parts(value: object) -> Mapping[str, object] | None:
+    """A table's values by their keys; None of what is no table."""
+    if isinstance(value, BaseModel):
+        fields = type(value).model_fields
+        return {field.alias or name: getattr(value, name) for name, field in fields.items()}
+    return value if isinstance(value, Mapping) else None
 
 
 def passphrase_file(settings: Settings, environ: Mapping[str, str], can_ask: bool) -> SecretFile | None:
