@@ -17,7 +17,6 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import structlog
@@ -25,10 +24,12 @@ import structlog
 from payagent.agent.agent import Agent
 from payagent.agent.alerts import Alerts
 from payagent.agent.chainview import require_right_clock
+from payagent.agent.configured import merchant_terms
 from payagent.agent.links import KEY_BYTES, Links
 from payagent.agent.ports import Ports, SystemClock, SystemRandomness
+from payagent.agent.rereading import Rereading
 from payagent.agent.scan import Recovery
-from payagent.agent.terms import AutoTopup, MerchantTerms, Terms, TopupRequest
+from payagent.agent.terms import Terms
 from payagent.agent.topup import Topups
 from payagent.agent.watch import Watch
 from payagent.api.app import create_app
@@ -39,8 +40,6 @@ from payagent.chain.blockfrost import Blockfrost
 from payagent.chain.quota import BLOCKFROST_RATE
 from payagent.chain.source import Found
 from payagent.core.address import Address
-from payagent.core.guards import Pin, Rules
-from payagent.core.invoice import Role
 from payagent.core.money import LOVELACE
 from payagent.core.network import NETWORKS
 from payagent.core.policy import Limit, Scope, limits_of
@@ -51,7 +50,7 @@ from payagent.merchants.client import MerchantClient
 from payagent.proxy.door import Bounds as ProxyBounds
 from payagent.proxy.door import Door
 from payagent.secretfile import make_secret_file, read_secret_file, require_own_folder, require_private
-from payagent.settings import LINKS_KEY_FILE, WORDS_FILE, Api, Merchant, Provider, Settings, Topup, passphrase_file
+from payagent.settings import LINKS_KEY_FILE, WORDS_FILE, Api, Provider, Settings, passphrase_file
 from payagent.signer.handle import SignerProcess, unlocked
 from payagent.store import queries, records
 from payagent.store.lease import lease
@@ -88,8 +87,10 @@ def serve(
     redactor: Redactor,
     allow_remote: bool = False,
     checkpoint: Checkpoint = lambda _name: None,
+    reread: Callable[[], Settings] | None = None,
 ) -> None:
     """Run the daemon until SIGTERM or SIGINT. `checkpoint` is told of every commit point (tests kill there).
+    `reread` reads the settings anew, which SIGHUP asks for.
     `allow_remote`: api.listen may be reached from other machines, by TLS.
 
     The keystore is opened first, by a process of its own: who is asked for its passphrase (if one `can_ask`) can
@@ -119,7 +120,7 @@ def serve(
             tell = log.warning if missing else log.info
             tell("signer.started", pid=signer.pid, not_possible_here=missing)
             doors = Doors(unix, tcp, context)
-            asyncio.run(_serve(settings, account, signer, doors, announce, redactor, checkpoint))
+            asyncio.run(_serve(settings, account, signer, doors, announce, redactor, checkpoint, reread))
             if signer.problem is not None:
                 raise Refused("signer_lost", f"the process that holds the key is gone: {signer.problem}")
 
@@ -164,6 +165,7 @@ async def _serve(
     announce: Announce,
     redactor: Redactor,
     checkpoint: Checkpoint,
+    reread: Callable[[], Settings] | None,
 ) -> None:
     links = _links(settings, redactor)
     async with _running(settings, account, links, redactor, checkpoint) as (agent, topups, sweeps):
@@ -186,6 +188,9 @@ async def _serve(
         plain, secure = doors.sorted()
         server = make_server(door, partial(agent.ports.new_id, "call"), secure)
         server.stop_on_signal()
+        if reread is not None:
+            make = partial(make_terms, own=account.address, redactor=redactor)
+            _read_on_sighup(Rereading(agent, settings, reread, make))
         signer.watch(_stop)
         announce({"api": doors.url, "socket": str(settings.api.socket), "network": settings.network})
         try:
@@ -280,6 +285,17 @@ def _link_host(links: Links | None) -> frozenset[str]:
     return frozenset() if links is None else frozenset({urlsplit(links.origin).hostname or ""})
 
 
+def _read_on_sighup(rereading: Rereading) -> None:
+    tasks: set[asyncio.Task[None]] = set()
+
+    def read() -> None:
+        task = asyncio.create_task(rereading.run())
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, read)
+
+
 def _leave_to_another(is_lost: threading.Event) -> None:
     """Nothing can be written any more, so nothing is signed and nothing new leaves."""
     if not is_lost.is_set():
@@ -307,20 +323,7 @@ def make_terms(settings: Settings, own: Address, redactor: Redactor) -> Terms:
     merchants = {}
     for name, merchant in settings.merchants.items():
         api_key = _secret(merchant.api_key_file, redactor)
-        merchants[merchant.origin] = MerchantTerms(
-            name=name,
-            origin=merchant.origin,
-            partner=merchant.partner,
-            split_mode=merchant.split_mode,
-            ready=merchant.ready,
-            timeout_s=merchant.timeout_s,
-            proof=merchant.proof,
-            request_commitment=merchant.request_commitment,
-            api_key=api_key,
-            alert_below=merchant.alert_below,
-            rules=_rules(merchant),
-            **_topup_terms(merchant.topup),
-        )
+        merchants[merchant.origin] = merchant_terms(name, merchant, api_key)
     return Terms(
         network=NETWORKS[settings.network],
         own=own,
@@ -354,27 +357,6 @@ def filed_limits(settings: Settings) -> Iterator[Limit]:
         yield from limits_of(token.asset, token.most_units)
     for merchant in settings.merchants.values():
         yield from limits_of(LOVELACE, merchant.limits.most_lovelace, Scope(merchant=merchant.origin))
-
-
-def _rules(merchant: Merchant) -> Rules:
-    """What the guards hold a merchant to."""
-    by_role: tuple[tuple[Role, tuple[str, ...]], ...] = (("pay_to", merchant.pay_to), ("split", merchant.split_to))
-    return Rules(
-        first_use=merchant.pin == "first_use",
-        filed=frozenset(Pin(role, address) for role, addresses in by_role for address in addresses),
-        drift_percent=merchant.drift_percent,
-        stop_after=merchant.stop_after,
-        in_flight_max=merchant.in_flight_max,
-    )
-
-
-def _topup_terms(topup: Topup) -> dict[str, Any]:
-    unit, below = topup.below
-    return {
-        "topup_request": TopupRequest(topup.method, topup.path, topup.body) if topup.path else None,
-        "topup_per_day_lovelace": topup.per_day_lovelace,
-        "auto_topup": AutoTopup(unit, below, topup.to[1], topup.per_day_count) if below else None,
-    }
 
 
 def _source(provider: Provider, index: int, redactor: Redactor) -> Blockfrost:

@@ -18,7 +18,7 @@ from payagent.core.network import NETWORKS
 from payagent.core.problem import Refused
 from payagent.secretfile import read_secret_file, require_own_folder, require_private
 from payagent.settings import CREDENTIAL_NAME, LINKS_KEY_FILE, WORDS_FILE, Provider, Settings
-from payagent.store import queries
+from payagent.store import merchants, queries, spending
 from payagent.store.schema import missing_guards
 from payagent.store.writer import Readers, require_ledger
 from payagent.wallet.keystore import read_header
@@ -62,6 +62,7 @@ def look_at_files(settings: Settings, config: Path, environ: Mapping[str, str]) 
         finding("ledger file", lambda: _ledger_file(data_dir / "ledger.db")),
         finding("ledger", lambda: _ledger(settings)),
         finding("socket folder", lambda: _socket_folder(settings.api.socket.parent)),
+        finding("set at run time", lambda: _set_at_run_time(settings)),
         finding("operator token", lambda: _secret(data_dir / "operator.token")),
         finding("passphrase", lambda: _passphrase(settings, environ)),
         *webhook,
@@ -132,6 +133,24 @@ def _ledger(settings: Settings) -> str:
         if None not in (value, ours[key]) and value != ours[key]:
             raise Refused("config_invalid", f"{path} is of {key} {value}, not of {ours[key]}")
     return "its triggers are there, its postings sum to zero, its events are one unbroken chain"
+
+
+def _set_at_run_time(settings: Settings) -> str:
+    """What stands over the config file, and what of the file does not count for that."""
+    path = settings.data_dir / "ledger.db"
+    require_ledger(path)
+    conn = Readers(path).conn
+    try:
+        limits, added = spending.limits(conn), merchants.everybody(conn)
+    except Exception as error:  # noqa: BLE001  whatever SQLite raises: the store is its only home
+        raise Refused("store_failed", f"{path} cannot be read: {error}") from None
+    finally:
+        conn.close()
+    names, origins = {row.name for row in added}, {row.origin for row in added}
+    hidden = [n for n, one in settings.merchants.items() if n in names or one.origin in origins]
+    told = [f"{len(limits)} limits and {len(added)} merchants"]
+    told += [f"instead of merchants.{name} of the config file" for name in hidden]
+    return ", ".join(told)
 
 
 def _own_address(settings: Settings) -> str | None:

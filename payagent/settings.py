@@ -11,7 +11,7 @@ import difflib
 import os
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from ipaddress import ip_address
 from pathlib import Path
 from types import MappingProxyType
@@ -547,6 +547,46 @@ def load_settings(
     except ValidationError as error:
         lines = [_explain(dict(item), path, environ, overrides or {}) for item in error.errors()]
     raise Refused("config_invalid", "\n".join(lines))
+
+
+def read_merchant(name: str, table: Mapping[str, object], network: str) -> Merchant:
+    """A merchant's table that came at run time, as it would be read in the config file. Refused: `bad_request`."""
+    try:
+        _named({name: table})
+        return Merchant.model_validate({**_MERCHANT_DEFAULTS[network == "devnet"], **table})
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(step) for step in first["loc"])
+        raise Refused("bad_request", f"{key}: {_fix(first, ['merchants', name, key])}", key=key) from None
+    except ValueError as error:
+        raise Refused("bad_request", str(error), key="name") from None
+
+
+def changed_keys(before: Settings, after: Settings) -> list[str]:
+    """The keys, as the config file has them, whose values differ; of a table that one of them lacks, its name."""
+    return sorted(_differing(before, after, ""))
+
+
+def _differing(before: object, after: object, key: str) -> Iterator[str]:
+    old, new = _parts(before), _parts(after)
+    if old is None or new is None:
+        if before != after:
+            yield key
+        return
+    for name in old.keys() | new.keys():
+        inner = f"{key}.{name}" if key else name
+        if name in old and name in new:
+            yield from _differing(old[name], new[name], inner)
+        else:
+            yield inner
+
+
+def _parts(value: object) -> Mapping[str, object] | None:
+    """A table's values by their keys; None of what is no table."""
+    if isinstance(value, BaseModel):
+        fields = type(value).model_fields
+        return {field.alias or name: getattr(value, name) for name, field in fields.items()}
+    return value if isinstance(value, Mapping) else None
 
 
 def passphrase_file(settings: Settings, environ: Mapping[str, str], can_ask: bool) -> SecretFile | None:

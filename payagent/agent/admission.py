@@ -24,7 +24,7 @@ from payagent.agent.replacement import (
     require_anchor,
     same_again,
 )
-from payagent.agent.terms import MerchantTerms
+from payagent.agent.terms import MerchantTerms, Terms
 from payagent.chain.source import SubmitKind
 from payagent.core import ledger, policy
 from payagent.core.address import Address
@@ -143,6 +143,11 @@ class Admission:
     approval_timeout_s: int = 0
     merchants: Mapping[str, MerchantTerms] = field(default_factory=dict)
 
+    def take(self, terms: Terms) -> None:
+        """Decide by other terms from now on; in a job, so that none is decided by two."""
+        self.limits, self.merchants = terms.limits, terms.merchants
+        self.approval_above, self.approval_timeout_s = terms.approval_above, terms.approval_timeout_s
+
     def admit(self, unit: Unit, purchase: Purchase, now_ms: int) -> Admitted:
         """Find the intent's payment, or open it: at most one, whatever invoices come for it (rule 5)."""
         purchase = self.choose(unit, purchase, now_ms)
@@ -160,6 +165,10 @@ class Admission:
             return _of_ended_intent(queries.intent(unit.conn, known.intent_id), purchase, other)
         if intent is not None:
             self._require_not_denied(unit, intent, now_ms)
+        if invoice.origin not in self.merchants:
+            raise Refused(
+                "merchant_not_allowed", f"{invoice.origin} may not be paid any more", origin=invoice.origin
+            )
         pauses.require_running(unit.conn)
         self.chain.require_ready(now_ms)
         pool = _pool_of(unit, purchase, now_ms)

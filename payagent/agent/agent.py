@@ -33,6 +33,7 @@ from payagent.agent.admission import (
 )
 from payagent.agent.chainview import ChainView
 from payagent.agent.changes import Changes
+from payagent.agent.configured import overlaid
 from payagent.agent.ports import Ports, Writes
 from payagent.agent.prepaid import Buyer, Part, ServedCall, fitting
 from payagent.agent.purse import coin_of
@@ -168,7 +169,9 @@ class Agent:
         sources: Sequence[ChainSource],
         signer: Signer,
     ) -> None:
-        self.terms = terms
+        self.filed = terms
+        """The terms of the config file; `terms` are those that count, with what was set at run time."""
+        self.terms = terms = overlaid(terms, readers.conn)
         self.ports = ports
         self.sources = [Guarded(source, ports.clock, terms.call_rate) for source in sources]
         self.chain = ChainView(
@@ -195,6 +198,7 @@ class Agent:
         self._signing: set[str] = set()
         self._sending: dict[str, asyncio.Event] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._taking = asyncio.Lock()
 
     @property
     def conn(self) -> Connection:
@@ -216,6 +220,20 @@ class Agent:
             log.info(f"payment.{name}", payment=payment_id)
             self.changes.notify(payment_id)
         return result
+
+    async def take_terms(self, filed: Terms, job: Callable[[Unit], None]) -> None:
+        """Go by these terms of the config file, and by what `job` sets at run time, from its commit on."""
+
+        def take(unit: Unit) -> Terms:
+            job(unit)
+            terms = overlaid(filed, unit.conn)
+            unit.undo(partial(self._admission.take, self.terms))
+            self._admission.take(terms)
+            return terms
+
+        async with self._taking:
+            self.terms = await self.write("terms", take)
+            self.filed = filed
 
     def payment(self, payment_id: str) -> PaymentRow:
         row = queries.payment(self.conn, payment_id)

@@ -59,6 +59,8 @@ class MerchantTerms:
     auto_topup: AutoTopup | None = None
     alert_below: int | None = None
     rules: Rules = field(default_factory=Rules)
+    is_filed: bool = True
+    """Whether it is of the config file; else it was added at run time."""
 
     def buyer_headers(self, wallet_address: str) -> dict[str, str]:
         """What each call to the merchant carries, so that its invoice and a prepaid balance are the wallet's."""

@@ -178,6 +178,16 @@ def read_pause(raw: bytes) -> str:
     return reason
 
 
+def read_new_merchant(raw: bytes) -> tuple[str, Fields]:
+    """Its name, and its settings by the names that they have in the config file."""
+    keys = ("partner", "proof", "ready", "split_mode", "request_commitment", "timeout_s")
+    body = _fields(_json(raw), "the body", ("name", "origin"), keys)
+    name = body["name"]
+    if not isinstance(name, str):
+        raise Refused("bad_request", "name must be text", key="name")
+    return name, {key: value for key, value in body.items() if key != "name"}
+
+
 def read_expiry(raw: bytes) -> int | None:
     """When a new token is to end; None: never."""
     return _expiry(_fields(_json(raw), "the body", (), ("expires_at",)))

@@ -66,8 +66,8 @@ def payagent() -> None:
 def serve(terminal: Terminal, config: Path | None, listen: str | None, allow_remote: bool) -> None:
     """Run the daemon in the foreground.
 
-    It runs until SIGTERM or Ctrl-C. It is ready when /readyz answers 200. Its log goes to stderr.
-    A service manager is told when it listens (config/payagent.service).
+    It runs until SIGTERM or Ctrl-C. It is ready when /readyz answers 200. Its log goes to stderr. A service
+    manager is told when it listens (config/payagent.service). SIGHUP has it read the config file again.
     """
 
     from payagent.cli.service import tell_ready
@@ -92,6 +92,7 @@ def serve(terminal: Terminal, config: Path | None, listen: str | None, allow_rem
         announce=announce,
         redactor=redactor,
         allow_remote=allow_remote,
+        reread=lambda: load_settings(config, os.environ, overrides),
     )
 
 

@@ -415,6 +415,13 @@ PROBLEMS: dict[str, Problem] = {
         "Wait until some of them are in a block; merchants.NAME.in_flight_max is the bound.",
         retryable=True,
     ),
+    "merchant_exists": Problem(
+        409,
+        2,
+        "There is a merchant of that name or origin",
+        "Look at `payagent merchants list`; one of the config file is changed there, and read again by SIGHUP.",
+        money="",
+    ),
     "merchant_not_allowed": Problem(
         403,
         6,

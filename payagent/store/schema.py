@@ -198,6 +198,14 @@ CREATE TABLE limits (
   PRIMARY KEY (app, merchant, asset, kind)
 ) STRICT, WITHOUT ROWID;
 
+-- Merchants that were added at run time: each stands over the config file's of the same name or origin. settings:
+-- JSON, as in the merchant's table of the file.
+CREATE TABLE merchants (
+  name TEXT PRIMARY KEY,
+  origin TEXT NOT NULL UNIQUE,
+  settings TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+
 -- The addresses that a merchant may be paid at without anybody being asked: what it was paid at first, and what
 -- was allowed since. The text of all their bytes.
 CREATE TABLE pins (

@@ -36,6 +36,8 @@ OPERATIONS: dict[str, tuple[str, Any]] = {
     "post /v1/merchants/{name}/pins": (FORBIDDEN, {"role": "split", "address": "a"}),
     "post /v1/merchants/{name}/unpin": (FORBIDDEN, {"role": "split", "address": "a"}),
     "post /v1/merchants/{name}/reopen": (FORBIDDEN, None),
+    "post /v1/merchants": (FORBIDDEN, {"name": "mine", "origin": "https://mine.example"}),
+    "post /v1/merchants/{name}/remove": (FORBIDDEN, None),
     "get /v1/wallet": (BLIND, None),
     "get /v1/wallet/utxos": (FORBIDDEN, None),
     "post /v1/wallet/split": (FORBIDDEN, {"count": 1, "lovelace": "5000000"}),
