@@ -28,6 +28,7 @@ from payagent.agent.admission import (
     Purchase,
     TransferOrder,
     TransferPlan,
+    as_told,
     note_price,
     require_same,
 )
@@ -259,7 +260,7 @@ class Agent:
                 admitted = await self.write("admit", lambda unit: self._admission.admit(unit, purchase, now_ms))
             except Refused as refusal:
                 await self._note_refusal(ask, refusal, purchase, now_ms)
-                raise
+                raise as_told(self.conn, ask.app_id, refusal) from None
             log.info("payment.admit", payment=admitted.payment_id, intent_known=not admitted.is_new)
             if admitted.refusal is not None:
                 raise admitted.refusal
@@ -283,7 +284,13 @@ class Agent:
                 return Quote(invoice, plan, refusal)
             return Quote(invoice, plan, None, reasons)
 
-        return await self.write("quote", job)
+        try:
+            quote = await self.write("quote", job)
+        except Refused as refusal:
+            raise as_told(self.conn, ask.app_id, refusal) from None
+        if quote.refusal is None:
+            return quote
+        return replace(quote, refusal=as_told(self.conn, ask.app_id, quote.refusal))
 
     async def send(
         self, app_id: str, to: Address, asset: str, units: int, key: str | None = None

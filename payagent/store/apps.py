@@ -22,6 +22,11 @@ class AppRow:
     merchants: frozenset[str] | None
     assets: frozenset[str] | None
 
+    @property
+    def sees_all(self) -> bool:
+        """What other apps do is shown to those who read the books or operate the wallet."""
+        return bool(self.scopes & {"read", "operate"})
+
     def require_may_call(self, origin: str) -> None:
         """Refused: `merchant_not_allowed`."""
         if self.merchants is not None and origin not in self.merchants:
