@@ -802,8 +802,9 @@ def _plan_view(plan: Plan) -> dict[str, object]:
 
 
 def as_told(conn: Connection, app_id: str, refused: Refused) -> Refused:
-    """A refusal as its app is told it."""
-    return refused if apps.require(conn, app_id).sees_all else policy.without_figures(refused)
+    """A refusal as its app is told it; payagent's own app, which has no scope, tells its operator."""
+    app = apps.require(conn, app_id)
+    return refused if app.sees_all or not app.scopes else policy.without_figures(refused)
 
 
 def in_force_for(conn: Connection, filed: Sequence[Limit], app: str, origin: str) -> tuple[Limit, ...]:
