@@ -158,6 +158,8 @@ class Admission:
                 return existing
         if known is not None and (other := queries.payment_of_invoice(unit.conn, known.seq)):
             return _of_ended_intent(queries.intent(unit.conn, known.intent_id), purchase, other)
+        if purchase.topup is None:
+            apps.require_let_in(unit.conn, purchase.app_id, now_ms)
         if intent is not None:
             self._require_not_denied(unit, intent, now_ms)
         pauses.require_running(unit.conn)

@@ -375,7 +375,7 @@ class Agent:
         now_ms = self.ports.clock.now_ms()
 
         def job(unit: Unit) -> int | None:
-            return uses.let_through(unit, call, self.terms.limits, self.limits_clock_ms(unit.conn, now_ms))
+            return uses.let_through(unit, call, self.terms.limits, self.limits_clock_ms(unit.conn, now_ms), now_ms)
 
         try:
             return await self.write("let_through", job)

@@ -77,6 +77,13 @@ def require(conn: sqlite3.Connection, app_id: str) -> AppRow:
     return app
 
 
+def require_let_in(conn: sqlite3.Connection, app_id: str, now_ms: int) -> None:
+    """Refused: `unauthorized`, for an app whose token has ended. payagent's own never had one."""
+    token = last_token(conn, app_id)
+    if token is not None and not token.is_good(now_ms):
+        raise Refused("unauthorized", "the call's token has ended meanwhile")
+
+
 def find(conn: sqlite3.Connection, name: str) -> AppRow:
     """By its name, or its id. Refused: `not_found`."""
     return by_name(conn, name) or require(conn, name)

@@ -9,6 +9,7 @@ import pytest
 from agent_kit import ADA, APP, World, daily, with_terms, world_with_clock
 
 from payagent.agent.limits import Standing, set_limits, standing
+from payagent.agent.prepaid import Buyer, ServedCall
 from payagent.agent.terms import MerchantTerms
 from payagent.core.policy import WALLET, Scope, Window, limits_of
 from payagent.core.problem import Refused
@@ -137,6 +138,28 @@ async def test_the_ada_that_rides_along_is_bounded_for_an_app_of_a_token_too(wor
         assert (told["asset"], told["limit"], told.get("app")) == (
             ("lovelace", "total", "two") if has_own else ("lovelace", "per_day", None)
         )
+
+
+@pytest.mark.parametrize("door", ["pay", "use"])
+async def test_a_token_that_ended_meanwhile_is_found_in_the_commit_that_decides(world: World, door: str) -> None:
+    """Whatever was asked of it before, and however long the way was from there."""
+    world.fund(50 * ADA, 50 * ADA)
+    world.settings(batch=4)
+    async with world.run() as run:
+        await run.pay_in_block("a batch")
+
+        def job(unit: Unit) -> None:
+            apps.add(unit, AppRow("app_two", "two", frozenset({"pay"}), None, None), 1)
+            apps.give_token(unit, "app_two", "2" * 64, None, 1)
+
+        await run.agent.write("app", job)
+        await set_limits(run.agent, APP, "two", None, "lovelace", {Window.TOTAL: 40 * ADA})
+        await run.agent.write("app", lambda unit: apps.revoke(unit, "app_two", 2))
+        theirs = replace(world.ask("theirs", key="k"), app_id="app_two")
+        call = ServedCall("app_two", world.origin, Buyer("demo", world.address), "POST", "/chat", None)
+        with pytest.raises(Refused, match="unauthorized"):
+            await (run.agent.pay(theirs) if door == "pay" else run.agent.let_through(call))
+        assert spending.totals(run.agent.conn, Scope("app_two")) == {}
 
 
 @pytest.fixture
