@@ -163,6 +163,8 @@ class Admission:
                 return existing
         if known is not None and (other := queries.payment_of_invoice(unit.conn, known.seq)):
             return _of_ended_intent(queries.intent(unit.conn, known.intent_id), purchase, other)
+        if purchase.topup is None:
+            apps.require_let_in(unit.conn, purchase.app_id, now_ms)
         if intent is not None:
             self._require_not_denied(unit, intent, now_ms)
         if invoice.origin not in self.merchants:
@@ -214,10 +216,12 @@ class Admission:
         except Refused as refusal:
             if refusal.code in ("chain_not_ready", "merchant_busy"):
                 raise  # no decision, and so no record
+            told = as_told(unit.conn, purchase.app_id, refusal)
+            figures = None if told is refusal else {"figures": refusal.detail}
             records.move_payment(
-                unit, payment_id, Event.REJECT, now_ms, reason_code=refusal.code, reason=refusal.detail
+                unit, payment_id, Event.REJECT, now_ms, figures, reason_code=told.code, reason=told.detail
             )
-            return Admitted(payment_id, True, refusal=refusal)
+            return Admitted(payment_id, True, refusal=told)
         self.hold(unit, payment_id, plan, now_ms, asked)
         origin, claim = purchase.invoice.origin, trust.claim_of_invoice(purchase.invoice)
         trust.learn_addresses(unit, self._rules(origin), origin, claim, payment_id, now_ms)
@@ -806,6 +810,12 @@ def _plan_view(plan: Plan) -> dict[str, object]:
         "fee": str(plan.fee_lovelace),
         "size": plan.size,
     }
+
+
+def as_told(conn: Connection, app_id: str, refused: Refused) -> Refused:
+    """A refusal as its app is told it; payagent's own app, which has no scope, tells its operator."""
+    app = apps.require(conn, app_id)
+    return refused if app.sees_all or not app.scopes else policy.without_figures(refused)
 
 
 def in_force_for(conn: Connection, filed: Sequence[Limit], app: str, origin: str) -> tuple[Limit, ...]:

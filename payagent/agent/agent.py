@@ -28,6 +28,7 @@ from payagent.agent.admission import (
     Purchase,
     TransferOrder,
     TransferPlan,
+    as_told,
     note_price,
     require_same,
 )
@@ -277,7 +278,7 @@ class Agent:
                 admitted = await self.write("admit", lambda unit: self._admission.admit(unit, purchase, now_ms))
             except Refused as refusal:
                 await self._note_refusal(ask, refusal, purchase, now_ms)
-                raise
+                raise as_told(self.conn, ask.app_id, refusal) from None
             log.info("payment.admit", payment=admitted.payment_id, intent_known=not admitted.is_new)
             if admitted.refusal is not None:
                 raise admitted.refusal
@@ -301,7 +302,13 @@ class Agent:
                 return Quote(invoice, plan, refusal)
             return Quote(invoice, plan, None, reasons)
 
-        return await self.write("quote", job)
+        try:
+            quote = await self.write("quote", job)
+        except Refused as refusal:
+            raise as_told(self.conn, ask.app_id, refusal) from None
+        if quote.refusal is None:
+            return quote
+        return replace(quote, refusal=as_told(self.conn, ask.app_id, quote.refusal))
 
     async def send(
         self, app_id: str, to: Address, asset: str, units: int, key: str | None = None
@@ -386,7 +393,7 @@ class Agent:
         now_ms = self.ports.clock.now_ms()
 
         def job(unit: Unit) -> int | None:
-            return uses.let_through(unit, call, self.terms.limits, self.limits_clock_ms(unit.conn, now_ms))
+            return uses.let_through(unit, call, self.terms.limits, self.limits_clock_ms(unit.conn, now_ms), now_ms)
 
         try:
             return await self.write("let_through", job)

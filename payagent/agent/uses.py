@@ -29,12 +29,14 @@ def is_bound(conn: Connection, call: ServedCall) -> bool:
     return bool(own) or apps.require(conn, call.app_id).assets is not None
 
 
-def let_through(unit: Unit, call: ServedCall, filed: Sequence[Limit], clock_ms: int) -> int | None:
+def let_through(unit: Unit, call: ServedCall, filed: Sequence[Limit], clock_ms: int, now_ms: int) -> int | None:
     """Count what the call would use; its number, None where it would cost nothing.
 
-    Refused, and nothing is counted: `asset_not_allowed`, `limit_exceeded` by the tightest of the app's own limits.
+    Refused, and nothing is counted: `unauthorized`, where the app's token has ended; `asset_not_allowed`,
+    `limit_exceeded` by the tightest of the app's own limits.
     """
     conn = unit.conn
+    apps.require_let_in(conn, call.app_id, now_ms)
     pool = pools.find_pool(conn, call.origin, call.buyer.partner, call.buyer.wallet)
     if pool is None:
         return None

@@ -37,8 +37,8 @@ class Caller:
 
     @property
     def sees_all(self) -> bool:
-        """Other apps' payments are shown to those who read the books or operate the wallet."""
-        return bool(self.app.scopes & {READ, OPERATE})
+        """Whether it sees more than itself."""
+        return self.app.sees_all
 
     @property
     def sees_payments(self) -> bool:

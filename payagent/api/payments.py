@@ -49,6 +49,7 @@ _KEY_PARAMETER = {
 
 Payer = Annotated[Caller, Depends(need(PAY))]
 Looker = Annotated[Caller, Depends(need(PAY, READ, OPERATE, APPROVE))]
+Auditor = Annotated[Caller, Depends(need(READ, OPERATE, APPROVE))]
 
 router = APIRouter(tags=["payments"])
 
@@ -131,7 +132,7 @@ async def payment(caller: Looker, payment_id: PaymentId, query: Annotated[Waitin
     if query.wait:
         row = await agent.wait(row.id, query.wait)
         caller.require_let_in()
-    history = history_view(queries.events(agent.conn, row.id))
+    history = history_view(queries.events(agent.conn, row.id), sees_all=caller.sees_all)
     attempts = attempts_view(queries.attempts(agent.conn, row.id))
     more = {"depth": depth_of(row, agent.chain), "attempts": attempts, "history": history}
     return JsonResponse(payment_view(row, agent.terms) | asked_view(caller, row) | more)
@@ -142,9 +143,9 @@ async def payment(caller: Looker, payment_id: PaymentId, query: Annotated[Waitin
     summary="Everything that is recorded of one payment, to be checked by others",
     responses=gives(ReceiptTold, 200),
 )
-async def receipt(caller: Looker, payment_id: PaymentId) -> JsonResponse:
+async def receipt(caller: Auditor, payment_id: PaymentId) -> JsonResponse:
     """With the 402 as received, the decision, the transaction's bytes and each event. A refused payment has one
-    too."""
+    too. It tells what every limit left, so a token that only pays gets none."""
     row = caller.payment(payment_id)
     return JsonResponse(await run_in_threadpool(_receipt, caller.agent, row.id))
 
