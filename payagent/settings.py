@@ -1,7 +1,7 @@
 """settings: what the operator decided, read once from a TOML file and the environment into frozen values.
 
-May import: pydantic-settings, core, secretfile (its types). Never: reads or keeps a secret. Secrets lie in files
-of their own, which are named here and read at use (`secretfile`).
+May import: pydantic-settings, core, secretfile (its types), fence. Never: reads or keeps a secret. Secrets lie in
+files of their own, which are named here and read at use (`secretfile`).
 
 config/payagent.example.toml explains every key. A flag wins over the environment, the environment over the
 file, the file over the defaults. What is wrong is told with the key, the place and the fix, never the value.
@@ -30,6 +30,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as SourceError
 
+from payagent import fence
 from payagent.core.address import parse_address
 from payagent.core.invoice import Proof, SplitMode
 from payagent.core.money import LOVELACE, parse_ada, parse_asset, parse_count, parse_units
@@ -44,6 +45,7 @@ ENV_PREFIX = "PAYAGENT_"
 CONFIG_VARIABLE = "PAYAGENT_CONFIG"
 TOKEN_VARIABLE = "PAYAGENT_TOKEN"  # noqa: S105  the name under which clients find their app token: no setting
 CREDENTIAL_NAME = "keystore-passphrase"
+KEYSTORE_FILE = "keystore.json"
 LINKS_KEY_FILE = "approval-links.key"
 """In the data folder: what links are signed with by which people decide."""
 
@@ -566,6 +568,27 @@ def passphrase_file(settings: Settings, environ: Mapping[str, str], can_ask: boo
             f"no passphrase: no systemd credential {CREDENTIAL_NAME}, no keystore.passphrase_file, no terminal",
         )
     return None
+
+
+def fence_plan(settings: Settings, config: Path, passphrase: SecretFile | None) -> fence.Plan:
+    """What of the wallet's secrets the daemon can be kept from, by where they lie.
+
+    It must be able to read anew what an operator may replace while it runs: the config and what that names.
+    """
+    read_anew = [
+        config,
+        settings.api.tls_certificate_file,
+        settings.api.tls_key_file,
+        settings.alerts.webhook_secret_file,
+        *(provider.project_id_file for provider in settings.chain.providers),
+        *(merchant.api_key_file for merchant in settings.merchants.values()),
+    ]
+    return fence.plan(
+        [settings.data_dir / name for name in (KEYSTORE_FILE, WORDS_FILE)],
+        None if passphrase is None else passphrase.path,
+        [path for path in read_anew if path is not None],
+        fence.version(),
+    )
 
 
 def _home(environ: Mapping[str, str]) -> Path:
