@@ -129,10 +129,14 @@ def serve(
     with lease(settings.data_dir, (LEDGER_FILE, KEYSTORE_FILE)):
         require_ledger(settings.data_dir / LEDGER_FILE)
         scratch = make_scratch(settings.data_dir)
-        network, number = NETWORKS[settings.network], settings.keystore.account
+        network, number, limits = NETWORKS[settings.network], settings.keystore.account, settings.limits
         keystore, passphrase = settings.data_dir / KEYSTORE_FILE, passphrase_file(settings, environ, can_ask)
         with (
-            unlocked(keystore, passphrase, network, number, settings.limits.caps) as (account, signer, missing),
+            unlocked(keystore, passphrase, network, number, limits.caps, limits.day_caps) as (
+                account,
+                signer,
+                missing,
+            ),
             listen_tcp(settings.api.listen, "api.listen") as tcp,
             _listen_unix(settings.api.socket) as unix,
             held_open(settings.data_dir / LEDGER_FILE) as use_for_temporary,
@@ -216,7 +220,8 @@ async def _serve(
     checkpoint: Checkpoint,
 ) -> None:
     links = _links(settings, redactor)
-    async with _running(settings, account, links, redactor, checkpoint) as (agent, topups, sweeps):
+    signer.watch(lambda: None)  # until somebody heeds `_stop`
+    async with _running(settings, account, signer, links, redactor, checkpoint) as (agent, topups, sweeps):
         api, proxy, hosts = settings.api, settings.proxy, settings.api.hosts | _link_host(links)
         rates = Rates(api.calls_per_s, api.calls_at_once)
         door = Door(
@@ -241,13 +246,17 @@ async def _serve(
         try:
             await server.serve(sockets=plain)
         finally:
-            signer.unwatch()
             door.close()
 
 
 @asynccontextmanager
 async def _running(
-    settings: Settings, account: Account, links: Links | None, redactor: Redactor, checkpoint: Checkpoint
+    settings: Settings,
+    account: Account,
+    signer: SignerProcess,
+    links: Links | None,
+    redactor: Redactor,
+    checkpoint: Checkpoint,
 ) -> AsyncIterator[tuple[Agent, Topups, Sweeps]]:
     """The agent with its heart beating; stopped in the order that lets nothing be cut off."""
     database = settings.data_dir / LEDGER_FILE
@@ -264,7 +273,7 @@ async def _running(
         with opening(database):
             readers = Readers(database)
             await _bind(writer, readers, settings, account.address)
-            agent = Agent(terms, ports, writer, readers, sources, account.signer)
+            agent = Agent(terms, ports, writer, readers, sources, signer)
             recovery = Recovery(agent, record)
             await recovery.begin()
         beats = DEVNET_BEATS if settings.network == "devnet" else NETWORK_BEATS

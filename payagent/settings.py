@@ -60,11 +60,11 @@ Tree = dict[str, Any]
 
 _DEFAULTS: dict[bool, dict[str, Tree]] = {
     True: {
-        "limits": {"per_payment": "1000 ADA", "per_day": "100000 ADA", "per_transaction": "100000 ADA"},
+        "limits": {"per_payment": "1000 ADA", "per_day": "100000 ADA"},
         "payments": {"confirm_depth": 1},
     },
     False: {
-        "limits": {"per_payment": "5 ADA", "per_day": "20 ADA", "per_transaction": "1000 ADA"},
+        "limits": {"per_payment": "5 ADA", "per_day": "20 ADA"},
         "payments": {"confirm_depth": 3},
     },
 }
@@ -375,6 +375,7 @@ class AssetLimit(_Table):
     per_month_units: Units | None = Field(default=None, alias="per_month")
     total_units: Units | None = Field(default=None, alias="total")
     per_transaction_units: Units | None = Field(default=None, alias="per_transaction")
+    signed_per_day_units: Units | None = Field(default=None, alias="signed_per_day")
     approval_above_units: Units | None = Field(default=None, alias="approval_above")
     decimals: Annotated[Count, Field(le=19)] | None = None
 
@@ -382,6 +383,10 @@ class AssetLimit(_Table):
     def most_units(self) -> dict[str, int | None]:
         """By the names of the windows."""
         return _by_window(self, "_units")
+
+
+def _told_or(told: int | None, default: int) -> int:
+    return default if told is None else told
 
 
 class Limits(_Table):
@@ -393,7 +398,8 @@ class Limits(_Table):
     per_week_lovelace: Lovelace | None = Field(default=None, alias="per_week")
     per_month_lovelace: Lovelace | None = Field(default=None, alias="per_month")
     total_lovelace: Lovelace | None = Field(default=None, alias="total")
-    per_transaction_lovelace: Lovelace = Field(alias="per_transaction")
+    per_transaction_lovelace: Lovelace | None = Field(default=None, alias="per_transaction")
+    signed_per_day_lovelace: Lovelace | None = Field(default=None, alias="signed_per_day")
     assets: tuple[AssetLimit, ...] = ()
 
     @property
@@ -403,12 +409,26 @@ class Limits(_Table):
 
     @property
     def caps(self) -> dict[str, int]:
-        """What one transaction may take out of the wallet, by whoever's order: of a token a day's, if not told."""
-        caps = {LOVELACE: self.per_transaction_lovelace}
+        """What one transaction may take out of the wallet, by whoever's order: if not told, a day's payments."""
+        caps = {LOVELACE: _told_or(self.per_transaction_lovelace, self.per_day_lovelace)}
         for limit in self.assets:
-            most = limit.per_transaction_units
-            caps[limit.asset] = limit.per_day_units if most is None else most
+            caps[limit.asset] = _told_or(limit.per_transaction_units, limit.per_day_units)
         return caps
+
+    @property
+    def day_caps(self) -> dict[str, int]:
+        """What all that is signed in 24 hours may: if not told, twice that, or twice a day's payments.
+
+        Not all that is signed lands, and what does not is no more counted by the ledger.
+        """
+        caps = self.caps
+        day = {
+            LOVELACE: _told_or(self.signed_per_day_lovelace, 2 * max(self.per_day_lovelace, caps[LOVELACE])),
+        }
+        for limit in self.assets:
+            twice = 2 * max(limit.per_day_units, caps[limit.asset])
+            day[limit.asset] = _told_or(limit.signed_per_day_units, twice)
+        return day
 
     @model_validator(mode="after")
     def _each_asset_once(self) -> Self:

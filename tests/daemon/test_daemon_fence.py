@@ -34,6 +34,10 @@ def attempt(what):
         return type(error).__name__
     return "done"
 
+def children(pid):
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return [child for task in tasks for child in (task / "children").read_text().split()]
+
 def mischief(*_):
     name = threading.current_thread().name
     if name in told:
@@ -63,9 +67,8 @@ def mischief(*_):
         }
         for way, what in ways.items():
             print(json.dumps([name, os.path.basename(path), way, attempt(what)]), flush=True)
-    (signer,) = (
-        pid for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()
-    )
+    (launcher,) = children("self")
+    (signer,) = children(launcher)
     for what in ("mem", "fd/0"):  # of root Landlock keeps what needs attaching, the others are empty or addresses
         def read():
             with open(f"/proc/{signer}/{what}", "rb") as file:
