@@ -43,14 +43,18 @@ def devnet() -> Iterator[DevnetThread]:
 @pytest.fixture
 def folder(tmp_path: Path, devnet: DevnetThread) -> Path:
     """A data folder with a keystore, a database, a passphrase file and a config."""
-    data = tmp_path / "data"
+    return furnish(tmp_path, devnet)
+
+
+def furnish(folder: Path, devnet: DevnetThread) -> Path:
+    data = folder / "data"
     data.mkdir(mode=0o700)
     create(data / "keystore.json", WORDS, PASSPHRASE, NETWORKS["devnet"], scrypt_n=2**4)
     Writer(data / "ledger.db").close()
-    (tmp_path / "passphrase").write_text(PASSPHRASE)
-    (tmp_path / "passphrase").chmod(0o600)
-    write_config(tmp_path, devnet)
-    return tmp_path
+    (folder / "passphrase").write_text(PASSPHRASE)
+    (folder / "passphrase").chmod(0o600)
+    write_config(folder, devnet)
+    return folder
 
 
 def write_config(folder: Path, devnet: DevnetThread, network: str = "devnet") -> None:
@@ -81,10 +85,11 @@ def start_on_port(folder: Path) -> tuple["subprocess.Popen[str]", int]:
 def announced(folder: Path) -> tuple["subprocess.Popen[str]", int, Path]:
     process = subprocess.Popen(command(folder), stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
+    line = ""
     for line in process.stderr:
         if found := re.fullmatch(r"payagent serves devnet on http://127\.0\.0\.1:([0-9]+) and (.+)\n", line):
             return process, int(found[1]), Path(found[2])
-    raise AssertionError(f"the daemon ended with {process.wait(30)}")
+    raise AssertionError(f"the daemon ended with {process.wait(30)}: {line}")
 
 
 def stop(process: "subprocess.Popen[str]") -> tuple[int, str]:
