@@ -15,7 +15,7 @@ from payagent.core.money import LOVELACE
 from payagent.core.network import NETWORKS
 from payagent.secretfile import SecretFile
 from payagent.signer.handle import unlocked
-from payagent.signer.policy import Policy
+from payagent.signer.policy import Policy, clocks_of
 from payagent.wallet.coins import Coin, Coins
 from payagent.wallet.creation import create
 from payagent.wallet.keys import derive, seed_from_words
@@ -23,7 +23,7 @@ from payagent.wallet.transaction import select
 
 WORDS, NETWORK = "abandon " * 23 + "art", NETWORKS["preprod"]
 ADA, TIMES, ROUNDS = 1_000_000, 3_000, 3
-CAPS = {LOVELACE: 20 * ADA}
+CAPS, DAY_CAPS = {LOVELACE: 20 * ADA}, {LOVELACE: 40 * ADA}
 
 
 def measure(name: str, what: Callable[[], object]) -> None:
@@ -42,7 +42,8 @@ def main() -> None:
     outputs = [Output("pay_to" if n == 0 else "split", to, LOVELACE, 2 * ADA) for n, to in enumerate(payees)]
     coin = Coin("ab" * 32, 0, 100 * ADA)
     plan = select(Coins([coin]), outputs, change=here.address, ttl_slot=4_000_000, network_id=0)
-    policy = Policy(here.address.raw, CAPS)
+    clocks = clocks_of(None, time.monotonic, time.time)
+    policy = Policy(here.address.raw, CAPS, DAY_CAPS, clocks)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         create(folder / "keystore.json", WORDS, "a passphrase", NETWORK, scrypt_n=16)
@@ -50,12 +51,12 @@ def main() -> None:
         (folder / "passphrase").write_text("a passphrase")
         begin_s = time.perf_counter()
         source = SecretFile(folder / "passphrase", private=True)
-        with unlocked(folder / "keystore.json", source, NETWORK, 0, CAPS) as (_, signer, _missing):
+        with unlocked(folder / "keystore.json", source, NETWORK, 0, CAPS, DAY_CAPS) as (_, signer, _missing):
             print(f"start: {(time.perf_counter() - begin_s) * 1000:.0f} ms\n")
             print(f"{'microseconds':24}{'50 %':>10}{'90 %':>10}{'99 %':>10}")
             for _ in range(ROUNDS):
                 measure("in this process", lambda: here.signer.sign(plan.body, plan.paid))
-                measure("the policy alone", lambda: policy.require(plan.body, plan.paid))
+                measure("the policy alone", lambda: policy.admit(plan.body, plan.paid))
                 measure("by the signer's process", lambda: signer.sign(plan.body, plan.paid))
 
 

@@ -11,6 +11,7 @@ import signal
 import socket
 import ssl
 import stat
+import tempfile
 import threading
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -21,6 +22,7 @@ from urllib.parse import urlsplit
 
 import structlog
 
+from payagent import fence
 from payagent.agent.agent import Agent
 from payagent.agent.alerts import Alerts
 from payagent.agent.chainview import require_right_clock
@@ -49,8 +51,23 @@ from payagent.log import SECRET_LENGTH_MIN, Redactor
 from payagent.merchants.client import MerchantClient
 from payagent.proxy.door import Bounds as ProxyBounds
 from payagent.proxy.door import Door
-from payagent.secretfile import make_secret_file, read_secret_file, require_own_folder, require_private
-from payagent.settings import LINKS_KEY_FILE, WORDS_FILE, Api, Provider, Settings, passphrase_file
+from payagent.secretfile import (
+    SecretFile,
+    make_secret_file,
+    read_secret_file,
+    require_own_folder,
+    require_private,
+)
+from payagent.settings import (
+    KEYSTORE_FILE,
+    LINKS_KEY_FILE,
+    WORDS_FILE,
+    Api,
+    Provider,
+    Settings,
+    fence_plan,
+    passphrase_file,
+)
 from payagent.signer.handle import SignerProcess, unlocked
 from payagent.store import queries, records
 from payagent.store.lease import lease
@@ -60,8 +77,9 @@ from payagent.store.writer import (
     Ownership,
     Readers,
     Writer,
+    held_open,
+    make_scratch,
     opening,
-    remove_copies,
     require_ledger,
 )
 from payagent.sweeps import DEVNET_BEATS, NETWORK_BEATS, Sweeps
@@ -73,7 +91,6 @@ log = structlog.get_logger("payagent.daemon")
 Announce = Callable[[Mapping[str, str]], None]
 
 LEDGER_FILE = "ledger.db"
-KEYSTORE_FILE = "keystore.json"
 CLOCK_PATIENCE_S = 5.0
 """How long a start waits for a provider to say what time it is."""
 
@@ -81,6 +98,7 @@ CLOCK_PATIENCE_S = 5.0
 def serve(
     settings: Settings,
     *,
+    config: Path,
     environ: Mapping[str, str],
     can_ask: bool,
     announce: Announce,
@@ -94,27 +112,35 @@ def serve(
     `allow_remote`: api.listen may be reached from other machines, by TLS.
 
     The keystore is opened first, by a process of its own: who is asked for its passphrase (if one `can_ask`) can
-    still leave with Ctrl-C, and nobody listens.
+    still leave with Ctrl-C, and nobody listens. From then on this process can read neither (`fence`): for good, so
+    that nothing else is to be done in it after.
     Refused before anything is served: `already_running`, `clock_skew`, `config_invalid`, `keystore_*`,
     `ledger_missing`, `store_failed`. Ends as `lease_lost` when another daemon opened the ledger meanwhile, and as
     `signer_lost` when the process that holds the key is gone: its next start is the one way to unlock again.
     """
     if not __debug__:
         raise Refused("config_invalid", "Python's -O strips checks that libraries rely on; start without it")
+    fence.keep_to_itself()
     if not settings.data_dir.is_dir():
         raise Refused("config_invalid", f"{settings.data_dir} is not there; make it with `payagent init`")
     require_private(settings.data_dir)
     context = _tls(settings.api, allow_remote)
     with lease(settings.data_dir, (LEDGER_FILE, KEYSTORE_FILE)):
         require_ledger(settings.data_dir / LEDGER_FILE)
-        remove_copies(settings.data_dir)
-        network, number = NETWORKS[settings.network], settings.keystore.account
+        scratch = make_scratch(settings.data_dir)
+        network, number, limits = NETWORKS[settings.network], settings.keystore.account, settings.limits
         keystore, passphrase = settings.data_dir / KEYSTORE_FILE, passphrase_file(settings, environ, can_ask)
         with (
-            unlocked(keystore, passphrase, network, number, settings.limits.caps) as (account, signer, missing),
+            unlocked(keystore, passphrase, network, number, limits.caps, limits.day_caps) as (
+                account,
+                signer,
+                missing,
+            ),
             listen_tcp(settings.api.listen, "api.listen") as tcp,
             _listen_unix(settings.api.socket) as unix,
+            held_open(settings.data_dir / LEDGER_FILE) as use_for_temporary,
         ):
+            _put_up_fence(settings, config, passphrase, scratch, use_for_temporary)
             if os.path.lexists(settings.data_dir / WORDS_FILE):
                 log.warning("words.left", file=str(settings.data_dir / WORDS_FILE), fix=PROBLEMS["words_left"].fix)
             tell = log.warning if missing else log.info
@@ -157,6 +183,32 @@ def _tls(api: Api, allow_remote: bool) -> ssl.SSLContext | None:
     return server_context(api.tls_certificate_file, api.tls_key_file)
 
 
+def _put_up_fence(
+    settings: Settings,
+    config: Path,
+    passphrase: SecretFile | None,
+    scratch: Path,
+    use_for_temporary: Callable[[Path], None],
+) -> None:
+    """What is made later in a folder above the keystore cannot be read: temporary files are made elsewhere."""
+    plan = fence_plan(settings, config, passphrase)
+    tell = log.warning if plan.open else log.info
+    tell("daemon.fenced", hidden=[str(path) for path in plan.hidden], not_hidden=plan.open)
+    if not plan.hidden:
+        return
+    folders = [place for place in map(Path.resolve, _temporary_places()) if place.is_dir()]
+    free = [place for place in folders if not any(path.is_relative_to(place) for path in plan.hidden)]
+    temporary = scratch if folders[0] not in free else folders[0]
+    tempfile.tempdir = str(temporary)
+    use_for_temporary(temporary)
+    fence.put_up(plan.hidden, (settings.data_dir, settings.api.socket.parent, *free))
+
+
+def _temporary_places() -> tuple[Path, ...]:
+    """Where Python, first, and SQLite make temporary files."""
+    return Path(tempfile.gettempdir()), Path("/var/tmp"), Path("/tmp")  # noqa: S108  places, not files
+
+
 async def _serve(
     settings: Settings,
     account: Account,
@@ -168,7 +220,8 @@ async def _serve(
     reread: Callable[[], Settings] | None,
 ) -> None:
     links = _links(settings, redactor)
-    async with _running(settings, account, links, redactor, checkpoint) as (agent, topups, sweeps):
+    signer.watch(lambda: None)  # until somebody heeds `_stop`
+    async with _running(settings, account, signer, links, redactor, checkpoint) as (agent, topups, sweeps):
         api, proxy, hosts = settings.api, settings.proxy, settings.api.hosts | _link_host(links)
         rates = Rates(api.calls_per_s, api.calls_at_once)
         door = Door(
@@ -196,13 +249,17 @@ async def _serve(
         try:
             await server.serve(sockets=plain)
         finally:
-            signer.unwatch()
             door.close()
 
 
 @asynccontextmanager
 async def _running(
-    settings: Settings, account: Account, links: Links | None, redactor: Redactor, checkpoint: Checkpoint
+    settings: Settings,
+    account: Account,
+    signer: SignerProcess,
+    links: Links | None,
+    redactor: Redactor,
+    checkpoint: Checkpoint,
 ) -> AsyncIterator[tuple[Agent, Topups, Sweeps]]:
     """The agent with its heart beating; stopped in the order that lets nothing be cut off."""
     database = settings.data_dir / LEDGER_FILE
@@ -219,7 +276,7 @@ async def _running(
         with opening(database):
             readers = Readers(database)
             await _bind(writer, readers, settings, account.address)
-            agent = Agent(terms, ports, writer, readers, sources, account.signer)
+            agent = Agent(terms, ports, writer, readers, sources, signer)
             recovery = Recovery(agent, record)
             await recovery.begin()
         beats = DEVNET_BEATS if settings.network == "devnet" else NETWORK_BEATS
@@ -266,9 +323,11 @@ def _links(settings: Settings, redactor: Redactor) -> Links | None:
     if settings.approvals.link_origin is None:
         return None
     path = settings.data_dir / LINKS_KEY_FILE
-    if not os.path.lexists(path):
-        make_secret_file(path, SystemRandomness().token_hex(KEY_BYTES))
-    secret = read_secret_file(path)
+    if os.path.lexists(path):
+        secret = read_secret_file(path)
+    else:  # and not read again: what is new beside the keystore cannot be (`fence`)
+        secret = SystemRandomness().token_hex(KEY_BYTES)
+        make_secret_file(path, secret)
     try:
         key = bytes.fromhex(secret)
     except ValueError:

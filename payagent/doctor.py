@@ -17,7 +17,15 @@ from payagent.chain.source import Found
 from payagent.core.network import NETWORKS
 from payagent.core.problem import Refused
 from payagent.secretfile import read_secret_file, require_own_folder, require_private
-from payagent.settings import CREDENTIAL_NAME, LINKS_KEY_FILE, WORDS_FILE, Provider, Settings
+from payagent.settings import (
+    CREDENTIAL_NAME,
+    LINKS_KEY_FILE,
+    WORDS_FILE,
+    Provider,
+    Settings,
+    fence_plan,
+    passphrase_file,
+)
 from payagent.store import merchants, queries, spending
 from payagent.store.schema import missing_guards
 from payagent.store.writer import Readers, require_ledger
@@ -27,11 +35,15 @@ from payagent.webhook import signing_key
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at. `problem` is None when it is well; `detail` says what was seen."""
+    """One thing that was looked at. `problem` is None when it is well; `detail` says what was seen.
+
+    `is_warning`: the daemon works as it is, and more could be had.
+    """
 
     name: str
     detail: str
     problem: Refused | None = None
+    is_warning: bool = False
 
     @property
     def fix(self) -> str | None:
@@ -65,6 +77,7 @@ def look_at_files(settings: Settings, config: Path, environ: Mapping[str, str]) 
         finding("set at run time", lambda: _set_at_run_time(settings)),
         finding("operator token", lambda: _secret(data_dir / "operator.token")),
         finding("passphrase", lambda: _passphrase(settings, environ)),
+        _fence(settings, config, environ),
         *webhook,
         *key,
         *left,
@@ -196,6 +209,18 @@ def _passphrase(settings: Settings, environ: Mapping[str, str]) -> str:
     if settings.keystore.passphrase_file is not None:
         return _secret(settings.keystore.passphrase_file)
     return "asked on a terminal when the daemon starts"
+
+
+def _fence(settings: Settings, config: Path, environ: Mapping[str, str]) -> Finding:
+    """What of the secrets the daemon itself will be kept from at its next start."""
+    try:
+        passphrase = passphrase_file(settings, environ, can_ask=True)
+        plan = fence_plan(settings, config, passphrase)
+    except OSError as error:
+        return Finding("fence", f"it cannot be told: {error}", is_warning=True)
+    if plan.open:
+        return Finding("fence", "; ".join(plan.open), is_warning=True)
+    return Finding("fence", "the daemon cannot read " + ", ".join(map(str, plan.hidden)))
 
 
 async def _provider(provider: Provider, network: str, now_ms: Callable[[], int]) -> str:

@@ -9,10 +9,13 @@ import pytest
 from payagent.devnet.server import DevnetThread
 
 LEAKED = pytest.StashKey[bool]()
+WROTE = pytest.StashKey[set[str]]()
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Fail a test whose output or log holds a planted secret, and do not repeat it."""
     report = yield
     leaked = canaries.found_in("".join(content for _, content in report.sections))
@@ -22,7 +25,27 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
             report.outcome = "failed"
             report.longrepr = f"{item.nodeid} printed or logged: {', '.join(leaked)}"
         item.stash[LEAKED] = True
+    folder = getattr(item, "funcargs", {}).get("tmp_path")
+    if call.when == "teardown" and folder is not None and (wrote := canaries.found_in_files(folder)):
+        report.outcome = "failed"
+        report.longrepr = f"{item.nodeid} wrote: {'; '.join(wrote)}"
+        item.session.stash.setdefault(WROTE, set()).update(wrote)
     return report
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """What whole modules share is looked at when all is over: an error in the last line, and in the exit code."""
+    base = getattr(getattr(session.config, "_tmp_path_factory", None), "_basetemp", None)
+    known = session.stash.get(WROTE, set())
+    wrote = [] if base is None else [one for one in canaries.found_in_files(base) if one not in known]
+    if wrote:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        told = "the tests of this run wrote: " + "; ".join(wrote)
+        report = pytest.TestReport("canaries", ("canaries", 0, "canaries"), {}, "failed", told, "teardown")
+        reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+        if reporter is not None:
+            reporter.stats.setdefault("error", []).append(report)
 
 
 @pytest.fixture

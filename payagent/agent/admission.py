@@ -138,7 +138,7 @@ class Admission:
     own: Address
     chain_depth: int = 0
     chain_ttl_s: int = 0
-    caps: Caps = field(default_factory=dict)
+    caps: Caps | None = None
     approval_above: Mapping[str, int] = field(default_factory=dict)
     approval_timeout_s: int = 0
     merchants: Mapping[str, MerchantTerms] = field(default_factory=dict)
@@ -641,7 +641,7 @@ class Admission:
 
         Refused: `merchant_not_allowed`, `asset_not_allowed`, `limit_exceeded` by the tightest limit.
         """
-        require_within_caps(spend, self.caps)
+        self._require_within_caps(spend)
         app, origin = purchase.app_id, purchase.invoice.origin
         asker = apps.require(unit.conn, app)
         asker.require_may_pay(origin, paid_asset)
@@ -658,6 +658,11 @@ class Admission:
         if tight is not None:
             raise policy.refusal(tight, when_it_frees(conn, asked.get(tight), tight, clock_ms), asker.name)
         return (*asked, *bounds)
+
+    def _require_within_caps(self, spend: Mapping[str, int]) -> None:
+        """What the signer would refuse is held for by nobody; without caps only the signer knows."""
+        if self.caps is not None:
+            require_within_caps(spend, self.caps)
 
     def _topup_left(self, unit: Unit, purchase: Purchase, clock_ms: int) -> int | None:
         """What the merchant's own limit for top-ups leaves of the day."""
@@ -729,7 +734,7 @@ class Admission:
         anchor = None if intent is None else anchor_of(unit, intent.id)
         with own_order():
             planned = self._plan_with(unit, lambda coins: plan(coins, ttl_slot, anchor), slot, self.chain_depth)
-        require_within_caps(planned.spend, self.caps)
+        self._require_within_caps(planned.spend)
         if intent is None:
             _open_intent(unit, order, origin="", request=None, now_ms=now_ms)
         records.add_payment(

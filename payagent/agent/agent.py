@@ -35,7 +35,7 @@ from payagent.agent.admission import (
 from payagent.agent.chainview import ChainView
 from payagent.agent.changes import Changes
 from payagent.agent.configured import overlaid
-from payagent.agent.ports import Ports, Writes
+from payagent.agent.ports import Ports, Signatures, Writes
 from payagent.agent.prepaid import Buyer, Part, ServedCall, fitting
 from payagent.agent.purse import coin_of
 from payagent.agent.replacement import (
@@ -64,8 +64,7 @@ from payagent.store import uses as store_uses
 from payagent.store.queries import AttemptRow, PaymentRow
 from payagent.store.writer import Connection, Readers, Unit
 from payagent.wallet.coins import Coin, Coins
-from payagent.wallet.keys import Signer
-from payagent.wallet.transaction import Plan, check, fan_out, select, sign, sweep
+from payagent.wallet.transaction import Plan, assemble, check, fan_out, select, sweep
 
 T = TypeVar("T")
 
@@ -83,6 +82,9 @@ CANCEL_TTL_S = 129_600
 
 What descends from it stays good for as long as its block may be lost.
 """
+
+NOT_SIGNED = frozenset({"asset_not_allowed", "limit_exceeded", "signer_refused"})
+"""What the signer says by its own policy: asking again gives the same answer, for a day at least."""
 
 log = structlog.get_logger("payagent.agent")
 
@@ -168,7 +170,7 @@ class Agent:
         writer: Writes,
         readers: Readers,
         sources: Sequence[ChainSource],
-        signer: Signer,
+        signer: Signatures,
     ) -> None:
         self.filed = terms
         """The terms of the config file; `terms` are those that count, with what was set at run time."""
@@ -468,7 +470,7 @@ class Agent:
     ) -> None:
         """Sign the cancel of a payment that this task has claimed, and send it."""
         plan = await self.write("plan", lambda unit: self._admission.plan_cancel(unit, row, slot + CANCEL_TTL_S))
-        raw = self._sign_and_check(plan)
+        raw = await self._sign_and_check(row.id, plan)
         own = self.terms.own.raw
 
         def job(unit: Unit) -> None:
@@ -747,7 +749,7 @@ class Agent:
 
     async def _sign(self, payment_id: str, plan: Plan) -> None:
         """Sign, read the bytes again and compare them with the plan, then C3."""
-        raw = self._sign_and_check(plan)
+        raw = await self._sign_and_check(payment_id, plan)
         now_ms = self.ports.clock.now_ms()
         await self.write(
             "sign",
@@ -755,12 +757,29 @@ class Agent:
             payment_id,
         )
 
-    def _sign_and_check(self, plan: Plan) -> bytes:
-        """Refused (`paused`) as the commit is that would make it durable: a pause may come between the two."""
+    async def _sign_and_check(self, payment_id: str, plan: Plan) -> bytes:
+        """Refused by the signer's own policy: what was never signed is rejected, and it is told once. `paused`, as
+        the commit is that would make it durable: a pause may come between the two.
+        """
         pauses.require_running(self.conn)
-        raw = sign(plan, self._signer)
-        check(raw, plan, self._signer.public_key)
+        key = self._signer.public_key
+        try:
+            signature = await self._signer.signature(plan.body, plan.paid)
+        except Refused as refusal:
+            if refusal.code in NOT_SIGNED:
+                await self._note_not_signed(payment_id, refusal)
+            raise
+        raw = assemble(plan, key, signature)
+        check(raw, plan, key)
         return raw
+
+    async def _note_not_signed(self, payment_id: str, refusal: Refused) -> None:
+        now_ms = self.ports.clock.now_ms()
+        await self.write(
+            "reject",
+            lambda unit: steps.record_not_signed(unit, payment_id, self.coins, refusal, now_ms),
+            payment_id,
+        )
 
     @contextmanager
     def _claim(self, payment_id: str) -> Iterator[None]:

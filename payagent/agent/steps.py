@@ -9,7 +9,7 @@ agent.replacement, agent.trust. Never: waits; decides whether a step is due.
 from collections.abc import Mapping
 
 from payagent.agent import prepaid, trust
-from payagent.agent.alarm import raise_alert
+from payagent.agent.alarm import clear_alert, raise_alert
 from payagent.agent.deposits import is_back
 from payagent.agent.purse import put, take
 from payagent.agent.replacement import can_land
@@ -40,6 +40,8 @@ from payagent.wallet.plan import Plan
 SERVING_PATIENCE_MS = 3_600_000
 """When an invoice without an end counts as over."""
 
+NOT_SIGNED_SUBJECT = "signer"
+
 SHOWN_AGAIN = (Said.PENDING, Said.INVOICED, Said.UNCLEAR)
 AGAIN_FIRST_S, AGAIN_MAX_S = 0.5, 10.0
 USED_UP_PATIENCE = 5
@@ -67,6 +69,7 @@ def record_attempt(unit: Unit, payment_id: str, plan: Plan, cbor: bytes, own: by
         raise Refused("illegal_transition", "the transaction is not the one that the payment waits for now")
     _add_attempt(unit, row, "pay", plan, cbor, own, now_ms)
     records.move_payment(unit, payment_id, Event.SIGN, now_ms, tx_id=plan.tx_id)
+    clear_alert(unit, NOT_SIGNED_SUBJECT, {"detail": "the signer signs payments"}, now_ms)
     if row.handed_over:
         records.move_payment(unit, payment_id, Event.LEAVE, now_ms, {"to": "merchant"})
 
@@ -156,6 +159,18 @@ def reject_unsigned(
     records.release_hold(unit, payment_id, now_ms)
     records.write_entry(unit, ledger.release(hold), now_ms, payment_id=payment_id)
     _unreserve(unit, payment_id, coins)
+
+
+def record_not_signed(unit: Unit, payment_id: str, coins: Coins, refusal: Refused, now_ms: int) -> None:
+    """The signer does not sign it: told once. Where nothing was ever signed the hold goes back, else it stays."""
+    row = row_of(unit, payment_id)
+    if row.state is State.RESERVED:
+        reject_unsigned(unit, payment_id, coins, refusal, now_ms)
+    facts = {
+        "detail": f"the signer refused a transaction ({refusal.code}): {refusal.detail}",
+        "payment": payment_id,
+    }
+    raise_alert(unit, "signer_refused", NOT_SIGNED_SUBJECT, facts, now_ms)
 
 
 def _unreserve(unit: Unit, payment_id: str, coins: Coins) -> None:

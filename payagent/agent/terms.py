@@ -95,7 +95,7 @@ class Terms:
     settle_depth: int
     min_window_s: int
     chain_depth: int = 0
-    caps: Caps = field(default_factory=dict)
+    caps: Caps | None = None
     wallet_below_lovelace: int | None = None
     approval_above: Mapping[str, int] = field(default_factory=dict)
     """Units per asset above which a person decides on a payment."""

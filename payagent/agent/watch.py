@@ -15,7 +15,7 @@ from functools import partial
 import structlog
 
 from payagent.agent import deposits, steps
-from payagent.agent.agent import Agent
+from payagent.agent.agent import NOT_SIGNED, Agent
 from payagent.agent.alarm import clear_alert, raise_alert
 from payagent.agent.chainview import TIP_AGE_MAX_S
 from payagent.agent.foreign import Foreign
@@ -481,6 +481,10 @@ class Watch:
                     await act(row)
                 except Exception as error:
                     self._unanswered |= isinstance(error, Refused) and error.code == "store_failed"
+                    if (
+                        isinstance(error, Refused) and error.code in NOT_SIGNED
+                    ):  # told by an alert, each time the same
+                        return
                     log.warning("payment.step_failed", payment=row.id, error=repr(error), exc_info=True)
 
         await at_once([one(row) for row in rows])

@@ -73,10 +73,11 @@ def serve(terminal: Terminal, config: Path | None, listen: str | None, allow_rem
     from payagent.cli.service import tell_ready
     from payagent.daemon import serve as run_daemon
     from payagent.log import Redactor, configure_logging
-    from payagent.settings import load_settings
+    from payagent.settings import find_config, load_settings
 
     overrides = {} if listen is None else {"api": {"listen": listen}}
-    settings = load_settings(config, os.environ, overrides)
+    path = find_config(config, os.environ)
+    settings = load_settings(path, os.environ, overrides)
     redactor = Redactor()
     configure_logging(sys.stderr, redactor)
 
@@ -87,6 +88,7 @@ def serve(terminal: Terminal, config: Path | None, listen: str | None, allow_rem
 
     run_daemon(
         settings,
+        config=path,
         environ=os.environ,
         can_ask=terminal.can_ask,
         announce=announce,

@@ -27,7 +27,8 @@ def doctor(terminal: Terminal, config: Path | None) -> int:
     """Look at everything that a payment needs.
 
     Config, files, keystore, ledger, clock, providers and daemon: exit code 0 only when all is well, else the first
-    problem's. Every line that is not well ends with what to do. Nothing is changed.
+    problem's. Every line that is not well ends with what to do. A warning is of what works, and could be safer.
+    Nothing is changed.
     """
     from payagent.settings import find_config, load_settings
 
@@ -65,6 +66,7 @@ def _as_json(item: "Finding") -> Json:
     return {
         "name": item.name,
         "ok": item.problem is None,
+        "warning": item.is_warning,
         "detail": item.detail,
         "code": None if item.problem is None else item.problem.code,
         "fix": item.fix,
@@ -74,5 +76,6 @@ def _as_json(item: "Finding") -> Json:
 def _show(terminal: Terminal, data: list[Json]) -> None:
     width = max(len(str(row["name"])) for row in data)
     for row in data:
-        line = f"{'ok  ' if row['ok'] else 'BAD '} {str(row['name']).ljust(width)}  {row['detail']}"
+        mark = ("warn" if row["warning"] else "ok  ") if row["ok"] else "BAD "
+        line = f"{mark} {str(row['name']).ljust(width)}  {row['detail']}"
         terminal.line(line if row["ok"] else f"{line}. {row['fix']}")

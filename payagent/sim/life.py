@@ -13,7 +13,7 @@ from random import Random
 from typing import Any, Protocol, TypeVar
 
 from payagent.agent.agent import Agent
-from payagent.agent.ports import Ports
+from payagent.agent.ports import InProcess, Ports
 from payagent.agent.scan import Recovery
 from payagent.agent.terms import Terms
 from payagent.agent.topup import Topups
@@ -175,7 +175,7 @@ class Life:
         host.disk.attach(self._committer.conn)
         self._readers = InlineReaders(host.disk.path, self._committer.conn)
         writer = InlineWriter(self, self._committer)
-        self.agent = Agent(host.terms, ports, writer, self._readers, host.sources(), host.signer)
+        self.agent = Agent(host.terms, ports, writer, self._readers, host.sources(), InProcess(host.signer))
         merchants = host.merchants()
         self.watch = Watch(self.agent, merchants)
         self.topups = Topups(self.agent, merchants)

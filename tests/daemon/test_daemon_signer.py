@@ -67,7 +67,8 @@ class Daemon:
         transport = httpx.HTTPTransport(uds=str(path))
         headers = {"Authorization": f"Bearer {TOKEN}"}
         self.http = httpx.Client(transport=transport, base_url="http://localhost", headers=headers, timeout=30)
-        (self.signer,) = children(process.pid)
+        (launcher,) = children(process.pid)
+        (self.signer,) = children(launcher)
 
     def until_ready(self) -> None:
         end_s = time.monotonic() + PATIENCE_S
@@ -222,6 +223,39 @@ def test_more_than_may_leave_at_once_is_refused_before_anything_is_held(wallet: 
         assert payments(daemon) == []
         order["units"] = "9000000"
         assert daemon.http.post("/v1/wallet/send", json=order).status_code == 201
+        assert stop(daemon.process)[0] == 0
+
+
+def test_more_than_may_leave_in_a_day_is_refused_by_the_signer_and_holds_nothing(wallet: Path) -> None:
+    with (wallet / "config.toml").open("a") as config:
+        config.write('[limits]\nper_transaction = "10 ADA"\nsigned_per_day = "15 ADA"\n')
+    to = derive(seed_from_words("zoo " * 23 + "vote"), NETWORKS["devnet"]).address.text
+    order = {"address": to, "asset": "lovelace", "units": "9000000"}
+    with daemon_of(wallet) as daemon:
+        assert daemon.http.post("/v1/wallet/send", json=order).status_code == 201
+        answer = daemon.http.post("/v1/wallet/send", json=order)
+        told = answer.json()
+        assert (answer.status_code, told["code"], told["limit"]) == (403, "limit_exceeded", "signed_per_day")
+        assert payments(daemon)[0]["state"] == "rejected"
+        assert daemon.http.get("/healthz").status_code == 200
+        assert stop(daemon.process)[0] == 0
+    with daemon_of(wallet) as daemon:
+        assert daemon.http.post("/v1/wallet/send", json=order).status_code == 201, "a start begins the day anew"
+
+
+def test_a_signer_that_stands_still_for_a_while_keeps_nobody_else_waiting(wallet: Path) -> None:
+    answers: list[httpx.Response] = []
+    with daemon_of(wallet) as daemon:
+        os.kill(daemon.signer, signal.SIGSTOP)
+        asking = threading.Thread(target=lambda: answers.append(daemon.split("k")))
+        asking.start()
+        until_admitted(wallet / "data/ledger.db")
+        for _ in range(20):
+            assert daemon.http.get("/healthz").status_code == 200
+        assert answers == []
+        os.kill(daemon.signer, signal.SIGCONT)
+        asking.join(30)
+        assert [answer.status_code for answer in answers] == [201]
         assert stop(daemon.process)[0] == 0
 
 
