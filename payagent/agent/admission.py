@@ -244,12 +244,16 @@ class Admission:
         known = trust.known_of(unit.conn, rules, invoice.origin, claim, purchase.request, is_measured)
         return look(claim, rules, known, moment)
 
-    def _look_again(self, unit: Unit, row: PaymentRow) -> None:
-        """What was decided before stands, unless nothing is signed for the merchant any more."""
-        if row.origin is not None:
-            rules, claim = self._rules(row.origin), trust.claim_of_rows(row.outputs)
-            known = trust.known_of(unit.conn, rules, row.origin, claim, None)
-            judge(look(claim, rules, known, Moment.SAME_TERMS))
+    def why_stopped(self, conn: Connection, row: PaymentRow) -> Refused | None:
+        """Why a payment is not signed (again) by what was decided before; None: that stands."""
+        if row.origin is None:
+            return None
+        rules, claim = self._rules(row.origin), trust.claim_of_rows(row.outputs)
+        try:
+            judge(look(claim, rules, trust.known_of(conn, rules, row.origin, claim, None), Moment.SAME_TERMS))
+        except Refused as refusal:
+            return refusal
+        return None
 
     def _rules(self, origin: str) -> Rules:
         merchant = self.merchants.get(origin)
@@ -471,10 +475,8 @@ class Admission:
         self.chain.require_ready(now_ms)
         if row is None or tip is None or not is_lost(unit.conn, row, tip.slot):
             return None
-        try:
-            self._look_again(unit, row)
-        except Refused as refusal:
-            return refusal
+        if (stopped := self.why_stopped(unit.conn, row)) is not None:
+            return stopped
         if queries.was_told(unit.conn, row.id, row.tx_id, SubmitKind.NEVER):
             return Refused("attempt_expired", "a provider said that the transaction can never be valid")
         try:

@@ -615,7 +615,8 @@ class Agent:
     async def resume(self, row: PaymentRow, *, asked: bool = False) -> None:
         """Sign what was admitted, or is to be replaced, with the coins, the anchor and the TTL that it was given.
 
-        Too late for that: what nothing was signed for is rejected and its hold goes back, else it is cancelled.
+        Too late for that, or its merchant is stopped: what nothing was signed for is rejected and its hold goes
+        back, else it is cancelled.
         What is to be handed over is only signed when it is asked for: a proof that nobody shows would have to be
         cancelled.
         """
@@ -627,7 +628,8 @@ class Agent:
             row = self.payment(row.id)
             if row.state not in UNSIGNED:
                 return
-            if (row.ttl_slot or 0) - slot >= self.terms.min_window_s:
+            stopped = self._admission.why_stopped(self.conn, row)
+            if stopped is None and (row.ttl_slot or 0) - slot >= self.terms.min_window_s:
                 if not asked and (row.handed_over or self.is_paused):
                     return
                 await self._sign(row.id, self._rebuild(row))
@@ -636,9 +638,11 @@ class Agent:
                 return
             elif row.state is State.REPLACING:
                 late = Refused("attempt_expired", "payagent came to replace it when its invoice was nearly over")
-                await self._take_back(row, late, slot, now_ms)
+                await self._take_back(row, stopped or late, slot, now_ms)
             else:
-                late = Refused("invoice_expired", "payagent came to sign it when its invoice was nearly over")
+                late = stopped or Refused(
+                    "invoice_expired", "payagent came to sign it when its invoice was nearly over"
+                )
                 await self.write(
                     "reject", lambda unit: steps.reject_unsigned(unit, row.id, self.coins, late, now_ms), row.id
                 )
