@@ -9,6 +9,7 @@ May import: core, settings, store, agent.agent, structlog. Never: takes over a p
 import asyncio
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 import structlog
 
@@ -56,7 +57,9 @@ class Rereading:
         changed = changed_keys(self._settings, new)
         if fixed := needing_a_start(self._settings, new):
             raise Refused("config_invalid", f"only a new start takes over {', '.join(fixed)}")
-        terms, now_ms = self._make(new), self._agent.ports.clock.now_ms()
+        # the signer keeps what it was started with, also where that follows from a day's limit
+        terms = replace(self._make(new), caps=self._agent.filed.caps)
+        now_ms = self._agent.ports.clock.now_ms()
 
         def note(unit: Unit) -> None:
             if changed:
@@ -70,11 +73,17 @@ class Rereading:
 def needing_a_start(before: Settings, after: Settings) -> list[str]:
     """The keys that changed and are read at the start alone."""
     fixed = [key for key in changed_keys(before, after) if not _TAKEN.fullmatch(key)]
-    if before.limits.caps != after.limits.caps and "limits.per_transaction" not in fixed:
-        fixed.append("limits.assets.per_transaction")  # without one, a day's limit is what the signer goes by
+    if _signed(before) != _signed(after):
+        fixed.append("limits.assets.per_transaction")
     if _private(before) != _private(after):
         fixed.append("merchants.NAME.private_network")
     return fixed
+
+
+def _signed(settings: Settings) -> dict[str, tuple[int | None, int | None]]:
+    """The tokens that the signer knows, and what is told of each for it alone."""
+    assets = settings.limits.assets
+    return {one.asset: (one.per_transaction_units, one.signed_per_day_units) for one in assets}
 
 
 def _private(settings: Settings) -> set[str]:

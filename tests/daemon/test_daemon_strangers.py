@@ -121,7 +121,7 @@ def test_another_user_reads_nothing_and_calls_nothing(folder: Path) -> None:
     private += [("write", str(folder / "config.toml")), ("remove", str(data / "keystore.json"))]
     for pid in (process.pid, launcher, signer):
         private += [("read", f"/proc/{pid}/{name}") for name in ("mem", "environ", "maps", "auxv", "fd/0")]
-        private += [("list", f"/proc/{pid}/fd"), ("list", f"/proc/{pid}/root/"), ("signal", pid), ("trace", pid)]
+        private += [("list", f"/proc/{pid}/fd"), ("list", f"/proc/{pid}/root"), ("signal", pid), ("trace", pid)]
     told = stranger(*private)
     assert [one for one in told if one[-1] != "PermissionError"] == []
     calls = [("ask", f"{api}/{name}") for name in ("wallet", "payments", "ledger/balance", "limits")]
