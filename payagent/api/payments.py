@@ -95,26 +95,34 @@ async def quote(request: Request, caller: Payer) -> JsonResponse:
 
 @router.get("/v1/payments", summary="Payments, newest first", responses=gives(Payments, 200))
 async def payments(caller: Looker, query: Annotated[Filter, Query()]) -> JsonResponse:
-    """An app sees its own; a token for read, operate or approve sees all."""
-    app_id = query.app if caller.sees_payments else caller.app.id
+    """An app sees its own; a token for approve those too that a person was asked about; one for read or operate
+    all."""
+    app_id = query.app if caller.sees_asked else caller.app.id
     if query.app not in (None, app_id):
         raise Refused("forbidden", "the payments of another app need a token for read, operate or approve")
     origin = None if query.origin is None else _origin(query.origin)
     since_ms = None if query.since is None else time_ms(query.since, "since")
-    only_app = None if caller.sees_payments else caller.app.id
+    only_app = None if caller.sees_asked else caller.app.id
     awaiting = await run_in_threadpool(lambda: count_awaiting(caller.agent.conn, only_app))
-    rows = await run_in_threadpool(_page, caller.agent, query, app_id, origin, since_ms)
+    asked_or_of = caller.app.id if caller.sees_asked and not caller.sees_all else None
+    rows = await run_in_threadpool(_page, caller.agent, query, app_id, asked_or_of, origin, since_ms)
     cursor = str(rows[-1].seq) if len(rows) == query.limit else None
     shown = [payment_view(row, caller.agent.terms) for row in rows]
     return JsonResponse({"payments": shown, "cursor": cursor, "awaiting_approval": awaiting})
 
 
 def _page(
-    agent: Agent, query: Filter, app_id: str | None, origin: str | None, since_ms: int | None
+    agent: Agent,
+    query: Filter,
+    app_id: str | None,
+    asked_or_of: str | None,
+    origin: str | None,
+    since_ms: int | None,
 ) -> list[PaymentRow]:
     rows = queries.payments_page(
         agent.conn,
         app_id=app_id,
+        asked_or_of=asked_or_of,
         state=query.state,
         origin=origin,
         since_ms=since_ms,
