@@ -22,6 +22,7 @@ from payagent.settings import (
     find_config,
     load_settings,
     passphrase_file,
+    read_merchant,
 )
 
 EXAMPLE = Path(__file__).parents[2] / "config/payagent.example.toml"
@@ -130,6 +131,7 @@ def test_merchants_are_guarded_from_the_start(tmp_path: Path, network: str, expe
     merchant = load(tmp_path, named, network=network).merchants["t"]
     assert (merchant.pin, merchant.drift_percent, merchant.stop_after, merchant.in_flight_max) == expected
     assert merchant.pay_to == merchant.split_to == ()
+    assert read_merchant("t", {"origin": "https://a.example"}, network) == merchant, "also one of run time"
     off = 'pin = "off"\ndrift_percent = "off"\nstop_after = "off"\nin_flight_max = "off"\n'
     merchant = load(tmp_path, named + off, network=network).merchants["t"]
     assert merchant.pin == "off"
