@@ -146,7 +146,7 @@ def serve(
             tell = log.warning if missing else log.info
             tell("signer.started", pid=signer.pid, not_possible_here=missing)
             doors = Doors(unix, tcp, context)
-            asyncio.run(_serve(settings, account, signer, doors, announce, redactor, checkpoint, reread))
+            asyncio.run(_serve(settings, account, signer, doors, announce, redactor, checkpoint, config, reread))
             if signer.problem is not None:
                 raise Refused("signer_lost", f"the process that holds the key is gone: {signer.problem}")
 
@@ -217,6 +217,7 @@ async def _serve(
     announce: Announce,
     redactor: Redactor,
     checkpoint: Checkpoint,
+    config: Path,
     reread: Callable[[], Settings] | None,
 ) -> None:
     links = _links(settings, redactor)
@@ -243,7 +244,8 @@ async def _serve(
         server.stop_on_signal()
         if reread is not None:
             make = partial(make_terms, own=account.address, redactor=redactor)
-            _read_on_sighup(Rereading(agent, settings, reread, make))
+            read = partial(_read_anew, config, reread)
+            _read_on_sighup(Rereading(agent, settings, read, make))
         signer.watch(_stop)
         announce({"api": doors.url, "socket": str(settings.api.socket), "network": settings.network})
         try:
@@ -342,6 +344,19 @@ def _links(settings: Settings, redactor: Redactor) -> Links | None:
 def _link_host(links: Links | None) -> frozenset[str]:
     """What `Host` says when a link is opened."""
     return frozenset() if links is None else frozenset({urlsplit(links.origin).hostname or ""})
+
+
+def _read_anew(config: Path, reread: Callable[[], Settings]) -> Settings:
+    """The settings as the file is now; where the fence keeps it from us, with what to do about that."""
+    try:
+        config.open("rb").close()
+    except PermissionError:
+        raise Refused(
+            "config_invalid",
+            f"{config} cannot be read: what was put in its place in a folder above the keystore is kept from the "
+            "daemon while it runs; write into the file itself, or start the daemon again",
+        ) from None
+    return reread()
 
 
 def _read_on_sighup(rereading: Rereading) -> None:

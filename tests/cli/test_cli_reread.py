@@ -103,3 +103,19 @@ def test_a_merchant_that_was_added_is_paid_and_known_after_a_kill(
         assert shop.payagent("merchants", "remove", "shop").code == 0
         refused = shop.payagent("pay", shop.saved("gone"), "--origin", shop.devnet.merchant_url)
         assert (refused.code, refused.error["code"]) == (6, "merchant_not_allowed")
+
+
+def test_a_file_that_was_put_in_place_of_the_config_beside_the_keystore_is_told_of(
+    closed_shop: Shop, daemon: "subprocess.Popen[str]"
+) -> None:
+    """The daemon reads nothing there that is new (`fence`): it says so, and goes on by what it had."""
+    shop = closed_shop
+    new = shop.config.with_name("new.toml")
+    new.write_text(shop.config.read_text() + '\n[limits]\nper_day = "50 ADA"\n')
+    new.rename(shop.config)
+    daemon.send_signal(signal.SIGHUP)
+    until(lambda: told(shop, "config.refused"), "it was read")
+    said = str(told(shop, "config.refused")[-1]["why"])
+    assert str(shop.config) in said
+    assert "start the daemon again" in said
+    assert most(shop, "per_day")[1] == "config"

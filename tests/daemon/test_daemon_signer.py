@@ -141,6 +141,21 @@ def test_no_secret_of_the_wallet_is_in_the_daemons_memory_or_environment_after_i
         assert stop(daemon.process)[0] == 0
 
 
+def test_none_of_its_processes_leaves_a_core_dump_where_all_others_do(wallet: Path) -> None:
+    """What such a file would hold is what their memory does: keys of merchants and providers in the daemon's."""
+    before = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (before[1], before[1]))
+    try:
+        with daemon_of(wallet) as daemon:
+            (launcher,) = children(daemon.process.pid)
+            for pid in (daemon.process.pid, launcher, daemon.signer):
+                limits = Path(f"/proc/{pid}/limits").read_text()
+                assert re.search(r"^Max core file size +0 +0 ", limits, re.MULTILINE), limits
+            assert stop(daemon.process)[0] == 0
+    finally:
+        resource.setrlimit(resource.RLIMIT_CORE, before)
+
+
 def payments(daemon: Daemon) -> list[dict[str, Any]]:
     return list(daemon.http.get("/v1/payments").json()["payments"])
 
