@@ -140,7 +140,7 @@ class Foreign:
                 )
                 self._suspects = set()
         deep = source.tip.height - agent.terms.settle_depth
-        if seen and source.is_final and any(row.block_height <= deep for row in rows):
+        if seen and source.is_for_good and any(row.block_height <= deep for row in rows):
             await self._settle(deep)
 
     async def _settle(self, height: int) -> None:
