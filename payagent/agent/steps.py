@@ -7,6 +7,7 @@ agent.replacement, agent.trust. Never: waits; decides whether a step is due.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from payagent.agent import prepaid, trust
 from payagent.agent.alarm import clear_alert, raise_alert
@@ -31,7 +32,8 @@ from payagent.core.payment import (
 )
 from payagent.core.problem import Refused
 from payagent.dialects import Answer, Said
-from payagent.store import pauses, queries, records, spending
+from payagent.store import onchain, pauses, queries, records, spending
+from payagent.store.onchain import ForeignRow
 from payagent.store.queries import AttemptKind, AttemptRow, CoinRow, OutputRow, PaymentRow
 from payagent.store.writer import Connection, Unit
 from payagent.wallet.coins import Coins
@@ -321,7 +323,7 @@ def record_seen(unit: Unit, payment_id: str, seen: TxSeen, coins: Coins, provide
         reason=None,
         **invoice,
     )
-    _take_effect(unit, payment_id, seen, coins, now_ms)
+    _take_effect(unit, payment_id, seen, coins, provider, now_ms)
 
 
 def record_void(
@@ -345,7 +347,7 @@ def record_void(
     entry = ledger.release(queries.hold(unit.conn, payment_id), fee_lovelace)
     records.write_entry(unit, entry, now_ms, payment_id=payment_id, ref=seen.tx_id)
     if own:
-        _take_effect(unit, payment_id, seen, coins, now_ms)
+        _take_effect(unit, payment_id, seen, coins, provider, now_ms)
 
 
 _ORPHANED: dict[str, object] = {
@@ -385,8 +387,25 @@ def record_time_over(unit: Unit, payment_id: str, block: TxSeen, coins: Coins, n
         _forget_change(unit, attempt.tx_id)
 
 
-def _take_effect(unit: Unit, payment_id: str, seen: TxSeen, coins: Coins, now_ms: int) -> None:
-    for ref in _attempt(unit, payment_id, seen.tx_id).inputs:
+def lose_foreign(unit: Unit, row: ForeignRow, provider: str, now_ms: int) -> None:
+    """Somebody else's transaction is in that block no more: its coins are ours again, free once they are listed.
+
+    But for those that an attempt of ours in another block has spent since.
+    """
+    records.add_foreign_sighting(unit, replace(row, there=False), provider, now_ms)
+    records.write_entry(unit, ledger.unforeign(row.spent), now_ms, ref=row.tx_id)
+    for ref in row.inputs:
+        if onchain.is_spent_by(unit.conn, ref, row.tx_id):
+            records.set_coin_state(unit, ref, "missing" if queries.is_made(unit.conn, ref) else "pending")
+    records.note(unit, None, "foreign_lost", None, now_ms, {"tx_id": row.tx_id, "block_hash": row.block_hash})
+
+
+def _take_effect(unit: Unit, payment_id: str, seen: TxSeen, coins: Coins, provider: str, now_ms: int) -> None:
+    """What an attempt in a block does to coins. What else was seen to spend them is on no chain that holds it."""
+    inputs = _attempt(unit, payment_id, seen.tx_id).inputs
+    for foreign in onchain.foreign_spending(unit.conn, inputs):
+        lose_foreign(unit, foreign, provider, now_ms)
+    for ref in inputs:
         is_back(unit, ref, now_ms)
         records.spend_coin(unit, ref, seen.tx_id)
     for row in queries.coins_of_tx(unit.conn, seen.tx_id):

@@ -260,7 +260,7 @@ class Watch:
             *self._deep(State.CONFIRMED, tip, settle_depth),
             *(row for row in self._rows.watched_voids() if _depth(row, tip) >= settle_depth),
         ]
-        if source.is_final:
+        if source.is_for_good:
             await self._each(ending, partial(self._settle, source, tip))
         if is_new or self._coins_due:
             await self._look_at_coins(source, tip)

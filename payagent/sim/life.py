@@ -35,9 +35,11 @@ T = TypeVar("T")
 
 MERCHANTS_EVERY_BEATS = 3
 LEAVES_S_MAX = 20.0
-WEAK = 0.5
-WEAK_DISK = 0.4
+WEAK, WEAK_DISK = 0.5, 0.4
 """How often a death, and an error of the disk, comes at the commits of the kind that a seed has chosen."""
+
+WEAK_AT_VOID, WEAK_DISK_AT_VOID = 0.6, 0.6
+"""A void is seldom come to: where a seed has chosen it, it fails the more often."""
 
 
 class DeadError(Exception):
@@ -164,6 +166,8 @@ class Life:
         self._host = host
         self.is_over = False
         self._dies_in: str | None = None
+        is_seldom = host.weak_job == "void"
+        self._weak, self._weak_disk = (WEAK_AT_VOID, WEAK_DISK_AT_VOID) if is_seldom else (WEAK, WEAK_DISK)
         self._full = False
         self._is_taken_over = self._is_leaving = False
         self._leased = ExitStack()
@@ -246,7 +250,7 @@ class Life:
         host, rng, mix = self._host, self._host.rng, self._host.mix()
         names = [job.name for job in jobs]
         is_weak = host.weak_job in names and not host.is_calm
-        if rng.random() < (WEAK if is_weak else mix.crash_in_commit):
+        if rng.random() < (self._weak if is_weak else mix.crash_in_commit):
             self._dies_in = f"{rng.choice(('before', 'after'))} {rng.choice(names)}"
         self._draw_full()
         before = self._committer.commits
@@ -268,7 +272,9 @@ class Life:
             raise OSError("the process dies")
         host = self._host
         is_weak = name == f"before {host.weak_job}" and not host.is_calm
-        if name.startswith("before ") and host.rng.random() < (WEAK_DISK if is_weak else host.mix().disk_error):
+        if name.startswith("before ") and host.rng.random() < (
+            self._weak_disk if is_weak else host.mix().disk_error
+        ):
             raise OSError("input/output error")
 
     def _draw_full(self) -> None:
