@@ -1,16 +1,31 @@
 """/openapi.json says what the API does: generated calls never break it, and answers are as described."""
 
 import asyncio
+import itertools
 import json
+import os
 import re
+from collections import Counter
+from typing import Any
 
+import requests
 import schemathesis
 from agent_kit import World
 from api_kit import Api, served
 from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis.strategies import integers
 from schemathesis.specs.openapi.checks import positive_data_acceptance
+from test_api_isolation import FORBIDDEN, OPERATIONS
 
-CASES_PER_CALL = 8
+from payagent.api.turnstile import Rates
+from payagent.core.problem import PROBLEMS
+from payagent.proxy.door import Bounds
+
+CASES = int(os.environ.get("PAYAGENT_API_CASES", "600"))
+"""How many calls are generated, over all operations."""
+
+CALLERS = ("first", "none", "first", "wrong", "first", "payer")
+"""Who makes a generated call, in turn: all scopes, no token, a token that nobody has, the pay scope alone."""
 
 
 async def test_the_document_describes_every_call_and_leads_nowhere_else(api: Api) -> None:
@@ -79,40 +94,77 @@ async def test_generated_calls_get_the_answers_that_are_described(world: World) 
     world.fund(*[100_000_000] * 20)
     async with world.run() as run:
         await run.look()
-        async with served(run) as api:
+        async with served(run, Bounds(rates=Rates(calls_per_s=10_000))) as api:
             paid = await api.pay()
             asked = await asyncio.to_thread(_ask_everything, api, str(paid["id"]))
             document = (await api.http.get("/openapi.json")).json()
-            operations = sum(len(methods) for methods in document["paths"].values())
-            assert len(asked) == operations - 1, "all but the stream of events"
+    operations = {(method, path) for path, methods in document["paths"].items() for method in methods}
+    callers = {"first", "none", "wrong", "payer"}
+    assert {(method, path, caller) for method, path, caller, _ in asked} == {
+        (*operation, caller) for operation in operations for caller in callers
+    }
+    assert asked.total() >= CASES
+    print(sorted(Counter(status for *_, status in asked.elements()).items()))
 
 
-def _ask_everything(api: Api, payment_id: str) -> set[str]:
-    """Call every operation with generated values; returns those that were called."""
+Asked = Counter[tuple[str, str, str, int]]
+
+
+def _ask_everything(api: Api, payment_id: str) -> Asked:
+    """Call every operation with generated values as each caller; counts method, path, caller and status."""
     schema = schemathesis.openapi.from_url(f"{api.url}/openapi.json")
-    headers = {"Authorization": f"Bearer {api.tokens['first']}"}
-    asked: set[str] = set()
-    for result in schema.get_all_operations():
-        operation = result.ok()
-        if operation.path == "/v1/events":
-            continue  # its answer has no end
-
-        @seed(402)
-        @settings(
-            max_examples=CASES_PER_CALL,
-            database=None,
-            deadline=None,
-            phases=[Phase.generate],
-            suppress_health_check=list(HealthCheck),
-        )
-        @given(case=operation.as_strategy())
-        def call(case: schemathesis.Case) -> None:
-            if case.path_parameters and len(asked) % 2:
-                case.path_parameters["payment_id"] = payment_id
-            asked.add(case.operation.label)
-            case.query = {name: value for name, value in (case.query or {}).items() if name != "wait"}
-            # a body of the right form is not yet a 402 that can be paid
-            case.call_and_validate(headers=headers, excluded_checks=[positive_data_acceptance])
-
-        call()
+    operations = [result.ok() for result in schema.get_all_operations()]
+    asked: Asked = Counter()
+    for operation in operations:
+        _ask_often(api, operation, -(-CASES // len(operations)), payment_id, asked)
     return asked
+
+
+def _ask_often(api: Api, operation: Any, cases: int, payment_id: str, asked: Asked) -> None:
+    turn = itertools.count()
+
+    @seed(402)
+    @settings(
+        max_examples=cases,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(case=operation.as_strategy(), again=integers())
+    def call(case: schemathesis.Case, again: int) -> None:
+        """`again` tells the calls of an operation apart that takes nothing: each caller is to make it."""
+        number = next(turn)
+        caller = CALLERS[number % len(CALLERS)]
+        if "payment_id" in (case.path_parameters or {}) and number % 4:
+            case.path_parameters["payment_id"] = payment_id
+        case.query = {name: value for name, value in (case.query or {}).items() if name != "wait"}
+        status = _ask(api, case, caller)
+        asked[case.method.lower(), case.path, caller, status] += 1
+
+    call()
+
+
+def _ask(api: Api, case: schemathesis.Case, caller: str) -> int:
+    """One call, whose answer is as the document says and as the caller's token deserves."""
+    token = api.tokens.get(caller, "pa_" + "A" * 43)
+    headers = {} if caller == "none" else {"Authorization": f"Bearer {token}"}
+    if case.path == "/v1/events" and caller in ("first", "payer"):
+        call = case.as_transport_kwargs(base_url=api.url, headers=headers)
+        with requests.request(**call, stream=True, timeout=30) as stream:  # its answer has no end
+            assert stream.status_code in (200, 400), stream.status_code
+            return stream.status_code
+    # a body of the right form is not yet a 402 that can be paid
+    answer = case.call_and_validate(headers=headers, excluded_checks=[positive_data_acceptance])
+    status = answer.status_code
+    operation = f"{case.method.lower()} {case.path}"
+    if status >= 400:
+        problem = answer.json()
+        assert (problem["status"], problem["code"] in PROBLEMS) == (status, True), problem
+    else:
+        assert str(status) in case.operation.definition.raw["responses"], f"{operation}: {status}"
+    if case.path.startswith(("/v1/", "/metrics")):
+        assert (status == 401) == (caller in ("none", "wrong")), f"{operation} as {caller}: {status}"
+        if caller == "payer" and OPERATIONS[operation][0] == FORBIDDEN:
+            assert status == 403, f"{operation}: {status}"
+    return status

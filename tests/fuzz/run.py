@@ -1,0 +1,129 @@
+#!/usr/bin/env python3
+"""Fuzz one target: `python tests/fuzz/run.py TARGET --seconds N`; with files, only these are run.
+
+An exception, more than a second of processor time for one input and a growth of more than 64 MB are findings: the
+run ends with another code than 0, and names the file that holds the input. `--gather FOLDER` makes the committed
+corpus anew: of what is in it, the examples of the other tests and the folder, what adds to the coverage.
+"""
+
+import argparse
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import atheris
+
+if TYPE_CHECKING:
+    from targets import Target
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+CORPUS = HERE / "corpus"
+ROOMS = ("", "dialects", "chain", "wallet")
+sys.path[:0] = [str(ROOT), str(HERE), *(str(ROOT / "tests" / room) for room in ROOMS)]
+
+STARTED_S = time.monotonic()
+HANG_S = 1.0
+"""Of processor time, so that a busy machine makes no finding."""
+GROWTH_KB = 64 * 1024
+ENDLESS_S = 60
+
+
+def read_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("target")
+    parser.add_argument("files", nargs="*", help="run these inputs alone")
+    parser.add_argument("--seconds", type=int, default=60, help="how long, the start included")
+    parser.add_argument("--runs", type=int, help="how many inputs, however long that takes")
+    parser.add_argument("--seed", type=int, default=0, help="0: another one each time")
+    parser.add_argument("--found", type=Path, help="where new inputs and findings are kept")
+    parser.add_argument("--bug", action="store_true", help="run the target over code with a mistake in it")
+    parser.add_argument("--gather", type=Path, metavar="FOLDER")
+    parser.add_argument("--raw", help=argparse.SUPPRESS)
+    return parser.parse_intermixed_args()
+
+
+def bounded(fuzzed: Callable[[bytes], None]) -> Callable[[bytes], None]:
+    """The target, which fails too when it takes too long or too much memory."""
+
+    def once(data: bytes) -> None:
+        began_s = time.process_time()
+        fuzzed(data)
+        took_s = time.process_time() - began_s
+        if took_s > HANG_S:
+            raise TimeoutError(f"one input took {took_s:.1f} s")
+        grown_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - at_first_kb
+        if grown_kb > GROWTH_KB:
+            raise MemoryError(f"the process grew by {grown_kb // 1024} MB")
+
+    at_first_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return once
+
+
+def gather(name: str, folder: Path, found: Path) -> None:
+    """The committed corpus anew: of what is in it, the examples and the folder, what adds to the coverage."""
+    from seeds import SEEDS
+
+    examples, merged, again = found / "seeds", found / "merged", found / "again"
+    for made in (examples, merged):
+        made.mkdir()
+    for number, seed in enumerate(SEEDS[name]()):
+        (examples / f"{number:04}").write_bytes(seed)
+    # libFuzzer merges in processes of its own, which it starts by the name of the first argument
+    again.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{__file__}" {name} --raw="{again} $*"\n')
+    again.chmod(0o700)
+    sources = [str(path) for path in (CORPUS / name, examples, folder) if path.is_dir()]
+    subprocess.run([again, "-merge=1", str(merged), *sources], check=True)
+    shutil.rmtree(CORPUS / name, ignore_errors=True)
+    shutil.copytree(merged, CORPUS / name)
+
+
+def main() -> None:
+    arguments = read_arguments()
+    name = arguments.target
+    found = arguments.found or Path(tempfile.mkdtemp(prefix=f"fuzz-{name}-"))
+    if arguments.gather is not None:
+        return gather(name, arguments.gather, found)
+    with atheris.instrument_imports(include=["payagent", "h11"]):
+        from targets import TARGETS
+    target = TARGETS[name]
+    fuzzed = bounded(target.bug if arguments.bug else target.run)
+    if arguments.raw is not None:
+        options = arguments.raw.split()
+    else:
+        options = [__file__, *options_of(arguments, target, found)]
+    atheris.Setup(options, fuzzed)
+    atheris.Fuzz()
+    return None
+
+
+def options_of(arguments: argparse.Namespace, target: "Target", found: Path) -> list[str]:
+    """What libFuzzer is told."""
+    if arguments.files:
+        return arguments.files
+    learnt, words = found / "corpus", found / "words"
+    learnt.mkdir(parents=True, exist_ok=True)
+    words.write_text("".join(f'"{"".join(f"{chr(92)}x{byte:02x}" for byte in word)}"\n' for word in target.words))
+    left_s = max(1, arguments.seconds - int(time.monotonic() - STARTED_S))
+    return [
+        f"-runs={arguments.runs}" if arguments.runs else f"-max_total_time={left_s}",
+        f"-max_len={target.most_bytes}",
+        f"-dict={words}",
+        f"-seed={arguments.seed}",
+        f"-timeout={ENDLESS_S}",
+        f"-artifact_prefix={found}/",
+        "-print_final_stats=1",
+        "-verbosity=1",
+        str(learnt),
+        str(CORPUS / arguments.target),
+    ]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""Each fuzz target over its committed corpus, for some seconds more, and over code in which there is a mistake."""
+
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+CORPUS = HERE / "corpus"
+NAMES = ("address", "body402", "cbor", "http", "provider")
+SECONDS = 20
+
+pytestmark = pytest.mark.skipif(
+    find_spec("atheris") is None, reason="NOT RUN: the fuzzer has no wheel for this Python"
+)
+
+
+def fuzz(name: str, *options: str) -> tuple[int, str]:
+    """What the runner ended with, and what it and libFuzzer said."""
+    command = [sys.executable, str(HERE / "run.py"), name, *options]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+    return done.returncode, done.stdout
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_is_found(name: str, tmp_path: Path) -> None:
+    status, said = fuzz(name, "--seconds", str(SECONDS), "--seed", "402", "--found", str(tmp_path))
+    assert status == 0, said[-6000:]
+    ran = re.search(r"^stat::number_of_executed_units: (\d+)$", said, re.MULTILINE)
+    assert ran is not None, said[-2000:]
+    assert int(ran[1]) > len(list((CORPUS / name).iterdir())), "it did more than to read the corpus"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_mistake_is_found(name: str, tmp_path: Path) -> None:
+    """Of `body402` and `address` no input of the corpus shows it."""
+    status, said = fuzz(name, "--bug", "--runs", "26000", "--seed", "402", "--found", str(tmp_path))
+    assert status != 0, said[-2000:]
+    assert "Uncaught Python exception" in said, said[-2000:]
+    assert list(tmp_path.glob("crash-*"))
+
+
+@pytest.mark.parametrize(
+    ("what", "finding"),
+    [("while time.process_time() < 3: pass", "one input took"), ("bytes(70 << 20)", "the process grew by")],
+    ids=["a hang", "a growth"],
+)
+def test_what_takes_too_long_or_too_much_is_found(what: str, finding: str) -> None:
+    program = f"import run, time\ndef eager(data):\n    {what}\nrun.bounded(eager)(b'')"
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=HERE, stderr=subprocess.PIPE, text=True)
+    assert finding in done.stderr
+
+
+def test_the_corpus_is_small() -> None:
+    assert {folder.name for folder in CORPUS.iterdir()} == set(NAMES)
+    files = [path for path in CORPUS.rglob("*") if path.is_file()]
+    assert len(files) < 300
+    assert sum(path.stat().st_size for path in files) < 1_000_000
