@@ -16,6 +16,7 @@ May import: sqlite-utils, the standard library. Never: reads or writes a row.
 
 import sqlite3
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 
 from sqlite_utils import Database, Migrations
@@ -839,3 +840,10 @@ def missing_guards(conn: sqlite3.Connection) -> list[str]:
     """The names of guards that are not there as they ought to be (`table.transform()` drops them)."""
     present = dict(conn.execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'").fetchall())
     return [guard.name for guard in GUARDS if present.get(guard.name) != guard.sql.rstrip(";")]
+
+
+def newer_migrations(conn: sqlite3.Connection) -> list[str]:
+    """The names of changes that a newer payagent made to this database, whose rules are not known here."""
+    with closing(sqlite3.connect(":memory:")) as empty:
+        known = {migration.name for migration in migrations.pending(Database(empty))}
+    return [one.name for one in migrations.applied(Database(conn)) if one.name not in known]

@@ -27,7 +27,7 @@ from typing import Any, BinaryIO, TypeVar
 from sqlite_utils import Database
 
 from payagent.core.problem import Refused
-from payagent.store.schema import migrations, missing_guards
+from payagent.store.schema import migrations, missing_guards, newer_migrations
 from payagent.store.seals import Sealer
 from payagent.store.signer import SIGNER_FILE, Signed, SignerRecord, caught_up_at, lacks, last_signed
 
@@ -99,7 +99,7 @@ def opening(path: Path) -> Iterator[None]:
 
 
 def require_ledger(path: Path) -> None:
-    """Refuse to go on with books that are not there (`ledger_missing`) or cannot be read (`store_failed`).
+    """Refuse to go on with books that are not there (`ledger_missing`), unreadable or newer (`store_failed`).
 
     SQLite makes what it does not find, and an empty ledger knows nothing of what was paid. A file without tables
     is one too: so looks a copy of ledger.db that was made without its ledger.db-wal.
@@ -111,6 +111,7 @@ def require_ledger(path: Path) -> None:
     with opening(path), closing(open_read_only(path)) as conn:
         if conn.execute("SELECT 1 FROM sqlite_master WHERE name = 'payments'").fetchone() is None:
             raise Refused("ledger_missing", f"{path} is empty")
+        _require_known(conn)
 
 
 def open_read_only(path: Path, *, check_same_thread: bool = True) -> sqlite3.Connection:
@@ -171,12 +172,21 @@ def _take_over(conn: sqlite3.Connection, epoch: str) -> None:
 
 
 def migrate(conn: sqlite3.Connection) -> None:
-    """Bring the schema up to date; refuse (`store_failed`) a database whose guards were taken off."""
+    """Bring the schema up to date; refuse (`store_failed`) a newer one, and one whose guards were taken off."""
+    _require_known(conn)
     database = Database(conn)
     if migrations.pending(database):
         migrations.apply(database)
     if missing := missing_guards(conn):
         raise Refused("store_failed", f"ledger.db lacks the triggers {', '.join(missing)}")
+
+
+def _require_known(conn: sqlite3.Connection) -> None:
+    if newer := newer_migrations(conn):
+        told = (
+            f"ledger.db was changed by a newer payagent ({', '.join(newer)}): run that one, or a newer one still"
+        )
+        raise Refused("store_failed", told)
 
 
 class Committer:

@@ -156,6 +156,29 @@ def test_none_of_its_processes_leaves_a_core_dump_where_all_others_do(wallet: Pa
         resource.setrlimit(resource.RLIMIT_CORE, before)
 
 
+def test_a_signed_transaction_lies_in_the_ledger_and_in_no_other_file(
+    wallet: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Libraries of this trade hand it over in a temporary file, which a kill leaves behind for everybody."""
+    temporary = tmp_path_factory.mktemp("temporary")
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    with daemon_of(wallet) as daemon:
+        path = f"/v1/payments/{daemon.split('k').json()['id']}"
+        end_s = time.monotonic() + PATIENCE_S
+        while daemon.http.get(path, params={"wait": 5}).json()["state"] not in ("confirmed", "settled"):
+            assert time.monotonic() < end_s
+        daemon.process.kill()
+    assert {path.name for path in (wallet / "data").iterdir() if path.stat().st_mode & 0o077} == set()
+    files = {path: path.read_bytes() for path in (*wallet.rglob("*"), *temporary.rglob("*")) if path.is_file()}
+    with closing(sqlite3.connect(wallet / "data/ledger.db")) as conn:
+        (raw,) = conn.execute("SELECT cbor FROM attempts").fetchone()
+    signature = raw[-70:-6]
+    books = {path.name for path, text in files.items() if signature in text}
+    assert books
+    assert books <= {"ledger.db", "ledger.db-wal"}
+    assert [path for path in files if temporary in path.parents or ".scratch" in path.parts] == []
+
+
 def payments(daemon: Daemon) -> list[dict[str, Any]]:
     return list(daemon.http.get("/v1/payments").json()["payments"])
 
