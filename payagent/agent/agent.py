@@ -19,7 +19,7 @@ from typing import BinaryIO, TypeVar
 
 import structlog
 
-from payagent.agent import prepaid, steps, uses
+from payagent.agent import prepaid, steps, trust, uses
 from payagent.agent.admission import (
     Admission,
     Admitted,
@@ -884,6 +884,8 @@ class Agent:
                     "received": ask.received[:RECEIVED_MAX_CHARS],
                 }
                 records.note(unit, None, "refused", None, now_ms, told)
+            if refusal.code == "terms_changed":
+                trust.warn_of_terms(unit, ask.origin, refusal.detail, now_ms)
 
         await self.write("refuse", job)
 

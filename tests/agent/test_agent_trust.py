@@ -465,6 +465,22 @@ class TestStrikes:
             assert run.owned() == world.on_chain()
 
 
+async def test_an_invoice_that_comes_with_other_terms_is_told_once(world: World) -> None:
+    """D1: it is never paid, and an operator hears of it, until the merchant is looked into."""
+    async with world.run() as run:
+        await run.look()
+        for message in ("first", "second"):
+            answer = world.call(message)
+            await run.agent.pay(world.ask_of(answer))
+            with pytest.raises(Refused, match="terms_changed"):
+                await run.agent.pay(world.ask_of(answer, body=answer.text.replace("10000000", "10000001")))
+        assert alerts.raised(run.agent.conn, "terms_changed") == [f"terms:{world.origin}"]
+        await run.agent.drain(10)
+        assert len(world.waiting()) == 2
+        await merchants.reopen(run.agent, APP, "t")
+        assert alerts.raised(run.agent.conn, "terms_changed") == []
+
+
 class TestCrowds:
     async def test_only_so_many_payments_to_a_merchant_are_on_their_way(self, world: World) -> None:
         """K4: a merchant whose invoices nobody settles holds no more than so many coins."""
