@@ -21,9 +21,15 @@ from payagent.store.writer import Connection, Unit
 
 
 def is_bound(conn: Connection, call: ServedCall) -> bool:
-    """Whether its app has limits of its own there, or assets, and something is left that the call could use."""
+    """Whether its app has limits of its own there, or assets, and something is left that the call could use.
+
+    By our count, or by the merchant's word.
+    """
     pool = pools.find_pool(conn, call.origin, call.buyer.partner, call.buyer.wallet)
-    if pool is None or not pools.has_any(conn, pool.id):
+    if pool is None:
+        return False
+    told = pools.last_observation(conn, pool.id)
+    if not pools.has_any(conn, pool.id) and not (told is not None and told.remaining):
         return False
     own = _own_limits(conn, call, ())
     return bool(own) or apps.require(conn, call.app_id).assets is not None

@@ -8,9 +8,10 @@ import time
 from collections.abc import Callable
 
 import payagent.daemon
-from payagent.agent.agent import Agent
+from payagent.agent.agent import Agent, Ask
 from payagent.agent.ports import SystemClock
 from payagent.settings import Settings
+from payagent.store.queries import PaymentRow
 from payagent.wallet.plan import Plan
 from payagent.wallet.transaction import sign
 
@@ -44,13 +45,20 @@ JUMPS_MS = (0, 2 * 86_400_000, 0, -2 * 86_400_000)
 
 
 def jumping_clock(_settings: Settings) -> None:
-    """Its clock is right as it starts, and then jumps days ahead, back, and days behind."""
-    begun_s = time.monotonic()
+    """Its clock is right until it is asked to pay, and then jumps days ahead, back, and days behind."""
+    begun_s = None
+
+    class Jumping(Agent):
+        async def pay(self, ask: Ask) -> tuple[PaymentRow, bool]:
+            nonlocal begun_s
+            begun_s = begun_s or time.monotonic()
+            return await super().pay(ask)
 
     def now_ms(_clock: object) -> int:
-        ahead_ms = JUMPS_MS[int((time.monotonic() - begun_s) / 0.5) % len(JUMPS_MS)]
-        return time.time_ns() // 1_000_000 + ahead_ms
+        jumps = 0 if begun_s is None else int((time.monotonic() - begun_s) / 0.5)
+        return time.time_ns() // 1_000_000 + JUMPS_MS[jumps % len(JUMPS_MS)]
 
+    setattr(payagent.daemon, "Agent", Jumping)  # noqa: B010  a module does not export what it imports
     setattr(SystemClock, "now_ms", now_ms)  # noqa: B010  a method is not to be assigned
 
 
