@@ -9,7 +9,7 @@ import pytest
 from payagent.devnet.server import DevnetThread
 
 LEAKED = pytest.StashKey[bool]()
-WROTE = pytest.StashKey[set[str]]()
+SEARCHED = pytest.StashKey[set[Path]]()
 LAST = pytest.StashKey[pytest.Item]()
 
 
@@ -28,10 +28,11 @@ def pytest_runtest_makereport(
             report.longrepr = f"{item.nodeid} printed or logged: {', '.join(leaked)}"
         item.stash[LEAKED] = True
     folder = getattr(item, "funcargs", {}).get("tmp_path")
-    if call.when == "teardown" and folder is not None and (wrote := canaries.found_in_files(folder)):
-        report.outcome = "failed"
-        report.longrepr = f"{item.nodeid} wrote: {'; '.join(wrote)}"
-        item.session.stash.setdefault(WROTE, set()).update(wrote)
+    if call.when == "teardown" and folder is not None:
+        item.session.stash.setdefault(SEARCHED, set()).add(folder)
+        if wrote := canaries.found_in_files(folder):
+            report.outcome = "failed"
+            report.longrepr = f"{item.nodeid} wrote: {'; '.join(wrote)}"
     return report
 
 
@@ -39,8 +40,8 @@ def pytest_runtest_makereport(
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """What whole modules share is looked at when all is over: an error of the last test, in the last line too."""
     base = getattr(getattr(session.config, "_tmp_path_factory", None), "_basetemp", None)
-    known, last = session.stash.get(WROTE, set()), session.stash.get(LAST, None)
-    wrote = [] if base is None else [one for one in canaries.found_in_files(base) if one not in known]
+    searched, last = session.stash.get(SEARCHED, set()), session.stash.get(LAST, None)
+    wrote = [] if base is None else canaries.found_in_files(base, searched)
     if wrote and last is not None:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
         told = "the tests of this run wrote: " + "; ".join(wrote)
