@@ -3,8 +3,7 @@
 `plant` a secret where a test makes one. tests/conftest.py looks after each test, and once more at the end.
 """
 
-import mmap
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 
 _PLANTED: dict[str, str] = {}
@@ -22,22 +21,24 @@ def found_in(text: str) -> list[str]:
     return sorted({name for secret, name in _PLANTED.items() if secret in text})
 
 
-def found_in_files(folder: Path) -> list[str]:
+def found_in_files(folder: Path, but: Set[Path] = frozenset()) -> list[str]:
     """Files below a folder that hold a planted secret among other things, each with what it holds.
 
-    A file that holds one and nothing else is where it lies.
+    A file that holds one and nothing else is where it lies. Of the folder's own folders `but` are left out.
     """
-    return sorted(f"{path}: {', '.join(names)}" for path in _files(folder) if (names := _names_in(path)))
+    roots = [path for path in folder.iterdir() if path not in but] if but else [folder]
+    files = (path for root in roots for path in _files(root))
+    return sorted(f"{path}: {', '.join(names)}" for path in files if (names := _names_in(path)))
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    for path in folder.rglob("*"):
-        if path.is_file() and not path.is_symlink() and path.stat().st_size:
+    for path in (folder, *folder.rglob("*")):
+        if path.is_file() and not path.is_symlink():
             yield path
 
 
 def _names_in(path: Path) -> list[str]:
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        inside = {secret: name for secret, name in _PLANTED.items() if content.find(secret.encode()) >= 0}
-        alone = content[:].strip() if inside and len(content) < _LONGEST_OF_ITS_OWN else b""
+    content = path.read_bytes()
+    inside = {secret: name for secret, name in _PLANTED.items() if secret.encode() in content}
+    alone = content.strip() if inside and len(content) < _LONGEST_OF_ITS_OWN else b""
     return sorted({name for secret, name in inside.items() if secret.encode() != alone})

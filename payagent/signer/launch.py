@@ -12,14 +12,20 @@ import sys
 
 from payagent.signer.confine import before_the_secret, require_parent, require_untraced
 
+_OF_A_TERMINAL = (signal.SIGINT, signal.SIGHUP)
+
 
 def main() -> None:
     """Serve the line on standard input in a child; `sys.argv[2]` is the daemon. What fails is told on stderr."""
     before_the_secret()
     require_parent(int(sys.argv[2]))
     ours = os.getpid()
+    for number in _OF_A_TERMINAL:  # before there is a question whose end would leave the terminal without an echo
+        signal.signal(number, signal.SIG_IGN)
     child = os.fork()
     if child == 0:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
         before_the_secret()
         require_parent(ours)
         require_untraced()
@@ -31,8 +37,6 @@ def main() -> None:
 
 def _wait_for(child: int) -> None:
     """SIGTERM is passed on as Ctrl-C, which ends a question for the passphrase; a terminal sends that itself."""
-    for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: os.kill(child, signal.SIGINT))
     nothing = os.open(os.devnull, os.O_RDWR)
     for handle in range(3):

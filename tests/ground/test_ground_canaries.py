@@ -50,8 +50,9 @@ def test_shares(shared):
 """
 
 
+@pytest.mark.parametrize("workers", [(), ("-n", "1")], ids=["one process", "workers"])
 def test_a_run_that_writes_a_secret_among_other_things_fails(
-    pytester: pytest.Pytester, request: pytest.FixtureRequest
+    pytester: pytest.Pytester, request: pytest.FixtureRequest, workers: tuple[str, ...]
 ) -> None:
     here = request.config.rootpath / "tests"
     pytester.makepyfile(
@@ -59,7 +60,7 @@ def test_a_run_that_writes_a_secret_among_other_things_fails(
     )
     pytester.makeconftest(CONFTEST)
     pytester.makepyfile(test_secret=WRITES)
-    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-p", "no:asyncio")
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-p", "no:asyncio", *workers)
     result.assert_outcomes(passed=3, errors=2)
     assert result.ret == 1
     result.stdout.fnmatch_lines(["*test_writes wrote: *log: the token*"])
