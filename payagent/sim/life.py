@@ -190,6 +190,8 @@ class Life:
         self.spawn(self._every(MERCHANTS_EVERY_BEATS, self.watch.poll_merchants))
         self.spawn(self._every(MERCHANTS_EVERY_BEATS, self.watch.observe_prepaid))
         self.spawn(self._every(1, self.topups.beat))
+        if self.agent.terms.approval_above:
+            self.spawn(self._every(1, self.agent.deny_what_is_over))
 
     def take_over(self) -> None:
         """Another daemon opens the ledger: from here on this one must commit nothing more."""
