@@ -21,7 +21,7 @@ from payagent.agent.rows import Rows
 from payagent.agent.scan import ALERT_SUBJECT, LAG_S, Search, Spend, Why, settle, take_in
 from payagent.chain.agree import Listing
 from payagent.chain.panel import View
-from payagent.chain.source import Found, NotFound, TxSeen
+from payagent.chain.source import Found, NotFound, TxSeen, Unknown
 from payagent.core import ledger
 from payagent.core.payment import Event, State
 from payagent.core.problem import Refused
@@ -158,6 +158,8 @@ class Foreign:
                 continue
             read = await source.tx(tx_id)
             if not isinstance(read, Found) or read.value.block_hash != row.block_hash:
+                if not (source.stands_alone and isinstance(read, Unknown)):
+                    self._deep_seen.forget(payment_id)
                 continue
             is_enough = self._deep_seen.is_enough(payment_id, row.block_hash, source.tip.hash, now_ms)
             if is_enough or not source.stands_alone:

@@ -303,8 +303,11 @@ class Watch:
         if not is_open:
             self._unread.discard(row.id)
         rival = None if row.anchor is None else queries.rival_of(self._agent.conn, row.anchor)
-        if rival is not None and isinstance(read := await source.tx(rival), Found):
+        read = NotFound() if rival is None else await source.tx(rival)
+        if isinstance(read, Found):
             await self._weigh_cancel(source, tip, row, read.value)
+        elif not source.stands_alone or not (is_open or isinstance(read, Unknown)):
+            self._deep_seen.forget(row.id)  # what was read of it before was denied since, or not borne out
 
     async def _weigh_cancel(self, source: View, tip: Tip, row: PaymentRow, seen: TxSeen) -> None:
         """Void on positive evidence only (R8): the cancel is in a block, deep enough, in look after look.

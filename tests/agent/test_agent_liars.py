@@ -8,7 +8,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from agent_kit import ADA, Relay, Run, World, with_terms, world_with_clock
+from agent_kit import ADA, APP, Relay, Run, World, with_terms, world_with_clock
 
 from payagent.core.payment import State
 from payagent.store import alerts, queries
@@ -393,6 +393,31 @@ class TestInvented:
             assert run.state(row.id) is State.SETTLED
             assert world.transactions() == [row.tx_id]
             assert run.owned() == world.on_chain()
+
+    async def test_a_cancel_by_reads_between_which_the_honest_one_was_heard(
+        self, world: World, liar: Relay, honest: Relay
+    ) -> None:
+        """Each time the liar is alone it is read once: these are not three reads in a row."""
+        world.fund(50 * ADA)
+        async with world.run(providers=providers(liar, honest, True), terms=with_terms(void_depth=2)) as run:
+            await run.look()
+            liar.swallows = honest.swallows = True
+            row = await run.pay()
+            cancel = await run.agent.resolve(row.id, APP)
+            block = tip_of(liar) | {"hash": FAKE}
+            invent_tx(liar, cancel.tx_id or "", block)
+            liar.tell(f"/blocks/{FAKE}", 200, block)
+            for _ in range(4):
+                for _ in range(14):
+                    lags(honest)
+                    await pass_s(run, 10)
+                    world.block()
+                assert "does not know" in (run.agent.providers["honest"] or "")
+                honest.thaw()
+                honest.swallows = True
+                await pass_s(run, 10)
+                assert run.agent.providers["honest"] is None
+                assert run.state(row.id) is State.CANCELLING
 
     @pytest.mark.parametrize("honest_is_away", [False, True])
     async def test_a_coin(self, world: World, liar: Relay, honest: Relay, honest_is_away: bool) -> None:
