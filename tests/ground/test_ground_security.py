@@ -2,6 +2,7 @@
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -33,14 +34,14 @@ def faults(page: str) -> list[str]:
 
 def is_there(path: str, test: str) -> bool:
     """Whether a test file defines a test; of an empty name, whether the file is there."""
-    if not (ROOT / path).is_file():
-        return False
-    defined = {
-        node.name
-        for node in ast.walk(ast.parse((ROOT / path).read_text()))
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-    }
-    return not test or (test.startswith("test_") and test in defined)
+    return (ROOT / path).is_file() and (not test or test in defined_in(path))
+
+
+@cache
+def defined_in(path: str) -> set[str]:
+    functions = ast.FunctionDef | ast.AsyncFunctionDef
+    names = {node.name for node in ast.walk(ast.parse((ROOT / path).read_text())) if isinstance(node, functions)}
+    return {name for name in names if name.startswith("test_")}
 
 
 def test_every_line_of_the_threat_list_has_a_test_that_is_there_or_a_reason() -> None:
