@@ -266,6 +266,12 @@ class Provider(_Table):
     base_url: Annotated[str, AfterValidator(_base_url)]
     project_id_file: AbsolutePath | None = None
 
+    @property
+    def is_in_clear(self) -> bool:
+        """Whether somebody on the way can read and change what it says."""
+        parts = urlsplit(self.base_url)
+        return parts.scheme != "https" and not _is_loopback(parts.hostname or "")
+
 
 class Chain(_Table):
     """The providers; with several, two have to agree."""

@@ -45,7 +45,7 @@ def _look(settings: "Settings", config: Path) -> "list[Finding]":
     import asyncio
 
     from payagent.cli.link import Link
-    from payagent.doctor import finding, look_at_chain, look_at_files
+    from payagent.doctor import finding, look_at_chain, look_at_choices, look_at_files
 
     def daemon() -> str:
         with Link(settings, None) as link:
@@ -57,7 +57,7 @@ def _look(settings: "Settings", config: Path) -> "list[Finding]":
             raise Refused(code, "it is not ready: " + "; ".join(told))
         return "it runs and is ready"
 
-    findings = look_at_files(settings, config, os.environ)
+    findings = look_at_files(settings, config, os.environ) + look_at_choices(settings, config)
     findings += asyncio.run(look_at_chain(settings, lambda: time.time_ns() // 1_000_000))
     return [*findings, finding("daemon", daemon)]
 
