@@ -15,7 +15,6 @@ import resource
 import sys
 import time
 from collections.abc import Iterator
-from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
 
@@ -28,7 +27,7 @@ SUBJECTS = {
     "payagent.core.payment": ["tests/core/test_core_payment.py"],
 }
 CPU_S = 60
-QUIET = ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
+QUIET = ["-c", os.devnull, "--rootdir", str(ROOT), "-p", "_hypothesis_pytestplugin"]
 SWAPS: dict[type[ast.AST], type[ast.AST]] = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
     ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In, ast.And: ast.Or, ast.Or: ast.And,
@@ -195,8 +194,7 @@ def main() -> None:
     os.chdir(ROOT)
     sys.path[:0] = [str(ROOT)]
     print("with hypothesis", hypothesis.__version__, "and pytest", pytest.__version__)
-    for plugin in entry_points(group="pytest11"):
-        plugin.load()  # once, and not in each fork
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     for name in parser.parse_args().modules:
         began_s = time.monotonic()
         count, survivors = judge(name, SUBJECTS[name])
