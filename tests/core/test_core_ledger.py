@@ -56,3 +56,27 @@ def test_a_lost_block_brings_the_hold_back(spent: dict[str, int], fee: int) -> N
     hold = spent | {"lovelace": spent.get("lovelace", 0) + fee}
     posted = ledger.post(hold, spent, fee, "merchant:m")
     assert balances(ledger.reserve(hold), posted, ledger.reverse(posted)) == balances(ledger.reserve(hold))
+
+
+@given(UNITS)
+def test_coins_that_were_spent_elsewhere_and_were_not_leave_no_trace(units: dict[str, int]) -> None:
+    gone = ledger.foreign(units)
+    assert balances(gone)["wallet", next(iter(units))] < 0
+    assert balances(gone, ledger.unforeign(units)) == {}
+
+
+@pytest.mark.parametrize(
+    ("origin", "is_prepaid", "account"),
+    [
+        (None, False, "external"),
+        ("https://m", False, "merchant:https://m"),
+        ("https://m", True, "prepaid:https://m"),
+    ],
+)
+def test_where_the_money_of_a_payment_goes(origin: str | None, is_prepaid: bool, account: str) -> None:
+    assert ledger.spending_account(origin, is_prepaid) == account
+
+
+def test_the_sum_of_several_holds_is_by_asset() -> None:
+    assert ledger.add([{"lovelace": 1, "a": 2}, {}, {"lovelace": 3}]) == {"lovelace": 4, "a": 2}
+    assert ledger.add([]) == {}

@@ -1,6 +1,8 @@
 """The payment machine and the delivery machine: the tables themselves, and what must never be possible."""
 
 import itertools
+import re
+from pathlib import Path
 
 import pytest
 
@@ -8,7 +10,11 @@ from payagent.core.payment import (
     DELIVERIES,
     ENDED_WITHOUT_PAYING,
     NEVER_SIGNED,
+    ON_CHAIN,
+    POSTED,
     TRANSITIONS,
+    UNSIGNED,
+    WITHOUT_PROOF,
     Delivery,
     DeliveryEvent,
     Event,
@@ -20,6 +26,7 @@ from payagent.core.payment import (
 )
 from payagent.core.problem import Refused
 
+PAGE = (Path(__file__).parents[2] / "docs/payment-machine.md").read_text()
 SIGNED_ONCE = set(State) - NEVER_SIGNED - {State.RECEIVED, State.AWAITING_APPROVAL, State.RESERVED}
 
 
@@ -92,6 +99,9 @@ def test_what_was_accepted_stays_accepted() -> None:
     [
         (200, State.IN_FLIGHT, False, DeliveryEvent.ACCEPT),
         (204, State.CONFIRMED, True, DeliveryEvent.ACCEPT),
+        (299, State.CONFIRMED, True, DeliveryEvent.ACCEPT),
+        (199, State.CONFIRMED, True, DeliveryEvent.GIVE_UP),
+        (300, State.CONFIRMED, True, DeliveryEvent.GIVE_UP),
         (402, State.IN_FLIGHT, False, DeliveryEvent.PRESENT),
         (402, State.CONFIRMED, False, DeliveryEvent.PRESENT),
         (402, State.IN_FLIGHT, True, DeliveryEvent.PRESENT),
@@ -107,3 +117,34 @@ def test_a_retrys_status_means(http_status: int, state: State, over: bool, event
 def test_the_diagram_has_every_row() -> None:
     drawn = mermaid()
     assert all(f"{state} --> {after}: {event}" in drawn for (state, event), after in TRANSITIONS.items())
+
+
+def test_the_tables_are_those_of_the_page() -> None:
+    """Row by row, in the words that stand in the ledger and on the wire."""
+    money, delivery = PAGE.partition("## Delivery")[::2]
+    row = re.compile(r"^\| (\w+) \| (\w+) \| (\w+) \|$", re.MULTILINE)
+    rows = [(state.value, event.value, after.value) for (state, event), after in TRANSITIONS.items()]
+    assert rows == row.findall(money)[1:]
+    rows = [(before.value, event.value, after.value) for (before, event), after in DELIVERIES.items()]
+    assert rows == row.findall(delivery)[1:]
+    assert mermaid() in money
+
+
+def test_the_states_are_those_that_clients_know() -> None:
+    money = "received awaiting_approval reserved signed in_flight in_block confirmed settled replacing cancelling"
+    assert [*State] == [*money.split(), "void", "rejected", "denied"]
+    assert [*Delivery] == ["not_presented", "presented", "accepted", "paid_not_served"]
+
+
+def test_which_states_are_alike() -> None:
+    assert {State.REJECTED, State.DENIED} == NEVER_SIGNED
+    assert {State.RESERVED, State.REPLACING} == UNSIGNED
+    assert {State.VOID, State.REJECTED, State.DENIED} == ENDED_WITHOUT_PAYING
+    assert {State.CANCELLING, State.VOID, State.REJECTED, State.DENIED} == WITHOUT_PROOF
+    assert {State.IN_BLOCK, State.CONFIRMED, State.SETTLED} == ON_CHAIN
+    assert {State.CONFIRMED, State.SETTLED} == POSTED
+
+
+def test_a_refused_event_is_told_by_its_names() -> None:
+    with pytest.raises(Refused, match="a payment that is settled cannot take void"):
+        move(State.SETTLED, Event.VOID)

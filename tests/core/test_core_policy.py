@@ -206,3 +206,7 @@ class TestWindows:
         assert hours == {Window.HOUR: 1, Window.DAY: 24, Window.WEEK: 168, Window.MONTH: 720}
         assert policy.SPAN_MS.keys() == LENGTH_MS.keys()
         assert all(LENGTH_MS[window] % span_ms == 0 for window, span_ms in SPAN_MS.items())
+
+    def test_their_names_are_those_of_the_config_file_from_the_shortest_on(self) -> None:
+        assert [*Window] == ["per_payment", "per_hour", "per_day", "per_week", "per_month", "total"]
+        assert Scope() == WALLET == ("", "")

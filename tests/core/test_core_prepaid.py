@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from payagent.core.ledger import use as book
-from payagent.core.prepaid import Balance, Cost, buy, take_back, use
+from payagent.core.prepaid import Balance, Cost, average, buy, take_back, use
 
 
 @dataclass
@@ -90,3 +90,10 @@ def test_what_is_used_up_moves_from_prepaid_to_spent() -> None:
     back = book("https://m.example", {"lovelace": -7})
     assert back is not None
     assert back.kind == "unuse"
+
+
+def test_a_use_costs_the_average_of_what_is_left_and_of_nothing_left_that_of_all() -> None:
+    balance = buy(Balance(), 100, {"lovelace": 1_000, "token": 50})
+    assert average(balance, 3) == {"lovelace": 30, "token": 1}
+    assert average(use(balance, 100), 3) == {"lovelace": 30, "token": 1}
+    assert average(Balance(), 3) == {}

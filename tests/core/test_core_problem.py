@@ -2,7 +2,7 @@
 
 import pytest
 
-from payagent.core.problem import PROBLEMS
+from payagent.core.problem import PROBLEMS, Refused, own_order
 
 ANYWHERE = (
     "bad_request",
@@ -39,3 +39,24 @@ def test_a_row_that_says_that_nothing_is_held_says_for_what(code: str) -> None:
 @pytest.mark.parametrize("code", [code for code, row in PROBLEMS.items() if row.exit_code in (2, 5)])
 def test_a_mistake_of_the_caller_or_the_operator_is_not_the_merchants_to_hear(code: str) -> None:
     assert "Tell the merchant" not in PROBLEMS[code].fix
+
+
+def test_a_refusal_without_a_row_cannot_be_made() -> None:
+    with pytest.raises(KeyError, match="no_such_code"):
+        Refused("no_such_code", "why")
+
+
+@pytest.mark.parametrize("code", ["address_script", "transaction_too_big"])
+def test_what_a_merchant_would_be_told_is_the_operators_own_mistake_in_an_order_of_his(code: str) -> None:
+    with pytest.raises(Refused) as refused, own_order(place=3):
+        raise Refused(code, "why", output=1)
+    told = refused.value
+    assert (told.code, told.detail, told.context) == ("self_transfer_invalid", "why", {"output": 1, "place": 3})
+
+
+def test_any_other_refusal_of_an_order_stays_what_it_is() -> None:
+    with pytest.raises(Refused) as refused, own_order(place=3):
+        raise Refused("limit_exceeded", "why")
+    assert (refused.value.code, refused.value.context) == ("limit_exceeded", {})
+    with own_order():
+        pass

@@ -224,3 +224,15 @@ def test_a_merchants_words_are_shown_as_bounded_plain_ascii() -> None:
     assert answer.said is Said.UNCLEAR
     assert answer.reason.startswith("?pay ??xxx")
     assert len(answer.reason) == 200
+
+
+def test_a_page_whose_requirements_cannot_be_read_says_nothing() -> None:
+    headers = {"content-type": "text/html", "X-PAYMENT-ERROR": "invalid_payload"}
+    assert said(parse_response(402, headers, page(v1_required()).encode()), "x402-v1") is Said.REFUSED
+    assert said(parse_response(402, headers, page(v1_required()).encode() * 2), "x402-v1") is Said.UNCLEAR
+
+
+def test_a_settlement_that_cannot_be_read_says_nothing_and_the_body_counts() -> None:
+    headers = {"content-type": "application/json", "PAYMENT-RESPONSE": "not base64!"}
+    body = json.dumps({"errorReason": "duplicate_settlement"}).encode()
+    assert said(parse_response(402, headers, body)) is Said.USED_UP

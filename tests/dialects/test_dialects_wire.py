@@ -9,7 +9,15 @@ from dialect_examples import ANNA, NOW_MS, PAY_TO, PREPROD, detail, paid, read, 
 from hostile_402s import OTHER_POLICY, TOKEN, address
 
 from payagent.core.problem import Refused
-from payagent.dialects import Reading, Shown, make_response, parse_response, proof_headers
+from payagent.dialects import (
+    Reading,
+    Response,
+    Shown,
+    make_response,
+    parse_answer,
+    parse_response,
+    proof_headers,
+)
 
 FLUX: dict[str, Any] = {
     "invoiceId": "6aec41a2-0d5c",
@@ -214,3 +222,29 @@ def test_proof_headers_never_carry_what_could_break_out_of_a_header(change: dict
     with pytest.raises(Refused) as refused:
         proof_headers(**(given | change))
     assert refused.value.code == code
+
+
+def test_the_answer_to_a_retry_is_advice_and_never_refused() -> None:
+    twice = [("X-Invoice-Id", "a"), ("x-invoice-id", "b")]
+    assert parse_answer(402, twice, b'{"a": 1}') == Response(402, {"x-invoice-id": "a"}, {"a": 1})
+    assert parse_answer(402, [], b'{"a": 1, "a": 2}') == Response(402, {}, "")
+    assert parse_answer(200, [], b"served") == Response(200, {}, "served")
+
+
+@pytest.mark.parametrize("headers", [[(1, "a")], [("a", None)]])
+def test_a_header_that_is_no_text_is_refused(headers: list[Any]) -> None:
+    with pytest.raises(Refused) as refused:
+        make_response(402, headers, "")
+    assert refused.value.code == "bad_request"
+
+
+def test_a_batch_of_more_calls_than_anybody_could_mean_is_refused() -> None:
+    assert read({"detail": detail(batchTarget=10**9)}).batch_target == 10**9
+    with pytest.raises(Refused) as refused:
+        read({"detail": detail(batchTarget=10**9 + 1)})
+    assert refused.value.code == "body_not_understood"
+
+
+@pytest.mark.parametrize("note", [None, "for a friend"])
+def test_a_field_that_can_only_be_a_note_is_let_be(note: object) -> None:
+    assert read({"detail": {**detail(), "greeting": note}}) == read({"detail": detail()})

@@ -79,3 +79,11 @@ def test_every_pin_is_exact_and_hashed_and_no_address_stands_in_the_lock(name: s
     assert "://" not in text
     assert str(ROOT) not in text
     assert not re.search(r"--(index-url|extra-index-url|find-links)", text)
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_every_package_of_the_runtime_lock_has_its_licence_told(python: str) -> None:
+    page = (ROOT / "docs/licences.md").read_text()
+    told = re.findall(r"^\| (\S+) \| (\S+) \| [^|]+ \|$", page, re.MULTILINE)
+    rows = {name: version for name, version in told if name not in ("package", "---")}
+    assert rows == pinned(read_lock("requirements.txt")[1], python)

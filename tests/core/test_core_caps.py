@@ -1,0 +1,25 @@
+"""What one transaction may take out of the wallet: to the unit, by asset, with the fee."""
+
+import pytest
+
+from payagent.core.caps import require_within_caps
+from payagent.core.problem import Refused
+
+TOKEN = "aa" * 28
+CAPS = {"lovelace": 5_000_000, TOKEN: 10}
+
+
+@pytest.mark.parametrize(
+    "leaving", [{}, {"lovelace": 5_000_000, TOKEN: 10}, {"bb" * 28: 2**63}], ids=["none", "all", "uncapped"]
+)
+def test_up_to_its_cap_an_asset_may_leave(leaving: dict[str, int]) -> None:
+    require_within_caps(leaving, CAPS)
+
+
+@pytest.mark.parametrize(("asset", "units"), [("lovelace", 5_000_001), (TOKEN, 11)])
+def test_a_unit_more_is_refused_and_told(asset: str, units: int) -> None:
+    with pytest.raises(Refused) as refused:
+        require_within_caps({"lovelace": 1, TOKEN: 1} | {asset: units}, CAPS)
+    assert refused.value.code == "limit_exceeded"
+    told = {"limit": "per_transaction", "asset": asset, "left": str(CAPS[asset]), "asked": str(units)}
+    assert refused.value.context == told

@@ -1,0 +1,48 @@
+"""A merchant's origin has one spelling, and what is more or less than an origin is none."""
+
+import pytest
+
+from payagent.core.origin import parse_origin
+
+
+@pytest.mark.parametrize(
+    ("text", "origin"),
+    [
+        ("https://api.example.com", "https://api.example.com"),
+        ("HTTPS://API.Example.com:443/", "https://api.example.com"),
+        ("http://127.0.0.1:8402", "http://127.0.0.1:8402"),
+        ("http://example.com:80", "http://example.com"),
+        ("http://[0:0:0:0:0:0:0:1]:8402", "http://[::1]:8402"),
+        ("https://xn--bcher-kva.example", "https://xn--bcher-kva.example"),
+    ],
+)
+def test_the_one_spelling(text: str, origin: str) -> None:
+    assert parse_origin(text) == origin == parse_origin(origin)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("https://bücher.example", "plain ASCII"),
+        ("https://a b.example", "plain ASCII"),
+        ("https://a.example\\@b.example", "plain ASCII"),
+        ("https://a.example\n", "plain ASCII"),
+        ("https://[::1", "host or port"),
+        ("https://[1::2::3]", "host or port"),
+        ("https://a.example:65536", "host or port"),
+        ("ftp://a.example", "starts with http"),
+        ("a.example", "starts with http"),
+        ("https://", "starts with http"),
+        ("https://a.example/chat", "only"),
+        ("https://a.example?", "only"),
+        ("https://a.example#", "only"),
+        ("https://me@a.example", "only"),
+        ("https://a.example:", "port"),
+        ("https://a.example:0", "port"),
+        ("https://-a.example", "a name or an address"),
+        ("https://a..example", "a name or an address"),
+    ],
+)
+def test_what_is_no_origin(text: str, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        parse_origin(text)
