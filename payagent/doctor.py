@@ -5,8 +5,12 @@ opens the keystore (its public header is enough); moves money; shows a secret.
 """
 
 import os
+import re
+import socket
 import stat
+import struct
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -104,6 +108,7 @@ def look_at_choices(settings: Settings, config: Path) -> list[Finding]:
         told += [(f"merchants.{name}.{key}", why) for key, why in _trusting(merchant, settings.network)]
     if settings.network != "devnet":
         told += [*_one_word(settings), *_soon(settings), *_untold(settings)]
+    told += _signer(settings.api.socket)
     return [Finding(name, why, is_warning=True) for name, why in told]
 
 
@@ -302,6 +307,27 @@ def _apps(settings: Settings) -> Iterator[Choice]:
     finally:
         if conn is not None:
             conn.close()
+
+
+def _signer(path: Path) -> Iterator[Choice]:
+    """Of a daemon that runs: whether the memory that has the key can be written to disk, by the kernel's word."""
+    with suppress(OSError, ValueError), socket.socket(socket.AF_UNIX) as unix:
+        unix.settimeout(1)
+        unix.connect(str(path))
+        peer = unix.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        daemon: int = struct.unpack("3i", peer)[0]
+        (launcher,) = _children(daemon)
+        (signer,) = _children(launcher)
+        if re.search(r"^VmLck:\s+0 kB$", Path(f"/proc/{signer}/status").read_text(), re.MULTILINE):
+            yield (
+                "signer",
+                "its memory can be swapped out; give the daemon LimitMEMLOCK=64M, as config/payagent.service does",
+            )
+
+
+def _children(pid: int) -> list[int]:
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return [int(child) for task in tasks for child in (task / "children").read_text().split()]
 
 
 def _one_word(settings: Settings) -> Iterator[Choice]:

@@ -70,9 +70,9 @@ def command(folder: Path, *python: str) -> list[str]:
     return [sys.executable, *python, "-m", "payagent", "serve", "--config", str(folder / "config.toml")]
 
 
-def start(folder: Path) -> tuple["subprocess.Popen[str]", Path]:
+def start(folder: Path, preexec_fn: Callable[[], None] | None = None) -> tuple["subprocess.Popen[str]", Path]:
     """A running daemon and its socket; it has announced itself on stderr."""
-    process, _, path = announced(folder)
+    process, _, path = announced(folder, preexec_fn)
     return process, path
 
 
@@ -82,8 +82,10 @@ def start_on_port(folder: Path) -> tuple["subprocess.Popen[str]", int]:
     return process, port
 
 
-def announced(folder: Path) -> tuple["subprocess.Popen[str]", int, Path]:
-    process = subprocess.Popen(command(folder), stderr=subprocess.PIPE, text=True)
+def announced(
+    folder: Path, preexec_fn: Callable[[], None] | None = None
+) -> tuple["subprocess.Popen[str]", int, Path]:
+    process = subprocess.Popen(command(folder), stderr=subprocess.PIPE, text=True, preexec_fn=preexec_fn)
     assert process.stderr is not None
     line = ""
     for line in process.stderr:

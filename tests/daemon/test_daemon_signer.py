@@ -23,6 +23,8 @@ from daemon.test_daemon_doors import PASSPHRASE, folder, log_of_a_run, refused, 
 
 from payagent.core.network import NETWORKS
 from payagent.devnet.server import DevnetThread
+from payagent.doctor import look_at_choices
+from payagent.settings import load_settings
 from payagent.store import apps
 from payagent.store.writer import Writer
 from payagent.wallet.creation import create, new_words
@@ -316,3 +318,20 @@ def test_what_the_machine_does_not_let_the_signer_give_up_is_a_warning(
     (line,) = [line for line in log_of_a_run(folder, limits) if "signer.started" in line]
     told = json.loads(line)
     assert (told["level"], told["not_possible_here"]) == (level, missing)
+
+
+@pytest.mark.parametrize(("limits", "is_told"), [(_without_locked_memory, True), (None, os.geteuid() != 0)])
+def test_doctor_tells_of_a_signer_whose_memory_can_be_swapped_out(
+    folder: Path,  # noqa: F811
+    limits: Callable[[], None] | None,
+    is_told: bool,
+) -> None:
+    config = folder / "config.toml"
+    process, _ = start(folder, limits)
+    try:
+        told = [one.detail for one in look_at_choices(load_settings(config, {}), config) if one.name == "signer"]
+        assert bool(told) == is_told
+        assert all("LimitMEMLOCK=64M" in detail for detail in told)
+    finally:
+        assert stop(process)[0] == 0
+    assert [one for one in look_at_choices(load_settings(config, {}), config) if one.name == "signer"] == []
