@@ -113,6 +113,8 @@ class TestWhatIsLeft:
         assert (topup.name, topup.asset, topup.asked_units) == ("topup_per_day", ADA, 14)
         assert topup.is_exceeded
         assert ask_bounds(spend, ADA, None, -5)[0].left_units == 0
+        assert ask_bounds(spend, ADA, None, 9)[0].asked_units == 7
+        assert [bound.asked_units for bound in ask_bounds({}, ADA, 1, 1)] == [0, 0]
         assert not ask_bounds(spend, ADA, None, 14, count=2)[0].is_exceeded
 
 
@@ -166,7 +168,8 @@ class TestTheTightest:
         told = refusal(ask(of_wallet(Window.PAYMENT, 2, TOKEN), 0, {TOKEN: 3}), None, "bot")
         assert told.context.keys() == {"limit", "asset", "left", "asked", "frees_at"}
         assert told.context["frees_at"] is None
-        assert f"leaves 2 units of {TOKEN}, this payment takes 3" in told.detail
+        assert f"leaves 2 units of {TOKEN}, this payment takes 3 with its fee" in told.detail
+        assert told.detail.endswith("with its fee")
         assert "room" not in told.detail
         assert " of app" not in told.detail
 
