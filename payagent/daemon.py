@@ -11,24 +11,27 @@ import signal
 import socket
 import ssl
 import stat
+import tempfile
 import threading
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import structlog
 
+from payagent import fence
 from payagent.agent.agent import Agent
 from payagent.agent.alerts import Alerts
 from payagent.agent.chainview import require_right_clock
+from payagent.agent.configured import merchant_terms
 from payagent.agent.links import KEY_BYTES, Links
 from payagent.agent.ports import Ports, SystemClock, SystemRandomness
+from payagent.agent.rereading import Rereading
 from payagent.agent.scan import Recovery
-from payagent.agent.terms import AutoTopup, MerchantTerms, Terms, TopupRequest
+from payagent.agent.terms import Terms
 from payagent.agent.topup import Topups
 from payagent.agent.watch import Watch
 from payagent.api.app import create_app
@@ -39,8 +42,6 @@ from payagent.chain.blockfrost import Blockfrost
 from payagent.chain.quota import BLOCKFROST_RATE
 from payagent.chain.source import Found
 from payagent.core.address import Address
-from payagent.core.guards import Pin, Rules
-from payagent.core.invoice import Role
 from payagent.core.money import LOVELACE
 from payagent.core.network import NETWORKS
 from payagent.core.policy import Limit, Scope, limits_of
@@ -50,8 +51,23 @@ from payagent.log import SECRET_LENGTH_MIN, Redactor
 from payagent.merchants.client import MerchantClient
 from payagent.proxy.door import Bounds as ProxyBounds
 from payagent.proxy.door import Door
-from payagent.secretfile import make_secret_file, read_secret_file, require_own_folder, require_private
-from payagent.settings import LINKS_KEY_FILE, WORDS_FILE, Api, Merchant, Provider, Settings, Topup, passphrase_file
+from payagent.secretfile import (
+    SecretFile,
+    make_secret_file,
+    read_secret_file,
+    require_own_folder,
+    require_private,
+)
+from payagent.settings import (
+    KEYSTORE_FILE,
+    LINKS_KEY_FILE,
+    WORDS_FILE,
+    Api,
+    Provider,
+    Settings,
+    fence_plan,
+    passphrase_file,
+)
 from payagent.signer.handle import SignerProcess, unlocked
 from payagent.store import queries, records
 from payagent.store.lease import lease
@@ -61,8 +77,9 @@ from payagent.store.writer import (
     Ownership,
     Readers,
     Writer,
+    held_open,
+    make_scratch,
     opening,
-    remove_copies,
     require_ledger,
 )
 from payagent.sweeps import DEVNET_BEATS, NETWORK_BEATS, Sweeps
@@ -74,7 +91,6 @@ log = structlog.get_logger("payagent.daemon")
 Announce = Callable[[Mapping[str, str]], None]
 
 LEDGER_FILE = "ledger.db"
-KEYSTORE_FILE = "keystore.json"
 CLOCK_PATIENCE_S = 5.0
 """How long a start waits for a provider to say what time it is."""
 
@@ -82,44 +98,55 @@ CLOCK_PATIENCE_S = 5.0
 def serve(
     settings: Settings,
     *,
+    config: Path,
     environ: Mapping[str, str],
     can_ask: bool,
     announce: Announce,
     redactor: Redactor,
     allow_remote: bool = False,
     checkpoint: Checkpoint = lambda _name: None,
+    reread: Callable[[], Settings] | None = None,
 ) -> None:
     """Run the daemon until SIGTERM or SIGINT. `checkpoint` is told of every commit point (tests kill there).
+    `reread` reads the settings anew, which SIGHUP asks for.
     `allow_remote`: api.listen may be reached from other machines, by TLS.
 
     The keystore is opened first, by a process of its own: who is asked for its passphrase (if one `can_ask`) can
-    still leave with Ctrl-C, and nobody listens.
+    still leave with Ctrl-C, and nobody listens. From then on this process can read neither (`fence`): for good, so
+    that nothing else is to be done in it after.
     Refused before anything is served: `already_running`, `clock_skew`, `config_invalid`, `keystore_*`,
     `ledger_missing`, `store_failed`. Ends as `lease_lost` when another daemon opened the ledger meanwhile, and as
     `signer_lost` when the process that holds the key is gone: its next start is the one way to unlock again.
     """
     if not __debug__:
         raise Refused("config_invalid", "Python's -O strips checks that libraries rely on; start without it")
+    fence.keep_to_itself()
     if not settings.data_dir.is_dir():
         raise Refused("config_invalid", f"{settings.data_dir} is not there; make it with `payagent init`")
     require_private(settings.data_dir)
     context = _tls(settings.api, allow_remote)
     with lease(settings.data_dir, (LEDGER_FILE, KEYSTORE_FILE)):
         require_ledger(settings.data_dir / LEDGER_FILE)
-        remove_copies(settings.data_dir)
-        network, number = NETWORKS[settings.network], settings.keystore.account
+        scratch = make_scratch(settings.data_dir)
+        network, number, limits = NETWORKS[settings.network], settings.keystore.account, settings.limits
         keystore, passphrase = settings.data_dir / KEYSTORE_FILE, passphrase_file(settings, environ, can_ask)
         with (
-            unlocked(keystore, passphrase, network, number, settings.limits.caps) as (account, signer, missing),
+            unlocked(keystore, passphrase, network, number, limits.caps, limits.day_caps) as (
+                account,
+                signer,
+                missing,
+            ),
             listen_tcp(settings.api.listen, "api.listen") as tcp,
             _listen_unix(settings.api.socket) as unix,
+            held_open(settings.data_dir / LEDGER_FILE) as use_for_temporary,
         ):
+            _put_up_fence(settings, config, passphrase, scratch, use_for_temporary)
             if os.path.lexists(settings.data_dir / WORDS_FILE):
                 log.warning("words.left", file=str(settings.data_dir / WORDS_FILE), fix=PROBLEMS["words_left"].fix)
             tell = log.warning if missing else log.info
             tell("signer.started", pid=signer.pid, not_possible_here=missing)
             doors = Doors(unix, tcp, context)
-            asyncio.run(_serve(settings, account, signer, doors, announce, redactor, checkpoint))
+            asyncio.run(_serve(settings, account, signer, doors, announce, redactor, checkpoint, config, reread))
             if signer.problem is not None:
                 raise Refused("signer_lost", f"the process that holds the key is gone: {signer.problem}")
 
@@ -156,6 +183,32 @@ def _tls(api: Api, allow_remote: bool) -> ssl.SSLContext | None:
     return server_context(api.tls_certificate_file, api.tls_key_file)
 
 
+def _put_up_fence(
+    settings: Settings,
+    config: Path,
+    passphrase: SecretFile | None,
+    scratch: Path,
+    use_for_temporary: Callable[[Path], None],
+) -> None:
+    """What is made later in a folder above the keystore cannot be read: temporary files are made elsewhere."""
+    plan = fence_plan(settings, config, passphrase)
+    tell = log.warning if plan.open else log.info
+    tell("daemon.fenced", hidden=[str(path) for path in plan.hidden], not_hidden=plan.open)
+    if not plan.hidden:
+        return
+    folders = [place for place in map(Path.resolve, _temporary_places()) if place.is_dir()]
+    free = [place for place in folders if not any(path.is_relative_to(place) for path in plan.hidden)]
+    temporary = scratch if folders[0] not in free else folders[0]
+    tempfile.tempdir = str(temporary)
+    use_for_temporary(temporary)
+    fence.put_up(plan.hidden, (settings.data_dir, settings.api.socket.parent, *free))
+
+
+def _temporary_places() -> tuple[Path, ...]:
+    """Where Python, first, and SQLite make temporary files."""
+    return Path(tempfile.gettempdir()), Path("/var/tmp"), Path("/tmp")  # noqa: S108  places, not files
+
+
 async def _serve(
     settings: Settings,
     account: Account,
@@ -164,9 +217,12 @@ async def _serve(
     announce: Announce,
     redactor: Redactor,
     checkpoint: Checkpoint,
+    config: Path,
+    reread: Callable[[], Settings] | None,
 ) -> None:
     links = _links(settings, redactor)
-    async with _running(settings, account, links, redactor, checkpoint) as (agent, topups, sweeps):
+    signer.watch(lambda: None)  # until somebody heeds `_stop`
+    async with _running(settings, account, signer, links, redactor, checkpoint) as (agent, topups, sweeps):
         api, proxy, hosts = settings.api, settings.proxy, settings.api.hosts | _link_host(links)
         rates = Rates(api.calls_per_s, api.calls_at_once)
         door = Door(
@@ -186,18 +242,26 @@ async def _serve(
         plain, secure = doors.sorted()
         server = make_server(door, partial(agent.ports.new_id, "call"), secure)
         server.stop_on_signal()
+        if reread is not None:
+            make = partial(make_terms, own=account.address, redactor=redactor)
+            read = partial(_read_anew, config, reread)
+            _read_on_sighup(Rereading(agent, settings, read, make))
         signer.watch(_stop)
         announce({"api": doors.url, "socket": str(settings.api.socket), "network": settings.network})
         try:
             await server.serve(sockets=plain)
         finally:
-            signer.unwatch()
             door.close()
 
 
 @asynccontextmanager
 async def _running(
-    settings: Settings, account: Account, links: Links | None, redactor: Redactor, checkpoint: Checkpoint
+    settings: Settings,
+    account: Account,
+    signer: SignerProcess,
+    links: Links | None,
+    redactor: Redactor,
+    checkpoint: Checkpoint,
 ) -> AsyncIterator[tuple[Agent, Topups, Sweeps]]:
     """The agent with its heart beating; stopped in the order that lets nothing be cut off."""
     database = settings.data_dir / LEDGER_FILE
@@ -214,7 +278,7 @@ async def _running(
         with opening(database):
             readers = Readers(database)
             await _bind(writer, readers, settings, account.address)
-            agent = Agent(terms, ports, writer, readers, sources, account.signer)
+            agent = Agent(terms, ports, writer, readers, sources, signer)
             recovery = Recovery(agent, record)
             await recovery.begin()
         beats = DEVNET_BEATS if settings.network == "devnet" else NETWORK_BEATS
@@ -261,9 +325,11 @@ def _links(settings: Settings, redactor: Redactor) -> Links | None:
     if settings.approvals.link_origin is None:
         return None
     path = settings.data_dir / LINKS_KEY_FILE
-    if not os.path.lexists(path):
-        make_secret_file(path, SystemRandomness().token_hex(KEY_BYTES))
-    secret = read_secret_file(path)
+    if os.path.lexists(path):
+        secret = read_secret_file(path)
+    else:  # and not read again: what is new beside the keystore cannot be (`fence`)
+        secret = SystemRandomness().token_hex(KEY_BYTES)
+        make_secret_file(path, secret)
     try:
         key = bytes.fromhex(secret)
     except ValueError:
@@ -278,6 +344,30 @@ def _links(settings: Settings, redactor: Redactor) -> Links | None:
 def _link_host(links: Links | None) -> frozenset[str]:
     """What `Host` says when a link is opened."""
     return frozenset() if links is None else frozenset({urlsplit(links.origin).hostname or ""})
+
+
+def _read_anew(config: Path, reread: Callable[[], Settings]) -> Settings:
+    """The settings as the file is now; where the fence keeps it from us, with what to do about that."""
+    try:
+        config.open("rb").close()
+    except PermissionError:
+        raise Refused(
+            "config_invalid",
+            f"{config} cannot be read: what was put in its place in a folder above the keystore is kept from the "
+            "daemon while it runs; write into the file itself, or start the daemon again",
+        ) from None
+    return reread()
+
+
+def _read_on_sighup(rereading: Rereading) -> None:
+    tasks: set[asyncio.Task[None]] = set()
+
+    def read() -> None:
+        task = asyncio.create_task(rereading.run())
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, read)
 
 
 def _leave_to_another(is_lost: threading.Event) -> None:
@@ -307,20 +397,7 @@ def make_terms(settings: Settings, own: Address, redactor: Redactor) -> Terms:
     merchants = {}
     for name, merchant in settings.merchants.items():
         api_key = _secret(merchant.api_key_file, redactor)
-        merchants[merchant.origin] = MerchantTerms(
-            name=name,
-            origin=merchant.origin,
-            partner=merchant.partner,
-            split_mode=merchant.split_mode,
-            ready=merchant.ready,
-            timeout_s=merchant.timeout_s,
-            proof=merchant.proof,
-            request_commitment=merchant.request_commitment,
-            api_key=api_key,
-            alert_below=merchant.alert_below,
-            rules=_rules(merchant),
-            **_topup_terms(merchant.topup),
-        )
+        merchants[merchant.origin] = merchant_terms(name, merchant, api_key)
     return Terms(
         network=NETWORKS[settings.network],
         own=own,
@@ -354,27 +431,6 @@ def filed_limits(settings: Settings) -> Iterator[Limit]:
         yield from limits_of(token.asset, token.most_units)
     for merchant in settings.merchants.values():
         yield from limits_of(LOVELACE, merchant.limits.most_lovelace, Scope(merchant=merchant.origin))
-
-
-def _rules(merchant: Merchant) -> Rules:
-    """What the guards hold a merchant to."""
-    by_role: tuple[tuple[Role, tuple[str, ...]], ...] = (("pay_to", merchant.pay_to), ("split", merchant.split_to))
-    return Rules(
-        first_use=merchant.pin == "first_use",
-        filed=frozenset(Pin(role, address) for role, addresses in by_role for address in addresses),
-        drift_percent=merchant.drift_percent,
-        stop_after=merchant.stop_after,
-        in_flight_max=merchant.in_flight_max,
-    )
-
-
-def _topup_terms(topup: Topup) -> dict[str, Any]:
-    unit, below = topup.below
-    return {
-        "topup_request": TopupRequest(topup.method, topup.path, topup.body) if topup.path else None,
-        "topup_per_day_lovelace": topup.per_day_lovelace,
-        "auto_topup": AutoTopup(unit, below, topup.to[1], topup.per_day_count) if below else None,
-    }
 
 
 def _source(provider: Provider, index: int, redactor: Redactor) -> Blockfrost:

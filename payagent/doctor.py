@@ -1,24 +1,37 @@
 """doctor: looks at what payagent needs, from outside, and says what is wrong and how to mend it.
 
-May import: core, settings, wallet.keystore, store (read-only), chain, agent.chainview. Never: writes; opens the
-keystore (its public header is enough); moves money; shows a secret.
+May import: core, settings, wallet.keystore, store (read-only), chain, agent.chainview, api.tls. Never: writes;
+opens the keystore (its public header is enough); moves money; shows a secret.
 """
 
 import os
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
+from urllib.parse import urlsplit
 
 from payagent.agent.chainview import ChainView, require_right_clock
+from payagent.api.tls import server_context
 from payagent.chain.blockfrost import Blockfrost
 from payagent.chain.source import Found
+from payagent.core.money import LOVELACE
 from payagent.core.network import NETWORKS
 from payagent.core.problem import Refused
 from payagent.secretfile import read_secret_file, require_own_folder, require_private
-from payagent.settings import CREDENTIAL_NAME, LINKS_KEY_FILE, WORDS_FILE, Provider, Settings
-from payagent.store import queries
+from payagent.settings import (
+    CREDENTIAL_NAME,
+    LINKS_KEY_FILE,
+    WORDS_FILE,
+    Merchant,
+    Provider,
+    Settings,
+    fence_plan,
+    passphrase_file,
+)
+from payagent.store import apps, merchants, queries, spending
 from payagent.store.schema import missing_guards
 from payagent.store.writer import Readers, require_ledger
 from payagent.wallet.keystore import read_header
@@ -27,11 +40,15 @@ from payagent.webhook import signing_key
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at. `problem` is None when it is well; `detail` says what was seen."""
+    """One thing that was looked at. `problem` is None when it is well; `detail` says what was seen.
+
+    `is_warning`: the daemon works as it is, and more could be had.
+    """
 
     name: str
     detail: str
     problem: Refused | None = None
+    is_warning: bool = False
 
     @property
     def fix(self) -> str | None:
@@ -54,6 +71,9 @@ def look_at_files(settings: Settings, config: Path, environ: Mapping[str, str]) 
     words = data_dir / WORDS_FILE
     links = data_dir / LINKS_KEY_FILE
     key = [finding("links' key", lambda: _secret(links))] if os.path.lexists(links) else []
+    lent = [(f"key of {name}", one.api_key_file) for name, one in settings.merchants.items()]
+    keys = [finding(name, partial(_secret, path)) for name, path in lent if path is not None]
+    tls = [] if settings.api.tls_key_file is None else [finding("TLS", lambda: _tls(settings))]
     left = [finding("recovery words", lambda: _left(words))] if os.path.lexists(words) else []
     return [
         finding("config file", lambda: _not_writable_by_others(config)),
@@ -62,12 +82,29 @@ def look_at_files(settings: Settings, config: Path, environ: Mapping[str, str]) 
         finding("ledger file", lambda: _ledger_file(data_dir / "ledger.db")),
         finding("ledger", lambda: _ledger(settings)),
         finding("socket folder", lambda: _socket_folder(settings.api.socket.parent)),
+        finding("set at run time", lambda: _set_at_run_time(settings)),
         finding("operator token", lambda: _secret(data_dir / "operator.token")),
         finding("passphrase", lambda: _passphrase(settings, environ)),
+        _fence(settings, config, environ),
         *webhook,
         *key,
+        *keys,
+        *tls,
         *left,
     ]
+
+
+def look_at_choices(settings: Settings, config: Path) -> list[Finding]:
+    """What was chosen and could be safer, by its key, with what to do: warnings, since all works as it is.
+
+    What is only made up is at stake on the devnet: there nobody is told of what guards money.
+    """
+    told = [*_open_doors(settings), *_open_files(settings, config), *_wide_limits(settings), *_apps(settings)]
+    for name, merchant in settings.merchants.items():
+        told += [(f"merchants.{name}.{key}", why) for key, why in _trusting(merchant, settings.network)]
+    if settings.network != "devnet":
+        told += [*_one_word(settings), *_soon(settings), *_untold(settings)]
+    return [Finding(name, why, is_warning=True) for name, why in told]
 
 
 async def look_at_chain(settings: Settings, now_ms: Callable[[], int]) -> list[Finding]:
@@ -134,6 +171,24 @@ def _ledger(settings: Settings) -> str:
     return "its triggers are there, its postings sum to zero, its events are one unbroken chain"
 
 
+def _set_at_run_time(settings: Settings) -> str:
+    """What stands over the config file, and what of the file does not count for that."""
+    path = settings.data_dir / "ledger.db"
+    require_ledger(path)
+    conn = Readers(path).conn
+    try:
+        limits, added = spending.limits(conn), merchants.everybody(conn)
+    except Exception as error:  # noqa: BLE001  whatever SQLite raises: the store is its only home
+        raise Refused("store_failed", f"{path} cannot be read: {error}") from None
+    finally:
+        conn.close()
+    names, origins = {row.name for row in added}, {row.origin for row in added}
+    hidden = [n for n, one in settings.merchants.items() if n in names or one.origin in origins]
+    told = [f"{len(limits)} limits and {len(added)} merchants"]
+    told += [f"instead of merchants.{name} of the config file" for name in hidden]
+    return ", ".join(told)
+
+
 def _own_address(settings: Settings) -> str | None:
     """The keystore's address; None when it cannot be read, which has a line of its own."""
     try:
@@ -164,6 +219,121 @@ def _left(words: Path) -> NoReturn:
     raise Refused("words_left", f"{words} holds them in clear: whoever reads it has the money")
 
 
+Choice = tuple[str, str]
+"""A key, and what it means, with what to do."""
+
+
+def _trusting(merchant: Merchant, network: str) -> Iterator[Choice]:
+    """Whom a merchant may have paid, at what price, and how often in vain."""
+    is_real = network != "devnet"
+    if is_real and merchant.pin == "off" and not merchant.pay_to:
+        yield "pin", 'off: a new address is paid unasked; write "first_use", or the addresses as pay_to'
+    if is_real and merchant.drift_percent is None:
+        yield "drift_percent", "off: any price within the limits is paid unasked; write 25"
+    if is_real and merchant.in_flight_max is None:
+        yield "in_flight_max", "off: its invoices can hold the whole wallet; write 100"
+    if merchant.stop_after is None:
+        yield "stop_after", "off: it may take and not serve for as long as the limits last; write 3"
+    if merchant.private_network:
+        yield (
+            "private_network",
+            "true: its name may lead calls into your network; only where it is meant to be there",
+        )
+
+
+def _open_doors(settings: Settings) -> Iterator[Choice]:
+    if settings.api.is_remote:
+        yield (
+            "api.listen",
+            "other machines reach it, and a stolen token works there; a tunnel to a loopback port does not",
+        )
+    elif settings.api.hosts:
+        names = ", ".join(sorted(settings.api.hosts))
+        yield (
+            "api.hosts",
+            f"calls to {names} are let in; keep only names that nobody else can point at this machine",
+        )
+    for index, provider in enumerate(settings.chain.providers):
+        if provider.is_in_clear:
+            yield f"chain.providers {index + 1}", "who is on the way can answer in its place; write https://"
+
+
+def _open_files(settings: Settings, config: Path) -> Iterator[Choice]:
+    if config.stat().st_mode & stat.S_IROTH:
+        yield "config", f"every user can read whom you pay and what may be spent; run: chmod o-rwx {config}"
+    passphrase = settings.keystore.passphrase_file
+    if passphrase is not None and passphrase.parent.is_dir():
+        folder = passphrase.parent.stat()
+        if folder.st_mode & (stat.S_IWGRP | stat.S_IWOTH) or folder.st_uid not in (0, os.geteuid()):
+            what = f"others can replace what lies in {passphrase.parent}; move it to a folder of its own (0700)"
+            yield "keystore.passphrase_file", what
+
+
+def _wide_limits(settings: Settings) -> Iterator[Choice]:
+    """What the signer lets out, where it is more than the payments of a day could need."""
+    limits = settings.limits
+    days = {LOVELACE: limits.per_day_lovelace} | {token.asset: token.per_day_units for token in limits.assets}
+    for asset, per_day in days.items():
+        of = "" if asset == LOVELACE else f" of {asset}"
+        if limits.caps[asset] > per_day:
+            yield f"limits.per_transaction{of}", "above per_day; take it back once the large sum was moved"
+        if limits.day_caps[asset] > 2 * max(per_day, limits.caps[asset]):
+            yield f"limits.signed_per_day{of}", "above twice per_day; take it back once the large sum was moved"
+
+
+def _apps(settings: Settings) -> Iterator[Choice]:
+    """Programs whose token is worth all that the wallet may spend. What cannot be read has its own line."""
+    conn = None
+    try:
+        require_ledger(settings.data_dir / "ledger.db")
+        conn = Readers(settings.data_dir / "ledger.db").conn
+        bound = {limit.scope.app for limit in spending.limits(conn)}
+        for app in apps.everybody(conn):
+            token = apps.last_token(conn, app.id)
+            is_program = "pay" in app.scopes and "operate" not in app.scopes
+            if is_program and app.id not in bound and token is not None and token.revoked_at_ms is None:
+                fix = f'payagent limits set --app {app.name} --per-day "5 ADA"'
+                yield (
+                    f"app {app.name}",
+                    f"it has no limits of its own: a stolen token spends all that you allow; {fix}",
+                )
+    except Exception:  # noqa: BLE001  whatever SQLite raises: the store is its only home
+        return
+    finally:
+        if conn is not None:
+            conn.close()
+
+
+def _one_word(settings: Settings) -> Iterator[Choice]:
+    providers = settings.chain.providers
+    if len(providers) == 1:
+        yield "chain.providers", "one alone is taken at its word; name a second one, of another operator"
+    elif len({urlsplit(provider.base_url).hostname for provider in providers}) == 1:
+        yield "chain.providers", "all are of one host: who lies there lies twice; name one of another operator"
+
+
+def _soon(settings: Settings) -> Iterator[Choice]:
+    """Depths below what the page on exactly-once argues from."""
+    for key, depth in (("confirm_depth", 3), ("void_depth", 15), ("settle_depth", 2160)):
+        if getattr(settings.payments, key) < depth:
+            yield f"payments.{key}", f"below {depth}: a fork may undo what counts as done; leave it out"
+
+
+def _untold(settings: Settings) -> Iterator[Choice]:
+    if settings.alerts.webhook_url is None:
+        yield (
+            "alerts.webhook_url",
+            "nobody is told when something is wrong but who reads the log; name a server of yours",
+        )
+
+
+def _tls(settings: Settings) -> str:
+    certificate, key = settings.api.tls_certificate_file, settings.api.tls_key_file
+    if certificate is not None and key is not None:
+        server_context(certificate, key)
+    return f"{certificate} and {key} belong together"
+
+
 def _signing_key(path: Path) -> str:
     signing_key(read_secret_file(path))
     return f"{path} is there and private"
@@ -177,6 +347,18 @@ def _passphrase(settings: Settings, environ: Mapping[str, str]) -> str:
     if settings.keystore.passphrase_file is not None:
         return _secret(settings.keystore.passphrase_file)
     return "asked on a terminal when the daemon starts"
+
+
+def _fence(settings: Settings, config: Path, environ: Mapping[str, str]) -> Finding:
+    """What of the secrets the daemon itself will be kept from at its next start."""
+    try:
+        passphrase = passphrase_file(settings, environ, can_ask=True)
+        plan = fence_plan(settings, config, passphrase)
+    except OSError as error:
+        return Finding("fence", f"it cannot be told: {error}", is_warning=True)
+    if plan.open:
+        return Finding("fence", "; ".join(plan.open), is_warning=True)
+    return Finding("fence", "the daemon cannot read " + ", ".join(map(str, plan.hidden)))
 
 
 async def _provider(provider: Provider, network: str, now_ms: Callable[[], int]) -> str:

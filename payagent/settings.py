@@ -1,7 +1,7 @@
 """settings: what the operator decided, read once from a TOML file and the environment into frozen values.
 
-May import: pydantic-settings, core, secretfile (its types). Never: reads or keeps a secret. Secrets lie in files
-of their own, which are named here and read at use (`secretfile`).
+May import: pydantic-settings, core, secretfile (its types), fence. Never: reads or keeps a secret. Secrets lie in
+files of their own, which are named here and read at use (`secretfile`).
 
 config/payagent.example.toml explains every key. A flag wins over the environment, the environment over the
 file, the file over the defaults. What is wrong is told with the key, the place and the fix, never the value.
@@ -11,7 +11,7 @@ import difflib
 import os
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from ipaddress import ip_address
 from pathlib import Path
 from types import MappingProxyType
@@ -30,6 +30,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as SourceError
 
+from payagent import fence
 from payagent.core.address import parse_address
 from payagent.core.invoice import Proof, SplitMode
 from payagent.core.money import LOVELACE, parse_ada, parse_asset, parse_count, parse_units
@@ -44,6 +45,7 @@ ENV_PREFIX = "PAYAGENT_"
 CONFIG_VARIABLE = "PAYAGENT_CONFIG"
 TOKEN_VARIABLE = "PAYAGENT_TOKEN"  # noqa: S105  the name under which clients find their app token: no setting
 CREDENTIAL_NAME = "keystore-passphrase"
+KEYSTORE_FILE = "keystore.json"
 LINKS_KEY_FILE = "approval-links.key"
 """In the data folder: what links are signed with by which people decide."""
 
@@ -58,11 +60,11 @@ Tree = dict[str, Any]
 
 _DEFAULTS: dict[bool, dict[str, Tree]] = {
     True: {
-        "limits": {"per_payment": "1000 ADA", "per_day": "100000 ADA", "per_transaction": "100000 ADA"},
+        "limits": {"per_payment": "1000 ADA", "per_day": "100000 ADA"},
         "payments": {"confirm_depth": 1},
     },
     False: {
-        "limits": {"per_payment": "5 ADA", "per_day": "20 ADA", "per_transaction": "1000 ADA"},
+        "limits": {"per_payment": "5 ADA", "per_day": "20 ADA"},
         "payments": {"confirm_depth": 3},
     },
 }
@@ -264,6 +266,12 @@ class Provider(_Table):
     base_url: Annotated[str, AfterValidator(_base_url)]
     project_id_file: AbsolutePath | None = None
 
+    @property
+    def is_in_clear(self) -> bool:
+        """Whether somebody on the way can read and change what it says."""
+        parts = urlsplit(self.base_url)
+        return parts.scheme != "https" and not _is_loopback(parts.hostname or "")
+
 
 class Chain(_Table):
     """The providers; with several, two have to agree."""
@@ -373,6 +381,7 @@ class AssetLimit(_Table):
     per_month_units: Units | None = Field(default=None, alias="per_month")
     total_units: Units | None = Field(default=None, alias="total")
     per_transaction_units: Units | None = Field(default=None, alias="per_transaction")
+    signed_per_day_units: Units | None = Field(default=None, alias="signed_per_day")
     approval_above_units: Units | None = Field(default=None, alias="approval_above")
     decimals: Annotated[Count, Field(le=19)] | None = None
 
@@ -380,6 +389,10 @@ class AssetLimit(_Table):
     def most_units(self) -> dict[str, int | None]:
         """By the names of the windows."""
         return _by_window(self, "_units")
+
+
+def _told_or(told: int | None, default: int) -> int:
+    return default if told is None else told
 
 
 class Limits(_Table):
@@ -391,7 +404,8 @@ class Limits(_Table):
     per_week_lovelace: Lovelace | None = Field(default=None, alias="per_week")
     per_month_lovelace: Lovelace | None = Field(default=None, alias="per_month")
     total_lovelace: Lovelace | None = Field(default=None, alias="total")
-    per_transaction_lovelace: Lovelace = Field(alias="per_transaction")
+    per_transaction_lovelace: Lovelace | None = Field(default=None, alias="per_transaction")
+    signed_per_day_lovelace: Lovelace | None = Field(default=None, alias="signed_per_day")
     assets: tuple[AssetLimit, ...] = ()
 
     @property
@@ -401,12 +415,26 @@ class Limits(_Table):
 
     @property
     def caps(self) -> dict[str, int]:
-        """What one transaction may take out of the wallet, by whoever's order: of a token a day's, if not told."""
-        caps = {LOVELACE: self.per_transaction_lovelace}
+        """What one transaction may take out of the wallet, by whoever's order: if not told, a day's payments."""
+        caps = {LOVELACE: _told_or(self.per_transaction_lovelace, self.per_day_lovelace)}
         for limit in self.assets:
-            most = limit.per_transaction_units
-            caps[limit.asset] = limit.per_day_units if most is None else most
+            caps[limit.asset] = _told_or(limit.per_transaction_units, limit.per_day_units)
         return caps
+
+    @property
+    def day_caps(self) -> dict[str, int]:
+        """What all that is signed in 24 hours may: if not told, twice that, or twice a day's payments.
+
+        Not all that is signed lands, and what does not is no more counted by the ledger.
+        """
+        caps = self.caps
+        day = {
+            LOVELACE: _told_or(self.signed_per_day_lovelace, 2 * max(self.per_day_lovelace, caps[LOVELACE])),
+        }
+        for limit in self.assets:
+            twice = 2 * max(limit.per_day_units, caps[limit.asset])
+            day[limit.asset] = _told_or(limit.signed_per_day_units, twice)
+        return day
 
     @model_validator(mode="after")
     def _each_asset_once(self) -> Self:
@@ -549,6 +577,46 @@ def load_settings(
     raise Refused("config_invalid", "\n".join(lines))
 
 
+def read_merchant(name: str, table: Mapping[str, object], network: str) -> Merchant:
+    """A merchant's table that came at run time, as it would be read in the config file. Refused: `bad_request`."""
+    try:
+        _named({name: table})
+        return Merchant.model_validate({**_MERCHANT_DEFAULTS[network == "devnet"], **table})
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(step) for step in first["loc"])
+        raise Refused("bad_request", f"{key}: {_fix(first, ['merchants', name, key])}", key=key) from None
+    except ValueError as error:
+        raise Refused("bad_request", str(error), key="name") from None
+
+
+def changed_keys(before: Settings, after: Settings) -> list[str]:
+    """The keys, as the config file has them, whose values differ; of a table that one of them lacks, its name."""
+    return sorted(_differing(before, after, ""))
+
+
+def _differing(before: object, after: object, key: str) -> Iterator[str]:
+    old, new = _parts(before), _parts(after)
+    if old is None or new is None:
+        if before != after:
+            yield key
+        return
+    for name in old.keys() | new.keys():
+        inner = f"{key}.{name}" if key else name
+        if name in old and name in new:
+            yield from _differing(old[name], new[name], inner)
+        else:
+            yield inner
+
+
+def _parts(value: object) -> Mapping[str, object] | None:
+    """A table's values by their keys; None of what is no table."""
+    if isinstance(value, BaseModel):
+        fields = type(value).model_fields
+        return {field.alias or name: getattr(value, name) for name, field in fields.items()}
+    return value if isinstance(value, Mapping) else None
+
+
 def passphrase_file(settings: Settings, environ: Mapping[str, str], can_ask: bool) -> SecretFile | None:
     """Where the keystore's passphrase lies: systemd credential, else `keystore.passphrase_file`; None is to ask.
 
@@ -566,6 +634,27 @@ def passphrase_file(settings: Settings, environ: Mapping[str, str], can_ask: boo
             f"no passphrase: no systemd credential {CREDENTIAL_NAME}, no keystore.passphrase_file, no terminal",
         )
     return None
+
+
+def fence_plan(settings: Settings, config: Path, passphrase: SecretFile | None) -> fence.Plan:
+    """What of the wallet's secrets the daemon can be kept from, by where they lie.
+
+    It must be able to read anew what an operator may replace while it runs: the config and what that names.
+    """
+    read_anew = [
+        config,
+        settings.api.tls_certificate_file,
+        settings.api.tls_key_file,
+        settings.alerts.webhook_secret_file,
+        *(provider.project_id_file for provider in settings.chain.providers),
+        *(merchant.api_key_file for merchant in settings.merchants.values()),
+    ]
+    return fence.plan(
+        [settings.data_dir / name for name in (KEYSTORE_FILE, WORDS_FILE)],
+        None if passphrase is None else passphrase.path,
+        [path for path in read_anew if path is not None],
+        fence.version(),
+    )
 
 
 def _home(environ: Mapping[str, str]) -> Path:

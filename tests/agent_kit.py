@@ -17,7 +17,7 @@ import httpx
 from canaries import plant
 
 from payagent.agent.agent import Agent, Ask, Request
-from payagent.agent.ports import Ports, SystemClock, SystemRandomness
+from payagent.agent.ports import InProcess, Ports, SystemClock, SystemRandomness
 from payagent.agent.scan import Recovery
 from payagent.agent.terms import MerchantTerms, Terms
 from payagent.agent.topup import Topups
@@ -197,7 +197,8 @@ class World:
             scopes = ["pay", "read", "operate", "approve"]
             await writer.run("app", lambda unit: apps.add_with_token(unit, APP, "test", "0" * 64, scopes, 1))
         ports = Ports(self.clock, SystemRandomness())
-        agent = Agent(terms(self.terms), ports, writer, readers, sources, signer or self.account.signer)
+        signs = InProcess(signer or self.account.signer)
+        agent = Agent(terms(self.terms), ports, writer, readers, sources, signs)
         recovery = None if record is None else Recovery(agent, record)
         try:
             if recovery is not None:

@@ -9,12 +9,17 @@ import pytest
 from payagent.devnet.server import DevnetThread
 
 LEAKED = pytest.StashKey[bool]()
+SEARCHED = pytest.StashKey[set[Path]]()
+LAST = pytest.StashKey[pytest.Item]()
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Fail a test whose output or log holds a planted secret, and do not repeat it."""
     report = yield
+    item.session.stash[LAST] = item
     leaked = canaries.found_in("".join(content for _, content in report.sections))
     if leaked:
         report.sections = []
@@ -22,7 +27,26 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
             report.outcome = "failed"
             report.longrepr = f"{item.nodeid} printed or logged: {', '.join(leaked)}"
         item.stash[LEAKED] = True
+    folder = getattr(item, "funcargs", {}).get("tmp_path")
+    if call.when == "teardown" and folder is not None:
+        item.session.stash.setdefault(SEARCHED, set()).add(folder)
+        if wrote := canaries.found_in_files(folder):
+            report.outcome = "failed"
+            report.longrepr = f"{item.nodeid} wrote: {'; '.join(wrote)}"
     return report
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """What whole modules share is looked at when all is over: an error of the last test, in the last line too."""
+    base = getattr(getattr(session.config, "_tmp_path_factory", None), "_basetemp", None)
+    searched, last = session.stash.get(SEARCHED, set()), session.stash.get(LAST, None)
+    wrote = [] if base is None else canaries.found_in_files(base, searched)
+    if wrote and last is not None:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        told = "the tests of this run wrote: " + "; ".join(wrote)
+        report = pytest.TestReport(last.nodeid, last.location, {}, "failed", told, "teardown")
+        session.config.hook.pytest_runtest_logreport(report=report)
 
 
 @pytest.fixture

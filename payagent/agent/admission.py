@@ -24,7 +24,7 @@ from payagent.agent.replacement import (
     require_anchor,
     same_again,
 )
-from payagent.agent.terms import MerchantTerms
+from payagent.agent.terms import MerchantTerms, Terms
 from payagent.chain.source import SubmitKind
 from payagent.core import ledger, policy
 from payagent.core.address import Address
@@ -138,10 +138,15 @@ class Admission:
     own: Address
     chain_depth: int = 0
     chain_ttl_s: int = 0
-    caps: Caps = field(default_factory=dict)
+    caps: Caps | None = None
     approval_above: Mapping[str, int] = field(default_factory=dict)
     approval_timeout_s: int = 0
     merchants: Mapping[str, MerchantTerms] = field(default_factory=dict)
+
+    def take(self, terms: Terms) -> None:
+        """Decide by other terms from now on; in a job, so that none is decided by two."""
+        self.limits, self.merchants = terms.limits, terms.merchants
+        self.approval_above, self.approval_timeout_s = terms.approval_above, terms.approval_timeout_s
 
     def admit(self, unit: Unit, purchase: Purchase, now_ms: int) -> Admitted:
         """Find the intent's payment, or open it: at most one, whatever invoices come for it (rule 5)."""
@@ -158,8 +163,14 @@ class Admission:
                 return existing
         if known is not None and (other := queries.payment_of_invoice(unit.conn, known.seq)):
             return _of_ended_intent(queries.intent(unit.conn, known.intent_id), purchase, other)
+        if purchase.topup is None:
+            apps.require_let_in(unit.conn, purchase.app_id, now_ms)
         if intent is not None:
             self._require_not_denied(unit, intent, now_ms)
+        if invoice.origin not in self.merchants:
+            raise Refused(
+                "merchant_not_allowed", f"{invoice.origin} may not be paid any more", origin=invoice.origin
+            )
         pauses.require_running(unit.conn)
         self.chain.require_ready(now_ms)
         pool = _pool_of(unit, purchase, now_ms)
@@ -205,10 +216,12 @@ class Admission:
         except Refused as refusal:
             if refusal.code in ("chain_not_ready", "merchant_busy"):
                 raise  # no decision, and so no record
+            told = as_told(unit.conn, purchase.app_id, refusal)
+            figures = None if told is refusal else {"figures": refusal.detail}
             records.move_payment(
-                unit, payment_id, Event.REJECT, now_ms, reason_code=refusal.code, reason=refusal.detail
+                unit, payment_id, Event.REJECT, now_ms, figures, reason_code=told.code, reason=told.detail
             )
-            return Admitted(payment_id, True, refusal=refusal)
+            return Admitted(payment_id, True, refusal=told)
         self.hold(unit, payment_id, plan, now_ms, asked)
         origin, claim = purchase.invoice.origin, trust.claim_of_invoice(purchase.invoice)
         trust.learn_addresses(unit, self._rules(origin), origin, claim, payment_id, now_ms)
@@ -231,12 +244,16 @@ class Admission:
         known = trust.known_of(unit.conn, rules, invoice.origin, claim, purchase.request, is_measured)
         return look(claim, rules, known, moment)
 
-    def _look_again(self, unit: Unit, row: PaymentRow) -> None:
-        """What was decided before stands, unless nothing is signed for the merchant any more."""
-        if row.origin is not None:
-            rules, claim = self._rules(row.origin), trust.claim_of_rows(row.outputs)
-            known = trust.known_of(unit.conn, rules, row.origin, claim, None)
-            judge(look(claim, rules, known, Moment.SAME_TERMS))
+    def why_stopped(self, conn: Connection, row: PaymentRow) -> Refused | None:
+        """Why a payment is not signed (again) by what was decided before; None: that stands."""
+        if row.origin is None:
+            return None
+        rules, claim = self._rules(row.origin), trust.claim_of_rows(row.outputs)
+        try:
+            judge(look(claim, rules, trust.known_of(conn, rules, row.origin, claim, None), Moment.SAME_TERMS))
+        except Refused as refusal:
+            return refusal
+        return None
 
     def _rules(self, origin: str) -> Rules:
         merchant = self.merchants.get(origin)
@@ -458,10 +475,8 @@ class Admission:
         self.chain.require_ready(now_ms)
         if row is None or tip is None or not is_lost(unit.conn, row, tip.slot):
             return None
-        try:
-            self._look_again(unit, row)
-        except Refused as refusal:
-            return refusal
+        if (stopped := self.why_stopped(unit.conn, row)) is not None:
+            return stopped
         if queries.was_told(unit.conn, row.id, row.tx_id, SubmitKind.NEVER):
             return Refused("attempt_expired", "a provider said that the transaction can never be valid")
         try:
@@ -628,7 +643,7 @@ class Admission:
 
         Refused: `merchant_not_allowed`, `asset_not_allowed`, `limit_exceeded` by the tightest limit.
         """
-        require_within_caps(spend, self.caps)
+        self._require_within_caps(spend)
         app, origin = purchase.app_id, purchase.invoice.origin
         asker = apps.require(unit.conn, app)
         asker.require_may_pay(origin, paid_asset)
@@ -645,6 +660,11 @@ class Admission:
         if tight is not None:
             raise policy.refusal(tight, when_it_frees(conn, asked.get(tight), tight, clock_ms), asker.name)
         return (*asked, *bounds)
+
+    def _require_within_caps(self, spend: Mapping[str, int]) -> None:
+        """What the signer would refuse is held for by nobody; without caps only the signer knows."""
+        if self.caps is not None:
+            require_within_caps(spend, self.caps)
 
     def _topup_left(self, unit: Unit, purchase: Purchase, clock_ms: int) -> int | None:
         """What the merchant's own limit for top-ups leaves of the day."""
@@ -716,7 +736,7 @@ class Admission:
         anchor = None if intent is None else anchor_of(unit, intent.id)
         with own_order():
             planned = self._plan_with(unit, lambda coins: plan(coins, ttl_slot, anchor), slot, self.chain_depth)
-        require_within_caps(planned.spend, self.caps)
+        self._require_within_caps(planned.spend)
         if intent is None:
             _open_intent(unit, order, origin="", request=None, now_ms=now_ms)
         records.add_payment(
@@ -797,6 +817,12 @@ def _plan_view(plan: Plan) -> dict[str, object]:
         "fee": str(plan.fee_lovelace),
         "size": plan.size,
     }
+
+
+def as_told(conn: Connection, app_id: str, refused: Refused) -> Refused:
+    """A refusal as its app is told it; payagent's own app, which has no scope, tells its operator."""
+    app = apps.require(conn, app_id)
+    return refused if app.sees_all or not app.scopes else policy.without_figures(refused)
 
 
 def in_force_for(conn: Connection, filed: Sequence[Limit], app: str, origin: str) -> tuple[Limit, ...]:

@@ -19,7 +19,7 @@ from typing import BinaryIO, TypeVar
 
 import structlog
 
-from payagent.agent import prepaid, steps, uses
+from payagent.agent import prepaid, steps, trust, uses
 from payagent.agent.admission import (
     Admission,
     Admitted,
@@ -28,12 +28,14 @@ from payagent.agent.admission import (
     Purchase,
     TransferOrder,
     TransferPlan,
+    as_told,
     note_price,
     require_same,
 )
 from payagent.agent.chainview import ChainView
 from payagent.agent.changes import Changes
-from payagent.agent.ports import Ports, Writes
+from payagent.agent.configured import overlaid
+from payagent.agent.ports import Ports, Signatures, Writes
 from payagent.agent.prepaid import Buyer, Part, ServedCall, fitting
 from payagent.agent.purse import coin_of
 from payagent.agent.replacement import (
@@ -62,8 +64,7 @@ from payagent.store import uses as store_uses
 from payagent.store.queries import AttemptRow, PaymentRow
 from payagent.store.writer import Connection, Readers, Unit
 from payagent.wallet.coins import Coin, Coins
-from payagent.wallet.keys import Signer
-from payagent.wallet.transaction import Plan, check, fan_out, select, sign, sweep
+from payagent.wallet.transaction import Plan, assemble, check, fan_out, select, sweep
 
 T = TypeVar("T")
 
@@ -81,6 +82,9 @@ CANCEL_TTL_S = 129_600
 
 What descends from it stays good for as long as its block may be lost.
 """
+
+NOT_SIGNED = frozenset({"asset_not_allowed", "limit_exceeded", "signer_refused"})
+"""What the signer says by its own policy: asking again gives the same answer, for a day at least."""
 
 log = structlog.get_logger("payagent.agent")
 
@@ -166,9 +170,11 @@ class Agent:
         writer: Writes,
         readers: Readers,
         sources: Sequence[ChainSource],
-        signer: Signer,
+        signer: Signatures,
     ) -> None:
-        self.terms = terms
+        self.filed = terms
+        """The terms of the config file; `terms` are those that count, with what was set at run time."""
+        self.terms = terms = overlaid(terms, readers.conn)
         self.ports = ports
         self.sources = [Guarded(source, ports.clock, terms.call_rate) for source in sources]
         self.chain = ChainView(
@@ -195,6 +201,7 @@ class Agent:
         self._signing: set[str] = set()
         self._sending: dict[str, asyncio.Event] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._taking = asyncio.Lock()
 
     @property
     def conn(self) -> Connection:
@@ -216,6 +223,20 @@ class Agent:
             log.info(f"payment.{name}", payment=payment_id)
             self.changes.notify(payment_id)
         return result
+
+    async def take_terms(self, filed: Terms, job: Callable[[Unit], None]) -> None:
+        """Go by these terms of the config file, and by what `job` sets at run time, from its commit on."""
+
+        def take(unit: Unit) -> Terms:
+            job(unit)
+            terms = overlaid(filed, unit.conn)
+            unit.undo(partial(self._admission.take, self.terms))
+            self._admission.take(terms)
+            return terms
+
+        async with self._taking:
+            self.terms = await self.write("terms", take)
+            self.filed = filed
 
     def payment(self, payment_id: str) -> PaymentRow:
         row = queries.payment(self.conn, payment_id)
@@ -259,7 +280,7 @@ class Agent:
                 admitted = await self.write("admit", lambda unit: self._admission.admit(unit, purchase, now_ms))
             except Refused as refusal:
                 await self._note_refusal(ask, refusal, purchase, now_ms)
-                raise
+                raise as_told(self.conn, ask.app_id, refusal) from None
             log.info("payment.admit", payment=admitted.payment_id, intent_known=not admitted.is_new)
             if admitted.refusal is not None:
                 raise admitted.refusal
@@ -283,7 +304,13 @@ class Agent:
                 return Quote(invoice, plan, refusal)
             return Quote(invoice, plan, None, reasons)
 
-        return await self.write("quote", job)
+        try:
+            quote = await self.write("quote", job)
+        except Refused as refusal:
+            raise as_told(self.conn, ask.app_id, refusal) from None
+        if quote.refusal is None:
+            return quote
+        return replace(quote, refusal=as_told(self.conn, ask.app_id, quote.refusal))
 
     async def send(
         self, app_id: str, to: Address, asset: str, units: int, key: str | None = None
@@ -368,7 +395,7 @@ class Agent:
         now_ms = self.ports.clock.now_ms()
 
         def job(unit: Unit) -> int | None:
-            return uses.let_through(unit, call, self.terms.limits, self.limits_clock_ms(unit.conn, now_ms))
+            return uses.let_through(unit, call, self.terms.limits, self.limits_clock_ms(unit.conn, now_ms), now_ms)
 
         try:
             return await self.write("let_through", job)
@@ -443,7 +470,7 @@ class Agent:
     ) -> None:
         """Sign the cancel of a payment that this task has claimed, and send it."""
         plan = await self.write("plan", lambda unit: self._admission.plan_cancel(unit, row, slot + CANCEL_TTL_S))
-        raw = self._sign_and_check(plan)
+        raw = await self._sign_and_check(row.id, plan)
         own = self.terms.own.raw
 
         def job(unit: Unit) -> None:
@@ -588,7 +615,8 @@ class Agent:
     async def resume(self, row: PaymentRow, *, asked: bool = False) -> None:
         """Sign what was admitted, or is to be replaced, with the coins, the anchor and the TTL that it was given.
 
-        Too late for that: what nothing was signed for is rejected and its hold goes back, else it is cancelled.
+        Too late for that, or its merchant is stopped: what nothing was signed for is rejected and its hold goes
+        back, else it is cancelled.
         What is to be handed over is only signed when it is asked for: a proof that nobody shows would have to be
         cancelled.
         """
@@ -600,7 +628,8 @@ class Agent:
             row = self.payment(row.id)
             if row.state not in UNSIGNED:
                 return
-            if (row.ttl_slot or 0) - slot >= self.terms.min_window_s:
+            stopped = self._admission.why_stopped(self.conn, row)
+            if stopped is None and (row.ttl_slot or 0) - slot >= self.terms.min_window_s:
                 if not asked and (row.handed_over or self.is_paused):
                     return
                 await self._sign(row.id, self._rebuild(row))
@@ -609,9 +638,11 @@ class Agent:
                 return
             elif row.state is State.REPLACING:
                 late = Refused("attempt_expired", "payagent came to replace it when its invoice was nearly over")
-                await self._take_back(row, late, slot, now_ms)
+                await self._take_back(row, stopped or late, slot, now_ms)
             else:
-                late = Refused("invoice_expired", "payagent came to sign it when its invoice was nearly over")
+                late = stopped or Refused(
+                    "invoice_expired", "payagent came to sign it when its invoice was nearly over"
+                )
                 await self.write(
                     "reject", lambda unit: steps.reject_unsigned(unit, row.id, self.coins, late, now_ms), row.id
                 )
@@ -722,7 +753,7 @@ class Agent:
 
     async def _sign(self, payment_id: str, plan: Plan) -> None:
         """Sign, read the bytes again and compare them with the plan, then C3."""
-        raw = self._sign_and_check(plan)
+        raw = await self._sign_and_check(payment_id, plan)
         now_ms = self.ports.clock.now_ms()
         await self.write(
             "sign",
@@ -730,12 +761,29 @@ class Agent:
             payment_id,
         )
 
-    def _sign_and_check(self, plan: Plan) -> bytes:
-        """Refused (`paused`) as the commit is that would make it durable: a pause may come between the two."""
+    async def _sign_and_check(self, payment_id: str, plan: Plan) -> bytes:
+        """Refused by the signer's own policy: what was never signed is rejected, and it is told once. `paused`, as
+        the commit is that would make it durable: a pause may come between the two.
+        """
         pauses.require_running(self.conn)
-        raw = sign(plan, self._signer)
-        check(raw, plan, self._signer.public_key)
+        key = self._signer.public_key
+        try:
+            signature = await self._signer.signature(plan.body, plan.paid)
+        except Refused as refusal:
+            if refusal.code in NOT_SIGNED:
+                await self._note_not_signed(payment_id, refusal)
+            raise
+        raw = assemble(plan, key, signature)
+        check(raw, plan, key)
         return raw
+
+    async def _note_not_signed(self, payment_id: str, refusal: Refused) -> None:
+        now_ms = self.ports.clock.now_ms()
+        await self.write(
+            "reject",
+            lambda unit: steps.record_not_signed(unit, payment_id, self.coins, refusal, now_ms),
+            payment_id,
+        )
 
     @contextmanager
     def _claim(self, payment_id: str) -> Iterator[None]:
@@ -836,6 +884,8 @@ class Agent:
                     "received": ask.received[:RECEIVED_MAX_CHARS],
                 }
                 records.note(unit, None, "refused", None, now_ms, told)
+            if refusal.code == "terms_changed":
+                trust.warn_of_terms(unit, ask.origin, refusal.detail, now_ms)
 
         await self.write("refuse", job)
 

@@ -7,7 +7,6 @@ elsewhere may spend what a payment is about to.
 May import: core, chain.source, store, agent. Never: concludes anything from an absence; thaws by itself.
 """
 
-from dataclasses import replace
 from functools import partial
 
 import structlog
@@ -22,7 +21,7 @@ from payagent.agent.rows import Rows
 from payagent.agent.scan import ALERT_SUBJECT, LAG_S, Search, Spend, Why, settle, take_in
 from payagent.chain.agree import Listing
 from payagent.chain.panel import View
-from payagent.chain.source import Found, NotFound, TxSeen
+from payagent.chain.source import Found, NotFound, TxSeen, Unknown
 from payagent.core import ledger
 from payagent.core.payment import Event, State
 from payagent.core.problem import Refused
@@ -136,10 +135,12 @@ class Foreign:
             )
             if is_gone or isinstance(read, Found):
                 now_ms = agent.ports.clock.now_ms()
-                await agent.write("foreign", partial(lose, row=row, provider=source.name, now_ms=now_ms))
+                await agent.write(
+                    "foreign", partial(steps.lose_foreign, row=row, provider=source.name, now_ms=now_ms)
+                )
                 self._suspects = set()
         deep = source.tip.height - agent.terms.settle_depth
-        if seen and source.is_final and any(row.block_height <= deep for row in rows):
+        if seen and source.is_for_good and any(row.block_height <= deep for row in rows):
             await self._settle(deep)
 
     async def _settle(self, height: int) -> None:
@@ -157,6 +158,8 @@ class Foreign:
                 continue
             read = await source.tx(tx_id)
             if not isinstance(read, Found) or read.value.block_hash != row.block_hash:
+                if not (source.stands_alone and isinstance(read, Unknown)):
+                    self._deep_seen.forget(payment_id)
                 continue
             is_enough = self._deep_seen.is_enough(payment_id, row.block_hash, source.tip.hash, now_ms)
             if is_enough or not source.stands_alone:
@@ -194,16 +197,3 @@ def overtake(unit: Unit, agent: Agent, payment_id: str, row: ForeignRow, now_ms:
     not_bought(unit, steps.row_of(unit, payment_id))
     entry = ledger.release(queries.hold(unit.conn, payment_id))
     records.write_entry(unit, entry, now_ms, payment_id=payment_id, ref=row.tx_id)
-
-
-def lose(unit: Unit, row: ForeignRow, provider: str, now_ms: int) -> None:
-    """It is in that block no more: its coins are ours again, and free once they are listed.
-
-    But for those that an attempt of ours in another block has spent since.
-    """
-    records.add_foreign_sighting(unit, replace(row, there=False), provider, now_ms)
-    records.write_entry(unit, ledger.unforeign(row.spent), now_ms, ref=row.tx_id)
-    for ref in row.inputs:
-        if onchain.is_spent_by(unit.conn, ref, row.tx_id):
-            records.set_coin_state(unit, ref, "missing" if queries.is_made(unit.conn, ref) else "pending")
-    records.note(unit, None, "foreign_lost", None, now_ms, {"tx_id": row.tx_id, "block_hash": row.block_hash})

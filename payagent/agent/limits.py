@@ -9,9 +9,11 @@ from dataclasses import dataclass
 
 from payagent.agent.agent import Agent
 from payagent.core import policy
+from payagent.core.money import LOVELACE
 from payagent.core.policy import ANY, Limit, Scope, Window
 from payagent.core.problem import Refused
 from payagent.store import apps, records, spending
+from payagent.store.apps import AppRow
 from payagent.store.writer import Unit
 
 
@@ -35,10 +37,23 @@ def standing(agent: Agent, only_app: str | None = None) -> list[Standing]:
     at_run_time = tuple(spending.limits(agent.conn))
     limits = policy.in_force(agent.terms.limits, at_run_time)
     if only_app is not None:
-        limits = tuple(limit for limit in limits if limit.scope.app in (ANY, only_app))
+        app = apps.require(agent.conn, only_app)
+        limits = tuple(limit for limit in limits if _binds(limit, app))
     clock_ms = spending.clock_ms(agent.conn, agent.chain.block_ms(agent.ports.clock.now_ms()))
     ordered = sorted(limits, key=lambda limit: (limit.scope, limit.asset, list(Window).index(limit.window)))
     return [_stands(agent, limit, limit not in at_run_time, only_app, clock_ms) for limit in ordered]
+
+
+def _binds(limit: Limit, app: AppRow) -> bool:
+    """Whether an app can meet a limit: those of other apps, and of merchants and tokens that it may not pay, tell
+    it nothing but their names.
+    """
+    where, assets = limit.scope.merchant, app.assets
+    return (
+        limit.scope.app in (ANY, app.id)
+        and (where == ANY or app.merchants is None or where in app.merchants)
+        and (limit.asset == LOVELACE or assets is None or limit.asset in assets)
+    )
 
 
 def _stands(agent: Agent, limit: Limit, is_filed: bool, only_app: str | None, clock_ms: int) -> Standing:

@@ -1,8 +1,10 @@
 """Merchants as an operator sees them: what is known of each, and how that is changed while the daemon runs.
 
-May import: core, store, the rest of agent. Never: decides about a payment (admission does).
+Those that are added at run time are durable, and told in an event with who did it; the config file's stay as they
+are. May import: core, settings, store, the rest of agent. Never: decides about a payment (admission does).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from payagent.agent import trust as known
@@ -13,8 +15,12 @@ from payagent.core.address import parse_address
 from payagent.core.guards import Pin
 from payagent.core.invoice import Role
 from payagent.core.problem import Refused
-from payagent.store import trust
+from payagent.settings import read_merchant
+from payagent.store import merchants as added
+from payagent.store import records, trust
+from payagent.store.merchants import MerchantRow
 from payagent.store.trust import Price, Strikes
+from payagent.store.writer import Unit
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +44,41 @@ def standing(agent: Agent, name: str) -> Standing:
         trust.strikes(agent.conn, origin),
         trust.in_flight(agent.conn, origin),
     )
+
+
+async def add_merchant(agent: Agent, by_app: str, name: str, settings: Mapping[str, object]) -> None:
+    """From now on it may be paid. Refused: `bad_request`; `merchant_exists`, in the config file too."""
+    origin = read_merchant(name, settings, agent.terms.network.name).origin
+    row, now_ms = MerchantRow(name, origin, {**settings, "origin": origin}), agent.ports.clock.now_ms()
+
+    def job(unit: Unit) -> None:
+        filed = ((one.name, one.origin) for one in agent.filed.merchants.values())
+        for known_name, known_origin in (*filed, *((one.name, one.origin) for one in added.everybody(unit.conn))):
+            if name == known_name or origin == known_origin:
+                raise Refused("merchant_exists", f"the merchant {known_name} is {known_origin}")
+        added.add(unit, row)
+        told = {"name": name, "origin": origin, "settings": row.settings, "by": by_app}
+        records.note(unit, None, "merchant_added", None, now_ms, told)
+
+    await agent.take_terms(agent.filed, job)
+
+
+async def remove_merchant(agent: Agent, by_app: str, name: str) -> None:
+    """From now on nothing new is paid there; what is under way goes on. Refused: `not_found`."""
+    now_ms = agent.ports.clock.now_ms()
+
+    def job(unit: Unit) -> None:
+        row = next((one for one in added.everybody(unit.conn) if one.name == name), None)
+        if row is None:
+            raise Refused(
+                "not_found",
+                f"no merchant {name[:80]!r} was added at run time; one of the config file is taken out there",
+            )
+        added.remove(unit, name)
+        told = {"name": name, "origin": row.origin, "by": by_app}
+        records.note(unit, None, "merchant_removed", None, now_ms, told)
+
+    await agent.take_terms(agent.filed, job)
 
 
 async def pin(agent: Agent, by_app: str, name: str, role: Role, address: str) -> None:

@@ -1,6 +1,6 @@
-"""What the agent needs from outside and a simulator can stand in for: time, randomness, durable writes.
+"""What the agent needs from outside and a simulator can stand in for: time, randomness, writes, signatures.
 
-May import: the standard library, the store's unit of work. Never: anything else.
+May import: the standard library, the store's unit of work, a signer's type. Never: anything else.
 """
 
 import secrets
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from payagent.store.writer import Unit
+from payagent.wallet.keys import Signer
 
 T = TypeVar("T")
 
@@ -22,6 +23,31 @@ class Writes(Protocol):
 
     def is_noted(self, attempt: int | None) -> bool:
         """Whether the attempt of this number may be shown: the signer's own record has it."""
+
+
+class Signatures(Protocol):
+    """Who signs for the wallet, and lets the loop go on meanwhile."""
+
+    @property
+    def public_key(self) -> bytes:
+        """The 32 bytes that go in the witness."""
+
+    async def signature(self, body: bytes, paid: int) -> bytes:
+        """As `wallet.keys.Signer.sign`."""
+
+
+class InProcess:
+    """A signer that takes no time worth going on for."""
+
+    def __init__(self, signer: Signer) -> None:
+        self._signer = signer
+
+    @property
+    def public_key(self) -> bytes:
+        return self._signer.public_key
+
+    async def signature(self, body: bytes, paid: int) -> bytes:
+        return self._signer.sign(body, paid)
 
 
 class Clock(Protocol):

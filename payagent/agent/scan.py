@@ -209,7 +209,7 @@ class Recovery:
             await self._notice()
             return
         deep = chain.tip.height - agent.terms.settle_depth
-        await agent.write("scan", lambda unit: self._catch_up(unit, spends, deep, now_ms))
+        await agent.write("scan", lambda unit: self._catch_up(unit, spends, deep, source.is_for_good, now_ms))
         chain.behind = None
         log.warning("ledger.caught_up", transactions=len(spends))
 
@@ -263,7 +263,7 @@ class Recovery:
             f"{when}, when all that has landed or run out"
         )
 
-    def _catch_up(self, unit: Unit, spends: Sequence[Spend], deep: int, now_ms: int) -> None:
+    def _catch_up(self, unit: Unit, spends: Sequence[Spend], deep: int, is_for_good: bool, now_ms: int) -> None:
         """What was read up to the height `deep` is there for good: a lost ledger's past is not asked for again."""
         was_empty = not onchain.foreign_there(unit.conn)
         found = [s for s in spends if take_in(unit, s, "forgotten_spend", self._agent.coins, now_ms)]
@@ -274,7 +274,7 @@ class Recovery:
             "transactions": [spend.seen.tx_id for spend in found],
         }
         records.note(unit, None, "caught_up", None, now_ms, told)
-        if was_empty and any(spend.seen.block_height <= deep for spend in found):
+        if was_empty and is_for_good and any(spend.seen.block_height <= deep for spend in found):
             settle(unit, deep, now_ms)
 
 

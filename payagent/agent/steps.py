@@ -7,9 +7,10 @@ agent.replacement, agent.trust. Never: waits; decides whether a step is due.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from payagent.agent import prepaid, trust
-from payagent.agent.alarm import raise_alert
+from payagent.agent.alarm import clear_alert, raise_alert
 from payagent.agent.deposits import is_back
 from payagent.agent.purse import put, take
 from payagent.agent.replacement import can_land
@@ -31,7 +32,8 @@ from payagent.core.payment import (
 )
 from payagent.core.problem import Refused
 from payagent.dialects import Answer, Said
-from payagent.store import pauses, queries, records, spending
+from payagent.store import onchain, pauses, queries, records, spending
+from payagent.store.onchain import ForeignRow
 from payagent.store.queries import AttemptKind, AttemptRow, CoinRow, OutputRow, PaymentRow
 from payagent.store.writer import Connection, Unit
 from payagent.wallet.coins import Coins
@@ -39,6 +41,8 @@ from payagent.wallet.plan import Plan
 
 SERVING_PATIENCE_MS = 3_600_000
 """When an invoice without an end counts as over."""
+
+NOT_SIGNED_SUBJECT = "signer"
 
 SHOWN_AGAIN = (Said.PENDING, Said.INVOICED, Said.UNCLEAR)
 AGAIN_FIRST_S, AGAIN_MAX_S = 0.5, 10.0
@@ -67,6 +71,7 @@ def record_attempt(unit: Unit, payment_id: str, plan: Plan, cbor: bytes, own: by
         raise Refused("illegal_transition", "the transaction is not the one that the payment waits for now")
     _add_attempt(unit, row, "pay", plan, cbor, own, now_ms)
     records.move_payment(unit, payment_id, Event.SIGN, now_ms, tx_id=plan.tx_id)
+    clear_alert(unit, NOT_SIGNED_SUBJECT, {"detail": "the signer signs payments"}, now_ms)
     if row.handed_over:
         records.move_payment(unit, payment_id, Event.LEAVE, now_ms, {"to": "merchant"})
 
@@ -156,6 +161,18 @@ def reject_unsigned(
     records.release_hold(unit, payment_id, now_ms)
     records.write_entry(unit, ledger.release(hold), now_ms, payment_id=payment_id)
     _unreserve(unit, payment_id, coins)
+
+
+def record_not_signed(unit: Unit, payment_id: str, coins: Coins, refusal: Refused, now_ms: int) -> None:
+    """The signer does not sign it: told once. Where nothing was ever signed the hold goes back, else it stays."""
+    row = row_of(unit, payment_id)
+    if row.state is State.RESERVED:
+        reject_unsigned(unit, payment_id, coins, refusal, now_ms)
+    facts = {
+        "detail": f"the signer refused a transaction ({refusal.code}): {refusal.detail}",
+        "payment": payment_id,
+    }
+    raise_alert(unit, "signer_refused", NOT_SIGNED_SUBJECT, facts, now_ms)
 
 
 def _unreserve(unit: Unit, payment_id: str, coins: Coins) -> None:
@@ -306,7 +323,7 @@ def record_seen(unit: Unit, payment_id: str, seen: TxSeen, coins: Coins, provide
         reason=None,
         **invoice,
     )
-    _take_effect(unit, payment_id, seen, coins, now_ms)
+    _take_effect(unit, payment_id, seen, coins, provider, now_ms)
 
 
 def record_void(
@@ -330,7 +347,7 @@ def record_void(
     entry = ledger.release(queries.hold(unit.conn, payment_id), fee_lovelace)
     records.write_entry(unit, entry, now_ms, payment_id=payment_id, ref=seen.tx_id)
     if own:
-        _take_effect(unit, payment_id, seen, coins, now_ms)
+        _take_effect(unit, payment_id, seen, coins, provider, now_ms)
 
 
 _ORPHANED: dict[str, object] = {
@@ -370,8 +387,25 @@ def record_time_over(unit: Unit, payment_id: str, block: TxSeen, coins: Coins, n
         _forget_change(unit, attempt.tx_id)
 
 
-def _take_effect(unit: Unit, payment_id: str, seen: TxSeen, coins: Coins, now_ms: int) -> None:
-    for ref in _attempt(unit, payment_id, seen.tx_id).inputs:
+def lose_foreign(unit: Unit, row: ForeignRow, provider: str, now_ms: int) -> None:
+    """Somebody else's transaction is in that block no more: its coins are ours again, free once they are listed.
+
+    But for those that an attempt of ours in another block has spent since.
+    """
+    records.add_foreign_sighting(unit, replace(row, there=False), provider, now_ms)
+    records.write_entry(unit, ledger.unforeign(row.spent), now_ms, ref=row.tx_id)
+    for ref in row.inputs:
+        if onchain.is_spent_by(unit.conn, ref, row.tx_id):
+            records.set_coin_state(unit, ref, "missing" if queries.is_made(unit.conn, ref) else "pending")
+    records.note(unit, None, "foreign_lost", None, now_ms, {"tx_id": row.tx_id, "block_hash": row.block_hash})
+
+
+def _take_effect(unit: Unit, payment_id: str, seen: TxSeen, coins: Coins, provider: str, now_ms: int) -> None:
+    """What an attempt in a block does to coins. What else was seen to spend them is on no chain that holds it."""
+    inputs = _attempt(unit, payment_id, seen.tx_id).inputs
+    for foreign in onchain.foreign_spending(unit.conn, inputs):
+        lose_foreign(unit, foreign, provider, now_ms)
+    for ref in inputs:
         is_back(unit, ref, now_ms)
         records.spend_coin(unit, ref, seen.tx_id)
     for row in queries.coins_of_tx(unit.conn, seen.tx_id):

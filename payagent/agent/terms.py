@@ -59,6 +59,8 @@ class MerchantTerms:
     auto_topup: AutoTopup | None = None
     alert_below: int | None = None
     rules: Rules = field(default_factory=Rules)
+    is_filed: bool = True
+    """Whether it is of the config file; else it was added at run time."""
 
     def buyer_headers(self, wallet_address: str) -> dict[str, str]:
         """What each call to the merchant carries, so that its invoice and a prepaid balance are the wallet's."""
@@ -93,7 +95,7 @@ class Terms:
     settle_depth: int
     min_window_s: int
     chain_depth: int = 0
-    caps: Caps = field(default_factory=dict)
+    caps: Caps | None = None
     wallet_below_lovelace: int | None = None
     approval_above: Mapping[str, int] = field(default_factory=dict)
     """Units per asset above which a person decides on a payment."""

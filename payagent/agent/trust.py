@@ -121,13 +121,19 @@ def note_delivery(unit: Unit, rules: Rules, row: PaymentRow, now: Delivery, now_
 
 
 def reopen(unit: Unit, origin: str, by_app: str, now_ms: int) -> None:
-    """Let a merchant be paid again, and count anew."""
-    if trust.strikes(unit.conn, origin) == Strikes():
-        return
-    trust.set_strikes(unit, origin, Strikes())
-    records.note(unit, None, "merchant_reopened", None, now_ms, {"merchant": origin, "by": by_app})
-    facts = {"detail": f"{origin} may be paid again", "merchant": origin}
-    clear_alert(unit, _subject(origin), facts, now_ms)
+    """Somebody has looked into a merchant: it may be paid again, and what it does is counted and told anew."""
+    if trust.strikes(unit.conn, origin) != Strikes():
+        trust.set_strikes(unit, origin, Strikes())
+        records.note(unit, None, "merchant_reopened", None, now_ms, {"merchant": origin, "by": by_app})
+    facts = {"detail": f"an operator has looked into {origin}", "merchant": origin}
+    for subject in (_subject(origin), _terms_subject(origin)):
+        clear_alert(unit, subject, facts, now_ms)
+
+
+def warn_of_terms(unit: Unit, origin: str, detail: str, now_ms: int) -> None:
+    """An invoice came again with other terms: its merchant errs, or somebody stands between. Told once."""
+    facts = {"detail": f"{origin}: {detail}", "merchant": origin}
+    raise_alert(unit, "terms_changed", _terms_subject(origin), facts, now_ms)
 
 
 def pin(unit: Unit, origin: str, wanted: Pin, by_app: str, now_ms: int) -> None:
@@ -165,3 +171,7 @@ def _agree(unit: Unit, origin: str, price: Price, why: Mapping[str, object], now
 
 def _subject(origin: str) -> str:
     return f"merchant:{origin}"
+
+
+def _terms_subject(origin: str) -> str:
+    return f"terms:{origin}"

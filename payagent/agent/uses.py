@@ -21,20 +21,28 @@ from payagent.store.writer import Connection, Unit
 
 
 def is_bound(conn: Connection, call: ServedCall) -> bool:
-    """Whether its app has limits of its own there, or assets, and something is left that the call could use."""
+    """Whether its app has limits of its own there, or assets, and something is left that the call could use.
+
+    By our count, or by the merchant's word.
+    """
     pool = pools.find_pool(conn, call.origin, call.buyer.partner, call.buyer.wallet)
-    if pool is None or not pools.has_any(conn, pool.id):
+    if pool is None:
+        return False
+    told = pools.last_observation(conn, pool.id)
+    if not pools.has_any(conn, pool.id) and not (told is not None and told.remaining):
         return False
     own = _own_limits(conn, call, ())
     return bool(own) or apps.require(conn, call.app_id).assets is not None
 
 
-def let_through(unit: Unit, call: ServedCall, filed: Sequence[Limit], clock_ms: int) -> int | None:
+def let_through(unit: Unit, call: ServedCall, filed: Sequence[Limit], clock_ms: int, now_ms: int) -> int | None:
     """Count what the call would use; its number, None where it would cost nothing.
 
-    Refused, and nothing is counted: `asset_not_allowed`, `limit_exceeded` by the tightest of the app's own limits.
+    Refused, and nothing is counted: `unauthorized`, where the app's token has ended; `asset_not_allowed`,
+    `limit_exceeded` by the tightest of the app's own limits.
     """
     conn = unit.conn
+    apps.require_let_in(conn, call.app_id, now_ms)
     pool = pools.find_pool(conn, call.origin, call.buyer.partner, call.buyer.wallet)
     if pool is None:
         return None

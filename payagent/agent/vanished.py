@@ -96,7 +96,7 @@ class Vanished:
             return
         is_deep = tip.height - block.block_height + 1 >= agent.terms.settle_depth
         now_ms = agent.ports.clock.now_ms()
-        if not is_deep or not self._denied.is_due(row.id, tip.hash, now_ms):
+        if not is_deep or not source.is_for_good or not self._denied.is_due(row.id, tip.hash, now_ms):
             return
         there = await source.block(block.block_hash)
         reads = [await source.tx(attempt.tx_id) for attempt in attempts]

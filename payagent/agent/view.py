@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 from payagent.agent.terms import MerchantTerms, Terms
 from payagent.core.payment import ON_CHAIN, POSTED, WITHOUT_PROOF
+from payagent.core.policy import is_shared
 from payagent.core.times import iso_time
 from payagent.dialects import Shown, proof_headers
 from payagent.store.queries import AttemptRow, PaymentRow
@@ -107,9 +108,20 @@ def attempts_view(attempts: Iterable[AttemptRow]) -> list[Json]:
     ]
 
 
-def history_view(events: Iterable[tuple[int, str, str, str, int]]) -> list[Json]:
+def history_view(events: Iterable[tuple[int, str, str, str, int]], *, sees_all: bool) -> list[Json]:
     """What happened to a payment, in order; `state` is the one that it was in afterwards."""
     return [
-        {"event": event, "state": state, "at": iso_time(at_ms), "detail": json.loads(detail)}
+        {"event": event, "state": state, "at": iso_time(at_ms), "detail": detail_view(detail, sees_all=sees_all)}
         for _, event, state, detail, at_ms in events
     ]
+
+
+def detail_view(detail: str, *, sees_all: bool) -> Json:
+    """What an event tells; to an app that sees only itself without what the wallet has and others spent."""
+    told: Json = json.loads(detail)
+    limits = told.get("limits")
+    if not sees_all:
+        told.pop("figures", None)
+    if not sees_all and isinstance(limits, list):
+        told["limits"] = [{**one, "left": None} if is_shared(one["limit"], one) else one for one in limits]
+    return told

@@ -15,7 +15,7 @@ from functools import partial
 import structlog
 
 from payagent.agent import deposits, steps
-from payagent.agent.agent import Agent
+from payagent.agent.agent import NOT_SIGNED, Agent
 from payagent.agent.alarm import clear_alert, raise_alert
 from payagent.agent.chainview import TIP_AGE_MAX_S
 from payagent.agent.foreign import Foreign
@@ -260,7 +260,7 @@ class Watch:
             *self._deep(State.CONFIRMED, tip, settle_depth),
             *(row for row in self._rows.watched_voids() if _depth(row, tip) >= settle_depth),
         ]
-        if source.is_final:
+        if source.is_for_good:
             await self._each(ending, partial(self._settle, source, tip))
         if is_new or self._coins_due:
             await self._look_at_coins(source, tip)
@@ -303,8 +303,11 @@ class Watch:
         if not is_open:
             self._unread.discard(row.id)
         rival = None if row.anchor is None else queries.rival_of(self._agent.conn, row.anchor)
-        if rival is not None and isinstance(read := await source.tx(rival), Found):
+        read = NotFound() if rival is None else await source.tx(rival)
+        if isinstance(read, Found):
             await self._weigh_cancel(source, tip, row, read.value)
+        elif not source.stands_alone or not (is_open or isinstance(read, Unknown)):
+            self._deep_seen.forget(row.id)  # what was read of it before was denied since, or not borne out
 
     async def _weigh_cancel(self, source: View, tip: Tip, row: PaymentRow, seen: TxSeen) -> None:
         """Void on positive evidence only (R8): the cancel is in a block, deep enough, in look after look.
@@ -481,6 +484,10 @@ class Watch:
                     await act(row)
                 except Exception as error:
                     self._unanswered |= isinstance(error, Refused) and error.code == "store_failed"
+                    if (
+                        isinstance(error, Refused) and error.code in NOT_SIGNED
+                    ):  # told by an alert, each time the same
+                        return
                     log.warning("payment.step_failed", payment=row.id, error=repr(error), exc_info=True)
 
         await at_once([one(row) for row in rows])

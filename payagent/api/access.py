@@ -18,7 +18,7 @@ from payagent.api.calls import json_body
 from payagent.api.problems import BrokenOffError
 from payagent.api.tokens import hash_token
 from payagent.core.problem import Refused
-from payagent.store import apps, queries
+from payagent.store import approvals, apps, queries
 from payagent.store.apps import AppRow
 from payagent.store.queries import PaymentRow
 
@@ -37,12 +37,12 @@ class Caller:
 
     @property
     def sees_all(self) -> bool:
-        """Other apps' payments are shown to those who read the books or operate the wallet."""
-        return bool(self.app.scopes & {READ, OPERATE})
+        """Whether it sees more than itself."""
+        return self.app.sees_all
 
     @property
-    def sees_payments(self) -> bool:
-        """Who decides on payments that others ask for sees them too, though not the books."""
+    def sees_asked(self) -> bool:
+        """Who decides sees the payments that a person is or was asked about, and no others of other apps."""
         return self.sees_all or APPROVE in self.app.scopes
 
     @property
@@ -78,7 +78,12 @@ class Caller:
     def payment(self, payment_id: str) -> PaymentRow:
         """A payment that the app may see; any other is `not_found`, whether it exists or not."""
         row = queries.payment(self.agent.conn, payment_id)
-        if row is None or not (self.sees_payments or row.app_id == self.app.id):
+        conn = self.agent.conn
+        if row is None or not (
+            self.sees_all
+            or row.app_id == self.app.id
+            or (self.sees_asked and approvals.of_payment(conn, row.id) is not None)
+        ):
             raise Refused("not_found", f"there is no payment {payment_id[:80]!r}")
         return self.agent.as_noted(row)
 

@@ -5,12 +5,17 @@ there are descriptors, so that whoever opens enough connections to the port woul
 socket and its log away. The port and the Unix socket are counted apart: who fills the port does not keep the owner
 out.
 
+The Unix socket answers its own user and root, whatever its modes say.
+
 May import: core, api.problems, uvicorn, h11. Never: knows a call; ends one that is being answered to
 who reads the answer.
 """
 
 import asyncio
+import os
 import resource
+import socket
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -98,7 +103,8 @@ class _Connection(H11Protocol):
 
         self.app = droppable
         alike = sum(_is_tcp(other) == _is_tcp(self) for other in self.connections)
-        if alike > (self.bounds.tcp if _is_tcp(self) else self.bounds.unix):
+        is_full = alike > (self.bounds.tcp if _is_tcp(self) else self.bounds.unix)
+        if is_full or _is_strangers(transport.get_extra_info("socket")):
             transport.abort()
         else:
             self._expect_head()
@@ -168,3 +174,14 @@ class _Connection(H11Protocol):
 
 def _is_tcp(connection: Any) -> bool:
     return connection.server is not None and connection.server[1] is not None
+
+
+def _is_strangers(connection: Any) -> bool:
+    """Whether another user has come in by the Unix socket, as its modes keep from happening while they stand.
+
+    Root may: it is kept from nothing.
+    """
+    if connection is None or connection.family != socket.AF_UNIX:
+        return False
+    peer = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    return struct.unpack("3i", peer)[1] not in (0, os.geteuid())

@@ -18,6 +18,7 @@ from starlette.requests import Request
 from starlette.responses import StreamingResponse
 
 from payagent.agent.agent import Agent
+from payagent.agent.view import detail_view
 from payagent.api.access import APPROVE, OPERATE, PAY, READ, Caller, need
 from payagent.api.calls import Parameters, single_header
 from payagent.api.connections import STOPPING
@@ -105,7 +106,7 @@ async def _stream(caller: Caller, seq: int, stopping: asyncio.Event, opened: lis
                 changed.clear()
                 found, reached = await run_in_threadpool(_page, agent, seq, app_id)
                 if found:
-                    yield "".join(map(_written, found))
+                    yield "".join(_written(row, sees_all=caller.sees_all) for row in found)
                     said_s = clock()
                 elif clock() - said_s >= HEARTBEAT_S:
                     yield ": still here\n\n"
@@ -121,13 +122,13 @@ def _page(agent: Agent, seq: int, app_id: str | None) -> tuple[list[Followed], i
     return events_after(agent.conn, seq, app_id)
 
 
-def _written(row: Followed) -> str:
+def _written(row: Followed, *, sees_all: bool) -> str:
     data = {
         "seq": row.seq,
         "payment": row.payment_id,
         "event": row.event,
         "state": row.state,
-        "detail": json.loads(row.detail),
+        "detail": detail_view(row.detail, sees_all=sees_all),
         "at": iso_time(row.at_ms),
     }
     return f"id: {row.seq}\nevent: {row.event}\ndata: {json.dumps(data, separators=(',', ':'))}\n\n"

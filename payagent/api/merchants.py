@@ -8,11 +8,11 @@ from typing import Annotated
 from fastapi import APIRouter, Depends
 from starlette.requests import Request
 
-from payagent.agent.merchants import pin, reopen, standing, unpin
+from payagent.agent.merchants import add_merchant, pin, remove_merchant, reopen, standing, unpin
 from payagent.api.access import APPROVE, OPERATE, PAY, READ, Caller, need
 from payagent.api.problems import JsonResponse
-from payagent.api.reading import read_pin
-from payagent.api.schemas import MerchantKnown, Merchants, PinOrder, gives, takes
+from payagent.api.reading import read_new_merchant, read_pin
+from payagent.api.schemas import MerchantKnown, MerchantOrder, Merchants, PinOrder, gives, takes
 from payagent.api.views import merchant_view, standing_view
 
 Reader = Annotated[Caller, Depends(need(READ, OPERATE, APPROVE))]
@@ -24,10 +24,28 @@ router = APIRouter(tags=["merchants"])
 @router.get("/v1/merchants", summary="The merchants that the app may pay", responses=gives(Merchants, 200))
 async def merchants(caller: Annotated[Caller, Depends(need(PAY, READ, OPERATE, APPROVE))]) -> JsonResponse:
     """`call_headers` belong in every call to the merchant, the first one too: its invoices are bound to them."""
-    terms, allowed = caller.agent.terms, caller.app.merchants
-    named = sorted(terms.merchants.values(), key=lambda merchant: merchant.name)
-    rows = [merchant for merchant in named if allowed is None or merchant.origin in allowed]
-    return JsonResponse({"merchants": [merchant_view(merchant, terms) for merchant in rows]})
+    return _listed(caller)
+
+
+@router.post(
+    "/v1/merchants",
+    summary="Let a merchant be paid",
+    responses=gives(Merchants, 201),
+    openapi_extra=takes(MerchantOrder),
+    status_code=201,
+)
+async def add(request: Request, caller: Operator) -> JsonResponse:
+    """At once, and for good. One that is there by name or origin, in the config file too, is refused with 409."""
+    name, settings = read_new_merchant(await caller.json_body(request))
+    await add_merchant(caller.agent, caller.app.id, name, settings)
+    return _listed(caller, 201)
+
+
+@router.post("/v1/merchants/{name}/remove", summary="Pay a merchant no more", responses=gives(Merchants, 200))
+async def remove(name: str, caller: Operator) -> JsonResponse:
+    """One that was added at run time. What is under way goes on."""
+    await remove_merchant(caller.agent, caller.app.id, name)
+    return _listed(caller)
 
 
 @router.get("/v1/merchants/{name}", summary="What is known of a merchant", responses=gives(MerchantKnown, 200))
@@ -69,6 +87,13 @@ async def lift_stop(name: str, caller: Operator) -> JsonResponse:
     """What it does not serve is counted anew from here on."""
     await reopen(caller.agent, caller.app.id, name)
     return _known(caller, name)
+
+
+def _listed(caller: Caller, status: int = 200) -> JsonResponse:
+    terms, allowed = caller.agent.terms, caller.app.merchants
+    named = sorted(terms.merchants.values(), key=lambda merchant: merchant.name)
+    rows = [merchant for merchant in named if allowed is None or merchant.origin in allowed]
+    return JsonResponse({"merchants": [merchant_view(merchant, terms) for merchant in rows]}, status)
 
 
 def _known(caller: Caller, name: str) -> JsonResponse:

@@ -49,6 +49,7 @@ _KEY_PARAMETER = {
 
 Payer = Annotated[Caller, Depends(need(PAY))]
 Looker = Annotated[Caller, Depends(need(PAY, READ, OPERATE, APPROVE))]
+Auditor = Annotated[Caller, Depends(need(READ, OPERATE, APPROVE))]
 
 router = APIRouter(tags=["payments"])
 
@@ -94,26 +95,34 @@ async def quote(request: Request, caller: Payer) -> JsonResponse:
 
 @router.get("/v1/payments", summary="Payments, newest first", responses=gives(Payments, 200))
 async def payments(caller: Looker, query: Annotated[Filter, Query()]) -> JsonResponse:
-    """An app sees its own; a token for read, operate or approve sees all."""
-    app_id = query.app if caller.sees_payments else caller.app.id
+    """An app sees its own; a token for approve those too that a person was asked about; one for read or operate
+    all."""
+    app_id = query.app if caller.sees_asked else caller.app.id
     if query.app not in (None, app_id):
         raise Refused("forbidden", "the payments of another app need a token for read, operate or approve")
     origin = None if query.origin is None else _origin(query.origin)
     since_ms = None if query.since is None else time_ms(query.since, "since")
-    only_app = None if caller.sees_payments else caller.app.id
+    only_app = None if caller.sees_asked else caller.app.id
     awaiting = await run_in_threadpool(lambda: count_awaiting(caller.agent.conn, only_app))
-    rows = await run_in_threadpool(_page, caller.agent, query, app_id, origin, since_ms)
+    asked_or_of = caller.app.id if caller.sees_asked and not caller.sees_all else None
+    rows = await run_in_threadpool(_page, caller.agent, query, app_id, asked_or_of, origin, since_ms)
     cursor = str(rows[-1].seq) if len(rows) == query.limit else None
     shown = [payment_view(row, caller.agent.terms) for row in rows]
     return JsonResponse({"payments": shown, "cursor": cursor, "awaiting_approval": awaiting})
 
 
 def _page(
-    agent: Agent, query: Filter, app_id: str | None, origin: str | None, since_ms: int | None
+    agent: Agent,
+    query: Filter,
+    app_id: str | None,
+    asked_or_of: str | None,
+    origin: str | None,
+    since_ms: int | None,
 ) -> list[PaymentRow]:
     rows = queries.payments_page(
         agent.conn,
         app_id=app_id,
+        asked_or_of=asked_or_of,
         state=query.state,
         origin=origin,
         since_ms=since_ms,
@@ -131,7 +140,7 @@ async def payment(caller: Looker, payment_id: PaymentId, query: Annotated[Waitin
     if query.wait:
         row = await agent.wait(row.id, query.wait)
         caller.require_let_in()
-    history = history_view(queries.events(agent.conn, row.id))
+    history = history_view(queries.events(agent.conn, row.id), sees_all=caller.sees_all)
     attempts = attempts_view(queries.attempts(agent.conn, row.id))
     more = {"depth": depth_of(row, agent.chain), "attempts": attempts, "history": history}
     return JsonResponse(payment_view(row, agent.terms) | asked_view(caller, row) | more)
@@ -142,9 +151,9 @@ async def payment(caller: Looker, payment_id: PaymentId, query: Annotated[Waitin
     summary="Everything that is recorded of one payment, to be checked by others",
     responses=gives(ReceiptTold, 200),
 )
-async def receipt(caller: Looker, payment_id: PaymentId) -> JsonResponse:
+async def receipt(caller: Auditor, payment_id: PaymentId) -> JsonResponse:
     """With the 402 as received, the decision, the transaction's bytes and each event. A refused payment has one
-    too."""
+    too. It tells what every limit left, so a token that only pays gets none."""
     row = caller.payment(payment_id)
     return JsonResponse(await run_in_threadpool(_receipt, caller.agent, row.id))
 

@@ -7,7 +7,7 @@ bound on money is not silently no bound.
 import base64
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -19,7 +19,7 @@ from payagent.core import strict_json
 from payagent.core.address import Address, parse_address
 from payagent.core.bounds import SPLIT_COUNT_MAX
 from payagent.core.invoice import Role
-from payagent.core.money import LOVELACE, check_supply, parse_asset, parse_units
+from payagent.core.money import LOVELACE, check_supply, parse_asset, parse_count, parse_units
 from payagent.core.network import Network
 from payagent.core.origin import parse_origin
 from payagent.core.policy import Window
@@ -178,6 +178,16 @@ def read_pause(raw: bytes) -> str:
     return reason
 
 
+def read_new_merchant(raw: bytes) -> tuple[str, Fields]:
+    """Its name, and its settings by the names that they have in the config file."""
+    keys = ("partner", "proof", "ready", "split_mode", "request_commitment", "timeout_s")
+    body = _fields(_json(raw), "the body", ("name", "origin"), keys)
+    name = body["name"]
+    if not isinstance(name, str):
+        raise Refused("bad_request", "name must be text", key="name")
+    return name, {key: value for key, value in body.items() if key != "name"}
+
+
 def read_expiry(raw: bytes) -> int | None:
     """When a new token is to end; None: never."""
     return _expiry(_fields(_json(raw), "the body", (), ("expires_at",)))
@@ -191,7 +201,8 @@ def _expiry(body: Fields) -> int | None:
 def _read_windows(value: object, asset: str, *, may_be_null: bool = False) -> dict[Window, int | None]:
     body = _fields(value, "limits", (), tuple(Window))
     return {
-        Window(name): None if may_be_null and body[name] is None else _amount(body, name, asset) for name in body
+        Window(name): None if may_be_null and body[name] is None else _amount(body, name, asset, parse_count)
+        for name in body
     }
 
 
@@ -260,13 +271,15 @@ def _fields(value: object, where: str, needed: tuple[str, ...], optional: tuple[
     return value
 
 
-def _amount(body: Fields, key: str, asset: str | None = None) -> int:
+def _amount(
+    body: Fields, key: str, asset: str | None = None, parse: Callable[[object, str], int] = parse_units
+) -> int:
     """An amount in our own envelope: always a string, since JSON numbers do not survive every client."""
     value = body[key]
     if not isinstance(value, str):
         raise Refused("bad_request", f"{key} must be a string of digits", key=key)
     try:
-        units = parse_units(value, key)
+        units = parse(value, key)
         return units if asset is None else check_supply(asset, units, key)
     except Refused as refused:
         raise Refused("bad_request", refused.detail, key=key) from None

@@ -93,6 +93,19 @@ class SendOrder(_Closed):
     all: Literal[True] = _absent("Everything.")
 
 
+class MerchantOrder(_Closed):
+    """A merchant that may be paid from now on. What is not given is as in the config file's defaults."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9]+([_-][a-z0-9]+)*$")]
+    origin: Annotated[str, Field(description="Scheme, host and port; https, but on this machine.")]
+    partner: Annotated[str, Field(pattern=r"^[!-~]{1,128}$")] = _absent("X-Partner of the calls.")
+    proof: Proof = "tx_hash"
+    ready: Literal["signed", "submitted", "confirmed"] = "confirmed"
+    split_mode: Literal["additional", "inclusive", "outputs"] = _absent("How a split without a mode is read.")
+    request_commitment: bool = False
+    timeout_s: Annotated[int, Field(ge=1, le=600)] = 30
+
+
 class TopupCall(_Closed):
     """An ordinary call that costs money, whose 402 sells a batch. `body` is sent as JSON, as it stands."""
 
@@ -318,6 +331,7 @@ class Merchant(BaseModel):
     origin: str
     ready: Literal["signed", "submitted", "confirmed"]
     call_headers: dict[str, str]
+    set_by: Literal["config", "operator"]
 
 
 class Merchants(BaseModel):
@@ -717,6 +731,7 @@ _REFERRED: tuple[type[BaseModel], ...] = (
     AppOrder,
     TokenOrder,
     PauseOrder,
+    MerchantOrder,
     ProblemAnswer,
 )
 _REF = "#/components/schemas/{model}"

@@ -96,6 +96,7 @@ def merchant_view(merchant: MerchantTerms, terms: Terms) -> Json:
         "origin": merchant.origin,
         "ready": merchant.ready,
         "call_headers": merchant.buyer_headers(terms.own.text),
+        "set_by": "config" if merchant.is_filed else "operator",
     }
 
 

@@ -84,6 +84,12 @@ CONVICTION_MS = 60_000
 SENTENCE_MS = 600_000
 """How long one that was caught at a lie is not heard, and gets no bytes."""
 
+ABSENT_MS = 600_000
+"""How long one is not heard, look after look, before the others may settle without it.
+
+A replica that lags denies its provider's newest block: an honest one may so be missed for minutes, and again.
+"""
+
 TWO_HEIGHTS = "it tells two heights of one block"
 """No index that lags does: a block's hash fixes its height and slot. So once is enough."""
 
@@ -104,6 +110,9 @@ class _Member:
     fallen: Silence | None = None
     leapt: Silence | None = None
     fresh_at_ms: int | None = None
+    absence: Silence | None = None
+    """Since when it was not heard, for whatever reason."""
+
     checked: Span = field(default_factory=Span)
     genesis: Found[Genesis] | None = None
     sentence: Span = field(default_factory=Span)
@@ -150,6 +159,8 @@ class View:
 
     Who is convicted again soon after a sentence was not. Nor is anybody left out early, since it is dead.
     """
+    is_for_good: bool
+    """Whether what no later look undoes may be: besides, nobody is missing that was heard not long ago."""
     _heard: tuple[_Member, ...]
     _awaited: tuple[str, ...]
 
@@ -290,6 +301,8 @@ class Panel:
         """Who is heard now, and the tip that they have in common; None when nobody is."""
         tips = await at_once([self._hear(member) for member in self._members])
         heard = [member for member, tip in zip(self._members, tips, strict=True) if tip and not member.trouble]
+        for member in self._members:
+            member.absence = None if member in heard else missed(member.absence, self.now_ms())
         late = [member for member, tip in zip(self._members, tips, strict=True) if tip and member.is_late]
         speaking = heard or late
         if not speaking:
@@ -303,7 +316,9 @@ class Panel:
             (member.sentence.holds(now_ms) and not member.is_relapsed) or member.is_dead_at_start
             for member in self._members
         )
-        return View(self, tip, is_current, is_final, tuple(speaking), tuple(m.source.name for m in awaited))
+        is_for_good = is_final and all(member in heard or _is_given_up(member, now_ms) for member in self._members)
+        names = tuple(member.source.name for member in awaited)
+        return View(self, tip, is_current, is_final, is_for_good, tuple(speaking), names)
 
     def _compare(self, tips: Sequence[Tip]) -> None:
         low, high = min(tips, key=lambda tip: tip.height), max(tips, key=lambda tip: tip.height)
@@ -517,6 +532,12 @@ async def at_once(works: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
 def _is_open(read: Read[Any]) -> TypeGuard[Unknown]:
     """Whether several said what does not go together, or not yet."""
     return isinstance(read, Unknown) and read.why in (Why.DISPUTE, Why.NOT_YET)
+
+
+def _is_given_up(member: _Member, now_ms: int) -> bool:
+    """Whether one that is not heard is out for so long, or was convicted so often, that nothing waits for it."""
+    is_out_again = member.is_relapsed and member.sentence.holds(now_ms)
+    return is_out_again or (member.absence is not None and _lasts_ms(member.absence, ABSENT_MS))
 
 
 def _lasts_ms(silence: Silence, wanted_ms: int) -> bool:

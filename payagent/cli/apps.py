@@ -111,6 +111,9 @@ def add(
     AMOUNTs are of the one --asset, else of ADA: "5 ADA", or a token's units as digits. The limits are the app's
     own, within those of the wallet as a whole and of the merchants. An ASSET is ADA, or policy id and asset name
     in hex.
+
+    Each payment in a token takes ADA too: what the chain wants beside it in each output, and the fee. That is
+    bounded by the wallet's limits of ADA, and by the app's own: payagent limits set --app NAME --per-day "2 ADA".
     """
     names = [parse_asset(asset) for asset in assets]
     wanted = read_amounts(names[0] if len(names) == 1 else LOVELACE, given)
@@ -124,6 +127,9 @@ def add(
     with connect() as link:
         answer = link.post("/v1/apps", {"name": name} | {key: value for key, value in body.items() if value})
     _show_token(terminal, answer)
+    if names and LOVELACE not in names:
+        bounded = f'payagent limits set --app {name} --per-day "2 ADA"'
+        terminal.say(f"The ADA that goes with its tokens is bounded by the wallet's limits alone: {bounded}")
 
 
 @app.command(epilog=example("payagent app token bot", "payagent app token bot --expires 90d"))

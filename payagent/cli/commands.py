@@ -66,17 +66,18 @@ def payagent() -> None:
 def serve(terminal: Terminal, config: Path | None, listen: str | None, allow_remote: bool) -> None:
     """Run the daemon in the foreground.
 
-    It runs until SIGTERM or Ctrl-C. It is ready when /readyz answers 200. Its log goes to stderr.
-    A service manager is told when it listens (config/payagent.service).
+    It runs until SIGTERM or Ctrl-C. It is ready when /readyz answers 200. Its log goes to stderr. A service
+    manager is told when it listens (config/payagent.service). SIGHUP has it read the config file again.
     """
 
     from payagent.cli.service import tell_ready
     from payagent.daemon import serve as run_daemon
     from payagent.log import Redactor, configure_logging
-    from payagent.settings import load_settings
+    from payagent.settings import find_config, load_settings
 
     overrides = {} if listen is None else {"api": {"listen": listen}}
-    settings = load_settings(config, os.environ, overrides)
+    path = find_config(config, os.environ)
+    settings = load_settings(path, os.environ, overrides)
     redactor = Redactor()
     configure_logging(sys.stderr, redactor)
 
@@ -87,11 +88,13 @@ def serve(terminal: Terminal, config: Path | None, listen: str | None, allow_rem
 
     run_daemon(
         settings,
+        config=path,
         environ=os.environ,
         can_ask=terminal.can_ask,
         announce=announce,
         redactor=redactor,
         allow_remote=allow_remote,
+        reread=lambda: load_settings(config, os.environ, overrides),
     )
 
 

@@ -27,7 +27,8 @@ def doctor(terminal: Terminal, config: Path | None) -> int:
     """Look at everything that a payment needs.
 
     Config, files, keystore, ledger, clock, providers and daemon: exit code 0 only when all is well, else the first
-    problem's. Every line that is not well ends with what to do. Nothing is changed.
+    problem's. Every line that is not well ends with what to do. A warning is of what works, and could be safer.
+    Nothing is changed.
     """
     from payagent.settings import find_config, load_settings
 
@@ -44,7 +45,7 @@ def _look(settings: "Settings", config: Path) -> "list[Finding]":
     import asyncio
 
     from payagent.cli.link import Link
-    from payagent.doctor import finding, look_at_chain, look_at_files
+    from payagent.doctor import finding, look_at_chain, look_at_choices, look_at_files
 
     def daemon() -> str:
         with Link(settings, None) as link:
@@ -56,7 +57,7 @@ def _look(settings: "Settings", config: Path) -> "list[Finding]":
             raise Refused(code, "it is not ready: " + "; ".join(told))
         return "it runs and is ready"
 
-    findings = look_at_files(settings, config, os.environ)
+    findings = look_at_files(settings, config, os.environ) + look_at_choices(settings, config)
     findings += asyncio.run(look_at_chain(settings, lambda: time.time_ns() // 1_000_000))
     return [*findings, finding("daemon", daemon)]
 
@@ -65,6 +66,7 @@ def _as_json(item: "Finding") -> Json:
     return {
         "name": item.name,
         "ok": item.problem is None,
+        "warning": item.is_warning,
         "detail": item.detail,
         "code": None if item.problem is None else item.problem.code,
         "fix": item.fix,
@@ -74,5 +76,6 @@ def _as_json(item: "Finding") -> Json:
 def _show(terminal: Terminal, data: list[Json]) -> None:
     width = max(len(str(row["name"])) for row in data)
     for row in data:
-        line = f"{'ok  ' if row['ok'] else 'BAD '} {str(row['name']).ljust(width)}  {row['detail']}"
+        mark = ("warn" if row["warning"] else "ok  ") if row["ok"] else "BAD "
+        line = f"{mark} {str(row['name']).ljust(width)}  {row['detail']}"
         terminal.line(line if row["ok"] else f"{line}. {row['fix']}")

@@ -10,7 +10,7 @@ import click
 
 from payagent.cli.options import Connect, example, group_of, show_asset, show_units, talks_to_daemon
 from payagent.cli.terminal import Terminal
-from payagent.core.money import LOVELACE, parse_ada, parse_asset, parse_units
+from payagent.core.money import LOVELACE, parse_ada, parse_asset, parse_count
 from payagent.core.policy import Window
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -44,7 +44,7 @@ def read_amounts(asset: str, given: Mapping[str, str | None]) -> dict[str, str |
 def _units(asset: str, name: str, text: str) -> str | None:
     if text == OF_CONFIG:
         return None
-    return str(parse_ada(text) if asset == LOVELACE else parse_units(text, name))
+    return str(parse_ada(text) if asset == LOVELACE else parse_count(text, name))
 
 
 @group_of("payagent limits", "payagent limits show --json", 'payagent limits set --per-day "50 ADA"', alone="show")
@@ -87,6 +87,7 @@ def _show(terminal: Terminal, rows: list[dict[str, Any]]) -> None:
         'payagent limits set --per-payment "10 ADA" --per-day "50 ADA"',
         'payagent limits set --merchant t --per-hour "5 ADA"',
         'payagent limits set --app bot --per-day "2 ADA" --total "100 ADA"',
+        'payagent limits set --per-day "0 ADA"',
         "payagent limits set --per-day config",
     ),
 )
@@ -105,8 +106,9 @@ def set_(
 ) -> None:
     """Set limits while the daemon runs: at once, for good, and over what the config file says.
 
-    An AMOUNT is such as "5 ADA", or the units of a token as digits. `config` in its place gives back what the
-    config file says. All limits that concern a payment hold, and the tightest is named when it is refused.
+    An AMOUNT is such as "5 ADA", or the units of a token as digits; 0 closes. `config` in its place gives back
+    what the config file says. A token is spent only when it has a limit over time, or in total, for all together.
+    All limits that concern a payment hold, and the tightest is named when it is refused.
     """
     name = LOVELACE if asset is None else parse_asset(asset)
     wanted = read_amounts(name, given)

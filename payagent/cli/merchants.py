@@ -15,7 +15,12 @@ from payagent.cli.terminal import Terminal
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-@group_of("payagent merchants", "payagent merchants show t", "payagent merchants reopen t", alone="list")
+@group_of(
+    "payagent merchants",
+    "payagent merchants show t",
+    "payagent merchants add shop --origin https://api.example.com",
+    alone="list",
+)
 def merchants() -> None:
     """Who may be paid, at which addresses, and at what prices. Alone: the list."""
 
@@ -23,15 +28,57 @@ def merchants() -> None:
 @merchants.command("list", epilog=example("payagent merchants list --json"))
 @talks_to_daemon
 def list_(terminal: Terminal, connect: Connect) -> None:
-    """The merchants of the config file."""
+    """Every merchant that may be paid, of the config file or added at run time."""
     with connect() as link:
         answer = link.get("/v1/merchants")
+    _give_list(terminal, answer)
 
+
+def _give_list(terminal: Terminal, answer: dict[str, Any]) -> None:
     def human() -> None:
-        columns = ("name", "origin", "ready")
-        terminal.table(columns, [tuple(row[column] for column in columns) for row in answer["merchants"]])
+        rows = [(row["name"], row["origin"], row["ready"], row["set_by"]) for row in answer["merchants"]]
+        terminal.table(("name", "origin", "ready", "set by"), rows)
 
     terminal.give(answer, human)
+
+
+@merchants.command(
+    epilog=example("payagent merchants add shop --origin https://api.example.com --partner me --ready submitted")
+)
+@click.argument("name", metavar="NAME")
+@click.option("--origin", required=True, metavar="ORIGIN", help="Scheme, host and port.")
+@click.option("--partner", metavar="TEXT", help="X-Partner of the calls.")
+@click.option("--proof", type=click.Choice(["tx_hash", "signed_cbor"]), help="What the retry carries.")
+@click.option(
+    "--ready", type=click.Choice(["signed", "submitted", "confirmed"]), help="When the retry is worth sending."
+)
+@click.option(
+    "--split-mode",
+    type=click.Choice(["additional", "inclusive", "outputs"]),
+    help="How a split without a mode is read.",
+)
+@click.option("--timeout-s", type=click.IntRange(1, 600), metavar="SECONDS", help="For its answers.")
+@talks_to_daemon
+def add(terminal: Terminal, connect: Connect, name: str, **given: Any) -> None:
+    """Let a merchant be paid: at once, and for good.
+
+    What is not given is as in the config file's defaults. Keys, top-ups and a private network take a table in the
+    config file. One that is there already, by name or by origin, is not added.
+    """
+    body = {key: value for key, value in given.items() if value is not None} | {"name": name}
+    with connect() as link:
+        answer = link.post("/v1/merchants", body)
+    _give_list(terminal, answer)
+
+
+@merchants.command(epilog=example("payagent merchants remove shop"))
+@click.argument("name", metavar="NAME")
+@talks_to_daemon
+def remove(terminal: Terminal, connect: Connect, name: str) -> None:
+    """Pay a merchant no more that was added at run time. What is under way goes on."""
+    with connect() as link:
+        answer = link.post(f"{_path(name)}/remove", {})
+    _give_list(terminal, answer)
 
 
 @merchants.command(epilog=example("payagent merchants show t"))

@@ -100,11 +100,11 @@ def _origin(link: "Link", merchant: str | None, origin: str | None) -> str:
         raise click.UsageError("say who sent the 402: --merchant NAME or --origin ORIGIN")
     if origin is not None:
         return origin
-    known = link.settings.merchants
+    known = {row["name"]: str(row["origin"]) for row in link.get("/v1/merchants")["merchants"]}
     if merchant is None or merchant not in known:
         names = ", ".join(known) or "there is none yet"
-        raise Refused("merchant_not_allowed", f"no merchant is named {merchant!r} in [merchants]: {names}")
-    return known[merchant].origin
+        raise Refused("merchant_not_allowed", f"no merchant is named {merchant!r}: {names}")
+    return known[merchant]
 
 
 def _response_text(raw: bytes) -> str:

@@ -5,7 +5,6 @@ May import: click, core, cli. Never: counts anything (the daemon does).
 
 import time
 from typing import TYPE_CHECKING, Any, BinaryIO
-from urllib.parse import quote
 
 import click
 
@@ -139,6 +138,8 @@ def cancel(terminal: Terminal, connect: Connect, order: str) -> int:
     A payment that is under way is still shown to the merchant: the top-up is `stopping` until it took that, and
     the exit code is 8. ORDER is its id, as `payagent prepaid topups` has it.
     """
+    from urllib.parse import quote
+
     with connect() as link:
         ended = link.post(f"/v1/prepaid/topups/{quote(order, safe='')}/cancel", {})
     _give(terminal, ended)

@@ -37,7 +37,7 @@ def proxy(terminal: Terminal, url: str, listen: str, config: Path | None, token_
     program of this machine can spend within the limits while it runs. It runs until SIGTERM or Ctrl-C.
     """
     from payagent.api.server import listen_tcp
-    from payagent.cli.link import TOKEN_FILE
+    from payagent.cli.link import TOKEN_FILE, Link
     from payagent.log import Redactor, configure_logging
     from payagent.proxy.bare import Bare, serve_bare
     from payagent.secretfile import read_secret_file
@@ -46,8 +46,11 @@ def proxy(terminal: Terminal, url: str, listen: str, config: Path | None, token_
     settings = load_settings(config, os.environ, {"api": {"listen": listen}})
     origin = _origin(url)
     names = [name for name, merchant in settings.merchants.items() if merchant.origin == origin]
+    if not names:  # it may have been added at run time
+        with Link(settings, token_file) as link:
+            names = [row["name"] for row in link.get("/v1/merchants")["merchants"] if row["origin"] == origin]
     if not names:
-        raise Refused("merchant_not_allowed", f"{origin} is not in [merchants]", origin=origin)
+        raise Refused("merchant_not_allowed", f"{origin} is no merchant that may be paid", origin=origin)
     token = partial(read_secret_file, token_file or settings.data_dir / TOKEN_FILE)
     redactor = Redactor()
     redactor.register(token())

@@ -128,9 +128,9 @@ def send(
     everything: bool,
     key: str | None,
 ) -> None:
-    """Send out of the wallet, by your own order: of the limits only limits.per_transaction applies.
+    """Send out of the wallet, by your own order.
 
-    A terminal asks once more.
+    Of the limits only limits.per_transaction and limits.signed_per_day apply. A terminal asks once more.
 
     Without --key each call is a transfer of its own: after an error that leaves it open whether the order arrived,
     look at `payagent payments list` first.

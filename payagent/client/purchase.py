@@ -30,6 +30,9 @@ Headers = Sequence[tuple[bytes, bytes]]
 ANSWER_MAX_BYTES = 128 * 1024
 """What is read of an answer that may say something about paying."""
 
+_UNPACKED_AT_ONCE = 256
+"""Bytes of a packed answer in one step."""
+
 PAID_READ_TIMEOUT_S = 180.0
 """A merchant that settles before it serves may wait for blocks."""
 
@@ -445,12 +448,22 @@ def _told(answer: httpx.Response, body: bytes) -> Json:
 
 
 def _decoded(answer: httpx.Response, raw: bytes) -> bytes | None:
-    """The body without its content coding; None when it cannot be read."""
+    """The body without its content coding; None when it cannot be read, or is too much.
+
+    It is unpacked in small steps, since a few bytes can become millions; through several codings they multiply.
+    """
+    if "," in answer.headers.get("content-encoding", ""):
+        return None
+    parts = (raw[at : at + _UNPACKED_AT_ONCE] for at in range(0, len(raw), _UNPACKED_AT_ONCE))
+    body = bytearray()
     try:
-        body = httpx.Response(answer.status_code, headers=answer.headers, stream=httpx.ByteStream(raw)).read()
+        for part in httpx.Response(answer.status_code, headers=answer.headers, content=parts).iter_bytes():
+            body += part
+            if len(body) > ANSWER_MAX_BYTES:
+                return None
     except httpx.DecodingError:
         return None
-    return body if len(body) <= ANSWER_MAX_BYTES else None
+    return bytes(body)
 
 
 def _is_no_invoice(reply: Reply, demand: httpx.Response) -> bool:

@@ -1,24 +1,38 @@
-"""What one transaction may take out of the wallet, whoever ordered it: bounds beside the limits of the policy.
+"""What may be taken out of the wallet, whoever ordered it: bounds beside the limits of the policy.
 
-The agent asks before anything is held, so that nothing waits for a signature that never comes; the signer asks
-again, of the bytes.
-May import: core.problem. Never: counts over time; that is `policy`.
+The agent asks what one transaction may take before anything is held, so that nothing waits for a signature that
+never comes; the signer asks again, of the bytes, and what all of them may take in a day.
+May import: core.money, core.problem. Never: counts over time; that is `policy`, and for the signer `outflow`.
 """
 
 from collections.abc import Mapping
 
+from payagent.core.money import LOVELACE
 from payagent.core.problem import Refused
 
 FEE_CAP_LOVELACE = 900_000  # a plain transaction of 16,384 bytes costs 876,277
 
+TTL_AHEAD_MAX_S = 136_800
+"""38 hours: the longest that anything is signed for is a cancel, 36 hours; clocks may differ."""
+
 Caps = Mapping[str, int]
-"""By asset, in its units. What has no cap is not bounded."""
+"""By asset, in its units. A token that has none may not leave."""
 
 
 def require_within_caps(leaving: Mapping[str, int], caps: Caps) -> None:
-    """Refuse (`limit_exceeded`) what takes more of an asset than may leave at once; the fee counts."""
+    """Refuse what takes more of an asset than may leave at once (`limit_exceeded`), the fee counts; or a token
+    that has no cap (`asset_not_allowed`).
+    """
+    uncapped = sorted(asset for asset in leaving.keys() - caps.keys() if asset != LOVELACE)
+    if uncapped:
+        raise Refused(
+            "asset_not_allowed",
+            f"nothing says how much of {', '.join(uncapped[:8])} may leave: the config needs a table "
+            "[[limits.assets]] for each",
+            asset=uncapped[0],
+        )
     for asset, units in leaving.items():
-        most = caps.get(asset, units)
+        most = caps.get(asset, 0)
         if units > most:
             raise Refused(
                 "limit_exceeded",

@@ -112,8 +112,12 @@ def in_force(limits: Iterable[Limit], over: Iterable[Limit]) -> tuple[Limit, ...
 
 
 def allowed_assets(limits: Iterable[Limit]) -> frozenset[str]:
-    """What the wallet may spend at all: assets with a limit for the wallet as a whole. Others' only tighten."""
-    return frozenset(limit.asset for limit in limits if limit.scope == WALLET)
+    """What the wallet may spend at all: assets with a limit for the wallet as a whole, over time or in total.
+
+    Others only tighten: of an app or a merchant; or of each payment, which bounds nothing when more follow.
+    """
+    over_time = (limit for limit in limits if limit.window is not Window.PAYMENT)
+    return frozenset(limit.asset for limit in over_time if limit.scope == WALLET)
 
 
 def concerning(limits: Iterable[Limit], app: str, merchant: str, assets: Iterable[str]) -> tuple[Limit, ...]:
@@ -178,6 +182,40 @@ def tightest(asked: Iterable[Asked]) -> Asked | None:
 
 def _rank(name: str) -> int:
     return _ORDER.index(Window(name)) if name in _ORDER else -1
+
+
+_OF_THE_WALLET = {
+    "not_enough_funds": "the wallet has not enough for this payment now",
+    "funds_in_flight": "the wallet has enough for this payment once what is on its way is in a block",
+    "needs_consolidation": "the wallet has enough for this payment in more coins than fit one transaction",
+    "chain_not_ready": "the chain is not seen well enough to sign by",
+}
+"""Refusals that tell what the wallet has, and what is said instead."""
+
+
+def without_figures(refused: Refused) -> Refused:
+    """A refusal as an app is told it that sees only itself: nothing of what the wallet has, or others spent.
+
+    Of a limit that it shares with others it learns which one it is, and that it has no room. What each payment may
+    take at most is no secret.
+    """
+    told = refused.context
+    if refused.code in _OF_THE_WALLET:
+        asset = {"asset": told["asset"]} if "asset" in told else {}
+        return Refused(refused.code, _OF_THE_WALLET[refused.code], **asset)
+    if refused.code != "limit_exceeded" or not is_shared(str(told.get("limit")), told):
+        return refused
+    at = f" at {told['merchant']}" if "merchant" in told else ""
+    detail = (
+        f"{told['limit']} of the wallet{at}, which apps share, has no room for this payment, which takes "
+        f"{told['asked']} of {told['asset']}; who operates the wallet sees what it leaves"
+    )
+    return Refused(refused.code, detail, **{**told, "left": None, "frees_at": None})
+
+
+def is_shared(name: str, whose: Mapping[str, object]) -> bool:
+    """Whether what a limit of that name leaves tells what others spent; `whose` names its app, if it has one."""
+    return name in _ORDER and name != Window.PAYMENT and "app" not in whose
 
 
 def refusal(

@@ -158,8 +158,8 @@ PROBLEMS: dict[str, Problem] = {
         403,
         6,
         "This asset may not be spent",
-        "Give it a limit of its own, in [[limits.assets]] or with payagent limits set --asset; an app that is "
-        "bound to some assets pays in no other.",
+        "Give it a table in [[limits.assets]] of the config and start the daemon again; an app that is bound to "
+        "some assets pays in no other.",
     ),
     "asset_not_understood": Problem(422, 3, "An asset that is not named by its policy and name", _SENDER),
     "attempt_expired": Problem(
@@ -415,6 +415,13 @@ PROBLEMS: dict[str, Problem] = {
         "Wait until some of them are in a block; merchants.NAME.in_flight_max is the bound.",
         retryable=True,
     ),
+    "merchant_exists": Problem(
+        409,
+        2,
+        "There is a merchant of that name or origin",
+        "Look at `payagent merchants list`; one of the config file is changed there, and read again by SIGHUP.",
+        money="",
+    ),
     "merchant_not_allowed": Problem(
         403,
         6,
@@ -628,7 +635,8 @@ PROBLEMS: dict[str, Problem] = {
         1,
         "The signer does not sign such a transaction",
         "This is a bug, or the daemon is not itself: stop it, and report what the detail says.",
-        money="Nothing was signed; its money stays held until its time is over.",
+        money="Nothing new was signed. Where nothing ever was, the payment is rejected, its money free; else it "
+        "stays held, since what was signed before may still land.",
     ),
     "split_not_understood": Problem(
         422,

@@ -45,7 +45,6 @@ class Door:
         self._bounds = bounds
         self._egress = egress
         self._rules = Rules(bounds.hosts, bounds.read_timeout_s, agent.refusals)
-        self._merchants = {merchant.name: merchant for merchant in agent.terms.merchants.values()}
         self._upstreams: dict[str, Upstream] = {}
         self._clerk = Clerk(agent)
         self._turnstile = Turnstile(bounds.rates, time.monotonic)
@@ -56,7 +55,8 @@ class Door:
             return
 
         async def work(intake: Intake, reply: Reply) -> None:
-            errand = read_errand(scope, self._merchants, self._find_app, self._agent.terms.own.text)
+            merchants = {merchant.name: merchant for merchant in self._agent.terms.merchants.values()}
+            errand = read_errand(scope, merchants, self._find_app, self._agent.terms.own.text)
             with self._turnstile.admit(errand.app_id):
                 intake.listen()
                 upstream = self._upstream(errand.merchant.origin)

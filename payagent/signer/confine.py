@@ -7,11 +7,13 @@ May import: the standard library. Never: goes on when a step that must hold does
 """
 
 import ctypes
+import errno
 import os
 import platform
 import resource
 import signal
 import struct
+from pathlib import Path
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 1, 4, 22, 38
 _SECCOMP_MODE_FILTER = 2
@@ -48,19 +50,34 @@ def before_the_secret() -> None:
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+def require_parent(pid: int) -> None:
+    """End when the parent is another: the one that we are to end with has gone before it could be said so."""
+    if os.getppid() != pid:
+        raise OSError(errno.ESRCH, "the process that it is to end with is gone")
+
+
+def require_untraced() -> None:
+    """End when somebody traces us since before it could be forbidden: whoever does reads all."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("TracerPid:") and line.split()[1] != "0":
+            raise OSError(errno.EPERM, "another process traces the signer")
+
+
 def for_good() -> list[str]:
-    """What is not needed to sign goes. Names of what this machine did not let us do."""
+    """What is not needed to sign goes. Names of what this machine did not let us do.
+
+    Raises OSError when the calls cannot be filtered: a signer that can open files and sockets is none.
+    """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the daemon ends us, when it has nothing left to sign
-    steps = {"memory kept out of swap": _lock_memory, "system calls filtered": _filter_calls}
     missing = []
     for limit in (resource.RLIMIT_NOFILE, resource.RLIMIT_NPROC, resource.RLIMIT_FSIZE):
         resource.setrlimit(limit, (0, 0))
-    for name, step in steps.items():
-        try:
-            step()
-        except OSError:
-            missing.append(name)
+    try:
+        _lock_memory()
+    except OSError:
+        missing.append("memory kept out of swap")
+    _filter_calls()
     return missing
 
 
@@ -78,7 +95,7 @@ def _filter_calls() -> None:
     """seccomp: what is not in the list is answered with EPERM; a call of another architecture ends the process."""
     machine = platform.machine()
     if machine not in _CALLS:
-        raise OSError(f"the calls of {machine} are not known here")
+        raise OSError(errno.ENOSYS, f"the system calls of {machine} are not known here")
     architecture, numbers = _CALLS[machine]
     program = [
         (_LOAD, 0, 0, _AT_ARCHITECTURE),

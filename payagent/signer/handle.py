@@ -6,13 +6,14 @@ the key; starts a second process for one that is gone, which only the daemon's o
 
 import asyncio
 import json
+import os
 import signal
 import socket
 import struct
 import subprocess
 import sys
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -30,13 +31,16 @@ _END_S = 2
 
 _PROGRAM = (
     "import sys; root = sys.argv[1]; root in sys.path or sys.path.insert(0, root); "
-    "from payagent.signer.process import main; main()"
+    "from payagent.signer.launch import main; main()"
 )
 _ROOT = str(Path(__file__).parents[2])
+_TALK_MAX = 4_000
 
 
 class SignerProcess:
-    """A `Signer` whose key is elsewhere. For one thread."""
+    """A `Signer` whose key is elsewhere. `sign` is for who may wait for it; a loop that must go on uses
+    `signature` once it is watched, and then nothing else does.
+    """
 
     def __init__(self, line: socket.socket, pid: int, public_key: bytes, payment_key_hash: bytes) -> None:
         self.pid, self.public_key, self.payment_key_hash = pid, public_key, payment_key_hash
@@ -44,60 +48,117 @@ class SignerProcess:
         """Why nothing can be signed any more; None while something can."""
         self._line = line
         self._on_lost: Callable[[], None] = lambda: None
+        self._turn = asyncio.Lock()
+        self._answer: asyncio.Future[bytes] | None = None
+        self._asking: set[asyncio.Task[bytes]] = set()
 
     def sign(self, body: bytes, paid: int) -> bytes:
-        """The signature, if the signer's own policy allows the body. Refused: `signer_refused`, `signer_lost`."""
-        if self.problem is not None:
-            self._refuse()
+        """The signature, if the signer's own policy allows the body.
+
+        Refused: `signer_refused`, `limit_exceeded` and `asset_not_allowed` by it, `signer_lost`.
+        """
+        self._require_there()
         try:
-            self._line.send(paid.to_bytes(2, "big") + body)
+            self._line.send(_question(body, paid))
             answer = self._line.recv(MESSAGE_BYTES_MAX)
         except OSError as error:
             self._lose(f"it does not answer ({type(error).__name__})")
+        return self._read(answer)
+
+    async def signature(self, body: bytes, paid: int) -> bytes:
+        """As `sign`, and the loop goes on meanwhile. Who is cancelled does not take the answer of the next one."""
+        asking = asyncio.create_task(self._ask(_question(body, paid)))
+        self._asking.add(asking)
+        asking.add_done_callback(self._forget)
+        return await asyncio.shield(asking)
+
+    def _forget(self, asking: "asyncio.Task[bytes]") -> None:
+        self._asking.discard(asking)
+        if not asking.cancelled():
+            asking.exception()  # who asked may be gone
+
+    async def _ask(self, question: bytes) -> bytes:
+        async with self._turn:
+            self._require_there()
+            self._answer = asyncio.get_running_loop().create_future()
+            try:
+                self._line.send(question)
+                answer = await asyncio.wait_for(self._answer, ANSWER_S)
+            except OSError as error:  # TimeoutError is one
+                self._lose(f"it does not answer ({type(error).__name__})")
+            finally:
+                self._answer = None
+            return self._read(answer)
+
+    def _require_there(self) -> None:
+        if self.problem is not None:
+            self._refuse()
+
+    def _read(self, answer: bytes) -> bytes:
         if not answer:
             self._lose("its process has ended")
         if answer[:1] != SIGNED:
-            raise Refused("signer_refused", answer[1:].decode())
+            raise _refusal(json.loads(answer[1:]))
         return answer[1:]
 
     def watch(self, on_lost: Callable[[], None]) -> None:
-        """From now on, call this once if the process ends, whether a signature was asked for or not."""
+        """From now on `signature` serves; and this is called once if the process ends, or has already."""
         self._on_lost = on_lost
-        asyncio.get_running_loop().add_reader(self._line, self._notice)
+        if self.problem is not None:
+            on_lost()
+            return
+        asyncio.get_running_loop().add_reader(self._line, self._hear)
 
     def unwatch(self) -> None:
         """Its end is no news any more."""
         asyncio.get_running_loop().remove_reader(self._line)
 
-    def _notice(self) -> None:
-        """The line can be read and no answer is due: it has ended."""
-        asyncio.get_running_loop().remove_reader(self._line)
+    def _hear(self) -> None:
+        """An answer, when one is due; else the line has ended."""
+        try:
+            heard = self._line.recv(MESSAGE_BYTES_MAX, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return
+        except OSError:
+            heard = b""
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_result(heard)
+        if not heard:
+            self.unwatch()
+            self._note_lost("its process has ended")
+
+    def _note_lost(self, why: str) -> None:
         if self.problem is None:
-            self.problem = "its process has ended"
+            self.problem = why
             self._on_lost()
 
     def _lose(self, why: str) -> NoReturn:
         """What is said late would be taken for the answer to the next question: nothing is heard from now on."""
-        self.problem = why
-        self._line.shutdown(socket.SHUT_RDWR)
-        self._on_lost()
+        with suppress(OSError):
+            self._line.shutdown(socket.SHUT_RDWR)
+        self._note_lost(why)
         self._refuse()
 
     def _refuse(self) -> NoReturn:
         raise Refused("signer_lost", f"the process that holds the key is gone: {self.problem}")
 
 
+def _question(body: bytes, paid: int) -> bytes:
+    return paid.to_bytes(2, "big") + body
+
+
+def _refusal(told: Mapping[str, Any]) -> Refused:
+    return Refused(told["code"], told["detail"], **told["context"])
+
+
 @contextmanager
 def unlocked(
-    keystore: Path,
-    passphrase: SecretFile | None,
-    network: Network,
-    number: int,
-    caps: Caps,
+    keystore: Path, passphrase: SecretFile | None, network: Network, number: int, caps: Caps, day_caps: Caps
 ) -> Generator[tuple[Account, SignerProcess, list[str]]]:
     """The wallet's account, signed for by a process of its own, which ends with the block.
 
-    Without a file the signer asks on the terminal. Told too: what this machine did not let the signer give up.
+    It signs nothing that takes more than `caps` out of the wallet at once, or `day_caps` in 24 hours. Without a
+    file it asks on the terminal. Told too: what this machine did not let the signer give up.
     For the main thread: until it is unlocked, SIGTERM is answered here.
     Refused: `keystore_invalid`, `keystore_locked`, `config_invalid` for the passphrase's file, `signer_lost`.
     """
@@ -112,27 +173,31 @@ def unlocked(
                 "network": network.name,
                 "account": number,
                 "caps": dict(caps),
+                "day_caps": dict(day_caps),
             }
             with _sigterm_as_an_exit():
-                told = _unlock(ours, order)
+                told = _unlock(ours, order, process)
             address = parse_address(told["address"], network)
             ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", ANSWER_S, 0))
             ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", ANSWER_S, 0))
             public_key = bytes.fromhex(told["public_key"])
-            signer = SignerProcess(ours, process.pid, public_key, address.payment_key_hash)
+            signer = SignerProcess(ours, told["pid"], public_key, address.payment_key_hash)
             yield Account(network, number, address, signer), signer, told["missing"]
         finally:
-            ours.shutdown(socket.SHUT_RDWR)
+            with suppress(OSError):
+                ours.shutdown(socket.SHUT_RDWR)
             _end(process)
 
 
 def _start(line: socket.socket) -> subprocess.Popen[bytes]:
-    """The interpreter, isolated: no environment, no file of ours but the line, no place to write to."""
+    """The interpreter, isolated: no environment, no file of ours but the line; what it says is heard until it has
+    read a secret.
+    """
     return subprocess.Popen(  # noqa: S603  our own interpreter and our own program
-        (sys.executable, "-I", "-c", _PROGRAM, _ROOT),
+        (sys.executable, "-I", "-c", _PROGRAM, _ROOT, str(os.getpid())),
         stdin=line.fileno(),
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         env={},
         cwd="/",
     )
@@ -154,23 +219,37 @@ def _sigterm_as_an_exit() -> Generator[None]:
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     """It ends with the line; while it still asks for the passphrase, by a signal, and mends the terminal first."""
-    process.send_signal(signal.SIGINT)
+    process.terminate()
     try:
         process.wait(timeout=_END_S)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+    if process.stderr is not None:
+        process.stderr.close()
 
 
-def _unlock(line: socket.socket, order: Mapping[str, object]) -> dict[str, Any]:
+def _unlock(line: socket.socket, order: Mapping[str, object], process: subprocess.Popen[bytes]) -> dict[str, Any]:
     try:
         line.send(json.dumps(order).encode())
         answer = line.recv(MESSAGE_BYTES_MAX)
     except OSError:
         answer = b""
     if not answer:
-        raise Refused("signer_lost", "the process that was to open the keystore ended before it did")
+        raise Refused(
+            "signer_lost", "the process that was to open the keystore ended before it did" + _last_words(process)
+        )
     told: dict[str, Any] = json.loads(answer)
     if "code" in told:
-        raise Refused(told["code"], told["detail"])
+        raise _refusal(told)
     return told
+
+
+def _last_words(process: subprocess.Popen[bytes]) -> str:
+    """Why it ended, when that was before it read any secret: the last line of what it said."""
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=_END_S)
+    if process.stderr is None or process.returncode is None:
+        return ""
+    lines = process.stderr.read(_TALK_MAX).decode(errors="replace").split("\n")
+    return next((f": {line}" for line in reversed(lines) if line.strip()), "")

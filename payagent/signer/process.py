@@ -1,8 +1,8 @@
 """The program that holds the key: it opens the keystore, gives up what it can, and signs what its policy allows.
 
-It is started by `handle` with its end of the line as standard input and nothing else. The first message is an
+It is started by `launch` with its end of the line as standard input and nothing else. The first message is an
 order to unlock, as JSON, and is answered in JSON; each later one is a body with how many of its outputs leave (two
-bytes, then the body), and is answered by a signature, or by why there is none. It ends with the line.
+bytes, then the body), and is answered by a signature, or by the refusal in JSON. It ends with the line.
 May import: core, secretfile, wallet.keys, wallet.keystore, the rest of signer but `handle`. Never: writes a file,
 a log or a line on a terminal, but to ask for the passphrase; tells more of an error than a refusal says.
 """
@@ -11,13 +11,15 @@ import getpass
 import json
 import os
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
+from payagent.core.network import SLOT_CLOCKS
 from payagent.core.problem import Refused
 from payagent.secretfile import read_secret_file
-from payagent.signer.confine import before_the_secret, for_good
-from payagent.signer.policy import Forbidden, Policy
+from payagent.signer.confine import for_good
+from payagent.signer.policy import Policy, clocks_of
 from payagent.wallet.keys import Account
 from payagent.wallet.keystore import unlock
 
@@ -29,10 +31,11 @@ def main() -> None:
     """Serve the line on standard input, then end at once: nothing is to be tidied up."""
     status = 1
     try:
-        before_the_secret()
         with socket.socket(fileno=os.dup(0)) as line:
-            with Path(os.devnull).open() as nothing:
-                os.dup2(nothing.fileno(), 0)  # where there is no terminal to ask, nobody answers
+            with Path(os.devnull).open("r+b", buffering=0) as nothing:
+                # without a terminal nobody answers a question, and no error tells of what is read from here on
+                os.dup2(nothing.fileno(), 0)
+                os.dup2(nothing.fileno(), 2)
             serve(line)
         status = 0
     finally:
@@ -42,22 +45,42 @@ def main() -> None:
 def serve(line: socket.socket) -> None:
     """One order to unlock, then bodies, until the other end is closed."""
     order: dict[str, Any] = json.loads(line.recv(MESSAGE_BYTES_MAX))
+    pid = os.getpid()  # once confined it may not even ask for that
     try:
         account = _open(order)
+        clocks = clocks_of(SLOT_CLOCKS.get(order["network"]), _since_boot_s, time.time)
+        policy = Policy(account.address.raw, order["caps"], order["day_caps"], clocks)
+        missing = _confine()
     except Refused as refused:
-        line.send(json.dumps({"code": refused.code, "detail": refused.detail}).encode())
+        line.send(_refusal(refused))
         return
-    signer, policy = account.signer, Policy(account.address.raw, order["caps"])
-    told = {"address": account.address.text, "public_key": signer.public_key.hex(), "missing": for_good()}
+    signer = account.signer
+    told = {"address": account.address.text, "public_key": signer.public_key.hex(), "missing": missing, "pid": pid}
     line.send(json.dumps(told).encode())
     while message := line.recv(MESSAGE_BYTES_MAX):
         paid, body = int.from_bytes(message[:2], "big"), message[2:]
         try:
-            policy.require(body, paid)
-        except Forbidden as forbidden:
-            line.send(REFUSED + str(forbidden).encode())
+            policy.admit(body, paid)
+        except Refused as refused:
+            line.send(REFUSED + _refusal(refused))
         else:
             line.send(SIGNED + signer.sign(body, paid))
+
+
+def _confine() -> list[str]:
+    try:
+        return for_good()
+    except OSError as error:
+        raise Refused("signer_lost", f"its process could not be confined: {error.strerror}") from None
+
+
+def _refusal(refused: Refused) -> bytes:
+    return json.dumps({"code": refused.code, "detail": refused.detail, "context": refused.context}).encode()
+
+
+def _since_boot_s() -> float:
+    """Nobody sets this clock, and it goes on while the machine sleeps."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def _open(order: dict[str, Any]) -> Account:

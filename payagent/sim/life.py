@@ -13,7 +13,7 @@ from random import Random
 from typing import Any, Protocol, TypeVar
 
 from payagent.agent.agent import Agent
-from payagent.agent.ports import Ports
+from payagent.agent.ports import InProcess, Ports
 from payagent.agent.scan import Recovery
 from payagent.agent.terms import Terms
 from payagent.agent.topup import Topups
@@ -35,9 +35,11 @@ T = TypeVar("T")
 
 MERCHANTS_EVERY_BEATS = 3
 LEAVES_S_MAX = 20.0
-WEAK = 0.5
-WEAK_DISK = 0.4
+WEAK, WEAK_DISK = 0.5, 0.4
 """How often a death, and an error of the disk, comes at the commits of the kind that a seed has chosen."""
+
+WEAK_AT_VOID, WEAK_DISK_AT_VOID = 0.6, 0.6
+"""A void is seldom come to: where a seed has chosen it, it fails the more often."""
 
 
 class DeadError(Exception):
@@ -164,6 +166,8 @@ class Life:
         self._host = host
         self.is_over = False
         self._dies_in: str | None = None
+        is_seldom = host.weak_job == "void"
+        self._weak, self._weak_disk = (WEAK_AT_VOID, WEAK_DISK_AT_VOID) if is_seldom else (WEAK, WEAK_DISK)
         self._full = False
         self._is_taken_over = self._is_leaving = False
         self._leased = ExitStack()
@@ -175,7 +179,7 @@ class Life:
         host.disk.attach(self._committer.conn)
         self._readers = InlineReaders(host.disk.path, self._committer.conn)
         writer = InlineWriter(self, self._committer)
-        self.agent = Agent(host.terms, ports, writer, self._readers, host.sources(), host.signer)
+        self.agent = Agent(host.terms, ports, writer, self._readers, host.sources(), InProcess(host.signer))
         merchants = host.merchants()
         self.watch = Watch(self.agent, merchants)
         self.topups = Topups(self.agent, merchants)
@@ -190,6 +194,8 @@ class Life:
         self.spawn(self._every(MERCHANTS_EVERY_BEATS, self.watch.poll_merchants))
         self.spawn(self._every(MERCHANTS_EVERY_BEATS, self.watch.observe_prepaid))
         self.spawn(self._every(1, self.topups.beat))
+        if self.agent.terms.approval_above:
+            self.spawn(self._every(1, self.agent.deny_what_is_over))
 
     def take_over(self) -> None:
         """Another daemon opens the ledger: from here on this one must commit nothing more."""
@@ -244,7 +250,7 @@ class Life:
         host, rng, mix = self._host, self._host.rng, self._host.mix()
         names = [job.name for job in jobs]
         is_weak = host.weak_job in names and not host.is_calm
-        if rng.random() < (WEAK if is_weak else mix.crash_in_commit):
+        if rng.random() < (self._weak if is_weak else mix.crash_in_commit):
             self._dies_in = f"{rng.choice(('before', 'after'))} {rng.choice(names)}"
         self._draw_full()
         before = self._committer.commits
@@ -266,7 +272,9 @@ class Life:
             raise OSError("the process dies")
         host = self._host
         is_weak = name == f"before {host.weak_job}" and not host.is_calm
-        if name.startswith("before ") and host.rng.random() < (WEAK_DISK if is_weak else host.mix().disk_error):
+        if name.startswith("before ") and host.rng.random() < (
+            self._weak_disk if is_weak else host.mix().disk_error
+        ):
             raise OSError("input/output error")
 
     def _draw_full(self) -> None:

@@ -40,6 +40,7 @@ from payagent.devnet.merchant_api import TOP_UP
 from payagent.merchants.client import MerchantClient
 from payagent.sim.buyers import PARTNER, BuyerTask, Want
 from payagent.sim.census import Census
+from payagent.sim.desk import QUESTION_S, Desk
 from payagent.sim.disk import Disk
 from payagent.sim.judge import Judge, outputs_asked
 from payagent.sim.life import DeadError, Life
@@ -233,6 +234,7 @@ class World:
         self.judge = Judge(self.net, self.story, owner, self, self.plan.per_day_lovelace, looks)
         self.census = Census(self.net, self.story)
         self.pools = Pools(self.story, self)
+        self.desk = Desk.of(seed)
         self.terms = self._terms()
         self._life: Life | None = None
         self._started = asyncio.Event()
@@ -267,6 +269,10 @@ class World:
         self._do(self._jump_clock())
         self._do(self._operate())
         self._do(self._thaw())
+        if self.desk.pauses:
+            self._do(self.desk.pause_now_and_then(self))
+        if self.desk.asks_above is not None:
+            self._do(self.desk.answer(self))
         self._do(self._fund_again())
         self._do(self._put_back())
         self._do(self._second_daemon())
@@ -413,6 +419,7 @@ class World:
         life = await self.life()
         life.die("an older ledger takes the place of its own")
         self.disk.put_back()
+        self.desk.forgets()
         self._is_put_back = True
         self._clock_off_ms = self.plan.put_back_clock_off_ms or self._clock_off_ms
         self.story.reach("an older ledger is put back")
@@ -585,6 +592,7 @@ class World:
 
     def committed(self, conn: Connection, *, synced: bool) -> None:
         self.judge.committed(conn, synced=synced)
+        self.desk.committed(self, conn)
         self.census.committed(conn)
         self.pools.committed(conn)
 
@@ -645,6 +653,8 @@ class World:
             min_window_s=120,
             chain_depth=8,
             call_rate=BLOCKFROST_RATE,
+            approval_above={} if self.desk.asks_above is None else {LOVELACE: self.desk.asks_above},
+            approval_timeout_s=QUESTION_S,
         )
 
 

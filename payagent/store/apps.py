@@ -22,6 +22,11 @@ class AppRow:
     merchants: frozenset[str] | None
     assets: frozenset[str] | None
 
+    @property
+    def sees_all(self) -> bool:
+        """What other apps do is shown to those who read the books or operate the wallet."""
+        return bool(self.scopes & {"read", "operate"})
+
     def require_may_call(self, origin: str) -> None:
         """Refused: `merchant_not_allowed`."""
         if self.merchants is not None and origin not in self.merchants:
@@ -70,6 +75,13 @@ def require(conn: sqlite3.Connection, app_id: str) -> AppRow:
     if app is None:
         raise Refused("not_found", f"there is no app {app_id[:80]!r}")
     return app
+
+
+def require_let_in(conn: sqlite3.Connection, app_id: str, now_ms: int) -> None:
+    """Refused: `unauthorized`, for an app whose token has ended. payagent's own never had one."""
+    token = last_token(conn, app_id)
+    if token is not None and not token.is_good(now_ms):
+        raise Refused("unauthorized", "the call's token has ended meanwhile")
 
 
 def find(conn: sqlite3.Connection, name: str) -> AppRow:

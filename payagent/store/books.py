@@ -447,6 +447,14 @@ def limits_set(conn: sqlite3.Connection) -> Iterator[str]:
     return (detail for (detail,) in rows)
 
 
+def merchants_set(conn: sqlite3.Connection) -> Iterator[tuple[str, str]]:
+    """(event, what it tells) of each merchant that was added or removed at run time, in order."""
+    return conn.execute(
+        "SELECT event, detail FROM events WHERE payment_id IS NULL "
+        "AND event IN ('merchant_added', 'merchant_removed') ORDER BY seq"
+    )
+
+
 def tokens(conn: sqlite3.Connection) -> Iterator[tuple[int, str, int | None]]:
     """(row number, whose, when it was revoked) of every token, in order."""
     return conn.execute("SELECT rowid, app_id, revoked_at_ms FROM tokens ORDER BY rowid")

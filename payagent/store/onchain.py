@@ -71,6 +71,13 @@ def foreign_there(conn: sqlite3.Connection, from_height: int = 0) -> list[Foreig
     return [ForeignRow(r[0], bool(r[1]), tuple(r[2].split(" ")), json.loads(r[3]), *r[4:]) for r in rows]
 
 
+def foreign_spending(conn: sqlite3.Connection, refs: Iterable[str]) -> list[ForeignRow]:
+    """Those of them that coins are known to be spent by."""
+    found = [conn.execute("SELECT spent_by FROM coins WHERE ref = ? AND state = 'spent'", (ref,)) for ref in refs]
+    spent_by = {row[0] for rows in found for row in rows}
+    return [row for row in foreign_there(conn) if row.tx_id in spent_by] if spent_by else []
+
+
 def foreign_settled(conn: sqlite3.Connection) -> int:
     """Up to which height they were read in blocks that no rollback reaches; -1 when none was yet."""
     _, detail, _ = last_of_wallet(conn, "foreign_settled")

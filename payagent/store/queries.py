@@ -284,10 +284,12 @@ def payments_page(
     since_ms: int | None,
     before_seq: int | None,
     limit: int,
+    asked_or_of: str | None = None,
 ) -> list[PaymentRow]:
-    """Newest first. Filters that are None do not filter."""
+    """Newest first. Filters that are None do not filter. `asked_or_of`: of that app, or asked about."""
     filters = {
         "p.app_id = ?": app_id,
+        "(p.app_id = ? OR EXISTS (SELECT 1 FROM approvals a WHERE a.payment_id = p.id))": asked_or_of,
         "p.state = ?": state,
         "v.origin = ?": origin,
         "p.created_at_ms >= ?": since_ms,

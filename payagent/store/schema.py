@@ -16,6 +16,7 @@ May import: sqlite-utils, the standard library. Never: reads or writes a row.
 
 import sqlite3
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 
 from sqlite_utils import Database, Migrations
@@ -196,6 +197,14 @@ CREATE TABLE limits (
   kind TEXT NOT NULL CHECK (kind IN ('per_payment', 'per_hour', 'per_day', 'per_week', 'per_month', 'total')),
   most_units INTEGER NOT NULL CHECK (most_units >= 0),
   PRIMARY KEY (app, merchant, asset, kind)
+) STRICT, WITHOUT ROWID;
+
+-- Merchants that were added at run time: each stands over the config file's of the same name or origin. settings:
+-- JSON, as in the merchant's table of the file.
+CREATE TABLE merchants (
+  name TEXT PRIMARY KEY,
+  origin TEXT NOT NULL UNIQUE,
+  settings TEXT NOT NULL
 ) STRICT, WITHOUT ROWID;
 
 -- The addresses that a merchant may be paid at without anybody being asked: what it was paid at first, and what
@@ -831,3 +840,10 @@ def missing_guards(conn: sqlite3.Connection) -> list[str]:
     """The names of guards that are not there as they ought to be (`table.transform()` drops them)."""
     present = dict(conn.execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'").fetchall())
     return [guard.name for guard in GUARDS if present.get(guard.name) != guard.sql.rstrip(";")]
+
+
+def newer_migrations(conn: sqlite3.Connection) -> list[str]:
+    """The names of changes that a newer payagent made to this database, whose rules are not known here."""
+    with closing(sqlite3.connect(":memory:")) as empty:
+        known = {migration.name for migration in migrations.pending(Database(empty))}
+    return [one.name for one in migrations.applied(Database(conn)) if one.name not in known]

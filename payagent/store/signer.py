@@ -40,9 +40,15 @@ class SignerFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._written: Signed | None = None
 
     def read(self) -> Signed | None:
-        """None when there is none. Refused: `store_failed`, for what nobody of ours has written."""
+        """None when there is none. Refused: `store_failed`, for what nobody of ours has written.
+
+        What was written here is remembered: the daemon cannot read what is new beside the keystore (`fence`).
+        """
+        if self._written is not None:
+            return self._written
         try:
             told = json.loads(self._path.read_bytes())
             return Signed(int(told["attempts"]), str(told["tx_id"]), int(told["ttl_slot"]))
@@ -64,6 +70,7 @@ class SignerFile:
             os.fsync(folder)
         finally:
             os.close(folder)
+        self._written = signed
 
 
 def last_signed(conn: sqlite3.Connection) -> Signed | None:

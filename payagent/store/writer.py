@@ -27,7 +27,7 @@ from typing import Any, BinaryIO, TypeVar
 from sqlite_utils import Database
 
 from payagent.core.problem import Refused
-from payagent.store.schema import migrations, missing_guards
+from payagent.store.schema import migrations, missing_guards, newer_migrations
 from payagent.store.seals import Sealer
 from payagent.store.signer import SIGNER_FILE, Signed, SignerRecord, caught_up_at, lacks, last_signed
 
@@ -44,7 +44,8 @@ BATCH_MAX = 256
 _CACHE_KIB = 65_536
 """Of who reads everything: the rows of one payment lie together in no index, which are read page by page again."""
 
-_COPY_PREFIX = ".snapshot-"
+SCRATCH = ".scratch"
+"""A private folder beside the ledger: what the daemon makes there is read again by it, and outlives no start."""
 
 
 class Unit:
@@ -98,7 +99,7 @@ def opening(path: Path) -> Iterator[None]:
 
 
 def require_ledger(path: Path) -> None:
-    """Refuse to go on with books that are not there (`ledger_missing`) or cannot be read (`store_failed`).
+    """Refuse to go on with books that are not there (`ledger_missing`), unreadable or newer (`store_failed`).
 
     SQLite makes what it does not find, and an empty ledger knows nothing of what was paid. A file without tables
     is one too: so looks a copy of ledger.db that was made without its ledger.db-wal.
@@ -110,6 +111,7 @@ def require_ledger(path: Path) -> None:
     with opening(path), closing(open_read_only(path)) as conn:
         if conn.execute("SELECT 1 FROM sqlite_master WHERE name = 'payments'").fetchone() is None:
             raise Refused("ledger_missing", f"{path} is empty")
+        _require_known(conn)
 
 
 def open_read_only(path: Path, *, check_same_thread: bool = True) -> sqlite3.Connection:
@@ -125,6 +127,28 @@ def open_database(path: Path) -> sqlite3.Connection:
     conn.execute("PRAGMA foreign_keys = ON")
     conn.execute("PRAGMA busy_timeout = 5000")
     return conn
+
+
+@contextmanager
+def held_open(path: Path) -> Iterator[Callable[[Path], None]]:
+    """The ledger's -wal and -shm files are there until the end: the last connection that closes removes them, and
+    a process that may read only what was there (`fence`) could not open new ones.
+
+    Gives the function that tells SQLite where to make temporary files from then on.
+    """
+    with opening(path):
+        conn = open_database(path)
+    with closing(conn):
+        with opening(path):
+            conn.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone()
+
+        def use_for_temporary(folder: Path) -> None:
+            quoted = str(folder).replace("'", "''")
+            conn.execute(
+                f"PRAGMA temp_store_directory = '{quoted}'"
+            )  # of the whole process, not of the connection
+
+        yield use_for_temporary
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,12 +172,21 @@ def _take_over(conn: sqlite3.Connection, epoch: str) -> None:
 
 
 def migrate(conn: sqlite3.Connection) -> None:
-    """Bring the schema up to date; refuse (`store_failed`) a database whose guards were taken off."""
+    """Bring the schema up to date; refuse (`store_failed`) a newer one, and one whose guards were taken off."""
+    _require_known(conn)
     database = Database(conn)
     if migrations.pending(database):
         migrations.apply(database)
     if missing := missing_guards(conn):
         raise Refused("store_failed", f"ledger.db lacks the triggers {', '.join(missing)}")
+
+
+def _require_known(conn: sqlite3.Connection) -> None:
+    if newer := newer_migrations(conn):
+        told = (
+            f"ledger.db was changed by a newer payagent ({', '.join(newer)}): run that one, or a newer one still"
+        )
+        raise Refused("store_failed", told)
 
 
 class Committer:
@@ -376,8 +409,8 @@ class Readers:
 
     @contextmanager
     def copied(self) -> Iterator[BinaryIO]:
-        """The ledger as it is now in one file, which lies beside it and has no name: nothing is left of it."""
-        handle, name = mkstemp(prefix=_COPY_PREFIX, dir=self._path.parent)
+        """The ledger as it is now in one file, which lies in SCRATCH and has no name: nothing is left of it."""
+        handle, name = mkstemp(dir=_scratch(self._path.parent))
         with os.fdopen(handle, "rb") as file:
             try:
                 with closing(open_read_only(self._path)) as conn:
@@ -387,7 +420,15 @@ class Readers:
             yield file
 
 
-def remove_copies(folder: Path) -> None:
-    """What `Readers.copied` left where it was killed. Only for who knows that nobody copies now."""
-    for left in folder.glob(f"{_COPY_PREFIX}*"):
+def make_scratch(folder: Path) -> Path:
+    """The folder for what does not last, empty. Only for who knows that nobody uses it now."""
+    scratch = _scratch(folder)
+    for left in scratch.iterdir():
         left.unlink()
+    return scratch
+
+
+def _scratch(folder: Path) -> Path:
+    scratch = folder / SCRATCH
+    scratch.mkdir(mode=0o700, exist_ok=True)
+    return scratch

@@ -33,6 +33,7 @@ __all__ = [
     "Parameters",
     "Plan",
     "PlannedOutput",
+    "assemble",
     "build",
     "check",
     "fan_out",

@@ -24,6 +24,7 @@ from payagent.core.policy import Scope, Window
 from payagent.core.problem import Refused
 from payagent.store import alerts, approvals, apps, queries, spending
 from payagent.store.queries import PaymentRow
+from payagent.wallet.keys import Signer
 
 PRICE = 10 * ADA
 """What the merchant asks."""
@@ -219,6 +220,31 @@ async def test_a_wait_and_its_question_survive_a_restart(world: World) -> None:
         await run.agent.drain(10)
         await run.settle_down(2)
         assert run.state(row.id) is State.CONFIRMED
+
+
+class LostSigner:
+    """The process that holds the key is gone when it is asked."""
+
+    def __init__(self, signer: Signer) -> None:
+        self.public_key, self.payment_key_hash = signer.public_key, signer.payment_key_hash
+
+    def sign(self, body: bytes, paid: int) -> bytes:
+        raise Refused("signer_lost", "it is gone")
+
+
+async def test_what_was_approved_before_a_crash_is_signed_after_it_and_asked_of_nobody(world: World) -> None:
+    async with world.run(terms=ASKING, signer=LostSigner(world.account.signer)) as run:
+        await run.look()
+        await add_somebody(run)
+        row = await ask(run)
+        approved = await run.agent.approve(row.id, SOMEBODY)
+        assert (approved.state, approved.tx_id) == (State.RESERVED, None)
+    async with world.run(terms=ASKING) as run:
+        await run.look()
+        await run.settle_down(2)
+        assert run.state(row.id) is State.CONFIRMED
+        assert len(world.transactions()) == 1
+        assert is_sound(run)
 
 
 async def test_waiting_payments_use_up_a_budget(world: World) -> None:

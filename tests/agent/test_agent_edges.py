@@ -41,6 +41,8 @@ class BadSigner:
     def sign(self, body: bytes, paid: int) -> bytes:
         if self.trouble == "fails":
             raise OSError("the signer is gone")
+        if self.trouble == "refuses":
+            raise Refused("limit_exceeded", "too much in a day", limit="signed_per_day")
         return self.good.sign(body if self.trouble == "mended" else body[::-1], paid)
 
 

@@ -6,6 +6,7 @@ import pytest
 from agent_kit import ADA, Run, World, with_terms
 
 from payagent.agent.chainview import ChainView
+from payagent.agent.ports import InProcess
 from payagent.agent.watch import resubmit_due_ms
 from payagent.chain.source import Genesis, Parameters, Tip
 from payagent.core.network import NETWORKS
@@ -239,8 +240,8 @@ async def test_a_restart_takes_up_what_was_admitted_and_not_signed(world: World)
 
     async with world.run() as run:
         await run.look()
-        good = run.agent._signer
-        run.agent._signer = Broken(good.public_key, good.payment_key_hash)
+        good = world.account.signer
+        run.agent._signer = InProcess(Broken(good.public_key, good.payment_key_hash))
         with pytest.raises(OSError, match="the signer is gone"):
             await run.agent.pay(world.ask(key="k"))
         [reserved] = queries.payments_in(run.agent.conn, [State.RESERVED])

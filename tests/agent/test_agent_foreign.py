@@ -316,6 +316,32 @@ async def test_a_rollback_of_it_leaves_alone_what_our_own_attempt_has_spent_sinc
         await require_whole(run)
 
 
+async def test_what_our_own_attempt_has_spent_since_is_booked_with_the_loss_of_it(world: World) -> None:
+    """No chain holds both. A daemon that dies before it asks for the other one leaves books that are whole."""
+    with Relay(world.devnet).serving() as relay:
+        async with world.run(providers={"relay": relay.url}) as run:
+            await run.look()
+            low = height(world)
+            world.fault("submit", "drop")
+            row = await run.pay("overtaken for a while")
+            world.control("faults", clear=True)
+            anchor = next(c for c in queries.coins(run.agent.conn) if c.ref == row.anchor)
+            tx_id = spend_elsewhere(run, 3 * ADA, Coin(anchor.tx_id, anchor.output_index, anchor.lovelace, ()))
+            await run.look()
+            assert [one.tx_id for one in onchain.foreign_there(run.agent.conn)] == [tx_id]
+            fork_with(world, low, row.cbor or b"")
+            relay.tell("/addresses/", 500, {})
+            await run.look()
+            assert run.state(row.id) in (State.IN_BLOCK, State.CONFIRMED)
+            assert onchain.foreign_there(run.agent.conn) == []
+            await require_verified(run)
+        relay.thaw()
+        async with world.run(providers={"relay": relay.url}) as run:
+            await run.pass_time(4, 61)
+            assert (run.state(row.id), world.transactions()) == (State.CONFIRMED, [row.tx_id])
+            await require_whole(run)
+
+
 async def test_the_other_coins_of_what_was_overtaken_come_free_when_that_is_settled(world: World) -> None:
     world.settings(price=str(150 * ADA), splits=[])
     async with world.run(terms=with_terms(settle_depth=8)) as run:

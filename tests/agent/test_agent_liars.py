@@ -8,7 +8,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from agent_kit import ADA, Relay, Run, World, with_terms, world_with_clock
+from agent_kit import ADA, APP, Relay, Run, World, with_terms, world_with_clock
 
 from payagent.core.payment import State
 from payagent.store import alerts, queries
@@ -141,6 +141,13 @@ def goes_back(relay: Relay) -> None:
     """To a block that is there, while the one that was its newest is there too."""
     height = int(str(tip_of(relay)["height"]))
     relay.tell("/blocks/latest", 200, told(relay, f"/blocks/{height - 1}"))
+
+
+def lags(relay: Relay) -> None:
+    """One replica tells its newest block, and another, which has not come so far, is asked for it."""
+    tip = tip_of(relay)
+    relay.tell("/blocks/latest", 200, tip)
+    relay.tell(f"/blocks/{tip['hash']}", 404, NO_SUCH)
 
 
 LIES = [
@@ -356,6 +363,62 @@ class TestInvented:
             await pass_s(run, 100, lambda: run.state(row.id) is not State.IN_FLIGHT)
             assert run.state(row.id) is State.IN_FLIGHT
 
+    async def test_while_the_honest_ones_newest_block_is_not_found(
+        self, world: World, liar: Relay, honest: Relay
+    ) -> None:
+        """Its replicas lag one another for minutes: what the liar shows then is not settled, ever."""
+        world.fund(50 * ADA)
+        terms = with_terms(confirm_depth=1, settle_depth=3)
+        async with world.run(providers=providers(liar, honest, True), terms=terms) as run:
+            await run.look()
+            liar.swallows = honest.swallows = True
+            row = await run.pay()
+            block = tip_of(liar) | {"hash": FAKE}
+            invent_tx(liar, row.tx_id or "", block)
+            liar.tell(f"/blocks/{FAKE}", 200, block)
+            for _ in range(3):
+                for _ in range(24):
+                    lags(honest)
+                    await pass_s(run, 10)
+                    world.block()
+                assert "does not know" in (run.agent.providers["honest"] or "")
+                honest.thaw()
+                honest.swallows = True
+                await pass_s(run, 10)
+                assert run.agent.providers["honest"] is None
+            assert "settle" not in run.events(row.id)
+            liar.thaw()
+            honest.thaw()
+            await pass_s(run, 900, lambda: run.state(row.id) is State.SETTLED)
+            assert run.state(row.id) is State.SETTLED
+            assert world.transactions() == [row.tx_id]
+            assert run.owned() == world.on_chain()
+
+    async def test_a_cancel_by_reads_between_which_the_honest_one_was_heard(
+        self, world: World, liar: Relay, honest: Relay
+    ) -> None:
+        """Each time the liar is alone it is read once: these are not three reads in a row."""
+        world.fund(50 * ADA)
+        async with world.run(providers=providers(liar, honest, True), terms=with_terms(void_depth=2)) as run:
+            await run.look()
+            liar.swallows = honest.swallows = True
+            row = await run.pay()
+            cancel = await run.agent.resolve(row.id, APP)
+            block = tip_of(liar) | {"hash": FAKE}
+            invent_tx(liar, cancel.tx_id or "", block)
+            liar.tell(f"/blocks/{FAKE}", 200, block)
+            for _ in range(4):
+                for _ in range(14):
+                    lags(honest)
+                    await pass_s(run, 10)
+                    world.block()
+                assert "does not know" in (run.agent.providers["honest"] or "")
+                honest.thaw()
+                honest.swallows = True
+                await pass_s(run, 10)
+                assert run.agent.providers["honest"] is None
+                assert run.state(row.id) is State.CANCELLING
+
     @pytest.mark.parametrize("honest_is_away", [False, True])
     async def test_a_coin(self, world: World, liar: Relay, honest: Relay, honest_is_away: bool) -> None:
         world.fund(50 * ADA)
@@ -531,6 +594,21 @@ async def test_while_one_is_sent_out_nothing_ends_for_good(world: World, liar: R
         liar.thaw()
         await pass_s(run, 600, lambda: run.state(row.id) is State.SETTLED)
         assert run.state(row.id) is State.SETTLED
+
+
+async def test_beside_one_that_is_dead_a_payment_settles_once_that_was_missed_for_long(
+    world: World, liar: Relay, honest: Relay
+) -> None:
+    world.fund(50 * ADA)
+    async with world.run(providers=providers(liar, honest, True)) as run:
+        await run.look()
+    is_dead(liar)
+    terms = with_terms(confirm_depth=1, settle_depth=3)
+    async with world.run(providers=providers(liar, honest, True), terms=terms) as run:
+        await run.look()
+        row = await run.pay()
+        took_s = await pass_s(run, 660, lambda: run.state(row.id) is State.SETTLED)
+        assert 590 <= took_s <= 660
 
 
 async def test_both_agree_and_a_real_loss_is_seen_and_mended(world: World, liar: Relay, honest: Relay) -> None:

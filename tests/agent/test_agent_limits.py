@@ -9,14 +9,18 @@ import pytest
 from agent_kit import ADA, APP, World, daily, with_terms, world_with_clock
 
 from payagent.agent.limits import Standing, set_limits, standing
+from payagent.agent.prepaid import Buyer, ServedCall
 from payagent.agent.terms import MerchantTerms
 from payagent.core.policy import WALLET, Scope, Window, limits_of
 from payagent.core.problem import Refused
 from payagent.daemon import make_terms
+from payagent.devnet.decode import decode_tx
 from payagent.devnet.server import DevnetThread
 from payagent.log import Redactor
 from payagent.settings import load_settings
-from payagent.store import apps, spending
+from payagent.store import apps, queries, spending
+from payagent.store.apps import AppRow
+from payagent.store.writer import Unit
 
 COST = 13 * ADA
 DAY_MS = 86_400_000
@@ -106,6 +110,56 @@ async def test_the_ada_that_rides_along_with_a_token_counts(world: World) -> Non
         told = await refusal(run, "third")
         assert (told.context["limit"], told.context["asset"]) == ("per_day", "lovelace")
         assert spending.totals(run.agent.conn, WALLET)[TOKEN] == 500
+
+
+@pytest.mark.parametrize("has_own", [False, True])
+async def test_the_ada_that_rides_along_is_bounded_for_an_app_of_a_token_too(world: World, has_own: bool) -> None:
+    """By its own limit of ADA, or else by the wallet's; and it is what the chain wants, and no more."""
+    world.settings(asset=TOKEN, price="2", splits=[])
+    world.fund(*[20 * ADA] * 4, assets={TOKEN: 1000})
+    limits = daily(1000 * ADA, 5 * ADA) + daily(300, 1000, TOKEN)
+    async with world.run(terms=with_terms(limits=limits)) as run:
+        await run.look()
+
+        def job(unit: Unit) -> None:
+            apps.add(unit, AppRow("app_two", "two", frozenset({"pay"}), None, frozenset({TOKEN})), 1)
+
+        await run.agent.write("app", job)
+        await set_limits(run.agent, APP, "two", None, TOKEN, {Window.TOTAL: 1000})
+        if has_own:
+            await set_limits(run.agent, APP, "two", None, "lovelace", {Window.TOTAL: 3 * ADA})
+        asks = [replace(world.ask(f"call {n}", key=f"k{n}"), app_id="app_two") for n in range(4)]
+        row, _ = await run.agent.pay(asks[0])
+        least = 160 + decode_tx(row.cbor or b"").output_sizes_bytes[0]
+        held = queries.hold(run.agent.conn, row.id)
+        assert held == {TOKEN: 2, "lovelace": least * 4310 + (row.fee_lovelace or 0)}
+        answers = [await asyncio.gather(run.agent.pay(ask), return_exceptions=True) for ask in asks[1:]]
+        told = next(one for (one,) in answers if isinstance(one, Refused)).context
+        assert (told["asset"], told["limit"], told.get("app")) == (
+            ("lovelace", "total", "two") if has_own else ("lovelace", "per_day", None)
+        )
+
+
+@pytest.mark.parametrize("door", ["pay", "use"])
+async def test_a_token_that_ended_meanwhile_is_found_in_the_commit_that_decides(world: World, door: str) -> None:
+    """Whatever was asked of it before, and however long the way was from there."""
+    world.fund(50 * ADA, 50 * ADA)
+    world.settings(batch=4)
+    async with world.run() as run:
+        await run.pay_in_block("a batch")
+
+        def job(unit: Unit) -> None:
+            apps.add(unit, AppRow("app_two", "two", frozenset({"pay"}), None, None), 1)
+            apps.give_token(unit, "app_two", "2" * 64, None, 1)
+
+        await run.agent.write("app", job)
+        await set_limits(run.agent, APP, "two", None, "lovelace", {Window.TOTAL: 40 * ADA})
+        await run.agent.write("app", lambda unit: apps.revoke(unit, "app_two", 2))
+        theirs = replace(world.ask("theirs", key="k"), app_id="app_two")
+        call = ServedCall("app_two", world.origin, Buyer("demo", world.address), "POST", "/chat", None)
+        with pytest.raises(Refused, match="unauthorized"):
+            await (run.agent.pay(theirs) if door == "pay" else run.agent.let_through(call))
+        assert spending.totals(run.agent.conn, Scope("app_two")) == {}
 
 
 @pytest.fixture

@@ -296,3 +296,20 @@ async def test_what_had_no_answer_stays_counted_through_a_restart(world: World) 
         with pytest.raises(Refused, match="limit_exceeded"):
             await run.agent.let_through(replace(call(run), app_id="app_two"))
         require_whole(run)
+
+
+async def test_what_only_the_merchant_says_is_left_is_within_an_apps_limit_too(run: Run) -> None:
+    """By our count all is used: it costs what calls have cost on average."""
+    await run.pay_in_block("first")
+    for _ in range(4):
+        await run.agent.record_call(call(run))
+    assert balance(run).left == 0
+    await run.agent.write("app", lambda unit: apps.add_with_token(unit, "app_two", "two", "1" * 64, ["pay"], 1))
+    await set_limits(run.agent, "app_test", "two", None, "lovelace", {Window.TOTAL: 1})
+    theirs = replace(call(run), app_id="app_two")
+    assert await run.agent.let_through(theirs) is None, "nobody says that anything is left: its 402 decides"
+    (pool,) = prepaid.all_pools(run.agent.conn)
+    told = prepaid.Observation("balance", 200, "{}", 5, 9, 4, None, None, None, run.world.clock.now_ms())
+    await run.agent.write("observe", lambda unit: prepaid.add_observation(unit, pool.id, told))
+    with pytest.raises(Refused, match="this call takes 3250000 of what was prepaid"):
+        await run.agent.let_through(theirs)

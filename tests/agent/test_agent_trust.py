@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from agent.test_agent_edges import BadSigner
 from agent.test_agent_replace import LONG_S, TTL_S, attempts, lose, pass_time_of, wait_for_void
 from agent_kit import ADA, APP, DEVNET, Run, World, with_terms, world_with_clock
 
@@ -431,6 +432,22 @@ class TestStrikes:
             await run.agent.approve(row.id, SOMEBODY)
             assert run.state(row.id) in (State.SIGNED, State.IN_FLIGHT)
 
+    async def test_what_was_admitted_and_not_signed_is_given_back_when_it_is_stopped(self, world: World) -> None:
+        signer = BadSigner(world.account.signer, trouble="mended")
+        async with world.run(terms=guarded(world, Rules(stop_after=1)), signer=signer) as run:
+            unserved = await run.pay_in_block("not served")
+            world.clock.ahead_ms += 301_000
+            await run.settle_down()
+            signer.trouble = "fails"
+            with pytest.raises(OSError, match="the signer is gone"):
+                await run.agent.pay(world.ask("unsigned"))
+            await run.agent.record_delivery(unserved.id, 402)
+            signer.trouble = "mended"
+            await run.settle_down()
+            [row] = [one for one in queries.payments_in(run.agent.conn, list(State)) if one.id != unserved.id]
+            assert (row.state, row.reason_code) == (State.REJECTED, "merchant_stopped")
+            assert "held" not in run.books()
+
     async def test_a_lost_payment_is_taken_back_where_nothing_is_bought_any_more(self, world: World) -> None:
         async with world.run(terms=guarded(world, Rules(stop_after=1))) as run:
             unserved = await run.pay_in_block("not served")
@@ -446,6 +463,22 @@ class TestStrikes:
             await wait_for_void(world, run)
             assert run.state(row.id) is State.VOID
             assert run.owned() == world.on_chain()
+
+
+async def test_an_invoice_that_comes_with_other_terms_is_told_once(world: World) -> None:
+    """D1: it is never paid, and an operator hears of it, until the merchant is looked into."""
+    async with world.run() as run:
+        await run.look()
+        for message in ("first", "second"):
+            answer = world.call(message)
+            await run.agent.pay(world.ask_of(answer))
+            with pytest.raises(Refused, match="terms_changed"):
+                await run.agent.pay(world.ask_of(answer, body=answer.text.replace("10000000", "10000001")))
+        assert alerts.raised(run.agent.conn, "terms_changed") == [f"terms:{world.origin}"]
+        await run.agent.drain(10)
+        assert len(world.waiting()) == 2
+        await merchants.reopen(run.agent, APP, "t")
+        assert alerts.raised(run.agent.conn, "terms_changed") == []
 
 
 class TestCrowds:

@@ -59,8 +59,9 @@ async def test_who_decides_sees_the_transaction_and_all_that_speaks_for_or_again
     await api.run.settle_down()
     api.world.settings(price="6000000")
     asked = await ask(api)
-    listed = (await approver.get("/v1/payments", params={"state": "awaiting_approval"})).json()
-    assert [row["id"] for row in listed["payments"]] == [asked["id"]]
+    listed = (await approver.get("/v1/payments")).json()
+    assert [row["id"] for row in listed["payments"]] == [asked["id"]], "what nobody was asked about is not shown"
+    assert (await approver.get(f"/v1/payments/{before['id']}")).status_code == 404
     assert listed["awaiting_approval"] == 1
     shown = (await approver.get(f"/v1/payments/{asked['id']}")).json()["approval"]
     paid = {output["address"]: output["lovelace"] for output in shown["transaction"]["outputs"]}

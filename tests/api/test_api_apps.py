@@ -75,6 +75,7 @@ async def test_a_token_is_shown_once_and_kept_as_its_hash(api: Api) -> None:
 async def test_revocation_is_at_once_and_for_what_lasts_too(api: Api) -> None:
     await add(api)
     paid = await api.pay("a", app="bot")
+    await api.run.agent.drain(10)  # what it waits for below is the block
     async with following(api, "bot") as stream:
         waiting = asyncio.create_task(api.as_("bot").get(f"{PAY}/{paid['id']}?wait=20"))
         told = (await api.http.post("/v1/apps/bot/revoke")).json()
@@ -260,6 +261,30 @@ async def test_limits_that_are_set_count_at_once_and_after_a_restart(api: Api) -
         if row["detail"]["limit"] == "per_hour" and row["detail"]["most"]
     ]
     assert set_ == ("per_hour", "4000000", "app_first")
+
+
+async def test_a_limit_of_nothing_closes(api: Api) -> None:
+    await add(api, limits={"per_day": "0"})
+    refused = require_problem(await api.as_("bot").post(PAY, json=api.body("a")), "limit_exceeded")
+    assert (refused["limit"], refused["left"], refused["frees_at"]) == ("per_day", "0", None)
+    assert (await api.http.post("/v1/limits", json={"limits": {"total": "0"}})).status_code == 200
+    refused = require_problem(await api.http.post(PAY, json=api.body("b")), "limit_exceeded")
+    assert (refused["limit"], refused["left"]) == ("total", "0")
+    assert (await api.http.post("/v1/limits", json={"limits": {"total": None}})).status_code == 200
+    await api.pay("c")
+
+
+async def test_a_token_is_opened_by_a_limit_over_time_and_not_by_one_for_each_payment(api: Api) -> None:
+    """The latter bounds nothing when there is one payment after the other."""
+    token = "ab" * 28 + "00"
+    order = {"asset": token, "limits": {"per_payment": "5"}}
+    assert (await api.http.post("/v1/limits", json=order)).status_code == 200
+    assert token not in api.run.agent.assets_allowed()
+    api.world.settings(asset=token, price="5", splits=[])
+    require_problem(await api.http.post(PAY, json=api.body("a")), "asset_not_allowed")
+    order["limits"] = {"total": "5"}
+    assert (await api.http.post("/v1/limits", json=order)).status_code == 200
+    require_problem(await api.http.post(PAY, json=api.body("a")), "not_enough_funds")
 
 
 async def _events(api: Api, name: str) -> list[dict[str, Any]]:

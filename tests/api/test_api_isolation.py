@@ -1,12 +1,18 @@
 """An app that only pays sees its own payments and its own limits, over every operation that there is."""
 
 import json
+import re
+from functools import partial
 from typing import Any
 
 import pytest
 from api_kit import Api
+from canaries import plant
 from test_api_events import following
 from test_api_refusals import require_problem
+
+from payagent.core.policy import WALLET, Limit, Scope, Window
+from payagent.store.spending import set_limit
 
 NAMED = "{id}"
 """Where the other app's payment goes, in a path of the table."""
@@ -22,7 +28,7 @@ OPERATIONS: dict[str, tuple[str, Any]] = {
     "post /v1/payments": (BLIND, "402"),
     "post /v1/quotes": (BLIND, "402"),
     "get /v1/payments/{payment_id}": (NOT_FOUND, None),
-    "get /v1/payments/{payment_id}/receipt": (NOT_FOUND, None),
+    "get /v1/payments/{payment_id}/receipt": (FORBIDDEN, None),
     "post /v1/payments/{payment_id}/delivery": (NOT_FOUND, {"status": 200}),
     "post /v1/payments/{payment_id}/resolve": (FORBIDDEN, None),
     "post /v1/payments/{payment_id}/approve": (FORBIDDEN, None),
@@ -36,6 +42,8 @@ OPERATIONS: dict[str, tuple[str, Any]] = {
     "post /v1/merchants/{name}/pins": (FORBIDDEN, {"role": "split", "address": "a"}),
     "post /v1/merchants/{name}/unpin": (FORBIDDEN, {"role": "split", "address": "a"}),
     "post /v1/merchants/{name}/reopen": (FORBIDDEN, None),
+    "post /v1/merchants": (FORBIDDEN, {"name": "mine", "origin": "https://mine.example"}),
+    "post /v1/merchants/{name}/remove": (FORBIDDEN, None),
     "get /v1/wallet": (BLIND, None),
     "get /v1/wallet/utxos": (FORBIDDEN, None),
     "post /v1/wallet/split": (FORBIDDEN, {"count": 1, "lovelace": "5000000"}),
@@ -128,3 +136,73 @@ async def test_a_request_of_another_app_is_no_way_to_its_payment(api: Api) -> No
         told = require_problem(answer, "invoice_paid_elsewhere")
         assert "payment" not in told
         _tells_nothing(answer.text.replace(first.json()["invoice_id"], ""), first.json())
+
+
+async def test_a_limit_that_others_share_refuses_without_telling_what_they_spent(api: Api) -> None:
+    """In the answer, and wherever the payment that was refused is shown; who sees the wallet is told all."""
+    await api.http.post("/v1/limits", json={"limits": {"per_day": "30000000"}})
+    theirs = await api.pay("theirs", app="other")
+    left = str(30_000_000 - 13_000_000 - int(str(theirs["fee"])))
+    mine = await api.pay("mine", app="payer")
+    left_then = str(int(left) - 13_000_000 - int(str(mine["fee"])))
+    refused = await api.as_("payer").post("/v1/payments", json=api.body("more"))
+    told = require_problem(refused, "limit_exceeded")
+    assert (told["limit"], told["asset"], told["left"], told["frees_at"]) == ("per_day", "lovelace", None, None)
+    assert int(told["asked"]) > 13_000_000 - 1
+    quoted = await api.as_("payer").post("/v1/quotes", json=api.body("more"))
+    assert quoted.json()["within_limits"] is False
+    shown = [refused.text, quoted.text]
+    for row in (await api.as_("payer").get("/v1/payments")).json()["payments"]:
+        shown.append((await api.as_("payer").get(f"/v1/payments/{row['id']}")).text)
+        require_problem(await api.as_("payer").get(f"/v1/payments/{row['id']}/receipt"), "forbidden")
+    async with following(api, "payer", params={"after": "0"}) as stream:
+        shown += [json.dumps(event) for event in await stream.until("reject")]
+    for text in shown:
+        assert left not in text
+        assert left_then not in text
+    rejected = (await api.http.get("/v1/payments", params={"state": "rejected"})).json()["payments"][0]
+    assert left_then in (await api.http.get(f"/v1/payments/{rejected['id']}")).text, "the operator sees it"
+    by_operator = await api.http.post("/v1/payments", json=api.body("the operator's"))
+    assert require_problem(by_operator, "limit_exceeded")["left"] == left_then
+
+
+async def test_its_own_limits_are_told_to_the_unit(api: Api) -> None:
+    await api.http.post("/v1/limits", json={"app": "payer", "limits": {"per_day": "20000000"}})
+    mine = await api.pay("mine", app="payer")
+    left = str(20_000_000 - 13_000_000 - int(str(mine["fee"])))
+    told = require_problem(await api.as_("payer").post("/v1/payments", json=api.body("b")), "limit_exceeded")
+    assert (told["app"], told["left"]) == ("payer", left)
+    assert told["frees_at"] is not None
+    (row, *_) = (await api.as_("payer").get("/v1/payments")).json()["payments"]
+    assert left in row["reason"]["detail"]
+
+
+async def test_an_app_is_not_told_what_the_wallet_has(api: Api) -> None:
+    api.world.settings(price=str(900_000_000))
+    free = sum(coin.lovelace for coin in api.run.agent.coins)
+    for path in ("/v1/payments", "/v1/quotes"):
+        answer = await api.as_("payer").post(path, json=api.body("too much"))
+        told = require_problem(answer, "not_enough_funds")
+        assert not re.search("[0-9]{5}", told["detail"])
+        assert "shortfall" not in told
+    by_operator = require_problem(await api.http.post("/v1/quotes", json=api.body("too much")), "not_enough_funds")
+    short = str(by_operator["shortfall"])
+    assert int(short) > free // 2
+    (row, *_) = (await api.as_("payer").get("/v1/payments")).json()["payments"]
+    assert short not in (await api.as_("payer").get(f"/v1/payments/{row['id']}")).text
+    assert short in (await api.http.get(f"/v1/payments/{row['id']}")).text
+
+
+async def test_an_app_that_is_bound_to_merchants_sees_the_limits_of_no_other(api: Api) -> None:
+    bound = {"name": "bound", "merchants": ["t"], "assets": ["lovelace"]}
+    made = (await api.http.post("/v1/apps", json=bound)).json()
+    api.tokens["bound"] = plant("the token of bound", made["token"])
+    elsewhere = Limit(Scope(merchant="https://elsewhere.example"), "lovelace", Window.DAY, 77)
+    of_token = Limit(WALLET, "ab" * 28, Window.DAY, 78)
+    here = Limit(Scope(merchant=api.world.origin), "lovelace", Window.DAY, 79_000_000)
+    for limit in (elsewhere, of_token, here):
+        await api.run.agent.write("limit", partial(set_limit, limit=limit))
+    told = await api.as_("bound").get("/v1/limits")
+    assert "elsewhere" not in told.text
+    assert [one["most"] for one in told.json()["limits"]][-1] == "79000000"
+    assert not {"77", "78"} & {one["most"] for one in told.json()["limits"]}

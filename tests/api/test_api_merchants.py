@@ -25,8 +25,11 @@ async def test_a_program_learns_what_its_calls_should_carry(world: World) -> Non
             assert answer.status_code == 200
             buyer = {"X-Partner": "demo", "X-Wallet-Address": world.address}
             assert answer.json()["merchants"] == [
-                {"name": "a", "origin": plain.origin, "ready": "submitted", "call_headers": {}},
-                {"name": "t", "origin": world.origin, "ready": "confirmed", "call_headers": buyer},
+                {"name": name, "origin": origin, "ready": ready, "call_headers": headers, "set_by": "config"}
+                for name, origin, ready, headers in (
+                    ("a", plain.origin, "submitted", {}),
+                    ("t", world.origin, "confirmed", buyer),
+                )
             ]
             assert KEY not in answer.text
         nobody = await api.http.get("/v1/merchants", headers={"Authorization": "Bearer nobody"})

@@ -65,6 +65,8 @@ async def test_the_document_describes_every_call_and_leads_nowhere_else(api: Api
         "post /v1/merchants/{name}/pins",
         "post /v1/merchants/{name}/reopen",
         "post /v1/merchants/{name}/unpin",
+        "post /v1/merchants",
+        "post /v1/merchants/{name}/remove",
         "post /v1/pause",
         "post /v1/payments",
         "post /v1/payments/{payment_id}/approve",

@@ -249,3 +249,28 @@ async def test_the_event_loop_goes_on_while_payments_are_looked_for(api: Api) ->
     answer = await api.http.get("/v1/payments", params={"since": "2100-01-01T00:00:00Z"})
     assert (answer.status_code, answer.json()["payments"]) == (200, [])
     assert not [sql for sql in asked if "FROM payments" in sql]
+
+
+async def test_no_address_in_a_402_is_called(api: Api) -> None:
+    """Where a merchant is asked is the config's word; what its 402 names could be anybody's door."""
+    called: list[object] = []
+    server = await asyncio.start_server(lambda _, writer: called.append(writer.close()), "127.0.0.1", 0)
+    async with server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+        body = api.body("hello")
+        response = body["response"]
+        assert isinstance(response, dict)
+        honest = dict(response["body"])
+        response["body"] = honest | dict.fromkeys(("webhook", "statusUrl", "facilitator"), url)
+        refused = await api.http.post("/v1/payments", json=body)
+        assert refused.json()["code"] == "split_not_understood", refused.text
+        response["body"] = honest
+        response["headers"] |= {"Location": url, "X-Status-Url": url, "Link": f"<{url}>; rel=payment"}
+        paid = await api.http.post("/v1/payments", json=body)
+        assert paid.status_code == 201, paid.text
+        path = f"/v1/payments/{paid.json()['id']}"
+        await api.http.post(f"{path}/delivery", json={"status": 502})
+        await api.run.agent.drain(10)
+        await api.run.settle_down()
+        assert (await api.http.get(path)).json()["state"] == "confirmed"
+        assert called == []

@@ -59,13 +59,16 @@ async def test_each_form_in_which_a_402_is_forwarded_is_read_again(api: Api) -> 
     assert judge(await receipt_of(api, paid["id"])) == []
 
 
-async def test_a_receipt_is_for_those_who_may_see_the_payment(api: Api) -> None:
+async def test_a_receipt_is_for_those_who_may_see_the_wallet(api: Api) -> None:
+    """It tells what every limit left, those that apps share too."""
     paid = await api.pay(app="payer")
-    for app in ("payer", "reader", "operator"):
+    for app in ("both", "reader", "operator"):
         assert (await receipt_of(api, paid["id"], app))["payment"]["id"] == paid["id"]
-    for app, payment_id in (("other", paid["id"]), ("payer", "pay_none")):
-        answer = await api.as_(app).get(f"/v1/payments/{payment_id}/receipt")
-        assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
+    for app, status, code in (("payer", 403, "forbidden"), ("other", 403, "forbidden")):
+        answer = await api.as_(app).get(f"/v1/payments/{paid['id']}/receipt")
+        assert (answer.status_code, answer.json()["code"]) == (status, code)
+    answer = await api.as_("reader").get("/v1/payments/pay_none/receipt")
+    assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
 
 
 async def test_a_refused_payment_has_a_receipt_with_the_reason_and_no_bytes(world: World) -> None:

@@ -100,6 +100,7 @@ CASES = [
     ("limits", "UPDATE limits SET most_units = most_units + 1", "any any lovelace per_week"),
     ("limits", "DELETE FROM limits", "any any lovelace per_week"),
     ("limits", "INSERT INTO limits VALUES ('', '', 'lovelace', 'total', 5)", "any any lovelace total"),
+    ("merchants", "INSERT INTO merchants VALUES ('x', 'https://x.example', '{}')", "x"),
     ("tokens", "UPDATE tokens SET revoked_at_ms = revoked_at_ms + 1 WHERE revoked_at_ms IS NOT NULL", None),
     ("tokens", "UPDATE tokens SET revoked_at_ms = 5 WHERE revoked_at_ms IS NULL", None),
     ("intents", "UPDATE intents SET origin = 'http://other' WHERE rowid = 1", None),

@@ -2,9 +2,11 @@
 
 import asyncio
 import datetime
+import gzip
 import json
 import logging
 import ssl
+import tracemalloc
 from collections.abc import AsyncIterator, Callable, Iterator
 from ipaddress import ip_address
 from pathlib import Path
@@ -280,6 +282,24 @@ async def test_a_broken_answer_is_unknown_and_never_an_exception(
     read = await source.tip()
     assert isinstance(read, Unknown)
     assert SECRET not in read.reason
+
+
+BOMB = gzip.compress(b'"' + b"a" * 200_000_000)
+
+
+@pytest.mark.parametrize(("coding", "body"), [("gzip", BOMB), ("gzip, gzip", gzip.compress(BOMB))])
+async def test_an_answer_that_unpacks_to_much_is_unknown_and_takes_no_memory(
+    provider: FaultyProvider, source: Blockfrost, coding: str, body: bytes
+) -> None:
+    """No coding was asked for; the libraries take it off all the same, in steps."""
+    provider.routes["GET /blocks/latest"] = Reply(body, headers={"Content-Encoding": coding})
+    tracemalloc.start()
+    try:
+        assert isinstance(await source.tip(), Unknown)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 32 * 2**20
 
 
 async def test_an_answer_about_another_thing_is_unknown(provider: FaultyProvider, source: Blockfrost) -> None:

@@ -74,6 +74,9 @@ def test_an_app_of_a_token_has_its_limits_in_that(shop: Shop) -> None:
         (TOKEN, "per_payment", "5"),
         (TOKEN, "total", "50"),
     ]
+    told = shop.payagent("app", "add", "more-tokens", "--asset", TOKEN)
+    plant("the token of more-tokens", told.json["token"])
+    assert 'payagent limits set --app more-tokens --per-day "2 ADA"' in told.err
 
 
 def test_limits_are_set_and_given_back_to_the_config(shop: Shop) -> None:

@@ -11,8 +11,10 @@ import pytest
 from cli_kit import Shop, checks, invoke, spawn, write_private
 
 from payagent.core import ledger
+from payagent.core.money import LOVELACE
 from payagent.core.payment import State
-from payagent.store import apps, records
+from payagent.core.policy import Limit, Scope, Window
+from payagent.store import apps, records, spending
 from payagent.store.writer import Unit, Writer
 
 
@@ -109,3 +111,128 @@ def test_it_finds_history_that_was_changed_though_the_guards_are_back(
     check = checks(closed_shop.config_of(data))["ledger"]
     assert not check["ok"]
     assert str(check["detail"]).endswith(f"are changed from {first_bad} on")
+
+
+SAFE = """network = "preprod"
+data_dir = "{data}"
+[api]
+listen = "127.0.0.1:0"
+socket = "{data}/s"
+[[chain.providers]]
+kind = "blockfrost"
+base_url = "http://127.0.0.1:9/api"
+[[chain.providers]]
+kind = "blockfrost"
+base_url = "https://localhost:9/api"
+[merchants.t]
+origin = "https://shop.example"
+[limits]
+per_day = "20 ADA"
+[[limits.assets]]
+asset = "{token}"
+per_payment = "10"
+per_day = "10"
+[alerts]
+webhook_url = "http://127.0.0.1:9/"
+webhook_secret_file = "{data}/webhook"
+[keystore]
+passphrase_file = "{secrets}/passphrase"
+"""
+SECOND = '[[chain.providers]]\nkind = "blockfrost"\nbase_url = "https://localhost:9/api"\n'
+ALERTS = '[alerts]\nwebhook_url = "http://127.0.0.1:9/"\nwebhook_secret_file = "{data}/webhook"\n'
+REMOTE = (
+    'listen = "0.0.0.0:1"\ntls_certificate_file = "/none/c"\ntls_key_file = "/none/k"\nhosts = ["pay.example"]'
+)
+
+
+PAGE = (Path(__file__).parents[2] / "docs/operators.md").read_text().partition("\n## Fund the wallet")[0]
+"""Where operators read of what doctor tells."""
+
+
+def warned(config: Path) -> dict[str, str]:
+    """What could be safer, but for the fence, which is the machine's."""
+    found = checks(config)
+    return {name: str(one["detail"]) for name, one in found.items() if one["warning"] and name != "fence"}
+
+
+@pytest.fixture
+def safe(data: Path, tmp_path: Path) -> Path:
+    """A config for real money in which nothing is to be said against what was chosen."""
+    writer = Writer(data / "ledger.db")
+    writer.submit("revoke", lambda unit: apps.revoke(unit, "app", 2)).result(10)
+    writer.close()
+    secrets = tmp_path / "secrets"
+    secrets.mkdir(mode=0o700)
+    config = tmp_path / "config.toml"
+    write_private(config, SAFE.format(data=data, secrets=secrets, token="aa" * 28))
+    return config
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "key", "fix"),
+    [
+        ("[limits]", 'pin = "off"\n[limits]', "merchants.t.pin", "first_use"),
+        ("[limits]", 'drift_percent = "off"\n[limits]', "merchants.t.drift_percent", "write 25"),
+        ("[limits]", 'in_flight_max = "off"\n[limits]', "merchants.t.in_flight_max", "write 100"),
+        ("[limits]", 'stop_after = "off"\n[limits]', "merchants.t.stop_after", "write 3"),
+        ("[limits]", "private_network = true\n[limits]", "merchants.t.private_network", "only where"),
+        ("[limits]", '[limits]\nper_transaction = "21 ADA"', "limits.per_transaction", "take it back"),
+        ("[limits]", '[limits]\nsigned_per_day = "41 ADA"', "limits.signed_per_day", "take it back"),
+        ('per_day = "10"', 'per_day = "10"\nper_transaction = "11"', "limits.per_transaction of", "take it back"),
+        ('listen = "127.0.0.1:0"', 'listen = "127.0.0.1:0"\nhosts = ["pay.example"]', "api.hosts", "pay.example"),
+        ('listen = "127.0.0.1:0"', REMOTE, "api.listen", "tunnel"),
+        (SECOND, "", "chain.providers", "a second one"),
+        ("https://localhost:9", "http://127.0.0.1:10", "chain.providers", "another operator"),
+        ("https://localhost:9", "http://node.example", "chain.providers 2", "https://"),
+        ("[limits]", "[payments]\nconfirm_depth = 2\n[limits]", "payments.confirm_depth", "leave it out"),
+        ("[limits]", "[payments]\nsettle_depth = 2159\n[limits]", "payments.settle_depth", "leave it out"),
+        (ALERTS, "", "alerts.webhook_url", "name a server"),
+    ],
+)
+def test_what_could_be_safer_is_named_with_what_to_do(
+    safe: Path, data: Path, before: str, after: str, key: str, fix: str
+) -> None:
+    text, before = safe.read_text(), before.format(data=data)
+    assert text.count(before) == 1
+    safe.write_text(text.replace(before, after))
+    ((name, told),) = warned(safe).items()
+    assert name.startswith(key)
+    assert fix in told
+    assert key.split(" ")[0].split(".")[-1] in PAGE
+
+
+def test_files_that_others_reach_are_named(safe: Path, tmp_path: Path) -> None:
+    assert warned(safe) == {}
+    safe.chmod(0o644)
+    (tmp_path / "secrets").chmod(0o1777)
+    told = warned(safe)
+    assert told.keys() == {"config", "keystore.passphrase_file"}
+    assert f"chmod o-rwx {safe}" in told["config"]
+    assert "a folder of its own" in told["keystore.passphrase_file"]
+
+
+def test_a_program_without_limits_of_its_own_is_named(safe: Path, data: Path) -> None:
+    def write(unit: Unit) -> None:
+        for name in ("bot", "bound", "gone"):
+            apps.add_with_token(unit, f"app_{name}", name, name, ["pay"], 1)
+        apps.add_with_token(unit, "app_me", "me", "me", ["operate", "pay"], 1)
+        apps.revoke(unit, "app_gone", 2)
+        spending.set_limit(unit, Limit(Scope("app_bound"), LOVELACE, Window.DAY, 5))
+
+    writer = Writer(data / "ledger.db")
+    writer.submit("apps", write).result(10)
+    writer.close()
+    ((name, told),) = warned(safe).items()
+    assert name == "app bot"
+    assert "payagent limits set --app bot" in told
+
+
+def test_keys_that_the_daemon_would_not_take_are_found(safe: Path, data: Path) -> None:
+    key = write_private(data / "key", "k")
+    named = f'api_key_file = "{key}"\n[limits]'
+    safe.write_text(safe.read_text().replace("[limits]", named).replace('listen = "127.0.0.1:0"', REMOTE))
+    found = checks(safe)
+    assert (found["key of t"]["ok"], found["TLS"]["ok"]) == (True, False)
+    assert "/none/k" in str(found["TLS"]["detail"])
+    key.chmod(0o644)
+    assert "open to others" in str(checks(safe)["key of t"]["detail"])

@@ -96,6 +96,22 @@ def test_a_link_shows_what_is_asked_and_its_form_decides_once(desk: Desk) -> Non
     assert (shown["decision"], shown["via"], shown["by"]) == ("approved", "link", None)
 
 
+def test_what_an_app_says_stands_in_the_page_as_text(desk: Desk) -> None:
+    first = desk.shop.call("a page")
+    body = {
+        "origin": desk.shop.devnet.merchant_url,
+        "request": {"method": "POST", "path": "/<script>alert(1)</script>", "body_sha256": "ab" * 32},
+        "response": {"status": 402, "headers": dict(first.headers), "body": first.json()},
+    }
+    token = {"Authorization": f"Bearer {desk.shop.made['token']}"}
+    asked = desk.browser.post(f"{desk.origin}/v1/payments", json=body, headers=token)
+    assert asked.status_code == 202, asked.text
+    until(lambda: desk.told() and desk.told()[-1]["payment"] == asked.json()["id"], "no alert has come")
+    page = desk.browser.get(desk.told()[-1]["approve_url"]).text
+    assert "&lt;script&gt;alert(1)" in page
+    assert "<script" not in page
+
+
 def test_only_the_pages_own_form_decides(desk: Desk) -> None:
     told = desk.ask("by others")
     deny = told["deny_url"]

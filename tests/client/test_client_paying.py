@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import json
+import tracemalloc
 from dataclasses import replace
 from typing import Any
 
@@ -462,6 +463,27 @@ async def test_a_402_that_is_long_is_handed_on_whole(shop: Place, start: Start) 
     shop.peer.answers["/chat"] = saying(as_402(None, body=body))
     answer = await start().call(f"{shop.peer.url}/chat")
     assert (answer.status_code, answer.content) == (402, body)
+
+
+BOMB = gzip.compress(b" " * 100_000_000)
+MEMORY_MAX_BYTES = 16 * 2**20
+
+
+@pytest.mark.parametrize(("coding", "body"), [("gzip", BOMB), ("gzip, gzip", gzip.compress(BOMB))])
+async def test_a_402_that_unpacks_to_much_is_handed_on_without_being_unpacked(
+    shop: Place, start: Start, coding: str, body: bytes
+) -> None:
+    """What the program does with it is its own affair."""
+    shop.peer.answers["/chat"] = saying(as_402(None, f"Content-Encoding: {coding}", body=body))
+    tracemalloc.start()
+    try:
+        seen = await start().peek(f"{shop.peer.url}/chat")
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert body.startswith(seen)
+    assert peak_bytes < MEMORY_MAX_BYTES
+    assert shop.payments == []
 
 
 async def test_a_call_without_a_402_passes_untouched(shop: Place, start: Start) -> None:

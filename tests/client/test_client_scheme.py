@@ -214,10 +214,10 @@ def required(at: Market, url: str) -> dict[str, Any]:
 async def bent(at: Market, bent: Bent) -> AsyncIterator[Bent]:
     server = await asyncio.start_server(bent.serve, "127.0.0.1", 0)
     bent.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    terms = at.api.run.agent.terms
-    known = dict(terms.merchants)
+    agent = at.api.run.agent
+    known = dict(agent.filed.merchants)
     known[bent.url] = MerchantTerms("bent", bent.url, None, None, "confirmed", 5)
-    at.api.run.agent.terms = replace(terms, merchants=known)
+    await agent.take_terms(replace(agent.filed, merchants=known), lambda _unit: None)
     at.merchant.url = bent.url
     try:
         yield bent

@@ -213,3 +213,41 @@ class TestWindows:
     def test_their_names_are_those_of_the_config_file_from_the_shortest_on(self) -> None:
         assert [*Window] == ["per_payment", "per_hour", "per_day", "per_week", "per_month", "total"]
         assert Scope() == WALLET == ("", "")
+
+
+@pytest.mark.parametrize("code", ["not_enough_funds", "funds_in_flight", "needs_consolidation", "chain_not_ready"])
+@pytest.mark.parametrize("more", [{}, {"asset": "lovelace"}], ids=["bare", "with its asset"])
+def test_an_app_is_told_nothing_of_what_the_wallet_has(code: str, more: dict[str, str]) -> None:
+    told = policy.without_figures(Refused(code, "there are 123456 lovelace", **more, available="123456"))
+    assert (told.code, told.context) == (code, more)
+    assert "123456" not in told.detail
+
+
+OF_AN_APP = {"limit": "per_day", "asset": "lovelace", "left": "7", "frees_at": "x", "asked": "9", "app": "bot"}
+
+
+@pytest.mark.parametrize(
+    ("code", "context"),
+    [
+        ("limit_exceeded", OF_AN_APP),
+        ("limit_exceeded", {"limit": "per_payment", "asset": "lovelace", "left": "7", "asked": "9"}),
+        ("limit_exceeded", {"limit": "max_total", "asset": "lovelace", "left": "7", "asked": "9"}),
+        ("asset_not_allowed", {"asset": "aa"}),
+    ],
+    ids=["its own", "what each payment may take", "what it asked for itself", "no limit"],
+)
+def test_what_is_no_figure_of_others_is_told_whole(code: str, context: dict[str, str]) -> None:
+    refused = Refused(code, "the whole story", **context)
+    assert policy.without_figures(refused) is refused
+
+
+@pytest.mark.parametrize("merchant", [None, "https://shop.example"])
+def test_of_a_limit_that_is_shared_an_app_learns_which_and_no_figure(merchant: str | None) -> None:
+    context = {"limit": "per_day", "asset": "lovelace", "left": "7", "frees_at": "x", "asked": "9"}
+    whose = {} if merchant is None else {"merchant": merchant}
+    told = policy.without_figures(Refused("limit_exceeded", "7 are left until x", **context, **whose))
+    assert told.context == context | whose | {"left": None, "frees_at": None}
+    assert "per_day of the wallet" in told.detail
+    assert "9 of lovelace" in told.detail
+    assert "7" not in told.detail
+    assert (merchant or "which apps") in told.detail

@@ -67,7 +67,8 @@ class Daemon:
         transport = httpx.HTTPTransport(uds=str(path))
         headers = {"Authorization": f"Bearer {TOKEN}"}
         self.http = httpx.Client(transport=transport, base_url="http://localhost", headers=headers, timeout=30)
-        (self.signer,) = children(process.pid)
+        (launcher,) = children(process.pid)
+        (self.signer,) = children(launcher)
 
     def until_ready(self) -> None:
         end_s = time.monotonic() + PATIENCE_S
@@ -138,6 +139,44 @@ def test_no_secret_of_the_wallet_is_in_the_daemons_memory_or_environment_after_i
             assert not any(secret in text for secret in wanted.values())
         assert {"the scalar", "the nonce key"} <= found_in(daemon.signer, wanted)
         assert stop(daemon.process)[0] == 0
+
+
+def test_none_of_its_processes_leaves_a_core_dump_where_all_others_do(wallet: Path) -> None:
+    """What such a file would hold is what their memory does: keys of merchants and providers in the daemon's."""
+    before = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (before[1], before[1]))
+    try:
+        with daemon_of(wallet) as daemon:
+            (launcher,) = children(daemon.process.pid)
+            for pid in (daemon.process.pid, launcher, daemon.signer):
+                limits = Path(f"/proc/{pid}/limits").read_text()
+                assert re.search(r"^Max core file size +0 +0 ", limits, re.MULTILINE), limits
+            assert stop(daemon.process)[0] == 0
+    finally:
+        resource.setrlimit(resource.RLIMIT_CORE, before)
+
+
+def test_a_signed_transaction_lies_in_the_ledger_and_in_no_other_file(
+    wallet: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Libraries of this trade hand it over in a temporary file, which a kill leaves behind for everybody."""
+    temporary = tmp_path_factory.mktemp("temporary")
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    with daemon_of(wallet) as daemon:
+        path = f"/v1/payments/{daemon.split('k').json()['id']}"
+        end_s = time.monotonic() + PATIENCE_S
+        while daemon.http.get(path, params={"wait": 5}).json()["state"] not in ("confirmed", "settled"):
+            assert time.monotonic() < end_s
+        daemon.process.kill()
+    assert {path.name for path in (wallet / "data").iterdir() if path.stat().st_mode & 0o077} == set()
+    files = {path: path.read_bytes() for path in (*wallet.rglob("*"), *temporary.rglob("*")) if path.is_file()}
+    with closing(sqlite3.connect(wallet / "data/ledger.db")) as conn:
+        (raw,) = conn.execute("SELECT cbor FROM attempts").fetchone()
+    signature = raw[-70:-6]
+    books = {path.name for path, text in files.items() if signature in text}
+    assert books
+    assert books <= {"ledger.db", "ledger.db-wal"}
+    assert [path for path in files if temporary in path.parents or ".scratch" in path.parts] == []
 
 
 def payments(daemon: Daemon) -> list[dict[str, Any]]:
@@ -222,6 +261,39 @@ def test_more_than_may_leave_at_once_is_refused_before_anything_is_held(wallet: 
         assert payments(daemon) == []
         order["units"] = "9000000"
         assert daemon.http.post("/v1/wallet/send", json=order).status_code == 201
+        assert stop(daemon.process)[0] == 0
+
+
+def test_more_than_may_leave_in_a_day_is_refused_by_the_signer_and_holds_nothing(wallet: Path) -> None:
+    with (wallet / "config.toml").open("a") as config:
+        config.write('[limits]\nper_transaction = "10 ADA"\nsigned_per_day = "15 ADA"\n')
+    to = derive(seed_from_words("zoo " * 23 + "vote"), NETWORKS["devnet"]).address.text
+    order = {"address": to, "asset": "lovelace", "units": "9000000"}
+    with daemon_of(wallet) as daemon:
+        assert daemon.http.post("/v1/wallet/send", json=order).status_code == 201
+        answer = daemon.http.post("/v1/wallet/send", json=order)
+        told = answer.json()
+        assert (answer.status_code, told["code"], told["limit"]) == (403, "limit_exceeded", "signed_per_day")
+        assert payments(daemon)[0]["state"] == "rejected"
+        assert daemon.http.get("/healthz").status_code == 200
+        assert stop(daemon.process)[0] == 0
+    with daemon_of(wallet) as daemon:
+        assert daemon.http.post("/v1/wallet/send", json=order).status_code == 201, "a start begins the day anew"
+
+
+def test_a_signer_that_stands_still_for_a_while_keeps_nobody_else_waiting(wallet: Path) -> None:
+    answers: list[httpx.Response] = []
+    with daemon_of(wallet) as daemon:
+        os.kill(daemon.signer, signal.SIGSTOP)
+        asking = threading.Thread(target=lambda: answers.append(daemon.split("k")))
+        asking.start()
+        until_admitted(wallet / "data/ledger.db")
+        for _ in range(20):
+            assert daemon.http.get("/healthz").status_code == 200
+        assert answers == []
+        os.kill(daemon.signer, signal.SIGCONT)
+        asking.join(30)
+        assert [answer.status_code for answer in answers] == [201]
         assert stop(daemon.process)[0] == 0
 
 

@@ -27,6 +27,10 @@ class Agent:
     chain: ChainView = field(default_factory=lambda: ChainView(NETWORKS["devnet"], problem=None))
     ports: Ports = field(default_factory=lambda: Ports(SystemClock(), SystemRandomness()))
     drained: bool = False
+    asked: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def deny_what_is_over(self) -> None:
+        self.asked.set()
 
     async def drain(self, _timeout_s: float) -> None:
         self.drained = True
@@ -84,6 +88,15 @@ async def test_a_look_that_fails_does_not_stop_the_heart() -> None:
     assert sweeps.stale() is not None
     await asyncio.wait_for(watch.several.wait(), 10)
     assert sweeps.stale() is None
+    await sweeps.stop()
+
+
+async def test_what_nobody_decided_on_in_time_is_looked_for() -> None:
+    agent, watch = Agent(), Watch()
+    watch.go_on.set()
+    sweeps = Sweeps(agent, watch, Quiet(), Quiet(), Quiet(), FAST)  # type: ignore[arg-type]
+    sweeps.start()
+    await asyncio.wait_for(agent.asked.wait(), 10)
     await sweeps.stop()
 
 

@@ -11,6 +11,7 @@ from payagent.core.problem import Refused
 from payagent.egress import Egress, is_public
 from payagent.merchants.client import MerchantClient
 from payagent.proxy.upstream import Call, Target, Upstream
+from payagent.webhook import Webhook
 
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok"
 
@@ -179,3 +180,25 @@ async def test_a_balance_is_not_asked_for_in_a_private_network() -> None:
 )
 def test_what_is_public(address: str, public: bool) -> None:
     assert is_public(address) is public
+
+
+async def by_webhook(egress: Egress, origin: str) -> bytes | None:
+    webhook = Webhook(f"{origin}/hook", b"k" * 24)
+    try:
+        assert await webhook.deliver("alert_1", 1, b"{}") is None
+    finally:
+        await webhook.aclose()
+    return b"ok"
+
+
+@pytest.mark.parametrize("way", [by_client, by_proxy, by_webhook])
+async def test_no_proxy_of_the_environment_is_used(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who sets a variable where the daemon is started would read, and answer, all that it says."""
+    async with open_house() as house, open_house() as listener:
+        for name in ("http_proxy", "https_proxy", "all_proxy"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{listener.port}")
+            monkeypatch.setenv(name.upper(), f"http://127.0.0.1:{listener.port}")
+        monkeypatch.delenv("no_proxy", raising=False)
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        assert await way(Egress(), f"http://127.0.0.1:{house.port}") == b"ok"
+        assert (house.connections, listener.connections) == (1, 0)

@@ -39,7 +39,7 @@ from payagent.dialects import (
 )
 from payagent.proxy import headers as proxy_headers
 from payagent.proxy import upstream
-from payagent.signer.policy import Forbidden, Policy
+from payagent.signer.policy import Clocks, Policy
 from payagent.wallet.check import CheckFailed
 from payagent.wallet.check import check as check_bytes
 from payagent.wallet.coins import Coin
@@ -256,14 +256,19 @@ ADA = 1_000_000
 COINS = (Coin("11" * 32, 0, 30 * ADA, ((ASSETS[1], 500), (ASSETS[40], 2**40))), Coin("22" * 32, 1, 20 * ADA))
 PLAN = build(COINS, COINS[1], pay(10 * ADA, 2 * ADA), change=OWN, ttl_slot=TTL_SLOT, network_id=0)
 RAW = sign(PLAN, SIGNER)
-POLICY = Policy(OWN.raw, {"lovelace": 15 * ADA})
+CAPS = {"lovelace": 15 * ADA}
 PAID = 2
+
+
+def admit(body: bytes, paid: int) -> None:
+    """What a signer that has signed nothing yet says of a body."""
+    Policy(OWN.raw, CAPS, CAPS, Clocks(lambda: 0.0, lambda: None)).admit(body, paid)
 
 
 def cbor(
     data: bytes,
     check: Callable[..., None] = check_bytes,
-    require: Callable[[bytes, int], None] = POLICY.require,
+    require: Callable[[bytes, int], None] = admit,
 ) -> None:
     """A byte that says how: a whole transaction as it is, or a body that is then signed properly."""
     how, rest = data[:1] or b"\0", data[1:]
@@ -277,8 +282,8 @@ def cbor(
     body = rest
     try:
         require(body, PAID)
-    except Forbidden as forbidden:
-        holds(str(forbidden).isprintable(), forbidden)
+    except Refused as refused:
+        holds(refused.detail.isprintable(), refused)
     else:
         _check_signable(body)
 

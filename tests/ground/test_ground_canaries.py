@@ -4,7 +4,7 @@ import pytest
 
 pytest_plugins = ["pytester"]
 
-CONFTEST = "from conftest_of_payagent import pytest_runtest_makereport"
+CONFTEST = "from conftest_of_payagent import pytest_runtest_makereport, pytest_sessionfinish"
 TEST = """
 import canaries, sys
 
@@ -28,3 +28,41 @@ def test_a_test_that_prints_a_secret_fails(pytester: pytest.Pytester, request: p
     result.assert_outcomes(passed=1, failed=1)
     result.stdout.fnmatch_lines(["*printed or logged: the token*"])
     result.stdout.no_fnmatch_line("*tok-4711*")
+
+
+WRITES = """
+import canaries, pytest
+
+def test_writes(tmp_path):
+    (tmp_path / "log").write_text("token: " + canaries.plant("the token", "tok-4711"))
+
+def test_keeps_it_in_a_file_of_its_own(tmp_path):
+    (tmp_path / "token").write_text(canaries.plant("the token", "tok-4711") + chr(10))
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shared")
+    yield folder
+    (folder / "ledger.db").write_bytes(b"row" + canaries.plant("the passphrase", "pass-4711").encode())
+
+def test_shares(shared):
+    pass
+"""
+
+
+@pytest.mark.parametrize("workers", [(), ("-n", "1")], ids=["one process", "workers"])
+def test_a_run_that_writes_a_secret_among_other_things_fails(
+    pytester: pytest.Pytester, request: pytest.FixtureRequest, workers: tuple[str, ...]
+) -> None:
+    here = request.config.rootpath / "tests"
+    pytester.makepyfile(
+        conftest_of_payagent=(here / "conftest.py").read_text(), canaries=(here / "canaries.py").read_text()
+    )
+    pytester.makeconftest(CONFTEST)
+    pytester.makepyfile(test_secret=WRITES)
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "-p", "no:asyncio", *workers)
+    result.assert_outcomes(passed=3, errors=2)
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(["*test_writes wrote: *log: the token*"])
+    result.stdout.fnmatch_lines(["*the tests of this run wrote: *ledger.db: the passphrase*"])
+    result.stdout.no_fnmatch_line("*-4711*")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from payagent.core.money import format_ada
+from payagent.core.money import LOVELACE, format_ada
 from payagent.settings import load_settings
 
 ROOT = Path(__file__).parents[2]
@@ -68,7 +68,8 @@ def test_the_readme_tells_the_limits_that_hold(tmp_path: Path, network: str, col
     assert rows == {
         "limits.per_payment": format_ada(limits.per_payment_lovelace),
         "limits.per_day": format_ada(limits.per_day_lovelace),
-        "limits.per_transaction": format_ada(limits.per_transaction_lovelace),
+        "limits.per_transaction": format_ada(limits.caps[LOVELACE]),
+        "limits.signed_per_day": format_ada(limits.day_caps[LOVELACE]),
     }
 
 

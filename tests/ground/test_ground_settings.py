@@ -22,6 +22,7 @@ from payagent.settings import (
     find_config,
     load_settings,
     passphrase_file,
+    read_merchant,
 )
 
 EXAMPLE = Path(__file__).parents[2] / "config/payagent.example.toml"
@@ -130,6 +131,7 @@ def test_merchants_are_guarded_from_the_start(tmp_path: Path, network: str, expe
     merchant = load(tmp_path, named, network=network).merchants["t"]
     assert (merchant.pin, merchant.drift_percent, merchant.stop_after, merchant.in_flight_max) == expected
     assert merchant.pay_to == merchant.split_to == ()
+    assert read_merchant("t", {"origin": "https://a.example"}, network) == merchant, "also one of run time"
     off = 'pin = "off"\ndrift_percent = "off"\nstop_after = "off"\nin_flight_max = "off"\n'
     merchant = load(tmp_path, named + off, network=network).merchants["t"]
     assert merchant.pin == "off"
@@ -559,8 +561,26 @@ per_payment = "5"
 per_day = "20"
 per_transaction = "30"
 '''
-    assert load(tmp_path, assets).limits.caps == {"lovelace": 1_000_000_000, token: 20, other: 30}
-    assert load(tmp_path, '[limits]\nper_transaction = "7 ADA"\n').limits.caps == {"lovelace": 7_000_000}
+    limits = load(tmp_path, assets).limits
+    assert limits.caps == {"lovelace": 20_000_000, token: 20, other: 30}
+    assert limits.day_caps == {"lovelace": 40_000_000, token: 40, other: 60}
+
+
+@pytest.mark.parametrize(
+    ("keys", "once_ada", "day_ada"),
+    [
+        ('per_transaction = "7 ADA"', 7, 40),
+        ('per_transaction = "700 ADA"', 700, 1400),
+        ('per_day = "50 ADA"', 50, 100),
+        ('per_day = "50 ADA"\nsigned_per_day = "60 ADA"', 50, 60),
+        ('per_transaction = "700 ADA"\nsigned_per_day = "900 ADA"', 700, 900),
+    ],
+)
+def test_what_the_signer_lets_out_follows_from_what_may_be_spent_in_a_day(
+    tmp_path: Path, keys: str, once_ada: int, day_ada: int
+) -> None:
+    limits = load(tmp_path, f"[limits]\n{keys}\n").limits
+    assert (limits.caps, limits.day_caps) == ({"lovelace": once_ada * 10**6}, {"lovelace": day_ada * 10**6})
 
 
 def test_the_passphrase_is_never_taken_from_the_environment(tmp_path: Path) -> None:

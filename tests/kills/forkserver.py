@@ -114,11 +114,13 @@ def become_daemon(order: Order) -> None:
 def run(order: Order) -> None:
     redactor = Redactor()
     configure_logging(sys.stderr, redactor)
-    settings = load_settings(Path(order["config"]), {})
+    config = Path(order["config"])
+    settings = load_settings(config, {})
     if order["variant"] is not None:
         VARIANTS[order["variant"]](settings)
     serve(
         settings,
+        config=config,
         environ={},
         can_ask=False,
         announce=lambda where: tell(pid=os.getpid(), ready=dict(where)),

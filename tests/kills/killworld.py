@@ -367,6 +367,7 @@ class World:
         self.trouble: Counter[str] = Counter()
         self.rejected = 0
         self.calm = False
+        self.block_every_s = BLOCK_EVERY_S
         self._priced = 0
         self._deposits = 0
         self._floor = 0
@@ -453,7 +454,7 @@ class World:
         """Blocks; and until it is calm rollbacks by one or two, lost replies, late submissions."""
         number = 0
         while True:
-            await asyncio.sleep(BLOCK_EVERY_S)
+            await asyncio.sleep(self.block_every_s)
             number += 1
             if not self.calm and number % 9 == 0:
                 await self._roll_back(1 + number // 9 % 2)

@@ -1,20 +1,19 @@
 """The crash test of a budget: ten clients want 100 payments of 1 ADA each on a day of 20 ADA, and daemons die.
 
-The limit was set at run time, so it has to outlive every kill too. With fees 17 payments fit, the 18th is refused.
-Nothing is ever above 20 ADA: not by the books of any dead daemon, and not on the chain.
+Half of the clients are a process of their own. Every second daemon has a clock that jumps days to and fro, and one
+more is started on the wallet of one that runs. The limit was set at run time, so it has to outlive every kill too.
+With fees 17 payments fit, the 18th is refused. Nothing is ever above 20 ADA: not by the books of any dead daemon,
+and not on the chain.
 """
 
 import asyncio
-import hashlib
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import httpx
 import pytest
+from killbudget import WANTED, Client, Json, Shop, in_a_process_of_its_own
 from killchecks import copy_of_dead
 from killworld import TOKEN, Lane, World, running_world
 
@@ -23,7 +22,7 @@ from payagent.core.policy import WALLET
 from payagent.devnet.merchant import role_address
 from payagent.store import spending
 
-CLIENTS, WANTED = 10, 100
+CLIENTS = 10
 DAY_LOVELACE, PRICE_LOVELACE = 20_000_000, 1_000_000
 FIT = 17
 KILLS = (
@@ -33,56 +32,6 @@ KILLS = (
 RANDOM_KILLS = 6
 
 
-@dataclass
-class Client:
-    """One app: what it was told of each thing that it wants."""
-
-    lane: Lane
-    number: int
-    token: str
-    paid: dict[str, dict[str, Any]] = field(default_factory=dict)
-    refused: int = 0
-
-    async def want_everything(self) -> None:
-        for number in range(WANTED):
-            await self.want(b'{"message": "client %d wants %d"}' % (self.number, number))
-
-    async def want(self, body: bytes) -> None:
-        """Ask until there is an answer, as a client does whose daemon dies."""
-        world, key = self.lane.world, hashlib.sha256(body).hexdigest()
-        ask = await _asked(world, self.lane.address, body)
-        while True:
-            try:
-                answer = await self.lane.call(
-                    "POST",
-                    "/v1/payments",
-                    json=ask,
-                    headers={"Authorization": f"Bearer {self.token}", "Idempotency-Key": key},
-                )
-            except httpx.TransportError:
-                await asyncio.sleep(0.01)
-                continue
-            told = answer.json()
-            if answer.status_code in (200, 201):
-                self.paid[key] = told
-                return
-            if told["code"] == "limit_exceeded":
-                assert (told["limit"], told["asset"]) == ("per_day", "lovelace"), told
-                self.refused += 1
-                return
-            assert told["retryable"], told
-            await asyncio.sleep(0.02)
-
-
-async def _asked(world: World, wallet: str, body: bytes) -> dict[str, Any]:
-    headers = {"Content-Type": "application/json", "X-Wallet-Address": wallet}
-    answer = await world.http.post(f"{world.devnet.merchant_url}/chat", content=body, headers=headers)
-    assert answer.status_code == 402, answer.text
-    received = {"status": 402, "headers": dict(answer.headers), "body": answer.json()}
-    request = {"method": "POST", "path": "/chat", "body_sha256": hashlib.sha256(body).hexdigest()}
-    return {"origin": world.devnet.merchant_url, "request": request, "response": received}
-
-
 async def _clients(lane: Lane) -> list[Client]:
     """Each with an app of its own; and the day's limit, for all of them together."""
     operator = await lane.call("POST", "/v1/limits", json={"limits": {"per_day": str(DAY_LOVELACE)}})
@@ -90,8 +39,25 @@ async def _clients(lane: Lane) -> list[Client]:
     clients = []
     for number in range(CLIENTS):
         added = await lane.call("POST", "/v1/apps", json={"name": f"client-{number}"})
-        clients.append(Client(lane, number, added.json()["token"]))
+        shop = Shop(lane.world.http, lane.world.devnet.merchant_url, lane.address)
+        clients.append(Client(shop, lane.call, number, added.json()["token"]))
     return clients
+
+
+async def _want_everything(lane: Lane, clients: list[Client]) -> None:
+    """Half of them beside this process; what they were told is as if they had been told here."""
+    here, there = clients[::2], clients[1::2]
+    orders: Json = {
+        "socket": str(lane.dir / "s"),
+        "merchant_url": lane.world.devnet.merchant_url,
+        "wallet": lane.address,
+        "clients": [[client.number, client.token] for client in there],
+    }
+    *_, told = await asyncio.gather(
+        *(client.want_everything() for client in here), in_a_process_of_its_own(orders)
+    )
+    for client, one in zip(there, told, strict=True):
+        client.paid, client.refused = one["paid"], one["refused"]
 
 
 def _require_within(lane: Lane) -> None:
@@ -115,10 +81,17 @@ def _spent(world: World) -> Iterator[tuple[str, int]]:
             yield tx.tx_id, paid + tx.fee_lovelace
 
 
+async def _start_a_second(lane: Lane) -> None:
+    """On the same wallet: it is refused, and the first one goes on."""
+    second = lane.world.forks.start(lane.config, lane.log, None, None)
+    await asyncio.wait_for(asyncio.shield(second.exit), 30)
+    assert "already_running" in str(second.failed)
+
+
 async def _kill_through(lane: Lane, work: asyncio.Task[None]) -> int:
     kills = 0
-    for point, count in KILLS:
-        life = await lane.start((point, count))
+    for number, (point, count) in enumerate(KILLS):
+        life = await lane.start((point, count), variant="jumping_clock" if number % 2 else None)
         while not (await lane.ended(life, 0.2) or work.done()):
             pass
         if not life.exit.done():
@@ -127,7 +100,9 @@ async def _kill_through(lane: Lane, work: asyncio.Task[None]) -> int:
         kills += 1
         _require_within(lane)
     for number in range(RANDOM_KILLS):
-        life = await lane.start()
+        life = await lane.start(variant="jumping_clock" if number % 2 else None)
+        if number == 0 and await life.is_ready():
+            await _start_a_second(lane)
         await lane.ended(life, 0.3 + 0.11 * number)
         await life.end(9)
         kills += 1
@@ -139,16 +114,14 @@ async def _kill_through(lane: Lane, work: asyncio.Task[None]) -> int:
 async def test_a_budget_of_20_ada_holds_whatever_dies(tmp_path: Path) -> None:
     async with running_world(tmp_path, seed=20, lanes=1) as made:
         (lane,) = made.lanes
+        made.block_every_s = 1.0  # a slot's; daemons believe no chain that goes on growing faster than its slots
         settings = {"price": str(PRICE_LOVELACE), "asset": "lovelace", "splits": [], "timeout": 7200}
         (await made.http.post(f"{made.devnet.merchant_url}/merchant/settings", json=settings)).raise_for_status()
         first = await lane.start()
         clients = await _clients(lane)
         await first.end(9)
 
-        async def everybody() -> None:
-            await asyncio.gather(*(client.want_everything() for client in clients))
-
-        work = made.spawn(everybody())
+        work = made.spawn(_want_everything(lane, clients))
         kills = await _kill_through(lane, work)
         made.calm = True
         await made.control("faults", clear=True)

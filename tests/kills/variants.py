@@ -1,14 +1,17 @@
-"""Daemons with a seeded bug: the controls, which the checks must catch.
+"""Daemons with a seeded bug: the controls, which the checks must catch; and one whose machine has a bad clock.
 
 Each is applied in the daemon's own process, before it serves.
 """
 
 import sqlite3
+import time
 from collections.abc import Callable
 
 import payagent.daemon
-from payagent.agent.agent import Agent
+from payagent.agent.agent import Agent, Ask
+from payagent.agent.ports import SystemClock
 from payagent.settings import Settings
+from payagent.store.queries import PaymentRow
 from payagent.wallet.plan import Plan
 from payagent.wallet.transaction import sign
 
@@ -37,7 +40,30 @@ def give_up_at_restart(settings: Settings) -> None:
     conn.close()
 
 
+JUMPS_MS = (0, 2 * 86_400_000, 0, -2 * 86_400_000)
+"""How far off the clock is, one after the other for half a second each."""
+
+
+def jumping_clock(_settings: Settings) -> None:
+    """Its clock is right until it is asked to pay, and then jumps days ahead, back, and days behind."""
+    begun_s = None
+
+    class Jumping(Agent):
+        async def pay(self, ask: Ask) -> tuple[PaymentRow, bool]:
+            nonlocal begun_s
+            begun_s = begun_s or time.monotonic()
+            return await super().pay(ask)
+
+    def now_ms(_clock: object) -> int:
+        jumps = 0 if begun_s is None else int((time.monotonic() - begun_s) / 0.5)
+        return time.time_ns() // 1_000_000 + JUMPS_MS[jumps % len(JUMPS_MS)]
+
+    setattr(payagent.daemon, "Agent", Jumping)  # noqa: B010  a module does not export what it imports
+    setattr(SystemClock, "now_ms", now_ms)  # noqa: B010  a method is not to be assigned
+
+
 VARIANTS: dict[str, Callable[[Settings], None]] = {
     "leave_then_persist": leave_then_persist,
     "give_up_at_restart": give_up_at_restart,
+    "jumping_clock": jumping_clock,
 }

@@ -1,22 +1,28 @@
 """What the signer signs, by its own reading of the bytes: a table of refusals, and every bent bit."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import pytest
 from wallet.worlds import ASSETS, OWN, SIGNER, own_address, pay, payee
 
+from payagent.agent.agent import CANCEL_TTL_S
 from payagent.core.address import Address
+from payagent.core.caps import TTL_AHEAD_MAX_S
+from payagent.core.network import SLOT_CLOCKS
+from payagent.core.problem import Refused
 from payagent.devnet.decode import decode_tx
 from payagent.devnet.model import LedgerError
-from payagent.signer.policy import Forbidden, Policy
+from payagent.signer.policy import Clocks, Policy, clocks_of
 from payagent.wallet import cbor
 from payagent.wallet.coins import Coin, Coins
 from payagent.wallet.transaction import select, sweep
 
 ADA = 1_000_000
 TOKEN, FREE = sorted(ASSETS[1:3])
-POLICY = Policy(OWN.raw, {"lovelace": 20 * ADA, TOKEN: 500})
+CAPS = {"lovelace": 20 * ADA, TOKEN: 500}
+DAY_CAPS = {"lovelace": 40 * ADA, TOKEN: 1000}
+NOW_SLOT = 3_000
 COIN = Coin("ab" * 32, 0, 100 * ADA)
 
 
@@ -32,6 +38,8 @@ class Body:
     network_id: int = 0
     inputs: int = 1
     more: bytes = b""
+    ttl_slot: int = 4000
+    spends: str = "ab"
 
     @property
     def raw(self) -> bytes:
@@ -39,12 +47,28 @@ class Body:
             cbor.output(address, lovelace, cbor.multiasset(assets) if assets else b"")
             for address, lovelace, assets in self.outputs
         ]
-        coins = [cbor.tx_input("ab" * 32, index) for index in range(self.inputs)]
+        coins = [cbor.tx_input(self.spends * 32, index) for index in range(self.inputs)]
         return b"".join((
             b"\xa5\x00", cbor.TAGGED_SET, cbor.head(4, len(coins)), *coins,
             b"\x01", cbor.head(4, len(laid)), *laid,
-            b"\x02", cbor.uint(self.fee), b"\x03", cbor.uint(4000), b"\x0f", cbor.uint(self.network_id), self.more,
+            b"\x02", cbor.uint(self.fee), b"\x03", cbor.uint(self.ttl_slot),
+            b"\x0f", cbor.uint(self.network_id), self.more,
         ))  # fmt: skip
+
+
+@dataclass
+class Time:
+    """A clock that a test moves on."""
+
+    now_s: float = 0
+
+    def policy(self, slot: int | None = NOW_SLOT) -> Policy:
+        return Policy(OWN.raw, CAPS, DAY_CAPS, Clocks(lambda: self.now_s, lambda: slot))
+
+
+def admit(body: bytes, paid: int) -> None:
+    """By a signer that has signed nothing yet."""
+    Time().policy().admit(body, paid)
 
 
 GOOD = Body()
@@ -55,6 +79,8 @@ ELSEWHERE = payee(7).raw
 def paying(*outputs: tuple[bytes, int, tuple[tuple[str, int], ...]]) -> Body:
     return replace(GOOD, outputs=outputs)
 
+
+ABOVE = {"limit_exceeded", "asset_not_allowed"}
 
 REFUSED: dict[str, tuple[Body, int, str]] = {
     "foreign change": (paying(PAID, (ELSEWHERE, 94 * ADA, ())), 1, "output 1 is change"),
@@ -92,6 +118,12 @@ REFUSED: dict[str, tuple[Body, int, str]] = {
     "a script": (paying((b"\x10" + PAID[0][1:], 5 * ADA, ()), CHANGE), 1, "no key address"),
     "an address that is cut off": (paying((PAID[0][:-1], 5 * ADA, ()), CHANGE), 1, "no key address"),
     "an address of no bytes": (paying((b"", 5 * ADA, ()), CHANGE), 1, "no key address"),
+    "a token that nothing bounds": (
+        paying((PAID[0], 2 * ADA, ((FREE, 1),)), CHANGE),
+        1,
+        "how much of " + FREE,
+    ),
+    "a TTL of more than 38 hours": (replace(GOOD, ttl_slot=NOW_SLOT + 136_801), 1, "could land for 136801 s"),
     "nothing spent": (replace(GOOD, inputs=0), 1, "spends nothing"),
     "something behind the body": (replace(GOOD, more=b"\x00"), 1, "no plain payment"),
 }
@@ -100,16 +132,21 @@ REFUSED: dict[str, tuple[Body, int, str]] = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_body_that_the_policy_forbids_is_refused_with_why(name: str) -> None:
     body, paid, why = REFUSED[name]
-    with pytest.raises(Forbidden) as caught:
-        POLICY.require(body.raw, paid)
-    assert why in str(caught.value)
+    with pytest.raises(Refused) as caught:
+        admit(body.raw, paid)
+    assert why in caught.value.detail
+    is_amount = why.endswith("with its fee") or "how much" in why
+    assert (caught.value.code in ABOVE) == is_amount
+    assert is_amount or caught.value.code == "signer_refused"
 
 
-def test_what_is_at_the_caps_is_allowed_and_what_has_none_is_not_bounded() -> None:
-    POLICY.require(GOOD.raw, 1)
-    POLICY.require(paying((PAID[0], 20 * ADA - GOOD.fee, ((TOKEN, 500), (FREE, 2**62))), CHANGE).raw, 1)
-    POLICY.require(paying(CHANGE, CHANGE).raw, 0)
-    POLICY.require(replace(GOOD, fee=900_000).raw, 1)
+def test_what_is_at_the_caps_is_allowed() -> None:
+    admit(GOOD.raw, 1)
+    admit(paying((PAID[0], 20 * ADA - GOOD.fee, ((TOKEN, 500),)), CHANGE).raw, 1)
+    admit(paying(PAID, (OWN.raw, 94 * ADA, ((FREE, 2**62),))).raw, 1)
+    admit(replace(GOOD, ttl_slot=NOW_SLOT + 136_800).raw, 1)
+    admit(paying(CHANGE, CHANGE).raw, 0)
+    admit(replace(GOOD, fee=900_000).raw, 1)
 
 
 def own_bodies() -> Iterator[tuple[bytes, int]]:
@@ -126,7 +163,7 @@ def own_bodies() -> Iterator[tuple[bytes, int]]:
 def test_all_that_the_wallet_builds_within_the_caps_is_allowed() -> None:
     paid = []
     for body, count in own_bodies():
-        POLICY.require(body, count)
+        admit(body, count)
         paid.append(count)
     assert paid == [3, 1, 0, 1]
 
@@ -135,8 +172,8 @@ def test_all_that_the_wallet_builds_within_the_caps_is_allowed() -> None:
 def test_a_wallet_whose_own_address_is_a_wrong_one_is_not_signed_for(change: Address) -> None:
     """The wallet's check would pass: it compares with a plan of the same mistake."""
     plan = select(Coins([COIN]), pay(3 * ADA), change=change, ttl_slot=4000, network_id=0)
-    with pytest.raises(Forbidden, match="output 1 is change"):
-        POLICY.require(plan.body, plan.paid)
+    with pytest.raises(Refused, match="output 1 is change"):
+        admit(plan.body, plan.paid)
 
 
 def test_whatever_bit_is_bent_nothing_is_allowed_that_another_reader_finds_too_much() -> None:
@@ -146,8 +183,8 @@ def test_whatever_bit_is_bent_nothing_is_allowed_that_another_reader_finds_too_m
             bent = bytearray(body)
             bent[bit // 8] ^= 1 << bit % 8
             try:
-                POLICY.require(bytes(bent), paid)
-            except Forbidden:
+                admit(bytes(bent), paid)
+            except Refused:
                 continue
             allowed += 1
             witness = (
@@ -162,3 +199,124 @@ def test_whatever_bit_is_bent_nothing_is_allowed_that_another_reader_finds_too_m
             assert tx.fee_lovelace <= 900_000
             assert all(output.address == OWN.raw for output in tx.outputs[paid:])
     assert allowed > 1000
+
+
+# What leaves in a day
+
+
+def anchored(spends: str, ada: int, *, token: int = 0, inputs: int = 1) -> bytes:
+    """A payment out of a coin of its own."""
+    assets = ((TOKEN, token),) if token else ()
+    return replace(paying((PAID[0], ada * ADA, assets), CHANGE), spends=spends, inputs=inputs).raw
+
+
+def cancel(spends: str, fee: int = 200_000, inputs: int = 1) -> bytes:
+    return replace(paying(CHANGE), spends=spends, fee=fee, inputs=inputs).raw
+
+
+def signed_of(policy: Policy, bodies: Iterable[tuple[bytes, int]]) -> int:
+    """How many of them a signer signs that is told to sign them all."""
+    count = 0
+    told: list[tuple[str, object]] = []
+    for body, paid in bodies:
+        try:
+            policy.admit(body, paid)
+        except Refused as refused:
+            told.append((refused.code, refused.context["limit"]))
+        else:
+            count += 1
+    assert set(told) <= {("limit_exceeded", "signed_per_day")}
+    return count
+
+
+def test_a_daemon_that_was_taken_over_gets_a_days_sum_and_no_more() -> None:
+    """A thousand transactions that are each within the cap, one after the other."""
+    time = Time()
+    policy = time.policy()
+    bodies = [(anchored(f"{n % 256:02x}", 5, inputs=1 + n // 256), 1) for n in range(256)]
+    assert signed_of(policy, bodies) == 7  # 7 times 5.2 ADA are 36.4 of 40
+    time.now_s = 86_399
+    assert signed_of(policy, bodies[100:]) == 0
+    time.now_s = 86_400
+    assert signed_of(policy, bodies[100:]) == 7
+
+
+def test_a_day_rolls_and_is_not_begun_anew() -> None:
+    time = Time()
+    policy = time.policy()
+    told = []
+    for hour in range(60):
+        time.now_s = hour * 3600
+        told.append(signed_of(policy, [(anchored(f"{hour:02x}", 5), 1)]))
+    assert all(sum(told[at : at + 24]) <= 7 for at in range(60))
+    assert sum(told) > 14
+
+
+def test_a_token_has_a_days_sum_of_its_own() -> None:
+    policy = Time().policy()
+    assert signed_of(policy, [(anchored(f"{n:02x}", 2, token=400), 1) for n in range(9)]) == 2
+
+
+def test_attempts_that_exclude_each_other_count_once_and_the_greater_of_them() -> None:
+    policy = Time().policy()
+    for ada in (3, 5, 4, 5):
+        policy.admit(anchored("ab", ada), 1)
+    assert signed_of(policy, [(anchored(f"{n:02x}", 5), 1) for n in range(9)]) == 6
+    assert signed_of(policy, [(anchored("ab", 19), 1)]) == 0
+
+
+def test_a_replacement_that_takes_another_coin_too_is_one_of_its_anchors() -> None:
+    policy = Time().policy()
+    policy.admit(anchored("ab", 15, inputs=1), 1)
+    policy.admit(anchored("ab", 15, inputs=2), 1)
+    policy.admit(anchored("ab", 15, inputs=3), 1)
+    assert signed_of(policy, [(anchored("cd", 15), 1)]) == 1
+    assert signed_of(policy, [(anchored("ef", 15), 1)]) == 0
+
+
+def test_what_shares_a_coin_with_two_that_do_not_exclude_each_other_does_not_hide_one() -> None:
+    """A and C share nothing; B shares a coin with each. A and C can land both, so both count."""
+
+    def spending(*indices: int) -> bytes:
+        coins = [cbor.tx_input("ab" * 32, index) for index in indices]
+        whole = replace(paying((PAID[0], 15 * ADA, ()), CHANGE), inputs=0).raw
+        empty = b"\xa5\x00" + cbor.TAGGED_SET + cbor.head(4, 0)
+        assert whole.startswith(empty)
+        return b"".join((b"\xa5\x00", cbor.TAGGED_SET, cbor.head(4, len(coins)), *coins, whole[len(empty) :]))
+
+    policy = Time().policy()
+    policy.admit(spending(0), 1)
+    policy.admit(spending(0, 1), 1)
+    policy.admit(spending(1), 1)
+    assert signed_of(policy, [(spending(2), 1)]) == 0
+
+
+def test_coins_can_be_taken_back_when_the_days_sum_is_reached() -> None:
+    policy = Time().policy()
+    bodies = [(anchored(f"{n:02x}", 19), 1) for n in range(3)]
+    assert signed_of(policy, bodies) == 2
+    for n in range(200):
+        policy.admit(cancel(f"{n % 2:02x}"), 0)  # of what was signed, again and again
+    policy.admit(cancel("ef"), 0)  # of what an earlier process signed
+    assert signed_of(policy, [(cancel(f"{n:02x}", fee=900_000), 0) for n in range(100, 200)]) == 44
+
+
+def test_a_cancel_lets_nothing_more_leave() -> None:
+    """It joins what it excludes: a payment that shares no coin with it any more counts by itself."""
+    policy = Time().policy()
+    policy.admit(anchored("ab", 19, inputs=2), 1)
+    policy.admit(cancel("ab", inputs=1), 0)
+    assert signed_of(policy, [(anchored("ab", 19, inputs=1), 1)]) == 1
+    assert signed_of(policy, [(anchored("cd", 19), 1)]) == 1
+    assert signed_of(policy, [(anchored("ef", 19), 1)]) == 0
+
+
+def test_slots_are_those_of_the_network_where_they_are_known() -> None:
+    clocks = clocks_of(SLOT_CLOCKS["preprod"], lambda: 0.0, lambda: 1_655_769_600.9 + 60)
+    assert clocks.slot() == 86_460
+    assert clocks_of(None, lambda: 0.0, lambda: 1.0).slot() is None
+    Time().policy(slot=None).admit(replace(GOOD, ttl_slot=10**9).raw, 1)
+
+
+def test_all_that_the_agent_signs_is_within_the_longest_ttl() -> None:
+    assert CANCEL_TTL_S + 3600 <= TTL_AHEAD_MAX_S

@@ -8,21 +8,23 @@ Where SQL itself would refuse the mistake, its guards are taken off, so that it 
 import asyncio
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
 import structlog
 
-from payagent.agent import admission, replacement, scan, steps, vanished, watch
+from payagent.agent import admission, agent, replacement, scan, steps, vanished, watch
 from payagent.agent.agent import Agent, Ask
 from payagent.chain.source import Found, SubmitKind, TxSeen
 from payagent.core.money import LOVELACE
 from payagent.core.payment import State
 from payagent.core.policy import Limit
+from payagent.core.problem import Refused
 from payagent.sim.loop import StuckError, VirtualLoop
 from payagent.sim.world import API_KEY, Stage
 from payagent.store import lease as leases
@@ -487,6 +489,38 @@ def _quiet_by_any_clock(stack: ExitStack) -> None:
 async def _since_noticed(self: scan.Recovery, tip: Any, now_ms: int) -> bool:
     _, _, noticed_ms = scan.onchain.last_of_wallet(self._agent.conn, "ledger_behind")
     return min(now_ms, tip.time_s * 1000) >= noticed_ms + scan.QUIET_MS
+
+
+@mutant("a pause stops what is new alone")
+def _pause_of_purchases(stack: ExitStack) -> None:
+    """What was admitted before, replacements and cancels are signed while signing is paused."""
+    blind = SimpleNamespace(require_running=lambda _conn: None, standing=lambda _conn: None)
+    for module in (steps, agent):
+        put(stack, module, "pauses", blind)
+    put(stack, admission.Admission, "plan_cancel", _unpaused(admission.Admission.plan_cancel))
+    put(stack, admission.Admission, "replace", _unpaused(admission.Admission.replace))
+
+
+def _unpaused(real: Callable[..., Any]) -> Callable[..., Any]:
+    def act(*arguments: Any) -> Any:
+        with patch.object(admission.pauses, "require_running", lambda _conn: None):
+            return real(*arguments)
+
+    return act
+
+
+@mutant("nobody's answer is a yes")
+def _silence_is_consent(stack: ExitStack) -> None:
+    def consent(self: admission.Admission, unit: Any, payment_id: str, now_ms: int) -> None:
+        with suppress(Refused):
+            self.approve(unit, payment_id, admission.Approver("clock"), 120, now_ms)
+
+    put(stack, agent.approvals, "over", _all_that_wait)
+    put(stack, admission.Admission, "deny_when_over", consent)
+
+
+def _all_that_wait(conn: Any, _clock_ms: int) -> list[str]:
+    return [row.id for row in queries.payments_in(conn, (State.AWAITING_APPROVAL,))]
 
 
 @mutant("no lock keeps a second daemon away")

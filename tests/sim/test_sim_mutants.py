@@ -22,6 +22,8 @@ SOON = (
     "no bound on the fee",
     "a fee is booked as the merchant's",
     "an api key is logged",
+    "a pause stops what is new alone",
+    "nobody's answer is a yes",
     "no lock keeps a second daemon away",
 )
 

@@ -12,7 +12,7 @@ import pytest
 from payagent.core.problem import Refused
 from payagent.store import queries
 from payagent.store.signer import Signed, lacks
-from payagent.store.writer import Ownership, Readers, Unit, Writer
+from payagent.store.writer import Ownership, Readers, Unit, Writer, require_ledger
 
 Job = Callable[[Unit], object]
 
@@ -322,6 +322,21 @@ def test_a_database_that_lost_a_guard_is_not_opened(path: Path) -> None:
         conn.execute("DROP TRIGGER postings_no_delete")
     with pytest.raises(Refused, match="postings_no_delete"):
         Writer(path)
+
+
+@pytest.mark.parametrize("opens", [Writer, require_ledger])
+def test_a_ledger_that_a_newer_payagent_has_changed_is_not_opened(
+    path: Path, opens: Callable[[Path], object]
+) -> None:
+    """What it knows more of would be passed over: a rule of the newer one, or a payment."""
+    Writer(path).close()
+    require_ledger(path)
+    with sqlite3.connect(path) as conn:
+        columns = "migration_set, name, applied_at"
+        conn.execute(f"INSERT INTO _sqlite_migrations({columns}) VALUES ('payagent', 'm999_later', 't')")
+    with pytest.raises(Refused, match="newer payagent") as caught:
+        opens(path)
+    assert caught.value.code == "store_failed"
 
 
 class Noted:

@@ -1,0 +1,157 @@
+"""fence: what the daemon's process can open for the rest of its life, by Landlock: not what leads to the key.
+
+The signer and the daemon are of one user, so that file modes keep nothing of the one from the other. Landlock
+(Linux 5.13) does, and nobody takes it off again, whoever has the process; nor can who is behind it read the memory
+of who is not. It knows no "all but": what may be read is listed, file by file in the folders above what is hidden,
+and elsewhere by whole folders. In those few folders a file that is new cannot be read.
+
+May import: the standard library. Never: is put up while other threads run; says that something is hidden which a
+second name still shows.
+"""
+
+import ctypes
+import os
+import resource
+import threading
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+ROTATING = Path("/etc")
+"""Files that every program must see anew are replaced here, such as resolv.conf: none in there can be hidden."""
+
+_CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # the same on every architecture
+_VERSION, _PATH_BENEATH = 1, 1
+_PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 4, 38
+
+_WRITE_FILE, _READ_FILE, _TRUNCATE = 1 << 1, 1 << 2, 1 << 14
+_MAKE_AND_REMOVE = sum(1 << bit for bit in range(4, 13))
+_TRUNCATE_SINCE = 3
+_DEVICES = (Path("/dev/null"), Path("/dev/tty"))
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is kept from the daemon; and what cannot be, each with why and what to do."""
+
+    hidden: tuple[Path, ...]
+    open: tuple[str, ...]
+
+
+class _PathBeneath(ctypes.Structure):
+    _pack_ = 1
+    _fields_ = (("allowed", ctypes.c_uint64), ("parent", ctypes.c_int32))
+
+
+def version() -> int:
+    """Which Landlock this kernel has; 0 where it has none, or none that is used."""
+    return max(int(_libc.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint32(_VERSION))), 0)
+
+
+def plan(always: Iterable[Path], passphrase: Path | None, read_anew: Iterable[Path], kernel: int) -> Plan:
+    """What can be hidden: of `always` what is there, and the passphrase's file where nothing else is lost by it.
+
+    `read_anew` are files that the daemon reads again while it runs: what was put in their place must be readable.
+    `kernel` is its `version`.
+    """
+    if not kernel:
+        return Plan(
+            (), ("nothing is kept from the daemon: this kernel has no Landlock (Linux 5.13), or leaves it out",)
+        )
+    there = [real for path in always if (real := path.resolve()).exists()]
+    reasons = {real: _second_name(real) for real in there}
+    if passphrase is not None and (real := passphrase.resolve()).exists():
+        folders = {ROTATING, *(path.resolve().parent for path in read_anew)} - _above(there)
+        reasons[real] = _second_name(real) or _shared(real, folders)
+    hidden = tuple(path for path, why in reasons.items() if why is None)
+    return Plan(hidden, tuple(why for why in reasons.values() if why is not None))
+
+
+def _second_name(path: Path) -> str | None:
+    if path.stat().st_nlink == 1:
+        return None
+    return f"{path} can be read by the daemon: it has another name too (a hard link); remove that"
+
+
+def _shared(path: Path, folders: Iterable[Path]) -> str | None:
+    folder = next((folder for folder in folders if path.is_relative_to(folder)), None)
+    if folder is None:
+        return None
+    return (
+        f"{path} can be read by the daemon: in {folder} it must read files that are replaced; move it to a folder "
+        "of its own elsewhere"
+    )
+
+
+def _above(paths: Iterable[Path]) -> set[Path]:
+    return {folder for path in paths for folder in path.parents}
+
+
+def keep_to_itself() -> None:
+    """No core dump of this process, and its memory for nobody of its own user.
+
+    What the daemon holds are tokens of merchants and providers, which are in no file that others can read either.
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _prctl(_PR_SET_DUMPABLE, 0)
+
+
+def put_up(hidden: Iterable[Path], folders: Iterable[Path]) -> None:
+    """From now on nothing that is hidden can be read, and nothing outside of these folders written.
+
+    For good, for this thread and all that it starts. Raises OSError when the kernel does not do it.
+    """
+    if threading.active_count() != 1:
+        raise RuntimeError("a thread that runs already would stay outside")
+    hidden, kernel = frozenset(hidden), version()
+    writing = _WRITE_FILE | _MAKE_AND_REMOVE | (_TRUNCATE if kernel >= _TRUNCATE_SINCE else 0)
+    handled = ctypes.c_uint64(_READ_FILE | writing)
+    rules = _checked(_libc.syscall(_CREATE_RULESET, ctypes.byref(handled), ctypes.c_size_t(8), ctypes.c_uint32(0)))
+    try:
+        _let_read(rules, Path("/"), _above(hidden), hidden)
+        for folder in folders:
+            _allow(rules, folder.resolve(), writing)
+        for device in _DEVICES:
+            _allow(rules, device, _WRITE_FILE)
+        _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+        _checked(_libc.syscall(_RESTRICT_SELF, ctypes.c_int(rules), ctypes.c_uint32(0)))
+    finally:
+        os.close(rules)
+
+
+def _let_read(rules: int, folder: Path, above: set[Path], hidden: frozenset[Path]) -> None:
+    """All that is in a folder, but what is hidden; what is above that is gone through in the same way."""
+    inside = {path for path in above if path.parent == folder and path != folder}
+    with suppress(PermissionError):  # what cannot be listed is not needed, but for the way to what is ours
+        inside |= {Path(entry.path) for entry in os.scandir(folder) if not entry.is_symlink()}
+    for path in inside - hidden:
+        if path in above:
+            _let_read(rules, path, above, hidden)
+        else:
+            _allow(rules, path, _READ_FILE)
+
+
+def _allow(rules: int, path: Path, accesses: int) -> None:
+    """A rule for a file, or for a folder with all that is and will be in it; none for what is gone or not ours."""
+    with suppress(FileNotFoundError, PermissionError):
+        handle = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            rule = _PathBeneath(accesses, handle)
+            arguments = ctypes.c_int(rules), ctypes.c_int(_PATH_BENEATH), ctypes.byref(rule), ctypes.c_uint32(0)
+            _checked(_libc.syscall(_ADD_RULE, *arguments))
+        finally:
+            os.close(handle)
+
+
+def _checked(result: int) -> int:
+    if result < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return result
+
+
+def _prctl(option: int, value: int) -> None:
+    zero = ctypes.c_ulong(0)
+    _checked(_libc.prctl(option, ctypes.c_ulong(value), zero, zero, zero))

@@ -1,0 +1,111 @@
+"""Merchants that are added and removed while the daemon runs: durable, told, and over the config file."""
+
+from dataclasses import replace
+
+import pytest
+from agent_kit import ADA, APP, DEVNET, Run, World
+
+from payagent.agent.merchants import add_merchant, remove_merchant
+from payagent.agent.terms import Terms
+from payagent.audit.finding import Finding
+from payagent.audit.signed import Owner
+from payagent.audit.verify import verify
+from payagent.core.payment import State
+from payagent.core.problem import Refused
+from payagent.store import merchants
+from payagent.store.merchants import MerchantRow
+
+
+def without_merchants(terms: Terms) -> Terms:
+    return replace(terms, merchants={})
+
+
+def code_of(refused: pytest.ExceptionInfo[Refused]) -> str:
+    return refused.value.code
+
+
+def findings(run: Run) -> list[Finding]:
+    told = verify(run.agent.conn, Owner(run.agent.terms.own, DEVNET))
+    return [one for one in told if isinstance(one, Finding)]
+
+
+async def test_what_is_added_may_be_paid_at_once_and_after_a_restart_and_not_after_it_is_removed(
+    world: World,
+) -> None:
+    world.fund(50 * ADA, 50 * ADA)
+    async with world.run(terms=without_merchants) as run:
+        await run.look()
+        with pytest.raises(Refused) as refused:
+            await run.pay()
+        assert code_of(refused) == "merchant_not_allowed"
+        await add_merchant(run.agent, APP, "shop", {"origin": world.origin, "partner": "demo"})
+        assert (await run.pay()).state is State.IN_FLIGHT
+    async with world.run(terms=without_merchants) as run:
+        await run.look()
+        assert (await run.pay("again")).state is State.IN_FLIGHT
+        merchant = run.agent.terms.merchant(world.origin)
+        assert (merchant.name, merchant.partner, merchant.is_filed) == ("shop", "demo", False)
+        await run.settle_down()
+        await remove_merchant(run.agent, APP, "shop")
+        with pytest.raises(Refused) as refused:
+            await run.pay("no more")
+        assert code_of(refused) == "merchant_not_allowed"
+        assert findings(run) == []
+    async with world.run(terms=without_merchants) as run:
+        assert run.agent.terms.merchants == {}
+
+
+async def test_a_name_and_an_origin_are_one_merchants_in_the_file_too(world: World) -> None:
+    async with world.run() as run:
+        for name, origin in (("t", "https://other.example"), ("other", world.origin)):
+            with pytest.raises(Refused) as refused:
+                await add_merchant(run.agent, APP, name, {"origin": origin})
+            assert code_of(refused) == "merchant_exists"
+        with pytest.raises(Refused) as refused:
+            await remove_merchant(run.agent, APP, "t")
+        assert code_of(refused) == "not_found"
+        await add_merchant(run.agent, APP, "other", {"origin": "https://other.example"})
+        with pytest.raises(Refused) as refused:
+            await add_merchant(run.agent, APP, "other", {"origin": "https://another.example"})
+        assert code_of(refused) == "merchant_exists"
+
+
+@pytest.mark.parametrize(
+    ("name", "table"),
+    [
+        ("Shop", {"origin": "https://a.example"}),
+        ("shop", {"origin": "http://a.example"}),
+        ("shop", {"origin": "https://a.example/path"}),
+        ("shop", {"origin": "https://a.example", "timeout_s": 0}),
+        ("shop", {"origin": "https://a.example", "prooof": "tx_hash"}),
+        ("shop", {}),
+    ],
+)
+async def test_what_the_file_would_not_take_is_not_taken_at_run_time(
+    world: World, name: str, table: dict[str, object]
+) -> None:
+    async with world.run() as run:
+        with pytest.raises(Refused) as refused:
+            await add_merchant(run.agent, APP, name, table)
+        assert code_of(refused) == "bad_request"
+        assert merchants.everybody(run.agent.conn) == []
+
+
+async def test_one_that_was_added_stands_over_the_files_of_the_same_origin_until_it_is_removed(
+    world: World,
+) -> None:
+    async with world.run(terms=without_merchants) as run:
+        await add_merchant(run.agent, APP, "mine", {"origin": world.origin, "ready": "submitted"})
+    async with world.run() as run:
+        assert run.agent.terms.merchant(world.origin).name == "mine"
+        await remove_merchant(run.agent, APP, "mine")
+        assert run.agent.terms.merchant(world.origin).name == "t"
+
+
+async def test_a_merchant_that_was_put_in_beside_the_daemon_is_found(world: World) -> None:
+    async with world.run() as run:
+        await add_merchant(run.agent, APP, "other", {"origin": "https://other.example"})
+        assert findings(run) == []
+        row = MerchantRow("evil", "https://evil.example", {"origin": "https://evil.example"})
+        await run.agent.write("evil", lambda unit: merchants.add(unit, row))
+        assert [(one.table, one.row) for one in findings(run)] == [("merchants", "evil")]

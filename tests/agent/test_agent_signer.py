@@ -1,0 +1,99 @@
+"""What the signer refuses by its own policy: nobody is left to wait for a signature that never comes."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from agent.test_agent_edges import BadSigner
+from agent.test_agent_replace import LONG_S, TTL_S, attempts, lose, pass_time_of
+from agent_kit import ADA, APP, Run, World, world_with_clock
+
+from payagent.core.payment import State
+from payagent.core.problem import Refused
+from payagent.store import alerts, queries
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    """A devnet whose clock the test moves."""
+    with world_with_clock(tmp_path) as world:
+        yield world
+
+
+def not_signed(run: Run) -> list[tuple[str, str]]:
+    """What was told of the signer, in order: the kind of alert, and of which payment."""
+    told = [alert for alert in alerts.after(run.agent.conn, 0) if alert.subject == "signer"]
+    return [(alert.kind, alert.facts.get("payment", "")) for alert in told]
+
+
+async def test_what_was_never_signed_is_rejected_and_its_money_free_and_it_is_told_once(world: World) -> None:
+    world.fund(50 * ADA)
+    signer = BadSigner(world.account.signer, "refuses")
+    async with world.run(signer=signer) as run:
+        await run.look()
+        for key in ("a", "b"):
+            with pytest.raises(Refused, match="too much in a day") as caught:
+                await run.agent.pay(world.ask(key, key=key))
+            assert caught.value.code == "limit_exceeded"
+        rejected = queries.payments_in(run.agent.conn, [State.REJECTED])
+        assert [row.reason_code for row in rejected] == ["limit_exceeded"] * 2
+        assert "held" not in run.books()
+        assert run.agent.coins.totals == {"lovelace": 50 * ADA}
+        assert [kind for kind, _ in not_signed(run)] == ["signer_refused"]
+        signer.trouble = "mended"
+        row = await run.pay("c")
+        assert row.state is State.IN_FLIGHT
+        assert [kind for kind, _ in not_signed(run)] == ["signer_refused", "cleared"]
+
+
+async def test_what_was_admitted_before_a_cap_was_lowered_does_not_wait_for_its_signature(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world.fund(50 * ADA)
+    async with world.run(signer=BadSigner(world.account.signer)) as run:
+        await run.look()
+        with pytest.raises(OSError, match="the signer is gone"):
+            await run.agent.pay(world.ask(key="k"))
+        (row,) = queries.payments_in(run.agent.conn, [State.RESERVED])
+    async with world.run(signer=BadSigner(world.account.signer, "refuses")) as run:
+        await run.settle_down(3)
+        assert run.state(row.id) is State.REJECTED
+        assert "held" not in run.books()
+        assert not_signed(run) == [("signer_refused", row.id)]
+    assert "step_failed" not in capsys.readouterr().out
+
+
+async def test_what_was_signed_before_stays_held_and_is_told_once(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world.fund(50 * ADA)
+    world.settings(timeout=LONG_S)
+    signer = BadSigner(world.account.signer, "mended")
+    async with world.run(signer=signer) as run:
+        row = await lose(world, run)
+        signer.trouble = "refuses"
+        await pass_time_of(world, run, TTL_S + 60)
+        await run.settle_down(3)
+        assert run.state(row.id) is State.REPLACING
+        assert len(attempts(run, row)) == 1
+        assert run.books()["held"]["lovelace"] > 0
+        assert not_signed(run) == [("signer_refused", row.id)]
+        signer.trouble = "mended"
+        await run.settle_down(3)
+        assert run.state(row.id) is State.CONFIRMED
+        assert len(attempts(run, row)) == 2
+    assert "step_failed" not in capsys.readouterr().out
+
+
+async def test_a_cancel_that_the_signer_refuses_leaves_all_as_it_is(world: World) -> None:
+    world.fund(50 * ADA)
+    signer = BadSigner(world.account.signer, "mended")
+    async with world.run(signer=signer) as run:
+        row = await lose(world, run)
+        signer.trouble = "refuses"
+        with pytest.raises(Refused, match="too much in a day"):
+            await run.agent.resolve(row.id, APP)
+        assert run.state(row.id) is State.IN_FLIGHT
+        assert not_signed(run) == [("signer_refused", row.id)]
+        signer.trouble = "mended"
+        assert (await run.agent.resolve(row.id, APP)).state is State.CANCELLING

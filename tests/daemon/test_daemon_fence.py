@@ -1,0 +1,205 @@
+"""What a daemon's own process can open once it serves: not what leads to the key, whoever has taken it over."""
+
+import ctypes
+import errno
+import json
+import os
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from daemon.test_daemon_doors import devnet, folder, log_of_a_run  # noqa: F401  fixtures
+
+from payagent import fence
+from payagent.fence import Plan
+
+needs_landlock = pytest.mark.skipif(not fence.version(), reason="this kernel has no Landlock")
+
+TAKEN_OVER = """
+import ctypes, json, os, sys, threading
+from pathlib import Path
+from payagent.daemon import serve
+from payagent.log import Redactor, configure_logging
+from payagent.settings import load_settings
+
+config, told = Path(sys.argv[1]), set()
+
+def attempt(what):
+    try:
+        what()
+    except OSError as error:
+        return type(error).__name__
+    return "done"
+
+def children(pid):
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return [child for task in tasks for child in (task / "children").read_text().split()]
+
+def mischief(*_):
+    name = threading.current_thread().name
+    if name in told:
+        return
+    told.add(name)
+    for path in sys.argv[2:]:
+        def rename():
+            os.rename(path, path + "2")
+            try:
+                os.close(os.open(path + "2", os.O_RDONLY))
+            finally:
+                os.rename(path + "2", path)
+        def link():
+            os.link(path, path + "-link")
+            try:
+                os.close(os.open(path + "-link", os.O_RDONLY))
+            finally:
+                os.unlink(path + "-link")
+        ways = {
+            "open": lambda: os.close(os.open(path, os.O_RDONLY)),
+            "open to write too": lambda: os.close(os.open(path, os.O_RDWR)),
+            "by another root": lambda: os.close(os.open("/proc/self/root" + path, os.O_RDONLY)),
+            "by a program": lambda: os.close(os.open(path, os.O_RDONLY)) if os.system(f"cat '{path}' >&2") == 0
+            else os.close(os.open(path, os.O_RDONLY)),
+            "renamed": rename,
+            "linked": link,
+        }
+        for way, what in ways.items():
+            print(json.dumps([name, os.path.basename(path), way, attempt(what)]), flush=True)
+    (launcher,) = children("self")
+    (signer,) = children(launcher)
+    for what in ("mem", "fd/0"):  # of root Landlock keeps what needs attaching, the others are empty or addresses
+        def read():
+            with open(f"/proc/{signer}/{what}", "rb") as file:
+                file.read(16)
+        print(json.dumps([name, "signer", what, attempt(read)]), flush=True)
+    libc = ctypes.CDLL(None, use_errno=True)
+    def trace():
+        if libc.ptrace(16, int(signer), 0, 0) != 0:
+            raise OSError(ctypes.get_errno(), "ptrace")
+        libc.ptrace(17, int(signer), 0, 0)
+    print(json.dumps([name, "signer", "traced", attempt(trace)]), flush=True)
+    elsewhere = Path(sys.argv[1]).with_name("planted")
+    print(json.dumps([name, "planted", "write", attempt(lambda: elsewhere.write_text("x"))]), flush=True)
+
+redactor = Redactor()
+configure_logging(sys.stderr, redactor)
+serve(
+    load_settings(config, os.environ), config=config, environ=os.environ, can_ask=False,
+    announce=mischief, redactor=redactor, checkpoint=mischief,
+)
+"""
+
+
+def taken_over(folder: Path, *paths: Path) -> list[list[str]]:  # noqa: F811
+    """What a daemon's own threads got at, each by its name: that of the loop, and that of the ledger."""
+    command = [sys.executable, "-c", TAKEN_OVER, str(folder / "config.toml"), *map(str, paths)]
+    environ = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environ
+    ) as process:
+        assert process.stdout is not None
+        told: list[list[str]] = []
+        for line in process.stdout:
+            told.append(json.loads(line))
+            if {name for name, what, *_ in told if what == "planted"} >= {"MainThread", "ledger-writer"}:
+                process.terminate()
+                break
+        process.stdout.read()
+    assert process.returncode == 0
+    return told
+
+
+@needs_landlock
+def test_a_daemon_that_was_taken_over_gets_at_neither_keystore_nor_passphrase_nor_words_nor_signer(
+    folder: Path,  # noqa: F811
+) -> None:
+    words = folder / "data/recovery-words.txt"
+    words.touch(mode=0o600)
+    told = taken_over(folder, folder / "data/keystore.json", folder / "passphrase", words)
+    assert len(told) == 2 * (3 * 6 + 3 + 1)
+    assert [one for one in told if one[-1] != "PermissionError"] == []
+
+
+# What is hidden, and what cannot be
+
+
+def plan_of(tmp_path: Path, passphrase: str, *read_anew: str, kernel: int = 7) -> Plan:
+    for name in ("data/keystore.json", "config/config.toml", "config/passphrase", "secret/passphrase"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    always = [tmp_path / "data/keystore.json", tmp_path / "data/words"]
+    return fence.plan(always, tmp_path / passphrase, [tmp_path / name for name in read_anew], kernel)
+
+
+def test_what_is_there_is_hidden_by_its_real_name(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "secret")
+    plan = plan_of(tmp_path, "link/passphrase", "config/config.toml")
+    assert plan == Plan((tmp_path / "data/keystore.json", tmp_path / "secret/passphrase"), ())
+
+
+@pytest.mark.parametrize(
+    ("passphrase", "read_anew"),
+    [("config/passphrase", "config/config.toml"), ("/etc/hostname", "config/config.toml")],
+)
+def test_a_passphrase_among_files_that_must_be_read_anew_is_not_and_why(
+    tmp_path: Path, passphrase: str, read_anew: str
+) -> None:
+    plan = plan_of(tmp_path, passphrase, read_anew)
+    (why,) = plan.open
+    assert plan.hidden == (tmp_path / "data/keystore.json",)
+    assert str(tmp_path / passphrase) in why
+    assert "move it to a folder of its own" in why
+
+
+def test_a_passphrase_beside_the_keystore_is_hidden_whatever_else_lies_there(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/passphrase").touch()
+    plan = plan_of(tmp_path, "data/passphrase", "data/config.toml")
+    assert plan == Plan((tmp_path / "data/keystore.json", tmp_path / "data/passphrase"), ())
+
+
+def test_a_file_with_a_second_name_is_not_said_to_be_hidden(tmp_path: Path) -> None:
+    plan_of(tmp_path, "secret/passphrase")
+    (tmp_path / "copy").hardlink_to(tmp_path / "data/keystore.json")
+    plan = plan_of(tmp_path, "secret/passphrase")
+    assert plan.hidden == (tmp_path / "secret/passphrase",)
+    assert "hard link" in plan.open[0]
+
+
+def without_landlock() -> None:
+    """As a kernel before 5.13 answers, or one that was started without: by a filter of this process's calls."""
+    steps = [(0x20, 0, 0, 0), (0x15, 0, 1, 444), (0x06, 0, 0, 0x00050000 | errno.ENOSYS), (0x06, 0, 0, 0x7FFF0000)]
+    code = b"".join(struct.pack("HBBI", *step) for step in steps)
+
+    class Program(ctypes.Structure):
+        _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    zero = ctypes.c_ulong(0)
+    assert libc.prctl(38, ctypes.c_ulong(1), zero, zero, zero) == 0
+    assert libc.prctl(22, ctypes.c_ulong(2), ctypes.byref(Program(len(steps), code)), zero, zero) == 0
+
+
+@needs_landlock
+@pytest.mark.parametrize(
+    ("kernel", "level"), [(without_landlock, "warning"), (None, "info")], ids=["old", "as it is"]
+)
+def test_a_kernel_that_cannot_hide_anything_is_warned_of_at_each_start_and_by_doctor(
+    folder: Path,  # noqa: F811
+    kernel: Callable[[], None] | None,
+    level: str,
+) -> None:
+    (line,) = [line for line in log_of_a_run(folder, kernel) if "daemon.fenced" in line]
+    told = json.loads(line)
+    assert (told["level"], bool(told["not_hidden"]), bool(told["hidden"])) == (
+        level,
+        kernel is not None,
+        kernel is None,
+    )
+    doctor = [sys.executable, "-m", "payagent", "doctor", "--json", "--config", str(folder / "config.toml")]
+    result = subprocess.run(doctor, capture_output=True, text=True, check=False, timeout=60, preexec_fn=kernel)
+    (check,) = [check for check in json.loads(result.stdout)["checks"] if check["name"] == "fence"]
+    assert (check["ok"], check["warning"]) == (True, kernel is not None)
+    assert ("no Landlock" in check["detail"]) == (kernel is not None)

@@ -1,0 +1,63 @@
+"""docs/security.md holds: a row for each line of the threat list, and a test that is there, or a reason."""
+
+import ast
+import re
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs/security.md").read_text()
+ROWS = {"A": 6, "B": 5, "C": 3, "D": 7, "E": 7, "F": 5, "G": 7, "H": 6, "I": 9, "J": 11, "K": 5}
+"""How many lines the threat list has in each part."""
+
+WANTED = [f"{part}{number}" for part, count in ROWS.items() for number in range(1, count + 1)]
+REASON = re.compile(r"\*(?:Not done|Out of reach)\*: \w+")
+NAMED = re.compile(r"`(tests/[\w/]+\.py)(?:::(\w+))?`")
+
+
+def faults(page: str) -> list[str]:
+    """What is wrong with the table and the tests that the page names."""
+    rows = [line.strip("| ").split(" | ") for line in re.findall(r"^\| [A-Z]\d+ \|.*$", page, re.MULTILINE)]
+    told = (
+        [] if [row[0] for row in rows] == WANTED else ["the rows are not those of the threat list, in its order"]
+    )
+    told += [f"{row[0]} has not four cells" for row in rows if len(row) != 4 or not all(row[:3])]
+    told += [
+        f"{row[0]} has neither a test nor a reason"
+        for row in rows
+        if not any(test for _, test in NAMED.findall(row[-1])) and not REASON.search(" ".join(row))
+    ]
+    return told + [
+        f"{path}::{test} is not there" for path, test in NAMED.findall(page) if not is_there(path, test)
+    ]
+
+
+def is_there(path: str, test: str) -> bool:
+    """Whether a test file defines a test; of an empty name, whether the file is there."""
+    return (ROOT / path).is_file() and (not test or test in defined_in(path))
+
+
+@cache
+def defined_in(path: str) -> set[str]:
+    functions = ast.FunctionDef | ast.AsyncFunctionDef
+    names = {node.name for node in ast.walk(ast.parse((ROOT / path).read_text())) if isinstance(node, functions)}
+    return {name for name in names if name.startswith("test_")}
+
+
+def test_every_line_of_the_threat_list_has_a_test_that_is_there_or_a_reason() -> None:
+    assert faults(PAGE) == []
+
+
+def test_a_page_that_does_not_hold_would_be_found() -> None:
+    first = re.search(r"^\| A6 \|.*$", PAGE, re.MULTILINE)
+    assert first is not None
+    row = first[0]
+    tests = row.rsplit(" | ", 1)[1].removesuffix(" |")
+    rows = "the rows are not those of the threat list, in its order"
+    assert faults(PAGE.replace(row + "\n", "")) == [rows]
+    assert faults(PAGE.replace(row, f"{row}\n{row}")) == [rows]
+    assert faults(PAGE.replace(tests, "")) != []
+    assert faults(PAGE.replace(tests, "the code")) == ["A6 has neither a test nor a reason"]
+    gone = "`tests/agent/test_agent_limits.py::test_that_nobody_wrote`"
+    assert faults(PAGE.replace(tests, gone)) == [f"{gone.strip('`')} is not there"]
+    assert faults(PAGE + "`tests/nowhere.py`") == ["tests/nowhere.py:: is not there"]
