@@ -59,6 +59,11 @@ class TestWhatBinds:
             concerning(limits, APP, SHOP, [ADA, TOKEN])
         assert (refused.value.code, refused.value.context) == ("asset_not_allowed", {"asset": TOKEN})
 
+    @pytest.mark.parametrize("window", Window)
+    def test_a_limit_of_each_payment_alone_lets_no_asset_be_spent(self, window: Window) -> None:
+        lets = window is not Window.PAYMENT
+        assert allowed_assets([of_wallet(window, 5)]) == ({ADA} if lets else set())
+
     def test_what_is_set_at_run_time_stands_over_the_same_limit_only(self) -> None:
         filed = (of_wallet(Window.PAYMENT, 5), of_wallet(Window.DAY, 20))
         over = (of_wallet(Window.DAY, 50), Limit(Scope(APP), ADA, Window.DAY, 1))
