@@ -58,7 +58,7 @@ def others(node: ast.AST, members: dict[str, list[str]]) -> Iterator[ast.AST]:
         yield changed(node, test=ast.UnaryOp(ast.Not(), node.test))
     elif isinstance(node, ast.UnaryOp):
         yield node.operand
-    elif isinstance(node, ast.Return) and node.value is not None:
+    elif isinstance(node, ast.Return) and not isinstance(node.value, ast.Constant | None):
         yield ast.Return(ast.Constant(None))
     elif isinstance(node, ast.Name) and node.id in NAMES:
         yield ast.Name(NAMES[node.id], node.ctx)
