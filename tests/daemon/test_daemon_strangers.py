@@ -107,8 +107,20 @@ def folder(devnet: DevnetThread) -> Iterator[Path]:  # noqa: F811
         yield folder
 
 
-def test_another_user_reads_nothing_and_calls_nothing(folder: Path) -> None:
+@pytest.fixture
+def daemon(folder: Path) -> Iterator[tuple["subprocess.Popen[str]", int, Path]]:
+    """The process, its port and its socket."""
     process, port, path = announced(folder)
+    try:
+        yield process, port, path
+    finally:
+        assert stop(process)[0] == 0
+
+
+def test_another_user_reads_nothing_and_calls_nothing(
+    folder: Path, daemon: tuple["subprocess.Popen[str]", int, Path]
+) -> None:
+    process, port, path = daemon
     (launcher,) = children(process.pid)
     (signer,) = children(launcher)
     data, api = folder / "data", f"http://127.0.0.1:{port}/v1"
@@ -128,15 +140,15 @@ def test_another_user_reads_nothing_and_calls_nothing(folder: Path) -> None:
     calls += [("ask", f"{api}/wallet", {"Authorization": "Bearer guessed"})]
     assert {answer for *_, answer in stranger(*calls)} == {401}
     assert stranger(("read", str(folder / "for everybody"))) == [["read", str(folder / "for everybody"), 11]]
-    assert stop(process)[0] == 0
 
 
-def test_the_socket_answers_nobody_else_where_its_modes_were_opened_by_mistake(folder: Path) -> None:
+def test_the_socket_answers_nobody_else_where_its_modes_were_opened_by_mistake(
+    daemon: tuple["subprocess.Popen[str]", int, Path],
+) -> None:
     """He gets in, and is shown the door before a byte of his is read; the owner is served as ever."""
-    process, _, path = announced(folder)
+    _, _, path = daemon
     path.parent.chmod(0o755)
     path.chmod(0o666)
     ((_, _, answer),) = stranger(("connect", str(path)))
     assert answer in ("", "ConnectionResetError", "BrokenPipeError")
     assert b" 200 " in health(1, str(path))
-    assert stop(process)[0] == 0
