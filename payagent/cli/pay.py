@@ -64,8 +64,9 @@ def pay(
     JSON object, or as lines for people. It waits until the merchant can be expected to accept the retry, as the
     merchant's `ready` setting says; interrupted, the payment goes on, and the same command finds it.
     """
+    response = _response_text(_read(file))
     with connect() as link:
-        asked = _Request(_origin(link, merchant, origin), _response_text(_read(file)))
+        asked = _Request(_origin(link, merchant, origin), response)
         bound = None if most is None else parse_most(most)
         if dry_run:
             return _dry_run(terminal, link, asked, bound)

@@ -16,7 +16,7 @@ from payagent.core.payment import Delivery, State
 from payagent.core.policy import Limit
 from payagent.core.problem import Refused
 from payagent.devnet.server import DevnetThread
-from payagent.store import queries
+from payagent.store import apps, queries
 from payagent.wallet.check import CheckFailed
 from payagent.wallet.keys import Signer, derive, seed_from_words
 
@@ -326,6 +326,9 @@ class TestTheCaller:
             await run.look()
             ask = world.ask()
             row, _ = await run.agent.pay(ask)
+            await run.agent.write(
+                "app", lambda unit: apps.add_with_token(unit, "app_other", "other", "1" * 64, ["pay"], 1)
+            )
             with pytest.raises(Refused, match="invoice_paid_elsewhere") as refused:
                 await run.agent.pay(replace(ask, app_id="app_other"))
             assert row.id not in f"{refused.value} {refused.value.context}"

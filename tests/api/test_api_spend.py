@@ -92,11 +92,12 @@ async def test_the_same_text_selects_everywhere(api: Api) -> None:
 async def test_a_copy_of_the_books_is_whole_and_leaves_nothing_behind(api: Api, tmp_path: Path) -> None:
     await api.pay("one")
     folder = api.world.folder
-    before = sorted(path.name for path in folder.iterdir())
+    before = {".scratch", *(path.name for path in folder.iterdir())}
     answers = await asyncio.gather(*(api.as_("operator").get("/v1/ledger/snapshot") for _ in range(3)))
     assert {answer.headers["content-type"] for answer in answers} == {"application/vnd.sqlite3"}
     await api.pay("two")
-    assert sorted(path.name for path in folder.iterdir()) == before
+    assert {path.name for path in folder.iterdir()} == before
+    assert list((folder / ".scratch").iterdir()) == []
     copy = tmp_path / "copy.db"
     copy.write_bytes(answers[0].content)
     with closing(sqlite3.connect(copy)) as conn:

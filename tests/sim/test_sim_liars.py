@@ -14,6 +14,7 @@ from payagent.chain.source import ChainSource
 from payagent.core.payment import State
 from payagent.sim import world
 from payagent.sim.buyers import Want
+from payagent.sim.desk import Desk
 from payagent.sim.mix import QUIET
 from payagent.sim.source import LIES, Habits
 from payagent.sim.world import ADA, Plan, Stage, World
@@ -133,6 +134,7 @@ def quiet_plan(rng: Random, *habits: Habits) -> Plan:
     return replace(
         plan, mix=QUIET, shops=shops, wants=WANTS, coins=(40 * ADA,) * 10, per_day_lovelace=1000 * ADA,
         providers=tuple(providers), topup=False, drought_s=(0.0, 0.0), wanted_within_s=WITHIN_S, copied_s=None,
+        weak_job="",
     )  # fmt: skip
 
 
@@ -147,6 +149,7 @@ def measure(seeds: range, *habits: Habits, dies_s: int | None = None) -> Tally:
         with (
             patch.object(world, "draw_plan", lambda rng: quiet_plan(rng, *habits)),
             patch.object(world, "World", Watched),
+            patch.object(world.Desk, "of", lambda seed: Desk(Random(seed))),
         ):
             for seed in seeds:
                 story = stage.run(seed)
