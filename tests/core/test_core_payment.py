@@ -116,6 +116,7 @@ def test_a_retrys_status_means(http_status: int, state: State, over: bool, event
 
 def test_the_diagram_has_every_row() -> None:
     drawn = mermaid()
+    assert drawn.startswith("stateDiagram-v2\n    [*] --> received\n")
     assert all(f"{state} --> {after}: {event}" in drawn for (state, event), after in TRANSITIONS.items())
 
 

@@ -248,3 +248,27 @@ def test_of_a_limit_that_is_shared_an_app_learns_which_and_no_figure(merchant: s
     assert "9 of lovelace" in told.detail
     assert "7" not in told.detail
     assert (merchant or "which apps") in told.detail
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("not_enough_funds", "the wallet has not enough for this payment now"),
+        ("funds_in_flight", "the wallet has enough for this payment once what is on its way is in a block"),
+        ("needs_consolidation", "the wallet has enough for this payment in more coins than fit one transaction"),
+        ("chain_not_ready", "the chain is not seen well enough to sign by"),
+    ],
+)
+def test_of_the_wallet_an_app_learns_that_it_cannot_pay_and_no_figure(code: str, said: str) -> None:
+    told = policy.without_figures(Refused(code, "it has 7 in 3 coins", asset=TOKEN, has="7"))
+    assert (told.code, told.detail, told.context) == (code, said, {"asset": TOKEN})
+    assert policy.without_figures(Refused(code, "it has 7 in 3 coins")).context == {}
+
+
+def test_the_words_of_a_limit_that_is_shared() -> None:
+    context = {"limit": "per_day", "asset": "lovelace", "left": "7", "frees_at": "x", "asked": "9"}
+    what = "has no room for this payment, which takes 9 of lovelace; who operates the wallet sees what it leaves"
+    told = policy.without_figures(Refused("limit_exceeded", "7 are left", **context))
+    assert told.detail == f"per_day of the wallet, which apps share, {what}"
+    told = policy.without_figures(Refused("limit_exceeded", "7 are left", **context, merchant=SHOP))
+    assert told.detail == f"per_day of the wallet at {SHOP}, which apps share, {what}"
