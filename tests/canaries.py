@@ -40,5 +40,5 @@ def _files(folder: Path) -> Iterator[Path]:
 def _names_in(path: Path) -> list[str]:
     content = path.read_bytes()
     inside = {secret: name for secret, name in _PLANTED.items() if secret.encode() in content}
-    alone = content.strip() if inside and len(content) < _LONGEST_OF_ITS_OWN else b""
-    return sorted({name for secret, name in inside.items() if secret.encode() != alone})
+    is_place = len(content) < _LONGEST_OF_ITS_OWN and content.strip() in {secret.encode() for secret in inside}
+    return [] if is_place else sorted(set(inside.values()))
