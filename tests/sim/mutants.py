@@ -103,7 +103,7 @@ def _record_after_submit(stack: ExitStack) -> None:
     real = Agent._sign
 
     async def sign(self: Agent, payment_id: str, plan: Any) -> None:
-        raw = self._sign_and_check(plan)
+        raw = await self._sign_and_check(payment_id, plan)
         if not self.payment(payment_id).handed_over:
             await self.sources[0].submit(raw, plan.tx_id)
         await real(self, payment_id, plan)
@@ -118,7 +118,7 @@ def _answered_before_commit(stack: ExitStack) -> None:
     async def carry_out(self: Agent, admitted: Any) -> Any:
         if admitted.plan is None:
             return await real(self, admitted)
-        raw = self._sign_and_check(admitted.plan)
+        raw = await self._sign_and_check(admitted.payment_id, admitted.plan)
         now_ms = self.ports.clock.now_ms()
 
         async def write() -> None:
