@@ -171,7 +171,9 @@ def _lower_headers(headers: Mapping[str, str] | Iterable[tuple[str, str]]) -> di
         if not isinstance(name, str) or not isinstance(value, str):
             raise Refused("bad_request", "a header's name and value must be text")
         if lowered.setdefault(name.lower(), value) != value and name.lower().startswith(("x-", "payment-")):
-            raise Refused("invoice_contradiction", f"the header {name[:60]} is given twice, with two values")
+            raise Refused(
+                "invoice_contradiction", f"the header {ascii(name)[:60]} is given twice, with two values"
+            )
     return lowered
 
 

@@ -340,3 +340,7 @@ def test_no_shape_of_an_answer_crashes_and_only_our_id_is_accepted(answer: RawAn
 def test_no_other_text_is_taken_for_our_id(text: str) -> None:
     named = classify_submit(RawAnswer(200, text.encode("utf-8", "replace")), TX)
     assert (named.kind is K.ACCEPTED) == (text.strip().lower() == TX)
+
+
+def test_a_refusal_that_is_nested_too_deeply_to_be_read_is_searched_as_text() -> None:
+    assert classify_submit(RawAnswer(status=400, body=b"[" * 60_000), TX).kind is SubmitKind.CLIENT

@@ -172,6 +172,13 @@ def test_a_header_that_says_two_things_is_refused_in_any_letter_case() -> None:
     assert twice.headers["x-a"] == "1"
 
 
+def test_a_headers_name_is_repeated_in_plain_letters_alone() -> None:
+    with pytest.raises(Refused) as refused:
+        make_response(402, [("X-\0Pay\r\nTo", "a"), ("x-\0pay\r\nto", "b")], FLUX)
+    assert refused.value.code == "invoice_contradiction"
+    assert refused.value.detail.isprintable()
+
+
 def test_a_refusal_names_the_shape_that_was_seen() -> None:
     with pytest.raises(Refused, match="shape of x402"):
         read({"x402Version": 4, "accepts": []})
