@@ -112,9 +112,10 @@ def test_a_file_that_was_put_in_place_of_the_config_beside_the_keystore_is_told_
     shop = closed_shop
     new = shop.config.with_name("new.toml")
     new.write_text(shop.config.read_text() + '\n[limits]\nper_day = "50 ADA"\n')
+    count = len(told(shop, "config.refused"))
     new.rename(shop.config)
     daemon.send_signal(signal.SIGHUP)
-    until(lambda: told(shop, "config.refused"), "it was read")
+    until(lambda: len(told(shop, "config.refused")) > count, "it was read")
     said = str(told(shop, "config.refused")[-1]["why"])
     assert str(shop.config) in said
     assert "start the daemon again" in said
