@@ -75,7 +75,7 @@ class Egress:
         is_allowed = is_loopback if host == "localhost" else is_public
         stray = next((address for address in found if not is_allowed(address)), None)
         if stray is not None and host not in self.private_hosts:
-            raise Refused("merchant_address_private", f"{host} leads to {stray}")
+            raise Refused("merchant_address_private", f"{host} leads to {stray}", sent=False)
         return found
 
     def transport(self) -> httpx.AsyncHTTPTransport:

@@ -483,10 +483,9 @@ class Watch:
                 try:
                     await act(row)
                 except Exception as error:
-                    self._unanswered |= isinstance(error, Refused) and error.code == "store_failed"
-                    if (
-                        isinstance(error, Refused) and error.code in NOT_SIGNED
-                    ):  # told by an alert, each time the same
+                    code = error.code if isinstance(error, Refused) else None
+                    self._unanswered |= code == "store_failed"
+                    if code in NOT_SIGNED:  # told by an alert, each time the same
                         return
                     log.warning("payment.step_failed", payment=row.id, error=repr(error), exc_info=True)
 
