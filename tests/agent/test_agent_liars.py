@@ -150,6 +150,19 @@ def lags(relay: Relay) -> None:
     relay.tell(f"/blocks/{tip['hash']}", 404, NO_SUCH)
 
 
+async def be_missed(world: World, run: Run, honest: Relay, looks: int) -> None:
+    """For so many looks nobody hears an honest provider whose replicas lag one another; then it is there again."""
+    for _ in range(looks):
+        lags(honest)
+        await pass_s(run, 10)
+        world.block()
+    assert "does not know" in (run.agent.providers["honest"] or "")
+    honest.thaw()
+    honest.swallows = True
+    await pass_s(run, 10)
+    assert run.agent.providers["honest"] is None
+
+
 LIES = [
     is_dead,
     stands_still,
@@ -377,15 +390,7 @@ class TestInvented:
             invent_tx(liar, row.tx_id or "", block)
             liar.tell(f"/blocks/{FAKE}", 200, block)
             for _ in range(3):
-                for _ in range(24):
-                    lags(honest)
-                    await pass_s(run, 10)
-                    world.block()
-                assert "does not know" in (run.agent.providers["honest"] or "")
-                honest.thaw()
-                honest.swallows = True
-                await pass_s(run, 10)
-                assert run.agent.providers["honest"] is None
+                await be_missed(world, run, honest, looks=24)
             assert "settle" not in run.events(row.id)
             liar.thaw()
             honest.thaw()
@@ -408,15 +413,7 @@ class TestInvented:
             invent_tx(liar, cancel.tx_id or "", block)
             liar.tell(f"/blocks/{FAKE}", 200, block)
             for _ in range(4):
-                for _ in range(14):
-                    lags(honest)
-                    await pass_s(run, 10)
-                    world.block()
-                assert "does not know" in (run.agent.providers["honest"] or "")
-                honest.thaw()
-                honest.swallows = True
-                await pass_s(run, 10)
-                assert run.agent.providers["honest"] is None
+                await be_missed(world, run, honest, looks=14)
                 assert run.state(row.id) is State.CANCELLING
 
     @pytest.mark.parametrize("honest_is_away", [False, True])
