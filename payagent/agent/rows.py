@@ -30,20 +30,15 @@ class Rows:
 
     def open(self, states: Collection[State]) -> list[PaymentRow]:
         """Admitted payments in any of these states, none of which is final; oldest first."""
-        conn = self._fresh()
-        if self._payments is None:
-            self._payments = queries.payments_in(conn, _OPEN)
-        return [row for row in self._payments if row.state in states]
+        return self._open(self._fresh(), states)
 
     def on_chain(self) -> list[PaymentRow]:
         """Payments of which a transaction is in a block that may still be lost."""
-        return [*self.open(SEEN), *self.watched_voids()]
+        conn = self._fresh()
+        return [*self._open(conn, SEEN), *self._watched_voids(conn)]
 
     def watched_voids(self) -> list[PaymentRow]:
-        conn = self._fresh()
-        if self._voids is None:
-            self._voids = queries.watched_voids(conn)
-        return self._voids
+        return self._watched_voids(self._fresh())
 
     def coins(self) -> list[CoinRow]:
         """Every coin that is not spent."""
@@ -51,6 +46,16 @@ class Rows:
         if self._coins is None:
             self._coins = queries.coins(conn)
         return self._coins
+
+    def _open(self, conn: Connection, states: Collection[State]) -> list[PaymentRow]:
+        if self._payments is None:
+            self._payments = queries.payments_in(conn, _OPEN)
+        return [row for row in self._payments if row.state in states]
+
+    def _watched_voids(self, conn: Connection) -> list[PaymentRow]:
+        if self._voids is None:
+            self._voids = queries.watched_voids(conn)
+        return self._voids
 
     def _fresh(self) -> Connection:
         conn = self._agent.conn

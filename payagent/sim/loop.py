@@ -52,6 +52,11 @@ class _Timer(asyncio.TimerHandle):
         self._when = when_s
         self._scheduled = False  # of which asyncio keeps count, and this loop does not
 
+    def cancel(self) -> None:
+        """As asyncio's own; each sleep ends with it."""
+        self._cancelled = True
+        self._callback = self._args = None  # type: ignore[assignment]
+
 
 class VirtualLoop(asyncio.BaseEventLoop):
     """`before_round` is called before each round of what is ready: where a process may die between two awaits."""
@@ -137,17 +142,15 @@ class VirtualLoop(asyncio.BaseEventLoop):
         while timers and timers[0][0] <= self.now_s:
             ready.append(heapq.heappop(timers)[2])
         for _ in range(len(ready)):
-            handle = ready.popleft()
-            if not handle._cancelled:
-                self._run(handle)
-
-    def _run(self, handle: Any) -> None:
-        try:
-            handle._context.run(handle._callback, *handle._args)
-        except (SystemExit, KeyboardInterrupt):
-            raise
-        except BaseException as error:  # noqa: BLE001  as asyncio's own: one handle's error ends no other
-            self.call_exception_handler({"message": "an exception in a callback", "exception": error})
+            handle: Any = ready.popleft()
+            if handle._cancelled:
+                continue
+            try:
+                handle._context.run(handle._callback, *handle._args)
+            except (SystemExit, KeyboardInterrupt):
+                raise
+            except BaseException as error:  # noqa: BLE001  as asyncio's own: one handle's error ends no other
+                self.call_exception_handler({"message": "an exception in a callback", "exception": error})
 
     def _write_to_self(self) -> None:
         return

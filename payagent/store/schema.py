@@ -18,6 +18,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from functools import cache
 
 from sqlite_utils import Database, Migrations
 
@@ -844,6 +845,10 @@ def missing_guards(conn: sqlite3.Connection) -> list[str]:
 
 def newer_migrations(conn: sqlite3.Connection) -> list[str]:
     """The names of changes that a newer payagent made to this database, whose rules are not known here."""
+    return [one.name for one in migrations.applied(Database(conn)) if one.name not in _known_migrations()]
+
+
+@cache
+def _known_migrations() -> frozenset[str]:
     with closing(sqlite3.connect(":memory:")) as empty:
-        known = {migration.name for migration in migrations.pending(Database(empty))}
-    return [one.name for one in migrations.applied(Database(conn)) if one.name not in known]
+        return frozenset(migration.name for migration in migrations.pending(Database(empty)))

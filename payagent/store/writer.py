@@ -44,6 +44,10 @@ BATCH_MAX = 256
 _CACHE_KIB = 65_536
 """Of who reads everything: the rows of one payment lie together in no index, which are read page by page again."""
 
+_STATEMENTS_KEPT = 512
+"""So many are kept prepared by each connection. The daemon uses more than the 128 that sqlite3 keeps by itself,
+and one that writes a guarded table takes longer to prepare, with its triggers, than to run."""
+
 SCRATCH = ".scratch"
 """A private folder beside the ledger: what the daemon makes there is read again by it, and outlives no start."""
 
@@ -116,12 +120,18 @@ def require_ledger(path: Path) -> None:
 
 def open_read_only(path: Path, *, check_same_thread: bool = True) -> sqlite3.Connection:
     uri = f"{path.absolute().as_uri()}?mode=ro"
-    return sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=check_same_thread)
+    return sqlite3.connect(
+        uri,
+        uri=True,
+        isolation_level=None,
+        check_same_thread=check_same_thread,
+        cached_statements=_STATEMENTS_KEPT,
+    )
 
 
 def open_database(path: Path) -> sqlite3.Connection:
     """The writing connection: WAL with synchronous=FULL, so that a commit survives the loss of power."""
-    conn = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    conn = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=_STATEMENTS_KEPT)
     conn.execute("PRAGMA journal_mode = WAL")
     conn.execute("PRAGMA synchronous = FULL")
     conn.execute("PRAGMA foreign_keys = ON")
