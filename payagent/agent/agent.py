@@ -20,21 +20,13 @@ from typing import BinaryIO, TypeVar
 import structlog
 
 from payagent.agent import prepaid, steps, trust, uses
-from payagent.agent.admission import (
-    Admission,
-    Admitted,
-    Approver,
-    Ids,
-    Purchase,
-    TransferOrder,
-    TransferPlan,
-    as_told,
-    note_price,
-    require_same,
-)
+from payagent.agent.admission import Admission, note_price, require_same
+from payagent.agent.bounds import as_told
 from payagent.agent.chainview import ChainView
 from payagent.agent.changes import Changes
 from payagent.agent.configured import overlaid
+from payagent.agent.orders import Admitted, Approver, Ids, Purchase, TransferOrder
+from payagent.agent.planner import TransferPlan
 from payagent.agent.ports import Ports, Signatures, Writes
 from payagent.agent.prepaid import Buyer, Part, ServedCall, fitting
 from payagent.agent.purse import coin_of
@@ -187,12 +179,7 @@ class Agent:
         self._writer = writer
         self._readers = readers
         self._signer = signer
-        self._admission = Admission(
-            *(self.coins, terms.limits, self.chain, terms.own, terms.chain_depth, terms.min_window_s, terms.caps),
-            approval_above=terms.approval_above,
-            approval_timeout_s=terms.approval_timeout_s,
-            merchants=terms.merchants,
-        )
+        self._admission = Admission.by(terms, self.coins, self.chain)
         self.senders: Sequence[Guarded] = self.sources
         self.providers: Mapping[str, str | None] = {}
         """Why a provider is not heard, by name, or None when it is: what the watch last found."""
@@ -294,10 +281,14 @@ class Agent:
 
         def job(unit: Unit) -> Quote:
             invoice = self._admission.choose(unit, purchase, now_ms).invoice
-            plan = self._admission.plan(unit, invoice, invoice.expires_at_ms, self.terms.min_window_s, now_ms)
+            plan = self._admission.planner.plan(
+                unit, invoice, invoice.expires_at_ms, self.terms.min_window_s, now_ms
+            )
             try:
-                self._admission.require_within_limits(unit, purchase, plan.spend, invoice.asset, now_ms, count)
-                reasons = self._admission.reasons(unit, purchase, invoice, plan.spend)
+                self._admission.bounds.require_within_limits(
+                    unit, purchase, plan.spend, invoice.asset, now_ms, count
+                )
+                reasons = self._admission.bounds.reasons(unit, purchase, invoice, plan.spend)
                 if count > 1:
                     self._require_funds({asset: units * count for asset, units in plan.spend.items()})
             except Refused as refusal:
@@ -436,7 +427,7 @@ class Agent:
 
     def limits_clock_ms(self, conn: Connection, now_ms: int) -> int:
         """The clock of the limits (store.spending)."""
-        return self._admission.clock_ms(conn, now_ms)
+        return self._admission.bounds.clock_ms(conn, now_ms)
 
     async def wait_for_batch(self, origin: str, buyer: Buyer, timeout_s: float) -> None:
         """Return when no payment for the buyer's prepaid balance is under way, or time is up."""
@@ -469,7 +460,9 @@ class Agent:
         self, row: PaymentRow, why: Refused, slot: int, now_ms: int, by: str | None = None
     ) -> None:
         """Sign the cancel of a payment that this task has claimed, and send it."""
-        plan = await self.write("plan", lambda unit: self._admission.plan_cancel(unit, row, slot + CANCEL_TTL_S))
+        plan = await self.write(
+            "plan", lambda unit: self._admission.planner.cancel(unit, row, slot + CANCEL_TTL_S)
+        )
         raw = await self._sign_and_check(row.id, plan)
         own = self.terms.own.raw
 
@@ -552,13 +545,13 @@ class Agent:
     async def approve(self, payment_id: str, by: Approver) -> PaymentRow:
         """Let a payment go on that awaits a decision: it is held, signed and sent as any other.
 
-        What is to be handed over is signed when it is asked for again. Refused as `Admission.approve` does.
+        What is to be handed over is signed when it is asked for again. Refused as `Questions.approve` does.
         """
         now_ms, window_s = self.ports.clock.now_ms(), self.terms.min_window_s
         with self._claim(payment_id):
             decided = await self.write(
                 "approve",
-                lambda unit: self._admission.approve(unit, payment_id, by, window_s, now_ms),
+                lambda unit: self._admission.questions.approve(unit, payment_id, by, window_s, now_ms),
                 payment_id,
             )
             if decided.plan is None:
@@ -572,16 +565,18 @@ class Agent:
         return self.payment(payment_id)
 
     async def deny(self, payment_id: str, by: Approver) -> PaymentRow:
-        """End a payment that awaits a decision. Refused as `Admission.deny` does."""
+        """End a payment that awaits a decision. Refused as `Questions.deny` does."""
         now_ms = self.ports.clock.now_ms()
-        await self.write("deny", lambda unit: self._admission.deny(unit, payment_id, by, now_ms), payment_id)
+        await self.write(
+            "deny", lambda unit: self._admission.questions.deny(unit, payment_id, by, now_ms), payment_id
+        )
         return self.payment(payment_id)
 
     async def deny_what_is_over(self) -> None:
         """End the payments on which nobody decided in time."""
         now_ms = self.ports.clock.now_ms()
-        for payment_id in approvals.over(self.conn, self._admission.clock_ms(self.conn, now_ms)):
-            job = partial(self._admission.deny_when_over, payment_id=payment_id, now_ms=now_ms)
+        for payment_id in approvals.over(self.conn, self._admission.bounds.clock_ms(self.conn, now_ms)):
+            job = partial(self._admission.questions.deny_when_over, payment_id=payment_id, now_ms=now_ms)
             await self.write("deny", job, payment_id)
 
     def _is_all_there(self, row: PaymentRow) -> bool:
@@ -628,7 +623,7 @@ class Agent:
             row = self.payment(row.id)
             if row.state not in UNSIGNED:
                 return
-            stopped = self._admission.why_stopped(self.conn, row)
+            stopped = self._admission.bounds.why_stopped(self.conn, row)
             if stopped is None and (row.ttl_slot or 0) - slot >= self.terms.min_window_s:
                 if not asked and (row.handed_over or self.is_paused):
                     return

@@ -7,9 +7,9 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends
 
-from payagent.agent.admission import Approver
 from payagent.agent.agent import Agent
 from payagent.agent.limits import names_of, standing
+from payagent.agent.orders import Approver
 from payagent.agent.view import payment_view
 from payagent.api.access import APPROVE, OPERATE, Caller, need
 from payagent.api.calls import PaymentId

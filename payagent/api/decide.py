@@ -14,9 +14,9 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
-from payagent.agent.admission import Approver
 from payagent.agent.agent import Agent
 from payagent.agent.links import PREFIX, Links
+from payagent.agent.orders import Approver
 from payagent.api.approvals import decider_view
 from payagent.api.problems import Json
 from payagent.api.views import approval_view

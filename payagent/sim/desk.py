@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Protocol
 
-from payagent.agent.admission import Approver
+from payagent.agent.orders import Approver
 from payagent.agent.pause import pause, unpause
 from payagent.core.payment import State
 from payagent.core.problem import Refused

@@ -12,10 +12,11 @@ import pytest
 from agent.test_agent_handover import with_handover
 from agent_kit import ADA, APP, DEVNET, Run, World, daily, with_terms, world_with_clock
 
-from payagent.agent.admission import FEE_ROOM_LOVELACE, Approver
 from payagent.agent.apps import renew_token, revoke
 from payagent.agent.limits import set_limits
+from payagent.agent.orders import Approver
 from payagent.agent.pause import pause, unpause
+from payagent.agent.questions import FEE_ROOM_LOVELACE
 from payagent.audit.finding import Finding
 from payagent.audit.signed import Owner
 from payagent.audit.verify import verify

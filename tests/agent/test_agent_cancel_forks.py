@@ -13,7 +13,7 @@ from agent.test_agent_handover import VOID_DEPTH, broadcast, wait_for_void
 from agent.test_agent_x402 import ask, get, show
 from agent_kit import ADA, Run, World, with_terms, world_with_clock
 
-from payagent.agent.admission import anchor_of
+from payagent.agent.holding import anchor_of
 from payagent.agent.view import payment_view, retry_headers
 from payagent.core.address import parse_address
 from payagent.core.invoice import Output

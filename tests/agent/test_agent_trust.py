@@ -17,8 +17,8 @@ from agent.test_agent_replace import LONG_S, TTL_S, attempts, lose, pass_time_of
 from agent_kit import ADA, APP, DEVNET, Run, World, with_terms, world_with_clock
 
 from payagent.agent import merchants
-from payagent.agent.admission import Approver
 from payagent.agent.agent import Ask, Request
+from payagent.agent.orders import Approver
 from payagent.agent.terms import Terms
 from payagent.agent.view import retry_headers
 from payagent.core.address import encode_address

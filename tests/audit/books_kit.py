@@ -12,9 +12,9 @@ import pytest
 from agent.test_agent_handover import pass_ttl, wait_for_void, with_handover
 from agent_kit import ADA, APP, DEVNET, Clock, Run, World, daily, with_terms
 
-from payagent.agent.admission import Approver
 from payagent.agent.apps import NewApp, add_app, renew_token, revoke
 from payagent.agent.limits import set_limits
+from payagent.agent.orders import Approver
 from payagent.agent.prepaid import Buyer, ServedCall
 from payagent.audit.finding import Finding, Head
 from payagent.audit.signed import Owner
@@ -91,13 +91,13 @@ async def live(world: World) -> None:
 async def decide_on_some(world: World, run: Run) -> None:
     """One is approved and paid, one is denied, and of one nobody has decided yet."""
     agent, by = run.agent, Approver("token", APP)
-    agent._admission.approval_above = {"lovelace": 1 * ADA}
+    agent._admission.bounds.approval_above = {"lovelace": 1 * ADA}
     approved, denied, _ = [(await agent.pay(world.ask(f"asked {n}")))[0] for n in range(3)]
     await agent.approve(approved.id, by)
     await agent.deny(denied.id, by)
     await agent.drain(10)
     await run.settle_down()
-    agent._admission.approval_above = {}
+    agent._admission.bounds.approval_above = {}
 
 
 async def use_the_batch(run: Run) -> None:

@@ -18,9 +18,22 @@ from unittest.mock import patch
 
 import structlog
 
-from payagent.agent import admission, agent, replacement, scan, steps, vanished, watch
+from payagent.agent import (
+    admission,
+    agent,
+    bounds,
+    orders,
+    planner,
+    questions,
+    replacement,
+    scan,
+    steps,
+    vanished,
+    watch,
+)
 from payagent.agent.agent import Agent, Ask
 from payagent.chain.source import Found, SubmitKind, TxSeen
+from payagent.core import ledger
 from payagent.core.money import LOVELACE
 from payagent.core.payment import State
 from payagent.core.policy import Limit
@@ -160,7 +173,7 @@ def given_up(unit: Any, payment_id: str, now_ms: int) -> None:
     unit.conn.execute("UPDATE payments SET state = 'rejected' WHERE id = ?", (payment_id,))
     records.note(unit, payment_id, "reject", State.REJECTED, now_ms)
     records.release_hold(unit, payment_id, now_ms)
-    records.write_entry(unit, admission.ledger.release(hold), now_ms, payment_id=payment_id)
+    records.write_entry(unit, ledger.release(hold), now_ms, payment_id=payment_id)
 
 
 @mutant("built anew on BadInputs")
@@ -237,7 +250,7 @@ def _hold_released_on_timeout(stack: ExitStack) -> None:
             ).fetchone()
             if released and steps.row_of(unit, payment_id).state is State.IN_FLIGHT:
                 records.release_hold(unit, payment_id, now_ms)
-                records.write_entry(unit, admission.ledger.release(hold), now_ms, payment_id=payment_id)
+                records.write_entry(unit, ledger.release(hold), now_ms, payment_id=payment_id)
 
     put(stack, steps, "record_answer", record_answer)
 
@@ -383,11 +396,11 @@ def _key_outside(stack: ExitStack) -> None:
 @mutant("limits are looked at before the transaction")
 def _policy_outside(stack: ExitStack) -> None:
     """What was spent is summed up when a call comes, and compared a moment later, when others were admitted."""
-    pay, decide, counted = Agent.pay, admission.Admission.require_within_limits, spending.counted
+    pay, decide, counted = Agent.pay, bounds.Bounds.require_within_limits, spending.counted
     seen: dict[str, dict[Limit, int]] = {}
 
     async def pay_by_what_was(self: Agent, ask: Ask) -> Any:
-        clock_ms = self._admission.clock_ms(self.conn, self.ports.clock.now_ms())
+        clock_ms = self._admission.bounds.clock_ms(self.conn, self.ports.clock.now_ms())
         seen[ask.received] = {limit: counted(self.conn, limit, clock_ms) for limit in self.terms.limits}
         await asyncio.sleep(1)
         return await pay(self, ask)
@@ -396,11 +409,11 @@ def _policy_outside(stack: ExitStack) -> None:
         spent = seen.get(purchase.response)
         if spent is None:
             return decide(self, unit, purchase, *rest)
-        with patch.object(admission.spending, "counted", lambda _conn, limit, _clock_ms: spent[limit]):
+        with patch.object(bounds.spending, "counted", lambda _conn, limit, _clock_ms: spent[limit]):
             return decide(self, unit, purchase, *rest)
 
     put(stack, Agent, "pay", pay_by_what_was)
-    put(stack, admission.Admission, "require_within_limits", decide_by_what_was)
+    put(stack, bounds.Bounds, "require_within_limits", decide_by_what_was)
 
 
 @mutant("void when its deposit is denied")
@@ -497,7 +510,7 @@ def _pause_of_purchases(stack: ExitStack) -> None:
     blind = SimpleNamespace(require_running=lambda _conn: None, standing=lambda _conn: None)
     for module in (steps, agent):
         put(stack, module, "pauses", blind)
-    put(stack, admission.Admission, "plan_cancel", _unpaused(admission.Admission.plan_cancel))
+    put(stack, planner.Planner, "cancel", _unpaused(planner.Planner.cancel))
     put(stack, admission.Admission, "replace", _unpaused(admission.Admission.replace))
 
 
@@ -511,12 +524,12 @@ def _unpaused(real: Callable[..., Any]) -> Callable[..., Any]:
 
 @mutant("nobody's answer is a yes")
 def _silence_is_consent(stack: ExitStack) -> None:
-    def consent(self: admission.Admission, unit: Any, payment_id: str, now_ms: int) -> None:
+    def consent(self: questions.Questions, unit: Any, payment_id: str, now_ms: int) -> None:
         with suppress(Refused):
-            self.approve(unit, payment_id, admission.Approver("clock"), 120, now_ms)
+            self.approve(unit, payment_id, orders.Approver("clock"), 120, now_ms)
 
     put(stack, agent.approvals, "over", _all_that_wait)
-    put(stack, admission.Admission, "deny_when_over", consent)
+    put(stack, questions.Questions, "deny_when_over", consent)
 
 
 def _all_that_wait(conn: Any, _clock_ms: int) -> list[str]:

@@ -1,0 +1,144 @@
+"""What may be paid: the limits and the guards, asked in the commit that a payment is decided in.
+
+May import: core, store, wallet.transaction's values, agent.chainview, .orders, .terms, .trust. Never: writes;
+looks at coins; signs.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from payagent.agent import trust
+from payagent.agent.chainview import ChainView
+from payagent.agent.orders import Purchase
+from payagent.agent.terms import MerchantTerms, Terms
+from payagent.core import guards, policy
+from payagent.core.caps import Caps, require_within_caps
+from payagent.core.guards import Moment, Rules
+from payagent.core.invoice import Invoice
+from payagent.core.policy import Asked, Limit, Span, Window
+from payagent.core.problem import Refused
+from payagent.core.verdict import Finding, Reasons, above, judge
+from payagent.store import apps, spending, topups
+from payagent.store.queries import PaymentRow
+from payagent.store.writer import Connection, Unit
+
+
+@dataclass(slots=True)
+class Bounds:
+    """The file's limits, the signer's caps, and what is known of each merchant; by the chain's clock."""
+
+    limits: Sequence[Limit]
+    chain: ChainView
+    caps: Caps | None = None
+    approval_above: Mapping[str, int] = field(default_factory=dict)
+    merchants: Mapping[str, MerchantTerms] = field(default_factory=dict)
+
+    def take(self, terms: Terms) -> None:
+        """As `Admission.take`."""
+        self.limits, self.merchants, self.approval_above = terms.limits, terms.merchants, terms.approval_above
+
+    def clock_ms(self, conn: Connection, now_ms: int) -> int:
+        """The clock of the limits: the chain's, which no other clock moves on and nothing puts back."""
+        return spending.clock_ms(conn, self.chain.block_ms(now_ms))
+
+    def require_within_limits(
+        self,
+        unit: Unit,
+        purchase: Purchase,
+        spend: Mapping[str, int],
+        paid_asset: str,
+        now_ms: int,
+        count: int = 1,
+    ) -> tuple[Asked, ...]:
+        """Decide by the sums as they stand in this transaction, for so many payments of that size.
+
+        Refused: `merchant_not_allowed`, `asset_not_allowed`, `limit_exceeded` by the tightest limit.
+        """
+        self.require_within_caps(spend)
+        app, origin = purchase.app_id, purchase.invoice.origin
+        asker = apps.require(unit.conn, app)
+        asker.require_may_pay(origin, paid_asset)
+        conn, clock_ms = unit.conn, self.clock_ms(unit.conn, now_ms)
+        limits = in_force_for(conn, self.limits, app, origin)
+        binding = policy.concerning(limits, app, origin, spend)
+        asked = {
+            policy.ask(limit, spending.counted(conn, limit, clock_ms), spend, count): limit for limit in binding
+        }
+        bounds = policy.ask_bounds(
+            spend, paid_asset, purchase.max_total_units, self._topup_left(unit, purchase, clock_ms), count
+        )
+        tight = policy.tightest((*asked, *bounds))
+        if tight is not None:
+            raise policy.refusal(tight, when_it_frees(conn, asked.get(tight), tight, clock_ms), asker.name)
+        return (*asked, *bounds)
+
+    def require_within_caps(self, spend: Mapping[str, int]) -> None:
+        """What the signer would refuse is held for by nobody; without caps only the signer knows."""
+        if self.caps is not None:
+            require_within_caps(spend, self.caps)
+
+    def _topup_left(self, unit: Unit, purchase: Purchase, clock_ms: int) -> int | None:
+        """What the merchant's own limit for top-ups leaves of the day."""
+        part = purchase.topup
+        if part is None or part.per_day_lovelace is None:
+            return None
+        since_ms = clock_ms - policy.LENGTH_MS[Window.DAY]
+        return part.per_day_lovelace - topups.lovelace_since(unit.conn, purchase.invoice.origin, since_ms)
+
+    def reasons(self, unit: Unit, purchase: Purchase, invoice: Invoice, spend: Mapping[str, int]) -> Reasons:
+        """For which reasons a person is to be asked whether the invoice may be paid; none: nobody is asked.
+
+        By the thresholds, and by what is known of the merchant in this transaction. Refused: `merchant_stopped`,
+        `merchant_busy`.
+        """
+        return judge((*self.look(unit, purchase, invoice), *above(self.approval_above, spend)))
+
+    def look(
+        self, unit: Unit, purchase: Purchase, invoice: Invoice, moment: Moment = Moment.PAYMENT
+    ) -> tuple[Finding, ...]:
+        """What the guards find against an invoice."""
+        rules, claim = self.rules(invoice.origin), trust.claim_of_invoice(invoice)
+        is_measured = purchase.topup is None or purchase.topup.is_auto
+        known = trust.known_of(unit.conn, rules, invoice.origin, claim, purchase.request, is_measured)
+        return guards.look(claim, rules, known, moment)
+
+    def why_stopped(self, conn: Connection, row: PaymentRow) -> Refused | None:
+        """Why a payment is not signed (again) by what was decided before; None: that stands."""
+        if row.origin is None:
+            return None
+        rules, claim = self.rules(row.origin), trust.claim_of_rows(row.outputs)
+        try:
+            judge(
+                guards.look(claim, rules, trust.known_of(conn, rules, row.origin, claim, None), Moment.SAME_TERMS)
+            )
+        except Refused as refusal:
+            return refusal
+        return None
+
+    def rules(self, origin: str) -> Rules:
+        """What the guards go by for a merchant."""
+        merchant = self.merchants.get(origin)
+        return Rules() if merchant is None else merchant.rules
+
+
+def as_told(conn: Connection, app_id: str, refused: Refused) -> Refused:
+    """A refusal as its app is told it; payagent's own app, which has no scope, tells its operator."""
+    app = apps.require(conn, app_id)
+    return refused if app.sees_all or not app.scopes else policy.without_figures(refused)
+
+
+def in_force_for(conn: Connection, filed: Sequence[Limit], app: str, origin: str) -> tuple[Limit, ...]:
+    """The limits that may bind a payment: the file's, and over them those that were set at run time."""
+    return policy.in_force(filed, spending.limits_binding(conn, app, origin))
+
+
+def when_it_frees(conn: Connection, limit: Limit | None, asked: Asked, clock_ms: int) -> int | None:
+    """When a limit that is exceeded has room; None for what does not roll, or never has as much."""
+    if limit is None or limit.window not in policy.LENGTH_MS or asked.asked_units > limit.most_units:
+        return None
+    spans = spending.spans(conn, limit, clock_ms)
+    return policy.frees_at_ms(limit.window, spans, _excess(limit, spans, asked))
+
+
+def _excess(limit: Limit, spans: Sequence[Span], asked: Asked) -> int:
+    return sum(span.units for span in spans) + asked.asked_units - limit.most_units

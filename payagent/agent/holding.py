@@ -1,0 +1,95 @@
+"""The decision on a payment and its hold: within limits, by a plan of our coins, which are taken for it.
+
+May import: core, store, wallet, agent.bounds, .planner, .purse, .orders. Never: signs; waits for anything.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from payagent.agent.bounds import Bounds
+from payagent.agent.orders import Purchase
+from payagent.agent.planner import Planner
+from payagent.agent.purse import coin_of, take
+from payagent.core import ledger, policy
+from payagent.core.money import LOVELACE, check_supply
+from payagent.core.payment import Event
+from payagent.core.policy import Asked
+from payagent.core.problem import Refused
+from payagent.store import queries, records
+from payagent.store.writer import Unit
+from payagent.wallet.coins import Coin
+from payagent.wallet.transaction import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """What may be paid, and the coins that it is paid of."""
+
+    bounds: Bounds
+    planner: Planner
+
+    def decide(
+        self, unit: Unit, purchase: Purchase, anchor: Coin | None, expires_at_ms: int | None, now_ms: int
+    ) -> tuple[Plan, tuple[Asked, ...]]:
+        """The plan, within limits. What is above one before any fee is refused as that, funds or none."""
+        invoice = purchase.invoice
+        known = {LOVELACE: 0} | {invoice.asset: invoice.total_units}
+        asked = self.bounds.require_within_limits(unit, purchase, known, invoice.asset, now_ms)
+        plan = self.planner.plan(unit, invoice, expires_at_ms, purchase.min_window_s, now_ms, anchor)
+        again = policy.ask_again(asked, plan.spend)
+        if policy.tightest(again) is not None or not plan.spend.keys() <= known.keys():
+            again = self.bounds.require_within_limits(unit, purchase, plan.spend, invoice.asset, now_ms)
+        return plan, again
+
+    def hold(
+        self,
+        unit: Unit,
+        payment_id: str,
+        plan: Plan,
+        now_ms: int,
+        asked: Sequence[Asked] | None = None,
+        told: Mapping[str, object] | None = None,
+    ) -> None:
+        """Place the hold, take the coins, fix the anchor: the payment is `reserved`, and by which limits.
+
+        Without any that were asked it counts against none.
+        """
+        for asset, units in plan.spend.items():
+            check_supply(asset, units, "what the transaction takes")
+        for coin in plan.inputs:
+            if coin.ref in self.planner.coins:
+                take(unit, self.planner.coins, coin.ref)
+        records.reserve(unit, (coin.ref for coin in plan.inputs), payment_id)
+        at_ms = self.bounds.clock_ms(unit.conn, now_ms)
+        records.place_hold(unit, payment_id, plan.spend, now_ms, at_ms, asked is not None)
+        records.write_entry(unit, ledger.reserve(plan.spend), now_ms, payment_id=payment_id)
+        records.move_payment(
+            unit,
+            payment_id,
+            Event.HOLD,
+            now_ms,
+            ({"limits": [_asked_view(one) for one in asked]} if asked else {}) | dict(told or {}),
+            anchor=plan.anchor.ref,
+            ttl_slot=plan.ttl_slot,
+        )
+
+
+def _asked_view(one: Asked) -> dict[str, str]:
+    whose = {name: value for name, value in one.scope._asdict().items() if value != policy.ANY}
+    view = {"limit": one.name, "asset": one.asset, "left": str(one.left_units), "asked": str(one.asked_units)}
+    return view | whose
+
+
+def anchor_of(unit: Unit, intent_id: str) -> Coin | None:
+    """The coin that a payment must spend whose intent had others cancelled: only there when every cancel is.
+
+    So no two of them can land, even if a rollback takes a cancel away (docs/exactly-once.md R8).
+    """
+    cancels = queries.watched_voids_of(unit.conn, intent_id)
+    if not cancels:
+        return None
+    first, *others = [queries.free_descendants(unit.conn, cancel) for cancel in cancels]
+    for row in first:
+        if all(row in other for other in others):
+            return coin_of(row)
+    raise Refused("intent_settling", f"the coins that the cancel {cancels[-1]} gave back are in use")

@@ -1,0 +1,206 @@
+"""Transactions of the wallet's coins: what a payment, a transfer or a cancel would be now.
+
+May import: core, store.queries, .pauses, wallet, agent.chainview, .purse, .replacement. Never: takes a coin;
+asks what may be paid.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from payagent.agent.chainview import ChainView
+from payagent.agent.purse import coin_of
+from payagent.agent.replacement import parameters_of, require_anchor
+from payagent.core import ledger
+from payagent.core.address import Address
+from payagent.core.invoice import Invoice
+from payagent.core.money import LOVELACE
+from payagent.core.payment import State
+from payagent.core.problem import Refused, own_order
+from payagent.store import pauses, queries
+from payagent.store.queries import PaymentRow
+from payagent.store.writer import Unit
+from payagent.wallet.coins import Coin, Coins
+from payagent.wallet.transaction import Plan, build, select, smallest_of
+
+TransferPlan = Callable[[Coins, int, Coin | None], Plan]
+"""Makes the transaction of some coins, for a TTL; it spends the anchor, when there is one."""
+
+
+@dataclass(slots=True)
+class Planner:
+    """Our free coins, which the writer's thread owns, and the chain.
+
+    Change in no block yet is spent through `chain_depth` transactions, of such as can land for `chain_ttl_s` more.
+    """
+
+    coins: Coins
+    chain: ChainView
+    own: Address
+    chain_depth: int = 0
+    chain_ttl_s: int = 0
+
+    def plan(
+        self,
+        unit: Unit,
+        invoice: Invoice,
+        expires_at_ms: int | None,
+        min_window_s: int,
+        now_ms: int,
+        anchor: Coin | None = None,
+    ) -> Plan:
+        """The transaction that would pay the invoice now; raises what stands against it but for limits."""
+        slot = self.chain.require_ready(now_ms)
+        ttl_slot = self.chain.ttl_slot(slot, expires_at_ms, min_window_s)
+        parameters = parameters_of(invoice.proof, invoice.echo)
+
+        def pay(coins: Coins) -> Plan:
+            return select(
+                coins,
+                invoice.outputs,
+                change=self.own,
+                ttl_slot=ttl_slot,
+                network_id=self.chain.network.network_id,
+                params=parameters,
+                anchor=anchor,
+                commitment=None if invoice.commitment is None else bytes.fromhex(invoice.commitment),
+            )
+
+        try:
+            if invoice.handed_over:
+                return self._plan_with(unit, self._cancellable(pay), slot, 0)
+            return self._plan_with(unit, pay, slot, self.chain_depth)
+        except Refused as refusal:
+            if invoice.proof == "tx_hash" or refusal.code not in ("needs_consolidation", "transaction_too_big"):
+                raise
+            raise Refused(
+                "proof_too_big", f"{refusal.detail}, of at most {parameters.max_tx_size} bytes"
+            ) from None
+
+    def transfer(self, unit: Unit, plan: TransferPlan, anchor: Coin | None, now_ms: int) -> Plan:
+        """The operator's own order, of what is there and what is on its way."""
+        slot = self.chain.require_ready(now_ms)
+        ttl_slot = self.chain.ttl_slot(slot, None, 0)
+        with own_order():
+            return self._plan_with(unit, lambda coins: plan(coins, ttl_slot, anchor), slot, self.chain_depth)
+
+    def cancel(self, unit: Unit, row: PaymentRow, ttl_slot: int) -> Plan:
+        """The cancel: all coins of a payment that are there, its anchor in any case, to ourselves.
+
+        Not what is yet to come: it may never, and would keep the cancel from landing. With a free one too where
+        they do not pay for it. Refused: `anchor_gone`.
+        """
+        pauses.require_running(unit.conn)
+        require_anchor(unit.conn, row)
+        reserved = queries.coins_reserved_for(unit.conn, row.id)
+        there = [coin_of(coin) for coin in reserved if coin.state == "free" or coin.ref == row.anchor]
+        anchor = next(coin for coin in there if coin.ref == row.anchor)
+        network_id = self.chain.network.network_id
+        try:
+            return take_back(there, anchor, self.own, ttl_slot, network_id)
+        except Refused:
+            spent = {coin.ref for coin in there}
+            for more in self.coins.largest():
+                if more.ref not in spent:
+                    return take_back([*there, more], anchor, self.own, ttl_slot, network_id)
+            raise
+
+    def _cancellable(self, pay: Callable[[Coins], Plan]) -> Callable[[Coins], Plan]:
+        """As `pay`, of coins that also pay for their own way back: what is handed over may have to be cancelled.
+
+        Coins that fit the outputs to the unit do not where the wallet's own output needs more ADA than theirs.
+        """
+
+        def planned(coins: Coins) -> Plan:
+            plan = pay(coins)
+            try:
+                take_back(plan.inputs, plan.anchor, self.own, plan.ttl_slot, plan.network_id)
+            except Refused:
+                spent = {coin.ref for coin in plan.inputs}
+                plan = pay(Coins(coin for coin in coins if coin.ref not in spent))
+                take_back(plan.inputs, plan.anchor, self.own, plan.ttl_slot, plan.network_id)
+            return plan
+
+        return planned
+
+    def _plan_with(self, unit: Unit, plan: Callable[[Coins], Plan], slot: int, chain_depth: int) -> Plan:
+        """What `plan` makes of the free coins, or with them of change that is on its way, `chain_depth` deep.
+
+        That they do not suffice is told with why, where more are ours.
+        """
+        try:
+            return plan(self.coins)
+        except Refused as refusal:
+            if refusal.code not in ("not_enough_funds", "needs_consolidation"):
+                raise
+            if chained := self._chained(unit, plan, slot, chain_depth):
+                return chained
+            if missing := queries.missing_coins(unit.conn):
+                raise Refused(
+                    "chain_not_ready",
+                    f"the provider does not list {len(missing)} of the wallet's coins: {refusal.detail}",
+                ) from None
+            coming = _coming(unit, slot)
+            if not _suffices([*self.coins, *coming], plan):
+                raise
+            asset = str(refusal.context.get("asset", LOVELACE))
+            raise _in_flight(asset, self.coins.totals.get(asset, 0), Coins(coming).totals.get(asset, 0)) from None
+
+    def _chained(self, unit: Unit, plan: Callable[[Coins], Plan], slot: int, chain_depth: int) -> Plan | None:
+        """The transaction with change that is in no block yet; its anchor is in one, when any of its coins is."""
+        coming = [
+            coin_of(row)
+            for row in (queries.chainable_coins(unit.conn, slot + self.chain_ttl_s) if chain_depth else ())
+            if queries.chain_depth(unit.conn, row.tx_id) < chain_depth
+        ]
+        if not coming:
+            return None
+        try:
+            made = plan(Coins([*self.coins, *coming]))
+        except Refused:
+            return None
+        settled = [coin for coin in made.inputs if coin.ref in self.coins]
+        if settled and made.anchor.ref not in self.coins:
+            made = replace(made, anchor=smallest_of(settled))
+        return made
+
+
+def _coming(unit: Unit, slot: int) -> list[Coin]:
+    """Change that is on its way: of what is signed as planned, else what the coins hold above what is held."""
+    coming = [coin_of(row) for row in queries.coming_coins(unit.conn, slot)]
+    for row in queries.payments_in(unit.conn, (State.RESERVED,)):
+        left = {asset: -units for asset, units in queries.hold(unit.conn, row.id).items()}
+        for coin in queries.coins_reserved_for(unit.conn, row.id):
+            left = ledger.add((left, {LOVELACE: coin.lovelace, **coin.assets}))
+        lovelace = left.pop(LOVELACE, 0)
+        if lovelace > 0 and (row.ttl_slot or 0) > slot:
+            coming.append(
+                Coin(
+                    f"{row.seq:064x}", 0, lovelace, tuple((asset, units) for asset, units in left.items() if units)
+                )
+            )
+    return coming
+
+
+def _suffices(coins: list[Coin], plan: Callable[[Coins], Plan]) -> bool:
+    try:
+        plan(Coins(coins))
+    except Refused:
+        return False
+    return True
+
+
+def _in_flight(asset: str, available: int, coming: int) -> Refused:
+    unit = LOVELACE if asset == LOVELACE else f"units of {asset}"
+    return Refused(
+        "funds_in_flight",
+        f"{available} {unit} are free, and {coming} more come back as change of transactions that are in no "
+        "block yet; together they suffice",
+        asset=asset,
+        available=str(available),
+        coming=str(coming),
+    )
+
+
+def take_back(inputs: Sequence[Coin], anchor: Coin, own: Address, ttl_slot: int, network_id: int) -> Plan:
+    """The cancel: all of a payment's coins to ourselves. Refused when they do not pay for it."""
+    return build(inputs, anchor, (), change=own, ttl_slot=ttl_slot, network_id=network_id)

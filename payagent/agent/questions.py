@@ -1,0 +1,257 @@
+"""Payments that wait for a person: put before one, decided once, or over with nobody's word.
+
+May import: core, store, wallet.transaction's values, agent.alarm, .holding, .orders, .prepaid, .replacement,
+.terms, .trust. Never: approves by itself; signs; waits for anything.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from payagent.agent import trust
+from payagent.agent.alarm import clear_alert, raise_alert
+from payagent.agent.holding import Holding, anchor_of
+from payagent.agent.orders import Approver, Decided, Ids, Purchase
+from payagent.agent.prepaid import Buyer, Part
+from payagent.agent.replacement import same_again
+from payagent.agent.terms import MerchantTerms
+from payagent.core.invoice import Invoice
+from payagent.core.money import LOVELACE
+from payagent.core.payment import Event, State
+from payagent.core.problem import Refused
+from payagent.core.times import iso_time
+from payagent.core.verdict import Reasons
+from payagent.store import approvals, apps, pauses, queries, records, topups
+from payagent.store.approvals import Approval
+from payagent.store.queries import IntentRow, PaymentRow
+from payagent.store.writer import Connection, Unit
+from payagent.wallet.transaction import Plan
+
+FEE_ROOM_LOVELACE = 50_000
+"""How much more fee than now a payment may come to when it is approved: that of 26 more coins."""
+
+
+@dataclass(slots=True)
+class Questions:
+    """`timeout_s` is how long a person has, where the invoice allows it."""
+
+    holding: Holding
+    timeout_s: int
+
+    def ask(
+        self,
+        unit: Unit,
+        purchase: Purchase,
+        plan: Plan,
+        worst: Mapping[str, int],
+        reasons: Reasons,
+        expires_at_ms: int | None,
+        now_ms: int,
+    ) -> None:
+        """Put the payment before a person: it counts in full against all limits, without coins or anchor."""
+        payment_id, clock_ms = purchase.ids.payment, self.holding.bounds.clock_ms(unit.conn, now_ms)
+        ends_at_ms = clock_ms + self.timeout_s * 1000
+        if expires_at_ms is not None:
+            ends_at_ms = min(ends_at_ms, expires_at_ms - purchase.min_window_s * 1000)
+        approvals.ask(
+            unit,
+            payment_id=payment_id,
+            terms_hash=purchase.invoice.terms_hash,
+            reasons=reasons,
+            plan=_plan_view(plan),
+            max_total_units=purchase.max_total_units,
+            ends_at_ms=ends_at_ms,
+            now_ms=now_ms,
+        )
+        records.place_hold(unit, payment_id, worst, now_ms, clock_ms, is_counted=True, stage="ask")
+        told = {"reasons": [reason[:2] for reason in reasons], "ends_at": iso_time(ends_at_ms)}
+        records.move_payment(unit, payment_id, Event.ASK, now_ms, told)
+        facts = {
+            "detail": f"{payment_id} to {purchase.invoice.origin} waits for a person: {reasons[0].detail}",
+            **{"payment": payment_id, "app": purchase.app_id, "merchant": purchase.invoice.origin},
+            "ends_at": iso_time(ends_at_ms),
+        }
+        raise_alert(unit, "approval_needed", approval_subject(payment_id), facts, now_ms)
+
+    def approve(self, unit: Unit, payment_id: str, by: Approver, min_window_s: int, now_ms: int) -> Decided:
+        """A person says yes: everything is decided anew, as of now, and the payment goes on as any other.
+
+        Too late, it is denied. Refused, with nothing changed and the question still open: `already_decided`,
+        `terms_changed`, `paused`, `above_approved`, and all that refuses a new payment.
+        """
+        row, approval = self._awaiting(unit, payment_id, by)
+        if self.holding.bounds.clock_ms(unit.conn, now_ms) >= approval.ends_at_ms:
+            return self._time_out(unit, payment_id, now_ms)
+        pauses.require_running(unit.conn)
+        self.holding.planner.chain.require_ready(now_ms)
+        purchase = self._purchase_of(unit, row, approval, min_window_s)
+        _require_let_in(unit.conn, row.app_id, now_ms)
+        worst = queries.hold(unit.conn, payment_id, "ask")
+        records.release_hold(unit, payment_id, now_ms, stage="ask")
+        try:
+            anchor = anchor_of(unit, row.intent_id)
+            plan, asked = self.holding.decide(unit, purchase, anchor, row.expires_at_ms, now_ms)
+        except Refused as refusal:
+            if refusal.code == "invoice_expired":
+                return self._time_out(unit, payment_id, now_ms)
+            raise
+        _require_asked(self.holding.bounds.reasons(unit, purchase, purchase.invoice, plan.spend), approval.reasons)
+        for asset, units in plan.spend.items():
+            if units > worst.get(asset, 0):
+                raise Refused(
+                    "above_approved", f"{units} units of {asset} are needed now, not {worst.get(asset, 0)}"
+                )
+        told = {"by": by.app_id, "via": by.via}
+        self.holding.hold(unit, payment_id, plan, now_ms, asked, told)
+        trust.allow(unit, self.holding.bounds.rules(purchase.invoice.origin), row, told, now_ms)
+        _clear_question(unit, payment_id, "it was approved", now_ms)
+        return Decided(payment_id, plan)
+
+    def deny(self, unit: Unit, payment_id: str, by: Approver, now_ms: int) -> None:
+        """A person says no. Refused: `already_decided`, `terms_changed`."""
+        self._awaiting(unit, payment_id, by)
+        why = Refused("approval_denied", "a person denied it")
+        _deny(unit, payment_id, by, why, now_ms)
+
+    def deny_when_over(self, unit: Unit, payment_id: str, now_ms: int) -> None:
+        """Nobody has decided in time; nothing happens to what was decided meanwhile."""
+        row = queries.payment(unit.conn, payment_id)
+        approval = approvals.of_payment(unit.conn, payment_id)
+        if row is None or approval is None or row.state is not State.AWAITING_APPROVAL:
+            return
+        if self.holding.bounds.clock_ms(unit.conn, now_ms) >= approval.ends_at_ms:
+            self._time_out(unit, payment_id, now_ms)
+
+    def require_not_denied(self, unit: Unit, intent: IntentRow, now_ms: int) -> None:
+        """Who was denied does not ask again and again: not for as long as a question lasts."""
+        since_ms = now_ms - self.timeout_s * 1000
+        if (denied := approvals.denied_since(unit.conn, intent.id, since_ms)) is not None:
+            raise Refused("approval_denied", f"a person denied {denied}, which is the same call", payment=denied)
+
+    def _time_out(self, unit: Unit, payment_id: str, now_ms: int) -> Decided:
+        why = Refused("approval_timed_out", "nobody decided on it in time", payment=payment_id)
+        _deny(unit, payment_id, Approver("clock"), why, now_ms)
+        return Decided(payment_id, None, why)
+
+    def _awaiting(self, unit: Unit, payment_id: str, by: Approver) -> tuple[PaymentRow, Approval]:
+        row, approval = queries.payment(unit.conn, payment_id), approvals.of_payment(unit.conn, payment_id)
+        if row is None:
+            raise Refused("not_found", f"there is no payment {payment_id[:80]!r}")
+        if approval is None or row.state is not State.AWAITING_APPROVAL:
+            known = None if approval is None else approvals.decided(unit.conn, payment_id)
+            decided = {} if known is None else {"decision": known.decision}
+            raise Refused(
+                "already_decided",
+                f"{payment_id} is {row.state}",
+                payment=payment_id,
+                state=str(row.state),
+                **decided,
+            )
+        if by.terms_hash is not None and by.terms_hash != approval.terms_hash:
+            raise Refused("terms_changed", f"{payment_id} is for other terms than those that were decided on")
+        return row, approval
+
+    def _purchase_of(self, unit: Unit, row: PaymentRow, approval: Approval, min_window_s: int) -> Purchase:
+        """What was asked for, as it was admitted. Refused: `merchant_not_allowed`, when it is not any more."""
+        merchant = self.holding.bounds.merchants.get(row.origin or "")
+        if merchant is None or row.invoice_id is None or row.dialect is None:
+            raise Refused("merchant_not_allowed", f"{row.origin} may not be paid any more", origin=row.origin)
+        wanted = same_again(row, self.holding.planner.chain.network)
+        invoice = Invoice(
+            *(
+                row.dialect,
+                merchant.origin,
+                row.invoice_id,
+                self.holding.planner.chain.network.name,
+                wanted.outputs,
+            ),
+            expires_at_ms=row.expires_at_ms,
+            batch_target=row.batch_target,
+            proof=row.proof,
+            handed_over=row.handed_over,
+            echo=row.echo,
+            commitment=row.commitment,
+        )
+        intent = queries.intent(unit.conn, row.intent_id)
+        return Purchase(
+            ids=Ids(row.intent_id, row.id, row.request_id),
+            app_id=row.app_id,
+            key=intent.key,
+            derived=intent.derived,
+            fingerprint=intent.fingerprint,
+            request=queries.request_of(unit.conn, row.intent_id),
+            invoice=invoice,
+            offers=(invoice,),
+            response="",
+            received_at_ms=row.created_at_ms,
+            heard_at_ms=row.created_at_ms,
+            max_total_units=approval.max_total_units,
+            min_window_s=min_window_s,
+            buyer=Buyer("", ""),
+            topup=_part_of(unit.conn, row, merchant),
+        )
+
+
+def approval_subject(payment_id: str) -> str:
+    """What the alert of a question is about."""
+    return f"approval:{payment_id}"
+
+
+def _deny(unit: Unit, payment_id: str, by: Approver, why: Refused, now_ms: int) -> None:
+    """The question is over, and what counted for it counts no more."""
+    records.release_hold(unit, payment_id, now_ms, stage="ask")
+    told = {"by": by.app_id, "via": by.via}
+    records.move_payment(unit, payment_id, Event.DENY, now_ms, told, reason_code=why.code, reason=why.detail)
+    _clear_question(unit, payment_id, why.detail, now_ms)
+
+
+def _clear_question(unit: Unit, payment_id: str, detail: str, now_ms: int) -> None:
+    clear_alert(unit, approval_subject(payment_id), {"detail": detail, "payment": payment_id}, now_ms)
+
+
+def _require_asked(now: Reasons, asked: Reasons) -> None:
+    """Refused by a reason to ask that was none when the person was asked: nobody has decided on that."""
+    known = {reason.code for reason in asked}
+    for reason in now:
+        if reason.code not in known:
+            raise Refused(reason.code, f"{reason.detail}; that was not so when it was asked about")
+
+
+def _require_let_in(conn: Connection, app_id: str, now_ms: int) -> None:
+    """An app whose token has ended gets nothing any more; payagent's own has none, and needs none."""
+    app, token = apps.require(conn, app_id), apps.last_token(conn, app_id)
+    if app.scopes and (token is None or not token.is_good(now_ms)):
+        raise Refused("forbidden", f"the app {app.name}, which asked for it, is revoked or has expired")
+
+
+def _part_of(conn: Connection, row: PaymentRow, merchant: MerchantTerms) -> Part | None:
+    order = None if row.topup is None else topups.find(conn, row.topup)
+    if order is None:
+        return None
+    return Part(
+        *(order.id, 1, order.unit, order.is_call, merchant.topup_per_day_lovelace, order.units),
+        is_auto=order.cause == "auto",
+    )
+
+
+def with_fee_room(spend: Mapping[str, int]) -> dict[str, int]:
+    """What a payment may come to when it is decided on: by then other coins may have to pay for it."""
+    return {**spend, LOVELACE: spend[LOVELACE] + FEE_ROOM_LOVELACE}
+
+
+def _plan_view(plan: Plan) -> dict[str, object]:
+    """A transaction for a person: every output, as its bytes have it, and the fee."""
+    rest = plan.frame.rest.text
+    addresses = [*(output.address.text for output in plan.asked), *[rest] * len(plan.outputs)]
+    return {
+        "outputs": [
+            {
+                "role": output.role,
+                "address": address,
+                "lovelace": str(output.lovelace),
+                "assets": {asset: str(units) for asset, units in output.assets},
+            }
+            for address, output in zip(addresses, plan.outputs, strict=False)
+        ],
+        "fee": str(plan.fee_lovelace),
+        "size": plan.size,
+    }
