@@ -417,7 +417,8 @@ class Watch:
             await self._vanished.look(source, tip)
 
     def _believed(self, source: View, listing: Listing, known: Set[str], now_ms: int) -> Listing:
-        """Of several providers the last one that is heard makes no coin by one word: three reads, spaced (R8).
+        """Of several providers the last one that is heard makes no coin by one word: three reads, spaced (R8), and
+        those that are missing were missing for long. Heard again they could not undo it, were it a lie.
 
         Where only one is configured it is taken at its word: a coin that it makes up pays nobody.
         """
@@ -428,7 +429,7 @@ class Watch:
         young = {
             ref
             for ref, coin in is_new.items()
-            if not self._new_coins.is_enough(ref, _worth(coin), source.tip.hash, now_ms)
+            if not self._new_coins.is_enough(ref, _worth(coin), source.tip.hash, now_ms) or not source.may_add
         }
         self._new_coins.keep(is_new)
         agreed = tuple(coin for coin in listing.agreed if f"{coin.tx_id}#{coin.index}" not in young)

@@ -110,6 +110,7 @@ class _Member:
     fallen: Silence | None = None
     leapt: Silence | None = None
     fresh_at_ms: int | None = None
+    was_heard: bool = False
     absence: Silence | None = None
     """Since when it was not heard, for whatever reason."""
 
@@ -161,6 +162,11 @@ class View:
     """
     is_for_good: bool
     """Whether what no later look undoes may be: besides, nobody is missing that was heard not long ago."""
+    may_add: bool
+    """Whether a new coin may be booked by one word that is left: nobody is missing that was heard not long ago.
+
+    Who was never heard since the start is not waited for: a dead provider holds up no first funding.
+    """
     _heard: tuple[_Member, ...]
     _awaited: tuple[str, ...]
 
@@ -303,6 +309,7 @@ class Panel:
         heard = [member for member, tip in zip(self._members, tips, strict=True) if tip and not member.trouble]
         for member in self._members:
             member.absence = None if member in heard else missed(member.absence, self.now_ms())
+            member.was_heard |= member in heard
         late = [member for member, tip in zip(self._members, tips, strict=True) if tip and member.is_late]
         speaking = heard or late
         if not speaking:
@@ -316,9 +323,11 @@ class Panel:
             (member.sentence.holds(now_ms) and not member.is_relapsed) or member.is_dead_at_start
             for member in self._members
         )
-        is_for_good = is_final and all(member in heard or _is_given_up(member, now_ms) for member in self._members)
+        missing = [m for m in self._members if m not in heard and not _is_given_up(m, now_ms)]
+        is_for_good = is_final and not missing
+        may_add = not any(member.was_heard for member in missing)
         names = tuple(member.source.name for member in awaited)
-        return View(self, tip, is_current, is_final, is_for_good, tuple(speaking), names)
+        return View(self, tip, is_current, is_final, is_for_good, may_add, tuple(speaking), names)
 
     def _compare(self, tips: Sequence[Tip]) -> None:
         low, high = min(tips, key=lambda tip: tip.height), max(tips, key=lambda tip: tip.height)

@@ -435,6 +435,19 @@ class TestInvented:
             await pass_s(run, 40)
             assert run.owned() == world.on_chain()
 
+    async def test_a_coin_while_the_honest_ones_newest_block_is_not_found(
+        self, world: World, liar: Relay, honest: Relay
+    ) -> None:
+        """No later look undoes it while the liar stands by it: it is not booked before the other is given up."""
+        world.fund(50 * ADA)
+        async with world.run(providers=providers(liar, honest, True)) as run:
+            await run.look()
+            invent_coin(liar, world, 900 * ADA)
+            for _ in range(3):
+                await be_missed(world, run, honest, looks=40)
+                assert run.owned() == world.on_chain()
+            assert run.selectable() == world.unspent()
+
     async def test_that_our_coins_are_gone(self, world: World, liar: Relay, honest: Relay) -> None:
         """It lists nothing: coins that are known go on being spent, and no deposit is taken back."""
         world.fund(50 * ADA, 60 * ADA)
