@@ -1,0 +1,193 @@
+"""What a payment costs in things that can be counted: the same on every machine, and each time.
+
+Times differ from machine to machine and from minute to minute; what is done for a payment does not. Statements,
+commits and calls of the provider are counted in the real agent over a real file and a devnet over HTTP,
+instructions under `valgrind --tool=callgrind`, memory by `tracemalloc`.
+
+    python tests/counts/counting.py           show the counts beside the baseline
+    python tests/counts/counting.py --write   make them the baseline
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import tracemalloc
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from sqlite3 import Connection
+
+HERE = Path(__file__).parent
+BASELINE = HERE / "baseline.json"
+TOLERANCE_PERCENT = 5
+
+PAYMENTS = 20
+"""So many are paid after a first one, which prepares statements and warms caches."""
+
+COINS = (1, 1_000, 10_000)
+FEW, MANY = 5, 45
+"""So many payments two runs under callgrind build: the start of Python is in both."""
+
+Counts = dict[str, float]
+
+
+@dataclass(slots=True)
+class Statements:
+    """Counts what a connection is asked to do, the triggers' own statements left out."""
+
+    count: int = 0
+    commits: int = 0
+    by_sql: dict[str, int] = field(default_factory=dict)
+
+    def watch(self, conn: Connection) -> None:
+        conn.set_trace_callback(self._note)
+
+    def _note(self, sql: str) -> None:
+        if sql.startswith("--"):
+            return
+        self.count += 1
+        self.commits += sql == "COMMIT"
+
+    def taken(self) -> tuple[int, int]:
+        """(statements, commits) since the last call."""
+        told = (self.count, self.commits)
+        self.count = self.commits = 0
+        return told
+
+
+async def of_the_agent(folder: Path) -> Counts:
+    """Statements and commits until a payment has left; calls of the provider for one more, and when idle."""
+    from agent_kit import ADA, world_with_clock
+
+    told: Counts = {}
+    with world_with_clock(folder) as world:
+        world.fund(*[20 * ADA] * (PAYMENTS + 1))
+        async with world.run() as run:
+            await run.look()
+            await run.pay("first")
+            await run.settle_down(3)
+            statements, source = Statements(), run.agent.sources[0]
+            statements.watch(run.agent._writer._committer.conn)  # type: ignore[attr-defined]
+            statements.watch(run.agent.conn)
+            calls = source.calls
+            await run.settle_down(10)
+            told["provider calls of an idle look at a new block"] = (source.calls - calls) / 10
+            told["statements of an idle look at a new block"] = statements.taken()[0] / 10
+            calls = source.calls
+            for number in range(PAYMENTS):
+                await run.pay(f"call {number}")
+            done, commits = statements.taken()
+            told["statements of a payment, asked for to sent"] = done / PAYMENTS
+            told["commits of a payment, asked for to sent"] = commits / PAYMENTS
+            await run.settle_down(3)
+            done, commits = statements.taken()
+            told["statements of a payment, sent to confirmed"] = done / PAYMENTS
+            told["commits of a payment, sent to confirmed"] = commits / PAYMENTS
+            idle = 3 * told["provider calls of an idle look at a new block"]
+            told["provider calls of one payment more"] = (source.calls - calls - idle) / PAYMENTS
+    return told
+
+
+def builder(coins: int) -> Callable[[], object]:
+    """Select, build, sign and check one payment from a wallet of so many coins."""
+    from build_and_sign import Coins, ours, outputs, wallet
+
+    from payagent.core.money import LOVELACE
+
+    return ours(Coins(wallet(coins)), outputs(LOVELACE, 10_000_000))
+
+
+def memory_of_building() -> Counts:
+    """The most that one payment takes at once, in KiB."""
+    told: Counts = {}
+    for coins in COINS:
+        work = builder(coins)
+        for _ in range(3):
+            work()
+        tracemalloc.start()
+        work()
+        told[f"KiB at once to build and sign, {coins} coins"] = tracemalloc.get_traced_memory()[1] / 1024
+        tracemalloc.stop()
+    return told
+
+
+def instructions_of_building() -> Counts:
+    """Instructions of one payment: what a run of more of them takes more, divided by how many more.
+
+    Raises `FileNotFoundError` where valgrind is not installed.
+    """
+    told: Counts = {}
+    for coins in COINS[:2]:
+        few, many = (_begin(coins, loops) for loops in (FEW, MANY))
+        told[f"instructions to build and sign, {coins} coins"] = (_ended(many) - _ended(few)) / (MANY - FEW)
+    return told
+
+
+def _begin(coins: int, loops: int) -> subprocess.Popen[str]:
+    program = (sys.executable, __file__, "--build", str(coins), str(loops))
+    return subprocess.Popen(
+        ("valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null", *program),
+        env={**os.environ, "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def _ended(run: subprocess.Popen[str]) -> int:
+    _, told = run.communicate(timeout=240)
+    found = re.search(r"Collected : (\d+)", told)
+    if run.returncode or found is None:
+        raise RuntimeError(f"callgrind failed: {told[-500:]}")
+    return int(found[1])
+
+
+def count_all() -> Counts:
+    with tempfile.TemporaryDirectory() as folder:
+        told = asyncio.run(of_the_agent(Path(folder)))
+    return told | memory_of_building() | instructions_of_building()
+
+
+def baseline() -> Counts:
+    told: Counts = json.loads(BASELINE.read_text())
+    return told
+
+
+def grown(counts: Counts, before: Counts) -> dict[str, str]:
+    """What is more than the tolerance above the baseline, or not in it, in words."""
+    return {
+        name: f"{count:g}, the baseline is {before.get(name, 0):g}"
+        for name, count in counts.items()
+        if count * 100 > before.get(name, 0) * (100 + TOLERANCE_PERCENT)
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python tests/counts/counting.py", description=__doc__.split("\n")[0])
+    parser.add_argument("--write", action="store_true", help="make what is counted the baseline")
+    parser.add_argument("--build", nargs=2, type=int, metavar=("COINS", "LOOPS"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.build is not None:
+        coins, loops = options.build
+        work = builder(coins)
+        for _ in range(loops):
+            work()
+        return 0
+    counts = count_all()
+    before = baseline() if BASELINE.exists() else {}
+    for name, count in counts.items():
+        print(f"{name}: {count:g} (baseline {before.get(name, 0):g})")
+    if options.write:
+        BASELINE.write_text(json.dumps({name: round(count, 2) for name, count in counts.items()}, indent=1) + "\n")
+        return 0
+    return 1 if grown(counts, before) else 0
+
+
+if __name__ == "__main__":
+    sys.path[:0] = [str(HERE.parent), str(HERE.parent.parent / "benchmarks")]
+    sys.exit(main())

@@ -1,0 +1,55 @@
+"""Nothing that can be counted of a payment may grow by more than a twentieth without somebody saying so."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+
+from counts import counting
+
+
+def told(counts: counting.Counts) -> str:
+    words = "; ".join(f"{name}: {what}" for name, what in counting.grown(counts, counting.baseline()).items())
+    return words and f"{words} (tests/counts/counting.py --write, if that is meant)"
+
+
+async def test_a_payment_takes_no_more_statements_commits_and_calls(tmp_path: Path) -> None:
+    assert told(await counting.of_the_agent(tmp_path)) == ""
+
+
+def test_building_a_payment_takes_no_more_memory_however_many_coins_there_are() -> None:
+    counts = counting.memory_of_building()
+    assert told(counts) == ""
+    assert max(counts.values()) < 1.1 * min(counts.values())
+
+
+@pytest.mark.skipif(shutil.which("valgrind") is None, reason="valgrind is not installed")
+def test_building_a_payment_takes_no_more_instructions() -> None:
+    assert told(counting.instructions_of_building()) == ""
+
+
+def test_a_count_that_grew_is_told() -> None:
+    before = {"statements": 100.0, "calls": 3.0}
+    assert counting.grown({"statements": 105.0, "calls": 3.0}, before) == {}
+    assert counting.grown({"statements": 106.0, "calls": 3.0}, before).keys() == {"statements"}
+    assert counting.grown({"new": 1.0}, before).keys() == {"new"}
+
+
+async def test_one_more_statement_of_a_payment_would_be_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten more are six percent: the counter is there, and looks at the connection that pays."""
+    from payagent.store import records
+
+    add = records.add_payment
+
+    def with_more(unit, **values):  # type: ignore[no-untyped-def]
+        for _ in range(10):
+            unit.conn.execute("SELECT 1 FROM payments LIMIT 1")
+        add(unit, **values)
+
+    monkeypatch.setattr(records, "add_payment", with_more)
+    assert "statements of a payment, asked for to sent" in told(await counting.of_the_agent(tmp_path))
