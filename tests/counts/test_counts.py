@@ -10,7 +10,6 @@ sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
 from counts import counting
 
-
 same_python = pytest.mark.skipif(
     counting.baseline_python() != counting.PYTHON, reason="the baseline is of another version of Python"
 )
