@@ -72,6 +72,7 @@ class Sweeps:
             ("watch", self._look, self._beats.watch_s),
             ("scan", self._scan, self._beats.watch_s),
             ("merchants", self._watch.poll_merchants, self._beats.merchants_s),
+            ("unserved", self._watch.give_up_unserved, self._beats.merchants_s),
             ("prepaid", self._watch.observe_prepaid, self._beats.prepaid_s),
             ("alerts", self._alerts.beat, self._beats.alerts_s),
             ("topups", self._topups.beat, self._beats.prepaid_s),

@@ -46,7 +46,15 @@ from payagent.chain.source import ChainSource
 from payagent.core import policy
 from payagent.core.address import Address
 from payagent.core.invoice import Invoice, Output, Role
-from payagent.core.payment import ENDED_WITHOUT_PAYING, NEVER_SIGNED, TRANSITIONS, UNSIGNED, Event, State
+from payagent.core.payment import (
+    ENDED_WITHOUT_PAYING,
+    NEVER_SIGNED,
+    TRANSITIONS,
+    UNSIGNED,
+    Delivery,
+    Event,
+    State,
+)
 from payagent.core.problem import Refused
 from payagent.core.verdict import Reasons
 from payagent.dialects import Answer, Call, Reading, Response, Said, read_answer, read_offers
@@ -340,6 +348,17 @@ class Agent:
             payment_id,
         )
         return self.payment(payment_id)
+
+    async def record_unanswered(self, payment_id: str, why: str) -> None:
+        """A proof was shown to the merchant, and no answer came to it."""
+        if self.payment(payment_id).delivery is not Delivery.NOT_PRESENTED:
+            return
+        now_ms, rules = self.ports.clock.now_ms(), self.terms.rules
+        await self.write(
+            "delivery",
+            lambda unit: steps.record_unanswered(unit, payment_id, why, rules, now_ms),
+            payment_id,
+        )
 
     async def record_used_up(self, payment_id: str) -> PaymentRow:
         """The merchant says that the proof is used up, which was shown by nobody but us: it took it."""

@@ -40,7 +40,7 @@ from payagent.wallet.coins import Coins
 from payagent.wallet.plan import Plan
 
 SERVING_PATIENCE_MS = 3_600_000
-"""When an invoice without an end counts as over."""
+"""How long a merchant has to serve what was confirmed; and when an invoice without an end counts as over."""
 
 NOT_SIGNED_SUBJECT = "signer"
 
@@ -252,6 +252,34 @@ def record_delivery(unit: Unit, payment_id: str, http_status: int, rules: RulesO
     row = row_of(unit, payment_id)
     event = delivery_event(http_status, row.state, _is_over(row, now_ms))
     _deliver(unit, row, event, {"status": http_status}, rules, now_ms)
+
+
+def record_unanswered(unit: Unit, payment_id: str, why: str, rules: RulesOf, now_ms: int) -> None:
+    """A proof was shown, and no answer came: told once, for what matters is that it was shown at all."""
+    row = row_of(unit, payment_id)
+    if row.delivery is Delivery.NOT_PRESENTED:
+        _deliver(unit, row, DeliveryEvent.PRESENT, {"unanswered": why}, rules, now_ms)
+
+
+def serving_ended_ms(clock_ms: int) -> int:
+    """What was confirmed by then has been waited for long enough; by the limits' clock, which only blocks move.
+
+    An hour from its confirmation, whenever its invoice ends. An end says until when it may be paid, and the
+    merchant chose it: a near one would accuse who serves a minute later, and one a day off would let a merchant
+    that never serves be paid by every new call of that day.
+    """
+    return clock_ms - SERVING_PATIENCE_MS
+
+
+def give_up_unserved(unit: Unit, payment_id: str, clock_ms: int, rules: RulesOf, now_ms: int) -> None:
+    """A payment is a person's matter now, and counts against its merchant, if it is still unserved; once.
+
+    Whoever shows its proof later and is served takes that back. What nobody is known to have shown counts
+    against no merchant, and neither does what it served to a client that hung up.
+    """
+    if queries.unserved(unit.conn, serving_ended_ms(clock_ms), payment_id):
+        told = {"unserved_ms": SERVING_PATIENCE_MS}
+        _deliver(unit, row_of(unit, payment_id), DeliveryEvent.GIVE_UP, told, rules, now_ms)
 
 
 def record_used_up(unit: Unit, payment_id: str, rules: RulesOf, now_ms: int) -> None:

@@ -115,7 +115,7 @@ def note_delivery(unit: Unit, rules: Rules, row: PaymentRow, now: Delivery, now_
     trust.set_strikes(unit, row.origin, Strikes(count, now_ms if stops else had.stopped_at_ms))
     if stops:
         detail = f"{row.origin} took {count} payments in a row and did not serve: nothing more is bought from it"
-        facts = {"merchant": row.origin, "payment": row.id, "strikes": str(count)}
+        facts = {"merchant": row.origin, "payment": row.id, "app": row.app_id, "strikes": str(count)}
         records.note(unit, None, "merchant_stopped", None, now_ms, facts)
         raise_alert(unit, "merchant_stopped", _subject(row.origin), {"detail": detail, **facts}, now_ms)
 

@@ -167,6 +167,21 @@ class Watch:
 
         await agent.write("merchant", job, row.id)
 
+    async def give_up_unserved(self) -> None:
+        """Note which merchants have not served what was confirmed long enough ago: nobody may ever ask again."""
+        agent = self._agent
+        now_ms = agent.ports.clock.now_ms()
+        clock_ms = agent.limits_clock_ms(agent.conn, now_ms)
+        for payment_id in queries.unserved(agent.conn, steps.serving_ended_ms(clock_ms)):
+            job = partial(
+                steps.give_up_unserved,
+                payment_id=payment_id,
+                clock_ms=clock_ms,
+                rules=agent.terms.rules,
+                now_ms=now_ms,
+            )
+            await agent.write("delivery", job, payment_id)
+
     async def observe_prepaid(self) -> None:
         """Ask merchants what is left of prepaid balances: when one has moved, and now and then."""
         agent = self._agent

@@ -43,6 +43,8 @@ _ASK_AGAIN_S = 0.2
 """Before a merchant is asked anew for a batch: after a clock was set back the next 402 seems old as well."""
 
 _LOST_FIRST_S, _LOST_MAX_S = 0.5, 10.0
+_SILENT_S = 15.0
+"""A proof without an answer for so long was shown, whoever hangs up then: no connection takes longer to make."""
 
 log = structlog.get_logger("payagent.proxy")
 
@@ -302,8 +304,10 @@ class Clerk:
         self, trip: Trip, purchase: Purchase, turn: Turn, proof: Proof
     ) -> tuple[float | None, UsedUp | None]:
         """(in how many seconds again, or None: the client has its answer, or the proof is used up)."""
+        silence = asyncio.get_running_loop().call_later(_SILENT_S, self._note_silence, purchase)
         try:
             async with trip.upstream.call(trip.call(trip.intake.spool, proof.headers, proof.poll)) as answer:
+                silence.cancel()
                 response = await _hear(answer, proof)
                 proof.row, advice = await self._to_its_end(self._agent.take_answer(purchase.id, response))
                 if advice.answer.said is Said.SERVED:
@@ -322,8 +326,15 @@ class Clerk:
             if trip.reply.has_started or (isinstance(lost, Refused) and lost.code not in _LOST):
                 raise
             log.info("proxy.retry_lost", payment=purchase.id, reason=str(lost))
+            if not (isinstance(lost, Refused) and lost.context.get("sent") is False):
+                await self._to_its_end(self._agent.record_unanswered(purchase.id, str(lost)))
             proof.lost_count += 1
             return min(_LOST_FIRST_S * 2 ** min(proof.lost_count - 1, 10), _LOST_MAX_S), None
+        finally:
+            silence.cancel()
+
+    def _note_silence(self, purchase: Purchase) -> None:
+        self._start(self._agent.record_unanswered(purchase.id, f"nothing came in {_SILENT_S:g} s"))
 
     async def _deliver(self, trip: Trip, purchase: Purchase, answer: MerchantAnswer, row: PaymentRow) -> None:
         """Hand a paid answer on. It is delivered when its last byte went out; a client that hangs up ends this."""
@@ -357,10 +368,13 @@ class Clerk:
 
     async def _to_its_end(self, step: Coroutine[Any, Any, T]) -> T:
         """A step of the agent; it is not cut off when the client goes away."""
+        return await asyncio.shield(self._start(step))
+
+    def _start(self, step: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.create_task(step)
         self._steps.add(task)
         task.add_done_callback(self._step_ended)
-        return await asyncio.shield(task)
+        return task
 
     def _step_ended(self, task: asyncio.Task[Any]) -> None:
         self._steps.discard(task)

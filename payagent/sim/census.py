@@ -28,6 +28,7 @@ _SIMPLE = {
     "foreign_again": "what was spent elsewhere is in another block",
     "anchor_gone": "a payment spends a deposit that a fork took away",
     "anchor_back": "a payment's deposit comes back",
+    "delivery_give_up": "a merchant is given up: paid, and not served in time",
 }
 _ASKED = "a new ledger has asked the chain for the wallet's past"
 _CAUGHT_UP = "a ledger that was behind has caught up"

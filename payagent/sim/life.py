@@ -193,6 +193,7 @@ class Life:
         self.spawn(self._every(1, lambda: self._recovery.beat(self.watch.view)))
         self.spawn(self._every(MERCHANTS_EVERY_BEATS, self.watch.poll_merchants))
         self.spawn(self._every(MERCHANTS_EVERY_BEATS, self.watch.observe_prepaid))
+        self.spawn(self._every(MERCHANTS_EVERY_BEATS, self.watch.give_up_unserved))
         self.spawn(self._every(1, self.topups.beat))
         if self.agent.terms.approval_above:
             self.spawn(self._every(1, self.agent.deny_what_is_over))

@@ -814,6 +814,21 @@ def last_note(conn: sqlite3.Connection, payment_id: str, event: str) -> dict[str
     return None if row is None else json.loads(row[0])
 
 
+def unserved(conn: sqlite3.Connection, until_ms: int, payment_id: str | None = None) -> list[str]:
+    """Payments (or that one) that count from that time of the limits' clock at the latest, whose proof was shown,
+    and whose merchant never answered it as one that serves.
+    """
+    rows = conn.execute(
+        "SELECT p.id FROM payments p WHERE p.delivery = 'presented' AND p.state IN ('confirmed', 'settled') "
+        "AND (SELECT e.detail ->> '$.counts_from_ms' FROM events e WHERE e.payment_id = p.id "
+        "AND e.event = 'confirm' ORDER BY e.seq DESC LIMIT 1) <= ?1 "
+        "AND NOT EXISTS (SELECT 1 FROM events e WHERE e.payment_id = p.id AND e.event = 'merchant_answered' "
+        "AND e.detail ->> '$.said' = 'served') AND COALESCE(p.id = ?2, 1) ORDER BY p.seq",
+        (until_ms, payment_id),
+    )
+    return [found for (found,) in rows]
+
+
 def answers_to_retries(conn: sqlite3.Connection, payment_id: str) -> list[str]:
     """What the merchant said to each retry, in order (dialects.Said)."""
     rows = conn.execute(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from agent.test_agent_approvals import is_sound
 from agent.test_agent_edges import BadSigner
 from agent.test_agent_replace import LONG_S, TTL_S, attempts, lose, pass_time_of, wait_for_void
 from agent_kit import ADA, APP, DEVNET, Run, World, with_terms, world_with_clock
@@ -463,6 +464,77 @@ class TestStrikes:
             await wait_for_void(world, run)
             assert run.state(row.id) is State.VOID
             assert run.owned() == world.on_chain()
+
+
+class TestNobodyAsksAgain:
+    """D6, where no client shows the old proof once the invoice is over: each new call would be paid for anew."""
+
+    STOP = Rules(stop_after=3)
+
+    async def test_a_merchant_that_takes_the_money_is_stopped_by_itself(self, world: World) -> None:
+        """It says no twice before its invoices are over, and the next call is another one; told once for each."""
+        async with world.run(terms=guarded(world, self.STOP)) as run:
+            for message in ("one", "two", "three"):
+                row = await run.pay_in_block(message)
+                await run.agent.record_delivery(row.id, 500)
+                await run.agent.record_delivery(row.id, 402)
+                await pass_an_hour(run)
+                await run.watch.give_up_unserved()
+                assert run.agent.payment(row.id).delivery is Delivery.PAID_NOT_SERVED
+                assert run.events(row.id).count("delivery_give_up") == 1
+            assert alerts.raised(run.agent.conn, "merchant_stopped") == [f"merchant:{world.origin}"]
+            (_, told) = events_of(run, "merchant_stopped")[0]
+            assert (told["app"], told["payment"]) == (APP, row.id), "whose word it was that stopped it"
+            assert (await refusal(run, "four")).code == "merchant_stopped"
+            assert is_sound(run)
+
+    async def test_an_end_a_day_off_gains_nothing(self, world: World) -> None:
+        world.settings(timeout=86_400)
+        async with world.run(terms=guarded(world, self.STOP)) as run:
+            row = await run.pay_in_block("one")
+            await run.agent.record_delivery(row.id, 402)
+            await pass_an_hour(run)
+            assert trust.strikes(run.agent.conn, world.origin).count == 1
+
+    async def test_a_slow_one_has_an_hour_whenever_its_invoice_ends(self, world: World) -> None:
+        async with world.run(terms=guarded(world, self.STOP)) as run:
+            row = await run.pay_in_block("one")
+            await run.agent.record_delivery(row.id, 402)
+            await pass_an_hour(run, but_s=60)
+            assert run.agent.payment(row.id).delivery is Delivery.PRESENTED
+            world.clock.ahead_ms += 3_600_000  # and no block: this machine's clock alone accuses nobody
+            await run.watch.give_up_unserved()
+            assert run.agent.payment(row.id).delivery is Delivery.PRESENTED
+            assert (await run.agent.record_delivery(row.id, 200)).delivery is Delivery.ACCEPTED
+            await pass_an_hour(run)
+            assert trust.strikes(run.agent.conn, world.origin).count == 0
+
+    async def test_what_is_served_late_begins_the_count_anew(self, world: World) -> None:
+        async with world.run(terms=guarded(world, self.STOP)) as run:
+            row = await run.pay_in_block("one")
+            await run.agent.record_delivery(row.id, 402)
+            await pass_an_hour(run)
+            assert trust.strikes(run.agent.conn, world.origin).count == 1
+            assert (await run.agent.record_delivery(row.id, 200)).delivery is Delivery.ACCEPTED
+            assert trust.strikes(run.agent.conn, world.origin).count == 0
+
+    async def test_clients_that_tell_nothing_or_hang_up_accuse_nobody(self, world: World) -> None:
+        """Nothing was shown, as far as we know; or the merchant served, and nobody took its answer to the end."""
+        async with world.run(terms=guarded(world, self.STOP)) as run:
+            silent = await run.pay_in_block("never told")
+            cut = await run.pay_in_block("hung up")
+            await run.agent.take_answer(cut.id, make_response(200, {"content-type": "text/plain"}, ""))
+            await pass_an_hour(run)
+            assert run.agent.payment(silent.id).delivery is Delivery.NOT_PRESENTED
+            assert run.agent.payment(cut.id).delivery is Delivery.PRESENTED
+            assert trust.strikes(run.agent.conn, world.origin).count == 0
+
+
+async def pass_an_hour(run: Run, but_s: int = 0) -> None:
+    """An hour and a bit by the chain's time, and a look for what was not served in it."""
+    run.world.clock.ahead_ms += 3_605_000 - but_s * 1000
+    await run.settle_down()
+    await run.watch.give_up_unserved()
 
 
 async def test_an_invoice_that_comes_with_other_terms_is_told_once(world: World) -> None:

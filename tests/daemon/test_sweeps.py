@@ -69,6 +69,9 @@ class Watch:
     async def poll_merchants(self) -> None:
         return
 
+    async def give_up_unserved(self) -> None:
+        return
+
     async def observe_prepaid(self) -> None:
         return
 

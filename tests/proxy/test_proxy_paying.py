@@ -12,6 +12,7 @@ from proxy_kit import SERVED, Got, Heard, Paywall, Place, as_402, blocks, place,
 from payagent.agent.limits import set_limits
 from payagent.core.payment import Delivery
 from payagent.core.policy import Window
+from payagent.proxy import clerk
 from payagent.proxy.door import Bounds
 
 COINS = [20 * ADA] * 8
@@ -170,6 +171,44 @@ async def test_a_retry_that_is_lost_is_the_same_proof_again(shop: Place, trouble
     assert (await shop.ask(method="POST", body=b"x")).body == b"served"
     assert len({heard.header("x-payment") for heard in wall.retries}) == 1
     assert len(shop.payments) == 1
+
+
+async def test_a_merchant_that_drops_every_retry_is_known_to_have_seen_the_proof(world: World) -> None:
+    """D6: it took the money and answers nothing, so that nothing that it says can count against it. Told once."""
+    world.fund(*COINS)
+    async with place(world, Bounds(patience_s=2)) as at, blocks(at.run):
+        wall = Paywall()
+
+        async def drop(heard: Heard) -> None:
+            if heard.header("x-payment") is None:
+                await wall(heard)
+            else:
+                wall.retries.append(heard)
+                heard.writer.close()
+
+        at.peer.answers["/chat"] = drop
+        assert problem(await at.ask())["code"] == "not_served_yet"
+        (payment,) = at.payments
+        assert len(wall.retries) > 1
+        assert payment.delivery is Delivery.PRESENTED
+        assert at.run.events(payment.id).count("delivery_present") == 1
+
+
+async def test_a_client_that_hangs_up_on_silence_does_not_hide_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clerk, "_SILENT_S", 0.05)
+    world.fund(*COINS)
+    async with place(world) as at, blocks(at.run):
+        wall = Paywall(serve=Heard.until_hung_up)
+        at.peer.answers["/chat"] = wall
+        async with at.wire() as wire:
+            await wire.say(at.call())
+            await at.until(
+                lambda: any(row.delivery is Delivery.PRESENTED for row in at.payments), "its proof was shown"
+            )
+            wire.hang_up()
+        assert at.run.events(at.payments[0].id).count("delivery_present") == 1
 
 
 async def test_a_redirect_of_the_paid_call_is_the_clients(shop: Place) -> None:
