@@ -193,7 +193,7 @@ def overtake(unit: Unit, agent: Agent, payment_id: str, row: ForeignRow, now_ms:
         reason_code=why.code,
         reason=why.detail,
     )
-    records.release_hold(unit, payment_id, now_ms)
     not_bought(unit, steps.row_of(unit, payment_id))
+    records.release_hold(unit, payment_id, now_ms)
     entry = ledger.release(queries.hold(unit.conn, payment_id))
     records.write_entry(unit, entry, now_ms, payment_id=payment_id, ref=row.tx_id)

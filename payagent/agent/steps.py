@@ -370,8 +370,8 @@ def record_void(
     from_ms = spending.clock_ms(unit.conn, landed_ms)
     records.move_payment(unit, payment_id, Event.VOID, now_ms, {"counts_from_ms": from_ms}, **names, **block)
     fee_lovelace = own[0].fee_lovelace if own else 0
-    records.release_hold(unit, payment_id, now_ms, fee_lovelace, from_ms)
     prepaid.not_bought(unit, row_of(unit, payment_id))
+    records.release_hold(unit, payment_id, now_ms, fee_lovelace, from_ms)
     entry = ledger.release(queries.hold(unit.conn, payment_id), fee_lovelace)
     records.write_entry(unit, entry, now_ms, payment_id=payment_id, ref=seen.tx_id)
     if own:
@@ -407,8 +407,8 @@ def record_time_over(unit: Unit, payment_id: str, block: TxSeen, coins: Coins, n
         reason_code="anchor_gone",
         reason="a rollback took the deposit that it spends, and what was signed for it can land no more",
     )
-    records.release_hold(unit, payment_id, now_ms)
     prepaid.not_bought(unit, row)
+    records.release_hold(unit, payment_id, now_ms)
     records.write_entry(unit, ledger.release(queries.hold(unit.conn, payment_id)), now_ms, payment_id=payment_id)
     _unreserve(unit, payment_id, coins)
     for attempt in attempts:

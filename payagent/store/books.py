@@ -520,14 +520,15 @@ def misspent(conn: sqlite3.Connection) -> Iterator[tuple[str, str, str, int, int
 def misshared(conn: sqlite3.Connection) -> Iterator[tuple[int, str, str]]:
     """(pool, app, asset) where what is kept of an app's part in a balance is not what payments and uses say."""
     told = (
-        "SELECT pool, app_id, asset, SUM(paid) AS paid, SUM(used) AS used FROM ("
-        "SELECT p.pool, p.app_id, h.asset, h.counted_units AS paid, 0 AS used FROM holds h "
-        "JOIN payments p ON p.id = h.payment_id WHERE p.pool IS NOT NULL "
-        "UNION ALL SELECT pool, app_id, asset, 0, units FROM uses) GROUP BY 1, 2, 3"
+        "SELECT pool, app_id, asset, SUM(paid) AS paid, SUM(used) AS used, SUM(counted) AS counted FROM ("
+        "SELECT p.pool, p.app_id, h.asset, h.counted_units AS paid, 0 AS used, 0 AS counted FROM holds h "
+        "JOIN payments p ON p.id = h.payment_id WHERE p.pool IS NOT NULL AND h.stage = 'pay' "
+        "UNION ALL SELECT pool, app_id, asset, 0, units, counted_units FROM uses) GROUP BY 1, 2, 3"
     )
+    some = "WHERE paid <> 0 OR used <> 0 OR counted <> 0"
     rows = conn.execute(
-        f"WITH told AS ({told}), kept AS (SELECT * FROM prepaid_shares WHERE paid <> 0 OR used <> 0) "  # noqa: S608
-        "SELECT * FROM (SELECT * FROM told WHERE paid <> 0 OR used <> 0 EXCEPT SELECT * FROM kept) "
+        f"WITH told AS ({told}), kept AS (SELECT * FROM prepaid_shares {some}) "  # noqa: S608
+        f"SELECT * FROM (SELECT * FROM told {some} EXCEPT SELECT * FROM kept) "
         "UNION SELECT * FROM (SELECT * FROM kept EXCEPT SELECT * FROM told)"
     )
     return ((pool, app_id, asset) for pool, app_id, asset, *_ in rows)

@@ -201,7 +201,7 @@ def place_hold(
     if is_counted:
         app, origin, pool = _whose(unit, payment_id)
         spending.count(unit, app, origin, units, spending.OPEN_MS)
-        if pool is not None:
+        if pool is not None and stage == "pay":
             uses.pay(unit, pool, app, units)
 
 
@@ -254,7 +254,7 @@ def _count_anew(unit: Unit, payment_id: str, units: Mapping[str, int], stage: St
             app, origin, pool = _whose(unit, payment_id)
             spending.count(unit, app, origin, {asset: -before}, _counted_at_ms(before_ms))
             spending.count(unit, app, origin, {asset: units[asset]}, _counted_at_ms(from_ms))
-            if pool is not None:
+            if pool is not None and stage == "pay":
                 uses.pay(unit, pool, app, {asset: units[asset] - before})
             unit.conn.execute(
                 "UPDATE holds SET counted_units = ?, counted_from_ms = ? "

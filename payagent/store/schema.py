@@ -416,7 +416,8 @@ CREATE TABLE prepaid_costs (
 
 -- A call of an app that used `count` of `unit` (calls, or an asset) of a pool, what that cost, and what of it
 -- counts against the app's own limits; counted_at_ms: the limits' clock then. A use that was none is taken back by
--- rows of its number with all units below zero (store.uses).
+-- rows of its number with all units below zero. A row that uses nothing counts what earlier ones did not: what
+-- covered them was a payment of the app that came to nothing (store.uses).
 CREATE TABLE uses (
   seq INTEGER PRIMARY KEY,
   call INTEGER NOT NULL,
@@ -425,20 +426,21 @@ CREATE TABLE uses (
   unit TEXT NOT NULL,
   count INTEGER NOT NULL,
   asset TEXT NOT NULL,
-  units INTEGER NOT NULL CHECK (units <> 0),
+  units INTEGER NOT NULL CHECK (units <> 0 OR counted_units > 0),
   counted_units INTEGER NOT NULL,
   counted_at_ms INTEGER NOT NULL
 ) STRICT;
 CREATE INDEX uses_by_call ON uses(call);
 CREATE INDEX uses_by_pool ON uses(pool, call);
 
--- What an app's payments for a pool count against limits, and what its uses of the pool cost.
+-- What an app's payments for a pool count against limits, what its uses of the pool cost, and what of that counts.
 CREATE TABLE prepaid_shares (
   pool INTEGER NOT NULL REFERENCES prepaid_pools(id),
   app_id TEXT NOT NULL REFERENCES apps(id),
   asset TEXT NOT NULL,
   paid INTEGER NOT NULL,
   used INTEGER NOT NULL,
+  counted INTEGER NOT NULL,
   PRIMARY KEY (pool, app_id, asset)
 ) STRICT, WITHOUT ROWID;
 

@@ -1,8 +1,9 @@
 """What calls that a prepaid balance serves count against the own limits of their apps, and who paid for a balance.
 
 A batch counted for the wallet, and for the app that bought it, when it was bought. So a use counts for its app
-alone, and only what is above what that app has paid for the balance itself and not used up. A use that was not
-served, or that nobody pays for, is taken back by a row of its own.
+alone, and only what is above what that app has paid for the balance itself and not used up. What a payment covered
+that comes to nothing counts from then on. A use that was not served, or that nobody pays for, is taken back by a
+row of its own.
 
 May import: core, store. Never: commits; decides.
 """
@@ -10,18 +11,37 @@ May import: core, store. Never: commits; decides.
 import sqlite3
 from collections.abc import Mapping
 
+from payagent.core.prepaid import CALLS
 from payagent.store import spending
 from payagent.store.writer import Unit
 
 _SHARE = """
-INSERT INTO prepaid_shares(pool, app_id, asset, paid, used) VALUES (?, ?, ?, ?, ?)
-ON CONFLICT DO UPDATE SET paid = paid + excluded.paid, used = used + excluded.used
+INSERT INTO prepaid_shares(pool, app_id, asset, paid, used, counted) VALUES (?, ?, ?, ?, ?, ?)
+ON CONFLICT DO UPDATE SET paid = paid + excluded.paid, used = used + excluded.used,
+                          counted = counted + excluded.counted
 """
 
 
 def pay(unit: Unit, pool: int, app_id: str, units: Mapping[str, int]) -> None:
-    """So much more counts as paid for a balance by an app: all that its payment holds or took, the fee too."""
-    unit.conn.executemany(_SHARE, [(pool, app_id, asset, n, 0) for asset, n in units.items() if n])
+    """So much more counts as paid for a balance by an app: all that its payment holds or took, the fee too.
+
+    Less than nothing is given back; what it used on account of that counts for it now.
+    """
+    for asset, n in units.items():
+        if n:
+            unit.conn.execute(_SHARE, (pool, app_id, asset, n, 0, 0))
+        if n < 0:
+            _count_uncovered(unit, pool, app_id, asset)
+
+
+def _count_uncovered(unit: Unit, pool: int, app_id: str, asset: str) -> None:
+    (owed,) = unit.conn.execute(
+        "SELECT used - paid - counted FROM prepaid_shares WHERE pool = ? AND app_id = ? AND asset = ?",
+        (pool, app_id, asset),
+    ).fetchone()
+    if owed > 0:
+        clock_ms = spending.clock_ms(unit.conn, None)
+        _write(unit, (_next_call(unit), pool, app_id, CALLS, 0, asset, 0, owed, clock_ms))
 
 
 def counting(conn: sqlite3.Connection, pool: int, app_id: str, cost: Mapping[str, int]) -> dict[str, int]:
@@ -40,7 +60,7 @@ def add(
     nothing.
     """
     counted = counting(unit.conn, pool, app_id, cost)
-    (call,) = unit.conn.execute("SELECT COALESCE(MAX(call), 0) + 1 FROM uses").fetchone()
+    call = _next_call(unit)
     rows = [(call, pool, app_id, *drawn, asset, n, counted[asset], clock_ms) for asset, n in cost.items() if n]
     for row in rows:
         _write(unit, row)
@@ -72,6 +92,11 @@ def take_back_newest(unit: Unit, pool: int, unit_name: str, count: int) -> None:
         count -= used
 
 
+def _next_call(unit: Unit) -> int:
+    (call,) = unit.conn.execute("SELECT COALESCE(MAX(call), 0) + 1 FROM uses").fetchone()
+    return int(call)
+
+
 def _write(unit: Unit, row: tuple[object, ...]) -> None:
     call, pool, app_id, unit_name, count, asset, units, counted, clock_ms = row
     unit.conn.execute(
@@ -79,6 +104,6 @@ def _write(unit: Unit, row: tuple[object, ...]) -> None:
         "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (call, pool, app_id, unit_name, count, asset, units, counted, clock_ms),
     )
-    unit.conn.execute(_SHARE, (pool, app_id, asset, 0, units))
+    unit.conn.execute(_SHARE, (pool, app_id, asset, 0, units, counted))
     (origin,) = unit.conn.execute("SELECT origin FROM prepaid_pools WHERE id = ?", (pool,)).fetchone()
     spending.count_use(unit, str(app_id), origin, {str(asset): int(str(counted))}, int(str(clock_ms)))

@@ -7,10 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from agent_kit import ADA, Run, World, world_with_clock
+from agent.test_agent_edges import BadSigner
+from agent_kit import ADA, Run, World, with_terms, world_with_clock
 
 from payagent.agent.agent import Request
 from payagent.agent.limits import set_limits
+from payagent.agent.orders import Approver
 from payagent.agent.prepaid import Buyer, ServedCall
 from payagent.audit.finding import Finding
 from payagent.audit.signed import Owner
@@ -20,10 +22,11 @@ from payagent.core.payment import State
 from payagent.core.policy import Scope, Window
 from payagent.core.prepaid import CALLS, Balance
 from payagent.core.problem import Refused
-from payagent.store import apps, prepaid, spending
+from payagent.store import apps, prepaid, queries, spending
 
 PRICE = 10 * ADA
 SHARES = 3 * ADA
+SOMEBODY = Approver("token", "app_test")
 
 
 @pytest.fixture
@@ -261,6 +264,7 @@ async def test_what_nobody_paid_for_in_the_end_counts_for_no_app(run: Run) -> No
         await run.settle_down()
     assert run.state(row.id) is State.VOID
     assert spending.totals(run.agent.conn, Scope("app_two")) == {}
+    assert spending.totals(run.agent.conn, Scope("app_test"))["lovelace"] < ADA, "the fee of the cancel"
     require_whole(run)
 
 
@@ -278,6 +282,66 @@ async def test_a_batch_that_is_not_confirmed_yet_counts_for_who_uses_it(run: Run
     assert run.state(row.id) is State.CONFIRMED
     assert spending.totals(run.agent.conn, Scope("app_two")) == {"lovelace": (PRICE + SHARES) // 2}
     require_whole(run)
+
+
+async def another_app(run: Run, most: int) -> ServedCall:
+    """A call of an app that has a limit of its own, of a balance that others paid for."""
+    row = await run.pay_in_block("first")
+    await run.agent.record_delivery(row.id, 200)
+    await run.agent.write("app", lambda unit: apps.add_with_token(unit, "app_two", "two", "1" * 64, ["pay"], 1))
+    await set_limits(run.agent, "app_test", "two", None, "lovelace", {Window.TOTAL: most})
+    run.world.clock.ahead_ms += 1000
+    return replace(call(run), app_id="app_two")
+
+
+async def use_up(run: Run, theirs: ServedCall, most: int) -> int:
+    """How often the app is served from the balance, until its own limit stands against it."""
+    for served in range(most):
+        try:
+            use = await run.agent.let_through(theirs)
+        except Refused:
+            return served
+        await run.agent.record_call(theirs, use)
+    return most
+
+
+@pytest.mark.parametrize("is_denied_first", [True, False])
+async def test_a_question_pays_for_nothing_that_its_app_uses(world: World, is_denied_first: bool) -> None:
+    """Its app's own limit holds the question and the uses both; a denial gives back the question alone."""
+    world.fund(*[100 * ADA] * 4)
+    world.settings(batch=8, price=str(4 * ADA), splits=[], timeout=7200)
+    small = replace(world.ask("small"), app_id="app_two")
+    world.settings(price=str(13 * ADA))
+    async with world.run() as run:
+        theirs = await another_app(run, 5 * ADA)
+        asking = with_terms(approval_above={"lovelace": 3 * ADA})
+        await run.agent.take_terms(asking(run.agent.filed), lambda unit: None)
+        asked, _ = await run.agent.pay(small)
+        assert asked.state is State.AWAITING_APPROVAL
+        if not is_denied_first:
+            assert await use_up(run, theirs, 7) == 0
+        await run.agent.deny(asked.id, SOMEBODY)
+        assert await use_up(run, theirs, 7) == 3
+        require_whole(run)
+
+
+async def test_what_was_used_on_account_of_a_purchase_that_is_not_made_counts(world: World) -> None:
+    """The app's own purchase covers what it uses meanwhile. Rejected unsigned, it covers nothing any more."""
+    world.fund(*[100 * ADA] * 4)
+    world.settings(batch=4, timeout=7200)
+    second = replace(world.ask("second"), app_id="app_two")
+    signer = BadSigner(world.account.signer, trouble="mended")
+    async with world.run(signer=signer) as run:
+        theirs = await another_app(run, 20 * ADA)
+        signer.trouble = "fails"
+        with pytest.raises(OSError, match="the signer is gone"):
+            await run.agent.pay(second)
+        (held,) = queries.payments_in(run.agent.conn, [State.RESERVED])
+        assert await use_up(run, theirs, 2) == 2, "covered by what it holds for a batch of its own"
+        assert spending.totals(run.agent.conn, Scope("app_two")) == queries.hold(run.agent.conn, held.id)
+        await run.agent.resolve(held.id, "app_test")
+        assert spending.totals(run.agent.conn, Scope("app_two")) == {"lovelace": (PRICE + SHARES) // 2}
+        require_whole(run)
 
 
 async def test_what_had_no_answer_stays_counted_through_a_restart(world: World) -> None:

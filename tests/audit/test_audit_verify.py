@@ -94,6 +94,7 @@ CASES = [
     ("spent", "UPDATE spent SET low = low - 1 WHERE what = 'used' AND span_ms = 0", None),
     ("prepaid_shares", "UPDATE prepaid_shares SET used = used - 1 WHERE used > 0", None),
     ("prepaid_shares", "UPDATE prepaid_shares SET paid = paid + 1", None),
+    ("prepaid_shares", "UPDATE prepaid_shares SET counted = counted + 1", None),
     ("prepaid_shares", "DELETE FROM prepaid_shares", None),
     ("uses", "UPDATE uses SET counted_units = 0 WHERE counted_units > 0", None),
     ("uses", "DELETE FROM uses", None),
