@@ -13,6 +13,7 @@ import httpx
 from agent_kit import Run, World
 from canaries import plant
 
+from payagent.agent.links import Links
 from payagent.agent.ports import SystemRandomness
 from payagent.api.app import create_app
 from payagent.api.calls import BODY_S
@@ -78,6 +79,7 @@ async def served(
     run: Run,
     proxy: Bounds = Bounds(),  # noqa: B008  it is frozen
     body_s: float = BODY_S,
+    links: Links | None = None,
 ) -> AsyncIterator[Api]:
     """The API and the proxy of one life of the agent, as the daemon serves them."""
     tokens = {name: plant(f"the token of {name}", new_token(SystemRandomness())) for name in SCOPES}
@@ -100,6 +102,7 @@ async def served(
         hosts=proxy.hosts,
         rates=proxy.rates,
         body_s=body_s,
+        links=links,
     )
     app = Door(run.agent, then, proxy, Egress())
     unix_path = str(run.world.folder / "api.sock")

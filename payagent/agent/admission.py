@@ -78,8 +78,7 @@ class Admission:
             return _of_ended_intent(queries.intent(unit.conn, known.intent_id), purchase, other)
         if purchase.topup is None:
             apps.require_let_in(unit.conn, purchase.app_id, now_ms)
-        if intent is not None:
-            self.questions.require_not_denied(unit, intent, now_ms)
+        self.questions.require_not_denied(unit, purchase, intent, now_ms)
         if invoice.origin not in self.bounds.merchants:
             raise Refused(
                 "merchant_not_allowed", f"{invoice.origin} may not be paid any more", origin=invoice.origin

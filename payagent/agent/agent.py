@@ -30,6 +30,7 @@ from payagent.agent.planner import TransferPlan
 from payagent.agent.ports import Ports, Signatures, Writes
 from payagent.agent.prepaid import Buyer, Part, ServedCall, fitting
 from payagent.agent.purse import coin_of
+from payagent.agent.questions import note_refused
 from payagent.agent.replacement import (
     NEXT_INVOICE_PATIENCE_S,
     is_lost,
@@ -58,7 +59,7 @@ from payagent.core.payment import (
 from payagent.core.problem import Refused
 from payagent.core.verdict import Reasons
 from payagent.dialects import Answer, Call, Reading, Response, Said, read_answer, read_offers
-from payagent.store import approvals, onchain, pauses, queries, records, spending
+from payagent.store import onchain, pauses, queries, records, spending
 from payagent.store import prepaid as pools
 from payagent.store import uses as store_uses
 from payagent.store.queries import AttemptRow, PaymentRow
@@ -568,10 +569,11 @@ class Agent:
         """
         now_ms, window_s = self.ports.clock.now_ms(), self.terms.min_window_s
         with self._claim(payment_id):
-            decided = await self.write(
+            decided = await self._decide(
                 "approve",
                 lambda unit: self._admission.questions.approve(unit, payment_id, by, window_s, now_ms),
                 payment_id,
+                by,
             )
             if decided.plan is None:
                 raise decided.refusal or Refused("already_decided", f"{payment_id} is decided")
@@ -581,22 +583,41 @@ class Agent:
                     self.send_off(payment_id)
                 except Refused as refused:  # it is approved and held: the next look signs it
                     log.warning("payment.not_signed_yet", payment=payment_id, code=refused.code)
+                    self.count_if_rejected(payment_id)
         return self.payment(payment_id)
 
     async def deny(self, payment_id: str, by: Approver) -> PaymentRow:
         """End a payment that awaits a decision. Refused as `Questions.deny` does."""
         now_ms = self.ports.clock.now_ms()
-        await self.write(
-            "deny", lambda unit: self._admission.questions.deny(unit, payment_id, by, now_ms), payment_id
+        await self._decide(
+            "deny", lambda unit: self._admission.questions.deny(unit, payment_id, by, now_ms), payment_id, by
         )
         return self.payment(payment_id)
 
+    async def _decide(self, name: str, job: Callable[[Unit], T], payment_id: str, by: Approver) -> T:
+        """Have a person's decision made. One that is refused leaves the question as it was, and is told in it."""
+        try:
+            return await self.write(name, job, payment_id)
+        except Refused as refusal:
+            now_ms, why = self.ports.clock.now_ms(), refusal
+            await self.write("refuse", lambda unit: note_refused(unit, payment_id, by, why, now_ms))
+            raise
+
     async def deny_what_is_over(self) -> None:
         """End the payments on which nobody decided in time."""
-        now_ms = self.ports.clock.now_ms()
-        for payment_id in approvals.over(self.conn, self._admission.bounds.clock_ms(self.conn, now_ms)):
-            job = partial(self._admission.questions.deny_when_over, payment_id=payment_id, now_ms=now_ms)
-            await self.write("deny", job, payment_id)
+        now_ms, window_s = self.ports.clock.now_ms(), self.terms.min_window_s
+        questions = self._admission.questions
+        for payment_id in questions.over(self.conn, window_s, now_ms):
+            job = partial(questions.deny_when_over, payment_id=payment_id, min_window_s=window_s, now_ms=now_ms)
+            decided = await self.write("deny", job, payment_id)
+            if decided is not None and decided.refusal is not None:
+                self.refusals[decided.refusal.code] += 1
+
+    def count_if_rejected(self, payment_id: str) -> None:
+        """What was admitted and is refused after all, with nobody there who is told: it is counted here."""
+        row = self.payment(payment_id)
+        if row.state is State.REJECTED and row.reason_code is not None:
+            self.refusals[row.reason_code] += 1
 
     def _is_all_there(self, row: PaymentRow) -> bool:
         """Whether all that a payment's last attempt spends beside its anchor is there now."""
@@ -642,24 +663,31 @@ class Agent:
             row = self.payment(row.id)
             if row.state not in UNSIGNED:
                 return
-            stopped = self._admission.bounds.why_stopped(self.conn, row)
-            if stopped is None and (row.ttl_slot or 0) - slot >= self.terms.min_window_s:
-                if not asked and (row.handed_over or self.is_paused):
-                    return
-                await self._sign(row.id, self._rebuild(row))
-                self.send_off(row.id)
-            elif row.state is State.REPLACING and self.is_paused and not asked:
+            try:
+                await self._sign_or_end(row, slot, now_ms, asked)
+            finally:
+                if not asked:
+                    self.count_if_rejected(row.id)
+
+    async def _sign_or_end(self, row: PaymentRow, slot: int, now_ms: int, asked: bool) -> None:
+        stopped = self._admission.bounds.why_stopped(self.conn, row)
+        if stopped is None and (row.ttl_slot or 0) - slot >= self.terms.min_window_s:
+            if not asked and (row.handed_over or self.is_paused):
                 return
-            elif row.state is State.REPLACING:
-                late = Refused("attempt_expired", "payagent came to replace it when its invoice was nearly over")
-                await self._take_back(row, stopped or late, slot, now_ms)
-            else:
-                late = stopped or Refused(
-                    "invoice_expired", "payagent came to sign it when its invoice was nearly over"
-                )
-                await self.write(
-                    "reject", lambda unit: steps.reject_unsigned(unit, row.id, self.coins, late, now_ms), row.id
-                )
+            await self._sign(row.id, self._rebuild(row))
+            self.send_off(row.id)
+        elif row.state is State.REPLACING and self.is_paused and not asked:
+            return
+        elif row.state is State.REPLACING:
+            late = Refused("attempt_expired", "payagent came to replace it when its invoice was nearly over")
+            await self._take_back(row, stopped or late, slot, now_ms)
+        else:
+            late = stopped or Refused(
+                "invoice_expired", "payagent came to sign it when its invoice was nearly over"
+            )
+            await self.write(
+                "reject", lambda unit: steps.reject_unsigned(unit, row.id, self.coins, late, now_ms), row.id
+            )
 
     def send_off(self, payment_id: str) -> None:
         """Send the payment's last attempt (again), beside whatever else goes on."""

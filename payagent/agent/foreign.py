@@ -169,6 +169,7 @@ class Foreign:
     async def _end(self, payment_id: str, row: ForeignRow, now_ms: int) -> None:
         agent = self._agent
         await agent.write("void", lambda unit: overtake(unit, agent, payment_id, row, now_ms), payment_id)
+        agent.count_if_rejected(payment_id)
 
 
 def overtake(unit: Unit, agent: Agent, payment_id: str, row: ForeignRow, now_ms: int) -> None:

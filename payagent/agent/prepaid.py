@@ -92,13 +92,10 @@ def fitting(offers: tuple[Invoice, ...], part: Part | None) -> tuple[Invoice, ..
 
 
 def require_may_buy(conn: Connection, order: TopupRow, now_ms: int) -> None:
-    """Refused: for what stopped the order, or `app_ended` where its app has no token that is good. Orders that
-    nobody gave are of an app that never had one.
-    """
+    """Refused: for what stopped the order, or `app_ended`, where its app has."""
     if order.stop_code is not None:
         raise Refused(order.stop_code, order.stop_reason or "", topup=order.id)
-    token = apps.last_token(conn, order.app_id)
-    if token is not None and not token.is_good(now_ms):
+    if apps.has_ended(conn, order.app_id, now_ms):
         raise Refused("app_ended", "its token was revoked, or has expired", topup=order.id)
 
 

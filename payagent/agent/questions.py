@@ -1,7 +1,7 @@
 """Payments that wait for a person: put before one, decided once, or over with nobody's word.
 
-May import: core, store, wallet.transaction's values, agent.alarm, .holding, .orders, .prepaid, .replacement,
-.terms, .trust. Never: approves by itself; signs; waits for anything.
+May import: core, store, wallet.transaction's values, agent.alarm, .bounds, .holding, .orders, .prepaid,
+.replacement, .terms, .trust. Never: approves by itself; signs; waits for anything.
 """
 
 from collections.abc import Mapping
@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 from payagent.agent import trust
 from payagent.agent.alarm import clear_alert, raise_alert
+from payagent.agent.bounds import as_told
 from payagent.agent.holding import Holding, anchor_of
 from payagent.agent.orders import Approver, Decided, Ids, Purchase
-from payagent.agent.prepaid import Buyer, Part
+from payagent.agent.prepaid import Buyer, Part, require_may_buy
 from payagent.agent.replacement import same_again
 from payagent.agent.terms import MerchantTerms
 from payagent.core.invoice import Invoice
@@ -76,15 +77,15 @@ class Questions:
         """A person says yes: everything is decided anew, as of now, and the payment goes on as any other.
 
         Too late, it is denied. Refused, with nothing changed and the question still open: `already_decided`,
-        `terms_changed`, `paused`, `above_approved`, and all that refuses a new payment.
+        `terms_changed`, `paused`, `above_approved`, what stops its top-up, and all that refuses a new payment.
         """
         row, approval = self._awaiting(unit, payment_id, by)
-        if self.holding.bounds.clock_ms(unit.conn, now_ms) >= approval.ends_at_ms:
+        if payment_id in self.over(unit.conn, min_window_s, now_ms):
             return self._time_out(unit, payment_id, now_ms)
         pauses.require_running(unit.conn)
         self.holding.planner.chain.require_ready(now_ms)
         purchase = self._purchase_of(unit, row, approval, min_window_s)
-        _require_let_in(unit.conn, row.app_id, now_ms)
+        _require_may_ask(unit.conn, row, now_ms)
         worst = queries.hold(unit.conn, payment_id, "ask")
         records.release_hold(unit, payment_id, now_ms, stage="ask")
         try:
@@ -110,26 +111,40 @@ class Questions:
         """A person says no. Refused: `already_decided`, `terms_changed`."""
         self._awaiting(unit, payment_id, by)
         why = Refused("approval_denied", "a person denied it")
-        _deny(unit, payment_id, by, why, now_ms)
+        end(unit, payment_id, by, why, now_ms)
 
-    def deny_when_over(self, unit: Unit, payment_id: str, now_ms: int) -> None:
-        """Nobody has decided in time; nothing happens to what was decided meanwhile."""
-        row = queries.payment(unit.conn, payment_id)
-        approval = approvals.of_payment(unit.conn, payment_id)
-        if row is None or approval is None or row.state is not State.AWAITING_APPROVAL:
-            return
-        if self.holding.bounds.clock_ms(unit.conn, now_ms) >= approval.ends_at_ms:
-            self._time_out(unit, payment_id, now_ms)
+    def over(self, conn: Connection, min_window_s: int, now_ms: int) -> list[str]:
+        """Payments that nobody has decided on in time, by the limits' clock.
 
-    def require_not_denied(self, unit: Unit, intent: IntentRow, now_ms: int) -> None:
-        """Who was denied does not ask again and again: not for as long as a question lasts."""
-        since_ms = now_ms - self.timeout_s * 1000
-        if (denied := approvals.denied_since(unit.conn, intent.id, since_ms)) is not None:
+        That stands still while no block is seen; so once an invoice can be paid no more by this machine's clock,
+        its question is over too. One that is wrong can only deny.
+        """
+        return approvals.over(conn, self.holding.bounds.clock_ms(conn, now_ms), now_ms + min_window_s * 1000)
+
+    def deny_when_over(self, unit: Unit, payment_id: str, min_window_s: int, now_ms: int) -> Decided | None:
+        """Nobody has decided in time; None, and nothing happens, where somebody did meanwhile."""
+        if payment_id not in self.over(unit.conn, min_window_s, now_ms):
+            return None
+        return self._time_out(unit, payment_id, now_ms)
+
+    def require_not_denied(self, unit: Unit, purchase: Purchase, intent: IntentRow | None, now_ms: int) -> None:
+        """Who was denied does not ask for the same call again and again: not for as long as a question lasts.
+
+        Whatever key the call has; where nobody says what it is, its intent tells that it is the same.
+        """
+        denied = approvals.denied_since(
+            unit.conn,
+            now_ms - self.timeout_s * 1000,
+            intent_id=None if intent is None else intent.id,
+            app_id=purchase.app_id,
+            fingerprint=None if purchase.request is None else purchase.fingerprint,
+        )
+        if denied is not None:
             raise Refused("approval_denied", f"a person denied {denied}, which is the same call", payment=denied)
 
     def _time_out(self, unit: Unit, payment_id: str, now_ms: int) -> Decided:
         why = Refused("approval_timed_out", "nobody decided on it in time", payment=payment_id)
-        _deny(unit, payment_id, Approver("clock"), why, now_ms)
+        end(unit, payment_id, Approver("clock"), why, now_ms)
         return Decided(payment_id, None, why)
 
     def _awaiting(self, unit: Unit, payment_id: str, by: Approver) -> tuple[PaymentRow, Approval]:
@@ -196,12 +211,25 @@ def approval_subject(payment_id: str) -> str:
     return f"approval:{payment_id}"
 
 
-def _deny(unit: Unit, payment_id: str, by: Approver, why: Refused, now_ms: int) -> None:
-    """The question is over, and what counted for it counts no more."""
+def end(unit: Unit, payment_id: str, by: Approver, why: Refused, now_ms: int) -> None:
+    """The question is over with a no, and what counted for it counts no more."""
     records.release_hold(unit, payment_id, now_ms, stage="ask")
     told = {"by": by.app_id, "via": by.via}
     records.move_payment(unit, payment_id, Event.DENY, now_ms, told, reason_code=why.code, reason=why.detail)
     _clear_question(unit, payment_id, why.detail, now_ms)
+
+
+def note_refused(unit: Unit, payment_id: str, by: Approver, refusal: Refused, now_ms: int) -> None:
+    """A decision was refused: the payment's record tells it, and to its app no more than a refusal tells."""
+    row = queries.payment(unit.conn, payment_id)
+    if row is not None:
+        told = as_told(unit.conn, row.app_id, refusal)
+        why = {"code": told.code, "detail": told.detail}
+        if told is not refusal:
+            why["figures"] = refusal.detail
+        records.note(
+            unit, payment_id, "decision_refused", row.state, now_ms, {**why, "by": by.app_id, "via": by.via}
+        )
 
 
 def _clear_question(unit: Unit, payment_id: str, detail: str, now_ms: int) -> None:
@@ -216,11 +244,13 @@ def _require_asked(now: Reasons, asked: Reasons) -> None:
             raise Refused(reason.code, f"{reason.detail}; that was not so when it was asked about")
 
 
-def _require_let_in(conn: Connection, app_id: str, now_ms: int) -> None:
-    """An app whose token has ended gets nothing any more; payagent's own has none, and needs none."""
-    app, token = apps.require(conn, app_id), apps.last_token(conn, app_id)
-    if app.scopes and (token is None or not token.is_good(now_ms)):
-        raise Refused("forbidden", f"the app {app.name}, which asked for it, is revoked or has expired")
+def _require_may_ask(conn: Connection, row: PaymentRow, now_ms: int) -> None:
+    """Who asked for it may still have it. Refused: `forbidden`; of a top-up as `require_may_buy` does."""
+    if row.topup is not None and (order := topups.find(conn, row.topup)) is not None:
+        require_may_buy(conn, order, now_ms)
+    if apps.has_ended(conn, row.app_id, now_ms):
+        name = apps.require(conn, row.app_id).name
+        raise Refused("forbidden", f"the app {name}, which asked for it, is revoked or has expired")
 
 
 def _part_of(conn: Connection, row: PaymentRow, merchant: MerchantTerms) -> Part | None:

@@ -17,9 +17,10 @@ from functools import partial
 
 import structlog
 
-from payagent.agent import prepaid
+from payagent.agent import prepaid, questions
 from payagent.agent.agent import Agent, Ask, Quote, Request
 from payagent.agent.alarm import clear_alert, raise_alert
+from payagent.agent.orders import Approver
 from payagent.agent.prepaid import Buyer, Part, ServedCall, is_batch, require_may_buy
 from payagent.agent.terms import AutoTopup, MerchantTerms, TopupRequest
 from payagent.agent.view import is_ready, retry_headers
@@ -475,7 +476,10 @@ def _require_offer(heard: Heard) -> None:
 
 
 def stop(unit: Unit, agent: Agent, order: TopupRow, why: Refused, by_app: str) -> None:
-    """Inside a commit: nothing more is bought for an order. It ends now, unless what it paid is not shown yet."""
+    """Inside a commit: nothing more is bought for an order. It ends now, unless what it paid is not shown yet.
+
+    A question for it is over with it: a yes would buy what nobody wants any more.
+    """
     if order.stop_code is not None:
         return
     now_ms = agent.ports.clock.now_ms()
@@ -483,7 +487,9 @@ def stop(unit: Unit, agent: Agent, order: TopupRow, why: Refused, by_app: str) -
     told = {"topup": order.id, "code": why.code, "reason": why.detail, "by": by_app}
     records.note(unit, None, "topup_stopped", None, now_ms, told)
     last = next(reversed(queries.payments_of_topup(unit.conn, order.id)), None)
-    ended = (*NEVER_SIGNED, State.VOID)
+    if last is not None and last.state is State.AWAITING_APPROVAL:
+        questions.end(unit, last.id, Approver("token", by_app), why, now_ms)
+    ended = (*NEVER_SIGNED, State.VOID, State.AWAITING_APPROVAL)
     if last is None or last.state in ended or last.delivery is Delivery.ACCEPTED:
         end(unit, agent, order, why, now_ms)
 

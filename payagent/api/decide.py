@@ -68,6 +68,7 @@ async def decide(request: Request, payment_id: str, way: str, signature: str) ->
     try:
         row = await (agent.approve if way == "approve" else agent.deny)(payment_id, by)
     except Refused as refused:
+        agent.refusals[refused.code] += 1
         rows = [("why", refused.detail), ("money", refused.problem.money), ("what to do", refused.problem.fix)]
         return _page(refused.problem.title, rows, status=refused.problem.status)
     done = "approved" if way == "approve" else "denied"
@@ -75,12 +76,17 @@ async def decide(request: Request, payment_id: str, way: str, signature: str) ->
 
 
 def _found(request: Request, payment_id: str, way: str, signature: str) -> tuple[PaymentRow, Approval] | None:
-    """The payment of a link that is good. Refused: `rate_limited`."""
-    request.state.inside.enter_context(request.app.state.turnstile.admit(_WHO))
+    """The payment of a link that is good. Refused: `rate_limited`, for links that we made and for nothing else.
+
+    Who has none uses up nobody's calls, and nothing is read for it.
+    """
     agent: Agent = request.app.state.agent
     links: Links | None = request.app.state.links
+    if links is None or not links.is_ours(payment_id, way, signature):
+        return None
+    request.state.inside.enter_context(request.app.state.turnstile.admit(_WHO))
     approval = approvals.of_payment(agent.conn, payment_id)
-    if links is None or approval is None or not links.is_good(approval, way, signature):
+    if approval is None or not links.is_good(approval, way, signature):
         return None
     return agent.payment(payment_id), approval
 

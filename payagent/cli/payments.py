@@ -64,6 +64,7 @@ EVENTS_IN_WORDS = {
     "settle": "final",
     "invoiced_again": "the merchant sent another invoice for it, which was not paid then",
     "merchant_said": "the merchant says",
+    "decision_refused": "a person's decision could not be carried out",
     "delivery_present": "the proof was presented and not accepted",
     "delivery_accept": "the call was served",
     "delivery_give_up": "paid, and the merchant does not serve",

@@ -66,12 +66,12 @@ def decided(conn: sqlite3.Connection, payment_id: str) -> Decided | None:
     return Decided("approved" if event == "hold" else no, via, by_app, at_ms)
 
 
-def over(conn: sqlite3.Connection, clock_ms: int) -> list[str]:
-    """Payments that still await a decision, and whose time for it is over."""
+def over(conn: sqlite3.Connection, clock_ms: int, until_ms: int) -> list[str]:
+    """Payments that still await a decision, and whose time for it is over, or whose invoice is by `until_ms`."""
     rows = conn.execute(
-        "SELECT p.id FROM payments p JOIN approvals a ON a.payment_id = p.id "
-        "WHERE p.state = 'awaiting_approval' AND a.ends_at_ms <= ? ORDER BY p.seq",
-        (clock_ms,),
+        "SELECT p.id FROM payments p JOIN approvals a ON a.payment_id = p.id JOIN invoices v ON v.seq = p.invoice "
+        "WHERE p.state = 'awaiting_approval' AND (a.ends_at_ms <= ? OR v.expires_at_ms <= ?) ORDER BY p.seq",
+        (clock_ms, until_ms),
     )
     return [payment_id for (payment_id,) in rows]
 
@@ -85,13 +85,18 @@ def count_awaiting(conn: sqlite3.Connection, app_id: str | None) -> int:
     return int(count)
 
 
-def denied_since(conn: sqlite3.Connection, intent_id: str, since_ms: int) -> str | None:
-    """The last payment of an intent, if a person denied it since then."""
+def denied_since(
+    conn: sqlite3.Connection, since_ms: int, *, intent_id: str | None, app_id: str, fingerprint: str | None
+) -> str | None:
+    """The last payment that a person denied since then, of an intent or an app's same call; None matches none."""
     row = conn.execute(
-        "SELECT id, reason_code, changed_at_ms FROM payments WHERE intent_id = ? ORDER BY seq DESC LIMIT 1",
-        (intent_id,),
+        "SELECT p.id FROM payments p JOIN intents i ON i.id = p.intent_id "
+        "WHERE p.reason_code = 'approval_denied' AND p.changed_at_ms > ? "
+        "AND (i.id = ? OR (i.app_id = ? AND i.fingerprint = ? AND i.request IS NOT NULL)) "
+        "ORDER BY p.seq DESC LIMIT 1",
+        (since_ms, intent_id, app_id, fingerprint),
     ).fetchone()
-    return row[0] if row is not None and row[1] == "approval_denied" and row[2] > since_ms else None
+    return None if row is None else str(row[0])
 
 
 def standing_at(conn: sqlite3.Connection, origin: str, but: str) -> dict[State, tuple[int, int]]:

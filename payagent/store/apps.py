@@ -77,10 +77,15 @@ def require(conn: sqlite3.Connection, app_id: str) -> AppRow:
     return app
 
 
-def require_let_in(conn: sqlite3.Connection, app_id: str, now_ms: int) -> None:
-    """Refused: `unauthorized`, for an app whose token has ended. payagent's own never had one."""
+def has_ended(conn: sqlite3.Connection, app_id: str, now_ms: int) -> bool:
+    """Whether an app gets nothing more: its token was revoked, or has expired. payagent's own never had one."""
     token = last_token(conn, app_id)
-    if token is not None and not token.is_good(now_ms):
+    return token is not None and not token.is_good(now_ms)
+
+
+def require_let_in(conn: sqlite3.Connection, app_id: str, now_ms: int) -> None:
+    """Refused: `unauthorized`, where the app that calls has ended."""
+    if has_ended(conn, app_id, now_ms):
         raise Refused("unauthorized", "the call's token has ended meanwhile")
 
 

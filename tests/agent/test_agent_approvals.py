@@ -136,6 +136,44 @@ async def test_a_denied_payment_frees_what_it_counted_and_is_not_asked_again_for
         assert is_sound(run)
 
 
+async def test_a_denial_is_of_the_call_whatever_key_it_has(world: World) -> None:
+    """Another Idempotency-Key is another intent and the same call: a program in a loop wears nobody out by it."""
+    async with world.run(terms=ASKING) as run:
+        await run.look()
+        await add_somebody(run)
+        row = await ask(run, key="a")
+        await run.agent.deny(row.id, SOMEBODY)
+        for key in ("a", "b", None):
+            with pytest.raises(Refused) as refused:
+                await run.agent.pay(world.ask(key=key))
+            assert (code_of(refused), refused.value.context["payment"]) == ("approval_denied", row.id)
+        await ask(run, "another call", key="c")
+        theirs, _ = await run.agent.pay(replace(world.ask(key="a"), app_id="app_somebody"))
+        assert theirs.state is State.AWAITING_APPROVAL, "nobody said no to that app"
+        unnamed = replace(world.ask("of which nobody says what it is"), request=None)
+        assert (await run.agent.pay(unnamed))[0].state is State.AWAITING_APPROVAL
+
+
+async def test_a_refused_decision_is_in_the_record_and_leaks_nothing(world: World) -> None:
+    async with world.run(terms=ASKING) as run:
+        await run.look()
+        await add_somebody(run)
+        row, _ = await run.agent.pay(replace(world.ask(), app_id="app_somebody"))
+        await set_limits(run.agent, APP, None, None, "lovelace", {Window.DAY: 9 * ADA})
+        await refuses(run, row, "limit_exceeded")
+        told = queries.last_note(run.agent.conn, row.id, "decision_refused")
+        assert told is not None
+        assert (told["code"], told["by"], told["via"]) == ("limit_exceeded", "app_somebody", "token")
+        assert ("9000000" in told["figures"], "9000000" in told["detail"]) == (True, False)
+        with pytest.raises(Refused, match="not_found"):
+            await run.agent.approve("pay_x", SOMEBODY)
+        await run.agent.deny(row.id, SOMEBODY)
+        with pytest.raises(Refused, match="already_decided"):
+            await run.agent.deny(row.id, SOMEBODY)
+        assert run.events(row.id) == ["ask", "decision_refused", "deny", "decision_refused"]
+        assert is_sound(run)
+
+
 @pytest.mark.parametrize("first", ["approve", "deny"])
 @pytest.mark.parametrize("second", ["approve", "deny"])
 async def test_of_two_decisions_one_counts_and_the_other_is_told(world: World, first: str, second: str) -> None:
@@ -206,6 +244,29 @@ async def test_an_invoice_that_is_nearly_over_ends_the_question(world: World) ->
         assert approval.ends_at_ms == (row.expires_at_ms or 0) - run.agent.terms.min_window_s * 1000
         await pass_time(run, 290)
         assert run.agent.payment(row.id).reason_code == "approval_timed_out"
+
+
+async def test_an_invoice_that_is_over_ends_its_question_also_while_no_block_is_seen(world: World) -> None:
+    """Nobody can approve it any more, and what it counts would keep others out while the chain is away."""
+    world.settings(timeout=400)
+    async with world.run(terms=ASKING) as run:
+        await run.look()
+        row, late = await ask(run), await ask(run, "late")
+        world.clock.ahead_ms += 270_000
+        await run.agent.deny_what_is_over()
+        assert run.state(row.id) is State.AWAITING_APPROVAL
+        world.clock.ahead_ms += 20_000
+        run.agent.chain.problem = "nobody answers"
+        with pytest.raises(Refused) as refused:
+            await run.agent.approve(late.id, SOMEBODY)
+        assert code_of(refused) == "approval_timed_out"
+        assert run.agent.refusals["approval_timed_out"] == 0, "who is told it counts it"
+        await run.agent.deny_what_is_over()
+        assert run.agent.payment(row.id).reason_code == "approval_timed_out"
+        await run.agent.deny_what_is_over()
+        assert run.agent.refusals["approval_timed_out"] == 1
+        assert spent(run) == 0
+        assert is_sound(run)
 
 
 async def test_a_wait_and_its_question_survive_a_restart(world: World) -> None:

@@ -13,6 +13,7 @@ from agent_kit import ADA, APP, Run, World, daily, with_terms, world_with_clock
 from proxy.proxy_kit import Heard, Paywall, Peer
 
 from payagent.agent.apps import renew_token, revoke
+from payagent.agent.orders import Approver
 from payagent.agent.terms import AutoTopup, TopupRequest
 from payagent.agent.topup import PATIENCE_MS, Wish
 from payagent.core.payment import Delivery, State
@@ -270,6 +271,40 @@ class TestTheEndOfAnOrder:
             assert payment.delivery is Delivery.ACCEPTED
             assert balance(run).left == wallet_balance(world)["remaining"] == BATCH
             require_whole(run)
+
+    @pytest.mark.parametrize("why", ["topup_cancelled", "app_ended"])
+    async def test_a_question_for_one_that_is_stopped_is_over(self, world: World, why: str) -> None:
+        """Nobody can say yes to it by mistake; it counts no more, and nothing is paid."""
+        async with world.run(terms=with_terms(approval_above={"lovelace": 5 * ADA})) as run:
+            await run.look()
+            await add_orderer(run)
+            row = await order_as_ops(run, COST)
+            await run.topups.beat()
+            (asked,) = queries.payments_in(run.agent.conn, [State.AWAITING_APPROVAL])
+            await (run.topups.cancel(row.id, APP) if why == "topup_cancelled" else revoke_ops(run))
+            row = run.topups.find(row.id)
+            assert (row.state, row.reason_code) == ("stopped", why)
+            ended = run.agent.payment(asked.id)
+            assert (ended.state, ended.reason_code) == (State.DENIED, why)
+            with pytest.raises(Refused, match="already_decided"):
+                await run.agent.approve(asked.id, Approver("token", APP))
+            await go_round(run)
+            assert world.transactions() == []
+            require_whole(run)
+
+    async def test_a_yes_after_its_app_has_ended_buys_nothing(self, world: World) -> None:
+        async with world.run(terms=with_terms(approval_above={"lovelace": 5 * ADA})) as run:
+            await run.look()
+            await add_orderer(run, world.clock.now_ms() + 60_000)
+            await order_as_ops(run, COST)
+            await run.topups.beat()
+            (asked,) = queries.payments_in(run.agent.conn, [State.AWAITING_APPROVAL])
+            world.clock.ahead_ms += 60_000
+            await run.settle_down()
+            with pytest.raises(Refused, match="app_ended"):
+                await run.agent.approve(asked.id, Approver("token", APP))
+            assert run.state(asked.id) is State.AWAITING_APPROVAL
+            assert world.transactions() == []
 
     async def test_revoking_the_app_ends_its_orders(self, world: World) -> None:
         async with world.run() as run:

@@ -447,6 +447,7 @@ class TestStrikes:
             await run.settle_down()
             [row] = [one for one in queries.payments_in(run.agent.conn, list(State)) if one.id != unserved.id]
             assert (row.state, row.reason_code) == (State.REJECTED, "merchant_stopped")
+            assert run.agent.refusals["merchant_stopped"] == 1, "nobody is there who is told"
             assert "held" not in run.books()
 
     async def test_a_lost_payment_is_taken_back_where_nothing_is_bought_any_more(self, world: World) -> None:
