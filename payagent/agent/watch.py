@@ -105,6 +105,7 @@ class Watch:
         self._deep_seen = Repeats()
         self._unweighed = False
         self._new_coins = Repeats()
+        self._there_since_ms: int | None = None
         self._prepaid_asked: dict[int, tuple[int, int]] = {}
 
     async def tick(self) -> bool:
@@ -168,10 +169,17 @@ class Watch:
         await agent.write("merchant", job, row.id)
 
     async def give_up_unserved(self) -> None:
-        """Note which merchants have not served what was confirmed long enough ago: nobody may ever ask again."""
+        """Note which merchants have not served what was confirmed long enough ago: nobody may ever ask again.
+
+        This daemon must have been there for as long: while it was away, nobody could show them a proof.
+        """
         agent = self._agent
         now_ms = agent.ports.clock.now_ms()
         clock_ms = agent.limits_clock_ms(agent.conn, now_ms)
+        if self._there_since_ms is None and agent.chain.tip is not None:
+            self._there_since_ms = clock_ms
+        if self._there_since_ms is None or self._there_since_ms > steps.serving_ended_ms(clock_ms):
+            return
         for payment_id in queries.unserved(agent.conn, steps.serving_ended_ms(clock_ms)):
             job = partial(
                 steps.give_up_unserved,

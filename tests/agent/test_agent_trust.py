@@ -519,6 +519,20 @@ class TestNobodyAsksAgain:
             assert (await run.agent.record_delivery(row.id, 200)).delivery is Delivery.ACCEPTED
             assert trust.strikes(run.agent.conn, world.origin).count == 0
 
+    async def test_a_daemon_that_was_away_accuses_nobody_for_it(self, world: World) -> None:
+        """Its clients could show no proof meanwhile: they have an hour from when it is there again."""
+        async with world.run(terms=guarded(world, self.STOP)) as run:
+            row = await run.pay_in_block("one")
+            await run.agent.record_delivery(row.id, 402)
+        world.clock.ahead_ms += 3_605_000
+        async with world.run(terms=guarded(world, self.STOP)) as run:
+            await run.watch.give_up_unserved()
+            await run.settle_down()
+            await pass_an_hour(run, but_s=60)
+            assert run.agent.payment(row.id).delivery is Delivery.PRESENTED
+            await pass_an_hour(run)
+            assert run.agent.payment(row.id).delivery is Delivery.PAID_NOT_SERVED
+
     async def test_clients_that_tell_nothing_or_hang_up_accuse_nobody(self, world: World) -> None:
         """Nothing was shown, as far as we know; or the merchant served, and nobody took its answer to the end."""
         async with world.run(terms=guarded(world, self.STOP)) as run:
@@ -532,7 +546,8 @@ class TestNobodyAsksAgain:
 
 
 async def pass_an_hour(run: Run, but_s: int = 0) -> None:
-    """An hour and a bit by the chain's time, and a look for what was not served in it."""
+    """An hour and a bit by the chain's time, and looks for what was not served in it."""
+    await run.watch.give_up_unserved()
     run.world.clock.ahead_ms += 3_605_000 - but_s * 1000
     await run.settle_down()
     await run.watch.give_up_unserved()
