@@ -583,7 +583,8 @@ class Agent:
                     self.send_off(payment_id)
                 except Refused as refused:  # it is approved and held: the next look signs it
                     log.warning("payment.not_signed_yet", payment=payment_id, code=refused.code)
-                    self.count_if_rejected(payment_id)
+                    if refused.code in NOT_SIGNED:
+                        self.refusals[refused.code] += 1
         return self.payment(payment_id)
 
     async def deny(self, payment_id: str, by: Approver) -> PaymentRow:
@@ -612,12 +613,6 @@ class Agent:
             decided = await self.write("deny", job, payment_id)
             if decided is not None and decided.refusal is not None:
                 self.refusals[decided.refusal.code] += 1
-
-    def count_if_rejected(self, payment_id: str) -> None:
-        """What was admitted and is refused after all, with nobody there who is told: it is counted here."""
-        row = self.payment(payment_id)
-        if row.state is State.REJECTED and row.reason_code is not None:
-            self.refusals[row.reason_code] += 1
 
     def _is_all_there(self, row: PaymentRow) -> bool:
         """Whether all that a payment's last attempt spends beside its anchor is there now."""
@@ -664,30 +659,33 @@ class Agent:
             if row.state not in UNSIGNED:
                 return
             try:
-                await self._sign_or_end(row, slot, now_ms, asked)
-            finally:
-                if not asked:
-                    self.count_if_rejected(row.id)
+                rejected = await self._sign_or_end(row, slot, now_ms, asked)
+            except Refused as refused:
+                if not asked and row.state is State.RESERVED and refused.code in NOT_SIGNED:
+                    self.refusals[refused.code] += 1
+                raise
+            if not asked and rejected is not None:  # nobody is there who is told, and counts it
+                self.refusals[rejected.code] += 1
 
-    async def _sign_or_end(self, row: PaymentRow, slot: int, now_ms: int, asked: bool) -> None:
+    async def _sign_or_end(self, row: PaymentRow, slot: int, now_ms: int, asked: bool) -> Refused | None:
+        """As `resume`; why it was rejected, where it was."""
         stopped = self._admission.bounds.why_stopped(self.conn, row)
         if stopped is None and (row.ttl_slot or 0) - slot >= self.terms.min_window_s:
-            if not asked and (row.handed_over or self.is_paused):
-                return
-            await self._sign(row.id, self._rebuild(row))
-            self.send_off(row.id)
-        elif row.state is State.REPLACING and self.is_paused and not asked:
-            return
-        elif row.state is State.REPLACING:
-            late = Refused("attempt_expired", "payagent came to replace it when its invoice was nearly over")
-            await self._take_back(row, stopped or late, slot, now_ms)
-        else:
+            if asked or not (row.handed_over or self.is_paused):
+                await self._sign(row.id, self._rebuild(row))
+                self.send_off(row.id)
+        elif row.state is State.RESERVED:
             late = stopped or Refused(
                 "invoice_expired", "payagent came to sign it when its invoice was nearly over"
             )
             await self.write(
                 "reject", lambda unit: steps.reject_unsigned(unit, row.id, self.coins, late, now_ms), row.id
             )
+            return late
+        elif asked or not self.is_paused:
+            late = Refused("attempt_expired", "payagent came to replace it when its invoice was nearly over")
+            await self._take_back(row, stopped or late, slot, now_ms)
+        return None
 
     def send_off(self, payment_id: str) -> None:
         """Send the payment's last attempt (again), beside whatever else goes on."""

@@ -168,19 +168,22 @@ class Foreign:
 
     async def _end(self, payment_id: str, row: ForeignRow, now_ms: int) -> None:
         agent = self._agent
-        await agent.write("void", lambda unit: overtake(unit, agent, payment_id, row, now_ms), payment_id)
-        agent.count_if_rejected(payment_id)
+        job = partial(overtake, agent=agent, payment_id=payment_id, row=row, now_ms=now_ms)
+        rejected = await agent.write("void", job, payment_id)
+        if rejected is not None:
+            agent.refusals[rejected.code] += 1
 
 
-def overtake(unit: Unit, agent: Agent, payment_id: str, row: ForeignRow, now_ms: int) -> None:
+def overtake(unit: Unit, agent: Agent, payment_id: str, row: ForeignRow, now_ms: int) -> Refused | None:
     """C7 by somebody else's hand: no attempt of the payment can be on the chain, so its hold comes back.
 
-    Its other coins stay reserved until no rollback reaches that block any more.
+    Its other coins stay reserved until no rollback reaches that block any more. What nothing was signed for is
+    rejected, for the reason that it returns.
     """
     why = Refused("foreign_spend", f"its coins were spent elsewhere, by transaction {row.tx_id}")
     if steps.row_of(unit, payment_id).state is State.RESERVED:
         steps.reject_unsigned(unit, payment_id, agent.coins, why, now_ms)
-        return
+        return why
     records.move_payment(
         unit,
         payment_id,
@@ -198,3 +201,4 @@ def overtake(unit: Unit, agent: Agent, payment_id: str, row: ForeignRow, now_ms:
     records.release_hold(unit, payment_id, now_ms)
     entry = ledger.release(queries.hold(unit.conn, payment_id))
     records.write_entry(unit, entry, now_ms, payment_id=payment_id, ref=row.tx_id)
+    return None

@@ -28,7 +28,6 @@ _SIMPLE = {
     "foreign_again": "what was spent elsewhere is in another block",
     "anchor_gone": "a payment spends a deposit that a fork took away",
     "anchor_back": "a payment's deposit comes back",
-    "delivery_give_up": "a merchant is given up: paid, and not served in time",
 }
 _ASKED = "a new ledger has asked the chain for the wallet's past"
 _CAUGHT_UP = "a ledger that was behind has caught up"
@@ -122,6 +121,8 @@ class Census:
                 self._story.reach(f"a top-up ends: {told['code'] or 'done'}")
             elif event == "caught_up":
                 self._story.reach(_ASKED if told["signed"] is None else _CAUGHT_UP)
+            elif event == "delivery_give_up":  # seldom: those who buy here ask until they are served
+                self._story.reach("a merchant is given up: paid, and not served in time")
             elif event in _SIMPLE:
                 self._story.reach(_SIMPLE[event])
             if payment_id is not None and state is not None:
