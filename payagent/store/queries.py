@@ -816,14 +816,17 @@ def last_note(conn: sqlite3.Connection, payment_id: str, event: str) -> dict[str
 
 def unserved(conn: sqlite3.Connection, until_ms: int, payment_id: str | None = None) -> list[str]:
     """Payments (or that one) that count from that time of the limits' clock at the latest, whose proof was shown,
-    and whose merchant never answered it as one that serves.
+    and whose merchant never answered it as one that serves. Those of the week before: what hung up then stays so.
     """
+    # INDEXED BY: nearly all payments are settled, and few of them stay as shown
     rows = conn.execute(
-        "SELECT p.id FROM payments p WHERE p.delivery = 'presented' AND p.state IN ('confirmed', 'settled') "
+        "SELECT p.id FROM payments p INDEXED BY payments_shown "
+        "WHERE p.delivery = 'presented' AND p.created_at_ms > ?1 - 604800000 "
+        "AND p.state IN ('confirmed', 'settled') AND COALESCE(p.id = ?2, 1) "
         "AND (SELECT e.detail ->> '$.counts_from_ms' FROM events e WHERE e.payment_id = p.id "
         "AND e.event = 'confirm' ORDER BY e.seq DESC LIMIT 1) <= ?1 "
         "AND NOT EXISTS (SELECT 1 FROM events e WHERE e.payment_id = p.id AND e.event = 'merchant_answered' "
-        "AND e.detail ->> '$.said' = 'served') AND COALESCE(p.id = ?2, 1) ORDER BY p.seq",
+        "AND e.detail ->> '$.said' = 'served') ORDER BY p.seq",
         (until_ms, payment_id),
     )
     return [found for (found,) in rows]

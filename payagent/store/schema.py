@@ -140,7 +140,7 @@ CREATE INDEX payments_by_app ON payments(app_id, seq);
 CREATE INDEX payments_by_intent ON payments(intent_id);
 CREATE INDEX payments_of_topup ON payments(topup) WHERE topup IS NOT NULL;
 CREATE INDEX payments_buying ON payments(pool) WHERE delivery IN ('not_presented', 'presented');
-CREATE INDEX payments_shown ON payments(state) WHERE delivery = 'presented';
+CREATE INDEX payments_shown ON payments(created_at_ms) WHERE delivery = 'presented';
 CREATE INDEX payments_denied ON payments(changed_at_ms) WHERE reason_code = 'approval_denied';
 CREATE INDEX payments_by_pool ON payments(pool, seq) WHERE pool IS NOT NULL;
 CREATE INDEX payments_coming ON payments(pool)
