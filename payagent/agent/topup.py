@@ -476,20 +476,16 @@ def _require_offer(heard: Heard) -> None:
 
 
 def stop(unit: Unit, agent: Agent, order: TopupRow, why: Refused, by_app: str) -> None:
-    """Inside a commit: nothing more is bought for an order. It ends now, unless what it paid is not shown yet.
-
-    A question for it is over with it: a yes would buy what nobody wants any more.
-    """
+    """Inside a commit: nothing more is bought for an order. It ends now, unless what it paid is not shown yet."""
     if order.stop_code is not None:
         return
     now_ms = agent.ports.clock.now_ms()
     topups.stop(unit, order.id, why.code, why.detail)
     told = {"topup": order.id, "code": why.code, "reason": why.detail, "by": by_app}
     records.note(unit, None, "topup_stopped", None, now_ms, told)
+    _end_question(unit, order, Approver("token", by_app), why, now_ms)
     last = next(reversed(queries.payments_of_topup(unit.conn, order.id)), None)
-    if last is not None and last.state is State.AWAITING_APPROVAL:
-        questions.end(unit, last.id, Approver("token", by_app), why, now_ms)
-    ended = (*NEVER_SIGNED, State.VOID, State.AWAITING_APPROVAL)
+    ended = (*NEVER_SIGNED, State.VOID)
     if last is None or last.state in ended or last.delivery is Delivery.ACCEPTED:
         end(unit, agent, order, why, now_ms)
 
@@ -499,9 +495,18 @@ def end(unit: Unit, agent: Agent, order: TopupRow, why: Refused | None, now_ms: 
     clock_ms = agent.limits_clock_ms(unit.conn, now_ms)
     code, reason = (None, None) if why is None else (why.code, why.detail)
     if topups.end(unit, order.id, code, reason, now_ms, clock_ms):
+        if why is not None:
+            _end_question(unit, order, Approver("clock"), why, now_ms)
         told = {"topup": order.id, "clock_ms": clock_ms, "code": code, "reason": reason}
         records.note(unit, None, "topup_ended", None, now_ms, told)
         _tell(unit, order, why, now_ms)
+
+
+def _end_question(unit: Unit, order: TopupRow, by: Approver, why: Refused, now_ms: int) -> None:
+    """A question for an order is over with it: a yes would buy what nobody wants any more, or shows to anybody."""
+    for row in queries.payments_of_topup(unit.conn, order.id):
+        if row.state is State.AWAITING_APPROVAL:
+            questions.end(unit, row.id, by, why, now_ms)
 
 
 def _tell(unit: Unit, order: TopupRow, why: Refused | None, now_ms: int) -> None:

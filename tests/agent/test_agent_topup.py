@@ -292,6 +292,21 @@ class TestTheEndOfAnOrder:
             assert world.transactions() == []
             require_whole(run)
 
+    async def test_a_question_ends_with_an_order_that_nobody_stopped(self, world: World) -> None:
+        """Who said yes later would pay for what nobody shows to the merchant any more."""
+        world.settings(timeout=86_400)
+        asking = with_terms(approval_above={"lovelace": 5 * ADA}, approval_timeout_s=7 * 86_400)
+        async with world.run(terms=asking) as run:
+            await run.look()
+            row = await order(run, COST)
+            await run.topups.beat()
+            (asked,) = queries.payments_in(run.agent.conn, [State.AWAITING_APPROVAL])
+            world.clock.ahead_ms += PATIENCE_MS + 1
+            await run.topups.beat()
+            assert run.topups.find(row.id).reason_code == "topup_out_of_time"
+            assert run.agent.payment(asked.id).reason_code == "topup_out_of_time"
+            require_whole(run)
+
     async def test_a_yes_after_its_app_has_ended_buys_nothing(self, world: World) -> None:
         async with world.run(terms=with_terms(approval_above={"lovelace": 5 * ADA})) as run:
             await run.look()
