@@ -503,7 +503,7 @@ def end(unit: Unit, agent: Agent, order: TopupRow, why: Refused | None, now_ms: 
 
 
 def _end_question(unit: Unit, order: TopupRow, by: Approver, why: Refused, now_ms: int) -> None:
-    """A question for an order is over with it: a yes would buy what nobody wants any more, or shows to anybody."""
+    """A question for an order is over with it: a yes would buy what nobody wants, or shows to its merchant."""
     for row in queries.payments_of_topup(unit.conn, order.id):
         if row.state is State.AWAITING_APPROVAL:
             questions.end(unit, row.id, by, why, now_ms)
