@@ -68,6 +68,7 @@ class InvoiceTerms(NamedTuple):
     dialect: str
     terms_hash: str
     outputs: tuple[OutputRow, ...]
+    batch_target: int | None
     commitment: str | None
 
 
@@ -140,7 +141,7 @@ SELECT p.seq, p.id, p.kind, p.app_id, p.outputs, p.pool IS NOT NULL, p.created_a
        {", ".join(f"p.{name}" for name in STANDING)},
        i.rowid, i.id, i.app_id, i.origin, i.derived, i.ended_at_ms,
        (SELECT COUNT(*) FROM payments q WHERE q.intent_id = p.intent_id),
-       v.seq, v.origin, v.invoice_id, v.dialect, v.terms_hash, v.outputs, v.commitment
+       v.seq, v.origin, v.invoice_id, v.dialect, v.terms_hash, v.outputs, v.batch_target, v.commitment
 FROM payments p LEFT JOIN intents i ON i.id = p.intent_id LEFT JOIN invoices v ON v.seq = p.invoice
 WHERE p.seq BETWEEN ?1 AND ?2 ORDER BY p.seq
 """  # noqa: S608  names of ours
@@ -155,7 +156,7 @@ _OF_PAYMENTS = {
         "a.rowid",
     ),
     "invoices": (
-        "v.seq, v.origin, v.invoice_id, v.dialect, v.terms_hash, v.outputs, v.commitment",
+        "v.seq, v.origin, v.invoice_id, v.dialect, v.terms_hash, v.outputs, v.batch_target, v.commitment",
         f"{_ATTEMPTS} CROSS JOIN invoices v ON v.seq = a.invoice AND v.seq IS NOT p.invoice",
         "a.rowid",
     ),
@@ -308,9 +309,16 @@ def _signed(
 
 
 def _invoice(
-    seq: int, origin: str, invoice_id: str, dialect: str, terms_hash: str, outputs: str, commitment: str | None
+    seq: int,
+    origin: str,
+    invoice_id: str,
+    dialect: str,
+    terms_hash: str,
+    outputs: str,
+    batch_target: int | None,
+    commitment: str | None,
 ) -> InvoiceTerms:
-    return InvoiceTerms(seq, origin, invoice_id, dialect, terms_hash, _outputs(outputs), commitment)
+    return InvoiceTerms(seq, origin, invoice_id, dialect, terms_hash, _outputs(outputs), batch_target, commitment)
 
 
 def _entries(rows: list[Any]) -> tuple[EntryRow, ...]:

@@ -70,7 +70,8 @@ async def test_an_operator_sees_what_is_known_of_a_merchant(guarded: Api) -> Non
             (role, role_address(name).text) for role, name in paid
         )
         assert {one["set_by"] for one in told["addresses"]} == {"daemon"}
-        assert told["prices"] == [{"method": "POST", "path": "/chat", "asset": "lovelace", "units": "13000000"}]
+        agreed = {"method": "POST", "path": "/chat", "asset": "lovelace", "calls": 1, "units": "13000000"}
+        assert told["prices"] == [agreed]
         settings = {"pin": "first_use", "drift_percent": 25, "stop_after": 1, "in_flight_max": 100}
         assert {key: told[key] for key in settings} == settings
         assert (told["strikes"], told["stopped_at"], told["in_flight"]) == (0, None, 0)
