@@ -109,24 +109,22 @@ def _price_of(unit: Unit, row: PaymentRow) -> Price | None:
 
 
 def note_delivery(unit: Unit, rules: Rules, row: PaymentRow, now: Delivery, now_ms: int) -> None:
-    """Count what a merchant did not serve, in a row.
+    """Count what a merchant did not serve, in a row. Each change of the count has its event.
 
     Enough of it, and nothing is bought there until an operator says so; that is told once.
     """
     if rules.stop_after is None or row.origin is None or now is row.delivery:
         return
     had = trust.strikes(unit.conn, row.origin)
-    if now is Delivery.ACCEPTED and had.count:
-        trust.set_strikes(unit, row.origin, Strikes(0, had.stopped_at_ms))
-    if now is not Delivery.PAID_NOT_SERVED:
+    count = {Delivery.ACCEPTED: 0, Delivery.PAID_NOT_SERVED: had.count + 1}.get(now, had.count)
+    if count == had.count:
         return
-    count = had.count + 1
     stops = had.stopped_at_ms is None and must_stop(rules, count)
     trust.set_strikes(unit, row.origin, Strikes(count, now_ms if stops else had.stopped_at_ms))
+    facts = {"merchant": row.origin, "payment": row.id, "strikes": str(count)}
+    records.note(unit, None, "merchant_stopped" if stops else "strikes_counted", None, now_ms, facts)
     if stops:
         detail = f"{row.origin} took {count} payments in a row and did not serve: nothing more is bought from it"
-        facts = {"merchant": row.origin, "payment": row.id, "strikes": str(count)}
-        records.note(unit, None, "merchant_stopped", None, now_ms, facts)
         raise_alert(unit, "merchant_stopped", _subject(row.origin), {"detail": detail, **facts}, now_ms)
 
 
@@ -173,7 +171,7 @@ def _agree(unit: Unit, origin: str, price: Price, why: Mapping[str, object], now
     trust.agree(unit, origin, price)
     told = {
         "merchant": origin,
-        "call": f"{price.method} {price.path}"[:500],
+        "call": f"{price.method} {price.path}",
         "asset": price.asset,
         "calls": str(price.calls),
         "units": str(price.units),

@@ -455,12 +455,28 @@ def limits_set(conn: sqlite3.Connection) -> Iterator[str]:
     return (detail for (detail,) in rows)
 
 
-def merchants_set(conn: sqlite3.Connection) -> Iterator[tuple[str, str]]:
-    """(event, what it tells) of each merchant that was added or removed at run time, in order."""
+def merchant_events(conn: sqlite3.Connection) -> Iterator[tuple[str, str, int]]:
+    """(event, what it tells, when) of each that changed what is kept of a merchant, in order."""
     return conn.execute(
-        "SELECT event, detail FROM events WHERE payment_id IS NULL "
-        "AND event IN ('merchant_added', 'merchant_removed') ORDER BY seq"
+        "SELECT event, detail, at_ms FROM events WHERE payment_id IS NULL "
+        "AND event IN ('merchant_added', 'merchant_removed', 'address_pinned', 'address_unpinned', 'price_agreed', "
+        "'strikes_counted', 'merchant_stopped', 'merchant_reopened') ORDER BY seq"
     )
+
+
+def pins(conn: sqlite3.Connection) -> Iterator[tuple[str, str, str]]:
+    """(origin, role, address) of every address that any merchant may be paid at."""
+    return conn.execute("SELECT origin, role, address FROM pins")
+
+
+def agreed_prices(conn: sqlite3.Connection) -> Iterator[tuple[Any, ...]]:
+    """(origin, method, path, asset, calls, units) of every price that was agreed to."""
+    return conn.execute("SELECT origin, method, path, asset, calls, units FROM agreed_prices")
+
+
+def strikes(conn: sqlite3.Connection) -> Iterator[tuple[str, int, int | None]]:
+    """(origin, how many in a row, since when it is stopped) of every merchant that ever left one unserved."""
+    return conn.execute("SELECT origin, count, stopped_at_ms FROM strikes")
 
 
 def tokens(conn: sqlite3.Connection) -> Iterator[tuple[int, str, int | None]]:
