@@ -582,7 +582,7 @@ PROBLEMS: dict[str, Problem] = {
     "price_drifted": Problem(
         403,
         6,
-        "The call costs more than what was agreed to for it",
+        "The call costs more than what was agreed to for it, or is priced in another asset",
         "If the price is right, let the payment go on (payagent payments approve ID); from then on prices are "
         "measured by this one. merchants.NAME.drift_percent says how much more is let through.",
         money=_ASKED,
