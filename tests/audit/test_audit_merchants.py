@@ -19,7 +19,7 @@ RULES = Rules(first_use=True, drift_percent=25, stop_after=2)
 
 
 async def live(world: World) -> None:
-    """Paid at addresses that were learnt, pinned, allowed and forgotten; at prices that were moved; stopped twice."""
+    """Paid at addresses that were learnt, pinned, allowed and forgotten; at moved prices; it was stopped twice."""
     world.settings(price=str(2 * ADA))
     terms = guarded(world, RULES)
     async with world.run(terms=terms) as run:
