@@ -27,7 +27,7 @@ def check_merchants(conn: Connection) -> Iterator[Finding]:
         "strikes": {(origin,): (count, since_ms) for origin, count, since_ms in books.strikes(conn)},
     }
     told: dict[str, Rows] = {table: {} for table in kept}
-    for event, detail, at_ms in books.merchant_events(conn):
+    for event, detail, at_ms in books.wallet_events(conn, _FOLLOWED):
         try:
             table, follow = _FOLLOWED[event]
             follow(told[table], json.loads(detail), at_ms)

@@ -6,7 +6,7 @@ May import: core, store.queries, store.seals, sqlite3. Never: writes; judges; ho
 
 import json
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from itertools import groupby
 from operator import itemgetter
@@ -455,12 +455,12 @@ def limits_set(conn: sqlite3.Connection) -> Iterator[str]:
     return (detail for (detail,) in rows)
 
 
-def merchant_events(conn: sqlite3.Connection) -> Iterator[tuple[str, str, int]]:
-    """(event, what it tells, when) of each that changed what is kept of a merchant, in order."""
+def wallet_events(conn: sqlite3.Connection, names: Iterable[str]) -> Iterator[tuple[str, str, int]]:
+    """(event, what it tells, when) of the wallet's own events of these names, in order."""
     return conn.execute(
         "SELECT event, detail, at_ms FROM events WHERE payment_id IS NULL "
-        "AND event IN ('merchant_added', 'merchant_removed', 'address_pinned', 'address_unpinned', 'price_agreed', "
-        "'strikes_counted', 'merchant_stopped', 'merchant_reopened') ORDER BY seq"
+        "AND event IN (SELECT value FROM json_each(?)) ORDER BY seq",
+        (json.dumps(list(names)),),
     )
 
 
