@@ -99,18 +99,16 @@ class Bounds:
         """What the guards find against an invoice."""
         rules, claim = self.rules(invoice.origin), trust.claim_of_invoice(invoice)
         is_measured = purchase.topup is None or purchase.topup.is_auto
-        known = trust.known_of(unit.conn, rules, invoice.origin, claim, purchase.request, is_measured)
+        known = trust.known_of(unit.conn, rules, invoice.origin, purchase.request, is_measured)
         return guards.look(claim, rules, known, moment)
 
     def why_stopped(self, conn: Connection, row: PaymentRow) -> Refused | None:
         """Why a payment is not signed (again) by what was decided before; None: that stands."""
         if row.origin is None:
             return None
-        rules, claim = self.rules(row.origin), trust.claim_of_rows(row.outputs)
+        rules, claim = self.rules(row.origin), trust.claim_of_payment(row)
         try:
-            judge(
-                guards.look(claim, rules, trust.known_of(conn, rules, row.origin, claim, None), Moment.SAME_TERMS)
-            )
+            judge(guards.look(claim, rules, trust.known_of(conn, rules, row.origin, None), Moment.SAME_TERMS))
         except Refused as refusal:
             return refusal
         return None

@@ -93,9 +93,13 @@ async def pin(agent: Agent, by_app: str, name: str, role: Role, address: str) ->
 
 
 async def unpin(agent: Agent, by_app: str, name: str, role: Role, address: str) -> None:
-    """Forget an address that was learnt or pinned; the config's stay. Refused: `not_found`."""
+    """Forget an address that was learnt or pinned; the config's stay. Refused: `not_found`; `last_address`."""
     origin, now_ms = origin_of(agent, name), agent.ports.clock.now_ms()
-    await agent.write("trust", lambda unit: known.unpin(unit, origin, Pin(role, address), by_app, now_ms))
+
+    def job(unit: Unit) -> None:
+        known.unpin(unit, agent.terms.rules(origin), origin, Pin(role, address), by_app, now_ms)
+
+    await agent.write("trust", job)
 
 
 async def reopen(agent: Agent, by_app: str, name: str) -> None:

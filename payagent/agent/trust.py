@@ -9,12 +9,12 @@ May import: core, store, agent.alarm. Never: decides (core.guards does); learns 
 from collections.abc import Callable, Iterable, Mapping
 
 from payagent.agent.alarm import clear_alert, raise_alert
-from payagent.core.guards import Claim, Known, Pin, Rules, claim_of, first_pins, must_stop
-from payagent.core.invoice import Invoice
+from payagent.core.guards import Agreed, Claim, Known, Pin, Rules, claim_of, first_pins, must_stop
+from payagent.core.invoice import Invoice, calls_of
 from payagent.core.payment import Delivery
 from payagent.core.problem import Refused
-from payagent.store import queries, records, topups, trust
-from payagent.store.queries import OutputRow, PaymentRow
+from payagent.store import approvals, queries, records, topups, trust
+from payagent.store.queries import PaymentRow
 from payagent.store.trust import Price, Strikes
 from payagent.store.writer import Connection, Unit
 
@@ -23,24 +23,24 @@ RulesOf = Callable[[str | None], Rules]
 
 
 def claim_of_invoice(invoice: Invoice) -> Claim:
-    return claim_of((output.role, output.address.text, output.asset, output.units) for output in invoice.outputs)
+    outputs = ((output.role, output.address.text, output.asset, output.units) for output in invoice.outputs)
+    return claim_of(outputs, invoice.calls)
 
 
-def claim_of_rows(outputs: Iterable[OutputRow]) -> Claim:
-    """Of a payment's outputs."""
-    return claim_of((output.role, output.address, output.asset, output.units) for output in outputs)
+def claim_of_payment(row: PaymentRow) -> Claim:
+    """By the invoice that it goes by now."""
+    outputs = ((output.role, output.address, output.asset, output.units) for output in row.outputs)
+    return claim_of(outputs, calls_of(row.batch_target))
 
 
-def known_of(
-    conn: Connection, rules: Rules, origin: str, claim: Claim, request: str | None, is_measured: bool = True
-) -> Known:
+def known_of(conn: Connection, rules: Rules, origin: str, request: str | None, is_measured: bool = True) -> Known:
     """What the merchant's rules need to know. `request`: the call, as an intent has it; None is not measured."""
-    agreed_units = None
+    agreed: tuple[Agreed, ...] = ()
     if rules.drift_percent is not None and request is not None and is_measured:
-        agreed_units = trust.agreed_units(conn, origin, *priced_call(request), claim.asset)
+        agreed = trust.agreed(conn, origin, *priced_call(request))
     return Known(
         trust.pins(conn, origin) if rules.first_use or rules.filed else frozenset(),
-        agreed_units,
+        agreed,
         rules.stop_after is not None and trust.strikes(conn, origin).stopped_at_ms is not None,
         0 if rules.in_flight_max is None else trust.in_flight(conn, origin),
     )
@@ -60,32 +60,42 @@ def learn_addresses(unit: Unit, rules: Rules, origin: str, claim: Claim, payment
 
 
 def learn_price(unit: Unit, rules: Rules, row: PaymentRow, now_ms: int) -> None:
-    """A confirmed payment says what its call costs, where nothing was agreed to yet.
+    """A confirmed payment says what its call costs, where nothing was agreed to yet, in any asset.
 
     A price that is let through does not move what later ones are measured by: they would creep.
     """
     price = None if rules.drift_percent is None else _price_of(unit, row)
     if price is None or row.origin is None:
         return
-    agreed = trust.agreed_units(unit.conn, row.origin, price.method, price.path, price.asset)
-    if agreed is None:
+    if not trust.agreed(unit.conn, row.origin, price.method, price.path):
         _agree(unit, row.origin, price, {"payment": row.id}, now_ms)
 
 
 def allow(unit: Unit, rules: Rules, row: PaymentRow, by: Mapping[str, object], now_ms: int) -> None:
-    """A person allowed a payment: its addresses are known, and a higher price is what later ones go by."""
+    """A person allowed a payment: its addresses are known, and its price is one that later ones go by.
+
+    Only where nothing was agreed to, or the person was told that it is more: who allows an amount does not say
+    that the call is worth it.
+    """
     if row.origin is None:
         return
     told = {"payment": row.id, **by}
     if rules.first_use or rules.filed:
         known = rules.filed | trust.pins(unit.conn, row.origin)
-        new = [one for one in claim_of_rows(row.outputs).pins if one not in known]
+        new = [one for one in claim_of_payment(row).pins if one not in known]
         _pin(unit, row.origin, new, {"why": "allowed", **told}, now_ms)
     price = None if rules.drift_percent is None else _price_of(unit, row)
-    if price is not None:
-        agreed = trust.agreed_units(unit.conn, row.origin, price.method, price.path, price.asset)
-        if agreed is None or price.units > agreed:
-            _agree(unit, row.origin, price, told, now_ms)
+    if price is None:
+        return
+    agreed = trust.agreed(unit.conn, row.origin, price.method, price.path)
+    same = (one.units for one in agreed if (one.asset, one.calls) == (price.asset, price.calls))
+    if not agreed or (_was_told_of_drift(unit, row.id) and price.units > max(same, default=0)):
+        _agree(unit, row.origin, price, told, now_ms)
+
+
+def _was_told_of_drift(unit: Unit, payment_id: str) -> bool:
+    asked = approvals.of_payment(unit.conn, payment_id)
+    return asked is not None and any(reason.code == "price_drifted" for reason in asked.reasons)
 
 
 def _price_of(unit: Unit, row: PaymentRow) -> Price | None:
@@ -94,29 +104,27 @@ def _price_of(unit: Unit, row: PaymentRow) -> Price | None:
     request = queries.request_of(unit.conn, row.intent_id)
     if request is None or (order is not None and order.cause != "auto"):
         return None
-    claim = claim_of_rows(row.outputs)
-    return Price(*priced_call(request), claim.asset, claim.units)
+    claim = claim_of_payment(row)
+    return Price(*priced_call(request), claim.asset, claim.calls, claim.units)
 
 
 def note_delivery(unit: Unit, rules: Rules, row: PaymentRow, now: Delivery, now_ms: int) -> None:
-    """Count what a merchant did not serve, in a row.
+    """Count what a merchant did not serve, in a row. Each change of the count has its event.
 
     Enough of it, and nothing is bought there until an operator says so; that is told once.
     """
     if rules.stop_after is None or row.origin is None or now is row.delivery:
         return
     had = trust.strikes(unit.conn, row.origin)
-    if now is Delivery.ACCEPTED and had.count:
-        trust.set_strikes(unit, row.origin, Strikes(0, had.stopped_at_ms))
-    if now is not Delivery.PAID_NOT_SERVED:
+    count = {Delivery.ACCEPTED: 0, Delivery.PAID_NOT_SERVED: had.count + 1}.get(now, had.count)
+    if count == had.count:
         return
-    count = had.count + 1
     stops = had.stopped_at_ms is None and must_stop(rules, count)
     trust.set_strikes(unit, row.origin, Strikes(count, now_ms if stops else had.stopped_at_ms))
+    facts = {"merchant": row.origin, "payment": row.id, "app": row.app_id, "strikes": str(count)}
+    records.note(unit, None, "merchant_stopped" if stops else "strikes_counted", None, now_ms, facts)
     if stops:
         detail = f"{row.origin} took {count} payments in a row and did not serve: nothing more is bought from it"
-        facts = {"merchant": row.origin, "payment": row.id, "app": row.app_id, "strikes": str(count)}
-        records.note(unit, None, "merchant_stopped", None, now_ms, facts)
         raise_alert(unit, "merchant_stopped", _subject(row.origin), {"detail": detail, **facts}, now_ms)
 
 
@@ -142,8 +150,10 @@ def pin(unit: Unit, origin: str, wanted: Pin, by_app: str, now_ms: int) -> None:
         _pin(unit, origin, [wanted], {"why": "operator", "by": by_app}, now_ms)
 
 
-def unpin(unit: Unit, origin: str, unwanted: Pin, by_app: str, now_ms: int) -> None:
-    """Forget an address; once none is known, the next payment is the first again. Refused: `not_found`."""
+def unpin(unit: Unit, rules: Rules, origin: str, unwanted: Pin, by_app: str, now_ms: int) -> None:
+    """Forget an address. Refused: `not_found`; `last_address`: without one the next payment is the first again."""
+    if rules.first_use and not rules.filed and trust.pins(unit.conn, origin) == {unwanted}:
+        raise Refused("last_address", f"{origin} may be paid at {unwanted.address} and at no other address")
     if not trust.drop_pin(unit, origin, unwanted):
         raise Refused("not_found", f"{unwanted.address} is no {unwanted.role} address that was learnt or pinned")
     told = {"merchant": origin, "role": unwanted.role, "address": unwanted.address, "by": by_app}
@@ -161,8 +171,9 @@ def _agree(unit: Unit, origin: str, price: Price, why: Mapping[str, object], now
     trust.agree(unit, origin, price)
     told = {
         "merchant": origin,
-        "call": f"{price.method} {price.path}"[:500],
+        "call": f"{price.method} {price.path}",
         "asset": price.asset,
+        "calls": str(price.calls),
         "units": str(price.units),
         **why,
     }

@@ -61,7 +61,7 @@ def asked_view(caller: Caller, row: PaymentRow) -> Json:
     if approval is None:
         return {}
     at_most, decided = queries.hold(caller.agent.conn, row.id, "ask"), approvals.decided(caller.agent.conn, row.id)
-    view = approval_view(approval, at_most, decided)
+    view = approval_view(approval, row, at_most, decided)
     return {"approval": view | (decider_view(caller.agent, row) if caller.sees_asked else {})}
 
 

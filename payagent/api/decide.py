@@ -102,7 +102,7 @@ def _require_own_page(request: Request, origin: str) -> None:
 
 def _asked(agent: Agent, row: PaymentRow, approval: Approval) -> list[Row]:
     at_most = queries.hold(agent.conn, row.id, "ask")
-    told = approval_view(approval, at_most, None) | decider_view(agent, row)
+    told = approval_view(approval, row, at_most, None) | decider_view(agent, row)
     return list(_rows(row, told, approval))
 
 
@@ -112,6 +112,7 @@ def _rows(row: PaymentRow, told: Json, approval: Approval) -> Iterable[Row]:
     yield "app", str(told["app"])
     yield "merchant", str(row.origin)
     yield "call", str(told["request"] or "not told")
+    yield "calls that it buys", str(told["calls"])
     plan = approval.plan
     outputs = plan["outputs"]
     for output in outputs if isinstance(outputs, list) else []:

@@ -220,9 +220,11 @@ class MerchantHistory(BaseModel):
 class ApprovalTold(BaseModel):
     """What a person is asked. `at_most` is what it counts against the limits: no more leaves if it is approved.
 
-    `terms_hash` is what is decided on. The last four are for those who see more than their own payments.
+    `calls`: how many calls it buys. `terms_hash` is what is decided on. The last four are for those who see more
+    than their own payments.
     """
 
+    calls: int
     reasons: list[Reason]
     terms_hash: Hex
     transaction: TransactionTold
@@ -352,11 +354,12 @@ class KnownAddress(BaseModel):
 
 
 class AgreedPrice(BaseModel):
-    """What was agreed to for a call, of its path without the query."""
+    """What was agreed to for so many calls at once, of a path without its query."""
 
     method: str
     path: str
     asset: str
+    calls: int
     units: Units
 
 
@@ -384,6 +387,7 @@ class QuoteAnswer(BaseModel):
     dialect: str
     origin: str
     invoice_id: str
+    batch_target: int | None
     outputs: list[Output]
     fee: Units
     total: Units

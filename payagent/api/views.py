@@ -10,6 +10,7 @@ from payagent.agent.chainview import ChainView
 from payagent.agent.limits import Standing as LimitStanding
 from payagent.agent.merchants import Standing
 from payagent.agent.terms import MerchantTerms, Terms
+from payagent.core.invoice import calls_of
 from payagent.core.ledger import HELD, WALLET, add
 from payagent.core.money import LOVELACE
 from payagent.core.payment import ON_CHAIN
@@ -35,6 +36,7 @@ def quote_view(quote: Quote, terms: Terms) -> Json:
         "dialect": invoice.dialect,
         "origin": invoice.origin,
         "invoice_id": invoice.invoice_id,
+        "batch_target": invoice.batch_target,
         "outputs": [
             {"role": o.role, "address": o.address.text, "asset": o.asset, "units": str(o.units)}
             for o in invoice.outputs
@@ -57,9 +59,12 @@ def _reason_view(reason: Finding) -> Json:
     return {"code": reason.code, "detail": reason.detail}
 
 
-def approval_view(approval: Approval, at_most: Mapping[str, int], decided: Decided | None) -> Json:
+def approval_view(
+    approval: Approval, row: PaymentRow, at_most: Mapping[str, int], decided: Decided | None
+) -> Json:
     """What a person is asked about a payment, as its own app may see it."""
     return {
+        "calls": calls_of(row.batch_target),
         "reasons": [_reason_view(reason) for reason in approval.reasons],
         "terms_hash": approval.terms_hash,
         "transaction": approval.plan,
@@ -111,7 +116,10 @@ def standing_view(known: Standing, terms: Terms) -> Json:
         "addresses": [{"role": pin.role, "address": pin.address, "set_by": by} for pin, by in addresses],
         "drift_percent": rules.drift_percent,
         "prices": [
-            {"method": one.method, "path": one.path, "asset": one.asset, "units": str(one.units)}
+            {
+                **{"method": one.method, "path": one.path, "asset": one.asset},
+                **{"calls": one.calls, "units": str(one.units)},
+            }
             for one in known.prices
         ],
         "stop_after": rules.stop_after,

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from payagent.audit.finding import Finding
 from payagent.core.policy import Limit, Scope, Window
-from payagent.store import books, merchants, spending
+from payagent.store import books, spending
 from payagent.store.writer import Connection
 
 
@@ -29,24 +29,6 @@ def check_limits(conn: Connection) -> Iterator[Finding]:
     for pool, app, asset in books.misshared(conn):
         yield Finding("prepaid_shares", f"{pool} {app} {asset}", "it is not what the app's payments and uses say")
     yield from _set(conn)
-    yield from check_merchants(conn)
-
-
-def check_merchants(conn: Connection) -> Iterator[Finding]:
-    """The merchants that were added at run time are those that the events tell."""
-    told: dict[object, object] = {}
-    for name, detail in books.merchants_set(conn):
-        try:
-            event = json.loads(detail)
-            told.pop(event["name"], None)
-            if name == "merchant_added":
-                told[event["name"]] = (event["origin"], event["settings"])
-        except (ValueError, TypeError, KeyError):
-            continue  # the events' own check finds a row that is none of ours
-    kept: dict[object, object] = {row.name: (row.origin, row.settings) for row in merchants.everybody(conn)}
-    for name in sorted(map(str, kept.keys() | told.keys())):
-        if kept.get(name) != told.get(name):
-            yield Finding("merchants", name, "what is set is not what the events tell")
 
 
 def _set(conn: Connection) -> Iterator[Finding]:

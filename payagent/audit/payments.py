@@ -14,7 +14,7 @@ from typing import NamedTuple
 from payagent.audit.finding import Finding
 from payagent.audit.signed import Owner, Reading, foreign_value, misread, read
 from payagent.core import ledger
-from payagent.core.invoice import hash_of_terms
+from payagent.core.invoice import calls_of, hash_of_terms
 from payagent.core.ledger import Entry, Units
 from payagent.core.money import LOVELACE
 from payagent.core.payment import (
@@ -191,7 +191,11 @@ def _check_terms(case: Case, owner: Owner) -> Iterator[Finding]:
             yield Finding("payments", case.id, f"its intent is not one of app {case.app_id} at {origin!r}")
     for invoice in case.invoices.values():
         terms = ((o.role, o.address, o.asset, o.units) for o in invoice.outputs)
-        made = hash_of_terms(invoice.dialect, invoice.origin, invoice.invoice_id, owner.network.name, terms)
+        made = hash_of_terms(
+            *(invoice.dialect, invoice.origin, invoice.invoice_id, owner.network.name),
+            terms,
+            calls_of(invoice.batch_target),
+        )
         if made != invoice.terms_hash:
             yield Finding("invoices", str(invoice.seq), "its terms are not those that its hash is of")
     first = None if case.first_invoice is None else case.invoices.get(case.first_invoice)

@@ -291,6 +291,7 @@ def _terms(invoice: dict[str, Any]) -> InvoiceTerms:
         dialect=invoice["dialect"],
         terms_hash=invoice["terms_hash"],
         outputs=_outputs(invoice["outputs"]),
+        batch_target=invoice["batch_target"],
         commitment=None if invoice["commitment"] is None else invoice["commitment"].hex(),
     )
 

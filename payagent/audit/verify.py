@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from payagent.audit.finding import Finding, Head, Progress
 from payagent.audit.limits import check_limits
+from payagent.audit.merchants import check_merchants
 from payagent.audit.prepaid import check_prepaid
 from payagent.audit.sealed import TOLD_EVERY, check_seals
 from payagent.audit.shares import shared_out
@@ -40,6 +41,7 @@ def verify(conn: Connection, owner: Owner, noted: Head | None = None) -> Iterato
         yield from _coins(conn)
         yield from _foreign(conn)
         yield from check_limits(conn)
+        yield from check_merchants(conn)
         yield from check_tokens(conn)
         yield from payments
 

@@ -120,7 +120,7 @@ def pin(terminal: Terminal, connect: Connect, name: str, address: str, split: bo
 @_one_address
 @talks_to_daemon
 def unpin(terminal: Terminal, connect: Connect, name: str, address: str, split: bool) -> None:
-    """Forget an address of a merchant. When none is left, those of the next payment are learnt."""
+    """Forget an address of a merchant. Of several; the only one stays, until another one is pinned."""
     _change(terminal, connect, f"{_path(name)}/unpin", _order(address, split))
 
 
@@ -165,16 +165,17 @@ def _show(terminal: Terminal, row: dict[str, Any]) -> None:
     if row["prices"]:
         terminal.line()
         terminal.table(
-            ("call", "asset", "agreed price"),
+            ("call", "asset", "calls", "agreed price"),
             [
                 (
                     f"{one['method']} {one['path']}",
                     show_asset(one["asset"]),
+                    str(one["calls"]),
                     show_units(one["asset"], one["units"]),
                 )
                 for one in row["prices"]
             ],
-            right=("agreed price",),
+            right=("calls", "agreed price"),
         )
 
 

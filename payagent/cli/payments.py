@@ -110,9 +110,11 @@ def _show_list(terminal: Terminal, answer: dict[str, Any]) -> None:
     terminal.table(("payment", "created (UTC)", "state", "delivery", "pays", "to"), rows, right=("pays",))
     say_more(terminal, answer)
     if answer["awaiting_approval"]:
+        count = answer["awaiting_approval"]
+        waiting = "1 payment waits" if count == 1 else f"{count} payments wait"
         terminal.say(
-            f"{answer['awaiting_approval']} of all wait for a person: "
-            "`payagent payments list --state awaiting_approval`, then show ID, approve ID or deny ID."
+            f"{waiting} for a person: `payagent payments list --state awaiting_approval`, then show ID, "
+            "approve ID or deny ID."
         )
 
 
@@ -242,6 +244,7 @@ def _show_approval(terminal: Terminal, approval: dict[str, Any]) -> None:
         *(("asked because", reason["detail"]) for reason in approval["reasons"]),
         ("app", approval.get("app")),
         ("call", approval.get("request")),
+        ("calls that it buys", approval["calls"]),
         *(("takes at most", show_units(asset, units)) for asset, units in approval["at_most"].items()),
         ("decided" if approval["decision"] else "ends", approval["decision"] or approval["ends_at"]),
         ("decided by", approval.get("by")),

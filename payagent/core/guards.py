@@ -14,7 +14,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from payagent.core.invoice import Role
-from payagent.core.money import LOVELACE
+from payagent.core.money import format_amount
 from payagent.core.verdict import Finding
 
 
@@ -29,11 +29,20 @@ Pins = frozenset[Pin]
 
 
 class Claim(NamedTuple):
-    """What a merchant asks for: whom it wants paid, and what that comes to, in units of one asset."""
+    """What a merchant asks for: whom it wants paid, so many units of one asset, for so many calls."""
 
     pins: tuple[Pin, ...]
     asset: str
     units: int
+    calls: int
+
+
+class Agreed(NamedTuple):
+    """A price that was agreed to for a call: so many units of an asset for so many calls at once."""
+
+    asset: str
+    units: int
+    calls: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +65,11 @@ class Rules:
 class Known:
     """What is known of a merchant. `pins` are those beside the config's.
 
-    `agreed_units`: what was agreed to for this call, in the claim's asset; None of one that was never paid.
+    `agreed`: every price that was agreed to for this call; none of one that was never paid.
     """
 
     pins: Pins = frozenset()
-    agreed_units: int | None = None
+    agreed: tuple[Agreed, ...] = ()
     is_stopped: bool = False
     in_flight: int = 0
 
@@ -85,12 +94,11 @@ class Guard(NamedTuple):
     find: Callable[[Claim, Rules, Known], str | None]
 
 
-def claim_of(outputs: Iterable[tuple[Role, str, str, int]]) -> Claim:
+def claim_of(outputs: Iterable[tuple[Role, str, str, int]], calls: int) -> Claim:
     """Of the outputs of an invoice, each as its role, address, asset and units; their asset is one."""
     paid = tuple(outputs)
-    return Claim(
-        tuple(Pin(output[0], output[1]) for output in paid), paid[0][2], sum(output[3] for output in paid)
-    )
+    pins = tuple(Pin(output[0], output[1]) for output in paid)
+    return Claim(pins, paid[0][2], sum(output[3] for output in paid), calls)
 
 
 def first_pins(claim: Claim, rules: Rules, known: Known) -> tuple[Pin, ...]:
@@ -124,11 +132,30 @@ def _named(pins: Iterable[Pin]) -> str:
 
 
 def _drifted(claim: Claim, rules: Rules, known: Known) -> str | None:
-    percent, agreed_units = rules.drift_percent, known.agreed_units
-    if percent is None or agreed_units is None or claim.units * 100 <= agreed_units * (100 + percent):
+    """How many calls it buys is the merchant's word, so that a price is measured by itself and by each call.
+
+    In another asset than those that were agreed to, nothing says what the call may cost.
+    """
+    percent = rules.drift_percent
+    if percent is None or not known.agreed:
         return None
-    unit = LOVELACE if claim.asset == LOVELACE else f"units of {claim.asset}"
-    return f"it asks {claim.units} {unit}, over {percent} % more than the {agreed_units} agreed to for this call"
+    prices = [one for one in known.agreed if one.asset == claim.asset]
+    if not prices:
+        return f"it asks {_cost(claim)}; what was agreed to is of another asset: {_costs(known.agreed)}"
+    most, asked = 100 + percent, 100 * claim.units
+    in_all = any(asked <= most * one.units for one in prices)
+    by_call = any(asked * one.calls <= most * one.units * claim.calls for one in prices)
+    if in_all and by_call:
+        return None
+    return f"it asks {_cost(claim)}, over {percent} % more than what was agreed to: {_costs(prices)}"
+
+
+def _costs(prices: Iterable[Agreed]) -> str:
+    return ", ".join(map(_cost, prices))
+
+
+def _cost(price: Claim | Agreed) -> str:
+    return f"{format_amount(price.asset, price.units)} for {price.calls} {'call' if price.calls == 1 else 'calls'}"
 
 
 _ANY = tuple(Moment)

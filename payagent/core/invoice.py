@@ -68,21 +68,37 @@ class Invoice:
         return sum(output.units for output in self.outputs)
 
     @property
-    def terms_hash(self) -> str:
-        """sha256 over who gets how much of what, on which chain, for which id.
+    def calls(self) -> int:
+        return calls_of(self.batch_target)
 
-        The expiry is left out: a relative time-out makes it differ at each receipt of the same invoice.
+    @property
+    def terms_hash(self) -> str:
+        """sha256 over who gets how much of what, on which chain, for which id and how many calls.
+
+        The expiry is left out: a relative time-out makes it differ at each receipt of the same invoice. So is what
+        the operator's own settings say (the proof, who broadcasts), or what is drawn anew at each receipt (the
+        commitment); where they are of the 402, it names no invoice, and the id is of all that it says.
         """
         outputs = [(o.role, o.address.text, o.asset, o.units) for o in self.outputs]
-        return hash_of_terms(self.dialect, self.origin, self.invoice_id, self.network, outputs)
+        return hash_of_terms(self.dialect, self.origin, self.invoice_id, self.network, outputs, self.calls)
+
+
+def calls_of(batch_target: int | None) -> int:
+    """How many calls are bought; a merchant that says nothing of it sells one."""
+    return batch_target or 1
 
 
 def hash_of_terms(
-    dialect: str, origin: str, invoice_id: str, network: str, outputs: Iterable[tuple[str, str, str, int]]
+    dialect: str,
+    origin: str,
+    invoice_id: str,
+    network: str,
+    outputs: Iterable[tuple[str, str, str, int]],
+    calls: int,
 ) -> str:
     """The hash of an invoice's terms; an output is its role, address, asset and units."""
     paid = [[role, address, asset, str(units)] for role, address, asset, units in outputs]
-    terms = [dialect, origin, invoice_id, network, paid]
+    terms = [dialect, origin, invoice_id, network, paid, str(calls)]
     return hashlib.sha256(_written(terms).encode()).hexdigest()
 
 

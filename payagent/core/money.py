@@ -96,3 +96,8 @@ def format_ada(lovelace: int) -> str:
     """Lovelace for people: 12500000 -> "12.5 ADA"."""
     number = format_units(lovelace, 6).rstrip("0").rstrip(".")
     return f"{number} ADA"
+
+
+def format_amount(asset: str, units: int) -> str:
+    """An amount of any asset for people: ADA in ADA, a token in its units."""
+    return format_ada(units) if asset == LOVELACE else f"{units} units of {asset}"

@@ -370,6 +370,15 @@ PROBLEMS: dict[str, Problem] = {
     "keystore_locked": Problem(
         503, 5, "The keystore is locked", "Give the passphrase; see config keystore.*.", money=""
     ),
+    "last_address": Problem(
+        409,
+        2,
+        "It is the only address that the merchant may be paid at",
+        "Without one the next payment would make its own address known, whoever it pays. Let the new address be "
+        "paid first (payagent merchants pin NAME ADDRESS), then forget this one. To pay nothing there any more, "
+        "take the merchant out: payagent merchants remove NAME, or in the config file.",
+        money="",
+    ),
     "lease_lost": Problem(
         503,
         1,
@@ -573,7 +582,7 @@ PROBLEMS: dict[str, Problem] = {
     "price_drifted": Problem(
         403,
         6,
-        "The call costs more than what was agreed to for it",
+        "The call costs more than what was agreed to for it, or is priced in another asset",
         "If the price is right, let the payment go on (payagent payments approve ID); from then on prices are "
         "measured by this one. merchants.NAME.drift_percent says how much more is let through.",
         money=_ASKED,

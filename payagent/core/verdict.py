@@ -3,12 +3,13 @@
 What speaks against a payment are findings, of the guards and of the thresholds above which the operator wants to
 be asked. One that asks nobody refuses; the others, all of them, are what the person is told.
 
-May import: the standard library, core.problem. Never: weighs one finding against another.
+May import: the standard library, core.money, core.problem. Never: weighs one finding against another.
 """
 
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+from payagent.core.money import format_amount
 from payagent.core.problem import Refused
 
 
@@ -39,7 +40,11 @@ def judge(findings: Iterable[Finding]) -> Reasons:
 def above(thresholds: Mapping[str, int], spend: Mapping[str, int]) -> Reasons:
     """That a payment takes more of an asset than may leave without a person's word, for each such asset."""
     return tuple(
-        Finding("above_threshold", f"it takes {units} of {asset}, more than {thresholds[asset]}", asks=True)
+        Finding(
+            "above_threshold",
+            f"it takes {format_amount(asset, units)}, more than {format_amount(asset, thresholds[asset])}",
+            asks=True,
+        )
         for asset, units in spend.items()
         if asset in thresholds and units > thresholds[asset]
     )

@@ -6,7 +6,7 @@ May import: core, store.queries, store.seals, sqlite3. Never: writes; judges; ho
 
 import json
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from itertools import groupby
 from operator import itemgetter
@@ -68,6 +68,7 @@ class InvoiceTerms(NamedTuple):
     dialect: str
     terms_hash: str
     outputs: tuple[OutputRow, ...]
+    batch_target: int | None
     commitment: str | None
 
 
@@ -140,7 +141,7 @@ SELECT p.seq, p.id, p.kind, p.app_id, p.outputs, p.pool IS NOT NULL, p.created_a
        {", ".join(f"p.{name}" for name in STANDING)},
        i.rowid, i.id, i.app_id, i.origin, i.derived, i.ended_at_ms,
        (SELECT COUNT(*) FROM payments q WHERE q.intent_id = p.intent_id),
-       v.seq, v.origin, v.invoice_id, v.dialect, v.terms_hash, v.outputs, v.commitment
+       v.seq, v.origin, v.invoice_id, v.dialect, v.terms_hash, v.outputs, v.batch_target, v.commitment
 FROM payments p LEFT JOIN intents i ON i.id = p.intent_id LEFT JOIN invoices v ON v.seq = p.invoice
 WHERE p.seq BETWEEN ?1 AND ?2 ORDER BY p.seq
 """  # noqa: S608  names of ours
@@ -155,7 +156,7 @@ _OF_PAYMENTS = {
         "a.rowid",
     ),
     "invoices": (
-        "v.seq, v.origin, v.invoice_id, v.dialect, v.terms_hash, v.outputs, v.commitment",
+        "v.seq, v.origin, v.invoice_id, v.dialect, v.terms_hash, v.outputs, v.batch_target, v.commitment",
         f"{_ATTEMPTS} CROSS JOIN invoices v ON v.seq = a.invoice AND v.seq IS NOT p.invoice",
         "a.rowid",
     ),
@@ -308,9 +309,16 @@ def _signed(
 
 
 def _invoice(
-    seq: int, origin: str, invoice_id: str, dialect: str, terms_hash: str, outputs: str, commitment: str | None
+    seq: int,
+    origin: str,
+    invoice_id: str,
+    dialect: str,
+    terms_hash: str,
+    outputs: str,
+    batch_target: int | None,
+    commitment: str | None,
 ) -> InvoiceTerms:
-    return InvoiceTerms(seq, origin, invoice_id, dialect, terms_hash, _outputs(outputs), commitment)
+    return InvoiceTerms(seq, origin, invoice_id, dialect, terms_hash, _outputs(outputs), batch_target, commitment)
 
 
 def _entries(rows: list[Any]) -> tuple[EntryRow, ...]:
@@ -447,12 +455,28 @@ def limits_set(conn: sqlite3.Connection) -> Iterator[str]:
     return (detail for (detail,) in rows)
 
 
-def merchants_set(conn: sqlite3.Connection) -> Iterator[tuple[str, str]]:
-    """(event, what it tells) of each merchant that was added or removed at run time, in order."""
+def wallet_events(conn: sqlite3.Connection, names: Iterable[str]) -> Iterator[tuple[str, str, int]]:
+    """(event, what it tells, when) of the wallet's own events of these names, in order."""
     return conn.execute(
-        "SELECT event, detail FROM events WHERE payment_id IS NULL "
-        "AND event IN ('merchant_added', 'merchant_removed') ORDER BY seq"
+        "SELECT event, detail, at_ms FROM events WHERE payment_id IS NULL "
+        "AND event IN (SELECT value FROM json_each(?)) ORDER BY seq",
+        (json.dumps(list(names)),),
     )
+
+
+def pins(conn: sqlite3.Connection) -> Iterator[tuple[str, str, str]]:
+    """(origin, role, address) of every address that any merchant may be paid at."""
+    return conn.execute("SELECT origin, role, address FROM pins")
+
+
+def agreed_prices(conn: sqlite3.Connection) -> Iterator[tuple[Any, ...]]:
+    """(origin, method, path, asset, calls, units) of every price that was agreed to."""
+    return conn.execute("SELECT origin, method, path, asset, calls, units FROM agreed_prices")
+
+
+def strikes(conn: sqlite3.Connection) -> Iterator[tuple[str, int, int | None]]:
+    """(origin, how many in a row, since when it is stopped) of every merchant that ever left one unserved."""
+    return conn.execute("SELECT origin, count, stopped_at_ms FROM strikes")
 
 
 def tokens(conn: sqlite3.Connection) -> Iterator[tuple[int, str, int | None]]:

@@ -220,14 +220,15 @@ CREATE TABLE pins (
 ) STRICT, WITHOUT ROWID;
 
 -- What is agreed to for a call, by which its later prices are measured: what it cost when it was first paid, or
--- what a person allowed since. Of the path without its query.
+-- what a person allowed since, for so many calls at once. Of the path without its query.
 CREATE TABLE agreed_prices (
   origin TEXT NOT NULL,
   method TEXT NOT NULL,
   path TEXT NOT NULL,
   asset TEXT NOT NULL,
+  calls INTEGER NOT NULL CHECK (calls > 0),
   units INTEGER NOT NULL CHECK (units > 0),
-  PRIMARY KEY (origin, method, path, asset)
+  PRIMARY KEY (origin, method, path, asset, calls)
 ) STRICT, WITHOUT ROWID;
 
 -- How many payments in a row a merchant took and did not serve; stopped_at_ms: since when nothing is bought there.

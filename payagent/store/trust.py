@@ -8,7 +8,7 @@ import sqlite3
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from payagent.core.guards import Pin, Pins
+from payagent.core.guards import Agreed, Pin, Pins
 from payagent.core.payment import State
 from payagent.store.writer import Unit
 
@@ -17,11 +17,12 @@ _ON_THE_WAY = (State.RESERVED, State.SIGNED, State.IN_FLIGHT, State.REPLACING, S
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """What was agreed to for a call: its method, and its path without the query."""
+    """What was agreed to for a call: its method, its path without the query, and for how many of it at once."""
 
     method: str
     path: str
     asset: str
+    calls: int
     units: int
 
 
@@ -53,26 +54,28 @@ def drop_pin(unit: Unit, origin: str, pin: Pin) -> bool:
     return cursor.rowcount > 0
 
 
-def agreed_units(conn: sqlite3.Connection, origin: str, method: str, path: str, asset: str) -> int | None:
-    row = conn.execute(
-        "SELECT units FROM agreed_prices WHERE origin = ? AND method = ? AND path = ? AND asset = ?",
-        (origin, method, path, asset),
-    ).fetchone()
-    return None if row is None else int(row[0])
+def agreed(conn: sqlite3.Connection, origin: str, method: str, path: str) -> tuple[Agreed, ...]:
+    rows = conn.execute(
+        "SELECT asset, units, calls FROM agreed_prices WHERE origin = ? AND method = ? AND path = ? "
+        "ORDER BY asset, calls",
+        (origin, method, path),
+    )
+    return tuple(map(Agreed._make, rows))
 
 
 def agree(unit: Unit, origin: str, price: Price) -> None:
     """From now on the call's prices are measured by this one."""
     unit.conn.execute(
-        "INSERT INTO agreed_prices(origin, method, path, asset, units) VALUES (?, ?, ?, ?, ?) "
+        "INSERT INTO agreed_prices(origin, method, path, asset, calls, units) VALUES (?, ?, ?, ?, ?, ?) "
         "ON CONFLICT DO UPDATE SET units = excluded.units",
-        (origin, price.method, price.path, price.asset, price.units),
+        (origin, price.method, price.path, price.asset, price.calls, price.units),
     )
 
 
 def prices(conn: sqlite3.Connection, origin: str) -> list[Price]:
     rows = conn.execute(
-        "SELECT method, path, asset, units FROM agreed_prices WHERE origin = ? ORDER BY path, method, asset",
+        "SELECT method, path, asset, calls, units FROM agreed_prices WHERE origin = ? "
+        "ORDER BY path, method, asset, calls",
         (origin,),
     )
     return [Price(*row) for row in rows]

@@ -15,7 +15,7 @@ import pytest
 from agent.test_agent_approvals import is_sound
 from agent.test_agent_edges import BadSigner
 from agent.test_agent_replace import LONG_S, TTL_S, attempts, lose, pass_time_of, wait_for_void
-from agent_kit import ADA, APP, DEVNET, Run, World, with_terms, world_with_clock
+from agent_kit import ADA, APP, DEVNET, Run, World, daily, with_terms, world_with_clock
 
 from payagent.agent import merchants
 from payagent.agent.agent import Ask, Request
@@ -175,7 +175,7 @@ class TestAddresses:
             assert trust.pins(run.agent.conn, world.origin) == frozenset()
 
     async def test_an_operator_changes_what_is_known(self, world: World) -> None:
-        """Each change is in the events, with who made it; once nothing is known, the next payment is the first."""
+        """Each change is in the events, with who made it."""
         async with world.run(terms=guarded(world, PINNED)) as run:
             await run.look()
             world.settings(splits=[])
@@ -184,12 +184,10 @@ class TestAddresses:
             await merchants.pin(run.agent, APP, "t", "pay_to", pay_to("new"))
             await merchants.pin(run.agent, APP, "t", "pay_to", pay_to("new"))
             assert (await run.pay("second")).state is State.IN_FLIGHT
-            for name in ("new", "pay_to"):
-                await merchants.unpin(run.agent, APP, "t", "pay_to", pay_to(name))
+            await merchants.unpin(run.agent, APP, "t", "pay_to", pay_to("new"))
             with pytest.raises(Refused, match="not_found"):
                 await merchants.unpin(run.agent, APP, "t", "pay_to", pay_to("new"))
-            world.settings(pay_to=pay_to("newer"))
-            assert (await run.pay("third")).state is State.IN_FLIGHT
+            assert await question(run, "third") == ["address_not_pinned"]
             told = [
                 (event, one["address"], one.get("why"), one.get("by"))
                 for event, one in events_of(run, "address_pinned", "address_unpinned")
@@ -198,8 +196,6 @@ class TestAddresses:
                 ("address_pinned", pay_to("pay_to"), "first_use", None),
                 ("address_pinned", pay_to("new"), "operator", APP),
                 ("address_unpinned", pay_to("new"), None, APP),
-                ("address_unpinned", pay_to("pay_to"), None, APP),
-                ("address_pinned", pay_to("newer"), "first_use", None),
             ]
 
     async def test_an_address_of_another_network_is_not_pinned(self, world: World) -> None:
@@ -256,6 +252,26 @@ class TestAddresses:
             await run.agent.deny(row.id, SOMEBODY)
             assert await question(run, "third") == ["address_not_pinned"]
 
+    async def test_the_last_address_is_not_forgotten(self, world: World) -> None:
+        """Without one the next payment would be the first again, whoever it pays."""
+        world.settings(splits=[])
+        async with world.run(terms=guarded(world, PINNED)) as run:
+            await run.pay_in_block("first")
+            world.settings(pay_to=pay_to("thief"))
+            with pytest.raises(Refused, match="last_address"):
+                await merchants.unpin(run.agent, APP, "t", "pay_to", pay_to("pay_to"))
+            assert await question(run, "second") == ["address_not_pinned"]
+            await merchants.pin(run.agent, APP, "t", "pay_to", pay_to("new"))
+            await merchants.unpin(run.agent, APP, "t", "pay_to", pay_to("pay_to"))
+            assert trust.pins(run.agent.conn, world.origin) == {Pin("pay_to", pay_to("new"))}
+
+    async def test_beside_addresses_of_the_config_any_other_may_be_forgotten(self, world: World) -> None:
+        filed = frozenset({Pin("pay_to", pay_to("pay_to"))})
+        async with world.run(terms=guarded(world, Rules(filed=filed))) as run:
+            await merchants.pin(run.agent, APP, "t", "pay_to", pay_to("new"))
+            await merchants.unpin(run.agent, APP, "t", "pay_to", pay_to("new"))
+            assert trust.pins(run.agent.conn, world.origin) == frozenset()
+
     async def test_nobody_has_allowed_what_was_not_asked_about(self, world: World) -> None:
         """Both would be the first when they are asked about; the one that is allowed is, and the other is not."""
         terms = guarded(world, PINNED)
@@ -304,7 +320,13 @@ class TestPrices:
         world.settings(price=str(4 * ADA), splits=[])
         async with world.run(terms=guarded(world, self.DRIFT)) as run:
             paid = await run.pay_in_block("first")
-            agreed = {"call": "POST /chat", "asset": "lovelace", "units": "4000000", "payment": paid.id}
+            agreed = {
+                "call": "POST /chat",
+                "asset": "lovelace",
+                "calls": "1",
+                "units": "4000000",
+                "payment": paid.id,
+            }
             assert events_of(run, "price_agreed") == [("price_agreed", {"merchant": world.origin} | agreed)]
             world.settings(price="5000000")
             await run.pay_in_block("a quarter more")
@@ -337,6 +359,70 @@ class TestPrices:
             assert await question(run, "third") == ["above_threshold"]
             agreed = [told["units"] for _, told in events_of(run, "price_agreed")]
             assert agreed == ["2000000", "20000000"]
+
+    async def test_fewer_calls_for_the_same_money_ask(self, world: World) -> None:
+        """What a batch costs is of all its calls: one call is not worth as much."""
+        world.settings(batch=4, price=str(10 * ADA), splits=[], timeout=7200)
+        async with world.run(terms=guarded(world, Rules(drift_percent=0))) as run:
+            await run.look()
+            world.settings(batch=1)
+            dear = world.ask("one call, at the price of four")
+            world.settings(price=str(ADA * 5 // 2))
+            fair = world.ask("one call, at its own price")
+            world.settings(batch=4, price=str(10 * ADA))
+            await run.agent.record_delivery((await run.pay_in_block("four calls")).id, 200)
+            assert events_of(run, "price_agreed")[0][1]["calls"] == "4"
+            row, _ = await run.agent.pay(dear)
+            asked = approvals.of_payment(run.agent.conn, row.id)
+            assert asked is not None
+            assert [reason.code for reason in asked.reasons] == ["price_drifted"]
+            assert "10 ADA for 1 call" in asked.reasons[0].detail
+            assert "10 ADA for 4 calls" in asked.reasons[0].detail
+            assert (await run.agent.pay(fair))[0].state is not State.AWAITING_APPROVAL
+
+    async def test_what_a_merchant_calls_more_calls_does_not_make_a_dear_invoice_cheap(self, world: World) -> None:
+        """How many calls it buys is the merchant's word: a path costs no more at once than was agreed to."""
+        world.settings(price=str(2 * ADA), splits=[])
+        async with world.run(terms=guarded(world, self.DRIFT)) as run:
+            await run.pay_in_block("first")
+            world.settings(price=str(40 * ADA), batch=1000)
+            assert await question(run, "a thousand calls") == ["price_drifted"]
+            row = await approve(run, "a thousand calls")
+            await run.settle_down()
+            await run.agent.record_delivery(row.id, 200)
+            world.settings(price=str(2 * ADA), batch=1)
+            assert (await run.pay("one more call")).state is State.IN_FLIGHT
+
+    async def test_a_yes_to_an_amount_is_no_yes_to_a_higher_price(self, world: World) -> None:
+        """Each step is above the threshold and let through by the price guard: nobody was told of a drift."""
+        terms = guarded(world, self.DRIFT)
+        async with world.run(terms=lambda now: replace(terms(now), approval_above={"lovelace": ADA})) as run:
+            await run.look()
+            for price in (4_000_000, 5_000_000):
+                world.settings(price=str(price), splits=[])
+                await approve(run, f"at {price}")
+                await run.settle_down()
+            world.settings(price="6250000")
+            assert await question(run, "one step more") == ["price_drifted", "above_threshold"]
+            assert [told["units"] for _, told in events_of(run, "price_agreed")] == ["4000000"]
+
+    async def test_a_price_in_an_asset_that_nobody_agreed_to_asks(self, world: World) -> None:
+        token = "a" * 56 + "746f6b"
+        world.settings(price=str(2 * ADA), splits=[])
+        terms = guarded(world, self.DRIFT)
+        limits = (*world.terms.limits, *daily(10**12, 10**12, token))
+        async with world.run(terms=lambda now: replace(terms(now), limits=limits)) as run:
+            await run.look()
+            world.fund(20 * ADA, assets={token: 10**9})
+            await run.settle_down(2)
+            await run.pay_in_block("in ADA")
+            world.settings(asset=token, price="900")
+            assert await question(run, "in a token") == ["price_drifted"]
+            await approve(run, "in a token")
+            await run.settle_down()
+            assert (await run.pay("in it again")).state is State.IN_FLIGHT
+            agreed = [(told["asset"], told["units"]) for _, told in events_of(run, "price_agreed")]
+            assert agreed == [("lovelace", "2000000"), (token, "900")]
 
     async def test_only_what_was_confirmed_says_what_a_call_costs(self, world: World) -> None:
         world.settings(price=str(2 * ADA), splits=[])
@@ -567,6 +653,18 @@ async def test_an_invoice_that_comes_with_other_terms_is_told_once(world: World)
         assert len(world.waiting()) == 2
         await merchants.reopen(run.agent, APP, "t")
         assert alerts.raised(run.agent.conn, "terms_changed") == []
+
+
+async def test_the_same_invoice_with_fewer_calls_has_other_terms(world: World) -> None:
+    world.settings(batch=4)
+    async with world.run() as run:
+        await run.look()
+        answer = world.call("hello")
+        fewer = answer.text.replace('"batchTarget":4', '"batchTarget":3')
+        assert fewer != answer.text
+        await run.agent.pay(world.ask_of(answer))
+        with pytest.raises(Refused, match="terms_changed"):
+            await run.agent.pay(world.ask_of(answer, body=fewer))
 
 
 class TestCrowds:

@@ -51,6 +51,13 @@ async def test_what_waits_is_told_with_202_and_the_reason(api: Api) -> None:
     )
 
 
+async def test_how_many_calls_it_buys_is_told(api: Api) -> None:
+    api.world.settings(batch=4)
+    quote = (await api.as_("payer").post("/v1/quotes", json=api.body("another"))).json()
+    approval = (await ask(api))["approval"]
+    assert (quote["batch_target"], approval["calls"]) == (4, 4)  # type: ignore[index]
+
+
 async def test_who_decides_sees_the_transaction_and_all_that_speaks_for_or_against_it(api: Api) -> None:
     approver = await add_app(api, "approver", "approve")
     api.world.settings(price="2000000", splits=[])

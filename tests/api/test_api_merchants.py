@@ -70,7 +70,8 @@ async def test_an_operator_sees_what_is_known_of_a_merchant(guarded: Api) -> Non
             (role, role_address(name).text) for role, name in paid
         )
         assert {one["set_by"] for one in told["addresses"]} == {"daemon"}
-        assert told["prices"] == [{"method": "POST", "path": "/chat", "asset": "lovelace", "units": "13000000"}]
+        agreed = {"method": "POST", "path": "/chat", "asset": "lovelace", "calls": 1, "units": "13000000"}
+        assert told["prices"] == [agreed]
         settings = {"pin": "first_use", "drift_percent": 25, "stop_after": 1, "in_flight_max": 100}
         assert {key: told[key] for key in settings} == settings
         assert (told["strikes"], told["stopped_at"], told["in_flight"]) == (0, None, 0)
@@ -108,6 +109,10 @@ async def test_an_operator_lets_a_new_address_be_paid_and_forgets_it_again(guard
     assert order | {"set_by": "daemon"} not in told.json()["addresses"]
     assert await why_asked(guarded, "third") == ["address_not_pinned"]
     require_problem(await guarded.http.post("/v1/merchants/t/unpin", json=order), "not_found")
+    for one in (await guarded.http.get("/v1/merchants/t")).json()["addresses"]:
+        known = {"role": one["role"], "address": one["address"]}
+        last = await guarded.http.post("/v1/merchants/t/unpin", json=known)
+    require_problem(last, "last_address")
     for wrong in ({"role": "pay_to"}, order | {"role": "change"}, order | {"address": "addr1"}):
         require_problem(await guarded.http.post("/v1/merchants/t/pins", json=wrong), "bad_request")
 

@@ -25,9 +25,10 @@ def test_a_payment_waits_is_shown_and_approved(asking: Shop) -> None:
     assert "awaiting approval" in waits.err
     listed = asking.payagent("payments", "list", "--state", "awaiting_approval")
     (payment,) = listed.json["payments"]
-    assert "1 of all wait for a person" in asking.payagent("payments", "list", "--human").err
+    assert "\n1 payment waits for a person: " in "\n" + asking.payagent("payments", "list", "--human").err
     shown = asking.payagent("payments", "show", payment["id"], "--human").out
-    for told in ("more than 5000000", "takes at most", "pay_to", "6", "per payment", "operator"):
+    reason = "ADA, more than 5 ADA"
+    for told in (reason, "takes at most", "calls that it buys", "pay_to", "6", "per payment", "operator"):
         assert told in shown, shown
     approved = asking.payagent("payments", "approve", payment["id"])
     assert approved.code == 0, approved.err

@@ -77,7 +77,16 @@ def test_a_link_shows_what_is_asked_and_its_form_decides_once(desk: Desk) -> Non
         *(200, 200),
         "text/html; charset=utf-8",
     )
-    for shown in ("6 ADA", "pay_to", "operator", told["ends_at"], payment_id, "change", "left per day"):
+    for shown in (
+        "6 ADA",
+        "pay_to",
+        "operator",
+        told["ends_at"],
+        payment_id,
+        "change",
+        "left per day",
+        "buys</th><td>1<",
+    ):
         assert shown in page.text, shown
     assert desk.state(payment_id) == "awaiting_approval", "to open a link decides nothing"
     assert page.headers["content-security-policy"].startswith("default-src 'none'; form-action 'self'")

@@ -69,13 +69,13 @@ def test_a_price_that_drifts_is_not_paid(guarded: Shop) -> None:
     assert buy(guarded, "once").code == 0
     until(lambda: guarded.payagent("merchants", "show", "t").json["prices"], "no price was agreed to")
     [price] = guarded.payagent("merchants", "show", "t").json["prices"]
-    assert price == {"method": "POST", "path": "/chat", "asset": "lovelace", "units": "13000000"}
+    assert price == {"method": "POST", "path": "/chat", "asset": "lovelace", "calls": 1, "units": "13000000"}
     guarded.settings(price="20000000")
     refused = buy(guarded, "twice")
     assert (refused.code, refused.error["code"]) == (8, "awaiting_approval")
     guarded.settings(price="10000000")
     shown = guarded.payagent("merchants", "show", "t", "--human").out
-    assert "POST /chat   ADA           13 ADA" in shown
+    assert "POST /chat   ADA         1         13 ADA" in shown
     assert "price drift   25 % at most" in shown
 
 

@@ -1,10 +1,24 @@
 """Guards: whom a merchant may be paid at, what a call may cost, when it is paid no more (B4, B5, D6, K1, K4)."""
 
+from fractions import Fraction
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from payagent.core.guards import GUARDS, Claim, Known, Moment, Pin, Rules, claim_of, first_pins, look, must_stop
+from payagent.core.guards import (
+    GUARDS,
+    Agreed,
+    Claim,
+    Known,
+    Moment,
+    Pin,
+    Rules,
+    claim_of,
+    first_pins,
+    look,
+    must_stop,
+)
 from payagent.core.problem import PROBLEMS
 
 TOKEN = "ab" * 28 + "55534454"
@@ -12,8 +26,8 @@ SHOP, PARTNER, THIEF = (Pin("pay_to", "addr_shop"), Pin("split", "addr_partner")
 PINNED = Rules(first_use=True)
 
 
-def asks(*pins: Pin, units: int = 100, asset: str = "lovelace") -> Claim:
-    return Claim(pins or (SHOP,), asset, units)
+def asks(*pins: Pin, units: int = 100, asset: str = "lovelace", calls: int = 1) -> Claim:
+    return Claim(pins or (SHOP,), asset, units, calls)
 
 
 def codes(claim: Claim, rules: Rules, known: Known, moment: Moment = Moment.PAYMENT) -> list[str]:
@@ -22,7 +36,7 @@ def codes(claim: Claim, rules: Rules, known: Known, moment: Moment = Moment.PAYM
 
 def test_a_claim_is_what_the_outputs_come_to() -> None:
     outputs = [("pay_to", "addr_shop", TOKEN, 5), ("split", "addr_partner", TOKEN, 2)]
-    assert claim_of(outputs) == Claim((SHOP, PARTNER), TOKEN, 7)
+    assert claim_of(outputs, 4) == Claim((SHOP, PARTNER), TOKEN, 7, 4)
 
 
 def test_every_guard_has_its_problem() -> None:
@@ -30,7 +44,7 @@ def test_every_guard_has_its_problem() -> None:
 
 
 def test_a_merchant_without_rules_is_not_guarded() -> None:
-    known = Known(frozenset({SHOP}), 1, is_stopped=True, in_flight=10**6)
+    known = Known(frozenset({SHOP}), (Agreed("lovelace", 1, 1),), is_stopped=True, in_flight=10**6)
     assert codes(asks(THIEF, units=10**9), Rules(), known) == []
 
 
@@ -71,9 +85,13 @@ class TestPins:
         assert codes(asks(THIEF), Rules(), Known(frozenset({SHOP}))) == []
 
 
+def agreed(units: int, calls: int = 1, asset: str = "lovelace") -> Agreed:
+    return Agreed(asset, units, calls)
+
+
 class TestDrift:
     @pytest.mark.parametrize(
-        ("agreed", "percent", "units", "asks_somebody"),
+        ("agreed_units", "percent", "units", "asks_somebody"),
         [
             (100, 25, 125, False),
             (100, 25, 126, True),
@@ -91,20 +109,73 @@ class TestDrift:
         ],
     )
     def test_at_the_bound_nobody_is_asked_and_above_it_somebody_is(
-        self, agreed: int | None, percent: int | None, units: int, asks_somebody: bool
+        self, agreed_units: int | None, percent: int | None, units: int, asks_somebody: bool
     ) -> None:
-        found = look(asks(units=units), Rules(drift_percent=percent), Known(agreed_units=agreed))
+        known = Known(agreed=() if agreed_units is None else (agreed(agreed_units),))
+        found = look(asks(units=units), Rules(drift_percent=percent), known)
         assert [(one.code, one.asks) for one in found] == [("price_drifted", True)] * asks_somebody
 
-    @pytest.mark.parametrize(("asset", "unit"), [("lovelace", "lovelace"), (TOKEN, f"units of {TOKEN}")])
-    def test_it_says_how_much_more(self, asset: str, unit: str) -> None:
-        (found,) = look(asks(units=200, asset=asset), Rules(drift_percent=25), Known(agreed_units=100))
-        assert found.detail == f"it asks 200 {unit}, over 25 % more than the 100 agreed to for this call"
+    @pytest.mark.parametrize(
+        ("prices", "units", "calls", "asks_somebody"),
+        [
+            ([(100, 4)], 125, 4, False),
+            ([(100, 4)], 126, 4, True),
+            ([(100, 4)], 100, 3, True),
+            ([(100, 4)], 93, 3, False),
+            ([(100, 4)], 94, 3, True),
+            ([(100, 4)], 31, 1, False),
+            ([(100, 4)], 32, 1, True),
+            ([(100, 4)], 125, 10**9, False),
+            ([(100, 4)], 126, 10**9, True),
+            ([(100, 1)], 200, 2, True),
+            ([(100, 4), (40, 1)], 100, 4, False),
+            ([(100, 4), (40, 1)], 50, 1, False),
+            ([(100, 4), (40, 1)], 51, 1, True),
+            ([(100, 4), (40, 1)], 126, 4, True),
+        ],
+    )
+    def test_a_price_is_measured_by_itself_and_by_each_call(
+        self, prices: list[tuple[int, int]], units: int, calls: int, asks_somebody: bool
+    ) -> None:
+        known = Known(agreed=tuple(agreed(*price) for price in prices))
+        found = look(asks(units=units, calls=calls), Rules(drift_percent=25), known)
+        assert [one.code for one in found] == ["price_drifted"] * asks_somebody
 
-    @given(st.integers(1, 2**63 - 1), st.integers(1, 2**63 - 1), st.integers(0, 10_000))
-    def test_no_rounding_lets_more_through(self, agreed: int, units: int, percent: int) -> None:
-        found = look(asks(units=units), Rules(drift_percent=percent), Known(agreed_units=agreed))
-        assert bool(found) == (100 * (units - agreed) > agreed * percent)
+    @pytest.mark.parametrize(
+        ("asset", "told"),
+        [
+            ("lovelace", "it asks 9.77 ADA for 4 calls, over 25 % more than what was agreed to: 2 ADA for 1 call"),
+            (
+                TOKEN,
+                f"it asks 9770000 units of {TOKEN} for 4 calls, over 25 % more than what was agreed to: "
+                f"2000000 units of {TOKEN} for 1 call",
+            ),
+        ],
+    )
+    def test_it_says_how_much_more(self, asset: str, told: str) -> None:
+        known = Known(agreed=(agreed(2_000_000, asset=asset),))
+        (found,) = look(asks(units=9_770_000, asset=asset, calls=4), Rules(drift_percent=25), known)
+        assert found.detail == told
+
+    def test_in_another_asset_nothing_says_what_the_call_may_cost(self) -> None:
+        rules, prices = Rules(drift_percent=25), (agreed(2_000_000), agreed(3, 2, "cd" * 28))
+        (found,) = look(asks(units=1, asset=TOKEN), rules, Known(agreed=prices))
+        assert (found.code, found.asks) == ("price_drifted", True)
+        assert found.detail == (
+            f"it asks 1 units of {TOKEN} for 1 call; what was agreed to is of another asset: "
+            f"2 ADA for 1 call, 3 units of {'cd' * 28} for 2 calls"
+        )
+        assert look(asks(units=1, asset=TOKEN), rules, Known(agreed=(*prices, agreed(1, asset=TOKEN)))) == ()
+
+    @given(*[st.integers(1, 2**63 - 1)] * 2, *[st.integers(1, 10**9)] * 2, st.integers(0, 10_000))
+    def test_no_rounding_lets_more_through(
+        self, known_units: int, units: int, known_calls: int, calls: int, percent: int
+    ) -> None:
+        known = Known(agreed=(agreed(known_units, known_calls),))
+        found = look(asks(units=units, calls=calls), Rules(drift_percent=percent), known)
+        most = Fraction(100 + percent, 100)
+        is_more = units > known_units * most
+        assert bool(found) == (is_more or Fraction(units, calls) > Fraction(known_units, known_calls) * most)
 
 
 class TestStop:
@@ -132,7 +203,7 @@ class TestCrowd:
 
 
 def test_terms_that_were_agreed_to_are_not_looked_at_again() -> None:
-    known = Known(frozenset({SHOP}), agreed_units=1)
+    known = Known(frozenset({SHOP}), (Agreed("lovelace", 1, 1),))
     rules = Rules(first_use=True, drift_percent=0)
     assert codes(asks(THIEF), rules, known, Moment.NEXT_INVOICE) == ["address_not_pinned", "price_drifted"]
     assert codes(asks(THIEF), rules, known, Moment.SAME_TERMS) == []

@@ -46,6 +46,8 @@ def test_the_total_is_over_all_outputs() -> None:
         {"outputs": (out("pay_to", 3, 10_000_000), out("split", 2))},
         {"outputs": (out("pay_to", 1, 10_000_000, TOKEN), out("split", 2, asset=TOKEN))},
         {"outputs": (out("pay_to", 1, 10_000_000),)},
+        {"batch_target": 99},
+        {"batch_target": None},
         {"outputs": (out("pay_to", 1, 10_000_000), out("split", 2), out("split", 3))},
     ],
 )
@@ -53,12 +55,18 @@ def test_every_term_is_in_the_hash(change: dict[str, object]) -> None:
     assert replace(INVOICE, **change).terms_hash != INVOICE.terms_hash  # type: ignore[arg-type]
 
 
+def test_one_call_is_one_whether_the_merchant_says_so_or_not() -> None:
+    one, silent = (replace(INVOICE, batch_target=count) for count in (1, None))
+    assert (one.calls, silent.calls, INVOICE.calls) == (1, 1, 100)
+    assert one.terms_hash == silent.terms_hash
+
+
 def test_the_hash_is_stable_over_releases_and_receipts() -> None:
     assert replace(INVOICE, expires_at_ms=None).terms_hash == INVOICE.terms_hash
     anna, bert = (encode_address(b"\x60" + bytes([fill]) * 28).text for fill in (1, 2))
     terms = (
         '["t-backend","https://api.example.com","inv-1","preprod",'
-        f'[["pay_to","{anna}","lovelace","10000000"],["split","{bert}","lovelace","2000000"]]]'
+        f'[["pay_to","{anna}","lovelace","10000000"],["split","{bert}","lovelace","2000000"]],"100"]'
     )
     assert INVOICE.terms_hash == hashlib.sha256(terms.encode()).hexdigest()
 

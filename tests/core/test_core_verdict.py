@@ -28,4 +28,12 @@ def test_what_asks_nobody_refuses_whatever_else_asks() -> None:
 def test_a_person_is_asked_above_the_threshold_and_not_at_it(units: int, asks: bool) -> None:
     reasons = above({"lovelace": 10}, {"lovelace": units, "token": 1000})
     assert bool(reasons) is asks
-    assert all(reason.code == "above_threshold" and "lovelace" in reason.detail for reason in reasons)
+    assert all(reason.code == "above_threshold" for reason in reasons)
+
+
+def test_a_person_reads_ada_and_the_units_of_a_token() -> None:
+    reasons = above({"lovelace": 5_000_000, "token": 3}, {"lovelace": 9_770_000, "token": 4})
+    assert [reason.detail for reason in reasons] == [
+        "it takes 9.77 ADA, more than 5 ADA",
+        "it takes 4 units of token, more than 3 units of token",
+    ]

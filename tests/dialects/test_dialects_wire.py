@@ -68,12 +68,11 @@ def test_the_documented_t_backend_body() -> None:
         ("asset", "lovelace"),
         ("chain", "cardano:preprod"),
         ("chain", "cip34:0-1"),
-        ("extra", None),
-        ("extra", {}),
+        ("extra", {"batchTarget": "100"}),
         ("decimals", None),
         ("description", "one hundred calls"),
         ("docs_url", "https://example.com"),
-        ("extra", {"outputs": [], "split": None, "note": "about the order"}),
+        ("extra", {"batchTarget": 100, "outputs": [], "split": None, "note": "about the order"}),
     ],
 )
 def test_other_spellings_of_the_same_terms_have_the_same_terms_hash(key: str, value: object) -> None:
@@ -95,7 +94,9 @@ def test_the_terms_hash_does_not_depend_on_when_the_invoice_was_received() -> No
         ("invoiceId", "inv-2"),
         ("amountUnits", "10000001"),
         ("payTo", ANNA),
-        ("extra", {"split": {"mode": "additional", "outputs": [{"to": ANNA, "units": 1}]}}),
+        ("extra", {"batchTarget": 99}),
+        ("extra", None),
+        ("extra", {"batchTarget": 100, "split": {"mode": "additional", "outputs": [{"to": ANNA, "units": 1}]}}),
     ],
 )
 def test_other_terms_have_another_terms_hash(key: str, value: object) -> None:

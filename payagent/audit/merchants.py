@@ -1,0 +1,92 @@
+"""What is kept of merchants, added ones, addresses, prices, strikes and stops, is what the events tell.
+
+May import: core, store, audit. Never: decides whom to trust (the rules of a time are not in the books).
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from payagent.audit.finding import Finding
+from payagent.store import books, merchants
+from payagent.store.writer import Connection
+
+Key = tuple[object, ...]
+Rows = dict[Key, Any]
+"""Rows of a table: what names each, and what else it says."""
+
+Detail = Mapping[str, Any]
+
+
+def check_merchants(conn: Connection) -> Iterator[Finding]:
+    """Each table that is kept of merchants is what its events lead to."""
+    kept: dict[str, Rows] = {
+        "merchants": {(row.name,): (row.origin, row.settings) for row in merchants.everybody(conn)},
+        "pins": dict.fromkeys(books.pins(conn)),
+        "agreed_prices": {tuple(key): units for *key, units in books.agreed_prices(conn)},
+        "strikes": {(origin,): (count, since_ms) for origin, count, since_ms in books.strikes(conn)},
+    }
+    told: dict[str, Rows] = {table: {} for table in kept}
+    for event, detail, at_ms in books.wallet_events(conn, _FOLLOWED):
+        try:
+            table, follow = _FOLLOWED[event]
+            follow(told[table], json.loads(detail), at_ms)
+        except (ValueError, TypeError, KeyError):
+            continue  # the events' own check finds a row that is none of ours
+    for table, rows in kept.items():
+        yield from _compare(table, rows, told[table])
+
+
+def _compare(table: str, kept: Rows, told: Rows) -> Iterator[Finding]:
+    missing = object()
+    for key in sorted(kept.keys() | told.keys(), key=str):
+        if kept.get(key, missing) != told.get(key, missing):
+            yield Finding(table, " ".join(map(str, key)), "what is kept is not what the events tell")
+
+
+def _added(rows: Rows, event: Detail, _at_ms: int) -> None:
+    rows[event["name"],] = (event["origin"], event["settings"])
+
+
+def _removed(rows: Rows, event: Detail, _at_ms: int) -> None:
+    rows.pop((event["name"],), None)
+
+
+def _pinned(rows: Rows, event: Detail, _at_ms: int) -> None:
+    rows[event["merchant"], event["role"], event["address"]] = None
+
+
+def _unpinned(rows: Rows, event: Detail, _at_ms: int) -> None:
+    rows.pop((event["merchant"], event["role"], event["address"]), None)
+
+
+def _agreed(rows: Rows, event: Detail, _at_ms: int) -> None:
+    method, _, path = event["call"].partition(" ")
+    rows[event["merchant"], method, path, event["asset"], int(event["calls"])] = int(event["units"])
+
+
+def _counted(rows: Rows, event: Detail, _at_ms: int) -> None:
+    """What is not served by a merchant that is stopped already, or served by it, leaves it stopped."""
+    _, since_ms = rows.get((event["merchant"],), (0, None))
+    rows[event["merchant"],] = (int(event["strikes"]), since_ms)
+
+
+def _stopped(rows: Rows, event: Detail, at_ms: int) -> None:
+    rows[event["merchant"],] = (int(event["strikes"]), at_ms)
+
+
+def _reopened(rows: Rows, event: Detail, _at_ms: int) -> None:
+    rows[event["merchant"],] = (0, None)
+
+
+_FOLLOWED: Mapping[str, tuple[str, Callable[[Rows, Detail, int], None]]] = {
+    "merchant_added": ("merchants", _added),
+    "merchant_removed": ("merchants", _removed),
+    "address_pinned": ("pins", _pinned),
+    "address_unpinned": ("pins", _unpinned),
+    "price_agreed": ("agreed_prices", _agreed),
+    "strikes_counted": ("strikes", _counted),
+    "merchant_stopped": ("strikes", _stopped),
+    "merchant_reopened": ("strikes", _reopened),
+}
+"""Every event that changes what is kept of a merchant: in which table, and how."""

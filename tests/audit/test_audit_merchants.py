@@ -1,0 +1,97 @@
+"""What is known of merchants is what the events lead to: who changes it beside the daemon is found."""
+
+import asyncio
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from agent.test_agent_trust import approve, guarded, leave_unserved, pay_to
+from agent_kit import ADA, APP, DEVNET, World, world_with_clock
+from audit.books_kit import Past, copy_of, findings, fresh, tamper
+
+from payagent.agent import merchants
+from payagent.audit.signed import Owner
+from payagent.core.guards import Rules
+
+RULES = Rules(first_use=True, drift_percent=25, stop_after=2)
+
+
+async def live(world: World) -> None:
+    """Paid at addresses that were learnt, pinned, allowed and forgotten; at moved prices; it was stopped twice."""
+    world.settings(price=str(2 * ADA))
+    terms = guarded(world, RULES)
+    async with world.run(terms=terms) as run:
+        await run.agent.record_delivery((await run.pay_in_block("first")).id, 200)
+        world.settings(price=str(20 * ADA), batch=4, pay_to=pay_to("new"), splits=[])
+        row = await approve(run, "dearer, for more calls, to somebody new")
+        await run.settle_down()
+        await run.agent.record_delivery(row.id, 200)
+        world.settings(price=str(2 * ADA), batch=1)
+        await merchants.pin(run.agent, APP, "t", "split", pay_to("another"))
+        await merchants.unpin(run.agent, APP, "t", "pay_to", pay_to("pay_to"))
+        for n in range(2):
+            await leave_unserved(world, run, f"not served {n}")
+        await merchants.reopen(run.agent, APP, "t")
+        for n in range(2):
+            last = await leave_unserved(world, run, f"not served, again {n}")
+        await run.agent.record_delivery(last.id, 200)
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Past]:
+    with world_with_clock(tmp_path_factory.mktemp("known")) as world:
+        world.fund(*[50 * ADA] * 10)
+        asyncio.run(live(world))
+        made = copy_of(world.folder / "ledger.db", tmp_path_factory.mktemp("copy"))
+        yield Past(made, made, Owner(world.account.address, DEVNET), world.origin)
+
+
+def test_a_past_with_all_of_it_is_clean(known: Past) -> None:
+    with closing(sqlite3.connect(known.path)) as conn:
+        [(count, stopped_at_ms)] = conn.execute("SELECT count, stopped_at_ms FROM strikes").fetchall()
+        prices = conn.execute("SELECT calls, units FROM agreed_prices ORDER BY calls").fetchall()
+        events = {event for (event,) in conn.execute("SELECT event FROM events WHERE payment_id IS NULL")}
+        (pins,) = conn.execute("SELECT COUNT(*) FROM pins").fetchone()
+    assert (count, stopped_at_ms is not None, prices, pins) == (0, True, [(1, 5 * ADA), (4, 20 * ADA)], 4)
+    assert events >= {"address_unpinned", "strikes_counted", "merchant_stopped", "merchant_reopened"}
+    assert findings(known.path, known.owner) == []
+
+
+THIEF = pay_to("thief")
+A_PRICE = "(origin, method, path, asset, calls, units)"
+CASES = [
+    ("pins", f"INSERT INTO pins SELECT origin, 'pay_to', '{THIEF}' FROM pins LIMIT 1", f"pay_to {THIEF}"),
+    ("pins", f"UPDATE pins SET address = '{THIEF}' WHERE role = 'pay_to'", f"pay_to {THIEF}"),
+    ("pins", "UPDATE pins SET role = 'pay_to' WHERE role = 'split'", f"pay_to {pay_to('another')}"),
+    ("pins", "UPDATE pins SET origin = 'https://other' WHERE role = 'pay_to'", f"pay_to {pay_to('new')}"),
+    ("pins", "DELETE FROM pins WHERE role = 'pay_to'", f"pay_to {pay_to('new')}"),
+    ("agreed_prices", "UPDATE agreed_prices SET units = 999999999 WHERE calls = 1", "POST /chat lovelace 1"),
+    ("agreed_prices", "UPDATE agreed_prices SET calls = 5 WHERE calls = 4", "POST /chat lovelace 4"),
+    ("agreed_prices", "UPDATE agreed_prices SET asset = 'x' WHERE calls = 4", "POST /chat x 4"),
+    ("agreed_prices", "UPDATE agreed_prices SET path = '/x' WHERE calls = 4", "POST /x lovelace 4"),
+    ("agreed_prices", "UPDATE agreed_prices SET method = 'GET' WHERE calls = 4", "GET /chat lovelace 4"),
+    ("agreed_prices", "DELETE FROM agreed_prices WHERE calls = 1", "POST /chat lovelace 1"),
+    (
+        "agreed_prices",
+        f"INSERT INTO agreed_prices{A_PRICE} SELECT origin, 'GET', '/x', 'y', 1, 5 FROM pins LIMIT 1",
+        "GET /x y 1",
+    ),
+    ("strikes", "UPDATE strikes SET count = 1", ""),
+    ("strikes", "UPDATE strikes SET stopped_at_ms = NULL", ""),
+    ("strikes", "UPDATE strikes SET stopped_at_ms = stopped_at_ms + 1", ""),
+    ("strikes", "DELETE FROM strikes", ""),
+    ("strikes", "INSERT INTO strikes VALUES ('https://other', 9, 1)", "https://other"),
+]
+
+
+@pytest.mark.parametrize(("table", "statement", "row"), CASES, ids=[case[1][:70] for case in CASES])
+def test_what_was_changed_is_found_and_named(
+    known: Past, tmp_path: Path, table: str, statement: str, row: str
+) -> None:
+    path = fresh(known.path, tmp_path)
+    tamper(path, statement)
+    found = findings(path, known.owner)
+    assert {finding.table for finding in found} == {table}
+    assert any(finding.row.endswith(row or known.origin) for finding in found), found
