@@ -222,7 +222,8 @@ async def _serve(
 ) -> None:
     links = _links(settings, redactor)
     signer.watch(lambda: None)  # until somebody heeds `_stop`
-    async with _running(settings, account, signer, links, redactor, checkpoint) as (agent, topups, sweeps):
+    egress = _egress(settings)
+    async with _running(settings, account, signer, links, egress, redactor, checkpoint) as (agent, topups, sweeps):
         api, proxy, hosts = settings.api, settings.proxy, settings.api.hosts | _link_host(links)
         rates = Rates(api.calls_per_s, api.calls_at_once)
         door = Door(
@@ -237,7 +238,7 @@ async def _serve(
                 links=links,
             ),
             ProxyBounds(proxy.spool_bytes, proxy.read_timeout_s, proxy.patience_s, api.hosts, rates),
-            _egress(settings),
+            egress,
         )
         plain, secure = doors.sorted()
         server = make_server(door, partial(agent.ports.new_id, "call"), secure)
@@ -260,6 +261,7 @@ async def _running(
     account: Account,
     signer: SignerProcess,
     links: Links | None,
+    egress: Egress,
     redactor: Redactor,
     checkpoint: Checkpoint,
 ) -> AsyncIterator[tuple[Agent, Topups, Sweeps]]:
@@ -271,7 +273,7 @@ async def _running(
     own = Ownership(ports.new_id("boot"), record, partial(_leave_to_another, is_lost))
     writer = Writer(database, checkpoint=checkpoint, own=own)
     sources = [_source(provider, index, redactor) for index, provider in enumerate(settings.chain.providers)]
-    merchants, webhook = MerchantClient(_egress(settings).transport()), _webhook(settings, redactor)
+    merchants, webhook = MerchantClient(egress.transport()), _webhook(settings, redactor)
     try:
         await _require_right_clock(sources, ports.clock.now_ms)
         terms = make_terms(settings, account.address, redactor)

@@ -143,6 +143,18 @@ def _listen(value: str) -> str:
     return value
 
 
+def require_loopback(listen: str, what: str) -> None:
+    """Refuse (`config_invalid`) an address that other machines reach, or that is none; `what` names the setting."""
+    try:
+        host = _listen(listen).rpartition(":")[0].removeprefix("[").removesuffix("]")
+    except ValueError as error:
+        raise Refused("config_invalid", f"{what}: {error}") from None
+    if not _is_loopback(host):
+        raise Refused(
+            "config_invalid", f"{what} {listen} is reached from other machines; write a loopback address"
+        )
+
+
 def _is_place(host: str) -> bool:
     """Whether it is an address of a machine, or localhost; an IPv6 address stands in brackets."""
     bare = host.removeprefix("[").removesuffix("]")
