@@ -79,6 +79,16 @@ def test_an_app_of_a_token_has_its_limits_in_that(shop: Shop) -> None:
     assert 'payagent limits set --app more-tokens --per-day "2 ADA"' in told.err
 
 
+def test_a_limit_above_what_the_signer_lets_out_is_said_to_be(shop: Shop) -> None:
+    told = shop.payagent("limits", "set", "--per-day", "200001 ADA", "--per-month", "900000 ADA")
+    assert told.code == 0
+    assert "per_day is above what the signer lets out: limits.signed_per_day is 200000 ADA" in told.err
+    assert "per_month" not in told.err
+    told = shop.payagent("limits", "set", "--per-day", "200000 ADA", "--per-month", "config")
+    assert (told.code, told.err) == (0, "")
+    assert shop.payagent("limits", "set", "--per-day", "config").code == 0
+
+
 def test_limits_are_set_and_given_back_to_the_config(shop: Shop) -> None:
     assert shop.payagent("limits", "set", "--merchant", "t", "--per-hour", "1 ADA").code == 0
     above = shop.payagent("pay", shop.saved("too much", "too-much.json"), "--merchant", "t")
