@@ -59,8 +59,23 @@ def make_secret_file(path: Path, secret: str) -> None:
             file.write(secret + "\n")
             file.flush()
             os.fsync(file.fileno())
+        _sync_folder(path.parent)
     except OSError as error:
         raise Refused("config_invalid", f"the secret file {path} cannot be made: {error.strerror}") from None
+
+
+def put_in_place(new: Path, path: Path) -> None:
+    """A file takes another one's place, at once and durably. OSError as the disk."""
+    new.rename(path)
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def require_private(path: Path) -> str:
