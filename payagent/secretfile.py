@@ -4,7 +4,9 @@ must be its owner's alone.
 May import: core, the disk. Never: keeps a secret; quotes one in an error.
 """
 
+import grp
 import os
+import pwd
 import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -117,9 +119,19 @@ def require_unchanged_by_others(path: Path) -> str:
                 "config_invalid", f"{what}: {step} belongs to another user (uid {status.st_uid}); {mend}"
             )
         is_kept = stat.S_ISLNK(status.st_mode) or (stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX)
-        if not is_kept and status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        for_others = stat.S_IWOTH | (0 if _is_private(status.st_gid) else stat.S_IWGRP)
+        if not is_kept and status.st_mode & for_others:
             raise Refused("config_invalid", f"{what} of this machine; run: chmod go-w {step}")
     return f"{path} ({stat.S_IMODE(path.stat().st_mode):04o})"
+
+
+def _is_private(gid: int) -> bool:
+    """Whether a group is our user's alone: many systems give each user one, for which new folders are writable."""
+    try:
+        user, group = pwd.getpwuid(os.geteuid()), grp.getgrgid(gid)
+    except KeyError:
+        return False
+    return (group.gr_gid, group.gr_name) == (user.pw_gid, user.pw_name) and {*group.gr_mem} <= {user.pw_name}
 
 
 def require_out_of_reach(paths: Iterable[Path], folders: Iterable[Path]) -> None:

@@ -403,6 +403,18 @@ def test_a_config_of_another_user_is_refused(folder: Path, given: str) -> None:
     assert f"belongs to another user (uid {SOMEBODY})" in talk
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to any group")
+def test_a_config_that_a_group_may_write_is_refused_unless_that_is_its_users_alone(folder: Path) -> None:
+    """Where each user has a group of his own, folders are made for it to write, and nobody else can."""
+    (folder / "mine").mkdir()
+    (folder / "mine").chmod(0o775)
+    (folder / "config.toml").rename(folder / "mine/config.toml")
+    assert require_unchanged_by_others(folder / "mine/config.toml").endswith("(0644)")
+    os.chown(folder / "mine", 0, SOMEBODY)
+    with pytest.raises(Refused, match="chmod go-w"):
+        require_unchanged_by_others(folder / "mine/config.toml")
+
+
 def test_a_config_in_a_folder_where_each_renames_only_what_is_his_is_taken(folder: Path) -> None:
     (folder / "shared").mkdir()
     (folder / "shared").chmod(0o1777)
