@@ -52,11 +52,12 @@ from payagent.merchants.client import MerchantClient
 from payagent.proxy.door import Bounds as ProxyBounds
 from payagent.proxy.door import Door
 from payagent.secretfile import (
-    SecretFile,
     make_secret_file,
     read_secret_file,
+    require_out_of_reach,
     require_own_folder,
     require_private,
+    require_unchanged_by_others,
 )
 from payagent.settings import (
     KEYSTORE_FILE,
@@ -67,6 +68,7 @@ from payagent.settings import (
     Settings,
     fence_plan,
     passphrase_file,
+    written_by_daemon,
 )
 from payagent.signer.handle import SignerProcess, unlocked
 from payagent.store import queries, records
@@ -99,6 +101,7 @@ def serve(
     settings: Settings,
     *,
     config: Path,
+    looked_for: Sequence[Path] = (),
     environ: Mapping[str, str],
     can_ask: bool,
     announce: Announce,
@@ -109,6 +112,7 @@ def serve(
 ) -> None:
     """Run the daemon until SIGTERM or SIGINT. `checkpoint` is told of every commit point (tests kill there).
     `reread` reads the settings anew, which SIGHUP asks for.
+    `looked_for`: where the next start looks for `config`.
     `allow_remote`: api.listen may be reached from other machines, by TLS.
 
     The keystore is opened first, by a process of its own: who is asked for its passphrase (if one `can_ask`) can
@@ -124,12 +128,15 @@ def serve(
     if not settings.data_dir.is_dir():
         raise Refused("config_invalid", f"{settings.data_dir} is not there; make it with `payagent init`")
     require_private(settings.data_dir)
+    require_unchanged_by_others(config)
     context = _tls(settings.api, allow_remote)
     with lease(settings.data_dir, (LEDGER_FILE, KEYSTORE_FILE)):
         require_ledger(settings.data_dir / LEDGER_FILE)
         scratch = make_scratch(settings.data_dir)
         network, number, limits = NETWORKS[settings.network], settings.keystore.account, settings.limits
         keystore, passphrase = settings.data_dir / KEYSTORE_FILE, passphrase_file(settings, environ, can_ask)
+        plan = fence_plan(settings, config, passphrase)
+        require_out_of_reach([*looked_for, config], written_by_daemon(settings, plan))
         with (
             unlocked(keystore, passphrase, network, number, limits.caps, limits.day_caps) as (
                 account,
@@ -140,7 +147,7 @@ def serve(
             _listen_unix(settings.api.socket) as unix,
             held_open(settings.data_dir / LEDGER_FILE) as use_for_temporary,
         ):
-            _put_up_fence(settings, config, passphrase, scratch, use_for_temporary)
+            _put_up_fence(settings, plan, scratch, use_for_temporary)
             if os.path.lexists(settings.data_dir / WORDS_FILE):
                 log.warning("words.left", file=str(settings.data_dir / WORDS_FILE), fix=PROBLEMS["words_left"].fix)
             tell = log.warning if missing else log.info
@@ -185,28 +192,20 @@ def _tls(api: Api, allow_remote: bool) -> ssl.SSLContext | None:
 
 def _put_up_fence(
     settings: Settings,
-    config: Path,
-    passphrase: SecretFile | None,
+    plan: fence.Plan,
     scratch: Path,
     use_for_temporary: Callable[[Path], None],
 ) -> None:
     """What is made later in a folder above the keystore cannot be read: temporary files are made elsewhere."""
-    plan = fence_plan(settings, config, passphrase)
     tell = log.warning if plan.open else log.info
     tell("daemon.fenced", hidden=[str(path) for path in plan.hidden], not_hidden=plan.open)
     if not plan.hidden:
         return
-    folders = [place for place in map(Path.resolve, _temporary_places()) if place.is_dir()]
-    free = [place for place in folders if not any(path.is_relative_to(place) for path in plan.hidden)]
-    temporary = scratch if folders[0] not in free else folders[0]
+    folder = Path(tempfile.gettempdir()).resolve()
+    temporary = folder if folder in fence.temporary(plan.hidden) else scratch
     tempfile.tempdir = str(temporary)
     use_for_temporary(temporary)
-    fence.put_up(plan.hidden, (settings.data_dir, settings.api.socket.parent, *free))
-
-
-def _temporary_places() -> tuple[Path, ...]:
-    """Where Python, first, and SQLite make temporary files."""
-    return Path(tempfile.gettempdir()), Path("/var/tmp"), Path("/tmp")  # noqa: S108  places, not files
+    fence.put_up(plan.hidden, written_by_daemon(settings, plan), (settings.api.socket.parent,))
 
 
 async def _serve(
@@ -222,7 +221,8 @@ async def _serve(
 ) -> None:
     links = _links(settings, redactor)
     signer.watch(lambda: None)  # until somebody heeds `_stop`
-    async with _running(settings, account, signer, links, redactor, checkpoint) as (agent, topups, sweeps):
+    egress = _egress(settings)
+    async with _running(settings, account, signer, links, egress, redactor, checkpoint) as (agent, topups, sweeps):
         api, proxy, hosts = settings.api, settings.proxy, settings.api.hosts | _link_host(links)
         rates = Rates(api.calls_per_s, api.calls_at_once)
         door = Door(
@@ -237,7 +237,7 @@ async def _serve(
                 links=links,
             ),
             ProxyBounds(proxy.spool_bytes, proxy.read_timeout_s, proxy.patience_s, api.hosts, rates),
-            _egress(settings),
+            egress,
         )
         plain, secure = doors.sorted()
         server = make_server(door, partial(agent.ports.new_id, "call"), secure)
@@ -260,6 +260,7 @@ async def _running(
     account: Account,
     signer: SignerProcess,
     links: Links | None,
+    egress: Egress,
     redactor: Redactor,
     checkpoint: Checkpoint,
 ) -> AsyncIterator[tuple[Agent, Topups, Sweeps]]:
@@ -271,7 +272,7 @@ async def _running(
     own = Ownership(ports.new_id("boot"), record, partial(_leave_to_another, is_lost))
     writer = Writer(database, checkpoint=checkpoint, own=own)
     sources = [_source(provider, index, redactor) for index, provider in enumerate(settings.chain.providers)]
-    merchants, webhook = MerchantClient(_egress(settings).transport()), _webhook(settings, redactor)
+    merchants, webhook = MerchantClient(egress.transport()), _webhook(settings, redactor)
     try:
         await _require_right_clock(sources, ports.clock.now_ms)
         terms = make_terms(settings, account.address, redactor)
@@ -348,6 +349,7 @@ def _link_host(links: Links | None) -> frozenset[str]:
 
 def _read_anew(config: Path, reread: Callable[[], Settings]) -> Settings:
     """The settings as the file is now; where the fence keeps it from us, with what to do about that."""
+    require_unchanged_by_others(config)
     try:
         config.open("rb").close()
     except PermissionError:

@@ -9,8 +9,8 @@ import re
 import socket
 import stat
 import struct
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,8 +23,15 @@ from payagent.chain.blockfrost import Blockfrost
 from payagent.chain.source import Found
 from payagent.core.money import LOVELACE
 from payagent.core.network import NETWORKS
+from payagent.core.policy import Window
 from payagent.core.problem import Refused
-from payagent.secretfile import read_secret_file, require_own_folder, require_private
+from payagent.secretfile import (
+    read_secret_file,
+    require_out_of_reach,
+    require_own_folder,
+    require_private,
+    require_unchanged_by_others,
+)
 from payagent.settings import (
     CREDENTIAL_NAME,
     LINKS_KEY_FILE,
@@ -34,6 +41,7 @@ from payagent.settings import (
     Settings,
     fence_plan,
     passphrase_file,
+    written_by_daemon,
 )
 from payagent.store import apps, merchants, queries, spending
 from payagent.store.schema import missing_guards
@@ -68,7 +76,9 @@ def finding(name: str, look: Callable[[], str]) -> Finding:
         return Finding(name, refused.detail, refused)
 
 
-def look_at_files(settings: Settings, config: Path, environ: Mapping[str, str]) -> list[Finding]:
+def look_at_files(
+    settings: Settings, config: Path, environ: Mapping[str, str], looked_for: Iterable[Path] = ()
+) -> list[Finding]:
     """Config, folder, keystore, ledger, token and passphrase: modes, and that they belong together."""
     data_dir, webhook_file = settings.data_dir, settings.alerts.webhook_secret_file
     webhook = [] if webhook_file is None else [finding("webhook secret", lambda: _signing_key(webhook_file))]
@@ -80,7 +90,7 @@ def look_at_files(settings: Settings, config: Path, environ: Mapping[str, str]) 
     tls = [] if settings.api.tls_key_file is None else [finding("TLS", lambda: _tls(settings))]
     left = [finding("recovery words", lambda: _left(words))] if os.path.lexists(words) else []
     return [
-        finding("config file", lambda: _not_writable_by_others(config)),
+        finding("config file", lambda: _config(settings, config, looked_for, environ)),
         finding("data folder", lambda: _private(data_dir)),
         finding("keystore", lambda: _keystore(settings)),
         finding("ledger file", lambda: _ledger_file(data_dir / "ledger.db")),
@@ -103,7 +113,8 @@ def look_at_choices(settings: Settings, config: Path) -> list[Finding]:
 
     What is only made up is at stake on the devnet: there nobody is told of what guards money.
     """
-    told = [*_open_doors(settings), *_open_files(settings, config), *_wide_limits(settings), *_apps(settings)]
+    told = [*_open_doors(settings), *_open_files(settings, config), *_wide_limits(settings)]
+    told += [*_signed_less(settings), *_apps(settings)]
     for name, merchant in settings.merchants.items():
         told += [(f"merchants.{name}.{key}", why) for key, why in _trusting(merchant, settings.network)]
     if settings.network != "devnet":
@@ -124,11 +135,13 @@ async def look_at_chain(settings: Settings, now_ms: Callable[[], int]) -> list[F
     return findings
 
 
-def _not_writable_by_others(path: Path) -> str:
-    mode = stat.S_IMODE(path.stat().st_mode)
-    if mode & 0o022:
-        raise Refused("config_invalid", f"{path} can be changed by others; run: chmod go-w {path}")
-    return f"{path} ({mode:04o})"
+def _config(settings: Settings, config: Path, looked_for: Iterable[Path], environ: Mapping[str, str]) -> str:
+    """That neither another user nor the daemon itself can write what the next start allows it."""
+    seen = require_unchanged_by_others(config)
+    with suppress(OSError):  # of files that cannot be looked at, which have lines of their own
+        plan = fence_plan(settings, config, passphrase_file(settings, environ, can_ask=True))
+        require_out_of_reach([*looked_for, config], written_by_daemon(settings, plan))
+    return seen
 
 
 def _private(path: Path) -> str:
@@ -252,7 +265,7 @@ def _open_doors(settings: Settings) -> Iterator[Choice]:
             "api.listen",
             "other machines reach it, and a stolen token works there; a tunnel to a loopback port does not",
         )
-    elif settings.api.hosts:
+    if settings.api.hosts:
         names = ", ".join(sorted(settings.api.hosts))
         yield (
             "api.hosts",
@@ -284,6 +297,27 @@ def _wide_limits(settings: Settings) -> Iterator[Choice]:
             yield f"limits.per_transaction{of}", "above per_day; take it back once the large sum was moved"
         if limits.day_caps[asset] > 2 * max(per_day, limits.caps[asset]):
             yield f"limits.signed_per_day{of}", "above twice per_day; take it back once the large sum was moved"
+
+
+def _signed_less(settings: Settings) -> Iterator[Choice]:
+    """Limits that the signer keeps nobody waiting for: it refuses before they do."""
+    filed = settings.limits
+    told = [(LOVELACE, window, units) for window, units in filed.most_lovelace.items()]
+    told += [(token.asset, window, units) for token in filed.assets for window, units in token.most_units.items()]
+    with suppress(Exception):  # of what cannot be read, which has a line of its own
+        require_ledger(settings.data_dir / "ledger.db")
+        conn = Readers(settings.data_dir / "ledger.db").conn
+        with closing(conn):
+            told += [(limit.asset, limit.window.value, limit.most_units) for limit in spending.limits(conn)]
+    for asset, window, units in dict.fromkeys(told):
+        less = None if units is None else filed.signed_less(Window(window), asset, units)
+        if less is not None:
+            of = "" if asset == LOVELACE else f" of {asset}"
+            yield (
+                f"limits.{window}{of}",
+                f"{units} is above {less[0]}, {less[1]}, so that this is what bounds: raise it and start anew, or "
+                f"lower the limit",
+            )
 
 
 def _apps(settings: Settings) -> Iterator[Choice]:

@@ -19,6 +19,7 @@ from payagent.core.problem import Refused
 Lookup = Callable[[str, int], Awaitable[Sequence[str]]]
 """The addresses of a host, in the order in which they are to be tried. OSError where there are none."""
 
+_UNICAST = IPv6Network("2000::/3")  # all of IPv6 that is given out as global unicast (RFC 4291, IANA)
 _NAT64 = IPv6Network("64:ff9b::/96")  # RFC 6052
 _NAT64_LOCAL = IPv6Network("64:ff9b:1::/48")  # RFC 8215
 
@@ -38,7 +39,9 @@ def is_public(address: str) -> bool:
         inner = ip.ipv4_mapped or ip.sixtofour or (IPv4Address(int(ip) & 0xFFFFFFFF) if ip in _NAT64 else None)
         if inner is not None:
             return is_public(str(inner))
-    return ip.is_global and not ip.is_multicast
+        if ip not in _UNICAST:  # site-local ones, and those that held an IPv4 address once, are global to Python
+            return False
+    return ip.is_global and not ip.is_multicast and not ip.is_reserved
 
 
 def is_loopback(address: str) -> bool:

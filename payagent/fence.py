@@ -12,6 +12,7 @@ second name still shows.
 import ctypes
 import os
 import resource
+import tempfile
 import threading
 from collections.abc import Iterable
 from contextlib import suppress
@@ -26,6 +27,7 @@ _VERSION, _PATH_BENEATH = 1, 1
 _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 4, 38
 
 _WRITE_FILE, _READ_FILE, _TRUNCATE = 1 << 1, 1 << 2, 1 << 14
+_REMOVE_FILE = 1 << 5
 _MAKE_AND_REMOVE = sum(1 << bit for bit in range(4, 13))
 _TRUNCATE_SINCE = 3
 _DEVICES = (Path("/dev/null"), Path("/dev/tty"))
@@ -99,8 +101,16 @@ def keep_to_itself() -> None:
     _prctl(_PR_SET_DUMPABLE, 0)
 
 
-def put_up(hidden: Iterable[Path], folders: Iterable[Path]) -> None:
-    """From now on nothing that is hidden can be read, and nothing outside of these folders written.
+def temporary(hidden: Iterable[Path]) -> list[Path]:
+    """Where Python, first, and SQLite make temporary files: of those folders the ones that hold nothing hidden."""
+    places = (Path(tempfile.gettempdir()), Path("/var/tmp"), Path("/tmp"))  # noqa: S108  places, not files
+    folders = [folder for folder in map(Path.resolve, places) if folder.is_dir()]
+    return [folder for folder in dict.fromkeys(folders) if not any(path.is_relative_to(folder) for path in hidden)]
+
+
+def put_up(hidden: Iterable[Path], folders: Iterable[Path], emptied: Iterable[Path]) -> None:
+    """From now on nothing that is hidden can be read, and nothing outside of these folders written. From those
+    that are `emptied` files are only removed.
 
     For good, for this thread and all that it starts. Raises OSError when the kernel does not do it.
     """
@@ -114,6 +124,8 @@ def put_up(hidden: Iterable[Path], folders: Iterable[Path]) -> None:
         _let_read(rules, Path("/"), _above(hidden), hidden)
         for folder in folders:
             _allow(rules, folder.resolve(), writing)
+        for folder in emptied:
+            _allow(rules, folder.resolve(), _REMOVE_FILE)
         for device in _DEVICES:
             _allow(rules, device, _WRITE_FILE)
         _prctl(_PR_SET_NO_NEW_PRIVS, 1)

@@ -16,6 +16,7 @@ from payagent.agent.ports import Ports
 from payagent.api.tokens import hash_token, new_token
 from payagent.core.network import NETWORKS
 from payagent.core.problem import Refused
+from payagent.secretfile import require_out_of_reach
 from payagent.settings import WORDS_FILE, Settings, load_settings
 from payagent.store import apps
 from payagent.store.lease import lease
@@ -80,6 +81,7 @@ def initialise(
         write_new(choices.config, config_text(choices), undo)
         settings = load_settings(choices.config, environ)
         _require_same(settings, choices)
+        require_out_of_reach([choices.config], [settings.data_dir])
         make_private_folder(settings.data_dir, undo)
         require_none(settings.data_dir)
         words = choices.words or creation.new_words(randomness)
@@ -237,7 +239,7 @@ def _make_folders(folder: Path, undo: Undo) -> None:
     """The folder, and those on the way to it that are not there."""
     for step in (*reversed(folder.parents), folder):
         if not step.exists():
-            step.mkdir()
+            step.mkdir(mode=0o755)  # by no umask for a group to write: others could change the config
             undo.append(step.rmdir)
 
 

@@ -143,6 +143,18 @@ def _listen(value: str) -> str:
     return value
 
 
+def require_loopback(listen: str, what: str) -> None:
+    """Refuse, `config_invalid`, an address that is none or that other machines reach; `what` names the setting."""
+    try:
+        host = _listen(listen).rpartition(":")[0].removeprefix("[").removesuffix("]")
+    except ValueError as error:
+        raise Refused("config_invalid", f"{what}: {error}") from None
+    if not _is_loopback(host):
+        raise Refused(
+            "config_invalid", f"{what} {listen} is reached from other machines; write a loopback address"
+        )
+
+
 def _is_place(host: str) -> bool:
     """Whether it is an address of a machine, or localhost; an IPv6 address stands in brackets."""
     bare = host.removeprefix("[").removesuffix("]")
@@ -436,6 +448,16 @@ class Limits(_Table):
             day[limit.asset] = _told_or(limit.signed_per_day_units, twice)
         return day
 
+    def signed_less(self, window: Window, asset: str, units: int) -> tuple[str, int] | None:
+        """Where the signer lets out less than a limit would: the key that bounds it, and how much that is."""
+        if window is Window.PAYMENT:
+            key, most = "limits.per_transaction", self.caps.get(asset, 0)
+        elif window in (Window.HOUR, Window.DAY):
+            key, most = "limits.signed_per_day", self.day_caps.get(asset, 0)
+        else:
+            return None
+        return (key, most) if units > most else None
+
     @model_validator(mode="after")
     def _each_asset_once(self) -> Self:
         if len({limit.asset for limit in self.assets}) != len(self.assets):
@@ -540,18 +562,22 @@ class _Environment(EnvSettingsSource):
         return {name.lower(): value for name, value in self._environ.items()}
 
 
+def config_places(config: Path | None, environ: Mapping[str, str], etc: Path = Path("/etc")) -> list[Path]:
+    """Where the config file is looked for: the one place that was named, else the usual ones, in their order."""
+    if named := config or environ.get(CONFIG_VARIABLE):
+        return [Path(named)]
+    return [_home(environ) / ".config/payagent/config.toml", etc / "payagent/config.toml"]
+
+
 def find_config(config: Path | None, environ: Mapping[str, str], etc: Path = Path("/etc")) -> Path:
     """The config file: `--config`, $PAYAGENT_CONFIG, ~/.config/payagent/config.toml, /etc/payagent/config.toml.
 
     A file that was asked for by name must be there; otherwise the first that exists. `config_invalid` if none.
     """
-    named = [(config, "--config"), (environ.get(CONFIG_VARIABLE), CONFIG_VARIABLE)]
-    for path, source in named:
-        if path:
-            if not Path(path).is_file():
-                raise Refused("config_invalid", f"{path}, named by {source}, is not a file")
-            return Path(path)
-    places = [_home(environ) / ".config/payagent/config.toml", etc / "payagent/config.toml"]
+    places = config_places(config, environ, etc)
+    if len(places) == 1 and not places[0].is_file():
+        source = "--config" if config else CONFIG_VARIABLE
+        raise Refused("config_invalid", f"{places[0]}, named by {source}, is not a file")
     for place in places:
         if place.is_file():
             return place
@@ -655,6 +681,11 @@ def fence_plan(settings: Settings, config: Path, passphrase: SecretFile | None) 
         [path for path in read_anew if path is not None],
         fence.version(),
     )
+
+
+def written_by_daemon(settings: Settings, plan: fence.Plan) -> list[Path]:
+    """The folders where the daemon may make files while it runs; without a fence those that are its own."""
+    return [settings.data_dir, *(fence.temporary(plan.hidden) if plan.hidden else ())]
 
 
 def _home(environ: Mapping[str, str]) -> Path:

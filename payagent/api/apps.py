@@ -11,11 +11,12 @@ from starlette.requests import Request
 from payagent.agent.apps import add_app, everybody, renew_token, revoke
 from payagent.api.access import OPERATE, Caller, need
 from payagent.api.problems import JsonResponse
-from payagent.api.reading import read_expiry, read_new_app
+from payagent.api.reading import read_new_app, read_token_order
 from payagent.api.schemas import AppAdded, AppOrder, AppsPage, AppTold, TokenOrder, gives, takes
 from payagent.api.tokens import hash_token, new_token
 from payagent.api.views import app_view, merchant_names
-from payagent.store.apps import AppRow, last_token
+from payagent.core.problem import Refused
+from payagent.store.apps import AppRow, last_token, was_given
 
 Operator = Annotated[Caller, Depends(need(OPERATE))]
 
@@ -27,7 +28,8 @@ async def every_app(caller: Operator) -> JsonResponse:
     """All that there ever were, oldest first; of each its last token, without the token itself."""
     agent, names = caller.agent, merchant_names(caller.agent.terms)
     now_ms = agent.ports.clock.now_ms()
-    return JsonResponse({"apps": [app_view(app, token, names, now_ms) for app, token in everybody(agent)]})
+    rows = [app_view(app, token, names, now_ms) for app, token in everybody(agent)]
+    return JsonResponse({"apps": rows, "caller": caller.app.id})
 
 
 @router.post(
@@ -52,8 +54,10 @@ async def add(request: Request, caller: Operator) -> JsonResponse:
 )
 async def renew(name: str, request: Request, caller: Operator) -> JsonResponse:
     """The one before is no good from that moment on. `token` is shown this once; only its hash is kept."""
-    token = new_token(caller.agent.ports.randomness)
-    expires_at_ms = read_expiry(await caller.json_body(request))
+    expires_at_ms, own = read_token_order(await caller.json_body(request))
+    if own is not None and was_given(caller.agent.conn, hash_token(own)):
+        raise Refused("bad_request", "that token was given before; make a new one", key="token")
+    token = own or new_token(caller.agent.ports.randomness)
     app = await renew_token(caller.agent, caller.app, name, hash_token(token), expires_at_ms)
     return JsonResponse(_told(caller, app) | {"token": token})
 

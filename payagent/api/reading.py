@@ -15,6 +15,7 @@ from payagent.agent.agent import Ask, Request
 from payagent.agent.apps import NewApp
 from payagent.agent.terms import Terms, TopupRequest
 from payagent.agent.topup import Wish
+from payagent.api.tokens import TOKEN_PATTERN
 from payagent.core import strict_json
 from payagent.core.address import Address, parse_address
 from payagent.core.bounds import SPLIT_COUNT_MAX
@@ -188,9 +189,13 @@ def read_new_merchant(raw: bytes) -> tuple[str, Fields]:
     return name, {key: value for key, value in body.items() if key != "name"}
 
 
-def read_expiry(raw: bytes) -> int | None:
-    """When a new token is to end; None: never."""
-    return _expiry(_fields(_json(raw), "the body", (), ("expires_at",)))
+def read_token_order(raw: bytes) -> tuple[int | None, str | None]:
+    """When a new token is to end, None for never; and the token, where the caller made it."""
+    body = _fields(_json(raw), "the body", (), ("expires_at", "token"))
+    token = _text(body, "token")
+    if token is not None and not re.fullmatch(TOKEN_PATTERN[1:-1], token):
+        raise Refused("bad_request", "token must be pa_ and 43 characters of URL-safe base64", key="token")
+    return _expiry(body), token
 
 
 def _expiry(body: Fields) -> int | None:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import models_json_schema
 
 from payagent.api.problems import MEDIA_TYPE
+from payagent.api.tokens import TOKEN_PATTERN
 from payagent.core.bounds import SPLIT_COUNT_MAX
 from payagent.core.invoice import Proof
 from payagent.core.payment import Delivery, State
@@ -666,6 +667,9 @@ class AppOrder(_Closed):
 
 class TokenOrder(_Closed):
     expires_at: str = _absent("When the new token ends, as RFC 3339. Default: never.")
+    token: Annotated[str, Field(pattern=TOKEN_PATTERN)] = _absent(
+        "Made by the caller of 32 random bytes, and kept already: none is lost with the answer."
+    )
 
 
 class AppTold(BaseModel):
@@ -690,6 +694,7 @@ class AppAdded(AppTold):
 
 class AppsPage(BaseModel):
     apps: list[AppTold]
+    caller: Annotated[str, Field(description="The id of the app whose token this call has.")]
 
 
 class Health(BaseModel):

@@ -10,6 +10,7 @@ from payagent.agent.ports import Randomness
 
 PREFIX = "pa_"
 _TOKEN_BYTES = 32
+TOKEN_PATTERN = f"^{PREFIX}[A-Za-z0-9_-]{{43}}$"
 
 
 def new_token(randomness: Randomness) -> str:

@@ -139,12 +139,17 @@ def add(
 def token(terminal: Terminal, connect: Connect, name: str, expires_at: str | None) -> None:
     """Give an app a new token and show it, this once. The one before is no good from then on.
 
-    An app that was revoked is let in again by it.
+    An app that was revoked is let in again by it. Of the app whose token this command uses the new one is put into
+    the same file, operator.token if no other is named. If it is cut off, give the same command again.
     """
+    path = f"/v1/apps/{_quoted(name)}/token"
+    order: dict[str, object] = {} if expires_at is None else {"expires_at": expires_at}
     with connect() as link:
-        answer = link.post(
-            f"/v1/apps/{_quoted(name)}/token", {} if expires_at is None else {"expires_at": expires_at}
-        )
+        link.finish_renewal()
+        known = link.get("/v1/apps")
+        (own,) = (row for row in known["apps"] if row["id"] == known["caller"])
+        renew = link.renew_own_token if name in (own["name"], own["id"]) else link.post
+        answer = renew(path, order)
     _show_token(terminal, answer)
 
 

@@ -73,7 +73,7 @@ def serve(terminal: Terminal, config: Path | None, listen: str | None, allow_rem
     from payagent.cli.service import tell_ready
     from payagent.daemon import serve as run_daemon
     from payagent.log import Redactor, configure_logging
-    from payagent.settings import find_config, load_settings
+    from payagent.settings import config_places, find_config, load_settings
 
     overrides = {} if listen is None else {"api": {"listen": listen}}
     path = find_config(config, os.environ)
@@ -89,12 +89,13 @@ def serve(terminal: Terminal, config: Path | None, listen: str | None, allow_rem
     run_daemon(
         settings,
         config=path,
+        looked_for=config_places(config, os.environ),
         environ=os.environ,
         can_ask=terminal.can_ask,
         announce=announce,
         redactor=redactor,
         allow_remote=allow_remote,
-        reread=lambda: load_settings(config, os.environ, overrides),
+        reread=lambda: load_settings(path, os.environ, overrides),
     )
 
 

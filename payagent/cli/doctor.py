@@ -30,10 +30,10 @@ def doctor(terminal: Terminal, config: Path | None) -> int:
     problem's. Every line that is not well ends with what to do. A warning is of what works, and could be safer.
     Nothing is changed.
     """
-    from payagent.settings import find_config, load_settings
+    from payagent.settings import config_places, find_config, load_settings
 
     path = find_config(config, os.environ)
-    findings = _look(load_settings(path, os.environ), path)
+    findings = _look(load_settings(path, os.environ), path, config_places(config, os.environ))
     data: list[Json] = [_as_json(item) for item in findings]
     terminal.give(
         {"ok": all(item.problem is None for item in findings), "checks": data}, lambda: _show(terminal, data)
@@ -41,7 +41,7 @@ def doctor(terminal: Terminal, config: Path | None) -> int:
     return next((item.problem.problem.exit_code for item in findings if item.problem is not None), 0)
 
 
-def _look(settings: "Settings", config: Path) -> "list[Finding]":
+def _look(settings: "Settings", config: Path, looked_for: list[Path]) -> "list[Finding]":
     import asyncio
 
     from payagent.cli.link import Link
@@ -57,7 +57,7 @@ def _look(settings: "Settings", config: Path) -> "list[Finding]":
             raise Refused(code, "it is not ready: " + "; ".join(told))
         return "it runs and is ready"
 
-    findings = look_at_files(settings, config, os.environ) + look_at_choices(settings, config)
+    findings = look_at_files(settings, config, os.environ, looked_for) + look_at_choices(settings, config)
     findings += asyncio.run(look_at_chain(settings, lambda: time.time_ns() // 1_000_000))
     return [*findings, finding("daemon", daemon)]
 

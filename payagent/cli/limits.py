@@ -118,3 +118,11 @@ def set_(
     with connect() as link:
         answer = link.post("/v1/limits", body | {"asset": name, "limits": wanted})
     terminal.give(answer, lambda: _show(terminal, answer["limits"]))
+    for window, units in wanted.items():
+        less = None if units is None else link.settings.limits.signed_less(Window(window), name, int(units))
+        if less is not None:
+            key, most = less
+            terminal.say(
+                f"{window} is above what the signer lets out: {key} is {show_units(name, most)}. "
+                "Raise that too, in the config file, and start the daemon again."
+            )

@@ -6,6 +6,7 @@ over TCP, where anybody on this machine may hold the port while the daemon is aw
 
 import json
 import os
+import secrets
 import ssl
 import stat
 from collections.abc import Iterator
@@ -18,10 +19,11 @@ import httpx
 
 from payagent.cli.terminal import ProblemError
 from payagent.core.problem import Refused
-from payagent.secretfile import read_secret_file
+from payagent.secretfile import make_secret_file, put_in_place, read_secret_file
 from payagent.settings import Settings
 
 TOKEN_FILE = "operator.token"  # noqa: S105  the file's name
+TOKEN_PREFIX = "pa_"  # noqa: S105  as the daemon makes them
 WAIT_S = 25
 _TIMEOUT = httpx.Timeout(30.0, connect=2.0, read=WAIT_S + 15.0)
 _MAKING = httpx.Timeout(30.0, connect=2.0, read=600.0)
@@ -32,7 +34,7 @@ class Link:
 
     def __init__(self, settings: Settings, token_file: Path | None) -> None:
         self.settings = settings
-        self._token_file = token_file or settings.data_dir / TOKEN_FILE
+        self._token_file = (token_file or settings.data_dir / TOKEN_FILE).resolve()
         self._token: str | None = None
         self._client: httpx.Client | None = None
 
@@ -86,6 +88,38 @@ class Link:
             raise Refused("idempotency_key_invalid", "the key has characters that a header cannot hold")
         named = {} if key is None else {"idempotency-key": key}
         return self._ask("POST", path, content=body.encode(), headers={"content-type": "application/json"} | named)
+
+    def renew_own_token(self, path: str, order: dict[str, object]) -> dict[str, Any]:
+        """Have the token in this very file replaced. The new one lies beside it before the daemon hears of it:
+        who is killed here has the old one that is good, or the new one, which `finish_renewal` finds.
+        """
+        token = TOKEN_PREFIX + secrets.token_urlsafe(32)
+        self._beside.unlink(missing_ok=True)
+        make_secret_file(self._beside, token)
+        answer = self.post(path, order | {"token": token})
+        self._take_new_token()
+        return answer
+
+    def finish_renewal(self) -> None:
+        """Go on where one was cut off: its token is the good one when that in the file is not."""
+        if not self._beside.exists():
+            return
+        try:
+            self.get("/v1/apps")
+        except ProblemError as problem:
+            if problem.problem.get("code") != "unauthorized":
+                raise
+            with Link(self.settings, self._beside) as other:
+                other.get("/v1/apps")
+            self._take_new_token()
+
+    @property
+    def _beside(self) -> Path:
+        return self._token_file.with_name(f"{self._token_file.name}.new")
+
+    def _take_new_token(self) -> None:
+        put_in_place(self._beside, self._token_file)
+        self._token = None
 
     def readiness(self) -> dict[str, Any]:
         """What /readyz says, ready or not; needs no token."""

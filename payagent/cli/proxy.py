@@ -41,9 +41,10 @@ def proxy(terminal: Terminal, url: str, listen: str, config: Path | None, token_
     from payagent.log import Redactor, configure_logging
     from payagent.proxy.bare import Bare, serve_bare
     from payagent.secretfile import read_secret_file
-    from payagent.settings import load_settings
+    from payagent.settings import load_settings, require_loopback
 
-    settings = load_settings(config, os.environ, {"api": {"listen": listen}})
+    require_loopback(listen, "--listen")
+    settings = load_settings(config, os.environ)
     origin = _origin(url)
     names = [name for name, merchant in settings.merchants.items() if merchant.origin == origin]
     if not names:  # it may have been added at run time
@@ -56,7 +57,7 @@ def proxy(terminal: Terminal, url: str, listen: str, config: Path | None, token_
     redactor.register(token())
     configure_logging(sys.stderr, redactor)
     timeout_s = settings.proxy.read_timeout_s + settings.proxy.patience_s
-    app = Bare(settings.api.socket, names[0], token, timeout_s, settings.api.hosts)
+    app = Bare(settings.api.socket, names[0], token, timeout_s)
     with listen_tcp(listen, "--listen") as listener:
         host, port = listener.getsockname()[:2]
         place = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -1,4 +1,4 @@
-"""Bounds on what one call may ask for, said once for the API and the command.
+"""Bounds on what one call may ask for or be answered, said once for all who keep them.
 
 May import: nothing. Never: bounds money; that is `policy`.
 """
@@ -6,3 +6,6 @@ May import: nothing. Never: bounds money; that is `policy`.
 LIST_LIMIT_MAX = 200
 SPLIT_COUNT_MAX = 250
 """More outputs than a transaction of 16 KiB can hold."""
+
+ANSWER_MAX_BYTES = 512 * 1024
+"""Of a merchant's answer that is read here. A 402 may be a web page with the requirements inside."""

@@ -14,6 +14,7 @@ from urllib.parse import quote, urlencode
 
 import httpx
 
+from payagent.core.bounds import ANSWER_MAX_BYTES
 from payagent.core.problem import Refused
 from payagent.core.strict_json import loads
 from payagent.dialects.prepaid import PrepaidSaid, read_prepaid
@@ -25,10 +26,6 @@ BODY_MAX_BYTES = 65_536
 Source = Literal["balance", "credits"]
 _SOURCES: tuple[Source, ...] = ("balance", "credits")
 _NOT_THERE = (404, 405)
-
-
-ANSWER_MAX_BYTES = 512 * 1024
-"""A 402 may be a web page with the requirements inside."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ May import: core, api.server, Starlette's types, the rest of proxy. Never: pays,
 
 import asyncio
 import socket
-from collections.abc import Callable, Set
+from collections.abc import Callable
 from pathlib import Path
 
 from starlette.types import Receive, Scope, Send
@@ -25,17 +25,17 @@ from payagent.proxy.upstream import Call, Target, Upstream
 
 
 class Bare:
-    """The application. `token` reads the operator's; `timeout_s` is how long the daemon may be silent; `hosts` are
-    as in `refuse_browsers`.
+    """The application. `token` reads the operator's; `timeout_s` is how long the daemon may be silent.
+
+    It is called by loopback names alone, whatever `api.hosts` says: a page under any other name is a foreign one,
+    and a browser marks its calls with no Sec-Fetch-Site where it does not trust the address.
     """
 
-    def __init__(
-        self, daemon: Path, merchant: str, token: Callable[[], str], timeout_s: float, hosts: Set[str]
-    ) -> None:
+    def __init__(self, daemon: Path, merchant: str, token: Callable[[], str], timeout_s: float) -> None:
         self._upstream = Upstream(Target.of_daemon(daemon), timeout_s)
         self._root = ROOT + merchant.encode("ascii")
         self._token = token
-        self._rules = Rules(hosts, timeout_s)
+        self._rules = Rules(frozenset(), timeout_s)
         self._ports = Ports(SystemClock(), SystemRandomness())
 
     def new_id(self) -> str:

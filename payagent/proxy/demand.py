@@ -8,12 +8,12 @@ import json
 import zlib
 from dataclasses import dataclass
 
+from payagent.core.bounds import ANSWER_MAX_BYTES
 from payagent.core.problem import Refused
 from payagent.dialects import Response, parse_response
 from payagent.proxy.headers import Headers, values
 
-BODY_MAX_BYTES = 512 * 1024
-"""A 402 may be a web page with the requirements inside."""
+BODY_MAX_BYTES = ANSWER_MAX_BYTES
 
 READABLE = b"gzip, deflate"
 """What may be asked for where an answer came in a coding that is not read here."""

@@ -90,12 +90,13 @@ class Target:
 class MerchantAnswer:
     """A merchant's answer: its head, and its body as it comes in."""
 
-    def __init__(self, line: "_Line", head: h11.Response, *, own: bool) -> None:
+    def __init__(self, line: "_Line", head: h11.Response, upstream: "Upstream") -> None:
         self._line = line
+        self._upstream = upstream
         self._peeked = b""
         self._more = True
         self.status = head.status_code
-        self.headers = passing(list(head.headers), own=own)
+        self.headers = passing(list(head.headers), own=upstream.target.path is not None)
 
     async def read(self) -> tuple[bytes, bool]:
         """What has come in since (waits for at least something), and whether more follows."""
@@ -106,12 +107,20 @@ class MerchantAnswer:
         return chunk, self._more
 
     async def peek(self, most_bytes: int) -> bytes | None:
-        """The whole body, which can still be read; None when it is longer."""
-        parts, size = [self._peeked], len(self._peeked)
-        while self._more and size <= most_bytes:
-            chunk, self._more = await self._line.read()
-            parts.append(chunk)
-            size += len(chunk)
+        """The whole body, which can still be read; None when it is longer.
+
+        All of it comes within the time in which something has to move: who waits for a whole body is kept by no
+        merchant that lets it drip. Raises `merchant_timeout`.
+        """
+        parts, size, within_s = [self._peeked], len(self._peeked), self._upstream.timeout_s
+        try:
+            async with asyncio.timeout(within_s):
+                while self._more and size <= most_bytes:
+                    chunk, self._more = await self._line.read()
+                    parts.append(chunk)
+                    size += len(chunk)
+        except TimeoutError:
+            raise self._upstream.target.late(f"its answer did not end in {within_s:g} s") from None
         self._peeked = b"".join(parts)
         return None if self._more else self._peeked
 
@@ -136,7 +145,7 @@ class Upstream:
         """
         line, head = await self._begin(call)
         try:
-            yield MerchantAnswer(line, head, own=self.target.path is not None)
+            yield MerchantAnswer(line, head, self)
         finally:
             await line.stop_upload()
             if line.ready_for_next():

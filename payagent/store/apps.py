@@ -114,6 +114,11 @@ def last_token(conn: sqlite3.Connection, app_id: str) -> TokenRow | None:
     return None if row is None else TokenRow(*row)
 
 
+def was_given(conn: sqlite3.Connection, token_hash: str) -> bool:
+    """Whether it is, or was, some app's token."""
+    return conn.execute("SELECT 1 FROM tokens WHERE hash = ?", (token_hash,)).fetchone() is not None
+
+
 def add(unit: Unit, app: AppRow, now_ms: int) -> None:
     """An app without a token: nobody can ask for it."""
     lists = [

@@ -72,6 +72,23 @@ async def test_a_token_is_shown_once_and_kept_as_its_hash(api: Api) -> None:
         assert secret not in path.read_bytes()
 
 
+async def test_a_token_that_its_caller_made_is_taken_once_and_only_in_full_length(api: Api) -> None:
+    """So that who is cut off before the answer came has it all the same."""
+    before = await add(api)
+    mine = plant("a token of the caller's making", "pa_" + "m" * 43)
+    renew = "/v1/apps/bot/token"
+    told = (await api.http.post(renew, json={"token": mine})).json()
+    assert told["token"] == mine
+    headers = {"authorization": f"Bearer {mine}"}
+    assert (await api.http.get("/v1/limits", headers=headers)).status_code == 200
+    for bad in (mine, before["token"], "pa_short", "pa_" + "m" * 44, "pa_" + "m" * 43 + "\n", "xx_" + "m" * 43, 5):
+        require_problem(await api.http.post(renew, json={"token": bad}), "bad_request")
+    assert (await api.http.get("/v1/limits", headers=headers)).status_code == 200
+    asked = (await api.http.get("/v1/apps")).json()
+    (me,) = (row["name"] for row in asked["apps"] if row["id"] == asked["caller"])
+    assert me == "first"
+
+
 async def test_revocation_is_at_once_and_for_what_lasts_too(api: Api) -> None:
     await add(api)
     paid = await api.pay("a", app="bot")

@@ -1,11 +1,15 @@
 """`payagent app` and `payagent limits set` against the running daemon."""
 
+import signal
+import stat
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from canaries import plant
-from cli_kit import TOKEN, Result, Shop, write_private
+from cli_kit import TOKEN, Result, Shop, clean_environ, write_private
 
 
 @pytest.fixture(autouse=True)
@@ -67,6 +71,69 @@ def test_a_new_token_ends_the_one_before(shop: Shop) -> None:
     assert row_of(shop, "renewed")["expires_at"] is not None
 
 
+def test_the_operators_own_new_token_lies_where_the_command_finds_it(shop: Shop) -> None:
+    file = shop.data_dir / "operator.token"
+    before = file.read_text().strip()
+    result = shop.payagent("app", "token", "operator")
+    assert result.code == 0, result.err
+    assert (file.read_text().strip(), stat.S_IMODE(file.stat().st_mode)) == (result.json["token"], 0o600)
+    assert result.json["token"] != before
+    assert shop.payagent("limits").code == 0
+    old = write_private(shop.folder / "old.token", before)
+    assert shop.payagent("limits", "--token-file", old).code == 5
+    assert not file.with_name("operator.token.new").exists()
+
+
+RENEWAL_KILLED = """
+import io, os, signal, sys
+from payagent.cli import run
+from payagent.cli.terminal import Terminal
+
+config, left = sys.argv[1], 0
+
+def step(frame, event, _):
+    global left
+    if frame.f_code.co_name not in ("renew_own_token", "_take_new_token", "make_secret_file", "put_in_place"):
+        return None
+    left -= event == "line"
+    if left < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step
+
+def code(*command):
+    return run([*command, "--config", config], Terminal(io.StringIO(), io.StringIO(), io.StringIO()))
+
+for count in range(1_000):
+    child = os.fork()
+    if child == 0:
+        left = count
+        sys.settrace(lambda frame, event, _: step(frame, event, _))
+        code("app", "token", "operator")
+        os._exit(0)
+    ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    print(ended, code("limits"), code("app", "token", "operator"), code("limits"), flush=True)
+    if ended == 0:
+        break
+"""
+
+
+def test_a_renewal_of_the_operators_token_that_is_killed_anywhere_is_finished_by_the_next(shop: Shop) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", RENEWAL_KILLED, str(shop.config)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env=clean_environ() | {"PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    told = [tuple(map(int, line.split())) for line in ran.stdout.splitlines()]
+    assert told, ran.stderr
+    assert told.pop() == (0, 0, 0, 0)
+    assert {one[0] for one in told} == {-signal.SIGKILL}
+    assert {one[2:] for one in told} == {(0, 0)}, "the same command again, and then every other"
+    assert {one[1] for one in told} == {0, 5}, "after the commit the file's token is the old one"
+
+
 def test_an_app_of_a_token_has_its_limits_in_that(shop: Shop) -> None:
     added(shop, "tokens", "--asset", TOKEN, "--per-payment", "5", "--total", "50", "--expires", "12h")
     limits = [one for one in shop.payagent("limits").json["limits"] if one["app"] == "tokens"]
@@ -77,6 +144,16 @@ def test_an_app_of_a_token_has_its_limits_in_that(shop: Shop) -> None:
     told = shop.payagent("app", "add", "more-tokens", "--asset", TOKEN)
     plant("the token of more-tokens", told.json["token"])
     assert 'payagent limits set --app more-tokens --per-day "2 ADA"' in told.err
+
+
+def test_a_limit_above_what_the_signer_lets_out_is_said_to_be(shop: Shop) -> None:
+    told = shop.payagent("limits", "set", "--per-day", "200001 ADA", "--per-month", "900000 ADA")
+    assert told.code == 0
+    assert "per_day is above what the signer lets out: limits.signed_per_day is 200000 ADA" in told.err
+    assert "per_month" not in told.err
+    told = shop.payagent("limits", "set", "--per-day", "200000 ADA", "--per-month", "config")
+    assert (told.code, told.err) == (0, "")
+    assert shop.payagent("limits", "set", "--per-day", "config").code == 0
 
 
 def test_limits_are_set_and_given_back_to_the_config(shop: Shop) -> None:

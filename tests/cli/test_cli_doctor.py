@@ -140,9 +140,7 @@ passphrase_file = "{secrets}/passphrase"
 """
 SECOND = '[[chain.providers]]\nkind = "blockfrost"\nbase_url = "https://localhost:9/api"\n'
 ALERTS = '[alerts]\nwebhook_url = "http://127.0.0.1:9/"\nwebhook_secret_file = "{data}/webhook"\n'
-REMOTE = (
-    'listen = "0.0.0.0:1"\ntls_certificate_file = "/none/c"\ntls_key_file = "/none/k"\nhosts = ["pay.example"]'
-)
+REMOTE = 'listen = "0.0.0.0:1"\ntls_certificate_file = "/none/c"\ntls_key_file = "/none/k"'
 
 
 PAGE = (Path(__file__).parents[2] / "docs/operators.md").read_text().partition("\n## Fund the wallet")[0]
@@ -186,6 +184,9 @@ def safe(data: Path, tmp_path: Path) -> Path:
         ("https://localhost:9", "http://node.example", "chain.providers 2", "https://"),
         ("[limits]", "[payments]\nconfirm_depth = 2\n[limits]", "payments.confirm_depth", "leave it out"),
         ("[limits]", "[payments]\nsettle_depth = 2159\n[limits]", "payments.settle_depth", "leave it out"),
+        ("[limits]", "[payments]\nvoid_depth = 14\n[limits]", "payments.void_depth", "leave it out"),
+        ("[limits]", '[limits]\nsigned_per_day = "19 ADA"', "limits.per_day", "limits.signed_per_day"),
+        ("[limits]", '[limits]\nper_transaction = "4 ADA"', "limits.per_payment", "limits.per_transaction"),
         (ALERTS, "", "alerts.webhook_url", "name a server"),
     ],
 )
@@ -199,6 +200,23 @@ def test_what_could_be_safer_is_named_with_what_to_do(
     assert name.startswith(key)
     assert fix in told
     assert key.split(" ")[0].split(".")[-1] in PAGE
+
+
+def test_names_of_a_port_that_other_machines_reach_are_named_too(safe: Path) -> None:
+    text = safe.read_text().replace('listen = "127.0.0.1:0"', REMOTE + '\nhosts = ["pay.example"]')
+    safe.write_text(text)
+    assert warned(safe).keys() == {"api.listen", "api.hosts"}
+
+
+def test_a_limit_set_at_run_time_above_what_the_signer_lets_out_is_named(safe: Path, data: Path) -> None:
+    writer = Writer(data / "ledger.db")
+    for window, ada in ((Window.PAYMENT, 20), (Window.DAY, 41), (Window.MONTH, 900)):
+        limit = Limit(Scope(), LOVELACE, window, ada * 1_000_000)
+        writer.submit("limit", lambda unit, limit=limit: spending.set_limit(unit, limit)).result(10)
+    writer.close()
+    ((name, told),) = warned(safe).items()
+    assert name == "limits.per_day"
+    assert "limits.signed_per_day, 40000000" in told
 
 
 def test_files_that_others_reach_are_named(safe: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from canaries import plant
 from cli_kit import PASSPHRASE, Result, invoke, spawn, write_private
 
+from payagent.secretfile import require_unchanged_by_others
 from payagent.settings import load_settings
 
 CHAIN, MERCHANT = "http://127.0.0.1:1/api/v0", "http://127.0.0.1:2"
@@ -107,6 +108,23 @@ def test_what_is_wrong_is_told_and_nothing_is_left(tmp_path: Path, more: tuple[s
     result = invoke(*arguments(tmp_path, *more))
     assert (result.code, result.error["code"]) == (2, code)
     assert listing(tmp_path) == {"passphrase"}
+
+
+def test_a_config_that_the_daemon_could_write_is_not_made(tmp_path: Path) -> None:
+    result = invoke(*arguments(tmp_path, "--config", tmp_path / "data/config.toml"))
+    assert (result.code, result.error["code"]) == (2, "config_invalid")
+    assert "a folder of its own" in result.error["detail"]
+    assert not (tmp_path / "data").exists()
+
+
+def test_what_it_makes_a_daemon_starts_from_whatever_the_umask(tmp_path: Path) -> None:
+    folder = tmp_path / "made/on the way"
+    before = os.umask(0o002)
+    try:
+        made(tmp_path, "--config", folder / "config.toml")
+    finally:
+        os.umask(before)
+    assert require_unchanged_by_others(folder / "config.toml").endswith("(0600)")
 
 
 def test_bad_words_are_refused_and_not_repeated(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from cli_kit import Shop, spawn
+from cli_kit import Shop, spawn, write_private
 
 from payagent.devnet.server import DevnetThread
 
@@ -71,6 +71,35 @@ def test_web_pages_and_foreign_names_are_refused(shop: Shop) -> None:
         ):
             got = http.get("/health", headers=headers)
             assert (got.status_code, got.json()["code"]) == (403, code)
+
+
+def with_api_keys(shop: Shop, folder: Path, keys: str) -> Path:
+    """The shop's config with more in [api]."""
+    return write_private(folder / "config.toml", shop.config.read_text().replace("[api]\n", f"[api]\n{keys}\n"))
+
+
+def test_a_name_that_the_daemons_port_has_is_none_of_a_port_without_a_token(shop: Shop, tmp_path: Path) -> None:
+    """A page there would be let in: browsers send no Sec-Fetch-Site to an http address that is no loopback one."""
+    config = with_api_keys(shop, tmp_path, 'hosts = ["pay.example"]')
+    with bare(shop, "--config", str(config)) as url, httpx.Client(trust_env=False, timeout=30) as http:
+        got = http.get(f"{url}/health", headers={"Host": "pay.example"})
+        assert (got.status_code, got.json()["code"]) == (403, "host_refused")
+
+
+@pytest.mark.parametrize("listen", ["0.0.0.0:0", "[::]:0", "192.0.2.1:0"])
+def test_no_other_machine_spends_without_a_token_where_the_daemons_port_speaks_tls(
+    shop: Shop, tmp_path: Path, listen: str
+) -> None:
+    keys = f'tls_certificate_file = "{tmp_path}/c"\ntls_key_file = "{tmp_path}/k"'
+    config = with_api_keys(shop, tmp_path, keys)
+    command = ("proxy", "--to", shop.devnet.merchant_url, "--listen", listen, "--config", config)
+    process = spawn(*command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert process.stdout is not None
+    told = json.loads(process.stdout.readline())
+    process.terminate()
+    process.communicate(timeout=20)
+    assert told.get("code") == "config_invalid", told
+    assert "loopback" in told["detail"]
 
 
 def test_a_token_of_the_clients_own_is_not_needed_and_does_no_harm(shop: Shop) -> None:

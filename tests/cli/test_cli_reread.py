@@ -120,3 +120,17 @@ def test_a_file_that_was_put_in_place_of_the_config_beside_the_keystore_is_told_
     assert str(shop.config) in said
     assert "start the daemon again" in said
     assert most(shop, "per_day")[1] == "config"
+
+
+def test_a_file_that_others_may_change_by_now_is_not_taken_over(
+    closed_shop: Shop, daemon: "subprocess.Popen[str]"
+) -> None:
+    shop, before = closed_shop, most(closed_shop, "per_day")
+    mode = shop.config.stat().st_mode
+    shop.config.chmod(0o666)
+    try:
+        text = shop.config.read_text() + '\n[limits]\nper_day = "50 ADA"\n'
+        assert "can be changed by others" in str(read_again(shop, daemon, text, "config.refused")["why"])
+        assert most(shop, "per_day") == before
+    finally:
+        shop.config.chmod(mode)

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from cli.cli_kit import Shop, invoke, spawn
 
+from payagent.secretfile import require_out_of_reach
+
 CONFIG = Path(__file__).parents[2] / "config"
 UNIT, IMAGE = CONFIG / "payagent.service", CONFIG / "Dockerfile"
 EXPOSURE_MAX_TENTHS = 15
@@ -64,3 +66,8 @@ def test_the_image_takes_what_is_locked_and_runs_as_a_user() -> None:
     copied = [name for line in re.findall(r"^COPY ([^-].*) \S+$", text, re.MULTILINE) for name in line.split()]
     assert copied
     assert all((CONFIG.parent / name).exists() for name in copied)
+
+
+def test_the_images_config_lies_where_the_daemon_does_not_write() -> None:
+    told = dict(re.findall(r"PAYAGENT_(CONFIG|DATA_DIR)=(\S+)", IMAGE.read_text()))
+    require_out_of_reach([Path(told["CONFIG"])], [Path(told["DATA_DIR"])])

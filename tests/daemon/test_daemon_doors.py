@@ -23,6 +23,8 @@ from canaries import plant
 from payagent.core.network import NETWORKS
 from payagent.core.problem import Refused
 from payagent.devnet.server import DevnetThread
+from payagent.secretfile import require_out_of_reach, require_unchanged_by_others
+from payagent.settings import config_places
 from payagent.store.lease import require_local
 from payagent.store.writer import Writer
 from payagent.wallet.creation import create
@@ -316,6 +318,27 @@ def _merchant_in_clear(folder: Path, _tell_time: "TellTime") -> str:
     return "merchants.t.origin: write an address with https://; http:// is for this machine alone"
 
 
+def _config_for_all(folder: Path, _tell_time: "TellTime") -> str:
+    (folder / "config.toml").chmod(0o666)
+    return f"config.toml can be changed by others of this machine; run: chmod go-w {folder}/config.toml"
+
+
+def _config_in_a_shared_folder(folder: Path, _tell_time: "TellTime") -> str:
+    """Also one that a link leads through."""
+    shared = folder / "shared"
+    shared.mkdir()
+    (folder / "config.toml").rename(shared / "mine.toml")
+    shared.chmod(0o777)
+    (folder / "config.toml").symlink_to(shared / "mine.toml")
+    return f"config.toml can be changed by others of this machine; run: chmod go-w {shared}"
+
+
+def _config_in_reach_of_the_daemon(folder: Path, _tell_time: "TellTime") -> str:
+    (folder / "config.toml").rename(folder / "data/mine.toml")
+    (folder / "config.toml").symlink_to(folder / "data/mine.toml")
+    return f"config.toml lies in {folder}/data, where the daemon writes: .* move the config to a folder of its own"
+
+
 TellTime = Callable[[int], None]
 
 
@@ -352,7 +375,11 @@ def tell_time(folder: Path, devnet: DevnetThread) -> Iterator[TellTime]:
 
 
 @pytest.mark.parametrize(
-    "unsafe", [_keystore_for_all, _shared_socket_folder, _clock_ahead, _clock_behind, _merchant_in_clear]
+    "unsafe",
+    [
+        *(_keystore_for_all, _shared_socket_folder, _clock_ahead, _clock_behind, _merchant_in_clear),
+        *(_config_for_all, _config_in_a_shared_folder, _config_in_reach_of_the_daemon),
+    ],
 )
 def test_what_is_unsafe_stops_the_start_and_is_named_by_the_doctor(
     folder: Path, tell_time: TellTime, unsafe: Callable[[Path, TellTime], str]
@@ -365,6 +392,45 @@ def test_what_is_unsafe_stops_the_start_and_is_named_by_the_doctor(
     result = subprocess.run(doctor, capture_output=True, text=True, timeout=60, check=False)
     assert result.returncode != 0
     assert re.search(sentence, " ".join((result.stdout + result.stderr).split()))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+@pytest.mark.parametrize("given", ["config.toml", "."])
+def test_a_config_of_another_user_is_refused(folder: Path, given: str) -> None:
+    os.chown(folder / given, SOMEBODY, SOMEBODY)
+    code, talk = refused(folder)
+    assert code == 2, talk
+    assert f"belongs to another user (uid {SOMEBODY})" in talk
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to any group")
+def test_a_config_that_a_group_may_write_is_refused_unless_that_is_its_users_alone(folder: Path) -> None:
+    """Where each user has a group of his own, folders are made for it to write, and nobody else can."""
+    (folder / "mine").mkdir()
+    (folder / "mine").chmod(0o775)
+    (folder / "config.toml").rename(folder / "mine/config.toml")
+    assert require_unchanged_by_others(folder / "mine/config.toml").endswith("(0644)")
+    os.chown(folder / "mine", 0, SOMEBODY)
+    with pytest.raises(Refused, match="chmod go-w"):
+        require_unchanged_by_others(folder / "mine/config.toml")
+
+
+def test_a_config_in_a_folder_where_each_renames_only_what_is_his_is_taken(folder: Path) -> None:
+    (folder / "shared").mkdir()
+    (folder / "shared").chmod(0o1777)
+    (folder / "config.toml").rename(folder / "shared/config.toml")
+    assert require_unchanged_by_others(folder / "shared/config.toml").endswith("(0644)")
+
+
+def test_a_config_that_the_next_start_would_find_first_is_not_the_daemons_to_write(tmp_path: Path) -> None:
+    """Its user's home is its data folder, and the config lies under /etc: neither is there yet."""
+    places = config_places(None, {"HOME": str(tmp_path / "data")}, tmp_path / "etc")
+    require_out_of_reach(places, [tmp_path / "elsewhere"])
+    with pytest.raises(Refused, match=r"data/\.config/payagent/config\.toml lies in"):
+        require_out_of_reach(places, [tmp_path / "data"])
+    require_out_of_reach(
+        config_places(tmp_path / "etc/mine.toml", {"HOME": str(tmp_path / "data")}), [tmp_path / "data"]
+    )
 
 
 def test_a_clock_that_is_a_little_off_does_not(folder: Path, tell_time: TellTime) -> None:

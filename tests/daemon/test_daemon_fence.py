@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from daemon.test_daemon_doors import devnet, folder, log_of_a_run  # noqa: F401  fixtures
+from daemon.test_daemon_doors import devnet, folder, log_of_a_run, start, stop  # noqa: F401  fixtures
 
 from payagent import fence
 from payagent.fence import Plan
@@ -80,7 +80,18 @@ def mischief(*_):
             raise OSError(ctypes.get_errno(), "ptrace")
         libc.ptrace(17, int(signer), 0, 0)
     print(json.dumps([name, "signer", "traced", attempt(trace)]), flush=True)
-    elsewhere = Path(sys.argv[1]).with_name("planted")
+    config, socket_folder = Path(sys.argv[1]), Path(os.environ["SOCKET_FOLDER"])
+    brought = config.with_name("data") / "brought"
+    brought.write_text("x")
+    for what, attack in {
+        "changed": lambda: config.open("a").close(),
+        "truncated": lambda: os.truncate(config, 0),
+        "replaced": lambda: os.rename(brought, config),
+        "removed": config.unlink,
+    }.items():
+        print(json.dumps([name, "config", what, attempt(attack)]), flush=True)
+    print(json.dumps([name, "socket folder", "write", attempt(lambda: (socket_folder / "x").touch())]), flush=True)
+    elsewhere = config.with_name("planted")
     print(json.dumps([name, "planted", "write", attempt(lambda: elsewhere.write_text("x"))]), flush=True)
 
 redactor = Redactor()
@@ -95,7 +106,7 @@ serve(
 def taken_over(folder: Path, *paths: Path) -> list[list[str]]:  # noqa: F811
     """What a daemon's own threads got at, each by its name: that of the loop, and that of the ledger."""
     command = [sys.executable, "-c", TAKEN_OVER, str(folder / "config.toml"), *map(str, paths)]
-    environ = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    environ = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "SOCKET_FOLDER": str(folder / "s")}
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environ
     ) as process:
@@ -118,8 +129,60 @@ def test_a_daemon_that_was_taken_over_gets_at_neither_keystore_nor_passphrase_no
     words = folder / "data/recovery-words.txt"
     words.touch(mode=0o600)
     told = taken_over(folder, folder / "data/keystore.json", folder / "passphrase", words)
-    assert len(told) == 2 * (3 * 6 + 3 + 1)
-    assert [one for one in told if one[-1] != "PermissionError"] == []
+    assert len(told) == 2 * (3 * 6 + 3 + 4 + 1 + 1)
+    kept = {"PermissionError", "OSError"}  # of what would go from one folder to another Landlock says EXDEV
+    assert [one for one in told if one[-1] not in kept] == []
+
+
+SAME_USER = """
+import ctypes, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+
+def traced(pid):
+    if libc.ptrace(16, pid, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "ptrace")
+    os.waitpid(pid, 0)
+    libc.ptrace(17, pid, 0, 0)
+
+for pid in map(int, sys.argv[1:]):
+    for what in ("mem", "environ", "maps", "fd/0"):
+        try:
+            os.close(os.open(f"/proc/{pid}/{what}", os.O_RDONLY))
+            print(pid, what, "done")
+        except OSError as error:
+            print(pid, what, type(error).__name__)
+    try:
+        traced(pid)
+        print(pid, "traced", "done")
+    except OSError as error:
+        print(pid, "traced", type(error).__name__)
+"""
+
+
+def without_capabilities() -> None:
+    """As any user but root, for all that is started from here: root's own would keep him out, or let him in."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if os.geteuid() == 0:
+        assert libc.prctl(28, 3, 0, 0, 0) == 0
+        assert libc.capset((ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()) == 0
+
+
+def test_another_program_of_the_daemons_user_reads_and_traces_none_of_it(folder: Path) -> None:  # noqa: F811
+    """Keys of merchants and providers are in its memory. What is no daemon he reads: no machine keeps him out."""
+    daemon, _ = start(folder, without_capabilities)
+    waits = [sys.executable, "-c", "input()"]
+    with subprocess.Popen(waits, stdin=subprocess.PIPE, preexec_fn=without_capabilities) as other:
+        asked = [sys.executable, "-c", SAME_USER, str(daemon.pid), str(other.pid)]
+        told = subprocess.run(
+            asked, capture_output=True, text=True, timeout=60, check=False, preexec_fn=without_capabilities
+        ).stdout.splitlines()
+        other.communicate(b"\n")
+    assert stop(daemon)[0] == 0
+    of_daemon = [line.split()[1:] for line in told if line.startswith(f"{daemon.pid} ")]
+    of_other = [line.split()[1:] for line in told if line.startswith(f"{other.pid} ")]
+    assert {way for way, _ in of_daemon} == {"mem", "environ", "maps", "fd/0", "traced"}
+    assert {answer for _, answer in of_daemon} == {"PermissionError"}
+    assert ["mem", "done"] in of_other
 
 
 # What is hidden, and what cannot be

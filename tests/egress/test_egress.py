@@ -177,6 +177,13 @@ async def test_a_balance_is_not_asked_for_in_a_private_network() -> None:
         ("64:ff9b::a00:1", False),
         ("64:ff9b:1::1", False),
         ("2002:a00:1::1", False),
+        ("fec0::1", False),
+        ("::10.0.0.1", False),
+        ("::8.8.8.8", False),
+        ("::ffff:0:127.0.0.1", False),
+        ("4000::1", False),
+        ("240.0.0.1", False),
+        ("2001:db8::1", False),
     ],
 )
 def test_what_is_public(address: str, public: bool) -> None:

@@ -386,7 +386,7 @@ async def _answer(pieces: list[bytes], size: int) -> h11.Response | None:
     arriving = asyncio.get_running_loop().create_task(arrive())
     try:
         head = await line.begin(CALL)
-        answer = upstream.MerchantAnswer(line, head, own=False)
+        answer = upstream.MerchantAnswer(line, head, upstream.Upstream(TARGET, 5.0))
         holds(100 <= answer.status <= 999 and all(b"\n" not in v and b"\r" not in v for _, v in answer.headers))
         body, more = b"", True
         while more:

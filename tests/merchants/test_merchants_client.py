@@ -10,9 +10,10 @@ from urllib.parse import parse_qs, urlsplit
 import httpx
 import pytest
 
+from payagent.core.bounds import ANSWER_MAX_BYTES
 from payagent.core.problem import Refused
 from payagent.devnet.server import DevnetThread
-from payagent.merchants.client import ANSWER_MAX_BYTES, BODY_MAX_BYTES, Heard, MerchantClient, Observed
+from payagent.merchants.client import BODY_MAX_BYTES, Heard, MerchantClient, Observed
 
 WALLET = "addr_test1 wallet&co"
 HEADERS = {"X-Partner": "demo", "api-key": "k1"}

@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import hashlib
 import json
+from contextlib import suppress
 
 import pytest
 from agent_kit import World
@@ -479,6 +480,38 @@ async def test_a_merchant_that_says_nothing(world: World) -> None:
         got = await at.ask()
     assert got.status == 504
     assert b'"merchant_timeout"' in (got.body or b"")
+
+
+@pytest.mark.parametrize("status", [b"402 Payment Required", b"400 Bad Request"])
+async def test_a_body_that_has_to_be_read_and_drips_is_not_waited_for(world: World, status: bytes) -> None:
+    """Something moves all the time, so that it never stands still."""
+
+    async def drip(heard: Heard) -> None:
+        await heard.say(
+            b"HTTP/1.1 " + status + b"\r\nContent-Type: application/json\r\nContent-Length: 5000\r\n\r\n"
+        )
+        with suppress(ConnectionError):
+            while not heard.reader.at_eof():
+                await heard.say(b" ")
+                await asyncio.sleep(0.05)
+
+    async with place(world, Bounds(read_timeout_s=0.3, patience_s=0.5)) as at:
+        at.peer.answers["/chat"] = drip
+        async with asyncio.timeout(4):
+            got = await at.ask()
+    assert (got.status, json.loads(got.body or b"")["code"]) == (504, "merchant_timeout")
+
+
+async def test_a_body_that_passes_through_may_take_its_time(world: World) -> None:
+    async def drip(heard: Heard) -> None:
+        await heard.say(b"HTTP/1.1 200 OK\r\nContent-Length: 12\r\n\r\n")
+        for _ in range(12):
+            await heard.say(b"x")
+            await asyncio.sleep(0.05)
+
+    async with place(world, Bounds(read_timeout_s=0.3, patience_s=0.5)) as at:
+        at.peer.answers["/chat"] = drip
+        assert (await at.ask()).body == b"x" * 12
 
 
 async def test_an_upload_ends_with_its_call(at: Place) -> None:

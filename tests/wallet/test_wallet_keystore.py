@@ -3,6 +3,9 @@
 import json
 import os
 import resource
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -257,3 +260,63 @@ def test_no_keystore_is_written_that_could_not_be_opened(tmp_path: Path) -> None
 def test_new_words_come_from_the_randomness_that_is_given() -> None:
     assert new_words(bytes) == WORDS
     assert len(set(new_words(os.urandom).split())) > 12
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from payagent.core.problem import Refused
+from payagent.wallet import creation
+from payagent.wallet.keystore import open_keystore
+
+path, left = Path(sys.argv[1]), 0
+whole = path.read_bytes()
+creation.SCRYPT_N = 2**4  # as the file has it: what is killed is the writing, not the stretching
+
+def step(frame, event, _):
+    global left
+    if not any(part in frame.f_code.co_filename for part in ("creation.py", "pathlib", "os.py", "shutil.py")):
+        return None
+    left -= event == "line"
+    if left < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step
+
+def words(passphrase):
+    try:
+        return open_keystore(path, passphrase).words
+    except Refused:
+        return None
+
+for count in range(10_000):
+    path.write_bytes(whole)
+    child = os.fork()
+    if child == 0:
+        left = count
+        sys.settrace(step)
+        creation.change_passphrase(path, "old", "new")
+        sys.settrace(None)
+        os._exit(0)
+    ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    opened = [name for name in ("old", "new") if words(name) == sys.argv[2]]
+    print(*opened, ended)
+    if ended == 0:
+        break
+"""
+
+
+def test_a_change_of_the_passphrase_that_is_killed_anywhere_leaves_the_old_one_or_the_new_one(
+    tmp_path: Path,
+) -> None:
+    """Before each line of it, and of the library that it calls, as far as that is Python."""
+    path = tmp_path / "keystore.json"
+    create(path, WORDS, "old", PREPROD, scrypt_n=CHEAP)
+    ran = subprocess.run(
+        [sys.executable, "-c", KILLED, str(path), WORDS], capture_output=True, text=True, timeout=60, check=False
+    )
+    told = [line.split() for line in ran.stdout.splitlines()]
+    assert told, ran.stderr
+    assert told[-1] == ["new", "0"]
+    killed = [line for line in told if line[-1] == str(-signal.SIGKILL)]
+    assert len(killed) == len(told) - 1 > 50
+    assert {tuple(opened) for *opened, _ in killed} == {("old",), ("new",)}
