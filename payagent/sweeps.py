@@ -30,16 +30,21 @@ log = structlog.get_logger("payagent.sweeps")
 
 @dataclass(frozen=True, slots=True)
 class Beats:
-    """Seconds between two looks: at the chain, at merchants, at what runs low, at what is prepaid."""
+    """Seconds between two looks: at the chain, at merchants, at what runs low, at what is prepaid.
+
+    `idle_s` is between two looks at the chain while nothing is open there: a look at a new block is three calls,
+    and a provider is to be called at most six times a minute then.
+    """
 
     watch_s: float
+    idle_s: float
     merchants_s: float
     alerts_s: float
     prepaid_s: float
 
 
-DEVNET_BEATS = Beats(watch_s=0.25, merchants_s=2, alerts_s=1, prepaid_s=0.5)
-NETWORK_BEATS = Beats(watch_s=5, merchants_s=15, alerts_s=10, prepaid_s=5)
+DEVNET_BEATS = Beats(watch_s=0.25, idle_s=0.25, merchants_s=2, alerts_s=1, prepaid_s=0.5)
+NETWORK_BEATS = Beats(watch_s=5, idle_s=40, merchants_s=15, alerts_s=10, prepaid_s=5)
 
 
 class Sweeps:
@@ -89,7 +94,7 @@ class Sweeps:
         if self._last_success_s is None:
             return self._last_error
         age_s = now_s - self._last_success_s
-        if age_s > max(self._beats.watch_s * MISSED_BEATS_MAX, 30):
+        if age_s > max(self._beats.watch_s * MISSED_BEATS_MAX, 30) + self._beats.idle_s:
             return f"the last look at the chain that succeeded is {age_s:.0f} s ago: {self._last_error}"
         return None
 
@@ -123,12 +128,20 @@ class Sweeps:
         await self._recovery.beat(self._watch.view)
 
     async def _look(self) -> None:
+        if self._may_rest():
+            return
         if await self._watch.tick():
             self._last_success_s = asyncio.get_running_loop().time()
             self._tell(self._why_not_ready())
         else:
             self._last_error = self._watch.trouble or "the chain was not read in full"
             self._tell(self._last_error)
+
+    def _may_rest(self) -> bool:
+        """Whether the next look can wait. A payment that is admitted meanwhile is looked at with the next beat."""
+        if self._last_success_s is None or self._agent.chain.behind is not None or not self._watch.is_idle:
+            return False
+        return asyncio.get_running_loop().time() < self._last_success_s + self._beats.idle_s
 
     def _why_not_ready(self) -> str | None:
         try:

@@ -108,6 +108,16 @@ class Watch:
         self._there_since_ms: int | None = None
         self._prepaid_asked: dict[int, tuple[int, int]] = {}
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing changes soon that somebody waits for: what is confirmed has hours until it settles.
+
+        Who has no coin yet waits for one.
+        """
+        is_due = self._unverified or self._unanswered or self._unweighed or self._coins_due or self.trouble
+        waited_for = self._rows.open((State.RESERVED, *LOOKED_FOR, State.IN_BLOCK))
+        return not is_due and not waited_for and bool(self._rows.coins())
+
     async def tick(self) -> bool:
         """One look: tip, payments, coins; then what is to be sent or signed. False when it was not whole.
 

@@ -63,6 +63,8 @@ async def of_the_agent(folder: Path) -> Counts:
     """Statements and commits until a payment has left; calls of the provider for one more, and when idle."""
     from agent_kit import ADA, world_with_clock
 
+    from payagent.sweeps import NETWORK_BEATS
+
     told: Counts = {}
     with world_with_clock(folder) as world:
         world.fund(*[20 * ADA] * (PAYMENTS + 1))
@@ -75,7 +77,9 @@ async def of_the_agent(folder: Path) -> Counts:
             statements.watch(run.agent.conn)
             calls = source.calls
             await run.settle_down(10)
+            assert run.watch.is_idle
             told["provider calls of an idle look at a new block"] = (source.calls - calls) / 10
+            told["provider calls a minute when idle"] = 60 / NETWORK_BEATS.idle_s * (source.calls - calls) / 10
             told["statements of an idle look at a new block"] = statements.taken()[0] / 10
             calls = source.calls
             for number in range(PAYMENTS):

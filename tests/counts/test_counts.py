@@ -21,7 +21,10 @@ def told(counts: counting.Counts) -> str:
 
 
 async def test_a_payment_takes_no_more_statements_commits_and_calls(tmp_path: Path) -> None:
-    assert told(await counting.of_the_agent(tmp_path)) == ""
+    counts = await counting.of_the_agent(tmp_path)
+    assert told(counts) == ""
+    assert counts["provider calls of one payment more"] <= 12
+    assert counts["provider calls a minute when idle"] <= 6
 
 
 @same_python

@@ -5,7 +5,7 @@ import io
 import json
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 import structlog
@@ -17,7 +17,7 @@ from payagent.core.network import NETWORKS, SlotClock
 from payagent.log import Redactor, configure_logging
 from payagent.sweeps import Beats, Sweeps
 
-FAST = Beats(watch_s=0.01, merchants_s=60, alerts_s=60, prepaid_s=60)
+FAST = Beats(watch_s=0.01, idle_s=0, merchants_s=60, alerts_s=60, prepaid_s=60)
 
 
 @dataclass
@@ -44,7 +44,9 @@ class Watch:
     whole: bool = True
     trouble: str | None = None
     view: None = None
+    is_idle: bool = False
     looks: int = 0
+    polls: int = 0
     at_once: int = 0
     at_once_max: int = 0
     ended: int = 0
@@ -67,7 +69,7 @@ class Watch:
         return self.whole
 
     async def poll_merchants(self) -> None:
-        return
+        self.polls += 1
 
     async def give_up_unserved(self) -> None:
         return
@@ -114,6 +116,22 @@ async def test_looks_do_not_run_beside_each_other() -> None:
     watch.go_on.set()
     await asyncio.wait_for(watch.several.wait(), 10)
     assert watch.at_once_max == 1
+    await sweeps.stop()
+
+
+async def test_what_is_idle_is_looked_at_seldom_and_what_is_admitted_with_the_next_beat() -> None:
+    watch = Watch(is_idle=True)
+    watch.go_on.set()
+    beats = replace(FAST, idle_s=3600, merchants_s=0.01)
+    sweeps = Sweeps(Agent(), watch, Quiet(), Quiet(), Quiet(), beats)  # type: ignore[arg-type]
+    sweeps.start()
+    await asyncio.wait_for(watch.started.wait(), 10)
+    async with asyncio.timeout(10):
+        while watch.polls < 20:
+            await asyncio.sleep(0.001)
+    assert watch.looks == 1
+    watch.is_idle = False
+    await looks(watch, 3)
     await sweeps.stop()
 
 

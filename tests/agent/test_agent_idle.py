@@ -1,0 +1,29 @@
+"""When nothing is open on the chain the daemon may look at it seldom."""
+
+from agent_kit import ADA, World
+
+from payagent.core.payment import State
+
+
+async def test_a_wallet_is_idle_once_its_payments_are_confirmed(world: World) -> None:
+    async with world.run() as run:
+        await run.look()
+        assert not run.watch.is_idle, "who has no coin waits for one"
+        world.fund(50 * ADA)
+        await run.look()
+        assert run.watch.is_idle
+        row = await run.pay()
+        assert not run.watch.is_idle
+        await run.settle_down(3)
+        assert run.state(row.id) is State.CONFIRMED
+        assert run.watch.is_idle
+
+
+async def test_a_provider_that_cannot_be_read_is_asked_again_soon(world: World) -> None:
+    world.fund(50 * ADA)
+    async with world.run() as run:
+        await run.look()
+        world.fault("/blocks/", "server")
+        world.block()
+        await run.look()
+        assert not run.watch.is_idle
