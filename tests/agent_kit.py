@@ -345,9 +345,9 @@ class Relay:
         """The truth again for what was told for this."""
         self._told.pop(prefix, None)
 
-    def freeze(self, path: str) -> None:
-        """Go on telling what is true now."""
-        answer = self._http.get(path)
+    def freeze(self, path: str, query: str = "") -> None:
+        """Go on telling what is true now, as for this query."""
+        answer = self._http.get(path + query)
         self.tell(path, answer.status_code, answer.json())
 
     def thaw(self) -> None:

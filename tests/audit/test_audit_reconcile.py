@@ -263,7 +263,7 @@ async def test_the_next_provider_is_asked_where_one_does_not_answer(world: World
 async def test_a_transaction_that_a_provider_leaves_out_is_no_agreement(world: World) -> None:
     with Relay(world.devnet).serving() as relay:
         async with paid(world, providers={"only": relay.url}) as run:
-            relay.freeze(f"/addresses/{world.address}/transactions")
+            relay.freeze(f"/addresses/{world.address}/transactions", "?order=desc")
             await run.pay_in_block("hidden")
             answer = await reconciled(run)
             assert (answer["clean"], answer["complete"]) == (False, False)

@@ -88,9 +88,7 @@ async def of_the_agent(folder: Path) -> Counts:
             told["statements of a payment, asked for to sent"] = done / PAYMENTS
             told["commits of a payment, asked for to sent"] = commits / PAYMENTS
             await run.settle_down(3)
-            done, commits = statements.taken()
-            told["statements of a payment, sent to confirmed"] = done / PAYMENTS
-            told["commits of a payment, sent to confirmed"] = commits / PAYMENTS
+            told["statements of a payment, sent to confirmed"] = statements.taken()[0] / PAYMENTS
             idle = 3 * told["provider calls of an idle look at a new block"]
             told["provider calls of one payment more"] = (source.calls - calls - idle) / PAYMENTS
     return told
