@@ -22,7 +22,7 @@ from payagent.agent.replacement import Replacing, is_lost, next_invoice, same_ag
 from payagent.agent.terms import Terms
 from payagent.chain.source import SubmitKind
 from payagent.core.guards import Moment
-from payagent.core.invoice import Invoice
+from payagent.core.invoice import Invoice, calls_of
 from payagent.core.money import LOVELACE, check_supply
 from payagent.core.payment import Event, State
 from payagent.core.prepaid import CALLS, Cost
@@ -173,7 +173,7 @@ class Admission:
         is_alike = (invoice.asset, invoice.proof, invoice.handed_over, is_batch(invoice.batch_target)) == (
             *(row.outputs[0].asset, row.proof, row.handed_over),
             is_batch(row.batch_target),
-        )
+        ) and invoice.calls >= calls_of(row.batch_target)
         most = purchase.max_total_units
         if not is_alike or (most is not None and queries.hold(unit.conn, row.id).get(invoice.asset, 0) > most):
             return False

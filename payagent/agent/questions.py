@@ -16,7 +16,7 @@ from payagent.agent.prepaid import Buyer, Part, require_may_buy
 from payagent.agent.replacement import same_again
 from payagent.agent.terms import MerchantTerms
 from payagent.core.invoice import Invoice
-from payagent.core.money import LOVELACE
+from payagent.core.money import LOVELACE, format_amount
 from payagent.core.payment import Event, State
 from payagent.core.problem import Refused
 from payagent.core.times import iso_time
@@ -98,9 +98,8 @@ class Questions:
         _require_asked(self.holding.bounds.reasons(unit, purchase, purchase.invoice, plan.spend), approval.reasons)
         for asset, units in plan.spend.items():
             if units > worst.get(asset, 0):
-                raise Refused(
-                    "above_approved", f"{units} units of {asset} are needed now, not {worst.get(asset, 0)}"
-                )
+                most = format_amount(asset, worst.get(asset, 0))
+                raise Refused("above_approved", f"{format_amount(asset, units)} are needed now, and not {most}")
         told = {"by": by.app_id, "via": by.via}
         self.holding.hold(unit, payment_id, plan, now_ms, asked, told)
         trust.allow(unit, self.holding.bounds.rules(purchase.invoice.origin), row, told, now_ms)

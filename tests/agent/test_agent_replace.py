@@ -524,6 +524,14 @@ class TestTheNextInvoice:
             assert run.books()[f"merchant:{world.origin}"] == {"lovelace": paid // 4}
             assert_at_rest(world, run)
 
+    async def test_the_same_price_for_fewer_calls_is_not_paid(self, world: World) -> None:
+        world.fund(50 * ADA)
+        world.settings(batch=4)
+        async with world.run() as run:
+            first, row = await self.next_one(world, run, batch=2)
+            assert (row.tx_id, row.invoice_id, len(attempts(run, row))) == (first.tx_id, first.invoice_id, 1)
+            assert "invoiced_again" in run.events(row.id)
+
     async def test_a_higher_price_is_not_paid(self, world: World) -> None:
         world.fund(50 * ADA)
         async with world.run() as run:
