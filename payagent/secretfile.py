@@ -1,7 +1,7 @@
 """A secret in a file: read at use, and only from a file that nobody else could have read or written; what else
-must be its owner's alone.
+must be its owner's alone, and what nobody but him may have written.
 
-May import: core, the disk. Never: keeps a secret; quotes one in an error.
+May import: core, the disk, whose groups are whose. Never: keeps a secret; quotes one in an error.
 """
 
 import grp
