@@ -300,7 +300,7 @@ def _wide_limits(settings: Settings) -> Iterator[Choice]:
 
 
 def _signed_less(settings: Settings) -> Iterator[Choice]:
-    """Limits that the signer keeps nobody waiting for: it refuses before they do."""
+    """Limits above what the signer lets out, which therefore bind nothing."""
     filed = settings.limits
     told = [(LOVELACE, window, units) for window, units in filed.most_lovelace.items()]
     told += [(token.asset, window, units) for token in filed.assets for window, units in token.most_units.items()]
@@ -315,8 +315,8 @@ def _signed_less(settings: Settings) -> Iterator[Choice]:
             of = "" if asset == LOVELACE else f" of {asset}"
             yield (
                 f"limits.{window}{of}",
-                f"{units} is above {less[0]}, {less[1]}, so that this is what bounds: raise it and start anew, or "
-                f"lower the limit",
+                f"{units} is above {less[0]}, {less[1]}, which bounds first: raise that and start again, or lower "
+                "the limit",
             )
 
 
