@@ -1,13 +1,9 @@
 """Nothing that can be counted of a payment may grow by more than a twentieth without somebody saying so."""
 
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
-
 from counts import counting
 
 same_python = pytest.mark.skipif(

@@ -524,15 +524,18 @@ def _unpaused(real: Callable[..., Any]) -> Callable[..., Any]:
 
 @mutant("nobody's answer is a yes")
 def _silence_is_consent(stack: ExitStack) -> None:
-    def consent(self: questions.Questions, unit: Any, payment_id: str, now_ms: int) -> None:
-        with suppress(Refused):
-            self.approve(unit, payment_id, orders.Approver("clock"), 120, now_ms)
+    def consent(
+        self: questions.Questions, unit: Any, payment_id: str, min_window_s: int, now_ms: int
+    ) -> orders.Decided | None:
+        with suppress(Refused), patch.object(questions.Questions, "over", lambda *_: []):
+            return self.approve(unit, payment_id, orders.Approver("clock"), min_window_s, now_ms)
+        return None
 
-    put(stack, agent.approvals, "over", _all_that_wait)
+    put(stack, questions.Questions, "over", _all_that_wait)
     put(stack, questions.Questions, "deny_when_over", consent)
 
 
-def _all_that_wait(conn: Any, _clock_ms: int) -> list[str]:
+def _all_that_wait(_self: questions.Questions, conn: Any, *_: int) -> list[str]:
     return [row.id for row in queries.payments_in(conn, (State.AWAITING_APPROVAL,))]
 
 
