@@ -21,7 +21,7 @@ LISTED_LEAST, LISTED_SEEDS = 1000, 100_000
 
 LEFT_OUT = """\
 - One wallet, one daemon, and at most six purchases with a top-up and the operator's orders; the soak
-  ([soak.md](soak.md)) has fifty thousand payments.
+  (`scripts/evidence soak`) has fifty thousand payments.
 - Lovelace alone: tokens are tested elsewhere (`tests/kills` buys with them, `tests/ledger_check` and
   `tests/wallet` build with them).
 - The T Backend's dialect and x402 version 2; the other two are read in `tests/dialects`.
