@@ -24,17 +24,17 @@ SEALED = tuple(sorted(KEPT.keys() - {"seals"}))
 
 def row_text(conn: sqlite3.Connection, table: str) -> str:
     """SQL for the bytes that stand for a row in its seal."""
-    (made_by,) = conn.execute("SELECT sql FROM sqlite_master WHERE name = ?", (table,)).fetchone()
-    return _row_text(conn, table, made_by)
+    made_by = conn.execute("SELECT sql FROM sqlite_master WHERE name = ?", (table,)).fetchone()
+    return _row_text(conn, table, made_by[0] if made_by else None)
 
 
-def _row_text(conn: sqlite3.Connection, table: str, made_by: str) -> str:
+def _row_text(conn: sqlite3.Connection, table: str, made_by: str | None) -> str:
     if (text := _TEXTS.get((table, made_by))) is None:
         text = _TEXTS[table, made_by] = _read_row_text(conn, table)
     return text
 
 
-_TEXTS: dict[tuple[str, str], str] = {}
+_TEXTS: dict[tuple[str, str | None], str] = {}
 """By a table and the SQL that made it, which tells its columns."""
 
 
@@ -74,7 +74,7 @@ class Sealer:
         last = ", ".join(f"(SELECT COALESCE(MAX(rowid), 0) FROM {table})" for table in SEALED)  # noqa: S608
         self._last = f"SELECT {last}"
         made_by = dict(conn.execute("SELECT name, sql FROM sqlite_master WHERE type = 'table'").fetchall())
-        texts = [_row_text(conn, table, made_by[table]) for table in SEALED]
+        texts = [_row_text(conn, table, made_by.get(table)) for table in SEALED]
         self._added = " UNION ALL ".join(
             f"SELECT {place}, rowid, {texts[place]} FROM {table} WHERE rowid > ?{place + 1}"  # noqa: S608
             for place, table in enumerate(SEALED)

@@ -9,9 +9,10 @@ from zlib import crc32
 import pytest
 
 from payagent.core.problem import Refused
-from payagent.store import apps, records
+from payagent.store import apps, books, records
 from payagent.store.apps import AppRow
 from payagent.store.schema import GENESIS
+from payagent.store.seals import Sealer
 from payagent.store.writer import Readers, Unit, Writer
 
 
@@ -29,6 +30,18 @@ def add_rows(unit: Unit) -> None:
     records.put_meta(unit, "network", 'dev"net\n')
     apps.add(unit, AppRow("app", "ä", frozenset({"pay"}), None, None), 7)
     records.put_meta(unit, "address", "addr")
+
+
+def test_a_table_that_is_not_there_is_told_by_the_database(path: Path) -> None:
+    """As an unreadable ledger is, and not as a mistake of ours."""
+    Writer(path).close()
+    conn = sqlite3.connect(path)
+    conn.execute("DROP TABLE alerts")
+    with pytest.raises(sqlite3.DatabaseError):
+        list(books.row_texts(conn, "alerts"))
+    with pytest.raises(sqlite3.DatabaseError):
+        Sealer(conn).last_rows()
+    conn.close()
 
 
 def test_a_seal_is_what_the_documentation_says(path: Path) -> None:
