@@ -61,7 +61,7 @@ def make_secret_file(path: Path, secret: str) -> None:
             file.write(secret + "\n")
             file.flush()
             os.fsync(file.fileno())
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         raise Refused("config_invalid", f"the secret file {path} cannot be made: {error.strerror}") from None
 
@@ -69,10 +69,11 @@ def make_secret_file(path: Path, secret: str) -> None:
 def put_in_place(new: Path, path: Path) -> None:
     """A file takes another one's place, at once and durably. OSError as the disk."""
     new.rename(path)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Make durable which files stand in a folder. OSError as the disk."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(handle)

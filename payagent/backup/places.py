@@ -52,7 +52,7 @@ def workshop(folder: Path) -> Iterator[Path]:
 
 
 def put(made: Path, target: Path) -> None:
-    """Move a finished file to its name, if nothing has that name; `sync` makes it durable.
+    """Move a finished file to its name, if nothing has that name; `sync_folder` makes it durable.
 
     The name is claimed by an empty file that the rename replaces: a hard link is not known to every file system.
     """
@@ -65,15 +65,6 @@ def put(made: Path, target: Path) -> None:
     except BaseException:
         target.unlink()
         raise
-
-
-def sync(folder: Path) -> None:
-    """Make what stands in a folder durable."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _empty(folder: Path) -> None:

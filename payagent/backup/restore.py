@@ -18,7 +18,7 @@ from payagent.audit.finding import Head
 from payagent.backup.archive import KEYSTORE, LEDGER, Manifest, invalid, unpack
 from payagent.backup.chain import Differences, ask, compare
 from payagent.backup.checking import Tell, checked
-from payagent.backup.places import put, sync, workshop, writing
+from payagent.backup.places import put, workshop, writing
 from payagent.chain.source import ChainUtxo
 from payagent.core.problem import Refused
 from payagent.core.times import iso_time
@@ -31,7 +31,7 @@ from payagent.init import (
     undone_on_failure,
     write_new,
 )
-from payagent.secretfile import read_secret_file
+from payagent.secretfile import read_secret_file, sync_folder
 from payagent.settings import Settings
 from payagent.store import apps, records
 from payagent.store.copy import Contents
@@ -81,7 +81,7 @@ async def restore(settings: Settings, source: Path, ports: Ports, tell: Tell = l
             for name in (KEYSTORE, *([TOKEN_FILE] if app else []), LEDGER):
                 put(folder / name, data_dir / name)
                 undo.append((data_dir / name).unlink)
-            sync(data_dir)
+            sync_folder(data_dir)
     return Restored(data_dir, manifest, restored_at_ms, differences, app)
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from payagent.backup.archive import KEYSTORE, LEDGER, VERSION, Manifest, measure, pack
 from payagent.backup.checking import Tell, checked
-from payagent.backup.places import put, sync, workshop, writing
+from payagent.backup.places import put, workshop, writing
 from payagent.core.problem import Refused
+from payagent.secretfile import sync_folder
 from payagent.settings import Settings
 from payagent.store.copy import copy_ledger
 from payagent.store.writer import require_ledger
@@ -45,5 +46,5 @@ def back_up(settings: Settings, target: Path, now_ms: int, tell: Tell = lambda _
         )
         pack(folder, manifest, folder / "backup.tar")
         put(folder / "backup.tar", target)
-        sync(target.parent)
+        sync_folder(target.parent)
     return manifest

@@ -3,7 +3,7 @@
 A ledger that lacks that attempt is older than the signer: a copy was put back, or the ledger was lost and begun
 anew. The record is never part of a backup: there it would be as old as the ledger that it is to tell of.
 
-May import: core, sqlite3. Never: tells of an attempt that is not durable in the ledger.
+May import: core, secretfile, sqlite3. Never: tells of an attempt that is not durable in the ledger.
 """
 
 import json
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from payagent.core.problem import Refused
+from payagent.secretfile import sync_folder
 
 SIGNER_FILE = "signer.json"
 
@@ -65,11 +66,7 @@ class SignerFile:
             file.flush()
             os.fsync(file.fileno())
         new.rename(self._path)
-        folder = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_folder(self._path.parent)
         self._written = signed
 
 

@@ -2,9 +2,9 @@
 
 A new wallet's address is derived twice, by `keys` and by pycardano: were it wrong, that would show only when
 the words are restored elsewhere, and the money is gone.
-May import: core, `keys`, `keystore`, cryptography, the disk, and pycardano inside `_second_look` alone (it takes
-over a second and 79 MB). Never: overwrites a keystore but by the same words under another passphrase. Randomness
-comes in as a port.
+May import: core, secretfile, `keys`, `keystore`, cryptography, the disk, and pycardano inside `_second_look` alone
+(it takes over a second and 79 MB). Never: overwrites a keystore but by the same words under another passphrase.
+Randomness comes in as a port.
 """
 
 import hashlib
@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from payagent.core.network import Network
 from payagent.core.problem import Refused
+from payagent.secretfile import sync_folder
 from payagent.wallet.keys import ENTROPY_BYTES, Seed, derive, seed_from_words
 from payagent.wallet.keystore import (
     MODE,
@@ -79,7 +80,7 @@ def change_passphrase(path: Path, old: str, new: str, *, randomness: RandomBytes
     if open_keystore(new_path, new).entropy != seed.entropy:
         raise Refused("keystore_invalid", f"{new_path} does not hold what was written to it")
     new_path.rename(path)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
     return header
 
 
@@ -139,15 +140,7 @@ def _write_new(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except BaseException:
         path.unlink()
         raise
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
