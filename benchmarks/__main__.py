@@ -1,0 +1,65 @@
+"""`scripts/bench`: all parts, or some, one after the other; then the page, its plots and the JSON."""
+
+import argparse
+import dataclasses
+import importlib
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks import report
+from benchmarks.results import Options, Part
+
+PARTS = ("building", "signing", "paying", "burst", "proxy", "store", "starting", "seeds")
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench",
+        description="Measure what a payment costs, beside others who do the same work, and write the page.",
+        epilog="Example: scripts/bench --quick --only building --only proxy",
+    )
+    parser.add_argument("--quick", action="store_true", help="less of each: all parts in under three minutes")
+    parser.add_argument("--only", action="append", choices=PARTS, help="this part (may be repeated)")
+    parser.add_argument("--out", type=Path, help="the folder for the page, its plots and the JSON")
+    parser.add_argument("--page-of", type=Path, metavar="JSON", help="measure nothing: make the page of this run")
+    options = parser.parse_args()
+    if options.page_of:
+        told = json.loads(options.page_of.read_text(encoding="utf-8"))
+        report.write(told, options.out or options.page_of.parent)
+        return 0
+    told = measured(options.only or PARTS, Options(options.quick))
+    if options.out:
+        report.write(told, options.out)
+    print(report.as_summary(told))
+    return 0 if all(bound["holds"] for part in told["parts"] for bound in part["bounds"]) else 1
+
+
+def measured(names: tuple[str, ...] | list[str], options: Options) -> dict[str, Any]:
+    parts = []
+    for name in names:
+        say(f"{name} …")
+        began_s = time.monotonic()
+        part: Part = importlib.import_module(f"benchmarks.{name}").measure(options)
+        took_s = round(time.monotonic() - began_s, 1)
+        say(f"{name}: {took_s} s")
+        parts.append(as_data(part) | {"took_s": took_s})
+    return {"quick": options.is_quick, "run": report.about_the_run(), "parts": parts}
+
+
+def as_data(part: Part) -> dict[str, Any]:
+    told = dataclasses.asdict(part)
+    for data, bound in zip(told["bounds"], part.bounds, strict=True):
+        data["holds"] = bound.holds
+    return told
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
