@@ -38,7 +38,8 @@ PARTNER = "kills"
 COINS, COIN_LOVELACE = 50, 60_000_000
 TOKEN_COINS, TOKEN_COIN_UNITS = 12, 1_000_000
 CONFIRM_DEPTH, SETTLE_DEPTH = 2, 6
-BLOCK_EVERY_S = 0.15
+BLOCK_EVERY_S = 1.0
+"""A slot's: daemons believe no chain that goes on growing faster than its slots."""
 STUCK_S = 45.0
 SHOPPERS = 6
 
@@ -367,7 +368,6 @@ class World:
         self.trouble: Counter[str] = Counter()
         self.rejected = 0
         self.calm = False
-        self.block_every_s = BLOCK_EVERY_S
         self._priced = 0
         self._deposits = 0
         self._floor = 0
@@ -454,12 +454,12 @@ class World:
         """Blocks; and until it is calm rollbacks by one or two, lost replies, late submissions."""
         number = 0
         while True:
-            await asyncio.sleep(self.block_every_s)
+            await asyncio.sleep(BLOCK_EVERY_S)
             number += 1
-            if not self.calm and number % 9 == 0:
-                await self._roll_back(1 + number // 9 % 2)
-            if not self.calm and number % 7 == 0:
-                kind = ("lost_reply", "late_accept")[number // 7 % 2]
+            if not self.calm and number % 4 == 0:
+                await self._roll_back(1 + number // 4 % 2)
+            if not self.calm and number % 3 == 0:
+                kind = ("lost_reply", "late_accept")[number // 3 % 2]
                 await self.control("faults", on="submit", kind=kind, count=1)
                 self.trouble[kind] += 1
             async with self._chain:

@@ -114,7 +114,6 @@ async def _kill_through(lane: Lane, work: asyncio.Task[None]) -> int:
 async def test_a_budget_of_20_ada_holds_whatever_dies(tmp_path: Path) -> None:
     async with running_world(tmp_path, seed=20, lanes=1) as made:
         (lane,) = made.lanes
-        made.block_every_s = 1.0  # a slot's; daemons believe no chain that goes on growing faster than its slots
         settings = {"price": str(PRICE_LOVELACE), "asset": "lovelace", "splits": [], "timeout": 7200}
         (await made.http.post(f"{made.devnet.merchant_url}/merchant/settings", json=settings)).raise_for_status()
         first = await lane.start()
