@@ -8,7 +8,8 @@ party can cause is never logged at error.
 import base64
 import logging
 from collections.abc import Mapping
-from typing import Any, TextIO
+from contextlib import suppress
+from typing import Any, TextIO, cast
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
@@ -69,6 +70,25 @@ class Redactor:
         return {self.text(key): self.value(item) for key, item in event.items()}
 
 
+class _Lossy:
+    """A stream that loses what it cannot write: a full disk under the log, or a reader that is gone.
+
+    A line stands between two steps of a payment, and must not keep the second from being taken.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with suppress(OSError, ValueError):  # ValueError: it is closed
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            self._stream.flush()
+
+
 class _Repeats(logging.Filter):
     """Lets what a library says again and again through once in a while, with `left_out`: how often it was not.
 
@@ -95,6 +115,7 @@ class _Repeats(logging.Filter):
 
 def configure_logging(stream: TextIO, redactor: Redactor, level: str = "info") -> None:
     """Send structlog's events and the standard library's records to `stream`, through the redactor."""
+    lossy = _Lossy(stream)
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -111,10 +132,10 @@ def configure_logging(stream: TextIO, redactor: Redactor, level: str = "info") -
     structlog.configure(
         processors=[*shared, *last],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.WriteLoggerFactory(stream),
+        logger_factory=structlog.WriteLoggerFactory(cast(TextIO, lossy)),
         cache_logger_on_first_use=False,
     )
-    handler = logging.StreamHandler(stream)
+    handler = logging.StreamHandler(lossy)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder()],

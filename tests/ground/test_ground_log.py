@@ -5,6 +5,8 @@ import io
 import json
 import logging
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import structlog
@@ -167,3 +169,15 @@ def test_the_redactor_shows_nothing_and_takes_no_short_secret() -> None:
     assert CANARY not in repr(redactor)
     with pytest.raises(ValueError, match="8 characters"):
         redactor.register("short")
+
+
+@pytest.mark.parametrize("colours", [False, True])
+def test_what_cannot_be_logged_stops_nobody(colours: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk under the log, or a reader of it that is gone: a payment goes on after each line."""
+    with Path("/dev/full").open("w", encoding="utf-8", buffering=1) as full:
+        monkeypatch.setattr(full, "isatty", lambda: colours)
+        configure_logging(full, Redactor())
+        structlog.get_logger().info("payment.sign", payment="pay_1")
+        logging.getLogger("uvicorn").warning("somebody else's line")
+        with suppress(OSError):  # what is left in the buffer
+            full.close()

@@ -1,0 +1,127 @@
+"""A payment over HTTP: from the request to the answer, whose attempt is signed and durable.
+
+An invoice of the devnet's merchant is forwarded for each; blocks come every second, and what is paid is submitted
+and watched meanwhile, as it is with a user.
+"""
+
+import asyncio
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+from benchmarks.clients import Answer, Call, Json, at_once, in_turn
+from benchmarks.measure import Spread, memory_mb
+from benchmarks.results import Bound, Options, Part, Plot, Table
+from benchmarks.stage import Stage, stage, until
+
+COIN_LOVELACE = 20_000_000
+HOW = """\
+One payment: the 402 of the devnet's merchant (T Backend, 2 shares) is posted to `/v1/payments`; the answer comes when
+the signed attempt is durable (two commits with `synchronous=FULL`, and the signer's record). Devnet, daemon, signer
+and clients are processes of this machine. A free coin is there for every payment.
+"""
+
+
+def measure(options: Options) -> Part:
+    alone, many = options.pick(100, 500), options.pick((1, 16, 64), (1, 4, 16, 64, 128, 256))
+    each = options.pick(300, 1_000)
+    part = Part("paying", "A payment over HTTP", HOW)
+    with stage([COIN_LOVELACE] * (20 + alone + each * len(many)), devnet_options=("--block-time", "1")) as up:
+        asyncio.run(in_turn(up.api, payments(up, "warm", 20)))
+        settled(up)
+        _alone(part, up, payments(up, "alone", alone))
+        lines: dict[str, list[tuple[float, float]]] = {"payments": [], "replays": []}
+        rows: list[tuple[str | float | int | None, ...]] = []
+        for clients in many:
+            settled(up)
+            calls = payments(up, f"of {clients}", each)
+            new, again = (_many(up, calls, clients, status) for status in (201, 200))
+            for name, (rate, spread) in (("payments", new), ("replays", again)):
+                lines[name].append((clients, rate))
+                rows.append((name, clients, round(rate), spread.median, spread.p99))
+            _bound(part, clients, new, again)
+        part.tables.append(Table("Clients at once", ("what", "clients", "a second", "ms median", "ms p99"), rows))
+        part.plots.append(Plot("paying", "Payments a second by clients", "clients", "a second", lines))
+        rest = memory_mb(up.pid, "VmHWM")
+        part.tables.append(Table("Memory", ("", "MB"), [("the daemon at its peak, after all of it", round(rest))]))
+    return part
+
+
+def payments(up: Stage, name: str, count: int) -> list[Call]:
+    """Calls that forward an invoice each."""
+    calls = []
+    for number in range(count):
+        told = up.http.post(f"{up.merchant}/chat", json={"message": f"{name} {number}"})
+        response = {"status": 402, "headers": {"content-type": "application/json"}, "body": told.json()}
+        body: Json = {"origin": up.merchant, "response": response}
+        headers = up.authorization | {"Idempotency-Key": f"{name}-{number}".replace(" ", "-")}
+        calls.append(Call.of("POST", f"{up.api}/v1/payments", headers, body))
+    return calls
+
+
+def settled(up: Stage) -> None:
+    """Wait until nothing is on its way."""
+    until(lambda: not any(up.get(f"/v1/payments?state={state}&limit=1")["payments"] for state in
+                          ("in_flight", "in_block")), "what was paid is confirmed")  # fmt: skip
+
+
+def _alone(part: Part, up: Stage, calls: Sequence[Call]) -> None:
+    first = up.log.stat().st_size
+    answers = asyncio.run(in_turn(up.api, calls))
+    _require(answers, 201)
+    spread = Spread.of([answer.ms for answer in answers])
+    again = asyncio.run(in_turn(up.api, calls))
+    _require(again, 200)
+    replay = Spread.of([answer.ms for answer in again])
+    part.bounds.append(Bound("one payment on an idle daemon, median", round(spread.median, 2), 2.5, "ms"))
+    part.bounds.append(Bound("one payment on an idle daemon, p99", round(spread.p99, 2), 8, "ms"))
+    rows: list[tuple[str | float | int | None, ...]] = [
+        ("a payment", spread.median, spread.p10, spread.p90, spread.p99),
+        ("the same again", replay.median, replay.p10, replay.p90, replay.p99),
+    ]
+    rows += [(f"of it: {name}", one.median, one.p10, one.p90, one.p99) for name, one in _stages(up.log, first)]
+    part.tables.append(Table("One after the other, ms", ("", "median", "p10", "p90", "p99"), rows))
+
+
+def _stages(log: Path, first_byte: int) -> list[tuple[str, Spread]]:
+    """By the daemon's log: from the decision's commit to the signed attempt's, and from that to leaving."""
+    with log.open("rb") as file:
+        file.seek(first_byte)
+        lines = [json.loads(line) for line in file]
+    at: dict[tuple[str, str], float] = {
+        (line["event"], line["payment"]): datetime.fromisoformat(line["timestamp"]).timestamp()
+        for line in lines
+        if "payment" in line
+    }
+    told = []
+    for name, start, end in (
+        ("admitted to signed and durable", "payment.admit", "payment.sign"),
+        ("signed to marked as leaving", "payment.sign", "payment.leave"),
+    ):
+        taken = [
+            (at[end, payment] - since) * 1000
+            for (event, payment), since in at.items()
+            if event == start and (end, payment) in at
+        ]
+        told.append((name, Spread.of(taken)))
+    return told
+
+
+def _many(up: Stage, calls: Sequence[Call], clients: int, status: int) -> tuple[float, Spread]:
+    answers, took_s = asyncio.run(at_once(up.api, calls, clients))
+    _require(answers, status)
+    return len(answers) / took_s, Spread.of([answer.ms for answer in answers])
+
+
+def _bound(part: Part, clients: int, new: tuple[float, Spread], again: tuple[float, Spread]) -> None:
+    if clients == 64:
+        part.bounds.append(Bound("durable payments, 64 clients", round(new[0]), 500, "a second", at_least=True))
+        part.bounds.append(Bound("the same, p99", round(new[1].p99), 200, "ms"))
+        part.bounds.append(Bound("replays, 64 clients", round(again[0]), 1500, "a second", at_least=True))
+
+
+def _require(answers: Sequence[Answer], status: int) -> None:
+    other = next((answer for answer in answers if answer.status != status), None)
+    if other is not None:
+        raise SystemExit(f"{status} was expected, and {other.status} came: {other.body[:500]!r}")
