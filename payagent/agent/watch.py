@@ -75,6 +75,15 @@ def resubmit_due_ms(sent_count: int, last_sent_ms: int, *, is_hopeless: bool = F
     return last_sent_ms + min(RESUBMIT_FIRST_MS << max(sent_count - 1, 0), RESUBMIT_MAX_MS)
 
 
+def is_asked_again(created_ms: int, asked_ms: int | None, now_ms: int) -> bool:
+    """Whether a merchant is asked of an invoice again: when a quarter of its age at the last time has gone by.
+
+    So a new one is asked of at each beat, an old one seldom, and a burst of them costs little for long. Also when
+    the clock was set back since.
+    """
+    return asked_ms is None or not 0 <= now_ms - asked_ms < (asked_ms - created_ms) // 4
+
+
 class Watch:
     """The agent's eyes. One `tick` at a time.
 
@@ -106,6 +115,7 @@ class Watch:
         self._unweighed = False
         self._new_coins = Repeats()
         self._there_since_ms: int | None = None
+        self._merchants_asked_ms: dict[str, int | None] = {}
         self._prepaid_asked: dict[int, tuple[int, int]] = {}
 
     @property
@@ -156,7 +166,10 @@ class Watch:
             and row.delivery in _OPEN_DELIVERY
             and now_ms - row.created_at_ms < MERCHANT_PATIENCE_MS
         ]
-        await self._each(open_rows, self._ask_merchant)
+        asked_ms = {row.id: self._merchants_asked_ms.get(row.id) for row in open_rows}
+        due = [row for row in open_rows if is_asked_again(row.created_at_ms, asked_ms[row.id], now_ms)]
+        self._merchants_asked_ms = {**asked_ms, **{row.id: now_ms for row in due}}
+        await self._each(due, self._ask_merchant)
 
     async def _ask_merchant(self, row: PaymentRow) -> None:
         agent = self._agent

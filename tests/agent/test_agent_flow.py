@@ -3,12 +3,15 @@
 import asyncio
 import sqlite3
 
+import httpx
 import pytest
 from agent_kit import ADA, Run, World, daily, with_terms
 
 from payagent.agent.view import payment_view
+from payagent.agent.watch import Watch
 from payagent.core.payment import State
 from payagent.core.problem import Refused
+from payagent.merchants.client import MerchantClient
 from payagent.store import queries
 
 TOKEN = "ab" * 28 + "55534454"
@@ -41,6 +44,33 @@ async def test_a_402_is_paid_and_the_call_is_served(world: World, dialect: str) 
         assert run.books()["fees"] == {"lovelace": row.fee_lovelace}
         assert run.owned() == world.on_chain() == {"lovelace": 100 * ADA - paid - (row.fee_lovelace or 0)}
         assert world.transactions() == [row.tx_id]
+
+
+class CountingNet(httpx.AsyncHTTPTransport):
+    """The network, and how often it was used."""
+
+    calls = 0
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        self.calls += 1
+        return await super().handle_async_request(request)
+
+
+async def test_a_merchant_is_asked_of_an_invoice_ever_more_seldom(world: World) -> None:
+    world.fund(100 * ADA)
+    net = CountingNet()
+    async with world.run() as run:
+        await run.pay_in_block()
+        client = MerchantClient(net)
+        watch = Watch(run.agent, client)
+        counts = []
+        for _ in range(0, 3600, 2):
+            await watch.poll_merchants()
+            counts.append(net.calls)
+            world.clock.ahead_ms += 2000
+        await client.aclose()
+    assert counts[4] == 5, "while somebody waits, at each beat"
+    assert 25 < counts[-1] < 50, "a quarter of its age later each time"
 
 
 async def test_a_native_token_invoice_is_paid_with_the_ada_that_rides_along(world: World) -> None:
