@@ -222,6 +222,11 @@ class Run:
     topups: Topups
     recovery: Recovery | None = None
 
+    @property
+    def commits(self) -> int:
+        """How many there were in this life."""
+        return self.agent._writer.commits  # type: ignore[attr-defined, no-any-return]
+
     async def look(self) -> None:
         """One look at the chain, and everything that it set off has been sent."""
         await self.watch.tick()

@@ -271,6 +271,8 @@ class Agent:
             await self._note_refusal(ask, refusal, None, now_ms)
             raise
         purchase = self._purchase(ask, offers, now_ms)
+        if (known := self._known_already(purchase)) is not None:
+            return await self._carry_out(Admitted(known, False))
         with self._claim(purchase.ids.payment):
             try:
                 admitted = await self.write("admit", lambda unit: self._admission.admit(unit, purchase, now_ms))
@@ -281,6 +283,21 @@ class Agent:
             if admitted.refusal is not None:
                 raise admitted.refusal
             return await self._carry_out(admitted)
+
+    def _known_already(self, purchase: Purchase) -> str | None:
+        """The payment that admission would find, where all that came is in the ledger already: the same intent,
+        with the very invoice that one of its payments is for. Nothing is to be decided or recorded then.
+        """
+        (offer, *others), conn = purchase.offers, self.conn
+        intent = None if others else queries.live_intent(conn, purchase.app_id, purchase.key)
+        known = None if intent is None else queries.invoice(conn, offer.origin, offer.invoice_id)
+        if intent is None or known is None:
+            return None
+        is_same = (intent.fingerprint, known.terms_hash) == (purchase.fingerprint, offer.terms_hash)
+        if not is_same or queries.payment_of_invoice(conn, known.seq) is None:
+            return None
+        row = queries.live_payment_of(conn, intent.id)
+        return None if row is None else row.id
 
     async def quote(self, ask: Ask, count: int = 1) -> Quote:
         """What paying would take now, or so many payments like it: nothing is reserved, nothing is written."""

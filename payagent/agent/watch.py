@@ -50,6 +50,9 @@ from payagent.store.writer import Unit
 RESUBMIT_FIRST_MS = 5_000
 RESUBMIT_MAX_MS = 200_000
 MERCHANT_PATIENCE_MS = 3_600_000
+MERCHANT_CALLS_MAX = 50
+"""In one beat; who waited longest goes first. A burst of payments is no burst of calls to who is paid."""
+
 AT_ONCE_MAX = 8
 
 PREPAID_EVERY_MS = 600_000
@@ -168,6 +171,7 @@ class Watch:
         ]
         asked_ms = {row.id: self._merchants_asked_ms.get(row.id) for row in open_rows}
         due = [row for row in open_rows if is_asked_again(row.created_at_ms, asked_ms[row.id], now_ms)]
+        due = sorted(due, key=lambda row: asked_ms[row.id] or 0)[:MERCHANT_CALLS_MAX]
         self._merchants_asked_ms = {**asked_ms, **{row.id: now_ms for row in due}}
         await self._each(due, self._ask_merchant)
 

@@ -73,6 +73,21 @@ async def test_a_merchant_is_asked_of_an_invoice_ever_more_seldom(world: World) 
     assert 25 < counts[-1] < 50, "a quarter of its age later each time"
 
 
+async def test_many_open_invoices_are_asked_of_in_turn(world: World) -> None:
+    world.fund(*[20 * ADA] * 60)
+    net = CountingNet()
+    async with world.run() as run:
+        await run.look()
+        rows = [await run.pay(f"call {number}") for number in range(60)]
+        client = MerchantClient(net)
+        watch = Watch(run.agent, client)
+        await watch.poll_merchants()
+        assert net.calls == 50
+        await watch.poll_merchants()
+        await client.aclose()
+        assert all(run.agent.payment(row.id).merchant_status for row in rows), "those left out went first"
+
+
 async def test_a_native_token_invoice_is_paid_with_the_ada_that_rides_along(world: World) -> None:
     world.settings(asset=TOKEN, price="250", splits=[])
     world.fund(20 * ADA, assets={TOKEN: 1000})
@@ -84,6 +99,19 @@ async def test_a_native_token_invoice_is_paid_with_the_ada_that_rides_along(worl
         assert spent[TOKEN] == 250
         assert 1 * ADA < spent["lovelace"] < 2 * ADA
         assert run.owned() == world.on_chain()
+
+
+async def test_a_request_that_comes_again_is_answered_without_a_commit(world: World) -> None:
+    world.fund(100 * ADA)
+    async with world.run() as run:
+        await run.look()
+        ask = world.ask("hello")
+        first, is_new = await run.agent.pay(ask)
+        await run.agent.drain(10)
+        commits = run.commits
+        again, is_new_again = await run.agent.pay(ask)
+        assert (first.id, is_new, is_new_again) == (again.id, True, False)
+        assert run.commits == commits
 
 
 async def test_fifty_requests_for_one_purchase_are_one_payment(world: World) -> None:
