@@ -88,6 +88,11 @@ class Caller:
         return self.agent.as_noted(row)
 
 
+async def bearer(request: Request) -> HTTPAuthorizationCredentials | None:
+    """The call's token, as FastAPI reads it for the calls that it routes."""
+    return await _BEARER(request)
+
+
 Need = Callable[[Request, HTTPAuthorizationCredentials | None], Awaitable[Caller]]
 
 

@@ -1,6 +1,6 @@
 """The ASGI application of the daemon, for its Unix socket and its loopback port alike.
 
-May import: agent, store.writer, the rest of api, FastAPI. Never: starts anything; serves a page with
+May import: agent, the rest of api, FastAPI. Never: starts anything; serves a page with
 a script (it would come from somebody else's servers).
 """
 
@@ -9,7 +9,6 @@ from collections.abc import Callable, Set
 from functools import partial
 from typing import Any
 
-import structlog
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
@@ -35,6 +34,7 @@ from payagent.api import (
     wallet,
 )
 from payagent.api.calls import BODY_S
+from payagent.api.express import Express
 from payagent.api.guard import Guard
 from payagent.api.health import Check, find, health_router
 from payagent.api.metrics import metrics_router
@@ -42,9 +42,6 @@ from payagent.api.problems import problem_response
 from payagent.api.schemas import add_schemas
 from payagent.api.turnstile import Rates, Turnstile
 from payagent.core.problem import Refused
-from payagent.store.writer import DatabaseError, failure
-
-log = structlog.get_logger("payagent.api")
 
 
 def create_app(
@@ -76,9 +73,8 @@ def create_app(
     app.state.body_s = body_s
     app.state.links = links
     app.state.turnstile = Turnstile(rates, time.monotonic)
+    app.add_middleware(Express, calls={("POST", "/v1/payments"): payments.pay_at_once})
     app.add_middleware(Guard, new_id=partial(agent.ports.new_id, "call"), hosts=hosts, refusals=agent.refusals)
-    app.add_exception_handler(Refused, _refused)
-    app.add_exception_handler(DatabaseError, _not_readable)
     app.add_exception_handler(RequestValidationError, _not_valid)
     app.add_exception_handler(HTTPException, _not_routed)
     for room in (
@@ -106,21 +102,6 @@ def create_app(
 
 def _described(openapi: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
     return lambda: add_schemas(openapi())
-
-
-async def _refused(request: Request, error: Exception) -> Response:
-    if not isinstance(error, Refused):
-        raise error
-    return _told(request, error)
-
-
-async def _not_readable(request: Request, error: Exception) -> Response:
-    """The ledger could not be read: said as it is where the file is to blame."""
-    refused = failure(error) if isinstance(error, DatabaseError) else None
-    if refused is None:
-        raise error
-    log.warning("ledger.not_readable", error=str(error))
-    return _told(request, refused)
 
 
 async def _not_valid(request: Request, error: Exception) -> Response:

@@ -1,6 +1,6 @@
 """What stands before every call: no web page gets through, and no error leaves but as a problem.
 
-May import: core, api.problems, Starlette, structlog. Never: reads a body or a token.
+May import: core, api.problems, store.writer, Starlette, structlog. Never: reads a body or a token.
 
 A browser on this machine can reach a loopback port, so a page could spend. Two things give it away: the `Host` of
 a rebound DNS name, and the `Origin` or `Sec-Fetch-Site` that browsers add. No value of these is good: a
@@ -19,8 +19,9 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from payagent.api.problems import BrokenOffError, problem_response
+from payagent.api.problems import BrokenOffError, JsonResponse, problem_response
 from payagent.core.problem import Refused
+from payagent.store.writer import DatabaseError, failure
 
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^:\[\]]+)(?::[0-9]{1,5})?", re.ASCII)
 _LOOPBACK = re.compile(r"localhost|127(?:\.[0-9]{1,3}){3}|\[::1\]", re.ASCII)
@@ -69,18 +70,30 @@ class Guard:
                 await self._app(scope, receive, answer)
             except ClientDisconnect:
                 log.info("api.client_gone")
-            except Refused as refused:
-                self._refusals[refused.code] += 1
-                await problem_response(refused, request_id)(scope, receive, answer)
             except BrokenOffError as why:
                 log.info("api.broken_off", why=str(why))
                 raise
-            except Exception:
-                log.exception("api.failed", method=scope["method"])
+            except Exception as error:
+                refused = error if isinstance(error, Refused) else _of_the_ledger(error)
+                if started or refused is None:
+                    log.exception("api.failed", method=scope["method"])
                 if started:
                     raise
                 bug = Refused("internal_error", "the call could not be carried out; the log says why")
-                await problem_response(bug, request_id)(scope, receive, answer)
+                await self._tell(refused or bug, request_id)(scope, receive, answer)
+
+    def _tell(self, refused: Refused, request_id: str) -> JsonResponse:
+        """The problem as an answer; it is counted."""
+        self._refusals[refused.code] += 1
+        return problem_response(refused, request_id)
+
+
+def _of_the_ledger(error: Exception) -> Refused | None:
+    """What is to be said where the ledger could not be read and the file is to blame."""
+    refused = failure(error) if isinstance(error, DatabaseError) else None
+    if refused is not None:
+        log.warning("ledger.not_readable", error=str(error))
+    return refused
 
 
 def refuse_browsers(scope: Scope, hosts: Set[str], *, everywhere: bool = False) -> None:

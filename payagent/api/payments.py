@@ -12,7 +12,7 @@ from starlette.requests import Request
 
 from payagent.agent.agent import Agent
 from payagent.agent.view import attempts_view, history_view, payment_view
-from payagent.api.access import APPROVE, OPERATE, PAY, READ, Caller, need
+from payagent.api.access import APPROVE, OPERATE, PAY, READ, Caller, bearer, need
 from payagent.api.approvals import asked_view
 from payagent.api.calls import Page, PaymentId, Waiting, single_header
 from payagent.api.problems import Json, JsonResponse
@@ -47,7 +47,8 @@ _KEY_PARAMETER = {
     "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
 }
 
-Payer = Annotated[Caller, Depends(need(PAY))]
+_PAYER = need(PAY)
+Payer = Annotated[Caller, Depends(_PAYER)]
 Looker = Annotated[Caller, Depends(need(PAY, READ, OPERATE, APPROVE))]
 Auditor = Annotated[Caller, Depends(need(READ, OPERATE, APPROVE))]
 
@@ -79,6 +80,11 @@ async def pay(request: Request, caller: Payer) -> JsonResponse:
     if row.state is State.AWAITING_APPROVAL:
         return JsonResponse(payment_view(row, caller.agent.terms) | asked_view(caller, row), 202)
     return JsonResponse(payment_view(row, caller.agent.terms), 201 if is_new else 200)
+
+
+async def pay_at_once(request: Request) -> JsonResponse:
+    """As `pay`, for `express`."""
+    return await pay(request, await _PAYER(request, await bearer(request)))
 
 
 @router.post(
