@@ -17,9 +17,9 @@ from benchmarks.stage import Stage, stage, until
 
 COIN_LOVELACE = 20_000_000
 HOW = """\
-One payment: the 402 of the devnet's merchant (T Backend, 2 shares) is posted to `/v1/payments`; the answer comes when
-the signed attempt is durable (two commits with `synchronous=FULL`, and the signer's record). Devnet, daemon, signer
-and clients are processes of this machine. A free coin is there for every payment.
+One payment: the 402 of the devnet's merchant (T Backend, 2 shares) is posted to `/v1/payments`; the answer comes
+when the signed attempt is durable (two commits with `synchronous=FULL`, and the signer's record). Devnet, daemon,
+signer and clients are processes of this machine. A free coin is there for every payment.
 """
 
 
@@ -89,11 +89,11 @@ def _stages(log: Path, first_byte: int) -> list[tuple[str, Spread]]:
     with log.open("rb") as file:
         file.seek(first_byte)
         lines = [json.loads(line) for line in file]
-    at: dict[tuple[str, str], float] = {
-        (line["event"], line["payment"]): datetime.fromisoformat(line["timestamp"]).timestamp()
-        for line in lines
-        if "payment" in line
-    }
+    at: dict[tuple[str, str], float] = {}
+    for line in lines:
+        if "payment" in line:
+            when = datetime.fromisoformat(line["timestamp"]).timestamp()
+            at.setdefault((line["event"], line["payment"]), when)
     told = []
     for name, start, end in (
         ("admitted to signed and durable", "payment.admit", "payment.sign"),
