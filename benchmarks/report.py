@@ -108,9 +108,9 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str
 
 
 def _figure(cell: object) -> str:
-    """Three digits that count; None is a dash."""
+    """Three digits that count; None is nothing."""
     if cell is None:
-        return "–"
+        return ""
     if not isinstance(cell, float):
         return f"{cell:,}" if isinstance(cell, int) else str(cell)
     return f"{cell:,.0f}" if abs(cell) >= 100 else f"{cell:.3g}"

@@ -1,4 +1,4 @@
-"""What a part of the benchmark says, as data: bounds that must hold, tables and plots. JSON and page are made of it."""
+"""What a part of the benchmark says, as data, of which JSON and page are made."""
 
 from dataclasses import dataclass, field
 from typing import TypeVar

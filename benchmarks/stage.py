@@ -113,10 +113,10 @@ def stage(
         port = free_port()
         serve = (*PAYAGENT, "serve", "--config", str(folder / "config.toml"), "--listen", f"127.0.0.1:{port}")
         with log.open("w") as told, process(serve, stderr=told, env={**os.environ, **environ}) as daemon:
+            api = f"http://127.0.0.1:{port}"
             up = Stage(
-                f"http://127.0.0.1:{port}", made["token"], merchant, places["control"], made["address"], daemon.pid,
-                log, folder, http,
-            )  # fmt: skip
+                api, made["token"], merchant, places["control"], made["address"], daemon.pid, log, folder, http
+            )
             until(lambda: is_open(port), "the daemon listens")
             until(lambda: http.get(f"{up.api}/readyz").is_success, "the daemon is ready")
             until(lambda: up.get("/v1/wallet")["coins"]["free"] >= len(coins_lovelace), "the coins are there")
