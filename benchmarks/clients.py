@@ -3,8 +3,9 @@
 import asyncio
 import json
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -52,6 +53,25 @@ async def at_once(url: str, calls: Sequence[Call], clients: int) -> tuple[list[A
     start_s = time.perf_counter()
     dealt = await asyncio.gather(*(in_turn(url, calls[first::clients]) for first in range(clients)))
     return [answer for answers in dealt for answer in answers], time.perf_counter() - start_s
+
+
+async def until_taken(url: str, calls: Sequence[Call], retry_s: float) -> tuple[list[Answer], Counter[str]]:
+    """Each call by a client of its own, all at the same moment, and again while 503 is the answer; what came at last,
+    since the first try, and the codes of what came before.
+    """
+    again: Counter[str] = Counter()
+    parts = urlsplit(url)
+
+    async def one(call: Call) -> Answer:
+        reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+        start_s = time.perf_counter()
+        while (answer := await _answered(reader, writer, call)).status == 503:
+            again[json.loads(answer.body)["code"]] += 1
+            await asyncio.sleep(retry_s)
+        writer.close()
+        return replace(answer, ms=(time.perf_counter() - start_s) * 1000)
+
+    return list(await asyncio.gather(*map(one, calls))), again
 
 
 async def _answered(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, call: Call) -> Answer:

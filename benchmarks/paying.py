@@ -69,10 +69,10 @@ def settled(up: Stage) -> None:
 def _alone(part: Part, up: Stage, calls: Sequence[Call]) -> None:
     first = up.log.stat().st_size
     answers = asyncio.run(in_turn(up.api, calls))
-    _require(answers, 201)
+    require(answers, 201)
     spread = Spread.of([answer.ms for answer in answers])
     again = asyncio.run(in_turn(up.api, calls))
-    _require(again, 200)
+    require(again, 200)
     replay = Spread.of([answer.ms for answer in again])
     part.bounds.append(Bound("one payment on an idle daemon, median", round(spread.median, 2), 2.5, "ms"))
     part.bounds.append(Bound("one payment on an idle daemon, p99", round(spread.p99, 2), 8, "ms"))
@@ -110,7 +110,7 @@ def _stages(log: Path, first_byte: int) -> list[tuple[str, Spread]]:
 
 def _many(up: Stage, calls: Sequence[Call], clients: int, status: int) -> tuple[float, Spread]:
     answers, took_s = asyncio.run(at_once(up.api, calls, clients))
-    _require(answers, status)
+    require(answers, status)
     return len(answers) / took_s, Spread.of([answer.ms for answer in answers])
 
 
@@ -121,7 +121,7 @@ def _bound(part: Part, clients: int, new: tuple[float, Spread], again: tuple[flo
         part.bounds.append(Bound("replays, 64 clients", round(again[0]), 1500, "a second", at_least=True))
 
 
-def _require(answers: Sequence[Answer], status: int) -> None:
+def require(answers: Sequence[Answer], status: int) -> None:
     other = next((answer for answer in answers if answer.status != status), None)
     if other is not None:
         raise SystemExit(f"{status} was expected, and {other.status} came: {other.body[:500]!r}")

@@ -1,29 +1,27 @@
 """What the proxy costs: latency, calls per second, memory of long bodies, the first event of a stream.
 
-    python benchmarks/proxy.py
-
-Merchant, daemon and a plain FastAPI and httpx proxy are processes of their own on loopback. Not a test: it prints,
-and nothing is asserted. The bounds that must hold stand beside the numbers.
+Beside it stand nginx and mitmproxy in reverse mode where they are installed, and what most people would write.
 """
 
 import asyncio
 import json
-import signal
-import socket
-import statistics
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
 
+from benchmarks.clients import Call, at_once, in_turn
+from benchmarks.measure import Spread, memory_mb
+from benchmarks.results import Bound, Cell, Options, Part, Ratio, Table
+from benchmarks.stage import ROOT, free_port, is_open, process, stage, until
 from payagent.devnet.merchant import role_address
 
-PAYAGENT = [sys.executable, "-m", "payagent"]
 GIGABYTE = 1_000_000_000
 PIECE = b"x" * 65_536
 SMALL = b'{"reply": "' + b"x" * 200 + b'"}'
@@ -106,192 +104,146 @@ def plain(port: int, upstream: str) -> None:
     uvicorn.run(app, host="127.0.0.1", port=port, http="h11", access_log=False, log_level="warning")
 
 
-# --- clients -----------------------------------------------------------------------------------------------------
+# --- the measures ------------------------------------------------------------------------------------------------
+
+HOW = """\
+The same call to a bare merchant, directly and through each: one client after the other, then 32 at once. Merchant,
+proxies and clients are processes of this machine. payagent's proxy also finds the caller's app, and would pay.
+"""
+PAYAGENT = "payagent"
+DIRECT = "direct"
 
 
-class Client:
-    """One kept connection that sends the same call again and again."""
-
-    def __init__(self, url: str, token: str | None, body: bytes = b"") -> None:
-        parts = httpx.URL(url)
-        self._place = (parts.host, parts.port)
-        method = b"POST" if body else b"GET"
-        lines = [method + b" " + parts.raw_path + b" HTTP/1.1", b"Host: %s:%d" % (parts.host.encode(), parts.port)]
-        lines += [f"X-Payagent-Token: {token}".encode()] if token else []
-        lines += [b"Content-Type: application/json", b"Content-Length: %d" % len(body)] if body else []
-        self._call = b"\r\n".join([*lines, b"", b""]) + body
-
-    async def calls(self, count: int) -> list[float]:
-        """The milliseconds that each took."""
-        reader, writer = await asyncio.open_connection(*self._place)
-        took = []
-        for _ in range(count):
-            start = time.perf_counter()
-            writer.write(self._call)
-            head = await reader.readuntil(b"\r\n\r\n")
-            if not head.startswith(b"HTTP/1.1 200"):
-                raise SystemExit(f"unexpected: {head[:300]!r} {await reader.read(1000)!r}")
-            if b"chunked" in head.lower():
-                await reader.readuntil(b"0\r\n\r\n")
-            else:
-                await reader.readexactly(len(SMALL))
-            took.append((time.perf_counter() - start) * 1e3)
-        writer.close()
-        return took
+def measure(options: Options) -> Part:
+    part = Part(
+        "proxy", "Calls through the proxy", HOW, left_out="TLS to the merchant; a network that loses packets."
+    )
+    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+        merchant_url = _beside(stack, lambda port: (*_ME, "merchant", str(port)))
+        up = stack.enter_context(stage([20_000_000], merchant=merchant_url))
+        ours = f"{up.api}/proxy/t"
+        urls: dict[str, str] = {DIRECT: merchant_url, PAYAGENT: ours}
+        urls |= {other: _beside(stack, start) for other, start in _others(Path(name), merchant_url).items()}
+        token = {"X-Payagent-Token": up.token}
+        _measure_calls(part, urls, token, options)
+        _measure_events(part, ours, token)
+        if not options.is_quick:
+            _measure_gigabytes(part, ours, token, up.pid)
+    return part
 
 
-def measure_calls(urls: dict[str, tuple[str, str | None]]) -> None:
-    async def alone(url: str, token: str | None, count: int) -> list[float]:
-        return await Client(url + "/small", token, b'{"message": "hello"}').calls(count)
-
-    async def many(url: str, token: str | None, clients: int, count: int) -> float:
-        start = time.perf_counter()
-        await asyncio.gather(*(Client(url + "/small", token).calls(count) for _ in range(clients)))
-        return clients * count / (time.perf_counter() - start)
-
-    base = 0.0
-    for name, (url, token) in urls.items():
-        asyncio.run(alone(url, token, 200))
-        median = statistics.median(asyncio.run(alone(url, token, 1500)))
-        base = base or median
-        rate = max(asyncio.run(many(url, token, 32, 100)) for _ in range(3))
-        print(
-            f"{name}: median {median:.2f} ms, {median - base:+.2f} ms (at most +1.5); "
-            f"{rate:.0f} calls/s with 32 clients (at least 500)"
-        )
+_ME = (sys.executable, "-m", "benchmarks.proxy")
 
 
-def memory_mb(pid: int, name: str) -> float:
-    status = dict(line.split(":\t") for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-    return int(status[name].split()[0]) / 1000
+def _beside(stack: ExitStack, command: Callable[[int], Sequence[str]]) -> str:
+    """A process that listens on a port of its own; its URL."""
+    port = free_port()
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": ROOT}
+    stack.enter_context(process(command(port), **quiet))
+    until(lambda: is_open(port), f"{command(port)[0]} listens")
+    return f"http://127.0.0.1:{port}"
 
 
-def measure_gigabytes(url: str, token: str, pid: int) -> None:
+def _others(folder: Path, upstream: str) -> Mapping[str, Callable[[int], Sequence[str]]]:
+    """Who else is measured, of those that are here: how each is started for a port."""
+    found: dict[str, Callable[[int], Sequence[str]]] = {
+        "FastAPI and httpx": lambda port: (*_ME, "plain", str(port), upstream)
+    }
+    nginx = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
+    if nginx is not None:
+        found["nginx"] = lambda port: (nginx, "-c", str(_nginx_config(folder, port, upstream)), "-e", "/dev/null")
+    mitmdump = shutil.which("mitmdump", path=str(Path(sys.executable).parent)) or shutil.which("mitmdump")
+    if mitmdump is not None:
+        mode = ("--mode", f"reverse:{upstream}", "--set", "flow_detail=0", "--quiet")
+        found["mitmproxy"] = lambda port: (mitmdump, "--listen-host", "127.0.0.1", "-p", str(port), *mode)
+    return found
+
+
+def _nginx_config(folder: Path, port: int, upstream: str) -> Path:
+    path = folder / "nginx.conf"
+    path.write_text(
+        f"daemon off; worker_processes 1; pid {folder}/nginx.pid; events {{}}\n"
+        f"http {{ access_log off; client_body_temp_path {folder}; proxy_temp_path {folder};\n"
+        f"  fastcgi_temp_path {folder}; uwsgi_temp_path {folder}; scgi_temp_path {folder};\n"
+        f"  upstream merchant {{ server {upstream.removeprefix('http://')}; keepalive 64; }}\n"
+        f"  server {{ listen 127.0.0.1:{port}; keepalive_requests 1000000;\n"
+        "    location / { proxy_pass http://merchant; proxy_http_version 1.1;\n"
+        '      proxy_set_header Connection ""; proxy_buffering off; } } }\n',
+        encoding="ascii",
+    )
+    return path
+
+
+def _measure_calls(part: Part, urls: Mapping[str, str], token: Mapping[str, str], options: Options) -> None:
+    alone, each = options.pick(300, 1_500), options.pick(30, 100)
+    rows: list[tuple[Cell, ...]] = []
+    medians: dict[str, float] = {}
+    for name, url in urls.items():
+        headers = token if name == PAYAGENT else {}
+        post = Call.of("POST", url + "/small", headers, b'{"message": "hello"}')
+        asyncio.run(in_turn(url, [post] * 200))
+        spread = Spread.of([answer.ms for answer in asyncio.run(in_turn(url, [post] * alone))])
+        get = Call.of("GET", url + "/small", headers)
+        rate = max(_rate(url, get, each) for _ in range(3))
+        medians[name] = spread.median
+        added = None if name == DIRECT else spread.median - medians[DIRECT]
+        rows.append((name, spread.median, added, spread.p99, round(rate)))
+        if name == PAYAGENT:
+            part.bounds.append(Bound("a call through the proxy, added at the median", added or 0, 1.5, "ms"))
+            part.bounds.append(Bound("calls through the proxy, 32 clients", rate, 500, "a second", at_least=True))
+    for name, median in medians.items():
+        if name not in (DIRECT, PAYAGENT):
+            part.ratios.append(Ratio("one call through the proxy, median", name, median / medians[PAYAGENT]))
+    part.tables.append(Table("Calls", ("by", "ms median", "ms added", "ms p99", "a second, 32 clients"), rows))
+
+
+def _rate(url: str, call: Call, each: int) -> float:
+    answers, took_s = asyncio.run(at_once(url, [call] * 32 * each, 32))
+    if any(answer.status != 200 for answer in answers):
+        raise SystemExit(f"unexpected: {answers[0].status} {answers[0].body[:300]!r}")
+    return len(answers) / took_s
+
+
+def _measure_gigabytes(part: Part, url: str, token: Mapping[str, str], pid: int) -> None:
     def pieces() -> Iterator[bytes]:
         for _ in range(GIGABYTE // len(PIECE)):
             yield PIECE
         yield PIECE[: GIGABYTE % len(PIECE)]
 
-    headers = {"X-Payagent-Token": token}
-    with httpx.Client(trust_env=False, timeout=600, headers=headers) as http:
-        before = memory_mb(pid, "VmRSS")
-        start = time.perf_counter()
-        with http.stream("GET", f"{url}/big") as answer:
-            size = sum(len(piece) for piece in answer.iter_raw())
-        down_s = time.perf_counter() - start
-        print(
-            f"1 GB down: {size} bytes in {down_s:.1f} s, memory {before:.0f} MB, at its peak "
-            f"{memory_mb(pid, 'VmHWM') - before:+.1f} MB (under +60)"
-        )
-        start = time.perf_counter()
-        http.post(f"{url}/sink", content=pieces(), headers={"Content-Length": str(GIGABYTE)}).raise_for_status()
-        print(
-            f"1 GB up: in {time.perf_counter() - start:.1f} s, memory at its peak "
-            f"{memory_mb(pid, 'VmHWM') - before:+.1f} MB (under +60)"
-        )
+    rows: list[tuple[Cell, ...]] = []
+    before = memory_mb(pid)
+    with httpx.Client(trust_env=False, timeout=600, headers=dict(token)) as http:
+        for way in ("down", "up"):
+            start_s = time.perf_counter()
+            if way == "down":
+                with http.stream("GET", f"{url}/big") as answer:
+                    if sum(len(piece) for piece in answer.iter_raw()) != GIGABYTE:
+                        raise SystemExit("a part of the gigabyte is missing")
+            else:
+                length = {"Content-Length": str(GIGABYTE)}
+                http.post(f"{url}/sink", content=pieces(), headers=length).raise_for_status()
+            grown = memory_mb(pid, "VmHWM") - before
+            rows.append((f"1 GB {way}", time.perf_counter() - start_s, grown))
+            part.bounds.append(Bound(f"1 GB {way}, memory at its peak", round(grown, 1), 60, "MB more"))
+    part.tables.append(Table("Long bodies", ("", "s", "MB more at the peak"), rows))
 
 
-def measure_events(url: str, token: str) -> None:
-    with httpx.Client(trust_env=False, timeout=60, headers={"X-Payagent-Token": token}) as http:
+def _measure_events(part: Part, url: str, token: Mapping[str, str]) -> None:
+    rows: list[tuple[Cell, ...]] = []
+    with httpx.Client(trust_env=False, timeout=60, headers=dict(token)) as http:
         for name, path in (("free", "/events"), ("paid", "/paid")):
             late = []
             with http.stream("GET", url + path) as answer:
                 for line in answer.iter_lines():
                     if line:
                         late.append((time.monotonic_ns() - int(line[6:])) / 1e6)
-            print(
-                f"{name} events: the first is here {late[0]:.2f} ms after it was sent, the latest of {len(late)} "
-                f"{max(late):.2f} ms (at most 10)"
-            )
-
-
-# --- processes ---------------------------------------------------------------------------------------------------
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
-
-
-@contextmanager
-def process(*command: str, **options: object) -> Iterator[subprocess.Popen[str]]:
-    running = subprocess.Popen(command, text=True, **options)  # type: ignore[call-overload]
-    try:
-        yield running
-    finally:
-        running.send_signal(signal.SIGTERM)
-        running.wait(30)
-
-
-def until_open(port: int) -> None:
-    for _ in range(400):
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.05)
-    raise SystemExit(f"nobody listens on {port}")
-
-
-def daemon(stack: ExitStack, folder: Path, merchant_url: str) -> tuple[str, str, int]:
-    """A running daemon with this merchant: its URL, a token, its process id."""
-    devnet = stack.enter_context(process(*PAYAGENT, "devnet", "--json", stdout=subprocess.PIPE))
-    assert devnet.stdout is not None
-    places = json.loads(devnet.stdout.readline())
-    (folder / "passphrase").write_text("a passphrase for a benchmark")
-    (folder / "passphrase").chmod(0o600)
-    options = ["--network", "devnet", "--chain-url", places["chain"], "--merchant", f"t={merchant_url}"]
-    options += ["--passphrase-file", str(folder / "passphrase"), "--config", str(folder / "config.toml")]
-    options += ["--data-dir", str(folder / "data")]
-    made = subprocess.run([*PAYAGENT, "init", "--json", *options], capture_output=True, check=True)
-    wallet = json.loads(made.stdout)
-    gift = {"address": wallet["address"], "lovelace": "20000000"}
-    httpx.post(f"{places['control']}/faucet", json=gift, trust_env=False).raise_for_status()
-    port = free_port()
-    log = stack.enter_context((folder / "daemon.log").open("w"))
-    listen = ["--config", str(folder / "config.toml"), "--listen", f"127.0.0.1:{port}"]
-    no_bound = ("env", "PAYAGENT_API__CALLS_PER_S=1000000")
-    serving = stack.enter_context(process(*no_bound, *PAYAGENT, "serve", *listen, stderr=log))
-    until_open(port)
-    until_funded(f"http://127.0.0.1:{port}", wallet["token"])
-    return f"http://127.0.0.1:{port}/proxy/t", wallet["token"], serving.pid
-
-
-def until_funded(api: str, token: str) -> None:
-    for _ in range(400):
-        answer = httpx.get(f"{api}/v1/wallet", headers={"Authorization": f"Bearer {token}"}, trust_env=False)
-        if answer.json()["coins"]["free"]:
-            return
-        time.sleep(0.05)
-    raise SystemExit("the faucet's coin did not come")
-
-
-def main() -> None:
-    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
-        merchant_port, plain_port = free_port(), free_port()
-        merchant_url = f"http://127.0.0.1:{merchant_port}"
-        me = [sys.executable, __file__]
-        stack.enter_context(process(*me, "merchant", str(merchant_port)))
-        stack.enter_context(process(*me, "plain", str(plain_port), merchant_url))
-        url, token, pid = daemon(stack, Path(name), merchant_url)
-        until_open(merchant_port)
-        until_open(plain_port)
-        measure_calls(
-            {
-                "direct": (merchant_url, None),
-                "payagent": (url, token),
-                "FastAPI and httpx": (f"http://127.0.0.1:{plain_port}", None),
-            }
-        )
-        measure_events(url, token)
-        measure_gigabytes(url, token, pid)
+            rows.append((f"{name} stream", late[0], max(late)))
+            part.bounds.append(Bound(f"first event of a {name} stream", round(late[0], 2), 10, "ms late"))
+    part.tables.append(Table("Events of a stream, how late", ("", "ms, the first", "ms, the latest of 20"), rows))
 
 
 if __name__ == "__main__":
-    roles: dict[str, Callable[..., object]] = {
-        "merchant": lambda port: asyncio.run(merchant(int(port))),
-        "plain": lambda port, upstream: plain(int(port), upstream),
-    }
-    if len(sys.argv) > 1:
-        roles[sys.argv[1]](*sys.argv[2:])
+    if sys.argv[1] == "merchant":
+        asyncio.run(merchant(int(sys.argv[2])))
     else:
-        main()
+        plain(int(sys.argv[2]), sys.argv[3])

@@ -19,6 +19,7 @@ from typing import Any
 
 import httpx
 
+ROOT = Path(__file__).resolve().parent.parent
 PAYAGENT = (sys.executable, "-m", "payagent")
 PATIENCE_S = 60.0
 STOP_S = 30.0
@@ -74,12 +75,12 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def until(reached: Callable[[], bool], what: str) -> None:
-    """Wait, and give up after `PATIENCE_S`."""
-    end_s = time.monotonic() + PATIENCE_S
+def until(reached: Callable[[], bool], what: str, patience_s: float = PATIENCE_S) -> None:
+    """Wait, and give up when that takes too long."""
+    end_s = time.monotonic() + patience_s
     while not reached():
         if time.monotonic() > end_s:
-            raise SystemExit(f"waited {PATIENCE_S:.0f} s in vain: {what}")
+            raise SystemExit(f"waited {patience_s:.0f} s in vain: {what}")
         time.sleep(0.02)
 
 
