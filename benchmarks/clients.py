@@ -56,8 +56,9 @@ async def at_once(url: str, calls: Sequence[Call], clients: int) -> tuple[list[A
 
 
 async def until_taken(url: str, calls: Sequence[Call], retry_s: float) -> tuple[list[Answer], Counter[str]]:
-    """Each call by a client of its own, all at the same moment, and again while 503 is the answer; what came at last,
-    since the first try, and the codes of what came before.
+    """Each call by a client of its own, all at the same moment, and again while 503 is the answer.
+
+    What came at last, in the time since the first try, and the codes of what came before.
     """
     again: Counter[str] = Counter()
     parts = urlsplit(url)
