@@ -482,19 +482,32 @@ def missing_deposits(conn: sqlite3.Connection) -> list[CoinRow]:
     return [_coin(row) for row in rows]
 
 
-def is_vanished(conn: sqlite3.Connection, ref: str | None) -> bool:
+_DESCENT = """
+SELECT c.state, p.anchor, p.state = 'void' AND p.reason_code = 'anchor_gone' FROM coins c
+LEFT JOIN attempts a ON a.tx_id = c.tx_id AND c.state = 'pending' LEFT JOIN payments p ON p.id = a.payment_id
+WHERE c.ref = ?
+"""
+
+
+def is_vanished(conn: sqlite3.Connection, ref: str | None, known: dict[str, bool] | None = None) -> bool:
     """Whether a coin's deposit is on no chain any more, or that of which it descends.
 
     Nothing that spends it can land, as things are. So it is with what was to come of a payment that ended so.
+    `known` is what was found of others in the same state of the ledger, and takes in what is found here.
     """
-    while ref is not None and (row := coin(conn, ref)) is not None:
-        maker = payment_of_attempt(conn, row.tx_id) if row.state == "pending" else None
-        if maker is None:
-            return row.state == "vanished"
-        if is_never_made(conn, row.tx_id):
-            return True
-        ref = maker.anchor
-    return False
+    known, way, found = {} if known is None else known, list[str](), False
+    while ref is not None:
+        if ref in known:
+            found = known[ref]
+            break
+        way.append(ref)
+        state, anchor, is_never = conn.execute(_DESCENT, (ref,)).fetchone() or ("unknown", None, None)
+        if anchor is None or is_never:
+            found = state == "vanished" or bool(is_never)
+            break
+        ref = anchor
+    known.update(dict.fromkeys(way, found))
+    return found
 
 
 def is_never_made(conn: sqlite3.Connection, tx_id: str) -> bool:
