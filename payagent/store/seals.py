@@ -67,12 +67,17 @@ def last_seal(conn: sqlite3.Connection) -> tuple[int, str]:
 
 
 class Sealer:
-    """The last step of every job: seals what it added. Keeps nothing between jobs, so there is nothing to undo."""
+    """The last step of every job: seals what it added.
+
+    The last rows' numbers are read anew, unless `keep` said after a job that what it left stands, and nobody else
+    has written since: what another connection adds is not sealed. Of a job that was undone nothing is kept.
+    """
 
     def __init__(self, conn: sqlite3.Connection) -> None:
         self._conn = conn
         last = ", ".join(f"(SELECT COALESCE(MAX(rowid), 0) FROM {table})" for table in SEALED)  # noqa: S608
         self._last = f"SELECT {last}"
+        self._kept: tuple[int, tuple[int, ...]] | None = None
         made_by = dict(conn.execute("SELECT name, sql FROM sqlite_master WHERE type = 'table'").fetchall())
         texts = [_row_text(conn, table, made_by.get(table)) for table in SEALED]
         self._added = " UNION ALL ".join(
@@ -81,20 +86,36 @@ class Sealer:
         )
 
     def last_rows(self) -> tuple[int, ...]:
-        """The number of each table's last row."""
+        """The number of each table's last row; what was kept of them is good for once."""
+        kept, self._kept = self._kept, None
+        if kept is not None and kept[0] == self._version():
+            return kept[1]
         rows: tuple[int, ...] = self._conn.execute(self._last).fetchone()
         return rows
 
-    def seal(self, after: tuple[int, ...]) -> None:
-        """Seal the rows above these numbers, if there are any."""
+    def keep(self, rows: tuple[int, ...]) -> None:
+        """The job that left these last rows was not undone."""
+        self._kept = (self._version(), rows)
+
+    def forget(self) -> None:
+        """The commit did not take place."""
+        self._kept = None
+
+    def _version(self) -> int:
+        """Another one when another connection has written (SQLite, PRAGMA data_version)."""
+        version: int = self._conn.execute("PRAGMA data_version").fetchone()[0]
+        return version
+
+    def seal(self, after: tuple[int, ...]) -> tuple[int, ...]:
+        """Seal the rows above these numbers, if there are any; the numbers of the last rows then."""
         rows = sorted(self._conn.execute(self._added, after))
         if not rows:
-            return
+            return after
         numbers = {
-            SEALED[place]: [number for _, number, _ in added]
-            for place, added in groupby(rows, key=lambda row: row[0])
+            place: [number for _, number, _ in added] for place, added in groupby(rows, key=lambda row: row[0])
         }
-        what = json.dumps({table: [n[0], n[-1]] for table, n in numbers.items()}, separators=(",", ":"))
+        spans = {SEALED[place]: [n[0], n[-1]] for place, n in numbers.items()}
+        what = json.dumps(spans, separators=(",", ":"))
         texts = [text for _, _, text in rows]
         marks = marks_of(texts)
         seq, prev_hash = last_seal(self._conn)
@@ -102,3 +123,4 @@ class Sealer:
             "INSERT INTO seals(seq, what, marks, hash) VALUES (?, ?, ?, ?)",
             (seq + 1, what, marks, seal_hash(prev_hash, seq + 1, what, marks, texts)),
         )
+        return tuple(numbers[place][-1] if place in numbers else n for place, n in enumerate(after))

@@ -292,11 +292,12 @@ class Committer:
             raise Refused("lease_lost", "another daemon has opened this ledger since: this one writes no more")
 
     def _run_one(self, job: Job) -> None:
+        last = None
         self.conn.execute("SAVEPOINT job")
         try:
             before = self._sealer.last_rows()
             job.result = job.run(job.unit)
-            self._sealer.seal(before)
+            last = self._sealer.seal(before)
         except Exception as error:
             if not self.conn.in_transaction:
                 raise  # a full or failing disk made SQLite give up the whole batch
@@ -304,9 +305,12 @@ class Committer:
             job.unit.roll_back_memory()
             self.conn.execute("ROLLBACK TO job")
         self.conn.execute("RELEASE job")
+        if last is not None:
+            self._sealer.keep(last)
 
     def _fail(self, jobs: list[Job], error: BaseException) -> None:
         """Nothing of the batch happened: undo what it did in memory, newest first, and tell every caller."""
+        self._sealer.forget()
         problems = [error]
         for undo in (*(job.unit.roll_back_memory for job in reversed(jobs)), self.conn.rollback):
             try:

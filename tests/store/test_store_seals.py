@@ -3,6 +3,8 @@
 import hashlib
 import json
 import sqlite3
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from zlib import crc32
 
@@ -13,7 +15,7 @@ from payagent.store import apps, books, records
 from payagent.store.apps import AppRow
 from payagent.store.schema import GENESIS
 from payagent.store.seals import Sealer
-from payagent.store.writer import Readers, Unit, Writer
+from payagent.store.writer import Committer, Job, Readers, Unit, Writer
 
 
 @pytest.fixture
@@ -58,6 +60,32 @@ def test_a_seal_is_what_the_documentation_says(path: Path) -> None:
     assert own == hashlib.sha256("\n".join(lines).encode() + b"\n" + b"\n".join(texts)).hexdigest()
     first = f'{GENESIS}\n1\n{{"meta":[1,1]}}\n{before[2].hex()}\n[1,"first","x"]'
     assert before[3] == hashlib.sha256(first.encode()).hexdigest()
+
+
+def test_what_another_connection_adds_is_not_sealed(path: Path) -> None:
+    """So a row that somebody put into the file is found by `ledger verify`."""
+    writer = Writer(path)
+    for number in range(3):
+        writer.submit("ours", lambda unit, n=number: records.put_meta(unit, f"ours {n}", "x")).result(10)
+        with closing(sqlite3.connect(path)) as conn, conn:
+            conn.execute("INSERT INTO meta(key, value) VALUES (?, 'forged')", (f"theirs {number}",))
+    writer.close()
+    assert [what for _, what, *_ in seals(path)] == [{"meta": [n, n]} for n in (1, 3, 5)]
+
+
+def test_jobs_of_one_commit_are_each_sealed_with_what_is_their_own(path: Path) -> None:
+    def refuse(unit: Unit) -> None:
+        records.put_meta(unit, "undone", "x")
+        raise Refused("not_found", "on purpose")
+
+    committer = Committer(path)
+    names = ("a", "b", "c", "d")
+    jobs = [Job(name, partial(records.put_meta, key=name, value="x"), Unit(committer.conn)) for name in names]
+    jobs.insert(2, Job("refused", refuse, Unit(committer.conn)))
+    committer.commit(jobs[:4])
+    committer.commit(jobs[4:])
+    committer.close()
+    assert [what for _, what, *_ in seals(path)] == [{"meta": [n, n]} for n in (1, 2, 3, 4)]
 
 
 def test_only_what_took_place_is_sealed(path: Path) -> None:
