@@ -143,7 +143,7 @@ def _line(child: subprocess.Popen[str], most_s: float, errors: IO[str]) -> dict[
     if line:
         told: dict[str, Any] = json.loads(line)
         if "error" in told:
-            raise NotRun(told["error"])
+            raise NotRun(" ".join(told["error"].split()))
         return told
     if time.monotonic() >= end_s:
         raise TimeoutError(f"stopped: no word for {most_s:.0f} s")

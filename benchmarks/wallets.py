@@ -12,7 +12,7 @@ from payagent.core.invoice import Output
 from payagent.core.money import LOVELACE
 from payagent.wallet.coins import Coin, Coins
 from payagent.wallet.keys import SoftwareSigner
-from payagent.wallet.transaction import check, select, sign
+from payagent.wallet.transaction import Plan, check, select, sign
 
 TOKEN = hashlib.blake2b(b"policy", digest_size=28).hexdigest() + b"TOKEN".hex()
 ASSETS = {"ada": LOVELACE, "token": TOKEN}
@@ -66,9 +66,18 @@ def outputs(asset: str) -> list[Output]:
     ]
 
 
+def build(coins: Coins, asked: list[Output]) -> bytes:
+    """What the peers do: select, build, sign."""
+    return sign(_plan(coins, asked), SIGNER)
+
+
 def pay(coins: Coins, asked: list[Output]) -> bytes:
-    """As the daemon does it: select and build, sign, read the bytes again and compare."""
-    plan = select(coins, asked, change=OWN, ttl_slot=TTL_SLOT, network_id=NETWORK_ID)
+    """What the daemon does: `build`, and then read the bytes again and compare."""
+    plan = _plan(coins, asked)
     tx = sign(plan, SIGNER)
     check(tx, plan, SIGNER.public_key)
     return tx
+
+
+def _plan(coins: Coins, asked: list[Output]) -> Plan:
+    return select(coins, asked, change=OWN, ttl_slot=TTL_SLOT, network_id=NETWORK_ID)
