@@ -174,6 +174,9 @@ def ratios(found: Found, ours_name: str = US) -> list[Ratio]:
 
 
 def _plot(found: Found, asset: str) -> Plot:
-    lines = {name: sorted(found.medians(asset, name).items()) for name in found.builders()}
+    lines = {
+        name: [(float(size), ms) for size, ms in sorted(found.medians(asset, name).items())]
+        for name in found.builders()
+    }
     title = f"Build and sign one payment, {asset}"
     return Plot(f"building-{asset}", title, "coins in the wallet", "ms at the median", lines)

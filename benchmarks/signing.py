@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.measure import Spread
-from benchmarks.results import Bound, Options, Part, Table
+from benchmarks.results import Bound, Cell, Options, Part, Table
 from payagent.core.address import encode_address
 from payagent.core.invoice import Output
 from payagent.core.money import LOVELACE
@@ -58,7 +58,7 @@ def measure(options: Options) -> Part:
 
 def part(spreads: dict[str, Spread], start_ms: float) -> Part:
     """What the spreads, in microseconds, say."""
-    rows = [(name, s.median, s.p10, s.p90, s.p99, s.count) for name, s in spreads.items()]
+    rows: list[tuple[Cell, ...]] = [(name, s.median, s.p10, s.p90, s.p99, s.count) for name, s in spreads.items()]
     return Part(
         "signing",
         "A signature by the signer's process",
