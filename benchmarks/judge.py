@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from ledger_check import scalus
 from ledger_check.raw import parse
+from ledger_check.scalus import Scalus, available
 from ledger_check.txkit import Out
 
 from benchmarks.wallets import NETWORK_ID, OWN, TTL_SLOT
@@ -37,7 +37,7 @@ class Verdict:
 class Judge:
     """Judges transactions that spend coins of ours, each on a state of its own."""
 
-    def __init__(self, ledger: scalus.Scalus | None) -> None:
+    def __init__(self, ledger: Scalus | None) -> None:
         self._ledger = ledger
 
     def verdict(self, tx: bytes, coins: Iterable[Coin], asked: Sequence[Output]) -> Verdict:
@@ -58,10 +58,10 @@ class Judge:
 @contextmanager
 def judging() -> Iterator[Judge]:
     """With the independent ledger where it is installed; without, nothing is called valid."""
-    if not scalus.available():
+    if not available():
         yield Judge(None)
         return
-    with scalus.Scalus() as ledger:
+    with Scalus() as ledger:
         yield Judge(ledger)
 
 
