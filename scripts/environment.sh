@@ -1,4 +1,4 @@
-# Sourced by scripts/demo and scripts/test: makes .venv from a hashed lock, or finds it made and does nothing.
+# Sourced by the other scripts: makes an environment from a hashed lock, or finds it made and does nothing.
 # Needs bash and a Python of at least 3.11; talks on stderr.
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
@@ -52,7 +52,7 @@ make_venv() {
     package=$("$python" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')
     install_system "$package" || die "$python cannot make a virtual environment; install the package $package, then run this again"
   fi
-  say "making .venv with $("$python" --version) ($python)"
+  say "making ${VENV##*/} with $("$python" --version) ($python)"
   "$python" -m venv --clear "$VENV" || die "$python could not make $VENV"
 }
 
@@ -83,12 +83,18 @@ show_progress() {
   done
 }
 
-# ensure_environment runtime|dev: .venv holds what the lock of that name says, and payagent itself (editable).
+# ensure_environment runtime|dev|bench: $VENV holds what the lock of that name says, and payagent itself (editable).
 ensure_environment() {
   local kind=$1 lock log total
   case $kind in
     runtime) lock=$ROOT/requirements.txt ;;
     dev) lock=$ROOT/requirements-dev.txt ;;
+    bench)
+      lock=$ROOT/requirements-bench.txt
+      # Not in .venv, or tests would find packages there that the dev lock does not have.
+      VENV=$ROOT/.venv-bench
+      PY=$VENV/bin/python
+      ;;
   esac
   venv_is_usable || make_venv
   if [ "$(cat "$VENV/.installed-$kind" 2>/dev/null)" = "$(fingerprint "$lock")" ]; then
@@ -98,7 +104,7 @@ ensure_environment() {
   total=$(grep -c '==' "$lock")
   log=$VENV/install.log
   : >"$log"
-  say "installing $total packages into .venv (the first time this takes a minute or two)"
+  say "installing $total packages into ${VENV##*/} (the first time this takes a minute or two)"
   if ! "$PY" -m pip install --require-hashes --only-binary :all: -r "$lock" 2>&1 | show_progress "$total" "$log"; then
     tail -n 30 "$log" >&2
     die "the packages could not be installed; the whole log is in $log"
@@ -107,5 +113,19 @@ ensure_environment() {
   "$PY" -m pip install --quiet --no-deps --no-build-isolation -e "$ROOT" >>"$log" 2>&1 ||
     { tail -n 30 "$log" >&2; die "payagent itself could not be installed; the whole log is in $log"; }
   fingerprint "$ROOT/requirements.txt" >"$VENV/.installed-runtime"
-  if [ "$kind" = dev ]; then fingerprint "$lock" >"$VENV/.installed-dev"; fi
+  if [ "$kind" != runtime ]; then fingerprint "$lock" >"$VENV/.installed-$kind"; fi
+}
+
+# ensure_node_packages FOLDER: what its package-lock.json says is there; fails, and says why, where that cannot be.
+ensure_node_packages() {
+  local folder=$1 wanted stamp=$1/node_modules/.installed
+  if ! command -v node >/dev/null || ! command -v npm >/dev/null; then
+    install_system nodejs npm || { say "node and npm are missing (packages nodejs, npm)"; return 1; }
+  fi
+  wanted=$(sha256sum <"$folder/package-lock.json")
+  if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
+    say "installing the packages of ${folder#"$ROOT"/} (npm ci)"
+    (cd "$folder" && npm ci --ignore-scripts --no-audit --no-fund >&2) || { say "npm ci failed"; return 1; }
+    printf '%s\n' "$wanted" >"$stamp"
+  fi
 }

@@ -4,7 +4,6 @@ May import: the standard library. Never: a generic encoder; the transaction path
 """
 
 from collections.abc import Iterable
-from itertools import groupby
 
 TAGGED_SET = b"\xd9\x01\x02"  # tag 258, which Conway gives to every set
 WIDTH_4_MAX = 2**32 - 1
@@ -50,12 +49,13 @@ def canonical_key(asset: str) -> tuple[str, int, str]:
 
 def multiasset(assets: AssetUnits) -> bytes:
     """{policy: {name: units}} of assets that are already in canonical order."""
-    policies = [list(group) for _, group in groupby(assets, key=lambda pair: pair[0][:56])]
-    parts = [head(5, len(policies))]
-    for group in policies:
-        parts.append(b"\x58\x1c" + bytes.fromhex(group[0][0][:56]) + head(5, len(group)))
-        for asset, units in group:
-            parts.append(byte_string(bytes.fromhex(asset[56:])) + uint(units))
+    names_of: dict[str, list[bytes]] = {}
+    for asset, units in assets:
+        name = bytes.fromhex(asset[56:])
+        names_of.setdefault(asset[:56], []).append(head(2, len(name)) + name + head(0, units))
+    parts = [head(5, len(names_of))]
+    for policy, names in names_of.items():
+        parts += [b"\x58\x1c", bytes.fromhex(policy), head(5, len(names)), *names]
     return b"".join(parts)
 
 
@@ -75,5 +75,5 @@ def output(raw_address: bytes, lovelace: int, assets: bytes) -> bytes:
     Shelley's array is used: the ledger's minimum counts the bytes as sent, and it is two bytes shorter than
     Babbage's map.
     """
-    start = b"\x82" + byte_string(raw_address)
-    return start + (b"\x82" + uint(lovelace) + assets if assets else uint(lovelace))
+    start = b"\x82" + head(2, len(raw_address)) + raw_address
+    return start + (b"\x82" + head(0, lovelace) + assets if assets else head(0, lovelace))

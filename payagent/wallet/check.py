@@ -41,77 +41,99 @@ def check(raw: bytes, plan: Plan, signer_public_key: bytes) -> None:
     _check_witness(found, plan, signer_public_key)
 
 
-def _require(held: bool, what: str) -> None:
-    if not held:
-        raise CheckFailed(what)
-
-
 def _check_frame(found: DecodedTransaction, plan: Plan) -> None:
-    _require(found.ttl_slot == plan.frame.ttl_slot, f"TTL {found.ttl_slot}, planned {plan.frame.ttl_slot}")
-    _require(found.network_id == plan.frame.network_id, f"network id {found.network_id}")
-    _require(found.commitment == plan.frame.commitment, "the metadata are others than planned")
+    frame = plan.frame
+    if found.ttl_slot != frame.ttl_slot:
+        raise CheckFailed(f"TTL {found.ttl_slot}, planned {frame.ttl_slot}")
+    if found.network_id != frame.network_id:
+        raise CheckFailed(f"network id {found.network_id}")
+    if found.commitment != frame.commitment:
+        raise CheckFailed("the metadata are others than planned")
 
 
 def _check_inputs(found: DecodedTransaction, plan: Plan) -> None:
-    planned = {(coin.tx_id, coin.index) for coin in plan.inputs}
-    _require(len(found.inputs) == len(set(found.inputs)), "an input stands twice")
-    _require(set(found.inputs) == planned, "the inputs are others than planned")
-    _require((plan.anchor.tx_id, plan.anchor.index) in planned, "the anchor is not spent")
+    planned, spent = {(coin.tx_id, coin.index) for coin in plan.inputs}, set(found.inputs)
+    if len(found.inputs) != len(spent):
+        raise CheckFailed("an input stands twice")
+    if spent != planned:
+        raise CheckFailed("the inputs are others than planned")
+    if (plan.anchor.tx_id, plan.anchor.index) not in planned:
+        raise CheckFailed("the anchor is not spent")
 
 
 def _check_outputs(found: DecodedTransaction, plan: Plan) -> None:
-    _require(len(found.outputs) == len(plan.outputs), f"{len(found.outputs)} outputs")
+    if len(found.outputs) != len(plan.outputs):
+        raise CheckFailed(f"{len(found.outputs)} outputs")
     for place, (output, planned) in enumerate(zip(found.outputs, plan.outputs, strict=True)):
         same = output.address == planned.address and output.lovelace == planned.lovelace
-        _require(same and output.assets == dict(planned.assets), f"output {place} is another than planned")
+        if not same or output.assets != dict(planned.assets):
+            raise CheckFailed(f"output {place} is another than planned")
     for place, (output, asked) in enumerate(zip(found.outputs, plan.asked, strict=False)):
-        _require(output.address == asked.address.raw, f"output {place} pays another address than asked")
+        if output.address != asked.address.raw:
+            raise CheckFailed(f"output {place} pays another address than asked")
         paid = {LOVELACE: output.lovelace} if asked.asset == LOVELACE else output.assets
-        _require(paid == {asked.asset: asked.units}, f"output {place} pays another amount than asked")
-        _require(asked.asset != LOVELACE or not output.assets, f"output {place} pays assets unasked")
+        if paid != {asked.asset: asked.units}:
+            raise CheckFailed(f"output {place} pays another amount than asked")
+        if asked.asset == LOVELACE and output.assets:
+            raise CheckFailed(f"output {place} pays assets unasked")
     for place, output in enumerate(found.outputs[len(plan.asked) :], len(plan.asked)):
-        _require(output.address == plan.frame.rest.raw, f"output {place} is neither asked nor change")
+        if output.address != plan.frame.rest.raw:
+            raise CheckFailed(f"output {place} is neither asked nor change")
 
 
 def _check_payable(found: DecodedTransaction, plan: Plan) -> None:
-    for place, output in enumerate(found.outputs):
-        header = output.address[0] if output.address else -1
+    coins_per_byte, asked = plan.frame.parameters.coins_per_utxo_byte, plan.asked
+    for place, (address, lovelace, _, size) in enumerate(found.outputs):
+        header = address[0] if address else -1
         length = LENGTH_OF_TYPE.get(header >> 4)
-        _require(length is not None, f"output {place} pays no key address")
-        _require(len(output.address) == length, f"output {place} pays an address of {len(output.address)} bytes")
-        _require(header & 15 == found.network_id, f"output {place} pays an address of another network")
-        least = (_OUTPUT_OVERHEAD_BYTES + output.size) * plan.frame.parameters.coins_per_utxo_byte
-        _require(output.lovelace >= least, f"output {place} holds {output.lovelace}, {least} is the least")
-        rides = place < len(plan.asked) and plan.asked[place].asset != LOVELACE
-        _require(not rides or output.lovelace == least, f"more ADA rides along in output {place} than must")
+        if length is None:
+            raise CheckFailed(f"output {place} pays no key address")
+        if len(address) != length:
+            raise CheckFailed(f"output {place} pays an address of {len(address)} bytes")
+        if header & 15 != found.network_id:
+            raise CheckFailed(f"output {place} pays an address of another network")
+        least = (_OUTPUT_OVERHEAD_BYTES + size) * coins_per_byte
+        if lovelace < least:
+            raise CheckFailed(f"output {place} holds {lovelace}, {least} is the least")
+        if lovelace != least and place < len(asked) and asked[place].asset != LOVELACE:
+            raise CheckFailed(f"more ADA rides along in output {place} than must")
 
 
 def _check_balance(found: DecodedTransaction, plan: Plan) -> None:
-    balance: dict[str, int] = {LOVELACE: -found.fee_lovelace}
+    lovelace = -found.fee_lovelace
+    balance: dict[str, int] = {}
     for coin in plan.inputs:
-        for asset, units in ((LOVELACE, coin.lovelace), *coin.assets):
+        lovelace += coin.lovelace
+        for asset, units in coin.assets:
             balance[asset] = balance.get(asset, 0) + units
     for output in found.outputs:
-        for asset, units in ((LOVELACE, output.lovelace), *output.assets.items()):
+        lovelace -= output.lovelace
+        for asset, units in output.assets.items():
             balance[asset] = balance.get(asset, 0) - units
-    for asset, units in balance.items():
-        _require(units == 0, f"{asset} is out of balance by {units}")
+    if lovelace or any(balance.values()):
+        asset, units = next(pair for pair in {LOVELACE: lovelace, **balance}.items() if pair[1])
+        raise CheckFailed(f"{asset} is out of balance by {units}")
 
 
 def _check_fee(found: DecodedTransaction, plan: Plan, size: int) -> None:
     parameters = plan.frame.parameters
     least = parameters.min_fee_b + parameters.min_fee_a * size
     most = min(least + FEE_SLACK_BYTES * parameters.min_fee_a, plan.frame.fee_cap_lovelace)
-    _require(least <= found.fee_lovelace <= most, f"a fee of {found.fee_lovelace}, {least} to {most} are right")
-    _require(size <= parameters.max_tx_size, f"{size} bytes")
+    if not least <= found.fee_lovelace <= most:
+        raise CheckFailed(f"a fee of {found.fee_lovelace}, {least} to {most} are right")
+    if size > parameters.max_tx_size:
+        raise CheckFailed(f"{size} bytes")
 
 
 def _check_witness(found: DecodedTransaction, plan: Plan, public_key: bytes) -> None:
     tx_id = hashlib.blake2b(found.body, digest_size=32).digest()
-    _require(tx_id.hex() == plan.tx_id, "the transaction id is another than planned")
-    _require(len(found.witnesses) == 1, f"{len(found.witnesses)} witnesses")
+    if tx_id.hex() != plan.tx_id:
+        raise CheckFailed("the transaction id is another than planned")
+    if len(found.witnesses) != 1:
+        raise CheckFailed(f"{len(found.witnesses)} witnesses")
     key, signature = found.witnesses[0]
-    _require(key == public_key, "the witness is by another key")
+    if key != public_key:
+        raise CheckFailed("the witness is by another key")
     try:
         crypto_sign_open(signature + tx_id, key)
     except BadSignatureError as error:

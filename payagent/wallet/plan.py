@@ -9,6 +9,7 @@ Sources: Conway CDDL; cardano-ledger's Babbage rule for the minimum (160 + size)
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from payagent.core.address import Address
 from payagent.core.invoice import Output, Role
@@ -122,8 +123,18 @@ class Plan:
 
 def output_minimum(address: bytes, assets: bytes, parameters: Parameters) -> int:
     """Least lovelace of an output with this encoded multiasset map (empty for none), in the form we send."""
-    size = len(cbor.output(address, cbor.WIDTH_4_MAX, assets))
+    size = _base_size(address) + _value_size(assets)
     return (_OUTPUT_OVERHEAD_BYTES + size) * parameters.coins_per_utxo_byte
+
+
+def _base_size(address: bytes) -> int:
+    """Bytes of an output before its value."""
+    return 1 + cbor.head_size(len(address)) + len(address)
+
+
+def _value_size(assets: bytes) -> int:
+    """Bytes of a value with this encoded multiasset map (empty for none) and a coin of five bytes."""
+    return 6 + len(assets) if assets else 5
 
 
 def min_lovelace(raw_address: bytes, asset_units: Mapping[str, int], parameters: Parameters) -> int:
@@ -136,39 +147,40 @@ def min_lovelace(raw_address: bytes, asset_units: Mapping[str, int], parameters:
     return output_minimum(raw_address, cbor.multiasset(assets) if assets else b"", parameters)
 
 
-@dataclass(frozen=True, slots=True)
-class Order:
-    """What is asked, laid out once: the planned outputs, their bytes, and what they need per asset."""
+class Order(NamedTuple):
+    """What is asked, laid out once: the planned outputs, their bytes, and what they need per asset.
+
+    `assets` are those that must be paid besides lovelace; `fixed_size` are the bytes of the signed transaction
+    that no choice of coins changes, `rest_base_size` those of an output of the rest before its value.
+    """
 
     asked: tuple[Output, ...]
     planned: tuple[PlannedOutput, ...]
     encoded: bytes
     needs: Mapping[str, int]
+    assets: tuple[str, ...]
     frame: Frame
-
-    @property
-    def assets(self) -> tuple[str, ...]:
-        """What must be paid besides lovelace."""
-        return tuple(asset for asset in self.needs if asset != LOVELACE)
-
-    @property
-    def rest_base_size(self) -> int:
-        """Bytes of an output of the rest before its value."""
-        return len(cbor.output(self.frame.rest.raw, 0, b"")) - 1
+    fixed_size: int
+    rest_base_size: int
 
     def size(self, input_count: int, input_bytes: int, rest_count: int, rest_bytes: int) -> int:
-        """Bytes of the signed transaction: array, map, five keys, their values, witness, true and null."""
-        return (
-            10 + len(cbor.TAGGED_SET) + cbor.head_size(input_count) + input_bytes
-            + cbor.head_size(len(self.planned) + rest_count) + len(self.encoded) + rest_bytes
-            + _FEE_WIDTH + cbor.head_size(self.frame.ttl_slot) + _WITNESS_SIZE + self._commitment_size
-        )  # fmt: skip
+        """Bytes of the signed transaction."""
+        heads = cbor.head_size(input_count) + cbor.head_size(len(self.planned) + rest_count)
+        return self.fixed_size + heads + input_bytes + rest_bytes
 
-    @property
-    def _commitment_size(self) -> int:
-        """What a commitment takes above the null that stands in its place, with its hash in the body."""
-        frame = self.frame
-        return 0 if frame.commitment is None else _AUXILIARY_HASH_SIZE + len(frame.auxiliary) - len(_NULL)
+    def fee(self, size: int) -> int:
+        """The least fee of a signed transaction of so many bytes."""
+        parameters = self.frame.parameters
+        return parameters.min_fee_b + parameters.min_fee_a * size
+
+
+def _fixed_size(encoded: bytes, frame: Frame) -> int:
+    """Array, map, five keys, what is asked, fee, TTL, witness, true and null or a commitment with its hash."""
+    commitment = 0 if frame.commitment is None else _AUXILIARY_HASH_SIZE + len(frame.auxiliary) - len(_NULL)
+    return (
+        10 + len(cbor.TAGGED_SET) + len(encoded)
+        + _FEE_WIDTH + cbor.head_size(frame.ttl_slot) + _WITNESS_SIZE + commitment
+    )  # fmt: skip
 
 
 def lay_order(asked: Sequence[Output], frame: Frame) -> Order:
@@ -197,21 +209,18 @@ def lay_order(asked: Sequence[Output], frame: Frame) -> Order:
         needs[LOVELACE] += lovelace
         if assets:
             needs[output.asset] = needs.get(output.asset, 0) + output.units
-    return Order(tuple(asked), tuple(planned), b"".join(parts), needs, frame)
+    encoded = b"".join(parts)
+    assets_asked = tuple(asset for asset in needs if asset != LOVELACE)
+    sizes = _fixed_size(encoded, frame), _base_size(frame.rest.raw)
+    return Order(tuple(asked), tuple(planned), encoded, needs, assets_asked, frame, *sizes)
 
 
-@dataclass(frozen=True, slots=True)
-class Bundle:
+class Bundle(NamedTuple):
     """What one output of the rest holds besides lovelace, with the least lovelace that it takes."""
 
     assets: Assets
     encoded: bytes
     least_lovelace: int
-
-    @property
-    def size(self) -> int:
-        """Bytes of the value, with a coin of five bytes."""
-        return (6 + len(self.encoded)) if self.assets else 5
 
 
 def bundles(left: Mapping[str, int], frame: Frame) -> tuple[Bundle, ...]:
@@ -254,9 +263,12 @@ def _fill_value(
 
 
 class Draft:
-    """Coins chosen so far for an order, and whether they pay for it; adding a coin costs what it brings."""
+    """Coins chosen so far for an order, and whether they pay for it; adding a coin costs what it brings.
 
-    __slots__ = ("_bundles", "_input_bytes", "_rest_base", "coins", "held", "order", "refs")
+    What the coins so far come to is kept until the next one, as a selection asks for it again and again.
+    """
+
+    __slots__ = ("_bare", "_bundles", "_input_bytes", "_kept", "coins", "held", "order", "refs")
 
     def __init__(self, order: Order, coins: Iterable[Coin] = ()) -> None:
         self.order = order
@@ -264,8 +276,9 @@ class Draft:
         self.refs: set[str] = set()
         self.held: dict[str, int] = {LOVELACE: 0}
         self._input_bytes = 0
-        self._rest_base = order.rest_base_size
         self._bundles: tuple[Bundle, ...] | None = None
+        self._bare: int | None = None
+        self._kept: int | None = None
         for coin in coins:
             self.add(coin)
 
@@ -274,6 +287,7 @@ class Draft:
         self.coins.append(coin)
         self.refs.add(coin.ref)
         self._input_bytes += 35 + cbor.head_size(coin.index)
+        self._bare = self._kept = None
         self.held[LOVELACE] += coin.lovelace
         for asset, units in coin.assets:
             self.held[asset] = self.held.get(asset, 0) + units
@@ -285,7 +299,8 @@ class Draft:
 
     def lacks_assets(self) -> bool:
         """Whether an asset that must be paid is still missing."""
-        return any(self.lacking(asset) for asset in self.order.assets)
+        assets = self.order.assets
+        return bool(assets) and any(self.lacking(asset) for asset in assets)
 
     def bundles(self) -> tuple[Bundle, ...]:
         """The rest's outputs. Only for a draft that lacks no asset."""
@@ -297,21 +312,29 @@ class Draft:
 
     def bare_size(self, more_inputs: int = 0) -> int:
         """Bytes of the transaction when nothing is left over, with so many more inputs of index below 24."""
-        return self.order.size(len(self.coins) + more_inputs, self._input_bytes + 36 * more_inputs, 0, 0)
+        if more_inputs:
+            return self._size(more_inputs, 0, 0)
+        if self._bare is None:
+            self._bare = self._size(0, 0, 0)
+        return self._bare
 
     def kept_size(self, more_inputs: int = 0) -> int:
         """Bytes of the transaction with the rest, whose last coin takes five bytes."""
+        if not more_inputs and self._kept is not None:
+            return self._kept
         spread = self.bundles()
-        return self.order.size(
-            len(self.coins) + more_inputs,
-            self._input_bytes + 36 * more_inputs,
-            len(spread),
-            sum(self._rest_base + bundle.size for bundle in spread),
-        )
+        values = sum(_value_size(bundle.encoded) for bundle in spread)
+        size = self._size(more_inputs, len(spread), len(spread) * self.order.rest_base_size + values)
+        if not more_inputs:
+            self._kept = size
+        return size
+
+    def _size(self, more_inputs: int, rest_count: int, rest_bytes: int) -> int:
+        input_bytes = self._input_bytes + 36 * more_inputs
+        return self.order.size(len(self.coins) + more_inputs, input_bytes, rest_count, rest_bytes)
 
     def fee(self, size: int) -> int:
-        parameters = self.order.frame.parameters
-        return parameters.min_fee_b + parameters.min_fee_a * size
+        return self.order.fee(size)
 
     def leaves_assets(self) -> bool:
         """Whether assets are left over, so that a rest there must be. Only for a draft that lacks no asset."""
@@ -337,12 +360,12 @@ class Draft:
 
     def pays(self) -> bool:
         """Whether the coins so far make a transaction, in balance and in size."""
-        if not self.coins or self.gap() > 0 or self.lacks_assets():
+        if not self.coins or (gap := self.gap()) > 0 or self.lacks_assets():
             return False
         size_max = self.order.frame.parameters.max_tx_size
-        if self.is_exact():
+        if gap == 0 and self.is_exact():
             return self.bare_size() <= size_max
-        return self.shortfall() <= 0 and self.kept_size() <= size_max
+        return self.kept_size() <= size_max and self.shortfall() <= 0
 
     def has_room(self) -> bool:
         """Whether the coins so far leave any hope that more coins still fit.
@@ -358,17 +381,13 @@ def finish(draft: Draft, anchor: Coin) -> Plan:
     """Lay the body of a draft that pays. Refused: `fee_too_high`, `transaction_too_big`."""
     order, frame = draft.order, draft.order.frame
     coins = tuple(sorted(draft.coins, key=lambda coin: (coin.tx_id, coin.index)))
-    rest, fee_lovelace = _rest(draft)
+    rest, encoded, fee_lovelace = _rest(draft)
     if fee_lovelace > frame.fee_cap_lovelace:
         raise Refused("fee_too_high", f"a fee of {fee_lovelace} lovelace, the cap is {frame.fee_cap_lovelace}")
-    outputs = order.encoded + b"".join(
-        cbor.output(planned.address, planned.lovelace, cbor.multiasset(planned.assets) if planned.assets else b"")
-        for planned in rest
-    )
     body = b"".join((
         cbor.head(5, 5 if frame.commitment is None else 6), b"\x00", cbor.TAGGED_SET, cbor.head(4, len(coins)),
         *(cbor.tx_input(coin.tx_id, coin.index) for coin in coins),
-        b"\x01", cbor.head(4, len(order.planned) + len(rest)), outputs,
+        b"\x01", cbor.head(4, len(order.planned) + len(rest)), order.encoded, encoded,
         b"\x02", cbor.uint(fee_lovelace), b"\x03", cbor.uint(frame.ttl_slot), _auxiliary_hash(frame),
         b"\x0f", cbor.uint(frame.network_id),
     ))  # fmt: skip
@@ -394,18 +413,19 @@ def _auxiliary_hash(frame: Frame) -> bytes:
     return b"\x07" + cbor.byte_string(hashlib.blake2b(frame.auxiliary, digest_size=32).digest())
 
 
-def _rest(draft: Draft) -> tuple[tuple[PlannedOutput, ...], int]:
-    """The outputs of the rest and the fee."""
+def _rest(draft: Draft) -> tuple[tuple[PlannedOutput, ...], bytes, int]:
+    """The outputs of the rest, their bytes, and the fee."""
     if draft.is_exact():
-        return (), draft.fee(draft.bare_size())
+        return (), b"", draft.fee(draft.bare_size())
     frame, spread = draft.order.frame, draft.bundles()
     above, fee_lovelace = -draft.shortfall(), draft.fee(draft.kept_size())
     last, extra = _last_change(spread[-1].least_lovelace + above, frame.parameters.min_fee_a)
-    coins = [bundle.least_lovelace for bundle in spread[:-1]] + [last]
-    return tuple(
-        PlannedOutput(frame.rest_role, frame.rest.raw, lovelace, bundle.assets)
-        for bundle, lovelace in zip(spread, coins, strict=True)
-    ), fee_lovelace + extra
+    planned, parts = [], []
+    for place, bundle in enumerate(spread, 1):
+        lovelace = last if place == len(spread) else bundle.least_lovelace
+        planned.append(PlannedOutput(frame.rest_role, frame.rest.raw, lovelace, bundle.assets))
+        parts.append(cbor.output(frame.rest.raw, lovelace, bundle.encoded))
+    return tuple(planned), b"".join(parts), fee_lovelace + extra
 
 
 def _last_change(lovelace: int, min_fee_a: int) -> tuple[int, int]:

@@ -18,6 +18,7 @@ from payagent.wallet.plan import FEE_SLACK_BYTES, Draft, Order
 
 _LOOK_AHEAD = 16
 _LEAST_INPUT_SIZE = 36
+_INDEX_BYTES_MAX = 8  # of an index, above the one byte that every input has for it
 
 _Sequence = Callable[[Draft, Coins], Iterator[Coin]]
 
@@ -28,7 +29,7 @@ def choose(coins: Coins, order: Order, anchor: Coin | None) -> Draft:
     Refused: `not_enough_funds`, with what is missing; `needs_consolidation` when there is enough, in more coins
     than one transaction holds; `transaction_too_big` when the outputs alone are.
     """
-    if Draft(order).bare_size(more_inputs=1) > order.frame.parameters.max_tx_size:
+    if order.size(1, _LEAST_INPUT_SIZE, 0, 0) > order.frame.parameters.max_tx_size:
         raise Refused("transaction_too_big", f"{len(order.planned)} outputs do not fit one transaction")
     _require_totals(coins, order, anchor, input_count=min(1, len(coins)))
     for sequence in (_frugal, _assets_then_largest, _largest):
@@ -116,7 +117,10 @@ def _completing(draft: Draft, coins: Coins) -> Coin | None:
         return None
     exact, least = draft.exact_gap(more_inputs=1), draft.shortfall(more_inputs=1)
     if exact is not None:
+        most = exact + _INDEX_BYTES_MAX * draft.order.frame.parameters.min_fee_a
         for coin in islice(coins.pure_from(exact), _LOOK_AHEAD):
+            if coin.lovelace > most:
+                break
             if coin.lovelace - _index_fee(draft, coin) == exact and coin.ref not in draft.refs:
                 return coin
     for coin in islice(coins.pure_from(least), _LOOK_AHEAD):

@@ -13,7 +13,6 @@ import asyncio
 import json
 import os
 import re
-import runpy
 import subprocess
 import sys
 import tempfile
@@ -23,11 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from sqlite3 import Connection
 
-from payagent.core.money import LOVELACE
-
 HERE = Path(__file__).parent
 BASELINE = HERE / "baseline.json"
-BENCHMARK = HERE.parents[1] / "benchmarks/build_and_sign.py"
 TOLERANCE_PERCENT = 5
 
 PAYMENTS = 20
@@ -100,10 +96,11 @@ async def of_the_agent(folder: Path) -> Counts:
 
 def builder(coins: int) -> Callable[[], object]:
     """Select, build, sign and check one payment from a wallet of so many coins."""
-    bench = runpy.run_path(str(BENCHMARK))
-    coins_of, ours, outputs, wallet = (bench[name] for name in ("Coins", "ours", "outputs", "wallet"))
-    work: Callable[[], object] = ours(coins_of(wallet(coins)), outputs(LOVELACE, 10_000_000))
-    return work
+    from benchmarks.wallets import outputs, pay, wallet
+    from payagent.wallet.coins import Coins
+
+    index, asked = Coins(wallet(coins, "ada")), outputs("ada")
+    return lambda: pay(index, asked)
 
 
 def memory_of_building() -> Counts:
@@ -198,5 +195,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(HERE.parent))
+    sys.path[:0] = [str(HERE.parent), str(HERE.parents[1])]
     sys.exit(main())

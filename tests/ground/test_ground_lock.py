@@ -35,11 +35,12 @@ def canonical(name: str) -> str:
 
 def direct(kind: str) -> list[Requirement]:
     sources = LOCK["sources"](PYPROJECT)
-    dev = sources["extras"]["dev"] if kind == "dev" else []
-    return [Requirement(line) for line in [*sources["build"], *sources["runtime"], *dev]]
+    extras = [line for extra in EXTRAS[kind] for line in sources["extras"][extra]]
+    return [Requirement(line) for line in [*sources["build"], *sources["runtime"], *extras]]
 
 
-LOCKS = {"runtime": "requirements.txt", "dev": "requirements-dev.txt"}
+LOCKS = {"runtime": "requirements.txt", "dev": "requirements-dev.txt", "bench": "requirements-bench.txt"}
+EXTRAS: dict[str, list[str]] = {"runtime": [], "dev": ["dev"], "bench": ["dev", "bench"]}
 
 
 @pytest.mark.parametrize("kind", LOCKS)
@@ -64,9 +65,9 @@ def test_every_direct_dependency_is_pinned_within_its_bounds(kind: str, python: 
 
 
 @pytest.mark.parametrize("python", PYTHONS)
-def test_the_runtime_lock_is_a_part_of_the_dev_lock(python: str) -> None:
-    runtime, dev = (pinned(read_lock(name)[1], python) for name in LOCKS.values())
-    assert runtime.items() <= dev.items()
+def test_the_runtime_lock_is_a_part_of_the_dev_lock_and_that_of_the_bench_lock(python: str) -> None:
+    runtime, dev, bench = (pinned(read_lock(name)[1], python) for name in LOCKS.values())
+    assert runtime.items() <= dev.items() <= bench.items()
 
 
 @pytest.mark.parametrize("name", LOCKS.values())

@@ -1,0 +1,115 @@
+"""The benchmark's builders make a job a transaction; what the ledger refuses is told. No time is asserted."""
+
+from collections.abc import Iterator
+
+import pytest
+from ledger_check.scalus import available, needs_scalus
+
+from benchmarks import builders, building
+from benchmarks.builders import STOCK, Built, NotRun, Peer, TooSlow
+from benchmarks.building import CHECKED, US, Found, Row, part
+from benchmarks.judge import NOT_JUDGED, VALID, Judge, judging
+from benchmarks.measure import Spread
+from benchmarks.results import Options
+from benchmarks.wallets import ASSETS, build, outputs, pay, wallet
+from payagent.wallet.coins import Coins
+
+OK = VALID if available() else NOT_JUDGED
+
+
+@pytest.fixture
+def judge() -> Iterator[Judge]:
+    with judging() as judge:
+        yield judge
+
+
+def asked_of(peer: Peer, size: int, asset: str) -> Built:
+    job = builders.job(wallet(size, asset), outputs(asset), rounds=2, most_s=5)
+    with builders.written(job) as told:
+        return builders.ask(peer, told, most_s=5)
+
+
+@pytest.mark.parametrize("asset", ASSETS)
+def test_a_job_comes_back_from_stock_pycardano_as_a_transaction(asset: str, judge: Judge) -> None:
+    built = asked_of(STOCK, 12, asset)
+    verdict = judge.verdict(built.tx, wallet(12, asset), outputs(asset))
+    assert (verdict.said, len(built.ms) in (1, 2), built.version[:9]) == (OK, True, "pycardano")
+
+
+@pytest.mark.parametrize("work", [build, pay])
+@pytest.mark.parametrize("asset", ASSETS)
+def test_ours_is_a_transaction_too(asset: str, work: building.Work, judge: Judge) -> None:
+    coins = wallet(12, asset)
+    verdict = judge.verdict(work(Coins(coins), outputs(asset)), coins, outputs(asset))
+    assert verdict.said == OK
+    assert verdict.fee_lovelace is not None
+    assert 160_000 < verdict.fee_lovelace < 200_000
+
+
+@needs_scalus
+def test_what_the_ledger_refuses_is_told_and_counts_for_nobody(judge: Judge) -> None:
+    coins, asked = wallet(1, "ada"), outputs("ada")
+    tx = bytearray(build(Coins(coins), asked))
+    tx[-3] ^= 1  # in the signature
+    task = building.Task("ada", coins, asked)
+    row = building.judged(task, US, Built([1.0], bytes(tx)), judge)
+    assert row.said.startswith("refused: ")
+    assert "signature" in row.said
+    assert Found([row]).medians("ada", US) == {}
+    assert [bound.holds for bound in part(Found([row])).bounds] == [False]
+
+
+def test_a_transaction_that_pays_somebody_else_is_refused(judge: Judge) -> None:
+    coins, asked = wallet(1, "ada"), outputs("ada")
+    tx = build(Coins(coins), asked[:2])
+    assert judge.verdict(tx, coins, asked).said.startswith("refused: it does not pay 1000000 lovelace")
+
+
+def test_bytes_that_are_no_transaction_are_refused(judge: Judge) -> None:
+    assert judge.verdict(b"\x84", wallet(1, "ada"), outputs("ada")).said.startswith("refused: not a transaction")
+
+
+def test_a_peer_that_is_not_there_is_not_run_and_says_why() -> None:
+    with pytest.raises(NotRun, match="No module named"):
+        asked_of(Peer("nobody", "nobody"), 1, "ada")
+
+
+def test_a_peer_that_fails_says_why() -> None:
+    with (
+        builders.written(builders.job([], outputs("ada"), 1, 1)) as told,
+        pytest.raises(NotRun, match=r"UTxOSelectionException: All UTxO selectors failed\. Requested"),
+    ):
+        builders.ask(STOCK, told, 1)
+
+
+def test_a_first_build_that_takes_too_long_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(builders, "FIRST_BUILD_S", 0.001)
+    with pytest.raises(TooSlow, match="first build"):
+        asked_of(STOCK, 30, "ada")
+
+
+def test_a_peer_that_is_too_slow_is_not_asked_for_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def slow(peer: Peer, *_: object) -> Built:
+        asked.append(peer)
+        raise TooSlow("stopped")
+
+    monkeypatch.setattr(builders, "ask", slow)
+    monkeypatch.setattr(builders, "ALL", (STOCK,))
+    monkeypatch.setattr(building, "QUICK_SIZES", (1, 2))
+    told = building.measure(Options(is_quick=True))
+    assert asked == [STOCK]
+    said = [row[-1] for table in told.tables for row in table.rows if row[1] == STOCK.name]
+    assert said[0] == "not run: stopped"
+    assert set(said[1:]) == {"not asked: its first build was too slow at 1 coins"}
+
+
+def test_a_peer_in_front_breaks_the_bound() -> None:
+    def row(builder: str, ms: float) -> Row:
+        return Row("ada", 1, builder, VALID, Spread.of([ms]), 170_000)
+
+    told = part(Found([row(US, 0.05), row(CHECKED, 0.08), row("other", 0.06)]))
+    ahead = {bound.name.split(" ahead")[0]: bound.holds for bound in told.bounds if bound.at_least}
+    assert ahead == {US: True, CHECKED: False}
+    assert [(ratio.other, round(ratio.times, 2)) for ratio in told.ratios] == [("other", 1.2)]
