@@ -31,11 +31,12 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came, and how long after the call was sent."""
+    """What came, how long after the call was sent, and when that was (POSIX)."""
 
     status: int
     body: bytes
     ms: float
+    sent_s: float
 
 
 async def in_turn(url: str, calls: Sequence[Call]) -> list[Answer]:
@@ -76,7 +77,7 @@ async def until_taken(url: str, calls: Sequence[Call], retry_s: float) -> tuple[
 
 
 async def _answered(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, call: Call) -> Answer:
-    start_s = time.perf_counter()
+    start_s, sent_s = time.perf_counter(), time.time()
     writer.write(call.raw)
     head = (await reader.readuntil(b"\r\n\r\n")).lower()
     if b"transfer-encoding: chunked" in head:
@@ -84,4 +85,4 @@ async def _answered(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, 
     else:
         lengths = [line[15:] for line in head.split(b"\r\n") if line.startswith(b"content-length:")]
         body = await reader.readexactly(int(lengths[0]))
-    return Answer(int(head[9:12]), body, (time.perf_counter() - start_s) * 1000)
+    return Answer(int(head[9:12]), body, (time.perf_counter() - start_s) * 1000, sent_s)

@@ -6,14 +6,17 @@ and watched meanwhile, as it is with a user.
 
 import asyncio
 import json
-from collections.abc import Sequence
+import sqlite3
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 
 from benchmarks.clients import Answer, Call, Json, at_once, in_turn
-from benchmarks.measure import Spread, memory_mb
-from benchmarks.results import Bound, Options, Part, Plot, Table
+from benchmarks.measure import Spread, memory_mb, times_ms
+from benchmarks.results import Bars, Bound, Options, Part, Plot, Table
 from benchmarks.stage import Stage, stage, until
+from benchmarks.wallets import SIGNER
+from payagent.store.signer import Signed, SignerFile
 
 COIN_LOVELACE = 20_000_000
 HOW = """\
@@ -80,12 +83,24 @@ def _alone(part: Part, up: Stage, calls: Sequence[Call]) -> None:
         ("a payment", spread.median, spread.p10, spread.p90, spread.p99),
         ("the same again", replay.median, replay.p10, replay.p90, replay.p99),
     ]
-    rows += [(f"of it: {name}", one.median, one.p10, one.p90, one.p99) for name, one in _stages(up.log, first)]
+    stages = _stages(up.log, first, answers)
+    rows += [(f"of it: {name}", one.median, one.p10, one.p90, one.p99) for name, one in stages.items()]
+    floor = floor_ms(up)
+    rows += [(f"the floor: {name}", ms, None, None, None) for name, ms in floor.items()]
+    bars = {"a payment": {name: one.median for name, one in stages.items()}, "its floor": floor}
+    part.bars.append(Bars("stages", "One payment over HTTP, at the median", "ms", bars))
     part.tables.append(Table("One after the other, ms", ("", "median", "p10", "p90", "p99"), rows))
 
 
-def _stages(log: Path, first_byte: int) -> list[tuple[str, Spread]]:
-    """By the daemon's log: from the decision's commit to the signed attempt's, and from that to leaving."""
+RECEIVED, SIGNED, ANSWERED = (
+    "received, read, decided and durable",
+    "signed, checked, durable and noted",
+    "answered",
+)
+
+
+def _stages(log: Path, first_byte: int, answers: Sequence[Answer]) -> dict[str, Spread]:
+    """By the daemon's log, which tells each commit, and the clients' clock, which is the same machine's."""
     with log.open("rb") as file:
         file.seek(first_byte)
         lines = [json.loads(line) for line in file]
@@ -94,18 +109,43 @@ def _stages(log: Path, first_byte: int) -> list[tuple[str, Spread]]:
         if "payment" in line:
             when = datetime.fromisoformat(line["timestamp"]).timestamp()
             at.setdefault((line["event"], line["payment"]), when)
-    told = []
-    for name, start, end in (
-        ("admitted to signed and durable", "payment.admit", "payment.sign"),
-        ("signed to marked as leaving", "payment.sign", "payment.leave"),
-    ):
-        taken = [
-            (at[end, payment] - since) * 1000
-            for (event, payment), since in at.items()
-            if event == start and (end, payment) in at
-        ]
-        told.append((name, Spread.of(taken)))
-    return told
+    taken: dict[str, list[float]] = {RECEIVED: [], SIGNED: [], ANSWERED: []}
+    for answer in answers:
+        payment = json.loads(answer.body)["id"]
+        admitted_s, signed_s = at["payment.admit", payment], at["payment.sign", payment]
+        taken[RECEIVED].append((admitted_s - answer.sent_s) * 1000)
+        taken[SIGNED].append((signed_s - admitted_s) * 1000)
+        taken[ANSWERED].append((answer.sent_s - signed_s) * 1000 + answer.ms)
+    return {name: Spread.of(ms) for name, ms in taken.items()}
+
+
+def floor_ms(up: Stage) -> dict[str, float]:
+    """What no payment can do without, each by itself: one exchange by HTTP with the daemon, two commits that are
+    synced, a small file that is replaced durably, and a signature.
+    """
+    exchange = Call.of("GET", f"{up.api}/healthz", {})
+    answers = asyncio.run(in_turn(up.api, [exchange] * 200))
+    return {
+        "HTTP": Spread.of([answer.ms for answer in answers]).median,
+        "two commits": 2 * Spread.of(times_ms(_committer(up.folder), 100)).median,
+        "the signer's record": Spread.of(times_ms(_noter(up.folder), 100)).median,
+        "a signature": Spread.of(times_ms(lambda: SIGNER.sign_hash(bytes(32)), 200)).median,
+    }
+
+
+def _committer(folder: Path) -> Callable[[], object]:
+    """One row of 4 kB, synced as the ledger is."""
+    conn = sqlite3.connect(folder / "floor.db", isolation_level=None)
+    conn.execute("PRAGMA journal_mode = WAL")
+    conn.execute("PRAGMA synchronous = FULL")
+    conn.execute("CREATE TABLE rows(what BLOB)")
+    return lambda: conn.execute("INSERT INTO rows VALUES (?)", (bytes(4_000),))
+
+
+def _noter(folder: Path) -> Callable[[], object]:
+    record = SignerFile(folder / "floor.json")
+    signed = Signed(1, "ab" * 32, 1)
+    return lambda: record.write(signed)
 
 
 def _many(up: Stage, calls: Sequence[Call], clients: int, status: int) -> tuple[float, Spread]:

@@ -64,6 +64,7 @@ def write(told: Json, folder: Path) -> list[Path]:
     data.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     page.write_text(as_page(told), encoding="utf-8")
     drawn = [_draw(plot, folder) for part in told["parts"] for plot in part["plots"]]
+    drawn += [_stack(bars, folder) for part in told["parts"] for bars in part["bars"]]
     return [data, page, *drawn]
 
 
@@ -93,7 +94,7 @@ def as_page(told: Json) -> str:
     ]
     for part in told["parts"]:
         out += ["", f"## {part['title']}", "", part["how"].strip(), "", f"It took {part['took_s']:.0f} s."]
-        for plot in part["plots"]:
+        for plot in (*part["bars"], *part["plots"]):
             out += ["", f"![{plot['title']}]({_file(plot)})"]
         for table in part["tables"]:
             out += ["", f"### {table['title']}", "", *_table(table["columns"], table["rows"])]
@@ -154,6 +155,28 @@ def _draw(plot: Json, folder: Path) -> Path:
         if len(plot["lines"]) > 1:
             axes.legend()
         path = folder / _file(plot)
+        figure.savefig(path, metadata={"Date": None})
+    return path
+
+
+def _stack(told: Json, folder: Path) -> Path:
+    """Bars that lie, the pieces of each in their order."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context({"svg.hashsalt": told["name"], "svg.fonttype": "none", "font.size": 9}):
+        figure = Figure(figsize=(8, 1.2 + 0.7 * len(told["bars"])), layout="constrained")
+        axes = figure.add_subplot()
+        pieces = list(dict.fromkeys(name for bar in told["bars"].values() for name in bar))
+        left = dict.fromkeys(told["bars"], 0.0)
+        for name in pieces:
+            widths = [bar.get(name, 0.0) for bar in told["bars"].values()]
+            axes.barh(list(told["bars"]), widths, left=list(left.values()), label=name)
+            left = {bar: start + width for (bar, start), width in zip(left.items(), widths, strict=True)}
+        axes.invert_yaxis()
+        axes.set(title=told["title"], xlabel=told["unit"])
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.35), ncols=3, frameon=False)
+        path = folder / _file(told)
         figure.savefig(path, metadata={"Date": None})
     return path
 

@@ -54,6 +54,16 @@ class Plot:
 
 
 @dataclass(frozen=True, slots=True)
+class Bars:
+    """Bars on top of each other, each of named pieces in `unit`; its file is called by `name`."""
+
+    name: str
+    title: str
+    unit: str
+    bars: dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True, slots=True)
 class Part:
     """One part. `how` says what was done, in words; `left_out` what the figures do not show."""
 
@@ -64,6 +74,7 @@ class Part:
     ratios: list[Ratio] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
     plots: list[Plot] = field(default_factory=list)
+    bars: list[Bars] = field(default_factory=list)
     left_out: str = ""
 
 
