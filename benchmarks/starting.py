@@ -163,9 +163,7 @@ def daemon(folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
         process.wait()
 
 
-def answers(
-    http: httpx.Client, path: str, headers: dict[str, str], process: subprocess.Popen[bytes]
-) -> bool:
+def answers(http: httpx.Client, path: str, headers: dict[str, str], process: subprocess.Popen[bytes]) -> bool:
     if process.poll() is not None:
         raise RuntimeError(f"the daemon ended with exit code {process.returncode}")
     with suppress(httpx.TransportError):

@@ -131,6 +131,26 @@ class PaymentRow:
 
 
 @dataclass(frozen=True, slots=True)
+class OpenPayment:
+    """What of a payment tells whether a step is due, small enough to be kept of every open one.
+
+    As in `PaymentRow`, but for `is_cancel`: of the attempt that counts now.
+    """
+
+    seq: int
+    id: str
+    state: State
+    delivery: Delivery
+    anchor: str | None
+    ttl_slot: int | None
+    tx_id: str | None
+    is_cancel: bool
+    block_height: int | None
+    handed_over: bool
+    created_at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class AttemptRow:
     tx_id: str
     payment_id: str
@@ -376,6 +396,46 @@ def was_told(conn: sqlite3.Connection, payment_id: str, tx_id: str | None, kind:
         (payment_id, kind, tx_id),
     ).fetchone()
     return row is not None
+
+
+_OPEN = """
+SELECT p.seq, p.id, p.state, p.delivery, p.anchor, COALESCE(a.ttl_slot, p.ttl_slot), p.tx_id,
+       COALESCE(a.kind = 'cancel', 0), p.block_height, COALESCE(v.handed_over, 0), p.created_at_ms
+FROM payments p
+LEFT JOIN invoices v ON v.seq = p.invoice
+LEFT JOIN attempts a ON a.tx_id = p.tx_id
+"""
+_IS_OPEN = """
+p.state IN ('reserved', 'signed', 'in_flight', 'replacing', 'cancelling', 'in_block', 'confirmed')
+OR (p.state = 'void' AND EXISTS (SELECT 1 FROM reservations r WHERE r.payment_id = p.id))
+"""
+
+
+def open_payments(conn: sqlite3.Connection) -> list[OpenPayment]:
+    """Admitted payments whose state may still change, `watched_voids` among them; oldest first."""
+    return [_open(row) for row in conn.execute(f"{_OPEN} WHERE {_IS_OPEN} ORDER BY p.seq")]
+
+
+def open_payment(conn: sqlite3.Connection, payment_id: str) -> OpenPayment | None:
+    """One of them, if it is."""
+    row = conn.execute(f"{_OPEN} WHERE p.id = ? AND ({_IS_OPEN})", (payment_id,)).fetchone()
+    return None if row is None else _open(row)
+
+
+def _open(row: tuple[Any, ...]) -> OpenPayment:
+    seq, payment_id, state, delivery, anchor, ttl_slot, tx_id, is_cancel, height, handed_over, created_at_ms = row
+    return OpenPayment(
+        *(seq, payment_id, State(state), Delivery(delivery), anchor, ttl_slot, tx_id),
+        *(bool(is_cancel), height, bool(handed_over), created_at_ms),
+    )
+
+
+def payments_after(conn: sqlite3.Connection, event_seq: int) -> set[str]:
+    """Payments that something happened to after an event: no other one has another state than then."""
+    rows = conn.execute(
+        "SELECT DISTINCT payment_id FROM events WHERE seq > ? AND payment_id IS NOT NULL", (event_seq,)
+    )
+    return {payment_id for (payment_id,) in rows}
 
 
 def watched_voids(conn: sqlite3.Connection) -> list[PaymentRow]:
