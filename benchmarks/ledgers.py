@@ -43,6 +43,11 @@ def maker() -> dict[str, Any]:
     return runpy.run_path(str(MAKER), run_name="make_ledger")
 
 
+def copied(ledger: Path, folder: Path) -> Path:
+    """One that may be written."""
+    return Path(shutil.copyfile(ledger, folder / ledger.name))
+
+
 @contextmanager
 def folder() -> Iterator[Path]:
     """A folder that is gone afterwards, on the disk of the kept ledgers: a commit has to reach one."""

@@ -5,7 +5,6 @@ transactions is on it, so that the daemon has to look for each and to send each 
 answers what the wallet has, which needs the ledger; the first look at the chain is done when it is ready to pay.
 """
 
-import json
 import os
 import shutil
 import signal
@@ -22,7 +21,7 @@ import httpx
 
 from benchmarks import ledgers
 from benchmarks.measure import memory_mb
-from benchmarks.results import Bound, Options, Part, Table
+from benchmarks.results import Bound, Cell, Options, Part, Table
 from payagent.agent.ports import SystemRandomness
 from payagent.api.tokens import hash_token, new_token
 from payagent.devnet.server import Devnet, DevnetThread
@@ -58,7 +57,9 @@ def measure(options: Options) -> Part:
 def as_part(starts: list[Start]) -> Part:
     idle, most = starts[0], starts[-1]
     columns = ("open payments", "open after s", "MB then", "first look done after s", "MB at most", "signer MB")
-    rows = [(s.payments, s.opened_s, s.opened_mb, s.looked_s, s.peak_mb, s.signer_mb) for s in starts]
+    rows: list[tuple[Cell, ...]] = [
+        (s.payments, s.opened_s, s.opened_mb, s.looked_s, s.peak_mb, s.signer_mb) for s in starts
+    ]
     return Part(
         "starting",
         "Start-up and memory",
@@ -184,8 +185,3 @@ def child_of(pid: int) -> int:
     """The signer's process: the only one that a daemon starts."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
     return int(children[0])
-
-
-if __name__ == "__main__":
-    for number in sys.argv[1:]:
-        print(json.dumps(start(int(number)).__dict__ if hasattr(Start, "__dict__") else str(start(int(number)))))
