@@ -66,8 +66,10 @@ Lines = dict[str, list[tuple[float, float]]]
 class Payer:
     """Admits, signs and follows payments by the agent's own jobs, on a writer of its own. The chain is made up."""
 
-    def __init__(self, path: Path, coins: int) -> None:
-        """The wallet has so many coins of which each pays one payment, and no other."""
+    def __init__(self, path: Path, coins: int, batch_target: int | None = None) -> None:
+        """The wallet has so many coins of which each pays one payment, and no other. What is bought are single
+        calls, or batches of so many."""
+        self._batch_target = batch_target
         self.writer, self.readers = Writer(path), Readers(path)
         self.now_ms = SystemClock().now_ms()
         began_s = self.now_ms // 1000 - 1_000_000
@@ -138,7 +140,9 @@ class Payer:
 
     def _purchase(self, number: int) -> Purchase:
         invoice = Invoice(
-            "t-backend", ORIGIN, f"inv_bench_{number}", NETWORK.name, PAID, expires_at_ms=self.now_ms + 900_000
+            *("t-backend", ORIGIN, f"inv_bench_{number}", NETWORK.name, PAID),
+            expires_at_ms=self.now_ms + 900_000,
+            batch_target=self._batch_target,
         )
         return Purchase(
             ids=Ids(f"int_bench_{number}", payment_id(number), f"req_bench_{number}"),
@@ -151,7 +155,7 @@ class Payer:
             offers=(invoice,),
             response="{}",
             received_at_ms=self.now_ms,
-            heard_at_ms=self.now_ms,
+            heard_at_ms=self.now_ms + 1,  # after the last batch was served
             max_total_units=None,
             min_window_s=120,
             buyer=Buyer("bench", ACCOUNT.address.text),
