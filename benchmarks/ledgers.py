@@ -31,7 +31,7 @@ def settled(count: int) -> Path:
 
 
 def in_flight(refs: Sequence[tuple[str, int]]) -> Path:
-    """A ledger of one payment in flight for each of these coins (transaction, index); not to be written."""
+    """A ledger of payments in flight, eight for each of these coins (transaction, index); not to be written."""
     path = _path(f"open-{hashlib.sha256(repr(refs).encode()).hexdigest()[:12]}-{len(refs)}")
     if not path.exists():
         _make(path, lambda new: maker()["make"](new, 0, refs))

@@ -108,16 +108,16 @@ def start(count: int) -> Start:
 
 
 def deposited(devnet: Devnet, count: int) -> list[tuple[str, int]]:
-    """Coins of the wallet on the chain, one for each payment that is to be open; the same each time. And one more,
+    """Coins of the wallet on the chain for so many payments that are to be open, the same each time. And one more,
     which is free."""
     names = ledgers.maker()
-    own, lovelace, node = names["OWN"].raw, names["OPEN_LOVELACE"], devnet.node
+    own, lovelace, node = names["OWN"].raw, names["CHAIN_LOVELACE"], devnet.node
     refs = []
-    for number in range(count):
+    for number in range(count // names["CHAIN_DEPTH"]):
         refs.append((node.faucet(own, lovelace, {}), 0))
         if number % DEPOSITS_PER_BLOCK == 0:
             node.make_blocks(1)
-    node.faucet(own, 20 * lovelace, {})
+    node.faucet(own, lovelace, {})
     node.make_blocks(2)
     return refs
 

@@ -11,7 +11,7 @@ from collections.abc import Collection
 from payagent.agent.agent import Agent
 from payagent.core.payment import State
 from payagent.store import queries
-from payagent.store.queries import CoinRow, OpenPayment
+from payagent.store.queries import OpenPayment
 from payagent.store.writer import Connection
 
 LOOKED_FOR = (State.SIGNED, State.IN_FLIGHT, State.REPLACING, State.CANCELLING)
@@ -28,7 +28,7 @@ class Rows:
         self._as_of: object = None
         self._last_event: int | None = None
         self._payments: dict[str, OpenPayment] = {}
-        self._coins: list[CoinRow] | None = None
+        self._coins: dict[str, str] | None = None
 
     def open(self, states: Collection[State]) -> list[OpenPayment]:
         """Admitted payments in any of these states, none of which is final; oldest first."""
@@ -42,11 +42,11 @@ class Rows:
     def watched_voids(self) -> list[OpenPayment]:
         return self.open((State.VOID,))
 
-    def coins(self) -> list[CoinRow]:
-        """Every coin that is not spent."""
+    def coins(self) -> dict[str, str]:
+        """The state of every coin that is not spent, by its ref."""
         conn = self._fresh()
         if self._coins is None:
-            self._coins = queries.coins(conn)
+            self._coins = queries.coin_states(conn)
         return self._coins
 
     def _fresh(self) -> Connection:

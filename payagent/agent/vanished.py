@@ -19,7 +19,7 @@ from payagent.chain.panel import View
 from payagent.chain.source import Found, NotFound, Tip, TxSeen
 from payagent.core.payment import State
 from payagent.store import alerts, queries, records
-from payagent.store.queries import CoinRow, OpenPayment
+from payagent.store.queries import CoinRow, PaymentRow
 from payagent.store.writer import Unit
 
 SUBJECT = "anchor:"
@@ -32,7 +32,7 @@ class Vanished:
     neither land nor be cancelled, as things are: nothing is signed for them."""
 
     def __init__(self, agent: Agent, rows: Rows) -> None:
-        self.stuck: dict[str, OpenPayment] = {}
+        self.stuck: dict[str, PaymentRow] = {}
         self._agent = agent
         self._rows = rows
         self._denied = Repeats()
@@ -43,7 +43,10 @@ class Vanished:
         conn = self._agent.conn
         for coin in queries.missing_deposits(conn) if source.is_final else ():
             await self._doubt(source, coin)
-        self.stuck = {row.id: row for row in self._rows.open(LOOKED_FOR) if queries.is_vanished(conn, row.anchor)}
+        self.stuck = {}
+        if queries.any_vanished(conn):
+            found = (queries.payment(conn, one.id) for one in self._rows.open(LOOKED_FOR))
+            self.stuck = {row.id: row for row in found if row and queries.is_vanished(conn, row.anchor)}
         await self._tell()
         for row in self.stuck.values() if source.is_final else ():
             await self._weigh(source, tip, row)
@@ -81,7 +84,7 @@ class Vanished:
         await self._agent.write("alert", job)
         self._told = list(self.stuck)
 
-    async def _weigh(self, source: View, tip: Tip, row: OpenPayment) -> None:
+    async def _weigh(self, source: View, tip: Tip, row: PaymentRow) -> None:
         """Is a block past the time limit of all that was signed for it, deeper than any rollback reaches?
 
         The first one that is seen is written down, so that a restart does not begin anew. Then the transactions
@@ -109,7 +112,7 @@ class Vanished:
                 "void", lambda unit: steps.record_time_over(unit, row.id, block, agent.coins, now_ms), row.id
             )
 
-    async def _note(self, row: OpenPayment, tip: Tip) -> None:
+    async def _note(self, row: PaymentRow, tip: Tip) -> None:
         told = {"block_hash": tip.hash, "block_height": tip.height, "block_slot": tip.slot}
         now_ms = self._agent.ports.clock.now_ms()
 
@@ -119,13 +122,13 @@ class Vanished:
         await self._agent.write("alert", job, row.id)
 
 
-def _block_of(agent: Agent, row: OpenPayment) -> TxSeen | None:
+def _block_of(agent: Agent, row: PaymentRow) -> TxSeen | None:
     """The block that was noted as past all time limits; of no transaction."""
     told = queries.last_note(agent.conn, row.id, "time_over")
     return None if told is None else TxSeen("", told["block_hash"], told["block_height"], told["block_slot"])
 
 
-def _raise(unit: Unit, row: OpenPayment, now_ms: int) -> None:
+def _raise(unit: Unit, row: PaymentRow, now_ms: int) -> None:
     detail = (
         f"a rollback took the deposit that {row.id} spends or descends from: neither what was signed for it nor a "
         "cancel can land, unless the deposit comes back. Its money stays held"

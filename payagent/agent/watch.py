@@ -52,7 +52,7 @@ RESUBMIT_MAX_MS = 200_000
 MERCHANT_PATIENCE_MS = 3_600_000
 AT_ONCE_MAX = 8
 
-SENT_AT_ONCE_MAX = 1_000
+SENT_AT_ONCE_MAX = 256
 """So many attempts at most are on their way to providers when others are sent again: each takes memory."""
 
 TURN = 100
@@ -106,7 +106,7 @@ class Watch:
         self._coins_due = True
         self._coins_read = False
         self._urgent: set[str] = set()
-        self._waits: dict[str, tuple[int, int]] = {}
+        self._waits: dict[int, tuple[int, int]] = {}
         clock, own = agent.ports.clock, agent.terms.own.text
         self._panel = Panel(agent.sources, clock, own, self._vouch, self._slot_at, TIP_AGE_MAX_S)
         self._told_out: list[str] = []
@@ -444,9 +444,9 @@ class Watch:
             # one list of several is enough to sign by the coins that are known; nothing is booked by it
             self._coins_read |= isinstance(read, Unknown) and read.why is Why.NOT_YET
             return
-        known = {row.ref: row for row in self._rows.coins()}
+        known = self._rows.coins()
         now_ms = agent.ports.clock.now_ms()
-        listing = self._believed(source, read.value, set(known), now_ms)
+        listing = self._believed(source, read.value, known.keys(), now_ms)
         if deposits.is_stale(listing, known):
             await agent.write("deposit", lambda unit: deposits.sync(unit, listing, agent.coins, now_ms))
         self._coins_read = True
@@ -460,10 +460,10 @@ class Watch:
 
         Where only one is configured it is taken at its word: a coin that it makes up pays nobody.
         """
-        is_new = {ref: coin for coin in listing.agreed if (ref := f"{coin.tx_id}#{coin.index}") not in known}
         if not source.is_lonely:
             self._new_coins = Repeats()
             return listing
+        is_new = {ref: coin for coin in listing.agreed if (ref := f"{coin.tx_id}#{coin.index}") not in known}
         young = {
             ref
             for ref, coin in is_new.items()
@@ -501,15 +501,15 @@ class Watch:
 
     def _send_what_is_due(self, slot: int, now_ms: int) -> None:
         """What waits longest first, and no more at once than `SENT_AT_ONCE_MAX`; the others at the next look."""
-        waits: dict[str, tuple[int, int]] = {}
+        waits: dict[int, tuple[int, int]] = {}
         due: list[tuple[int, str]] = []
         for row in self._rows.open(_SENDING):
-            if (row.ttl_slot or 0) <= slot or row.tx_id is None:
+            if (row.ttl_slot or 0) <= slot or row.attempt is None:
                 continue
-            last_ms, due_ms = self._waits.get(row.tx_id, (0, 0))
+            last_ms, due_ms = self._waits.get(row.attempt, (0, 0))
             if now_ms >= due_ms or now_ms < last_ms:
-                last_ms, due_ms = self._wait_of(row.id, row.tx_id)
-            waits[row.tx_id] = (last_ms, due_ms)
+                last_ms, due_ms = self._wait_of(row.id)
+            waits[row.attempt] = (last_ms, due_ms)
             # also when it was sent last at a time that is still to come: the clock was set back since
             is_due = now_ms >= due_ms or now_ms < last_ms or row.id in self._urgent
             if is_due and self._may_broadcast(row):
@@ -527,9 +527,10 @@ class Watch:
         found = queries.payment(self._agent.conn, row.id)
         return found is not None and steps.may_broadcast(found)
 
-    def _wait_of(self, payment_id: str, tx_id: str) -> tuple[int, int]:
-        """When an attempt was sent last, and when it is to be sent again."""
+    def _wait_of(self, payment_id: str) -> tuple[int, int]:
+        """When a payment's attempt was sent last, and when it is to be sent again."""
         conn = self._agent.conn
+        tx_id = queries.tx_of(conn, payment_id)
         count, last_ms = queries.submissions(conn, tx_id)
         is_hopeless = queries.was_told(conn, payment_id, tx_id, SubmitKind.NEVER)
         return last_ms, resubmit_due_ms(count, last_ms, is_hopeless=is_hopeless)
@@ -564,7 +565,7 @@ def _may_be_over(row: OpenPayment, slot: int) -> bool:
 
     Not where payagent itself sent it, and it can still land.
     """
-    can_land = row.tx_id is not None and not row.is_cancel and (row.ttl_slot or 0) > slot
+    can_land = row.attempt is not None and not row.is_cancel and (row.ttl_slot or 0) > slot
     return row.state is State.CANCELLING or row.handed_over or not can_land
 
 

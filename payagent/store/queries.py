@@ -9,6 +9,7 @@ May import: core, store.schema, sqlite3. Never: writes.
 import hashlib
 import json
 import sqlite3
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -134,16 +135,15 @@ class PaymentRow:
 class OpenPayment:
     """What of a payment tells whether a step is due, small enough to be kept of every open one.
 
-    As in `PaymentRow`, but for `is_cancel`: of the attempt that counts now.
+    As in `PaymentRow`; `is_cancel`: whether the attempt that counts now is one.
     """
 
     seq: int
     id: str
     state: State
     delivery: Delivery
-    anchor: str | None
     ttl_slot: int | None
-    tx_id: str | None
+    attempt: int | None
     is_cancel: bool
     block_height: int | None
     handed_over: bool
@@ -276,6 +276,12 @@ def payment(conn: sqlite3.Connection, payment_id: str) -> PaymentRow | None:
     return _payment(row) if row else None
 
 
+def tx_of(conn: sqlite3.Connection, payment_id: str) -> str:
+    """The attempt that counts now; empty while there is none."""
+    (tx_id,) = conn.execute("SELECT COALESCE(tx_id, '') FROM payments WHERE id = ?", (payment_id,)).fetchone()
+    return str(tx_id)
+
+
 def payments_in(conn: sqlite3.Connection, states: Iterable[State]) -> list[PaymentRow]:
     """Payments in any of the states, oldest first."""
     names = [str(state) for state in states]
@@ -399,7 +405,7 @@ def was_told(conn: sqlite3.Connection, payment_id: str, tx_id: str | None, kind:
 
 
 _OPEN = """
-SELECT p.seq, p.id, p.state, p.delivery, p.anchor, COALESCE(a.ttl_slot, p.ttl_slot), p.tx_id,
+SELECT p.seq, p.id, p.state, p.delivery, COALESCE(a.ttl_slot, p.ttl_slot), a.rowid,
        COALESCE(a.kind = 'cancel', 0), p.block_height, COALESCE(v.handed_over, 0), p.created_at_ms
 FROM payments p
 LEFT JOIN invoices v ON v.seq = p.invoice
@@ -423,9 +429,9 @@ def open_payment(conn: sqlite3.Connection, payment_id: str) -> OpenPayment | Non
 
 
 def _open(row: tuple[Any, ...]) -> OpenPayment:
-    seq, payment_id, state, delivery, anchor, ttl_slot, tx_id, is_cancel, height, handed_over, created_at_ms = row
+    seq, payment_id, state, delivery, ttl_slot, attempt, is_cancel, height, handed_over, created_at_ms = row
     return OpenPayment(
-        *(seq, payment_id, State(state), Delivery(delivery), anchor, ttl_slot, tx_id),
+        *(seq, payment_id, State(state), Delivery(delivery), ttl_slot, attempt),
         *(bool(is_cancel), height, bool(handed_over), created_at_ms),
     )
 
@@ -503,6 +509,14 @@ def coins(conn: sqlite3.Connection) -> list[CoinRow]:
     return [_coin(row) for row in rows]
 
 
+def coin_states(conn: sqlite3.Connection) -> dict[str, str]:
+    """The state of every coin that is not spent, as we know them, by its ref."""
+    rows = conn.execute(
+        "SELECT ref, state FROM coins WHERE state IN ('pending', 'free', 'locked', 'missing') ORDER BY ref"
+    )
+    return {ref: sys.intern(state) for ref, state in rows}
+
+
 def free_coins(conn: sqlite3.Connection) -> list[CoinRow]:
     """Coins that selection may take: free and not reserved."""
     rows = conn.execute(f"{_COIN} WHERE c.state = 'free' AND r.payment_id IS NULL ORDER BY c.ref")
@@ -540,6 +554,15 @@ def missing_deposits(conn: sqlite3.Connection) -> list[CoinRow]:
     """Those of them that others' transactions made, reserved or not."""
     rows = conn.execute(f"{_COIN} WHERE c.state = 'missing' AND c.source = 'deposit' ORDER BY c.ref")
     return [_coin(row) for row in rows]
+
+
+def any_vanished(conn: sqlite3.Connection) -> bool:
+    """Whether `is_vanished` can be of any coin."""
+    row = conn.execute(
+        "SELECT EXISTS (SELECT 1 FROM coins WHERE state = 'vanished') "
+        "OR EXISTS (SELECT 1 FROM payments INDEXED BY payments_anchor_gone WHERE reason_code = 'anchor_gone')"
+    ).fetchone()
+    return bool(row[0])
 
 
 def is_vanished(conn: sqlite3.Connection, ref: str | None) -> bool:
