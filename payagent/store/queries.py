@@ -438,10 +438,8 @@ def _open(row: tuple[Any, ...]) -> OpenPayment:
 
 def payments_after(conn: sqlite3.Connection, event_seq: int) -> set[str]:
     """Payments that something happened to after an event: no other one has another state than then."""
-    rows = conn.execute(
-        "SELECT DISTINCT payment_id FROM events WHERE seq > ? AND payment_id IS NOT NULL", (event_seq,)
-    )
-    return {payment_id for (payment_id,) in rows}
+    rows = conn.execute("SELECT payment_id FROM events WHERE seq > ?", (event_seq,))
+    return {payment_id for (payment_id,) in rows if payment_id is not None}
 
 
 def watched_voids(conn: sqlite3.Connection) -> list[PaymentRow]:
