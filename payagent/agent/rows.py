@@ -36,8 +36,8 @@ class Rows:
         return [row for row in self._payments.values() if row.state in states]
 
     def on_chain(self) -> list[OpenPayment]:
-        """Payments of which a transaction is in a block that may still be lost."""
-        return [*self.open(SEEN), *self.watched_voids()]
+        """Payments of which a transaction is in a block that may still be lost; oldest first."""
+        return self.open((*SEEN, State.VOID))
 
     def watched_voids(self) -> list[OpenPayment]:
         return self.open((State.VOID,))
