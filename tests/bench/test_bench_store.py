@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import ledgers, seeds, starting, store
-from benchmarks.results import Part
+from benchmarks.results import Options, Part
 from payagent.audit.finding import Finding
 from payagent.audit.signed import Owner
 from payagent.audit.verify import verify
@@ -46,22 +46,18 @@ def test_a_ledger_is_made_once(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [made.name]
 
 
+class Little(Options):
+    """A run of next to nothing."""
+
+    def pick(self, quick, full):  # type: ignore[no-untyped-def]
+        return (5,) if isinstance(quick, tuple) else 3
+
+
 def test_history_is_told_by_payments_with_its_bound_and_its_plot(tmp_path: Path) -> None:
-    paths = {count: ledgers.copied(ledgers.settled(count), tmp_path / str(count)) for count in folders(tmp_path)}
-    with closing(store.Payer(paths[0], 12)) as empty, closing(store.Payer(paths[5], 12)) as some:
-        payers = {0: empty, 5: some}
-        admitted = store.admissions(payers, 3)
-        read = {count: store.reads(payer, count, 2) for count, payer in payers.items()}
-    part = store.as_part(admitted, read, {5: store.books(paths[5])})
+    part = store.measure(Little(True))
     assert [bound.name for bound in part.bounds] == ["admission at 5 payments, times an empty ledger"]
     assert {len(points) for plot in part.plots for points in plot.lines.values()} == {1}
     assert '"first page"' in told(part)
-
-
-def folders(tmp_path: Path) -> tuple[int, int]:
-    for count in (0, 5):
-        (tmp_path / str(count)).mkdir()
-    return 0, 5
 
 
 def test_a_payment_is_admitted_recorded_and_followed_to_its_end(tmp_path: Path) -> None:
