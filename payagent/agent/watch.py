@@ -106,7 +106,7 @@ class Watch:
         self._coins_due = True
         self._coins_read = False
         self._urgent: set[str] = set()
-        self._waits: dict[int, tuple[int, int]] = {}
+        self._waits: dict[int | None, tuple[int, int]] = {}
         clock, own = agent.ports.clock, agent.terms.own.text
         self._panel = Panel(agent.sources, clock, own, self._vouch, self._slot_at, TIP_AGE_MAX_S)
         self._told_out: list[str] = []
@@ -501,25 +501,25 @@ class Watch:
 
     def _send_what_is_due(self, slot: int, now_ms: int) -> None:
         """What waits longest first, and no more at once than `SENT_AT_ONCE_MAX`; the others at the next look."""
-        waits: dict[int, tuple[int, int]] = {}
-        due: list[tuple[int, str]] = []
-        for row in self._rows.open(_SENDING):
-            if (row.ttl_slot or 0) <= slot or row.attempt is None:
+        sending = [row for row in self._rows.open(_SENDING) if (row.ttl_slot or 0) > slot and row.attempt]
+        self._waits = {one.attempt: self._waits[one.attempt] for one in sending if one.attempt in self._waits}
+        due = [row for row in sending if self._is_due(row, now_ms)]
+        due.sort(key=lambda row: (self._waits.get(row.attempt, (0, 0)), row.seq))
+        room, left = SENT_AT_ONCE_MAX - self._agent.sending_count, set()
+        for row in due:
+            if room <= 0:
+                left.add(row.id)
                 continue
-            last_ms, due_ms = self._waits.get(row.attempt, (0, 0))
-            if now_ms >= due_ms or now_ms < last_ms:
-                last_ms, due_ms = self._wait_of(row.id)
-            waits[row.attempt] = (last_ms, due_ms)
-            # also when it was sent last at a time that is still to come: the clock was set back since
-            is_due = now_ms >= due_ms or now_ms < last_ms or row.id in self._urgent
-            if is_due and self._may_broadcast(row):
-                due.append((last_ms, row.id))
-        due.sort()
-        room = max(SENT_AT_ONCE_MAX - self._agent.sending_count, 0)
-        for _, payment_id in due[:room]:
-            self._agent.send_off(payment_id)
-        self._urgent &= {payment_id for _, payment_id in due[room:]}
-        self._waits = waits
+            self._waits[row.attempt] = self._wait_of(row.id)  # it may have been sent since that was read
+            if self._is_due(row, now_ms) and self._may_broadcast(row):
+                self._agent.send_off(row.id)
+                room -= 1
+        self._urgent &= left
+
+    def _is_due(self, row: OpenPayment, now_ms: int) -> bool:
+        """Also when it was sent last at a time that is still to come: the clock was set back since."""
+        last_ms, due_ms = self._waits.get(row.attempt, (0, 0))
+        return now_ms >= due_ms or now_ms < last_ms or row.id in self._urgent
 
     def _may_broadcast(self, row: OpenPayment) -> bool:
         if not row.handed_over:
