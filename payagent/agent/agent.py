@@ -712,6 +712,11 @@ class Agent:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
+    @property
+    def sending_count(self) -> int:
+        """How many payments are being sent."""
+        return len(self._sending)
+
     async def drain(self, timeout_s: float) -> None:
         """Let what is being sent end; at a stop, before the scheduler goes."""
         if self._tasks:

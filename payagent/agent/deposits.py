@@ -26,7 +26,7 @@ def sync(unit: Unit, listing: Listing, coins: Coins, now_ms: int) -> int:
 
     What is doubtful, since providers do not list it alike, is left as it is: neither a deposit nor missing.
     """
-    known = {row.ref: row for row in queries.coins(unit.conn)}
+    known = queries.coin_states(unit.conn)
     seen = set(listing.doubtful)
     deposits = 0
     for utxo in listing.agreed:
@@ -34,12 +34,14 @@ def sync(unit: Unit, listing: Listing, coins: Coins, now_ms: int) -> int:
         seen.add(ref)
         if ref not in known:
             deposits += _deposit(unit, ref, utxo, coins, now_ms)
-        elif known[ref].state == "missing":
+        elif known[ref] == "missing":
+            row = queries.coin(unit.conn, ref)
             records.set_coin_state(unit, ref, "locked" if _is_locked(utxo) else "free")
-            if not _is_locked(utxo) and known[ref].reserved_for is None:
-                put(unit, coins, known[ref])
-    for ref, row in known.items():
-        if row.state == "free" and ref not in seen and (row.reserved_for is not None or ref in coins):
+            if not _is_locked(utxo) and row is not None and row.reserved_for is None:
+                put(unit, coins, row)
+    for ref in [ref for ref, state in known.items() if state == "free" and ref not in seen]:
+        row = queries.coin(unit.conn, ref)
+        if row is not None and (row.reserved_for is not None or ref in coins):
             records.set_coin_state(unit, ref, "missing")
             if row.reserved_for is None:
                 take(unit, coins, ref)
@@ -72,13 +74,13 @@ def is_back(unit: Unit, ref: str, now_ms: int) -> bool:
     return True
 
 
-def is_stale(listing: Listing, known: Mapping[str, CoinRow]) -> bool:
-    """Whether a list differs from what we know in a way that needs a write."""
+def is_stale(listing: Listing, known: Mapping[str, str]) -> bool:
+    """Whether a list differs from what we know (states by ref) in a way that needs a write."""
     refs = {f"{utxo.tx_id}#{utxo.index}" for utxo in listing.agreed}
-    if any(ref not in known or known[ref].state == "missing" for ref in refs):
+    if any(known.get(ref, "missing") == "missing" for ref in refs):
         return True
     refs |= listing.doubtful
-    return any(row.state == "free" and ref not in refs for ref, row in known.items())
+    return any(state == "free" and ref not in refs for ref, state in known.items())
 
 
 def _deposit(unit: Unit, ref: str, utxo: ChainUtxo, coins: Coins, now_ms: int) -> int:

@@ -76,7 +76,9 @@ class Foreign:
         agent = self._agent
         now_ms = agent.ports.clock.now_ms()
         suspects = {
-            row.ref for row in self._rows.coins() if row.ref not in listed and row.state in ("missing", "locked")
+            ref
+            for ref, state in self._rows.coins().items()
+            if state in ("missing", "locked") and ref not in listed
         }
         is_news = not suspects <= self._suspects or not 0 <= now_ms - self._searched_ms < SEARCH_EVERY_MS
         if not suspects or not is_news:

@@ -1,5 +1,8 @@
 """The payments and coins that a look at the chain is about, which its steps ask for again and again.
 
+Of a payment only what tells whether a step is due is kept (`OpenPayment`): many may be open, for hours. Who takes
+a step reads it in full. What happens to a payment is in its events: only those with newer ones are read anew.
+
 May import: core, store, agent.agent. Never: holds what was read when anything has been committed since.
 """
 
@@ -8,14 +11,13 @@ from collections.abc import Collection
 from payagent.agent.agent import Agent
 from payagent.core.payment import State
 from payagent.store import queries
-from payagent.store.queries import CoinRow, PaymentRow
+from payagent.store.queries import OpenPayment
 from payagent.store.writer import Connection
 
 LOOKED_FOR = (State.SIGNED, State.IN_FLIGHT, State.REPLACING, State.CANCELLING)
 """States in which an attempt may come into a block, and none is known to be in one."""
 
 SEEN = (State.IN_BLOCK, State.CONFIRMED)
-_OPEN = (State.RESERVED, *LOOKED_FOR, *SEEN)
 
 
 class Rows:
@@ -24,42 +26,52 @@ class Rows:
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
         self._as_of: object = None
-        self._payments: list[PaymentRow] | None = None
-        self._voids: list[PaymentRow] | None = None
-        self._coins: list[CoinRow] | None = None
+        self._last_event: int | None = None
+        self._payments: dict[str, OpenPayment] = {}
+        self._coins: dict[str, str] | None = None
 
-    def open(self, states: Collection[State]) -> list[PaymentRow]:
+    def open(self, states: Collection[State]) -> list[OpenPayment]:
         """Admitted payments in any of these states, none of which is final; oldest first."""
-        return self._open(self._fresh(), states)
+        self._fresh()
+        return [row for row in self._payments.values() if row.state in states]
 
-    def on_chain(self) -> list[PaymentRow]:
-        """Payments of which a transaction is in a block that may still be lost."""
-        conn = self._fresh()
-        return [*self._open(conn, SEEN), *self._watched_voids(conn)]
+    def on_chain(self) -> list[OpenPayment]:
+        """Payments of which a transaction is in a block that may still be lost; oldest first."""
+        return self.open((*SEEN, State.VOID))
 
-    def watched_voids(self) -> list[PaymentRow]:
-        return self._watched_voids(self._fresh())
+    def watched_voids(self) -> list[OpenPayment]:
+        return self.open((State.VOID,))
 
-    def coins(self) -> list[CoinRow]:
-        """Every coin that is not spent."""
+    def coins(self) -> dict[str, str]:
+        """The state of every coin that is not spent, by its ref."""
         conn = self._fresh()
         if self._coins is None:
-            self._coins = queries.coins(conn)
+            self._coins = queries.coin_states(conn)
         return self._coins
-
-    def _open(self, conn: Connection, states: Collection[State]) -> list[PaymentRow]:
-        if self._payments is None:
-            self._payments = queries.payments_in(conn, _OPEN)
-        return [row for row in self._payments if row.state in states]
-
-    def _watched_voids(self, conn: Connection) -> list[PaymentRow]:
-        if self._voids is None:
-            self._voids = queries.watched_voids(conn)
-        return self._voids
 
     def _fresh(self) -> Connection:
         conn = self._agent.conn
         if (as_of := (conn, queries.version(conn))) != self._as_of:
-            self._as_of = as_of
-            self._payments = self._voids = self._coins = None
+            self._as_of, self._coins = as_of, None
+            # first, so that what happens meanwhile is read once more
+            last_event, _ = queries.last_event(conn)
+            if self._last_event is None:
+                self._payments = {row.id: row for row in queries.open_payments(conn)}
+            else:
+                self._read_anew(conn, self._last_event)
+            self._last_event = last_event
         return conn
+
+    def _read_anew(self, conn: Connection, last_event: int) -> None:
+        """A void payment is watched until its coins are given back, of which no event tells."""
+        voids = {row.id for row in self._payments.values() if row.state is State.VOID}
+        is_sorted = True
+        for payment_id in queries.payments_after(conn, last_event) | voids:
+            is_known = payment_id in self._payments
+            if (row := queries.open_payment(conn, payment_id)) is not None:
+                self._payments[payment_id] = row
+                is_sorted &= is_known
+            elif is_known:
+                del self._payments[payment_id]
+        if not is_sorted:
+            self._payments = dict(sorted(self._payments.items(), key=lambda item: item[1].seq))

@@ -43,9 +43,11 @@ class Vanished:
         conn = self._agent.conn
         for coin in queries.missing_deposits(conn) if source.is_final else ():
             await self._doubt(source, coin)
-        known: dict[str, bool] = {}  # of chained payments each would go all the way of those before it
-        looked_for = self._rows.open(LOOKED_FOR)
-        self.stuck = {row.id: row for row in looked_for if queries.is_vanished(conn, row.anchor, known)}
+        self.stuck = {}
+        if queries.any_vanished(conn):
+            known: dict[str, bool] = {}  # of chained payments each would go all the way of those before it
+            found = (queries.payment(conn, one.id) for one in self._rows.open(LOOKED_FOR))
+            self.stuck = {row.id: row for row in found if row and queries.is_vanished(conn, row.anchor, known)}
         await self._tell()
         for row in self.stuck.values() if source.is_final else ():
             await self._weigh(source, tip, row)

@@ -8,7 +8,7 @@ for an answer.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Hashable, Iterable, Set
+from collections.abc import Awaitable, Callable, Hashable, Sequence, Set
 from dataclasses import replace
 from functools import partial
 
@@ -44,8 +44,8 @@ from payagent.dialects import WITH_STATUS
 from payagent.merchants.client import MerchantClient
 from payagent.store import prepaid, queries, records, topups
 from payagent.store.prepaid import Observation, Pool
-from payagent.store.queries import PaymentRow
-from payagent.store.writer import Unit
+from payagent.store.queries import OpenPayment, PaymentRow
+from payagent.store.writer import DatabaseError, Unit
 
 RESUBMIT_FIRST_MS = 5_000
 RESUBMIT_MAX_MS = 200_000
@@ -54,6 +54,12 @@ MERCHANT_CALLS_MAX = 50
 """In one beat; who waited longest goes first. A burst of payments is no burst of calls to who is paid."""
 
 AT_ONCE_MAX = 8
+
+SENT_AT_ONCE_MAX = 256
+"""So many attempts at most are on their way to providers when others are sent again: each takes memory."""
+
+TURN = 100
+"""After so many steps in a row that waited for nothing, others have their turn."""
 
 PREPAID_EVERY_MS = 600_000
 OBSERVED_AGAIN_MS = 3_600_000
@@ -91,7 +97,8 @@ class Watch:
     """The agent's eyes. One `tick` at a time.
 
     `_unverified` are payments on the chain whose block may be gone: they stay in it until a provider gave a
-    verdict, however often it is asked and whatever the tip does meanwhile. `trouble` says why the last look was
+    verdict, however often it is asked and whatever the tip does meanwhile. `_waits` is when each attempt was sent
+    last, and when it is to be sent again, as was read when that was due. `trouble` says why the last look was
     not whole; None when it was. `view` is what it saw the chain by; None when nobody was heard.
     """
 
@@ -111,6 +118,7 @@ class Watch:
         self._coins_due = True
         self._coins_read = False
         self._urgent: set[str] = set()
+        self._waits: dict[int | None, tuple[int, int]] = {}
         clock, own = agent.ports.clock, agent.terms.own.text
         self._panel = Panel(agent.sources, clock, own, self._vouch, self._slot_at, TIP_AGE_MAX_S)
         self._told_out: list[str] = []
@@ -160,17 +168,14 @@ class Watch:
 
     async def poll_merchants(self) -> None:
         """Ask merchants how our open invoices stand. Advice only: it is recorded and shown, and moves nothing."""
-        agent = self._agent
-        now_ms = agent.ports.clock.now_ms()
-        open_rows = [
+        now_ms = self._agent.ports.clock.now_ms()
+        young = [
             row
             for row in self._rows.open((State.IN_FLIGHT, *SEEN))
-            if row.dialect in WITH_STATUS
-            and row.delivery in _OPEN_DELIVERY
-            and now_ms - row.created_at_ms < MERCHANT_PATIENCE_MS
+            if row.delivery in _OPEN_DELIVERY and now_ms - row.created_at_ms < MERCHANT_PATIENCE_MS
         ]
-        asked_ms = {row.id: self._merchants_asked_ms.get(row.id) for row in open_rows}
-        due = [row for row in open_rows if is_asked_again(row.created_at_ms, asked_ms[row.id], now_ms)]
+        asked_ms = {row.id: self._merchants_asked_ms.get(row.id) for row in young}
+        due = [row for row in young if is_asked_again(row.created_at_ms, asked_ms[row.id], now_ms)]
         due = sorted(due, key=lambda row: asked_ms[row.id] or 0)[:MERCHANT_CALLS_MAX]
         self._merchants_asked_ms = {**asked_ms, **{row.id: now_ms for row in due}}
         await self._each(due, self._ask_merchant)
@@ -178,7 +183,7 @@ class Watch:
     async def _ask_merchant(self, row: PaymentRow) -> None:
         agent = self._agent
         merchant = agent.terms.merchants.get(row.origin or "")
-        if merchant is None or row.invoice_id is None:
+        if merchant is None or row.invoice_id is None or row.dialect not in WITH_STATUS:
             return
         headers = merchant.call_headers(row, agent.terms.own.text)
         said = await self._merchants.status(
@@ -400,7 +405,7 @@ class Watch:
         is_past = source.is_current and tip.height >= (row.block_height or 0)
         return is_past and isinstance(await source.block(row.block_hash or ""), NotFound)
 
-    def _deep(self, state: State, tip: Tip, depth: int) -> list[PaymentRow]:
+    def _deep(self, state: State, tip: Tip, depth: int) -> list[OpenPayment]:
         """Payments in a state whose block is at least so deep."""
         return [row for row in self._rows.on_chain() if row.state is state and _depth(row, tip) >= depth]
 
@@ -456,9 +461,9 @@ class Watch:
             # one list of several is enough to sign by the coins that are known; nothing is booked by it
             self._coins_read |= isinstance(read, Unknown) and read.why is Why.NOT_YET
             return
-        known = {row.ref: row for row in self._rows.coins()}
+        known = self._rows.coins()
         now_ms = agent.ports.clock.now_ms()
-        listing = self._believed(source, read.value, set(known), now_ms)
+        listing = self._believed(source, read.value, known.keys(), now_ms)
         if deposits.is_stale(listing, known):
             await agent.write("deposit", lambda unit: deposits.sync(unit, listing, agent.coins, now_ms))
         self._coins_read = True
@@ -472,10 +477,10 @@ class Watch:
 
         Where only one is configured it is taken at its word: a coin that it makes up pays nobody.
         """
-        is_new = {ref: coin for coin in listing.agreed if (ref := f"{coin.tx_id}#{coin.index}") not in known}
         if not source.is_lonely:
             self._new_coins = Repeats()
             return listing
+        is_new = {ref: coin for coin in listing.agreed if (ref := f"{coin.tx_id}#{coin.index}") not in known}
         young = {
             ref
             for ref, coin in is_new.items()
@@ -492,10 +497,7 @@ class Watch:
         if agent.chain.slots is None:
             return
         slot = agent.chain.slots.slot_at(now_ms)
-        for row in self._rows.open(_SENDING):
-            if (row.ttl_slot or 0) > slot and steps.may_broadcast(row) and self._is_due(row, now_ms):
-                agent.send_off(row.id)
-        self._urgent.clear()
+        self._send_what_is_due(slot, now_ms)
         if agent.chain.is_ready(now_ms) and agent.chain.tip is not None:
             await self._carry_on_what_is_over(agent.chain.tip)
             unsigned = self._rows.open(UNSIGNED)
@@ -511,39 +513,80 @@ class Watch:
             elif row.id not in self._unread and is_lost(agent.conn, row, tip.slot):
                 await agent.renew(row)
 
-        sent = self._rows.open(_SENDING)
-        await self._each([row for row in sent if row.id not in self._vanished.stuck], carry_on)
+        over = [row for row in self._rows.open(_SENDING) if _may_be_over(row, tip.slot)]
+        await self._each([row for row in over if row.id not in self._vanished.stuck], carry_on)
 
-    def _is_due(self, row: PaymentRow, now_ms: int) -> bool:
+    def _send_what_is_due(self, slot: int, now_ms: int) -> None:
+        """What waits longest first, and no more at once than `SENT_AT_ONCE_MAX`; the others at the next look."""
+        sending = [row for row in self._rows.open(_SENDING) if (row.ttl_slot or 0) > slot and row.attempt]
+        self._waits = {one.attempt: self._waits[one.attempt] for one in sending if one.attempt in self._waits}
+        due = [row for row in sending if self._is_due(row, now_ms)]
+        due.sort(key=lambda row: (self._waits.get(row.attempt, (0, 0)), row.seq))
+        room, left = SENT_AT_ONCE_MAX - self._agent.sending_count, set()
+        for row in due:
+            if room <= 0:
+                left.add(row.id)
+                continue
+            self._waits[row.attempt] = self._wait_of(row.id)  # it may have been sent since that was read
+            if self._is_due(row, now_ms) and self._may_broadcast(row):
+                self._agent.send_off(row.id)
+                room -= 1
+        self._urgent &= left
+
+    def _is_due(self, row: OpenPayment, now_ms: int) -> bool:
         """Also when it was sent last at a time that is still to come: the clock was set back since."""
+        last_ms, due_ms = self._waits.get(row.attempt, (0, 0))
+        return now_ms >= due_ms or now_ms < last_ms or row.id in self._urgent
+
+    def _may_broadcast(self, row: OpenPayment) -> bool:
+        if not row.handed_over:
+            return True
+        found = queries.payment(self._agent.conn, row.id)
+        return found is not None and steps.may_broadcast(found)
+
+    def _wait_of(self, payment_id: str) -> tuple[int, int]:
+        """When a payment's attempt was sent last, and when it is to be sent again."""
         conn = self._agent.conn
-        count, last_ms = queries.submissions(conn, row.tx_id or "")
-        is_hopeless = queries.was_told(conn, row.id, row.tx_id, SubmitKind.NEVER)
-        is_due = now_ms >= resubmit_due_ms(count, last_ms, is_hopeless=is_hopeless) or now_ms < last_ms
-        return is_due or row.id in self._urgent
+        tx_id = queries.tx_of(conn, payment_id)
+        count, last_ms = queries.submissions(conn, tx_id)
+        is_hopeless = queries.was_told(conn, payment_id, tx_id, SubmitKind.NEVER)
+        return last_ms, resubmit_due_ms(count, last_ms, is_hopeless=is_hopeless)
 
-    async def _each(self, rows: Iterable[PaymentRow], act: Callable[[PaymentRow], Awaitable[None]]) -> None:
-        """Act on every row, a few at once. One that raises is logged and keeps nobody else from their turn.
+    async def _each(self, found: Sequence[OpenPayment], act: Callable[[PaymentRow], Awaitable[None]]) -> None:
+        """Act on every payment, a few at once, each as it is when it has its turn.
 
-        What could not be written down is looked at again, as what could not be read.
+        One that raises is logged and keeps nobody else from their turn. What could not be written down is looked
+        at again, as what could not be read.
         """
-        gate = asyncio.Semaphore(AT_ONCE_MAX)
+        left = iter(found)
 
-        async def one(row: PaymentRow) -> None:
-            async with gate:
+        async def work() -> None:
+            for number, one in enumerate(left, 1):
                 try:
-                    await act(row)
+                    row = queries.payment(self._agent.conn, one.id)
+                    if row is not None:
+                        await act(row)
                 except Exception as error:
                     code = error.code if isinstance(error, Refused) else None
-                    self._unanswered |= code == "store_failed"
-                    if code in NOT_SIGNED:  # told by an alert, each time the same
-                        return
-                    log.warning("payment.step_failed", payment=row.id, error=repr(error), exc_info=True)
+                    self._unanswered |= code == "store_failed" or isinstance(error, DatabaseError)
+                    if code not in NOT_SIGNED:  # these are told by an alert, each time the same
+                        log.warning("payment.step_failed", payment=one.id, error=repr(error), exc_info=True)
+                if number % TURN == 0:
+                    await asyncio.sleep(0)
 
-        await at_once([one(row) for row in rows])
+        await at_once([work() for _ in range(min(len(found), AT_ONCE_MAX))])
 
 
-def _depth(row: PaymentRow, tip: Tip) -> int:
+def _may_be_over(row: OpenPayment, slot: int) -> bool:
+    """Whether it is worth a closer look if an attempt's time has passed, or it is to be cancelled, by that slot.
+
+    Not where payagent itself sent it, and it can still land.
+    """
+    can_land = row.attempt is not None and not row.is_cancel and (row.ttl_slot or 0) > slot
+    return row.state is State.CANCELLING or row.handed_over or not can_land
+
+
+def _depth(row: PaymentRow | OpenPayment, tip: Tip) -> int:
     """How deep a payment's block is; the block itself counts 1."""
     return tip.height - (row.block_height or 0) + 1
 

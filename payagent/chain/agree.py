@@ -143,6 +143,8 @@ def weigh_coins(said: Sequence[Said[tuple[ChainUtxo, ...]]]) -> Read[Listing]:
 
     It is `NOT_YET` that tells of others.
     """
+    if len(said) == 1 and isinstance(only := said[0].read, Found):
+        return Found(Listing(only.value, frozenset()))
     lists = [
         {_ref(coin): _unplaced(coin) for coin in one.read.value} for one in said if isinstance(one.read, Found)
     ]

@@ -9,6 +9,7 @@ May import: core, store.schema, sqlite3. Never: writes.
 import hashlib
 import json
 import sqlite3
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -128,6 +129,25 @@ class PaymentRow:
     def shown_by(self) -> str:
         """The transaction whose block the payment's state stands on: its own, or the one that keeps it off."""
         return self.void_by or self.tx_id or ""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenPayment:
+    """What of a payment tells whether a step is due, small enough to be kept of every open one.
+
+    As in `PaymentRow`; `is_cancel`: whether the attempt that counts now is one.
+    """
+
+    seq: int
+    id: str
+    state: State
+    delivery: Delivery
+    ttl_slot: int | None
+    attempt: int | None
+    is_cancel: bool
+    block_height: int | None
+    handed_over: bool
+    created_at_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,6 +276,12 @@ def payment(conn: sqlite3.Connection, payment_id: str) -> PaymentRow | None:
     return _payment(row) if row else None
 
 
+def tx_of(conn: sqlite3.Connection, payment_id: str) -> str:
+    """The attempt that counts now; empty while there is none."""
+    (tx_id,) = conn.execute("SELECT COALESCE(tx_id, '') FROM payments WHERE id = ?", (payment_id,)).fetchone()
+    return str(tx_id)
+
+
 def payments_in(conn: sqlite3.Connection, states: Iterable[State]) -> list[PaymentRow]:
     """Payments in any of the states, oldest first."""
     names = [str(state) for state in states]
@@ -378,6 +404,44 @@ def was_told(conn: sqlite3.Connection, payment_id: str, tx_id: str | None, kind:
     return row is not None
 
 
+_OPEN = """
+SELECT p.seq, p.id, p.state, p.delivery, COALESCE(a.ttl_slot, p.ttl_slot), a.rowid,
+       COALESCE(a.kind = 'cancel', 0), p.block_height, COALESCE(v.handed_over, 0), p.created_at_ms
+FROM payments p
+LEFT JOIN invoices v ON v.seq = p.invoice
+LEFT JOIN attempts a ON a.tx_id = p.tx_id
+"""
+_IS_OPEN = """
+p.state IN ('reserved', 'signed', 'in_flight', 'replacing', 'cancelling', 'in_block', 'confirmed')
+OR (p.state = 'void' AND EXISTS (SELECT 1 FROM reservations r WHERE r.payment_id = p.id))
+"""
+
+
+def open_payments(conn: sqlite3.Connection) -> list[OpenPayment]:
+    """Admitted payments whose state may still change, `watched_voids` among them; oldest first."""
+    return [_open(row) for row in conn.execute(f"{_OPEN} WHERE {_IS_OPEN} ORDER BY p.seq")]
+
+
+def open_payment(conn: sqlite3.Connection, payment_id: str) -> OpenPayment | None:
+    """One of them, if it is."""
+    row = conn.execute(f"{_OPEN} WHERE p.id = ? AND ({_IS_OPEN})", (payment_id,)).fetchone()
+    return None if row is None else _open(row)
+
+
+def _open(row: tuple[Any, ...]) -> OpenPayment:
+    seq, payment_id, state, delivery, ttl_slot, attempt, is_cancel, height, handed_over, created_at_ms = row
+    return OpenPayment(
+        *(seq, payment_id, State(state), Delivery(delivery), ttl_slot, attempt),
+        *(bool(is_cancel), height, bool(handed_over), created_at_ms),
+    )
+
+
+def payments_after(conn: sqlite3.Connection, event_seq: int) -> set[str]:
+    """Payments that something happened to after an event: no other one has another state than then."""
+    rows = conn.execute("SELECT payment_id FROM events WHERE seq > ?", (event_seq,))
+    return {payment_id for (payment_id,) in rows if payment_id is not None}
+
+
 def watched_voids(conn: sqlite3.Connection) -> list[PaymentRow]:
     """Cancelled payments whose cancel a rollback may still take away: they keep their reservations until then."""
     rows = conn.execute(
@@ -443,6 +507,14 @@ def coins(conn: sqlite3.Connection) -> list[CoinRow]:
     return [_coin(row) for row in rows]
 
 
+def coin_states(conn: sqlite3.Connection) -> dict[str, str]:
+    """The state of every coin that is not spent, as we know them, by its ref."""
+    rows = conn.execute(
+        "SELECT ref, state FROM coins WHERE state IN ('pending', 'free', 'locked', 'missing') ORDER BY ref"
+    )
+    return {ref: sys.intern(state) for ref, state in rows}
+
+
 def free_coins(conn: sqlite3.Connection) -> list[CoinRow]:
     """Coins that selection may take: free and not reserved."""
     rows = conn.execute(f"{_COIN} WHERE c.state = 'free' AND r.payment_id IS NULL ORDER BY c.ref")
@@ -480,6 +552,15 @@ def missing_deposits(conn: sqlite3.Connection) -> list[CoinRow]:
     """Those of them that others' transactions made, reserved or not."""
     rows = conn.execute(f"{_COIN} WHERE c.state = 'missing' AND c.source = 'deposit' ORDER BY c.ref")
     return [_coin(row) for row in rows]
+
+
+def any_vanished(conn: sqlite3.Connection) -> bool:
+    """Whether `is_vanished` can be of any coin."""
+    row = conn.execute(
+        "SELECT EXISTS (SELECT 1 FROM coins WHERE state = 'vanished') "
+        "OR EXISTS (SELECT 1 FROM payments INDEXED BY payments_anchor_gone WHERE reason_code = 'anchor_gone')"
+    ).fetchone()
+    return bool(row[0])
 
 
 _DESCENT = """

@@ -59,6 +59,7 @@ CREATE TABLE tokens (
   revoked_at_ms INTEGER
 ) STRICT;
 CREATE UNIQUE INDEX tokens_good ON tokens(app_id) WHERE revoked_at_ms IS NULL;
+CREATE INDEX tokens_by_app ON tokens(app_id);
 
 -- One purchase that an app wants. A derived key is free again once its delivery is accepted (ended_at_ms).
 CREATE TABLE intents (
@@ -139,9 +140,11 @@ CREATE INDEX payments_by_state ON payments(state);
 CREATE INDEX payments_by_app ON payments(app_id, seq);
 CREATE INDEX payments_by_intent ON payments(intent_id);
 CREATE INDEX payments_of_topup ON payments(topup) WHERE topup IS NOT NULL;
-CREATE INDEX payments_buying ON payments(pool) WHERE delivery IN ('not_presented', 'presented');
+CREATE INDEX payments_buying ON payments(pool)
+  WHERE delivery IN ('not_presented', 'presented') AND state NOT IN ('rejected', 'denied', 'void', 'cancelling');
 CREATE INDEX payments_shown ON payments(created_at_ms) WHERE delivery = 'presented';
 CREATE INDEX payments_denied ON payments(changed_at_ms) WHERE reason_code = 'approval_denied';
+CREATE INDEX payments_anchor_gone ON payments(reason_code) WHERE reason_code = 'anchor_gone';
 CREATE INDEX payments_by_pool ON payments(pool, seq) WHERE pool IS NOT NULL;
 CREATE INDEX payments_coming ON payments(pool)
   WHERE state IN ('reserved', 'signed', 'in_flight', 'replacing', 'in_block');
@@ -500,6 +503,7 @@ CREATE TABLE topups (
 ) STRICT;
 CREATE UNIQUE INDEX topups_open ON topups(pool) WHERE ended_at_ms IS NULL;
 CREATE INDEX topups_by_pool ON topups(pool, cause, seq);
+CREATE INDEX topups_ended ON topups(pool, ended_at_ms);
 CREATE INDEX topups_open_by_app ON topups(app_id) WHERE ended_at_ms IS NULL;
 
 -- What somebody is to be told, and whether the webhook has it. subject: what it is about, so that it is raised and

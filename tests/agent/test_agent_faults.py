@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import pytest
 from agent_kit import ADA, Run, World, with_terms
 
+from payagent.agent import watch
 from payagent.agent.chainview import ChainView
 from payagent.agent.ports import InProcess
 from payagent.agent.watch import resubmit_due_ms
@@ -340,3 +341,23 @@ class TestChainView:
                 view.ttl_slot(self.SLOT, ends, 120)
         else:
             assert view.ttl_slot(self.SLOT, ends, 120) == self.SLOT + ttl_in_s
+
+
+async def test_after_a_restart_many_are_sent_again_a_few_at_a_time(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each takes memory while it is on its way, and 100,000 may be open."""
+    monkeypatch.setattr(watch, "SENT_AT_ONCE_MAX", 2)
+    world.fund(*[20 * ADA] * 5)
+    async with world.run() as run:
+        await run.look()
+        paid = [await run.pay(f"call {number}") for number in range(5)]
+    async with world.run() as run:
+        sent = []
+        for _ in range(3):
+            await run.watch.tick()
+            sent.append(run.agent.sending_count)
+            await run.agent.drain(10)
+        assert max(sent) == 2
+        counts = [queries.submissions(run.agent.conn, row.tx_id or "")[0] for row in paid]
+        assert min(counts) >= 2, "each once more"

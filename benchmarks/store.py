@@ -1,0 +1,312 @@
+"""What a ledger's history costs: admission, what the API reads, an export and a verification, by payments in it.
+
+All ledgers are measured in turn, one round after the other, so that what else the machine does befalls them alike.
+"""
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from benchmarks import ledgers
+from benchmarks.measure import Spread
+from benchmarks.results import Bound, Cell, Options, Part, Plot, Table
+from payagent.agent import steps
+from payagent.agent.admission import Admission
+from payagent.agent.chainview import ChainView
+from payagent.agent.deposits import sync
+from payagent.agent.orders import Ids, Purchase
+from payagent.agent.ports import SystemClock
+from payagent.agent.prepaid import Buyer
+from payagent.agent.terms import MerchantTerms, Terms
+from payagent.agent.view import payment_view
+from payagent.api.views import balance_view, wallet_view
+from payagent.audit.export import export
+from payagent.audit.finding import Finding, Progress
+from payagent.audit.signed import Owner
+from payagent.audit.statement import statement
+from payagent.audit.verify import verify
+from payagent.chain.agree import Listing
+from payagent.chain.source import ChainUtxo, SubmitAnswer, SubmitKind, Tip, TxSeen
+from payagent.core.address import encode_address
+from payagent.core.guards import Rules
+from payagent.core.invoice import Invoice, Output
+from payagent.core.money import LOVELACE
+from payagent.core.network import NETWORKS, SlotClock
+from payagent.core.policy import Scope, limits_of
+from payagent.store import apps, queries
+from payagent.store.approvals import count_awaiting
+from payagent.store.queries import EVERYTHING
+from payagent.store.writer import Readers, Unit, Writer
+from payagent.wallet.coins import Coins
+from payagent.wallet.keys import derive, seed_from_words
+from payagent.wallet.transaction import Plan, sign
+
+NETWORK = NETWORKS["devnet"]
+ACCOUNT = derive(seed_from_words("abandon " * 23 + "art"), NETWORK)
+"""The wallet of scripts/make_ledger."""
+
+ORIGIN, APP = "https://merchant.example", "app_bot"
+PAID = (
+    Output("pay_to", encode_address(bytes([0x60]) + bytes(28)), LOVELACE, 2_000_000),
+    Output("split", encode_address(bytes([0x60]) + bytes(27) + b"\x01"), LOVELACE, 1_000_000),
+)
+COIN_LOVELACE = 5_000_000
+MOST = 10**15
+WINDOWS = dict.fromkeys(("per_payment", "per_hour", "per_day", "per_week", "per_month", "total"), MOST)
+RULES = Rules(first_use=True, drift_percent=25, stop_after=3, in_flight_max=1_000_000)
+ADMISSION_RATIO_MAX = 1.5
+PAGE = 50
+
+
+Lines = dict[str, list[tuple[float, float]]]
+
+
+class Payer:
+    """Admits, signs and follows payments by the agent's own jobs, on a writer of its own. The chain is made up."""
+
+    def __init__(self, path: Path, coins: int, batch_target: int | None = None) -> None:
+        """The wallet has so many coins of which each pays one payment, and no other. What is bought are single
+        calls, or batches of so many."""
+        self._batch_target = batch_target
+        self.writer, self.readers = Writer(path), Readers(path)
+        self.now_ms = SystemClock().now_ms()
+        began_s = self.now_ms // 1000 - 1_000_000
+        tip = Tip(50_000, 1_000_000, "ab" * 32, self.now_ms // 1000)
+        self.chain = ChainView(NETWORK, SlotClock(0, began_s), tip, problem=None)
+        wallet, one = limits_of(LOVELACE, WINDOWS), limits_of(LOVELACE, WINDOWS, Scope(APP, ORIGIN))
+        self.terms = Terms(
+            network=NETWORK,
+            own=ACCOUNT.address,
+            merchants={ORIGIN: MerchantTerms("t", ORIGIN, "bench", None, "confirmed", 5, rules=RULES)},
+            limits=(*wallet, *one),
+            decimals={},
+            confirm_depth=3,
+            void_depth=15,
+            settle_depth=2160,
+            min_window_s=120,
+        )
+        self.coins = Coins()
+        self._admission = Admission.by(self.terms, self.coins, self.chain)
+        self.do(lambda unit: self._begin(unit, coins))
+
+    def do(self, job: Callable[[Unit], Any]) -> Any:
+        """Run a job in a commit of its own; what it returned."""
+        return self.writer.submit("bench", job).result()
+
+    def _begin(self, unit: Unit, coins: int) -> None:
+        if queries.meta(unit.conn, "network") is None:
+            apps.add_with_token(unit, APP, "bot", "0" * 64, ("pay", "read"), 1)
+        own = ACCOUNT.address.text
+        listed = [ChainUtxo(f"{n:064x}", 0, own, COIN_LOVELACE, {}, None, False, False) for n in range(coins)]
+        known = [row for row in queries.coins(unit.conn) if row.state == "free"]
+        there = [
+            ChainUtxo(c.tx_id, c.output_index, own, c.lovelace, dict(c.assets), None, False, False) for c in known
+        ]
+        sync(unit, Listing((*there, *listed), frozenset()), self.coins, self.now_ms)
+
+    def admit(self, number: int) -> Plan:
+        """The commit that admits a payment."""
+        purchase = self._purchase(number)
+        admitted = self.do(lambda unit: self._admission.admit(unit, purchase, self.now_ms))
+        if admitted.plan is None:
+            raise RuntimeError(f"payment {number} was not admitted: {admitted}")
+        plan: Plan = admitted.plan
+        return plan
+
+    def record(self, number: int, plan: Plan, cbor: bytes) -> None:
+        """The commit that makes its signed bytes durable."""
+        own = ACCOUNT.address.raw
+        self.do(lambda unit: steps.record_attempt(unit, payment_id(number), plan, cbor, own, self.now_ms))
+
+    def follow(self, number: int, plan: Plan) -> None:
+        """The commits of all that happens to it then, until it is settled."""
+        payment, tx_id, now_ms = payment_id(number), plan.tx_id, self.now_ms
+        told, rules = SubmitAnswer(SubmitKind.ACCEPTED, "", None), self.terms.rules
+        seen = TxSeen(tx_id, "cd" * 32, 50_000, 1_000_000)
+        for job in (
+            lambda unit: steps.record_leave(unit, payment, tx_id, "bench", now_ms),
+            lambda unit: steps.record_answer(unit, payment, tx_id, told, "bench", now_ms),
+            lambda unit: steps.record_seen(unit, payment, seen, self.coins, "bench", now_ms),
+            lambda unit: steps.record_confirmed(unit, payment, 3, rules, now_ms, now_ms),
+            lambda unit: steps.record_delivery(unit, payment, 200, rules, now_ms),
+            lambda unit: steps.record_settled(unit, payment, 2160, self.coins, now_ms),
+        ):
+            self.do(job)
+
+    def close(self) -> None:
+        self.writer.close()
+
+    def _purchase(self, number: int) -> Purchase:
+        invoice = Invoice(
+            *("t-backend", ORIGIN, f"inv_bench_{number}", NETWORK.name, PAID),
+            expires_at_ms=self.now_ms + 900_000,
+            batch_target=self._batch_target,
+        )
+        return Purchase(
+            ids=Ids(f"int_bench_{number}", payment_id(number), f"req_bench_{number}"),
+            app_id=APP,
+            key=f"key:bench-{number}",
+            derived=False,
+            fingerprint=f"{number:064x}",
+            request=f"POST /chat {number:064x}",
+            invoice=invoice,
+            offers=(invoice,),
+            response="{}",
+            received_at_ms=self.now_ms,
+            heard_at_ms=self.now_ms + 1,  # after the last batch was served
+            max_total_units=None,
+            min_window_s=120,
+            buyer=Buyer("bench", ACCOUNT.address.text),
+        )
+
+
+def payment_id(number: int) -> str:
+    return f"pay_bench_{number}"
+
+
+def measure(options: Options) -> Part:
+    counts = (0, *options.pick((1_000, 10_000), (1_000, 10_000, 100_000, 1_000_000)))
+    rounds = options.pick(60, 400)
+    with ledgers.folder() as folder, ExitStack() as stack:
+        payers = {}
+        for count in counts:
+            path = ledgers.copied(ledgers.settled(count), folder)
+            payers[count] = Payer(path, rounds + 10)
+            stack.callback(payers[count].close)
+        admitted = admissions(payers, rounds)
+        read = {count: reads(payer, count, rounds) for count, payer in payers.items()}
+        booked = {count: books(folder / ledgers.settled(count).name) for count in counts if count}
+    return as_part(admitted, read, booked)
+
+
+def admissions(payers: dict[int, Payer], rounds: int) -> dict[int, dict[str, Spread]]:
+    """By payments in the ledger: milliseconds of the commit that admits, of the one that records, of both."""
+    taken: dict[int, list[tuple[float, float]]] = {count: [] for count in payers}
+    for number in range(rounds + 5):
+        for count, payer in payers.items():
+            began = time.perf_counter()
+            plan = payer.admit(number)
+            admitted = time.perf_counter()
+            cbor = sign(plan, ACCOUNT.signer)
+            signed = time.perf_counter()
+            payer.record(number, plan, cbor)
+            if number >= 5:  # the first ones prepare statements
+                taken[count].append((admitted - began, time.perf_counter() - signed))
+    return {
+        count: {
+            "admit": Spread.of([admit * 1e3 for admit, _ in pairs]),
+            "record": Spread.of([record * 1e3 for _, record in pairs]),
+            "both": Spread.of([(admit + record) * 1e3 for admit, record in pairs]),
+        }
+        for count, pairs in taken.items()
+    }
+
+
+def reads(payer: Payer, count: int, rounds: int) -> dict[str, Spread]:
+    """Milliseconds of what the API reads and makes JSON of, by what it is."""
+    conn, terms, chain, now_ms = payer.readers.conn, payer.terms, payer.chain, payer.now_ms
+
+    def page(**only: Any) -> Callable[[], object]:
+        every = {"app_id": None, "state": None, "origin": None, "since_ms": None, "before_seq": None} | only
+
+        def read() -> object:
+            count_awaiting(conn, None)
+            return [payment_view(row, terms) for row in queries.payments_page(conn, limit=PAGE, **every)]
+
+        return read
+
+    asked: dict[str, Callable[[], object]] = {
+        "wallet": lambda: wallet_view(terms, chain, queries.coins(conn), queries.balances(conn), now_ms),
+        "balance": lambda: balance_view(queries.balances(conn)),
+        "first page": page(),
+        "a page in the middle": page(before_seq=count // 2 + 1),
+        "page of a state": page(state="settled"),
+        "page of a merchant": page(origin=ORIGIN),
+        "page of a merchant that has none": page(origin="https://nobody.example"),
+        "page of the last hour": page(since_ms=now_ms - 3_600_000),
+        "page since tomorrow": page(since_ms=now_ms + 86_400_000),
+    }
+    return {name: Spread.of(_times_ms(read, rounds)) for name, read in asked.items()}
+
+
+def _times_ms(read: Callable[[], object], rounds: int, most_s: float = 3) -> list[float]:
+    read()
+    taken: list[float] = []
+    end = time.perf_counter() + most_s
+    while len(taken) < rounds and (not taken or time.perf_counter() < end):
+        began = time.perf_counter()
+        read()
+        taken.append((time.perf_counter() - began) * 1e3)
+    return taken
+
+
+def books(path: Path) -> tuple[float, float]:
+    """Lines of an export, and rows of a verification, per second."""
+    readers = Readers(path)
+    began = time.perf_counter()
+    with readers.snapshot() as conn:
+        lines = sum(piece.count("\n") for piece in export(statement(conn, EVERYTHING, NETWORK.name), "csv"))
+    exported = time.perf_counter()
+    rows: dict[str, int] = {}
+    with readers.snapshot() as conn:
+        for told in verify(conn, Owner(ACCOUNT.address, NETWORK)):
+            if isinstance(told, Progress):
+                rows[told.table] = told.rows
+            elif isinstance(told, Finding):
+                raise RuntimeError(f"the made ledger is not whole: {told}")
+    return lines / (exported - began), sum(rows.values()) / (time.perf_counter() - exported)
+
+
+def as_part(
+    admitted: dict[int, dict[str, Spread]],
+    read: dict[int, dict[str, Spread]],
+    booked: dict[int, tuple[float, float]],
+) -> Part:
+    empty, most = admitted[min(admitted)]["both"], admitted[max(admitted)]["both"]
+    steps_of = ("payments", "step", "median ms", "10 %", "90 %", "99 %", "times an empty ledger")
+    rows: list[tuple[Cell, ...]] = [
+        (count, name, s.median, s.p10, s.p90, s.p99, round(s.median / admitted[min(admitted)][name].median, 2))
+        for count, spreads in admitted.items()
+        for name, s in spreads.items()
+    ]
+    names = list(read[min(read)])
+    lines: Lines = {
+        "admission, both commits": [(count, s["both"].median) for count, s in admitted.items() if count]
+    }
+    lines |= {name: [(count, s[name].median) for count, s in read.items() if count] for name in names}
+    return Part(
+        "store",
+        "A ledger's history",
+        how="Payments are admitted and recorded by the agent's jobs on the real writer, `synchronous=FULL`, one "
+        "by one, on copies of ledgers of so many settled payments, in turn. Pages have "
+        f"{PAGE} payments. Then the whole of each ledger is exported as CSV and verified.",
+        bounds=[
+            Bound(
+                f"admission at {max(admitted):,} payments, times an empty ledger",
+                round(most.median / empty.median, 2),
+                ADMISSION_RATIO_MAX,
+                "times",
+            )
+        ],
+        tables=[
+            Table("Admission by payments in the ledger", steps_of, rows),
+            Table(
+                "Reads, median ms",
+                ("read", *(f"{count:,}" for count in read)),
+                [(name, *(spreads[name].median for spreads in read.values())) for name in names],
+            ),
+            Table(
+                "The whole ledger",
+                ("payments", "export, lines a second", "verify, rows a second"),
+                [
+                    (count, round(lines_per_s), round(rows_per_s))
+                    for count, (lines_per_s, rows_per_s) in booked.items()
+                ],
+            ),
+        ],
+        plots=[Plot("store", "By payments in the ledger", "payments", "ms at the median", lines)],
+        left_out="What the provider, the signer's process and HTTP take. Reads are of pages that the system has "
+        "in memory, as far as it has room.",
+    )

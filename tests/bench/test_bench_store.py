@@ -1,0 +1,83 @@
+"""The benchmark's parts on ledgers, start-up and seeds do their work and tell it as data. No time is asserted."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from benchmarks import ledgers, seeds, starting, store
+from benchmarks.results import Options, Part
+from payagent.audit.finding import Finding
+from payagent.audit.signed import Owner
+from payagent.audit.verify import verify
+from payagent.store import queries
+from payagent.store.writer import Readers
+
+
+@pytest.fixture(autouse=True)
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(ledgers, "KEPT", tmp_path)
+    return tmp_path
+
+
+def told(part: Part) -> str:
+    return json.dumps(dataclasses.asdict(part))
+
+
+def test_a_made_ledger_is_whole_with_payments_in_flight_after_those_that_are_settled(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    subprocess.run([sys.executable, ledgers.MAKER, path, "3", "20"], check=True)
+    with Readers(path).snapshot() as conn:
+        owner = Owner(store.ACCOUNT.address, store.NETWORK)
+        assert [one for one in verify(conn, owner) if isinstance(one, Finding)] == []
+        assert queries.payments_by_state(conn) == {"settled": 3, "in_flight": 24}
+
+
+def test_a_ledger_is_made_once(tmp_path: Path) -> None:
+    made = ledgers.settled(2)
+    before = made.stat()
+    assert ledgers.settled(2).stat() == before
+    with ledgers.folder() as folder:
+        assert ledgers.copied(made, folder).read_bytes() == made.read_bytes()
+    assert [path.name for path in tmp_path.iterdir()] == [made.name]
+
+
+class Little(Options):
+    """A run of next to nothing."""
+
+    def pick(self, quick, full):  # type: ignore[no-untyped-def]
+        return (5,) if isinstance(quick, tuple) else 3
+
+
+def test_history_is_told_by_payments_with_its_bound_and_its_plot(tmp_path: Path) -> None:
+    part = store.measure(Little(True))
+    assert [bound.name for bound in part.bounds] == ["admission at 5 payments, times an empty ledger"]
+    assert {len(points) for plot in part.plots for points in plot.lines.values()} == {1}
+    assert '"first page"' in told(part)
+
+
+def test_a_payment_is_admitted_recorded_and_followed_to_its_end(tmp_path: Path) -> None:
+    with closing(store.Payer(tmp_path / "ledger.db", 2)) as payer:
+        plan = payer.admit(1)
+        payer.record(1, plan, store.sign(plan, store.ACCOUNT.signer))
+        payer.follow(1, plan)
+        assert queries.payments_by_state(payer.readers.conn) == {"settled": 1}
+
+
+def test_a_daemon_opens_with_payments_in_flight_and_looks_for_each() -> None:
+    start = starting.start(8)
+    assert start.looked_s is not None
+    assert 0 < start.signer_mb < start.rest_mb <= start.peak_mb
+    part = starting.as_part([dataclasses.replace(start, payments=0), start])
+    assert [bound.unit for bound in part.bounds] == ["s", "MB", "MB"]
+    assert "8" in told(part)
+
+
+def test_seeds_are_counted_by_the_processors_time() -> None:
+    (bound,) = seeds.of(range(3)).bounds
+    assert bound.at_least
+    assert bound.seen > 0

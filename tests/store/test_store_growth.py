@@ -1,0 +1,145 @@
+"""What a payment takes does not grow with what was before it: SQLite's own steps are counted, never a time.
+
+The steps are those at which SQLite looks whether it is to go on: one for each row that it steps over, at least.
+"""
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from benchmarks.store import ACCOUNT, APP, ORIGIN, Payer
+from payagent.core.prepaid import CALLS
+from payagent.store import apps, prepaid, topups
+from payagent.store.writer import Connection, Unit
+from payagent.wallet.transaction import sign
+
+MAKER = Path(__file__).resolve().parents[2] / "scripts" / "make_ledger"
+FEW, MANY = 300, 3_000
+GROWTH_MAX = 1.1
+ASKED = 1_000_000
+"""Far from the numbers of what was before."""
+
+
+@contextmanager
+def counted(conn: Connection) -> Iterator[list[int]]:
+    """How many steps are taken meanwhile."""
+    steps = [0]
+
+    def step() -> None:
+        steps[0] += 1
+
+    conn.set_progress_handler(step, 1)
+    try:
+        yield steps
+    finally:
+        conn.set_progress_handler(None, 1)
+
+
+def connection(payer: Payer) -> Connection:
+    conn: Connection = payer.do(lambda unit: unit.conn)
+    return conn
+
+
+def steps_of_a_payment(payer: Payer) -> dict[str, int]:
+    """Of its admission, of the record of its attempt and of all that follows, once the statements are prepared."""
+    told = {}
+    for number in range(ASKED, ASKED + 3):
+        with counted(connection(payer)) as admit:
+            plan = payer.admit(number)
+        with counted(connection(payer)) as record:
+            payer.record(number, plan, sign(plan, ACCOUNT.signer))
+        with counted(connection(payer)) as follow:
+            payer.follow(number, plan)
+        told = {"admit": admit[0], "record": record[0], "follow": follow[0]}
+    return told
+
+
+def pay(payer: Payer, count: int) -> None:
+    for number in range(count):
+        plan = payer.admit(number)
+        payer.record(number, plan, sign(plan, ACCOUNT.signer))
+        payer.follow(number, plan)
+
+
+def test_a_payment_takes_as_much_after_many_as_after_few(tmp_path: Path) -> None:
+    told = {}
+    for count in (FEW, MANY):
+        path = tmp_path / f"{count}.db"
+        subprocess.run([sys.executable, MAKER, path, str(count)], check=True)
+        with closing(Payer(path, 5)) as payer:
+            told[count] = steps_of_a_payment(payer)
+    for name, few in told[FEW].items():
+        assert 500 < few < told[MANY][name] * GROWTH_MAX, "they are counted at all"
+        assert told[MANY][name] <= few * GROWTH_MAX, name
+
+
+def test_a_batch_takes_as_much_after_many_as_after_few(tmp_path: Path) -> None:
+    told = {}
+    for count in (10, 100):
+        with closing(Payer(tmp_path / f"{count}.db", count + 5, batch_target=10)) as payer:
+            pay(payer, count)
+            told[count] = steps_of_a_payment(payer)
+    for name, few in told[10].items():
+        assert told[100][name] <= few * GROWTH_MAX, name
+
+
+def test_a_payment_takes_as_much_however_many_tokens_were_given_to_others(tmp_path: Path) -> None:
+    told = {}
+    for count in (10, 1_000):
+        with closing(Payer(tmp_path / f"{count}.db", 5)) as payer:
+
+            def give(unit: Unit, count: int = count) -> None:
+                apps.add_with_token(unit, "app_other", "other", "f" * 64, ("pay",), 1)
+                for number in range(count):
+                    apps.give_token(unit, "app_other", f"{number + 1:064x}", None, 1)
+
+            payer.do(give)
+            told[count] = steps_of_a_payment(payer)
+    assert told[1_000]["admit"] <= told[10]["admit"] * GROWTH_MAX
+
+
+def with_topups(unit: Unit, count: int) -> int:
+    """So many top-ups of a balance that are over; the balance."""
+    pool = prepaid.ensure_pool(unit, ORIGIN, "bench", ACCOUNT.address.text, 1)
+    for number in range(count):
+        name = f"top_{number}"
+        topups.add(
+            unit,
+            topup_id=name,
+            pool=pool.id,
+            app_id=APP,
+            key=name,
+            cause="order",
+            unit_name=CALLS,
+            units=10,
+            request="{}",
+            is_call=False,
+            now_ms=1,
+            clock_ms=1,
+        )
+        topups.end(unit, name, None, None, number + 1, number + 1)
+    return pool.id
+
+
+ASKED_OF_TOPUPS: dict[str, Callable[[Connection, int], object]] = {
+    "which are open": lambda conn, _: topups.all_open(conn),
+    "when the last one ended": topups.last_ended_ms,
+}
+
+
+@pytest.mark.parametrize("name", ASKED_OF_TOPUPS)
+def test_a_look_at_topups_takes_as_much_after_many_as_after_few(tmp_path: Path, name: str) -> None:
+    told = {}
+    for count in (10, 1_000):
+        with closing(Payer(tmp_path / f"{count}.db", 1)) as payer:
+            pool = payer.do(lambda unit, count=count: with_topups(unit, count))
+            conn = connection(payer)
+            for _ in range(2):
+                with counted(conn) as steps:
+                    ASKED_OF_TOPUPS[name](conn, pool)
+            told[count] = steps[0]
+    assert told[1_000] <= told[10] * GROWTH_MAX + 1
