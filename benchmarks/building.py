@@ -139,7 +139,7 @@ def part(found: Found) -> Part:
         ratios(found),
         [*tables, versions],
         [_plot(found, asset) for asset in ASSETS],
-        "Reading the coins from a provider, and keeping an index of them as they come and go. Peers run in "
+        left_out="Reading the coins from a provider, and keeping an index of them as they come and go. Peers run in "
         "processes of their own: what they keep in memory is not compared.",
     )
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from benchmarks.clients import Json, until_taken
 from benchmarks.measure import Spread, memory_mb
 from benchmarks.paying import payments, require
-from benchmarks.results import Bound, Options, Part, Table
+from benchmarks.results import Bound, Cell, Options, Part, Table
 from benchmarks.stage import Stage, stage, until
 
 COIN_LOVELACE = 10_000_000_000
@@ -46,7 +46,7 @@ def measure(options: Options) -> Part:
         part.bounds.append(Bound("blocks that they took", len(heights), fewest + 2, "blocks"))
         findings = up.get("/v1/ledger/reconcile")["findings"]
         part.bounds.append(Bound("differences between ledger and chain after it", len(findings), 0, ""))
-        rows = [
+        rows: list[tuple[Cell, ...]] = [
             ("durable, s", durable_s),
             ("confirmed, s", confirmed_s),
             ("ms to an answer, median", spread.median),
