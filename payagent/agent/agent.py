@@ -287,6 +287,8 @@ class Agent:
     def _known_already(self, purchase: Purchase) -> str | None:
         """The payment that admission would find, where all that came is in the ledger already: the same intent,
         with the very invoice that one of its payments is for. Nothing is to be decided or recorded then.
+
+        What the signer's own record lacks goes the writer's way, which notes it or says why not.
         """
         (offer, *others), conn = purchase.offers, self.conn
         intent = None if others else queries.live_intent(conn, purchase.app_id, purchase.key)
@@ -297,7 +299,7 @@ class Agent:
         if not is_same or queries.payment_of_invoice(conn, known.seq) is None:
             return None
         row = queries.live_payment_of(conn, intent.id)
-        return None if row is None else row.id
+        return row.id if row is not None and self.as_noted(row).is_noted else None
 
     async def quote(self, ask: Ask, count: int = 1) -> Quote:
         """What paying would take now, or so many payments like it: nothing is reserved, nothing is written."""
