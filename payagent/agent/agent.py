@@ -25,7 +25,7 @@ from payagent.agent.bounds import as_told
 from payagent.agent.chainview import ChainView
 from payagent.agent.changes import Changes
 from payagent.agent.configured import overlaid
-from payagent.agent.line import TURNS_MAX, Line, Look
+from payagent.agent.line import Line, Look
 from payagent.agent.orders import Admitted, Approver, Ids, Purchase, TransferOrder
 from payagent.agent.planner import TransferPlan
 from payagent.agent.ports import Ports, Signatures, Writes
@@ -86,6 +86,9 @@ CANCEL_TTL_S = 129_600
 
 What descends from it stays good for as long as its block may be lost.
 """
+
+KEPT_EVERY_MS = 600_000
+"""How often at least the coins are looked at: that it is quiet now is written nowhere."""
 
 NOT_SIGNED = frozenset({"asset_not_allowed", "limit_exceeded", "signer_refused"})
 """What the signer says by its own policy: asking again gives the same answer, for a day at least."""
@@ -203,6 +206,8 @@ class Agent:
         self._taking = asyncio.Lock()
         self._upkeep = Upkeep(self._admission)
         self._line = Line(self._signing, self.keep_coins)
+        self._kept: tuple[object, int] = (None, 0)
+        """The version of the ledger at the last look that found nothing to keep, and when that was."""
 
     @property
     def conn(self) -> Connection:
@@ -278,7 +283,7 @@ class Agent:
         purchase = self._purchase(ask, offers, now_ms)
         with self._claim(purchase.ids.payment):
             try:
-                admitted = await self._admit(purchase, now_ms)
+                admitted = await self._admit(purchase)
             except Refused as refusal:
                 await self._note_refusal(ask, refusal, purchase, now_ms)
                 raise as_told(self.conn, ask.app_id, refusal) from None
@@ -360,6 +365,15 @@ class Agent:
                 log.info("coins.kept", payment=kept.admitted.payment_id, waiting=len(waiting))
                 await self._carry_out(kept.admitted)
         return Look(kept.admitted is not None, kept.room)
+
+    async def keep_ready(self) -> None:
+        """As `keep_coins`, for later payments: when the ledger has changed since, and now and then."""
+        now_ms, version = self.ports.clock.now_ms(), queries.version(self.conn)
+        if not self.terms.upkeep_lovelace or self._line or self.is_paused or not self.chain.is_ready(now_ms):
+            return
+        if version != self._kept[0] or not self._kept[1] <= now_ms < self._kept[1] + KEPT_EVERY_MS:
+            look = await self.keep_coins()
+            self._kept = (None if look.is_split else version, now_ms)
 
     async def record_delivery(self, payment_id: str, http_status: int) -> PaymentRow:
         """Note what the retry got. A derived intent ends when its call was served."""
@@ -792,24 +806,19 @@ class Agent:
             )
             return await self._carry_out(admitted)
 
-    async def _admit(self, purchase: Purchase, now_ms: int) -> Admitted:
-        """As `Admission.admit`; where all coins are in use, in turn with the others, while change can be had."""
-        can_wait = self.terms.upkeep_lovelace > 0 and self.terms.chain_depth > 0
-        can_wait = can_wait and all(one.asset == LOVELACE and not one.handed_over for one in purchase.offers)
-        is_turn = not (can_wait and self._line) or self._is_known(purchase)
-        for _ in range(TURNS_MAX if can_wait else 0):
-            if is_turn:
-                try:
-                    job = partial(self._admission.admit, purchase=purchase, now_ms=now_ms, can_wait=True)
-                    return await self.write("admit", job)
-                except Refused as refusal:
-                    if refusal.code != "funds_in_flight":
-                        raise
-            is_turn = await self._line.turn(purchase.ids.payment, purchase.invoice.total_units)
+    async def _admit(self, purchase: Purchase) -> Admitted:
+        """As `Admission.admit`; where all coins are in use, in line with the others, while change can be had."""
+
+        async def admit(can_wait: bool) -> Admitted:
             now_ms = self.ports.clock.now_ms()
-            if not is_turn:
-                break
-        return await self.write("admit", partial(self._admission.admit, purchase=purchase, now_ms=now_ms))
+            job = partial(self._admission.admit, purchase=purchase, now_ms=now_ms, can_wait=can_wait)
+            return await self.write("admit", job)
+
+        is_kept = self.terms.upkeep_lovelace > 0 and self.terms.chain_depth > 0
+        if not is_kept or any(one.asset != LOVELACE or one.handed_over for one in purchase.offers):
+            return await admit(False)
+        is_turn = self._line.is_free(len(self.coins)) or self._is_known(purchase)
+        return await self._line.admit(purchase.ids.payment, purchase.invoice.total_units, admit, is_turn=is_turn)
 
     def _is_known(self, purchase: Purchase) -> bool:
         """Whether the intent has a payment, so that it needs no coin."""

@@ -3,7 +3,7 @@
 Payments that come at once find the coins taken by the first of them, whose change can be spent as soon as it is
 signed. Who is let go tries again, one for each coin that is there, and who comes later stands behind; so each coin
 is tried for by one. Where what there is would not do for all who wait, a coin is split first (agent.upkeep).
-May import: core.problem, structlog. Never: takes a coin; keeps anybody longer than its patience.
+May import: core.problem, agent.orders, structlog. Never: takes a coin; keeps anybody longer than its patience.
 """
 
 import asyncio
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from payagent.agent.orders import Admitted
 from payagent.core.problem import Refused
 
 PATIENCE_S = 10.0
@@ -50,14 +51,39 @@ class Line:
         self._signing = signing
         self._keep = keep
         self._places: dict[str, _Place] = {}
+        self._trying = 0
         self._stirred = asyncio.Event()
         self._driver: asyncio.Task[None] | None = None
         self._rests_until_s = 0.0
 
-    def __len__(self) -> int:
-        return len(self._places)
+    def is_free(self, coins: int) -> bool:
+        """Whether a payment need not stand in line, with so many coins in blocks free."""
+        return not self._places and self._trying < max(1, coins)
 
-    async def turn(self, payment_id: str, lovelace: int) -> bool:
+    async def admit(
+        self, payment_id: str, lovelace: int, admit: Callable[[bool], Awaitable[Admitted]], *, is_turn: bool
+    ) -> Admitted:
+        """What `admit` does in the payment's turn, which is now or comes.
+
+        It is told whether one can wait still: what is refused then, for change that is missing, leaves no trace
+        and is tried again.
+        """
+        for _ in range(TURNS_MAX):
+            if is_turn:
+                self._trying += 1
+                try:
+                    return await admit(True)
+                except Refused as refused:
+                    if refused.code != "funds_in_flight":
+                        raise
+                finally:
+                    self._trying -= 1
+            is_turn = await self._turn(payment_id, lovelace)
+            if not is_turn:
+                break
+        return await admit(False)
+
+    async def _turn(self, payment_id: str, lovelace: int) -> bool:
         """Wait for a coin; False when none can be had, or none in time."""
         place = _Place(lovelace, asyncio.get_running_loop().create_future())
         self._places[payment_id] = place

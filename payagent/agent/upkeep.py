@@ -2,8 +2,8 @@
 
 It is a self-transfer as the operator's: the same admission, machine and ledger, the same pause, caps and signer.
 It pays nobody, and of its fees only so much is spent in 24 hours of the limits' clock as the operator says.
-May import: core.upkeep, store, wallet, agent.admission, .orders. Never: signs; waits; takes a coin that a payment
-has.
+May import: core.upkeep, store, wallet, agent.admission, .orders, .purse. Never: signs; waits; takes a coin that a
+payment has.
 """
 
 from collections.abc import Sequence, Set
@@ -12,11 +12,12 @@ from itertools import islice
 
 from payagent.agent.admission import Admission
 from payagent.agent.orders import Admitted, Ids, TransferOrder
+from payagent.agent.purse import coin_of
 from payagent.core import upkeep
 from payagent.core.payment import ENDED_WITHOUT_PAYING, POSTED, UNSIGNED, State
 from payagent.core.problem import Refused
 from payagent.core.upkeep import Budget, Demand, Gather, Held, Split, demand_of
-from payagent.store import pauses
+from payagent.store import pauses, queries
 from payagent.store import upkeep as store_upkeep
 from payagent.store.upkeep import UPKEEP_APP, OrderRow
 from payagent.store.writer import Unit
@@ -71,13 +72,15 @@ class Upkeep:
         return Kept(None if move is None else self._admit(unit, ids, move, coins, now_ms), there)
 
     def _stock(self, unit: Unit, slot: int) -> tuple[list[Held], dict[str, Coin]]:
-        """What can be spent now, and the coins by name."""
+        """What there is for payments, what is yet to come too; and the coins by name."""
         planner = self.admission.planner
-        free = [(coin, -1) for coin in islice(planner.coins.largest(), STOCK_MAX)]
-        found = [*free, *planner.chainable(unit, slot)]
+        most = planner.chain_depth
+        free = [(coin, most + 1) for coin in islice(planner.coins.largest(), STOCK_MAX)]
+        left = {coin.ref: most - depth for coin, depth in planner.chainable(unit, slot)}
+        coming = [coin_of(row) for row in queries.coming_coins(unit.conn, slot)]
+        found = [*free, *((coin, left.get(coin.ref, 0)) for coin in coming)]
         stock = [
-            Held(coin.ref, coin.lovelace, planner.chain_depth - depth, _assets(coin), is_in_block=depth < 0)
-            for coin, depth in found
+            Held(coin.ref, coin.lovelace, left, _assets(coin), is_in_block=left > most) for coin, left in found
         ]
         return stock, {coin.ref: coin for coin, _ in found}
 

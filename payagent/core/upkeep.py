@@ -51,8 +51,8 @@ _VALUE_BYTES, _TRANSACTION_BYTES = 4_500, 15_000
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A coin of ours that can be spent now. `left`: so many payments may spend it and then its change, one after
-    the other, before a block comes.
+    """A coin of ours. `left`: so many payments may spend it and then its change, one after the other, before a
+    block comes; 0 while none may.
     """
 
     ref: str
@@ -91,10 +91,6 @@ class Demand:
     typical_lovelace: int = 0
     largest_lovelace: int = 0
     is_quiet: bool = False
-
-    @property
-    def wanted(self) -> int:
-        return max(self.at_once, self.waiting)
 
     @property
     def cost_lovelace(self) -> int:
@@ -181,8 +177,8 @@ def _split(demand: Demand, stock: Sequence[Held], budget: Budget) -> Split | Non
     """Out of the coin that gains most by it, where what there is carries fewer payments than are wanted."""
     if not demand.typical_lovelace:
         return None
-    lacks_coins = room(demand, stock) < demand.handed_over
-    if not lacks_coins and sum(_carries(one.spare_lovelace, one.left, demand) for one in stock) >= demand.wanted:
+    lacks_coins = sum(coin.spare_lovelace >= demand.cost_lovelace for coin in stock) < demand.handed_over
+    if not lacks_coins and not _is_low(demand, stock):
         return None
     best, best_gain = None, 0
     for coin in stock:
@@ -193,12 +189,23 @@ def _split(demand: Demand, stock: Sequence[Held], budget: Budget) -> Split | Non
     return best
 
 
+def _is_low(demand: Demand, stock: Sequence[Held]) -> bool:
+    """Whether there is less than those who wait need; while nobody does, than came at once before, and coins are
+    few: change that is deep already is as good as new with the next block.
+    """
+    carried = sum(_carries(coin.spare_lovelace, coin.left, demand) for coin in stock)
+    if demand.waiting:
+        return carried < demand.waiting
+    return carried < demand.at_once and 2 * room(demand, stock) < min(demand.at_once, COINS_MAX)
+
+
 def _split_of(coin: Held, demand: Demand, budget: Budget) -> Split | None:
     """As many coins as are wanted, of several payments each; what none of them needs stays in the change."""
     spare = coin.spare_lovelace - budget.fee_lovelace(_BARE_BYTES)
     output_lovelace = budget.byte_lovelace * _OUTPUT_BYTES
     least = KEPT_LOVELACE + SEVERAL * demand.cost_lovelace
-    count = min(COINS_MAX, demand.wanted, budget.outputs_max, spare // (least + output_lovelace))
+    wanted = max(demand.at_once, demand.waiting)
+    count = min(COINS_MAX, wanted, budget.outputs_max, spare // (least + output_lovelace))
     if count < 2:
         return None
     for_all_left = KEPT_LOVELACE + demand.cost_lovelace * max(SEVERAL, coin.left)
