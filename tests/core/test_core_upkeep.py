@@ -184,10 +184,8 @@ class TestGathering:
     def test_what_frees_little_is_left_alone(self) -> None:
         found = [Held(f"{number:064x}#0", 1_300_000, 0, frozenset(map(str, range(4)))) for number in range(60)]
         assert isinstance(decide(QUIET, [], found, BUDGET), Gather)
-        apart = [
-            replace(one, assets=frozenset({f"{place} {n}" for n in range(4)})) for place, one in enumerate(found)
-        ]
-        assert decide(QUIET, [], apart[:55], BUDGET) is None
+        apart = [replace(one, assets=frozenset(f"{one.ref} {n}" for n in range(4))) for one in found[:55]]
+        assert decide(QUIET, [], apart, BUDGET) is None
 
     def test_the_fee_is_bounded(self) -> None:
         found = crumbs(GATHERED_LEAST)
