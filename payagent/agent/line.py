@@ -56,6 +56,9 @@ class Line:
         self._driver: asyncio.Task[None] | None = None
         self._rests_until_s = 0.0
 
+    def __len__(self) -> int:
+        return len(self._places)
+
     def is_free(self, coins: int) -> bool:
         """Whether a payment need not stand in line, with so many coins in blocks free."""
         return not self._places and self._trying < max(1, coins)
