@@ -195,6 +195,8 @@ class Life:
         self.spawn(self._every(MERCHANTS_EVERY_BEATS, self.watch.observe_prepaid))
         self.spawn(self._every(MERCHANTS_EVERY_BEATS, self.watch.give_up_unserved))
         self.spawn(self._every(1, self.topups.beat))
+        if self.agent.terms.upkeep_lovelace:
+            self.spawn(self._every(1, self.agent.keep_ready))
         if self.agent.terms.approval_above:
             self.spawn(self._every(1, self.agent.deny_what_is_over))
 
