@@ -166,7 +166,7 @@ _THEMES: tuple[tuple[Theme | None, int], ...] = (
 
 
 def draw_upkeep(seed: int, coins: tuple[int, ...], shops: Shops) -> dict[str, Any]:
-    """In some seeds the wallet keeps its coins: many want at once of a large coin, sometimes with crumbs beside it.
+    """In some seeds the wallet keeps its coins: many want at once of a large coin, at times with crumbs beside it.
 
     It draws by itself, so that all other seeds go as they went without it.
     """
