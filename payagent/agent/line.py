@@ -15,7 +15,7 @@ import structlog
 from payagent.agent.orders import Admitted
 from payagent.core.problem import Refused
 
-PATIENCE_S = 10.0
+PATIENCE_S = 30.0
 """How long a payment waits for a coin at most. What it is told then, it would have been told at once."""
 
 TURNS_MAX = 3

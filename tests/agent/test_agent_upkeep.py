@@ -87,11 +87,11 @@ class TestABurst:
         async with world.run(terms=kept) as run:
             await run.look()
             before = world.transactions()
-            rows = await burst(world, run, 200)
+            rows = await burst(world, run, 100)
             assert world.transactions() == before, "no block came"
-            assert len({row.tx_id for row in rows}) == 200
+            assert len({row.tx_id for row in rows}) == 100
             (split,) = own_orders(run)
-            assert (split.kind, split.state, len(split.outputs)) == ("split", State.IN_FLIGHT, 150)
+            assert (split.kind, split.state, len(split.outputs)) == ("split", State.IN_FLIGHT, 99)
             await land(run, *rows)
             assert run.state(split.id) is State.CONFIRMED
             assert_all_is_well(world, run, rows)
