@@ -43,7 +43,7 @@ class OrderRow(NamedTuple):
 def ensure_app(unit: Unit, now_ms: int) -> None:
     """Whose payments the orders are; it has no token, so nobody can ask for it."""
     if apps.by_id(unit.conn, UPKEEP_APP) is None:
-        apps.add(unit, AppRow(UPKEEP_APP, "upkeep", frozenset(), None, None), now_ms)
+        apps.add(unit, AppRow(UPKEEP_APP, "coin upkeep", frozenset(), None, None), now_ms)
 
 
 def begun(conn: sqlite3.Connection, since_ms: int) -> list[Begun]:

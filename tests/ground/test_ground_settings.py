@@ -307,7 +307,10 @@ BAD_TOML = {
         "alerts.webhook_secret: is not a known key; did you mean webhook_secret_file?",
     ),
     "mark as a bare number": ("[alerts]\nwallet_below = 20\n", 'alerts.wallet_below: write an amount as "5 ADA"'),
-    "upkeep as a bare number": ("[wallet]\nupkeep_per_day = 2\n", 'wallet.upkeep_per_day: write an amount as "5 ADA"'),
+    "upkeep as a bare number": (
+        "[wallet]\nupkeep_per_day = 2\n",
+        'wallet.upkeep_per_day: write an amount as "5 ADA"',
+    ),
     "calls as text": (
         '[merchants.t]\norigin = "https://a.example"\nalert_below = "few"\n',
         "merchants.t.alert_below: write a whole number",
