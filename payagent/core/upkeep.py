@@ -177,7 +177,7 @@ def _split(demand: Demand, stock: Sequence[Held], budget: Budget) -> Split | Non
     """Out of the coin that gains most by it, where what there is carries fewer payments than are wanted."""
     if not demand.typical_lovelace:
         return None
-    lacks_coins = sum(coin.spare_lovelace >= demand.cost_lovelace for coin in stock) < demand.handed_over
+    lacks_coins = _suited(demand, stock) < demand.handed_over
     if not lacks_coins and not _is_low(demand, stock):
         return None
     best, best_gain = None, 0
@@ -191,12 +191,17 @@ def _split(demand: Demand, stock: Sequence[Held], budget: Budget) -> Split | Non
 
 def _is_low(demand: Demand, stock: Sequence[Held]) -> bool:
     """Whether there is less than those who wait need; while nobody does, than came at once before, and coins are
-    few: change that is deep already is as good as new with the next block.
+    few: with the next block all change is as good as new.
     """
     carried = sum(_carries(coin.spare_lovelace, coin.left, demand) for coin in stock)
     if demand.waiting:
         return carried < demand.waiting
-    return carried < demand.at_once and 2 * room(demand, stock) < min(demand.at_once, COINS_MAX)
+    return carried < demand.at_once and 2 * _suited(demand, stock) < min(demand.at_once, COINS_MAX)
+
+
+def _suited(demand: Demand, stock: Iterable[Held]) -> int:
+    """How many coins are large enough for a typical payment, those that are yet to come too."""
+    return sum(coin.spare_lovelace >= demand.cost_lovelace for coin in stock)
 
 
 def _split_of(coin: Held, demand: Demand, budget: Budget) -> Split | None:

@@ -135,7 +135,7 @@ class TestASplitForLater:
         assert decide(replace(TWO_ADA, at_once=DEEP + 1), [coin(9_998 * ADA)], [], BUDGET) is None
 
     def test_many_coins_that_are_deep_already_are_as_good_as_new_with_the_next_block(self) -> None:
-        stock = [coin(20 * ADA, 1, in_block=False, ref=f"c#{index}") for index in range(75)]
+        stock = [coin(20 * ADA, index % 2, in_block=False, ref=f"c#{index}") for index in range(75)]
         assert decide(replace(TWO_ADA, at_once=900), stock, [], BUDGET) is None
         large = coin(9_998 * ADA, 7, in_block=False, ref="large")
         assert isinstance(decide(replace(TWO_ADA, at_once=900), [*stock[1:40], large], [], BUDGET), Split)
