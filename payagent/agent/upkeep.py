@@ -76,9 +76,9 @@ class Upkeep:
         planner = self.admission.planner
         most = planner.chain_depth
         free = [(coin, most + 1) for coin in islice(planner.coins.largest(), STOCK_MAX)]
-        left = {coin.ref: most - depth for coin, depth in planner.chainable(unit, slot)}
+        chainable = {coin.ref: most - depth for coin, depth in planner.chainable(unit, slot)}
         coming = [coin_of(row) for row in queries.coming_coins(unit.conn, slot)]
-        found = [*free, *((coin, left.get(coin.ref, 0)) for coin in coming)]
+        found = [*free, *((coin, chainable.get(coin.ref, 0)) for coin in coming)]
         stock = [
             Held(coin.ref, coin.lovelace, left, _assets(coin), is_in_block=left > most) for coin, left in found
         ]

@@ -80,8 +80,9 @@ class Begun:
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """How many payments are wanted at once, of them handed over, and waiting now; what one takes, and the largest.
+    """How many payments are wanted at once, and wait now; what one takes, and the largest.
 
+    `handed_over`: how many of those at once were handed over, where one of them was refused for lack of a free coin.
     `is_quiet`: crumbs may be gathered.
     """
 
@@ -133,10 +134,12 @@ class Gather:
 def demand_of(begun: Sequence[Begun], waiting: Sequence[int], *, is_quiet: bool) -> Demand:
     """Of payments that began lately, in any order, and of those that wait, by what each pays in lovelace."""
     paid = [one.lovelace for one in begun if one.lovelace is not None]
+    handed_over = [one for one in begun if one.handed_over]
+    had_none = any(one.lovelace is None for one in handed_over)
     amounts = list(waiting) or paid
     return Demand(
         at_once=_most_at_once(one.at_ms for one in begun),
-        handed_over=_most_at_once(one.at_ms for one in begun if one.handed_over),
+        handed_over=_most_at_once(one.at_ms for one in handed_over) if had_none else 0,
         waiting=len(waiting),
         typical_lovelace=sorted(amounts)[(len(amounts) - 1) // 2] if amounts else 0,
         largest_lovelace=max((*waiting, *paid), default=0),

@@ -53,6 +53,11 @@ class TestDemand:
         demand = demand_of(begun, [], is_quiet=False)
         assert (demand.at_once, demand.handed_over, demand.typical_lovelace) == (3, 1, 3 * ADA)
 
+    def test_what_is_handed_over_and_found_coins_wants_no_more(self) -> None:
+        begun = [Begun(0, ADA, handed_over=True), Begun(1, ADA, handed_over=True)]
+        assert demand_of(begun, [], is_quiet=False).handed_over == 0
+        assert demand_of([*begun, Begun(2, None, handed_over=True)], [], is_quiet=False).handed_over == 3
+
     def test_the_typical_one_is_the_lower_median(self) -> None:
         begun = [Begun(0, lovelace) for lovelace in (9, 1, 4, 2)]
         demand = demand_of(begun, [], is_quiet=False)
