@@ -82,7 +82,7 @@ class Begun:
 class Demand:
     """How many payments are wanted at once, and wait now; what one takes, and the largest.
 
-    `handed_over`: how many of those at once were handed over, where one of them was refused for lack of a free coin.
+    `handed_over`: how many of those at once were handed over, where one was refused for lack of a free coin.
     `is_quiet`: crumbs may be gathered.
     """
 
