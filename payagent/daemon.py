@@ -409,6 +409,7 @@ def make_terms(settings: Settings, own: Address, redactor: Redactor) -> Terms:
         confirm_depth=settings.payments.confirm_depth,
         void_depth=settings.payments.void_depth,
         chain_depth=settings.payments.chain_depth,
+        upkeep_lovelace=settings.wallet.upkeep_per_day_lovelace,
         caps=settings.limits.caps,
         settle_depth=settings.payments.settle_depth,
         min_window_s=settings.payments.min_window_s,

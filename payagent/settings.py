@@ -489,6 +489,12 @@ class Alerts(_Table):
         return self
 
 
+class Wallet(_Table):
+    """What payagent may do with the wallet's coins by itself: lovelace for fees in 24 hours, 0 for nothing."""
+
+    upkeep_per_day_lovelace: Lovelace = Field(default=2_000_000, alias="upkeep_per_day")
+
+
 class Keystore(_Table):
     """The CIP-1852 account whose one base address is the wallet, and where its passphrase may be read."""
 
@@ -515,6 +521,7 @@ class Settings(BaseSettings):
     approvals: Approvals = Approvals()
     proxy: Proxy = Proxy()
     alerts: Alerts = Alerts()
+    wallet: Wallet = Wallet()
     keystore: Keystore = Keystore()
 
     @classmethod

@@ -30,7 +30,7 @@ log = structlog.get_logger("payagent.sweeps")
 
 @dataclass(frozen=True, slots=True)
 class Beats:
-    """Seconds between two looks: at the chain, at merchants, at what runs low, at what is prepaid.
+    """Seconds between two looks: at the chain, at merchants, at what runs low (coins too), at what is prepaid.
 
     `idle_s` is between two looks at the chain while nothing is open there: a look at a new block is three calls,
     and a provider is to be called at most six times a minute then.
@@ -81,6 +81,7 @@ class Sweeps:
             ("prepaid", self._watch.observe_prepaid, self._beats.prepaid_s),
             ("alerts", self._alerts.beat, self._beats.alerts_s),
             ("topups", self._topups.beat, self._beats.prepaid_s),
+            ("coins", self._agent.keep_ready, self._beats.alerts_s),
             ("approvals", self._agent.deny_what_is_over, self._beats.alerts_s),
         ):
             self._scheduler.add_job(

@@ -61,8 +61,11 @@ class Admission:
         self.bounds.take(terms)
         self.questions.timeout_s = terms.approval_timeout_s
 
-    def admit(self, unit: Unit, purchase: Purchase, now_ms: int) -> Admitted:
-        """Find the intent's payment, or open it: at most one, whatever invoices come for it (rule 5)."""
+    def admit(self, unit: Unit, purchase: Purchase, now_ms: int, *, can_wait: bool = False) -> Admitted:
+        """Find the intent's payment, or open it: at most one, whatever invoices come for it (rule 5).
+
+        Of who `can_wait` for change, nothing is written when it is change that is missing (`funds_in_flight`).
+        """
         purchase = self.choose(unit, purchase, now_ms)
         invoice = purchase.invoice
         note_price(unit, purchase)
@@ -91,7 +94,7 @@ class Admission:
             _open_intent(unit, purchase, origin=invoice.origin, request=purchase.request, now_ms=now_ms)
         seq = known.seq if known else _add_invoice(unit, purchase, intent_id)
         expires_at_ms = _earlier(invoice.expires_at_ms, known.expires_at_ms if known else None)
-        return self._open_payment(unit, purchase, intent_id, seq, pool, expires_at_ms, now_ms)
+        return self._open_payment(unit, purchase, intent_id, seq, pool, expires_at_ms, now_ms, can_wait=can_wait)
 
     def _open_payment(
         self,
@@ -102,6 +105,8 @@ class Admission:
         pool: int | None,
         expires_at_ms: int | None,
         now_ms: int,
+        *,
+        can_wait: bool,
     ) -> Admitted:
         payment_id = purchase.ids.payment
         anchor = anchor_of(unit, intent_id)
@@ -126,7 +131,9 @@ class Admission:
                 self.questions.ask(unit, purchase, plan, worst, reasons, expires_at_ms, now_ms)
                 return Admitted(payment_id, True)
         except Refused as refusal:
-            if refusal.code in ("chain_not_ready", "merchant_busy"):
+            if refusal.code in ("chain_not_ready", "merchant_busy") or (
+                can_wait and refusal.code == "funds_in_flight"
+            ):
                 raise  # no decision, and so no record
             told = as_told(unit.conn, purchase.app_id, refusal)
             figures = None if told is refusal else {"figures": refusal.detail}

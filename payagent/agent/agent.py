@@ -25,6 +25,7 @@ from payagent.agent.bounds import as_told
 from payagent.agent.chainview import ChainView
 from payagent.agent.changes import Changes
 from payagent.agent.configured import overlaid
+from payagent.agent.line import Line, Look
 from payagent.agent.orders import Admitted, Approver, Ids, Purchase, TransferOrder
 from payagent.agent.planner import TransferPlan
 from payagent.agent.ports import Ports, Signatures, Writes
@@ -41,12 +42,14 @@ from payagent.agent.replacement import (
     same_again,
 )
 from payagent.agent.terms import MerchantTerms, Terms
+from payagent.agent.upkeep import Means, Upkeep
 from payagent.agent.view import is_ready
 from payagent.chain.guard import Guarded
 from payagent.chain.source import ChainSource
 from payagent.core import policy
 from payagent.core.address import Address
 from payagent.core.invoice import Invoice, Output, Role
+from payagent.core.money import LOVELACE
 from payagent.core.payment import (
     ENDED_WITHOUT_PAYING,
     NEVER_SIGNED,
@@ -83,6 +86,9 @@ CANCEL_TTL_S = 129_600
 
 What descends from it stays good for as long as its block may be lost.
 """
+
+KEPT_EVERY_MS = 600_000
+"""How often at least the coins are looked at: that it is quiet now is written nowhere."""
 
 NOT_SIGNED = frozenset({"asset_not_allowed", "limit_exceeded", "signer_refused"})
 """What the signer says by its own policy: asking again gives the same answer, for a day at least."""
@@ -198,6 +204,10 @@ class Agent:
         self._sending: dict[str, asyncio.Event] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._taking = asyncio.Lock()
+        self._upkeep = Upkeep(self._admission)
+        self._line = Line(self._signing, self.keep_coins)
+        self._kept: tuple[object, int] = (None, 0)
+        """The version of the ledger at the last look that found nothing to keep, and when that was."""
 
     @property
     def conn(self) -> Connection:
@@ -275,14 +285,17 @@ class Agent:
             return await self._carry_out(Admitted(known, False))
         with self._claim(purchase.ids.payment):
             try:
-                admitted = await self.write("admit", lambda unit: self._admission.admit(unit, purchase, now_ms))
+                admitted = await self._admit(purchase)
             except Refused as refusal:
                 await self._note_refusal(ask, refusal, purchase, now_ms)
                 raise as_told(self.conn, ask.app_id, refusal) from None
             log.info("payment.admit", payment=admitted.payment_id, intent_known=not admitted.is_new)
             if admitted.refusal is not None:
                 raise admitted.refusal
-            return await self._carry_out(admitted)
+            carried_out = await self._carry_out(admitted)
+            if admitted.plan is not None:
+                self._look_ahead(admitted.plan)
+            return carried_out
 
     def _known_already(self, purchase: Purchase) -> str | None:
         """The payment that admission would find, where all that came is in the ledger already: the same intent,
@@ -357,6 +370,29 @@ class Agent:
         outputs = fan_out(self.terms.own, count, lovelace)
         order = self._order(app_id, "split", key, str(count), str(lovelace))
         return await self._transfer(order, partial(self._select, outputs))
+
+    async def keep_coins(self, waiting: Sequence[int] = ()) -> Look:
+        """Split or gather coins by ourselves, where that is worth its fee: for payments that wait, or later ones.
+
+        Refused as `Upkeep.keep` does.
+        """
+        ids, now_ms = self._new_ids(), self.ports.clock.now_ms()
+        means = Means(self.terms.upkeep_lovelace, self.assets_allowed())
+        with self._claim(ids.payment):
+            kept = await self.write("keep", lambda unit: self._upkeep.keep(unit, ids, means, waiting, now_ms))
+            if kept.admitted is not None:
+                log.info("coins.kept", payment=kept.admitted.payment_id, waiting=len(waiting))
+                await self._carry_out(kept.admitted)
+        return Look(kept.admitted is not None, kept.room)
+
+    async def keep_ready(self) -> None:
+        """As `keep_coins`, for later payments: when the ledger has changed since, and now and then."""
+        now_ms, version = self.ports.clock.now_ms(), queries.version(self.conn)
+        if not self.terms.upkeep_lovelace or self._line or self.is_paused or not self.chain.is_ready(now_ms):
+            return
+        if version != self._kept[0] or not self._kept[1] <= now_ms < self._kept[1] + KEPT_EVERY_MS:
+            look = await self.keep_coins()
+            self._kept = (None if look.is_split else version, now_ms)
 
     async def record_delivery(self, payment_id: str, http_status: int) -> PaymentRow:
         """Note what the retry got. A derived intent ends when its call was served."""
@@ -794,6 +830,31 @@ class Agent:
             )
             return await self._carry_out(admitted)
 
+    async def _admit(self, purchase: Purchase) -> Admitted:
+        """As `Admission.admit`; where all coins are in use, in line with the others, while change can be had."""
+
+        async def admit(can_wait: bool) -> Admitted:
+            now_ms = self.ports.clock.now_ms()
+            job = partial(self._admission.admit, purchase=purchase, now_ms=now_ms, can_wait=can_wait)
+            return await self.write("admit", job)
+
+        is_kept = self.terms.upkeep_lovelace > 0 and self.terms.chain_depth > 0
+        if not is_kept or any(one.asset != LOVELACE or one.handed_over for one in purchase.offers):
+            return await admit(False)
+        is_turn = self._line.is_free(len(self.coins)) or self._is_known(purchase)
+        return await self._line.admit(purchase.ids.payment, purchase.invoice.total_units, admit, is_turn=is_turn)
+
+    def _is_known(self, purchase: Purchase) -> bool:
+        """Whether the intent has a payment, so that it needs no coin."""
+        intent = queries.live_intent(self.conn, purchase.app_id, purchase.key)
+        return intent is not None and queries.live_payment_of(self.conn, intent.id) is not None
+
+    def _look_ahead(self, plan: Plan) -> None:
+        """When half of the depth is used up to which change is spent: later there is no coin that can be split."""
+        depth, most = self._admission.planner.depth_of(plan.tx_id), self.terms.chain_depth
+        if self.terms.upkeep_lovelace and 0 < depth >= most - most // 2:
+            self._line.nudge()
+
     async def _carry_out(self, admitted: Admitted) -> tuple[PaymentRow, bool]:
         """From admitted to signed; a request that found the payment waits for whoever is signing it."""
         if admitted.plan is not None:
@@ -857,6 +918,7 @@ class Agent:
             yield
         finally:
             self._signing.discard(payment_id)
+            self._line.stir()
 
     def _select(self, outputs: Sequence[Output], coins: Coins, ttl_slot: int, anchor: Coin | None) -> Plan:
         return select(

@@ -1,15 +1,16 @@
 """Transactions of the wallet's coins: what a payment, a transfer or a cancel would be now.
 
-May import: core, store.queries, .pauses, wallet, agent.chainview, .purse, .replacement. Never: takes a coin;
-asks what may be paid.
+May import: core, chain.source, store.queries, .pauses, wallet, agent.chainview, .purse, .replacement. Never: takes
+a coin; asks what may be paid.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from payagent.agent.chainview import ChainView
 from payagent.agent.purse import coin_of
 from payagent.agent.replacement import parameters_of, require_anchor
+from payagent.chain.source import Tip
 from payagent.core import ledger
 from payagent.core.address import Address
 from payagent.core.invoice import Invoice
@@ -25,6 +26,9 @@ from payagent.wallet.transaction import Plan, build, select, smallest_of
 TransferPlan = Callable[[Coins, int, Coin | None], Plan]
 """Makes the transaction of some coins, for a TTL; it spends the anchor, when there is one."""
 
+MANY = 16
+"""With more change on its way than this, one coin of it is tried by itself before all are weighed together."""
+
 
 @dataclass(slots=True)
 class Planner:
@@ -38,6 +42,9 @@ class Planner:
     own: Address
     chain_depth: int = 0
     chain_ttl_s: int = 0
+    _depths: dict[str, int] = field(default_factory=dict)
+    _depths_at: Tip | None = None
+    _next: list[str] = field(default_factory=list)
 
     def plan(
         self,
@@ -68,7 +75,7 @@ class Planner:
         try:
             if invoice.handed_over:
                 return self._plan_with(unit, self._cancellable(pay), slot, 0)
-            return self._plan_with(unit, pay, slot, self.chain_depth)
+            return self._plan_with(unit, pay, slot, self.chain_depth, by_one=True)
         except Refused as refusal:
             if invoice.proof == "tx_hash" or refusal.code not in ("needs_consolidation", "transaction_too_big"):
                 raise
@@ -122,7 +129,30 @@ class Planner:
 
         return planned
 
-    def _plan_with(self, unit: Unit, plan: Callable[[Coins], Plan], slot: int, chain_depth: int) -> Plan:
+    def chainable(self, unit: Unit, slot: int) -> list[tuple[Coin, int]]:
+        """Change in no block yet that may be spent, each with how many transactions in none led to it."""
+        if not self.chain_depth:
+            return []
+        depths = self._known_depths()
+        found = (
+            (coin_of(row), queries.chain_depth(unit.conn, row.tx_id, depths))
+            for row in queries.chainable_coins(unit.conn, slot + self.chain_ttl_s)
+        )
+        return [(coin, depth) for coin, depth in found if depth < self.chain_depth]
+
+    def depth_of(self, tx_id: str) -> int:
+        """How many transactions in no block lead to one that was planned lately."""
+        return self._depths.get(tx_id, 0)
+
+    def _known_depths(self) -> dict[str, int]:
+        """What was found since the newest block came. One that is wrong for a while makes a chain no less safe."""
+        if self._depths_at != self.chain.tip:
+            self._depths_at, self._depths = self.chain.tip, {}
+        return self._depths
+
+    def _plan_with(
+        self, unit: Unit, plan: Callable[[Coins], Plan], slot: int, chain_depth: int, *, by_one: bool = False
+    ) -> Plan:
         """What `plan` makes of the free coins, or with them of change that is on its way, `chain_depth` deep.
 
         That they do not suffice is told with why, where more are ours.
@@ -132,7 +162,7 @@ class Planner:
         except Refused as refusal:
             if refusal.code not in ("not_enough_funds", "needs_consolidation"):
                 raise
-            if chained := self._chained(unit, plan, slot, chain_depth):
+            if chain_depth and (chained := self._chained(unit, plan, slot, by_one=by_one)):
                 return chained
             if missing := queries.missing_coins(unit.conn):
                 raise Refused(
@@ -145,23 +175,43 @@ class Planner:
             asset = str(refusal.context.get("asset", LOVELACE))
             raise _in_flight(asset, self.coins.totals.get(asset, 0), Coins(coming).totals.get(asset, 0)) from None
 
-    def _chained(self, unit: Unit, plan: Callable[[Coins], Plan], slot: int, chain_depth: int) -> Plan | None:
+    def _chained(self, unit: Unit, plan: Callable[[Coins], Plan], slot: int, *, by_one: bool) -> Plan | None:
         """The transaction with change that is in no block yet; its anchor is in one, when any of its coins is."""
-        coming = [
-            coin_of(row)
-            for row in (queries.chainable_coins(unit.conn, slot + self.chain_ttl_s) if chain_depth else ())
-            if queries.chain_depth(unit.conn, row.tx_id) < chain_depth
-        ]
-        if not coming:
-            return None
-        try:
-            made = plan(Coins([*self.coins, *coming]))
-        except Refused:
-            return None
+        made = self._chained_to_one(unit, plan, slot) if by_one else None
+        if made is None:
+            coming = [coin for coin, _ in self.chainable(unit, slot)]
+            if not coming:
+                return None
+            try:
+                made = plan(Coins([*self.coins, *coming]))
+            except Refused:
+                return None
+            by_lovelace = sorted(coming, key=lambda coin: (coin.lovelace, coin.ref))
+            self._next = [coin.ref for coin in by_lovelace] if len(coming) > MANY else []
         settled = [coin for coin in made.inputs if coin.ref in self.coins]
         if settled and made.anchor.ref not in self.coins:
             made = replace(made, anchor=smallest_of(settled))
+        parents = {coin.tx_id for coin in made.inputs if coin.ref not in self.coins}
+        depths = self._known_depths()
+        depths[made.tx_id] = 1 + max(
+            (queries.chain_depth(unit.conn, parent, depths) for parent in parents), default=-1
+        )
         return made
+
+    def _chained_to_one(self, unit: Unit, plan: Callable[[Coins], Plan], slot: int) -> Plan | None:
+        """Of the coins that were on their way when all were last weighed, the largest that is still to be had.
+
+        So that with very many of them a payment costs no more than with one.
+        """
+        while self._next:
+            row = queries.chainable_coin(unit.conn, self._next[-1], slot + self.chain_ttl_s)
+            if row is not None:
+                try:
+                    return plan(Coins([coin_of(row)]))
+                except Refused:
+                    return None
+            self._next.pop()
+        return None
 
 
 def _coming(unit: Unit, slot: int) -> list[Coin]:

@@ -1,7 +1,7 @@
 """SIGHUP: the config file is read again while the daemon runs; all that it says counts, or nothing of it.
 
-Merchants, limits, thresholds of approvals and the wallet's low mark are taken over. What else has changed takes a
-new start, and then nothing is taken.
+Merchants, limits, thresholds of approvals, the wallet's low mark and its upkeep are taken over. What else has
+changed takes a new start, and then nothing is taken.
 
 May import: core, settings, store, agent.agent, structlog. Never: takes over a part; tells a value.
 """
@@ -22,7 +22,7 @@ from payagent.store.writer import Unit
 
 _TAKEN = re.compile(
     r"merchants(\..*)?|limits\.(per_(payment|hour|day|week|month)|total|assets)"
-    r"|approvals\.(above|timeout_s)|alerts\.wallet_below"
+    r"|approvals\.(above|timeout_s)|alerts\.wallet_below|wallet\.upkeep_per_day"
 )
 """Keys that are taken over; but for what follows of them for others that are not."""
 

@@ -95,6 +95,9 @@ class Terms:
     settle_depth: int
     min_window_s: int
     chain_depth: int = 0
+    upkeep_lovelace: int = 0
+    """What payagent may spend in 24 hours on fees of transactions that keep coins ready; 0: it makes none."""
+
     caps: Caps | None = None
     wallet_below_lovelace: int | None = None
     approval_above: Mapping[str, int] = field(default_factory=dict)

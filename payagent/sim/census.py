@@ -1,6 +1,6 @@
 """How often what is to be met was met, by what the ledger records and the chain shows, in plain words.
 
-May import: core, store's connection, sim.net, sim.source, sim.story. Never: judges; changes what happens.
+May import: core, store, sim.net, sim.source, sim.story. Never: judges; changes what happens.
 """
 
 import json
@@ -11,10 +11,11 @@ from payagent.core.payment import State
 from payagent.sim.net import DEEP, Net
 from payagent.sim.source import LIES
 from payagent.sim.story import Story
+from payagent.store.upkeep import UPKEEP_APP
 from payagent.store.writer import Connection
 
 _EVENTS = """
-SELECT e.seq, e.payment_id, e.event, e.state, e.detail, p.first_invoice, p.void_by
+SELECT e.seq, e.payment_id, e.event, e.state, e.detail, p.first_invoice, p.void_by, p.app_id, p.kind
 FROM events e LEFT JOIN payments p ON p.id = e.payment_id WHERE e.seq > ? ORDER BY e.seq
 """
 _MOVES = "SELECT seq, kind, payment_id, unexplained FROM prepaid_moves WHERE seq > ? ORDER BY seq"
@@ -29,6 +30,7 @@ _SIMPLE = {
     "anchor_gone": "a payment spends a deposit that a fork took away",
     "anchor_back": "a payment's deposit comes back",
 }
+_KEPT = {"split": "a coin is split that nobody ordered to be", "sweep": "crumbs are gathered"}
 _ASKED = "a new ledger has asked the chain for the wallet's past"
 _CAUGHT_UP = "a ledger that was behind has caught up"
 _JOBS = (
@@ -37,6 +39,7 @@ _JOBS = (
 )
 LISTED = (
     *_SIMPLE.values(),
+    _KEPT["split"],
     *(f"a death {when} {job}" for when in ("before", "after") for job in _JOBS),
     *(f"no room or no disk at {job}" for job in _JOBS),
     _CAUGHT_UP,
@@ -110,7 +113,7 @@ class Census:
         self._last_event, self._last_move = min(self._last_event, event), min(self._last_move, move)
 
     def committed(self, conn: Connection) -> None:
-        for seq, payment_id, event, state, detail, first_invoice, void_by in conn.execute(
+        for seq, payment_id, event, state, detail, first_invoice, void_by, app_id, kind in conn.execute(
             _EVENTS, (self._last_event,)
         ).fetchall():
             self._last_event = seq
@@ -123,6 +126,8 @@ class Census:
                 self._story.reach(_ASKED if told["signed"] is None else _CAUGHT_UP)
             elif event == "delivery_give_up":  # seldom: those who buy here ask until they are served
                 self._story.reach("a merchant is given up: paid, and not served in time")
+            elif event == "hold" and app_id == UPKEEP_APP:
+                self._story.reach(_KEPT[kind])
             elif event in _SIMPLE:
                 self._story.reach(_SIMPLE[event])
             if payment_id is not None and state is not None:

@@ -195,8 +195,15 @@ class Life:
         self.spawn(self._every(MERCHANTS_EVERY_BEATS, self.watch.observe_prepaid))
         self.spawn(self._every(MERCHANTS_EVERY_BEATS, self.watch.give_up_unserved))
         self.spawn(self._every(1, self.topups.beat))
+        if self.agent.terms.upkeep_lovelace:
+            self.spawn(self._every(1, self._keep_ready))
         if self.agent.terms.approval_above:
             self.spawn(self._every(1, self.agent.deny_what_is_over))
+
+    async def _keep_ready(self) -> None:
+        """What it orders when all else has ended would not have settled by the end of the run."""
+        if not self._host.is_calm:
+            await self.agent.keep_ready()
 
     def take_over(self) -> None:
         """Another daemon opens the ledger: from here on this one must commit nothing more."""

@@ -15,6 +15,9 @@ from payagent.devnet.merchant import Terms as ShopTerms
 from payagent.sim.mix import OFTEN, SOMETIMES, Mix
 
 ADA = 1_000_000
+UPKEPT = 0.15
+"""In how many seeds the wallet keeps its coins."""
+
 Shops = tuple[ShopTerms, ...]
 Theme = Callable[[Random, Mix, Shops], dict[str, Any]]
 """Which fields of a plan it sets, and to what."""
@@ -160,6 +163,28 @@ _THEMES: tuple[tuple[Theme | None, int], ...] = (
     (_put_back, 7),
 )
 """With their weights."""
+
+
+def draw_upkeep(seed: int, coins: tuple[int, ...], shops: Shops) -> dict[str, Any]:
+    """In some seeds the wallet keeps its coins: many want at once of a large coin, at times with crumbs beside it.
+
+    It draws by itself, so that all other seeds go as they went without it.
+    """
+    rng = Random(f"{seed} keeper")  # noqa: S311  a seed gives the same run again
+    if rng.random() >= UPKEPT:
+        return {}
+    crumbs = (1_200_000,) * rng.choice((0, 0, 0, 55))
+    return {
+        "upkeep_lovelace": rng.choice((1, 2, 2)) * ADA,
+        "chain_depth": rng.choice((0, 1, 1, 2, 3, 8)),
+        "shops": tuple(replace(shop, batch=1) for shop in shops),
+        "topup": False,
+        "coins": (*coins[1:], rng.randint(100, 1000) * ADA, *crumbs),
+        "per_day_lovelace": 1000 * ADA,
+        "wants": rng.randint(5, 14),
+        "wanted_within_s": rng.choice((0.0, 0.0, 5.0, 60.0, 400.0)),
+        "by_x402": rng.choice((0.0, 0.0, 0.2, 0.5)),
+    }
 
 
 def draw_theme(rng: Random, mix: Mix, shops: Shops) -> dict[str, Any]:

@@ -52,7 +52,7 @@ from payagent.sim.secrets import Canaries
 from payagent.sim.shops import SimShop, Transport
 from payagent.sim.source import LIES, Habits, SimSource
 from payagent.sim.story import Story
-from payagent.sim.themes import draw_theme
+from payagent.sim.themes import draw_theme, draw_upkeep
 from payagent.store import apps, queries, records
 from payagent.store.lease import lease
 from payagent.store.writer import Committer, Connection, Job, Unit
@@ -147,6 +147,10 @@ class Plan:
     put_back_clock_off_ms: int = 0
     """How wrong the clock is when the daemon starts on that copy."""
 
+    chain_depth: int = 8
+    upkeep_lovelace: int = 0
+    """What may be spent in a day on keeping coins ready; 0: nothing is kept."""
+
     is_stubborn: bool = False
     """Clients ask again at once, and more often."""
 
@@ -214,6 +218,7 @@ class World:
         self.loop = VirtualLoop()
         self.story = Story(seed, self.loop.time, canaries(), keep=keep_story)
         self.plan = draw_plan(self.rng)
+        self.plan = replace(self.plan, **draw_upkeep(seed, self.plan.coins, self.plan.shops))
         self.is_calm = self.is_away = False
         self.disk = Disk(folder, template)
         self.signer = account().signer
@@ -651,7 +656,8 @@ class World:
             void_depth=plan.void_depth,
             settle_depth=plan.settle_depth,
             min_window_s=120,
-            chain_depth=8,
+            chain_depth=plan.chain_depth,
+            upkeep_lovelace=plan.upkeep_lovelace,
             call_rate=BLOCKFROST_RATE,
             approval_above={} if self.desk.asks_above is None else {LOVELACE: self.desk.asks_above},
             approval_timeout_s=QUESTION_S,

@@ -608,19 +608,26 @@ def coming_coins(conn: sqlite3.Connection, slot: int) -> list[CoinRow]:
     return [_coin(row) for row in rows]
 
 
+_CHAINABLE = (
+    f"{_COIN} JOIN attempts a ON a.tx_id = c.tx_id AND a.kind = 'pay' "
+    "JOIN payments p ON p.id = a.payment_id AND p.tx_id = a.tx_id AND p.state IN ('signed', 'in_flight') "
+    "LEFT JOIN invoices v ON v.seq = a.invoice WHERE c.state = 'pending' AND r.payment_id IS NULL "
+    "AND a.ttl_slot >= ? AND COALESCE(v.handed_over, 0) = 0"
+)
+
+
 def chainable_coins(conn: sqlite3.Connection, ttl_slot: int) -> list[CoinRow]:
     """Change in no block yet that another payment may spend: of what payagent itself sends, up to that slot.
 
     Only of the attempt that its payment goes by.
     """
-    rows = conn.execute(
-        f"{_COIN} JOIN attempts a ON a.tx_id = c.tx_id AND a.kind = 'pay' "
-        "JOIN payments p ON p.id = a.payment_id AND p.tx_id = a.tx_id AND p.state IN ('signed', 'in_flight') "
-        "LEFT JOIN invoices v ON v.seq = a.invoice WHERE c.state = 'pending' AND r.payment_id IS NULL "
-        "AND a.ttl_slot >= ? AND COALESCE(v.handed_over, 0) = 0 ORDER BY c.ref",
-        (ttl_slot,),
-    )
-    return [_coin(row) for row in rows]
+    return [_coin(row) for row in conn.execute(f"{_CHAINABLE} ORDER BY c.ref", (ttl_slot,))]
+
+
+def chainable_coin(conn: sqlite3.Connection, ref: str, ttl_slot: int) -> CoinRow | None:
+    """A coin, if it is one of them."""
+    row = conn.execute(f"{_CHAINABLE} AND c.ref = ?", (ttl_slot, ref)).fetchone()
+    return None if row is None else _coin(row)
 
 
 def pending_parents(conn: sqlite3.Connection, tx_id: str) -> list[str]:
@@ -630,9 +637,12 @@ def pending_parents(conn: sqlite3.Connection, tx_id: str) -> list[str]:
     return sorted({one.tx_id for one in spent if one is not None and one.state == "pending"})
 
 
-def chain_depth(conn: sqlite3.Connection, tx_id: str) -> int:
-    """How many transactions in no block lead to an attempt; 0 when all that it spends is in one."""
-    depths: dict[str, int] = {}
+def chain_depth(conn: sqlite3.Connection, tx_id: str, known: dict[str, int] | None = None) -> int:
+    """How many transactions in no block lead to an attempt; 0 when all that it spends is in one.
+
+    `known` are those of other attempts, and takes what is found.
+    """
+    depths: dict[str, int] = {} if known is None else known
 
     def depth_of(one: str) -> int:
         if one not in depths:

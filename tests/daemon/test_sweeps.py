@@ -32,6 +32,9 @@ class Agent:
     async def deny_what_is_over(self) -> None:
         self.asked.set()
 
+    async def keep_ready(self) -> None:
+        return
+
     async def drain(self, _timeout_s: float) -> None:
         self.drained = True
 

@@ -307,6 +307,10 @@ BAD_TOML = {
         "alerts.webhook_secret: is not a known key; did you mean webhook_secret_file?",
     ),
     "mark as a bare number": ("[alerts]\nwallet_below = 20\n", 'alerts.wallet_below: write an amount as "5 ADA"'),
+    "upkeep as a bare number": (
+        "[wallet]\nupkeep_per_day = 2\n",
+        'wallet.upkeep_per_day: write an amount as "5 ADA"',
+    ),
     "calls as text": (
         '[merchants.t]\norigin = "https://a.example"\nalert_below = "few"\n',
         "merchants.t.alert_below: write a whole number",
@@ -426,6 +430,18 @@ def test_limits_by_asset_hold_exact_units_of_each_token(tmp_path: Path) -> None:
     rows = f'[[limits.assets]]\nasset = "{POLICY}.74"\nper_payment = "9223372036854775807"\nper_day = "1"\n'
     (token,) = load(tmp_path, rows).limits.assets
     assert (token.asset, token.per_payment_units, token.per_day_units) == (f"{POLICY}74", 9223372036854775807, 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "lovelace"),
+    [
+        ("", 2_000_000),
+        ('[wallet]\nupkeep_per_day = "0 ADA"\n', 0),
+        ('[wallet]\nupkeep_per_day = "0.5 ADA"\n', 500_000),
+    ],
+)
+def test_upkeep_may_cost_little_unless_told_otherwise(tmp_path: Path, text: str, lovelace: int) -> None:
+    assert load(tmp_path, text).wallet.upkeep_per_day_lovelace == lovelace
 
 
 def test_nobody_is_told_anything_by_default(tmp_path: Path) -> None:

@@ -383,11 +383,11 @@ def _key_outside(stack: ExitStack) -> None:
         await asyncio.sleep(1)
         return await pay(self, ask)
 
-    def admit_by_what_was(self: Any, unit: Any, purchase: Any, now_ms: int) -> Any:
+    def admit_by_what_was(self: Any, unit: Any, purchase: Any, **more: Any) -> Any:
         if purchase.response not in seen:
-            return admit(self, unit, purchase, now_ms)
+            return admit(self, unit, purchase, **more)
         with patch.object(admission.queries, "live_intent", lambda *_: seen[purchase.response]):
-            return admit(self, unit, purchase, now_ms)
+            return admit(self, unit, purchase, **more)
 
     put(stack, Agent, "pay", pay_by_what_was)
     put(stack, admission.Admission, "admit", admit_by_what_was)

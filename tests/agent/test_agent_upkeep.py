@@ -1,0 +1,420 @@
+"""Coins in flight: a burst is paid from one coin without a block, and coins are kept ready within bounds."""
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from agent.test_agent_replace import attempts, pass_time_of
+from agent_kit import ADA, APP, Run, World, daily, with_terms, world_with_clock
+
+from payagent.agent.pause import pause, unpause
+from payagent.core.payment import ON_CHAIN, State
+from payagent.core.problem import Refused
+from payagent.store import queries, upkeep
+from payagent.store.queries import PaymentRow
+from payagent.store.upkeep import UPKEEP_APP
+
+DEPTH = 8
+PER_DAY = 2 * ADA
+DAY_S, HOUR_S = 86_400, 3_600
+kept = with_terms(chain_depth=DEPTH, upkeep_lovelace=PER_DAY)
+JUNK = "ab" * 28
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    """A devnet whose clock the test moves, and whose merchant asks for 2 ADA."""
+    with world_with_clock(tmp_path) as world:
+        world.settings(price="2000000", splits=[])
+        yield world
+
+
+def own_orders(run: Run) -> list[PaymentRow]:
+    """What upkeep ordered, oldest first."""
+    rows = queries.payments_page(
+        run.agent.conn, app_id=UPKEEP_APP, state=None, origin=None, since_ms=None, before_seq=None, limit=1000
+    )
+    return rows[::-1]
+
+
+async def burst(world: World, run: Run, count: int, name: str = "call") -> list[PaymentRow]:
+    """So many purchases at once, signed and sent."""
+    asks = [world.ask(f"{name} {n}", key=f"{name} {n}") for n in range(count)]
+    answers = await asyncio.gather(*(run.agent.pay(ask) for ask in asks))
+    await run.agent.drain(30)
+    return [row for row, _ in answers]
+
+
+async def refused(world: World, run: Run, count: int, name: str = "call") -> list[str]:
+    """The codes of those of so many purchases at once that were refused."""
+    asks = [world.ask(f"{name} {n}", key=f"{name} {n}") for n in range(count)]
+    answers = await asyncio.gather(*(run.agent.pay(ask) for ask in asks), return_exceptions=True)
+    await run.agent.drain(30)
+    found = [answer for answer in answers if isinstance(answer, BaseException)]
+    return [answer.code if isinstance(answer, Refused) else repr(answer) for answer in found]
+
+
+async def land(run: Run, *rows: PaymentRow) -> None:
+    """Blocks, until all are confirmed; what a busy machine sent too late is sent again meanwhile."""
+    for _ in range(30):
+        await run.pass_time(1)
+        if all(run.state(row.id) is State.CONFIRMED for row in (*rows, *own_orders(run))):
+            return
+
+
+async def keep(run: Run) -> None:
+    """As the heartbeat does, until there is nothing more to do."""
+    await run.agent.keep_ready()
+    await run.agent.drain(10)
+
+
+def assert_all_is_well(world: World, run: Run, rows: list[PaymentRow]) -> None:
+    """All are on the chain, each once, and the books are what the chain shows."""
+    states = {run.state(row.id) for row in rows}
+    assert states == {State.CONFIRMED}
+    assert len({row.anchor for row in rows}) == len(rows)
+    assert run.owned() == world.on_chain()
+    assert not run.books().get("held", {}).get("lovelace")
+    transactions = world.transactions()
+    assert len(set(transactions)) == len(transactions) == len(rows) + len(own_orders(run))
+
+
+class TestABurst:
+    async def test_it_is_paid_from_one_coin_before_a_block_comes(self, world: World) -> None:
+        world.fund(10_000 * ADA)
+        async with world.run(terms=kept) as run:
+            await run.look()
+            before = world.transactions()
+            rows = await burst(world, run, 100)
+            assert world.transactions() == before, "no block came"
+            assert len({row.tx_id for row in rows}) == 100
+            (split,) = own_orders(run)
+            assert (split.kind, split.state, len(split.outputs)) == ("split", State.IN_FLIGHT, 99)
+            await land(run, *rows)
+            assert run.state(split.id) is State.CONFIRMED
+            assert_all_is_well(world, run, rows)
+
+    async def test_no_chain_is_deeper_than_it_may_be(self, world: World) -> None:
+        world.fund(400 * ADA)
+        async with world.run(terms=with_terms(chain_depth=3, upkeep_lovelace=PER_DAY)) as run:
+            await run.look()
+            rows = await burst(world, run, 60)
+            depths = [queries.chain_depth(run.agent.conn, row.tx_id or "") for row in rows]
+            assert max(depths) <= 3
+            await land(run, *rows)
+            assert_all_is_well(world, run, rows)
+
+    async def test_two_at_once_make_one_split(self, world: World) -> None:
+        world.fund(10_000 * ADA)
+        async with world.run(terms=kept) as run:
+            await run.look()
+            first, second = await asyncio.gather(burst(world, run, 30, "a"), burst(world, run, 30, "b"))
+            assert [order.kind for order in own_orders(run)] == ["split"]
+            await land(run, *first, *second)
+            assert_all_is_well(world, run, [*first, *second])
+
+    async def test_few_wait_for_each_others_change_and_cost_no_fee(self, world: World) -> None:
+        world.fund(10_000 * ADA)
+        async with world.run(terms=kept) as run:
+            await run.look()
+            rows = await burst(world, run, DEPTH)
+            assert own_orders(run) == []
+            await land(run, *rows)
+            assert_all_is_well(world, run, rows)
+
+    async def test_a_coin_is_split_before_one_after_the_other_has_used_up_the_depth(self, world: World) -> None:
+        world.fund(10_000 * ADA)
+        async with world.run(terms=kept) as run:
+            await run.look()
+            rows = []
+            for number in range(2 * DEPTH):
+                rows.append(await run.pay(f"call {number}"))
+                await run.agent.keep_ready()
+                await run.agent.drain(10)
+            assert own_orders(run)[0].kind == "split"
+            await land(run, *rows)
+            assert_all_is_well(world, run, rows)
+
+    async def test_an_intent_that_is_known_does_not_stand_in_line(self, world: World) -> None:
+        world.fund(10_000 * ADA)
+        async with world.run(terms=kept) as run:
+            await run.look()
+            known = world.ask("known", key="known")
+            row, _ = await run.agent.pay(known)
+            many = asyncio.ensure_future(burst(world, run, 40))
+            await asyncio.sleep(0)
+            again, is_new = await run.agent.pay(known)
+            assert (again.id, is_new) == (row.id, False)
+            await many
+
+    async def test_it_is_sent_when_the_provider_hears_again(self, world: World) -> None:
+        world.fund(10_000 * ADA)
+        async with world.run(terms=kept) as run:
+            await run.look()
+            world.fault("submit", "drop")
+            rows = await burst(world, run, 30)
+            assert world.waiting() == []
+            world.control("faults", clear=True)
+            await land(run, *rows)
+            assert_all_is_well(world, run, rows)
+
+    async def test_a_block_between_makes_no_difference(self, world: World) -> None:
+        world.fund(10_000 * ADA)
+        async with world.run(terms=kept) as run:
+            await run.look()
+            rows = await burst(world, run, 40, "a")
+            await land(run, *rows)
+            rows += await burst(world, run, 40, "b")
+            assert len(own_orders(run)) == 1, "the coins of the first split serve the second burst"
+            await land(run, *rows)
+            assert_all_is_well(world, run, rows)
+
+    async def test_a_deposit_with_tokens_serves_too(self, world: World) -> None:
+        world.fund(5_000 * ADA, assets={f"{JUNK}01": 7})
+        async with world.run(terms=kept) as run:
+            await run.look()
+            rows = await burst(world, run, 30)
+            await land(run, *rows)
+            assert_all_is_well(world, run, rows)
+            assert run.owned()[f"{JUNK}01"] == 7
+
+
+class TestWhatIsRefusedAsBefore:
+    async def test_a_wallet_that_its_payments_use_up(self, world: World) -> None:
+        world.fund(12 * ADA)
+        async with world.run(terms=kept) as run:
+            await run.look()
+            codes = await refused(world, run, 12)
+            assert len(codes) in (7, 8)
+            assert set(codes) <= {"funds_in_flight", "not_enough_funds"}
+            assert own_orders(run) == []
+
+    async def test_a_wallet_of_tokens(self, world: World) -> None:
+        world.fund(4 * ADA, assets={f"{JUNK}01": 7})
+        async with world.run(terms=kept) as run:
+            await run.look()
+            assert set(await refused(world, run, 6)) <= {"funds_in_flight", "not_enough_funds"}
+            assert own_orders(run) == []
+
+    async def test_when_it_is_switched_off(self, world: World) -> None:
+        world.fund(10_000 * ADA)
+        async with world.run(terms=with_terms(chain_depth=DEPTH)) as run:
+            await run.look()
+            assert await refused(world, run, 30) == ["funds_in_flight"] * 29
+            await keep(run)
+            assert own_orders(run) == []
+
+    async def test_when_the_days_fees_are_used_up(self, world: World) -> None:
+        world.fund(10_000 * ADA)
+        async with world.run(terms=with_terms(chain_depth=DEPTH, upkeep_lovelace=150_000)) as run:
+            await run.look()
+            codes = await refused(world, run, 30)
+            assert set(codes) == {"funds_in_flight"}
+            assert len(codes) == 30 - 1 - DEPTH
+            assert own_orders(run) == []
+
+    async def test_what_is_refused_is_on_record_once(self, world: World) -> None:
+        world.fund(10_000 * ADA)
+        async with world.run(terms=with_terms(chain_depth=1, upkeep_lovelace=150_000)) as run:
+            await run.look()
+            codes = await refused(world, run, 4)
+            rejected = queries.payments_in(run.agent.conn, (State.REJECTED,))
+            assert [row.reason_code for row in rejected] == codes == ["funds_in_flight"] * 2
+
+    async def test_what_a_limit_forbids_does_not_wait(self, world: World) -> None:
+        world.fund(10_000 * ADA)
+        limits = daily(1000 * ADA, 12 * ADA)
+        async with world.run(terms=with_terms(chain_depth=DEPTH, upkeep_lovelace=PER_DAY, limits=limits)) as run:
+            await run.look()
+            assert await refused(world, run, 20) == ["limit_exceeded"] * 15
+
+    async def test_while_it_is_paused(self, world: World) -> None:
+        world.fund(10_000 * ADA)
+        async with world.run(terms=kept) as run:
+            await run.look()
+            await land(run, *await burst(world, run, 20))
+            orders = len(own_orders(run))
+            await pause(run.agent, APP, "a drill")
+            world.fund(10_000 * ADA)
+            await run.look()
+            with pytest.raises(Refused, match="paused"):
+                await run.agent.keep_coins([2 * ADA] * 500)
+            await keep(run)
+            assert len(own_orders(run)) == orders
+            await unpause(run.agent, APP)
+
+    async def test_when_the_chain_is_not_seen(self, world: World) -> None:
+        world.fund(10_000 * ADA)
+        async with world.run(terms=kept) as run:
+            with pytest.raises(Refused, match="chain_not_ready"):
+                await run.agent.keep_coins([2 * ADA] * 50)
+            await keep(run)
+            assert own_orders(run) == []
+
+
+class TestCoinsKeptReady:
+    async def test_a_wallet_without_a_past_keeps_its_one_coin(self, world: World) -> None:
+        world.fund(10_000 * ADA)
+        async with world.run(terms=kept) as run:
+            await run.look()
+            await keep(run)
+            await run.pay("one")
+            await run.settle_down()
+            await keep(run)
+            assert own_orders(run) == []
+
+    async def test_after_a_burst_new_funds_are_split(self, world: World) -> None:
+        world.fund(60 * ADA)
+        async with world.run(terms=with_terms(chain_depth=0, upkeep_lovelace=PER_DAY)) as run:
+            await run.look()
+            assert await refused(world, run, 12) == ["funds_in_flight"] * 11
+            await land(run)
+            world.fund(1_000 * ADA)
+            await run.look()
+            await keep(run)
+            (split,) = own_orders(run)
+            assert (split.kind, len(split.outputs)) == ("split", 12)
+            await keep(run)
+            assert len(own_orders(run)) == 1, "one at a time"
+            await land(run)
+            rows = await burst(world, run, 12, "again")
+            await keep(run)
+            await land(run, *rows)
+            assert {run.state(row.id) for row in rows} == {State.CONFIRMED}
+            assert len(own_orders(run)) == 1
+            assert run.owned() == world.on_chain()
+
+    async def test_its_fee_is_in_the_books_as_any(self, world: World) -> None:
+        world.fund(10_000 * ADA)
+        async with world.run(terms=kept) as run:
+            await run.look()
+            await land(run, *await burst(world, run, 20))
+            (split,) = own_orders(run)
+            posted = [entry for entry in run.entries() if (entry.payment_id, entry.kind) == (split.id, "post")]
+            assert [(account, units) for account, _, units in posted[0].postings if units > 0] == [
+                ("fees", split.fee_lovelace)
+            ]
+            (told,) = upkeep.orders(run.agent.conn, 24)
+            assert told.fee_lovelace == split.fee_lovelace
+
+    async def test_fees_of_a_day_are_bounded_and_of_the_next_day_anew(self, world: World) -> None:
+        world.fund(10_000 * ADA)
+        async with world.run(terms=with_terms(chain_depth=0, upkeep_lovelace=250_000)) as run:
+            await run.look()
+            await refused(world, run, 80, "a")
+            await land(run)
+            await keep(run)
+            (split,) = own_orders(run)
+            assert len(split.outputs) < 30
+            assert (split.fee_lovelace or 0) <= 250_000
+            await land(run)
+            await refused(world, run, 80, "b")
+            await land(run)
+            await keep(run)
+            assert len(own_orders(run)) == 1, "the day's fees are used up"
+            await pass_time_of(world, run, DAY_S + 60)
+            await refused(world, run, 80, "c")
+            await land(run)
+            await keep(run)
+            assert len(own_orders(run)) == 2
+
+    async def test_one_that_is_lost_is_made_again_by_the_same_machine(self, world: World) -> None:
+        world.fund(10_000 * ADA)
+        async with world.run(terms=with_terms(chain_depth=0, upkeep_lovelace=PER_DAY)) as run:
+            await run.look()
+            await refused(world, run, 12)
+            await land(run)
+            world.fault("submit", "drop")
+            await keep(run)
+            (split,) = own_orders(run)
+            await pass_time_of(world, run, 1_900)
+            world.control("faults", clear=True)
+            await land(run)
+            assert [order.id for order in own_orders(run)] == [split.id]
+            assert run.state(split.id) in ON_CHAIN
+            assert {one.anchor for one in attempts(run, split)} == {split.anchor}
+            assert run.owned() == world.on_chain()
+
+
+class TestGathering:
+    async def test_crumbs_become_one_coin_when_it_is_quiet(self, world: World) -> None:
+        world.fund(100 * ADA, *[1_200_000] * 55)
+        async with world.run(terms=kept) as run:
+            await run.look()
+            row = await run.pay("one")
+            await land(run)
+            await keep(run)
+            assert own_orders(run) == [], "a payment began less than an hour ago"
+            await pass_time_of(world, run, HOUR_S + 60)
+            await keep(run)
+            (gathered,) = own_orders(run)
+            assert gathered.kind == "sweep"
+            assert len(attempts(run, gathered)[0].inputs) >= 50
+            await land(run)
+            assert run.state(gathered.id) is State.CONFIRMED
+            assert run.state(row.id) is State.CONFIRMED
+            assert len(run.selectable()) < 8
+            assert run.owned() == world.on_chain()
+
+    async def test_not_while_anything_is_on_its_way(self, world: World) -> None:
+        world.settings(price="2000000", splits=[], timeout=7200)
+        world.fund(100 * ADA, *[1_200_000] * 55)
+        async with world.run(terms=kept) as run:
+            await run.look()
+            world.fault("submit", "drop")
+            row = await run.pay("one")
+            await pass_time_of(world, run, HOUR_S + 60)
+            await keep(run)
+            assert run.state(row.id) not in ON_CHAIN
+            assert own_orders(run) == []
+
+    async def test_once_in_a_day(self, world: World) -> None:
+        world.fund(100 * ADA, *[1_200_000] * 55)
+        async with world.run(terms=kept) as run:
+            await run.look()
+            await keep(run)
+            await land(run)
+            world.fund(*[1_200_000] * 55)
+            await run.look()
+            await keep(run)
+            assert len(own_orders(run)) == 1
+            await pass_time_of(world, run, DAY_S + 60)
+            await keep(run)
+            assert len(own_orders(run)) == 2
+
+    async def test_tokens_that_nobody_pays_with_are_put_together(self, world: World) -> None:
+        for number in range(51):
+            world.control(
+                "faucet",
+                address=world.address,
+                lovelace="1400000",
+                assets={f"{JUNK}{number:02x}": str(number + 1)},
+            )
+        world.block()
+        async with world.run(terms=kept) as run:
+            await run.look()
+            before = run.owned()
+            await keep(run)
+            (gathered,) = own_orders(run)
+            await land(run)
+            assert run.state(gathered.id) is State.CONFIRMED
+            after = run.owned()
+            assert after == world.on_chain()
+            assert before | {"lovelace": 0} == after | {"lovelace": 0}
+            assert before["lovelace"] - after["lovelace"] == gathered.fee_lovelace
+
+    async def test_tokens_that_payments_are_made_of_stay_apart(self, world: World) -> None:
+        token = f"{JUNK}01"
+        for _ in range(51):
+            world.control("faucet", address=world.address, lovelace="1400000", assets={token: "5"})
+        world.block()
+
+        def terms(base: object) -> object:
+            return replace(kept(base), limits=(*daily(1000 * ADA, 1000 * ADA), *daily(10, 100, token)))  # type: ignore[arg-type]
+
+        async with world.run(terms=terms) as run:  # type: ignore[arg-type]
+            await run.look()
+            await keep(run)
+            assert own_orders(run) == []

@@ -1,0 +1,80 @@
+"""Killed while a coin is split for payments that wait: started again, all are paid, each once, with one split."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from agent_kit import ADA, with_terms
+from crash.crash_kit import CrashWorld, Disk, crash_world, findings
+
+from payagent.core.payment import State
+from payagent.core.problem import Refused
+from payagent.store import queries
+
+COUNT = 8
+DIES: dict[str, Callable[[list[str], str], bool]] = {
+    "before the split is admitted": lambda _sites, name: name == "before keep",
+    "when it is admitted": lambda _sites, name: name == "after keep",
+    "before its signature is durable": lambda sites, name: name == "before sign" and "after keep" in sites,
+    "when it is signed": lambda sites, name: name == "after sign" and "after keep" in sites,
+}
+
+
+class DiesWhen(Disk):
+    """A disk that fails for good at the first site of which `is_due` says so, by those before it and its name."""
+
+    def __init__(self, folder: Path, is_due: Callable[[list[str], str], bool], die: Callable[[], object]) -> None:
+        super().__init__(folder, kept=folder / "kept", die=die)
+        self._is_due = is_due
+
+    def __call__(self, name: str) -> None:
+        if not self.dead and self._is_due(self.sites, name):
+            self._crash_at = len(self.sites) + 1
+        super().__call__(name)
+
+
+async def live(world: CrashWorld, disk: Disk, keys: list[str]) -> None:
+    """All purchases at once, in one life; then blocks until everything has landed, unless it died."""
+    world.guard.gone = False
+    terms = with_terms(chain_depth=2, upkeep_lovelace=2 * ADA)
+    async with world.run(checkpoint=disk, providers={"devnet": world.guard.url}, terms=terms) as run:
+        await run.look()
+        asks = [world.ask(key, key=key) for key in keys]
+        await asyncio.gather(*(run.agent.pay(ask) for ask in asks), return_exceptions=True)
+        await run.agent.drain(30)
+        if disk.dead:
+            return
+        for _ in range(30):
+            await run.pass_time(1)
+            for ask in asks:  # who was refused, or heard nothing, asks again
+                try:
+                    await run.agent.pay(ask)
+                except Refused as refused:
+                    if not refused.problem.retryable:
+                        raise
+            rows = queries.payments_in(run.agent.conn, [*(set(State) - {State.REJECTED})])
+            if {row.state for row in rows} == {State.CONFIRMED} and len(rows) > len(keys):
+                break
+        assert {row.state for row in rows} == {State.CONFIRMED}
+        assert sorted(row.kind for row in rows) == ["invoice"] * len(keys) + ["split"]
+        assert len(world.transactions()) == len(set(world.transactions())) == len(rows)
+        assert run.owned() == world.on_chain()
+
+
+@pytest.mark.parametrize("when", DIES)
+async def test_it_ends_alike_wherever_it_dies(tmp_path: Path, when: str) -> None:
+    keys = [f"call {number}" for number in range(COUNT)]
+    with crash_world(tmp_path) as world:
+        world.settings(price="2000000", splits=[])
+        world.fund(1_000 * ADA)
+
+        def die() -> None:
+            world.guard.gone = True
+
+        disk = DiesWhen(tmp_path, DIES[when], die)
+        await live(world, disk, keys)
+        assert disk.dead
+        world.in_folder(tmp_path / "kept")
+        await live(world, Disk(tmp_path / "kept"), keys)
+        assert findings(world) == []
