@@ -139,8 +139,8 @@ def part(found: Found) -> Part:
         ratios(found),
         [*tables, versions],
         [_plot(found, asset) for asset in ASSETS],
-        left_out="Reading the coins from a provider, and keeping an index of them as they come and go. Peers run in "
-        "processes of their own: what they keep in memory is not compared.",
+        left_out="Reading the coins from a provider, and keeping an index of them as they come and go. Peers run "
+        "in processes of their own: what they keep in memory is not compared.",
     )
 
 
