@@ -78,6 +78,7 @@ class Sealer:
         last = ", ".join(f"(SELECT COALESCE(MAX(rowid), 0) FROM {table})" for table in SEALED)  # noqa: S608
         self._last = f"SELECT {last}"
         self._kept: tuple[int, tuple[int, ...]] | None = None
+        self._version = 0
         made_by = dict(conn.execute("SELECT name, sql FROM sqlite_master WHERE type = 'table'").fetchall())
         texts = [_row_text(conn, table, made_by.get(table)) for table in SEALED]
         self._added = " UNION ALL ".join(
@@ -88,23 +89,20 @@ class Sealer:
     def last_rows(self) -> tuple[int, ...]:
         """The number of each table's last row; what was kept of them is good for once."""
         kept, self._kept = self._kept, None
-        if kept is not None and kept[0] == self._version():
+        # another one when another connection has written (SQLite, PRAGMA data_version)
+        self._version = self._conn.execute("PRAGMA data_version").fetchone()[0]
+        if kept is not None and kept[0] == self._version:
             return kept[1]
         rows: tuple[int, ...] = self._conn.execute(self._last).fetchone()
         return rows
 
     def keep(self, rows: tuple[int, ...]) -> None:
-        """The job that left these last rows was not undone."""
-        self._kept = (self._version(), rows)
+        """The job that left these last rows, and began with `last_rows`, was not undone."""
+        self._kept = (self._version, rows)
 
     def forget(self) -> None:
         """The commit did not take place."""
         self._kept = None
-
-    def _version(self) -> int:
-        """Another one when another connection has written (SQLite, PRAGMA data_version)."""
-        version: int = self._conn.execute("PRAGMA data_version").fetchone()[0]
-        return version
 
     def seal(self, after: tuple[int, ...]) -> tuple[int, ...]:
         """Seal the rows above these numbers, if there are any; the numbers of the last rows then."""
