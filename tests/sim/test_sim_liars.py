@@ -148,6 +148,7 @@ def measure(seeds: range, *habits: Habits, dies_s: int | None = None) -> Tally:
     try:
         with (
             patch.object(world, "draw_plan", lambda rng: quiet_plan(rng, *habits)),
+            patch.object(world, "draw_upkeep", lambda *_: {}),
             patch.object(world, "World", Watched),
             patch.object(world.Desk, "of", lambda seed: Desk(Random(seed))),
         ):
