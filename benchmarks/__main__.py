@@ -31,23 +31,23 @@ def main() -> int:
         told = json.loads(options.page_of.read_text(encoding="utf-8"))
         report.write(told, options.out or options.page_of.parent)
         return 0
-    told = measured(options.only or PARTS, Options(options.quick))
-    if options.out:
-        report.write(told, options.out)
+    told: dict[str, Any] = {"quick": options.quick, "run": report.about_the_run(), "parts": []}
+    for name in options.only or PARTS:
+        told["parts"].append(measured(name, Options(options.quick)))
+        if options.out:  # after each, so that what was measured is kept when a later one fails
+            report.write(told, options.out)
     print(report.as_summary(told))
     return 0 if all(bound["holds"] for part in told["parts"] for bound in part["bounds"]) else 1
 
 
-def measured(names: tuple[str, ...] | list[str], options: Options) -> dict[str, Any]:
-    parts = []
-    for name in names:
-        say(f"{name} …")
-        began_s = time.monotonic()
-        part: Part = importlib.import_module(f"benchmarks.{name}").measure(options)
-        took_s = round(time.monotonic() - began_s, 1)
-        say(f"{name}: {took_s} s")
-        parts.append(as_data(part) | {"took_s": took_s})
-    return {"quick": options.is_quick, "run": report.about_the_run(), "parts": parts}
+def measured(name: str, options: Options) -> dict[str, Any]:
+    """One part as data, with how long it took."""
+    say(f"{name} …")
+    began_s = time.monotonic()
+    part: Part = importlib.import_module(f"benchmarks.{name}").measure(options)
+    took_s = round(time.monotonic() - began_s, 1)
+    say(f"{name}: {took_s} s")
+    return as_data(part) | {"took_s": took_s}
 
 
 def as_data(part: Part) -> dict[str, Any]:
