@@ -1,15 +1,3 @@
-"""The stage of a simulation takes the process's log for itself; here it is given back."""
+"""The log is given back after each test."""
 
-import logging
-from collections.abc import Iterator
-
-import pytest
-import structlog
-
-
-@pytest.fixture(autouse=True)
-def log_given_back() -> Iterator[None]:
-    disabled, config = logging.root.manager.disable, structlog.get_config()
-    yield
-    logging.disable(disabled)
-    structlog.configure(**config)
+from log_kit import log_given_back as log_given_back
