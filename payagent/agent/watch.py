@@ -85,12 +85,12 @@ def resubmit_due_ms(sent_count: int, last_sent_ms: int, *, is_hopeless: bool = F
 
 
 def is_asked_again(created_ms: int, asked_ms: int | None, now_ms: int) -> bool:
-    """Whether a merchant is asked of an invoice again: when a quarter of its age at the last time has gone by.
+    """Whether a merchant is asked of an invoice again: when it is twice as old as it was at the last time.
 
-    So a new one is asked of at each beat, an old one seldom, and a burst of them costs little for long. Also when
-    the clock was set back since.
+    So a new one is asked of soon, an old one seldom, and a burst of them costs little for long. Also when the
+    clock was set back since.
     """
-    return asked_ms is None or not 0 <= now_ms - asked_ms < (asked_ms - created_ms) // 4
+    return asked_ms is None or not 0 <= now_ms - asked_ms < asked_ms - created_ms
 
 
 class Watch:

@@ -41,6 +41,13 @@ DatabaseError = sqlite3.DatabaseError
 
 BATCH_MAX = 256
 
+LOG_MAX_PAGES = 8_192
+"""So long (32 MiB) the write-ahead log grows at most before a commit has to wait until it is in the ledger."""
+
+QUIET_S = 0.02
+QUIET_COMMITS = 32
+"""When no job has come for so long, what so many commits or more have logged is brought into the ledger."""
+
 _CACHE_KIB = 65_536
 """Of who reads everything: the rows of one payment lie together in no index, which are read page by page again."""
 
@@ -141,6 +148,7 @@ def open_database(path: Path) -> sqlite3.Connection:
     conn.execute("PRAGMA foreign_keys = ON")
     conn.execute("PRAGMA busy_timeout = 5000")
     conn.execute("PRAGMA temp_store = MEMORY")
+    conn.execute(f"PRAGMA wal_autocheckpoint = {LOG_MAX_PAGES}")
     return conn
 
 
@@ -256,6 +264,11 @@ class Committer:
             else:
                 job.future.set_exception(job.raised)
 
+    def tidy(self) -> None:
+        """Bring what is logged into the ledger. An error is none of a commit's: the log stands as it is."""
+        with suppress(DatabaseError):
+            self.conn.execute("PRAGMA wal_checkpoint(PASSIVE)")
+
     def is_noted(self, attempt: int | None) -> bool:
         """Whether the signer's own record has the attempt of this number; where none is kept, all are."""
         return self._own is None or attempt is None or attempt <= self._noted
@@ -339,6 +352,7 @@ class Writer:
         self._committer = Committer(path, checkpoint=checkpoint, own=own)
         self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._closed = False
+        self._tidied_at = 0
         self._thread = threading.Thread(target=self._loop, name="ledger-writer", daemon=True)
         self._thread.start()
 
@@ -386,7 +400,7 @@ class Writer:
 
     def _next_batch(self) -> tuple[list[Job], bool]:
         jobs: list[Job] = []
-        entry = self._queue.get()
+        entry = self._next()
         while entry is not None:
             jobs.append(entry)
             if len(jobs) == BATCH_MAX:
@@ -396,6 +410,15 @@ class Writer:
             except queue.Empty:
                 return jobs, False
         return jobs, True
+
+    def _next(self) -> Job | None:
+        """Wait for a job; in a quiet moment the log is tidied up, so that no job has to wait for that."""
+        if self.commits - self._tidied_at >= QUIET_COMMITS:
+            with suppress(queue.Empty):
+                return self._queue.get(timeout=QUIET_S)
+            self._committer.tidy()
+            self._tidied_at = self.commits
+        return self._queue.get()
 
 
 class Readers:

@@ -3,6 +3,7 @@
 import asyncio
 import sqlite3
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -46,6 +47,18 @@ async def test_jobs_that_wait_together_share_a_commit(path: Path) -> None:
     await asyncio.gather(first, *others)
     assert writer.commits <= 3
     assert len(keys(path)) == 64
+    writer.close()
+
+
+def test_what_is_logged_is_in_the_ledger_once_it_is_quiet(path: Path) -> None:
+    """Else a later commit would have to wait until it is."""
+    writer = Writer(path)
+    for number in range(40):
+        writer.submit("put", put(f"key-{number}")).result(10)
+    end_s = time.monotonic() + 10
+    while b"key-39" not in path.read_bytes() and time.monotonic() < end_s:
+        time.sleep(0.005)
+    assert b"key-39" in path.read_bytes()
     writer.close()
 
 
