@@ -50,6 +50,9 @@ from payagent.store.writer import DatabaseError, Unit
 RESUBMIT_FIRST_MS = 5_000
 RESUBMIT_MAX_MS = 200_000
 MERCHANT_PATIENCE_MS = 3_600_000
+MERCHANT_FIRST_MS = 60_000
+"""Until a block has a payment, or it took so long, a merchant knows no more of it than we do and is not asked."""
+
 MERCHANT_CALLS_MAX = 50
 """In one beat; who waited longest goes first. A burst of payments is no burst of calls to who is paid."""
 
@@ -172,7 +175,8 @@ class Watch:
         young = [
             row
             for row in self._rows.open((State.IN_FLIGHT, *SEEN))
-            if row.delivery in _OPEN_DELIVERY and now_ms - row.created_at_ms < MERCHANT_PATIENCE_MS
+            if row.delivery in _OPEN_DELIVERY
+            and (0 if row.state in SEEN else MERCHANT_FIRST_MS) <= now_ms - row.created_at_ms < MERCHANT_PATIENCE_MS
         ]
         asked_ms = {row.id: self._merchants_asked_ms.get(row.id) for row in young}
         due = [row for row in young if is_asked_again(row.created_at_ms, asked_ms[row.id], now_ms)]

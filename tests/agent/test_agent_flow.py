@@ -73,12 +73,29 @@ async def test_a_merchant_is_asked_of_an_invoice_ever_more_seldom(world: World) 
     assert counts[-1] < 14
 
 
+async def test_a_merchant_is_not_asked_of_what_it_cannot_know_yet(world: World) -> None:
+    world.fund(100 * ADA)
+    net = CountingNet()
+    async with world.run() as run:
+        await run.look()
+        await run.pay()
+        client = MerchantClient(net)
+        watch = Watch(run.agent, client)
+        await watch.poll_merchants()
+        assert net.calls == 0, "it is in no block"
+        world.clock.ahead_ms += 60_000
+        await watch.poll_merchants()
+        assert net.calls == 1, "that it takes so long the merchant may know of"
+        await client.aclose()
+
+
 async def test_many_open_invoices_are_asked_of_in_turn(world: World) -> None:
     world.fund(*[20 * ADA] * 60)
     net = CountingNet()
     async with world.run() as run:
         await run.look()
         rows = [await run.pay(f"call {number}") for number in range(60)]
+        world.clock.ahead_ms += 60_000
         client = MerchantClient(net)
         watch = Watch(run.agent, client)
         await watch.poll_merchants()
