@@ -51,7 +51,7 @@ RESUBMIT_FIRST_MS = 5_000
 RESUBMIT_MAX_MS = 200_000
 MERCHANT_PATIENCE_MS = 3_600_000
 MERCHANT_FIRST_MS = 60_000
-"""Until a block has a payment, or it took so long, a merchant knows no more of it than we do and is not asked."""
+"""Until a block has a payment, its proof was shown, or it took so long, a merchant knows no more than we do."""
 
 MERCHANT_CALLS_MAX = 50
 """In one beat; who waited longest goes first. A burst of payments is no burst of calls to who is paid."""
@@ -176,7 +176,7 @@ class Watch:
             row
             for row in self._rows.open((State.IN_FLIGHT, *SEEN))
             if row.delivery in _OPEN_DELIVERY
-            and (0 if row.state in SEEN else MERCHANT_FIRST_MS) <= now_ms - row.created_at_ms < MERCHANT_PATIENCE_MS
+            and _asked_from_ms(row) <= now_ms < row.created_at_ms + MERCHANT_PATIENCE_MS
         ]
         asked_ms = {row.id: self._merchants_asked_ms.get(row.id) for row in young}
         due = [row for row in young if is_asked_again(row.created_at_ms, asked_ms[row.id], now_ms)]
@@ -588,6 +588,11 @@ def _may_be_over(row: OpenPayment, slot: int) -> bool:
     """
     can_land = row.attempt is not None and not row.is_cancel and (row.ttl_slot or 0) > slot
     return row.state is State.CANCELLING or row.handed_over or not can_land
+
+
+def _asked_from_ms(row: OpenPayment) -> int:
+    may_know = row.state in SEEN or row.delivery is Delivery.PRESENTED
+    return row.created_at_ms + (0 if may_know else MERCHANT_FIRST_MS)
 
 
 def _depth(row: PaymentRow | OpenPayment, tip: Tip) -> int:
