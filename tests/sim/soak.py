@@ -61,7 +61,9 @@ KEPT_ROWS = 1500
 """Of what each purchase leaves; by `DRIFT_FROM_DAY` there are more, so that what is kept grows no further."""
 
 ARCHIVE_CACHE_KIB = 256
-PRUNE_EVERY_BLOCKS = 500
+PRUNE_EVERY_BLOCKS = 25
+"""Seldom enough to cost little, and so often that after a fork, when much is signed anew, the world grows little."""
+
 FORK_HOURS = 14
 CROSSES = 0.8
 """How much of what is released while the chain is split is heard of on the other side too."""
@@ -241,7 +243,8 @@ class LongJudge(Judge):
         self._archive = sqlite3.connect(archive, isolation_level=None)
         self._archive.execute("PRAGMA synchronous = OFF")
         self._archive.execute(f"PRAGMA cache_size = -{ARCHIVE_CACHE_KIB}")
-        self._archive.execute("CREATE TABLE landed (tx_id TEXT PRIMARY KEY, purchase TEXT, kind TEXT)")
+        for table in ("landed", "forgotten"):
+            self._archive.execute(f"CREATE TABLE {table} (tx_id TEXT PRIMARY KEY, purchase TEXT, kind TEXT)")
         self.funded_lovelace = 0
 
     def _check_conflicts(self, tx: Tx, signed: Signed) -> None:
@@ -277,10 +280,13 @@ class LongJudge(Judge):
         """What is older than any fork goes to the archive: where it landed does not change any more."""
         if (signed := self.signed.get(tx.tx_id)) is not None:
             self._archive.execute("INSERT INTO landed VALUES (?, ?, ?)", (tx.tx_id, signed.purchase, signed.kind))
+        else:  # after a fork more is signed than is kept in the time that a block takes to be buried
+            self._archive.execute("INSERT INTO landed SELECT * FROM forgotten WHERE tx_id = ?", (tx.tx_id,))
 
     def prune(self) -> None:
-        for tx_id, _ in trim(self.signed):
+        for tx_id, signed in trim(self.signed):
             self._durable.discard(tx_id)
+            self._archive.execute("INSERT INTO forgotten VALUES (?, ?, ?)", (tx_id, signed.purchase, signed.kind))
         of_purchases = (self._by_purchase, self._answers, self._accepted, self._anchors)
         for rows in (self._released, self._spends, *of_purchases):
             trim(rows)
