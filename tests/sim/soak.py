@@ -62,7 +62,7 @@ KEPT_ROWS = 1500
 
 ARCHIVE_CACHE_KIB = 256
 PRUNE_EVERY_BLOCKS = 25
-"""Seldom enough to cost little, and so often that after a fork, when much is signed anew, the world grows little."""
+"""So often that after a fork, when much is signed anew, the world hardly grows."""
 
 FORK_HOURS = 14
 CROSSES = 0.8
@@ -340,6 +340,8 @@ class DayLine:
     provider_calls: int
     tasks: int
     wall_s: float
+    blocks: int
+    """Pieces of memory that Python's objects have, what it holds for later ones not among them."""
 
 
 class Soak:
@@ -518,6 +520,7 @@ class Soak:
                 provider_calls=CountingSource.calls,
                 tasks=len(asyncio.all_tasks(self.loop)),
                 wall_s=round(time.monotonic() - self._began_s, 1),
+                blocks=sys.getallocatedblocks(),
             )
             self.days.append(line)
             say(json.dumps(asdict(line)))
@@ -612,6 +615,7 @@ def outcome(soak: Soak) -> dict[str, Any]:
         "fork": soak.fork,
         "reached": dict(soak.story.reached),
         "rss_drift_percent": round(100 * (late.rss_mb - early.rss_mb) / early.rss_mb, 2),
+        "blocks_drift_percent": round(100 * (late.blocks - early.blocks) / early.blocks, 2),
         "calls_per_payment": round(late.provider_calls / max(1, late.payments), 1),
         "days": [asdict(line) for line in days],
     }
@@ -649,16 +653,18 @@ def as_page(told: dict[str, Any]) -> str:
         "",
         f"Memory: {told['rss_drift_percent']:+.1f} % from day {DRIFT_FROM_DAY} to the last one,",
         "of the whole process. The world forgets what is deeper than three settle depths, so that what is",
-        "measured is the daemon and a world that stays as large as it is.",
+        "measured is the daemon and a world that stays as large as it is. Python seldom gives back what a burst",
+        "took, and uses it again, so a step that the fork makes stays. What tells it from a leak are the pieces",
+        f"of memory that objects have in use: {told['blocks_drift_percent']:+.1f} % over the same days.",
         f"The ledger grows by {min(growth):.1f} to {max(growth):.1f} KB a payment between the days below.",
         f"{told['calls_per_payment']} calls to the provider for a payment, the looks at an idle chain among them.",
         "",
-        "| day | purchases | RSS MB | open files | ledger MB | calls to the provider | tasks |",
-        "|---|---|---|---|---|---|---|",
+        "| day | purchases | RSS MB | pieces in use | open files | ledger MB | calls to the provider | tasks |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     lines += [
-        f"| {line['day']} | {line['payments']:,} | {line['rss_mb']} | {line['files']} | {line['ledger_mb']} "
-        f"| {line['provider_calls']:,} | {line['tasks']} |"
+        f"| {line['day']} | {line['payments']:,} | {line['rss_mb']} | {line['blocks']:,} | {line['files']} "
+        f"| {line['ledger_mb']} | {line['provider_calls']:,} | {line['tasks']} |"
         for line in shown
     ]
     return "\n".join(lines) + "\n"
