@@ -58,8 +58,12 @@ MERCHANT_CALLS_MAX = 50
 
 AT_ONCE_MAX = 8
 
-SENT_AT_ONCE_MAX = 256
-"""So many attempts at most are on their way to providers when others are sent again: each takes memory."""
+SENT_AT_ONCE_MAX = 64
+"""So many attempts at most are on their way to providers when others are sent again.
+
+With a look every 5 s that is what Blockfrost bears for long, ten calls a second. Each takes memory and a turn at a
+provider's few threads: behind hundreds of them reads and new payments would run out of time.
+"""
 
 TURN = 100
 """After so many steps in a row that waited for nothing, others have their turn."""

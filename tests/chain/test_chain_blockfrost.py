@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 from faulty_provider import NOT_FOUND, FaultyProvider, Reply, Seen
 
+from payagent.agent.watch import SENT_AT_ONCE_MAX
 from payagent.chain.blockfrost import Blockfrost, Timeouts
 from payagent.chain.source import (
     AddressTx,
@@ -727,6 +728,18 @@ async def test_a_submission_that_never_got_a_thread_was_not_sent(provider: Fault
     assert all(seen.method == "GET" for seen in provider.seen)
     await slow.aclose()
     assert all(isinstance(read, Unknown) for read in await asyncio.gather(*tips))
+
+
+async def test_what_is_sent_again_leaves_reads_their_turn(provider: FaultyProvider, source: Blockfrost) -> None:
+    """A fork makes hundreds due at once, and the threads are few: a read behind them must not run out of time."""
+    submission_s, threads = 1.5, 8
+    provider.routes["POST /tx/submit"] = Reply(TX)
+    again = [asyncio.create_task(source.submit(b"\x84", TX)) for _ in range(SENT_AT_ONCE_MAX)]
+    await asyncio.sleep(0)  # each has asked for a thread
+    assert isinstance(await source.tip(), Found)
+    ahead = [seen.method for seen in provider.seen].index("GET")
+    assert ahead / threads * submission_s < Timeouts().call_s
+    await asyncio.gather(*again)
 
 
 async def test_closing_ends_what_is_under_way_and_later_calls_are_unknown(provider: FaultyProvider) -> None:
