@@ -1,13 +1,14 @@
 """A chain source over Blockfrost's HTTP API: blockfrost.io, and what speaks like it at another base URL.
 
-The only home of blockfrost-python and requests. May import: core, chain.source, chain.classify. Never: raises
+The only home of blockfrost-python and urllib3. May import: core, chain.source, chain.classify. Never: raises
 for what a provider did, follows a redirect, reads the environment, shows the project id.
 
 blockfrost-python knows the paths, parameters and headers; its transport is not used, because it has no
 time-outs, opens a connection per call, takes the status of an error from the body, and turns a transaction id
 in plain text into a number. Its request functions name `requests` as a global of their module, so each one
 that is needed is bound once, per instance, to our own transport in that place (`_bound`). Nothing in the
-library or in `requests` is patched, and other users of both in this process notice nothing.
+library is patched, and other users of it in this process notice nothing. The transport is urllib3 itself: what
+`requests` adds to it (sessions, cookies, hooks, the environment) is not wanted here, and costs half a call.
 
 The calls block, so they run on a few threads of our own. A socket time-out bounds one read only; what bounds
 a whole call is a deadline on the event loop, which shuts the call's socket so that its thread comes back.
@@ -21,16 +22,14 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from http.cookiejar import DefaultCookiePolicy
 from itertools import pairwise
 from types import FunctionType
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-import requests
+import certifi
 import urllib3
 from blockfrost import BlockFrostApi
-from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
 from payagent.chain.classify import RawAnswer, TransportError, classify_submit, retry_after_s
@@ -59,6 +58,8 @@ T = TypeVar("T")
 _THREADS = 8
 _MAX_ANSWER_BYTES = 8 * 1024 * 1024  # 100 outputs of the largest size with inline datums stay well below
 _CHUNK_BYTES = 64 * 1024
+_HEADERS = {"Accept": "application/json", "Accept-Encoding": "identity"}
+"""Uncompressed, so that the bound on an answer bounds memory too."""
 _PAGE_ROWS = 100
 _MAX_PAGES = 1000
 _MAX_PASSES = 4
@@ -144,14 +145,6 @@ class _TlsPool(urllib3.HTTPSConnectionPool):
     ConnectionCls = _TlsConnection
 
 
-class _Adapter(HTTPAdapter):
-    """Keep-alive over connections that register with the call which uses them. No retries."""
-
-    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        super().init_poolmanager(*args, **kwargs)
-        self.poolmanager.pool_classes_by_scheme = {"http": _PlainPool, "https": _TlsPool}
-
-
 class _Body:
     """The bytes to send, in the form of a file, to learn whether the socket layer took any of them."""
 
@@ -172,41 +165,43 @@ class _Body:
 
 
 class _Transport:
-    """Stands where the library says `requests`: one bounded session, and answers as plain values."""
+    """Stands where the library says `requests`: kept connections, no retry, and answers as plain values."""
 
     def __init__(self, connect_timeout_s: float) -> None:
         self._connect_timeout_s = connect_timeout_s
-        self._session = requests.Session()
-        self._session.trust_env = False
-        self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
-        # Uncompressed, so that the bound on an answer bounds memory too.
-        self._session.headers.update({"Accept": "application/json", "Accept-Encoding": "identity"})
-        adapter = _Adapter(pool_connections=1, pool_maxsize=_THREADS)
-        self._session.mount("http://", adapter)
-        self._session.mount("https://", adapter)
+        self._pools = urllib3.PoolManager(
+            1, maxsize=_THREADS, retries=False, cert_reqs="CERT_REQUIRED", ca_certs=certifi.where()
+        )
+        self._pools.pool_classes_by_scheme = {"http": _PlainPool, "https": _TlsPool}
 
-    def get(self, url: str, headers: dict[str, str | None], params: Any = None) -> RawAnswer:
-        return self._exchange("GET", url, headers, params=params)
+    def get(self, url: str, headers: dict[str, str | None], params: Mapping[str, Any] | None = None) -> RawAnswer:
+        asked = {name: value for name, value in (params or {}).items() if value is not None}
+        return self._exchange("GET", url, headers, fields=asked)
 
     def post(self, url: str, headers: dict[str, str | None], data: _Body) -> RawAnswer:
-        return self._exchange("POST", url, headers, data=data)
+        # told, since urllib3 does not ask a body that it reads how long it is
+        return self._exchange("POST", url, headers | {"Content-Length": str(len(data))}, body=data)
 
-    def _exchange(self, method: str, url: str, headers: dict[str, str | None], **kwargs: Any) -> RawAnswer:
-        body = kwargs.get("data")
+    def _exchange(self, method: str, url: str, headers: dict[str, str | None], **what: Any) -> RawAnswer:
+        body = what.get("body")
         call: _Call = _running.call
+        told = _HEADERS | {name: value for name, value in headers.items() if value is not None}
         try:
             call.adopt(None)
-            with self._session.request(
+            response = self._pools.request(
                 method,
                 url,
-                headers={name: value for name, value in headers.items() if value is not None},
-                timeout=(self._connect_timeout_s, call.read_timeout_s),
-                allow_redirects=False,
-                stream=True,
-                **kwargs,
-            ) as response:
+                headers=told,
+                timeout=urllib3.Timeout(connect=self._connect_timeout_s, read=call.read_timeout_s),
+                redirect=False,
+                preload_content=False,
+                **what,
+            )
+            try:
                 return _received(response)
-        except (requests.RequestException, urllib3.exceptions.HTTPError, http.client.HTTPException) as error:
+            finally:
+                response.close()
+        except (urllib3.exceptions.HTTPError, http.client.HTTPException) as error:
             return RawAnswer(error=_transport_error(error), body_sent=body is not None and body.taken)
         except (OSError, ValueError):
             return RawAnswer(error=TransportError.RESET, body_sent=body is not None and body.taken)
@@ -214,23 +209,23 @@ class _Transport:
             call.release()
 
     def close(self) -> None:
-        self._session.close()
+        self._pools.clear()
 
 
-def _received(response: requests.Response) -> RawAnswer:
+def _received(response: urllib3.BaseHTTPResponse) -> RawAnswer:
     """Read the answer, at most up to the bound. The status counts even when the body broke off."""
     parts, size, error = [], 0, None
     try:
-        for part in response.iter_content(_CHUNK_BYTES):
+        for part in response.stream(_CHUNK_BYTES, decode_content=False):
             parts.append(part)
             size += len(part)
             if size > _MAX_ANSWER_BYTES:
                 error = TransportError.TOO_BIG
                 break
-    except (requests.RequestException, urllib3.exceptions.HTTPError, http.client.HTTPException, OSError):
+    except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError):
         error = TransportError.TRUNCATED
     return RawAnswer(
-        status=response.status_code,
+        status=response.status,
         body=b"".join(parts),
         content_type=response.headers.get("Content-Type", ""),
         retry_after=response.headers.get("Retry-After"),
@@ -240,19 +235,16 @@ def _received(response: requests.Response) -> RawAnswer:
 
 def _transport_error(error: Exception) -> TransportError:
     """The kind only: the texts of these libraries hold addresses and, for a bad header, its value."""
-    if isinstance(error, requests.exceptions.SSLError):
+    if isinstance(error, urllib3.exceptions.SSLError):
         return TransportError.TLS
-    if isinstance(error, requests.exceptions.ReadTimeout):
+    if isinstance(error, urllib3.exceptions.ReadTimeoutError):
         return TransportError.TIMEOUT
     refused = (
-        requests.exceptions.ConnectTimeout,
-        requests.exceptions.InvalidURL,
+        urllib3.exceptions.ConnectTimeoutError,
         urllib3.exceptions.NewConnectionError,
+        urllib3.exceptions.LocationValueError,
     )
-    cause = error.args[0] if error.args else None
-    if isinstance(error, refused) or isinstance(getattr(cause, "reason", None), refused):
-        return TransportError.CONNECT
-    return TransportError.RESET
+    return TransportError.CONNECT if isinstance(error, refused) else TransportError.RESET
 
 
 def _bound(method: Callable[..., Any], transport: _Transport) -> Callable[..., RawAnswer]:
