@@ -39,12 +39,15 @@ class Answer:
     sent_s: float
 
 
-async def in_turn(url: str, calls: Sequence[Call]) -> list[Answer]:
-    """The calls one after the other on one connection."""
-    parts = urlsplit(url)
+async def in_turn(url: str, calls: Sequence[Call], pause_s: float = 0) -> list[Answer]:
+    """The calls one after the other on one connection, each so long after the answer before."""
+    parts, answers = urlsplit(url), []
     reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
     try:
-        return [await _answered(reader, writer, call) for call in calls]
+        for call in calls:
+            answers.append(await _answered(reader, writer, call))
+            await asyncio.sleep(pause_s)
+        return answers
     finally:
         writer.close()
 

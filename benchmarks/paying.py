@@ -19,10 +19,14 @@ from benchmarks.wallets import SIGNER
 from payagent.store.signer import Signed, SignerFile
 
 COIN_LOVELACE = 20_000_000
-HOW = """\
+PAUSE_S = 0.1
+"""Between two payments of which each is to meet an idle daemon: the one before has been sent by then."""
+
+HOW = f"""\
 One payment: the 402 of the devnet's merchant (T Backend, 2 shares) is posted to `/v1/payments`; the answer comes
 when the signed attempt is durable (two commits with `synchronous=FULL`, and the signer's record). Devnet, daemon,
-signer and clients are processes of this machine. A free coin is there for every payment.
+signer and clients are processes of this machine. A free coin is there for every payment. Payments one after the
+other come {PAUSE_S} s apart; what was paid before is watched meanwhile.
 """
 
 
@@ -71,7 +75,7 @@ def settled(up: Stage) -> None:
 
 def _alone(part: Part, up: Stage, calls: Sequence[Call]) -> None:
     first = up.log.stat().st_size
-    answers = asyncio.run(in_turn(up.api, calls))
+    answers = asyncio.run(in_turn(up.api, calls, PAUSE_S))
     require(answers, 201)
     spread = Spread.of([answer.ms for answer in answers])
     again = asyncio.run(in_turn(up.api, calls))
