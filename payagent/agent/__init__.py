@@ -13,7 +13,7 @@ The commit points (docs/exactly-once.md) and the job that makes each:
   C6       confirm  the spend is posted in the ledger
   C7       settle   its coins need no watch any more
 
-`agent` has the doors (pay, quote, send, split, ...), `admission` what happens inside C1 + C2 (`bounds`: what may
-be paid; `planner`: of which coins; `holding`: both and the hold; `questions`: what a person is asked), `steps`
+`agent` has the doors (pay, quote, send, split, ...), `admission` what happens inside C1 + C2 (`rulebook`: what
+may be paid; `planner`: of which coins; `holding`: both and the hold; `questions`: what a person is asked), `steps`
 what happens inside C3 to C7, `watch` the sweeps that look and send again, `view` how a payment is shown.
 """

@@ -4,14 +4,13 @@ Intent, invoice, decision, hold, anchor and coins are written together, so that 
 between the decision and what it decided on (rule 7). A refusal by policy or for lack of funds is
 recorded too, as a payment that is `rejected`.
 
-May import: core, chain.source, wallet, store, agent.bounds, .holding, .orders, .planner, .prepaid, .questions,
-.replacement, .terms, .trust. Never: signs; waits for anything.
+May import: core, chain.source, wallet, store, agent.holding, .orders, .planner, .prepaid, .questions,
+.replacement, .rulebook, .terms, .trust. Never: signs; waits for anything.
 """
 
 from dataclasses import dataclass, replace
 
 from payagent.agent import trust
-from payagent.agent.bounds import Bounds, as_told
 from payagent.agent.chainview import ChainView
 from payagent.agent.holding import Holding, anchor_of
 from payagent.agent.orders import Admitted, Purchase, TransferOrder
@@ -19,6 +18,7 @@ from payagent.agent.planner import Planner, TransferPlan
 from payagent.agent.prepaid import is_batch, require_may_buy
 from payagent.agent.questions import Questions, with_fee_room
 from payagent.agent.replacement import Replacing, is_lost, next_invoice, same_again
+from payagent.agent.rulebook import Rulebook, as_told
 from payagent.agent.terms import Terms
 from payagent.chain.source import SubmitKind
 from payagent.core.guards import Moment
@@ -43,14 +43,14 @@ class Admission:
 
     @classmethod
     def by(cls, terms: Terms, coins: Coins, chain: ChainView) -> "Admission":
-        bounds = Bounds(terms.limits, chain, terms.caps, terms.approval_above, terms.merchants)
+        rulebook = Rulebook(terms.limits, chain, terms.caps, terms.approval_above, terms.merchants)
         planner = Planner(coins, chain, terms.own, terms.chain_depth, terms.min_window_s)
-        holding = Holding(bounds, planner)
+        holding = Holding(rulebook, planner)
         return cls(holding, Questions(holding, terms.approval_timeout_s))
 
     @property
-    def bounds(self) -> Bounds:
-        return self.holding.bounds
+    def rulebook(self) -> Rulebook:
+        return self.holding.rulebook
 
     @property
     def planner(self) -> Planner:
@@ -58,7 +58,7 @@ class Admission:
 
     def take(self, terms: Terms) -> None:
         """Decide by other terms from now on; in a job, so that none is decided by two."""
-        self.bounds.take(terms)
+        self.rulebook.take(terms)
         self.questions.timeout_s = terms.approval_timeout_s
 
     def admit(self, unit: Unit, purchase: Purchase, now_ms: int, *, can_wait: bool = False) -> Admitted:
@@ -82,7 +82,7 @@ class Admission:
         if purchase.topup is None:
             apps.require_let_in(unit.conn, purchase.app_id, now_ms)
         self.questions.require_not_denied(unit, purchase, intent, now_ms)
-        if invoice.origin not in self.bounds.merchants:
+        if invoice.origin not in self.rulebook.merchants:
             raise Refused(
                 "merchant_not_allowed", f"{invoice.origin} may not be paid any more", origin=invoice.origin
             )
@@ -124,10 +124,10 @@ class Admission:
         )
         try:
             plan, asked = self.holding.decide(unit, purchase, anchor, expires_at_ms, now_ms)
-            reasons = self.bounds.reasons(unit, purchase, purchase.invoice, plan.spend)
+            reasons = self.rulebook.reasons(unit, purchase, purchase.invoice, plan.spend)
             if reasons:
                 worst = with_fee_room(plan.spend)
-                self.bounds.require_within_limits(unit, purchase, worst, purchase.invoice.asset, now_ms)
+                self.rulebook.require_within_limits(unit, purchase, worst, purchase.invoice.asset, now_ms)
                 self.questions.ask(unit, purchase, plan, worst, reasons, expires_at_ms, now_ms)
                 return Admitted(payment_id, True)
         except Refused as refusal:
@@ -143,7 +143,7 @@ class Admission:
             return Admitted(payment_id, True, refusal=told)
         self.holding.hold(unit, payment_id, plan, now_ms, asked)
         origin, claim = purchase.invoice.origin, trust.claim_of_invoice(purchase.invoice)
-        trust.learn_addresses(unit, self.bounds.rules(origin), origin, claim, payment_id, now_ms)
+        trust.learn_addresses(unit, self.rulebook.rules(origin), origin, claim, payment_id, now_ms)
         return Admitted(payment_id, True, plan)
 
     def _existing(
@@ -194,7 +194,7 @@ class Admission:
                 return False
             if approvals.of_payment(unit.conn, row.id) is not None:  # what a person allowed were other terms
                 return False
-            if self.bounds.look(unit, purchase, invoice, Moment.NEXT_INVOICE):
+            if self.rulebook.look(unit, purchase, invoice, Moment.NEXT_INVOICE):
                 return False
             self._replacing.start(unit, row, wanted, purchase.min_window_s, now_ms)
         except Refused:
@@ -215,7 +215,7 @@ class Admission:
         self.planner.chain.require_ready(now_ms)
         if row is None or tip is None or not is_lost(unit.conn, row, tip.slot):
             return None
-        if (stopped := self.bounds.why_stopped(unit.conn, row)) is not None:
+        if (stopped := self.rulebook.why_stopped(unit.conn, row)) is not None:
             return stopped
         if queries.was_told(unit.conn, row.id, row.tx_id, SubmitKind.NEVER):
             return Refused("attempt_expired", "a provider said that the transaction can never be valid")
@@ -244,8 +244,8 @@ class Admission:
         if units > self.planner.coins.totals.get(asset, 0):
             return False
         try:
-            self.bounds.require_within_limits(unit, purchase, {asset: units}, asset, now_ms)
-            return not self.bounds.reasons(unit, purchase, offer, {asset: units})
+            self.rulebook.require_within_limits(unit, purchase, {asset: units}, asset, now_ms)
+            return not self.rulebook.reasons(unit, purchase, offer, {asset: units})
         except Refused:
             return False
 
@@ -263,7 +263,7 @@ class Admission:
         pauses.require_running(unit.conn)
         anchor = None if intent is None else anchor_of(unit, intent.id)
         planned = self.planner.transfer(unit, plan, anchor, now_ms)
-        self.bounds.require_within_caps(planned.spend)
+        self.rulebook.require_within_caps(planned.spend)
         if intent is None:
             _open_intent(unit, order, origin="", request=None, now_ms=now_ms)
         records.add_payment(

@@ -21,7 +21,6 @@ import structlog
 
 from payagent.agent import prepaid, steps, trust, uses
 from payagent.agent.admission import Admission, note_price, require_same
-from payagent.agent.bounds import as_told
 from payagent.agent.chainview import ChainView
 from payagent.agent.changes import Changes
 from payagent.agent.configured import overlaid
@@ -41,6 +40,7 @@ from payagent.agent.replacement import (
     reserve_more,
     same_again,
 )
+from payagent.agent.rulebook import as_told
 from payagent.agent.terms import MerchantTerms, Terms
 from payagent.agent.upkeep import Means, Upkeep
 from payagent.agent.view import is_ready
@@ -326,10 +326,10 @@ class Agent:
                 unit, invoice, invoice.expires_at_ms, self.terms.min_window_s, now_ms
             )
             try:
-                self._admission.bounds.require_within_limits(
+                self._admission.rulebook.require_within_limits(
                     unit, purchase, plan.spend, invoice.asset, now_ms, count
                 )
-                reasons = self._admission.bounds.reasons(unit, purchase, invoice, plan.spend)
+                reasons = self._admission.rulebook.reasons(unit, purchase, invoice, plan.spend)
                 if count > 1:
                     self._require_funds({asset: units * count for asset, units in plan.spend.items()})
             except Refused as refusal:
@@ -502,7 +502,7 @@ class Agent:
 
     def limits_clock_ms(self, conn: Connection, now_ms: int) -> int:
         """The clock of the limits (store.spending)."""
-        return self._admission.bounds.clock_ms(conn, now_ms)
+        return self._admission.rulebook.clock_ms(conn, now_ms)
 
     async def wait_for_batch(self, origin: str, buyer: Buyer, timeout_s: float) -> None:
         """Return when no payment for the buyer's prepaid balance is under way, or time is up."""
@@ -724,7 +724,7 @@ class Agent:
 
     async def _sign_or_end(self, row: PaymentRow, slot: int, now_ms: int, asked: bool) -> Refused | None:
         """As `resume`; why it was rejected, where it was."""
-        stopped = self._admission.bounds.why_stopped(self.conn, row)
+        stopped = self._admission.rulebook.why_stopped(self.conn, row)
         if stopped is None and (row.ttl_slot or 0) - slot >= self.terms.min_window_s:
             if asked or not (row.handed_over or self.is_paused):
                 await self._sign(row.id, self._rebuild(row))

@@ -1,15 +1,15 @@
 """The decision on a payment and its hold: within limits, by a plan of our coins, which are taken for it.
 
-May import: core, store, wallet, agent.bounds, .planner, .purse, .orders. Never: signs; waits for anything.
+May import: core, store, wallet, agent.orders, .planner, .purse, .rulebook. Never: signs; waits for anything.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from payagent.agent.bounds import Bounds
 from payagent.agent.orders import Purchase
 from payagent.agent.planner import Planner
 from payagent.agent.purse import coin_of, take
+from payagent.agent.rulebook import Rulebook
 from payagent.core import ledger, policy
 from payagent.core.money import LOVELACE, check_supply
 from payagent.core.payment import Event
@@ -25,7 +25,7 @@ from payagent.wallet.transaction import Plan
 class Holding:
     """What may be paid, and the coins that it is paid of."""
 
-    bounds: Bounds
+    rulebook: Rulebook
     planner: Planner
 
     def decide(
@@ -34,11 +34,11 @@ class Holding:
         """The plan, within limits. What is above one before any fee is refused as that, funds or none."""
         invoice = purchase.invoice
         known = {LOVELACE: 0} | {invoice.asset: invoice.total_units}
-        asked = self.bounds.require_within_limits(unit, purchase, known, invoice.asset, now_ms)
+        asked = self.rulebook.require_within_limits(unit, purchase, known, invoice.asset, now_ms)
         plan = self.planner.plan(unit, invoice, expires_at_ms, purchase.min_window_s, now_ms, anchor)
         again = policy.ask_again(asked, plan.spend)
         if policy.tightest(again) is not None or not plan.spend.keys() <= known.keys():
-            again = self.bounds.require_within_limits(unit, purchase, plan.spend, invoice.asset, now_ms)
+            again = self.rulebook.require_within_limits(unit, purchase, plan.spend, invoice.asset, now_ms)
         return plan, again
 
     def hold(
@@ -60,7 +60,7 @@ class Holding:
             if coin.ref in self.planner.coins:
                 take(unit, self.planner.coins, coin.ref)
         records.reserve(unit, (coin.ref for coin in plan.inputs), payment_id)
-        at_ms = self.bounds.clock_ms(unit.conn, now_ms)
+        at_ms = self.rulebook.clock_ms(unit.conn, now_ms)
         records.place_hold(unit, payment_id, plan.spend, now_ms, at_ms, asked is not None)
         records.write_entry(unit, ledger.reserve(plan.spend), now_ms, payment_id=payment_id)
         records.move_payment(

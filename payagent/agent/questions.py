@@ -1,7 +1,7 @@
 """Payments that wait for a person: put before one, decided once, or over with nobody's word.
 
-May import: core, store, wallet.transaction's values, agent.alarm, .bounds, .holding, .orders, .prepaid,
-.replacement, .terms, .trust. Never: approves by itself; signs; waits for anything.
+May import: core, store, wallet.transaction's values, agent.alarm, .holding, .orders, .prepaid,
+.replacement, .rulebook, .terms, .trust. Never: approves by itself; signs; waits for anything.
 """
 
 from collections.abc import Mapping
@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 from payagent.agent import trust
 from payagent.agent.alarm import clear_alert, raise_alert
-from payagent.agent.bounds import as_told
 from payagent.agent.holding import Holding, anchor_of
 from payagent.agent.orders import Approver, Decided, Ids, Purchase
 from payagent.agent.prepaid import Buyer, Part, require_may_buy
 from payagent.agent.replacement import same_again
+from payagent.agent.rulebook import as_told
 from payagent.agent.terms import MerchantTerms
 from payagent.core.invoice import Invoice
 from payagent.core.money import LOVELACE, format_amount
@@ -49,7 +49,7 @@ class Questions:
         now_ms: int,
     ) -> None:
         """Put the payment before a person: it counts in full against all limits, without coins or anchor."""
-        payment_id, clock_ms = purchase.ids.payment, self.holding.bounds.clock_ms(unit.conn, now_ms)
+        payment_id, clock_ms = purchase.ids.payment, self.holding.rulebook.clock_ms(unit.conn, now_ms)
         ends_at_ms = clock_ms + self.timeout_s * 1000
         if expires_at_ms is not None:
             ends_at_ms = min(ends_at_ms, expires_at_ms - purchase.min_window_s * 1000)
@@ -95,14 +95,16 @@ class Questions:
             if refusal.code == "invoice_expired":
                 return self._time_out(unit, payment_id, now_ms)
             raise
-        _require_asked(self.holding.bounds.reasons(unit, purchase, purchase.invoice, plan.spend), approval.reasons)
+        _require_asked(
+            self.holding.rulebook.reasons(unit, purchase, purchase.invoice, plan.spend), approval.reasons
+        )
         for asset, units in plan.spend.items():
             if units > worst.get(asset, 0):
                 most = format_amount(asset, worst.get(asset, 0))
                 raise Refused("above_approved", f"{format_amount(asset, units)} are needed now, and not {most}")
         told = {"by": by.app_id, "via": by.via}
         self.holding.hold(unit, payment_id, plan, now_ms, asked, told)
-        trust.allow(unit, self.holding.bounds.rules(purchase.invoice.origin), row, told, now_ms)
+        trust.allow(unit, self.holding.rulebook.rules(purchase.invoice.origin), row, told, now_ms)
         _clear_question(unit, payment_id, "it was approved", now_ms)
         return Decided(payment_id, plan)
 
@@ -118,7 +120,7 @@ class Questions:
         That stands still while no block is seen; so once an invoice can be paid no more by this machine's clock,
         its question is over too. One that is wrong can only deny.
         """
-        return approvals.over(conn, self.holding.bounds.clock_ms(conn, now_ms), now_ms + min_window_s * 1000)
+        return approvals.over(conn, self.holding.rulebook.clock_ms(conn, now_ms), now_ms + min_window_s * 1000)
 
     def deny_when_over(self, unit: Unit, payment_id: str, min_window_s: int, now_ms: int) -> Decided | None:
         """Nobody has decided in time; None, and nothing happens, where somebody did meanwhile."""
@@ -166,7 +168,7 @@ class Questions:
 
     def _purchase_of(self, unit: Unit, row: PaymentRow, approval: Approval, min_window_s: int) -> Purchase:
         """What was asked for, as it was admitted. Refused: `merchant_not_allowed`, when it is not any more."""
-        merchant = self.holding.bounds.merchants.get(row.origin or "")
+        merchant = self.holding.rulebook.merchants.get(row.origin or "")
         if merchant is None or row.invoice_id is None or row.dialect is None:
             raise Refused("merchant_not_allowed", f"{row.origin} may not be paid any more", origin=row.origin)
         wanted = same_again(row, self.holding.planner.chain.network)

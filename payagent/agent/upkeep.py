@@ -60,7 +60,7 @@ class Upkeep:
         pauses.require_running(unit.conn)
         slot = self.admission.planner.chain.require_ready(now_ms)
         orders = store_upkeep.orders(unit.conn, upkeep.ORDERS_A_DAY)
-        clock_ms = self.admission.bounds.clock_ms(unit.conn, now_ms)
+        clock_ms = self.admission.rulebook.clock_ms(unit.conn, now_ms)
         stock, coins = self._stock(unit, slot)
         demand = self._demand(unit, orders, waiting, clock_ms, now_ms)
         there = upkeep.room(demand, stock)

@@ -4,14 +4,14 @@ Whether the merchant serves a call from a balance shows only in its answer. So w
 the call is let through, in the transaction that decides, and is given back where nothing was served. What had no
 answer stays counted. The wallet's own limits counted all of it when it was bought (docs/decisions/0015).
 
-May import: core, store, agent.bounds, agent.prepaid. Never: waits; asks a merchant.
+May import: core, store, agent.prepaid, agent.rulebook. Never: waits; asks a merchant.
 """
 
 from collections.abc import Iterable, Sequence
 
 from payagent.agent import prepaid
-from payagent.agent.bounds import in_force_for, when_it_frees
 from payagent.agent.prepaid import ServedCall
+from payagent.agent.rulebook import in_force_for, when_it_frees
 from payagent.core import policy
 from payagent.core.money import LOVELACE
 from payagent.core.policy import Limit

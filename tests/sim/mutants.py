@@ -21,11 +21,11 @@ import structlog
 from payagent.agent import (
     admission,
     agent,
-    bounds,
     orders,
     planner,
     questions,
     replacement,
+    rulebook,
     scan,
     steps,
     vanished,
@@ -396,11 +396,11 @@ def _key_outside(stack: ExitStack) -> None:
 @mutant("limits are looked at before the transaction")
 def _policy_outside(stack: ExitStack) -> None:
     """What was spent is summed up when a call comes, and compared a moment later, when others were admitted."""
-    pay, decide, counted = Agent.pay, bounds.Bounds.require_within_limits, spending.counted
+    pay, decide, counted = Agent.pay, rulebook.Rulebook.require_within_limits, spending.counted
     seen: dict[str, dict[Limit, int]] = {}
 
     async def pay_by_what_was(self: Agent, ask: Ask) -> Any:
-        clock_ms = self._admission.bounds.clock_ms(self.conn, self.ports.clock.now_ms())
+        clock_ms = self._admission.rulebook.clock_ms(self.conn, self.ports.clock.now_ms())
         seen[ask.received] = {limit: counted(self.conn, limit, clock_ms) for limit in self.terms.limits}
         await asyncio.sleep(1)
         return await pay(self, ask)
@@ -409,11 +409,11 @@ def _policy_outside(stack: ExitStack) -> None:
         spent = seen.get(purchase.response)
         if spent is None:
             return decide(self, unit, purchase, *rest)
-        with patch.object(bounds.spending, "counted", lambda _conn, limit, _clock_ms: spent[limit]):
+        with patch.object(rulebook.spending, "counted", lambda _conn, limit, _clock_ms: spent[limit]):
             return decide(self, unit, purchase, *rest)
 
     put(stack, Agent, "pay", pay_by_what_was)
-    put(stack, bounds.Bounds, "require_within_limits", decide_by_what_was)
+    put(stack, rulebook.Rulebook, "require_within_limits", decide_by_what_was)
 
 
 @mutant("void when its deposit is denied")

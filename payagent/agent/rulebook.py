@@ -24,7 +24,7 @@ from payagent.store.writer import Connection, Unit
 
 
 @dataclass(slots=True)
-class Bounds:
+class Rulebook:
     """The file's limits, the signer's caps, and what is known of each merchant; by the chain's clock."""
 
     limits: Sequence[Limit]
