@@ -29,7 +29,7 @@ from payagent.core.prepaid import CALLS, Cost
 from payagent.core.problem import Refused
 from payagent.store import approvals, apps, pauses, prepaid, queries, records, topups
 from payagent.store.queries import IntentRow, InvoiceRow, OutputRow, PaymentRow
-from payagent.store.writer import Unit
+from payagent.store.writer import Connection, Unit
 from payagent.wallet.coins import Coins
 from payagent.wallet.transaction import Plan
 
@@ -124,10 +124,10 @@ class Admission:
         )
         try:
             plan, asked = self.holding.decide(unit, purchase, anchor, expires_at_ms, now_ms)
-            reasons = self.rulebook.reasons(unit, purchase, purchase.invoice, plan.spend)
+            reasons = self.rulebook.reasons(unit.conn, purchase, purchase.invoice, plan.spend)
             if reasons:
                 worst = with_fee_room(plan.spend)
-                self.rulebook.require_within_limits(unit, purchase, worst, purchase.invoice.asset, now_ms)
+                self.rulebook.require_within_limits(unit.conn, purchase, worst, purchase.invoice.asset, now_ms)
                 self.questions.ask(unit, purchase, plan, worst, reasons, expires_at_ms, now_ms)
                 return Admitted(payment_id, True)
         except Refused as refusal:
@@ -194,7 +194,7 @@ class Admission:
                 return False
             if approvals.of_payment(unit.conn, row.id) is not None:  # what a person allowed were other terms
                 return False
-            if self.rulebook.look(unit, purchase, invoice, Moment.NEXT_INVOICE):
+            if self.rulebook.look(unit.conn, purchase, invoice, Moment.NEXT_INVOICE):
                 return False
             self._replacing.start(unit, row, wanted, purchase.min_window_s, now_ms)
         except Refused:
@@ -240,12 +240,19 @@ class Admission:
         return replace(purchase, invoice=chosen)
 
     def _could_pay(self, unit: Unit, offer: Invoice, purchase: Purchase, now_ms: int) -> bool:
-        asset, units = offer.asset, offer.total_units
-        if units > self.planner.coins.totals.get(asset, 0):
-            return False
+        is_there = offer.total_units <= self.planner.coins.totals.get(offer.asset, 0)
+        return is_there and self._is_let_through(unit.conn, offer, purchase, now_ms)
+
+    def wants_coins(self, conn: Connection, purchase: Purchase, now_ms: int) -> bool:
+        """Whether coins would be taken for it, as things stand: else it is refused, or a person is asked first."""
+        return any(self._is_let_through(conn, offer, purchase, now_ms) for offer in purchase.offers)
+
+    def _is_let_through(self, conn: Connection, offer: Invoice, purchase: Purchase, now_ms: int) -> bool:
+        """By limits and guards, for what the offer alone pays, and nobody is asked about it."""
+        asset, spend = offer.asset, {offer.asset: offer.total_units}
         try:
-            self.rulebook.require_within_limits(unit, purchase, {asset: units}, asset, now_ms)
-            return not self.rulebook.reasons(unit, purchase, offer, {asset: units})
+            self.rulebook.require_within_limits(conn, purchase, spend, asset, now_ms)
+            return not self.rulebook.reasons(conn, purchase, offer, spend)
         except Refused:
             return False
 

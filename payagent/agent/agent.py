@@ -327,9 +327,9 @@ class Agent:
             )
             try:
                 self._admission.rulebook.require_within_limits(
-                    unit, purchase, plan.spend, invoice.asset, now_ms, count
+                    unit.conn, purchase, plan.spend, invoice.asset, now_ms, count
                 )
-                reasons = self._admission.rulebook.reasons(unit, purchase, invoice, plan.spend)
+                reasons = self._admission.rulebook.reasons(unit.conn, purchase, invoice, plan.spend)
                 if count > 1:
                     self._require_funds({asset: units * count for asset, units in plan.spend.items()})
             except Refused as refusal:
@@ -841,13 +841,18 @@ class Agent:
         is_kept = self.terms.upkeep_lovelace > 0 and self.terms.chain_depth > 0
         if not is_kept or any(one.asset != LOVELACE or one.handed_over for one in purchase.offers):
             return await admit(False)
-        is_turn = self._line.is_free(len(self.coins)) or self._is_known(purchase)
+        is_turn = self._line.is_free(len(self.coins)) or not self._wants_coins(purchase)
         return await self._line.admit(purchase.ids.payment, purchase.invoice.total_units, admit, is_turn=is_turn)
 
-    def _is_known(self, purchase: Purchase) -> bool:
-        """Whether the intent has a payment, so that it needs no coin."""
+    def _wants_coins(self, purchase: Purchase) -> bool:
+        """Whether it needs a coin of its own, so that it may stand in line. What needs none is decided at once.
+
+        For those in line a coin may be split, and that costs a fee which no limit of an app bounds.
+        """
         intent = queries.live_intent(self.conn, purchase.app_id, purchase.key)
-        return intent is not None and queries.live_payment_of(self.conn, intent.id) is not None
+        if intent is not None and queries.live_payment_of(self.conn, intent.id) is not None:
+            return False
+        return self._admission.wants_coins(self.conn, purchase, self.ports.clock.now_ms())
 
     def _look_ahead(self, plan: Plan) -> None:
         """When half of the depth is used up to which change is spent: later there is no coin that can be split."""

@@ -34,11 +34,11 @@ class Holding:
         """The plan, within limits. What is above one before any fee is refused as that, funds or none."""
         invoice = purchase.invoice
         known = {LOVELACE: 0} | {invoice.asset: invoice.total_units}
-        asked = self.rulebook.require_within_limits(unit, purchase, known, invoice.asset, now_ms)
+        asked = self.rulebook.require_within_limits(unit.conn, purchase, known, invoice.asset, now_ms)
         plan = self.planner.plan(unit, invoice, expires_at_ms, purchase.min_window_s, now_ms, anchor)
         again = policy.ask_again(asked, plan.spend)
         if policy.tightest(again) is not None or not plan.spend.keys() <= known.keys():
-            again = self.rulebook.require_within_limits(unit, purchase, plan.spend, invoice.asset, now_ms)
+            again = self.rulebook.require_within_limits(unit.conn, purchase, plan.spend, invoice.asset, now_ms)
         return plan, again
 
     def hold(

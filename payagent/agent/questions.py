@@ -96,7 +96,7 @@ class Questions:
                 return self._time_out(unit, payment_id, now_ms)
             raise
         _require_asked(
-            self.holding.rulebook.reasons(unit, purchase, purchase.invoice, plan.spend), approval.reasons
+            self.holding.rulebook.reasons(unit.conn, purchase, purchase.invoice, plan.spend), approval.reasons
         )
         for asset, units in plan.spend.items():
             if units > worst.get(asset, 0):

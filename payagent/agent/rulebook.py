@@ -1,5 +1,7 @@
 """What may be paid: the limits and the guards, asked in the commit that a payment is decided in.
 
+They are asked before it too, of who would stand in line for a coin (agent.line); that decides nothing else.
+
 May import: core, store, wallet.transaction's values, agent.chainview, .orders, .terms, .trust. Never: writes;
 looks at coins; signs.
 """
@@ -20,7 +22,7 @@ from payagent.core.problem import Refused
 from payagent.core.verdict import Finding, Reasons, above, judge
 from payagent.store import apps, spending, topups
 from payagent.store.queries import PaymentRow
-from payagent.store.writer import Connection, Unit
+from payagent.store.writer import Connection
 
 
 @dataclass(slots=True)
@@ -43,29 +45,29 @@ class Rulebook:
 
     def require_within_limits(
         self,
-        unit: Unit,
+        conn: Connection,
         purchase: Purchase,
         spend: Mapping[str, int],
         paid_asset: str,
         now_ms: int,
         count: int = 1,
     ) -> tuple[Asked, ...]:
-        """Decide by the sums as they stand in this transaction, for so many payments of that size.
+        """Decide by the sums as they stand there, for so many payments of that size.
 
         Refused: `merchant_not_allowed`, `asset_not_allowed`, `limit_exceeded` by the tightest limit.
         """
         self.require_within_caps(spend)
         app, origin = purchase.app_id, purchase.invoice.origin
-        asker = apps.require(unit.conn, app)
+        asker = apps.require(conn, app)
         asker.require_may_pay(origin, paid_asset)
-        conn, clock_ms = unit.conn, self.clock_ms(unit.conn, now_ms)
+        clock_ms = self.clock_ms(conn, now_ms)
         limits = in_force_for(conn, self.limits, app, origin)
         binding = policy.concerning(limits, app, origin, spend)
         asked = {
             policy.ask(limit, spending.counted(conn, limit, clock_ms), spend, count): limit for limit in binding
         }
         bounds = policy.ask_bounds(
-            spend, paid_asset, purchase.max_total_units, self._topup_left(unit, purchase, clock_ms), count
+            spend, paid_asset, purchase.max_total_units, self._topup_left(conn, purchase, clock_ms), count
         )
         tight = policy.tightest((*asked, *bounds))
         if tight is not None:
@@ -77,29 +79,29 @@ class Rulebook:
         if self.caps is not None:
             require_within_caps(spend, self.caps)
 
-    def _topup_left(self, unit: Unit, purchase: Purchase, clock_ms: int) -> int | None:
+    def _topup_left(self, conn: Connection, purchase: Purchase, clock_ms: int) -> int | None:
         """What the merchant's own limit for top-ups leaves of the day."""
         part = purchase.topup
         if part is None or part.per_day_lovelace is None:
             return None
         since_ms = clock_ms - policy.LENGTH_MS[Window.DAY]
-        return part.per_day_lovelace - topups.lovelace_since(unit.conn, purchase.invoice.origin, since_ms)
+        return part.per_day_lovelace - topups.lovelace_since(conn, purchase.invoice.origin, since_ms)
 
-    def reasons(self, unit: Unit, purchase: Purchase, invoice: Invoice, spend: Mapping[str, int]) -> Reasons:
+    def reasons(self, conn: Connection, purchase: Purchase, invoice: Invoice, spend: Mapping[str, int]) -> Reasons:
         """For which reasons a person is to be asked whether the invoice may be paid; none: nobody is asked.
 
-        By the thresholds, and by what is known of the merchant in this transaction. Refused: `merchant_stopped`,
+        By the thresholds, and by what is known of the merchant there. Refused: `merchant_stopped`,
         `merchant_busy`.
         """
-        return judge((*self.look(unit, purchase, invoice), *above(self.approval_above, spend)))
+        return judge((*self.look(conn, purchase, invoice), *above(self.approval_above, spend)))
 
     def look(
-        self, unit: Unit, purchase: Purchase, invoice: Invoice, moment: Moment = Moment.PAYMENT
+        self, conn: Connection, purchase: Purchase, invoice: Invoice, moment: Moment = Moment.PAYMENT
     ) -> tuple[Finding, ...]:
         """What the guards find against an invoice."""
         rules, claim = self.rules(invoice.origin), trust.claim_of_invoice(invoice)
         is_measured = purchase.topup is None or purchase.topup.is_auto
-        known = trust.known_of(unit.conn, rules, invoice.origin, purchase.request, is_measured)
+        known = trust.known_of(conn, rules, invoice.origin, purchase.request, is_measured)
         return guards.look(claim, rules, known, moment)
 
     def why_stopped(self, conn: Connection, row: PaymentRow) -> Refused | None:

@@ -230,6 +230,36 @@ class TestWhatIsRefusedAsBefore:
             await run.look()
             assert await refused(world, run, 20) == ["limit_exceeded"] * 15
 
+    async def test_what_a_limit_forbids_has_no_coin_split(self, world: World) -> None:
+        world.fund(10_000 * ADA)
+        limits = daily(1000 * ADA, 1 * ADA)
+        async with world.run(terms=with_terms(chain_depth=DEPTH, upkeep_lovelace=PER_DAY, limits=limits)) as run:
+            await run.look()
+            assert await refused(world, run, 30) == ["limit_exceeded"] * 30
+            rejected = queries.payments_in(run.agent.conn, (State.REJECTED,))
+            assert len(rejected) == 30, "each is on record"
+            assert own_orders(run) == []
+
+    async def test_what_waits_for_a_person_has_no_coin_split(self, world: World) -> None:
+        world.fund(10_000 * ADA)
+        above = {"lovelace": 1 * ADA}
+        terms = with_terms(chain_depth=DEPTH, upkeep_lovelace=PER_DAY, approval_above=above)
+        async with world.run(terms=terms) as run:
+            await run.look()
+            rows = await burst(world, run, 30)
+            assert {row.state for row in rows} == {State.AWAITING_APPROVAL}
+            assert own_orders(run) == []
+
+    async def test_what_a_guard_forbids_has_no_coin_split(self, world: World) -> None:
+        world.fund(10_000 * ADA)
+        merchant = world.terms.merchants[world.origin]
+        busy = {world.origin: replace(merchant, rules=replace(merchant.rules, in_flight_max=1))}
+        async with world.run(terms=with_terms(chain_depth=DEPTH, upkeep_lovelace=PER_DAY, merchants=busy)) as run:
+            await run.look()
+            await run.pay("the only one")
+            assert await refused(world, run, 30) == ["merchant_busy"] * 30
+            assert own_orders(run) == []
+
     async def test_while_it_is_paused(self, world: World) -> None:
         world.fund(10_000 * ADA)
         async with world.run(terms=kept) as run:
