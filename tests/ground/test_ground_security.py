@@ -12,7 +12,7 @@ ROWS = {"A": 6, "B": 5, "C": 3, "D": 7, "E": 7, "F": 5, "G": 7, "H": 6, "I": 9, 
 
 WANTED = [f"{part}{number}" for part, count in ROWS.items() for number in range(1, count + 1)]
 REASON = re.compile(r"\*(?:Not done|Out of reach)\*: \w+")
-NAMED = re.compile(r"`(tests/[\w/]+\.py)(?:::(\w+))?`")
+NAMED = re.compile(r"`(tests/[\w/]+\.py)(?:::([\w:]+))?`")
 
 
 def faults(page: str) -> list[str]:
@@ -39,9 +39,16 @@ def is_there(path: str, test: str) -> bool:
 
 @cache
 def defined_in(path: str) -> set[str]:
-    functions = ast.FunctionDef | ast.AsyncFunctionDef
-    names = {node.name for node in ast.walk(ast.parse((ROOT / path).read_text())) if isinstance(node, functions)}
-    return {name for name in names if name.startswith("test_")}
+    """The tests of a file by their names; those of a class by its name before theirs too."""
+    body = ast.parse((ROOT / path).read_text()).body
+    classes = {node.name: named_in(node.body) for node in body if isinstance(node, ast.ClassDef)}
+    with_class = {f"{name}::{test}" for name, tests in classes.items() for test in tests}
+    return named_in(body).union(with_class, *classes.values())
+
+
+def named_in(body: list[ast.stmt]) -> set[str]:
+    functions = (node.name for node in body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+    return {name for name in functions if name.startswith("test_")}
 
 
 def test_every_line_of_the_threat_list_has_a_test_that_is_there_or_a_reason() -> None:
@@ -58,6 +65,7 @@ def test_a_page_that_does_not_hold_would_be_found() -> None:
     assert faults(PAGE.replace(row, f"{row}\n{row}")) == [rows]
     assert faults(PAGE.replace(tests, "")) != []
     assert faults(PAGE.replace(tests, "the code")) == ["A6 has neither a test nor a reason"]
-    gone = "`tests/agent/test_agent_limits.py::test_that_nobody_wrote`"
-    assert faults(PAGE.replace(tests, gone)) == [f"{gone.strip('`')} is not there"]
+    for name in ("test_that_nobody_wrote", "TestNothing::test_that_nobody_wrote"):
+        gone = f"`tests/agent/test_agent_limits.py::{name}`"
+        assert faults(PAGE.replace(tests, gone)) == [f"{gone.strip('`')} is not there"]
     assert faults(PAGE + "`tests/nowhere.py`") == ["tests/nowhere.py:: is not there"]
