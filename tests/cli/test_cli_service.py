@@ -66,6 +66,9 @@ def test_the_image_takes_what_is_locked_and_runs_as_a_user() -> None:
     copied = [name for line in re.findall(r"^COPY ([^-].*) \S+$", text, re.MULTILINE) for name in line.split()]
     assert copied
     assert all((CONFIG.parent / name).exists() for name in copied)
+    let_in = (CONFIG.parent / ".dockerignore").read_text().splitlines()
+    assert sorted(line.removeprefix("!") for line in let_in if line.startswith("!")) == sorted(copied)
+    assert "*" in let_in, "nothing else of a checkout, such as a wallet, gets near an image"
 
 
 def test_the_images_config_lies_where_the_daemon_does_not_write() -> None:
