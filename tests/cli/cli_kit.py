@@ -163,10 +163,10 @@ class Shop:
 
 
 @contextmanager
-def running(shop: Shop, *more: str) -> Iterator[subprocess.Popen[str]]:
+def running(shop: Shop, *more: str, under: tuple[str, ...] = ()) -> Iterator[subprocess.Popen[str]]:
     """The daemon, ready; its log lies beside the config."""
     with (shop.folder / "daemon.log").open("a") as log:
-        process = spawn("serve", "--config", shop.config, *more, stdout=log, stderr=log)
+        process = spawn("serve", "--config", shop.config, *more, under=under, stdout=log, stderr=log)
         try:
             until(lambda: _is_ready(shop, process), "the daemon is not ready")
             yield process

@@ -1,13 +1,16 @@
 """payagent under a service manager: told when it serves, locked in, and an image that runs as a user."""
 
+import json
 import re
 import shutil
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from cli.cli_kit import Shop, invoke, spawn
+from cli import under_unit
+from cli.cli_kit import Shop, invoke, running, spawn, until
 
 from payagent.secretfile import require_out_of_reach
 
@@ -55,6 +58,48 @@ def test_the_unit_is_locked_in() -> None:
         text=True,
     )
     assert rated.returncode == 0, rated.stdout[-300:] + rated.stderr
+
+
+def under_the_unit() -> tuple[str, ...]:
+    """What starts a command as the unit would, in memory and system calls; skips where it cannot be done."""
+    under = (sys.executable, under_unit.__file__, str(UNIT))
+    tried = subprocess.run([*under, sys.executable, "-c", TRIES], capture_output=True, text=True)
+    if tried.returncode == under_unit.NOT_HERE:
+        pytest.skip("this kernel, libseccomp or systemd-analyze cannot do as the unit says")
+    assert tried.stdout.split() == ["PermissionError"] * 3, tried.stdout + tried.stderr
+    return under
+
+
+TRIES = """
+import mmap, os, socket
+for never in (
+    lambda: mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC),
+    lambda: os.chroot("/"),
+    lambda: socket.socket(socket.AF_NETLINK),
+):
+    try:
+        never()
+        print("done")
+    except OSError as error:
+        print(type(error).__name__)
+"""
+
+
+def test_it_pays_with_no_more_calls_and_memory_than_the_unit_leaves(closed_shop: Shop) -> None:
+    under = under_the_unit()
+    closed_shop.control("faucet", address=closed_shop.made["address"], lovelace="100000000")
+    with running(closed_shop, under=under) as daemon:
+        status = Path(f"/proc/{daemon.pid}/status").read_text()
+        assert re.search(r"^Seccomp:\t2$", status, re.MULTILINE)
+        until(lambda: closed_shop.payagent("wallet", "utxos").json["utxos"], "no deposit")
+        paid = closed_shop.payagent("pay", closed_shop.saved("a call"), "--merchant", "t")
+        assert paid.code == 0, paid.err
+        (row,) = closed_shop.payments()
+    assert row["state"] in ("in_flight", "in_block", "confirmed")
+    log = (closed_shop.folder / "daemon.log").read_text()
+    (fenced,) = (json.loads(line) for line in log.splitlines() if '"daemon.fenced"' in line)
+    assert str(closed_shop.data_dir / "keystore.json") in fenced["hidden"]
+    assert "Traceback" not in log
 
 
 def test_the_image_takes_what_is_locked_and_runs_as_a_user() -> None:
