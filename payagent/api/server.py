@@ -78,6 +78,7 @@ def make_server(app: ASGIApp, new_id: Callable[[], str], secure: Secure | None =
             log_level="warning",
             access_log=False,
             server_header=False,
+            proxy_headers=False,  # who calls says nothing of where from, nor does $FORWARDED_ALLOW_IPS
             date_header=False,  # the API writes its own, and the proxy passes the merchant's on
             backlog=bounds.backlog,
             timeout_keep_alive=KEEP_ALIVE_S,
