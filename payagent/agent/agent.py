@@ -24,6 +24,7 @@ from payagent.agent.admission import Admission, note_price, require_same
 from payagent.agent.chainview import ChainView
 from payagent.agent.changes import Changes
 from payagent.agent.configured import overlaid
+from payagent.agent.floods import Floods
 from payagent.agent.line import Line, Look
 from payagent.agent.orders import Admitted, Approver, Ids, Purchase, TransferOrder
 from payagent.agent.planner import TransferPlan
@@ -200,6 +201,7 @@ class Agent:
         """Why a provider is not heard, by name, or None when it is: what the watch last found."""
         self.refusals: Counter[str] = Counter()
         """How often each code was told, through whichever door, since the start."""
+        self._floods = Floods()
         self._signing: set[str] = set()
         self._sending: dict[str, asyncio.Event] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -271,6 +273,8 @@ class Agent:
 
         Returns once the attempt is durable and before it is sent. Raises `Refused`, with nothing signed.
         """
+        if ask.topup is None:
+            self._floods.require_calm(ask.app_id, asyncio.get_running_loop().time())
         now_ms = self.ports.clock.now_ms()
         try:
             merchant = self.terms.merchant(ask.origin)
@@ -291,6 +295,7 @@ class Agent:
                 raise as_told(self.conn, ask.app_id, refusal) from None
             log.info("payment.admit", payment=admitted.payment_id, intent_known=not admitted.is_new)
             if admitted.refusal is not None:
+                self._floods.note(ask.app_id, asyncio.get_running_loop().time())
                 raise admitted.refusal
             carried_out = await self._carry_out(admitted)
             if admitted.plan is not None:
@@ -458,6 +463,7 @@ class Agent:
         """
         if not uses.is_bound(self.conn, call) or not (is_costly or prepaid.is_counted(self.conn, call)):
             return None
+        self._floods.require_calm(call.app_id, asyncio.get_running_loop().time())
         now_ms = self.ports.clock.now_ms()
 
         def job(unit: Unit) -> int | None:
@@ -468,6 +474,7 @@ class Agent:
         except Refused as refused:
             told = {"code": refused.code, "detail": refused.detail, "app": call.app_id, "origin": call.origin}
             told["request"] = f"{call.method} {call.path}"[:500]
+            self._floods.note(call.app_id, asyncio.get_running_loop().time())
             await self.write("refuse", lambda unit: records.note(unit, None, "refused", None, now_ms, told))
             raise
 
@@ -1018,6 +1025,8 @@ class Agent:
             if refusal.code == "terms_changed":
                 trust.warn_of_terms(unit, ask.origin, refusal.detail, now_ms)
 
+        if not refusal.problem.retryable:
+            self._floods.note(ask.app_id, asyncio.get_running_loop().time())
         await self.write("refuse", job)
 
     def _buyer(self, ask: Ask) -> Buyer:
