@@ -230,7 +230,9 @@ class EntryRow(NamedTuple):
     postings: tuple[tuple[str, str, int], ...]
 
 
-_PAYMENT = """
+FEW_MAX = 1_000
+
+_PAYMENT_BY = """
 SELECT p.seq, p.id, p.kind, p.app_id, p.intent_id, v.origin, v.dialect, v.invoice_id, p.invoice, v.terms_hash,
        v.batch_target, v.expires_at_ms, i.key, i.derived, i.request_id, COALESCE(v.outputs, p.outputs), p.state,
        p.delivery, p.anchor,
@@ -244,11 +246,12 @@ SELECT p.seq, p.id, p.kind, p.app_id, p.intent_id, v.origin, v.dialect, v.invoic
                    WHERE q.intent_id = p.intent_id AND q.seq < p.seq), a.cbor,
        EXISTS (SELECT 1 FROM sightings s WHERE s.tx_id = p.tx_id),
        p.pool, p.topup, p.void_by, p.created_at_ms, p.changed_at_ms, a.rowid
-FROM payments p
+FROM payments p {}
 JOIN intents i ON i.id = p.intent_id
 LEFT JOIN invoices v ON v.seq = p.invoice
 LEFT JOIN attempts a ON a.tx_id = p.tx_id
 """
+_PAYMENT, _PAYMENT_BY_TIME = _PAYMENT_BY.format(""), _PAYMENT_BY.format("INDEXED BY payments_by_time")
 
 
 def _payment(row: tuple[object, ...]) -> PaymentRow:
@@ -312,19 +315,35 @@ def payments_page(
     limit: int,
     asked_or_of: str | None = None,
 ) -> list[PaymentRow]:
-    """Newest first. Filters that are None do not filter. `asked_or_of`: of that app, or asked about."""
+    """Newest first. Filters that are None do not filter. `asked_or_of`: of that app, or asked about.
+
+    The few since a time are found by it; many are met on the way back from the newest. Not by their numbers alone:
+    a clock may have been set back between them.
+    """
+    is_few = since_ms is not None and _are_few(conn, since_ms, before_seq)
     filters = {
         "p.app_id = ?": app_id,
         "(p.app_id = ? OR EXISTS (SELECT 1 FROM approvals a WHERE a.payment_id = p.id))": asked_or_of,
         "p.state = ?": state,
-        "v.origin = ?": origin,
+        "p.origin = ?": origin,
         "p.created_at_ms >= ?": since_ms,
         "p.seq < ?": before_seq,
     }
     used = {clause: value for clause, value in filters.items() if value is not None}
     where = " WHERE " + " AND ".join(used) if used else ""
-    rows = conn.execute(f"{_PAYMENT}{where} ORDER BY p.seq DESC LIMIT ?", (*used.values(), limit))
+    select = _PAYMENT_BY_TIME if is_few else _PAYMENT
+    rows = conn.execute(f"{select}{where} ORDER BY p.seq DESC LIMIT ?", (*used.values(), limit))
     return [_payment(row) for row in rows]
+
+
+def _are_few(conn: sqlite3.Connection, since_ms: int, before_seq: int | None) -> bool:
+    """Whether so few payments are left since a time that putting them in order costs nothing."""
+    (count,) = conn.execute(
+        "SELECT COUNT(*) FROM (SELECT 1 FROM payments INDEXED BY payments_by_time "
+        "WHERE created_at_ms >= ?1 AND (?2 IS NULL OR seq < ?2) LIMIT ?3)",
+        (since_ms, before_seq, FEW_MAX + 1),
+    ).fetchone()
+    return bool(count <= FEW_MAX)
 
 
 def live_intent(conn: sqlite3.Connection, app_id: str, key: str) -> IntentRow | None:

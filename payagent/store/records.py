@@ -103,21 +103,21 @@ def add_payment(
 ) -> None:
     """A payment begins as `received`; `move_payment` takes it on."""
     unit.conn.execute(
-        "INSERT INTO payments(id, kind, app_id, intent_id, first_invoice, invoice, outputs, state, delivery, "
-        "pool, topup, created_at_ms, changed_at_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO payments(id, kind, app_id, intent_id, first_invoice, invoice, origin, outputs, state, "
+        "delivery, pool, topup, created_at_ms, changed_at_ms) "
+        "VALUES (?1, ?2, ?3, ?4, ?5, ?5, (SELECT origin FROM invoices WHERE seq = ?5), ?6, ?7, ?8, ?9, ?10, ?11, "
+        "?11)",
         (
             payment_id,
             kind,
             app_id,
             intent_id,
             invoice_seq,
-            invoice_seq,
             dump_outputs(outputs),
             State.RECEIVED,
             Delivery.NOT_PRESENTED,
             pool,
             topup,
-            now_ms,
             now_ms,
         ),
     )

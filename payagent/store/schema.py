@@ -100,7 +100,8 @@ CREATE TABLE invoices (
 -- What an intent became; or, without an invoice, a self-transfer of the operator's. invoice: the one that counts
 -- now, of the attempt that does; first_invoice: the one that it was admitted with, and outputs are its. pool: the
 -- prepaid balance that it raises once it is confirmed; topup: the order that it is a part of. void_by: the
--- transaction of another payment without which its anchor would be there.
+-- transaction of another payment without which its anchor would be there. origin: its invoice's, so that those of
+-- a merchant are found in order.
 CREATE TABLE payments (
   seq INTEGER PRIMARY KEY,
   id TEXT NOT NULL UNIQUE,
@@ -109,6 +110,7 @@ CREATE TABLE payments (
   intent_id TEXT NOT NULL REFERENCES intents(id),
   first_invoice INTEGER REFERENCES invoices(seq),
   invoice INTEGER REFERENCES invoices(seq),
+  origin TEXT,
   outputs TEXT NOT NULL,
   state TEXT NOT NULL,
   delivery TEXT NOT NULL,
@@ -138,6 +140,8 @@ CREATE UNIQUE INDEX payments_one_per_anchor ON payments(anchor)
   WHERE state NOT IN ('rejected', 'denied') AND reason_code IS NOT 'anchor_gone';
 CREATE INDEX payments_by_state ON payments(state);
 CREATE INDEX payments_by_app ON payments(app_id, seq);
+CREATE INDEX payments_by_origin ON payments(origin, seq) WHERE origin IS NOT NULL;
+CREATE INDEX payments_by_time ON payments(created_at_ms);
 CREATE INDEX payments_by_intent ON payments(intent_id);
 CREATE INDEX payments_of_topup ON payments(topup) WHERE topup IS NOT NULL;
 CREATE INDEX payments_buying ON payments(pool)
@@ -714,7 +718,7 @@ KEPT = {
             *(Key(("invoice",), _NOT_REFUSED), Key(("anchor",), _NOT_FREED)),
         ),
         fixed=(
-            *("rowid", "id", "kind", "app_id", "intent_id", "first_invoice", "outputs"),
+            *("rowid", "id", "kind", "app_id", "intent_id", "first_invoice", "origin", "outputs"),
             *("pool", "topup", "created_at_ms"),
         ),
         once=("anchor",),
@@ -751,8 +755,14 @@ _OTHER_GUARDS = (
         "payments_invoice_follows",
         "UPDATE ON payments",
         "NEW.invoice IS NOT OLD.invoice AND (NEW.state NOT IN ('replacing', 'in_block') OR NOT EXISTS "
-        "(SELECT 1 FROM invoices WHERE seq = NEW.invoice AND intent_id = NEW.intent_id))",
+        "(SELECT 1 FROM invoices WHERE seq = NEW.invoice AND intent_id = NEW.intent_id AND origin = NEW.origin))",
         "a payment goes by another invoice when it is replaced or found in a block, by one of its intent",
+    ),
+    Guard(
+        "payments_of_the_origin",
+        "INSERT ON payments",
+        "NEW.origin IS NOT (SELECT origin FROM invoices WHERE seq = NEW.invoice)",
+        "a payment has the origin of its invoice",
     ),
     Guard(
         "attempts_of_the_invoice",

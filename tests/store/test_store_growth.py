@@ -13,8 +13,8 @@ import pytest
 
 from benchmarks.store import ACCOUNT, APP, ORIGIN, Payer
 from payagent.core.prepaid import CALLS
-from payagent.store import apps, prepaid, topups
-from payagent.store.writer import Connection, Unit
+from payagent.store import apps, prepaid, queries, topups
+from payagent.store.writer import Connection, Readers, Unit
 from payagent.wallet.transaction import sign
 
 MAKER = Path(__file__).resolve().parents[2] / "scripts" / "make_ledger"
@@ -75,6 +75,29 @@ def test_a_payment_takes_as_much_after_many_as_after_few(tmp_path: Path) -> None
     for name, few in told[FEW].items():
         assert 500 < few < told[MANY][name] * GROWTH_MAX, "they are counted at all"
         assert told[MANY][name] <= few * GROWTH_MAX, name
+
+
+PAGES: dict[str, dict[str, object]] = {
+    "of a merchant that has none": {"origin": "https://nobody.example"},
+    "since tomorrow": {"since_ms": 4_000_000_000_000},
+    "since it began": {"since_ms": 1},
+}
+
+
+def test_a_page_takes_as_much_after_many_as_after_few(tmp_path: Path) -> None:
+    """Also one on which few are, or none; but for the thousand that are put in order before more are passed."""
+    every = dict.fromkeys(("app_id", "state", "origin", "since_ms", "before_seq"))
+    told: dict[str, list[int]] = {name: [] for name in PAGES}
+    for count in (FEW, MANY):
+        path = tmp_path / f"{count}.db"
+        subprocess.run([sys.executable, MAKER, path, str(count)], check=True)
+        with closing(Readers(path).conn) as conn:
+            for name, asked in PAGES.items():
+                with counted(conn) as steps:
+                    queries.payments_page(conn, limit=50, **every | asked)
+                told[name].append(steps[0])
+    for name, (few, many) in told.items():
+        assert many <= few * GROWTH_MAX + 20 * queries.FEW_MAX, name
 
 
 def test_a_batch_takes_as_much_after_many_as_after_few(tmp_path: Path) -> None:

@@ -25,12 +25,12 @@ INSERT INTO intents VALUES ('int2', 'app', 'k2', 0, 'f', 'o', NULL, 'r', 1, NULL
 INSERT INTO invoices VALUES (1, 'o', 'inv1', 'int1', 'flux', 't', {INVOICE});
 INSERT INTO invoices VALUES (2, 'o', 'inv2', 'int2', 'flux', 't', {INVOICE});
 INSERT INTO intents VALUES ('int3', 'app', 'k3', 1, 'f', 'o', NULL, 'r', 1, 2);
-INSERT INTO payments(id, kind, app_id, intent_id, first_invoice, invoice, outputs, state, delivery, anchor,
+INSERT INTO payments(id, kind, app_id, intent_id, first_invoice, invoice, origin, outputs, state, delivery, anchor,
   created_at_ms, changed_at_ms)
-  VALUES ('pay1', 'invoice', 'app', 'int1', 1, 1, '[]', 'reserved', 'not_presented', 'aa#0', 1, 1);
-INSERT INTO payments(id, kind, app_id, intent_id, first_invoice, invoice, outputs, state, delivery, created_at_ms,
-  changed_at_ms)
-  VALUES ('pay0', 'invoice', 'app', 'int1', 1, 1, '[]', 'rejected', 'not_presented', 1, 1);
+  VALUES ('pay1', 'invoice', 'app', 'int1', 1, 1, 'o', '[]', 'reserved', 'not_presented', 'aa#0', 1, 1);
+INSERT INTO payments(id, kind, app_id, intent_id, first_invoice, invoice, origin, outputs, state, delivery,
+  created_at_ms, changed_at_ms)
+  VALUES ('pay0', 'invoice', 'app', 'int1', 1, 1, 'o', '[]', 'rejected', 'not_presented', 1, 1);
 INSERT INTO approvals VALUES ('pay0', 't', '[]', '{{}}', NULL, 1, 2);
 INSERT INTO holds VALUES ('pay1', 'pay', 'lovelace', 5, 1, NULL, 5, 1, NULL);
 INSERT INTO holds VALUES ('pay1', 'pay', 'token', 5, 1, 2, 0, 1, 1);
@@ -61,9 +61,11 @@ INSERT INTO alerts VALUES (1, 'alert1', 'low', 'wallet', '{{}}', 1, 0, NULL, 2);
 """
 
 PAYMENT = (
-    "INSERT INTO payments(id, kind, app_id, intent_id, first_invoice, invoice, outputs, state, delivery, anchor, "
-    "created_at_ms, changed_at_ms) VALUES "
+    "INSERT INTO payments(id, kind, app_id, intent_id, first_invoice, invoice, origin, outputs, state, delivery, "
+    "anchor, created_at_ms, changed_at_ms) VALUES "
 )
+PAY2 = PAYMENT + "('pay2', 'invoice', 'app', 'int2', 2, 2, 'o', '[]', "
+PAY3 = PAYMENT + "('pay3', "
 
 
 @pytest.fixture
@@ -163,22 +165,30 @@ BREACHES = [
     ("holds_no_replace", "REPLACE INTO holds VALUES ('pay1', 'pay', 'lovelace', 1, 1, NULL, 1, 1, NULL)"),
     (
         "payments_no_replace",
-        NEW_PAYMENT + "('pay1', 'send', 'app', 'int2', NULL, NULL, '[]', 'void', 'n', 'bb#1', 1, 1)",
+        NEW_PAYMENT + "('pay1', 'send', 'app', 'int2', NULL, NULL, NULL, '[]', 'void', 'n', 'bb#1', 1, 1)",
     ),
     (
         "payments_one_per_intent",
-        PAYMENT + "('p', 'invoice', 'app', 'int1', 2, 2, '[]', 'signed', 'n', 'bb#1', 1, 1)",
+        PAYMENT + "('p', 'invoice', 'app', 'int1', 2, 2, 'o', '[]', 'signed', 'n', 'bb#1', 1, 1)",
+    ),
+    (
+        "payments_of_the_origin",
+        PAYMENT + "('p', 'invoice', 'app', 'int2', 2, 2, 'other', '[]', 'signed', 'n', 'bb#1', 1, 1)",
+    ),
+    (
+        "payments_of_the_origin",
+        PAYMENT + "('p', 'send', 'app', 'int2', NULL, NULL, 'o', '[]', 'signed', 'n', 'bb#1', 1, 1)",
     ),
     ("approvals_no_replace", "REPLACE INTO approvals VALUES ('pay0', 'u', '[]', '{}', NULL, 1, 9)"),
     ("payments_asked", "UPDATE payments SET state = 'awaiting_approval', anchor = NULL WHERE id = 'pay1'"),
     ("payments_refused_for_good", "UPDATE payments SET state = 'denied' WHERE id = 'pay0'"),
     (
         "payments_no_replace",
-        NEW_PAYMENT + "('p', 'invoice', 'app', 'int2', 1, 1, '[]', 'void', 'n', 'bb#1', 1, 1)",
+        NEW_PAYMENT + "('p', 'invoice', 'app', 'int2', 1, 1, 'o', '[]', 'void', 'n', 'bb#1', 1, 1)",
     ),
     (
         "payments_no_replace",
-        NEW_PAYMENT + "('p', 'invoice', 'app', 'int2', 2, 2, '[]', 'signed', 'n', 'aa#0', 1, 1)",
+        NEW_PAYMENT + "('p', 'invoice', 'app', 'int2', 2, 2, 'o', '[]', 'signed', 'n', 'aa#0', 1, 1)",
     ),
     ("payments_no_overwrite", "UPDATE OR REPLACE payments SET state = 'void', anchor = 'bb#1' WHERE id = 'pay0'"),
     ("payments_anchor_once", "UPDATE payments SET anchor = 'bb#1' WHERE id = 'pay1'"),
@@ -210,7 +220,7 @@ ATTEMPT = "INSERT INTO attempts VALUES ('dd', 'pay1', 'pay', 'aa#0', {}, 'aa#0',
 TURNED_BREACHES = [
     (
         "payments_invoice_unsigned",
-        PAYMENT + "('p', 'invoice', 'app', 'int2', 1, 1, '[]', 'reserved', 'n', 'bb#1', 1, 1)",
+        PAYMENT + "('p', 'invoice', 'app', 'int2', 1, 1, 'o', '[]', 'reserved', 'n', 'bb#1', 1, 1)",
     ),
     ("payments_invoice_not_signed", "UPDATE payments SET invoice = 1, state = 'in_block' WHERE id = 'pay2'"),
     ("payments_invoice_follows", "UPDATE payments SET invoice = 2 WHERE id = 'pay1'"),
@@ -292,7 +302,7 @@ def test_an_invoice_that_was_signed_for_stays_its_payments(
     turned: sqlite3.Connection, guard: str, statement: str
 ) -> None:
     if "pay2" in statement:
-        turned.execute(PAYMENT + "('pay2', 'invoice', 'app', 'int2', 2, 2, '[]', 'reserved', 'n', 'bb#1', 1, 1)")
+        turned.execute(PAY2 + "'reserved', 'n', 'bb#1', 1, 1)")
     for other in GUARDS:
         if other.name != guard:
             turned.execute(f"DROP TRIGGER {other.name}")
@@ -318,13 +328,19 @@ def test_what_may_change_does(plain: sqlite3.Connection) -> None:
     ("statement", "error"),
     [
         (
-            PAYMENT + "('pay2', 'invoice', 'app', 'int1', 2, 2, '[]', 'reserved', 'n', 'bb#1', 1, 1)",
+            PAYMENT + "('pay2', 'invoice', 'app', 'int1', 2, 2, 'o', '[]', 'reserved', 'n', 'bb#1', 1, 1)",
             "has a payment",
         ),
-        (PAYMENT + "('pay2', 'invoice', 'app', 'int2', 1, 1, '[]', 'void', 'n', 'bb#1', 1, 1)", "such a row"),
-        (PAYMENT + "('pay2', 'invoice', 'app', 'int2', 2, 2, '[]', 'reserved', 'n', 'aa#0', 1, 1)", "such a row"),
-        (PAYMENT + "('pay2', 'invoice', 'app', 'int2', 2, 2, '[]', 'reserved', 'n', NULL, 1, 1)", "CHECK"),
-        (PAYMENT + "('pay2', 'invoice', 'app', 'int2', NULL, NULL, '[]', 'received', 'n', NULL, 1, 1)", "CHECK"),
+        (PAYMENT + "('pay2', 'invoice', 'app', 'int2', 1, 1, 'o', '[]', 'void', 'n', 'bb#1', 1, 1)", "such a row"),
+        (
+            PAY2 + "'reserved', 'n', 'aa#0', 1, 1)",
+            "such a row",
+        ),
+        (PAY2 + "'reserved', 'n', NULL, 1, 1)", "CHECK"),
+        (
+            PAYMENT + "('pay2', 'invoice', 'app', 'int2', NULL, NULL, NULL, '[]', 'received', 'n', NULL, 1, 1)",
+            "CHECK",
+        ),
         ("UPDATE payments SET anchor = 'bb#1'", "anchor of payments is set once"),
         ("UPDATE payments SET outputs = '[1]'", "never changes"),
         ("DELETE FROM payments", "never deleted"),
@@ -356,8 +372,8 @@ def test_a_row_that_breaks_a_rule_is_refused(conn: sqlite3.Connection, statement
 @pytest.mark.parametrize(
     ("values", "index"),
     [
-        ("('pay2', 'invoice', 'app', 'int2', 1, 1, '[]', 'void', 'n', 'bb#1', 1, 1)", "invoice"),
-        ("('pay2', 'invoice', 'app', 'int2', 2, 2, '[]', 'reserved', 'n', 'aa#0', 1, 1)", "anchor"),
+        ("('pay2', 'invoice', 'app', 'int2', 1, 1, 'o', '[]', 'void', 'n', 'bb#1', 1, 1)", "invoice"),
+        ("('pay2', 'invoice', 'app', 'int2', 2, 2, 'o', '[]', 'reserved', 'n', 'aa#0', 1, 1)", "anchor"),
     ],
 )
 def test_the_indexes_hold_without_the_guards(plain: sqlite3.Connection, values: str, index: str) -> None:
@@ -427,22 +443,22 @@ def test_many_of_the_largest_lines_balance_without_overflow(conn: sqlite3.Connec
 
 
 def test_the_intent_is_free_again_after_a_rejection_and_the_invoice_too(conn: sqlite3.Connection) -> None:
-    conn.execute(PAYMENT + "('pay2', 'invoice', 'app', 'int2', 2, 2, '[]', 'reserved', 'n', 'bb#1', 1, 1)")
+    conn.execute(PAY2 + "'reserved', 'n', 'bb#1', 1, 1)")
     conn.execute("UPDATE payments SET state = 'rejected' WHERE id = 'pay2'")
-    conn.execute(PAYMENT + "('pay3', 'invoice', 'app', 'int2', 2, 2, '[]', 'reserved', 'n', 'bb#1', 1, 1)")
+    conn.execute(PAY3 + "'invoice', 'app', 'int2', 2, 2, 'o', '[]', 'reserved', 'n', 'bb#1', 1, 1)")
 
 
 @pytest.mark.parametrize("state", ["cancelling", "in_block", "in_flight"])
 def test_a_void_payment_may_come_back_beside_the_next_one(conn: sqlite3.Connection, state: str) -> None:
     conn.execute("UPDATE payments SET state = 'void' WHERE id = 'pay1'")
-    conn.execute(PAYMENT + "('pay2', 'invoice', 'app', 'int1', 2, 2, '[]', 'reserved', 'n', 'bb#1', 1, 1)")
+    conn.execute(PAYMENT + "('pay2', 'invoice', 'app', 'int1', 2, 2, 'o', '[]', 'reserved', 'n', 'bb#1', 1, 1)")
     conn.execute("UPDATE payments SET state = ? WHERE id = 'pay1'", (state,))
     with pytest.raises(sqlite3.IntegrityError, match="has a payment"):
-        conn.execute(PAYMENT + "('pay3', 'send', 'app', 'int1', NULL, NULL, '[]', 'reserved', 'n', 'cc#1', 1, 1)")
+        conn.execute(PAY3 + "'send', 'app', 'int1', NULL, NULL, NULL, '[]', 'reserved', 'n', 'cc#1', 1, 1)")
 
 
 def test_after_void_the_intent_is_free_but_the_invoice_is_not(conn: sqlite3.Connection) -> None:
     conn.execute("UPDATE payments SET state = 'void' WHERE id = 'pay1'")
-    conn.execute(PAYMENT + "('pay2', 'invoice', 'app', 'int1', 2, 2, '[]', 'reserved', 'n', 'bb#1', 1, 1)")
+    conn.execute(PAYMENT + "('pay2', 'invoice', 'app', 'int1', 2, 2, 'o', '[]', 'reserved', 'n', 'bb#1', 1, 1)")
     with pytest.raises(sqlite3.IntegrityError):
-        conn.execute(PAYMENT + "('pay3', 'invoice', 'app', 'int2', 1, 1, '[]', 'reserved', 'n', 'dd#1', 1, 1)")
+        conn.execute(PAY3 + "'invoice', 'app', 'int2', 1, 1, 'o', '[]', 'reserved', 'n', 'dd#1', 1, 1)")
