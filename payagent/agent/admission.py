@@ -8,6 +8,7 @@ May import: core, chain.source, wallet, store, agent.holding, .orders, .planner,
 .replacement, .rulebook, .terms, .trust. Never: signs; waits for anything.
 """
 
+from collections.abc import Set
 from dataclasses import dataclass, replace
 
 from payagent.agent import trust
@@ -61,10 +62,13 @@ class Admission:
         self.rulebook.take(terms)
         self.questions.timeout_s = terms.approval_timeout_s
 
-    def admit(self, unit: Unit, purchase: Purchase, now_ms: int, *, can_wait: bool = False) -> Admitted:
+    def admit(
+        self, unit: Unit, purchase: Purchase, now_ms: int, *, can_wait: bool = False, on_record: bool = True
+    ) -> Admitted:
         """Find the intent's payment, or open it: at most one, whatever invoices come for it (rule 5).
 
-        Of who `can_wait` for change, nothing is written when it is change that is missing (`funds_in_flight`).
+        Of who `can_wait` for change, nothing is written when it is change that is missing (`funds_in_flight`); nor
+        of any refusal that is not to be `on_record`.
         """
         purchase = self.choose(unit, purchase, now_ms)
         invoice = purchase.invoice
@@ -94,7 +98,10 @@ class Admission:
             _open_intent(unit, purchase, origin=invoice.origin, request=purchase.request, now_ms=now_ms)
         seq = known.seq if known else _add_invoice(unit, purchase, intent_id)
         expires_at_ms = _earlier(invoice.expires_at_ms, known.expires_at_ms if known else None)
-        return self._open_payment(unit, purchase, intent_id, seq, pool, expires_at_ms, now_ms, can_wait=can_wait)
+        left_out = {"chain_not_ready", "merchant_busy"} | ({"funds_in_flight"} if can_wait else set())
+        return self._open_payment(
+            unit, purchase, intent_id, seq, pool, expires_at_ms, now_ms, left_out if on_record else None
+        )
 
     def _open_payment(
         self,
@@ -105,9 +112,9 @@ class Admission:
         pool: int | None,
         expires_at_ms: int | None,
         now_ms: int,
-        *,
-        can_wait: bool,
+        left_out: Set[str] | None,
     ) -> Admitted:
+        """`left_out`: refusals that are no decision, and leave no record; None: none does."""
         payment_id = purchase.ids.payment
         anchor = anchor_of(unit, intent_id)
         records.add_payment(
@@ -131,10 +138,8 @@ class Admission:
                 self.questions.ask(unit, purchase, plan, worst, reasons, expires_at_ms, now_ms)
                 return Admitted(payment_id, True)
         except Refused as refusal:
-            if refusal.code in ("chain_not_ready", "merchant_busy") or (
-                can_wait and refusal.code == "funds_in_flight"
-            ):
-                raise  # no decision, and so no record
+            if left_out is None or refusal.code in left_out:
+                raise
             told = as_told(unit.conn, purchase.app_id, refusal)
             figures = None if told is refusal else {"figures": refusal.detail}
             records.move_payment(

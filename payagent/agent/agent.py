@@ -273,8 +273,6 @@ class Agent:
 
         Returns once the attempt is durable and before it is sent. Raises `Refused`, with nothing signed.
         """
-        if ask.topup is None:
-            self._floods.require_calm(ask.app_id, asyncio.get_running_loop().time())
         now_ms = self.ports.clock.now_ms()
         try:
             merchant = self.terms.merchant(ask.origin)
@@ -295,7 +293,7 @@ class Agent:
                 raise as_told(self.conn, ask.app_id, refusal) from None
             log.info("payment.admit", payment=admitted.payment_id, intent_known=not admitted.is_new)
             if admitted.refusal is not None:
-                self._floods.note(ask.app_id, asyncio.get_running_loop().time())
+                self._note_on_record(ask.app_id, ask.topup)
                 raise admitted.refusal
             carried_out = await self._carry_out(admitted)
             if admitted.plan is not None:
@@ -463,7 +461,6 @@ class Agent:
         """
         if not uses.is_bound(self.conn, call) or not (is_costly or prepaid.is_counted(self.conn, call)):
             return None
-        self._floods.require_calm(call.app_id, asyncio.get_running_loop().time())
         now_ms = self.ports.clock.now_ms()
 
         def job(unit: Unit) -> int | None:
@@ -474,8 +471,9 @@ class Agent:
         except Refused as refused:
             told = {"code": refused.code, "detail": refused.detail, "app": call.app_id, "origin": call.origin}
             told["request"] = f"{call.method} {call.path}"[:500]
-            self._floods.note(call.app_id, asyncio.get_running_loop().time())
-            await self.write("refuse", lambda unit: records.note(unit, None, "refused", None, now_ms, told))
+            if self._is_on_record(call.app_id):
+                self._note_on_record(call.app_id)
+                await self.write("refuse", lambda unit: records.note(unit, None, "refused", None, now_ms, told))
             raise
 
     def is_price_wanted(self, call: ServedCall) -> bool:
@@ -842,14 +840,25 @@ class Agent:
 
         async def admit(can_wait: bool) -> Admitted:
             now_ms = self.ports.clock.now_ms()
-            job = partial(self._admission.admit, purchase=purchase, now_ms=now_ms, can_wait=can_wait)
+            job = partial(
+                self._admission.admit,
+                purchase=purchase,
+                now_ms=now_ms,
+                can_wait=can_wait,
+                on_record=self._is_on_record(purchase.app_id, purchase.topup),
+            )
             return await self.write("admit", job)
 
         is_kept = self.terms.upkeep_lovelace > 0 and self.terms.chain_depth > 0
         if not is_kept or any(one.asset != LOVELACE or one.handed_over for one in purchase.offers):
             return await admit(False)
-        is_turn = self._line.is_free(len(self.coins)) or not self._wants_coins(purchase)
-        return await self._line.admit(purchase.ids.payment, purchase.invoice.total_units, admit, is_turn=is_turn)
+        return await self._line.admit(
+            purchase.ids.payment,
+            purchase.invoice.total_units,
+            admit,
+            partial(self._wants_coins, purchase),
+            is_turn=self._line.is_free(len(self.coins)),
+        )
 
     def _wants_coins(self, purchase: Purchase) -> bool:
         """Whether it needs a coin of its own, so that it may stand in line. What needs none is decided at once.
@@ -1007,11 +1016,14 @@ class Agent:
         """What was refused before there was a payment is in the record too, unless it may just be asked again."""
         if refusal.problem.retryable and purchase is None:
             return
+        is_kept = not refusal.problem.retryable and self._is_on_record(ask.app_id, ask.topup)
+        if is_kept:
+            self._note_on_record(ask.app_id, ask.topup)
 
         def job(unit: Unit) -> None:
             if purchase is not None:
                 note_price(unit, purchase)
-            if not refusal.problem.retryable:
+            if is_kept:
                 request = ask.request
                 told = {
                     "code": refusal.code,
@@ -1025,9 +1037,15 @@ class Agent:
             if refusal.code == "terms_changed":
                 trust.warn_of_terms(unit, ask.origin, refusal.detail, now_ms)
 
-        if not refusal.problem.retryable:
-            self._floods.note(ask.app_id, asyncio.get_running_loop().time())
         await self.write("refuse", job)
+
+    def _is_on_record(self, app_id: str, topup: Part | None = None) -> bool:
+        """Whether a refusal of the app goes on record; all that a top-up is refused do, which end it."""
+        return topup is not None or self._floods.has_room(app_id, asyncio.get_running_loop().time())
+
+    def _note_on_record(self, app_id: str, topup: Part | None = None) -> None:
+        if topup is None:
+            self._floods.note(app_id, asyncio.get_running_loop().time())
 
     def _buyer(self, ask: Ask) -> Buyer:
         """Whose prepaid balance it is: as the call's headers say, else as configured."""

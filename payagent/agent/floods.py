@@ -1,18 +1,16 @@
-"""Floods: what an app is refused is in the books for good, so one that is refused all the time is held back.
+"""Floods: what an app is refused is in the books for good, so of one that is refused all the time only a part is.
 
-A program that asks in a loop must not fill the disk. How many calls an app may make at all is the doors' matter
-(api.turnstile), and nothing of this is about money.
+A program that asks in a loop must not fill the disk. Each refusal is told and counted all the same, and what the
+app may have it gets: only the record of refusals is thinned out.
 
-May import: core.problem. Never: I/O; a clock of its own.
+May import: nothing. Never: refuses; I/O; a clock of its own.
 """
 
-from payagent.core.problem import Refused
-
 AT_ONCE = 1_000
-"""So many refusals an app that was calm before may have at once."""
+"""So many refusals of an app that was calm before are on record."""
 
-EVERY_S = 1.0
-"""After that it is heard again when one of them is so long ago."""
+EVERY_S = 60.0
+"""After that one in so long a time is: with the longest 402 that is some 400 MB in a day."""
 
 
 class Floods:
@@ -21,14 +19,9 @@ class Floods:
     def __init__(self) -> None:
         self._refused: dict[str, tuple[float, float]] = {}
 
-    def require_calm(self, app_id: str, now_s: float) -> None:
-        """Refused, `rate_limited`, with nothing on record, while it has no refusal left."""
-        if self._count(app_id, now_s) > AT_ONCE - 1:
-            raise Refused(
-                "rate_limited",
-                f"{AT_ONCE} calls of this app were refused, and each is on record: now it is heard once a second",
-                retry_after_s=1,
-            )
+    def has_room(self, app_id: str, now_s: float) -> bool:
+        """Whether another refusal of the app goes on record."""
+        return self._count(app_id, now_s) <= AT_ONCE - 1
 
     def note(self, app_id: str, now_s: float) -> None:
         """A refusal of the app is on record."""

@@ -64,12 +64,18 @@ class Line:
         return not self._places and self._trying < max(1, coins)
 
     async def admit(
-        self, payment_id: str, lovelace: int, admit: Callable[[bool], Awaitable[Admitted]], *, is_turn: bool
+        self,
+        payment_id: str,
+        lovelace: int,
+        admit: Callable[[bool], Awaitable[Admitted]],
+        wants_coins: Callable[[], bool],
+        *,
+        is_turn: bool,
     ) -> Admitted:
         """What `admit` does in the payment's turn, which is now or comes.
 
         It is told whether one can wait still: what is refused then, for change that is missing, leaves no trace
-        and is tried again.
+        and is tried again. Who `wants_coins` alone waits: for others none is split.
         """
         for _ in range(TURNS_MAX):
             if is_turn:
@@ -81,7 +87,7 @@ class Line:
                         raise
                 finally:
                     self._trying -= 1
-            is_turn = await self._turn(payment_id, lovelace)
+            is_turn = wants_coins() and await self._turn(payment_id, lovelace)
             if not is_turn:
                 break
         return await admit(False)

@@ -50,6 +50,7 @@ from payagent.store.writer import DatabaseError, Unit
 RESUBMIT_FIRST_MS = 5_000
 RESUBMIT_MAX_MS = 200_000
 MERCHANT_PATIENCE_MS = 3_600_000
+MERCHANT_AGAIN_MS = 600_000
 MERCHANT_FIRST_MS = 60_000
 """Until a block has a payment, its proof was shown, or it took so long, a merchant knows no more than we do."""
 
@@ -61,8 +62,8 @@ AT_ONCE_MAX = 8
 SENT_AT_ONCE_MAX = 64
 """So many attempts at most are on their way to providers when others are sent again.
 
-With a look every 5 s that is what Blockfrost bears for long, ten calls a second. Each takes memory and a turn at a
-provider's few threads: behind hundreds of them reads and new payments would run out of time.
+With a look every 5 s that is no less than Blockfrost bears for long, ten calls a second. Each takes memory and a
+turn at a provider's few threads: behind hundreds of them reads and new payments would run out of time.
 """
 
 TURN = 100
@@ -94,10 +95,10 @@ def resubmit_due_ms(sent_count: int, last_sent_ms: int, *, is_hopeless: bool = F
 def is_asked_again(created_ms: int, asked_ms: int | None, now_ms: int) -> bool:
     """Whether a merchant is asked of an invoice again: when it is twice as old as it was at the last time.
 
-    So a new one is asked of soon, an old one seldom, and a burst of them costs little for long. Also when the
-    clock was set back since.
+    So a new one is asked of soon, an old one every ten minutes, and a burst of them costs little for long. Also
+    when the clock was set back since.
     """
-    return asked_ms is None or not 0 <= now_ms - asked_ms < asked_ms - created_ms
+    return asked_ms is None or not 0 <= now_ms - asked_ms < min(asked_ms - created_ms, MERCHANT_AGAIN_MS)
 
 
 class Watch:
@@ -180,7 +181,8 @@ class Watch:
             row
             for row in self._rows.open((State.IN_FLIGHT, *SEEN))
             if row.delivery in _OPEN_DELIVERY
-            and _asked_from_ms(row) <= now_ms < row.created_at_ms + MERCHANT_PATIENCE_MS
+            and now_ms < row.created_at_ms + MERCHANT_PATIENCE_MS
+            and not row.created_at_ms <= now_ms < _asked_from_ms(row)
         ]
         asked_ms = {row.id: self._merchants_asked_ms.get(row.id) for row in young}
         due = [row for row in young if is_asked_again(row.created_at_ms, asked_ms[row.id], now_ms)]

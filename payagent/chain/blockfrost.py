@@ -18,6 +18,7 @@ import asyncio
 import http.client
 import re
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -169,9 +170,9 @@ class _Transport:
 
     def __init__(self, connect_timeout_s: float) -> None:
         self._connect_timeout_s = connect_timeout_s
-        self._pools = urllib3.PoolManager(
-            1, maxsize=_THREADS, retries=False, cert_reqs="CERT_REQUIRED", ca_certs=certifi.where()
-        )
+        trusted = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # one of urllib3's own goes by SSLKEYLOGFILE
+        trusted.load_verify_locations(certifi.where())
+        self._pools = urllib3.PoolManager(1, maxsize=_THREADS, retries=False, ssl_context=trusted)
         self._pools.pool_classes_by_scheme = {"http": _PlainPool, "https": _TlsPool}
 
     def get(self, url: str, headers: dict[str, str | None], params: Mapping[str, Any] | None = None) -> RawAnswer:
@@ -216,7 +217,7 @@ def _received(response: urllib3.BaseHTTPResponse) -> RawAnswer:
     """Read the answer, at most up to the bound. The status counts even when the body broke off."""
     parts, size, error = [], 0, None
     try:
-        for part in response.stream(_CHUNK_BYTES, decode_content=False):
+        for part in response.stream(_CHUNK_BYTES, decode_content=True):
             parts.append(part)
             size += len(part)
             if size > _MAX_ANSWER_BYTES:

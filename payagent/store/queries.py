@@ -318,14 +318,15 @@ def payments_page(
     """Newest first. Filters that are None do not filter. `asked_or_of`: of that app, or asked about.
 
     The few since a time are found by it; many are met on the way back from the newest. Not by their numbers alone:
-    a clock may have been set back between them.
+    a clock may have been set back between them. The merchant's come last: of a big one there are more than of an
+    app or in a state.
     """
     is_few = since_ms is not None and _are_few(conn, since_ms, before_seq)
     filters = {
         "p.app_id = ?": app_id,
         "(p.app_id = ? OR EXISTS (SELECT 1 FROM approvals a WHERE a.payment_id = p.id))": asked_or_of,
         "p.state = ?": state,
-        "p.origin = ?": origin,
+        ("p.origin = ?" if app_id is None and state is None else "+p.origin = ?"): origin,
         "p.created_at_ms >= ?": since_ms,
         "p.seq < ?": before_seq,
     }

@@ -42,7 +42,8 @@ DatabaseError = sqlite3.DatabaseError
 BATCH_MAX = 256
 
 LOG_MAX_PAGES = 8_192
-"""So long (32 MiB) the write-ahead log grows at most before a commit has to wait until it is in the ledger."""
+"""So long (32 MiB) the write-ahead log grows before a commit has to wait until it is in the ledger; longer while
+somebody reads from a snapshot."""
 
 QUIET_S = 0.02
 QUIET_COMMITS = 32
@@ -266,7 +267,7 @@ class Committer:
 
     def tidy(self) -> None:
         """Bring what is logged into the ledger. An error is none of a commit's: the log stands as it is."""
-        with suppress(DatabaseError):
+        with suppress(Exception):
             self.conn.execute("PRAGMA wal_checkpoint(PASSIVE)")
 
     def is_noted(self, attempt: int | None) -> bool:
@@ -412,7 +413,7 @@ class Writer:
         return jobs, True
 
     def _next(self) -> Job | None:
-        """Wait for a job; in a quiet moment the log is tidied up, so that no job has to wait for that."""
+        """Wait for a job; the log is tidied up in a quiet moment, so that hardly a job has to wait for that."""
         if self.commits - self._tidied_at >= QUIET_COMMITS:
             with suppress(queue.Empty):
                 return self._queue.get(timeout=QUIET_S)

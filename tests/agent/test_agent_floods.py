@@ -1,4 +1,4 @@
-"""An app that is refused all the time does not fill the disk, and keeps no other app waiting."""
+"""An app that is refused all the time does not fill the disk, is told each time why, and gets what it may have."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -9,9 +9,9 @@ import pytest
 from agent_kit import ADA, APP, Run, World, daily, with_terms, world_with_clock
 
 from payagent.agent import floods
-from payagent.agent.floods import AT_ONCE, Floods
+from payagent.agent.floods import AT_ONCE, EVERY_S, Floods
 from payagent.core.problem import Refused
-from payagent.store import apps
+from payagent.store import apps, queries
 
 OTHER = "app_other"
 
@@ -32,7 +32,7 @@ async def code_of(run: Run, ask: object) -> str:
 
 
 def on_record(run: Run) -> int:
-    (count,) = run.agent.conn.execute("SELECT COUNT(*) FROM events").fetchone()
+    (count,) = run.agent.conn.execute("SELECT COUNT(*) FROM events WHERE event = 'refused'").fetchone()
     return int(count)
 
 
@@ -43,43 +43,51 @@ async def test_what_cannot_be_read_is_on_record_so_often_and_no_more(world: Worl
         asks = [world.ask_of(answer, key=str(n), body='{"detail": "x"}') for n in range(6)]
         assert [await code_of(run, ask) for ask in asks[:3]] == ["not_an_invoice"] * 3
         before = on_record(run)
-        assert [await code_of(run, ask) for ask in asks[3:]] == ["rate_limited"] * 3
+        assert [await code_of(run, ask) for ask in asks[3:]] == ["not_an_invoice"] * 3
         assert on_record(run) == before
         await run.agent.write("app", lambda unit: apps.add_with_token(unit, OTHER, "other", "1" * 64, ["pay"], 1))
         assert await code_of(run, replace(asks[0], app_id=OTHER)) == "not_an_invoice"
+        assert on_record(run) == before + 1, "another app is counted by itself"
 
 
 async def test_what_a_limit_forbids_is_on_record_so_often_and_no_more(world: World) -> None:
-    async with world.run(terms=with_terms(limits=daily(1 * ADA, 1 * ADA))) as run:
+    async with world.run(terms=with_terms(limits=daily(1000 * ADA, 50 * ADA))) as run:
         await run.look()
-        asks = [world.ask(f"call {n}", key=str(n)) for n in range(6)]
-        assert [await code_of(run, ask) for ask in asks] == ["limit_exceeded"] * 3 + ["rate_limited"] * 3
+        asks = [world.ask(f"call {n}", key=str(n)) for n in range(8)]
+        codes = [await code_of(run, ask) for ask in asks]
+        paid = codes.count("paid")
+        assert codes == ["paid"] * paid + ["limit_exceeded"] * (8 - paid)
+        assert 0 < paid < 4
+        count, _ = queries.payment_counts(run.agent.conn)
+        assert count == paid + 3, "of what was refused, three"
+        assert await code_of(run, asks[0]) == "paid", "what it has it is given all the same"
 
 
 async def test_what_is_paid_counts_as_nothing_and_what_leaves_no_record_neither(world: World) -> None:
-    async with world.run() as run:
+    async with world.run(terms=with_terms(limits=daily(1000 * ADA, 1000 * ADA))) as run:
         unseen = [await code_of(run, world.ask(f"early {n}", key=f"early {n}")) for n in range(5)]
         assert unseen == ["chain_not_ready"] * 5
         await run.look()
         known = world.ask("known", key="known")
         assert [await code_of(run, known) for _ in range(6)] == ["paid"] * 6
+        before = on_record(run)
+        bad = world.ask_of(world.call("hello"), key="bad", body='{"detail": "x"}')
+        assert [await code_of(run, bad) for _ in range(3)] == ["not_an_invoice"] * 3
+        assert on_record(run) == before + 3
 
 
-def test_who_was_refused_is_heard_again_with_time_and_has_no_more_than_at_first() -> None:
+def test_who_was_refused_has_room_again_with_time_and_no_more_than_at_first() -> None:
     kept = Floods()
     for _ in range(AT_ONCE):
-        kept.require_calm(APP, 0.0)
+        assert kept.has_room(APP, 0.0)
         kept.note(APP, 0.0)
-    with pytest.raises(Refused, match="heard once a second") as told:
-        kept.require_calm(APP, 0.9)
-    assert told.value.context["retry_after_s"] == 1
-    kept.require_calm(APP, 1.0)
-    kept.note(APP, 1.0)
-    with pytest.raises(Refused, match="rate_limited"):
-        kept.require_calm(APP, 1.0)
-    kept.require_calm("app_another", 1.0)
+    assert not kept.has_room(APP, EVERY_S - 1)
+    assert kept.has_room(APP, EVERY_S)
+    kept.note(APP, EVERY_S)
+    assert not kept.has_room(APP, EVERY_S)
+    assert kept.has_room("app_another", EVERY_S)
+    much_later_s = 10 * AT_ONCE * EVERY_S
     for _ in range(AT_ONCE):
-        kept.require_calm(APP, 1_000_000.0)
-        kept.note(APP, 1_000_000.0)
-    with pytest.raises(Refused, match="rate_limited"):
-        kept.require_calm(APP, 1_000_000.0)
+        assert kept.has_room(APP, much_later_s)
+        kept.note(APP, much_later_s)
+    assert not kept.has_room(APP, much_later_s)

@@ -10,6 +10,7 @@ from agent.test_agent_replace import attempts, pass_time_of
 from agent_kit import ADA, APP, Run, World, daily, with_terms, world_with_clock
 
 from payagent.agent.pause import pause, unpause
+from payagent.agent.ports import Signatures
 from payagent.core.payment import ON_CHAIN, State
 from payagent.core.problem import Refused
 from payagent.store import queries, upkeep
@@ -45,6 +46,20 @@ async def burst(world: World, run: Run, count: int, name: str = "call") -> list[
     answers = await asyncio.gather(*(run.agent.pay(ask) for ask in asks))
     await run.agent.drain(30)
     return [row for row, _ in answers]
+
+
+class SlowSigner:
+    """Signs when it may."""
+
+    def __init__(self, signer: Signatures) -> None:
+        self._signer = signer
+        self.public_key = signer.public_key
+        self.is_asked, self.may_sign = asyncio.Event(), asyncio.Event()
+
+    async def signature(self, body: bytes, paid: int) -> bytes:
+        self.is_asked.set()
+        await self.may_sign.wait()
+        return await self._signer.signature(body, paid)
 
 
 async def refused(world: World, run: Run, count: int, name: str = "call") -> list[str]:
@@ -248,6 +263,23 @@ class TestWhatIsRefusedAsBefore:
             await run.look()
             rows = await burst(world, run, 30)
             assert {row.state for row in rows} == {State.AWAITING_APPROVAL}
+            assert own_orders(run) == []
+
+    async def test_what_would_wait_for_a_person_has_none_split_when_coins_are_taken(self, world: World) -> None:
+        world.fund(10_000 * ADA)
+        terms = with_terms(chain_depth=DEPTH, upkeep_lovelace=PER_DAY, approval_above={"lovelace": 10 * ADA})
+        async with world.run(terms=terms) as run:
+            await run.look()
+            signer = run.agent._signer = SlowSigner(run.agent._signer)
+            first = asyncio.create_task(run.pay("takes the coin"))
+            await signer.is_asked.wait()
+            world.settings(price=str(50 * ADA))
+            others = asyncio.create_task(refused(world, run, 5))
+            while len(queries.payments_in(run.agent.conn, (State.REJECTED,))) < 5 and not run.agent._line:
+                await asyncio.sleep(0)
+            signer.may_sign.set()
+            assert (await first).tx_id
+            assert await others == ["funds_in_flight"] * 5
             assert own_orders(run) == []
 
     async def test_what_a_guard_forbids_has_no_coin_split(self, world: World) -> None:

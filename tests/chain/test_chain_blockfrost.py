@@ -351,14 +351,19 @@ def _own_certificate(folder: Path) -> ssl.SSLContext:
     return context
 
 
-async def test_a_certificate_that_nobody_vouches_for_ends_it_before_anything_is_sent(tmp_path: Path) -> None:
+async def test_a_certificate_that_nobody_vouches_for_ends_it_before_anything_is_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     impostor = FaultyProvider(_own_certificate(tmp_path))
+    keys = tmp_path / "keys"
+    monkeypatch.setenv("SSLKEYLOGFILE", str(keys))
     impostor.routes["GET /blocks/latest"] = Reply(LATEST)
     impostor.routes["POST /tx/submit"] = Reply(TX)
     source = Blockfrost("main", impostor.base_url, SECRET)
     assert await source.tip() == Unknown("tip: no secure connection")
     assert (await source.submit(b"\x84", TX)).kind is SubmitKind.OUTAGE
     assert impostor.seen == []
+    assert not keys.exists(), "a key with which a recording tells the project id"
     await source.aclose()
     impostor.close()
 

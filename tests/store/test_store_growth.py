@@ -81,6 +81,8 @@ PAGES: dict[str, dict[str, object]] = {
     "of a merchant that has none": {"origin": "https://nobody.example"},
     "since tomorrow": {"since_ms": 4_000_000_000_000},
     "since it began": {"since_ms": 1},
+    "of an app that has none, at a merchant": {"app_id": "app_other", "origin": ORIGIN},
+    "in a state that none is in, at a merchant": {"state": "in_flight", "origin": ORIGIN},
 }
 
 
