@@ -18,7 +18,12 @@ from benchmarks.stage import Stage, stage, until
 from benchmarks.wallets import SIGNER
 from payagent.store.signer import Signed, SignerFile
 
-COIN_LOVELACE = 20_000_000
+COIN_LOVELACE = 100_000_000
+FEW = 100
+"""Coins for payments one after the other. The daemon lists its coins at each block, which takes time from payments
+where they are many, as they have to be for many clients at once."""
+
+BLOCKS = ("--block-time", "1")
 PAUSE_S = 0.1
 """Between two payments of which each is to meet an idle daemon: the one before has been sent by then."""
 
@@ -34,10 +39,11 @@ def measure(options: Options) -> Part:
     alone, many = options.pick(100, 500), options.pick((1, 16, 64), (1, 4, 16, 64, 128, 256))
     each = options.pick(300, 1_000)
     part = Part("paying", "A payment over HTTP", HOW)
-    with stage([COIN_LOVELACE] * (20 + alone + each * len(many)), devnet_options=("--block-time", "1")) as up:
-        asyncio.run(in_turn(up.api, payments(up, "warm", 20)))
-        settled(up)
+    with stage([COIN_LOVELACE] * FEW, devnet_options=BLOCKS) as up:
+        _warm(up)
         _alone(part, up, payments(up, "alone", alone))
+    with stage([COIN_LOVELACE] * each, devnet_options=BLOCKS) as up:
+        _warm(up)
         lines: dict[str, list[tuple[float, float]]] = {"payments": [], "replays": []}
         rows: list[tuple[str | float | int | None, ...]] = []
         for clients in many:
@@ -53,6 +59,11 @@ def measure(options: Options) -> Part:
         rest = memory_mb(up.pid, "VmHWM")
         part.tables.append(Table("Memory", ("", "MB"), [("the daemon at its peak, after all of it", round(rest))]))
     return part
+
+
+def _warm(up: Stage) -> None:
+    asyncio.run(in_turn(up.api, payments(up, "warm", 20)))
+    settled(up)
 
 
 def payments(up: Stage, name: str, count: int) -> list[Call]:
