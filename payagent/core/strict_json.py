@@ -16,7 +16,7 @@ MAX_BYTES = 65_536
 MAX_DEPTH = 16
 
 # A quote always opens a whole match, ended or not, so that the scan stays linear on any text.
-_STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)
+_NO_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)|[^\[\]{}"]+', re.DOTALL)
 _UNSAFE_CHAR = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff]")
 _INT_DIGITS_MAX = 4_300
 
@@ -53,7 +53,9 @@ def loads(data: bytes | str, *, max_bytes: int = MAX_BYTES, max_depth: int = MAX
         )
     except (ValueError, RecursionError) as error:
         raise _not_understood(str(error)[:120]) from None
-    _check_strings(value)
+    # without an escape each string is a part of the text as it stands
+    if "\\" in text or _UNSAFE_CHAR.search(text):
+        _check_strings(value)
     return value
 
 
@@ -94,15 +96,13 @@ def _not_understood(why: str) -> Refused:
 
 
 def _check_depth(text: str, max_depth: int) -> None:
+    if text.count("[") + text.count("{") <= max_depth:
+        return
     depth = 0
-    for match in _STRING_OR_BRACKET.finditer(text):
-        token = match[0]
-        if token in ("[", "{"):
-            depth += 1
-            if depth > max_depth:
-                raise _not_understood(f"it is nested deeper than {max_depth}")
-        elif token in ("]", "}"):
-            depth -= 1
+    for bracket in _NO_BRACKETS.sub("", text):
+        depth += 1 if bracket in "[{" else -1
+        if depth > max_depth:
+            raise _not_understood(f"it is nested deeper than {max_depth}")
 
 
 def _object(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:

@@ -151,3 +151,8 @@ def test_what_was_read_is_written_with_the_same_value(data: bytes | str) -> None
         text = dumps(value, sort_keys=sort_keys)
         assert text.isascii()
         assert loads(text) == value
+
+
+def test_what_stands_side_by_side_is_not_deep() -> None:
+    assert loads("[" + ",".join(["[]"] * 50) + "]") == [[]] * 50
+    assert loads('["' + "[" * 50 + '"]') == ["[" * 50]
