@@ -16,5 +16,5 @@ The commit points (docs/exactly-once.md) and the job that makes each:
 `agent` has the doors (pay, quote, send, split, ...), `admission` what happens inside C1 + C2 (`rulebook`: what
 may be paid; `planner`: of which coins; `holding`: both and the hold; `questions`: what a person is asked), `steps`
 what happens inside C3 to C7, `watch` the sweeps that look and send again, `view` how a payment is shown, `floods`
-how often an app may be refused.
+how many of an app's refusals go on record.
 """

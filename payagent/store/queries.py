@@ -231,6 +231,7 @@ class EntryRow(NamedTuple):
 
 
 FEW_MAX = 1_000
+"""So many payments since a time are put in order rather than met on the way back from the newest."""
 
 _PAYMENT_BY = """
 SELECT p.seq, p.id, p.kind, p.app_id, p.intent_id, v.origin, v.dialect, v.invoice_id, p.invoice, v.terms_hash,
