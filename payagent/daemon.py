@@ -6,6 +6,7 @@ of start and stop.
 """
 
 import asyncio
+import gc
 import os
 import signal
 import socket
@@ -247,11 +248,19 @@ async def _serve(
             read = partial(_read_anew, config, reread)
             _read_on_sighup(Rereading(agent, settings, read, make))
         signer.watch(_stop)
+        _keep_what_is_there()
         announce({"api": doors.url, "socket": str(settings.api.socket), "network": settings.network})
         try:
             await server.serve(sockets=plain)
         finally:
             door.close()
+
+
+def _keep_what_is_there() -> None:
+    """Modules, routes and the like last as long as the process: who looks for garbage among them finds none, and
+    no call is answered meanwhile."""
+    gc.collect()
+    gc.freeze()
 
 
 @asynccontextmanager
