@@ -49,14 +49,20 @@ def canonical_key(asset: str) -> tuple[str, int, str]:
 
 def multiasset(assets: AssetUnits) -> bytes:
     """{policy: {name: units}} of assets that are already in canonical order."""
-    names_of: dict[str, list[bytes]] = {}
+    names_of: dict[bytes, list[bytes]] = {}
     for asset, units in assets:
-        name = bytes.fromhex(asset[56:])
-        names_of.setdefault(asset[:56], []).append(head(2, len(name)) + name + head(0, units))
+        whole = bytes.fromhex(asset)
+        names_of.setdefault(whole[:28], []).append(byte_string(whole[28:]) + head(0, units))
     parts = [head(5, len(names_of))]
     for policy, names in names_of.items():
-        parts += [b"\x58\x1c", bytes.fromhex(policy), head(5, len(names)), *names]
+        parts += [b"\x58\x1c", policy, head(5, len(names)), *names]
     return b"".join(parts)
+
+
+def single_asset(asset: str, units: int) -> bytes:
+    """As `multiasset`, of one asset; most outputs have no more."""
+    whole = bytes.fromhex(asset)
+    return b"\xa1\x58\x1c" + whole[:28] + b"\xa1" + byte_string(whole[28:]) + uint(units)
 
 
 def commitment(value: bytes) -> bytes:

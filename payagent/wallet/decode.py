@@ -18,7 +18,7 @@ _LONGER_FROM = (24, 1 << 8, 1 << 16, 1 << 32)
 
 _PAIR = b"\x82"
 _SET = b"\xd9\x01\x02"
-_BYTES_32, _BYTES_64 = b"\x58\x20", b"\x58\x40"
+_BYTES_28, _BYTES_32, _BYTES_64 = b"\x58\x1c", b"\x58\x20", b"\x58\x40"
 _BODY, _BODY_COMMITTED = b"\xa5\x00", b"\xa6\x00"
 _COMMITMENT = re.compile(rb"\xa1\x19\x01\x92\xa2\x61h\x58\x20(.{32})\x61p\x66http:1", re.DOTALL)
 _OTHER_FIELDS = "the body holds other fields than inputs, outputs, fee, TTL and network, and what it commits to"
@@ -137,9 +137,7 @@ def _assets(buf: bytes, at: int) -> tuple[dict[str, int], int]:
     policies, at = _head(buf, at, _MAP, "what an output holds of assets")
     before = b""
     for _ in range(policies):
-        policy, at = _bytes(buf, at, "a policy")
-        if len(policy) != 28:
-            raise Undecodable("a policy is not of 28 bytes")
+        policy, at = _fixed(buf, at, _BYTES_28, 28, "a policy is not of 28 bytes")
         if policy <= before:
             raise Undecodable("a policy is out of order or double")
         before = policy

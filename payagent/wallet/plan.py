@@ -41,8 +41,7 @@ class Parameters:
     max_value_size: int = 5_000
 
 
-@dataclass(frozen=True, slots=True)
-class PlannedOutput:
+class PlannedOutput(NamedTuple):
     """One output of the transaction: `address` raw, `assets` in canonical order, without lovelace."""
 
     role: Role
@@ -195,7 +194,7 @@ def lay_order(asked: Sequence[Output], frame: Frame) -> Order:
             raise Refused("amount_out_of_range", f"an output of {output.units} units cannot be")
         address = output.address.raw
         assets: Assets = () if output.asset == LOVELACE else ((output.asset, output.units),)
-        encoded = cbor.multiasset(assets) if assets else b""
+        encoded = cbor.single_asset(output.asset, output.units) if assets else b""
         least = output_minimum(address, encoded, frame.parameters)
         lovelace = least if assets else output.units
         if lovelace < least:
@@ -344,9 +343,13 @@ class Draft:
         """Whether inputs, outputs and fee balance to the unit, so that there is no rest."""
         return self.exact_gap() == 0
 
-    def exact_gap(self, more_inputs: int = 0) -> int | None:
+    def may_be_exact(self) -> bool:
+        """Whether there may be no rest at all. Only for a draft that lacks no asset."""
+        return bool(self.order.planned) and not self.leaves_assets()
+
+    def exact_gap(self) -> int | None:
         """Lovelace missing until there is no rest at all; None when there must be one."""
-        return None if not self.order.planned or self.leaves_assets() else self.gap(more_inputs)
+        return self.gap() if self.may_be_exact() else None
 
     def gap(self, more_inputs: int = 0) -> int:
         """Lovelace missing for the outputs and the fee of a transaction without rest; below it nothing pays."""

@@ -8,6 +8,7 @@ May import: core, `coins`, `plan`. Never: randomness, or a walk over the wallet 
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from enum import Enum
 from itertools import islice
 
 from payagent.core.money import LOVELACE
@@ -23,6 +24,12 @@ _INDEX_BYTES_MAX = 8  # of an index, above the one byte that every input has for
 _Sequence = Callable[[Draft, Coins], Iterator[Coin]]
 
 
+class _Filled(Enum):
+    """What came of adding coins: they pay; one more would not fit; all of them together are too little."""
+
+    PAYS, FULL, SHORT = range(3)
+
+
 def choose(coins: Coins, order: Order, anchor: Coin | None) -> Draft:
     """Coins that pay for the order, the anchor among them when there is one.
 
@@ -33,10 +40,11 @@ def choose(coins: Coins, order: Order, anchor: Coin | None) -> Draft:
         raise Refused("transaction_too_big", f"{len(order.planned)} outputs do not fit one transaction")
     _require_totals(coins, order, anchor, input_count=min(1, len(coins)))
     for sequence in (_frugal, _assets_then_largest, _largest):
-        draft, ended = _fill(Draft(order, [anchor] if anchor else []), coins, sequence)
-        if draft.pays():
+        draft = Draft(order, [anchor] if anchor else [])
+        filled = _fill(draft, coins, sequence)
+        if filled is _Filled.PAYS:
             return draft
-        if ended:
+        if filled is _Filled.SHORT:
             if exact := _without_one(draft, coins, anchor):
                 return exact
             raise _not_enough(LOVELACE, draft.shortfall(), "to keep what would be left as change")
@@ -99,23 +107,29 @@ def _not_enough(asset: str, missing: int, why: str) -> Refused:
     )
 
 
-def _fill(draft: Draft, coins: Coins, sequence: _Sequence) -> tuple[Draft, bool]:
-    """Add coins until they pay, or do not fit; True when all coins together are too little."""
+def _fill(draft: Draft, coins: Coins, sequence: _Sequence) -> _Filled:
+    """Add coins until they pay, or do not fit. That no coin at all has room was asked before."""
     for coin in sequence(draft, coins):
-        if draft.pays() or not draft.has_room():
-            return draft, False
+        if draft.coins:
+            if draft.pays():
+                return _Filled.PAYS
+            if not draft.has_room():
+                return _Filled.FULL
         if coin.ref in draft.refs:
             continue
         last = _completing(draft, coins)
         draft.add(last or coin)
-    return draft, draft.shortfall() > 0
+    if draft.pays():
+        return _Filled.PAYS
+    return _Filled.SHORT if draft.shortfall() > 0 else _Filled.FULL
 
 
 def _completing(draft: Draft, coins: Coins) -> Coin | None:
     """The smallest coin of pure ADA with which the draft pays: to the unit, or with change that can be kept."""
-    if draft.lacks_assets() or next(coins.pure_from(draft.gap(more_inputs=1)), None) is None:
+    gap = draft.gap(more_inputs=1)
+    if draft.lacks_assets() or next(coins.pure_from(gap), None) is None:
         return None
-    exact, least = draft.exact_gap(more_inputs=1), draft.shortfall(more_inputs=1)
+    exact, least = gap if draft.may_be_exact() else None, draft.shortfall(more_inputs=1)
     if exact is not None:
         most = exact + _INDEX_BYTES_MAX * draft.order.frame.parameters.min_fee_a
         for coin in islice(coins.pure_from(exact), _LOOK_AHEAD):

@@ -251,7 +251,7 @@ def agreed(bend: Callable[[Body], Any] = lambda _: None, plan: Plan = PLAN, **mo
 def planned_otherwise(**changes: Any) -> tuple[bytes, Plan]:
     """The right bytes, and a plan whose first output is another."""
     first, *others = PLAN.outputs
-    return sign(PLAN, SIGNER), replace(PLAN, outputs=(replace(first, **changes), *others))
+    return sign(PLAN, SIGNER), replace(PLAN, outputs=(first._replace(**changes), *others))
 
 
 def to(raw_address: bytes) -> tuple[bytes, Plan]:
