@@ -12,6 +12,7 @@ import socket
 import struct
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -28,6 +29,7 @@ from payagent.wallet.keys import Account
 ANSWER_S = 10
 """A signature takes less than a millisecond; who is silent for so long does not come back."""
 _END_S = 2
+_ENDED = "its process has ended"
 
 _PROGRAM = (
     "import sys; root = sys.argv[1]; root in sys.path or sys.path.insert(0, root); "
@@ -40,6 +42,8 @@ _TALK_MAX = 4_000
 class SignerProcess:
     """A `Signer` whose key is elsewhere. `sign` is for who may wait for it; a loop that must go on uses
     `signature` once it is watched, and then nothing else does.
+
+    One question is under way at a time, and the next leaves with the answer to it: so the line never fills up.
     """
 
     def __init__(self, line: socket.socket, pid: int, public_key: bytes, payment_key_hash: bytes) -> None:
@@ -48,9 +52,9 @@ class SignerProcess:
         """Why nothing can be signed any more; None while something can."""
         self._line = line
         self._on_lost: Callable[[], None] = lambda: None
-        self._turn = asyncio.Lock()
-        self._answer: asyncio.Future[bytes] | None = None
-        self._asking: set[asyncio.Task[bytes]] = set()
+        self._asked: deque[tuple[bytes, asyncio.Future[bytes]]] = deque()
+        """What waits for an answer; the first has been sent."""
+        self._patience: asyncio.TimerHandle | None = None
 
     def sign(self, body: bytes, paid: int) -> bytes:
         """The signature, if the signer's own policy allows the body.
@@ -62,41 +66,41 @@ class SignerProcess:
             self._line.send(_question(body, paid))
             answer = self._line.recv(MESSAGE_BYTES_MAX)
         except OSError as error:
-            self._lose(f"it does not answer ({type(error).__name__})")
+            self._lose(_silent(error))
+            answer = b""
         return self._read(answer)
 
     async def signature(self, body: bytes, paid: int) -> bytes:
         """As `sign`, and the loop goes on meanwhile. Who is cancelled does not take the answer of the next one."""
-        asking = asyncio.create_task(self._ask(_question(body, paid)))
-        self._asking.add(asking)
-        asking.add_done_callback(self._forget)
-        return await asyncio.shield(asking)
+        self._require_there()
+        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._asked.append((_question(body, paid), answer))
+        if len(self._asked) == 1:
+            self._ask()
+        return self._read(await answer)
 
-    def _forget(self, asking: "asyncio.Task[bytes]") -> None:
-        self._asking.discard(asking)
-        if not asking.cancelled():
-            asking.exception()  # who asked may be gone
-
-    async def _ask(self, question: bytes) -> bytes:
-        async with self._turn:
-            self._require_there()
-            self._answer = asyncio.get_running_loop().create_future()
+    def _ask(self) -> None:
+        """Send what is asked next; who gave up before their turn is not asked for."""
+        while self._asked and self._asked[0][1].done():
+            self._asked.popleft()
+        if self._asked:
             try:
-                self._line.send(question)
-                answer = await asyncio.wait_for(self._answer, ANSWER_S)
-            except OSError as error:  # TimeoutError is one
-                self._lose(f"it does not answer ({type(error).__name__})")
-            finally:
-                self._answer = None
-            return self._read(answer)
+                self._line.send(self._asked[0][0])
+            except OSError as error:
+                self._lose(_silent(error))
+                return
+            loop = asyncio.get_running_loop()
+            self._patience = loop.call_later(ANSWER_S, self._lose, _silent(TimeoutError()))
 
     def _require_there(self) -> None:
         if self.problem is not None:
-            self._refuse()
+            raise Refused("signer_lost", f"the process that holds the key is gone: {self.problem}")
 
     def _read(self, answer: bytes) -> bytes:
+        """An empty one stands for none."""
         if not answer:
-            self._lose("its process has ended")
+            self._lose(_ENDED)
+            self._require_there()
         if answer[:1] != SIGNED:
             raise _refusal(json.loads(answer[1:]))
         return answer[1:]
@@ -121,26 +125,37 @@ class SignerProcess:
             return
         except OSError:
             heard = b""
-        if self._answer is not None and not self._answer.done():
-            self._answer.set_result(heard)
         if not heard:
             self.unwatch()
-            self._note_lost("its process has ended")
+            self._lose(_ENDED)
+        elif self._asked:
+            self._be_patient_no_more()
+            _, answer = self._asked.popleft()
+            if not answer.done():
+                answer.set_result(heard)
+            self._ask()
 
-    def _note_lost(self, why: str) -> None:
-        if self.problem is None:
-            self.problem = why
-            self._on_lost()
-
-    def _lose(self, why: str) -> NoReturn:
+    def _lose(self, why: str) -> None:
         """What is said late would be taken for the answer to the next question: nothing is heard from now on."""
         with suppress(OSError):
             self._line.shutdown(socket.SHUT_RDWR)
-        self._note_lost(why)
-        self._refuse()
+        self._be_patient_no_more()
+        if self.problem is None:
+            self.problem = why
+            self._on_lost()
+        while self._asked:
+            _, answer = self._asked.popleft()
+            if not answer.done():
+                answer.set_result(b"")
 
-    def _refuse(self) -> NoReturn:
-        raise Refused("signer_lost", f"the process that holds the key is gone: {self.problem}")
+    def _be_patient_no_more(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+
+
+def _silent(error: OSError) -> str:
+    return f"it does not answer ({type(error).__name__})"
 
 
 def _question(body: bytes, paid: int) -> bytes:

@@ -517,6 +517,42 @@ async def test_a_signer_that_stands_still_keeps_nobody_waiting_who_wants_no_sign
     process.unwatch()
 
 
+async def test_who_gives_up_before_their_turn_is_not_signed_for(slow: tuple[SignerProcess, socket.socket]) -> None:
+    process, its = slow
+    process.watch(lambda: None)
+    first, second, third = (asyncio.create_task(process.signature(body, 1)) for body in (b"1st", b"2nd", b"3rd"))
+    loop = asyncio.get_running_loop()
+    assert await loop.run_in_executor(None, its.recv, 100) == b"\0\0011st"
+    second.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await second
+    its.send(b"\0" + b"1" * 64)
+    assert await first == b"1" * 64
+    assert await loop.run_in_executor(None, its.recv, 100) == b"\0\0013rd"
+    its.send(b"\0" + b"3" * 64)
+    assert await third == b"3" * 64
+    process.unwatch()
+
+
+async def test_a_signer_that_stays_silent_is_given_up_for_all_who_wait(
+    slow: tuple[SignerProcess, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("payagent.signer.handle.ANSWER_S", 0.05)
+    process, its = slow
+    lost: list[str] = []
+    process.watch(lambda: lost.append("lost"))
+    waiting = [asyncio.create_task(process.signature(b"body", 1)) for _ in range(2)]
+    for one in waiting:
+        with pytest.raises(Refused, match="does not answer"):
+            await one
+    assert lost == ["lost"]
+    assert its.recv(100) == b"\0\1body"
+    with pytest.raises(BrokenPipeError):
+        its.send(b"\0" + bytes(64))
+    with pytest.raises(Refused, match="does not answer"):
+        await process.signature(b"later", 1)
+
+
 async def test_who_waits_for_a_signature_when_the_signer_ends_is_told_and_so_is_the_daemon_once(
     slow: tuple[SignerProcess, socket.socket],
 ) -> None:
