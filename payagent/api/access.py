@@ -14,7 +14,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.requests import Request
 
 from payagent.agent.agent import Agent
-from payagent.api.calls import json_body
+from payagent.api.calls import json_body, require_clear_query
 from payagent.api.problems import BrokenOffError
 from payagent.api.tokens import hash_token
 from payagent.core.problem import Refused
@@ -119,6 +119,7 @@ def need(*scopes: str) -> Need:
             raise Refused(
                 "forbidden", f"the call needs a token for {' or '.join(scopes)}", needs=" or ".join(scopes)
             )
+        require_clear_query(request)
         return Caller(app, agent, token_hash)
 
     return caller

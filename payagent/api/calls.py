@@ -5,6 +5,7 @@ May import: core, FastAPI, pydantic. Never: knows one call from another.
 
 import asyncio
 import re
+from collections import Counter
 from typing import Annotated
 
 from fastapi import Path
@@ -68,6 +69,24 @@ async def _bounded(request: Request) -> bytes:
         if len(raw) > BODY_MAX_BYTES:
             raise Refused("body_too_big", f"the body has more than {BODY_MAX_BYTES} bytes")
     return raw
+
+
+def require_clear_query(request: Request) -> None:
+    """Refuse a parameter that comes twice, for one of the two would be lost, and any where the call takes none: a
+    bound on money that stands in the wrong place is not silently no bound.
+    """
+    if not request.scope["query_string"]:
+        return
+    given = Counter(name for name, _ in request.query_params.multi_items())
+    # without a route it is a call of `express`, which takes none
+    route = request.scope.get("route")
+    if given and (route is None or not route.dependant.query_params):
+        name = next(iter(given))[:80]
+        raise Refused("bad_request", f"the call takes no parameters, and was given {name!a}", key=name)
+    twice = next((name for name, count in given.items() if count > 1), None)
+    if twice is not None:
+        name = twice[:80]
+        raise Refused("bad_request", f"the parameter {name!a} is given twice", key=name)
 
 
 def single_header(request: Request, name: str) -> str | None:

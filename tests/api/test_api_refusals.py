@@ -168,6 +168,25 @@ async def test_paths_methods_and_parameters_that_are_not_there_are_problems(api:
         assert ("allow" in answer.headers) == (code == "method_not_allowed")
 
 
+async def test_a_parameter_in_a_place_where_nothing_reads_it_is_refused(api: Api) -> None:
+    token = {"name": "late"}
+    for method, path, body, key in (
+        ("POST", PAY + "?max_total=1", api.body(), "max_total"),
+        ("POST", QUOTE + "?max_total=1", api.body(), "max_total"),
+        ("POST", SEND + "?dry_run=1", {"address": api.world.address, "units": "5000000"}, "dry_run"),
+        ("POST", "/v1/apps?expires_at=2020-01-01T00:00:00Z", token, "expires_at"),
+        ("GET", "/v1/ledger/snapshot?until=2026-11-01T00:00:00Z", None, "until"),
+        ("GET", "/v1/wallet?asset=lovelace", None, "asset"),
+        ("GET", PAY + "?state=void&state=rejected", None, "state"),
+        ("GET", "/v1/ledger/export?app=first&app=payer", None, "app"),
+        ("GET", NO_PAYMENT + "?wait=1&wait=2", None, "wait"),
+    ):
+        answer = await api.http.request(method, path, json=body)
+        assert require_problem(answer, "bad_request")["key"] == key
+    require_nothing_signed(api)
+    require_problem(await api.as_("reader").post(PAY + "?max_total=1", json=api.body()), "forbidden")
+
+
 async def test_who_only_wants_the_head_of_a_health_check_gets_it(api: Api) -> None:
     api.stale.append("the sweeps are late")
     for path in ("/healthz", "/readyz"):
