@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from payagent.cli.limits import limit_options, read_amounts
-from payagent.cli.options import Connect, example, group_of, show_asset, talks_to_daemon
+from payagent.cli.options import Connect, example, group_of, show_asset, talks_to_daemon, typed
 from payagent.cli.terminal import Terminal
 from payagent.core.money import LOVELACE, parse_asset
 
@@ -115,7 +115,8 @@ def add(
     Each payment in a token takes ADA too: what the chain wants beside it in each output, and the fee. That is
     bounded by the wallet's limits of ADA, and by the app's own: payagent limits set --app NAME --per-day "2 ADA".
     """
-    names = [parse_asset(asset) for asset in assets]
+    with typed():
+        names = [parse_asset(asset) for asset in assets]
     wanted = read_amounts(names[0] if len(names) == 1 else LOVELACE, given)
     body = {
         "scopes": list(scopes),

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from payagent.cli.options import Connect, example, group_of, show_asset, show_units, talks_to_daemon
+from payagent.cli.options import Connect, example, group_of, show_asset, show_units, talks_to_daemon, typed
 from payagent.cli.terminal import Terminal
 from payagent.core.money import LOVELACE, parse_ada, parse_asset, parse_count
 from payagent.core.policy import Window
@@ -31,20 +31,24 @@ _HELP = {
 def limit_options(command: F) -> F:
     """--per-payment, --per-hour and so on; handed on by the names of the windows."""
     for window in reversed(Window):
-        name = "--" + window.replace("_", "-")
-        command = click.option(name, window.value, metavar="AMOUNT", help=_HELP[window])(command)
+        command = click.option(_option(window), window.value, metavar="AMOUNT", help=_HELP[window])(command)
     return command
 
 
 def read_amounts(asset: str, given: Mapping[str, str | None]) -> dict[str, str | None]:
     """What was given, in units by the names of the windows; None for `config`."""
-    return {name: _units(asset, name, text) for name, text in given.items() if text is not None}
+    with typed():
+        return {name: _units(asset, name, text) for name, text in given.items() if text is not None}
 
 
 def _units(asset: str, name: str, text: str) -> str | None:
     if text == OF_CONFIG:
         return None
-    return str(parse_ada(text) if asset == LOVELACE else parse_count(text, name))
+    return str(parse_ada(text) if asset == LOVELACE else parse_count(text, _option(name)))
+
+
+def _option(window: str) -> str:
+    return "--" + window.replace("_", "-")
 
 
 @group_of("payagent limits", "payagent limits show --json", 'payagent limits set --per-day "50 ADA"', alone="show")
@@ -110,7 +114,8 @@ def set_(
     what the config file says. A token is spent only when it has a limit over time, or in total, for all together.
     All limits that concern a payment hold, and the tightest is named when it is refused.
     """
-    name = LOVELACE if asset is None else parse_asset(asset)
+    with typed():
+        name = LOVELACE if asset is None else parse_asset(asset)
     wanted = read_amounts(name, given)
     if not wanted:
         raise click.UsageError("name a limit, such as --per-day")

@@ -4,7 +4,8 @@ May import: click, core, cli.terminal, cli.link; settings and payagent.init in f
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -23,6 +24,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 R = TypeVar("R")
 Connect = Callable[[], "Link"]
 """Opens the way to the daemon, with the settings of the config that was named."""
+
+_EXIT_INVOICE = 3
 
 pass_terminal = click.make_pass_decorator(Terminal)
 
@@ -128,6 +131,17 @@ def say_more(terminal: Terminal, answer: Mapping[str, Any]) -> None:
 def example(*lines: str) -> str:
     """The example at the end of a command's help."""
     return "\b\nExample:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+@contextmanager
+def typed() -> Iterator[None]:
+    """Within it, what a merchant would be told of its invoice was typed here: usage, and nobody else's fault."""
+    try:
+        yield
+    except Refused as refused:
+        if refused.problem.exit_code != _EXIT_INVOICE:
+            raise
+        raise click.UsageError(refused.detail) from None
 
 
 def show_units(asset: str, units: str | int | None) -> str:

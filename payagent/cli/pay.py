@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
-from payagent.cli.options import Connect, example, show_asset, show_units, talks_to_daemon
+from payagent.cli.options import Connect, example, show_asset, show_units, talks_to_daemon, typed
 from payagent.cli.terminal import Json, ProblemError, Terminal, as_shown
 from payagent.core import strict_json
 from payagent.core.money import LOVELACE, parse_ada, parse_units
@@ -122,7 +122,8 @@ def _response_text(raw: bytes) -> str:
 def parse_most(text: str) -> tuple[bool, int]:
     """A bound: (is it in ADA, its units)."""
     if match := _TOKEN_TEXT.fullmatch(text):
-        return False, parse_units(match[1], "--max")
+        with typed():
+            return False, parse_units(match[1], "--max")
     return True, parse_ada(text)
 
 

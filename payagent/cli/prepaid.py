@@ -17,6 +17,7 @@ from payagent.cli.options import (
     show_asset,
     show_units,
     talks_to_daemon,
+    typed,
 )
 from payagent.cli.pay import DRY_RUN_OK, PENDING
 from payagent.cli.terminal import Terminal, as_shown
@@ -113,8 +114,9 @@ def topup(
     The last batch may reach beyond AMOUNT. The order is durable: it goes on without this command, and the limits
     hold for it. MERCHANT is a name from [merchants].
     """
-    name = LOVELACE if asset is None else parse_asset(asset)
-    units = parse_ada(amount) if name == LOVELACE else parse_units(amount, "--amount")
+    with typed():
+        name = LOVELACE if asset is None else parse_asset(asset)
+        units = parse_ada(amount) if name == LOVELACE else parse_units(amount, "--amount")
     body: dict[str, object] = {"merchant": merchant, "units": str(units), "asset": name}
     if path is not None:
         body["request"] = {"method": method, "path": path, "body": _text(data)}

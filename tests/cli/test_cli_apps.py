@@ -175,6 +175,13 @@ def test_limits_are_set_and_given_back_to_the_config(shop: Shop) -> None:
         ("limits", "set", "--per-day", "5"),
         ("limits", "set", "--per-day", "-5 ADA"),
         ("limits", "set", "--per-day", "5 ADA", "--merchant", "nobody"),
+        ("limits", "set", "--per-day", "5", "--asset", "USDM"),
+        ("limits", "set", "--per-day", "5 ADA", "--asset", TOKEN),
+        ("app", "add", "x", "--asset", "USDM"),
+        ("app", "add", "x", "--asset", TOKEN, "--per-day", "007"),
+        ("prepaid", "topup", "t", "--amount", "5", "--asset", "USDM"),
+        ("prepaid", "topup", "t", "--amount", "5 ADA", "--asset", TOKEN),
+        ("fetch", "http://127.0.0.1:1/", "--max", "0 units"),
         ("app", "add", "x", "--per-day", "five"),
         ("app", "add", "x", "--expires", "soon"),
         ("app", "add", "x", "--expires", "2020-01-01"),
@@ -185,4 +192,6 @@ def test_limits_are_set_and_given_back_to_the_config(shop: Shop) -> None:
     ids=" ".join,
 )
 def test_what_is_not_understood_is_usage(shop: Shop, arguments: tuple[str, ...]) -> None:
-    assert shop.payagent(*arguments).code == 2
+    told = shop.payagent(*arguments)
+    assert (told.code, told.out) == (2, ""), told.err
+    assert "Tell the merchant" not in told.err
