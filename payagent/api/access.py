@@ -75,6 +75,18 @@ class Caller:
         self.require_let_in()
         return raw
 
+    def app_named(self, name: str) -> AppRow:
+        """An app that the caller may see, by its name or id. Who pays only knows of itself."""
+        own = self.app
+        if name in (own.id, own.name):
+            return own
+        if not self.sees_asked:
+            raise Refused("forbidden", "what another app does needs a token for read, operate or approve")
+        found = apps.by_id(self.agent.conn, name) or apps.by_name(self.agent.conn, name)
+        if found is None:
+            raise Refused("bad_request", "app is neither the name nor the id of an app", key="app")
+        return found
+
     def payment(self, payment_id: str) -> PaymentRow:
         """A payment that the app may see; any other is `not_found`, whether it exists or not."""
         row = queries.payment(self.agent.conn, payment_id)

@@ -72,12 +72,13 @@ class Chosen(Parameters):
     state: State | None = None
     text: Annotated[str | None, Field(min_length=1, max_length=200, description=_TEXT)] = None
 
-    def selection(self, terms: Terms) -> Selection:
+    def selection(self, caller: Caller) -> Selection:
+        terms = caller.agent.terms
         return Selection(
             since_ms=None if self.since is None else time_ms(self.since, "since"),
             until_ms=None if self.until is None else time_ms(self.until, "until"),
             origin=None if self.merchant is None else _origin(self.merchant, terms),
-            app=self.app,
+            app=None if self.app is None else caller.app_named(self.app).id,
             asset=None if self.asset is None else _asset(self.asset),
             kind=self.kind,
             state=self.state,
@@ -142,7 +143,7 @@ def _asset(text: str) -> str:
 @router.get("/entries", summary="Journal entries, newest first", responses=gives(Entries, 200))
 async def entries(caller: Auditor, query: Annotated[Filter, Query()]) -> JsonResponse:
     """The postings of an entry sum to zero per asset."""
-    only = query.selection(caller.agent.terms)
+    only = query.selection(caller)
     rows = await run_in_threadpool(_entries, caller.agent, query, only)
     cursor = str(rows[-1].id) if len(rows) == query.limit else None
     return JsonResponse({"entries": [entry_view(row) for row in rows], "cursor": cursor})
@@ -170,7 +171,7 @@ async def balance(caller: Auditor, query: Annotated[Chosen, Query()]) -> JsonRes
 
     Of what is selected, it is the sum of its postings: with `until` alone, the balance at that time.
     """
-    only = query.selection(caller.agent.terms)
+    only = query.selection(caller)
     if only == queries.EVERYTHING:
         return JsonResponse(balance_view(queries.balances(caller.agent.conn)))
     return JsonResponse(balance_view(await run_in_threadpool(_balances, caller.agent, only)))
@@ -189,7 +190,7 @@ async def spend(caller: Auditor, query: Annotated[Grouped, Query()]) -> JsonResp
     counts against it. `paid` went to merchants, also for what is prepaid, and `sent` where the operator sent it.
     """
     agent, keys = caller.agent, query.keys
-    rows = await run_in_threadpool(_spend, agent, keys, query.selection(agent.terms))
+    rows = await run_in_threadpool(_spend, agent, keys, query.selection(caller))
     return JsonResponse(spend_view(keys, rows, agent.terms))
 
 
@@ -224,7 +225,7 @@ async def verified(caller: Auditor, query: Annotated[Noted, Query()]) -> Streami
 )
 async def exported(caller: Auditor, query: Annotated[Exported, Query()]) -> StreamingResponse:
     """Oldest first, in one consistent state, however long it takes."""
-    only = query.selection(caller.agent.terms)
+    only = query.selection(caller)
     pages = _pages(_export(caller.agent, only, query.format))
     return await _streamed(caller, pages, _MEDIA_TYPES[query.format])
 

@@ -135,7 +135,12 @@ async def test_an_app_sees_its_own_payments_and_no_others(api: Api) -> None:
     refused = await other.post(f"/v1/payments/{mine}/delivery", json={"status": 200})
     assert (refused.status_code, refused.json()["code"]) == (404, "not_found")
     assert (await other.get("/v1/payments")).json()["payments"] == []
-    assert (await other.get("/v1/payments", params={"app": "app_payer"})).status_code == 403
+    for app in ("app_payer", "payer", "nobody"):
+        assert (await other.get("/v1/payments", params={"app": app})).json()["code"] == "forbidden"
+    for app in ("app_payer", "payer"):
+        for who in (own, api.as_("reader")):
+            listed = (await who.get("/v1/payments", params={"app": app})).json()["payments"]
+            assert [p["id"] for p in listed] == [mine]
     for app in ("payer", "both", "reader", "operator"):
         assert [p["id"] for p in (await api.as_(app).get("/v1/payments")).json()["payments"]] == [mine]
     assert (await api.as_("reader").get("/v1/payments", params={"app": "app_other"})).json()["payments"] == []
