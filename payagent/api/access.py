@@ -67,11 +67,11 @@ class Caller:
             self.require_still_let_in()
             yield piece
 
-    async def json_body(self, request: Request) -> bytes:
+    async def json_body(self, request: Request, *, may_be_absent: bool = False) -> bytes:
         """The call's body. It may take its time, so the token must be good still when all of it is there; the loop
         goes on to the writer's queue without a pause, so that whoever was told of the token's end was told later.
         """
-        raw = await json_body(request)
+        raw = await json_body(request, may_be_absent=may_be_absent)
         self.require_let_in()
         return raw
 

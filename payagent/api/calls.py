@@ -50,16 +50,26 @@ class Page(Parameters):
         return None if self.cursor is None else int(self.cursor)
 
 
-async def json_body(request: Request) -> bytes:
-    """The body, at most 256 KiB, in time, and declared as JSON: what a web form sends is neither."""
+async def json_body(request: Request, *, may_be_absent: bool = False) -> bytes:
+    """The body, at most 256 KiB, in time, and declared as JSON: what a web form sends is neither. Where it may be
+    absent, no body at all is an empty object.
+    """
     declared = request.headers.getlist("content-type")
-    if len(declared) != 1 or not _MEDIA_TYPE.fullmatch(declared[0].strip()):
-        raise Refused("media_type_refused", "Content-Type must be application/json")
+    is_json = len(declared) == 1 and _MEDIA_TYPE.fullmatch(declared[0].strip()) is not None
+    if not is_json and (declared or not may_be_absent):
+        raise _not_json()
     try:
         async with asyncio.timeout(request.app.state.body_s):
-            return await _bounded(request)
+            raw = await _bounded(request)
     except TimeoutError:
         raise Refused("body_too_slow", "the request's body did not come in its time") from None
+    if raw and not is_json:
+        raise _not_json()
+    return raw or (b"{}" if may_be_absent else b"")
+
+
+def _not_json() -> Refused:
+    return Refused("media_type_refused", "Content-Type must be application/json")
 
 
 async def _bounded(request: Request) -> bytes:

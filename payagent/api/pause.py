@@ -29,12 +29,15 @@ async def standing(caller: Annotated[Caller, Depends(need(PAY, READ, OPERATE, AP
 
 
 @router.post(
-    "/v1/pause", summary="Stop all signing", responses=gives(PauseTold, 200), openapi_extra=takes(PauseOrder)
+    "/v1/pause",
+    summary="Stop all signing",
+    responses=gives(PauseTold, 200),
+    openapi_extra=takes(PauseOrder, may_be_absent=True),
 )
 async def begin(request: Request, caller: Operator) -> JsonResponse:
     """Once this is answered, nothing is signed any more until `/v1/resume`, whatever is restarted: no payment, no
     replacement, no cancel, no transfer. What was signed before is sent and followed, and may land."""
-    reason = read_pause(await caller.json_body(request))
+    reason = read_pause(await caller.json_body(request, may_be_absent=True))
     return _told(caller, await pause(caller.agent, caller.app.id, reason))
 
 

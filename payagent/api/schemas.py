@@ -805,10 +805,10 @@ class TopupPlanned(BaseModel):
     refusal: Reason = _absent("There when a limit or the wallet's funds stand against it.")
 
 
-def takes(model: type[BaseModel]) -> dict[str, Any]:
+def takes(model: type[BaseModel], *, may_be_absent: bool = False) -> dict[str, Any]:
     """The part of an operation that describes its body."""
     schema = {"$ref": _REF.format(model=model.__name__)}
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+    return {"requestBody": {"required": not may_be_absent, "content": {"application/json": {"schema": schema}}}}
 
 
 def gives(model: type[BaseModel], *statuses: int) -> dict[int | str, dict[str, Any]]:

@@ -41,6 +41,21 @@ async def test_only_an_operator_throws_the_switch_and_an_app_is_not_told_by_whom
     assert (await api.as_("reader").get("/v1/pause")).json()["reason"] == "secret matters"
 
 
+async def test_nothing_need_be_said_to_stop_and_what_is_said_is_json(api: Api) -> None:
+    operator = api.as_("operator")
+    for headers in ({}, {"content-type": "application/json"}):
+        told = await operator.post("/v1/pause", headers=headers)
+        assert (told.status_code, told.json()["paused"], told.json()["reason"]) == (200, True, ""), told.text
+        assert (await operator.post("/v1/resume")).json()["paused"] is False
+    for headers, content, code in (
+        ({}, b"{}", "media_type_refused"),
+        ({"content-type": "text/plain"}, b"", "media_type_refused"),
+        ({"content-type": "application/json"}, b" ", "bad_request"),
+    ):
+        assert (await operator.post("/v1/pause", headers=headers, content=content)).json()["code"] == code
+    assert (await operator.get("/v1/pause")).json()["paused"] is False
+
+
 async def test_a_reason_is_one_line(api: Api) -> None:
     for reason in ("two\nlines", "x" * 301, 7):
         answer = await api.http.post("/v1/pause", json={"reason": reason})
