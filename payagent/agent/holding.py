@@ -11,6 +11,7 @@ from payagent.agent.planner import Planner
 from payagent.agent.purse import coin_of, take
 from payagent.agent.rulebook import Rulebook
 from payagent.core import ledger, policy
+from payagent.core.caps import BEFORE_FEE
 from payagent.core.money import LOVELACE, check_supply
 from payagent.core.payment import Event
 from payagent.core.policy import Asked
@@ -34,7 +35,9 @@ class Holding:
         """The plan, within limits. What is above one before any fee is refused as that, funds or none."""
         invoice = purchase.invoice
         known = {LOVELACE: 0} | {invoice.asset: invoice.total_units}
-        asked = self.rulebook.require_within_limits(unit.conn, purchase, known, invoice.asset, now_ms)
+        asked = self.rulebook.require_within_limits(
+            unit.conn, purchase, known, invoice.asset, now_ms, fee=BEFORE_FEE
+        )
         plan = self.planner.plan(unit, invoice, expires_at_ms, purchase.min_window_s, now_ms, anchor)
         again = policy.ask_again(asked, plan.spend)
         if policy.tightest(again) is not None or not plan.spend.keys() <= known.keys():

@@ -14,7 +14,7 @@ from payagent.agent.chainview import ChainView
 from payagent.agent.orders import Purchase
 from payagent.agent.terms import MerchantTerms, Terms
 from payagent.core import guards, policy
-from payagent.core.caps import Caps, require_within_caps
+from payagent.core.caps import WITH_FEE, Caps, require_within_caps
 from payagent.core.guards import Moment, Rules
 from payagent.core.invoice import Invoice
 from payagent.core.policy import Asked, Limit, Span, Window
@@ -51,12 +51,13 @@ class Rulebook:
         paid_asset: str,
         now_ms: int,
         count: int = 1,
+        fee: str = WITH_FEE,
     ) -> tuple[Asked, ...]:
-        """Decide by the sums as they stand there, for so many payments of that size.
+        """Decide by the sums as they stand there, for so many payments of that size. `fee`: whether it is in that.
 
         Refused: `merchant_not_allowed`, `asset_not_allowed`, `limit_exceeded` by the tightest limit.
         """
-        self.require_within_caps(spend)
+        self.require_within_caps(spend, fee)
         app, origin = purchase.app_id, purchase.invoice.origin
         asker = apps.require(conn, app)
         asker.require_may_pay(origin, paid_asset)
@@ -71,13 +72,14 @@ class Rulebook:
         )
         tight = policy.tightest((*asked, *bounds))
         if tight is not None:
-            raise policy.refusal(tight, when_it_frees(conn, asked.get(tight), tight, clock_ms), asker.name)
+            frees_at = when_it_frees(conn, asked.get(tight), tight, clock_ms)
+            raise policy.refusal(tight, frees_at, asker.name, f"payment takes {{}} {fee}")
         return (*asked, *bounds)
 
-    def require_within_caps(self, spend: Mapping[str, int]) -> None:
+    def require_within_caps(self, spend: Mapping[str, int], fee: str = WITH_FEE) -> None:
         """What the signer would refuse is held for by nobody; without caps only the signer knows."""
         if self.caps is not None:
-            require_within_caps(spend, self.caps)
+            require_within_caps(spend, self.caps, fee)
 
     def _topup_left(self, conn: Connection, purchase: Purchase, clock_ms: int) -> int | None:
         """What the merchant's own limit for top-ups leaves of the day."""

@@ -19,7 +19,11 @@ Caps = Mapping[str, int]
 """By asset, in its units. A token that has none may not leave."""
 
 
-def require_within_caps(leaving: Mapping[str, int], caps: Caps) -> None:
+WITH_FEE, BEFORE_FEE = "with its fee", "and its fee"
+"""How a refusal goes on that has told what a payment takes: the fee is in it, or is known later."""
+
+
+def require_within_caps(leaving: Mapping[str, int], caps: Caps, fee: str = WITH_FEE) -> None:
     """Refuse what takes more of an asset than may leave at once (`limit_exceeded`), the fee counts; or a token
     that has no cap (`asset_not_allowed`).
     """
@@ -37,7 +41,7 @@ def require_within_caps(leaving: Mapping[str, int], caps: Caps) -> None:
             raise Refused(
                 "limit_exceeded",
                 f"one transaction may take {most} of {asset} out of the wallet (limits.per_transaction), this one "
-                f"takes {units} with its fee",
+                f"takes {units} {fee}",
                 limit="per_transaction",
                 asset=asset,
                 left=str(most),

@@ -1,6 +1,7 @@
 """Limits by the real agent: nothing gets around them, whoever asks, in whatever asset, whatever the clocks say."""
 
 import asyncio
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -49,6 +50,15 @@ async def test_every_window_binds_and_says_what_is_left(world: World, window: Wi
         assert (told.code, told.context["limit"]) == ("limit_exceeded", window)
         assert told.context["left"] == str(20 * ADA - spent)
         assert (told.context["frees_at"] is None) == (window is Window.TOTAL)
+
+
+async def test_what_a_payment_takes_is_told_with_its_fee_only_where_that_is_in_it(world: World) -> None:
+    world.fund(50 * ADA)
+    for most, takes in ((COST - 1, f"takes {COST} and its fee"), (COST, r"takes 13\d+ with its fee")):
+        limits = limits_of("lovelace", {Window.PAYMENT: most, Window.DAY: 100 * ADA})
+        async with world.run(terms=with_terms(limits=limits)) as run:
+            await run.look()
+            assert re.search(takes, (await refusal(run, "dear")).detail)
 
 
 async def test_what_was_spent_and_set_is_known_after_a_restart(world: World) -> None:

@@ -405,12 +405,12 @@ def _policy_outside(stack: ExitStack) -> None:
         await asyncio.sleep(1)
         return await pay(self, ask)
 
-    def decide_by_what_was(self: Any, conn: Any, purchase: Any, *rest: Any) -> Any:
+    def decide_by_what_was(self: Any, conn: Any, purchase: Any, *rest: Any, **named: Any) -> Any:
         spent = seen.get(purchase.response)
         if spent is None:
-            return decide(self, conn, purchase, *rest)
+            return decide(self, conn, purchase, *rest, **named)
         with patch.object(rulebook.spending, "counted", lambda _conn, limit, _clock_ms: spent[limit]):
-            return decide(self, conn, purchase, *rest)
+            return decide(self, conn, purchase, *rest, **named)
 
     put(stack, Agent, "pay", pay_by_what_was)
     put(stack, rulebook.Rulebook, "require_within_limits", decide_by_what_was)
