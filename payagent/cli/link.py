@@ -6,6 +6,7 @@ over TCP, where anybody on this machine may hold the port while the daemon is aw
 
 import json
 import os
+import re
 import secrets
 import ssl
 import stat
@@ -24,6 +25,7 @@ from payagent.settings import Settings
 
 TOKEN_FILE = "operator.token"  # noqa: S105  the file's name
 TOKEN_PREFIX = "pa_"  # noqa: S105  as the daemon makes them
+_TOKEN = re.compile(r"[!-~]+", re.ASCII)
 WAIT_S = 25
 _TIMEOUT = httpx.Timeout(30.0, connect=2.0, read=WAIT_S + 15.0)
 _MAKING = httpx.Timeout(30.0, connect=2.0, read=600.0)
@@ -140,7 +142,10 @@ class Link:
 
     def _auth(self) -> dict[str, str]:
         if self._token is None:
-            self._token = read_secret_file(self._token_file)
+            token = read_secret_file(self._token_file)
+            if not _TOKEN.fullmatch(token):
+                raise Refused("config_invalid", f"the file {self._token_file} does not hold one token alone")
+            self._token = token
         return {"authorization": f"Bearer {self._token}"}
 
     def _send(self, method: str, path: str, headers: dict[str, str], **content: Any) -> httpx.Response:

@@ -152,6 +152,11 @@ def test_a_wrong_token_is_unauthorised(shop: Shop) -> None:
     refused = shop.payagent("wallet", "--token-file", wrong)
     assert (refused.code, refused.error["code"]) == (5, "unauthorized")
     assert shop.payagent("wallet", "--token-file", shop.folder / "none").code == 2
+    for name, text in (("two", "pa_0123456789\npa_abc"), ("spaced", "pa_0123456789 "), ("strange", "pä_0123")):
+        held = write_private(shop.folder / f"{name}.token", text)
+        refused = shop.payagent("wallet", "--token-file", held)
+        assert (refused.code, refused.error["code"]) == (2, "config_invalid"), refused.err
+        assert "pa_" not in refused.err
 
 
 def test_the_group_hands_its_options_on(shop: Shop) -> None:
