@@ -346,7 +346,8 @@ def _of_ended_intent(intent: IntentRow, purchase: Purchase, payment_id: str) -> 
 
 def require_same(intent: IntentRow, fingerprint: str) -> None:
     if intent.fingerprint != fingerprint:
-        raise Refused("idempotency_key_reused", f"the key {intent.key!r} named another request before")
+        key = intent.key.removeprefix("key:")
+        raise Refused("idempotency_key_reused", f"the key {key!r} named another request before")
 
 
 def _open_intent(
