@@ -75,7 +75,7 @@ def read_delivery(raw: bytes) -> Response:
         raise Refused("bad_request", "give either body or body_base64", key="body")
     status, headers = _status(body["status"], "status"), _read_headers(body.get("headers", {}))
     if "body_base64" in body:
-        return parse_answer(status, headers, _read_base64(body["body_base64"]))
+        return parse_answer(status, headers, _read_base64(body["body_base64"], "body_base64"))
     told = body.get("body", "")
     if isinstance(told, str):
         return parse_answer(status, headers, told.encode())
@@ -343,7 +343,7 @@ def _read_response(value: object) -> tuple[Response, str]:
     headers = _read_headers(body.get("headers", {}), "response.headers")
     received = json.dumps(body, default=lambda number: number.text, separators=(",", ":"))
     if "body_base64" in body:
-        return parse_response(status, headers, _read_base64(body["body_base64"])), received
+        return parse_response(status, headers, _read_base64(body["body_base64"], "response.body_base64")), received
     response = make_response(status, headers, body["body"])
     if len(received) > strict_json.MAX_BYTES:
         _require_small(body["body"])
@@ -371,8 +371,8 @@ def _read_headers(value: object, where: str = "headers") -> list[tuple[str, str]
     return read
 
 
-def _read_base64(value: object) -> bytes:
+def _read_base64(value: object, key: str) -> bytes:
     try:
         return base64.b64decode(value if isinstance(value, str) else "?", validate=True)
     except ValueError:
-        raise Refused("bad_request", "response.body_base64 must be base64", key="response.body_base64") from None
+        raise Refused("bad_request", f"{key} must be base64", key=key) from None

@@ -85,6 +85,7 @@ async def test_a_body_that_is_not_understood_is_refused_with_the_key_that_is_wro
         (SEND, {"address": "addr1xyz", "all": True}, "self_transfer_invalid", "address"),
         (SEND, {"address": api.world.address, "units": "5", "asset": "USDM"}, "self_transfer_invalid", "asset"),
         (NO_PAYMENT + "/delivery", {"status": True}, "bad_request", "status"),
+        (NO_PAYMENT + "/delivery", {"status": 200, "body_base64": "?"}, "bad_request", "body_base64"),
         (NO_PAYMENT + "/delivery", {"status": 200}, "not_found", None),
     ]
     for path, body, code, key in rows:
