@@ -54,6 +54,7 @@ from payagent.proxy.door import Bounds as ProxyBounds
 from payagent.proxy.door import Door
 from payagent.secretfile import (
     make_secret_file,
+    read_header_secret,
     read_secret_file,
     require_out_of_reach,
     require_own_folder,
@@ -407,7 +408,7 @@ def make_terms(settings: Settings, own: Address, redactor: Redactor) -> Terms:
     """The settings in the form that the agent works with; merchants' keys are read here, and redacted."""
     merchants = {}
     for name, merchant in settings.merchants.items():
-        api_key = _secret(merchant.api_key_file, redactor)
+        api_key = _secret(merchant.api_key_file, redactor, read_header_secret)
         merchants[merchant.origin] = merchant_terms(name, merchant, api_key)
     return Terms(
         network=NETWORKS[settings.network],
@@ -461,10 +462,10 @@ def _webhook(settings: Settings, redactor: Redactor) -> Webhook | None:
     return Webhook(url, key)
 
 
-def _secret(path: Path | None, redactor: Redactor) -> str | None:
+def _secret(path: Path | None, redactor: Redactor, read: Callable[[Path], str] = read_secret_file) -> str | None:
     if path is None:
         return None
-    secret = read_secret_file(path)
+    secret = read(path)
     _hide(secret, redactor)
     return secret
 

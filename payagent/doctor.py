@@ -26,6 +26,7 @@ from payagent.core.network import NETWORKS
 from payagent.core.policy import Window
 from payagent.core.problem import Refused
 from payagent.secretfile import (
+    read_header_secret,
     read_secret_file,
     require_out_of_reach,
     require_own_folder,
@@ -86,7 +87,7 @@ def look_at_files(
     links = data_dir / LINKS_KEY_FILE
     key = [finding("links' key", lambda: _secret(links))] if os.path.lexists(links) else []
     lent = [(f"key of {name}", one.api_key_file) for name, one in settings.merchants.items()]
-    keys = [finding(name, partial(_secret, path)) for name, path in lent if path is not None]
+    keys = [finding(name, partial(_secret, path, read_header_secret)) for name, path in lent if path is not None]
     tls = [] if settings.api.tls_key_file is None else [finding("TLS", lambda: _tls(settings))]
     left = [finding("recovery words", lambda: _left(words))] if os.path.lexists(words) else []
     return [
@@ -97,7 +98,7 @@ def look_at_files(
         finding("ledger", lambda: _ledger(settings)),
         finding("socket folder", lambda: _socket_folder(settings.api.socket.parent)),
         finding("set at run time", lambda: _set_at_run_time(settings)),
-        finding("operator token", lambda: _secret(data_dir / "operator.token")),
+        finding("operator token", lambda: _secret(data_dir / "operator.token", read_header_secret)),
         finding("passphrase", lambda: _passphrase(settings, environ)),
         _fence(settings, config, environ),
         *webhook,
@@ -228,8 +229,8 @@ def _read_ledger(path: Path) -> tuple[list[str], dict[str, str | None], dict[str
         conn.close()
 
 
-def _secret(path: Path) -> str:
-    read_secret_file(path)
+def _secret(path: Path, read: Callable[[Path], str] = read_secret_file) -> str:
+    read(path)
     return f"{path} is there and private"
 
 

@@ -7,6 +7,7 @@ May import: core, the disk, whose groups are whose. Never: keeps a secret; quote
 import grp
 import os
 import pwd
+import re
 import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from payagent.core.problem import Refused
 
 SECRET_BYTES_MAX = 4096
 _LINKS_MAX = 40  # so many the kernel follows
+_IN_HEADER = re.compile(r"[!-~]+", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,14 @@ def read_secret_file(path: Path, *, private: bool = True) -> str:
         secret = ""
     if not secret or len(raw) > SECRET_BYTES_MAX:
         raise Refused("config_invalid", f"the secret file {path} is not a text of 1 to {SECRET_BYTES_MAX} bytes")
+    return secret
+
+
+def read_header_secret(path: Path) -> str:
+    """As `read_secret_file`, of a secret that travels in a header: visible ASCII, and so one alone."""
+    secret = read_secret_file(path)
+    if not _IN_HEADER.fullmatch(secret):
+        raise Refused("config_invalid", f"the secret file {path} does not hold one text of visible ASCII alone")
     return secret
 
 

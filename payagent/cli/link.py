@@ -6,7 +6,6 @@ over TCP, where anybody on this machine may hold the port while the daemon is aw
 
 import json
 import os
-import re
 import secrets
 import ssl
 import stat
@@ -20,12 +19,11 @@ import httpx
 
 from payagent.cli.terminal import ProblemError
 from payagent.core.problem import Refused
-from payagent.secretfile import make_secret_file, put_in_place, read_secret_file
+from payagent.secretfile import make_secret_file, put_in_place, read_header_secret
 from payagent.settings import Settings
 
 TOKEN_FILE = "operator.token"  # noqa: S105  the file's name
 TOKEN_PREFIX = "pa_"  # noqa: S105  as the daemon makes them
-_TOKEN = re.compile(r"[!-~]+", re.ASCII)
 WAIT_S = 25
 _TIMEOUT = httpx.Timeout(30.0, connect=2.0, read=WAIT_S + 15.0)
 _MAKING = httpx.Timeout(30.0, connect=2.0, read=600.0)
@@ -142,10 +140,7 @@ class Link:
 
     def _auth(self) -> dict[str, str]:
         if self._token is None:
-            token = read_secret_file(self._token_file)
-            if not _TOKEN.fullmatch(token):
-                raise Refused("config_invalid", f"the file {self._token_file} does not hold one token alone")
-            self._token = token
+            self._token = read_header_secret(self._token_file)
         return {"authorization": f"Bearer {self._token}"}
 
     def _send(self, method: str, path: str, headers: dict[str, str], **content: Any) -> httpx.Response:

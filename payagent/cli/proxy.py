@@ -40,7 +40,7 @@ def proxy(terminal: Terminal, url: str, listen: str, config: Path | None, token_
     from payagent.cli.link import TOKEN_FILE, Link
     from payagent.log import Redactor, configure_logging
     from payagent.proxy.bare import Bare, serve_bare
-    from payagent.secretfile import read_secret_file
+    from payagent.secretfile import read_header_secret
     from payagent.settings import load_settings, require_loopback
 
     require_loopback(listen, "--listen")
@@ -52,7 +52,7 @@ def proxy(terminal: Terminal, url: str, listen: str, config: Path | None, token_
             names = [row["name"] for row in link.get("/v1/merchants")["merchants"] if row["origin"] == origin]
     if not names:
         raise Refused("merchant_not_allowed", f"{origin} is no merchant that may be paid", origin=origin)
-    token = partial(read_secret_file, token_file or settings.data_dir / TOKEN_FILE)
+    token = partial(read_header_secret, token_file or settings.data_dir / TOKEN_FILE)
     redactor = Redactor()
     redactor.register(token())
     configure_logging(sys.stderr, redactor)

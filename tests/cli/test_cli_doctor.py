@@ -14,6 +14,11 @@ from payagent.core import ledger
 from payagent.core.money import LOVELACE
 from payagent.core.payment import State
 from payagent.core.policy import Limit, Scope, Window
+from payagent.core.problem import Refused
+from payagent.daemon import make_terms
+from payagent.devnet.merchant import role_address
+from payagent.log import Redactor
+from payagent.settings import load_settings
 from payagent.store import apps, records, spending
 from payagent.store.writer import Unit, Writer
 
@@ -249,8 +254,14 @@ def test_keys_that_the_daemon_would_not_take_are_found(safe: Path, data: Path) -
     key = write_private(data / "key", "k")
     named = f'api_key_file = "{key}"\n[limits]'
     safe.write_text(safe.read_text().replace("[limits]", named).replace('listen = "127.0.0.1:0"', REMOTE))
-    found = checks(safe)
+    found, settings = checks(safe), load_settings(safe, os.environ)
     assert (found["key of t"]["ok"], found["TLS"]["ok"]) == (True, False)
     assert "/none/k" in str(found["TLS"]["detail"])
     key.chmod(0o644)
     assert "open to others" in str(checks(safe)["key of t"]["detail"])
+    key.chmod(0o600)
+    for text in ("k\u00e9y", "one\nand another", "k "):
+        write_private(key, text)
+        assert "visible ASCII" in str(checks(safe)["key of t"]["detail"])
+        with pytest.raises(Refused, match="visible ASCII"):
+            make_terms(settings, role_address("wallet"), Redactor())
