@@ -53,7 +53,13 @@ def _absolute(path: str) -> Path:
 @click.option(
     "--config", type=_absolute, metavar="FILE", help="The config file to write. Default: the user's own."
 )
-@click.option("--data-dir", type=_absolute, metavar="DIR", help="Where ledger, keystore and token go.")
+@click.option(
+    "--data-dir",
+    type=_absolute,
+    envvar="PAYAGENT_DATA_DIR",
+    metavar="DIR",
+    help="Where ledger, keystore and token go.",
+)
 @click.option(
     "--restore", type=_absolute, metavar="FILE", help="A file with 24 recovery words, instead of new ones."
 )

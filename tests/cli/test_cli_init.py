@@ -68,6 +68,19 @@ def test_the_config_is_valid_and_holds_what_was_decided(tmp_path: Path) -> None:
     assert settings.keystore.passphrase_file == tmp_path / "passphrase"
 
 
+def test_the_config_says_where_the_wallet_lies_that_the_environment_put_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    *command, option, folder = arguments(tmp_path)
+    assert option == "--data-dir"
+    monkeypatch.setenv("PAYAGENT_DATA_DIR", str(folder))
+    result = invoke(*command)
+    assert result.code == 0, result.err
+    plant("a token", result.json["token"])
+    assert result.json["data_dir"] == str(folder)
+    assert load_settings(tmp_path / "config.toml", {"HOME": str(tmp_path)}).data_dir == folder
+
+
 def test_restored_words_give_the_same_address_and_are_not_written(tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     first.mkdir(), second.mkdir()
