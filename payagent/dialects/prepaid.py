@@ -199,7 +199,8 @@ def _parse_time_ms(value: object) -> int | None:
     """ISO 8601 with its zone, or seconds or milliseconds since 1970."""
     if isinstance(value, str) and _TIME.fullmatch(value):
         try:
-            return (datetime.fromisoformat(value) - _EPOCH) // timedelta(milliseconds=1)
+            # by UTC it has to be of a year that can be written
+            return (datetime.fromisoformat(value).astimezone(UTC) - _EPOCH) // timedelta(milliseconds=1)
         except (ValueError, OverflowError):
             return None
     try:

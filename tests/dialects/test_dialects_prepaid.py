@@ -193,6 +193,7 @@ def test_when_it_ends(value: object, at_ms: int, name: str) -> None:
         -1,
         10**30,
         "2026-99-24T13:38:18Z",
+        "9999-12-31T23:59:59-05:00",
     ],
 )
 def test_an_end_that_is_not_understood_is_said_and_what_is_left_stays(value: object) -> None:
