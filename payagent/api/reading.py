@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 
 from payagent.agent.agent import Ask, Request
 from payagent.agent.apps import NewApp
@@ -39,6 +39,7 @@ _METHOD = re.compile(r"[A-Z]{1,16}", re.ASCII)
 _PATH = re.compile(r"/[!-~]{0,8191}", re.ASCII)
 _PATH_FORM = "a path with its query, in ASCII, from the / on"
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 Fields = dict[str, object]
 
@@ -249,7 +250,8 @@ def time_ms(text: str, key: str) -> int:
         moment = datetime.fromisoformat(text)
         if moment.tzinfo is None:
             raise ValueError
-        return int(moment.timestamp()) * 1000 + moment.microsecond // 1000
+        # by UTC it has to be of a year that can be written
+        return (moment.astimezone(UTC) - _EPOCH) // timedelta(milliseconds=1)
     except (ValueError, OverflowError):
         raise Refused("bad_request", f"{key} must be a time such as 2026-11-24T13:38:18Z", key=key) from None
 

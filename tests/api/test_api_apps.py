@@ -247,6 +247,7 @@ async def test_no_app_ends_what_may_do_more(api: Api) -> None:
         ({"name": "x", "limits": {"per_day": None}}, "bad_request"),
         ({"name": "x", "limits": {"per_day": "45000000000000001"}}, "bad_request"),
         ({"name": "x", "expires_at": "tomorrow"}, "bad_request"),
+        ({"name": "x", "expires_at": "9999-12-31T23:59:59-05:00"}, "bad_request"),
         ({"name": "x", "limit": {}}, "bad_request"),
     ],
 )

@@ -168,6 +168,8 @@ async def test_paths_methods_and_parameters_that_are_not_there_are_problems(api:
         ("GET", "/v1/ledger/balance?kind=paid", "bad_request"),
         ("GET", "/v1/ledger/export?format=xls", "bad_request"),
         ("GET", "/v1/ledger/export?until=tomorrow", "bad_request"),
+        ("GET", "/v1/ledger/export?until=9999-12-31T23:59:59-05:00", "bad_request"),
+        ("GET", "/v1/ledger/export?since=0001-01-01T00:00:00%2B01:00", "bad_request"),
     ):
         answer = await api.http.request(method, path)
         require_problem(answer, code)
