@@ -14,7 +14,7 @@ from test_api_events import following
 from test_api_refusals import require_problem
 
 from payagent.core import ledger
-from payagent.store import records
+from payagent.store import apps, records
 from payagent.store.writer import Unit
 
 PAY = "/v1/payments"
@@ -213,6 +213,14 @@ async def test_a_token_ends_when_it_expires(api: Api) -> None:
     require_problem(await api.as_("bot").get("/v1/limits"), "unauthorized")
     late = {"name": "late", "expires_at": soon.isoformat()}
     require_problem(await api.http.post("/v1/apps", json=late), "bad_request")
+
+
+async def test_an_end_that_no_time_can_be_written_of_is_shown_as_the_last(api: Api) -> None:
+    """Ledgers may have one: it was taken once, of 9999-12-31T23:59:59-05:00."""
+    end_ms = 253_402_318_799_000
+    await api.run.agent.write("token", lambda unit: apps.give_token(unit, "app_payer", "h", end_ms, 2))
+    rows = {row["name"]: row for row in (await api.http.get("/v1/apps")).json()["apps"]}
+    assert (rows["payer"]["active"], rows["payer"]["expires_at"]) == (True, "9999-12-31T23:59:59.999Z")
 
 
 async def test_no_app_gives_what_it_lacks(api: Api) -> None:
