@@ -79,7 +79,8 @@ def encode_address(raw: bytes) -> Address:
 
 def _require_text(value: object) -> str:
     if not isinstance(value, str) or not value:
-        raise Refused("address_not_text", f"an address must be text, not {type(value).__name__}")
+        kind = "empty" if value == "" else type(value).__name__
+        raise Refused("address_not_text", f"an address must be text, not {kind}")
     if len(value) > 200 or not value.isascii() or not value.isprintable() or " " in value:
         raise Refused("address_not_text", "an address must be at most 200 visible ASCII characters")
     if value != value.lower():

@@ -168,3 +168,8 @@ def test_any_text_is_refused_by_a_code_of_its_own(text: str) -> None:
 @pytest.mark.parametrize("value", [None, 5, True, b"addr", ["addr"], {"address": "addr"}, 1.5])
 def test_what_is_not_text(value: object) -> None:
     assert code_of(value) == "address_not_text"
+
+
+def test_an_empty_address_is_said_to_be_empty() -> None:
+    with pytest.raises(Refused, match="not empty"):
+        parse_address("", PREPROD)
