@@ -82,7 +82,7 @@ class Admission:
             if existing is not None:
                 return existing
         if known is not None and (other := queries.payment_of_invoice(unit.conn, known.seq)):
-            return _of_ended_intent(queries.intent(unit.conn, known.intent_id), purchase, other)
+            return _paid_already(unit, purchase, other)
         if purchase.topup is None:
             apps.require_let_in(unit.conn, purchase.app_id, now_ms)
         self.questions.require_not_denied(unit, purchase, intent, now_ms)
@@ -336,8 +336,12 @@ def _transfer_outputs(kind: str, plan: Plan) -> list[OutputRow]:
     ]
 
 
-def _of_ended_intent(intent: IntentRow, purchase: Purchase, payment_id: str) -> Admitted:
-    """An invoice that was paid before, for an intent that is not live: a late copy of the same call finds it."""
+def _paid_already(unit: Unit, purchase: Purchase, payment_id: str) -> Admitted:
+    """An invoice that was paid before, for an intent that is not live: a late copy of the same call finds it.
+
+    The payment's intent tells whose it is, and not the invoice's: that is the one for which it first came.
+    """
+    intent = queries.intent_of(unit.conn, payment_id)
     if (intent.app_id, intent.key, intent.fingerprint) == (purchase.app_id, purchase.key, purchase.fingerprint):
         return Admitted(payment_id, False)
     ours = {"payment": payment_id} if intent.app_id == purchase.app_id else {}

@@ -348,13 +348,13 @@ def _are_few(conn: sqlite3.Connection, since_ms: int, before_seq: int | None) ->
     return bool(count <= FEW_MAX)
 
 
+_INTENT = "SELECT id, app_id, key, derived, fingerprint, origin, request_id FROM intents"
+
+
 def live_intent(conn: sqlite3.Connection, app_id: str, key: str) -> IntentRow | None:
-    row = conn.execute(
-        "SELECT id, app_id, key, derived, fingerprint, origin, request_id FROM intents "
-        "WHERE app_id = ? AND key = ? AND ended_at_ms IS NULL",
-        (app_id, key),
-    ).fetchone()
-    return IntentRow(row[0], row[1], row[2], bool(row[3]), row[4], row[5], row[6]) if row else None
+    where = "WHERE app_id = ? AND key = ? AND ended_at_ms IS NULL"
+    row = conn.execute(f"{_INTENT} {where}", (app_id, key)).fetchone()
+    return None if row is None else _intent(row)
 
 
 def live_payment_of(conn: sqlite3.Connection, intent_id: str) -> PaymentRow | None:
@@ -690,9 +690,16 @@ def rival_of(conn: sqlite3.Connection, ref: str) -> str | None:
 
 
 def intent(conn: sqlite3.Connection, intent_id: str) -> IntentRow:
-    row = conn.execute(
-        "SELECT id, app_id, key, derived, fingerprint, origin, request_id FROM intents WHERE id = ?", (intent_id,)
-    ).fetchone()
+    return _intent(conn.execute(f"{_INTENT} WHERE id = ?", (intent_id,)).fetchone())
+
+
+def intent_of(conn: sqlite3.Connection, payment_id: str) -> IntentRow:
+    """The intent of a payment."""
+    of = "(SELECT intent_id FROM payments WHERE id = ?)"
+    return _intent(conn.execute(f"{_INTENT} WHERE id = {of}", (payment_id,)).fetchone())
+
+
+def _intent(row: tuple[Any, ...]) -> IntentRow:
     return IntentRow(row[0], row[1], row[2], bool(row[3]), row[4], row[5], row[6])
 
 

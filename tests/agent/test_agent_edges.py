@@ -13,10 +13,11 @@ from agent_kit import ADA, APP, Clock, World, daily, with_terms
 from payagent.agent.view import payment_view
 from payagent.core.address import Address
 from payagent.core.payment import Delivery, State
-from payagent.core.policy import Limit
+from payagent.core.policy import Limit, Scope, Window
 from payagent.core.problem import Refused
 from payagent.devnet.server import DevnetThread
-from payagent.store import apps, queries
+from payagent.store import apps, queries, spending
+from payagent.store.writer import Unit
 from payagent.wallet.check import CheckFailed
 from payagent.wallet.keys import Signer, derive, seed_from_words
 
@@ -332,6 +333,29 @@ class TestTheCaller:
             with pytest.raises(Refused, match="invoice_paid_elsewhere") as refused:
                 await run.agent.pay(replace(ask, app_id="app_other"))
             assert row.id not in f"{refused.value} {refused.value.context}"
+
+    async def test_an_invoice_that_an_app_was_refused_first_is_not_its_when_another_one_pays(
+        self, world: World
+    ) -> None:
+        """It came first for the app whose limit refused it: the payment is of who was let through all the same."""
+        world.fund(50 * ADA, 50 * ADA)
+        async with world.run() as run:
+            await run.look()
+            ask = world.ask()
+
+            def add_app(unit: Unit) -> None:
+                apps.add_with_token(unit, "app_other", "other", "1" * 64, ["pay"], 1)
+                spending.set_limit(unit, Limit(Scope("app_other"), "lovelace", Window.TOTAL, 1))
+
+            await run.agent.write("app", add_app)
+            theirs = replace(ask, app_id="app_other")
+            with pytest.raises(Refused, match="limit_exceeded"):
+                await run.agent.pay(theirs)
+            row, _ = await run.agent.pay(ask)
+            for again in (theirs, replace(theirs, idempotency_key="another")):
+                with pytest.raises(Refused, match="invoice_paid_elsewhere") as refused:
+                    await run.agent.pay(again)
+                assert row.id not in f"{refused.value} {refused.value.context}"
 
     async def test_a_key_of_another_request_is_refused_though_the_402_cannot_be_read(self, world: World) -> None:
         world.fund(50 * ADA)
