@@ -473,6 +473,35 @@ class TestTheNextInvoice:
                 await run.agent.pay(world.ask_of(answer, key="another"))
             world.clock.ahead_ms += 310_000
 
+    async def test_the_old_invoice_lands_on_a_fork_though_it_first_came_for_another_intent(
+        self, world: World
+    ) -> None:
+        """That one was refused by its own bound; the payment goes by the invoice again, as by its own."""
+        world.fund(50 * ADA)
+        async with world.run(terms=with_terms(settle_depth=12)) as run:
+            await run.look()
+            answer = world.call("hello")
+            with pytest.raises(Refused, match="limit_exceeded"):
+                await run.agent.pay(world.ask_of(answer, key="one", max_total_units=1))
+            world.fault("submit", "drop")
+            paid, _ = await run.agent.pay(world.ask_of(answer, key="two"))
+            await run.agent.drain(10)
+            first, low = run.agent.payment(paid.id), height(world)
+            await pass_time_of(world, run, 310)
+            await run.agent.pay(world.ask(key="two"))
+            await run.agent.drain(10)
+            await run.settle_down()
+            second = run.agent.payment(first.id)
+            assert (second.state, len(attempts(run, second))) == (State.CONFIRMED, 2)
+            assert second.invoice_id != first.invoice_id
+            fork_with(world, low, first.cbor or b"")
+            await run.settle_down(2)
+            row = run.agent.payment(first.id)
+            assert (row.state, row.tx_id, row.invoice) == (State.CONFIRMED, first.tx_id, first.invoice)
+            assert_at_rest(world, run)
+            await run.settle_down(14)
+            assert run.state(row.id) is State.SETTLED
+
     async def test_a_lower_price_is_posted_as_what_it_was_and_the_rest_comes_back(self, world: World) -> None:
         world.fund(50 * ADA)
         async with world.run() as run:
