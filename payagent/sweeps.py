@@ -1,5 +1,7 @@
 """sweeps: APScheduler as the heartbeat of idempotent looks. No state lives in a job; a missed beat costs time.
 
+The scheduler goes by the wall clock, which may be set: whatever it jumps, the next beat comes in its time.
+
 May import: apscheduler, core, agent, structlog. Never: decides anything; lets a beat that fails keep the next
 from coming. At a stop the order matters: no new beats, then what is on its way ends, and only then the scheduler
 goes, since APScheduler cancels the coroutines that run in it.
@@ -10,10 +12,11 @@ import logging
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import structlog
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
+from apscheduler.triggers.base import BaseTrigger
 
 from payagent.agent.agent import Agent
 from payagent.agent.alerts import Alerts
@@ -24,6 +27,8 @@ from payagent.core.problem import Refused
 
 DRAIN_S = 20.0
 MISSED_BEATS_MAX = 10
+CLOCK_LOOK_S = 1.0
+"""How soon it is noticed that the clock was set back."""
 
 log = structlog.get_logger("payagent.sweeps")
 
@@ -47,6 +52,16 @@ DEVNET_BEATS = Beats(watch_s=0.25, idle_s=0.25, merchants_s=2, alerts_s=1, prepa
 NETWORK_BEATS = Beats(watch_s=5, idle_s=40, merchants_s=15, alerts_s=10, prepaid_s=5)
 
 
+class _Every(BaseTrigger):  # type: ignore[misc]
+    """So long after now, and not a beat for each that was left out when the clock jumped."""
+
+    def __init__(self, seconds: float) -> None:
+        self.interval = timedelta(seconds=seconds)
+
+    def get_next_fire_time(self, _previous: datetime | None, now: datetime) -> datetime:
+        return now + self.interval
+
+
 class Sweeps:
     """The running heartbeat."""
 
@@ -64,6 +79,7 @@ class Sweeps:
         self._last_error = "the first look at the chain is not done"
         self._failures: dict[str, str] = {}
         self._told: str | None = None
+        self._clock_look: asyncio.TimerHandle | None = None
         self._scheduler = AsyncIOScheduler(
             timezone="UTC", job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None}
         )
@@ -85,9 +101,10 @@ class Sweeps:
             ("approvals", self._agent.deny_what_is_over, self._beats.alerts_s),
         ):
             self._scheduler.add_job(
-                self._beat, "interval", [name, beat], seconds=seconds, id=name, next_run_time=datetime.now(UTC)
+                self._beat, _Every(seconds), [name, beat], id=name, next_run_time=datetime.now(UTC)
             )
         self._scheduler.start()
+        self._mind_the_clock()
 
     def stale(self) -> str | None:
         """None while the looks succeed; else why the last one that should have did not."""
@@ -100,11 +117,21 @@ class Sweeps:
         return None
 
     async def stop(self) -> None:
+        if self._clock_look is not None:
+            self._clock_look.cancel()
         self._scheduler.pause()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=DRAIN_S)
         await self._agent.drain(DRAIN_S)
         self._scheduler.shutdown(wait=False)
+
+    def _mind_the_clock(self) -> None:
+        """When it is set back no beat would come until it is again where it was; this comes by the loop's own."""
+        now = datetime.now(UTC)
+        for job in self._scheduler.get_jobs():
+            if job.next_run_time > now + job.trigger.interval:
+                job.modify(next_run_time=now)
+        self._clock_look = asyncio.get_running_loop().call_later(CLOCK_LOOK_S, self._mind_the_clock)
 
     async def _beat(self, name: str, act: Callable[[], Awaitable[None]]) -> None:
         """A job only starts a task of ours, which nothing but `stop` waits for; one of a name at a time."""

@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta, tzinfo
 
 import pytest
 import structlog
@@ -96,6 +97,31 @@ async def test_a_look_that_fails_does_not_stop_the_heart() -> None:
     assert sweeps.stale() is not None
     await asyncio.wait_for(watch.several.wait(), 10)
     assert sweeps.stale() is None
+    await sweeps.stop()
+
+
+@dataclass
+class WallClock:
+    """The clock that the scheduler and the sweeps read, which a test sets."""
+
+    off: timedelta = timedelta()
+
+    def now(self, zone: tzinfo) -> datetime:
+        return datetime.now(zone) + self.off
+
+
+@pytest.mark.parametrize("off", [timedelta(days=-1), timedelta(days=365 * 56)])
+async def test_the_heart_goes_on_whatever_the_clock_says(monkeypatch: pytest.MonkeyPatch, off: timedelta) -> None:
+    clock, watch = WallClock(), Watch()
+    for module in ("payagent.sweeps", "apscheduler.schedulers.base"):
+        monkeypatch.setattr(f"{module}.datetime", clock)
+    monkeypatch.setattr("payagent.sweeps.CLOCK_LOOK_S", 0.01)
+    watch.go_on.set()
+    sweeps = Sweeps(Agent(), watch, Quiet(), Quiet(), Quiet(), FAST)  # type: ignore[arg-type]
+    sweeps.start()
+    await looks(watch, 3)
+    clock.off = off
+    await looks(watch, 3)
     await sweeps.stop()
 
 
