@@ -293,11 +293,23 @@ class Run:
 def world_with_clock(folder: Path) -> Iterator[World]:
     """A world whose devnet goes by the agent's own clock, which a test moves."""
     clock = Clock()
-    with DevnetThread(now_ms=clock.now_ms) as devnet:
-        world = World(devnet, folder)
+    with DevnetThread(now_ms=clock.now_ms) as devnet, world_on(devnet, folder) as world:
         world.clock = clock
         yield world
-        world.http.close()
+
+
+@contextmanager
+def world_apart(folder: Path) -> Iterator[World]:
+    """A world where the agent's clock alone is wrong when a test sets it."""
+    with DevnetThread() as devnet, world_on(devnet, folder) as world:
+        yield world
+
+
+@contextmanager
+def world_on(devnet: DevnetThread, folder: Path) -> Iterator[World]:
+    world = World(devnet, folder)
+    yield world
+    world.http.close()
 
 
 def with_terms(**changes: object) -> Callable[[Terms], Terms]:

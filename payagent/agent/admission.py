@@ -317,7 +317,10 @@ def _pool_of(unit: Unit, purchase: Purchase, now_ms: int) -> int | None:
             raise Refused("awaiting_approval", "a batch for the same partner and wallet waits for a person's word")
         ours = {"payment": other} if row is not None and row.app_id == purchase.app_id else {}
         raise Refused("batch_under_way", "a batch for the same partner and wallet is being bought", **ours)
-    if purchase.heard_at_ms <= prepaid.last_served_ms(unit.conn, pool.id):
+    served_ms = prepaid.last_served_ms(unit.conn, pool.id)
+    # what was served at a time that is still to come was so by a clock that was ahead, and is mended since
+    is_mended = purchase.heard_at_ms <= now_ms < served_ms
+    if purchase.heard_at_ms <= served_ms and not is_mended:
         raise Refused("batch_under_way", "a batch was bought since the merchant asked for this one")
     cost = prepaid.balance(unit.conn, pool.id, CALLS if is_batch(invoice.batch_target) else invoice.asset).costs
     paid = cost.get(invoice.asset, Cost()).bought + invoice.total_units

@@ -94,10 +94,15 @@ class TopupPlan:
 class _Wait:
     """When the next step of an order is due, and why not yet. `poll`: what is asked in place of the proof."""
 
-    due_ms: int
+    from_ms: int = 0
+    due_ms: int = 0
     failures: int = 0
     trouble: str = ""
     poll: str | None = None
+
+    def is_over(self, now_ms: int) -> bool:
+        """Also before it began: a clock that was ahead and is mended must not put the step off for as long."""
+        return not self.from_ms <= now_ms < self.due_ms
 
 
 def gained(unit: str, batch_target: int | None, paid: Sequence[tuple[str, int]]) -> int:
@@ -206,7 +211,7 @@ class Topups:
                 await self._order_where_low(merchant, merchant.auto_topup)
         now_ms = self._agent.ports.clock.now_ms()
         for row in topups.all_open(self._agent.conn):
-            if self._wait_of(row).due_ms <= now_ms and row.id not in self._steps:
+            if self._wait_of(row).is_over(now_ms) and row.id not in self._steps:
                 self._steps[row.id] = asyncio.create_task(self._take_step(row), name=f"top up {row.id}")
         if self._steps:
             await asyncio.wait(self._steps.values(), timeout=STEP_S)
@@ -239,7 +244,7 @@ class Topups:
         payments = queries.payments_of_topup(agent.conn, order.id)
         last = agent.as_noted(payments[-1]) if payments else None
         now_ms = agent.ports.clock.now_ms()
-        is_over = now_ms - order.created_at_ms > PATIENCE_MS
+        is_over = self._is_over(order, now_ms)
         if last is not None and last.state is State.VOID:
             raise Refused(last.reason_code or "payment_ended", last.reason or "its payment ended without paying")
         if last is not None and last.state is State.DENIED:
@@ -263,6 +268,11 @@ class Topups:
             raise Refused("topup_refused", f"none of its last {EXPIRED_MAX} invoices could be paid in time")
         delivered = sum(row.delivery is Delivery.ACCEPTED for row in payments)
         await self._buy(order, delivered + 1, now_ms)
+
+    def _is_over(self, order: TopupRow, now_ms: int) -> bool:
+        """By both clocks: ours may be wrong, and the limits' may have stood still before it was ordered."""
+        passed_ms = self._agent.limits_clock_ms(self._agent.conn, now_ms) - order.clock_ms
+        return min(passed_ms, now_ms - order.created_at_ms) > PATIENCE_MS
 
     async def _buy(self, order: TopupRow, number: int, now_ms: int) -> None:
         """Make the request and pay its 402."""
@@ -306,8 +316,9 @@ class Topups:
             await agent.record_delivery(row.id, heard.status)
             self._go_on(order)
         elif advice.again_after_s is not None:
-            due_ms = agent.ports.clock.now_ms() + int(advice.again_after_s * 1000)
-            self._waits[order.id] = _Wait(due_ms, 0, advice.answer.reason, advice.answer.poll_query)
+            now_ms = agent.ports.clock.now_ms()
+            due_ms = now_ms + int(advice.again_after_s * 1000)
+            self._waits[order.id] = _Wait(now_ms, due_ms, 0, advice.answer.reason, advice.answer.poll_query)
         elif said is Said.USED_UP:
             await agent.record_used_up(row.id)
             self._go_on(order)
@@ -343,12 +354,12 @@ class Topups:
     def _put_off(self, order: TopupRow, why: Refused) -> None:
         wait = self._wait_of(order)
         delay_ms = min(BACKOFF_FIRST_MS << wait.failures, BACKOFF_MAX_MS)
-        due_ms = self._agent.ports.clock.now_ms() + delay_ms
-        self._waits[order.id] = _Wait(due_ms, min(wait.failures + 1, 10), f"{why.code}: {why.detail}", wait.poll)
+        now_ms, trouble = self._agent.ports.clock.now_ms(), f"{why.code}: {why.detail}"
+        self._waits[order.id] = _Wait(now_ms, now_ms + delay_ms, min(wait.failures + 1, 10), trouble, wait.poll)
         log.info("topup.put_off", topup=order.id, code=why.code, why=why.detail, again_after_ms=delay_ms)
 
     def _wait_of(self, order: TopupRow) -> _Wait:
-        return self._waits.get(order.id, _Wait(0))
+        return self._waits.get(order.id, _Wait())
 
     # --- orders by themselves
 

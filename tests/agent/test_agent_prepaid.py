@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from agent.test_agent_edges import BadSigner
-from agent_kit import ADA, Run, World, with_terms, world_with_clock
+from agent_kit import ADA, Run, World, with_terms, world_apart, world_with_clock
 
 from payagent.agent.agent import Request
 from payagent.agent.limits import set_limits
@@ -134,6 +134,20 @@ async def test_one_batch_at_a_time(run: Run) -> None:
     await run.agent.record_delivery(row.id, 200)
     assert run.world.call("call 1").status_code == 200, "the batch serves it"
     assert len(run.world.transactions()) == 1
+
+
+async def test_a_batch_that_was_served_by_a_wrong_clock_keeps_nobody_from_the_next(tmp_path: Path) -> None:
+    with world_apart(tmp_path) as world:
+        world.fund(*[100 * ADA] * 2)
+        world.settings(batch=4)
+        async with world.run() as run:
+            await run.look()
+            row = await run.pay("first")
+            await run.settle_down()
+            world.clock.ahead_ms = 86_400_000
+            await run.agent.record_delivery(row.id, 200)
+            world.clock.ahead_ms = 0
+            assert (await run.pay("second")).id != row.id
 
 
 async def test_a_batch_that_nobody_fetches_does_not_block_for_ever(run: Run) -> None:

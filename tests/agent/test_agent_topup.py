@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from agent.test_agent_prepaid import balance, call, require_whole
-from agent_kit import ADA, APP, Run, World, daily, with_terms, world_with_clock
+from agent_kit import ADA, APP, Run, World, daily, with_terms, world_apart, world_with_clock
 from proxy.proxy_kit import Heard, Paywall, Peer
 
 from payagent.agent.apps import renew_token, revoke
@@ -35,10 +35,21 @@ ROUNDS = 40
 def world(tmp_path: Path) -> Iterator[World]:
     """A devnet whose clock the test moves, and a merchant that sells batches by a request of its own."""
     with world_with_clock(tmp_path) as world:
-        world.terms = with_topup(world, topup_request=REQUEST)
-        world.fund(*[100 * ADA] * 6)
-        world.settings(batch=BATCH)
-        yield world
+        yield sells_batches(world)
+
+
+@pytest.fixture
+def apart(tmp_path: Path) -> Iterator[World]:
+    """The same, where the agent's clock alone is wrong when a test sets it."""
+    with world_apart(tmp_path) as world:
+        yield sells_batches(world)
+
+
+def sells_batches(world: World) -> World:
+    world.terms = with_topup(world, topup_request=REQUEST)
+    world.fund(*[100 * ADA] * 6)
+    world.settings(batch=BATCH)
+    return world
 
 
 def with_topup(world: World, **terms: object):  # type: ignore[no-untyped-def]
@@ -301,7 +312,8 @@ class TestTheEndOfAnOrder:
             row = await order(run, COST)
             await run.topups.beat()
             (asked,) = queries.payments_in(run.agent.conn, [State.AWAITING_APPROVAL])
-            world.clock.ahead_ms += PATIENCE_MS + 1
+            world.clock.ahead_ms += PATIENCE_MS + 5_000
+            await run.settle_down()
             await run.topups.beat()
             assert run.topups.find(row.id).reason_code == "topup_out_of_time"
             assert run.agent.payment(asked.id).reason_code == "topup_out_of_time"
@@ -446,6 +458,18 @@ class TestTrouble:
             ended = await carry_out(run, row.id)
             assert (ended.state, ended.reason_code) == ("stopped", "topup_out_of_time")
             assert "merchant_unreachable" in (ended.reason or "")
+
+    async def test_what_a_wrong_clock_put_off_goes_on_once_it_is_mended(self, apart: World) -> None:
+        async with apart.run() as run:
+            await run.look()
+            row = await order(run, COST)
+            apart.clock.ahead_ms = 86_400_000
+            await run.look()
+            await run.topups.beat()
+            assert not queries.payments_of_topup(run.agent.conn, row.id), "the chain seems to stand still"
+            apart.clock.ahead_ms = 0
+            await run.look()
+            assert (await carry_out(run, row.id)).state == "done"
 
     async def test_an_answer_that_was_lost_is_not_lost_money(self, world: World) -> None:
         """The merchant credited the batch, and answers no proof twice."""
