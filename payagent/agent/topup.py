@@ -251,7 +251,11 @@ class Topups:
             raise Refused(last.reason_code or "approval_denied", last.reason or "a person denied its payment")
         if last is not None and last.state not in NEVER_SIGNED and last.delivery is not Delivery.ACCEPTED:
             if not (last.state is State.RESERVED and last.handed_over):  # that is signed when it is asked for
-                await self._follow(order, last)
+                try:
+                    await self._follow(order, last)
+                except Refused as refused:  # what is paid is not given up for what may pass, or be put right
+                    agent.refusals[refused.code] += 1
+                    self._put_off(order, refused)
                 if is_over and agent.payment(last.id).delivery is not Delivery.ACCEPTED:
                     self._give_up(order, "its last payment was not delivered")
                 return

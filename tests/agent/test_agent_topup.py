@@ -283,6 +283,24 @@ class TestTheEndOfAnOrder:
             assert balance(run).left == wallet_balance(world)["remaining"] == BATCH
             require_whole(run)
 
+    async def test_what_is_paid_waits_for_a_merchant_that_is_taken_out_and_put_back(self, world: World) -> None:
+        async with world.run() as run:
+            await run.look()
+            row = await order(run, COST)
+            await go_round(run)
+            (paid,) = queries.payments_of_topup(run.agent.conn, row.id)
+            assert (run.state(paid.id), paid.delivery) == (State.CONFIRMED, Delivery.NOT_PRESENTED)
+            await run.agent.take_terms(replace(run.agent.filed, merchants={}), lambda _unit: None)
+            await go_round(run)
+            assert run.topups.find(row.id).state == "open"
+            await run.agent.take_terms(
+                replace(run.agent.filed, merchants=world.terms.merchants), lambda _unit: None
+            )
+            world.clock.ahead_ms += 60_000
+            assert (await carry_out(run, row.id)).state == "done"
+            assert run.agent.payment(paid.id).delivery is Delivery.ACCEPTED
+            assert len(world.transactions()) == 1
+
     @pytest.mark.parametrize("why", ["topup_cancelled", "app_ended"])
     async def test_a_question_for_one_that_is_stopped_is_over(self, world: World, why: str) -> None:
         """Nobody can say yes to it by mistake; it counts no more, and nothing is paid."""
