@@ -85,8 +85,8 @@ class Alerts:
 
     async def beat(self) -> None:
         """Decide, log what is new, whoever raised it, and send what is due."""
-        if any(_crossings(self._agent.conn, self._levels(self._agent.conn))):
-            now_ms = self._agent.ports.clock.now_ms()
+        now_ms = self._agent.ports.clock.now_ms()
+        if any(_crossings(self._agent.conn, self._levels(self._agent.conn, now_ms))):
             await self._agent.write("alert", lambda unit: self._decide(unit, now_ms))
         for alert in alerts.after(self._agent.conn, self._told):
             event = "alert.cleared" if alert.kind == CLEARED else "alert.raised"
@@ -95,15 +95,15 @@ class Alerts:
         if self._webhook is not None:
             await self._send(self._webhook)
 
-    def _levels(self, conn: Connection) -> Iterator[Level]:
+    def _levels(self, conn: Connection, now_ms: int) -> Iterator[Level]:
         """Before the wallet's coins were read once, nobody knows whether it is low."""
         is_wallet_known = self._agent.chain.tip is not None
         return chain(
-            _wallet(conn, self._agent.terms) if is_wallet_known else (), _prepaid(conn, self._agent.terms)
+            _wallet(conn, self._agent.terms) if is_wallet_known else (), _prepaid(conn, self._agent.terms, now_ms)
         )
 
     def _decide(self, unit: Unit, now_ms: int) -> None:
-        for level, is_low in list(_crossings(unit.conn, self._levels(unit.conn))):
+        for level, is_low in list(_crossings(unit.conn, self._levels(unit.conn, now_ms))):
             if is_low:
                 raise_alert(unit, level.kind, level.subject, level.facts, now_ms)
             else:
@@ -171,7 +171,7 @@ def _wallet(conn: Connection, terms: Terms) -> Iterator[Level]:
     yield Level("wallet_low", "wallet", left, mark, facts)
 
 
-def _prepaid(conn: Connection, terms: Terms) -> Iterator[Level]:
+def _prepaid(conn: Connection, terms: Terms, now_ms: int) -> Iterator[Level]:
     """Calls left or on their way, by our count or the merchant's, of each pool at a merchant with a mark."""
     marks = {one.origin: (one.name, one.alert_below) for one in terms.merchants.values() if one.alert_below}
     for holding in prepaid.holdings(conn) if marks else ():
@@ -179,7 +179,7 @@ def _prepaid(conn: Connection, terms: Terms) -> Iterator[Level]:
         name, mark = marks.get(pool.origin, ("", None))
         if holding.unit != CALLS or mark is None:
             continue
-        left = prepaid_left(conn, pool, CALLS)
+        left = prepaid_left(conn, pool, CALLS, now_ms)
         detail = f"{left} prepaid calls are left at {pool.origin}; merchants.{name}.alert_below is {mark}"
         facts = {"detail": detail, "unit": CALLS, "left": str(left), "below": str(mark)}
         facts |= {"merchant": pool.origin, "partner": pool.partner, "wallet": pool.wallet}

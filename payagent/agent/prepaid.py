@@ -99,15 +99,17 @@ def require_may_buy(conn: Connection, order: TopupRow, now_ms: int) -> None:
         raise Refused("app_ended", "its token was revoked, or has expired", topup=order.id)
 
 
-def left(conn: Connection, pool: Pool, name: str) -> int:
+def left(conn: Connection, pool: Pool, name: str, now_ms: int) -> int:
     """What is left of a pool and on its way: by our count, or by the merchant's word where that is less.
 
-    A word from before the last purchase was delivered does not know of it.
+    A word from before the last purchase was delivered does not know of it; of one whose time is still to come, by
+    a clock that was ahead, nobody can tell.
     """
     ours = prepaid.balance(conn, pool.id, name).left
     told = prepaid.last_observation(conn, pool.id)
     known_ms = max(prepaid.last_purchase_ms(conn, pool.id), topups.last_ended_ms(conn, pool.id))
-    if told is not None and told.at_ms > known_ms and told.remaining is not None and (told.unit or CALLS) == name:
+    is_since = told is not None and known_ms < told.at_ms <= now_ms
+    if told is not None and is_since and told.remaining is not None and (told.unit or CALLS) == name:
         ours = min(ours, told.remaining)
     return ours + prepaid.coming(conn).get((pool.id, name), 0)
 

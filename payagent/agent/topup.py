@@ -373,7 +373,7 @@ class Topups:
         now_ms = agent.ports.clock.now_ms()
         buyer = self._buyer(merchant)
         pool = pools.find_pool(agent.conn, merchant.origin, buyer.partner, buyer.wallet)
-        left = 0 if pool is None else prepaid.left(agent.conn, pool, auto.unit)
+        left = 0 if pool is None else prepaid.left(agent.conn, pool, auto.unit, now_ms)
         if left >= auto.below or (pool is not None and self._must_wait(pool, auto, now_ms)):
             return
         wish, topup_id = Wish(merchant.origin, auto.unit, auto.to - left), agent.ports.new_id("top")

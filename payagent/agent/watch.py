@@ -262,7 +262,7 @@ class Watch:
         )
         last = prepaid.last_observation(agent.conn, pool.id)
         is_same = last is not None and replace(last, at_ms=now_ms) == seen
-        if last is None or not is_same or now_ms >= last.at_ms + OBSERVED_AGAIN_MS:
+        if last is None or not is_same or not 0 <= now_ms - last.at_ms < OBSERVED_AGAIN_MS:
             await agent.write("observe_prepaid", lambda unit: prepaid.add_observation(unit, pool.id, seen))
 
     async def _find_view(self) -> View | None:

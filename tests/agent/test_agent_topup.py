@@ -613,6 +613,24 @@ class TestByItself:
             await run.topups.beat()
             assert len(topups.page(run.agent.conn, None, 10)) == 2
 
+    async def test_a_word_by_a_clock_that_was_ahead_orders_nothing_once_it_is_mended(self, apart: World) -> None:
+        apart.terms = with_topup(apart, auto_topup=AutoTopup("calls", 2, BATCH, 5))
+        async with apart.run() as run:
+            await run.look()
+            for _ in range(8):
+                await go_round(run)
+            assert balance(run).left == BATCH
+            (pool,) = prepaid.all_pools(run.agent.conn)
+            apart.clock.ahead_ms = 86_400_000
+            said = prepaid.Observation(
+                *("balance", 200, "{}", 1, None, None, "calls", None, None, apart.clock.now_ms())
+            )
+            await run.agent.write("observe_prepaid", lambda unit: prepaid.add_observation(unit, pool.id, said))
+            apart.clock.ahead_ms = 0
+            for _ in range(8):
+                await go_round(run)
+            assert len(topups.autos_of(run.agent.conn, pool.id)) == 1
+
     async def test_one_that_fails_is_told_and_pauses_longer_each_time(self, world: World) -> None:
         auto(world, per_day_count=9)
         limits = daily(5 * ADA, 5 * ADA)
