@@ -21,6 +21,7 @@ from payagent.cli.pay import in_words, show_outputs
 from payagent.cli.terminal import Terminal
 from payagent.core.money import LOVELACE
 from payagent.core.payment import State
+from payagent.core.times import iso_time
 
 STATES_IN_WORDS = {
     "received": "received, and not decided yet",
@@ -265,7 +266,7 @@ def _show_approval(terminal: Terminal, approval: dict[str, Any]) -> None:
 
 
 def _limit_name(limit: dict[str, Any]) -> str:
-    of = " ".join(limit[part] for part in ("app", "merchant") if limit[part])
+    of = " ".join(limit[part] for part in ("app", "merchant") if limit.get(part))
     return f"{in_words(limit['limit'])}{' of ' + of if of else ''}"
 
 
@@ -284,8 +285,23 @@ def _told(happening: dict[str, Any]) -> str:
     """One line of the history: what happened, and what is known beside it."""
     words = EVENTS_IN_WORDS.get(happening["event"], in_words(happening["event"]))
     known = {key: value for key, value in happening["detail"].items() if value is not None}
-    beside = ", ".join(f"{in_words(key)} {_in_line(value)}" for key, value in known.items())
+    beside = ", ".join(_fact(key, value) for key, value in known.items())
     return f"{words} ({beside})" if beside else words
+
+
+def _fact(name: str, value: Any) -> str:
+    """What is known beside an event: moments as times, and of each limit what it left then."""
+    if name == "counts_from_ms":
+        return f"counts from {iso_time(value)}"
+    if name == "limits":
+        return "; ".join(map(_left, value))
+    return f"{in_words(name)} {_in_line(value)}"
+
+
+def _left(limit: dict[str, Any]) -> str:
+    """What was asked, of what a limit left; an app is not told that of a limit which it shares."""
+    asked, left = (show_units(limit["asset"], limit[part]) for part in ("asked", "left"))
+    return f"{asked} of {left} left {_limit_name(limit)}" if left else f"{asked} {_limit_name(limit)}"
 
 
 def _in_line(value: object) -> str:

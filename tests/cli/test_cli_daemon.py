@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from cli_kit import TOKEN, Result, Shop, checks, invoke, spawn, until, write_private
 
+from payagent.core.times import iso_time
 from payagent.devnet.merchant import role_address
 
 OTHER = role_address("creator").text
@@ -200,7 +201,11 @@ def test_the_books_balance_and_tell_a_payment(shop: Shop) -> None:
     shown = shop.payagent("payments", "show", payment["id"], "--human").out
     for words in ("confirmed on the chain", "money held", payment["tx_hash"], payment["outputs"][0]["address"]):
         assert words in shown
-    assert "limit per_payment asset lovelace left" in shown
+    assert "limits limit" not in shown
+    assert " ADA left per payment; " in shown
+    history = shop.payagent("payments", "show", payment["id"]).json["history"]
+    counted = next(one["detail"]["counts_from_ms"] for one in history if one["event"] == "confirm")
+    assert f"counts from {iso_time(counted)}" in shown
     assert "None" not in shown
     paid = shop.payagent("payments", "resolve", payment["id"])
     assert (paid.code, paid.error["code"]) == (2, "illegal_transition"), "it is no bug to ask for it"
