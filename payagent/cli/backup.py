@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from payagent.cli.options import config_option, example, output_options, pass_terminal, show_asset, show_units
+from payagent.cli.options import config_option, example, output_options, pass_terminal, show_amount
 from payagent.cli.terminal import Json, Terminal
-from payagent.core.money import LOVELACE
 from payagent.core.times import iso_time
 
 if TYPE_CHECKING:
@@ -136,5 +135,4 @@ def _compared(found: "Differences | str") -> Iterator[str]:
 
 def _said(coins: "Coins") -> str:
     """Amounts for people, a token with its name."""
-    amounts = ((asset, show_units(asset, units)) for asset, units in coins.units.items())
-    return ", ".join(amount if asset == LOVELACE else f"{amount} {show_asset(asset)}" for asset, amount in amounts)
+    return ", ".join(show_amount(asset, units) for asset, units in coins.units.items())

@@ -17,6 +17,7 @@ from payagent.cli.options import (
     group_of,
     page_options,
     say_more,
+    show_amount,
     show_asset,
     show_units,
     talks_to_daemon,
@@ -29,6 +30,13 @@ from payagent.core.problem import Refused
 F = TypeVar("F", bound=Callable[..., Any])
 
 CHAIN_UNREAD = 4
+
+_ROWS = {
+    "journal": "entries of no payment",
+    "prepaid_moves": "moves of prepaid balances",
+    "payments": "payments with their entries",
+}
+"""What `verify` has looked at, where the table's name alone says too little."""
 
 _SPENT = ("paid", "fees", "sent", "total")
 _FORMATS = ("csv", "jsonl", "beancount", "hledger")
@@ -203,7 +211,7 @@ def verify(terminal: Terminal, connect: Connect, head: str | None, receipt: Bina
     def human() -> None:
         for finding in answer["findings"]:
             terminal.line(f"{finding['table']} {finding['row']}: {finding['what']}")
-        checked = ", ".join(f"{count} {table}" for table, count in answer["checked"].items())
+        checked = ", ".join(f"{count} {_ROWS.get(table, table)}" for table, count in answer["checked"].items())
         terminal.line(f"{'clean' if answer['clean'] else str(answer['found']) + ' findings'}: {checked}")
         terminal.line(f"head {answer['head']}")
 
@@ -250,18 +258,19 @@ def reconcile(terminal: Terminal, connect: Connect, since_slot: int | None) -> i
     """
     with connect() as link:
         answer = link.get("/v1/ledger/reconcile", since_slot=since_slot)
-    terminal.give(answer, lambda: _show_reconciled(terminal, answer))
+    terminal.give(answer, lambda: show_reconciled(terminal, answer))
     return 0 if answer["clean"] else 1 if answer["found"] else CHAIN_UNREAD
 
 
-def _show_reconciled(terminal: Terminal, answer: dict[str, Any]) -> None:
+def show_reconciled(terminal: Terminal, answer: dict[str, Any]) -> None:
+    """The answer for people."""
     for finding in answer["findings"]:
         place = f"{finding['table']} {finding['row']}"
         terminal.line(f"{finding['kind']}: {place}, transaction {finding['tx_hash'] or '-'}: {finding['what']}")
     for doubt in answer["could_not_tell"]:
         terminal.line(f"could not tell: {doubt}")
     for moved in answer["in_flight"]:
-        amounts = ", ".join(f"{show_units(asset, n)} {show_asset(asset)}" for asset, n in moved["units"].items())
+        amounts = ", ".join(show_amount(asset, n) for asset, n in moved["units"].items())
         terminal.line(f"in flight: {moved['payment'] or 'deposit'}, transaction {moved['tx_hash']}: {amounts}")
     parts = ("books", "chain", "in_flight")
     columns = ("books", "chain", "in flight")

@@ -151,6 +151,11 @@ def show_units(asset: str, units: str | int | None) -> str:
     return format_ada(int(units)) if asset == LOVELACE else f"{units} units"
 
 
+def show_amount(asset: str, units: str | int) -> str:
+    """An amount outside a table of assets: a token with its name."""
+    return show_units(asset, units) if asset == LOVELACE else f"{units} of {show_asset(asset)}"
+
+
 def show_asset(asset: str) -> str:
     """An asset for people: ADA, or policy and name with a dot between."""
     return "ADA" if asset == LOVELACE else f"{asset[:56]}.{asset[56:]}"

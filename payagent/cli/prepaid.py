@@ -14,7 +14,7 @@ from payagent.cli.options import (
     group_of,
     page_options,
     say_more,
-    show_asset,
+    show_amount,
     show_units,
     talks_to_daemon,
     typed,
@@ -70,11 +70,7 @@ def _says(told: dict[str, Any]) -> str:
 def _number(one: dict[str, Any], units: str | None) -> str:
     if units is None:
         return ""
-    return f"{units} calls" if one["unit"] == CALLS else _amount(one["unit"], units)
-
-
-def _amount(asset: str, units: str) -> str:
-    return show_units(asset, units) if asset == LOVELACE else f"{units} of {show_asset(asset)}"
+    return f"{units} calls" if one["unit"] == CALLS else show_amount(one["unit"], units)
 
 
 @prepaid.command(
@@ -190,11 +186,11 @@ def _plan(terminal: Terminal, plan: dict[str, Any]) -> int:
         asset = price["asset"]
         terminal.pairs(
             [
-                ("payments", f"{plan['count']} of {_amount(asset, price['units'])}"),
-                ("total", _amount(asset, plan["total"])),
+                ("payments", f"{plan['count']} of {show_amount(asset, price['units'])}"),
+                ("total", show_amount(asset, plan["total"])),
                 ("calls", plan["calls"] or "not said"),
                 ("fees, about", show_units(LOVELACE, plan["fees"])),
-                ("in all, about", ", ".join(_amount(name, units) for name, units in spend.items())),
+                ("in all, about", ", ".join(show_amount(name, units) for name, units in spend.items())),
             ]
         )
 
@@ -224,7 +220,7 @@ def _until_ended(terminal: Terminal, link: "Link", order: dict[str, Any]) -> dic
 
 def _give(terminal: Terminal, order: dict[str, Any]) -> str:
     """Show an order; what it paid, in words."""
-    paid = ", ".join(_amount(asset, units) for asset, units in order["paid"].items()) or "nothing"
+    paid = ", ".join(show_amount(asset, units) for asset, units in order["paid"].items()) or "nothing"
 
     def human() -> None:
         terminal.pairs(

@@ -1,5 +1,6 @@
 """docs/auditors.md by its own words, on the books of a wallet that paid."""
 
+import io
 import os
 import shutil
 import sqlite3
@@ -10,7 +11,10 @@ from pathlib import Path
 
 import pytest
 from cli.test_cli_readme import blocks
-from cli_kit import Shop, clean_environ, until
+from cli_kit import TOKEN, Shop, clean_environ, until
+
+from payagent.cli.books import show_reconciled
+from payagent.cli.terminal import Terminal
 
 OTHER = "b" * 64 + "#0"
 BIN = Path(sys.executable).parent
@@ -51,6 +55,8 @@ def test_people_are_told_in_a_line_and_filters_are_understood(paid: Shop) -> Non
     verified = paid.payagent("ledger", "verify", "--human")
     assert verified.code == 0
     assert verified.out.startswith("clean: ")
+    assert " entries of no payment, " in verified.out
+    assert " payments with their entries\n" in verified.out
     kinds = {row["kind"] for row in paid.payagent("ledger", "entries", "--kind", "post").json["entries"]}
     assert kinds == {"post"}
     assert paid.payagent("ledger", "balance", "--until", "2000-01-01T00:00:00Z").json["balances"] == []
@@ -73,6 +79,18 @@ def test_the_chain_is_compared_and_what_could_not_be_read_is_no_success(paid: Sh
     assert "could not tell: " in unread.out
     assert unread.out.splitlines()[-1] == "nothing found: nothing was compared"
     assert (told.json["clean"], told.json["complete"], told.json["found"]) == (False, False, 0)
+
+
+def test_what_is_in_flight_between_books_and_chain_is_told_with_each_asset_once() -> None:
+    out = io.StringIO()
+    terminal = Terminal(io.StringIO(), out, io.StringIO())
+    terminal.forced_json = False
+    units = {"lovelace": "-165633", TOKEN: "-7"}
+    moved = {"payment": "pay_1", "tx_hash": "ab", "units": units}
+    answer = {"findings": [], "could_not_tell": [], "in_flight": [moved], "balances": [], "prepaid": []}
+    show_reconciled(terminal, answer | {"checked": {}, "clean": True, "found": 0})
+    amounts = f"-0.165633 ADA, -7 of {TOKEN[:56]}.{TOKEN[56:]}"
+    assert out.getvalue().splitlines()[0] == f"in flight: pay_1, transaction ab: {amounts}"
 
 
 def test_a_deposit_that_is_another_in_the_books_is_told_and_is_no_success(paid: Shop) -> None:
