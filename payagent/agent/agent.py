@@ -50,7 +50,7 @@ from payagent.chain.source import ChainSource
 from payagent.core import policy
 from payagent.core.address import Address
 from payagent.core.invoice import Invoice, Output, Role
-from payagent.core.money import LOVELACE
+from payagent.core.money import LOVELACE, format_amount
 from payagent.core.payment import (
     ENDED_WITHOUT_PAYING,
     NEVER_SIGNED,
@@ -973,7 +973,8 @@ class Agent:
         for asset, units in spend.items():
             free = self.coins.totals.get(asset, 0)
             if units > free:
-                raise Refused("not_enough_funds", f"{free} units of {asset} are free, {units} are needed")
+                have, need = format_amount(asset, free), format_amount(asset, units)
+                raise Refused("not_enough_funds", f"{have} are free, {need} are needed")
 
     def _reading(self, merchant: MerchantTerms, ask: Ask, now_ms: int) -> Reading:
         return Reading(

@@ -14,7 +14,7 @@ from payagent.chain.source import Tip
 from payagent.core import ledger
 from payagent.core.address import Address
 from payagent.core.invoice import Invoice
-from payagent.core.money import LOVELACE
+from payagent.core.money import LOVELACE, format_amount
 from payagent.core.payment import State
 from payagent.core.problem import Refused, own_order
 from payagent.store import pauses, queries
@@ -240,11 +240,10 @@ def _suffices(coins: list[Coin], plan: Callable[[Coins], Plan]) -> bool:
 
 
 def _in_flight(asset: str, available: int, coming: int) -> Refused:
-    unit = LOVELACE if asset == LOVELACE else f"units of {asset}"
     return Refused(
         "funds_in_flight",
-        f"{available} {unit} are free, and {coming} more come back as change of transactions that are in no "
-        "block yet; together they suffice",
+        f"{format_amount(asset, available)} are free, and {format_amount(asset, coming)} more come back as change "
+        "of transactions that are in no block yet; together they suffice",
         asset=asset,
         available=str(available),
         coming=str(coming),

@@ -13,6 +13,7 @@ from payagent.agent.chainview import ChainView
 from payagent.agent.purse import coin_of, take
 from payagent.core.address import Address, parse_address
 from payagent.core.invoice import Invoice, Output, Proof
+from payagent.core.money import format_amount
 from payagent.core.network import Network
 from payagent.core.payment import Event, State
 from payagent.core.problem import Refused
@@ -175,9 +176,8 @@ class Replacing:
         hold = queries.hold(unit.conn, row.id)
         for asset, units in plan.spend.items():
             if units > hold.get(asset, 0):
-                raise Refused(
-                    "limit_exceeded", f"{units} units of {asset} are needed, {hold.get(asset, 0)} are held"
-                )
+                need, held = format_amount(asset, units), format_amount(asset, hold.get(asset, 0))
+                raise Refused("limit_exceeded", f"{need} are needed, {held} are held")
         reserve_more(unit, self.coins, row.id, plan)
         records.move_payment(
             unit,

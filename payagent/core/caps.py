@@ -7,7 +7,7 @@ May import: core.money, core.problem. Never: counts over time; that is `policy`,
 
 from collections.abc import Mapping
 
-from payagent.core.money import LOVELACE
+from payagent.core.money import LOVELACE, format_amount
 from payagent.core.problem import Refused
 
 FEE_CAP_LOVELACE = 900_000  # a plain transaction of 16,384 bytes costs 876,277
@@ -40,8 +40,8 @@ def require_within_caps(leaving: Mapping[str, int], caps: Caps, fee: str = WITH_
         if units > most:
             raise Refused(
                 "limit_exceeded",
-                f"one transaction may take {most} of {asset} out of the wallet (limits.per_transaction), this one "
-                f"takes {units} {fee}",
+                f"one transaction may take {format_amount(asset, most)} out of the wallet "
+                f"(limits.per_transaction), this one takes {format_amount(asset, units)} {fee}",
                 limit="per_transaction",
                 asset=asset,
                 left=str(most),

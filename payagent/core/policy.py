@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
-from payagent.core.money import LOVELACE
+from payagent.core.money import LOVELACE, format_amount
 from payagent.core.problem import Refused
 from payagent.core.times import iso_time
 
@@ -206,9 +206,10 @@ def without_figures(refused: Refused) -> Refused:
     if refused.code != "limit_exceeded" or not is_shared(str(told.get("limit")), told):
         return refused
     at = f" at {told['merchant']}" if "merchant" in told else ""
+    takes = format_amount(str(told["asset"]), int(str(told["asked"])))
     detail = (
         f"{told['limit']} of the wallet{at}, which apps share, has no room for this payment, which takes "
-        f"{told['asked']} of {told['asset']}; who operates the wallet sees what it leaves"
+        f"{takes}; who operates the wallet sees what it leaves"
     )
     return Refused(refused.code, detail, **{**told, "left": None, "frees_at": None})
 
@@ -225,14 +226,14 @@ def refusal(
 
     `app_name`: how people call the app that asked; `takes`: what was asked for.
     """
-    unit = LOVELACE if asked.asset == LOVELACE else f"units of {asked.asset}"
+    left, wanted = (format_amount(asked.asset, units) for units in (asked.left_units, asked.asked_units))
     app, merchant = asked.scope
     whose = ({} if app == ANY else {"app": app_name}) | ({} if merchant == ANY else {"merchant": merchant})
     of = "".join(f" of {name} {value}" for name, value in whose.items())
     when = "" if frees_at is None else f"; there is no room for it before {iso_time(frees_at)}"
     return Refused(
         "limit_exceeded",
-        f"{asked.name}{of} leaves {asked.left_units} {unit}, this {takes.format(asked.asked_units)}{when}",
+        f"{asked.name}{of} leaves {left}, this {takes.format(wanted)}{when}",
         limit=asked.name,
         asset=asked.asset,
         left=str(asked.left_units),

@@ -405,7 +405,12 @@ PROBLEMS: dict[str, Problem] = {
         money="It knows what was paid and what is in flight: without it payagent could pay twice, so it does not "
         "start.",
     ),
-    "limit_exceeded": Problem(403, 6, "Above a limit", "Raise the named limit, or wait until it frees up."),
+    "limit_exceeded": Problem(
+        403,
+        6,
+        "Above a limit",
+        "Raise the named limit; max_total is the caller's own (--max). One over a time also frees up by itself.",
+    ),
     "media_type_refused": Problem(
         415, 2, "The body is not declared as JSON", "Send it with Content-Type: application/json.", money=""
     ),

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from payagent.core.caps import Caps
-from payagent.core.money import LOVELACE
+from payagent.core.money import LOVELACE, format_amount
 from payagent.core.problem import Refused
 
 DAY_S = 86_400
@@ -56,8 +56,9 @@ class Outflow:
             if sum_units + max(units - had.get(asset, 0), 0) > most:
                 raise Refused(
                     "limit_exceeded",
-                    f"what was signed in 24 hours may take {most} of {asset} out of the wallet ({self._name}); "
-                    f"{sum_units} did, this takes {units} with its fee",
+                    f"what was signed in 24 hours may take {format_amount(asset, most)} out of the wallet "
+                    f"({self._name}); {format_amount(asset, sum_units)} did, this takes "
+                    f"{format_amount(asset, units)} with its fee",
                     limit=self._name.removeprefix("limits."),
                     asset=asset,
                     left=str(max(most - sum_units, 0)),

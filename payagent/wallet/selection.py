@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 from itertools import islice
 
-from payagent.core.money import LOVELACE
+from payagent.core.money import LOVELACE, format_amount
 from payagent.core.problem import Refused
 from payagent.wallet import cbor
 from payagent.wallet.coins import Coin, Coins
@@ -103,7 +103,10 @@ def _require_totals(coins: Coins, order: Order, anchor: Coin | None, input_count
 
 def _not_enough(asset: str, missing: int, why: str) -> Refused:
     return Refused(
-        "not_enough_funds", f"{missing} units of {asset} are missing {why}", asset=asset, shortfall=str(missing)
+        "not_enough_funds",
+        f"{format_amount(asset, missing)} are missing {why}",
+        asset=asset,
+        shortfall=str(missing),
     )
 
 

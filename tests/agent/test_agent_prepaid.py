@@ -290,7 +290,7 @@ async def test_a_batch_that_is_not_confirmed_yet_counts_for_who_uses_it(run: Run
     for _ in range(2):
         use = await run.agent.let_through(theirs)
         await run.agent.record_call(theirs, use)
-    with pytest.raises(Refused, match="total of app two leaves 0 lovelace, this call takes 3250000 of what was"):
+    with pytest.raises(Refused, match=r"total of app two leaves 0 ADA, this call takes 3\.25 ADA of what was"):
         await run.agent.let_through(theirs)
     await run.settle_down()
     assert run.state(row.id) is State.CONFIRMED
@@ -389,5 +389,5 @@ async def test_what_only_the_merchant_says_is_left_is_within_an_apps_limit_too(r
     (pool,) = prepaid.all_pools(run.agent.conn)
     told = prepaid.Observation("balance", 200, "{}", 5, 9, 4, None, None, None, run.world.clock.now_ms())
     await run.agent.write("observe", lambda unit: prepaid.add_observation(unit, pool.id, told))
-    with pytest.raises(Refused, match="this call takes 3250000 of what was prepaid"):
+    with pytest.raises(Refused, match=r"this call takes 3\.25 ADA of what was prepaid"):
         await run.agent.let_through(theirs)

@@ -11,6 +11,7 @@ from canaries import plant
 from test_api_events import following
 from test_api_refusals import require_problem
 
+from payagent.core.money import format_ada
 from payagent.core.policy import WALLET, Limit, Scope, Window
 from payagent.store.spending import set_limit
 
@@ -157,11 +158,12 @@ async def test_a_limit_that_others_share_refuses_without_telling_what_they_spent
         require_problem(await api.as_("payer").get(f"/v1/payments/{row['id']}/receipt"), "forbidden")
     async with following(api, "payer", params={"after": "0"}) as stream:
         shown += [json.dumps(event) for event in await stream.until("reject")]
+    figures = [form for units in (left, left_then) for form in (units, format_ada(int(units)))]
     for text in shown:
-        assert left not in text
-        assert left_then not in text
+        assert not [figure for figure in figures if figure in text]
     rejected = (await api.http.get("/v1/payments", params={"state": "rejected"})).json()["payments"][0]
-    assert left_then in (await api.http.get(f"/v1/payments/{rejected['id']}")).text, "the operator sees it"
+    shown_all = (await api.http.get(f"/v1/payments/{rejected['id']}")).text
+    assert format_ada(int(left_then)) in shown_all, "the operator sees it"
     by_operator = await api.http.post("/v1/payments", json=api.body("the operator's"))
     assert require_problem(by_operator, "limit_exceeded")["left"] == left_then
 
@@ -174,7 +176,7 @@ async def test_its_own_limits_are_told_to_the_unit(api: Api) -> None:
     assert (told["app"], told["left"]) == ("payer", left)
     assert told["frees_at"] is not None
     (row, *_) = (await api.as_("payer").get("/v1/payments")).json()["payments"]
-    assert left in row["reason"]["detail"]
+    assert format_ada(int(left)) in row["reason"]["detail"]
 
 
 async def test_an_app_is_not_told_what_the_wallet_has(api: Api) -> None:
@@ -183,14 +185,15 @@ async def test_an_app_is_not_told_what_the_wallet_has(api: Api) -> None:
     for path in ("/v1/payments", "/v1/quotes"):
         answer = await api.as_("payer").post(path, json=api.body("too much"))
         told = require_problem(answer, "not_enough_funds")
-        assert not re.search("[0-9]{5}", told["detail"])
+        assert not re.search(r"[0-9]{5}|[0-9]\.[0-9]| ADA", told["detail"])
         assert "shortfall" not in told
     by_operator = require_problem(await api.http.post("/v1/quotes", json=api.body("too much")), "not_enough_funds")
-    short = str(by_operator["shortfall"])
+    short, in_words = str(by_operator["shortfall"]), format_ada(int(by_operator["shortfall"]))
     assert int(short) > free // 2
     (row, *_) = (await api.as_("payer").get("/v1/payments")).json()["payments"]
-    assert short not in (await api.as_("payer").get(f"/v1/payments/{row['id']}")).text
-    assert short in (await api.http.get(f"/v1/payments/{row['id']}")).text
+    told_less = (await api.as_("payer").get(f"/v1/payments/{row['id']}")).text
+    assert (short not in told_less, in_words not in told_less) == (True, True)
+    assert in_words in (await api.http.get(f"/v1/payments/{row['id']}")).text
 
 
 async def test_an_app_that_is_bound_to_merchants_sees_the_limits_of_no_other(api: Api) -> None:

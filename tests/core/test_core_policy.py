@@ -160,15 +160,17 @@ class TestTheTightest:
             "merchant": SHOP,
         }
         assert told.detail == (
-            f"per_day of app bot of merchant {SHOP} leaves 2 lovelace, this payment takes 3 with its fee; "
-            "there is no room for it before 1970-01-02T00:00:00.000Z"
+            f"per_day of app bot of merchant {SHOP} leaves 0.000002 ADA, this payment takes 0.000003 ADA with its "
+            "fee; there is no room for it before 1970-01-02T00:00:00.000Z"
         )
 
     def test_a_refusal_of_the_wallets_own_names_nobody_and_no_time_where_there_is_none(self) -> None:
         told = refusal(ask(of_wallet(Window.PAYMENT, 2, TOKEN), 0, {TOKEN: 3}), None, "bot")
         assert told.context.keys() == {"limit", "asset", "left", "asked", "frees_at"}
         assert told.context["frees_at"] is None
-        assert told.detail == f"per_payment leaves 2 units of {TOKEN}, this payment takes 3 with its fee"
+        assert told.detail == (
+            f"per_payment leaves 2 units of {TOKEN}, this payment takes 3 units of {TOKEN} with its fee"
+        )
 
 
 ROLLING = st.sampled_from(sorted(LENGTH_MS))
@@ -245,7 +247,7 @@ def test_of_a_limit_that_is_shared_an_app_learns_which_and_no_figure(merchant: s
     told = policy.without_figures(Refused("limit_exceeded", "7 are left until x", **context, **whose))
     assert told.context == context | whose | {"left": None, "frees_at": None}
     assert "per_day of the wallet" in told.detail
-    assert "9 of lovelace" in told.detail
+    assert "0.000009 ADA" in told.detail
     assert "7" not in told.detail
     assert (merchant or "which apps") in told.detail
 
@@ -267,7 +269,7 @@ def test_of_the_wallet_an_app_learns_that_it_cannot_pay_and_no_figure(code: str,
 
 def test_the_words_of_a_limit_that_is_shared() -> None:
     context = {"limit": "per_day", "asset": "lovelace", "left": "7", "frees_at": "x", "asked": "9"}
-    what = "has no room for this payment, which takes 9 of lovelace; who operates the wallet sees what it leaves"
+    what = "has no room for this payment, which takes 0.000009 ADA; who operates the wallet sees what it leaves"
     told = policy.without_figures(Refused("limit_exceeded", "7 are left", **context))
     assert told.detail == f"per_day of the wallet, which apps share, {what}"
     told = policy.without_figures(Refused("limit_exceeded", "7 are left", **context, merchant=SHOP))

@@ -97,17 +97,21 @@ REFUSED: dict[str, tuple[Body, int, str]] = {
     "a payment where all is to come back": (GOOD, 0, "output 0 is change"),
     "a payment behind the change": (paying(CHANGE, PAID), 1, "output 1 is change"),
     "a fee above its cap": (replace(GOOD, fee=900_001), 1, "fee is 900001"),
-    "more ADA than the cap": (paying((PAID[0], 20 * ADA, ()), CHANGE), 1, "20200000 with its fee"),
+    "more ADA than the cap": (paying((PAID[0], 20 * ADA, ()), CHANGE), 1, "20.2 ADA with its fee"),
     "more ADA than the cap, in two outputs": (
         paying((PAID[0], 10 * ADA, ()), (ELSEWHERE, 10 * ADA, ()), CHANGE),
         2,
-        "20200000 with its fee",
+        "20.2 ADA with its fee",
     ),
-    "more of a token than the cap": (paying((PAID[0], 2 * ADA, ((TOKEN, 501),)), CHANGE), 1, "501 with its fee"),
+    "more of a token than the cap": (
+        paying((PAID[0], 2 * ADA, ((TOKEN, 501),)), CHANGE),
+        1,
+        f"501 units of {TOKEN} with its fee",
+    ),
     "a token's cap, in two outputs": (
         paying((PAID[0], 2 * ADA, ((TOKEN, 250),)), (ELSEWHERE, 2 * ADA, ((TOKEN, 251),)), CHANGE),
         2,
-        "501 with its fee",
+        f"501 units of {TOKEN} with its fee",
     ),
     "another network": (replace(GOOD, network_id=1), 1, "network id 1"),
     "an address of another network": (
