@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
-from payagent.cli.options import Connect, example, talks_to_daemon
+from payagent.cli.options import Connect, example, show_amount, talks_to_daemon
 from payagent.cli.pay import DRY_RUN_OK, PENDING, VOID, in_words, parse_most, same_unit, show_quote
 from payagent.cli.terminal import Json, ProblemError, Terminal, as_shown, describe
 from payagent.core.origin import parse_origin
@@ -263,7 +263,8 @@ class _Fetcher:
             return self._complain(refusal)
         state = answer.headers.get("X-Payagent-State")
         if state is not None:
-            payment_id, cost = answer.headers["X-Payagent-Payment"], answer.headers["X-Payagent-Cost"]
+            units, asset = answer.headers["X-Payagent-Cost"].split()
+            payment_id, cost = answer.headers["X-Payagent-Payment"], show_amount(asset, units)
             self.terminal.say(f"payment {payment_id} is {in_words(state)}, it cost {cost}")
         if answer.is_success:
             return 0

@@ -19,6 +19,7 @@ from x402_sdk.sdk_merchant import SdkMerchant
 
 from payagent.cli import run
 from payagent.cli.terminal import Terminal
+from payagent.core.money import format_ada
 from payagent.devnet.server import DevnetThread
 
 BINARY = bytes(range(256)) * 300
@@ -151,7 +152,7 @@ def test_a_call_is_paid_and_its_body_is_the_merchants(street: Street, path: str)
     assert got.json["txHash"] == payment["tx_hash"]
     assert (payment["delivery"], payment["state"]) in {("accepted", "confirmed"), ("accepted", "in_flight")}
     assert payment["id"] in got.err
-    assert f"it cost {2_000_000 + int(payment['fee'])} lovelace" in got.err
+    assert f"it cost {format_ada(2_000_000 + int(payment['fee']))}\n" in got.err
 
 
 def test_the_official_sdks_server_is_paid(street: Street) -> None:
