@@ -347,8 +347,10 @@ def _paid_already(unit: Unit, purchase: Purchase, payment_id: str) -> Admitted:
     intent = queries.intent_of(unit.conn, payment_id)
     if (intent.app_id, intent.key, intent.fingerprint) == (purchase.app_id, purchase.key, purchase.fingerprint):
         return Admitted(payment_id, False)
-    ours = {"payment": payment_id} if intent.app_id == purchase.app_id else {}
-    raise Refused("invoice_paid_elsewhere", f"{purchase.invoice.invoice_id} was paid for another purchase", **ours)
+    is_ours = intent.app_id == purchase.app_id
+    whose, ours = (f"{payment_id}, ", {"payment": payment_id}) if is_ours else ("", {})
+    detail = f"{purchase.invoice.invoice_id} belongs to {whose}a payment of another purchase"
+    raise Refused("invoice_paid_elsewhere", detail, **ours)
 
 
 def require_same(intent: IntentRow, fingerprint: str) -> None:

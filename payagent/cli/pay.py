@@ -103,8 +103,8 @@ def _origin(link: "Link", merchant: str | None, origin: str | None) -> str:
         return origin
     known = {row["name"]: str(row["origin"]) for row in link.get("/v1/merchants")["merchants"]}
     if merchant is None or merchant not in known:
-        names = ", ".join(known) or "there is none yet"
-        raise Refused("merchant_not_allowed", f"no merchant is named {merchant!r}: {names}")
+        names = f"there is {', '.join(known)}" if known else "there is none yet"
+        raise Refused("merchant_not_allowed", f"no merchant is named {merchant!r}; {names}")
     return known[merchant]
 
 

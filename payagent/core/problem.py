@@ -313,8 +313,8 @@ PROBLEMS: dict[str, Problem] = {
     "illegal_transition": Problem(
         409,
         2,
-        "The payment is not in a state for that",
-        "Look at the payment first: `payagent payments show` tells its state.",
+        "It is not in a state for that",
+        "Look at it first: `payagent payments show ID` tells of a payment, `payagent prepaid topups` of top-ups.",
         money="Nothing has changed.",
     ),
     "intent_settling": Problem(
@@ -346,7 +346,7 @@ PROBLEMS: dict[str, Problem] = {
         409,
         6,
         "The invoice already belongs to another intent",
-        "Use that payment's headers, or ask the merchant for a new invoice.",
+        "Look at that payment (payagent payments show ID), or ask the merchant for a new invoice.",
         money="The other payment stands; nothing new was signed.",
     ),
     "invoice_too_big": Problem(

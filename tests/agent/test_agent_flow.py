@@ -270,6 +270,7 @@ async def test_changed_terms_and_somebody_elses_invoice_are_refused(world: World
         with pytest.raises(Refused, match="invoice_paid_elsewhere") as other:
             await run.agent.pay(world.ask_of(answer, key="b"))
         assert other.value.context["payment"] == row.id
+        assert row.id in other.value.detail
         dearer = answer.text.replace('"amountUnits":"10000000"', '"amountUnits":"11000000"')
         assert dearer != answer.text
         with pytest.raises(Refused, match="terms_changed"):
