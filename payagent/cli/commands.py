@@ -129,6 +129,11 @@ def devnet(terminal: Terminal, block_time: int, listen: str, merchants: int) -> 
     """Run a small Cardano network and a merchant on this machine.
 
     Its money is worth nothing and comes from a faucet. It runs until Ctrl-C; then everything is lost.
+
+    Its switches take JSON by POST: /devnet/faucet {"address", "lovelace", "assets"}, /devnet/blocks {"count"},
+    /devnet/rollback {"depth"} and /devnet/faults {"on", "kind", "count"} or {"clear": true}; /devnet/state tells
+    how things stand. The merchant's terms are changed by /merchant/settings {"price", "asset", "splits", "batch",
+    "timeout", "dialect"}; /merchant/state tells all of them.
     """
 
     import asyncio
