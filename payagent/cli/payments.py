@@ -271,7 +271,7 @@ def _limit_name(limit: dict[str, Any]) -> str:
 
 
 def _delivery(payment: dict[str, Any]) -> str | None:
-    if payment["kind"] != "invoice":
+    if payment["kind"] != "invoice" or payment["state"] in ("rejected", "denied"):
         return None
     return DELIVERIES_IN_WORDS.get(payment["delivery"], in_words(payment["delivery"]))
 

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from payagent.cli.link import Link
 
 BODY_BYTES_MAX = 128 * 1024
+QUIET_S = 5
+"""How long a wait that shows nothing may miss that a person is asked."""
 
 
 @group_of("payagent prepaid", "payagent prepaid list --json", alone="list")
@@ -203,19 +205,26 @@ def _plan(terminal: Terminal, plan: dict[str, Any]) -> int:
 
 
 def _until_ended(terminal: Terminal, link: "Link", order: dict[str, Any]) -> dict[str, Any]:
-    from payagent.cli.link import WAIT_S
-
-    started_s = time.monotonic()
-    patience_s = 1 if terminal.stderr.isatty() else WAIT_S
+    started_s, asked = time.monotonic(), set[str]()
+    patience_s = 1 if terminal.stderr.isatty() else QUIET_S
     with terminal.waiting() as progress:
         while order["state"] in ("open", "stopping"):
             progress(f"{_number(order, order['bought'])} bought, {time.monotonic() - started_s:.0f} s")
             try:
                 order = link.get(f"/v1/prepaid/topups/{order['id']}", wait=patience_s)
+                _tell_of_questions(terminal, link, order, asked)
             except KeyboardInterrupt:
                 terminal.say("The top-up goes on: `payagent prepaid topups`.")
                 raise
     return order
+
+
+def _tell_of_questions(terminal: Terminal, link: "Link", order: dict[str, Any], asked: set[str]) -> None:
+    """Once of each payment that waits for a person: the order waits too, and its limits and time run on."""
+    for payment_id in order["payments"][-1:]:
+        if payment_id not in asked and link.get(f"/v1/payments/{payment_id}")["state"] == "awaiting_approval":
+            asked.add(payment_id)
+            terminal.say(f"{payment_id} waits for a person: payagent payments approve {payment_id}, or deny it.")
 
 
 def _give(terminal: Terminal, order: dict[str, Any]) -> str:
@@ -226,7 +235,7 @@ def _give(terminal: Terminal, order: dict[str, Any]) -> str:
         terminal.pairs(
             [
                 *(("top-up", order["id"]), ("state", order["state"]), ("paid", paid)),
-                ("payments", ", ".join(order["payments"])),
+                *([("payments", ", ".join(order["payments"]))] if order["payments"] else []),
             ]
         )
 

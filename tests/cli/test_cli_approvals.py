@@ -1,9 +1,10 @@
 """`payagent payments approve` and `deny`, on a real daemon that asks above 5 ADA."""
 
+import subprocess
 from collections.abc import Iterator
 
 import pytest
-from cli_kit import Shop, running, until
+from cli_kit import Shop, running, spawn, until
 
 
 @pytest.fixture(scope="module")
@@ -60,3 +61,25 @@ def test_fetch_ends_pending_and_the_same_command_is_served_once_it_is_approved(a
     served = asking.payagent(*call, "-o", answer)
     assert served.code == 0, served.err
     assert "was paid for" in answer.read_text()
+
+
+def test_a_top_up_that_waits_for_a_person_says_so_while_it_waits(asking: Shop) -> None:
+    asking.settings(batch=10)
+    (asking.folder / "call.json").write_text('{"message": "a batch, please"}')
+    order = ("prepaid", "topup", "t", "--amount", "6 ADA", "--path", "/chat", "--data")
+    command = spawn(
+        *(*order, asking.folder / "call.json", "--config", asking.config),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert command.stderr is not None
+    told = command.stderr.readline()
+    (payment,) = asking.payagent("payments", "list", "--state", "awaiting_approval").json["payments"]
+    said = f"{payment['id']} waits for a person: payagent payments approve {payment['id']}, or deny it.\n"
+    assert told == said
+    assert asking.payagent("payments", "deny", payment["id"]).code == 0
+    shown = asking.payagent("payments", "show", payment["id"], "--human").out
+    assert "retry" not in shown
+    _, err = command.communicate(timeout=20)
+    assert (command.returncode, "approval_denied" in err) == (3, True)
+    asking.settings(batch=1)
