@@ -38,6 +38,7 @@ _ROWS = {
 }
 """What `verify` has looked at, where the table's name alone says too little."""
 
+_BY = ("merchant", "app", "day", "month", "asset")
 _SPENT = ("paid", "fees", "sent", "total")
 _FORMATS = ("csv", "jsonl", "beancount", "hledger")
 _CHOSEN = (
@@ -143,6 +144,8 @@ def spend(terminal: Terminal, connect: Connect, by: str, **chosen: str | None) -
     Paid went to merchants, also for what is prepaid; sent is what the operator sent. A payment counts when it is
     confirmed, a cancelled one with its fee; what a rollback took back is taken off.
     """
+    if unknown := [name for name in by.split(",") if name not in _BY]:
+        raise click.BadParameter(f"{unknown[0]!r} is none of {', '.join(_BY)}", param_hint="--by")
     with connect() as link:
         answer = link.get("/v1/ledger/spend", by=by, **chosen)
     terminal.give(answer, lambda: _show_spend(terminal, answer, by))
