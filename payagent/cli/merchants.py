@@ -160,8 +160,9 @@ def _show(terminal: Terminal, row: dict[str, Any]) -> None:
     )
     if row["addresses"]:
         terminal.line()
-        columns = ("role", "address", "set by")
-        terminal.table(columns, [(one["role"], one["address"], one["set_by"]) for one in row["addresses"]])
+        since = {"config": "config", "daemon": "learnt or pinned"}
+        rows = [(one["role"], one["address"], since[one["set_by"]]) for one in row["addresses"]]
+        terminal.table(("role", "address", "known from"), rows)
     if row["prices"]:
         terminal.line()
         terminal.table(
