@@ -42,7 +42,8 @@ def backup(terminal: Terminal, file: Path, config: Path | None) -> None:
     with terminal.waiting() as tell:
         made = back_up(settings, path, time.time_ns() // 1_000_000, tell)
     data: Json = {"file": str(path), **_facts(made)}
-    terminal.give(data, lambda: terminal.pairs([(name.replace("_", " "), str(data[name])) for name in data]))
+    called = {"made_at": "made at", "open_payments": "not final yet"}
+    terminal.give(data, lambda: terminal.pairs([(called.get(name, name), str(data[name])) for name in data]))
     terminal.say("Not in it: the keystore's passphrase, the config file, operator.token.")
 
 
@@ -104,7 +105,7 @@ def _coins(coins: "Coins") -> Json:
 def _show(terminal: Terminal, restored: "Restored") -> None:
     made = restored.manifest
     terminal.line(f"{restored.data_dir} is the wallet of {iso_time(made.made_at_ms)} again: {made.address}")
-    terminal.line(f"{made.payments} payments, {made.open_payments} of them not ended.")
+    terminal.line(f"{made.payments} payments, {made.open_payments} of them not final yet.")
     if restored.app is not None:
         terminal.line(f"operator.token is new, of the app {restored.app!r}. Earlier tokens are good as before.")
     for line in _compared(restored.differences):
