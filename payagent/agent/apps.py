@@ -76,7 +76,8 @@ async def revoke(agent: Agent, by: AppRow, name: str) -> AppRow:
     """
     app, now_ms = apps.find(agent.conn, name), agent.ports.clock.now_ms()
     if app.id == by.id:
-        raise Refused("forbidden", f"the call itself has the token of {app.name}: give that app a new one instead")
+        told = f"the call has its token: give it a new one instead, payagent app token {app.name}"
+        raise Refused("forbidden", told)
     _require_no_more(app.scopes, by)
 
     def job(unit: Unit) -> None:

@@ -217,7 +217,7 @@ PROBLEMS: dict[str, Problem] = {
         503,
         4,
         "The chain cannot be read well enough to pay",
-        "Wait; `payagent doctor` says why.",
+        "Wait: mostly it goes on by itself. `payagent doctor` looks at each provider.",
         retryable=True,
     ),
     "chain_not_understood": Problem(422, 3, "The invoice's chain is not known", _SENDER),
