@@ -70,7 +70,7 @@ def pay(
         bound = None if most is None else parse_most(most)
         if dry_run:
             return _dry_run(terminal, link, asked, bound)
-        payment = link.post_text("/v1/payments", asked.text(_max_units(link, asked, bound)), key)
+        payment = _order(link, asked, bound, key)
         if not no_wait:
             payment = _wait(terminal, link, payment)
         return _outcome(terminal, payment)
@@ -127,16 +127,24 @@ def parse_most(text: str) -> tuple[bool, int]:
     return True, parse_ada(text)
 
 
-def _max_units(link: "Link", asked: _Request, bound: tuple[bool, int] | None) -> int | None:
-    """The bound in units of the invoice's asset, which a quote tells: ADA must not be taken for a token."""
-    if bound is None:
-        return None
+def _order(link: "Link", asked: _Request, bound: tuple[bool, int] | None, key: str | None) -> dict[str, Any]:
+    """Have it paid, within a bound in units of the invoice's asset, which a quote tells: ADA is no token's unit.
+
+    What is paid already cannot be quoted: a bound of 1 lets it be found, and pays nothing.
+    """
+    why: ProblemError | None = None
+    units = None if bound is None else 1
+    if bound is not None:
+        try:
+            units = same_unit(link.post_text("/v1/quotes", asked.text(None)), bound)
+        except ProblemError as error:
+            why = error
     try:
-        quote = link.post_text("/v1/quotes", asked.text(None))
-    except ProblemError:
-        # It may be paid already, and then cannot be quoted. This least bound lets it be found, and no more.
-        return 1
-    return same_unit(quote, bound)
+        return link.post_text("/v1/payments", asked.text(units), key)
+    except ProblemError as error:
+        if why is not None and error.problem.get("limit") == "max_total":
+            raise why from None
+        raise
 
 
 def same_unit(quote: Mapping[str, Any], bound: tuple[bool, int]) -> int:

@@ -188,6 +188,13 @@ def test_an_interrupted_wait_leaves_the_payment_to_go_on(shop: Shop) -> None:
     assert len(shop.payments()) == count + 1
 
 
+def test_what_keeps_a_bounded_payment_from_being_priced_is_told(shop: Shop) -> None:
+    """Not that a bound which nobody gave is exceeded."""
+    shop.settings(price="990000000", splits=[])
+    refused = pay(shop, shop.saved("dear"), "--max", "1000 ADA")
+    assert (refused.code, refused.error["code"]) == (7, "not_enough_funds")
+
+
 def test_the_books_balance_and_tell_a_payment(shop: Shop) -> None:
     pay(shop, shop.saved("for the books"), "--key", "books")
     payment = shop.payments()[0]
