@@ -164,7 +164,7 @@ async def test_a_refused_decision_is_in_the_record_and_leaks_nothing(world: Worl
         told = queries.last_note(run.agent.conn, row.id, "decision_refused")
         assert told is not None
         assert (told["code"], told["by"], told["via"]) == ("limit_exceeded", "app_somebody", "token")
-        assert ("9000000" in told["figures"], "9000000" in told["detail"]) == (True, False)
+        assert ("leaves 9 ADA" in told["figures"], "9 ADA" in told["detail"]) == (True, False)
         with pytest.raises(Refused, match="not_found"):
             await run.agent.approve("pay_x", SOMEBODY)
         await run.agent.deny(row.id, SOMEBODY)

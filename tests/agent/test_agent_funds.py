@@ -5,6 +5,7 @@ import asyncio
 import pytest
 from agent_kit import ADA, World
 
+from payagent.core.money import format_ada
 from payagent.core.payment import State
 from payagent.core.problem import Refused
 
@@ -26,7 +27,7 @@ async def test_a_second_payment_of_a_one_coin_wallet_is_told_to_wait_for_the_cha
         told = caught.value
         assert told.code == "funds_in_flight"
         assert told.context == {"asset": "lovelace", "available": "0", "coming": str(change)}
-        assert f"{change} more come back" in told.detail
+        assert f"{format_ada(change)} more come back" in told.detail
         assert told.problem.retryable
         assert (told.problem.status, told.problem.exit_code) == (503, 7)
         assert "payagent wallet split" in told.problem.fix

@@ -74,7 +74,7 @@ def test_a_snapshot_is_a_private_file_of_its_own(paid: Shop, tmp_path: Path) -> 
 
 
 def test_a_snapshot_that_does_not_come_leaves_nothing(paid: Shop, tmp_path: Path) -> None:
-    token = write_private(tmp_path / "token", "no token of anybody\n")
+    token = write_private(tmp_path / "token", "pa_of_nobody\n")
     for file, more, code in (
         (tmp_path / "books.db", ("--token-file", token), "unauthorized"),
         (tmp_path / "nowhere" / "books.db", (), "backup_not_written"),
