@@ -133,7 +133,7 @@ class Admission:
             plan, asked = self.holding.decide(unit, purchase, anchor, expires_at_ms, now_ms)
             reasons = self.rulebook.reasons(unit.conn, purchase, purchase.invoice, plan.spend)
             if reasons:
-                worst = with_fee_room(plan.spend)
+                worst = with_fee_room(plan.spend, asked, self.rulebook.caps)
                 self.rulebook.require_within_limits(unit.conn, purchase, worst, purchase.invoice.asset, now_ms)
                 self.questions.ask(unit, purchase, plan, worst, reasons, expires_at_ms, now_ms)
                 return Admitted(payment_id, True)

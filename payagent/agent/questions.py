@@ -4,7 +4,7 @@ May import: core, store, wallet.transaction's values, agent.alarm, .holding, .or
 .replacement, .rulebook, .terms, .trust. Never: approves by itself; signs; waits for anything.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from payagent.agent import trust
@@ -15,9 +15,11 @@ from payagent.agent.prepaid import Buyer, Part, require_may_buy
 from payagent.agent.replacement import same_again
 from payagent.agent.rulebook import as_told
 from payagent.agent.terms import MerchantTerms
+from payagent.core.caps import Caps
 from payagent.core.invoice import Invoice
 from payagent.core.money import LOVELACE, format_amount
 from payagent.core.payment import Event, State
+from payagent.core.policy import Asked
 from payagent.core.problem import Refused
 from payagent.core.times import iso_time
 from payagent.core.verdict import Reasons
@@ -264,9 +266,16 @@ def _part_of(conn: Connection, row: PaymentRow, merchant: MerchantTerms) -> Part
     )
 
 
-def with_fee_room(spend: Mapping[str, int]) -> dict[str, int]:
-    """What a payment may come to when it is decided on: by then other coins may have to pay for it."""
-    return {**spend, LOVELACE: spend[LOVELACE] + FEE_ROOM_LOVELACE}
+def with_fee_room(spend: Mapping[str, int], asked: Iterable[Asked], caps: Caps | None) -> dict[str, int]:
+    """What a payment may come to when it is decided on: by then other coins may have to pay for it.
+
+    No more than the limits that were asked leave, and the caps: what they let through is put before a person.
+    """
+    lefts = [one.left_units for one in asked if one.asset == LOVELACE]
+    if caps is not None:
+        lefts.append(caps.get(LOVELACE, 0))
+    most = min((spend[LOVELACE] + FEE_ROOM_LOVELACE, *lefts))
+    return {**spend, LOVELACE: max(spend[LOVELACE], most)}
 
 
 def _plan_view(plan: Plan) -> dict[str, object]:

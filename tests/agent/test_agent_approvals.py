@@ -382,6 +382,63 @@ async def test_more_than_was_asked_about_is_not_paid(world: World) -> None:
         assert queries.hold(run.agent.conn, row.id)["lovelace"] <= asked
 
 
+@pytest.mark.parametrize("spare", [0, FEE_ROOM_LOVELACE - 1])
+@pytest.mark.parametrize("bound", ["per_payment", "per_day", "max_total", "caps"])
+async def test_what_is_within_a_limit_is_asked_about_and_never_takes_more_than_it(
+    world: World, bound: str, spare: int
+) -> None:
+    async with world.run() as run:
+        await run.look()
+        needed = (await run.agent.quote(world.ask())).plan.spend["lovelace"]
+    most = needed + spare
+    per_payment, per_day, cap = (
+        most if bound == name else 99 * ADA for name in ("per_payment", "per_day", "caps")
+    )
+    limits, caps = daily(per_payment, per_day), {"lovelace": cap}
+    more = {"max_total_units": most} if bound == "max_total" else {}
+    async with world.run(terms=lambda terms: replace(ASKING(terms), limits=limits, caps=caps)) as run:
+        await run.look()
+        await add_somebody(run)
+        row = await ask(run, **more)
+        assert spent(run) == most
+        approved = await run.agent.approve(row.id, SOMEBODY)
+        assert approved.state is State.SIGNED
+        assert spent(run) == needed
+        assert is_sound(run)
+
+
+@pytest.mark.parametrize("bound", ["per_payment", "caps"])
+async def test_what_its_fee_lifts_above_a_bound_is_asked_of_nobody(world: World, bound: str) -> None:
+    most = PRICE + 1
+    limits, caps = daily(most if bound == "per_payment" else 99 * ADA, 99 * ADA), {"lovelace": 99 * ADA}
+    caps = {"lovelace": most} if bound == "caps" else caps
+    async with world.run(terms=lambda terms: replace(ASKING(terms), limits=limits, caps=caps)) as run:
+        await run.look()
+        with pytest.raises(Refused) as refused:
+            await run.agent.pay(world.ask())
+        assert code_of(refused) == "limit_exceeded"
+        assert spent(run) == 0
+
+
+async def test_a_fee_that_rose_above_the_limit_is_not_paid_until_it_falls(world: World) -> None:
+    world.settings(price=str(40 * ADA))
+    async with world.run() as run:
+        await run.look()
+        needed = (await run.agent.quote(world.ask())).plan.spend["lovelace"]
+    async with world.run(terms=lambda terms: replace(ASKING(terms), limits=daily(needed, 99 * ADA))) as run:
+        await run.look()
+        await add_somebody(run)
+        row = await ask(run)
+        world.fund(*[1_100_000] * 60)
+        await run.look()
+        for _ in range(3):
+            await run.agent.send(APP, world.account.address, "lovelace", 45 * ADA)  # not free for a while
+        await refuses(run, row, "limit_exceeded")
+        await run.settle_down(2)
+        await run.agent.approve(row.id, SOMEBODY)
+        assert spent(run) == needed
+
+
 async def test_a_changed_402_is_not_what_was_approved(world: World) -> None:
     async with world.run(terms=ASKING) as run:
         await run.look()
