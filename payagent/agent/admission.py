@@ -8,7 +8,7 @@ May import: core, chain.source, wallet, store, agent.holding, .orders, .planner,
 .replacement, .rulebook, .terms, .trust. Never: signs; waits for anything.
 """
 
-from collections.abc import Set
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
 
 from payagent.agent import trust
@@ -261,11 +261,19 @@ class Admission:
         except Refused:
             return False
 
-    def admit_transfer(self, unit: Unit, order: TransferOrder, plan: TransferPlan, now_ms: int) -> Admitted:
+    def admit_transfer(
+        self,
+        unit: Unit,
+        order: TransferOrder,
+        plan: TransferPlan,
+        now_ms: int,
+        told: Mapping[str, object] | None = None,
+    ) -> Admitted:
         """Find the self-transfer that the order's key names, or admit it: no limits but the signer's own caps, the
         same machine and ledger.
 
-        One whose payment was cancelled spends what the cancel gave back, as a purchase does.
+        One whose payment was cancelled spends what the cancel gave back, as a purchase does. `told` goes on its
+        record.
         """
         intent = queries.live_intent(unit.conn, order.app_id, order.key)
         if intent is not None:
@@ -288,7 +296,7 @@ class Admission:
             outputs=_transfer_outputs(order.kind, planned),
             now_ms=now_ms,
         )
-        self.holding.hold(unit, order.ids.payment, planned, now_ms)
+        self.holding.hold(unit, order.ids.payment, planned, now_ms, told=told)
         return Admitted(order.ids.payment, True, planned)
 
 

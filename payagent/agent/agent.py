@@ -19,7 +19,7 @@ from typing import BinaryIO, TypeVar
 
 import structlog
 
-from payagent.agent import prepaid, steps, trust, uses
+from payagent.agent import emptying, prepaid, steps, trust, uses
 from payagent.agent.admission import Admission, note_price, require_same
 from payagent.agent.chainview import ChainView
 from payagent.agent.changes import Changes
@@ -69,7 +69,7 @@ from payagent.store import uses as store_uses
 from payagent.store.queries import AttemptRow, PaymentRow
 from payagent.store.writer import Connection, Readers, Unit
 from payagent.wallet.coins import Coin, Coins
-from payagent.wallet.transaction import Plan, assemble, check, fan_out, select, sweep
+from payagent.wallet.transaction import Plan, assemble, check, fan_out, select
 
 T = TypeVar("T")
 
@@ -357,14 +357,15 @@ class Agent:
         return await self._transfer(order, partial(self._select, outputs))
 
     async def sweep(self, app_id: str, to: Address, key: str | None = None) -> tuple[PaymentRow, bool]:
-        """Send everything that is free, as far as one transaction holds it, smallest coins first."""
-        own, network_id = self.terms.own, self.terms.network.network_id
-        return await self._transfer(
-            self._order(app_id, "sweep", key, to.text),
-            lambda coins, ttl_slot, anchor: sweep(
-                coins, to, own=own, ttl_slot=ttl_slot, network_id=network_id, anchor=anchor
-            ),
+        """Send everything that is free and may leave, as far as one transaction holds it, smallest coins first."""
+        order, now_ms = self._order(app_id, "sweep", key, to.text), self.ports.clock.now_ms()
+        return await self._order_transfer(
+            order, lambda unit: emptying.admit(self._admission, unit, order, to, now_ms)
         )
+
+    def left_behind(self, payment_id: str) -> Mapping[str, object] | None:
+        """What a sweep left behind, as `LeftBehind.view` has it; None: nothing."""
+        return emptying.told_of(self.conn, payment_id)
 
     async def split(
         self, app_id: str, count: int, lovelace: int, key: str | None = None
@@ -829,11 +830,15 @@ class Agent:
 
     async def _transfer(self, order: TransferOrder, plan: TransferPlan) -> tuple[PaymentRow, bool]:
         now_ms = self.ports.clock.now_ms()
+        return await self._order_transfer(
+            order, lambda unit: self._admission.admit_transfer(unit, order, plan, now_ms)
+        )
+
+    async def _order_transfer(
+        self, order: TransferOrder, admit: Callable[[Unit], Admitted]
+    ) -> tuple[PaymentRow, bool]:
         with self._claim(order.ids.payment):
-            admitted = await self.write(
-                "admit", lambda unit: self._admission.admit_transfer(unit, order, plan, now_ms)
-            )
-            return await self._carry_out(admitted)
+            return await self._carry_out(await self.write("admit", admit))
 
     async def _admit(self, purchase: Purchase) -> Admitted:
         """As `Admission.admit`; where all coins are in use, in line with the others, while change can be had."""

@@ -175,6 +175,24 @@ class Payment(BaseModel):
     approval: "ApprovalTold" = _absent("There when a person was asked.")
 
 
+class LeftBehind(BaseModel):
+    """What an order to send everything left where it is: coins with tokens of which nothing may leave.
+
+    `assets` names the first eight of them; `detail` tells why, and how to come by the ADA.
+    """
+
+    coins: int
+    lovelace: Units
+    assets: list[str]
+    detail: str
+
+
+class Sent(Payment):
+    """The order's payment. `outputs` are what leaves."""
+
+    left_behind: LeftBehind = _absent("There when everything was to be sent, and some of it may not leave.")
+
+
 class LimitStanding(BaseModel):
     """`app` and `merchant`: whose spending it bounds; null: whoever's.
 

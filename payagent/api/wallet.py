@@ -14,7 +14,7 @@ from payagent.api.access import OPERATE, PAY, READ, Caller, need
 from payagent.api.calls import single_header
 from payagent.api.problems import JsonResponse
 from payagent.api.reading import read_key, read_split, read_transfer
-from payagent.api.schemas import Payment, SendOrder, SplitOrder, Thawed, Utxos, Wallet, gives, takes
+from payagent.api.schemas import Payment, SendOrder, Sent, SplitOrder, Thawed, Utxos, Wallet, gives, takes
 from payagent.api.views import address_view, utxo_view, wallet_view
 from payagent.store import queries
 
@@ -62,7 +62,7 @@ async def split(request: Request, caller: Operator) -> JsonResponse:
 @router.post(
     "/v1/wallet/send",
     summary="Send out of the wallet, past the limits",
-    responses=gives(Payment, 201),
+    responses=gives(Sent, 201),
     openapi_extra=takes(SendOrder),
     status_code=201,
 )
@@ -74,7 +74,9 @@ async def send(request: Request, caller: Operator) -> JsonResponse:
         row, is_new = await agent.sweep(caller.app.id, order.to, key)
     else:
         row, is_new = await agent.send(caller.app.id, order.to, order.asset, order.units, key)
-    return JsonResponse(payment_view(row, agent.terms), 201 if is_new else 200)
+    behind = agent.left_behind(row.id)
+    told = {} if behind is None else {"left_behind": behind}
+    return JsonResponse(payment_view(row, agent.terms) | told, 201 if is_new else 200)
 
 
 @router.post(

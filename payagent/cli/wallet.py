@@ -116,7 +116,7 @@ def split(terminal: Terminal, connect: Connect, count: int, each: str, key: str 
 @click.argument("to", metavar="ADDRESS")
 @click.option("--amount", metavar="AMOUNT", help='"25 ADA", or the units of a token as digits.')
 @click.option("--asset", metavar="ASSET", help="Policy id and asset name in hex. Default: ADA.")
-@click.option("--all", "everything", is_flag=True, help="Everything that is free.")
+@click.option("--all", "everything", is_flag=True, help="Everything that is free and may leave.")
 @key_option
 @talks_to_daemon
 def send(
@@ -223,4 +223,6 @@ def _ordered(terminal: Terminal, payment: dict[str, Any]) -> None:
         )
 
     terminal.give(payment, human)
+    if "left_behind" in payment:
+        terminal.say(f"Left behind: {payment['left_behind']['detail']}.")
     terminal.say(f"On its way: `payagent payments show {payment['id']}`.")

@@ -5,7 +5,7 @@ never comes; the signer asks again, of the bytes, and what all of them may take 
 May import: core.money, core.problem. Never: counts over time; that is `policy`, and for the signer `outflow`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from payagent.core.money import LOVELACE, format_amount
 from payagent.core.problem import Refused
@@ -21,6 +21,11 @@ Caps = Mapping[str, int]
 
 WITH_FEE, BEFORE_FEE = "with its fee", "and its fee"
 """How a refusal goes on that has told what a payment takes: the fee is in it, or is known later."""
+
+
+def barred(assets: Iterable[str], caps: Caps) -> frozenset[str]:
+    """The tokens among these of which nothing may leave."""
+    return frozenset(asset for asset in assets if asset != LOVELACE and not caps.get(asset))
 
 
 def require_within_caps(leaving: Mapping[str, int], caps: Caps, fee: str = WITH_FEE) -> None:

@@ -7,7 +7,7 @@ is found; and where all coins together leave dust, so is one that leaves a coin 
 May import: core, `coins`, `plan`. Never: randomness, or a walk over the wallet when few coins pay.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from enum import Enum
 from itertools import islice
 
@@ -54,16 +54,17 @@ def choose(coins: Coins, order: Order, anchor: Coin | None) -> Draft:
     )
 
 
-def choose_all(coins: Coins, order: Order, anchor: Coin | None) -> Draft:
+def choose_all(coins: Coins, order: Order, anchor: Coin | None, barred: Set[str] = frozenset()) -> Draft:
     """As many coins as fit one transaction that gives everything to the rest, smallest first.
 
     Smallest first, so that a sweep to the wallet's own address clears up its dust; the anchor before all of them,
-    where there is one. Refused: `not_enough_funds` when they do not even pay their own way.
+    where there is one. None that holds a `barred` asset. Refused: `not_enough_funds` when they do not even pay
+    their own way.
     """
     most = order.frame.parameters.max_tx_size // _LEAST_INPUT_SIZE
     for sequence in (coins.smallest(), coins.largest()):
         first = [] if anchor is None else [anchor]
-        others = (coin for coin in sequence if coin not in first)
+        others = (coin for coin in sequence if coin not in first and not _holds(coin, barred))
         draft = _longest_prefix(order, [*first, *islice(others, most - len(first))])
         if draft.pays():
             return draft
@@ -89,6 +90,10 @@ def pick_anchor(draft: Draft) -> Coin:
 def smallest_of(coins: Sequence[Coin]) -> Coin:
     """The smallest coin of pure ADA, else the smallest."""
     return min(coins, key=lambda coin: (bool(coin.assets), coin.lovelace, coin.ref))
+
+
+def _holds(coin: Coin, assets: Set[str]) -> bool:
+    return any(asset in assets for asset, _ in coin.assets)
 
 
 def _require_totals(coins: Coins, order: Order, anchor: Coin | None, input_count: int) -> None:

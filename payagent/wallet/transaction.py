@@ -5,7 +5,7 @@ outputs give the same bytes, on a second run after a crash too.
 May import: core and this room. Never: pycardano, I/O, a clock. Rules: Conway's UTXO and UTXOW (see `plan`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 from payagent.core.address import Address
 from payagent.core.caps import FEE_CAP_LOVELACE
@@ -104,16 +104,17 @@ def sweep(
     params: Parameters = MAINNET_PARAMETERS,
     fee_cap_lovelace: int = FEE_CAP_LOVELACE,
     anchor: Coin | None = None,
+    barred: Set[str] = frozenset(),
 ) -> Plan:
     """Send everything: as many coins as one transaction holds, smallest first, all to `to` less the fee.
 
-    A wallet of more coins takes several sweeps; to the own address a sweep is a consolidation. An anchor that is
-    given is spent.
+    A wallet of more coins takes several sweeps; to the own address a sweep is a consolidation. Coins that hold a
+    token which is `barred` are left out. An anchor that is given is spent.
     Refused: `not_enough_funds`, `fee_too_high`.
     """
     role: Role = "change" if to.raw == own.raw else "pay_to"
     order = lay_order((), Frame(to, ttl_slot, network_id, params, fee_cap_lovelace, role))
-    draft = choose_all(coins, order, anchor)
+    draft = choose_all(coins, order, anchor, barred)
     return finish(draft, anchor or pick_anchor(draft))
 
 

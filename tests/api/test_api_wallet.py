@@ -94,6 +94,28 @@ async def test_send_all_leaves_nothing_behind(world: World) -> None:
             assert await totals(api) == {"lovelace": {"available": "0", "held": "0", "total": "0"}}
 
 
+async def test_send_all_names_what_may_not_leave_and_sends_the_rest(world: World) -> None:
+    world.fund(100_000_000)
+    world.fund(2_000_000, assets={TOKEN: 12})
+    order, key = {"address": PAYEE, "all": True}, {"Idempotency-Key": "all"}
+    async with world.run(terms=with_terms(caps={"lovelace": 200_000_000})) as run:
+        await run.look()
+        async with served(run) as api:
+            sent = await api.http.post("/v1/wallet/send", json=order, headers=key)
+            again = await api.http.post("/v1/wallet/send", json=order, headers=key)
+            assert (sent.status_code, again.status_code) == (201, 200), sent.text
+            behind = sent.json()["left_behind"]
+            assert (behind["coins"], behind["lovelace"], behind["assets"]) == (1, "2000000", [TOKEN])
+            assert "[[limits.assets]]" in behind["detail"]
+            assert again.json()["left_behind"] == behind
+            await run.agent.drain(10)
+            await run.settle_down()
+            assert world.on_chain() == {"lovelace": 2_000_000, TOKEN: 12}
+            refused = await api.http.post("/v1/wallet/send", json=order)
+            assert (refused.status_code, refused.json()["code"]) == (403, "asset_not_allowed")
+            assert "nothing is left to send but 1 coin with 2 ADA" in refused.json()["detail"]
+
+
 async def test_a_token_is_sent_in_its_own_units(world: World) -> None:
     world.fund(100_000_000)
     world.fund(5_000_000, assets={TOKEN: 12})

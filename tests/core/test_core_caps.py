@@ -2,7 +2,7 @@
 
 import pytest
 
-from payagent.core.caps import require_within_caps
+from payagent.core.caps import barred, require_within_caps
 from payagent.core.problem import Refused
 
 TOKEN = "aa" * 28
@@ -21,6 +21,11 @@ def test_a_unit_more_is_refused_and_told(asset: str, units: int) -> None:
     assert refused.value.code == "limit_exceeded"
     told = {"limit": "per_transaction", "asset": asset, "left": str(CAPS[asset]), "asked": str(units)}
     assert refused.value.context == told
+
+
+def test_a_token_is_barred_without_a_cap_or_with_one_of_nothing() -> None:
+    assert barred(["lovelace", TOKEN, "bb" * 28, "cc" * 28], CAPS | {"cc" * 28: 0}) == {"bb" * 28, "cc" * 28}
+    assert barred(["lovelace"], {}) == frozenset()
 
 
 def test_what_has_no_cap_does_not_leave() -> None:

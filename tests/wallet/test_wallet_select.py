@@ -347,6 +347,19 @@ def test_a_sweep_of_many_coins_comes_in_batches_that_each_fit() -> None:
     assert 3 <= batches < 40
 
 
+@pytest.mark.parametrize("large", [4, 40])
+def test_a_sweep_leaves_out_coins_with_what_is_barred(large: int) -> None:
+    wallet = [coin(large * ADA, 1, a1=9, a2=1), coin(5 * ADA, 2, a2=7), coin(6 * ADA, 3)]
+    frame = {"own": OWN, "ttl_slot": TTL_SLOT, "network_id": 0, "barred": {ASSETS[1]}}
+    plan = sweep(Coins(wallet), payee(3), **frame)
+    check(sign(plan, SIGNER), plan, SIGNER.public_key)
+    assert set(plan.inputs) == set(wallet[1:])
+    assert plan.spend == {"lovelace": 11 * ADA, ASSETS[2]: 7}
+    with pytest.raises(Refused) as caught:
+        sweep(Coins(wallet[:1]), payee(3), **frame)
+    assert caught.value.code == "not_enough_funds"
+
+
 def test_a_sweep_of_too_little_is_refused() -> None:
     with pytest.raises(Refused) as caught:
         sweep(Coins([coin(1 * ADA)]), payee(3), own=OWN, ttl_slot=TTL_SLOT, network_id=0)
