@@ -1,4 +1,4 @@
-"""Raising an alert inside a commit, and clearing it: each subject once.
+"""Raising an alert inside a commit, and clearing it: each subject once, unless it is of something new.
 
 May import: store. Never: sends an alert (agent.alerts does); commits.
 """
@@ -25,6 +25,11 @@ def raise_alert(unit: Unit, kind: str, subject: str, facts: Mapping[str, str], n
         return False
     _write(unit, kind, subject, facts, now_ms)
     return True
+
+
+def raise_again(unit: Unit, kind: str, subject: str, facts: Mapping[str, str], now_ms: int) -> None:
+    """Tell of it though its subject may be raised already: of something that was not told yet."""
+    _write(unit, kind, subject, facts, now_ms)
 
 
 def clear_alert(unit: Unit, subject: str, facts: Mapping[str, str], now_ms: int) -> bool:

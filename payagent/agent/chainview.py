@@ -51,7 +51,7 @@ class ChainView:
     """What the watch learned, and what keeps the wallet from signing.
 
     `restored_at_ms`: when the ledger was put back from a backup, if it ever was. `behind`: why the ledger does not
-    know all that was signed (agent.scan). `foreign`: a transaction that spent coins of ours and is none of ours
+    know all that was signed (agent.scan). `foreign`: transactions that spent coins of ours and are none of ours
     (agent.foreign), until an operator thaws. `require_ready` stands before every signature.
     """
 
@@ -61,7 +61,7 @@ class ChainView:
     problem: str | None = "no provider has answered yet"
     restored_at_ms: int | None = None
     behind: str | None = None
-    foreign: str | None = None
+    foreign: tuple[str, ...] = ()
 
     def learn_genesis(self, genesis: Genesis) -> None:
         """Bind the provider's network to ours: addresses cannot tell preprod from preview."""
@@ -112,10 +112,12 @@ class ChainView:
 
         if self.behind is not None:
             raise Refused("ledger_behind", f"nothing is signed: {self.behind}")
-        if self.foreign is not None:
+        if self.foreign:
+            *others, last = self.foreign
+            beside = f" (and {len(others)} before it)" if others else ""
             raise Refused(
                 "foreign_spend",
-                f"nothing is signed until an operator thaws: transaction {self.foreign} spent coins of this "
+                f"nothing is signed until an operator thaws: transaction {last}{beside} spent coins of this "
                 "wallet, and payagent did not sign it",
             )
 

@@ -7,6 +7,7 @@ elsewhere may spend what a payment is about to.
 May import: core, chain.source, store, agent. Never: concludes anything from an absence; thaws by itself.
 """
 
+from collections.abc import Collection
 from functools import partial
 
 import structlog
@@ -35,19 +36,30 @@ SEARCH_EVERY_MS = 60_000
 log = structlog.get_logger("payagent.foreign")
 
 
-async def thaw(agent: Agent, app_id: str) -> str | None:
-    """An operator says that the wallet is payagent's alone again; the transaction that froze it, if one did."""
-    frozen_by = onchain.frozen_by(agent.conn)
-    if frozen_by is None:
-        agent.chain.foreign = None
-        return None
+async def thaw(agent: Agent, app_id: str, seen: Collection[str] | None = None) -> tuple[str, ...]:
+    """An operator says that the wallet is payagent's alone again; the transactions that had frozen it.
+
+    `seen` are those that the operator has looked at, where that was told. Refused, `foreign_spend`, when another
+    one has frozen it too: it may have come meanwhile.
+    """
     now_ms = agent.ports.clock.now_ms()
 
-    def job(unit: Unit) -> None:
-        records.note(unit, None, "thawed", None, now_ms, {"app": app_id, "tx_id": frozen_by})
-        clear_alert(unit, ALERT_SUBJECT, {"detail": "an operator thawed the wallet", "tx": frozen_by}, now_ms)
+    def job(unit: Unit) -> tuple[str, ...]:
+        frozen_by = onchain.frozen_by(unit.conn)
+        unseen = [] if seen is None else [tx_id for tx_id in frozen_by if tx_id not in seen]
+        if unseen:
+            raise Refused(
+                "foreign_spend",
+                f"not thawed: transaction {unseen[-1]} spent coins of this wallet too, and is none of those that "
+                "were looked at",
+            )
+        if frozen_by:
+            last = frozen_by[-1]
+            records.note(unit, None, "thawed", None, now_ms, {"app": app_id, "tx_id": last, "txs": frozen_by})
+            clear_alert(unit, ALERT_SUBJECT, {"detail": "an operator thawed the wallet", "tx": last}, now_ms)
+        return frozen_by
 
-    await agent.write("thaw", job)
+    frozen_by = await agent.write("thaw", job) if onchain.frozen_by(agent.conn) else ()
     agent.chain.foreign = onchain.frozen_by(agent.conn)
     return frozen_by
 

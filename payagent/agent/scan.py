@@ -16,7 +16,7 @@ from typing import Literal
 import structlog
 
 from payagent.agent.agent import Agent
-from payagent.agent.alarm import raise_alert
+from payagent.agent.alarm import raise_again
 from payagent.agent.chainview import QUIET_MS
 from payagent.agent.deposits import is_back
 from payagent.agent.purse import take
@@ -151,7 +151,7 @@ def take_in(unit: Unit, spend: Spend, why: Why, coins: Coins, now_ms: int) -> st
     records.note(unit, None, event, None, now_ms, told)
     if event == "foreign_spend":
         detail = f"transaction {seen.tx_id} spent coins of this wallet, and payagent did not sign it"
-        raise_alert(unit, "foreign_spend", ALERT_SUBJECT, {"detail": detail, "tx": seen.tx_id}, now_ms)
+        raise_again(unit, "foreign_spend", ALERT_SUBJECT, {"detail": detail, "tx": seen.tx_id}, now_ms)
     return event
 
 

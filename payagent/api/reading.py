@@ -38,7 +38,7 @@ _KEY = re.compile(r"[!-~]{1,255}", re.ASCII)
 _METHOD = re.compile(r"[A-Z]{1,16}", re.ASCII)
 _PATH = re.compile(r"/[!-~]{0,8191}", re.ASCII)
 _PATH_FORM = "a path with its query, in ASCII, from the / on"
-_SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
+_HEX_32 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 Fields = dict[str, object]
@@ -106,6 +106,15 @@ def read_transfer(raw: bytes, network: Network) -> Transfer:
     with own_order(key="asset"):
         asset = parse_asset(body.get("asset", LOVELACE))
     return Transfer(to, asset, _amount(body, "units", asset))
+
+
+def read_thaw(raw: bytes) -> list[str] | None:
+    """The transactions that the operator has looked at; None when that is not told."""
+    body = _fields(_json(raw), "the body", (), ("seen",))
+    seen = body.get("seen", ())
+    if not isinstance(seen, list | tuple) or not all(isinstance(tx, str) and _HEX_32.fullmatch(tx) for tx in seen):
+        raise Refused("bad_request", "seen must be a list of transaction ids, each 64 hex digits", key="seen")
+    return list(seen) if "seen" in body else None
 
 
 def read_topup(raw: bytes, terms: Terms) -> tuple[Wish, bool]:
@@ -318,7 +327,7 @@ def _read_request(value: object) -> Request:
         (
             ("method", _METHOD, "an HTTP method in capitals"),
             ("path", _PATH, _PATH_FORM),
-            ("body_sha256", _SHA256, "the body's SHA-256 in lower-case hex"),
+            ("body_sha256", _HEX_32, "the body's SHA-256 in lower-case hex"),
         ),
     )
     headers = {name.lower(): text for name, text in _read_headers(body.get("headers", {}), "request.headers")}

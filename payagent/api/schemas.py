@@ -83,6 +83,14 @@ class SplitOrder(_Closed):
     lovelace: Units
 
 
+class ThawOrder(_Closed):
+    """Sign again after coins were spent elsewhere."""
+
+    seen: list[Hex] = _absent(
+        "The transactions that were looked at, as `frozen_by` of the wallet has them. Without it all are cleared."
+    )
+
+
 class SendOrder(_Closed):
     """Send `units` of `asset`, or all that is free."""
 
@@ -442,12 +450,13 @@ class ChainSeen(BaseModel):
 
 
 class Wallet(BaseModel):
-    """`assets` and `coins` are null for a token that only pays: they tell what other apps do."""
+    """`assets`, `coins` and `frozen_by` are null for a token that only pays: they tell what other apps do."""
 
     network: str
     address: str
     assets: list[AssetBalance] | None
     coins: CoinCounts | None
+    frozen_by: Annotated[list[Hex] | None, Field(description="What spent coins elsewhere, and nobody has thawed.")]
     chain: ChainSeen
 
 
@@ -465,6 +474,7 @@ class Utxos(BaseModel):
 
 class Thawed(BaseModel):
     tx: str | None
+    txs: list[str]
 
 
 class PauseOrder(_Closed):
@@ -750,6 +760,7 @@ _REFERRED: tuple[type[BaseModel], ...] = (
     PaymentRequest,
     DeliveryReport,
     SplitOrder,
+    ThawOrder,
     SendOrder,
     TopupOrder,
     EventTold,

@@ -137,6 +137,7 @@ def address_view(terms: Terms, chain: ChainView, now_ms: int) -> Json:
         "address": terms.own.text,
         "assets": None,
         "coins": None,
+        "frozen_by": None,
         "chain": _chain_view(chain, now_ms),
     }
 
@@ -158,6 +159,7 @@ def wallet_view(
             for asset, parts in wallet_units(coins, balances).items()
         ],
         "coins": {state: states.count(state) for state in COIN_STATES},
+        "frozen_by": list(chain.foreign),
         "chain": _chain_view(chain, now_ms),
     }
 

@@ -13,8 +13,19 @@ from payagent.agent.view import payment_view
 from payagent.api.access import OPERATE, PAY, READ, Caller, need
 from payagent.api.calls import single_header
 from payagent.api.problems import JsonResponse
-from payagent.api.reading import read_key, read_split, read_transfer
-from payagent.api.schemas import Payment, SendOrder, Sent, SplitOrder, Thawed, Utxos, Wallet, gives, takes
+from payagent.api.reading import read_key, read_split, read_thaw, read_transfer
+from payagent.api.schemas import (
+    Payment,
+    SendOrder,
+    Sent,
+    SplitOrder,
+    Thawed,
+    ThawOrder,
+    Utxos,
+    Wallet,
+    gives,
+    takes,
+)
 from payagent.api.views import address_view, utxo_view, wallet_view
 from payagent.store import queries
 
@@ -80,8 +91,14 @@ async def send(request: Request, caller: Operator) -> JsonResponse:
 
 
 @router.post(
-    "/v1/wallet/thaw", summary="Sign again after coins were spent elsewhere", responses=gives(Thawed, 200)
+    "/v1/wallet/thaw",
+    summary="Sign again after coins were spent elsewhere",
+    responses=gives(Thawed, 200),
+    openapi_extra=takes(ThawOrder, may_be_absent=True),
 )
-async def thaw_wallet(caller: Operator) -> JsonResponse:
-    """The operator says that payagent alone has this wallet again. `tx`: what froze it; null when nothing had."""
-    return JsonResponse({"tx": await thaw(caller.agent, caller.app.id)})
+async def thaw_wallet(request: Request, caller: Operator) -> JsonResponse:
+    """The operator says that payagent alone has this wallet again. `txs`: what had frozen it; `tx`: the last of
+    them, null when nothing had. Refused as `foreign_spend` when `seen` is given and lacks one of them."""
+    seen = read_thaw(await caller.json_body(request, may_be_absent=True))
+    txs = await thaw(caller.agent, caller.app.id, seen)
+    return JsonResponse({"tx": txs[-1] if txs else None, "txs": txs})

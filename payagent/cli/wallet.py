@@ -143,17 +143,25 @@ def send(
         _ordered(terminal, link.post("/v1/wallet/send", body, key))
 
 
-@wallet.command(epilog=example("payagent wallet thaw"))
+@wallet.command(epilog=example("payagent wallet thaw", "payagent wallet thaw --seen 0123...cdef"))
+@click.option("--seen", multiple=True, metavar="TX", help="A transaction that you looked at; can be repeated.")
 @talks_to_daemon
-def thaw(terminal: Terminal, connect: Connect) -> None:
-    """Sign again after coins were spent elsewhere. First find out who has the wallet's words, and stop it."""
+def thaw(terminal: Terminal, connect: Connect, seen: tuple[str, ...]) -> None:
+    """Sign again after coins were spent elsewhere. First find out who has the wallet's words, and stop it.
+
+    The transactions that spent them are shown. It is refused where there are others than those, or than the ones
+    that --seen names: they may have come while you looked.
+    """
+    with connect() as link:
+        shown = link.get("/v1/wallet")["frozen_by"] or []
+    for tx in shown:
+        terminal.say(f"Coins of this wallet were spent by {tx}")
     if terminal.can_ask:
         click.confirm("Is payagent the only one that signs with this wallet now?", abort=True, err=True)
     with connect() as link:
-        answer = link.post("/v1/wallet/thaw", {})
-    tx = answer["tx"]
-    text = "Nothing was frozen." if tx is None else f"Thawed: payagent signs again. Frozen by {tx}."
-    terminal.give(answer, lambda: terminal.line(text))
+        answer = link.post("/v1/wallet/thaw", {"seen": list(seen or shown)})
+    text = f"Thawed: payagent signs again. Frozen by {', '.join(answer['txs'])}."
+    terminal.give(answer, lambda: terminal.line(text if answer["txs"] else "Nothing was frozen."))
 
 
 @wallet.command(epilog=example("payagent wallet passphrase --new-passphrase-file ~/new-passphrase"))

@@ -461,7 +461,7 @@ class World:
         while True:
             await asyncio.sleep(120)
             life = await self.life()
-            if life.agent.chain.foreign is not None:
+            if life.agent.chain.foreign:
                 self.story.reach("signing is frozen since coins were spent elsewhere")
                 try:
                     await life.call(thaw(life.agent, "app_test"))
@@ -522,7 +522,7 @@ class World:
 
     def _is_anything_open(self, life: Life) -> bool:
         chain = life.agent.chain
-        is_held_up = chain.behind is not None or chain.foreign is not None
+        is_held_up = chain.behind is not None or bool(chain.foreign)
         return is_held_up or _is_open(life.conn)
 
     # --- lives

@@ -144,10 +144,13 @@ def last_slot(conn: sqlite3.Connection) -> int | None:
     return None if slot is None else int(slot)
 
 
-def frozen_by(conn: sqlite3.Connection) -> str | None:
-    """The last transaction that spent coins of ours elsewhere, if nobody has thawed the wallet since."""
-    seq, detail, _ = last_of_wallet(conn, "foreign_spend")
-    return None if seq <= last_of_wallet(conn, "thawed")[0] else str(json.loads(detail)["tx_id"])
+def frozen_by(conn: sqlite3.Connection) -> tuple[str, ...]:
+    """The transactions that spent coins of ours elsewhere and that nobody has thawed since, oldest first."""
+    rows = conn.execute(
+        "SELECT detail FROM events WHERE payment_id IS NULL AND event = 'foreign_spend' AND seq > ? ORDER BY seq",
+        (last_of_wallet(conn, "thawed")[0],),
+    )
+    return tuple(str(json.loads(detail)["tx_id"]) for (detail,) in rows)
 
 
 def own_tx(conn: sqlite3.Connection, tx_id: str) -> OwnTx | None:

@@ -91,7 +91,7 @@ async def test_of_what_a_search_has_read_only_the_newest_stays_in_memory(
         await run.look()
         spend_elsewhere(run)
         await run.look()
-        assert await thaw(run.agent, APP) is not None
+        assert await thaw(run.agent, APP)
         world.block()
         await run.look()
         assert remembered() == before + 2
@@ -102,7 +102,7 @@ async def test_a_spend_elsewhere_is_booked_and_freezes_until_an_operator_thaws(w
         row = await run.pay_in_block("first")
         tx_id = spend_elsewhere(run)
         await run.look()
-        assert run.agent.chain.foreign == tx_id
+        assert run.agent.chain.foreign == (tx_id,)
         await require_whole(run)
         with pytest.raises(Refused, match="foreign_spend"):
             await run.pay("while frozen")
@@ -112,13 +112,34 @@ async def test_a_spend_elsewhere_is_booked_and_freezes_until_an_operator_thaws(w
         await run.look()
         with pytest.raises(Refused, match="foreign_spend"):
             await run.pay("while frozen")
-        assert await thaw(run.agent, APP) == tx_id
-        assert await thaw(run.agent, APP) is None
+        assert await thaw(run.agent, APP) == (tx_id,)
+        assert await thaw(run.agent, APP) == ()
         assert alerts.last_kind(run.agent.conn, "foreign") == "cleared"
         row = await run.pay("after the thaw")
         await run.settle_down()
         assert run.state(row.id) is State.CONFIRMED
         await require_whole(run)
+
+
+async def test_a_further_spend_elsewhere_is_told_too_and_a_thaw_that_has_not_seen_it_clears_nothing(
+    world: World,
+) -> None:
+    async with world.run() as run:
+        await run.look()
+        first = spend_elsewhere(run)
+        await run.look()
+        second = spend_elsewhere(run)
+        await run.look()
+        assert [alert.facts["tx"] for alert in alerts.after(run.agent.conn, 0)] == [first, second]
+        with pytest.raises(Refused, match=second) as refused:
+            await thaw(run.agent, APP, [first])
+        assert refused.value.code == "foreign_spend"
+        with pytest.raises(Refused, match=rf"{second} \(and 1 before it\)"):
+            await run.pay("while frozen")
+        assert await thaw(run.agent, APP, [first, second]) == (first, second)
+        told = [alert.kind for alert in alerts.after(run.agent.conn, 0)]
+        assert told == ["foreign_spend", "foreign_spend", "cleared"]
+        await run.pay_in_block("after the thaw")
 
 
 async def test_a_coin_that_came_and_went_between_two_looks_is_booked_with_its_spend(world: World) -> None:
@@ -231,7 +252,7 @@ async def test_what_was_thawed_freezes_no_more_when_a_fork_moves_it(world: World
         (moved,) = onchain.foreign_there(run.agent.conn)
         assert [moved.tx_id] == [row.tx_id for row in before] == [tx_id]
         assert moved.block_hash != before[0].block_hash
-        assert run.agent.chain.foreign is None
+        assert run.agent.chain.foreign == ()
         assert alerts.last_kind(run.agent.conn, "foreign") == "cleared"
         await require_whole(run)
     async with world.run() as run:  # a restart remembers what was told
@@ -247,7 +268,7 @@ async def test_what_was_thawed_freezes_no_more_when_a_fork_moves_it(world: World
         assert run.state(row.id) is State.CONFIRMED
         another = spend_elsewhere(run)
         await run.look()
-        assert run.agent.chain.foreign == another
+        assert run.agent.chain.foreign == (another,)
         assert alerts.last_kind(run.agent.conn, "foreign") == "foreign_spend"
         await require_whole(run)
 
@@ -260,9 +281,9 @@ async def test_what_nobody_has_thawed_stays_frozen_when_a_fork_moves_it(world: W
         await run.look()
         fork_with(world, low, raw_of(world, tx_id))
         await run.pass_time(3, 61)
-        assert run.agent.chain.foreign == onchain.frozen_by(run.agent.conn) == tx_id
-        assert await thaw(run.agent, APP) == tx_id
-        assert run.agent.chain.foreign is None
+        assert run.agent.chain.foreign == onchain.frozen_by(run.agent.conn) == (tx_id,)
+        assert await thaw(run.agent, APP) == (tx_id,)
+        assert run.agent.chain.foreign == ()
         assert alerts.last_kind(run.agent.conn, "foreign") == "cleared"
 
 
@@ -275,7 +296,7 @@ async def test_a_payment_whose_anchor_went_elsewhere_is_void_when_that_is_deep(w
         anchor = next(c for c in queries.coins(run.agent.conn) if c.ref == row.anchor)
         tx_id = spend_elsewhere(run, 3 * ADA, Coin(anchor.tx_id, anchor.output_index, anchor.lovelace, ()))
         await run.look()
-        assert run.agent.chain.foreign == tx_id
+        assert run.agent.chain.foreign == (tx_id,)
         assert run.state(row.id) is State.IN_FLIGHT
         assert run.books()["held"]
         await run.pass_time(2, 61)
@@ -399,13 +420,13 @@ async def test_what_the_books_cannot_take_in_yet_freezes_nothing_that_no_operato
             world.block(2)
             await run.look()
             assert onchain.foreign_there(run.agent.conn) == []
-            assert (run.agent.chain.foreign, onchain.frozen_by(run.agent.conn)) == (None, None)
-            run.agent.chain.foreign = plan.tx_id
-            assert await thaw(run.agent, APP) is None
-            assert run.agent.chain.foreign is None, "what is frozen is what the ledger says"
+            assert (run.agent.chain.foreign, onchain.frozen_by(run.agent.conn)) == ((), ())
+            run.agent.chain.foreign = (plan.tx_id,)
+            assert await thaw(run.agent, APP) == ()
+            assert run.agent.chain.foreign == (), "what is frozen is what the ledger says"
             relay.thaw()
             await run.pass_time(3, 61)
-            assert run.agent.chain.foreign == onchain.frozen_by(run.agent.conn) == plan.tx_id
+            assert run.agent.chain.foreign == onchain.frozen_by(run.agent.conn) == (plan.tx_id,)
 
 
 async def require_verified(run: Run) -> None:

@@ -103,7 +103,7 @@ async def test_an_old_ledger_signs_nothing_until_the_chain_was_read_and_pays_the
         world.block()
         await run.look()
         assert run.agent.chain.behind is None
-        assert run.agent.chain.foreign is None
+        assert run.agent.chain.foreign == ()
         found = {row.tx_id for row in onchain.foreign_there(run.agent.conn)}
         assert found == {row.tx_id for row in forgotten}
         await run.look()
@@ -203,7 +203,7 @@ async def test_what_was_forgotten_freezes_nothing_when_a_fork_moves_it(world: Wo
         await run.pass_time(3, 61)
         (moved,) = onchain.foreign_there(run.agent.conn)
         assert (moved.tx_id, moved.block_hash == before.block_hash) == (row.tx_id, False)
-        assert run.agent.chain.foreign is None
+        assert run.agent.chain.foreign == ()
         assert count_of(run.agent.conn, "foreign_spend") == 0
         await require_whole(run)
 

@@ -1,6 +1,7 @@
 """The wallet, its transfers, the limits and the books over HTTP, against what the chain shows."""
 
 import pytest
+from agent.test_agent_foreign import spend_elsewhere
 from agent_kit import DEVNET, World, daily, with_terms
 from api_kit import Api, served
 from hostile_402s import TOKEN, address
@@ -172,3 +173,22 @@ async def test_entries_tell_the_story_of_a_payment_and_each_balances(api: Api) -
         assert sum(int(line["units"]) for line in entry["postings"]) == 0  # type: ignore[attr-defined]
     fees = (await reader.get("/v1/ledger/entries", params={"account": "fees"})).json()["entries"]
     assert [entry["id"] for entry in fees] == [mine[0]["id"]]
+
+
+async def test_a_thaw_clears_what_its_caller_has_seen(api: Api) -> None:
+    first = spend_elsewhere(api.run)
+    await api.run.look()
+    second = spend_elsewhere(api.run)
+    await api.run.look()
+    assert (await api.http.get("/v1/wallet")).json()["frozen_by"] == [first, second]
+    assert (await api.as_("payer").get("/v1/wallet")).json()["frozen_by"] is None
+    for seen in (None, first, [1], [first, "F" * 64]):
+        answer = await api.http.post("/v1/wallet/thaw", json={"seen": seen})
+        assert (answer.status_code, answer.json()["code"], answer.json()["key"]) == (400, "bad_request", "seen")
+    answer = await api.http.post("/v1/wallet/thaw", json={"seen": [first]})
+    assert (answer.status_code, answer.json()["code"]) == (503, "foreign_spend")
+    assert second in answer.json()["detail"]
+    answer = await api.http.post("/v1/wallet/thaw")
+    assert answer.json() == {"tx": second, "txs": [first, second]}
+    answer = await api.http.post("/v1/wallet/thaw", json={"seen": []})
+    assert answer.json() == {"tx": None, "txs": []}

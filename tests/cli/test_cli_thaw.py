@@ -1,0 +1,61 @@
+"""`payagent wallet thaw` at a terminal: it shows what froze the wallet, and clears no more than it has shown."""
+
+from cli_kit import Shop, running, until
+from terminal_kit import at_terminal
+
+from payagent.core.address import encode_address
+from payagent.core.invoice import Output
+from payagent.core.network import NETWORKS
+from payagent.wallet.coins import Coin, Coins
+from payagent.wallet.keys import derive, seed_from_words
+from payagent.wallet.transaction import select, sign
+
+DEVNET = NETWORKS["devnet"]
+OUT = Output("pay_to", encode_address(bytes([0x60]) + bytes(28)), "lovelace", 3_000_000)
+
+
+def spend_elsewhere(shop: Shop) -> str:
+    """Another program with the wallet's words sends some of its money away, and the daemon sees it."""
+    account, chain = derive(seed_from_words(shop.words), DEVNET), shop.devnet.chain_url
+    slot = shop.http.get(f"{chain}/blocks/latest").json()["slot"]
+    rows = shop.payagent("wallet", "utxos").json["utxos"]
+    coins = Coins(
+        Coin(row["ref"].partition("#")[0], int(row["ref"].partition("#")[2]), int(row["lovelace"]), ())
+        for row in rows
+        if row["state"] == "free"
+    )
+    plan = select(coins, (OUT,), change=account.address, ttl_slot=slot + 500, network_id=DEVNET.network_id)
+    sent = shop.http.post(
+        f"{chain}/tx/submit", content=sign(plan, account.signer), headers={"Content-Type": "application/cbor"}
+    )
+    assert sent.status_code == 200, sent.text
+    until(lambda: plan.tx_id in frozen_by(shop), "the daemon does not see it")
+    return plan.tx_id
+
+
+def frozen_by(shop: Shop) -> list[str]:
+    told: list[str] = shop.payagent("wallet", "show").json["frozen_by"]
+    return told
+
+
+def test_it_clears_what_it_has_shown_and_is_refused_for_what_came_meanwhile(closed_shop: Shop) -> None:
+    shop = closed_shop
+    for _ in range(3):
+        shop.control("faucet", address=shop.made["address"], lovelace="100000000")
+    with running(shop):
+        until(lambda: len(shop.payagent("wallet", "utxos").json["utxos"]) == 3, "no deposit")
+        first = spend_elsewhere(shop)
+        with at_terminal("wallet", "thaw", "--config", shop.config) as session:
+            session.expect(first)
+            session.expect("[y/N]")
+            second = spend_elsewhere(shop)
+            session.type("y")
+            session.expect(second)
+            assert session.end() == 4
+        assert frozen_by(shop) == [first, second]
+        refused = shop.payagent("wallet", "thaw", "--seen", first)
+        assert (refused.code, refused.error["code"]) == (4, "foreign_spend")
+        thawed = shop.payagent("wallet", "thaw", "--seen", first, "--seen", second)
+        assert thawed.json == {"tx": second, "txs": [first, second]}
+        assert frozen_by(shop) == []
+        assert shop.payagent("wallet", "thaw", "--human").out == "Nothing was frozen.\n"
