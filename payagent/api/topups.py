@@ -136,7 +136,7 @@ def _plan_view(agent: Agent, plan: TopupPlan) -> Json:
     invoice, spend = plan.quote.invoice, plan.quote.plan.spend
     calls = gained_by(CALLS, invoice) * plan.count
     view: Json = {
-        "merchant": agent.terms.merchants[plan.wish.origin].name,
+        "merchant": agent.terms.merchant(plan.wish.origin).name,
         "origin": plan.wish.origin,
         "unit": plan.wish.unit,
         "units": str(plan.wish.units),

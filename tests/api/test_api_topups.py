@@ -9,6 +9,7 @@ from agent_kit import ADA, World
 from api_kit import Api, served
 from canaries import plant
 
+from payagent.agent.agent import Ask, Quote
 from payagent.agent.terms import TopupRequest
 
 COST = 13 * ADA
@@ -88,6 +89,23 @@ async def test_a_plan_tells_the_price_and_pays_nothing(api: Api) -> None:
     assert (await api.http.get("/v1/payments")).json()["payments"] == []
     above = (await order(api, dry_run=True, units=str(600 * ADA))).json()
     assert (above["within_limits"], above["refusal"]["code"]) == (False, "not_enough_funds")
+
+
+async def test_a_plan_at_a_merchant_that_is_taken_out_meanwhile_is_refused(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = api.run.agent
+    quote = agent.quote
+
+    async def quote_then_lose_it(ask: Ask, count: int = 1) -> Quote:
+        try:
+            return await quote(ask, count)
+        finally:
+            agent.terms = replace(agent.terms, merchants={})
+
+    monkeypatch.setattr(agent, "quote", quote_then_lose_it)
+    answer = await order(api, dry_run=True, units=str(COST))
+    assert (answer.status_code, answer.json()["code"]) == (403, "merchant_not_allowed")
 
 
 async def test_an_ordinary_call_may_be_named(api: Api) -> None:
