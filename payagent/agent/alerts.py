@@ -55,8 +55,20 @@ def crossing(left: int, mark: int, is_raised: bool) -> bool | None:
 
 def retry_at_ms(at_ms: int, tries: int, now_ms: int) -> int | None:
     """When an alert of `at_ms` is sent again, after so many tries that failed; None when not again."""
-    wait_ms = RETRY_AFTER_MS[tries - 1] if tries <= len(RETRY_AFTER_MS) else RETRY_EVERY_MS
-    return now_ms + wait_ms if now_ms + wait_ms < at_ms + RETRY_FOR_MS else None
+    again_ms = now_ms + wait_ms(tries)
+    return again_ms if again_ms < at_ms + RETRY_FOR_MS else None
+
+
+def wait_ms(tries: int) -> int:
+    """How long after so many tries that failed."""
+    waits_ms = (0, *RETRY_AFTER_MS)
+    return waits_ms[tries] if tries < len(waits_ms) else RETRY_EVERY_MS
+
+
+def is_due(alert: AlertRow, now_ms: int) -> bool:
+    """Also before its wait began: a clock that was ahead and is mended must not put it off for as long."""
+    due_ms = alert.next_try_at_ms
+    return due_ms is not None and not due_ms - wait_ms(alert.tries) <= now_ms < due_ms
 
 
 def payload(alert: AlertRow, terms: Terms, links: Mapping[str, str]) -> bytes:
@@ -113,7 +125,8 @@ class Alerts:
         """In their order, until one is not taken: its receiver is likely to be away, and a stop waits for us."""
         clock = self._agent.ports.clock
         now_ms = clock.now_ms()
-        for alert in alerts.due(self._agent.conn, now_ms, now_ms - RETRY_FOR_MS):
+        waiting = alerts.waiting(self._agent.conn, now_ms - RETRY_FOR_MS)
+        for alert in [one for one in waiting if is_due(one, now_ms)]:
             sent = payload(alert, self._agent.terms, self._links_of(alert))
             why_not = await webhook.deliver(alert.id, clock.now_ms(), sent)
             if why_not is not None:

@@ -13,7 +13,7 @@ from payagent.store.writer import Unit
 
 @dataclass(frozen=True, slots=True)
 class AlertRow:
-    """`tries`: how often the webhook was called and did not take it."""
+    """`tries`: how often the webhook was called and did not take it. `next_try_at_ms`: None when not again."""
 
     seq: int
     id: str
@@ -22,9 +22,10 @@ class AlertRow:
     facts: Mapping[str, str]
     at_ms: int
     tries: int
+    next_try_at_ms: int | None
 
 
-_ALERT = "SELECT seq, id, kind, subject, body, at_ms, tries FROM alerts"
+_ALERT = "SELECT seq, id, kind, subject, body, at_ms, tries, next_try_at_ms FROM alerts"
 
 
 def last_seq(conn: sqlite3.Connection) -> int:
@@ -64,12 +65,9 @@ def after(conn: sqlite3.Connection, seq: int) -> list[AlertRow]:
     return [_alert(row) for row in conn.execute(f"{_ALERT} WHERE seq > ? ORDER BY seq", (seq,))]
 
 
-def due(conn: sqlite3.Connection, now_ms: int, since_ms: int) -> list[AlertRow]:
-    """Alerts since then that the webhook does not have and is to be called for now, oldest first."""
-    rows = conn.execute(
-        f"{_ALERT} WHERE next_try_at_ms <= ? AND at_ms > ? ORDER BY seq",
-        (now_ms, since_ms),
-    )
+def waiting(conn: sqlite3.Connection, since_ms: int) -> list[AlertRow]:
+    """Alerts since then that the webhook does not have and is to be called for, oldest first."""
+    rows = conn.execute(f"{_ALERT} WHERE next_try_at_ms IS NOT NULL AND at_ms > ? ORDER BY seq", (since_ms,))
     return [_alert(row) for row in rows]
 
 
@@ -90,5 +88,5 @@ def set_missed(unit: Unit, seq: int, again_at_ms: int | None) -> None:
     unit.conn.execute("UPDATE alerts SET tries = tries + 1, next_try_at_ms = ? WHERE seq = ?", (again_at_ms, seq))
 
 
-def _alert(row: tuple[int, str, str, str, str, int, int]) -> AlertRow:
+def _alert(row: tuple[int, str, str, str, str, int, int, int | None]) -> AlertRow:
     return AlertRow(*row[:4], json.loads(row[4]), *row[5:])

@@ -30,6 +30,7 @@ from payagent.doctor import look_at_files
 from payagent.log import Redactor, configure_logging
 from payagent.settings import load_settings
 from payagent.store import alerts, queries
+from payagent.store.writer import Unit
 from payagent.wallet.keys import derive, seed_from_words
 from payagent.webhook import Webhook, signature, signing_key
 
@@ -344,7 +345,7 @@ async def test_a_receiver_that_is_away_hears_of_it_later_also_after_a_restart(
         assert len(receiver.calls) == 5
         assert len(set(receiver.ids())) == len({call.body for call in receiver.calls}) == 1
         assert is_in_order([int(call.headers["webhook-timestamp"]) for call in receiver.calls])
-        assert alerts.due(run.agent.conn, world.clock.now_ms() + DAY, 0) == []
+        assert alerts.waiting(run.agent.conn, 0) == []
         require_whole(run)
     assert len(lines(written, "alert.raised")) == 1
     assert [one["why"] for one in lines(written, "alert.not_delivered")] == [
@@ -352,6 +353,30 @@ async def test_a_receiver_that_is_away_hears_of_it_later_also_after_a_restart(
         "it answered 302",
     ]
     assert receiver.url not in written.getvalue()
+
+
+async def test_what_a_wrong_clock_put_off_is_sent_once_it_is_mended(world: World, receiver: Receiver) -> None:
+    """One that was missed by a clock that was ahead, and one that was raised by it, both after a restart."""
+    receiver.status = 503
+    world.clock.ahead_ms = DAY
+    async with life(world, receiver) as (run, alerting):
+        await run.agent.write("test", lambda unit: raise_one(unit, "first", run.agent.ports.clock.now_ms()))
+        await alerting.beat()
+        await run.agent.write("test", lambda unit: raise_one(unit, "second", run.agent.ports.clock.now_ms()))
+        assert len(receiver.calls) == 1
+    world.clock.ahead_ms, receiver.status = 0, 204
+    async with life(world, receiver) as (run, alerting):
+        await alerting.beat()
+        assert receiver.said()[1:] == [("paused", "first"), ("paused", "second")]
+        receiver.status = 503
+        await run.agent.write("test", lambda unit: raise_one(unit, "third", run.agent.ports.clock.now_ms()))
+        for _ in range(2):
+            await alerting.beat()
+        assert receiver.said()[3:] == [("paused", "third")], "it waits for its time by the clock that is right"
+
+
+def raise_one(unit: Unit, subject: str, now_ms: int) -> None:
+    raise_alert(unit, "paused", subject, {"detail": "for a test"}, now_ms)
 
 
 def is_in_order(times_s: list[int]) -> bool:
