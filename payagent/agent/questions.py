@@ -133,11 +133,13 @@ class Questions:
     def require_not_denied(self, unit: Unit, purchase: Purchase, intent: IntentRow | None, now_ms: int) -> None:
         """Who was denied does not ask for the same call again and again: not for as long as a question lasts.
 
-        Whatever key the call has; where nobody says what it is, its intent tells that it is the same.
+        Whatever key the call has; where nobody says what it is, its intent tells that it is the same. What was
+        denied so far ahead of now was denied by a wrong clock, and counts no more once that is mended.
         """
-        denied = approvals.denied_since(
+        denied = approvals.denied_between(
             unit.conn,
             now_ms - self.timeout_s * 1000,
+            now_ms + self.timeout_s * 1000,
             intent_id=None if intent is None else intent.id,
             app_id=purchase.app_id,
             fingerprint=None if purchase.request is None else purchase.fingerprint,

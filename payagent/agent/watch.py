@@ -241,7 +241,7 @@ class Watch:
             # what a top-up bought moved here when it was confirmed, and there when the proof was shown
             moved_ms = max(prepaid.last_move_ms(agent.conn, pool.id), topups.last_ended_ms(agent.conn, pool.id))
             asked_ms, seen_move_ms = self._prepaid_asked.get(pool.id, (0, -1))
-            is_due = moved_ms != seen_move_ms or now_ms >= asked_ms + PREPAID_EVERY_MS
+            is_due = moved_ms != seen_move_ms or not 0 <= now_ms - asked_ms < PREPAID_EVERY_MS
             if merchant is not None and pool.partner and pool.partner == merchant.partner and is_due:
                 self._prepaid_asked[pool.id] = (now_ms, moved_ms)
                 await self._observe(pool, merchant)

@@ -85,16 +85,22 @@ def count_awaiting(conn: sqlite3.Connection, app_id: str | None) -> int:
     return int(count)
 
 
-def denied_since(
-    conn: sqlite3.Connection, since_ms: int, *, intent_id: str | None, app_id: str, fingerprint: str | None
+def denied_between(
+    conn: sqlite3.Connection,
+    since_ms: int,
+    until_ms: int,
+    *,
+    intent_id: str | None,
+    app_id: str,
+    fingerprint: str | None,
 ) -> str | None:
-    """The last payment that a person denied since then, of an intent or an app's same call; None matches none."""
+    """The last payment that a person denied in a time, of an intent or an app's same call; None matches none."""
     row = conn.execute(
         "SELECT p.id FROM payments p JOIN intents i ON i.id = p.intent_id "
-        "WHERE p.reason_code = 'approval_denied' AND p.changed_at_ms > ? "
+        "WHERE p.reason_code = 'approval_denied' AND p.changed_at_ms > ? AND p.changed_at_ms < ? "
         "AND (i.id = ? OR (i.app_id = ? AND i.fingerprint = ? AND i.request IS NOT NULL)) "
         "ORDER BY p.seq DESC LIMIT 1",
-        (since_ms, intent_id, app_id, fingerprint),
+        (since_ms, until_ms, intent_id, app_id, fingerprint),
     ).fetchone()
     return None if row is None else str(row[0])
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from agent.test_agent_handover import with_handover
-from agent_kit import ADA, APP, DEVNET, Run, World, daily, with_terms, world_with_clock
+from agent_kit import ADA, APP, DEVNET, Run, World, daily, with_terms, world_apart, world_with_clock
 
 from payagent.agent.apps import renew_token, revoke
 from payagent.agent.limits import set_limits
@@ -134,6 +134,19 @@ async def test_a_denied_payment_frees_what_it_counted_and_is_not_asked_again_for
         again = await ask(run)
         assert again.id != row.id
         assert is_sound(run)
+
+
+async def test_a_denial_by_a_wrong_clock_is_over_once_that_is_mended(tmp_path: Path) -> None:
+    with world_apart(tmp_path) as world:
+        world.fund(*[100 * ADA] * 2)
+        async with world.run(terms=ASKING) as run:
+            await run.look()
+            await add_somebody(run)
+            row = await ask(run)
+            world.clock.ahead_ms = 86_400_000
+            await run.agent.deny(row.id, SOMEBODY)
+            world.clock.ahead_ms = 0
+            assert (await ask(run)).id != row.id
 
 
 async def test_a_denial_is_of_the_call_whatever_key_it_has(world: World) -> None:

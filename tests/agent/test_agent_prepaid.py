@@ -256,6 +256,25 @@ async def test_what_the_merchant_says_is_kept_and_changes_nothing(run: Run) -> N
     require_whole(run)
 
 
+async def test_a_merchant_that_was_asked_by_a_wrong_clock_is_asked_again_once_it_is_mended(tmp_path: Path) -> None:
+    with world_apart(tmp_path) as world:
+        world.fund(*[100 * ADA] * 2)
+        world.settings(batch=4)
+        async with world.run() as run:
+            row = await run.pay_in_block("first")
+            world.clock.ahead_ms = 86_400_000
+            await run.watch.observe_prepaid()
+            pool = row.pool or 0
+            before = prepaid.last_observation(run.agent.conn, pool)
+            assert run.world.call("first", headers=headers(run, row.id)).status_code == 200
+            world.clock.ahead_ms = 0
+            await run.watch.observe_prepaid()
+            told = prepaid.last_observation(run.agent.conn, pool)
+            assert before is not None
+            assert told is not None
+            assert (before.remaining, told.remaining) == (0, 3)
+
+
 async def test_what_nobody_paid_for_in_the_end_counts_for_no_app(run: Run) -> None:
     """A rollback frees nothing: the block may come again. A purchase that ends without paying does."""
     row = await run.pay_in_block("first")
