@@ -166,9 +166,7 @@ class Admission:
         if not invoice.has_own_id:
             return Admitted(row.id, False)
         seq = known.seq if known else _add_invoice(unit, purchase, intent.id)
-        is_free = known is None or (
-            known.intent_id == intent.id and queries.payment_of_invoice(unit.conn, seq) is None
-        )
+        is_free = known is None or queries.payment_of_invoice(unit.conn, seq) is None
         if is_free and self._replace_for(unit, row, purchase, seq, known, now_ms):
             return Admitted(row.id, False)
         if known is None:

@@ -754,11 +754,10 @@ _OTHER_GUARDS = (
     Guard(
         "payments_invoice_follows",
         "UPDATE ON payments",
-        # back to one that it was signed for: that may have come first for another intent, which did not pay it
-        "NEW.invoice IS NOT OLD.invoice AND (NEW.state NOT IN ('replacing', 'in_block') OR NOT (EXISTS "
-        "(SELECT 1 FROM invoices WHERE seq = NEW.invoice AND intent_id = NEW.intent_id AND origin = NEW.origin) "
-        "OR EXISTS (SELECT 1 FROM attempts WHERE payment_id = NEW.id AND invoice = NEW.invoice)))",
-        "a payment goes by another invoice when it is replaced or found in a block, by one of its intent",
+        # it may have come first for another intent: while nobody has paid it, it is free for who has it
+        "NEW.invoice IS NOT OLD.invoice AND (NEW.state NOT IN ('replacing', 'in_block') OR NOT EXISTS "
+        "(SELECT 1 FROM invoices WHERE seq = NEW.invoice AND origin = NEW.origin))",
+        "a payment goes by another invoice when it is replaced or found in a block, by one of its origin",
     ),
     Guard(
         "payments_of_the_origin",

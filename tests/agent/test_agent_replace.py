@@ -502,6 +502,32 @@ class TestTheNextInvoice:
             await run.settle_down(14)
             assert run.state(row.id) is State.SETTLED
 
+    async def test_it_may_first_have_come_for_another_intent_that_did_not_pay_it(self, world: World) -> None:
+        """Both were refused to that one by its own bound: who has an invoice that nobody paid may pay it."""
+        world.fund(50 * ADA)
+        async with world.run() as run:
+            await run.look()
+            world.fault("submit", "drop")
+            first = world.call("hello")
+            with pytest.raises(Refused, match="limit_exceeded"):
+                await run.agent.pay(world.ask_of(first, key="one", max_total_units=1))
+            paid, _ = await run.agent.pay(world.ask_of(first, key="two"))
+            await run.agent.drain(10)
+            await pass_time_of(world, run, 310)
+            second = world.call("hello")
+            with pytest.raises(Refused, match="limit_exceeded"):
+                await run.agent.pay(world.ask_of(second, key="one", max_total_units=1))
+            row, _ = await run.agent.pay(world.ask_of(second, key="two"))
+            await run.agent.drain(10)
+            await run.settle_down()
+            row = run.agent.payment(row.id)
+            assert (row.id, row.anchor, row.state) == (paid.id, paid.anchor, State.CONFIRMED)
+            assert [one.kind for one in attempts(run, row)] == ["pay", "pay"]
+            assert row.invoice_id != paid.invoice_id
+            with pytest.raises(Refused, match="invoice_paid_elsewhere"):
+                await run.agent.pay(world.ask_of(second, key="one"))
+            assert_at_rest(world, run)
+
     async def test_a_lower_price_is_posted_as_what_it_was_and_the_rest_comes_back(self, world: World) -> None:
         world.fund(50 * ADA)
         async with world.run() as run:

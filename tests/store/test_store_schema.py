@@ -223,7 +223,7 @@ TURNED_BREACHES = [
         PAYMENT + "('p', 'invoice', 'app', 'int2', 1, 1, 'o', '[]', 'reserved', 'n', 'bb#1', 1, 1)",
     ),
     ("payments_invoice_not_signed", "UPDATE payments SET invoice = 1, state = 'in_block' WHERE id = 'pay2'"),
-    ("payments_invoice_follows", "UPDATE payments SET invoice = 2 WHERE id = 'pay1'"),
+    ("payments_invoice_follows", "UPDATE payments SET invoice = 4 WHERE id = 'pay1'"),
     ("payments_invoice_follows", "UPDATE payments SET invoice = 1, state = 'in_flight' WHERE id = 'pay1'"),
     ("attempts_of_the_invoice", ATTEMPT.format(1)),
     ("attempts_of_the_invoice", ATTEMPT.format(2)),
@@ -291,8 +291,9 @@ def test_a_guard_that_is_gone_or_weaker_is_missed(plain: sqlite3.Connection, gua
 
 @pytest.fixture
 def turned(plain: sqlite3.Connection) -> sqlite3.Connection:
-    """pay1 was signed for invoice 1 and goes by another one of its intent now."""
+    """pay1 was signed for invoice 1 and goes by another one of its intent now. Invoice 4 is of another origin."""
     plain.execute(f"INSERT INTO invoices VALUES (3, 'o', 'inv3', 'int1', 'flux', 't', {INVOICE})")
+    plain.execute(f"INSERT INTO invoices VALUES (4, 'elsewhere', 'inv4', 'int1', 'flux', 't', {INVOICE})")
     plain.execute("UPDATE payments SET invoice = 3, state = 'replacing' WHERE id = 'pay1'")
     return plain
 
@@ -316,6 +317,10 @@ def test_an_invoice_that_was_signed_for_stays_its_payments(
 def test_a_payment_goes_back_to_an_invoice_that_it_was_signed_for(turned: sqlite3.Connection) -> None:
     turned.execute(ATTEMPT.format(3))
     turned.execute("UPDATE payments SET invoice = 1, state = 'in_block' WHERE id = 'pay1'")
+
+
+def test_a_payment_goes_by_an_invoice_that_first_came_for_another_intent(turned: sqlite3.Connection) -> None:
+    turned.execute("UPDATE payments SET invoice = 2 WHERE id = 'pay1'")
 
 
 def test_what_may_change_does(plain: sqlite3.Connection) -> None:
