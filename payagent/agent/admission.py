@@ -73,9 +73,7 @@ class Admission:
         purchase = self.choose(unit, purchase, now_ms)
         invoice = purchase.invoice
         note_price(unit, purchase)
-        known = queries.invoice(unit.conn, invoice.origin, invoice.invoice_id)
-        if known is not None and known.terms_hash != invoice.terms_hash:
-            raise Refused("terms_changed", f"invoice {invoice.invoice_id} came before with other terms")
+        known = _known(unit.conn, invoice)
         intent = queries.live_intent(unit.conn, purchase.app_id, purchase.key)
         if intent is not None:
             existing = self._existing(unit, intent, purchase, known, now_ms)
@@ -101,6 +99,27 @@ class Admission:
         left_out = {"chain_not_ready", "merchant_busy"} | ({"funds_in_flight"} if can_wait else set())
         return self._open_payment(
             unit, purchase, intent_id, seq, pool, expires_at_ms, now_ms, left_out if on_record else None
+        )
+
+    def require_unpaid(self, conn: Connection, purchase: Purchase) -> None:
+        """Refused where admission would find a payment for the chosen invoice, or refuse it as another app's; for
+        one without an id of its own, where the intent has a payment. Only its own app is told which one it is."""
+        invoice = purchase.invoice
+        known = _known(conn, invoice)
+        paid = None if known is None else queries.payment_of_invoice(conn, known.seq)
+        if not invoice.has_own_id and (intent := queries.live_intent(conn, purchase.app_id, purchase.key)):
+            live = queries.live_payment_of(conn, intent.id)
+            paid = None if live is None else live.id
+        row = None if paid is None else queries.payment(conn, paid)
+        if row is None:
+            return
+        if row.app_id != purchase.app_id:
+            raise _paid_elsewhere(invoice)
+        raise Refused(
+            "invoice_paid_already",
+            f"{invoice.invoice_id} has {row.id}, which is {row.state}",
+            payment=row.id,
+            state=str(row.state),
         )
 
     def _open_payment(
@@ -353,10 +372,22 @@ def _paid_already(unit: Unit, purchase: Purchase, payment_id: str) -> Admitted:
     intent = queries.intent_of(unit.conn, payment_id)
     if (intent.app_id, intent.key, intent.fingerprint) == (purchase.app_id, purchase.key, purchase.fingerprint):
         return Admitted(payment_id, False)
-    is_ours = intent.app_id == purchase.app_id
-    whose, ours = (f"{payment_id}, ", {"payment": payment_id}) if is_ours else ("", {})
-    detail = f"{purchase.invoice.invoice_id} belongs to {whose}a payment of another purchase"
-    raise Refused("invoice_paid_elsewhere", detail, **ours)
+    raise _paid_elsewhere(purchase.invoice, payment_id if intent.app_id == purchase.app_id else None)
+
+
+def _paid_elsewhere(invoice: Invoice, payment_id: str | None = None) -> Refused:
+    """Of another app no payment is named."""
+    whose, ours = ("", {}) if payment_id is None else (f"{payment_id}, ", {"payment": payment_id})
+    detail = f"{invoice.invoice_id} belongs to {whose}a payment of another purchase"
+    return Refused("invoice_paid_elsewhere", detail, **ours)
+
+
+def _known(conn: Connection, invoice: Invoice) -> InvoiceRow | None:
+    """The invoice as it came before. Refused: `terms_changed`."""
+    known = queries.invoice(conn, invoice.origin, invoice.invoice_id)
+    if known is not None and known.terms_hash != invoice.terms_hash:
+        raise Refused("terms_changed", f"invoice {invoice.invoice_id} came before with other terms")
+    return known
 
 
 def require_same(intent: IntentRow, fingerprint: str) -> None:

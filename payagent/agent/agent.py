@@ -318,13 +318,18 @@ class Agent:
         return row.id if row is not None and self.as_noted(row).is_noted else None
 
     async def quote(self, ask: Ask, count: int = 1) -> Quote:
-        """What paying would take now, or so many payments like it: nothing is reserved, nothing is written."""
+        """What paying would take now, or so many payments like it: nothing is reserved, nothing is written.
+
+        Refused like the payment would be, and as `invoice_paid_already` where there is one.
+        """
         now_ms = self.ports.clock.now_ms()
         offers = self._offers(self.terms.merchant(ask.origin), ask, now_ms)
         purchase = self._purchase(ask, offers, now_ms)
 
         def job(unit: Unit) -> Quote:
-            invoice = self._admission.choose(unit, purchase, now_ms).invoice
+            chosen = self._admission.choose(unit, purchase, now_ms)
+            self._admission.require_unpaid(unit.conn, chosen)
+            invoice = chosen.invoice
             plan = self._admission.planner.plan(
                 unit, invoice, invoice.expires_at_ms, self.terms.min_window_s, now_ms
             )

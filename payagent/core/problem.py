@@ -342,6 +342,13 @@ PROBLEMS: dict[str, Problem] = {
     ),
     "invoice_id_invalid": Problem(422, 3, "The invoice id has characters or a length that are not safe", _SENDER),
     "invoice_incomplete": Problem(422, 3, "The invoice lacks a field that a payment needs", _SENDER),
+    "invoice_paid_already": Problem(
+        409,
+        6,
+        "The invoice has a payment already",
+        "Pay it again in the same way: that finds its payment, whose headers serve the retry, and takes nothing.",
+        money="That payment stands; nothing new was signed.",
+    ),
     "invoice_paid_elsewhere": Problem(
         409,
         6,

@@ -85,8 +85,12 @@ async def test_the_same_call_is_another_purchase_once_it_was_served(world: World
         first, _ = await run.agent.pay(ask(world))
         again, is_new = await run.agent.pay(ask(world))
         assert (again.id, again.cbor, is_new) == (first.id, first.cbor, False)
+        with pytest.raises(Refused, match="invoice_paid_already") as paid:
+            await run.agent.quote(ask(world))
+        assert paid.value.context["payment"] == first.id
         await show(world, run, first)
         await run.agent.record_delivery(first.id, 200)
+        assert (await run.agent.quote(ask(world))).refusal is None
         second, is_new = await run.agent.pay(ask(world))
         assert is_new
         assert second.id != first.id

@@ -8,6 +8,7 @@ from collections import Counter
 
 from agent_kit import World
 from api_kit import Api, served
+from test_api_refusals import require_problem
 
 SHA256 = "ab" * 32
 
@@ -191,6 +192,26 @@ async def test_a_quote_tells_what_the_payment_will_take_and_reserves_nothing(api
     assert (await api.http.get("/v1/payments")).json()["payments"] == []
     paid = (await api.http.post("/v1/payments", json=body)).json()
     assert (paid["fee"], paid["outputs"]) == (told["fee"], told["outputs"])
+
+
+async def test_a_quote_of_what_has_a_payment_says_so_and_by_which_to_its_own_app_alone(api: Api) -> None:
+    body = api.body()
+    paid = (await api.as_("payer").post("/v1/payments", json=body, headers={"Idempotency-Key": "k"})).json()["id"]
+    own = require_problem(await api.as_("payer").post("/v1/quotes", json=body), "invoice_paid_already")
+    assert own["payment"] == paid
+    assert own["state"] in ("signed", "in_flight")
+    other = await api.as_("other").post("/v1/quotes", json=body)
+    require_problem(other, "invoice_paid_elsewhere")
+    assert paid not in other.text
+    dearer = json.loads(json.dumps(body).replace('"amountUnits": "10000000"', '"amountUnits": "11000000"'))
+    for path in ("/v1/quotes", "/v1/payments"):
+        require_problem(await api.as_("payer").post(path, json=dearer), "terms_changed")
+
+
+async def test_a_quote_of_what_was_refused_before_is_a_quote(api: Api) -> None:
+    body = api.body()
+    assert (await api.http.post("/v1/payments", json=body | {"max_total": "1"})).status_code == 403
+    assert (await api.http.post("/v1/quotes", json=body)).json()["within_limits"] is True
 
 
 async def test_max_total_bounds_the_payment_with_its_fee_to_the_unit(api: Api) -> None:
