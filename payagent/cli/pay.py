@@ -222,6 +222,10 @@ def _outcome(terminal: Terminal, payment: dict[str, Any]) -> int:
         if reason := payment.get("reason"):
             terminal.complain(as_shown(reason))
         return VOID
+    if payment["state"] == State.AWAITING_APPROVAL:
+        detail = f"{payment['id']} waits for a person's decision"
+        terminal.complain(as_shown({"code": "awaiting_approval", "detail": detail, "payment": payment["id"]}))
+        return PENDING
     headers = payment.get("headers") or {}
 
     def human() -> None:

@@ -26,6 +26,8 @@ def test_a_payment_waits_is_shown_and_approved(asking: Shop) -> None:
     assert "awaiting approval" in waits.err
     listed = asking.payagent("payments", "list", "--state", "awaiting_approval")
     (payment,) = listed.json["payments"]
+    assert (waits.error["code"], waits.error["payment"]) == ("awaiting_approval", payment["id"])
+    assert "payments approve" in asking.payagent("pay", file, "--merchant", "t", "--human").err
     assert "\n1 payment waits for a person: " in "\n" + asking.payagent("payments", "list", "--human").err
     shown = asking.payagent("payments", "show", payment["id"], "--human").out
     reason = "ADA, more than 5 ADA"
