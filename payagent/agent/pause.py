@@ -19,8 +19,11 @@ _SUBJECT = "pause"
 log = structlog.get_logger("payagent.pause")
 
 
-async def pause(agent: Agent, by_app: str, reason: str) -> Pause | None:
-    """Stop all signing, from the commit of this on; the pause that stands, which may be an earlier one."""
+async def pause(agent: Agent, by_app: str, reason: str) -> tuple[Pause | None, bool]:
+    """Stop all signing, from the commit of this on: the pause that stands, and whether it is this one.
+
+    An earlier one stands as it is, with its own reason.
+    """
     now_ms = agent.ports.clock.now_ms()
 
     def job(unit: Unit) -> bool:
@@ -29,9 +32,9 @@ async def pause(agent: Agent, by_app: str, reason: str) -> Pause | None:
         raise_alert(unit, "paused", _SUBJECT, {"detail": detail, "by": by_app}, now_ms)
         return is_new
 
-    if await agent.write("pause", job):
-        log.warning("wallet.paused", by=by_app, reason=reason)
-    return pauses.standing(agent.conn)
+    is_new = await agent.write("pause", job)
+    log.warning("wallet.paused" if is_new else "wallet.paused_already", by=by_app, reason=reason)
+    return pauses.standing(agent.conn), is_new
 
 
 async def unpause(agent: Agent, by_app: str) -> Pause | None:

@@ -36,9 +36,11 @@ async def standing(caller: Annotated[Caller, Depends(need(PAY, READ, OPERATE, AP
 )
 async def begin(request: Request, caller: Operator) -> JsonResponse:
     """Once this is answered, nothing is signed any more until `/v1/resume`, whatever is restarted: no payment, no
-    replacement, no cancel, no transfer. What was signed before is sent and followed, and may land."""
+    replacement, no cancel, no transfer. What was signed before is sent and followed, and may land. Paused already,
+    the earlier pause stands with its reason, and `already` says so."""
     reason = read_pause(await caller.json_body(request, may_be_absent=True))
-    return _told(caller, await pause(caller.agent, caller.app.id, reason))
+    found, is_new = await pause(caller.agent, caller.app.id, reason)
+    return _told(caller, found, already=not is_new)
 
 
 @router.post("/v1/resume", summary="Sign again", responses=gives(PauseTold, 200))
@@ -47,7 +49,8 @@ async def end(caller: Operator) -> JsonResponse:
     return _told(caller, await unpause(caller.agent, caller.app.id))
 
 
-def _told(caller: Caller, pause: Pause | None) -> JsonResponse:
+def _told(caller: Caller, pause: Pause | None, *, already: bool = False) -> JsonResponse:
     by = None if pause is None else apps.by_id(caller.agent.conn, pause.by)
     name = None if pause is None else pause.by if by is None else by.name
-    return JsonResponse(pause_view(pause, name, tells_all=caller.sees_all))
+    more = {"already": True} if already else {}
+    return JsonResponse(pause_view(pause, name, tells_all=caller.sees_all) | more)

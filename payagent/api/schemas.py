@@ -490,6 +490,7 @@ class PauseTold(BaseModel):
     since: Time | None
     by: str | None
     reason: str | None
+    already: bool = _absent("There, and true, when it was paused before: all this is of that pause, which stands.")
 
 
 class Posting(BaseModel):

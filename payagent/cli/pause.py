@@ -18,10 +18,15 @@ def pause(terminal: Terminal, connect: Connect, reason: str) -> None:
     """Stop all signing, until `payagent resume`: no restart ends it.
 
     Once the command returns nothing is signed any more: no payment, no replacement, no cancel, no transfer. What
-    was signed before is sent and followed as ever, and may still come into a block.
+    was signed before is sent and followed as ever, and may still come into a block. Where it was paused already,
+    the earlier pause stands with its reason, and that is said.
     """
     with connect() as link:
-        _show(terminal, link.post("/v1/pause", {"reason": reason} if reason else {}))
+        answer = link.post("/v1/pause", {"reason": reason} if reason else {})
+    _show(terminal, answer)
+    if answer.get("already"):
+        lost = "; the reason given now is in the daemon's log alone" if reason else ""
+        terminal.say(f"It was paused already, by {answer['by']}, and that pause stands{lost}.")
 
 
 @click.command(epilog=example("payagent resume"))

@@ -102,8 +102,9 @@ async def test_a_pause_outlives_a_restart_and_only_an_operator_ends_it(world: Wo
             await run.pay()
         assert code_of(refused) == "paused"
         first = standing.at_ms
-        again = await pause(run.agent, "app_else", "another reason")
+        again, is_new = await pause(run.agent, "app_else", "another reason")
         assert again is not None
+        assert not is_new
         assert (again.at_ms, again.reason) == (first, "for the night")
         assert alerts.raised(run.agent.conn, "paused") == ["pause"]
         assert await unpause(run.agent, APP) is None

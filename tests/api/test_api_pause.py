@@ -30,6 +30,14 @@ async def test_an_operator_pauses_and_resumes_and_payers_are_told_what_it_means(
 SPLIT = {"count": 2, "lovelace": "5000000"}
 
 
+async def test_who_pauses_what_is_paused_is_told_whose_pause_and_reason_stand(api: Api) -> None:
+    first = (await api.as_("operator").post("/v1/pause", json={"reason": "a drill"})).json()
+    assert "already" not in first
+    again = await api.http.post("/v1/pause", json={"reason": "a token leaked"})
+    assert again.json() == {**first, "already": True}
+    assert "already" not in (await api.http.get("/v1/pause")).json()
+
+
 async def test_only_an_operator_throws_the_switch_and_an_app_is_not_told_by_whom(api: Api) -> None:
     for app in ("payer", "reader"):
         for path in ("pause", "resume"):

@@ -11,8 +11,12 @@ def test_what_was_answered_paused_is_paused_after_a_kill_until_it_is_resumed(clo
     with running(shop) as daemon:
         until(lambda: shop.payagent("wallet", "utxos").json["utxos"], "no deposit")
         paused = shop.payagent("pause", "--reason", "the token leaked")
+        again = shop.payagent("pause", "--reason", "another one")
         daemon.kill()
-        assert paused.code == 0, paused.err
+        assert (paused.code, paused.err, again.code) == (0, "", 0)
+        assert (again.json["reason"], again.json["already"]) == ("the token leaked", True)
+        assert "paused already" in again.err
+        assert "another one" in (shop.folder / "daemon.log").read_text()
         daemon.wait(20)
     (shop.folder / "s").unlink()  # the socket that a killed daemon leaves
     with (shop.folder / "daemon.log").open("a") as log:
