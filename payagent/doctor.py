@@ -130,7 +130,9 @@ async def look_at_chain(settings: Settings, now_ms: Callable[[], int]) -> list[F
     for index, provider in enumerate(settings.chain.providers):
         name = f"provider {index + 1}"
         try:
-            findings.append(Finding(name, await _provider(provider, settings.network, now_ms)))
+            findings.append(
+                Finding(name, await _provider(provider, f"{provider.kind}-{index + 1}", settings.network, now_ms))
+            )
         except Refused as refused:
             findings.append(Finding(name, f"{provider.base_url}: {refused.detail}", refused))
     return findings
@@ -422,18 +424,18 @@ def _fence(settings: Settings, config: Path, environ: Mapping[str, str]) -> Find
     return Finding("fence", "the daemon cannot read " + ", ".join(map(str, plan.hidden)))
 
 
-async def _provider(provider: Provider, network: str, now_ms: Callable[[], int]) -> str:
+async def _provider(provider: Provider, name: str, network: str, now_ms: Callable[[], int]) -> str:
     project_id = None if provider.project_id_file is None else read_secret_file(provider.project_id_file)
-    source = Blockfrost("provider", provider.base_url, project_id)
+    source = Blockfrost(name, provider.base_url, project_id)
     try:
         genesis, parameters, tip = await source.genesis(), await source.parameters(), await source.tip()
         off_s = await source.clock_off_s(now_ms)
     finally:
         await source.aclose()
-    for name, read in (("genesis", genesis), ("parameters", parameters), ("newest block", tip)):
+    for what, read in (("genesis", genesis), ("parameters", parameters), ("newest block", tip)):
         if not isinstance(read, Found):
             raise Refused(
-                "chain_not_ready", f"its {name} could not be read: {getattr(read, 'reason', 'not there')}"
+                "chain_not_ready", f"its {what} could not be read: {getattr(read, 'reason', 'not there')}"
             )
     if not (isinstance(genesis, Found) and isinstance(parameters, Found) and isinstance(tip, Found)):
         raise Refused("chain_not_ready", "it did not answer")

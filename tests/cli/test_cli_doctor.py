@@ -83,6 +83,16 @@ def test_it_says_what_a_ledger_that_is_not_there_means(closed_shop: Shop, data: 
     assert not (data / "ledger.db").exists()
 
 
+def test_a_provider_is_named_as_readyz_names_it(safe: Path, data: Path) -> None:
+    secret = write_private(data / "project-id", "ünprintable")
+    safe.write_text(
+        safe.read_text().replace('9/api"\n[merchants', f'9/api"\nproject_id_file = "{secret}"\n[merchants')
+    )
+    check = checks(safe)["provider 2"]
+    assert check["code"] == "config_invalid"
+    assert str(check["detail"]).startswith("https://localhost:9/api: provider blockfrost-2: ")
+
+
 @pytest.mark.parametrize("name", ["keystore.json", "ledger.db"])
 def test_a_pipe_in_place_of_a_file_is_not_waited_for(closed_shop: Shop, data: Path, name: str) -> None:
     path = data / name
