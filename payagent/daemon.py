@@ -152,6 +152,9 @@ def serve(
             _put_up_fence(settings, plan, scratch, use_for_temporary)
             if os.path.lexists(settings.data_dir / WORDS_FILE):
                 log.warning("words.left", file=str(settings.data_dir / WORDS_FILE), fix=PROBLEMS["words_left"].fix)
+            for index, provider in enumerate(settings.chain.providers):
+                if (risk := provider.risk) is not None:
+                    log.warning("provider.in_clear", provider=_name(provider, index), risk=risk)
             tell = log.warning if missing else log.info
             tell("signer.started", pid=signer.pid, not_possible_here=missing)
             doors = Doors(unix, tcp, context)
@@ -447,9 +450,11 @@ def filed_limits(settings: Settings) -> Iterator[Limit]:
 
 
 def _source(provider: Provider, index: int, redactor: Redactor) -> Blockfrost:
-    return Blockfrost(
-        f"{provider.kind}-{index + 1}", provider.base_url, _secret(provider.project_id_file, redactor)
-    )
+    return Blockfrost(_name(provider, index), provider.base_url, _secret(provider.project_id_file, redactor))
+
+
+def _name(provider: Provider, index: int) -> str:
+    return f"{provider.kind}-{index + 1}"
 
 
 def _webhook(settings: Settings, redactor: Redactor) -> Webhook | None:

@@ -275,8 +275,8 @@ def _open_doors(settings: Settings) -> Iterator[Choice]:
             f"calls to {names} are let in; keep only names that nobody else can point at this machine",
         )
     for index, provider in enumerate(settings.chain.providers):
-        if provider.is_in_clear:
-            yield f"chain.providers {index + 1}", "who is on the way can answer in its place; write https://"
+        if (risk := provider.risk) is not None:
+            yield f"chain.providers {index + 1}", risk
 
 
 def _open_files(settings: Settings, config: Path) -> Iterator[Choice]:

@@ -279,10 +279,18 @@ class Provider(_Table):
     project_id_file: AbsolutePath | None = None
 
     @property
-    def is_in_clear(self) -> bool:
-        """Whether somebody on the way can read and change what it says."""
+    def risk(self) -> str | None:
+        """What somebody on the way to it can do, with what to do about that; None where nobody can listen.
+
+        It is no refusal: who runs a server of their own in a network of their own may trust that.
+        """
         parts = urlsplit(self.base_url)
-        return parts.scheme != "https" and not _is_loopback(parts.hostname or "")
+        if parts.scheme == "https" or _is_loopback(parts.hostname or ""):
+            return None
+        read = "" if self.project_id_file is None else ", and reads the project id"
+        return (
+            f"who is on the way can answer in its place{read}; write https://, or use a tunnel to a loopback port"
+        )
 
 
 class Chain(_Table):

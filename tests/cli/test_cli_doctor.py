@@ -217,6 +217,15 @@ def test_what_could_be_safer_is_named_with_what_to_do(
     assert key.split(" ")[0].split(".")[-1] in PAGE
 
 
+def test_a_project_id_that_travels_in_the_open_is_named(safe: Path, data: Path) -> None:
+    text = safe.read_text().replace("https://localhost:9/api", "http://node.example/api")
+    safe.write_text(text)
+    assert "project id" not in warned(safe)["chain.providers 2"]
+    secret = write_private(data / "project-id", "an id")
+    safe.write_text(text.replace('e/api"\n', f'e/api"\nproject_id_file = "{secret}"\n'))
+    assert "reads the project id" in warned(safe)["chain.providers 2"]
+
+
 def test_names_of_a_port_that_other_machines_reach_are_named_too(safe: Path) -> None:
     text = safe.read_text().replace('listen = "127.0.0.1:0"', REMOTE + '\nhosts = ["pay.example"]')
     safe.write_text(text)

@@ -144,6 +144,18 @@ def test_words_in_clear_beside_the_keystore_are_warned_of_at_each_start(folder: 
         assert WORDS not in "".join(log)
 
 
+def test_a_provider_in_clear_on_another_machine_is_warned_of_at_each_start(folder: Path) -> None:
+    """The address stands for all of this machine, and is no loopback one. Nobody answers: the start goes on."""
+    config = folder / "config.toml"
+    assert not [line for line in log_of_a_run(folder) if "provider.in_clear" in line]
+    more = '[[chain.providers]]\nkind = "blockfrost"\nbase_url = "http://0.0.0.0:1/api/v0"\n'
+    config.write_text(config.read_text().replace("[keystore]", more + "[keystore]"))
+    (line,) = [line for line in log_of_a_run(folder) if "provider.in_clear" in line]
+    assert '"level": "warning"' in line
+    assert '"blockfrost-2"' in line
+    assert "https://" in line
+
+
 def test_a_second_daemon_on_the_same_folder_refuses_to_start(folder: Path) -> None:
     process, _ = start(folder)
     code, talk = refused(folder)
