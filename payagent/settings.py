@@ -209,6 +209,12 @@ def _token(asset: str) -> str:
     return asset
 
 
+def _some(rows: tuple[T, ...]) -> tuple[T, ...]:
+    if not rows:
+        raise ValueError("it names none; write one table at least, under this key in [[ ]]")
+    return rows
+
+
 def _named(table: Mapping[str, T]) -> Mapping[str, T]:
     if not all(_MERCHANT_NAME.fullmatch(name) for name in table):
         raise ValueError("a merchant's name is lower-case letters and digits, with single - or _ between them")
@@ -296,7 +302,7 @@ class Provider(_Table):
 class Chain(_Table):
     """The providers; with several, two have to agree."""
 
-    providers: tuple[Provider, ...] = Field(min_length=1)
+    providers: Annotated[tuple[Provider, ...], AfterValidator(_some)]
 
 
 class Payments(_Table):
@@ -789,7 +795,16 @@ def _fix(error: Mapping[str, Any], steps: list[str]) -> str:
     if error["type"] == "extra_forbidden":
         hint = _did_you_mean(steps[-1], _known_keys(steps))
         return f"is not a known key; {hint}config/payagent.example.toml explains every key"
-    return str(error["msg"]).removeprefix("Value error, ")
+    return _SHAPES.get(error["type"]) or str(error["msg"]).removeprefix("Value error, ")
+
+
+_SHAPES = {
+    "tuple_type": "write a list",
+    "frozen_set_type": "write a list",
+    "dict_type": "write a table of keys",
+    "model_type": "write a table of keys",
+}
+"""What to write, by pydantic's name for what was found in its place."""
 
 
 def _known_keys(steps: list[str]) -> list[str]:

@@ -334,6 +334,24 @@ def test_what_is_wrong_is_named_with_file_key_and_fix(tmp_path: Path, case: str)
     assert f"{path}: {message}" in caught.value.detail
 
 
+@pytest.mark.parametrize(
+    ("providers", "told"),
+    [
+        ("[]", "chain.providers: it names none; write one table at least, under this key in [[ ]]"),
+        ("3", "chain.providers: write a list"),
+        ("[3]", "chain.providers[0]: write a table of keys"),
+        ('[{kind = "blockfrost"}]', "chain.providers[0].base_url: is missing; config/payagent.example.toml"),
+    ],
+)
+def test_a_list_of_providers_that_is_none_is_told_in_one_line(tmp_path: Path, providers: str, told: str) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text(f'network = "preprod"\n[chain]\nproviders = {providers}\n')
+    with pytest.raises(Refused) as caught:
+        load_settings(path, {"HOME": str(tmp_path)})
+    (line,) = caught.value.detail.splitlines()
+    assert line.startswith(f"{path}: {told}")
+
+
 BAD_URLS = (
     "127.0.0.1:3000",
     "ftp://a.example/",
