@@ -833,6 +833,7 @@ _TABLES: dict[str, type[_Table]] = {
     "approvals": Approvals,
     "proxy": Proxy,
     "alerts": Alerts,
+    "wallet": Wallet,
     "keystore": Keystore,
 }
 

@@ -214,6 +214,10 @@ BAD_TOML = {
         f'[[limits.assets]]\nasset = "{POLICY}"\nper_payment = "1"\nper_day = "1"\ndecimal = 6\n',
         "limits.assets[0].decimal: is not a known key; did you mean decimals?",
     ),
+    "unknown key of the wallet": (
+        "[wallet]\nupkeep_per_dy = 1\n",
+        "wallet.upkeep_per_dy: is not a known key; did you mean upkeep_per_day?",
+    ),
     "amount without unit": ('[limits]\nper_day = "20"\n', 'limits.per_day: write an amount as "5 ADA"'),
     "amount as number": ("[limits]\nper_day = 20\n", 'limits.per_day: write an amount as "5 ADA"'),
     "amount as float": ("[limits]\nper_day = 2.5\n", 'limits.per_day: write an amount as "5 ADA"'),
