@@ -143,6 +143,11 @@ class _Connection(H11Protocol):
             self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
 
+    def _should_upgrade(self) -> bool:
+        """Never: the call is answered as if it had not asked, as RFC 9110 allows, or refused by the proxy. uvicorn
+        would tell the operator to install what speaks WebSocket, as often as anybody asks."""
+        return False
+
     def _expect_head(self) -> None:
         """Start the time when a request has begun and none is being answered; what is whole stops it."""
         if self.cycle is not None and not self.cycle.response_complete:

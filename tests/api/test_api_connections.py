@@ -220,6 +220,18 @@ async def test_what_is_not_http_is_refused_as_everything_else_is(tmp_path: Path)
             assert problem["instance"] == "urn:payagent:request:call_1"
 
 
+async def test_who_asks_for_a_websocket_is_answered_over_http_and_not_told_of_in_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_doors(tmp_path) as doors:
+        for wanted in (b"websocket", b"h2c"):
+            streams = await doors.tcp()
+            asked = GET[:-2] + b"Connection: Upgrade\r\nUpgrade: " + wanted + b"\r\n\r\n"
+            assert (await call(streams, asked)).startswith(b"HTTP/1.1 200 ")
+            assert (await call(streams)).startswith(b"HTTP/1.1 200 ")
+    assert caplog.text == ""
+
+
 async def test_nonsense_after_an_answer_only_ends_the_connection(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
