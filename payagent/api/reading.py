@@ -8,6 +8,7 @@ import base64
 import json
 import re
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -123,14 +124,21 @@ def read_topup(raw: bytes, terms: Terms) -> tuple[Wish, bool]:
     is_dry = body.get("dry_run", False)
     if not isinstance(is_dry, bool):
         raise Refused("bad_request", "dry_run must be true or false", key="dry_run")
-    origin = next((one.origin for one in terms.merchants.values() if one.name == body["merchant"]), None)
-    if origin is None:
-        raise Refused(
-            "merchant_not_allowed", f"{ascii(body['merchant'])[:80]} is not in [merchants]", key="merchant"
-        )
+    merchant = _configured(body["merchant"], terms)
     asset = _asset(body.get("asset", LOVELACE), "asset")
     request = _read_topup_request(body["request"]) if "request" in body else None
-    return Wish(origin, asset, _amount(body, "units", asset), request), is_dry
+    return Wish(merchant, asset, _amount(body, "units", asset), request), is_dry
+
+
+def _configured(merchant: object, terms: Terms) -> str:
+    """The origin of a merchant that is named by its name in [merchants], or by its origin."""
+    origin = next((one.origin for one in terms.merchants.values() if one.name == merchant), None)
+    if origin is None and isinstance(merchant, str):
+        with suppress(ValueError):
+            origin = parse_origin(merchant)
+    if origin is None or origin not in terms.merchants:
+        raise Refused("merchant_not_allowed", f"{ascii(merchant)[:80]} is not in [merchants]", key="merchant")
+    return origin
 
 
 @dataclass(frozen=True, slots=True)

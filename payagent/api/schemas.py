@@ -126,7 +126,7 @@ class TopupCall(_Closed):
 class TopupOrder(_Closed):
     """Raise the balance at a merchant until so much is paid, fees not counted."""
 
-    merchant: Annotated[str, Field(description="Its name in the config.")]
+    merchant: Annotated[str, Field(description="Its name in the config, or its origin.")]
     units: Units
     asset: str = "lovelace"
     request: TopupCall = _absent("Without it the request of merchants.NAME.topup is made.")

@@ -110,7 +110,7 @@ def topup(
     """Raise the balance at a merchant: pay 402s of its top-up request until AMOUNT is paid, fees not counted.
 
     The last batch may reach beyond AMOUNT. The order is durable: it goes on without this command, and the limits
-    hold for it. MERCHANT is a name from [merchants].
+    hold for it. MERCHANT is a name from [merchants], or its origin.
     """
     with typed():
         name = LOVELACE if asset is None else parse_asset(asset)

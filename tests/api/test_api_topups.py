@@ -108,6 +108,12 @@ async def test_a_plan_at_a_merchant_that_is_taken_out_meanwhile_is_refused(
     assert (answer.status_code, answer.json()["code"]) == (403, "merchant_not_allowed")
 
 
+async def test_a_merchant_is_named_by_its_origin_too(api: Api) -> None:
+    for merchant in (api.world.origin, api.world.origin + "/"):
+        plan = (await order(api, dry_run=True, merchant=merchant)).json()
+        assert (plan["merchant"], plan["origin"], plan["count"]) == ("t", api.world.origin, 2)
+
+
 async def test_an_ordinary_call_may_be_named(api: Api) -> None:
     call = {"method": "POST", "path": "/chat", "body": '{"message": "for a batch"}'}
     told = (await order(api, units=str(COST), request=call)).json()
@@ -123,6 +129,7 @@ async def test_an_ordinary_call_may_be_named(api: Api) -> None:
     [
         ({"merchant": "nobody"}, 403, "merchant_not_allowed"),
         ({"merchant": 7}, 403, "merchant_not_allowed"),
+        ({"merchant": "https://nobody.example"}, 403, "merchant_not_allowed"),
         ({"units": "0"}, 400, "bad_request"),
         ({"units": 5}, 400, "bad_request"),
         ({"asset": "HOSKY"}, 400, "bad_request"),
