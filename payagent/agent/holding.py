@@ -39,6 +39,7 @@ class Holding:
             unit.conn, purchase, known, invoice.asset, now_ms, fee=BEFORE_FEE
         )
         plan = self.planner.plan(unit, invoice, expires_at_ms, purchase.min_window_s, now_ms, anchor)
+        self.rulebook.require_within_caps(plan.spend)
         again = policy.ask_again(asked, plan.spend)
         if policy.tightest(again) is not None or not plan.spend.keys() <= known.keys():
             again = self.rulebook.require_within_limits(unit.conn, purchase, plan.spend, invoice.asset, now_ms)

@@ -12,6 +12,7 @@ from agent_kit import ADA, APP, World, daily, with_terms, world_with_clock
 from payagent.agent.limits import Standing, set_limits, standing
 from payagent.agent.prepaid import Buyer, ServedCall
 from payagent.agent.terms import MerchantTerms
+from payagent.core.payment import State
 from payagent.core.policy import WALLET, Scope, Window, limits_of
 from payagent.core.problem import Refused
 from payagent.daemon import make_terms
@@ -59,6 +60,15 @@ async def test_what_a_payment_takes_is_told_with_its_fee_only_where_that_is_in_i
         async with world.run(terms=with_terms(limits=limits)) as run:
             await run.look()
             assert re.search(takes, (await refusal(run, "dear")).detail)
+
+
+async def test_what_the_signer_would_refuse_by_its_fee_is_refused_before_anything_is_held(world: World) -> None:
+    world.fund(50 * ADA)
+    async with world.run(terms=with_terms(caps={"lovelace": COST})) as run:
+        await run.look()
+        told = (await refusal(run, "dear")).detail
+        assert re.search(r"one transaction may take 13 ADA .*, this one takes 13\.\d+ ADA with its fee", told)
+        assert not queries.payments_in(run.agent.conn, [State.RESERVED])
 
 
 async def test_what_was_spent_and_set_is_known_after_a_restart(world: World) -> None:
