@@ -1,13 +1,15 @@
 """The pages behind signed links: a person reads what is asked and decides, without a token.
 
 To open a link only shows: what scans links in mails decides nothing. The form of the page does, and only from this
-page: a browser says that the call is of the same origin. No script, no style, no cookie.
+page: a browser says that the call is of the same origin. No script, no cookie, and no style but the page's own.
 
 May import: core, agent, store, the rest of api, FastAPI. Never: decides on anything but the link's own payment;
 writes text of others into a page as it came.
 """
 
+from base64 import b64encode
 from collections.abc import Iterable
+from hashlib import sha256
 from html import escape
 
 from fastapi import APIRouter
@@ -26,8 +28,18 @@ from payagent.store import approvals, queries
 from payagent.store.approvals import Approval
 from payagent.store.queries import PaymentRow
 
+_STYLE = (
+    "body{font:1rem/1.5 system-ui,sans-serif;max-width:46rem;margin:1rem auto;padding:0 1rem}"
+    ":root{color-scheme:light dark}table{border-collapse:collapse;width:100%}"
+    "th,td{padding:.3rem .6rem .3rem 0;text-align:left;vertical-align:top;border-bottom:1px solid #8886}"
+    "th{width:30%}td{overflow-wrap:anywhere}button{font:inherit;margin:1.5rem 0;padding:.7rem 2.5rem}"
+)
+"""For a phone too, where an address is wider than the screen."""
+
+_STYLE_HASH = b64encode(sha256(_STYLE.encode()).digest()).decode()
 _HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'",
+    "Content-Security-Policy": f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; form-action 'self'; "
+    "frame-ancestors 'none'; base-uri 'none'",
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
@@ -148,7 +160,7 @@ def _page(title: str, rows: Iterable[Row], button: str | None = None, status: in
     text = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width"><meta name="robots" content="noindex">'
-        f"<title>payagent: {escape(title)}</title></head>\n<body><h1>{escape(title)}</h1>\n"
+        f"<title>payagent: {escape(title)}</title><style>{_STYLE}</style></head>\n<body><h1>{escape(title)}</h1>\n"
         f"<table>\n{lines}</table>\n{form}</body></html>\n"
     )
     return HTMLResponse(text, status, _HEADERS)
