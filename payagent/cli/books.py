@@ -215,7 +215,7 @@ def verify(terminal: Terminal, connect: Connect, head: str | None, receipt: Bina
         for finding in answer["findings"]:
             terminal.line(f"{finding['table']} {finding['row']}: {finding['what']}")
         checked = ", ".join(f"{count} {_ROWS.get(table, table)}" for table, count in answer["checked"].items())
-        terminal.line(f"{'clean' if answer['clean'] else str(answer['found']) + ' findings'}: {checked}")
+        terminal.line(f"{'clean' if answer['clean'] else _findings(answer['found'])}: {checked}")
         terminal.line(f"head {answer['head']}")
 
     terminal.give(answer, human)
@@ -239,7 +239,7 @@ def _verify_receipt(terminal: Terminal, file: BinaryIO) -> int:
     def human() -> None:
         for finding in findings:
             terminal.line(f"{finding['table']} {finding['row']}: {finding['what']}")
-        terminal.line(f"{f'{len(findings)} findings' if findings else 'clean'}: {answer['payment']}")
+        terminal.line(f"{_findings(len(findings)) if findings else 'clean'}: {answer['payment']}")
         for heading, part in (("Checked:", "checked"), ("What the file alone cannot show:", "not_told")):
             terminal.line(heading)
             for text in answer[part]:
@@ -286,8 +286,12 @@ def show_reconciled(terminal: Terminal, answer: dict[str, Any]) -> None:
     for pool in answer["prepaid"]:
         terminal.line(_prepaid_line(pool))
     checked = ", ".join(f"{count} {what}" for what, count in answer["checked"].items()) or "nothing was compared"
-    found = f"{answer['found']} findings" if answer["found"] else "nothing found"
+    found = _findings(answer["found"]) if answer["found"] else "nothing found"
     terminal.line(f"{'clean' if answer['clean'] else found}: {checked}")
+
+
+def _findings(count: int) -> str:
+    return "1 finding" if count == 1 else f"{count} findings"
 
 
 def _prepaid_line(pool: dict[str, Any]) -> str:

@@ -117,4 +117,4 @@ def test_a_finding_is_told_and_is_no_success(paid: Shop) -> None:
         conn.execute(guard)
     assert told.code == 1
     assert "invoices_no_delete" in told.out
-    assert "1 findings" in told.out
+    assert "1 finding:" in told.out
