@@ -127,11 +127,11 @@ class Sweeps:
 
     def _mind_the_clock(self) -> None:
         """When it is set back no beat would come until it is again where it was; this comes by the loop's own."""
+        self._clock_look = asyncio.get_running_loop().call_later(CLOCK_LOOK_S, self._mind_the_clock)
         now = datetime.now(UTC)
         for job in self._scheduler.get_jobs():
             if job.next_run_time > now + job.trigger.interval:
                 job.modify(next_run_time=now)
-        self._clock_look = asyncio.get_running_loop().call_later(CLOCK_LOOK_S, self._mind_the_clock)
 
     async def _beat(self, name: str, act: Callable[[], Awaitable[None]]) -> None:
         """A job only starts a task of ours, which nothing but `stop` waits for; one of a name at a time."""

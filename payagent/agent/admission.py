@@ -12,7 +12,7 @@ from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
 
 from payagent.agent import trust
-from payagent.agent.chainview import ChainView
+from payagent.agent.chainview import SKEW_MAX_S, ChainView
 from payagent.agent.holding import Holding, anchor_of
 from payagent.agent.orders import Admitted, Purchase, TransferOrder
 from payagent.agent.planner import Planner, TransferPlan
@@ -80,7 +80,8 @@ class Admission:
             if existing is not None:
                 return existing
         if known is not None and (other := queries.payment_of_invoice(unit.conn, known.seq)):
-            return _paid_already(unit, purchase, other)
+            _require_for(unit.conn, purchase, other)
+            return Admitted(other, False)
         if purchase.topup is None:
             apps.require_let_in(unit.conn, purchase.app_id, now_ms)
         self.questions.require_not_denied(unit, purchase, intent, now_ms)
@@ -102,8 +103,9 @@ class Admission:
         )
 
     def require_unpaid(self, conn: Connection, purchase: Purchase) -> None:
-        """Refused where admission would find a payment for the chosen invoice, or refuse it as another app's; for
-        one without an id of its own, where the intent has a payment. Only its own app is told which one it is."""
+        """Refused where admission would find a payment for the chosen invoice, or refuse it as another purchase's;
+        for one without an id of its own, where the intent has a payment.
+        """
         invoice = purchase.invoice
         known = _known(conn, invoice)
         paid = None if known is None else queries.payment_of_invoice(conn, known.seq)
@@ -111,16 +113,10 @@ class Admission:
             live = queries.live_payment_of(conn, intent.id)
             paid = None if live is None else live.id
         row = None if paid is None else queries.payment(conn, paid)
-        if row is None:
-            return
-        if row.app_id != purchase.app_id:
-            raise _paid_elsewhere(invoice)
-        raise Refused(
-            "invoice_paid_already",
-            f"{invoice.invoice_id} has {row.id}, which is {row.state}",
-            payment=row.id,
-            state=str(row.state),
-        )
+        if row is not None:
+            _require_for(conn, purchase, row.id)
+            told = f"{row.id} pays for it, and is {row.state}"
+            raise Refused("invoice_paid_already", told, payment=row.id, state=str(row.state))
 
     def _open_payment(
         self,
@@ -195,11 +191,15 @@ class Admission:
     def _replace_for(
         self, unit: Unit, row: PaymentRow, purchase: Purchase, seq: int, known: InvoiceRow | None, now_ms: int
     ) -> bool:
-        """Whether a payment that is lost, its own invoice being over, was turned to another one of its intent."""
+        """Whether a payment that is lost, its own invoice being over, was turned to another one for its intent.
+
+        An invoice that came before is shown as it was read then, whatever the config says since.
+        """
         invoice, tip = purchase.invoice, self.planner.chain.tip
         if tip is None or not is_lost(unit.conn, row, tip.slot):
             return False
-        is_alike = (invoice.asset, invoice.proof, invoice.handed_over, is_batch(invoice.batch_target)) == (
+        shown = known or invoice
+        is_alike = (invoice.asset, shown.proof, shown.handed_over, is_batch(invoice.batch_target)) == (
             *(row.outputs[0].asset, row.proof, row.handed_over),
             is_batch(row.batch_target),
         ) and invoice.calls >= calls_of(row.batch_target)
@@ -344,7 +344,7 @@ def _pool_of(unit: Unit, purchase: Purchase, now_ms: int) -> int | None:
         raise Refused("batch_under_way", "a batch for the same partner and wallet is being bought", **ours)
     served_ms = prepaid.last_served_ms(unit.conn, pool.id)
     # what was served at a time that is still to come was so by a clock that was ahead, and is mended since
-    is_mended = purchase.heard_at_ms <= now_ms < served_ms
+    is_mended = purchase.heard_at_ms <= now_ms < served_ms - SKEW_MAX_S * 1000
     if purchase.heard_at_ms <= served_ms and not is_mended:
         raise Refused("batch_under_way", "a batch was bought since the merchant asked for this one")
     cost = prepaid.balance(unit.conn, pool.id, CALLS if is_batch(invoice.batch_target) else invoice.asset).costs
@@ -364,22 +364,18 @@ def _transfer_outputs(kind: str, plan: Plan) -> list[OutputRow]:
     ]
 
 
-def _paid_already(unit: Unit, purchase: Purchase, payment_id: str) -> Admitted:
-    """An invoice that was paid before, for an intent that is not live: a late copy of the same call finds it.
+def _require_for(conn: Connection, purchase: Purchase, payment_id: str) -> None:
+    """Refuse an invoice whose payment is another purchase's (`invoice_paid_elsewhere`): a late copy of the same
+    call finds it. Of another app no payment is named.
 
     The payment's intent tells whose it is, and not the invoice's: that is the one for which it first came.
     """
-    intent = queries.intent_of(unit.conn, payment_id)
-    if (intent.app_id, intent.key, intent.fingerprint) == (purchase.app_id, purchase.key, purchase.fingerprint):
-        return Admitted(payment_id, False)
-    raise _paid_elsewhere(purchase.invoice, payment_id if intent.app_id == purchase.app_id else None)
-
-
-def _paid_elsewhere(invoice: Invoice, payment_id: str | None = None) -> Refused:
-    """Of another app no payment is named."""
-    whose, ours = ("", {}) if payment_id is None else (f"{payment_id}, ", {"payment": payment_id})
-    detail = f"{invoice.invoice_id} belongs to {whose}a payment of another purchase"
-    return Refused("invoice_paid_elsewhere", detail, **ours)
+    intent = queries.intent_of(conn, payment_id)
+    if (intent.app_id, intent.key, intent.fingerprint) != (purchase.app_id, purchase.key, purchase.fingerprint):
+        is_ours = intent.app_id == purchase.app_id
+        whose, ours = (f"{payment_id}, ", {"payment": payment_id}) if is_ours else ("", {})
+        detail = f"{purchase.invoice.invoice_id} belongs to {whose}a payment of another purchase"
+        raise Refused("invoice_paid_elsewhere", detail, **ours)
 
 
 def _known(conn: Connection, invoice: Invoice) -> InvoiceRow | None:

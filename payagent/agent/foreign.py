@@ -39,8 +39,8 @@ log = structlog.get_logger("payagent.foreign")
 async def thaw(agent: Agent, app_id: str, seen: Collection[str] | None = None) -> tuple[str, ...]:
     """An operator says that the wallet is payagent's alone again; the transactions that had frozen it.
 
-    `seen` are those that the operator has looked at, where that was told. Refused, `foreign_spend`, when another
-    one has frozen it too: it may have come meanwhile.
+    `seen` are those that the operator has looked at, where that was told. Refused, `foreign_spend_unseen`, when
+    another one has frozen it too: it may have come meanwhile.
     """
     now_ms = agent.ports.clock.now_ms()
 
@@ -49,7 +49,7 @@ async def thaw(agent: Agent, app_id: str, seen: Collection[str] | None = None) -
         unseen = [] if seen is None else [tx_id for tx_id in frozen_by if tx_id not in seen]
         if unseen:
             raise Refused(
-                "foreign_spend",
+                "foreign_spend_unseen",
                 f"not thawed: transaction {unseen[-1]} spent coins of this wallet too, and is none of those that "
                 "were looked at",
             )

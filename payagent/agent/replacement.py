@@ -43,7 +43,7 @@ _PAYLOAD_CHARS = 300
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What the next attempt of a payment is for: its invoice as it is, or a new one of the same intent."""
+    """What the next attempt of a payment is for: its invoice as it is, or a new one for the same intent."""
 
     kind: str
     outputs: tuple[Output, ...]
@@ -63,7 +63,7 @@ def same_again(row: PaymentRow, network: Network) -> Wanted:
 
 
 def next_invoice(invoice: Invoice, seq: int, expires_at_ms: int | None) -> Wanted:
-    """What another invoice of the same intent asks for."""
+    """What another invoice for the same intent asks for."""
     parameters = parameters_of(invoice.proof, invoice.echo)
     return Wanted("invoice", invoice.outputs, seq, expires_at_ms, invoice.commitment, parameters)
 

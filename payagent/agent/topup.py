@@ -274,9 +274,13 @@ class Topups:
         await self._buy(order, delivered + 1, now_ms)
 
     def _is_over(self, order: TopupRow, now_ms: int) -> bool:
-        """By both clocks: ours may be wrong, and the limits' may have stood still before it was ordered."""
-        passed_ms = self._agent.limits_clock_ms(self._agent.conn, now_ms) - order.clock_ms
-        return min(passed_ms, now_ms - order.created_at_ms) > PATIENCE_MS
+        """By our clock, where the chain or the limits' bears it out; by the limits' alone, where ours was set back."""
+        passed_ms = now_ms - order.created_at_ms
+        counted_ms = self._agent.limits_clock_ms(self._agent.conn, now_ms) - order.clock_ms
+        if passed_ms < 0:
+            return counted_ms > PATIENCE_MS
+        is_borne_out = counted_ms > PATIENCE_MS or self._agent.chain.is_ready(now_ms)
+        return passed_ms > PATIENCE_MS and is_borne_out
 
     async def _buy(self, order: TopupRow, number: int, now_ms: int) -> None:
         """Make the request and pay its 402."""

@@ -94,8 +94,8 @@ async def pay_at_once(request: Request) -> JsonResponse:
     openapi_extra=takes(PaymentRequest),
 )
 async def quote(request: Request, caller: Payer) -> JsonResponse:
-    """Refused like the payment would be, but for limits: those are told in `refusal`. What has a payment already,
-    which paying would find, is `invoice_paid_already`."""
+    """Refused like the payment would be, but for limits: those are told in `refusal`. An invoice with a payment
+    that paying would find is `invoice_paid_already`."""
     ask = read_ask(caller.app.id, await caller.json_body(request), None)
     return JsonResponse(quote_view(await caller.agent.quote(ask), caller.agent.terms))
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import click
 
 from payagent.cli.options import Connect, example, show_amount, talks_to_daemon
-from payagent.cli.pay import DRY_RUN_OK, PENDING, VOID, in_words, parse_most, same_unit, show_quote
+from payagent.cli.pay import DRY_RUN_OK, PENDING, VOID, in_words, parse_most, rather, same_unit, show_quote
 from payagent.cli.terminal import Json, ProblemError, Terminal, as_shown, describe
 from payagent.core.origin import parse_origin
 from payagent.core.payment import WITHOUT_PROOF
@@ -222,7 +222,7 @@ class _Fetcher:
             with self._call(options) as (answer, quote):
                 return self._give(answer) if quote is None else self._give_quote(quote)
         except ProblemError as error:
-            raise why or error from None
+            raise rather(why, error) from None
 
     @contextmanager
     def _call(self, options: Mapping[str, str]) -> Iterator[tuple["httpx.Response", Json | None]]:

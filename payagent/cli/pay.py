@@ -142,9 +142,12 @@ def _order(link: "Link", asked: _Request, bound: tuple[bool, int] | None, key: s
     try:
         return link.post_text("/v1/payments", asked.text(units), key)
     except ProblemError as error:
-        if why is not None and error.problem.get("limit") == "max_total":
-            raise why from None
-        raise
+        raise rather(why, error) from None
+
+
+def rather(unpriced: ProblemError | None, refused: ProblemError) -> ProblemError:
+    """What kept a call from being priced, where nothing but the bound of 1 that it was made with is told of it."""
+    return unpriced if unpriced is not None and refused.problem.get("limit") == "max_total" else refused
 
 
 def same_unit(quote: Mapping[str, Any], bound: tuple[bool, int]) -> int:

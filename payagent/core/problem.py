@@ -286,6 +286,13 @@ PROBLEMS: dict[str, Problem] = {
         "Find out who has the wallet's words and stop it, then run `payagent wallet thaw`. If nobody should have "
         "them, send everything to a new wallet at once.",
     ),
+    "foreign_spend_unseen": Problem(
+        409,
+        2,
+        "Another transaction spent coins of the wallet meanwhile",
+        "Look at it too, then thaw again: `payagent wallet thaw` shows all of them.",
+        money="Nothing has changed: nothing is signed until the wallet is thawed.",
+    ),
     "handed_over_expired": Problem(
         409,
         3,

@@ -65,6 +65,8 @@ class InvoiceRow:
     dialect: str
     terms_hash: str
     batch_target: int | None
+    proof: str
+    handed_over: bool
     received_at_ms: int
     expires_at_ms: int | None
 
@@ -373,11 +375,11 @@ def live_payment_of(conn: sqlite3.Connection, intent_id: str) -> PaymentRow | No
 
 def invoice(conn: sqlite3.Connection, origin: str, invoice_id: str) -> InvoiceRow | None:
     row = conn.execute(
-        "SELECT seq, origin, invoice_id, intent_id, dialect, terms_hash, batch_target, received_at_ms, "
-        "expires_at_ms FROM invoices WHERE origin = ? AND invoice_id = ?",
+        "SELECT seq, origin, invoice_id, intent_id, dialect, terms_hash, batch_target, proof, handed_over, "
+        "received_at_ms, expires_at_ms FROM invoices WHERE origin = ? AND invoice_id = ?",
         (origin, invoice_id),
     ).fetchone()
-    return InvoiceRow(*row) if row else None
+    return InvoiceRow(*(*row[:8], bool(row[8]), *row[9:])) if row else None
 
 
 def payment_of_invoice(conn: sqlite3.Connection, invoice_seq: int) -> str | None:

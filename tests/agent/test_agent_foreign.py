@@ -133,7 +133,7 @@ async def test_a_further_spend_elsewhere_is_told_too_and_a_thaw_that_has_not_see
         assert [alert.facts["tx"] for alert in alerts.after(run.agent.conn, 0)] == [first, second]
         with pytest.raises(Refused, match=second) as refused:
             await thaw(run.agent, APP, [first])
-        assert refused.value.code == "foreign_spend"
+        assert refused.value.code == "foreign_spend_unseen"
         with pytest.raises(Refused, match=rf"{second} \(and 1 before it\)"):
             await run.pay("while frozen")
         assert await thaw(run.agent, APP, [first, second]) == (first, second)

@@ -4,6 +4,7 @@ The chain and the agent share one clock here, which a test can move.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -527,6 +528,25 @@ class TestTheNextInvoice:
             with pytest.raises(Refused, match="invoice_paid_elsewhere"):
                 await run.agent.pay(world.ask_of(second, key="one"))
             assert_at_rest(world, run)
+
+    async def test_an_invoice_that_came_when_proofs_were_handed_over_is_not_the_next_of_one_that_was_sent(
+        self, world: World
+    ) -> None:
+        world.fund(50 * ADA)
+        async with world.run() as run:
+            await run.look()
+            world.fault("submit", "drop")
+            paid, _ = await run.agent.pay(world.ask(key="two"))
+            await run.agent.drain(10)
+            await pass_time_of(world, run, 310)
+            second, filed = world.call("hello"), run.agent.filed
+            merchants = {origin: replace(one, proof="signed_cbor") for origin, one in filed.merchants.items()}
+            await run.agent.take_terms(replace(filed, merchants=merchants), lambda _unit: None)
+            with pytest.raises(Refused, match="limit_exceeded"):
+                await run.agent.pay(world.ask_of(second, key="one", max_total_units=1))
+            await run.agent.take_terms(filed, lambda _unit: None)
+            row, _ = await run.agent.pay(world.ask_of(second, key="two"))
+            assert (row.id, row.invoice_id, row.handed_over) == (paid.id, paid.invoice_id, False)
 
     async def test_a_lower_price_is_posted_as_what_it_was_and_the_rest_comes_back(self, world: World) -> None:
         world.fund(50 * ADA)

@@ -331,6 +331,8 @@ class TestTheEndOfAnOrder:
             await run.topups.beat()
             (asked,) = queries.payments_in(run.agent.conn, [State.AWAITING_APPROVAL])
             world.clock.ahead_ms += PATIENCE_MS + 5_000
+            await run.topups.beat()
+            assert run.topups.find(row.id).state == "open", "the chain, which is away, bears no such time out"
             await run.settle_down()
             await run.topups.beat()
             assert run.topups.find(row.id).reason_code == "topup_out_of_time"

@@ -196,7 +196,7 @@ async def test_a_quote_tells_what_the_payment_will_take_and_reserves_nothing(api
 
 async def test_a_quote_of_what_has_a_payment_says_so_and_by_which_to_its_own_app_alone(api: Api) -> None:
     body = api.body()
-    paid = (await api.as_("payer").post("/v1/payments", json=body, headers={"Idempotency-Key": "k"})).json()["id"]
+    paid = (await api.as_("payer").post("/v1/payments", json=body)).json()["id"]
     own = require_problem(await api.as_("payer").post("/v1/quotes", json=body), "invoice_paid_already")
     assert own["payment"] == paid
     assert own["state"] in ("signed", "in_flight")
@@ -206,6 +206,14 @@ async def test_a_quote_of_what_has_a_payment_says_so_and_by_which_to_its_own_app
     dearer = json.loads(json.dumps(body).replace('"amountUnits": "10000000"', '"amountUnits": "11000000"'))
     for path in ("/v1/quotes", "/v1/payments"):
         require_problem(await api.as_("payer").post(path, json=dearer), "terms_changed")
+
+
+async def test_a_quote_of_what_was_paid_by_a_key_says_what_paying_without_it_would(api: Api) -> None:
+    body = api.body()
+    paid = (await api.http.post("/v1/payments", json=body, headers={"Idempotency-Key": "k"})).json()["id"]
+    for path in ("/v1/quotes", "/v1/payments"):
+        told = require_problem(await api.http.post(path, json=body), "invoice_paid_elsewhere")
+        assert told["payment"] == paid
 
 
 async def test_a_quote_of_what_was_refused_before_is_a_quote(api: Api) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from payagent.core.problem import Refused
 from payagent.store import queries
+from payagent.store.schema import missing_guards
 from payagent.store.signer import Signed, lacks
 from payagent.store.writer import Ownership, Readers, Unit, Writer, require_ledger
 
@@ -335,6 +336,19 @@ def test_a_database_that_lost_a_guard_is_not_opened(path: Path) -> None:
         conn.execute("DROP TRIGGER postings_no_delete")
     with pytest.raises(Refused, match="postings_no_delete"):
         Writer(path)
+
+
+def test_a_ledger_of_the_rules_before_gets_those_of_now(path: Path) -> None:
+    Writer(path).close()
+    with sqlite3.connect(path) as conn:
+        conn.execute("DROP TRIGGER payments_invoice_follows")
+        conn.execute(
+            "CREATE TRIGGER payments_invoice_follows BEFORE UPDATE ON payments WHEN 0 BEGIN SELECT 1; END"
+        )
+        conn.execute("DELETE FROM _sqlite_migrations WHERE name LIKE 'm002_%'")
+    Writer(path).close()
+    with sqlite3.connect(path) as conn:
+        assert missing_guards(conn) == []
 
 
 @pytest.mark.parametrize("opens", [Writer, require_ledger])
