@@ -274,7 +274,7 @@ class Topups:
         await self._buy(order, delivered + 1, now_ms)
 
     def _is_over(self, order: TopupRow, now_ms: int) -> bool:
-        """By our clock, where the chain or the limits' bears it out; by the limits' alone, where ours was set back."""
+        """By our clock, where the chain or the limits' bears it out; by the limits' alone where ours is behind."""
         passed_ms = now_ms - order.created_at_ms
         counted_ms = self._agent.limits_clock_ms(self._agent.conn, now_ms) - order.clock_ms
         if passed_ms < 0:
