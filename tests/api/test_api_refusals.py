@@ -241,8 +241,8 @@ async def test_a_token_does_only_what_its_scopes_say(api: Api) -> None:
     body, split = api.body(), {"count": 1, "lovelace": "5000000"}
     send = {"address": api.world.address, "units": "5000000"}
     table: dict[tuple[str, str], tuple[object, set[str]]] = {
-        ("POST", PAY): (body, {"payer"}),
         ("POST", QUOTE): (body, {"payer"}),
+        ("POST", PAY): (body, {"payer"}),
         ("GET", PAY): (None, {"payer", "reader", "operator"}),
         ("GET", "/v1/wallet"): (None, {"payer", "reader", "operator"}),
         ("GET", "/v1/limits"): (None, {"payer", "reader", "operator"}),
