@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import BinaryIO, TypeVar
@@ -75,6 +75,9 @@ T = TypeVar("T")
 
 SIGNING_PATIENCE_S = 10.0
 """How long a repeated request waits for the first one to be signed."""
+
+GIVE_WAY_S = 0.02
+"""So long a look at a payment waits at most while others are on the way to their signature."""
 
 RECEIVED_MAX_CHARS = 4000
 """How much of a 402 that was refused is kept."""
@@ -203,6 +206,7 @@ class Agent:
         """How often each code was told, through whichever door, since the start."""
         self._floods = Floods()
         self._signing: set[str] = set()
+        self._none_signing = asyncio.Event()
         self._sending: dict[str, asyncio.Event] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._taking = asyncio.Lock()
@@ -945,11 +949,28 @@ class Agent:
     def _claim(self, payment_id: str) -> Iterator[None]:
         """While one task carries a payment to its signature, no sweep takes it up beside it."""
         self._signing.add(payment_id)
+        self._none_signing.clear()
         try:
             yield
         finally:
             self._signing.discard(payment_id)
+            if not self._signing:
+                self._none_signing.set()
             self._line.stir()
+
+    async def give_way(self) -> float:
+        """Wait a moment while payments are on the way to their signature, for somebody waits for each of these.
+
+        How many seconds that took.
+        """
+        if not self._signing:
+            return 0.0
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(GIVE_WAY_S):
+                await self._none_signing.wait()
+        return loop.time() - began_s
 
     def _select(self, outputs: Sequence[Output], coins: Coins, ttl_slot: int, anchor: Coin | None) -> Plan:
         return select(

@@ -66,6 +66,9 @@ With a look every 5 s that is no less than Blockfrost bears for long, ten calls 
 turn at a provider's few threads: behind hundreds of them reads and new payments would run out of time.
 """
 
+PATIENCE_S = 4.0
+"""So many seconds in all those who look at payments, a few at once, give way to payments that are being signed."""
+
 TURN = 100
 """After so many steps in a row that waited for nothing, others have their turn."""
 
@@ -568,10 +571,14 @@ class Watch:
         One that raises is logged and keeps nobody else from their turn. What could not be written down is looked
         at again, as what could not be read.
         """
-        left = iter(found)
+        left, patience_s = iter(found), PATIENCE_S
 
         async def work() -> None:
+            nonlocal patience_s
             for number, one in enumerate(left, 1):
+                if patience_s > 0:
+                    waited_s = await self._agent.give_way()
+                    patience_s -= waited_s
                 try:
                     row = queries.payment(self._agent.conn, one.id)
                     if row is not None:

@@ -96,6 +96,28 @@ def assert_all_is_well(world: World, run: Run, rows: list[PaymentRow]) -> None:
     assert len(set(transactions)) == len(transactions) == len(rows) + len(own_orders(run))
 
 
+async def test_who_looks_gives_way_for_a_moment_to_who_waits_for_a_signature(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.fund(50 * ADA, 50 * ADA)
+    async with world.run() as run:
+        await run.look()
+        first = await run.pay("first")
+        signer = run.agent._signer = SlowSigner(run.agent._signer)
+        assert await run.agent.give_way() == 0
+        paying = asyncio.create_task(run.pay("second"))
+        await signer.is_asked.wait()
+        assert await run.agent.give_way() > 0, "and no longer than a moment: the signer stands still"
+        await run.settle_down()
+        assert run.state(first.id) is State.CONFIRMED, "it is looked after all the same"
+        monkeypatch.setattr("payagent.agent.agent.GIVE_WAY_S", 600)
+        waiting = asyncio.create_task(run.agent.give_way())
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        signer.may_sign.set()
+        await asyncio.wait_for(asyncio.gather(paying, waiting), 60)
+
+
 class TestABurst:
     async def test_it_is_paid_from_one_coin_before_a_block_comes(self, world: World) -> None:
         world.fund(10_000 * ADA)
