@@ -850,9 +850,10 @@ def m001_first_tables(db: Database) -> None:
 @migrations()
 def m002_a_payment_follows_an_invoice_of_its_origin(db: Database) -> None:
     """Before, it had to be one that first came for the same intent. New ledgers have the rule from the start."""
-    (guard,) = (one for one in GUARDS if one.name == "payments_invoice_follows")
-    db.execute(f"DROP TRIGGER {guard.name}")
-    db.execute(guard.sql)
+    for guard in GUARDS:
+        if guard.name == "payments_invoice_follows":
+            db.execute(f"DROP TRIGGER {guard.name}")
+            db.execute(guard.sql)
 
 
 def _statements(script: str) -> Iterable[str]:
