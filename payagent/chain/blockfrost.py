@@ -652,13 +652,14 @@ def _parse_utxo(row: Any, address: str) -> ChainUtxo:
         if unit in amounts or (unit != LOVELACE and not _UNIT.fullmatch(unit)):
             raise ValueError("an amount of no known unit")
         amounts[unit] = _quantity(entry["quantity"], unit)
+    block = row.get("block") or None  # Dolos says "" of one that is older than what it keeps
     return ChainUtxo(
         tx_id=_text_hash(row["tx_hash"]),
         index=parse_count(row["output_index"], "output_index"),
         address=address,
         lovelace=amounts.pop(LOVELACE),
         assets={unit: units for unit, units in amounts.items() if units <= MAX_UNITS},
-        block_hash=_text_hash(row["block"]) if row.get("block") is not None else None,
+        block_hash=None if block is None else _text_hash(block),
         has_datum=row.get("data_hash") is not None or row.get("inline_datum") is not None,
         has_script=row.get("reference_script_hash") is not None,
         unreadable=any(units > MAX_UNITS for units in amounts.values()),
@@ -686,11 +687,18 @@ def _parse_address_txs(body: Any) -> tuple[AddressTx, ...]:
 
 @dataclass(frozen=True, slots=True)
 class _Listed:
-    """What is listed of a transaction at an address: in the ordinary way, and as collateral."""
+    """What is listed of a transaction at an address: in the ordinary way, and as collateral.
+
+    Of one whose script failed, Blockfrost lists what moved in both ways, Dolos as collateral only.
+    """
 
     plain: Movement
     collateral: Movement
     has_collateral: bool
+
+
+_Values = Mapping[str, Mapping[str, int]]
+"""What coins hold, by their refs."""
 
 
 def _parse_movements(body: Any, tx_id: str, address: str) -> _Listed:
@@ -702,10 +710,16 @@ def _parse_movements(body: Any, tx_id: str, address: str) -> _Listed:
         Movement(spent=_values(spent, address, is_collateral), made=_values(made, address, is_collateral))
         for is_collateral in (False, True)
     )
-    return _Listed(plain, collateral, any(_flag(row, "collateral") for row in spent))
+    failed = Movement(spent=_known(collateral.spent, plain.spent), made=_known(collateral.made, plain.made))
+    return _Listed(plain, failed, any(_flag(row, "collateral") for row in spent))
 
 
-def _values(rows: Iterable[Any], address: str, is_collateral: bool) -> dict[str, Mapping[str, int]]:
+def _known(coins: _Values, in_full: _Values) -> _Values:
+    """The coins, with what they hold in full where that is listed: of collateral Blockfrost tells no tokens."""
+    return {ref: in_full.get(ref, value) for ref, value in coins.items()}
+
+
+def _values(rows: Iterable[Any], address: str, is_collateral: bool) -> _Values:
     """What the coins at the address hold, by ref, of the rows that are, or are not, listed as collateral."""
     found: dict[str, Mapping[str, int]] = {}
     for row in rows:
