@@ -66,6 +66,9 @@ _MAX_PAGES = 1000
 _MAX_PASSES = 4
 _MAX_TOKEN_QUANTITY = 2**64 - 1  # of one output, by the ledger
 
+_NO_PATH = b"Invalid path"
+"""How Blockfrost's backend begins its 400 for a path that it does not have."""
+
 _HASH = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _ADDRESS = re.compile(r"[0-9a-z_]{1,200}", re.ASCII)
 _PROJECT_ID = re.compile(r"[!-~]{1,200}", re.ASCII)
@@ -396,6 +399,17 @@ class Blockfrost:
         classified = classify_submit(answer, tx_id)
         return SubmitAnswer(classified.kind, self._clean(classified.detail), classified.retry_after_s)
 
+    async def lacks_submit(self) -> bool:
+        """Whether the server shows the chain only: Blockfrost's own backend leaves /tx/submit to another program.
+
+        It is asked with a byte that is no transaction.
+        """
+        timeout_s = self._timeouts.call_s
+        answer = await self._ask(self._submit_cbor, (_Body(b"\xff"),), timeout_s, timeout_s, lambda answer: answer)
+        if answer is None:
+            return False
+        return answer.status in (404, 405) or (answer.status == 400 and _NO_PATH in answer.body)
+
     async def aclose(self) -> None:
         """Give up the calls under way (they come back as Unknown) and free threads and connections."""
         self._closed = True
@@ -547,12 +561,22 @@ _IN_WORDS = {
 }
 
 
+_OF_STATUS = {
+    401: ": the project id is not accepted",
+    402: ": the day's calls are used up",
+    403: ": the project id is not accepted, or is of another network",
+    418: ": banned for going on after too many calls",
+}
+"""What Blockfrost means by them."""
+
+
 def _understood(answer: RawAnswer, parse: Callable[[Any], T]) -> Read[T]:
     """Three values from one answer. Only a 200 and Blockfrost's own 404 say anything."""
     if answer.error is not None:
         return Unknown(_IN_WORDS[answer.error], Why.OUTAGE)
     if answer.status not in (200, 404):
-        return Unknown(f"http {answer.status}", _why(answer.status or 0), retry_after_s(answer.retry_after))
+        status = f"http {answer.status}{_OF_STATUS.get(answer.status or 0, '')}"
+        return Unknown(status, _why(answer.status or 0), retry_after_s(answer.retry_after))
     try:
         body = strict_json.loads(answer.body, max_bytes=_MAX_ANSWER_BYTES)
         if answer.status == 404:

@@ -295,6 +295,21 @@ async def test_a_broken_answer_is_unknown_and_never_an_exception(
     assert SECRET not in read.reason
 
 
+@pytest.mark.parametrize(
+    ("status", "told"),
+    [(403, "another network"), (402, "used up"), (418, "banned"), (429, "http 429"), (400, "http 400")],
+)
+async def test_what_an_operator_can_mend_is_said(
+    provider: FaultyProvider, source: Blockfrost, status: int, told: str
+) -> None:
+    """Blockfrost answers 403 to a project id of another network too."""
+    provider.routes["GET /blocks/latest"] = Reply({"status_code": status, "message": SECRET}, status)
+    read = await source.tip()
+    assert isinstance(read, Unknown)
+    assert f"http {status}" in read.reason
+    assert told in read.reason
+
+
 BOMB = gzip.compress(b'"' + b"a" * 200_000_000)
 
 
