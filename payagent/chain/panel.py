@@ -409,8 +409,11 @@ class Panel:
             return Unknown(f"tip: no answer in {TIP_PATIENCE_S:.0f} s")
 
     async def _distrust(self, member: _Member, now_ms: int) -> str | None:
-        """Why the provider's network or parameters are not to be believed; asked at first and every hour."""
-        if member.checked.holds(now_ms):
+        """Why the provider's network is not to be believed; asked at first and every hour.
+
+        It is asked again when it said that a transaction can never be valid: that is so when parameters changed.
+        """
+        if member.checked.holds(now_ms) and member.source.refused_at_ms < member.checked.from_ms:
             return None
         genesis = member.genesis or await member.source.genesis()
         parameters = await member.source.parameters()

@@ -14,6 +14,7 @@ NOBODY = "http://127.0.0.1:9/api/v0"
 """The discard port: nothing listens there."""
 
 OVER_LIMIT = {"status_code": 429, "error": "Project Over Limit", "message": "Usage is over limit."}
+TOO_LITTLE = {"status_code": 400, "error": "Bad Request", "message": "(UtxoFailure (FeeTooSmallUTxO"}
 NO_SUCH = {"status_code": 404, "error": "Not Found", "message": "The requested component has not been found."}
 
 
@@ -118,6 +119,20 @@ class TestParameters:
             with pytest.raises(Refused, match="min_fee_a = 45"):
                 await run.agent.pay(world.ask("again"))
             assert run.owned() == world.on_chain()
+
+    async def test_a_transaction_that_can_never_be_valid_has_them_asked_for_again(
+        self, world: World, first: Relay
+    ) -> None:
+        """Else for most of an hour after an epoch's change all that is signed would be refused."""
+        world.fund(50 * ADA)
+        async with world.run(providers={"first": first.url}) as run:
+            await run.look()
+            first.tell(PARAMETERS, 200, told(first, PARAMETERS) | {"min_fee_a": 45})
+            first.tell("/tx/submit", 400, TOO_LITTLE)
+            await run.pay()
+            await run.look()
+            with pytest.raises(Refused, match="min_fee_a = 45"):
+                await run.agent.pay(world.ask("again"))
 
     async def test_what_only_one_of_two_tells_is_no_change(
         self, world: World, first: Relay, second: Relay
