@@ -1,11 +1,12 @@
 """The chain as last seen, and whether it is seen well enough to sign by.
 
-May import: core, chain.source. Never: asks the chain itself (watch does).
+May import: core, chain.source, chain.panel (its types). Never: asks the chain itself (watch does).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from payagent.chain.panel import Odd
 from payagent.chain.source import Genesis, Parameters, Tip
 from payagent.core.network import SLOT_CLOCKS, Network, SlotClock
 from payagent.core.problem import Refused
@@ -39,6 +40,19 @@ Under a lower fee or least output, or a greater size, what it builds is as valid
 """
 
 SIZES = ("max_tx_size", "max_value_size")
+
+
+def odd_parameters(parameters: Parameters) -> Odd | None:
+    """How parameters differ from those that payagent is built for, if they do; stricter ones are told first."""
+    found = []
+    for name, pinned in PINNED.items():
+        told = getattr(parameters, name)
+        detail = f"the provider says {name} = {told}, payagent is built for {pinned}"
+        if told < pinned if name in SIZES else told > pinned:
+            return Odd(f"{detail}: if governance changed it, a payagent of after that is needed", forbids=True)
+        if told != pinned:
+            found.append(Odd(detail, forbids=False))
+    return found[0] if found else None
 
 
 def require_right_clock(off_s: Sequence[int]) -> None:
@@ -81,14 +95,9 @@ class ChainView:
 
     def learn_parameters(self, parameters: Parameters) -> None:
         """Refuse (`provider_untrusted`) parameters under which what payagent builds may not be valid."""
-        for name, pinned in PINNED.items():
-            told = getattr(parameters, name)
-            if told < pinned if name in SIZES else told > pinned:
-                raise Refused(
-                    "provider_untrusted",
-                    f"the provider says {name} = {told}, payagent is built for {pinned}: "
-                    "if governance changed it, a payagent of after that is needed",
-                )
+        odd = odd_parameters(parameters)
+        if odd is not None and odd.forbids:
+            raise Refused("provider_untrusted", odd.detail)
 
     def require_ready(self, now_ms: int) -> int:
         """The current slot, when the chain is seen well enough to sign.

@@ -17,7 +17,7 @@ import structlog
 from payagent.agent import deposits, steps
 from payagent.agent.agent import NOT_SIGNED, Agent
 from payagent.agent.alarm import clear_alert, raise_alert
-from payagent.agent.chainview import TIP_AGE_MAX_S
+from payagent.agent.chainview import TIP_AGE_MAX_S, odd_parameters
 from payagent.agent.foreign import Foreign
 from payagent.agent.repeats import Repeats
 from payagent.agent.replacement import is_lost
@@ -134,7 +134,7 @@ class Watch:
             clock,
             own,
             agent.chain.learn_genesis,
-            agent.chain.learn_parameters,
+            odd_parameters,
             self._slot_at,
             TIP_AGE_MAX_S,
         )

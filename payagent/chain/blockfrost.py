@@ -57,7 +57,7 @@ from payagent.core.problem import Refused
 T = TypeVar("T")
 
 _THREADS = 8
-_MAX_ANSWER_BYTES = 8 * 1024 * 1024  # 100 outputs of the largest size with inline datums stay well below
+_MAX_ANSWER_BYTES = 16 * 1024 * 1024  # 100 outputs full of assets with short names are 13.7 MB of JSON
 _CHUNK_BYTES = 64 * 1024
 _HEADERS = {"Accept": "application/json", "Accept-Encoding": "identity"}
 """Uncompressed, so that the bound on an answer bounds memory too."""

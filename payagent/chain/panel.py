@@ -1,9 +1,9 @@
 """Several providers as one view of the chain: who is heard, and what they say together.
 
 One provider alone is taken at its word, as far as its tip is recent. Of several, each is heard that is of our
-network, by whose parameters we can sign, whose tip is recent, and that does not contradict itself; two of them
-have to agree (chain.agree). One that cannot be heard is waited for, two minutes, so that a lying one gains
-nothing from a short absence of an honest one. One that is caught at a lie is sent out for a while.
+network, that tells no odd parameters where another tells ours, whose tip is recent, and that does not contradict
+itself; two of them have to agree (chain.agree). One that cannot be heard is waited for, two minutes, so that a
+lying one gains nothing from a short absence of an honest one. One that is caught at a lie is sent out for a while.
 
 May import: chain.source, chain.agree, chain.guard, chain.quota, core.problem. Never: concludes anything about a
 payment; sends.
@@ -12,7 +12,7 @@ payment; sends.
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeGuard, TypeVar
+from typing import Any, NamedTuple, TypeGuard, TypeVar
 
 from payagent.chain.agree import (
     MISSES_MIN,
@@ -99,6 +99,13 @@ TWO_HEIGHTS = "it tells two heights of one block"
 HEIGHTS = "how high the chain is"
 
 
+class Odd(NamedTuple):
+    """What is odd about protocol parameters, and whether that forbids to sign."""
+
+    detail: str
+    forbids: bool
+
+
 @dataclass(slots=True)
 class _Member:
     """What is known of one provider. `trouble` says why it is not heard; None when it is."""
@@ -107,8 +114,8 @@ class _Member:
     trouble: str | None = "not asked yet"
     has_answered: bool = False
     is_foreign: bool = False
-    odd: str | None = None
-    """Why nothing can be signed by the parameters that it tells."""
+    odd: Odd | None = None
+    """What its parameters are, when they are not those that payagent is built for."""
 
     is_late: bool = False
     tip: Tip | None = None
@@ -247,9 +254,9 @@ class View:
 class Panel:
     """The configured providers.
 
-    `vouch` raises `Refused` for a network that is not ours, `suit` for parameters that we cannot build for. A
-    provider whose parameters do not suit is not heard beside one whose do. Where nobody's do it is the chain that
-    changed: all are heard, and nothing is to be signed (`View.odd`).
+    `vouch` raises `Refused` for a network that is not ours. `weigh` says what is odd about parameters: a provider
+    that tells odd ones is not heard beside one that does not. Where all do it is the chain that changed: all are
+    heard, and by those that forbid it nothing is to be signed (`View.odd`).
 
     `slot_at` tells the slot of a time, once a genesis was vouched for. `tip_age_max_s` is how old a tip may be.
     """
@@ -260,7 +267,7 @@ class Panel:
         clock: Clock,
         own: str,
         vouch: Callable[[Genesis], None],
-        suit: Callable[[Parameters], None],
+        weigh: Callable[[Parameters], Odd | None],
         slot_at: Callable[[int], int | None],
         tip_age_max_s: int,
     ) -> None:
@@ -268,7 +275,7 @@ class Panel:
         self._clock = clock
         self._own = own
         self._vouch = vouch
-        self._suit = suit
+        self._weigh = weigh
         self._slot_at = slot_at
         self._tip_age_max_s = tip_age_max_s
         self._disputes: dict[str, Silence] = {}
@@ -345,16 +352,16 @@ class Panel:
         is_for_good = is_final and not missing
         may_add = not any(member.was_heard for member in missing)
         names = tuple(member.source.name for member in awaited)
-        odd = next((member.odd for member in speaking if member.odd), None)
+        odd = next((member.odd.detail for member in speaking if member.odd and member.odd.forbids), None)
         return View(self, tip, is_current, is_final, is_for_good, may_add, odd, tuple(speaking), names)
 
     def _is_odd_one_out(self, member: _Member) -> bool:
-        """Whether its parameters do not suit, and another one's do; it is foreign then."""
+        """Whether its parameters are odd, and another one's are not; it is foreign then."""
         if member.odd is None:
             return False
         member.is_foreign = any(other.is_vetted and other.odd is None for other in self._members)
         if member.is_foreign:
-            member.trouble = member.odd
+            member.trouble = member.odd.detail
         return member.is_foreign
 
     def _compare(self, tips: Sequence[Tip]) -> None:
@@ -411,7 +418,8 @@ class Panel:
     async def _distrust(self, member: _Member, now_ms: int) -> str | None:
         """Why the provider's network is not to be believed; asked at first and every hour.
 
-        It is asked again when it said that a transaction can never be valid: that is so when parameters changed.
+        It is asked again when it said that a transaction can never be valid: so it is when parameters changed. A
+        server that has none to tell, as for minutes at an epoch's start, is taken by those that it told before.
         """
         if member.checked.holds(now_ms) and member.source.refused_at_ms < member.checked.from_ms:
             return None
@@ -421,17 +429,14 @@ class Panel:
         if not isinstance(genesis, Found):
             return _unread("genesis", genesis)
         if not isinstance(parameters, Found):
-            return _unread("parameters", parameters)
-        member.genesis = member.odd = None
+            return None if member.is_vetted else _unread("parameters", parameters)
+        member.genesis = None
         try:
             self._vouch(genesis.value)
         except Refused as refusal:
             member.is_foreign, member.is_vetted = True, False
             return refusal.detail
-        try:
-            self._suit(parameters.value)
-        except Refused as refusal:
-            member.odd = refusal.detail
+        member.odd = self._weigh(parameters.value)
         member.is_foreign, member.is_vetted = False, True
         member.checked = Span(now_ms, now_ms + (CHECK_EVERY_MS if member.odd is None else ODD_EVERY_MS))
         return None

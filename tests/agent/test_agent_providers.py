@@ -134,17 +134,38 @@ class TestParameters:
             with pytest.raises(Refused, match="min_fee_a = 45"):
                 await run.agent.pay(world.ask("again"))
 
+    @pytest.mark.parametrize("fee", [43, 45])
     async def test_what_only_one_of_two_tells_is_no_change(
-        self, world: World, first: Relay, second: Relay
+        self, world: World, first: Relay, second: Relay, fee: int
     ) -> None:
         world.fund(50 * ADA)
-        first.tell(PARAMETERS, 200, told(first, PARAMETERS) | {"min_fee_a": 45})
+        first.tell(PARAMETERS, 200, told(first, PARAMETERS) | {"min_fee_a": fee})
         async with world.run(providers=both(first, second)) as run:
             await run.pass_time(15)
             row = await run.pay()
             await run.settle_down()
             assert run.state(row.id) is State.CONFIRMED
             assert run.agent.providers["first"] is not None
+
+    async def test_a_provider_that_has_none_to_tell_for_a_while_is_heard_still(
+        self, world: World, first: Relay
+    ) -> None:
+        """As Blockfrost's backend at an epoch's start, until it has read the new epoch's."""
+        world.fund(50 * ADA, 50 * ADA)
+        async with world.run(providers={"first": first.url}) as run:
+            await run.look()
+            first.tell("/tx/submit", 400, TOO_LITTLE)
+            await run.pay()
+            first.untell("/tx/submit")
+            first.tell(PARAMETERS, 404, NO_SUCH)
+            asked = first.calls.count(("GET", PARAMETERS))
+            await run.look()
+            assert first.calls.count(("GET", PARAMETERS)) > asked
+            row = await run.pay("again")
+            await run.settle_down()
+            assert run.state(row.id) is State.CONFIRMED
+        async with world.run(providers={"first": first.url}) as run:  # at first it has to tell them
+            assert not await run.watch.tick()
 
     @pytest.mark.parametrize(
         "change", [{"min_fee_a": 43}, {"max_tx_size": 32_768}, {"coins_per_utxo_size": "4000"}]
