@@ -62,6 +62,7 @@ LATER = frozenset(
         ),
         *("internal_error", "invoice_expired", "merchant_timeout", "merchant_unreachable", "not_signed_yet"),
         *("foreign_spend", "ledger_behind", "merchant_busy", "paused", "restored_recently", "store_failed"),
+        "signer_lost",  # the daemon ends with its signer, and the next start signs what was admitted
     )
 )
 """Refusals that pass by themselves. Any other ends the order."""
