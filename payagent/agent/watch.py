@@ -202,14 +202,14 @@ class Watch:
         said = await self._merchants.status(
             merchant.origin, row.invoice_id, headers=headers, timeout_s=merchant.timeout_s
         )
-        if said is None or said.status == row.merchant_status:
+        if said is None or said == row.merchant_status:
             return
         now_ms = agent.ports.clock.now_ms()
 
         def job(unit: Unit) -> None:
             state = steps.row_of(unit, row.id).state
-            records.set_merchant_status(unit, row.id, said.status, now_ms)
-            records.note(unit, row.id, "merchant_said", state, now_ms, {"status": said.status})
+            records.set_merchant_status(unit, row.id, said, now_ms)
+            records.note(unit, row.id, "merchant_said", state, now_ms, {"status": said})
 
         await agent.write("merchant", job, row.id)
 

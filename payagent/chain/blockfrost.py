@@ -228,7 +228,6 @@ def _received(response: urllib3.BaseHTTPResponse) -> RawAnswer:
     return RawAnswer(
         status=response.status,
         body=b"".join(parts),
-        content_type=response.headers.get("Content-Type", ""),
         retry_after=response.headers.get("Retry-After"),
         error=error,
     )

@@ -13,7 +13,7 @@ from payagent.core.problem import Refused
 from payagent.dialects import flux, sdk_x402, tbackend, x402, x402_v1, x402_v2
 from payagent.dialects.answers import Answer, Said, read_answer
 from payagent.dialects.prepaid import PrepaidSaid, read_prepaid
-from payagent.dialects.status import StatusSaid, read_status
+from payagent.dialects.status import read_status
 from payagent.dialects.wire import (
     PAYMENT_REQUIRED,
     Call,
@@ -36,7 +36,6 @@ __all__ = [
     "Response",
     "Said",
     "Shown",
-    "StatusSaid",
     "make_response",
     "parse_answer",
     "parse_response",

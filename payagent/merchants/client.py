@@ -18,7 +18,7 @@ from payagent.core.bounds import ANSWER_MAX_BYTES
 from payagent.core.problem import Refused
 from payagent.core.strict_json import loads
 from payagent.dialects.prepaid import PrepaidSaid, read_prepaid
-from payagent.dialects.status import StatusSaid, read_status
+from payagent.dialects.status import Said, read_status
 from payagent.egress import Egress
 
 BODY_MAX_BYTES = 65_536
@@ -78,7 +78,7 @@ class MerchantClient:
 
     async def status(
         self, origin: str, invoice_id: str, *, headers: dict[str, str], timeout_s: int
-    ) -> StatusSaid | None:
+    ) -> Said | None:
         """What the merchant says of its invoice; None when it could not be asked or did not make sense."""
         url = f"{origin}/payments/status/{quote(invoice_id, safe='')}"
         try:

@@ -94,8 +94,6 @@ class PaymentRow:
     terms_hash: str | None
     batch_target: int | None
     expires_at_ms: int | None
-    intent_key: str
-    intent_derived: bool
     request_id: str
     outputs: tuple[OutputRow, ...]
     state: State
@@ -237,7 +235,7 @@ FEW_MAX = 1_000
 
 _PAYMENT_BY = """
 SELECT p.seq, p.id, p.kind, p.app_id, p.intent_id, v.origin, v.dialect, v.invoice_id, p.invoice, v.terms_hash,
-       v.batch_target, v.expires_at_ms, i.key, i.derived, i.request_id, COALESCE(v.outputs, p.outputs), p.state,
+       v.batch_target, v.expires_at_ms, i.request_id, COALESCE(v.outputs, p.outputs), p.state,
        p.delivery, p.anchor,
        COALESCE(a.ttl_slot, p.ttl_slot), p.tx_id, a.fee_lovelace, p.block_hash, p.block_height, p.block_slot,
        p.merchant_status, p.reason_code, p.reason,
@@ -259,10 +257,9 @@ _PAYMENT, _PAYMENT_BY_TIME = _PAYMENT_BY.format(""), _PAYMENT_BY.format("INDEXED
 
 def _payment(row: tuple[object, ...]) -> PaymentRow:
     values = list(row)
-    values[13] = bool(values[13])
-    values[15] = load_outputs(str(values[15]))
-    values[16], values[17] = State(str(values[16])), Delivery(str(values[17]))
-    for flag in (28, 30, 33, 34, 36):
+    values[13] = load_outputs(str(values[13]))
+    values[14], values[15] = State(str(values[14])), Delivery(str(values[15]))
+    for flag in (26, 28, 31, 32, 34):
         values[flag] = bool(values[flag])
     return PaymentRow(*values)  # type: ignore[arg-type]
 
