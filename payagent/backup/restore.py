@@ -20,19 +20,18 @@ from payagent.backup.chain import Differences, ask, compare
 from payagent.backup.checking import Tell, checked
 from payagent.backup.places import put, workshop, writing
 from payagent.chain.source import ChainUtxo
+from payagent.core.bounds import SCOPES
 from payagent.core.problem import Refused
 from payagent.core.times import iso_time
 from payagent.init import (
     APP_NAME,
-    SCOPES,
-    TOKEN_FILE,
     make_private_folder,
     require_none,
     undone_on_failure,
     write_new,
 )
 from payagent.secretfile import read_secret_file, sync_folder
-from payagent.settings import Settings
+from payagent.settings import TOKEN_FILE, Settings
 from payagent.store import apps, records
 from payagent.store.copy import Contents
 from payagent.store.writer import Unit, Writer, open_read_only

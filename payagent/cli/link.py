@@ -20,9 +20,8 @@ import httpx
 from payagent.cli.terminal import ProblemError
 from payagent.core.problem import Refused
 from payagent.secretfile import make_secret_file, put_in_place, read_header_secret
-from payagent.settings import Settings
+from payagent.settings import TOKEN_FILE, Settings
 
-TOKEN_FILE = "operator.token"  # noqa: S105  the file's name
 TOKEN_PREFIX = "pa_"  # noqa: S105  as the daemon makes them
 WAIT_S = 25
 _TIMEOUT = httpx.Timeout(30.0, connect=2.0, read=WAIT_S + 15.0)
