@@ -493,14 +493,14 @@ class Watch:
         if not source.is_lonely:
             self._new_coins = Repeats()
             return listing
-        is_new = {ref: coin for coin in listing.agreed if (ref := f"{coin.tx_id}#{coin.index}") not in known}
+        is_new = {coin.ref: coin for coin in listing.agreed if coin.ref not in known}
         young = {
             ref
             for ref, coin in is_new.items()
             if not self._new_coins.is_enough(ref, _worth(coin), source.tip.hash, now_ms) or not source.may_add
         }
         self._new_coins.keep(is_new)
-        agreed = tuple(coin for coin in listing.agreed if f"{coin.tx_id}#{coin.index}" not in young)
+        agreed = tuple(coin for coin in listing.agreed if coin.ref not in young)
         return Listing(agreed, listing.doubtful | young)
 
     async def _carry_on(self) -> None:
