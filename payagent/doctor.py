@@ -1,7 +1,7 @@
 """doctor: looks at what payagent needs, from outside, and says what is wrong and how to mend it.
 
-May import: core, settings, wallet.keystore, store (read-only), chain, agent.chainview, api.tls. Never: writes;
-opens the keystore (its public header is enough); moves money; shows a secret.
+May import: core, secretfile, settings, wallet.keystore, store (read-only), chain, webhook, agent.chainview,
+api.tls. Never: writes; opens the keystore (its public header is enough); moves money; shows a secret.
 """
 
 import os

@@ -1,8 +1,8 @@
 """init: makes what a first start needs: data folder, config, keystore, ledger with its first app, token.
 And gives a keystore another passphrase.
 
-May import: core, settings, wallet, store, agent.ports, api.tokens. Never: asks a question or prints (the CLI
-does); overwrites a file; leaves half of its work behind when it fails.
+May import: core, secretfile, settings, wallet, store, agent.ports, api.tokens. Never: asks a question or prints
+(the CLI does); overwrites a file; leaves half of its work behind when it fails.
 """
 
 import os

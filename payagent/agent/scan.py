@@ -4,8 +4,8 @@ A ledger that is older than the signer's own record, or new where the wallet is 
 Nothing is signed then until all of that has landed or run out (QUIET_MS after our clock first agreed with the
 chain's, since this was noticed) and was read from the chain.
 
-May import: core, chain.source, chain.panel, store, agent. Never: takes for spent what no
-transaction in a block spends.
+May import: core, chain.source, chain.panel, wallet.coins, store, agent. Never: takes for spent what no transaction
+in a block spends.
 """
 
 import json

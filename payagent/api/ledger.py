@@ -1,6 +1,6 @@
 """/v1/ledger: the books, for whoever holds a read token.
 
-May import: audit, store.queries, the rest of api, FastAPI. Never: writes.
+May import: core, agent, audit, store.queries, the rest of api, FastAPI. Never: writes.
 """
 
 import json

@@ -1,6 +1,6 @@
 """The shapes of bodies, for /openapi.json. They describe; `reading` and `views` do.
 
-May import: core, pydantic. Never: validates a call.
+May import: core, dialects, pydantic. Never: validates a call.
 """
 
 from typing import Annotated, Any, Literal

@@ -1,6 +1,6 @@
 """/v1/prepaid/topups: order a top-up, see what it would take, and how the orders stand.
 
-May import: agent, store, the rest of api, FastAPI. Never: pays; the beats do, one step after the other.
+May import: core, agent, store, the rest of api, FastAPI. Never: pays; the beats do, one step after the other.
 """
 
 import json

@@ -1,6 +1,6 @@
 """A ledger that comes back against the chain as it is now: which coins were spent since, which have come.
 
-May import: core, settings, chain, store, agent.chainview. Never: writes; takes silence for an answer.
+May import: core, secretfile, settings, chain, store, agent.chainview. Never: writes; takes silence for an answer.
 """
 
 from collections.abc import Iterable, Sequence

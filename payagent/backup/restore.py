@@ -3,7 +3,8 @@
 What was signed after the backup is unknown to its ledger. That it was put back, and when, is recorded in the
 ledger itself before it can be started on: the agent signs nothing until all of that has landed or run out.
 
-May import: core, settings, store, agent, api.tokens, init, the rest of backup. Never: starts anything.
+May import: core, secretfile, settings, store, wallet.keystore's and chain's values, audit.finding, agent,
+api.tokens, init, the rest of backup. Never: starts anything.
 """
 
 import json

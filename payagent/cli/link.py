@@ -1,7 +1,8 @@
 """The way to the daemon: HTTP over its Unix socket, with the operator's token.
 
-May import: httpx, core, settings. Never: follows a redirect or a proxy of the environment; shows the token; goes
-over TCP, where anybody on this machine may hold the port while the daemon is away, and would be given the token.
+May import: httpx, core, secretfile, settings. Never: follows a redirect or a proxy of the environment; shows the
+token; goes over TCP, where anybody on this machine may hold the port while the daemon is away, and would be given
+the token.
 """
 
 import json

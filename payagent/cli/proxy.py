@@ -1,6 +1,7 @@
 """`payagent proxy`: a port that is a merchant's origin, for a client that wants a bare one.
 
-May import: click, core, cli; payagent.proxy inside a function. Never: pays; the daemon does.
+May import: click, core, cli; payagent.proxy, api.server, log, secretfile and settings inside a function. Never:
+pays; the daemon does.
 """
 
 import json
