@@ -136,7 +136,7 @@ def _stages(log: Path, first_byte: int, answers: Sequence[Answer]) -> dict[str, 
 
 def floor_ms(up: Stage) -> dict[str, float]:
     """What no payment can do without, each by itself: one exchange by HTTP with the daemon, two commits that are
-    synced, a small file that is replaced durably, and a signature.
+    synced, a line of a small file that is synced too, and a signature.
     """
     exchange = Call.of("GET", f"{up.api}/healthz", {})
     answers = asyncio.run(in_turn(up.api, [exchange] * 200))

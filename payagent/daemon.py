@@ -310,6 +310,7 @@ async def _running(
         for source in sources:
             await source.aclose()
         writer.close()
+        record.close()
     if is_lost.is_set():
         raise Refused("lease_lost", f"another daemon has opened {database}")
 

@@ -431,6 +431,7 @@ async def _provider(provider: Provider, name: str, network: str, now_ms: Callabl
     try:
         genesis, parameters, tip = await source.genesis(), await source.parameters(), await source.tip()
         off_s = await source.clock_off_s(now_ms)
+        is_view_only = await source.lacks_submit()
     finally:
         await source.aclose()
     for what, read in (("genesis", genesis), ("parameters", parameters), ("newest block", tip)):
@@ -446,6 +447,10 @@ async def _provider(provider: Provider, name: str, network: str, now_ms: Callabl
     view.tip, view.problem = tip.value, None
     slot = view.require_ready(now_ms())
     require_right_clock([off_s.value] if isinstance(off_s, Found) else [])
+    if is_view_only:
+        raise Refused(
+            "chain_not_ready", "it has no /tx/submit: put cardano-submit-api there, behind the same address"
+        )
     return (
         f"{provider.base_url}: {network}, block {tip.value.height}, "
         f"newest block {max(slot - tip.value.slot, 0)} s old"

@@ -120,7 +120,13 @@ def _url(value: str) -> str:
 
 
 def _base_url(value: str) -> str:
-    return _url(value).rstrip("/")
+    url = _url(value).rstrip("/")
+    parts = urlsplit(url)
+    if (parts.hostname or "").endswith(".blockfrost.io") and parts.path != "/api/v0":
+        raise ValueError(
+            "write https://cardano-NETWORK.blockfrost.io/api/v0: the address of Blockfrost's API ends so"
+        )
+    return url
 
 
 def _unheard(value: str) -> str:

@@ -289,7 +289,7 @@ class Agent:
             raise
         purchase = self._purchase(ask, offers, now_ms)
         if (known := self._known_already(purchase)) is not None:
-            return await self._carry_out(Admitted(known, False))
+            return await self._once_signed(known), False
         with self._claim(purchase.ids.payment):
             try:
                 admitted = await self._admit(purchase)
@@ -305,7 +305,7 @@ class Agent:
                 self._look_ahead(admitted.plan)
             return carried_out
 
-    def _known_already(self, purchase: Purchase) -> str | None:
+    def _known_already(self, purchase: Purchase) -> PaymentRow | None:
         """The payment that admission would find, where all that came is in the ledger already: the same intent,
         with the very invoice that one of its payments is for. Nothing is to be decided or recorded then.
 
@@ -313,14 +313,17 @@ class Agent:
         """
         (offer, *others), conn = purchase.offers, self.conn
         intent = None if others else queries.live_intent(conn, purchase.app_id, purchase.key)
-        known = None if intent is None else queries.invoice(conn, offer.origin, offer.invoice_id)
-        if intent is None or known is None:
+        row = None if intent is None else queries.live_payment_of(conn, intent.id)
+        if intent is None or row is None or intent.fingerprint != purchase.fingerprint:
             return None
-        is_same = (intent.fingerprint, known.terms_hash) == (purchase.fingerprint, offer.terms_hash)
-        if not is_same or queries.payment_of_invoice(conn, known.seq) is None:
-            return None
-        row = queries.live_payment_of(conn, intent.id)
-        return row.id if row is not None and self.as_noted(row).is_noted else None
+        told = (offer.origin, offer.invoice_id, offer.terms_hash)
+        if told != (row.origin, row.invoice_id, row.terms_hash):
+            known = queries.invoice(conn, offer.origin, offer.invoice_id)
+            if known is None or known.terms_hash != offer.terms_hash:
+                return None
+            if queries.payment_of_invoice(conn, known.seq) is None:
+                return None
+        return row if self.as_noted(row).is_noted else None
 
     async def quote(self, ask: Ask, count: int = 1) -> Quote:
         """What paying would take now, or so many payments like it: nothing is reserved, nothing is written.
@@ -892,11 +895,14 @@ class Agent:
             self._line.nudge()
 
     async def _carry_out(self, admitted: Admitted) -> tuple[PaymentRow, bool]:
-        """From admitted to signed; a request that found the payment waits for whoever is signing it."""
+        """From admitted to signed."""
         if admitted.plan is not None:
             await self._sign(admitted.payment_id, admitted.plan)
             self.send_off(admitted.payment_id)
-        row = self.payment(admitted.payment_id)
+        return await self._once_signed(self.payment(admitted.payment_id)), admitted.is_new
+
+    async def _once_signed(self, row: PaymentRow) -> PaymentRow:
+        """A request that found the payment waits for whoever is signing it."""
         if row.state is State.RESERVED and row.handed_over:
             await self.resume(row, asked=True)
             row = self.payment(row.id)
@@ -907,10 +913,10 @@ class Agent:
             row = self.payment(row.id)
         if row.state in UNSIGNED:
             pauses.require_running(self.conn)
-            row = await self.wait(admitted.payment_id, SIGNING_PATIENCE_S)
+            row = await self.wait(row.id, SIGNING_PATIENCE_S)
         if row.state in UNSIGNED:
             raise Refused("not_signed_yet", f"{row.id} is admitted and waits for its signature", payment=row.id)
-        return row, admitted.is_new
+        return row
 
     async def _sign(self, payment_id: str, plan: Plan) -> None:
         """Sign, read the bytes again and compare them with the plan, then C3."""

@@ -33,7 +33,12 @@ PINNED = {
     "max_tx_size": 16_384,
     "max_value_size": 5000,
 }
-"""Protocol parameters that the transaction path is built for. A provider that tells others is not believed."""
+"""Protocol parameters that the transaction path is built for.
+
+Under a lower fee or least output, or a greater size, what it builds is as valid; under the opposite it may not be.
+"""
+
+SIZES = ("max_tx_size", "max_value_size")
 
 
 def require_right_clock(off_s: Sequence[int]) -> None:
@@ -75,11 +80,14 @@ class ChainView:
         self.slots = SLOT_CLOCKS.get(self.network.name) or SlotClock(0, genesis.system_start_s)
 
     def learn_parameters(self, parameters: Parameters) -> None:
-        """Refuse (`provider_untrusted`) parameters outside the pinned table."""
+        """Refuse (`provider_untrusted`) parameters under which what payagent builds may not be valid."""
         for name, pinned in PINNED.items():
-            if (told := getattr(parameters, name)) != pinned:
+            told = getattr(parameters, name)
+            if told < pinned if name in SIZES else told > pinned:
                 raise Refused(
-                    "provider_untrusted", f"the provider says {name} = {told}, payagent is built for {pinned}"
+                    "provider_untrusted",
+                    f"the provider says {name} = {told}, payagent is built for {pinned}: "
+                    "if governance changed it, a payagent of after that is needed",
                 )
 
     def require_ready(self, now_ms: int) -> int:

@@ -5,7 +5,7 @@ a coin; asks what may be paid.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from payagent.agent.chainview import ChainView
 from payagent.agent.purse import coin_of
@@ -190,7 +190,7 @@ class Planner:
             self._next = [coin.ref for coin in by_lovelace] if len(coming) > MANY else []
         settled = [coin for coin in made.inputs if coin.ref in self.coins]
         if settled and made.anchor.ref not in self.coins:
-            made = replace(made, anchor=smallest_of(settled))
+            made = made._replace(anchor=smallest_of(settled))
         parents = {coin.tx_id for coin in made.inputs if coin.ref not in self.coins}
         depths = self._known_depths()
         depths[made.tx_id] = 1 + max(

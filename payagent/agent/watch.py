@@ -29,9 +29,7 @@ from payagent.chain.panel import Panel, View, at_once
 from payagent.chain.source import (
     ChainUtxo,
     Found,
-    Genesis,
     NotFound,
-    Parameters,
     SubmitKind,
     Tip,
     TxSeen,
@@ -131,7 +129,15 @@ class Watch:
         self._urgent: set[str] = set()
         self._waits: dict[int | None, tuple[int, int]] = {}
         clock, own = agent.ports.clock, agent.terms.own.text
-        self._panel = Panel(agent.sources, clock, own, self._vouch, self._slot_at, TIP_AGE_MAX_S)
+        self._panel = Panel(
+            agent.sources,
+            clock,
+            own,
+            agent.chain.learn_genesis,
+            agent.chain.learn_parameters,
+            self._slot_at,
+            TIP_AGE_MAX_S,
+        )
         self._told_out: list[str] = []
         self._deep_seen = Repeats()
         self._unweighed = False
@@ -280,7 +286,7 @@ class Watch:
             if agent.chain.tip is None or panel.has_foreign:
                 agent.chain.problem = self.trouble
             return None
-        agent.chain.problem = None
+        agent.chain.problem = view.odd
         return view
 
     async def _tell_who_is_out(self) -> None:
@@ -300,10 +306,6 @@ class Watch:
 
         await self._agent.write("alert", job)
         self._told_out = subjects
-
-    def _vouch(self, genesis: Genesis, parameters: Parameters) -> None:
-        self._agent.chain.learn_genesis(genesis)
-        self._agent.chain.learn_parameters(parameters)
 
     def _slot_at(self, now_ms: int) -> int | None:
         slots = self._agent.chain.slots

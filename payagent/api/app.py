@@ -9,7 +9,6 @@ from collections.abc import Callable, Set
 from functools import partial
 from typing import Any
 
-from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -34,7 +33,7 @@ from payagent.api import (
     wallet,
 )
 from payagent.api.calls import BODY_S
-from payagent.api.express import Express
+from payagent.api.express import Express, answering
 from payagent.api.guard import Guard
 from payagent.api.health import Check, find, health_router
 from payagent.api.metrics import metrics_router
@@ -54,12 +53,12 @@ def create_app(
     rates: Rates = Rates(),  # noqa: B008  it is frozen
     body_s: float = BODY_S,
     links: Links | None = None,
-) -> FastAPI:
+) -> Express:
     """The application. `orders` are the top-ups; `heartbeat` tells /readyz None while the sweeps
     are fresh, else the reason; `hosts` are the names that `Host` may say beside the loopback ones;
     `rates` are each app's; `body_s` is how long a body may take; `links` are those by which people decide, if any.
     """
-    app = FastAPI(
+    app = Express(
         title="payagent",
         version="1",
         summary="The paying side of HTTP 402 on Cardano.",
@@ -73,8 +72,9 @@ def create_app(
     app.state.body_s = body_s
     app.state.links = links
     app.state.turnstile = Turnstile(rates, time.monotonic)
-    app.add_middleware(Express, calls={("POST", "/v1/payments"): payments.pay_at_once})
-    app.add_middleware(Guard, new_id=partial(agent.ports.new_id, "call"), hosts=hosts, refusals=agent.refusals)
+    guarded = partial(Guard, new_id=partial(agent.ports.new_id, "call"), hosts=hosts, refusals=agent.refusals)
+    app.add_middleware(guarded)
+    app.at_once = {("POST", "/v1/payments"): guarded(answering(payments.pay_at_once))}
     app.add_exception_handler(RequestValidationError, _not_valid)
     app.add_exception_handler(HTTPException, _not_routed)
     for room in (

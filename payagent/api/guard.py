@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from email.utils import formatdate
 
 import structlog
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -26,6 +26,8 @@ from payagent.store.writer import DatabaseError, failure
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^:\[\]]+)(?::[0-9]{1,5})?", re.ASCII)
 _LOOPBACK = re.compile(r"localhost|127(?:\.[0-9]{1,3}){3}|\[::1\]", re.ASCII)
 _GUARDED = ("/v1/", "/proxy/")
+_EVERYWHERE = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
+_OURS = frozenset((b"x-request-id", b"date", *(name for name, _ in _EVERYWHERE)))
 
 log = structlog.get_logger("payagent.api")
 
@@ -56,11 +58,9 @@ class Guard:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                headers = MutableHeaders(scope=message)
-                headers["X-Request-Id"] = request_id
-                headers["Cache-Control"] = "no-store"
-                headers["X-Content-Type-Options"] = "nosniff"
-                headers["Date"] = formatdate(usegmt=True)
+                kept = [header for header in message["headers"] if header[0].lower() not in _OURS]
+                named = ((b"x-request-id", request_id.encode()), (b"date", formatdate(usegmt=True).encode()))
+                message["headers"] = [*kept, *named, *_EVERYWHERE]
             await send(message)
 
         with structlog.contextvars.bound_contextvars(request=request_id), ExitStack() as inside:

@@ -66,6 +66,9 @@ _MAX_PAGES = 1000
 _MAX_PASSES = 4
 _MAX_TOKEN_QUANTITY = 2**64 - 1  # of one output, by the ledger
 
+_NO_PATH = b"Invalid path"
+"""How Blockfrost's backend begins its 400 for a path that it does not have."""
+
 _HASH = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _ADDRESS = re.compile(r"[0-9a-z_]{1,200}", re.ASCII)
 _PROJECT_ID = re.compile(r"[!-~]{1,200}", re.ASCII)
@@ -395,6 +398,17 @@ class Blockfrost:
         classified = classify_submit(answer, tx_id)
         return SubmitAnswer(classified.kind, self._clean(classified.detail), classified.retry_after_s)
 
+    async def lacks_submit(self) -> bool:
+        """Whether the server shows the chain only: Blockfrost's own backend leaves /tx/submit to another program.
+
+        It is asked with a byte that is no transaction.
+        """
+        timeout_s = self._timeouts.call_s
+        answer = await self._ask(self._submit_cbor, (_Body(b"\xff"),), timeout_s, timeout_s, lambda answer: answer)
+        if answer is None:
+            return False
+        return answer.status in (404, 405) or (answer.status == 400 and _NO_PATH in answer.body)
+
     async def aclose(self) -> None:
         """Give up the calls under way (they come back as Unknown) and free threads and connections."""
         self._closed = True
@@ -546,12 +560,22 @@ _IN_WORDS = {
 }
 
 
+_OF_STATUS = {
+    401: ": the project id is not accepted",
+    402: ": the day's calls are used up",
+    403: ": the project id is not accepted, or is of another network",
+    418: ": banned for going on after too many calls",
+}
+"""What Blockfrost means by them."""
+
+
 def _understood(answer: RawAnswer, parse: Callable[[Any], T]) -> Read[T]:
     """Three values from one answer. Only a 200 and Blockfrost's own 404 say anything."""
     if answer.error is not None:
         return Unknown(_IN_WORDS[answer.error], Why.OUTAGE)
     if answer.status not in (200, 404):
-        return Unknown(f"http {answer.status}", _why(answer.status or 0), retry_after_s(answer.retry_after))
+        status = f"http {answer.status}{_OF_STATUS.get(answer.status or 0, '')}"
+        return Unknown(status, _why(answer.status or 0), retry_after_s(answer.retry_after))
     try:
         body = strict_json.loads(answer.body, max_bytes=_MAX_ANSWER_BYTES)
         if answer.status == 404:
@@ -651,13 +675,14 @@ def _parse_utxo(row: Any, address: str) -> ChainUtxo:
         if unit in amounts or (unit != LOVELACE and not _UNIT.fullmatch(unit)):
             raise ValueError("an amount of no known unit")
         amounts[unit] = _quantity(entry["quantity"], unit)
+    block = row.get("block") or None  # Dolos says "" of one that is older than what it keeps
     return ChainUtxo(
         tx_id=_text_hash(row["tx_hash"]),
         index=parse_count(row["output_index"], "output_index"),
         address=address,
         lovelace=amounts.pop(LOVELACE),
         assets={unit: units for unit, units in amounts.items() if units <= MAX_UNITS},
-        block_hash=_text_hash(row["block"]) if row.get("block") is not None else None,
+        block_hash=None if block is None else _text_hash(block),
         has_datum=row.get("data_hash") is not None or row.get("inline_datum") is not None,
         has_script=row.get("reference_script_hash") is not None,
         unreadable=any(units > MAX_UNITS for units in amounts.values()),
@@ -685,11 +710,18 @@ def _parse_address_txs(body: Any) -> tuple[AddressTx, ...]:
 
 @dataclass(frozen=True, slots=True)
 class _Listed:
-    """What is listed of a transaction at an address: in the ordinary way, and as collateral."""
+    """What is listed of a transaction at an address: in the ordinary way, and as collateral.
+
+    Of one whose script failed, Blockfrost lists what moved in both ways, Dolos as collateral only.
+    """
 
     plain: Movement
     collateral: Movement
     has_collateral: bool
+
+
+_Values = Mapping[str, Mapping[str, int]]
+"""What coins hold, by their refs."""
 
 
 def _parse_movements(body: Any, tx_id: str, address: str) -> _Listed:
@@ -701,10 +733,16 @@ def _parse_movements(body: Any, tx_id: str, address: str) -> _Listed:
         Movement(spent=_values(spent, address, is_collateral), made=_values(made, address, is_collateral))
         for is_collateral in (False, True)
     )
-    return _Listed(plain, collateral, any(_flag(row, "collateral") for row in spent))
+    failed = Movement(spent=_known(collateral.spent, plain.spent), made=_known(collateral.made, plain.made))
+    return _Listed(plain, failed, any(_flag(row, "collateral") for row in spent))
 
 
-def _values(rows: Iterable[Any], address: str, is_collateral: bool) -> dict[str, Mapping[str, int]]:
+def _known(coins: _Values, in_full: _Values) -> _Values:
+    """The coins, with what they hold in full where that is listed: of collateral Blockfrost tells no tokens."""
+    return {ref: in_full.get(ref, value) for ref, value in coins.items()}
+
+
+def _values(rows: Iterable[Any], address: str, is_collateral: bool) -> _Values:
     """What the coins at the address hold, by ref, of the rows that are, or are not, listed as collateral."""
     found: dict[str, Mapping[str, int]] = {}
     for row in rows:

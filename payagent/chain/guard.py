@@ -60,6 +60,8 @@ class Guarded:
         """Of the calls, those that told nothing."""
         self.lied_at_ms: int | None = None
         """When it last answered a submission with another transaction's id."""
+        self.refused_at_ms = 0
+        """When it last said that a transaction can never be valid: the parameters may have changed."""
 
     @property
     def name(self) -> str:
@@ -111,6 +113,8 @@ class Guarded:
             self._full = quota.full_pause(answer.retry_after_s, now_ms)
         elif answer.kind is SubmitKind.LIAR:
             self.lied_at_ms = now_ms
+        elif answer.kind is SubmitKind.NEVER:
+            self.refused_at_ms = now_ms
         return answer
 
     async def aclose(self) -> None:

@@ -1,9 +1,9 @@
 """Several providers as one view of the chain: who is heard, and what they say together.
 
 One provider alone is taken at its word, as far as its tip is recent. Of several, each is heard that is of our
-network and parameters, whose tip is recent, and that does not contradict itself; two of them have to agree
-(chain.agree). One that cannot be heard is waited for, two minutes, so that a lying one gains nothing from a short
-absence of an honest one. One that is caught at a lie is sent out for a while.
+network, by whose parameters we can sign, whose tip is recent, and that does not contradict itself; two of them
+have to agree (chain.agree). One that cannot be heard is waited for, two minutes, so that a lying one gains
+nothing from a short absence of an honest one. One that is caught at a lie is sent out for a while.
 
 May import: chain.source, chain.agree, chain.guard, chain.quota, core.problem. Never: concludes anything about a
 payment; sends.
@@ -50,6 +50,9 @@ T = TypeVar("T")
 
 CHECK_EVERY_MS = 3_600_000
 """How often a provider's network and parameters are asked for again."""
+
+ODD_EVERY_MS = 60_000
+"""How often while its parameters are not those that payagent is built for."""
 
 TIP_PATIENCE_S = 5.0
 """How long one of several providers may take over its tip, while the others wait."""
@@ -104,6 +107,9 @@ class _Member:
     trouble: str | None = "not asked yet"
     has_answered: bool = False
     is_foreign: bool = False
+    odd: str | None = None
+    """Why nothing can be signed by the parameters that it tells."""
+
     is_late: bool = False
     tip: Tip | None = None
     peak: Tip | None = None
@@ -115,6 +121,9 @@ class _Member:
     """Since when it was not heard, for whatever reason."""
 
     checked: Span = field(default_factory=Span)
+    is_vetted: bool = False
+    """Whether its network is ours, and its parameters were read."""
+
     genesis: Found[Genesis] | None = None
     sentence: Span = field(default_factory=Span)
     lied: str = ""
@@ -167,6 +176,8 @@ class View:
 
     Who was never heard since the start is not waited for: a dead provider holds up no first funding.
     """
+    odd: str | None
+    """Why nothing can be signed by the parameters that all of them tell."""
     _heard: tuple[_Member, ...]
     _awaited: tuple[str, ...]
 
@@ -234,7 +245,11 @@ class View:
 
 
 class Panel:
-    """The configured providers. `vouch` raises `Refused` for a network or parameters that are not ours.
+    """The configured providers.
+
+    `vouch` raises `Refused` for a network that is not ours, `suit` for parameters that we cannot build for. A
+    provider whose parameters do not suit is not heard beside one whose do. Where nobody's do it is the chain that
+    changed: all are heard, and nothing is to be signed (`View.odd`).
 
     `slot_at` tells the slot of a time, once a genesis was vouched for. `tip_age_max_s` is how old a tip may be.
     """
@@ -244,7 +259,8 @@ class Panel:
         sources: Sequence[Guarded],
         clock: Clock,
         own: str,
-        vouch: Callable[[Genesis, Parameters], None],
+        vouch: Callable[[Genesis], None],
+        suit: Callable[[Parameters], None],
         slot_at: Callable[[int], int | None],
         tip_age_max_s: int,
     ) -> None:
@@ -252,6 +268,7 @@ class Panel:
         self._clock = clock
         self._own = own
         self._vouch = vouch
+        self._suit = suit
         self._slot_at = slot_at
         self._tip_age_max_s = tip_age_max_s
         self._disputes: dict[str, Silence] = {}
@@ -266,7 +283,7 @@ class Panel:
 
     @property
     def has_foreign(self) -> bool:
-        """Whether a provider shows another network, or other parameters."""
+        """Whether a provider shows another network, or parameters that another one does not."""
         return any(member.is_foreign for member in self._members)
 
     @property
@@ -306,6 +323,7 @@ class Panel:
     async def look(self) -> View | None:
         """Who is heard now, and the tip that they have in common; None when nobody is."""
         tips = await at_once([self._hear(member) for member in self._members])
+        tips = [None if self._is_odd_one_out(m) else tip for m, tip in zip(self._members, tips, strict=True)]
         heard = [member for member, tip in zip(self._members, tips, strict=True) if tip and not member.trouble]
         for member in self._members:
             member.absence = None if member in heard else missed(member.absence, self.now_ms())
@@ -327,7 +345,17 @@ class Panel:
         is_for_good = is_final and not missing
         may_add = not any(member.was_heard for member in missing)
         names = tuple(member.source.name for member in awaited)
-        return View(self, tip, is_current, is_final, is_for_good, may_add, tuple(speaking), names)
+        odd = next((member.odd for member in speaking if member.odd), None)
+        return View(self, tip, is_current, is_final, is_for_good, may_add, odd, tuple(speaking), names)
+
+    def _is_odd_one_out(self, member: _Member) -> bool:
+        """Whether its parameters do not suit, and another one's do; it is foreign then."""
+        if member.odd is None:
+            return False
+        member.is_foreign = any(other.is_vetted and other.odd is None for other in self._members)
+        if member.is_foreign:
+            member.trouble = member.odd
+        return member.is_foreign
 
     def _compare(self, tips: Sequence[Tip]) -> None:
         low, high = min(tips, key=lambda tip: tip.height), max(tips, key=lambda tip: tip.height)
@@ -381,8 +409,11 @@ class Panel:
             return Unknown(f"tip: no answer in {TIP_PATIENCE_S:.0f} s")
 
     async def _distrust(self, member: _Member, now_ms: int) -> str | None:
-        """Why the provider's network or parameters are not to be believed; asked at first and every hour."""
-        if member.checked.holds(now_ms):
+        """Why the provider's network is not to be believed; asked at first and every hour.
+
+        It is asked again when it said that a transaction can never be valid: that is so when parameters changed.
+        """
+        if member.checked.holds(now_ms) and member.source.refused_at_ms < member.checked.from_ms:
             return None
         genesis = member.genesis or await member.source.genesis()
         parameters = await member.source.parameters()
@@ -391,14 +422,18 @@ class Panel:
             return _unread("genesis", genesis)
         if not isinstance(parameters, Found):
             return _unread("parameters", parameters)
-        member.genesis = None
+        member.genesis = member.odd = None
         try:
-            self._vouch(genesis.value, parameters.value)
+            self._vouch(genesis.value)
         except Refused as refusal:
-            member.is_foreign = True
+            member.is_foreign, member.is_vetted = True, False
             return refusal.detail
-        member.is_foreign = False
-        member.checked = Span(now_ms, now_ms + CHECK_EVERY_MS)
+        try:
+            self._suit(parameters.value)
+        except Refused as refusal:
+            member.odd = refusal.detail
+        member.is_foreign, member.is_vetted = False, True
+        member.checked = Span(now_ms, now_ms + (CHECK_EVERY_MS if member.odd is None else ODD_EVERY_MS))
         return None
 
     async def _contradiction(self, member: _Member, tip: Tip) -> str | None:

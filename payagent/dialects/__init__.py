@@ -5,7 +5,7 @@ May import: the standard library, core. Never: I/O, a clock, a guess; it raises 
 """
 
 import re
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Mapping, Set
 
 from payagent.core.invoice import Invoice, parse_invoice_id
 from payagent.core.prepaid import WALLET_WANTED
@@ -99,7 +99,7 @@ def wants_wallet_address(response: Response) -> bool:
 
     Neither the status nor where the word stands is documented.
     """
-    return 400 <= response.status < 500 and any(WALLET_WANTED in text for text in _texts(response.body))
+    return 400 <= response.status < 500 and _says(response.body, WALLET_WANTED)
 
 
 def _read_x402(response: Response, reading: Reading) -> tuple[Invoice, ...]:
@@ -153,16 +153,19 @@ def proof_headers(
     return headers
 
 
-def _texts(value: object) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield key
-            yield from _texts(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _texts(item)
+def _says(body: object, word: str) -> bool:
+    """Whether a text of what was read from JSON, a key or a value, has the word in it."""
+    waiting = [body]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, str):
+            if word in value:
+                return True
+        elif isinstance(value, dict):
+            waiting += [*value, *value.values()]
+        elif isinstance(value, list):
+            waiting += value
+    return False
 
 
 def _shapes(body: object, headers: Mapping[str, str]) -> list[str]:

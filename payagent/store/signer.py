@@ -6,6 +6,7 @@ anew. The record is never part of a backup: there it would be as old as the ledg
 May import: core, secretfile, sqlite3. Never: tells of an attempt that is not durable in the ledger.
 """
 
+import hashlib
 import json
 import os
 import sqlite3
@@ -17,6 +18,9 @@ from payagent.core.problem import Refused
 from payagent.secretfile import sync_folder
 
 SIGNER_FILE = "signer.json"
+
+_PLACE_BYTES = 4096
+"""Of a file's two places: what tears one write, at whatever size a disk writes at once, leaves the other alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +41,17 @@ class SignerRecord(Protocol):
 
 
 class SignerFile:
-    """The record in a file of its own, for its owner alone, replaced as a whole."""
+    """The record in a file of its own, for its owner alone: two lines in places of their own, which are written in
+    turn, so that one that is half written leaves the one before. The greater count is the one that counts.
+
+    A file that stays as it is asks less of a disk than one that is replaced, above all at the worst of times.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._written: Signed | None = None
+        self._handle: int | None = None
+        self._place = 0
 
     def read(self) -> Signed | None:
         """None when there is none. Refused: `store_failed`, for what nobody of ours has written.
@@ -51,23 +61,75 @@ class SignerFile:
         if self._written is not None:
             return self._written
         try:
-            told = json.loads(self._path.read_bytes())
-            return Signed(int(told["attempts"]), str(told["tx_id"]), int(told["ttl_slot"]))
+            lines = self._path.read_bytes().splitlines()
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError):
-            raise Refused("store_failed", f"{self._path} cannot be read as the signer's record") from None
+        except OSError:
+            lines = []
+        told = [signed for line in lines if (signed := _read(line, is_alone=len(lines) == 1)) is not None]
+        if not told:
+            raise Refused("store_failed", f"{self._path} cannot be read as the signer's record")
+        return max(told, key=lambda signed: signed.attempts)
 
     def write(self, signed: Signed) -> None:
+        line = json.dumps(asdict(signed) | {"check": _check(signed)}).encode()
+        place = line.ljust(_PLACE_BYTES - 1) + b"\n"
+        if self._handle is not None and self._is_there(self._handle):
+            self._write_in_turn(self._handle, place)
+        else:
+            self._lay(place)
+        self._written = signed
+
+    def close(self) -> None:
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
+
+    def _write_in_turn(self, handle: int, place: bytes) -> None:
+        turn = 1 - self._place
+        if os.pwrite(handle, place, turn * _PLACE_BYTES) != len(place):
+            raise OSError(f"{self._path} took a part of what was written")
+        os.fdatasync(handle)
+        self._place = turn
+
+    def _is_there(self, handle: int) -> bool:
+        """Whether what we write to is what others find: a copy may have been put in its place."""
+        try:
+            return os.path.samestat(self._path.lstat(), os.fstat(handle))
+        except FileNotFoundError:
+            return False
+
+    def _lay(self, place: bytes) -> None:
+        """A new file with all the room that it will ever take, in the place of whatever was there."""
+        self.close()
         new = self._path.with_name(f".{self._path.name}.new")
         handle = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        with os.fdopen(handle, "w", encoding="ascii") as file:
-            file.write(json.dumps(asdict(signed)) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        new.rename(self._path)
-        sync_folder(self._path.parent)
-        self._written = signed
+        try:
+            room = place + b" " * (_PLACE_BYTES - 1) + b"\n"
+            if os.write(handle, room) != len(room):
+                raise OSError(f"{new} took a part of what was written")
+            os.fsync(handle)
+            new.rename(self._path)
+            sync_folder(self._path.parent)
+        except BaseException:
+            os.close(handle)
+            raise
+        self._handle, self._place = handle, 0
+
+
+def _check(signed: Signed) -> str:
+    """What a line that is half written does not bear out."""
+    return hashlib.sha256(f"{signed.attempts} {signed.tx_id} {signed.ttl_slot}".encode()).hexdigest()[:16]
+
+
+def _read(line: bytes, *, is_alone: bool) -> Signed | None:
+    """None for one that is half written, or empty. A file of one line was put there as a whole, by a rename."""
+    try:
+        told = json.loads(line)
+        signed = Signed(int(told["attempts"]), str(told["tx_id"]), int(told["ttl_slot"]))
+        return signed if is_alone or told["check"] == _check(signed) else None
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def last_signed(conn: sqlite3.Connection) -> Signed | None:

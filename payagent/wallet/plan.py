@@ -8,7 +8,7 @@ Sources: Conway CDDL; cardano-ledger's Babbage rule for the minimum (160 + size)
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from payagent.core.address import Address
@@ -50,8 +50,7 @@ class PlannedOutput(NamedTuple):
     assets: Assets = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
+class Frame(NamedTuple):
     """What holds for a transaction whatever coins it spends.
 
     `rest` gets what is left over, in outputs of the role `rest_role`: change, unless a sweep pays it out.
@@ -72,8 +71,7 @@ class Frame:
         return _NULL if self.commitment is None else cbor.commitment(self.commitment)
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(NamedTuple):
     """One transaction, complete but for the signature. The same inputs and outputs give the same bytes.
 
     `asked` is what was to be paid, as it came in; `outputs` are those of the transaction, in order: one for
@@ -86,7 +84,7 @@ class Plan:
     outputs: tuple[PlannedOutput, ...]
     fee_lovelace: int
     frame: Frame
-    body: bytes = field(repr=False)
+    body: bytes
     tx_id: str
     size: int
 
@@ -106,7 +104,10 @@ class Plan:
     @property
     def paid(self) -> int:
         """How many outputs, from the first on, need not pay the wallet itself: all behind them must."""
-        return max((at for at, output in enumerate(self.outputs, 1) if output.role != "change"), default=0)
+        for count in range(len(self.outputs), 0, -1):
+            if self.outputs[count - 1].role != "change":
+                return count
+        return 0
 
     @property
     def spend(self) -> Mapping[str, int]:
@@ -122,8 +123,11 @@ class Plan:
 
 def output_minimum(address: bytes, assets: bytes, parameters: Parameters) -> int:
     """Least lovelace of an output with this encoded multiasset map (empty for none), in the form we send."""
-    size = _base_size(address) + _value_size(assets)
-    return (_OUTPUT_OVERHEAD_BYTES + size) * parameters.coins_per_utxo_byte
+    return _minimum(_base_size(address), assets, parameters)
+
+
+def _minimum(base_size: int, assets: bytes, parameters: Parameters) -> int:
+    return (_OUTPUT_OVERHEAD_BYTES + base_size + _value_size(assets)) * parameters.coins_per_utxo_byte
 
 
 def _base_size(address: bytes) -> int:
@@ -222,23 +226,29 @@ class Bundle(NamedTuple):
     least_lovelace: int
 
 
-def bundles(left: Mapping[str, int], frame: Frame) -> tuple[Bundle, ...]:
-    """Spread what is left over as few outputs as values allow (maxValueSize; 2^63-1 units of an asset)."""
+class Rest(NamedTuple):
+    """The outputs that what is left over takes: their bytes, the last coin in five, and the least they hold."""
+
+    bundles: tuple[Bundle, ...]
+    size: int
+    least_lovelace: int
+
+
+def _spread(left: Mapping[str, int], order: Order) -> Rest:
+    """What is left over, in as few outputs as values allow (maxValueSize; 2^63-1 units of an asset)."""
     waiting = sorted(
         ((asset, units) for asset, units in left.items() if units), key=lambda pair: cbor.canonical_key(pair[0])
     )
-    if not waiting:
-        return (_bundle((), frame),)
-    spread = []
-    while waiting:
-        taken, waiting = _fill_value(waiting, frame.parameters.max_value_size)
-        spread.append(_bundle(tuple(taken), frame))
-    return tuple(spread)
-
-
-def _bundle(assets: Assets, frame: Frame) -> Bundle:
-    encoded = cbor.multiasset(assets) if assets else b""
-    return Bundle(assets, encoded, output_minimum(frame.rest.raw, encoded, frame.parameters))
+    bundles: list[Bundle] = []
+    size = least_lovelace = 0
+    while waiting or not bundles:
+        taken, waiting = _fill_value(waiting, order.frame.parameters.max_value_size)
+        encoded = cbor.multiasset(taken) if taken else b""
+        least = _minimum(order.rest_base_size, encoded, order.frame.parameters)
+        bundles.append(Bundle(tuple(taken), encoded, least))
+        size += order.rest_base_size + _value_size(encoded)
+        least_lovelace += least
+    return Rest(tuple(bundles), size, least_lovelace)
 
 
 def _fill_value(
@@ -267,7 +277,7 @@ class Draft:
     What the coins so far come to is kept until the next one, as a selection asks for it again and again.
     """
 
-    __slots__ = ("_bare", "_bundles", "_input_bytes", "_kept", "coins", "held", "order", "refs")
+    __slots__ = ("_bare", "_input_bytes", "_kept", "_rest", "coins", "held", "order", "refs")
 
     def __init__(self, order: Order, coins: Iterable[Coin] = ()) -> None:
         self.order = order
@@ -275,7 +285,7 @@ class Draft:
         self.refs: set[str] = set()
         self.held: dict[str, int] = {LOVELACE: 0}
         self._input_bytes = 0
-        self._bundles: tuple[Bundle, ...] | None = None
+        self._rest: Rest | None = None
         self._bare: int | None = None
         self._kept: int | None = None
         for coin in coins:
@@ -290,7 +300,7 @@ class Draft:
         self.held[LOVELACE] += coin.lovelace
         for asset, units in coin.assets:
             self.held[asset] = self.held.get(asset, 0) + units
-            self._bundles = None
+            self._rest = None
 
     def lacking(self, asset: str) -> int:
         """Units of an asset (not lovelace) that are still missing."""
@@ -301,13 +311,13 @@ class Draft:
         assets = self.order.assets
         return bool(assets) and any(self.lacking(asset) for asset in assets)
 
-    def bundles(self) -> tuple[Bundle, ...]:
-        """The rest's outputs. Only for a draft that lacks no asset."""
-        if self._bundles is None:
+    def rest(self) -> Rest:
+        """What is left over. Only for a draft that lacks no asset."""
+        if self._rest is None:
             needs = self.order.needs
             left = {asset: units - needs.get(asset, 0) for asset, units in self.held.items() if asset != LOVELACE}
-            self._bundles = bundles(left, self.order.frame)
-        return self._bundles
+            self._rest = _spread(left, self.order)
+        return self._rest
 
     def bare_size(self, more_inputs: int = 0) -> int:
         """Bytes of the transaction when nothing is left over, with so many more inputs of index below 24."""
@@ -321,9 +331,8 @@ class Draft:
         """Bytes of the transaction with the rest, whose last coin takes five bytes."""
         if not more_inputs and self._kept is not None:
             return self._kept
-        spread = self.bundles()
-        values = sum(_value_size(bundle.encoded) for bundle in spread)
-        size = self._size(more_inputs, len(spread), len(spread) * self.order.rest_base_size + values)
+        rest = self.rest()
+        size = self._size(more_inputs, len(rest.bundles), rest.size)
         if not more_inputs:
             self._kept = size
         return size
@@ -337,7 +346,7 @@ class Draft:
 
     def leaves_assets(self) -> bool:
         """Whether assets are left over, so that a rest there must be. Only for a draft that lacks no asset."""
-        return bool(self.bundles()[0].assets)
+        return bool(self.rest().bundles[0].assets)
 
     def is_exact(self) -> bool:
         """Whether inputs, outputs and fee balance to the unit, so that there is no rest."""
@@ -357,9 +366,8 @@ class Draft:
 
     def shortfall(self, more_inputs: int = 0) -> int:
         """Lovelace missing until the rest, after the fee, is no dust; zero or less when it can be kept."""
-        least = sum(bundle.least_lovelace for bundle in self.bundles())
         fee = self.fee(self.kept_size(more_inputs))
-        return self.order.needs[LOVELACE] + fee + least - self.held[LOVELACE]
+        return self.order.needs[LOVELACE] + fee + self.rest().least_lovelace - self.held[LOVELACE]
 
     def pays(self) -> bool:
         """Whether the coins so far make a transaction, in balance and in size."""
@@ -420,7 +428,7 @@ def _rest(draft: Draft) -> tuple[tuple[PlannedOutput, ...], bytes, int]:
     """The outputs of the rest, their bytes, and the fee."""
     if draft.is_exact():
         return (), b"", draft.fee(draft.bare_size())
-    frame, spread = draft.order.frame, draft.bundles()
+    frame, spread = draft.order.frame, draft.rest().bundles
     above, fee_lovelace = -draft.shortfall(), draft.fee(draft.kept_size())
     last, extra = _last_change(spread[-1].least_lovelace + above, frame.parameters.min_fee_a)
     planned, parts = [], []

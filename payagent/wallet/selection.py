@@ -135,16 +135,17 @@ def _fill(draft: Draft, coins: Coins, sequence: _Sequence) -> _Filled:
 def _completing(draft: Draft, coins: Coins) -> Coin | None:
     """The smallest coin of pure ADA with which the draft pays: to the unit, or with change that can be kept."""
     gap = draft.gap(more_inputs=1)
-    if draft.lacks_assets() or next(coins.pure_from(gap), None) is None:
+    nearest = None if draft.lacks_assets() else next(coins.pure_from(gap), None)
+    if nearest is None:
         return None
-    exact, least = gap if draft.may_be_exact() else None, draft.shortfall(more_inputs=1)
-    if exact is not None:
-        most = exact + _INDEX_BYTES_MAX * draft.order.frame.parameters.min_fee_a
-        for coin in islice(coins.pure_from(exact), _LOOK_AHEAD):
+    most = gap + _INDEX_BYTES_MAX * draft.order.frame.parameters.min_fee_a
+    if nearest.lovelace <= most and draft.may_be_exact():
+        for coin in islice(coins.pure_from(gap), _LOOK_AHEAD):
             if coin.lovelace > most:
                 break
-            if coin.lovelace - _index_fee(draft, coin) == exact and coin.ref not in draft.refs:
+            if coin.lovelace - _index_fee(draft, coin) == gap and coin.ref not in draft.refs:
                 return coin
+    least = draft.shortfall(more_inputs=1)
     for coin in islice(coins.pure_from(least), _LOOK_AHEAD):
         if coin.lovelace - _index_fee(draft, coin) >= least and coin.ref not in draft.refs:
             return coin

@@ -321,14 +321,24 @@ class TestChainView:
             ChainView(NETWORKS["preprod"]).learn_genesis(Genesis(2, 1_654_041_600, 1))
 
     @pytest.mark.parametrize(
-        "name", ["min_fee_a", "min_fee_b", "coins_per_utxo_byte", "max_tx_size", "max_value_size"]
+        ("name", "step"),
+        [
+            ("min_fee_a", 1),
+            ("min_fee_b", 1),
+            ("coins_per_utxo_byte", 1),
+            ("max_tx_size", -1),
+            ("max_value_size", -1),
+        ],
     )
-    def test_parameters_outside_the_pinned_table_are_not_believed(self, name: str) -> None:
-        honest = {"min_fee_a": 44, "min_fee_b": 155381, "coins_per_utxo_byte": 4310, "max_tx_size": 16384}
-        honest |= {"max_value_size": 5000, "epoch": 1}
-        ChainView(NETWORKS["preprod"]).learn_parameters(Parameters(**honest))
+    def test_parameters_outside_the_pinned_table_are_not_believed(self, name: str, step: int) -> None:
+        """Those under which what payagent builds is not valid; others change nothing about it."""
+        pinned = {"min_fee_a": 44, "min_fee_b": 155381, "coins_per_utxo_byte": 4310, "max_tx_size": 16384}
+        pinned |= {"max_value_size": 5000, "epoch": 1}
+        view = ChainView(NETWORKS["preprod"])
+        view.learn_parameters(Parameters(**pinned))
+        view.learn_parameters(Parameters(**{**pinned, name: pinned[name] - step}))
         with pytest.raises(Refused, match=name):
-            ChainView(NETWORKS["preprod"]).learn_parameters(Parameters(**{**honest, name: honest[name] + 1}))
+            view.learn_parameters(Parameters(**{**pinned, name: pinned[name] + step}))
 
     @pytest.mark.parametrize(
         ("left_s", "ttl_in_s"), [(300, 280), (140, 120), (139, None), (0, None), (86_400, 1800), (None, 1800)]

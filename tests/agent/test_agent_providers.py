@@ -14,6 +14,7 @@ NOBODY = "http://127.0.0.1:9/api/v0"
 """The discard port: nothing listens there."""
 
 OVER_LIMIT = {"status_code": 429, "error": "Project Over Limit", "message": "Usage is over limit."}
+TOO_LITTLE = {"status_code": 400, "error": "Bad Request", "message": "(UtxoFailure (FeeTooSmallUTxO"}
 NO_SUCH = {"status_code": 404, "error": "Not Found", "message": "The requested component has not been found."}
 
 
@@ -86,18 +87,78 @@ class TestTwoProviders:
             assert first.submissions() == 0
             assert second.submissions() >= 2
 
-    @pytest.mark.parametrize("path", ["/genesis", "/epochs/latest/parameters"])
-    async def test_where_nobody_is_to_be_believed_nothing_is_signed(
-        self, world: World, first: Relay, path: str
-    ) -> None:
+    async def test_where_nobody_is_to_be_believed_nothing_is_signed(self, world: World, first: Relay) -> None:
         world.fund(50 * ADA)
-        honest = told(first, path)
-        first.tell(path, 200, honest | {"slot_length": 2, "min_fee_a": 45})
+        first.tell("/genesis", 200, told(first, "/genesis") | {"slot_length": 2})
         async with world.run(providers={"first": first.url}) as run:
             assert not await run.watch.tick()
             with pytest.raises(Refused, match="chain_not_ready"):
                 await run.agent.pay(world.ask())
             assert not queries.payments_in(run.agent.conn, list(State))
+
+
+PARAMETERS = "/epochs/latest/parameters"
+
+
+class TestParameters:
+    """Governance may change them at any epoch."""
+
+    async def test_where_the_chain_asks_for_more_what_was_sent_is_followed_and_nothing_is_signed(
+        self, world: World, first: Relay, second: Relay
+    ) -> None:
+        """Of two providers both tell it, so it is no lie of one."""
+        world.fund(50 * ADA)
+        async with world.run(providers=both(first, second)) as run:
+            await run.look()
+            row = await run.pay()
+        for relay in (first, second):
+            relay.tell(PARAMETERS, 200, told(relay, PARAMETERS) | {"min_fee_a": 45})
+        async with world.run(providers=both(first, second)) as run:
+            await run.settle_down()
+            assert run.state(row.id) is State.CONFIRMED
+            with pytest.raises(Refused, match="min_fee_a = 45"):
+                await run.agent.pay(world.ask("again"))
+            assert run.owned() == world.on_chain()
+
+    async def test_a_transaction_that_can_never_be_valid_has_them_asked_for_again(
+        self, world: World, first: Relay
+    ) -> None:
+        """Else for most of an hour after an epoch's change all that is signed would be refused."""
+        world.fund(50 * ADA)
+        async with world.run(providers={"first": first.url}) as run:
+            await run.look()
+            first.tell(PARAMETERS, 200, told(first, PARAMETERS) | {"min_fee_a": 45})
+            first.tell("/tx/submit", 400, TOO_LITTLE)
+            await run.pay()
+            await run.look()
+            with pytest.raises(Refused, match="min_fee_a = 45"):
+                await run.agent.pay(world.ask("again"))
+
+    async def test_what_only_one_of_two_tells_is_no_change(
+        self, world: World, first: Relay, second: Relay
+    ) -> None:
+        world.fund(50 * ADA)
+        first.tell(PARAMETERS, 200, told(first, PARAMETERS) | {"min_fee_a": 45})
+        async with world.run(providers=both(first, second)) as run:
+            await run.pass_time(15)
+            row = await run.pay()
+            await run.settle_down()
+            assert run.state(row.id) is State.CONFIRMED
+            assert run.agent.providers["first"] is not None
+
+    @pytest.mark.parametrize(
+        "change", [{"min_fee_a": 43}, {"max_tx_size": 32_768}, {"coins_per_utxo_size": "4000"}]
+    )
+    async def test_where_the_chain_asks_for_less_payments_go_on(
+        self, world: World, first: Relay, change: dict[str, object]
+    ) -> None:
+        world.fund(50 * ADA)
+        first.tell(PARAMETERS, 200, told(first, PARAMETERS) | change)
+        async with world.run(providers={"first": first.url}) as run:
+            await run.look()
+            row = await run.pay()
+            await run.settle_down()
+            assert run.state(row.id) is State.CONFIRMED
 
 
 class TestTooMany:

@@ -125,9 +125,9 @@ async def test_a_plan_that_is_not_what_its_payment_is_to_be_signed_as_is_not_kep
         if stale == "ttl":
             old = run.agent._rebuild(replace(row, ttl_slot=(row.ttl_slot or 0) - 1))
         elif stale == "coins":
-            old = replace(plan, inputs=(plan.anchor,))
+            old = plan._replace(inputs=(plan.anchor,))
         elif stale == "anchor":
-            old = replace(plan, anchor=next(coin for coin in plan.inputs if coin != plan.anchor))
+            old = plan._replace(anchor=next(coin for coin in plan.inputs if coin != plan.anchor))
         else:
             cheaper = tuple(replace(one, units=one.units - 1) for one in row.outputs)
             old = run.agent._rebuild(replace(row, outputs=cheaper))

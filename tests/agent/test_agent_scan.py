@@ -2,7 +2,7 @@
 
 import sqlite3
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -228,11 +228,9 @@ async def test_a_death_before_the_record_is_noted_is_mended_after_a_catch_up_too
         await run.look()
         row = await run.pay("not noted")
     assert record.read() == ahead
-    blocker = world.folder / f".{SIGNER_FILE}.new"
-    blocker.mkdir()
-    async with world.run(record=record) as run:
-        assert not run.agent.payment(row.id).is_noted
-    blocker.rmdir()
+    with unwritable(world.folder / SIGNER_FILE):
+        async with world.run(record=record) as run:
+            assert not run.agent.payment(row.id).is_noted
     async with world.run(record=record) as run:
         assert run.agent.chain.behind is None
         assert record.read() == last_signed(run.agent.conn)
@@ -297,46 +295,54 @@ async def test_what_a_killed_process_had_no_time_to_note_is_noted_by_the_next(
 async def test_a_record_that_cannot_be_written_lets_nothing_leave(world: World, record: SignerFile) -> None:
     async with world.run(record=record) as run:
         await run.look()
-        blocker = world.folder / f".{SIGNER_FILE}.new"
-        blocker.mkdir()
-        with pytest.raises(Refused, match="store_failed"):
-            await run.pay("not noted")
-        await run.look()
-        assert world.waiting() == []
-        (row,) = queries.payments_in(run.agent.conn, (State.SIGNED,))
-        blocker.rmdir()
+        with unwritable(world.folder / SIGNER_FILE):
+            with pytest.raises(Refused, match="store_failed"):
+                await run.pay("not noted")
+            await run.look()
+            assert world.waiting() == []
+            (row,) = queries.payments_in(run.agent.conn, (State.SIGNED,))
         await run.look()
         assert world.waiting() == [row.tx_id]
         assert (record.read() or Signed(0, "", 0)).tx_id == row.tx_id
 
 
 async def test_no_proof_is_shown_before_the_signers_record_has_it(world: World, record: SignerFile) -> None:
-    async with world.run(record=record, terms=with_handover) as run:
-        await run.look()
-        first = await run.pay("noted")
-        ask = world.ask("not noted")
-        blocker = world.folder / f".{SIGNER_FILE}.new"
-        blocker.mkdir()
-        for _ in range(2):  # after the commit, and before the next one
-            with pytest.raises(Refused, match=f"{SIGNER_FILE}.*could not be written"):
-                await run.agent.pay(ask)
-        rows = queries.payments_in(run.agent.conn, (State.IN_FLIGHT,))
-        row = run.agent.payment(rows[-1].id)
-        view = payment_view(row, run.agent.terms)
-        assert row.cbor is not None
-        assert (view["headers"], view["ready"], view["tx_hash"]) == ({}, False, None)
-        assert payment_view(run.agent.payment(first.id), run.agent.terms)["headers"] != {}
-        with pytest.raises(Refused, match="store_failed"):
-            run.agent.require_noted(row)
-        over = world.ask_of(world.call("not noted"), body="{}")
-        with pytest.raises(Refused, match="store_failed"):
-            await run.agent.pay(over)
-    async with world.run(record=record, terms=with_handover) as run:  # nor by the next process
-        assert payment_view(run.agent.payment(row.id), run.agent.terms)["headers"] == {}
-    blocker.rmdir()
+    with ExitStack() as blocked:
+        async with world.run(record=record, terms=with_handover) as run:
+            await run.look()
+            first = await run.pay("noted")
+            ask = world.ask("not noted")
+            blocked.enter_context(unwritable(world.folder / SIGNER_FILE))
+            for _ in range(2):  # after the commit, and before the next one
+                with pytest.raises(Refused, match=f"{SIGNER_FILE}.*could not be written"):
+                    await run.agent.pay(ask)
+            rows = queries.payments_in(run.agent.conn, (State.IN_FLIGHT,))
+            row = run.agent.payment(rows[-1].id)
+            view = payment_view(row, run.agent.terms)
+            assert row.cbor is not None
+            assert (view["headers"], view["ready"], view["tx_hash"]) == ({}, False, None)
+            assert payment_view(run.agent.payment(first.id), run.agent.terms)["headers"] != {}
+            with pytest.raises(Refused, match="store_failed"):
+                run.agent.require_noted(row)
+            over = world.ask_of(world.call("not noted"), body="{}")
+            with pytest.raises(Refused, match="store_failed"):
+                await run.agent.pay(over)
+        async with world.run(record=record, terms=with_handover) as run:  # nor by the next process
+            assert payment_view(run.agent.payment(row.id), run.agent.terms)["headers"] == {}
     async with world.run(record=record, terms=with_handover) as run:
         assert payment_view(run.agent.payment(row.id), run.agent.terms)["headers"] != {}
         assert (record.read() or Signed(0, "", 0)).tx_id == row.tx_id
+
+
+@contextmanager
+def unwritable(path: Path) -> Iterator[None]:
+    """Something stands where the file was, and nothing can be put in its place."""
+    kept = path.rename(path.with_name("kept")) if path.exists() else None
+    path.mkdir()
+    yield
+    path.rmdir()
+    if kept is not None:
+        kept.rename(path)
 
 
 class TestALiar:

@@ -179,6 +179,16 @@ BAD_ROWS: dict[str, dict[str, Any]] = {
 }
 
 
+async def test_an_output_older_than_what_the_provider_keeps_is_in_no_known_block(
+    provider: FaultyProvider, source: Blockfrost
+) -> None:
+    """Dolos leaves the block empty there."""
+    provider.routes[f"GET /addresses/{ADDRESS}/utxos"] = Reply([utxo_row(7, block=""), utxo_row(8)])
+    read = await source.utxos(ADDRESS)
+    assert isinstance(read, Found)
+    assert [row.block_hash for row in read.value] == [None, BLOCK]
+
+
 @pytest.mark.parametrize("row", BAD_ROWS.values(), ids=BAD_ROWS.keys())
 async def test_one_row_that_is_not_understood_makes_the_wallet_unknown_never_partial(
     provider: FaultyProvider, source: Blockfrost, row: dict[str, Any]
@@ -283,6 +293,21 @@ async def test_a_broken_answer_is_unknown_and_never_an_exception(
     read = await source.tip()
     assert isinstance(read, Unknown)
     assert SECRET not in read.reason
+
+
+@pytest.mark.parametrize(
+    ("status", "told"),
+    [(403, "another network"), (402, "used up"), (418, "banned"), (429, "http 429"), (400, "http 400")],
+)
+async def test_what_an_operator_can_mend_is_said(
+    provider: FaultyProvider, source: Blockfrost, status: int, told: str
+) -> None:
+    """Blockfrost answers 403 to a project id of another network too."""
+    provider.routes["GET /blocks/latest"] = Reply({"status_code": status, "message": SECRET}, status)
+    read = await source.tip()
+    assert isinstance(read, Unknown)
+    assert f"http {status}" in read.reason
+    assert told in read.reason
 
 
 BOMB = gzip.compress(b'"' + b"a" * 200_000_000)
@@ -599,6 +624,19 @@ async def test_collateral_moved_only_when_the_script_failed(
     spent, made = (1, 0) if is_valid else (2, 1)
     moved = Movement({f"{spent:064x}#0": coin(spent)}, {f"{TX}#{made}": coin(made)})
     assert await source.movement(TX, ADDRESS) == Found(moved)
+
+
+async def test_what_a_failed_script_took_is_read_with_its_tokens(
+    provider: FaultyProvider, source: Blockfrost
+) -> None:
+    """Blockfrost lists it twice then: in the ordinary way, and as collateral, without its tokens."""
+    tokens = {"amount": [{"unit": "lovelace", "quantity": "2000002"}, {"unit": TOKEN, "quantity": "5"}]}
+    inputs = [spent_row(2, **tokens), spent_row(2, collateral=True)]
+    outputs = [made_row(1, **tokens), made_row(1, collateral=True)]
+    provider.routes[f"GET /txs/{TX}/utxos"] = moving(inputs, outputs)
+    provider.routes[f"GET /txs/{TX}"] = Reply({**TRANSACTION, "valid_contract": False})
+    whole = {"lovelace": 2_000_002, TOKEN: 5}
+    assert await source.movement(TX, ADDRESS) == Found(Movement({f"{2:064x}#0": whole}, {f"{TX}#1": whole}))
 
 
 BAD_MOVES: dict[str, Reply] = {

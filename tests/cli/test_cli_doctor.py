@@ -8,6 +8,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from agent_kit import Relay
 from cli_kit import Shop, checks, invoke, spawn, write_private
 
 from payagent.core import ledger
@@ -91,6 +92,20 @@ def test_a_provider_is_named_as_readyz_names_it(safe: Path, data: Path) -> None:
     check = checks(safe)["provider 2"]
     assert check["code"] == "config_invalid"
     assert str(check["detail"]).startswith("https://localhost:9/api: provider blockfrost-2: ")
+
+
+@pytest.mark.parametrize("status", [400, 404, 405])
+def test_a_provider_that_takes_no_transactions_is_told(closed_shop: Shop, data: Path, status: int) -> None:
+    """Blockfrost's own backend shows the chain and leaves submitting to another program."""
+    config = closed_shop.config_of(data)
+    with Relay(closed_shop.devnet).serving() as relay:
+        config.write_text(config.read_text().replace(closed_shop.devnet.chain_url, relay.url))
+        assert checks(config)["provider 1"]["ok"]
+        no_path = {"status_code": status, "message": "Invalid path. Please check https://docs.blockfrost.io/"}
+        relay.tell("/tx/submit", status, no_path)
+        check = checks(config)["provider 1"]
+    assert not check["ok"]
+    assert "/tx/submit" in str(check["detail"])
 
 
 @pytest.mark.parametrize("name", ["keystore.json", "ledger.db"])

@@ -165,7 +165,7 @@ def test_a_plan_that_was_bent_with_its_bytes_is_killed_by_what_was_asked(name: s
     }[name]
     frame = {**FRAME, "ttl_slot": TTL_SLOT + (name == "another TTL")}
     wrong = build(COINS, COINS[1], outputs, **frame)
-    bent = replace(wrong, asked=PLAN.asked, frame=PLAN.frame)
+    bent = wrong._replace(asked=PLAN.asked, frame=PLAN.frame)
     with pytest.raises(CheckFailed):
         check(sign(bent, SIGNER), bent, SIGNER.public_key)
 
@@ -218,7 +218,7 @@ def test_a_plan_that_takes_its_coins_for_others_is_killed() -> None:
     poorer = replace(first, assets=first.assets[1:])
     for inputs in ((first, richer), (poorer, second)):
         with pytest.raises(CheckFailed, match="out of balance"):
-            check(sign(PLAN, SIGNER), replace(PLAN, inputs=inputs), SIGNER.public_key)
+            check(sign(PLAN, SIGNER), PLAN._replace(inputs=inputs), SIGNER.public_key)
 
 
 # --- each comparison alone ---
@@ -245,13 +245,13 @@ def agreed(bend: Callable[[Body], Any] = lambda _: None, plan: Plan = PLAN, **mo
     fee(body, 155_381 + 44 * len(raw) - body[2] + more.get("fee_off", 0))
     raw = signed(body, **more)
     tx_id = hashlib.blake2b(decode(raw).body, digest_size=32).hexdigest()
-    return raw, replace(plan, outputs=laid(body[1]), fee_lovelace=body[2], tx_id=tx_id)
+    return raw, plan._replace(outputs=laid(body[1]), fee_lovelace=body[2], tx_id=tx_id)
 
 
 def planned_otherwise(**changes: Any) -> tuple[bytes, Plan]:
     """The right bytes, and a plan whose first output is another."""
     first, *others = PLAN.outputs
-    return sign(PLAN, SIGNER), replace(PLAN, outputs=(first._replace(**changes), *others))
+    return sign(PLAN, SIGNER), PLAN._replace(outputs=(first._replace(**changes), *others))
 
 
 def to(raw_address: bytes) -> tuple[bytes, Plan]:
@@ -263,7 +263,7 @@ def to(raw_address: bytes) -> tuple[bytes, Plan]:
 def of_network_one() -> tuple[bytes, Plan]:
     outputs = [Output("pay_to", payee(0, network_id=1), "lovelace", 10 * ADA)]
     plan = build(COINS, COINS[1], outputs, change=own_address(1), ttl_slot=TTL_SLOT, network_id=1)
-    bent = replace(plan, frame=replace(plan.frame, network_id=0))
+    bent = plan._replace(frame=plan.frame._replace(network_id=0))
     return sign(bent, SIGNER), bent
 
 
@@ -271,17 +271,17 @@ def laid_by_other_rules(units: int) -> tuple[bytes, Plan]:
     """Everything agrees on outputs that would do where a byte cost one lovelace."""
     outputs = [Output("pay_to", payee(0), "lovelace", units)]
     plan = build(COINS, COINS[1], outputs, params=Parameters(coins_per_utxo_byte=1), **FRAME)
-    bent = replace(plan, frame=PLAN.frame)
+    bent = plan._replace(frame=PLAN.frame)
     return sign(bent, SIGNER), bent
 
 
 def framed(frame: Frame) -> tuple[bytes, Plan]:
-    return sign(PLAN, SIGNER), replace(PLAN, frame=frame)
+    return sign(PLAN, SIGNER), PLAN._replace(frame=frame)
 
 
 def richer() -> tuple[bytes, Plan]:
     first, second = PLAN.inputs
-    return sign(PLAN, SIGNER), replace(PLAN, inputs=(first, replace(second, lovelace=second.lovelace + 1)))
+    return sign(PLAN, SIGNER), PLAN._replace(inputs=(first, replace(second, lovelace=second.lovelace + 1)))
 
 
 def mint(body: Body) -> None:
@@ -308,7 +308,7 @@ ALONE: dict[str, tuple[Callable[[], tuple[bytes, Plan]], str]] = {
     "network": (of_network_one, "network id 1"),
     "an input twice": (lambda: agreed(lambda body: body[0].append(body[0][0])), "stands twice"),
     "another input": (lambda: agreed(lambda body: body[0].__setitem__(0, ("11" * 32, 1))), "others than planned"),
-    "no anchor": (lambda: (sign(PLAN, SIGNER), replace(PLAN, anchor=Coin("33" * 32, 0, 5 * ADA))), "the anchor"),
+    "no anchor": (lambda: (sign(PLAN, SIGNER), PLAN._replace(anchor=Coin("33" * 32, 0, 5 * ADA))), "the anchor"),
     "an output more": (lambda: (agreed(second_change)[0], PLAN), "4 outputs"),
     "planned address": (lambda: planned_otherwise(address=payee(9).raw), "another than planned"),
     "planned lovelace": (lambda: planned_otherwise(lovelace=10 * ADA + 1), "another than planned"),
@@ -341,9 +341,9 @@ ALONE: dict[str, tuple[Callable[[], tuple[bytes, Plan]], str]] = {
     "a token lost": (lambda: agreed(steal_token), "out of balance"),
     "fee too low": (lambda: agreed(fee_off=-1), "are right"),
     "fee too high": (lambda: agreed(fee_off=177), "are right"),
-    "fee above the cap": (lambda: framed(replace(PLAN.frame, fee_cap_lovelace=170_000)), "are right"),
-    "size": (lambda: framed(replace(PLAN.frame, parameters=Parameters(max_tx_size=300))), "bytes$"),
-    "id": (lambda: (sign(PLAN, SIGNER), replace(PLAN, tx_id="00" * 32)), "the transaction id"),
+    "fee above the cap": (lambda: framed(PLAN.frame._replace(fee_cap_lovelace=170_000)), "are right"),
+    "size": (lambda: framed(PLAN.frame._replace(parameters=Parameters(max_tx_size=300))), "bytes$"),
+    "id": (lambda: (sign(PLAN, SIGNER), PLAN._replace(tx_id="00" * 32)), "the transaction id"),
     "a second witness": (lambda: agreed(witnesses=[STRAY]), "2 witnesses"),
     "another key": (lambda: agreed(signer=OTHER), "by another key"),
     "another signature": (lambda: (sign(PLAN, SIGNER)[:-66] + STRAY[1] + b"\xf5\xf6", PLAN), "does not verify"),
@@ -389,7 +389,7 @@ def test_a_commitment_is_compared_and_its_hash_is_checked() -> None:
     check(raw, COMMITTED, SIGNER.public_key)
     for other in (b"d" * 32, None):
         with pytest.raises(CheckFailed, match="metadata are others"):
-            check(raw, replace(COMMITTED, frame=replace(COMMITTED.frame, commitment=other)), SIGNER.public_key)
+            check(raw, COMMITTED._replace(frame=COMMITTED.frame._replace(commitment=other)), SIGNER.public_key)
     with pytest.raises(Undecodable, match="not that of the auxiliary data"):
         decode(raw.replace(b"c" * 32, b"d" * 32))
     body, auxiliary = bare_body(raw), cbor2.loads(raw)[3]
