@@ -63,6 +63,7 @@ from payagent.secretfile import (
 )
 from payagent.settings import (
     KEYSTORE_FILE,
+    LEDGER_FILE,
     LINKS_KEY_FILE,
     WORDS_FILE,
     Api,
@@ -94,7 +95,6 @@ log = structlog.get_logger("payagent.daemon")
 
 Announce = Callable[[Mapping[str, str]], None]
 
-LEDGER_FILE = "ledger.db"
 CLOCK_PATIENCE_S = 5.0
 """How long a start waits for a provider to say what time it is."""
 
@@ -152,9 +152,9 @@ def serve(
             _put_up_fence(settings, plan, scratch, use_for_temporary)
             if os.path.lexists(settings.data_dir / WORDS_FILE):
                 log.warning("words.left", file=str(settings.data_dir / WORDS_FILE), fix=PROBLEMS["words_left"].fix)
-            for index, provider in enumerate(settings.chain.providers):
+            for name, provider in settings.chain.named.items():
                 if (risk := provider.risk) is not None:
-                    log.warning("provider.in_clear", provider=_name(provider, index), risk=risk)
+                    log.warning("provider.in_clear", provider=name, risk=risk)
             tell = log.warning if missing else log.info
             tell("signer.started", pid=signer.pid, not_possible_here=missing)
             doors = Doors(unix, tcp, context)
@@ -284,7 +284,7 @@ async def _running(
     is_lost = threading.Event()
     own = Ownership(ports.new_id("boot"), record, partial(_leave_to_another, is_lost))
     writer = Writer(database, checkpoint=checkpoint, own=own)
-    sources = [_source(provider, index, redactor) for index, provider in enumerate(settings.chain.providers)]
+    sources = [_source(name, provider, redactor) for name, provider in settings.chain.named.items()]
     merchants, webhook = MerchantClient(egress.transport()), _webhook(settings, redactor)
     try:
         await _require_right_clock(sources, ports.clock.now_ms)
@@ -450,12 +450,8 @@ def filed_limits(settings: Settings) -> Iterator[Limit]:
         yield from limits_of(LOVELACE, merchant.limits.most_lovelace, Scope(merchant=merchant.origin))
 
 
-def _source(provider: Provider, index: int, redactor: Redactor) -> Blockfrost:
-    return Blockfrost(_name(provider, index), provider.base_url, _secret(provider.project_id_file, redactor))
-
-
-def _name(provider: Provider, index: int) -> str:
-    return f"{provider.kind}-{index + 1}"
+def _source(name: str, provider: Provider, redactor: Redactor) -> Blockfrost:
+    return Blockfrost(name, provider.base_url, _secret(provider.project_id_file, redactor))
 
 
 def _webhook(settings: Settings, redactor: Redactor) -> Webhook | None:

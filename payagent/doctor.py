@@ -1,7 +1,7 @@
 """doctor: looks at what payagent needs, from outside, and says what is wrong and how to mend it.
 
-May import: core, settings, wallet.keystore, store (read-only), chain, agent.chainview, api.tls. Never: writes;
-opens the keystore (its public header is enough); moves money; shows a secret.
+May import: core, secretfile, settings, wallet.keystore, store (read-only), chain, webhook, agent.chainview,
+api.tls. Never: writes; opens the keystore (its public header is enough); moves money; shows a secret.
 """
 
 import os
@@ -35,7 +35,10 @@ from payagent.secretfile import (
 )
 from payagent.settings import (
     CREDENTIAL_NAME,
+    KEYSTORE_FILE,
+    LEDGER_FILE,
     LINKS_KEY_FILE,
+    TOKEN_FILE,
     WORDS_FILE,
     Merchant,
     Provider,
@@ -94,11 +97,11 @@ def look_at_files(
         finding("config file", lambda: _config(settings, config, looked_for, environ)),
         finding("data folder", lambda: _private(data_dir)),
         finding("keystore", lambda: _keystore(settings)),
-        finding("ledger file", lambda: _ledger_file(data_dir / "ledger.db")),
+        finding("ledger file", lambda: _ledger_file(data_dir / LEDGER_FILE)),
         finding("ledger", lambda: _ledger(settings)),
         finding("socket folder", lambda: _socket_folder(settings.api.socket.parent)),
         finding("set at run time", lambda: _set_at_run_time(settings)),
-        finding("operator token", lambda: _secret(data_dir / "operator.token", read_header_secret)),
+        finding("operator token", lambda: _secret(data_dir / TOKEN_FILE, read_header_secret)),
         finding("passphrase", lambda: _passphrase(settings, environ)),
         _fence(settings, config, environ),
         *webhook,
@@ -127,12 +130,10 @@ def look_at_choices(settings: Settings, config: Path) -> list[Finding]:
 async def look_at_chain(settings: Settings, now_ms: Callable[[], int]) -> list[Finding]:
     """Every provider: does it answer, is it of our network, do its newest block and its clock agree with ours?"""
     findings = []
-    for index, provider in enumerate(settings.chain.providers):
+    for index, (called, provider) in enumerate(settings.chain.named.items()):
         name = f"provider {index + 1}"
         try:
-            findings.append(
-                Finding(name, await _provider(provider, f"{provider.kind}-{index + 1}", settings.network, now_ms))
-            )
+            findings.append(Finding(name, await _provider(provider, called, settings.network, now_ms)))
         except Refused as refused:
             findings.append(Finding(name, f"{provider.base_url}: {refused.detail}", refused))
     return findings
@@ -158,7 +159,7 @@ def _socket_folder(folder: Path) -> str:
 
 
 def _keystore(settings: Settings) -> str:
-    header = read_header(settings.data_dir / "keystore.json")
+    header = read_header(settings.data_dir / KEYSTORE_FILE)
     if header.network.name != settings.network:
         raise Refused("keystore_invalid", f"it is of {header.network.name}, the config says {settings.network}")
     if header.account != settings.keystore.account:
@@ -173,7 +174,7 @@ def _ledger_file(path: Path) -> str:
 
 def _ledger(settings: Settings) -> str:
     """Opened read-only: its tables' guards are there, it balances, its events are one chain, and it is ours."""
-    path = settings.data_dir / "ledger.db"
+    path = settings.data_dir / LEDGER_FILE
     require_ledger(path)
     try:
         missing, known, sums, broken = _read_ledger(path)
@@ -194,7 +195,7 @@ def _ledger(settings: Settings) -> str:
 
 def _set_at_run_time(settings: Settings) -> str:
     """What stands over the config file, and what of the file does not count for that."""
-    path = settings.data_dir / "ledger.db"
+    path = settings.data_dir / LEDGER_FILE
     require_ledger(path)
     conn = Readers(path).conn
     try:
@@ -213,7 +214,7 @@ def _set_at_run_time(settings: Settings) -> str:
 def _own_address(settings: Settings) -> str | None:
     """The keystore's address; None when it cannot be read, which has a line of its own."""
     try:
-        return read_header(settings.data_dir / "keystore.json").address
+        return read_header(settings.data_dir / KEYSTORE_FILE).address
     except Refused:
         return None
 
@@ -308,8 +309,8 @@ def _signed_less(settings: Settings) -> Iterator[Choice]:
     told = [(LOVELACE, window, units) for window, units in filed.most_lovelace.items()]
     told += [(token.asset, window, units) for token in filed.assets for window, units in token.most_units.items()]
     with suppress(Exception):  # of what cannot be read, which has a line of its own
-        require_ledger(settings.data_dir / "ledger.db")
-        conn = Readers(settings.data_dir / "ledger.db").conn
+        require_ledger(settings.data_dir / LEDGER_FILE)
+        conn = Readers(settings.data_dir / LEDGER_FILE).conn
         with closing(conn):
             told += [(limit.asset, limit.window.value, limit.most_units) for limit in spending.limits(conn)]
     for asset, window, units in dict.fromkeys(told):
@@ -327,8 +328,8 @@ def _apps(settings: Settings) -> Iterator[Choice]:
     """Programs whose token is worth all that the wallet may spend. What cannot be read has its own line."""
     conn = None
     try:
-        require_ledger(settings.data_dir / "ledger.db")
-        conn = Readers(settings.data_dir / "ledger.db").conn
+        require_ledger(settings.data_dir / LEDGER_FILE)
+        conn = Readers(settings.data_dir / LEDGER_FILE).conn
         bound = {limit.scope.app for limit in spending.limits(conn)}
         for app in apps.everybody(conn):
             token = apps.last_token(conn, app.id)

@@ -1,8 +1,8 @@
 """init: makes what a first start needs: data folder, config, keystore, ledger with its first app, token.
 And gives a keystore another passphrase.
 
-May import: core, settings, wallet, store, agent.ports, api.tokens. Never: asks a question or prints (the CLI
-does); overwrites a file; leaves half of its work behind when it fails.
+May import: core, secretfile, settings, wallet, store, agent.ports, api.tokens. Never: asks a question or prints
+(the CLI does); overwrites a file; leaves half of its work behind when it fails.
 """
 
 import os
@@ -14,19 +14,18 @@ from pathlib import Path
 
 from payagent.agent.ports import Ports
 from payagent.api.tokens import hash_token, new_token
+from payagent.core.bounds import SCOPES
 from payagent.core.network import NETWORKS
 from payagent.core.problem import Refused
 from payagent.secretfile import require_out_of_reach
-from payagent.settings import WORDS_FILE, Settings, load_settings
+from payagent.settings import KEYSTORE_FILE, LEDGER_FILE, TOKEN_FILE, WORDS_FILE, Settings, load_settings
 from payagent.store import apps
 from payagent.store.lease import lease
 from payagent.store.writer import Unit, Writer
 from payagent.wallet import creation
 from payagent.wallet.keystore import Header
 
-SCOPES = ("pay", "read", "operate", "approve")
 APP_NAME = "operator"
-TOKEN_FILE = "operator.token"  # noqa: S105  the file's name
 PASSPHRASE_LENGTH_MIN = 8
 
 Undo = list[Callable[[], object]]
@@ -90,7 +89,7 @@ def initialise(
             write_new(words_file, words + "\n", undo)
         header = _make_keystore(settings, words, choices.passphrase, randomness, undo)
         token = new_token(ports.randomness)
-        _make_ledger(settings.data_dir / "ledger.db", ports, hash_token(token), undo)
+        _make_ledger(settings.data_dir / LEDGER_FILE, ports, hash_token(token), undo)
         write_new(settings.data_dir / TOKEN_FILE, token + "\n", undo)
     shown = None if choices.words is not None else words
     return Made(choices.config, settings.data_dir, header.address, token, shown, words_file)
@@ -108,10 +107,10 @@ def change_passphrase(settings: Settings, old: str, new: str) -> Header:
     Refused: `passphrase_too_short`, `already_running`, `keystore_invalid`, `config_invalid`.
     """
     require_long(new)
-    path = settings.data_dir / "keystore.json"
+    path = settings.data_dir / KEYSTORE_FILE
     try:
         _require_own(path)
-        with lease(settings.data_dir, ("ledger.db", "keystore.json")):
+        with lease(settings.data_dir, (LEDGER_FILE, KEYSTORE_FILE)):
             return creation.change_passphrase(path, old, new)
     except OSError as error:
         raise Refused(
@@ -182,7 +181,7 @@ def _require_same(settings: Settings, choices: Choices) -> None:
 def _make_keystore(
     settings: Settings, words: str, passphrase: str, randomness: creation.RandomBytes, undo: Undo
 ) -> Header:
-    path = settings.data_dir / "keystore.json"
+    path = settings.data_dir / KEYSTORE_FILE
     header = creation.create(
         path,
         words,
@@ -214,10 +213,10 @@ def _make_ledger(path: Path, ports: Ports, token_hash: str, undo: Undo) -> None:
 def require_none(data_dir: Path) -> None:
     """A wallet that is there stays as it is."""
     for name, code in (
-        ("keystore.json", "keystore_exists"),
-        ("ledger.db", "file_exists"),
-        ("ledger.db-wal", "file_exists"),
-        ("ledger.db-shm", "file_exists"),
+        (KEYSTORE_FILE, "keystore_exists"),
+        (LEDGER_FILE, "file_exists"),
+        (f"{LEDGER_FILE}-wal", "file_exists"),
+        (f"{LEDGER_FILE}-shm", "file_exists"),
     ):
         if (data_dir / name).exists():
             raise Refused(code, f"{data_dir / name} is there already")

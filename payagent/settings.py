@@ -35,7 +35,7 @@ from payagent.core.address import parse_address
 from payagent.core.invoice import Proof, SplitMode
 from payagent.core.money import LOVELACE, parse_ada, parse_asset, parse_count, parse_units
 from payagent.core.network import NETWORKS
-from payagent.core.origin import DEFAULT_PORTS, parse_origin
+from payagent.core.origin import DEFAULT_PORTS, is_this_machine, parse_origin
 from payagent.core.policy import Window
 from payagent.core.prepaid import CALLS
 from payagent.core.problem import Refused
@@ -46,6 +46,8 @@ CONFIG_VARIABLE = "PAYAGENT_CONFIG"
 TOKEN_VARIABLE = "PAYAGENT_TOKEN"  # noqa: S105  the name under which clients find their app token: no setting
 CREDENTIAL_NAME = "keystore-passphrase"
 KEYSTORE_FILE = "keystore.json"
+LEDGER_FILE = "ledger.db"
+TOKEN_FILE = "operator.token"  # noqa: S105  the file's name
 LINKS_KEY_FILE = "approval-links.key"
 """In the data folder: what links are signed with by which people decide."""
 
@@ -106,13 +108,6 @@ def _socket_path(path: Path) -> Path:
     return path
 
 
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 def _url(value: str) -> str:
     if not value.isascii() or " " in value:
         raise ValueError("an address is plain ASCII without spaces")
@@ -137,7 +132,7 @@ def _base_url(value: str) -> str:
 def _unheard(value: str) -> str:
     """An address that nobody on the way can listen at."""
     parts = urlsplit(value)
-    if parts.scheme != "https" and not _is_loopback(parts.hostname or ""):
+    if parts.scheme != "https" and not is_this_machine(parts.hostname or ""):
         raise ValueError("write an address with https://; http:// is for this machine alone")
     return value
 
@@ -155,7 +150,7 @@ def require_loopback(listen: str, what: str) -> None:
         host = _listen(listen).rpartition(":")[0].removeprefix("[").removesuffix("]")
     except ValueError as error:
         raise Refused("config_invalid", f"{what}: {error}") from None
-    if not _is_loopback(host):
+    if not is_this_machine(host):
         raise Refused(
             "config_invalid", f"{what} {listen} is reached from other machines; write a loopback address"
         )
@@ -269,7 +264,7 @@ class Api(_Table):
     @property
     def is_remote(self) -> bool:
         """Whether other machines reach the port."""
-        return not _is_loopback(self.listen.rpartition(":")[0].removeprefix("[").removesuffix("]"))
+        return not is_this_machine(self.listen.rpartition(":")[0].removeprefix("[").removesuffix("]"))
 
     @model_validator(mode="after")
     def _tls_by_both(self) -> Self:
@@ -297,7 +292,7 @@ class Provider(_Table):
         It is no refusal: who runs a server of their own in a network of their own may trust that.
         """
         parts = urlsplit(self.base_url)
-        if parts.scheme == "https" or _is_loopback(parts.hostname or ""):
+        if parts.scheme == "https" or is_this_machine(parts.hostname or ""):
             return None
         read = "" if self.project_id_file is None else ", and reads the project id"
         return (
@@ -309,6 +304,11 @@ class Chain(_Table):
     """The providers; with several, two have to agree."""
 
     providers: Annotated[tuple[Provider, ...], AfterValidator(_some)]
+
+    @property
+    def named(self) -> dict[str, Provider]:
+        """By the names that logs, alerts and numbers tell them apart by."""
+        return {f"{one.kind}-{number}": one for number, one in enumerate(self.providers, 1)}
 
 
 class Payments(_Table):

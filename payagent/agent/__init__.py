@@ -1,8 +1,8 @@
 """agent: reload, decide, do one step. The only room that brings wallet, chain and store together.
 
-May import: core, dialects, wallet, chain, merchants, store. Never: the API, the CLI, a scheduler, the devnet;
-a clock, randomness or a process exit but through `ports`; a byte of a signed transaction to anyone before
-its attempt is durable.
+May import: core, dialects, settings, wallet, chain, merchants, webhook, store. Never: the API, the CLI, a
+scheduler, the devnet; a clock, randomness or a process exit but through `ports`; a byte of a signed transaction to
+anyone before its attempt is durable.
 
 The commit points (docs/exactly-once.md) and the job that makes each:
 

@@ -16,14 +16,14 @@ from payagent.agent.chainview import SKEW_MAX_S, ChainView
 from payagent.agent.holding import Holding, anchor_of
 from payagent.agent.orders import Admitted, Purchase, TransferOrder
 from payagent.agent.planner import Planner, TransferPlan
-from payagent.agent.prepaid import is_batch, require_may_buy
+from payagent.agent.prepaid import require_may_buy
 from payagent.agent.questions import Questions, with_fee_room
 from payagent.agent.replacement import Replacing, is_lost, next_invoice, same_again
 from payagent.agent.rulebook import Rulebook, as_told
 from payagent.agent.terms import Terms
 from payagent.chain.source import SubmitKind
 from payagent.core.guards import Moment
-from payagent.core.invoice import Invoice, calls_of
+from payagent.core.invoice import Invoice, calls_of, is_batch
 from payagent.core.money import LOVELACE, check_supply
 from payagent.core.payment import Event, State
 from payagent.core.prepaid import CALLS, Cost
@@ -321,11 +321,8 @@ def note_price(unit: Unit, purchase: Purchase) -> None:
     """The call has answered 402: from now on, one that is served for nothing draws on a prepaid balance."""
     is_call = purchase.topup is None or purchase.topup.is_call
     if purchase.request is not None and is_call:
-        method, path = purchase.request.split(" ")[:2]
-        invoice = purchase.invoice
-        prepaid.note_price(
-            unit, invoice.origin, method, path.partition("?")[0], invoice.asset, invoice.total_units
-        )
+        invoice, call = purchase.invoice, trust.priced_call(purchase.request)
+        prepaid.note_price(unit, invoice.origin, *call, invoice.asset, invoice.total_units)
 
 
 def _pool_of(unit: Unit, purchase: Purchase, now_ms: int) -> int | None:

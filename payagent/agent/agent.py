@@ -51,6 +51,7 @@ from payagent.core import policy
 from payagent.core.address import Address
 from payagent.core.invoice import Invoice, Output, Role
 from payagent.core.money import LOVELACE, format_amount
+from payagent.core.network import ROLLBACK_S
 from payagent.core.payment import (
     ENDED_WITHOUT_PAYING,
     NEVER_SIGNED,
@@ -85,8 +86,8 @@ RECEIVED_MAX_CHARS = 4000
 BATCH_LOOK_S = 5.0
 """How often at least it is looked again whether a batch is still under way: its invoice may end unheard."""
 
-CANCEL_TTL_S = 129_600
-"""How long a cancel lives: beyond the last rollback (36 h). It pays nobody else, so nobody's terms end it.
+CANCEL_TTL_S = ROLLBACK_S
+"""How long a cancel lives: beyond the last rollback. It pays nobody else, so nobody's terms end it.
 
 What descends from it stays good for as long as its block may be lost.
 """

@@ -30,7 +30,7 @@ def sync(unit: Unit, listing: Listing, coins: Coins, now_ms: int) -> int:
     seen = set(listing.doubtful)
     deposits = 0
     for utxo in listing.agreed:
-        ref = f"{utxo.tx_id}#{utxo.index}"
+        ref = utxo.ref
         seen.add(ref)
         if ref not in known:
             deposits += _deposit(unit, ref, utxo, coins, now_ms)
@@ -76,7 +76,7 @@ def is_back(unit: Unit, ref: str, now_ms: int) -> bool:
 
 def is_stale(listing: Listing, known: Mapping[str, str]) -> bool:
     """Whether a list differs from what we know (states by ref) in a way that needs a write."""
-    refs = {f"{utxo.tx_id}#{utxo.index}" for utxo in listing.agreed}
+    refs = {utxo.ref for utxo in listing.agreed}
     if any(known.get(ref, "missing") == "missing" for ref in refs):
         return True
     refs |= listing.doubtful

@@ -80,7 +80,7 @@ class Foreign:
         if source.is_current:
             await self._recheck(source)
         if self._agent.chain.behind is None:
-            await self._find(source, {f"{utxo.tx_id}#{utxo.index}" for utxo in listing.agreed} | listing.doubtful)
+            await self._find(source, {utxo.ref for utxo in listing.agreed} | listing.doubtful)
         if source.is_final:
             await self._weigh(source)
 

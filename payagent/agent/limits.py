@@ -39,7 +39,7 @@ def standing(agent: Agent, only_app: str | None = None) -> list[Standing]:
     if only_app is not None:
         app = apps.require(agent.conn, only_app)
         limits = tuple(limit for limit in limits if _binds(limit, app))
-    clock_ms = spending.clock_ms(agent.conn, agent.chain.block_ms(agent.ports.clock.now_ms()))
+    clock_ms = agent.limits_clock_ms(agent.conn, agent.ports.clock.now_ms())
     ordered = sorted(limits, key=lambda limit: (limit.scope, limit.asset, list(Window).index(limit.window)))
     return [_stands(agent, limit, limit not in at_run_time, only_app, clock_ms) for limit in ordered]
 

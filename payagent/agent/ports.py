@@ -1,6 +1,6 @@
 """What the agent needs from outside and a simulator can stand in for: time, randomness, writes, signatures.
 
-May import: the standard library, the store's unit of work, a signer's type. Never: anything else.
+May import: the standard library, the store's unit of work, wallet.keys (a signer's type). Never: anything else.
 """
 
 import secrets

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from payagent.core import ledger
-from payagent.core.invoice import Invoice
+from payagent.core.invoice import Invoice, is_batch
 from payagent.core.ledger import Units, prepaid_account
 from payagent.core.prepaid import CALLS, Balance, Cost, average, buy, take_back, use
 from payagent.core.problem import Refused
@@ -55,10 +55,6 @@ class Part:
     is_auto: bool = False
 
 
-def is_batch(batch_target: int | None) -> bool:
-    return batch_target is not None and batch_target > 1
-
-
 def _size(row: PaymentRow) -> tuple[str, int]:
     """(unit, count) that a payment buys: calls of its batch, else what it pays in its own asset."""
     if is_batch(row.batch_target):
@@ -89,6 +85,14 @@ def fitting(offers: tuple[Invoice, ...], part: Part | None) -> tuple[Invoice, ..
             f"one payment takes {fit[0].total_units} {part.unit}, {part.units} are ordered in all",
         )
     return affordable
+
+
+def part_of(order: TopupRow, number: int, per_day_lovelace: int | None) -> Part:
+    """That purchase of an order, by what its merchant may be paid for top-ups in a day."""
+    return Part(
+        *(order.id, number, order.unit, order.is_call, per_day_lovelace, order.units),
+        is_auto=order.cause == "auto",
+    )
 
 
 def require_may_buy(conn: Connection, order: TopupRow, now_ms: int) -> None:

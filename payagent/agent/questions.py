@@ -11,7 +11,7 @@ from payagent.agent import trust
 from payagent.agent.alarm import clear_alert, raise_alert
 from payagent.agent.holding import Holding, anchor_of
 from payagent.agent.orders import Approver, Decided, Ids, Purchase
-from payagent.agent.prepaid import Buyer, Part, require_may_buy
+from payagent.agent.prepaid import Buyer, Part, part_of, require_may_buy
 from payagent.agent.replacement import same_again
 from payagent.agent.rulebook import as_told
 from payagent.agent.terms import MerchantTerms
@@ -262,10 +262,7 @@ def _part_of(conn: Connection, row: PaymentRow, merchant: MerchantTerms) -> Part
     order = None if row.topup is None else topups.find(conn, row.topup)
     if order is None:
         return None
-    return Part(
-        *(order.id, 1, order.unit, order.is_call, merchant.topup_per_day_lovelace, order.units),
-        is_auto=order.cause == "auto",
-    )
+    return part_of(order, 1, merchant.topup_per_day_lovelace)
 
 
 def with_fee_room(spend: Mapping[str, int], asked: Iterable[Asked], caps: Caps | None) -> dict[str, int]:

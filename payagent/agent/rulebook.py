@@ -2,8 +2,7 @@
 
 They are asked before it too, of who would stand in line for a coin (agent.line); that decides nothing else.
 
-May import: core, store, wallet.transaction's values, agent.chainview, .orders, .terms, .trust. Never: writes;
-looks at coins; signs.
+May import: core, store, agent.chainview, .orders, .terms, .trust. Never: writes; looks at coins; signs.
 """
 
 from collections.abc import Mapping, Sequence

@@ -4,8 +4,8 @@ A ledger that is older than the signer's own record, or new where the wallet is 
 Nothing is signed then until all of that has landed or run out (QUIET_MS after our clock first agreed with the
 chain's, since this was noticed) and was read from the chain.
 
-May import: core, chain.source, chain.panel, store, agent. Never: takes for spent what no
-transaction in a block spends.
+May import: core, chain.source, chain.panel, wallet.coins, store, agent. Never: takes for spent what no transaction
+in a block spends.
 """
 
 import json
@@ -25,6 +25,7 @@ from payagent.chain.panel import View
 from payagent.chain.source import Found, Movement, Tip, TxSeen
 from payagent.core import ledger
 from payagent.core.money import LOVELACE
+from payagent.core.network import ROLLBACK_S
 from payagent.core.problem import Refused
 from payagent.core.times import iso_time
 from payagent.store import onchain, queries, records
@@ -36,9 +37,6 @@ from payagent.wallet.coins import Coins
 
 LAG_S = 3600
 """How far before what is known a search begins: providers' indexes lag, and clocks disagree."""
-
-ROLLBACK_S = 129_600
-"""How far a rollback reaches at most (3k/f slots)."""
 
 REMEMBERED_MAX = 1000
 """Transactions of others that a search that is done still knows; the next one begins at about the same time."""

@@ -2,7 +2,7 @@
 
 Every step reads the payment inside its transaction and goes through the transition table, so a step that
 was decided on an older reading changes nothing.
-May import: core, chain.source, wallet, store, agent.alarm, agent.deposits, agent.prepaid, agent.purse,
+May import: core, dialects, chain.source, wallet, store, agent.alarm, agent.deposits, agent.prepaid, agent.purse,
 agent.replacement, agent.trust. Never: waits; decides whether a step is due.
 """
 

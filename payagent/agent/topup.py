@@ -21,14 +21,14 @@ from payagent.agent import prepaid, questions
 from payagent.agent.agent import Agent, Ask, Quote, Request
 from payagent.agent.alarm import clear_alert, raise_alert
 from payagent.agent.orders import Approver
-from payagent.agent.prepaid import Buyer, Part, ServedCall, is_batch, require_may_buy
+from payagent.agent.prepaid import Buyer, Part, ServedCall, part_of, require_may_buy
 from payagent.agent.terms import AutoTopup, MerchantTerms, TopupRequest
 from payagent.agent.view import is_ready, retry_headers
-from payagent.core.invoice import Invoice
-from payagent.core.payment import NEVER_SIGNED, WITHOUT_PROOF, Delivery, State
+from payagent.core.invoice import Invoice, is_batch
+from payagent.core.payment import ENDED_WITHOUT_PAYING, NEVER_SIGNED, WITHOUT_PROOF, Delivery, State
 from payagent.core.prepaid import CALLS
 from payagent.core.problem import Refused
-from payagent.dialects import Said, parse_answer, parse_response, wants_wallet_address
+from payagent.dialects import Said, may_pass, parse_answer, parse_response, wants_wallet_address
 from payagent.merchants.client import Heard, MerchantClient
 from payagent.store import pauses, queries, records, topups
 from payagent.store import prepaid as pools
@@ -62,11 +62,10 @@ LATER = frozenset(
         ),
         *("internal_error", "invoice_expired", "merchant_timeout", "merchant_unreachable", "not_signed_yet"),
         *("foreign_spend", "ledger_behind", "merchant_busy", "paused", "restored_recently", "store_failed"),
+        "signer_lost",  # the daemon ends with its signer, and the next start signs what was admitted
     )
 )
 """Refusals that pass by themselves. Any other ends the order."""
-
-_TRANSIENT = (408, 425, 429)
 
 log = structlog.get_logger("payagent.topup")
 
@@ -121,7 +120,7 @@ def bought(order: TopupRow, payments: Sequence[PaymentRow]) -> int:
     return sum(
         gained(order.unit, row.batch_target, [(output.asset, output.units) for output in row.outputs])
         for row in payments
-        if row.state not in NEVER_SIGNED and row.state is not State.VOID
+        if row.state not in ENDED_WITHOUT_PAYING
     )
 
 
@@ -299,10 +298,7 @@ class Topups:
         if 200 <= heard.status < 300:
             await self._end(order, _sells_none(), self._served(order.app_id, merchant, request))
             return
-        part = Part(
-            *(order.id, number, order.unit, order.is_call, merchant.topup_per_day_lovelace, order.units),
-            is_auto=order.cause == "auto",
-        )
+        part = part_of(order, number, merchant.topup_per_day_lovelace)
         row, _ = await agent.pay(self._ask(order.app_id, merchant, request, heard, part))
         log.info("topup.payment", topup=order.id, payment=row.id)
         self._go_on(order)
@@ -489,7 +485,7 @@ def _require_offer(heard: Heard) -> None:
     answer = parse_answer(heard.status, heard.headers, heard.body or b"")
     if wants_wallet_address(answer):
         raise Refused("wallet_address_required", "the merchant was told the wallet's address and wants another")
-    if heard.status >= 500 or heard.status in _TRANSIENT:
+    if may_pass(heard.status):
         raise Refused("merchant_unreachable", f"it answered {heard.status}")
     raise Refused("topup_refused", f"it answered {heard.status}: {str(answer.body)[:200]!a}")
 
@@ -504,8 +500,7 @@ def stop(unit: Unit, agent: Agent, order: TopupRow, why: Refused, by_app: str) -
     records.note(unit, None, "topup_stopped", None, now_ms, told)
     _end_question(unit, order, Approver("token", by_app), why, now_ms)
     last = next(reversed(queries.payments_of_topup(unit.conn, order.id)), None)
-    ended = (*NEVER_SIGNED, State.VOID)
-    if last is None or last.state in ended or last.delivery is Delivery.ACCEPTED:
+    if last is None or last.state in ENDED_WITHOUT_PAYING or last.delivery is Delivery.ACCEPTED:
         end(unit, agent, order, why, now_ms)
 
 

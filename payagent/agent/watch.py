@@ -3,8 +3,8 @@
 Idempotent by construction: each reads everything anew, and a step that is not due is not taken. What is sent
 again are the very bytes of the attempt (docs/exactly-once.md R5); an error in reply to them is expected.
 
-May import: core, chain.source, chain.panel, merchants, store, agent. Never: builds a transaction; takes silence
-for an answer.
+May import: core, dialects, chain.source, chain.panel, merchants, store, agent. Never: builds a transaction; takes
+silence for an answer.
 """
 
 import asyncio
@@ -208,14 +208,14 @@ class Watch:
         said = await self._merchants.status(
             merchant.origin, row.invoice_id, headers=headers, timeout_s=merchant.timeout_s
         )
-        if said is None or said.status == row.merchant_status:
+        if said is None or said == row.merchant_status:
             return
         now_ms = agent.ports.clock.now_ms()
 
         def job(unit: Unit) -> None:
             state = steps.row_of(unit, row.id).state
-            records.set_merchant_status(unit, row.id, said.status, now_ms)
-            records.note(unit, row.id, "merchant_said", state, now_ms, {"status": said.status})
+            records.set_merchant_status(unit, row.id, said, now_ms)
+            records.note(unit, row.id, "merchant_said", state, now_ms, {"status": said})
 
         await agent.write("merchant", job, row.id)
 
@@ -495,14 +495,14 @@ class Watch:
         if not source.is_lonely:
             self._new_coins = Repeats()
             return listing
-        is_new = {ref: coin for coin in listing.agreed if (ref := f"{coin.tx_id}#{coin.index}") not in known}
+        is_new = {coin.ref: coin for coin in listing.agreed if coin.ref not in known}
         young = {
             ref
             for ref, coin in is_new.items()
             if not self._new_coins.is_enough(ref, _worth(coin), source.tip.hash, now_ms) or not source.may_add
         }
         self._new_coins.keep(is_new)
-        agreed = tuple(coin for coin in listing.agreed if f"{coin.tx_id}#{coin.index}" not in young)
+        agreed = tuple(coin for coin in listing.agreed if coin.ref not in young)
         return Listing(agreed, listing.doubtful | young)
 
     async def _carry_on(self) -> None:

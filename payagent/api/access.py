@@ -17,12 +17,13 @@ from payagent.agent.agent import Agent
 from payagent.api.calls import json_body, require_clear_query
 from payagent.api.problems import BrokenOffError
 from payagent.api.tokens import hash_token
+from payagent.core.bounds import SCOPES
 from payagent.core.problem import Refused
 from payagent.store import approvals, apps, queries
 from payagent.store.apps import AppRow
 from payagent.store.queries import PaymentRow
 
-PAY, READ, OPERATE, APPROVE = "pay", "read", "operate", "approve"
+PAY, READ, OPERATE, APPROVE = SCOPES
 
 _BEARER = HTTPBearer(auto_error=False, scheme_name="appToken", description="An app's token, as `init` printed it.")
 

@@ -1,6 +1,6 @@
 """/v1/apps: the clients of payagent, and their tokens.
 
-May import: core, agent, the rest of api, FastAPI. Never: shows a token twice.
+May import: core, agent, store.apps, the rest of api, FastAPI. Never: shows a token twice.
 """
 
 from typing import Annotated

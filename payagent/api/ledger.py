@@ -1,6 +1,6 @@
 """/v1/ledger: the books, for whoever holds a read token.
 
-May import: audit, store.queries, the rest of api, FastAPI. Never: writes.
+May import: core, agent, audit, store.queries, the rest of api, FastAPI. Never: writes.
 """
 
 import json
@@ -19,7 +19,7 @@ from payagent.agent.terms import Terms
 from payagent.api.access import OPERATE, READ, Caller, need
 from payagent.api.calls import Page, Parameters
 from payagent.api.problems import JsonResponse
-from payagent.api.reading import time_ms
+from payagent.api.reading import read_asset, time_ms
 from payagent.api.schemas import Balances, Entries, ProblemAnswer, Spending, Verdict, gives
 from payagent.api.views import balance_view, entry_view, spend_view
 from payagent.audit.export import Format, export
@@ -28,7 +28,6 @@ from payagent.audit.signed import Owner
 from payagent.audit.statement import statement
 from payagent.audit.verify import verify
 from payagent.core.ledger import Kind
-from payagent.core.money import parse_asset
 from payagent.core.origin import parse_origin
 from payagent.core.payment import State
 from payagent.core.problem import Refused
@@ -79,7 +78,7 @@ class Chosen(Parameters):
             until_ms=None if self.until is None else time_ms(self.until, "until"),
             origin=None if self.merchant is None else _origin(self.merchant, terms),
             app=None if self.app is None else caller.app_named(self.app).id,
-            asset=None if self.asset is None else _asset(self.asset),
+            asset=None if self.asset is None else read_asset(self.asset, "asset"),
             kind=self.kind,
             state=self.state,
             text=self.text,
@@ -131,13 +130,6 @@ def _origin(text: str, terms: Terms) -> str:
         raise Refused(
             "bad_request", "merchant is neither a name in [merchants] nor an origin", key="merchant"
         ) from None
-
-
-def _asset(text: str) -> str:
-    try:
-        return parse_asset(text)
-    except Refused as refused:
-        raise Refused("bad_request", refused.detail, key="asset") from None
 
 
 @router.get("/entries", summary="Journal entries, newest first", responses=gives(Entries, 200))

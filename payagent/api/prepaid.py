@@ -1,6 +1,6 @@
 """/v1/prepaid: what was bought ahead at merchants, as we count it and as they say.
 
-May import: agent, store, the rest of api, FastAPI. Never: takes a merchant's word for a count.
+May import: core, agent, store, the rest of api, FastAPI. Never: takes a merchant's word for a count.
 """
 
 from typing import Annotated

@@ -19,7 +19,7 @@ from payagent.agent.topup import Wish
 from payagent.api.tokens import TOKEN_PATTERN
 from payagent.core import strict_json
 from payagent.core.address import Address, parse_address
-from payagent.core.bounds import SPLIT_COUNT_MAX
+from payagent.core.bounds import SCOPES, SPLIT_COUNT_MAX
 from payagent.core.invoice import Role
 from payagent.core.money import LOVELACE, check_supply, parse_asset, parse_count, parse_units
 from payagent.core.network import Network
@@ -30,7 +30,6 @@ from payagent.dialects import Response, make_response, parse_answer, parse_respo
 
 BODY_MAX_BYTES = 256 * 1024
 REASON_MAX_CHARS = 300
-SCOPES = ("pay", "read", "operate", "approve")
 
 # the envelope is two objects around the 402's body, which may be as deep as one that comes by itself
 _DEPTH_MAX = strict_json.MAX_DEPTH + 2
@@ -125,7 +124,7 @@ def read_topup(raw: bytes, terms: Terms) -> tuple[Wish, bool]:
     if not isinstance(is_dry, bool):
         raise Refused("bad_request", "dry_run must be true or false", key="dry_run")
     merchant = _configured(body["merchant"], terms)
-    asset = _asset(body.get("asset", LOVELACE), "asset")
+    asset = read_asset(body.get("asset", LOVELACE), "asset")
     request = _read_topup_request(body["request"]) if "request" in body else None
     return Wish(merchant, asset, _amount(body, "units", asset), request), is_dry
 
@@ -153,7 +152,7 @@ class LimitsWanted:
 
 def read_limits(raw: bytes) -> LimitsWanted:
     body = _fields(_json(raw), "the body", ("limits",), ("app", "merchant", "asset"))
-    asset = _asset(body.get("asset", LOVELACE), "asset")
+    asset = read_asset(body.get("asset", LOVELACE), "asset")
     most_units = _read_windows(body["limits"], asset, may_be_null=True)
     if not most_units:
         raise Refused("bad_request", "limits names none", key="limits")
@@ -179,7 +178,7 @@ def read_new_app(raw: bytes) -> NewApp:
     if not set(scopes) <= set(SCOPES):
         raise Refused("bad_request", f"scopes must be of {', '.join(SCOPES)}", key="scopes")
     named = _texts(body, "assets")
-    assets = None if named is None else frozenset(_asset(one, "assets") for one in named)
+    assets = None if named is None else frozenset(read_asset(one, "assets") for one in named)
     asset = next(iter(assets)) if assets is not None and len(assets) == 1 else LOVELACE
     most_units = {
         window: units
@@ -229,7 +228,7 @@ def _read_windows(value: object, asset: str, *, may_be_null: bool = False) -> di
     }
 
 
-def _asset(value: object, key: str) -> str:
+def read_asset(value: object, key: str) -> str:
     try:
         return parse_asset(value)
     except Refused as refused:

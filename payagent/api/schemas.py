@@ -1,6 +1,6 @@
 """The shapes of bodies, for /openapi.json. They describe; `reading` and `views` do.
 
-May import: core, pydantic. Never: validates a call.
+May import: core, dialects, pydantic. Never: validates a call.
 """
 
 from typing import Annotated, Any, Literal
@@ -10,7 +10,7 @@ from pydantic.json_schema import models_json_schema
 
 from payagent.api.problems import MEDIA_TYPE
 from payagent.api.tokens import TOKEN_PATTERN
-from payagent.core.bounds import SPLIT_COUNT_MAX
+from payagent.core.bounds import SPLIT_COUNT_MAX, TokenScope
 from payagent.core.invoice import Proof
 from payagent.core.payment import Delivery, State
 from payagent.dialects import Said
@@ -680,7 +680,7 @@ class LimitsOrder(_Closed):
     ]
 
 
-Scopes = list[Literal["pay", "read", "operate", "approve"]]
+Scopes = list[TokenScope]
 
 
 class AppOrder(_Closed):

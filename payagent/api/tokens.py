@@ -20,5 +20,8 @@ def new_token(randomness: Randomness) -> str:
 
 
 def hash_token(token: str) -> str:
-    """The SHA-256 of a token in hex, as in `apps.token_hash`. Looking it up takes no time that tells the token."""
+    """The SHA-256 of a token in hex, as the table of tokens has it.
+
+    Looking it up takes no time that tells the token.
+    """
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()

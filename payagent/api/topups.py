@@ -1,6 +1,6 @@
 """/v1/prepaid/topups: order a top-up, see what it would take, and how the orders stand.
 
-May import: agent, store, the rest of api, FastAPI. Never: pays; the beats do, one step after the other.
+May import: core, agent, store, the rest of api, FastAPI. Never: pays; the beats do, one step after the other.
 """
 
 import json
@@ -16,7 +16,7 @@ from payagent.api.calls import Page, Waiting, single_header
 from payagent.api.problems import JsonResponse
 from payagent.api.reading import read_key, read_topup
 from payagent.api.schemas import Topup, TopupOrder, TopupPlanned, TopupsPage, gives, takes
-from payagent.core.payment import NEVER_SIGNED, State
+from payagent.core.payment import ENDED_WITHOUT_PAYING
 from payagent.core.prepaid import CALLS
 from payagent.core.times import iso_time
 from payagent.store import prepaid, queries, topups
@@ -107,7 +107,7 @@ def _view(agent: Agent, row: TopupRow) -> Json:
     merchant, request = agent.terms.merchants.get(pool.origin), json.loads(row.request)
     paid: dict[str, int] = {}
     for payment in payments:
-        for output in payment.outputs if payment.state not in (*NEVER_SIGNED, State.VOID) else ():
+        for output in payment.outputs if payment.state not in ENDED_WITHOUT_PAYING else ():
             paid[output.asset] = paid.get(output.asset, 0) + output.units
     view: Json = {
         "id": row.id,

@@ -7,7 +7,7 @@ import csv
 import json
 from collections.abc import Callable, Iterator
 from io import StringIO
-from typing import Literal, get_args
+from typing import Literal
 
 from payagent.audit import plaintext
 from payagent.audit.statement import Balance, Statement
@@ -15,7 +15,6 @@ from payagent.core.money import LOVELACE, format_units
 from payagent.core.times import iso_time
 
 Format = Literal["csv", "jsonl", "beancount", "hledger"]
-FORMATS: tuple[Format, ...] = get_args(Format)
 CHUNK_CHARS = 65_536
 
 COLUMNS = ("entry", "at", "kind", "payment", "merchant", "app", "ref", "account", "asset", "units", "ada")

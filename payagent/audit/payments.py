@@ -18,6 +18,7 @@ from payagent.core.invoice import calls_of, hash_of_terms
 from payagent.core.ledger import Entry, Units
 from payagent.core.money import LOVELACE
 from payagent.core.payment import (
+    ENDED_WITHOUT_PAYING,
     NEVER_SIGNED,
     ON_CHAIN,
     POSTED,
@@ -52,7 +53,6 @@ _SHOWN = {Event.SEEN_IN_BLOCK: "pay", Event.VOID: "cancel"}
 
 _IN_BLOCK = ON_CHAIN | {State.VOID}
 _SPENT = POSTED | {State.VOID}
-_GIVEN_BACK = NEVER_SIGNED | {State.VOID}
 _NEED_NO_COINS = frozenset({State.SETTLED, State.VOID})
 _WITHOUT_COINS = NEVER_SIGNED | {State.RECEIVED, State.AWAITING_APPROVAL, State.SETTLED}
 
@@ -278,7 +278,7 @@ def _check_holds(
     if (held is None) != (not case.holds):
         yield Finding("holds", case.id, "there is a hold without a decision, or a decision without a hold")
     given_back = [s for s in steps if s.event is _VOID or (s.event is _REJECT and held is not None)]
-    is_over = case.standing["state"] in _GIVEN_BACK
+    is_over = case.standing["state"] in ENDED_WITHOUT_PAYING
     released_at_ms = given_back[-1].row.at_ms if given_back and is_over else None
     for asset, _, at_ms, until_ms in case.holds:
         if held is not None and at_ms != held.row.at_ms:

@@ -56,7 +56,7 @@ def _follow(conn: Connection, row: MoveRow, before: Balance, origin: str) -> Bal
 
 def _paid(conn: Connection, row: MoveRow, origin: str) -> Mapping[str, int]:
     """What the payment's posting put aside as prepaid."""
-    lines = books.postings_of(conn, books.bought_by(conn, row))
+    lines = queries.postings(conn, books.bought_by(conn, row))
     return {asset: units for account, asset, units in lines if account == prepaid_account(origin)}
 
 
@@ -68,7 +68,7 @@ def _check_move(conn: Connection, row: MoveRow, before: Balance, after: Balance,
     spent = {asset: cost.used - before.costs.get(asset, Cost()).used for asset, cost in after.costs.items()}
     wanted = ledger.use(origin, spent)
     lines = sorted(wanted.postings) if wanted else []
-    if lines != sorted(books.postings_of(conn, row.entry)) or (wanted is None) != (row.entry is None):
+    if lines != sorted(queries.postings(conn, row.entry)) or (wanted is None) != (row.entry is None):
         yield Finding("prepaid_moves", str(row.seq), f"entry {row.entry} is not what it uses up")
 
 

@@ -14,6 +14,7 @@ from payagent.core.address import parse_address
 from payagent.core.invoice import Proof
 from payagent.core.network import NETWORKS
 from payagent.core.problem import Refused
+from payagent.core.times import LAST_MS
 from payagent.store.books import Case, EventRow, IntentFacts, InvoiceTerms, SightingRow, SignedRow
 from payagent.store.queries import EntryRow, OutputRow
 
@@ -24,7 +25,6 @@ Receipt = dict[str, Any]
 Read = Callable[[object, str], Any]
 
 _INTEGER_MAX = 2**63 - 1
-_TIME_MAX_MS = 253_402_300_799_999
 _DIGITS_MAX = 40
 
 
@@ -57,7 +57,7 @@ def _number(value: object, where: str) -> int:
 
 
 def _time(value: object, where: str) -> int:
-    if type(value) is not int or not 0 <= value <= _TIME_MAX_MS:
+    if type(value) is not int or not 0 <= value <= LAST_MS:
         raise _invalid(where, "a time in milliseconds")
     return value
 

@@ -15,13 +15,13 @@ from payagent.chain.history import History
 from payagent.chain.source import AddressTx, Found, Movement, NotFound, Read, Tip, TxSeen
 from payagent.core.ledger import add
 from payagent.core.money import LOVELACE
-from payagent.core.payment import NEVER_SIGNED, POSTED, State
+from payagent.core.payment import ENDED_WITHOUT_PAYING, POSTED, State
 from payagent.store import onchain
 from payagent.store.onchain import Claim, OwnTx, clean
 from payagent.store.writer import Connection
 
 TOLD_EVERY = 100
-_ENDED = POSTED | NEVER_SIGNED | {State.VOID}
+_ENDED = POSTED | ENDED_WITHOUT_PAYING
 
 Units = Mapping[str, int]
 DifferenceKind = Literal["missing", "foreign", "differing"]

@@ -143,7 +143,7 @@ def _foreign(conn: Connection) -> Iterator[Finding]:
     sightings = list(books.foreign_sums(conn))
     for (number, tx_id, there, held), (entry, kind, ref) in zip(sightings, entries, strict=False):
         wanted = ledger.foreign(held) if there else ledger.unforeign(held)
-        lines = sorted(books.postings_of(conn, entry))
+        lines = sorted(queries.postings(conn, entry))
         if (kind, ref) != (wanted.kind, tx_id) or lines != sorted(
             (p.account, p.asset, p.units) for p in wanted.postings
         ):

@@ -1,6 +1,6 @@
 """A ledger that comes back against the chain as it is now: which coins were spent since, which have come.
 
-May import: core, settings, chain, store, agent.chainview. Never: writes; takes silence for an answer.
+May import: core, secretfile, settings, chain, store, agent.chainview. Never: writes; takes silence for an answer.
 """
 
 from collections.abc import Iterable, Sequence
@@ -56,7 +56,7 @@ async def ask(settings: Settings, address: str, now_ms: int) -> tuple[ChainUtxo,
 
 def compare(conn: Connection, listed: Iterable[ChainUtxo]) -> Differences:
     """Coins that a payment under way has reserved are the daemon's matter: it looks for the payment."""
-    coins = {f"{utxo.tx_id}#{utxo.index}": utxo for utxo in listed}
+    coins = {utxo.ref: utxo for utxo in listed}
     ready = [row for row in queries.coins(conn) if row.state in ("free", "locked") and row.reserved_for is None]
     gone = [row for row in ready if row.ref not in coins]
     unknown = [utxo for ref, utxo in coins.items() if queries.coin(conn, ref) is None]

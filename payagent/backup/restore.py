@@ -3,7 +3,8 @@
 What was signed after the backup is unknown to its ledger. That it was put back, and when, is recorded in the
 ledger itself before it can be started on: the agent signs nothing until all of that has landed or run out.
 
-May import: core, settings, store, agent, api.tokens, init, the rest of backup. Never: starts anything.
+May import: core, secretfile, settings, store, wallet.keystore's and chain's values, audit.finding, agent,
+api.tokens, init, the rest of backup. Never: starts anything.
 """
 
 import json
@@ -20,19 +21,18 @@ from payagent.backup.chain import Differences, ask, compare
 from payagent.backup.checking import Tell, checked
 from payagent.backup.places import put, workshop, writing
 from payagent.chain.source import ChainUtxo
+from payagent.core.bounds import SCOPES
 from payagent.core.problem import Refused
 from payagent.core.times import iso_time
 from payagent.init import (
     APP_NAME,
-    SCOPES,
-    TOKEN_FILE,
     make_private_folder,
     require_none,
     undone_on_failure,
     write_new,
 )
 from payagent.secretfile import read_secret_file, sync_folder
-from payagent.settings import Settings
+from payagent.settings import TOKEN_FILE, Settings
 from payagent.store import apps, records
 from payagent.store.copy import Contents
 from payagent.store.writer import Unit, Writer, open_read_only

@@ -1,6 +1,7 @@
 """Take a backup: a copy of the ledger as it is now, the keystore, and what tells them from any other.
 
-May import: core, settings, store, wallet.keystore, the rest of backup. Never: touches the files that it copies.
+May import: core, secretfile, settings, store, wallet.keystore, the rest of backup. Never: touches the files that
+it copies.
 """
 
 from pathlib import Path

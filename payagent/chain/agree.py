@@ -145,9 +145,7 @@ def weigh_coins(said: Sequence[Said[tuple[ChainUtxo, ...]]]) -> Read[Listing]:
     """
     if len(said) == 1 and isinstance(only := said[0].read, Found):
         return Found(Listing(only.value, frozenset()))
-    lists = [
-        {_ref(coin): _unplaced(coin) for coin in one.read.value} for one in said if isinstance(one.read, Found)
-    ]
+    lists = [{coin.ref: _unplaced(coin) for coin in one.read.value} for one in said if isinstance(one.read, Found)]
     if not lists or len(lists) < len(said):
         return Unknown(_reasons(said), Why.NOT_YET if lists else Why.UNCLEAR)
     first = next(one.read.value for one in said if isinstance(one.read, Found))
@@ -155,7 +153,7 @@ def weigh_coins(said: Sequence[Said[tuple[ChainUtxo, ...]]]) -> Read[Listing]:
     listed_refs = {ref for listed in lists for ref in listed}
     return Found(
         Listing(
-            tuple(coin for coin in first if is_agreed[_ref(coin)]),
+            tuple(coin for coin in first if is_agreed[coin.ref]),
             frozenset(ref for ref in listed_refs if not is_agreed.get(ref, False)),
         )
     )
@@ -164,10 +162,6 @@ def weigh_coins(said: Sequence[Said[tuple[ChainUtxo, ...]]]) -> Read[Listing]:
 def _unplaced(coin: ChainUtxo) -> ChainUtxo:
     """Whatever block it is said to be in."""
     return coin if coin.block_hash is None else replace(coin, block_hash=None)
-
-
-def _ref(coin: ChainUtxo) -> str:
-    return f"{coin.tx_id}#{coin.index}"
 
 
 def _reasons(said: Sequence[Said[T]]) -> str:

@@ -231,7 +231,6 @@ def _received(response: urllib3.BaseHTTPResponse) -> RawAnswer:
     return RawAnswer(
         status=response.status,
         body=b"".join(parts),
-        content_type=response.headers.get("Content-Type", ""),
         retry_after=response.headers.get("Retry-After"),
         error=error,
     )
@@ -534,8 +533,8 @@ class Blockfrost:
         return text.replace(self._secret, "[project id]") if self._secret else text
 
 
-def _refs(rows: tuple[ChainUtxo, ...]) -> set[tuple[str, int]]:
-    return {(row.tx_id, row.index) for row in rows}
+def _refs(rows: tuple[ChainUtxo, ...]) -> set[str]:
+    return {row.ref for row in rows}
 
 
 def _whole(rows: tuple[ChainUtxo, ...]) -> Read[tuple[ChainUtxo, ...]]:
@@ -749,10 +748,9 @@ def _values(rows: Iterable[Any], address: str, is_collateral: bool) -> _Values:
     for row in rows:
         if _flag(row, "collateral") is is_collateral and row["address"] == address:
             coin = _parse_utxo(row, address)
-            ref = f"{coin.tx_id}#{coin.index}"
-            if ref in found:
+            if coin.ref in found:
                 raise ValueError("a coin is listed twice")
-            found[ref] = {LOVELACE: coin.lovelace, **coin.assets}
+            found[coin.ref] = {LOVELACE: coin.lovelace, **coin.assets}
     return found
 
 

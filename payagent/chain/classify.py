@@ -36,7 +36,6 @@ class RawAnswer:
 
     status: int | None = None
     body: bytes = b""
-    content_type: str = ""
     retry_after: str | None = None
     error: TransportError | None = None
     body_sent: bool = True

@@ -145,7 +145,7 @@ class _Member:
     """What it showed of a transaction that others do not show so."""
 
     def note(self, what: str, read: Read[Any], now_ms: int) -> None:
-        """Whether it could tell."""
+        """Keep whether it could tell, for `is_mute`."""
         if isinstance(read, Unknown):
             self.silences[what] = missed(self.silences.get(what), now_ms)
         else:

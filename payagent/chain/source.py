@@ -99,6 +99,10 @@ class ChainUtxo:
     has_script: bool
     unreadable: bool = False
 
+    @property
+    def ref(self) -> str:
+        return f"{self.tx_id}#{self.index}"
+
 
 @dataclass(frozen=True, slots=True)
 class AddressTx:

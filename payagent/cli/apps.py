@@ -12,6 +12,7 @@ import click
 from payagent.cli.limits import limit_options, read_amounts
 from payagent.cli.options import Connect, example, group_of, show_asset, talks_to_daemon, typed
 from payagent.cli.terminal import Terminal
+from payagent.core.bounds import SCOPES
 from payagent.core.money import LOVELACE, parse_asset
 
 _SPAN = re.compile(r"([1-9][0-9]{0,4})([hd])", re.ASCII)
@@ -88,7 +89,7 @@ def _stands(row: dict[str, Any]) -> str:
     "--scope",
     "scopes",
     multiple=True,
-    type=click.Choice(("pay", "read", "operate", "approve")),
+    type=click.Choice(SCOPES),
     help="What it may do; may be given again. Default: pay.",
 )
 @click.option("--merchant", "merchants", multiple=True, metavar="NAME", help="May pay this one only, or these.")

@@ -1,6 +1,7 @@
 """`payagent backup` and `payagent restore`: ledger and keystore in one file, and back again.
 
-May import: click, core, cli; payagent.backup and settings inside functions. Never: asks for a passphrase.
+May import: click, core, cli; payagent.backup, settings and agent.ports inside functions. Never: asks for a
+passphrase.
 """
 
 import os

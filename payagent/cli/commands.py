@@ -1,6 +1,7 @@
 """The command's tree: the root group, and `serve`, `devnet` and `demo`, which run something.
 
-May import: click, core, cli. Never: at import, anything that takes long.
+May import: click, cli; daemon, devnet, demo, log and settings inside functions. Never: at import, anything that
+takes long.
 """
 
 import json

@@ -1,6 +1,6 @@
 """`payagent doctor`: looks at everything that a payment needs, and says how to mend what is wrong.
 
-May import: click, core, cli; payagent.doctor inside a function. Never: changes anything.
+May import: click, core, cli; payagent.doctor and settings inside a function. Never: changes anything.
 """
 
 import os

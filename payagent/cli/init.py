@@ -1,7 +1,7 @@
 """`payagent init`: gathers what a first start needs, from flags or by asking, and shows the outcome once.
 
-May import: click, core, cli; payagent.init and settings inside functions. Never: shows the passphrase; shows
-words anywhere but on a terminal.
+May import: click, core, cli; payagent.init, secretfile and agent.ports inside functions. Never: shows the
+passphrase; shows words anywhere but on a terminal.
 """
 
 import os

@@ -1,7 +1,8 @@
 """The way to the daemon: HTTP over its Unix socket, with the operator's token.
 
-May import: httpx, core, settings. Never: follows a redirect or a proxy of the environment; shows the token; goes
-over TCP, where anybody on this machine may hold the port while the daemon is away, and would be given the token.
+May import: httpx, core, secretfile, settings. Never: follows a redirect or a proxy of the environment; shows the
+token; goes over TCP, where anybody on this machine may hold the port while the daemon is away, and would be given
+the token.
 """
 
 import json
@@ -20,9 +21,8 @@ import httpx
 from payagent.cli.terminal import ProblemError
 from payagent.core.problem import Refused
 from payagent.secretfile import make_secret_file, put_in_place, read_header_secret
-from payagent.settings import Settings
+from payagent.settings import TOKEN_FILE, Settings
 
-TOKEN_FILE = "operator.token"  # noqa: S105  the file's name
 TOKEN_PREFIX = "pa_"  # noqa: S105  as the daemon makes them
 WAIT_S = 25
 _TIMEOUT = httpx.Timeout(30.0, connect=2.0, read=WAIT_S + 15.0)

@@ -15,7 +15,7 @@ import click
 from payagent.cli.terminal import Terminal
 from payagent.core.bounds import LIST_LIMIT_MAX
 from payagent.core.money import LOVELACE, format_ada
-from payagent.core.problem import Refused
+from payagent.core.problem import EXIT_INVOICE, Refused
 
 if TYPE_CHECKING:
     from payagent.cli.link import Link
@@ -24,8 +24,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 R = TypeVar("R")
 Connect = Callable[[], "Link"]
 """Opens the way to the daemon, with the settings of the config that was named."""
-
-_EXIT_INVOICE = 3
 
 pass_terminal = click.make_pass_decorator(Terminal)
 
@@ -139,7 +137,7 @@ def typed() -> Iterator[None]:
     try:
         yield
     except Refused as refused:
-        if refused.problem.exit_code != _EXIT_INVOICE:
+        if refused.problem.exit_code != EXIT_INVOICE:
             raise
         raise click.UsageError(refused.detail) from None
 

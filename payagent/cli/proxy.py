@@ -1,6 +1,7 @@
 """`payagent proxy`: a port that is a merchant's origin, for a client that wants a bare one.
 
-May import: click, core, cli; payagent.proxy inside a function. Never: pays; the daemon does.
+May import: click, core, cli; payagent.proxy, api.server, log, secretfile and settings inside a function. Never:
+pays; the daemon does.
 """
 
 import json
@@ -37,11 +38,11 @@ def proxy(terminal: Terminal, url: str, listen: str, config: Path | None, token_
     program of this machine can spend within the limits while it runs. It runs until SIGTERM or Ctrl-C.
     """
     from payagent.api.server import listen_tcp
-    from payagent.cli.link import TOKEN_FILE, Link
+    from payagent.cli.link import Link
     from payagent.log import Redactor, configure_logging
     from payagent.proxy.bare import Bare, serve_bare
     from payagent.secretfile import read_header_secret
-    from payagent.settings import load_settings, require_loopback
+    from payagent.settings import TOKEN_FILE, load_settings, require_loopback
 
     require_loopback(listen, "--listen")
     settings = load_settings(config, os.environ)

@@ -182,7 +182,7 @@ def passphrase(terminal: Terminal, new_passphrase_file: Path | None, config: Pat
     """
     from payagent.init import change_passphrase
     from payagent.secretfile import read_secret_file
-    from payagent.settings import load_settings, passphrase_file
+    from payagent.settings import KEYSTORE_FILE, load_settings, passphrase_file
 
     settings = load_settings(config, os.environ)
     if new_passphrase_file is None and not terminal.can_ask:
@@ -195,7 +195,7 @@ def passphrase(terminal: Terminal, new_passphrase_file: Path | None, config: Pat
     )
     new = ask_passphrase() if new_passphrase_file is None else read_secret_file(new_passphrase_file)
     address = change_passphrase(settings, old, new).address
-    keystore = str(settings.data_dir / "keystore.json")
+    keystore = str(settings.data_dir / KEYSTORE_FILE)
     terminal.give(
         {"keystore": keystore, "address": address},
         lambda: terminal.pairs([("keystore", keystore), ("address", address)]),

@@ -1,6 +1,6 @@
 """The way to the daemon, blocking and not: HTTP on loopback or over its Unix socket, with an app's token.
 
-May import: httpx, the standard library, the rest of client. Never: shows the token, or sends it anywhere but
+May import: httpx, the standard library, core, the rest of client. Never: shows the token, or sends it anywhere but
 to this machine; follows a redirect or a proxy of the environment.
 """
 
@@ -10,7 +10,6 @@ import re
 import ssl
 import stat
 from dataclasses import dataclass, field
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import httpx
 
 from payagent.client.errors import own_error
 from payagent.client.purchase import Ask, Reply
+from payagent.core.origin import is_this_machine
 
 DEFAULT = "http://127.0.0.1:8402"
 TOKEN_VARIABLE = "PAYAGENT_TOKEN"  # noqa: S105  the variable's name
@@ -46,7 +46,7 @@ class Place:
         if "://" not in text:
             return cls("http://localhost", Path(text), token)
         url = httpx.URL(text)
-        if url.scheme != "http" or not _is_loopback(url.host):
+        if url.scheme != "http" or not is_this_machine(url.host):
             raise ValueError("the daemon listens on this machine: http://127.0.0.1:PORT, or its socket's path")
         return cls(text.rstrip("/"), None, token)
 
@@ -146,10 +146,3 @@ def _reply(answer: httpx.Response) -> Reply:
         raise ValueError("not an object")
     after = answer.headers.get("retry-after", "")
     return Reply(answer.status_code, body, int(after) if after.isdecimal() else 0)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -2,18 +2,20 @@
 
 The agent asks what one transaction may take before anything is held, so that nothing waits for a signature that
 never comes; the signer asks again, of the bytes, and what all of them may take in a day.
-May import: core.money, core.problem. Never: counts over time; that is `policy`, and for the signer `outflow`.
+May import: core.money, core.network, core.problem. Never: counts over time; that is `policy`, and for the signer
+`outflow`.
 """
 
 from collections.abc import Iterable, Mapping
 
 from payagent.core.money import LOVELACE, format_amount
+from payagent.core.network import ROLLBACK_S
 from payagent.core.problem import Refused
 
 FEE_CAP_LOVELACE = 900_000  # a plain transaction of 16,384 bytes costs 876,277
 
-TTL_AHEAD_MAX_S = 136_800
-"""38 hours: the longest that anything is signed for is a cancel, 36 hours; clocks may differ."""
+TTL_AHEAD_MAX_S = ROLLBACK_S + 7_200
+"""The longest that anything is signed for is a cancel, beyond the last rollback; clocks may differ."""
 
 Caps = Mapping[str, int]
 """By asset, in its units. A token that has none may not leave."""

@@ -83,6 +83,11 @@ class Invoice:
         return hash_of_terms(self.dialect, self.origin, self.invoice_id, self.network, outputs, self.calls)
 
 
+def is_batch(batch_target: int | None) -> bool:
+    """Whether more calls are bought than the one that is made."""
+    return batch_target is not None and batch_target > 1
+
+
 def calls_of(batch_target: int | None) -> int:
     """How many calls are bought; a merchant that says nothing of it sells one."""
     return batch_target or 1

@@ -55,6 +55,10 @@ def require_chain(value: object, network: Network) -> None:
         raise Refused("chain_wrong", f"the invoice is for {named.name}, this payagent pays on {network.name}")
 
 
+ROLLBACK_S = 129_600
+"""How far a rollback reaches at most: 3k/f slots, 36 hours."""
+
+
 @dataclass(frozen=True, slots=True)
 class SlotClock:
     """Slot <-> POSIX time, from one known point of an era with constant slot length, in whole seconds.

@@ -34,3 +34,11 @@ def parse_origin(text: str) -> str:
     if not host.startswith("[") and not _HOST_NAME.fullmatch(host):
         raise ValueError("an origin's host is a name or an address")
     return f"{scheme}://{host}" + ("" if port in (None, DEFAULT_PORTS[scheme]) else f":{port}")
+
+
+def is_this_machine(host: str) -> bool:
+    """Whether a host is called as only this machine is: localhost, or a loopback address."""
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False

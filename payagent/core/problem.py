@@ -49,12 +49,13 @@ def own_order(**context: object) -> Iterator[None]:
     try:
         yield
     except Refused as refused:
-        if refused.problem.exit_code != _EXIT_INVOICE and refused.code != "transaction_too_big":
+        if refused.problem.exit_code != EXIT_INVOICE and refused.code != "transaction_too_big":
             raise
         raise Refused("self_transfer_invalid", refused.detail, **refused.context, **context) from None
 
 
-_EXIT_INVOICE = 3
+EXIT_INVOICE = 3
+"""The exit code of what is wrong with a merchant's 402, as the merchant would be told it."""
 _ASKED = "Nothing was signed; while it waits for a decision it counts against the limits."
 _SENDER = "Tell the merchant: its 402 is not one that payagent can pay safely."
 _ADDRESS = "Only key addresses of CIP-19 types 0 and 6 on the configured network are paid. " + _SENDER

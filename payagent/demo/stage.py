@@ -1,6 +1,6 @@
 """The demo's stage: a devnet, the daemon as a child process, and a client of both, over real HTTP.
 
-May import: devnet, init, settings, httpx. Never: calls into a running daemon but over HTTP; leaves a process or
+May import: devnet, init, agent.ports, httpx. Never: calls into a running daemon but over HTTP; leaves a process or
 a file behind.
 """
 

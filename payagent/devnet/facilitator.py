@@ -70,18 +70,6 @@ class Payment:
     by_client: bool
 
 
-def verify(requirements: Json, payment: Json, node: Node, network: str = "cardano:devnet") -> str | None:
-    """Why the payment does not pay what is required; None when it does. Changes nothing.
-
-    `requirements` is an entry of `accepts`, `payment` the decoded PAYMENT-SIGNATURE.
-    """
-    try:
-        _check(requirements, payment, node, network, ())
-    except Unpayable as refused:
-        return refused.reason
-    return None
-
-
 def _check(requirements: Json, payment: Json, node: Node, network: str, settling: Container[str]) -> Payment:
     """The payment, read and judged. What is in `settling` was sent before: its inputs may be spent by itself."""
     _check_header(requirements, payment, network)
@@ -292,7 +280,11 @@ class Facilitator:
         self.claims: dict[str, Claim] = {}
 
     def verify(self, requirements: Json, payment: Json) -> str | None:
-        """As the function `verify`; a transaction that is being settled still pays."""
+        """Why the payment does not pay what is required; None when it does. Changes nothing.
+
+        `requirements` is an entry of `accepts`, `payment` the decoded PAYMENT-SIGNATURE. A transaction that is
+        being settled still pays.
+        """
         try:
             self._check(requirements, payment)
         except Unpayable as refused:

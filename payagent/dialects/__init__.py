@@ -11,15 +11,16 @@ from payagent.core.invoice import Invoice, parse_invoice_id
 from payagent.core.prepaid import WALLET_WANTED
 from payagent.core.problem import Refused
 from payagent.dialects import flux, sdk_x402, tbackend, x402, x402_v1, x402_v2
-from payagent.dialects.answers import Answer, Said, read_answer
+from payagent.dialects.answers import Answer, Said, may_pass, read_answer
 from payagent.dialects.prepaid import PrepaidSaid, read_prepaid
-from payagent.dialects.status import StatusSaid, read_status
+from payagent.dialects.status import read_status
 from payagent.dialects.wire import (
     PAYMENT_REQUIRED,
     Call,
     Reading,
     Response,
     Shown,
+    as_recorded,
     is_json_type,
     make_response,
     parse_answer,
@@ -36,8 +37,9 @@ __all__ = [
     "Response",
     "Said",
     "Shown",
-    "StatusSaid",
+    "as_recorded",
     "make_response",
+    "may_pass",
     "parse_answer",
     "parse_response",
     "proof_headers",

@@ -94,6 +94,11 @@ def classify(word: str) -> Said:
     return _BY_WORD.get(plain, default)
 
 
+def may_pass(status: int) -> bool:
+    """Whether a status says no more than that it did not work this time."""
+    return status >= 500 or status in _TRANSIENT
+
+
 def read_answer(dialect: str, response: Response, *, invoice_id: str, shown_tx: str) -> Answer:
     """The answer to a retry that carried the transaction `shown_tx` for the invoice."""
     code, after_s = response.status, _read_retry_after(response)
@@ -101,7 +106,7 @@ def read_answer(dialect: str, response: Response, *, invoice_id: str, shown_tx: 
         if dialect == x402_v1.NAME and code == 202 and _fields(response.body).get("pending") is True:
             return Answer(Said.PENDING, "pending", after_s, f"tx={shown_tx}")
         return Answer(Said.SERVED, f"status {code}")
-    if code >= 500 or code in _TRANSIENT:
+    if may_pass(code):
         return Answer(Said.UNCLEAR, f"status {code}", after_s)
     if code != 402:
         return Answer(Said.OTHER, f"status {code}")

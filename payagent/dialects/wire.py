@@ -3,6 +3,7 @@
 May import: the standard library, core. Never: knows one dialect from another, or does I/O.
 """
 
+import base64
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -163,6 +164,15 @@ def parse_answer(status: int, headers: Iterable[tuple[str, str]], raw_body: byte
         return Response(status, lowered, _parse_body(lowered, raw_body))
     except Refused:
         return Response(status, lowered, "")
+
+
+def as_recorded(status: int, headers: Iterable[tuple[str, str]], raw_body: bytes) -> str:
+    """An answer as it came, for the record: JSON that a receipt's reader understands (`audit.receipt`)."""
+    try:
+        kept = {"body": raw_body.decode()}
+    except UnicodeDecodeError:
+        kept = {"body_base64": base64.b64encode(raw_body).decode("ascii")}
+    return json.dumps({"status": status, "headers": list(headers), **kept}, separators=(",", ":"))
 
 
 def _lower_headers(headers: Mapping[str, str] | Iterable[tuple[str, str]]) -> dict[str, str]:

@@ -1,5 +1,6 @@
-"""merchants: what payagent itself asks a merchant: how an invoice stands, what is left of a prepaid balance.
+"""merchants: what payagent itself asks a merchant: how an invoice stands, what is left of a prepaid balance;
+and the call of a top-up.
 
-May import: core, dialects, httpx. Never: pays, follows a redirect, reads proxies from the environment, or
-builds an address from anything but the configured origin and a fixed path.
+May import: core, dialects, egress, httpx. Never: pays, follows a redirect, reads proxies from the environment, or
+calls anything but a configured origin, at a path that is fixed or the operator's.
 """

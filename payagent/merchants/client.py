@@ -5,8 +5,6 @@ What it says is advisory: the chain decides. See the room's docstring for what t
 """
 
 import asyncio
-import base64
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -17,8 +15,9 @@ import httpx
 from payagent.core.bounds import ANSWER_MAX_BYTES
 from payagent.core.problem import Refused
 from payagent.core.strict_json import loads
+from payagent.dialects import as_recorded
 from payagent.dialects.prepaid import PrepaidSaid, read_prepaid
-from payagent.dialects.status import StatusSaid, read_status
+from payagent.dialects.status import Said, read_status
 from payagent.egress import Egress
 
 BODY_MAX_BYTES = 65_536
@@ -38,12 +37,7 @@ class Heard:
 
     def record(self) -> str:
         """The answer as it came, as JSON for the record."""
-        raw = self.body or b""
-        try:
-            kept = {"body": raw.decode()}
-        except UnicodeDecodeError:
-            kept = {"body_base64": base64.b64encode(raw).decode("ascii")}
-        return json.dumps({"status": self.status, "headers": self.headers, **kept}, separators=(",", ":"))
+        return as_recorded(self.status, self.headers, self.body or b"")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +72,7 @@ class MerchantClient:
 
     async def status(
         self, origin: str, invoice_id: str, *, headers: dict[str, str], timeout_s: int
-    ) -> StatusSaid | None:
+    ) -> Said | None:
         """What the merchant says of its invoice; None when it could not be asked or did not make sense."""
         url = f"{origin}/payments/status/{quote(invoice_id, safe='')}"
         try:

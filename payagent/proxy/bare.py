@@ -3,7 +3,8 @@
 Its calls go to the daemon over its Unix socket, with the operator's token; what the daemon answers comes back. So
 whoever reaches the port may spend within the limits: it listens on loopback only, and refuses web pages.
 
-May import: core, api.server, Starlette's types, the rest of proxy. Never: pays, or knows a merchant's own address.
+May import: core, agent.ports, api.server, Starlette's types, the rest of proxy. Never: pays, or knows a merchant's
+own address.
 """
 
 import asyncio

@@ -3,14 +3,12 @@
 May import: the standard library, core, dialects, proxy.headers. Never: I/O; reads what it has no decoder for.
 """
 
-import base64
-import json
 import zlib
 from dataclasses import dataclass
 
 from payagent.core.bounds import ANSWER_MAX_BYTES
 from payagent.core.problem import Refused
-from payagent.dialects import Response, parse_response
+from payagent.dialects import Response, as_recorded, parse_response
 from payagent.proxy.headers import Headers, values
 
 BODY_MAX_BYTES = ANSWER_MAX_BYTES
@@ -37,7 +35,7 @@ class Demand:
 def read_demand(status: int, headers: Headers, raw: bytes, now_ms: int) -> Demand:
     """A 402 with its whole body. `CodingError`, or `Refused` for what is no answer of a merchant that is paid."""
     body = decode(headers, raw)
-    return Demand(_parse(status, headers, body), _record(status, headers, body), now_ms)
+    return Demand(_parse(status, headers, body), as_recorded(status, _texts(headers), body), now_ms)
 
 
 def read_response(status: int, headers: Headers, raw: bytes) -> Response:
@@ -69,15 +67,8 @@ def decode(headers: Headers, raw: bytes) -> bytes:
 
 
 def _parse(status: int, headers: Headers, body: bytes) -> Response:
-    return parse_response(
-        status, [(key.decode("latin-1"), value.decode("latin-1")) for key, value in headers], body
-    )
+    return parse_response(status, _texts(headers), body)
 
 
-def _record(status: int, headers: Headers, body: bytes) -> str:
-    said = [[key.decode("latin-1"), value.decode("latin-1")] for key, value in headers]
-    try:
-        kept = {"body": body.decode()}
-    except UnicodeDecodeError:
-        kept = {"body_base64": base64.b64encode(body).decode("ascii")}
-    return json.dumps({"status": status, "headers": said, **kept}, separators=(",", ":"))
+def _texts(headers: Headers) -> list[tuple[str, str]]:
+    return [(key.decode("latin-1"), value.decode("latin-1")) for key, value in headers]

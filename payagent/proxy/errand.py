@@ -1,6 +1,6 @@
 """What a call to /proxy/... asks for: whose it is, where it goes, and how far it may go in paying.
 
-May import: core, agent, store.queries, what api has for tokens and keys, proxy.headers. Never: I/O but the look
+May import: core, agent, store.apps, what api has for tokens and keys, proxy.headers. Never: I/O but the look
 for a token; repeats a token, or the path that may hold one.
 """
 

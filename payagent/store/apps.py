@@ -130,6 +130,12 @@ def add(unit: Unit, app: AppRow, now_ms: int) -> None:
     )
 
 
+def ensure_own(unit: Unit, app_id: str, name: str, now_ms: int) -> None:
+    """An app of payagent's own, whose orders nobody gave: it has no token, so nobody can ask for it."""
+    if by_id(unit.conn, app_id) is None:
+        add(unit, AppRow(app_id, name, frozenset(), None, None), now_ms)
+
+
 def give_token(unit: Unit, app_id: str, token_hash: str, expires_at_ms: int | None, now_ms: int) -> None:
     """Let an app in by this token from now on, and by no other."""
     revoke(unit, app_id, now_ms)

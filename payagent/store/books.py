@@ -638,12 +638,6 @@ def bought_by(conn: sqlite3.Connection, move: MoveRow) -> int | None:
     return None if row is None else int(row[0])
 
 
-def postings_of(conn: sqlite3.Connection, entry: int | None) -> list[tuple[str, str, int]]:
-    """(account, asset, units) of an entry."""
-    rows = conn.execute("SELECT account, asset, units FROM postings WHERE entry = ? ORDER BY seq", (entry,))
-    return rows.fetchall()
-
-
 def topup_ends(conn: sqlite3.Connection) -> Iterator[tuple[int, tuple[Any, ...], tuple[Any, ...]]]:
     """(row number, why an order was stopped, when and why it ended by its row, the same by its events).
 

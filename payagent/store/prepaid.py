@@ -8,6 +8,7 @@ import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from payagent.core.invoice import is_batch
 from payagent.core.prepaid import CALLS, Balance, Cost, buy
 from payagent.store.queries import load_outputs
 from payagent.store.writer import Unit
@@ -131,12 +132,9 @@ def bought_soon(conn: sqlite3.Connection) -> dict[tuple[int, str], Balance]:
     found: dict[tuple[int, str], Balance] = {}
     for pool_id, batch_target, outputs in rows:
         paid = load_outputs(outputs)
-        is_batch = batch_target is not None and batch_target > 1
-        name, units = CALLS if is_batch else paid[0].asset, sum(output.units for output in paid)
-        more = buy(
-            found.get((pool_id, name), Balance()), batch_target if is_batch else units, {paid[0].asset: units}
-        )
-        found[pool_id, name] = more
+        units, is_one = sum(output.units for output in paid), is_batch(batch_target)
+        name, count = (CALLS, batch_target) if is_one else (paid[0].asset, units)
+        found[pool_id, name] = buy(found.get((pool_id, name), Balance()), count, {paid[0].asset: units})
     return found
 
 

@@ -1,9 +1,8 @@
 """What is read from the ledger database. Every function takes a connection: a reader's, or a job's own.
 
-Rows become frozen values here and nowhere else, so that a column has one place where it is named.
-SUM() of SQLite raises above 2^63-1, which two deposits of a token can pass: sums are taken in two halves
-(`_SUMS`), which cannot pass it, and put together as Python integers of any size.
-May import: core, store.schema, sqlite3. Never: writes.
+Rows become frozen values in this room and nowhere else. What is of one kind of row alone, such as apps or top-ups,
+is read in a module of its own.
+May import: core, store.halves, store.schema, sqlite3. Never: writes.
 """
 
 import hashlib
@@ -18,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 
 from payagent.core.invoice import Proof, Role
 from payagent.core.payment import Delivery, State
+from payagent.store.halves import sums, whole
 from payagent.store.schema import GENESIS, IS_SPEND
 
 AttemptKind = Literal["pay", "cancel"]
@@ -25,16 +25,7 @@ Stage = Literal["ask", "pay"]
 """Of a hold: while a person is to decide, and from the decision on."""
 
 
-def _sums(column: str) -> str:
-    return f"SUM({column} >> 32), SUM({column} & 4294967295)"
-
-
-_SUMS = _sums("units")
-
-
-def _total(high: int, low: int) -> int:
-    """The sum that `_SUMS` took in halves: >> keeps the sign and & the rest, also of negative units."""
-    return (high << 32) + low
+_SUMS = sums("units")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +85,6 @@ class PaymentRow:
     terms_hash: str | None
     batch_target: int | None
     expires_at_ms: int | None
-    intent_key: str
-    intent_derived: bool
     request_id: str
     outputs: tuple[OutputRow, ...]
     state: State
@@ -237,7 +226,7 @@ FEW_MAX = 1_000
 
 _PAYMENT_BY = """
 SELECT p.seq, p.id, p.kind, p.app_id, p.intent_id, v.origin, v.dialect, v.invoice_id, p.invoice, v.terms_hash,
-       v.batch_target, v.expires_at_ms, i.key, i.derived, i.request_id, COALESCE(v.outputs, p.outputs), p.state,
+       v.batch_target, v.expires_at_ms, i.request_id, COALESCE(v.outputs, p.outputs), p.state,
        p.delivery, p.anchor,
        COALESCE(a.ttl_slot, p.ttl_slot), p.tx_id, a.fee_lovelace, p.block_hash, p.block_height, p.block_slot,
        p.merchant_status, p.reason_code, p.reason,
@@ -259,10 +248,9 @@ _PAYMENT, _PAYMENT_BY_TIME = _PAYMENT_BY.format(""), _PAYMENT_BY.format("INDEXED
 
 def _payment(row: tuple[object, ...]) -> PaymentRow:
     values = list(row)
-    values[13] = bool(values[13])
-    values[15] = load_outputs(str(values[15]))
-    values[16], values[17] = State(str(values[16])), Delivery(str(values[17]))
-    for flag in (28, 30, 33, 34, 36):
+    values[13] = load_outputs(str(values[13]))
+    values[14], values[15] = State(str(values[14])), Delivery(str(values[15]))
+    for flag in (26, 28, 31, 32, 34):
         values[flag] = bool(values[flag])
     return PaymentRow(*values)  # type: ignore[arg-type]
 
@@ -794,7 +782,7 @@ def turnover(conn: sqlite3.Connection, only: Selection) -> list[tuple[str, str, 
         f"SELECT account, asset, high, low FROM balances{where} ORDER BY account, asset",  # noqa: S608  names of ours
         values,
     )
-    return [(account, asset, _total(high, low)) for account, asset, high, low in rows]
+    return [(account, asset, whole(high, low)) for account, asset, high, low in rows]
 
 
 def added_up(conn: sqlite3.Connection, only: Selection = EVERYTHING) -> list[tuple[str, str, int]]:
@@ -807,7 +795,7 @@ def added_up(conn: sqlite3.Connection, only: Selection = EVERYTHING) -> list[tup
         "GROUP BY q.account, q.asset ORDER BY q.account, q.asset",
         values,
     )
-    return [(account, asset, _total(high, low)) for account, asset, high, low in rows]
+    return [(account, asset, whole(high, low)) for account, asset, high, low in rows]
 
 
 def entries_page(
@@ -850,9 +838,9 @@ def spend(conn: sqlite3.Connection, by: Sequence[SpendKey], only: Selection) -> 
         f"{where} GROUP BY j.id, q.asset"
     )
     group = ", ".join([*(f"key{place}" for place in range(len(keys))), "asset"])
-    sums = ", ".join(_sums(part) for part in ("paid", "fees", "sent"))
+    parts = ", ".join(sums(part) for part in ("paid", "fees", "sent"))
     rows = conn.execute(
-        f"SELECT {group}, {sums}, SUM(times) FROM ({entries}) GROUP BY {group} ORDER BY {group}",  # noqa: S608
+        f"SELECT {group}, {parts}, SUM(times) FROM ({entries}) GROUP BY {group} ORDER BY {group}",  # noqa: S608
         values,
     )
     found = (_spend_row(row[: len(keys)], *row[len(keys) :]) for row in rows)
@@ -861,7 +849,7 @@ def spend(conn: sqlite3.Connection, by: Sequence[SpendKey], only: Selection) -> 
 
 def _spend_row(group: tuple[str | None, ...], asset: str, *numbers: int) -> SpendRow:
     *halves, payments = numbers
-    paid, fees, sent = (_total(*halves[place : place + 2]) for place in (0, 2, 4))
+    paid, fees, sent = (whole(*halves[place : place + 2]) for place in (0, 2, 4))
     return SpendRow(group, asset, paid, fees, sent, payments)
 
 
@@ -887,10 +875,11 @@ def booked(conn: sqlite3.Connection, only: Selection) -> Iterator[tuple[EntryRow
 
 
 def _entry(conn: sqlite3.Connection, head: tuple[int, str, str | None, str | None, int]) -> EntryRow:
-    return EntryRow(head[0], head[1], head[2], head[3], head[4], _postings(conn, head[0]))
+    return EntryRow(head[0], head[1], head[2], head[3], head[4], postings(conn, head[0]))
 
 
-def _postings(conn: sqlite3.Connection, entry_id: int) -> tuple[tuple[str, str, int], ...]:
+def postings(conn: sqlite3.Connection, entry_id: int | None) -> tuple[tuple[str, str, int], ...]:
+    """(account, asset, units) of an entry; nothing of none."""
     rows = conn.execute("SELECT account, asset, units FROM postings WHERE entry = ? ORDER BY seq", (entry_id,))
     return tuple(rows.fetchall())
 

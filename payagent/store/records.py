@@ -12,6 +12,7 @@ from payagent.core.ledger import Entry
 from payagent.core.money import LOVELACE
 from payagent.core.payment import Delivery, Event, State, move
 from payagent.store import spending, uses
+from payagent.store.halves import ADD_HALVES, halves
 from payagent.store.onchain import ForeignRow
 from payagent.store.queries import (
     AttemptKind,
@@ -276,11 +277,7 @@ def _whose(unit: Unit, payment_id: str) -> tuple[str, str, int | None]:
     return app, origin, pool
 
 
-_ADD_TO_BALANCE = """
-INSERT INTO balances(account, asset, high, low) VALUES (?, ?, ?, ?)
-ON CONFLICT DO UPDATE SET high = high + excluded.high + ((low + excluded.low) >> 32),
-                          low = (low + excluded.low) & 4294967295
-"""
+_ADD_TO_BALANCE = f"INSERT INTO balances(account, asset, high, low) VALUES (?, ?, ?, ?) {ADD_HALVES}"  # noqa: S608
 
 
 def write_entry(
@@ -298,9 +295,7 @@ def write_entry(
         "INSERT INTO postings(entry, account, asset, units) VALUES (?, ?, ?, ?)",
         [(entry_id, p.account, p.asset, p.units) for p in entry.postings],
     )
-    unit.conn.executemany(
-        _ADD_TO_BALANCE, [(p.account, p.asset, p.units >> 32, p.units & 4294967295) for p in entry.postings]
-    )
+    unit.conn.executemany(_ADD_TO_BALANCE, [(p.account, p.asset, *halves(p.units)) for p in entry.postings])
     unit.conn.execute(
         "INSERT INTO journal(id, kind, payment_id, pool, ref, at_ms) VALUES (?, ?, ?, ?, ?, ?)",
         (entry_id, entry.kind, payment_id, pool, ref, now_ms),

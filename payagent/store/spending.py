@@ -14,13 +14,14 @@ window is over. When it was signed would be too early, by as long as the transac
 The clock is that of the newest block, and goes on from where anything was last counted: it never goes back, with a
 rollback, a restart or any clock, and no clock but the chain's moves it on. So a jump frees nothing.
 
-May import: core, store.writer. Never: reads a clock; decides.
+May import: core, store.halves, store.writer. Never: reads a clock; decides.
 """
 
 import sqlite3
 from collections.abc import Iterable, Mapping
 
 from payagent.core.policy import ANY, SPAN_MS, Limit, Scope, Span, Window, counts_from_ms, scopes_of
+from payagent.store.halves import ADD_HALVES, halves, whole
 from payagent.store.writer import Unit
 
 SPANS_MS = (*sorted(set(SPAN_MS.values())), 0)
@@ -29,11 +30,10 @@ SPANS_MS = (*sorted(set(SPAN_MS.values())), 0)
 OPEN_MS = max(SPANS_MS) << 30
 """When what is held for an open payment counts as spent: later than any time of the clock."""
 
-_ADD = """
+_ADD = f"""
 INSERT INTO spent(app, merchant, asset, span_ms, start_ms, what, high, low) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
-ON CONFLICT DO UPDATE SET high = high + excluded.high + ((low + excluded.low) >> 32),
-                          low = (low + excluded.low) & 4294967295
-"""
+{ADD_HALVES}
+"""  # noqa: S608  words of ours
 _SUM = "SELECT COALESCE(SUM(high), 0), COALESCE(SUM(low), 0) FROM spent"
 _LIMIT = "SELECT app, merchant, asset, kind, most_units FROM limits"
 _OF = "WHERE app = ? AND merchant = ? AND asset = ? AND span_ms = ? AND start_ms >= ?"
@@ -62,7 +62,7 @@ def _count(unit: Unit, scopes: Iterable[Scope], what: str, units: Mapping[str, i
     unit.conn.executemany(
         _ADD,
         [
-            (*scope, asset, span_ms, at_ms // span_ms * span_ms if span_ms else 0, what, n >> 32, n & 4294967295)
+            (*scope, asset, span_ms, at_ms // span_ms * span_ms if span_ms else 0, what, *halves(n))
             for scope in scopes
             for asset, n in units.items()
             if n
@@ -76,7 +76,7 @@ def counted(conn: sqlite3.Connection, limit: Limit, clock_ms: int) -> int:
     if limit.window is Window.PAYMENT:
         return 0
     high, low = conn.execute(f"{_SUM} {_OF}", _span_key(limit, clock_ms)).fetchone()
-    return (int(high) << 32) + int(low)
+    return whole(int(high), int(low))
 
 
 def spans(conn: sqlite3.Connection, limit: Limit, clock_ms: int) -> list[Span]:
@@ -87,7 +87,7 @@ def spans(conn: sqlite3.Connection, limit: Limit, clock_ms: int) -> list[Span]:
     )
     span_ms = SPAN_MS[limit.window]
     now_ms = clock_ms // span_ms * span_ms
-    found = [Span(start if start < OPEN_MS else now_ms, (high << 32) + low) for start, high, low in rows]
+    found = [Span(start if start < OPEN_MS else now_ms, whole(high, low)) for start, high, low in rows]
     return sorted(span for span in found if span.units)
 
 
@@ -98,7 +98,7 @@ def totals(conn: sqlite3.Connection, scope: Scope) -> dict[str, int]:
         "GROUP BY asset",
         scope,
     )
-    sums = {asset: (high << 32) + low for asset, high, low in rows}
+    sums = {asset: whole(high, low) for asset, high, low in rows}
     return {asset: units for asset, units in sums.items() if units}
 
 

@@ -7,7 +7,6 @@ import sqlite3
 from dataclasses import dataclass
 
 from payagent.store import apps
-from payagent.store.apps import AppRow
 from payagent.store.writer import Unit
 
 AUTO_APP = "app_auto_topup"
@@ -107,9 +106,8 @@ def end(
 
 
 def ensure_auto_app(unit: Unit, now_ms: int) -> None:
-    """Whose payments those of automatic orders are; it has no token, so nobody can ask for it."""
-    if apps.by_id(unit.conn, AUTO_APP) is None:
-        apps.add(unit, AppRow(AUTO_APP, "auto top-up", frozenset(), None, None), now_ms)
+    """Whose payments those of automatic orders are."""
+    apps.ensure_own(unit, AUTO_APP, "auto top-up", now_ms)
 
 
 def find(conn: sqlite3.Connection, topup_id: str) -> TopupRow | None:

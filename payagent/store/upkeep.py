@@ -9,7 +9,6 @@ from typing import NamedTuple
 from payagent.core.payment import State
 from payagent.core.upkeep import Begun
 from payagent.store import apps
-from payagent.store.apps import AppRow
 from payagent.store.writer import Unit
 
 UPKEEP_APP = "app_upkeep"
@@ -41,9 +40,8 @@ class OrderRow(NamedTuple):
 
 
 def ensure_app(unit: Unit, now_ms: int) -> None:
-    """Whose payments the orders are; it has no token, so nobody can ask for it."""
-    if apps.by_id(unit.conn, UPKEEP_APP) is None:
-        apps.add(unit, AppRow(UPKEEP_APP, "coin upkeep", frozenset(), None, None), now_ms)
+    """Whose payments the orders are."""
+    apps.ensure_own(unit, UPKEEP_APP, "coin upkeep", now_ms)
 
 
 def begun(conn: sqlite3.Connection, since_ms: int) -> list[Begun]:

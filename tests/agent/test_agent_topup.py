@@ -23,6 +23,7 @@ from payagent.store import alerts, apps, prepaid, queries, topups
 from payagent.store.apps import AppRow
 from payagent.store.topups import TopupRow
 from payagent.store.writer import Unit
+from payagent.wallet.keys import Signer
 
 BATCH = 4
 COST = 13 * ADA
@@ -456,6 +457,33 @@ async def test_it_goes_on_after_a_crash_anywhere_and_pays_nothing_twice(
         assert row.state == "done", row
         assert len(world.transactions()) == 2
         assert balance(run).left == wallet_balance(world)["remaining"] == 2 * BATCH
+        require_whole(run)
+
+
+class LostSigner:
+    """The process that holds the key is gone when it is asked."""
+
+    def __init__(self, signer: Signer) -> None:
+        self.public_key, self.payment_key_hash = signer.public_key, signer.payment_key_hash
+
+    def sign(self, body: bytes, paid: int) -> bytes:
+        raise Refused("signer_lost", "it is gone")
+
+
+async def test_an_order_goes_on_at_the_next_start_where_the_signer_was_lost(world: World) -> None:
+    """What it had admitted is signed then, so its proof must be shown: else the batch is paid and nobody's."""
+    async with world.run(signer=LostSigner(world.account.signer)) as run:
+        await run.look()
+        topup_id = (await order(run, COST)).id
+        await run.topups.beat()
+        (payment,) = queries.payments_of_topup(run.agent.conn, topup_id)
+        assert (payment.state, run.topups.find(topup_id).state) == (State.RESERVED, "open")
+    async with world.run() as run:
+        await run.look()
+        assert (await carry_out(run, topup_id)).state == "done"
+        (payment,) = queries.payments_of_topup(run.agent.conn, topup_id)
+        assert payment.delivery is Delivery.ACCEPTED
+        assert balance(run).left == wallet_balance(world)["remaining"] == BATCH
         require_whole(run)
 
 

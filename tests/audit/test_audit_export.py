@@ -8,11 +8,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from audit.books_kit import TOKEN, Past
 
-from payagent.audit.export import FORMATS, Format, export
+from payagent.audit.export import Format, export
 from payagent.audit.plaintext import account_name, commodity_name
 from payagent.audit.statement import statement
 from payagent.core.problem import Refused
@@ -114,7 +115,7 @@ def test_hledger_accepts_every_part_and_finds_a_changed_amount(lived: Past, tmp_
     assert f"{lovelace // 10**6}.{lovelace % 10**6:06d} ADA" in told
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", get_args(Format))
 def test_an_empty_part_is_an_export_too(lived: Past, form: Format) -> None:
     assert exported(lived, form, Selection(app="nobody")).endswith("\n")
 

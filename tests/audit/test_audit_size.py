@@ -16,10 +16,11 @@ import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from payagent.audit.export import FORMATS, Format, export
+from payagent.audit.export import Format, export
 from payagent.audit.finding import Finding, Progress
 from payagent.audit.shares import shared_out
 from payagent.audit.signed import Owner
@@ -89,7 +90,7 @@ def counted(conn: Connection) -> Iterator[dict[str, int]]:
     conn.set_progress_handler(None, 0)
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", get_args(Format))
 def test_the_whole_export_is_never_in_memory(ledgers: tuple[Path, Path], form: Format) -> None:
     few, many = (peak_bytes(lambda path=path: chars_of(path, form)) for path in ledgers)
     assert chars_of(ledgers[1], form) > 300_000
@@ -134,6 +135,7 @@ def test_many_payments_are_checked_by_several_processes_alike(ledgers: tuple[Pat
 SHARED_OUT = """
 import multiprocessing, sys
 from pathlib import Path
+from typing import get_args
 sys.path[:0] = sys.argv[2:]
 from test_audit_size import owner_of
 from payagent.audit.shares import shared_out
@@ -165,7 +167,7 @@ if __name__ == "__main__":
         given = sys.argv[1]
         file = make(Path(folder) / "ledger.db", int(given)) if given.isdigit() else Path(given)
         actions: dict[str, Callable[[], object]] = {"verify": lambda: len(found_in(file))}
-        actions |= {form: lambda form=form: chars_of(file, form) for form in FORMATS}
+        actions |= {form: lambda form=form: chars_of(file, form) for form in get_args(Format)}
         for name in sys.argv[2:] or actions:
             began, before = time.perf_counter(), [resource.getrusage(who) for who in PROCESSES]
             result = actions[name]()

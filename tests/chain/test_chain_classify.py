@@ -89,7 +89,7 @@ HTML = b"<!DOCTYPE html><html><head><title>%s</title></head><body>cloudflare</bo
 ANSWERS: dict[str, tuple[RawAnswer, SubmitKind]] = {
     # success, in every dress
     "json string": (raw(200, TX), K.ACCEPTED),
-    "plain text (Dolos)": (raw(200, TX.encode(), content_type="text/plain"), K.ACCEPTED),
+    "plain text (Dolos)": (raw(200, TX.encode()), K.ACCEPTED),
     "white space": (raw(200, f'  "{TX}"\r\n'.encode()), K.ACCEPTED),
     "new line": (raw(200, f"{TX}\n".encode()), K.ACCEPTED),
     "byte order mark": (raw(200, f'\ufeff"{TX}"'.encode()), K.ACCEPTED),
@@ -110,7 +110,7 @@ ANSWERS: dict[str, tuple[RawAnswer, SubmitKind]] = {
     "true": (raw(200, True), K.LIAR),
     "null": (raw(200, None), K.LIAR),
     "list": (raw(200, [TX]), K.LIAR),
-    "captive portal": (raw(200, HTML % b"Log in", content_type="text/html"), K.LIAR),
+    "captive portal": (raw(200, HTML % b"Log in"), K.LIAR),
     "200 with an error": (raw(200, {"status_code": 400, "error": "Bad Request", "message": "x"}), K.LIAR),
     # success that got lost on the way
     "empty": (raw(200), K.AMBIGUOUS),
@@ -124,7 +124,7 @@ ANSWERS: dict[str, tuple[RawAnswer, SubmitKind]] = {
     # spent inputs
     "all spent, in string": (in_string(ALL_SPENT), K.SPENT_ALL),
     "all spent, object": (as_object(ALL_SPENT), K.SPENT_ALL),
-    "all spent, plain text": (raw(400, ALL_SPENT.encode(), content_type="text/plain"), K.SPENT_ALL),
+    "all spent, plain text": (raw(400, ALL_SPENT.encode()), K.SPENT_ALL),
     "all spent, Dijkstra": (as_object("DijkstraMempoolFailure AllInputsAreSpent"), K.SPENT_ALL),
     "all spent, Ogmios": (ogmios(3997, {"unexpectedError": ALL_SPENT}), K.SPENT_ALL),
     "all spent, Yaci 500": (raw(500, {"status": 500, "message": ALL_SPENT}), K.SPENT_ALL),
@@ -319,7 +319,6 @@ _bodies = (
         RawAnswer,
         status=st.none() | st.integers() | st.sampled_from([200, 202, 400, 402, 409, 425, 429, 500]),
         body=_bodies,
-        content_type=st.text(),
         retry_after=st.none() | st.text(),
         error=st.none() | st.sampled_from(TransportError),
         body_sent=st.booleans(),

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from payagent.core.address import Address, encode_address
-from payagent.core.invoice import OUTPUTS_MAX, Invoice, Output, Role, check_outputs, parse_invoice_id
+from payagent.core.invoice import OUTPUTS_MAX, Invoice, Output, Role, check_outputs, is_batch, parse_invoice_id
 from payagent.core.problem import Refused
 
 TOKEN = "aa" * 28
@@ -28,6 +28,11 @@ INVOICE = Invoice(
     decimals=6,
     batch_target=100,
 )
+
+
+@pytest.mark.parametrize(("target", "is_one"), [(None, False), (1, False), (2, True), (100, True)])
+def test_one_call_is_no_batch(target: int | None, is_one: bool) -> None:
+    assert is_batch(target) is is_one
 
 
 def test_the_total_is_over_all_outputs() -> None:

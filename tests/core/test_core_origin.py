@@ -2,7 +2,7 @@
 
 import pytest
 
-from payagent.core.origin import parse_origin
+from payagent.core.origin import is_this_machine, parse_origin
 
 
 @pytest.mark.parametrize(
@@ -46,3 +46,20 @@ def test_the_one_spelling(text: str, origin: str) -> None:
 def test_what_is_no_origin(text: str, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         parse_origin(text)
+
+
+@pytest.mark.parametrize(
+    ("host", "is_ours"),
+    [
+        ("localhost", True),
+        ("127.0.0.1", True),
+        ("127.9.9.9", True),
+        ("::1", True),
+        ("0.0.0.0", False),
+        ("192.168.1.9", False),
+        ("localhost.example", False),
+        ("", False),
+    ],
+)
+def test_what_only_this_machine_is_called(host: str, is_ours: bool) -> None:
+    assert is_this_machine(host) is is_ours

@@ -10,7 +10,7 @@ from devnet_http_kit import HandClock
 from ledger_check.txkit import Draft, Key, Out, OutRef, asset
 
 from payagent.core.address import encode_address
-from payagent.devnet.facilitator import Facilitator, Settlement, verify
+from payagent.devnet.facilitator import Facilitator, Settlement
 from payagent.devnet.faults import Switches
 from payagent.devnet.node import Node
 
@@ -75,6 +75,12 @@ def payment(tx: Draft | bytes, accepted: dict[str, object] | None = None, **payl
         "accepted": required() if accepted is None else accepted,
         "payload": {"transaction": base64.b64encode(raw).decode(), "nonce": nonce} | payload,
     }
+
+
+def verify(
+    requirements: dict[str, object], offered: dict[str, object], node: Node, network: str = "cardano:devnet"
+) -> str | None:
+    return Facilitator(node, network).verify(requirements, offered)
 
 
 @pytest.fixture

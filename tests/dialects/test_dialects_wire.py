@@ -13,6 +13,7 @@ from payagent.dialects import (
     Reading,
     Response,
     Shown,
+    as_recorded,
     make_response,
     parse_answer,
     parse_response,
@@ -256,3 +257,16 @@ def test_a_batch_of_more_calls_than_anybody_could_mean_is_refused() -> None:
 @pytest.mark.parametrize("note", [None, "for a friend"])
 def test_a_field_that_can_only_be_a_note_is_let_be(note: object) -> None:
     assert read({"detail": {**detail(), "greeting": note}}) == read({"detail": detail()})
+
+
+@pytest.mark.parametrize(
+    ("raw", "kept"),
+    [
+        ('{"a": "\u00e4"}'.encode(), {"body": '{"a": "\u00e4"}'}),
+        (b"\xff{}", {"body_base64": "/3t9"}),
+    ],
+)
+def test_an_answer_is_recorded_byte_by_byte(raw: bytes, kept: dict[str, str]) -> None:
+    headers = [("Set-Cookie", "a"), ("Set-Cookie", "b")]
+    told = json.loads(as_recorded(402, headers, raw))
+    assert told == {"status": 402, "headers": [list(pair) for pair in headers], **kept}

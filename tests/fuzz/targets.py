@@ -37,6 +37,7 @@ from payagent.dialects import (
     read_prepaid,
     read_status,
 )
+from payagent.dialects.status import WORDS
 from payagent.proxy import headers as proxy_headers
 from payagent.proxy import upstream
 from payagent.signer.policy import Clocks, Policy
@@ -107,7 +108,7 @@ def body402(data: bytes, answered: Callable[..., Answer] = read_answer) -> None:
         holds(said.reason.isascii() and said.reason.isprintable() and 0 < len(said.reason) <= 200, said)
         holds(said.retry_after_s is None or 0 < said.retry_after_s <= 3600, said)
     told = read_status(answer.body)
-    holds(told.tx_hash is None or bytes.fromhex(told.tx_hash).hex() == told.tx_hash, told)
+    holds(told in (*WORDS.values(), "unknown"), told)
     _check_prepaid(read_prepaid(status, body))
 
 

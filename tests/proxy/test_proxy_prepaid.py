@@ -8,8 +8,8 @@ from agent_kit import ADA, World
 from canaries import plant
 from proxy_kit import Got, Place, blocks, place
 
-from payagent.agent.prepaid import is_batch
 from payagent.audit.limits import check_limits
+from payagent.core.invoice import is_batch
 from payagent.core.policy import WALLET
 from payagent.core.prepaid import CALLS
 from payagent.store import prepaid, spending
