@@ -334,7 +334,8 @@ class Clerk:
             silence.cancel()
 
     def _note_silence(self, purchase: Purchase) -> None:
-        self._start(self._agent.record_unanswered(purchase.id, f"nothing came in {_SILENT_S:g} s"))
+        step = self._start(self._agent.record_unanswered(purchase.id, f"nothing came in {_SILENT_S:g} s"))
+        step.add_done_callback(_tell_log)
 
     async def _deliver(self, trip: Trip, purchase: Purchase, answer: MerchantAnswer, row: PaymentRow) -> None:
         """Hand a paid answer on. It is delivered when its last byte went out; a client that hangs up ends this."""
@@ -367,8 +368,13 @@ class Clerk:
         return row
 
     async def _to_its_end(self, step: Coroutine[Any, Any, T]) -> T:
-        """A step of the agent; it is not cut off when the client goes away."""
-        return await asyncio.shield(self._start(step))
+        """A step of the agent; it is not cut off when the client goes away, and the log hears then how it ends."""
+        task = self._start(step)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.add_done_callback(_tell_log)
+            raise
 
     def _start(self, step: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.create_task(step)
@@ -379,7 +385,7 @@ class Clerk:
     def _step_ended(self, task: asyncio.Task[Any]) -> None:
         self._steps.discard(task)
         if not task.cancelled():
-            task.exception()  # who waits is told; where nobody does any more, there is nobody to tell
+            task.exception()  # who waits is told
 
     async def _give_up(self, trip: Trip, proof: Proof) -> None:
         """Time is over. What the merchant said last is more than we could say."""
@@ -460,3 +466,10 @@ async def _used_up(answer: MerchantAnswer, said: Said, now_ms: int) -> UsedUp:
     if said is not Said.INVOICED:
         return UsedUp(kept, None)
     return UsedUp(kept, read_demand(kept.status, kept.headers, kept.body, now_ms))
+
+
+def _tell_log(step: asyncio.Task[Any]) -> None:
+    """Of a step that nobody waits for: why it was not taken."""
+    error = None if step.cancelled() else step.exception()
+    if error is not None:
+        log.warning("proxy.step_failed", error=repr(error))

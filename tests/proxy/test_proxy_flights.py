@@ -1,13 +1,17 @@
 """Identical calls at once: never more payments than a merchant asks for, and never one that nobody got."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 
 import pytest
-from agent_kit import ADA, World
+from agent_kit import ADA, APP, World
 from proxy_kit import SERVED, Got, Heard, Paywall, Place, blocks, place
+from structlog.testing import capture_logs
 
 from payagent.core.payment import Delivery
+from payagent.store import pauses
+from payagent.store.writer import Unit
 
 COUNT = 5
 
@@ -196,3 +200,29 @@ async def test_a_refusal_keeps_nobody_from_trying(shop: Place) -> None:
     wall.price, wall.name = 2 * ADA, "now"
     assert (await shop.ask()).body == b"served"
     assert [payment.delivery for payment in shop.payments][:-1] == [Delivery.NOT_PRESENTED] * COUNT
+
+
+async def test_what_is_refused_when_nobody_waits_any_more_is_in_the_log(shop: Place) -> None:
+    shop.peer.answers["/chat"] = Paywall()
+    agent, is_admitting, gone = shop.run.agent, threading.Event(), threading.Event()
+
+    def pause(unit: Unit) -> None:
+        is_admitting.set()
+        assert gone.wait(20)
+        pauses.begin(unit, APP, "while nobody looks", agent.ports.clock.now_ms())
+
+    with capture_logs() as told:
+        blocking = asyncio.create_task(agent.write("pause", pause))
+        await asyncio.to_thread(is_admitting.wait, 20)
+        async with shop.wire() as client:
+            await client.say(shop.call())
+            async with asyncio.timeout(20):
+                while not await agent.give_way():  # until its payment waits for the writer
+                    await asyncio.sleep(0.005)
+            client.hang_up()
+        gone.set()
+        await blocking
+        await shop.until(lambda: any(line["event"] == "proxy.step_failed" for line in told), "nobody is told")
+    (line,) = [line for line in told if line["event"] == "proxy.step_failed"]
+    assert "paused" in line["error"]
+    assert shop.payments == []
