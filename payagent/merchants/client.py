@@ -11,6 +11,7 @@ from typing import Literal
 from urllib.parse import quote, urlencode
 
 import httpx
+import structlog
 
 from payagent.core.bounds import ANSWER_MAX_BYTES
 from payagent.core.problem import Refused
@@ -25,6 +26,8 @@ BODY_MAX_BYTES = 65_536
 Source = Literal["balance", "credits"]
 _SOURCES: tuple[Source, ...] = ("balance", "credits")
 _NOT_THERE = (404, 405)
+
+log = structlog.get_logger("payagent.merchants")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,7 @@ class MerchantClient:
 
     def __init__(self, transport: httpx.AsyncBaseTransport | None = None) -> None:
         """`transport` is the network, as `Egress.transport` gives it; None for one that no name leads astray."""
+        self._silent: set[str] = set()
         self._http = httpx.AsyncClient(
             trust_env=False,
             follow_redirects=False,
@@ -75,12 +79,18 @@ class MerchantClient:
     ) -> Said | None:
         """What the merchant says of its invoice; None when it could not be asked or did not make sense."""
         url = f"{origin}/payments/status/{quote(invoice_id, safe='')}"
+        said, why = None, None
         try:
             async with asyncio.timeout(timeout_s):
                 status, raw = await self._get(url, headers)
-            return read_status(loads(raw)) if status == 200 else None
-        except (TimeoutError, httpx.HTTPError, Refused):
-            return None
+            if status == 200:
+                said = read_status(loads(raw))
+            else:
+                why = f"http {status}"
+        except (TimeoutError, httpx.HTTPError, Refused) as error:
+            why = error.detail if isinstance(error, Refused) else type(error).__name__
+        self._note_silence(origin, why)
+        return said
 
     async def prepaid(
         self, origin: str, partner: str, wallet: str, *, headers: dict[str, str], timeout_s: int
@@ -123,6 +133,15 @@ class MerchantClient:
             raise Refused("merchant_timeout", f"no answer within {timeout_s} s") from None
         except httpx.HTTPError as error:
             raise Refused("merchant_unreachable", f"no answer: {type(error).__name__}") from None
+
+    def _note_silence(self, origin: str, why: str | None) -> None:
+        """Tell the log when a merchant's word on its invoices is not to be had any more, and when it is again."""
+        if why is None and origin in self._silent:
+            self._silent.discard(origin)
+            log.info("merchant.heard_again", origin=origin)
+        elif why is not None and origin not in self._silent:
+            self._silent.add(origin)
+            log.warning("merchant.silent", origin=origin, why=why)
 
     async def _get(self, url: str, headers: dict[str, str]) -> tuple[int, bytes]:
         """The status and the body. Of a body above the bound comes more than the bound, and no reader takes it."""

@@ -67,7 +67,10 @@ def after(conn: sqlite3.Connection, seq: int) -> list[AlertRow]:
 
 def waiting(conn: sqlite3.Connection, since_ms: int) -> list[AlertRow]:
     """Alerts since then that the webhook does not have and is to be called for, oldest first."""
-    rows = conn.execute(f"{_ALERT} WHERE next_try_at_ms IS NOT NULL AND at_ms > ? ORDER BY seq", (since_ms,))
+    rows = conn.execute(
+        f"{_ALERT} INDEXED BY alerts_waiting WHERE next_try_at_ms IS NOT NULL AND at_ms > ? ORDER BY seq",
+        (since_ms,),
+    )
     return [_alert(row) for row in rows]
 
 

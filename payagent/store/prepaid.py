@@ -126,7 +126,8 @@ def coming(conn: sqlite3.Connection) -> dict[tuple[int, str], int]:
 def bought_soon(conn: sqlite3.Connection) -> dict[tuple[int, str], Balance]:
     """As `coming`, with what is paid for it."""
     rows = conn.execute(
-        "SELECT p.pool, v.batch_target, v.outputs FROM payments p JOIN invoices v ON v.seq = p.invoice "
+        "SELECT p.pool, v.batch_target, v.outputs FROM payments p INDEXED BY payments_coming "
+        "JOIN invoices v ON v.seq = p.invoice "
         "WHERE p.pool IS NOT NULL AND p.state IN ('reserved', 'signed', 'in_flight', 'replacing', 'in_block')"
     )
     found: dict[tuple[int, str], Balance] = {}

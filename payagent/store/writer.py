@@ -8,7 +8,8 @@ added an attempt is answered only once the signer's own record has it (store.sig
 What a job changes in memory beside the database it must register with `unit.undo`. Whatever is raised, every
 future ends and the thread goes on.
 
-May import: core, sqlite3, sqlite-utils. Never: runs a job twice, or answers before the commit is durable.
+May import: core, sqlite3, sqlite-utils, structlog. Never: runs a job twice, or answers before the commit is
+durable.
 """
 
 import os
@@ -24,12 +25,15 @@ from pathlib import Path
 from tempfile import mkstemp
 from typing import Any, BinaryIO, TypeVar
 
+import structlog
 from sqlite_utils import Database
 
 from payagent.core.problem import Refused
 from payagent.store.schema import migrations, missing_guards, newer_migrations
 from payagent.store.seals import Sealer
 from payagent.store.signer import SIGNER_FILE, Signed, SignerRecord, caught_up_at, lacks, last_signed
+
+log = structlog.get_logger("payagent.store")
 
 T = TypeVar("T")
 Checkpoint = Callable[[str], None]
@@ -266,9 +270,11 @@ class Committer:
                 job.future.set_exception(job.raised)
 
     def tidy(self) -> None:
-        """Bring what is logged into the ledger. An error is none of a commit's: the log stands as it is."""
-        with suppress(Exception):
+        """Bring what is logged into the ledger. An error is none of a commit's: the log stands, and grows."""
+        try:
             self.conn.execute("PRAGMA wal_checkpoint(PASSIVE)")
+        except DatabaseError as error:
+            log.warning("ledger.log_grows", why=str(error))
 
     def is_noted(self, attempt: int | None) -> bool:
         """Whether the signer's own record has the attempt of this number; where none is kept, all are."""

@@ -463,16 +463,18 @@ async def test_it_goes_on_after_a_crash_anywhere_and_pays_nothing_twice(
 class LostSigner:
     """The process that holds the key is gone when it is asked."""
 
-    def __init__(self, signer: Signer) -> None:
+    def __init__(self, signer: Signer, code: str) -> None:
         self.public_key, self.payment_key_hash = signer.public_key, signer.payment_key_hash
+        self._code = code
 
     def sign(self, body: bytes, paid: int) -> bytes:
-        raise Refused("signer_lost", "it is gone")
+        raise Refused(self._code, "it is gone")
 
 
-async def test_an_order_goes_on_at_the_next_start_where_the_signer_was_lost(world: World) -> None:
+@pytest.mark.parametrize("code", ["signer_lost", "illegal_transition"])
+async def test_an_order_goes_on_at_the_next_start_where_the_signer_was_lost(world: World, code: str) -> None:
     """What it had admitted is signed then, so its proof must be shown: else the batch is paid and nobody's."""
-    async with world.run(signer=LostSigner(world.account.signer)) as run:
+    async with world.run(signer=LostSigner(world.account.signer, code)) as run:
         await run.look()
         topup_id = (await order(run, COST)).id
         await run.topups.beat()

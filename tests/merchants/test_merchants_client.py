@@ -9,6 +9,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import pytest
+from structlog.testing import capture_logs
 
 from payagent.core.bounds import ANSWER_MAX_BYTES
 from payagent.core.problem import Refused
@@ -248,3 +249,21 @@ async def call(url: str, body: bytes = b"") -> Heard:
         return await client.call(url, "POST", body=body, headers=HEADERS, timeout_s=1)
     finally:
         await client.aclose()
+
+
+async def test_a_status_that_is_not_to_be_had_is_told_once_and_so_is_its_end() -> None:
+    """Nobody would know else that a merchant's word is missing since weeks."""
+    path, told = "/payments/status/inv", b'{"status": "pending"}'
+    answers = [answer(404, b""), answer(500, b""), answer(200, b"<html>"), answer(200, told), answer(200, told)]
+    client = MerchantClient()
+    try:
+        async with open_shop(None) as shop:
+            with capture_logs() as lines:
+                for shop.answers[path] in answers:
+                    await client.status(shop.origin, "inv", headers={}, timeout_s=5)
+    finally:
+        await client.aclose()
+    assert [(line["event"], line.get("why")) for line in lines] == [
+        ("merchant.silent", "http 404"),
+        ("merchant.heard_again", None),
+    ]
