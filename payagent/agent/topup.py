@@ -238,8 +238,9 @@ class Topups:
             await self._end(order, refused)
 
     def _is_to_be_signed(self, order: TopupRow) -> bool:
-        """Whether a payment of it is admitted: it will be signed or rejected, whatever the step was refused for, and
-        until then nobody knows what the order comes to.
+        """Whether a payment of it is admitted: it will be signed or rejected, whatever the step was refused for.
+
+        Until then nobody knows what the order comes to.
         """
         last = next(reversed(queries.payments_of_topup(self._agent.conn, order.id)), None)
         return last is not None and last.state is State.RESERVED and not last.handed_over
