@@ -1,7 +1,7 @@
 """The ASGI application of the daemon, for its Unix socket and its loopback port alike.
 
-May import: agent, the rest of api, FastAPI. Never: starts anything; serves a page with
-a script (it would come from somebody else's servers).
+May import: core, agent, the rest of api, FastAPI. Never: starts anything; serves a page with a script (it would
+come from somebody else's servers).
 """
 
 import time

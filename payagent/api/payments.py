@@ -1,6 +1,6 @@
 """/v1/payments and /v1/quotes: a 402 comes in, the headers for the retry go out.
 
-May import: agent, store.queries, the rest of api, FastAPI. Never: decides whether to pay.
+May import: core, dialects, agent, store, the rest of api, FastAPI. Never: decides whether to pay.
 """
 
 from typing import Annotated

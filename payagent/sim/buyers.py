@@ -2,7 +2,7 @@
 
 Some hand the 402 over and make the retry themselves, some call through the proxy. They lose answers, lose
 patience, ask again with the same 402 or with a new one, and outlive the daemon.
-May import: agent, proxy, dialects, the rest of sim. Never: signs; pays in another way.
+May import: core, dialects, store, agent, proxy, the rest of sim. Never: signs; pays in another way.
 """
 
 import asyncio

@@ -3,7 +3,7 @@
 Each faces the world as an ASGI application, so every body on the wire is the devnet's; what goes wrong happens
 around it: a call that never came, an answer that never left, a 502 after all was done, a new invoice at another
 price, a status that is not true.
-May import: devnet, httpx, the proxy's shapes, the rest of sim. Never: knows what the agent thinks.
+May import: core, devnet, httpx, the proxy's shapes, the rest of sim. Never: knows what the agent thinks.
 """
 
 import asyncio

@@ -1,6 +1,10 @@
-"""core and dialects are pure: nothing but the standard library, and of that nothing that touches the world."""
+"""core and dialects are pure: nothing but the standard library, and of that nothing that touches the world.
+
+What a module says that it may import is all that it imports.
+"""
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,3 +73,46 @@ def test_an_impure_module_is_caught(source: str) -> None:
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_every_module_says_what_it_is_for(path: Path) -> None:
     assert ast.get_docstring(ast.parse(path.read_text()))
+
+
+# --- what a module says of itself
+
+
+def may_import(path: Path) -> str | None:
+    """What its docstring allows it; where that says nothing of it, its room's."""
+    told = re.search(
+        r"May import:(.*?)(?:Never|$)", ast.get_docstring(ast.parse(path.read_text())) or "", re.DOTALL
+    )
+    if told is not None:
+        return told[1]
+    above = path.parent / "__init__.py"
+    return None if path == above or path.parent == PACKAGE else may_import(above)
+
+
+def rooms_of(source: str, own: str) -> set[str]:
+    """The other rooms that a module imports."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module == "payagent":
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("payagent."):
+            found.add((node.module or "").split(".")[1])
+    return found - {own}
+
+
+@pytest.mark.parametrize(
+    "path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE).with_suffix(""))
+)
+def test_a_module_imports_what_it_says_and_no_other_room(path: Path) -> None:
+    rooms = rooms_of(path.read_text(), path.relative_to(PACKAGE).parts[0].removesuffix(".py"))
+    allowed = may_import(path) or ""
+    if re.search("every room|other rooms", allowed) is None:
+        assert {room for room in rooms if re.search(rf"\b{room}\b", allowed) is None} == set()
+
+
+def test_a_room_that_is_not_named_is_found() -> None:
+    assert rooms_of("from payagent.store import queries\nfrom payagent import fence\n", "agent") == {
+        "store",
+        "fence",
+    }
+    assert rooms_of("from payagent.agent.view import payment_view\nimport re\n", "agent") == set()
