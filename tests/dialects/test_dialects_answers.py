@@ -147,6 +147,28 @@ def test_version_1_that_waits_for_the_chain_wants_to_be_asked_by_the_transaction
     assert said(make_response(202, JSON, {"pending": "true"}), "x402-v1") is Said.SERVED
 
 
+@pytest.mark.parametrize("status", [202, 409])
+@pytest.mark.parametrize(("word", "expected"), WORDS)
+def test_a_server_of_its_own_make_that_tells_with_another_status_how_the_settlement_stands(
+    status: int, word: str, expected: Said
+) -> None:
+    """The Cardano x402 starter answers 202 while a settlement is pending, and 409 to one that failed."""
+    told = {"success": False, "errorReason": word, "transaction": TX, "network": "cardano:preprod"}
+    for name in ("PAYMENT-RESPONSE", "X-PAYMENT-RESPONSE"):
+        for dialect in ("x402-v2", "x402-v1"):
+            assert said(make_response(status, JSON | {name: pack(told)}, {}), dialect) is expected
+    foreign = make_response(status, JSON | {"PAYMENT-RESPONSE": pack(told)}, {})
+    assert said(foreign, "flux") is (Said.SERVED if status == 202 else Said.OTHER)
+
+
+@pytest.mark.parametrize("told", [{"success": True}, {"success": "true"}, {}, {"success": None}])
+def test_a_202_whose_receipt_names_no_failure_is_the_thing_itself(told: dict[str, object]) -> None:
+    """A job that was taken on is answered with 202, and its payment is settled."""
+    receipt = make_response(202, JSON | {"PAYMENT-RESPONSE": pack(told | {"transaction": TX})}, {"status": "pending"})
+    assert said(receipt) is Said.SERVED
+    assert said(make_response(202, JSON | {"PAYMENT-RESPONSE": "not base64!"}, {})) is Said.SERVED
+
+
 @pytest.mark.parametrize(
     ("body", "expected"),
     [
