@@ -66,7 +66,8 @@ _WORDS: dict[Said, tuple[str, ...]] = {
     Said.UNCLEAR: (
         # The input may be gone because this very transaction has spent it, or be too new for them.
         *(f"{_PAYLOAD}_nonce_not_on_chain", f"{_PAYLOAD}_input_not_available"),
-        *(f"{_PAYLOAD}_not_yet_valid", f"{_PAYLOAD}_verification_error"),
+        # By the latest block's slot, as some tell the time, its end is further off than it is.
+        *(f"{_PAYLOAD}_not_yet_valid", f"{_PAYLOAD}_ttl_too_far", f"{_PAYLOAD}_verification_error"),
         *(f"{_FACILITATOR}_chain_lookup_failed", f"{_FACILITATOR}_evidence_unavailable"),
         f"{_FACILITATOR}_input_value_unavailable",
         *("exact_cardano_settlement_failed", "exact_cardano_settlement_not_confirmed"),

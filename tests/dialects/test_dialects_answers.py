@@ -22,7 +22,7 @@ CATALOGUE = {
             for word in (
                 *("unsupported_version", "transaction_decode_failed", "network_id_mismatch", "recipient_mismatch"),
                 *("asset_mismatch", "amount_insufficient", "nonce_invalid", "nonce_not_in_inputs", "ttl_expired"),
-                *("ttl_too_far", "unsigned", "invalid_signature", "phase1_invalid", "phase2_invalid"),
+                *("unsigned", "invalid_signature", "phase1_invalid", "phase2_invalid"),
                 *("value_not_conserved", "fee_below_minimum", "min_utxo_insufficient", "script_address_mismatch"),
                 *("payer_not_witness", "script_datum_missing", "masumi_contract_mismatch", "masumi_datum_missing"),
                 *("masumi_datum_invalid", "masumi_datum_mismatch", "masumi_deadline", "masumi_collateral"),
@@ -41,6 +41,7 @@ CATALOGUE = {
         f"{PAYLOAD}_nonce_not_on_chain",
         f"{PAYLOAD}_input_not_available",
         f"{PAYLOAD}_not_yet_valid",
+        f"{PAYLOAD}_ttl_too_far",
         f"{PAYLOAD}_verification_error",
         "exact_cardano_facilitator_chain_lookup_failed",
         "exact_cardano_facilitator_evidence_unavailable",

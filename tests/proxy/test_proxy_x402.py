@@ -64,6 +64,7 @@ async def test_a_paid_stream_streams(shop: Place) -> None:
         "settle_500_after_broadcast",
         "drop_after_broadcast",
         "empty_reason",
+        "ttl_too_far",
     ],
 )
 async def test_what_may_still_land_is_the_identical_proof_again(shop: Place, fault: str) -> None:
