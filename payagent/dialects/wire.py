@@ -238,11 +238,14 @@ def parse_timeout_text(value: str, what: str) -> int:
     return parse_timeout_s(int(value), what)
 
 
-def refuse_foreign_terms(terms: Mapping[str, object], known: frozenset[str], where: str) -> None:
+def refuse_foreign_terms(
+    terms: Mapping[str, object], known: frozenset[str], where: str, *, has_metadata: bool = False
+) -> None:
     """Refuse keys that are not of the dialect, unless they can only be a note for people.
 
     An unknown field is harmless where it cannot change who is paid what, when and where: neither by its name
-    (`split_not_understood`, `body_not_understood`) nor by its value, which must be words or null.
+    (`split_not_understood`, `body_not_understood`) nor by its value, which must be words or null; where the
+    dialect provides for metadata (`has_metadata`), also another text without an address, a whole number or a flag.
     """
     for key in terms.keys() - known:
         plain = key.lower()
@@ -251,7 +254,7 @@ def refuse_foreign_terms(terms: Mapping[str, object], known: frozenset[str], whe
             raise Refused("split_not_understood", f"{where} has {show(key)}: {show(terms[key])}")
         if any(stem in plain for stem in _TERM_STEMS):
             raise Refused("body_not_understood", f"{where} has {show(key)}: {show(terms[key])}")
-        if not _is_note(terms[key]):
+        if not (_is_note(terms[key]) or (has_metadata and _is_plain(terms[key]))):
             raise Refused("split_not_understood", f"{where} has {show(key)}: {show(terms[key])}")
 
 
@@ -260,6 +263,11 @@ def _is_note(value: object) -> bool:
     if value is None:
         return True
     return isinstance(value, str) and not re.search(r"addr|[0-9]{4}", value, re.IGNORECASE)
+
+
+def _is_plain(value: object) -> bool:
+    """Whether a value is one text, whole number or flag, and no address."""
+    return type(value) in (int, bool) or (isinstance(value, str) and "addr" not in value.lower())
 
 
 def show(value: object, limit: int = 300) -> str:

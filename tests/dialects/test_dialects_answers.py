@@ -165,8 +165,8 @@ def test_a_server_of_its_own_make_that_tells_with_another_status_how_the_settlem
 @pytest.mark.parametrize("told", [{"success": True}, {"success": "true"}, {}, {"success": None}])
 def test_a_202_whose_receipt_names_no_failure_is_the_thing_itself(told: dict[str, object]) -> None:
     """A job that was taken on is answered with 202, and its payment is settled."""
-    receipt = make_response(202, JSON | {"PAYMENT-RESPONSE": pack(told | {"transaction": TX})}, {"status": "pending"})
-    assert said(receipt) is Said.SERVED
+    receipt = JSON | {"PAYMENT-RESPONSE": pack(told | {"transaction": TX})}
+    assert said(make_response(202, receipt, {"status": "pending"})) is Said.SERVED
     assert said(make_response(202, JSON | {"PAYMENT-RESPONSE": "not base64!"}, {})) is Said.SERVED
 
 
