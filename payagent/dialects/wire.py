@@ -91,7 +91,7 @@ class Reading:
     `split_mode`, `proof` and `decimals` (per asset) are the operator's, and so are `assets`, those that have a
     limit; `own` is the wallet's address, which no invoice may pay; `received_at_ms` is when the 402 came in,
     POSIX milliseconds; `call` is the paid call, where it is known. `salt` is 32 fresh random bytes where payments
-    may commit to the request that they buy.
+    may commit to the request that they buy. `known_as` are further origins by which the merchant may name itself.
     """
 
     origin: str
@@ -104,6 +104,7 @@ class Reading:
     proof: Proof = "tx_hash"
     assets: frozenset[str] = frozenset((LOVELACE,))
     salt: bytes | None = None
+    known_as: frozenset[str] = frozenset()
 
     def check_decimals(self, asset: str, stated: object) -> int | None:
         """Refuse (`decimals_mismatch`) stated decimals that are not the asset's; absent is fine."""

@@ -307,6 +307,31 @@ def test_resources_that_are_another_call(resource: object, url: str) -> None:
     assert refused.value.code == "resource_mismatch"
 
 
+INSIDE = frozenset(("http://localhost:3000", "http://api:8080"))
+
+
+@pytest.mark.parametrize(
+    ("resource", "code"),
+    [
+        ("http://localhost:3000/premium-data", None),
+        ("http://api:8080/premium-data", None),
+        (URL, None),
+        ("http://localhost:3000/other", "resource_mismatch"),
+        ("http://localhost:3001/premium-data", "resource_mismatch"),
+        ("https://localhost:3000/premium-data", "resource_mismatch"),
+        ("http://localhost:3000@evil.example/premium-data", "resource_mismatch"),
+    ],
+)
+def test_a_server_behind_a_proxy_names_itself_as_the_operator_said(resource: str, code: str | None) -> None:
+    response = answer_402(required(resource={"url": resource}))
+    if code is None:
+        assert offer(response, known_as=INSIDE)
+        return
+    with pytest.raises(Refused) as refused:
+        offers(response, known_as=INSIDE)
+    assert refused.value.code == code
+
+
 IDENTIFIER = {"payment-identifier": {"info": {"required": True}, "schema": {"type": "object", "required": ["a"]}}}
 
 
