@@ -372,9 +372,11 @@ class Merchant(_Table):
     """One server that may be paid, named by its origin; and what its invoices are held to (core.guards).
 
     `pay_to` and `split_to`: where there are any, they are all that may be paid without a person's word.
+    `known_as`: origins by which its x402 names itself; no call goes there.
     """
 
     origin: Annotated[str, AfterValidator(parse_origin), AfterValidator(_unheard)]
+    known_as: tuple[Annotated[str, AfterValidator(parse_origin)], ...] = ()
     partner: Annotated[str, AfterValidator(_partner)] | None = None
     proof: Proof = "tx_hash"
     request_commitment: Annotated[bool, Field(strict=True)] = False

@@ -1020,6 +1020,7 @@ class Agent:
             call=None if ask.request is None else ask.request.call(merchant.origin),
             salt=bytes.fromhex(self.ports.randomness.token_hex(32)) if merchant.request_commitment else None,
             proof=merchant.proof,
+            known_as=merchant.known_as,
             assets=self.assets_allowed(),
             network=self.terms.network,
             split_mode=merchant.split_mode,

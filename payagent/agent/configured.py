@@ -34,6 +34,7 @@ def merchant_terms(name: str, merchant: Merchant, api_key: str | None) -> Mercha
     return MerchantTerms(
         name=name,
         origin=merchant.origin,
+        known_as=frozenset(merchant.known_as),
         partner=merchant.partner,
         split_mode=merchant.split_mode,
         ready=merchant.ready,

@@ -53,6 +53,7 @@ class MerchantTerms:
     timeout_s: int
     proof: Proof = "tx_hash"
     request_commitment: bool = False
+    known_as: frozenset[str] = frozenset()
     api_key: str | None = field(default=None, repr=False)
     topup_request: TopupRequest | None = None
     topup_per_day_lovelace: int | None = None

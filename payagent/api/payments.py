@@ -182,8 +182,9 @@ def _receipt(agent: Agent, payment_id: str) -> Json:
 async def delivery(
     request: Request, caller: Annotated[Caller, Depends(need(PAY, OPERATE))], payment_id: PaymentId
 ) -> JsonResponse:
-    """Any 2xx means that the call was served. Of any other answer, tell its headers and body too: what is to be
-    done next stands in `answer`. A 402 soon after paying is normal, and the same proof is shown again."""
+    """A 2xx means that the call was served, unless a 202 says otherwise. Of a 202 and of any other answer, tell
+    its headers and body too: what is to be done next stands in `answer`. A 402 soon after paying is normal, and
+    the same proof is shown again."""
     response = read_delivery(await caller.json_body(request))
     row = caller.payment(payment_id)
     if row.app_id != caller.app.id and OPERATE not in caller.app.scopes:

@@ -41,6 +41,7 @@ _LOST_FIRST_S, _LOST_MAX_S = 0.5, 10.0
 _BATCH_FIRST_S, _BATCH_MAX_S = 1.0, 5.0
 _OWN_PREFIX = b"x-payagent-"
 _MAX_COST, _DRY_RUN = b"x-payagent-max-cost", b"x-payagent-dry-run"
+_RECEIPTS = ("payment-response", "x-payment-response")
 _SWITCHES = {None: False, "false": False, "true": True}
 _WALLET = b"x-wallet-address"
 _BUYER = frozenset((b"x-partner", _WALLET))
@@ -332,12 +333,10 @@ class Showing:
             yield Pause(after_s)
 
     def _may_be_pending(self, answer: httpx.Response) -> bool:
-        """The one success that may only mean "later" (the examples of x402's version 1)."""
-        return (
-            answer.status_code == 202
-            and self.payment["dialect"] == "x402-v1"
-            and "json" in answer.headers.get("content-type", "")
-        )
+        """The one success that may only mean "later": by its body in the examples of x402's version 1, by its
+        receipt in version 2."""
+        is_told = self.payment["dialect"] == "x402-v1" or any(name in answer.headers for name in _RECEIPTS)
+        return answer.status_code == 202 and is_told and "json" in answer.headers.get("content-type", "")
 
     def _tell(self, answer: httpx.Response) -> Steps[tuple[httpx.Response, bool, float | None]]:
         """Tell the daemon what the retry got, and hear what that means: (the answer anew, whether another call

@@ -624,7 +624,8 @@ PROBLEMS: dict[str, Problem] = {
         422,
         3,
         "The 402 sells something else than what was called",
-        "Call the resource that it names; if it is the same, the merchant must name it by the URL of the call.",
+        "Call the resource that it names. If it is the same, the merchant should name it by the URL of the call; "
+        "that it names another host or port can be set (known_as).",
     ),
     "resolved": Problem(
         409,

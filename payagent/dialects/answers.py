@@ -66,7 +66,8 @@ _WORDS: dict[Said, tuple[str, ...]] = {
     Said.UNCLEAR: (
         # The input may be gone because this very transaction has spent it, or be too new for them.
         *(f"{_PAYLOAD}_nonce_not_on_chain", f"{_PAYLOAD}_input_not_available"),
-        *(f"{_PAYLOAD}_not_yet_valid", f"{_PAYLOAD}_verification_error"),
+        # By the latest block's slot, as some tell the time, its end is further off than it is.
+        *(f"{_PAYLOAD}_not_yet_valid", f"{_PAYLOAD}_ttl_too_far", f"{_PAYLOAD}_verification_error"),
         *(f"{_FACILITATOR}_chain_lookup_failed", f"{_FACILITATOR}_evidence_unavailable"),
         f"{_FACILITATOR}_input_value_unavailable",
         *("exact_cardano_settlement_failed", "exact_cardano_settlement_not_confirmed"),
@@ -83,6 +84,8 @@ _REFUSED_PREFIX = "invalid_exact_cardano_"
 # `paid_already` and `transaction_used` are the devnet merchant's: no document has a reason beside the error.
 _USED_UP_REASONS = ("paid_already", "transaction_used", "consumed")
 _TRANSIENT = (408, 425, 429)
+_UNSETTLED = (202, 409)
+"""With these, servers of x402 that are of their own make tell that a settlement is pending, or did not succeed."""
 
 Fields = Mapping[str, object]
 
@@ -102,15 +105,18 @@ def may_pass(status: int) -> bool:
 def read_answer(dialect: str, response: Response, *, invoice_id: str, shown_tx: str) -> Answer:
     """The answer to a retry that carried the transaction `shown_tx` for the invoice."""
     code, after_s = response.status, _read_retry_after(response)
+    is_x402 = dialect in (x402_v2.NAME, x402_v1.NAME)
+    is_unsettled = is_x402 and code in _UNSETTLED and _has_failed(_read_settled(response))
     if 200 <= code < 300:
         if dialect == x402_v1.NAME and code == 202 and _fields(response.body).get("pending") is True:
             return Answer(Said.PENDING, "pending", after_s, f"tx={shown_tx}")
-        return Answer(Said.SERVED, f"status {code}")
+        if not is_unsettled:
+            return Answer(Said.SERVED, f"status {code}")
     if may_pass(code):
         return Answer(Said.UNCLEAR, f"status {code}", after_s)
-    if code != 402:
+    if code != 402 and not is_unsettled:
         return Answer(Said.OTHER, f"status {code}")
-    if dialect in (x402_v2.NAME, x402_v1.NAME):
+    if is_x402:
         said, word = _read_x402(response, shown_tx)
     else:
         said, word = _read_body(_fields(response.body), invoice_id)
@@ -143,7 +149,7 @@ def _read_status(stated: str) -> Said:
 
 def _read_x402(response: Response, shown_tx: str) -> tuple[Said, str]:
     """Of all that may be said, the settlement's result counts first, then the 402's own `error`."""
-    settled = _decode(response, PAYMENT_RESPONSE) or _decode(response, "x-payment-response")
+    settled = _read_settled(response)
     if settled is not None:
         named = _text(settled.get("transaction"))
         if named and named.lower() != shown_tx:
@@ -156,6 +162,15 @@ def _read_x402(response: Response, shown_tx: str) -> tuple[Said, str]:
         return classify(word), word
     word = _text(_fields(response.body).get("errorReason")) or _text(_fields(response.body).get("error"))
     return (classify(word) if word else Said.UNCLEAR), word
+
+
+def _read_settled(response: Response) -> Fields | None:
+    return _decode(response, PAYMENT_RESPONSE) or _decode(response, "x-payment-response")
+
+
+def _has_failed(settled: Fields | None) -> bool:
+    """Whether a settlement's result says in so many words that it is no success, or none yet."""
+    return settled is not None and settled.get("success") in (False, "false")
 
 
 def _find_required(response: Response) -> Fields | None:

@@ -91,7 +91,7 @@ class Reading:
     `split_mode`, `proof` and `decimals` (per asset) are the operator's, and so are `assets`, those that have a
     limit; `own` is the wallet's address, which no invoice may pay; `received_at_ms` is when the 402 came in,
     POSIX milliseconds; `call` is the paid call, where it is known. `salt` is 32 fresh random bytes where payments
-    may commit to the request that they buy.
+    may commit to the request that they buy. `known_as` are further origins by which the merchant may name itself.
     """
 
     origin: str
@@ -104,6 +104,7 @@ class Reading:
     proof: Proof = "tx_hash"
     assets: frozenset[str] = frozenset((LOVELACE,))
     salt: bytes | None = None
+    known_as: frozenset[str] = frozenset()
 
     def check_decimals(self, asset: str, stated: object) -> int | None:
         """Refuse (`decimals_mismatch`) stated decimals that are not the asset's; absent is fine."""
@@ -238,11 +239,14 @@ def parse_timeout_text(value: str, what: str) -> int:
     return parse_timeout_s(int(value), what)
 
 
-def refuse_foreign_terms(terms: Mapping[str, object], known: frozenset[str], where: str) -> None:
+def refuse_foreign_terms(
+    terms: Mapping[str, object], known: frozenset[str], where: str, *, has_metadata: bool = False
+) -> None:
     """Refuse keys that are not of the dialect, unless they can only be a note for people.
 
     An unknown field is harmless where it cannot change who is paid what, when and where: neither by its name
-    (`split_not_understood`, `body_not_understood`) nor by its value, which must be words or null.
+    (`split_not_understood`, `body_not_understood`) nor by its value, which must be words or null; where the
+    dialect provides for metadata (`has_metadata`), also another text without an address, a whole number or a flag.
     """
     for key in terms.keys() - known:
         plain = key.lower()
@@ -251,7 +255,7 @@ def refuse_foreign_terms(terms: Mapping[str, object], known: frozenset[str], whe
             raise Refused("split_not_understood", f"{where} has {show(key)}: {show(terms[key])}")
         if any(stem in plain for stem in _TERM_STEMS):
             raise Refused("body_not_understood", f"{where} has {show(key)}: {show(terms[key])}")
-        if not _is_note(terms[key]):
+        if not (_is_note(terms[key]) or (has_metadata and _is_plain(terms[key]))):
             raise Refused("split_not_understood", f"{where} has {show(key)}: {show(terms[key])}")
 
 
@@ -260,6 +264,11 @@ def _is_note(value: object) -> bool:
     if value is None:
         return True
     return isinstance(value, str) and not re.search(r"addr|[0-9]{4}", value, re.IGNORECASE)
+
+
+def _is_plain(value: object) -> bool:
+    """Whether a value is one text, whole number or flag, and no address."""
+    return type(value) in (int, bool) or (isinstance(value, str) and "addr" not in value.lower())
 
 
 def show(value: object, limit: int = 300) -> str:

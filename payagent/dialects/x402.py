@@ -104,14 +104,14 @@ def read_output(entry: Terms, amount_key: str, asset: str, reading: Reading) -> 
     return check_outputs((Output("pay_to", pay_to, asset, units),), reading.own)
 
 
-def read_extra(entry: Terms, known: frozenset[str]) -> Terms:
-    """The scheme's own terms of an entry: an object, or nothing."""
+def read_extra(entry: Terms, known: frozenset[str], *, has_metadata: bool = False) -> Terms:
+    """The scheme's own terms of an entry, and what may be noted beside them: an object, or nothing."""
     extra = entry.get("extra")
     if extra is None:
         return {}
     if not isinstance(extra, dict):
         raise Refused("body_not_understood", f"extra is {show(extra, 80)}, not an object")
-    refuse_foreign_terms(extra, known, "extra")
+    refuse_foreign_terms(extra, known, "extra", has_metadata=has_metadata)
     return extra
 
 
@@ -125,24 +125,24 @@ def check_resource(resource: object, reading: Reading) -> str | None:
     """What the 402 says that it sells; refused (`resource_mismatch`) when it is not the call that was made.
 
     The query counts only when the resource has one. TLS often ends in front of a server, which then takes
-    itself for http: an http resource for an https call is no difference.
+    itself for http: an http resource for an https call is no difference. Nor is an origin in `reading.known_as`.
     """
     if resource is None or resource == "":
         return None
     if not isinstance(resource, str):
         raise Refused("resource_mismatch", f"the resource is {show(resource, 80)}, not a URL")
     call = reading.call
-    if call is not None and not _is_same(resource, call.url, reading.origin):
+    if call is not None and not _is_same(resource, call.url, reading):
         raise Refused("resource_mismatch", f"the 402 sells {show(resource)}, the call was to {show(call.url)}")
     return resource
 
 
-def _is_same(resource: str, url: str, origin: str) -> bool:
+def _is_same(resource: str, url: str, reading: Reading) -> bool:
     try:
-        sold, called = urlsplit(urljoin(origin + "/", resource)), urlsplit(url)
+        sold, called = urlsplit(urljoin(reading.origin + "/", resource)), urlsplit(url)
         named, used = (parse_origin(f"{part.scheme}://{part.netloc}") for part in (sold, called))
     except ValueError:
         return False
-    if used not in (named, named.replace("http://", "https://", 1)):
+    if used not in (named, named.replace("http://", "https://", 1)) and named not in reading.known_as:
         return False
     return (sold.path or "/") == (called.path or "/") and sold.query in ("", called.query)

@@ -143,8 +143,9 @@ def _check_extra(entry: Terms) -> object:
     if method not in (None, "default") or said.keys() & _CONTRACT_KEYS:
         keys = sorted(said.keys() & _CONTRACT_KEYS)
         raise Refused("transfer_method_refused", f"the transfer method is {show(method, 80)}, with {show(keys)}")
-    x402.read_extra(entry, _EXTRA_KEYS)
     flow, submission = said.get("paymentFlow"), said.get("submissionPolicy")
+    # The scheme lets a plain transfer have metadata, and who broadcasts it judges it before money moves.
+    x402.read_extra(entry, _EXTRA_KEYS, has_metadata=submission != "client")
     if flow not in _FLOWS or submission not in _POLICIES or said.get("areFeesSponsored") not in (None, False):
         raise Refused("body_not_understood", f"extra is {show(extra)}, which is not understood")
     _check_confirmations(said.get("confirmationPolicy"))

@@ -16,11 +16,13 @@ from agent_kit import ADA, APP, Run, World, daily, world_with_clock
 from commitments import commitment_to
 
 from payagent.agent.agent import Advice, Ask, Request
+from payagent.agent.configured import merchant_terms
 from payagent.agent.terms import Terms
 from payagent.agent.view import retry_headers
 from payagent.core.payment import Delivery, State
 from payagent.core.problem import Refused
 from payagent.dialects import Said, parse_answer, parse_response
+from payagent.settings import read_merchant
 from payagent.store import queries
 from payagent.store.queries import PaymentRow
 
@@ -250,6 +252,28 @@ async def test_a_402_for_another_call_is_not_paid(world: World) -> None:
         other = world.http.get(f"{world.origin}/x402/other")
         with pytest.raises(Refused, match="resource_mismatch"):
             await run.agent.pay(ask(world, other))
+
+
+async def test_a_server_that_takes_itself_for_another_is_paid_once_the_operator_says_so(world: World) -> None:
+    world.fund(50 * ADA)
+    required = json.loads(base64.b64decode(get(world).headers["PAYMENT-REQUIRED"]))
+    required["resource"]["url"] = "http://localhost:3000" + PATH
+    header = base64.b64encode(json.dumps(required).encode()).decode()
+    asked = ask(world, httpx.Response(402, headers={"PAYMENT-REQUIRED": header}))
+
+    def knowing(terms: Terms) -> Terms:
+        named = read_merchant("m", {"origin": world.origin, "known_as": ["http://localhost:3000"]}, "devnet")
+        known_as = merchant_terms("m", named, None).known_as
+        return replace(terms, merchants={o: replace(m, known_as=known_as) for o, m in terms.merchants.items()})
+
+    async with world.run() as run:
+        await run.look()
+        with pytest.raises(Refused, match="resource_mismatch"):
+            await run.agent.pay(asked)
+    async with world.run(terms=knowing) as run:
+        await run.look()
+        row, _ = await run.agent.pay(asked)
+        assert (row.origin, row.handed_over) == (world.origin, True)
 
 
 async def test_a_payment_commits_to_its_request_on_the_chain(world: World) -> None:

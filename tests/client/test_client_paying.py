@@ -12,7 +12,7 @@ import pytest
 from agent_kit import ADA, World
 from client import client_kit
 from client.client_kit import WAYS, Program, Start, refusal
-from proxy.proxy_kit import Heard, Paywall, Place, as_402, saying
+from proxy.proxy_kit import Heard, Paywall, Pending202, Place, as_402, saying
 
 from payagent.core.payment import Delivery
 from payagent.devnet.merchant import role_address
@@ -164,6 +164,17 @@ async def test_where_pending_is_a_202_it_is_asked_as_the_merchant_says(shop: Pla
     assert (await start().call(f"{shop.peer.url}/chat?a=1")).text == "served"
     (payment,) = shop.payments
     assert asked == [("/chat?a=1", False), ("/chat?a=1", True), (f"/chat?a=1&tx={payment.tx_id}", False)]
+    assert payment.delivery is Delivery.ACCEPTED
+
+
+async def test_a_202_whose_receipt_says_pending_has_served_nothing(shop: Place, start: Start) -> None:
+    """As the Cardano x402 starter answers: the identical proof again, and not a payment more for the next call."""
+    wall = shop.peer.answers["/chat"] = Pending202(times=2)
+    answer = await start().call(f"{shop.peer.url}/chat", "POST", content=BODY)
+    assert (answer.status_code, answer.text) == (200, "served")
+    assert len(wall.proofs) == 3
+    assert len(set(wall.proofs)) == 1
+    (payment,) = shop.payments
     assert payment.delivery is Delivery.ACCEPTED
 
 

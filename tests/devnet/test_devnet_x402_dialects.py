@@ -130,7 +130,7 @@ FAULTS = {
     "settle_500_before_broadcast": Said.UNCLEAR,
     "settle_500_after_broadcast": Said.UNCLEAR,
     "refuse_verify": Said.REFUSED,
-    "ttl_too_far": Said.REFUSED,
+    "ttl_too_far": Said.UNCLEAR,
     "redirect_307": Said.OTHER,
 }
 

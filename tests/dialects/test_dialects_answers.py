@@ -22,7 +22,7 @@ CATALOGUE = {
             for word in (
                 *("unsupported_version", "transaction_decode_failed", "network_id_mismatch", "recipient_mismatch"),
                 *("asset_mismatch", "amount_insufficient", "nonce_invalid", "nonce_not_in_inputs", "ttl_expired"),
-                *("ttl_too_far", "unsigned", "invalid_signature", "phase1_invalid", "phase2_invalid"),
+                *("unsigned", "invalid_signature", "phase1_invalid", "phase2_invalid"),
                 *("value_not_conserved", "fee_below_minimum", "min_utxo_insufficient", "script_address_mismatch"),
                 *("payer_not_witness", "script_datum_missing", "masumi_contract_mismatch", "masumi_datum_missing"),
                 *("masumi_datum_invalid", "masumi_datum_mismatch", "masumi_deadline", "masumi_collateral"),
@@ -41,6 +41,7 @@ CATALOGUE = {
         f"{PAYLOAD}_nonce_not_on_chain",
         f"{PAYLOAD}_input_not_available",
         f"{PAYLOAD}_not_yet_valid",
+        f"{PAYLOAD}_ttl_too_far",
         f"{PAYLOAD}_verification_error",
         "exact_cardano_facilitator_chain_lookup_failed",
         "exact_cardano_facilitator_evidence_unavailable",
@@ -145,6 +146,28 @@ def test_version_1_that_waits_for_the_chain_wants_to_be_asked_by_the_transaction
     assert liar.poll_query == f"tx={TX}", "only ever our own"
     assert said(make_response(202, JSON, body), "x402-v2") is Said.SERVED
     assert said(make_response(202, JSON, {"pending": "true"}), "x402-v1") is Said.SERVED
+
+
+@pytest.mark.parametrize("status", [202, 409])
+@pytest.mark.parametrize(("word", "expected"), WORDS)
+def test_a_server_of_its_own_make_that_tells_with_another_status_how_the_settlement_stands(
+    status: int, word: str, expected: Said
+) -> None:
+    """The Cardano x402 starter answers 202 while a settlement is pending, and 409 to one that failed."""
+    told = {"success": False, "errorReason": word, "transaction": TX, "network": "cardano:preprod"}
+    for name in ("PAYMENT-RESPONSE", "X-PAYMENT-RESPONSE"):
+        for dialect in ("x402-v2", "x402-v1"):
+            assert said(make_response(status, JSON | {name: pack(told)}, {}), dialect) is expected
+    foreign = make_response(status, JSON | {"PAYMENT-RESPONSE": pack(told)}, {})
+    assert said(foreign, "flux") is (Said.SERVED if status == 202 else Said.OTHER)
+
+
+@pytest.mark.parametrize("told", [{"success": True}, {"success": "true"}, {}, {"success": None}])
+def test_a_202_whose_receipt_names_no_failure_is_the_thing_itself(told: dict[str, object]) -> None:
+    """A job that was taken on is answered with 202, and its payment is settled."""
+    receipt = JSON | {"PAYMENT-RESPONSE": pack(told | {"transaction": TX})}
+    assert said(make_response(202, receipt, {"status": "pending"})) is Said.SERVED
+    assert said(make_response(202, JSON | {"PAYMENT-RESPONSE": "not base64!"}, {})) is Said.SERVED
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,40 @@ def test_other_extras_of_a_plain_transfer(extra: dict[str, Any]) -> None:
     assert prove(terms)["accepted"]["extra"] == extra
 
 
+PACK = {
+    "apiId": "api_7",
+    "packId": "p-100",
+    "calls": 100,
+    "ruleHash": "9f" * 32,
+    "ruleUrl": "https://a.example/r/1234",
+}
+BOUND = {"resourceBinding": "0" * 64, "orderId": "5f0c4f0e-1111-4222-8333-444455556666", "sandbox": True}
+
+
+@pytest.mark.parametrize("metadata", [PACK, BOUND, {"memo": None}])
+def test_what_a_merchant_notes_beside_a_plain_transfer_is_only_echoed(metadata: dict[str, Any]) -> None:
+    """The scheme lets `extra` hold metadata; what it asks for stands in the entry's own fields."""
+    terms = required(entry(extra={"confirmationPolicy": {"l1Confirmations": 0}, **metadata}))
+    assert offer(answer_402(terms)).outputs == offer(answer_402(required())).outputs
+    assert prove(terms)["accepted"] == terms["accepts"][0]
+
+
+@pytest.mark.parametrize(
+    "terms",
+    [
+        *({"serviceFee": 5}, {"tip": "1"}, {"payee": "x"}, {"expiresAt": 1}, {"chainDecimals": 6}),
+        *({"settlement": {"mode": "direct"}}, {"shops": [1]}, {"recipientId": "7"}, {"goesTo": "addr_test1vq"}),
+        {"ratio": 1.5},
+        {"calls": 100, "submissionPolicy": "client"},
+    ],
+    ids=str,
+)
+def test_what_may_be_terms_is_no_metadata(terms: dict[str, Any]) -> None:
+    with pytest.raises(Refused) as refused:
+        offers(answer_402(required(entry(extra=terms))))
+    assert refused.value.code in ("split_not_understood", "body_not_understood")
+
+
 def test_a_server_that_says_extra_null_wants_to_know_the_payer() -> None:
     terms = {
         "x402Version": 2,
@@ -271,6 +305,31 @@ def test_resources_that_are_another_call(resource: object, url: str) -> None:
     with pytest.raises(Refused) as refused:
         offers(answer_402(required(resource={"url": resource})), url=url)
     assert refused.value.code == "resource_mismatch"
+
+
+INSIDE = frozenset(("http://localhost:3000", "http://api:8080"))
+
+
+@pytest.mark.parametrize(
+    ("resource", "code"),
+    [
+        ("http://localhost:3000/premium-data", None),
+        ("http://api:8080/premium-data", None),
+        (URL, None),
+        ("http://localhost:3000/other", "resource_mismatch"),
+        ("http://localhost:3001/premium-data", "resource_mismatch"),
+        ("https://localhost:3000/premium-data", "resource_mismatch"),
+        ("http://localhost:3000@evil.example/premium-data", "resource_mismatch"),
+    ],
+)
+def test_a_server_behind_a_proxy_names_itself_as_the_operator_said(resource: str, code: str | None) -> None:
+    response = answer_402(required(resource={"url": resource}))
+    if code is None:
+        assert offer(response, known_as=INSIDE)
+        return
+    with pytest.raises(Refused) as refused:
+        offers(response, known_as=INSIDE)
+    assert refused.value.code == code
 
 
 IDENTIFIER = {"payment-identifier": {"info": {"required": True}, "schema": {"type": "object", "required": ["a"]}}}

@@ -4,6 +4,7 @@ The merchant records every call byte by byte and answers what a test says; nothi
 """
 
 import asyncio
+import base64
 import json
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -360,6 +361,35 @@ class Paywall:
             "payTo": role_address("pay_to").text,
             "timeout": 600,
         }
+
+
+@dataclass
+class Pending202:
+    """What costs money by x402's version 2, at a server that answers 202 while its settlement is pending."""
+
+    times: int
+    proofs: list[str] = field(default_factory=list)
+
+    async def __call__(self, heard: Heard) -> None:
+        await heard.read_body()
+        proof = heard.header("payment-signature")
+        if proof is None:
+            entry = {"scheme": "exact", "network": "cardano:devnet", "amount": "2000000", "asset": "lovelace"}
+            more = {"payTo": role_address("pay_to").text, "maxTimeoutSeconds": 600}
+            required = {"x402Version": 2, "accepts": [{**entry, **more}]}
+            await heard.say(as_402(None, f"PAYMENT-REQUIRED: {_packed(required)}"))
+            return
+        self.proofs.append(proof)
+        if len(self.proofs) > self.times:
+            await SERVED(heard)
+            return
+        told = {"success": False, "errorReason": "settlement_pending", "network": "cardano:devnet"}
+        head = "HTTP/1.1 202 Accepted\r\nContent-Type: application/json\r\nContent-Length: 2\r\n"
+        await heard.say(f"{head}PAYMENT-RESPONSE: {_packed(told)}\r\n\r\n{{}}".encode())
+
+
+def _packed(value: object) -> str:
+    return base64.b64encode(json.dumps(value).encode()).decode()
 
 
 def as_402(detail: object, *headers: str, body: bytes | None = None) -> bytes:

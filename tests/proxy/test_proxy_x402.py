@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 from agent_kit import ADA, World
-from proxy_kit import Place, blocks, place
+from proxy_kit import Pending202, Place, blocks, place
 
 from payagent.store import queries
 
@@ -64,6 +64,7 @@ async def test_a_paid_stream_streams(shop: Place) -> None:
         "settle_500_after_broadcast",
         "drop_after_broadcast",
         "empty_reason",
+        "ttl_too_far",
     ],
 )
 async def test_what_may_still_land_is_the_identical_proof_again(shop: Place, fault: str) -> None:
@@ -72,6 +73,16 @@ async def test_what_may_still_land_is_the_identical_proof_again(shop: Place, fau
     assert got.status == 200, got.body
     assert len(shop.payments) == 1
     await shop.until(lambda: len(shop.run.world.transactions()) == 1, "it is not on the chain")
+
+
+async def test_a_202_whose_receipt_says_pending_has_served_nothing(shop: Place) -> None:
+    wall = shop.peer.answers["/chat"] = Pending202(times=2)
+    got = await shop.ask("/chat", method="POST", body=BODY)
+    assert (got.status, got.body) == (200, b"served")
+    assert len(wall.proofs) == 3
+    assert len(set(wall.proofs)) == 1
+    await shop.until_delivered()
+    assert len(shop.payments) == 1
 
 
 async def test_a_redirect_is_not_followed_with_the_transaction(shop: Place) -> None:
