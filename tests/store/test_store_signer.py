@@ -1,5 +1,7 @@
 """The signer's own record: whatever tears a write, the one before or the one after is read, and nothing else."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -46,6 +48,35 @@ def test_a_write_that_is_torn_anywhere_leaves_the_one_before(path: Path, record:
             assert found in (signed(last - 1), signed(last))
             told[found] = told.get(found, 0) + 1
     assert set(told) == {signed(last - 1), signed(last)}
+
+
+@pytest.mark.parametrize("call", ["pwrite", "fdatasync", "short pwrite"])
+@pytest.mark.parametrize("last", [2, 3])
+def test_a_write_that_fails_touches_one_place_alone_until_one_goes_through(
+    path: Path, record: SignerFile, last: int, call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(1, last):
+        record.write(signed(number))
+    before = path.read_bytes()
+    really = os.pwrite
+
+    def fails(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "no room")
+
+    def is_short(handle: int, data: bytes, at: int) -> int:
+        return really(handle, data[:50], at)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, call.split()[-1], is_short if call.startswith("short") else fails)
+        for _ in range(3):
+            with pytest.raises(OSError, match=r"no room|took a part"):
+                record.write(signed(last))
+            assert record.read() == signed(last - 1)
+            assert SignerFile(path).read() in (signed(last - 1), signed(last))
+    after = path.read_bytes()
+    assert sum(after[at : at + 4096] != before[at : at + 4096] for at in (0, 4096)) <= 1
+    record.write(signed(last))
+    assert SignerFile(path).read() == signed(last)
 
 
 def test_a_process_goes_on_where_another_left_off(path: Path) -> None:
