@@ -52,7 +52,7 @@ CHECK_EVERY_MS = 3_600_000
 """How often a provider's network and parameters are asked for again."""
 
 ODD_EVERY_MS = 60_000
-"""How often while its parameters are not those that payagent is built for."""
+"""How often while its parameters are not those that payagent is built for, or are not told."""
 
 TIP_PATIENCE_S = 5.0
 """How long one of several providers may take over its tip, while the others wait."""
@@ -302,7 +302,7 @@ class Panel:
         return [*(f"provider:{member.source.name}" for member in self._members), "providers"]
 
     def outs(self) -> dict[str, str]:
-        """What a person is to be told when there are several: who is out, and a dispute that nothing settles."""
+        """What a person is to be told when there are several: who is out, what stops all, a dispute that lasts."""
         if len(self._members) == 1:
             return {}
         found = {
@@ -314,6 +314,11 @@ class Panel:
             f"provider:{member.source.name}": f"{member.source.name}: its newest block is lower than one before"
             for member in self._members
             if not member.trouble and is_lasting(member.fallen)
+        }
+        found |= {
+            f"provider:{member.source.name}": f"{member.source.name}: {member.odd.detail}"
+            for member in self._members
+            if not member.trouble and member.odd and member.odd.forbids
         }
         now_ms = self.now_ms()
         lasting = [tx_id for tx_id, dispute in self._disputes.items() if self._lasts(dispute, now_ms)]
@@ -356,10 +361,13 @@ class Panel:
         return View(self, tip, is_current, is_final, is_for_good, may_add, odd, tuple(speaking), names)
 
     def _is_odd_one_out(self, member: _Member) -> bool:
-        """Whether its parameters are odd, and another one's are not; it is foreign then."""
+        """Whether its parameters are odd, and those of one that is not long gone are not; it is foreign then."""
         if member.odd is None:
             return False
-        member.is_foreign = any(other.is_vetted and other.odd is None for other in self._members)
+        now_ms = self.now_ms()
+        member.is_foreign = any(
+            other.is_vetted and other.odd is None and not _is_given_up(other, now_ms) for other in self._members
+        )
         if member.is_foreign:
             member.trouble = member.odd.detail
         return member.is_foreign
@@ -428,17 +436,20 @@ class Panel:
         member.genesis = genesis if isinstance(genesis, Found) else None  # read already when it is asked again
         if not isinstance(genesis, Found):
             return _unread("genesis", genesis)
-        if not isinstance(parameters, Found):
-            return None if member.is_vetted else _unread("parameters", parameters)
-        member.genesis = None
         try:
             self._vouch(genesis.value)
         except Refused as refusal:
+            member.genesis, member.odd = None, None
             member.is_foreign, member.is_vetted = True, False
             return refusal.detail
-        member.odd = self._weigh(parameters.value)
+        if not isinstance(parameters, Found) and not member.is_vetted:
+            return _unread("parameters", parameters)
+        member.genesis = None
+        if isinstance(parameters, Found):
+            member.odd = self._weigh(parameters.value)
         member.is_foreign, member.is_vetted = False, True
-        member.checked = Span(now_ms, now_ms + (CHECK_EVERY_MS if member.odd is None else ODD_EVERY_MS))
+        is_as_ever = isinstance(parameters, Found) and member.odd is None
+        member.checked = Span(now_ms, now_ms + (CHECK_EVERY_MS if is_as_ever else ODD_EVERY_MS))
         return None
 
     async def _contradiction(self, member: _Member, tip: Tip) -> str | None:

@@ -61,12 +61,13 @@ class SignerFile:
         if self._written is not None:
             return self._written
         try:
-            lines = self._path.read_bytes().splitlines()
+            raw = self._path.read_bytes()
         except FileNotFoundError:
             return None
         except OSError:
-            lines = []
-        told = [signed for line in lines if (signed := _read(line, is_alone=len(lines) == 1)) is not None]
+            raw = b""
+        places = raw[:_PLACE_BYTES], raw[_PLACE_BYTES:]  # by where they are: a line's end may be lost too
+        told = [signed for place in places if (signed := _read(place, is_alone=not places[1])) is not None]
         if not told:
             raise Refused("store_failed", f"{self._path} cannot be read as the signer's record")
         return max(told, key=lambda signed: signed.attempts)
@@ -122,12 +123,13 @@ def _check(signed: Signed) -> str:
     return hashlib.sha256(f"{signed.attempts} {signed.tx_id} {signed.ttl_slot}".encode()).hexdigest()[:16]
 
 
-def _read(line: bytes, *, is_alone: bool) -> Signed | None:
-    """None for one that is half written, or empty. A file of one line was put there as a whole, by a rename."""
+def _read(place: bytes, *, is_alone: bool) -> Signed | None:
+    """None for one that is half written, or empty. One line alone without a check was put there as a whole."""
     try:
-        told = json.loads(line)
+        told = json.loads(place)
         signed = Signed(int(told["attempts"]), str(told["tx_id"]), int(told["ttl_slot"]))
-        return signed if is_alone or told["check"] == _check(signed) else None
+        is_whole = told["check"] == _check(signed) if "check" in told else is_alone
+        return signed if is_whole else None
     except (ValueError, KeyError, TypeError):
         return None
 

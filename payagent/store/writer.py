@@ -273,8 +273,8 @@ class Committer:
         """Bring what is logged into the ledger. An error is none of a commit's: the log stands, and grows."""
         try:
             self.conn.execute("PRAGMA wal_checkpoint(PASSIVE)")
-        except DatabaseError as error:
-            log.warning("ledger.log_grows", why=str(error))
+        except Exception as error:  # noqa: BLE001  SQLite's lack of memory is a MemoryError; the thread goes on
+            log.warning("ledger.log_grows", why=str(error) or type(error).__name__)
 
     def is_noted(self, attempt: int | None) -> bool:
         """Whether the signer's own record has the attempt of this number; where none is kept, all are."""

@@ -8,7 +8,7 @@ from agent_kit import ADA, Relay, World, with_terms
 
 from payagent.core.payment import State
 from payagent.core.problem import Refused
-from payagent.store import queries
+from payagent.store import alerts, queries
 
 NOBODY = "http://127.0.0.1:9/api/v0"
 """The discard port: nothing listens there."""
@@ -146,6 +146,72 @@ class TestParameters:
             await run.settle_down()
             assert run.state(row.id) is State.CONFIRMED
             assert run.agent.providers["first"] is not None
+
+    @pytest.mark.parametrize("fee", [43, 45])
+    async def test_what_one_told_that_is_long_gone_makes_nobody_odd(
+        self, world: World, first: Relay, second: Relay, fee: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Else after a change, which that one never tells, what was sent would be followed by nobody."""
+        monkeypatch.setattr("payagent.chain.panel.ABSENT_MS", 150_000)
+        world.fund(50 * ADA)
+        async with world.run(providers=both(first, second)) as run:
+            await run.look()
+            second.tell("/", 500, OVER_LIMIT)
+            first.tell("/tx/submit", 400, TOO_LITTLE)
+            row = await run.pay()
+            first.untell("/tx/submit")
+            first.tell(PARAMETERS, 200, told(first, PARAMETERS) | {"min_fee_a": fee})
+            await run.look()
+            await run.pass_time(11)
+            assert run.agent.providers["first"] is not None
+            await run.pass_time(9)
+            assert run.agent.providers["first"] is None
+            assert run.state(row.id) is State.CONFIRMED
+
+    async def test_where_all_ask_for_more_a_person_is_told_and_again_when_it_is_over(
+        self, world: World, first: Relay, second: Relay
+    ) -> None:
+        world.fund(50 * ADA)
+        for relay in (first, second):
+            relay.tell(PARAMETERS, 200, told(relay, PARAMETERS) | {"min_fee_a": 45})
+        async with world.run(providers=both(first, second)) as run:
+            await run.look()
+            told_of = alerts.after(run.agent.conn, 0)
+            assert {row.subject for row in told_of if row.kind == "provider_out"} == {
+                "provider:first",
+                "provider:second",
+            }
+            assert all("min_fee_a = 45" in row.facts["detail"] for row in told_of)
+            for relay in (first, second):
+                relay.untell(PARAMETERS)
+            await run.pass_time(7)
+            assert not alerts.raised(run.agent.conn, "provider_out")
+
+    @pytest.mark.parametrize("fee", [43, 45])
+    async def test_odd_parameters_make_no_other_network_ours(self, world: World, first: Relay, fee: int) -> None:
+        world.fund(50 * ADA, 50 * ADA)
+        first.tell(PARAMETERS, 200, told(first, PARAMETERS) | {"min_fee_a": fee})
+        async with world.run(providers={"first": first.url}) as run:
+            await run.look()
+            first.tell("/genesis", 200, told(first, "/genesis") | {"slot_length": 2})
+            world.clock.ahead_ms += 61_000
+            await run.look()
+            assert run.agent.senders == []
+            with pytest.raises(Refused, match="slots last 2 s"):
+                await run.agent.pay(world.ask())
+
+    async def test_a_network_is_looked_at_though_there_are_no_parameters_to_tell(
+        self, world: World, first: Relay
+    ) -> None:
+        world.fund(50 * ADA, 50 * ADA)
+        async with world.run(providers={"first": first.url}) as run:
+            await run.look()
+            first.tell(PARAMETERS, 404, NO_SUCH)
+            first.tell("/genesis", 200, told(first, "/genesis") | {"slot_length": 2})
+            world.clock.ahead_ms += 3_601_000
+            await run.look()
+            with pytest.raises(Refused, match="slots last 2 s"):
+                await run.agent.pay(world.ask())
 
     async def test_a_provider_that_has_none_to_tell_for_a_while_is_heard_still(
         self, world: World, first: Relay

@@ -1,5 +1,7 @@
 """The signer's own record: whatever tears a write, the one before or the one after is read, and nothing else."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -48,6 +50,35 @@ def test_a_write_that_is_torn_anywhere_leaves_the_one_before(path: Path, record:
     assert set(told) == {signed(last - 1), signed(last)}
 
 
+@pytest.mark.parametrize("call", ["pwrite", "fdatasync", "short pwrite"])
+@pytest.mark.parametrize("last", [2, 3])
+def test_a_write_that_fails_touches_one_place_alone_until_one_goes_through(
+    path: Path, record: SignerFile, last: int, call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(1, last):
+        record.write(signed(number))
+    before = path.read_bytes()
+    really = os.pwrite
+
+    def fails(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "no room")
+
+    def is_short(handle: int, data: bytes, at: int) -> int:
+        return really(handle, data[:50], at)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, call.split()[-1], is_short if call.startswith("short") else fails)
+        for _ in range(3):
+            with pytest.raises(OSError, match=r"no room|took a part"):
+                record.write(signed(last))
+            assert record.read() == signed(last - 1)
+            assert SignerFile(path).read() in (signed(last - 1), signed(last))
+    after = path.read_bytes()
+    assert sum(after[at : at + 4096] != before[at : at + 4096] for at in (0, 4096)) <= 1
+    record.write(signed(last))
+    assert SignerFile(path).read() == signed(last)
+
+
 def test_a_process_goes_on_where_another_left_off(path: Path) -> None:
     for number in range(1, 6):
         SignerFile(path).write(signed(number))
@@ -66,6 +97,32 @@ def test_what_was_put_in_its_place_is_written_to(path: Path, record: SignerFile,
     assert SignerFile(path).read() == signed(3)
 
 
+@pytest.mark.parametrize("size", [0, 100, 4096])
+@pytest.mark.parametrize("last", [4, 5])
+def test_a_file_that_is_cut_beneath_the_process_shows_what_is_written_next(
+    path: Path, record: SignerFile, size: int, last: int
+) -> None:
+    """What stood there is lost, and with it the line's end, by which the other one could be told from it."""
+    for number in range(1, last):
+        record.write(signed(number))
+    with path.open("r+b") as file:
+        file.truncate(size)
+    record.write(signed(last))
+    assert SignerFile(path).read() == signed(last)
+
+
+@pytest.mark.parametrize("last", [2, 3])
+@pytest.mark.parametrize("filling", [b"\0", b"\xff", b"\n", b"{"])
+def test_a_place_that_is_lost_leaves_the_other(path: Path, record: SignerFile, last: int, filling: bytes) -> None:
+    for number in range(1, last + 1):
+        record.write(signed(number))
+    written = path.read_bytes()
+    path.write_bytes(filling * 4096 + written[4096:])
+    assert SignerFile(path).read() == signed(2)
+    path.write_bytes(written[:4096] + filling * 4096)
+    assert SignerFile(path).read() == signed(3 if last == 3 else 1)
+
+
 def test_a_record_of_one_line_is_read(path: Path) -> None:
     path.write_text(f'{{"attempts": 7, "tx_id": "{"07" * 32}", "ttl_slot": 1007}}\n')
     assert SignerFile(path).read() == signed(7)
@@ -76,6 +133,15 @@ def test_what_nobody_of_ours_wrote_is_refused(path: Path, data: bytes) -> None:
     path.write_bytes(data)
     with pytest.raises(Refused, match="cannot be read as the signer's record"):
         SignerFile(path).read()
+
+
+def test_a_record_of_one_line_that_is_put_in_its_place_is_outdone(path: Path, record: SignerFile) -> None:
+    """By a copy into the very file, whose number stays."""
+    for number in range(1, 4):
+        record.write(signed(number))
+    path.write_text(f'{{"attempts": 1, "tx_id": "{"01" * 32}", "ttl_slot": 1001}}\n')
+    record.write(signed(4))
+    assert SignerFile(path).read() == signed(4)
 
 
 def test_a_line_that_was_changed_by_hand_does_not_count(path: Path, record: SignerFile) -> None:

@@ -14,7 +14,7 @@ from payagent.core.problem import Refused
 from payagent.store import queries
 from payagent.store.schema import missing_guards
 from payagent.store.signer import Signed, lacks
-from payagent.store.writer import Ownership, Readers, Unit, Writer, require_ledger
+from payagent.store.writer import Committer, Ownership, Readers, Unit, Writer, require_ledger
 
 Job = Callable[[Unit], object]
 
@@ -464,3 +464,20 @@ async def test_a_start_notes_what_the_last_one_had_no_time_for_and_forgets_nothi
     await writer.run("put", put("second"))
     assert record.last == Signed(1, "cc", 9)
     writer.close()
+
+
+@pytest.mark.parametrize(
+    "error", [sqlite3.OperationalError("disk I/O error"), MemoryError(), sqlite3.InterfaceError()]
+)
+def test_whatever_keeps_the_log_from_being_tidied_ends_no_thread(
+    path: Path, error: Exception, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Failing:
+        def execute(self, _sql: str) -> None:
+            raise error
+
+    committer = Committer(path)
+    conn, committer.conn = committer.conn, Failing()  # type: ignore[assignment]
+    committer.tidy()
+    assert "ledger.log_grows" in capsys.readouterr().out
+    conn.close()
