@@ -446,7 +446,11 @@ class Panel:
             return _unread("parameters", parameters)
         member.genesis = None
         if isinstance(parameters, Found):
-            member.odd = self._weigh(parameters.value)
+            odd = self._weigh(parameters.value)
+            if odd is not None and member.odd is None:  # the others may tell them too by now
+                for other in self._members:
+                    other.checked = Span()
+            member.odd = odd
         member.is_foreign, member.is_vetted = False, True
         is_as_ever = isinstance(parameters, Found) and member.odd is None
         member.checked = Span(now_ms, now_ms + (CHECK_EVERY_MS if is_as_ever else ODD_EVERY_MS))

@@ -213,6 +213,21 @@ class TestParameters:
             with pytest.raises(Refused, match="slots last 2 s"):
                 await run.agent.pay(world.ask())
 
+    async def test_where_one_tells_other_parameters_the_rest_are_asked_too(
+        self, world: World, first: Relay, second: Relay
+    ) -> None:
+        """At an epoch's change: else the one that was asked first is not heard for most of an hour."""
+        world.fund(50 * ADA)
+        async with world.run(providers=both(first, second)) as run:
+            await run.look()
+            for relay in (first, second):
+                relay.tell(PARAMETERS, 200, told(relay, PARAMETERS) | {"min_fee_a": 43})
+            first.tell("/tx/submit", 400, TOO_LITTLE)
+            await run.pay()
+            first.untell("/tx/submit")
+            await run.settle_down(2)
+            assert dict(run.agent.providers) == {"first": None, "second": None}
+
     async def test_a_provider_that_has_none_to_tell_for_a_while_is_heard_still(
         self, world: World, first: Relay
     ) -> None:
