@@ -327,7 +327,7 @@ class SimSource:
 
 
 def _json(status: int, body: object) -> RawAnswer:
-    return RawAnswer(status, json.dumps(body).encode(), "application/json")
+    return RawAnswer(status, json.dumps(body).encode())
 
 
 def _problem(name: str) -> RawAnswer:

@@ -171,7 +171,7 @@ def provider(data: bytes, classify: Callable[[RawAnswer, str], SubmitAnswer] = c
     call, how, body = data[:1] or b"\0", data[1:2] or b"\0", data[2:]
     status = PROVIDER_STATUSES[how[0] % len(PROVIDER_STATUSES)]
     error = list(TransportError)[call[0] % 16 - 10] if call[0] % 16 > 9 else None
-    answer = RawAnswer(status, body, "application/json", body[:9].decode("latin-1"), error)
+    answer = RawAnswer(status, body, body[:9].decode("latin-1"), error)
     read = blockfrost._understood(answer, PARSERS[call[0] // 16 % len(PARSERS)])
     if isinstance(read, Found):
         holds(status == 200 and error is None, read)
