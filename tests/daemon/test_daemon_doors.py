@@ -97,9 +97,11 @@ def announced(
 
 
 def stop(process: "subprocess.Popen[str]") -> tuple[int, str]:
+    """What it ended with, and what it has said since it announced itself."""
     process.send_signal(signal.SIGTERM)
-    _, talk = process.communicate(timeout=30)
-    return process.returncode, talk
+    assert process.stderr is not None
+    talk = process.stderr.read()  # not communicate(), which misses what was read ahead with the announcement
+    return process.wait(30), talk
 
 
 def log_of_a_run(folder: Path, preexec_fn: Callable[[], None] | None = None) -> list[str]:
