@@ -100,7 +100,8 @@ def stop(process: "subprocess.Popen[str]") -> tuple[int, str]:
     """What it ended with, and what it has said since it announced itself."""
     process.send_signal(signal.SIGTERM)
     assert process.stderr is not None
-    talk = process.stderr.read()  # not communicate(), which misses what was read ahead with the announcement
+    with process.stderr as said:
+        talk = said.read()  # not communicate(), which misses what was read ahead with the announcement
     return process.wait(30), talk
 
 
