@@ -57,7 +57,7 @@ from payagent.core.problem import Refused
 T = TypeVar("T")
 
 _THREADS = 8
-_MAX_ANSWER_BYTES = 16 * 1024 * 1024  # 100 outputs full of assets with short names are 13.7 MB of JSON
+_MAX_ANSWER_BYTES = 16 * 1024 * 1024  # 100 outputs full of assets with short names are 12 MB of JSON
 _CHUNK_BYTES = 64 * 1024
 _HEADERS = {"Accept": "application/json", "Accept-Encoding": "identity"}
 """Uncompressed, so that the bound on an answer bounds memory too."""
@@ -675,14 +675,15 @@ def _parse_utxo(row: Any, address: str) -> ChainUtxo:
         if unit in amounts or (unit != LOVELACE and not _UNIT.fullmatch(unit)):
             raise ValueError("an amount of no known unit")
         amounts[unit] = _quantity(entry["quantity"], unit)
-    block = row.get("block") or None  # Dolos says "" of one that is older than what it keeps
+    block = row.get("block")
+    is_in_no_block = block is None or block == ""  # Dolos says "" of one that is older than what it keeps
     return ChainUtxo(
         tx_id=_text_hash(row["tx_hash"]),
         index=parse_count(row["output_index"], "output_index"),
         address=address,
         lovelace=amounts.pop(LOVELACE),
         assets={unit: units for unit, units in amounts.items() if units <= MAX_UNITS},
-        block_hash=None if block is None else _text_hash(block),
+        block_hash=None if is_in_no_block else _text_hash(block),
         has_datum=row.get("data_hash") is not None or row.get("inline_datum") is not None,
         has_script=row.get("reference_script_hash") is not None,
         unreadable=any(units > MAX_UNITS for units in amounts.values()),

@@ -174,6 +174,9 @@ BAD_ROWS: dict[str, dict[str, Any]] = {
     "short tx hash": utxo_row(tx_hash="ab"),
     "no index": {k: v for k, v in utxo_row().items() if k != "output_index"},
     "amount is text": utxo_row(amount="lovelace"),
+    "block is a number": utxo_row(block=0),
+    "block is a flag": utxo_row(block=False),
+    "block is a list": utxo_row(block=[]),
     "an output listed before": utxo_row(7),
     "more than exists together": utxo_row(amount=[{"unit": "lovelace", "quantity": "45000000000000000"}]),
 }
