@@ -143,7 +143,7 @@ class InlineWriter:
         if self._task is None:
             self._task = self._life.spawn(self._flush())
         await asyncio.shield(done)
-        result: T = entry.future.result()
+        result: T = entry.outcome()
         return result
 
     def is_noted(self, attempt: int | None) -> bool:
@@ -268,8 +268,7 @@ class Life:
                 host.story.violate("I6", "a daemon commits to a ledger that another one has taken over")
             host.committed(self._committer.conn, synced=host.disk.committed())
         for job in jobs:
-            raised = job.future.exception()
-            if self._dies_in is None and isinstance(raised, Refused) and raised.code == "store_failed":
+            if self._dies_in is None and isinstance(job.raised, Refused) and job.raised.code == "store_failed":
                 host.story.reach(f"no room or no disk at {job.name}")
         if self._dies_in is not None:
             host.story.reach(f"a death {self._dies_in}")

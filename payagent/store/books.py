@@ -121,7 +121,7 @@ class Case(NamedTuple):
 
 
 class Seal(NamedTuple):
-    """The seal of what one job added (store.seals). There are several of each payment."""
+    """The seal of what one commit added (store.seals). There are several of each payment."""
 
     seq: int
     what: str

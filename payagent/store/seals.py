@@ -1,4 +1,4 @@
-"""Seals: what each job added to the tables of record, under one hash, each over the seal before.
+"""Seals: what each commit added to the tables of record, under one hash, each over the seal before.
 
 So the number and hash of the newest seal, the head, stand for every row up to it. Of a row that may change in
 part, what never changes is sealed; the rest follows from the events, which are sealed whole. A row's text is the
@@ -67,10 +67,10 @@ def last_seal(conn: sqlite3.Connection) -> tuple[int, str]:
 
 
 class Sealer:
-    """The last step of every job: seals what it added.
+    """The last step of every commit: seals what its jobs added.
 
-    The last rows' numbers are read anew, unless `keep` said after a job that what it left stands, and nobody else
-    has written since: what another connection adds is not sealed. Of a job that was undone nothing is kept.
+    The last rows' numbers are read anew, unless `keep` said after a commit that what it left stands, and nobody
+    else has written since: what another connection adds is not sealed.
     """
 
     def __init__(self, conn: sqlite3.Connection) -> None:
@@ -97,12 +97,8 @@ class Sealer:
         return rows
 
     def keep(self, rows: tuple[int, ...]) -> None:
-        """The job that left these last rows, and began with `last_rows`, was not undone."""
+        """The commit that left these last rows, and began with `last_rows`, took place."""
         self._kept = (self._version, rows)
-
-    def forget(self) -> None:
-        """The commit did not take place."""
-        self._kept = None
 
     def seal(self, after: tuple[int, ...]) -> tuple[int, ...]:
         """Seal the rows above these numbers, if there are any; the numbers of the last rows then."""

@@ -2,25 +2,25 @@
 
 A job is a function of a `Unit` (the open transaction). Each runs in a savepoint, so that one that raises
 leaves no trace and does not touch its neighbours; when the commit itself fails, none of them happened.
-What a job adds to the tables of record is sealed in its savepoint (store.seals).
+What they add together to the tables of record is sealed in that commit (store.seals).
 With an `Ownership`, a batch is committed only while no other daemon has opened the ledger since, and a batch that
 added an attempt is answered only once the signer's own record has it (store.signer).
-What a job changes in memory beside the database it must register with `unit.undo`. Whatever is raised, every
-future ends and the thread goes on.
+What a job changes in memory beside the database it must register with `unit.undo`. Whatever is raised, everybody
+who waits is told and the thread goes on.
 
 May import: core, sqlite3, sqlite-utils, structlog. Never: runs a job twice, or answers before the commit is
 durable.
 """
 
+import asyncio
 import os
 import queue
 import sqlite3
 import threading
-from asyncio import wrap_future
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import mkstemp
 from typing import Any, BinaryIO, TypeVar
@@ -87,14 +87,24 @@ class Unit:
 
 @dataclass(slots=True)
 class Job:
-    """A job that waits for its commit, and what came of running it: its result, or what it raised."""
+    """A job that waits for its commit, and what came of it: its result, or what it or the commit raised."""
 
     name: str
     run: Callable[[Unit], Any]
     unit: Unit
-    future: Future[Any] = field(default_factory=Future)
     result: Any = None
-    raised: Exception | None = None
+    raised: BaseException | None = None
+
+    def outcome(self) -> Any:
+        """The result; once the commit was made, and not before."""
+        if self.raised is not None:
+            raise self.raised
+        return self.result
+
+
+_Awaited = asyncio.Future[Any]
+_Waiting = tuple[Job, Future[Any] | _Awaited]
+"""A job, and what its caller waits for: from a thread, or on an event loop."""
 
 
 def failure(error: DatabaseError) -> Refused | None:
@@ -239,19 +249,22 @@ class Committer:
         self.commits = 0
 
     def commit(self, jobs: list[Job]) -> None:
-        """Run the jobs and end their futures, whatever is raised."""
+        """Run the jobs and leave in each what came of it, whatever is raised."""
         try:
             self._note_signed()
             self.conn.execute("BEGIN IMMEDIATE")
             self._require_ours()
+            before = self._sealer.last_rows()
             for job in jobs:
                 self._run_one(job)
+            last = self._sealer.seal(before)
             for job in jobs:
                 self._checkpoint(f"before {job.name}")
             self.conn.execute("COMMIT")
         except BaseException as error:  # noqa: BLE001  a thread that ends here would leave its callers waiting
             self._fail(jobs, error)
             return
+        self._sealer.keep(last)
         self.commits += 1
         # the commit is durable: nothing that a checkpoint raises makes it an error to those who wait for it
         with suppress(BaseException):
@@ -261,13 +274,7 @@ class Committer:
             self._note_signed()
         except Exception as error:  # noqa: BLE001  what is durable stays so, and leaves only once it is noted
             for job in jobs:
-                job.future.set_exception(error)
-            return
-        for job in jobs:
-            if job.raised is None:
-                job.future.set_result(job.result)
-            else:
-                job.future.set_exception(job.raised)
+                job.raised = error
 
     def tidy(self) -> None:
         """Bring what is logged into the ledger. An error is none of a commit's: the log stands, and grows."""
@@ -317,25 +324,19 @@ class Committer:
             raise Refused("lease_lost", "another daemon has opened this ledger since: this one writes no more")
 
     def _run_one(self, job: Job) -> None:
-        last = None
         self.conn.execute("SAVEPOINT job")
         try:
-            before = self._sealer.last_rows()
             job.result = job.run(job.unit)
-            last = self._sealer.seal(before)
         except Exception as error:
             if not self.conn.in_transaction:
                 raise  # a full or failing disk made SQLite give up the whole batch
-            job.raised = (failure(error) if isinstance(error, DatabaseError) else None) or error
+            job.raised = _told_as(error)
             job.unit.roll_back_memory()
             self.conn.execute("ROLLBACK TO job")
         self.conn.execute("RELEASE job")
-        if last is not None:
-            self._sealer.keep(last)
 
     def _fail(self, jobs: list[Job], error: BaseException) -> None:
         """Nothing of the batch happened: undo what it did in memory, newest first, and tell every caller."""
-        self._sealer.forget()
         problems = [error]
         for undo in (*(job.unit.roll_back_memory for job in reversed(jobs)), self.conn.rollback):
             try:
@@ -347,7 +348,7 @@ class Committer:
         if isinstance(error, Refused) and len(problems) == 1:
             refused = error
         for job in jobs:
-            job.future.set_exception(refused)
+            job.raised = refused
 
 
 class Writer:
@@ -357,7 +358,7 @@ class Writer:
         self, path: Path, *, checkpoint: Checkpoint = lambda _name: None, own: Ownership | None = None
     ) -> None:
         self._committer = Committer(path, checkpoint=checkpoint, own=own)
-        self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._closed = False
         self._tidied_at = 0
         self._thread = threading.Thread(target=self._loop, name="ledger-writer", daemon=True)
@@ -373,17 +374,21 @@ class Writer:
 
         `name` is the commit point, for checkpoints.
         """
-        if self._closed:
-            raise Refused("store_failed", "the ledger is closed")
-        entry = Job(name, job, Unit(self._committer.conn))
-        # before it is queued: the writer's thread may be done with it at once
-        entry.future.set_running_or_notify_cancel()
-        self._queue.put(entry)
-        return entry.future
+        waiting: Future[T] = Future()
+        waiting.set_running_or_notify_cancel()
+        self._put(name, job, waiting)
+        return waiting
 
     async def run(self, name: str, job: Callable[[Unit], T]) -> T:
         """As `submit`, awaited. A caller that is cancelled does not cancel the job."""
-        return await wrap_future(self.submit(name, job))
+        waiting: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._put(name, job, waiting)
+        return await waiting
+
+    def _put(self, name: str, job: Callable[[Unit], T], waiting: "Future[T] | asyncio.Future[T]") -> None:
+        if self._closed:
+            raise Refused("store_failed", "the ledger is closed")
+        self._queue.put((Job(name, job, Unit(self._committer.conn)), waiting))
 
     def is_noted(self, attempt: int | None) -> bool:
         """Whether the attempt of this number may be shown: the signer's own record has it."""
@@ -399,26 +404,27 @@ class Writer:
 
     def _loop(self) -> None:
         while True:
-            jobs, last = self._next_batch()
-            if jobs:
-                self._committer.commit(jobs)
-            if last:
+            batch, is_last = self._next_batch()
+            if batch:
+                self._committer.commit([job for job, _ in batch])
+                _tell(batch)
+            if is_last:
                 return
 
-    def _next_batch(self) -> tuple[list[Job], bool]:
-        jobs: list[Job] = []
+    def _next_batch(self) -> tuple[list[_Waiting], bool]:
+        batch: list[_Waiting] = []
         entry = self._next()
         while entry is not None:
-            jobs.append(entry)
-            if len(jobs) == BATCH_MAX:
-                return jobs, False
+            batch.append(entry)
+            if len(batch) == BATCH_MAX:
+                return batch, False
             try:
                 entry = self._queue.get_nowait()
             except queue.Empty:
-                return jobs, False
-        return jobs, True
+                return batch, False
+        return batch, True
 
-    def _next(self) -> Job | None:
+    def _next(self) -> _Waiting | None:
         """Wait for a job; the log is tidied up in a quiet moment, so that hardly a job has to wait for that."""
         if self.commits - self._tidied_at >= QUIET_COMMITS:
             with suppress(queue.Empty):
@@ -426,6 +432,39 @@ class Writer:
             self._committer.tidy()
             self._tidied_at = self.commits
         return self._queue.get()
+
+
+def _told_as(error: Exception) -> Exception:
+    """What a job raised, as those learn of it who wait. A `StopIteration` is nothing that a task can wait for."""
+    if isinstance(error, StopIteration):
+        return RuntimeError(f"a job raised {error!r}")
+    return (failure(error) if isinstance(error, DatabaseError) else None) or error
+
+
+def _tell(batch: list[_Waiting]) -> None:
+    """Each what came of its job; those of one event loop together, since each waking of it costs."""
+    on_loops: dict[asyncio.AbstractEventLoop, list[tuple[Job, _Awaited]]] = {}
+    for job, waiting in batch:
+        if isinstance(waiting, Future):
+            _end(job, waiting)
+        else:
+            on_loops.setdefault(waiting.get_loop(), []).append((job, waiting))
+    for loop, told in on_loops.items():
+        with suppress(RuntimeError):  # it is closed, and nobody waits on it any more
+            loop.call_soon_threadsafe(_end_each, told)
+
+
+def _end_each(told: list[tuple[Job, _Awaited]]) -> None:
+    for job, waiting in told:
+        if not waiting.done():
+            _end(job, waiting)
+
+
+def _end(job: Job, waiting: Future[Any] | _Awaited) -> None:
+    if job.raised is None:
+        waiting.set_result(job.result)
+    else:
+        waiting.set_exception(job.raised)
 
 
 class Readers:

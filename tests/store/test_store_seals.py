@@ -1,4 +1,4 @@
-"""Seals: each job's new rows under one hash, which follows from the rows and the seal before, as documented."""
+"""Seals: each commit's new rows under one hash, which follows from the rows and the seal before, as documented."""
 
 import hashlib
 import json
@@ -10,12 +10,14 @@ from zlib import crc32
 
 import pytest
 
+from payagent.audit.finding import Finding
+from payagent.audit.sealed import check_seals
 from payagent.core.problem import Refused
 from payagent.store import apps, books, records
 from payagent.store.apps import AppRow
 from payagent.store.schema import GENESIS
 from payagent.store.seals import Sealer
-from payagent.store.writer import Committer, Job, Readers, Unit, Writer
+from payagent.store.writer import Committer, Job, Readers, Unit, Writer, open_read_only
 
 
 @pytest.fixture
@@ -73,7 +75,7 @@ def test_what_another_connection_adds_is_not_sealed(path: Path) -> None:
     assert [what for _, what, *_ in seals(path)] == [{"meta": [n, n]} for n in (1, 3, 5)]
 
 
-def test_jobs_of_one_commit_are_each_sealed_with_what_is_their_own(path: Path) -> None:
+def test_jobs_of_one_commit_are_sealed_together_without_what_was_undone(path: Path) -> None:
     def refuse(unit: Unit) -> None:
         records.put_meta(unit, "undone", "x")
         raise Refused("not_found", "on purpose")
@@ -84,8 +86,10 @@ def test_jobs_of_one_commit_are_each_sealed_with_what_is_their_own(path: Path) -
     jobs.insert(2, Job("refused", refuse, Unit(committer.conn)))
     committer.commit(jobs[:4])
     committer.commit(jobs[4:])
+    with closing(open_read_only(path)) as conn:
+        assert not [one for one in check_seals(conn, None) if isinstance(one, Finding)]
     committer.close()
-    assert [what for _, what, *_ in seals(path)] == [{"meta": [n, n]} for n in (1, 2, 3, 4)]
+    assert [what for _, what, *_ in seals(path)] == [{"meta": [1, 3]}, {"meta": [4, 4]}]
 
 
 def test_only_what_took_place_is_sealed(path: Path) -> None:

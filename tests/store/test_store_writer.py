@@ -278,6 +278,59 @@ async def test_a_caller_that_is_cancelled_still_writes_once(path: Path) -> None:
     assert keys(path) == ["once"]
 
 
+async def test_each_caller_of_one_commit_is_told_what_its_own_job_did(path: Path) -> None:
+    started, let_go = threading.Event(), threading.Event()
+
+    def wait(_unit: Unit) -> None:
+        started.set()
+        let_go.wait(10)
+
+    def refuse(_unit: Unit) -> None:
+        raise Refused("not_found", "on purpose")
+
+    def run_out(_unit: Unit) -> None:
+        next(iter(()))
+
+    writer = Writer(path)
+    first = asyncio.create_task(writer.run("wait", wait))
+    await asyncio.to_thread(started.wait, 10)
+    jobs = (taking([], "a"), refuse, run_out, put("given up"), taking([], "b"))
+    tasks = [asyncio.create_task(writer.run("job", job)) for job in jobs]
+    await asyncio.sleep(0)
+    tasks[3].cancel()
+    let_go.set()
+    told = await asyncio.wait_for(asyncio.gather(first, *tasks, return_exceptions=True), 10)
+    writer.close()
+    assert [type(one).__name__ for one in told[2:5]] == ["Refused", "RuntimeError", "CancelledError"]
+    assert [told[1], told[5]] == ["a", "b"]
+    assert (keys(path), writer.commits) == (["a", "b", "given up"], 2)
+
+
+def test_a_caller_whose_loop_is_gone_keeps_nobody_else_waiting(path: Path) -> None:
+    started, let_go = threading.Event(), threading.Event()
+
+    def wait(_unit: Unit) -> None:
+        started.set()
+        let_go.wait(10)
+
+    async def begin_and_go() -> None:
+        task = asyncio.create_task(writer.run("gone", put("gone")))
+        await asyncio.sleep(0)
+        task.cancel()
+
+    writer = Writer(path)
+    first = writer.submit("wait", wait)
+    assert started.wait(10)
+    asyncio.run(begin_and_go())
+    other = writer.submit("other", put("other"))
+    let_go.set()
+    first.result(10)
+    other.result(10)
+    assert writer.submit("after", put("after")).result(10)
+    writer.close()
+    assert keys(path) == ["after", "gone", "other"]
+
+
 def test_a_queued_job_cannot_be_taken_back(path: Path) -> None:
     writer = Writer(path)
     future = writer.submit("put", put("k"))
