@@ -7,14 +7,17 @@ and watched meanwhile, as it is with a user.
 import asyncio
 import json
 import sqlite3
-from collections.abc import Callable, Sequence
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
 from benchmarks.clients import Answer, Call, Json, at_once, in_turn
 from benchmarks.measure import Spread, memory_mb, times_ms
-from benchmarks.results import Bars, Bound, Options, Part, Plot, Table
-from benchmarks.stage import Stage, stage, until
+from benchmarks.results import Bars, Bound, Options, Part, Plot, Ratio, Table
+from benchmarks.stage import ROOT, Stage, free_port, is_open, process, stage, until
 from benchmarks.wallets import SIGNER
 from payagent.store.signer import Signed, SignerFile
 
@@ -32,7 +35,18 @@ One payment: the 402 of the devnet's merchant (T Backend, 2 shares) is posted to
 when the signed attempt is durable (two commits with `synchronous=FULL`, and the signer's record). Devnet, daemon,
 signer and clients are processes of this machine. A free coin is there for every payment. Payments one after the
 other come {PAUSE_S} s apart; what was paid before is watched meanwhile.
+
+The bare prototype (`benchmarks/bare.py`) gets the same calls in the same run. It signs and makes durable, and does
+nothing else; so it says how fast this machine is, and what rules, books, the signer's process and the chain cost.
 """
+
+BARE = "the bare prototype"
+BARE_RATIO = 500 / 1_450
+"""Of its payments with 64 clients: so many were wanted where it made so many."""
+
+
+Measured = tuple[float, Spread]
+"""How many a second, and how long each took."""
 
 
 def measure(options: Options) -> Part:
@@ -44,16 +58,18 @@ def measure(options: Options) -> Part:
         _alone(part, up, payments(up, "alone", alone))
     with stage([COIN_LOVELACE] * each, devnet_options=BLOCKS) as up:
         _warm(up)
-        lines: dict[str, list[tuple[float, float]]] = {"payments": [], "replays": []}
+        lines: dict[str, list[tuple[float, float]]] = {}
         rows: list[tuple[str | float | int | None, ...]] = []
         for clients in many:
             settled(up)
             calls = payments(up, f"of {clients}", each)
-            new, again = (_many(up, calls, clients, status) for status in (201, 200))
-            for name, (rate, spread) in (("payments", new), ("replays", again)):
-                lines[name].append((clients, rate))
+            least = _of_the_bare(up, calls, clients)
+            new, again = (_many(up.api, calls, clients, status) for status in (201, 200))
+            for name, (rate, spread) in (("payments", new), ("replays", again), (BARE, least)):
+                lines.setdefault(name, []).append((clients, rate))
                 rows.append((name, clients, round(rate), spread.median, spread.p99))
-            _bound(part, clients, new, again)
+            part.ratios.append(Ratio(f"durable payments, {clients} clients", BARE, new[0] / least[0]))
+            _bound(part, clients, new, again, least)
         part.tables.append(Table("Clients at once", ("what", "clients", "a second", "ms median", "ms p99"), rows))
         part.plots.append(Plot("paying", "Payments a second by clients", "clients", "a second", lines))
         rest = memory_mb(up.pid, "VmHWM")
@@ -89,6 +105,11 @@ def _alone(part: Part, up: Stage, calls: Sequence[Call]) -> None:
     answers = asyncio.run(in_turn(up.api, calls, PAUSE_S))
     require(answers, 201)
     spread = Spread.of([answer.ms for answer in answers])
+    with bare() as url:
+        least = asyncio.run(in_turn(url, calls, PAUSE_S))
+    require(least, 201)
+    bare_spread = Spread.of([answer.ms for answer in least])
+    part.ratios.append(Ratio("one payment on an idle daemon, median", BARE, bare_spread.median / spread.median))
     again = asyncio.run(in_turn(up.api, calls))
     require(again, 200)
     replay = Spread.of([answer.ms for answer in again])
@@ -97,6 +118,7 @@ def _alone(part: Part, up: Stage, calls: Sequence[Call]) -> None:
     rows: list[tuple[str | float | int | None, ...]] = [
         ("a payment", spread.median, spread.p10, spread.p90, spread.p99),
         ("the same again", replay.median, replay.p10, replay.p90, replay.p99),
+        (BARE, bare_spread.median, bare_spread.p10, bare_spread.p90, bare_spread.p99),
     ]
     stages = _stages(up.log, first, answers)
     rows += [(f"of it: {name}", one.median, one.p10, one.p90, one.p99) for name, one in stages.items()]
@@ -163,16 +185,37 @@ def _noter(folder: Path) -> Callable[[], object]:
     return lambda: record.write(signed)
 
 
-def _many(up: Stage, calls: Sequence[Call], clients: int, status: int) -> tuple[float, Spread]:
-    answers, took_s = asyncio.run(at_once(up.api, calls, clients))
+@contextmanager
+def bare() -> Iterator[str]:
+    """Where the bare prototype listens."""
+    port = free_port()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        process([sys.executable, "-m", "benchmarks.bare", str(port), folder], cwd=ROOT),
+    ):
+        until(lambda: is_open(port), "the bare prototype listens")
+        yield f"http://127.0.0.1:{port}"
+
+
+def _of_the_bare(up: Stage, calls: Sequence[Call], clients: int) -> Measured:
+    """The same calls; after some of a first one, as the daemon had too."""
+    with bare() as url:
+        _many(url, payments(up, f"warm of {clients}", 100), clients, 201)
+        return _many(url, calls, clients, 201)
+
+
+def _many(url: str, calls: Sequence[Call], clients: int, status: int) -> Measured:
+    answers, took_s = asyncio.run(at_once(url, calls, clients))
     require(answers, status)
     return len(answers) / took_s, Spread.of([answer.ms for answer in answers])
 
 
-def _bound(part: Part, clients: int, new: tuple[float, Spread], again: tuple[float, Spread]) -> None:
+def _bound(part: Part, clients: int, new: Measured, again: Measured, least: Measured) -> None:
     if clients == 64:
         part.bounds.append(Bound("durable payments, 64 clients", round(new[0]), 500, "a second", at_least=True))
-        part.bounds.append(Bound("the same, p99", round(new[1].p99), 200, "ms"))
+        times, wanted = round(new[0] / least[0], 2), round(BARE_RATIO, 2)
+        part.bounds.append(Bound(f"the same, of what {BARE} makes", times, wanted, "times", at_least=True))
+        part.bounds.append(Bound("durable payments, 64 clients, p99", round(new[1].p99), 200, "ms"))
         part.bounds.append(Bound("replays, 64 clients", round(again[0]), 1500, "a second", at_least=True))
 
 

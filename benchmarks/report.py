@@ -50,7 +50,7 @@ def about_the_run() -> Json:
 def as_summary(told: Json) -> str:
     """For a terminal: the ratios, then the bounds."""
     lines = ["How many times more another one takes:"]
-    lines += [f"  {one['times']:>9.1f}x  {one['other']}: {one['name']}" for one in _all(told, "ratios")]
+    lines += [f"  {_figure(one['times']):>9}x  {one['other']}: {one['name']}" for one in _all(told, "ratios")]
     lines += ["", "What must hold:"]
     for bound in _all(told, "bounds"):
         lines.append(f"  {_verdict(bound):<4} {bound['name']}: {_figure(bound['seen'])} {_most(bound)}")
