@@ -798,8 +798,9 @@ class Agent:
 
     async def _leave_parents(self, tx_id: str) -> None:
         """First the bytes without which these are refused: again, unless nothing says that they are not there."""
-        is_again = queries.submissions(self.conn, tx_id)[0] > 0
-        for parent_tx in queries.pending_parents(self.conn, tx_id):
+        parents = queries.pending_parents(self.conn, tx_id)
+        is_again = bool(parents) and queries.submissions(self.conn, tx_id)[0] > 0
+        for parent_tx in parents:
             parent = queries.payment_of_attempt(self.conn, parent_tx)
             if parent is None or parent.tx_id != parent_tx:
                 continue

@@ -28,7 +28,7 @@ class Pause:
 def standing(conn: sqlite3.Connection) -> Pause | None:
     """The pause that nobody has lifted yet."""
     seq, detail, at_ms = last_of_wallet(conn, _PAUSED)
-    if seq <= last_of_wallet(conn, _RESUMED)[0]:
+    if seq == 0 or seq <= last_of_wallet(conn, _RESUMED)[0]:
         return None
     told = json.loads(detail)
     return Pause(at_ms, told["by"], told["reason"])

@@ -12,7 +12,7 @@ from payagent.core.ledger import Entry
 from payagent.core.money import LOVELACE
 from payagent.core.payment import Delivery, Event, State, move
 from payagent.store import spending, uses
-from payagent.store.halves import ADD_HALVES, halves
+from payagent.store.halves import add_halves, halves
 from payagent.store.onchain import ForeignRow
 from payagent.store.queries import (
     AttemptKind,
@@ -277,9 +277,6 @@ def _whose(unit: Unit, payment_id: str) -> tuple[str, str, int | None]:
     return app, origin, pool
 
 
-_ADD_TO_BALANCE = f"INSERT INTO balances(account, asset, high, low) VALUES (?, ?, ?, ?) {ADD_HALVES}"  # noqa: S608
-
-
 def write_entry(
     unit: Unit,
     entry: Entry,
@@ -295,7 +292,8 @@ def write_entry(
         "INSERT INTO postings(entry, account, asset, units) VALUES (?, ?, ?, ?)",
         [(entry_id, p.account, p.asset, p.units) for p in entry.postings],
     )
-    unit.conn.executemany(_ADD_TO_BALANCE, [(p.account, p.asset, *halves(p.units)) for p in entry.postings])
+    changed = [(p.account, p.asset, *halves(p.units)) for p in entry.postings]
+    add_halves(unit.conn, "balances(account, asset, high, low)", changed)
     unit.conn.execute(
         "INSERT INTO journal(id, kind, payment_id, pool, ref, at_ms) VALUES (?, ?, ?, ?, ?, ?)",
         (entry_id, entry.kind, payment_id, pool, ref, now_ms),

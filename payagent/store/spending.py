@@ -21,7 +21,7 @@ import sqlite3
 from collections.abc import Iterable, Mapping
 
 from payagent.core.policy import ANY, SPAN_MS, Limit, Scope, Span, Window, counts_from_ms, scopes_of
-from payagent.store.halves import ADD_HALVES, halves, whole
+from payagent.store.halves import add_halves, halves, whole
 from payagent.store.writer import Unit
 
 SPANS_MS = (*sorted(set(SPAN_MS.values())), 0)
@@ -30,10 +30,7 @@ SPANS_MS = (*sorted(set(SPAN_MS.values())), 0)
 OPEN_MS = max(SPANS_MS) << 30
 """When what is held for an open payment counts as spent: later than any time of the clock."""
 
-_ADD = f"""
-INSERT INTO spent(app, merchant, asset, span_ms, start_ms, what, high, low) VALUES (?, ?, ?, ?, ?, ?, ?, ?)
-{ADD_HALVES}
-"""  # noqa: S608  words of ours
+_SPENT = "spent(app, merchant, asset, span_ms, start_ms, what, high, low)"
 _SUM = "SELECT COALESCE(SUM(high), 0), COALESCE(SUM(low), 0) FROM spent"
 _LIMIT = "SELECT app, merchant, asset, kind, most_units FROM limits"
 _OF = "WHERE app = ? AND merchant = ? AND asset = ? AND span_ms = ? AND start_ms >= ?"
@@ -59,16 +56,14 @@ def count_use(unit: Unit, app: str, merchant: str, units: Mapping[str, int], at_
 
 
 def _count(unit: Unit, scopes: Iterable[Scope], what: str, units: Mapping[str, int], at_ms: int) -> None:
-    unit.conn.executemany(
-        _ADD,
-        [
-            (*scope, asset, span_ms, at_ms // span_ms * span_ms if span_ms else 0, what, *halves(n))
-            for scope in scopes
-            for asset, n in units.items()
-            if n
-            for span_ms in SPANS_MS
-        ],
-    )
+    rows = [
+        (*scope, asset, span_ms, at_ms // span_ms * span_ms if span_ms else 0, what, *halves(n))
+        for scope in scopes
+        for asset, n in units.items()
+        if n
+        for span_ms in SPANS_MS
+    ]
+    add_halves(unit.conn, _SPENT, rows)
 
 
 def counted(conn: sqlite3.Connection, limit: Limit, clock_ms: int) -> int:
