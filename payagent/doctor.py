@@ -53,6 +53,9 @@ from payagent.store.writer import Readers, require_ledger
 from payagent.wallet.keystore import read_header
 from payagent.webhook import signing_key
 
+ROOM_MIN = 4 * 1024**2
+"""Bytes that the ledger and its log are sure to ask for soon."""
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -95,7 +98,7 @@ def look_at_files(
     left = [finding("recovery words", lambda: _left(words))] if os.path.lexists(words) else []
     return [
         finding("config file", lambda: _config(settings, config, looked_for, environ)),
-        finding("data folder", lambda: _private(data_dir)),
+        finding("data folder", lambda: _data_folder(data_dir)),
         finding("keystore", lambda: _keystore(settings)),
         finding("ledger file", lambda: _ledger_file(data_dir / LEDGER_FILE)),
         finding("ledger", lambda: _ledger(settings)),
@@ -152,6 +155,18 @@ def _private(path: Path) -> str:
     if not path.exists():
         raise Refused("config_invalid", f"{path} is missing; make it with `payagent init`")
     return require_private(path)
+
+
+def _data_folder(path: Path) -> str:
+    """Private, and of a disk that takes what is to be written: a full one refuses every order, and reads well."""
+    seen = _private(path)
+    disk = os.statvfs(path)
+    if disk.f_flag & os.ST_RDONLY:
+        raise Refused("store_failed", f"{path} is on a disk that is mounted read-only")
+    free = disk.f_bavail * disk.f_frsize
+    if free < ROOM_MIN:
+        raise Refused("store_failed", f"{path} is on a disk with {free // 1024} KiB of room")
+    return seen
 
 
 def _socket_folder(folder: Path) -> str:

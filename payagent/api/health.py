@@ -10,7 +10,7 @@ from fastapi import APIRouter
 from payagent.agent.agent import Agent
 from payagent.api.problems import RETRY_AFTER_S, JsonResponse
 from payagent.api.schemas import Health, Readiness, gives
-from payagent.api.views import chain_problem
+from payagent.api.views import chain_problem, chain_refusal
 from payagent.core.times import iso_time
 from payagent.store import pauses, queries
 
@@ -45,6 +45,7 @@ def health_router(agent: Agent, checks: Callable[[], dict[str, str | None]]) -> 
         return JsonResponse(
             {
                 "ready": ready,
+                "code": _code(agent, found),
                 "network": agent.terms.network.name,
                 "checks": {name: problem or "ok" for name, problem in found.items()},
                 "providers": {name: problem or "ok" for name, problem in agent.providers.items()},
@@ -54,6 +55,14 @@ def health_router(agent: Agent, checks: Callable[[], dict[str, str | None]]) -> 
         )
 
     return router
+
+
+def _code(agent: Agent, found: dict[str, str | None]) -> str | None:
+    """As what an order is refused now, by the chain or a pause: what is to be done goes by it."""
+    refused = chain_refusal(agent.chain, agent.ports.clock.now_ms())
+    if refused is not None:
+        return refused.code
+    return "paused" if found["pause"] else None
 
 
 def _pause_problem(agent: Agent) -> str | None:

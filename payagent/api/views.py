@@ -302,10 +302,16 @@ def _spent_view(asset: str, rows: Sequence[SpendRow]) -> Json:
 
 def chain_problem(chain: ChainView, now_ms: int) -> str | None:
     """Why nothing is signed now; None when the chain is seen well enough."""
+    refused = chain_refusal(chain, now_ms)
+    return None if refused is None else refused.detail
+
+
+def chain_refusal(chain: ChainView, now_ms: int) -> Refused | None:
+    """What an order is refused with now, on account of the chain."""
     try:
         chain.require_ready(now_ms)
     except Refused as refused:
-        return refused.detail
+        return refused
     return None
 
 

@@ -52,7 +52,7 @@ def _look(settings: "Settings", config: Path, looked_for: list[Path]) -> "list[F
             said = link.readiness()
         wrong = {name: reason for name, reason in said.get("checks", {}).items() if reason != "ok"}
         if wrong or not said.get("ready"):
-            code = "paused" if wrong.keys() == {"pause"} else "chain_not_ready"
+            code = said.get("code") or "chain_not_ready"
             told = (f"{name}: {reason}" for name, reason in wrong.items())
             raise Refused(code, "it is not ready: " + "; ".join(told))
         return "it runs and is ready"

@@ -3,8 +3,6 @@
 May import: click, core, cli. Never: decides what is signed (the daemon does).
 """
 
-from typing import Any
-
 import click
 
 from payagent.cli.options import Connect, example, talks_to_daemon
@@ -23,7 +21,8 @@ def pause(terminal: Terminal, connect: Connect, reason: str) -> None:
     """
     with connect() as link:
         answer = link.post("/v1/pause", {"reason": reason} if reason else {})
-    _show(terminal, answer)
+    why = f": {answer['reason']}" if answer["reason"] else ""
+    terminal.give(answer, lambda: terminal.line(f"Paused since {answer['since']} by {answer['by']}{why}"))
     if answer.get("already"):
         lost = "; the reason given now is in the daemon's log alone" if reason else ""
         terminal.say(f"It was paused already, by {answer['by']}, and that pause stands{lost}.")
@@ -34,10 +33,8 @@ def pause(terminal: Terminal, connect: Connect, reason: str) -> None:
 def resume(terminal: Terminal, connect: Connect) -> None:
     """Sign again. What was held before the pause and has time left is signed now."""
     with connect() as link:
-        _show(terminal, link.post("/v1/resume", {}))
-
-
-def _show(terminal: Terminal, answer: dict[str, Any]) -> None:
-    why = f": {answer['reason']}" if answer["reason"] else ""
-    text = f"Paused since {answer['since']} by {answer['by']}{why}" if answer["paused"] else "payagent signs."
-    terminal.give(answer, lambda: terminal.line(text))
+        answer = link.post("/v1/resume", {})
+        still = link.unsigned_because()
+    terminal.give(answer, lambda: terminal.line("The pause is over." if still else "payagent signs."))
+    for reason in still:
+        terminal.say(f"Still not signing: {reason}")

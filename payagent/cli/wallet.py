@@ -58,6 +58,8 @@ def _show_wallet(terminal: Terminal, answer: dict[str, Any]) -> None:
         for row in answer["assets"]
     ]
     terminal.table(("asset", "available", "held", "total"), rows, right=("available", "held", "total"))
+    if (problem := answer["chain"]["problem"]) is not None:
+        terminal.say(f"None of it can be spent now: {problem}")
 
 
 @wallet.command(epilog=example("payagent wallet address --human"))
@@ -160,8 +162,11 @@ def thaw(terminal: Terminal, connect: Connect, seen: tuple[str, ...]) -> None:
         click.confirm("Is payagent the only one that signs with this wallet now?", abort=True, err=True)
     with connect() as link:
         answer = link.post("/v1/wallet/thaw", {"seen": list(seen or shown)})
-    text = f"Thawed: payagent signs again. Frozen by {', '.join(answer['txs'])}."
+        still = link.unsigned_because()
+    text = f"Thawed{'' if still else ': payagent signs again'}. Frozen by {', '.join(answer['txs'])}."
     terminal.give(answer, lambda: terminal.line(text if answer["txs"] else "Nothing was frozen."))
+    for reason in still:
+        terminal.say(f"Still not signing: {reason}")
 
 
 @wallet.command(epilog=example("payagent wallet passphrase --new-passphrase-file ~/new-passphrase"))

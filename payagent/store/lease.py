@@ -25,7 +25,8 @@ MOUNTS = Path("/proc/self/mountinfo")
 def lease(data_dir: Path, files: tuple[str, ...]) -> Generator[None]:
     """Hold the folder's lock and those of its files that are there.
 
-    Refused: `already_running`; `config_invalid` for a folder where a lock proves nothing.
+    Refused: `already_running`; `config_invalid` for a folder where a lock proves nothing; `store_failed` where it
+    cannot be had, on a disk that is read-only, say.
     """
     require_local(data_dir)
     with ExitStack() as held:
@@ -36,6 +37,8 @@ def lease(data_dir: Path, files: tuple[str, ...]) -> Generator[None]:
                 handle = os.open(data_dir / name, flags | os.O_CLOEXEC, 0o600)
             except FileNotFoundError:
                 continue
+            except OSError as error:
+                raise Refused("store_failed", f"{data_dir / name} cannot be opened: {error.strerror}") from None
             held.callback(os.close, handle)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,6 +1,6 @@
 """`payagent wallet thaw` at a terminal: it shows what froze the wallet, and clears no more than it has shown."""
 
-from cli_kit import Shop, running, until
+from cli_kit import Shop, checks, running, until
 from terminal_kit import at_terminal
 
 from payagent.core.address import encode_address
@@ -59,3 +59,25 @@ def test_it_clears_what_it_has_shown_and_is_refused_for_what_came_meanwhile(clos
         assert thawed.json == {"tx": second, "txs": [first, second]}
         assert frozen_by(shop) == []
         assert shop.payagent("wallet", "thaw", "--human").out == "Nothing was frozen.\n"
+
+
+def test_no_order_says_that_payagent_signs_while_something_else_keeps_it_from_that(closed_shop: Shop) -> None:
+    shop = closed_shop
+    shop.control("faucet", address=shop.made["address"], lovelace="100000000")
+    with running(shop):
+        until(lambda: shop.payagent("wallet", "utxos").json["utxos"], "no deposit")
+        assert shop.payagent("wallet", "--human").err == ""
+        tx = spend_elsewhere(shop)
+        assert tx in shop.payagent("wallet", "--human").err
+        doctor = checks(shop.config)["daemon"]
+        assert doctor["code"] == "foreign_spend"
+        assert "payagent wallet thaw" in doctor["fix"]
+        shop.payagent("pause")
+        resumed = shop.payagent("resume", "--human")
+        assert resumed.out == "The pause is over.\n"
+        assert f"Still not signing: nothing is signed until an operator thaws: transaction {tx}" in resumed.err
+        shop.payagent("pause")
+        thawed = shop.payagent("wallet", "thaw", "--human")
+        assert thawed.out == f"Thawed. Frozen by {tx}.\n"
+        assert "Still not signing: an operator has paused signing" in thawed.err
+        assert shop.payagent("resume", "--human").out == "payagent signs.\n"

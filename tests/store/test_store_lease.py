@@ -1,0 +1,21 @@
+"""The lock of a data folder, on a disk that does not give it."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from payagent.core.problem import Refused
+from payagent.store.lease import lease
+
+
+def test_a_lock_that_the_disk_does_not_give_is_no_bug(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("payagent.store.lease.os.open", refuse)
+    with pytest.raises(Refused) as told, lease(tmp_path, ()):
+        pass
+    assert told.value.code == "store_failed"
+    assert told.value.detail == f"{tmp_path / 'lock'} cannot be opened: Read-only file system"
