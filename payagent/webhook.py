@@ -13,6 +13,7 @@ import hmac
 import httpx
 
 from payagent.core.problem import Refused
+from payagent.core.version import USER_AGENT
 
 TIMEOUT_S = 10
 SECRET_PREFIX = "whsec_"  # noqa: S105  how every such secret begins
@@ -46,7 +47,12 @@ class Webhook:
     def __init__(self, url: str, key: bytes) -> None:
         self._url = url
         self._key = key
-        self._http = httpx.AsyncClient(trust_env=False, follow_redirects=False, timeout=httpx.Timeout(TIMEOUT_S))
+        self._http = httpx.AsyncClient(
+            trust_env=False,
+            follow_redirects=False,
+            timeout=httpx.Timeout(TIMEOUT_S),
+            headers={"User-Agent": USER_AGENT},
+        )
 
     async def deliver(self, alert_id: str, now_ms: int, body: bytes) -> str | None:
         """None when it was taken, which only a 2xx says; else why not, in words that hold no address."""

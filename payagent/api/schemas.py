@@ -354,10 +354,14 @@ class Payments(BaseModel):
 
 
 class Merchant(BaseModel):
-    """Who may be paid. `call_headers` belong in every call to it, the first one too."""
+    """Who may be paid. `call_headers` belong in every call to it, the first one too.
+
+    `known_as`: origins by which its x402 may name what it sells, besides the one that is called.
+    """
 
     name: str
     origin: str
+    known_as: list[str]
     ready: Literal["signed", "submitted", "confirmed"]
     call_headers: dict[str, str]
     set_by: Literal["config", "operator"]

@@ -99,6 +99,7 @@ def merchant_view(merchant: MerchantTerms, terms: Terms) -> Json:
     return {
         "name": merchant.name,
         "origin": merchant.origin,
+        "known_as": sorted(merchant.known_as),
         "ready": merchant.ready,
         "call_headers": merchant.buyer_headers(terms.own.text),
         "set_by": "config" if merchant.is_filed else "operator",

@@ -22,6 +22,7 @@ from payagent.cli.terminal import Json, ProblemError, Terminal, as_shown, descri
 from payagent.core.origin import parse_origin
 from payagent.core.payment import WITHOUT_PROOF
 from payagent.core.problem import Refused
+from payagent.core.version import USER_AGENT
 
 if TYPE_CHECKING:
     import httpx
@@ -111,7 +112,7 @@ def _read_call(
     content = data_file.read() if data_file is not None else None if data is None else os.fsencode(data)
     named = [_read_header(header) for header in headers]
     # the body is given as it comes, so it is asked for as it is
-    defaults = {"accept-encoding": "identity", "user-agent": "payagent"}
+    defaults = {"accept-encoding": "identity", "user-agent": USER_AGENT}
     if content is not None:
         defaults["content-type"] = _content_type(content)
     given = {name.lower() for name, _ in named}

@@ -230,15 +230,19 @@ class Purchases:
         It is repeated if it costs before we could learn what it has to say, or if it has to name the wallet.
         """
         origin = f"{call.request.url.scheme}://{call.request.url.netloc.decode('ascii')}"
-        yield from self._introduce()
+        if self._buyers is None:
+            yield from self._introduce()
         while True:
-            buyers = self._buyers
-            answer = _plain((yield Send(call.first((buyers or {}).get(origin, {})))))
+            buyers = self._buyers or {}
+            answer = _plain((yield Send(call.first(buyers.get(origin, {})))))
             if not 400 <= answer.status_code < 500:
                 return answer, None
             raw, answer = yield Peek(answer)
             body = None if raw is None else _decoded(answer, raw)
-            wants_wallet = origin in (buyers or {}) and WALLET_WANTED.encode() in (body or b"")
+            wants_wallet = WALLET_WANTED.encode() in (body or b"")
+            if origin not in buyers and (answer.status_code == 402 or wants_wallet):
+                yield from self._introduce()
+            wants_wallet = wants_wallet and origin in (self._buyers or {})
             if answer.status_code != 402 and not wants_wallet:
                 return answer, None
             yield Keep(call.body)
@@ -247,22 +251,21 @@ class Purchases:
                     "request_too_big_to_replay",
                     f"the call has to be made again, and only {self.spool_bytes} bytes of a body are kept",
                 )
-            if wants_wallet:
+            is_news = origin not in buyers and bool((self._buyers or {}).get(origin))
+            if wants_wallet and not is_news:
                 yield from self._name_wallet(call, origin)
-                continue
-            if buyers is None:
-                yield from self._introduce()
-                if (self._buyers or {}).get(origin):
-                    continue
-            return answer, body
+            elif not is_news:
+                return answer, body
 
     def _introduce(self) -> Steps[None]:
-        """Learn once what calls to each merchant carry. Without the daemon, calls that cost nothing still work."""
-        if self._buyers is not None:
-            return
+        """Learn what calls to each merchant carry: at first, and when one that is not known yet wants something.
+
+        Without the daemon, calls that cost nothing still work.
+        """
         try:
             reply: Reply = yield Ask("GET", "/v1/merchants")
-            self._buyers = {row["origin"]: row["call_headers"] for row in reply.value()["merchants"]}
+            told = {row["origin"]: row["call_headers"] for row in reply.value()["merchants"]}
+            self._buyers = {**told, **(self._buyers or {})}
         except PayAgentError:
             return
 

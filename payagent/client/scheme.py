@@ -22,7 +22,7 @@ from urllib.parse import urljoin, urlsplit
 from payagent.client.daemon import DEFAULT, Daemon, Place
 from payagent.client.errors import PayAgentError, own_error
 from payagent.client.purchase import Ask, Json, until_ready
-from payagent.core.origin import DEFAULT_PORTS
+from payagent.core.origin import DEFAULT_PORTS, parse_origin
 from payagent.core.payment import WITHOUT_PROOF
 
 PATIENCE_S = 120.0
@@ -53,7 +53,8 @@ class _Shown:
 
 
 # What the SDK's steps for one call share: they run in one task, or one thread.
-_called: ContextVar[str | None] = ContextVar("payagent_called", default=None)
+_called: ContextVar[tuple[Any, str]] = ContextVar("payagent_called", default=(None, ""))
+_came: ContextVar[tuple[Any, int]] = ContextVar("payagent_came", default=(None, 0))
 _wanted: ContextVar[tuple[str | None, Any] | None] = ContextVar("payagent_wanted", default=None)
 _last: ContextVar[_Shown | None] = ContextVar("payagent_last", default=None)
 
@@ -63,7 +64,8 @@ class ExactCardanoScheme:
 
     `connect` registers it and gives the SDK's HTTP client that tells the scheme which URL was called. Registered
     by hand (`client.register("cardano:*", scheme)`), it must believe the merchant's 402 about that: whoever is
-    called can then name another server's URL, and is paid under its name, within your limits.
+    called can then name another server's URL, and is paid under its name, within your limits. Nor is it told of a
+    redirect, which is paid again if its receipt says that the first payment is settled.
 
     Calls with the same URL and terms share one payment until it is delivered, so a repeated call shows the same
     proof. The SDK tells a scheme neither method nor body: different calls to one URL share it as well. While a
@@ -93,7 +95,9 @@ class ExactCardanoScheme:
             client.register(pattern, self)
         self.scheme_hooks = by_hand
         made = x402HTTPClientSync if is_sync else x402HTTPClient
-        return made(client).on_payment_required(self._on_required)
+        http: Any = made(client).on_payment_required(self._on_required)
+        http.process_payment_result = partial(_process, http.process_payment_result)
+        return http
 
     def close(self) -> None:
         self._daemon.close()
@@ -146,30 +150,47 @@ class ExactCardanoScheme:
         return {"on_before_payment_creation": self._before_creation, "on_payment_response": on_response}
 
     def _on_required(self, context: Any) -> None:
-        _called.set(context.request_url)
+        _called.set((context.payment_required, context.request_url))
 
     def _before_creation(self, context: Any) -> None:
         required = context.payment_required.model_dump(by_alias=True, exclude_none=True)
         chosen = context.selected_requirements
         required["accepts"] = [chosen.model_dump(by_alias=True, exclude_none=True)]
-        called, sold = _called.get(), (required.get("resource") or {}).get("url")
-        _called.set(None)
-        url = called or sold
+        answered, called = _called.get()
+        sold = (required.get("resource") or {}).get("url")
+        # the same 402 again, when the call is repeated with a payload that is made anew
+        url = called if answered is context.payment_required else sold
         if not url or urlsplit(url).scheme not in DEFAULT_PORTS:
             raise own_error("resource_mismatch", "the 402 does not name the URL that it sells; use `connect`")
-        if sold and not _is_same(urljoin(url, sold), url):
+        if sold and not self._is_the_calls(urljoin(url, sold), url):
             raise own_error("resource_mismatch", f"the 402 sells {sold[:300]!a}, the call was to {url[:300]!a}")
         _wanted.set((url, (chosen, base64.b64encode(json.dumps(required).encode()).decode("ascii"))))
+
+    def _is_the_calls(self, sold: str, called: str) -> bool:
+        """Whether a resource is the call's, or would be but for an origin in the merchant's `known_as`."""
+        if _is_same(sold, called):
+            return True
+        origin, at = _origin(called), urlsplit(called)
+        rows = self._daemon.ask(Ask("GET", "/v1/merchants")).value()["merchants"]
+        known_as = next((row.get("known_as", ()) for row in rows if row["origin"] == origin), ())
+        here = urlsplit(sold)._replace(scheme=at.scheme, netloc=at.netloc).geturl()
+        return _origin(sold) in known_as and _is_same(here, called)
 
     def _on_response(self, context: Any, *, patience_s: float) -> Any:
         """Tell the daemon. What comes back has the SDK repeat the call, which it does once."""
         shown = _last.get()
         if shown is None or context.payment_payload.payload.get("transaction") != shown.transaction:
             return None
-        shown.is_answered = True
+        # a redirect serves nothing, also where its receipt says that the payment is settled
+        payload, status = _came.get()
+        is_redirect = payload is context.payment_payload and 300 <= status < 400
+        shown.is_answered = not is_redirect
+        heard = {"status": status} if is_redirect else _heard(context)
         try:
-            ask = Ask("POST", f"/v1/payments/{shown.payment_id}/delivery", _heard(context))
+            ask = Ask("POST", f"/v1/payments/{shown.payment_id}/delivery", heard)
             payment = self._daemon.ask(ask).value()
+            if is_redirect:
+                return None
             depth = _depth_wanted(context.requirements)
             return _recovered() if self._is_worth_repeating(payment, depth, patience_s) else None
         except PayAgentError as error:
@@ -199,6 +220,20 @@ def _take_wanted(requirements: Any) -> tuple[str, str]:
         raise own_error("bad_request", "the SDK did not call the scheme's hook before it creates a payload")
     url, (_, required) = wanted
     return str(url), str(required)
+
+
+def _process(process: Callable[..., Any], payload: Any, get_header: Any, status: int) -> Any:
+    """The SDK's own step, whose hooks are not told the status: a redirect's receipt looks like a served call's."""
+    _came.set((payload, status))
+    return process(payload, get_header, status)
+
+
+def _origin(url: str) -> str | None:
+    parts = urlsplit(url)
+    try:
+        return parse_origin(f"{parts.scheme}://{parts.netloc}")
+    except ValueError:
+        return None
 
 
 def _is_same(sold: str, called: str) -> bool:

@@ -16,6 +16,7 @@ import structlog
 from payagent.core.bounds import ANSWER_MAX_BYTES
 from payagent.core.problem import Refused
 from payagent.core.strict_json import loads
+from payagent.core.version import USER_AGENT
 from payagent.dialects import as_recorded
 from payagent.dialects.prepaid import PrepaidSaid, read_prepaid
 from payagent.dialects.status import Said, read_status
@@ -71,6 +72,7 @@ class MerchantClient:
             trust_env=False,
             follow_redirects=False,
             timeout=httpx.Timeout(10),
+            headers={"User-Agent": USER_AGENT},
             transport=transport or Egress().transport(),
         )
 

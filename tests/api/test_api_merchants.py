@@ -17,7 +17,8 @@ KEY = plant("a merchant's key", "canary-key-of-a-merchant")
 
 
 async def test_a_program_learns_what_its_calls_should_carry(world: World) -> None:
-    plain = MerchantTerms("a", "https://a.example", None, None, "submitted", 5, api_key=KEY)
+    inside = frozenset(("http://localhost:3000",))
+    plain = MerchantTerms("a", "https://a.example", None, None, "submitted", 5, api_key=KEY, known_as=inside)
     merchants = {plain.origin: plain, **{k: replace(v, api_key=KEY) for k, v in world.terms.merchants.items()}}
     async with world.run(terms=with_terms(merchants=merchants)) as run, served(run) as api:
         for app in ("payer", "reader", "operator"):
@@ -25,10 +26,11 @@ async def test_a_program_learns_what_its_calls_should_carry(world: World) -> Non
             assert answer.status_code == 200
             buyer = {"X-Partner": "demo", "X-Wallet-Address": world.address}
             assert answer.json()["merchants"] == [
-                {"name": name, "origin": origin, "ready": ready, "call_headers": headers, "set_by": "config"}
-                for name, origin, ready, headers in (
-                    ("a", plain.origin, "submitted", {}),
-                    ("t", world.origin, "confirmed", buyer),
+                {"name": name, "origin": origin, "known_as": names, "ready": ready, "call_headers": headers}
+                | {"set_by": "config"}
+                for name, origin, names, ready, headers in (
+                    ("a", plain.origin, [*inside], "submitted", {}),
+                    ("t", world.origin, [], "confirmed", buyer),
                 )
             ]
             assert KEY not in answer.text

@@ -20,6 +20,7 @@ from x402_sdk.sdk_merchant import SdkMerchant
 from payagent.cli import run
 from payagent.cli.terminal import Terminal
 from payagent.core.money import format_ada
+from payagent.core.version import USER_AGENT
 from payagent.devnet.server import DevnetThread
 
 BINARY = bytes(range(256)) * 300
@@ -188,6 +189,7 @@ def test_a_call_is_what_was_asked_for(
     headers = {name.lower(): value for name, value in got.json["headers"].items()}
     assert (got.json["method"], got.json["body"]) == (method, body)
     assert (headers.get("content-type"), headers["x-mine"]) == (content_type, "a: b")
+    assert headers["user-agent"] == USER_AGENT
     assert not any(name.startswith("x-payagent") or name == "authorization" for name in headers)
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -15,7 +16,7 @@ import pytest
 from agent_kit import World
 from canaries import plant
 from client.client_kit import COINS, WAYS, Program, Start, refusal
-from proxy.proxy_kit import Paywall, Place, blocks, place
+from proxy.proxy_kit import Heard, Paywall, Place, blocks, place, saying
 
 from payagent.client import AsyncPayAgentTransport, ExactCardanoScheme, PayAgentError, PayAgentTransport
 from payagent.client.bodies import Replay
@@ -142,6 +143,31 @@ async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None
     while data := await source.read(65_536):
         sink.write(data)
     sink.close()
+
+
+@pytest.mark.parametrize("wants", ["money", "the wallet"])
+async def test_a_merchant_that_is_added_while_a_program_runs_hears_who_buys(world: World, wants: str) -> None:
+    world.fund(*COINS)
+    async with place(world, partner="demo") as at, blocks(at.run):
+        agent, wall = at.run.agent, Paywall()
+        known = dict(agent.filed.merchants)
+        added = known.pop(at.peer.url)
+        said = b'{"detail": "wallet_address_required_for_prepaid_batches"}'
+        refusal = saying(b"HTTP/1.1 400 Bad Request\r\nContent-Length: %d\r\n\r\n%b" % (len(said), said))
+
+        async def sell(heard: Heard) -> None:
+            knows = wants == "money" or heard.header("x-wallet-address")
+            await (wall if knows else refusal)(heard)
+
+        at.peer.answers["/chat"] = sell
+        await agent.take_terms(replace(agent.filed, merchants=known), lambda _unit: None)
+        async with Program(at, "async").async_client() as http:
+            assert (await http.get(f"{at.peer.url}/chat")).status_code == (402 if wants == "money" else 400)
+            terms = replace(agent.filed, merchants={**known, added.origin: added})
+            await agent.take_terms(terms, lambda _unit: None)
+            assert (await http.get(f"{at.peer.url}/chat")).status_code == 200
+        buyers = [(call.header("x-partner"), call.header("x-wallet-address")) for call in at.peer.calls]
+        assert buyers == [(None, None)] * 2 + [("demo", world.address)] * 2
 
 
 @pytest.mark.parametrize("way", WAYS)

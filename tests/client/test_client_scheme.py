@@ -183,6 +183,7 @@ class Bent:
         self.required = required
         self.paid = paid
         self.proofs: list[str] = []
+        self.receipts: list[dict[str, Any]] = []
         self.url = ""
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -192,6 +193,8 @@ class Bent:
             self.proofs.append(path)
             status, location = self.paid(path)
             lines = [f"HTTP/1.1 {status} X", f"Location: {location}", "Content-Length: 0"]
+            if self.receipts:
+                lines.append(f"PAYMENT-RESPONSE: {encoded(self.receipts.pop(0))}")
         else:
             value = encoded(self.required(path))
             lines = ["HTTP/1.1 402 X", f"PAYMENT-REQUIRED: {value}", "Content-Length: 0"]
@@ -207,16 +210,16 @@ def encoded(value: object) -> str:
 def required(at: Market, url: str) -> dict[str, Any]:
     entry = {"scheme": "exact", "network": "cardano:devnet", "amount": "2000000", "asset": "lovelace"}
     entry |= {"payTo": at.merchant.pay_to, "maxTimeoutSeconds": 300, "extra": {}}
-    return {"x402Version": 2, "resource": {"url": url}, "accepts": [entry]}
+    return {"x402Version": 2, "accepts": [entry], **({"resource": {"url": url}} if url else {})}
 
 
 @asynccontextmanager
-async def bent(at: Market, bent: Bent) -> AsyncIterator[Bent]:
+async def bent(at: Market, bent: Bent, known_as: frozenset[str] = frozenset()) -> AsyncIterator[Bent]:
     server = await asyncio.start_server(bent.serve, "127.0.0.1", 0)
     bent.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     agent = at.api.run.agent
     known = dict(agent.filed.merchants)
-    known[bent.url] = MerchantTerms("bent", bent.url, None, None, "confirmed", 5)
+    known[bent.url] = MerchantTerms("bent", bent.url, None, None, "confirmed", 5, known_as=known_as)
     await agent.take_terms(replace(agent.filed, merchants=known), lambda _unit: None)
     at.merchant.url = bent.url
     try:
@@ -234,6 +237,54 @@ async def test_a_redirect_after_paying_is_not_paid_again(world: World) -> None:
             assert moves.proofs == ["/first"]
             (payment,) = at.payments
             assert payment.delivery is not Delivery.ACCEPTED
+
+
+@pytest.mark.parametrize("way", ["httpx", "requests"])
+async def test_nor_is_one_whose_receipt_says_that_it_is_settled(world: World, way: str) -> None:
+    """The SDK's server settles and says so for each answer below 400; the client's hooks are not told which."""
+
+    def call() -> None:
+        client = x402ClientSync()
+        client.set_spend_controls(False)
+        with requests.Session() as session:
+            session.trust_env = False
+            session.mount("http://", x402_http_adapter(at.scheme.connect(client)))
+            session.get(f"{at.merchant.url}/first", timeout=60)
+
+    async with market(world) as at:
+        moves = Bent(lambda path: required(at, at.merchant.url + path), lambda path: (307, "/second"))
+        moves.receipts = [{"success": True, "transaction": "", "network": "cardano:devnet"}]
+        async with bent(at, moves):
+            with pytest.raises(Exception, match=r"not_served_yet.*a redirect after paying is not paid again"):
+                await (at.call("/first") if way == "httpx" else asyncio.to_thread(call))
+            assert moves.proofs == ["/first"]
+            (payment,) = at.payments
+            assert payment.delivery is Delivery.PRESENTED
+
+
+@pytest.mark.parametrize("names", ["", "/premium", "http://shop.internal:3000/premium"])
+async def test_a_proof_is_shown_again_whatever_name_the_402_has_for_the_call(world: World, names: str) -> None:
+    """A 402 need not name the URL as it was called: when the SDK repeats the call, only we still know that."""
+    receipt: dict[str, Any] = {"success": False, "errorReason": "unexpected_settle_error", "transaction": ""}
+    receipt["network"] = "cardano:devnet"
+    async with market(world) as at:
+        shop = Bent(lambda _path: required(at, names), lambda _path: (200 if len(shop.proofs) > 1 else 402, ""))
+        shop.receipts = [receipt, {**receipt, "success": True}]
+        async with bent(at, shop, known_as=frozenset(("http://shop.internal:3000",))):
+            assert (await at.call("/premium")).status_code == 200
+            assert shop.proofs == ["/premium", "/premium"]
+            (payment,) = at.payments
+            assert payment.delivery is Delivery.ACCEPTED
+
+
+@pytest.mark.parametrize("names", ["http://shop.internal/premium", "http://shop.internal:3000/other"])
+async def test_another_name_counts_as_the_operator_wrote_it(world: World, names: str) -> None:
+    async with market(world) as at:
+        shop = Bent(lambda _path: required(at, names), lambda _path: (200, ""))
+        async with bent(at, shop, known_as=frozenset(("http://shop.internal:3000",))):
+            with pytest.raises(Exception, match="resource_mismatch"):
+                await at.call("/premium")
+        assert (shop.proofs, at.payments) == ([], [])
 
 
 async def test_who_names_another_servers_url_is_not_paid(world: World) -> None:

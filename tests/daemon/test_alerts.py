@@ -26,6 +26,7 @@ from payagent.audit.finding import Finding
 from payagent.audit.signed import Owner
 from payagent.audit.verify import verify
 from payagent.core.problem import Refused
+from payagent.core.version import USER_AGENT
 from payagent.doctor import look_at_files
 from payagent.log import Redactor, configure_logging
 from payagent.settings import load_settings
@@ -288,6 +289,7 @@ async def test_a_call_is_signed_as_the_page_says(world: World, receiver: Receive
         await alerting.beat()
     (call,) = receiver.calls
     assert call.headers["content-type"] == "application/json"
+    assert call.headers["user-agent"] == USER_AGENT
     assert is_genuine(call)
     assert not is_genuine(call, "whsec_" + base64.b64encode(b"x" * 24).decode())
     assert not is_genuine(replace(call, body=call.body.replace(b"wallet_low", b"wallet_max")))

@@ -13,6 +13,7 @@ from structlog.testing import capture_logs
 
 from payagent.core.bounds import ANSWER_MAX_BYTES
 from payagent.core.problem import Refused
+from payagent.core.version import USER_AGENT
 from payagent.devnet.server import DevnetThread
 from payagent.merchants.client import BODY_MAX_BYTES, Heard, MerchantClient, Observed
 
@@ -84,6 +85,7 @@ async def test_the_balance_is_asked_for_with_partner_wallet_and_the_merchants_he
     assert len(shop.asked) == 1
     assert parse_qs(urlsplit(shop.asked[0].split()[1]).query) == {"partner": ["demo"], "wallet": [WALLET]}
     assert "api-key: k1\r\n" in shop.asked[0]
+    assert f"\r\nUser-Agent: {USER_AGENT}\r\n" in shop.asked[0]
 
 
 @pytest.mark.parametrize("balance", [GONE, answer(405, b""), PUZZLE, answer(200, b"<html>")])
