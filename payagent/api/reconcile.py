@@ -27,7 +27,10 @@ from payagent.api.schemas import Reconciliation, gives
 from payagent.audit.reconcile import Difference, Doubt, InFlight, Standing, Told, reconcile, unlisted
 from payagent.chain.history import History, read_history
 from payagent.chain.source import ChainSource, NotFound, Read, Tip, TxSeen
+from payagent.core.network import SlotClock
 from payagent.core.problem import Refused
+from payagent.store.onchain import under_way_since_ms
+from payagent.store.writer import Connection
 
 T = TypeVar("T")
 
@@ -39,10 +42,13 @@ _TX_ID = re.compile(r"[0-9a-f]{64}", re.ASCII)
 router = APIRouter(prefix="/v1/ledger", tags=["ledger"])
 
 
+SINCE = "Blocks from this slot on; 0: all. What is not booked yet is looked at in older ones too."
+
+
 class Period(Parameters):
     """Which part of the chain."""
 
-    since_slot: Annotated[int, Field(ge=0, lt=2**53, description="Blocks from this slot on; 0: all.")] = 0
+    since_slot: Annotated[int, Field(ge=0, lt=2**53, description=SINCE)] = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +118,18 @@ async def reconciled(caller: Auditor, query: Annotated[Period, Query()]) -> Stre
     chain = caller.agent.chain
     if chain.slots is None or chain.tip is None:
         raise Refused("chain_not_ready", chain.problem or "the chain and the wallet's coins were not read yet")
-    since_s = max(chain.slots.time_ms(query.since_slot) // 1000, 0) if query.since_slot else 0
-    bounds = _Bounds(query.since_slot, since_s, chain.tip)
+    since_slot = _begin(caller.agent.conn, chain.slots, query.since_slot)
+    since_s = max(chain.slots.time_ms(since_slot) // 1000, 0) if since_slot else 0
+    bounds = _Bounds(since_slot, since_s, chain.tip)
     return StreamingResponse(_reconciled(caller, bounds), media_type="application/json")
+
+
+def _begin(conn: Connection, slots: SlotClock, asked_slot: int) -> int:
+    """What is in a block and not booked yet is looked at however old it is: all that is unspent is compared."""
+    began_ms = under_way_since_ms(conn)
+    if began_ms is None:
+        return asked_slot
+    return min(asked_slot, max(slots.slot_at(began_ms - SKEW_MAX_S * 1000), 0))
 
 
 async def _reconciled(caller: Caller, bounds: _Bounds) -> AsyncIterator[str]:

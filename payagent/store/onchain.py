@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from payagent.core.ledger import HELD, WALLET, add
-from payagent.core.payment import ON_CHAIN, State
+from payagent.core.payment import ENDED_WITHOUT_PAYING, ON_CHAIN, POSTED, State
 from payagent.store import queries
 from payagent.store.queries import AttemptKind
 
@@ -214,6 +214,17 @@ def unlisted(conn: sqlite3.Connection, listed: Collection[str], since_slot: int,
     for entry, tx_id in deposits:
         if tx_id not in listed and (booked := booked_others(conn, tx_id)):
             yield Claim("journal", str(entry), tx_id, None, booked)
+
+
+def under_way_since_ms(conn: sqlite3.Connection) -> int | None:
+    """When the oldest payment was begun whose attempts may be on the chain and booked by nobody."""
+    states = sorted(frozenset(State) - POSTED - ENDED_WITHOUT_PAYING)
+    places = ", ".join("?" * len(states))
+    (began_ms,) = conn.execute(
+        f"SELECT MIN(created_at_ms) FROM payments WHERE state IN ({places})",  # noqa: S608
+        states,
+    ).fetchone()
+    return None if began_ms is None else int(began_ms)
 
 
 def owned(conn: sqlite3.Connection) -> Units:
