@@ -48,13 +48,11 @@ from payagent.settings import (
     written_by_daemon,
 )
 from payagent.store import apps, merchants, queries, spending
+from payagent.store.room import require_room
 from payagent.store.schema import missing_guards
 from payagent.store.writer import Readers, require_ledger
 from payagent.wallet.keystore import read_header
 from payagent.webhook import signing_key
-
-ROOM_MIN = 4 * 1024**2
-"""Bytes that the ledger and its log are sure to ask for soon."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,14 +156,9 @@ def _private(path: Path) -> str:
 
 
 def _data_folder(path: Path) -> str:
-    """Private, and of a disk that takes what is to be written: a full one refuses every order, and reads well."""
+    """Private, and of a disk that takes what is to be written."""
     seen = _private(path)
-    disk = os.statvfs(path)
-    if disk.f_flag & os.ST_RDONLY:
-        raise Refused("store_failed", f"{path} is on a disk that is mounted read-only")
-    free = disk.f_bavail * disk.f_frsize
-    if free < ROOM_MIN:
-        raise Refused("store_failed", f"{path} is on a disk with {free // 1024} KiB of room")
+    require_room(path)
     return seen
 
 

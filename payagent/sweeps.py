@@ -148,7 +148,7 @@ class Sweeps:
             self._last_error = str(error)
             if self._failures.get(name) != repr(error):
                 self._failures[name] = repr(error)
-                log.warning("sweep.failed", sweep=name, error=repr(error), exc_info=True)
+                log.warning("sweep.failed", sweep=name, error=repr(error), exc_info=not isinstance(error, Refused))
         else:
             self._failures.pop(name, None)
 

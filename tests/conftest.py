@@ -1,5 +1,6 @@
 """What every test shares: the watch for planted secrets, and a devnet with an empty data folder."""
 
+import subprocess
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -58,3 +59,21 @@ def world(tmp_path: Path) -> Iterator[object]:
         world = World(devnet, tmp_path)
         yield world
         world.http.close()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of one and a half megabytes; skipped for who may not mount one."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1536k", "tmpfs", str(place)],
+        capture_output=True,
+        check=False,
+    )
+    if mount.returncode:
+        pytest.skip("no file system can be mounted here")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)

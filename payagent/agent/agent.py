@@ -225,6 +225,10 @@ class Agent:
         """The ledger as it is now, for what takes long to read."""
         return self._readers.snapshot()
 
+    def require_room(self) -> None:
+        """Refused `store_failed` where nothing more could be written down."""
+        self._readers.require_room()
+
     def copied(self) -> AbstractContextManager[BinaryIO]:
         """A copy of the ledger as it is now, as a file that is gone when it is closed."""
         return self._readers.copied()
@@ -829,7 +833,8 @@ class Agent:
                 payment_id,
             )
         except Exception as error:
-            log.warning("payment.not_sent", payment=payment_id, error=repr(error), exc_info=True)
+            is_bug = not isinstance(error, Refused)
+            log.warning("payment.not_sent", payment=payment_id, error=repr(error), exc_info=is_bug)
 
     def _order(self, app_id: str, kind: str, key: str | None, *what: str) -> TransferOrder:
         ids = self._new_ids()

@@ -589,7 +589,9 @@ class Watch:
                     code = error.code if isinstance(error, Refused) else None
                     self._unanswered |= code == "store_failed" or isinstance(error, DatabaseError)
                     if code not in NOT_SIGNED:  # these are told by an alert, each time the same
-                        log.warning("payment.step_failed", payment=one.id, error=repr(error), exc_info=True)
+                        log.warning(
+                            "payment.step_failed", payment=one.id, error=repr(error), exc_info=code is None
+                        )
                 if number % TURN == 0:
                     await asyncio.sleep(0)
 

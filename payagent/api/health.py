@@ -11,6 +11,7 @@ from payagent.agent.agent import Agent
 from payagent.api.problems import RETRY_AFTER_S, JsonResponse
 from payagent.api.schemas import Health, Readiness, gives
 from payagent.api.views import chain_problem, chain_refusal
+from payagent.core.problem import Refused
 from payagent.core.times import iso_time
 from payagent.store import pauses, queries
 
@@ -77,6 +78,9 @@ def _pause_problem(agent: Agent) -> str | None:
 def _ledger_problem(agent: Agent) -> str | None:
     try:
         queries.meta(agent.conn, "network")
+        agent.require_room()
+    except Refused as refused:
+        return refused.detail
     except Exception as error:  # noqa: BLE001  whatever it is, it is what this check is for
         return f"ledger.db cannot be read: {type(error).__name__}"
     return None

@@ -1,7 +1,7 @@
 """/v1/ledger/reconcile: the wallet's own address, as a provider shows it now, against the books.
 
-May import: core, agent, audit, chain.history and .source, the rest of api, FastAPI. Never: writes; takes silence
-for agreement.
+May import: core, agent, audit, chain.history and .source, store, the rest of api, FastAPI. Never: writes; takes
+silence for agreement.
 """
 
 import asyncio

@@ -29,6 +29,7 @@ import structlog
 from sqlite_utils import Database
 
 from payagent.core.problem import Refused
+from payagent.store.room import require_room
 from payagent.store.schema import migrations, missing_guards, newer_migrations
 from payagent.store.seals import Sealer
 from payagent.store.signer import SIGNER_FILE, Signed, SignerRecord, caught_up_at, lacks, last_signed
@@ -483,6 +484,10 @@ class Readers:
             conn.execute("PRAGMA busy_timeout = 5000")
             self._local.conn = conn
         return conn
+
+    def require_room(self) -> None:
+        """As `store.room` says of the disk that the ledger is on."""
+        require_room(self._path.parent)
 
     @contextmanager
     def snapshot(self) -> Iterator[sqlite3.Connection]:

@@ -17,6 +17,7 @@ import pytest
 from agent_kit import ADA, Run
 from crash.crash_kit import CountingSigner, CrashWorld, copy_files, crash_world, findings
 
+from payagent.api.health import find
 from payagent.core.payment import State
 from payagent.core.problem import Refused
 from payagent.store import queries
@@ -234,30 +235,13 @@ async def test_a_look_that_could_not_be_written_down_is_not_whole_and_is_made_ag
 # --- a file system of its own ------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of one and a half megabytes; skipped for who may not mount one."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mount = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1536k", "tmpfs", str(place)],
-        capture_output=True,
-        check=False,
-    )
-    if mount.returncode:
-        pytest.skip("no file system can be mounted here")
-    try:
-        yield place
-    finally:
-        subprocess.run(["umount", "-l", str(place)], check=True)
-
-
 async def test_a_file_system_without_room_is_told_and_gone_on_from(world: CrashWorld, small_disk: Path) -> None:
     world.in_folder(small_disk)
     ballast = small_disk / "ballast"
     async with life(world) as (run, signer):
         room = os.statvfs(small_disk)
         ballast.write_bytes(bytes(room.f_bavail * room.f_bsize - 8 * 4096))
+        assert "KiB of room" in (find(run.agent, lambda: None, lambda: None)["ledger"] or "")
         refused = await pay_until_refused(run)
         assert SAID["full"] in refused.detail
         await run.agent.drain(10)

@@ -2,14 +2,11 @@
 
 import re
 import runpy
-import tomllib
 from pathlib import Path
 
 import pytest
 from packaging.markers import default_environment
 from packaging.requirements import Requirement
-
-from payagent.core.version import VERSION
 
 ROOT = Path(__file__).parents[2]
 PYPROJECT = (ROOT / "pyproject.toml").read_text()
@@ -44,10 +41,6 @@ def direct(kind: str) -> list[Requirement]:
 
 LOCKS = {"runtime": "requirements.txt", "dev": "requirements-dev.txt", "bench": "requirements-bench.txt"}
 EXTRAS: dict[str, list[str]] = {"runtime": [], "dev": ["dev"], "bench": ["dev", "bench"]}
-
-
-def test_the_version_that_is_told_to_others_is_the_packages() -> None:
-    assert tomllib.loads(PYPROJECT)["project"]["version"] == VERSION
 
 
 @pytest.mark.parametrize("kind", LOCKS)
