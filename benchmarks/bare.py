@@ -7,7 +7,7 @@ machine is at what every payment needs, in the same run.
 
     python -m benchmarks.bare PORT FOLDER
 
-May import: benchmarks.wallets, uvicorn, sqlite3. Never: is measured without the daemon beside it.
+May import: benchmarks.wallets, payagent.wallet, uvicorn, sqlite3. Never: is measured without the daemon beside it.
 """
 
 import asyncio

@@ -48,7 +48,7 @@ from payagent.settings import (
     written_by_daemon,
 )
 from payagent.store import apps, merchants, queries, spending
-from payagent.store.room import require_room
+from payagent.store.room import room_problem
 from payagent.store.schema import missing_guards
 from payagent.store.writer import Readers, require_ledger
 from payagent.wallet.keystore import read_header
@@ -158,7 +158,8 @@ def _private(path: Path) -> str:
 def _data_folder(path: Path) -> str:
     """Private, and of a disk that takes what is to be written."""
     seen = _private(path)
-    require_room(path)
+    if (problem := room_problem(path)) is not None:
+        raise Refused("store_failed", f"{path}: {problem}")
     return seen
 
 

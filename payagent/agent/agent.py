@@ -225,9 +225,9 @@ class Agent:
         """The ledger as it is now, for what takes long to read."""
         return self._readers.snapshot()
 
-    def require_room(self) -> None:
-        """Refused `store_failed` where nothing more could be written down."""
-        self._readers.require_room()
+    def room_problem(self) -> str | None:
+        """Why nothing more could soon be written down; None while there is room."""
+        return self._readers.room_problem()
 
     def copied(self) -> AbstractContextManager[BinaryIO]:
         """A copy of the ledger as it is now, as a file that is gone when it is closed."""

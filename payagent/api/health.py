@@ -11,16 +11,17 @@ from payagent.agent.agent import Agent
 from payagent.api.problems import RETRY_AFTER_S, JsonResponse
 from payagent.api.schemas import Health, Readiness, gives
 from payagent.api.views import chain_problem, chain_refusal
-from payagent.core.problem import Refused
 from payagent.core.times import iso_time
 from payagent.store import pauses, queries
+
+_REFUSED_AS = {"ledger": "store_failed", "signer": "signer_lost", "pause": "paused"}
 
 Check = Callable[[], str | None]
 """None while what is looked at is well, else what is wrong with it."""
 
 
 def find(agent: Agent, heartbeat: Check, signer: Check) -> dict[str, str | None]:
-    """What keeps payments from being made, by what was looked at; None: nothing."""
+    """What keeps payments from being made, or is sure to soon, by what was looked at; None: nothing."""
     return {
         "chain": chain_problem(agent.chain, agent.ports.clock.now_ms()),
         "ledger": _ledger_problem(agent),
@@ -59,11 +60,11 @@ def health_router(agent: Agent, checks: Callable[[], dict[str, str | None]]) -> 
 
 
 def _code(agent: Agent, found: dict[str, str | None]) -> str | None:
-    """As what an order is refused now, by the chain or a pause: what is to be done goes by it."""
+    """As what an order is refused now: what is to be done goes by it."""
     refused = chain_refusal(agent.chain, agent.ports.clock.now_ms())
     if refused is not None:
         return refused.code
-    return "paused" if found["pause"] else None
+    return next((code for check, code in _REFUSED_AS.items() if found[check]), None)
 
 
 def _pause_problem(agent: Agent) -> str | None:
@@ -78,9 +79,7 @@ def _pause_problem(agent: Agent) -> str | None:
 def _ledger_problem(agent: Agent) -> str | None:
     try:
         queries.meta(agent.conn, "network")
-        agent.require_room()
-    except Refused as refused:
-        return refused.detail
+        problem = agent.room_problem()
     except Exception as error:  # noqa: BLE001  whatever it is, it is what this check is for
         return f"ledger.db cannot be read: {type(error).__name__}"
-    return None
+    return None if problem is None else f"ledger.db: {problem}"

@@ -118,18 +118,16 @@ async def reconciled(caller: Auditor, query: Annotated[Period, Query()]) -> Stre
     chain = caller.agent.chain
     if chain.slots is None or chain.tip is None:
         raise Refused("chain_not_ready", chain.problem or "the chain and the wallet's coins were not read yet")
-    since_slot = _begin(caller.agent.conn, chain.slots, query.since_slot)
+    since_slot = min(query.since_slot, _unbooked_slot(caller.agent.conn, chain.slots, chain.tip))
     since_s = max(chain.slots.time_ms(since_slot) // 1000, 0) if since_slot else 0
     bounds = _Bounds(since_slot, since_s, chain.tip)
     return StreamingResponse(_reconciled(caller, bounds), media_type="application/json")
 
 
-def _begin(conn: Connection, slots: SlotClock, asked_slot: int) -> int:
-    """What is in a block and not booked yet is looked at however old it is: all that is unspent is compared."""
+def _unbooked_slot(conn: Connection, slots: SlotClock, tip: Tip) -> int:
+    """Since when something may be in a block and not booked yet: all that is unspent is compared."""
     began_ms = under_way_since_ms(conn)
-    if began_ms is None:
-        return asked_slot
-    return min(asked_slot, max(slots.slot_at(began_ms - SKEW_MAX_S * 1000), 0))
+    return tip.slot if began_ms is None else min(tip.slot, max(slots.slot_at(began_ms - SKEW_MAX_S * 1000), 0))
 
 
 async def _reconciled(caller: Caller, bounds: _Bounds) -> AsyncIterator[str]:

@@ -250,7 +250,12 @@ def _verify_receipt(terminal: Terminal, file: BinaryIO) -> int:
 
 
 @ledger.command(epilog=example("payagent ledger reconcile", "payagent ledger reconcile --since-slot 140000000"))
-@click.option("--since-slot", type=click.IntRange(0), metavar="SLOT", help="Only blocks from this slot on.")
+@click.option(
+    "--since-slot",
+    type=click.IntRange(0),
+    metavar="SLOT",
+    help="Only blocks from this slot on, and what is not booked yet.",
+)
 @talks_to_daemon
 def reconcile(terminal: Terminal, connect: Connect, since_slot: int | None) -> int:
     """Compare the books with the chain, to the unit. Exit code 0 only when they agree.

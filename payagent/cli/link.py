@@ -127,7 +127,7 @@ class Link:
         return _object(answer)
 
     def unsigned_because(self) -> list[str]:
-        """Why nothing is signed, of the chain and of a pause, as /readyz tells it now. Empty: payagent signs.
+        """Why nothing is signed, as /readyz tells it now. Empty: payagent signs.
 
         Asked after an order that is done: so its own failure is told here, and is none of the order's.
         """
@@ -135,7 +135,7 @@ class Link:
             checks = self.readiness().get("checks", {})
         except (ProblemError, Refused):
             return ["whether it signs was not told: payagent did not answer any more"]
-        return [checks[name] for name in ("chain", "pause") if checks.get(name, "ok") != "ok"]
+        return [reason for reason in checks.values() if reason != "ok"]
 
     def _ask(
         self, method: str, path: str, headers: dict[str, str] | None = None, **content: Any

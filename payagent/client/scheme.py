@@ -67,6 +67,9 @@ class ExactCardanoScheme:
     called can then name another server's URL, and is paid under its name, within your limits. Nor is it told of a
     redirect, which is paid again if its receipt says that the first payment is settled.
 
+    A redirect serves nothing, as the daemon is told: where it points may cost again. What a merchant hands out
+    only at another URL is not known to be served, and its payment ends as paid and not served.
+
     Calls with the same URL and terms share one payment until it is delivered, so a repeated call shows the same
     proof. The SDK tells a scheme neither method nor body: different calls to one URL share it as well. While a
     payment has no answer, another URL that wants money in the same task or thread is refused once, since that is

@@ -678,7 +678,7 @@ PROBLEMS: dict[str, Problem] = {
         503,
         1,
         "The ledger cannot be read or written",
-        "Make room on the disk or mend it: nothing is signed meanwhile. A daemon that runs goes on by itself.",
+        "Make room on the disk or mend it: nothing is signed meanwhile. If that is not enough, restart.",
         money="What was durable before stands.",
         retryable=True,
     ),

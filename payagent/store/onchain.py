@@ -14,6 +14,8 @@ from payagent.core.payment import ENDED_WITHOUT_PAYING, ON_CHAIN, POSTED, State
 from payagent.store import queries
 from payagent.store.queries import AttemptKind
 
+_WITHOUT_ATTEMPT = {State.RECEIVED, State.AWAITING_APPROVAL, State.RESERVED}
+
 Units = Mapping[str, int]
 
 
@@ -218,7 +220,7 @@ def unlisted(conn: sqlite3.Connection, listed: Collection[str], since_slot: int,
 
 def under_way_since_ms(conn: sqlite3.Connection) -> int | None:
     """When the oldest payment was begun whose attempts may be on the chain and booked by nobody."""
-    states = sorted(frozenset(State) - POSTED - ENDED_WITHOUT_PAYING)
+    states = sorted(frozenset(State) - POSTED - ENDED_WITHOUT_PAYING - _WITHOUT_ATTEMPT)
     places = ", ".join("?" * len(states))
     (began_ms,) = conn.execute(
         f"SELECT MIN(created_at_ms) FROM payments WHERE state IN ({places})",  # noqa: S608

@@ -1,26 +1,25 @@
-"""Whether the disk that the ledger is on takes what is to be written: a full one reads well, and refuses orders.
+"""Whether the disk that the ledger is on has room for what is to be written soon: a full one still reads well.
 
-May import: core. Never: writes.
+May import: the standard library. Never: writes.
 """
 
 import os
 from collections.abc import Callable
 from pathlib import Path
 
-from payagent.core.problem import Refused
-
 ROOM_MIN_BYTES = 4 * 1024**2
 """The ledger and its log are sure to ask for as much soon."""
 
 
-def require_room(folder: Path, look: Callable[[Path], os.statvfs_result] = os.statvfs) -> None:
-    """Refused: `store_failed`, for a disk that is nearly full or mounted read-only."""
+def room_problem(folder: Path, look: Callable[[Path], os.statvfs_result] = os.statvfs) -> str | None:
+    """What is wrong with the folder's disk; None for one with room, and for one that does not say how much."""
     try:
         disk = look(folder)
     except OSError as error:
-        raise Refused("store_failed", f"{folder} cannot be looked at: {error.strerror}") from None
+        return f"its disk cannot be looked at: {error.strerror}"
     if disk.f_flag & os.ST_RDONLY:
-        raise Refused("store_failed", f"{folder} is on a disk that is mounted read-only")
+        return "its disk is mounted read-only"
     free_bytes = disk.f_bavail * disk.f_frsize
-    if free_bytes < ROOM_MIN_BYTES:
-        raise Refused("store_failed", f"{folder} is on a disk with {free_bytes // 1024} KiB of room")
+    if disk.f_blocks and free_bytes < ROOM_MIN_BYTES:
+        return f"its disk has {free_bytes // 1024} KiB of room"
+    return None

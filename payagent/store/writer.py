@@ -29,7 +29,7 @@ import structlog
 from sqlite_utils import Database
 
 from payagent.core.problem import Refused
-from payagent.store.room import require_room
+from payagent.store.room import room_problem
 from payagent.store.schema import migrations, missing_guards, newer_migrations
 from payagent.store.seals import Sealer
 from payagent.store.signer import SIGNER_FILE, Signed, SignerRecord, caught_up_at, lacks, last_signed
@@ -337,19 +337,23 @@ class Committer:
         self.conn.execute("RELEASE job")
 
     def _fail(self, jobs: list[Job], error: BaseException) -> None:
-        """Nothing of the batch happened: undo what it did in memory, newest first, and tell every caller."""
+        """Nothing of the batch happened: undo what it did in memory, newest first, and tell every caller.
+
+        A bug of ours is told as what it is, and not as the disk's.
+        """
         problems = [error]
         for undo in (*(job.unit.roll_back_memory for job in reversed(jobs)), self.conn.rollback):
             try:
                 undo()
             except BaseException as another:  # noqa: BLE001  the rest is undone all the same
                 problems.append(another)
-        reasons = "; ".join(str(problem) or type(problem).__name__ for problem in problems)
-        refused = Refused("store_failed", f"ledger.db could not be written: {reasons}")
-        if isinstance(error, Refused) and len(problems) == 1:
-            refused = error
+        told = error
+        is_bug = isinstance(error, Exception) and not isinstance(error, (DatabaseError, OSError, MemoryError))
+        if not is_bug or len(problems) > 1:
+            reasons = "; ".join(str(problem) or type(problem).__name__ for problem in problems)
+            told = Refused("store_failed", f"ledger.db could not be written: {reasons}")
         for job in jobs:
-            job.raised = refused
+            job.raised = told
 
 
 class Writer:
@@ -485,9 +489,9 @@ class Readers:
             self._local.conn = conn
         return conn
 
-    def require_room(self) -> None:
-        """As `store.room` says of the disk that the ledger is on."""
-        require_room(self._path.parent)
+    def room_problem(self) -> str | None:
+        """What is wrong with the disk that the ledger is on."""
+        return room_problem(self._path.parent)
 
     @contextmanager
     def snapshot(self) -> Iterator[sqlite3.Connection]:
