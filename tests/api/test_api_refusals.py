@@ -357,7 +357,12 @@ async def test_a_signer_that_is_gone_makes_the_daemon_not_ready(api: Api) -> Non
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(base_url="http://localhost:8402", transport=transport) as http:
         ready = await http.get("/readyz")
-    assert (ready.status_code, ready.json()["checks"]["signer"]) == (503, "its process has ended")
+    told = ready.json()
+    assert (ready.status_code, told["checks"]["signer"], told["code"]) == (
+        503,
+        "its process has ended",
+        "signer_lost",
+    )
 
 
 async def test_a_bug_is_told_as_such_and_with_nothing_of_its_inside(api: Api) -> None:
