@@ -151,6 +151,9 @@ class Link:
 
     def _auth(self) -> dict[str, str]:
         if self._token is None:
+            if not self._token_file.exists():
+                lost = "where it is lost, docs/operators.md (Let a program pay) says how to come by a new one"
+                raise Refused("config_invalid", f"the token's file {self._token_file} is not there; {lost}")
             self._token = read_header_secret(self._token_file)
         return {"authorization": f"Bearer {self._token}"}
 

@@ -152,7 +152,9 @@ def test_a_wrong_token_is_unauthorised(shop: Shop) -> None:
     wrong = write_private(shop.folder / "wrong.token", "pa_0123456789")
     refused = shop.payagent("wallet", "--token-file", wrong)
     assert (refused.code, refused.error["code"]) == (5, "unauthorized")
-    assert shop.payagent("wallet", "--token-file", shop.folder / "none").code == 2
+    missing = shop.payagent("wallet", "--token-file", shop.folder / "none")
+    assert (missing.code, missing.error["code"]) == (2, "config_invalid")
+    assert "how to come by a new one" in missing.error["detail"]
     for name, text in (("two", "pa_0123456789\npa_abc"), ("spaced", "pa_0123456789 "), ("strange", "pä_0123")):
         held = write_private(shop.folder / f"{name}.token", text)
         refused = shop.payagent("wallet", "--token-file", held)
