@@ -108,6 +108,10 @@ _Waiting = tuple[Job, Future[Any] | _Awaited]
 """A job, and what its caller waits for: from a thread, or on an event loop."""
 
 
+class SealingError(Exception):
+    """A bug of ours, and not the disk's: what a commit added could not be sealed. None of it happened."""
+
+
 def failure(error: DatabaseError) -> Refused | None:
     """`store_failed` when the file or its disk is to blame; None when it is our SQL, a bug."""
     is_ours = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR
@@ -258,7 +262,7 @@ class Committer:
             before = self._sealer.last_rows()
             for job in jobs:
                 self._run_one(job)
-            last = self._sealer.seal(before)
+            last = self._seal(before)
             for job in jobs:
                 self._checkpoint(f"before {job.name}")
             self.conn.execute("COMMIT")
@@ -324,6 +328,14 @@ class Committer:
             self._own.on_lost()
             raise Refused("lease_lost", "another daemon has opened this ledger since: this one writes no more")
 
+    def _seal(self, before: tuple[int, ...]) -> tuple[int, ...]:
+        try:
+            return self._sealer.seal(before)
+        except DatabaseError:
+            raise
+        except Exception as error:
+            raise SealingError(repr(error)) from error
+
     def _run_one(self, job: Job) -> None:
         self.conn.execute("SAVEPOINT job")
         try:
@@ -337,10 +349,7 @@ class Committer:
         self.conn.execute("RELEASE job")
 
     def _fail(self, jobs: list[Job], error: BaseException) -> None:
-        """Nothing of the batch happened: undo what it did in memory, newest first, and tell every caller.
-
-        A bug of ours is told as what it is, and not as the disk's.
-        """
+        """Nothing of the batch happened: undo what it did in memory, newest first, and tell every caller."""
         problems = [error]
         for undo in (*(job.unit.roll_back_memory for job in reversed(jobs)), self.conn.rollback):
             try:
@@ -348,8 +357,7 @@ class Committer:
             except BaseException as another:  # noqa: BLE001  the rest is undone all the same
                 problems.append(another)
         told = error
-        is_bug = isinstance(error, Exception) and not isinstance(error, (DatabaseError, OSError, MemoryError))
-        if not is_bug or len(problems) > 1:
+        if not isinstance(error, (Refused, SealingError)) or len(problems) > 1:
             reasons = "; ".join(str(problem) or type(problem).__name__ for problem in problems)
             told = Refused("store_failed", f"ledger.db could not be written: {reasons}")
         for job in jobs:

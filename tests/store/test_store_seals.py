@@ -17,7 +17,7 @@ from payagent.store import apps, books, records
 from payagent.store.apps import AppRow
 from payagent.store.schema import GENESIS
 from payagent.store.seals import Sealer
-from payagent.store.writer import Committer, Job, Readers, Unit, Writer, open_read_only
+from payagent.store.writer import Committer, Job, Readers, SealingError, Unit, Writer, open_read_only
 
 
 @pytest.fixture
@@ -90,6 +90,20 @@ def test_jobs_of_one_commit_are_sealed_together_without_what_was_undone(path: Pa
         assert not [one for one in check_seals(conn, None) if isinstance(one, Finding)]
     committer.close()
     assert [what for _, what, *_ in seals(path)] == [{"meta": [1, 3]}, {"meta": [4, 4]}]
+
+
+def test_a_bug_in_sealing_is_not_told_as_the_disks(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_texts: object) -> bytes:
+        raise TypeError("a bug")
+
+    writer = Writer(path)
+    monkeypatch.setattr("payagent.store.seals.marks_of", broken)
+    with pytest.raises(SealingError, match="a bug"):
+        writer.submit("first", lambda unit: records.put_meta(unit, "first", "x")).result(10)
+    monkeypatch.undo()
+    writer.submit("second", lambda unit: records.put_meta(unit, "second", "x")).result(10)
+    writer.close()
+    assert [what for _, what, *_ in seals(path)] == [{"meta": [1, 1]}]
 
 
 def test_only_what_took_place_is_sealed(path: Path) -> None:

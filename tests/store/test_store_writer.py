@@ -201,7 +201,7 @@ def test_a_disk_that_fills_up_is_told_as_that_also_when_sqlite_gives_up_the_whol
     assert keys(path) == ["after"]
 
 
-@pytest.mark.parametrize("error", [MemoryError(), OSError("disk"), SystemExit(1), KeyboardInterrupt()])
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("port broke"), SystemExit(1), KeyboardInterrupt()])
 def test_whatever_a_checkpoint_raises_before_the_commit_fails_the_batch(path: Path, error: BaseException) -> None:
     memory: list[str] = []
 
@@ -217,22 +217,6 @@ def test_whatever_a_checkpoint_raises_before_the_commit_fails_the_batch(path: Pa
     assert writer.submit("a", taking(memory, "third")).result(10) == "third"
     writer.close()
     assert (memory, keys(path)) == (["third"], ["third"])
-
-
-def test_a_bug_before_the_commit_fails_the_batch_and_is_not_told_as_the_disks(path: Path) -> None:
-    memory: list[str] = []
-
-    def checkpoint(name: str) -> None:
-        if name == "before b":
-            raise TypeError("a bug")
-
-    writer = Writer(path, checkpoint=checkpoint)
-    futures = together(writer, {"a": taking(memory, "first"), "b": taking(memory, "second")})
-    for future in futures.values():
-        with pytest.raises(TypeError, match="a bug"):
-            future.result(10)
-    writer.close()
-    assert (memory, keys(path)) == ([], [])
 
 
 @pytest.mark.parametrize("error", [sqlite3.OperationalError("disk"), RuntimeError("port broke"), SystemExit(1)])
@@ -268,8 +252,7 @@ def test_an_undo_that_raises_keeps_no_other_from_running(path: Path) -> None:
     writer = Writer(path)
     futures = together(writer, {"a": taking(memory, "neighbour"), "b": take})
     for future in futures.values():
-        with pytest.raises(RuntimeError, match="undo broke"):
-            future.result(10)
+        assert "undo broke" in refused(future)
     assert memory == []
     assert writer.submit("after", put("after")).result(10)
     writer.close()
