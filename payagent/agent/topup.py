@@ -225,9 +225,7 @@ class Topups:
         except Refused as refused:
             self._put_off(order, refused)
         except Exception as error:
-            log.warning(
-                "topup.step_failed", topup=order.id, error=repr(error), exc_info=not isinstance(error, Refused)
-            )
+            log.warning("topup.step_failed", topup=order.id, error=repr(error), exc_info=True)
             self._put_off(order, Refused("internal_error", repr(error)))
 
     async def _step_or_end(self, order: TopupRow) -> None:

@@ -738,7 +738,7 @@ class Readiness(BaseModel):
     """`checks` and `providers` say "ok" or what is wrong, for each. A provider's word is not needed to be ready.
 
     What is wrong with a provider is why it is not heard, or not sent anything, at present. `code` is the problem
-    that an order meets now, on account of the chain or of a pause.
+    that an order meets now, where one stands for what is wrong.
     """
 
     ready: bool
