@@ -151,11 +151,18 @@ class Link:
 
     def _auth(self) -> dict[str, str]:
         if self._token is None:
-            if not self._token_file.exists():
-                lost = "where it is lost, docs/operators.md (Let a program pay) says how to come by a new one"
-                raise Refused("config_invalid", f"the token's file {self._token_file} is not there; {lost}")
+            self._require_token_file()
             self._token = read_header_secret(self._token_file)
         return {"authorization": f"Bearer {self._token}"}
+
+    def _require_token_file(self) -> None:
+        try:
+            self._token_file.stat()
+        except FileNotFoundError:
+            lost = "where it is lost, docs/operators.md (Let a program pay) says how to come by a new one"
+            raise Refused("config_invalid", f"the token's file {self._token_file} is not there; {lost}") from None
+        except OSError:
+            return  # who reads it says why it cannot be read
 
     def _send(self, method: str, path: str, headers: dict[str, str], **content: Any) -> httpx.Response:
         client = self._opened()

@@ -155,6 +155,9 @@ def test_a_wrong_token_is_unauthorised(shop: Shop) -> None:
     missing = shop.payagent("wallet", "--token-file", shop.folder / "none")
     assert (missing.code, missing.error["code"]) == (2, "config_invalid")
     assert "how to come by a new one" in missing.error["detail"]
+    unseen = shop.payagent("wallet", "--token-file", shop.folder / ("x" * 300))
+    assert (unseen.code, unseen.error["code"]) == (2, "config_invalid"), unseen.err
+    assert "cannot be read" in unseen.error["detail"]
     for name, text in (("two", "pa_0123456789\npa_abc"), ("spaced", "pa_0123456789 "), ("strange", "pä_0123")):
         held = write_private(shop.folder / f"{name}.token", text)
         refused = shop.payagent("wallet", "--token-file", held)
