@@ -372,6 +372,7 @@ class Writer:
     ) -> None:
         self._committer = Committer(path, checkpoint=checkpoint, own=own)
         self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
+        self._door = threading.Lock()
         self._closed = False
         self._tidied_at = 0
         self._thread = threading.Thread(target=self._loop, name="ledger-writer", daemon=True)
@@ -399,9 +400,10 @@ class Writer:
         return await waiting
 
     def _put(self, name: str, job: Callable[[Unit], T], waiting: "Future[T] | asyncio.Future[T]") -> None:
-        if self._closed:
-            raise Refused("store_failed", "the ledger is closed")
-        self._queue.put((Job(name, job, Unit(self._committer.conn)), waiting))
+        with self._door:  # what came behind the last that is run would wait for ever
+            if self._closed:
+                raise Refused("store_failed", "the ledger is closed")
+            self._queue.put((Job(name, job, Unit(self._committer.conn)), waiting))
 
     def is_noted(self, attempt: int | None) -> bool:
         """Whether the attempt of this number may be shown: the signer's own record has it."""
@@ -409,11 +411,13 @@ class Writer:
 
     def close(self) -> None:
         """Run what is queued, then close. Calling it again is harmless."""
-        if not self._closed:
+        with self._door:
+            if self._closed:
+                return
             self._closed = True
             self._queue.put(None)
-            self._thread.join()
-            self._committer.close()
+        self._thread.join()
+        self._committer.close()
 
     def _loop(self) -> None:
         while True:

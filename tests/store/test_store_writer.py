@@ -2,10 +2,12 @@
 
 import asyncio
 import sqlite3
+import sys
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,8 @@ from payagent.store.signer import Signed, lacks
 from payagent.store.writer import Committer, Ownership, Readers, Unit, Writer, require_ledger
 
 Job = Callable[[Unit], object]
+
+ROUNDS = 60
 
 
 def put(key: str) -> Job:
@@ -381,6 +385,32 @@ def test_after_close_every_call_says_so(path: Path) -> None:
     writer.close()
     with pytest.raises(Refused, match="closed"):
         writer.submit("late", put("k"))
+
+
+def test_a_job_that_comes_as_the_ledger_is_closed_is_run_or_refused(path: Path) -> None:
+    """Behind the last that is run it would leave its caller waiting for ever."""
+    before_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for round_ in range(ROUNDS):
+            writer = Writer(path)
+            last: list[Future[object]] = []
+            started = threading.Event()
+
+            def ask(writer: Writer, last: list[Future[object]], started: threading.Event) -> None:
+                with suppress(Refused):
+                    while True:
+                        last[:] = [writer.submit("put", lambda _unit: None)]
+                        started.set()
+
+            asking = threading.Thread(target=ask, args=(writer, last, started))
+            asking.start()
+            assert started.wait(10)
+            writer.close()
+            asking.join(10)
+            assert last[0].result(10) is None, round_
+    finally:
+        sys.setswitchinterval(before_s)
 
 
 def test_a_database_that_lost_a_guard_is_not_opened(path: Path) -> None:
