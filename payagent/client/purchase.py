@@ -247,6 +247,10 @@ class Purchases:
                 return answer, None
             yield Keep(call.body)
             if not call.body.is_whole:
+                if self._buyers is not None and origin not in self._buyers:
+                    foreign = own_error("merchant_not_allowed", f"{origin} is not configured")
+                    answer.extensions[REFUSAL_MARK] = foreign.problem
+                    return answer, None
                 raise own_error(
                     "request_too_big_to_replay",
                     f"the call has to be made again, and only {self.spool_bytes} bytes of a body are kept",

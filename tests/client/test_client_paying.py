@@ -206,6 +206,15 @@ async def test_a_body_that_was_not_kept_is_not_paid_for(shop: Place, start: Star
     assert shop.payments == []
 
 
+async def test_a_402_of_somebody_else_is_handed_on_however_long_the_call(shop: Place, start: Start) -> None:
+    shop.peer.answers["/images"] = Paywall()
+    program = start(spool_bytes=1000)
+    unknown = f"{shop.peer.url.replace('127.0.0.1', 'localhost')}/images"
+    answer = await program.call(unknown, "POST", content=program.streamed([b"x" * 2000]))
+    assert (answer.status_code, answer.json()["detail"]["invoiceId"]) == (402, "inv-1")
+    assert answer.extensions["payagent_refusal"]["code"] == "merchant_not_allowed"
+
+
 @pytest.mark.parametrize("said", ["pending", "lost", "503", "another invoice"])
 async def test_the_same_proof_is_shown_until_it_is_served(shop: Place, start: Start, said: str) -> None:
     wall = Paywall()
