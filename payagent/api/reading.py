@@ -198,7 +198,7 @@ def read_pause(raw: bytes) -> str:
 
 def read_new_merchant(raw: bytes) -> tuple[str, Fields]:
     """Its name, and its settings by the names that they have in the config file."""
-    keys = ("partner", "proof", "ready", "split_mode", "request_commitment", "timeout_s")
+    keys = ("known_as", "partner", "proof", "ready", "split_mode", "request_commitment", "timeout_s")
     body = _fields(_json(raw), "the body", ("name", "origin"), keys)
     name = body["name"]
     if not isinstance(name, str):

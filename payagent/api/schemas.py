@@ -107,6 +107,7 @@ class MerchantOrder(_Closed):
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9]+([_-][a-z0-9]+)*$")]
     origin: Annotated[str, Field(description="Scheme, host and port; https, but on this machine.")]
+    known_as: list[str] = _absent("Origins by which its x402 may name what it sells. No call goes there.")
     partner: Annotated[str, Field(pattern=r"^[!-~]{1,128}$")] = _absent("X-Partner of the calls.")
     proof: Proof = "tx_hash"
     ready: Literal["signed", "submitted", "confirmed"] = "confirmed"

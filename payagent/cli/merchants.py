@@ -47,6 +47,12 @@ def _give_list(terminal: Terminal, answer: dict[str, Any]) -> None:
 )
 @click.argument("name", metavar="NAME")
 @click.option("--origin", required=True, metavar="ORIGIN", help="Scheme, host and port.")
+@click.option(
+    "--known-as",
+    multiple=True,
+    metavar="ORIGIN",
+    help="By which its x402 names itself. May be repeated.",
+)
 @click.option("--partner", metavar="TEXT", help="X-Partner of the calls.")
 @click.option("--proof", type=click.Choice(["tx_hash", "signed_cbor"]), help="What the retry carries.")
 @click.option(
@@ -65,7 +71,7 @@ def add(terminal: Terminal, connect: Connect, name: str, **given: Any) -> None:
     What is not given is as in the config file's defaults. Keys, top-ups and a private network take a table in the
     config file. One that is there already, by name or by origin, is not added.
     """
-    body = {key: value for key, value in given.items() if value is not None} | {"name": name}
+    body = {key: value for key, value in given.items() if value not in (None, ())} | {"name": name}
     with connect() as link:
         answer = link.post("/v1/merchants", body)
     _give_list(terminal, answer)

@@ -77,6 +77,8 @@ async def test_a_name_and_an_origin_are_one_merchants_in_the_file_too(world: Wor
         ("shop", {"origin": "http://a.example"}),
         ("shop", {"origin": "https://a.example/path"}),
         ("shop", {"origin": "https://a.example", "timeout_s": 0}),
+        ("shop", {"origin": "https://a.example", "known_as": ["https://a.example/path"]}),
+        ("shop", {"origin": "https://a.example", "known_as": "https://b.example"}),
         ("shop", {"origin": "https://a.example", "prooof": "tx_hash"}),
         ("shop", {}),
     ],

@@ -89,12 +89,16 @@ def test_a_merchant_that_was_added_is_paid_and_known_after_a_kill(
     text = text.replace(f'origin = "{shop.devnet.merchant_url}"\n', "").replace('partner = "demo"\n', "")
     read_again(shop, daemon, text, "config.read")
     assert shop.payagent("merchants").json["merchants"] == []
-    added = shop.payagent("merchants", "add", "shop", "--origin", shop.devnet.merchant_url, "--partner", "demo")
+    inside = ["http://localhost:3000", "http://shop.internal"]
+    known_as = [part for origin in inside for part in ("--known-as", origin)]
+    origin = ("--origin", shop.devnet.merchant_url)
+    added = shop.payagent("merchants", "add", "shop", *origin, "--partner", "demo", *known_as)
     assert (added.code, added.json["merchants"][0]["set_by"]) == (0, "operator"), added.err
     daemon.kill()
     daemon.wait(20)
     (shop.folder / "s").unlink()
     with running(shop):
+        assert shop.payagent("merchants").json["merchants"][0]["known_as"] == inside
         paid = shop.payagent("pay", shop.saved("from the added one"), "--merchant", "shop")
         assert paid.code == 0, paid.err
         assert "1 merchants" in checks(shop.config)["set at run time"]["detail"]
