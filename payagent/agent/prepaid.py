@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from payagent.core import ledger
 from payagent.core.invoice import Invoice, is_batch
 from payagent.core.ledger import Units, prepaid_account
+from payagent.core.money import format_amount
 from payagent.core.prepaid import CALLS, Balance, Cost, average, buy, take_back, use
 from payagent.core.problem import Refused
 from payagent.store import apps, prepaid, records, spending, topups, uses
@@ -82,7 +83,8 @@ def fitting(offers: tuple[Invoice, ...], part: Part | None) -> tuple[Invoice, ..
     if not affordable:
         raise Refused(
             "topup_too_small",
-            f"one payment takes {fit[0].total_units} {part.unit}, {part.units} are ordered in all",
+            f"one payment takes {format_amount(part.unit, fit[0].total_units)}, ordered are"
+            f" {format_amount(part.unit, part.units)} in all",
         )
     return affordable
 

@@ -146,7 +146,7 @@ def send(
 
 
 @wallet.command(epilog=example("payagent wallet thaw", "payagent wallet thaw --seen 0123...cdef"))
-@click.option("--seen", multiple=True, metavar="TX", help="A transaction that you looked at; can be repeated.")
+@click.option("--seen", multiple=True, metavar="TX", help="A transaction that you looked at. May be repeated.")
 @talks_to_daemon
 def thaw(terminal: Terminal, connect: Connect, seen: tuple[str, ...]) -> None:
     """Sign again after coins were spent elsewhere. First find out who has the wallet's words, and stop it.

@@ -519,7 +519,7 @@ PROBLEMS: dict[str, Problem] = {
         "Fund the wallet; `payagent wallet show` says what is held.",
         retryable=True,
     ),
-    "not_found": Problem(404, 2, "No such thing", "Check the id.", money=""),
+    "not_found": Problem(404, 2, "No such thing", "Check the id or the name: lists show what there is.", money=""),
     "not_served_yet": Problem(
         504,
         8,
