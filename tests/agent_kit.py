@@ -16,7 +16,8 @@ from pathlib import Path
 import httpx
 from canaries import plant
 
-from payagent.agent.agent import Agent, Ask, Request
+from payagent.agent.agent import Agent
+from payagent.agent.asks import Ask, Request
 from payagent.agent.ports import InProcess, Ports, SystemClock, SystemRandomness
 from payagent.agent.scan import Recovery
 from payagent.agent.terms import MerchantTerms, Terms

@@ -8,12 +8,10 @@ of its own.
 """
 
 import asyncio
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import BinaryIO, TypeVar
 
@@ -21,6 +19,7 @@ import structlog
 
 from payagent.agent import emptying, prepaid, steps, trust, uses
 from payagent.agent.admission import Admission, note_price, require_same
+from payagent.agent.asks import Advice, Ask, Quote, digest
 from payagent.agent.chainview import ChainView
 from payagent.agent.changes import Changes
 from payagent.agent.configured import overlaid
@@ -62,8 +61,7 @@ from payagent.core.payment import (
     State,
 )
 from payagent.core.problem import Refused
-from payagent.core.verdict import Reasons
-from payagent.dialects import Answer, Call, Reading, Response, Said, read_answer, read_offers
+from payagent.dialects import Reading, Response, Said, read_answer, read_offers
 from payagent.store import onchain, pauses, queries, records, spending
 from payagent.store import prepaid as pools
 from payagent.store import uses as store_uses
@@ -99,77 +97,6 @@ NOT_SIGNED = frozenset({"asset_not_allowed", "limit_exceeded", "signer_refused"}
 """What the signer says by its own policy: asking again gives the same answer, for a day at least."""
 
 log = structlog.get_logger("payagent.agent")
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """The call that is to be bought. `headers` (names in lower case) are those that a merchant may bind it to."""
-
-    method: str
-    path: str
-    body_sha256: str
-    headers: Mapping[str, str] = field(default_factory=dict)
-
-    def call(self, origin: str) -> Call:
-        """As a dialect reads it."""
-        return Call(self.method, origin + self.path, self.body_sha256, self.headers)
-
-
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """A 402 that an app wants paid. `received` is the 402 as it came, for the record.
-
-    `buyer`: whose prepaid balance a batch raises, where the call said another than the configured one. `topup`: it
-    is a part of that order, which names the intent.
-    """
-
-    app_id: str
-    origin: str
-    response: Response
-    received: str
-    request: Request | None = None
-    idempotency_key: str | None = None
-    max_total_units: int | None = None
-    buyer: Buyer | None = None
-    heard_at_ms: int | None = None
-    topup: Part | None = None
-
-    @property
-    def fingerprint(self) -> str:
-        """What the intent is: origin and request, never the 402."""
-        request = self.request
-        parts = [self.origin] + ([request.method, request.path, request.body_sha256] if request else [])
-        return _digest(parts)
-
-    def key(self, invoice_id: str | None) -> str | None:
-        """The intent's key; None when it is the invoice's id that names it and there is none."""
-        if self.topup is not None:
-            return f"topup:{self.topup.topup}:{self.topup.number}"
-        if self.idempotency_key is not None:
-            return f"key:{self.idempotency_key}"
-        if self.request is not None:
-            return f"request:{self.fingerprint}"
-        return None if invoice_id is None else f"invoice:{self.origin} {invoice_id}"
-
-
-@dataclass(frozen=True, slots=True)
-class Advice:
-    """What a merchant said to a retry, and in how many seconds the same proof is shown again; None: not again."""
-
-    answer: Answer
-    again_after_s: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Quote:
-    """What a payment would be now. `refusal` is the limit or the guard that stands against it, if one does;
-    `reasons` are why a person would be asked first.
-    """
-
-    invoice: Invoice
-    plan: Plan
-    refusal: Refused | None
-    reasons: Reasons = ()
 
 
 class Agent:
@@ -843,7 +770,7 @@ class Agent:
             app_id=app_id,
             key=f"order:{ids.intent}" if key is None else f"key:{key}",
             derived=key is None,
-            fingerprint=_digest([kind, *what]),
+            fingerprint=digest([kind, *what]),
             kind=kind,
         )
 
@@ -1108,7 +1035,3 @@ class Agent:
         require_same(intent, ask.fingerprint)
         row = queries.live_payment_of(self.conn, intent.id)
         return None if row is None else self.require_noted(row)
-
-
-def _digest(parts: list[str]) -> str:
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -18,8 +18,9 @@ from functools import partial
 import structlog
 
 from payagent.agent import prepaid, questions
-from payagent.agent.agent import Agent, Ask, Quote, Request
+from payagent.agent.agent import Agent
 from payagent.agent.alarm import clear_alert, raise_alert
+from payagent.agent.asks import Ask, Quote, Request
 from payagent.agent.orders import Approver
 from payagent.agent.prepaid import Buyer, Part, ServedCall, part_of, require_may_buy
 from payagent.agent.terms import AutoTopup, MerchantTerms, TopupRequest

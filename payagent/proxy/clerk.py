@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 
 import structlog
 
-from payagent.agent.agent import Advice, Agent, Ask, Request
+from payagent.agent.agent import Agent
+from payagent.agent.asks import Advice, Ask, Request
 from payagent.agent.prepaid import Buyer, ServedCall
 from payagent.agent.view import retry_headers
 from payagent.api.views import quote_view

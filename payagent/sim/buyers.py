@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
-from payagent.agent.agent import Ask, Request
+from payagent.agent.asks import Ask, Request
 from payagent.agent.prepaid import Buyer
 from payagent.agent.view import retry_headers
 from payagent.core.payment import WITHOUT_PROOF

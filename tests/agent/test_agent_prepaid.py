@@ -10,7 +10,7 @@ import pytest
 from agent.test_agent_edges import BadSigner
 from agent_kit import ADA, Run, World, with_terms, world_apart, world_with_clock
 
-from payagent.agent.agent import Request
+from payagent.agent.asks import Request
 from payagent.agent.limits import set_limits
 from payagent.agent.orders import Approver
 from payagent.agent.prepaid import Buyer, ServedCall

@@ -18,7 +18,7 @@ from agent.test_agent_replace import LONG_S, TTL_S, attempts, lose, pass_time_of
 from agent_kit import ADA, APP, DEVNET, Run, World, daily, with_terms, world_with_clock
 
 from payagent.agent import merchants
-from payagent.agent.agent import Ask, Request
+from payagent.agent.asks import Ask, Request
 from payagent.agent.orders import Approver
 from payagent.agent.terms import Terms
 from payagent.agent.view import retry_headers

@@ -15,7 +15,7 @@ from agent.test_agent_handover import pass_ttl, wait_for_void
 from agent_kit import ADA, APP, Run, World, daily, world_with_clock
 from commitments import commitment_to
 
-from payagent.agent.agent import Advice, Ask, Request
+from payagent.agent.asks import Advice, Ask, Request
 from payagent.agent.configured import merchant_terms
 from payagent.agent.terms import Terms
 from payagent.agent.view import retry_headers

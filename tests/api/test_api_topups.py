@@ -9,7 +9,7 @@ from agent_kit import ADA, World
 from api_kit import Api, served
 from canaries import plant
 
-from payagent.agent.agent import Ask, Quote
+from payagent.agent.asks import Ask, Quote
 from payagent.agent.terms import TopupRequest
 
 COST = 13 * ADA

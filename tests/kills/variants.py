@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable
 
 import payagent.daemon
-from payagent.agent.agent import Agent, Ask
+from payagent.agent.agent import Agent
+from payagent.agent.asks import Ask
 from payagent.agent.ports import SystemClock
 from payagent.settings import Settings
 from payagent.store.queries import PaymentRow

@@ -31,7 +31,8 @@ from payagent.agent import (
     vanished,
     watch,
 )
-from payagent.agent.agent import Agent, Ask
+from payagent.agent.agent import Agent
+from payagent.agent.asks import Ask
 from payagent.chain.source import Found, SubmitKind, TxSeen
 from payagent.core import ledger
 from payagent.core.money import LOVELACE
