@@ -245,12 +245,12 @@ async def _serve(
             egress,
         )
         plain, secure = doors.sorted()
-        server = make_server(door, partial(agent.ports.new_id, "call"), secure)
+        server = make_server(door, partial(agent.desk.ports.new_id, "call"), secure)
         server.stop_on_signal()
         if reread is not None:
             make = partial(make_terms, own=account.address, redactor=redactor)
             read = partial(_read_anew, config, reread)
-            _read_on_sighup(Rereading(agent, settings, read, make))
+            _read_on_sighup(Rereading(agent.desk, settings, read, make))
         signer.watch(_stop)
         _keep_what_is_there()
         announce({"api": doors.url, "socket": str(settings.api.socket), "network": settings.network})
@@ -293,11 +293,13 @@ async def _running(
             readers = Readers(database)
             await _bind(writer, readers, settings, account.address)
             agent = Agent(terms, ports, writer, readers, sources, signer)
-            recovery = Recovery(agent, record)
+            recovery = Recovery(agent.desk, record)
             await recovery.begin()
         beats = DEVNET_BEATS if settings.network == "devnet" else NETWORK_BEATS
         topups = Topups(agent, merchants)
-        sweeps = Sweeps(agent, Watch(agent, merchants), Alerts(agent, webhook, links), topups, recovery, beats)
+        sweeps = Sweeps(
+            agent, Watch(agent, merchants), Alerts(agent.desk, webhook, links), topups, recovery, beats
+        )
         sweeps.start()
         try:
             yield agent, topups, sweeps

@@ -69,6 +69,7 @@ class Sweeps:
         self, agent: Agent, watch: Watch, alerts: Alerts, topups: Topups, recovery: Recovery, beats: Beats
     ) -> None:
         self._agent = agent
+        self._desk = agent.desk
         self._watch = watch
         self._alerts = alerts
         self._topups = topups
@@ -167,13 +168,13 @@ class Sweeps:
 
     def _may_rest(self) -> bool:
         """Whether the next look can wait. A payment that is admitted meanwhile is looked at with the next beat."""
-        if self._last_success_s is None or self._agent.chain.behind is not None or not self._watch.is_idle:
+        if self._last_success_s is None or self._desk.chain.behind is not None or not self._watch.is_idle:
             return False
         return asyncio.get_running_loop().time() < self._last_success_s + self._beats.idle_s
 
     def _why_not_ready(self) -> str | None:
         try:
-            self._agent.chain.require_ready(self._agent.ports.clock.now_ms())
+            self._desk.chain.require_ready(self._desk.ports.clock.now_ms())
         except Refused as refused:
             return refused.detail
         return None

@@ -8,24 +8,21 @@ of its own.
 """
 
 import asyncio
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
-from typing import BinaryIO, TypeVar
+from typing import TypeVar
 
 import structlog
 
 from payagent.agent import emptying, prepaid, steps, trust, uses
-from payagent.agent.admission import Admission, note_price, require_same
+from payagent.agent.admission import note_price, require_same
 from payagent.agent.asks import Advice, Ask, Quote, digest
-from payagent.agent.chainview import ChainView
-from payagent.agent.changes import Changes
-from payagent.agent.configured import overlaid
+from payagent.agent.desk import Desk
 from payagent.agent.floods import Floods
 from payagent.agent.line import Line, Look
-from payagent.agent.orders import Admitted, Approver, Ids, Purchase, TransferOrder
+from payagent.agent.orders import Admitted, Approver, Purchase, TransferOrder
 from payagent.agent.planner import TransferPlan
 from payagent.agent.ports import Ports, Signatures, Writes
 from payagent.agent.prepaid import Buyer, Part, ServedCall, fitting
@@ -43,16 +40,13 @@ from payagent.agent.replacement import (
 from payagent.agent.rulebook import as_told
 from payagent.agent.terms import MerchantTerms, Terms
 from payagent.agent.upkeep import Means, Upkeep
-from payagent.agent.view import is_ready
 from payagent.chain.guard import Guarded
 from payagent.chain.source import ChainSource
-from payagent.core import policy
 from payagent.core.address import Address
 from payagent.core.invoice import Invoice, Output, Role
 from payagent.core.money import LOVELACE, format_amount
 from payagent.core.network import ROLLBACK_S
 from payagent.core.payment import (
-    ENDED_WITHOUT_PAYING,
     NEVER_SIGNED,
     TRANSITIONS,
     UNSIGNED,
@@ -62,11 +56,11 @@ from payagent.core.payment import (
 )
 from payagent.core.problem import Refused
 from payagent.dialects import Reading, Response, Said, read_answer, read_offers
-from payagent.store import onchain, pauses, queries, records, spending
+from payagent.store import pauses, queries, records
 from payagent.store import prepaid as pools
 from payagent.store import uses as store_uses
 from payagent.store.queries import AttemptRow, PaymentRow
-from payagent.store.writer import Connection, Readers, Unit
+from payagent.store.writer import Readers, Unit
 from payagent.wallet.coins import Coin, Coins
 from payagent.wallet.transaction import Plan, assemble, check, fan_out, select
 
@@ -111,110 +105,29 @@ class Agent:
         sources: Sequence[ChainSource],
         signer: Signatures,
     ) -> None:
-        self.filed = terms
-        """The terms of the config file; `terms` are those that count, with what was set at run time."""
-        self.terms = terms = overlaid(terms, readers.conn)
-        self.ports = ports
-        self.sources = [Guarded(source, ports.clock, terms.call_rate) for source in sources]
-        self.chain = ChainView(
-            terms.network,
-            restored_at_ms=queries.restored_at_ms(readers.conn),
-            foreign=onchain.frozen_by(readers.conn),
-        )
-        self.changes = Changes()
-        self.coins = Coins(coin_of(row) for row in queries.free_coins(readers.conn))
-        self._writer = writer
-        self._readers = readers
+        self.desk = Desk(terms, ports, writer, readers, sources)
         self._signer = signer
-        self._admission = Admission.by(terms, self.coins, self.chain)
-        self.senders: Sequence[Guarded] = self.sources
-        self.providers: Mapping[str, str | None] = {}
-        """Why a provider is not heard, by name, or None when it is: what the watch last found."""
-        self.refusals: Counter[str] = Counter()
-        """How often each code was told, through whichever door, since the start."""
         self._floods = Floods()
         self._signing: set[str] = set()
         self._none_signing = asyncio.Event()
         self._sending: dict[str, asyncio.Event] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._taking = asyncio.Lock()
-        self._upkeep = Upkeep(self._admission)
+        self._upkeep = Upkeep(self.desk.admission)
         self._line = Line(self._signing, self.keep_coins)
         self._kept: tuple[object, int] = (None, 0)
         """The version of the ledger at the last look that found nothing to keep, and when that was."""
-
-    @property
-    def conn(self) -> Connection:
-        """A read-only connection."""
-        return self._readers.conn
-
-    def snapshot(self) -> AbstractContextManager[Connection]:
-        """The ledger as it is now, for what takes long to read."""
-        return self._readers.snapshot()
-
-    def room_problem(self) -> str | None:
-        """Why nothing more could soon be written down; None while there is room."""
-        return self._readers.room_problem()
-
-    def copied(self) -> AbstractContextManager[BinaryIO]:
-        """A copy of the ledger as it is now, as a file that is gone when it is closed."""
-        return self._readers.copied()
-
-    async def write(self, name: str, job: Callable[[Unit], T], payment_id: str | None = None) -> T:
-        """Run a job at a commit point; who waits for the payment is woken once it is durable."""
-        result = await self._writer.run(name, job)
-        if payment_id is not None:
-            log.info(f"payment.{name}", payment=payment_id)
-            self.changes.notify(payment_id)
-        return result
-
-    async def take_terms(self, filed: Terms, job: Callable[[Unit], None]) -> None:
-        """Go by these terms of the config file, and by what `job` sets at run time, from its commit on."""
-
-        def take(unit: Unit) -> Terms:
-            job(unit)
-            terms = overlaid(filed, unit.conn)
-            unit.undo(partial(self._admission.take, self.terms))
-            self._admission.take(terms)
-            return terms
-
-        async with self._taking:
-            self.terms = await self.write("terms", take)
-            self.filed = filed
-
-    def payment(self, payment_id: str) -> PaymentRow:
-        row = queries.payment(self.conn, payment_id)
-        if row is None:
-            raise Refused("not_found", f"there is no payment {payment_id[:80]!r}")
-        return self.as_noted(row)
-
-    def as_noted(self, row: PaymentRow) -> PaymentRow:
-        """With whether its attempt may be shown: no proof of what the signer's own record lacks yet."""
-        return row if self._writer.is_noted(row.attempt) else replace(row, is_noted=False)
-
-    def require_noted(self, row: PaymentRow) -> PaymentRow:
-        """As `as_noted`. Refused: `store_failed`, where nothing may be shown."""
-        row = self.as_noted(row)
-        if not row.is_noted:
-            raise Refused("store_failed", f"the signer's own record lacks the transaction of {row.id} yet")
-        return row
-
-    def assets_allowed(self) -> frozenset[str]:
-        """What the wallet may spend at all, by its limits."""
-        at_run_time = spending.limits_binding(self.conn, policy.ANY, policy.ANY)
-        return policy.allowed_assets(policy.in_force(self.terms.limits, at_run_time))
 
     async def pay(self, ask: Ask) -> tuple[PaymentRow, bool]:
         """Pay a 402, or find the payment that its intent has; True when it is new.
 
         Returns once the attempt is durable and before it is sent. Raises `Refused`, with nothing signed.
         """
-        now_ms = self.ports.clock.now_ms()
+        now_ms = self.desk.ports.clock.now_ms()
         try:
-            merchant = self.terms.merchant(ask.origin)
+            merchant = self.desk.terms.merchant(ask.origin)
             offers = self._offers(merchant, ask, now_ms)
         except Refused as refusal:
-            if ask.origin in self.terms.merchants and (row := self._paid_already(ask)) is not None:
+            if ask.origin in self.desk.terms.merchants and (row := self._paid_already(ask)) is not None:
                 return row, False
             await self._note_refusal(ask, refusal, None, now_ms)
             raise
@@ -226,7 +139,7 @@ class Agent:
                 admitted = await self._admit(purchase)
             except Refused as refusal:
                 await self._note_refusal(ask, refusal, purchase, now_ms)
-                raise as_told(self.conn, ask.app_id, refusal) from None
+                raise as_told(self.desk.conn, ask.app_id, refusal) from None
             log.info("payment.admit", payment=admitted.payment_id, intent_known=not admitted.is_new)
             if admitted.refusal is not None:
                 self._note_on_record(ask.app_id, ask.topup)
@@ -242,7 +155,7 @@ class Agent:
 
         What the signer's own record lacks goes the writer's way, which notes it or says why not.
         """
-        (offer, *others), conn = purchase.offers, self.conn
+        (offer, *others), conn = purchase.offers, self.desk.conn
         intent = None if others else queries.live_intent(conn, purchase.app_id, purchase.key)
         row = None if intent is None else queries.live_payment_of(conn, intent.id)
         if intent is None or row is None or intent.fingerprint != purchase.fingerprint:
@@ -254,29 +167,29 @@ class Agent:
                 return None
             if queries.payment_of_invoice(conn, known.seq) is None:
                 return None
-        return row if self.as_noted(row).is_noted else None
+        return row if self.desk.as_noted(row).is_noted else None
 
     async def quote(self, ask: Ask, count: int = 1) -> Quote:
         """What paying would take now, or so many payments like it: nothing is reserved, nothing is written.
 
         Refused like the payment would be, and as `invoice_paid_already` where there is one.
         """
-        now_ms = self.ports.clock.now_ms()
-        offers = self._offers(self.terms.merchant(ask.origin), ask, now_ms)
+        now_ms = self.desk.ports.clock.now_ms()
+        offers = self._offers(self.desk.terms.merchant(ask.origin), ask, now_ms)
         purchase = self._purchase(ask, offers, now_ms)
 
         def job(unit: Unit) -> Quote:
-            chosen = self._admission.choose(unit, purchase, now_ms)
-            self._admission.require_unpaid(unit.conn, chosen)
+            chosen = self.desk.admission.choose(unit, purchase, now_ms)
+            self.desk.admission.require_unpaid(unit.conn, chosen)
             invoice = chosen.invoice
-            plan = self._admission.planner.plan(
-                unit, invoice, invoice.expires_at_ms, self.terms.min_window_s, now_ms
+            plan = self.desk.admission.planner.plan(
+                unit, invoice, invoice.expires_at_ms, self.desk.terms.min_window_s, now_ms
             )
             try:
-                self._admission.rulebook.require_within_limits(
+                self.desk.admission.rulebook.require_within_limits(
                     unit.conn, purchase, plan.spend, invoice.asset, now_ms, count
                 )
-                reasons = self._admission.rulebook.reasons(unit.conn, purchase, invoice, plan.spend)
+                reasons = self.desk.admission.rulebook.reasons(unit.conn, purchase, invoice, plan.spend)
                 if count > 1:
                     self._require_funds({asset: units * count for asset, units in plan.spend.items()})
             except Refused as refusal:
@@ -284,38 +197,38 @@ class Agent:
             return Quote(invoice, plan, None, reasons)
 
         try:
-            quote = await self.write("quote", job)
+            quote = await self.desk.write("quote", job)
         except Refused as refusal:
-            raise as_told(self.conn, ask.app_id, refusal) from None
+            raise as_told(self.desk.conn, ask.app_id, refusal) from None
         if quote.refusal is None:
             return quote
-        return replace(quote, refusal=as_told(self.conn, ask.app_id, quote.refusal))
+        return replace(quote, refusal=as_told(self.desk.conn, ask.app_id, quote.refusal))
 
     async def send(
         self, app_id: str, to: Address, asset: str, units: int, key: str | None = None
     ) -> tuple[PaymentRow, bool]:
         """Send out of the wallet, by the operator's order: no limit applies; durable first, and once per key."""
-        role: Role = "change" if to.raw == self.terms.own.raw else "pay_to"
+        role: Role = "change" if to.raw == self.desk.terms.own.raw else "pay_to"
         outputs = (Output(role, to, asset, units),)
         order = self._order(app_id, "send", key, to.text, asset, str(units))
         return await self._transfer(order, partial(self._select, outputs))
 
     async def sweep(self, app_id: str, to: Address, key: str | None = None) -> tuple[PaymentRow, bool]:
         """Send everything that is free and may leave, as far as one transaction holds it, smallest coins first."""
-        order, now_ms = self._order(app_id, "sweep", key, to.text), self.ports.clock.now_ms()
+        order, now_ms = self._order(app_id, "sweep", key, to.text), self.desk.ports.clock.now_ms()
         return await self._order_transfer(
-            order, lambda unit: emptying.admit(self._admission, unit, order, to, now_ms)
+            order, lambda unit: emptying.admit(self.desk.admission, unit, order, to, now_ms)
         )
 
     def left_behind(self, payment_id: str) -> Mapping[str, object] | None:
         """What a sweep left behind, as `LeftBehind.view` has it; None: nothing."""
-        return emptying.told_of(self.conn, payment_id)
+        return emptying.told_of(self.desk.conn, payment_id)
 
     async def split(
         self, app_id: str, count: int, lovelace: int, key: str | None = None
     ) -> tuple[PaymentRow, bool]:
         """Fan out into `count` coins of pure ADA, so that as many payments can be on their way at once."""
-        outputs = fan_out(self.terms.own, count, lovelace)
+        outputs = fan_out(self.desk.terms.own, count, lovelace)
         order = self._order(app_id, "split", key, str(count), str(lovelace))
         return await self._transfer(order, partial(self._select, outputs))
 
@@ -324,10 +237,10 @@ class Agent:
 
         Refused as `Upkeep.keep` does.
         """
-        ids, now_ms = self._new_ids(), self.ports.clock.now_ms()
-        means = Means(self.terms.upkeep_lovelace, self.assets_allowed())
+        ids, now_ms = self.desk.new_ids(), self.desk.ports.clock.now_ms()
+        means = Means(self.desk.terms.upkeep_lovelace, self.desk.assets_allowed())
         with self._claim(ids.payment):
-            kept = await self.write("keep", lambda unit: self._upkeep.keep(unit, ids, means, waiting, now_ms))
+            kept = await self.desk.write("keep", lambda unit: self._upkeep.keep(unit, ids, means, waiting, now_ms))
             if kept.admitted is not None:
                 log.info("coins.kept", payment=kept.admitted.payment_id, waiting=len(waiting))
                 await self._carry_out(kept.admitted)
@@ -335,8 +248,13 @@ class Agent:
 
     async def keep_ready(self) -> None:
         """As `keep_coins`, for later payments: when the ledger has changed since, and now and then."""
-        now_ms, version = self.ports.clock.now_ms(), queries.version(self.conn)
-        if not self.terms.upkeep_lovelace or self._line or self.is_paused or not self.chain.is_ready(now_ms):
+        now_ms, version = self.desk.ports.clock.now_ms(), queries.version(self.desk.conn)
+        if (
+            not self.desk.terms.upkeep_lovelace
+            or self._line
+            or self.desk.is_paused
+            or not self.desk.chain.is_ready(now_ms)
+        ):
             return
         if version != self._kept[0] or not self._kept[1] <= now_ms < self._kept[1] + KEPT_EVERY_MS:
             look = await self.keep_coins()
@@ -344,21 +262,21 @@ class Agent:
 
     async def record_delivery(self, payment_id: str, http_status: int) -> PaymentRow:
         """Note what the retry got. A derived intent ends when its call was served."""
-        now_ms = self.ports.clock.now_ms()
-        rules = self.terms.rules
-        await self.write(
+        now_ms = self.desk.ports.clock.now_ms()
+        rules = self.desk.terms.rules
+        await self.desk.write(
             "delivery",
             lambda unit: steps.record_delivery(unit, payment_id, http_status, rules, now_ms),
             payment_id,
         )
-        return self.payment(payment_id)
+        return self.desk.payment(payment_id)
 
     async def record_unanswered(self, payment_id: str, why: str) -> None:
         """A proof was shown to the merchant, and no answer came to it."""
-        if self.payment(payment_id).delivery is not Delivery.NOT_PRESENTED:
+        if self.desk.payment(payment_id).delivery is not Delivery.NOT_PRESENTED:
             return
-        now_ms, rules = self.ports.clock.now_ms(), self.terms.rules
-        await self.write(
+        now_ms, rules = self.desk.ports.clock.now_ms(), self.desk.terms.rules
+        await self.desk.write(
             "delivery",
             lambda unit: steps.record_unanswered(unit, payment_id, why, rules, now_ms),
             payment_id,
@@ -366,12 +284,12 @@ class Agent:
 
     async def record_used_up(self, payment_id: str) -> PaymentRow:
         """The merchant says that the proof is used up, which was shown by nobody but us: it took it."""
-        now_ms = self.ports.clock.now_ms()
-        rules = self.terms.rules
-        await self.write(
+        now_ms = self.desk.ports.clock.now_ms()
+        rules = self.desk.terms.rules
+        await self.desk.write(
             "delivery", lambda unit: steps.record_used_up(unit, payment_id, rules, now_ms), payment_id
         )
-        return self.payment(payment_id)
+        return self.desk.payment(payment_id)
 
     async def take_answer(self, payment_id: str, response: Response) -> tuple[PaymentRow, Advice]:
         """Read what the merchant answered to a retry, note it, and say whether the same proof is shown again.
@@ -379,23 +297,23 @@ class Agent:
         That a call was served is only noted: it counts once its answer is in the client's hands, which
         `record_delivery` tells. A transaction that was handed over and refused is cancelled.
         """
-        row = self.payment(payment_id)
+        row = self.desk.payment(payment_id)
         answer = read_answer(
             row.dialect or "", response, invoice_id=row.invoice_id or "", shown_tx=row.tx_id or ""
         )
-        now_ms, rules = self.ports.clock.now_ms(), self.terms.rules
-        again_after_s = await self.write(
+        now_ms, rules = self.desk.ports.clock.now_ms(), self.desk.terms.rules
+        again_after_s = await self.desk.write(
             "delivery",
             lambda unit: steps.record_answer_to_retry(unit, payment_id, answer, response.status, rules, now_ms),
             payment_id,
         )
-        row = self.payment(payment_id)
+        row = self.desk.payment(payment_id)
         if row.handed_over and answer.said is Said.REFUSED:
             try:
                 await self.cancel(row)
             except Refused as refusal:
                 log.info("payment.not_cancelled_yet", payment=payment_id, why=refusal.detail)
-            row = self.payment(payment_id)
+            row = self.desk.payment(payment_id)
         return row, Advice(answer, again_after_s)
 
     async def let_through(self, call: ServedCall, *, is_costly: bool = False) -> int | None:
@@ -404,66 +322,66 @@ class Agent:
 
         `is_costly`: the merchant showed that it costs something, and not how much.
         """
-        if not uses.is_bound(self.conn, call) or not (is_costly or prepaid.is_counted(self.conn, call)):
+        if not uses.is_bound(self.desk.conn, call) or not (is_costly or prepaid.is_counted(self.desk.conn, call)):
             return None
-        now_ms = self.ports.clock.now_ms()
+        now_ms = self.desk.ports.clock.now_ms()
 
         def job(unit: Unit) -> int | None:
-            return uses.let_through(unit, call, self.terms.limits, self.limits_clock_ms(unit.conn, now_ms), now_ms)
+            return uses.let_through(
+                unit, call, self.desk.terms.limits, self.desk.limits_clock_ms(unit.conn, now_ms), now_ms
+            )
 
         try:
-            return await self.write("let_through", job)
+            return await self.desk.write("let_through", job)
         except Refused as refused:
             told = {"code": refused.code, "detail": refused.detail, "app": call.app_id, "origin": call.origin}
             told["request"] = f"{call.method} {call.path}"[:500]
             if self._is_on_record(call.app_id):
                 self._note_on_record(call.app_id)
-                await self.write("refuse", lambda unit: records.note(unit, None, "refused", None, now_ms, told))
+                await self.desk.write(
+                    "refuse", lambda unit: records.note(unit, None, "refused", None, now_ms, told)
+                )
             raise
 
     def is_price_wanted(self, call: ServedCall) -> bool:
         """Whether a balance may serve the call, its app has limits of its own, and nobody knows if it costs."""
-        return uses.is_bound(self.conn, call) and not prepaid.is_counted(self.conn, call)
+        return uses.is_bound(self.desk.conn, call) and not prepaid.is_counted(self.desk.conn, call)
 
     async def learn_price(self, call: ServedCall, ask: Ask) -> None:
         """A call has answered 402: note what was asked for it, where that is understood."""
-        now_ms = self.ports.clock.now_ms()
+        now_ms = self.desk.ports.clock.now_ms()
         try:
-            offer = self._offers(self.terms.merchant(ask.origin), ask, now_ms)[0]
+            offer = self._offers(self.desk.terms.merchant(ask.origin), ask, now_ms)[0]
         except Refused:
             return
         price = (call.origin, call.method, call.path, offer.asset, offer.total_units)
-        await self.write("price", lambda unit: pools.note_price(unit, *price))
+        await self.desk.write("price", lambda unit: pools.note_price(unit, *price))
 
     async def give_back(self, use: int | None) -> None:
         """A call that was let through used nothing."""
         if use is not None:
-            await self.write("give_back", lambda unit: store_uses.take_back(unit, use))
+            await self.desk.write("give_back", lambda unit: store_uses.take_back(unit, use))
 
     async def record_call(self, call: ServedCall, use: int | None = None) -> None:
         """A call was served without a payment of its own: what it uses of a prepaid balance, if it uses any."""
-        if prepaid.is_counted(self.conn, call):
-            now_ms = self.ports.clock.now_ms()
+        if prepaid.is_counted(self.desk.conn, call):
+            now_ms = self.desk.ports.clock.now_ms()
 
             def job(unit: Unit) -> None:
-                prepaid.used(unit, call, self.limits_clock_ms(unit.conn, now_ms), now_ms, use)
+                prepaid.used(unit, call, self.desk.limits_clock_ms(unit.conn, now_ms), now_ms, use)
 
-            await self.write("use", job)
-
-    def limits_clock_ms(self, conn: Connection, now_ms: int) -> int:
-        """The clock of the limits (store.spending)."""
-        return self._admission.rulebook.clock_ms(conn, now_ms)
+            await self.desk.write("use", job)
 
     async def wait_for_batch(self, origin: str, buyer: Buyer, timeout_s: float) -> None:
         """Return when no payment for the buyer's prepaid balance is under way, or time is up."""
         deadline_s = asyncio.get_running_loop().time() + timeout_s
         while (left_s := deadline_s - asyncio.get_running_loop().time()) > 0:
-            pool = pools.find_pool(self.conn, origin, buyer.partner, buyer.wallet)
-            now_ms = self.ports.clock.now_ms()
-            other = None if pool is None else pools.batch_under_way(self.conn, pool.id, now_ms)
+            pool = pools.find_pool(self.desk.conn, origin, buyer.partner, buyer.wallet)
+            now_ms = self.desk.ports.clock.now_ms()
+            other = None if pool is None else pools.batch_under_way(self.desk.conn, pool.id, now_ms)
             if other is None:
                 return
-            await self.changes.wait(other, min(left_s, BATCH_LOOK_S))
+            await self.desk.changes.wait(other, min(left_s, BATCH_LOOK_S))
 
     async def cancel(self, row: PaymentRow) -> None:
         """Take a payment's coins back: one transaction that spends all of them, the anchor too, to ourselves.
@@ -471,13 +389,13 @@ class Agent:
         Whatever became of the attempt that pays, at most one of the two can be on the chain. Refused as
         `ChainView.require_ready` does; nothing has changed then.
         """
-        if row.id in self._signing or self.is_paused:
+        if row.id in self._signing or self.desk.is_paused:
             return
-        now_ms = self.ports.clock.now_ms()
-        slot = self.chain.require_ready(now_ms)
+        now_ms = self.desk.ports.clock.now_ms()
+        slot = self.desk.chain.require_ready(now_ms)
         with self._claim(row.id):
-            row = self.payment(row.id)
-            why = steps.reason_to_cancel(self.conn, row, slot)
+            row = self.desk.payment(row.id)
+            why = steps.reason_to_cancel(self.desk.conn, row, slot)
             if why is not None:
                 await self._take_back(row, why, slot, now_ms)
 
@@ -485,17 +403,17 @@ class Agent:
         self, row: PaymentRow, why: Refused, slot: int, now_ms: int, by: str | None = None
     ) -> None:
         """Sign the cancel of a payment that this task has claimed, and send it."""
-        plan = await self.write(
-            "plan", lambda unit: self._admission.planner.cancel(unit, row, slot + CANCEL_TTL_S)
+        plan = await self.desk.write(
+            "plan", lambda unit: self.desk.admission.planner.cancel(unit, row, slot + CANCEL_TTL_S)
         )
         raw = await self._sign_and_check(row.id, plan)
-        own = self.terms.own.raw
+        own = self.desk.terms.own.raw
 
         def job(unit: Unit) -> None:
             steps.record_cancel(unit, row, plan, raw, own, why, now_ms, by)
-            reserve_more(unit, self.coins, row.id, plan)
+            reserve_more(unit, self.desk.coins, row.id, plan)
 
-        await self.write("cancel", job, row.id)
+        await self.desk.write("cancel", job, row.id)
         self.send_off(row.id)
 
     async def renew(self, row: PaymentRow) -> None:
@@ -503,39 +421,34 @@ class Agent:
 
         Nothing happens to a payment that is not lost. Refused as `ChainView.require_ready` does.
         """
-        if row.id in self._signing or self.is_paused:
+        if row.id in self._signing or self.desk.is_paused:
             return
-        now_ms = self.ports.clock.now_ms()
-        slot = self.chain.require_ready(now_ms)
+        now_ms = self.desk.ports.clock.now_ms()
+        slot = self.desk.chain.require_ready(now_ms)
         if not self._is_renewal_due(row, slot):
             return
 
         def job(unit: Unit) -> tuple[Refused | None, PaymentRow]:
-            why = self._admission.replace(unit, row.id, self.terms.min_window_s, now_ms)
+            why = self.desk.admission.replace(unit, row.id, self.desk.terms.min_window_s, now_ms)
             return why, steps.row_of(unit, row.id)
 
         with self._claim(row.id):
-            why, decided = await self.write("replace", job, row.id)
+            why, decided = await self.desk.write("replace", job, row.id)
             if why is not None:
                 await self._take_back(decided, why, slot, now_ms)
             elif decided.state is State.REPLACING:
                 await self._sign(row.id, self._rebuild(decided))
                 self.send_off(row.id)
 
-    @property
-    def is_paused(self) -> bool:
-        """Whether an operator has stopped all signing."""
-        return pauses.standing(self.conn) is not None
-
     def _is_renewal_due(self, row: PaymentRow, slot: int) -> bool:
         """Whether a lost payment can be replaced, or has waited long enough for another invoice."""
-        tip = self.chain.tip
-        if tip is None or not is_lost(self.conn, row, tip.slot):
+        tip = self.desk.chain.tip
+        if tip is None or not is_lost(self.desk.conn, row, tip.slot):
             return False
-        is_over = row.kind == "invoice" and not self.chain.has_time(
-            slot, row.expires_at_ms, self.terms.min_window_s
+        is_over = row.kind == "invoice" and not self.desk.chain.has_time(
+            slot, row.expires_at_ms, self.desk.terms.min_window_s
         )
-        return not is_over or tip.slot >= last_ttl_slot(self.conn, row) + NEXT_INVOICE_PATIENCE_S
+        return not is_over or tip.slot >= last_ttl_slot(self.desk.conn, row) + NEXT_INVOICE_PATIENCE_S
 
     async def resolve(self, payment_id: str, app_id: str) -> PaymentRow:
         """Take a payment's coins back now, by order of the operator's app.
@@ -545,10 +458,10 @@ class Agent:
         Refused: `illegal_transition` when it is in a block or has ended, `not_signed_yet` while it is signed,
         `anchor_gone` when no cancel could land.
         """
-        now_ms = self.ports.clock.now_ms()
-        row = self.payment(payment_id)
+        now_ms = self.desk.ports.clock.now_ms()
+        row = self.desk.payment(payment_id)
         if row.state is State.CANCELLING:
-            require_anchor(self.conn, row)
+            require_anchor(self.desk.conn, row)
         if row.state is State.CANCELLING and self._is_all_there(row):
             return row
         if row.state is not State.RESERVED and (row.state, Event.CANCEL) not in TRANSITIONS:
@@ -558,94 +471,72 @@ class Agent:
         with self._claim(row.id):
             why = Refused("resolved", "an operator took its coins back")
             if row.state is State.RESERVED:
-                await self.write(
+                await self.desk.write(
                     "reject",
-                    lambda unit: steps.reject_unsigned(unit, row.id, self.coins, why, now_ms, app_id),
+                    lambda unit: steps.reject_unsigned(unit, row.id, self.desk.coins, why, now_ms, app_id),
                     row.id,
                 )
             else:
-                await self._take_back(row, why, self.chain.require_ready(now_ms), now_ms, app_id)
-        return self.payment(row.id)
+                await self._take_back(row, why, self.desk.chain.require_ready(now_ms), now_ms, app_id)
+        return self.desk.payment(row.id)
 
     async def approve(self, payment_id: str, by: Approver) -> PaymentRow:
         """Let a payment go on that awaits a decision: it is held, signed and sent as any other.
 
         What is to be handed over is signed when it is asked for again. Refused as `Questions.approve` does.
         """
-        now_ms, window_s = self.ports.clock.now_ms(), self.terms.min_window_s
+        now_ms, window_s = self.desk.ports.clock.now_ms(), self.desk.terms.min_window_s
         with self._claim(payment_id):
             decided = await self._decide(
                 "approve",
-                lambda unit: self._admission.questions.approve(unit, payment_id, by, window_s, now_ms),
+                lambda unit: self.desk.admission.questions.approve(unit, payment_id, by, window_s, now_ms),
                 payment_id,
                 by,
             )
             if decided.plan is None:
                 raise decided.refusal or Refused("already_decided", f"{payment_id} is decided")
-            if not self.payment(payment_id).handed_over:
+            if not self.desk.payment(payment_id).handed_over:
                 try:
                     await self._sign(payment_id, decided.plan)
                     self.send_off(payment_id)
                 except Refused as refused:  # it is approved and held: the next look signs it
                     log.warning("payment.not_signed_yet", payment=payment_id, code=refused.code)
                     if refused.code in NOT_SIGNED:
-                        self.refusals[refused.code] += 1
-        return self.payment(payment_id)
+                        self.desk.refusals[refused.code] += 1
+        return self.desk.payment(payment_id)
 
     async def deny(self, payment_id: str, by: Approver) -> PaymentRow:
         """End a payment that awaits a decision. Refused as `Questions.deny` does."""
-        now_ms = self.ports.clock.now_ms()
+        now_ms = self.desk.ports.clock.now_ms()
         await self._decide(
-            "deny", lambda unit: self._admission.questions.deny(unit, payment_id, by, now_ms), payment_id, by
+            "deny", lambda unit: self.desk.admission.questions.deny(unit, payment_id, by, now_ms), payment_id, by
         )
-        return self.payment(payment_id)
+        return self.desk.payment(payment_id)
 
     async def _decide(self, name: str, job: Callable[[Unit], T], payment_id: str, by: Approver) -> T:
         """Have a person's decision made. One that is refused leaves the question as it was, and is told in it."""
         try:
-            return await self.write(name, job, payment_id)
+            return await self.desk.write(name, job, payment_id)
         except Refused as refusal:
-            now_ms, why = self.ports.clock.now_ms(), refusal
-            await self.write("refuse", lambda unit: note_refused(unit, payment_id, by, why, now_ms))
+            now_ms, why = self.desk.ports.clock.now_ms(), refusal
+            await self.desk.write("refuse", lambda unit: note_refused(unit, payment_id, by, why, now_ms))
             raise
 
     async def deny_what_is_over(self) -> None:
         """End the payments on which nobody decided in time."""
-        now_ms, window_s = self.ports.clock.now_ms(), self.terms.min_window_s
-        questions = self._admission.questions
-        for payment_id in questions.over(self.conn, window_s, now_ms):
+        now_ms, window_s = self.desk.ports.clock.now_ms(), self.desk.terms.min_window_s
+        questions = self.desk.admission.questions
+        for payment_id in questions.over(self.desk.conn, window_s, now_ms):
             job = partial(questions.deny_when_over, payment_id=payment_id, min_window_s=window_s, now_ms=now_ms)
-            decided = await self.write("deny", job, payment_id)
+            decided = await self.desk.write("deny", job, payment_id)
             if decided is not None and decided.refusal is not None:
-                self.refusals[decided.refusal.code] += 1
+                self.desk.refusals[decided.refusal.code] += 1
 
     def _is_all_there(self, row: PaymentRow) -> bool:
         """Whether all that a payment's last attempt spends beside its anchor is there now."""
-        attempt = queries.attempts(self.conn, row.id)[-1]
-        coins = [queries.coin(self.conn, ref) for ref in attempt.inputs if ref != attempt.anchor]
+        attempt = queries.attempts(self.desk.conn, row.id)[-1]
+        coins = [queries.coin(self.desk.conn, ref) for ref in attempt.inputs if ref != attempt.anchor]
         return all(coin is not None and coin.state == "free" for coin in coins)
-
-    async def wait(self, payment_id: str, timeout_s: float) -> PaymentRow:
-        """The payment, when its state or readiness has changed or time is up; at once when it is ready or ended.
-
-        A caller learns of a payment and then asks to wait: what changed in between must not be waited for.
-        """
-        row = self.payment(payment_id)
-        if self.is_ready(row) or row.state in ENDED_WITHOUT_PAYING:
-            return row
-        before = (row.state, self.is_ready(row))
-        deadline_s = asyncio.get_running_loop().time() + timeout_s
-        while (left_s := deadline_s - asyncio.get_running_loop().time()) > 0:
-            if not await self.changes.wait(payment_id, left_s):
-                break
-            row = self.payment(payment_id)
-            if (row.state, self.is_ready(row)) != before:
-                break
-        return row
-
-    def is_ready(self, row: PaymentRow) -> bool:
-        merchant = self.terms.merchants.get(row.origin or "")
-        return is_ready(row, merchant.ready if merchant else "confirmed")
 
     async def resume(self, row: PaymentRow, *, asked: bool = False) -> None:
         """Sign what was admitted, or is to be replaced, with the coins, the anchor and the TTL that it was given.
@@ -657,37 +548,37 @@ class Agent:
         """
         if row.id in self._signing:
             return
-        now_ms = self.ports.clock.now_ms()
-        slot = self.chain.require_ready(now_ms)
+        now_ms = self.desk.ports.clock.now_ms()
+        slot = self.desk.chain.require_ready(now_ms)
         with self._claim(row.id):
-            row = self.payment(row.id)
+            row = self.desk.payment(row.id)
             if row.state not in UNSIGNED:
                 return
             try:
                 rejected = await self._sign_or_end(row, slot, now_ms, asked)
             except Refused as refused:
                 if not asked and row.state is State.RESERVED and refused.code in NOT_SIGNED:
-                    self.refusals[refused.code] += 1
+                    self.desk.refusals[refused.code] += 1
                 raise
             if not asked and rejected is not None:  # nobody is there who is told, and counts it
-                self.refusals[rejected.code] += 1
+                self.desk.refusals[rejected.code] += 1
 
     async def _sign_or_end(self, row: PaymentRow, slot: int, now_ms: int, asked: bool) -> Refused | None:
         """As `resume`; why it was rejected, where it was."""
-        stopped = self._admission.rulebook.why_stopped(self.conn, row)
-        if stopped is None and (row.ttl_slot or 0) - slot >= self.terms.min_window_s:
-            if asked or not (row.handed_over or self.is_paused):
+        stopped = self.desk.admission.rulebook.why_stopped(self.desk.conn, row)
+        if stopped is None and (row.ttl_slot or 0) - slot >= self.desk.terms.min_window_s:
+            if asked or not (row.handed_over or self.desk.is_paused):
                 await self._sign(row.id, self._rebuild(row))
                 self.send_off(row.id)
         elif row.state is State.RESERVED:
             late = stopped or Refused(
                 "invoice_expired", "payagent came to sign it when its invoice was nearly over"
             )
-            await self.write(
-                "reject", lambda unit: steps.reject_unsigned(unit, row.id, self.coins, late, now_ms), row.id
+            await self.desk.write(
+                "reject", lambda unit: steps.reject_unsigned(unit, row.id, self.desk.coins, late, now_ms), row.id
             )
             return late
-        elif asked or not self.is_paused:
+        elif asked or not self.desk.is_paused:
             late = Refused("attempt_expired", "payagent came to replace it when its invoice was nearly over")
             await self._take_back(row, stopped or late, slot, now_ms)
         return None
@@ -713,26 +604,26 @@ class Agent:
     async def _leave(self, payment_id: str) -> None:
         """To every provider that is to be believed: one that only says that it took the bytes delays nothing."""
         try:
-            row = self.payment(payment_id)
-            attempt = next((a for a in queries.attempts(self.conn, payment_id) if a.tx_id == row.tx_id), None)
+            row = self.desk.payment(payment_id)
+            attempt = next((a for a in queries.attempts(self.desk.conn, payment_id) if a.tx_id == row.tx_id), None)
             if attempt is None:  # it is being replaced
                 return
-            now_ms = self.ports.clock.now_ms()
-            if self.chain.slots and self.chain.slots.slot_at(now_ms) >= attempt.ttl_slot:
+            now_ms = self.desk.ports.clock.now_ms()
+            if self.desk.chain.slots and self.desk.chain.slots.slot_at(now_ms) >= attempt.ttl_slot:
                 return
             if steps.may_broadcast(row):
                 await self._leave_parents(attempt.tx_id)
-                ready = [source for source in self.senders if source.takes_submissions(now_ms)]
+                ready = [source for source in self.desk.senders if source.takes_submissions(now_ms)]
                 await asyncio.gather(*(self._leave_to(source, row.id, attempt) for source in ready))
         finally:
             self._sending.pop(payment_id).set()
 
     async def _leave_parents(self, tx_id: str) -> None:
         """First the bytes without which these are refused: again, unless nothing says that they are not there."""
-        parents = queries.pending_parents(self.conn, tx_id)
-        is_again = bool(parents) and queries.submissions(self.conn, tx_id)[0] > 0
+        parents = queries.pending_parents(self.desk.conn, tx_id)
+        is_again = bool(parents) and queries.submissions(self.desk.conn, tx_id)[0] > 0
         for parent_tx in parents:
-            parent = queries.payment_of_attempt(self.conn, parent_tx)
+            parent = queries.payment_of_attempt(self.desk.conn, parent_tx)
             if parent is None or parent.tx_id != parent_tx:
                 continue
             if parent.id in self._sending:
@@ -744,8 +635,8 @@ class Agent:
     async def _leave_to(self, source: Guarded, payment_id: str, attempt: AttemptRow) -> None:
         """C4, and then the bytes. What comes back is noted and decides nothing (docs/exactly-once.md R4)."""
         try:
-            now_ms = self.ports.clock.now_ms()
-            may_leave = await self.write(
+            now_ms = self.desk.ports.clock.now_ms()
+            may_leave = await self.desk.write(
                 "leave",
                 lambda unit: steps.record_leave(unit, payment_id, attempt.tx_id, source.name, now_ms),
                 payment_id,
@@ -753,8 +644,8 @@ class Agent:
             if not may_leave:
                 return
             answer = await source.submit(attempt.cbor, attempt.tx_id)
-            told_ms = self.ports.clock.now_ms()
-            await self.write(
+            told_ms = self.desk.ports.clock.now_ms()
+            await self.desk.write(
                 "answer",
                 lambda unit: steps.record_answer(unit, payment_id, attempt.tx_id, answer, source.name, told_ms),
                 payment_id,
@@ -764,7 +655,7 @@ class Agent:
             log.warning("payment.not_sent", payment=payment_id, error=repr(error), exc_info=is_bug)
 
     def _order(self, app_id: str, kind: str, key: str | None, *what: str) -> TransferOrder:
-        ids = self._new_ids()
+        ids = self.desk.new_ids()
         return TransferOrder(
             ids=ids,
             app_id=app_id,
@@ -775,32 +666,32 @@ class Agent:
         )
 
     async def _transfer(self, order: TransferOrder, plan: TransferPlan) -> tuple[PaymentRow, bool]:
-        now_ms = self.ports.clock.now_ms()
+        now_ms = self.desk.ports.clock.now_ms()
         return await self._order_transfer(
-            order, lambda unit: self._admission.admit_transfer(unit, order, plan, now_ms)
+            order, lambda unit: self.desk.admission.admit_transfer(unit, order, plan, now_ms)
         )
 
     async def _order_transfer(
         self, order: TransferOrder, admit: Callable[[Unit], Admitted]
     ) -> tuple[PaymentRow, bool]:
         with self._claim(order.ids.payment):
-            return await self._carry_out(await self.write("admit", admit))
+            return await self._carry_out(await self.desk.write("admit", admit))
 
     async def _admit(self, purchase: Purchase) -> Admitted:
         """As `Admission.admit`; where all coins are in use, in line with the others, while change can be had."""
 
         async def admit(can_wait: bool) -> Admitted:
-            now_ms = self.ports.clock.now_ms()
+            now_ms = self.desk.ports.clock.now_ms()
             job = partial(
-                self._admission.admit,
+                self.desk.admission.admit,
                 purchase=purchase,
                 now_ms=now_ms,
                 can_wait=can_wait,
                 on_record=self._is_on_record(purchase.app_id, purchase.topup),
             )
-            return await self.write("admit", job)
+            return await self.desk.write("admit", job)
 
-        is_kept = self.terms.upkeep_lovelace > 0 and self.terms.chain_depth > 0
+        is_kept = self.desk.terms.upkeep_lovelace > 0 and self.desk.terms.chain_depth > 0
         if not is_kept or any(one.asset != LOVELACE or one.handed_over for one in purchase.offers):
             return await admit(False)
         return await self._line.admit(
@@ -808,7 +699,7 @@ class Agent:
             purchase.invoice.total_units,
             admit,
             partial(self._wants_coins, purchase),
-            is_turn=self._line.is_free(len(self.coins)),
+            is_turn=self._line.is_free(len(self.desk.coins)),
         )
 
     def _wants_coins(self, purchase: Purchase) -> bool:
@@ -816,15 +707,15 @@ class Agent:
 
         For those in line a coin may be split, and that costs a fee which no limit of an app bounds.
         """
-        intent = queries.live_intent(self.conn, purchase.app_id, purchase.key)
-        if intent is not None and queries.live_payment_of(self.conn, intent.id) is not None:
+        intent = queries.live_intent(self.desk.conn, purchase.app_id, purchase.key)
+        if intent is not None and queries.live_payment_of(self.desk.conn, intent.id) is not None:
             return False
-        return self._admission.wants_coins(self.conn, purchase, self.ports.clock.now_ms())
+        return self.desk.admission.wants_coins(self.desk.conn, purchase, self.desk.ports.clock.now_ms())
 
     def _look_ahead(self, plan: Plan) -> None:
         """When half of the depth is used up to which change is spent: later there is no coin that can be split."""
-        depth, most = self._admission.planner.depth_of(plan.tx_id), self.terms.chain_depth
-        if self.terms.upkeep_lovelace and 0 < depth >= most - most // 2:
+        depth, most = self.desk.admission.planner.depth_of(plan.tx_id), self.desk.terms.chain_depth
+        if self.desk.terms.upkeep_lovelace and 0 < depth >= most - most // 2:
             self._line.nudge()
 
     async def _carry_out(self, admitted: Admitted) -> tuple[PaymentRow, bool]:
@@ -832,21 +723,21 @@ class Agent:
         if admitted.plan is not None:
             await self._sign(admitted.payment_id, admitted.plan)
             self.send_off(admitted.payment_id)
-        return await self._once_signed(self.payment(admitted.payment_id)), admitted.is_new
+        return await self._once_signed(self.desk.payment(admitted.payment_id)), admitted.is_new
 
     async def _once_signed(self, row: PaymentRow) -> PaymentRow:
         """A request that found the payment waits for whoever is signing it."""
         if row.state is State.RESERVED and row.handed_over:
             await self.resume(row, asked=True)
-            row = self.payment(row.id)
+            row = self.desk.payment(row.id)
             if row.state in NEVER_SIGNED:  # too late for its invoice: the same request opens a new payment
                 raise Refused(row.reason_code or "invoice_expired", row.reason or "", payment=row.id)
         if row.state is State.REPLACING:
             await self.resume(row)
-            row = self.payment(row.id)
+            row = self.desk.payment(row.id)
         if row.state in UNSIGNED:
-            pauses.require_running(self.conn)
-            row = await self.wait(row.id, SIGNING_PATIENCE_S)
+            pauses.require_running(self.desk.conn)
+            row = await self.desk.wait(row.id, SIGNING_PATIENCE_S)
         if row.state in UNSIGNED:
             raise Refused("not_signed_yet", f"{row.id} is admitted and waits for its signature", payment=row.id)
         return row
@@ -854,10 +745,10 @@ class Agent:
     async def _sign(self, payment_id: str, plan: Plan) -> None:
         """Sign, read the bytes again and compare them with the plan, then C3."""
         raw = await self._sign_and_check(payment_id, plan)
-        now_ms = self.ports.clock.now_ms()
-        await self.write(
+        now_ms = self.desk.ports.clock.now_ms()
+        await self.desk.write(
             "sign",
-            lambda unit: steps.record_attempt(unit, payment_id, plan, raw, self.terms.own.raw, now_ms),
+            lambda unit: steps.record_attempt(unit, payment_id, plan, raw, self.desk.terms.own.raw, now_ms),
             payment_id,
         )
 
@@ -865,7 +756,7 @@ class Agent:
         """Refused by the signer's own policy: what was never signed is rejected, and it is told once. `paused`, as
         the commit is that would make it durable: a pause may come between the two.
         """
-        pauses.require_running(self.conn)
+        pauses.require_running(self.desk.conn)
         key = self._signer.public_key
         try:
             signature = await self._signer.signature(plan.body, plan.paid)
@@ -878,10 +769,10 @@ class Agent:
         return raw
 
     async def _note_not_signed(self, payment_id: str, refusal: Refused) -> None:
-        now_ms = self.ports.clock.now_ms()
-        await self.write(
+        now_ms = self.desk.ports.clock.now_ms()
+        await self.desk.write(
             "reject",
-            lambda unit: steps.record_not_signed(unit, payment_id, self.coins, refusal, now_ms),
+            lambda unit: steps.record_not_signed(unit, payment_id, self.desk.coins, refusal, now_ms),
             payment_id,
         )
 
@@ -916,25 +807,25 @@ class Agent:
         return select(
             coins,
             outputs,
-            change=self.terms.own,
+            change=self.desk.terms.own,
             ttl_slot=ttl_slot,
-            network_id=self.terms.network.network_id,
+            network_id=self.desk.terms.network.network_id,
             anchor=anchor,
         )
 
     def _coins_of(self, row: PaymentRow) -> tuple[list[Coin], Coin]:
         """The coins that are reserved for a payment, and the one of them that is its anchor."""
-        inputs = [coin_of(coin) for coin in queries.coins_reserved_for(self.conn, row.id)]
+        inputs = [coin_of(coin) for coin in queries.coins_reserved_for(self.desk.conn, row.id)]
         return inputs, next(coin for coin in inputs if coin.ref == row.anchor)
 
     def _rebuild(self, row: PaymentRow) -> Plan:
         """The plan that a payment was admitted or is replaced with: the same coins give the same bytes."""
         inputs, anchor = self._coins_of(row)
         if row.state is State.REPLACING:
-            chosen = queries.replacement_inputs(self.conn, row.id)
+            chosen = queries.replacement_inputs(self.desk.conn, row.id)
             inputs = [coin for coin in inputs if coin.ref in chosen]
-        wanted = same_again(row, self.terms.network)
-        return rebuilt(inputs, anchor, wanted, row.ttl_slot or 0, self.terms.own, self.terms.network)
+        wanted = same_again(row, self.desk.terms.network)
+        return rebuilt(inputs, anchor, wanted, row.ttl_slot or 0, self.desk.terms.own, self.desk.terms.network)
 
     def _offers(self, merchant: MerchantTerms, ask: Ask, now_ms: int) -> tuple[Invoice, ...]:
         return fitting(read_offers(ask.response, self._reading(merchant, ask, now_ms)), ask.topup)
@@ -942,7 +833,7 @@ class Agent:
     def _require_funds(self, spend: Mapping[str, int]) -> None:
         """Whether all that is free suffices; on the writer's thread."""
         for asset, units in spend.items():
-            free = self.coins.totals.get(asset, 0)
+            free = self.desk.coins.totals.get(asset, 0)
             if units > free:
                 have, need = format_amount(asset, free), format_amount(asset, units)
                 raise Refused("not_enough_funds", f"{have} are free, {need} are needed")
@@ -951,24 +842,21 @@ class Agent:
         return Reading(
             origin=merchant.origin,
             call=None if ask.request is None else ask.request.call(merchant.origin),
-            salt=bytes.fromhex(self.ports.randomness.token_hex(32)) if merchant.request_commitment else None,
+            salt=bytes.fromhex(self.desk.ports.randomness.token_hex(32)) if merchant.request_commitment else None,
             proof=merchant.proof,
             known_as=merchant.known_as,
-            assets=self.assets_allowed(),
-            network=self.terms.network,
+            assets=self.desk.assets_allowed(),
+            network=self.desk.terms.network,
             split_mode=merchant.split_mode,
             received_at_ms=now_ms,
-            decimals=self.terms.decimals,
-            own=self.terms.own,
+            decimals=self.desk.terms.decimals,
+            own=self.desk.terms.own,
         )
-
-    def _new_ids(self) -> Ids:
-        return Ids(self.ports.new_id("int"), self.ports.new_id("pay"), self.ports.new_id("req"))
 
     def _purchase(self, ask: Ask, offers: tuple[Invoice, ...], now_ms: int) -> Purchase:
         request = ask.request
         return Purchase(
-            ids=self._new_ids(),
+            ids=self.desk.new_ids(),
             app_id=ask.app_id,
             key=ask.key(offers[0].invoice_id) or "",
             derived=ask.idempotency_key is None and ask.topup is None,
@@ -980,7 +868,7 @@ class Agent:
             received_at_ms=now_ms,
             heard_at_ms=now_ms if ask.heard_at_ms is None else ask.heard_at_ms,
             max_total_units=ask.max_total_units,
-            min_window_s=self.terms.min_window_s,
+            min_window_s=self.desk.terms.min_window_s,
             buyer=ask.buyer or self._buyer(ask),
             topup=ask.topup,
         )
@@ -1010,7 +898,7 @@ class Agent:
             if refusal.code == "terms_changed":
                 trust.warn_of_terms(unit, ask.origin, refusal.detail, now_ms)
 
-        await self.write("refuse", job)
+        await self.desk.write("refuse", job)
 
     def _is_on_record(self, app_id: str, topup: Part | None = None) -> bool:
         """Whether a refusal of the app goes on record; all that a top-up is refused do, which end it."""
@@ -1023,15 +911,15 @@ class Agent:
     def _buyer(self, ask: Ask) -> Buyer:
         """Whose prepaid balance it is: as the call's headers say, else as configured."""
         said = ask.request.headers if ask.request is not None else {}
-        partner = self.terms.merchant(ask.origin).partner or ""
-        return Buyer(said.get("x-partner", partner), said.get("x-wallet-address", self.terms.own.text))
+        partner = self.desk.terms.merchant(ask.origin).partner or ""
+        return Buyer(said.get("x-partner", partner), said.get("x-wallet-address", self.desk.terms.own.text))
 
     def _paid_already(self, ask: Ask) -> PaymentRow | None:
         """The live payment of an intent that comes again, with a 402 that is over or only says "pending"."""
         key = ask.key(None)
-        intent = None if key is None else queries.live_intent(self.conn, ask.app_id, key)
+        intent = None if key is None else queries.live_intent(self.desk.conn, ask.app_id, key)
         if intent is None:
             return None
         require_same(intent, ask.fingerprint)
-        row = queries.live_payment_of(self.conn, intent.id)
-        return None if row is None else self.require_noted(row)
+        row = queries.live_payment_of(self.desk.conn, intent.id)
+        return None if row is None else self.desk.require_noted(row)

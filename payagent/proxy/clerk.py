@@ -101,6 +101,7 @@ class Clerk:
 
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
+        self._desk = agent.desk
         self._flights = Flights()
         self._steps: set[asyncio.Task[Any]] = set()
 
@@ -113,7 +114,7 @@ class Clerk:
         if trip.errand.dry_run:
             quote = await self._agent.quote(ask)
             trip.intake.close()
-            await trip.reply.json(quote_view(quote, self._agent.terms))
+            await trip.reply.json(quote_view(quote, self._desk.terms))
             return
         trip.start_clock()
         with self._flights.join((ask.app_id, ask.key(None), ask.fingerprint)) as flight:
@@ -145,7 +146,7 @@ class Clerk:
             if raw is None:
                 raise Refused("body_too_big", f"the 402's body has more than {BODY_MAX_BYTES} bytes")
             try:
-                return read_demand(answer.status, answer.headers, raw, self._agent.ports.clock.now_ms())
+                return read_demand(answer.status, answer.headers, raw, self._desk.ports.clock.now_ms())
             except CodingError as coding:
                 if values(headers, b"accept-encoding") == [READABLE]:
                     raise Refused("body_not_understood", f"the 402's body is in the coding {coding}") from None
@@ -166,7 +167,7 @@ class Clerk:
             raise Refused("request_too_big_to_replay", "the request's body was not kept; see proxy.spool_bytes")
         if answer.status == 402 and raw is not None:
             with suppress(CodingError):
-                demand = read_demand(answer.status, answer.headers, raw, self._agent.ports.clock.now_ms())
+                demand = read_demand(answer.status, answer.headers, raw, self._desk.ports.clock.now_ms())
                 ask = self._ask_of(trip.errand, trip.intake.spool.sha256, demand)
                 await self._agent.learn_price(self._call_of(trip.errand), ask)
         return False
@@ -205,7 +206,7 @@ class Clerk:
         await trip.intake.rest()
         if values(trip.errand.headers, _WALLET) or not trip.intake.spool.is_whole:
             raise Refused("wallet_address_required", "the merchant wants to know whose prepaid balance it is")
-        wallet = self._agent.terms.own.text.encode("ascii")
+        wallet = self._desk.terms.own.text.encode("ascii")
         trip.errand = replace(trip.errand, headers=[*trip.errand.headers, (_WALLET, wallet)])
         return True
 
@@ -234,7 +235,7 @@ class Clerk:
     def _buyer(self, errand: Errand) -> Buyer:
         """Whose prepaid balance a call draws on, as its headers say."""
         said = {name: found[0].decode("latin-1") for name in _BUYER if (found := values(errand.headers, name))}
-        return Buyer(said.get(b"x-partner", ""), said.get(_WALLET, self._agent.terms.own.text))
+        return Buyer(said.get(b"x-partner", ""), said.get(_WALLET, self._desk.terms.own.text))
 
     async def _buy(self, trip: Trip, flight: Flight, demand: Demand | None) -> None:
         """Pay, or go along with an identical call's payment, until the client has its answer."""
@@ -259,7 +260,7 @@ class Clerk:
                         await asyncio.sleep(_ASK_AGAIN_S)
                         continue
                     if used_up is not None and past is not None and purchase.id == past.id:
-                        await trip.reply.send_kept(used_up.answer, self._marks(self._agent.payment(purchase.id)))
+                        await trip.reply.send_kept(used_up.answer, self._marks(self._desk.payment(purchase.id)))
                         return
                     flight.purchase = purchase
                 if purchase.is_served:
@@ -268,7 +269,7 @@ class Clerk:
                 if used_up is None:
                     return
                 if not purchase.is_served:  # nobody here got anything for it: no reason to pay again
-                    await trip.reply.send_kept(used_up.answer, self._marks(self._agent.payment(purchase.id)))
+                    await trip.reply.send_kept(used_up.answer, self._marks(self._desk.payment(purchase.id)))
                     return
                 past, demand = purchase, used_up.demand
             finally:
@@ -290,7 +291,7 @@ class Clerk:
 
     async def _show(self, trip: Trip, purchase: Purchase, turn: Turn) -> UsedUp | None:
         """Show the proof, the same again while the merchant may still take it. None: the client has its answer."""
-        row = await self._until_ready(trip, self._agent.payment(purchase.id))
+        row = await self._until_ready(trip, self._desk.payment(purchase.id))
         proof = Proof(row, self._proof_headers(trip.errand, row))
         while True:
             after_s, used_up = await self._show_once(trip, purchase, turn, proof)
@@ -316,7 +317,7 @@ class Clerk:
                     await self._deliver(trip, purchase, answer, proof.row)
                     return None, None
                 if proof.poll is None and _is_used_up(advice, purchase):
-                    return None, await _used_up(answer, advice.answer.said, self._agent.ports.clock.now_ms())
+                    return None, await _used_up(answer, advice.answer.said, self._desk.ports.clock.now_ms())
                 if advice.again_after_s is None:
                     await trip.reply.stream(answer, trip.intake.close, self._marks(proof.row))
                     return None, None
@@ -352,7 +353,7 @@ class Clerk:
 
     async def _until_ready(self, trip: Trip, row: PaymentRow) -> PaymentRow:
         """Wait until the merchant can be expected to take the proof."""
-        while not self._agent.is_ready(row):
+        while not self._desk.is_ready(row):
             if row.state in ENDED_WITHOUT_PAYING:
                 raise Refused(
                     row.reason_code or "payment_ended", row.reason or "it ended without paying", payment=row.id
@@ -361,11 +362,11 @@ class Clerk:
                 raise Refused(row.reason_code, row.reason or "its coins are taken back", payment=row.id)
             if row.state is State.AWAITING_APPROVAL:
                 raise Refused("awaiting_approval", f"{row.id} waits for a person's decision", payment=row.id)
-            if row.state in UNSIGNED and self._agent.is_paused:
+            if row.state in UNSIGNED and self._desk.is_paused:
                 raise Refused("paused", f"{row.id} is {row.state}, and signing is paused", payment=row.id)
             if trip.left_s <= 0:
                 raise _not_served(row)
-            row = await self._agent.wait(row.id, min(trip.left_s, _WAIT_S))
+            row = await self._desk.wait(row.id, min(trip.left_s, _WAIT_S))
         return row
 
     async def _to_its_end(self, step: Coroutine[Any, Any, T]) -> T:
@@ -397,7 +398,7 @@ class Clerk:
 
     def _proof_headers(self, errand: Errand, row: PaymentRow) -> Headers:
         """The headers of the retry. Who buys is said as in the first call: an invoice is bound to it."""
-        said = retry_headers(row, errand.merchant, self._agent.terms.own.text)
+        said = retry_headers(row, errand.merchant, self._desk.terms.own.text)
         first = {key for key, _ in errand.headers}
         proof = [(name.lower().encode("ascii"), value.encode("ascii")) for name, value in said.items()]
         return replaced(

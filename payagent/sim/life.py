@@ -184,7 +184,7 @@ class Life:
         self.watch = Watch(self.agent, merchants)
         self.topups = Topups(self.agent, merchants)
         self.clerk = Clerk(self.agent)
-        self._recovery = Recovery(self.agent, record)
+        self._recovery = Recovery(self.agent.desk, record)
 
     async def begin(self) -> None:
         """As daemon.py: what the ledger may lack first, and then the beats."""
@@ -195,9 +195,9 @@ class Life:
         self.spawn(self._every(MERCHANTS_EVERY_BEATS, self.watch.observe_prepaid))
         self.spawn(self._every(MERCHANTS_EVERY_BEATS, self.watch.give_up_unserved))
         self.spawn(self._every(1, self.topups.beat))
-        if self.agent.terms.upkeep_lovelace:
+        if self.agent.desk.terms.upkeep_lovelace:
             self.spawn(self._every(1, self._keep_ready))
-        if self.agent.terms.approval_above:
+        if self.agent.desk.terms.approval_above:
             self.spawn(self._every(1, self.agent.deny_what_is_over))
 
     async def _keep_ready(self) -> None:

@@ -89,15 +89,15 @@ async def test_an_attempt_that_lands_on_the_other_fork_is_booked_though_the_next
         await run.agent.drain(10)
         if policy == "client":
             await run.settle_down()
-        depth = fork_before(world, run.agent.payment(first.id))
+        depth = fork_before(world, run.desk.payment(first.id))
         assert broadcast(world, first.cbor or b"") == 200
         world.block(depth + 2)
         await run.look()
         await run.settle_down(2)
-        booked = run.agent.payment(first.id)
+        booked = run.desk.payment(first.id)
         assert booked.state in (State.CONFIRMED, State.SETTLED)
         assert booked.tx_id == first.tx_id
-        assert "reason" not in payment_view(booked, run.agent.terms)
+        assert "reason" not in payment_view(booked, run.desk.terms)
         found, is_new = await run.agent.pay(ask(world))
         assert (found.id, is_new) == (first.id, False), "the client is given the one that is paid"
         await run.settle_down(14)
@@ -115,7 +115,7 @@ async def test_a_child_of_the_cancel_lands_again_with_it(world: World) -> None:
         second, _ = await run.agent.pay(ask(world))
         await run.agent.drain(10)
         await run.settle_down()
-        world.block(fork_before(world, run.agent.payment(first.id)) + 2)
+        world.block(fork_before(world, run.desk.payment(first.id)) + 2)
         await run.look()
         for _ in range(8):
             world.clock.ahead_ms += 250_000
@@ -202,7 +202,7 @@ async def test_coins_that_could_not_be_taken_back_are_not_handed_over(world: Wor
         world.fund(50 * ADA)
         await run.look()
         row, _ = await run.agent.pay(ask(world, bent(get(world), amount=str(units), payTo=pay_to)))
-        assert len(queries.attempts(run.agent.conn, row.id)[0].inputs) == 1
+        assert len(queries.attempts(run.desk.conn, row.id)[0].inputs) == 1
         for _ in range(2):
             world.clock.ahead_ms += 700_000
             await run.settle_down()

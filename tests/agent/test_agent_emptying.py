@@ -52,7 +52,7 @@ async def emptied(run: Run) -> PaymentRow:
     await run.settle_down()
     assert run.state(row.id) is State.CONFIRMED
     assert run.owned() == run.world.on_chain()
-    told = verify(run.agent.conn, Owner(run.agent.terms.own, DEVNET))
+    told = verify(run.desk.conn, Owner(run.desk.terms.own, DEVNET))
     assert [one for one in told if isinstance(one, Finding)] == []
     return row
 
@@ -140,7 +140,7 @@ async def test_gathering_takes_all_coins_as_ever(world: World) -> None:
         row, _ = await run.agent.sweep(APP, world.account.address)
         await run.agent.drain(10)
         await run.settle_down()
-        assert len(run.agent.coins) == 1
+        assert len(run.desk.coins) == 1
         assert run.owned() == {"lovelace": 24_500_000 - (row.fee_lovelace or 0), DUST: 1}
         assert run.agent.left_behind(row.id) is None
 
@@ -155,7 +155,7 @@ async def test_a_payment_may_take_such_a_coin_and_brings_its_token_back(world: W
         row = await run.pay()
         await run.settle_down()
         assert run.state(row.id) is State.CONFIRMED
-        assert len(queries.attempts(run.agent.conn, row.id)[0].inputs) == 2
+        assert len(queries.attempts(run.desk.conn, row.id)[0].inputs) == 2
         assert world.on_chain()[DUST] == 1
 
 

@@ -35,7 +35,7 @@ def world(tmp_path: Path) -> Iterator[World]:
 def own_orders(run: Run) -> list[PaymentRow]:
     """What upkeep ordered, oldest first."""
     rows = queries.payments_page(
-        run.agent.conn, app_id=UPKEEP_APP, state=None, origin=None, since_ms=None, before_seq=None, limit=1000
+        run.desk.conn, app_id=UPKEEP_APP, state=None, origin=None, since_ms=None, before_seq=None, limit=1000
     )
     return rows[::-1]
 
@@ -138,7 +138,7 @@ class TestABurst:
         async with world.run(terms=with_terms(chain_depth=3, upkeep_lovelace=PER_DAY)) as run:
             await run.look()
             rows = await burst(world, run, 60)
-            depths = [queries.chain_depth(run.agent.conn, row.tx_id or "") for row in rows]
+            depths = [queries.chain_depth(run.desk.conn, row.tx_id or "") for row in rows]
             assert max(depths) <= 3
             await land(run, *rows)
             assert_all_is_well(world, run, rows)
@@ -257,7 +257,7 @@ class TestWhatIsRefusedAsBefore:
         async with world.run(terms=with_terms(chain_depth=1, upkeep_lovelace=150_000)) as run:
             await run.look()
             codes = await refused(world, run, 4)
-            rejected = queries.payments_in(run.agent.conn, (State.REJECTED,))
+            rejected = queries.payments_in(run.desk.conn, (State.REJECTED,))
             assert [row.reason_code for row in rejected] == codes == ["funds_in_flight"] * 2
 
     async def test_what_a_limit_forbids_does_not_wait(self, world: World) -> None:
@@ -273,7 +273,7 @@ class TestWhatIsRefusedAsBefore:
         async with world.run(terms=with_terms(chain_depth=DEPTH, upkeep_lovelace=PER_DAY, limits=limits)) as run:
             await run.look()
             assert await refused(world, run, 30) == ["limit_exceeded"] * 30
-            rejected = queries.payments_in(run.agent.conn, (State.REJECTED,))
+            rejected = queries.payments_in(run.desk.conn, (State.REJECTED,))
             assert len(rejected) == 30, "each is on record"
             assert own_orders(run) == []
 
@@ -297,7 +297,7 @@ class TestWhatIsRefusedAsBefore:
             await signer.is_asked.wait()
             world.settings(price=str(50 * ADA))
             others = asyncio.create_task(refused(world, run, 5))
-            while len(queries.payments_in(run.agent.conn, (State.REJECTED,))) < 5 and not run.agent._line:
+            while len(queries.payments_in(run.desk.conn, (State.REJECTED,))) < 5 and not run.agent._line:
                 await asyncio.sleep(0)
             signer.may_sign.set()
             assert (await first).tx_id
@@ -320,14 +320,14 @@ class TestWhatIsRefusedAsBefore:
             await run.look()
             await land(run, *await burst(world, run, 20))
             orders = len(own_orders(run))
-            await pause(run.agent, APP, "a drill")
+            await pause(run.desk, APP, "a drill")
             world.fund(10_000 * ADA)
             await run.look()
             with pytest.raises(Refused, match="paused"):
                 await run.agent.keep_coins([2 * ADA] * 500)
             await keep(run)
             assert len(own_orders(run)) == orders
-            await unpause(run.agent, APP)
+            await unpause(run.desk, APP)
 
     async def test_when_the_chain_is_not_seen(self, world: World) -> None:
         world.fund(10_000 * ADA)
@@ -380,7 +380,7 @@ class TestCoinsKeptReady:
             assert [(account, units) for account, _, units in posted[0].postings if units > 0] == [
                 ("fees", split.fee_lovelace)
             ]
-            (told,) = upkeep.orders(run.agent.conn, 24)
+            (told,) = upkeep.orders(run.desk.conn, 24)
             assert told.fee_lovelace == split.fee_lovelace
 
     async def test_fees_of_a_day_are_bounded_and_of_the_next_day_anew(self, world: World) -> None:

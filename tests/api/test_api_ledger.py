@@ -114,7 +114,7 @@ async def test_a_reader_may_compare_the_books_with_the_chain(api: Api) -> None:
     lovelace = str(api.world.on_chain()["lovelace"])
     told = {"asset": "lovelace", "books": lovelace, "chain": lovelace, "in_flight": "0"}
     assert answer["balances"] == [told]
-    assert answer["tip"]["height"] == api.run.agent.chain.tip.height  # type: ignore[union-attr]
+    assert answer["tip"]["height"] == api.run.desk.chain.tip.height  # type: ignore[union-attr]
     assert (await api.as_("payer").get("/v1/ledger/reconcile")).json()["code"] == "forbidden"
     for wrong in ("-1", "x", "1.5", str(2**53)):
         refused = await api.http.get("/v1/ledger/reconcile", params={"since_slot": wrong})

@@ -252,7 +252,7 @@ async def test_the_402_that_was_paid_is_kept_as_it_came(world: World) -> None:
         async with served(run) as api:
             body = api.body()
             paid = (await api.http.post("/v1/payments", json=body)).json()
-            kept = run.agent.conn.execute(
+            kept = run.desk.conn.execute(
                 "SELECT response FROM invoices WHERE invoice_id = ?", (paid["invoice_id"],)
             ).fetchone()[0]
             assert json.loads(kept) == body["response"]
@@ -280,7 +280,7 @@ async def test_what_the_retry_got_is_answered_with_what_to_do_next(api: Api) -> 
 
 async def test_the_event_loop_goes_on_while_payments_are_looked_for(api: Api) -> None:
     asked: list[str] = []
-    api.run.agent.conn.set_trace_callback(asked.append)
+    api.run.desk.conn.set_trace_callback(asked.append)
     answer = await api.http.get("/v1/payments", params={"since": "2100-01-01T00:00:00Z"})
     assert (answer.status_code, answer.json()["payments"]) == (200, [])
     assert not [sql for sql in asked if "FROM payments" in sql]

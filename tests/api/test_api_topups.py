@@ -101,7 +101,7 @@ async def test_a_plan_at_a_merchant_that_is_taken_out_meanwhile_is_refused(
         try:
             return await quote(ask, count)
         finally:
-            agent.terms = replace(agent.terms, merchants={})
+            agent.desk.terms = replace(agent.desk.terms, merchants={})
 
     monkeypatch.setattr(agent, "quote", quote_then_lose_it)
     answer = await order(api, dry_run=True, units=str(COST))

@@ -24,7 +24,7 @@ async def test_the_wallet_shows_what_is_available_held_and_ours_at_every_step(ap
     assert wallet["coins"] == {"free": 4, "reserved": 1, "pending": 1, "locked": 0, "missing": 0}
     assert (wallet["network"], wallet["address"]) == ("devnet", api.world.address)
     assert wallet["chain"]["problem"] is None
-    assert wallet["chain"]["tip_height"] == api.run.agent.chain.tip.height  # type: ignore[union-attr]
+    assert wallet["chain"]["tip_height"] == api.run.desk.chain.tip.height  # type: ignore[union-attr]
     await api.run.agent.drain(10)
     await api.run.settle_down()
     left = str(500_000_000 - spent)

@@ -78,35 +78,35 @@ async def live(world: World) -> None:
         assert run.state(taken_back.id) is State.VOID
         world.settings(price="3000000")
         await run.pay("on its way")
-        await set_limits(run.agent, APP, None, None, "lovelace", {Window.WEEK: 10**12, Window.TOTAL: 10**13})
-        await set_limits(run.agent, APP, None, None, "lovelace", {Window.TOTAL: None})
-        operator = apps.require(run.agent.conn, APP)
+        await set_limits(run.desk, APP, None, None, "lovelace", {Window.WEEK: 10**12, Window.TOTAL: 10**13})
+        await set_limits(run.desk, APP, None, None, "lovelace", {Window.TOTAL: None})
+        operator = apps.require(run.desk.conn, APP)
         wanted = NewApp("bot", frozenset({"pay"}), ("t",), None, "lovelace", {}, None)
-        await add_app(run.agent, operator, wanted, "1" * 64)
-        await renew_token(run.agent, operator, "bot", "2" * 64, None)
-        await revoke(run.agent, operator, "bot")
-        await renew_token(run.agent, operator, "bot", "3" * 64, None)
+        await add_app(run.desk, operator, wanted, "1" * 64)
+        await renew_token(run.desk, operator, "bot", "2" * 64, None)
+        await revoke(run.desk, operator, "bot")
+        await renew_token(run.desk, operator, "bot", "3" * 64, None)
 
 
 async def decide_on_some(world: World, run: Run) -> None:
     """One is approved and paid, one is denied, and of one nobody has decided yet."""
     agent, by = run.agent, Approver("token", APP)
-    agent._admission.rulebook.approval_above = {"lovelace": 1 * ADA}
+    agent.desk.admission.rulebook.approval_above = {"lovelace": 1 * ADA}
     approved, denied, _ = [(await agent.pay(world.ask(f"asked {n}")))[0] for n in range(3)]
     await agent.approve(approved.id, by)
     await agent.deny(denied.id, by)
     await agent.drain(10)
     await run.settle_down()
-    agent._admission.rulebook.approval_above = {}
+    agent.desk.admission.rulebook.approval_above = {}
 
 
 async def use_the_batch(run: Run) -> None:
     """By who bought it, and by another app: what it used, and what it was let through for and used not."""
-    (operator,) = apps.everybody(run.agent.conn)
+    (operator,) = apps.everybody(run.desk.conn)
     user = await add_app(
-        run.agent, operator, NewApp("user", frozenset({"pay"}), None, None, "lovelace", {}, None), "4" * 64
+        run.desk, operator, NewApp("user", frozenset({"pay"}), None, None, "lovelace", {}, None), "4" * 64
     )
-    await set_limits(run.agent, APP, "user", None, "lovelace", {Window.TOTAL: 10 * ADA})
+    await set_limits(run.desk, APP, "user", None, "lovelace", {Window.TOTAL: 10 * ADA})
     calls = [
         ServedCall(app, run.world.origin, Buyer("demo", run.world.address), "POST", "/chat", None)
         for app in (APP, user.id)

@@ -29,11 +29,11 @@ async def live(world: World) -> None:
         await run.settle_down()
         await run.agent.record_delivery(row.id, 200)
         world.settings(price=str(2 * ADA), batch=1)
-        await merchants.pin(run.agent, APP, "t", "split", pay_to("another"))
-        await merchants.unpin(run.agent, APP, "t", "pay_to", pay_to("pay_to"))
+        await merchants.pin(run.desk, APP, "t", "split", pay_to("another"))
+        await merchants.unpin(run.desk, APP, "t", "pay_to", pay_to("pay_to"))
         for n in range(2):
             await leave_unserved(world, run, f"not served {n}")
-        await merchants.reopen(run.agent, APP, "t")
+        await merchants.reopen(run.desk, APP, "t")
         for n in range(2):
             last = await leave_unserved(world, run, f"not served, again {n}")
         await run.agent.record_delivery(last.id, 200)

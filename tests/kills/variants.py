@@ -22,7 +22,7 @@ def leave_then_persist(_settings: Settings) -> None:
 
     class Hasty(Agent):
         async def _sign(self, payment_id: str, plan: Plan) -> None:
-            await self.sources[0].submit(sign(plan, self._signer), plan.tx_id)
+            await self.desk.sources[0].submit(sign(plan, self._signer), plan.tx_id)
             await super()._sign(payment_id, plan)
 
     setattr(payagent.daemon, "Agent", Hasty)  # noqa: B010  a module does not export what it imports
