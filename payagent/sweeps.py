@@ -123,7 +123,7 @@ class Sweeps:
         self._scheduler.pause()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=DRAIN_S)
-        await self._agent.drain(DRAIN_S)
+        await self._agent.sending.drain(DRAIN_S)
         self._scheduler.shutdown(wait=False)
 
     def _mind_the_clock(self) -> None:

@@ -207,7 +207,7 @@ class World:
                 await recovery.begin()
             yield Run(self, agent, Watch(agent, merchants), Topups(agent, merchants), recovery)
         finally:
-            await agent.drain(10)
+            await agent.sending.drain(10)
             await merchants.aclose()
             for source in sources:
                 await source.aclose()
@@ -239,12 +239,12 @@ class Run:
         await self.watch.tick()
         if self.recovery is not None:
             await self.recovery.beat(self.watch.view)
-        await self.agent.drain(10)
+        await self.agent.sending.drain(10)
 
     async def pay(self, message: str = "hello", **more: object) -> PaymentRow:
         """Pay for a call and have its bytes sent."""
         row, _ = await self.agent.pay(self.world.ask(message, **more))  # type: ignore[arg-type]
-        await self.agent.drain(10)
+        await self.agent.sending.drain(10)
         return self.desk.payment(row.id)
 
     async def settle_down(self, blocks: int = 1) -> None:

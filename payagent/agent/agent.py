@@ -38,9 +38,9 @@ from payagent.agent.replacement import (
     same_again,
 )
 from payagent.agent.rulebook import as_told
+from payagent.agent.sending import Sending
 from payagent.agent.terms import MerchantTerms, Terms
 from payagent.agent.upkeep import Means, Upkeep
-from payagent.chain.guard import Guarded
 from payagent.chain.source import ChainSource
 from payagent.core.address import Address
 from payagent.core.invoice import Invoice, Output, Role
@@ -59,7 +59,7 @@ from payagent.dialects import Reading, Response, Said, read_answer, read_offers
 from payagent.store import pauses, queries, records
 from payagent.store import prepaid as pools
 from payagent.store import uses as store_uses
-from payagent.store.queries import AttemptRow, PaymentRow
+from payagent.store.queries import PaymentRow
 from payagent.store.writer import Readers, Unit
 from payagent.wallet.coins import Coin, Coins
 from payagent.wallet.transaction import Plan, assemble, check, fan_out, select
@@ -110,8 +110,7 @@ class Agent:
         self._floods = Floods()
         self._signing: set[str] = set()
         self._none_signing = asyncio.Event()
-        self._sending: dict[str, asyncio.Event] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self.sending = Sending(self.desk)
         self._upkeep = Upkeep(self.desk.admission)
         self._line = Line(self._signing, self.keep_coins)
         self._kept: tuple[object, int] = (None, 0)
@@ -414,7 +413,7 @@ class Agent:
             reserve_more(unit, self.desk.coins, row.id, plan)
 
         await self.desk.write("cancel", job, row.id)
-        self.send_off(row.id)
+        self.sending.send_off(row.id)
 
     async def renew(self, row: PaymentRow) -> None:
         """Replace an attempt that can land no more, on the same anchor; too late for that, take its coins back.
@@ -438,7 +437,7 @@ class Agent:
                 await self._take_back(decided, why, slot, now_ms)
             elif decided.state is State.REPLACING:
                 await self._sign(row.id, self._rebuild(decided))
-                self.send_off(row.id)
+                self.sending.send_off(row.id)
 
     def _is_renewal_due(self, row: PaymentRow, slot: int) -> bool:
         """Whether a lost payment can be replaced, or has waited long enough for another invoice."""
@@ -498,7 +497,7 @@ class Agent:
             if not self.desk.payment(payment_id).handed_over:
                 try:
                     await self._sign(payment_id, decided.plan)
-                    self.send_off(payment_id)
+                    self.sending.send_off(payment_id)
                 except Refused as refused:  # it is approved and held: the next look signs it
                     log.warning("payment.not_signed_yet", payment=payment_id, code=refused.code)
                     if refused.code in NOT_SIGNED:
@@ -569,7 +568,7 @@ class Agent:
         if stopped is None and (row.ttl_slot or 0) - slot >= self.desk.terms.min_window_s:
             if asked or not (row.handed_over or self.desk.is_paused):
                 await self._sign(row.id, self._rebuild(row))
-                self.send_off(row.id)
+                self.sending.send_off(row.id)
         elif row.state is State.RESERVED:
             late = stopped or Refused(
                 "invoice_expired", "payagent came to sign it when its invoice was nearly over"
@@ -582,77 +581,6 @@ class Agent:
             late = Refused("attempt_expired", "payagent came to replace it when its invoice was nearly over")
             await self._take_back(row, stopped or late, slot, now_ms)
         return None
-
-    def send_off(self, payment_id: str) -> None:
-        """Send the payment's last attempt (again), beside whatever else goes on."""
-        if payment_id not in self._sending:
-            self._sending[payment_id] = asyncio.Event()
-            task = asyncio.create_task(self._leave(payment_id), name=f"send {payment_id}")
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-
-    @property
-    def sending_count(self) -> int:
-        """How many payments are being sent."""
-        return len(self._sending)
-
-    async def drain(self, timeout_s: float) -> None:
-        """Let what is being sent end; at a stop, before the scheduler goes."""
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=timeout_s)
-
-    async def _leave(self, payment_id: str) -> None:
-        """To every provider that is to be believed: one that only says that it took the bytes delays nothing."""
-        try:
-            row = self.desk.payment(payment_id)
-            attempt = next((a for a in queries.attempts(self.desk.conn, payment_id) if a.tx_id == row.tx_id), None)
-            if attempt is None:  # it is being replaced
-                return
-            now_ms = self.desk.ports.clock.now_ms()
-            if self.desk.chain.slots and self.desk.chain.slots.slot_at(now_ms) >= attempt.ttl_slot:
-                return
-            if steps.may_broadcast(row):
-                await self._leave_parents(attempt.tx_id)
-                ready = [source for source in self.desk.senders if source.takes_submissions(now_ms)]
-                await asyncio.gather(*(self._leave_to(source, row.id, attempt) for source in ready))
-        finally:
-            self._sending.pop(payment_id).set()
-
-    async def _leave_parents(self, tx_id: str) -> None:
-        """First the bytes without which these are refused: again, unless nothing says that they are not there."""
-        parents = queries.pending_parents(self.desk.conn, tx_id)
-        is_again = bool(parents) and queries.submissions(self.desk.conn, tx_id)[0] > 0
-        for parent_tx in parents:
-            parent = queries.payment_of_attempt(self.desk.conn, parent_tx)
-            if parent is None or parent.tx_id != parent_tx:
-                continue
-            if parent.id in self._sending:
-                await self._sending[parent.id].wait()
-            elif is_again or not parent.accepted_by_provider:
-                self._sending[parent.id] = asyncio.Event()
-                await self._leave(parent.id)
-
-    async def _leave_to(self, source: Guarded, payment_id: str, attempt: AttemptRow) -> None:
-        """C4, and then the bytes. What comes back is noted and decides nothing (docs/exactly-once.md R4)."""
-        try:
-            now_ms = self.desk.ports.clock.now_ms()
-            may_leave = await self.desk.write(
-                "leave",
-                lambda unit: steps.record_leave(unit, payment_id, attempt.tx_id, source.name, now_ms),
-                payment_id,
-            )
-            if not may_leave:
-                return
-            answer = await source.submit(attempt.cbor, attempt.tx_id)
-            told_ms = self.desk.ports.clock.now_ms()
-            await self.desk.write(
-                "answer",
-                lambda unit: steps.record_answer(unit, payment_id, attempt.tx_id, answer, source.name, told_ms),
-                payment_id,
-            )
-        except Exception as error:
-            is_bug = not isinstance(error, Refused)
-            log.warning("payment.not_sent", payment=payment_id, error=repr(error), exc_info=is_bug)
 
     def _order(self, app_id: str, kind: str, key: str | None, *what: str) -> TransferOrder:
         ids = self.desk.new_ids()
@@ -722,7 +650,7 @@ class Agent:
         """From admitted to signed."""
         if admitted.plan is not None:
             await self._sign(admitted.payment_id, admitted.plan)
-            self.send_off(admitted.payment_id)
+            self.sending.send_off(admitted.payment_id)
         return await self._once_signed(self.desk.payment(admitted.payment_id)), admitted.is_new
 
     async def _once_signed(self, row: PaymentRow) -> PaymentRow:

@@ -536,14 +536,14 @@ class Watch:
         self._waits = {one.attempt: self._waits[one.attempt] for one in sending if one.attempt in self._waits}
         due = [row for row in sending if self._is_due(row, now_ms)]
         due.sort(key=lambda row: (self._waits.get(row.attempt, (0, 0)), row.seq))
-        room, left = SENT_AT_ONCE_MAX - self._agent.sending_count, set()
+        room, left = SENT_AT_ONCE_MAX - self._agent.sending.count, set()
         for row in due:
             if room <= 0:
                 left.add(row.id)
                 continue
             self._waits[row.attempt] = self._wait_of(row.id)  # it may have been sent since that was read
             if self._is_due(row, now_ms) and self._may_broadcast(row):
-                self._agent.send_off(row.id)
+                self._agent.sending.send_off(row.id)
                 room -= 1
         self._urgent &= left
 

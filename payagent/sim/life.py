@@ -308,7 +308,7 @@ class Life:
 
     async def stop(self) -> None:
         """In order: what is being sent ends first."""
-        await self.agent.drain(20)
+        await self.agent.sending.drain(20)
         self.is_over = True
         self._end()
 

@@ -105,7 +105,7 @@ async def test_an_approved_payment_is_paid_once_and_counts_once(world: World) ->
         row = await ask(run)
         approved = await run.agent.approve(row.id, SOMEBODY)
         assert approved.tx_id is not None
-        await run.agent.drain(10)
+        await run.agent.sending.drain(10)
         await run.settle_down(2)
         assert run.state(row.id) is State.CONFIRMED
         assert world.transactions() == [approved.tx_id]
@@ -204,7 +204,7 @@ async def test_of_two_decisions_one_counts_and_the_other_is_told(world: World, f
         assert (refused.code, refused.problem.status) == ("already_decided", 409)
         assert refused.context["decision"] == {"approve": "approved", "deny": "denied"}[first]
         assert refused.context["state"] in ("denied", "reserved", "signed", "in_flight")
-        await run.agent.drain(10)
+        await run.agent.sending.drain(10)
         await run.settle_down(2)
         assert len(world.transactions()) == (first == "approve")
 
@@ -292,7 +292,7 @@ async def test_a_wait_and_its_question_survive_a_restart(world: World) -> None:
         assert run.state(row.id) is State.AWAITING_APPROVAL
         assert spent(run) > PRICE
         await run.agent.approve(row.id, SOMEBODY)
-        await run.agent.drain(10)
+        await run.agent.sending.drain(10)
         await run.settle_down(2)
         assert run.state(row.id) is State.CONFIRMED
 
@@ -354,7 +354,7 @@ async def test_approving_decides_by_what_holds_now(world: World) -> None:
         await refuses(run, row, "chain_not_ready")
         run.desk.chain.problem = None
         await run.agent.approve(row.id, SOMEBODY)
-        await run.agent.drain(10)
+        await run.agent.sending.drain(10)
         await run.settle_down(2)
         assert run.state(row.id) is State.CONFIRMED
 
@@ -475,7 +475,7 @@ async def test_what_was_approved_and_lost_is_not_turned_to_another_invoice(world
         row = await ask(run)
         world.fault("submit", "drop")
         await run.agent.approve(row.id, SOMEBODY)
-        await run.agent.drain(10)
+        await run.agent.sending.drain(10)
         await run.settle_down()
         world.control("faults", clear=True)
         world.clock.ahead_ms += 620_000

@@ -60,7 +60,7 @@ async def refused_and_void(world: World, run: Run) -> PaymentRow:
     world.settings(x402={"fault": "refuse_verify", "max_timeout_s": 1500})
     row, _ = await run.agent.pay(ask(world))
     await show(world, run, row)
-    await run.agent.drain(10)
+    await run.agent.sending.drain(10)
     await run.settle_down()
     await wait_for_void(world, run)
     assert run.state(row.id) is State.VOID
@@ -86,7 +86,7 @@ async def test_an_attempt_that_lands_on_the_other_fork_is_booked_though_the_next
         first = await refused_and_void(world, run)
         world.settings(x402={"submission_policy": policy})
         second, _ = await run.agent.pay(ask(world))
-        await run.agent.drain(10)
+        await run.agent.sending.drain(10)
         if policy == "client":
             await run.settle_down()
         depth = fork_before(world, run.desk.payment(first.id))
@@ -113,7 +113,7 @@ async def test_a_child_of_the_cancel_lands_again_with_it(world: World) -> None:
         first = await refused_and_void(world, run)
         world.settings(x402={"submission_policy": "client"})
         second, _ = await run.agent.pay(ask(world))
-        await run.agent.drain(10)
+        await run.agent.sending.drain(10)
         await run.settle_down()
         world.block(fork_before(world, run.desk.payment(first.id)) + 2)
         await run.look()

@@ -148,8 +148,8 @@ async def test_a_parent_that_was_lost_is_sent_before_its_child(world: World) -> 
     async with world.run(terms=chained) as run:
         rows = await family(world, run, "a", "b", "c")
         world.control("faults", clear=True)
-        run.agent.send_off(rows[2].id)
-        await run.agent.drain(10)
+        run.agent.sending.send_off(rows[2].id)
+        await run.agent.sending.drain(10)
         assert world.waiting() == [row.tx_id for row in rows]
         await run.settle_down()
         assert {run.state(row.id) for row in rows} == {State.CONFIRMED}
@@ -162,7 +162,7 @@ async def test_a_self_transfer_spends_change_that_is_on_its_way(world: World) ->
         await run.look()
         await run.pay("first")
         row, _ = await run.agent.split(APP, 3, 5 * ADA)
-        await run.agent.drain(10)
+        await run.agent.sending.drain(10)
         await run.settle_down()
         assert run.state(row.id) is State.CONFIRMED
         assert_at_rest(world, run)
@@ -251,7 +251,7 @@ class TestAChildWithoutItsParent:
             parent, child = await family(world, run, "parent", "child")
             world.control("faults", clear=True)
             await run.agent.resolve(parent.id, APP)
-            await run.agent.drain(10)
+            await run.agent.sending.drain(10)
             await bury(world, run)
             await bury(world, run)
             assert run.state(parent.id) is State.VOID
@@ -328,7 +328,7 @@ class TestACancelOfWhatIsNotThere:
             await run.look()
             world.control("faults", clear=True)
             assert (await run.agent.resolve(row.id, APP)).state is State.CANCELLING
-            await run.agent.drain(10)
+            await run.agent.sending.drain(10)
             assert [set(one.inputs) for one in attempts(run, row)[1:]] == [{row.anchor, other.ref}, {row.anchor}]
             await bury(world, run)
             assert run.state(row.id) is State.VOID
@@ -343,5 +343,5 @@ class TestACancelOfWhatIsNotThere:
         coins = queries.coins_reserved_for(run.desk.conn, row.id)
         assert len(coins) == 2
         await run.agent.resolve(row.id, APP)
-        await run.agent.drain(10)
+        await run.agent.sending.drain(10)
         return row, next(coin for coin in coins if coin.ref != row.anchor)

@@ -115,8 +115,8 @@ class TestCommitPoints:
         world.clock.ahead_ms += 290_000
         async with world.run() as run:
             await run.settle_down(2)
-            run.agent.send_off(row.id)
-            await run.agent.drain(10)
+            run.agent.sending.send_off(row.id)
+            await run.agent.sending.drain(10)
             assert run.state(row.id) is State.SIGNED
             assert queries.submissions(run.desk.conn, row.tx_id or "") == (0, 0)
             assert run.books()["held"]
@@ -253,7 +253,7 @@ class TestLimits:
         async with world.run(terms=with_terms(limits=limit_of(20))) as run:
             await run.look()
             await run.agent.send("app_test", somebody_else(world), "lovelace", 30 * ADA)
-            await run.agent.drain(10)
+            await run.agent.sending.drain(10)
             assert (await run.pay()).state is State.IN_FLIGHT
 
     async def test_a_give_back_that_could_not_be_written_down_gives_nothing_back(self, world: World) -> None:
@@ -314,7 +314,7 @@ class TestTheCaller:
             await run.look()
             ask = world.ask()
             row, is_new = await run.agent.pay(ask)
-            await run.agent.drain(10)
+            await run.agent.sending.drain(10)
             await run.settle_down()
             await run.agent.record_delivery(row.id, 200)
             again, is_new_again = await run.agent.pay(ask)
@@ -395,7 +395,7 @@ class TestTheCaller:
         async with world.run() as run:
             await run.look()
             row, _ = await run.agent.send("app_test", somebody_else(world), "lovelace", 5 * ADA)
-            await run.agent.drain(10)
+            await run.agent.sending.drain(10)
             await run.settle_down()
             assert row.expires_at_ms is None
             world.clock.ahead_ms += 3_590_000

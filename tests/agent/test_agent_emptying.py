@@ -48,7 +48,7 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 async def emptied(run: Run) -> PaymentRow:
     row, _ = await run.agent.sweep(APP, somebody_else(run.world))
-    await run.agent.drain(10)
+    await run.agent.sending.drain(10)
     await run.settle_down()
     assert run.state(row.id) is State.CONFIRMED
     assert run.owned() == run.world.on_chain()
@@ -126,7 +126,7 @@ async def test_the_ada_beside_such_a_token_goes_by_an_amount(world: World) -> No
     async with world.run(terms=capped, signer=Strict(world.account)) as run:
         await run.look()
         await run.agent.send(APP, somebody_else(world), "lovelace", 7 * ADA)
-        await run.agent.drain(10)
+        await run.agent.sending.drain(10)
         await run.settle_down()
         assert world.on_chain()[DUST] == 1
         assert world.on_chain()["lovelace"] < 2 * ADA
@@ -138,7 +138,7 @@ async def test_gathering_takes_all_coins_as_ever(world: World) -> None:
     async with world.run(terms=capped, signer=Strict(world.account)) as run:
         await run.look()
         row, _ = await run.agent.sweep(APP, world.account.address)
-        await run.agent.drain(10)
+        await run.agent.sending.drain(10)
         await run.settle_down()
         assert len(run.desk.coins) == 1
         assert run.owned() == {"lovelace": 24_500_000 - (row.fee_lovelace or 0), DUST: 1}

@@ -366,8 +366,8 @@ async def test_after_a_restart_many_are_sent_again_a_few_at_a_time(
         sent = []
         for _ in range(3):
             await run.watch.tick()
-            sent.append(run.agent.sending_count)
-            await run.agent.drain(10)
+            sent.append(run.agent.sending.count)
+            await run.agent.sending.drain(10)
         assert max(sent) == 2
         counts = [queries.submissions(run.desk.conn, row.tx_id or "")[0] for row in paid]
         assert min(counts) >= 2, "each once more"

@@ -127,7 +127,7 @@ async def test_a_request_that_comes_again_is_answered_without_a_commit(world: Wo
         await run.look()
         ask = world.ask("hello")
         first, is_new = await run.agent.pay(ask)
-        await run.agent.drain(10)
+        await run.agent.sending.drain(10)
         commits = run.commits
         again, is_new_again = await run.agent.pay(ask)
         assert (first.id, is_new, is_new_again) == (again.id, True, False)
@@ -143,7 +143,7 @@ async def test_fifty_requests_for_one_purchase_are_one_payment(world: World) -> 
         assert len({row.id for row, _ in answers}) == len({row.tx_id for row, _ in answers}) == 1
         assert sum(is_new for _, is_new in answers) == 1
         assert all(row.tx_id is not None for row, _ in answers)
-        await run.agent.drain(10)
+        await run.agent.sending.drain(10)
         await run.settle_down()
         assert len(world.transactions()) == 1
 
@@ -154,7 +154,7 @@ async def test_fifty_purchases_at_once_from_sixty_coins(world: World) -> None:
         await run.look()
         asks = [world.ask(f"call {n}", key=f"k{n}") for n in range(50)]
         answers = await asyncio.gather(*(run.agent.pay(ask) for ask in asks))
-        await run.agent.drain(30)
+        await run.agent.sending.drain(30)
         await run.settle_down(2)
         rows = [run.desk.payment(row.id) for row, _ in answers]
         assert {row.state for row in rows} == {State.CONFIRMED}
@@ -175,7 +175,7 @@ async def test_limits_hold_whatever_races(world: World) -> None:
         refused = [answer for answer in answers if isinstance(answer, Refused)]
         assert {refusal.code for refusal in refused} == {"limit_exceeded"}
         assert len(paid) + len(refused) == 20
-        await run.agent.drain(10)
+        await run.agent.sending.drain(10)
         taken = -sum(units for units in run.books()["external"].values()) - run.books()["wallet"]["lovelace"]
         assert 26 * ADA < taken <= 40 * ADA
 
@@ -326,14 +326,14 @@ async def test_self_transfers_are_payments_with_a_ledger_entry(world: World) -> 
     async with world.run() as run:
         await run.look()
         split, _ = await run.agent.split("app_test", 5, 10 * ADA)
-        await run.agent.drain(10)
+        await run.agent.sending.drain(10)
         await run.settle_down()
         assert run.desk.payment(split.id).state is State.CONFIRMED
         assert run.owned() == world.on_chain()
         assert len(run.desk.coins) >= 6
         out = world.account.address
         swept, _ = await run.agent.sweep("app_test", out)
-        await run.agent.drain(10)
+        await run.agent.sending.drain(10)
         await run.settle_down()
         assert run.desk.payment(swept.id).state is State.CONFIRMED
         assert len(run.desk.coins) == 1

@@ -330,7 +330,7 @@ class Walk:
                     # what is refused is refused: no funds, no chain, no disk
                     with contextlib.suppress(Refused):
                         await self.step(run, moves.choice(self.MOVES))
-                    await run.agent.drain(10)
+                    await run.agent.sending.drain(10)
                     assert_memory(run)
         self.failing_often = 0.0
         world.control("faults", clear=True)

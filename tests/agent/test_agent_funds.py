@@ -47,7 +47,7 @@ async def test_purchases_at_once_wait_for_change_of_what_is_not_signed_yet(world
         for ask in asks:
             await run.settle_down()
             await run.agent.pay(ask)
-            await run.agent.drain(10)
+            await run.agent.sending.drain(10)
         await run.settle_down()
         assert len(world.transactions()) == 3
 

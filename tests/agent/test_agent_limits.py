@@ -205,7 +205,7 @@ async def test_small_change_through_many_merchants_is_within_the_wallets_limit(m
         answers = await asyncio.gather(*(run.agent.pay(ask) for ask in asks), return_exceptions=True)
         refused = [answer for answer in answers if isinstance(answer, Refused)]
         assert {one.code for one in refused} == {"limit_exceeded"}
-        await run.agent.drain(10)
+        await run.agent.sending.drain(10)
         spent = spending.totals(run.desk.conn, WALLET)["lovelace"]
         assert 9 * ADA - 2 * ADA < spent <= 9 * ADA
         by_shop = [spending.totals(run.desk.conn, Scope(merchant=origin)) for origin in origins]

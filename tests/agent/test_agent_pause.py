@@ -80,7 +80,7 @@ async def test_what_was_signed_before_is_sent_seen_and_shown(world: World) -> No
         ask = world.ask()
         row, _ = await run.agent.pay(ask)
         await pause(run.desk, APP, "")
-        await run.agent.drain(10)
+        await run.agent.sending.drain(10)
         await run.settle_down(2)
         assert run.state(row.id) is State.CONFIRMED
         again, is_new = await run.agent.pay(ask)

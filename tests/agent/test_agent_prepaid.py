@@ -125,7 +125,7 @@ async def test_one_batch_at_a_time(run: Run) -> None:
     assert (len(refused), {one.code for one in refused}) == (4, {"batch_under_way"})
     (row,) = [one[0] for one in results if isinstance(one, tuple)]
     assert all(one.context["payment"] == row.id for one in refused)
-    await run.agent.drain(10)
+    await run.agent.sending.drain(10)
     await run.settle_down()
     with pytest.raises(Refused, match="batch_under_way"):
         await run.agent.pay(run.world.ask("too early: the merchant has not credited it"))
@@ -176,7 +176,7 @@ async def test_a_refusal_that_made_no_payment_is_in_the_record(run: Run) -> None
     assert [one["code"] for one in told] == ["merchant_not_allowed", "terms_changed"]
     assert told[0]["origin"] == "https://elsewhere.example"
     assert "invoiceId" in told[1]["received"]
-    await run.agent.drain(10)
+    await run.agent.sending.drain(10)
     require_whole(run, in_flight=True)
 
 
@@ -291,7 +291,7 @@ async def test_what_nobody_paid_for_in_the_end_counts_for_no_app(run: Run) -> No
     assert spending.totals(run.desk.conn, Scope("app_two")) == cost
     run.world.control("faults", clear=True)
     await run.agent.resolve(row.id, "app_test")
-    await run.agent.drain(10)
+    await run.agent.sending.drain(10)
     for _ in range(6):
         run.world.clock.ahead_ms += 61_000
         await run.settle_down()

@@ -43,7 +43,7 @@ async def test_a_sweep_between_admission_and_signature_leaves_the_payment_to_its
             await run.agent.pay(ask)
         stop.set()
         await sweeping
-        await run.agent.drain(10)
+        await run.agent.sending.drain(10)
         await run.settle_down()
         assert len(world.transactions()) == 30
 
@@ -63,7 +63,7 @@ async def test_a_caller_that_goes_away_leaves_a_payment_that_lives_on(world: Wor
         await run.desk.write("flush", lambda _unit: None)  # what the caller left in the queue is done
         await run.settle_down(2)
         row, _ = await run.agent.pay(ask)
-        await run.agent.drain(10)
+        await run.agent.sending.drain(10)
         await run.settle_down(2)
         assert world.transactions() == [row.tx_id]
         assert run.owned() == world.on_chain()
@@ -92,7 +92,7 @@ async def test_what_another_caller_turned_to_a_new_invoice_is_not_taken_back(mov
         finally:
             release.set()
         await asyncio.gather(held, looking, paying)
-        await run.agent.drain(10)
+        await run.agent.sending.drain(10)
         row = run.desk.payment(first.id)
         assert (row.state, [one.kind for one in attempts(run, row)]) == (State.IN_FLIGHT, ["pay", "pay"])
         assert row.invoice_id != first.invoice_id
@@ -155,7 +155,7 @@ async def test_a_look_that_fails_halfway_keeps_nothing_from_being_sent_again(mov
         failing[0] = "before deposit"
         with pytest.raises(Refused, match="store_failed"):
             await run.look()
-        await run.agent.drain(10)
+        await run.agent.sending.drain(10)
         assert world.waiting() == [row.tx_id]
         failing[0] = ""
         await run.settle_down()

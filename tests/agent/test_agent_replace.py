@@ -184,7 +184,7 @@ class TestTheSameInvoice:
             await run.look()
             world.fault("submit", "drop")
             row, _ = await run.agent.sweep(APP, world.account.address)
-            await run.agent.drain(10)
+            await run.agent.sending.drain(10)
             await pass_time_of(world, run, TTL_S + 1)
             await run.settle_down()
             assert run.state(row.id) is State.CONFIRMED
@@ -433,7 +433,7 @@ class TestTheNextInvoice:
         if settings:
             world.settings(**settings)
         row, is_new = await run.agent.pay(world.ask())
-        await run.agent.drain(10)
+        await run.agent.sending.drain(10)
         assert (row.id, is_new) == (first.id, False)
         return first, run.desk.payment(row.id)
 
@@ -463,10 +463,10 @@ class TestTheNextInvoice:
             await run.look()
             world.fault("submit", "drop")
             first, _ = await run.agent.pay(world.ask_of(answer))
-            await run.agent.drain(10)
+            await run.agent.sending.drain(10)
             await pass_time_of(world, run, 310)
             await run.agent.pay(world.ask())
-            await run.agent.drain(10)
+            await run.agent.sending.drain(10)
             await run.settle_down()
             assert run.desk.payment(first.id).invoice_id != first.invoice_id
             world.clock.ahead_ms -= 310_000
@@ -486,11 +486,11 @@ class TestTheNextInvoice:
                 await run.agent.pay(world.ask_of(answer, key="one", max_total_units=1))
             world.fault("submit", "drop")
             paid, _ = await run.agent.pay(world.ask_of(answer, key="two"))
-            await run.agent.drain(10)
+            await run.agent.sending.drain(10)
             first, low = run.desk.payment(paid.id), height(world)
             await pass_time_of(world, run, 310)
             await run.agent.pay(world.ask(key="two"))
-            await run.agent.drain(10)
+            await run.agent.sending.drain(10)
             await run.settle_down()
             second = run.desk.payment(first.id)
             assert (second.state, len(attempts(run, second))) == (State.CONFIRMED, 2)
@@ -513,13 +513,13 @@ class TestTheNextInvoice:
             with pytest.raises(Refused, match="limit_exceeded"):
                 await run.agent.pay(world.ask_of(first, key="one", max_total_units=1))
             paid, _ = await run.agent.pay(world.ask_of(first, key="two"))
-            await run.agent.drain(10)
+            await run.agent.sending.drain(10)
             await pass_time_of(world, run, 310)
             second = world.call("hello")
             with pytest.raises(Refused, match="limit_exceeded"):
                 await run.agent.pay(world.ask_of(second, key="one", max_total_units=1))
             row, _ = await run.agent.pay(world.ask_of(second, key="two"))
-            await run.agent.drain(10)
+            await run.agent.sending.drain(10)
             await run.settle_down()
             row = run.desk.payment(row.id)
             assert (row.id, row.anchor, row.state) == (paid.id, paid.anchor, State.CONFIRMED)
@@ -537,7 +537,7 @@ class TestTheNextInvoice:
             await run.look()
             world.fault("submit", "drop")
             paid, _ = await run.agent.pay(world.ask(key="two"))
-            await run.agent.drain(10)
+            await run.agent.sending.drain(10)
             await pass_time_of(world, run, 310)
             second, filed = world.call("hello"), run.desk.filed
             merchants = {origin: replace(one, proof="signed_cbor") for origin, one in filed.merchants.items()}
@@ -640,7 +640,7 @@ class TestTheNextInvoice:
             row, _ = await run.agent.pay(again)
             assert (row.id, len(attempts(run, row))) == (first.id, 2)
             assert row.invoice_id != first.invoice_id
-            await run.agent.drain(10)
+            await run.agent.sending.drain(10)
             await run.settle_down()
             assert run.state(row.id) is State.CONFIRMED
             assert_at_rest(world, run)
@@ -690,7 +690,7 @@ class TestResolve:
             row = await lose(world, run)
             world.control("faults", clear=True)
             resolved = await run.agent.resolve(row.id, APP)
-            await run.agent.drain(10)
+            await run.agent.sending.drain(10)
             assert (resolved.state, resolved.reason_code) == (State.CANCELLING, "resolved")
             assert (await run.agent.resolve(row.id, APP)).tx_id == resolved.tx_id
             (told,) = [
@@ -709,7 +709,7 @@ class TestResolve:
             await run.look()
             row = await run.pay()
             await run.agent.resolve(row.id, APP)
-            await run.agent.drain(10)
+            await run.agent.sending.drain(10)
             await run.settle_down()
             assert (run.state(row.id), run.desk.payment(row.id).tx_id) == (State.CONFIRMED, row.tx_id)
             assert_at_rest(world, run)
@@ -739,7 +739,7 @@ class TestResolve:
             await run.look()
             row = await run.pay()
             await run.agent.resolve(row.id, APP)
-            await run.agent.drain(10)
+            await run.agent.sending.drain(10)
             await wait_for_void(world, run)
             assert run.state(row.id) is State.VOID
             assert_at_rest(world, run)
@@ -760,7 +760,7 @@ class TestResolve:
             await pass_time_of(world, run, TTL_S + 1)
             assert run.state(row.id) is State.REPLACING
             assert (await run.agent.resolve(row.id, APP)).state is State.CANCELLING
-            await run.agent.drain(10)
+            await run.agent.sending.drain(10)
             await wait_for_void(world, run)
             assert run.state(row.id) is State.VOID
             assert_at_rest(world, run)
@@ -782,7 +782,7 @@ class TestAnOrderThatComesAgain:
                 row, _ = await agent.split(APP, 2, 10 * ADA, "K")
             else:
                 row, _ = await agent.sweep(APP, to, "K")
-            await agent.drain(10)
+            await agent.sending.drain(10)
             return agent.desk.payment(row.id)
 
         async with world.run() as run:
@@ -793,7 +793,7 @@ class TestAnOrderThatComesAgain:
             first = await order(run)
             world.control("faults", clear=True)
             await run.agent.resolve(first.id, APP)
-            await run.agent.drain(10)
+            await run.agent.sending.drain(10)
             await wait_for_void(world, run)
             void = run.desk.payment(first.id)
             again = await order(run)

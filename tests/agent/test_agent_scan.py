@@ -249,7 +249,7 @@ async def test_a_lost_ledger_is_rebuilt_from_the_chain(world: World, record: Sig
     async with world.run(record=record) as run:
         await run.pay_in_block("one")
         await run.agent.send(APP, world.account.address, "lovelace", 5 * ADA)
-        await run.agent.drain(10)
+        await run.agent.sending.drain(10)
         await run.settle_down()
         await run.pay_in_block("three")
     put(world, None)

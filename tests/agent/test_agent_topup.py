@@ -71,7 +71,7 @@ async def order(run: Run, units: int, request: TopupRequest | None = None, key: 
 async def go_round(run: Run) -> None:
     """A beat, what it set off, and a block."""
     await run.topups.beat()
-    await run.agent.drain(10)
+    await run.agent.sending.drain(10)
     await run.settle_down()
 
 
@@ -742,7 +742,7 @@ class TestOddMerchants:
             await run.look()
             row = await order(run, COST)
             await run.topups.beat()
-            await run.agent.drain(10)
+            await run.agent.sending.drain(10)
             await run.settle_down()
         world.clock.ahead_ms += PATIENCE_MS
         world.block()

@@ -72,7 +72,7 @@ async def approve(run: Run, message: str) -> PaymentRow:
     """Ask about a payment, and let it go on."""
     row = await run.pay(message)
     await run.agent.approve(row.id, SOMEBODY)
-    await run.agent.drain(10)
+    await run.agent.sending.drain(10)
     return run.desk.payment(row.id)
 
 
@@ -162,7 +162,7 @@ class TestAddresses:
                 world.settings(pay_to=pay_to(name), splits=[])
                 asks.append(world.ask(name))
             ended = [row for row, _ in await asyncio.gather(*(run.agent.pay(ask) for ask in asks))]
-            await run.agent.drain(10)
+            await run.agent.sending.drain(10)
             [paid] = [row for row in ended if row.state is not State.AWAITING_APPROVAL]
             assert len(ended) == 2
             assert trust.pins(run.desk.conn, world.origin) == {Pin("pay_to", paid.outputs[0].address)}
@@ -649,7 +649,7 @@ async def test_an_invoice_that_comes_with_other_terms_is_told_once(world: World)
             with pytest.raises(Refused, match="terms_changed"):
                 await run.agent.pay(world.ask_of(answer, body=answer.text.replace("10000000", "10000001")))
         assert alerts.raised(run.desk.conn, "terms_changed") == [f"terms:{world.origin}"]
-        await run.agent.drain(10)
+        await run.agent.sending.drain(10)
         assert len(world.waiting()) == 2
         await merchants.reopen(run.desk, APP, "t")
         assert alerts.raised(run.desk.conn, "terms_changed") == []

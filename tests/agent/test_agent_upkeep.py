@@ -44,7 +44,7 @@ async def burst(world: World, run: Run, count: int, name: str = "call") -> list[
     """So many purchases at once, signed and sent."""
     asks = [world.ask(f"{name} {n}", key=f"{name} {n}") for n in range(count)]
     answers = await asyncio.gather(*(run.agent.pay(ask) for ask in asks))
-    await run.agent.drain(30)
+    await run.agent.sending.drain(30)
     return [row for row, _ in answers]
 
 
@@ -66,7 +66,7 @@ async def refused(world: World, run: Run, count: int, name: str = "call") -> lis
     """The codes of those of so many purchases at once that were refused."""
     asks = [world.ask(f"{name} {n}", key=f"{name} {n}") for n in range(count)]
     answers = await asyncio.gather(*(run.agent.pay(ask) for ask in asks), return_exceptions=True)
-    await run.agent.drain(30)
+    await run.agent.sending.drain(30)
     found = [answer for answer in answers if isinstance(answer, BaseException)]
     return [answer.code if isinstance(answer, Refused) else repr(answer) for answer in found]
 
@@ -82,7 +82,7 @@ async def land(run: Run, *rows: PaymentRow) -> None:
 async def keep(run: Run) -> None:
     """As the heartbeat does, until there is nothing more to do."""
     await run.agent.keep_ready()
-    await run.agent.drain(10)
+    await run.agent.sending.drain(10)
 
 
 def assert_all_is_well(world: World, run: Run, rows: list[PaymentRow]) -> None:
@@ -169,7 +169,7 @@ class TestABurst:
             for number in range(2 * DEPTH):
                 rows.append(await run.pay(f"call {number}"))
                 await run.agent.keep_ready()
-                await run.agent.drain(10)
+                await run.agent.sending.drain(10)
             assert own_orders(run)[0].kind == "split"
             await land(run, *rows)
             assert_all_is_well(world, run, rows)

@@ -128,7 +128,7 @@ async def test_what_is_refused_before_it_was_broadcast_comes_back(world: World) 
         assert (advice.answer.said, advice.again_after_s) == (Said.REFUSED, None)
         assert (row.state, row.reason_code) == (State.CANCELLING, "merchant_refused")
         assert retry_headers(row, None, world.address) == {}
-        await run.agent.drain(10)
+        await run.agent.sending.drain(10)
         await run.settle_down()
         await wait_for_void(world, run)
         assert run.state(row.id) is State.VOID
@@ -192,7 +192,7 @@ async def test_where_the_payer_broadcasts_the_transaction_is_sent_first(world: W
     async with world.run() as run:
         await run.look()
         row, _ = await run.agent.pay(ask(world))
-        await run.agent.drain(10)
+        await run.agent.sending.drain(10)
         assert (row.handed_over, row.proof) == (False, "signed_cbor")
         assert world.waiting() == [row.tx_id]
         assert not run.desk.is_ready(run.desk.payment(row.id))

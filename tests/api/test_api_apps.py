@@ -92,7 +92,7 @@ async def test_a_token_that_its_caller_made_is_taken_once_and_only_in_full_lengt
 async def test_revocation_is_at_once_and_for_what_lasts_too(api: Api) -> None:
     await add(api)
     paid = await api.pay("a", app="bot")
-    await api.run.agent.drain(10)  # what it waits for below is the block
+    await api.run.agent.sending.drain(10)  # what it waits for below is the block
     async with following(api, "bot") as stream:
         waiting = asyncio.create_task(api.as_("bot").get(f"{PAY}/{paid['id']}?wait=20"))
         told = (await api.http.post("/v1/apps/bot/revoke")).json()
@@ -100,7 +100,7 @@ async def test_revocation_is_at_once_and_for_what_lasts_too(api: Api) -> None:
         require_problem(await api.as_("bot").get("/v1/limits"), "unauthorized")
         require_problem(await api.as_("bot").post(PAY, json=api.body("b")), "unauthorized")
         await stream.end()
-        await api.run.agent.drain(10)
+        await api.run.agent.sending.drain(10)
         api.world.block()
         await api.run.look()
         require_problem(await waiting, "unauthorized")

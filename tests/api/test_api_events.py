@@ -89,7 +89,7 @@ async def test_who_comes_back_with_the_last_id_misses_nothing(api: Api) -> None:
         await api.pay("a")
         seen = await stream.next()
     await api.pay("b")
-    await api.run.agent.drain(10)
+    await api.run.agent.sending.drain(10)
     newest, _ = queries.last_event(api.run.desk.conn)
     assert newest > 4
     for asked in ({"headers": {"Last-Event-ID": seen["id"]}}, {"params": {"after": seen["id"]}}):
@@ -106,7 +106,7 @@ async def test_an_app_that_only_pays_sees_its_own_payments_alone(api: Api) -> No
     ours = await api.pay("ours", app="payer")
     await api.run.desk.write("note", lambda unit: records.note(unit, None, "alert_raised", None, 1, {"kind": "x"}))
     last = await api.pay("ours, too", app="payer")
-    await api.run.agent.drain(10)
+    await api.run.agent.sending.drain(10)
     newest, _ = queries.last_event(api.run.desk.conn)
     async with following(api, "payer", params={"after": 0}) as stream:
         mine = [await stream.next()]

@@ -13,7 +13,7 @@ FUNDED_LOVELACE = 500_000_000
 
 
 async def confirm(api: Api) -> None:
-    await api.run.agent.drain(10)
+    await api.run.agent.sending.drain(10)
     await api.run.settle_down()
 
 

@@ -33,7 +33,7 @@ async def api(world: World) -> AsyncIterator[Api]:
 async def carry_out(api: Api) -> None:
     for _ in range(12):
         await api.run.topups.beat()
-        await api.run.agent.drain(10)
+        await api.run.agent.sending.drain(10)
         await api.run.settle_down()
 
 

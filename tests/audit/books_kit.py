@@ -58,10 +58,10 @@ async def live(world: World) -> None:
         world.settings(batch=1)
         await use_the_batch(run)
         await run.agent.split("app_test", 3, 10 * ADA)
-        await run.agent.drain(10)
+        await run.agent.sending.drain(10)
         await run.settle_down()
         await run.agent.send("app_test", world.account.address, "lovelace", 5 * ADA)
-        await run.agent.drain(10)
+        await run.agent.sending.drain(10)
         await run.settle_down()
         await decide_on_some(world, run)
     async with world.run(terms=with_terms(limits=daily(1, 1))) as run:
@@ -95,7 +95,7 @@ async def decide_on_some(world: World, run: Run) -> None:
     approved, denied, _ = [(await agent.pay(world.ask(f"asked {n}")))[0] for n in range(3)]
     await agent.approve(approved.id, by)
     await agent.deny(denied.id, by)
-    await agent.drain(10)
+    await agent.sending.drain(10)
     await run.settle_down()
     agent.desk.admission.rulebook.approval_above = {}
 

@@ -233,7 +233,7 @@ class Script:
 
     async def _buy(self, run: Run, name: str) -> PaymentRow:
         row, _ = await run.agent.pay(self.world.ask(name, key=name))
-        await run.agent.drain(10)
+        await run.agent.sending.drain(10)
         self._require_alive()
         self.ids[name] = row.id
         return run.desk.payment(row.id)
@@ -285,13 +285,13 @@ class Script:
         row = run.desk.payment(row.id)
         if row.state is State.IN_FLIGHT:
             await show(self.world, run, row)
-            await run.agent.drain(10)
+            await run.agent.sending.drain(10)
             self._require_alive()
         await self._reach(run, row, State.VOID)
 
     async def _split(self, run: Run) -> None:
         row, _ = await run.agent.split(APP, 3, 5 * ADA, key="split")
-        await run.agent.drain(10)
+        await run.agent.sending.drain(10)
         self._require_alive()
         self.ids["split"] = row.id
         await self._reach(run, row, *PAID)

@@ -45,7 +45,7 @@ async def live(world: CrashWorld, disk: Disk, keys: list[str], *, may_do_without
         await run.look()
         asks = [world.ask(key, key=key) for key in keys]
         await asyncio.gather(*(run.agent.pay(ask) for ask in asks), return_exceptions=True)
-        await run.agent.drain(30)
+        await run.agent.sending.drain(30)
         if disk.dead:
             return
         for _ in range(30):

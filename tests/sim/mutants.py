@@ -146,7 +146,7 @@ def _answered_before_commit(stack: ExitStack) -> None:
             )
 
         task = asyncio.create_task(write())
-        self._tasks.add(task)
+        self.sending._tasks.add(task)
         row = self.desk.payment(admitted.payment_id)
         return replace(row, tx_id=admitted.plan.tx_id, cbor=raw, state=State.IN_FLIGHT), True
 
