@@ -8,8 +8,7 @@ of its own.
 """
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TypeVar
@@ -39,6 +38,7 @@ from payagent.agent.replacement import (
 )
 from payagent.agent.rulebook import as_told
 from payagent.agent.sending import Sending
+from payagent.agent.signing import NOT_SIGNED, Signing
 from payagent.agent.terms import MerchantTerms, Terms
 from payagent.agent.upkeep import Means, Upkeep
 from payagent.chain.source import ChainSource
@@ -62,15 +62,12 @@ from payagent.store import uses as store_uses
 from payagent.store.queries import PaymentRow
 from payagent.store.writer import Readers, Unit
 from payagent.wallet.coins import Coin, Coins
-from payagent.wallet.transaction import Plan, assemble, check, fan_out, select
+from payagent.wallet.transaction import Plan, fan_out, select
 
 T = TypeVar("T")
 
 SIGNING_PATIENCE_S = 10.0
 """How long a repeated request waits for the first one to be signed."""
-
-GIVE_WAY_S = 0.02
-"""So long a look at a payment waits at most while others are on the way to their signature."""
 
 RECEIVED_MAX_CHARS = 4000
 """How much of a 402 that was refused is kept."""
@@ -86,9 +83,6 @@ What descends from it stays good for as long as its block may be lost.
 
 KEPT_EVERY_MS = 600_000
 """How often at least the coins are looked at: that it is quiet now is written nowhere."""
-
-NOT_SIGNED = frozenset({"asset_not_allowed", "limit_exceeded", "signer_refused"})
-"""What the signer says by its own policy: asking again gives the same answer, for a day at least."""
 
 log = structlog.get_logger("payagent.agent")
 
@@ -106,13 +100,11 @@ class Agent:
         signer: Signatures,
     ) -> None:
         self.desk = Desk(terms, ports, writer, readers, sources)
-        self._signer = signer
         self._floods = Floods()
-        self._signing: set[str] = set()
-        self._none_signing = asyncio.Event()
         self.sending = Sending(self.desk)
+        self.signing = Signing(self.desk, signer)
         self._upkeep = Upkeep(self.desk.admission)
-        self._line = Line(self._signing, self.keep_coins)
+        self._line = Line(self.signing.claimed, self.signing.stirred, self.keep_coins)
         self._kept: tuple[object, int] = (None, 0)
         """The version of the ledger at the last look that found nothing to keep, and when that was."""
 
@@ -133,7 +125,7 @@ class Agent:
         purchase = self._purchase(ask, offers, now_ms)
         if (known := self._known_already(purchase)) is not None:
             return await self._once_signed(known), False
-        with self._claim(purchase.ids.payment):
+        with self.signing.claim(purchase.ids.payment):
             try:
                 admitted = await self._admit(purchase)
             except Refused as refusal:
@@ -238,7 +230,7 @@ class Agent:
         """
         ids, now_ms = self.desk.new_ids(), self.desk.ports.clock.now_ms()
         means = Means(self.desk.terms.upkeep_lovelace, self.desk.assets_allowed())
-        with self._claim(ids.payment):
+        with self.signing.claim(ids.payment):
             kept = await self.desk.write("keep", lambda unit: self._upkeep.keep(unit, ids, means, waiting, now_ms))
             if kept.admitted is not None:
                 log.info("coins.kept", payment=kept.admitted.payment_id, waiting=len(waiting))
@@ -388,11 +380,11 @@ class Agent:
         Whatever became of the attempt that pays, at most one of the two can be on the chain. Refused as
         `ChainView.require_ready` does; nothing has changed then.
         """
-        if row.id in self._signing or self.desk.is_paused:
+        if row.id in self.signing.claimed or self.desk.is_paused:
             return
         now_ms = self.desk.ports.clock.now_ms()
         slot = self.desk.chain.require_ready(now_ms)
-        with self._claim(row.id):
+        with self.signing.claim(row.id):
             row = self.desk.payment(row.id)
             why = steps.reason_to_cancel(self.desk.conn, row, slot)
             if why is not None:
@@ -405,7 +397,7 @@ class Agent:
         plan = await self.desk.write(
             "plan", lambda unit: self.desk.admission.planner.cancel(unit, row, slot + CANCEL_TTL_S)
         )
-        raw = await self._sign_and_check(row.id, plan)
+        raw = await self.signing.sign_and_check(row.id, plan)
         own = self.desk.terms.own.raw
 
         def job(unit: Unit) -> None:
@@ -420,7 +412,7 @@ class Agent:
 
         Nothing happens to a payment that is not lost. Refused as `ChainView.require_ready` does.
         """
-        if row.id in self._signing or self.desk.is_paused:
+        if row.id in self.signing.claimed or self.desk.is_paused:
             return
         now_ms = self.desk.ports.clock.now_ms()
         slot = self.desk.chain.require_ready(now_ms)
@@ -431,12 +423,12 @@ class Agent:
             why = self.desk.admission.replace(unit, row.id, self.desk.terms.min_window_s, now_ms)
             return why, steps.row_of(unit, row.id)
 
-        with self._claim(row.id):
+        with self.signing.claim(row.id):
             why, decided = await self.desk.write("replace", job, row.id)
             if why is not None:
                 await self._take_back(decided, why, slot, now_ms)
             elif decided.state is State.REPLACING:
-                await self._sign(row.id, self._rebuild(decided))
+                await self.signing.sign(row.id, self._rebuild(decided))
                 self.sending.send_off(row.id)
 
     def _is_renewal_due(self, row: PaymentRow, slot: int) -> bool:
@@ -465,9 +457,9 @@ class Agent:
             return row
         if row.state is not State.RESERVED and (row.state, Event.CANCEL) not in TRANSITIONS:
             raise Refused("illegal_transition", f"a payment that is {row.state} has no coins to take back")
-        if row.id in self._signing:
+        if row.id in self.signing.claimed:
             raise Refused("not_signed_yet", f"{row.id} is being signed at this moment", payment=row.id)
-        with self._claim(row.id):
+        with self.signing.claim(row.id):
             why = Refused("resolved", "an operator took its coins back")
             if row.state is State.RESERVED:
                 await self.desk.write(
@@ -485,7 +477,7 @@ class Agent:
         What is to be handed over is signed when it is asked for again. Refused as `Questions.approve` does.
         """
         now_ms, window_s = self.desk.ports.clock.now_ms(), self.desk.terms.min_window_s
-        with self._claim(payment_id):
+        with self.signing.claim(payment_id):
             decided = await self._decide(
                 "approve",
                 lambda unit: self.desk.admission.questions.approve(unit, payment_id, by, window_s, now_ms),
@@ -496,7 +488,7 @@ class Agent:
                 raise decided.refusal or Refused("already_decided", f"{payment_id} is decided")
             if not self.desk.payment(payment_id).handed_over:
                 try:
-                    await self._sign(payment_id, decided.plan)
+                    await self.signing.sign(payment_id, decided.plan)
                     self.sending.send_off(payment_id)
                 except Refused as refused:  # it is approved and held: the next look signs it
                     log.warning("payment.not_signed_yet", payment=payment_id, code=refused.code)
@@ -545,11 +537,11 @@ class Agent:
         What is to be handed over is only signed when it is asked for: a proof that nobody shows would have to be
         cancelled.
         """
-        if row.id in self._signing:
+        if row.id in self.signing.claimed:
             return
         now_ms = self.desk.ports.clock.now_ms()
         slot = self.desk.chain.require_ready(now_ms)
-        with self._claim(row.id):
+        with self.signing.claim(row.id):
             row = self.desk.payment(row.id)
             if row.state not in UNSIGNED:
                 return
@@ -567,7 +559,7 @@ class Agent:
         stopped = self.desk.admission.rulebook.why_stopped(self.desk.conn, row)
         if stopped is None and (row.ttl_slot or 0) - slot >= self.desk.terms.min_window_s:
             if asked or not (row.handed_over or self.desk.is_paused):
-                await self._sign(row.id, self._rebuild(row))
+                await self.signing.sign(row.id, self._rebuild(row))
                 self.sending.send_off(row.id)
         elif row.state is State.RESERVED:
             late = stopped or Refused(
@@ -602,7 +594,7 @@ class Agent:
     async def _order_transfer(
         self, order: TransferOrder, admit: Callable[[Unit], Admitted]
     ) -> tuple[PaymentRow, bool]:
-        with self._claim(order.ids.payment):
+        with self.signing.claim(order.ids.payment):
             return await self._carry_out(await self.desk.write("admit", admit))
 
     async def _admit(self, purchase: Purchase) -> Admitted:
@@ -649,7 +641,7 @@ class Agent:
     async def _carry_out(self, admitted: Admitted) -> tuple[PaymentRow, bool]:
         """From admitted to signed."""
         if admitted.plan is not None:
-            await self._sign(admitted.payment_id, admitted.plan)
+            await self.signing.sign(admitted.payment_id, admitted.plan)
             self.sending.send_off(admitted.payment_id)
         return await self._once_signed(self.desk.payment(admitted.payment_id)), admitted.is_new
 
@@ -669,67 +661,6 @@ class Agent:
         if row.state in UNSIGNED:
             raise Refused("not_signed_yet", f"{row.id} is admitted and waits for its signature", payment=row.id)
         return row
-
-    async def _sign(self, payment_id: str, plan: Plan) -> None:
-        """Sign, read the bytes again and compare them with the plan, then C3."""
-        raw = await self._sign_and_check(payment_id, plan)
-        now_ms = self.desk.ports.clock.now_ms()
-        await self.desk.write(
-            "sign",
-            lambda unit: steps.record_attempt(unit, payment_id, plan, raw, self.desk.terms.own.raw, now_ms),
-            payment_id,
-        )
-
-    async def _sign_and_check(self, payment_id: str, plan: Plan) -> bytes:
-        """Refused by the signer's own policy: what was never signed is rejected, and it is told once. `paused`, as
-        the commit is that would make it durable: a pause may come between the two.
-        """
-        pauses.require_running(self.desk.conn)
-        key = self._signer.public_key
-        try:
-            signature = await self._signer.signature(plan.body, plan.paid)
-        except Refused as refusal:
-            if refusal.code in NOT_SIGNED:
-                await self._note_not_signed(payment_id, refusal)
-            raise
-        raw = assemble(plan, key, signature)
-        check(raw, plan, key)
-        return raw
-
-    async def _note_not_signed(self, payment_id: str, refusal: Refused) -> None:
-        now_ms = self.desk.ports.clock.now_ms()
-        await self.desk.write(
-            "reject",
-            lambda unit: steps.record_not_signed(unit, payment_id, self.desk.coins, refusal, now_ms),
-            payment_id,
-        )
-
-    @contextmanager
-    def _claim(self, payment_id: str) -> Iterator[None]:
-        """While one task carries a payment to its signature, no sweep takes it up beside it."""
-        self._signing.add(payment_id)
-        self._none_signing.clear()
-        try:
-            yield
-        finally:
-            self._signing.discard(payment_id)
-            if not self._signing:
-                self._none_signing.set()
-            self._line.stir()
-
-    async def give_way(self) -> float:
-        """Wait a moment while payments are on the way to their signature, for somebody waits for each of these.
-
-        How many seconds that took.
-        """
-        if not self._signing:
-            return 0.0
-        loop = asyncio.get_running_loop()
-        began_s = loop.time()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(GIVE_WAY_S):
-                await self._none_signing.wait()
-        return loop.time() - began_s
 
     def _select(self, outputs: Sequence[Output], coins: Coins, ttl_slot: int, anchor: Coin | None) -> Plan:
         return select(

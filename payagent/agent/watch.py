@@ -15,13 +15,14 @@ from functools import partial
 import structlog
 
 from payagent.agent import deposits, steps
-from payagent.agent.agent import NOT_SIGNED, Agent
+from payagent.agent.agent import Agent
 from payagent.agent.alarm import clear_alert, raise_alert
 from payagent.agent.chainview import TIP_AGE_MAX_S, odd_parameters
 from payagent.agent.foreign import Foreign
 from payagent.agent.repeats import Repeats
 from payagent.agent.replacement import is_lost
 from payagent.agent.rows import LOOKED_FOR, SEEN, Rows
+from payagent.agent.signing import NOT_SIGNED
 from payagent.agent.terms import MerchantTerms
 from payagent.agent.vanished import Vanished
 from payagent.chain.agree import Listing
@@ -578,7 +579,7 @@ class Watch:
             nonlocal patience_s
             for number, one in enumerate(left, 1):
                 if patience_s > 0:
-                    waited_s = await self._agent.give_way()
+                    waited_s = await self._agent.signing.give_way()
                     patience_s -= waited_s
                 try:
                     row = queries.payment(self._desk.conn, one.id)

@@ -242,7 +242,7 @@ async def test_a_restart_takes_up_what_was_admitted_and_not_signed(world: World)
     async with world.run() as run:
         await run.look()
         good = world.account.signer
-        run.agent._signer = InProcess(Broken(good.public_key, good.payment_key_hash))
+        run.agent.signing._signer = InProcess(Broken(good.public_key, good.payment_key_hash))
         with pytest.raises(OSError, match="the signer is gone"):
             await run.agent.pay(world.ask(key="k"))
         [reserved] = queries.payments_in(run.desk.conn, [State.RESERVED])
@@ -263,7 +263,7 @@ async def test_a_restart_too_late_to_sign_gives_the_hold_back(world: World) -> N
 
     async with world.run() as run:
         await run.look()
-        run.agent._sign = stop_before_signing  # type: ignore[method-assign]
+        run.agent.signing.sign = stop_before_signing  # type: ignore[method-assign]
         with pytest.raises(OSError, match="killed"):
             await run.agent.pay(world.ask(key="k"))
         [reserved] = queries.payments_in(run.desk.conn, [State.RESERVED])

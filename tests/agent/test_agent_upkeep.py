@@ -103,15 +103,15 @@ async def test_who_looks_gives_way_for_a_moment_to_who_waits_for_a_signature(
     async with world.run() as run:
         await run.look()
         first = await run.pay("first")
-        signer = run.agent._signer = SlowSigner(run.agent._signer)
-        assert await run.agent.give_way() == 0
+        signer = run.agent.signing._signer = SlowSigner(run.agent.signing._signer)
+        assert await run.agent.signing.give_way() == 0
         paying = asyncio.create_task(run.pay("second"))
         await signer.is_asked.wait()
-        assert await run.agent.give_way() > 0, "and no longer than a moment: the signer stands still"
+        assert await run.agent.signing.give_way() > 0, "and no longer than a moment: the signer stands still"
         await run.settle_down()
         assert run.state(first.id) is State.CONFIRMED, "it is looked after all the same"
-        monkeypatch.setattr("payagent.agent.agent.GIVE_WAY_S", 600)
-        waiting = asyncio.create_task(run.agent.give_way())
+        monkeypatch.setattr("payagent.agent.signing.GIVE_WAY_S", 600)
+        waiting = asyncio.create_task(run.agent.signing.give_way())
         await asyncio.sleep(0)
         assert not waiting.done()
         signer.may_sign.set()
@@ -292,7 +292,7 @@ class TestWhatIsRefusedAsBefore:
         terms = with_terms(chain_depth=DEPTH, upkeep_lovelace=PER_DAY, approval_above={"lovelace": 10 * ADA})
         async with world.run(terms=terms) as run:
             await run.look()
-            signer = run.agent._signer = SlowSigner(run.agent._signer)
+            signer = run.agent.signing._signer = SlowSigner(run.agent.signing._signer)
             first = asyncio.create_task(run.pay("takes the coin"))
             await signer.is_asked.wait()
             world.settings(price=str(50 * ADA))

@@ -217,7 +217,7 @@ async def test_what_is_refused_when_nobody_waits_any_more_is_in_the_log(shop: Pl
         async with shop.wire() as client:
             await client.say(shop.call())
             async with asyncio.timeout(20):
-                while not await agent.give_way():  # until its payment waits for the writer
+                while not await agent.signing.give_way():  # until its payment waits for the writer
                     await asyncio.sleep(0.005)
             client.hang_up()
         gone.set()

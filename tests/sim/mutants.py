@@ -28,12 +28,14 @@ from payagent.agent import (
     replacement,
     rulebook,
     scan,
+    signing,
     steps,
     vanished,
     watch,
 )
 from payagent.agent.agent import Agent
 from payagent.agent.asks import Ask
+from payagent.agent.signing import Signing
 from payagent.chain.source import Found, SubmitKind, TxSeen
 from payagent.core import ledger
 from payagent.core.money import LOVELACE
@@ -115,15 +117,15 @@ def without_guards(stack: ExitStack) -> None:
 
 @mutant("recorded after it was sent")
 def _record_after_submit(stack: ExitStack) -> None:
-    real = Agent._sign
+    real = Signing.sign
 
-    async def sign(self: Agent, payment_id: str, plan: Any) -> None:
-        raw = await self._sign_and_check(payment_id, plan)
-        if not self.desk.payment(payment_id).handed_over:
-            await self.desk.sources[0].submit(raw, plan.tx_id)
+    async def sign(self: Signing, payment_id: str, plan: Any) -> None:
+        raw = await self.sign_and_check(payment_id, plan)
+        if not self._desk.payment(payment_id).handed_over:
+            await self._desk.sources[0].submit(raw, plan.tx_id)
         await real(self, payment_id, plan)
 
-    put(stack, Agent, "_sign", sign)
+    put(stack, Signing, "sign", sign)
 
 
 @mutant("answered before the commit")
@@ -133,7 +135,7 @@ def _answered_before_commit(stack: ExitStack) -> None:
     async def carry_out(self: Agent, admitted: Any) -> Any:
         if admitted.plan is None:
             return await real(self, admitted)
-        raw = await self._sign_and_check(admitted.payment_id, admitted.plan)
+        raw = await self.signing.sign_and_check(admitted.payment_id, admitted.plan)
         now_ms = self.desk.ports.clock.now_ms()
 
         async def write() -> None:
@@ -510,7 +512,7 @@ async def _since_noticed(self: scan.Recovery, tip: Any, now_ms: int) -> bool:
 def _pause_of_purchases(stack: ExitStack) -> None:
     """What was admitted before, replacements and cancels are signed while signing is paused."""
     blind = SimpleNamespace(require_running=lambda _conn: None, standing=lambda _conn: None)
-    for module in (steps, desk, agent):
+    for module in (steps, desk, signing, agent):
         put(stack, module, "pauses", blind)
     put(stack, planner.Planner, "cancel", _unpaused(planner.Planner.cancel))
     put(stack, admission.Admission, "replace", _unpaused(admission.Admission.replace))
