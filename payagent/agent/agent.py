@@ -18,6 +18,7 @@ import structlog
 from payagent.agent import emptying, prepaid, steps, trust, uses
 from payagent.agent.admission import note_price, require_same
 from payagent.agent.asks import Advice, Ask, Quote, digest
+from payagent.agent.carrying import Carrying
 from payagent.agent.desk import Desk
 from payagent.agent.floods import Floods
 from payagent.agent.line import Line, Look
@@ -25,17 +26,7 @@ from payagent.agent.orders import Admitted, Approver, Purchase, TransferOrder
 from payagent.agent.planner import TransferPlan
 from payagent.agent.ports import Ports, Signatures, Writes
 from payagent.agent.prepaid import Buyer, Part, ServedCall, fitting
-from payagent.agent.purse import coin_of
 from payagent.agent.questions import note_refused
-from payagent.agent.replacement import (
-    NEXT_INVOICE_PATIENCE_S,
-    is_lost,
-    last_ttl_slot,
-    rebuilt,
-    require_anchor,
-    reserve_more,
-    same_again,
-)
 from payagent.agent.rulebook import as_told
 from payagent.agent.sending import Sending
 from payagent.agent.signing import NOT_SIGNED, Signing
@@ -45,19 +36,13 @@ from payagent.chain.source import ChainSource
 from payagent.core.address import Address
 from payagent.core.invoice import Invoice, Output, Role
 from payagent.core.money import LOVELACE, format_amount
-from payagent.core.network import ROLLBACK_S
 from payagent.core.payment import (
-    NEVER_SIGNED,
-    TRANSITIONS,
-    UNSIGNED,
     Delivery,
-    Event,
-    State,
 )
 from payagent.core.problem import Refused
 from payagent.dialects import Reading, Response, Said, read_answer, read_offers
-from payagent.store import pauses, queries, records
 from payagent.store import prepaid as pools
+from payagent.store import queries, records
 from payagent.store import uses as store_uses
 from payagent.store.queries import PaymentRow
 from payagent.store.writer import Readers, Unit
@@ -66,20 +51,11 @@ from payagent.wallet.transaction import Plan, fan_out, select
 
 T = TypeVar("T")
 
-SIGNING_PATIENCE_S = 10.0
-"""How long a repeated request waits for the first one to be signed."""
-
 RECEIVED_MAX_CHARS = 4000
 """How much of a 402 that was refused is kept."""
 
 BATCH_LOOK_S = 5.0
 """How often at least it is looked again whether a batch is still under way: its invoice may end unheard."""
-
-CANCEL_TTL_S = ROLLBACK_S
-"""How long a cancel lives: beyond the last rollback. It pays nobody else, so nobody's terms end it.
-
-What descends from it stays good for as long as its block may be lost.
-"""
 
 KEPT_EVERY_MS = 600_000
 """How often at least the coins are looked at: that it is quiet now is written nowhere."""
@@ -103,6 +79,7 @@ class Agent:
         self._floods = Floods()
         self.sending = Sending(self.desk)
         self.signing = Signing(self.desk, signer)
+        self.carrying = Carrying(self.desk, self.signing, self.sending)
         self._upkeep = Upkeep(self.desk.admission)
         self._line = Line(self.signing.claimed, self.signing.stirred, self.keep_coins)
         self._kept: tuple[object, int] = (None, 0)
@@ -124,7 +101,7 @@ class Agent:
             raise
         purchase = self._purchase(ask, offers, now_ms)
         if (known := self._known_already(purchase)) is not None:
-            return await self._once_signed(known), False
+            return await self.carrying.once_signed(known), False
         with self.signing.claim(purchase.ids.payment):
             try:
                 admitted = await self._admit(purchase)
@@ -135,7 +112,7 @@ class Agent:
             if admitted.refusal is not None:
                 self._note_on_record(ask.app_id, ask.topup)
                 raise admitted.refusal
-            carried_out = await self._carry_out(admitted)
+            carried_out = await self.carrying.carry_out(admitted)
             if admitted.plan is not None:
                 self._look_ahead(admitted.plan)
             return carried_out
@@ -234,7 +211,7 @@ class Agent:
             kept = await self.desk.write("keep", lambda unit: self._upkeep.keep(unit, ids, means, waiting, now_ms))
             if kept.admitted is not None:
                 log.info("coins.kept", payment=kept.admitted.payment_id, waiting=len(waiting))
-                await self._carry_out(kept.admitted)
+                await self.carrying.carry_out(kept.admitted)
         return Look(kept.admitted is not None, kept.room)
 
     async def keep_ready(self) -> None:
@@ -301,7 +278,7 @@ class Agent:
         row = self.desk.payment(payment_id)
         if row.handed_over and answer.said is Said.REFUSED:
             try:
-                await self.cancel(row)
+                await self.carrying.cancel(row)
             except Refused as refusal:
                 log.info("payment.not_cancelled_yet", payment=payment_id, why=refusal.detail)
             row = self.desk.payment(payment_id)
@@ -374,103 +351,6 @@ class Agent:
                 return
             await self.desk.changes.wait(other, min(left_s, BATCH_LOOK_S))
 
-    async def cancel(self, row: PaymentRow) -> None:
-        """Take a payment's coins back: one transaction that spends all of them, the anchor too, to ourselves.
-
-        Whatever became of the attempt that pays, at most one of the two can be on the chain. Refused as
-        `ChainView.require_ready` does; nothing has changed then.
-        """
-        if row.id in self.signing.claimed or self.desk.is_paused:
-            return
-        now_ms = self.desk.ports.clock.now_ms()
-        slot = self.desk.chain.require_ready(now_ms)
-        with self.signing.claim(row.id):
-            row = self.desk.payment(row.id)
-            why = steps.reason_to_cancel(self.desk.conn, row, slot)
-            if why is not None:
-                await self._take_back(row, why, slot, now_ms)
-
-    async def _take_back(
-        self, row: PaymentRow, why: Refused, slot: int, now_ms: int, by: str | None = None
-    ) -> None:
-        """Sign the cancel of a payment that this task has claimed, and send it."""
-        plan = await self.desk.write(
-            "plan", lambda unit: self.desk.admission.planner.cancel(unit, row, slot + CANCEL_TTL_S)
-        )
-        raw = await self.signing.sign_and_check(row.id, plan)
-        own = self.desk.terms.own.raw
-
-        def job(unit: Unit) -> None:
-            steps.record_cancel(unit, row, plan, raw, own, why, now_ms, by)
-            reserve_more(unit, self.desk.coins, row.id, plan)
-
-        await self.desk.write("cancel", job, row.id)
-        self.sending.send_off(row.id)
-
-    async def renew(self, row: PaymentRow) -> None:
-        """Replace an attempt that can land no more, on the same anchor; too late for that, take its coins back.
-
-        Nothing happens to a payment that is not lost. Refused as `ChainView.require_ready` does.
-        """
-        if row.id in self.signing.claimed or self.desk.is_paused:
-            return
-        now_ms = self.desk.ports.clock.now_ms()
-        slot = self.desk.chain.require_ready(now_ms)
-        if not self._is_renewal_due(row, slot):
-            return
-
-        def job(unit: Unit) -> tuple[Refused | None, PaymentRow]:
-            why = self.desk.admission.replace(unit, row.id, self.desk.terms.min_window_s, now_ms)
-            return why, steps.row_of(unit, row.id)
-
-        with self.signing.claim(row.id):
-            why, decided = await self.desk.write("replace", job, row.id)
-            if why is not None:
-                await self._take_back(decided, why, slot, now_ms)
-            elif decided.state is State.REPLACING:
-                await self.signing.sign(row.id, self._rebuild(decided))
-                self.sending.send_off(row.id)
-
-    def _is_renewal_due(self, row: PaymentRow, slot: int) -> bool:
-        """Whether a lost payment can be replaced, or has waited long enough for another invoice."""
-        tip = self.desk.chain.tip
-        if tip is None or not is_lost(self.desk.conn, row, tip.slot):
-            return False
-        is_over = row.kind == "invoice" and not self.desk.chain.has_time(
-            slot, row.expires_at_ms, self.desk.terms.min_window_s
-        )
-        return not is_over or tip.slot >= last_ttl_slot(self.desk.conn, row) + NEXT_INVOICE_PATIENCE_S
-
-    async def resolve(self, payment_id: str, app_id: str) -> PaymentRow:
-        """Take a payment's coins back now, by order of the operator's app.
-
-        What nothing was signed for is rejected; else a cancel competes for the anchor with what was signed. One
-        that waits for a coin that is not there is signed anew without it.
-        Refused: `illegal_transition` when it is in a block or has ended, `not_signed_yet` while it is signed,
-        `anchor_gone` when no cancel could land.
-        """
-        now_ms = self.desk.ports.clock.now_ms()
-        row = self.desk.payment(payment_id)
-        if row.state is State.CANCELLING:
-            require_anchor(self.desk.conn, row)
-        if row.state is State.CANCELLING and self._is_all_there(row):
-            return row
-        if row.state is not State.RESERVED and (row.state, Event.CANCEL) not in TRANSITIONS:
-            raise Refused("illegal_transition", f"a payment that is {row.state} has no coins to take back")
-        if row.id in self.signing.claimed:
-            raise Refused("not_signed_yet", f"{row.id} is being signed at this moment", payment=row.id)
-        with self.signing.claim(row.id):
-            why = Refused("resolved", "an operator took its coins back")
-            if row.state is State.RESERVED:
-                await self.desk.write(
-                    "reject",
-                    lambda unit: steps.reject_unsigned(unit, row.id, self.desk.coins, why, now_ms, app_id),
-                    row.id,
-                )
-            else:
-                await self._take_back(row, why, self.desk.chain.require_ready(now_ms), now_ms, app_id)
-        return self.desk.payment(row.id)
-
     async def approve(self, payment_id: str, by: Approver) -> PaymentRow:
         """Let a payment go on that awaits a decision: it is held, signed and sent as any other.
 
@@ -523,57 +403,6 @@ class Agent:
             if decided is not None and decided.refusal is not None:
                 self.desk.refusals[decided.refusal.code] += 1
 
-    def _is_all_there(self, row: PaymentRow) -> bool:
-        """Whether all that a payment's last attempt spends beside its anchor is there now."""
-        attempt = queries.attempts(self.desk.conn, row.id)[-1]
-        coins = [queries.coin(self.desk.conn, ref) for ref in attempt.inputs if ref != attempt.anchor]
-        return all(coin is not None and coin.state == "free" for coin in coins)
-
-    async def resume(self, row: PaymentRow, *, asked: bool = False) -> None:
-        """Sign what was admitted, or is to be replaced, with the coins, the anchor and the TTL that it was given.
-
-        Too late for that, or its merchant is stopped: what nothing was signed for is rejected and its hold goes
-        back, else it is cancelled.
-        What is to be handed over is only signed when it is asked for: a proof that nobody shows would have to be
-        cancelled.
-        """
-        if row.id in self.signing.claimed:
-            return
-        now_ms = self.desk.ports.clock.now_ms()
-        slot = self.desk.chain.require_ready(now_ms)
-        with self.signing.claim(row.id):
-            row = self.desk.payment(row.id)
-            if row.state not in UNSIGNED:
-                return
-            try:
-                rejected = await self._sign_or_end(row, slot, now_ms, asked)
-            except Refused as refused:
-                if not asked and row.state is State.RESERVED and refused.code in NOT_SIGNED:
-                    self.desk.refusals[refused.code] += 1
-                raise
-            if not asked and rejected is not None:  # nobody is there who is told, and counts it
-                self.desk.refusals[rejected.code] += 1
-
-    async def _sign_or_end(self, row: PaymentRow, slot: int, now_ms: int, asked: bool) -> Refused | None:
-        """As `resume`; why it was rejected, where it was."""
-        stopped = self.desk.admission.rulebook.why_stopped(self.desk.conn, row)
-        if stopped is None and (row.ttl_slot or 0) - slot >= self.desk.terms.min_window_s:
-            if asked or not (row.handed_over or self.desk.is_paused):
-                await self.signing.sign(row.id, self._rebuild(row))
-                self.sending.send_off(row.id)
-        elif row.state is State.RESERVED:
-            late = stopped or Refused(
-                "invoice_expired", "payagent came to sign it when its invoice was nearly over"
-            )
-            await self.desk.write(
-                "reject", lambda unit: steps.reject_unsigned(unit, row.id, self.desk.coins, late, now_ms), row.id
-            )
-            return late
-        elif asked or not self.desk.is_paused:
-            late = Refused("attempt_expired", "payagent came to replace it when its invoice was nearly over")
-            await self._take_back(row, stopped or late, slot, now_ms)
-        return None
-
     def _order(self, app_id: str, kind: str, key: str | None, *what: str) -> TransferOrder:
         ids = self.desk.new_ids()
         return TransferOrder(
@@ -595,7 +424,7 @@ class Agent:
         self, order: TransferOrder, admit: Callable[[Unit], Admitted]
     ) -> tuple[PaymentRow, bool]:
         with self.signing.claim(order.ids.payment):
-            return await self._carry_out(await self.desk.write("admit", admit))
+            return await self.carrying.carry_out(await self.desk.write("admit", admit))
 
     async def _admit(self, purchase: Purchase) -> Admitted:
         """As `Admission.admit`; where all coins are in use, in line with the others, while change can be had."""
@@ -638,30 +467,6 @@ class Agent:
         if self.desk.terms.upkeep_lovelace and 0 < depth >= most - most // 2:
             self._line.nudge()
 
-    async def _carry_out(self, admitted: Admitted) -> tuple[PaymentRow, bool]:
-        """From admitted to signed."""
-        if admitted.plan is not None:
-            await self.signing.sign(admitted.payment_id, admitted.plan)
-            self.sending.send_off(admitted.payment_id)
-        return await self._once_signed(self.desk.payment(admitted.payment_id)), admitted.is_new
-
-    async def _once_signed(self, row: PaymentRow) -> PaymentRow:
-        """A request that found the payment waits for whoever is signing it."""
-        if row.state is State.RESERVED and row.handed_over:
-            await self.resume(row, asked=True)
-            row = self.desk.payment(row.id)
-            if row.state in NEVER_SIGNED:  # too late for its invoice: the same request opens a new payment
-                raise Refused(row.reason_code or "invoice_expired", row.reason or "", payment=row.id)
-        if row.state is State.REPLACING:
-            await self.resume(row)
-            row = self.desk.payment(row.id)
-        if row.state in UNSIGNED:
-            pauses.require_running(self.desk.conn)
-            row = await self.desk.wait(row.id, SIGNING_PATIENCE_S)
-        if row.state in UNSIGNED:
-            raise Refused("not_signed_yet", f"{row.id} is admitted and waits for its signature", payment=row.id)
-        return row
-
     def _select(self, outputs: Sequence[Output], coins: Coins, ttl_slot: int, anchor: Coin | None) -> Plan:
         return select(
             coins,
@@ -671,20 +476,6 @@ class Agent:
             network_id=self.desk.terms.network.network_id,
             anchor=anchor,
         )
-
-    def _coins_of(self, row: PaymentRow) -> tuple[list[Coin], Coin]:
-        """The coins that are reserved for a payment, and the one of them that is its anchor."""
-        inputs = [coin_of(coin) for coin in queries.coins_reserved_for(self.desk.conn, row.id)]
-        return inputs, next(coin for coin in inputs if coin.ref == row.anchor)
-
-    def _rebuild(self, row: PaymentRow) -> Plan:
-        """The plan that a payment was admitted or is replaced with: the same coins give the same bytes."""
-        inputs, anchor = self._coins_of(row)
-        if row.state is State.REPLACING:
-            chosen = queries.replacement_inputs(self.desk.conn, row.id)
-            inputs = [coin for coin in inputs if coin.ref in chosen]
-        wanted = same_again(row, self.desk.terms.network)
-        return rebuilt(inputs, anchor, wanted, row.ttl_slot or 0, self.desk.terms.own, self.desk.terms.network)
 
     def _offers(self, merchant: MerchantTerms, ask: Ask, now_ms: int) -> tuple[Invoice, ...]:
         return fitting(read_offers(ask.response, self._reading(merchant, ask, now_ms)), ask.topup)

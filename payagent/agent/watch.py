@@ -515,8 +515,8 @@ class Watch:
         self._send_what_is_due(slot, now_ms)
         if desk.chain.is_ready(now_ms) and desk.chain.tip is not None:
             await self._carry_on_what_is_over(desk.chain.tip)
-            unsigned = self._rows.open(UNSIGNED)
-            await self._each([row for row in unsigned if row.id not in self._vanished.stuck], self._agent.resume)
+            unsigned = [row for row in self._rows.open(UNSIGNED) if row.id not in self._vanished.stuck]
+            await self._each(unsigned, self._agent.carrying.resume)
 
     async def _carry_on_what_is_over(self, tip: Tip) -> None:
         """By the tip's slot: what has left could be in any block before its TTL. What was not looked for waits."""
@@ -524,9 +524,9 @@ class Watch:
 
         async def carry_on(row: PaymentRow) -> None:
             if steps.reason_to_cancel(desk.conn, row, tip.slot):
-                await self._agent.cancel(row)
+                await self._agent.carrying.cancel(row)
             elif row.id not in self._unread and is_lost(desk.conn, row, tip.slot):
-                await self._agent.renew(row)
+                await self._agent.carrying.renew(row)
 
         over = [row for row in self._rows.open(_SENDING) if _may_be_over(row, tip.slot)]
         await self._each([row for row in over if row.id not in self._vanished.stuck], carry_on)

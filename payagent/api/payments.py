@@ -206,7 +206,7 @@ async def resolve(caller: Annotated[Caller, Depends(need(OPERATE))], payment_id:
     """What nothing was signed for is rejected, and its hold is free. Else it is cancelled: one more transaction
     spends its coins to the wallet itself, and at most one of that and what was signed can win. Refused with 409
     when the payment is in a block or has ended, or its deposit is gone (`anchor_gone`)."""
-    row = await caller.agent.resolve(caller.payment(payment_id).id, caller.app.id)
+    row = await caller.agent.carrying.resolve(caller.payment(payment_id).id, caller.app.id)
     return JsonResponse(payment_view(row, caller.desk.terms))
 
 

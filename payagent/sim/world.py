@@ -407,7 +407,7 @@ class World:
                         continue  # what one of two denies is not taken in as long as it does
                     self._spend_elsewhere()
                 elif rows:
-                    await life.call(agent.resolve(self.rng.choice(rows).id, "app_test"))
+                    await life.call(agent.carrying.resolve(self.rng.choice(rows).id, "app_test"))
             except (DeadError, Refused):
                 continue
             self.story.reach(f"an operator orders: {act}")

@@ -250,7 +250,7 @@ class TestAChildWithoutItsParent:
         async with world.run(terms=chained) as run:
             parent, child = await family(world, run, "parent", "child")
             world.control("faults", clear=True)
-            await run.agent.resolve(parent.id, APP)
+            await run.agent.carrying.resolve(parent.id, APP)
             await run.agent.sending.drain(10)
             await bury(world, run)
             await bury(world, run)
@@ -327,7 +327,7 @@ class TestACancelOfWhatIsNotThere:
             fork_with(world, low)
             await run.look()
             world.control("faults", clear=True)
-            assert (await run.agent.resolve(row.id, APP)).state is State.CANCELLING
+            assert (await run.agent.carrying.resolve(row.id, APP)).state is State.CANCELLING
             await run.agent.sending.drain(10)
             assert [set(one.inputs) for one in attempts(run, row)[1:]] == [{row.anchor, other.ref}, {row.anchor}]
             await bury(world, run)
@@ -342,6 +342,6 @@ class TestACancelOfWhatIsNotThere:
         row = await run.pay("of two coins")
         coins = queries.coins_reserved_for(run.desk.conn, row.id)
         assert len(coins) == 2
-        await run.agent.resolve(row.id, APP)
+        await run.agent.carrying.resolve(row.id, APP)
         await run.agent.sending.drain(10)
         return row, next(coin for coin in coins if coin.ref != row.anchor)

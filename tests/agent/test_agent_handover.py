@@ -11,7 +11,7 @@ import pytest
 from agent.test_agent_forks import assert_memory
 from agent_kit import ADA, Run, World, with_terms, world_with_clock
 
-from payagent.agent.agent import CANCEL_TTL_S
+from payagent.agent.carrying import CANCEL_TTL_S
 from payagent.agent.terms import Terms
 from payagent.core.payment import Delivery, State
 from payagent.core.policy import WALLET

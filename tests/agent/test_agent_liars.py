@@ -408,7 +408,7 @@ class TestInvented:
             await run.look()
             liar.swallows = honest.swallows = True
             row = await run.pay()
-            cancel = await run.agent.resolve(row.id, APP)
+            cancel = await run.agent.carrying.resolve(row.id, APP)
             block = tip_of(liar) | {"hash": FAKE}
             invent_tx(liar, cancel.tx_id or "", block)
             liar.tell(f"/blocks/{FAKE}", 200, block)

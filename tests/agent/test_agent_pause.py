@@ -154,7 +154,7 @@ async def test_nothing_is_replaced_or_cancelled_until_it_is_resumed(world: World
         row = await lose(world, run)
         await pause(run.desk, APP, "")
         with pytest.raises(Refused) as refused:
-            await run.agent.resolve(row.id, APP)
+            await run.agent.carrying.resolve(row.id, APP)
         assert code_of(refused) == "paused"
         await pass_time_of(world, run, 2_400)
         await run.settle_down(2)

@@ -290,7 +290,7 @@ async def test_what_nobody_paid_for_in_the_end_counts_for_no_app(run: Run) -> No
     assert run.state(row.id) is State.IN_FLIGHT
     assert spending.totals(run.desk.conn, Scope("app_two")) == cost
     run.world.control("faults", clear=True)
-    await run.agent.resolve(row.id, "app_test")
+    await run.agent.carrying.resolve(row.id, "app_test")
     await run.agent.sending.drain(10)
     for _ in range(6):
         run.world.clock.ahead_ms += 61_000
@@ -372,7 +372,7 @@ async def test_what_was_used_on_account_of_a_purchase_that_is_not_made_counts(wo
         (held,) = queries.payments_in(run.desk.conn, [State.RESERVED])
         assert await use_up(run, theirs, 2) == 2, "covered by what it holds for a batch of its own"
         assert spending.totals(run.desk.conn, Scope("app_two")) == queries.hold(run.desk.conn, held.id)
-        await run.agent.resolve(held.id, "app_test")
+        await run.agent.carrying.resolve(held.id, "app_test")
         assert spending.totals(run.desk.conn, Scope("app_two")) == {"lovelace": (PRICE + SHARES) // 2}
         require_whole(run)
 

@@ -34,7 +34,7 @@ async def test_a_sweep_between_admission_and_signature_leaves_the_payment_to_its
         async def sweep() -> None:
             while not stop.is_set():
                 for row in queries.payments_in(run.desk.conn, [State.RESERVED]):
-                    await run.agent.resume(row)
+                    await run.agent.carrying.resume(row)
                 await asyncio.sleep(0)
 
         sweeping = asyncio.create_task(sweep())
@@ -119,18 +119,18 @@ async def test_a_plan_that_is_not_what_its_payment_is_to_be_signed_as_is_not_kep
         await pass_time_of(world, run, TTL_S + 1)
         row = run.desk.payment(row.id)
         assert row.state is State.REPLACING
-        plan = run.agent._rebuild(row)
+        plan = run.agent.carrying._rebuild(row)
         assert len(plan.inputs) == 2
         unsigned.clear()
         if stale == "ttl":
-            old = run.agent._rebuild(replace(row, ttl_slot=(row.ttl_slot or 0) - 1))
+            old = run.agent.carrying._rebuild(replace(row, ttl_slot=(row.ttl_slot or 0) - 1))
         elif stale == "coins":
             old = plan._replace(inputs=(plan.anchor,))
         elif stale == "anchor":
             old = plan._replace(anchor=next(coin for coin in plan.inputs if coin != plan.anchor))
         else:
             cheaper = tuple(replace(one, units=one.units - 1) for one in row.outputs)
-            old = run.agent._rebuild(replace(row, outputs=cheaper))
+            old = run.agent.carrying._rebuild(replace(row, outputs=cheaper))
         raw, own, now_ms = sign(old, world.account.signer), world.account.address.raw, world.clock.now_ms()
         with pytest.raises(Refused, match="illegal_transition"):
             await run.desk.write("sign", lambda unit: steps.record_attempt(unit, row.id, old, raw, own, now_ms))

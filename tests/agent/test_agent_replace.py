@@ -689,10 +689,10 @@ class TestResolve:
         async with world.run() as run:
             row = await lose(world, run)
             world.control("faults", clear=True)
-            resolved = await run.agent.resolve(row.id, APP)
+            resolved = await run.agent.carrying.resolve(row.id, APP)
             await run.agent.sending.drain(10)
             assert (resolved.state, resolved.reason_code) == (State.CANCELLING, "resolved")
-            assert (await run.agent.resolve(row.id, APP)).tx_id == resolved.tx_id
+            assert (await run.agent.carrying.resolve(row.id, APP)).tx_id == resolved.tx_id
             (told,) = [
                 detail for _, event, _, detail, _ in queries.events(run.desk.conn, row.id) if event == "cancel"
             ]
@@ -701,20 +701,20 @@ class TestResolve:
             assert run.state(row.id) is State.VOID
             assert_at_rest(world, run)
             with pytest.raises(Refused, match="illegal_transition"):
-                await run.agent.resolve(row.id, APP)
+                await run.agent.carrying.resolve(row.id, APP)
 
     async def test_what_was_sent_may_win(self, world: World) -> None:
         world.fund(50 * ADA)
         async with world.run() as run:
             await run.look()
             row = await run.pay()
-            await run.agent.resolve(row.id, APP)
+            await run.agent.carrying.resolve(row.id, APP)
             await run.agent.sending.drain(10)
             await run.settle_down()
             assert (run.state(row.id), run.desk.payment(row.id).tx_id) == (State.CONFIRMED, row.tx_id)
             assert_at_rest(world, run)
             with pytest.raises(Refused, match="illegal_transition"):
-                await run.agent.resolve(row.id, APP)
+                await run.agent.carrying.resolve(row.id, APP)
 
     async def test_what_nothing_was_signed_for_is_rejected(self, world: World) -> None:
         world.fund(50 * ADA)
@@ -728,7 +728,7 @@ class TestResolve:
             with pytest.raises(Refused, match="store_failed"):
                 await run.agent.pay(world.ask())
             (row,) = queries.payments_in(run.desk.conn, [State.RESERVED])
-            resolved = await run.agent.resolve(row.id, APP)
+            resolved = await run.agent.carrying.resolve(row.id, APP)
             assert (resolved.state, resolved.reason_code) == (State.REJECTED, "resolved")
             assert_at_rest(world, run)
             assert run.selectable() == world.unspent()
@@ -738,7 +738,7 @@ class TestResolve:
         async with world.run(terms=with_handover) as run:
             await run.look()
             row = await run.pay()
-            await run.agent.resolve(row.id, APP)
+            await run.agent.carrying.resolve(row.id, APP)
             await run.agent.sending.drain(10)
             await wait_for_void(world, run)
             assert run.state(row.id) is State.VOID
@@ -759,7 +759,7 @@ class TestResolve:
             row = await lose(world, run)
             await pass_time_of(world, run, TTL_S + 1)
             assert run.state(row.id) is State.REPLACING
-            assert (await run.agent.resolve(row.id, APP)).state is State.CANCELLING
+            assert (await run.agent.carrying.resolve(row.id, APP)).state is State.CANCELLING
             await run.agent.sending.drain(10)
             await wait_for_void(world, run)
             assert run.state(row.id) is State.VOID
@@ -792,7 +792,7 @@ class TestAnOrderThatComesAgain:
             world.fault("submit", "drop")
             first = await order(run)
             world.control("faults", clear=True)
-            await run.agent.resolve(first.id, APP)
+            await run.agent.carrying.resolve(first.id, APP)
             await run.agent.sending.drain(10)
             await wait_for_void(world, run)
             void = run.desk.payment(first.id)

@@ -92,8 +92,8 @@ async def test_a_cancel_that_the_signer_refuses_leaves_all_as_it_is(world: World
         row = await lose(world, run)
         signer.trouble = "refuses"
         with pytest.raises(Refused, match="too much in a day"):
-            await run.agent.resolve(row.id, APP)
+            await run.agent.carrying.resolve(row.id, APP)
         assert run.state(row.id) is State.IN_FLIGHT
         assert not_signed(run) == [("signer_refused", row.id)]
         signer.trouble = "mended"
-        assert (await run.agent.resolve(row.id, APP)).state is State.CANCELLING
+        assert (await run.agent.carrying.resolve(row.id, APP)).state is State.CANCELLING

@@ -152,10 +152,10 @@ async def test_nothing_is_signed_for_it_and_a_cancel_that_was_puts_the_end_off(w
         row = await run.pay_in_block()
         fork_with(world, before)
         await run.look()
-        await run.agent.resolve(row.id, APP)
+        await run.agent.carrying.resolve(row.id, APP)
         await denied(run)
         with pytest.raises(Refused, match="anchor_gone"):
-            await run.agent.resolve(row.id, APP)
+            await run.agent.carrying.resolve(row.id, APP)
         await run.pass_time(1, PAST_THE_TTL_S)
         await run.pass_time(SETTLE_DEPTH + 3, 61)
         assert run.state(row.id) is State.CANCELLING
@@ -171,7 +171,7 @@ async def test_an_order_to_take_back_what_is_in_flight_is_refused(world: World) 
         row, _ = await pay_and_vanish(world, run)
         await denied(run)
         with pytest.raises(Refused, match="anchor_gone"):
-            await run.agent.resolve(row.id, APP)
+            await run.agent.carrying.resolve(row.id, APP)
         assert run.state(row.id) is State.IN_FLIGHT
         assert len(queries.attempts(run.desk.conn, row.id)) == 1
 

@@ -20,7 +20,7 @@ import structlog
 
 from payagent.agent import (
     admission,
-    agent,
+    carrying,
     desk,
     orders,
     planner,
@@ -35,6 +35,7 @@ from payagent.agent import (
 )
 from payagent.agent.agent import Agent
 from payagent.agent.asks import Ask
+from payagent.agent.carrying import Carrying
 from payagent.agent.signing import Signing
 from payagent.chain.source import Found, SubmitKind, TxSeen
 from payagent.core import ledger
@@ -132,28 +133,28 @@ def _record_after_submit(stack: ExitStack) -> None:
 def _answered_before_commit(stack: ExitStack) -> None:
     """Headers with the signed bytes go out while they are still being written."""
 
-    async def carry_out(self: Agent, admitted: Any) -> Any:
+    async def carry_out(self: Carrying, admitted: Any) -> Any:
         if admitted.plan is None:
             return await real(self, admitted)
-        raw = await self.signing.sign_and_check(admitted.payment_id, admitted.plan)
-        now_ms = self.desk.ports.clock.now_ms()
+        raw = await self._signing.sign_and_check(admitted.payment_id, admitted.plan)
+        now_ms = self._desk.ports.clock.now_ms()
 
         async def write() -> None:
             await asyncio.sleep(5)
-            await self.desk.write(
+            await self._desk.write(
                 "sign",
                 lambda unit: steps.record_attempt(
-                    unit, admitted.payment_id, admitted.plan, raw, self.desk.terms.own.raw, now_ms
+                    unit, admitted.payment_id, admitted.plan, raw, self._desk.terms.own.raw, now_ms
                 ),
             )
 
         task = asyncio.create_task(write())
-        self.sending._tasks.add(task)
-        row = self.desk.payment(admitted.payment_id)
+        self._sending._tasks.add(task)
+        row = self._desk.payment(admitted.payment_id)
         return replace(row, tx_id=admitted.plan.tx_id, cbor=raw, state=State.IN_FLIGHT), True
 
-    real = Agent._carry_out
-    put(stack, Agent, "_carry_out", carry_out)
+    real = Carrying.carry_out
+    put(stack, Carrying, "carry_out", carry_out)
 
 
 @mutant("no fsync")
@@ -512,7 +513,7 @@ async def _since_noticed(self: scan.Recovery, tip: Any, now_ms: int) -> bool:
 def _pause_of_purchases(stack: ExitStack) -> None:
     """What was admitted before, replacements and cancels are signed while signing is paused."""
     blind = SimpleNamespace(require_running=lambda _conn: None, standing=lambda _conn: None)
-    for module in (steps, desk, signing, agent):
+    for module in (steps, desk, signing, carrying):
         put(stack, module, "pauses", blind)
     put(stack, planner.Planner, "cancel", _unpaused(planner.Planner.cancel))
     put(stack, admission.Admission, "replace", _unpaused(admission.Admission.replace))
