@@ -99,7 +99,7 @@ class Sweeps:
             ("alerts", self._alerts.beat, self._beats.alerts_s),
             ("topups", self._topups.beat, self._beats.prepaid_s),
             ("coins", self._agent.keep_ready, self._beats.alerts_s),
-            ("approvals", self._agent.deny_what_is_over, self._beats.alerts_s),
+            ("approvals", self._agent.decisions.deny_what_is_over, self._beats.alerts_s),
         ):
             self._scheduler.add_job(
                 self._beat, _Every(seconds), [name, beat], id=name, next_run_time=datetime.now(UTC)

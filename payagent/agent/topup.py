@@ -161,7 +161,7 @@ class Topups:
         _require_offer(heard)
         if 200 <= heard.status < 300:
             if is_call:
-                await self._agent.record_call(self._served(app_id, merchant, request))
+                await self._agent.prepaid_calls.record_call(self._served(app_id, merchant, request))
             raise _sells_none()
         part = Part(desk.ports.new_id("top"), 1, wish.unit, is_call, merchant.topup_per_day_lovelace, wish.units)
         ask = self._ask(app_id, merchant, request, heard, part)
@@ -325,19 +325,19 @@ class Topups:
         if poll is not None:
             request, proof = request.asking(poll), {}
         heard = await self._hear(merchant, request, proof, max(merchant.timeout_s, PROOF_PATIENCE_S))
-        row, advice = await self._agent.take_answer(
+        row, advice = await self._agent.deliveries.take_answer(
             row.id, parse_answer(heard.status, heard.headers, heard.body or b"")
         )
         said = advice.answer.said
         if said is Said.SERVED:
-            await self._agent.record_delivery(row.id, heard.status)
+            await self._agent.deliveries.record_delivery(row.id, heard.status)
             self._go_on(order)
         elif advice.again_after_s is not None:
             now_ms = desk.ports.clock.now_ms()
             due_ms = now_ms + int(advice.again_after_s * 1000)
             self._waits[order.id] = _Wait(now_ms, due_ms, 0, advice.answer.reason, advice.answer.poll_query)
         elif said is Said.USED_UP:
-            await self._agent.record_used_up(row.id)
+            await self._agent.deliveries.record_used_up(row.id)
             self._go_on(order)
         elif row.state not in WITHOUT_PROOF:  # it is paid: the proof is shown again, as long as the order lives
             why = f"the merchant says of {row.id}: {advice.answer.reason}"

@@ -35,7 +35,7 @@ async def approve(caller: Decider, payment_id: PaymentId) -> JsonResponse:
     """All is decided anew, limits and funds too, and then it is signed. What is refused now stays open until its
     time is over; 409 `already_decided` says what was decided before. No app but an operator's decides on its own
     payment."""
-    row = await caller.agent.approve(_open_to(caller, payment_id), Approver("token", caller.app.id))
+    row = await caller.agent.decisions.approve(_open_to(caller, payment_id), Approver("token", caller.app.id))
     return JsonResponse(payment_view(row, caller.desk.terms) | asked_view(caller, row))
 
 
@@ -43,7 +43,7 @@ async def approve(caller: Decider, payment_id: PaymentId) -> JsonResponse:
 async def deny(caller: Decider, payment_id: PaymentId) -> JsonResponse:
     """Nothing was signed, and what counted for it is free. For as long as it could have waited, the same call is
     refused without asking again."""
-    row = await caller.agent.deny(_open_to(caller, payment_id), Approver("token", caller.app.id))
+    row = await caller.agent.decisions.deny(_open_to(caller, payment_id), Approver("token", caller.app.id))
     return JsonResponse(payment_view(row, caller.desk.terms) | asked_view(caller, row))
 
 

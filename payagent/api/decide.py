@@ -79,7 +79,7 @@ async def decide(request: Request, payment_id: str, way: str, signature: str) ->
     _require_own_page(request, links.origin)
     by = Approver("link", terms_hash=found[1].terms_hash)
     try:
-        row = await (agent.approve if way == "approve" else agent.deny)(payment_id, by)
+        row = await (agent.decisions.approve if way == "approve" else agent.decisions.deny)(payment_id, by)
     except Refused as refused:
         agent.desk.refusals[refused.code] += 1
         rows = [("why", refused.detail), ("money", refused.problem.money), ("what to do", refused.problem.fix)]

@@ -191,9 +191,9 @@ async def delivery(
         raise Refused("forbidden", "another app's delivery needs a token for operate", needs=OPERATE)
     if row.kind != "invoice" or (row.tx_id is None and row.state is not State.REPLACING):
         raise Refused("illegal_transition", "the payment has no proof that could have been presented")
-    row, advice = await caller.agent.take_answer(row.id, response)
+    row, advice = await caller.agent.deliveries.take_answer(row.id, response)
     if advice.answer.said is Said.SERVED:
-        row = await caller.agent.record_delivery(row.id, response.status)
+        row = await caller.agent.deliveries.record_delivery(row.id, response.status)
     return JsonResponse(payment_view(row, caller.desk.terms) | {"answer": advice_view(advice)})
 
 

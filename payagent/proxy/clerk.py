@@ -123,7 +123,7 @@ class Clerk:
     async def _ask(self, trip: Trip, body: Body) -> Demand | None:
         """The call without a proof. Its answer is handed on, unless it is a 402."""
         headers, is_costly = trip.errand.headers, False
-        if self._agent.is_price_wanted(self._call_of(trip.errand)):
+        if self._agent.prepaid_calls.is_price_wanted(self._call_of(trip.errand)):
             if await self._answers_nobody(trip, body):
                 return None
             body, is_costly = trip.intake.spool, True
@@ -169,7 +169,7 @@ class Clerk:
             with suppress(CodingError):
                 demand = read_demand(answer.status, answer.headers, raw, self._desk.ports.clock.now_ms())
                 ask = self._ask_of(trip.errand, trip.intake.spool.sha256, demand)
-                await self._agent.learn_price(self._call_of(trip.errand), ask)
+                await self._agent.prepaid_calls.learn_price(self._call_of(trip.errand), ask)
         return False
 
     @asynccontextmanager
@@ -180,16 +180,16 @@ class Clerk:
         nothing was sent, that is given back; what no answer came to may have been served.
         """
         trip.errand.require_let_in()
-        use = await self._agent.let_through(self._call_of(trip.errand), is_costly=is_costly)
+        use = await self._agent.prepaid_calls.let_through(self._call_of(trip.errand), is_costly=is_costly)
         try:
             async with trip.upstream.call(trip.call(body, headers)) as answer:
                 if not 200 <= answer.status < 300:
-                    await self._to_its_end(self._agent.give_back(use))
+                    await self._to_its_end(self._agent.prepaid_calls.give_back(use))
                     use = None
                 yield answer, use
         except Refused as lost:
             if lost.context.get("sent") is False:
-                await self._to_its_end(self._agent.give_back(use))
+                await self._to_its_end(self._agent.prepaid_calls.give_back(use))
             raise
 
     async def _wants_wallet(self, trip: Trip, answer: MerchantAnswer) -> bool:
@@ -216,7 +216,7 @@ class Clerk:
             await trip.reply.stream(answer, trip.intake.close)
         finally:
             if 200 <= answer.status < 300:
-                await self._to_its_end(self._agent.record_call(self._served(trip), use))
+                await self._to_its_end(self._agent.prepaid_calls.record_call(self._served(trip), use))
 
     def _served(self, trip: Trip) -> ServedCall:
         """A call with an Idempotency-Key is the same call only with the same request."""
@@ -256,7 +256,9 @@ class Clerk:
                             raise
                         demand = None
                         buyer = self._buyer(trip.errand)
-                        await self._agent.wait_for_batch(trip.errand.merchant.origin, buyer, trip.left_s)
+                        await self._agent.prepaid_calls.wait_for_batch(
+                            trip.errand.merchant.origin, buyer, trip.left_s
+                        )
                         await asyncio.sleep(_ASK_AGAIN_S)
                         continue
                     if used_up is not None and past is not None and purchase.id == past.id:
@@ -311,7 +313,9 @@ class Clerk:
             async with trip.upstream.call(trip.call(trip.intake.spool, proof.headers, proof.poll)) as answer:
                 silence.cancel()
                 response = await _hear(answer, proof)
-                proof.row, advice = await self._to_its_end(self._agent.take_answer(purchase.id, response))
+                proof.row, advice = await self._to_its_end(
+                    self._agent.deliveries.take_answer(purchase.id, response)
+                )
                 if advice.answer.said is Said.SERVED:
                     turn.release()
                     await self._deliver(trip, purchase, answer, proof.row)
@@ -329,14 +333,16 @@ class Clerk:
                 raise
             log.info("proxy.retry_lost", payment=purchase.id, reason=str(lost))
             if not (isinstance(lost, Refused) and lost.context.get("sent") is False):
-                await self._to_its_end(self._agent.record_unanswered(purchase.id, str(lost)))
+                await self._to_its_end(self._agent.deliveries.record_unanswered(purchase.id, str(lost)))
             proof.lost_count += 1
             return min(_LOST_FIRST_S * 2 ** min(proof.lost_count - 1, 10), _LOST_MAX_S), None
         finally:
             silence.cancel()
 
     def _note_silence(self, purchase: Purchase) -> None:
-        step = self._start(self._agent.record_unanswered(purchase.id, f"nothing came in {_SILENT_S:g} s"))
+        step = self._start(
+            self._agent.deliveries.record_unanswered(purchase.id, f"nothing came in {_SILENT_S:g} s")
+        )
         step.add_done_callback(_tell_log)
 
     async def _deliver(self, trip: Trip, purchase: Purchase, answer: MerchantAnswer, row: PaymentRow) -> None:
@@ -348,7 +354,7 @@ class Clerk:
 
         with purchase.serving():
             await trip.reply.stream(answer, last, self._marks(row))
-            await self._to_its_end(self._agent.record_delivery(purchase.id, answer.status))
+            await self._to_its_end(self._agent.deliveries.record_delivery(purchase.id, answer.status))
             purchase.delivered()
 
     async def _until_ready(self, trip: Trip, row: PaymentRow) -> PaymentRow:

@@ -150,10 +150,10 @@ class BuyerTask:
             if town.draw() < 0.2:
                 continue  # it never tells the daemon
             response = make_response(answer.status, dict(answer.headers), answer.body.decode(errors="replace"))
-            row, advice = await life.call(life.agent.take_answer(row.id, response))
+            row, advice = await life.call(life.agent.deliveries.take_answer(row.id, response))
             if advice.answer.said is Said.SERVED:
                 self.is_served = True  # whatever becomes of the daemon, the client has what it wanted
-                await life.call(life.agent.record_delivery(row.id, answer.status))
+                await life.call(life.agent.deliveries.record_delivery(row.id, answer.status))
                 return True
             if advice.again_after_s is None:
                 return False

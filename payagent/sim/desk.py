@@ -95,9 +95,9 @@ class Desk:
         by = Approver("token", APP)
         try:
             if way == "approve":
-                await life.call(life.agent.approve(payment_id, by))
+                await life.call(life.agent.decisions.approve(payment_id, by))
             else:
-                await life.call(life.agent.deny(payment_id, by))
+                await life.call(life.agent.decisions.deny(payment_id, by))
             office.story.reach(f"a person says yes or no: {way}")
         except Refused as refused:
             office.story.reach(f"a decision is refused: {refused.code}")

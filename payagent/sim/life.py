@@ -198,7 +198,7 @@ class Life:
         if self.agent.desk.terms.upkeep_lovelace:
             self.spawn(self._every(1, self._keep_ready))
         if self.agent.desk.terms.approval_above:
-            self.spawn(self._every(1, self.agent.deny_what_is_over))
+            self.spawn(self._every(1, self.agent.decisions.deny_what_is_over))
 
     async def _keep_ready(self) -> None:
         """What it orders when all else has ended would not have settled by the end of the run."""

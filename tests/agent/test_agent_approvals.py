@@ -71,7 +71,7 @@ def spent(run: Run) -> int:
 async def pass_time(run: Run, seconds: int) -> None:
     run.world.clock.ahead_ms += seconds * 1000
     await run.settle_down()
-    await run.agent.deny_what_is_over()
+    await run.agent.decisions.deny_what_is_over()
 
 
 async def test_what_waits_counts_in_full_and_takes_no_coin(world: World) -> None:
@@ -103,7 +103,7 @@ async def test_an_approved_payment_is_paid_once_and_counts_once(world: World) ->
         await run.look()
         await add_somebody(run)
         row = await ask(run)
-        approved = await run.agent.approve(row.id, SOMEBODY)
+        approved = await run.agent.decisions.approve(row.id, SOMEBODY)
         assert approved.tx_id is not None
         await run.agent.sending.drain(10)
         await run.settle_down(2)
@@ -123,7 +123,7 @@ async def test_a_denied_payment_frees_what_it_counted_and_is_not_asked_again_for
         await run.look()
         await add_somebody(run)
         row = await ask(run)
-        denied = await run.agent.deny(row.id, SOMEBODY)
+        denied = await run.agent.decisions.deny(row.id, SOMEBODY)
         assert (denied.state, denied.reason_code) == (State.DENIED, "approval_denied")
         assert spent(run) == 0
         with pytest.raises(Refused) as refused:
@@ -144,7 +144,7 @@ async def test_a_denial_by_a_wrong_clock_is_over_once_that_is_mended(tmp_path: P
             await add_somebody(run)
             row = await ask(run)
             world.clock.ahead_ms = 86_400_000
-            await run.agent.deny(row.id, SOMEBODY)
+            await run.agent.decisions.deny(row.id, SOMEBODY)
             world.clock.ahead_ms = 0
             assert (await ask(run)).id != row.id
 
@@ -155,7 +155,7 @@ async def test_a_denial_is_of_the_call_whatever_key_it_has(world: World) -> None
         await run.look()
         await add_somebody(run)
         row = await ask(run, key="a")
-        await run.agent.deny(row.id, SOMEBODY)
+        await run.agent.decisions.deny(row.id, SOMEBODY)
         for key in ("a", "b", None):
             with pytest.raises(Refused) as refused:
                 await run.agent.pay(world.ask(key=key))
@@ -179,10 +179,10 @@ async def test_a_refused_decision_is_in_the_record_and_leaks_nothing(world: Worl
         assert (told["code"], told["by"], told["via"]) == ("limit_exceeded", "app_somebody", "token")
         assert ("leaves 9 ADA" in told["figures"], "9 ADA" in told["detail"]) == (True, False)
         with pytest.raises(Refused, match="not_found"):
-            await run.agent.approve("pay_x", SOMEBODY)
-        await run.agent.deny(row.id, SOMEBODY)
+            await run.agent.decisions.approve("pay_x", SOMEBODY)
+        await run.agent.decisions.deny(row.id, SOMEBODY)
         with pytest.raises(Refused, match="already_decided"):
-            await run.agent.deny(row.id, SOMEBODY)
+            await run.agent.decisions.deny(row.id, SOMEBODY)
         assert run.events(row.id) == ["ask", "decision_refused", "deny", "decision_refused"]
         assert is_sound(run)
 
@@ -194,7 +194,7 @@ async def test_of_two_decisions_one_counts_and_the_other_is_told(world: World, f
         await run.look()
         await add_somebody(run)
         row = await ask(run)
-        decide = {"approve": run.agent.approve, "deny": run.agent.deny}
+        decide = {"approve": run.agent.decisions.approve, "deny": run.agent.decisions.deny}
         ended = await asyncio.gather(
             decide[first](row.id, SOMEBODY), decide[second](row.id, SOMEBODY), return_exceptions=True
         )
@@ -214,19 +214,19 @@ async def test_nobody_in_time_is_a_no_by_the_chains_clock_alone(world: World) ->
         await run.look()
         row = await ask(run)
         run.world.clock.ahead_ms += 500_000
-        await run.agent.deny_what_is_over()
+        await run.agent.decisions.deny_what_is_over()
         await run.settle_down()
-        await run.agent.deny_what_is_over()
+        await run.agent.decisions.deny_what_is_over()
         assert run.state(row.id) is State.AWAITING_APPROVAL
         run.world.clock.ahead_ms += 200_000
-        await run.agent.deny_what_is_over()  # no block has come yet
+        await run.agent.decisions.deny_what_is_over()  # no block has come yet
         assert run.state(row.id) is State.AWAITING_APPROVAL
         await pass_time(run, 0)
         denied = run.desk.payment(row.id)
         assert (denied.state, denied.reason_code) == (State.DENIED, "approval_timed_out")
         assert spent(run) == 0
         with pytest.raises(Refused) as refused:
-            await run.agent.approve(row.id, SOMEBODY)
+            await run.agent.decisions.approve(row.id, SOMEBODY)
         assert code_of(refused) == "already_decided"
         await ask(run)
         assert is_sound(run)
@@ -240,7 +240,7 @@ async def test_who_approves_at_the_last_moment_is_too_late_when_it_is_over(world
         await run.settle_down()
         assert run.state(row.id) is State.AWAITING_APPROVAL
         with pytest.raises(Refused) as refused:
-            await run.agent.approve(row.id, SOMEBODY)
+            await run.agent.decisions.approve(row.id, SOMEBODY)
         assert code_of(refused) == "approval_timed_out"
         assert run.state(row.id) is State.DENIED
         assert spent(run) == 0
@@ -266,17 +266,17 @@ async def test_an_invoice_that_is_over_ends_its_question_also_while_no_block_is_
         await run.look()
         row, late = await ask(run), await ask(run, "late")
         world.clock.ahead_ms += 270_000
-        await run.agent.deny_what_is_over()
+        await run.agent.decisions.deny_what_is_over()
         assert run.state(row.id) is State.AWAITING_APPROVAL
         world.clock.ahead_ms += 20_000
         run.desk.chain.problem = "nobody answers"
         with pytest.raises(Refused) as refused:
-            await run.agent.approve(late.id, SOMEBODY)
+            await run.agent.decisions.approve(late.id, SOMEBODY)
         assert code_of(refused) == "approval_timed_out"
         assert run.desk.refusals["approval_timed_out"] == 0, "who is told it counts it"
-        await run.agent.deny_what_is_over()
+        await run.agent.decisions.deny_what_is_over()
         assert run.desk.payment(row.id).reason_code == "approval_timed_out"
-        await run.agent.deny_what_is_over()
+        await run.agent.decisions.deny_what_is_over()
         assert run.desk.refusals["approval_timed_out"] == 1
         assert spent(run) == 0
         assert is_sound(run)
@@ -291,7 +291,7 @@ async def test_a_wait_and_its_question_survive_a_restart(world: World) -> None:
         await run.look()
         assert run.state(row.id) is State.AWAITING_APPROVAL
         assert spent(run) > PRICE
-        await run.agent.approve(row.id, SOMEBODY)
+        await run.agent.decisions.approve(row.id, SOMEBODY)
         await run.agent.sending.drain(10)
         await run.settle_down(2)
         assert run.state(row.id) is State.CONFIRMED
@@ -312,7 +312,7 @@ async def test_what_was_approved_before_a_crash_is_signed_after_it_and_asked_of_
         await run.look()
         await add_somebody(run)
         row = await ask(run)
-        approved = await run.agent.approve(row.id, SOMEBODY)
+        approved = await run.agent.decisions.approve(row.id, SOMEBODY)
         assert (approved.state, approved.tx_id) == (State.RESERVED, None)
     async with world.run(terms=ASKING) as run:
         await run.look()
@@ -353,7 +353,7 @@ async def test_approving_decides_by_what_holds_now(world: World) -> None:
         run.desk.chain.problem = "nobody answers"
         await refuses(run, row, "chain_not_ready")
         run.desk.chain.problem = None
-        await run.agent.approve(row.id, SOMEBODY)
+        await run.agent.decisions.approve(row.id, SOMEBODY)
         await run.agent.sending.drain(10)
         await run.settle_down(2)
         assert run.state(row.id) is State.CONFIRMED
@@ -363,7 +363,7 @@ async def refuses(run: Run, row: PaymentRow, code: str) -> None:
     """The approval is refused, and nothing has changed."""
     before = spent(run)
     with pytest.raises(Refused) as refused:
-        await run.agent.approve(row.id, SOMEBODY)
+        await run.agent.decisions.approve(row.id, SOMEBODY)
     assert code_of(refused) == code
     assert (run.state(row.id), spent(run)) == (State.AWAITING_APPROVAL, before)
 
@@ -390,7 +390,7 @@ async def test_more_than_was_asked_about_is_not_paid(world: World) -> None:
             await run.agent.send(APP, other, "lovelace", 45 * ADA)  # to ourselves: not free for a while
         await refuses(run, row, "above_approved")
         await run.settle_down(2)
-        await run.agent.approve(row.id, SOMEBODY)
+        await run.agent.decisions.approve(row.id, SOMEBODY)
         asked = queries.hold(run.desk.conn, row.id, "ask")["lovelace"]
         assert queries.hold(run.desk.conn, row.id)["lovelace"] <= asked
 
@@ -414,7 +414,7 @@ async def test_what_is_within_a_limit_is_asked_about_and_never_takes_more_than_i
         await add_somebody(run)
         row = await ask(run, **more)
         assert spent(run) == most
-        approved = await run.agent.approve(row.id, SOMEBODY)
+        approved = await run.agent.decisions.approve(row.id, SOMEBODY)
         assert approved.state is State.SIGNED
         assert spent(run) == needed
         assert is_sound(run)
@@ -448,7 +448,7 @@ async def test_a_fee_that_rose_above_the_limit_is_not_paid_until_it_falls(world:
             await run.agent.send(APP, world.account.address, "lovelace", 45 * ADA)  # not free for a while
         await refuses(run, row, "limit_exceeded")
         await run.settle_down(2)
-        await run.agent.approve(row.id, SOMEBODY)
+        await run.agent.decisions.approve(row.id, SOMEBODY)
         assert spent(run) == needed
 
 
@@ -461,9 +461,9 @@ async def test_a_changed_402_is_not_what_was_approved(world: World) -> None:
         again, is_new = await run.agent.pay(world.ask())
         assert (again.id, is_new, again.invoice_id) == (row.id, False, row.invoice_id)
         with pytest.raises(Refused) as refused:
-            await run.agent.approve(row.id, replace(SOMEBODY, terms_hash="0" * 64))
+            await run.agent.decisions.approve(row.id, replace(SOMEBODY, terms_hash="0" * 64))
         assert code_of(refused) == "terms_changed"
-        approved = await run.agent.approve(row.id, replace(SOMEBODY, terms_hash=row.terms_hash))
+        approved = await run.agent.decisions.approve(row.id, replace(SOMEBODY, terms_hash=row.terms_hash))
         assert sum(output.units for output in approved.outputs) == PRICE
 
 
@@ -474,7 +474,7 @@ async def test_what_was_approved_and_lost_is_not_turned_to_another_invoice(world
         await add_somebody(run)
         row = await ask(run)
         world.fault("submit", "drop")
-        await run.agent.approve(row.id, SOMEBODY)
+        await run.agent.decisions.approve(row.id, SOMEBODY)
         await run.agent.sending.drain(10)
         await run.settle_down()
         world.control("faults", clear=True)
@@ -490,7 +490,7 @@ async def test_what_is_to_be_handed_over_is_signed_when_it_is_asked_for_after_th
         await run.look()
         await add_somebody(run)
         row = await ask(run)
-        approved = await run.agent.approve(row.id, SOMEBODY)
+        approved = await run.agent.decisions.approve(row.id, SOMEBODY)
         assert approved.state is State.RESERVED
         await run.settle_down(2)
         assert run.state(row.id) is State.RESERVED

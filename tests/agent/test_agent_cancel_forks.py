@@ -43,7 +43,9 @@ def packed(value: object) -> str:
 async def say(run: Run, row: PaymentRow, reason: str) -> PaymentRow:
     """The merchant answers a retry with a 402 that names a reason."""
     header = packed({"x402Version": 2, "error": reason, "accepts": []})
-    row, advice = await run.agent.take_answer(row.id, make_response(402, {"payment-required": header}, {}))
+    row, advice = await run.agent.deliveries.take_answer(
+        row.id, make_response(402, {"payment-required": header}, {})
+    )
     assert advice.answer.said is Said.REFUSED
     return row
 
@@ -135,7 +137,7 @@ class TestRefusalsThatDoNotCount:
             await run.look()
             row, _ = await run.agent.pay(ask(world))
             await show(world, run, row)
-            await run.agent.record_delivery(row.id, 200)
+            await run.agent.deliveries.record_delivery(row.id, 200)
             row = await say(run, row, REFUSAL)
             assert (row.state, row.delivery) == (State.IN_FLIGHT, Delivery.ACCEPTED)
             await run.settle_down()

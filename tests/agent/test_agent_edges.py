@@ -316,7 +316,7 @@ class TestTheCaller:
             row, is_new = await run.agent.pay(ask)
             await run.agent.sending.drain(10)
             await run.settle_down()
-            await run.agent.record_delivery(row.id, 200)
+            await run.agent.deliveries.record_delivery(row.id, 200)
             again, is_new_again = await run.agent.pay(ask)
             assert (again.id, is_new, is_new_again) == (row.id, True, False)
             assert len(world.transactions()) == 1
@@ -385,10 +385,10 @@ class TestTheCaller:
         world.fund(50 * ADA)
         async with world.run() as run:
             row = await run.pay_in_block()
-            assert (await run.agent.record_delivery(row.id, 402)).delivery is Delivery.PRESENTED
+            assert (await run.agent.deliveries.record_delivery(row.id, 402)).delivery is Delivery.PRESENTED
             world.clock.ahead_ms += 301_000
-            assert (await run.agent.record_delivery(row.id, 402)).delivery is Delivery.PAID_NOT_SERVED
-            assert (await run.agent.record_delivery(row.id, 200)).delivery is Delivery.ACCEPTED
+            assert (await run.agent.deliveries.record_delivery(row.id, 402)).delivery is Delivery.PAID_NOT_SERVED
+            assert (await run.agent.deliveries.record_delivery(row.id, 200)).delivery is Delivery.ACCEPTED
 
     async def test_what_has_no_end_is_over_after_an_hour(self, world: World) -> None:
         world.fund(50 * ADA)
@@ -399,6 +399,6 @@ class TestTheCaller:
             await run.settle_down()
             assert row.expires_at_ms is None
             world.clock.ahead_ms += 3_590_000
-            assert (await run.agent.record_delivery(row.id, 404)).delivery is Delivery.PRESENTED
+            assert (await run.agent.deliveries.record_delivery(row.id, 404)).delivery is Delivery.PRESENTED
             world.clock.ahead_ms += 20_000
-            assert (await run.agent.record_delivery(row.id, 404)).delivery is Delivery.PAID_NOT_SERVED
+            assert (await run.agent.deliveries.record_delivery(row.id, 404)).delivery is Delivery.PAID_NOT_SERVED

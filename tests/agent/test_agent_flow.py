@@ -238,11 +238,11 @@ async def test_a_served_call_can_be_bought_again_and_an_explicit_key_lasts(world
     async with world.run() as run:
         first = await run.pay_in_block()
         assert served(world, run, first.id, "hello") == 200
-        await run.agent.record_delivery(first.id, 200)
+        await run.agent.deliveries.record_delivery(first.id, 200)
         second = await run.pay("hello")
         assert second.id != first.id
         named = await run.pay("other", key="k")
-        await run.agent.record_delivery(named.id, 200)
+        await run.agent.deliveries.record_delivery(named.id, 200)
         again, is_new = await run.agent.pay(world.ask_of(world.call("other"), key="k"))
         assert (again.id, is_new) == (named.id, False)
 

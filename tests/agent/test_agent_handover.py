@@ -262,10 +262,10 @@ class TestAnswers:
         async with world.run() as run:
             await run.look()
             row = await run.pay()
-            row, advice = await run.agent.take_answer(row.id, make_response(200, {}, {}))
+            row, advice = await run.agent.deliveries.take_answer(row.id, make_response(200, {}, {}))
             assert (advice.answer.said, advice.again_after_s) == (Said.SERVED, None)
             assert row.delivery is Delivery.PRESENTED
-            row = await run.agent.record_delivery(row.id, 200)
+            row = await run.agent.deliveries.record_delivery(row.id, 200)
             assert row.delivery is Delivery.ACCEPTED
 
     async def test_the_same_proof_is_shown_again_with_growing_pauses(self, world: World) -> None:
@@ -275,7 +275,7 @@ class TestAnswers:
             row = await run.pay()
             pauses = []
             for _ in range(7):
-                _, advice = await run.agent.take_answer(row.id, make_response(503, {}, "busy"))
+                _, advice = await run.agent.deliveries.take_answer(row.id, make_response(503, {}, "busy"))
                 pauses.append(advice.again_after_s)
             assert pauses == [0.5, 1, 2, 4, 8, 10, 10]
 
@@ -285,7 +285,7 @@ class TestAnswers:
             await run.look()
             row = await run.pay()
             await pass_ttl(world, run)
-            _, advice = await run.agent.take_answer(row.id, make_response(503, {}, "busy"))
+            _, advice = await run.agent.deliveries.take_answer(row.id, make_response(503, {}, "busy"))
             assert advice.again_after_s is None
 
 

@@ -178,7 +178,7 @@ async def test_a_token_that_ended_meanwhile_is_found_in_the_commit_that_decides(
         theirs = replace(world.ask("theirs", key="k"), app_id="app_two")
         call = ServedCall("app_two", world.origin, Buyer("demo", world.address), "POST", "/chat", None)
         with pytest.raises(Refused, match="unauthorized"):
-            await (run.agent.pay(theirs) if door == "pay" else run.agent.let_through(call))
+            await (run.agent.pay(theirs) if door == "pay" else run.agent.prepaid_calls.let_through(call))
         assert spending.totals(run.desk.conn, Scope("app_two")) == {}
 
 

@@ -72,34 +72,34 @@ async def test_a_batch_is_bought_at_confirmation_and_used_call_by_call(run: Run)
     await run.settle_down()
     assert (balance(run).bought, balance(run).left) == (4, 4)
     assert run.books()[prepaid_account(run.world.origin)] == {"lovelace": PRICE + SHARES}
-    await run.agent.record_delivery(row.id, 200)
-    await run.agent.record_delivery(row.id, 200)
+    await run.agent.deliveries.record_delivery(row.id, 200)
+    await run.agent.deliveries.record_delivery(row.id, 200)
     assert balance(run).used == 1, "a proof that is shown again is the same call"
     for _ in range(3):
-        await run.agent.record_call(call(run))
+        await run.agent.prepaid_calls.record_call(call(run))
     assert (balance(run).left, balance(run).unexplained) == (0, 0)
     assert run.books().get(prepaid_account(run.world.origin)) is None
     assert run.books()[merchant_account(run.world.origin)] == {"lovelace": PRICE + SHARES}
-    await run.agent.record_call(call(run))
+    await run.agent.prepaid_calls.record_call(call(run))
     assert (balance(run).used, balance(run).unexplained) == (4, 1)
     require_whole(run)
 
 
 async def test_only_calls_that_cost_money_count_and_each_key_once(run: Run) -> None:
     await run.pay_in_block("first")
-    await run.agent.record_call(call(run, path="/health"))
-    await run.agent.record_call(call(run, partner="another"))
+    await run.agent.prepaid_calls.record_call(call(run, path="/health"))
+    await run.agent.prepaid_calls.record_call(call(run, partner="another"))
     assert balance(run).used == 0
-    await run.agent.record_call(call(run, key="k1"))
-    await run.agent.record_call(call(run, key="k1"))
+    await run.agent.prepaid_calls.record_call(call(run, key="k1"))
+    await run.agent.prepaid_calls.record_call(call(run, key="k1"))
     assert balance(run).used == 1
     require_whole(run)
 
 
 async def test_a_rollback_takes_it_back_and_the_next_block_gives_it_again(run: Run) -> None:
     row = await run.pay_in_block("first")
-    await run.agent.record_delivery(row.id, 200)
-    await run.agent.record_call(call(run))
+    await run.agent.deliveries.record_delivery(row.id, 200)
+    await run.agent.prepaid_calls.record_call(call(run))
     had = balance(run)
     assert (had.bought, had.used) == (4, 2)
     run.world.control("rollback", depth=1)
@@ -131,7 +131,7 @@ async def test_one_batch_at_a_time(run: Run) -> None:
         await run.agent.pay(run.world.ask("too early: the merchant has not credited it"))
     served = run.world.call("call 0", headers=headers(run, row.id))
     assert served.status_code == 200, served.text
-    await run.agent.record_delivery(row.id, 200)
+    await run.agent.deliveries.record_delivery(row.id, 200)
     assert run.world.call("call 1").status_code == 200, "the batch serves it"
     assert len(run.world.transactions()) == 1
 
@@ -145,7 +145,7 @@ async def test_a_batch_that_was_served_by_a_wrong_clock_keeps_nobody_from_the_ne
             row = await run.pay("first")
             await run.settle_down()
             world.clock.ahead_ms = 86_400_000
-            await run.agent.record_delivery(row.id, 200)
+            await run.agent.deliveries.record_delivery(row.id, 200)
             world.clock.ahead_ms = 0
             assert (await run.pay("second")).id != row.id
 
@@ -199,8 +199,8 @@ async def test_a_price_that_was_never_paid_counts_too(run: Run) -> None:
     with pytest.raises(Refused, match="batch_under_way"):
         await run.agent.pay(type(ask)(**{**vars_of(ask), "request": other}))
     await run.settle_down()
-    await run.agent.record_delivery(row.id, 200)
-    await run.agent.record_call(call(run, path="/token-analysis"))
+    await run.agent.deliveries.record_delivery(row.id, 200)
+    await run.agent.prepaid_calls.record_call(call(run, path="/token-analysis"))
     assert balance(run).used == 2
 
 
@@ -231,7 +231,7 @@ def headers(run: Run, payment_id: str) -> dict[str, str]:
 async def test_what_the_merchant_says_is_kept_and_changes_nothing(run: Run) -> None:
     row = await run.pay_in_block("first")
     assert run.world.call("first", headers=headers(run, row.id)).status_code == 200
-    await run.agent.record_delivery(row.id, 200)
+    await run.agent.deliveries.record_delivery(row.id, 200)
     await run.watch.observe_prepaid()
     (one,) = prepaid.holdings(run.desk.conn)
     told = prepaid.last_observation(run.desk.conn, one.pool.id)
@@ -240,7 +240,7 @@ async def test_what_the_merchant_says_is_kept_and_changes_nothing(run: Run) -> N
     assert json.loads(told.body)["remaining"] == 3
     run.world.settings(balance_shape="nonsense")
     assert run.world.call("beside payagent").status_code == 200
-    await run.agent.record_call(call(run))
+    await run.agent.prepaid_calls.record_call(call(run))
     run.world.clock.ahead_ms += 1000
     await run.watch.observe_prepaid()
     told = prepaid.last_observation(run.desk.conn, one.pool.id)
@@ -278,9 +278,9 @@ async def test_a_merchant_that_was_asked_by_a_wrong_clock_is_asked_again_once_it
 async def test_what_nobody_paid_for_in_the_end_counts_for_no_app(run: Run) -> None:
     """A rollback frees nothing: the block may come again. A purchase that ends without paying does."""
     row = await run.pay_in_block("first")
-    await run.agent.record_delivery(row.id, 200)
+    await run.agent.deliveries.record_delivery(row.id, 200)
     await run.desk.write("app", lambda unit: apps.add_with_token(unit, "app_two", "two", "1" * 64, ["pay"], 1))
-    await run.agent.record_call(replace(call(run), app_id="app_two"))
+    await run.agent.prepaid_calls.record_call(replace(call(run), app_id="app_two"))
     cost = {"lovelace": (PRICE + SHARES) // 4}
     assert spending.totals(run.desk.conn, Scope("app_two")) == cost
     run.world.control("rollback", depth=1)
@@ -307,10 +307,10 @@ async def test_a_batch_that_is_not_confirmed_yet_counts_for_who_uses_it(run: Run
     await set_limits(run.desk, "app_test", "two", None, "lovelace", {Window.TOTAL: (PRICE + SHARES) // 2})
     theirs = replace(call(run), app_id="app_two")
     for _ in range(2):
-        use = await run.agent.let_through(theirs)
-        await run.agent.record_call(theirs, use)
+        use = await run.agent.prepaid_calls.let_through(theirs)
+        await run.agent.prepaid_calls.record_call(theirs, use)
     with pytest.raises(Refused, match=r"total of app two leaves 0 ADA, this call takes 3\.25 ADA of what was"):
-        await run.agent.let_through(theirs)
+        await run.agent.prepaid_calls.let_through(theirs)
     await run.settle_down()
     assert run.state(row.id) is State.CONFIRMED
     assert spending.totals(run.desk.conn, Scope("app_two")) == {"lovelace": (PRICE + SHARES) // 2}
@@ -320,7 +320,7 @@ async def test_a_batch_that_is_not_confirmed_yet_counts_for_who_uses_it(run: Run
 async def another_app(run: Run, most: int) -> ServedCall:
     """A call of an app that has a limit of its own, of a balance that others paid for."""
     row = await run.pay_in_block("first")
-    await run.agent.record_delivery(row.id, 200)
+    await run.agent.deliveries.record_delivery(row.id, 200)
     await run.desk.write("app", lambda unit: apps.add_with_token(unit, "app_two", "two", "1" * 64, ["pay"], 1))
     await set_limits(run.desk, "app_test", "two", None, "lovelace", {Window.TOTAL: most})
     run.world.clock.ahead_ms += 1000
@@ -331,10 +331,10 @@ async def use_up(run: Run, theirs: ServedCall, most: int) -> int:
     """How often the app is served from the balance, until its own limit stands against it."""
     for served in range(most):
         try:
-            use = await run.agent.let_through(theirs)
+            use = await run.agent.prepaid_calls.let_through(theirs)
         except Refused:
             return served
-        await run.agent.record_call(theirs, use)
+        await run.agent.prepaid_calls.record_call(theirs, use)
     return most
 
 
@@ -353,7 +353,7 @@ async def test_a_question_pays_for_nothing_that_its_app_uses(world: World, is_de
         assert asked.state is State.AWAITING_APPROVAL
         if not is_denied_first:
             assert await use_up(run, theirs, 7) == 0
-        await run.agent.deny(asked.id, SOMEBODY)
+        await run.agent.decisions.deny(asked.id, SOMEBODY)
         assert await use_up(run, theirs, 7) == 3
         require_whole(run)
 
@@ -382,14 +382,14 @@ async def test_what_had_no_answer_stays_counted_through_a_restart(world: World) 
     world.settings(batch=4)
     async with world.run() as run:
         row = await run.pay_in_block("first")
-        await run.agent.record_delivery(row.id, 200)
+        await run.agent.deliveries.record_delivery(row.id, 200)
         await run.desk.write("app", lambda unit: apps.add_with_token(unit, "app_two", "two", "1" * 64, ["pay"], 1))
         await set_limits(run.desk, "app_test", "two", None, "lovelace", {Window.TOTAL: 4 * ADA})
-        assert await run.agent.let_through(replace(call(run), app_id="app_two")) is not None
+        assert await run.agent.prepaid_calls.let_through(replace(call(run), app_id="app_two")) is not None
     async with world.run() as run:
         await run.look()
         with pytest.raises(Refused, match="limit_exceeded"):
-            await run.agent.let_through(replace(call(run), app_id="app_two"))
+            await run.agent.prepaid_calls.let_through(replace(call(run), app_id="app_two"))
         require_whole(run)
 
 
@@ -397,14 +397,15 @@ async def test_what_only_the_merchant_says_is_left_is_within_an_apps_limit_too(r
     """By our count all is used: it costs what calls have cost on average."""
     await run.pay_in_block("first")
     for _ in range(4):
-        await run.agent.record_call(call(run))
+        await run.agent.prepaid_calls.record_call(call(run))
     assert balance(run).left == 0
     await run.desk.write("app", lambda unit: apps.add_with_token(unit, "app_two", "two", "1" * 64, ["pay"], 1))
     await set_limits(run.desk, "app_test", "two", None, "lovelace", {Window.TOTAL: 1})
     theirs = replace(call(run), app_id="app_two")
-    assert await run.agent.let_through(theirs) is None, "nobody says that anything is left: its 402 decides"
+    use = await run.agent.prepaid_calls.let_through(theirs)
+    assert use is None, "nobody says that anything is left: its 402 decides"
     (pool,) = prepaid.all_pools(run.desk.conn)
     told = prepaid.Observation("balance", 200, "{}", 5, 9, 4, None, None, None, run.world.clock.now_ms())
     await run.desk.write("observe", lambda unit: prepaid.add_observation(unit, pool.id, told))
     with pytest.raises(Refused, match=r"this call takes 3\.25 ADA of what was prepaid"):
-        await run.agent.let_through(theirs)
+        await run.agent.prepaid_calls.let_through(theirs)

@@ -590,7 +590,7 @@ class TestTheNextInvoice:
             low = height(world)
             first, row = await self.next_one(world, run, price="1500000", splits=[])
             await run.settle_down()
-            await run.agent.record_delivery(row.id, 200)
+            await run.agent.deliveries.record_delivery(row.id, 200)
             assert run.books()[f"merchant:{world.origin}"] == {"lovelace": 1_500_000 // 4}
             fork_with(world, low, first.cbor or b"")
             await run.settle_down(2)

@@ -315,7 +315,7 @@ class TestTheEndOfAnOrder:
             ended = run.desk.payment(asked.id)
             assert (ended.state, ended.reason_code) == (State.DENIED, why)
             with pytest.raises(Refused, match="already_decided"):
-                await run.agent.approve(asked.id, Approver("token", APP))
+                await run.agent.decisions.approve(asked.id, Approver("token", APP))
             await go_round(run)
             assert world.transactions() == []
             require_whole(run)
@@ -348,7 +348,7 @@ class TestTheEndOfAnOrder:
             world.clock.ahead_ms += 60_000
             await run.settle_down()
             with pytest.raises(Refused, match="app_ended"):
-                await run.agent.approve(asked.id, Approver("token", APP))
+                await run.agent.decisions.approve(asked.id, Approver("token", APP))
             assert run.state(asked.id) is State.AWAITING_APPROVAL
             assert world.transactions() == []
 
@@ -585,10 +585,10 @@ class TestByItself:
             assert (row.cause, row.unit, row.units, row.state) == ("auto", "calls", 8, "done")
             assert balance(run).left == 8
             for n in range(5):
-                await run.agent.record_call(call(run, f"{n}"))
+                await run.agent.prepaid_calls.record_call(call(run, f"{n}"))
             assert balance(run).left == 3
             assert await autos(run) == [row], "3 are not below 3"
-            await run.agent.record_call(call(run, "last"))
+            await run.agent.prepaid_calls.record_call(call(run, "last"))
             _, second = await autos(run, 12)
             assert (second.units, second.state) == (6, "done")
             assert balance(run).left == 10
@@ -617,7 +617,7 @@ class TestByItself:
             for day in range(2):
                 await autos(run, 8)
                 for n in range(4):
-                    await run.agent.record_call(call(run, f"{day} {n}"))
+                    await run.agent.prepaid_calls.record_call(call(run, f"{day} {n}"))
             assert len(await autos(run)) == 2
             world.clock.ahead_ms += 86_400_000
             await run.settle_down()
@@ -633,7 +633,7 @@ class TestByItself:
             await know_price(run)
             await autos(run, 8)
             for n in range(0 if fails else 4):
-                await run.agent.record_call(call(run, f"{n}"))
+                await run.agent.prepaid_calls.record_call(call(run, f"{n}"))
             world.clock.ahead_ms += 3 * 86_400_000
             for _ in range(3):
                 await run.topups.beat()

@@ -71,7 +71,7 @@ async def question(run: Run, message: str) -> list[str]:
 async def approve(run: Run, message: str) -> PaymentRow:
     """Ask about a payment, and let it go on."""
     row = await run.pay(message)
-    await run.agent.approve(row.id, SOMEBODY)
+    await run.agent.decisions.approve(row.id, SOMEBODY)
     await run.agent.sending.drain(10)
     return run.desk.payment(row.id)
 
@@ -249,7 +249,7 @@ class TestAddresses:
             await run.pay("first")
             world.settings(pay_to=pay_to("thief"))
             row = await run.pay("second")
-            await run.agent.deny(row.id, SOMEBODY)
+            await run.agent.decisions.deny(row.id, SOMEBODY)
             assert await question(run, "third") == ["address_not_pinned"]
 
     async def test_the_last_address_is_not_forgotten(self, world: World) -> None:
@@ -283,9 +283,9 @@ class TestAddresses:
                 world.settings(pay_to=pay_to(name), splits=[])
                 assert await question(run, name) == ["above_threshold"]
                 rows.append(queries.payments_in(run.desk.conn, [State.AWAITING_APPROVAL])[-1])
-            await run.agent.approve(rows[0].id, SOMEBODY)
+            await run.agent.decisions.approve(rows[0].id, SOMEBODY)
             with pytest.raises(Refused, match=r"address_not_pinned.*was not so when it was asked about"):
-                await run.agent.approve(rows[1].id, SOMEBODY)
+                await run.agent.decisions.approve(rows[1].id, SOMEBODY)
             assert run.state(rows[1].id) is State.AWAITING_APPROVAL
             assert trust.pins(run.desk.conn, world.origin) == {Pin("pay_to", pay_to("one"))}
 
@@ -370,7 +370,7 @@ class TestPrices:
             world.settings(price=str(ADA * 5 // 2))
             fair = world.ask("one call, at its own price")
             world.settings(batch=4, price=str(10 * ADA))
-            await run.agent.record_delivery((await run.pay_in_block("four calls")).id, 200)
+            await run.agent.deliveries.record_delivery((await run.pay_in_block("four calls")).id, 200)
             assert events_of(run, "price_agreed")[0][1]["calls"] == "4"
             row, _ = await run.agent.pay(dear)
             asked = approvals.of_payment(run.desk.conn, row.id)
@@ -389,7 +389,7 @@ class TestPrices:
             assert await question(run, "a thousand calls") == ["price_drifted"]
             row = await approve(run, "a thousand calls")
             await run.settle_down()
-            await run.agent.record_delivery(row.id, 200)
+            await run.agent.deliveries.record_delivery(row.id, 200)
             world.settings(price=str(2 * ADA), batch=1)
             assert (await run.pay("one more call")).state is State.IN_FLIGHT
 
@@ -460,7 +460,7 @@ async def leave_unserved(world: World, run: Run, message: str) -> PaymentRow:
     row = await run.pay_in_block(message)
     world.clock.ahead_ms += 301_000
     await run.settle_down()
-    return await run.agent.record_delivery(row.id, 402)
+    return await run.agent.deliveries.record_delivery(row.id, 402)
 
 
 class TestStrikes:
@@ -470,7 +470,7 @@ class TestStrikes:
         """Told once; a restart forgets nothing; the proof of what is paid is shown all the same."""
         async with world.run(terms=guarded(world, self.STOP)) as run:
             first = await leave_unserved(world, run, "first")
-            await run.agent.record_delivery(first.id, 402)  # the same payment is no second strike
+            await run.agent.deliveries.record_delivery(first.id, 402)  # the same payment is no second strike
             assert trust.strikes(run.desk.conn, world.origin).count == 1
             second = await leave_unserved(world, run, "second")
             assert second.delivery is Delivery.PAID_NOT_SERVED
@@ -481,7 +481,7 @@ class TestStrikes:
             assert told.code == "merchant_stopped"
             merchant = run.desk.terms.merchants[world.origin]
             assert retry_headers(run.desk.payment(second.id), merchant, world.address)["X-Payment"]
-            served = await run.agent.record_delivery(second.id, 200)
+            served = await run.agent.deliveries.record_delivery(second.id, 200)
             assert served.delivery is Delivery.ACCEPTED
             assert (await refusal(run, "fourth")).code == "merchant_stopped", "an operator says when"
             await merchants.reopen(run.desk, APP, "t")
@@ -495,7 +495,7 @@ class TestStrikes:
         async with world.run(terms=guarded(world, self.STOP)) as run:
             await leave_unserved(world, run, "first")
             served = await run.pay_in_block("second")
-            await run.agent.record_delivery(served.id, 200)
+            await run.agent.deliveries.record_delivery(served.id, 200)
             await leave_unserved(world, run, "third")
             assert trust.strikes(run.desk.conn, world.origin).stopped_at_ms is None
             assert (await run.pay("fourth")).state is State.IN_FLIGHT
@@ -511,12 +511,12 @@ class TestStrikes:
             [row] = queries.payments_in(run.desk.conn, [State.AWAITING_APPROVAL])
             world.clock.ahead_ms += 301_000
             await run.settle_down()
-            await run.agent.record_delivery(unserved.id, 402)
+            await run.agent.deliveries.record_delivery(unserved.id, 402)
             with pytest.raises(Refused, match="merchant_stopped"):
-                await run.agent.approve(row.id, SOMEBODY)
+                await run.agent.decisions.approve(row.id, SOMEBODY)
             assert run.state(row.id) is State.AWAITING_APPROVAL
             await merchants.reopen(run.desk, APP, "t")
-            await run.agent.approve(row.id, SOMEBODY)
+            await run.agent.decisions.approve(row.id, SOMEBODY)
             assert run.state(row.id) in (State.SIGNED, State.IN_FLIGHT)
 
     async def test_what_was_admitted_and_not_signed_is_given_back_when_it_is_stopped(self, world: World) -> None:
@@ -528,7 +528,7 @@ class TestStrikes:
             signer.trouble = "fails"
             with pytest.raises(OSError, match="the signer is gone"):
                 await run.agent.pay(world.ask("unsigned"))
-            await run.agent.record_delivery(unserved.id, 402)
+            await run.agent.deliveries.record_delivery(unserved.id, 402)
             signer.trouble = "mended"
             await run.settle_down()
             [row] = [one for one in queries.payments_in(run.desk.conn, list(State)) if one.id != unserved.id]
@@ -543,7 +543,7 @@ class TestStrikes:
             row = await lose(world, run)
             world.clock.ahead_ms += 301_000
             await run.settle_down()
-            await run.agent.record_delivery(unserved.id, 402)
+            await run.agent.deliveries.record_delivery(unserved.id, 402)
             assert (await refusal(run, "another")).code == "merchant_stopped"
             await pass_time_of(world, run, TTL_S + 1)
             assert [one.kind for one in attempts(run, row)] == ["pay", "cancel"]
@@ -563,8 +563,8 @@ class TestNobodyAsksAgain:
         async with world.run(terms=guarded(world, self.STOP)) as run:
             for message in ("one", "two", "three"):
                 row = await run.pay_in_block(message)
-                await run.agent.record_delivery(row.id, 500)
-                await run.agent.record_delivery(row.id, 402)
+                await run.agent.deliveries.record_delivery(row.id, 500)
+                await run.agent.deliveries.record_delivery(row.id, 402)
                 await pass_an_hour(run)
                 await run.watch.give_up_unserved()
                 assert run.desk.payment(row.id).delivery is Delivery.PAID_NOT_SERVED
@@ -579,37 +579,37 @@ class TestNobodyAsksAgain:
         world.settings(timeout=86_400)
         async with world.run(terms=guarded(world, self.STOP)) as run:
             row = await run.pay_in_block("one")
-            await run.agent.record_delivery(row.id, 402)
+            await run.agent.deliveries.record_delivery(row.id, 402)
             await pass_an_hour(run)
             assert trust.strikes(run.desk.conn, world.origin).count == 1
 
     async def test_a_slow_one_has_an_hour_whenever_its_invoice_ends(self, world: World) -> None:
         async with world.run(terms=guarded(world, self.STOP)) as run:
             row = await run.pay_in_block("one")
-            await run.agent.record_delivery(row.id, 402)
+            await run.agent.deliveries.record_delivery(row.id, 402)
             await pass_an_hour(run, but_s=60)
             assert run.desk.payment(row.id).delivery is Delivery.PRESENTED
             world.clock.ahead_ms += 3_600_000  # and no block: this machine's clock alone accuses nobody
             await run.watch.give_up_unserved()
             assert run.desk.payment(row.id).delivery is Delivery.PRESENTED
-            assert (await run.agent.record_delivery(row.id, 200)).delivery is Delivery.ACCEPTED
+            assert (await run.agent.deliveries.record_delivery(row.id, 200)).delivery is Delivery.ACCEPTED
             await pass_an_hour(run)
             assert trust.strikes(run.desk.conn, world.origin).count == 0
 
     async def test_what_is_served_late_begins_the_count_anew(self, world: World) -> None:
         async with world.run(terms=guarded(world, self.STOP)) as run:
             row = await run.pay_in_block("one")
-            await run.agent.record_delivery(row.id, 402)
+            await run.agent.deliveries.record_delivery(row.id, 402)
             await pass_an_hour(run)
             assert trust.strikes(run.desk.conn, world.origin).count == 1
-            assert (await run.agent.record_delivery(row.id, 200)).delivery is Delivery.ACCEPTED
+            assert (await run.agent.deliveries.record_delivery(row.id, 200)).delivery is Delivery.ACCEPTED
             assert trust.strikes(run.desk.conn, world.origin).count == 0
 
     async def test_a_daemon_that_was_away_accuses_nobody_for_it(self, world: World) -> None:
         """Its clients could show no proof meanwhile: they have an hour from when it is there again."""
         async with world.run(terms=guarded(world, self.STOP)) as run:
             row = await run.pay_in_block("one")
-            await run.agent.record_delivery(row.id, 402)
+            await run.agent.deliveries.record_delivery(row.id, 402)
         world.clock.ahead_ms += 3_605_000
         async with world.run(terms=guarded(world, self.STOP)) as run:
             await run.watch.give_up_unserved()
@@ -624,7 +624,7 @@ class TestNobodyAsksAgain:
         async with world.run(terms=guarded(world, self.STOP)) as run:
             silent = await run.pay_in_block("never told")
             cut = await run.pay_in_block("hung up")
-            await run.agent.take_answer(cut.id, make_response(200, {"content-type": "text/plain"}, ""))
+            await run.agent.deliveries.take_answer(cut.id, make_response(200, {"content-type": "text/plain"}, ""))
             await pass_an_hour(run)
             assert run.desk.payment(silent.id).delivery is Delivery.NOT_PRESENTED
             assert run.desk.payment(cut.id).delivery is Delivery.PRESENTED

@@ -58,7 +58,7 @@ async def show(world: World, run: Run, row: PaymentRow) -> tuple[httpx.Response,
     """Show the proof, and let the agent read the answer."""
     answer = get(world, retry_headers(row, run.desk.terms.merchants[world.origin], world.address))
     response = parse_answer(answer.status_code, list(answer.headers.multi_items()), answer.content)
-    return answer, *await run.agent.take_answer(row.id, response)
+    return answer, *await run.agent.deliveries.take_answer(row.id, response)
 
 
 async def test_the_merchant_settles_what_it_was_handed(world: World) -> None:
@@ -72,7 +72,7 @@ async def test_the_merchant_settles_what_it_was_handed(world: World) -> None:
         answer, row, advice = await show(world, run, row)
         assert (answer.status_code, advice.answer.said) == (200, Said.SERVED)
         assert world.waiting() == [row.tx_id]
-        await run.agent.record_delivery(row.id, 200)
+        await run.agent.deliveries.record_delivery(row.id, 200)
         await run.settle_down()
         row = run.desk.payment(row.id)
         assert (row.state, row.delivery) == (State.CONFIRMED, Delivery.ACCEPTED)
@@ -91,7 +91,7 @@ async def test_the_same_call_is_another_purchase_once_it_was_served(world: World
             await run.agent.quote(ask(world))
         assert paid.value.context["payment"] == first.id
         await show(world, run, first)
-        await run.agent.record_delivery(first.id, 200)
+        await run.agent.deliveries.record_delivery(first.id, 200)
         assert (await run.agent.quote(ask(world))).refusal is None
         second, is_new = await run.agent.pay(ask(world))
         assert is_new

@@ -85,10 +85,12 @@ async def test_what_is_used_of_a_prepaid_balance_is_found_by_the_app_whose_call_
     row = await api.pay(app="payer", request={"method": "POST", "path": "/chat", "body_sha256": "ab" * 32})
     await api.run.agent.sending.drain(10)
     await api.run.settle_down()
-    await api.run.agent.record_delivery(str(row["id"]), 200)
+    await api.run.agent.deliveries.record_delivery(str(row["id"]), 200)
     buyer = Buyer("demo", api.world.address)
     for _ in range(2):
-        await api.run.agent.record_call(ServedCall("app_other", api.world.origin, buyer, "POST", "/chat", None))
+        await api.run.agent.prepaid_calls.record_call(
+            ServedCall("app_other", api.world.origin, buyer, "POST", "/chat", None)
+        )
     http = api.as_("reader")
     for app, kinds in (("other", ["use", "use"]), ("payer", ["use", "post", "reserve"]), ("both", [])):
         entries = (await http.get("/v1/ledger/entries", params={"app": app})).json()["entries"]

@@ -124,7 +124,7 @@ async def test_a_merchant_that_was_stopped_is_let_in_again(guarded: Api) -> None
     await guarded.run.agent.sending.drain(10)
     await guarded.run.settle_down()
     guarded.world.clock.ahead_ms += 301_000
-    await guarded.run.agent.record_delivery(str(row["id"]), 402)
+    await guarded.run.agent.deliveries.record_delivery(str(row["id"]), 402)
     guarded.world.clock.ahead_ms -= 301_000
     told = (await guarded.http.get("/v1/merchants/t")).json()
     assert told["strikes"] == 1

@@ -47,7 +47,7 @@ async def live(world: World) -> None:
     limits = daily(1000 * ADA, 100_000 * ADA) + daily(300, 1000, TOKEN)
     async with world.run(terms=with_terms(limits=limits)) as run:
         row = await run.pay_in_block("plain")
-        await run.agent.record_delivery(row.id, 200)
+        await run.agent.deliveries.record_delivery(row.id, 200)
         world.control("rollback", depth=1)
         await run.pass_time(4)
         assert run.events(row.id).count("confirm") == 2
@@ -93,8 +93,8 @@ async def decide_on_some(world: World, run: Run) -> None:
     agent, by = run.agent, Approver("token", APP)
     agent.desk.admission.rulebook.approval_above = {"lovelace": 1 * ADA}
     approved, denied, _ = [(await agent.pay(world.ask(f"asked {n}")))[0] for n in range(3)]
-    await agent.approve(approved.id, by)
-    await agent.deny(denied.id, by)
+    await agent.decisions.approve(approved.id, by)
+    await agent.decisions.deny(denied.id, by)
     await agent.sending.drain(10)
     await run.settle_down()
     agent.desk.admission.rulebook.approval_above = {}
@@ -112,8 +112,8 @@ async def use_the_batch(run: Run) -> None:
         for app in (APP, user.id)
     ]
     for call in (*calls, calls[1]):
-        await run.agent.record_call(call, await run.agent.let_through(call))
-    await run.agent.give_back(await run.agent.let_through(calls[1]))
+        await run.agent.prepaid_calls.record_call(call, await run.agent.prepaid_calls.let_through(call))
+    await run.agent.prepaid_calls.give_back(await run.agent.prepaid_calls.let_through(calls[1]))
 
 
 @contextmanager

@@ -249,7 +249,7 @@ class Script:
 
     async def _serve(self, run: Run, row: PaymentRow) -> None:
         if run.desk.payment(row.id).delivery is not Delivery.ACCEPTED:
-            await run.agent.record_delivery(row.id, 200)
+            await run.agent.deliveries.record_delivery(row.id, 200)
             self._require_alive()
 
     async def _plain(self, run: Run) -> None:

@@ -249,12 +249,14 @@ async def test_prepaid_calls_that_run_out_are_told_of_and_a_batch_on_its_way_cou
         await alerting.beat()
         assert receiver.calls == [], "four calls are on their way"
         await run.settle_down()
-        await run.agent.record_delivery(first.id, 200)
+        await run.agent.deliveries.record_delivery(first.id, 200)
         await alerting.beat()
         assert receiver.calls == [], "three are left"
         for number in range(2):
             buyer = Buyer("demo", world.address)
-            await run.agent.record_call(ServedCall(APP, world.origin, buyer, "POST", "/chat", f"k{number}"))
+            await run.agent.prepaid_calls.record_call(
+                ServedCall(APP, world.origin, buyer, "POST", "/chat", f"k{number}")
+            )
             await alerting.beat()
         assert receiver.said() == [("prepaid_low", "prepaid:1")], "told at two left, and not again at one"
         said = receiver.calls[0].said
