@@ -98,7 +98,7 @@ class Sweeps:
             ("prepaid", self._watch.observe_prepaid, self._beats.prepaid_s),
             ("alerts", self._alerts.beat, self._beats.alerts_s),
             ("topups", self._topups.beat, self._beats.prepaid_s),
-            ("coins", self._agent.keep_ready, self._beats.alerts_s),
+            ("coins", self._agent.stock.keep_ready, self._beats.alerts_s),
             ("approvals", self._agent.decisions.deny_what_is_over, self._beats.alerts_s),
         ):
             self._scheduler.add_job(

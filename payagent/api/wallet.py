@@ -8,6 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends
 from starlette.requests import Request
 
+from payagent.agent import emptying
 from payagent.agent.foreign import thaw
 from payagent.agent.view import payment_view
 from payagent.api.access import OPERATE, PAY, READ, Caller, need
@@ -66,7 +67,7 @@ async def split(request: Request, caller: Operator) -> JsonResponse:
     """With an Idempotency-Key the call can be repeated safely; without one every call is a new transaction."""
     agent, key = caller.agent, read_key(single_header(request, "Idempotency-Key"))
     count, lovelace = read_split(await caller.json_body(request))
-    row, is_new = await agent.split(caller.app.id, count, lovelace, key)
+    row, is_new = await agent.transfers.split(caller.app.id, count, lovelace, key)
     return JsonResponse(payment_view(row, agent.desk.terms), 201 if is_new else 200)
 
 
@@ -82,10 +83,10 @@ async def send(request: Request, caller: Operator) -> JsonResponse:
     agent, key = caller.agent, read_key(single_header(request, "Idempotency-Key"))
     order = read_transfer(await caller.json_body(request), agent.desk.terms.network)
     if order.units is None:
-        row, is_new = await agent.sweep(caller.app.id, order.to, key)
+        row, is_new = await agent.transfers.sweep(caller.app.id, order.to, key)
     else:
-        row, is_new = await agent.send(caller.app.id, order.to, order.asset, order.units, key)
-    behind = agent.left_behind(row.id)
+        row, is_new = await agent.transfers.send(caller.app.id, order.to, order.asset, order.units, key)
+    behind = emptying.told_of(agent.desk.conn, row.id)
     told = {} if behind is None else {"left_behind": behind}
     return JsonResponse(payment_view(row, agent.desk.terms) | told, 201 if is_new else 200)
 

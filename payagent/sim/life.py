@@ -203,7 +203,7 @@ class Life:
     async def _keep_ready(self) -> None:
         """What it orders when all else has ended would not have settled by the end of the run."""
         if not self._host.is_calm:
-            await self.agent.keep_ready()
+            await self.agent.stock.keep_ready()
 
     def take_over(self) -> None:
         """Another daemon opens the ledger: from here on this one must commit nothing more."""

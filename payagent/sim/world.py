@@ -397,11 +397,11 @@ class World:
             )
             try:
                 if act == "split":
-                    await life.call(agent.split("app_test", 2, 4 * ADA))
+                    await life.call(agent.transfers.split("app_test", 2, 4 * ADA))
                 elif act == "send":
-                    await life.call(agent.send("app_test", SENT_TO, LOVELACE, SENT_LOVELACE))
+                    await life.call(agent.transfers.send("app_test", SENT_TO, LOVELACE, SENT_LOVELACE))
                 elif act == "sweep":
-                    await life.call(agent.sweep("app_test", account().address))
+                    await life.call(agent.transfers.sweep("app_test", account().address))
                 elif act == "spend elsewhere":
                     if any(one.lie for one in self.plan.providers):
                         continue  # what one of two denies is not taken in as long as it does

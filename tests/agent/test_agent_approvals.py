@@ -387,7 +387,7 @@ async def test_more_than_was_asked_about_is_not_paid(world: World) -> None:
         await run.look()
         other = world.account.address
         for _ in range(3):
-            await run.agent.send(APP, other, "lovelace", 45 * ADA)  # to ourselves: not free for a while
+            await run.agent.transfers.send(APP, other, "lovelace", 45 * ADA)  # to ourselves: not free for a while
         await refuses(run, row, "above_approved")
         await run.settle_down(2)
         await run.agent.decisions.approve(row.id, SOMEBODY)
@@ -444,8 +444,8 @@ async def test_a_fee_that_rose_above_the_limit_is_not_paid_until_it_falls(world:
         row = await ask(run)
         world.fund(*[1_100_000] * 60)
         await run.look()
-        for _ in range(3):
-            await run.agent.send(APP, world.account.address, "lovelace", 45 * ADA)  # not free for a while
+        for _ in range(3):  # not free for a while
+            await run.agent.transfers.send(APP, world.account.address, "lovelace", 45 * ADA)
         await refuses(run, row, "limit_exceeded")
         await run.settle_down(2)
         await run.agent.decisions.approve(row.id, SOMEBODY)

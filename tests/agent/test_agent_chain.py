@@ -161,7 +161,7 @@ async def test_a_self_transfer_spends_change_that_is_on_its_way(world: World) ->
     async with world.run(terms=chained) as run:
         await run.look()
         await run.pay("first")
-        row, _ = await run.agent.split(APP, 3, 5 * ADA)
+        row, _ = await run.agent.transfers.split(APP, 3, 5 * ADA)
         await run.agent.sending.drain(10)
         await run.settle_down()
         assert run.state(row.id) is State.CONFIRMED

@@ -90,7 +90,7 @@ class TestCommitPoints:
             with pytest.raises(Refused, match=r"limits\.per_transaction"):
                 await run.pay(key="k")
             with pytest.raises(Refused, match=r"limits\.per_transaction"):
-                await run.agent.send(APP, somebody_else(world), "lovelace", 2 * ADA)
+                await run.agent.transfers.send(APP, somebody_else(world), "lovelace", 2 * ADA)
             assert {row.state for row in queries.payments_in(run.desk.conn, list(State))} == {State.REJECTED}
             assert run.desk.coins.totals["lovelace"] == 50 * ADA
 
@@ -252,7 +252,7 @@ class TestLimits:
         world.fund(60 * ADA, 20 * ADA)
         async with world.run(terms=with_terms(limits=limit_of(20))) as run:
             await run.look()
-            await run.agent.send("app_test", somebody_else(world), "lovelace", 30 * ADA)
+            await run.agent.transfers.send("app_test", somebody_else(world), "lovelace", 30 * ADA)
             await run.agent.sending.drain(10)
             assert (await run.pay()).state is State.IN_FLIGHT
 
@@ -394,7 +394,7 @@ class TestTheCaller:
         world.fund(50 * ADA)
         async with world.run() as run:
             await run.look()
-            row, _ = await run.agent.send("app_test", somebody_else(world), "lovelace", 5 * ADA)
+            row, _ = await run.agent.transfers.send("app_test", somebody_else(world), "lovelace", 5 * ADA)
             await run.agent.sending.drain(10)
             await run.settle_down()
             assert row.expires_at_ms is None

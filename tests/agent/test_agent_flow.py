@@ -325,14 +325,14 @@ async def test_self_transfers_are_payments_with_a_ledger_entry(world: World) -> 
     world.fund(50 * ADA, 50 * ADA)
     async with world.run() as run:
         await run.look()
-        split, _ = await run.agent.split("app_test", 5, 10 * ADA)
+        split, _ = await run.agent.transfers.split("app_test", 5, 10 * ADA)
         await run.agent.sending.drain(10)
         await run.settle_down()
         assert run.desk.payment(split.id).state is State.CONFIRMED
         assert run.owned() == world.on_chain()
         assert len(run.desk.coins) >= 6
         out = world.account.address
-        swept, _ = await run.agent.sweep("app_test", out)
+        swept, _ = await run.agent.transfers.sweep("app_test", out)
         await run.agent.sending.drain(10)
         await run.settle_down()
         assert run.desk.payment(swept.id).state is State.CONFIRMED

@@ -62,9 +62,9 @@ async def test_what_is_new_is_refused_and_leaves_nothing_held(world: World) -> N
         assert run.books().get("held", {}) == {}
         other = parse_address(role_address("creator").text, run.desk.terms.network)
         for order in (
-            run.agent.send(APP, other, "lovelace", 5 * ADA),
-            run.agent.sweep(APP, other),
-            run.agent.split(APP, 2, 5 * ADA),
+            run.agent.transfers.send(APP, other, "lovelace", 5 * ADA),
+            run.agent.transfers.sweep(APP, other),
+            run.agent.transfers.split(APP, 2, 5 * ADA),
         ):
             with pytest.raises(Refused) as refused:
                 await order

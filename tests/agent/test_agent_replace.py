@@ -183,7 +183,7 @@ class TestTheSameInvoice:
         async with world.run() as run:
             await run.look()
             world.fault("submit", "drop")
-            row, _ = await run.agent.sweep(APP, world.account.address)
+            row, _ = await run.agent.transfers.sweep(APP, world.account.address)
             await run.agent.sending.drain(10)
             await pass_time_of(world, run, TTL_S + 1)
             await run.settle_down()
@@ -777,11 +777,11 @@ class TestAnOrderThatComesAgain:
         async def order(run: Run) -> PaymentRow:
             agent = run.agent
             if kind == "send":
-                row, _ = await agent.send(APP, to, "lovelace", 10 * ADA, "K")
+                row, _ = await agent.transfers.send(APP, to, "lovelace", 10 * ADA, "K")
             elif kind == "split":
-                row, _ = await agent.split(APP, 2, 10 * ADA, "K")
+                row, _ = await agent.transfers.split(APP, 2, 10 * ADA, "K")
             else:
-                row, _ = await agent.sweep(APP, to, "K")
+                row, _ = await agent.transfers.sweep(APP, to, "K")
             await agent.sending.drain(10)
             return agent.desk.payment(row.id)
 

@@ -152,7 +152,7 @@ async def test_what_a_clock_that_ran_ahead_signed_has_run_out_too(world: World, 
     world.clock.ahead_ms = true.ahead_ms + 250_000
     async with world.run(record=record) as run:
         await run.look()
-        await run.agent.split(APP, 2, 5 * ADA)
+        await run.agent.transfers.split(APP, 2, 5 * ADA)
     put(world, old)
     world.clock = true
     async with world.run(record=record) as run:
@@ -248,7 +248,7 @@ def count_of(conn: sqlite3.Connection, event: str) -> int:
 async def test_a_lost_ledger_is_rebuilt_from_the_chain(world: World, record: SignerFile, has_record: bool) -> None:
     async with world.run(record=record) as run:
         await run.pay_in_block("one")
-        await run.agent.send(APP, world.account.address, "lovelace", 5 * ADA)
+        await run.agent.transfers.send(APP, world.account.address, "lovelace", 5 * ADA)
         await run.agent.sending.drain(10)
         await run.settle_down()
         await run.pay_in_block("three")
@@ -288,7 +288,7 @@ async def test_what_a_killed_process_had_no_time_to_note_is_noted_by_the_next(
         await run.look()
         world.block()
         await run.look()
-        await run.agent.split(APP, 2, 5 * ADA)
+        await run.agent.transfers.split(APP, 2, 5 * ADA)
         assert (record.read() or Signed(0, "", 0)).attempts == 2
 
 

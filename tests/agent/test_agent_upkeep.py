@@ -81,7 +81,7 @@ async def land(run: Run, *rows: PaymentRow) -> None:
 
 async def keep(run: Run) -> None:
     """As the heartbeat does, until there is nothing more to do."""
-    await run.agent.keep_ready()
+    await run.agent.stock.keep_ready()
     await run.agent.sending.drain(10)
 
 
@@ -168,7 +168,7 @@ class TestABurst:
             rows = []
             for number in range(2 * DEPTH):
                 rows.append(await run.pay(f"call {number}"))
-                await run.agent.keep_ready()
+                await run.agent.stock.keep_ready()
                 await run.agent.sending.drain(10)
             assert own_orders(run)[0].kind == "split"
             await land(run, *rows)
@@ -297,7 +297,7 @@ class TestWhatIsRefusedAsBefore:
             await signer.is_asked.wait()
             world.settings(price=str(50 * ADA))
             others = asyncio.create_task(refused(world, run, 5))
-            while len(queries.payments_in(run.desk.conn, (State.REJECTED,))) < 5 and not run.agent._line:
+            while len(queries.payments_in(run.desk.conn, (State.REJECTED,))) < 5 and not run.agent.stock._line:
                 await asyncio.sleep(0)
             signer.may_sign.set()
             assert (await first).tx_id
@@ -324,7 +324,7 @@ class TestWhatIsRefusedAsBefore:
             world.fund(10_000 * ADA)
             await run.look()
             with pytest.raises(Refused, match="paused"):
-                await run.agent.keep_coins([2 * ADA] * 500)
+                await run.agent.stock.keep_coins([2 * ADA] * 500)
             await keep(run)
             assert len(own_orders(run)) == orders
             await unpause(run.desk, APP)
@@ -333,7 +333,7 @@ class TestWhatIsRefusedAsBefore:
         world.fund(10_000 * ADA)
         async with world.run(terms=kept) as run:
             with pytest.raises(Refused, match="chain_not_ready"):
-                await run.agent.keep_coins([2 * ADA] * 50)
+                await run.agent.stock.keep_coins([2 * ADA] * 50)
             await keep(run)
             assert own_orders(run) == []
 

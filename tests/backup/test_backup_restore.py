@@ -107,7 +107,7 @@ async def test_nothing_is_signed_until_all_that_is_unknown_has_landed_or_run_out
     world.block()
     async with again.run() as run:  # a restart does not make it shorter
         await run.look()
-        for order in (run.agent.pay(world.ask("new")), run.agent.split("app_test", 2, 2 * ADA)):
+        for order in (run.agent.pay(world.ask("new")), run.agent.transfers.split("app_test", 2, 2 * ADA)):
             with pytest.raises(Refused, match="restored_recently"):
                 await order
         world.clock.ahead_ms += 60_000

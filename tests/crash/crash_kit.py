@@ -290,7 +290,7 @@ class Script:
         await self._reach(run, row, State.VOID)
 
     async def _split(self, run: Run) -> None:
-        row, _ = await run.agent.split(APP, 3, 5 * ADA, key="split")
+        row, _ = await run.agent.transfers.split(APP, 3, 5 * ADA, key="split")
         await run.agent.sending.drain(10)
         self._require_alive()
         self.ids["split"] = row.id

@@ -174,7 +174,7 @@ async def test_a_wallet_that_runs_low_is_told_of_once_and_once_when_it_is_back(
         await run.look()
         await alerting.beat()
         assert receiver.calls == []
-        await run.agent.send(APP, ELSEWHERE, "lovelace", 15 * ADA, None)
+        await run.agent.transfers.send(APP, ELSEWHERE, "lovelace", 15 * ADA, None)
         await run.settle_down()
         for _ in range(3):
             await alerting.beat()

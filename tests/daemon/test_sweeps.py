@@ -31,7 +31,7 @@ class Agent:
     asked: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
-        self.desk = self.decisions = self.sending = self
+        self.desk = self.decisions = self.sending = self.stock = self
 
     async def deny_what_is_over(self) -> None:
         self.asked.set()
