@@ -1,15 +1,13 @@
-"""The agent's doors: pay, quote, transfer, deliver; and how a payment is carried one step on.
+"""The agent: its parts, put together, and what it is there for: pay a 402, or say what that would take.
 
 Call order that everything relies on: `pay` admits (C1 + C2), then signs (C3), and only then hands out headers
-or sends (C4). `resume` is the same path from wherever a crash left it.
+or sends (C4). `Carrying.resume` is the same path from wherever a crash left it.
 
-May import: core, dialects, chain.source, chain.guard, store, wallet, the rest of agent. Never: HTTP, SQL, a clock
-of its own.
+May import: core, chain.source, store, the rest of agent. Never: HTTP, SQL, a clock of its own.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TypeVar
 
 import structlog
 
@@ -36,13 +34,11 @@ from payagent.store import queries
 from payagent.store.queries import PaymentRow
 from payagent.store.writer import Readers, Unit
 
-T = TypeVar("T")
-
 log = structlog.get_logger("payagent.agent")
 
 
 class Agent:
-    """Reload, decide, do one step. All methods are for one event loop."""
+    """Reload, decide, do one step. All methods, its parts' too, are for one event loop."""
 
     def __init__(
         self,

@@ -100,13 +100,9 @@ class Stock:
 
     async def keep_ready(self) -> None:
         """As `keep_coins`, for later payments: when the ledger has changed since, and now and then."""
-        now_ms, version = self._desk.ports.clock.now_ms(), queries.version(self._desk.conn)
-        if (
-            not self._desk.terms.upkeep_lovelace
-            or self._line
-            or self._desk.is_paused
-            or not self._desk.chain.is_ready(now_ms)
-        ):
+        desk = self._desk
+        now_ms, version = desk.ports.clock.now_ms(), queries.version(desk.conn)
+        if not desk.terms.upkeep_lovelace or self._line or desk.is_paused or not desk.chain.is_ready(now_ms):
             return
         if version != self._kept[0] or not self._kept[1] <= now_ms < self._kept[1] + KEPT_EVERY_MS:
             look = await self.keep_coins()
