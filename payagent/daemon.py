@@ -15,7 +15,7 @@ import stat
 import tempfile
 import threading
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -53,6 +53,7 @@ from payagent.merchants.client import MerchantClient
 from payagent.proxy.door import Bounds as ProxyBounds
 from payagent.proxy.door import Door
 from payagent.secretfile import (
+    SecretFile,
     make_secret_file,
     read_header_secret,
     read_secret_file,
@@ -127,40 +128,52 @@ def serve(
     if not __debug__:
         raise Refused("config_invalid", "Python's -O strips checks that libraries rely on; start without it")
     fence.keep_to_itself()
-    if not settings.data_dir.is_dir():
-        raise Refused("config_invalid", f"{settings.data_dir} is not there; make it with `payagent init`")
-    require_private(settings.data_dir)
-    require_unchanged_by_others(config)
+    _require_private_place(settings.data_dir, config)
     context = _tls(settings.api, allow_remote)
     with lease(settings.data_dir, (LEDGER_FILE, KEYSTORE_FILE)):
         require_ledger(settings.data_dir / LEDGER_FILE)
         scratch = make_scratch(settings.data_dir)
-        network, number, limits = NETWORKS[settings.network], settings.keystore.account, settings.limits
-        keystore, passphrase = settings.data_dir / KEYSTORE_FILE, passphrase_file(settings, environ, can_ask)
+        passphrase = passphrase_file(settings, environ, can_ask)
         plan = fence_plan(settings, config, passphrase)
         require_out_of_reach([*looked_for, config], written_by_daemon(settings, plan))
         with (
-            unlocked(keystore, passphrase, network, number, limits.caps, limits.day_caps) as (
-                account,
-                signer,
-                missing,
-            ),
+            _unlocked(settings, passphrase) as (account, signer, missing),
             listen_tcp(settings.api.listen, "api.listen") as tcp,
             _listen_unix(settings.api.socket) as unix,
             held_open(settings.data_dir / LEDGER_FILE) as use_for_temporary,
         ):
             _put_up_fence(settings, plan, scratch, use_for_temporary)
-            if os.path.lexists(settings.data_dir / WORDS_FILE):
-                log.warning("words.left", file=str(settings.data_dir / WORDS_FILE), fix=PROBLEMS["words_left"].fix)
-            for name, provider in settings.chain.named.items():
-                if (risk := provider.risk) is not None:
-                    log.warning("provider.in_clear", provider=name, risk=risk)
+            _warn_of_risks(settings)
             tell = log.warning if missing else log.info
             tell("signer.started", pid=signer.pid, not_possible_here=missing)
             doors = Doors(unix, tcp, context)
             asyncio.run(_serve(settings, account, signer, doors, announce, redactor, checkpoint, config, reread))
             if signer.problem is not None:
                 raise Refused("signer_lost", f"the process that holds the key is gone: {signer.problem}")
+
+
+def _require_private_place(data_dir: Path, config: Path) -> None:
+    if not data_dir.is_dir():
+        raise Refused("config_invalid", f"{data_dir} is not there; make it with `payagent init`")
+    require_private(data_dir)
+    require_unchanged_by_others(config)
+
+
+def _unlocked(
+    settings: Settings, passphrase: SecretFile | None
+) -> AbstractContextManager[tuple[Account, SignerProcess, list[str]]]:
+    """The wallet's account, and who signs for it."""
+    keystore, network, limits = settings.data_dir / KEYSTORE_FILE, NETWORKS[settings.network], settings.limits
+    return unlocked(keystore, passphrase, network, settings.keystore.account, limits.caps, limits.day_caps)
+
+
+def _warn_of_risks(settings: Settings) -> None:
+    """What serving goes on with, and an operator should put right."""
+    if os.path.lexists(settings.data_dir / WORDS_FILE):
+        log.warning("words.left", file=str(settings.data_dir / WORDS_FILE), fix=PROBLEMS["words_left"].fix)
+    for name, provider in settings.chain.named.items():
+        if (risk := provider.risk) is not None:
+            log.warning("provider.in_clear", provider=name, risk=risk)
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,12 +258,12 @@ async def _serve(
             egress,
         )
         plain, secure = doors.sorted()
-        server = make_server(door, partial(agent.ports.new_id, "call"), secure)
+        server = make_server(door, partial(agent.desk.ports.new_id, "call"), secure)
         server.stop_on_signal()
         if reread is not None:
             make = partial(make_terms, own=account.address, redactor=redactor)
             read = partial(_read_anew, config, reread)
-            _read_on_sighup(Rereading(agent, settings, read, make))
+            _read_on_sighup(Rereading(agent.desk, settings, read, make))
         signer.watch(_stop)
         _keep_what_is_there()
         announce({"api": doors.url, "socket": str(settings.api.socket), "network": settings.network})
@@ -293,11 +306,13 @@ async def _running(
             readers = Readers(database)
             await _bind(writer, readers, settings, account.address)
             agent = Agent(terms, ports, writer, readers, sources, signer)
-            recovery = Recovery(agent, record)
+            recovery = Recovery(agent.desk, record)
             await recovery.begin()
         beats = DEVNET_BEATS if settings.network == "devnet" else NETWORK_BEATS
         topups = Topups(agent, merchants)
-        sweeps = Sweeps(agent, Watch(agent, merchants), Alerts(agent, webhook, links), topups, recovery, beats)
+        sweeps = Sweeps(
+            agent, Watch(agent, merchants), Alerts(agent.desk, webhook, links), topups, recovery, beats
+        )
         sweeps.start()
         try:
             yield agent, topups, sweeps

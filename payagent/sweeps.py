@@ -69,6 +69,7 @@ class Sweeps:
         self, agent: Agent, watch: Watch, alerts: Alerts, topups: Topups, recovery: Recovery, beats: Beats
     ) -> None:
         self._agent = agent
+        self._desk = agent.desk
         self._watch = watch
         self._alerts = alerts
         self._topups = topups
@@ -97,8 +98,8 @@ class Sweeps:
             ("prepaid", self._watch.observe_prepaid, self._beats.prepaid_s),
             ("alerts", self._alerts.beat, self._beats.alerts_s),
             ("topups", self._topups.beat, self._beats.prepaid_s),
-            ("coins", self._agent.keep_ready, self._beats.alerts_s),
-            ("approvals", self._agent.deny_what_is_over, self._beats.alerts_s),
+            ("coins", self._agent.stock.keep_ready, self._beats.alerts_s),
+            ("approvals", self._agent.decisions.deny_what_is_over, self._beats.alerts_s),
         ):
             self._scheduler.add_job(
                 self._beat, _Every(seconds), [name, beat], id=name, next_run_time=datetime.now(UTC)
@@ -122,7 +123,7 @@ class Sweeps:
         self._scheduler.pause()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=DRAIN_S)
-        await self._agent.drain(DRAIN_S)
+        await self._agent.sending.drain(DRAIN_S)
         self._scheduler.shutdown(wait=False)
 
     def _mind_the_clock(self) -> None:
@@ -167,13 +168,13 @@ class Sweeps:
 
     def _may_rest(self) -> bool:
         """Whether the next look can wait. A payment that is admitted meanwhile is looked at with the next beat."""
-        if self._last_success_s is None or self._agent.chain.behind is not None or not self._watch.is_idle:
+        if self._last_success_s is None or self._desk.chain.behind is not None or not self._watch.is_idle:
             return False
         return asyncio.get_running_loop().time() < self._last_success_s + self._beats.idle_s
 
     def _why_not_ready(self) -> str | None:
         try:
-            self._agent.chain.require_ready(self._agent.ports.clock.now_ms())
+            self._desk.chain.require_ready(self._desk.ports.clock.now_ms())
         except Refused as refused:
             return refused.detail
         return None

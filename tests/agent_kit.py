@@ -16,7 +16,9 @@ from pathlib import Path
 import httpx
 from canaries import plant
 
-from payagent.agent.agent import Agent, Ask, Request
+from payagent.agent.agent import Agent
+from payagent.agent.asks import Ask, Request
+from payagent.agent.desk import Desk
 from payagent.agent.ports import InProcess, Ports, SystemClock, SystemRandomness
 from payagent.agent.scan import Recovery
 from payagent.agent.terms import MerchantTerms, Terms
@@ -199,13 +201,13 @@ class World:
         ports = Ports(self.clock, SystemRandomness())
         signs = InProcess(signer or self.account.signer)
         agent = Agent(terms(self.terms), ports, writer, readers, sources, signs)
-        recovery = None if record is None else Recovery(agent, record)
+        recovery = None if record is None else Recovery(agent.desk, record)
         try:
             if recovery is not None:
                 await recovery.begin()
             yield Run(self, agent, Watch(agent, merchants), Topups(agent, merchants), recovery)
         finally:
-            await agent.drain(10)
+            await agent.sending.drain(10)
             await merchants.aclose()
             for source in sources:
                 await source.aclose()
@@ -223,22 +225,27 @@ class Run:
     recovery: Recovery | None = None
 
     @property
+    def desk(self) -> Desk:
+        """The agent's."""
+        return self.agent.desk
+
+    @property
     def commits(self) -> int:
         """How many there were in this life."""
-        return self.agent._writer.commits  # type: ignore[attr-defined, no-any-return]
+        return self.desk._writer.commits  # type: ignore[attr-defined, no-any-return]
 
     async def look(self) -> None:
         """One look at the chain, and everything that it set off has been sent."""
         await self.watch.tick()
         if self.recovery is not None:
             await self.recovery.beat(self.watch.view)
-        await self.agent.drain(10)
+        await self.agent.sending.drain(10)
 
     async def pay(self, message: str = "hello", **more: object) -> PaymentRow:
         """Pay for a call and have its bytes sent."""
         row, _ = await self.agent.pay(self.world.ask(message, **more))  # type: ignore[arg-type]
-        await self.agent.drain(10)
-        return self.agent.payment(row.id)
+        await self.agent.sending.drain(10)
+        return self.desk.payment(row.id)
 
     async def settle_down(self, blocks: int = 1) -> None:
         """Blocks, and a look after each."""
@@ -260,23 +267,23 @@ class Run:
             await self.settle_down()
 
     def state(self, payment_id: str) -> State:
-        return self.agent.payment(payment_id).state
+        return self.desk.payment(payment_id).state
 
     def selectable(self) -> set[str]:
         """Refs of the coins that the next payment may take."""
-        return {coin.ref for coin in self.agent.coins}
+        return {coin.ref for coin in self.desk.coins}
 
     def events(self, payment_id: str) -> list[str]:
-        return [event for _, event, *_ in queries.events(self.agent.conn, payment_id)]
+        return [event for _, event, *_ in queries.events(self.desk.conn, payment_id)]
 
     def entries(self) -> list[queries.EntryRow]:
         """The journal, newest first."""
-        return queries.entries_page(self.agent.conn, payment_id=None, account=None, before_id=None, limit=1000)
+        return queries.entries_page(self.desk.conn, payment_id=None, account=None, before_id=None, limit=1000)
 
     def books(self) -> dict[str, dict[str, int]]:
         """Units by account and asset."""
         found: dict[str, dict[str, int]] = {}
-        for account, asset, units in queries.balances(self.agent.conn):
+        for account, asset, units in queries.balances(self.desk.conn):
             found.setdefault(account, {})[asset] = units
         return found
 

@@ -13,8 +13,22 @@ The commit points (docs/exactly-once.md) and the job that makes each:
   C6       confirm  the spend is posted in the ledger
   C7       settle   its coins need no watch any more
 
-`agent` has the doors (pay, quote, send, split, ...), `admission` what happens inside C1 + C2 (`rulebook`: what
-may be paid; `planner`: of which coins; `holding`: both and the hold; `questions`: what a person is asked), `steps`
-what happens inside C3 to C7, `watch` the sweeps that look and send again, `view` how a payment is shown, `floods`
-how many of an app's refusals go on record.
+Where what is changed:
+
+  agent          pay and quote; puts together the parts below, which all work at one `desk` (ledger, terms, coins,
+                 chain, clock)
+  reception      a 402 is read into a purchase (`asks`, `orders`); what is refused is on record (`floods`)
+  admission      what happens inside C1 + C2 (`rulebook`: what may be paid; `planner`: of which coins; `holding`:
+                 both and the hold; `questions`: what a person is asked)
+  stock          a coin for each payment: the `line` of those that wait, and `upkeep`
+  signing        who is on the way to a signature, the signature, C3
+  sending        C4, and the bytes
+  carrying       from admitted to signed, after a crash too; replaced, cancelled, resolved
+  decisions      a person approves or denies
+  deliveries     what merchants answer to a proof
+  prepaid_calls  calls that a prepaid balance serves
+  transfers      what the operator moves: send, sweep, split
+  steps          what happens inside C3 to C7
+  watch          the sweeps that look at the chain and send again
+  view           how a payment is shown
 """

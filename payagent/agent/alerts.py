@@ -14,8 +14,8 @@ from itertools import chain
 
 import structlog
 
-from payagent.agent.agent import Agent
 from payagent.agent.alarm import CLEARED, clear_alert, is_raised, raise_alert
+from payagent.agent.desk import Desk
 from payagent.agent.links import WAYS, Links
 from payagent.agent.prepaid import left as prepaid_left
 from payagent.agent.terms import Terms
@@ -89,18 +89,18 @@ def payload(alert: AlertRow, terms: Terms, links: Mapping[str, str]) -> bytes:
 class Alerts:
     """Looks at what has a mark, and tells. One `beat` at a time; `_told` is the last alert that was logged."""
 
-    def __init__(self, agent: Agent, webhook: Webhook | None, links: Links | None = None) -> None:
-        self._agent = agent
+    def __init__(self, desk: Desk, webhook: Webhook | None, links: Links | None = None) -> None:
+        self._desk = desk
         self._webhook = webhook
         self._links = links
-        self._told = alerts.last_seq(agent.conn)
+        self._told = alerts.last_seq(desk.conn)
 
     async def beat(self) -> None:
         """Decide, log what is new, whoever raised it, and send what is due."""
-        now_ms = self._agent.ports.clock.now_ms()
-        if any(_crossings(self._agent.conn, self._levels(self._agent.conn, now_ms))):
-            await self._agent.write("alert", lambda unit: self._decide(unit, now_ms))
-        for alert in alerts.after(self._agent.conn, self._told):
+        now_ms = self._desk.ports.clock.now_ms()
+        if any(_crossings(self._desk.conn, self._levels(self._desk.conn, now_ms))):
+            await self._desk.write("alert", lambda unit: self._decide(unit, now_ms))
+        for alert in alerts.after(self._desk.conn, self._told):
             event = "alert.cleared" if alert.kind == CLEARED else "alert.raised"
             log.warning(event, alert=alert.id, kind=alert.kind, subject=alert.subject, **alert.facts)
             self._told = alert.seq
@@ -109,9 +109,9 @@ class Alerts:
 
     def _levels(self, conn: Connection, now_ms: int) -> Iterator[Level]:
         """Before the wallet's coins were read once, nobody knows whether it is low."""
-        is_wallet_known = self._agent.chain.tip is not None
+        is_wallet_known = self._desk.chain.tip is not None
         return chain(
-            _wallet(conn, self._agent.terms) if is_wallet_known else (), _prepaid(conn, self._agent.terms, now_ms)
+            _wallet(conn, self._desk.terms) if is_wallet_known else (), _prepaid(conn, self._desk.terms, now_ms)
         )
 
     def _decide(self, unit: Unit, now_ms: int) -> None:
@@ -123,11 +123,11 @@ class Alerts:
 
     async def _send(self, webhook: Webhook) -> None:
         """In their order, until one is not taken: its receiver is likely to be away, and a stop waits for us."""
-        clock = self._agent.ports.clock
+        clock = self._desk.ports.clock
         now_ms = clock.now_ms()
-        waiting = alerts.waiting(self._agent.conn, now_ms - RETRY_FOR_MS)
+        waiting = alerts.waiting(self._desk.conn, now_ms - RETRY_FOR_MS)
         for alert in [one for one in waiting if is_due(one, now_ms)]:
-            sent = payload(alert, self._agent.terms, self._links_of(alert))
+            sent = payload(alert, self._desk.terms, self._links_of(alert))
             why_not = await webhook.deliver(alert.id, clock.now_ms(), sent)
             if why_not is not None:
                 await self._miss(alert, why_not)
@@ -137,21 +137,21 @@ class Alerts:
     def _links_of(self, alert: AlertRow) -> dict[str, str]:
         """By which whoever is told of a question decides it, while it is open."""
         payment_id = alert.facts.get("payment", "")
-        approval = approvals.of_payment(self._agent.conn, payment_id)
-        is_open = approval is not None and approvals.decided(self._agent.conn, payment_id) is None
+        approval = approvals.of_payment(self._desk.conn, payment_id)
+        is_open = approval is not None and approvals.decided(self._desk.conn, payment_id) is None
         if self._links is None or approval is None or not is_open or alert.kind != "approval_needed":
             return {}
         return {f"{way}_url": self._links.url(approval, way) for way in WAYS}
 
     async def _take(self, seq: int) -> None:
-        now_ms = self._agent.ports.clock.now_ms()
-        await self._agent.write("alert", lambda unit: alerts.set_delivered(unit, seq, now_ms))
+        now_ms = self._desk.ports.clock.now_ms()
+        await self._desk.write("alert", lambda unit: alerts.set_delivered(unit, seq, now_ms))
 
     async def _miss(self, alert: AlertRow, why_not: str) -> None:
-        again_at_ms = retry_at_ms(alert.at_ms, alert.tries + 1, self._agent.ports.clock.now_ms())
+        again_at_ms = retry_at_ms(alert.at_ms, alert.tries + 1, self._desk.ports.clock.now_ms())
         again_at = None if again_at_ms is None else iso_time(again_at_ms)
         log.warning("alert.not_delivered", alert=alert.id, why=why_not, again_at=again_at)
-        await self._agent.write("alert", lambda unit: alerts.set_missed(unit, alert.seq, again_at_ms))
+        await self._desk.write("alert", lambda unit: alerts.set_missed(unit, alert.seq, again_at_ms))
 
 
 def _crossings(conn: Connection, levels: Iterator[Level]) -> Iterator[tuple[Level, bool]]:

@@ -1,12 +1,12 @@
 """Apps are added, given a new token, and revoked: by whom is told in an event.
 
-May import: core, store, agent.agent, .limits, .topup. Never: sees a token (api makes it and hands over its hash).
+May import: core, store, agent.desk, .limits, .topup. Never: sees a token (api makes it and hands over its hash).
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from payagent.agent.agent import Agent
+from payagent.agent.desk import Desk
 from payagent.agent.limits import origin_of, write_limits
 from payagent.agent.topup import stop
 from payagent.core.policy import Scope, Window
@@ -29,14 +29,14 @@ class NewApp:
     expires_at_ms: int | None
 
 
-async def add_app(agent: Agent, by: AppRow, wanted: NewApp, token_hash: str) -> AppRow:
+async def add_app(desk: Desk, by: AppRow, wanted: NewApp, token_hash: str) -> AppRow:
     """A new app with its token and its own limits. Refused: `app_exists`; `forbidden` above what `by` may do."""
     _require_no_more(wanted.scopes, by)
     origins = None
     if wanted.merchants is not None:
-        origins = frozenset(origin_of(agent, name) for name in wanted.merchants)
-    app = AppRow(agent.ports.new_id("app"), wanted.name, wanted.scopes, origins, wanted.assets)
-    now_ms = agent.ports.clock.now_ms()
+        origins = frozenset(origin_of(desk, name) for name in wanted.merchants)
+    app = AppRow(desk.ports.new_id("app"), wanted.name, wanted.scopes, origins, wanted.assets)
+    now_ms = desk.ports.clock.now_ms()
     _require_ahead(wanted.expires_at_ms, now_ms)
 
     def job(unit: Unit) -> None:
@@ -52,29 +52,29 @@ async def add_app(agent: Agent, by: AppRow, wanted: NewApp, token_hash: str) -> 
         _give(unit, app.id, token_hash, wanted.expires_at_ms, by.id, now_ms)
         write_limits(unit, Scope(app.id), wanted.asset, wanted.most_units, by.id, now_ms)
 
-    await agent.write("app", job)
+    await desk.write("app", job)
     return app
 
 
-async def renew_token(agent: Agent, by: AppRow, name: str, token_hash: str, expires_at_ms: int | None) -> AppRow:
+async def renew_token(desk: Desk, by: AppRow, name: str, token_hash: str, expires_at_ms: int | None) -> AppRow:
     """A new token for an app; the one before ends at once. Refused: `not_found`, `forbidden`."""
-    app, now_ms = apps.find(agent.conn, name), agent.ports.clock.now_ms()
+    app, now_ms = apps.find(desk.conn, name), desk.ports.clock.now_ms()
     _require_no_more(app.scopes, by)
     if not app.scopes:
         raise Refused("forbidden", f"the app {app.name} is payagent's own: nobody asks for it")
     _require_ahead(expires_at_ms, now_ms)
-    await agent.write("app", lambda unit: _give(unit, app.id, token_hash, expires_at_ms, by.id, now_ms))
+    await desk.write("app", lambda unit: _give(unit, app.id, token_hash, expires_at_ms, by.id, now_ms))
     return app
 
 
-async def revoke(agent: Agent, by: AppRow, name: str) -> AppRow:
+async def revoke(desk: Desk, by: AppRow, name: str) -> AppRow:
     """From now on the app's token is good for nothing. What it has paid goes on to its end; nothing more is bought
     for its orders.
 
     Refused: `not_found`; `forbidden` for an app that may do more than `by`, and for `by` itself, which a new token
     serves better.
     """
-    app, now_ms = apps.find(agent.conn, name), agent.ports.clock.now_ms()
+    app, now_ms = apps.find(desk.conn, name), desk.ports.clock.now_ms()
     if app.id == by.id:
         told = f"the call has its token: give it a new one instead, payagent app token {app.name}"
         raise Refused("forbidden", told)
@@ -84,18 +84,18 @@ async def revoke(agent: Agent, by: AppRow, name: str) -> AppRow:
         if apps.revoke(unit, app.id, now_ms):
             records.note(unit, None, "app_revoked", None, now_ms, {"app": app.id, "by": by.id})
         for order in topups.open_of_app(unit.conn, app.id):
-            stop(unit, agent, order, Refused("app_ended", "its token was revoked"), by.id)
+            stop(unit, desk, order, Refused("app_ended", "its token was revoked"), by.id)
 
-    orders = topups.open_of_app(agent.conn, app.id)
-    await agent.write("app", job)
+    orders = topups.open_of_app(desk.conn, app.id)
+    await desk.write("app", job)
     for order in orders:
-        agent.changes.notify(order.id)
+        desk.changes.notify(order.id)
     return app
 
 
-def everybody(agent: Agent) -> list[tuple[AppRow, TokenRow | None]]:
+def everybody(desk: Desk) -> list[tuple[AppRow, TokenRow | None]]:
     """All apps that there ever were, with their last tokens."""
-    return [(app, apps.last_token(agent.conn, app.id)) for app in apps.everybody(agent.conn)]
+    return [(app, apps.last_token(desk.conn, app.id)) for app in apps.everybody(desk.conn)]
 
 
 def _give(unit: Unit, app_id: str, token_hash: str, expires_at_ms: int | None, by_app: str, now_ms: int) -> None:

@@ -13,9 +13,9 @@ from functools import partial
 import structlog
 
 from payagent.agent import steps
-from payagent.agent.agent import Agent
 from payagent.agent.alarm import clear_alert
 from payagent.agent.chainview import QUIET_MS
+from payagent.agent.desk import Desk
 from payagent.agent.prepaid import not_bought
 from payagent.agent.repeats import Repeats
 from payagent.agent.rows import Rows
@@ -36,13 +36,13 @@ SEARCH_EVERY_MS = 60_000
 log = structlog.get_logger("payagent.foreign")
 
 
-async def thaw(agent: Agent, app_id: str, seen: Collection[str] | None = None) -> tuple[str, ...]:
+async def thaw(desk: Desk, app_id: str, seen: Collection[str] | None = None) -> tuple[str, ...]:
     """An operator says that the wallet is payagent's alone again; the transactions that had frozen it.
 
     `seen` are those that the operator has looked at, where that was told. Refused, `foreign_spend_unseen`, when
     another one has frozen it too: it may have come meanwhile.
     """
-    now_ms = agent.ports.clock.now_ms()
+    now_ms = desk.ports.clock.now_ms()
 
     def job(unit: Unit) -> tuple[str, ...]:
         frozen_by = onchain.frozen_by(unit.conn)
@@ -59,18 +59,18 @@ async def thaw(agent: Agent, app_id: str, seen: Collection[str] | None = None) -
             clear_alert(unit, ALERT_SUBJECT, {"detail": "an operator thawed the wallet", "tx": last}, now_ms)
         return frozen_by
 
-    frozen_by = await agent.write("thaw", job) if onchain.frozen_by(agent.conn) else ()
-    agent.chain.foreign = onchain.frozen_by(agent.conn)
+    frozen_by = await desk.write("thaw", job) if onchain.frozen_by(desk.conn) else ()
+    desk.chain.foreign = onchain.frozen_by(desk.conn)
     return frozen_by
 
 
 class Foreign:
     """A part of each look at the chain, after the payments and the coins."""
 
-    def __init__(self, agent: Agent, rows: Rows) -> None:
-        self._agent = agent
+    def __init__(self, desk: Desk, rows: Rows) -> None:
+        self._desk = desk
         self._rows = rows
-        self._search = Search(agent)
+        self._search = Search(desk)
         self._suspects: set[str] = set()
         self._searched_ms = 0
         self._deep_seen = Repeats()
@@ -79,14 +79,14 @@ class Foreign:
         """Who spent what the list lacks; are those that did still there; what have they made void?"""
         if source.is_current:
             await self._recheck(source)
-        if self._agent.chain.behind is None:
+        if self._desk.chain.behind is None:
             await self._find(source, {utxo.ref for utxo in listing.agreed} | listing.doubtful)
         if source.is_final:
             await self._weigh(source)
 
     async def _find(self, source: View, listed: set[str]) -> None:
-        agent = self._agent
-        now_ms = agent.ports.clock.now_ms()
+        desk = self._desk
+        now_ms = desk.ports.clock.now_ms()
         suspects = {
             ref
             for ref, state in self._rows.coins().items()
@@ -104,8 +104,8 @@ class Foreign:
 
     async def _since_s(self, source: View, suspects: set[str]) -> int:
         """From the block that made the first of them, by the chain's own time: our clock may have been ahead."""
-        agent, slots = self._agent, self._agent.chain.slots
-        times_s = [onchain.known_since_ms(agent.conn, suspects) // 1000]
+        desk, slots = self._desk, self._desk.chain.slots
+        times_s = [onchain.known_since_ms(desk.conn, suspects) // 1000]
         for tx_id in sorted({ref.partition("#")[0] for ref in suspects}):
             read = await source.tx(tx_id)
             if isinstance(read, Found) and slots is not None:
@@ -113,18 +113,18 @@ class Foreign:
         return min(times_s) - LAG_S
 
     async def _take_in(self, spend: Spend, now_ms: int) -> None:
-        agent = self._agent
+        desk = self._desk
         why = self._why(spend.seen)
-        if any(row.tx_id == spend.seen.tx_id for row in onchain.foreign_there(agent.conn)):
+        if any(row.tx_id == spend.seen.tx_id for row in onchain.foreign_there(desk.conn)):
             return
-        event = await agent.write("foreign", lambda unit: take_in(unit, spend, why, agent.coins, now_ms))
-        agent.chain.foreign = onchain.frozen_by(agent.conn)
+        event = await desk.write("foreign", lambda unit: take_in(unit, spend, why, desk.coins, now_ms))
+        desk.chain.foreign = onchain.frozen_by(desk.conn)
         if event is not None:
             log.warning(f"wallet.{event}", tx=spend.seen.tx_id, coins=sorted(spend.moved.spent))
 
     def _why(self, seen: TxSeen) -> Why:
         """A ledger that was put back has forgotten what it signed itself: that lands before it signs again."""
-        chain = self._agent.chain
+        chain = self._desk.chain
         if chain.restored_at_ms is None or chain.slots is None:
             return "foreign_spend"
         is_older = seen.slot <= chain.slots.slot_at(chain.restored_at_ms + QUIET_MS)
@@ -135,8 +135,8 @@ class Foreign:
 
         Each is asked for until it was read in its block where no rollback reaches, however long nobody looked.
         """
-        agent, seen = self._agent, True
-        rows = onchain.foreign_there(agent.conn, onchain.foreign_settled(agent.conn) + 1)
+        desk, seen = self._desk, True
+        rows = onchain.foreign_there(desk.conn, onchain.foreign_settled(desk.conn) + 1)
         for row in rows:
             read = await source.tx(row.tx_id)
             if isinstance(read, Found) and read.value.block_hash == row.block_hash:
@@ -148,27 +148,27 @@ class Foreign:
                 and isinstance(await source.block(row.block_hash), NotFound)
             )
             if is_gone or isinstance(read, Found):
-                now_ms = agent.ports.clock.now_ms()
-                await agent.write(
+                now_ms = desk.ports.clock.now_ms()
+                await desk.write(
                     "foreign", partial(steps.lose_foreign, row=row, provider=source.name, now_ms=now_ms)
                 )
                 self._suspects = set()
-        deep = source.tip.height - agent.terms.settle_depth
+        deep = source.tip.height - desk.terms.settle_depth
         if seen and source.is_for_good and any(row.block_height <= deep for row in rows):
             await self._settle(deep)
 
     async def _settle(self, height: int) -> None:
-        now_ms = self._agent.ports.clock.now_ms()
-        await self._agent.write("foreign", lambda unit: settle(unit, height, now_ms))
+        now_ms = self._desk.ports.clock.now_ms()
+        await self._desk.write("foreign", lambda unit: settle(unit, height, now_ms))
 
     async def _weigh(self, source: View) -> None:
         """A payment whose anchor went elsewhere is void on the evidence that a cancel needs (R8)."""
-        agent = self._agent
-        now_ms = agent.ports.clock.now_ms()
-        there = {row.tx_id: row for row in onchain.foreign_there(agent.conn)}
-        for payment_id, tx_id in onchain.overtaken(agent.conn):
+        desk = self._desk
+        now_ms = desk.ports.clock.now_ms()
+        there = {row.tx_id: row for row in onchain.foreign_there(desk.conn)}
+        for payment_id, tx_id in onchain.overtaken(desk.conn):
             row = there[tx_id]
-            if source.tip.height - row.block_height + 1 < agent.terms.void_depth:
+            if source.tip.height - row.block_height + 1 < desk.terms.void_depth:
                 continue
             read = await source.tx(tx_id)
             if not isinstance(read, Found) or read.value.block_hash != row.block_hash:
@@ -181,14 +181,14 @@ class Foreign:
                 await self._end(payment_id, row, now_ms)
 
     async def _end(self, payment_id: str, row: ForeignRow, now_ms: int) -> None:
-        agent = self._agent
-        job = partial(overtake, agent=agent, payment_id=payment_id, row=row, now_ms=now_ms)
-        rejected = await agent.write("void", job, payment_id)
+        desk = self._desk
+        job = partial(overtake, desk=desk, payment_id=payment_id, row=row, now_ms=now_ms)
+        rejected = await desk.write("void", job, payment_id)
         if rejected is not None:
-            agent.refusals[rejected.code] += 1
+            desk.refusals[rejected.code] += 1
 
 
-def overtake(unit: Unit, agent: Agent, payment_id: str, row: ForeignRow, now_ms: int) -> Refused | None:
+def overtake(unit: Unit, desk: Desk, payment_id: str, row: ForeignRow, now_ms: int) -> Refused | None:
     """C7 by somebody else's hand: no attempt of the payment can be on the chain, so its hold comes back.
 
     Its other coins stay reserved until no rollback reaches that block any more. What nothing was signed for is
@@ -196,7 +196,7 @@ def overtake(unit: Unit, agent: Agent, payment_id: str, row: ForeignRow, now_ms:
     """
     why = Refused("foreign_spend", f"its coins were spent elsewhere, by transaction {row.tx_id}")
     if steps.row_of(unit, payment_id).state is State.RESERVED:
-        steps.reject_unsigned(unit, payment_id, agent.coins, why, now_ms)
+        steps.reject_unsigned(unit, payment_id, desk.coins, why, now_ms)
         return why
     records.move_payment(
         unit,

@@ -1,13 +1,13 @@
 """Limits as they stand: what each leaves, to whom that is shown, and how one is set while the daemon runs.
 
 What is set at run time stands over the config file, is durable, and is told in an event. May import: core, store,
-agent.agent. Never: decides about a payment (admission does).
+agent.desk. Never: decides about a payment (admission does).
 """
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from payagent.agent.agent import Agent
+from payagent.agent.desk import Desk
 from payagent.core import policy
 from payagent.core.money import LOVELACE
 from payagent.core.policy import ANY, Limit, Scope, Window
@@ -32,16 +32,16 @@ class Standing:
     frees_at_ms: int | None
 
 
-def standing(agent: Agent, only_app: str | None = None) -> list[Standing]:
+def standing(desk: Desk, only_app: str | None = None) -> list[Standing]:
     """Every limit; for an app that sees only itself, those that bind it."""
-    at_run_time = tuple(spending.limits(agent.conn))
-    limits = policy.in_force(agent.terms.limits, at_run_time)
+    at_run_time = tuple(spending.limits(desk.conn))
+    limits = policy.in_force(desk.terms.limits, at_run_time)
     if only_app is not None:
-        app = apps.require(agent.conn, only_app)
+        app = apps.require(desk.conn, only_app)
         limits = tuple(limit for limit in limits if _binds(limit, app))
-    clock_ms = agent.limits_clock_ms(agent.conn, agent.ports.clock.now_ms())
+    clock_ms = desk.limits_clock_ms(desk.conn, desk.ports.clock.now_ms())
     ordered = sorted(limits, key=lambda limit: (limit.scope, limit.asset, list(Window).index(limit.window)))
-    return [_stands(agent, limit, limit not in at_run_time, only_app, clock_ms) for limit in ordered]
+    return [_stands(desk, limit, limit not in at_run_time, only_app, clock_ms) for limit in ordered]
 
 
 def _binds(limit: Limit, app: AppRow) -> bool:
@@ -56,19 +56,19 @@ def _binds(limit: Limit, app: AppRow) -> bool:
     )
 
 
-def _stands(agent: Agent, limit: Limit, is_filed: bool, only_app: str | None, clock_ms: int) -> Standing:
+def _stands(desk: Desk, limit: Limit, is_filed: bool, only_app: str | None, clock_ms: int) -> Standing:
     is_shared = only_app is not None and limit.scope.app == ANY
     seen = limit._replace(scope=Scope(only_app or ANY, limit.scope.merchant)) if is_shared else limit
-    units = spending.counted(agent.conn, seen, clock_ms)
+    units = spending.counted(desk.conn, seen, clock_ms)
     left_units = None if is_shared else max(limit.most_units - units, 0)
     frees_at_ms = None
     if limit.window in policy.LENGTH_MS:
-        frees_at_ms = policy.frees_at_ms(limit.window, spending.spans(agent.conn, seen, clock_ms), 1)
+        frees_at_ms = policy.frees_at_ms(limit.window, spending.spans(desk.conn, seen, clock_ms), 1)
     return Standing(limit, is_filed, units, left_units, frees_at_ms)
 
 
 async def set_limits(
-    agent: Agent,
+    desk: Desk,
     by_app: str,
     app_name: str | None,
     merchant_name: str | None,
@@ -76,10 +76,10 @@ async def set_limits(
     most_units: Mapping[Window, int | None],
 ) -> None:
     """Set limits of a scope and asset; None gives back what the config file says. Refused: `not_found`."""
-    app = ANY if app_name is None else apps.find(agent.conn, app_name).id
-    scope = Scope(app, ANY if merchant_name is None else origin_of(agent, merchant_name))
-    now_ms = agent.ports.clock.now_ms()
-    await agent.write("limits", lambda unit: write_limits(unit, scope, asset, most_units, by_app, now_ms))
+    app = ANY if app_name is None else apps.find(desk.conn, app_name).id
+    scope = Scope(app, ANY if merchant_name is None else origin_of(desk, merchant_name))
+    now_ms = desk.ports.clock.now_ms()
+    await desk.write("limits", lambda unit: write_limits(unit, scope, asset, most_units, by_app, now_ms))
 
 
 def write_limits(
@@ -101,15 +101,15 @@ def write_limits(
         records.note(unit, None, "limit_set", None, now_ms, told)
 
 
-def origin_of(agent: Agent, name: str) -> str:
+def origin_of(desk: Desk, name: str) -> str:
     """The origin of a merchant of the config."""
-    for merchant in agent.terms.merchants.values():
+    for merchant in desk.terms.merchants.values():
         if merchant.name == name:
             return merchant.origin
     raise Refused("not_found", f"there is no merchant {name[:80]!r} in [merchants]")
 
 
-def names_of(agent: Agent) -> Iterator[tuple[str, str]]:
+def names_of(desk: Desk) -> Iterator[tuple[str, str]]:
     """How people call an app (by its id) or a merchant (by its origin)."""
-    yield from ((app.id, app.name) for app in apps.everybody(agent.conn))
-    yield from ((origin, merchant.name) for origin, merchant in agent.terms.merchants.items())
+    yield from ((app.id, app.name) for app in apps.everybody(desk.conn))
+    yield from ((origin, merchant.name) for origin, merchant in desk.terms.merchants.items())

@@ -44,15 +44,18 @@ class _Place:
 class Line:
     """`signing` holds the payments that somebody carries to their signature now, those in the line among them.
 
+    `stirred` is set when one of them is signed or given up, and here when one is in line.
     `keep` looks at the coins for the payments that wait, by what each pays in lovelace.
     """
 
-    def __init__(self, signing: Set[str], keep: Callable[[Sequence[int]], Awaitable[Look]]) -> None:
+    def __init__(
+        self, signing: Set[str], stirred: asyncio.Event, keep: Callable[[Sequence[int]], Awaitable[Look]]
+    ) -> None:
         self._signing = signing
+        self._stirred = stirred
         self._keep = keep
         self._places: dict[str, _Place] = {}
         self._trying = 0
-        self._stirred = asyncio.Event()
         self._driver: asyncio.Task[None] | None = None
         self._rests_until_s = 0.0
 
@@ -96,7 +99,7 @@ class Line:
         """Wait for a coin; False when none can be had, or none in time."""
         place = _Place(lovelace, asyncio.get_running_loop().create_future())
         self._places[payment_id] = place
-        self.stir()
+        self._stirred.set()
         self._drive()
         try:
             async with asyncio.timeout(PATIENCE_S):
@@ -110,10 +113,6 @@ class Line:
         """Change is spent deep already: look whether a coin is to be split before none can be."""
         if asyncio.get_running_loop().time() >= self._rests_until_s:
             self._drive()
-
-    def stir(self) -> None:
-        """A payment is signed, given up, or in line."""
-        self._stirred.set()
 
     def _drive(self) -> None:
         if self._driver is None or self._driver.done():

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from payagent.agent import trust as known
-from payagent.agent.agent import Agent
+from payagent.agent.desk import Desk
 from payagent.agent.limits import origin_of
 from payagent.agent.terms import MerchantTerms
 from payagent.core.address import parse_address
@@ -34,25 +34,25 @@ class Standing:
     in_flight: int
 
 
-def standing(agent: Agent, name: str) -> Standing:
+def standing(desk: Desk, name: str) -> Standing:
     """Of a merchant of the config, by its name. Refused: `not_found`."""
-    origin = origin_of(agent, name)
+    origin = origin_of(desk, name)
     return Standing(
-        agent.terms.merchants[origin],
-        tuple(sorted(trust.pins(agent.conn, origin))),
-        tuple(trust.prices(agent.conn, origin)),
-        trust.strikes(agent.conn, origin),
-        trust.in_flight(agent.conn, origin),
+        desk.terms.merchants[origin],
+        tuple(sorted(trust.pins(desk.conn, origin))),
+        tuple(trust.prices(desk.conn, origin)),
+        trust.strikes(desk.conn, origin),
+        trust.in_flight(desk.conn, origin),
     )
 
 
-async def add_merchant(agent: Agent, by_app: str, name: str, settings: Mapping[str, object]) -> None:
+async def add_merchant(desk: Desk, by_app: str, name: str, settings: Mapping[str, object]) -> None:
     """From now on it may be paid. Refused: `bad_request`; `merchant_exists`, in the config file too."""
-    origin = read_merchant(name, settings, agent.terms.network.name).origin
-    row, now_ms = MerchantRow(name, origin, {**settings, "origin": origin}), agent.ports.clock.now_ms()
+    origin = read_merchant(name, settings, desk.terms.network.name).origin
+    row, now_ms = MerchantRow(name, origin, {**settings, "origin": origin}), desk.ports.clock.now_ms()
 
     def job(unit: Unit) -> None:
-        filed = ((one.name, one.origin) for one in agent.filed.merchants.values())
+        filed = ((one.name, one.origin) for one in desk.filed.merchants.values())
         for known_name, known_origin in (*filed, *((one.name, one.origin) for one in added.everybody(unit.conn))):
             if name == known_name or origin == known_origin:
                 raise Refused("merchant_exists", f"the merchant {known_name} is {known_origin}")
@@ -60,12 +60,12 @@ async def add_merchant(agent: Agent, by_app: str, name: str, settings: Mapping[s
         told = {"name": name, "origin": origin, "settings": row.settings, "by": by_app}
         records.note(unit, None, "merchant_added", None, now_ms, told)
 
-    await agent.take_terms(agent.filed, job)
+    await desk.take_terms(desk.filed, job)
 
 
-async def remove_merchant(agent: Agent, by_app: str, name: str) -> None:
+async def remove_merchant(desk: Desk, by_app: str, name: str) -> None:
     """From now on nothing new is paid there; what is under way goes on. Refused: `not_found`."""
-    now_ms = agent.ports.clock.now_ms()
+    now_ms = desk.ports.clock.now_ms()
 
     def job(unit: Unit) -> None:
         row = next((one for one in added.everybody(unit.conn) if one.name == name), None)
@@ -78,31 +78,31 @@ async def remove_merchant(agent: Agent, by_app: str, name: str) -> None:
         told = {"name": name, "origin": row.origin, "by": by_app}
         records.note(unit, None, "merchant_removed", None, now_ms, told)
 
-    await agent.take_terms(agent.filed, job)
+    await desk.take_terms(desk.filed, job)
 
 
-async def pin(agent: Agent, by_app: str, name: str, role: Role, address: str) -> None:
+async def pin(desk: Desk, by_app: str, name: str, role: Role, address: str) -> None:
     """Let it be paid at an address. Refused: `not_found`; `bad_request` for one that cannot be paid."""
-    origin = origin_of(agent, name)
+    origin = origin_of(desk, name)
     try:
-        wanted = Pin(role, parse_address(address, agent.terms.network).text)
+        wanted = Pin(role, parse_address(address, desk.terms.network).text)
     except Refused as refused:
         raise Refused("bad_request", f"{refused.code}: {refused.detail}", key="address") from None
-    now_ms = agent.ports.clock.now_ms()
-    await agent.write("trust", lambda unit: known.pin(unit, origin, wanted, by_app, now_ms))
+    now_ms = desk.ports.clock.now_ms()
+    await desk.write("trust", lambda unit: known.pin(unit, origin, wanted, by_app, now_ms))
 
 
-async def unpin(agent: Agent, by_app: str, name: str, role: Role, address: str) -> None:
+async def unpin(desk: Desk, by_app: str, name: str, role: Role, address: str) -> None:
     """Forget an address that was learnt or pinned; the config's stay. Refused: `not_found`; `last_address`."""
-    origin, now_ms = origin_of(agent, name), agent.ports.clock.now_ms()
+    origin, now_ms = origin_of(desk, name), desk.ports.clock.now_ms()
 
     def job(unit: Unit) -> None:
-        known.unpin(unit, agent.terms.rules(origin), origin, Pin(role, address), by_app, now_ms)
+        known.unpin(unit, desk.terms.rules(origin), origin, Pin(role, address), by_app, now_ms)
 
-    await agent.write("trust", job)
+    await desk.write("trust", job)
 
 
-async def reopen(agent: Agent, by_app: str, name: str) -> None:
+async def reopen(desk: Desk, by_app: str, name: str) -> None:
     """Let it be paid again, and count anew what it does not serve. Refused: `not_found`."""
-    origin, now_ms = origin_of(agent, name), agent.ports.clock.now_ms()
-    await agent.write("trust", lambda unit: known.reopen(unit, origin, by_app, now_ms))
+    origin, now_ms = origin_of(desk, name), desk.ports.clock.now_ms()
+    await desk.write("trust", lambda unit: known.reopen(unit, origin, by_app, now_ms))

@@ -3,13 +3,13 @@
 Once it is answered no transaction is signed any more, not a replacement and not a cancel either. What was signed
 before is sent and followed as ever: it may land.
 
-May import: core, store, agent.agent, agent.alarm. Never: ends a pause by itself.
+May import: core, store, agent.desk, agent.alarm. Never: ends a pause by itself.
 """
 
 import structlog
 
-from payagent.agent.agent import Agent
 from payagent.agent.alarm import clear_alert, raise_alert
+from payagent.agent.desk import Desk
 from payagent.store import pauses
 from payagent.store.pauses import Pause
 from payagent.store.writer import Unit
@@ -19,12 +19,12 @@ _SUBJECT = "pause"
 log = structlog.get_logger("payagent.pause")
 
 
-async def pause(agent: Agent, by_app: str, reason: str) -> tuple[Pause | None, bool]:
+async def pause(desk: Desk, by_app: str, reason: str) -> tuple[Pause | None, bool]:
     """Stop all signing, from the commit of this on: the pause that stands, and whether it is this one.
 
     An earlier one stands as it is, with its own reason.
     """
-    now_ms = agent.ports.clock.now_ms()
+    now_ms = desk.ports.clock.now_ms()
 
     def job(unit: Unit) -> bool:
         is_new = pauses.begin(unit, by_app, reason, now_ms)
@@ -32,19 +32,19 @@ async def pause(agent: Agent, by_app: str, reason: str) -> tuple[Pause | None, b
         raise_alert(unit, "paused", _SUBJECT, {"detail": detail, "by": by_app}, now_ms)
         return is_new
 
-    is_new = await agent.write("pause", job)
+    is_new = await desk.write("pause", job)
     log.warning("wallet.paused" if is_new else "wallet.paused_already", by=by_app, reason=reason)
-    return pauses.standing(agent.conn), is_new
+    return pauses.standing(desk.conn), is_new
 
 
-async def unpause(agent: Agent, by_app: str) -> Pause | None:
+async def unpause(desk: Desk, by_app: str) -> Pause | None:
     """Sign again. What was admitted before the pause, and has time left, is signed by the next look."""
-    now_ms = agent.ports.clock.now_ms()
+    now_ms = desk.ports.clock.now_ms()
 
     def job(unit: Unit) -> bool:
         clear_alert(unit, _SUBJECT, {"detail": "payagent signs again", "by": by_app}, now_ms)
         return pauses.end(unit, by_app, now_ms)
 
-    if await agent.write("resume", job):
+    if await desk.write("resume", job):
         log.warning("wallet.resumed", by=by_app)
-    return pauses.standing(agent.conn)
+    return pauses.standing(desk.conn)

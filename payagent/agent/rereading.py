@@ -3,7 +3,7 @@
 Merchants, limits, thresholds of approvals, the wallet's low mark and its upkeep are taken over. What else has
 changed takes a new start, and then nothing is taken.
 
-May import: core, settings, store, agent.agent, structlog. Never: takes over a part; tells a value.
+May import: core, settings, store, agent.desk, structlog. Never: takes over a part; tells a value.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import structlog
 
-from payagent.agent.agent import Agent
+from payagent.agent.desk import Desk
 from payagent.agent.terms import Terms
 from payagent.core.problem import Refused
 from payagent.settings import Settings, changed_keys
@@ -33,9 +33,9 @@ class Rereading:
     """`read` reads the file as the start did; `make` is what it comes to for the agent. One at a time."""
 
     def __init__(
-        self, agent: Agent, settings: Settings, read: Callable[[], Settings], make: Callable[[Settings], Terms]
+        self, desk: Desk, settings: Settings, read: Callable[[], Settings], make: Callable[[Settings], Terms]
     ) -> None:
-        self._agent = agent
+        self._desk = desk
         self._settings = settings
         self._read = read
         self._make = make
@@ -58,14 +58,14 @@ class Rereading:
         if fixed := needing_a_start(self._settings, new):
             raise Refused("config_invalid", f"only a new start takes over {', '.join(fixed)}")
         # the signer keeps what it was started with, also where that follows from a day's limit
-        terms = replace(self._make(new), caps=self._agent.filed.caps)
-        now_ms = self._agent.ports.clock.now_ms()
+        terms = replace(self._make(new), caps=self._desk.filed.caps)
+        now_ms = self._desk.ports.clock.now_ms()
 
         def note(unit: Unit) -> None:
             if changed:
                 records.note(unit, None, "config_read", None, now_ms, {"changed": changed})
 
-        await self._agent.take_terms(terms, note)
+        await self._desk.take_terms(terms, note)
         self._settings = new
         return changed
 

@@ -3,12 +3,12 @@
 Of a payment only what tells whether a step is due is kept (`OpenPayment`): many may be open, for hours. Who takes
 a step reads it in full. What happens to a payment is in its events: only those with newer ones are read anew.
 
-May import: core, store, agent.agent. Never: holds what was read when anything has been committed since.
+May import: core, store, agent.desk. Never: holds what was read when anything has been committed since.
 """
 
 from collections.abc import Collection
 
-from payagent.agent.agent import Agent
+from payagent.agent.desk import Desk
 from payagent.core.payment import State
 from payagent.store import queries
 from payagent.store.queries import OpenPayment
@@ -23,8 +23,8 @@ SEEN = (State.IN_BLOCK, State.CONFIRMED)
 class Rows:
     """Read again when anything was committed since."""
 
-    def __init__(self, agent: Agent) -> None:
-        self._agent = agent
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
         self._as_of: object = None
         self._last_event: int | None = None
         self._payments: dict[str, OpenPayment] = {}
@@ -50,7 +50,7 @@ class Rows:
         return self._coins
 
     def _fresh(self) -> Connection:
-        conn = self._agent.conn
+        conn = self._desk.conn
         if (as_of := (conn, queries.version(conn))) != self._as_of:
             self._as_of, self._coins = as_of, None
             # first, so that what happens meanwhile is read once more

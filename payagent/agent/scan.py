@@ -15,10 +15,10 @@ from typing import Literal
 
 import structlog
 
-from payagent.agent.agent import Agent
 from payagent.agent.alarm import raise_again
 from payagent.agent.chainview import QUIET_MS
 from payagent.agent.deposits import is_back
+from payagent.agent.desk import Desk
 from payagent.agent.purse import take
 from payagent.agent.repeats import Repeats
 from payagent.chain.panel import View
@@ -64,8 +64,8 @@ class Search:
     A wallet's past is long: a search goes on where it stopped, and once it is done only the newest stay in memory.
     """
 
-    def __init__(self, agent: Agent) -> None:
-        self._agent = agent
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
         self._moved: dict[str, Movement] = {}
         self._repeats = Repeats()
 
@@ -77,13 +77,13 @@ class Search:
         """
         if not source.is_current:
             return None
-        address = self._agent.terms.own.text
+        address = self._desk.terms.own.text
         listed = await source.transactions(address, max(since_s, 0))
         if not isinstance(listed, Found):
             return None
         spends: list[Spend] = []
         for tx_id in [tx.tx_id for tx in sorted(listed.value, key=lambda tx: tx.block_height)]:
-            if onchain.is_ours(self._agent.conn, tx_id):
+            if onchain.is_ours(self._desk.conn, tx_id):
                 continue
             if (moved := await self._read(source, tx_id, address)) is None:
                 return None
@@ -96,7 +96,7 @@ class Search:
             del self._moved[tx_id]
         if source.is_lonely:
             told = tuple((spend.seen.tx_id, spend.seen.block_hash) for spend in spends)
-            now_ms = self._agent.ports.clock.now_ms()
+            now_ms = self._desk.ports.clock.now_ms()
             return spends if self._repeats.is_enough(address, told, source.tip.hash, now_ms) else None
         self._repeats.forget(address)
         return spends
@@ -171,9 +171,9 @@ def _deposit_of(unit: Unit, ref: str, value: Mapping[str, int], now_ms: int) -> 
 class Recovery:
     """Notices that the ledger is behind, and brings it up to the chain. One `beat` at a time."""
 
-    def __init__(self, agent: Agent, record: SignerRecord) -> None:
-        self._agent = agent
-        self._search = Search(agent)
+    def __init__(self, desk: Desk, record: SignerRecord) -> None:
+        self._desk = desk
+        self._search = Search(desk)
         self._signed = record.read()
         self._since_s = 0
         self._is_noticed = False
@@ -181,21 +181,21 @@ class Recovery:
 
     async def begin(self) -> None:
         """Compare the ledger with the signer's record, before anything is signed."""
-        conn = self._agent.conn
+        conn = self._desk.conn
         is_open = _is_open(conn)
         if not is_open and lacks(conn, self._signed) and caught_up_at(conn, self._signed) is None:
             await self._notice()
         elif is_open:
             self._learn()
         elif last_signed(conn) is None and onchain.last_of_wallet(conn, "caught_up")[0] == 0:
-            self._agent.chain.behind = "the chain was not asked yet whether this wallet has a past"
+            self._desk.chain.behind = "the chain was not asked yet whether this wallet has a past"
 
     async def beat(self, source: View | None) -> None:
         """Read the wallet's past, once all that is unknown has landed or run out, by what the last look saw."""
-        agent = self._agent
+        desk = self._desk
         if source is None:
             return
-        chain, now_ms = agent.chain, agent.ports.clock.now_ms()
+        chain, now_ms = desk.chain, desk.ports.clock.now_ms()
         if chain.behind is None or chain.tip is None or chain.problem is not None:
             return
         if self._is_noticed and not await self._is_quiet_over(chain.tip, now_ms):
@@ -206,8 +206,8 @@ class Recovery:
         if spends and not self._is_noticed:
             await self._notice()
             return
-        deep = chain.tip.height - agent.terms.settle_depth
-        await agent.write("scan", lambda unit: self._catch_up(unit, spends, deep, source.is_for_good, now_ms))
+        deep = chain.tip.height - desk.terms.settle_depth
+        await desk.write("scan", lambda unit: self._catch_up(unit, spends, deep, source.is_for_good, now_ms))
         chain.behind = None
         log.warning("ledger.caught_up", transactions=len(spends))
 
@@ -216,16 +216,16 @@ class Recovery:
         if self._quiet_from_ms is not None:
             return min(now_ms, tip.time_s * 1000) >= self._quiet_from_ms + QUIET_MS
         try:
-            self._agent.chain.require_in_step(now_ms)
+            self._desk.chain.require_in_step(now_ms)
         except Refused:
             return False
-        await self._agent.write("scan", lambda unit: records.note(unit, None, "quiet_begun", None, now_ms))
+        await self._desk.write("scan", lambda unit: records.note(unit, None, "quiet_begun", None, now_ms))
         self._learn()
         return False
 
     def _from_s(self) -> int:
         """Early enough for any rollback of the newest block that is known: our clock may have been ahead."""
-        slots, slot = self._agent.chain.slots, onchain.last_slot(self._agent.conn)
+        slots, slot = self._desk.chain.slots, onchain.last_slot(self._desk.conn)
         if slots is None or slot is None:
             return self._since_s
         return min(self._since_s, slots.time_ms(slot) // 1000 - ROLLBACK_S)
@@ -237,15 +237,15 @@ class Recovery:
 
     async def _notice(self) -> None:
         """Written down, so that a restart does not begin it anew."""
-        now_ms = self._agent.ports.clock.now_ms()
-        known_ms = 0 if last_signed(self._agent.conn) is None else onchain.last_event_ms(self._agent.conn)
+        now_ms = self._desk.ports.clock.now_ms()
+        known_ms = 0 if last_signed(self._desk.conn) is None else onchain.last_event_ms(self._desk.conn)
         told = {"signed": self._name, "since_s": known_ms // 1000 - LAG_S}
-        await self._agent.write("scan", lambda unit: records.note(unit, None, "ledger_behind", None, now_ms, told))
+        await self._desk.write("scan", lambda unit: records.note(unit, None, "ledger_behind", None, now_ms, told))
         log.warning("ledger.behind", signed=told["signed"])
         self._learn()
 
     def _learn(self) -> None:
-        conn = self._agent.conn
+        conn = self._desk.conn
         noticed, detail, _ = onchain.last_of_wallet(conn, "ledger_behind")
         begun, _, at_ms = onchain.last_of_wallet(conn, "quiet_begun")
         self._is_noticed = True
@@ -256,7 +256,7 @@ class Recovery:
             if self._quiet_from_ms is None
             else f"at {iso_time(self._quiet_from_ms + QUIET_MS)}"
         )
-        self._agent.chain.behind = (
+        self._desk.chain.behind = (
             "the ledger is older than what was signed with this wallet, or was lost. The chain is read "
             f"{when}, when all that has landed or run out"
         )
@@ -264,7 +264,7 @@ class Recovery:
     def _catch_up(self, unit: Unit, spends: Sequence[Spend], deep: int, is_for_good: bool, now_ms: int) -> None:
         """What was read up to the height `deep` is there for good: a lost ledger's past is not asked for again."""
         was_empty = not onchain.foreign_there(unit.conn)
-        found = [s for s in spends if take_in(unit, s, "forgotten_spend", self._agent.coins, now_ms)]
+        found = [s for s in spends if take_in(unit, s, "forgotten_spend", self._desk.coins, now_ms)]
         last = last_signed(unit.conn)
         told = {
             "signed": self._name,

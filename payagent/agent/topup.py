@@ -18,8 +18,10 @@ from functools import partial
 import structlog
 
 from payagent.agent import prepaid, questions
-from payagent.agent.agent import Agent, Ask, Quote, Request
+from payagent.agent.agent import Agent
 from payagent.agent.alarm import clear_alert, raise_alert
+from payagent.agent.asks import Ask, Quote, Request
+from payagent.agent.desk import Desk
 from payagent.agent.orders import Approver
 from payagent.agent.prepaid import Buyer, Part, ServedCall, part_of, require_may_buy
 from payagent.agent.terms import AutoTopup, MerchantTerms, TopupRequest
@@ -129,6 +131,7 @@ class Topups:
 
     def __init__(self, agent: Agent, merchants: MerchantClient) -> None:
         self._agent = agent
+        self._desk = agent.desk
         self._merchants = merchants
         self._waits: dict[str, _Wait] = {}
         self._steps: dict[str, asyncio.Task[None]] = {}
@@ -137,35 +140,35 @@ class Topups:
 
     async def order(self, app_id: str, key: str | None, wish: Wish) -> tuple[TopupRow, bool]:
         """Open an order, or find the one of this key; True when it is new. It is carried out by the beats."""
-        agent = self._agent
-        merchant = agent.terms.merchant(wish.origin)
-        if wish.unit not in agent.assets_allowed():
+        desk = self._desk
+        merchant = desk.terms.merchant(wish.origin)
+        if wish.unit not in desk.assets_allowed():
             raise Refused("asset_not_allowed", f"no limit is set for {wish.unit}", asset=wish.unit)
-        topup_id, now_ms = agent.ports.new_id("top"), agent.ports.clock.now_ms()
+        topup_id, now_ms = desk.ports.new_id("top"), desk.ports.clock.now_ms()
         name = f"order:{topup_id}" if key is None else f"key:{key}"
         job = partial(
             self._open, merchant=merchant, wish=wish, topup_id=topup_id, app_id=app_id, key=name, now_ms=now_ms
         )
-        row = await agent.write("topup", job)
+        row = await desk.write("topup", job)
         return row, row.id == topup_id
 
     async def plan(self, app_id: str, wish: Wish) -> TopupPlan:
         """Make the request, read its 402 and say what the order would take. Nothing is paid."""
-        agent = self._agent
-        merchant = agent.terms.merchant(wish.origin)
+        desk = self._desk
+        merchant = desk.terms.merchant(wish.origin)
         request, is_call = _request_of(merchant, wish)
         heard = await self._hear(merchant, request, {}, merchant.timeout_s)
         _require_offer(heard)
         if 200 <= heard.status < 300:
             if is_call:
-                await agent.record_call(self._served(app_id, merchant, request))
+                await self._agent.prepaid_calls.record_call(self._served(app_id, merchant, request))
             raise _sells_none()
-        part = Part(agent.ports.new_id("top"), 1, wish.unit, is_call, merchant.topup_per_day_lovelace, wish.units)
+        part = Part(desk.ports.new_id("top"), 1, wish.unit, is_call, merchant.topup_per_day_lovelace, wish.units)
         ask = self._ask(app_id, merchant, request, heard, part)
-        quote = await agent.quote(ask)
+        quote = await self._agent.quote(ask)
         count = -(-wish.units // gained_by(wish.unit, quote.invoice))
         if count > 1 and quote.refusal is None:
-            quote = await agent.quote(ask, count)
+            quote = await self._agent.quote(ask, count)
         return TopupPlan(wish, quote, count)
 
     async def cancel(self, topup_id: str, by_app: str) -> TopupRow:
@@ -173,22 +176,22 @@ class Topups:
 
         Refused: `not_found`; `illegal_transition` when it has ended.
         """
-        agent = self._agent
+        desk = self._desk
         why = Refused("topup_cancelled", "an operator cancelled it")
 
         def job(unit: Unit) -> None:
             row = topups.find(unit.conn, topup_id)
             if row is None or row.ended_at_ms is not None:
                 raise Refused("illegal_transition", "the top-up has ended: there is nothing to cancel")
-            stop(unit, agent, row, why, by_app)
+            stop(unit, desk, row, why, by_app)
 
         order = self.find(topup_id)
-        await agent.write("topup_stop", job)
+        await desk.write("topup_stop", job)
         self._go_on(order)
         return self.find(topup_id)
 
     def find(self, topup_id: str) -> TopupRow:
-        row = topups.find(self._agent.conn, topup_id)
+        row = topups.find(self._desk.conn, topup_id)
         if row is None:
             raise Refused("not_found", f"there is no top-up {topup_id[:80]!r}")
         return row
@@ -197,7 +200,7 @@ class Topups:
         """The order, when something has happened to it or time is up; at once when it has ended."""
         row = self.find(topup_id)
         if row.ended_at_ms is None:
-            await self._agent.changes.wait(topup_id, timeout_s)
+            await self._desk.changes.wait(topup_id, timeout_s)
         return self.find(topup_id)
 
     async def beat(self) -> None:
@@ -205,11 +208,11 @@ class Topups:
 
         A merchant that is slow keeps only its own orders waiting: their step goes on beside the next beats.
         """
-        for merchant in self._agent.terms.merchants.values():
+        for merchant in self._desk.terms.merchants.values():
             if merchant.auto_topup is not None:
                 await self._order_where_low(merchant, merchant.auto_topup)
-        now_ms = self._agent.ports.clock.now_ms()
-        for row in topups.all_open(self._agent.conn):
+        now_ms = self._desk.ports.clock.now_ms()
+        for row in topups.all_open(self._desk.conn):
             if self._wait_of(row).is_over(now_ms) and row.id not in self._steps:
                 self._steps[row.id] = asyncio.create_task(self._take_step(row), name=f"top up {row.id}")
         if self._steps:
@@ -232,7 +235,7 @@ class Topups:
         try:
             await self._step(order)
         except Refused as refused:
-            self._agent.refusals[refused.code] += 1
+            self._desk.refusals[refused.code] += 1
             if refused.code in LATER or self._is_to_be_signed(order):
                 raise
             await self._end(order, refused)
@@ -242,15 +245,15 @@ class Topups:
 
         Until then nobody knows what the order comes to.
         """
-        last = next(reversed(queries.payments_of_topup(self._agent.conn, order.id)), None)
+        last = next(reversed(queries.payments_of_topup(self._desk.conn, order.id)), None)
         return last is not None and last.state is State.RESERVED and not last.handed_over
 
     async def _step(self, order: TopupRow) -> None:
         """Reload, decide, do one thing."""
-        agent = self._agent
-        payments = queries.payments_of_topup(agent.conn, order.id)
-        last = agent.as_noted(payments[-1]) if payments else None
-        now_ms = agent.ports.clock.now_ms()
+        desk = self._desk
+        payments = queries.payments_of_topup(desk.conn, order.id)
+        last = desk.as_noted(payments[-1]) if payments else None
+        now_ms = desk.ports.clock.now_ms()
         is_over = self._is_over(order, now_ms)
         if last is not None and last.state is State.VOID:
             raise Refused(last.reason_code or "payment_ended", last.reason or "its payment ended without paying")
@@ -261,9 +264,9 @@ class Topups:
                 try:
                     await self._follow(order, last)
                 except Refused as refused:  # what is paid is not given up for what may pass, or be put right
-                    agent.refusals[refused.code] += 1
+                    desk.refusals[refused.code] += 1
                     self._put_off(order, refused)
-                if is_over and agent.payment(last.id).delivery is not Delivery.ACCEPTED:
+                if is_over and desk.payment(last.id).delivery is not Delivery.ACCEPTED:
                     self._give_up(order, "its last payment was not delivered")
                 return
             if order.stop_code is not None:  # what nobody asks for is signed by nobody, and then rejected
@@ -283,22 +286,22 @@ class Topups:
     def _is_over(self, order: TopupRow, now_ms: int) -> bool:
         """By our clock, where the chain or the limits' bears it out; by the limits' alone where ours is behind."""
         passed_ms = now_ms - order.created_at_ms
-        counted_ms = self._agent.limits_clock_ms(self._agent.conn, now_ms) - order.clock_ms
+        counted_ms = self._desk.limits_clock_ms(self._desk.conn, now_ms) - order.clock_ms
         if passed_ms < 0:
             return counted_ms > PATIENCE_MS
-        is_borne_out = counted_ms > PATIENCE_MS or self._agent.chain.is_ready(now_ms)
+        is_borne_out = counted_ms > PATIENCE_MS or self._desk.chain.is_ready(now_ms)
         return passed_ms > PATIENCE_MS and is_borne_out
 
     async def _buy(self, order: TopupRow, number: int, now_ms: int) -> None:
         """Make the request and pay its 402."""
-        agent = self._agent
-        pool = pools.pool(agent.conn, order.pool)
-        merchant = agent.terms.merchant(pool.origin)
-        pauses.require_running(agent.conn)
-        require_may_buy(agent.conn, order, now_ms)
-        agent.chain.require_ready(now_ms)
-        under_way = pools.batch_under_way(agent.conn, pool.id, now_ms)
-        if under_way is not None and agent.payment(under_way).topup != order.id:
+        desk = self._desk
+        pool = pools.pool(desk.conn, order.pool)
+        merchant = desk.terms.merchant(pool.origin)
+        pauses.require_running(desk.conn)
+        require_may_buy(desk.conn, order, now_ms)
+        desk.chain.require_ready(now_ms)
+        under_way = pools.batch_under_way(desk.conn, pool.id, now_ms)
+        if under_way is not None and desk.payment(under_way).topup != order.id:
             raise Refused("batch_under_way", "a call buys a batch for the same balance")
         request = _load(order.request)
         heard = await self._hear(merchant, request, {}, merchant.timeout_s)
@@ -307,32 +310,34 @@ class Topups:
             await self._end(order, _sells_none(), self._served(order.app_id, merchant, request))
             return
         part = part_of(order, number, merchant.topup_per_day_lovelace)
-        row, _ = await agent.pay(self._ask(order.app_id, merchant, request, heard, part))
+        row, _ = await self._agent.pay(self._ask(order.app_id, merchant, request, heard, part))
         log.info("topup.payment", topup=order.id, payment=row.id)
         self._go_on(order)
 
     async def _follow(self, order: TopupRow, row: PaymentRow) -> None:
         """Show the proof of the last payment, once it can be, until the merchant has taken it."""
-        agent = self._agent
-        merchant = agent.terms.merchant(row.origin or "")
+        desk = self._desk
+        merchant = desk.terms.merchant(row.origin or "")
         if not is_ready(row, merchant.ready):
             return
         request, poll = _load(order.request), self._wait_of(order).poll
-        proof = retry_headers(row, merchant, agent.terms.own.text)
+        proof = retry_headers(row, merchant, desk.terms.own.text)
         if poll is not None:
             request, proof = request.asking(poll), {}
         heard = await self._hear(merchant, request, proof, max(merchant.timeout_s, PROOF_PATIENCE_S))
-        row, advice = await agent.take_answer(row.id, parse_answer(heard.status, heard.headers, heard.body or b""))
+        row, advice = await self._agent.deliveries.take_answer(
+            row.id, parse_answer(heard.status, heard.headers, heard.body or b"")
+        )
         said = advice.answer.said
         if said is Said.SERVED:
-            await agent.record_delivery(row.id, heard.status)
+            await self._agent.deliveries.record_delivery(row.id, heard.status)
             self._go_on(order)
         elif advice.again_after_s is not None:
-            now_ms = agent.ports.clock.now_ms()
+            now_ms = desk.ports.clock.now_ms()
             due_ms = now_ms + int(advice.again_after_s * 1000)
             self._waits[order.id] = _Wait(now_ms, due_ms, 0, advice.answer.reason, advice.answer.poll_query)
         elif said is Said.USED_UP:
-            await agent.record_used_up(row.id)
+            await self._agent.deliveries.record_used_up(row.id)
             self._go_on(order)
         elif row.state not in WITHOUT_PROOF:  # it is paid: the proof is shown again, as long as the order lives
             why = f"the merchant says of {row.id}: {advice.answer.reason}"
@@ -340,15 +345,15 @@ class Topups:
 
     async def _end(self, order: TopupRow, why: Refused | None, served: ServedCall | None = None) -> None:
         """The order ends, and with it what its last call used."""
-        agent = self._agent
-        now_ms = agent.ports.clock.now_ms()
+        desk = self._desk
+        now_ms = desk.ports.clock.now_ms()
 
         def job(unit: Unit) -> None:
             if served is not None and order.is_call:
-                prepaid.used(unit, served, agent.limits_clock_ms(unit.conn, now_ms), now_ms)
-            end(unit, agent, order, why, now_ms)
+                prepaid.used(unit, served, desk.limits_clock_ms(unit.conn, now_ms), now_ms)
+            end(unit, desk, order, why, now_ms)
 
-        await agent.write("topup_end", job)
+        await desk.write("topup_end", job)
         if why is None:
             log.info("topup.done", topup=order.id)
         else:
@@ -358,7 +363,7 @@ class Topups:
     def _go_on(self, order: TopupRow) -> None:
         """Something has been done: the next step is due."""
         self._waits.pop(order.id, None)
-        self._agent.changes.notify(order.id)
+        self._desk.changes.notify(order.id)
 
     def _give_up(self, order: TopupRow, why: str) -> None:
         raise Refused("topup_out_of_time", self._wait_of(order).trouble or why)
@@ -366,7 +371,7 @@ class Topups:
     def _put_off(self, order: TopupRow, why: Refused) -> None:
         wait = self._wait_of(order)
         delay_ms = min(BACKOFF_FIRST_MS << wait.failures, BACKOFF_MAX_MS)
-        now_ms, trouble = self._agent.ports.clock.now_ms(), f"{why.code}: {why.detail}"
+        now_ms, trouble = self._desk.ports.clock.now_ms(), f"{why.code}: {why.detail}"
         self._waits[order.id] = _Wait(now_ms, now_ms + delay_ms, min(wait.failures + 1, 10), trouble, wait.poll)
         log.info("topup.put_off", topup=order.id, code=why.code, why=why.detail, again_after_ms=delay_ms)
 
@@ -377,21 +382,21 @@ class Topups:
 
     async def _order_where_low(self, merchant: MerchantTerms, auto: AutoTopup) -> None:
         """Order what is missing to `auto.to`, when less than `auto.below` is left and nothing is under way."""
-        agent = self._agent
-        now_ms = agent.ports.clock.now_ms()
+        desk = self._desk
+        now_ms = desk.ports.clock.now_ms()
         buyer = self._buyer(merchant)
-        pool = pools.find_pool(agent.conn, merchant.origin, buyer.partner, buyer.wallet)
-        left = 0 if pool is None else prepaid.left(agent.conn, pool, auto.unit, now_ms)
+        pool = pools.find_pool(desk.conn, merchant.origin, buyer.partner, buyer.wallet)
+        left = 0 if pool is None else prepaid.left(desk.conn, pool, auto.unit, now_ms)
         if left >= auto.below or (pool is not None and self._must_wait(pool, auto, now_ms)):
             return
-        wish, topup_id = Wish(merchant.origin, auto.unit, auto.to - left), agent.ports.new_id("top")
+        wish, topup_id = Wish(merchant.origin, auto.unit, auto.to - left), desk.ports.new_id("top")
 
         def job(unit: Unit) -> TopupRow:
             topups.ensure_auto_app(unit, now_ms)
             key = f"auto:{topup_id}"
             return self._open(unit, merchant, wish, topup_id, topups.AUTO_APP, key, now_ms, "auto")
 
-        row = await agent.write("topup", job)
+        row = await desk.write("topup", job)
         log.info("topup.ordered", topup=row.id, left=left, unit=auto.unit, units=row.units)
 
     def _must_wait(self, pool: Pool, auto: AutoTopup, now_ms: int) -> bool:
@@ -399,8 +404,8 @@ class Topups:
 
         Days and pauses are those of the limits' clock: no other clock ends them.
         """
-        conn = self._agent.conn
-        clock_ms = self._agent.limits_clock_ms(conn, now_ms)
+        conn = self._desk.conn
+        clock_ms = self._desk.limits_clock_ms(conn, now_ms)
         if topups.open_of(conn, pool.id) or pools.batch_under_way(conn, pool.id, now_ms):
             return True
         orders = topups.autos_of(conn, pool.id)
@@ -446,14 +451,14 @@ class Topups:
             request=_dump(request),
             is_call=is_call,
             now_ms=now_ms,
-            clock_ms=self._agent.limits_clock_ms(unit.conn, now_ms),
+            clock_ms=self._desk.limits_clock_ms(unit.conn, now_ms),
         )
 
     async def _hear(
         self, merchant: MerchantTerms, request: TopupRequest, proof: dict[str, str], timeout_s: int
     ) -> Heard:
         """Make the request, and say whose balance it is for."""
-        own = self._agent.terms.own.text
+        own = self._desk.terms.own.text
         headers = {"X-Wallet-Address": own} | merchant.buyer_headers(own) | proof
         if request.body:
             headers["Content-Type"] = "application/json"
@@ -483,7 +488,7 @@ class Topups:
         return ServedCall(app_id, merchant.origin, self._buyer(merchant), request.method, path, None)
 
     def _buyer(self, merchant: MerchantTerms) -> Buyer:
-        return Buyer(merchant.partner or "", self._agent.terms.own.text)
+        return Buyer(merchant.partner or "", self._desk.terms.own.text)
 
 
 def _require_offer(heard: Heard) -> None:
@@ -498,23 +503,23 @@ def _require_offer(heard: Heard) -> None:
     raise Refused("topup_refused", f"it answered {heard.status}: {str(answer.body)[:200]!a}")
 
 
-def stop(unit: Unit, agent: Agent, order: TopupRow, why: Refused, by_app: str) -> None:
+def stop(unit: Unit, desk: Desk, order: TopupRow, why: Refused, by_app: str) -> None:
     """Inside a commit: nothing more is bought for an order. It ends now, unless what it paid is not shown yet."""
     if order.stop_code is not None:
         return
-    now_ms = agent.ports.clock.now_ms()
+    now_ms = desk.ports.clock.now_ms()
     topups.stop(unit, order.id, why.code, why.detail)
     told = {"topup": order.id, "code": why.code, "reason": why.detail, "by": by_app}
     records.note(unit, None, "topup_stopped", None, now_ms, told)
     _end_question(unit, order, Approver("token", by_app), why, now_ms)
     last = next(reversed(queries.payments_of_topup(unit.conn, order.id)), None)
     if last is None or last.state in ENDED_WITHOUT_PAYING or last.delivery is Delivery.ACCEPTED:
-        end(unit, agent, order, why, now_ms)
+        end(unit, desk, order, why, now_ms)
 
 
-def end(unit: Unit, agent: Agent, order: TopupRow, why: Refused | None, now_ms: int) -> None:
+def end(unit: Unit, desk: Desk, order: TopupRow, why: Refused | None, now_ms: int) -> None:
     """Inside a commit: an order ends, once."""
-    clock_ms = agent.limits_clock_ms(unit.conn, now_ms)
+    clock_ms = desk.limits_clock_ms(unit.conn, now_ms)
     code, reason = (None, None) if why is None else (why.code, why.detail)
     if topups.end(unit, order.id, code, reason, now_ms, clock_ms):
         if why is not None:

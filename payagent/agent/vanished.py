@@ -11,8 +11,8 @@ May import: core, chain.source, chain.panel, store, the rest of agent. Never: ta
 import structlog
 
 from payagent.agent import deposits, steps
-from payagent.agent.agent import Agent
 from payagent.agent.alarm import clear_alert, raise_alert
+from payagent.agent.desk import Desk
 from payagent.agent.repeats import Repeats
 from payagent.agent.rows import LOOKED_FOR, Rows
 from payagent.chain.panel import View
@@ -31,16 +31,16 @@ class Vanished:
     """A part of each look at the chain whose denials count, after the coins. `stuck` are payments by id that can
     neither land nor be cancelled, as things are: nothing is signed for them."""
 
-    def __init__(self, agent: Agent, rows: Rows) -> None:
+    def __init__(self, desk: Desk, rows: Rows) -> None:
         self.stuck: dict[str, PaymentRow] = {}
-        self._agent = agent
+        self._desk = desk
         self._rows = rows
         self._denied = Repeats()
         self._told: list[str] | None = None
 
     async def look(self, source: View, tip: Tip) -> None:
         """Which deposits are gone; which payments are stuck with that, or not any more; which of them are over?"""
-        conn = self._agent.conn
+        conn = self._desk.conn
         for coin in queries.missing_deposits(conn) if source.is_final else ():
             await self._doubt(source, coin)
         self.stuck = {}
@@ -54,7 +54,7 @@ class Vanished:
 
     async def _doubt(self, source: View, coin: CoinRow) -> None:
         """Is the transaction that a missing deposit came in on no chain any more? Then it is taken back."""
-        now_ms = self._agent.ports.clock.now_ms()
+        now_ms = self._desk.ports.clock.now_ms()
         if not self._denied.is_due(coin.ref, source.tip.hash, now_ms):
             return
         read = await source.tx(coin.tx_id)
@@ -65,15 +65,15 @@ class Vanished:
             )
         elif isinstance(read, NotFound) and is_enough:
             self._denied.forget(coin.ref)
-            await self._agent.write("deposit", lambda unit: deposits.take_back(unit, coin.ref, now_ms))
+            await self._desk.write("deposit", lambda unit: deposits.take_back(unit, coin.ref, now_ms))
 
     async def _tell(self) -> None:
         """Once of each payment that is stuck, and once that it is not any more."""
         if self._told is None:
-            self._told = [one.removeprefix(SUBJECT) for one in alerts.raised(self._agent.conn, "anchor_gone")]
+            self._told = [one.removeprefix(SUBJECT) for one in alerts.raised(self._desk.conn, "anchor_gone")]
         if self._told == list(self.stuck):
             return
-        told, now_ms = self._told, self._agent.ports.clock.now_ms()
+        told, now_ms = self._told, self._desk.ports.clock.now_ms()
 
         def job(unit: Unit) -> None:
             for row in self.stuck.values():
@@ -82,7 +82,7 @@ class Vanished:
                 if payment_id not in self.stuck:
                     _clear(unit, payment_id, now_ms)
 
-        await self._agent.write("alert", job)
+        await self._desk.write("alert", job)
         self._told = list(self.stuck)
 
     async def _weigh(self, source: View, tip: Tip, row: PaymentRow) -> None:
@@ -91,15 +91,15 @@ class Vanished:
         The first one that is seen is written down, so that a restart does not begin anew. Then the transactions
         have to be denied, time and again, as what cannot be taken back always has.
         """
-        agent = self._agent
-        attempts, block = queries.attempts(agent.conn, row.id), _block_of(agent, row)
+        desk = self._desk
+        attempts, block = queries.attempts(desk.conn, row.id), _block_of(desk, row)
         last_slot = max(attempt.ttl_slot for attempt in attempts)
         if block is None or block.slot < last_slot:
             if tip.slot >= last_slot:
                 await self._note(row, tip)
             return
-        is_deep = tip.height - block.block_height + 1 >= agent.terms.settle_depth
-        now_ms = agent.ports.clock.now_ms()
+        is_deep = tip.height - block.block_height + 1 >= desk.terms.settle_depth
+        now_ms = desk.ports.clock.now_ms()
         if not is_deep or not source.is_for_good or not self._denied.is_due(row.id, tip.hash, now_ms):
             return
         there = await source.block(block.block_hash)
@@ -109,23 +109,23 @@ class Vanished:
         is_denied = isinstance(there, Found) and all(isinstance(read, NotFound) for read in reads)
         if self._denied.is_enough(row.id, is_denied, tip.hash, now_ms) and is_denied:
             self._denied.forget(row.id)
-            await agent.write(
-                "void", lambda unit: steps.record_time_over(unit, row.id, block, agent.coins, now_ms), row.id
+            await desk.write(
+                "void", lambda unit: steps.record_time_over(unit, row.id, block, desk.coins, now_ms), row.id
             )
 
     async def _note(self, row: PaymentRow, tip: Tip) -> None:
         told = {"block_hash": tip.hash, "block_height": tip.height, "block_slot": tip.slot}
-        now_ms = self._agent.ports.clock.now_ms()
+        now_ms = self._desk.ports.clock.now_ms()
 
         def job(unit: Unit) -> None:
             records.note(unit, row.id, "time_over", steps.row_of(unit, row.id).state, now_ms, told)
 
-        await self._agent.write("alert", job, row.id)
+        await self._desk.write("alert", job, row.id)
 
 
-def _block_of(agent: Agent, row: PaymentRow) -> TxSeen | None:
+def _block_of(desk: Desk, row: PaymentRow) -> TxSeen | None:
     """The block that was noted as past all time limits; of no transaction."""
-    told = queries.last_note(agent.conn, row.id, "time_over")
+    told = queries.last_note(desk.conn, row.id, "time_over")
     return None if told is None else TxSeen("", told["block_hash"], told["block_height"], told["block_slot"])
 
 

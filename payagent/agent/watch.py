@@ -15,13 +15,14 @@ from functools import partial
 import structlog
 
 from payagent.agent import deposits, steps
-from payagent.agent.agent import NOT_SIGNED, Agent
+from payagent.agent.agent import Agent
 from payagent.agent.alarm import clear_alert, raise_alert
 from payagent.agent.chainview import TIP_AGE_MAX_S, odd_parameters
 from payagent.agent.foreign import Foreign
 from payagent.agent.repeats import Repeats
 from payagent.agent.replacement import is_lost
 from payagent.agent.rows import LOOKED_FOR, SEEN, Rows
+from payagent.agent.signing import NOT_SIGNED
 from payagent.agent.terms import MerchantTerms
 from payagent.agent.vanished import Vanished
 from payagent.chain.agree import Listing
@@ -115,10 +116,11 @@ class Watch:
         self.trouble: str | None = None
         self.view: View | None = None
         self._agent = agent
+        self._desk = desk = agent.desk
         self._merchants = merchants
-        self._rows = Rows(agent)
-        self._foreign = Foreign(agent, self._rows)
-        self._vanished = Vanished(agent, self._rows)
+        self._rows = Rows(desk)
+        self._foreign = Foreign(desk, self._rows)
+        self._vanished = Vanished(desk, self._rows)
         self._lock = asyncio.Lock()
         self._last: Tip | None = None
         self._unverified: set[str] = set()
@@ -128,12 +130,12 @@ class Watch:
         self._coins_read = False
         self._urgent: set[str] = set()
         self._waits: dict[int | None, tuple[int, int]] = {}
-        clock, own = agent.ports.clock, agent.terms.own.text
+        clock, own = desk.ports.clock, desk.terms.own.text
         self._panel = Panel(
-            agent.sources,
+            desk.sources,
             clock,
             own,
-            agent.chain.learn_genesis,
+            desk.chain.learn_genesis,
             odd_parameters,
             self._slot_at,
             TIP_AGE_MAX_S,
@@ -185,7 +187,7 @@ class Watch:
 
     async def poll_merchants(self) -> None:
         """Ask merchants how our open invoices stand. Advice only: it is recorded and shown, and moves nothing."""
-        now_ms = self._agent.ports.clock.now_ms()
+        now_ms = self._desk.ports.clock.now_ms()
         young = [
             row
             for row in self._rows.open((State.IN_FLIGHT, *SEEN))
@@ -200,55 +202,55 @@ class Watch:
         await self._each(due, self._ask_merchant)
 
     async def _ask_merchant(self, row: PaymentRow) -> None:
-        agent = self._agent
-        merchant = agent.terms.merchants.get(row.origin or "")
+        desk = self._desk
+        merchant = desk.terms.merchants.get(row.origin or "")
         if merchant is None or row.invoice_id is None or row.dialect not in WITH_STATUS:
             return
-        headers = merchant.call_headers(row, agent.terms.own.text)
+        headers = merchant.call_headers(row, desk.terms.own.text)
         said = await self._merchants.status(
             merchant.origin, row.invoice_id, headers=headers, timeout_s=merchant.timeout_s
         )
         if said is None or said == row.merchant_status:
             return
-        now_ms = agent.ports.clock.now_ms()
+        now_ms = desk.ports.clock.now_ms()
 
         def job(unit: Unit) -> None:
             state = steps.row_of(unit, row.id).state
             records.set_merchant_status(unit, row.id, said, now_ms)
             records.note(unit, row.id, "merchant_said", state, now_ms, {"status": said})
 
-        await agent.write("merchant", job, row.id)
+        await desk.write("merchant", job, row.id)
 
     async def give_up_unserved(self) -> None:
         """Note which merchants have not served what was confirmed long enough ago: nobody may ever ask again.
 
         This daemon must have been there for as long: while it was away, nobody could show them a proof.
         """
-        agent = self._agent
-        now_ms = agent.ports.clock.now_ms()
-        clock_ms = agent.limits_clock_ms(agent.conn, now_ms)
-        if self._there_since_ms is None and agent.chain.tip is not None:
+        desk = self._desk
+        now_ms = desk.ports.clock.now_ms()
+        clock_ms = desk.limits_clock_ms(desk.conn, now_ms)
+        if self._there_since_ms is None and desk.chain.tip is not None:
             self._there_since_ms = clock_ms
         if self._there_since_ms is None or self._there_since_ms > steps.serving_ended_ms(clock_ms):
             return
-        for payment_id in queries.unserved(agent.conn, steps.serving_ended_ms(clock_ms)):
+        for payment_id in queries.unserved(desk.conn, steps.serving_ended_ms(clock_ms)):
             job = partial(
                 steps.give_up_unserved,
                 payment_id=payment_id,
                 clock_ms=clock_ms,
-                rules=agent.terms.rules,
+                rules=desk.terms.rules,
                 now_ms=now_ms,
             )
-            await agent.write("delivery", job, payment_id)
+            await desk.write("delivery", job, payment_id)
 
     async def observe_prepaid(self) -> None:
         """Ask merchants what is left of prepaid balances: when one has moved, and now and then."""
-        agent = self._agent
-        now_ms = agent.ports.clock.now_ms()
-        for pool in prepaid.all_pools(agent.conn):
-            merchant = agent.terms.merchants.get(pool.origin)
+        desk = self._desk
+        now_ms = desk.ports.clock.now_ms()
+        for pool in prepaid.all_pools(desk.conn):
+            merchant = desk.terms.merchants.get(pool.origin)
             # what a top-up bought moved here when it was confirmed, and there when the proof was shown
-            moved_ms = max(prepaid.last_move_ms(agent.conn, pool.id), topups.last_ended_ms(agent.conn, pool.id))
+            moved_ms = max(prepaid.last_move_ms(desk.conn, pool.id), topups.last_ended_ms(desk.conn, pool.id))
             asked_ms, seen_move_ms = self._prepaid_asked.get(pool.id, (0, -1))
             is_due = moved_ms != seen_move_ms or not 0 <= now_ms - asked_ms < PREPAID_EVERY_MS
             if merchant is not None and pool.partner and pool.partner == merchant.partner and is_due:
@@ -257,36 +259,36 @@ class Watch:
 
     async def _observe(self, pool: Pool, merchant: MerchantTerms) -> None:
         """Record what a merchant says, unless it says the same as last time."""
-        agent = self._agent
+        desk = self._desk
         headers = merchant.own_headers(pool.wallet) | {"X-Partner": pool.partner}
         told = await self._merchants.prepaid(
             pool.origin, pool.partner, pool.wallet, headers=headers, timeout_s=merchant.timeout_s
         )
         if told is None:
             return
-        said, now_ms = told.said, agent.ports.clock.now_ms()
+        said, now_ms = told.said, desk.ports.clock.now_ms()
         seen = Observation(
             *(told.source, told.status, told.body, said.remaining, said.total, said.used, said.unit),
             *(said.expires_at_ms, None if said.understood else said.why, now_ms),
         )
-        last = prepaid.last_observation(agent.conn, pool.id)
+        last = prepaid.last_observation(desk.conn, pool.id)
         is_same = last is not None and replace(last, at_ms=now_ms) == seen
         if last is None or not is_same or not 0 <= now_ms - last.at_ms < OBSERVED_AGAIN_MS:
-            await agent.write("observe_prepaid", lambda unit: prepaid.add_observation(unit, pool.id, seen))
+            await desk.write("observe_prepaid", lambda unit: prepaid.add_observation(unit, pool.id, seen))
 
     async def _find_view(self) -> View | None:
         """What the providers show together that are to be believed; it serves the whole look."""
-        agent, panel = self._agent, self._panel
+        desk, panel = self._desk, self._panel
         self.view = view = await panel.look()
-        agent.senders = panel.senders()
-        agent.providers = panel.troubles
+        desk.senders = panel.senders()
+        desk.providers = panel.troubles
         await self._tell_who_is_out()
         if view is None:
             self.trouble = "; ".join(f"{name}: {why}" for name, why in panel.troubles.items())
-            if agent.chain.tip is None or panel.has_foreign:
-                agent.chain.problem = self.trouble
+            if desk.chain.tip is None or panel.has_foreign:
+                desk.chain.problem = self.trouble
             return None
-        agent.chain.problem = view.odd
+        desk.chain.problem = view.odd
         return view
 
     async def _tell_who_is_out(self) -> None:
@@ -295,7 +297,7 @@ class Watch:
         subjects = sorted(out)
         if subjects == self._told_out:
             return
-        now_ms = self._agent.ports.clock.now_ms()
+        now_ms = self._desk.ports.clock.now_ms()
 
         def job(unit: Unit) -> None:
             for subject, detail in out.items():
@@ -304,11 +306,11 @@ class Watch:
                 if subject not in out:
                     clear_alert(unit, subject, {"detail": f"over: {subject}"}, now_ms)
 
-        await self._agent.write("alert", job)
+        await self._desk.write("alert", job)
         self._told_out = subjects
 
     def _slot_at(self, now_ms: int) -> int | None:
-        slots = self._agent.chain.slots
+        slots = self._desk.chain.slots
         return slots.slot_at(now_ms) if slots else None
 
     async def _look(self, source: View, tip: Tip, is_new: bool) -> None:
@@ -323,9 +325,9 @@ class Watch:
         self._unread.clear()
         await self._each(self._rows.open(LOOKED_FOR), partial(self._look_for, source, tip))
         await self._each(
-            self._deep(State.IN_BLOCK, tip, self._agent.terms.confirm_depth), partial(self._confirm, source, tip)
+            self._deep(State.IN_BLOCK, tip, self._desk.terms.confirm_depth), partial(self._confirm, source, tip)
         )
-        settle_depth = self._agent.terms.settle_depth
+        settle_depth = self._desk.terms.settle_depth
         ending = [
             *self._deep(State.CONFIRMED, tip, settle_depth),
             *(row for row in self._rows.watched_voids() if _depth(row, tip) >= settle_depth),
@@ -339,7 +341,7 @@ class Watch:
             self._urgent.update(row.id for row in self._rows.open((State.IN_FLIGHT,)))
         self._last = tip
         if self._coins_read:
-            self._agent.chain.tip = tip
+            self._desk.chain.tip = tip
 
     async def _in_doubt(self, source: View, tip: Tip) -> set[str]:
         """Payments whose block may be off the chain: all after what may be a fork, else those due by depth."""
@@ -359,7 +361,7 @@ class Watch:
         """Is an attempt that is in flight in a block? It counts as looked for once nothing of it is open."""
         self._unread.add(row.id)
         is_open = False
-        for attempt in queries.attempts(self._agent.conn, row.id):
+        for attempt in queries.attempts(self._desk.conn, row.id):
             read = await source.tx(attempt.tx_id)
             if isinstance(read, Found):
                 if attempt.kind == "cancel":
@@ -372,7 +374,7 @@ class Watch:
                 is_open = True
         if not is_open:
             self._unread.discard(row.id)
-        rival = None if row.anchor is None else queries.rival_of(self._agent.conn, row.anchor)
+        rival = None if row.anchor is None else queries.rival_of(self._desk.conn, row.anchor)
         read = NotFound() if rival is None else await source.tx(rival)
         if isinstance(read, Found):
             await self._weigh_cancel(source, tip, row, read.value)
@@ -384,18 +386,18 @@ class Watch:
 
         Or a transaction that keeps the anchor from ever being there.
         """
-        agent = self._agent
-        now_ms = agent.ports.clock.now_ms()
-        landed_ms = agent.chain.landed_ms(seen.slot, now_ms)
+        desk = self._desk
+        now_ms = desk.ports.clock.now_ms()
+        landed_ms = desk.chain.landed_ms(seen.slot, now_ms)
         self._unweighed = True
-        is_deep = tip.height - seen.block_height + 1 >= agent.terms.void_depth
+        is_deep = tip.height - seen.block_height + 1 >= desk.terms.void_depth
         if not is_deep or not source.is_final:
             return
         if self._deep_seen.is_enough(row.id, seen.block_hash, tip.hash, now_ms) or not source.stands_alone:
             self._deep_seen.forget(row.id)
-            await agent.write(
+            await desk.write(
                 "void",
-                lambda unit: steps.record_void(unit, row.id, seen, landed_ms, agent.coins, source.name, now_ms),
+                lambda unit: steps.record_void(unit, row.id, seen, landed_ms, desk.coins, source.name, now_ms),
                 row.id,
             )
 
@@ -426,10 +428,10 @@ class Watch:
 
     async def _confirm(self, source: View, tip: Tip, row: PaymentRow) -> None:
         if await self._still_there(source, tip, row):
-            now_ms, depth = self._agent.ports.clock.now_ms(), _depth(row, tip)
-            rules = self._agent.terms.rules
-            landed_ms = self._agent.chain.landed_ms(row.block_slot or 0, now_ms)
-            await self._agent.write(
+            now_ms, depth = self._desk.ports.clock.now_ms(), _depth(row, tip)
+            rules = self._desk.terms.rules
+            landed_ms = self._desk.chain.landed_ms(row.block_slot or 0, now_ms)
+            await self._desk.write(
                 "confirm",
                 lambda unit: steps.record_confirmed(unit, row.id, depth, rules, landed_ms, now_ms),
                 row.id,
@@ -437,9 +439,9 @@ class Watch:
 
     async def _settle(self, source: View, tip: Tip, row: PaymentRow) -> None:
         if await self._still_there(source, tip, row):
-            now_ms, depth = self._agent.ports.clock.now_ms(), _depth(row, tip)
-            await self._agent.write(
-                "settle", lambda unit: steps.record_settled(unit, row.id, depth, self._agent.coins, now_ms), row.id
+            now_ms, depth = self._desk.ports.clock.now_ms(), _depth(row, tip)
+            await self._desk.write(
+                "settle", lambda unit: steps.record_settled(unit, row.id, depth, self._desk.coins, now_ms), row.id
             )
 
     async def _still_there(self, source: View, tip: Tip, row: PaymentRow) -> bool:
@@ -452,35 +454,33 @@ class Watch:
         return False
 
     async def _see(self, source: View, row: PaymentRow, seen: TxSeen) -> None:
-        agent = self._agent
-        now_ms = agent.ports.clock.now_ms()
-        await agent.write(
+        desk = self._desk
+        now_ms = desk.ports.clock.now_ms()
+        await desk.write(
             "observe",
-            lambda unit: steps.record_seen(unit, row.id, seen, agent.coins, source.name, now_ms),
+            lambda unit: steps.record_seen(unit, row.id, seen, desk.coins, source.name, now_ms),
             row.id,
         )
 
     async def _lose(self, row: PaymentRow) -> None:
-        agent = self._agent
-        now_ms = agent.ports.clock.now_ms()
-        await agent.write(
-            "observe", lambda unit: steps.record_block_lost(unit, row.id, agent.coins, now_ms), row.id
-        )
+        desk = self._desk
+        now_ms = desk.ports.clock.now_ms()
+        await desk.write("observe", lambda unit: steps.record_block_lost(unit, row.id, desk.coins, now_ms), row.id)
         self._urgent.add(row.id)
 
     async def _look_at_coins(self, source: View, tip: Tip) -> None:
-        agent = self._agent
-        read = await source.coins(agent.terms.own.text)
+        desk = self._desk
+        read = await source.coins(desk.terms.own.text)
         self._coins_due = not isinstance(read, Found)
         if not isinstance(read, Found):
             # one list of several is enough to sign by the coins that are known; nothing is booked by it
             self._coins_read |= isinstance(read, Unknown) and read.why is Why.NOT_YET
             return
         known = self._rows.coins()
-        now_ms = agent.ports.clock.now_ms()
+        now_ms = desk.ports.clock.now_ms()
         listing = self._believed(source, read.value, known.keys(), now_ms)
         if deposits.is_stale(listing, known):
-            await agent.write("deposit", lambda unit: deposits.sync(unit, listing, agent.coins, now_ms))
+            await desk.write("deposit", lambda unit: deposits.sync(unit, listing, desk.coins, now_ms))
         self._coins_read = True
         await self._foreign.look(source, listing)
         if source.is_current:
@@ -507,26 +507,26 @@ class Watch:
 
     async def _carry_on(self) -> None:
         """Send what was signed, again what is due; then sign what was admitted and is not signed."""
-        agent = self._agent
-        now_ms = agent.ports.clock.now_ms()
-        if agent.chain.slots is None:
+        desk = self._desk
+        now_ms = desk.ports.clock.now_ms()
+        if desk.chain.slots is None:
             return
-        slot = agent.chain.slots.slot_at(now_ms)
+        slot = desk.chain.slots.slot_at(now_ms)
         self._send_what_is_due(slot, now_ms)
-        if agent.chain.is_ready(now_ms) and agent.chain.tip is not None:
-            await self._carry_on_what_is_over(agent.chain.tip)
-            unsigned = self._rows.open(UNSIGNED)
-            await self._each([row for row in unsigned if row.id not in self._vanished.stuck], agent.resume)
+        if desk.chain.is_ready(now_ms) and desk.chain.tip is not None:
+            await self._carry_on_what_is_over(desk.chain.tip)
+            unsigned = [row for row in self._rows.open(UNSIGNED) if row.id not in self._vanished.stuck]
+            await self._each(unsigned, self._agent.carrying.resume)
 
     async def _carry_on_what_is_over(self, tip: Tip) -> None:
         """By the tip's slot: what has left could be in any block before its TTL. What was not looked for waits."""
-        agent = self._agent
+        desk = self._desk
 
         async def carry_on(row: PaymentRow) -> None:
-            if steps.reason_to_cancel(agent.conn, row, tip.slot):
-                await agent.cancel(row)
-            elif row.id not in self._unread and is_lost(agent.conn, row, tip.slot):
-                await agent.renew(row)
+            if steps.reason_to_cancel(desk.conn, row, tip.slot):
+                await self._agent.carrying.cancel(row)
+            elif row.id not in self._unread and is_lost(desk.conn, row, tip.slot):
+                await self._agent.carrying.renew(row)
 
         over = [row for row in self._rows.open(_SENDING) if _may_be_over(row, tip.slot)]
         await self._each([row for row in over if row.id not in self._vanished.stuck], carry_on)
@@ -537,14 +537,14 @@ class Watch:
         self._waits = {one.attempt: self._waits[one.attempt] for one in sending if one.attempt in self._waits}
         due = [row for row in sending if self._is_due(row, now_ms)]
         due.sort(key=lambda row: (self._waits.get(row.attempt, (0, 0)), row.seq))
-        room, left = SENT_AT_ONCE_MAX - self._agent.sending_count, set()
+        room, left = SENT_AT_ONCE_MAX - self._agent.sending.count, set()
         for row in due:
             if room <= 0:
                 left.add(row.id)
                 continue
             self._waits[row.attempt] = self._wait_of(row.id)  # it may have been sent since that was read
             if self._is_due(row, now_ms) and self._may_broadcast(row):
-                self._agent.send_off(row.id)
+                self._agent.sending.send_off(row.id)
                 room -= 1
         self._urgent &= left
 
@@ -556,12 +556,12 @@ class Watch:
     def _may_broadcast(self, row: OpenPayment) -> bool:
         if not row.handed_over:
             return True
-        found = queries.payment(self._agent.conn, row.id)
+        found = queries.payment(self._desk.conn, row.id)
         return found is not None and steps.may_broadcast(found)
 
     def _wait_of(self, payment_id: str) -> tuple[int, int]:
         """When a payment's attempt was sent last, and when it is to be sent again."""
-        conn = self._agent.conn
+        conn = self._desk.conn
         tx_id = queries.tx_of(conn, payment_id)
         count, last_ms = queries.submissions(conn, tx_id)
         is_hopeless = queries.was_told(conn, payment_id, tx_id, SubmitKind.NEVER)
@@ -579,10 +579,10 @@ class Watch:
             nonlocal patience_s
             for number, one in enumerate(left, 1):
                 if patience_s > 0:
-                    waited_s = await self._agent.give_way()
+                    waited_s = await self._agent.signing.give_way()
                     patience_s -= waited_s
                 try:
-                    row = queries.payment(self._agent.conn, one.id)
+                    row = queries.payment(self._desk.conn, one.id)
                     if row is not None:
                         await act(row)
                 except Exception as error:

@@ -14,6 +14,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.requests import Request
 
 from payagent.agent.agent import Agent
+from payagent.agent.desk import Desk
 from payagent.api.calls import json_body, require_clear_query
 from payagent.api.problems import BrokenOffError
 from payagent.api.tokens import hash_token
@@ -37,6 +38,11 @@ class Caller:
     _token_hash: str = field(repr=False)
 
     @property
+    def desk(self) -> Desk:
+        """The agent's."""
+        return self.agent.desk
+
+    @property
     def sees_all(self) -> bool:
         """Whether it sees more than itself."""
         return self.app.sees_all
@@ -49,8 +55,8 @@ class Caller:
     @property
     def is_let_in(self) -> bool:
         """Whether the token is good still; asked again by calls that last."""
-        agent = self.agent
-        return apps.by_token(agent.conn, self._token_hash, agent.ports.clock.now_ms()) is not None
+        desk = self.desk
+        return apps.by_token(desk.conn, self._token_hash, desk.ports.clock.now_ms()) is not None
 
     def require_let_in(self) -> None:
         """As at the call's beginning: `unauthorized`."""
@@ -83,22 +89,22 @@ class Caller:
             return own
         if not self.sees_asked:
             raise Refused("forbidden", "what another app does needs a token for read, operate or approve")
-        found = apps.by_id(self.agent.conn, name) or apps.by_name(self.agent.conn, name)
+        found = apps.by_id(self.desk.conn, name) or apps.by_name(self.desk.conn, name)
         if found is None:
             raise Refused("bad_request", "app is neither the name nor the id of an app", key="app")
         return found
 
     def payment(self, payment_id: str) -> PaymentRow:
         """A payment that the app may see; any other is `not_found`, whether it exists or not."""
-        row = queries.payment(self.agent.conn, payment_id)
-        conn = self.agent.conn
+        row = queries.payment(self.desk.conn, payment_id)
+        conn = self.desk.conn
         if row is None or not (
             self.sees_all
             or row.app_id == self.app.id
             or (self.sees_asked and approvals.of_payment(conn, row.id) is not None)
         ):
             raise Refused("not_found", f"there is no payment {payment_id[:80]!r}")
-        return self.agent.as_noted(row)
+        return self.desk.as_noted(row)
 
 
 async def bearer(request: Request) -> HTTPAuthorizationCredentials | None:
@@ -123,7 +129,7 @@ def need(*scopes: str) -> Need:
     ) -> Caller:
         agent: Agent = request.app.state.agent
         token_hash = "" if credentials is None else hash_token(credentials.credentials)
-        app = apps.by_token(agent.conn, token_hash, agent.ports.clock.now_ms())
+        app = apps.by_token(agent.desk.conn, token_hash, agent.desk.ports.clock.now_ms())
         if app is None:
             raise _unauthorized()
         inside: ExitStack = request.state.inside

@@ -72,7 +72,9 @@ def create_app(
     app.state.body_s = body_s
     app.state.links = links
     app.state.turnstile = Turnstile(rates, time.monotonic)
-    guarded = partial(Guard, new_id=partial(agent.ports.new_id, "call"), hosts=hosts, refusals=agent.refusals)
+    guarded = partial(
+        Guard, new_id=partial(agent.desk.ports.new_id, "call"), hosts=hosts, refusals=agent.desk.refusals
+    )
     app.add_middleware(guarded)
     app.at_once = {("POST", "/v1/payments"): guarded(answering(payments.pay_at_once))}
     app.add_exception_handler(RequestValidationError, _not_valid)
@@ -93,8 +95,8 @@ def create_app(
         reconcile,
     ):
         app.include_router(room.router)
-    checks = partial(find, agent, heartbeat, signer)
-    app.include_router(health_router(agent, checks))
+    checks = partial(find, agent.desk, heartbeat, signer)
+    app.include_router(health_router(agent.desk, checks))
     app.include_router(metrics_router(checks))
     app.openapi = _described(app.openapi)  # type: ignore[method-assign]
     return app
@@ -129,5 +131,5 @@ async def _not_routed(request: Request, error: Exception) -> Response:
 def _told(request: Request, refused: Refused, headers: dict[str, str] | None = None) -> Response:
     """The problem as an answer; it is counted."""
     agent: Agent = request.app.state.agent
-    agent.refusals[refused.code] += 1
+    agent.desk.refusals[refused.code] += 1
     return problem_response(refused, request.state.request_id, headers)

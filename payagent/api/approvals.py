@@ -7,7 +7,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends
 
-from payagent.agent.agent import Agent
+from payagent.agent.desk import Desk
 from payagent.agent.limits import names_of, standing
 from payagent.agent.orders import Approver
 from payagent.agent.view import payment_view
@@ -35,16 +35,16 @@ async def approve(caller: Decider, payment_id: PaymentId) -> JsonResponse:
     """All is decided anew, limits and funds too, and then it is signed. What is refused now stays open until its
     time is over; 409 `already_decided` says what was decided before. No app but an operator's decides on its own
     payment."""
-    row = await caller.agent.approve(_open_to(caller, payment_id), Approver("token", caller.app.id))
-    return JsonResponse(payment_view(row, caller.agent.terms) | asked_view(caller, row))
+    row = await caller.agent.decisions.approve(_open_to(caller, payment_id), Approver("token", caller.app.id))
+    return JsonResponse(payment_view(row, caller.desk.terms) | asked_view(caller, row))
 
 
 @router.post("/v1/payments/{payment_id}/deny", summary="End a payment that waits", responses=gives(Payment, 200))
 async def deny(caller: Decider, payment_id: PaymentId) -> JsonResponse:
     """Nothing was signed, and what counted for it is free. For as long as it could have waited, the same call is
     refused without asking again."""
-    row = await caller.agent.deny(_open_to(caller, payment_id), Approver("token", caller.app.id))
-    return JsonResponse(payment_view(row, caller.agent.terms) | asked_view(caller, row))
+    row = await caller.agent.decisions.deny(_open_to(caller, payment_id), Approver("token", caller.app.id))
+    return JsonResponse(payment_view(row, caller.desk.terms) | asked_view(caller, row))
 
 
 def _open_to(caller: Caller, payment_id: str) -> str:
@@ -57,32 +57,32 @@ def _open_to(caller: Caller, payment_id: str) -> str:
 
 def asked_view(caller: Caller, row: PaymentRow) -> Json:
     """What a person is or was asked about a payment, under `approval`; nothing where nobody was asked."""
-    approval = approvals.of_payment(caller.agent.conn, row.id)
+    approval = approvals.of_payment(caller.desk.conn, row.id)
     if approval is None:
         return {}
-    at_most, decided = queries.hold(caller.agent.conn, row.id, "ask"), approvals.decided(caller.agent.conn, row.id)
+    at_most, decided = queries.hold(caller.desk.conn, row.id, "ask"), approvals.decided(caller.desk.conn, row.id)
     view = approval_view(approval, row, at_most, decided)
-    return {"approval": view | (decider_view(caller.agent, row) if caller.sees_asked else {})}
+    return {"approval": view | (decider_view(caller.desk, row) if caller.sees_asked else {})}
 
 
-def decider_view(agent: Agent, row: PaymentRow) -> Json:
+def decider_view(desk: Desk, row: PaymentRow) -> Json:
     """What only those see who decide: who wants it, what limits leave, and what there was with the merchant."""
-    conn, origin, names = agent.conn, row.origin or "", dict(names_of(agent))
+    conn, origin, names = desk.conn, row.origin or "", dict(names_of(desk))
     decided = approvals.decided(conn, row.id)
     by = None if decided is None else decided.by_app
     assets, scopes = queries.hold(conn, row.id, "ask").keys(), scopes_of(row.app_id, origin)
-    bind = [one for one in standing(agent) if one.limit.scope in scopes and one.limit.asset in assets]
+    bind = [one for one in standing(desk) if one.limit.scope in scopes and one.limit.asset in assets]
     return {
         "app": apps.require(conn, row.app_id).name,
         "request": queries.request_of(conn, row.intent_id),
         "by": None if by is None else names.get(by, by),
         "limits": [limit_view(one, names) for one in bind],
-        "history": _history(agent, row.id, origin),
+        "history": _history(desk, row.id, origin),
     }
 
 
-def _history(agent: Agent, payment_id: str, origin: str) -> Json:
-    found = approvals.standing_at(agent.conn, origin, payment_id)
+def _history(desk: Desk, payment_id: str, origin: str) -> Json:
+    found = approvals.standing_at(desk.conn, origin, payment_id)
     paid = [one for state, one in found.items() if state in POSTED]
     last_ms = max((newest_ms for _, newest_ms in paid), default=None)
     not_paid = sum(count for state, (count, _) in found.items() if state in ENDED_WITHOUT_PAYING)
@@ -92,5 +92,5 @@ def _history(agent: Agent, payment_id: str, origin: str) -> Json:
         "last_at": None if last_ms is None else iso_time(last_ms),
         "not_paid": not_paid,
         "under_way": under_way,
-        "spent": {asset: str(n) for asset, n in spending.totals(agent.conn, Scope(ANY, origin)).items()},
+        "spent": {asset: str(n) for asset, n in spending.totals(desk.conn, Scope(ANY, origin)).items()},
     }

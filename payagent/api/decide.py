@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
 from payagent.agent.agent import Agent
+from payagent.agent.desk import Desk
 from payagent.agent.links import PREFIX, Links
 from payagent.agent.orders import Approver
 from payagent.api.approvals import decider_view
@@ -56,15 +57,15 @@ router = APIRouter(include_in_schema=False)
 @router.get(PREFIX + "{payment_id}/{way}/{signature}")
 async def show(request: Request, payment_id: str, way: str, signature: str) -> HTMLResponse:
     """What is asked, and the button; once it is decided, how."""
-    agent: Agent = request.app.state.agent
+    desk: Desk = request.app.state.agent.desk
     found = _found(request, payment_id, way, signature)
     if found is None:
         return _unknown()
     row, approval = found
-    if (decided := approvals.decided(agent.conn, row.id)) is not None:
+    if (decided := approvals.decided(desk.conn, row.id)) is not None:
         words = decided.decision.replace("_", " ")
         return _page(f"The payment was {words}", [("payment", row.id), ("state", str(row.state))])
-    return _page(f"{way.capitalize()} this payment?", _asked(agent, row, approval), way)
+    return _page(f"{way.capitalize()} this payment?", _asked(desk, row, approval), way)
 
 
 @router.post(PREFIX + "{payment_id}/{way}/{signature}")
@@ -78,9 +79,9 @@ async def decide(request: Request, payment_id: str, way: str, signature: str) ->
     _require_own_page(request, links.origin)
     by = Approver("link", terms_hash=found[1].terms_hash)
     try:
-        row = await (agent.approve if way == "approve" else agent.deny)(payment_id, by)
+        row = await (agent.decisions.approve if way == "approve" else agent.decisions.deny)(payment_id, by)
     except Refused as refused:
-        agent.refusals[refused.code] += 1
+        agent.desk.refusals[refused.code] += 1
         rows = [("why", refused.detail), ("money", refused.problem.money), ("what to do", refused.problem.fix)]
         return _page(refused.problem.title, rows, status=refused.problem.status)
     done = "approved" if way == "approve" else "denied"
@@ -92,15 +93,15 @@ def _found(request: Request, payment_id: str, way: str, signature: str) -> tuple
 
     Who has none uses up nobody's calls, and nothing is read for it.
     """
-    agent: Agent = request.app.state.agent
+    desk: Desk = request.app.state.agent.desk
     links: Links | None = request.app.state.links
     if links is None or not links.is_ours(payment_id, way, signature):
         return None
     request.state.inside.enter_context(request.app.state.turnstile.admit(_WHO))
-    approval = approvals.of_payment(agent.conn, payment_id)
+    approval = approvals.of_payment(desk.conn, payment_id)
     if approval is None or not links.is_good(approval, way, signature):
         return None
-    return agent.payment(payment_id), approval
+    return desk.payment(payment_id), approval
 
 
 def _require_own_page(request: Request, origin: str) -> None:
@@ -112,9 +113,9 @@ def _require_own_page(request: Request, origin: str) -> None:
         raise Refused("browser_refused", "the decision does not come from the page of the link")
 
 
-def _asked(agent: Agent, row: PaymentRow, approval: Approval) -> list[Row]:
-    at_most = queries.hold(agent.conn, row.id, "ask")
-    told = approval_view(approval, row, at_most, None) | decider_view(agent, row)
+def _asked(desk: Desk, row: PaymentRow, approval: Approval) -> list[Row]:
+    at_most = queries.hold(desk.conn, row.id, "ask")
+    told = approval_view(approval, row, at_most, None) | decider_view(desk, row)
     return list(_rows(row, told, approval))
 
 

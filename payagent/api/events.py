@@ -17,7 +17,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
 
-from payagent.agent.agent import Agent
+from payagent.agent.desk import Desk
 from payagent.agent.view import detail_view
 from payagent.api.access import APPROVE, OPERATE, PAY, READ, Caller, need
 from payagent.api.calls import Parameters, single_header
@@ -82,7 +82,7 @@ async def events(request: Request, caller: Follower, query: Annotated[After, Que
 
 def _start(last_id: str | None, after: int | None, caller: Caller) -> int:
     """The event behind which the stream begins; one that is still to come would hide those before it."""
-    newest, _ = queries.last_event(caller.agent.conn)
+    newest, _ = queries.last_event(caller.desk.conn)
     if last_id is None:
         asked, key = newest if after is None else after, "after"
     elif _SEQ.fullmatch(last_id):
@@ -95,16 +95,16 @@ def _start(last_id: str | None, after: int | None, caller: Caller) -> int:
 
 
 async def _stream(caller: Caller, seq: int, stopping: asyncio.Event, opened: list[str]) -> AsyncIterator[str]:
-    agent, app_id = caller.agent, None if caller.sees_all else caller.app.id
+    desk, app_id = caller.desk, None if caller.sees_all else caller.app.id
     clock = asyncio.get_running_loop().time
     opened.append(caller.app.id)
     try:
-        with agent.changes.following() as changed:
+        with desk.changes.following() as changed:
             yield ": from here on\n\n"
             said_s = clock()
             while not stopping.is_set() and caller.is_let_in:
                 changed.clear()
-                found, reached = await run_in_threadpool(_page, agent, seq, app_id)
+                found, reached = await run_in_threadpool(_page, desk, seq, app_id)
                 if found:
                     yield "".join(_written(row, sees_all=caller.sees_all) for row in found)
                     said_s = clock()
@@ -118,8 +118,8 @@ async def _stream(caller: Caller, seq: int, stopping: asyncio.Event, opened: lis
         opened.remove(caller.app.id)
 
 
-def _page(agent: Agent, seq: int, app_id: str | None) -> tuple[list[Followed], int]:
-    return events_after(agent.conn, seq, app_id)
+def _page(desk: Desk, seq: int, app_id: str | None) -> tuple[list[Followed], int]:
+    return events_after(desk.conn, seq, app_id)
 
 
 def _written(row: Followed, *, sees_all: bool) -> str:

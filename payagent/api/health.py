@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from fastapi import APIRouter
 
-from payagent.agent.agent import Agent
+from payagent.agent.desk import Desk
 from payagent.api.problems import RETRY_AFTER_S, JsonResponse
 from payagent.api.schemas import Health, Readiness, gives
 from payagent.api.views import chain_problem, chain_refusal
@@ -20,18 +20,18 @@ Check = Callable[[], str | None]
 """None while what is looked at is well, else what is wrong with it."""
 
 
-def find(agent: Agent, heartbeat: Check, signer: Check) -> dict[str, str | None]:
+def find(desk: Desk, heartbeat: Check, signer: Check) -> dict[str, str | None]:
     """What keeps payments from being made, or is sure to soon, by what was looked at; None: nothing."""
     return {
-        "chain": chain_problem(agent.chain, agent.ports.clock.now_ms()),
-        "ledger": _ledger_problem(agent),
+        "chain": chain_problem(desk.chain, desk.ports.clock.now_ms()),
+        "ledger": _ledger_problem(desk),
         "sweeps": heartbeat(),
         "signer": signer(),
-        "pause": _pause_problem(agent),
+        "pause": _pause_problem(desk),
     }
 
 
-def health_router(agent: Agent, checks: Callable[[], dict[str, str | None]]) -> APIRouter:
+def health_router(desk: Desk, checks: Callable[[], dict[str, str | None]]) -> APIRouter:
     router = APIRouter(tags=["health"])
 
     @router.head("/healthz", include_in_schema=False)
@@ -47,10 +47,10 @@ def health_router(agent: Agent, checks: Callable[[], dict[str, str | None]]) -> 
         return JsonResponse(
             {
                 "ready": ready,
-                "code": _code(agent, found),
-                "network": agent.terms.network.name,
+                "code": _code(desk, found),
+                "network": desk.terms.network.name,
                 "checks": {name: problem or "ok" for name, problem in found.items()},
-                "providers": {name: problem or "ok" for name, problem in agent.providers.items()},
+                "providers": {name: problem or "ok" for name, problem in desk.providers.items()},
             },
             200 if ready else 503,
             None if ready else {"Retry-After": str(RETRY_AFTER_S)},
@@ -59,27 +59,27 @@ def health_router(agent: Agent, checks: Callable[[], dict[str, str | None]]) -> 
     return router
 
 
-def _code(agent: Agent, found: dict[str, str | None]) -> str | None:
+def _code(desk: Desk, found: dict[str, str | None]) -> str | None:
     """As what an order is refused now: what is to be done goes by it."""
-    refused = chain_refusal(agent.chain, agent.ports.clock.now_ms())
+    refused = chain_refusal(desk.chain, desk.ports.clock.now_ms())
     if refused is not None:
         return refused.code
     return next((code for check, code in _REFUSED_AS.items() if found[check]), None)
 
 
-def _pause_problem(agent: Agent) -> str | None:
+def _pause_problem(desk: Desk) -> str | None:
     """Without the reason: nobody shows a token here."""
     try:
-        pause = pauses.standing(agent.conn)
+        pause = pauses.standing(desk.conn)
     except Exception:  # noqa: BLE001  the ledger's own check tells of it
         return None
     return None if pause is None else f"an operator has paused signing at {iso_time(pause.at_ms)}"
 
 
-def _ledger_problem(agent: Agent) -> str | None:
+def _ledger_problem(desk: Desk) -> str | None:
     try:
-        queries.meta(agent.conn, "network")
-        problem = agent.room_problem()
+        queries.meta(desk.conn, "network")
+        problem = desk.room_problem()
     except Exception as error:  # noqa: BLE001  whatever it is, it is what this check is for
         return f"ledger.db cannot be read: {type(error).__name__}"
     return None if problem is None else f"ledger.db: {problem}"

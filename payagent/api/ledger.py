@@ -14,7 +14,7 @@ from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
-from payagent.agent.agent import Agent
+from payagent.agent.desk import Desk
 from payagent.agent.terms import Terms
 from payagent.api.access import OPERATE, READ, Caller, need
 from payagent.api.calls import Page, Parameters
@@ -72,7 +72,7 @@ class Chosen(Parameters):
     text: Annotated[str | None, Field(min_length=1, max_length=200, description=_TEXT)] = None
 
     def selection(self, caller: Caller) -> Selection:
-        terms = caller.agent.terms
+        terms = caller.desk.terms
         return Selection(
             since_ms=None if self.since is None else time_ms(self.since, "since"),
             until_ms=None if self.until is None else time_ms(self.until, "until"),
@@ -136,13 +136,13 @@ def _origin(text: str, terms: Terms) -> str:
 async def entries(caller: Auditor, query: Annotated[Filter, Query()]) -> JsonResponse:
     """The postings of an entry sum to zero per asset."""
     only = query.selection(caller)
-    rows = await run_in_threadpool(_entries, caller.agent, query, only)
+    rows = await run_in_threadpool(_entries, caller.desk, query, only)
     cursor = str(rows[-1].id) if len(rows) == query.limit else None
     return JsonResponse({"entries": [entry_view(row) for row in rows], "cursor": cursor})
 
 
-def _entries(agent: Agent, query: Filter, only: Selection) -> list[EntryRow]:
-    with agent.snapshot() as conn:
+def _entries(desk: Desk, query: Filter, only: Selection) -> list[EntryRow]:
+    with desk.snapshot() as conn:
         return queries.entries_page(
             conn,
             payment_id=query.payment,
@@ -165,12 +165,12 @@ async def balance(caller: Auditor, query: Annotated[Chosen, Query()]) -> JsonRes
     """
     only = query.selection(caller)
     if only == queries.EVERYTHING:
-        return JsonResponse(balance_view(queries.balances(caller.agent.conn)))
-    return JsonResponse(balance_view(await run_in_threadpool(_balances, caller.agent, only)))
+        return JsonResponse(balance_view(queries.balances(caller.desk.conn)))
+    return JsonResponse(balance_view(await run_in_threadpool(_balances, caller.desk, only)))
 
 
-def _balances(agent: Agent, only: Selection) -> list[tuple[str, str, int]]:
-    with agent.snapshot() as conn:
+def _balances(desk: Desk, only: Selection) -> list[tuple[str, str, int]]:
+    with desk.snapshot() as conn:
         return queries.balances(conn, only)
 
 
@@ -181,13 +181,13 @@ async def spend(caller: Auditor, query: Annotated[Grouped, Query()]) -> JsonResp
     A payment counts when it is confirmed, and with a fee alone when it was cancelled; what a rollback took back
     counts against it. `paid` went to merchants, also for what is prepaid, and `sent` where the operator sent it.
     """
-    agent, keys = caller.agent, query.keys
-    rows = await run_in_threadpool(_spend, agent, keys, query.selection(caller))
-    return JsonResponse(spend_view(keys, rows, agent.terms))
+    desk, keys = caller.desk, query.keys
+    rows = await run_in_threadpool(_spend, desk, keys, query.selection(caller))
+    return JsonResponse(spend_view(keys, rows, desk.terms))
 
 
-def _spend(agent: Agent, keys: Sequence[SpendKey], only: Selection) -> list[SpendRow]:
-    with agent.snapshot() as conn:
+def _spend(desk: Desk, keys: Sequence[SpendKey], only: Selection) -> list[SpendRow]:
+    with desk.snapshot() as conn:
         return queries.spend(conn, keys, only)
 
 
@@ -200,7 +200,7 @@ def _spend(agent: Agent, keys: Sequence[SpendKey], only: Selection) -> list[Spen
 async def verified(caller: Auditor, query: Annotated[Noted, Query()]) -> StreamingResponse:
     """Looks at every row, which takes its time; what there is to tell comes as it is found."""
     noted = None if query.head is None else parse_head(query.head)
-    return await _streamed(caller, _verdict(caller.agent, noted), "application/json")
+    return await _streamed(caller, _verdict(caller.desk, noted), "application/json")
 
 
 @router.get(
@@ -218,13 +218,13 @@ async def verified(caller: Auditor, query: Annotated[Noted, Query()]) -> Streami
 async def exported(caller: Auditor, query: Annotated[Exported, Query()]) -> StreamingResponse:
     """Oldest first, in one consistent state, however long it takes."""
     only = query.selection(caller)
-    pages = _pages(_export(caller.agent, only, query.format))
+    pages = _pages(_export(caller.desk, only, query.format))
     return await _streamed(caller, pages, _MEDIA_TYPES[query.format])
 
 
-def _export(agent: Agent, only: Selection, form: Format) -> Iterator[str]:
-    with agent.snapshot() as conn:
-        yield from export(statement(conn, only, agent.terms.network.name), form)
+def _export(desk: Desk, only: Selection, form: Format) -> Iterator[str]:
+    with desk.snapshot() as conn:
+        yield from export(statement(conn, only, desk.terms.network.name), form)
 
 
 @router.get(
@@ -235,23 +235,23 @@ def _export(agent: Agent, only: Selection, form: Format) -> Iterator[str]:
 )
 async def snapshot(caller: Operator) -> StreamingResponse:
     """Made before its first byte comes, which takes its time."""
-    return await _streamed(caller, _copy(caller.agent), _SQLITE)
+    return await _streamed(caller, _copy(caller.desk), _SQLITE)
 
 
-def _copy(agent: Agent) -> Iterator[bytes]:
-    with agent.copied() as file:
+def _copy(desk: Desk) -> Iterator[bytes]:
+    with desk.copied() as file:
         while piece := file.read(_PIECE_BYTES):
             yield piece
 
 
-def _verdict(agent: Agent, noted: Head | None) -> Iterator[str]:
+def _verdict(desk: Desk, noted: Head | None) -> Iterator[str]:
     """One JSON object in pieces: an empty line for each word of progress keeps who waits from giving up."""
-    terms = agent.terms
+    terms = desk.terms
     checked: Counter[str] = Counter()
     found = 0
     head: Head | None = None
     yield '{"findings":['
-    with agent.snapshot() as conn:
+    with desk.snapshot() as conn:
         for told in verify(conn, Owner(terms.own, terms.network), noted):
             if isinstance(told, Finding):
                 found += 1

@@ -14,7 +14,7 @@ from fastapi import APIRouter, Depends
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
-from payagent.agent.agent import Agent
+from payagent.agent.desk import Desk
 from payagent.agent.limits import standing
 from payagent.api.access import OPERATE, READ, Caller, need
 from payagent.api.schemas import gives_text
@@ -34,38 +34,38 @@ def metrics_router(checks: Checks) -> APIRouter:
     @router.get("/metrics", summary="Numbers for a monitoring system", responses=gives_text(MEDIA_TYPE))
     async def metrics(caller: Annotated[Caller, Depends(need(READ, OPERATE))]) -> Response:
         """Prometheus text. Counters of refusals and calls begin anew with the process; all else is of now."""
-        agent, found = caller.agent, checks()
-        refusals = dict(sorted(agent.refusals.items()))
-        text = await run_in_threadpool(lambda: write(families(agent, found, refusals)))
+        desk, found = caller.desk, checks()
+        refusals = dict(sorted(desk.refusals.items()))
+        text = await run_in_threadpool(lambda: write(families(desk, found, refusals)))
         return Response(text, media_type=MEDIA_TYPE)
 
     return router
 
 
-def families(agent: Agent, checks: Mapping[str, str | None], refusals: Mapping[str, int]) -> Iterator[Family]:
+def families(desk: Desk, checks: Mapping[str, str | None], refusals: Mapping[str, int]) -> Iterator[Family]:
     """Every number, in the order in which it is told."""
     well = {name: int(problem is None) for name, problem in checks.items()}
     yield Family("payagent_up", "gauge", "1 while what is looked at is well.", by_label("check", well))
     yield Family("payagent_refusals_total", "counter", "Refusals, by their code.", by_label("code", refusals))
-    yield from _payments(agent)
-    yield from _wallet(agent)
-    yield from _merchants(agent)
-    yield from _providers(agent)
+    yield from _payments(desk)
+    yield from _wallet(desk)
+    yield from _merchants(desk)
+    yield from _providers(desk)
 
 
-def _payments(agent: Agent) -> Iterator[Family]:
-    states = {state.value: 0 for state in State} | queries.payments_by_state(agent.conn)
+def _payments(desk: Desk) -> Iterator[Family]:
+    states = {state.value: 0 for state in State} | queries.payments_by_state(desk.conn)
     yield Family("payagent_payments", "gauge", "Payments by their state.", by_label("state", states))
-    open_topups = alone(len(topups.all_open(agent.conn)))
+    open_topups = alone(len(topups.all_open(desk.conn)))
     yield Family("payagent_topups_open", "gauge", "Top-ups that are under way.", open_topups)
-    raised = by_label("kind", alerts.counts_raised(agent.conn))
+    raised = by_label("kind", alerts.counts_raised(desk.conn))
     yield Family("payagent_alerts_raised", "gauge", "Alerts that are raised, by kind.", raised)
-    last_seq, _ = queries.last_event(agent.conn)
+    last_seq, _ = queries.last_event(desk.conn)
     yield Family("payagent_events_total", "counter", "Events in the ledger.", alone(last_seq))
 
 
-def _wallet(agent: Agent) -> Iterator[Family]:
-    units = wallet_units(queries.coins(agent.conn), queries.balances(agent.conn))
+def _wallet(desk: Desk) -> Iterator[Family]:
+    units = wallet_units(queries.coins(desk.conn), queries.balances(desk.conn))
     yield Family(
         "payagent_wallet_units",
         "gauge",
@@ -76,7 +76,7 @@ def _wallet(agent: Agent) -> Iterator[Family]:
             for part, number in parts.items()
         ),
     )
-    limits = [one for one in standing(agent) if one.limit.scope == WALLET]
+    limits = [one for one in standing(desk) if one.limit.scope == WALLET]
     yield Family(
         "payagent_limit_left_units",
         "gauge",
@@ -91,9 +91,9 @@ def _wallet(agent: Agent) -> Iterator[Family]:
     )
 
 
-def _merchants(agent: Agent) -> Iterator[Family]:
-    names = {merchant.name: origin for origin, merchant in sorted(agent.terms.merchants.items())}
-    strikes = {name: trust.strikes(agent.conn, origin) for name, origin in names.items()}
+def _merchants(desk: Desk) -> Iterator[Family]:
+    names = {merchant.name: origin for origin, merchant in sorted(desk.terms.merchants.items())}
+    strikes = {name: trust.strikes(desk.conn, origin) for name, origin in names.items()}
     yield Family(
         "payagent_merchant_strikes",
         "gauge",
@@ -106,7 +106,7 @@ def _merchants(agent: Agent) -> Iterator[Family]:
         "1 where nothing is bought any more.",
         by_label("merchant", {name: int(one.stopped_at_ms is not None) for name, one in strikes.items()}),
     )
-    on_way = {name: trust.in_flight(agent.conn, origin) for name, origin in names.items()}
+    on_way = {name: trust.in_flight(desk.conn, origin) for name, origin in names.items()}
     yield Family(
         "payagent_merchant_in_flight",
         "gauge",
@@ -115,21 +115,21 @@ def _merchants(agent: Agent) -> Iterator[Family]:
     )
 
 
-def _providers(agent: Agent) -> Iterator[Family]:
-    tip = agent.chain.tip
+def _providers(desk: Desk) -> Iterator[Family]:
+    tip = desk.chain.tip
     yield Family(
         "payagent_provider_calls_total",
         "counter",
         "Calls to a provider.",
-        by_label("provider", {source.name: source.calls for source in agent.sources}),
+        by_label("provider", {source.name: source.calls for source in desk.sources}),
     )
     yield Family(
         "payagent_provider_failures_total",
         "counter",
         "Calls to a provider that told nothing.",
-        by_label("provider", {source.name: source.failures for source in agent.sources}),
+        by_label("provider", {source.name: source.failures for source in desk.sources}),
     )
-    heard = {name: int(why_not is None) for name, why_not in dict(agent.providers).items()}
+    heard = {name: int(why_not is None) for name, why_not in dict(desk.providers).items()}
     yield Family("payagent_provider_heard", "gauge", "1 while a provider is heard.", by_label("provider", heard))
     height = alone(None if tip is None else tip.height)
     yield Family("payagent_chain_height", "gauge", "The height of the newest block that is known.", height)

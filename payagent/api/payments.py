@@ -10,7 +10,7 @@ from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
-from payagent.agent.agent import Agent
+from payagent.agent.desk import Desk
 from payagent.agent.view import attempts_view, history_view, payment_view
 from payagent.api.access import APPROVE, OPERATE, PAY, READ, Caller, bearer, need
 from payagent.api.approvals import asked_view
@@ -78,8 +78,8 @@ async def pay(request: Request, caller: Payer) -> JsonResponse:
     ask = read_ask(caller.app.id, await caller.json_body(request), single_header(request, "Idempotency-Key"))
     row, is_new = await caller.agent.pay(ask)
     if row.state is State.AWAITING_APPROVAL:
-        return JsonResponse(payment_view(row, caller.agent.terms) | asked_view(caller, row), 202)
-    return JsonResponse(payment_view(row, caller.agent.terms), 201 if is_new else 200)
+        return JsonResponse(payment_view(row, caller.desk.terms) | asked_view(caller, row), 202)
+    return JsonResponse(payment_view(row, caller.desk.terms), 201 if is_new else 200)
 
 
 async def pay_at_once(request: Request) -> JsonResponse:
@@ -97,7 +97,7 @@ async def quote(request: Request, caller: Payer) -> JsonResponse:
     """Refused like the payment would be, but for limits: those are told in `refusal`. An invoice with a payment
     that paying would find is `invoice_paid_already`."""
     ask = read_ask(caller.app.id, await caller.json_body(request), None)
-    return JsonResponse(quote_view(await caller.agent.quote(ask), caller.agent.terms))
+    return JsonResponse(quote_view(await caller.agent.quote(ask), caller.desk.terms))
 
 
 @router.get("/v1/payments", summary="Payments, newest first", responses=gives(Payments, 200))
@@ -110,16 +110,16 @@ async def payments(caller: Looker, query: Annotated[Filter, Query()]) -> JsonRes
     origin = None if query.origin is None else _origin(query.origin)
     since_ms = None if query.since is None else time_ms(query.since, "since")
     only_app = None if caller.sees_asked else caller.app.id
-    awaiting = await run_in_threadpool(lambda: count_awaiting(caller.agent.conn, only_app))
+    awaiting = await run_in_threadpool(lambda: count_awaiting(caller.desk.conn, only_app))
     asked_or_of = caller.app.id if caller.sees_asked and not caller.sees_all else None
-    rows = await run_in_threadpool(_page, caller.agent, query, app_id, asked_or_of, origin, since_ms)
+    rows = await run_in_threadpool(_page, caller.desk, query, app_id, asked_or_of, origin, since_ms)
     cursor = str(rows[-1].seq) if len(rows) == query.limit else None
-    shown = [payment_view(row, caller.agent.terms) for row in rows]
+    shown = [payment_view(row, caller.desk.terms) for row in rows]
     return JsonResponse({"payments": shown, "cursor": cursor, "awaiting_approval": awaiting})
 
 
 def _page(
-    agent: Agent,
+    desk: Desk,
     query: Filter,
     app_id: str | None,
     asked_or_of: str | None,
@@ -127,7 +127,7 @@ def _page(
     since_ms: int | None,
 ) -> list[PaymentRow]:
     rows = queries.payments_page(
-        agent.conn,
+        desk.conn,
         app_id=app_id,
         asked_or_of=asked_or_of,
         state=query.state,
@@ -136,21 +136,21 @@ def _page(
         before_seq=query.before,
         limit=query.limit,
     )
-    return [agent.as_noted(row) for row in rows]
+    return [desk.as_noted(row) for row in rows]
 
 
 @router.get("/v1/payments/{payment_id}", summary="One payment", responses=gives(PaymentWithHistory, 200))
 async def payment(caller: Looker, payment_id: PaymentId, query: Annotated[Waiting, Query()]) -> JsonResponse:
     """With its history. With `wait` (seconds) it answers when the state or `ready` changes, or when time is up."""
-    agent = caller.agent
+    desk = caller.desk
     row = caller.payment(payment_id)
     if query.wait:
-        row = await agent.wait(row.id, query.wait)
+        row = await desk.wait(row.id, query.wait)
         caller.require_let_in()
-    history = history_view(queries.events(agent.conn, row.id), sees_all=caller.sees_all)
-    attempts = attempts_view(queries.attempts(agent.conn, row.id))
-    more = {"depth": depth_of(row, agent.chain), "attempts": attempts, "history": history}
-    return JsonResponse(payment_view(row, agent.terms) | asked_view(caller, row) | more)
+    history = history_view(queries.events(desk.conn, row.id), sees_all=caller.sees_all)
+    attempts = attempts_view(queries.attempts(desk.conn, row.id))
+    more = {"depth": depth_of(row, desk.chain), "attempts": attempts, "history": history}
+    return JsonResponse(payment_view(row, desk.terms) | asked_view(caller, row) | more)
 
 
 @router.get(
@@ -162,15 +162,15 @@ async def receipt(caller: Auditor, payment_id: PaymentId) -> JsonResponse:
     """With the 402 as received, the decision, the transaction's bytes and each event. A refused payment has one
     too. It tells what every limit left, so a token that only pays gets none."""
     row = caller.payment(payment_id)
-    return JsonResponse(await run_in_threadpool(_receipt, caller.agent, row.id))
+    return JsonResponse(await run_in_threadpool(_receipt, caller.desk, row.id))
 
 
-def _receipt(agent: Agent, payment_id: str) -> Json:
-    with agent.snapshot() as conn:
+def _receipt(desk: Desk, payment_id: str) -> Json:
+    with desk.snapshot() as conn:
         row = queries.payment(conn, payment_id)
         if row is None:
             raise Refused("not_found", f"there is no payment {payment_id!r}")
-        return receipt_view(conn, agent.require_noted(row), agent.terms)
+        return receipt_view(conn, desk.require_noted(row), desk.terms)
 
 
 @router.post(
@@ -191,10 +191,10 @@ async def delivery(
         raise Refused("forbidden", "another app's delivery needs a token for operate", needs=OPERATE)
     if row.kind != "invoice" or (row.tx_id is None and row.state is not State.REPLACING):
         raise Refused("illegal_transition", "the payment has no proof that could have been presented")
-    row, advice = await caller.agent.take_answer(row.id, response)
+    row, advice = await caller.agent.deliveries.take_answer(row.id, response)
     if advice.answer.said is Said.SERVED:
-        row = await caller.agent.record_delivery(row.id, response.status)
-    return JsonResponse(payment_view(row, caller.agent.terms) | {"answer": advice_view(advice)})
+        row = await caller.agent.deliveries.record_delivery(row.id, response.status)
+    return JsonResponse(payment_view(row, caller.desk.terms) | {"answer": advice_view(advice)})
 
 
 @router.post(
@@ -206,8 +206,8 @@ async def resolve(caller: Annotated[Caller, Depends(need(OPERATE))], payment_id:
     """What nothing was signed for is rejected, and its hold is free. Else it is cancelled: one more transaction
     spends its coins to the wallet itself, and at most one of that and what was signed can win. Refused with 409
     when the payment is in a block or has ended, or its deposit is gone (`anchor_gone`)."""
-    row = await caller.agent.resolve(caller.payment(payment_id).id, caller.app.id)
-    return JsonResponse(payment_view(row, caller.agent.terms))
+    row = await caller.agent.carrying.resolve(caller.payment(payment_id).id, caller.app.id)
+    return JsonResponse(payment_view(row, caller.desk.terms))
 
 
 def _origin(text: str) -> str:

@@ -26,7 +26,7 @@ router = APIRouter(tags=["prepaid"])
 @router.get("/v1/prepaid", summary="What is bought, used and left at each merchant", responses=gives(Prepaid, 200))
 async def holdings(caller: Viewer) -> JsonResponse:
     """In calls, or in units of an asset. `difference` is what the merchant says is left less what we count."""
-    return JsonResponse({"prepaid": holdings_view(caller.agent.conn, caller.agent.terms)})
+    return JsonResponse({"prepaid": holdings_view(caller.desk.conn, caller.desk.terms)})
 
 
 def holdings_view(conn: Connection, terms: Terms) -> list[Json]:

@@ -12,8 +12,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from payagent.agent.agent import Ask, Request
 from payagent.agent.apps import NewApp
+from payagent.agent.asks import Ask, Request
 from payagent.agent.terms import Terms, TopupRequest
 from payagent.agent.topup import Wish
 from payagent.api.tokens import TOKEN_PATTERN

@@ -17,8 +17,8 @@ from pydantic import Field
 from starlette.concurrency import iterate_in_threadpool, run_in_threadpool
 from starlette.responses import StreamingResponse
 
-from payagent.agent.agent import Agent
 from payagent.agent.chainview import SKEW_MAX_S
+from payagent.agent.desk import Desk
 from payagent.api.access import Caller
 from payagent.api.calls import Parameters
 from payagent.api.ledger import FINDINGS_MAX, Auditor
@@ -115,10 +115,10 @@ class _Answer:
 )
 async def reconciled(caller: Auditor, query: Annotated[Period, Query()]) -> StreamingResponse:
     """Asks a provider for each transaction, which takes its time; what there is to tell comes as it is found."""
-    chain = caller.agent.chain
+    chain = caller.desk.chain
     if chain.slots is None or chain.tip is None:
         raise Refused("chain_not_ready", chain.problem or "the chain and the wallet's coins were not read yet")
-    since_slot = min(query.since_slot, _unbooked_slot(caller.agent.conn, chain.slots, chain.tip))
+    since_slot = min(query.since_slot, _unbooked_slot(caller.desk.conn, chain.slots, chain.tip))
     since_s = max(chain.slots.time_ms(since_slot) // 1000, 0) if since_slot else 0
     bounds = _Bounds(since_slot, since_s, chain.tip)
     return StreamingResponse(_reconciled(caller, bounds), media_type="application/json")
@@ -132,23 +132,23 @@ def _unbooked_slot(conn: Connection, slots: SlotClock, tip: Tip) -> int:
 
 async def _reconciled(caller: Caller, bounds: _Bounds) -> AsyncIterator[str]:
     """One JSON object in pieces, as long as the token is good."""
-    agent, answer = caller.agent, _Answer()
+    desk, answer = caller.desk, _Answer()
     yield '{"findings":['
-    async for told in _breathing(_compared(agent, bounds, answer)):
+    async for told in _breathing(_compared(desk, bounds, answer)):
         caller.require_still_let_in()
         yield "\n" if told is None else answer.take(told)
-    prepaid = {"prepaid": holdings_view(agent.conn, agent.terms)}
+    prepaid = {"prepaid": holdings_view(desk.conn, desk.terms)}
     yield "]," + json.dumps(answer.end(bounds.since_slot) | prepaid)[1:]
 
 
-async def _compared(agent: Agent, bounds: _Bounds, answer: _Answer) -> AsyncIterator[Told]:
+async def _compared(desk: Desk, bounds: _Bounds, answer: _Answer) -> AsyncIterator[Told]:
     """Everything that there is to tell, by the first provider that shows all of it."""
     doubts = []
-    for source in agent.senders:
-        history = await read_history(source, agent.terms.own.text, bounds.since_s)
+    for source in desk.senders:
+        history = await read_history(source, desk.terms.own.text, bounds.since_s)
         if isinstance(history, History):
             answer.provider, answer.tip = source.name, history.tip
-            async for told in _judged(agent, source, history, bounds):
+            async for told in _judged(desk, source, history, bounds):
                 yield told
             return
         doubts.append(Doubt(f"{source.name}: {history.reason}"))
@@ -156,14 +156,14 @@ async def _compared(agent: Agent, bounds: _Bounds, answer: _Answer) -> AsyncIter
         yield doubt
 
 
-async def _judged(agent: Agent, source: ChainSource, history: History, bounds: _Bounds) -> AsyncIterator[Told]:
+async def _judged(desk: Desk, source: ChainSource, history: History, bounds: _Bounds) -> AsyncIterator[Told]:
     """The books against a history. They may be ahead of it; what they know more is asked for."""
     is_forked = isinstance(await source.block(bounds.looked.hash), NotFound)
     if is_forked:
         yield Doubt(
             "the block that payagent last looked at is on the chain no more: ask again after its next look"
         )
-    with agent.snapshot() as conn:
+    with desk.snapshot() as conn:
         since_ms = (bounds.since_s - SKEW_MAX_S) * 1000
         claims = await run_in_threadpool(unlisted, conn, history, bounds.since_slot, since_ms)
         asked = [(claim, await _placed(source, claim.tx_id)) for claim in claims]

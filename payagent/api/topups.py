@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Path, Query
 from starlette.requests import Request
 
-from payagent.agent.agent import Agent
+from payagent.agent.desk import Desk
 from payagent.agent.topup import TopupPlan, Topups, bought, gained_by
 from payagent.api.access import OPERATE, READ, Caller, need
 from payagent.api.calls import Page, Waiting, single_header
@@ -62,19 +62,19 @@ async def order(request: Request, caller: Operator, orders: Orders) -> JsonRespo
     A dry run makes the merchant's request and reads its 402. Nothing is paid.
     """
     key = read_key(single_header(request, "Idempotency-Key"))
-    wish, is_dry = read_topup(await caller.json_body(request), caller.agent.terms)
+    wish, is_dry = read_topup(await caller.json_body(request), caller.desk.terms)
     if is_dry:
-        return JsonResponse(_plan_view(caller.agent, await orders.plan(caller.app.id, wish)))
+        return JsonResponse(_plan_view(caller.desk, await orders.plan(caller.app.id, wish)))
     row, is_new = await orders.order(caller.app.id, key, wish)
-    return JsonResponse(_view(caller.agent, row), 201 if is_new else 200)
+    return JsonResponse(_view(caller.desk, row), 201 if is_new else 200)
 
 
 @router.get("/v1/prepaid/topups", summary="Top-ups, newest first", responses=gives(TopupsPage, 200))
 async def page(caller: Viewer, query: Annotated[Page, Query()]) -> JsonResponse:
     """Those that were ordered, and those of a balance that was low."""
-    rows = topups.page(caller.agent.conn, query.before, query.limit)
+    rows = topups.page(caller.desk.conn, query.before, query.limit)
     cursor = str(rows[-1].seq) if len(rows) == query.limit else None
-    return JsonResponse({"topups": [_view(caller.agent, row) for row in rows], "cursor": cursor})
+    return JsonResponse({"topups": [_view(caller.desk, row) for row in rows], "cursor": cursor})
 
 
 @router.get("/v1/prepaid/topups/{topup_id}", summary="One top-up", responses=gives(Topup, 200))
@@ -86,7 +86,7 @@ async def one(
     if query.wait:
         row = await orders.wait(row.id, query.wait)
         caller.require_let_in()
-    return JsonResponse(_view(caller.agent, row))
+    return JsonResponse(_view(caller.desk, row))
 
 
 @router.post(
@@ -98,13 +98,13 @@ async def cancel(caller: Operator, orders: Orders, topup_id: TopupId) -> JsonRes
     """It ends at once; or, where a payment of it is under way, when the merchant has taken its proof, and is
     `stopping` until then. What it bought stays. Refused with 409 when it has ended."""
     caller.require_let_in()  # since `orders` was fetched in another thread
-    return JsonResponse(_view(caller.agent, await orders.cancel(topup_id, caller.app.id)))
+    return JsonResponse(_view(caller.desk, await orders.cancel(topup_id, caller.app.id)))
 
 
-def _view(agent: Agent, row: TopupRow) -> Json:
-    payments = queries.payments_of_topup(agent.conn, row.id)
-    pool = prepaid.pool(agent.conn, row.pool)
-    merchant, request = agent.terms.merchants.get(pool.origin), json.loads(row.request)
+def _view(desk: Desk, row: TopupRow) -> Json:
+    payments = queries.payments_of_topup(desk.conn, row.id)
+    pool = prepaid.pool(desk.conn, row.pool)
+    merchant, request = desk.terms.merchants.get(pool.origin), json.loads(row.request)
     paid: dict[str, int] = {}
     for payment in payments:
         for output in payment.outputs if payment.state not in ENDED_WITHOUT_PAYING else ():
@@ -131,12 +131,12 @@ def _view(agent: Agent, row: TopupRow) -> Json:
     return view
 
 
-def _plan_view(agent: Agent, plan: TopupPlan) -> Json:
+def _plan_view(desk: Desk, plan: TopupPlan) -> Json:
     """`count` payments of `price` each, without fees; `spend` is all that leaves the wallet."""
     invoice, spend = plan.quote.invoice, plan.quote.plan.spend
     calls = gained_by(CALLS, invoice) * plan.count
     view: Json = {
-        "merchant": agent.terms.merchant(plan.wish.origin).name,
+        "merchant": desk.terms.merchant(plan.wish.origin).name,
         "origin": plan.wish.origin,
         "unit": plan.wish.unit,
         "units": str(plan.wish.units),

@@ -5,7 +5,7 @@ May import: core, agent, store.queries. Never: I/O. Amounts are strings of digit
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from payagent.agent.agent import Advice, Quote
+from payagent.agent.asks import Advice, Quote
 from payagent.agent.chainview import ChainView
 from payagent.agent.limits import Standing as LimitStanding
 from payagent.agent.merchants import Standing

@@ -8,6 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends
 from starlette.requests import Request
 
+from payagent.agent import emptying
 from payagent.agent.foreign import thaw
 from payagent.agent.view import payment_view
 from payagent.api.access import OPERATE, PAY, READ, Caller, need
@@ -42,17 +43,17 @@ async def wallet(caller: Viewer) -> JsonResponse:
     """`available` may be spent now, `held` is reserved for payments, `total` is all that is ours by the books.
 
     A token that only pays is shown the address, and no balances."""
-    agent, now_ms = caller.agent, caller.agent.ports.clock.now_ms()
+    desk, now_ms = caller.desk, caller.desk.ports.clock.now_ms()
     if not caller.sees_all:
-        return JsonResponse(address_view(agent.terms, agent.chain, now_ms))
-    coins, balances = queries.coins(agent.conn), queries.balances(agent.conn)
-    return JsonResponse(wallet_view(agent.terms, agent.chain, coins, balances, now_ms))
+        return JsonResponse(address_view(desk.terms, desk.chain, now_ms))
+    coins, balances = queries.coins(desk.conn), queries.balances(desk.conn)
+    return JsonResponse(wallet_view(desk.terms, desk.chain, coins, balances, now_ms))
 
 
 @router.get("/v1/wallet/utxos", summary="Every coin that is not spent", responses=gives(Utxos, 200))
 async def utxos(caller: Reader) -> JsonResponse:
     """`reserved_for` names the payment that a coin is kept for."""
-    return JsonResponse({"utxos": [utxo_view(coin) for coin in queries.coins(caller.agent.conn)]})
+    return JsonResponse({"utxos": [utxo_view(coin) for coin in queries.coins(caller.desk.conn)]})
 
 
 @router.post(
@@ -66,8 +67,8 @@ async def split(request: Request, caller: Operator) -> JsonResponse:
     """With an Idempotency-Key the call can be repeated safely; without one every call is a new transaction."""
     agent, key = caller.agent, read_key(single_header(request, "Idempotency-Key"))
     count, lovelace = read_split(await caller.json_body(request))
-    row, is_new = await agent.split(caller.app.id, count, lovelace, key)
-    return JsonResponse(payment_view(row, agent.terms), 201 if is_new else 200)
+    row, is_new = await agent.transfers.split(caller.app.id, count, lovelace, key)
+    return JsonResponse(payment_view(row, agent.desk.terms), 201 if is_new else 200)
 
 
 @router.post(
@@ -80,14 +81,14 @@ async def split(request: Request, caller: Operator) -> JsonResponse:
 async def send(request: Request, caller: Operator) -> JsonResponse:
     """With an Idempotency-Key the call can be repeated safely; without one every call is a new transaction."""
     agent, key = caller.agent, read_key(single_header(request, "Idempotency-Key"))
-    order = read_transfer(await caller.json_body(request), agent.terms.network)
+    order = read_transfer(await caller.json_body(request), agent.desk.terms.network)
     if order.units is None:
-        row, is_new = await agent.sweep(caller.app.id, order.to, key)
+        row, is_new = await agent.transfers.sweep(caller.app.id, order.to, key)
     else:
-        row, is_new = await agent.send(caller.app.id, order.to, order.asset, order.units, key)
-    behind = agent.left_behind(row.id)
+        row, is_new = await agent.transfers.send(caller.app.id, order.to, order.asset, order.units, key)
+    behind = emptying.told_of(agent.desk.conn, row.id)
     told = {} if behind is None else {"left_behind": behind}
-    return JsonResponse(payment_view(row, agent.terms) | told, 201 if is_new else 200)
+    return JsonResponse(payment_view(row, agent.desk.terms) | told, 201 if is_new else 200)
 
 
 @router.post(
@@ -100,5 +101,5 @@ async def thaw_wallet(request: Request, caller: Operator) -> JsonResponse:
     """The operator says that payagent alone has this wallet again. `txs`: what had frozen it; `tx`: the last of
     them, null when nothing had. Refused as `foreign_spend_unseen` when `seen` is given and lacks one of them."""
     seen = read_thaw(await caller.json_body(request, may_be_absent=True))
-    txs = await thaw(caller.agent, caller.app.id, seen)
+    txs = await thaw(caller.desk, caller.app.id, seen)
     return JsonResponse({"tx": txs[-1] if txs else None, "txs": txs})

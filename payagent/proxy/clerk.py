@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 
 import structlog
 
-from payagent.agent.agent import Advice, Agent, Ask, Request
+from payagent.agent.agent import Agent
+from payagent.agent.asks import Advice, Ask, Request
 from payagent.agent.prepaid import Buyer, ServedCall
 from payagent.agent.view import retry_headers
 from payagent.api.views import quote_view
@@ -100,6 +101,7 @@ class Clerk:
 
     def __init__(self, agent: Agent) -> None:
         self._agent = agent
+        self._desk = agent.desk
         self._flights = Flights()
         self._steps: set[asyncio.Task[Any]] = set()
 
@@ -112,7 +114,7 @@ class Clerk:
         if trip.errand.dry_run:
             quote = await self._agent.quote(ask)
             trip.intake.close()
-            await trip.reply.json(quote_view(quote, self._agent.terms))
+            await trip.reply.json(quote_view(quote, self._desk.terms))
             return
         trip.start_clock()
         with self._flights.join((ask.app_id, ask.key(None), ask.fingerprint)) as flight:
@@ -121,7 +123,7 @@ class Clerk:
     async def _ask(self, trip: Trip, body: Body) -> Demand | None:
         """The call without a proof. Its answer is handed on, unless it is a 402."""
         headers, is_costly = trip.errand.headers, False
-        if self._agent.is_price_wanted(self._call_of(trip.errand)):
+        if self._agent.prepaid_calls.is_price_wanted(self._call_of(trip.errand)):
             if await self._answers_nobody(trip, body):
                 return None
             body, is_costly = trip.intake.spool, True
@@ -144,7 +146,7 @@ class Clerk:
             if raw is None:
                 raise Refused("body_too_big", f"the 402's body has more than {BODY_MAX_BYTES} bytes")
             try:
-                return read_demand(answer.status, answer.headers, raw, self._agent.ports.clock.now_ms())
+                return read_demand(answer.status, answer.headers, raw, self._desk.ports.clock.now_ms())
             except CodingError as coding:
                 if values(headers, b"accept-encoding") == [READABLE]:
                     raise Refused("body_not_understood", f"the 402's body is in the coding {coding}") from None
@@ -165,9 +167,9 @@ class Clerk:
             raise Refused("request_too_big_to_replay", "the request's body was not kept; see proxy.spool_bytes")
         if answer.status == 402 and raw is not None:
             with suppress(CodingError):
-                demand = read_demand(answer.status, answer.headers, raw, self._agent.ports.clock.now_ms())
+                demand = read_demand(answer.status, answer.headers, raw, self._desk.ports.clock.now_ms())
                 ask = self._ask_of(trip.errand, trip.intake.spool.sha256, demand)
-                await self._agent.learn_price(self._call_of(trip.errand), ask)
+                await self._agent.prepaid_calls.learn_price(self._call_of(trip.errand), ask)
         return False
 
     @asynccontextmanager
@@ -178,16 +180,16 @@ class Clerk:
         nothing was sent, that is given back; what no answer came to may have been served.
         """
         trip.errand.require_let_in()
-        use = await self._agent.let_through(self._call_of(trip.errand), is_costly=is_costly)
+        use = await self._agent.prepaid_calls.let_through(self._call_of(trip.errand), is_costly=is_costly)
         try:
             async with trip.upstream.call(trip.call(body, headers)) as answer:
                 if not 200 <= answer.status < 300:
-                    await self._to_its_end(self._agent.give_back(use))
+                    await self._to_its_end(self._agent.prepaid_calls.give_back(use))
                     use = None
                 yield answer, use
         except Refused as lost:
             if lost.context.get("sent") is False:
-                await self._to_its_end(self._agent.give_back(use))
+                await self._to_its_end(self._agent.prepaid_calls.give_back(use))
             raise
 
     async def _wants_wallet(self, trip: Trip, answer: MerchantAnswer) -> bool:
@@ -204,7 +206,7 @@ class Clerk:
         await trip.intake.rest()
         if values(trip.errand.headers, _WALLET) or not trip.intake.spool.is_whole:
             raise Refused("wallet_address_required", "the merchant wants to know whose prepaid balance it is")
-        wallet = self._agent.terms.own.text.encode("ascii")
+        wallet = self._desk.terms.own.text.encode("ascii")
         trip.errand = replace(trip.errand, headers=[*trip.errand.headers, (_WALLET, wallet)])
         return True
 
@@ -214,7 +216,7 @@ class Clerk:
             await trip.reply.stream(answer, trip.intake.close)
         finally:
             if 200 <= answer.status < 300:
-                await self._to_its_end(self._agent.record_call(self._served(trip), use))
+                await self._to_its_end(self._agent.prepaid_calls.record_call(self._served(trip), use))
 
     def _served(self, trip: Trip) -> ServedCall:
         """A call with an Idempotency-Key is the same call only with the same request."""
@@ -233,7 +235,7 @@ class Clerk:
     def _buyer(self, errand: Errand) -> Buyer:
         """Whose prepaid balance a call draws on, as its headers say."""
         said = {name: found[0].decode("latin-1") for name in _BUYER if (found := values(errand.headers, name))}
-        return Buyer(said.get(b"x-partner", ""), said.get(_WALLET, self._agent.terms.own.text))
+        return Buyer(said.get(b"x-partner", ""), said.get(_WALLET, self._desk.terms.own.text))
 
     async def _buy(self, trip: Trip, flight: Flight, demand: Demand | None) -> None:
         """Pay, or go along with an identical call's payment, until the client has its answer."""
@@ -254,11 +256,13 @@ class Clerk:
                             raise
                         demand = None
                         buyer = self._buyer(trip.errand)
-                        await self._agent.wait_for_batch(trip.errand.merchant.origin, buyer, trip.left_s)
+                        await self._agent.prepaid_calls.wait_for_batch(
+                            trip.errand.merchant.origin, buyer, trip.left_s
+                        )
                         await asyncio.sleep(_ASK_AGAIN_S)
                         continue
                     if used_up is not None and past is not None and purchase.id == past.id:
-                        await trip.reply.send_kept(used_up.answer, self._marks(self._agent.payment(purchase.id)))
+                        await trip.reply.send_kept(used_up.answer, self._marks(self._desk.payment(purchase.id)))
                         return
                     flight.purchase = purchase
                 if purchase.is_served:
@@ -267,7 +271,7 @@ class Clerk:
                 if used_up is None:
                     return
                 if not purchase.is_served:  # nobody here got anything for it: no reason to pay again
-                    await trip.reply.send_kept(used_up.answer, self._marks(self._agent.payment(purchase.id)))
+                    await trip.reply.send_kept(used_up.answer, self._marks(self._desk.payment(purchase.id)))
                     return
                 past, demand = purchase, used_up.demand
             finally:
@@ -289,7 +293,7 @@ class Clerk:
 
     async def _show(self, trip: Trip, purchase: Purchase, turn: Turn) -> UsedUp | None:
         """Show the proof, the same again while the merchant may still take it. None: the client has its answer."""
-        row = await self._until_ready(trip, self._agent.payment(purchase.id))
+        row = await self._until_ready(trip, self._desk.payment(purchase.id))
         proof = Proof(row, self._proof_headers(trip.errand, row))
         while True:
             after_s, used_up = await self._show_once(trip, purchase, turn, proof)
@@ -309,13 +313,15 @@ class Clerk:
             async with trip.upstream.call(trip.call(trip.intake.spool, proof.headers, proof.poll)) as answer:
                 silence.cancel()
                 response = await _hear(answer, proof)
-                proof.row, advice = await self._to_its_end(self._agent.take_answer(purchase.id, response))
+                proof.row, advice = await self._to_its_end(
+                    self._agent.deliveries.take_answer(purchase.id, response)
+                )
                 if advice.answer.said is Said.SERVED:
                     turn.release()
                     await self._deliver(trip, purchase, answer, proof.row)
                     return None, None
                 if proof.poll is None and _is_used_up(advice, purchase):
-                    return None, await _used_up(answer, advice.answer.said, self._agent.ports.clock.now_ms())
+                    return None, await _used_up(answer, advice.answer.said, self._desk.ports.clock.now_ms())
                 if advice.again_after_s is None:
                     await trip.reply.stream(answer, trip.intake.close, self._marks(proof.row))
                     return None, None
@@ -327,14 +333,16 @@ class Clerk:
                 raise
             log.info("proxy.retry_lost", payment=purchase.id, reason=str(lost))
             if not (isinstance(lost, Refused) and lost.context.get("sent") is False):
-                await self._to_its_end(self._agent.record_unanswered(purchase.id, str(lost)))
+                await self._to_its_end(self._agent.deliveries.record_unanswered(purchase.id, str(lost)))
             proof.lost_count += 1
             return min(_LOST_FIRST_S * 2 ** min(proof.lost_count - 1, 10), _LOST_MAX_S), None
         finally:
             silence.cancel()
 
     def _note_silence(self, purchase: Purchase) -> None:
-        step = self._start(self._agent.record_unanswered(purchase.id, f"nothing came in {_SILENT_S:g} s"))
+        step = self._start(
+            self._agent.deliveries.record_unanswered(purchase.id, f"nothing came in {_SILENT_S:g} s")
+        )
         step.add_done_callback(_tell_log)
 
     async def _deliver(self, trip: Trip, purchase: Purchase, answer: MerchantAnswer, row: PaymentRow) -> None:
@@ -346,12 +354,12 @@ class Clerk:
 
         with purchase.serving():
             await trip.reply.stream(answer, last, self._marks(row))
-            await self._to_its_end(self._agent.record_delivery(purchase.id, answer.status))
+            await self._to_its_end(self._agent.deliveries.record_delivery(purchase.id, answer.status))
             purchase.delivered()
 
     async def _until_ready(self, trip: Trip, row: PaymentRow) -> PaymentRow:
         """Wait until the merchant can be expected to take the proof."""
-        while not self._agent.is_ready(row):
+        while not self._desk.is_ready(row):
             if row.state in ENDED_WITHOUT_PAYING:
                 raise Refused(
                     row.reason_code or "payment_ended", row.reason or "it ended without paying", payment=row.id
@@ -360,11 +368,11 @@ class Clerk:
                 raise Refused(row.reason_code, row.reason or "its coins are taken back", payment=row.id)
             if row.state is State.AWAITING_APPROVAL:
                 raise Refused("awaiting_approval", f"{row.id} waits for a person's decision", payment=row.id)
-            if row.state in UNSIGNED and self._agent.is_paused:
+            if row.state in UNSIGNED and self._desk.is_paused:
                 raise Refused("paused", f"{row.id} is {row.state}, and signing is paused", payment=row.id)
             if trip.left_s <= 0:
                 raise _not_served(row)
-            row = await self._agent.wait(row.id, min(trip.left_s, _WAIT_S))
+            row = await self._desk.wait(row.id, min(trip.left_s, _WAIT_S))
         return row
 
     async def _to_its_end(self, step: Coroutine[Any, Any, T]) -> T:
@@ -396,7 +404,7 @@ class Clerk:
 
     def _proof_headers(self, errand: Errand, row: PaymentRow) -> Headers:
         """The headers of the retry. Who buys is said as in the first call: an invoice is bound to it."""
-        said = retry_headers(row, errand.merchant, self._agent.terms.own.text)
+        said = retry_headers(row, errand.merchant, self._desk.terms.own.text)
         first = {key for key, _ in errand.headers}
         proof = [(name.lower().encode("ascii"), value.encode("ascii")) for name, value in said.items()]
         return replaced(

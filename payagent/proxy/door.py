@@ -40,11 +40,11 @@ class Door:
     """`then` is the API. One object for the life of the daemon; `close` ends what is kept open."""
 
     def __init__(self, agent: Agent, then: ASGIApp, bounds: Bounds, egress: Egress) -> None:
-        self._agent = agent
+        self._desk = agent.desk
         self._then = then
         self._bounds = bounds
         self._egress = egress
-        self._rules = Rules(bounds.hosts, bounds.read_timeout_s, agent.refusals)
+        self._rules = Rules(bounds.hosts, bounds.read_timeout_s, agent.desk.refusals)
         self._upstreams: dict[str, Upstream] = {}
         self._clerk = Clerk(agent)
         self._turnstile = Turnstile(bounds.rates, time.monotonic)
@@ -55,15 +55,15 @@ class Door:
             return
 
         async def work(intake: Intake, reply: Reply) -> None:
-            merchants = {merchant.name: merchant for merchant in self._agent.terms.merchants.values()}
-            errand = read_errand(scope, merchants, self._find_app, self._agent.terms.own.text)
+            merchants = {merchant.name: merchant for merchant in self._desk.terms.merchants.values()}
+            errand = read_errand(scope, merchants, self._find_app, self._desk.terms.own.text)
             with self._turnstile.admit(errand.app_id):
                 intake.listen()
                 upstream = self._upstream(errand.merchant.origin)
                 await self._clerk.run(Trip(errand, intake, reply, upstream, self._bounds.patience_s))
 
         spool = Spool(self._bounds.spool_bytes)
-        await attend(scope, receive, send, self._agent.ports.new_id("call"), spool, self._rules, work)
+        await attend(scope, receive, send, self._desk.ports.new_id("call"), spool, self._rules, work)
 
     def close(self) -> None:
         for upstream in self._upstreams.values():
@@ -76,4 +76,4 @@ class Door:
         return self._upstreams[origin]
 
     def _find_app(self, token: str) -> AppRow | None:
-        return apps.by_token(self._agent.conn, hash_token(token), self._agent.ports.clock.now_ms())
+        return apps.by_token(self._desk.conn, hash_token(token), self._desk.ports.clock.now_ms())

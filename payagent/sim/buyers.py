@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
-from payagent.agent.agent import Ask, Request
+from payagent.agent.asks import Ask, Request
 from payagent.agent.prepaid import Buyer
 from payagent.agent.view import retry_headers
 from payagent.core.payment import WITHOUT_PROOF
@@ -135,13 +135,13 @@ class BuyerTask:
         """Wait for readiness as long as patience lasts, and show the proof a few times."""
         want, town = self._want, self._town
         for _ in range(3):
-            if not life.agent.is_ready(row):
-                row = await life.call(life.agent.wait(row.id, 20 + town.draw() * 60))
-            if not life.agent.is_ready(row) or row.state in WITHOUT_PROOF:
+            if not life.agent.desk.is_ready(row):
+                row = await life.call(life.agent.desk.wait(row.id, 20 + town.draw() * 60))
+            if not life.agent.desk.is_ready(row) or row.state in WITHOUT_PROOF:
                 if town.draw() < 0.3:
                     return False  # out of patience: the next try begins with a new call
                 continue
-            merchant = life.agent.terms.merchants.get(row.origin or "")
+            merchant = life.agent.desk.terms.merchants.get(row.origin or "")
             proof = retry_headers(row, merchant, town.wallet)
             lowered = {name.lower(): value for name, value in proof.items()}
             if not lowered:
@@ -150,10 +150,10 @@ class BuyerTask:
             if town.draw() < 0.2:
                 continue  # it never tells the daemon
             response = make_response(answer.status, dict(answer.headers), answer.body.decode(errors="replace"))
-            row, advice = await life.call(life.agent.take_answer(row.id, response))
+            row, advice = await life.call(life.agent.deliveries.take_answer(row.id, response))
             if advice.answer.said is Said.SERVED:
                 self.is_served = True  # whatever becomes of the daemon, the client has what it wanted
-                await life.call(life.agent.record_delivery(row.id, answer.status))
+                await life.call(life.agent.deliveries.record_delivery(row.id, answer.status))
                 return True
             if advice.again_after_s is None:
                 return False
@@ -238,9 +238,9 @@ class BuyerTask:
         headers = [(name.encode(), value.encode()) for name, value in self._headers().items()]
         if want.key is not None:
             headers.append((b"idempotency-key", want.key.encode()))
-        merchant = life.agent.terms.merchants[want.shop.origin]
+        merchant = life.agent.desk.terms.merchants[want.shop.origin]
         keys = (want.key.encode(),) if want.key is not None else ()
-        find_app = partial(apps.by_id, life.agent.conn, want.app_id)
+        find_app = partial(apps.by_id, life.agent.desk.conn, want.app_id)
         errand = Errand(
             want.app_id, merchant, "POST", want.path.encode(), headers, True, keys, None, False, find_app
         )

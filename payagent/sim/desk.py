@@ -58,7 +58,7 @@ class Desk:
             await self._sleep(office, self.rng.uniform(60, 500))
             try:
                 life = await office.life()
-                await life.call(pause(life.agent, APP, "a drill"))
+                await life.call(pause(life.agent.desk, APP, "a drill"))
                 self._signed_before = _count(life.conn)
                 office.story.reach("an operator stops all signing")
             except (DeadError, Refused):
@@ -73,7 +73,7 @@ class Desk:
         while True:
             try:
                 life = await office.life()
-                await life.call(unpause(life.agent, APP))
+                await life.call(unpause(life.agent.desk, APP))
                 return
             except (DeadError, Refused):
                 await asyncio.sleep(20)
@@ -95,9 +95,9 @@ class Desk:
         by = Approver("token", APP)
         try:
             if way == "approve":
-                await life.call(life.agent.approve(payment_id, by))
+                await life.call(life.agent.decisions.approve(payment_id, by))
             else:
-                await life.call(life.agent.deny(payment_id, by))
+                await life.call(life.agent.decisions.deny(payment_id, by))
             office.story.reach(f"a person says yes or no: {way}")
         except Refused as refused:
             office.story.reach(f"a decision is refused: {refused.code}")

@@ -184,7 +184,7 @@ class Life:
         self.watch = Watch(self.agent, merchants)
         self.topups = Topups(self.agent, merchants)
         self.clerk = Clerk(self.agent)
-        self._recovery = Recovery(self.agent, record)
+        self._recovery = Recovery(self.agent.desk, record)
 
     async def begin(self) -> None:
         """As daemon.py: what the ledger may lack first, and then the beats."""
@@ -195,15 +195,15 @@ class Life:
         self.spawn(self._every(MERCHANTS_EVERY_BEATS, self.watch.observe_prepaid))
         self.spawn(self._every(MERCHANTS_EVERY_BEATS, self.watch.give_up_unserved))
         self.spawn(self._every(1, self.topups.beat))
-        if self.agent.terms.upkeep_lovelace:
+        if self.agent.desk.terms.upkeep_lovelace:
             self.spawn(self._every(1, self._keep_ready))
-        if self.agent.terms.approval_above:
-            self.spawn(self._every(1, self.agent.deny_what_is_over))
+        if self.agent.desk.terms.approval_above:
+            self.spawn(self._every(1, self.agent.decisions.deny_what_is_over))
 
     async def _keep_ready(self) -> None:
         """What it orders when all else has ended would not have settled by the end of the run."""
         if not self._host.is_calm:
-            await self.agent.keep_ready()
+            await self.agent.stock.keep_ready()
 
     def take_over(self) -> None:
         """Another daemon opens the ledger: from here on this one must commit nothing more."""
@@ -308,7 +308,7 @@ class Life:
 
     async def stop(self) -> None:
         """In order: what is being sent ends first."""
-        await self.agent.drain(20)
+        await self.agent.sending.drain(20)
         self.is_over = True
         self._end()
 

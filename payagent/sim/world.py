@@ -397,17 +397,17 @@ class World:
             )
             try:
                 if act == "split":
-                    await life.call(agent.split("app_test", 2, 4 * ADA))
+                    await life.call(agent.transfers.split("app_test", 2, 4 * ADA))
                 elif act == "send":
-                    await life.call(agent.send("app_test", SENT_TO, LOVELACE, SENT_LOVELACE))
+                    await life.call(agent.transfers.send("app_test", SENT_TO, LOVELACE, SENT_LOVELACE))
                 elif act == "sweep":
-                    await life.call(agent.sweep("app_test", account().address))
+                    await life.call(agent.transfers.sweep("app_test", account().address))
                 elif act == "spend elsewhere":
                     if any(one.lie for one in self.plan.providers):
                         continue  # what one of two denies is not taken in as long as it does
                     self._spend_elsewhere()
                 elif rows:
-                    await life.call(agent.resolve(self.rng.choice(rows).id, "app_test"))
+                    await life.call(agent.carrying.resolve(self.rng.choice(rows).id, "app_test"))
             except (DeadError, Refused):
                 continue
             self.story.reach(f"an operator orders: {act}")
@@ -461,10 +461,10 @@ class World:
         while True:
             await asyncio.sleep(120)
             life = await self.life()
-            if life.agent.chain.foreign:
+            if life.agent.desk.chain.foreign:
                 self.story.reach("signing is frozen since coins were spent elsewhere")
                 try:
-                    await life.call(thaw(life.agent, "app_test"))
+                    await life.call(thaw(life.agent.desk, "app_test"))
                 except (DeadError, Refused):
                     continue
 
@@ -521,7 +521,7 @@ class World:
         await asyncio.sleep(AWAKE_S)
 
     def _is_anything_open(self, life: Life) -> bool:
-        chain = life.agent.chain
+        chain = life.agent.desk.chain
         is_held_up = chain.behind is not None or bool(chain.foreign)
         return is_held_up or _is_open(life.conn)
 
@@ -545,7 +545,7 @@ class World:
         if not done.cancelled() and done.exception() is not None:
             life.die("it could not begin")  # as where the disk fails: whoever supervises it starts it again
             return
-        self.judge.begun(life.agent.chain.behind)
+        self.judge.begun(life.agent.desk.chain.behind)
         self._started.set()
 
     async def life(self) -> Life:

@@ -50,7 +50,7 @@ async def ask(run: Run, message: str = "hello", **more: object) -> PaymentRow:
 
 
 async def add_somebody(run: Run) -> None:
-    await run.agent.write(
+    await run.desk.write(
         "app", lambda unit: apps.add_with_token(unit, "app_somebody", "somebody", "1" * 64, ["approve"], 1)
     )
 
@@ -60,18 +60,18 @@ def code_of(refused: pytest.ExceptionInfo[Refused]) -> str:
 
 
 def is_sound(run: Run) -> bool:
-    told = verify(run.agent.conn, Owner(run.agent.terms.own, DEVNET))
+    told = verify(run.desk.conn, Owner(run.desk.terms.own, DEVNET))
     return [one for one in told if isinstance(one, Finding)] == []
 
 
 def spent(run: Run) -> int:
-    return spending.totals(run.agent.conn, Scope(APP, run.world.origin)).get("lovelace", 0)
+    return spending.totals(run.desk.conn, Scope(APP, run.world.origin)).get("lovelace", 0)
 
 
 async def pass_time(run: Run, seconds: int) -> None:
     run.world.clock.ahead_ms += seconds * 1000
     await run.settle_down()
-    await run.agent.deny_what_is_over()
+    await run.agent.decisions.deny_what_is_over()
 
 
 async def test_what_waits_counts_in_full_and_takes_no_coin(world: World) -> None:
@@ -88,7 +88,7 @@ async def test_what_waits_counts_in_full_and_takes_no_coin(world: World) -> None
         await run.settle_down(3)
         assert run.state(row.id) is State.AWAITING_APPROVAL
         assert world.transactions() == []
-        assert alerts.raised(run.agent.conn, "approval_needed") == [f"approval:{row.id}"]
+        assert alerts.raised(run.desk.conn, "approval_needed") == [f"approval:{row.id}"]
         assert is_sound(run)
 
 
@@ -103,17 +103,17 @@ async def test_an_approved_payment_is_paid_once_and_counts_once(world: World) ->
         await run.look()
         await add_somebody(run)
         row = await ask(run)
-        approved = await run.agent.approve(row.id, SOMEBODY)
+        approved = await run.agent.decisions.approve(row.id, SOMEBODY)
         assert approved.tx_id is not None
-        await run.agent.drain(10)
+        await run.agent.sending.drain(10)
         await run.settle_down(2)
         assert run.state(row.id) is State.CONFIRMED
         assert world.transactions() == [approved.tx_id]
         assert spent(run) == PRICE + (approved.fee_lovelace or 0)
-        assert alerts.raised(run.agent.conn, "approval_needed") == []
+        assert alerts.raised(run.desk.conn, "approval_needed") == []
         assert run.owned() == world.on_chain()
         assert is_sound(run)
-        told = approvals.decided(run.agent.conn, row.id)
+        told = approvals.decided(run.desk.conn, row.id)
         assert told is not None
         assert (told.decision, told.via, told.by_app) == ("approved", "token", "app_somebody")
 
@@ -123,7 +123,7 @@ async def test_a_denied_payment_frees_what_it_counted_and_is_not_asked_again_for
         await run.look()
         await add_somebody(run)
         row = await ask(run)
-        denied = await run.agent.deny(row.id, SOMEBODY)
+        denied = await run.agent.decisions.deny(row.id, SOMEBODY)
         assert (denied.state, denied.reason_code) == (State.DENIED, "approval_denied")
         assert spent(run) == 0
         with pytest.raises(Refused) as refused:
@@ -144,7 +144,7 @@ async def test_a_denial_by_a_wrong_clock_is_over_once_that_is_mended(tmp_path: P
             await add_somebody(run)
             row = await ask(run)
             world.clock.ahead_ms = 86_400_000
-            await run.agent.deny(row.id, SOMEBODY)
+            await run.agent.decisions.deny(row.id, SOMEBODY)
             world.clock.ahead_ms = 0
             assert (await ask(run)).id != row.id
 
@@ -155,7 +155,7 @@ async def test_a_denial_is_of_the_call_whatever_key_it_has(world: World) -> None
         await run.look()
         await add_somebody(run)
         row = await ask(run, key="a")
-        await run.agent.deny(row.id, SOMEBODY)
+        await run.agent.decisions.deny(row.id, SOMEBODY)
         for key in ("a", "b", None):
             with pytest.raises(Refused) as refused:
                 await run.agent.pay(world.ask(key=key))
@@ -172,17 +172,17 @@ async def test_a_refused_decision_is_in_the_record_and_leaks_nothing(world: Worl
         await run.look()
         await add_somebody(run)
         row, _ = await run.agent.pay(replace(world.ask(), app_id="app_somebody"))
-        await set_limits(run.agent, APP, None, None, "lovelace", {Window.DAY: 9 * ADA})
+        await set_limits(run.desk, APP, None, None, "lovelace", {Window.DAY: 9 * ADA})
         await refuses(run, row, "limit_exceeded")
-        told = queries.last_note(run.agent.conn, row.id, "decision_refused")
+        told = queries.last_note(run.desk.conn, row.id, "decision_refused")
         assert told is not None
         assert (told["code"], told["by"], told["via"]) == ("limit_exceeded", "app_somebody", "token")
         assert ("leaves 9 ADA" in told["figures"], "9 ADA" in told["detail"]) == (True, False)
         with pytest.raises(Refused, match="not_found"):
-            await run.agent.approve("pay_x", SOMEBODY)
-        await run.agent.deny(row.id, SOMEBODY)
+            await run.agent.decisions.approve("pay_x", SOMEBODY)
+        await run.agent.decisions.deny(row.id, SOMEBODY)
         with pytest.raises(Refused, match="already_decided"):
-            await run.agent.deny(row.id, SOMEBODY)
+            await run.agent.decisions.deny(row.id, SOMEBODY)
         assert run.events(row.id) == ["ask", "decision_refused", "deny", "decision_refused"]
         assert is_sound(run)
 
@@ -194,7 +194,7 @@ async def test_of_two_decisions_one_counts_and_the_other_is_told(world: World, f
         await run.look()
         await add_somebody(run)
         row = await ask(run)
-        decide = {"approve": run.agent.approve, "deny": run.agent.deny}
+        decide = {"approve": run.agent.decisions.approve, "deny": run.agent.decisions.deny}
         ended = await asyncio.gather(
             decide[first](row.id, SOMEBODY), decide[second](row.id, SOMEBODY), return_exceptions=True
         )
@@ -204,7 +204,7 @@ async def test_of_two_decisions_one_counts_and_the_other_is_told(world: World, f
         assert (refused.code, refused.problem.status) == ("already_decided", 409)
         assert refused.context["decision"] == {"approve": "approved", "deny": "denied"}[first]
         assert refused.context["state"] in ("denied", "reserved", "signed", "in_flight")
-        await run.agent.drain(10)
+        await run.agent.sending.drain(10)
         await run.settle_down(2)
         assert len(world.transactions()) == (first == "approve")
 
@@ -214,19 +214,19 @@ async def test_nobody_in_time_is_a_no_by_the_chains_clock_alone(world: World) ->
         await run.look()
         row = await ask(run)
         run.world.clock.ahead_ms += 500_000
-        await run.agent.deny_what_is_over()
+        await run.agent.decisions.deny_what_is_over()
         await run.settle_down()
-        await run.agent.deny_what_is_over()
+        await run.agent.decisions.deny_what_is_over()
         assert run.state(row.id) is State.AWAITING_APPROVAL
         run.world.clock.ahead_ms += 200_000
-        await run.agent.deny_what_is_over()  # no block has come yet
+        await run.agent.decisions.deny_what_is_over()  # no block has come yet
         assert run.state(row.id) is State.AWAITING_APPROVAL
         await pass_time(run, 0)
-        denied = run.agent.payment(row.id)
+        denied = run.desk.payment(row.id)
         assert (denied.state, denied.reason_code) == (State.DENIED, "approval_timed_out")
         assert spent(run) == 0
         with pytest.raises(Refused) as refused:
-            await run.agent.approve(row.id, SOMEBODY)
+            await run.agent.decisions.approve(row.id, SOMEBODY)
         assert code_of(refused) == "already_decided"
         await ask(run)
         assert is_sound(run)
@@ -240,7 +240,7 @@ async def test_who_approves_at_the_last_moment_is_too_late_when_it_is_over(world
         await run.settle_down()
         assert run.state(row.id) is State.AWAITING_APPROVAL
         with pytest.raises(Refused) as refused:
-            await run.agent.approve(row.id, SOMEBODY)
+            await run.agent.decisions.approve(row.id, SOMEBODY)
         assert code_of(refused) == "approval_timed_out"
         assert run.state(row.id) is State.DENIED
         assert spent(run) == 0
@@ -252,11 +252,11 @@ async def test_an_invoice_that_is_nearly_over_ends_the_question(world: World) ->
     async with world.run(terms=ASKING) as run:
         await run.look()
         row = await ask(run)
-        approval = approvals.of_payment(run.agent.conn, row.id)
+        approval = approvals.of_payment(run.desk.conn, row.id)
         assert approval is not None
-        assert approval.ends_at_ms == (row.expires_at_ms or 0) - run.agent.terms.min_window_s * 1000
+        assert approval.ends_at_ms == (row.expires_at_ms or 0) - run.desk.terms.min_window_s * 1000
         await pass_time(run, 290)
-        assert run.agent.payment(row.id).reason_code == "approval_timed_out"
+        assert run.desk.payment(row.id).reason_code == "approval_timed_out"
 
 
 async def test_an_invoice_that_is_over_ends_its_question_also_while_no_block_is_seen(world: World) -> None:
@@ -266,18 +266,18 @@ async def test_an_invoice_that_is_over_ends_its_question_also_while_no_block_is_
         await run.look()
         row, late = await ask(run), await ask(run, "late")
         world.clock.ahead_ms += 270_000
-        await run.agent.deny_what_is_over()
+        await run.agent.decisions.deny_what_is_over()
         assert run.state(row.id) is State.AWAITING_APPROVAL
         world.clock.ahead_ms += 20_000
-        run.agent.chain.problem = "nobody answers"
+        run.desk.chain.problem = "nobody answers"
         with pytest.raises(Refused) as refused:
-            await run.agent.approve(late.id, SOMEBODY)
+            await run.agent.decisions.approve(late.id, SOMEBODY)
         assert code_of(refused) == "approval_timed_out"
-        assert run.agent.refusals["approval_timed_out"] == 0, "who is told it counts it"
-        await run.agent.deny_what_is_over()
-        assert run.agent.payment(row.id).reason_code == "approval_timed_out"
-        await run.agent.deny_what_is_over()
-        assert run.agent.refusals["approval_timed_out"] == 1
+        assert run.desk.refusals["approval_timed_out"] == 0, "who is told it counts it"
+        await run.agent.decisions.deny_what_is_over()
+        assert run.desk.payment(row.id).reason_code == "approval_timed_out"
+        await run.agent.decisions.deny_what_is_over()
+        assert run.desk.refusals["approval_timed_out"] == 1
         assert spent(run) == 0
         assert is_sound(run)
 
@@ -291,8 +291,8 @@ async def test_a_wait_and_its_question_survive_a_restart(world: World) -> None:
         await run.look()
         assert run.state(row.id) is State.AWAITING_APPROVAL
         assert spent(run) > PRICE
-        await run.agent.approve(row.id, SOMEBODY)
-        await run.agent.drain(10)
+        await run.agent.decisions.approve(row.id, SOMEBODY)
+        await run.agent.sending.drain(10)
         await run.settle_down(2)
         assert run.state(row.id) is State.CONFIRMED
 
@@ -312,7 +312,7 @@ async def test_what_was_approved_before_a_crash_is_signed_after_it_and_asked_of_
         await run.look()
         await add_somebody(run)
         row = await ask(run)
-        approved = await run.agent.approve(row.id, SOMEBODY)
+        approved = await run.agent.decisions.approve(row.id, SOMEBODY)
         assert (approved.state, approved.tx_id) == (State.RESERVED, None)
     async with world.run(terms=ASKING) as run:
         await run.look()
@@ -340,21 +340,21 @@ async def test_approving_decides_by_what_holds_now(world: World) -> None:
         await run.look()
         await add_somebody(run)
         row = await ask(run)
-        everybody = replace(apps.require(run.agent.conn, APP), id="app_somebody")
-        await set_limits(run.agent, APP, None, None, "lovelace", {Window.DAY: 9 * ADA})
+        everybody = replace(apps.require(run.desk.conn, APP), id="app_somebody")
+        await set_limits(run.desk, APP, None, None, "lovelace", {Window.DAY: 9 * ADA})
         await refuses(run, row, "limit_exceeded")
-        await set_limits(run.agent, APP, None, None, "lovelace", {Window.DAY: 11 * ADA})
-        await pause(run.agent, APP, "")
+        await set_limits(run.desk, APP, None, None, "lovelace", {Window.DAY: 11 * ADA})
+        await pause(run.desk, APP, "")
         await refuses(run, row, "paused")
-        await unpause(run.agent, APP)
-        await revoke(run.agent, everybody, APP)
+        await unpause(run.desk, APP)
+        await revoke(run.desk, everybody, APP)
         await refuses(run, row, "forbidden")
-        await renew_token(run.agent, everybody, APP, "2" * 64, None)
-        run.agent.chain.problem = "nobody answers"
+        await renew_token(run.desk, everybody, APP, "2" * 64, None)
+        run.desk.chain.problem = "nobody answers"
         await refuses(run, row, "chain_not_ready")
-        run.agent.chain.problem = None
-        await run.agent.approve(row.id, SOMEBODY)
-        await run.agent.drain(10)
+        run.desk.chain.problem = None
+        await run.agent.decisions.approve(row.id, SOMEBODY)
+        await run.agent.sending.drain(10)
         await run.settle_down(2)
         assert run.state(row.id) is State.CONFIRMED
 
@@ -363,7 +363,7 @@ async def refuses(run: Run, row: PaymentRow, code: str) -> None:
     """The approval is refused, and nothing has changed."""
     before = spent(run)
     with pytest.raises(Refused) as refused:
-        await run.agent.approve(row.id, SOMEBODY)
+        await run.agent.decisions.approve(row.id, SOMEBODY)
     assert code_of(refused) == code
     assert (run.state(row.id), spent(run)) == (State.AWAITING_APPROVAL, before)
 
@@ -387,12 +387,12 @@ async def test_more_than_was_asked_about_is_not_paid(world: World) -> None:
         await run.look()
         other = world.account.address
         for _ in range(3):
-            await run.agent.send(APP, other, "lovelace", 45 * ADA)  # to ourselves: not free for a while
+            await run.agent.transfers.send(APP, other, "lovelace", 45 * ADA)  # to ourselves: not free for a while
         await refuses(run, row, "above_approved")
         await run.settle_down(2)
-        await run.agent.approve(row.id, SOMEBODY)
-        asked = queries.hold(run.agent.conn, row.id, "ask")["lovelace"]
-        assert queries.hold(run.agent.conn, row.id)["lovelace"] <= asked
+        await run.agent.decisions.approve(row.id, SOMEBODY)
+        asked = queries.hold(run.desk.conn, row.id, "ask")["lovelace"]
+        assert queries.hold(run.desk.conn, row.id)["lovelace"] <= asked
 
 
 @pytest.mark.parametrize("spare", [0, FEE_ROOM_LOVELACE - 1])
@@ -414,7 +414,7 @@ async def test_what_is_within_a_limit_is_asked_about_and_never_takes_more_than_i
         await add_somebody(run)
         row = await ask(run, **more)
         assert spent(run) == most
-        approved = await run.agent.approve(row.id, SOMEBODY)
+        approved = await run.agent.decisions.approve(row.id, SOMEBODY)
         assert approved.state is State.SIGNED
         assert spent(run) == needed
         assert is_sound(run)
@@ -444,11 +444,11 @@ async def test_a_fee_that_rose_above_the_limit_is_not_paid_until_it_falls(world:
         row = await ask(run)
         world.fund(*[1_100_000] * 60)
         await run.look()
-        for _ in range(3):
-            await run.agent.send(APP, world.account.address, "lovelace", 45 * ADA)  # not free for a while
+        for _ in range(3):  # not free for a while
+            await run.agent.transfers.send(APP, world.account.address, "lovelace", 45 * ADA)
         await refuses(run, row, "limit_exceeded")
         await run.settle_down(2)
-        await run.agent.approve(row.id, SOMEBODY)
+        await run.agent.decisions.approve(row.id, SOMEBODY)
         assert spent(run) == needed
 
 
@@ -461,9 +461,9 @@ async def test_a_changed_402_is_not_what_was_approved(world: World) -> None:
         again, is_new = await run.agent.pay(world.ask())
         assert (again.id, is_new, again.invoice_id) == (row.id, False, row.invoice_id)
         with pytest.raises(Refused) as refused:
-            await run.agent.approve(row.id, replace(SOMEBODY, terms_hash="0" * 64))
+            await run.agent.decisions.approve(row.id, replace(SOMEBODY, terms_hash="0" * 64))
         assert code_of(refused) == "terms_changed"
-        approved = await run.agent.approve(row.id, replace(SOMEBODY, terms_hash=row.terms_hash))
+        approved = await run.agent.decisions.approve(row.id, replace(SOMEBODY, terms_hash=row.terms_hash))
         assert sum(output.units for output in approved.outputs) == PRICE
 
 
@@ -474,15 +474,15 @@ async def test_what_was_approved_and_lost_is_not_turned_to_another_invoice(world
         await add_somebody(run)
         row = await ask(run)
         world.fault("submit", "drop")
-        await run.agent.approve(row.id, SOMEBODY)
-        await run.agent.drain(10)
+        await run.agent.decisions.approve(row.id, SOMEBODY)
+        await run.agent.sending.drain(10)
         await run.settle_down()
         world.control("faults", clear=True)
         world.clock.ahead_ms += 620_000
         await run.settle_down()
         again, _ = await run.agent.pay(world.ask())
         assert (again.id, again.invoice_id) == (row.id, row.invoice_id)
-        assert [one.kind for one in queries.attempts(run.agent.conn, row.id)] == ["pay"]
+        assert [one.kind for one in queries.attempts(run.desk.conn, row.id)] == ["pay"]
 
 
 async def test_what_is_to_be_handed_over_is_signed_when_it_is_asked_for_after_the_yes(world: World) -> None:
@@ -490,7 +490,7 @@ async def test_what_is_to_be_handed_over_is_signed_when_it_is_asked_for_after_th
         await run.look()
         await add_somebody(run)
         row = await ask(run)
-        approved = await run.agent.approve(row.id, SOMEBODY)
+        approved = await run.agent.decisions.approve(row.id, SOMEBODY)
         assert approved.state is State.RESERVED
         await run.settle_down(2)
         assert run.state(row.id) is State.RESERVED

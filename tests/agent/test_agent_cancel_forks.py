@@ -43,7 +43,9 @@ def packed(value: object) -> str:
 async def say(run: Run, row: PaymentRow, reason: str) -> PaymentRow:
     """The merchant answers a retry with a 402 that names a reason."""
     header = packed({"x402Version": 2, "error": reason, "accepts": []})
-    row, advice = await run.agent.take_answer(row.id, make_response(402, {"payment-required": header}, {}))
+    row, advice = await run.agent.deliveries.take_answer(
+        row.id, make_response(402, {"payment-required": header}, {})
+    )
     assert advice.answer.said is Said.REFUSED
     return row
 
@@ -60,7 +62,7 @@ async def refused_and_void(world: World, run: Run) -> PaymentRow:
     world.settings(x402={"fault": "refuse_verify", "max_timeout_s": 1500})
     row, _ = await run.agent.pay(ask(world))
     await show(world, run, row)
-    await run.agent.drain(10)
+    await run.agent.sending.drain(10)
     await run.settle_down()
     await wait_for_void(world, run)
     assert run.state(row.id) is State.VOID
@@ -86,18 +88,18 @@ async def test_an_attempt_that_lands_on_the_other_fork_is_booked_though_the_next
         first = await refused_and_void(world, run)
         world.settings(x402={"submission_policy": policy})
         second, _ = await run.agent.pay(ask(world))
-        await run.agent.drain(10)
+        await run.agent.sending.drain(10)
         if policy == "client":
             await run.settle_down()
-        depth = fork_before(world, run.agent.payment(first.id))
+        depth = fork_before(world, run.desk.payment(first.id))
         assert broadcast(world, first.cbor or b"") == 200
         world.block(depth + 2)
         await run.look()
         await run.settle_down(2)
-        booked = run.agent.payment(first.id)
+        booked = run.desk.payment(first.id)
         assert booked.state in (State.CONFIRMED, State.SETTLED)
         assert booked.tx_id == first.tx_id
-        assert "reason" not in payment_view(booked, run.agent.terms)
+        assert "reason" not in payment_view(booked, run.desk.terms)
         found, is_new = await run.agent.pay(ask(world))
         assert (found.id, is_new) == (first.id, False), "the client is given the one that is paid"
         await run.settle_down(14)
@@ -113,9 +115,9 @@ async def test_a_child_of_the_cancel_lands_again_with_it(world: World) -> None:
         first = await refused_and_void(world, run)
         world.settings(x402={"submission_policy": "client"})
         second, _ = await run.agent.pay(ask(world))
-        await run.agent.drain(10)
+        await run.agent.sending.drain(10)
         await run.settle_down()
-        world.block(fork_before(world, run.agent.payment(first.id)) + 2)
+        world.block(fork_before(world, run.desk.payment(first.id)) + 2)
         await run.look()
         for _ in range(8):
             world.clock.ahead_ms += 250_000
@@ -135,7 +137,7 @@ class TestRefusalsThatDoNotCount:
             await run.look()
             row, _ = await run.agent.pay(ask(world))
             await show(world, run, row)
-            await run.agent.record_delivery(row.id, 200)
+            await run.agent.deliveries.record_delivery(row.id, 200)
             row = await say(run, row, REFUSAL)
             assert (row.state, row.delivery) == (State.IN_FLIGHT, Delivery.ACCEPTED)
             await run.settle_down()
@@ -202,7 +204,7 @@ async def test_coins_that_could_not_be_taken_back_are_not_handed_over(world: Wor
         world.fund(50 * ADA)
         await run.look()
         row, _ = await run.agent.pay(ask(world, bent(get(world), amount=str(units), payTo=pay_to)))
-        assert len(queries.attempts(run.agent.conn, row.id)[0].inputs) == 1
+        assert len(queries.attempts(run.desk.conn, row.id)[0].inputs) == 1
         for _ in range(2):
             world.clock.ahead_ms += 700_000
             await run.settle_down()

@@ -58,12 +58,12 @@ async def test_a_chain_of_eight_lands_in_one_block(world: World) -> None:
     async with world.run(terms=with_terms(chain_depth=DEPTH, settle_depth=4)) as run:
         await run.look()
         rows = [await run.pay(f"call {number}") for number in range(DEPTH + 1)]
-        assert [queries.chain_depth(run.agent.conn, row.tx_id or "") for row in rows] == list(range(DEPTH + 1))
+        assert [queries.chain_depth(run.desk.conn, row.tx_id or "") for row in rows] == list(range(DEPTH + 1))
         with pytest.raises(Refused, match="funds_in_flight"):
             await run.pay("one too many")
         assert_sound(world, run)
         await run.settle_down()
-        blocks = {run.agent.payment(row.id).block_hash for row in rows}
+        blocks = {run.desk.payment(row.id).block_hash for row in rows}
         assert {run.state(row.id) for row in rows} == {State.CONFIRMED}
         assert len(blocks) == 1
         assert sorted(world.transactions()) == sorted(row.tx_id or "" for row in rows)
@@ -148,8 +148,8 @@ async def test_a_parent_that_was_lost_is_sent_before_its_child(world: World) -> 
     async with world.run(terms=chained) as run:
         rows = await family(world, run, "a", "b", "c")
         world.control("faults", clear=True)
-        run.agent.send_off(rows[2].id)
-        await run.agent.drain(10)
+        run.agent.sending.send_off(rows[2].id)
+        await run.agent.sending.drain(10)
         assert world.waiting() == [row.tx_id for row in rows]
         await run.settle_down()
         assert {run.state(row.id) for row in rows} == {State.CONFIRMED}
@@ -161,8 +161,8 @@ async def test_a_self_transfer_spends_change_that_is_on_its_way(world: World) ->
     async with world.run(terms=chained) as run:
         await run.look()
         await run.pay("first")
-        row, _ = await run.agent.split(APP, 3, 5 * ADA)
-        await run.agent.drain(10)
+        row, _ = await run.agent.transfers.split(APP, 3, 5 * ADA)
+        await run.agent.sending.drain(10)
         await run.settle_down()
         assert run.state(row.id) is State.CONFIRMED
         assert_at_rest(world, run)
@@ -196,16 +196,16 @@ class TestAChildWithoutItsParent:
             await bury(world, run)
             await bury(world, run)
             for row in (child, grandchild):
-                void = run.agent.payment(row.id)
+                void = run.desk.payment(row.id)
                 assert (void.state, void.reason_code, void.tx_id) == (State.VOID, "parent_lost", None)
-                assert void.void_by == run.agent.payment(parent.id).tx_id
+                assert void.void_by == run.desk.payment(parent.id).tx_id
             assert_at_rest(world, run)
-            spent = spending.totals(run.agent.conn, WALLET)
-            assert spent == queries.hold(run.agent.conn, parent.id), "what never was counts against no limit"
+            spent = spending.totals(run.desk.conn, WALLET)
+            assert spent == queries.hold(run.desk.conn, parent.id), "what never was counts against no limit"
             await pass_time_of(world, run, LONG_S)
             again = await run.pay("child")
             assert again.id != child.id
-            assert (again.anchor or "").startswith(run.agent.payment(parent.id).tx_id or "-")
+            assert (again.anchor or "").startswith(run.desk.payment(parent.id).tx_id or "-")
             await run.settle_down()
             assert run.state(again.id) is State.CONFIRMED
             assert_at_rest(world, run)
@@ -229,7 +229,7 @@ class TestAChildWithoutItsParent:
                 await run.settle_down()
             for row in (parent, child, grandchild):
                 assert run.state(row.id) is State.CONFIRMED
-                assert run.agent.payment(row.id).tx_id == row.tx_id
+                assert run.desk.payment(row.id).tx_id == row.tx_id
             assert_at_rest(world, run)
 
     async def test_its_block_is_lost_with_the_parents(self, world: World) -> None:
@@ -250,12 +250,12 @@ class TestAChildWithoutItsParent:
         async with world.run(terms=chained) as run:
             parent, child = await family(world, run, "parent", "child")
             world.control("faults", clear=True)
-            await run.agent.resolve(parent.id, APP)
-            await run.agent.drain(10)
+            await run.agent.carrying.resolve(parent.id, APP)
+            await run.agent.sending.drain(10)
             await bury(world, run)
             await bury(world, run)
             assert run.state(parent.id) is State.VOID
-            void = run.agent.payment(child.id)
+            void = run.desk.payment(child.id)
             assert (void.state, void.reason_code) == (State.VOID, "parent_lost")
             assert_at_rest(world, run)
 
@@ -276,7 +276,7 @@ class TestAChildWithoutItsParent:
             assert run.state(parent.id) is State.CONFIRMED
             await pass_time_of(world, run, TTL_S + 60)
             await run.settle_down(2)
-            row = run.agent.payment(child.id)
+            row = run.desk.payment(child.id)
             assert (row.state, row.anchor) == (State.CONFIRMED, child.anchor)
             assert_at_rest(world, run)
 
@@ -309,7 +309,7 @@ class TestACancelOfWhatIsNotThere:
             world.control("faults", clear=True)
             spend_elsewhere(run, 3 * ADA, Coin(other.tx_id, other.output_index, other.lovelace, ()))
             await run.look()
-            await thaw(run.agent, APP)
+            await thaw(run.desk, APP)
             await run.settle_down()
             assert [set(one.inputs) for one in attempts(run, row)[1:]] == [{row.anchor, other.ref}, {row.anchor}]
             await bury(world, run)
@@ -327,8 +327,8 @@ class TestACancelOfWhatIsNotThere:
             fork_with(world, low)
             await run.look()
             world.control("faults", clear=True)
-            assert (await run.agent.resolve(row.id, APP)).state is State.CANCELLING
-            await run.agent.drain(10)
+            assert (await run.agent.carrying.resolve(row.id, APP)).state is State.CANCELLING
+            await run.agent.sending.drain(10)
             assert [set(one.inputs) for one in attempts(run, row)[1:]] == [{row.anchor, other.ref}, {row.anchor}]
             await bury(world, run)
             assert run.state(row.id) is State.VOID
@@ -340,8 +340,8 @@ class TestACancelOfWhatIsNotThere:
         await run.look()
         world.fault("submit", "drop")
         row = await run.pay("of two coins")
-        coins = queries.coins_reserved_for(run.agent.conn, row.id)
+        coins = queries.coins_reserved_for(run.desk.conn, row.id)
         assert len(coins) == 2
-        await run.agent.resolve(row.id, APP)
-        await run.agent.drain(10)
+        await run.agent.carrying.resolve(row.id, APP)
+        await run.agent.sending.drain(10)
         return row, next(coin for coin in coins if coin.ref != row.anchor)

@@ -74,9 +74,9 @@ class TestCommitPoints:
             await run.look()
             with pytest.raises(CheckFailed, match="signature"):
                 await run.pay(key="k")
-            [row] = queries.payments_in(run.agent.conn, list(State))
+            [row] = queries.payments_in(run.desk.conn, list(State))
             assert row.state is State.RESERVED
-            assert not queries.attempts(run.agent.conn, row.id)
+            assert not queries.attempts(run.desk.conn, row.id)
             assert not world.waiting()
             signer.trouble = "mended"
             await run.settle_down(2)
@@ -90,9 +90,9 @@ class TestCommitPoints:
             with pytest.raises(Refused, match=r"limits\.per_transaction"):
                 await run.pay(key="k")
             with pytest.raises(Refused, match=r"limits\.per_transaction"):
-                await run.agent.send(APP, somebody_else(world), "lovelace", 2 * ADA)
-            assert {row.state for row in queries.payments_in(run.agent.conn, list(State))} == {State.REJECTED}
-            assert run.agent.coins.totals["lovelace"] == 50 * ADA
+                await run.agent.transfers.send(APP, somebody_else(world), "lovelace", 2 * ADA)
+            assert {row.state for row in queries.payments_in(run.desk.conn, list(State))} == {State.REJECTED}
+            assert run.desk.coins.totals["lovelace"] == 50 * ADA
 
     async def test_what_could_not_be_written_down_is_not_sent(self, world: World) -> None:
         world.fund(50 * ADA)
@@ -115,15 +115,15 @@ class TestCommitPoints:
         world.clock.ahead_ms += 290_000
         async with world.run() as run:
             await run.settle_down(2)
-            run.agent.send_off(row.id)
-            await run.agent.drain(10)
+            run.agent.sending.send_off(row.id)
+            await run.agent.sending.drain(10)
             assert run.state(row.id) is State.SIGNED
-            assert queries.submissions(run.agent.conn, row.tx_id or "") == (0, 0)
+            assert queries.submissions(run.desk.conn, row.tx_id or "") == (0, 0)
             assert run.books()["held"]
             assert not run.selectable()
             sent = world.http.post(
                 f"{world.devnet.chain_url}/tx/submit",
-                content=queries.attempts(run.agent.conn, row.id)[-1].cbor,
+                content=queries.attempts(run.desk.conn, row.id)[-1].cbor,
                 headers={"Content-Type": "application/cbor"},
             )
             assert sent.json() == row.tx_id
@@ -147,7 +147,7 @@ class TestOneThatRaises:
                 await run.agent.pay(world.ask("b", key="b"))
             await run.pass_time(3)
             assert run.state(row.id) is State.CONFIRMED
-            [other] = queries.payments_in(run.agent.conn, [State.RESERVED])
+            [other] = queries.payments_in(run.desk.conn, [State.RESERVED])
             signer.trouble = "mended"
             await run.settle_down(2)
             assert run.state(other.id) is State.CONFIRMED
@@ -185,12 +185,12 @@ class TestOneThatRaises:
             signer.trouble = "mended"
             world.clock.ahead_ms += 400_000
             for _ in range(3):
-                before, _ = queries.submissions(run.agent.conn, row.tx_id or "")
+                before, _ = queries.submissions(run.desk.conn, row.tx_id or "")
                 world.clock.ahead_ms += 60_000
                 await run.look()
-                after, _ = queries.submissions(run.agent.conn, row.tx_id or "")
+                after, _ = queries.submissions(run.desk.conn, row.tx_id or "")
                 assert after == before + 1
-            assert len(queries.payments_in(run.agent.conn, [State.RESERVED])) == 1
+            assert len(queries.payments_in(run.desk.conn, [State.RESERVED])) == 1
 
 
 class TestLimits:
@@ -243,7 +243,7 @@ class TestLimits:
                 await run.agent.pay(world.ask("first"))
             world.clock.ahead_ms += 240_000
             await run.settle_down()
-            [late] = queries.payments_in(run.agent.conn, list(State))
+            [late] = queries.payments_in(run.desk.conn, list(State))
             assert late.reason_code == "invoice_expired"
             signer.trouble = "mended"
             assert (await run.pay("second")).state is State.IN_FLIGHT
@@ -252,8 +252,8 @@ class TestLimits:
         world.fund(60 * ADA, 20 * ADA)
         async with world.run(terms=with_terms(limits=limit_of(20))) as run:
             await run.look()
-            await run.agent.send("app_test", somebody_else(world), "lovelace", 30 * ADA)
-            await run.agent.drain(10)
+            await run.agent.transfers.send("app_test", somebody_else(world), "lovelace", 30 * ADA)
+            await run.agent.sending.drain(10)
             assert (await run.pay()).state is State.IN_FLIGHT
 
     async def test_a_give_back_that_could_not_be_written_down_gives_nothing_back(self, world: World) -> None:
@@ -285,7 +285,7 @@ class TestLimits:
             world.fund(50 * ADA)
             await run.look()
             row, is_new = await run.agent.pay(ask)
-            slots = run.agent.chain.slots
+            slots = run.desk.chain.slots
             assert is_new
             assert slots is not None
             assert 0 <= (slots.slot_at(ends_ms) - 20) - (row.ttl_slot or 0) + 1 <= 3
@@ -300,11 +300,11 @@ class TestReady:
             world.fault("submit", "full", count=1)
             row = await run.pay()
             assert row.state is State.IN_FLIGHT
-            assert not run.agent.is_ready(row)
+            assert not run.desk.is_ready(row)
             world.clock.ahead_ms += 6_000
             await run.look()
-            assert run.agent.payment(row.id).state is State.IN_FLIGHT
-            assert run.agent.is_ready(run.agent.payment(row.id))
+            assert run.desk.payment(row.id).state is State.IN_FLIGHT
+            assert run.desk.is_ready(run.desk.payment(row.id))
 
 
 class TestTheCaller:
@@ -314,9 +314,9 @@ class TestTheCaller:
             await run.look()
             ask = world.ask()
             row, is_new = await run.agent.pay(ask)
-            await run.agent.drain(10)
+            await run.agent.sending.drain(10)
             await run.settle_down()
-            await run.agent.record_delivery(row.id, 200)
+            await run.agent.deliveries.record_delivery(row.id, 200)
             again, is_new_again = await run.agent.pay(ask)
             assert (again.id, is_new, is_new_again) == (row.id, True, False)
             assert len(world.transactions()) == 1
@@ -327,7 +327,7 @@ class TestTheCaller:
             await run.look()
             ask = world.ask()
             row, _ = await run.agent.pay(ask)
-            await run.agent.write(
+            await run.desk.write(
                 "app", lambda unit: apps.add_with_token(unit, "app_other", "other", "1" * 64, ["pay"], 1)
             )
             with pytest.raises(Refused, match="invoice_paid_elsewhere") as refused:
@@ -347,7 +347,7 @@ class TestTheCaller:
                 apps.add_with_token(unit, "app_other", "other", "1" * 64, ["pay"], 1)
                 spending.set_limit(unit, Limit(Scope("app_other"), "lovelace", Window.TOTAL, 1))
 
-            await run.agent.write("app", add_app)
+            await run.desk.write("app", add_app)
             theirs = replace(ask, app_id="app_other")
             with pytest.raises(Refused, match="limit_exceeded"):
                 await run.agent.pay(theirs)
@@ -373,11 +373,11 @@ class TestTheCaller:
             ask = world.ask(key="k")
             with pytest.raises(OSError, match="the signer is gone"):
                 await run.agent.pay(ask)
-            [row] = queries.payments_in(run.agent.conn, [State.RESERVED])
+            [row] = queries.payments_in(run.desk.conn, [State.RESERVED])
             with pytest.raises(Refused, match="not_signed_yet") as refused:
                 await run.agent.pay(ask)
             assert refused.value.context["payment"] == row.id
-            assert payment_view(row, run.agent.terms)["headers"] == {}
+            assert payment_view(row, run.desk.terms)["headers"] == {}
 
     @pytest.mark.parametrize("batch", [1, 100])
     async def test_paid_and_not_served_when_the_invoice_is_over(self, world: World, batch: int) -> None:
@@ -385,20 +385,20 @@ class TestTheCaller:
         world.fund(50 * ADA)
         async with world.run() as run:
             row = await run.pay_in_block()
-            assert (await run.agent.record_delivery(row.id, 402)).delivery is Delivery.PRESENTED
+            assert (await run.agent.deliveries.record_delivery(row.id, 402)).delivery is Delivery.PRESENTED
             world.clock.ahead_ms += 301_000
-            assert (await run.agent.record_delivery(row.id, 402)).delivery is Delivery.PAID_NOT_SERVED
-            assert (await run.agent.record_delivery(row.id, 200)).delivery is Delivery.ACCEPTED
+            assert (await run.agent.deliveries.record_delivery(row.id, 402)).delivery is Delivery.PAID_NOT_SERVED
+            assert (await run.agent.deliveries.record_delivery(row.id, 200)).delivery is Delivery.ACCEPTED
 
     async def test_what_has_no_end_is_over_after_an_hour(self, world: World) -> None:
         world.fund(50 * ADA)
         async with world.run() as run:
             await run.look()
-            row, _ = await run.agent.send("app_test", somebody_else(world), "lovelace", 5 * ADA)
-            await run.agent.drain(10)
+            row, _ = await run.agent.transfers.send("app_test", somebody_else(world), "lovelace", 5 * ADA)
+            await run.agent.sending.drain(10)
             await run.settle_down()
             assert row.expires_at_ms is None
             world.clock.ahead_ms += 3_590_000
-            assert (await run.agent.record_delivery(row.id, 404)).delivery is Delivery.PRESENTED
+            assert (await run.agent.deliveries.record_delivery(row.id, 404)).delivery is Delivery.PRESENTED
             world.clock.ahead_ms += 20_000
-            assert (await run.agent.record_delivery(row.id, 404)).delivery is Delivery.PAID_NOT_SERVED
+            assert (await run.agent.deliveries.record_delivery(row.id, 404)).delivery is Delivery.PAID_NOT_SERVED

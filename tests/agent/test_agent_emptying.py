@@ -7,6 +7,7 @@ import pytest
 from agent.test_agent_edges import somebody_else
 from agent_kit import ADA, APP, DEVNET, Run, World, daily, with_terms, world_with_clock
 
+from payagent.agent.emptying import told_of
 from payagent.audit.finding import Finding
 from payagent.audit.signed import Owner
 from payagent.audit.verify import verify
@@ -47,12 +48,12 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 
 async def emptied(run: Run) -> PaymentRow:
-    row, _ = await run.agent.sweep(APP, somebody_else(run.world))
-    await run.agent.drain(10)
+    row, _ = await run.agent.transfers.sweep(APP, somebody_else(run.world))
+    await run.agent.sending.drain(10)
     await run.settle_down()
     assert run.state(row.id) is State.CONFIRMED
     assert run.owned() == run.world.on_chain()
-    told = verify(run.agent.conn, Owner(run.agent.terms.own, DEVNET))
+    told = verify(run.desk.conn, Owner(run.desk.terms.own, DEVNET))
     assert [one for one in told if isinstance(one, Finding)] == []
     return row
 
@@ -70,7 +71,7 @@ async def test_what_may_not_leave_is_left_behind_and_the_rest_goes(world: World)
             ("lovelace", 55 * ADA - (row.fee_lovelace or 0)),
             (KNOWN, 50),
         }
-        behind = run.agent.left_behind(row.id)
+        behind = told_of(run.desk.conn, row.id)
         assert behind is not None
         assert (behind["coins"], behind["lovelace"], behind["assets"]) == (2, "3500000", [DUST, CLOSED])
 
@@ -82,7 +83,7 @@ async def test_nothing_is_left_behind_where_all_may_leave(world: World) -> None:
         await run.look()
         row = await emptied(run)
         assert world.on_chain() == {}
-        assert run.agent.left_behind(row.id) is None
+        assert told_of(run.desk.conn, row.id) is None
 
 
 async def test_an_order_that_is_repeated_tells_what_it_left_behind(world: World) -> None:
@@ -90,10 +91,10 @@ async def test_an_order_that_is_repeated_tells_what_it_left_behind(world: World)
     world.fund(1_500_000, assets={DUST: 1})
     async with world.run(terms=capped) as run:
         await run.look()
-        row, is_new = await run.agent.sweep(APP, somebody_else(world), "all")
-        again, is_new_again = await run.agent.sweep(APP, somebody_else(world), "all")
+        row, is_new = await run.agent.transfers.sweep(APP, somebody_else(world), "all")
+        again, is_new_again = await run.agent.transfers.sweep(APP, somebody_else(world), "all")
         assert (again.id, is_new, is_new_again) == (row.id, True, False)
-        behind = run.agent.left_behind(again.id)
+        behind = told_of(run.desk.conn, again.id)
         assert behind is not None
         assert behind["coins"] == 1
 
@@ -105,7 +106,7 @@ async def test_where_nothing_else_can_be_sent_the_refusal_says_so(world: World, 
     async with world.run(terms=capped) as run:
         await run.look()
         with pytest.raises(Refused, match="nothing is left to send but 1 coin with 9 ADA") as refused:
-            await run.agent.sweep(APP, somebody_else(world))
+            await run.agent.transfers.sweep(APP, somebody_else(world))
         assert (refused.value.code, refused.value.context["asset"]) == ("asset_not_allowed", DUST)
         assert "--amount" in refused.value.detail
 
@@ -115,9 +116,9 @@ async def test_money_on_its_way_is_waited_for(world: World) -> None:
     world.fund(1_500_000, assets={DUST: 1})
     async with world.run(terms=capped) as run:
         await run.look()
-        await run.agent.send(APP, somebody_else(world), "lovelace", 9 * ADA)
+        await run.agent.transfers.send(APP, somebody_else(world), "lovelace", 9 * ADA)
         with pytest.raises(Refused) as refused:
-            await run.agent.sweep(APP, somebody_else(world))
+            await run.agent.transfers.sweep(APP, somebody_else(world))
         assert refused.value.code == "funds_in_flight"
 
 
@@ -125,8 +126,8 @@ async def test_the_ada_beside_such_a_token_goes_by_an_amount(world: World) -> No
     world.fund(9 * ADA, assets={DUST: 1})
     async with world.run(terms=capped, signer=Strict(world.account)) as run:
         await run.look()
-        await run.agent.send(APP, somebody_else(world), "lovelace", 7 * ADA)
-        await run.agent.drain(10)
+        await run.agent.transfers.send(APP, somebody_else(world), "lovelace", 7 * ADA)
+        await run.agent.sending.drain(10)
         await run.settle_down()
         assert world.on_chain()[DUST] == 1
         assert world.on_chain()["lovelace"] < 2 * ADA
@@ -137,12 +138,12 @@ async def test_gathering_takes_all_coins_as_ever(world: World) -> None:
     world.fund(1_500_000, assets={DUST: 1})
     async with world.run(terms=capped, signer=Strict(world.account)) as run:
         await run.look()
-        row, _ = await run.agent.sweep(APP, world.account.address)
-        await run.agent.drain(10)
+        row, _ = await run.agent.transfers.sweep(APP, world.account.address)
+        await run.agent.sending.drain(10)
         await run.settle_down()
-        assert len(run.agent.coins) == 1
+        assert len(run.desk.coins) == 1
         assert run.owned() == {"lovelace": 24_500_000 - (row.fee_lovelace or 0), DUST: 1}
-        assert run.agent.left_behind(row.id) is None
+        assert told_of(run.desk.conn, row.id) is None
 
 
 async def test_a_payment_may_take_such_a_coin_and_brings_its_token_back(world: World) -> None:
@@ -155,7 +156,7 @@ async def test_a_payment_may_take_such_a_coin_and_brings_its_token_back(world: W
         row = await run.pay()
         await run.settle_down()
         assert run.state(row.id) is State.CONFIRMED
-        assert len(queries.attempts(run.agent.conn, row.id)[0].inputs) == 2
+        assert len(queries.attempts(run.desk.conn, row.id)[0].inputs) == 2
         assert world.on_chain()[DUST] == 1
 
 
@@ -164,6 +165,6 @@ async def test_more_than_may_leave_at_once_says_what_to_do(world: World) -> None
     async with world.run(terms=capped) as run:
         await run.look()
         with pytest.raises(Refused, match=r"--amount.*limits\.signed_per_day.*start the daemon again") as refused:
-            await run.agent.sweep(APP, somebody_else(world))
+            await run.agent.transfers.sweep(APP, somebody_else(world))
         assert refused.value.code == "limit_exceeded"
         assert refused.value.context["limit"] == "per_transaction"

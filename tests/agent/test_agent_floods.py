@@ -32,7 +32,7 @@ async def code_of(run: Run, ask: object) -> str:
 
 
 def on_record(run: Run) -> int:
-    (count,) = run.agent.conn.execute("SELECT COUNT(*) FROM events WHERE event = 'refused'").fetchone()
+    (count,) = run.desk.conn.execute("SELECT COUNT(*) FROM events WHERE event = 'refused'").fetchone()
     return int(count)
 
 
@@ -45,7 +45,7 @@ async def test_what_cannot_be_read_is_on_record_so_often_and_no_more(world: Worl
         before = on_record(run)
         assert [await code_of(run, ask) for ask in asks[3:]] == ["not_an_invoice"] * 3
         assert on_record(run) == before
-        await run.agent.write("app", lambda unit: apps.add_with_token(unit, OTHER, "other", "1" * 64, ["pay"], 1))
+        await run.desk.write("app", lambda unit: apps.add_with_token(unit, OTHER, "other", "1" * 64, ["pay"], 1))
         assert await code_of(run, replace(asks[0], app_id=OTHER)) == "not_an_invoice"
         assert on_record(run) == before + 1, "another app is counted by itself"
 
@@ -58,7 +58,7 @@ async def test_what_a_limit_forbids_is_on_record_so_often_and_no_more(world: Wor
         paid = codes.count("paid")
         assert codes == ["paid"] * paid + ["limit_exceeded"] * (8 - paid)
         assert 0 < paid < 4
-        count, _ = queries.payment_counts(run.agent.conn)
+        count, _ = queries.payment_counts(run.desk.conn)
         assert count == paid + 3, "of what was refused, three"
         assert await code_of(run, asks[0]) == "paid", "what it has it is given all the same"
 

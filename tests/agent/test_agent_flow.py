@@ -19,7 +19,7 @@ TOKEN = "ab" * 28 + "55534454"
 
 def served(world: World, run: Run, payment_id: str, message: str) -> int:
     """Present the proof: the status that the merchant answers."""
-    view = payment_view(run.agent.payment(payment_id), run.agent.terms)
+    view = payment_view(run.desk.payment(payment_id), run.desk.terms)
     headers = view["headers"]
     assert isinstance(headers, dict)
     return world.call(message, headers).status_code
@@ -35,10 +35,10 @@ async def test_a_402_is_paid_and_the_call_is_served(world: World, dialect: str) 
         assert (row.state, row.dialect) == (State.IN_FLIGHT, dialect)
         assert served(world, run, row.id, "hello") == 402
         await run.settle_down()
-        assert run.agent.payment(row.id).state is State.CONFIRMED
+        assert run.desk.payment(row.id).state is State.CONFIRMED
         assert served(world, run, row.id, "hello") == 200
         await run.watch.poll_merchants()
-        assert run.agent.payment(row.id).merchant_status == "consumed"
+        assert run.desk.payment(row.id).merchant_status == "consumed"
         paid = sum(output.units for output in row.outputs)
         assert run.books()[f"merchant:{world.origin}"] == {"lovelace": paid}
         assert run.books()["fees"] == {"lovelace": row.fee_lovelace}
@@ -105,7 +105,7 @@ async def test_many_open_invoices_are_asked_of_in_turn(world: World) -> None:
         assert net.calls == 50
         await watch.poll_merchants()
         await client.aclose()
-        assert all(run.agent.payment(row.id).merchant_status for row in rows), "those left out went first"
+        assert all(run.desk.payment(row.id).merchant_status for row in rows), "those left out went first"
 
 
 async def test_a_native_token_invoice_is_paid_with_the_ada_that_rides_along(world: World) -> None:
@@ -127,7 +127,7 @@ async def test_a_request_that_comes_again_is_answered_without_a_commit(world: Wo
         await run.look()
         ask = world.ask("hello")
         first, is_new = await run.agent.pay(ask)
-        await run.agent.drain(10)
+        await run.agent.sending.drain(10)
         commits = run.commits
         again, is_new_again = await run.agent.pay(ask)
         assert (first.id, is_new, is_new_again) == (again.id, True, False)
@@ -143,7 +143,7 @@ async def test_fifty_requests_for_one_purchase_are_one_payment(world: World) -> 
         assert len({row.id for row, _ in answers}) == len({row.tx_id for row, _ in answers}) == 1
         assert sum(is_new for _, is_new in answers) == 1
         assert all(row.tx_id is not None for row, _ in answers)
-        await run.agent.drain(10)
+        await run.agent.sending.drain(10)
         await run.settle_down()
         assert len(world.transactions()) == 1
 
@@ -154,9 +154,9 @@ async def test_fifty_purchases_at_once_from_sixty_coins(world: World) -> None:
         await run.look()
         asks = [world.ask(f"call {n}", key=f"k{n}") for n in range(50)]
         answers = await asyncio.gather(*(run.agent.pay(ask) for ask in asks))
-        await run.agent.drain(30)
+        await run.agent.sending.drain(30)
         await run.settle_down(2)
-        rows = [run.agent.payment(row.id) for row, _ in answers]
+        rows = [run.desk.payment(row.id) for row, _ in answers]
         assert {row.state for row in rows} == {State.CONFIRMED}
         assert len({row.anchor for row in rows}) == 50
         assert sorted(world.transactions()) == sorted(row.tx_id or "" for row in rows)
@@ -175,7 +175,7 @@ async def test_limits_hold_whatever_races(world: World) -> None:
         refused = [answer for answer in answers if isinstance(answer, Refused)]
         assert {refusal.code for refusal in refused} == {"limit_exceeded"}
         assert len(paid) + len(refused) == 20
-        await run.agent.drain(10)
+        await run.agent.sending.drain(10)
         taken = -sum(units for units in run.books()["external"].values()) - run.books()["wallet"]["lovelace"]
         assert 26 * ADA < taken <= 40 * ADA
 
@@ -238,11 +238,11 @@ async def test_a_served_call_can_be_bought_again_and_an_explicit_key_lasts(world
     async with world.run() as run:
         first = await run.pay_in_block()
         assert served(world, run, first.id, "hello") == 200
-        await run.agent.record_delivery(first.id, 200)
+        await run.agent.deliveries.record_delivery(first.id, 200)
         second = await run.pay("hello")
         assert second.id != first.id
         named = await run.pay("other", key="k")
-        await run.agent.record_delivery(named.id, 200)
+        await run.agent.deliveries.record_delivery(named.id, 200)
         again, is_new = await run.agent.pay(world.ask_of(world.call("other"), key="k"))
         assert (again.id, is_new) == (named.id, False)
 
@@ -252,7 +252,7 @@ async def test_the_pending_402_after_paying_finds_the_payment_and_pays_nothing(w
     async with world.run() as run:
         await run.look()
         row = await run.pay("hello")
-        view = payment_view(row, run.agent.terms)
+        view = payment_view(row, run.desk.terms)
         pending = world.call("hello", view["headers"])  # type: ignore[arg-type]
         assert pending.json() == {"detail": {"status": "pending"}}
         again, is_new = await run.agent.pay(world.ask_of(pending))
@@ -292,7 +292,7 @@ async def test_what_is_too_near_its_end_is_not_signed(world: World) -> None:
         await run.look()
         with pytest.raises(Refused, match="invoice_expired"):
             await run.agent.pay(world.ask())
-        assert queries.payments_in(run.agent.conn, list(State))[0].reason_code == "invoice_expired"
+        assert queries.payments_in(run.desk.conn, list(State))[0].reason_code == "invoice_expired"
 
 
 async def test_the_caller_can_tighten(world: World) -> None:
@@ -317,26 +317,26 @@ async def test_a_quote_reserves_and_writes_nothing(world: World) -> None:
         assert quote.refusal is not None
         assert quote.refusal.code == "limit_exceeded"
         assert quote.plan.fee_lovelace == 155_381 + 44 * quote.plan.size
-        assert not queries.payments_in(run.agent.conn, list(State))
-        assert len(run.agent.coins) == 1
+        assert not queries.payments_in(run.desk.conn, list(State))
+        assert len(run.desk.coins) == 1
 
 
 async def test_self_transfers_are_payments_with_a_ledger_entry(world: World) -> None:
     world.fund(50 * ADA, 50 * ADA)
     async with world.run() as run:
         await run.look()
-        split, _ = await run.agent.split("app_test", 5, 10 * ADA)
-        await run.agent.drain(10)
+        split, _ = await run.agent.transfers.split("app_test", 5, 10 * ADA)
+        await run.agent.sending.drain(10)
         await run.settle_down()
-        assert run.agent.payment(split.id).state is State.CONFIRMED
+        assert run.desk.payment(split.id).state is State.CONFIRMED
         assert run.owned() == world.on_chain()
-        assert len(run.agent.coins) >= 6
+        assert len(run.desk.coins) >= 6
         out = world.account.address
-        swept, _ = await run.agent.sweep("app_test", out)
-        await run.agent.drain(10)
+        swept, _ = await run.agent.transfers.sweep("app_test", out)
+        await run.agent.sending.drain(10)
         await run.settle_down()
-        assert run.agent.payment(swept.id).state is State.CONFIRMED
-        assert len(run.agent.coins) == 1
+        assert run.desk.payment(swept.id).state is State.CONFIRMED
+        assert len(run.desk.coins) == 1
         assert run.owned() == world.on_chain()
         fees = run.books()["fees"]["lovelace"]
         assert run.owned() == {"lovelace": 100 * ADA - fees}
@@ -356,7 +356,7 @@ async def test_wait_returns_when_the_proof_is_ready(world: World) -> None:
     async with world.run() as run:
         await run.look()
         row = await run.pay()
-        waiting = asyncio.create_task(run.agent.wait(row.id, 20))
+        waiting = asyncio.create_task(run.desk.wait(row.id, 20))
         await run.settle_down()
         assert (await waiting).state in (State.IN_BLOCK, State.CONFIRMED)
 

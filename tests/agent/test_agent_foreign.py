@@ -49,8 +49,8 @@ def spend_elsewhere(run: Run, lovelace: int = 3 * ADA, only: Coin | None = None)
     """Another program with the wallet's words sends some of its money away."""
     world, own = run.world, run.world.account.address
     out = Output("pay_to", SOMEBODY, "lovelace", lovelace)
-    slot = run.agent.chain.slots.slot_at(world.clock.now_ms())  # type: ignore[union-attr]
-    coins = [only] if only is not None else list(run.agent.coins)
+    slot = run.desk.chain.slots.slot_at(world.clock.now_ms())  # type: ignore[union-attr]
+    coins = [only] if only is not None else list(run.desk.coins)
     if only is not None:
         plan = build(coins, only, (out,), change=own, ttl_slot=slot + 500, network_id=DEVNET.network_id)
     else:
@@ -68,7 +68,7 @@ async def require_whole(run: Run) -> None:
         conn.execute("BEGIN")
         found = [told for told in verify(conn, Owner(world.account.address, DEVNET)) if isinstance(told, Finding)]
         assert found == []
-        source = run.agent.sources[0]
+        source = run.desk.sources[0]
         history = await read_history(source, world.address, 0)
         assert isinstance(history, History), history
         asked = [(claim, await source.tx(claim.tx_id)) for claim in unlisted(conn, history, 0, 0)]
@@ -91,7 +91,7 @@ async def test_of_what_a_search_has_read_only_the_newest_stays_in_memory(
         await run.look()
         spend_elsewhere(run)
         await run.look()
-        assert await thaw(run.agent, APP)
+        assert await thaw(run.desk, APP)
         world.block()
         await run.look()
         assert remembered() == before + 2
@@ -102,19 +102,19 @@ async def test_a_spend_elsewhere_is_booked_and_freezes_until_an_operator_thaws(w
         row = await run.pay_in_block("first")
         tx_id = spend_elsewhere(run)
         await run.look()
-        assert run.agent.chain.foreign == (tx_id,)
+        assert run.desk.chain.foreign == (tx_id,)
         await require_whole(run)
         with pytest.raises(Refused, match="foreign_spend"):
             await run.pay("while frozen")
-        assert alerts.last_kind(run.agent.conn, "foreign") == "foreign_spend"
+        assert alerts.last_kind(run.desk.conn, "foreign") == "foreign_spend"
         assert run.state(row.id) is State.CONFIRMED
     async with world.run() as run:  # a restart thaws nothing
         await run.look()
         with pytest.raises(Refused, match="foreign_spend"):
             await run.pay("while frozen")
-        assert await thaw(run.agent, APP) == (tx_id,)
-        assert await thaw(run.agent, APP) == ()
-        assert alerts.last_kind(run.agent.conn, "foreign") == "cleared"
+        assert await thaw(run.desk, APP) == (tx_id,)
+        assert await thaw(run.desk, APP) == ()
+        assert alerts.last_kind(run.desk.conn, "foreign") == "cleared"
         row = await run.pay("after the thaw")
         await run.settle_down()
         assert run.state(row.id) is State.CONFIRMED
@@ -130,14 +130,14 @@ async def test_a_further_spend_elsewhere_is_told_too_and_a_thaw_that_has_not_see
         await run.look()
         second = spend_elsewhere(run)
         await run.look()
-        assert [alert.facts["tx"] for alert in alerts.after(run.agent.conn, 0)] == [first, second]
+        assert [alert.facts["tx"] for alert in alerts.after(run.desk.conn, 0)] == [first, second]
         with pytest.raises(Refused, match=second) as refused:
-            await thaw(run.agent, APP, [first])
+            await thaw(run.desk, APP, [first])
         assert refused.value.code == "foreign_spend_unseen"
         with pytest.raises(Refused, match=rf"{second} \(and 1 before it\)"):
             await run.pay("while frozen")
-        assert await thaw(run.agent, APP, [first, second]) == (first, second)
-        told = [alert.kind for alert in alerts.after(run.agent.conn, 0)]
+        assert await thaw(run.desk, APP, [first, second]) == (first, second)
+        told = [alert.kind for alert in alerts.after(run.desk.conn, 0)]
         assert told == ["foreign_spend", "foreign_spend", "cleared"]
         await run.pay_in_block("after the thaw")
 
@@ -155,7 +155,7 @@ async def test_a_coin_that_came_and_went_between_two_looks_is_booked_with_its_sp
         )
         second = spend_elsewhere(run, ADA * 2, Coin(first, change[0][1], change[1], ()))
         await run.look()
-        assert {row.tx_id for row in onchain.foreign_there(run.agent.conn)} == {first, second}
+        assert {row.tx_id for row in onchain.foreign_there(run.desk.conn)} == {first, second}
         await require_whole(run)
 
 
@@ -170,14 +170,14 @@ async def test_a_rollback_of_it_brings_the_coins_back_and_thaws_nothing(world: W
         world.devnet.run(lambda devnet: devnet.chain.mempool.clear())
         world.block(2)
         await run.look()
-        assert onchain.foreign_there(run.agent.conn) == []
+        assert onchain.foreign_there(run.desk.conn) == []
         await run.pass_time(5, 61)
         assert tx_id not in world.transactions()
         assert run.owned() == before == world.on_chain()
         await require_whole(run)
         with pytest.raises(Refused, match="foreign_spend"):
             await run.pay("still frozen")
-        await thaw(run.agent, APP)
+        await thaw(run.desk, APP)
         await run.pay_in_block("again")
         await require_whole(run)
 
@@ -226,7 +226,7 @@ async def test_what_no_rollback_reaches_is_asked_for_no_more(world: World) -> No
         async with world.run(terms=terms, providers={"relay": relay.url}) as run:
             world.block(2)
             await run.pass_time(3, 61)
-            assert [row.tx_id for row in onchain.foreign_there(run.agent.conn)] == [tx_id]
+            assert [row.tx_id for row in onchain.foreign_there(run.desk.conn)] == [tx_id]
             assert [path for _, path in relay.calls].count(f"/txs/{tx_id}") == asked > 0
 
 
@@ -245,31 +245,31 @@ async def test_what_was_thawed_freezes_no_more_when_a_fork_moves_it(world: World
         tx_id = spend_elsewhere(run)
         raw = raw_of(world, tx_id)
         await run.look()
-        before = onchain.foreign_there(run.agent.conn)
-        await thaw(run.agent, APP)
+        before = onchain.foreign_there(run.desk.conn)
+        await thaw(run.desk, APP)
         fork_with(world, low, raw)
         await run.pass_time(3, 61)
-        (moved,) = onchain.foreign_there(run.agent.conn)
+        (moved,) = onchain.foreign_there(run.desk.conn)
         assert [moved.tx_id] == [row.tx_id for row in before] == [tx_id]
         assert moved.block_hash != before[0].block_hash
-        assert run.agent.chain.foreign == ()
-        assert alerts.last_kind(run.agent.conn, "foreign") == "cleared"
+        assert run.desk.chain.foreign == ()
+        assert alerts.last_kind(run.desk.conn, "foreign") == "cleared"
         await require_whole(run)
     async with world.run() as run:  # a restart remembers what was told
         world.control("rollback", depth=height(world) - low)
         world.devnet.run(lambda devnet: devnet.chain.mempool.clear())
         world.block(8)
         await run.pass_time(2, 61)
-        assert onchain.foreign_there(run.agent.conn) == []
+        assert onchain.foreign_there(run.desk.conn) == []
         submit(world, raw)
         await run.pass_time(3, 61)
-        assert [row.tx_id for row in onchain.foreign_there(run.agent.conn)] == [tx_id]
+        assert [row.tx_id for row in onchain.foreign_there(run.desk.conn)] == [tx_id]
         row = await run.pay_in_block("it is told already")
         assert run.state(row.id) is State.CONFIRMED
         another = spend_elsewhere(run)
         await run.look()
-        assert run.agent.chain.foreign == (another,)
-        assert alerts.last_kind(run.agent.conn, "foreign") == "foreign_spend"
+        assert run.desk.chain.foreign == (another,)
+        assert alerts.last_kind(run.desk.conn, "foreign") == "foreign_spend"
         await require_whole(run)
 
 
@@ -281,10 +281,10 @@ async def test_what_nobody_has_thawed_stays_frozen_when_a_fork_moves_it(world: W
         await run.look()
         fork_with(world, low, raw_of(world, tx_id))
         await run.pass_time(3, 61)
-        assert run.agent.chain.foreign == onchain.frozen_by(run.agent.conn) == (tx_id,)
-        assert await thaw(run.agent, APP) == (tx_id,)
-        assert run.agent.chain.foreign == ()
-        assert alerts.last_kind(run.agent.conn, "foreign") == "cleared"
+        assert run.desk.chain.foreign == onchain.frozen_by(run.desk.conn) == (tx_id,)
+        assert await thaw(run.desk, APP) == (tx_id,)
+        assert run.desk.chain.foreign == ()
+        assert alerts.last_kind(run.desk.conn, "foreign") == "cleared"
 
 
 async def test_a_payment_whose_anchor_went_elsewhere_is_void_when_that_is_deep(world: World) -> None:
@@ -293,10 +293,10 @@ async def test_a_payment_whose_anchor_went_elsewhere_is_void_when_that_is_deep(w
         world.fault("submit", "drop", count=1)
         row = await run.pay("overtaken")
         assert run.state(row.id) is State.IN_FLIGHT
-        anchor = next(c for c in queries.coins(run.agent.conn) if c.ref == row.anchor)
+        anchor = next(c for c in queries.coins(run.desk.conn) if c.ref == row.anchor)
         tx_id = spend_elsewhere(run, 3 * ADA, Coin(anchor.tx_id, anchor.output_index, anchor.lovelace, ()))
         await run.look()
-        assert run.agent.chain.foreign == (tx_id,)
+        assert run.desk.chain.foreign == (tx_id,)
         assert run.state(row.id) is State.IN_FLIGHT
         assert run.books()["held"]
         await run.pass_time(2, 61)
@@ -311,8 +311,8 @@ async def test_a_payment_whose_anchor_went_elsewhere_is_void_when_that_is_deep(w
         world.block(8)
         await run.look()
         assert run.state(row.id) is State.CANCELLING
-        assert run.agent.payment(row.id).tx_id == row.tx_id
-        await thaw(run.agent, APP)
+        assert run.desk.payment(row.id).tx_id == row.tx_id
+        await thaw(run.desk, APP)
         await run.pass_time(3, 10)
         assert run.state(row.id) in (State.CANCELLING, State.IN_BLOCK, State.CONFIRMED)
         await require_verified(run)
@@ -325,15 +325,15 @@ async def test_a_rollback_of_it_leaves_alone_what_our_own_attempt_has_spent_sinc
         world.fault("submit", "drop")
         row = await run.pay("overtaken for a while")
         world.control("faults", clear=True)
-        anchor = next(c for c in queries.coins(run.agent.conn) if c.ref == row.anchor)
+        anchor = next(c for c in queries.coins(run.desk.conn) if c.ref == row.anchor)
         tx_id = spend_elsewhere(run, 3 * ADA, Coin(anchor.tx_id, anchor.output_index, anchor.lovelace, ()))
         await run.look()
-        assert [one.tx_id for one in onchain.foreign_there(run.agent.conn)] == [tx_id]
+        assert [one.tx_id for one in onchain.foreign_there(run.desk.conn)] == [tx_id]
         fork_with(world, low, row.cbor or b"")
         await run.look()
         await run.pass_time(4, 61)
         assert (run.state(row.id), world.transactions()) == (State.CONFIRMED, [row.tx_id])
-        assert anchor.ref not in {coin.ref for coin in queries.coins(run.agent.conn)}, "it is spent"
+        assert anchor.ref not in {coin.ref for coin in queries.coins(run.desk.conn)}, "it is spent"
         await require_whole(run)
 
 
@@ -346,15 +346,15 @@ async def test_what_our_own_attempt_has_spent_since_is_booked_with_the_loss_of_i
             world.fault("submit", "drop")
             row = await run.pay("overtaken for a while")
             world.control("faults", clear=True)
-            anchor = next(c for c in queries.coins(run.agent.conn) if c.ref == row.anchor)
+            anchor = next(c for c in queries.coins(run.desk.conn) if c.ref == row.anchor)
             tx_id = spend_elsewhere(run, 3 * ADA, Coin(anchor.tx_id, anchor.output_index, anchor.lovelace, ()))
             await run.look()
-            assert [one.tx_id for one in onchain.foreign_there(run.agent.conn)] == [tx_id]
+            assert [one.tx_id for one in onchain.foreign_there(run.desk.conn)] == [tx_id]
             fork_with(world, low, row.cbor or b"")
             relay.tell("/addresses/", 500, {})
             await run.look()
             assert run.state(row.id) in (State.IN_BLOCK, State.CONFIRMED)
-            assert onchain.foreign_there(run.agent.conn) == []
+            assert onchain.foreign_there(run.desk.conn) == []
             await require_verified(run)
         relay.thaw()
         async with world.run(providers={"relay": relay.url}) as run:
@@ -369,7 +369,7 @@ async def test_the_other_coins_of_what_was_overtaken_come_free_when_that_is_sett
         await run.look()
         world.fault("submit", "drop", count=1)
         row = await run.pay("of two coins")
-        reserved = {coin.ref: coin for coin in queries.coins_reserved_for(run.agent.conn, row.id)}
+        reserved = {coin.ref: coin for coin in queries.coins_reserved_for(run.desk.conn, row.id)}
         assert len(reserved) == 2
         anchor = reserved.pop(row.anchor or "")
         spend_elsewhere(run, 3 * ADA, Coin(anchor.tx_id, anchor.output_index, anchor.lovelace, ()))
@@ -389,13 +389,13 @@ async def test_a_lost_coin_beside_the_anchor_keeps_no_payment_for_ever(world: Wo
         await run.look()
         world.fault("submit", "drop")
         row = await run.pay("of two coins")
-        coins = queries.coins_reserved_for(run.agent.conn, row.id)
+        coins = queries.coins_reserved_for(run.desk.conn, row.id)
         other = next(coin for coin in coins if coin.ref != row.anchor)
         world.control("faults", clear=True)
         spend_elsewhere(run, 3 * ADA, Coin(other.tx_id, other.output_index, other.lovelace, ()))
         await run.look()
         assert run.state(row.id) is State.IN_FLIGHT
-        await thaw(run.agent, APP)
+        await thaw(run.desk, APP)
         for _ in range(12):
             await run.pass_time(1, 300)
         assert run.state(row.id) is State.VOID
@@ -407,26 +407,26 @@ async def test_what_the_books_cannot_take_in_yet_freezes_nothing_that_no_operato
     with Relay(world.devnet).serving() as relay:
         async with world.run(providers={"relay": relay.url}) as run:
             row = await run.pay_in_block("its block is lost")
-            anchor = next(c for c in queries.coins_reserved_for(run.agent.conn, row.id) if c.ref == row.anchor)
+            anchor = next(c for c in queries.coins_reserved_for(run.desk.conn, row.id) if c.ref == row.anchor)
             world.control("rollback", depth=1)
             world.devnet.run(lambda devnet: devnet.chain.mempool.clear())
             relay.tell(f"/txs/{row.tx_id}", 200, {})
-            both = [coin_of(anchor), next(coin for coin in run.agent.coins if coin.ref in world.unspent())]
-            slot = run.agent.chain.slots.slot_at(world.clock.now_ms())  # type: ignore[union-attr]
+            both = [coin_of(anchor), next(coin for coin in run.desk.coins if coin.ref in world.unspent())]
+            slot = run.desk.chain.slots.slot_at(world.clock.now_ms())  # type: ignore[union-attr]
             out = Output("pay_to", SOMEBODY, "lovelace", 3 * ADA)
             own, network_id = world.account.address, DEVNET.network_id
             plan = build(both, both[0], (out,), change=own, ttl_slot=slot + 500, network_id=network_id)
             submit(world, sign(plan, world.account.signer))
             world.block(2)
             await run.look()
-            assert onchain.foreign_there(run.agent.conn) == []
-            assert (run.agent.chain.foreign, onchain.frozen_by(run.agent.conn)) == ((), ())
-            run.agent.chain.foreign = (plan.tx_id,)
-            assert await thaw(run.agent, APP) == ()
-            assert run.agent.chain.foreign == (), "what is frozen is what the ledger says"
+            assert onchain.foreign_there(run.desk.conn) == []
+            assert (run.desk.chain.foreign, onchain.frozen_by(run.desk.conn)) == ((), ())
+            run.desk.chain.foreign = (plan.tx_id,)
+            assert await thaw(run.desk, APP) == ()
+            assert run.desk.chain.foreign == (), "what is frozen is what the ledger says"
             relay.thaw()
             await run.pass_time(3, 61)
-            assert run.agent.chain.foreign == onchain.frozen_by(run.agent.conn) == (plan.tx_id,)
+            assert run.desk.chain.foreign == onchain.frozen_by(run.desk.conn) == (plan.tx_id,)
 
 
 async def require_verified(run: Run) -> None:

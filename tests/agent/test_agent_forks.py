@@ -22,24 +22,24 @@ PAID = {State.CONFIRMED, State.SETTLED}
 
 def assert_calm(world: World, run: Run) -> None:
     """Nothing is on its way: each payment is on the chain once, and books, coins and memory say what it says."""
-    rows = [row for row in queries.payments_in(run.agent.conn, list(State)) if row.state is not State.REJECTED]
+    rows = [row for row in queries.payments_in(run.desk.conn, list(State)) if row.state is not State.REJECTED]
     assert {row.state for row in rows} <= PAID, [(row.id, row.state, run.events(row.id)) for row in rows]
     assert sorted(world.transactions()) == sorted(row.tx_id or "" for row in rows)
     assert run.owned() == world.on_chain()
     assert "held" not in run.books()
-    known = {coin.ref for coin in queries.coins(run.agent.conn) if coin.state in ("free", "locked")}
+    known = {coin.ref for coin in queries.coins(run.desk.conn) if coin.state in ("free", "locked")}
     assert known == world.unspent()
     assert run.selectable() == known
     assert_memory(run)
     for row in rows:
-        for attempt in queries.attempts(run.agent.conn, row.id):
+        for attempt in queries.attempts(run.desk.conn, row.id):
             assert row.anchor == attempt.anchor
             assert attempt.anchor in attempt.inputs
 
 
 def assert_memory(run: Run) -> None:
     """What selection may take is what the database says is free."""
-    assert run.selectable() == {coin.ref for coin in queries.free_coins(run.agent.conn)}
+    assert run.selectable() == {coin.ref for coin in queries.free_coins(run.desk.conn)}
 
 
 class TestOnePayment:
@@ -60,7 +60,7 @@ class TestOnePayment:
         world.fund(50 * ADA)
         async with world.run() as run:
             paid = await run.pay_in_block()
-            row = run.agent.payment(paid.id)
+            row = run.desk.payment(paid.id)
             world.control("rollback", depth=1)
             world.block(2)
             world.fault(path.format(row), kind)
@@ -111,7 +111,7 @@ class TestOnePayment:
             world.block(2)
             world.fault("submit", "drop")
             await run.look()
-            coins = {coin.ref: coin for coin in queries.coins(run.agent.conn)}
+            coins = {coin.ref: coin for coin in queries.coins(run.desk.conn)}
             assert {ref for ref, coin in coins.items() if coin.state == "free"} == world.unspent() == {row.anchor}
             assert coins[row.anchor or ""].reserved_for == row.id
             assert {coin.state for ref, coin in coins.items() if ref != row.anchor} == {"pending"}
@@ -125,15 +125,15 @@ class TestOnePayment:
         with Relay(world.devnet).serving() as relay:
             async with world.run(terms=with_terms(confirm_depth=3), providers={"relay": relay.url}) as run:
                 row = await run.pay_in_block()
-                relay.freeze(f"/blocks/{run.agent.payment(row.id).block_hash}")
+                relay.freeze(f"/blocks/{run.desk.payment(row.id).block_hash}")
                 world.control("rollback", depth=1, readd=True)
                 world.block(3)
                 await run.look()
-                seen = run.agent.payment(row.id)
+                seen = run.desk.payment(row.id)
                 block = world.http.get(f"{world.devnet.chain_url}/txs/{row.tx_id}").json()["block"]
                 assert seen.block_hash == block
                 await run.settle_down()
-                assert run.agent.payment(row.id).state is State.CONFIRMED
+                assert run.desk.payment(row.id).state is State.CONFIRMED
                 assert_calm(world, run)
 
     async def test_what_cannot_be_shown_to_be_there_is_not_settled(self, world: World) -> None:
@@ -141,7 +141,7 @@ class TestOnePayment:
         with Relay(world.devnet).serving() as relay:
             async with world.run(terms=with_terms(settle_depth=3), providers={"relay": relay.url}) as run:
                 row = await run.pay_in_block()
-                relay.freeze(f"/blocks/{run.agent.payment(row.id).block_hash}")
+                relay.freeze(f"/blocks/{run.desk.payment(row.id).block_hash}")
                 world.control("rollback", depth=1)
                 world.block(4)
                 await run.look()
@@ -195,7 +195,7 @@ class TestParentAndChild:
             world.control("rollback", depth=2, readd=readd)
             world.block(3)
             if unanswered is not None:
-                world.fault(f"/txs/{run.agent.payment(names[unanswered]).tx_id}", "server", count=1)
+                world.fault(f"/txs/{run.desk.payment(names[unanswered]).tx_id}", "server", count=1)
             await run.look()
             assert_memory(run)
             await run.pass_time(10)
@@ -209,7 +209,7 @@ class TestParentAndChild:
         world.fund(50 * ADA)
         terms = with_terms(settle_depth=6)
         async with world.run(terms=terms) as run:
-            parent, child = map(run.agent.payment, await self.family(run))
+            parent, child = map(run.desk.payment, await self.family(run))
             await run.settle_down()
             world.control("rollback", depth=1)
             world.block()
@@ -330,7 +330,7 @@ class Walk:
                     # what is refused is refused: no funds, no chain, no disk
                     with contextlib.suppress(Refused):
                         await self.step(run, moves.choice(self.MOVES))
-                    await run.agent.drain(10)
+                    await run.agent.sending.drain(10)
                     assert_memory(run)
         self.failing_often = 0.0
         world.control("faults", clear=True)

@@ -47,7 +47,7 @@ async def test_purchases_at_once_wait_for_change_of_what_is_not_signed_yet(world
         for ask in asks:
             await run.settle_down()
             await run.agent.pay(ask)
-            await run.agent.drain(10)
+            await run.agent.sending.drain(10)
         await run.settle_down()
         assert len(world.transactions()) == 3
 
@@ -86,13 +86,13 @@ async def test_a_quote_and_the_operators_transfers_are_told_the_same(world: Worl
         with pytest.raises(Refused, match="funds_in_flight"):
             await agent.quote(world.ask("second"))
         with pytest.raises(Refused, match="funds_in_flight"):
-            await agent.send("app_test", own, "lovelace", 5 * ADA)
+            await agent.transfers.send("app_test", own, "lovelace", 5 * ADA)
         with pytest.raises(Refused, match="funds_in_flight"):
-            await agent.split("app_test", 4, 5 * ADA)
+            await agent.transfers.split("app_test", 4, 5 * ADA)
         with pytest.raises(Refused, match="funds_in_flight"):
-            await agent.sweep("app_test", own)
+            await agent.transfers.sweep("app_test", own)
         with pytest.raises(Refused, match="not_enough_funds"):
-            await agent.split("app_test", 4, 50 * ADA)
+            await agent.transfers.split("app_test", 4, 50 * ADA)
         await run.settle_down()
-        row, _ = await agent.split("app_test", 4, 5 * ADA)
+        row, _ = await agent.transfers.split("app_test", 4, 5 * ADA)
         assert row.state is State.SIGNED

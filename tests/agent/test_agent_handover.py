@@ -11,7 +11,7 @@ import pytest
 from agent.test_agent_forks import assert_memory
 from agent_kit import ADA, Run, World, with_terms, world_with_clock
 
-from payagent.agent.agent import CANCEL_TTL_S
+from payagent.agent.carrying import CANCEL_TTL_S
 from payagent.agent.terms import Terms
 from payagent.core.payment import Delivery, State
 from payagent.core.policy import WALLET
@@ -71,12 +71,12 @@ class TestHandedOver:
             await run.look()
             row = await run.pay()
             assert (row.state, row.handed_over, row.proof) == (State.IN_FLIGHT, True, "signed_cbor")
-            assert run.agent.is_ready(row)
+            assert run.desk.is_ready(row)
             for _ in range(4):
                 world.clock.ahead_ms += 60_000
                 await run.settle_down()
             assert world.transactions() == []
-            assert queries.submissions(run.agent.conn, row.tx_id or "") == (0, 0)
+            assert queries.submissions(run.desk.conn, row.tx_id or "") == (0, 0)
             assert run.state(row.id) is State.IN_FLIGHT
 
     async def test_what_the_merchant_broadcasts_is_followed_to_the_end(self, world: World) -> None:
@@ -147,16 +147,16 @@ class TestCancel:
             before = run.owned()
             await pass_ttl(world, run)
             assert run.state(row.id) is State.CANCELLING
-            assert run.agent.payment(row.id).reason_code == "handed_over_expired"
+            assert run.desk.payment(row.id).reason_code == "handed_over_expired"
             await wait_for_void(world, run)
-            ended = run.agent.payment(row.id)
+            ended = run.desk.payment(row.id)
             assert ended.state is State.VOID
             fee = ended.fee_lovelace or 0
             assert run.owned() == world.on_chain() == {"lovelace": before["lovelace"] - fee}
             assert run.books()["fees"] == {"lovelace": fee}
             assert "held" not in run.books()
             assert_memory(run)
-            assert spending.totals(run.agent.conn, WALLET) == {"lovelace": fee}
+            assert spending.totals(run.desk.conn, WALLET) == {"lovelace": fee}
 
     async def test_void_is_not_said_before_the_cancel_is_deep_and_was_seen_three_times(self, world: World) -> None:
         world.fund(50 * ADA)
@@ -205,7 +205,7 @@ class TestCancel:
             await wait_for_void(world, run)
             assert run.state(row.id) is State.VOID
             depth = world.devnet.run(lambda devnet: devnet.chain.tip.height) - (
-                run.agent.payment(row.id).block_height or 0
+                run.desk.payment(row.id).block_height or 0
             )
             world.control("rollback", depth=depth + 1)
             world.devnet.run(lambda devnet: devnet.chain.mempool.clear())
@@ -228,16 +228,16 @@ class TestCancel:
             row = await run.pay()
             world.fault("submit", "drop")
             await pass_ttl(world, run)
-            first = run.agent.payment(row.id).tx_id
+            first = run.desk.payment(row.id).tx_id
             world.clock.ahead_ms += 1000 * (CANCEL_TTL_S + 60)
             world.block()
             world.control("faults", clear=True)
             await run.settle_down(2)
             await run.settle_down(2)
-            second = run.agent.payment(row.id).tx_id
+            second = run.desk.payment(row.id).tx_id
             assert first != second
             assert world.transactions() == [second]
-            assert all(row.anchor in attempt.inputs for attempt in queries.attempts(run.agent.conn, row.id))
+            assert all(row.anchor in attempt.inputs for attempt in queries.attempts(run.desk.conn, row.id))
 
     async def test_a_restart_between_the_cancel_and_its_sending_sends_it(self, world: World) -> None:
         world.fund(50 * ADA)
@@ -262,10 +262,10 @@ class TestAnswers:
         async with world.run() as run:
             await run.look()
             row = await run.pay()
-            row, advice = await run.agent.take_answer(row.id, make_response(200, {}, {}))
+            row, advice = await run.agent.deliveries.take_answer(row.id, make_response(200, {}, {}))
             assert (advice.answer.said, advice.again_after_s) == (Said.SERVED, None)
             assert row.delivery is Delivery.PRESENTED
-            row = await run.agent.record_delivery(row.id, 200)
+            row = await run.agent.deliveries.record_delivery(row.id, 200)
             assert row.delivery is Delivery.ACCEPTED
 
     async def test_the_same_proof_is_shown_again_with_growing_pauses(self, world: World) -> None:
@@ -275,7 +275,7 @@ class TestAnswers:
             row = await run.pay()
             pauses = []
             for _ in range(7):
-                _, advice = await run.agent.take_answer(row.id, make_response(503, {}, "busy"))
+                _, advice = await run.agent.deliveries.take_answer(row.id, make_response(503, {}, "busy"))
                 pauses.append(advice.again_after_s)
             assert pauses == [0.5, 1, 2, 4, 8, 10, 10]
 
@@ -285,7 +285,7 @@ class TestAnswers:
             await run.look()
             row = await run.pay()
             await pass_ttl(world, run)
-            _, advice = await run.agent.take_answer(row.id, make_response(503, {}, "busy"))
+            _, advice = await run.agent.deliveries.take_answer(row.id, make_response(503, {}, "busy"))
             assert advice.again_after_s is None
 
 
@@ -299,7 +299,7 @@ class TestTheNextPaymentOfTheIntent:
             same, is_new = await run.agent.pay(world.ask())
             assert (same.id, is_new) == (row.id, False), "while it is cancelled it is the intent's one payment"
             await wait_for_void(world, run)
-            cancel = run.agent.payment(row.id).tx_id
+            cancel = run.desk.payment(row.id).tx_id
             await past_the_invoice(world, run)
             again = await run.pay()
             assert again.id != row.id

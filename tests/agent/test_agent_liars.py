@@ -156,11 +156,11 @@ async def be_missed(world: World, run: Run, honest: Relay, looks: int) -> None:
         lags(honest)
         await pass_s(run, 10)
         world.block()
-    assert "does not know" in (run.agent.providers["honest"] or "")
+    assert "does not know" in (run.desk.providers["honest"] or "")
     honest.thaw()
     honest.swallows = True
     await pass_s(run, 10)
-    assert run.agent.providers["honest"] is None
+    assert run.desk.providers["honest"] is None
 
 
 LIES = [
@@ -194,8 +194,8 @@ async def pass_s(run: Run, seconds: int, until: Callable[[], bool] = lambda: Fal
 
 def raised(run: Run) -> set[str]:
     """Subjects of the alerts that stand."""
-    subjects = {alert.subject for alert in alerts.after(run.agent.conn, 0)}
-    return {subject for subject in subjects if alerts.last_kind(run.agent.conn, subject) == "provider_out"}
+    subjects = {alert.subject for alert in alerts.after(run.desk.conn, 0)}
+    return {subject for subject in subjects if alerts.last_kind(run.desk.conn, subject) == "provider_out"}
 
 
 def providers(liar: Relay, honest: Relay, liar_is_first: bool) -> dict[str, str]:
@@ -238,12 +238,12 @@ async def test_one_that_is_bad_from_the_start_keeps_nobody_from_paying(
         assert await pass_s(run, 60, lambda: run.state(row.id) is State.CONFIRMED) <= 20
         assert run.owned() == world.on_chain()
         assert raised(run) == {"provider:liar"}
-        assert run.agent.providers["honest"] is None
-        assert run.agent.providers["liar"]
+        assert run.desk.providers["honest"] is None
+        assert run.desk.providers["liar"]
         liar.thaw()
         await pass_s(run, 60)
         assert raised(run) == set()
-        assert run.agent.providers["liar"] is None
+        assert run.desk.providers["liar"] is None
 
 
 @pytest.mark.parametrize(
@@ -268,12 +268,12 @@ async def test_it_is_said_which_one_is_out_and_why_and_when_it_is_back(
         await run.pay()
         await pass_s(run, 160)
         assert raised(run) == {"provider:liar"}
-        assert why in (run.agent.providers["liar"] or "")
-        assert run.agent.providers["honest"] is None
+        assert why in (run.desk.providers["liar"] or "")
+        assert run.desk.providers["honest"] is None
         liar.thaw()
         await pass_s(run, 640, lambda: not raised(run))
         assert raised(run) == set()
-        assert run.agent.providers["liar"] is None
+        assert run.desk.providers["liar"] is None
 
 
 async def test_one_that_was_caught_at_a_lie_gets_no_bytes(world: World, liar: Relay, honest: Relay) -> None:
@@ -299,12 +299,12 @@ async def test_a_clock_that_was_ahead_keeps_nobody_out_for_longer(
         answers_another_id(liar)
         await run.pay("first")
         await run.look()
-        assert run.agent.providers["liar"]
+        assert run.desk.providers["liar"]
         liar.thaw()
         await pass_s(run, 20)
         world.clock.ahead_ms -= 100_000
         await run.look()
-        assert run.agent.providers["liar"] is None
+        assert run.desk.providers["liar"] is None
 
 
 async def test_after_a_restart_beside_a_dead_one_known_coins_are_paid_with_at_once(
@@ -336,7 +336,7 @@ class TestInvented:
             assert run.state(row.id) is State.IN_FLIGHT
             honest.swallows = False
             assert raised(run) == {"provider:liar"}
-            assert "does not know" in (run.agent.providers["liar"] or "")
+            assert "does not know" in (run.desk.providers["liar"] or "")
             assert await pass_s(run, 240, lambda: run.state(row.id) is State.CONFIRMED) <= 240
             assert run.owned() == world.on_chain()
 
@@ -408,7 +408,7 @@ class TestInvented:
             await run.look()
             liar.swallows = honest.swallows = True
             row = await run.pay()
-            cancel = await run.agent.resolve(row.id, APP)
+            cancel = await run.agent.carrying.resolve(row.id, APP)
             block = tip_of(liar) | {"hash": FAKE}
             invent_tx(liar, cancel.tx_id or "", block)
             liar.tell(f"/blocks/{FAKE}", 200, block)
@@ -456,7 +456,7 @@ class TestInvented:
             liar.tell("/addresses/", 404, NO_SUCH)
             liar.tell("/txs/", 404, NO_SUCH)
             await pass_s(run, 240)
-            assert not queries.missing_coins(run.agent.conn)
+            assert not queries.missing_coins(run.desk.conn)
             assert run.selectable() == world.unspent()
             assert run.owned() == world.on_chain()
 
@@ -464,7 +464,7 @@ class TestInvented:
         world.fund(50 * ADA)
         async with world.run(providers=providers(liar, honest, True)) as run:
             row = await run.pay_in_block()
-            block_hash = run.agent.payment(row.id).block_hash
+            block_hash = run.desk.payment(row.id).block_hash
             world.block(3)
             liar.tell("/txs/", 404, NO_SUCH)
             liar.tell(f"/blocks/{block_hash}", 404, NO_SUCH)
@@ -564,7 +564,7 @@ async def test_an_index_that_lags_convicts_nobody_and_ends_nothing(
         row = await run.pay()
         honest.tell(f"/txs/{row.tx_id}", 404, NO_SUCH)
         await pass_s(run, 170)
-        assert run.agent.providers["honest"] is None
+        assert run.desk.providers["honest"] is None
         honest.thaw()
         await pass_s(run, 20)
         assert run.state(row.id) is State.CONFIRMED
@@ -599,7 +599,7 @@ async def test_while_one_is_sent_out_nothing_ends_for_good(world: World, liar: R
         answers_another_id(liar)
         row = await run.pay()
         await pass_s(run, 200)
-        assert run.agent.providers["liar"]
+        assert run.desk.providers["liar"]
         assert run.state(row.id) is State.CONFIRMED
         liar.thaw()
         await pass_s(run, 600, lambda: run.state(row.id) is State.SETTLED)

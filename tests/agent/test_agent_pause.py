@@ -53,23 +53,23 @@ async def test_what_is_new_is_refused_and_leaves_nothing_held(world: World) -> N
     world.fund(50 * ADA)
     async with world.run() as run:
         await run.look()
-        await pause(run.agent, APP, "a leak")
+        await pause(run.desk, APP, "a leak")
         with pytest.raises(Refused, match="a leak") as refused:
             await run.pay()
         assert code_of(refused) == "paused"
         assert refused.value.problem.retryable
-        assert queries.payments_in(run.agent.conn, list(State)) == []
+        assert queries.payments_in(run.desk.conn, list(State)) == []
         assert run.books().get("held", {}) == {}
-        other = parse_address(role_address("creator").text, run.agent.terms.network)
+        other = parse_address(role_address("creator").text, run.desk.terms.network)
         for order in (
-            run.agent.send(APP, other, "lovelace", 5 * ADA),
-            run.agent.sweep(APP, other),
-            run.agent.split(APP, 2, 5 * ADA),
+            run.agent.transfers.send(APP, other, "lovelace", 5 * ADA),
+            run.agent.transfers.sweep(APP, other),
+            run.agent.transfers.split(APP, 2, 5 * ADA),
         ):
             with pytest.raises(Refused) as refused:
                 await order
             assert code_of(refused) == "paused"
-        await unpause(run.agent, APP)
+        await unpause(run.desk, APP)
         assert (await run.pay()).state is State.IN_FLIGHT
 
 
@@ -79,8 +79,8 @@ async def test_what_was_signed_before_is_sent_seen_and_shown(world: World) -> No
         await run.look()
         ask = world.ask()
         row, _ = await run.agent.pay(ask)
-        await pause(run.agent, APP, "")
-        await run.agent.drain(10)
+        await pause(run.desk, APP, "")
+        await run.agent.sending.drain(10)
         await run.settle_down(2)
         assert run.state(row.id) is State.CONFIRMED
         again, is_new = await run.agent.pay(ask)
@@ -92,24 +92,24 @@ async def test_a_pause_outlives_a_restart_and_only_an_operator_ends_it(world: Wo
     world.fund(50 * ADA)
     async with world.run() as run:
         await run.look()
-        await pause(run.agent, APP, "for the night")
+        await pause(run.desk, APP, "for the night")
     async with world.run() as run:
         await run.look()
-        standing = pauses.standing(run.agent.conn)
+        standing = pauses.standing(run.desk.conn)
         assert standing is not None
         assert (standing.by, standing.reason) == (APP, "for the night")
         with pytest.raises(Refused) as refused:
             await run.pay()
         assert code_of(refused) == "paused"
         first = standing.at_ms
-        again, is_new = await pause(run.agent, "app_else", "another reason")
+        again, is_new = await pause(run.desk, "app_else", "another reason")
         assert again is not None
         assert not is_new
         assert (again.at_ms, again.reason) == (first, "for the night")
-        assert alerts.raised(run.agent.conn, "paused") == ["pause"]
-        assert await unpause(run.agent, APP) is None
-        assert alerts.raised(run.agent.conn, "paused") == []
-        told = verify(run.agent.conn, Owner(world.account.address, DEVNET))
+        assert alerts.raised(run.desk.conn, "paused") == ["pause"]
+        assert await unpause(run.desk, APP) is None
+        assert alerts.raised(run.desk.conn, "paused") == []
+        told = verify(run.desk.conn, Owner(world.account.address, DEVNET))
         assert [one for one in told if isinstance(one, Finding)] == []
 
 
@@ -118,16 +118,16 @@ async def test_a_pause_between_a_signature_and_its_commit_keeps_the_bytes_from_l
     signer = PausingSigner(world.account.signer)
     async with world.run(signer=signer) as run:
         await run.look()
-        signer.writer = run.agent._writer  # type: ignore[assignment]
+        signer.writer = run.desk._writer  # type: ignore[assignment]
         with pytest.raises(Refused) as refused:
             await run.pay()
         assert (code_of(refused), signer.signed) == ("paused", 1)
-        (row,) = queries.payments_in(run.agent.conn, list(State))
+        (row,) = queries.payments_in(run.desk.conn, list(State))
         assert (row.state, attempts(run, row)) == (State.RESERVED, [])
         await run.settle_down(3)
         assert (signer.signed, world.transactions()) == (1, [])
         signer.writer = None
-        await unpause(run.agent, APP)
+        await unpause(run.desk, APP)
         await run.settle_down(2)
         assert run.state(row.id) is State.CONFIRMED
         assert len(world.transactions()) == 1
@@ -139,10 +139,10 @@ async def test_what_is_held_and_too_late_is_given_back_though_it_is_paused(world
     signer = PausingSigner(world.account.signer)
     async with world.run(signer=signer) as run:
         await run.look()
-        signer.writer = run.agent._writer  # type: ignore[assignment]
+        signer.writer = run.desk._writer  # type: ignore[assignment]
         with pytest.raises(Refused):
             await run.pay()
-        (row,) = queries.payments_in(run.agent.conn, list(State))
+        (row,) = queries.payments_in(run.desk.conn, list(State))
         await pass_time_of(world, run, 1_800)
         assert run.state(row.id) is State.REJECTED
         assert run.books().get("held", {}).get("lovelace", 0) == 0
@@ -152,14 +152,14 @@ async def test_nothing_is_replaced_or_cancelled_until_it_is_resumed(world: World
     world.fund(50 * ADA, 50 * ADA)
     async with world.run() as run:
         row = await lose(world, run)
-        await pause(run.agent, APP, "")
+        await pause(run.desk, APP, "")
         with pytest.raises(Refused) as refused:
-            await run.agent.resolve(row.id, APP)
+            await run.agent.carrying.resolve(row.id, APP)
         assert code_of(refused) == "paused"
         await pass_time_of(world, run, 2_400)
         await run.settle_down(2)
         assert len(attempts(run, row)) == 1
-        await unpause(run.agent, APP)
+        await unpause(run.desk, APP)
         await run.settle_down(2)
         assert [one.kind for one in attempts(run, row)] == ["pay", "cancel"]
 
@@ -175,7 +175,7 @@ async def test_once_a_pause_is_answered_no_attempt_is_added_whatever_was_under_w
         tasks = [asyncio.create_task(run.agent.pay(ask)) for ask in asks]
         for _ in range(yields):
             await asyncio.sleep(0)
-        await pause(run.agent, APP, "stop")
+        await pause(run.desk, APP, "stop")
         signed = signed_by(run)
         ended = await asyncio.gather(*tasks, return_exceptions=True)
         assert all(not isinstance(one, BaseException) or is_paused(one) for one in ended), ended
@@ -189,4 +189,4 @@ def is_paused(error: BaseException) -> bool:
 
 
 def signed_by(run: Run) -> list[str]:
-    return [tx_id for (tx_id,) in run.agent.conn.execute("SELECT tx_id FROM attempts ORDER BY rowid")]
+    return [tx_id for (tx_id,) in run.desk.conn.execute("SELECT tx_id FROM attempts ORDER BY rowid")]

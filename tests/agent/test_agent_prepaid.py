@@ -10,7 +10,7 @@ import pytest
 from agent.test_agent_edges import BadSigner
 from agent_kit import ADA, Run, World, with_terms, world_apart, world_with_clock
 
-from payagent.agent.agent import Request
+from payagent.agent.asks import Request
 from payagent.agent.limits import set_limits
 from payagent.agent.orders import Approver
 from payagent.agent.prepaid import Buyer, ServedCall
@@ -46,9 +46,9 @@ async def run(world: World):  # type: ignore[no-untyped-def]
 
 
 def balance(run: Run) -> Balance:
-    (pool,) = prepaid.all_pools(run.agent.conn)
+    (pool,) = prepaid.all_pools(run.desk.conn)
     assert (pool.origin, pool.partner, pool.wallet) == (run.world.origin, "demo", run.world.address)
-    return prepaid.balance(run.agent.conn, pool.id, CALLS)
+    return prepaid.balance(run.desk.conn, pool.id, CALLS)
 
 
 def call(run: Run, key: str | None = None, path: str = "/chat", partner: str = "demo") -> ServedCall:
@@ -56,50 +56,50 @@ def call(run: Run, key: str | None = None, path: str = "/chat", partner: str = "
 
 
 def require_whole(run: Run, *, in_flight: bool = False) -> None:
-    with run.agent.snapshot() as conn:
-        found = list(verify(conn, Owner(run.agent.terms.own, run.agent.terms.network)))
+    with run.desk.snapshot() as conn:
+        found = list(verify(conn, Owner(run.desk.terms.own, run.desk.terms.network)))
     assert not [one for one in found if isinstance(one, Finding)], found
     books = run.books()
-    left = sum(one.balance.costs["lovelace"].left for one in prepaid.holdings(run.agent.conn) if one.balance.costs)
+    left = sum(one.balance.costs["lovelace"].left for one in prepaid.holdings(run.desk.conn) if one.balance.costs)
     assert books.get(prepaid_account(run.world.origin), {}).get("lovelace", 0) == left
     assert in_flight or run.owned() == run.world.on_chain()
 
 
 async def test_a_batch_is_bought_at_confirmation_and_used_call_by_call(run: Run) -> None:
     row = await run.pay("first")
-    (coming,) = prepaid.holdings(run.agent.conn)
+    (coming,) = prepaid.holdings(run.desk.conn)
     assert (coming.coming, coming.balance) == (4, Balance())
     await run.settle_down()
     assert (balance(run).bought, balance(run).left) == (4, 4)
     assert run.books()[prepaid_account(run.world.origin)] == {"lovelace": PRICE + SHARES}
-    await run.agent.record_delivery(row.id, 200)
-    await run.agent.record_delivery(row.id, 200)
+    await run.agent.deliveries.record_delivery(row.id, 200)
+    await run.agent.deliveries.record_delivery(row.id, 200)
     assert balance(run).used == 1, "a proof that is shown again is the same call"
     for _ in range(3):
-        await run.agent.record_call(call(run))
+        await run.agent.prepaid_calls.record_call(call(run))
     assert (balance(run).left, balance(run).unexplained) == (0, 0)
     assert run.books().get(prepaid_account(run.world.origin)) is None
     assert run.books()[merchant_account(run.world.origin)] == {"lovelace": PRICE + SHARES}
-    await run.agent.record_call(call(run))
+    await run.agent.prepaid_calls.record_call(call(run))
     assert (balance(run).used, balance(run).unexplained) == (4, 1)
     require_whole(run)
 
 
 async def test_only_calls_that_cost_money_count_and_each_key_once(run: Run) -> None:
     await run.pay_in_block("first")
-    await run.agent.record_call(call(run, path="/health"))
-    await run.agent.record_call(call(run, partner="another"))
+    await run.agent.prepaid_calls.record_call(call(run, path="/health"))
+    await run.agent.prepaid_calls.record_call(call(run, partner="another"))
     assert balance(run).used == 0
-    await run.agent.record_call(call(run, key="k1"))
-    await run.agent.record_call(call(run, key="k1"))
+    await run.agent.prepaid_calls.record_call(call(run, key="k1"))
+    await run.agent.prepaid_calls.record_call(call(run, key="k1"))
     assert balance(run).used == 1
     require_whole(run)
 
 
 async def test_a_rollback_takes_it_back_and_the_next_block_gives_it_again(run: Run) -> None:
     row = await run.pay_in_block("first")
-    await run.agent.record_delivery(row.id, 200)
-    await run.agent.record_call(call(run))
+    await run.agent.deliveries.record_delivery(row.id, 200)
+    await run.agent.prepaid_calls.record_call(call(run))
     had = balance(run)
     assert (had.bought, had.used) == (4, 2)
     run.world.control("rollback", depth=1)
@@ -125,13 +125,13 @@ async def test_one_batch_at_a_time(run: Run) -> None:
     assert (len(refused), {one.code for one in refused}) == (4, {"batch_under_way"})
     (row,) = [one[0] for one in results if isinstance(one, tuple)]
     assert all(one.context["payment"] == row.id for one in refused)
-    await run.agent.drain(10)
+    await run.agent.sending.drain(10)
     await run.settle_down()
     with pytest.raises(Refused, match="batch_under_way"):
         await run.agent.pay(run.world.ask("too early: the merchant has not credited it"))
     served = run.world.call("call 0", headers=headers(run, row.id))
     assert served.status_code == 200, served.text
-    await run.agent.record_delivery(row.id, 200)
+    await run.agent.deliveries.record_delivery(row.id, 200)
     assert run.world.call("call 1").status_code == 200, "the batch serves it"
     assert len(run.world.transactions()) == 1
 
@@ -145,7 +145,7 @@ async def test_a_batch_that_was_served_by_a_wrong_clock_keeps_nobody_from_the_ne
             row = await run.pay("first")
             await run.settle_down()
             world.clock.ahead_ms = 86_400_000
-            await run.agent.record_delivery(row.id, 200)
+            await run.agent.deliveries.record_delivery(row.id, 200)
             world.clock.ahead_ms = 0
             assert (await run.pay("second")).id != row.id
 
@@ -171,12 +171,12 @@ async def test_a_refusal_that_made_no_payment_is_in_the_record(run: Run) -> None
     answer = run.world.call("hello")
     with pytest.raises(Refused, match="terms_changed"):
         await run.agent.pay(run.world.ask_of(answer, body=cheaper(answer.text)))
-    rows = run.agent.conn.execute("SELECT detail FROM events WHERE payment_id IS NULL AND event = 'refused'")
+    rows = run.desk.conn.execute("SELECT detail FROM events WHERE payment_id IS NULL AND event = 'refused'")
     told = [json.loads(detail) for (detail,) in rows]
     assert [one["code"] for one in told] == ["merchant_not_allowed", "terms_changed"]
     assert told[0]["origin"] == "https://elsewhere.example"
     assert "invoiceId" in told[1]["received"]
-    await run.agent.drain(10)
+    await run.agent.sending.drain(10)
     require_whole(run, in_flight=True)
 
 
@@ -199,8 +199,8 @@ async def test_a_price_that_was_never_paid_counts_too(run: Run) -> None:
     with pytest.raises(Refused, match="batch_under_way"):
         await run.agent.pay(type(ask)(**{**vars_of(ask), "request": other}))
     await run.settle_down()
-    await run.agent.record_delivery(row.id, 200)
-    await run.agent.record_call(call(run, path="/token-analysis"))
+    await run.agent.deliveries.record_delivery(row.id, 200)
+    await run.agent.prepaid_calls.record_call(call(run, path="/token-analysis"))
     assert balance(run).used == 2
 
 
@@ -214,7 +214,7 @@ async def test_another_partner_has_a_pool_of_its_own(run: Run) -> None:
     named = Request(request.method, request.path, request.body_sha256, {k.lower(): v for k, v in said.items()})
     row, _ = await run.agent.pay(type(ask)(**{**vars_of(ask), "request": named}))
     assert row.state is not State.REJECTED
-    assert [pool.partner for pool in prepaid.all_pools(run.agent.conn)] == ["demo", "other"]
+    assert [pool.partner for pool in prepaid.all_pools(run.desk.conn)] == ["demo", "other"]
 
 
 def vars_of(ask: object) -> dict[str, object]:
@@ -224,33 +224,33 @@ def vars_of(ask: object) -> dict[str, object]:
 def headers(run: Run, payment_id: str) -> dict[str, str]:
     from payagent.agent.view import retry_headers
 
-    row = run.agent.payment(payment_id)
-    return retry_headers(row, run.agent.terms.merchants[run.world.origin], run.world.address)
+    row = run.desk.payment(payment_id)
+    return retry_headers(row, run.desk.terms.merchants[run.world.origin], run.world.address)
 
 
 async def test_what_the_merchant_says_is_kept_and_changes_nothing(run: Run) -> None:
     row = await run.pay_in_block("first")
     assert run.world.call("first", headers=headers(run, row.id)).status_code == 200
-    await run.agent.record_delivery(row.id, 200)
+    await run.agent.deliveries.record_delivery(row.id, 200)
     await run.watch.observe_prepaid()
-    (one,) = prepaid.holdings(run.agent.conn)
-    told = prepaid.last_observation(run.agent.conn, one.pool.id)
+    (one,) = prepaid.holdings(run.desk.conn)
+    told = prepaid.last_observation(run.desk.conn, one.pool.id)
     assert told is not None
     assert (told.source, told.remaining, told.total, told.why_not_understood) == ("balance", 3, 4, None)
     assert json.loads(told.body)["remaining"] == 3
     run.world.settings(balance_shape="nonsense")
     assert run.world.call("beside payagent").status_code == 200
-    await run.agent.record_call(call(run))
+    await run.agent.prepaid_calls.record_call(call(run))
     run.world.clock.ahead_ms += 1000
     await run.watch.observe_prepaid()
-    told = prepaid.last_observation(run.agent.conn, one.pool.id)
+    told = prepaid.last_observation(run.desk.conn, one.pool.id)
     assert told is not None
     assert (told.source, told.remaining, balance(run).left) == ("credits", 2, 2), "one path failed, the other told"
     assert run.world.call("beside payagent again").status_code == 200
     run.world.clock.ahead_ms += 600_000
     run.world.block()
     await run.watch.observe_prepaid()
-    told = prepaid.last_observation(run.agent.conn, one.pool.id)
+    told = prepaid.last_observation(run.desk.conn, one.pool.id)
     assert told is not None
     assert (told.remaining, balance(run).left) == (1, 2), "the merchant's word is kept, and is not our count"
     require_whole(run)
@@ -265,11 +265,11 @@ async def test_a_merchant_that_was_asked_by_a_wrong_clock_is_asked_again_once_it
             world.clock.ahead_ms = 86_400_000
             await run.watch.observe_prepaid()
             pool = row.pool or 0
-            before = prepaid.last_observation(run.agent.conn, pool)
+            before = prepaid.last_observation(run.desk.conn, pool)
             assert run.world.call("first", headers=headers(run, row.id)).status_code == 200
             world.clock.ahead_ms = 0
             await run.watch.observe_prepaid()
-            told = prepaid.last_observation(run.agent.conn, pool)
+            told = prepaid.last_observation(run.desk.conn, pool)
             assert before is not None
             assert told is not None
             assert (before.remaining, told.remaining) == (0, 3)
@@ -278,51 +278,51 @@ async def test_a_merchant_that_was_asked_by_a_wrong_clock_is_asked_again_once_it
 async def test_what_nobody_paid_for_in_the_end_counts_for_no_app(run: Run) -> None:
     """A rollback frees nothing: the block may come again. A purchase that ends without paying does."""
     row = await run.pay_in_block("first")
-    await run.agent.record_delivery(row.id, 200)
-    await run.agent.write("app", lambda unit: apps.add_with_token(unit, "app_two", "two", "1" * 64, ["pay"], 1))
-    await run.agent.record_call(replace(call(run), app_id="app_two"))
+    await run.agent.deliveries.record_delivery(row.id, 200)
+    await run.desk.write("app", lambda unit: apps.add_with_token(unit, "app_two", "two", "1" * 64, ["pay"], 1))
+    await run.agent.prepaid_calls.record_call(replace(call(run), app_id="app_two"))
     cost = {"lovelace": (PRICE + SHARES) // 4}
-    assert spending.totals(run.agent.conn, Scope("app_two")) == cost
+    assert spending.totals(run.desk.conn, Scope("app_two")) == cost
     run.world.control("rollback", depth=1)
     run.world.block(2)
     run.world.fault("submit", "drop")
     await run.look()
     assert run.state(row.id) is State.IN_FLIGHT
-    assert spending.totals(run.agent.conn, Scope("app_two")) == cost
+    assert spending.totals(run.desk.conn, Scope("app_two")) == cost
     run.world.control("faults", clear=True)
-    await run.agent.resolve(row.id, "app_test")
-    await run.agent.drain(10)
+    await run.agent.carrying.resolve(row.id, "app_test")
+    await run.agent.sending.drain(10)
     for _ in range(6):
         run.world.clock.ahead_ms += 61_000
         await run.settle_down()
     assert run.state(row.id) is State.VOID
-    assert spending.totals(run.agent.conn, Scope("app_two")) == {}
-    assert spending.totals(run.agent.conn, Scope("app_test"))["lovelace"] < ADA, "the fee of the cancel"
+    assert spending.totals(run.desk.conn, Scope("app_two")) == {}
+    assert spending.totals(run.desk.conn, Scope("app_test"))["lovelace"] < ADA, "the fee of the cancel"
     require_whole(run)
 
 
 async def test_a_batch_that_is_not_confirmed_yet_counts_for_who_uses_it(run: Run) -> None:
     row = await run.pay("first")
-    await run.agent.write("app", lambda unit: apps.add_with_token(unit, "app_two", "two", "1" * 64, ["pay"], 1))
-    await set_limits(run.agent, "app_test", "two", None, "lovelace", {Window.TOTAL: (PRICE + SHARES) // 2})
+    await run.desk.write("app", lambda unit: apps.add_with_token(unit, "app_two", "two", "1" * 64, ["pay"], 1))
+    await set_limits(run.desk, "app_test", "two", None, "lovelace", {Window.TOTAL: (PRICE + SHARES) // 2})
     theirs = replace(call(run), app_id="app_two")
     for _ in range(2):
-        use = await run.agent.let_through(theirs)
-        await run.agent.record_call(theirs, use)
+        use = await run.agent.prepaid_calls.let_through(theirs)
+        await run.agent.prepaid_calls.record_call(theirs, use)
     with pytest.raises(Refused, match=r"total of app two leaves 0 ADA, this call takes 3\.25 ADA of what was"):
-        await run.agent.let_through(theirs)
+        await run.agent.prepaid_calls.let_through(theirs)
     await run.settle_down()
     assert run.state(row.id) is State.CONFIRMED
-    assert spending.totals(run.agent.conn, Scope("app_two")) == {"lovelace": (PRICE + SHARES) // 2}
+    assert spending.totals(run.desk.conn, Scope("app_two")) == {"lovelace": (PRICE + SHARES) // 2}
     require_whole(run)
 
 
 async def another_app(run: Run, most: int) -> ServedCall:
     """A call of an app that has a limit of its own, of a balance that others paid for."""
     row = await run.pay_in_block("first")
-    await run.agent.record_delivery(row.id, 200)
-    await run.agent.write("app", lambda unit: apps.add_with_token(unit, "app_two", "two", "1" * 64, ["pay"], 1))
-    await set_limits(run.agent, "app_test", "two", None, "lovelace", {Window.TOTAL: most})
+    await run.agent.deliveries.record_delivery(row.id, 200)
+    await run.desk.write("app", lambda unit: apps.add_with_token(unit, "app_two", "two", "1" * 64, ["pay"], 1))
+    await set_limits(run.desk, "app_test", "two", None, "lovelace", {Window.TOTAL: most})
     run.world.clock.ahead_ms += 1000
     return replace(call(run), app_id="app_two")
 
@@ -331,10 +331,10 @@ async def use_up(run: Run, theirs: ServedCall, most: int) -> int:
     """How often the app is served from the balance, until its own limit stands against it."""
     for served in range(most):
         try:
-            use = await run.agent.let_through(theirs)
+            use = await run.agent.prepaid_calls.let_through(theirs)
         except Refused:
             return served
-        await run.agent.record_call(theirs, use)
+        await run.agent.prepaid_calls.record_call(theirs, use)
     return most
 
 
@@ -348,12 +348,12 @@ async def test_a_question_pays_for_nothing_that_its_app_uses(world: World, is_de
     async with world.run() as run:
         theirs = await another_app(run, 5 * ADA)
         asking = with_terms(approval_above={"lovelace": 3 * ADA})
-        await run.agent.take_terms(asking(run.agent.filed), lambda unit: None)
+        await run.desk.take_terms(asking(run.desk.filed), lambda unit: None)
         asked, _ = await run.agent.pay(small)
         assert asked.state is State.AWAITING_APPROVAL
         if not is_denied_first:
             assert await use_up(run, theirs, 7) == 0
-        await run.agent.deny(asked.id, SOMEBODY)
+        await run.agent.decisions.deny(asked.id, SOMEBODY)
         assert await use_up(run, theirs, 7) == 3
         require_whole(run)
 
@@ -369,11 +369,11 @@ async def test_what_was_used_on_account_of_a_purchase_that_is_not_made_counts(wo
         signer.trouble = "fails"
         with pytest.raises(OSError, match="the signer is gone"):
             await run.agent.pay(second)
-        (held,) = queries.payments_in(run.agent.conn, [State.RESERVED])
+        (held,) = queries.payments_in(run.desk.conn, [State.RESERVED])
         assert await use_up(run, theirs, 2) == 2, "covered by what it holds for a batch of its own"
-        assert spending.totals(run.agent.conn, Scope("app_two")) == queries.hold(run.agent.conn, held.id)
-        await run.agent.resolve(held.id, "app_test")
-        assert spending.totals(run.agent.conn, Scope("app_two")) == {"lovelace": (PRICE + SHARES) // 2}
+        assert spending.totals(run.desk.conn, Scope("app_two")) == queries.hold(run.desk.conn, held.id)
+        await run.agent.carrying.resolve(held.id, "app_test")
+        assert spending.totals(run.desk.conn, Scope("app_two")) == {"lovelace": (PRICE + SHARES) // 2}
         require_whole(run)
 
 
@@ -382,16 +382,14 @@ async def test_what_had_no_answer_stays_counted_through_a_restart(world: World) 
     world.settings(batch=4)
     async with world.run() as run:
         row = await run.pay_in_block("first")
-        await run.agent.record_delivery(row.id, 200)
-        await run.agent.write(
-            "app", lambda unit: apps.add_with_token(unit, "app_two", "two", "1" * 64, ["pay"], 1)
-        )
-        await set_limits(run.agent, "app_test", "two", None, "lovelace", {Window.TOTAL: 4 * ADA})
-        assert await run.agent.let_through(replace(call(run), app_id="app_two")) is not None
+        await run.agent.deliveries.record_delivery(row.id, 200)
+        await run.desk.write("app", lambda unit: apps.add_with_token(unit, "app_two", "two", "1" * 64, ["pay"], 1))
+        await set_limits(run.desk, "app_test", "two", None, "lovelace", {Window.TOTAL: 4 * ADA})
+        assert await run.agent.prepaid_calls.let_through(replace(call(run), app_id="app_two")) is not None
     async with world.run() as run:
         await run.look()
         with pytest.raises(Refused, match="limit_exceeded"):
-            await run.agent.let_through(replace(call(run), app_id="app_two"))
+            await run.agent.prepaid_calls.let_through(replace(call(run), app_id="app_two"))
         require_whole(run)
 
 
@@ -399,14 +397,15 @@ async def test_what_only_the_merchant_says_is_left_is_within_an_apps_limit_too(r
     """By our count all is used: it costs what calls have cost on average."""
     await run.pay_in_block("first")
     for _ in range(4):
-        await run.agent.record_call(call(run))
+        await run.agent.prepaid_calls.record_call(call(run))
     assert balance(run).left == 0
-    await run.agent.write("app", lambda unit: apps.add_with_token(unit, "app_two", "two", "1" * 64, ["pay"], 1))
-    await set_limits(run.agent, "app_test", "two", None, "lovelace", {Window.TOTAL: 1})
+    await run.desk.write("app", lambda unit: apps.add_with_token(unit, "app_two", "two", "1" * 64, ["pay"], 1))
+    await set_limits(run.desk, "app_test", "two", None, "lovelace", {Window.TOTAL: 1})
     theirs = replace(call(run), app_id="app_two")
-    assert await run.agent.let_through(theirs) is None, "nobody says that anything is left: its 402 decides"
-    (pool,) = prepaid.all_pools(run.agent.conn)
+    use = await run.agent.prepaid_calls.let_through(theirs)
+    assert use is None, "nobody says that anything is left: its 402 decides"
+    (pool,) = prepaid.all_pools(run.desk.conn)
     told = prepaid.Observation("balance", 200, "{}", 5, 9, 4, None, None, None, run.world.clock.now_ms())
-    await run.agent.write("observe", lambda unit: prepaid.add_observation(unit, pool.id, told))
+    await run.desk.write("observe", lambda unit: prepaid.add_observation(unit, pool.id, told))
     with pytest.raises(Refused, match=r"this call takes 3\.25 ADA of what was prepaid"):
-        await run.agent.let_through(theirs)
+        await run.agent.prepaid_calls.let_through(theirs)

@@ -94,7 +94,7 @@ class TestTwoProviders:
             assert not await run.watch.tick()
             with pytest.raises(Refused, match="chain_not_ready"):
                 await run.agent.pay(world.ask())
-            assert not queries.payments_in(run.agent.conn, list(State))
+            assert not queries.payments_in(run.desk.conn, list(State))
 
 
 PARAMETERS = "/epochs/latest/parameters"
@@ -145,7 +145,7 @@ class TestParameters:
             row = await run.pay()
             await run.settle_down()
             assert run.state(row.id) is State.CONFIRMED
-            assert run.agent.providers["first"] is not None
+            assert run.desk.providers["first"] is not None
 
     @pytest.mark.parametrize("fee", [43, 45])
     async def test_what_one_told_that_is_long_gone_makes_nobody_odd(
@@ -163,9 +163,9 @@ class TestParameters:
             first.tell(PARAMETERS, 200, told(first, PARAMETERS) | {"min_fee_a": fee})
             await run.look()
             await run.pass_time(11)
-            assert run.agent.providers["first"] is not None
+            assert run.desk.providers["first"] is not None
             await run.pass_time(9)
-            assert run.agent.providers["first"] is None
+            assert run.desk.providers["first"] is None
             assert run.state(row.id) is State.CONFIRMED
 
     async def test_where_all_ask_for_more_a_person_is_told_and_again_when_it_is_over(
@@ -176,7 +176,7 @@ class TestParameters:
             relay.tell(PARAMETERS, 200, told(relay, PARAMETERS) | {"min_fee_a": 45})
         async with world.run(providers=both(first, second)) as run:
             await run.look()
-            told_of = alerts.after(run.agent.conn, 0)
+            told_of = alerts.after(run.desk.conn, 0)
             assert {row.subject for row in told_of if row.kind == "provider_out"} == {
                 "provider:first",
                 "provider:second",
@@ -185,7 +185,7 @@ class TestParameters:
             for relay in (first, second):
                 relay.untell(PARAMETERS)
             await run.pass_time(7)
-            assert not alerts.raised(run.agent.conn, "provider_out")
+            assert not alerts.raised(run.desk.conn, "provider_out")
 
     @pytest.mark.parametrize("fee", [43, 45])
     async def test_odd_parameters_make_no_other_network_ours(self, world: World, first: Relay, fee: int) -> None:
@@ -196,7 +196,7 @@ class TestParameters:
             first.tell("/genesis", 200, told(first, "/genesis") | {"slot_length": 2})
             world.clock.ahead_ms += 61_000
             await run.look()
-            assert run.agent.senders == []
+            assert run.desk.senders == []
             with pytest.raises(Refused, match="slots last 2 s"):
                 await run.agent.pay(world.ask())
 
@@ -226,7 +226,7 @@ class TestParameters:
             await run.pay()
             first.untell("/tx/submit")
             await run.settle_down(2)
-            assert dict(run.agent.providers) == {"first": None, "second": None}
+            assert dict(run.desk.providers) == {"first": None, "second": None}
 
     async def test_a_provider_that_has_none_to_tell_for_a_while_is_heard_still(
         self, world: World, first: Relay
@@ -332,7 +332,7 @@ class TestEvidence:
             assert not run.selectable()
             with pytest.raises(Refused, match="chain_not_ready"):
                 await run.agent.pay(world.ask())
-            assert not queries.payments_in(run.agent.conn, list(State))
+            assert not queries.payments_in(run.desk.conn, list(State))
             await run.settle_down()
             assert (await run.pay()).state is State.IN_FLIGHT
 
@@ -346,7 +346,7 @@ class TestEvidence:
             world.fund(20 * ADA)
             await run.look()
             assert run.state(row.id) is State.IN_FLIGHT
-            assert not queries.missing_coins(run.agent.conn)
+            assert not queries.missing_coins(run.desk.conn)
             world.control("faults", clear=True)
             await run.settle_down()
             assert run.state(row.id) is State.CONFIRMED
@@ -408,7 +408,7 @@ class TestDeadAtTheStart:
             world.fund(50 * ADA)
             await run.look()
             await run.pass_time(9)
-            assert not queries.coins(run.agent.conn)
+            assert not queries.coins(run.desk.conn)
             await run.pass_time(4)
             assert run.owned() == world.on_chain()
 

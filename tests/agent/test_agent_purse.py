@@ -30,8 +30,8 @@ async def test_a_failed_commit_leaves_the_free_coins_as_they_were(world: World, 
     async with world.run(checkpoint=disk) as run:
 
         def check() -> None:
-            known = {row.ref for row in queries.free_coins(run.agent.conn)}
-            assert {coin.ref for coin in run.agent.coins} == known
+            known = {row.ref for row in queries.free_coins(run.desk.conn)}
+            assert {coin.ref for coin in run.desk.coins} == known
 
         await run.look()
         check()

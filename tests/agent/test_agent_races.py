@@ -33,8 +33,8 @@ async def test_a_sweep_between_admission_and_signature_leaves_the_payment_to_its
 
         async def sweep() -> None:
             while not stop.is_set():
-                for row in queries.payments_in(run.agent.conn, [State.RESERVED]):
-                    await run.agent.resume(row)
+                for row in queries.payments_in(run.desk.conn, [State.RESERVED]):
+                    await run.agent.carrying.resume(row)
                 await asyncio.sleep(0)
 
         sweeping = asyncio.create_task(sweep())
@@ -43,7 +43,7 @@ async def test_a_sweep_between_admission_and_signature_leaves_the_payment_to_its
             await run.agent.pay(ask)
         stop.set()
         await sweeping
-        await run.agent.drain(10)
+        await run.agent.sending.drain(10)
         await run.settle_down()
         assert len(world.transactions()) == 30
 
@@ -60,10 +60,10 @@ async def test_a_caller_that_goes_away_leaves_a_payment_that_lives_on(world: Wor
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
-        await run.agent.write("flush", lambda _unit: None)  # what the caller left in the queue is done
+        await run.desk.write("flush", lambda _unit: None)  # what the caller left in the queue is done
         await run.settle_down(2)
         row, _ = await run.agent.pay(ask)
-        await run.agent.drain(10)
+        await run.agent.sending.drain(10)
         await run.settle_down(2)
         assert world.transactions() == [row.tx_id]
         assert run.owned() == world.on_chain()
@@ -79,8 +79,8 @@ async def test_what_another_caller_turned_to_a_new_invoice_is_not_taken_back(mov
         world.clock.ahead_ms += 310_000
         world.block()
         ask, begun, release = world.ask(), threading.Event(), threading.Event()
-        waiting = run.agent._writer._queue  # type: ignore[attr-defined]
-        held = asyncio.create_task(run.agent.write("hold", lambda _unit: (begun.set(), release.wait(10))))
+        waiting = run.desk._writer._queue  # type: ignore[attr-defined]
+        held = asyncio.create_task(run.desk.write("hold", lambda _unit: (begun.set(), release.wait(10))))
         try:
             await asyncio.to_thread(begun.wait, 10)
             looking = asyncio.create_task(run.look())
@@ -92,8 +92,8 @@ async def test_what_another_caller_turned_to_a_new_invoice_is_not_taken_back(mov
         finally:
             release.set()
         await asyncio.gather(held, looking, paying)
-        await run.agent.drain(10)
-        row = run.agent.payment(first.id)
+        await run.agent.sending.drain(10)
+        row = run.desk.payment(first.id)
         assert (row.state, [one.kind for one in attempts(run, row)]) == (State.IN_FLIGHT, ["pay", "pay"])
         assert row.invoice_id != first.invoice_id
         await run.settle_down()
@@ -117,23 +117,23 @@ async def test_a_plan_that_is_not_what_its_payment_is_to_be_signed_as_is_not_kep
         row = await lose(world, run)
         unsigned.append(row.id)
         await pass_time_of(world, run, TTL_S + 1)
-        row = run.agent.payment(row.id)
+        row = run.desk.payment(row.id)
         assert row.state is State.REPLACING
-        plan = run.agent._rebuild(row)
+        plan = run.agent.carrying._rebuild(row)
         assert len(plan.inputs) == 2
         unsigned.clear()
         if stale == "ttl":
-            old = run.agent._rebuild(replace(row, ttl_slot=(row.ttl_slot or 0) - 1))
+            old = run.agent.carrying._rebuild(replace(row, ttl_slot=(row.ttl_slot or 0) - 1))
         elif stale == "coins":
             old = plan._replace(inputs=(plan.anchor,))
         elif stale == "anchor":
             old = plan._replace(anchor=next(coin for coin in plan.inputs if coin != plan.anchor))
         else:
             cheaper = tuple(replace(one, units=one.units - 1) for one in row.outputs)
-            old = run.agent._rebuild(replace(row, outputs=cheaper))
+            old = run.agent.carrying._rebuild(replace(row, outputs=cheaper))
         raw, own, now_ms = sign(old, world.account.signer), world.account.address.raw, world.clock.now_ms()
         with pytest.raises(Refused, match="illegal_transition"):
-            await run.agent.write("sign", lambda unit: steps.record_attempt(unit, row.id, old, raw, own, now_ms))
+            await run.desk.write("sign", lambda unit: steps.record_attempt(unit, row.id, old, raw, own, now_ms))
         assert len(attempts(run, row)) == 1
         await run.look()
         assert [one.tx_id for one in attempts(run, row)][1:] == [plan.tx_id]
@@ -155,7 +155,7 @@ async def test_a_look_that_fails_halfway_keeps_nothing_from_being_sent_again(mov
         failing[0] = "before deposit"
         with pytest.raises(Refused, match="store_failed"):
             await run.look()
-        await run.agent.drain(10)
+        await run.agent.sending.drain(10)
         assert world.waiting() == [row.tx_id]
         failing[0] = ""
         await run.settle_down()

@@ -85,10 +85,10 @@ def assert_sound(world: World, run: Run) -> None:
     """Memory is the database, the books verify, and each receipt is consistent."""
     assert_memory(run)
     owner = Owner(world.account.address, DEVNET)
-    with run.agent.snapshot() as conn:
+    with run.desk.snapshot() as conn:
         assert [one for one in verify(conn, owner) if isinstance(one, Finding)] == []
         for row in queries.payments_in(conn, list(State)):
-            receipt = read_receipt(dumps(receipt_view(conn, row, run.agent.terms)).encode())
+            receipt = read_receipt(dumps(receipt_view(conn, row, run.desk.terms)).encode())
             assert list(check_receipt(receipt)) == []
 
 
@@ -100,7 +100,7 @@ def assert_at_rest(world: World, run: Run) -> None:
 
 
 def attempts(run: Run, row: PaymentRow) -> list[queries.AttemptRow]:
-    return queries.attempts(run.agent.conn, row.id)
+    return queries.attempts(run.desk.conn, row.id)
 
 
 class TestTheSameInvoice:
@@ -110,12 +110,12 @@ class TestTheSameInvoice:
         async with world.run(terms=with_terms(settle_depth=4)) as run:
             first = await lose(world, run)
             await pass_time_of(world, run, TTL_S + 1)
-            row = run.agent.payment(first.id)
+            row = run.desk.payment(first.id)
             assert (row.state, len(attempts(run, row))) == (State.IN_FLIGHT, 2)
             assert row.tx_id != first.tx_id
             assert (row.anchor, row.outputs, row.invoice) == (first.anchor, first.outputs, first.invoice)
             assert attempts(run, row)[0].inputs == attempts(run, row)[1].inputs
-            merchant = run.agent.terms.merchants[world.origin]
+            merchant = run.desk.terms.merchants[world.origin]
             assert retry_headers(row, merchant, world.address)["X-Payment"] == row.tx_id
             assert_sound(world, run)
             await run.settle_down()
@@ -151,11 +151,11 @@ class TestTheSameInvoice:
             low = height(world)
             await pass_time_of(world, run, TTL_S + 1)
             await run.settle_down()
-            second = run.agent.payment(first.id)
+            second = run.desk.payment(first.id)
             assert second.state is State.CONFIRMED
             fork_with(world, low, first.cbor or b"")
             await run.settle_down(2)
-            row = run.agent.payment(first.id)
+            row = run.desk.payment(first.id)
             assert (row.state, row.tx_id) == (State.CONFIRMED, first.tx_id)
             assert world.transactions() == [first.tx_id]
             assert_at_rest(world, run)
@@ -183,8 +183,8 @@ class TestTheSameInvoice:
         async with world.run() as run:
             await run.look()
             world.fault("submit", "drop")
-            row, _ = await run.agent.sweep(APP, world.account.address)
-            await run.agent.drain(10)
+            row, _ = await run.agent.transfers.sweep(APP, world.account.address)
+            await run.agent.sending.drain(10)
             await pass_time_of(world, run, TTL_S + 1)
             await run.settle_down()
             assert run.state(row.id) is State.CONFIRMED
@@ -207,7 +207,7 @@ class TestTheSameInvoice:
             row = await lose(world, run)
             await pass_time_of(world, run, TTL_S + 1)
             assert run.state(row.id) is State.REPLACING
-            shown = payment_view(run.agent.payment(row.id), run.agent.terms)
+            shown = payment_view(run.desk.payment(row.id), run.desk.terms)
             assert (shown["tx_hash"], shown["headers"], shown["ready"]) == (None, {}, False)
             assert_sound(world, run)
         if late:
@@ -242,7 +242,7 @@ class TestTheSameInvoice:
             assert run.state(row.id) is State.REPLACING
             fork_with(world, low, row.cbor or b"")
             await run.look()
-            assert (run.state(row.id), run.agent.payment(row.id).tx_id) == (State.CONFIRMED, row.tx_id)
+            assert (run.state(row.id), run.desk.payment(row.id).tx_id) == (State.CONFIRMED, row.tx_id)
             assert_at_rest(world, run)
 
     async def test_a_coin_that_is_gone_is_replaced_by_another_one_but_never_the_anchor(self, world: World) -> None:
@@ -254,13 +254,13 @@ class TestTheSameInvoice:
             (other,) = set(attempts(run, first)[0].inputs) - {first.anchor}
             world.fund(30 * ADA)
             world.control("faults", clear=True)
-            spend(world, queries.coin(run.agent.conn, other), first.outputs[0].address)
+            spend(world, queries.coin(run.desk.conn, other), first.outputs[0].address)
             world.fault("submit", "drop")
             await run.settle_down()
-            assert (queries.coin(run.agent.conn, other) or first).state == "spent"
-            await thaw(run.agent, APP)
+            assert (queries.coin(run.desk.conn, other) or first).state == "spent"
+            await thaw(run.desk, APP)
             await pass_time_of(world, run, TTL_S + 1)
-            row = run.agent.payment(first.id)
+            row = run.desk.payment(first.id)
             assert first.anchor in attempts(run, row)[1].inputs
             assert other not in attempts(run, row)[1].inputs
             assert_sound(world, run)
@@ -280,12 +280,12 @@ class TestTheSameInvoice:
             (other,) = set(attempts(run, first)[0].inputs) - {first.anchor}
             world.fund(*[1_100_000] * 4)
             world.control("faults", clear=True)
-            spend(world, queries.coin(run.agent.conn, other), first.outputs[0].address)
+            spend(world, queries.coin(run.desk.conn, other), first.outputs[0].address)
             world.fault("submit", "drop")
             await run.settle_down()
-            await thaw(run.agent, APP)
+            await thaw(run.desk, APP)
             await pass_time_of(world, run, TTL_S + 1)
-            row = run.agent.payment(first.id)
+            row = run.desk.payment(first.id)
             assert (row.state, row.reason_code) == (State.CANCELLING, "attempt_expired")
             assert [one.kind for one in attempts(run, row)] == ["pay", "cancel"]
             await wait_for_void(world, run)
@@ -317,16 +317,16 @@ class TestTakenBack:
         async with world.run(terms=with_terms(settle_depth=20)) as run:
             row = await lose(world, run)
             await pass_time_of(world, run, 700)
-            assert (run.state(row.id), run.agent.payment(row.id).reason_code) == (
+            assert (run.state(row.id), run.desk.payment(row.id).reason_code) == (
                 State.CANCELLING,
                 "attempt_expired",
             )
             assert_sound(world, run)
             await wait_for_void(world, run)
-            void = run.agent.payment(row.id)
+            void = run.desk.payment(row.id)
             assert void.state is State.VOID
             assert_at_rest(world, run)
-            assert spending.totals(run.agent.conn, WALLET) == {"lovelace": void.fee_lovelace}
+            assert spending.totals(run.desk.conn, WALLET) == {"lovelace": void.fee_lovelace}
             again = await run.pay()
             assert again.id != row.id
             assert (again.anchor or "").startswith(void.tx_id or "-")
@@ -342,12 +342,12 @@ class TestTakenBack:
             low = height(world)
             await pass_time_of(world, run, 700)
             await wait_for_void(world, run)
-            cancel = run.agent.payment(row.id)
+            cancel = run.desk.payment(row.id)
             assert cancel.state is State.VOID
             if which == "old attempt":
                 fork_with(world, low, row.cbor or b"")
                 await run.settle_down(2)
-                assert run.agent.payment(row.id).tx_id == row.tx_id
+                assert run.desk.payment(row.id).tx_id == row.tx_id
                 assert run.state(row.id) is State.CONFIRMED
             else:
                 depth = height(world) - (cancel.block_height or 0) + 1
@@ -356,7 +356,7 @@ class TestTakenBack:
                 world.block(depth + 1)
                 await run.look()
                 assert run.state(row.id) is State.CANCELLING
-                assert spending.totals(run.agent.conn, WALLET) == queries.hold(run.agent.conn, row.id)
+                assert spending.totals(run.desk.conn, WALLET) == queries.hold(run.desk.conn, row.id)
                 assert_sound(world, run)
                 await run.pass_time(2, 250)
                 await wait_for_void(world, run)
@@ -370,7 +370,7 @@ class TestTakenBack:
             row = await run.pay_in_block()
             world.clock.ahead_ms += 700_000
             await run.settle_down()
-            world.control("rollback", depth=height(world) - (run.agent.payment(row.id).block_height or 0) + 1)
+            world.control("rollback", depth=height(world) - (run.desk.payment(row.id).block_height or 0) + 1)
             world.block(4)
             await run.look()
             await run.settle_down()
@@ -391,7 +391,7 @@ class TestTakenBack:
             await run.look()
             row = await run.pay()
             assert len(attempts(run, row)[0].inputs) == 1
-            assert queries.hold(run.agent.conn, row.id) == {"lovelace": exact}
+            assert queries.hold(run.desk.conn, row.id) == {"lovelace": exact}
             await pass_time_of(world, run, 700)
             assert run.state(row.id) is State.CANCELLING
             assert len(attempts(run, row)[1].inputs) == 2
@@ -433,9 +433,9 @@ class TestTheNextInvoice:
         if settings:
             world.settings(**settings)
         row, is_new = await run.agent.pay(world.ask())
-        await run.agent.drain(10)
+        await run.agent.sending.drain(10)
         assert (row.id, is_new) == (first.id, False)
-        return first, run.agent.payment(row.id)
+        return first, run.desk.payment(row.id)
 
     async def test_it_is_paid_on_the_same_anchor(self, world: World) -> None:
         world.fund(50 * ADA, 50 * ADA)
@@ -443,15 +443,15 @@ class TestTheNextInvoice:
             first, row = await self.next_one(world, run)
             assert (row.anchor, len(attempts(run, row))) == (first.anchor, 2)
             assert row.invoice_id != first.invoice_id
-            merchant = run.agent.terms.merchants[world.origin]
+            merchant = run.desk.terms.merchants[world.origin]
             headers = retry_headers(row, merchant, world.address)
             assert (headers["X-Invoice-Id"], headers["X-Payment"]) == (row.invoice_id, row.tx_id)
-            assert queries.hold(run.agent.conn, row.id) == spending.totals(run.agent.conn, WALLET)
+            assert queries.hold(run.desk.conn, row.id) == spending.totals(run.desk.conn, WALLET)
             assert_sound(world, run)
             await run.settle_down()
             assert (run.state(row.id), world.transactions()) == (State.CONFIRMED, [row.tx_id])
             assert (
-                world.call("hello", retry_headers(run.agent.payment(row.id), merchant, world.address)).status_code
+                world.call("hello", retry_headers(run.desk.payment(row.id), merchant, world.address)).status_code
                 == 200
             )
             assert_at_rest(world, run)
@@ -463,12 +463,12 @@ class TestTheNextInvoice:
             await run.look()
             world.fault("submit", "drop")
             first, _ = await run.agent.pay(world.ask_of(answer))
-            await run.agent.drain(10)
+            await run.agent.sending.drain(10)
             await pass_time_of(world, run, 310)
             await run.agent.pay(world.ask())
-            await run.agent.drain(10)
+            await run.agent.sending.drain(10)
             await run.settle_down()
-            assert run.agent.payment(first.id).invoice_id != first.invoice_id
+            assert run.desk.payment(first.id).invoice_id != first.invoice_id
             world.clock.ahead_ms -= 310_000
             with pytest.raises(Refused, match="invoice_paid_elsewhere"):
                 await run.agent.pay(world.ask_of(answer, key="another"))
@@ -486,18 +486,18 @@ class TestTheNextInvoice:
                 await run.agent.pay(world.ask_of(answer, key="one", max_total_units=1))
             world.fault("submit", "drop")
             paid, _ = await run.agent.pay(world.ask_of(answer, key="two"))
-            await run.agent.drain(10)
-            first, low = run.agent.payment(paid.id), height(world)
+            await run.agent.sending.drain(10)
+            first, low = run.desk.payment(paid.id), height(world)
             await pass_time_of(world, run, 310)
             await run.agent.pay(world.ask(key="two"))
-            await run.agent.drain(10)
+            await run.agent.sending.drain(10)
             await run.settle_down()
-            second = run.agent.payment(first.id)
+            second = run.desk.payment(first.id)
             assert (second.state, len(attempts(run, second))) == (State.CONFIRMED, 2)
             assert second.invoice_id != first.invoice_id
             fork_with(world, low, first.cbor or b"")
             await run.settle_down(2)
-            row = run.agent.payment(first.id)
+            row = run.desk.payment(first.id)
             assert (row.state, row.tx_id, row.invoice) == (State.CONFIRMED, first.tx_id, first.invoice)
             assert_at_rest(world, run)
             await run.settle_down(14)
@@ -513,15 +513,15 @@ class TestTheNextInvoice:
             with pytest.raises(Refused, match="limit_exceeded"):
                 await run.agent.pay(world.ask_of(first, key="one", max_total_units=1))
             paid, _ = await run.agent.pay(world.ask_of(first, key="two"))
-            await run.agent.drain(10)
+            await run.agent.sending.drain(10)
             await pass_time_of(world, run, 310)
             second = world.call("hello")
             with pytest.raises(Refused, match="limit_exceeded"):
                 await run.agent.pay(world.ask_of(second, key="one", max_total_units=1))
             row, _ = await run.agent.pay(world.ask_of(second, key="two"))
-            await run.agent.drain(10)
+            await run.agent.sending.drain(10)
             await run.settle_down()
-            row = run.agent.payment(row.id)
+            row = run.desk.payment(row.id)
             assert (row.id, row.anchor, row.state) == (paid.id, paid.anchor, State.CONFIRMED)
             assert [one.kind for one in attempts(run, row)] == ["pay", "pay"]
             assert row.invoice_id != paid.invoice_id
@@ -537,14 +537,14 @@ class TestTheNextInvoice:
             await run.look()
             world.fault("submit", "drop")
             paid, _ = await run.agent.pay(world.ask(key="two"))
-            await run.agent.drain(10)
+            await run.agent.sending.drain(10)
             await pass_time_of(world, run, 310)
-            second, filed = world.call("hello"), run.agent.filed
+            second, filed = world.call("hello"), run.desk.filed
             merchants = {origin: replace(one, proof="signed_cbor") for origin, one in filed.merchants.items()}
-            await run.agent.take_terms(replace(filed, merchants=merchants), lambda _unit: None)
+            await run.desk.take_terms(replace(filed, merchants=merchants), lambda _unit: None)
             with pytest.raises(Refused, match="limit_exceeded"):
                 await run.agent.pay(world.ask_of(second, key="one", max_total_units=1))
-            await run.agent.take_terms(filed, lambda _unit: None)
+            await run.desk.take_terms(filed, lambda _unit: None)
             row, _ = await run.agent.pay(world.ask_of(second, key="two"))
             assert (row.id, row.invoice_id, row.handed_over) == (paid.id, paid.invoice_id, False)
 
@@ -553,7 +553,7 @@ class TestTheNextInvoice:
         async with world.run() as run:
             _, row = await self.next_one(world, run, price="1500000", splits=[])
             assert sum(output.units for output in row.outputs) == 1_500_000
-            hold = queries.hold(run.agent.conn, row.id)
+            hold = queries.hold(run.desk.conn, row.id)
             assert hold["lovelace"] > 1_500_000 + (row.fee_lovelace or 0)
             await run.settle_down()
             assert run.books()[f"merchant:{world.origin}"] == {"lovelace": 1_500_000}
@@ -571,13 +571,13 @@ class TestTheNextInvoice:
             assert run.state(row.id) is State.CONFIRMED
             fork_with(world, low, first.cbor or b"")
             await run.settle_down(2)
-            landed = run.agent.payment(row.id)
+            landed = run.desk.payment(row.id)
             assert (landed.state, landed.tx_id) == (State.CONFIRMED, first.tx_id)
             assert (landed.invoice_id, landed.outputs) == (first.invoice_id, first.outputs)
             assert world.transactions() == [first.tx_id]
             paid = sum(output.units for output in first.outputs)
             assert run.books()[f"merchant:{world.origin}"] == {"lovelace": paid}
-            merchant = run.agent.terms.merchants[world.origin]
+            merchant = run.desk.terms.merchants[world.origin]
             assert retry_headers(landed, merchant, world.address)["X-Invoice-Id"] == first.invoice_id
             assert_at_rest(world, run)
 
@@ -590,11 +590,11 @@ class TestTheNextInvoice:
             low = height(world)
             first, row = await self.next_one(world, run, price="1500000", splits=[])
             await run.settle_down()
-            await run.agent.record_delivery(row.id, 200)
+            await run.agent.deliveries.record_delivery(row.id, 200)
             assert run.books()[f"merchant:{world.origin}"] == {"lovelace": 1_500_000 // 4}
             fork_with(world, low, first.cbor or b"")
             await run.settle_down(2)
-            assert run.agent.payment(row.id).tx_id == first.tx_id
+            assert run.desk.payment(row.id).tx_id == first.tx_id
             paid = sum(output.units for output in first.outputs)
             assert run.books()[f"merchant:{world.origin}"] == {"lovelace": paid // 4}
             assert_at_rest(world, run)
@@ -640,7 +640,7 @@ class TestTheNextInvoice:
             row, _ = await run.agent.pay(again)
             assert (row.id, len(attempts(run, row))) == (first.id, 2)
             assert row.invoice_id != first.invoice_id
-            await run.agent.drain(10)
+            await run.agent.sending.drain(10)
             await run.settle_down()
             assert run.state(row.id) is State.CONFIRMED
             assert_at_rest(world, run)
@@ -664,7 +664,7 @@ class TestNeverValid:
                 await run.look()
                 row = await run.pay()
                 assert run.state(row.id) is State.IN_FLIGHT
-                told = alerts.after(run.agent.conn, 0)
+                told = alerts.after(run.desk.conn, 0)
                 assert [(one.kind, one.subject) for one in told] == [("never_valid", f"never:{row.id}")]
                 for _ in range(5):
                     world.clock.ahead_ms += 30_000
@@ -673,7 +673,7 @@ class TestNeverValid:
                 world.clock.ahead_ms += RESUBMIT_MAX_MS - 150_000
                 await run.look()
                 assert relay.submissions() == 2
-                assert len(alerts.after(run.agent.conn, 0)) == 1
+                assert len(alerts.after(run.desk.conn, 0)) == 1
                 relay.thaw()
                 world.clock.ahead_ms += 800_000
                 await run.settle_down()
@@ -689,32 +689,32 @@ class TestResolve:
         async with world.run() as run:
             row = await lose(world, run)
             world.control("faults", clear=True)
-            resolved = await run.agent.resolve(row.id, APP)
-            await run.agent.drain(10)
+            resolved = await run.agent.carrying.resolve(row.id, APP)
+            await run.agent.sending.drain(10)
             assert (resolved.state, resolved.reason_code) == (State.CANCELLING, "resolved")
-            assert (await run.agent.resolve(row.id, APP)).tx_id == resolved.tx_id
+            assert (await run.agent.carrying.resolve(row.id, APP)).tx_id == resolved.tx_id
             (told,) = [
-                detail for _, event, _, detail, _ in queries.events(run.agent.conn, row.id) if event == "cancel"
+                detail for _, event, _, detail, _ in queries.events(run.desk.conn, row.id) if event == "cancel"
             ]
             assert f'"by":"{APP}"' in told
             await wait_for_void(world, run)
             assert run.state(row.id) is State.VOID
             assert_at_rest(world, run)
             with pytest.raises(Refused, match="illegal_transition"):
-                await run.agent.resolve(row.id, APP)
+                await run.agent.carrying.resolve(row.id, APP)
 
     async def test_what_was_sent_may_win(self, world: World) -> None:
         world.fund(50 * ADA)
         async with world.run() as run:
             await run.look()
             row = await run.pay()
-            await run.agent.resolve(row.id, APP)
-            await run.agent.drain(10)
+            await run.agent.carrying.resolve(row.id, APP)
+            await run.agent.sending.drain(10)
             await run.settle_down()
-            assert (run.state(row.id), run.agent.payment(row.id).tx_id) == (State.CONFIRMED, row.tx_id)
+            assert (run.state(row.id), run.desk.payment(row.id).tx_id) == (State.CONFIRMED, row.tx_id)
             assert_at_rest(world, run)
             with pytest.raises(Refused, match="illegal_transition"):
-                await run.agent.resolve(row.id, APP)
+                await run.agent.carrying.resolve(row.id, APP)
 
     async def test_what_nothing_was_signed_for_is_rejected(self, world: World) -> None:
         world.fund(50 * ADA)
@@ -727,8 +727,8 @@ class TestResolve:
             await run.look()
             with pytest.raises(Refused, match="store_failed"):
                 await run.agent.pay(world.ask())
-            (row,) = queries.payments_in(run.agent.conn, [State.RESERVED])
-            resolved = await run.agent.resolve(row.id, APP)
+            (row,) = queries.payments_in(run.desk.conn, [State.RESERVED])
+            resolved = await run.agent.carrying.resolve(row.id, APP)
             assert (resolved.state, resolved.reason_code) == (State.REJECTED, "resolved")
             assert_at_rest(world, run)
             assert run.selectable() == world.unspent()
@@ -738,8 +738,8 @@ class TestResolve:
         async with world.run(terms=with_handover) as run:
             await run.look()
             row = await run.pay()
-            await run.agent.resolve(row.id, APP)
-            await run.agent.drain(10)
+            await run.agent.carrying.resolve(row.id, APP)
+            await run.agent.sending.drain(10)
             await wait_for_void(world, run)
             assert run.state(row.id) is State.VOID
             assert_at_rest(world, run)
@@ -759,8 +759,8 @@ class TestResolve:
             row = await lose(world, run)
             await pass_time_of(world, run, TTL_S + 1)
             assert run.state(row.id) is State.REPLACING
-            assert (await run.agent.resolve(row.id, APP)).state is State.CANCELLING
-            await run.agent.drain(10)
+            assert (await run.agent.carrying.resolve(row.id, APP)).state is State.CANCELLING
+            await run.agent.sending.drain(10)
             await wait_for_void(world, run)
             assert run.state(row.id) is State.VOID
             assert_at_rest(world, run)
@@ -777,13 +777,13 @@ class TestAnOrderThatComesAgain:
         async def order(run: Run) -> PaymentRow:
             agent = run.agent
             if kind == "send":
-                row, _ = await agent.send(APP, to, "lovelace", 10 * ADA, "K")
+                row, _ = await agent.transfers.send(APP, to, "lovelace", 10 * ADA, "K")
             elif kind == "split":
-                row, _ = await agent.split(APP, 2, 10 * ADA, "K")
+                row, _ = await agent.transfers.split(APP, 2, 10 * ADA, "K")
             else:
-                row, _ = await agent.sweep(APP, to, "K")
-            await agent.drain(10)
-            return agent.payment(row.id)
+                row, _ = await agent.transfers.sweep(APP, to, "K")
+            await agent.sending.drain(10)
+            return agent.desk.payment(row.id)
 
         async with world.run() as run:
             await run.look()
@@ -792,16 +792,16 @@ class TestAnOrderThatComesAgain:
             world.fault("submit", "drop")
             first = await order(run)
             world.control("faults", clear=True)
-            await run.agent.resolve(first.id, APP)
-            await run.agent.drain(10)
+            await run.agent.carrying.resolve(first.id, APP)
+            await run.agent.sending.drain(10)
             await wait_for_void(world, run)
-            void = run.agent.payment(first.id)
+            void = run.desk.payment(first.id)
             again = await order(run)
             assert (void.state, again.id == first.id) == (State.VOID, False)
             await run.settle_down(2)
             assert run.state(again.id) is State.CONFIRMED
             fork_with(world, low, first.cbor or b"")
-            assert broadcast(world, run.agent.payment(again.id).cbor or b"") == 400
+            assert broadcast(world, run.desk.payment(again.id).cbor or b"") == 400
             await run.settle_down(3)
             assert {first.tx_id, again.tx_id} & set(world.transactions()) == {first.tx_id}
             assert run.state(first.id) is State.CONFIRMED

@@ -55,7 +55,7 @@ async def test_the_signers_record_is_that_of_the_last_attempt_and_private(
         await run.look()
         assert record.read() is None
         rows = [await run.pay("one"), await run.pay("two")]
-        assert record.read() == last_signed(run.agent.conn)
+        assert record.read() == last_signed(run.desk.conn)
         assert (record.read() or Signed(0, "", 0)).tx_id == rows[-1].tx_id
         assert (record.read() or Signed(0, "", 0)).attempts == 2
     assert (world.folder / SIGNER_FILE).stat().st_mode & 0o777 == 0o600
@@ -73,7 +73,7 @@ async def test_the_past_of_a_lost_ledger_is_read_once(world: World, record: Sign
             await run.look()
             pass_quiet(world)
             await run.look()
-            assert [one.tx_id for one in onchain.foreign_there(run.agent.conn)] == [row.tx_id]
+            assert [one.tx_id for one in onchain.foreign_there(run.desk.conn)] == [row.tx_id]
             asked = relay.calls.count(("GET", f"/txs/{row.tx_id}"))
             await run.pass_time(3, 61)
             assert relay.calls.count(("GET", f"/txs/{row.tx_id}")) == asked > 0
@@ -102,9 +102,9 @@ async def test_an_old_ledger_signs_nothing_until_the_chain_was_read_and_pays_the
         world.clock.ahead_ms += 60_000
         world.block()
         await run.look()
-        assert run.agent.chain.behind is None
-        assert run.agent.chain.foreign == ()
-        found = {row.tx_id for row in onchain.foreign_there(run.agent.conn)}
+        assert run.desk.chain.behind is None
+        assert run.desk.chain.foreign == ()
+        found = {row.tx_id for row in onchain.foreign_there(run.desk.conn)}
         assert found == {row.tx_id for row in forgotten}
         await run.look()
         await require_whole(run)
@@ -113,9 +113,9 @@ async def test_an_old_ledger_signs_nothing_until_the_chain_was_read_and_pays_the
         assert run.state(row.id) is State.CONFIRMED
         assert run.state(known.id) is State.CONFIRMED
         await require_whole(run)
-        assert record.read() == last_signed(run.agent.conn)
+        assert record.read() == last_signed(run.desk.conn)
     async with world.run(record=record) as run:
-        assert run.agent.chain.behind is None
+        assert run.desk.chain.behind is None
 
 
 @pytest.mark.parametrize("off_s", [-86_400, 86_400])
@@ -138,8 +138,8 @@ async def test_the_quiet_time_begins_when_our_clock_agrees_with_the_chains(
                 clock.ahead_ms += passed_s * 1000
             world.block()
             await run.look()
-            assert (run.agent.chain.behind is not None) is is_behind, passed_s
-        assert {row.tx_id for row in onchain.foreign_there(run.agent.conn)} == {forgotten.tx_id}
+            assert (run.desk.chain.behind is not None) is is_behind, passed_s
+        assert {row.tx_id for row in onchain.foreign_there(run.desk.conn)} == {forgotten.tx_id}
 
 
 async def test_what_a_clock_that_ran_ahead_signed_has_run_out_too(world: World, record: SignerFile) -> None:
@@ -152,15 +152,15 @@ async def test_what_a_clock_that_ran_ahead_signed_has_run_out_too(world: World, 
     world.clock.ahead_ms = true.ahead_ms + 250_000
     async with world.run(record=record) as run:
         await run.look()
-        await run.agent.split(APP, 2, 5 * ADA)
+        await run.agent.transfers.split(APP, 2, 5 * ADA)
     put(world, old)
     world.clock = true
     async with world.run(record=record) as run:
         await run.look()
         pass_quiet(world)
         await run.look()
-        assert (run.agent.chain.behind, run.agent.chain.tip is None) == (None, False)
-        assert run.agent.chain.tip.slot >= (record.read() or Signed(0, "", 0)).ttl_slot
+        assert (run.desk.chain.behind, run.desk.chain.tip is None) == (None, False)
+        assert run.desk.chain.tip.slot >= (record.read() or Signed(0, "", 0)).ttl_slot
 
 
 async def test_a_ledger_that_caught_up_and_signed_nothing_yet_is_not_behind_again(
@@ -176,12 +176,12 @@ async def test_a_ledger_that_caught_up_and_signed_nothing_yet_is_not_behind_agai
             await run.look()
             pass_quiet(world)
             await run.look()
-            assert run.agent.chain.behind is None
-            behind = count_of(run.agent.conn, "ledger_behind")
+            assert run.desk.chain.behind is None
+            behind = count_of(run.desk.conn, "ledger_behind")
     assert behind == 1
     put(world, old)  # and the same copy once more is behind once more
     async with world.run(record=record) as run:
-        assert run.agent.chain.behind is not None
+        assert run.desk.chain.behind is not None
 
 
 async def test_what_was_forgotten_freezes_nothing_when_a_fork_moves_it(world: World, record: SignerFile) -> None:
@@ -197,14 +197,14 @@ async def test_what_was_forgotten_freezes_nothing_when_a_fork_moves_it(world: Wo
         await run.look()
         pass_quiet(world)
         await run.look()
-        (before,) = onchain.foreign_there(run.agent.conn)
-        assert (before.tx_id, run.agent.chain.behind) == (row.tx_id, None)
+        (before,) = onchain.foreign_there(run.desk.conn)
+        assert (before.tx_id, run.desk.chain.behind) == (row.tx_id, None)
         fork_with(world, low, row.cbor or b"")
         await run.pass_time(3, 61)
-        (moved,) = onchain.foreign_there(run.agent.conn)
+        (moved,) = onchain.foreign_there(run.desk.conn)
         assert (moved.tx_id, moved.block_hash == before.block_hash) == (row.tx_id, False)
-        assert run.agent.chain.foreign == ()
-        assert count_of(run.agent.conn, "foreign_spend") == 0
+        assert run.desk.chain.foreign == ()
+        assert count_of(run.desk.conn, "foreign_spend") == 0
         await require_whole(run)
 
 
@@ -221,7 +221,7 @@ async def test_a_death_before_the_record_is_noted_is_mended_after_a_catch_up_too
         await run.look()
         pass_quiet(world)
         await run.look()
-        assert run.agent.chain.behind is None
+        assert run.desk.chain.behind is None
         caught_up = copied(world)
         ahead = record.read()
     async with world.run() as run:  # it signs, and dies before it notes that
@@ -230,14 +230,14 @@ async def test_a_death_before_the_record_is_noted_is_mended_after_a_catch_up_too
     assert record.read() == ahead
     with unwritable(world.folder / SIGNER_FILE):
         async with world.run(record=record) as run:
-            assert not run.agent.payment(row.id).is_noted
+            assert not run.desk.payment(row.id).is_noted
     async with world.run(record=record) as run:
-        assert run.agent.chain.behind is None
-        assert record.read() == last_signed(run.agent.conn)
-        assert run.agent.payment(row.id).is_noted
+        assert run.desk.chain.behind is None
+        assert record.read() == last_signed(run.desk.conn)
+        assert run.desk.payment(row.id).is_noted
     put(world, caught_up)
     async with world.run(record=record) as run:  # it lacks what was signed since
-        assert run.agent.chain.behind is not None
+        assert run.desk.chain.behind is not None
 
 
 def count_of(conn: sqlite3.Connection, event: str) -> int:
@@ -248,8 +248,8 @@ def count_of(conn: sqlite3.Connection, event: str) -> int:
 async def test_a_lost_ledger_is_rebuilt_from_the_chain(world: World, record: SignerFile, has_record: bool) -> None:
     async with world.run(record=record) as run:
         await run.pay_in_block("one")
-        await run.agent.send(APP, world.account.address, "lovelace", 5 * ADA)
-        await run.agent.drain(10)
+        await run.agent.transfers.send(APP, world.account.address, "lovelace", 5 * ADA)
+        await run.agent.sending.drain(10)
         await run.settle_down()
         await run.pay_in_block("three")
     put(world, None)
@@ -262,8 +262,8 @@ async def test_a_lost_ledger_is_rebuilt_from_the_chain(world: World, record: Sig
         await run.look()
         pass_quiet(world)
         await run.look()
-        assert run.agent.chain.behind is None
-        assert len(onchain.foreign_there(run.agent.conn)) == 3
+        assert run.desk.chain.behind is None
+        assert len(onchain.foreign_there(run.desk.conn)) == 3
         await require_whole(run)
         row = await run.pay_in_block("after it")
         assert run.state(row.id) is State.CONFIRMED
@@ -273,10 +273,10 @@ async def test_a_lost_ledger_is_rebuilt_from_the_chain(world: World, record: Sig
 async def test_a_new_wallet_is_asked_for_a_past_once_and_pays_at_once(world: World, record: SignerFile) -> None:
     async with world.run(record=record) as run:
         await run.look()
-        assert run.agent.chain.behind is None
+        assert run.desk.chain.behind is None
         row = await run.pay_in_block("first")
         assert run.state(row.id) is State.CONFIRMED
-        assert count_of(run.agent.conn, "ledger_behind") == 0
+        assert count_of(run.desk.conn, "ledger_behind") == 0
 
 
 async def test_what_a_killed_process_had_no_time_to_note_is_noted_by_the_next(
@@ -288,7 +288,7 @@ async def test_what_a_killed_process_had_no_time_to_note_is_noted_by_the_next(
         await run.look()
         world.block()
         await run.look()
-        await run.agent.split(APP, 2, 5 * ADA)
+        await run.agent.transfers.split(APP, 2, 5 * ADA)
         assert (record.read() or Signed(0, "", 0)).attempts == 2
 
 
@@ -300,7 +300,7 @@ async def test_a_record_that_cannot_be_written_lets_nothing_leave(world: World, 
                 await run.pay("not noted")
             await run.look()
             assert world.waiting() == []
-            (row,) = queries.payments_in(run.agent.conn, (State.SIGNED,))
+            (row,) = queries.payments_in(run.desk.conn, (State.SIGNED,))
         await run.look()
         assert world.waiting() == [row.tx_id]
         assert (record.read() or Signed(0, "", 0)).tx_id == row.tx_id
@@ -316,21 +316,21 @@ async def test_no_proof_is_shown_before_the_signers_record_has_it(world: World, 
             for _ in range(2):  # after the commit, and before the next one
                 with pytest.raises(Refused, match=f"{SIGNER_FILE}.*could not be written"):
                     await run.agent.pay(ask)
-            rows = queries.payments_in(run.agent.conn, (State.IN_FLIGHT,))
-            row = run.agent.payment(rows[-1].id)
-            view = payment_view(row, run.agent.terms)
+            rows = queries.payments_in(run.desk.conn, (State.IN_FLIGHT,))
+            row = run.desk.payment(rows[-1].id)
+            view = payment_view(row, run.desk.terms)
             assert row.cbor is not None
             assert (view["headers"], view["ready"], view["tx_hash"]) == ({}, False, None)
-            assert payment_view(run.agent.payment(first.id), run.agent.terms)["headers"] != {}
+            assert payment_view(run.desk.payment(first.id), run.desk.terms)["headers"] != {}
             with pytest.raises(Refused, match="store_failed"):
-                run.agent.require_noted(row)
+                run.desk.require_noted(row)
             over = world.ask_of(world.call("not noted"), body="{}")
             with pytest.raises(Refused, match="store_failed"):
                 await run.agent.pay(over)
         async with world.run(record=record, terms=with_handover) as run:  # nor by the next process
-            assert payment_view(run.agent.payment(row.id), run.agent.terms)["headers"] == {}
+            assert payment_view(run.desk.payment(row.id), run.desk.terms)["headers"] == {}
     async with world.run(record=record, terms=with_handover) as run:
-        assert payment_view(run.agent.payment(row.id), run.agent.terms)["headers"] != {}
+        assert payment_view(run.desk.payment(row.id), run.desk.terms)["headers"] != {}
         assert (record.read() or Signed(0, "", 0)).tx_id == row.tx_id
 
 
@@ -402,12 +402,12 @@ class TestALiar:
                 world.clock.ahead_ms += 10_000
                 world.block()
                 await run.look()
-            assert not onchain.foreign_there(run.agent.conn)
-            assert run.agent.chain.behind is not None
+            assert not onchain.foreign_there(run.desk.conn)
+            assert run.desk.chain.behind is not None
             assert "providers" in raised(run)
             liar.thaw()
             world.block()
             await run.look()
-            assert run.agent.chain.behind is None
+            assert run.desk.chain.behind is None
             assert run.owned() == world.on_chain()
             assert run.selectable() == world.unspent()

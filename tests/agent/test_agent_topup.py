@@ -71,7 +71,7 @@ async def order(run: Run, units: int, request: TopupRequest | None = None, key: 
 async def go_round(run: Run) -> None:
     """A beat, what it set off, and a block."""
     await run.topups.beat()
-    await run.agent.drain(10)
+    await run.agent.sending.drain(10)
     await run.settle_down()
 
 
@@ -99,7 +99,7 @@ class TestAnOrder:
             await run.look()
             row = await carry_out(run, (await order(run, 50 * ADA)).id)
             assert (row.state, row.reason_code) == ("done", None)
-            payments = queries.payments_of_topup(run.agent.conn, row.id)
+            payments = queries.payments_of_topup(run.desk.conn, row.id)
             assert [one.delivery for one in payments] == [Delivery.ACCEPTED] * 4
             assert len(world.transactions()) == 4
             assert balance(run).left == wallet_balance(world)["remaining"] == 4 * BATCH
@@ -143,7 +143,7 @@ class TestAnOrder:
             await run.look()
             row = await carry_out(run, (await order(run, COST, CHAT)).id)
             assert (row.state, row.reason_code) == ("done", "merchant_sells_none")
-            assert not queries.payments_in(run.agent.conn, list(State))
+            assert not queries.payments_in(run.desk.conn, list(State))
             refused = await carry_out(run, (await order(run, COST, key="2")).id)
             assert (refused.state, refused.reason_code) == ("stopped", "topup_refused")
             assert "409" in (refused.reason or "")
@@ -209,8 +209,8 @@ class TestLimits:
             await run.look()
             plan = await run.topups.plan(APP, wish(world, 50 * ADA))
             assert (plan.count, plan.quote.refusal, plan.quote.invoice.total_units) == (4, None, COST)
-            assert not topups.all_open(run.agent.conn)
-            assert not queries.payments_in(run.agent.conn, list(State))
+            assert not topups.all_open(run.desk.conn)
+            assert not queries.payments_in(run.desk.conn, list(State))
 
     @pytest.mark.parametrize(
         ("limits", "terms", "units", "told"),
@@ -239,7 +239,7 @@ async def add_orderer(run: Run, expires_at_ms: int | None = None) -> None:
         apps.add(unit, AppRow("app_ops", "ops", frozenset({"operate"}), None, None), 1)
         apps.give_token(unit, "app_ops", "2" * 64, expires_at_ms, 1)
 
-    await run.agent.write("app", job)
+    await run.desk.write("app", job)
 
 
 async def order_as_ops(run: Run, units: int) -> TopupRow:
@@ -248,7 +248,7 @@ async def order_as_ops(run: Run, units: int) -> TopupRow:
 
 
 async def revoke_ops(run: Run) -> None:
-    await revoke(run.agent, apps.require(run.agent.conn, APP), "ops")
+    await revoke(run.desk, apps.require(run.desk.conn, APP), "ops")
 
 
 class TestTheEndOfAnOrder:
@@ -279,7 +279,7 @@ class TestTheEndOfAnOrder:
             await run.look()
             row = await carry_out(run, row.id)
             assert (row.state, row.reason_code) == ("stopped", "topup_cancelled")
-            (payment,) = queries.payments_of_topup(run.agent.conn, row.id)
+            (payment,) = queries.payments_of_topup(run.desk.conn, row.id)
             assert payment.delivery is Delivery.ACCEPTED
             assert balance(run).left == wallet_balance(world)["remaining"] == BATCH
             require_whole(run)
@@ -289,17 +289,15 @@ class TestTheEndOfAnOrder:
             await run.look()
             row = await order(run, COST)
             await go_round(run)
-            (paid,) = queries.payments_of_topup(run.agent.conn, row.id)
+            (paid,) = queries.payments_of_topup(run.desk.conn, row.id)
             assert (run.state(paid.id), paid.delivery) == (State.CONFIRMED, Delivery.NOT_PRESENTED)
-            await run.agent.take_terms(replace(run.agent.filed, merchants={}), lambda _unit: None)
+            await run.desk.take_terms(replace(run.desk.filed, merchants={}), lambda _unit: None)
             await go_round(run)
             assert run.topups.find(row.id).state == "open"
-            await run.agent.take_terms(
-                replace(run.agent.filed, merchants=world.terms.merchants), lambda _unit: None
-            )
+            await run.desk.take_terms(replace(run.desk.filed, merchants=world.terms.merchants), lambda _unit: None)
             world.clock.ahead_ms += 60_000
             assert (await carry_out(run, row.id)).state == "done"
-            assert run.agent.payment(paid.id).delivery is Delivery.ACCEPTED
+            assert run.desk.payment(paid.id).delivery is Delivery.ACCEPTED
             assert len(world.transactions()) == 1
 
     @pytest.mark.parametrize("why", ["topup_cancelled", "app_ended"])
@@ -310,14 +308,14 @@ class TestTheEndOfAnOrder:
             await add_orderer(run)
             row = await order_as_ops(run, COST)
             await run.topups.beat()
-            (asked,) = queries.payments_in(run.agent.conn, [State.AWAITING_APPROVAL])
+            (asked,) = queries.payments_in(run.desk.conn, [State.AWAITING_APPROVAL])
             await (run.topups.cancel(row.id, APP) if why == "topup_cancelled" else revoke_ops(run))
             row = run.topups.find(row.id)
             assert (row.state, row.reason_code) == ("stopped", why)
-            ended = run.agent.payment(asked.id)
+            ended = run.desk.payment(asked.id)
             assert (ended.state, ended.reason_code) == (State.DENIED, why)
             with pytest.raises(Refused, match="already_decided"):
-                await run.agent.approve(asked.id, Approver("token", APP))
+                await run.agent.decisions.approve(asked.id, Approver("token", APP))
             await go_round(run)
             assert world.transactions() == []
             require_whole(run)
@@ -330,14 +328,14 @@ class TestTheEndOfAnOrder:
             await run.look()
             row = await order(run, COST)
             await run.topups.beat()
-            (asked,) = queries.payments_in(run.agent.conn, [State.AWAITING_APPROVAL])
+            (asked,) = queries.payments_in(run.desk.conn, [State.AWAITING_APPROVAL])
             world.clock.ahead_ms += PATIENCE_MS + 5_000
             await run.topups.beat()
             assert run.topups.find(row.id).state == "open", "the chain, which is away, bears no such time out"
             await run.settle_down()
             await run.topups.beat()
             assert run.topups.find(row.id).reason_code == "topup_out_of_time"
-            assert run.agent.payment(asked.id).reason_code == "topup_out_of_time"
+            assert run.desk.payment(asked.id).reason_code == "topup_out_of_time"
             require_whole(run)
 
     async def test_a_yes_after_its_app_has_ended_buys_nothing(self, world: World) -> None:
@@ -346,11 +344,11 @@ class TestTheEndOfAnOrder:
             await add_orderer(run, world.clock.now_ms() + 60_000)
             await order_as_ops(run, COST)
             await run.topups.beat()
-            (asked,) = queries.payments_in(run.agent.conn, [State.AWAITING_APPROVAL])
+            (asked,) = queries.payments_in(run.desk.conn, [State.AWAITING_APPROVAL])
             world.clock.ahead_ms += 60_000
             await run.settle_down()
             with pytest.raises(Refused, match="app_ended"):
-                await run.agent.approve(asked.id, Approver("token", APP))
+                await run.agent.decisions.approve(asked.id, Approver("token", APP))
             assert run.state(asked.id) is State.AWAITING_APPROVAL
             assert world.transactions() == []
 
@@ -382,7 +380,7 @@ class TestTheEndOfAnOrder:
             await run.look()
             await add_orderer(run)
             row = await order_as_ops(run, 2 * COST)
-            await renew_token(run.agent, apps.require(run.agent.conn, APP), "ops", "3" * 64, None)
+            await renew_token(run.desk, apps.require(run.desk.conn, APP), "ops", "3" * 64, None)
             assert (await carry_out(run, row.id)).state == "done"
 
     @pytest.mark.parametrize("end", ["cancel", "revoke"])
@@ -478,12 +476,12 @@ async def test_an_order_goes_on_at_the_next_start_where_the_signer_was_lost(worl
         await run.look()
         topup_id = (await order(run, COST)).id
         await run.topups.beat()
-        (payment,) = queries.payments_of_topup(run.agent.conn, topup_id)
+        (payment,) = queries.payments_of_topup(run.desk.conn, topup_id)
         assert (payment.state, run.topups.find(topup_id).state) == (State.RESERVED, "open")
     async with world.run() as run:
         await run.look()
         assert (await carry_out(run, topup_id)).state == "done"
-        (payment,) = queries.payments_of_topup(run.agent.conn, topup_id)
+        (payment,) = queries.payments_of_topup(run.desk.conn, topup_id)
         assert payment.delivery is Delivery.ACCEPTED
         assert balance(run).left == wallet_balance(world)["remaining"] == BATCH
         require_whole(run)
@@ -516,7 +514,7 @@ class TestTrouble:
             apart.clock.ahead_ms = 86_400_000
             await run.look()
             await run.topups.beat()
-            assert not queries.payments_of_topup(run.agent.conn, row.id), "the chain seems to stand still"
+            assert not queries.payments_of_topup(run.desk.conn, row.id), "the chain seems to stand still"
             apart.clock.ahead_ms = 0
             await run.look()
             assert (await carry_out(run, row.id)).state == "done"
@@ -528,7 +526,7 @@ class TestTrouble:
             await run.look()
             row = await order(run, COST)
             await go_round(run)
-            (payment,) = queries.payments_of_topup(run.agent.conn, row.id)
+            (payment,) = queries.payments_of_topup(run.desk.conn, row.id)
             headers = {"X-Invoice-Id": payment.invoice_id or "", "X-Payment": payment.tx_id or ""}
             headers |= {"X-Partner": "demo", "X-Wallet-Address": world.address, "Content-Type": "application/json"}
             assert (
@@ -566,8 +564,8 @@ async def autos(run: Run, rounds: int = 6) -> list[TopupRow]:
     """The orders that nobody gave, oldest first, after some rounds."""
     for _ in range(rounds):
         await go_round(run)
-    (pool,) = prepaid.all_pools(run.agent.conn)
-    return topups.autos_of(run.agent.conn, pool.id)[::-1]
+    (pool,) = prepaid.all_pools(run.desk.conn)
+    return topups.autos_of(run.desk.conn, pool.id)[::-1]
 
 
 class TestByItself:
@@ -576,7 +574,7 @@ class TestByItself:
             await run.look()
             for _ in range(3):
                 await go_round(run)
-            assert not topups.page(run.agent.conn, None, 10)
+            assert not topups.page(run.desk.conn, None, 10)
 
     async def test_a_low_balance_is_raised_to_its_level_and_no_further(self, world: World) -> None:
         auto(world)
@@ -587,10 +585,10 @@ class TestByItself:
             assert (row.cause, row.unit, row.units, row.state) == ("auto", "calls", 8, "done")
             assert balance(run).left == 8
             for n in range(5):
-                await run.agent.record_call(call(run, f"{n}"))
+                await run.agent.prepaid_calls.record_call(call(run, f"{n}"))
             assert balance(run).left == 3
             assert await autos(run) == [row], "3 are not below 3"
-            await run.agent.record_call(call(run, "last"))
+            await run.agent.prepaid_calls.record_call(call(run, "last"))
             _, second = await autos(run, 12)
             assert (second.units, second.state) == (6, "done")
             assert balance(run).left == 10
@@ -619,7 +617,7 @@ class TestByItself:
             for day in range(2):
                 await autos(run, 8)
                 for n in range(4):
-                    await run.agent.record_call(call(run, f"{day} {n}"))
+                    await run.agent.prepaid_calls.record_call(call(run, f"{day} {n}"))
             assert len(await autos(run)) == 2
             world.clock.ahead_ms += 86_400_000
             await run.settle_down()
@@ -635,15 +633,15 @@ class TestByItself:
             await know_price(run)
             await autos(run, 8)
             for n in range(0 if fails else 4):
-                await run.agent.record_call(call(run, f"{n}"))
+                await run.agent.prepaid_calls.record_call(call(run, f"{n}"))
             world.clock.ahead_ms += 3 * 86_400_000
             for _ in range(3):
                 await run.topups.beat()
-            (row,) = topups.page(run.agent.conn, None, 10)
+            (row,) = topups.page(run.desk.conn, None, 10)
             assert row.state == ("stopped" if fails else "done")
             await run.settle_down()
             await run.topups.beat()
-            assert len(topups.page(run.agent.conn, None, 10)) == 2
+            assert len(topups.page(run.desk.conn, None, 10)) == 2
 
     async def test_a_word_by_a_clock_that_was_ahead_orders_nothing_once_it_is_mended(self, apart: World) -> None:
         apart.terms = with_topup(apart, auto_topup=AutoTopup("calls", 2, BATCH, 5))
@@ -652,16 +650,16 @@ class TestByItself:
             for _ in range(8):
                 await go_round(run)
             assert balance(run).left == BATCH
-            (pool,) = prepaid.all_pools(run.agent.conn)
+            (pool,) = prepaid.all_pools(run.desk.conn)
             apart.clock.ahead_ms = 86_400_000
             said = prepaid.Observation(
                 *("balance", 200, "{}", 1, None, None, "calls", None, None, apart.clock.now_ms())
             )
-            await run.agent.write("observe_prepaid", lambda unit: prepaid.add_observation(unit, pool.id, said))
+            await run.desk.write("observe_prepaid", lambda unit: prepaid.add_observation(unit, pool.id, said))
             apart.clock.ahead_ms = 0
             for _ in range(8):
                 await go_round(run)
-            assert len(topups.autos_of(run.agent.conn, pool.id)) == 1
+            assert len(topups.autos_of(run.desk.conn, pool.id)) == 1
 
     async def test_one_that_fails_is_told_and_pauses_longer_each_time(self, world: World) -> None:
         auto(world, per_day_count=9)
@@ -672,7 +670,7 @@ class TestByItself:
             (row,) = await autos(run)
             assert (row.state, row.reason_code) == ("stopped", "limit_exceeded")
             subject = f"topup:{row.pool}"
-            assert alerts.last_kind(run.agent.conn, subject) == "topup_failed"
+            assert alerts.last_kind(run.desk.conn, subject) == "topup_failed"
         async with world.run(terms=with_terms(limits=limits)) as run:
             await run.look()
             for pause_ms, count in ((hour_ms - 60_000, 1), (120_000, 2), (hour_ms, 2), (hour_ms, 3)):
@@ -684,12 +682,12 @@ class TestByItself:
             world.clock.ahead_ms += 24 * hour_ms
             await run.settle_down()
             assert (await autos(run, 12))[-1].state == "done"
-            assert alerts.last_kind(run.agent.conn, subject) == "cleared"
+            assert alerts.last_kind(run.desk.conn, subject) == "cleared"
 
 
 async def know_price(run: Run) -> None:
     """The merchant has asked for money for such calls before."""
-    await run.agent.write(
+    await run.desk.write(
         "price", lambda unit: prepaid.note_price(unit, run.world.origin, "POST", "/chat", "lovelace", COST)
     )
 
@@ -744,12 +742,12 @@ class TestOddMerchants:
             await run.look()
             row = await order(run, COST)
             await run.topups.beat()
-            await run.agent.drain(10)
+            await run.agent.sending.drain(10)
             await run.settle_down()
         world.clock.ahead_ms += PATIENCE_MS
         world.block()
         async with world.run() as run:
             await run.look()
             await run.topups.beat()
-            (payment,) = queries.payments_of_topup(run.agent.conn, row.id)
+            (payment,) = queries.payments_of_topup(run.desk.conn, row.id)
             assert payment.delivery is not Delivery.NOT_PRESENTED

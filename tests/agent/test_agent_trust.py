@@ -18,7 +18,7 @@ from agent.test_agent_replace import LONG_S, TTL_S, attempts, lose, pass_time_of
 from agent_kit import ADA, APP, DEVNET, Run, World, daily, with_terms, world_with_clock
 
 from payagent.agent import merchants
-from payagent.agent.agent import Ask, Request
+from payagent.agent.asks import Ask, Request
 from payagent.agent.orders import Approver
 from payagent.agent.terms import Terms
 from payagent.agent.view import retry_headers
@@ -63,7 +63,7 @@ async def question(run: Run, message: str) -> list[str]:
     row = await run.pay(message)
     assert (row.state, row.anchor, row.tx_id) == (State.AWAITING_APPROVAL, None, None)
     assert run.selectable() == free
-    asked = approvals.of_payment(run.agent.conn, row.id)
+    asked = approvals.of_payment(run.desk.conn, row.id)
     assert asked is not None
     return [reason.code for reason in asked.reasons]
 
@@ -71,14 +71,14 @@ async def question(run: Run, message: str) -> list[str]:
 async def approve(run: Run, message: str) -> PaymentRow:
     """Ask about a payment, and let it go on."""
     row = await run.pay(message)
-    await run.agent.approve(row.id, SOMEBODY)
-    await run.agent.drain(10)
-    return run.agent.payment(row.id)
+    await run.agent.decisions.approve(row.id, SOMEBODY)
+    await run.agent.sending.drain(10)
+    return run.desk.payment(row.id)
 
 
 def events_of(run: Run, *names: str) -> list[tuple[str, dict[str, Any]]]:
     """The wallet's own events of these names, in order."""
-    rows = queries.event_links(run.agent.conn)
+    rows = queries.event_links(run.desk.conn)
     return [(event, json.loads(detail)) for _, payment, event, _, detail, *_ in rows if event in names]
 
 
@@ -96,7 +96,7 @@ class TestAddresses:
                 ("split", pay_to("creator")),
                 ("split", pay_to("platform")),
             ]
-            assert sorted(trust.pins(run.agent.conn, world.origin)) == known
+            assert sorted(trust.pins(run.desk.conn, world.origin)) == known
             pinned = events_of(run, "address_pinned")
             assert sorted((told["role"], told["address"]) for _, told in pinned) == known
             assert {told["payment"] for _, told in pinned} == {first.id}
@@ -129,8 +129,8 @@ class TestAddresses:
         """A person is told which address it is; nothing is held in the books meanwhile."""
         held = run.books()["held"]
         assert await question(run, "second") == ["address_not_pinned"]
-        [row] = queries.payments_in(run.agent.conn, [State.AWAITING_APPROVAL])
-        asked = approvals.of_payment(run.agent.conn, row.id)
+        [row] = queries.payments_in(run.desk.conn, [State.AWAITING_APPROVAL])
+        asked = approvals.of_payment(run.desk.conn, row.id)
         assert asked is not None
         assert pay_to("thief") in asked.reasons[0].detail
         assert run.books()["held"] == held
@@ -162,17 +162,17 @@ class TestAddresses:
                 world.settings(pay_to=pay_to(name), splits=[])
                 asks.append(world.ask(name))
             ended = [row for row, _ in await asyncio.gather(*(run.agent.pay(ask) for ask in asks))]
-            await run.agent.drain(10)
+            await run.agent.sending.drain(10)
             [paid] = [row for row in ended if row.state is not State.AWAITING_APPROVAL]
             assert len(ended) == 2
-            assert trust.pins(run.agent.conn, world.origin) == {Pin("pay_to", paid.outputs[0].address)}
+            assert trust.pins(run.desk.conn, world.origin) == {Pin("pay_to", paid.outputs[0].address)}
 
     async def test_what_was_refused_pins_nothing(self, world: World) -> None:
         async with world.run(terms=guarded(world, replace(PINNED, in_flight_max=1))) as run:
             await run.look()
             world.settings(price=str(2000 * ADA))
             assert (await refusal(run, "too much")).code == "limit_exceeded"
-            assert trust.pins(run.agent.conn, world.origin) == frozenset()
+            assert trust.pins(run.desk.conn, world.origin) == frozenset()
 
     async def test_an_operator_changes_what_is_known(self, world: World) -> None:
         """Each change is in the events, with who made it."""
@@ -181,12 +181,12 @@ class TestAddresses:
             world.settings(splits=[])
             await run.pay("first")
             world.settings(pay_to=pay_to("new"))
-            await merchants.pin(run.agent, APP, "t", "pay_to", pay_to("new"))
-            await merchants.pin(run.agent, APP, "t", "pay_to", pay_to("new"))
+            await merchants.pin(run.desk, APP, "t", "pay_to", pay_to("new"))
+            await merchants.pin(run.desk, APP, "t", "pay_to", pay_to("new"))
             assert (await run.pay("second")).state is State.IN_FLIGHT
-            await merchants.unpin(run.agent, APP, "t", "pay_to", pay_to("new"))
+            await merchants.unpin(run.desk, APP, "t", "pay_to", pay_to("new"))
             with pytest.raises(Refused, match="not_found"):
-                await merchants.unpin(run.agent, APP, "t", "pay_to", pay_to("new"))
+                await merchants.unpin(run.desk, APP, "t", "pay_to", pay_to("new"))
             assert await question(run, "third") == ["address_not_pinned"]
             told = [
                 (event, one["address"], one.get("why"), one.get("by"))
@@ -202,7 +202,7 @@ class TestAddresses:
         async with world.run() as run:
             mainnet = encode_address(b"\x61" + role_address("pay_to").raw[1:29]).text
             with pytest.raises(Refused, match="bad_request: address_wrong_network"):
-                await merchants.pin(run.agent, APP, "t", "pay_to", mainnet)
+                await merchants.pin(run.desk, APP, "t", "pay_to", mainnet)
 
     async def test_addresses_of_the_config_are_all_that_is_known(self, world: World) -> None:
         filed = frozenset({Pin("pay_to", pay_to("pay_to"))})
@@ -211,7 +211,7 @@ class TestAddresses:
             assert await question(run, "with shares") == ["address_not_pinned"]
             world.settings(splits=[])
             await run.pay("without")
-            assert trust.pins(run.agent.conn, world.origin) == frozenset()
+            assert trust.pins(run.desk.conn, world.origin) == frozenset()
 
     async def test_a_quote_tells_of_it(self, world: World) -> None:
         async with world.run(terms=guarded(world, PINNED)) as run:
@@ -249,7 +249,7 @@ class TestAddresses:
             await run.pay("first")
             world.settings(pay_to=pay_to("thief"))
             row = await run.pay("second")
-            await run.agent.deny(row.id, SOMEBODY)
+            await run.agent.decisions.deny(row.id, SOMEBODY)
             assert await question(run, "third") == ["address_not_pinned"]
 
     async def test_the_last_address_is_not_forgotten(self, world: World) -> None:
@@ -259,18 +259,18 @@ class TestAddresses:
             await run.pay_in_block("first")
             world.settings(pay_to=pay_to("thief"))
             with pytest.raises(Refused, match="last_address"):
-                await merchants.unpin(run.agent, APP, "t", "pay_to", pay_to("pay_to"))
+                await merchants.unpin(run.desk, APP, "t", "pay_to", pay_to("pay_to"))
             assert await question(run, "second") == ["address_not_pinned"]
-            await merchants.pin(run.agent, APP, "t", "pay_to", pay_to("new"))
-            await merchants.unpin(run.agent, APP, "t", "pay_to", pay_to("pay_to"))
-            assert trust.pins(run.agent.conn, world.origin) == {Pin("pay_to", pay_to("new"))}
+            await merchants.pin(run.desk, APP, "t", "pay_to", pay_to("new"))
+            await merchants.unpin(run.desk, APP, "t", "pay_to", pay_to("pay_to"))
+            assert trust.pins(run.desk.conn, world.origin) == {Pin("pay_to", pay_to("new"))}
 
     async def test_beside_addresses_of_the_config_any_other_may_be_forgotten(self, world: World) -> None:
         filed = frozenset({Pin("pay_to", pay_to("pay_to"))})
         async with world.run(terms=guarded(world, Rules(filed=filed))) as run:
-            await merchants.pin(run.agent, APP, "t", "pay_to", pay_to("new"))
-            await merchants.unpin(run.agent, APP, "t", "pay_to", pay_to("new"))
-            assert trust.pins(run.agent.conn, world.origin) == frozenset()
+            await merchants.pin(run.desk, APP, "t", "pay_to", pay_to("new"))
+            await merchants.unpin(run.desk, APP, "t", "pay_to", pay_to("new"))
+            assert trust.pins(run.desk.conn, world.origin) == frozenset()
 
     async def test_nobody_has_allowed_what_was_not_asked_about(self, world: World) -> None:
         """Both would be the first when they are asked about; the one that is allowed is, and the other is not."""
@@ -282,12 +282,12 @@ class TestAddresses:
             for name in ("one", "another"):
                 world.settings(pay_to=pay_to(name), splits=[])
                 assert await question(run, name) == ["above_threshold"]
-                rows.append(queries.payments_in(run.agent.conn, [State.AWAITING_APPROVAL])[-1])
-            await run.agent.approve(rows[0].id, SOMEBODY)
+                rows.append(queries.payments_in(run.desk.conn, [State.AWAITING_APPROVAL])[-1])
+            await run.agent.decisions.approve(rows[0].id, SOMEBODY)
             with pytest.raises(Refused, match=r"address_not_pinned.*was not so when it was asked about"):
-                await run.agent.approve(rows[1].id, SOMEBODY)
+                await run.agent.decisions.approve(rows[1].id, SOMEBODY)
             assert run.state(rows[1].id) is State.AWAITING_APPROVAL
-            assert trust.pins(run.agent.conn, world.origin) == {Pin("pay_to", pay_to("one"))}
+            assert trust.pins(run.desk.conn, world.origin) == {Pin("pay_to", pay_to("one"))}
 
 
 def _offering(world: World, path: str, payees: list[str], key: str) -> Ask:
@@ -370,10 +370,10 @@ class TestPrices:
             world.settings(price=str(ADA * 5 // 2))
             fair = world.ask("one call, at its own price")
             world.settings(batch=4, price=str(10 * ADA))
-            await run.agent.record_delivery((await run.pay_in_block("four calls")).id, 200)
+            await run.agent.deliveries.record_delivery((await run.pay_in_block("four calls")).id, 200)
             assert events_of(run, "price_agreed")[0][1]["calls"] == "4"
             row, _ = await run.agent.pay(dear)
-            asked = approvals.of_payment(run.agent.conn, row.id)
+            asked = approvals.of_payment(run.desk.conn, row.id)
             assert asked is not None
             assert [reason.code for reason in asked.reasons] == ["price_drifted"]
             assert "10 ADA for 1 call" in asked.reasons[0].detail
@@ -389,7 +389,7 @@ class TestPrices:
             assert await question(run, "a thousand calls") == ["price_drifted"]
             row = await approve(run, "a thousand calls")
             await run.settle_down()
-            await run.agent.record_delivery(row.id, 200)
+            await run.agent.deliveries.record_delivery(row.id, 200)
             world.settings(price=str(2 * ADA), batch=1)
             assert (await run.pay("one more call")).state is State.IN_FLIGHT
 
@@ -460,7 +460,7 @@ async def leave_unserved(world: World, run: Run, message: str) -> PaymentRow:
     row = await run.pay_in_block(message)
     world.clock.ahead_ms += 301_000
     await run.settle_down()
-    return await run.agent.record_delivery(row.id, 402)
+    return await run.agent.deliveries.record_delivery(row.id, 402)
 
 
 class TestStrikes:
@@ -470,34 +470,34 @@ class TestStrikes:
         """Told once; a restart forgets nothing; the proof of what is paid is shown all the same."""
         async with world.run(terms=guarded(world, self.STOP)) as run:
             first = await leave_unserved(world, run, "first")
-            await run.agent.record_delivery(first.id, 402)  # the same payment is no second strike
-            assert trust.strikes(run.agent.conn, world.origin).count == 1
+            await run.agent.deliveries.record_delivery(first.id, 402)  # the same payment is no second strike
+            assert trust.strikes(run.desk.conn, world.origin).count == 1
             second = await leave_unserved(world, run, "second")
             assert second.delivery is Delivery.PAID_NOT_SERVED
-            assert alerts.raised(run.agent.conn, "merchant_stopped") == [f"merchant:{world.origin}"]
+            assert alerts.raised(run.desk.conn, "merchant_stopped") == [f"merchant:{world.origin}"]
         async with world.run(terms=guarded(world, self.STOP)) as run:
             await run.look()
             told = await refusal(run, "third")
             assert told.code == "merchant_stopped"
-            merchant = run.agent.terms.merchants[world.origin]
-            assert retry_headers(run.agent.payment(second.id), merchant, world.address)["X-Payment"]
-            served = await run.agent.record_delivery(second.id, 200)
+            merchant = run.desk.terms.merchants[world.origin]
+            assert retry_headers(run.desk.payment(second.id), merchant, world.address)["X-Payment"]
+            served = await run.agent.deliveries.record_delivery(second.id, 200)
             assert served.delivery is Delivery.ACCEPTED
             assert (await refusal(run, "fourth")).code == "merchant_stopped", "an operator says when"
-            await merchants.reopen(run.agent, APP, "t")
-            await merchants.reopen(run.agent, APP, "t")
+            await merchants.reopen(run.desk, APP, "t")
+            await merchants.reopen(run.desk, APP, "t")
             assert (await run.pay("fifth")).state is State.IN_FLIGHT
             told_of = [name for name, _ in events_of(run, "merchant_stopped", "merchant_reopened")]
             assert told_of == ["merchant_stopped", "merchant_reopened"]
-            assert alerts.raised(run.agent.conn, "merchant_stopped") == []
+            assert alerts.raised(run.desk.conn, "merchant_stopped") == []
 
     async def test_what_is_served_between_them_begins_the_count_anew(self, world: World) -> None:
         async with world.run(terms=guarded(world, self.STOP)) as run:
             await leave_unserved(world, run, "first")
             served = await run.pay_in_block("second")
-            await run.agent.record_delivery(served.id, 200)
+            await run.agent.deliveries.record_delivery(served.id, 200)
             await leave_unserved(world, run, "third")
-            assert trust.strikes(run.agent.conn, world.origin).stopped_at_ms is None
+            assert trust.strikes(run.desk.conn, world.origin).stopped_at_ms is None
             assert (await run.pay("fourth")).state is State.IN_FLIGHT
 
     async def test_a_person_does_not_let_a_stopped_merchant_be_paid_unawares(self, world: World) -> None:
@@ -508,15 +508,15 @@ class TestStrikes:
             unserved = await run.pay_in_block("not served")
             world.settings(price=str(20 * ADA), timeout=LONG_S)
             assert await question(run, "dear") == ["above_threshold"]
-            [row] = queries.payments_in(run.agent.conn, [State.AWAITING_APPROVAL])
+            [row] = queries.payments_in(run.desk.conn, [State.AWAITING_APPROVAL])
             world.clock.ahead_ms += 301_000
             await run.settle_down()
-            await run.agent.record_delivery(unserved.id, 402)
+            await run.agent.deliveries.record_delivery(unserved.id, 402)
             with pytest.raises(Refused, match="merchant_stopped"):
-                await run.agent.approve(row.id, SOMEBODY)
+                await run.agent.decisions.approve(row.id, SOMEBODY)
             assert run.state(row.id) is State.AWAITING_APPROVAL
-            await merchants.reopen(run.agent, APP, "t")
-            await run.agent.approve(row.id, SOMEBODY)
+            await merchants.reopen(run.desk, APP, "t")
+            await run.agent.decisions.approve(row.id, SOMEBODY)
             assert run.state(row.id) in (State.SIGNED, State.IN_FLIGHT)
 
     async def test_what_was_admitted_and_not_signed_is_given_back_when_it_is_stopped(self, world: World) -> None:
@@ -528,12 +528,12 @@ class TestStrikes:
             signer.trouble = "fails"
             with pytest.raises(OSError, match="the signer is gone"):
                 await run.agent.pay(world.ask("unsigned"))
-            await run.agent.record_delivery(unserved.id, 402)
+            await run.agent.deliveries.record_delivery(unserved.id, 402)
             signer.trouble = "mended"
             await run.settle_down()
-            [row] = [one for one in queries.payments_in(run.agent.conn, list(State)) if one.id != unserved.id]
+            [row] = [one for one in queries.payments_in(run.desk.conn, list(State)) if one.id != unserved.id]
             assert (row.state, row.reason_code) == (State.REJECTED, "merchant_stopped")
-            assert run.agent.refusals["merchant_stopped"] == 1, "nobody is there who is told"
+            assert run.desk.refusals["merchant_stopped"] == 1, "nobody is there who is told"
             assert "held" not in run.books()
 
     async def test_a_lost_payment_is_taken_back_where_nothing_is_bought_any_more(self, world: World) -> None:
@@ -543,11 +543,11 @@ class TestStrikes:
             row = await lose(world, run)
             world.clock.ahead_ms += 301_000
             await run.settle_down()
-            await run.agent.record_delivery(unserved.id, 402)
+            await run.agent.deliveries.record_delivery(unserved.id, 402)
             assert (await refusal(run, "another")).code == "merchant_stopped"
             await pass_time_of(world, run, TTL_S + 1)
             assert [one.kind for one in attempts(run, row)] == ["pay", "cancel"]
-            assert run.agent.payment(row.id).reason_code == "merchant_stopped"
+            assert run.desk.payment(row.id).reason_code == "merchant_stopped"
             await wait_for_void(world, run)
             assert run.state(row.id) is State.VOID
             assert run.owned() == world.on_chain()
@@ -563,13 +563,13 @@ class TestNobodyAsksAgain:
         async with world.run(terms=guarded(world, self.STOP)) as run:
             for message in ("one", "two", "three"):
                 row = await run.pay_in_block(message)
-                await run.agent.record_delivery(row.id, 500)
-                await run.agent.record_delivery(row.id, 402)
+                await run.agent.deliveries.record_delivery(row.id, 500)
+                await run.agent.deliveries.record_delivery(row.id, 402)
                 await pass_an_hour(run)
                 await run.watch.give_up_unserved()
-                assert run.agent.payment(row.id).delivery is Delivery.PAID_NOT_SERVED
+                assert run.desk.payment(row.id).delivery is Delivery.PAID_NOT_SERVED
                 assert run.events(row.id).count("delivery_give_up") == 1
-            assert alerts.raised(run.agent.conn, "merchant_stopped") == [f"merchant:{world.origin}"]
+            assert alerts.raised(run.desk.conn, "merchant_stopped") == [f"merchant:{world.origin}"]
             (_, told) = events_of(run, "merchant_stopped")[0]
             assert (told["app"], told["payment"]) == (APP, row.id), "whose word it was that stopped it"
             assert (await refusal(run, "four")).code == "merchant_stopped"
@@ -579,56 +579,56 @@ class TestNobodyAsksAgain:
         world.settings(timeout=86_400)
         async with world.run(terms=guarded(world, self.STOP)) as run:
             row = await run.pay_in_block("one")
-            await run.agent.record_delivery(row.id, 402)
+            await run.agent.deliveries.record_delivery(row.id, 402)
             await pass_an_hour(run)
-            assert trust.strikes(run.agent.conn, world.origin).count == 1
+            assert trust.strikes(run.desk.conn, world.origin).count == 1
 
     async def test_a_slow_one_has_an_hour_whenever_its_invoice_ends(self, world: World) -> None:
         async with world.run(terms=guarded(world, self.STOP)) as run:
             row = await run.pay_in_block("one")
-            await run.agent.record_delivery(row.id, 402)
+            await run.agent.deliveries.record_delivery(row.id, 402)
             await pass_an_hour(run, but_s=60)
-            assert run.agent.payment(row.id).delivery is Delivery.PRESENTED
+            assert run.desk.payment(row.id).delivery is Delivery.PRESENTED
             world.clock.ahead_ms += 3_600_000  # and no block: this machine's clock alone accuses nobody
             await run.watch.give_up_unserved()
-            assert run.agent.payment(row.id).delivery is Delivery.PRESENTED
-            assert (await run.agent.record_delivery(row.id, 200)).delivery is Delivery.ACCEPTED
+            assert run.desk.payment(row.id).delivery is Delivery.PRESENTED
+            assert (await run.agent.deliveries.record_delivery(row.id, 200)).delivery is Delivery.ACCEPTED
             await pass_an_hour(run)
-            assert trust.strikes(run.agent.conn, world.origin).count == 0
+            assert trust.strikes(run.desk.conn, world.origin).count == 0
 
     async def test_what_is_served_late_begins_the_count_anew(self, world: World) -> None:
         async with world.run(terms=guarded(world, self.STOP)) as run:
             row = await run.pay_in_block("one")
-            await run.agent.record_delivery(row.id, 402)
+            await run.agent.deliveries.record_delivery(row.id, 402)
             await pass_an_hour(run)
-            assert trust.strikes(run.agent.conn, world.origin).count == 1
-            assert (await run.agent.record_delivery(row.id, 200)).delivery is Delivery.ACCEPTED
-            assert trust.strikes(run.agent.conn, world.origin).count == 0
+            assert trust.strikes(run.desk.conn, world.origin).count == 1
+            assert (await run.agent.deliveries.record_delivery(row.id, 200)).delivery is Delivery.ACCEPTED
+            assert trust.strikes(run.desk.conn, world.origin).count == 0
 
     async def test_a_daemon_that_was_away_accuses_nobody_for_it(self, world: World) -> None:
         """Its clients could show no proof meanwhile: they have an hour from when it is there again."""
         async with world.run(terms=guarded(world, self.STOP)) as run:
             row = await run.pay_in_block("one")
-            await run.agent.record_delivery(row.id, 402)
+            await run.agent.deliveries.record_delivery(row.id, 402)
         world.clock.ahead_ms += 3_605_000
         async with world.run(terms=guarded(world, self.STOP)) as run:
             await run.watch.give_up_unserved()
             await run.settle_down()
             await pass_an_hour(run, but_s=60)
-            assert run.agent.payment(row.id).delivery is Delivery.PRESENTED
+            assert run.desk.payment(row.id).delivery is Delivery.PRESENTED
             await pass_an_hour(run)
-            assert run.agent.payment(row.id).delivery is Delivery.PAID_NOT_SERVED
+            assert run.desk.payment(row.id).delivery is Delivery.PAID_NOT_SERVED
 
     async def test_clients_that_tell_nothing_or_hang_up_accuse_nobody(self, world: World) -> None:
         """Nothing was shown, as far as we know; or the merchant served, and nobody took its answer to the end."""
         async with world.run(terms=guarded(world, self.STOP)) as run:
             silent = await run.pay_in_block("never told")
             cut = await run.pay_in_block("hung up")
-            await run.agent.take_answer(cut.id, make_response(200, {"content-type": "text/plain"}, ""))
+            await run.agent.deliveries.take_answer(cut.id, make_response(200, {"content-type": "text/plain"}, ""))
             await pass_an_hour(run)
-            assert run.agent.payment(silent.id).delivery is Delivery.NOT_PRESENTED
-            assert run.agent.payment(cut.id).delivery is Delivery.PRESENTED
-            assert trust.strikes(run.agent.conn, world.origin).count == 0
+            assert run.desk.payment(silent.id).delivery is Delivery.NOT_PRESENTED
+            assert run.desk.payment(cut.id).delivery is Delivery.PRESENTED
+            assert trust.strikes(run.desk.conn, world.origin).count == 0
 
 
 async def pass_an_hour(run: Run, but_s: int = 0) -> None:
@@ -648,11 +648,11 @@ async def test_an_invoice_that_comes_with_other_terms_is_told_once(world: World)
             await run.agent.pay(world.ask_of(answer))
             with pytest.raises(Refused, match="terms_changed"):
                 await run.agent.pay(world.ask_of(answer, body=answer.text.replace("10000000", "10000001")))
-        assert alerts.raised(run.agent.conn, "terms_changed") == [f"terms:{world.origin}"]
-        await run.agent.drain(10)
+        assert alerts.raised(run.desk.conn, "terms_changed") == [f"terms:{world.origin}"]
+        await run.agent.sending.drain(10)
         assert len(world.waiting()) == 2
-        await merchants.reopen(run.agent, APP, "t")
-        assert alerts.raised(run.agent.conn, "terms_changed") == []
+        await merchants.reopen(run.desk, APP, "t")
+        assert alerts.raised(run.desk.conn, "terms_changed") == []
 
 
 async def test_the_same_invoice_with_fewer_calls_has_other_terms(world: World) -> None:
@@ -674,10 +674,10 @@ class TestCrowds:
             await run.look()
             for message in ("first", "second"):
                 await run.pay(message)
-            before = queries.payment_counts(run.agent.conn)
+            before = queries.payment_counts(run.desk.conn)
             told = await refusal(run, "third")
             assert (told.code, told.problem.retryable) == ("merchant_busy", True)
-            assert queries.payment_counts(run.agent.conn) == before, "what may just be asked again leaves no row"
+            assert queries.payment_counts(run.desk.conn) == before, "what may just be asked again leaves no row"
             await run.settle_down()
             assert (await run.pay("third")).state is State.IN_FLIGHT
 

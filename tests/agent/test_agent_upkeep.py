@@ -35,7 +35,7 @@ def world(tmp_path: Path) -> Iterator[World]:
 def own_orders(run: Run) -> list[PaymentRow]:
     """What upkeep ordered, oldest first."""
     rows = queries.payments_page(
-        run.agent.conn, app_id=UPKEEP_APP, state=None, origin=None, since_ms=None, before_seq=None, limit=1000
+        run.desk.conn, app_id=UPKEEP_APP, state=None, origin=None, since_ms=None, before_seq=None, limit=1000
     )
     return rows[::-1]
 
@@ -44,7 +44,7 @@ async def burst(world: World, run: Run, count: int, name: str = "call") -> list[
     """So many purchases at once, signed and sent."""
     asks = [world.ask(f"{name} {n}", key=f"{name} {n}") for n in range(count)]
     answers = await asyncio.gather(*(run.agent.pay(ask) for ask in asks))
-    await run.agent.drain(30)
+    await run.agent.sending.drain(30)
     return [row for row, _ in answers]
 
 
@@ -66,7 +66,7 @@ async def refused(world: World, run: Run, count: int, name: str = "call") -> lis
     """The codes of those of so many purchases at once that were refused."""
     asks = [world.ask(f"{name} {n}", key=f"{name} {n}") for n in range(count)]
     answers = await asyncio.gather(*(run.agent.pay(ask) for ask in asks), return_exceptions=True)
-    await run.agent.drain(30)
+    await run.agent.sending.drain(30)
     found = [answer for answer in answers if isinstance(answer, BaseException)]
     return [answer.code if isinstance(answer, Refused) else repr(answer) for answer in found]
 
@@ -81,8 +81,8 @@ async def land(run: Run, *rows: PaymentRow) -> None:
 
 async def keep(run: Run) -> None:
     """As the heartbeat does, until there is nothing more to do."""
-    await run.agent.keep_ready()
-    await run.agent.drain(10)
+    await run.agent.stock.keep_ready()
+    await run.agent.sending.drain(10)
 
 
 def assert_all_is_well(world: World, run: Run, rows: list[PaymentRow]) -> None:
@@ -103,15 +103,15 @@ async def test_who_looks_gives_way_for_a_moment_to_who_waits_for_a_signature(
     async with world.run() as run:
         await run.look()
         first = await run.pay("first")
-        signer = run.agent._signer = SlowSigner(run.agent._signer)
-        assert await run.agent.give_way() == 0
+        signer = run.agent.signing._signer = SlowSigner(run.agent.signing._signer)
+        assert await run.agent.signing.give_way() == 0
         paying = asyncio.create_task(run.pay("second"))
         await signer.is_asked.wait()
-        assert await run.agent.give_way() > 0, "and no longer than a moment: the signer stands still"
+        assert await run.agent.signing.give_way() > 0, "and no longer than a moment: the signer stands still"
         await run.settle_down()
         assert run.state(first.id) is State.CONFIRMED, "it is looked after all the same"
-        monkeypatch.setattr("payagent.agent.agent.GIVE_WAY_S", 600)
-        waiting = asyncio.create_task(run.agent.give_way())
+        monkeypatch.setattr("payagent.agent.signing.GIVE_WAY_S", 600)
+        waiting = asyncio.create_task(run.agent.signing.give_way())
         await asyncio.sleep(0)
         assert not waiting.done()
         signer.may_sign.set()
@@ -138,7 +138,7 @@ class TestABurst:
         async with world.run(terms=with_terms(chain_depth=3, upkeep_lovelace=PER_DAY)) as run:
             await run.look()
             rows = await burst(world, run, 60)
-            depths = [queries.chain_depth(run.agent.conn, row.tx_id or "") for row in rows]
+            depths = [queries.chain_depth(run.desk.conn, row.tx_id or "") for row in rows]
             assert max(depths) <= 3
             await land(run, *rows)
             assert_all_is_well(world, run, rows)
@@ -168,8 +168,8 @@ class TestABurst:
             rows = []
             for number in range(2 * DEPTH):
                 rows.append(await run.pay(f"call {number}"))
-                await run.agent.keep_ready()
-                await run.agent.drain(10)
+                await run.agent.stock.keep_ready()
+                await run.agent.sending.drain(10)
             assert own_orders(run)[0].kind == "split"
             await land(run, *rows)
             assert_all_is_well(world, run, rows)
@@ -257,7 +257,7 @@ class TestWhatIsRefusedAsBefore:
         async with world.run(terms=with_terms(chain_depth=1, upkeep_lovelace=150_000)) as run:
             await run.look()
             codes = await refused(world, run, 4)
-            rejected = queries.payments_in(run.agent.conn, (State.REJECTED,))
+            rejected = queries.payments_in(run.desk.conn, (State.REJECTED,))
             assert [row.reason_code for row in rejected] == codes == ["funds_in_flight"] * 2
 
     async def test_what_a_limit_forbids_does_not_wait(self, world: World) -> None:
@@ -273,7 +273,7 @@ class TestWhatIsRefusedAsBefore:
         async with world.run(terms=with_terms(chain_depth=DEPTH, upkeep_lovelace=PER_DAY, limits=limits)) as run:
             await run.look()
             assert await refused(world, run, 30) == ["limit_exceeded"] * 30
-            rejected = queries.payments_in(run.agent.conn, (State.REJECTED,))
+            rejected = queries.payments_in(run.desk.conn, (State.REJECTED,))
             assert len(rejected) == 30, "each is on record"
             assert own_orders(run) == []
 
@@ -292,12 +292,12 @@ class TestWhatIsRefusedAsBefore:
         terms = with_terms(chain_depth=DEPTH, upkeep_lovelace=PER_DAY, approval_above={"lovelace": 10 * ADA})
         async with world.run(terms=terms) as run:
             await run.look()
-            signer = run.agent._signer = SlowSigner(run.agent._signer)
+            signer = run.agent.signing._signer = SlowSigner(run.agent.signing._signer)
             first = asyncio.create_task(run.pay("takes the coin"))
             await signer.is_asked.wait()
             world.settings(price=str(50 * ADA))
             others = asyncio.create_task(refused(world, run, 5))
-            while len(queries.payments_in(run.agent.conn, (State.REJECTED,))) < 5 and not run.agent._line:
+            while len(queries.payments_in(run.desk.conn, (State.REJECTED,))) < 5 and not run.agent.stock._line:
                 await asyncio.sleep(0)
             signer.may_sign.set()
             assert (await first).tx_id
@@ -320,20 +320,20 @@ class TestWhatIsRefusedAsBefore:
             await run.look()
             await land(run, *await burst(world, run, 20))
             orders = len(own_orders(run))
-            await pause(run.agent, APP, "a drill")
+            await pause(run.desk, APP, "a drill")
             world.fund(10_000 * ADA)
             await run.look()
             with pytest.raises(Refused, match="paused"):
-                await run.agent.keep_coins([2 * ADA] * 500)
+                await run.agent.stock.keep_coins([2 * ADA] * 500)
             await keep(run)
             assert len(own_orders(run)) == orders
-            await unpause(run.agent, APP)
+            await unpause(run.desk, APP)
 
     async def test_when_the_chain_is_not_seen(self, world: World) -> None:
         world.fund(10_000 * ADA)
         async with world.run(terms=kept) as run:
             with pytest.raises(Refused, match="chain_not_ready"):
-                await run.agent.keep_coins([2 * ADA] * 50)
+                await run.agent.stock.keep_coins([2 * ADA] * 50)
             await keep(run)
             assert own_orders(run) == []
 
@@ -380,7 +380,7 @@ class TestCoinsKeptReady:
             assert [(account, units) for account, _, units in posted[0].postings if units > 0] == [
                 ("fees", split.fee_lovelace)
             ]
-            (told,) = upkeep.orders(run.agent.conn, 24)
+            (told,) = upkeep.orders(run.desk.conn, 24)
             assert told.fee_lovelace == split.fee_lovelace
 
     async def test_fees_of_a_day_are_bounded_and_of_the_next_day_anew(self, world: World) -> None:

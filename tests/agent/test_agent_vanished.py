@@ -52,7 +52,7 @@ async def pay_and_vanish(world: World, run: Run) -> tuple[PaymentRow, bytes]:
     deposit = made_by(world, row.anchor)
     fork_with(world, before)
     await run.look()
-    return run.agent.payment(row.id), deposit
+    return run.desk.payment(row.id), deposit
 
 
 def gone_tx(world: World, at_height: int) -> str:
@@ -67,7 +67,7 @@ async def denied(run: Run) -> None:
 
 
 def last_alert(run: Run, row: PaymentRow) -> str | None:
-    return alerts.last_kind(run.agent.conn, f"anchor:{row.id}")
+    return alerts.last_kind(run.desk.conn, f"anchor:{row.id}")
 
 
 async def test_it_is_told_booked_as_the_chain_is_and_void_when_no_fork_reaches_its_last_slot(world: World) -> None:
@@ -86,7 +86,7 @@ async def test_it_is_told_booked_as_the_chain_is_and_void_when_no_fork_reaches_i
         await run.pass_time(SETTLE_DEPTH - 2, 61)
         assert run.state(row.id) is State.IN_FLIGHT
         await run.pass_time(4, 61)
-        ended = run.agent.payment(row.id)
+        ended = run.desk.payment(row.id)
         assert (ended.state, ended.reason_code, ended.tx_id) == (State.VOID, "anchor_gone", None)
         assert last_alert(run, row) == "cleared"
         assert_at_rest(world, run)
@@ -152,15 +152,15 @@ async def test_nothing_is_signed_for_it_and_a_cancel_that_was_puts_the_end_off(w
         row = await run.pay_in_block()
         fork_with(world, before)
         await run.look()
-        await run.agent.resolve(row.id, APP)
+        await run.agent.carrying.resolve(row.id, APP)
         await denied(run)
         with pytest.raises(Refused, match="anchor_gone"):
-            await run.agent.resolve(row.id, APP)
+            await run.agent.carrying.resolve(row.id, APP)
         await run.pass_time(1, PAST_THE_TTL_S)
         await run.pass_time(SETTLE_DEPTH + 3, 61)
         assert run.state(row.id) is State.CANCELLING
         await run.pass_time(1, 129_600)
-        assert len(queries.attempts(run.agent.conn, row.id)) == 2
+        assert len(queries.attempts(run.desk.conn, row.id)) == 2
         await run.pass_time(SETTLE_DEPTH + 3, 61)
         assert run.state(row.id) is State.VOID
         assert_at_rest(world, run)
@@ -171,9 +171,9 @@ async def test_an_order_to_take_back_what_is_in_flight_is_refused(world: World) 
         row, _ = await pay_and_vanish(world, run)
         await denied(run)
         with pytest.raises(Refused, match="anchor_gone"):
-            await run.agent.resolve(row.id, APP)
+            await run.agent.carrying.resolve(row.id, APP)
         assert run.state(row.id) is State.IN_FLIGHT
-        assert len(queries.attempts(run.agent.conn, row.id)) == 1
+        assert len(queries.attempts(run.desk.conn, row.id)) == 1
 
 
 async def test_what_was_to_spend_its_change_ends_with_it(world: World) -> None:
@@ -205,7 +205,7 @@ async def test_what_only_spends_it_beside_its_anchor_goes_on_without_it(world: W
         await run.look()
         row = await run.pay()
         await run.settle_down()
-        assert len(queries.attempts(run.agent.conn, row.id)[0].inputs) == 2
+        assert len(queries.attempts(run.desk.conn, row.id)[0].inputs) == 2
         assert not (row.anchor or "").startswith(gone_tx(world, before))
         fork_with(world, before)
         await run.look()
@@ -215,7 +215,7 @@ async def test_what_only_spends_it_beside_its_anchor_goes_on_without_it(world: W
         await run.pass_time(1, PAST_THE_TTL_S)
         await run.pass_time(8, 61)
         assert run.state(row.id) is State.VOID
-        assert [one.kind for one in queries.attempts(run.agent.conn, row.id)] == ["pay", "cancel"]
+        assert [one.kind for one in queries.attempts(run.desk.conn, row.id)] == ["pay", "cancel"]
         assert_sound(world, run)
         await run.pass_time(SETTLE_DEPTH, 61)
         assert_at_rest(world, run)
@@ -300,19 +300,19 @@ async def test_verify_finds_an_end_that_was_too_early(world: World) -> None:
         row, _ = await pay_and_vanish(world, run)
         await denied(run)
         block = TxSeen("", "ab" * 32, height(world), (row.ttl_slot or 0) - 1)
-        coins, now_ms = run.agent.coins, world.clock.now_ms()
+        coins, now_ms = run.desk.coins, world.clock.now_ms()
 
         def job(unit: Unit) -> None:
             steps.record_time_over(unit, row.id, block, coins, now_ms)
 
-        await run.agent.write("void", job)
+        await run.desk.write("void", job)
         assert run.state(row.id) is State.IN_FLIGHT  # it does not let itself be told so
 
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(steps, "any", lambda _: False, raising=False)
-            await run.agent.write("void", job)
+            await run.desk.write("void", job)
         assert run.state(row.id) is State.VOID
-        with run.agent.snapshot() as conn:
+        with run.desk.snapshot() as conn:
             found = [
                 told for told in verify(conn, Owner(world.account.address, DEVNET)) if isinstance(told, Finding)
             ]

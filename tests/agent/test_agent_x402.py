@@ -15,7 +15,7 @@ from agent.test_agent_handover import pass_ttl, wait_for_void
 from agent_kit import ADA, APP, Run, World, daily, world_with_clock
 from commitments import commitment_to
 
-from payagent.agent.agent import Advice, Ask, Request
+from payagent.agent.asks import Advice, Ask, Request
 from payagent.agent.configured import merchant_terms
 from payagent.agent.terms import Terms
 from payagent.agent.view import retry_headers
@@ -56,9 +56,9 @@ def ask(world: World, answer: httpx.Response | None = None, **more: Any) -> Ask:
 
 async def show(world: World, run: Run, row: PaymentRow) -> tuple[httpx.Response, PaymentRow, Advice]:
     """Show the proof, and let the agent read the answer."""
-    answer = get(world, retry_headers(row, run.agent.terms.merchants[world.origin], world.address))
+    answer = get(world, retry_headers(row, run.desk.terms.merchants[world.origin], world.address))
     response = parse_answer(answer.status_code, list(answer.headers.multi_items()), answer.content)
-    return answer, *await run.agent.take_answer(row.id, response)
+    return answer, *await run.agent.deliveries.take_answer(row.id, response)
 
 
 async def test_the_merchant_settles_what_it_was_handed(world: World) -> None:
@@ -72,9 +72,9 @@ async def test_the_merchant_settles_what_it_was_handed(world: World) -> None:
         answer, row, advice = await show(world, run, row)
         assert (answer.status_code, advice.answer.said) == (200, Said.SERVED)
         assert world.waiting() == [row.tx_id]
-        await run.agent.record_delivery(row.id, 200)
+        await run.agent.deliveries.record_delivery(row.id, 200)
         await run.settle_down()
-        row = run.agent.payment(row.id)
+        row = run.desk.payment(row.id)
         assert (row.state, row.delivery) == (State.CONFIRMED, Delivery.ACCEPTED)
         assert run.owned() == world.on_chain()
 
@@ -91,7 +91,7 @@ async def test_the_same_call_is_another_purchase_once_it_was_served(world: World
             await run.agent.quote(ask(world))
         assert paid.value.context["payment"] == first.id
         await show(world, run, first)
-        await run.agent.record_delivery(first.id, 200)
+        await run.agent.deliveries.record_delivery(first.id, 200)
         assert (await run.agent.quote(ask(world))).refusal is None
         second, is_new = await run.agent.pay(ask(world))
         assert is_new
@@ -105,7 +105,7 @@ async def test_pending_means_the_identical_header_again(world: World) -> None:
     async with world.run() as run:
         await run.look()
         row, _ = await run.agent.pay(ask(world))
-        merchant = run.agent.terms.merchants[world.origin]
+        merchant = run.desk.terms.merchants[world.origin]
         header = retry_headers(row, merchant, world.address)["PAYMENT-SIGNATURE"]
         for _ in range(2):
             answer, row, advice = await show(world, run, row)
@@ -128,7 +128,7 @@ async def test_what_is_refused_before_it_was_broadcast_comes_back(world: World) 
         assert (advice.answer.said, advice.again_after_s) == (Said.REFUSED, None)
         assert (row.state, row.reason_code) == (State.CANCELLING, "merchant_refused")
         assert retry_headers(row, None, world.address) == {}
-        await run.agent.drain(10)
+        await run.agent.sending.drain(10)
         await run.settle_down()
         await wait_for_void(world, run)
         assert run.state(row.id) is State.VOID
@@ -142,7 +142,7 @@ async def test_a_refusal_that_could_not_be_acted_on_is_acted_on_later(world: Wor
     async with world.run() as run:
         await run.look()
         row, _ = await run.agent.pay(ask(world))
-        run.agent.chain.problem = "the provider is away"
+        run.desk.chain.problem = "the provider is away"
         _, row, _ = await show(world, run, row)
         assert row.state is State.IN_FLIGHT
     async with world.run() as run:
@@ -181,7 +181,7 @@ async def test_the_merchant_that_broadcasts_nothing_in_time_gets_nothing(world: 
         await pass_ttl(world, run)
         assert run.state(row.id) is State.CANCELLING
         await wait_for_void(world, run)
-        answer, row, advice = await show(world, run, run.agent.payment(row.id))
+        answer, row, advice = await show(world, run, run.desk.payment(row.id))
         assert (answer.status_code, advice.again_after_s) == (402, None)
         assert run.owned() == world.on_chain()
 
@@ -192,13 +192,13 @@ async def test_where_the_payer_broadcasts_the_transaction_is_sent_first(world: W
     async with world.run() as run:
         await run.look()
         row, _ = await run.agent.pay(ask(world))
-        await run.agent.drain(10)
+        await run.agent.sending.drain(10)
         assert (row.handed_over, row.proof) == (False, "signed_cbor")
         assert world.waiting() == [row.tx_id]
-        assert not run.agent.is_ready(run.agent.payment(row.id))
+        assert not run.desk.is_ready(run.desk.payment(row.id))
         await run.settle_down()
-        row = run.agent.payment(row.id)
-        assert run.agent.is_ready(row)
+        row = run.desk.payment(row.id)
+        assert run.desk.is_ready(row)
         answer, _, advice = await show(world, run, row)
         assert (answer.status_code, advice.answer.said) == (200, Said.SERVED)
 
@@ -328,7 +328,7 @@ async def test_a_crash_before_the_signature_rebuilds_the_same_commitment(world: 
             await run.agent.pay(asked)
     async with world.run() as run:
         await run.look()
-        (row,) = queries.payments_in(run.agent.conn, list(State))
+        (row,) = queries.payments_in(run.desk.conn, list(State))
         assert row.state is State.RESERVED, "nobody asks, so nothing is signed"
         again, is_new = await run.agent.pay(asked)
         assert (again.id, again.state, is_new) == (row.id, State.IN_FLIGHT, False)

@@ -62,7 +62,7 @@ async def test_who_decides_sees_the_transaction_and_all_that_speaks_for_or_again
     approver = await add_app(api, "approver", "approve")
     api.world.settings(price="2000000", splits=[])
     before = await api.pay("before")
-    await api.run.agent.drain(10)
+    await api.run.agent.sending.drain(10)
     await api.run.settle_down()
     api.world.settings(price="6000000")
     asked = await ask(api)
@@ -91,7 +91,7 @@ async def test_an_approval_pays_and_everybody_is_told_how_it_came(api: Api) -> N
     assert approved.status_code == 200, approved.text
     assert approved.json()["headers"]["X-Payment"] == approved.json()["tx_hash"]
     assert (approved.json()["approval"]["decision"], approved.json()["approval"]["by"]) == ("approved", "approver")
-    await api.run.agent.drain(10)
+    await api.run.agent.sending.drain(10)
     await api.run.settle_down()
     payer = (await api.as_("payer").get(f"/v1/payments/{asked['id']}?wait=5")).json()
     assert payer["state"] == "confirmed"
@@ -129,7 +129,7 @@ async def test_only_an_operator_decides_on_its_own_payment_and_who_only_pays_on_
     for path in ("approve", "deny"):
         refused = await both.post(f"/v1/payments/{asked['id']}/{path}", json={})
         assert (refused.status_code, refused.json()["code"]) == (403, "forbidden")
-    assert queries.payments_in(api.run.agent.conn, ["signed", "in_flight"]) == []  # type: ignore[list-item]
+    assert queries.payments_in(api.run.desk.conn, ["signed", "in_flight"]) == []  # type: ignore[list-item]
     own = await ask(api, "mine", app="first")
     assert (await api.http.post(f"/v1/payments/{own['id']}/approve", json={})).status_code == 200
     assert (await both.post(f"/v1/payments/{other['id']}/approve", json={})).status_code == 200

@@ -92,7 +92,7 @@ async def test_a_token_that_its_caller_made_is_taken_once_and_only_in_full_lengt
 async def test_revocation_is_at_once_and_for_what_lasts_too(api: Api) -> None:
     await add(api)
     paid = await api.pay("a", app="bot")
-    await api.run.agent.drain(10)  # what it waits for below is the block
+    await api.run.agent.sending.drain(10)  # what it waits for below is the block
     async with following(api, "bot") as stream:
         waiting = asyncio.create_task(api.as_("bot").get(f"{PAY}/{paid['id']}?wait=20"))
         told = (await api.http.post("/v1/apps/bot/revoke")).json()
@@ -100,7 +100,7 @@ async def test_revocation_is_at_once_and_for_what_lasts_too(api: Api) -> None:
         require_problem(await api.as_("bot").get("/v1/limits"), "unauthorized")
         require_problem(await api.as_("bot").post(PAY, json=api.body("b")), "unauthorized")
         await stream.end()
-        await api.run.agent.drain(10)
+        await api.run.agent.sending.drain(10)
         api.world.block()
         await api.run.look()
         require_problem(await waiting, "unauthorized")
@@ -120,7 +120,7 @@ async def test_what_takes_long_to_read_breaks_off_when_the_token_ends(api: Api, 
         for number in range(1500):
             records.write_entry(unit, ledger.deposit({"lovelace": 1}), 1, ref=f"{number} {pad[:5000]}")
 
-    await api.run.agent.write("pad", job)
+    await api.run.desk.write("pad", job)
     async with api.as_("auditor").stream("GET", path) as answer:
         assert answer.status_code == 200
         pieces = answer.aiter_raw(1024)
@@ -218,7 +218,7 @@ async def test_a_token_ends_when_it_expires(api: Api) -> None:
 async def test_an_end_that_no_time_can_be_written_of_is_shown_as_the_last(api: Api) -> None:
     """Ledgers may have one: it was taken once, of 9999-12-31T23:59:59-05:00."""
     end_ms = 253_402_318_799_000
-    await api.run.agent.write("token", lambda unit: apps.give_token(unit, "app_payer", "h", end_ms, 2))
+    await api.run.desk.write("token", lambda unit: apps.give_token(unit, "app_payer", "h", end_ms, 2))
     rows = {row["name"]: row for row in (await api.http.get("/v1/apps")).json()["apps"]}
     assert (rows["payer"]["active"], rows["payer"]["expires_at"]) == (True, "9999-12-31T23:59:59.999Z")
 
@@ -305,7 +305,7 @@ async def test_a_token_is_opened_by_a_limit_over_time_and_not_by_one_for_each_pa
     token = "ab" * 28 + "00"
     order = {"asset": token, "limits": {"per_payment": "5"}}
     assert (await api.http.post("/v1/limits", json=order)).status_code == 200
-    assert token not in api.run.agent.assets_allowed()
+    assert token not in api.run.desk.assets_allowed()
     api.world.settings(asset=token, price="5", splits=[])
     require_problem(await api.http.post(PAY, json=api.body("a")), "asset_not_allowed")
     order["limits"] = {"total": "5"}

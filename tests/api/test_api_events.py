@@ -89,8 +89,8 @@ async def test_who_comes_back_with_the_last_id_misses_nothing(api: Api) -> None:
         await api.pay("a")
         seen = await stream.next()
     await api.pay("b")
-    await api.run.agent.drain(10)
-    newest, _ = queries.last_event(api.run.agent.conn)
+    await api.run.agent.sending.drain(10)
+    newest, _ = queries.last_event(api.run.desk.conn)
     assert newest > 4
     for asked in ({"headers": {"Last-Event-ID": seen["id"]}}, {"params": {"after": seen["id"]}}):
         async with following(api, **asked) as stream:
@@ -104,12 +104,10 @@ async def test_who_comes_back_with_the_last_id_misses_nothing(api: Api) -> None:
 async def test_an_app_that_only_pays_sees_its_own_payments_alone(api: Api) -> None:
     theirs = await api.pay("theirs", app="other")
     ours = await api.pay("ours", app="payer")
-    await api.run.agent.write(
-        "note", lambda unit: records.note(unit, None, "alert_raised", None, 1, {"kind": "x"})
-    )
+    await api.run.desk.write("note", lambda unit: records.note(unit, None, "alert_raised", None, 1, {"kind": "x"}))
     last = await api.pay("ours, too", app="payer")
-    await api.run.agent.drain(10)
-    newest, _ = queries.last_event(api.run.agent.conn)
+    await api.run.agent.sending.drain(10)
+    newest, _ = queries.last_event(api.run.desk.conn)
     async with following(api, "payer", params={"after": 0}) as stream:
         mine = [await stream.next()]
         while int(mine[-1]["id"]) < newest:
@@ -128,10 +126,10 @@ async def test_a_long_past_comes_in_pages_and_what_concerns_others_is_passed_ove
         for number in range(2 * PAGE_ROWS):
             records.note(unit, None, "heard", None, number)
 
-    await api.run.agent.write("many", job)
+    await api.run.desk.write("many", job)
     paid = await api.pay(app="payer")
     asked: list[str] = []
-    api.run.agent.conn.set_trace_callback(asked.append)
+    api.run.desk.conn.set_trace_callback(asked.append)
     async with following(api, "payer", params={"after": 0}) as stream:
         assert (await stream.next())["data"]["payment"] == paid["id"]
     assert not [sql for sql in asked if "e.detail" in sql], "the event loop goes on while a page is read"
@@ -178,7 +176,7 @@ async def test_no_more_streams_are_open_than_may_be_in_all(api: Api) -> None:
     for name in names:
         api.tokens[name] = plant(f"the token of {name}", new_token(SystemRandomness()))
         add = partial(_add_follower, name=name, token_hash=hash_token(api.tokens[name]))
-        await api.run.agent.write("app", add)
+        await api.run.desk.write("app", add)
     async with AsyncExitStack() as open_ones:
         for name in names:
             for _ in range(events_room.STREAMS_OF_APP_MAX):

@@ -65,7 +65,7 @@ async def test_entries_balance_and_export_show_the_same_part(
     api: Api, chosen: dict[str, str], kinds: set[str]
 ) -> None:
     await api.pay()
-    await api.run.agent.drain(10)
+    await api.run.agent.sending.drain(10)
     http = api.as_("reader")
     entries = (await http.get("/v1/ledger/entries", params=chosen)).json()["entries"]
     assert {entry["kind"] for entry in entries} == kinds
@@ -83,12 +83,14 @@ async def test_entries_balance_and_export_show_the_same_part(
 async def test_what_is_used_of_a_prepaid_balance_is_found_by_the_app_whose_call_it_was(api: Api) -> None:
     api.world.settings(batch=4)
     row = await api.pay(app="payer", request={"method": "POST", "path": "/chat", "body_sha256": "ab" * 32})
-    await api.run.agent.drain(10)
+    await api.run.agent.sending.drain(10)
     await api.run.settle_down()
-    await api.run.agent.record_delivery(str(row["id"]), 200)
+    await api.run.agent.deliveries.record_delivery(str(row["id"]), 200)
     buyer = Buyer("demo", api.world.address)
     for _ in range(2):
-        await api.run.agent.record_call(ServedCall("app_other", api.world.origin, buyer, "POST", "/chat", None))
+        await api.run.agent.prepaid_calls.record_call(
+            ServedCall("app_other", api.world.origin, buyer, "POST", "/chat", None)
+        )
     http = api.as_("reader")
     for app, kinds in (("other", ["use", "use"]), ("payer", ["use", "post", "reserve"]), ("both", [])):
         entries = (await http.get("/v1/ledger/entries", params={"app": app})).json()["entries"]
@@ -107,14 +109,14 @@ async def test_an_origin_names_a_merchant_too(api: Api) -> None:
 
 async def test_a_reader_may_compare_the_books_with_the_chain(api: Api) -> None:
     await api.pay()
-    await api.run.agent.drain(10)
+    await api.run.agent.sending.drain(10)
     answer = (await api.as_("reader").get("/v1/ledger/reconcile")).json()
     assert (answer["clean"], answer["complete"], answer["found"], answer["findings"]) == (True, True, 0, [])
     assert answer["checked"] == {"transactions": 5, "utxos": 5}
     lovelace = str(api.world.on_chain()["lovelace"])
     told = {"asset": "lovelace", "books": lovelace, "chain": lovelace, "in_flight": "0"}
     assert answer["balances"] == [told]
-    assert answer["tip"]["height"] == api.run.agent.chain.tip.height  # type: ignore[union-attr]
+    assert answer["tip"]["height"] == api.run.desk.chain.tip.height  # type: ignore[union-attr]
     assert (await api.as_("payer").get("/v1/ledger/reconcile")).json()["code"] == "forbidden"
     for wrong in ("-1", "x", "1.5", str(2**53)):
         refused = await api.http.get("/v1/ledger/reconcile", params={"since_slot": wrong})

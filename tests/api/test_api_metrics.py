@@ -35,7 +35,7 @@ async def test_numbers_follow_what_happens(api: Api) -> None:
     assert before['payagent_payments{state="in_flight"}'] == 0
     assert {f'payagent_payments{{state="{state}"}}' for state in State} <= before.keys()
     row = await api.pay("first")
-    await api.run.agent.drain(10)
+    await api.run.agent.sending.drain(10)
     spent = 13_000_000 + int(str(row["fee"]))
     held = await numbers(api)
     assert held['payagent_payments{state="in_flight"}'] == 1

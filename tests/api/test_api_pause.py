@@ -16,7 +16,7 @@ async def test_an_operator_pauses_and_resumes_and_payers_are_told_what_it_means(
     assert ready.status_code == 503
     assert told["since"] in ready.json()["checks"]["pause"]
     assert "leaked" not in ready.text
-    await api.run.agent.drain(10)
+    await api.run.agent.sending.drain(10)
     await api.run.settle_down()
     assert (await api.http.get(f"/v1/payments/{paid['id']}?wait=5")).json()["state"] == "confirmed"
     for path, body in (("send", {"address": api.world.address, "units": "5000000"}), ("split", SPLIT)):
@@ -74,7 +74,7 @@ async def test_a_reason_is_one_line(api: Api) -> None:
 async def test_a_pause_stands_in_the_events_with_who_and_why(api: Api) -> None:
     await api.as_("operator").post("/v1/pause", json={"reason": "a drill"})
     await api.as_("first").post("/v1/resume", json={})
-    found = api.run.agent.conn.execute(
+    found = api.run.desk.conn.execute(
         "SELECT event, detail ->> '$.by', detail ->> '$.reason' FROM events "
         "WHERE event IN ('paused', 'resumed') ORDER BY seq"
     ).fetchall()

@@ -31,7 +31,7 @@ async def test_a_402_is_paid_on_chain_and_its_headers_get_the_call_served(api: A
     assert paid["headers"]["X-Wallet-Address"] == world.address
     assert paid["ready"] is False
 
-    await api.run.agent.drain(10)
+    await api.run.agent.sending.drain(10)
     await api.run.settle_down()
     seen = (await api.http.get(f"/v1/payments/{paid['id']}")).json()
     assert (seen["state"], seen["ready"]) == ("confirmed", True)
@@ -63,7 +63,7 @@ async def test_the_same_402_fifty_times_at_once_under_one_key_is_one_payment(api
     assert Counter(answer.status_code for answer in answers) == {201: 1, 200: 49}
     assert len({answer.json()["id"] for answer in answers}) == 1
     assert len({answer.json()["headers"]["X-Payment"] for answer in answers}) == 1
-    await api.run.agent.drain(10)
+    await api.run.agent.sending.drain(10)
     await api.run.settle_down()
     assert len(api.world.transactions()) == 1
 
@@ -108,7 +108,7 @@ async def test_the_body_may_come_as_a_value_as_text_or_byte_by_byte(api: Api) ->
 
 async def test_waiting_ends_as_soon_as_the_state_changes(api: Api) -> None:
     paid = await api.pay()
-    await api.run.agent.drain(10)
+    await api.run.agent.sending.drain(10)
     waiting = asyncio.create_task(api.http.get(f"/v1/payments/{paid['id']}", params={"wait": 60}))
     done, _ = await asyncio.wait([waiting], timeout=0.3)
     assert not done
@@ -119,7 +119,7 @@ async def test_waiting_ends_as_soon_as_the_state_changes(api: Api) -> None:
 
 async def test_waiting_ends_when_the_time_is_up(api: Api) -> None:
     paid = await api.pay()
-    await api.run.agent.drain(10)
+    await api.run.agent.sending.drain(10)
     answer = await api.http.get(f"/v1/payments/{paid['id']}", params={"wait": 1})
     assert answer.json()["state"] == "in_flight"
 
@@ -252,7 +252,7 @@ async def test_the_402_that_was_paid_is_kept_as_it_came(world: World) -> None:
         async with served(run) as api:
             body = api.body()
             paid = (await api.http.post("/v1/payments", json=body)).json()
-            kept = run.agent.conn.execute(
+            kept = run.desk.conn.execute(
                 "SELECT response FROM invoices WHERE invoice_id = ?", (paid["invoice_id"],)
             ).fetchone()[0]
             assert json.loads(kept) == body["response"]
@@ -280,7 +280,7 @@ async def test_what_the_retry_got_is_answered_with_what_to_do_next(api: Api) -> 
 
 async def test_the_event_loop_goes_on_while_payments_are_looked_for(api: Api) -> None:
     asked: list[str] = []
-    api.run.agent.conn.set_trace_callback(asked.append)
+    api.run.desk.conn.set_trace_callback(asked.append)
     answer = await api.http.get("/v1/payments", params={"since": "2100-01-01T00:00:00Z"})
     assert (answer.status_code, answer.json()["payments"]) == (200, [])
     assert not [sql for sql in asked if "FROM payments" in sql]
@@ -305,7 +305,7 @@ async def test_no_address_in_a_402_is_called(api: Api) -> None:
         assert paid.status_code == 201, paid.text
         path = f"/v1/payments/{paid.json()['id']}"
         await api.http.post(f"{path}/delivery", json={"status": 502})
-        await api.run.agent.drain(10)
+        await api.run.agent.sending.drain(10)
         await api.run.settle_down()
         assert (await api.http.get(path)).json()["state"] == "confirmed"
         assert called == []

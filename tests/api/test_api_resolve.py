@@ -6,7 +6,7 @@ from api_kit import Api
 async def test_what_is_in_flight_is_cancelled_and_its_history_tells_by_whom(api: Api) -> None:
     api.world.fault("submit", "drop")
     paid = await api.pay()
-    await api.run.agent.drain(10)
+    await api.run.agent.sending.drain(10)
     answer = await api.as_("operator").post(f"/v1/payments/{paid['id']}/resolve", json={})
     assert answer.status_code == 200, answer.text
     resolved = answer.json()
@@ -27,7 +27,7 @@ async def test_it_needs_an_operators_token_and_a_payment_that_is_there(api: Api)
 
 async def test_what_is_in_a_block_is_refused(api: Api) -> None:
     paid = await api.pay()
-    await api.run.agent.drain(10)
+    await api.run.agent.sending.drain(10)
     await api.run.settle_down()
     answer = await api.as_("operator").post(f"/v1/payments/{paid['id']}/resolve", json={})
     assert (answer.status_code, answer.json()["code"]) == (409, "illegal_transition")

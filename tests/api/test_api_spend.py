@@ -13,7 +13,7 @@ FUNDED_LOVELACE = 500_000_000
 
 
 async def confirm(api: Api) -> None:
-    await api.run.agent.drain(10)
+    await api.run.agent.sending.drain(10)
     await api.run.settle_down()
 
 
@@ -55,7 +55,7 @@ async def test_a_merchant_that_is_not_configured_any_more_goes_by_its_origin(wor
         await run.look()
         await api.pay()
         await confirm(api)
-        api.run.agent.terms.merchants.clear()  # type: ignore[attr-defined]
+        api.run.desk.terms.merchants.clear()  # type: ignore[attr-defined]
         (row,) = (await spend(api))["spend"]
         assert (row["merchant"], row["origin"]) == (world.origin, world.origin)
 

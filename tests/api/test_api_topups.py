@@ -9,7 +9,7 @@ from agent_kit import ADA, World
 from api_kit import Api, served
 from canaries import plant
 
-from payagent.agent.agent import Ask, Quote
+from payagent.agent.asks import Ask, Quote
 from payagent.agent.terms import TopupRequest
 
 COST = 13 * ADA
@@ -33,7 +33,7 @@ async def api(world: World) -> AsyncIterator[Api]:
 async def carry_out(api: Api) -> None:
     for _ in range(12):
         await api.run.topups.beat()
-        await api.run.agent.drain(10)
+        await api.run.agent.sending.drain(10)
         await api.run.settle_down()
 
 
@@ -101,7 +101,7 @@ async def test_a_plan_at_a_merchant_that_is_taken_out_meanwhile_is_refused(
         try:
             return await quote(ask, count)
         finally:
-            agent.terms = replace(agent.terms, merchants={})
+            agent.desk.terms = replace(agent.desk.terms, merchants={})
 
     monkeypatch.setattr(agent, "quote", quote_then_lose_it)
     answer = await order(api, dry_run=True, units=str(COST))

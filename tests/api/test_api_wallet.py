@@ -24,8 +24,8 @@ async def test_the_wallet_shows_what_is_available_held_and_ours_at_every_step(ap
     assert wallet["coins"] == {"free": 4, "reserved": 1, "pending": 1, "locked": 0, "missing": 0}
     assert (wallet["network"], wallet["address"]) == ("devnet", api.world.address)
     assert wallet["chain"]["problem"] is None
-    assert wallet["chain"]["tip_height"] == api.run.agent.chain.tip.height  # type: ignore[union-attr]
-    await api.run.agent.drain(10)
+    assert wallet["chain"]["tip_height"] == api.run.desk.chain.tip.height  # type: ignore[union-attr]
+    await api.run.agent.sending.drain(10)
     await api.run.settle_down()
     left = str(500_000_000 - spent)
     assert await totals(api) == {"lovelace": {"available": left, "held": "0", "total": left}}
@@ -47,7 +47,7 @@ async def test_a_split_fans_out_and_a_send_pays_exactly_what_was_ordered(api: Ap
     send = await api.http.post("/v1/wallet/send", json={"address": PAYEE, "units": "7000000"})
     assert (send.status_code, send.json()["kind"]) == (201, "send")
     assert send.json()["headers"] == {}
-    await api.run.agent.drain(10)
+    await api.run.agent.sending.drain(10)
     await api.run.settle_down()
     utxos = (await api.http.get("/v1/wallet/utxos")).json()["utxos"]
     assert [utxo["lovelace"] for utxo in utxos].count("5000000") == 7
@@ -89,7 +89,7 @@ async def test_send_all_leaves_nothing_behind(world: World) -> None:
                 ("lovelace", str(112_000_000 - int(sent.json()["fee"]))),
                 (TOKEN, "12"),
             }
-            await run.agent.drain(10)
+            await run.agent.sending.drain(10)
             await run.settle_down()
             assert world.on_chain() == {}
             assert await totals(api) == {"lovelace": {"available": "0", "held": "0", "total": "0"}}
@@ -109,7 +109,7 @@ async def test_send_all_names_what_may_not_leave_and_sends_the_rest(world: World
             assert (behind["coins"], behind["lovelace"], behind["assets"]) == (1, "2000000", [TOKEN])
             assert "[[limits.assets]]" in behind["detail"]
             assert again.json()["left_behind"] == behind
-            await run.agent.drain(10)
+            await run.agent.sending.drain(10)
             await run.settle_down()
             assert world.on_chain() == {"lovelace": 2_000_000, TOKEN: 12}
             refused = await api.http.post("/v1/wallet/send", json=order)
@@ -126,7 +126,7 @@ async def test_a_token_is_sent_in_its_own_units(world: World) -> None:
             order = {"address": PAYEE, "asset": TOKEN, "units": "5"}
             sent = await api.http.post("/v1/wallet/send", json=order)
             assert sent.status_code == 201, sent.text
-            await run.agent.drain(10)
+            await run.agent.sending.drain(10)
             await run.settle_down()
             assert world.on_chain()[TOKEN] == 7
             assert (await totals(api))[TOKEN] == {"available": "7", "held": "0", "total": "7"}
@@ -156,7 +156,7 @@ async def test_limits_count_what_is_held_and_a_payment_above_them_is_refused(wor
 
 async def test_entries_tell_the_story_of_a_payment_and_each_balances(api: Api) -> None:
     paid = await api.pay()
-    await api.run.agent.drain(10)
+    await api.run.agent.sending.drain(10)
     await api.run.settle_down()
     reader = api.as_("reader")
     mine = (await reader.get("/v1/ledger/entries", params={"payment": paid["id"]})).json()["entries"]

@@ -47,7 +47,7 @@ async def live(world: World) -> None:
     limits = daily(1000 * ADA, 100_000 * ADA) + daily(300, 1000, TOKEN)
     async with world.run(terms=with_terms(limits=limits)) as run:
         row = await run.pay_in_block("plain")
-        await run.agent.record_delivery(row.id, 200)
+        await run.agent.deliveries.record_delivery(row.id, 200)
         world.control("rollback", depth=1)
         await run.pass_time(4)
         assert run.events(row.id).count("confirm") == 2
@@ -57,11 +57,11 @@ async def live(world: World) -> None:
         await run.pay_in_block("batch")
         world.settings(batch=1)
         await use_the_batch(run)
-        await run.agent.split("app_test", 3, 10 * ADA)
-        await run.agent.drain(10)
+        await run.agent.transfers.split("app_test", 3, 10 * ADA)
+        await run.agent.sending.drain(10)
         await run.settle_down()
-        await run.agent.send("app_test", world.account.address, "lovelace", 5 * ADA)
-        await run.agent.drain(10)
+        await run.agent.transfers.send("app_test", world.account.address, "lovelace", 5 * ADA)
+        await run.agent.sending.drain(10)
         await run.settle_down()
         await decide_on_some(world, run)
     async with world.run(terms=with_terms(limits=daily(1, 1))) as run:
@@ -78,42 +78,42 @@ async def live(world: World) -> None:
         assert run.state(taken_back.id) is State.VOID
         world.settings(price="3000000")
         await run.pay("on its way")
-        await set_limits(run.agent, APP, None, None, "lovelace", {Window.WEEK: 10**12, Window.TOTAL: 10**13})
-        await set_limits(run.agent, APP, None, None, "lovelace", {Window.TOTAL: None})
-        operator = apps.require(run.agent.conn, APP)
+        await set_limits(run.desk, APP, None, None, "lovelace", {Window.WEEK: 10**12, Window.TOTAL: 10**13})
+        await set_limits(run.desk, APP, None, None, "lovelace", {Window.TOTAL: None})
+        operator = apps.require(run.desk.conn, APP)
         wanted = NewApp("bot", frozenset({"pay"}), ("t",), None, "lovelace", {}, None)
-        await add_app(run.agent, operator, wanted, "1" * 64)
-        await renew_token(run.agent, operator, "bot", "2" * 64, None)
-        await revoke(run.agent, operator, "bot")
-        await renew_token(run.agent, operator, "bot", "3" * 64, None)
+        await add_app(run.desk, operator, wanted, "1" * 64)
+        await renew_token(run.desk, operator, "bot", "2" * 64, None)
+        await revoke(run.desk, operator, "bot")
+        await renew_token(run.desk, operator, "bot", "3" * 64, None)
 
 
 async def decide_on_some(world: World, run: Run) -> None:
     """One is approved and paid, one is denied, and of one nobody has decided yet."""
     agent, by = run.agent, Approver("token", APP)
-    agent._admission.rulebook.approval_above = {"lovelace": 1 * ADA}
+    agent.desk.admission.rulebook.approval_above = {"lovelace": 1 * ADA}
     approved, denied, _ = [(await agent.pay(world.ask(f"asked {n}")))[0] for n in range(3)]
-    await agent.approve(approved.id, by)
-    await agent.deny(denied.id, by)
-    await agent.drain(10)
+    await agent.decisions.approve(approved.id, by)
+    await agent.decisions.deny(denied.id, by)
+    await agent.sending.drain(10)
     await run.settle_down()
-    agent._admission.rulebook.approval_above = {}
+    agent.desk.admission.rulebook.approval_above = {}
 
 
 async def use_the_batch(run: Run) -> None:
     """By who bought it, and by another app: what it used, and what it was let through for and used not."""
-    (operator,) = apps.everybody(run.agent.conn)
+    (operator,) = apps.everybody(run.desk.conn)
     user = await add_app(
-        run.agent, operator, NewApp("user", frozenset({"pay"}), None, None, "lovelace", {}, None), "4" * 64
+        run.desk, operator, NewApp("user", frozenset({"pay"}), None, None, "lovelace", {}, None), "4" * 64
     )
-    await set_limits(run.agent, APP, "user", None, "lovelace", {Window.TOTAL: 10 * ADA})
+    await set_limits(run.desk, APP, "user", None, "lovelace", {Window.TOTAL: 10 * ADA})
     calls = [
         ServedCall(app, run.world.origin, Buyer("demo", run.world.address), "POST", "/chat", None)
         for app in (APP, user.id)
     ]
     for call in (*calls, calls[1]):
-        await run.agent.record_call(call, await run.agent.let_through(call))
-    await run.agent.give_back(await run.agent.let_through(calls[1]))
+        await run.agent.prepaid_calls.record_call(call, await run.agent.prepaid_calls.let_through(call))
+    await run.agent.prepaid_calls.give_back(await run.agent.prepaid_calls.let_through(calls[1]))
 
 
 @contextmanager

@@ -23,20 +23,20 @@ async def live(world: World) -> None:
     world.settings(price=str(2 * ADA))
     terms = guarded(world, RULES)
     async with world.run(terms=terms) as run:
-        await run.agent.record_delivery((await run.pay_in_block("first")).id, 200)
+        await run.agent.deliveries.record_delivery((await run.pay_in_block("first")).id, 200)
         world.settings(price=str(20 * ADA), batch=4, pay_to=pay_to("new"), splits=[])
         row = await approve(run, "dearer, for more calls, to somebody new")
         await run.settle_down()
-        await run.agent.record_delivery(row.id, 200)
+        await run.agent.deliveries.record_delivery(row.id, 200)
         world.settings(price=str(2 * ADA), batch=1)
-        await merchants.pin(run.agent, APP, "t", "split", pay_to("another"))
-        await merchants.unpin(run.agent, APP, "t", "pay_to", pay_to("pay_to"))
+        await merchants.pin(run.desk, APP, "t", "split", pay_to("another"))
+        await merchants.unpin(run.desk, APP, "t", "pay_to", pay_to("pay_to"))
         for n in range(2):
             await leave_unserved(world, run, f"not served {n}")
-        await merchants.reopen(run.agent, APP, "t")
+        await merchants.reopen(run.desk, APP, "t")
         for n in range(2):
             last = await leave_unserved(world, run, f"not served, again {n}")
-        await run.agent.record_delivery(last.id, 200)
+        await run.agent.deliveries.record_delivery(last.id, 200)
 
 
 @pytest.fixture(scope="module")

@@ -183,7 +183,7 @@ async def test_an_x402_receipt_is_read_again_by_its_dialect(tmp_path: Path) -> N
             await run.look()
             row, _ = await run.agent.pay(replace(ask_x402(world, answer), received=json.dumps(received)))
             await show_x402(world, run, row)
-            await run.agent.record_delivery(row.id, 200)
+            await run.agent.deliveries.record_delivery(row.id, 200)
             await run.settle_down()
         world.http.close()
         (receipt,) = receipts(tmp_path / "ledger.db", world.terms)

@@ -47,7 +47,7 @@ async def reconciled(run: Run, **query: int) -> dict[str, Any]:
     """What an auditor with a token of his own is answered."""
     token = new_token(SystemRandomness())
     name, now_ms = hash_token(token)[:16], run.world.clock.now_ms()
-    await run.agent.write(
+    await run.desk.write(
         "app", lambda unit: apps.add_with_token(unit, name, name, hash_token(token), ["read"], now_ms)
     )
     app = create_app(run.agent, run.topups, heartbeat=lambda: None, signer=lambda: None)
@@ -82,8 +82,8 @@ async def spend_elsewhere(run: Run, lovelace: int) -> str:
     """Another program with the wallet's key sends some of its money away."""
     world, own = run.world, run.world.account.address
     out = Output("pay_to", SOMEBODY, "lovelace", lovelace)
-    slot = run.agent.chain.require_ready(world.clock.now_ms())
-    plan = select(Coins(run.agent.coins), (out,), change=own, ttl_slot=slot + 500, network_id=DEVNET.network_id)
+    slot = run.desk.chain.require_ready(world.clock.now_ms())
+    plan = select(Coins(run.desk.coins), (out,), change=own, ttl_slot=slot + 500, network_id=DEVNET.network_id)
     assert broadcast(world, sign(plan, world.account.signer)) == 200
     world.block()
     return plan.tx_id
@@ -153,7 +153,7 @@ async def test_a_part_of_the_past_begins_with_what_is_not_booked_yet(world: Worl
         await run.settle_down(3)
         settled = await reconciled(run, since_slot=asked)
         assert (settled["in_flight"], settled["clean"]) == ([], True)
-        assert settled["since_slot"] == run.agent.chain.tip.slot
+        assert settled["since_slot"] == run.desk.chain.tip.slot
 
 
 async def test_a_spend_of_somebody_elses_is_foreign(world: World) -> None:

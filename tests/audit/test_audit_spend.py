@@ -33,8 +33,8 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             await run.look()
             await pass_ttl(world, run)
             await wait_for_void(world, run)
-            await run.agent.send("app_test", STRANGER, "lovelace", 3 * ADA)
-            await run.agent.drain(10)
+            await run.agent.transfers.send("app_test", STRANGER, "lovelace", 3 * ADA)
+            await run.agent.sending.drain(10)
             await run.settle_down()
 
     clock = Clock()

@@ -35,7 +35,7 @@ async def lost_payment(world: World) -> Lost:
         backup = taken(world)
         before = world.unspent()
         row = await run.pay_in_block("lost")
-        left = queries.hold(run.agent.conn, row.id)["lovelace"]
+        left = queries.hold(run.desk.conn, row.id)["lovelace"]
     return Lost(backup, before - world.unspent(), left)
 
 
@@ -107,7 +107,7 @@ async def test_nothing_is_signed_until_all_that_is_unknown_has_landed_or_run_out
     world.block()
     async with again.run() as run:  # a restart does not make it shorter
         await run.look()
-        for order in (run.agent.pay(world.ask("new")), run.agent.split("app_test", 2, 2 * ADA)):
+        for order in (run.agent.pay(world.ask("new")), run.agent.transfers.split("app_test", 2, 2 * ADA)):
             with pytest.raises(Refused, match="restored_recently"):
                 await order
         world.clock.ahead_ms += 60_000
@@ -138,7 +138,7 @@ async def test_the_coins_of_a_lost_payment_are_not_spent_again(world: World) -> 
         await run.look()
         assert not lost.spent & run.selectable()
         row = await run.pay("new")
-        (attempt,) = queries.attempts(run.agent.conn, row.id)
+        (attempt,) = queries.attempts(run.desk.conn, row.id)
         assert not lost.spent & set(attempt.inputs)
         await run.settle_down()
         assert run.state(row.id) is State.CONFIRMED
@@ -224,7 +224,7 @@ async def test_a_ledger_that_was_put_back_twice_is_quiet_after_the_later_time(wo
     again.folder = again.folder.rename(again.folder.with_name("first"))
     once_more, second = await put_back(world, taken(again, "second.tar"))
     async with once_more.run() as run:
-        assert run.agent.chain.restored_at_ms == second.restored_at_ms
+        assert run.desk.chain.restored_at_ms == second.restored_at_ms
 
 
 async def test_books_that_are_not_whole_are_neither_taken_nor_put_back(world: World) -> None:

@@ -40,7 +40,7 @@ class Market:
 
     @property
     def payments(self) -> list[PaymentRow]:
-        conn = self.api.run.agent.conn
+        conn = self.api.run.desk.conn
         return queries.payments_page(
             conn, app_id=None, state=None, origin=None, since_ms=None, before_seq=None, limit=100
         )
@@ -218,9 +218,9 @@ async def bent(at: Market, bent: Bent, known_as: frozenset[str] = frozenset()) -
     server = await asyncio.start_server(bent.serve, "127.0.0.1", 0)
     bent.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     agent = at.api.run.agent
-    known = dict(agent.filed.merchants)
+    known = dict(agent.desk.filed.merchants)
     known[bent.url] = MerchantTerms("bent", bent.url, None, None, "confirmed", 5, known_as=known_as)
-    await agent.take_terms(replace(agent.filed, merchants=known), lambda _unit: None)
+    await agent.desk.take_terms(replace(agent.desk.filed, merchants=known), lambda _unit: None)
     at.merchant.url = bent.url
     try:
         yield bent

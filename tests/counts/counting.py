@@ -72,9 +72,9 @@ async def of_the_agent(folder: Path) -> Counts:
             await run.look()
             await run.pay("first")
             await run.settle_down(3)
-            statements, source = Statements(), run.agent.sources[0]
-            statements.watch(run.agent._writer._committer.conn)  # type: ignore[attr-defined]
-            statements.watch(run.agent.conn)
+            statements, source = Statements(), run.desk.sources[0]
+            statements.watch(run.desk._writer._committer.conn)  # type: ignore[attr-defined]
+            statements.watch(run.desk.conn)
             calls = source.calls
             await run.settle_down(10)
             assert run.watch.is_idle

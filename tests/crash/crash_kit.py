@@ -233,10 +233,10 @@ class Script:
 
     async def _buy(self, run: Run, name: str) -> PaymentRow:
         row, _ = await run.agent.pay(self.world.ask(name, key=name))
-        await run.agent.drain(10)
+        await run.agent.sending.drain(10)
         self._require_alive()
         self.ids[name] = row.id
-        return run.agent.payment(row.id)
+        return run.desk.payment(row.id)
 
     async def _reach(self, run: Run, row: PaymentRow, *ends: State) -> None:
         for _ in range(ROUNDS):
@@ -248,8 +248,8 @@ class Script:
         raise AssertionError(f"{row.id} is {run.state(row.id)}: {run.events(row.id)}")
 
     async def _serve(self, run: Run, row: PaymentRow) -> None:
-        if run.agent.payment(row.id).delivery is not Delivery.ACCEPTED:
-            await run.agent.record_delivery(row.id, 200)
+        if run.desk.payment(row.id).delivery is not Delivery.ACCEPTED:
+            await run.agent.deliveries.record_delivery(row.id, 200)
             self._require_alive()
 
     async def _plain(self, run: Run) -> None:
@@ -276,22 +276,22 @@ class Script:
 
     async def _refused(self, run: Run) -> None:
         """The merchant refuses what it is handed: its coins are taken back. Who was told so does not ask again."""
-        if void := queries.payments_in(run.agent.conn, (State.VOID,)):
+        if void := queries.payments_in(run.desk.conn, (State.VOID,)):
             self.ids["refused"] = void[0].id
             return
         self.world.settings(x402={"fault": "refuse_verify", "max_timeout_s": 1500})
         row, _ = await run.agent.pay(ask_x402(self.world, idempotency_key="refused"))
         self.ids["refused"] = row.id
-        row = run.agent.payment(row.id)
+        row = run.desk.payment(row.id)
         if row.state is State.IN_FLIGHT:
             await show(self.world, run, row)
-            await run.agent.drain(10)
+            await run.agent.sending.drain(10)
             self._require_alive()
         await self._reach(run, row, State.VOID)
 
     async def _split(self, run: Run) -> None:
-        row, _ = await run.agent.split(APP, 3, 5 * ADA, key="split")
-        await run.agent.drain(10)
+        row, _ = await run.agent.transfers.split(APP, 3, 5 * ADA, key="split")
+        await run.agent.sending.drain(10)
         self._require_alive()
         self.ids["split"] = row.id
         await self._reach(run, row, *PAID)
@@ -314,7 +314,7 @@ def head_of(path: Path) -> tuple[int, str]:
 
 def assert_done(world: CrashWorld, run: Run, script: Script) -> None:
     """All five ended as they do without a crash, with one transaction each; the books equal the chain."""
-    rows = {name: run.agent.payment(payment_id) for name, payment_id in script.ids.items()}
+    rows = {name: run.desk.payment(payment_id) for name, payment_id in script.ids.items()}
     assert {name: row.state for name, row in rows.items()} == {
         "plain": State.CONFIRMED,
         "lost": State.CONFIRMED,
@@ -325,12 +325,12 @@ def assert_done(world: CrashWorld, run: Run, script: Script) -> None:
     bought = ("plain", "lost", "rolled back")
     assert all(rows[name].delivery is Delivery.ACCEPTED for name in bought)
     assert run.events(rows["rolled back"].id).count("block_lost") == 1
-    everything = queries.payments_in(run.agent.conn, list(State))
+    everything = queries.payments_in(run.desk.conn, list(State))
     ended = [row for row in everything if row.state is not State.REJECTED]
     assert sorted(row.id for row in ended) == sorted(script.ids.values())
     assert sorted(world.transactions()) == sorted(row.tx_id or "" for row in ended)
     assert run.owned() == world.on_chain()
     assert "held" not in run.books()
-    assert run.selectable() == {coin.ref for coin in queries.free_coins(run.agent.conn)} == world.unspent()
+    assert run.selectable() == {coin.ref for coin in queries.free_coins(run.desk.conn)} == world.unspent()
     assert world.guard.undurable == []
     assert findings(world) == []

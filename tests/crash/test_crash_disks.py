@@ -50,7 +50,7 @@ def signatures_kept(world: CrashWorld) -> int:
 
 
 def all_payments(run: Run) -> list[PaymentRow]:
-    return queries.payments_in(run.agent.conn, list(State))
+    return queries.payments_in(run.desk.conn, list(State))
 
 
 async def pay_until_refused(run: Run, most: int = 200) -> Refused:
@@ -113,7 +113,7 @@ def no_more_pages(run: Run, spare: int) -> Iterator[None]:
             count = conn.execute("PRAGMA page_count").fetchone()[0]
             conn.execute(f"PRAGMA max_page_count = {count + spare if pages is None else pages}")
 
-        run.agent._writer.submit("bound", job).result()
+        run.desk._writer.submit("bound", job).result()
 
     bound(None)
     try:
@@ -181,12 +181,12 @@ async def test_a_disk_that_takes_no_more_is_told_and_gone_on_from(
         with BAD_DISKS[trouble](run, spare):
             refused = await pay_until_refused(run)
             assert SAID[trouble] in refused.detail
-            await run.agent.drain(10)
+            await run.agent.sending.drain(10)
             left = len(world.guard.received)
             sent = set(world.guard.received)
             with allowed("store_failed"):
                 await run.look()
-            await run.agent.drain(10)
+            await run.agent.sending.drain(10)
             assert_nothing_left_unrecorded(world)
         assert len(sent) <= signatures_kept(world) <= signer.signed
         assert left <= signer.signed
@@ -203,7 +203,7 @@ async def test_what_was_signed_on_a_bad_disk_is_signed_alike_later(world: CrashW
             signer.then = lambda: disk.enter_context(BAD_DISKS[trouble](run, 0))
             with pytest.raises(Refused, match="store_failed"):
                 await run.pay("hello", key="key")
-            await run.agent.drain(10)
+            await run.agent.sending.drain(10)
             assert signer.signed == 1
             assert signatures_kept(world) == 0
             assert world.guard.received == []
@@ -241,10 +241,10 @@ async def test_a_file_system_without_room_is_told_and_gone_on_from(world: CrashW
     async with life(world) as (run, signer):
         room = os.statvfs(small_disk)
         ballast.write_bytes(bytes(room.f_bavail * room.f_bsize - 8 * 4096))
-        assert "KiB of room" in (find(run.agent, lambda: None, lambda: None)["ledger"] or "")
+        assert "KiB of room" in (find(run.desk, lambda: None, lambda: None)["ledger"] or "")
         refused = await pay_until_refused(run)
         assert SAID["full"] in refused.detail
-        await run.agent.drain(10)
+        await run.agent.sending.drain(10)
         assert_nothing_left_unrecorded(world)
         assert signatures_kept(world) <= signer.signed
     with allowed("store_failed"):
@@ -308,7 +308,7 @@ async def test_without_descriptors_nothing_is_lost(world: CrashWorld) -> None:
             for ask in asks[1:]:
                 with allowed("store_failed"):
                     await run.agent.pay(ask)
-            await run.agent.drain(10)
+            await run.agent.sending.drain(10)
             await run.watch.tick()
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, before)
@@ -348,7 +348,7 @@ async def test_a_clock_that_jumps_and_comes_back_pays_once(world: CrashWorld, wh
         jumping.jump_ms = 0
         again, _ = await run.agent.pay(ask or world.ask("hello", key="key"))
         assert row is None or again.id == row.id
-        await run.agent.drain(10)
+        await run.agent.sending.drain(10)
         await run.pass_time(4)
         assert run.state(again.id) is State.CONFIRMED
         assert signer.signed == 1

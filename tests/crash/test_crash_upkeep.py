@@ -45,7 +45,7 @@ async def live(world: CrashWorld, disk: Disk, keys: list[str], *, may_do_without
         await run.look()
         asks = [world.ask(key, key=key) for key in keys]
         await asyncio.gather(*(run.agent.pay(ask) for ask in asks), return_exceptions=True)
-        await run.agent.drain(30)
+        await run.agent.sending.drain(30)
         if disk.dead:
             return
         for _ in range(30):
@@ -56,7 +56,7 @@ async def live(world: CrashWorld, disk: Disk, keys: list[str], *, may_do_without
                 except Refused as refused:
                     if not refused.problem.retryable:
                         raise
-            rows = queries.payments_in(run.agent.conn, [*(set(State) - {State.REJECTED})])
+            rows = queries.payments_in(run.desk.conn, [*(set(State) - {State.REJECTED})])
             if {row.state for row in rows} == {State.CONFIRMED} and len(rows) >= len(keys):
                 break
         assert {row.state for row in rows} == {State.CONFIRMED}

@@ -131,7 +131,7 @@ async def life(world: World, receiver: Receiver | None):  # type: ignore[no-unty
     """One life of the agent, with its alerts."""
     webhook = None if receiver is None else Webhook(receiver.url, KEY)
     async with world.run(terms=marked) as run:
-        yield run, Alerts(run.agent, webhook)
+        yield run, Alerts(run.desk, webhook)
     if webhook is not None:
         await webhook.aclose()
 
@@ -145,13 +145,13 @@ def is_genuine(call: Call, secret: str = SECRET) -> bool:
 
 
 def require_whole(run: Run) -> None:
-    with run.agent.snapshot() as conn:
-        found = list(verify(conn, Owner(run.agent.terms.own, run.agent.terms.network)))
+    with run.desk.snapshot() as conn:
+        found = list(verify(conn, Owner(run.desk.terms.own, run.desk.terms.network)))
     assert not [one for one in found if isinstance(one, Finding)], found
 
 
 def told_in_the_ledger(run: Run) -> list[dict[str, str]]:
-    rows = run.agent.conn.execute("SELECT detail FROM events WHERE event = 'alert' ORDER BY seq")
+    rows = run.desk.conn.execute("SELECT detail FROM events WHERE event = 'alert' ORDER BY seq")
     return [json.loads(detail) for (detail,) in rows]
 
 
@@ -174,7 +174,7 @@ async def test_a_wallet_that_runs_low_is_told_of_once_and_once_when_it_is_back(
         await run.look()
         await alerting.beat()
         assert receiver.calls == []
-        await run.agent.send(APP, ELSEWHERE, "lovelace", 15 * ADA, None)
+        await run.agent.transfers.send(APP, ELSEWHERE, "lovelace", 15 * ADA, None)
         await run.settle_down()
         for _ in range(3):
             await alerting.beat()
@@ -230,8 +230,8 @@ async def test_a_coin_that_somebody_else_spent_is_no_money(world: World, receive
     world.fund(15 * ADA, 16 * ADA)
     async with life(world, receiver) as (run, alerting):
         await run.look()
-        coin = next(one for one in queries.coins(run.agent.conn) if one.lovelace == 16 * ADA)
-        await run.agent.write(
+        coin = next(one for one in queries.coins(run.desk.conn) if one.lovelace == 16 * ADA)
+        await run.desk.write(
             "test", lambda unit: unit.conn.execute("UPDATE coins SET state = 'missing' WHERE ref = ?", (coin.ref,))
         )
         await alerting.beat()
@@ -249,12 +249,14 @@ async def test_prepaid_calls_that_run_out_are_told_of_and_a_batch_on_its_way_cou
         await alerting.beat()
         assert receiver.calls == [], "four calls are on their way"
         await run.settle_down()
-        await run.agent.record_delivery(first.id, 200)
+        await run.agent.deliveries.record_delivery(first.id, 200)
         await alerting.beat()
         assert receiver.calls == [], "three are left"
         for number in range(2):
             buyer = Buyer("demo", world.address)
-            await run.agent.record_call(ServedCall(APP, world.origin, buyer, "POST", "/chat", f"k{number}"))
+            await run.agent.prepaid_calls.record_call(
+                ServedCall(APP, world.origin, buyer, "POST", "/chat", f"k{number}")
+            )
             await alerting.beat()
         assert receiver.said() == [("prepaid_low", "prepaid:1")], "told at two left, and not again at one"
         said = receiver.calls[0].said
@@ -273,7 +275,7 @@ async def test_what_anything_else_raises_is_told_the_same_way(
         for _ in range(2):
             now_ms = world.clock.now_ms()
             facts = {"detail": "no batch is sold"}
-            await run.agent.write(
+            await run.desk.write(
                 "test",
                 lambda unit: raise_alert(unit, "topup_failed", "topup:1", facts, now_ms),  # noqa: B023
             )
@@ -347,7 +349,7 @@ async def test_a_receiver_that_is_away_hears_of_it_later_also_after_a_restart(
         assert len(receiver.calls) == 5
         assert len(set(receiver.ids())) == len({call.body for call in receiver.calls}) == 1
         assert is_in_order([int(call.headers["webhook-timestamp"]) for call in receiver.calls])
-        assert alerts.waiting(run.agent.conn, 0) == []
+        assert alerts.waiting(run.desk.conn, 0) == []
         require_whole(run)
     assert len(lines(written, "alert.raised")) == 1
     assert [one["why"] for one in lines(written, "alert.not_delivered")] == [
@@ -362,16 +364,16 @@ async def test_what_a_wrong_clock_put_off_is_sent_once_it_is_mended(world: World
     receiver.status = 503
     world.clock.ahead_ms = DAY
     async with life(world, receiver) as (run, alerting):
-        await run.agent.write("test", lambda unit: raise_one(unit, "first", run.agent.ports.clock.now_ms()))
+        await run.desk.write("test", lambda unit: raise_one(unit, "first", run.desk.ports.clock.now_ms()))
         await alerting.beat()
-        await run.agent.write("test", lambda unit: raise_one(unit, "second", run.agent.ports.clock.now_ms()))
+        await run.desk.write("test", lambda unit: raise_one(unit, "second", run.desk.ports.clock.now_ms()))
         assert len(receiver.calls) == 1
     world.clock.ahead_ms, receiver.status = 0, 204
     async with life(world, receiver) as (run, alerting):
         await alerting.beat()
         assert receiver.said()[1:] == [("paused", "first"), ("paused", "second")]
         receiver.status = 503
-        await run.agent.write("test", lambda unit: raise_one(unit, "third", run.agent.ports.clock.now_ms()))
+        await run.desk.write("test", lambda unit: raise_one(unit, "third", run.desk.ports.clock.now_ms()))
         for _ in range(2):
             await alerting.beat()
         assert receiver.said()[3:] == [("paused", "third")], "it waits for its time by the clock that is right"
@@ -395,7 +397,7 @@ async def test_a_receiver_that_is_not_there_stops_nothing(world: World, written:
         await run.look()
         await alerting.beat()
         await alerting.beat()
-        assert [one.tries for one in alerts.after(run.agent.conn, 0)] == [1]
+        assert [one.tries for one in alerts.after(run.desk.conn, 0)] == [1]
     (logged,) = lines(written, "alert.not_delivered")
     assert logged["why"] == "ConnectError"
 
@@ -416,7 +418,7 @@ async def test_what_is_old_when_a_webhook_is_named_is_not_sent(world: World, rec
     world.clock.ahead_ms += 4 * DAY
     async with life(world, receiver) as (run, alerting):
         await alerting.beat()
-        assert (len(receiver.calls), len(alerts.after(run.agent.conn, 0))) == (0, 1)
+        assert (len(receiver.calls), len(alerts.after(run.desk.conn, 0))) == (0, 1)
 
 
 @pytest.fixture

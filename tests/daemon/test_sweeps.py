@@ -23,12 +23,15 @@ FAST = Beats(watch_s=0.01, idle_s=0, merchants_s=60, alerts_s=60, prepaid_s=60)
 
 @dataclass
 class Agent:
-    """What the sweeps touch of an agent."""
+    """What the sweeps touch of an agent: all of its parts in one."""
 
     chain: ChainView = field(default_factory=lambda: ChainView(NETWORKS["devnet"], problem=None))
     ports: Ports = field(default_factory=lambda: Ports(SystemClock(), SystemRandomness()))
     drained: bool = False
     asked: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.desk = self.decisions = self.sending = self.stock = self
 
     async def deny_what_is_over(self) -> None:
         self.asked.set()

@@ -7,9 +7,12 @@ import sqlite3
 import time
 from collections.abc import Callable
 
+import payagent.agent.agent
 import payagent.daemon
-from payagent.agent.agent import Agent, Ask
+from payagent.agent.agent import Agent
+from payagent.agent.asks import Ask
 from payagent.agent.ports import SystemClock
+from payagent.agent.signing import Signing
 from payagent.settings import Settings
 from payagent.store.queries import PaymentRow
 from payagent.wallet.plan import Plan
@@ -19,12 +22,12 @@ from payagent.wallet.transaction import sign
 def leave_then_persist(_settings: Settings) -> None:
     """Sends a transaction before its attempt is durable (against rule 2)."""
 
-    class Hasty(Agent):
-        async def _sign(self, payment_id: str, plan: Plan) -> None:
-            await self.sources[0].submit(sign(plan, self._signer), plan.tx_id)
-            await super()._sign(payment_id, plan)
+    class Hasty(Signing):
+        async def sign(self, payment_id: str, plan: Plan) -> None:
+            await self._desk.sources[0].submit(sign(plan, self._signer), plan.tx_id)
+            await super().sign(payment_id, plan)
 
-    setattr(payagent.daemon, "Agent", Hasty)  # noqa: B010  a module does not export what it imports
+    setattr(payagent.agent.agent, "Signing", Hasty)  # noqa: B010  a module does not export what it imports
 
 
 def give_up_at_restart(settings: Settings) -> None:

@@ -273,7 +273,7 @@ class Place:
     def payments(self) -> list[PaymentRow]:
         """Every payment, oldest first."""
         page = queries.payments_page(
-            self.run.agent.conn, app_id=None, state=None, origin=None, since_ms=None, before_seq=None, limit=100
+            self.run.desk.conn, app_id=None, state=None, origin=None, since_ms=None, before_seq=None, limit=100
         )
         return page[::-1]
 

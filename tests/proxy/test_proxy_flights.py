@@ -209,15 +209,15 @@ async def test_what_is_refused_when_nobody_waits_any_more_is_in_the_log(shop: Pl
     def pause(unit: Unit) -> None:
         is_admitting.set()
         assert gone.wait(20)
-        pauses.begin(unit, APP, "while nobody looks", agent.ports.clock.now_ms())
+        pauses.begin(unit, APP, "while nobody looks", agent.desk.ports.clock.now_ms())
 
     with capture_logs() as told:
-        blocking = asyncio.create_task(agent.write("pause", pause))
+        blocking = asyncio.create_task(agent.desk.write("pause", pause))
         await asyncio.to_thread(is_admitting.wait, 20)
         async with shop.wire() as client:
             await client.say(shop.call())
             async with asyncio.timeout(20):
-                while not await agent.give_way():  # until its payment waits for the writer
+                while not await agent.signing.give_way():  # until its payment waits for the writer
                     await asyncio.sleep(0.005)
             client.hang_up()
         gone.set()

@@ -459,7 +459,7 @@ async def test_when_time_is_over_the_merchants_last_word_is_handed_on(world: Wor
 async def test_a_limit_that_is_used_up_stops_the_next_call(world: World) -> None:
     world.fund(*COINS)
     async with place(world) as at, blocks(at.run):
-        await set_limits(at.run.agent, APP, None, None, "lovelace", {Window.DAY: 3 * ADA})
+        await set_limits(at.run.desk, APP, None, None, "lovelace", {Window.DAY: 3 * ADA})
         at.peer.answers["/chat"] = Paywall(price=2 * ADA)
         assert (await at.ask()).body == b"served"
         got = await at.ask()

@@ -24,8 +24,8 @@ async def shop(world: World):  # type: ignore[no-untyped-def]
 
 def left(shop: Place) -> tuple[int, int, int]:
     """(bought, used, unexplained)"""
-    (pool,) = prepaid.all_pools(shop.run.agent.conn)
-    found = prepaid.balance(shop.run.agent.conn, pool.id, CALLS)
+    (pool,) = prepaid.all_pools(shop.run.desk.conn)
+    found = prepaid.balance(shop.run.desk.conn, pool.id, CALLS)
     return found.bought, found.used, found.unexplained
 
 
@@ -77,7 +77,7 @@ async def test_a_merchant_that_wants_the_wallet_is_told_it(world: World) -> None
         assert await call(shop, 1) == 200
         assert await call(shop, 2, f"X-Wallet-Address: {world.address}") == 200
         await shop.until(lambda: left(shop) == (3, 2, 0), "not all are counted")
-        (pool,) = prepaid.all_pools(shop.run.agent.conn)
+        (pool,) = prepaid.all_pools(shop.run.desk.conn)
         assert (pool.partner, pool.wallet) == ("", world.address)
 
 
@@ -144,16 +144,16 @@ class TestWhatOthersBought:
         told = json.loads((await call_as(shop, "payer", 1)).body or b"")
         assert (told["limit"], told["left"]) == ("per_day", "0")
         assert told["frees_at"] is not None
-        rows = shop.run.agent.conn.execute("SELECT app, code FROM v_refusals").fetchall()
+        rows = shop.run.desk.conn.execute("SELECT app, code FROM v_refusals").fetchall()
         assert rows == [("payer", "limit_exceeded")]
 
     async def test_the_wallet_counted_it_when_it_was_bought(self, shop: Place) -> None:
         await bind(shop, "payer", total=100 * ADA)
-        before = spending.totals(shop.run.agent.conn, WALLET)
+        before = spending.totals(shop.run.desk.conn, WALLET)
         assert (await call_as(shop, "payer", 0)).status == 200
         assert await spent(shop, "payer") == EACH
-        assert spending.totals(shop.run.agent.conn, WALLET) == before
-        assert not list(check_limits(shop.run.agent.conn))
+        assert spending.totals(shop.run.desk.conn, WALLET) == before
+        assert not list(check_limits(shop.run.desk.conn))
 
     async def test_calls_at_once_are_within_it_too(self, shop: Place) -> None:
         await bind(shop, "payer", total=2 * EACH)
@@ -168,7 +168,7 @@ class TestWhatOthersBought:
             await wire.say(bad)
             assert (await wire.answer()).status == 422
         assert (await spent(shop, "payer"), remaining(shop)) == (0, 3)
-        assert not list(check_limits(shop.run.agent.conn))
+        assert not list(check_limits(shop.run.desk.conn))
 
     async def test_a_call_that_is_repeated_counts_once(self, shop: Place) -> None:
         await bind(shop, "payer", total=2 * EACH)
@@ -196,7 +196,7 @@ class TestWhatOthersBought:
 
     async def test_a_call_whose_price_nobody_knows_is_asked_first_what_it_costs(self, shop: Place) -> None:
         """As where a balance was only ever raised by top-ups: else it would be served and count for nobody."""
-        await shop.run.agent.write("forget", lambda unit: unit.conn.execute("DELETE FROM priced_calls"))
+        await shop.run.desk.write("forget", lambda unit: unit.conn.execute("DELETE FROM priced_calls"))
         await bind(shop, "payer", total=EACH + 1)
         assert [(await call_as(shop, "payer", n)).status for n in range(2)] == [200, 403]
         assert (await spent(shop, "payer"), remaining(shop)) == (EACH, 2)

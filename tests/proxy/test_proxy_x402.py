@@ -118,6 +118,6 @@ async def test_a_transaction_that_is_refused_is_taken_back(shop: Place) -> None:
     shop.run.world.clock.ahead_ms = 0
     got = await shop.ask("/x402/chat", method="POST", body=BODY, merchant="devnet")
     assert got.status == 200, got.body
-    signed = {attempt.kind: attempt.tx_id for attempt in queries.attempts(shop.run.agent.conn, refused.id)}
+    signed = {attempt.kind: attempt.tx_id for attempt in queries.attempts(shop.run.desk.conn, refused.id)}
     assert signed["cancel"] in shop.run.world.transactions()
     assert signed["pay"] not in shop.run.world.transactions()

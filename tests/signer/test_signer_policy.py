@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import pytest
 from wallet.worlds import ASSETS, OWN, SIGNER, own_address, pay, payee
 
-from payagent.agent.agent import CANCEL_TTL_S
+from payagent.agent.carrying import CANCEL_TTL_S
 from payagent.core.address import Address
 from payagent.core.caps import TTL_AHEAD_MAX_S
 from payagent.core.network import SLOT_CLOCKS

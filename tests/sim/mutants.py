@@ -20,18 +20,23 @@ import structlog
 
 from payagent.agent import (
     admission,
-    agent,
+    carrying,
+    desk,
     orders,
     planner,
     questions,
     replacement,
     rulebook,
     scan,
+    signing,
     steps,
     vanished,
     watch,
 )
-from payagent.agent.agent import Agent, Ask
+from payagent.agent.agent import Agent
+from payagent.agent.asks import Ask
+from payagent.agent.carrying import Carrying
+from payagent.agent.signing import Signing
 from payagent.chain.source import Found, SubmitKind, TxSeen
 from payagent.core import ledger
 from payagent.core.money import LOVELACE
@@ -113,43 +118,43 @@ def without_guards(stack: ExitStack) -> None:
 
 @mutant("recorded after it was sent")
 def _record_after_submit(stack: ExitStack) -> None:
-    real = Agent._sign
+    real = Signing.sign
 
-    async def sign(self: Agent, payment_id: str, plan: Any) -> None:
-        raw = await self._sign_and_check(payment_id, plan)
-        if not self.payment(payment_id).handed_over:
-            await self.sources[0].submit(raw, plan.tx_id)
+    async def sign(self: Signing, payment_id: str, plan: Any) -> None:
+        raw = await self.sign_and_check(payment_id, plan)
+        if not self._desk.payment(payment_id).handed_over:
+            await self._desk.sources[0].submit(raw, plan.tx_id)
         await real(self, payment_id, plan)
 
-    put(stack, Agent, "_sign", sign)
+    put(stack, Signing, "sign", sign)
 
 
 @mutant("answered before the commit")
 def _answered_before_commit(stack: ExitStack) -> None:
     """Headers with the signed bytes go out while they are still being written."""
 
-    async def carry_out(self: Agent, admitted: Any) -> Any:
+    async def carry_out(self: Carrying, admitted: Any) -> Any:
         if admitted.plan is None:
             return await real(self, admitted)
-        raw = await self._sign_and_check(admitted.payment_id, admitted.plan)
-        now_ms = self.ports.clock.now_ms()
+        raw = await self._signing.sign_and_check(admitted.payment_id, admitted.plan)
+        now_ms = self._desk.ports.clock.now_ms()
 
         async def write() -> None:
             await asyncio.sleep(5)
-            await self.write(
+            await self._desk.write(
                 "sign",
                 lambda unit: steps.record_attempt(
-                    unit, admitted.payment_id, admitted.plan, raw, self.terms.own.raw, now_ms
+                    unit, admitted.payment_id, admitted.plan, raw, self._desk.terms.own.raw, now_ms
                 ),
             )
 
         task = asyncio.create_task(write())
-        self._tasks.add(task)
-        row = self.payment(admitted.payment_id)
+        self._sending._tasks.add(task)
+        row = self._desk.payment(admitted.payment_id)
         return replace(row, tx_id=admitted.plan.tx_id, cbor=raw, state=State.IN_FLIGHT), True
 
-    real = Agent._carry_out
-    put(stack, Agent, "_carry_out", carry_out)
+    real = Carrying.carry_out
+    put(stack, Carrying, "carry_out", carry_out)
 
 
 @mutant("no fsync")
@@ -196,11 +201,11 @@ def _given_up_after(stack: ExitStack, blocks: int) -> None:
     real = watch.Watch._carry_on
 
     async def carry_on(self: watch.Watch) -> None:
-        agent = self._agent
-        tip, now_ms = agent.chain.tip, agent.ports.clock.now_ms()
-        for row in queries.payments_in(agent.conn, (State.IN_FLIGHT,)):
+        desk = self._desk
+        tip, now_ms = desk.chain.tip, desk.ports.clock.now_ms()
+        for row in queries.payments_in(desk.conn, (State.IN_FLIGHT,)):
             if tip is not None and tip.slot >= (row.ttl_slot or 0) + 20 * blocks:
-                await agent.write("give_up", lambda unit, row=row: given_up(unit, row.id, now_ms))
+                await desk.write("give_up", lambda unit, row=row: given_up(unit, row.id, now_ms))
         await real(self)
 
     put(stack, watch.Watch, "_carry_on", carry_on)
@@ -226,12 +231,12 @@ def _not_found_is_void(stack: ExitStack) -> None:
 
     async def look_for(self: watch.Watch, source: Any, tip: Any, row: Any) -> None:
         await real(self, source, tip, row)
-        agent = self._agent
-        if agent.payment(row.id).state is State.IN_FLIGHT and row.tx_id is not None:
+        desk = self._desk
+        if desk.payment(row.id).state is State.IN_FLIGHT and row.tx_id is not None:
             read = await source.tx(row.tx_id)
-            now_ms = agent.ports.clock.now_ms()
+            now_ms = desk.ports.clock.now_ms()
             if not isinstance(read, Found):
-                await agent.write("give_up", lambda unit: given_up(unit, row.id, now_ms))
+                await desk.write("give_up", lambda unit: given_up(unit, row.id, now_ms))
 
     put(stack, watch.Watch, "_look_for", look_for)
 
@@ -290,11 +295,11 @@ def _given_up_pending(stack: ExitStack) -> None:
     real = watch.Watch._carry_on
 
     async def carry_on(self: watch.Watch) -> None:
-        agent = self._agent
-        now_ms = agent.ports.clock.now_ms()
-        for row in queries.payments_in(agent.conn, (State.IN_FLIGHT,)):
+        desk = self._desk
+        now_ms = desk.ports.clock.now_ms()
+        for row in queries.payments_in(desk.conn, (State.IN_FLIGHT,)):
             if row.handed_over and now_ms > row.changed_at_ms + 120_000:
-                await agent.write("give_up", lambda unit, row=row: given_up(unit, row.id, now_ms))
+                await desk.write("give_up", lambda unit, row=row: given_up(unit, row.id, now_ms))
         await real(self)
 
     put(stack, watch.Watch, "_carry_on", carry_on)
@@ -379,7 +384,7 @@ def _key_outside(stack: ExitStack) -> None:
     put(stack, schema, "_TABLES", schema._TABLES.replace(rule, ""))
 
     async def pay_by_what_was(self: Agent, ask: Ask) -> Any:
-        seen[ask.received] = live(self.conn, ask.app_id, ask.key(None) or "")
+        seen[ask.received] = live(self.desk.conn, ask.app_id, ask.key(None) or "")
         await asyncio.sleep(1)
         return await pay(self, ask)
 
@@ -400,8 +405,8 @@ def _policy_outside(stack: ExitStack) -> None:
     seen: dict[str, dict[Limit, int]] = {}
 
     async def pay_by_what_was(self: Agent, ask: Ask) -> Any:
-        clock_ms = self._admission.rulebook.clock_ms(self.conn, self.ports.clock.now_ms())
-        seen[ask.received] = {limit: counted(self.conn, limit, clock_ms) for limit in self.terms.limits}
+        clock_ms = self.desk.admission.rulebook.clock_ms(self.desk.conn, self.desk.ports.clock.now_ms())
+        seen[ask.received] = {limit: counted(self.desk.conn, limit, clock_ms) for limit in self.desk.terms.limits}
         await asyncio.sleep(1)
         return await pay(self, ask)
 
@@ -421,11 +426,11 @@ def _void_by_absence(stack: ExitStack) -> None:
     """That nobody shows the deposit is taken for proof that it never comes back."""
 
     async def weigh(self: Any, source: Any, tip: Any, row: Any) -> None:
-        agent = self._agent
+        desk = self._desk
         late = TxSeen("", tip.hash, tip.height, 1 << 40)
-        now_ms = agent.ports.clock.now_ms()
-        await agent.write(
-            "void", lambda unit: steps.record_time_over(unit, row.id, late, agent.coins, now_ms), row.id
+        now_ms = desk.ports.clock.now_ms()
+        await desk.write(
+            "void", lambda unit: steps.record_time_over(unit, row.id, late, desk.coins, now_ms), row.id
         )
 
     put(stack, vanished.Vanished, "_weigh", weigh)
@@ -464,7 +469,7 @@ def _key_logged(stack: ExitStack) -> None:
     real = Agent.pay
 
     async def pay(self: Agent, ask: Ask) -> Any:
-        structlog.get_logger().warning("pay", headers=self.terms.merchants[ask.origin].own_headers("addr"))
+        structlog.get_logger().warning("pay", headers=self.desk.terms.merchants[ask.origin].own_headers("addr"))
         return await real(self, ask)
 
     put(stack, Agent, "pay", pay)
@@ -500,7 +505,7 @@ def _quiet_by_any_clock(stack: ExitStack) -> None:
 
 
 async def _since_noticed(self: scan.Recovery, tip: Any, now_ms: int) -> bool:
-    _, _, noticed_ms = scan.onchain.last_of_wallet(self._agent.conn, "ledger_behind")
+    _, _, noticed_ms = scan.onchain.last_of_wallet(self._desk.conn, "ledger_behind")
     return min(now_ms, tip.time_s * 1000) >= noticed_ms + scan.QUIET_MS
 
 
@@ -508,7 +513,7 @@ async def _since_noticed(self: scan.Recovery, tip: Any, now_ms: int) -> bool:
 def _pause_of_purchases(stack: ExitStack) -> None:
     """What was admitted before, replacements and cancels are signed while signing is paused."""
     blind = SimpleNamespace(require_running=lambda _conn: None, standing=lambda _conn: None)
-    for module in (steps, agent):
+    for module in (steps, desk, signing, carrying):
         put(stack, module, "pauses", blind)
     put(stack, planner.Planner, "cancel", _unpaused(planner.Planner.cancel))
     put(stack, admission.Admission, "replace", _unpaused(admission.Admission.replace))

@@ -1,0 +1,83 @@
+"""Deliveries: what merchants answer to a proof, noted; and what is to be done next with the same proof.
+
+Money and delivery are two state machines: nothing that a merchant says makes a payment.
+May import: core, dialects, store.queries, agent.asks, .carrying, .desk, .steps, structlog. Never: pays; shows a
+proof itself.
+"""
+
+import structlog
+
+from payagent.agent import steps
+from payagent.agent.asks import Advice
+from payagent.agent.carrying import Carrying
+from payagent.agent.desk import Desk
+from payagent.core.payment import Delivery
+from payagent.core.problem import Refused
+from payagent.dialects import Response, Said, read_answer
+from payagent.store.queries import PaymentRow
+
+log = structlog.get_logger("payagent.agent")
+
+
+class Deliveries:
+    """What was handed over and refused is taken back from here."""
+
+    def __init__(self, desk: Desk, carrying: Carrying) -> None:
+        self._desk = desk
+        self._carrying = carrying
+
+    async def record_delivery(self, payment_id: str, http_status: int) -> PaymentRow:
+        """Note what the retry got. A derived intent ends when its call was served."""
+        now_ms = self._desk.ports.clock.now_ms()
+        rules = self._desk.terms.rules
+        await self._desk.write(
+            "delivery",
+            lambda unit: steps.record_delivery(unit, payment_id, http_status, rules, now_ms),
+            payment_id,
+        )
+        return self._desk.payment(payment_id)
+
+    async def record_unanswered(self, payment_id: str, why: str) -> None:
+        """A proof was shown to the merchant, and no answer came to it."""
+        if self._desk.payment(payment_id).delivery is not Delivery.NOT_PRESENTED:
+            return
+        now_ms, rules = self._desk.ports.clock.now_ms(), self._desk.terms.rules
+        await self._desk.write(
+            "delivery",
+            lambda unit: steps.record_unanswered(unit, payment_id, why, rules, now_ms),
+            payment_id,
+        )
+
+    async def record_used_up(self, payment_id: str) -> PaymentRow:
+        """The merchant says that the proof is used up, which was shown by nobody but us: it took it."""
+        now_ms = self._desk.ports.clock.now_ms()
+        rules = self._desk.terms.rules
+        await self._desk.write(
+            "delivery", lambda unit: steps.record_used_up(unit, payment_id, rules, now_ms), payment_id
+        )
+        return self._desk.payment(payment_id)
+
+    async def take_answer(self, payment_id: str, response: Response) -> tuple[PaymentRow, Advice]:
+        """Read what the merchant answered to a retry, note it, and say whether the same proof is shown again.
+
+        That a call was served is only noted: it counts once its answer is in the client's hands, which
+        `record_delivery` tells. A transaction that was handed over and refused is cancelled.
+        """
+        row = self._desk.payment(payment_id)
+        answer = read_answer(
+            row.dialect or "", response, invoice_id=row.invoice_id or "", shown_tx=row.tx_id or ""
+        )
+        now_ms, rules = self._desk.ports.clock.now_ms(), self._desk.terms.rules
+        again_after_s = await self._desk.write(
+            "delivery",
+            lambda unit: steps.record_answer_to_retry(unit, payment_id, answer, response.status, rules, now_ms),
+            payment_id,
+        )
+        row = self._desk.payment(payment_id)
+        if row.handed_over and answer.said is Said.REFUSED:
+            try:
+                await self._carrying.cancel(row)
+            except Refused as refusal:
+                log.info("payment.not_cancelled_yet", payment=payment_id, why=refusal.detail)
+            row = self._desk.payment(payment_id)
+        return row, Advice(answer, again_after_s)

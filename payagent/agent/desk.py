@@ -1,0 +1,166 @@
+"""The desk: what all of the agent's parts work at.
+
+On it are the ledger with its readers and its writer, the terms that count, the free coins, the chain as it was
+last seen, and the clock. Who needs no more than these takes a desk, and cannot sign, send or pay.
+The terms are replaced at run time (`take_terms`), so they are read here each time and kept nowhere.
+May import: core, chain.source, chain.guard, store, wallet, agent.admission, .chainview, .changes, .configured,
+.orders, .ports, .purse, .terms, .view. Never: decides about a payment; signs; sends.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from functools import partial
+from typing import BinaryIO, TypeVar
+
+import structlog
+
+from payagent.agent.admission import Admission
+from payagent.agent.chainview import ChainView
+from payagent.agent.changes import Changes
+from payagent.agent.configured import overlaid
+from payagent.agent.orders import Ids
+from payagent.agent.ports import Ports, Writes
+from payagent.agent.purse import coin_of
+from payagent.agent.terms import Terms
+from payagent.agent.view import is_ready
+from payagent.chain.guard import Guarded
+from payagent.chain.source import ChainSource
+from payagent.core import policy
+from payagent.core.payment import ENDED_WITHOUT_PAYING
+from payagent.core.problem import Refused
+from payagent.store import onchain, pauses, queries, spending
+from payagent.store.queries import PaymentRow
+from payagent.store.writer import Connection, Readers, Unit
+from payagent.wallet.coins import Coins
+
+T = TypeVar("T")
+
+log = structlog.get_logger("payagent.agent")
+
+
+class Desk:
+    """One for an agent. All methods are for one event loop."""
+
+    def __init__(
+        self, terms: Terms, ports: Ports, writer: Writes, readers: Readers, sources: Sequence[ChainSource]
+    ) -> None:
+        self.filed = terms
+        """The terms of the config file; `terms` are those that count, with what was set at run time."""
+        self.terms = terms = overlaid(terms, readers.conn)
+        self.ports = ports
+        self.sources = [Guarded(source, ports.clock, terms.call_rate) for source in sources]
+        self.chain = ChainView(
+            terms.network,
+            restored_at_ms=queries.restored_at_ms(readers.conn),
+            foreign=onchain.frozen_by(readers.conn),
+        )
+        self.changes = Changes()
+        self.coins = Coins(coin_of(row) for row in queries.free_coins(readers.conn))
+        self._writer = writer
+        self._readers = readers
+        self.admission = Admission.by(terms, self.coins, self.chain)
+        self.senders: Sequence[Guarded] = self.sources
+        """The providers that are to be believed, as the watch last found: to them bytes are sent."""
+        self.providers: Mapping[str, str | None] = {}
+        """Why a provider is not heard, by name, or None when it is: what the watch last found."""
+        self.refusals: Counter[str] = Counter()
+        """How often each code was told, through whichever door, since the start."""
+        self._taking = asyncio.Lock()
+
+    @property
+    def conn(self) -> Connection:
+        """A read-only connection."""
+        return self._readers.conn
+
+    def snapshot(self) -> AbstractContextManager[Connection]:
+        """The ledger as it is now, for what takes long to read."""
+        return self._readers.snapshot()
+
+    def room_problem(self) -> str | None:
+        """Why nothing more could soon be written down; None while there is room."""
+        return self._readers.room_problem()
+
+    def copied(self) -> AbstractContextManager[BinaryIO]:
+        """A copy of the ledger as it is now, as a file that is gone when it is closed."""
+        return self._readers.copied()
+
+    async def write(self, name: str, job: Callable[[Unit], T], payment_id: str | None = None) -> T:
+        """Run a job at a commit point; who waits for the payment is woken once it is durable."""
+        result = await self._writer.run(name, job)
+        if payment_id is not None:
+            log.info(f"payment.{name}", payment=payment_id)
+            self.changes.notify(payment_id)
+        return result
+
+    async def take_terms(self, filed: Terms, job: Callable[[Unit], None]) -> None:
+        """Go by these terms of the config file, and by what `job` sets at run time, from its commit on."""
+
+        def take(unit: Unit) -> Terms:
+            job(unit)
+            terms = overlaid(filed, unit.conn)
+            unit.undo(partial(self.admission.take, self.terms))
+            self.admission.take(terms)
+            return terms
+
+        async with self._taking:
+            self.terms = await self.write("terms", take)
+            self.filed = filed
+
+    def payment(self, payment_id: str) -> PaymentRow:
+        row = queries.payment(self.conn, payment_id)
+        if row is None:
+            raise Refused("not_found", f"there is no payment {payment_id[:80]!r}")
+        return self.as_noted(row)
+
+    def as_noted(self, row: PaymentRow) -> PaymentRow:
+        """With whether its attempt may be shown: no proof of what the signer's own record lacks yet."""
+        return row if self._writer.is_noted(row.attempt) else replace(row, is_noted=False)
+
+    def require_noted(self, row: PaymentRow) -> PaymentRow:
+        """As `as_noted`. Refused: `store_failed`, where nothing may be shown."""
+        row = self.as_noted(row)
+        if not row.is_noted:
+            raise Refused("store_failed", f"the signer's own record lacks the transaction of {row.id} yet")
+        return row
+
+    def is_ready(self, row: PaymentRow) -> bool:
+        merchant = self.terms.merchants.get(row.origin or "")
+        return is_ready(row, merchant.ready if merchant else "confirmed")
+
+    async def wait(self, payment_id: str, timeout_s: float) -> PaymentRow:
+        """The payment, when its state or readiness has changed or time is up; at once when it is ready or ended.
+
+        A caller learns of a payment and then asks to wait: what changed in between must not be waited for.
+        """
+        row = self.payment(payment_id)
+        if self.is_ready(row) or row.state in ENDED_WITHOUT_PAYING:
+            return row
+        before = (row.state, self.is_ready(row))
+        deadline_s = asyncio.get_running_loop().time() + timeout_s
+        while (left_s := deadline_s - asyncio.get_running_loop().time()) > 0:
+            if not await self.changes.wait(payment_id, left_s):
+                break
+            row = self.payment(payment_id)
+            if (row.state, self.is_ready(row)) != before:
+                break
+        return row
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether an operator has stopped all signing."""
+        return pauses.standing(self.conn) is not None
+
+    def assets_allowed(self) -> frozenset[str]:
+        """What the wallet may spend at all, by its limits."""
+        at_run_time = spending.limits_binding(self.conn, policy.ANY, policy.ANY)
+        return policy.allowed_assets(policy.in_force(self.terms.limits, at_run_time))
+
+    def limits_clock_ms(self, conn: Connection, now_ms: int) -> int:
+        """The clock of the limits (store.spending)."""
+        return self.admission.rulebook.clock_ms(conn, now_ms)
+
+    def new_ids(self) -> Ids:
+        return Ids(self.ports.new_id("int"), self.ports.new_id("pay"), self.ports.new_id("req"))

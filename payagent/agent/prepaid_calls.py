@@ -1,0 +1,97 @@
+"""Prepaid calls: what an app calls without a payment of its own, since a prepaid balance may serve it.
+
+May import: core.problem, store, agent.asks, .desk, .reception, .prepaid, .uses. Never: buys (agent.topup does).
+"""
+
+import asyncio
+
+from payagent.agent import prepaid, uses
+from payagent.agent.asks import Ask
+from payagent.agent.desk import Desk
+from payagent.agent.prepaid import Buyer, ServedCall
+from payagent.agent.reception import Reception
+from payagent.core.problem import Refused
+from payagent.store import prepaid as pools
+from payagent.store import records
+from payagent.store import uses as store_uses
+from payagent.store.writer import Unit
+
+BATCH_LOOK_S = 5.0
+"""How often at least it is looked again whether a batch is still under way: its invoice may end unheard."""
+
+
+class PrepaidCalls:
+    """Before such a call, and after it."""
+
+    def __init__(self, desk: Desk, reception: Reception) -> None:
+        self._desk = desk
+        self._reception = reception
+
+    async def let_through(self, call: ServedCall, *, is_costly: bool = False) -> int | None:
+        """Before a call goes out that a prepaid balance may serve: what it would use counts against its app's own
+        limits. Its number, for `record_call` or `give_back`; None where nothing counts beforehand.
+
+        `is_costly`: the merchant showed that it costs something, and not how much.
+        """
+        if not uses.is_bound(self._desk.conn, call) or not (
+            is_costly or prepaid.is_counted(self._desk.conn, call)
+        ):
+            return None
+        now_ms = self._desk.ports.clock.now_ms()
+
+        def job(unit: Unit) -> int | None:
+            return uses.let_through(
+                unit, call, self._desk.terms.limits, self._desk.limits_clock_ms(unit.conn, now_ms), now_ms
+            )
+
+        try:
+            return await self._desk.write("let_through", job)
+        except Refused as refused:
+            told = {"code": refused.code, "detail": refused.detail, "app": call.app_id, "origin": call.origin}
+            told["request"] = f"{call.method} {call.path}"[:500]
+            if self._reception.is_on_record(call.app_id):
+                self._reception.note_on_record(call.app_id)
+                await self._desk.write(
+                    "refuse", lambda unit: records.note(unit, None, "refused", None, now_ms, told)
+                )
+            raise
+
+    def is_price_wanted(self, call: ServedCall) -> bool:
+        """Whether a balance may serve the call, its app has limits of its own, and nobody knows if it costs."""
+        return uses.is_bound(self._desk.conn, call) and not prepaid.is_counted(self._desk.conn, call)
+
+    async def learn_price(self, call: ServedCall, ask: Ask) -> None:
+        """A call has answered 402: note what was asked for it, where that is understood."""
+        now_ms = self._desk.ports.clock.now_ms()
+        try:
+            offer = self._reception.offers(self._desk.terms.merchant(ask.origin), ask, now_ms)[0]
+        except Refused:
+            return
+        price = (call.origin, call.method, call.path, offer.asset, offer.total_units)
+        await self._desk.write("price", lambda unit: pools.note_price(unit, *price))
+
+    async def give_back(self, use: int | None) -> None:
+        """A call that was let through used nothing."""
+        if use is not None:
+            await self._desk.write("give_back", lambda unit: store_uses.take_back(unit, use))
+
+    async def record_call(self, call: ServedCall, use: int | None = None) -> None:
+        """A call was served without a payment of its own: what it uses of a prepaid balance, if it uses any."""
+        if prepaid.is_counted(self._desk.conn, call):
+            now_ms = self._desk.ports.clock.now_ms()
+
+            def job(unit: Unit) -> None:
+                prepaid.used(unit, call, self._desk.limits_clock_ms(unit.conn, now_ms), now_ms, use)
+
+            await self._desk.write("use", job)
+
+    async def wait_for_batch(self, origin: str, buyer: Buyer, timeout_s: float) -> None:
+        """Return when no payment for the buyer's prepaid balance is under way, or time is up."""
+        deadline_s = asyncio.get_running_loop().time() + timeout_s
+        while (left_s := deadline_s - asyncio.get_running_loop().time()) > 0:
+            pool = pools.find_pool(self._desk.conn, origin, buyer.partner, buyer.wallet)
+            now_ms = self._desk.ports.clock.now_ms()
+            other = None if pool is None else pools.batch_under_way(self._desk.conn, pool.id, now_ms)
+            if other is None:
+                return
+            await self._desk.changes.wait(other, min(left_s, BATCH_LOOK_S))
