@@ -18,7 +18,7 @@ from payagent.core import ledger
 from payagent.core.ledger import EXTERNAL, HELD, WALLET
 from payagent.store import books, queries
 from payagent.store.queries import EntryRow
-from payagent.store.schema import missing_guards
+from payagent.store.schema import changed_views, missing_guards
 from payagent.store.writer import Connection
 
 _OF_NO_PAYMENT = ("deposit", "undeposit", "use", "unuse", "foreign", "unforeign")
@@ -51,6 +51,8 @@ def _guards(conn: Connection) -> Iterator[Finding]:
         yield Finding("sqlite_master", name, "the trigger that guards a table is not there as it was made")
     for name in books.other_triggers(conn):
         yield Finding("sqlite_master", name, "a trigger that is none of ours: it may change what is written")
+    for name in changed_views(conn):
+        yield Finding("sqlite_master", name, "the view that people read is not there as it was made")
 
 
 def _references(conn: Connection) -> Iterator[Told]:
@@ -123,6 +125,8 @@ def _coins(conn: Connection) -> Iterator[Told]:
             yield Finding("coins", coin.ref, "a deposit that the journal does not tell of")
         if coin.is_spent_by_nothing:
             yield Finding("coins", coin.ref, "it is spent by a transaction that does not spend it")
+        if coin.is_made_by_nothing:
+            yield Finding("coins", coin.ref, "it is no deposit, and no transaction of ours makes it as this")
         count += 1
         if count % TOLD_EVERY == 0:
             yield Progress("coins", count)

@@ -581,7 +581,9 @@ SELECT c.ref, c.lovelace, c.assets,
        c.source = 'deposit' AND NOT c.ref IN (SELECT ref FROM journal WHERE kind = 'deposit'),
        c.spent_by IS NOT NULL AND NOT EXISTS (SELECT 1 FROM attempts a WHERE a.tx_id = c.spent_by
                                               AND instr(' ' || a.inputs || ' ', ' ' || c.ref || ' '))
-         AND NOT {_FOREIGN}
+         AND NOT {_FOREIGN},
+       c.ref <> c.tx_id || '#' || c.output_index
+         OR (c.source = 'change' AND NOT EXISTS (SELECT 1 FROM attempts a WHERE a.tx_id = c.tx_id))
 FROM coins c ORDER BY c.rowid
 """  # noqa: S608  names of ours
 
@@ -594,12 +596,13 @@ class CoinCount(NamedTuple):
     times: int
     is_unbooked: bool
     is_spent_by_nothing: bool
+    is_made_by_nothing: bool
 
 
 def coin_counts(conn: sqlite3.Connection) -> Iterator[CoinCount]:
     """Every coin that ever was."""
-    for ref, lovelace, assets, times, unbooked, unspent in conn.execute(_COUNTED):
-        yield CoinCount(ref, value_of(lovelace, assets), times, bool(unbooked), bool(unspent))
+    for ref, lovelace, assets, times, *wrong in conn.execute(_COUNTED):
+        yield CoinCount(ref, value_of(lovelace, assets), times, *map(bool, wrong))
 
 
 class MoveRow(NamedTuple):

@@ -118,6 +118,8 @@ CASES = [
     ("coins", "DELETE FROM coins WHERE source = 'deposit' AND state = 'spent'", None),
     ("coins", "UPDATE coins SET state = 'free', spent_by = NULL WHERE state = 'spent'", None),
     ("coins", f"UPDATE coins SET spent_by = '{OTHER}' WHERE state = 'spent'", None),
+    ("coins", f"INSERT INTO coins VALUES ('{OTHER}#0', '{OTHER}', 0, 5, '{{}}', 'change', 'free', NULL)", None),
+    ("coins", "UPDATE coins SET output_index = output_index + 1 WHERE source = 'deposit'", None),
 ]
 MAY_REFER = {"apps": "payments", "intents": "payments"}
 
@@ -264,6 +266,20 @@ def test_a_trigger_that_is_none_of_ours_is_named(lived: Past, tmp_path: Path) ->
     with closing(sqlite3.connect(path)) as conn:
         conn.execute("CREATE TRIGGER mine AFTER INSERT ON holds BEGIN UPDATE holds SET released_at_ms = 1; END")
     assert [(one.table, one.row) for one in findings(path, lived.owner)] == [("sqlite_master", "mine")]
+
+
+def test_a_view_that_tells_something_else_is_named(lived: Past, tmp_path: Path) -> None:
+    """Auditors read the file by them, and no row of a table says what they leave out."""
+    path = fresh(lived.path, tmp_path)
+    with closing(sqlite3.connect(path)) as conn:
+        (made,) = conn.execute("SELECT sql FROM sqlite_master WHERE name = 'v_spend'").fetchone()
+        conn.execute("DROP VIEW v_spend")
+        conn.execute(f"{made} WHERE q.units < 5000000")
+        conn.execute("DROP VIEW v_prepaid")
+    assert [(one.table, one.row) for one in findings(path, lived.owner)] == [
+        ("sqlite_master", "v_spend"),
+        ("sqlite_master", "v_prepaid"),
+    ]
 
 
 OF_NOTHING = [
