@@ -94,18 +94,18 @@ def reconcile(
     conn: Connection,
     history: History,
     asked: Iterable[tuple[Claim, Read[TxSeen]]],
-    looked: Tip,
+    booked_height: int,
     since_slot: int,
     *,
     is_forked: bool,
 ) -> Iterator[Told]:
     """Everything that does not agree, what is in flight, and how it stands; `conn` is in one read transaction.
 
-    `asked` are the unlisted claims with the provider's word on each; `looked` is the tip up to which deposits were
-    booked when the transaction began, and `is_forked` that it is on the chain no more.
+    `asked` are the unlisted claims with the provider's word on each; `booked_height` is up to where all deposits
+    were booked before the history was read, and `is_forked` that what payagent last saw is on the chain no more.
     """
     gap = _Gap()
-    yield from _listed(conn, history, looked, gap)
+    yield from _listed(conn, history, booked_height, gap)
     for claim, read in asked:
         told = _of_claim(claim, read, history.tip, since_slot, is_forked)
         if told is not None:
@@ -114,13 +114,13 @@ def reconcile(
     yield from _standing(conn, history, gap)
 
 
-def _listed(conn: Connection, history: History, looked: Tip, gap: _Gap) -> Iterator[Told]:
+def _listed(conn: Connection, history: History, booked_height: int, gap: _Gap) -> Iterator[Told]:
     count = 0
     for tx in history.transactions:
         moved = history.movements[tx.tx_id]
         own = onchain.own_tx(conn, tx.tx_id)
         booked = clean(add((onchain.booked_others(conn, tx.tx_id), own.booked if own else {})))
-        told = _of_ours(tx, own, _net(moved), booked) if own else _of_others(tx, moved, booked, looked)
+        told = _of_ours(tx, own, _net(moved), booked) if own else _of_others(tx, moved, booked, booked_height)
         if told is not None:
             gap.take(told, _less(_net(moved), booked))
             yield told
@@ -148,7 +148,7 @@ def _of_ours(tx: AddressTx, own: OwnTx, net: Units, booked: Units) -> Difference
     return InFlight(tx.tx_id, own.payment_id, f"on the chain, and {own.state}: not booked yet", net)
 
 
-def _of_others(tx: AddressTx, moved: Movement, booked: Units, looked: Tip) -> Difference | InFlight | None:
+def _of_others(tx: AddressTx, moved: Movement, booked: Units, booked_height: int) -> Difference | InFlight | None:
     """A transaction of somebody else's: it moved what is booked as deposits, and as spent elsewhere."""
     net = _net(moved)
     if moved.spent and net != booked:
@@ -161,8 +161,8 @@ def _of_others(tx: AddressTx, moved: Movement, booked: Units, looked: Tip) -> Di
     if booked:
         what = f"the chain brought {_text(net)}, the books say {_text(booked)}"
         return Difference("differing", "coins", ref, tx.tx_id, what)
-    if tx.block_height >= looked.height:
-        return InFlight(tx.tx_id, None, "a deposit that payagent comes to see with its next look", net)
+    if tx.block_height >= booked_height:
+        return InFlight(tx.tx_id, None, "a deposit that is booked once every provider has listed it", net)
     return Difference("foreign", "coins", ref, tx.tx_id, f"a deposit of {_text(net)} that is not booked")
 
 
