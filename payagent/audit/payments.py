@@ -98,7 +98,7 @@ def _detail(text: str) -> Mapping[str, object]:
     """What an event tells; many tell the same."""
     try:
         told, end = _read(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return told if isinstance(told, dict) and end == len(text) else {}
 

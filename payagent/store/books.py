@@ -641,6 +641,12 @@ def bought_by(conn: sqlite3.Connection, move: MoveRow) -> int | None:
     return None if row is None else int(row[0])
 
 
+_EVENTS_TOLD = (
+    "(SELECT seq, payment_id, event, at_ms, IIF(json_valid(detail), detail, '{}') AS detail FROM events)"
+)
+"""Events whose detail can be asked: of what is no JSON SQLite tells nothing, and breaks off."""
+
+
 def topup_ends(conn: sqlite3.Connection) -> Iterator[tuple[int, tuple[Any, ...], tuple[Any, ...]]]:
     """(row number, why an order was stopped, when and why it ended by its row, the same by its events).
 
@@ -649,15 +655,15 @@ def topup_ends(conn: sqlite3.Connection) -> Iterator[tuple[int, tuple[Any, ...],
     stops = {
         topup_id: (code, reason)
         for topup_id, code, reason in conn.execute(
-            "SELECT detail ->> '$.topup', detail ->> '$.code', detail ->> '$.reason' FROM events "
+            f"SELECT detail ->> '$.topup', detail ->> '$.code', detail ->> '$.reason' FROM {_EVENTS_TOLD} "  # noqa: S608
             "WHERE payment_id IS NULL AND event = 'topup_stopped'"
         )
     }
     ends = {
         topup_id: (at_ms, clock_ms, code, reason)
         for at_ms, topup_id, clock_ms, code, reason in conn.execute(
-            "SELECT at_ms, detail ->> '$.topup', detail ->> '$.clock_ms', detail ->> '$.code', "
-            "detail ->> '$.reason' FROM events WHERE payment_id IS NULL AND event = 'topup_ended'"
+            "SELECT at_ms, detail ->> '$.topup', detail ->> '$.clock_ms', detail ->> '$.code', "  # noqa: S608  ours
+            f"detail ->> '$.reason' FROM {_EVENTS_TOLD} WHERE payment_id IS NULL AND event = 'topup_ended'"
         )
     }
     for number, topup_id, *told in conn.execute(
@@ -700,7 +706,8 @@ def foreign_entries(conn: sqlite3.Connection) -> Iterator[tuple[int, str, str | 
 def unseen_foreign_voids(conn: sqlite3.Connection) -> Iterator[int]:
     """Events that say that a foreign transaction made a payment void, which no sighting of one bears out."""
     rows = conn.execute(
-        "SELECT e.seq FROM events e JOIN payments p ON p.id = e.payment_id "
+        f"SELECT e.seq FROM {_EVENTS_TOLD} e "  # noqa: S608  names of ours
+        "JOIN payments p ON p.id = e.payment_id "
         "WHERE e.event = 'void' AND e.detail ->> '$.foreign' IS NOT NULL AND NOT EXISTS ("
         "SELECT 1 FROM foreign_sightings f WHERE f.there = 1 AND f.tx_id = e.detail ->> '$.tx_id' "
         "AND f.block_hash = e.detail ->> '$.block_hash' "

@@ -268,6 +268,28 @@ def test_a_trigger_that_is_none_of_ours_is_named(lived: Past, tmp_path: Path) ->
     assert [(one.table, one.row) for one in findings(path, lived.owner)] == [("sqlite_master", "mine")]
 
 
+NO_JSON = ("{", '{"a":' + "[" * 10_000 + "]" * 10_000 + "}")
+"""What cannot be read at all, and what is too deep to be."""
+
+
+@pytest.mark.parametrize("detail", NO_JSON, ids=["torn", "deep"])
+def test_an_event_that_cannot_be_read_is_named_and_hides_no_other_finding(
+    lived: Past, tmp_path: Path, detail: str
+) -> None:
+    with closing(sqlite3.connect(lived.path)) as conn:
+        last = dict(conn.execute("SELECT event, MAX(seq) FROM events GROUP BY event"))
+    path = fresh(lived.path, tmp_path)
+    changed = ",".join(str(last[event]) for event in ("confirm", "void", "limit_set", "app_revoked"))
+    tamper(
+        path,
+        f"UPDATE events SET detail = '{detail}' WHERE seq IN ({changed})",
+        "UPDATE tokens SET revoked_at_ms = 5 WHERE revoked_at_ms IS NULL",
+    )
+    named = {(one.table, one.row) for one in findings(path, lived.owner)}
+    assert named >= {("events", seq) for seq in changed.split(",")}
+    assert "tokens" in {table for table, _ in named}
+
+
 def test_a_view_that_tells_something_else_is_named(lived: Past, tmp_path: Path) -> None:
     """Auditors read the file by them, and no row of a table says what they leave out."""
     path = fresh(lived.path, tmp_path)
