@@ -6,7 +6,7 @@ only the chain can tell (a deposit and its coin that were changed alike).
 
 from collections.abc import Iterator
 
-from payagent.audit.finding import Finding, Head, Progress
+from payagent.audit.finding import Finding, Head, Progress, to_the_end
 from payagent.audit.limits import check_limits
 from payagent.audit.merchants import check_merchants
 from payagent.audit.prepaid import check_prepaid
@@ -33,17 +33,20 @@ def verify(conn: Connection, owner: Owner, noted: Head | None = None) -> Iterato
     """
     yield from _guards(conn)
     with shared_out(conn, owner) as payments:
-        yield from check_seals(conn, noted)
-        yield from _references(conn)
-        yield from _entries(conn)
-        yield from _balances(conn)
-        yield from check_prepaid(conn)
-        yield from _coins(conn)
-        yield from _foreign(conn)
-        yield from check_limits(conn)
-        yield from check_merchants(conn)
-        yield from check_tokens(conn)
-        yield from payments
+        for table, check in (
+            ("seals", check_seals(conn, noted)),
+            ("sqlite_master", _references(conn)),
+            ("journal", _entries(conn)),
+            ("balances", _balances(conn)),
+            ("prepaid_moves", check_prepaid(conn)),
+            ("coins", _coins(conn)),
+            ("journal", _foreign(conn)),
+            ("limits", check_limits(conn)),
+            ("merchants", check_merchants(conn)),
+            ("tokens", check_tokens(conn)),
+            ("payments", payments),
+        ):
+            yield from to_the_end(table, check)
 
 
 def _guards(conn: Connection) -> Iterator[Finding]:

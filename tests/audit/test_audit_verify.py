@@ -290,6 +290,40 @@ def test_an_event_that_cannot_be_read_is_named_and_hides_no_other_finding(
     assert "tokens" in {table for table, _ in named}
 
 
+UNREADABLE = [
+    ("merchants", "INSERT INTO merchants VALUES ('x', 'https://x.example', '{')"),
+    ("limits", "UPDATE limits SET kind = 'per_year'"),
+    ("limits", "UPDATE limits SET most_units = 'much'"),
+    ("balances", "UPDATE balances SET high = 0.5 WHERE account = 'fees'"),
+    ("coins", "UPDATE coins SET lovelace = x'00' WHERE state = 'free'"),
+    ("payments", "UPDATE holds SET units = 'much' WHERE rowid = 1"),
+    ("seals", "UPDATE seals SET marks = 5 WHERE seq = 2"),
+]
+
+
+@pytest.mark.parametrize(("table", "statement"), UNREADABLE, ids=[one[1][:40] for one in UNREADABLE])
+def test_a_value_that_no_column_of_ours_holds_is_found_and_hides_no_other_finding(
+    lived: Past, tmp_path: Path, table: str, statement: str
+) -> None:
+    """Who can write the file can also have its tables take anything."""
+    path = fresh(lived.path, tmp_path)
+    with closing(sqlite3.connect(path, isolation_level=None)) as conn:
+        conn.execute("PRAGMA writable_schema = ON")
+        conn.execute(
+            "UPDATE sqlite_master SET sql = replace(replace(sql, ') STRICT, ', ') '), ') STRICT', ')') "
+            "WHERE type = 'table'"
+        )
+        conn.execute("PRAGMA writable_schema = RESET")
+    tamper(
+        path,
+        "UPDATE tokens SET revoked_at_ms = 5 WHERE revoked_at_ms IS NULL",
+        "UPDATE payments SET merchant_status = 'x' WHERE seq = 2",
+        statement,
+    )
+    named = {one.table for one in findings(path, lived.owner)}
+    assert named >= {table, "tokens", "payments"}
+
+
 def test_a_view_that_tells_something_else_is_named(lived: Past, tmp_path: Path) -> None:
     """Auditors read the file by them, and no row of a table says what they leave out."""
     path = fresh(lived.path, tmp_path)
