@@ -334,6 +334,11 @@ def test_who_can_tell_the_rest_is_told(all_receipts: list[Receipt]) -> None:
     receipt = all_receipts[0]
     told = "\n".join(untold(receipt))
     assert receipt["payment"]["block"]["hash"] in told
+    assert f"has the transaction {receipt['payment']['tx_hash']}\n" in told
+    assert receipt["wallet"] in told
+    gone = copy.deepcopy(receipt)
+    gone["payment"]["tx_hash"] = None
+    assert f"({receipt['payment']['block']['hash']}) is there\n" in "\n".join(untold(gone))
     assert f"--head {receipt['ledger']['head']}" in told
 
 
