@@ -171,7 +171,7 @@ def _of_claim(
 ) -> Difference | InFlight | Doubt | None:
     """What the books say is on the chain and is not listed: it is gone, or older or newer than the listing."""
     if isinstance(read, NotFound):
-        return _not_there(claim, is_forked)
+        return _not_there(claim, tip, is_forked)
     if not isinstance(read, Found):
         return Doubt(f"whether transaction {claim.tx_id} is on the chain ({read.reason})")
     if read.value.slot < since_slot:
@@ -184,12 +184,16 @@ def _of_claim(
     return Doubt(f"the provider shows transaction {claim.tx_id} and does not list it at the address")
 
 
-def _not_there(claim: Claim, is_forked: bool) -> Difference | InFlight | Doubt:
-    """What is not booked yet may go back and come again; what payagent did not look at since, it may know soon."""
+def _not_there(claim: Claim, tip: Tip, is_forked: bool) -> Difference | InFlight | Doubt:
+    """What is not booked yet may go back and come again. What a fork took payagent knows soon: when it has looked,
+    when the chain has come as far again, and when it was denied often enough that a coin is there.
+    """
     if claim.state is State.IN_BLOCK and not claim.booked:
         return InFlight(claim.tx_id, claim.row, "its block is on the chain no more, and nothing is booked", {})
-    if is_forked:
-        return Doubt(f"whether transaction {claim.tx_id} is to be on the chain: payagent has yet to see the fork")
+    if is_forked or claim.height > tip.height or claim.is_missing:
+        return Doubt(
+            f"whether transaction {claim.tx_id} is to be on the chain: payagent is not sure of a fork yet"
+        )
     what = f"by the books on the chain, with {_text(claim.booked)}, and it is not there"
     return Difference("missing", claim.table, claim.row, claim.tx_id, what)
 

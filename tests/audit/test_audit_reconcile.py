@@ -170,6 +170,24 @@ async def test_a_deposit_in_the_blocks_of_a_fork_that_was_not_seen_yet_is_no_fin
         assert agree(answer)
 
 
+async def test_what_payagent_is_not_sure_is_lost_is_a_doubt_and_no_finding(world: World) -> None:
+    """It has seen the fork: a block that is not reached again yet, and a deposit that was denied only once."""
+    async with paid(world) as run:
+        world.fund(7 * ADA)
+        await run.settle_down()
+        world.control("rollback", depth=3)
+        await run.look()
+        low = await reconciled(run)
+        assert (low["findings"], low["complete"]) == ([], False)
+        world.block(4)
+        await run.look()
+        denied = await reconciled(run)
+        assert (denied["findings"], denied["complete"]) == ([], False)
+        await run.pass_time(16)
+        answer = await reconciled(run)
+        assert (answer["findings"], answer["clean"]) == ([], True)
+
+
 async def test_a_part_of_the_past_begins_with_what_is_not_booked_yet(world: World) -> None:
     """All that is unspent is compared, so what is in a block and not booked is told, however old the block is."""
     world.terms = replace(world.terms, confirm_depth=3)
