@@ -69,6 +69,7 @@ def require_right_clock(off_s: Sequence[int]) -> None:
 class ChainView:
     """What the watch learned, and what keeps the wallet from signing.
 
+    `booked`: the tip up to which all deposits are in the books, for which the providers have to list them alike.
     `restored_at_ms`: when the ledger was put back from a backup, if it ever was. `behind`: why the ledger does not
     know all that was signed (agent.scan). `foreign`: transactions that spent coins of ours and are none of ours
     (agent.foreign), until an operator thaws. `require_ready` stands before every signature.
@@ -77,6 +78,7 @@ class ChainView:
     network: Network
     slots: SlotClock | None = None
     tip: Tip | None = None
+    booked: Tip | None = None
     problem: str | None = "no provider has answered yet"
     restored_at_ms: int | None = None
     behind: str | None = None

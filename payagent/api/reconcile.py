@@ -53,11 +53,14 @@ class Period(Parameters):
 
 @dataclass(frozen=True, slots=True)
 class _Bounds:
-    """Since when, as a slot and as a time; and up to where payagent itself had looked when it was asked."""
+    """Since when, as a slot and as a time; and when it was asked, up to where payagent itself had looked, and to
+    which height it had booked all deposits.
+    """
 
     since_slot: int
     since_s: int
     looked: Tip
+    booked_height: int
 
 
 @dataclass(slots=True)
@@ -120,7 +123,7 @@ async def reconciled(caller: Auditor, query: Annotated[Period, Query()]) -> Stre
         raise Refused("chain_not_ready", chain.problem or "the chain and the wallet's coins were not read yet")
     since_slot = min(query.since_slot, _unbooked_slot(caller.desk.conn, chain.slots, chain.tip))
     since_s = max(chain.slots.time_ms(since_slot) // 1000, 0) if since_slot else 0
-    bounds = _Bounds(since_slot, since_s, chain.tip)
+    bounds = _Bounds(since_slot, since_s, chain.tip, chain.booked.height if chain.booked else 0)
     return StreamingResponse(_reconciled(caller, bounds), media_type="application/json")
 
 
@@ -167,7 +170,8 @@ async def _judged(desk: Desk, source: ChainSource, history: History, bounds: _Bo
         since_ms = (bounds.since_s - SKEW_MAX_S) * 1000
         claims = await run_in_threadpool(unlisted, conn, history, bounds.since_slot, since_ms)
         asked = [(claim, await _placed(source, claim.tx_id)) for claim in claims]
-        steps = reconcile(conn, history, asked, bounds.looked, bounds.since_slot, is_forked=is_forked)
+        booked_height = 0 if is_forked else bounds.booked_height  # what a fork brought may be in any block of it
+        steps = reconcile(conn, history, asked, booked_height, bounds.since_slot, is_forked=is_forked)
         async for told in iterate_in_threadpool(steps):
             yield told
 

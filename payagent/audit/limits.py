@@ -41,7 +41,7 @@ def _set(conn: Connection) -> Iterator[Finding]:
             told.pop(key, None)
             if event["most"] is not None:
                 told[key] = int(event["most"])
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             continue  # the events' own check finds a row that is none of ours
     kept = set(spending.limits(conn))
     for limit in sorted(kept ^ {Limit(*key, most) for key, most in told.items()}):

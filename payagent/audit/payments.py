@@ -51,6 +51,9 @@ _BOOKED = frozenset({_HOLD, _REJECT, _CONFIRM, _VOID, _BLOCK_LOST})
 _SHOWN = {Event.SEEN_IN_BLOCK: "pay", Event.VOID: "cancel"}
 """What came into a block, by the event that tells of it."""
 
+_DEEPER = frozenset({Event.CONFIRM, Event.SETTLE})
+"""Events of the block in which it was seen: they change nothing else, whatever they tell."""
+
 _IN_BLOCK = ON_CHAIN | {State.VOID}
 _SPENT = POSTED | {State.VOID}
 _NEED_NO_COINS = frozenset({State.SETTLED, State.VOID})
@@ -95,7 +98,7 @@ def _detail(text: str) -> Mapping[str, object]:
     """What an event tells; many tell the same."""
     try:
         told, end = _read(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return told if isinstance(told, dict) and end == len(text) else {}
 
@@ -117,9 +120,8 @@ def _replay(case: Case) -> Generator[Finding, None, list[Step]]:
             yield Finding("events", str(row.seq), f"{row.event} leads from {state} to {after}, not to {row.state}")
         if event is not None:
             standing["changed_at_ms"] = row.at_ms
-            for name, value in told.items():
-                if name in _MOVED:
-                    standing[name] = value
+            if event not in _DEEPER:
+                standing |= {name: value for name, value in told.items() if name in _MOVED}
             steps.append(Step(event, row, state, told, _text(standing["tx_id"]), standing["invoice"]))
         elif (answered := _delivery_event(row.event, told)) is not None:
             delivery = deliver(delivery, answered)
@@ -168,6 +170,8 @@ def _read_attempts(case: Case, owner: Owner, steps: list[Step]) -> Generator[Fin
         if attempt.anchor != case.standing["anchor"] or (step is not None and attempt.invoice != step.invoice):
             yield Finding("attempts", attempt.tx_id, "its anchor or invoice is not its payment's")
         terms = None if attempt.invoice is None else case.invoices.get(attempt.invoice)
+        if (terms is not None) != (case.kind == "invoice"):
+            yield Finding("attempts", attempt.tx_id, "the invoice that it is for is not there, or there is none")
         reading = read(attempt.cbor)
         if isinstance(reading, str):
             yield Finding("attempts", attempt.tx_id, f"its bytes are no payment of ours: {reading}")
@@ -199,7 +203,7 @@ def _check_terms(case: Case, owner: Owner) -> Iterator[Finding]:
         if made != invoice.terms_hash:
             yield Finding("invoices", str(invoice.seq), "its terms are not those that its hash is of")
     first = None if case.first_invoice is None else case.invoices.get(case.first_invoice)
-    if first is not None and first.outputs != case.outputs:
+    if case.kind == "invoice" and (first is None or first.outputs != case.outputs):
         yield Finding("payments", case.id, "its outputs are not those of its invoice")
 
 
@@ -212,11 +216,15 @@ def _check_intent(case: Case) -> Iterator[Finding]:
 
 
 def _check_sightings(case: Case, steps: list[Step]) -> Iterator[Finding]:
-    """Each time that it came into a block there is a sighting of a fit attempt, which says what its event does."""
-    # what another one's transaction did is borne out by sightings of its own (audit.verify)
-    outside = ("foreign", "void_by", "time_over")
-    shown = [step for step in steps if step.event in _SHOWN and not any(step.told.get(name) for name in outside)]
+    """Each time that it came into a block there is a sighting of a fit attempt, which says what its event does.
+
+    Unless it is void it goes by an attempt, and by nobody else's transaction.
+    """
+    shown = [step for step in steps if step.event in _SHOWN and not _is_void_from_outside(step)]
     kinds = {attempt.tx_id: attempt.kind for attempt in case.attempts}
+    state, stands = case.standing["state"], case.standing["tx_id"]
+    if stands is not None and stands not in kinds and state != State.VOID:
+        yield Finding("payments", case.id, f"it goes by {stands}, which is none of its attempts")
     for step in shown:
         if kinds.get(step.tx_id or "") != _SHOWN[step.event]:
             what = f"{step.event} of {step.tx_id}, which is not an attempt to {_SHOWN[step.event]}"
@@ -230,6 +238,11 @@ def _check_sightings(case: Case, steps: list[Step]) -> Iterator[Finding]:
         yield Finding("sightings", "-", f"event {shown[len(case.sightings)].row.seq} has no sighting")
     for sighting in case.sightings[len(shown) :]:
         yield Finding("sightings", str(sighting.seq), "no event tells of it")
+
+
+def _is_void_from_outside(step: Step) -> bool:
+    """By somebody else's transaction, which sightings of its own bear out (audit.verify), or by time limits."""
+    return step.event is _VOID and any(step.told.get(name) for name in ("foreign", "void_by", "time_over"))
 
 
 def _check_time_over(case: Case, steps: list[Step]) -> Iterator[Finding]:

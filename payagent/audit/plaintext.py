@@ -36,7 +36,7 @@ def account_name(account: str) -> str:
     kind, _, origin = account.partition(":")
     if kind not in _ROOTS:
         raise Refused("store_failed", f"{account!r} is not an account of the books")
-    host = _UNSAFE.sub("-", origin.partition("://")[2]).strip("-")
+    host = _UNSAFE.sub("-", origin.partition("://")[2]).strip("-") or "host"
     digest = hashlib.sha256(origin.encode()).hexdigest()[:8]
     return f"{_ROOTS[kind]}:{host[:1].upper()}{host[1:]}-{digest}"
 

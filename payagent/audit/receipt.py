@@ -280,9 +280,13 @@ def checked(receipt: Receipt) -> list[str]:
 
 def untold(receipt: Receipt) -> list[str]:
     """What the file alone cannot show, and who can."""
-    told = []
-    if (block := receipt["payment"]["block"]) is not None:
-        told.append(f"the chain: whether block {block['height']} ({block['hash']}) has the transaction")
+    told, payment = [], receipt["payment"]
+    if (block := payment["block"]) is not None:
+        tx_id = payment["tx_hash"] or payment["void_by"]
+        what = "is there" if tx_id is None else f"has the transaction {tx_id}"
+        told.append(f"the chain: whether block {block['height']} ({block['hash']}) {what}")
+    if receipt["attempts"]:
+        told.append(f"the payer: whether {receipt['wallet']} is its wallet's address, whose key has signed")
     head = receipt["ledger"]["head"]
     told.append(
         "the ledger: whether these are its rows, and all of them; there, "

@@ -94,18 +94,18 @@ def reconcile(
     conn: Connection,
     history: History,
     asked: Iterable[tuple[Claim, Read[TxSeen]]],
-    looked: Tip,
+    booked_height: int,
     since_slot: int,
     *,
     is_forked: bool,
 ) -> Iterator[Told]:
     """Everything that does not agree, what is in flight, and how it stands; `conn` is in one read transaction.
 
-    `asked` are the unlisted claims with the provider's word on each; `looked` is the tip up to which deposits were
-    booked when the transaction began, and `is_forked` that it is on the chain no more.
+    `asked` are the unlisted claims with the provider's word on each; `booked_height` is up to where all deposits
+    were booked before the history was read, and `is_forked` that what payagent last saw is on the chain no more.
     """
     gap = _Gap()
-    yield from _listed(conn, history, looked, gap)
+    yield from _listed(conn, history, booked_height, gap)
     for claim, read in asked:
         told = _of_claim(claim, read, history.tip, since_slot, is_forked)
         if told is not None:
@@ -114,13 +114,13 @@ def reconcile(
     yield from _standing(conn, history, gap)
 
 
-def _listed(conn: Connection, history: History, looked: Tip, gap: _Gap) -> Iterator[Told]:
+def _listed(conn: Connection, history: History, booked_height: int, gap: _Gap) -> Iterator[Told]:
     count = 0
     for tx in history.transactions:
         moved = history.movements[tx.tx_id]
         own = onchain.own_tx(conn, tx.tx_id)
         booked = clean(add((onchain.booked_others(conn, tx.tx_id), own.booked if own else {})))
-        told = _of_ours(tx, own, _net(moved), booked) if own else _of_others(tx, moved, booked, looked)
+        told = _of_ours(tx, own, _net(moved), booked) if own else _of_others(tx, moved, booked, booked_height)
         if told is not None:
             gap.take(told, _less(_net(moved), booked))
             yield told
@@ -148,7 +148,7 @@ def _of_ours(tx: AddressTx, own: OwnTx, net: Units, booked: Units) -> Difference
     return InFlight(tx.tx_id, own.payment_id, f"on the chain, and {own.state}: not booked yet", net)
 
 
-def _of_others(tx: AddressTx, moved: Movement, booked: Units, looked: Tip) -> Difference | InFlight | None:
+def _of_others(tx: AddressTx, moved: Movement, booked: Units, booked_height: int) -> Difference | InFlight | None:
     """A transaction of somebody else's: it moved what is booked as deposits, and as spent elsewhere."""
     net = _net(moved)
     if moved.spent and net != booked:
@@ -161,8 +161,8 @@ def _of_others(tx: AddressTx, moved: Movement, booked: Units, looked: Tip) -> Di
     if booked:
         what = f"the chain brought {_text(net)}, the books say {_text(booked)}"
         return Difference("differing", "coins", ref, tx.tx_id, what)
-    if tx.block_height >= looked.height:
-        return InFlight(tx.tx_id, None, "a deposit that payagent comes to see with its next look", net)
+    if tx.block_height >= booked_height:
+        return InFlight(tx.tx_id, None, "a deposit that is booked once every provider has listed it", net)
     return Difference("foreign", "coins", ref, tx.tx_id, f"a deposit of {_text(net)} that is not booked")
 
 
@@ -171,7 +171,7 @@ def _of_claim(
 ) -> Difference | InFlight | Doubt | None:
     """What the books say is on the chain and is not listed: it is gone, or older or newer than the listing."""
     if isinstance(read, NotFound):
-        return _not_there(claim, is_forked)
+        return _not_there(claim, tip, is_forked)
     if not isinstance(read, Found):
         return Doubt(f"whether transaction {claim.tx_id} is on the chain ({read.reason})")
     if read.value.slot < since_slot:
@@ -184,12 +184,16 @@ def _of_claim(
     return Doubt(f"the provider shows transaction {claim.tx_id} and does not list it at the address")
 
 
-def _not_there(claim: Claim, is_forked: bool) -> Difference | InFlight | Doubt:
-    """What is not booked yet may go back and come again; what payagent did not look at since, it may know soon."""
+def _not_there(claim: Claim, tip: Tip, is_forked: bool) -> Difference | InFlight | Doubt:
+    """What is not booked yet may go back and come again. What a fork took payagent knows soon: when it has looked,
+    when the chain has come as far again, and when it was denied often enough that a coin is there.
+    """
     if claim.state is State.IN_BLOCK and not claim.booked:
         return InFlight(claim.tx_id, claim.row, "its block is on the chain no more, and nothing is booked", {})
-    if is_forked:
-        return Doubt(f"whether transaction {claim.tx_id} is to be on the chain: payagent has yet to see the fork")
+    if is_forked or claim.height > tip.height or claim.is_missing:
+        return Doubt(
+            f"whether transaction {claim.tx_id} is to be on the chain: payagent is not sure of a fork yet"
+        )
     what = f"by the books on the chain, with {_text(claim.booked)}, and it is not there"
     return Difference("missing", claim.table, claim.row, claim.tx_id, what)
 

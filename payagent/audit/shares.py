@@ -16,7 +16,7 @@ from functools import cache
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 
-from payagent.audit.finding import Finding, Progress
+from payagent.audit.finding import Finding, Progress, to_the_end
 from payagent.audit.payments import check_payment
 from payagent.audit.signed import Owner
 from payagent.store import books
@@ -57,7 +57,7 @@ def check_share(conn: Connection, owner: Owner, span: Span) -> Found:
     found: list[Finding] = []
     count = 0
     for case in books.cases(conn, *span):
-        found.extend(check_payment(case, owner))
+        found.extend(to_the_end("payments", check_payment(case, owner), case.id))
         count += 1
     return count, found
 

@@ -6,7 +6,7 @@ only the chain can tell (a deposit and its coin that were changed alike).
 
 from collections.abc import Iterator
 
-from payagent.audit.finding import Finding, Head, Progress
+from payagent.audit.finding import Finding, Head, Progress, to_the_end
 from payagent.audit.limits import check_limits
 from payagent.audit.merchants import check_merchants
 from payagent.audit.prepaid import check_prepaid
@@ -18,7 +18,7 @@ from payagent.core import ledger
 from payagent.core.ledger import EXTERNAL, HELD, WALLET
 from payagent.store import books, queries
 from payagent.store.queries import EntryRow
-from payagent.store.schema import missing_guards
+from payagent.store.schema import changed_views, missing_guards
 from payagent.store.writer import Connection
 
 _OF_NO_PAYMENT = ("deposit", "undeposit", "use", "unuse", "foreign", "unforeign")
@@ -33,17 +33,20 @@ def verify(conn: Connection, owner: Owner, noted: Head | None = None) -> Iterato
     """
     yield from _guards(conn)
     with shared_out(conn, owner) as payments:
-        yield from check_seals(conn, noted)
-        yield from _references(conn)
-        yield from _entries(conn)
-        yield from _balances(conn)
-        yield from check_prepaid(conn)
-        yield from _coins(conn)
-        yield from _foreign(conn)
-        yield from check_limits(conn)
-        yield from check_merchants(conn)
-        yield from check_tokens(conn)
-        yield from payments
+        for table, check in (
+            ("seals", check_seals(conn, noted)),
+            ("sqlite_master", _references(conn)),
+            ("journal", _entries(conn)),
+            ("balances", _balances(conn)),
+            ("prepaid_moves", check_prepaid(conn)),
+            ("coins", _coins(conn)),
+            ("journal", _foreign(conn)),
+            ("limits", check_limits(conn)),
+            ("merchants", check_merchants(conn)),
+            ("tokens", check_tokens(conn)),
+            ("payments", payments),
+        ):
+            yield from to_the_end(table, check)
 
 
 def _guards(conn: Connection) -> Iterator[Finding]:
@@ -51,6 +54,8 @@ def _guards(conn: Connection) -> Iterator[Finding]:
         yield Finding("sqlite_master", name, "the trigger that guards a table is not there as it was made")
     for name in books.other_triggers(conn):
         yield Finding("sqlite_master", name, "a trigger that is none of ours: it may change what is written")
+    for name in changed_views(conn):
+        yield Finding("sqlite_master", name, "the view that people read is not there as it was made")
 
 
 def _references(conn: Connection) -> Iterator[Told]:
@@ -123,6 +128,8 @@ def _coins(conn: Connection) -> Iterator[Told]:
             yield Finding("coins", coin.ref, "a deposit that the journal does not tell of")
         if coin.is_spent_by_nothing:
             yield Finding("coins", coin.ref, "it is spent by a transaction that does not spend it")
+        if coin.is_made_by_nothing:
+            yield Finding("coins", coin.ref, "it is no deposit, and no transaction of ours makes it as this")
         count += 1
         if count % TOLD_EVERY == 0:
             yield Progress("coins", count)

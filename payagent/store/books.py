@@ -581,7 +581,9 @@ SELECT c.ref, c.lovelace, c.assets,
        c.source = 'deposit' AND NOT c.ref IN (SELECT ref FROM journal WHERE kind = 'deposit'),
        c.spent_by IS NOT NULL AND NOT EXISTS (SELECT 1 FROM attempts a WHERE a.tx_id = c.spent_by
                                               AND instr(' ' || a.inputs || ' ', ' ' || c.ref || ' '))
-         AND NOT {_FOREIGN}
+         AND NOT {_FOREIGN},
+       c.ref <> c.tx_id || '#' || c.output_index
+         OR (c.source = 'change' AND NOT EXISTS (SELECT 1 FROM attempts a WHERE a.tx_id = c.tx_id))
 FROM coins c ORDER BY c.rowid
 """  # noqa: S608  names of ours
 
@@ -594,12 +596,13 @@ class CoinCount(NamedTuple):
     times: int
     is_unbooked: bool
     is_spent_by_nothing: bool
+    is_made_by_nothing: bool
 
 
 def coin_counts(conn: sqlite3.Connection) -> Iterator[CoinCount]:
     """Every coin that ever was."""
-    for ref, lovelace, assets, times, unbooked, unspent in conn.execute(_COUNTED):
-        yield CoinCount(ref, value_of(lovelace, assets), times, bool(unbooked), bool(unspent))
+    for ref, lovelace, assets, times, *wrong in conn.execute(_COUNTED):
+        yield CoinCount(ref, value_of(lovelace, assets), times, *map(bool, wrong))
 
 
 class MoveRow(NamedTuple):
@@ -638,6 +641,12 @@ def bought_by(conn: sqlite3.Connection, move: MoveRow) -> int | None:
     return None if row is None else int(row[0])
 
 
+_EVENTS_TOLD = (
+    "(SELECT seq, payment_id, event, at_ms, IIF(json_valid(detail), detail, '{}') AS detail FROM events)"
+)
+"""Events whose detail can be asked: of what is no JSON SQLite tells nothing, and breaks off."""
+
+
 def topup_ends(conn: sqlite3.Connection) -> Iterator[tuple[int, tuple[Any, ...], tuple[Any, ...]]]:
     """(row number, why an order was stopped, when and why it ended by its row, the same by its events).
 
@@ -646,15 +655,15 @@ def topup_ends(conn: sqlite3.Connection) -> Iterator[tuple[int, tuple[Any, ...],
     stops = {
         topup_id: (code, reason)
         for topup_id, code, reason in conn.execute(
-            "SELECT detail ->> '$.topup', detail ->> '$.code', detail ->> '$.reason' FROM events "
+            f"SELECT detail ->> '$.topup', detail ->> '$.code', detail ->> '$.reason' FROM {_EVENTS_TOLD} "  # noqa: S608
             "WHERE payment_id IS NULL AND event = 'topup_stopped'"
         )
     }
     ends = {
         topup_id: (at_ms, clock_ms, code, reason)
         for at_ms, topup_id, clock_ms, code, reason in conn.execute(
-            "SELECT at_ms, detail ->> '$.topup', detail ->> '$.clock_ms', detail ->> '$.code', "
-            "detail ->> '$.reason' FROM events WHERE payment_id IS NULL AND event = 'topup_ended'"
+            "SELECT at_ms, detail ->> '$.topup', detail ->> '$.clock_ms', detail ->> '$.code', "  # noqa: S608  ours
+            f"detail ->> '$.reason' FROM {_EVENTS_TOLD} WHERE payment_id IS NULL AND event = 'topup_ended'"
         )
     }
     for number, topup_id, *told in conn.execute(
@@ -697,7 +706,8 @@ def foreign_entries(conn: sqlite3.Connection) -> Iterator[tuple[int, str, str | 
 def unseen_foreign_voids(conn: sqlite3.Connection) -> Iterator[int]:
     """Events that say that a foreign transaction made a payment void, which no sighting of one bears out."""
     rows = conn.execute(
-        "SELECT e.seq FROM events e JOIN payments p ON p.id = e.payment_id "
+        f"SELECT e.seq FROM {_EVENTS_TOLD} e "  # noqa: S608  names of ours
+        "JOIN payments p ON p.id = e.payment_id "
         "WHERE e.event = 'void' AND e.detail ->> '$.foreign' IS NOT NULL AND NOT EXISTS ("
         "SELECT 1 FROM foreign_sightings f WHERE f.there = 1 AND f.tx_id = e.detail ->> '$.tx_id' "
         "AND f.block_hash = e.detail ->> '$.block_hash' "

@@ -37,13 +37,18 @@ class OwnTx:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A row that says that a transaction is on the chain, the state of its payment, and what is booked for it."""
+    """A row that says that a transaction is on the chain, the state of its payment, and what is booked for it.
+
+    `height` is that of its block, 0 of a deposit; `is_missing`: a coin of that is not listed, and set aside.
+    """
 
     table: str
     row: str
     tx_id: str
     state: State | None
     booked: Units
+    height: int
+    is_missing: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,14 +205,14 @@ def unlisted(conn: sqlite3.Connection, listed: Collection[str], since_slot: int,
     """The claims of transactions that are not listed: of payments in blocks from a slot on, of later deposits."""
     states = (*ON_CHAIN, State.VOID)
     rows = conn.execute(
-        "SELECT id, COALESCE(tx_id, ''), state FROM payments "
+        "SELECT id, COALESCE(tx_id, ''), state, COALESCE(block_height, 0) FROM payments "
         "WHERE state IN (?, ?, ?, ?) AND block_slot >= ? AND void_by IS NULL AND tx_id IS NOT NULL ORDER BY seq",
         (*states, since_slot),
     )
-    for payment_id, tx_id, state in rows:
+    for payment_id, tx_id, state, height in rows:
         if tx_id not in listed:
             booked = booked_payment(conn, payment_id).get(tx_id, {})
-            yield Claim("payments", payment_id, tx_id, State(state), booked)
+            yield Claim("payments", payment_id, tx_id, State(state), booked, height)
     deposits = conn.execute(
         "SELECT MIN(id), substr(ref, 1, 64) FROM journal WHERE kind IN ('deposit', 'foreign') AND at_ms >= ? "
         "GROUP BY 2",
@@ -215,7 +220,17 @@ def unlisted(conn: sqlite3.Connection, listed: Collection[str], since_slot: int,
     )
     for entry, tx_id in deposits:
         if tx_id not in listed and (booked := booked_others(conn, tx_id)):
-            yield Claim("journal", str(entry), tx_id, None, booked)
+            yield Claim("journal", str(entry), tx_id, None, booked, *_standing_of(conn, tx_id))
+
+
+def _standing_of(conn: sqlite3.Connection, tx_id: str) -> tuple[int, bool]:
+    """In which block somebody else's transaction spent coins of ours, and whether one that it made is missing."""
+    height, missing = conn.execute(
+        "SELECT (SELECT COALESCE(MAX(block_height), 0) FROM foreign_sightings WHERE tx_id = ?1), "
+        "(SELECT COUNT(*) FROM coins WHERE tx_id = ?1 AND state = 'missing')",
+        (tx_id,),
+    ).fetchone()
+    return int(height), bool(missing)
 
 
 def under_way_since_ms(conn: sqlite3.Connection) -> int | None:

@@ -15,7 +15,7 @@ May import: sqlite-utils, the standard library. Never: reads or writes a row.
 """
 
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cache
@@ -870,6 +870,23 @@ def missing_guards(conn: sqlite3.Connection) -> list[str]:
     """The names of guards that are not there as they ought to be (`table.transform()` drops them)."""
     present = dict(conn.execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'").fetchall())
     return [guard.name for guard in GUARDS if present.get(guard.name) != guard.sql.rstrip(";")]
+
+
+def changed_views(conn: sqlite3.Connection) -> list[str]:
+    """The names of views that are not there as they were made: people would read something else by them."""
+    present = dict(conn.execute(_VIEWS_MADE).fetchall())
+    return [name for name, sql in _views().items() if present.get(name) != sql]
+
+
+_VIEWS_MADE = "SELECT name, sql FROM sqlite_master WHERE type = 'view'"
+
+
+@cache
+def _views() -> Mapping[str, str]:
+    """Those of a new ledger."""
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as empty:
+        migrations.apply(Database(empty))
+        return dict(empty.execute(_VIEWS_MADE).fetchall())
 
 
 def newer_migrations(conn: sqlite3.Connection) -> list[str]:

@@ -72,7 +72,7 @@ async def require_whole(run: Run) -> None:
         history = await read_history(source, world.address, 0)
         assert isinstance(history, History), history
         asked = [(claim, await source.tx(claim.tx_id)) for claim in unlisted(conn, history, 0, 0)]
-        told = list(reconcile(conn, history, asked, history.tip, 0, is_forked=False))
+        told = list(reconcile(conn, history, asked, history.tip.height, 0, is_forked=False))
         assert [one for one in told if isinstance(one, Difference | Doubt)] == []
 
 

@@ -120,8 +120,9 @@ def test_an_empty_part_is_an_export_too(lived: Past, form: Format) -> None:
     assert exported(lived, form, Selection(app="nobody")).endswith("\n")
 
 
-def test_names_are_safe_and_no_two_are_one() -> None:
+def test_names_are_safe_and_no_two_are_one(tmp_path: Path) -> None:
     origins = [
+        "http://[::]",
         "http://a-b.example",
         "http://a.b.example",
         "https://a.b.example",
@@ -130,6 +131,9 @@ def test_names_are_safe_and_no_two_are_one() -> None:
     ]
     names = [account_name(f"{kind}:{origin}") for kind in ("merchant", "prepaid") for origin in origins]
     assert len(set(names)) == len(names)
+    file = tmp_path / "names.beancount"
+    file.write_text("".join(f"2026-11-01 open {name}\n" for name in names))
+    assert subprocess.run([BEAN_CHECK, "--no-cache", file], check=False).returncode == 0
     assert len({commodity_name(asset) for asset in ("lovelace", TOKEN, TOKEN + "00", "ADA")}) == 4
     with pytest.raises(Refused, match="store_failed"):
         account_name("somewhere")

@@ -246,8 +246,68 @@ def test_a_transaction_in_a_block_that_is_none_of_its_attempts_is_found(all_rece
     for line in post["postings"]:
         if line["account"].startswith(("merchant", "prepaid")) and line["asset"] == "lovelace":
             line["units"] = str(int(line["units"]) + fee)
-    (found,) = judge(rehashed(forged))
-    assert "not an attempt to pay" in found.what
+    assert any("not an attempt to pay" in found.what for found in judge(rehashed(forged)))
+
+
+FOREIGN = "f" * 64
+
+
+def of_another(forged: Receipt, name: str) -> dict[str, Any]:
+    """The payment's event of that name tells of somebody else's transaction, in a block that has it."""
+    (event,) = (event for event in forged["events"] if event["event"] == name)
+    told = json.loads(event["detail"]) | {"tx_id": FOREIGN, "block_hash": FOREIGN, "block_height": 7}
+    event["detail"] = json.dumps(told | {"block_slot": 7, "foreign": True})
+    forged["payment"] |= {"tx_hash": FOREIGN, "block": {"hash": FOREIGN, "height": 7, "slot": 7}}
+    return dict(event)
+
+
+def test_a_block_that_is_said_to_be_anothers_matter_bears_nothing_out(all_receipts: list[Receipt]) -> None:
+    forged = copy.deepcopy(all_receipts[2])
+    of_another(forged, "seen_in_block")
+    forged["sightings"] = []
+    fee = int(forged["attempts"][0]["fee"])
+    (post,) = (entry for entry in forged["entries"] if entry["kind"] == "post")
+    post["ref"] = FOREIGN
+    post["postings"] = [line for line in post["postings"] if line["account"] != "fees"]
+    for line in post["postings"]:
+        if line["account"].startswith(("merchant", "prepaid")) and line["asset"] == "lovelace":
+            line["units"] = str(int(line["units"]) + fee)
+    assert any("none of its attempts" in found.what for found in judge(rehashed(forged)))
+
+
+@pytest.mark.parametrize("name", ["leave", "confirm", "settle"])
+def test_an_event_that_names_another_transaction_than_was_seen_is_found(
+    all_receipts: list[Receipt], name: str
+) -> None:
+    """What was signed came into no block, and what the receipt goes by is there for everybody to see."""
+    forged = copy.deepcopy(all_receipts[2])
+    of_another(forged, name)
+    if name == "leave":
+        forged["payment"]["state"] = "in_flight"
+        number = [event["event"] for event in forged["events"]].index("leave") + 1
+        forged["events"] = forged["events"][:number]
+        forged["sightings"], forged["answers"] = [], []
+        forged["entries"] = [entry for entry in forged["entries"] if entry["kind"] == "reserve"]
+        forged["payment"] |= {"changed_at_ms": forged["events"][-1]["at_ms"], "delivery": "not_presented"}
+    assert {found.table for found in judge(rehashed(forged))} == {"payments"}
+
+
+@pytest.mark.parametrize("first", [None, 999])
+def test_bytes_that_are_for_no_invoice_that_is_shown_are_found(
+    all_receipts: list[Receipt], first: int | None
+) -> None:
+    """A transaction that pays anybody anything is no payment of the 402 that was put beside it."""
+    forged = copy.deepcopy(all_receipts[0])
+    number = forged["payment"]["first_invoice"]
+    forged["payment"]["first_invoice"] = first
+    for attempt in forged["attempts"]:
+        attempt["invoice"] = first
+        if first is None:
+            attempt["headers"] = {}
+    for event in forged["events"]:
+        if event["event"] == "seen_in_block":
+            event["detail"] = json.dumps(json.loads(event["detail"]) | {"invoice": number})
+    assert any(found.table == "attempts" and "invoice" in found.what for found in judge(rehashed(forged)))
 
 
 def test_a_cancel_that_is_shown_as_the_payment_is_found(all_receipts: list[Receipt]) -> None:
@@ -274,6 +334,11 @@ def test_who_can_tell_the_rest_is_told(all_receipts: list[Receipt]) -> None:
     receipt = all_receipts[0]
     told = "\n".join(untold(receipt))
     assert receipt["payment"]["block"]["hash"] in told
+    assert f"has the transaction {receipt['payment']['tx_hash']}\n" in told
+    assert receipt["wallet"] in told
+    gone = copy.deepcopy(receipt)
+    gone["payment"]["tx_hash"] = None
+    assert f"({receipt['payment']['block']['hash']}) is there\n" in "\n".join(untold(gone))
     assert f"--head {receipt['ledger']['head']}" in told
 
 

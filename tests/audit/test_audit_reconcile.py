@@ -138,6 +138,56 @@ async def test_what_is_in_flight_is_accounted_for_and_no_finding(world: World) -
         assert (settled["in_flight"], settled["clean"]) == ([], True)
 
 
+async def test_a_deposit_that_one_of_two_providers_does_not_list_yet_is_in_flight(world: World) -> None:
+    """It is booked when both list it, however many blocks that takes: nobody has done anything wrong."""
+    with Relay(world.devnet).serving() as late:
+        async with paid(world, providers={"first": world.devnet.chain_url, "late": late.url}) as run:
+            late.freeze(f"/addresses/{world.address}/utxos", "?count=100&page=1")
+            world.fund(7 * ADA)
+            await run.settle_down(3)
+            unlisted = await reconciled(run)
+            assert unlisted["findings"] == []
+            assert [told["units"] for told in unlisted["in_flight"]] == [{"lovelace": str(7 * ADA)}]
+            assert agree(unlisted)
+            late.thaw()
+            await run.settle_down()
+            answer = await reconciled(run)
+            assert (answer["in_flight"], answer["clean"]) == ([], True)
+            tamper(path_of(world), "DELETE FROM journal WHERE id = (SELECT MAX(id) FROM journal)")
+            assert {told["kind"] for told in (await reconciled(run))["findings"]} >= {"foreign"}
+
+
+async def test_a_deposit_in_the_blocks_of_a_fork_that_was_not_seen_yet_is_no_finding(world: World) -> None:
+    """Its block is lower than the last one that payagent looked at, which is on the chain no more."""
+    async with paid(world) as run:
+        await run.settle_down(5)
+        world.control("rollback", depth=5)
+        world.fund(7 * ADA)
+        answer = await reconciled(run)
+        assert answer["findings"] == []
+        assert not answer["complete"]
+        assert [told["units"] for told in answer["in_flight"]] == [{"lovelace": str(7 * ADA)}]
+        assert agree(answer)
+
+
+async def test_what_payagent_is_not_sure_is_lost_is_a_doubt_and_no_finding(world: World) -> None:
+    """It has seen the fork: a block that is not reached again yet, and a deposit that was denied only once."""
+    async with paid(world) as run:
+        world.fund(7 * ADA)
+        await run.settle_down()
+        world.control("rollback", depth=3)
+        await run.look()
+        low = await reconciled(run)
+        assert (low["findings"], low["complete"]) == ([], False)
+        world.block(4)
+        await run.look()
+        denied = await reconciled(run)
+        assert (denied["findings"], denied["complete"]) == ([], False)
+        await run.pass_time(16)
+        answer = await reconciled(run)
+        assert (answer["findings"], answer["clean"]) == ([], True)
+
+
 async def test_a_part_of_the_past_begins_with_what_is_not_booked_yet(world: World) -> None:
     """All that is unspent is compared, so what is in a block and not booked is told, however old the block is."""
     world.terms = replace(world.terms, confirm_depth=3)

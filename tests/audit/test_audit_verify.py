@@ -118,6 +118,8 @@ CASES = [
     ("coins", "DELETE FROM coins WHERE source = 'deposit' AND state = 'spent'", None),
     ("coins", "UPDATE coins SET state = 'free', spent_by = NULL WHERE state = 'spent'", None),
     ("coins", f"UPDATE coins SET spent_by = '{OTHER}' WHERE state = 'spent'", None),
+    ("coins", f"INSERT INTO coins VALUES ('{OTHER}#0', '{OTHER}', 0, 5, '{{}}', 'change', 'free', NULL)", None),
+    ("coins", "UPDATE coins SET output_index = output_index + 1 WHERE source = 'deposit'", None),
 ]
 MAY_REFER = {"apps": "payments", "intents": "payments"}
 
@@ -264,6 +266,76 @@ def test_a_trigger_that_is_none_of_ours_is_named(lived: Past, tmp_path: Path) ->
     with closing(sqlite3.connect(path)) as conn:
         conn.execute("CREATE TRIGGER mine AFTER INSERT ON holds BEGIN UPDATE holds SET released_at_ms = 1; END")
     assert [(one.table, one.row) for one in findings(path, lived.owner)] == [("sqlite_master", "mine")]
+
+
+NO_JSON = ("{", '{"a":' + "[" * 10_000 + "]" * 10_000 + "}")
+"""What cannot be read at all, and what is too deep to be."""
+
+
+@pytest.mark.parametrize("detail", NO_JSON, ids=["torn", "deep"])
+def test_an_event_that_cannot_be_read_is_named_and_hides_no_other_finding(
+    lived: Past, tmp_path: Path, detail: str
+) -> None:
+    with closing(sqlite3.connect(lived.path)) as conn:
+        last = dict(conn.execute("SELECT event, MAX(seq) FROM events GROUP BY event"))
+    path = fresh(lived.path, tmp_path)
+    changed = ",".join(str(last[event]) for event in ("confirm", "void", "limit_set", "app_revoked"))
+    tamper(
+        path,
+        f"UPDATE events SET detail = '{detail}' WHERE seq IN ({changed})",
+        "UPDATE tokens SET revoked_at_ms = 5 WHERE revoked_at_ms IS NULL",
+    )
+    named = {(one.table, one.row) for one in findings(path, lived.owner)}
+    assert named >= {("events", seq) for seq in changed.split(",")}
+    assert "tokens" in {table for table, _ in named}
+
+
+UNREADABLE = [
+    ("merchants", "INSERT INTO merchants VALUES ('x', 'https://x.example', '{')"),
+    ("limits", "UPDATE limits SET kind = 'per_year'"),
+    ("limits", "UPDATE limits SET most_units = 'much'"),
+    ("balances", "UPDATE balances SET high = 0.5 WHERE account = 'fees'"),
+    ("coins", "UPDATE coins SET lovelace = x'00' WHERE state = 'free'"),
+    ("payments", "UPDATE holds SET units = 'much' WHERE rowid = 1"),
+    ("seals", "UPDATE seals SET marks = 5 WHERE seq = 2"),
+]
+
+
+@pytest.mark.parametrize(("table", "statement"), UNREADABLE, ids=[one[1][:40] for one in UNREADABLE])
+def test_a_value_that_no_column_of_ours_holds_is_found_and_hides_no_other_finding(
+    lived: Past, tmp_path: Path, table: str, statement: str
+) -> None:
+    """Who can write the file can also have its tables take anything."""
+    path = fresh(lived.path, tmp_path)
+    with closing(sqlite3.connect(path, isolation_level=None)) as conn:
+        conn.execute("PRAGMA writable_schema = ON")
+        conn.execute(
+            "UPDATE sqlite_master SET sql = replace(replace(sql, ') STRICT, ', ') '), ') STRICT', ')') "
+            "WHERE type = 'table'"
+        )
+        conn.execute("PRAGMA writable_schema = RESET")
+    tamper(
+        path,
+        "UPDATE tokens SET revoked_at_ms = 5 WHERE revoked_at_ms IS NULL",
+        "UPDATE payments SET merchant_status = 'x' WHERE seq = 2",
+        statement,
+    )
+    named = {one.table for one in findings(path, lived.owner)}
+    assert named >= {table, "tokens", "payments"}
+
+
+def test_a_view_that_tells_something_else_is_named(lived: Past, tmp_path: Path) -> None:
+    """Auditors read the file by them, and no row of a table says what they leave out."""
+    path = fresh(lived.path, tmp_path)
+    with closing(sqlite3.connect(path)) as conn:
+        (made,) = conn.execute("SELECT sql FROM sqlite_master WHERE name = 'v_spend'").fetchone()
+        conn.execute("DROP VIEW v_spend")
+        conn.execute(f"{made} WHERE q.units < 5000000")
+        conn.execute("DROP VIEW v_prepaid")
+    assert [(one.table, one.row) for one in findings(path, lived.owner)] == [
+        ("sqlite_master", "v_spend"),
+        ("sqlite_master", "v_prepaid"),
+    ]
 
 
 OF_NOTHING = [
