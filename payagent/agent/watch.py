@@ -483,7 +483,7 @@ class Watch:
             await desk.write("deposit", lambda unit: deposits.sync(unit, listing, desk.coins, now_ms))
         self._coins_read = True
         if not listing.doubtful:
-            agent.chain.booked = tip
+            desk.chain.booked = tip
         await self._foreign.look(source, listing)
         if source.is_current:
             await self._vanished.look(source, tip)
