@@ -4,6 +4,7 @@ May import: the standard library, core.problem. Never: I/O.
 """
 
 import re
+import sqlite3
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
@@ -11,6 +12,9 @@ from typing import TypeVar
 from payagent.core.problem import Refused
 
 T = TypeVar("T")
+
+_NO_TEXT = "Could not decode to UTF-8"
+"""What Python's sqlite3 says of a text that is none."""
 
 _HEAD = re.compile(r"(0|[1-9][0-9]{0,17}):([0-9a-f]{64})")
 
@@ -47,7 +51,16 @@ def to_the_end(table: str, check: Iterable[T], row: str = "-") -> Iterator[T | F
     """What a check tells. Where it meets a value that no column of ours holds it ends, and that is a finding."""
     try:
         yield from check
-    except (ValueError, TypeError, ArithmeticError, LookupError, AttributeError) as error:
+    except (
+        ValueError,
+        TypeError,
+        ArithmeticError,
+        LookupError,
+        AttributeError,
+        sqlite3.OperationalError,
+    ) as error:
+        if isinstance(error, sqlite3.OperationalError) and not str(error).startswith(_NO_TEXT):
+            raise
         yield Finding(table, row, f"it cannot be read to its end: {type(error).__name__}: {error}")
 
 

@@ -297,6 +297,7 @@ UNREADABLE = [
     ("balances", "UPDATE balances SET high = 0.5 WHERE account = 'fees'"),
     ("coins", "UPDATE coins SET lovelace = x'00' WHERE state = 'free'"),
     ("payments", "UPDATE holds SET units = 'much' WHERE rowid = 1"),
+    ("payments", "UPDATE payments SET reason = CAST(x'41ff' AS TEXT) WHERE seq = 1"),
     ("seals", "UPDATE seals SET marks = 5 WHERE seq = 2"),
 ]
 
