@@ -323,6 +323,7 @@ def test_a_value_that_no_column_of_ours_holds_is_found_and_hides_no_other_findin
     )
     named = {one.table for one in findings(path, lived.owner)}
     assert named >= {table, "tokens", "payments"}
+    assert head_of(path, lived.owner) == head_of(lived.path, lived.owner)
 
 
 def test_a_view_that_tells_something_else_is_named(lived: Past, tmp_path: Path) -> None:
