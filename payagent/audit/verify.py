@@ -159,7 +159,5 @@ def _foreign(conn: Connection) -> Iterator[Finding]:
         yield Finding("foreign_sightings", str(number), f"nothing is booked for {tx_id}")
     for entry, *_ in entries[len(sightings) :]:
         yield Finding("journal", str(entry), "no sighting of a foreign transaction books it")
-    for number in books.unseen_foreign_voids(conn):
-        yield Finding(
-            "events", str(number), "no foreign transaction was seen in that block that spends the anchor"
-        )
+    for number in books.unseen_voids(conn):
+        yield Finding("events", str(number), "no transaction was seen in that block that makes the payment void")
