@@ -6,7 +6,8 @@ only the chain can tell (a deposit and its coin that were changed alike).
 
 from collections.abc import Iterator
 
-from payagent.audit.finding import Finding, Head, Progress, to_the_end
+from payagent.audit.finding import Finding, Head, Progress
+from payagent.audit.guarded import to_the_end
 from payagent.audit.limits import check_limits
 from payagent.audit.merchants import check_merchants
 from payagent.audit.prepaid import check_prepaid
