@@ -4,13 +4,9 @@ May import: the standard library, core.problem. Never: I/O.
 """
 
 import re
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
 
 from payagent.core.problem import Refused
-
-T = TypeVar("T")
 
 _HEAD = re.compile(r"(0|[1-9][0-9]{0,17}):([0-9a-f]{64})")
 
@@ -41,14 +37,6 @@ class Head:
 
     def __str__(self) -> str:
         return f"{self.seq}:{self.hash}"
-
-
-def to_the_end(table: str, check: Iterable[T], row: str = "-") -> Iterator[T | Finding]:
-    """What a check tells. Where it meets a value that no column of ours holds it ends, and that is a finding."""
-    try:
-        yield from check
-    except (ValueError, TypeError, ArithmeticError, LookupError, AttributeError) as error:
-        yield Finding(table, row, f"it cannot be read to its end: {type(error).__name__}: {error}")
 
 
 def parse_head(text: str) -> Head:

@@ -109,7 +109,7 @@ def check_seals(conn: Connection, noted: Head | None) -> Iterator[Finding | Prog
 
 
 def _check(seal: books.Seal, prev_hash: str, tables: dict[str, Rows]) -> Iterator[Finding]:
-    spans = _spans(seal.what, len(seal.marks))
+    spans = _spans(seal.what, seal.marks)
     if spans is None:
         yield Finding("seals", str(seal.seq), "it does not say which rows it is of")
         return
@@ -127,11 +127,12 @@ def _check(seal: books.Seal, prev_hash: str, tables: dict[str, Rows]) -> Iterato
         yield from _explain(seal, prev_hash, spans, found)
 
 
-def _spans(what: str, marks_size: int) -> list[Span] | None:
+def _spans(what: str, marks: bytes) -> list[Span] | None:
     """Which rows a seal is of, as many as it has marks; None when it does not say so in its own form."""
     spans = []
     try:
         told, end = _read(what)
+        marks_size = len(marks)
         if end != len(what):
             return None
         for table, (first, last) in told.items():

@@ -16,7 +16,8 @@ from functools import cache
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 
-from payagent.audit.finding import Finding, Progress, to_the_end
+from payagent.audit.finding import Finding, Progress
+from payagent.audit.guarded import to_the_end
 from payagent.audit.payments import check_payment
 from payagent.audit.signed import Owner
 from payagent.store import books

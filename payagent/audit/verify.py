@@ -6,7 +6,8 @@ only the chain can tell (a deposit and its coin that were changed alike).
 
 from collections.abc import Iterator
 
-from payagent.audit.finding import Finding, Head, Progress, to_the_end
+from payagent.audit.finding import Finding, Head, Progress
+from payagent.audit.guarded import to_the_end
 from payagent.audit.limits import check_limits
 from payagent.audit.merchants import check_merchants
 from payagent.audit.prepaid import check_prepaid
@@ -159,7 +160,5 @@ def _foreign(conn: Connection) -> Iterator[Finding]:
         yield Finding("foreign_sightings", str(number), f"nothing is booked for {tx_id}")
     for entry, *_ in entries[len(sightings) :]:
         yield Finding("journal", str(entry), "no sighting of a foreign transaction books it")
-    for number in books.unseen_foreign_voids(conn):
-        yield Finding(
-            "events", str(number), "no foreign transaction was seen in that block that spends the anchor"
-        )
+    for number in books.unseen_voids(conn):
+        yield Finding("events", str(number), "no transaction was seen in that block that makes the payment void")

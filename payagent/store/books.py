@@ -703,8 +703,23 @@ def foreign_entries(conn: sqlite3.Connection) -> Iterator[tuple[int, str, str | 
     return conn.execute("SELECT id, kind, ref FROM journal WHERE kind IN ('foreign', 'unforeign') ORDER BY id")
 
 
-def unseen_foreign_voids(conn: sqlite3.Connection) -> Iterator[int]:
-    """Events that say that a foreign transaction made a payment void, which no sighting of one bears out."""
+def unseen_voids(conn: sqlite3.Connection) -> Iterator[int]:
+    """Events that say that somebody else's or another payment's transaction made a payment void, which no sighting
+    in that block bears out.
+    """
+    yield from _unseen_foreign_voids(conn)
+    rows = conn.execute(
+        f"SELECT seq FROM {_EVENTS_TOLD} e "  # noqa: S608  names of ours
+        "WHERE event = 'void' AND payment_id IS NOT NULL AND detail ->> '$.void_by' IS NOT NULL AND NOT EXISTS ("
+        "SELECT 1 FROM sightings s WHERE s.tx_id = e.detail ->> '$.void_by' "
+        "AND s.block_hash = e.detail ->> '$.block_hash') AND NOT EXISTS ("
+        "SELECT 1 FROM foreign_sightings f WHERE f.there = 1 AND f.tx_id = e.detail ->> '$.void_by' "
+        "AND f.block_hash = e.detail ->> '$.block_hash') ORDER BY seq"
+    )
+    yield from (number for (number,) in rows)
+
+
+def _unseen_foreign_voids(conn: sqlite3.Connection) -> Iterator[int]:
     rows = conn.execute(
         f"SELECT e.seq FROM {_EVENTS_TOLD} e "  # noqa: S608  names of ours
         "JOIN payments p ON p.id = e.payment_id "

@@ -112,6 +112,13 @@ class SealingError(Exception):
     """A bug of ours, and not the disk's: what a commit added could not be sealed. None of it happened."""
 
 
+def is_no_text(error: DatabaseError) -> bool:
+    """Whether a row has a text that is none, in a file that can be read otherwise: Python's sqlite3 has no class
+    of its own for that.
+    """
+    return isinstance(error, sqlite3.OperationalError) and str(error).startswith("Could not decode to UTF-8")
+
+
 def failure(error: DatabaseError) -> Refused | None:
     """`store_failed` when the file or its disk is to blame; None when it is our SQL, a bug."""
     is_ours = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR

@@ -8,8 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from agent import test_agent_chain as chain
+from agent_kit import ADA, DEVNET, World, with_terms, world_with_clock
 from audit.books_kit import Past, append, copy_of, findings, fresh, head_of, tamper, told, unguarded
 
+from payagent.audit.signed import Owner
 from payagent.core.address import encode_address
 from payagent.store.schema import GUARDS, KEPT
 from payagent.store.writer import migrate
@@ -268,6 +271,32 @@ def test_a_trigger_that_is_none_of_ours_is_named(lived: Past, tmp_path: Path) ->
     assert [(one.table, one.row) for one in findings(path, lived.owner)] == [("sqlite_master", "mine")]
 
 
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    """A world of its own, whose devnet goes by the clock that the test moves."""
+    with world_with_clock(tmp_path) as apart:
+        yield apart
+
+
+async def test_a_void_for_another_payments_transaction_needs_a_block_that_has_it(world: World) -> None:
+    """The parent was paid by another attempt, so that what its child was to spend can never be."""
+    world.fund(300 * ADA)
+    async with world.run(terms=with_terms(chain_depth=8, settle_depth=25)) as run:
+        parent, child, _ = await chain.TestAChildWithoutItsParent.orphaned(world, run)
+        await run.settle_down()
+        await chain.bury(world, run)
+        await chain.bury(world, run)
+        void = run.agent.payment(child.id)
+        assert void.void_by == run.agent.payment(parent.id).tx_id
+        ((number,),) = run.agent.conn.execute(
+            "SELECT seq FROM events WHERE payment_id = ? AND event = 'void'", (child.id,)
+        ).fetchall()
+    path, owner = world.folder / "ledger.db", Owner(world.account.address, DEVNET)
+    assert findings(path, owner) == []
+    tamper(path, f"UPDATE sightings SET block_hash = '{OTHER}' WHERE tx_id = '{void.void_by}'")
+    assert ("events", str(number)) in {(one.table, one.row) for one in findings(path, owner)}
+
+
 NO_JSON = ("{", '{"a":' + "[" * 10_000 + "]" * 10_000 + "}")
 """What cannot be read at all, and what is too deep to be."""
 
@@ -297,6 +326,7 @@ UNREADABLE = [
     ("balances", "UPDATE balances SET high = 0.5 WHERE account = 'fees'"),
     ("coins", "UPDATE coins SET lovelace = x'00' WHERE state = 'free'"),
     ("payments", "UPDATE holds SET units = 'much' WHERE rowid = 1"),
+    ("payments", "UPDATE payments SET reason = CAST(x'41ff' AS TEXT) WHERE seq = 1"),
     ("seals", "UPDATE seals SET marks = 5 WHERE seq = 2"),
 ]
 
@@ -322,6 +352,7 @@ def test_a_value_that_no_column_of_ours_holds_is_found_and_hides_no_other_findin
     )
     named = {one.table for one in findings(path, lived.owner)}
     assert named >= {table, "tokens", "payments"}
+    assert head_of(path, lived.owner) == head_of(lived.path, lived.owner)
 
 
 def test_a_view_that_tells_something_else_is_named(lived: Past, tmp_path: Path) -> None:

@@ -1,0 +1,28 @@
+"""A check of rows that may hold anything, whatever their columns say: where it cannot go on, that is a finding.
+
+May import: audit.finding, store.writer. Never: takes a file that cannot be read for rows that are wrong.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from payagent.audit.finding import Finding
+from payagent.store.writer import DatabaseError, is_no_text
+
+T = TypeVar("T")
+
+
+def to_the_end(table: str, check: Iterable[T], row: str = "-") -> Iterator[T | Finding]:
+    """What a check tells. Where it meets a value that no column of ours holds it ends, and the others go on."""
+    try:
+        yield from check
+    except (ValueError, TypeError, ArithmeticError, LookupError, AttributeError) as error:
+        yield _unreadable(table, row, error)
+    except DatabaseError as error:
+        if not is_no_text(error):
+            raise
+        yield _unreadable(table, row, error)
+
+
+def _unreadable(table: str, row: str, error: Exception) -> Finding:
+    return Finding(table, row, f"it cannot be read to its end: {type(error).__name__}: {error}")
