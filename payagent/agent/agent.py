@@ -340,7 +340,7 @@ class Agent:
 
         def job(unit: Unit) -> Quote:
             chosen = self._admission.choose(unit, purchase, now_ms)
-            self._admission.require_unpaid(unit.conn, chosen)
+            self._admission.require_open(unit, chosen, now_ms)
             invoice = chosen.invoice
             plan = self._admission.planner.plan(
                 unit, invoice, invoice.expires_at_ms, self.terms.min_window_s, now_ms
