@@ -62,6 +62,14 @@ def test_a_token_is_shown_to_people_once_and_then_never(shop: Shop) -> None:
     assert (again.code, again.error["code"]) == (2, "app_exists")
 
 
+def test_a_token_that_only_pays_is_shown_the_address_and_that_it_sees_no_balances(shop: Shop) -> None:
+    token = added(shop, "onlooker")
+    shown = shop.payagent("wallet", "--human", "--token-file", token)
+    assert (shown.code, shop.made["address"] in shown.out) == (0, True), shown.err
+    assert "available" not in shown.out
+    assert "read or operate" in shown.err
+
+
 def test_a_new_token_ends_the_one_before(shop: Shop) -> None:
     before = added(shop, "renewed")
     result = shop.payagent("app", "token", "renewed", "--expires", "90d")
