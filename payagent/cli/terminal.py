@@ -48,6 +48,11 @@ class Terminal:
         return not self.stdout.isatty() if self.forced_json is None else self.forced_json
 
     @property
+    def is_one_screen(self) -> bool:
+        """Whether data and talk come one below the other."""
+        return self.stdout.isatty() and self.stderr.isatty()
+
+    @property
     def can_ask(self) -> bool:
         """Whether somebody can be asked, and told what no file should hold."""
         return self.forced_json is not True and self.stdin.isatty() and self.stderr.isatty()
