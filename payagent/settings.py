@@ -473,8 +473,9 @@ class Limits(_Table):
 
     def signed_less(self, window: Window, asset: str, units: int) -> tuple[str, int] | None:
         """Where the signer lets out less than a limit would: the key that bounds it, and how much that is."""
-        if window is Window.PAYMENT:
-            key, most = "limits.per_transaction", self.caps.get(asset, 0)
+        cap = self.caps.get(asset, 0)
+        if window is Window.PAYMENT or not cap:
+            key, most = "limits.per_transaction", cap
         elif window in (Window.HOUR, Window.DAY):
             key, most = "limits.signed_per_day", self.day_caps.get(asset, 0)
         else:

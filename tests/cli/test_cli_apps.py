@@ -166,6 +166,13 @@ def test_a_limit_above_what_the_signer_lets_out_is_said_to_be(shop: Shop) -> Non
     assert shop.payagent("limits", "set", "--per-day", "config").code == 0
 
 
+def test_a_limit_of_a_token_that_cannot_leave_at_all_is_said_to_let_nothing_out(shop: Shop) -> None:
+    told = shop.payagent("limits", "set", "--asset", "ab" * 30, "--total", "500")
+    assert told.code == 0
+    assert "total is above what the signer lets out: limits.per_transaction is 0 units" in told.err
+    assert shop.payagent("limits", "set", "--asset", "ab" * 30, "--total", "config").err == ""
+
+
 def test_limits_are_set_and_given_back_to_the_config(shop: Shop) -> None:
     assert shop.payagent("limits", "set", "--merchant", "t", "--per-hour", "1 ADA").code == 0
     above = shop.payagent("pay", shop.saved("too much", "too-much.json"), "--merchant", "t")
@@ -173,6 +180,7 @@ def test_limits_are_set_and_given_back_to_the_config(shop: Shop) -> None:
     assert int(above.error["left"]) <= 1_000_000  # what was spent there before it was set counts too
     back = shop.payagent("limits", "set", "--merchant", "t", "--per-hour", "config")
     assert [one for one in back.json["limits"] if one["merchant"]] == []
+    assert shop.payagent("app", "add", "x", "--per-day", "config").error["code"] == "units_not_understood"
     assert shop.payagent("pay", shop.folder / "too-much.json", "--merchant", "t").code == 0
 
 
