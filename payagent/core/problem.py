@@ -543,6 +543,13 @@ PROBLEMS: dict[str, Problem] = {
         "An output below what the ledger accepts",
         "The merchant must ask for more in that output. " + _SENDER,
     ),
+    "answer_not_written": Problem(
+        500,
+        2,
+        "The answer could not be written",
+        "Make room, and look at `payagent payments list` before you order anything again.",
+        money="What was ordered is done all the same.",
+    ),
     "output_not_written": Problem(
         500,
         2,
