@@ -8,6 +8,7 @@ file, the file over the defaults. What is wrong is told with the key, the place 
 """
 
 import difflib
+import json
 import os
 import re
 import tomllib
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from ipaddress import ip_address
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar, get_origin
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -472,8 +473,9 @@ class Limits(_Table):
 
     def signed_less(self, window: Window, asset: str, units: int) -> tuple[str, int] | None:
         """Where the signer lets out less than a limit would: the key that bounds it, and how much that is."""
-        if window is Window.PAYMENT:
-            key, most = "limits.per_transaction", self.caps.get(asset, 0)
+        cap = self.caps.get(asset, 0)
+        if window is Window.PAYMENT or not cap:
+            key, most = "limits.per_transaction", cap
         elif window in (Window.HOUR, Window.DAY):
             key, most = "limits.signed_per_day", self.day_caps.get(asset, 0)
         else:
@@ -743,11 +745,38 @@ def _read_environ(environ: Mapping[str, str]) -> Tree:
                     "config_invalid", f"environment {variable}: {key} is not a known key; {hint}unset it"
                 )
     try:
-        return dict(_Environment(environ)())
+        tree = dict(_Environment(environ)())
     except SourceError as error:
         field = re.search(r'field "(\w+)"', str(error))
         name = f"{ENV_PREFIX}{field[1].upper()}" if field else "a variable"
         raise Refused("config_invalid", f"environment {name}: a list or a table is written as JSON") from None
+    if isinstance(merchants := tree.get("merchants"), Mapping):
+        tree["merchants"] = {name: _merchant_of_environ(table) for name, table in merchants.items()}
+    return tree
+
+
+def _merchant_of_environ(table: object) -> object:
+    """A merchant's table as variables tell it. pydantic-settings knows no types in a table of tables: lists and
+    switches are JSON here, as lists are elsewhere.
+    """
+    if not isinstance(table, Mapping):
+        return table
+    return {key: _json_or_text(value) if key in _JSON_OF_MERCHANT else value for key, value in table.items()}
+
+
+def _json_or_text(value: object) -> object:
+    """What is no JSON stays text, and is refused as what its key takes."""
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except (ValueError, RecursionError):
+        return value
+
+
+_JSON_OF_MERCHANT = frozenset(
+    name
+    for name, field in Merchant.model_fields.items()
+    if field.annotation is bool or get_origin(field.annotation) is tuple
+)
 
 
 def _merged(low: Mapping[str, Any], high: Mapping[str, Any]) -> Tree:
@@ -807,6 +836,7 @@ def _fix(error: Mapping[str, Any], steps: list[str]) -> str:
 
 
 _SHAPES = {
+    "bool_type": "write true or false",
     "tuple_type": "write a list",
     "frozen_set_type": "write a list",
     "dict_type": "write a table of keys",

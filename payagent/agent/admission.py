@@ -102,6 +102,13 @@ class Admission:
             unit, purchase, intent_id, seq, pool, expires_at_ms, now_ms, left_out if on_record else None
         )
 
+    def require_open(self, unit: Unit, purchase: Purchase, now_ms: int) -> None:
+        """Refused where admission would open no payment for the chosen invoice, whatever it costs."""
+        self.require_unpaid(unit.conn, purchase)
+        intent = queries.live_intent(unit.conn, purchase.app_id, purchase.key)
+        self.questions.require_not_denied(unit, purchase, intent, now_ms)
+        pauses.require_running(unit.conn)
+
     def require_unpaid(self, conn: Connection, purchase: Purchase) -> None:
         """Refused where admission would find a payment for the chosen invoice, or refuse it as another purchase's;
         for one without an id of its own, where the intent has a payment.

@@ -123,7 +123,7 @@ class Agent:
 
         def job(unit: Unit) -> Quote:
             chosen = self.desk.admission.choose(unit, purchase, now_ms)
-            self.desk.admission.require_unpaid(unit.conn, chosen)
+            self.desk.admission.require_open(unit, chosen, now_ms)
             invoice = chosen.invoice
             plan = self.desk.admission.planner.plan(
                 unit, invoice, invoice.expires_at_ms, self.desk.terms.min_window_s, now_ms

@@ -77,9 +77,15 @@ async def set_limits(
 ) -> None:
     """Set limits of a scope and asset; None gives back what the config file says. Refused: `not_found`."""
     app = ANY if app_name is None else apps.find(desk.conn, app_name).id
-    scope = Scope(app, ANY if merchant_name is None else origin_of(desk, merchant_name))
+    scope = Scope(app, ANY if merchant_name is None else _limited(desk, merchant_name))
     now_ms = desk.ports.clock.now_ms()
     await desk.write("limits", lambda unit: write_limits(unit, scope, asset, most_units, by_app, now_ms))
+
+
+def _limited(desk: Desk, name: str) -> str:
+    """As `origin_of`; or an origin that has limits, which is all that is left of a merchant that is gone."""
+    have_some = {limit.scope.merchant for limit in spending.limits(desk.conn)}
+    return name if name in have_some - {ANY} else origin_of(desk, name)
 
 
 def write_limits(

@@ -5,11 +5,13 @@ come from somebody else's servers).
 """
 
 import time
-from collections.abc import Callable, Set
+from collections.abc import Callable, Iterable, Set
 from functools import partial
 from typing import Any
 
+from fastapi import APIRouter
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -79,7 +81,8 @@ def create_app(
     app.at_once = {("POST", "/v1/payments"): guarded(answering(payments.pay_at_once))}
     app.add_exception_handler(RequestValidationError, _not_valid)
     app.add_exception_handler(HTTPException, _not_routed)
-    for room in (
+    checks = partial(find, agent.desk, heartbeat, signer)
+    rooms = (
         payments,
         approvals,
         decide,
@@ -93,13 +96,23 @@ def create_app(
         topups,
         ledger,
         reconcile,
-    ):
-        app.include_router(room.router)
-    checks = partial(find, agent.desk, heartbeat, signer)
-    app.include_router(health_router(agent.desk, checks))
-    app.include_router(metrics_router(checks))
+    )
+    routers = [*(room.router for room in rooms), health_router(agent.desk, checks), metrics_router(checks)]
+    for router in routers:
+        app.include_router(router)
+    app.state.methods = _methods(routers)
     app.openapi = _described(app.openapi)  # type: ignore[method-assign]
     return app
+
+
+def _methods(routers: Iterable[APIRouter]) -> dict[str, set[str]]:
+    """What each path takes."""
+    methods: dict[str, set[str]] = {}
+    for router in routers:
+        for route in router.routes:
+            if isinstance(route, APIRoute):
+                methods.setdefault(route.path, set()).update(route.methods or ())
+    return methods
 
 
 def _described(openapi: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
@@ -125,7 +138,11 @@ async def _not_routed(request: Request, error: Exception) -> Response:
     code = _BY_STATUS.get(error.status_code, "bad_request")
     details = {"not_found": "there is no such path", "method_not_allowed": "the path takes other methods"}
     refused = Refused(code, details.get(code, "the call is not understood"))
-    return _told(request, refused, dict(error.headers or {}))
+    headers, route = dict(error.headers or {}), request.scope.get("route")
+    if code == "method_not_allowed" and isinstance(route, APIRoute):
+        # the framework tells the methods of the path's first route alone
+        headers["Allow"] = ", ".join(sorted(request.app.state.methods[route.path]))
+    return _told(request, refused, headers)
 
 
 def _told(request: Request, refused: Refused, headers: dict[str, str] | None = None) -> Response:

@@ -141,7 +141,8 @@ def _page(
 
 @router.get("/v1/payments/{payment_id}", summary="One payment", responses=gives(PaymentWithHistory, 200))
 async def payment(caller: Looker, payment_id: PaymentId, query: Annotated[Waiting, Query()]) -> JsonResponse:
-    """With its history. With `wait` (seconds) it answers when the state or `ready` changes, or when time is up."""
+    """With its history. With `wait` (seconds) it answers when the state or `ready` changes, or when time is up; at
+    once when it is ready, or has ended without paying."""
     desk = caller.desk
     row = caller.payment(payment_id)
     if query.wait:

@@ -100,11 +100,14 @@ def _exit_code(result: object) -> int:
 def _complain_of_usage(terminal: Terminal, error: click.ClickException) -> None:
     context = error.ctx if isinstance(error, click.UsageError) else None
     path = context.command_path if context is not None else "payagent"
-    if terminal.is_json:
+    is_bare = isinstance(error, click.exceptions.NoArgsIsHelpError)
+    if is_bare and not terminal.is_json:
+        terminal.say(error.format_message())  # the help
+    elif terminal.is_json:
         problem: Json = {
             "code": "usage",
             "title": "The command is not understood",
-            "detail": error.format_message(),
+            "detail": "no command is given" if is_bare else error.format_message(),
             "fix": f"See `{path} --help`.",
             "exit_code": USAGE,
         }

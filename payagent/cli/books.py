@@ -325,5 +325,4 @@ def export(terminal: Terminal, connect: Connect, form: str, **chosen: str | None
     """
     with connect() as link:
         for piece in link.stream("/v1/ledger/export", format=form, **chosen):
-            terminal.stdout.write(harmless(piece) if terminal.stdout.isatty() else piece)
-    terminal.stdout.flush()
+            terminal.write(harmless(piece) if terminal.stdout.isatty() else piece)

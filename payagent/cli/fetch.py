@@ -107,6 +107,8 @@ def _read_call(
 
     if data is not None and data_file is not None:
         raise click.UsageError("give either -d or --data-file")
+    if data is not None and data.startswith("@"):
+        raise click.UsageError(f"-d sends the text as it stands; a file is named by --data-file {data[1:]}")
     if method is not None and not _TOKEN.fullmatch(method):
         raise click.BadParameter("an HTTP method is one word", param_hint="-X")
     content = data_file.read() if data_file is not None else None if data is None else os.fsencode(data)
@@ -279,6 +281,7 @@ class _Fetcher:
     def _write(self, answer: "httpx.Response") -> None:
         self.terminal.stdout.flush()
         to = nullcontext(self.terminal.stdout.buffer) if self.output is None else self.output.open("wb")
+        chunk = b"\n"
         try:
             with to as sink:
                 for chunk in answer.iter_raw():
@@ -290,6 +293,8 @@ class _Fetcher:
             paid = answer.headers.get("X-Payagent-Payment")
             context = {} if paid is None else {"payment": paid}
             raise Refused("output_not_written", f"the body: {error.strerror}", **context) from None
+        if self.output is None and not chunk.endswith(b"\n") and self.terminal.is_one_screen:
+            self.terminal.say("")  # what is said next begins a line
 
     def _give_quote(self, quote: Json) -> int:
         self.terminal.give(quote, lambda: show_quote(self.terminal, quote))

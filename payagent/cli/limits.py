@@ -35,15 +35,13 @@ def limit_options(command: F) -> F:
     return command
 
 
-def read_amounts(asset: str, given: Mapping[str, str | None]) -> dict[str, str | None]:
-    """What was given, in units by the names of the windows; None for `config`."""
+def read_amounts(asset: str, given: Mapping[str, str | None]) -> dict[str, str]:
+    """What was given, in units by the names of the windows."""
     with typed():
         return {name: _units(asset, name, text) for name, text in given.items() if text is not None}
 
 
-def _units(asset: str, name: str, text: str) -> str | None:
-    if text == OF_CONFIG:
-        return None
+def _units(asset: str, name: str, text: str) -> str:
     return str(parse_ada(text) if asset == LOVELACE else parse_count(text, _option(name)))
 
 
@@ -116,7 +114,9 @@ def set_(
     """
     with typed():
         name = LOVELACE if asset is None else parse_asset(asset)
-    wanted = read_amounts(name, given)
+    back = {window: None for window, text in given.items() if text == OF_CONFIG}
+    amounts = {window: text for window, text in given.items() if window not in back}
+    wanted: dict[str, str | None] = read_amounts(name, amounts) | back
     if not wanted:
         raise click.UsageError("name a limit, such as --per-day")
     body = {key: value for key, value in (("app", app), ("merchant", merchant)) if value is not None}

@@ -8,7 +8,8 @@ import base64
 import json
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
@@ -29,6 +30,10 @@ _ENDED = frozenset(str(state) for state in ENDED_WITHOUT_PAYING)
 _NOT_WORTH_WAITING = _ENDED | {str(State.AWAITING_APPROVAL)}
 _TOKEN_TEXT = re.compile(r"([0-9]{1,19}) units", re.ASCII)
 _ENVELOPE = {"status", "headers", "body"}
+_BARE_FIX = (
+    'FILE was taken for the body alone. Where the terms stand in the headers (x402), give {"status", "headers", '
+    '"body"}, or make the call with `payagent fetch`.'
+)
 
 
 @click.command(
@@ -64,8 +69,8 @@ def pay(
     JSON object, or as lines for people. It waits until the merchant can be expected to accept the retry, as the
     merchant's `ready` setting says; interrupted, the payment goes on, and the same command finds it.
     """
-    response = _response_text(_read(file))
-    with connect() as link:
+    response, is_bare = _response_text(_read(file))
+    with connect() as link, _explaining(is_bare):
         asked = _Request(_origin(link, merchant, origin), response)
         bound = None if most is None else parse_most(most)
         if dry_run:
@@ -108,15 +113,28 @@ def _origin(link: "Link", merchant: str | None, origin: str | None) -> str:
     return known[merchant]
 
 
-def _response_text(raw: bytes) -> str:
-    """The `response` of the call: an envelope as it stands, or a raw body as JSON text that holds it."""
+@contextmanager
+def _explaining(is_bare: bool) -> Iterator[None]:
+    """Within it, a body without its headers that is no invoice is not blamed on the merchant alone."""
+    try:
+        yield
+    except ProblemError as error:
+        if not is_bare or error.problem["code"] != "body_not_understood":
+            raise
+        raise ProblemError(error.problem | {"fix": _BARE_FIX}) from None
+
+
+def _response_text(raw: bytes) -> tuple[str, bool]:
+    """The `response` of the call, and whether it is a bare body: an envelope as it stands, or JSON text that holds
+    the body.
+    """
     try:
         value = strict_json.loads(raw, max_bytes=FILE_BYTES_MAX - 1)
     except Refused:
         value = None  # not strict JSON, so not an envelope; what it is, the daemon says
     if isinstance(value, dict) and "body" in value and value.keys() <= _ENVELOPE:
-        return raw.decode()
-    return json.dumps({"status": 402, "body_base64": base64.b64encode(raw).decode()})
+        return raw.decode(), False
+    return json.dumps({"status": 402, "body_base64": base64.b64encode(raw).decode()}), True
 
 
 def parse_most(text: str) -> tuple[bool, int]:

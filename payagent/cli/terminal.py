@@ -48,6 +48,11 @@ class Terminal:
         return not self.stdout.isatty() if self.forced_json is None else self.forced_json
 
     @property
+    def is_one_screen(self) -> bool:
+        """Whether data and talk come one below the other."""
+        return self.stdout.isatty() and self.stderr.isatty()
+
+    @property
     def can_ask(self) -> bool:
         """Whether somebody can be asked, and told what no file should hold."""
         return self.forced_json is not True and self.stdin.isatty() and self.stderr.isatty()
@@ -61,7 +66,25 @@ class Terminal:
 
     def line(self, text: str = "") -> None:
         """One line of data."""
-        print(harmless(text), file=self.stdout, flush=True)
+        self.write(harmless(text) + "\n")
+
+    def write(self, text: str) -> None:
+        """Data as it is."""
+        with self._writing():
+            self.stdout.write(text)
+            self.stdout.flush()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Within it data goes out. Refused: `answer_not_written`, on a full disk; a reader that left is none."""
+        try:
+            yield
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            # what is left goes nowhere: Python would try it once more when it ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stdout.fileno())
+            raise Refused("answer_not_written", error.strerror or type(error).__name__) from None
 
     def say(self, text: str) -> None:
         """One line of talk."""
@@ -86,7 +109,8 @@ class Terminal:
         console = Console(file=self.stdout, highlight=False, markup=False, width=TABLE_WIDTH_MAX)
         # as wide as it takes, whatever the terminal: ids and addresses stay whole, to be copied
         console.width = console.measure(table).maximum
-        console.print(table)
+        with self._writing():
+            console.print(table)
 
     def pairs(self, pairs: Sequence[tuple[str, str]]) -> None:
         """Names and values, one a line."""

@@ -49,17 +49,19 @@ def show(terminal: Terminal, connect: Connect) -> None:
 
 def _show_wallet(terminal: Terminal, answer: dict[str, Any]) -> None:
     terminal.pairs([("network", answer["network"]), ("address", answer["address"])])
-    terminal.line()
-    rows = [
-        (
-            show_asset(row["asset"]),
-            *(show_units(row["asset"], row[part]) for part in ("available", "held", "total")),
-        )
-        for row in answer["assets"]
-    ]
-    terminal.table(("asset", "available", "held", "total"), rows, right=("available", "held", "total"))
+    if answer["assets"] is None:
+        terminal.say("Balances are shown to a token for read or operate.")
+    else:
+        terminal.line()
+        _show_balances(terminal, answer["assets"])
     if (problem := answer["chain"]["problem"]) is not None:
         terminal.say(f"None of it can be spent now: {problem}")
+
+
+def _show_balances(terminal: Terminal, assets: list[dict[str, str]]) -> None:
+    parts = ("available", "held", "total")
+    rows = [(show_asset(row["asset"]), *(show_units(row["asset"], row[part]) for part in parts)) for row in assets]
+    terminal.table(("asset", *parts), rows, right=parts)
 
 
 @wallet.command(epilog=example("payagent wallet address --human"))

@@ -239,7 +239,8 @@ PROBLEMS: dict[str, Problem] = {
         503,
         4,
         "payagent is not running: start it with `payagent serve`",
-        "Start it with `payagent serve`, then repeat the command.",
+        "Start it with `payagent serve`, then repeat the command. If it runs, it listens on another socket: where "
+        "the config has no api.socket, that goes by $XDG_RUNTIME_DIR.",
         money="Nothing was asked of it; what it was doing before is durable and goes on when it starts.",
         retryable=True,
     ),
@@ -541,6 +542,13 @@ PROBLEMS: dict[str, Problem] = {
         3,
         "An output below what the ledger accepts",
         "The merchant must ask for more in that output. " + _SENDER,
+    ),
+    "answer_not_written": Problem(
+        500,
+        2,
+        "The answer could not be written",
+        "Make room, and look at `payagent payments list` before you order anything again.",
+        money="What was ordered is done all the same.",
     ),
     "output_not_written": Problem(
         500,

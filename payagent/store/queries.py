@@ -513,8 +513,18 @@ def _coin(row: tuple[str, str, int, int, str, str, str, str | None]) -> CoinRow:
 
 
 def coins(conn: sqlite3.Connection) -> list[CoinRow]:
-    """Every coin that is not spent, as we know them."""
-    rows = conn.execute(f"{_COIN} WHERE c.state IN ('pending', 'free', 'locked', 'missing') ORDER BY c.ref")
+    """Every coin that is not spent, as we know them; of change to come, that of each payment's last attempt.
+
+    What an attempt before it was to make is kept beside these for as long as a fork may bring it.
+    """
+    of_another = (
+        "SELECT 1 FROM attempts a JOIN payments p ON p.id = a.payment_id "
+        "WHERE a.tx_id = c.tx_id AND p.tx_id IS NOT a.tx_id"
+    )
+    rows = conn.execute(
+        f"{_COIN} WHERE c.state IN ('pending', 'free', 'locked', 'missing') "
+        f"AND NOT (c.state = 'pending' AND r.payment_id IS NULL AND EXISTS ({of_another})) ORDER BY c.ref"
+    )
     return [_coin(row) for row in rows]
 
 

@@ -114,6 +114,8 @@ async def test_a_denial_is_told_to_who_asks_again(api: Api) -> None:
     again = await api.as_("payer").post("/v1/payments", json=api.body("hello"))
     told = (again.status_code, again.json()["code"], again.json()["payment"])
     assert told == (403, "approval_denied", asked["id"])
+    quote = await api.as_("payer").post("/v1/quotes", json=api.body("hello"))
+    assert (quote.status_code, quote.json()["code"]) == (403, "approval_denied"), "nor would it be paid"
     await ask(api, "something else")
     shown = (await api.as_("payer").get(f"/v1/payments/{asked['id']}")).json()
     assert shown["reason"]["code"] == "approval_denied"

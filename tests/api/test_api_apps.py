@@ -313,6 +313,20 @@ async def test_a_token_is_opened_by_a_limit_over_time_and_not_by_one_for_each_pa
     require_problem(await api.http.post(PAY, json=api.body("a")), "not_enough_funds")
 
 
+async def test_a_limit_of_a_merchant_that_is_gone_is_taken_back_by_its_origin(api: Api) -> None:
+    operator = api.as_("operator")
+    await operator.post("/v1/merchants", json={"name": "shop", "origin": "https://shop.example"})
+    await operator.post("/v1/limits", json={"merchant": "shop", "limits": {"per_day": "5000000"}})
+    await operator.post("/v1/merchants/shop/remove", json={})
+    (left,) = [one for one in (await operator.get("/v1/limits")).json()["limits"] if one["merchant"]]
+    assert left["merchant"] == "https://shop.example"
+    back = {"merchant": left["merchant"], "limits": {"per_day": None}}
+    answer = await operator.post("/v1/limits", json=back)
+    assert answer.status_code == 200, answer.text
+    assert not [one for one in answer.json()["limits"] if one["merchant"]]
+    require_problem(await operator.post("/v1/limits", json=back), "not_found")
+
+
 async def _events(api: Api, name: str) -> list[dict[str, Any]]:
     async with following(api, params={"after": "0"}) as stream:
         return [one["data"] for one in await stream.until("sign") if one["event"] == name]

@@ -19,6 +19,8 @@ async def test_an_operator_pauses_and_resumes_and_payers_are_told_what_it_means(
     await api.run.agent.sending.drain(10)
     await api.run.settle_down()
     assert (await api.http.get(f"/v1/payments/{paid['id']}?wait=5")).json()["state"] == "confirmed"
+    refused = await api.http.post("/v1/quotes", json=api.body("after"))
+    assert (refused.status_code, refused.json()["code"]) == (503, "paused"), "nor would it be paid"
     for path, body in (("send", {"address": api.world.address, "units": "5000000"}), ("split", SPLIT)):
         refused = await api.http.post(f"/v1/wallet/{path}", json=body)
         assert (refused.status_code, refused.json()["code"]) == (503, "paused")

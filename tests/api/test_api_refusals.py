@@ -174,6 +174,14 @@ async def test_paths_methods_and_parameters_that_are_not_there_are_problems(api:
         answer = await api.http.request(method, path)
         require_problem(answer, code)
         assert ("allow" in answer.headers) == (code == "method_not_allowed")
+    for path, takes in (
+        (PAY, {"GET", "POST"}),
+        ("/healthz", {"GET", "HEAD"}),
+        (NO_PAYMENT + "/deny", {"POST"}),
+        ("/openapi.json", {"GET", "HEAD"}),
+    ):
+        allow = (await api.http.delete(path)).headers["allow"]
+        assert set(allow.split(", ")) == takes, "all that the path takes (RFC 9110 10.2.1)"
 
 
 async def test_a_parameter_in_a_place_where_nothing_reads_it_is_refused(api: Api) -> None:

@@ -16,6 +16,17 @@ async def test_what_is_in_flight_is_cancelled_and_its_history_tells_by_whom(api:
     assert told["by"] == "app_operator"
 
 
+async def test_of_change_to_come_only_that_of_the_last_attempt_is_shown(api: Api) -> None:
+    api.world.fault("submit", "drop")
+    paid = await api.pay()
+    await api.run.agent.drain(10)
+    cancel = (await api.as_("operator").post(f"/v1/payments/{paid['id']}/resolve", json={})).json()["tx_hash"]
+    utxos = (await api.http.get("/v1/wallet/utxos")).json()["utxos"]
+    to_come = {utxo["ref"].partition("#")[0] for utxo in utxos if utxo["state"] == "pending"}
+    assert to_come == {cancel} != {paid["tx_hash"]}, "at most one of the two can ever be there"
+    assert (await api.http.get("/v1/wallet")).json()["coins"]["pending"] == 1
+
+
 async def test_it_needs_an_operators_token_and_a_payment_that_is_there(api: Api) -> None:
     paid = await api.pay()
     for app in ("payer", "reader", "both"):

@@ -62,6 +62,14 @@ def test_a_token_is_shown_to_people_once_and_then_never(shop: Shop) -> None:
     assert (again.code, again.error["code"]) == (2, "app_exists")
 
 
+def test_a_token_that_only_pays_is_shown_the_address_and_that_it_sees_no_balances(shop: Shop) -> None:
+    token = added(shop, "onlooker")
+    shown = shop.payagent("wallet", "--human", "--token-file", token)
+    assert (shown.code, shop.made["address"] in shown.out) == (0, True), shown.err
+    assert "available" not in shown.out
+    assert "read or operate" in shown.err
+
+
 def test_a_new_token_ends_the_one_before(shop: Shop) -> None:
     before = added(shop, "renewed")
     result = shop.payagent("app", "token", "renewed", "--expires", "90d")
@@ -158,6 +166,13 @@ def test_a_limit_above_what_the_signer_lets_out_is_said_to_be(shop: Shop) -> Non
     assert shop.payagent("limits", "set", "--per-day", "config").code == 0
 
 
+def test_a_limit_of_a_token_that_cannot_leave_at_all_is_said_to_let_nothing_out(shop: Shop) -> None:
+    told = shop.payagent("limits", "set", "--asset", "ab" * 30, "--total", "500")
+    assert told.code == 0
+    assert "total is above what the signer lets out: limits.per_transaction is 0 units" in told.err
+    assert shop.payagent("limits", "set", "--asset", "ab" * 30, "--total", "config").err == ""
+
+
 def test_limits_are_set_and_given_back_to_the_config(shop: Shop) -> None:
     assert shop.payagent("limits", "set", "--merchant", "t", "--per-hour", "1 ADA").code == 0
     above = shop.payagent("pay", shop.saved("too much", "too-much.json"), "--merchant", "t")
@@ -165,6 +180,7 @@ def test_limits_are_set_and_given_back_to_the_config(shop: Shop) -> None:
     assert int(above.error["left"]) <= 1_000_000  # what was spent there before it was set counts too
     back = shop.payagent("limits", "set", "--merchant", "t", "--per-hour", "config")
     assert [one for one in back.json["limits"] if one["merchant"]] == []
+    assert shop.payagent("app", "add", "x", "--per-day", "config").error["code"] == "units_not_understood"
     assert shop.payagent("pay", shop.folder / "too-much.json", "--merchant", "t").code == 0
 
 

@@ -142,6 +142,18 @@ def test_what_is_no_invoice_is_refused_as_it_came(shop: Shop, text: str | bytes,
     assert len(shop.payments()) == before
 
 
+def test_a_402_whose_terms_are_in_its_headers_is_not_blamed_on_the_merchant(shop: Shop) -> None:
+    """x402 v2 has an empty object for a body, and curl saves the body alone."""
+    file = write_private(shop.folder / "bare.json", "{}")
+    for more in ((), ("--dry-run",)):
+        refused = pay(shop, file, *more)
+        assert (refused.code, refused.error["code"]) == (3, "body_not_understood")
+        assert '{"status", "headers", "body"}' in refused.error["fix"]
+        assert "payagent fetch" in refused.error["fix"]
+    file.write_text('{"status": 402, "headers": {}, "body": {}}')
+    assert "Tell the merchant" in pay(shop, file).error["fix"]
+
+
 def test_not_enough_funds_has_its_own_code(shop: Shop) -> None:
     shop.settings(price="900000000", splits=[])
     refused = pay(shop, shop.saved("more than there is"))

@@ -358,6 +358,7 @@ def test_a_terminal_shows_how_the_wait_goes(street: Street) -> None:
         session.expect(" s\r")
         session.expect("was paid for")
         assert session.end() == 0
+    assert "\npayment pay_" in session.seen, "the body has no end of its line, and what is said begins one"
 
 
 def test_an_interrupted_wait_can_be_taken_up(street: Street) -> None:
@@ -380,6 +381,7 @@ def test_an_interrupted_wait_can_be_taken_up(street: Street) -> None:
         ("ftp://127.0.0.1/x",),
         ("127.0.0.1:80/x",),
         ("http://127.0.0.1/x", "-d", "a", "--data-file", "/dev/null"),
+        ("http://127.0.0.1/x", "-d", "@call.json"),
         ("http://127.0.0.1/x", "-X", "GE T"),
         ("http://127.0.0.1/x", "-H", "no colon"),
         ("http://127.0.0.1/x", "-H", "X A: b"),

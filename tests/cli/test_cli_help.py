@@ -1,5 +1,6 @@
 """Help: every command explains itself with an example, quickly, and the page is the program's own words."""
 
+import io
 import json
 import subprocess
 import sys
@@ -11,7 +12,9 @@ import httpx
 import pytest
 from cli_kit import invoke, spawn
 
+from payagent.cli import run
 from payagent.cli.reference import help_of, reference, walk
+from payagent.cli.terminal import Terminal
 from payagent.core.bounds import LIST_LIMIT_MAX, SPLIT_COUNT_MAX
 
 ROOT = Path(__file__).parents[2]
@@ -80,6 +83,16 @@ def test_usage_errors_exit_with_2_and_name_the_help(arguments: tuple[str, ...]) 
     assert (result.code, result.out) == (2, "")
     assert result.error["code"] == "usage"
     assert "--help" in result.error["fix"]
+
+
+def test_the_command_alone_shows_its_help_and_that_is_no_error() -> None:
+    shown = invoke()
+    assert (shown.code, shown.out, shown.error["code"]) == (2, "", "usage")
+    assert shown.error["detail"] == "no command is given"
+    out, err = io.StringIO(), io.StringIO()
+    assert run([], Terminal(io.StringIO(), out, err, forced_json=False)) == 2
+    assert err.getvalue().startswith("Usage: payagent ")
+    assert "Exit codes:" in err.getvalue()
 
 
 def test_a_devnet_says_where_it_is_and_serves_until_it_is_stopped() -> None:

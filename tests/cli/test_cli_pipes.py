@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from pathlib import Path
 
 import pytest
 from cli_kit import Result, Shop, spawn
@@ -41,6 +42,20 @@ def test_a_reader_that_went_away_is_no_error(shop: Shop, command: tuple[str, ...
     finally:
         os.close(writing)
     assert (result.code, result.err) == (READER_GONE, "")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("wallet",), ("wallet", "--human"), ("payments", "--human"), ("ledger", "export"), ("ledger", "verify")],
+    ids=" ".join,
+)
+def test_a_disk_without_room_for_the_answer_is_no_bug(shop: Shop, command: tuple[str, ...]) -> None:
+    with Path("/dev/full").open("wb") as full:
+        result = ended(spawn(*command, "--config", shop.config, stdout=full, stderr=subprocess.PIPE))
+    assert (result.code, "answer_not_written" in result.err) == (2, True), result.err
+    assert "No space left on device" in result.err
+    assert "Traceback" not in result.err
+    assert "Exception ignored" not in result.err
 
 
 def test_an_error_that_nobody_reads_is_no_bug(shop: Shop) -> None:

@@ -34,6 +34,7 @@ kind = "blockfrost"
 base_url = "http://127.0.0.1:3000/api/v0"
 """
 POLICY = "ab" * 28
+PREPROD_ADDRESS = encode_address(b"\x60" + b"\x01" * 28).text
 MAINNET_ADDRESS = encode_address(b"\x61" + b"\x01" * 28).text
 
 
@@ -164,6 +165,25 @@ def test_environment_reaches_into_a_merchant_and_replaces_lists(tmp_path: Path) 
     assert settings.merchants["t"].partner == "env"
     assert settings.chain.providers == (Provider(kind="blockfrost", base_url="https://b.example/api/v0"),)
     assert settings.data_dir == Path("/srv/payagent")
+
+
+def test_environment_reaches_every_kind_of_key_of_a_merchant(tmp_path: Path) -> None:
+    merchant = load(
+        tmp_path,
+        '[merchants.t]\norigin = "https://a.example"\n',
+        PAYAGENT_MERCHANTS__T__PRIVATE_NETWORK="true",
+        PAYAGENT_MERCHANTS__T__REQUEST_COMMITMENT="false",
+        PAYAGENT_MERCHANTS__T__PAY_TO=f'["{PREPROD_ADDRESS}"]',
+        PAYAGENT_MERCHANTS__T__KNOWN_AS='["http://b.example"]',
+        PAYAGENT_MERCHANTS__T__TOPUP__BODY="{}",
+        PAYAGENT_MERCHANTS__T__PARTNER="true",
+        PAYAGENT_MERCHANTS__T__DRIFT_PERCENT="off",
+        PAYAGENT_MERCHANTS__T__LIMITS__PER_DAY="5 ADA",
+    ).merchants["t"]
+    assert (merchant.private_network, merchant.request_commitment) == (True, False)
+    assert (merchant.pay_to, merchant.known_as) == ((PREPROD_ADDRESS,), ("http://b.example",))
+    assert (merchant.partner, merchant.topup.body, merchant.drift_percent) == ("true", "{}", None)
+    assert merchant.limits.per_day_lovelace == 5_000_000
 
 
 def test_data_and_socket_default_to_the_users_places(tmp_path: Path) -> None:
@@ -392,6 +412,18 @@ def test_the_environment_is_checked_as_the_file_is(
     assert detail.startswith(f"environment {variable.removesuffix('__PROVIDERS')}")
     assert message in detail
     assert CANARY not in detail
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "fix"),
+    [("pay_to", "addr1", "write a list"), ("private_network", "yes", "write true or false")],
+)
+def test_a_merchants_key_in_the_environment_is_checked_as_in_the_file(
+    tmp_path: Path, key: str, value: str, fix: str
+) -> None:
+    variable = f"PAYAGENT_MERCHANTS__T__{key.upper()}"
+    told = refusal(tmp_path, '[merchants.t]\norigin = "https://a.example"\n', **{variable: value})
+    assert told == f"environment {variable}: merchants.t.{key}: {fix}"
 
 
 def test_the_token_of_a_client_in_the_environment_is_no_setting(tmp_path: Path) -> None:
