@@ -19,7 +19,7 @@ async def test_what_is_in_flight_is_cancelled_and_its_history_tells_by_whom(api:
 async def test_of_change_to_come_only_that_of_the_last_attempt_is_shown(api: Api) -> None:
     api.world.fault("submit", "drop")
     paid = await api.pay()
-    await api.run.agent.drain(10)
+    await api.run.agent.sending.drain(10)
     cancel = (await api.as_("operator").post(f"/v1/payments/{paid['id']}/resolve", json={})).json()["tx_hash"]
     utxos = (await api.http.get("/v1/wallet/utxos")).json()["utxos"]
     to_come = {utxo["ref"].partition("#")[0] for utxo in utxos if utxo["state"] == "pending"}

@@ -286,9 +286,9 @@ async def test_a_void_for_another_payments_transaction_needs_a_block_that_has_it
         await run.settle_down()
         await chain.bury(world, run)
         await chain.bury(world, run)
-        void = run.agent.payment(child.id)
-        assert void.void_by == run.agent.payment(parent.id).tx_id
-        ((number,),) = run.agent.conn.execute(
+        void = run.desk.payment(child.id)
+        assert void.void_by == run.desk.payment(parent.id).tx_id
+        ((number,),) = run.desk.conn.execute(
             "SELECT seq FROM events WHERE payment_id = ? AND event = 'void'", (child.id,)
         ).fetchall()
     path, owner = world.folder / "ledger.db", Owner(world.account.address, DEVNET)
