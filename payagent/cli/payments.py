@@ -80,19 +80,20 @@ def payments() -> None:
 @payments.command("list", epilog=example("payagent payments list --state confirmed --limit 5"))
 @click.option("--state", type=click.Choice([str(state) for state in State]), help="Only payments in this state.")
 @click.option("--origin", metavar="ORIGIN", help="Only payments to this merchant's origin.")
+@click.option("--app", metavar="NAME", help="Only payments of this app: its name or id.")
+@click.option("--since", metavar="TIME", help="From this time on, such as 2026-11-01T00:00:00Z.")
 @page_options
 @talks_to_daemon
 def list_payments(
     terminal: Terminal,
     connect: Connect,
-    state: str | None,
-    origin: str | None,
     limit: int,
     cursor: str | None,
+    **chosen: str | None,
 ) -> None:
     """Payments, newest first."""
     with connect() as link:
-        answer = link.get("/v1/payments", state=state, origin=origin, limit=limit, cursor=cursor)
+        answer = link.get("/v1/payments", **chosen, limit=limit, cursor=cursor)
     terminal.give(answer, lambda: _show_list(terminal, answer))
 
 

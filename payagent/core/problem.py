@@ -241,7 +241,7 @@ PROBLEMS: dict[str, Problem] = {
         "payagent is not running: start it with `payagent serve`",
         "Start it with `payagent serve`, then repeat the command. If it runs, it listens on another socket: where "
         "the config has no api.socket, that goes by $XDG_RUNTIME_DIR.",
-        money="Nothing was asked of it; what it was doing before is durable and goes on when it starts.",
+        money="Nothing reached it now; what it had taken before is durable, and goes on when it starts.",
         retryable=True,
     ),
     "daemon_silent": Problem(

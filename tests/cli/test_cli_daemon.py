@@ -248,6 +248,24 @@ def test_an_operator_takes_a_payments_coins_back(shop: Shop) -> None:
     assert shop.payagent("payments", "resolve", "pay_none").code == 2
 
 
+def test_the_list_shows_an_apps_payments_and_those_since_a_time(shop: Shop) -> None:
+    pay(shop, shop.saved("listed"))
+    newest = shop.payments()[0]
+
+    def listed(*options: str) -> list[str]:
+        found = shop.payagent("payments", "list", "--limit", "1", *options)
+        assert found.code == 0, found.err
+        return [row["id"] for row in found.json["payments"]]
+
+    of_apps = [listed("--app", row["name"]) for row in shop.payagent("app").json["apps"]]
+    assert of_apps.count([newest["id"]]) == 1
+    assert listed("--since", newest["created_at"]) == [newest["id"]]
+    assert listed("--since", "2126-11-01T00:00:00Z") == []
+    for option, value in (("--app", "nobody"), ("--since", "today")):
+        refused = shop.payagent("payments", "list", option, value)
+        assert (refused.code, refused.error["code"]) == (2, "bad_request")
+
+
 def test_an_unknown_payment_is_not_found(shop: Shop) -> None:
     unknown = shop.payagent("payments", "show", "pay_none")
     assert (unknown.code, unknown.out, unknown.error["code"]) == (2, "", "not_found")
