@@ -64,6 +64,7 @@ def payment_view(row: PaymentRow, terms: Terms) -> Json:
     view: Json = {
         "id": row.id,
         "kind": row.kind,
+        "app": row.app_id,
         "state": row.state,
         "delivery": row.delivery,
         "network": terms.network.name,

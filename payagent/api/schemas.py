@@ -157,6 +157,7 @@ class Payment(BaseModel):
 
     id: str
     kind: Literal["invoice", "send", "split", "sweep"]
+    app: Annotated[str, Field(description="The id of the app that ordered it.")]
     state: State
     delivery: Delivery
     network: str

@@ -220,6 +220,7 @@ def _show_one(terminal: Terminal, payment: dict[str, Any]) -> None:
     rows = [
         ("payment", payment["id"]),
         ("to", payment["origin"] or f"({payment['kind']})"),
+        ("app", payment["app"]),
         ("invoice", payment["invoice_id"]),
         ("transaction", payment["tx_hash"]),
         ("fee", show_units(LOVELACE, payment["fee"])),

@@ -257,8 +257,9 @@ def test_the_list_shows_an_apps_payments_and_those_since_a_time(shop: Shop) -> N
         assert found.code == 0, found.err
         return [row["id"] for row in found.json["payments"]]
 
-    of_apps = [listed("--app", row["name"]) for row in shop.payagent("app").json["apps"]]
-    assert of_apps.count([newest["id"]]) == 1
+    (name,) = (row["name"] for row in shop.payagent("app").json["apps"] if row["id"] == newest["app"])
+    assert listed("--app", name) == [newest["id"]]
+    assert newest["app"] in shop.payagent("payments", "show", newest["id"], "--human").out
     assert listed("--since", newest["created_at"]) == [newest["id"]]
     assert listed("--since", "2126-11-01T00:00:00Z") == []
     for option, value in (("--app", "nobody"), ("--since", "today")):
