@@ -16,7 +16,7 @@ def to_the_end(table: str, check: Iterable[T], row: str = "-") -> Iterator[T | F
     """What a check tells. Where it meets a value that no column of ours holds it ends, and the others go on."""
     try:
         yield from check
-    except (ValueError, TypeError, ArithmeticError, LookupError, AttributeError) as error:
+    except (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, RecursionError) as error:
         yield _unreadable(table, row, error)
     except DatabaseError as error:
         if not is_no_text(error):

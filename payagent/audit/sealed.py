@@ -140,7 +140,7 @@ def _spans(what: str, marks: bytes) -> list[Span] | None:
                 return None
             spans.append((table, first, last))
             marks_size -= (last - first + 1) * _MARK
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError, RecursionError):
         return None
     return None if marks_size else spans
 

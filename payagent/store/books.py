@@ -298,7 +298,7 @@ def _outputs(text: str) -> tuple[OutputRow, ...]:
     """A payment has the outputs of its invoice, and often those of many before. What cannot be read is none."""
     try:
         return queries.load_outputs(text)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return ()
 
 
@@ -334,7 +334,7 @@ def value_of(lovelace: int, assets: str) -> dict[str, int]:
         return {LOVELACE: lovelace}
     try:
         return {LOVELACE: lovelace, **{str(asset): int(units) for asset, units in json.loads(assets).items()}}
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError, RecursionError):
         return {LOVELACE: lovelace, "": 0}
 
 
@@ -694,7 +694,7 @@ def _units(text: str) -> dict[str, int]:
     """Units per asset, as JSON; what cannot be read is what no coins hold."""
     try:
         return {str(asset): int(units) for asset, units in json.loads(text).items()} or {"": 0}
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError, RecursionError):
         return {"": 0}
 
 

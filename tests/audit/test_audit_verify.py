@@ -355,6 +355,26 @@ def test_a_value_that_no_column_of_ours_holds_is_found_and_hides_no_other_findin
     assert head_of(path, lived.owner) == head_of(lived.path, lived.owner)
 
 
+TOO_DEEP = "[" * 100_000 + "]" * 100_000
+DEEP = [
+    ("coins", f"UPDATE coins SET assets = '{TOO_DEEP}' WHERE state = 'free'"),
+    ("seals", f"UPDATE seals SET what = '{TOO_DEEP}' WHERE seq = 3"),
+    ("payments", f"UPDATE payments SET outputs = '{TOO_DEEP}' WHERE seq = 1"),
+    ("invoices", f"UPDATE invoices SET outputs = '{TOO_DEEP}' WHERE seq = 2"),
+    ("merchants", f"INSERT INTO merchants VALUES ('x', 'https://x.example', '{TOO_DEEP}')"),
+]
+
+
+@pytest.mark.parametrize(("table", "statement"), DEEP, ids=[one[0] for one in DEEP])
+def test_a_text_that_is_too_deep_to_be_read_is_found_and_hides_no_other_finding(
+    lived: Past, tmp_path: Path, table: str, statement: str
+) -> None:
+    path = fresh(lived.path, tmp_path)
+    tamper(path, "UPDATE tokens SET revoked_at_ms = 5 WHERE revoked_at_ms IS NULL", statement)
+    assert {one.table for one in findings(path, lived.owner)} >= {table, "tokens"}
+    assert head_of(path, lived.owner).seq == head_of(lived.path, lived.owner).seq
+
+
 def test_a_view_that_tells_something_else_is_named(lived: Past, tmp_path: Path) -> None:
     """Auditors read the file by them, and no row of a table says what they leave out."""
     path = fresh(lived.path, tmp_path)
