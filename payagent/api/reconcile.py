@@ -53,14 +53,14 @@ class Period(Parameters):
 
 @dataclass(frozen=True, slots=True)
 class _Bounds:
-    """Since when, as a slot and as a time; and when it was asked, up to where payagent itself had looked, and to
-    which height it had booked all deposits.
+    """Since when, as a slot and as a time; and when it was asked, up to where payagent itself had looked, and had
+    booked all deposits.
     """
 
     since_slot: int
     since_s: int
     looked: Tip
-    booked_height: int
+    booked: Tip | None
 
 
 @dataclass(slots=True)
@@ -123,7 +123,7 @@ async def reconciled(caller: Auditor, query: Annotated[Period, Query()]) -> Stre
         raise Refused("chain_not_ready", chain.problem or "the chain and the wallet's coins were not read yet")
     since_slot = min(query.since_slot, _unbooked_slot(caller.desk.conn, chain.slots, chain.tip))
     since_s = max(chain.slots.time_ms(since_slot) // 1000, 0) if since_slot else 0
-    bounds = _Bounds(since_slot, since_s, chain.tip, chain.booked.height if chain.booked else 0)
+    bounds = _Bounds(since_slot, since_s, chain.tip, chain.booked)
     return StreamingResponse(_reconciled(caller, bounds), media_type="application/json")
 
 
@@ -161,19 +161,32 @@ async def _compared(desk: Desk, bounds: _Bounds, answer: _Answer) -> AsyncIterat
 
 async def _judged(desk: Desk, source: ChainSource, history: History, bounds: _Bounds) -> AsyncIterator[Told]:
     """The books against a history. They may be ahead of it; what they know more is asked for."""
-    is_forked = isinstance(await source.block(bounds.looked.hash), NotFound)
+    is_forked = await _is_gone(source, bounds.looked)
     if is_forked:
         yield Doubt(
             "the block that payagent last looked at is on the chain no more: ask again after its next look"
         )
+    booked_height = 0 if is_forked else await _booked_height(source, bounds)
     with desk.snapshot() as conn:
         since_ms = (bounds.since_s - SKEW_MAX_S) * 1000
         claims = await run_in_threadpool(unlisted, conn, history, bounds.since_slot, since_ms)
         asked = [(claim, await _placed(source, claim.tx_id)) for claim in claims]
-        booked_height = 0 if is_forked else bounds.booked_height  # what a fork brought may be in any block of it
         steps = reconcile(conn, history, asked, booked_height, bounds.since_slot, is_forked=is_forked)
         async for told in iterate_in_threadpool(steps):
             yield told
+
+
+async def _booked_height(source: ChainSource, bounds: _Bounds) -> int:
+    """Up to where all deposits are booked. What a fork brought since may be in any block of it."""
+    booked = bounds.booked
+    if booked is None or (booked != bounds.looked and await _is_gone(source, booked)):
+        return 0
+    return booked.height
+
+
+async def _is_gone(source: ChainSource, tip: Tip) -> bool:
+    """Whether what was the newest block is on the chain no more."""
+    return isinstance(await source.block(tip.hash), NotFound)
 
 
 async def _placed(source: ChainSource, tx_id: str) -> Read[TxSeen]:

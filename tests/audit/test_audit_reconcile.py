@@ -170,6 +170,21 @@ async def test_a_deposit_in_the_blocks_of_a_fork_that_was_not_seen_yet_is_no_fin
         assert agree(answer)
 
 
+async def test_a_deposit_in_the_blocks_of_a_fork_that_not_every_provider_lists_is_in_flight(world: World) -> None:
+    """Up to its height all was booked, but on another chain; payagent has seen the fork since."""
+    with Relay(world.devnet).serving() as late:
+        async with paid(world, providers={"first": world.devnet.chain_url, "late": late.url}) as run:
+            await run.settle_down(5)
+            world.control("rollback", depth=5)
+            late.freeze(f"/addresses/{world.address}/utxos", "?count=100&page=1")
+            world.fund(7 * ADA)
+            await run.look()
+            answer = await reconciled(run)
+            assert (answer["findings"], answer["complete"]) == ([], True)
+            assert [told["units"] for told in answer["in_flight"]] == [{"lovelace": str(7 * ADA)}]
+            assert agree(answer)
+
+
 async def test_what_payagent_is_not_sure_is_lost_is_a_doubt_and_no_finding(world: World) -> None:
     """It has seen the fork: a block that is not reached again yet, and a deposit that was denied only once."""
     async with paid(world) as run:
