@@ -11,12 +11,15 @@ from payagent.store.writer import DatabaseError, is_no_text
 
 T = TypeVar("T")
 
+UNREADABLE = (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, RecursionError)
+"""What reading a value raises that is not of the form that we write."""
+
 
 def to_the_end(table: str, check: Iterable[T], row: str = "-") -> Iterator[T | Finding]:
     """What a check tells. Where it meets a value that no column of ours holds it ends, and the others go on."""
     try:
         yield from check
-    except (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, RecursionError) as error:
+    except UNREADABLE as error:
         yield _unreadable(table, row, error)
     except DatabaseError as error:
         if not is_no_text(error):

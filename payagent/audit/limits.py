@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator
 
 from payagent.audit.finding import Finding
+from payagent.audit.guarded import UNREADABLE
 from payagent.core.policy import Limit, Scope, Window
 from payagent.store import books, spending
 from payagent.store.writer import Connection
@@ -41,7 +42,7 @@ def _set(conn: Connection) -> Iterator[Finding]:
             told.pop(key, None)
             if event["most"] is not None:
                 told[key] = int(event["most"])
-        except (ValueError, TypeError, KeyError, RecursionError):
+        except UNREADABLE:
             continue  # the events' own check finds a row that is none of ours
     kept = set(spending.limits(conn))
     for limit in sorted(kept ^ {Limit(*key, most) for key, most in told.items()}):

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from itertools import islice
 
 from payagent.audit.finding import Finding, Head, Progress, numbers
+from payagent.audit.guarded import UNREADABLE
 from payagent.store import books
 from payagent.store.schema import GENESIS
 from payagent.store.seals import SEALED, marks_of, seal_hash
@@ -140,7 +141,7 @@ def _spans(what: str, marks: bytes) -> list[Span] | None:
                 return None
             spans.append((table, first, last))
             marks_size -= (last - first + 1) * _MARK
-    except (ValueError, TypeError, AttributeError, RecursionError):
+    except UNREADABLE:
         return None
     return None if marks_size else spans
 

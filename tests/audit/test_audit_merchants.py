@@ -95,3 +95,16 @@ def test_what_was_changed_is_found_and_named(
     found = findings(path, known.owner)
     assert {finding.table for finding in found} == {table}
     assert any(finding.row.endswith(row or known.origin) for finding in found), found
+
+
+@pytest.mark.parametrize(("name", "value"), [("call", "5"), ("units", "1e999")])
+def test_an_event_of_another_form_is_named_and_hides_no_other_finding(
+    known: Past, tmp_path: Path, name: str, value: str
+) -> None:
+    path = fresh(known.path, tmp_path)
+    tamper(
+        path,
+        f"UPDATE events SET detail = json_set(detail, '$.{name}', json('{value}')) WHERE event = 'price_agreed'",
+        "UPDATE strikes SET count = 1",
+    )
+    assert {finding.table for finding in findings(path, known.owner)} == {"events", "agreed_prices", "strikes"}
