@@ -19,13 +19,12 @@ def to_the_end(table: str, check: Iterable[T], row: str = "-") -> Iterator[T | F
     """What a check tells. Where it meets a value that no column of ours holds it ends, and the others go on."""
     try:
         yield from check
-    except UNREADABLE as error:
-        yield _unreadable(table, row, error)
-    except DatabaseError as error:
-        if not is_no_text(error):
-            raise
-        yield _unreadable(table, row, error)
+    except (*UNREADABLE, DatabaseError) as error:
+        yield unreadable(table, row, error)
 
 
-def _unreadable(table: str, row: str, error: Exception) -> Finding:
+def unreadable(table: str, row: str, error: Exception) -> Finding:
+    """What ended a check. Raised again when it is the file, or our SQL."""
+    if isinstance(error, DatabaseError) and not is_no_text(error):
+        raise error
     return Finding(table, row, f"it cannot be read to its end: {type(error).__name__}: {error}")

@@ -17,11 +17,11 @@ from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 from payagent.audit.finding import Finding, Progress
-from payagent.audit.guarded import to_the_end
+from payagent.audit.guarded import UNREADABLE, to_the_end, unreadable
 from payagent.audit.payments import check_payment
 from payagent.audit.signed import Owner
 from payagent.store import books
-from payagent.store.writer import Connection, Readers
+from payagent.store.writer import Connection, DatabaseError, Readers
 
 SHARE = 2_000
 SHARES_ALONE_MAX = 10
@@ -55,6 +55,21 @@ def shared_out(
 
 
 def check_share(conn: Connection, owner: Owner, span: Span) -> Found:
+    """All of it at once; by halves where a row cannot be read, until one payment is left that has it."""
+    first, last = span
+    try:
+        return _check(conn, owner, span)
+    except (*UNREADABLE, DatabaseError) as error:
+        found = unreadable("payments", str(first), error)
+    if first == last:
+        return 1, [found]
+    middle = (first + last) // 2
+    count, lower = check_share(conn, owner, (first, middle))
+    more, upper = check_share(conn, owner, (middle + 1, last))
+    return count + more, lower + upper
+
+
+def _check(conn: Connection, owner: Owner, span: Span) -> Found:
     found: list[Finding] = []
     count = 0
     for case in books.cases(conn, *span):

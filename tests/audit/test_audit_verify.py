@@ -355,6 +355,21 @@ def test_a_value_that_no_column_of_ours_holds_is_found_and_hides_no_other_findin
     assert head_of(path, lived.owner) == head_of(lived.path, lived.owner)
 
 
+def test_of_a_payment_that_cannot_be_read_at_all_only_its_own_findings_are_missed(
+    lived: Past, tmp_path: Path
+) -> None:
+    path = fresh(lived.path, tmp_path)
+    with closing(sqlite3.connect(path)) as conn:
+        others = [payment_id for (payment_id,) in conn.execute("SELECT id FROM payments WHERE seq <> 3")]
+    tamper(
+        path,
+        "UPDATE payments SET merchant_status = 'x' WHERE seq <> 3",
+        "UPDATE payments SET reason = CAST(x'41ff' AS TEXT) WHERE seq = 3",
+    )
+    named = [one.row for one in findings(path, lived.owner) if one.table == "payments"]
+    assert sorted(named) == sorted([*others, "3"])
+
+
 TOO_DEEP = "[" * 100_000 + "]" * 100_000
 DEEP = [
     ("coins", f"UPDATE coins SET assets = '{TOO_DEEP}' WHERE state = 'free'"),
