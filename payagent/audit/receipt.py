@@ -9,13 +9,14 @@ May import: core, dialects, store's rows, audit. Never: I/O; a clock.
 import hashlib
 import json
 from base64 import b64decode
+from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any, get_args
 
 from payagent.audit.finding import Finding
 from payagent.audit.payments import check_record
-from payagent.audit.receipt_form import Receipt, case_of, invoices_of, owner_of, read_units
+from payagent.audit.receipt_form import Receipt, case_of, invoices_of, owner_of, read_units, told_invoices
 from payagent.audit.signed import Owner
 from payagent.core import strict_json
 from payagent.core.invoice import Invoice, SplitMode
@@ -58,6 +59,7 @@ def check_receipt(receipt: Receipt) -> Iterator[Finding]:
     yield from _check_told(receipt)
     yield from _check_limits(receipt)
     yield from _check_intent(receipt)
+    yield from _check_invoices(receipt)
     for invoice in invoices_of(receipt).values():
         yield from _check_402(receipt, invoice, owner)
     yield from _check_headers(receipt)
@@ -233,6 +235,19 @@ def _is_same(offer: Invoice, invoice: dict[str, Any], own_id: str) -> bool:
         and (offer.commitment is None) == (invoice["commitment"] is None)
         and (offer.echo == invoice["echo"] or offer.commitment is not None)
     )
+
+
+def _check_invoices(receipt: Receipt) -> Iterator[Finding]:
+    """Besides the one that the payment goes by there are those that attempts were signed for, each once."""
+    told = told_invoices(receipt)
+    times = Counter(invoice["number"] for invoice in told)
+    for invoice in told:
+        if times[invoice["number"]] > 1:
+            yield Finding("invoices", invoice["invoice_id"], "another one has its number")
+    signed_for = {attempt["invoice"] for attempt in receipt["attempts"]}
+    for invoice in receipt["other_invoices"]:
+        if invoice["number"] not in signed_for:
+            yield Finding("invoices", invoice["invoice_id"], "nothing was signed for it")
 
 
 def _check_headers(receipt: Receipt) -> Iterator[Finding]:

@@ -279,8 +279,12 @@ def case_of(receipt: Receipt) -> Case:
 
 def invoices_of(receipt: Receipt) -> dict[int, dict[str, Any]]:
     """The invoices that it tells of, by their numbers; first the one that the payment goes by."""
-    told = [] if receipt["invoice"] is None else [receipt["invoice"], *receipt["other_invoices"]]
-    return {invoice["number"]: invoice for invoice in told}
+    return {invoice["number"]: invoice for invoice in told_invoices(receipt)}
+
+
+def told_invoices(receipt: Receipt) -> list[dict[str, Any]]:
+    """All that stand in it, whatever numbers they are given."""
+    return [*([] if receipt["invoice"] is None else [receipt["invoice"]]), *receipt["other_invoices"]]
 
 
 def _terms(invoice: dict[str, Any]) -> InvoiceTerms:

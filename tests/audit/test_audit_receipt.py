@@ -310,6 +310,25 @@ def test_bytes_that_are_for_no_invoice_that_is_shown_are_found(
     assert any(found.table == "attempts" and "invoice" in found.what for found in judge(rehashed(forged)))
 
 
+def test_an_invoice_that_stands_before_the_one_of_the_same_number_is_found(all_receipts: list[Receipt]) -> None:
+    """What people read first is the made-up one, and all that is checked is the other."""
+    forged = copy.deepcopy(all_receipts[0])
+    forged["other_invoices"].append(forged["invoice"])
+    forged["invoice"] = forged["invoice"] | {"origin": "https://other.example", "outputs": [], "response": "{}"}
+    assert any("its number" in found.what for found in judge(forged))
+
+
+def test_an_invoice_that_nothing_was_signed_for_is_found(all_receipts: list[Receipt]) -> None:
+    forged = copy.deepcopy(all_receipts[0])
+    forged["other_invoices"].append(forged["invoice"] | {"number": 999})
+    (found,) = judge(forged)
+    assert (found.table, found.what) == ("invoices", "nothing was signed for it")
+    (transfer,) = (one for one in all_receipts if one["payment"]["kind"] == "split")
+    forged = copy.deepcopy(transfer)
+    forged["other_invoices"] = [all_receipts[0]["invoice"]]
+    assert "invoices" in {found.table for found in judge(forged)}
+
+
 def test_a_cancel_that_is_shown_as_the_payment_is_found(all_receipts: list[Receipt]) -> None:
     forged = copy.deepcopy(next(one for one in all_receipts if one["payment"]["state"] == "void"))
     void = forged["events"][-1]
