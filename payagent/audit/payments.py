@@ -301,6 +301,8 @@ def _check_holds(
                 "holds", f"{case.id} {asset}", f"it ended at {until_ms}, by the events at {released_at_ms}"
             )
     hold = {asset: units for asset, units, *_ in case.holds}
+    if len(hold) < len(case.holds):
+        yield Finding("holds", case.id, "an asset is held twice")
     is_first = True
     for attempt in case.attempts:
         if attempt.kind == "pay" and (reading := readings.get(attempt.tx_id)):

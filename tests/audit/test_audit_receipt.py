@@ -329,6 +329,14 @@ def test_an_invoice_that_nothing_was_signed_for_is_found(all_receipts: list[Rece
     assert "invoices" in {found.table for found in judge(forged)}
 
 
+@pytest.mark.parametrize("part", ["attempts", "sightings", "entries", "holds", "events"])
+def test_what_stands_twice_is_found(all_receipts: list[Receipt], part: str) -> None:
+    """Else one of the two may say anything."""
+    forged = copy.deepcopy(all_receipts[0])
+    forged[part].insert(0, forged[part][0])
+    assert judge(forged)
+
+
 def test_a_cancel_that_is_shown_as_the_payment_is_found(all_receipts: list[Receipt]) -> None:
     forged = copy.deepcopy(next(one for one in all_receipts if one["payment"]["state"] == "void"))
     void = forged["events"][-1]
