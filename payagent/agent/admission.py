@@ -4,7 +4,7 @@ Intent, invoice, decision, hold, anchor and coins are written together, so that 
 between the decision and what it decided on (rule 7). A refusal by policy or for lack of funds is
 recorded too, as a payment that is `rejected`.
 
-May import: core, chain.source, wallet, store, agent.holding, .orders, .planner, .prepaid, .questions,
+May import: core, chain.source, wallet, store, agent.chainview, .holding, .orders, .planner, .prepaid, .questions,
 .replacement, .rulebook, .terms, .trust. Never: signs; waits for anything.
 """
 

@@ -4,7 +4,7 @@ The list of our coins lacking one is a reason to look, and proves nothing; the t
 block, does. From then on the books follow it, and nothing is signed until an operator thaws the wallet: who signs
 elsewhere may spend what a payment is about to.
 
-May import: core, chain.source, store, agent. Never: concludes anything from an absence; thaws by itself.
+May import: core, chain, store, agent. Never: concludes anything from an absence; thaws by itself.
 """
 
 from collections.abc import Collection

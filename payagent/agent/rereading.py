@@ -3,7 +3,7 @@
 Merchants, limits, thresholds of approvals, the wallet's low mark and its upkeep are taken over. What else has
 changed takes a new start, and then nothing is taken.
 
-May import: core, settings, store, agent.desk, structlog. Never: takes over a part; tells a value.
+May import: core, settings, store, agent.desk, .terms, structlog. Never: takes over a part; tells a value.
 """
 
 import asyncio

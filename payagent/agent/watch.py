@@ -3,8 +3,8 @@
 Idempotent by construction: each reads everything anew, and a step that is not due is not taken. What is sent
 again are the very bytes of the attempt (docs/exactly-once.md R5); an error in reply to them is expected.
 
-May import: core, dialects, chain.source, chain.panel, merchants, store, agent. Never: builds a transaction; takes
-silence for an answer.
+May import: core, dialects, chain, merchants, store, agent. Never: builds a transaction; takes silence for an
+answer.
 """
 
 import asyncio

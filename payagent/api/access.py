@@ -1,6 +1,6 @@
 """Who asks, and what that token may do and see.
 
-May import: core, agent, store.queries, api.calls and .tokens, FastAPI. Never: tells one reason for a 401 from
+May import: core, agent, store, api.calls and .tokens, FastAPI. Never: tells one reason for a 401 from
 another.
 """
 

@@ -1,6 +1,6 @@
 """/healthz and /readyz, for whoever watches the daemon; no token.
 
-May import: core, agent, store.queries, the rest of api, FastAPI. Never: asks the chain itself.
+May import: core, agent, store, the rest of api, FastAPI. Never: asks the chain itself.
 """
 
 from collections.abc import Callable

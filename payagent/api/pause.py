@@ -1,6 +1,6 @@
 """/v1/pause and /v1/resume: the switch that stops all signing.
 
-May import: core, agent, store.pauses, the rest of api, FastAPI. Never: signs.
+May import: core, agent, store, the rest of api, FastAPI. Never: signs.
 """
 
 from typing import Annotated

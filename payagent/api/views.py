@@ -1,6 +1,6 @@
 """Values into the JSON of answers. A payment's own form is `payagent.agent.view.payment_view`.
 
-May import: core, agent, store.queries. Never: I/O. Amounts are strings of digits.
+May import: core, agent, store.approvals, .apps, .pauses, .queries. Never: I/O. Amounts are strings of digits.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

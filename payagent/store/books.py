@@ -1,7 +1,8 @@
 """What an audit reads: every row of the tables of record, row by row, and all that belongs to one payment.
 
 Its rows are tuples, which are made fastest.
-May import: core, store.queries, store.seals, sqlite3. Never: writes; judges; holds a table in memory.
+May import: core, store.queries, .schema, .seals, .spending, sqlite3. Never: writes; judges; holds a table in
+memory.
 """
 
 import json

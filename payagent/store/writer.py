@@ -8,8 +8,8 @@ added an attempt is answered only once the signer's own record has it (store.sig
 What a job changes in memory beside the database it must register with `unit.undo`. Whatever is raised, everybody
 who waits is told and the thread goes on.
 
-May import: core, sqlite3, sqlite-utils, structlog. Never: runs a job twice, or answers before the commit is
-durable.
+May import: core, store.room, .schema, .seals, .signer, sqlite3, sqlite-utils, structlog. Never: runs a job twice,
+or answers before the commit is durable.
 """
 
 import asyncio
