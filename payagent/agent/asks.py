@@ -89,4 +89,5 @@ class Quote:
 
 
 def digest(parts: list[str]) -> str:
+    """What is wanted, in one text: the same only for the same parts."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

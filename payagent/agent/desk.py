@@ -110,6 +110,7 @@ class Desk:
             self.filed = filed
 
     def payment(self, payment_id: str) -> PaymentRow:
+        """As it stands now. Refused: `not_found`."""
         row = queries.payment(self.conn, payment_id)
         if row is None:
             raise Refused("not_found", f"there is no payment {payment_id[:80]!r}")
@@ -127,6 +128,7 @@ class Desk:
         return row
 
     def is_ready(self, row: PaymentRow) -> bool:
+        """Whether the merchant can be expected to take its proof, as its `ready` setting says."""
         merchant = self.terms.merchants.get(row.origin or "")
         return is_ready(row, merchant.ready if merchant else "confirmed")
 
@@ -163,4 +165,5 @@ class Desk:
         return self.admission.rulebook.clock_ms(conn, now_ms)
 
     def new_ids(self) -> Ids:
+        """For a purchase or an order; used up even where it finds what is there."""
         return Ids(self.ports.new_id("int"), self.ports.new_id("pay"), self.ports.new_id("req"))

@@ -33,6 +33,7 @@ class Reception:
         self._floods = Floods()
 
     def offers(self, merchant: MerchantTerms, ask: Ask, now_ms: int) -> tuple[Invoice, ...]:
+        """What the 402 offers, of a top-up what fits that. Refused: what is not understood."""
         return fitting(read_offers(ask.response, self._reading(merchant, ask, now_ms)), ask.topup)
 
     def _reading(self, merchant: MerchantTerms, ask: Ask, now_ms: int) -> Reading:
@@ -51,6 +52,7 @@ class Reception:
         )
 
     def purchase(self, ask: Ask, offers: tuple[Invoice, ...], now_ms: int) -> Purchase:
+        """What is to be decided on, with ids of its own should it be new."""
         request = ask.request
         return Purchase(
             ids=self._desk.new_ids(),
@@ -108,5 +110,6 @@ class Reception:
         return topup is not None or self._floods.has_room(app_id, asyncio.get_running_loop().time())
 
     def note_on_record(self, app_id: str, topup: Part | None = None) -> None:
+        """One more refusal of the app goes on record."""
         if topup is None:
             self._floods.note(app_id, asyncio.get_running_loop().time())
