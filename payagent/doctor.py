@@ -414,12 +414,10 @@ def _signing_key(path: Path) -> str:
 
 def _passphrase(settings: Settings, environ: Mapping[str, str]) -> str:
     """Where the daemon will find it; it is not tried."""
-    folder = environ.get("CREDENTIALS_DIRECTORY")
-    if folder and (Path(folder) / CREDENTIAL_NAME).is_file():
-        return f"systemd credential {CREDENTIAL_NAME}"
-    if settings.keystore.passphrase_file is not None:
-        return _secret(settings.keystore.passphrase_file)
-    return "asked on a terminal when the daemon starts"
+    found = passphrase_file(settings, environ, can_ask=True)
+    if found is None:
+        return f"of a terminal, or of the service's credential {CREDENTIAL_NAME}, when the daemon starts"
+    return _secret(found.path) if found.private else f"systemd credential {CREDENTIAL_NAME}"
 
 
 def _fence(settings: Settings, config: Path, environ: Mapping[str, str]) -> Finding:
@@ -427,7 +425,7 @@ def _fence(settings: Settings, config: Path, environ: Mapping[str, str]) -> Find
     try:
         passphrase = passphrase_file(settings, environ, can_ask=True)
         plan = fence_plan(settings, config, passphrase)
-    except OSError as error:
+    except (OSError, Refused) as error:
         return Finding("fence", f"it cannot be told: {error}", is_warning=True)
     if plan.open:
         return Finding("fence", "; ".join(plan.open), is_warning=True)

@@ -677,12 +677,13 @@ def _parts(value: object) -> Mapping[str, object] | None:
 def passphrase_file(settings: Settings, environ: Mapping[str, str], can_ask: bool) -> SecretFile | None:
     """Where the keystore's passphrase lies: systemd credential, else `keystore.passphrase_file`; None is to ask.
 
-    Raises `keystore_locked` when there is neither a file nor anybody who can answer.
+    Raises `keystore_locked` when there is neither a file nor anybody who can answer, and when whether there is a
+    credential cannot be seen.
     """
-    credentials = environ.get("CREDENTIALS_DIRECTORY")
-    if credentials and (Path(credentials) / CREDENTIAL_NAME).is_file():
+    folder = environ.get("CREDENTIALS_DIRECTORY")
+    if folder and _is_there(Path(folder) / CREDENTIAL_NAME):
         # systemd guards the folder; on the file its access list shows as group bits
-        return SecretFile(Path(credentials) / CREDENTIAL_NAME, private=False)
+        return SecretFile(Path(folder) / CREDENTIAL_NAME, private=False)
     if settings.keystore.passphrase_file is not None:
         return SecretFile(settings.keystore.passphrase_file, private=True)
     if not can_ask:
@@ -691,6 +692,14 @@ def passphrase_file(settings: Settings, environ: Mapping[str, str], can_ask: boo
             f"no passphrase: no systemd credential {CREDENTIAL_NAME}, no keystore.passphrase_file, no terminal",
         )
     return None
+
+
+def _is_there(credential: Path) -> bool:
+    try:
+        return credential.is_file()
+    except OSError as error:
+        told = f"the systemd credential {credential} cannot be looked at: {error.strerror}"
+        raise Refused("keystore_locked", told) from None
 
 
 def fence_plan(settings: Settings, config: Path, passphrase: SecretFile | None) -> fence.Plan:

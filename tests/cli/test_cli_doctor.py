@@ -308,3 +308,13 @@ def test_keys_that_the_daemon_would_not_take_are_found(safe: Path, data: Path) -
         assert "visible ASCII" in str(checks(safe)["key of t"]["detail"])
         with pytest.raises(Refused, match="visible ASCII"):
             make_terms(settings, role_address("wallet"), Redactor())
+
+
+def test_a_credential_that_cannot_be_looked_at_ends_no_other_check(
+    safe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", "/" + "x" * 5000)
+    found = checks(safe)
+    assert (found["passphrase"]["ok"], found["data folder"]["ok"]) == (False, True)
+    assert "cannot be looked at" in str(found["passphrase"]["detail"])
+    assert "cannot be looked at" in str(found["fence"]["detail"])

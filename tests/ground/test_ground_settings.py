@@ -605,6 +605,13 @@ def test_the_passphrase_comes_from_credential_then_file_then_prompt(tmp_path: Pa
     assert caught.value.code == "keystore_locked"
 
 
+def test_a_credential_that_cannot_be_looked_at_is_told_as_that_and_not_passed_over(tmp_path: Path) -> None:
+    environ = {"CREDENTIALS_DIRECTORY": str(tmp_path / ("x" * 5000))}
+    with pytest.raises(Refused, match=r"systemd credential .* cannot be looked at: File name too long") as caught:
+        passphrase_file(load(tmp_path), environ, can_ask=True)
+    assert caught.value.code == "keystore_locked"
+
+
 def test_a_passphrase_file_that_is_bad_is_never_passed_over(tmp_path: Path) -> None:
     settings = load(tmp_path, f'[keystore]\npassphrase_file = "{tmp_path / "missing"}"\n')
     found = passphrase_file(settings, {}, can_ask=True)
