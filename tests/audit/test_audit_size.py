@@ -157,7 +157,9 @@ def test_who_helps_ends_with_a_daemon_that_is_killed(ledgers: tuple[Path, Path])
         first.kill()
     assert helpers
     for helper in helpers:
-        ended, _, _ = select.select([helper], [], [], 20)
+        waiting = select.poll()
+        waiting.register(helper, select.POLLIN)
+        ended = waiting.poll(20_000)
         os.close(helper)
         assert ended
 
