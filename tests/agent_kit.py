@@ -238,7 +238,7 @@ class Run:
         """One look at the chain, and everything that it set off has been sent."""
         await self.watch.tick()
         if self.recovery is not None:
-            await self.recovery.beat(self.watch.view)
+            await self.recovery.beat(self.watch.hearing.view)
         await self.agent.sending.drain(10)
 
     async def pay(self, message: str = "hello", **more: object) -> PaymentRow:

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import pytest
 from agent_kit import ADA, Run, World, with_terms
 
-from payagent.agent import watch
+from payagent.agent import due
 from payagent.agent.chainview import ChainView
+from payagent.agent.due import resubmit_due_ms
 from payagent.agent.ports import InProcess
-from payagent.agent.watch import resubmit_due_ms
 from payagent.chain.source import Genesis, Parameters, Tip
 from payagent.core.network import NETWORKS
 from payagent.core.payment import State
@@ -357,7 +357,7 @@ async def test_after_a_restart_many_are_sent_again_a_few_at_a_time(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each takes memory while it is on its way, and 100,000 may be open."""
-    monkeypatch.setattr(watch, "SENT_AT_ONCE_MAX", 2)
+    monkeypatch.setattr(due, "SENT_AT_ONCE_MAX", 2)
     world.fund(*[20 * ADA] * 5)
     async with world.run() as run:
         await run.look()

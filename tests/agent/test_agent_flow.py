@@ -37,7 +37,7 @@ async def test_a_402_is_paid_and_the_call_is_served(world: World, dialect: str) 
         await run.settle_down()
         assert run.desk.payment(row.id).state is State.CONFIRMED
         assert served(world, run, row.id, "hello") == 200
-        await run.watch.poll_merchants()
+        await run.watch.inquiries.poll_merchants()
         assert run.desk.payment(row.id).merchant_status == "consumed"
         paid = sum(output.units for output in row.outputs)
         assert run.books()[f"merchant:{world.origin}"] == {"lovelace": paid}
@@ -65,7 +65,7 @@ async def test_a_merchant_is_asked_of_an_invoice_ever_more_seldom(world: World) 
         watch = Watch(run.agent, client)
         counts = []
         for _ in range(0, 3600, 2):
-            await watch.poll_merchants()
+            await watch.inquiries.poll_merchants()
             counts.append(net.calls)
             world.clock.ahead_ms += 2000
         await client.aclose()
@@ -81,13 +81,13 @@ async def test_a_merchant_is_not_asked_of_what_it_cannot_know_yet(world: World) 
         await run.pay()
         client = MerchantClient(net)
         watch = Watch(run.agent, client)
-        await watch.poll_merchants()
+        await watch.inquiries.poll_merchants()
         assert net.calls == 0, "it is in no block"
         world.clock.ahead_ms += 60_000
-        await watch.poll_merchants()
+        await watch.inquiries.poll_merchants()
         assert net.calls == 1, "that it takes so long the merchant may know of"
         world.clock.ahead_ms -= 3_600_000
-        await watch.poll_merchants()
+        await watch.inquiries.poll_merchants()
         assert net.calls == 2, "a clock that was set back keeps nobody from being asked"
         await client.aclose()
 
@@ -101,9 +101,9 @@ async def test_many_open_invoices_are_asked_of_in_turn(world: World) -> None:
         world.clock.ahead_ms += 60_000
         client = MerchantClient(net)
         watch = Watch(run.agent, client)
-        await watch.poll_merchants()
+        await watch.inquiries.poll_merchants()
         assert net.calls == 50
-        await watch.poll_merchants()
+        await watch.inquiries.poll_merchants()
         await client.aclose()
         assert all(run.desk.payment(row.id).merchant_status for row in rows), "those left out went first"
 

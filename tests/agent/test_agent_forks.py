@@ -11,8 +11,8 @@ from collections.abc import Callable
 import pytest
 from agent_kit import ADA, Relay, Run, World, with_terms
 
+from payagent.agent.sightings import RECHECK_DEPTHS
 from payagent.agent.terms import Terms
-from payagent.agent.watch import RECHECK_DEPTHS
 from payagent.core.payment import State
 from payagent.core.problem import Refused
 from payagent.store import queries

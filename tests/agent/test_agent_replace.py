@@ -12,9 +12,9 @@ from agent.test_agent_forks import assert_memory
 from agent.test_agent_handover import broadcast, with_handover
 from agent_kit import ADA, APP, DEVNET, Relay, Run, World, with_terms, world_with_clock
 
+from payagent.agent.due import RESUBMIT_MAX_MS
 from payagent.agent.foreign import thaw
 from payagent.agent.view import payment_view, retry_headers
-from payagent.agent.watch import RESUBMIT_MAX_MS
 from payagent.api.receipts import receipt_view
 from payagent.audit.finding import Finding
 from payagent.audit.receipt import check_receipt

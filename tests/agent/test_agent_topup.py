@@ -604,7 +604,7 @@ class TestByItself:
             assert len(await autos(run)) == 1, "nobody has asked the merchant"
             world.clock.ahead_ms += 700_000
             await run.settle_down()
-            await run.watch.observe_prepaid()
+            await run.watch.inquiries.observe_prepaid()
             _, second = await autos(run, 12)
             assert (second.units, second.state) == (6, "done")
             assert wallet_balance(world)["remaining"] == 10

@@ -566,7 +566,7 @@ class TestNobodyAsksAgain:
                 await run.agent.deliveries.record_delivery(row.id, 500)
                 await run.agent.deliveries.record_delivery(row.id, 402)
                 await pass_an_hour(run)
-                await run.watch.give_up_unserved()
+                await run.agent.deliveries.give_up_unserved()
                 assert run.desk.payment(row.id).delivery is Delivery.PAID_NOT_SERVED
                 assert run.events(row.id).count("delivery_give_up") == 1
             assert alerts.raised(run.desk.conn, "merchant_stopped") == [f"merchant:{world.origin}"]
@@ -590,7 +590,7 @@ class TestNobodyAsksAgain:
             await pass_an_hour(run, but_s=60)
             assert run.desk.payment(row.id).delivery is Delivery.PRESENTED
             world.clock.ahead_ms += 3_600_000  # and no block: this machine's clock alone accuses nobody
-            await run.watch.give_up_unserved()
+            await run.agent.deliveries.give_up_unserved()
             assert run.desk.payment(row.id).delivery is Delivery.PRESENTED
             assert (await run.agent.deliveries.record_delivery(row.id, 200)).delivery is Delivery.ACCEPTED
             await pass_an_hour(run)
@@ -612,7 +612,7 @@ class TestNobodyAsksAgain:
             await run.agent.deliveries.record_delivery(row.id, 402)
         world.clock.ahead_ms += 3_605_000
         async with world.run(terms=guarded(world, self.STOP)) as run:
-            await run.watch.give_up_unserved()
+            await run.agent.deliveries.give_up_unserved()
             await run.settle_down()
             await pass_an_hour(run, but_s=60)
             assert run.desk.payment(row.id).delivery is Delivery.PRESENTED
@@ -633,10 +633,10 @@ class TestNobodyAsksAgain:
 
 async def pass_an_hour(run: Run, but_s: int = 0) -> None:
     """An hour and a bit by the chain's time, and looks for what was not served in it."""
-    await run.watch.give_up_unserved()
+    await run.agent.deliveries.give_up_unserved()
     run.world.clock.ahead_ms += 3_605_000 - but_s * 1000
     await run.settle_down()
-    await run.watch.give_up_unserved()
+    await run.agent.deliveries.give_up_unserved()
 
 
 async def test_an_invoice_that_comes_with_other_terms_is_told_once(world: World) -> None:

@@ -22,6 +22,7 @@ from payagent.agent import (
     admission,
     carrying,
     desk,
+    due,
     orders,
     planner,
     questions,
@@ -31,11 +32,12 @@ from payagent.agent import (
     signing,
     steps,
     vanished,
-    watch,
 )
 from payagent.agent.agent import Agent
 from payagent.agent.asks import Ask
 from payagent.agent.carrying import Carrying
+from payagent.agent.due import Due
+from payagent.agent.sightings import Sightings
 from payagent.agent.signing import Signing
 from payagent.chain.source import Found, SubmitKind, TxSeen
 from payagent.core import ledger
@@ -198,9 +200,9 @@ def _rebuild_on_bad_inputs(stack: ExitStack) -> None:
 def _given_up_after(stack: ExitStack, blocks: int) -> None:
     """Once the tip is so many blocks (of 20 s) past the time limit, the payment counts as failed."""
     without_guards(stack)
-    real = watch.Watch._carry_on
+    real = Due.carry_on
 
-    async def carry_on(self: watch.Watch) -> None:
+    async def carry_on(self: Due) -> None:
         desk = self._desk
         tip, now_ms = desk.chain.tip, desk.ports.clock.now_ms()
         for row in queries.payments_in(desk.conn, (State.IN_FLIGHT,)):
@@ -208,7 +210,7 @@ def _given_up_after(stack: ExitStack, blocks: int) -> None:
                 await desk.write("give_up", lambda unit, row=row: given_up(unit, row.id, now_ms))
         await real(self)
 
-    put(stack, watch.Watch, "_carry_on", carry_on)
+    put(stack, Due, "carry_on", carry_on)
 
 
 @mutant("built anew after the time limit")
@@ -221,15 +223,15 @@ def _rebuild_after_ttl_and_15(stack: ExitStack) -> None:
     _given_up_after(stack, 15)
     # nothing of ours may end it before
     put(stack, admission, "is_lost", lambda *_: False)
-    put(stack, watch, "is_lost", lambda *_: False)
+    put(stack, due, "is_lost", lambda *_: False)
 
 
 @mutant("not found is void")
 def _not_found_is_void(stack: ExitStack) -> None:
     without_guards(stack)
-    real = watch.Watch._look_for
+    real = Sightings._look_for
 
-    async def look_for(self: watch.Watch, source: Any, tip: Any, row: Any) -> None:
+    async def look_for(self: Sightings, source: Any, tip: Any, row: Any) -> None:
         await real(self, source, tip, row)
         desk = self._desk
         if desk.payment(row.id).state is State.IN_FLIGHT and row.tx_id is not None:
@@ -238,7 +240,7 @@ def _not_found_is_void(stack: ExitStack) -> None:
             if not isinstance(read, Found):
                 await desk.write("give_up", lambda unit: given_up(unit, row.id, now_ms))
 
-    put(stack, watch.Watch, "_look_for", look_for)
+    put(stack, Sightings, "_look_for", look_for)
 
 
 @mutant("a hold is released when nobody answers")
@@ -292,9 +294,9 @@ def _never_taken_back(stack: ExitStack) -> None:
 @mutant("what a facilitator does not send in two minutes is given up")
 def _given_up_pending(stack: ExitStack) -> None:
     without_guards(stack)
-    real = watch.Watch._carry_on
+    real = Due.carry_on
 
-    async def carry_on(self: watch.Watch) -> None:
+    async def carry_on(self: Due) -> None:
         desk = self._desk
         now_ms = desk.ports.clock.now_ms()
         for row in queries.payments_in(desk.conn, (State.IN_FLIGHT,)):
@@ -302,7 +304,7 @@ def _given_up_pending(stack: ExitStack) -> None:
                 await desk.write("give_up", lambda unit, row=row: given_up(unit, row.id, now_ms))
         await real(self)
 
-    put(stack, watch.Watch, "_carry_on", carry_on)
+    put(stack, Due, "carry_on", carry_on)
 
 
 # --- what is spent -----------------------------------------------------------------------------------------------
