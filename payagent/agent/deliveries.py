@@ -1,7 +1,7 @@
 """Deliveries: what merchants answer to a proof, noted; and what is to be done next with the same proof.
 
 Money and delivery are two state machines: nothing that a merchant says makes a payment.
-May import: core, dialects, store, agent.asks, .carrying, .desk, .steps, structlog. Never: pays; shows a
+May import: core, dialects, store.payments, agent.asks, .carrying, .desk, .steps, structlog. Never: pays; shows a
 proof itself.
 """
 
@@ -16,8 +16,8 @@ from payagent.agent.desk import Desk
 from payagent.core.payment import Delivery
 from payagent.core.problem import Refused
 from payagent.dialects import Response, Said, read_answer
-from payagent.store import queries
-from payagent.store.queries import PaymentRow
+from payagent.store import payments
+from payagent.store.payments import PaymentRow
 
 log = structlog.get_logger("payagent.agent")
 
@@ -98,7 +98,7 @@ class Deliveries:
             self._there_since_ms = clock_ms
         if self._there_since_ms is None or self._there_since_ms > steps.serving_ended_ms(clock_ms):
             return
-        for payment_id in queries.unserved(desk.conn, steps.serving_ended_ms(clock_ms)):
+        for payment_id in payments.unserved(desk.conn, steps.serving_ended_ms(clock_ms)):
             job = partial(
                 steps.give_up_unserved,
                 payment_id=payment_id,

@@ -18,8 +18,8 @@ from payagent.agent.turns import Turns
 from payagent.agent.vanished import Vanished
 from payagent.chain.source import SubmitKind, Tip
 from payagent.core.payment import UNSIGNED, State
-from payagent.store import queries
-from payagent.store.queries import OpenPayment, PaymentRow
+from payagent.store import payments, queries
+from payagent.store.payments import OpenPayment, PaymentRow
 
 RESUBMIT_FIRST_MS = 5_000
 RESUBMIT_MAX_MS = 200_000
@@ -120,13 +120,13 @@ class Due:
     def _may_broadcast(self, row: OpenPayment) -> bool:
         if not row.handed_over:
             return True
-        found = queries.payment(self._desk.conn, row.id)
+        found = payments.payment(self._desk.conn, row.id)
         return found is not None and steps.may_broadcast(found)
 
     def _wait_of(self, payment_id: str) -> tuple[int, int]:
         """When a payment's attempt was sent last, and when it is to be sent again."""
         conn = self._desk.conn
-        tx_id = queries.tx_of(conn, payment_id)
+        tx_id = payments.tx_of(conn, payment_id)
         count, last_ms = queries.submissions(conn, tx_id)
         is_hopeless = queries.was_told(conn, payment_id, tx_id, SubmitKind.NEVER)
         return last_ms, resubmit_due_ms(count, last_ms, is_hopeless=is_hopeless)

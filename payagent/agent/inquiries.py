@@ -16,8 +16,8 @@ from payagent.core.payment import Delivery, State
 from payagent.dialects import WITH_STATUS
 from payagent.merchants.client import MerchantClient
 from payagent.store import prepaid, records, topups
+from payagent.store.payments import OpenPayment, PaymentRow
 from payagent.store.prepaid import Observation, Pool
-from payagent.store.queries import OpenPayment, PaymentRow
 from payagent.store.writer import Unit
 
 MERCHANT_PATIENCE_MS = 3_600_000

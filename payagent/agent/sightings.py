@@ -1,7 +1,8 @@
 """Sightings: what the chain shows of the payments. In a block, deep enough, lost with its block, void by a cancel.
 
 A payment without a verdict is asked for again in the next look: silence is no answer.
-May import: core.payment, chain.panel, chain.source, store.queries, agent.desk, .repeats, .rows, .steps, .turns.
+May import: core.payment, chain.panel, chain.source, store.payments, store.queries, agent.desk, .repeats, .rows,
+.steps, .turns.
 Never: sends, signs or builds; ends a payment but on positive evidence (docs/exactly-once.md R8).
 """
 
@@ -16,7 +17,7 @@ from payagent.chain.panel import View
 from payagent.chain.source import Found, NotFound, Tip, TxSeen, Unknown, Why
 from payagent.core.payment import State
 from payagent.store import queries
-from payagent.store.queries import OpenPayment, PaymentRow
+from payagent.store.payments import OpenPayment, PaymentRow
 
 RECHECK_DEPTHS = (16, 128, 1024)
 """Depths at which a block is looked up again though no fork was noticed: an index may have shown it too long."""

@@ -1,7 +1,7 @@
 """Turns: payments are acted on a few at once, each as it is when it has its turn. What is being signed goes first.
 
-May import: core.problem, chain.panel, store.queries, store.writer, agent.desk, .signing, structlog. Never: decides
-what is done in a turn; lets one that fails keep another from its own.
+May import: core.problem, chain.panel, store.payments, store.writer, agent.desk, .signing, structlog. Never:
+decides what is done in a turn; lets one that fails keep another from its own.
 """
 
 import asyncio
@@ -13,8 +13,8 @@ from payagent.agent.desk import Desk
 from payagent.agent.signing import NOT_SIGNED, Signing
 from payagent.chain.panel import at_once
 from payagent.core.problem import Refused
-from payagent.store import queries
-from payagent.store.queries import OpenPayment, PaymentRow
+from payagent.store import payments
+from payagent.store.payments import OpenPayment, PaymentRow
 from payagent.store.writer import DatabaseError
 
 AT_ONCE_MAX = 8
@@ -51,7 +51,7 @@ class Turns:
                     waited_s = await self._signing.give_way()
                     patience_s -= waited_s
                 try:
-                    row = queries.payment(self._desk.conn, one.id)
+                    row = payments.payment(self._desk.conn, one.id)
                     if row is not None:
                         await act(row)
                 except Exception as error:

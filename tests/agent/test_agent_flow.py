@@ -12,7 +12,7 @@ from payagent.agent.watch import Watch
 from payagent.core.payment import State
 from payagent.core.problem import Refused
 from payagent.merchants.client import MerchantClient
-from payagent.store import queries
+from payagent.store import payments
 
 TOKEN = "ab" * 28 + "55534454"
 
@@ -292,7 +292,7 @@ async def test_what_is_too_near_its_end_is_not_signed(world: World) -> None:
         await run.look()
         with pytest.raises(Refused, match="invoice_expired"):
             await run.agent.pay(world.ask())
-        assert queries.payments_in(run.desk.conn, list(State))[0].reason_code == "invoice_expired"
+        assert payments.payments_in(run.desk.conn, list(State))[0].reason_code == "invoice_expired"
 
 
 async def test_the_caller_can_tighten(world: World) -> None:
@@ -317,7 +317,7 @@ async def test_a_quote_reserves_and_writes_nothing(world: World) -> None:
         assert quote.refusal is not None
         assert quote.refusal.code == "limit_exceeded"
         assert quote.plan.fee_lovelace == 155_381 + 44 * quote.plan.size
-        assert not queries.payments_in(run.desk.conn, list(State))
+        assert not payments.payments_in(run.desk.conn, list(State))
         assert len(run.desk.coins) == 1
 
 

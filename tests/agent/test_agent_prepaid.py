@@ -22,7 +22,7 @@ from payagent.core.payment import State
 from payagent.core.policy import Scope, Window
 from payagent.core.prepaid import CALLS, Balance
 from payagent.core.problem import Refused
-from payagent.store import apps, prepaid, queries, spending
+from payagent.store import apps, payments, prepaid, spending
 
 PRICE = 10 * ADA
 SHARES = 3 * ADA
@@ -369,9 +369,9 @@ async def test_what_was_used_on_account_of_a_purchase_that_is_not_made_counts(wo
         signer.trouble = "fails"
         with pytest.raises(OSError, match="the signer is gone"):
             await run.agent.pay(second)
-        (held,) = queries.payments_in(run.desk.conn, [State.RESERVED])
+        (held,) = payments.payments_in(run.desk.conn, [State.RESERVED])
         assert await use_up(run, theirs, 2) == 2, "covered by what it holds for a batch of its own"
-        assert spending.totals(run.desk.conn, Scope("app_two")) == queries.hold(run.desk.conn, held.id)
+        assert spending.totals(run.desk.conn, Scope("app_two")) == payments.hold(run.desk.conn, held.id)
         await run.agent.carrying.resolve(held.id, "app_test")
         assert spending.totals(run.desk.conn, Scope("app_two")) == {"lovelace": (PRICE + SHARES) // 2}
         require_whole(run)

@@ -47,8 +47,8 @@ from payagent.core.policy import Limit
 from payagent.core.problem import Refused
 from payagent.sim.loop import StuckError, VirtualLoop
 from payagent.sim.world import API_KEY, Stage
+from payagent.store import intents, payments, prepaid, queries, records, schema, spending, writer
 from payagent.store import lease as leases
-from payagent.store import prepaid, queries, records, schema, spending, writer
 from payagent.wallet import plan as plans
 from payagent.wallet import transaction
 
@@ -176,7 +176,7 @@ def _no_fsync(stack: ExitStack) -> None:
 
 def given_up(unit: Any, payment_id: str, now_ms: int) -> None:
     """What a payer does that thinks a payment has failed: it forgets it, so that the next request pays anew."""
-    hold = queries.hold(unit.conn, payment_id)
+    hold = payments.hold(unit.conn, payment_id)
     unit.conn.execute("UPDATE payments SET state = 'rejected' WHERE id = ?", (payment_id,))
     records.note(unit, payment_id, "reject", State.REJECTED, now_ms)
     records.release_hold(unit, payment_id, now_ms)
@@ -205,7 +205,7 @@ def _given_up_after(stack: ExitStack, blocks: int) -> None:
     async def carry_on(self: Due) -> None:
         desk = self._desk
         tip, now_ms = desk.chain.tip, desk.ports.clock.now_ms()
-        for row in queries.payments_in(desk.conn, (State.IN_FLIGHT,)):
+        for row in payments.payments_in(desk.conn, (State.IN_FLIGHT,)):
             if tip is not None and tip.slot >= (row.ttl_slot or 0) + 20 * blocks:
                 await desk.write("give_up", lambda unit, row=row: given_up(unit, row.id, now_ms))
         await real(self)
@@ -251,7 +251,7 @@ def _hold_released_on_timeout(stack: ExitStack) -> None:
     def record_answer(unit: Any, payment_id: str, tx_id: str, answer: Any, provider: str, now_ms: int) -> None:
         real(unit, payment_id, tx_id, answer, provider, now_ms)
         if answer.kind in (SubmitKind.AMBIGUOUS, SubmitKind.OUTAGE):
-            hold = queries.hold(unit.conn, payment_id)
+            hold = payments.hold(unit.conn, payment_id)
             released = unit.conn.execute(
                 "SELECT 1 FROM holds WHERE payment_id = ? AND released_at_ms IS NULL", (payment_id,)
             ).fetchone()
@@ -299,7 +299,7 @@ def _given_up_pending(stack: ExitStack) -> None:
     async def carry_on(self: Due) -> None:
         desk = self._desk
         now_ms = desk.ports.clock.now_ms()
-        for row in queries.payments_in(desk.conn, (State.IN_FLIGHT,)):
+        for row in payments.payments_in(desk.conn, (State.IN_FLIGHT,)):
             if row.handed_over and now_ms > row.changed_at_ms + 120_000:
                 await desk.write("give_up", lambda unit, row=row: given_up(unit, row.id, now_ms))
         await real(self)
@@ -372,13 +372,13 @@ def _key_ignored(stack: ExitStack) -> None:
     count = iter(range(1_000_000))
     put(stack, Ask, "key", lambda self, invoice_id: f"{real(self, invoice_id)} {next(count)}")
     without_guards(stack)
-    put(stack, admission.queries, "payment_of_invoice", lambda *_: None)
+    put(stack, payments, "payment_of_invoice", lambda *_: None)
 
 
 @mutant("a key is looked up before the transaction")
 def _key_outside(stack: ExitStack) -> None:
     """Who has the key is asked when a call comes, and acted upon a moment later, when others have opened it."""
-    pay, admit, live = Agent.pay, admission.Admission.admit, queries.live_intent
+    pay, admit, live = Agent.pay, admission.Admission.admit, intents.live_intent
     seen: dict[str, Any] = {}
     rule = "CREATE UNIQUE INDEX intents_live ON intents(app_id, key) WHERE ended_at_ms IS NULL;"
     without_guards(stack)
@@ -393,7 +393,7 @@ def _key_outside(stack: ExitStack) -> None:
     def admit_by_what_was(self: Any, unit: Any, purchase: Any, **more: Any) -> Any:
         if purchase.response not in seen:
             return admit(self, unit, purchase, **more)
-        with patch.object(admission.queries, "live_intent", lambda *_: seen[purchase.response]):
+        with patch.object(intents, "live_intent", lambda *_: seen[purchase.response]):
             return admit(self, unit, purchase, **more)
 
     put(stack, Agent, "pay", pay_by_what_was)
@@ -543,7 +543,7 @@ def _silence_is_consent(stack: ExitStack) -> None:
 
 
 def _all_that_wait(_self: questions.Questions, conn: Any, *_: int) -> list[str]:
-    return [row.id for row in queries.payments_in(conn, (State.AWAITING_APPROVAL,))]
+    return [row.id for row in payments.payments_in(conn, (State.AWAITING_APPROVAL,))]
 
 
 @mutant("no lock keeps a second daemon away")
