@@ -35,9 +35,9 @@ from payagent.core.invoice import Invoice, Output
 from payagent.core.money import LOVELACE
 from payagent.core.network import NETWORKS, SlotClock
 from payagent.core.policy import Scope, limits_of
-from payagent.store import apps, queries
+from payagent.store import about, apps, journal, payments, queries
 from payagent.store.approvals import count_awaiting
-from payagent.store.queries import EVERYTHING
+from payagent.store.journal import EVERYTHING
 from payagent.store.writer import Readers, Unit, Writer
 from payagent.wallet.coins import Coins
 from payagent.wallet.keys import derive, seed_from_words
@@ -96,7 +96,7 @@ class Payer:
         return self.writer.submit("bench", job).result()
 
     def _begin(self, unit: Unit, coins: int) -> None:
-        if queries.meta(unit.conn, "network") is None:
+        if about.meta(unit.conn, "network") is None:
             apps.add_with_token(unit, APP, "bot", "0" * 64, ("pay", "read"), 1)
         own = ACCOUNT.address.text
         listed = [ChainUtxo(f"{n:064x}", 0, own, COIN_LOVELACE, {}, None, False, False) for n in range(coins)]
@@ -213,13 +213,13 @@ def reads(payer: Payer, count: int, rounds: int) -> dict[str, Spread]:
 
         def read() -> object:
             count_awaiting(conn, None)
-            return [payment_view(row, terms) for row in queries.payments_page(conn, limit=PAGE, **every)]
+            return [payment_view(row, terms) for row in payments.payments_page(conn, limit=PAGE, **every)]
 
         return read
 
     asked: dict[str, Callable[[], object]] = {
-        "wallet": lambda: wallet_view(terms, chain, queries.coins(conn), queries.balances(conn), now_ms),
-        "balance": lambda: balance_view(queries.balances(conn)),
+        "wallet": lambda: wallet_view(terms, chain, queries.coins(conn), journal.balances(conn), now_ms),
+        "balance": lambda: balance_view(journal.balances(conn)),
         "first page": page(),
         "a page in the middle": page(before_seq=count // 2 + 1),
         "page of a state": page(state="settled"),

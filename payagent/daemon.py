@@ -75,7 +75,7 @@ from payagent.settings import (
     written_by_daemon,
 )
 from payagent.signer.handle import SignerProcess, unlocked
-from payagent.store import queries, records
+from payagent.store import about, records
 from payagent.store.lease import lease
 from payagent.store.signer import SIGNER_FILE, SignerFile
 from payagent.store.writer import (
@@ -416,7 +416,7 @@ def _stop() -> None:
 async def _bind(writer: Writer, readers: Readers, settings: Settings, own: Address) -> None:
     """A database belongs to one network and one address for good."""
     for key, value in (("network", settings.network), ("address", own.text)):
-        known = queries.meta(readers.conn, key)
+        known = about.meta(readers.conn, key)
         if known is None:
             await writer.run("bind", partial(records.put_meta, key=key, value=value))
         elif known != value:

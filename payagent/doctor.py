@@ -47,7 +47,7 @@ from payagent.settings import (
     passphrase_file,
     written_by_daemon,
 )
-from payagent.store import apps, merchants, queries, spending
+from payagent.store import about, apps, events, journal, merchants, spending
 from payagent.store.room import room_problem
 from payagent.store.schema import missing_guards
 from payagent.store.writer import Readers, require_ledger
@@ -233,10 +233,10 @@ def _read_ledger(path: Path) -> tuple[list[str], dict[str, str | None], dict[str
     conn = Readers(path).conn
     try:
         sums: dict[str, int] = {}
-        for _account, asset, units in queries.added_up(conn):
+        for _account, asset, units in journal.added_up(conn):
             sums[asset] = sums.get(asset, 0) + units
-        known = {key: queries.meta(conn, key) for key in ("network", "address")}
-        return missing_guards(conn), known, sums, queries.broken_event(conn)
+        known = {key: about.meta(conn, key) for key in ("network", "address")}
+        return missing_guards(conn), known, sums, events.broken_event(conn)
     finally:
         conn.close()
 

@@ -93,9 +93,9 @@ class Sweeps:
         for name, beat, seconds in (
             ("watch", self._look, self._beats.watch_s),
             ("scan", self._scan, self._beats.watch_s),
-            ("merchants", self._watch.poll_merchants, self._beats.merchants_s),
-            ("unserved", self._watch.give_up_unserved, self._beats.merchants_s),
-            ("prepaid", self._watch.observe_prepaid, self._beats.prepaid_s),
+            ("merchants", self._watch.inquiries.poll_merchants, self._beats.merchants_s),
+            ("unserved", self._agent.deliveries.give_up_unserved, self._beats.merchants_s),
+            ("prepaid", self._watch.inquiries.observe_prepaid, self._beats.prepaid_s),
             ("alerts", self._alerts.beat, self._beats.alerts_s),
             ("topups", self._topups.beat, self._beats.prepaid_s),
             ("coins", self._agent.stock.keep_ready, self._beats.alerts_s),
@@ -154,7 +154,7 @@ class Sweeps:
             self._failures.pop(name, None)
 
     async def _scan(self) -> None:
-        await self._recovery.beat(self._watch.view)
+        await self._recovery.beat(self._watch.hearing.view)
 
     async def _look(self) -> None:
         if self._may_rest():

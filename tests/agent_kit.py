@@ -32,8 +32,8 @@ from payagent.devnet.decode import decode_tx
 from payagent.devnet.server import DevnetThread
 from payagent.dialects import make_response
 from payagent.merchants.client import MerchantClient
-from payagent.store import apps, queries
-from payagent.store.queries import PaymentRow
+from payagent.store import apps, events, journal
+from payagent.store.payments import PaymentRow
 from payagent.store.signer import SignerRecord
 from payagent.store.writer import Checkpoint, Ownership, Readers, Writer
 from payagent.wallet.keys import Account, Signer, derive, seed_from_words
@@ -238,7 +238,7 @@ class Run:
         """One look at the chain, and everything that it set off has been sent."""
         await self.watch.tick()
         if self.recovery is not None:
-            await self.recovery.beat(self.watch.view)
+            await self.recovery.beat(self.watch.hearing.view)
         await self.agent.sending.drain(10)
 
     async def pay(self, message: str = "hello", **more: object) -> PaymentRow:
@@ -274,16 +274,16 @@ class Run:
         return {coin.ref for coin in self.desk.coins}
 
     def events(self, payment_id: str) -> list[str]:
-        return [event for _, event, *_ in queries.events(self.desk.conn, payment_id)]
+        return [event for _, event, *_ in events.events(self.desk.conn, payment_id)]
 
-    def entries(self) -> list[queries.EntryRow]:
+    def entries(self) -> list[journal.EntryRow]:
         """The journal, newest first."""
-        return queries.entries_page(self.desk.conn, payment_id=None, account=None, before_id=None, limit=1000)
+        return journal.entries_page(self.desk.conn, payment_id=None, account=None, before_id=None, limit=1000)
 
     def books(self) -> dict[str, dict[str, int]]:
         """Units by account and asset."""
         found: dict[str, dict[str, int]] = {}
-        for account, asset, units in queries.balances(self.desk.conn):
+        for account, asset, units in journal.balances(self.desk.conn):
             found.setdefault(account, {})[asset] = units
         return found
 

@@ -25,10 +25,17 @@ Where what is changed:
   sending        C4, and the bytes
   carrying       from admitted to signed, after a crash too; replaced, cancelled, resolved
   decisions      a person approves or denies
-  deliveries     what merchants answer to a proof
+  deliveries     what merchants answer to a proof, or never do
   prepaid_calls  calls that a prepaid balance serves
   transfers      what the operator moves: send, sweep, split
   steps          what happens inside C3 to C7
-  watch          the sweeps that look at the chain and send again
+  watch          a look at the chain: when it is whole, and in which order its parts have their turn
+  hearing        which providers are believed in a look, and who is told of the others
+  sightings      what the chain shows of our payments: in a block, deep enough, lost, void
+  stocktaking    the list of our coins: deposits, and what is missing from it (`foreign`: somebody else spent it;
+                 `vanished`: its deposit is gone)
+  due            what is sent again, and what is carried on, after a look
+  turns          how many payments are acted on at once, and who goes first
+  inquiries      what merchants are asked: of open invoices, and of prepaid balances
   view           how a payment is shown
 """

@@ -28,8 +28,9 @@ from payagent.core.money import LOVELACE, check_supply
 from payagent.core.payment import Event, State
 from payagent.core.prepaid import CALLS, Cost
 from payagent.core.problem import Refused
-from payagent.store import approvals, apps, pauses, prepaid, queries, records, topups
-from payagent.store.queries import IntentRow, InvoiceRow, OutputRow, PaymentRow
+from payagent.store import approvals, apps, intents, pauses, payments, prepaid, queries, records, topups
+from payagent.store.intents import IntentRow, InvoiceRow
+from payagent.store.payments import OutputRow, PaymentRow
 from payagent.store.writer import Connection, Unit
 from payagent.wallet.coins import Coins
 from payagent.wallet.transaction import Plan
@@ -74,12 +75,12 @@ class Admission:
         invoice = purchase.invoice
         note_price(unit, purchase)
         known = _known(unit.conn, invoice)
-        intent = queries.live_intent(unit.conn, purchase.app_id, purchase.key)
+        intent = intents.live_intent(unit.conn, purchase.app_id, purchase.key)
         if intent is not None:
             existing = self._existing(unit, intent, purchase, known, now_ms)
             if existing is not None:
                 return existing
-        if known is not None and (other := queries.payment_of_invoice(unit.conn, known.seq)):
+        if known is not None and (other := payments.payment_of_invoice(unit.conn, known.seq)):
             _require_for(unit.conn, purchase, other)
             return Admitted(other, False)
         if purchase.topup is None:
@@ -105,7 +106,7 @@ class Admission:
     def require_open(self, unit: Unit, purchase: Purchase, now_ms: int) -> None:
         """Refused where admission would open no payment for the chosen invoice, whatever it costs."""
         self.require_unpaid(unit.conn, purchase)
-        intent = queries.live_intent(unit.conn, purchase.app_id, purchase.key)
+        intent = intents.live_intent(unit.conn, purchase.app_id, purchase.key)
         self.questions.require_not_denied(unit, purchase, intent, now_ms)
         pauses.require_running(unit.conn)
 
@@ -115,11 +116,11 @@ class Admission:
         """
         invoice = purchase.invoice
         known = _known(conn, invoice)
-        paid = None if known is None else queries.payment_of_invoice(conn, known.seq)
-        if not invoice.has_own_id and (intent := queries.live_intent(conn, purchase.app_id, purchase.key)):
-            live = queries.live_payment_of(conn, intent.id)
+        paid = None if known is None else payments.payment_of_invoice(conn, known.seq)
+        if not invoice.has_own_id and (intent := intents.live_intent(conn, purchase.app_id, purchase.key)):
+            live = payments.live_payment_of(conn, intent.id)
             paid = None if live is None else live.id
-        row = None if paid is None else queries.payment(conn, paid)
+        row = None if paid is None else payments.payment(conn, paid)
         if row is not None:
             _require_for(conn, purchase, row.id)
             told = f"{row.id} pays for it, and is {row.state}"
@@ -181,14 +182,14 @@ class Admission:
         Else the further invoice is recorded, and buys nothing.
         """
         require_same(intent, purchase.fingerprint)
-        row = queries.live_payment_of(unit.conn, intent.id)
+        row = payments.live_payment_of(unit.conn, intent.id)
         if row is None:
             return None
         invoice = purchase.invoice
         if not invoice.has_own_id:
             return Admitted(row.id, False)
         seq = known.seq if known else _add_invoice(unit, purchase, intent.id)
-        is_free = known is None or queries.payment_of_invoice(unit.conn, seq) is None
+        is_free = known is None or payments.payment_of_invoice(unit.conn, seq) is None
         if is_free and self._replace_for(unit, row, purchase, seq, known, now_ms):
             return Admitted(row.id, False)
         if known is None:
@@ -211,7 +212,7 @@ class Admission:
             is_batch(row.batch_target),
         ) and invoice.calls >= calls_of(row.batch_target)
         most = purchase.max_total_units
-        if not is_alike or (most is not None and queries.hold(unit.conn, row.id).get(invoice.asset, 0) > most):
+        if not is_alike or (most is not None and payments.hold(unit.conn, row.id).get(invoice.asset, 0) > most):
             return False
         wanted = next_invoice(
             invoice, seq, _earlier(invoice.expires_at_ms, known.expires_at_ms if known else None)
@@ -239,7 +240,7 @@ class Admission:
 
         Neither when the payment is not lost (any more). Refused as `ChainView.require_ready` does.
         """
-        row, tip = queries.payment(unit.conn, payment_id), self.planner.chain.tip
+        row, tip = payments.payment(unit.conn, payment_id), self.planner.chain.tip
         pauses.require_running(unit.conn)
         self.planner.chain.require_ready(now_ms)
         if row is None or tip is None or not is_lost(unit.conn, row, tip.slot):
@@ -299,10 +300,10 @@ class Admission:
         One whose payment was cancelled spends what the cancel gave back, as a purchase does. `told` goes on its
         record.
         """
-        intent = queries.live_intent(unit.conn, order.app_id, order.key)
+        intent = intents.live_intent(unit.conn, order.app_id, order.key)
         if intent is not None:
             require_same(intent, order.fingerprint)
-            if (row := queries.live_payment_of(unit.conn, intent.id)) is not None:
+            if (row := payments.live_payment_of(unit.conn, intent.id)) is not None:
                 return Admitted(row.id, False)
         pauses.require_running(unit.conn)
         anchor = None if intent is None else anchor_of(unit, intent.id)
@@ -341,7 +342,7 @@ def _pool_of(unit: Unit, purchase: Purchase, now_ms: int) -> int | None:
         require_may_buy(unit.conn, order, now_ms)
     pool = prepaid.ensure_pool(unit, invoice.origin, buyer.partner, buyer.wallet, now_ms)
     if (other := prepaid.batch_under_way(unit.conn, pool.id, now_ms)) is not None:
-        row = queries.payment(unit.conn, other)
+        row = payments.payment(unit.conn, other)
         if row is not None and row.state is State.AWAITING_APPROVAL:
             raise Refused("awaiting_approval", "a batch for the same partner and wallet waits for a person's word")
         ours = {"payment": other} if row is not None and row.app_id == purchase.app_id else {}
@@ -374,7 +375,7 @@ def _require_for(conn: Connection, purchase: Purchase, payment_id: str) -> None:
 
     The payment's intent tells whose it is, and not the invoice's: that is the one for which it first came.
     """
-    intent = queries.intent_of(conn, payment_id)
+    intent = intents.intent_of(conn, payment_id)
     if (intent.app_id, intent.key, intent.fingerprint) != (purchase.app_id, purchase.key, purchase.fingerprint):
         is_ours = intent.app_id == purchase.app_id
         whose, ours = (f"{payment_id}, ", {"payment": payment_id}) if is_ours else ("", {})
@@ -384,7 +385,7 @@ def _require_for(conn: Connection, purchase: Purchase, payment_id: str) -> None:
 
 def _known(conn: Connection, invoice: Invoice) -> InvoiceRow | None:
     """The invoice as it came before. Refused: `terms_changed`."""
-    known = queries.invoice(conn, invoice.origin, invoice.invoice_id)
+    known = intents.invoice(conn, invoice.origin, invoice.invoice_id)
     if known is not None and known.terms_hash != invoice.terms_hash:
         raise Refused("terms_changed", f"invoice {invoice.invoice_id} came before with other terms")
     return known

@@ -30,8 +30,8 @@ from payagent.agent.transfers import Transfers
 from payagent.chain.source import ChainSource
 from payagent.core.money import format_amount
 from payagent.core.problem import Refused
-from payagent.store import queries
-from payagent.store.queries import PaymentRow
+from payagent.store import intents, payments
+from payagent.store.payments import PaymentRow
 from payagent.store.writer import Readers, Unit
 
 log = structlog.get_logger("payagent.agent")
@@ -99,16 +99,16 @@ class Agent:
         What the signer's own record lacks goes the writer's way, which notes it or says why not.
         """
         (offer, *others), conn = purchase.offers, self.desk.conn
-        intent = None if others else queries.live_intent(conn, purchase.app_id, purchase.key)
-        row = None if intent is None else queries.live_payment_of(conn, intent.id)
+        intent = None if others else intents.live_intent(conn, purchase.app_id, purchase.key)
+        row = None if intent is None else payments.live_payment_of(conn, intent.id)
         if intent is None or row is None or intent.fingerprint != purchase.fingerprint:
             return None
         told = (offer.origin, offer.invoice_id, offer.terms_hash)
         if told != (row.origin, row.invoice_id, row.terms_hash):
-            known = queries.invoice(conn, offer.origin, offer.invoice_id)
+            known = intents.invoice(conn, offer.origin, offer.invoice_id)
             if known is None or known.terms_hash != offer.terms_hash:
                 return None
-            if queries.payment_of_invoice(conn, known.seq) is None:
+            if payments.payment_of_invoice(conn, known.seq) is None:
                 return None
         return row if self.desk.as_noted(row).is_noted else None
 
@@ -158,9 +158,9 @@ class Agent:
     def _paid_already(self, ask: Ask) -> PaymentRow | None:
         """The live payment of an intent that comes again, with a 402 that is over or only says "pending"."""
         key = ask.key(None)
-        intent = None if key is None else queries.live_intent(self.desk.conn, ask.app_id, key)
+        intent = None if key is None else intents.live_intent(self.desk.conn, ask.app_id, key)
         if intent is None:
             return None
         require_same(intent, ask.fingerprint)
-        row = queries.live_payment_of(self.desk.conn, intent.id)
+        row = payments.live_payment_of(self.desk.conn, intent.id)
         return None if row is None else self.desk.require_noted(row)

@@ -6,7 +6,7 @@ May import: store. Never: sends an alert (agent.alerts does); commits.
 import hashlib
 from collections.abc import Mapping
 
-from payagent.store import alerts, queries, records
+from payagent.store import alerts, events, records
 from payagent.store.writer import Connection, Unit
 
 CLEARED = "cleared"
@@ -42,7 +42,7 @@ def clear_alert(unit: Unit, subject: str, facts: Mapping[str, str], now_ms: int)
 
 def _write(unit: Unit, kind: str, subject: str, facts: Mapping[str, str], now_ms: int) -> None:
     """Its id is of its place in the chain of events, which no other alert has."""
-    _, last_hash = queries.last_event(unit.conn)
+    _, last_hash = events.last_event(unit.conn)
     digest = hashlib.sha256(f"{last_hash}\n{kind}\n{subject}\n{now_ms}".encode()).hexdigest()
     alert_id = f"alert_{digest[:24]}"
     alerts.add(unit, alert_id, kind, subject, facts, now_ms)

@@ -23,7 +23,7 @@ from payagent.core.ledger import WALLET
 from payagent.core.money import LOVELACE, format_ada
 from payagent.core.prepaid import CALLS
 from payagent.core.times import iso_time
-from payagent.store import alerts, approvals, prepaid, queries
+from payagent.store import alerts, approvals, journal, prepaid, queries
 from payagent.store.alerts import AlertRow
 from payagent.store.writer import Connection, Unit
 from payagent.webhook import Webhook
@@ -171,7 +171,7 @@ def _wallet(conn: Connection, terms: Terms) -> Iterator[Level]:
     mark = terms.wallet_below_lovelace
     if mark is None:
         return
-    left = sum(units for account, asset, units in queries.balances(conn) if (account, asset) == (WALLET, LOVELACE))
+    left = sum(units for account, asset, units in journal.balances(conn) if (account, asset) == (WALLET, LOVELACE))
     left -= sum(
         coin.lovelace
         for coin in queries.coins(conn)

@@ -24,7 +24,7 @@ from payagent.core.network import ROLLBACK_S
 from payagent.core.payment import NEVER_SIGNED, TRANSITIONS, UNSIGNED, Event, State
 from payagent.core.problem import Refused
 from payagent.store import pauses, queries
-from payagent.store.queries import PaymentRow
+from payagent.store.payments import PaymentRow
 from payagent.store.writer import Unit
 from payagent.wallet.coins import Coin
 from payagent.wallet.transaction import Plan

@@ -16,7 +16,7 @@ from payagent.agent.questions import note_refused
 from payagent.agent.sending import Sending
 from payagent.agent.signing import NOT_SIGNED, Signing
 from payagent.core.problem import Refused
-from payagent.store.queries import PaymentRow
+from payagent.store.payments import PaymentRow
 from payagent.store.writer import Unit
 
 T = TypeVar("T")

@@ -1,9 +1,11 @@
 """Deliveries: what merchants answer to a proof, noted; and what is to be done next with the same proof.
 
 Money and delivery are two state machines: nothing that a merchant says makes a payment.
-May import: core, dialects, store.queries, agent.asks, .carrying, .desk, .steps, structlog. Never: pays; shows a
+May import: core, dialects, store.payments, agent.asks, .carrying, .desk, .steps, structlog. Never: pays; shows a
 proof itself.
 """
+
+from functools import partial
 
 import structlog
 
@@ -14,7 +16,8 @@ from payagent.agent.desk import Desk
 from payagent.core.payment import Delivery
 from payagent.core.problem import Refused
 from payagent.dialects import Response, Said, read_answer
-from payagent.store.queries import PaymentRow
+from payagent.store import payments
+from payagent.store.payments import PaymentRow
 
 log = structlog.get_logger("payagent.agent")
 
@@ -25,6 +28,7 @@ class Deliveries:
     def __init__(self, desk: Desk, carrying: Carrying) -> None:
         self._desk = desk
         self._carrying = carrying
+        self._there_since_ms: int | None = None
 
     async def record_delivery(self, payment_id: str, http_status: int) -> PaymentRow:
         """Note what the retry got. A derived intent ends when its call was served."""
@@ -81,3 +85,25 @@ class Deliveries:
                 log.info("payment.not_cancelled_yet", payment=payment_id, why=refusal.detail)
             row = self._desk.payment(payment_id)
         return row, Advice(answer, again_after_s)
+
+    async def give_up_unserved(self) -> None:
+        """Note which merchants have not served what was confirmed long enough ago: nobody may ever ask again.
+
+        This daemon must have been there for as long: while it was away, nobody could show them a proof.
+        """
+        desk = self._desk
+        now_ms = desk.ports.clock.now_ms()
+        clock_ms = desk.limits_clock_ms(desk.conn, now_ms)
+        if self._there_since_ms is None and desk.chain.tip is not None:
+            self._there_since_ms = clock_ms
+        if self._there_since_ms is None or self._there_since_ms > steps.serving_ended_ms(clock_ms):
+            return
+        for payment_id in payments.unserved(desk.conn, steps.serving_ended_ms(clock_ms)):
+            job = partial(
+                steps.give_up_unserved,
+                payment_id=payment_id,
+                clock_ms=clock_ms,
+                rules=desk.terms.rules,
+                now_ms=now_ms,
+            )
+            await desk.write("delivery", job, payment_id)

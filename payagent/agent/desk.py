@@ -31,8 +31,8 @@ from payagent.chain.source import ChainSource
 from payagent.core import policy
 from payagent.core.payment import ENDED_WITHOUT_PAYING
 from payagent.core.problem import Refused
-from payagent.store import onchain, pauses, queries, spending
-from payagent.store.queries import PaymentRow
+from payagent.store import about, onchain, pauses, payments, queries, spending
+from payagent.store.payments import PaymentRow
 from payagent.store.writer import Connection, Readers, Unit
 from payagent.wallet.coins import Coins
 
@@ -54,7 +54,7 @@ class Desk:
         self.sources = [Guarded(source, ports.clock, terms.call_rate) for source in sources]
         self.chain = ChainView(
             terms.network,
-            restored_at_ms=queries.restored_at_ms(readers.conn),
+            restored_at_ms=about.restored_at_ms(readers.conn),
             foreign=onchain.frozen_by(readers.conn),
         )
         self.changes = Changes()
@@ -111,7 +111,7 @@ class Desk:
 
     def payment(self, payment_id: str) -> PaymentRow:
         """As it stands now. Refused: `not_found`."""
-        row = queries.payment(self.conn, payment_id)
+        row = payments.payment(self.conn, payment_id)
         if row is None:
             raise Refused("not_found", f"there is no payment {payment_id[:80]!r}")
         return self.as_noted(row)

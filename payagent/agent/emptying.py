@@ -1,7 +1,7 @@
 """Emptying the wallet: all that is free, but for coins with a token of which nothing may leave.
 
 Anybody can send such a token, and the signer refuses it: what it comes with stays, and keeps nothing else here.
-May import: core, store.queries, wallet, agent.admission, .orders. Never: signs; waits for anything.
+May import: core, store.events, wallet, agent.admission, .orders. Never: signs; waits for anything.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from payagent.core.caps import Caps, barred
 from payagent.core.money import LOVELACE, format_amount
 from payagent.core.payment import Event
 from payagent.core.problem import Refused
-from payagent.store import queries
+from payagent.store import events
 from payagent.store.writer import Connection, Unit
 from payagent.wallet.coins import Coin, Coins
 from payagent.wallet.transaction import Plan, sweep
@@ -59,7 +59,7 @@ def left_behind(coins: Coins, caps: Caps) -> LeftBehind | None:
 
 def told_of(conn: Connection, payment_id: str) -> Mapping[str, object] | None:
     """What a payment that emptied the wallet left behind, by its record; None: nothing."""
-    held = queries.last_note(conn, payment_id, Event.HOLD)
+    held = events.last_note(conn, payment_id, Event.HOLD)
     return None if held is None else held.get("left_behind")
 
 

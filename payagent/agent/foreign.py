@@ -26,7 +26,7 @@ from payagent.chain.source import Found, NotFound, TxSeen, Unknown
 from payagent.core import ledger
 from payagent.core.payment import Event, State
 from payagent.core.problem import Refused
-from payagent.store import onchain, queries, records
+from payagent.store import onchain, payments, records
 from payagent.store.onchain import ForeignRow
 from payagent.store.writer import Unit
 
@@ -213,6 +213,6 @@ def overtake(unit: Unit, desk: Desk, payment_id: str, row: ForeignRow, now_ms: i
     )
     not_bought(unit, steps.row_of(unit, payment_id))
     records.release_hold(unit, payment_id, now_ms)
-    entry = ledger.release(queries.hold(unit.conn, payment_id))
+    entry = ledger.release(payments.hold(unit.conn, payment_id))
     records.write_entry(unit, entry, now_ms, payment_id=payment_id, ref=row.tx_id)
     return None

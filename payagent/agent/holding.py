@@ -16,7 +16,7 @@ from payagent.core.money import LOVELACE, check_supply
 from payagent.core.payment import Event
 from payagent.core.policy import Asked
 from payagent.core.problem import Refused
-from payagent.store import queries, records
+from payagent.store import payments, queries, records
 from payagent.store.writer import Unit
 from payagent.wallet.coins import Coin
 from payagent.wallet.transaction import Plan
@@ -89,7 +89,7 @@ def anchor_of(unit: Unit, intent_id: str) -> Coin | None:
 
     So no two of them can land, even if a rollback takes a cancel away (docs/exactly-once.md R8).
     """
-    cancels = queries.watched_voids_of(unit.conn, intent_id)
+    cancels = payments.watched_voids_of(unit.conn, intent_id)
     if not cancels:
         return None
     first, *others = [queries.free_descendants(unit.conn, cancel) for cancel in cancels]

@@ -1,7 +1,7 @@
 """Transactions of the wallet's coins: what a payment, a transfer or a cancel would be now.
 
-May import: core, chain.source, store.queries, .pauses, wallet, agent.chainview, .purse, .replacement. Never: takes
-a coin; asks what may be paid.
+May import: core, chain.source, store.queries, .pauses, .payments, wallet, agent.chainview, .purse, .replacement.
+Never: takes a coin; asks what may be paid.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,8 +17,8 @@ from payagent.core.invoice import Invoice
 from payagent.core.money import LOVELACE, format_amount
 from payagent.core.payment import State
 from payagent.core.problem import Refused, own_order
-from payagent.store import pauses, queries
-from payagent.store.queries import PaymentRow
+from payagent.store import pauses, payments, queries
+from payagent.store.payments import PaymentRow
 from payagent.store.writer import Unit
 from payagent.wallet.coins import Coin, Coins
 from payagent.wallet.transaction import Plan, build, select, smallest_of
@@ -217,8 +217,8 @@ class Planner:
 def _coming(unit: Unit, slot: int) -> list[Coin]:
     """Change that is on its way: of what is signed as planned, else what the coins hold above what is held."""
     coming = [coin_of(row) for row in queries.coming_coins(unit.conn, slot)]
-    for row in queries.payments_in(unit.conn, (State.RESERVED,)):
-        left = {asset: -units for asset, units in queries.hold(unit.conn, row.id).items()}
+    for row in payments.payments_in(unit.conn, (State.RESERVED,)):
+        left = {asset: -units for asset, units in payments.hold(unit.conn, row.id).items()}
         for coin in queries.coins_reserved_for(unit.conn, row.id):
             left = ledger.add((left, {LOVELACE: coin.lovelace, **coin.assets}))
         lovelace = left.pop(LOVELACE, 0)

@@ -13,8 +13,8 @@ from payagent.core.money import format_amount
 from payagent.core.prepaid import CALLS, Balance, Cost, average, buy, take_back, use
 from payagent.core.problem import Refused
 from payagent.store import apps, prepaid, records, spending, topups, uses
+from payagent.store.payments import PaymentRow
 from payagent.store.prepaid import Move, Pool
-from payagent.store.queries import PaymentRow
 from payagent.store.topups import TopupRow
 from payagent.store.writer import Connection, Unit
 

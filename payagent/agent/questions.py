@@ -23,9 +23,10 @@ from payagent.core.policy import Asked
 from payagent.core.problem import Refused
 from payagent.core.times import iso_time
 from payagent.core.verdict import Reasons
-from payagent.store import approvals, apps, pauses, queries, records, topups
+from payagent.store import approvals, apps, intents, pauses, payments, records, topups
 from payagent.store.approvals import Approval
-from payagent.store.queries import IntentRow, PaymentRow
+from payagent.store.intents import IntentRow
+from payagent.store.payments import PaymentRow
 from payagent.store.writer import Connection, Unit
 from payagent.wallet.transaction import Plan
 
@@ -88,7 +89,7 @@ class Questions:
         self.holding.planner.chain.require_ready(now_ms)
         purchase = self._purchase_of(unit, row, approval, min_window_s)
         _require_may_ask(unit.conn, row, now_ms)
-        worst = queries.hold(unit.conn, payment_id, "ask")
+        worst = payments.hold(unit.conn, payment_id, "ask")
         records.release_hold(unit, payment_id, now_ms, stage="ask")
         try:
             anchor = anchor_of(unit, row.intent_id)
@@ -153,7 +154,7 @@ class Questions:
         return Decided(payment_id, None, why)
 
     def _awaiting(self, unit: Unit, payment_id: str, by: Approver) -> tuple[PaymentRow, Approval]:
-        row, approval = queries.payment(unit.conn, payment_id), approvals.of_payment(unit.conn, payment_id)
+        row, approval = payments.payment(unit.conn, payment_id), approvals.of_payment(unit.conn, payment_id)
         if row is None:
             raise Refused("not_found", f"there is no payment {payment_id[:80]!r}")
         if approval is None or row.state is not State.AWAITING_APPROVAL:
@@ -191,14 +192,14 @@ class Questions:
             echo=row.echo,
             commitment=row.commitment,
         )
-        intent = queries.intent(unit.conn, row.intent_id)
+        intent = intents.intent(unit.conn, row.intent_id)
         return Purchase(
             ids=Ids(row.intent_id, row.id, row.request_id),
             app_id=row.app_id,
             key=intent.key,
             derived=intent.derived,
             fingerprint=intent.fingerprint,
-            request=queries.request_of(unit.conn, row.intent_id),
+            request=intents.request_of(unit.conn, row.intent_id),
             invoice=invoice,
             offers=(invoice,),
             response="",
@@ -226,7 +227,7 @@ def end(unit: Unit, payment_id: str, by: Approver, why: Refused, now_ms: int) ->
 
 def note_refused(unit: Unit, payment_id: str, by: Approver, refusal: Refused, now_ms: int) -> None:
     """A decision was refused: the payment's record tells it, and to its app no more than a refusal tells."""
-    row = queries.payment(unit.conn, payment_id)
+    row = payments.payment(unit.conn, payment_id)
     if row is not None:
         told = as_told(unit.conn, row.app_id, refusal)
         why = {"code": told.code, "detail": told.detail}

@@ -17,8 +17,9 @@ from payagent.core.money import format_amount
 from payagent.core.network import Network
 from payagent.core.payment import Event, State
 from payagent.core.problem import Refused
-from payagent.store import queries, records
-from payagent.store.queries import AttemptRow, CoinRow, PaymentRow
+from payagent.store import payments, queries, records
+from payagent.store.payments import PaymentRow
+from payagent.store.queries import AttemptRow, CoinRow
 from payagent.store.writer import Connection, Unit
 from payagent.wallet.coins import Coin, Coins
 from payagent.wallet.transaction import MAINNET_PARAMETERS, Parameters, Plan, build, select
@@ -173,7 +174,7 @@ class Replacing:
         window_s = min_window_s if wanted.kind == "invoice" else 0
         ttl_slot = self.chain.ttl_slot(slot, wanted.expires_at_ms, window_s)
         plan = self._plan(unit, row, wanted, ttl_slot)
-        hold = queries.hold(unit.conn, row.id)
+        hold = payments.hold(unit.conn, row.id)
         for asset, units in plan.spend.items():
             if units > hold.get(asset, 0):
                 need, held = format_amount(asset, units), format_amount(asset, hold.get(asset, 0))

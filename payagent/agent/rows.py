@@ -10,8 +10,8 @@ from collections.abc import Collection
 
 from payagent.agent.desk import Desk
 from payagent.core.payment import State
-from payagent.store import queries
-from payagent.store.queries import OpenPayment
+from payagent.store import about, events, payments, queries
+from payagent.store.payments import OpenPayment
 from payagent.store.writer import Connection
 
 LOOKED_FOR = (State.SIGNED, State.IN_FLIGHT, State.REPLACING, State.CANCELLING)
@@ -51,12 +51,12 @@ class Rows:
 
     def _fresh(self) -> Connection:
         conn = self._desk.conn
-        if (as_of := (conn, queries.version(conn))) != self._as_of:
+        if (as_of := (conn, about.version(conn))) != self._as_of:
             self._as_of, self._coins = as_of, None
             # first, so that what happens meanwhile is read once more
-            last_event, _ = queries.last_event(conn)
+            last_event, _ = events.last_event(conn)
             if self._last_event is None:
-                self._payments = {row.id: row for row in queries.open_payments(conn)}
+                self._payments = {row.id: row for row in payments.open_payments(conn)}
             else:
                 self._read_anew(conn, self._last_event)
             self._last_event = last_event
@@ -66,9 +66,9 @@ class Rows:
         """A void payment is watched until its coins are given back, of which no event tells."""
         voids = {row.id for row in self._payments.values() if row.state is State.VOID}
         is_sorted = True
-        for payment_id in queries.payments_after(conn, last_event) | voids:
+        for payment_id in events.payments_after(conn, last_event) | voids:
             is_known = payment_id in self._payments
-            if (row := queries.open_payment(conn, payment_id)) is not None:
+            if (row := payments.open_payment(conn, payment_id)) is not None:
                 self._payments[payment_id] = row
                 is_sorted &= is_known
             elif is_known:

@@ -20,7 +20,7 @@ from payagent.core.policy import Asked, Limit, Span, Window
 from payagent.core.problem import Refused
 from payagent.core.verdict import Finding, Reasons, above, judge
 from payagent.store import apps, spending, topups
-from payagent.store.queries import PaymentRow
+from payagent.store.payments import PaymentRow
 from payagent.store.writer import Connection
 
 

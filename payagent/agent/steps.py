@@ -32,9 +32,10 @@ from payagent.core.payment import (
 )
 from payagent.core.problem import Refused
 from payagent.dialects import Answer, Said
-from payagent.store import onchain, pauses, queries, records, spending
+from payagent.store import events, journal, onchain, pauses, payments, queries, records, spending
 from payagent.store.onchain import ForeignRow
-from payagent.store.queries import AttemptKind, AttemptRow, CoinRow, OutputRow, PaymentRow
+from payagent.store.payments import OutputRow, PaymentRow
+from payagent.store.queries import AttemptKind, AttemptRow, CoinRow
 from payagent.store.writer import Connection, Unit
 from payagent.wallet.coins import Coins
 from payagent.wallet.plan import Plan
@@ -51,7 +52,7 @@ USED_UP_PATIENCE = 5
 
 
 def row_of(unit: Unit, payment_id: str) -> PaymentRow:
-    row = queries.payment(unit.conn, payment_id)
+    row = payments.payment(unit.conn, payment_id)
     if row is None:
         raise Refused("not_found", f"there is no payment {payment_id}")
     return row
@@ -153,7 +154,7 @@ def reject_unsigned(
 
     `by` is the app that ordered it.
     """
-    hold = queries.hold(unit.conn, payment_id)
+    hold = payments.hold(unit.conn, payment_id)
     told = None if by is None else {"by": by}
     records.move_payment(
         unit, payment_id, Event.REJECT, now_ms, told, reason_code=refusal.code, reason=refusal.detail
@@ -277,7 +278,7 @@ def give_up_unserved(unit: Unit, payment_id: str, clock_ms: int, rules: RulesOf,
     Whoever shows its proof later and is served takes that back. What nobody is known to have shown counts
     against no merchant, and neither does what it served to a client that hung up.
     """
-    if queries.unserved(unit.conn, serving_ended_ms(clock_ms), payment_id):
+    if payments.unserved(unit.conn, serving_ended_ms(clock_ms), payment_id):
         told = {"unserved_ms": SERVING_PATIENCE_MS}
         _deliver(unit, row_of(unit, payment_id), DeliveryEvent.GIVE_UP, told, rules, now_ms)
 
@@ -314,7 +315,7 @@ def record_answer_to_retry(
     _set_delivery(unit, row, event, rules, now_ms)
     detail = {"status": http_status, "said": answer.said, "reason": answer.reason, "delivery": event}
     records.note(unit, payment_id, "merchant_answered", row.state, now_ms, detail)
-    said = queries.answers_to_retries(unit.conn, payment_id)
+    said = events.answers_to_retries(unit.conn, payment_id)
     if row.handed_over and row.state is State.IN_FLIGHT and set(said) == {Said.REFUSED}:
         records.note(unit, payment_id, "merchant_refused", row.state, now_ms)
     is_settling = answer.said is Said.USED_UP and row.handed_over and said.count(Said.USED_UP) <= USED_UP_PATIENCE
@@ -372,7 +373,7 @@ def record_void(
     fee_lovelace = own[0].fee_lovelace if own else 0
     prepaid.not_bought(unit, row_of(unit, payment_id))
     records.release_hold(unit, payment_id, now_ms, fee_lovelace, from_ms)
-    entry = ledger.release(queries.hold(unit.conn, payment_id), fee_lovelace)
+    entry = ledger.release(payments.hold(unit.conn, payment_id), fee_lovelace)
     records.write_entry(unit, entry, now_ms, payment_id=payment_id, ref=seen.tx_id)
     if own:
         _take_effect(unit, payment_id, seen, coins, provider, now_ms)
@@ -409,7 +410,7 @@ def record_time_over(unit: Unit, payment_id: str, block: TxSeen, coins: Coins, n
     )
     prepaid.not_bought(unit, row)
     records.release_hold(unit, payment_id, now_ms)
-    records.write_entry(unit, ledger.release(queries.hold(unit.conn, payment_id)), now_ms, payment_id=payment_id)
+    records.write_entry(unit, ledger.release(payments.hold(unit.conn, payment_id)), now_ms, payment_id=payment_id)
     _unreserve(unit, payment_id, coins)
     for attempt in attempts:
         _forget_change(unit, attempt.tx_id)
@@ -451,7 +452,7 @@ def record_block_lost(unit: Unit, payment_id: str, coins: Coins, now_ms: int) ->
     block has spent: whether the child lost its block too is for its own recheck to find.
     """
     row = row_of(unit, payment_id)
-    if row.state in POSTED | {State.VOID} and (posted := queries.last_posting(unit.conn, payment_id)):
+    if row.state in POSTED | {State.VOID} and (posted := journal.last_posting(unit.conn, payment_id)):
         lines = tuple(Posting(*line) for line in posted.postings)
         records.write_entry(unit, ledger.reverse(Entry("post", lines)), now_ms, payment_id=payment_id)
         prepaid.taken_back(unit, row, posted.postings, now_ms)
@@ -482,7 +483,7 @@ def record_confirmed(unit: Unit, payment_id: str, depth: int, rules: RulesOf, la
     `landed_ms`: from when on it counts against limits (`ChainView.landed_ms`).
     """
     row = row_of(unit, payment_id)
-    hold = queries.hold(unit.conn, payment_id)
+    hold = payments.hold(unit.conn, payment_id)
     fee_lovelace = row.fee_lovelace or 0
     spent = _spent(unit, _attempt(unit, payment_id, row.tx_id))
     account = ledger.spending_account(row.origin, row.pool is not None)

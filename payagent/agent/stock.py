@@ -19,7 +19,7 @@ from payagent.agent.reception import Reception
 from payagent.agent.signing import Signing
 from payagent.agent.upkeep import Means, Upkeep
 from payagent.core.money import LOVELACE
-from payagent.store import queries
+from payagent.store import about, intents, payments
 from payagent.wallet.transaction import Plan
 
 KEPT_EVERY_MS = 600_000
@@ -71,8 +71,8 @@ class Stock:
 
         For those in line a coin may be split, and that costs a fee which no limit of an app bounds.
         """
-        intent = queries.live_intent(self._desk.conn, purchase.app_id, purchase.key)
-        if intent is not None and queries.live_payment_of(self._desk.conn, intent.id) is not None:
+        intent = intents.live_intent(self._desk.conn, purchase.app_id, purchase.key)
+        if intent is not None and payments.live_payment_of(self._desk.conn, intent.id) is not None:
             return False
         return self._desk.admission.wants_coins(self._desk.conn, purchase, self._desk.ports.clock.now_ms())
 
@@ -101,7 +101,7 @@ class Stock:
     async def keep_ready(self) -> None:
         """As `keep_coins`, for later payments: when the ledger has changed since, and now and then."""
         desk = self._desk
-        now_ms, version = desk.ports.clock.now_ms(), queries.version(desk.conn)
+        now_ms, version = desk.ports.clock.now_ms(), about.version(desk.conn)
         if not desk.terms.upkeep_lovelace or self._line or desk.is_paused or not desk.chain.is_ready(now_ms):
             return
         if version != self._kept[0] or not self._kept[1] <= now_ms < self._kept[1] + KEPT_EVERY_MS:

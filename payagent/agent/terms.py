@@ -1,6 +1,6 @@
 """What the operator decided, in the form that the agent works with.
 
-May import: core, chain.quota, store.queries. Never: reads a file (the daemon does); shows a secret in a repr.
+May import: core, chain.quota, store.payments. Never: reads a file (the daemon does); shows a secret in a repr.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from payagent.core.invoice import Proof, SplitMode
 from payagent.core.network import Network
 from payagent.core.policy import Limit
 from payagent.core.problem import Refused
-from payagent.store.queries import PaymentRow
+from payagent.store.payments import PaymentRow
 
 
 @dataclass(frozen=True, slots=True)

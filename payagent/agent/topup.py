@@ -32,10 +32,10 @@ from payagent.core.prepaid import CALLS
 from payagent.core.problem import Refused
 from payagent.dialects import Said, may_pass, parse_answer, parse_response, wants_wallet_address
 from payagent.merchants.client import Heard, MerchantClient
-from payagent.store import pauses, queries, records, topups
+from payagent.store import pauses, payments, records, topups
 from payagent.store import prepaid as pools
+from payagent.store.payments import PaymentRow
 from payagent.store.prepaid import Pool
-from payagent.store.queries import PaymentRow
 from payagent.store.topups import TopupRow
 from payagent.store.writer import Unit
 
@@ -117,11 +117,11 @@ def gained_by(unit: str, invoice: Invoice) -> int:
     return gained(unit, invoice.batch_target, [(output.asset, output.units) for output in invoice.outputs])
 
 
-def bought(order: TopupRow, payments: Sequence[PaymentRow]) -> int:
+def bought(order: TopupRow, made: Sequence[PaymentRow]) -> int:
     """What the order's payments come to, those that are still under way too."""
     return sum(
         gained(order.unit, row.batch_target, [(output.asset, output.units) for output in row.outputs])
-        for row in payments
+        for row in made
         if row.state not in ENDED_WITHOUT_PAYING
     )
 
@@ -245,14 +245,14 @@ class Topups:
 
         Until then nobody knows what the order comes to.
         """
-        last = next(reversed(queries.payments_of_topup(self._desk.conn, order.id)), None)
+        last = next(reversed(payments.payments_of_topup(self._desk.conn, order.id)), None)
         return last is not None and last.state is State.RESERVED and not last.handed_over
 
     async def _step(self, order: TopupRow) -> None:
         """Reload, decide, do one thing."""
         desk = self._desk
-        payments = queries.payments_of_topup(desk.conn, order.id)
-        last = desk.as_noted(payments[-1]) if payments else None
+        made = payments.payments_of_topup(desk.conn, order.id)
+        last = desk.as_noted(made[-1]) if made else None
         now_ms = desk.ports.clock.now_ms()
         is_over = self._is_over(order, now_ms)
         if last is not None and last.state is State.VOID:
@@ -271,16 +271,16 @@ class Topups:
                 return
             if order.stop_code is not None:  # what nobody asks for is signed by nobody, and then rejected
                 return
-        elif bought(order, payments) >= order.units:
+        elif bought(order, made) >= order.units:
             await self._end(order, None)
             return
         if order.stop_code is not None:
             raise Refused(order.stop_code, order.stop_reason or "")
         if is_over:
             self._give_up(order, "it was not done in a day")
-        if sum(row.reason_code == "invoice_expired" for row in payments) >= EXPIRED_MAX:
+        if sum(row.reason_code == "invoice_expired" for row in made) >= EXPIRED_MAX:
             raise Refused("topup_refused", f"none of its last {EXPIRED_MAX} invoices could be paid in time")
-        delivered = sum(row.delivery is Delivery.ACCEPTED for row in payments)
+        delivered = sum(row.delivery is Delivery.ACCEPTED for row in made)
         await self._buy(order, delivered + 1, now_ms)
 
     def _is_over(self, order: TopupRow, now_ms: int) -> bool:
@@ -512,7 +512,7 @@ def stop(unit: Unit, desk: Desk, order: TopupRow, why: Refused, by_app: str) -> 
     told = {"topup": order.id, "code": why.code, "reason": why.detail, "by": by_app}
     records.note(unit, None, "topup_stopped", None, now_ms, told)
     _end_question(unit, order, Approver("token", by_app), why, now_ms)
-    last = next(reversed(queries.payments_of_topup(unit.conn, order.id)), None)
+    last = next(reversed(payments.payments_of_topup(unit.conn, order.id)), None)
     if last is None or last.state in ENDED_WITHOUT_PAYING or last.delivery is Delivery.ACCEPTED:
         end(unit, desk, order, why, now_ms)
 
@@ -531,7 +531,7 @@ def end(unit: Unit, desk: Desk, order: TopupRow, why: Refused | None, now_ms: in
 
 def _end_question(unit: Unit, order: TopupRow, by: Approver, why: Refused, now_ms: int) -> None:
     """A question for an order is over with it: a yes would buy what nobody wants, or shows to its merchant."""
-    for row in queries.payments_of_topup(unit.conn, order.id):
+    for row in payments.payments_of_topup(unit.conn, order.id):
         if row.state is State.AWAITING_APPROVAL:
             questions.end(unit, row.id, by, why, now_ms)
 

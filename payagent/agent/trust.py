@@ -13,8 +13,8 @@ from payagent.core.guards import Agreed, Claim, Known, Pin, Rules, claim_of, fir
 from payagent.core.invoice import Invoice, calls_of
 from payagent.core.payment import Delivery
 from payagent.core.problem import Refused
-from payagent.store import approvals, queries, records, topups, trust
-from payagent.store.queries import PaymentRow
+from payagent.store import approvals, intents, records, topups, trust
+from payagent.store.payments import PaymentRow
 from payagent.store.trust import Price, Strikes
 from payagent.store.writer import Connection, Unit
 
@@ -101,7 +101,7 @@ def _was_told_of_drift(unit: Unit, payment_id: str) -> bool:
 def _price_of(unit: Unit, row: PaymentRow) -> Price | None:
     """What a payment says of its call's price: nothing where no call is known, or an operator ordered it."""
     order = None if row.topup is None else topups.find(unit.conn, row.topup)
-    request = queries.request_of(unit.conn, row.intent_id)
+    request = intents.request_of(unit.conn, row.intent_id)
     if request is None or (order is not None and order.cause != "auto"):
         return None
     claim = claim_of_payment(row)

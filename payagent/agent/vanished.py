@@ -18,8 +18,9 @@ from payagent.agent.rows import LOOKED_FOR, Rows
 from payagent.chain.panel import View
 from payagent.chain.source import Found, NotFound, Tip, TxSeen
 from payagent.core.payment import State
-from payagent.store import alerts, queries, records
-from payagent.store.queries import CoinRow, PaymentRow
+from payagent.store import alerts, events, payments, queries, records
+from payagent.store.payments import PaymentRow
+from payagent.store.queries import CoinRow
 from payagent.store.writer import Unit
 
 SUBJECT = "anchor:"
@@ -46,7 +47,7 @@ class Vanished:
         self.stuck = {}
         if queries.any_vanished(conn):
             known: dict[str, bool] = {}  # of chained payments each would go all the way of those before it
-            found = (queries.payment(conn, one.id) for one in self._rows.open(LOOKED_FOR))
+            found = (payments.payment(conn, one.id) for one in self._rows.open(LOOKED_FOR))
             self.stuck = {row.id: row for row in found if row and queries.is_vanished(conn, row.anchor, known)}
         await self._tell()
         for row in self.stuck.values() if source.is_final else ():
@@ -125,7 +126,7 @@ class Vanished:
 
 def _block_of(desk: Desk, row: PaymentRow) -> TxSeen | None:
     """The block that was noted as past all time limits; of no transaction."""
-    told = queries.last_note(desk.conn, row.id, "time_over")
+    told = events.last_note(desk.conn, row.id, "time_over")
     return None if told is None else TxSeen("", told["block_hash"], told["block_height"], told["block_slot"])
 
 

@@ -1,6 +1,6 @@
 """How a payment is shown: the one JSON object of the API, from a row and what the operator configured.
 
-May import: core, dialects, store.queries, agent.terms. Never: I/O.
+May import: core, dialects, store.payments, store.queries, agent.terms. Never: I/O.
 """
 
 import json
@@ -11,7 +11,8 @@ from payagent.core.payment import ON_CHAIN, POSTED, WITHOUT_PROOF
 from payagent.core.policy import is_shared
 from payagent.core.times import iso_time
 from payagent.dialects import Shown, proof_headers
-from payagent.store.queries import AttemptRow, PaymentRow
+from payagent.store.payments import PaymentRow
+from payagent.store.queries import AttemptRow
 
 Json = dict[str, object]
 

@@ -20,9 +20,9 @@ from payagent.api.problems import BrokenOffError
 from payagent.api.tokens import hash_token
 from payagent.core.bounds import SCOPES
 from payagent.core.problem import Refused
-from payagent.store import approvals, apps, queries
+from payagent.store import approvals, apps, payments
 from payagent.store.apps import AppRow
-from payagent.store.queries import PaymentRow
+from payagent.store.payments import PaymentRow
 
 PAY, READ, OPERATE, APPROVE = SCOPES
 
@@ -96,7 +96,7 @@ class Caller:
 
     def payment(self, payment_id: str) -> PaymentRow:
         """A payment that the app may see; any other is `not_found`, whether it exists or not."""
-        row = queries.payment(self.desk.conn, payment_id)
+        row = payments.payment(self.desk.conn, payment_id)
         conn = self.desk.conn
         if row is None or not (
             self.sees_all

@@ -20,8 +20,8 @@ from payagent.core.payment import ENDED_WITHOUT_PAYING, POSTED
 from payagent.core.policy import ANY, Scope, scopes_of
 from payagent.core.problem import Refused
 from payagent.core.times import iso_time
-from payagent.store import approvals, apps, queries, spending
-from payagent.store.queries import PaymentRow
+from payagent.store import approvals, apps, intents, payments, spending
+from payagent.store.payments import PaymentRow
 
 Decider = Annotated[Caller, Depends(need(APPROVE, OPERATE))]
 
@@ -60,7 +60,7 @@ def asked_view(caller: Caller, row: PaymentRow) -> Json:
     approval = approvals.of_payment(caller.desk.conn, row.id)
     if approval is None:
         return {}
-    at_most, decided = queries.hold(caller.desk.conn, row.id, "ask"), approvals.decided(caller.desk.conn, row.id)
+    at_most, decided = payments.hold(caller.desk.conn, row.id, "ask"), approvals.decided(caller.desk.conn, row.id)
     view = approval_view(approval, row, at_most, decided)
     return {"approval": view | (decider_view(caller.desk, row) if caller.sees_asked else {})}
 
@@ -70,11 +70,11 @@ def decider_view(desk: Desk, row: PaymentRow) -> Json:
     conn, origin, names = desk.conn, row.origin or "", dict(names_of(desk))
     decided = approvals.decided(conn, row.id)
     by = None if decided is None else decided.by_app
-    assets, scopes = queries.hold(conn, row.id, "ask").keys(), scopes_of(row.app_id, origin)
+    assets, scopes = payments.hold(conn, row.id, "ask").keys(), scopes_of(row.app_id, origin)
     bind = [one for one in standing(desk) if one.limit.scope in scopes and one.limit.asset in assets]
     return {
         "app": apps.require(conn, row.app_id).name,
-        "request": queries.request_of(conn, row.intent_id),
+        "request": intents.request_of(conn, row.intent_id),
         "by": None if by is None else names.get(by, by),
         "limits": [limit_view(one, names) for one in bind],
         "history": _history(desk, row.id, origin),

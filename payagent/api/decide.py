@@ -25,9 +25,9 @@ from payagent.api.problems import Json
 from payagent.api.views import approval_view
 from payagent.core.money import LOVELACE, format_ada
 from payagent.core.problem import Refused
-from payagent.store import approvals, queries
+from payagent.store import approvals, payments
 from payagent.store.approvals import Approval
-from payagent.store.queries import PaymentRow
+from payagent.store.payments import PaymentRow
 
 _STYLE = (
     "body{font:1rem/1.5 system-ui,sans-serif;max-width:46rem;margin:1rem auto;padding:0 1rem}"
@@ -114,7 +114,7 @@ def _require_own_page(request: Request, origin: str) -> None:
 
 
 def _asked(desk: Desk, row: PaymentRow, approval: Approval) -> list[Row]:
-    at_most = queries.hold(desk.conn, row.id, "ask")
+    at_most = payments.hold(desk.conn, row.id, "ask")
     told = approval_view(approval, row, at_most, None) | decider_view(desk, row)
     return list(_rows(row, told, approval))
 

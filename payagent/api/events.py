@@ -25,7 +25,7 @@ from payagent.api.connections import STOPPING
 from payagent.api.schemas import EventTold, streams
 from payagent.core.problem import Refused
 from payagent.core.times import iso_time
-from payagent.store import queries
+from payagent.store.events import last_event
 from payagent.store.following import PAGE_ROWS, Followed, events_after
 
 STREAMS_MAX = 64
@@ -82,7 +82,7 @@ async def events(request: Request, caller: Follower, query: Annotated[After, Que
 
 def _start(last_id: str | None, after: int | None, caller: Caller) -> int:
     """The event behind which the stream begins; one that is still to come would hide those before it."""
-    newest, _ = queries.last_event(caller.desk.conn)
+    newest, _ = last_event(caller.desk.conn)
     if last_id is None:
         asked, key = newest if after is None else after, "after"
     elif _SEQ.fullmatch(last_id):

@@ -12,7 +12,7 @@ from payagent.api.problems import RETRY_AFTER_S, JsonResponse
 from payagent.api.schemas import Health, Readiness, gives
 from payagent.api.views import chain_problem, chain_refusal
 from payagent.core.times import iso_time
-from payagent.store import pauses, queries
+from payagent.store import about, pauses
 
 _REFUSED_AS = {"ledger": "store_failed", "signer": "signer_lost", "pause": "paused"}
 
@@ -78,7 +78,7 @@ def _pause_problem(desk: Desk) -> str | None:
 
 def _ledger_problem(desk: Desk) -> str | None:
     try:
-        queries.meta(desk.conn, "network")
+        about.meta(desk.conn, "network")
         problem = desk.room_problem()
     except Exception as error:  # noqa: BLE001  whatever it is, it is what this check is for
         return f"ledger.db cannot be read: {type(error).__name__}"

@@ -1,6 +1,6 @@
 """/v1/ledger: the books, for whoever holds a read token.
 
-May import: core, agent, audit, store.queries, the rest of api, FastAPI. Never: writes.
+May import: core, agent, audit, store.journal, the rest of api, FastAPI. Never: writes.
 """
 
 import json
@@ -31,8 +31,8 @@ from payagent.core.ledger import Kind
 from payagent.core.origin import parse_origin
 from payagent.core.payment import State
 from payagent.core.problem import Refused
-from payagent.store import queries
-from payagent.store.queries import EntryRow, Selection, SpendKey, SpendRow
+from payagent.store import journal
+from payagent.store.journal import EntryRow, Selection, SpendKey, SpendRow
 
 FINDINGS_MAX = 1_000
 """More than that are counted, not told: who changed a whole table is found by any of its rows."""
@@ -143,7 +143,7 @@ async def entries(caller: Auditor, query: Annotated[Filter, Query()]) -> JsonRes
 
 def _entries(desk: Desk, query: Filter, only: Selection) -> list[EntryRow]:
     with desk.snapshot() as conn:
-        return queries.entries_page(
+        return journal.entries_page(
             conn,
             payment_id=query.payment,
             account=query.account,
@@ -164,14 +164,14 @@ async def balance(caller: Auditor, query: Annotated[Chosen, Query()]) -> JsonRes
     Of what is selected, it is the sum of its postings: with `until` alone, the balance at that time.
     """
     only = query.selection(caller)
-    if only == queries.EVERYTHING:
-        return JsonResponse(balance_view(queries.balances(caller.desk.conn)))
+    if only == journal.EVERYTHING:
+        return JsonResponse(balance_view(journal.balances(caller.desk.conn)))
     return JsonResponse(balance_view(await run_in_threadpool(_balances, caller.desk, only)))
 
 
 def _balances(desk: Desk, only: Selection) -> list[tuple[str, str, int]]:
     with desk.snapshot() as conn:
-        return queries.balances(conn, only)
+        return journal.balances(conn, only)
 
 
 @router.get("/spend", summary="What left the wallet", responses=gives(Spending, 200))
@@ -188,7 +188,7 @@ async def spend(caller: Auditor, query: Annotated[Grouped, Query()]) -> JsonResp
 
 def _spend(desk: Desk, keys: Sequence[SpendKey], only: Selection) -> list[SpendRow]:
     with desk.snapshot() as conn:
-        return queries.spend(conn, keys, only)
+        return journal.spend(conn, keys, only)
 
 
 @router.get(

@@ -22,7 +22,7 @@ from payagent.api.views import wallet_units
 from payagent.core.exposition import MEDIA_TYPE, Family, alone, by_label, write
 from payagent.core.payment import State
 from payagent.core.policy import WALLET
-from payagent.store import alerts, queries, topups, trust
+from payagent.store import alerts, events, journal, payments, queries, topups, trust
 
 Checks = Callable[[], Mapping[str, str | None]]
 """What is wrong with each thing that is looked at; None: nothing."""
@@ -54,18 +54,18 @@ def families(desk: Desk, checks: Mapping[str, str | None], refusals: Mapping[str
 
 
 def _payments(desk: Desk) -> Iterator[Family]:
-    states = {state.value: 0 for state in State} | queries.payments_by_state(desk.conn)
+    states = {state.value: 0 for state in State} | payments.payments_by_state(desk.conn)
     yield Family("payagent_payments", "gauge", "Payments by their state.", by_label("state", states))
     open_topups = alone(len(topups.all_open(desk.conn)))
     yield Family("payagent_topups_open", "gauge", "Top-ups that are under way.", open_topups)
     raised = by_label("kind", alerts.counts_raised(desk.conn))
     yield Family("payagent_alerts_raised", "gauge", "Alerts that are raised, by kind.", raised)
-    last_seq, _ = queries.last_event(desk.conn)
+    last_seq, _ = events.last_event(desk.conn)
     yield Family("payagent_events_total", "counter", "Events in the ledger.", alone(last_seq))
 
 
 def _wallet(desk: Desk) -> Iterator[Family]:
-    units = wallet_units(queries.coins(desk.conn), queries.balances(desk.conn))
+    units = wallet_units(queries.coins(desk.conn), journal.balances(desk.conn))
     yield Family(
         "payagent_wallet_units",
         "gauge",

@@ -35,9 +35,10 @@ from payagent.core.origin import parse_origin
 from payagent.core.payment import State
 from payagent.core.problem import Refused
 from payagent.dialects import Said
-from payagent.store import queries
+from payagent.store import events, queries
+from payagent.store import payments as stored
 from payagent.store.approvals import count_awaiting
-from payagent.store.queries import PaymentRow
+from payagent.store.payments import PaymentRow
 
 _KEY_PARAMETER = {
     "name": "Idempotency-Key",
@@ -126,7 +127,7 @@ def _page(
     origin: str | None,
     since_ms: int | None,
 ) -> list[PaymentRow]:
-    rows = queries.payments_page(
+    rows = stored.payments_page(
         desk.conn,
         app_id=app_id,
         asked_or_of=asked_or_of,
@@ -148,7 +149,7 @@ async def payment(caller: Looker, payment_id: PaymentId, query: Annotated[Waitin
     if query.wait:
         row = await desk.wait(row.id, query.wait)
         caller.require_let_in()
-    history = history_view(queries.events(desk.conn, row.id), sees_all=caller.sees_all)
+    history = history_view(events.events(desk.conn, row.id), sees_all=caller.sees_all)
     attempts = attempts_view(queries.attempts(desk.conn, row.id))
     more = {"depth": depth_of(row, desk.chain), "attempts": attempts, "history": history}
     return JsonResponse(payment_view(row, desk.terms) | asked_view(caller, row) | more)
@@ -168,7 +169,7 @@ async def receipt(caller: Auditor, payment_id: PaymentId) -> JsonResponse:
 
 def _receipt(desk: Desk, payment_id: str) -> Json:
     with desk.snapshot() as conn:
-        row = queries.payment(conn, payment_id)
+        row = stored.payment(conn, payment_id)
         if row is None:
             raise Refused("not_found", f"there is no payment {payment_id!r}")
         return receipt_view(conn, desk.require_noted(row), desk.terms)

@@ -14,7 +14,8 @@ from payagent.audit.receipt import ANSWERS, DECISIONS
 from payagent.audit.receipt_form import FORMAT
 from payagent.core.payment import State
 from payagent.core.times import iso_time
-from payagent.store.queries import EntryRow, PaymentRow
+from payagent.store.journal import EntryRow
+from payagent.store.payments import PaymentRow
 from payagent.store.receipts import Recorded, Row, recorded
 from payagent.store.writer import Connection
 

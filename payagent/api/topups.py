@@ -19,7 +19,7 @@ from payagent.api.schemas import Topup, TopupOrder, TopupPlanned, TopupsPage, gi
 from payagent.core.payment import ENDED_WITHOUT_PAYING
 from payagent.core.prepaid import CALLS
 from payagent.core.times import iso_time
-from payagent.store import prepaid, queries, topups
+from payagent.store import payments, prepaid, topups
 from payagent.store.topups import TopupRow
 
 Viewer = Annotated[Caller, Depends(need(READ, OPERATE))]
@@ -102,11 +102,11 @@ async def cancel(caller: Operator, orders: Orders, topup_id: TopupId) -> JsonRes
 
 
 def _view(desk: Desk, row: TopupRow) -> Json:
-    payments = queries.payments_of_topup(desk.conn, row.id)
+    made = payments.payments_of_topup(desk.conn, row.id)
     pool = prepaid.pool(desk.conn, row.pool)
     merchant, request = desk.terms.merchants.get(pool.origin), json.loads(row.request)
     paid: dict[str, int] = {}
-    for payment in payments:
+    for payment in made:
         for output in payment.outputs if payment.state not in ENDED_WITHOUT_PAYING else ():
             paid[output.asset] = paid.get(output.asset, 0) + output.units
     view: Json = {
@@ -119,10 +119,10 @@ def _view(desk: Desk, row: TopupRow) -> Json:
         "state": row.state,
         "unit": row.unit,
         "units": str(row.units),
-        "bought": str(bought(row, payments)),
+        "bought": str(bought(row, made)),
         "paid": {asset: str(units) for asset, units in paid.items()},
         "request": {"method": request["method"], "path": request["path"]},
-        "payments": [payment.id for payment in payments],
+        "payments": [payment.id for payment in made],
         "created_at": iso_time(row.created_at_ms),
         "ended_at": None if row.ended_at_ms is None else iso_time(row.ended_at_ms),
     }

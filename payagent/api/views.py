@@ -19,8 +19,10 @@ from payagent.core.times import iso_time
 from payagent.core.verdict import Finding
 from payagent.store.approvals import Approval, Decided
 from payagent.store.apps import AppRow, TokenRow
+from payagent.store.journal import EntryRow, SpendKey, SpendRow
 from payagent.store.pauses import Pause
-from payagent.store.queries import CoinRow, EntryRow, PaymentRow, SpendKey, SpendRow
+from payagent.store.payments import PaymentRow
+from payagent.store.queries import CoinRow
 
 Json = dict[str, object]
 Balance = tuple[str, str, int]

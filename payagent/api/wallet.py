@@ -1,6 +1,6 @@
 """/v1/wallet: what there is, and the operator's own transfers.
 
-May import: agent, store.queries, the rest of api, FastAPI. Never: builds a transaction.
+May import: agent, store.journal, store.queries, the rest of api, FastAPI. Never: builds a transaction.
 """
 
 from typing import Annotated
@@ -28,7 +28,7 @@ from payagent.api.schemas import (
     takes,
 )
 from payagent.api.views import address_view, utxo_view, wallet_view
-from payagent.store import queries
+from payagent.store import journal, queries
 
 # an app needs the address for its calls; what the wallet does for others is nothing to it
 Viewer = Annotated[Caller, Depends(need(PAY, READ, OPERATE))]
@@ -46,7 +46,7 @@ async def wallet(caller: Viewer) -> JsonResponse:
     desk, now_ms = caller.desk, caller.desk.ports.clock.now_ms()
     if not caller.sees_all:
         return JsonResponse(address_view(desk.terms, desk.chain, now_ms))
-    coins, balances = queries.coins(desk.conn), queries.balances(desk.conn)
+    coins, balances = queries.coins(desk.conn), journal.balances(desk.conn)
     return JsonResponse(wallet_view(desk.terms, desk.chain, coins, balances, now_ms))
 
 

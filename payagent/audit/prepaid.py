@@ -9,7 +9,7 @@ from payagent.audit.finding import Finding, Progress
 from payagent.core import ledger
 from payagent.core.ledger import prepaid_account
 from payagent.core.prepaid import Balance, Cost, buy, take_back, use
-from payagent.store import books, prepaid, queries
+from payagent.store import books, journal, prepaid
 from payagent.store.books import MoveRow
 from payagent.store.writer import Connection
 
@@ -56,7 +56,7 @@ def _follow(conn: Connection, row: MoveRow, before: Balance, origin: str) -> Bal
 
 def _paid(conn: Connection, row: MoveRow, origin: str) -> Mapping[str, int]:
     """What the payment's posting put aside as prepaid."""
-    lines = queries.postings(conn, books.bought_by(conn, row))
+    lines = journal.postings(conn, books.bought_by(conn, row))
     return {asset: units for account, asset, units in lines if account == prepaid_account(origin)}
 
 
@@ -68,7 +68,7 @@ def _check_move(conn: Connection, row: MoveRow, before: Balance, after: Balance,
     spent = {asset: cost.used - before.costs.get(asset, Cost()).used for asset, cost in after.costs.items()}
     wanted = ledger.use(origin, spent)
     lines = sorted(wanted.postings) if wanted else []
-    if lines != sorted(queries.postings(conn, row.entry)) or (wanted is None) != (row.entry is None):
+    if lines != sorted(journal.postings(conn, row.entry)) or (wanted is None) != (row.entry is None):
         yield Finding("prepaid_moves", str(row.seq), f"entry {row.entry} is not what it uses up")
 
 
@@ -84,7 +84,7 @@ def _check_counts(conn: Connection, balances: Balances, origins: Mapping[int, st
     left = {(prepaid_account(origin), asset): units for (origin, asset), units in prepaid.costs_left(conn).items()}
     booked = {
         (account, asset): units
-        for account, asset, units in queries.balances(conn)
+        for account, asset, units in journal.balances(conn)
         if account in {prepaid_account(origin) for origin in origins.values()}
     }
     for account, asset in sorted(left.keys() | booked.keys()):

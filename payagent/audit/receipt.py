@@ -32,7 +32,7 @@ from payagent.dialects import (
     proof_headers,
     read_offers,
 )
-from payagent.store.queries import event_hash
+from payagent.store.events import event_hash
 
 DECISIONS = frozenset(("hold", "ask", "deny", "reject", "cancel"))
 """Events that tell why there is a payment, or none."""

@@ -16,7 +16,8 @@ from payagent.core.network import NETWORKS
 from payagent.core.problem import Refused
 from payagent.core.times import LAST_MS
 from payagent.store.books import Case, EventRow, IntentFacts, InvoiceTerms, SightingRow, SignedRow
-from payagent.store.queries import EntryRow, OutputRow
+from payagent.store.journal import EntryRow
+from payagent.store.payments import OutputRow
 
 FORMAT = "payagent-receipt/1"
 RECEIPT_MAX_BYTES = 16 * 1024 * 1024

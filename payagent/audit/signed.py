@@ -15,7 +15,7 @@ from payagent.core.address import Address, encode_address
 from payagent.core.money import LOVELACE
 from payagent.core.network import Network
 from payagent.store.books import SignedRow
-from payagent.store.queries import OutputRow
+from payagent.store.payments import OutputRow
 from payagent.wallet.decode import DecodedTransaction, Undecodable, decode
 
 Reading = DecodedTransaction

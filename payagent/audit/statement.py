@@ -6,8 +6,8 @@ May import: core, store, audit. Never: holds more than one entry in memory; know
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from payagent.store import queries
-from payagent.store.queries import EntryRow, Selection
+from payagent.store import journal
+from payagent.store.journal import EntryRow, Selection
 from payagent.store.writer import Connection
 
 Balance = tuple[str, str, int]
@@ -40,16 +40,16 @@ class Statement:
 
 def statement(conn: Connection, only: Selection, network: str) -> Statement:
     """What is selected of the books; read as `entries` are taken. `conn` is in one read transaction."""
-    times_ms = [ms for ms in (only.since_ms, *queries.bounds_ms(conn, only)) if ms is not None]
+    times_ms = [ms for ms in (only.since_ms, *journal.bounds_ms(conn, only)) if ms is not None]
     opening: list[Balance] = []
     if only.since_ms is not None:
-        opening = queries.balances(conn, replace(only, since_ms=None, until_ms=only.since_ms))
+        opening = journal.balances(conn, replace(only, since_ms=None, until_ms=only.since_ms))
     return Statement(
         network=network,
         only=only,
         opening=tuple(opening),
-        closing=tuple(queries.turnover(conn, replace(only, since_ms=None))),
+        closing=tuple(journal.turnover(conn, replace(only, since_ms=None))),
         first_ms=min(times_ms, default=None),
         last_ms=max(times_ms, default=None),
-        entries=(Booked(*booked) for booked in queries.booked(conn, only)),
+        entries=(Booked(*booked) for booked in journal.booked(conn, only)),
     )

@@ -17,8 +17,8 @@ from payagent.audit.signed import Owner
 from payagent.audit.tokens import check_tokens
 from payagent.core import ledger
 from payagent.core.ledger import EXTERNAL, HELD, WALLET
-from payagent.store import books, queries
-from payagent.store.queries import EntryRow
+from payagent.store import books, journal
+from payagent.store.journal import EntryRow
 from payagent.store.schema import changed_views, missing_guards
 from payagent.store.writer import Connection
 
@@ -110,8 +110,8 @@ def _deposit(conn: Connection, entry: EntryRow) -> Iterator[Finding]:
 
 def _balances(conn: Connection) -> Iterator[Finding]:
     """Each account's balance is what its postings come to."""
-    kept = {(account, asset): units for account, asset, units in queries.turnover(conn, queries.EVERYTHING)}
-    booked = {(account, asset): units for account, asset, units in queries.added_up(conn)}
+    kept = {(account, asset): units for account, asset, units in journal.turnover(conn, journal.EVERYTHING)}
+    booked = {(account, asset): units for account, asset, units in journal.added_up(conn)}
     for account, asset in sorted(kept.keys() | booked.keys()):
         told, made = kept.get((account, asset)), booked.get((account, asset))
         if told != made:
@@ -135,7 +135,7 @@ def _coins(conn: Connection) -> Iterator[Told]:
         if count % TOLD_EVERY == 0:
             yield Progress("coins", count)
     booked: dict[str, int] = {}
-    for account, asset, units in queries.balances(conn):
+    for account, asset, units in journal.balances(conn):
         if account in (WALLET, HELD):
             booked[asset] = booked.get(asset, 0) + units
     for asset in sorted(ours.keys() | booked.keys()):
@@ -151,7 +151,7 @@ def _foreign(conn: Connection) -> Iterator[Finding]:
     sightings = list(books.foreign_sums(conn))
     for (number, tx_id, there, held), (entry, kind, ref) in zip(sightings, entries, strict=False):
         wanted = ledger.foreign(held) if there else ledger.unforeign(held)
-        lines = sorted(queries.postings(conn, entry))
+        lines = sorted(journal.postings(conn, entry))
         if (kind, ref) != (wanted.kind, tx_id) or lines != sorted(
             (p.account, p.asset, p.units) for p in wanted.postings
         ):

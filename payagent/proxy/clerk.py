@@ -1,7 +1,7 @@
 """Carries an errand out: the call, and when a 402 comes, the payment and the call again with its proof.
 
-May import: core, dialects, agent, store.queries, api.views, the rest of proxy. Never: decides whether to pay; pays
-again because a proof was not accepted; gives a client a 402 as if the call had been served.
+May import: core, dialects, agent, store.payments, api.views, the rest of proxy. Never: decides whether to pay;
+pays again because a proof was not accepted; gives a client a 402 as if the call had been served.
 
 A 402 that is not paid leaves as a problem and not as it came. A client that points its base URL here has no code
 for a 402: it must see from the status and the code whether the merchant's demand was not understood, a limit
@@ -32,7 +32,7 @@ from payagent.proxy.headers import Headers, replaced, values
 from payagent.proxy.intake import Intake
 from payagent.proxy.reply import Kept, Reply
 from payagent.proxy.upstream import AnswerBrokenError, Body, Call, MerchantAnswer, Upstream
-from payagent.store.queries import PaymentRow
+from payagent.store.payments import PaymentRow
 
 T = TypeVar("T")
 

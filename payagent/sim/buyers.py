@@ -32,7 +32,7 @@ from payagent.sim.loop import VirtualLoop
 from payagent.sim.shops import Answer, SimShop, SimUpstream, UnreachedError
 from payagent.sim.story import Story
 from payagent.store import apps
-from payagent.store.queries import PaymentRow
+from payagent.store.payments import PaymentRow
 
 PARTNER = "demo"
 PROXY_PATIENCE_S = 240.0

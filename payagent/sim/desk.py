@@ -15,7 +15,7 @@ from payagent.core.payment import State
 from payagent.core.problem import Refused
 from payagent.sim.life import DeadError, Life
 from payagent.sim.story import Story
-from payagent.store import queries
+from payagent.store import payments
 from payagent.store.writer import Connection
 
 ADA = 1_000_000
@@ -83,7 +83,7 @@ class Desk:
         while True:
             await asyncio.sleep(self.rng.uniform(20, 200))
             life = await office.life()
-            for row in queries.payments_in(life.conn, (State.AWAITING_APPROVAL,)):
+            for row in payments.payments_in(life.conn, (State.AWAITING_APPROVAL,)):
                 office.story.reach("a person is asked")
                 way = self.rng.choice(("approve", "approve", "approve", "deny", ""))
                 if way == "approve":

@@ -26,7 +26,7 @@ from payagent.devnet.ledger import Block, LedgerError, OutRef, Tx, decode_tx
 from payagent.sim.net import Net
 from payagent.sim.spending import Spend, Spending
 from payagent.sim.story import Story
-from payagent.store import books, queries
+from payagent.store import books, journal, payments, queries
 from payagent.store.schema import GENESIS
 from payagent.store.writer import Connection
 
@@ -127,9 +127,9 @@ class Judge:
             self._spends.pop(tx_id, None)
         for purchase, tx_ids in self._by_purchase.items():
             self._by_purchase[purchase] = [tx_id for tx_id in tx_ids if tx_id not in lost]
-        payments = {row[0] for row in conn.execute("SELECT id FROM payments")}
-        self._accepted = {name: None for name in self._accepted if name in payments}
-        self._answers = {purchase: name for purchase, name in self._answers.items() if name in payments}
+        known = {row[0] for row in conn.execute("SELECT id FROM payments")}
+        self._accepted = {name: None for name in self._accepted if name in known}
+        self._answers = {purchase: name for purchase, name in self._answers.items() if name in known}
         self._is_put_back = bool(self._forgotten)
         self._story.tell(f"the ledger put back lacks {sorted(tx_id[:8] for tx_id in self._forgotten)}")
         if self._forgotten:
@@ -298,7 +298,7 @@ class Judge:
         if before is not None and before != payment_id:
             if conn is None:
                 return
-            row, now = queries.payment(conn, before), queries.payment(conn, payment_id)
+            row, now = payments.payment(conn, before), payments.payment(conn, payment_id)
             is_back = row is not None and now is not None and now.seq < row.seq and now.state in ON_CHAIN
             if not is_back and (row is None or row.state not in ENDED_WITHOUT_PAYING):
                 state = None if row is None else row.state
@@ -309,7 +309,7 @@ class Judge:
 
     def at_rest(self, conn: Connection) -> None:
         """Faults stopped long ago: everything has ended, the books are the chain, and verify finds nothing."""
-        for row in queries.payments_in(conn, tuple(State)):
+        for row in payments.payments_in(conn, tuple(State)):
             self._check_end(conn, row)
         self._check_books(conn)
         self._verify(conn)
@@ -326,7 +326,7 @@ class Judge:
             for file in (path, path.with_name(f"{path.name}-wal")):
                 self._story.keeps_secrets("the ledger", file.read_bytes())
 
-    def _check_end(self, conn: Connection, row: queries.PaymentRow) -> None:
+    def _check_end(self, conn: Connection, row: payments.PaymentRow) -> None:
         landed = [a for a in queries.attempts(conn, row.id) if self._is_in_block(a.tx_id)]
         pays = [a.tx_id for a in landed if a.kind == "pay"]
         is_paid = row.state in ON_CHAIN
@@ -343,7 +343,7 @@ class Judge:
         """I2, to the unit."""
         told: dict[str, int] = {}
         held: dict[str, int] = {}
-        for account, asset, units in queries.balances(conn):
+        for account, asset, units in journal.balances(conn):
             if account in (WALLET, HELD):
                 told[asset] = told.get(asset, 0) + units
             if account == HELD:

@@ -190,10 +190,10 @@ class Life:
         """As daemon.py: what the ledger may lack first, and then the beats."""
         await self._recovery.begin()
         self.spawn(self._every(1, self.watch.tick))
-        self.spawn(self._every(1, lambda: self._recovery.beat(self.watch.view)))
-        self.spawn(self._every(MERCHANTS_EVERY_BEATS, self.watch.poll_merchants))
-        self.spawn(self._every(MERCHANTS_EVERY_BEATS, self.watch.observe_prepaid))
-        self.spawn(self._every(MERCHANTS_EVERY_BEATS, self.watch.give_up_unserved))
+        self.spawn(self._every(1, lambda: self._recovery.beat(self.watch.hearing.view)))
+        self.spawn(self._every(MERCHANTS_EVERY_BEATS, self.watch.inquiries.poll_merchants))
+        self.spawn(self._every(MERCHANTS_EVERY_BEATS, self.watch.inquiries.observe_prepaid))
+        self.spawn(self._every(MERCHANTS_EVERY_BEATS, self.agent.deliveries.give_up_unserved))
         self.spawn(self._every(1, self.topups.beat))
         if self.agent.desk.terms.upkeep_lovelace:
             self.spawn(self._every(1, self._keep_ready))

@@ -11,7 +11,7 @@ from payagent.core.money import LOVELACE
 from payagent.core.payment import State
 from payagent.devnet.ledger import Tx
 from payagent.sim.story import Story
-from payagent.store import queries
+from payagent.store import about
 from payagent.store.writer import Connection
 
 Lines = dict[tuple[str, str], int]
@@ -110,7 +110,7 @@ class Spending:
 
         But for what was undone: where a fork reopens it, its hold is back, whatever was allowed meanwhile.
         """
-        if (as_of := (conn, queries.version(conn))) == self._as_of:
+        if (as_of := (conn, about.version(conn))) == self._as_of:
             return self._booked
         states = conn.execute(_STATES).fetchall()
         booked = dict(conn.execute(_BOOKED, (WALLET, EXTERNAL)).fetchall())

@@ -53,7 +53,7 @@ from payagent.sim.shops import SimShop, Transport
 from payagent.sim.source import LIES, Habits, SimSource
 from payagent.sim.story import Story
 from payagent.sim.themes import draw_theme, draw_upkeep
-from payagent.store import apps, queries, records
+from payagent.store import apps, events, payments, queries, records
 from payagent.store.lease import lease
 from payagent.store.writer import Committer, Connection, Job, Unit
 from payagent.wallet.coins import Coin, Coins
@@ -294,7 +294,7 @@ class World:
         self.pools.at_rest(life.conn, self.judge.landed_invoices())
         self.census.at_rest()
         self.story.at_rest()
-        _, last_hash = queries.last_event(life.conn)
+        _, last_hash = events.last_event(life.conn)
         # with this the digest tells two runs apart of which no other line differs
         self.story.tell(f"the end: {self.loop.rounds} rounds, record {last_hash[:16]}, next draw {self.draw()}")
         self.judge.search(self.disk.path)
@@ -391,7 +391,9 @@ class World:
                 continue
             life = await self.life()
             agent = life.agent
-            rows = queries.payments_in(life.conn, (State.RESERVED, State.SIGNED, State.IN_FLIGHT, State.REPLACING))
+            rows = payments.payments_in(
+                life.conn, (State.RESERVED, State.SIGNED, State.IN_FLIGHT, State.REPLACING)
+            )
             act = self.rng.choice(
                 ("split", "send", "sweep", "resolve", "resolve", "spend elsewhere", "spend elsewhere")
             )
@@ -670,11 +672,11 @@ def _is_open(conn: Connection) -> bool:
     marks = ",".join("?" * len(ended))
     is_any = conn.execute(f"SELECT 1 FROM payments WHERE state NOT IN ({marks})", ended).fetchone()  # noqa: S608
     is_ordered = conn.execute("SELECT 1 FROM topups WHERE ended_at_ms IS NULL").fetchone()
-    return is_any is not None or is_ordered is not None or bool(queries.watched_voids(conn))
+    return is_any is not None or is_ordered is not None or bool(payments.watched_voids(conn))
 
 
 def _is_stuck(conn: Connection) -> bool:
-    return any(queries.is_vanished(conn, row.anchor) for row in queries.payments_in(conn, LOOKED_FOR))
+    return any(queries.is_vanished(conn, row.anchor) for row in payments.payments_in(conn, LOOKED_FOR))
 
 
 def asked_by(shop: SimShop, invoice_id: str | None) -> list[tuple[tuple[bytes, str, int], ...]]:

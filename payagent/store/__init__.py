@@ -1,5 +1,24 @@
 """store: the ledger database. One writer thread owns the one writing connection; readers are read-only.
 
+Every function that reads takes a connection: a reader's, or a job's own. Rows become frozen values in this room
+and nowhere else.
 May import: core, secretfile, sqlite3, sqlite-utils (migrations). Never: decides; asks a clock, the chain or a
 merchant; opens a transaction that is not BEGIN IMMEDIATE; updates or deletes a row of the journal.
+
+Where what is changed:
+
+  schema     the tables, what guards them, and how an older ledger becomes one of today
+  writer     the one that commits (`lease`, `room`, `seals`: what it minds), and the readers
+  records    what is written, as the steps that a job is made of
+  intents    what was asked for: intents, and the invoices for them
+  payments   payments as they stand, and what is held for them
+  queries    their attempts, and the coins that these spend and make
+  onchain    the transactions that count as being on the chain; those of somebody else
+  journal    the books: entries, balances, what was spent
+  events     what happened, in order
+  about      the ledger as a whole
+  spending   what counts against limits (`uses`: calls that a prepaid balance serves)
+  books      what an audit reads row by row (`receipts`: of one payment)
+
+Each kind of row beside these has a module of its own name (apps, approvals, alerts, topups, ...).
 """

@@ -1,8 +1,8 @@
 """What an audit reads: every row of the tables of record, row by row, and all that belongs to one payment.
 
 Its rows are tuples, which are made fastest.
-May import: core, store.queries, .schema, .seals, .spending, sqlite3. Never: writes; judges; holds a table in
-memory.
+May import: core, store.journal, .payments, .queries, .schema, .seals, .spending, sqlite3. Never: writes; judges;
+holds a table in memory.
 """
 
 import json
@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 
 from payagent.core.ledger import add
 from payagent.core.money import LOVELACE
-from payagent.store import queries
-from payagent.store.queries import AttemptKind, EntryRow, OutputRow
+from payagent.store.journal import EntryRow
+from payagent.store.payments import OutputRow, load_outputs
+from payagent.store.queries import AttemptKind
 from payagent.store.schema import GUARDS, KEPT
 from payagent.store.seals import row_text
 from payagent.store.spending import OPEN_MS, SPANS_MS
@@ -298,7 +299,7 @@ def unpaid_ends(conn: sqlite3.Connection) -> Iterator[int]:
 def _outputs(text: str) -> tuple[OutputRow, ...]:
     """A payment has the outputs of its invoice, and often those of many before. What cannot be read is none."""
     try:
-        return queries.load_outputs(text)
+        return load_outputs(text)
     except (ValueError, KeyError, TypeError, RecursionError):
         return ()
 

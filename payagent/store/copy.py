@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from payagent.core.problem import Refused
-from payagent.store import queries
+from payagent.store import about, payments
 from payagent.store.writer import DatabaseError, open_read_only
 
 
@@ -37,6 +37,6 @@ def copy_ledger(path: Path, target: Path) -> None:
 
 
 def contents(conn: sqlite3.Connection) -> Contents:
-    payments, open_payments = queries.payment_counts(conn)
-    network, address = queries.meta(conn, "network"), queries.meta(conn, "address")
-    return Contents(network, address, payments, open_payments)
+    count, open_count = payments.payment_counts(conn)
+    network, address = about.meta(conn, "network"), about.meta(conn, "address")
+    return Contents(network, address, count, open_count)

@@ -1,12 +1,12 @@
 """The events in their order, for who follows them from somewhere on.
 
-May import: sqlite3, store.queries. Never: writes; reads more than one page at once, however few are shown of it.
+May import: sqlite3, store.events. Never: writes; reads more than one page at once, however few are shown of it.
 """
 
 import sqlite3
 from dataclasses import dataclass
 
-from payagent.store.queries import last_event
+from payagent.store.events import last_event
 
 PAGE_ROWS = 1_000
 

@@ -1,6 +1,7 @@
 """What the books say of a transaction, and which transactions they say are on the chain.
 
-May import: core, store.queries, sqlite3. Never: writes; believes that a transaction is on the chain.
+May import: core, store.journal, .payments, .queries, sqlite3. Never: writes; believes that a transaction is on the
+chain.
 """
 
 import json
@@ -11,7 +12,7 @@ from itertools import groupby
 
 from payagent.core.ledger import HELD, WALLET, add
 from payagent.core.payment import ENDED_WITHOUT_PAYING, ON_CHAIN, POSTED, State
-from payagent.store import queries
+from payagent.store import journal, payments
 from payagent.store.queries import AttemptKind
 
 _WITHOUT_ATTEMPT = {State.RECEIVED, State.AWAITING_APPROVAL, State.RESERVED}
@@ -170,7 +171,7 @@ def own_tx(conn: sqlite3.Connection, tx_id: str) -> OwnTx | None:
         return None
     payment_id, state, kind, stands, fee_lovelace = row
     booked = booked_payment(conn, payment_id).get(tx_id, {})
-    hold = queries.hold(conn, payment_id)
+    hold = payments.hold(conn, payment_id)
     return OwnTx(payment_id, State(state), kind, bool(stands), hold, fee_lovelace, booked)
 
 
@@ -246,7 +247,7 @@ def under_way_since_ms(conn: sqlite3.Connection) -> int | None:
 
 def owned(conn: sqlite3.Connection) -> Units:
     """wallet + held."""
-    return _ours(queries.balances(conn))
+    return _ours(journal.balances(conn))
 
 
 def clean(units: Units) -> dict[str, int]:

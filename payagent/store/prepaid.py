@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from payagent.core.invoice import is_batch
 from payagent.core.prepaid import CALLS, Balance, Cost, buy
-from payagent.store.queries import load_outputs
+from payagent.store.payments import load_outputs
 from payagent.store.writer import Unit
 
 

@@ -1,6 +1,7 @@
 """What is recorded of one payment, row by row: what its receipt is made of.
 
-May import: sqlite3, store.queries, store.seals. Never: writes; leaves a row of the payment out; reads another's.
+May import: sqlite3, store.events, .journal, .seals. Never: writes; leaves a row of the payment out; reads
+another's.
 """
 
 import sqlite3
@@ -8,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from payagent.store.queries import EntryRow, entries_page, last_event
+from payagent.store.events import last_event
+from payagent.store.journal import EntryRow, entries_page
 from payagent.store.seals import last_seal
 
 Row = Mapping[str, Any]

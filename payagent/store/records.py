@@ -12,17 +12,11 @@ from payagent.core.ledger import Entry
 from payagent.core.money import LOVELACE
 from payagent.core.payment import Delivery, Event, State, move
 from payagent.store import spending, uses
+from payagent.store.events import event_hash, last_event
 from payagent.store.halves import add_halves, halves
 from payagent.store.onchain import ForeignRow
-from payagent.store.queries import (
-    AttemptKind,
-    CoinRow,
-    OutputRow,
-    Stage,
-    dump_outputs,
-    event_hash,
-    last_event,
-)
+from payagent.store.payments import OutputRow, Stage, dump_outputs
+from payagent.store.queries import AttemptKind, CoinRow
 from payagent.store.writer import Unit
 
 

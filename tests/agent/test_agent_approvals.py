@@ -23,8 +23,8 @@ from payagent.audit.verify import verify
 from payagent.core.payment import State
 from payagent.core.policy import Scope, Window
 from payagent.core.problem import Refused
-from payagent.store import alerts, approvals, apps, queries, spending
-from payagent.store.queries import PaymentRow
+from payagent.store import alerts, approvals, apps, events, payments, queries, spending
+from payagent.store.payments import PaymentRow
 from payagent.wallet.keys import Signer
 
 PRICE = 10 * ADA
@@ -174,7 +174,7 @@ async def test_a_refused_decision_is_in_the_record_and_leaks_nothing(world: Worl
         row, _ = await run.agent.pay(replace(world.ask(), app_id="app_somebody"))
         await set_limits(run.desk, APP, None, None, "lovelace", {Window.DAY: 9 * ADA})
         await refuses(run, row, "limit_exceeded")
-        told = queries.last_note(run.desk.conn, row.id, "decision_refused")
+        told = events.last_note(run.desk.conn, row.id, "decision_refused")
         assert told is not None
         assert (told["code"], told["by"], told["via"]) == ("limit_exceeded", "app_somebody", "token")
         assert ("leaves 9 ADA" in told["figures"], "9 ADA" in told["detail"]) == (True, False)
@@ -391,8 +391,8 @@ async def test_more_than_was_asked_about_is_not_paid(world: World) -> None:
         await refuses(run, row, "above_approved")
         await run.settle_down(2)
         await run.agent.decisions.approve(row.id, SOMEBODY)
-        asked = queries.hold(run.desk.conn, row.id, "ask")["lovelace"]
-        assert queries.hold(run.desk.conn, row.id)["lovelace"] <= asked
+        asked = payments.hold(run.desk.conn, row.id, "ask")["lovelace"]
+        assert payments.hold(run.desk.conn, row.id)["lovelace"] <= asked
 
 
 @pytest.mark.parametrize("spare", [0, FEE_ROOM_LOVELACE - 1])

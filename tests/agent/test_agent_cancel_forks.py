@@ -21,7 +21,7 @@ from payagent.core.payment import Delivery, State
 from payagent.core.problem import Refused
 from payagent.dialects import Said, make_response
 from payagent.store import queries
-from payagent.store.queries import PaymentRow
+from payagent.store.payments import PaymentRow
 from payagent.store.writer import Unit, Writer
 from payagent.wallet.coins import Coin, Coins
 from payagent.wallet.transaction import MAINNET_PARAMETERS, min_lovelace, select

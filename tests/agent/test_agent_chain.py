@@ -28,8 +28,9 @@ from payagent.agent.foreign import thaw
 from payagent.core.payment import State
 from payagent.core.policy import WALLET
 from payagent.core.problem import Refused
-from payagent.store import queries, spending
-from payagent.store.queries import CoinRow, PaymentRow
+from payagent.store import payments, queries, spending
+from payagent.store.payments import PaymentRow
+from payagent.store.queries import CoinRow
 from payagent.wallet.coins import Coin
 
 DEPTH = 8
@@ -201,7 +202,7 @@ class TestAChildWithoutItsParent:
                 assert void.void_by == run.desk.payment(parent.id).tx_id
             assert_at_rest(world, run)
             spent = spending.totals(run.desk.conn, WALLET)
-            assert spent == queries.hold(run.desk.conn, parent.id), "what never was counts against no limit"
+            assert spent == payments.hold(run.desk.conn, parent.id), "what never was counts against no limit"
             await pass_time_of(world, run, LONG_S)
             again = await run.pay("child")
             assert again.id != child.id

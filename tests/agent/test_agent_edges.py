@@ -16,7 +16,7 @@ from payagent.core.payment import Delivery, State
 from payagent.core.policy import Limit, Scope, Window
 from payagent.core.problem import Refused
 from payagent.devnet.server import DevnetThread
-from payagent.store import apps, queries, spending
+from payagent.store import apps, payments, queries, spending
 from payagent.store.writer import Unit
 from payagent.wallet.check import CheckFailed
 from payagent.wallet.keys import Signer, derive, seed_from_words
@@ -74,7 +74,7 @@ class TestCommitPoints:
             await run.look()
             with pytest.raises(CheckFailed, match="signature"):
                 await run.pay(key="k")
-            [row] = queries.payments_in(run.desk.conn, list(State))
+            [row] = payments.payments_in(run.desk.conn, list(State))
             assert row.state is State.RESERVED
             assert not queries.attempts(run.desk.conn, row.id)
             assert not world.waiting()
@@ -91,7 +91,7 @@ class TestCommitPoints:
                 await run.pay(key="k")
             with pytest.raises(Refused, match=r"limits\.per_transaction"):
                 await run.agent.transfers.send(APP, somebody_else(world), "lovelace", 2 * ADA)
-            assert {row.state for row in queries.payments_in(run.desk.conn, list(State))} == {State.REJECTED}
+            assert {row.state for row in payments.payments_in(run.desk.conn, list(State))} == {State.REJECTED}
             assert run.desk.coins.totals["lovelace"] == 50 * ADA
 
     async def test_what_could_not_be_written_down_is_not_sent(self, world: World) -> None:
@@ -147,7 +147,7 @@ class TestOneThatRaises:
                 await run.agent.pay(world.ask("b", key="b"))
             await run.pass_time(3)
             assert run.state(row.id) is State.CONFIRMED
-            [other] = queries.payments_in(run.desk.conn, [State.RESERVED])
+            [other] = payments.payments_in(run.desk.conn, [State.RESERVED])
             signer.trouble = "mended"
             await run.settle_down(2)
             assert run.state(other.id) is State.CONFIRMED
@@ -190,7 +190,7 @@ class TestOneThatRaises:
                 await run.look()
                 after, _ = queries.submissions(run.desk.conn, row.tx_id or "")
                 assert after == before + 1
-            assert len(queries.payments_in(run.desk.conn, [State.RESERVED])) == 1
+            assert len(payments.payments_in(run.desk.conn, [State.RESERVED])) == 1
 
 
 class TestLimits:
@@ -243,7 +243,7 @@ class TestLimits:
                 await run.agent.pay(world.ask("first"))
             world.clock.ahead_ms += 240_000
             await run.settle_down()
-            [late] = queries.payments_in(run.desk.conn, list(State))
+            [late] = payments.payments_in(run.desk.conn, list(State))
             assert late.reason_code == "invoice_expired"
             signer.trouble = "mended"
             assert (await run.pay("second")).state is State.IN_FLIGHT
@@ -373,7 +373,7 @@ class TestTheCaller:
             ask = world.ask(key="k")
             with pytest.raises(OSError, match="the signer is gone"):
                 await run.agent.pay(ask)
-            [row] = queries.payments_in(run.desk.conn, [State.RESERVED])
+            [row] = payments.payments_in(run.desk.conn, [State.RESERVED])
             with pytest.raises(Refused, match="not_signed_yet") as refused:
                 await run.agent.pay(ask)
             assert refused.value.context["payment"] == row.id

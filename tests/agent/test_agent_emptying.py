@@ -15,7 +15,7 @@ from payagent.core.payment import State
 from payagent.core.problem import Refused
 from payagent.signer.policy import Policy, clocks_of
 from payagent.store import queries
-from payagent.store.queries import PaymentRow
+from payagent.store.payments import PaymentRow
 from payagent.wallet.keys import Account
 
 DUST, CLOSED, KNOWN = "aa" * 28, "bb" * 28, "cc" * 28

@@ -5,15 +5,15 @@ from dataclasses import dataclass
 import pytest
 from agent_kit import ADA, Run, World, with_terms
 
-from payagent.agent import watch
+from payagent.agent import due
 from payagent.agent.chainview import ChainView
+from payagent.agent.due import resubmit_due_ms
 from payagent.agent.ports import InProcess
-from payagent.agent.watch import resubmit_due_ms
 from payagent.chain.source import Genesis, Parameters, Tip
 from payagent.core.network import NETWORKS
 from payagent.core.payment import State
 from payagent.core.problem import Refused
-from payagent.store import queries
+from payagent.store import journal, payments, queries
 
 
 async def until_confirmed(world: World, run: Run, payment_id: str) -> None:
@@ -98,7 +98,7 @@ async def test_a_provider_that_is_down_at_the_start_means_not_ready_and_no_signa
         await run.look()
         with pytest.raises(Refused, match="chain_not_ready"):
             await run.agent.pay(world.ask())
-        assert not queries.payments_in(run.desk.conn, list(State))
+        assert not payments.payments_in(run.desk.conn, list(State))
         world.control("faults", clear=True)
         await run.look()
         assert (await run.pay()).state is State.IN_FLIGHT
@@ -245,7 +245,7 @@ async def test_a_restart_takes_up_what_was_admitted_and_not_signed(world: World)
         run.agent.signing._signer = InProcess(Broken(good.public_key, good.payment_key_hash))
         with pytest.raises(OSError, match="the signer is gone"):
             await run.agent.pay(world.ask(key="k"))
-        [reserved] = queries.payments_in(run.desk.conn, [State.RESERVED])
+        [reserved] = payments.payments_in(run.desk.conn, [State.RESERVED])
     async with world.run() as run:
         await run.look()
         row = run.desk.payment(reserved.id)
@@ -266,7 +266,7 @@ async def test_a_restart_too_late_to_sign_gives_the_hold_back(world: World) -> N
         run.agent.signing.sign = stop_before_signing  # type: ignore[method-assign]
         with pytest.raises(OSError, match="killed"):
             await run.agent.pay(world.ask(key="k"))
-        [reserved] = queries.payments_in(run.desk.conn, [State.RESERVED])
+        [reserved] = payments.payments_in(run.desk.conn, [State.RESERVED])
         assert run.books()["held"]
     world.clock.ahead_ms += 240_000
     async with world.run() as run:
@@ -278,8 +278,8 @@ async def test_a_restart_too_late_to_sign_gives_the_hold_back(world: World) -> N
         assert len(run.desk.coins) == 1
 
 
-def entries(run: Run, payment_id: str) -> list[queries.EntryRow]:
-    return queries.entries_page(run.desk.conn, payment_id=payment_id, account=None, before_id=None, limit=50)
+def entries(run: Run, payment_id: str) -> list[journal.EntryRow]:
+    return journal.entries_page(run.desk.conn, payment_id=payment_id, account=None, before_id=None, limit=50)
 
 
 def test_the_same_bytes_are_sent_again_more_and_more_rarely() -> None:
@@ -357,7 +357,7 @@ async def test_after_a_restart_many_are_sent_again_a_few_at_a_time(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each takes memory while it is on its way, and 100,000 may be open."""
-    monkeypatch.setattr(watch, "SENT_AT_ONCE_MAX", 2)
+    monkeypatch.setattr(due, "SENT_AT_ONCE_MAX", 2)
     world.fund(*[20 * ADA] * 5)
     async with world.run() as run:
         await run.look()

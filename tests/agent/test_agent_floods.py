@@ -11,7 +11,7 @@ from agent_kit import ADA, APP, Run, World, daily, with_terms, world_with_clock
 from payagent.agent import floods
 from payagent.agent.floods import AT_ONCE, EVERY_S, Floods
 from payagent.core.problem import Refused
-from payagent.store import apps, queries
+from payagent.store import apps, payments
 
 OTHER = "app_other"
 
@@ -58,7 +58,7 @@ async def test_what_a_limit_forbids_is_on_record_so_often_and_no_more(world: Wor
         paid = codes.count("paid")
         assert codes == ["paid"] * paid + ["limit_exceeded"] * (8 - paid)
         assert 0 < paid < 4
-        count, _ = queries.payment_counts(run.desk.conn)
+        count, _ = payments.payment_counts(run.desk.conn)
         assert count == paid + 3, "of what was refused, three"
         assert await code_of(run, asks[0]) == "paid", "what it has it is given all the same"
 

@@ -12,7 +12,7 @@ from payagent.agent.watch import Watch
 from payagent.core.payment import State
 from payagent.core.problem import Refused
 from payagent.merchants.client import MerchantClient
-from payagent.store import queries
+from payagent.store import payments
 
 TOKEN = "ab" * 28 + "55534454"
 
@@ -37,7 +37,7 @@ async def test_a_402_is_paid_and_the_call_is_served(world: World, dialect: str) 
         await run.settle_down()
         assert run.desk.payment(row.id).state is State.CONFIRMED
         assert served(world, run, row.id, "hello") == 200
-        await run.watch.poll_merchants()
+        await run.watch.inquiries.poll_merchants()
         assert run.desk.payment(row.id).merchant_status == "consumed"
         paid = sum(output.units for output in row.outputs)
         assert run.books()[f"merchant:{world.origin}"] == {"lovelace": paid}
@@ -65,7 +65,7 @@ async def test_a_merchant_is_asked_of_an_invoice_ever_more_seldom(world: World) 
         watch = Watch(run.agent, client)
         counts = []
         for _ in range(0, 3600, 2):
-            await watch.poll_merchants()
+            await watch.inquiries.poll_merchants()
             counts.append(net.calls)
             world.clock.ahead_ms += 2000
         await client.aclose()
@@ -81,13 +81,13 @@ async def test_a_merchant_is_not_asked_of_what_it_cannot_know_yet(world: World) 
         await run.pay()
         client = MerchantClient(net)
         watch = Watch(run.agent, client)
-        await watch.poll_merchants()
+        await watch.inquiries.poll_merchants()
         assert net.calls == 0, "it is in no block"
         world.clock.ahead_ms += 60_000
-        await watch.poll_merchants()
+        await watch.inquiries.poll_merchants()
         assert net.calls == 1, "that it takes so long the merchant may know of"
         world.clock.ahead_ms -= 3_600_000
-        await watch.poll_merchants()
+        await watch.inquiries.poll_merchants()
         assert net.calls == 2, "a clock that was set back keeps nobody from being asked"
         await client.aclose()
 
@@ -101,9 +101,9 @@ async def test_many_open_invoices_are_asked_of_in_turn(world: World) -> None:
         world.clock.ahead_ms += 60_000
         client = MerchantClient(net)
         watch = Watch(run.agent, client)
-        await watch.poll_merchants()
+        await watch.inquiries.poll_merchants()
         assert net.calls == 50
-        await watch.poll_merchants()
+        await watch.inquiries.poll_merchants()
         await client.aclose()
         assert all(run.desk.payment(row.id).merchant_status for row in rows), "those left out went first"
 
@@ -292,7 +292,7 @@ async def test_what_is_too_near_its_end_is_not_signed(world: World) -> None:
         await run.look()
         with pytest.raises(Refused, match="invoice_expired"):
             await run.agent.pay(world.ask())
-        assert queries.payments_in(run.desk.conn, list(State))[0].reason_code == "invoice_expired"
+        assert payments.payments_in(run.desk.conn, list(State))[0].reason_code == "invoice_expired"
 
 
 async def test_the_caller_can_tighten(world: World) -> None:
@@ -317,7 +317,7 @@ async def test_a_quote_reserves_and_writes_nothing(world: World) -> None:
         assert quote.refusal is not None
         assert quote.refusal.code == "limit_exceeded"
         assert quote.plan.fee_lovelace == 155_381 + 44 * quote.plan.size
-        assert not queries.payments_in(run.desk.conn, list(State))
+        assert not payments.payments_in(run.desk.conn, list(State))
         assert len(run.desk.coins) == 1
 
 

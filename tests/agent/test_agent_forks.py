@@ -11,18 +11,18 @@ from collections.abc import Callable
 import pytest
 from agent_kit import ADA, Relay, Run, World, with_terms
 
+from payagent.agent.sightings import RECHECK_DEPTHS
 from payagent.agent.terms import Terms
-from payagent.agent.watch import RECHECK_DEPTHS
 from payagent.core.payment import State
 from payagent.core.problem import Refused
-from payagent.store import queries
+from payagent.store import payments, queries
 
 PAID = {State.CONFIRMED, State.SETTLED}
 
 
 def assert_calm(world: World, run: Run) -> None:
     """Nothing is on its way: each payment is on the chain once, and books, coins and memory say what it says."""
-    rows = [row for row in queries.payments_in(run.desk.conn, list(State)) if row.state is not State.REJECTED]
+    rows = [row for row in payments.payments_in(run.desk.conn, list(State)) if row.state is not State.REJECTED]
     assert {row.state for row in rows} <= PAID, [(row.id, row.state, run.events(row.id)) for row in rows]
     assert sorted(world.transactions()) == sorted(row.tx_id or "" for row in rows)
     assert run.owned() == world.on_chain()

@@ -20,7 +20,7 @@ from payagent.devnet.decode import decode_tx
 from payagent.devnet.server import DevnetThread
 from payagent.log import Redactor
 from payagent.settings import load_settings
-from payagent.store import apps, queries, spending
+from payagent.store import apps, payments, spending
 from payagent.store.apps import AppRow
 from payagent.store.writer import Unit
 
@@ -68,7 +68,7 @@ async def test_what_the_signer_would_refuse_by_its_fee_is_refused_before_anythin
         await run.look()
         told = (await refusal(run, "dear")).detail
         assert re.search(r"one transaction may take 13 ADA .*, this one takes 13\.\d+ ADA with its fee", told)
-        assert not queries.payments_in(run.desk.conn, [State.RESERVED])
+        assert not payments.payments_in(run.desk.conn, [State.RESERVED])
 
 
 async def test_what_was_spent_and_set_is_known_after_a_restart(world: World) -> None:
@@ -151,7 +151,7 @@ async def test_the_ada_that_rides_along_is_bounded_for_an_app_of_a_token_too(wor
         asks = [replace(world.ask(f"call {n}", key=f"k{n}"), app_id="app_two") for n in range(4)]
         row, _ = await run.agent.pay(asks[0])
         least = 160 + decode_tx(row.cbor or b"").output_sizes_bytes[0]
-        held = queries.hold(run.desk.conn, row.id)
+        held = payments.hold(run.desk.conn, row.id)
         assert held == {TOKEN: 2, "lovelace": least * 4310 + (row.fee_lovelace or 0)}
         answers = [await asyncio.gather(run.agent.pay(ask), return_exceptions=True) for ask in asks[1:]]
         told = next(one for (one,) in answers if isinstance(one, Refused)).context

@@ -16,7 +16,7 @@ from payagent.core.address import parse_address
 from payagent.core.payment import State
 from payagent.core.problem import Refused
 from payagent.devnet.merchant import role_address
-from payagent.store import alerts, pauses, queries
+from payagent.store import alerts, pauses, payments
 from payagent.store.writer import Writer
 from payagent.wallet.keys import Signer
 
@@ -58,7 +58,7 @@ async def test_what_is_new_is_refused_and_leaves_nothing_held(world: World) -> N
             await run.pay()
         assert code_of(refused) == "paused"
         assert refused.value.problem.retryable
-        assert queries.payments_in(run.desk.conn, list(State)) == []
+        assert payments.payments_in(run.desk.conn, list(State)) == []
         assert run.books().get("held", {}) == {}
         other = parse_address(role_address("creator").text, run.desk.terms.network)
         for order in (
@@ -122,7 +122,7 @@ async def test_a_pause_between_a_signature_and_its_commit_keeps_the_bytes_from_l
         with pytest.raises(Refused) as refused:
             await run.pay()
         assert (code_of(refused), signer.signed) == ("paused", 1)
-        (row,) = queries.payments_in(run.desk.conn, list(State))
+        (row,) = payments.payments_in(run.desk.conn, list(State))
         assert (row.state, attempts(run, row)) == (State.RESERVED, [])
         await run.settle_down(3)
         assert (signer.signed, world.transactions()) == (1, [])
@@ -142,7 +142,7 @@ async def test_what_is_held_and_too_late_is_given_back_though_it_is_paused(world
         signer.writer = run.desk._writer  # type: ignore[assignment]
         with pytest.raises(Refused):
             await run.pay()
-        (row,) = queries.payments_in(run.desk.conn, list(State))
+        (row,) = payments.payments_in(run.desk.conn, list(State))
         await pass_time_of(world, run, 1_800)
         assert run.state(row.id) is State.REJECTED
         assert run.books().get("held", {}).get("lovelace", 0) == 0

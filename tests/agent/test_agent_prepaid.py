@@ -22,7 +22,7 @@ from payagent.core.payment import State
 from payagent.core.policy import Scope, Window
 from payagent.core.prepaid import CALLS, Balance
 from payagent.core.problem import Refused
-from payagent.store import apps, prepaid, queries, spending
+from payagent.store import apps, payments, prepaid, spending
 
 PRICE = 10 * ADA
 SHARES = 3 * ADA
@@ -232,7 +232,7 @@ async def test_what_the_merchant_says_is_kept_and_changes_nothing(run: Run) -> N
     row = await run.pay_in_block("first")
     assert run.world.call("first", headers=headers(run, row.id)).status_code == 200
     await run.agent.deliveries.record_delivery(row.id, 200)
-    await run.watch.observe_prepaid()
+    await run.watch.inquiries.observe_prepaid()
     (one,) = prepaid.holdings(run.desk.conn)
     told = prepaid.last_observation(run.desk.conn, one.pool.id)
     assert told is not None
@@ -242,14 +242,14 @@ async def test_what_the_merchant_says_is_kept_and_changes_nothing(run: Run) -> N
     assert run.world.call("beside payagent").status_code == 200
     await run.agent.prepaid_calls.record_call(call(run))
     run.world.clock.ahead_ms += 1000
-    await run.watch.observe_prepaid()
+    await run.watch.inquiries.observe_prepaid()
     told = prepaid.last_observation(run.desk.conn, one.pool.id)
     assert told is not None
     assert (told.source, told.remaining, balance(run).left) == ("credits", 2, 2), "one path failed, the other told"
     assert run.world.call("beside payagent again").status_code == 200
     run.world.clock.ahead_ms += 600_000
     run.world.block()
-    await run.watch.observe_prepaid()
+    await run.watch.inquiries.observe_prepaid()
     told = prepaid.last_observation(run.desk.conn, one.pool.id)
     assert told is not None
     assert (told.remaining, balance(run).left) == (1, 2), "the merchant's word is kept, and is not our count"
@@ -263,12 +263,12 @@ async def test_a_merchant_that_was_asked_by_a_wrong_clock_is_asked_again_once_it
         async with world.run() as run:
             row = await run.pay_in_block("first")
             world.clock.ahead_ms = 86_400_000
-            await run.watch.observe_prepaid()
+            await run.watch.inquiries.observe_prepaid()
             pool = row.pool or 0
             before = prepaid.last_observation(run.desk.conn, pool)
             assert run.world.call("first", headers=headers(run, row.id)).status_code == 200
             world.clock.ahead_ms = 0
-            await run.watch.observe_prepaid()
+            await run.watch.inquiries.observe_prepaid()
             told = prepaid.last_observation(run.desk.conn, pool)
             assert before is not None
             assert told is not None
@@ -369,9 +369,9 @@ async def test_what_was_used_on_account_of_a_purchase_that_is_not_made_counts(wo
         signer.trouble = "fails"
         with pytest.raises(OSError, match="the signer is gone"):
             await run.agent.pay(second)
-        (held,) = queries.payments_in(run.desk.conn, [State.RESERVED])
+        (held,) = payments.payments_in(run.desk.conn, [State.RESERVED])
         assert await use_up(run, theirs, 2) == 2, "covered by what it holds for a batch of its own"
-        assert spending.totals(run.desk.conn, Scope("app_two")) == queries.hold(run.desk.conn, held.id)
+        assert spending.totals(run.desk.conn, Scope("app_two")) == payments.hold(run.desk.conn, held.id)
         await run.agent.carrying.resolve(held.id, "app_test")
         assert spending.totals(run.desk.conn, Scope("app_two")) == {"lovelace": (PRICE + SHARES) // 2}
         require_whole(run)

@@ -8,7 +8,7 @@ from agent_kit import ADA, Relay, World, with_terms
 
 from payagent.core.payment import State
 from payagent.core.problem import Refused
-from payagent.store import alerts, queries
+from payagent.store import alerts, payments, queries
 
 NOBODY = "http://127.0.0.1:9/api/v0"
 """The discard port: nothing listens there."""
@@ -94,7 +94,7 @@ class TestTwoProviders:
             assert not await run.watch.tick()
             with pytest.raises(Refused, match="chain_not_ready"):
                 await run.agent.pay(world.ask())
-            assert not queries.payments_in(run.desk.conn, list(State))
+            assert not payments.payments_in(run.desk.conn, list(State))
 
 
 PARAMETERS = "/epochs/latest/parameters"
@@ -332,7 +332,7 @@ class TestEvidence:
             assert not run.selectable()
             with pytest.raises(Refused, match="chain_not_ready"):
                 await run.agent.pay(world.ask())
-            assert not queries.payments_in(run.desk.conn, list(State))
+            assert not payments.payments_in(run.desk.conn, list(State))
             await run.settle_down()
             assert (await run.pay()).state is State.IN_FLIGHT
 

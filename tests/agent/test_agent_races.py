@@ -14,7 +14,7 @@ from agent_kit import ADA, World, world_with_clock
 from payagent.agent import steps
 from payagent.core.payment import State
 from payagent.core.problem import Refused
-from payagent.store import queries
+from payagent.store import payments
 from payagent.wallet.transaction import sign
 
 
@@ -33,7 +33,7 @@ async def test_a_sweep_between_admission_and_signature_leaves_the_payment_to_its
 
         async def sweep() -> None:
             while not stop.is_set():
-                for row in queries.payments_in(run.desk.conn, [State.RESERVED]):
+                for row in payments.payments_in(run.desk.conn, [State.RESERVED]):
                     await run.agent.carrying.resume(row)
                 await asyncio.sleep(0)
 

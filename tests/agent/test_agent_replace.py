@@ -12,9 +12,9 @@ from agent.test_agent_forks import assert_memory
 from agent.test_agent_handover import broadcast, with_handover
 from agent_kit import ADA, APP, DEVNET, Relay, Run, World, with_terms, world_with_clock
 
+from payagent.agent.due import RESUBMIT_MAX_MS
 from payagent.agent.foreign import thaw
 from payagent.agent.view import payment_view, retry_headers
-from payagent.agent.watch import RESUBMIT_MAX_MS
 from payagent.api.receipts import receipt_view
 from payagent.audit.finding import Finding
 from payagent.audit.receipt import check_receipt
@@ -26,8 +26,8 @@ from payagent.core.payment import State
 from payagent.core.policy import WALLET
 from payagent.core.problem import Refused
 from payagent.core.strict_json import dumps
-from payagent.store import alerts, queries, spending
-from payagent.store.queries import PaymentRow
+from payagent.store import alerts, events, payments, queries, spending
+from payagent.store.payments import PaymentRow
 from payagent.wallet.coins import Coin, Coins
 from payagent.wallet.transaction import Plan, select, sign, sweep
 
@@ -87,7 +87,7 @@ def assert_sound(world: World, run: Run) -> None:
     owner = Owner(world.account.address, DEVNET)
     with run.desk.snapshot() as conn:
         assert [one for one in verify(conn, owner) if isinstance(one, Finding)] == []
-        for row in queries.payments_in(conn, list(State)):
+        for row in payments.payments_in(conn, list(State)):
             receipt = read_receipt(dumps(receipt_view(conn, row, run.desk.terms)).encode())
             assert list(check_receipt(receipt)) == []
 
@@ -356,7 +356,7 @@ class TestTakenBack:
                 world.block(depth + 1)
                 await run.look()
                 assert run.state(row.id) is State.CANCELLING
-                assert spending.totals(run.desk.conn, WALLET) == queries.hold(run.desk.conn, row.id)
+                assert spending.totals(run.desk.conn, WALLET) == payments.hold(run.desk.conn, row.id)
                 assert_sound(world, run)
                 await run.pass_time(2, 250)
                 await wait_for_void(world, run)
@@ -391,7 +391,7 @@ class TestTakenBack:
             await run.look()
             row = await run.pay()
             assert len(attempts(run, row)[0].inputs) == 1
-            assert queries.hold(run.desk.conn, row.id) == {"lovelace": exact}
+            assert payments.hold(run.desk.conn, row.id) == {"lovelace": exact}
             await pass_time_of(world, run, 700)
             assert run.state(row.id) is State.CANCELLING
             assert len(attempts(run, row)[1].inputs) == 2
@@ -446,7 +446,7 @@ class TestTheNextInvoice:
             merchant = run.desk.terms.merchants[world.origin]
             headers = retry_headers(row, merchant, world.address)
             assert (headers["X-Invoice-Id"], headers["X-Payment"]) == (row.invoice_id, row.tx_id)
-            assert queries.hold(run.desk.conn, row.id) == spending.totals(run.desk.conn, WALLET)
+            assert payments.hold(run.desk.conn, row.id) == spending.totals(run.desk.conn, WALLET)
             assert_sound(world, run)
             await run.settle_down()
             assert (run.state(row.id), world.transactions()) == (State.CONFIRMED, [row.tx_id])
@@ -553,7 +553,7 @@ class TestTheNextInvoice:
         async with world.run() as run:
             _, row = await self.next_one(world, run, price="1500000", splits=[])
             assert sum(output.units for output in row.outputs) == 1_500_000
-            hold = queries.hold(run.desk.conn, row.id)
+            hold = payments.hold(run.desk.conn, row.id)
             assert hold["lovelace"] > 1_500_000 + (row.fee_lovelace or 0)
             await run.settle_down()
             assert run.books()[f"merchant:{world.origin}"] == {"lovelace": 1_500_000}
@@ -694,7 +694,7 @@ class TestResolve:
             assert (resolved.state, resolved.reason_code) == (State.CANCELLING, "resolved")
             assert (await run.agent.carrying.resolve(row.id, APP)).tx_id == resolved.tx_id
             (told,) = [
-                detail for _, event, _, detail, _ in queries.events(run.desk.conn, row.id) if event == "cancel"
+                detail for _, event, _, detail, _ in events.events(run.desk.conn, row.id) if event == "cancel"
             ]
             assert f'"by":"{APP}"' in told
             await wait_for_void(world, run)
@@ -727,7 +727,7 @@ class TestResolve:
             await run.look()
             with pytest.raises(Refused, match="store_failed"):
                 await run.agent.pay(world.ask())
-            (row,) = queries.payments_in(run.desk.conn, [State.RESERVED])
+            (row,) = payments.payments_in(run.desk.conn, [State.RESERVED])
             resolved = await run.agent.carrying.resolve(row.id, APP)
             assert (resolved.state, resolved.reason_code) == (State.REJECTED, "resolved")
             assert_at_rest(world, run)

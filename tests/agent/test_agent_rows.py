@@ -10,7 +10,7 @@ import pytest
 from benchmarks.store import ACCOUNT, Payer, payment_id
 from payagent.agent.rows import Rows
 from payagent.core.payment import State
-from payagent.store import queries, records
+from payagent.store import payments, records
 from payagent.wallet.transaction import sign
 
 
@@ -55,7 +55,7 @@ def test_what_is_kept_is_what_the_ledger_has(payer: Payer) -> None:
     rows = Rows(SimpleNamespace(conn=payer.readers.conn))  # type: ignore[arg-type]
 
     def as_in_the_ledger() -> bool:
-        return rows.open(tuple(State)) == queries.open_payments(payer.readers.conn)
+        return rows.open(tuple(State)) == payments.open_payments(payer.readers.conn)
 
     assert as_in_the_ledger()
     open_some(payer, range(3))

@@ -16,7 +16,7 @@ from payagent.agent.chainview import QUIET_MS
 from payagent.agent.view import payment_view
 from payagent.core.payment import State
 from payagent.core.problem import Refused
-from payagent.store import onchain, queries
+from payagent.store import onchain, payments
 from payagent.store.signer import SIGNER_FILE, Signed, SignerFile, last_signed
 
 __all__ = ["world"]
@@ -300,7 +300,7 @@ async def test_a_record_that_cannot_be_written_lets_nothing_leave(world: World, 
                 await run.pay("not noted")
             await run.look()
             assert world.waiting() == []
-            (row,) = queries.payments_in(run.desk.conn, (State.SIGNED,))
+            (row,) = payments.payments_in(run.desk.conn, (State.SIGNED,))
         await run.look()
         assert world.waiting() == [row.tx_id]
         assert (record.read() or Signed(0, "", 0)).tx_id == row.tx_id
@@ -316,7 +316,7 @@ async def test_no_proof_is_shown_before_the_signers_record_has_it(world: World, 
             for _ in range(2):  # after the commit, and before the next one
                 with pytest.raises(Refused, match=f"{SIGNER_FILE}.*could not be written"):
                     await run.agent.pay(ask)
-            rows = queries.payments_in(run.desk.conn, (State.IN_FLIGHT,))
+            rows = payments.payments_in(run.desk.conn, (State.IN_FLIGHT,))
             row = run.desk.payment(rows[-1].id)
             view = payment_view(row, run.desk.terms)
             assert row.cbor is not None

@@ -10,7 +10,7 @@ from agent_kit import ADA, APP, Run, World, world_with_clock
 
 from payagent.core.payment import State
 from payagent.core.problem import Refused
-from payagent.store import alerts, queries
+from payagent.store import alerts, payments
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ async def test_what_was_never_signed_is_rejected_and_its_money_free_and_it_is_to
             with pytest.raises(Refused, match="too much in a day") as caught:
                 await run.agent.pay(world.ask(key, key=key))
             assert caught.value.code == "limit_exceeded"
-        rejected = queries.payments_in(run.desk.conn, [State.REJECTED])
+        rejected = payments.payments_in(run.desk.conn, [State.REJECTED])
         assert [row.reason_code for row in rejected] == ["limit_exceeded"] * 2
         assert "held" not in run.books()
         assert run.desk.coins.totals == {"lovelace": 50 * ADA}
@@ -54,7 +54,7 @@ async def test_what_was_admitted_before_a_cap_was_lowered_does_not_wait_for_its_
         await run.look()
         with pytest.raises(OSError, match="the signer is gone"):
             await run.agent.pay(world.ask(key="k"))
-        (row,) = queries.payments_in(run.desk.conn, [State.RESERVED])
+        (row,) = payments.payments_in(run.desk.conn, [State.RESERVED])
     async with world.run(signer=BadSigner(world.account.signer, "refuses")) as run:
         await run.settle_down(3)
         assert run.state(row.id) is State.REJECTED

@@ -19,7 +19,7 @@ from payagent.agent.topup import PATIENCE_MS, Wish
 from payagent.core.payment import Delivery, State
 from payagent.core.policy import Limit
 from payagent.core.problem import Refused
-from payagent.store import alerts, apps, prepaid, queries, topups
+from payagent.store import alerts, apps, payments, prepaid, topups
 from payagent.store.apps import AppRow
 from payagent.store.topups import TopupRow
 from payagent.store.writer import Unit
@@ -99,13 +99,11 @@ class TestAnOrder:
             await run.look()
             row = await carry_out(run, (await order(run, 50 * ADA)).id)
             assert (row.state, row.reason_code) == ("done", None)
-            payments = queries.payments_of_topup(run.desk.conn, row.id)
-            assert [one.delivery for one in payments] == [Delivery.ACCEPTED] * 4
+            made = payments.payments_of_topup(run.desk.conn, row.id)
+            assert [one.delivery for one in made] == [Delivery.ACCEPTED] * 4
             assert len(world.transactions()) == 4
             assert balance(run).left == wallet_balance(world)["remaining"] == 4 * BATCH
-            assert run.owned() == {
-                "lovelace": 600 * ADA - 4 * COST - sum(one.fee_lovelace or 0 for one in payments)
-            }
+            assert run.owned() == {"lovelace": 600 * ADA - 4 * COST - sum(one.fee_lovelace or 0 for one in made)}
             require_whole(run)
 
     async def test_the_same_key_is_the_same_order_and_no_other(self, world: World) -> None:
@@ -143,7 +141,7 @@ class TestAnOrder:
             await run.look()
             row = await carry_out(run, (await order(run, COST, CHAT)).id)
             assert (row.state, row.reason_code) == ("done", "merchant_sells_none")
-            assert not queries.payments_in(run.desk.conn, list(State))
+            assert not payments.payments_in(run.desk.conn, list(State))
             refused = await carry_out(run, (await order(run, COST, key="2")).id)
             assert (refused.state, refused.reason_code) == ("stopped", "topup_refused")
             assert "409" in (refused.reason or "")
@@ -210,7 +208,7 @@ class TestLimits:
             plan = await run.topups.plan(APP, wish(world, 50 * ADA))
             assert (plan.count, plan.quote.refusal, plan.quote.invoice.total_units) == (4, None, COST)
             assert not topups.all_open(run.desk.conn)
-            assert not queries.payments_in(run.desk.conn, list(State))
+            assert not payments.payments_in(run.desk.conn, list(State))
 
     @pytest.mark.parametrize(
         ("limits", "terms", "units", "told"),
@@ -279,7 +277,7 @@ class TestTheEndOfAnOrder:
             await run.look()
             row = await carry_out(run, row.id)
             assert (row.state, row.reason_code) == ("stopped", "topup_cancelled")
-            (payment,) = queries.payments_of_topup(run.desk.conn, row.id)
+            (payment,) = payments.payments_of_topup(run.desk.conn, row.id)
             assert payment.delivery is Delivery.ACCEPTED
             assert balance(run).left == wallet_balance(world)["remaining"] == BATCH
             require_whole(run)
@@ -289,7 +287,7 @@ class TestTheEndOfAnOrder:
             await run.look()
             row = await order(run, COST)
             await go_round(run)
-            (paid,) = queries.payments_of_topup(run.desk.conn, row.id)
+            (paid,) = payments.payments_of_topup(run.desk.conn, row.id)
             assert (run.state(paid.id), paid.delivery) == (State.CONFIRMED, Delivery.NOT_PRESENTED)
             await run.desk.take_terms(replace(run.desk.filed, merchants={}), lambda _unit: None)
             await go_round(run)
@@ -308,7 +306,7 @@ class TestTheEndOfAnOrder:
             await add_orderer(run)
             row = await order_as_ops(run, COST)
             await run.topups.beat()
-            (asked,) = queries.payments_in(run.desk.conn, [State.AWAITING_APPROVAL])
+            (asked,) = payments.payments_in(run.desk.conn, [State.AWAITING_APPROVAL])
             await (run.topups.cancel(row.id, APP) if why == "topup_cancelled" else revoke_ops(run))
             row = run.topups.find(row.id)
             assert (row.state, row.reason_code) == ("stopped", why)
@@ -328,7 +326,7 @@ class TestTheEndOfAnOrder:
             await run.look()
             row = await order(run, COST)
             await run.topups.beat()
-            (asked,) = queries.payments_in(run.desk.conn, [State.AWAITING_APPROVAL])
+            (asked,) = payments.payments_in(run.desk.conn, [State.AWAITING_APPROVAL])
             world.clock.ahead_ms += PATIENCE_MS + 5_000
             await run.topups.beat()
             assert run.topups.find(row.id).state == "open", "the chain, which is away, bears no such time out"
@@ -344,7 +342,7 @@ class TestTheEndOfAnOrder:
             await add_orderer(run, world.clock.now_ms() + 60_000)
             await order_as_ops(run, COST)
             await run.topups.beat()
-            (asked,) = queries.payments_in(run.desk.conn, [State.AWAITING_APPROVAL])
+            (asked,) = payments.payments_in(run.desk.conn, [State.AWAITING_APPROVAL])
             world.clock.ahead_ms += 60_000
             await run.settle_down()
             with pytest.raises(Refused, match="app_ended"):
@@ -476,12 +474,12 @@ async def test_an_order_goes_on_at_the_next_start_where_the_signer_was_lost(worl
         await run.look()
         topup_id = (await order(run, COST)).id
         await run.topups.beat()
-        (payment,) = queries.payments_of_topup(run.desk.conn, topup_id)
+        (payment,) = payments.payments_of_topup(run.desk.conn, topup_id)
         assert (payment.state, run.topups.find(topup_id).state) == (State.RESERVED, "open")
     async with world.run() as run:
         await run.look()
         assert (await carry_out(run, topup_id)).state == "done"
-        (payment,) = queries.payments_of_topup(run.desk.conn, topup_id)
+        (payment,) = payments.payments_of_topup(run.desk.conn, topup_id)
         assert payment.delivery is Delivery.ACCEPTED
         assert balance(run).left == wallet_balance(world)["remaining"] == BATCH
         require_whole(run)
@@ -514,7 +512,7 @@ class TestTrouble:
             apart.clock.ahead_ms = 86_400_000
             await run.look()
             await run.topups.beat()
-            assert not queries.payments_of_topup(run.desk.conn, row.id), "the chain seems to stand still"
+            assert not payments.payments_of_topup(run.desk.conn, row.id), "the chain seems to stand still"
             apart.clock.ahead_ms = 0
             await run.look()
             assert (await carry_out(run, row.id)).state == "done"
@@ -526,7 +524,7 @@ class TestTrouble:
             await run.look()
             row = await order(run, COST)
             await go_round(run)
-            (payment,) = queries.payments_of_topup(run.desk.conn, row.id)
+            (payment,) = payments.payments_of_topup(run.desk.conn, row.id)
             headers = {"X-Invoice-Id": payment.invoice_id or "", "X-Payment": payment.tx_id or ""}
             headers |= {"X-Partner": "demo", "X-Wallet-Address": world.address, "Content-Type": "application/json"}
             assert (
@@ -604,7 +602,7 @@ class TestByItself:
             assert len(await autos(run)) == 1, "nobody has asked the merchant"
             world.clock.ahead_ms += 700_000
             await run.settle_down()
-            await run.watch.observe_prepaid()
+            await run.watch.inquiries.observe_prepaid()
             _, second = await autos(run, 12)
             assert (second.units, second.state) == (6, "done")
             assert wallet_balance(world)["remaining"] == 10
@@ -749,5 +747,5 @@ class TestOddMerchants:
         async with world.run() as run:
             await run.look()
             await run.topups.beat()
-            (payment,) = queries.payments_of_topup(run.desk.conn, row.id)
+            (payment,) = payments.payments_of_topup(run.desk.conn, row.id)
             assert payment.delivery is not Delivery.NOT_PRESENTED

@@ -31,8 +31,8 @@ from payagent.devnet.merchant import role_address
 from payagent.dialects import make_response
 from payagent.log import Redactor
 from payagent.settings import load_settings
-from payagent.store import alerts, approvals, queries, trust
-from payagent.store.queries import PaymentRow
+from payagent.store import alerts, approvals, events, payments, trust
+from payagent.store.payments import PaymentRow
 
 PINNED = Rules(first_use=True)
 SOMEBODY = Approver("token", "app_somebody")
@@ -78,7 +78,7 @@ async def approve(run: Run, message: str) -> PaymentRow:
 
 def events_of(run: Run, *names: str) -> list[tuple[str, dict[str, Any]]]:
     """The wallet's own events of these names, in order."""
-    rows = queries.event_links(run.desk.conn)
+    rows = events.event_links(run.desk.conn)
     return [(event, json.loads(detail)) for _, payment, event, _, detail, *_ in rows if event in names]
 
 
@@ -129,7 +129,7 @@ class TestAddresses:
         """A person is told which address it is; nothing is held in the books meanwhile."""
         held = run.books()["held"]
         assert await question(run, "second") == ["address_not_pinned"]
-        [row] = queries.payments_in(run.desk.conn, [State.AWAITING_APPROVAL])
+        [row] = payments.payments_in(run.desk.conn, [State.AWAITING_APPROVAL])
         asked = approvals.of_payment(run.desk.conn, row.id)
         assert asked is not None
         assert pay_to("thief") in asked.reasons[0].detail
@@ -282,7 +282,7 @@ class TestAddresses:
             for name in ("one", "another"):
                 world.settings(pay_to=pay_to(name), splits=[])
                 assert await question(run, name) == ["above_threshold"]
-                rows.append(queries.payments_in(run.desk.conn, [State.AWAITING_APPROVAL])[-1])
+                rows.append(payments.payments_in(run.desk.conn, [State.AWAITING_APPROVAL])[-1])
             await run.agent.decisions.approve(rows[0].id, SOMEBODY)
             with pytest.raises(Refused, match=r"address_not_pinned.*was not so when it was asked about"):
                 await run.agent.decisions.approve(rows[1].id, SOMEBODY)
@@ -508,7 +508,7 @@ class TestStrikes:
             unserved = await run.pay_in_block("not served")
             world.settings(price=str(20 * ADA), timeout=LONG_S)
             assert await question(run, "dear") == ["above_threshold"]
-            [row] = queries.payments_in(run.desk.conn, [State.AWAITING_APPROVAL])
+            [row] = payments.payments_in(run.desk.conn, [State.AWAITING_APPROVAL])
             world.clock.ahead_ms += 301_000
             await run.settle_down()
             await run.agent.deliveries.record_delivery(unserved.id, 402)
@@ -531,7 +531,7 @@ class TestStrikes:
             await run.agent.deliveries.record_delivery(unserved.id, 402)
             signer.trouble = "mended"
             await run.settle_down()
-            [row] = [one for one in queries.payments_in(run.desk.conn, list(State)) if one.id != unserved.id]
+            [row] = [one for one in payments.payments_in(run.desk.conn, list(State)) if one.id != unserved.id]
             assert (row.state, row.reason_code) == (State.REJECTED, "merchant_stopped")
             assert run.desk.refusals["merchant_stopped"] == 1, "nobody is there who is told"
             assert "held" not in run.books()
@@ -566,7 +566,7 @@ class TestNobodyAsksAgain:
                 await run.agent.deliveries.record_delivery(row.id, 500)
                 await run.agent.deliveries.record_delivery(row.id, 402)
                 await pass_an_hour(run)
-                await run.watch.give_up_unserved()
+                await run.agent.deliveries.give_up_unserved()
                 assert run.desk.payment(row.id).delivery is Delivery.PAID_NOT_SERVED
                 assert run.events(row.id).count("delivery_give_up") == 1
             assert alerts.raised(run.desk.conn, "merchant_stopped") == [f"merchant:{world.origin}"]
@@ -590,7 +590,7 @@ class TestNobodyAsksAgain:
             await pass_an_hour(run, but_s=60)
             assert run.desk.payment(row.id).delivery is Delivery.PRESENTED
             world.clock.ahead_ms += 3_600_000  # and no block: this machine's clock alone accuses nobody
-            await run.watch.give_up_unserved()
+            await run.agent.deliveries.give_up_unserved()
             assert run.desk.payment(row.id).delivery is Delivery.PRESENTED
             assert (await run.agent.deliveries.record_delivery(row.id, 200)).delivery is Delivery.ACCEPTED
             await pass_an_hour(run)
@@ -612,7 +612,7 @@ class TestNobodyAsksAgain:
             await run.agent.deliveries.record_delivery(row.id, 402)
         world.clock.ahead_ms += 3_605_000
         async with world.run(terms=guarded(world, self.STOP)) as run:
-            await run.watch.give_up_unserved()
+            await run.agent.deliveries.give_up_unserved()
             await run.settle_down()
             await pass_an_hour(run, but_s=60)
             assert run.desk.payment(row.id).delivery is Delivery.PRESENTED
@@ -633,10 +633,10 @@ class TestNobodyAsksAgain:
 
 async def pass_an_hour(run: Run, but_s: int = 0) -> None:
     """An hour and a bit by the chain's time, and looks for what was not served in it."""
-    await run.watch.give_up_unserved()
+    await run.agent.deliveries.give_up_unserved()
     run.world.clock.ahead_ms += 3_605_000 - but_s * 1000
     await run.settle_down()
-    await run.watch.give_up_unserved()
+    await run.agent.deliveries.give_up_unserved()
 
 
 async def test_an_invoice_that_comes_with_other_terms_is_told_once(world: World) -> None:
@@ -674,10 +674,10 @@ class TestCrowds:
             await run.look()
             for message in ("first", "second"):
                 await run.pay(message)
-            before = queries.payment_counts(run.desk.conn)
+            before = payments.payment_counts(run.desk.conn)
             told = await refusal(run, "third")
             assert (told.code, told.problem.retryable) == ("merchant_busy", True)
-            assert queries.payment_counts(run.desk.conn) == before, "what may just be asked again leaves no row"
+            assert payments.payment_counts(run.desk.conn) == before, "what may just be asked again leaves no row"
             await run.settle_down()
             assert (await run.pay("third")).state is State.IN_FLIGHT
 

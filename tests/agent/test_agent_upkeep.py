@@ -13,8 +13,8 @@ from payagent.agent.pause import pause, unpause
 from payagent.agent.ports import Signatures
 from payagent.core.payment import ON_CHAIN, State
 from payagent.core.problem import Refused
-from payagent.store import queries, upkeep
-from payagent.store.queries import PaymentRow
+from payagent.store import payments, queries, upkeep
+from payagent.store.payments import PaymentRow
 from payagent.store.upkeep import UPKEEP_APP
 
 DEPTH = 8
@@ -34,7 +34,7 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 def own_orders(run: Run) -> list[PaymentRow]:
     """What upkeep ordered, oldest first."""
-    rows = queries.payments_page(
+    rows = payments.payments_page(
         run.desk.conn, app_id=UPKEEP_APP, state=None, origin=None, since_ms=None, before_seq=None, limit=1000
     )
     return rows[::-1]
@@ -257,7 +257,7 @@ class TestWhatIsRefusedAsBefore:
         async with world.run(terms=with_terms(chain_depth=1, upkeep_lovelace=150_000)) as run:
             await run.look()
             codes = await refused(world, run, 4)
-            rejected = queries.payments_in(run.desk.conn, (State.REJECTED,))
+            rejected = payments.payments_in(run.desk.conn, (State.REJECTED,))
             assert [row.reason_code for row in rejected] == codes == ["funds_in_flight"] * 2
 
     async def test_what_a_limit_forbids_does_not_wait(self, world: World) -> None:
@@ -273,7 +273,7 @@ class TestWhatIsRefusedAsBefore:
         async with world.run(terms=with_terms(chain_depth=DEPTH, upkeep_lovelace=PER_DAY, limits=limits)) as run:
             await run.look()
             assert await refused(world, run, 30) == ["limit_exceeded"] * 30
-            rejected = queries.payments_in(run.desk.conn, (State.REJECTED,))
+            rejected = payments.payments_in(run.desk.conn, (State.REJECTED,))
             assert len(rejected) == 30, "each is on record"
             assert own_orders(run) == []
 
@@ -297,7 +297,7 @@ class TestWhatIsRefusedAsBefore:
             await signer.is_asked.wait()
             world.settings(price=str(50 * ADA))
             others = asyncio.create_task(refused(world, run, 5))
-            while len(queries.payments_in(run.desk.conn, (State.REJECTED,))) < 5 and not run.agent.stock._line:
+            while len(payments.payments_in(run.desk.conn, (State.REJECTED,))) < 5 and not run.agent.stock._line:
                 await asyncio.sleep(0)
             signer.may_sign.set()
             assert (await first).tx_id

@@ -18,7 +18,7 @@ from payagent.cli.payments import EVENTS_IN_WORDS
 from payagent.core.payment import State
 from payagent.core.problem import Refused
 from payagent.store import alerts, queries
-from payagent.store.queries import PaymentRow
+from payagent.store.payments import PaymentRow
 from payagent.store.writer import Unit
 
 SETTLE_DEPTH = 12

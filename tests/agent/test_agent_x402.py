@@ -23,8 +23,8 @@ from payagent.core.payment import Delivery, State
 from payagent.core.problem import Refused
 from payagent.dialects import Said, parse_answer, parse_response
 from payagent.settings import read_merchant
-from payagent.store import queries
-from payagent.store.queries import PaymentRow
+from payagent.store import payments
+from payagent.store.payments import PaymentRow
 
 TOKEN = "ab" * 28 + b"USD".hex()
 PATH = "/x402/report?day=1"
@@ -328,7 +328,7 @@ async def test_a_crash_before_the_signature_rebuilds_the_same_commitment(world: 
             await run.agent.pay(asked)
     async with world.run() as run:
         await run.look()
-        (row,) = queries.payments_in(run.desk.conn, list(State))
+        (row,) = payments.payments_in(run.desk.conn, list(State))
         assert row.state is State.RESERVED, "nobody asks, so nothing is signed"
         again, is_new = await run.agent.pay(asked)
         assert (again.id, again.state, is_new) == (row.id, State.IN_FLIGHT, False)

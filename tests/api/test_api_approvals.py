@@ -7,7 +7,7 @@ import pytest
 from agent_kit import ADA, World, with_terms
 from api_kit import Api, served
 
-from payagent.store import queries
+from payagent.store import payments
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ async def test_only_an_operator_decides_on_its_own_payment_and_who_only_pays_on_
     for path in ("approve", "deny"):
         refused = await both.post(f"/v1/payments/{asked['id']}/{path}", json={})
         assert (refused.status_code, refused.json()["code"]) == (403, "forbidden")
-    assert queries.payments_in(api.run.desk.conn, ["signed", "in_flight"]) == []  # type: ignore[list-item]
+    assert payments.payments_in(api.run.desk.conn, ["signed", "in_flight"]) == []  # type: ignore[list-item]
     own = await ask(api, "mine", app="first")
     assert (await api.http.post(f"/v1/payments/{own['id']}/approve", json={})).status_code == 200
     assert (await both.post(f"/v1/payments/{other['id']}/approve", json={})).status_code == 200

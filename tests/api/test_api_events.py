@@ -16,7 +16,7 @@ from canaries import plant
 from payagent.agent.ports import SystemRandomness
 from payagent.api import events as events_room
 from payagent.api.tokens import hash_token, new_token
-from payagent.store import apps, queries, records
+from payagent.store import apps, events, records
 from payagent.store.following import PAGE_ROWS
 from payagent.store.writer import Unit
 
@@ -90,7 +90,7 @@ async def test_who_comes_back_with_the_last_id_misses_nothing(api: Api) -> None:
         seen = await stream.next()
     await api.pay("b")
     await api.run.agent.sending.drain(10)
-    newest, _ = queries.last_event(api.run.desk.conn)
+    newest, _ = events.last_event(api.run.desk.conn)
     assert newest > 4
     for asked in ({"headers": {"Last-Event-ID": seen["id"]}}, {"params": {"after": seen["id"]}}):
         async with following(api, **asked) as stream:
@@ -107,7 +107,7 @@ async def test_an_app_that_only_pays_sees_its_own_payments_alone(api: Api) -> No
     await api.run.desk.write("note", lambda unit: records.note(unit, None, "alert_raised", None, 1, {"kind": "x"}))
     last = await api.pay("ours, too", app="payer")
     await api.run.agent.sending.drain(10)
-    newest, _ = queries.last_event(api.run.desk.conn)
+    newest, _ = events.last_event(api.run.desk.conn)
     async with following(api, "payer", params={"after": 0}) as stream:
         mine = [await stream.next()]
         while int(mine[-1]["id"]) < newest:

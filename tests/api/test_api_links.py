@@ -11,7 +11,7 @@ from payagent.api.turnstile import BURST_S, Rates
 from payagent.core.guards import Rules
 from payagent.core.policy import Window
 from payagent.proxy.door import Bounds
-from payagent.store import approvals, queries
+from payagent.store import approvals, events
 
 LINKS = Links("http://127.0.0.1", bytes(KEY_BYTES))
 ASKING = with_terms(approval_above={"lovelace": 5 * ADA})
@@ -48,7 +48,7 @@ async def test_a_decision_by_link_that_is_refused_is_counted_once_and_in_the_rec
         await set_limits(run.desk, APP, None, None, "lovelace", {Window.DAY: 9 * ADA})
         page = await api.http.post(link, headers=OWN_FORM)
         assert (page.status_code, run.desk.refusals["limit_exceeded"]) == (403, 1)
-        told = queries.last_note(run.desk.conn, link.split("/")[2], "decision_refused")
+        told = events.last_note(run.desk.conn, link.split("/")[2], "decision_refused")
         assert told is not None
         assert (told["code"], told["by"], told["via"]) == ("limit_exceeded", None, "link")
 

@@ -17,8 +17,8 @@ from payagent.audit.export import Format, export
 from payagent.audit.plaintext import account_name, commodity_name
 from payagent.audit.statement import statement
 from payagent.core.problem import Refused
-from payagent.store import queries
-from payagent.store.queries import EVERYTHING, Selection
+from payagent.store import journal
+from payagent.store.journal import EVERYTHING, Selection
 from payagent.store.writer import Readers
 
 BEAN_CHECK = Path(sys.executable).with_name("bean-check")
@@ -33,7 +33,7 @@ def exported(past: Past, form: Format, only: Selection = EVERYTHING) -> str:
 def middle_ms(past: Past) -> int:
     """A moment in the middle of the books."""
     with Readers(past.path).snapshot() as conn:
-        times = [entry.at_ms for entry, *_ in queries.booked(conn, EVERYTHING)]
+        times = [entry.at_ms for entry, *_ in journal.booked(conn, EVERYTHING)]
     return sorted(times)[len(times) // 2]
 
 
@@ -47,8 +47,8 @@ def selections(past: Past) -> Iterator[Selection]:
 def test_the_rows_of_csv_are_the_postings(lived: Past) -> None:
     rows = list(csv.DictReader(io.StringIO(exported(lived, "csv"))))
     with Readers(lived.path).snapshot() as conn:
-        wanted = [(str(e.id), *line) for e, *_ in queries.booked(conn, EVERYTHING) for line in e.postings]
-        closing = queries.turnover(conn, EVERYTHING)
+        wanted = [(str(e.id), *line) for e, *_ in journal.booked(conn, EVERYTHING) for line in e.postings]
+        closing = journal.turnover(conn, EVERYTHING)
     booked = [row for row in rows if row["entry"]]
     assert [(row["entry"], row["account"], row["asset"], int(row["units"])) for row in booked] == wanted
     last = [(row["account"], row["asset"], int(row["units"])) for row in rows if row["kind"] == "closing"]
@@ -109,7 +109,7 @@ def test_hledger_accepts_every_part_and_finds_a_changed_amount(lived: Past, tmp_
     assert run(whole.replace("100.000000 ADA", "100.000001 ADA", 1), "check").returncode != 0
     with Readers(lived.path).snapshot() as conn:
         (lovelace,) = (
-            n for account, asset, n in queries.balances(conn) if (account, asset) == ("wallet", "lovelace")
+            n for account, asset, n in journal.balances(conn) if (account, asset) == ("wallet", "lovelace")
         )
     told = run(whole, "balance", "Assets:Payagent:Wallet", "cur:ADA", "--no-total", "-O", "csv").stdout
     assert f"{lovelace // 10**6}.{lovelace % 10**6:06d} ADA" in told

@@ -23,7 +23,7 @@ from payagent.audit.receipt_form import RECEIPT_MAX_BYTES, read_receipt
 from payagent.audit.signed import Owner
 from payagent.core.problem import Refused
 from payagent.devnet.server import DevnetThread
-from payagent.store import queries
+from payagent.store import events, payments
 from payagent.store.writer import Readers
 
 Receipt = dict[str, Any]
@@ -71,7 +71,7 @@ def terms_of(owner: Owner, origin: str) -> Terms:
 def receipts(path: Path, terms: Terms) -> list[Receipt]:
     """As the API gives them, oldest first."""
     with Readers(path).snapshot() as conn:
-        rows = queries.payments_page(
+        rows = payments.payments_page(
             conn, app_id=None, state=None, origin=None, since_ms=None, before_seq=None, limit=100
         )
         return [json.loads(json.dumps(receipt_view(conn, row, terms))) for row in reversed(rows)]
@@ -225,7 +225,7 @@ def rehashed(receipt: Receipt) -> Receipt:
     for event in receipt["events"]:
         event["prev_hash"] = last["hash"] if last and last["seq"] + 1 == event["seq"] else event["prev_hash"]
         told = event["seq"], receipt["payment"]["id"], event["event"], event["state"], event["detail"]
-        event["hash"] = queries.event_hash(event["prev_hash"], *told, event["at_ms"])
+        event["hash"] = events.event_hash(event["prev_hash"], *told, event["at_ms"])
         last = event
     receipt["ledger"]["last_event"]["seq"] += 1000
     return receipt

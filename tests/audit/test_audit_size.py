@@ -28,8 +28,8 @@ from payagent.audit.statement import statement
 from payagent.audit.verify import verify
 from payagent.core.address import parse_address
 from payagent.core.network import NETWORKS
-from payagent.store import queries
-from payagent.store.queries import EVERYTHING
+from payagent.store import about
+from payagent.store.journal import EVERYTHING
 from payagent.store.writer import Connection, Readers
 
 MAKER = Path(__file__).resolve().parents[2] / "scripts" / "make_ledger"
@@ -52,8 +52,8 @@ def ledgers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def owner_of(conn: Connection) -> Owner:
-    network = NETWORKS[queries.meta(conn, "network") or ""]
-    return Owner(parse_address(queries.meta(conn, "address"), network), network)
+    network = NETWORKS[about.meta(conn, "network") or ""]
+    return Owner(parse_address(about.meta(conn, "address"), network), network)
 
 
 def chars_of(path: Path, form: Format) -> int:

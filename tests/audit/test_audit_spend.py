@@ -15,8 +15,8 @@ from audit.books_kit import TOKEN, Past, findings, fresh, live
 from payagent.core import ledger
 from payagent.core.address import encode_address
 from payagent.devnet.server import DevnetThread
-from payagent.store import queries
-from payagent.store.queries import EVERYTHING, Selection, SpendKey, SpendRow
+from payagent.store import journal
+from payagent.store.journal import EVERYTHING, Selection, SpendKey, SpendRow
 from payagent.store.writer import Readers
 
 DEPOSITED = {"lovelace": 420 * ADA, TOKEN: 1000}
@@ -49,7 +49,7 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 def spent(path: Path, by: tuple[SpendKey, ...] = (), only: Selection = EVERYTHING) -> list[SpendRow]:
     with Readers(path).snapshot() as conn:
-        return queries.spend(conn, by, only)
+        return journal.spend(conn, by, only)
 
 
 def in_all(rows: list[SpendRow]) -> dict[str, int]:
@@ -103,7 +103,7 @@ def test_what_is_named_in_any_way_is_found_and_nothing_else(lived: Past) -> None
         ).fetchone()
 
         def found(text: str) -> set[str | None]:
-            page = queries.entries_page(
+            page = journal.entries_page(
                 conn, payment_id=None, account=None, before_id=None, limit=1000, only=Selection(text=text)
             )
             return {entry.payment_id for entry in page}
@@ -122,7 +122,7 @@ def test_what_is_named_in_any_way_is_found_and_nothing_else(lived: Past) -> None
             "WHERE j.payment_id = ? GROUP BY 1, 2 HAVING SUM(q.units) ORDER BY 1, 2",
             (payment,),
         ).fetchall()
-        assert queries.balances(conn, Selection(text=payment)) == of_payment
+        assert journal.balances(conn, Selection(text=payment)) == of_payment
 
 
 CHANGES = [

@@ -15,8 +15,8 @@ from audit.books_kit import TOKEN, Past, fresh
 
 from payagent.core.money import LOVELACE, format_units
 from payagent.core.times import iso_time
-from payagent.store import queries
-from payagent.store.queries import EVERYTHING
+from payagent.store import journal, payments
+from payagent.store.journal import EVERYTHING
 from payagent.store.writer import migrate, open_database
 
 SQLITE_UTILS = Path(sys.executable).with_name("sqlite-utils")
@@ -47,10 +47,10 @@ def empty(tmp_path: Path) -> Iterator[sqlite3.Connection]:
 def test_each_payment_is_a_row_that_says_what_it_is(lived: Past) -> None:
     with closing(sqlite3.connect(lived.path)) as conn:
         ids = [payment for (payment,) in conn.execute("SELECT id FROM payments ORDER BY seq")]
-        payments = [row for payment in ids if (row := queries.payment(conn, payment)) is not None]
+        kept = [row for payment in ids if (row := payments.payment(conn, payment)) is not None]
     told = rows(lived.path, "v_payments")
-    assert len(told) == len(payments)
-    for row, view in zip(payments, told, strict=True):
+    assert len(told) == len(kept)
+    for row, view in zip(kept, told, strict=True):
         asset = row.outputs[0].asset
         units = sum(o.units for o in row.outputs if o.role != "change" and o.asset == asset)
         assert view == {
@@ -86,7 +86,7 @@ def test_spend_is_the_postings_that_left_and_adds_up(lived: Past) -> None:
         assert row["at"].startswith(row["day"])
         assert (row["merchant"] != "") == (lived.origin in row["account"]) or row["account"] == "fees"
     with closing(sqlite3.connect(lived.path)) as conn:
-        assert sums == {row.asset: row.total for row in queries.spend(conn, (), EVERYTHING)}
+        assert sums == {row.asset: row.total for row in journal.spend(conn, (), EVERYTHING)}
 
 
 def test_ada_is_exact_below_zero_too(empty: sqlite3.Connection) -> None:

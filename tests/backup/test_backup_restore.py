@@ -16,7 +16,7 @@ from payagent.backup.chain import Differences
 from payagent.backup.restore import restore
 from payagent.core.payment import State
 from payagent.core.problem import Refused
-from payagent.store import queries
+from payagent.store import payments, queries
 
 
 @dataclass
@@ -35,7 +35,7 @@ async def lost_payment(world: World) -> Lost:
         backup = taken(world)
         before = world.unspent()
         row = await run.pay_in_block("lost")
-        left = queries.hold(run.desk.conn, row.id)["lovelace"]
+        left = payments.hold(run.desk.conn, row.id)["lovelace"]
     return Lost(backup, before - world.unspent(), left)
 
 

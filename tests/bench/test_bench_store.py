@@ -14,7 +14,7 @@ from benchmarks.results import Options, Part
 from payagent.audit.finding import Finding
 from payagent.audit.signed import Owner
 from payagent.audit.verify import verify
-from payagent.store import queries
+from payagent.store import payments
 from payagent.store.writer import Readers
 
 
@@ -34,7 +34,7 @@ def test_a_made_ledger_is_whole_with_payments_in_flight_after_those_that_are_set
     with Readers(path).snapshot() as conn:
         owner = Owner(store.ACCOUNT.address, store.NETWORK)
         assert [one for one in verify(conn, owner) if isinstance(one, Finding)] == []
-        assert queries.payments_by_state(conn) == {"settled": 3, "in_flight": 24}
+        assert payments.payments_by_state(conn) == {"settled": 3, "in_flight": 24}
 
 
 def test_a_ledger_is_made_once(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_a_payment_is_admitted_recorded_and_followed_to_its_end(tmp_path: Path) 
         plan = payer.admit(1)
         payer.record(1, plan, store.sign(plan, store.ACCOUNT.signer))
         payer.follow(1, plan)
-        assert queries.payments_by_state(payer.readers.conn) == {"settled": 1}
+        assert payments.payments_by_state(payer.readers.conn) == {"settled": 1}
 
 
 def test_a_daemon_opens_with_payments_in_flight_and_looks_for_each() -> None:

@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 from faulty_provider import NOT_FOUND, FaultyProvider, Reply, Seen
 
-from payagent.agent.watch import SENT_AT_ONCE_MAX
+from payagent.agent.due import SENT_AT_ONCE_MAX
 from payagent.chain.blockfrost import Blockfrost, Timeouts
 from payagent.chain.source import (
     AddressTx,

@@ -23,8 +23,8 @@ from x402_sdk.sdk_merchant import SdkMerchant
 from payagent.agent.terms import MerchantTerms
 from payagent.client import AsyncPayAgentTransport, ExactCardanoScheme
 from payagent.core.payment import Delivery
-from payagent.store import queries
-from payagent.store.queries import PaymentRow
+from payagent.store import payments
+from payagent.store.payments import PaymentRow
 
 BODY = {"message": "hello"}
 MakeClient = Callable[[], x402Client]
@@ -41,7 +41,7 @@ class Market:
     @property
     def payments(self) -> list[PaymentRow]:
         conn = self.api.run.desk.conn
-        return queries.payments_page(
+        return payments.payments_page(
             conn, app_id=None, state=None, origin=None, since_ms=None, before_seq=None, limit=100
         )
 

@@ -25,8 +25,8 @@ from payagent.audit.verify import verify
 from payagent.core.payment import Delivery, State
 from payagent.devnet.ledger import decode_tx
 from payagent.devnet.server import DevnetThread
-from payagent.store import queries
-from payagent.store.queries import PaymentRow
+from payagent.store import payments, queries
+from payagent.store.payments import PaymentRow
 from payagent.store.seals import last_seal
 from payagent.wallet.keys import Signer
 
@@ -276,7 +276,7 @@ class Script:
 
     async def _refused(self, run: Run) -> None:
         """The merchant refuses what it is handed: its coins are taken back. Who was told so does not ask again."""
-        if void := queries.payments_in(run.desk.conn, (State.VOID,)):
+        if void := payments.payments_in(run.desk.conn, (State.VOID,)):
             self.ids["refused"] = void[0].id
             return
         self.world.settings(x402={"fault": "refuse_verify", "max_timeout_s": 1500})
@@ -325,7 +325,7 @@ def assert_done(world: CrashWorld, run: Run, script: Script) -> None:
     bought = ("plain", "lost", "rolled back")
     assert all(rows[name].delivery is Delivery.ACCEPTED for name in bought)
     assert run.events(rows["rolled back"].id).count("block_lost") == 1
-    everything = queries.payments_in(run.desk.conn, list(State))
+    everything = payments.payments_in(run.desk.conn, list(State))
     ended = [row for row in everything if row.state is not State.REJECTED]
     assert sorted(row.id for row in ended) == sorted(script.ids.values())
     assert sorted(world.transactions()) == sorted(row.tx_id or "" for row in ended)

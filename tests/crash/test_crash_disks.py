@@ -20,8 +20,8 @@ from crash.crash_kit import CountingSigner, CrashWorld, copy_files, crash_world,
 from payagent.api.health import find
 from payagent.core.payment import State
 from payagent.core.problem import Refused
-from payagent.store import queries
-from payagent.store.queries import PaymentRow
+from payagent.store import payments
+from payagent.store.payments import PaymentRow
 from payagent.store.writer import Writer
 
 DAY_MS = 86_400_000
@@ -50,7 +50,7 @@ def signatures_kept(world: CrashWorld) -> int:
 
 
 def all_payments(run: Run) -> list[PaymentRow]:
-    return queries.payments_in(run.desk.conn, list(State))
+    return payments.payments_in(run.desk.conn, list(State))
 
 
 async def pay_until_refused(run: Run, most: int = 200) -> Refused:

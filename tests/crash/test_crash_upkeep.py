@@ -10,7 +10,7 @@ from crash.crash_kit import CrashWorld, Disk, crash_world, findings
 
 from payagent.core.payment import State
 from payagent.core.problem import Refused
-from payagent.store import queries
+from payagent.store import payments
 
 COUNT = 8
 DIES: dict[str, Callable[[list[str], str], bool]] = {
@@ -56,7 +56,7 @@ async def live(world: CrashWorld, disk: Disk, keys: list[str], *, may_do_without
                 except Refused as refused:
                     if not refused.problem.retryable:
                         raise
-            rows = queries.payments_in(run.desk.conn, [*(set(State) - {State.REJECTED})])
+            rows = payments.payments_in(run.desk.conn, [*(set(State) - {State.REJECTED})])
             if {row.state for row in rows} == {State.CONFIRMED} and len(rows) >= len(keys):
                 break
         assert {row.state for row in rows} == {State.CONFIRMED}

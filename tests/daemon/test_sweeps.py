@@ -31,7 +31,10 @@ class Agent:
     asked: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
-        self.desk = self.decisions = self.sending = self.stock = self
+        self.desk = self.decisions = self.sending = self.stock = self.deliveries = self
+
+    async def give_up_unserved(self) -> None:
+        return
 
     async def deny_what_is_over(self) -> None:
         self.asked.set()
@@ -45,7 +48,7 @@ class Agent:
 
 @dataclass
 class Watch:
-    """A watch whose looks take as long as a test wants."""
+    """What the sweeps touch of a watch, in one; its looks take as long as a test wants."""
 
     fail_first: int = 0
     whole: bool = True
@@ -60,6 +63,9 @@ class Watch:
     started: asyncio.Event = field(default_factory=asyncio.Event)
     go_on: asyncio.Event = field(default_factory=asyncio.Event)
     several: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.hearing = self.inquiries = self
 
     async def tick(self) -> bool:
         self.looks += 1
@@ -77,9 +83,6 @@ class Watch:
 
     async def poll_merchants(self) -> None:
         self.polls += 1
-
-    async def give_up_unserved(self) -> None:
-        return
 
     async def observe_prepaid(self) -> None:
         return

@@ -206,7 +206,7 @@ async def buy_in_spite(at: Place, driver: str) -> None:
         "accepted" if was_served else "presented" if shows_word(at, driver) else "not_presented"
     )
     assert len(settlements(at.run.world)) == 1
-    await at.run.watch.poll_merchants()
+    await at.run.watch.inquiries.poll_merchants()
     await blocks(at)
     payment = await at.payment()
     assert payment["state"] == "confirmed"
@@ -252,7 +252,7 @@ async def test_a_purchase_is_settled_once(world: World, mode: str, way: str, dri
 async def test_what_a_merchant_says_of_its_invoice_changes_nothing(world: World, mode: str, way: str) -> None:
     async with place(world, way, mode) as at:
         assert not await call_proxy(at)
-        await at.run.watch.poll_merchants()
+        await at.run.watch.inquiries.poll_merchants()
         assert at.merchant.counts[mode] == 1
         payment = await at.payment()
         assert (payment["state"], payment["delivery"]) == ("in_flight", "presented")

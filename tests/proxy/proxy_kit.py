@@ -19,8 +19,8 @@ from payagent.agent.terms import MerchantTerms
 from payagent.core.payment import Delivery
 from payagent.devnet.merchant import role_address
 from payagent.proxy.door import Bounds
-from payagent.store import queries
-from payagent.store.queries import PaymentRow
+from payagent.store import payments
+from payagent.store.payments import PaymentRow
 
 PATIENCE_S = 20.0
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -272,7 +272,7 @@ class Place:
     @property
     def payments(self) -> list[PaymentRow]:
         """Every payment, oldest first."""
-        page = queries.payments_page(
+        page = payments.payments_page(
             self.run.desk.conn, app_id=None, state=None, origin=None, since_ms=None, before_seq=None, limit=100
         )
         return page[::-1]

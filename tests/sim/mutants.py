@@ -22,6 +22,7 @@ from payagent.agent import (
     admission,
     carrying,
     desk,
+    due,
     orders,
     planner,
     questions,
@@ -31,11 +32,12 @@ from payagent.agent import (
     signing,
     steps,
     vanished,
-    watch,
 )
 from payagent.agent.agent import Agent
 from payagent.agent.asks import Ask
 from payagent.agent.carrying import Carrying
+from payagent.agent.due import Due
+from payagent.agent.sightings import Sightings
 from payagent.agent.signing import Signing
 from payagent.chain.source import Found, SubmitKind, TxSeen
 from payagent.core import ledger
@@ -45,8 +47,8 @@ from payagent.core.policy import Limit
 from payagent.core.problem import Refused
 from payagent.sim.loop import StuckError, VirtualLoop
 from payagent.sim.world import API_KEY, Stage
+from payagent.store import intents, payments, prepaid, queries, records, schema, spending, writer
 from payagent.store import lease as leases
-from payagent.store import prepaid, queries, records, schema, spending, writer
 from payagent.wallet import plan as plans
 from payagent.wallet import transaction
 
@@ -174,7 +176,7 @@ def _no_fsync(stack: ExitStack) -> None:
 
 def given_up(unit: Any, payment_id: str, now_ms: int) -> None:
     """What a payer does that thinks a payment has failed: it forgets it, so that the next request pays anew."""
-    hold = queries.hold(unit.conn, payment_id)
+    hold = payments.hold(unit.conn, payment_id)
     unit.conn.execute("UPDATE payments SET state = 'rejected' WHERE id = ?", (payment_id,))
     records.note(unit, payment_id, "reject", State.REJECTED, now_ms)
     records.release_hold(unit, payment_id, now_ms)
@@ -198,17 +200,17 @@ def _rebuild_on_bad_inputs(stack: ExitStack) -> None:
 def _given_up_after(stack: ExitStack, blocks: int) -> None:
     """Once the tip is so many blocks (of 20 s) past the time limit, the payment counts as failed."""
     without_guards(stack)
-    real = watch.Watch._carry_on
+    real = Due.carry_on
 
-    async def carry_on(self: watch.Watch) -> None:
+    async def carry_on(self: Due) -> None:
         desk = self._desk
         tip, now_ms = desk.chain.tip, desk.ports.clock.now_ms()
-        for row in queries.payments_in(desk.conn, (State.IN_FLIGHT,)):
+        for row in payments.payments_in(desk.conn, (State.IN_FLIGHT,)):
             if tip is not None and tip.slot >= (row.ttl_slot or 0) + 20 * blocks:
                 await desk.write("give_up", lambda unit, row=row: given_up(unit, row.id, now_ms))
         await real(self)
 
-    put(stack, watch.Watch, "_carry_on", carry_on)
+    put(stack, Due, "carry_on", carry_on)
 
 
 @mutant("built anew after the time limit")
@@ -221,15 +223,15 @@ def _rebuild_after_ttl_and_15(stack: ExitStack) -> None:
     _given_up_after(stack, 15)
     # nothing of ours may end it before
     put(stack, admission, "is_lost", lambda *_: False)
-    put(stack, watch, "is_lost", lambda *_: False)
+    put(stack, due, "is_lost", lambda *_: False)
 
 
 @mutant("not found is void")
 def _not_found_is_void(stack: ExitStack) -> None:
     without_guards(stack)
-    real = watch.Watch._look_for
+    real = Sightings._look_for
 
-    async def look_for(self: watch.Watch, source: Any, tip: Any, row: Any) -> None:
+    async def look_for(self: Sightings, source: Any, tip: Any, row: Any) -> None:
         await real(self, source, tip, row)
         desk = self._desk
         if desk.payment(row.id).state is State.IN_FLIGHT and row.tx_id is not None:
@@ -238,7 +240,7 @@ def _not_found_is_void(stack: ExitStack) -> None:
             if not isinstance(read, Found):
                 await desk.write("give_up", lambda unit: given_up(unit, row.id, now_ms))
 
-    put(stack, watch.Watch, "_look_for", look_for)
+    put(stack, Sightings, "_look_for", look_for)
 
 
 @mutant("a hold is released when nobody answers")
@@ -249,7 +251,7 @@ def _hold_released_on_timeout(stack: ExitStack) -> None:
     def record_answer(unit: Any, payment_id: str, tx_id: str, answer: Any, provider: str, now_ms: int) -> None:
         real(unit, payment_id, tx_id, answer, provider, now_ms)
         if answer.kind in (SubmitKind.AMBIGUOUS, SubmitKind.OUTAGE):
-            hold = queries.hold(unit.conn, payment_id)
+            hold = payments.hold(unit.conn, payment_id)
             released = unit.conn.execute(
                 "SELECT 1 FROM holds WHERE payment_id = ? AND released_at_ms IS NULL", (payment_id,)
             ).fetchone()
@@ -292,17 +294,17 @@ def _never_taken_back(stack: ExitStack) -> None:
 @mutant("what a facilitator does not send in two minutes is given up")
 def _given_up_pending(stack: ExitStack) -> None:
     without_guards(stack)
-    real = watch.Watch._carry_on
+    real = Due.carry_on
 
-    async def carry_on(self: watch.Watch) -> None:
+    async def carry_on(self: Due) -> None:
         desk = self._desk
         now_ms = desk.ports.clock.now_ms()
-        for row in queries.payments_in(desk.conn, (State.IN_FLIGHT,)):
+        for row in payments.payments_in(desk.conn, (State.IN_FLIGHT,)):
             if row.handed_over and now_ms > row.changed_at_ms + 120_000:
                 await desk.write("give_up", lambda unit, row=row: given_up(unit, row.id, now_ms))
         await real(self)
 
-    put(stack, watch.Watch, "_carry_on", carry_on)
+    put(stack, Due, "carry_on", carry_on)
 
 
 # --- what is spent -----------------------------------------------------------------------------------------------
@@ -370,13 +372,13 @@ def _key_ignored(stack: ExitStack) -> None:
     count = iter(range(1_000_000))
     put(stack, Ask, "key", lambda self, invoice_id: f"{real(self, invoice_id)} {next(count)}")
     without_guards(stack)
-    put(stack, admission.queries, "payment_of_invoice", lambda *_: None)
+    put(stack, payments, "payment_of_invoice", lambda *_: None)
 
 
 @mutant("a key is looked up before the transaction")
 def _key_outside(stack: ExitStack) -> None:
     """Who has the key is asked when a call comes, and acted upon a moment later, when others have opened it."""
-    pay, admit, live = Agent.pay, admission.Admission.admit, queries.live_intent
+    pay, admit, live = Agent.pay, admission.Admission.admit, intents.live_intent
     seen: dict[str, Any] = {}
     rule = "CREATE UNIQUE INDEX intents_live ON intents(app_id, key) WHERE ended_at_ms IS NULL;"
     without_guards(stack)
@@ -391,7 +393,7 @@ def _key_outside(stack: ExitStack) -> None:
     def admit_by_what_was(self: Any, unit: Any, purchase: Any, **more: Any) -> Any:
         if purchase.response not in seen:
             return admit(self, unit, purchase, **more)
-        with patch.object(admission.queries, "live_intent", lambda *_: seen[purchase.response]):
+        with patch.object(intents, "live_intent", lambda *_: seen[purchase.response]):
             return admit(self, unit, purchase, **more)
 
     put(stack, Agent, "pay", pay_by_what_was)
@@ -541,7 +543,7 @@ def _silence_is_consent(stack: ExitStack) -> None:
 
 
 def _all_that_wait(_self: questions.Questions, conn: Any, *_: int) -> list[str]:
-    return [row.id for row in queries.payments_in(conn, (State.AWAITING_APPROVAL,))]
+    return [row.id for row in payments.payments_in(conn, (State.AWAITING_APPROVAL,))]
 
 
 @mutant("no lock keeps a second daemon away")

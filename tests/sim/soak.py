@@ -50,7 +50,7 @@ from payagent.sim.shops import SimShop, Transport
 from payagent.sim.source import Habits, SimSource
 from payagent.sim.story import Story
 from payagent.sim.world import ADA, NETWORK, START_MS, account, asked_by, canaries, make_template, purchase_of
-from payagent.store import queries
+from payagent.store import journal, payments
 from payagent.store.writer import Connection
 
 DAY_S = 86_400
@@ -266,7 +266,7 @@ class LongJudge(Judge):
         left = sum(out.lovelace for _, out in self._net.chain.utxos_at(self._own))
         booked = sum(
             units
-            for account_name, asset, units in queries.balances(conn)
+            for account_name, asset, units in journal.balances(conn)
             if asset == LOVELACE and account_name not in ("wallet", "external")
         )
         if booked < self.funded_lovelace - left:
@@ -487,8 +487,8 @@ class Soak:
         deadline_s = self.loop.time() + 4 * DAY_S
         while self.loop.time() < deadline_s:
             await asyncio.sleep(3600)
-            rows = queries.payments_in(self._life.conn, [s for s in State if s not in _ENDED])
-            if not rows and not queries.watched_voids(self._life.conn) and not self._buyers:
+            rows = payments.payments_in(self._life.conn, [s for s in State if s not in _ENDED])
+            if not rows and not payments.watched_voids(self._life.conn) and not self._buyers:
                 break
         await asyncio.sleep(self.beat_s * 3 + 60)
 

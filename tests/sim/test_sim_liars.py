@@ -18,8 +18,8 @@ from payagent.sim.desk import Desk
 from payagent.sim.mix import QUIET
 from payagent.sim.source import LIES, Habits
 from payagent.sim.world import ADA, Plan, Stage, World
-from payagent.store import queries
-from payagent.store.queries import PaymentRow
+from payagent.store import payments, queries
+from payagent.store.payments import PaymentRow
 
 SEEDS, WANTS, WITHIN_S = 8, 6, 900.0
 SHARE_PERCENT = 99
@@ -102,7 +102,7 @@ class Watched(World):
         self.tally.wants += self.plan.wants
         in_time: set[str] = set()
         taken: set[str] = set()
-        for row in queries.payments_in(conn, tuple(State)):
+        for row in payments.payments_in(conn, tuple(State)):
             if row.kind == "invoice":
                 pays = [one.tx_id for one in queries.attempts(conn, row.id) if one.kind == "pay"]
                 in_time |= {row.intent_id for tx_id in pays if self._is_in_time(tx_id, row)}

@@ -5,7 +5,7 @@ import pytest
 from payagent.agent.rows import Rows
 from payagent.core.payment import State
 from payagent.sim.run import run_share
-from payagent.store import queries
+from payagent.store import payments
 
 SEEDS = range(41_000, 41_006)
 
@@ -17,7 +17,7 @@ def test_what_is_kept_of_open_payments_is_what_the_ledger_has(monkeypatch: pytes
     def compared(self: Rows):  # type: ignore[no-untyped-def]
         conn = fresh(self)
         kept = list(self._payments.values())
-        assert kept == queries.open_payments(conn)
+        assert kept == payments.open_payments(conn)
         seen.update(row.state for row in kept)
         return conn
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from payagent.core.payment import State
-from payagent.store import queries, records
+from payagent.store import events, records
 from payagent.store.schema import GENESIS
 from payagent.store.writer import Unit, migrate, open_database
 
@@ -27,16 +27,16 @@ def conn(tmp_path: Path) -> Iterator[sqlite3.Connection]:
 
 
 def test_the_chain_holds_and_events_read_as_before(conn: sqlite3.Connection) -> None:
-    assert queries.broken_event(conn) is None
+    assert events.broken_event(conn) is None
     detail = '{"n":1,"of":"Z\\u00fcrich \\u20b3"}'
-    assert queries.events(conn, "pay1")[0] == (2, "hold", "reserved", detail, 11)
-    assert [row[0] for row in queries.events(conn, "pay0")] == [1, 3, 5]
+    assert events.events(conn, "pay1")[0] == (2, "hold", "reserved", detail, 11)
+    assert [row[0] for row in events.events(conn, "pay0")] == [1, 3, 5]
 
 
 def test_the_hash_is_of_the_form_that_is_written_down() -> None:
     form = '["' + GENESIS + '",1,"pay_1","hold","reserved","{\\"a\\":\\"\\u00fc\\"}",7]'
     expected = hashlib.sha256(form.encode("ascii")).hexdigest()
-    assert queries.event_hash(GENESIS, 1, "pay_1", "hold", "reserved", '{"a":"ü"}', 7) == expected
+    assert events.event_hash(GENESIS, 1, "pay_1", "hold", "reserved", '{"a":"ü"}', 7) == expected
 
 
 def test_a_job_that_is_rolled_back_leaves_no_gap(conn: sqlite3.Connection) -> None:
@@ -45,8 +45,8 @@ def test_a_job_that_is_rolled_back_leaves_no_gap(conn: sqlite3.Connection) -> No
     conn.execute("ROLLBACK TO job")
     conn.execute("RELEASE job")
     records.note(Unit(conn), "pay0", "hold", State.RESERVED, 21)
-    assert queries.broken_event(conn) is None
-    assert queries.last_event(conn)[0] == 6
+    assert events.broken_event(conn) is None
+    assert events.last_event(conn)[0] == 6
 
 
 OTHER = "b" * 64
@@ -75,7 +75,7 @@ def test_what_was_changed_from_outside_is_the_first_broken_link(
     for (name,) in conn.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
         conn.execute(f"DROP TRIGGER {name}")
     assert conn.execute(tampering).rowcount > 0
-    assert queries.broken_event(conn) == first_bad
+    assert events.broken_event(conn) == first_bad
 
 
 def test_a_link_that_was_written_anew_breaks_the_next(conn: sqlite3.Connection) -> None:
@@ -83,8 +83,8 @@ def test_a_link_that_was_written_anew_breaks_the_next(conn: sqlite3.Connection) 
         "SELECT seq, payment_id, event, state, detail, at_ms, prev_hash, hash FROM events ORDER BY seq"
     ).fetchall()
     seq, payment_id, event, _state, detail, at_ms, prev_hash, _hash = rows[1]
-    made = queries.event_hash(prev_hash, seq, payment_id, event, "void", detail, at_ms)
+    made = events.event_hash(prev_hash, seq, payment_id, event, "void", detail, at_ms)
     forged = [*rows[:1], (seq, payment_id, event, "void", detail, at_ms, prev_hash, made), *rows[2:]]
-    assert queries.first_broken_link(iter(rows)) is None
-    assert queries.first_broken_link(iter(forged)) == 3
-    assert queries.first_broken_link([]) is None
+    assert events.first_broken_link(iter(rows)) is None
+    assert events.first_broken_link(iter(forged)) == 3
+    assert events.first_broken_link([]) is None

@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks.store import ACCOUNT, APP, ORIGIN, Payer
 from payagent.core.prepaid import CALLS
-from payagent.store import apps, prepaid, queries, topups
+from payagent.store import apps, payments, prepaid, topups
 from payagent.store.writer import Connection, Readers, Unit
 from payagent.wallet.transaction import sign
 
@@ -96,7 +96,7 @@ def test_a_page_takes_as_much_after_many_as_after_few(tmp_path: Path) -> None:
         with closing(Readers(path).conn) as conn:
             for name, asked in PAGES.items():
                 with counted(conn) as steps:
-                    queries.payments_page(conn, limit=50, **every | asked)
+                    payments.payments_page(conn, limit=50, **every | asked)
                 told[name].append(steps[0])
     for name, (few, many) in told.items():
         assert many <= few * GROWTH_MAX, name

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from payagent.core import ledger
 from payagent.core.ledger import Entry, Posting
 from payagent.core.policy import WALLET
-from payagent.store import queries, records, spending
-from payagent.store.queries import Selection
+from payagent.store import journal, records, spending
+from payagent.store.journal import Selection
 from payagent.store.writer import Unit, migrate, open_database
 
 MOST = 2**63 - 1
@@ -30,13 +30,13 @@ def unit(tmp_path: Path) -> Iterator[Unit]:
 def test_balances_pass_what_one_column_can_hold(unit: Unit) -> None:
     for _ in range(3):
         records.write_entry(unit, ledger.deposit({"token": MOST}), 1)
-    assert queries.balances(unit.conn) == [("external", "token", -3 * MOST), ("wallet", "token", 3 * MOST)]
+    assert journal.balances(unit.conn) == [("external", "token", -3 * MOST), ("wallet", "token", 3 * MOST)]
 
 
 def test_an_account_that_is_empty_again_is_not_listed(unit: Unit) -> None:
     for entry in (ledger.deposit({"token": MOST}), ledger.deposit({"ada": 5}), ledger.undeposit({"token": MOST})):
         records.write_entry(unit, entry, 1)
-    assert queries.balances(unit.conn) == [("external", "ada", -5), ("wallet", "ada", 5)]
+    assert journal.balances(unit.conn) == [("external", "ada", -5), ("wallet", "ada", 5)]
 
 
 def test_what_was_spent_passes_what_one_column_can_hold(unit: Unit) -> None:
@@ -85,14 +85,14 @@ def test_balances_are_what_python_adds_up(unit: Unit, rows: list[tuple[str, str,
                 key = posting.account, posting.asset
                 expected[key] = expected.get(key, 0) + posting.units
             records.write_entry(unit, entry, 1)
-        kept, added_up = queries.balances(unit.conn), queries.added_up(unit.conn)
-        of_one_asset = queries.balances(unit.conn, Selection(asset="a"))
+        kept, added_up = journal.balances(unit.conn), journal.added_up(unit.conn)
+        of_one_asset = journal.balances(unit.conn, Selection(asset="a"))
     finally:
         unit.conn.execute("ROLLBACK")
     assert added_up == [(*key, total) for key, total in sorted(expected.items())]
     assert kept == [row for row in added_up if row[2]]
     assert of_one_asset == [row for row in kept if row[1] == "a"]
-    assert queries.balances(unit.conn) == [], "what did not take place left a balance"
+    assert journal.balances(unit.conn) == [], "what did not take place left a balance"
 
 
 def test_the_sqlite_of_this_machine_would_raise(unit: Unit) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from payagent.core.problem import Refused
-from payagent.store import queries
+from payagent.store import about
 from payagent.store.schema import missing_guards
 from payagent.store.signer import Signed, lacks
 from payagent.store.writer import Committer, Ownership, Readers, Unit, Writer, require_ledger
@@ -70,15 +70,15 @@ def test_what_is_logged_is_in_the_ledger_once_it_is_quiet(path: Path) -> None:
 async def test_a_reader_can_tell_whether_anything_was_committed_since(path: Path) -> None:
     writer, readers = Writer(path), Readers(path)
     own = sqlite3.connect(path, isolation_level=None)
-    seen = [queries.version(readers.conn), queries.version(readers.conn)]
+    seen = [about.version(readers.conn), about.version(readers.conn)]
     assert seen[0] == seen[1]
     for number in range(3):
         await writer.run("put", put(f"k{number}"))
-        seen.append(queries.version(readers.conn))
+        seen.append(about.version(readers.conn))
     assert len(set(seen)) == 4
-    before = queries.version(own)
+    before = about.version(own)
     own.execute("INSERT INTO meta VALUES ('own', 'x')")
-    assert queries.version(own) != before
+    assert about.version(own) != before
     own.close()
     writer.close()
 

@@ -1,0 +1,80 @@
+"""Stocktaking: the list of our coins, as providers have it, beside the coins that we know.
+
+What is new in it is booked as a deposit. What it lacks is looked into: spent by somebody else, or its deposit is
+gone.
+May import: chain.agree, chain.panel, chain.source, agent.deposits, .desk, .foreign, .repeats, .rows, .vanished.
+Never: concludes from an absence that a coin was spent; looks for our own transactions (agent.sightings).
+"""
+
+from collections.abc import Hashable, Set
+
+from payagent.agent import deposits
+from payagent.agent.desk import Desk
+from payagent.agent.foreign import Foreign
+from payagent.agent.repeats import Repeats
+from payagent.agent.rows import Rows
+from payagent.agent.vanished import Vanished
+from payagent.chain.agree import Listing
+from payagent.chain.panel import View
+from payagent.chain.source import ChainUtxo, Found, Tip, Unknown, Why
+
+
+class Stocktaking:
+    """A part of each look at the chain, after the payments.
+
+    `is_due`: until the list was read and booked. `is_read`: whether it ever was, well enough to sign by.
+    """
+
+    def __init__(self, desk: Desk, rows: Rows) -> None:
+        self.is_due = True
+        self.is_read = False
+        self.vanished = Vanished(desk, rows)
+        self._desk = desk
+        self._rows = rows
+        self._foreign = Foreign(desk, rows)
+        self._new_coins = Repeats()
+
+    async def look(self, source: View, tip: Tip) -> None:
+        """Take in the list, where it could be read; then whose spends it may show, and which deposits are gone."""
+        desk = self._desk
+        read = await source.coins(desk.terms.own.text)
+        self.is_due = not isinstance(read, Found)
+        if not isinstance(read, Found):
+            # one list of several is enough to sign by the coins that are known; nothing is booked by it
+            self.is_read |= isinstance(read, Unknown) and read.why is Why.NOT_YET
+            return
+        known = self._rows.coins()
+        now_ms = desk.ports.clock.now_ms()
+        listing = self._believed(source, read.value, known.keys(), now_ms)
+        if deposits.is_stale(listing, known):
+            await desk.write("deposit", lambda unit: deposits.sync(unit, listing, desk.coins, now_ms))
+        self.is_read = True
+        if not listing.doubtful:
+            desk.chain.booked = tip
+        await self._foreign.look(source, listing)
+        if source.is_current:
+            await self.vanished.look(source, tip)
+
+    def _believed(self, source: View, listing: Listing, known: Set[str], now_ms: int) -> Listing:
+        """Of several providers the last one that is heard makes no coin by one word: three reads, spaced (R8), and
+        those that are missing were missing for long. Heard again they could not undo it, were it a lie.
+
+        Where only one is configured it is taken at its word: a coin that it makes up pays nobody.
+        """
+        if not source.is_lonely:
+            self._new_coins = Repeats()
+            return listing
+        is_new = {coin.ref: coin for coin in listing.agreed if coin.ref not in known}
+        young = {
+            ref
+            for ref, coin in is_new.items()
+            if not self._new_coins.is_enough(ref, _worth(coin), source.tip.hash, now_ms) or not source.may_add
+        }
+        self._new_coins.keep(is_new)
+        agreed = tuple(coin for coin in listing.agreed if coin.ref not in young)
+        return Listing(agreed, listing.doubtful | young)
+
+
+def _worth(coin: ChainUtxo) -> Hashable:
+    """All of a listed coin that is booked."""
+    return coin.lovelace, frozenset(coin.assets.items()), coin.has_datum, coin.has_script, coin.unreadable

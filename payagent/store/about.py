@@ -1,0 +1,25 @@
+"""The ledger as a whole: whose it is, whether anything was committed since, and whether it came from a backup.
+
+May import: sqlite3. Never: writes.
+"""
+
+import sqlite3
+
+
+def version(conn: sqlite3.Connection) -> tuple[int, int]:
+    """Another one than before if anything was committed since, by this connection or another."""
+    (by_others,) = conn.execute("PRAGMA data_version").fetchone()
+    return by_others, conn.total_changes
+
+
+def meta(conn: sqlite3.Connection, key: str) -> str | None:
+    row = conn.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+    return row[0] if row else None
+
+
+def restored_at_ms(conn: sqlite3.Connection) -> int | None:
+    """When this ledger was last put back from a backup; None when it never was."""
+    row = conn.execute(
+        "SELECT MAX(json_extract(value, '$.restored_at_ms')) FROM meta WHERE key GLOB 'restored:*'"
+    ).fetchone()
+    return None if row[0] is None else int(row[0])

@@ -1,0 +1,72 @@
+"""Intents, and the invoices that merchants issued for them.
+
+May import: sqlite3. Never: writes.
+"""
+
+import sqlite3
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class IntentRow:
+    id: str
+    app_id: str
+    key: str
+    derived: bool
+    fingerprint: str
+    origin: str
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class InvoiceRow:
+    seq: int
+    origin: str
+    invoice_id: str
+    intent_id: str
+    dialect: str
+    terms_hash: str
+    batch_target: int | None
+    proof: str
+    handed_over: bool
+    received_at_ms: int
+    expires_at_ms: int | None
+
+
+_INTENT = "SELECT id, app_id, key, derived, fingerprint, origin, request_id FROM intents"
+
+
+def live_intent(conn: sqlite3.Connection, app_id: str, key: str) -> IntentRow | None:
+    where = "WHERE app_id = ? AND key = ? AND ended_at_ms IS NULL"
+    row = conn.execute(f"{_INTENT} {where}", (app_id, key)).fetchone()
+    return None if row is None else _intent(row)
+
+
+def invoice(conn: sqlite3.Connection, origin: str, invoice_id: str) -> InvoiceRow | None:
+    row = conn.execute(
+        "SELECT seq, origin, invoice_id, intent_id, dialect, terms_hash, batch_target, proof, handed_over, "
+        "received_at_ms, expires_at_ms FROM invoices WHERE origin = ? AND invoice_id = ?",
+        (origin, invoice_id),
+    ).fetchone()
+    return InvoiceRow(*(*row[:8], bool(row[8]), *row[9:])) if row else None
+
+
+def intent(conn: sqlite3.Connection, intent_id: str) -> IntentRow:
+    return _intent(conn.execute(f"{_INTENT} WHERE id = ?", (intent_id,)).fetchone())
+
+
+def intent_of(conn: sqlite3.Connection, payment_id: str) -> IntentRow:
+    """The intent of a payment."""
+    of = "(SELECT intent_id FROM payments WHERE id = ?)"
+    return _intent(conn.execute(f"{_INTENT} WHERE id = {of}", (payment_id,)).fetchone())
+
+
+def _intent(row: tuple[Any, ...]) -> IntentRow:
+    return IntentRow(row[0], row[1], row[2], bool(row[3]), row[4], row[5], row[6])
+
+
+def request_of(conn: sqlite3.Connection, intent_id: str) -> str | None:
+    """The call that an intent buys: method, path and the hash of its body, between spaces."""
+    (request,) = conn.execute("SELECT request FROM intents WHERE id = ?", (intent_id,)).fetchone()
+    return None if request is None else str(request)

@@ -1,0 +1,326 @@
+"""Payments as they stand, in full or as much as tells whether a step is due; and what is held for them.
+
+May import: core.invoice, core.payment, sqlite3. Never: writes.
+"""
+
+import json
+import sqlite3
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, Literal
+
+from payagent.core.invoice import Proof, Role
+from payagent.core.payment import Delivery, State
+
+Stage = Literal["ask", "pay"]
+"""Of a hold: while a person is to decide, and from the decision on."""
+
+
+@dataclass(frozen=True, slots=True)
+class OutputRow:
+    role: Role
+    address: str
+    asset: str
+    units: int
+
+
+@dataclass(frozen=True, slots=True)
+class PaymentRow:
+    """A payment with what it is for. `tx_id` is the attempt that counts now: the last one, or the one in a block.
+
+    There is none while it is replaced. Its invoice and outputs are that attempt's; so are `ttl_slot`,
+    `fee_lovelace`, `cbor`, `accepted_by_provider` and `seen_in_block` (ever). `refused`: by its merchant,
+    before it broadcast anything. `is_first`: nothing was signed for its intent before. `void_by`: the transaction
+    of another payment without which its anchor would be there. `attempt` is its number among all, and `is_noted`
+    is False of one that the signer's own record lacks yet: nobody is shown a proof of it.
+    """
+
+    seq: int
+    id: str
+    kind: str
+    app_id: str
+    intent_id: str
+    origin: str | None
+    dialect: str | None
+    invoice_id: str | None
+    invoice: int | None
+    terms_hash: str | None
+    batch_target: int | None
+    expires_at_ms: int | None
+    request_id: str
+    outputs: tuple[OutputRow, ...]
+    state: State
+    delivery: Delivery
+    anchor: str | None
+    ttl_slot: int | None
+    tx_id: str | None
+    fee_lovelace: int | None
+    block_hash: str | None
+    block_height: int | None
+    block_slot: int | None
+    merchant_status: str | None
+    reason_code: str | None
+    reason: str | None
+    accepted_by_provider: bool
+    proof: Proof
+    handed_over: bool
+    echo: str | None
+    commitment: str | None
+    refused: bool
+    is_first: bool
+    cbor: bytes | None = field(repr=False)
+    seen_in_block: bool
+    pool: int | None
+    topup: str | None
+    void_by: str | None
+    created_at_ms: int
+    changed_at_ms: int
+    attempt: int | None
+    is_noted: bool = True
+
+    @property
+    def shown_by(self) -> str:
+        """The transaction whose block the payment's state stands on: its own, or the one that keeps it off."""
+        return self.void_by or self.tx_id or ""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenPayment:
+    """What of a payment tells whether a step is due, small enough to be kept of every open one.
+
+    As in `PaymentRow`; `is_cancel`: whether the attempt that counts now is one.
+    """
+
+    seq: int
+    id: str
+    state: State
+    delivery: Delivery
+    ttl_slot: int | None
+    attempt: int | None
+    is_cancel: bool
+    block_height: int | None
+    handed_over: bool
+    created_at_ms: int
+
+
+FEW_MAX = 1_000
+"""So many payments since a time are put in order rather than met on the way back from the newest."""
+
+_PAYMENT_BY = """
+SELECT p.seq, p.id, p.kind, p.app_id, p.intent_id, v.origin, v.dialect, v.invoice_id, p.invoice, v.terms_hash,
+       v.batch_target, v.expires_at_ms, i.request_id, COALESCE(v.outputs, p.outputs), p.state,
+       p.delivery, p.anchor,
+       COALESCE(a.ttl_slot, p.ttl_slot), p.tx_id, a.fee_lovelace, p.block_hash, p.block_height, p.block_slot,
+       p.merchant_status, p.reason_code, p.reason,
+       EXISTS (SELECT 1 FROM events e WHERE e.payment_id = p.id AND e.event = 'provider_accepted'
+               AND e.detail ->> '$.tx_id' = p.tx_id),
+       COALESCE(v.proof, 'tx_hash'), COALESCE(v.handed_over, 0), v.echo, v.commitment,
+       EXISTS (SELECT 1 FROM events e WHERE e.payment_id = p.id AND e.event = 'merchant_refused'),
+       NOT EXISTS (SELECT 1 FROM attempts f JOIN payments q ON q.id = f.payment_id
+                   WHERE q.intent_id = p.intent_id AND q.seq < p.seq), a.cbor,
+       EXISTS (SELECT 1 FROM sightings s WHERE s.tx_id = p.tx_id),
+       p.pool, p.topup, p.void_by, p.created_at_ms, p.changed_at_ms, a.rowid
+FROM payments p {}
+JOIN intents i ON i.id = p.intent_id
+LEFT JOIN invoices v ON v.seq = p.invoice
+LEFT JOIN attempts a ON a.tx_id = p.tx_id
+"""
+_PAYMENT, _PAYMENT_BY_TIME = _PAYMENT_BY.format(""), _PAYMENT_BY.format("INDEXED BY payments_by_time")
+
+
+def _payment(row: tuple[object, ...]) -> PaymentRow:
+    values = list(row)
+    values[13] = load_outputs(str(values[13]))
+    values[14], values[15] = State(str(values[14])), Delivery(str(values[15]))
+    for flag in (26, 28, 31, 32, 34):
+        values[flag] = bool(values[flag])
+    return PaymentRow(*values)  # type: ignore[arg-type]
+
+
+def dump_outputs(outputs: Iterable[OutputRow]) -> str:
+    rows = [{"role": o.role, "address": o.address, "asset": o.asset, "units": str(o.units)} for o in outputs]
+    return json.dumps(rows, separators=(",", ":"))
+
+
+@lru_cache(maxsize=1000)  # a look at the chain reads every payment that is not settled, and merchants ask alike
+def load_outputs(text: str) -> tuple[OutputRow, ...]:
+    return tuple(OutputRow(o["role"], o["address"], o["asset"], int(o["units"])) for o in json.loads(text))
+
+
+def payment(conn: sqlite3.Connection, payment_id: str) -> PaymentRow | None:
+    row = conn.execute(f"{_PAYMENT} WHERE p.id = ?", (payment_id,)).fetchone()
+    return _payment(row) if row else None
+
+
+def tx_of(conn: sqlite3.Connection, payment_id: str) -> str:
+    """The attempt that counts now; empty while there is none."""
+    (tx_id,) = conn.execute("SELECT COALESCE(tx_id, '') FROM payments WHERE id = ?", (payment_id,)).fetchone()
+    return str(tx_id)
+
+
+def payments_in(conn: sqlite3.Connection, states: Iterable[State]) -> list[PaymentRow]:
+    """Payments in any of the states, oldest first."""
+    names = [str(state) for state in states]
+    marks = ",".join("?" * len(names))
+    rows = conn.execute(f"{_PAYMENT} WHERE p.state IN ({marks}) ORDER BY p.seq", names)
+    return [_payment(row) for row in rows]
+
+
+def payments_of_topup(conn: sqlite3.Connection, topup_id: str) -> list[PaymentRow]:
+    """Oldest first."""
+    return [_payment(row) for row in conn.execute(f"{_PAYMENT} WHERE p.topup = ? ORDER BY p.seq", (topup_id,))]
+
+
+def payments_page(
+    conn: sqlite3.Connection,
+    *,
+    app_id: str | None,
+    state: str | None,
+    origin: str | None,
+    since_ms: int | None,
+    before_seq: int | None,
+    limit: int,
+    asked_or_of: str | None = None,
+) -> list[PaymentRow]:
+    """Newest first. Filters that are None do not filter. `asked_or_of`: of that app, or asked about.
+
+    The few since a time are found by it; many are met on the way back from the newest. Not by their numbers alone:
+    a clock may have been set back between them. The merchant's come last: of a big one there are more than of an
+    app or in a state.
+    """
+    is_few = since_ms is not None and _are_few(conn, since_ms, before_seq)
+    filters = {
+        "p.app_id = ?": app_id,
+        "(p.app_id = ? OR EXISTS (SELECT 1 FROM approvals a WHERE a.payment_id = p.id))": asked_or_of,
+        "p.state = ?": state,
+        ("p.origin = ?" if app_id is None and state is None else "+p.origin = ?"): origin,
+        "p.created_at_ms >= ?": since_ms,
+        "p.seq < ?": before_seq,
+    }
+    used = {clause: value for clause, value in filters.items() if value is not None}
+    where = " WHERE " + " AND ".join(used) if used else ""
+    select = _PAYMENT_BY_TIME if is_few else _PAYMENT
+    rows = conn.execute(f"{select}{where} ORDER BY p.seq DESC LIMIT ?", (*used.values(), limit))
+    return [_payment(row) for row in rows]
+
+
+def _are_few(conn: sqlite3.Connection, since_ms: int, before_seq: int | None) -> bool:
+    """Whether so few payments are left since a time that putting them in order costs nothing."""
+    (count,) = conn.execute(
+        "SELECT COUNT(*) FROM (SELECT 1 FROM payments INDEXED BY payments_by_time "
+        "WHERE created_at_ms >= ?1 AND (?2 IS NULL OR seq < ?2) LIMIT ?3)",
+        (since_ms, before_seq, FEW_MAX + 1),
+    ).fetchone()
+    return bool(count <= FEW_MAX)
+
+
+def live_payment_of(conn: sqlite3.Connection, intent_id: str) -> PaymentRow | None:
+    """The intent's payment that is not rejected, denied or void.
+
+    A rollback can make it two, of which one can land: what is in a block counts first, what is cancelled last.
+    """
+    row = conn.execute(
+        f"{_PAYMENT} WHERE p.intent_id = ? AND p.state NOT IN ('rejected', 'denied', 'void') "
+        "ORDER BY p.state IN ('in_block', 'confirmed', 'settled') DESC, p.state = 'cancelling', p.seq DESC "
+        "LIMIT 1",
+        (intent_id,),
+    ).fetchone()
+    return _payment(row) if row else None
+
+
+def payment_of_invoice(conn: sqlite3.Connection, invoice_seq: int) -> str | None:
+    """The id of the one payment that was not refused for this invoice, or ever signed for it, if there is one."""
+    row = conn.execute(
+        "SELECT id FROM payments WHERE invoice = ?1 AND state NOT IN ('rejected', 'denied') "
+        "UNION SELECT payment_id FROM attempts WHERE invoice = ?1",
+        (invoice_seq,),
+    ).fetchone()
+    return row[0] if row else None
+
+
+def hold(conn: sqlite3.Connection, payment_id: str, stage: Stage = "pay") -> dict[str, int]:
+    rows = conn.execute("SELECT asset, units FROM holds WHERE payment_id = ? AND stage = ?", (payment_id, stage))
+    return dict(rows.fetchall())
+
+
+_OPEN = """
+SELECT p.seq, p.id, p.state, p.delivery, COALESCE(a.ttl_slot, p.ttl_slot), a.rowid,
+       COALESCE(a.kind = 'cancel', 0), p.block_height, COALESCE(v.handed_over, 0), p.created_at_ms
+FROM payments p
+LEFT JOIN invoices v ON v.seq = p.invoice
+LEFT JOIN attempts a ON a.tx_id = p.tx_id
+"""
+_IS_OPEN = """
+p.state IN ('reserved', 'signed', 'in_flight', 'replacing', 'cancelling', 'in_block', 'confirmed')
+OR (p.state = 'void' AND EXISTS (SELECT 1 FROM reservations r WHERE r.payment_id = p.id))
+"""
+
+
+def open_payments(conn: sqlite3.Connection) -> list[OpenPayment]:
+    """Admitted payments whose state may still change, `watched_voids` among them; oldest first."""
+    return [_open(row) for row in conn.execute(f"{_OPEN} WHERE {_IS_OPEN} ORDER BY p.seq")]
+
+
+def open_payment(conn: sqlite3.Connection, payment_id: str) -> OpenPayment | None:
+    """One of them, if it is."""
+    row = conn.execute(f"{_OPEN} WHERE p.id = ? AND ({_IS_OPEN})", (payment_id,)).fetchone()
+    return None if row is None else _open(row)
+
+
+def _open(row: tuple[Any, ...]) -> OpenPayment:
+    seq, payment_id, state, delivery, ttl_slot, attempt, is_cancel, height, handed_over, created_at_ms = row
+    return OpenPayment(
+        *(seq, payment_id, State(state), Delivery(delivery), ttl_slot, attempt),
+        *(bool(is_cancel), height, bool(handed_over), created_at_ms),
+    )
+
+
+def watched_voids(conn: sqlite3.Connection) -> list[PaymentRow]:
+    """Cancelled payments whose cancel a rollback may still take away: they keep their reservations until then."""
+    rows = conn.execute(
+        f"{_PAYMENT} WHERE p.state = 'void' "  # noqa: S608  names of ours
+        "AND EXISTS (SELECT 1 FROM reservations r WHERE r.payment_id = p.id) ORDER BY p.seq"
+    )
+    return [_payment(row) for row in rows]
+
+
+def watched_voids_of(conn: sqlite3.Connection, intent_id: str) -> list[str]:
+    """What made payments of the intent void (their cancels, mostly), while a rollback may still take it away."""
+    rows = conn.execute(
+        "SELECT DISTINCT COALESCE(void_by, tx_id) FROM payments p WHERE intent_id = ? AND state = 'void' "
+        "AND EXISTS (SELECT 1 FROM reservations r WHERE r.payment_id = p.id) ORDER BY seq",
+        (intent_id,),
+    )
+    return [tx_id for (tx_id,) in rows]
+
+
+def payments_by_state(conn: sqlite3.Connection) -> dict[str, int]:
+    """How many payments are in each state, where any are."""
+    return dict(conn.execute("SELECT state, COUNT(*) FROM payments GROUP BY state").fetchall())
+
+
+def payment_counts(conn: sqlite3.Connection) -> tuple[int, int]:
+    """How many payments there are, and how many of them may still change."""
+    ended = (State.REJECTED, State.DENIED, State.VOID, State.SETTLED)
+    row = conn.execute("SELECT COUNT(*), COALESCE(SUM(state NOT IN (?, ?, ?, ?)), 0) FROM payments", ended)
+    count, open_count = row.fetchone()
+    return count, open_count
+
+
+def unserved(conn: sqlite3.Connection, until_ms: int, payment_id: str | None = None) -> list[str]:
+    """Payments (or that one) that count from that time of the limits' clock at the latest, whose proof was shown,
+    and whose merchant never answered it as one that serves. Those of the week before: what hung up then stays so.
+    """
+    # INDEXED BY: nearly all payments are settled, and few of them stay as shown
+    rows = conn.execute(
+        "SELECT p.id FROM payments p INDEXED BY payments_shown "
+        "WHERE p.delivery = 'presented' AND p.created_at_ms > ?1 - 604800000 "
+        "AND p.state IN ('confirmed', 'settled') AND COALESCE(p.id = ?2, 1) "
+        "AND (SELECT e.detail ->> '$.counts_from_ms' FROM events e WHERE e.payment_id = p.id "
+        "AND e.event = 'confirm' ORDER BY e.seq DESC LIMIT 1) <= ?1 "
+        "AND NOT EXISTS (SELECT 1 FROM events e WHERE e.payment_id = p.id AND e.event = 'merchant_answered' "
+        "AND e.detail ->> '$.said' = 'served') ORDER BY p.seq",
+        (until_ms, payment_id),
+    )
+    return [found for (found,) in rows]
