@@ -359,7 +359,7 @@ CREATE TABLE balances (
 ) STRICT;
 
 -- Everything that happened, in order, to a payment or (without one) to the wallet as a whole. Each row's hash
--- covers the one before (queries.event_hash).
+-- covers the one before (events.event_hash).
 CREATE TABLE events (
   seq INTEGER PRIMARY KEY,
   payment_id TEXT REFERENCES payments(id),
