@@ -106,6 +106,27 @@ class Odd(NamedTuple):
     forbids: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Sentence:
+    """When one that was caught at a lie is not heard."""
+
+    span: Span = field(default_factory=Span)
+    is_relapse: bool = False
+    """Whether it came soon after another: it was heard in between, and lied again."""
+
+    def holds(self, now_ms: int) -> bool:
+        return self.span.holds(now_ms)
+
+    def after(self, at_ms: int) -> "Sentence":
+        """With one more lie. Those of one moment are found out in any order, and are one sentence."""
+        from_ms, until_ms = self.span.from_ms, self.span.until_ms
+        if from_ms - SENTENCE_MS < at_ms < until_ms:
+            span = Span(min(from_ms, at_ms), max(until_ms, at_ms + SENTENCE_MS))
+            return Sentence(span, self.is_relapse)
+        is_relapse = until_ms > 0 and 0 <= at_ms - until_ms <= SENTENCE_MS
+        return Sentence(Span(at_ms, at_ms + SENTENCE_MS), is_relapse)
+
+
 @dataclass(slots=True)
 class _Member:
     """What is known of one provider. `trouble` says why it is not heard; None when it is."""
@@ -132,10 +153,8 @@ class _Member:
     """Whether its network is ours, and its parameters were read."""
 
     genesis: Found[Genesis] | None = None
-    sentence: Span = field(default_factory=Span)
+    sentence: Sentence = field(default_factory=Sentence)
     lied: str = ""
-    is_relapsed: bool = False
-    """Whether its sentence came soon after another: it was heard in between, and lied again."""
     confirmed_tip: Tip | None = None
     silences: dict[str, Silence] = field(default_factory=dict)
     suspicions: dict[str, tuple[str, str, int]] = field(default_factory=dict)
@@ -350,7 +369,7 @@ class Panel:
         is_current = bool(heard) and all(m.tip and m.peak and m.tip.height >= m.peak.height for m in heard)
         now_ms = self.now_ms()
         is_final = is_current and not any(
-            (member.sentence.holds(now_ms) and not member.is_relapsed) or member.is_dead_at_start
+            (member.sentence.holds(now_ms) and not member.sentence.is_relapse) or member.is_dead_at_start
             for member in self._members
         )
         missing = [m for m in self._members if m not in heard and not _is_given_up(m, now_ms)]
@@ -517,13 +536,7 @@ class Panel:
     def _send_out(self, member: _Member, at_ms: int, why: str) -> None:
         member.lied = why
         member.trouble = why
-        until_ms = at_ms + SENTENCE_MS
-        if member.sentence.holds(at_ms):
-            until_ms = max(until_ms, member.sentence.until_ms)
-        else:
-            last_ms = member.sentence.until_ms
-            member.is_relapsed = last_ms > 0 and 0 <= at_ms - last_ms <= SENTENCE_MS
-        member.sentence = Span(at_ms, until_ms)
+        member.sentence = member.sentence.after(at_ms)
 
     def settle_dispute(self, subject: str) -> None:
         self._disputes.pop(subject, None)
@@ -600,7 +613,7 @@ def _is_open(read: Read[Any]) -> TypeGuard[Unknown]:
 
 def _is_given_up(member: _Member, now_ms: int) -> bool:
     """Whether one that is not heard is out for so long, or was convicted so often, that nothing waits for it."""
-    is_out_again = member.is_relapsed and member.sentence.holds(now_ms)
+    is_out_again = member.sentence.is_relapse and member.sentence.holds(now_ms)
     return is_out_again or (member.absence is not None and _lasts_ms(member.absence, ABSENT_MS))
 
 

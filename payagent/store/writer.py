@@ -19,7 +19,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import mkstemp
@@ -152,7 +152,9 @@ def require_ledger(path: Path) -> None:
         _require_known(conn)
 
 
-def open_read_only(path: Path, *, check_same_thread: bool = True) -> sqlite3.Connection:
+def open_read_only(
+    path: Path, *, check_same_thread: bool = True, factory: type[sqlite3.Connection] = sqlite3.Connection
+) -> sqlite3.Connection:
     uri = f"{path.absolute().as_uri()}?mode=ro"
     return sqlite3.connect(
         uri,
@@ -160,6 +162,7 @@ def open_read_only(path: Path, *, check_same_thread: bool = True) -> sqlite3.Con
         isolation_level=None,
         check_same_thread=check_same_thread,
         cached_statements=_STATEMENTS_KEPT,
+        factory=factory,
     )
 
 
@@ -170,12 +173,15 @@ def open_database(path: Path) -> sqlite3.Connection:
     a file, and make and remove that for each.
     """
     conn = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=_STATEMENTS_KEPT)
-    conn.execute("PRAGMA journal_mode = WAL")
-    conn.execute("PRAGMA synchronous = FULL")
-    conn.execute("PRAGMA foreign_keys = ON")
-    conn.execute("PRAGMA busy_timeout = 5000")
-    conn.execute("PRAGMA temp_store = MEMORY")
-    conn.execute(f"PRAGMA wal_autocheckpoint = {LOG_MAX_PAGES}")
+    with ExitStack() as refused:
+        refused.callback(conn.close)
+        conn.execute("PRAGMA journal_mode = WAL")
+        conn.execute("PRAGMA synchronous = FULL")
+        conn.execute("PRAGMA foreign_keys = ON")
+        conn.execute("PRAGMA busy_timeout = 5000")
+        conn.execute("PRAGMA temp_store = MEMORY")
+        conn.execute(f"PRAGMA wal_autocheckpoint = {LOG_MAX_PAGES}")
+        refused.pop_all()
     return conn
 
 
@@ -245,8 +251,9 @@ class Committer:
     def __init__(
         self, path: Path, *, checkpoint: Checkpoint = lambda _name: None, own: Ownership | None = None
     ) -> None:
-        with opening(path):
+        with opening(path), ExitStack() as refused:
             self.conn = open_database(path)
+            refused.callback(self.conn.close)
             path.chmod(0o600)
             migrate(self.conn)
             self._sealer = Sealer(self.conn)
@@ -257,6 +264,7 @@ class Committer:
                 self._noted = self._not_to_be_noted(own.record.read())
                 with suppress(Refused):  # else before the first commit
                     self._note_signed()
+            refused.pop_all()
         self._checkpoint = checkpoint
         self.commits = 0
 
@@ -491,6 +499,14 @@ def _end(job: Job, waiting: Future[Any] | _Awaited) -> None:
         waiting.set_exception(job.raised)
 
 
+class _OfAThread(sqlite3.Connection):
+    """Closed once nobody holds it: with its thread, or with the `Readers` that it is of."""
+
+    def __del__(self) -> None:
+        with suppress(sqlite3.Error):  # it was never opened
+            self.close()
+
+
 class Readers:
     """Read-only connections, one per thread that asks."""
 
@@ -502,7 +518,8 @@ class Readers:
     def conn(self) -> sqlite3.Connection:
         conn: sqlite3.Connection | None = getattr(self._local, "conn", None)
         if conn is None:
-            conn = open_read_only(self._path)
+            # whoever collects what is left of a thread closes it
+            conn = open_read_only(self._path, check_same_thread=False, factory=_OfAThread)
             conn.execute("PRAGMA query_only = ON")
             conn.execute("PRAGMA busy_timeout = 5000")
             self._local.conn = conn

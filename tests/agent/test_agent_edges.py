@@ -3,6 +3,7 @@
 import sqlite3
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -160,7 +161,7 @@ class TestOneThatRaises:
             world.fault("submit", "drop", count=1)
             sent = await run.pay("in flight")
             await run.settle_down()
-            with sqlite3.connect(world.folder / "ledger.db") as conn:
+            with closing(sqlite3.connect(world.folder / "ledger.db")) as conn, conn:
                 conn.execute("PRAGMA foreign_keys = OFF")
                 conn.execute("UPDATE payments SET tx_id = 'no hash' WHERE id = ?", (broken.id,))
             conn.close()

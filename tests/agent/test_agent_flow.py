@@ -2,6 +2,7 @@
 
 import asyncio
 import sqlite3
+from contextlib import closing
 
 import httpx
 import pytest
@@ -365,7 +366,7 @@ async def test_the_database_balances_by_plain_sql(world: World) -> None:
     world.fund(50 * ADA)
     async with world.run() as run:
         await run.pay_in_block()
-    with sqlite3.connect(world.folder / "ledger.db") as conn:
+    with closing(sqlite3.connect(world.folder / "ledger.db")) as conn, conn:
         sums = conn.execute("SELECT asset, SUM(units) FROM postings GROUP BY asset").fetchall()
         assert sums == [("lovelace", 0)]
         for statement in ("UPDATE postings SET units = units + 1", "DELETE FROM journal"):

@@ -6,6 +6,7 @@ Each is applied in the daemon's own process, before it serves.
 import sqlite3
 import time
 from collections.abc import Callable
+from contextlib import closing
 
 import payagent.agent.agent
 import payagent.daemon
@@ -32,7 +33,7 @@ def leave_then_persist(_settings: Settings) -> None:
 
 def give_up_at_restart(settings: Settings) -> None:
     """Takes what a crash interrupted for failed and frees its coins (against rule 4)."""
-    with sqlite3.connect(settings.data_dir / "ledger.db") as conn:
+    with closing(sqlite3.connect(settings.data_dir / "ledger.db")) as conn, conn:
         open_states = "('reserved', 'signed', 'in_flight')"
         conn.execute(
             "DELETE FROM reservations WHERE payment_id IN (SELECT id FROM payments WHERE state IN "

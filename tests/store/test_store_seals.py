@@ -127,7 +127,7 @@ def test_only_what_took_place_is_sealed(path: Path) -> None:
 def test_what_another_hand_wrote_is_never_sealed(path: Path) -> None:
     writer = Writer(path)
     writer.submit("first", lambda unit: records.put_meta(unit, "first", "x")).result(10)
-    with sqlite3.connect(path) as conn:
+    with closing(sqlite3.connect(path)) as conn, conn:
         conn.execute("INSERT INTO meta VALUES ('mine', 'x')")
     conn.close()
     writer.submit("third", lambda unit: records.put_meta(unit, "third", "x")).result(10)

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -348,7 +348,7 @@ def test_checkpoints_stand_around_the_commit(path: Path) -> None:
     seen: list[tuple[str, int]] = []
 
     def checkpoint(name: str) -> None:
-        with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as conn:
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as conn, conn:
             seen.append((name, conn.execute("SELECT COUNT(*) FROM meta").fetchone()[0]))
 
     writer = Writer(path, checkpoint=checkpoint)
@@ -415,7 +415,7 @@ def test_a_job_that_comes_as_the_ledger_is_closed_is_run_or_refused(path: Path) 
 
 def test_a_database_that_lost_a_guard_is_not_opened(path: Path) -> None:
     Writer(path).close()
-    with sqlite3.connect(path) as conn:
+    with closing(sqlite3.connect(path)) as conn, conn:
         conn.execute("DROP TRIGGER postings_no_delete")
     with pytest.raises(Refused, match="postings_no_delete"):
         Writer(path)
@@ -423,14 +423,14 @@ def test_a_database_that_lost_a_guard_is_not_opened(path: Path) -> None:
 
 def test_a_ledger_of_the_rules_before_gets_those_of_now(path: Path) -> None:
     Writer(path).close()
-    with sqlite3.connect(path) as conn:
+    with closing(sqlite3.connect(path)) as conn, conn:
         conn.execute("DROP TRIGGER payments_invoice_follows")
         conn.execute(
             "CREATE TRIGGER payments_invoice_follows BEFORE UPDATE ON payments WHEN 0 BEGIN SELECT 1; END"
         )
         conn.execute("DELETE FROM _sqlite_migrations WHERE name LIKE 'm002_%'")
     Writer(path).close()
-    with sqlite3.connect(path) as conn:
+    with closing(sqlite3.connect(path)) as conn, conn:
         assert missing_guards(conn) == []
 
 
@@ -441,7 +441,7 @@ def test_a_ledger_that_a_newer_payagent_has_changed_is_not_opened(
     """What it knows more of would be passed over: a rule of the newer one, or a payment."""
     Writer(path).close()
     require_ledger(path)
-    with sqlite3.connect(path) as conn:
+    with closing(sqlite3.connect(path)) as conn, conn:
         columns = "migration_set, name, applied_at"
         conn.execute(f"INSERT INTO _sqlite_migrations({columns}) VALUES ('payagent', 'm999_later', 't')")
     with pytest.raises(Refused, match="newer payagent") as caught:
