@@ -255,7 +255,7 @@ class Admission:
         return None
 
     def choose(self, unit: Unit, purchase: Purchase, now_ms: int) -> Purchase:
-        """Of several offers, the first within limits that the wallet has the asset for and nobody is asked about.
+        """Of several offers, the first that is within limits, that the wallet can pay, and nobody is asked about.
 
         Else the first.
         """
@@ -269,8 +269,13 @@ class Admission:
         return replace(purchase, invoice=chosen)
 
     def _could_pay(self, unit: Unit, offer: Invoice, purchase: Purchase, now_ms: int) -> bool:
-        is_there = offer.total_units <= self.planner.coins.totals.get(offer.asset, 0)
-        return is_there and self._is_let_through(unit.conn, offer, purchase, now_ms)
+        """By all that it would take now: its fee, and the ADA that rides along with a token, count."""
+        wanted = replace(purchase, invoice=offer)
+        try:
+            plan, _ = self.holding.decide(unit, wanted, None, offer.expires_at_ms, now_ms)
+            return not self.rulebook.reasons(unit.conn, wanted, offer, plan.spend)
+        except Refused:
+            return False
 
     def wants_coins(self, conn: Connection, purchase: Purchase, now_ms: int) -> bool:
         """Whether coins would be taken for it, as things stand: else it is refused, or a person is asked first."""
