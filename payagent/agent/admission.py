@@ -210,7 +210,7 @@ class Admission:
             *(row.outputs[0].asset, row.proof, row.handed_over),
             is_batch(row.batch_target),
         ) and invoice.calls >= calls_of(row.batch_target)
-        most = purchase.max_total_units
+        most = purchase.most_units(invoice.asset)
         if not is_alike or (most is not None and queries.hold(unit.conn, row.id).get(invoice.asset, 0) > most):
             return False
         wanted = next_invoice(

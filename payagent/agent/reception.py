@@ -67,6 +67,7 @@ class Reception:
             received_at_ms=now_ms,
             heard_at_ms=now_ms if ask.heard_at_ms is None else ask.heard_at_ms,
             max_total_units=ask.max_total_units,
+            max_total_asset=ask.max_total_asset,
             min_window_s=self._desk.terms.min_window_s,
             buyer=ask.buyer or self._buyer(ask),
             topup=ask.topup,
