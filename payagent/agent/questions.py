@@ -246,7 +246,11 @@ def _require_asked(now: Reasons, asked: Reasons) -> None:
     known = {reason.code for reason in asked}
     for reason in now:
         if reason.code not in known:
-            raise Refused(reason.code, f"{reason.detail}; that was not so when it was asked about")
+            raise Refused(
+                reason.code,
+                f"{reason.detail}; that was not so when it was asked about, so that a yes does not allow it: once "
+                "its time is over, the same call asks with this among the reasons",
+            )
 
 
 def _require_may_ask(conn: Connection, row: PaymentRow, now_ms: int) -> None:
