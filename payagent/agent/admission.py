@@ -108,6 +108,7 @@ class Admission:
         intent = queries.live_intent(unit.conn, purchase.app_id, purchase.key)
         self.questions.require_not_denied(unit, purchase, intent, now_ms)
         pauses.require_running(unit.conn)
+        self.planner.chain.require_ready(now_ms)
 
     def require_unpaid(self, conn: Connection, purchase: Purchase) -> None:
         """Refused where admission would find a payment for the chosen invoice, or refuse it as another purchase's;

@@ -34,16 +34,23 @@ class Holding:
     ) -> tuple[Plan, tuple[Asked, ...]]:
         """The plan, within limits. What is above one before any fee is refused as that, funds or none."""
         invoice = purchase.invoice
-        known = {LOVELACE: 0} | {invoice.asset: invoice.total_units}
-        asked = self.rulebook.require_within_limits(
-            unit.conn, purchase, known, invoice.asset, now_ms, fee=BEFORE_FEE
-        )
+        asked = self.require_before_fee(unit, purchase, now_ms)
         plan = self.planner.plan(unit, invoice, expires_at_ms, purchase.min_window_s, now_ms, anchor)
         self.rulebook.require_within_caps(plan.spend)
         again = policy.ask_again(asked, plan.spend)
-        if policy.tightest(again) is not None or not plan.spend.keys() <= known.keys():
+        if policy.tightest(again) is not None or not plan.spend.keys() <= {LOVELACE, invoice.asset}:
             again = self.rulebook.require_within_limits(unit.conn, purchase, plan.spend, invoice.asset, now_ms)
         return plan, again
+
+    def require_before_fee(self, unit: Unit, purchase: Purchase, now_ms: int, count: int = 1) -> tuple[Asked, ...]:
+        """As `Rulebook.require_within_limits`, by what the invoice asks for alone."""
+        asset, known = (
+            purchase.invoice.asset,
+            {LOVELACE: 0} | {purchase.invoice.asset: purchase.invoice.total_units},
+        )
+        return self.rulebook.require_within_limits(
+            unit.conn, purchase, known, asset, now_ms, count, fee=BEFORE_FEE
+        )
 
     def hold(
         self,
