@@ -841,6 +841,7 @@ class TopupPlanned(BaseModel):
     fees: Units
     spend: Amounts
     within_limits: bool
+    approval: list[Reason] = _absent("There when a person would be asked about each payment first: why.")
     refusal: Reason = _absent("There when a limit or the wallet's funds stand against it.")
 
 

@@ -203,6 +203,12 @@ def show_quote(terminal: Terminal, quote: Json) -> None:
     spend: Any = quote.get("spend", {})
     for asset, units in spend.items():
         terminal.pairs([("in all", f"{show_units(asset, units)}{'' if asset == LOVELACE else ' ' + asset}")])
+    terminal.pairs(asks_first(quote))
+
+
+def asks_first(quote: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Why a person would be asked before it is paid; nothing where nobody would."""
+    return [("asks a person", str(reason["detail"])) for reason in quote.get("approval", ())]
 
 
 def show_outputs(terminal: Terminal, source: Mapping[str, Any]) -> None:

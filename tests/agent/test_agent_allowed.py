@@ -309,6 +309,7 @@ class Day:
     async def resolve(self) -> None:
         rows = queries.payments_in(self.run.desk.conn, [State.IN_FLIGHT])
         if rows:
+            self.world.clock.ahead_ms += 1_000  # two cancels of one second would be one transaction
             await self.run.agent.carrying.resolve(self.random.choice(rows).id, APP)
 
     async def send(self) -> None:
