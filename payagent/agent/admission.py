@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from payagent.agent import trust
 from payagent.agent.chainview import SKEW_MAX_S, ChainView
-from payagent.agent.holding import Holding, anchor_of
+from payagent.agent.holding import Holding, anchor_of, note_price
 from payagent.agent.orders import Admitted, Purchase, TransferOrder
 from payagent.agent.planner import Planner, TransferPlan
 from payagent.agent.prepaid import require_may_buy
@@ -72,7 +72,8 @@ class Admission:
         """
         purchase = self.choose(unit, purchase, now_ms)
         invoice = purchase.invoice
-        note_price(unit, purchase)
+        if purchase.is_heard:
+            note_price(unit, purchase)
         known = _known(unit.conn, invoice)
         intent = queries.live_intent(unit.conn, purchase.app_id, purchase.key)
         if intent is not None:
@@ -170,6 +171,8 @@ class Admission:
             )
             return Admitted(payment_id, True, refusal=told)
         self.holding.hold(unit, payment_id, plan, now_ms, asked)
+        if not purchase.is_heard:
+            note_price(unit, purchase)
         origin, claim = purchase.invoice.origin, trust.claim_of_invoice(purchase.invoice)
         trust.learn_addresses(unit, self.rulebook.rules(origin), origin, claim, payment_id, now_ms)
         return Admitted(payment_id, True, plan)
@@ -328,14 +331,6 @@ class Admission:
         )
         self.holding.hold(unit, order.ids.payment, planned, now_ms, told=told)
         return Admitted(order.ids.payment, True, planned)
-
-
-def note_price(unit: Unit, purchase: Purchase) -> None:
-    """The call has answered 402: from now on, one that is served for nothing draws on a prepaid balance."""
-    is_call = purchase.topup is None or purchase.topup.is_call
-    if purchase.request is not None and is_call:
-        invoice, call = purchase.invoice, trust.priced_call(purchase.request)
-        prepaid.note_price(unit, invoice.origin, *call, invoice.asset, invoice.total_units)
 
 
 def _pool_of(unit: Unit, purchase: Purchase, now_ms: int) -> int | None:
