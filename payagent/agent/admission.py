@@ -261,25 +261,27 @@ class Admission:
     def choose(self, unit: Unit, purchase: Purchase, now_ms: int) -> Purchase:
         """Of several offers, the first that is within limits, that the wallet can pay, and nobody is asked about.
 
-        Else the first.
+        Else the first that a person may allow, else the first.
         """
         chosen = purchase.offers[0]
         if len(purchase.offers) > 1:
-            chosen = next(
-                (offer for offer in purchase.offers if self._could_pay(unit, offer, purchase, now_ms)), chosen
-            )
+            looked = ((self._asks_about(unit, offer, purchase, now_ms), offer) for offer in purchase.offers)
+            payable = [(asks, offer) for asks, offer in looked if asks is not None]
+            _, chosen = min(payable, key=lambda one: one[0], default=(False, chosen))
         if not chosen.has_own_id:
             chosen = replace(chosen, invoice_id=f"{chosen.invoice_id}-{purchase.ids.payment}")
         return replace(purchase, invoice=chosen)
 
-    def _could_pay(self, unit: Unit, offer: Invoice, purchase: Purchase, now_ms: int) -> bool:
-        """By all that it would take now: its fee, and the ADA that rides along with a token, count."""
+    def _asks_about(self, unit: Unit, offer: Invoice, purchase: Purchase, now_ms: int) -> bool | None:
+        """Whether a person would be asked about it, by all that it would take now: its fee, and the ADA that rides
+        along with a token, count. None: it would be refused.
+        """
         wanted = replace(purchase, invoice=offer)
         try:
             plan, _ = self.holding.decide(unit, wanted, None, offer.expires_at_ms, now_ms)
-            return not self.rulebook.reasons(unit.conn, wanted, offer, plan.spend)
+            return bool(self.rulebook.reasons(unit.conn, wanted, offer, plan.spend))
         except Refused:
-            return False
+            return None
 
     def wants_coins(self, conn: Connection, purchase: Purchase, now_ms: int) -> bool:
         """Whether coins would be taken for it, as things stand: else it is refused, or a person is asked first."""

@@ -271,6 +271,17 @@ async def test_what_an_offer_takes_beside_its_price_counts_where_one_is_chosen(
         assert (told.refusal, told.reasons, told.invoice.asset) == (None, (), paid)
 
 
+async def test_a_person_is_asked_where_no_offer_is_within_limits_unasked(world: World) -> None:
+    """Rather than to refuse the first, which is above them."""
+    world.fund(50 * ADA, 50 * ADA, assets={TOKEN: 5000})
+    limits = (*daily(20 * ADA, 100 * ADA), *daily(100, 2_000_000, TOKEN))
+    async with world.run(terms=with_terms(limits=limits, approval_above={"lovelace": 5 * ADA})) as run:
+        await run.look()
+        answer = offering(world, (DOTTED, "500"), ("lovelace", "9000000"), ("lovelace", "8000000"))
+        row, _ = await run.agent.pay(ask(world, answer))
+        assert (row.state, row.outputs[0].units) == (State.AWAITING_APPROVAL, 9 * ADA)
+
+
 async def test_a_402_for_another_call_is_not_paid(world: World) -> None:
     world.fund(50 * ADA)
     async with world.run() as run:
