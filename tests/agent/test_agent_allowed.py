@@ -365,7 +365,7 @@ class Day:
             assert answer.code in OF_THE_WALLET, answer
 
     def _justified(self, refused: Refused, app: str, merchant: str, before: Mapping[Key, int]) -> None:
-        """The limit that is named is one, leaves what is told, and not that much: and none leaves less."""
+        """The limit that is named is one, leaves what is told, which is not enough, and none leaves less."""
         told = refused.context
         at = Key(
             app if "app" in told else "",
@@ -378,6 +378,8 @@ class Day:
         assert max(most - self.allowed.most(at), 0) <= left <= max(most - before[at], 0), (at, told)
         assert asked > left
         assert self.allowed.most(at) + asked > most, (at, told)
+        for key, units in self.allowed.binding(app, merchant, [at.asset]).items():
+            assert left <= max(units - before[key], 0), (at, key, told)
 
     def _as_quoted(self, told: Quote | Refused, answer: object) -> None:
         """Paying does what was told just before."""
