@@ -23,7 +23,7 @@ from payagent.chain.blockfrost import Blockfrost
 from payagent.chain.source import Found
 from payagent.core.money import LOVELACE
 from payagent.core.network import NETWORKS
-from payagent.core.policy import Window
+from payagent.core.policy import ANY, Window
 from payagent.core.problem import Refused
 from payagent.secretfile import (
     read_header_secret,
@@ -203,7 +203,7 @@ def _ledger(settings: Settings) -> str:
 
 
 def _set_at_run_time(settings: Settings) -> str:
-    """What stands over the config file, and what of the file does not count for that."""
+    """What stands over the config file, what of it does not count for that, and limits that are of nobody now."""
     path = settings.data_dir / LEDGER_FILE
     require_ledger(path)
     conn = Readers(path).conn
@@ -217,6 +217,9 @@ def _set_at_run_time(settings: Settings) -> str:
     hidden = [n for n, one in settings.merchants.items() if n in names or one.origin in origins]
     told = [f"{len(limits)} limits and {len(added)} merchants"]
     told += [f"instead of merchants.{name} of the config file" for name in hidden]
+    payable = origins | {one.origin for one in settings.merchants.values()} | {ANY}
+    gone = sorted({limit.scope.merchant for limit in limits} - payable)
+    told += [f"limits at {origin}, which is no merchant's origin now" for origin in gone]
     return ", ".join(told)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from payagent.agent import trust
 from payagent.agent.chainview import SKEW_MAX_S, ChainView
-from payagent.agent.holding import Holding, anchor_of
+from payagent.agent.holding import Holding, anchor_of, note_price
 from payagent.agent.orders import Admitted, Purchase, TransferOrder
 from payagent.agent.planner import Planner, TransferPlan
 from payagent.agent.prepaid import require_may_buy
@@ -73,7 +73,8 @@ class Admission:
         """
         purchase = self.choose(unit, purchase, now_ms)
         invoice = purchase.invoice
-        note_price(unit, purchase)
+        if purchase.is_heard:
+            note_price(unit, purchase)
         known = _known(unit.conn, invoice)
         intent = intents.live_intent(unit.conn, purchase.app_id, purchase.key)
         if intent is not None:
@@ -109,6 +110,7 @@ class Admission:
         intent = intents.live_intent(unit.conn, purchase.app_id, purchase.key)
         self.questions.require_not_denied(unit, purchase, intent, now_ms)
         pauses.require_running(unit.conn)
+        self.planner.chain.require_ready(now_ms)
 
     def require_unpaid(self, conn: Connection, purchase: Purchase) -> None:
         """Refused where admission would find a payment for the chosen invoice, or refuse it as another purchase's;
@@ -170,6 +172,8 @@ class Admission:
             )
             return Admitted(payment_id, True, refusal=told)
         self.holding.hold(unit, payment_id, plan, now_ms, asked)
+        if not purchase.is_heard:
+            note_price(unit, purchase)
         origin, claim = purchase.invoice.origin, trust.claim_of_invoice(purchase.invoice)
         trust.learn_addresses(unit, self.rulebook.rules(origin), origin, claim, payment_id, now_ms)
         return Admitted(payment_id, True, plan)
@@ -211,7 +215,7 @@ class Admission:
             *(row.outputs[0].asset, row.proof, row.handed_over),
             is_batch(row.batch_target),
         ) and invoice.calls >= calls_of(row.batch_target)
-        most = purchase.max_total_units
+        most = purchase.most_units(invoice.asset)
         if not is_alike or (most is not None and payments.hold(unit.conn, row.id).get(invoice.asset, 0) > most):
             return False
         wanted = next_invoice(
@@ -256,22 +260,29 @@ class Admission:
         return None
 
     def choose(self, unit: Unit, purchase: Purchase, now_ms: int) -> Purchase:
-        """Of several offers, the first within limits that the wallet has the asset for and nobody is asked about.
+        """Of several offers, the first that is within limits, that the wallet can pay, and nobody is asked about.
 
-        Else the first.
+        Else the first that a person may allow, else the first.
         """
         chosen = purchase.offers[0]
         if len(purchase.offers) > 1:
-            chosen = next(
-                (offer for offer in purchase.offers if self._could_pay(unit, offer, purchase, now_ms)), chosen
-            )
+            looked = ((self._asks_about(unit, offer, purchase, now_ms), offer) for offer in purchase.offers)
+            payable = [(asks, offer) for asks, offer in looked if asks is not None]
+            _, chosen = min(payable, key=lambda one: one[0], default=(False, chosen))
         if not chosen.has_own_id:
             chosen = replace(chosen, invoice_id=f"{chosen.invoice_id}-{purchase.ids.payment}")
         return replace(purchase, invoice=chosen)
 
-    def _could_pay(self, unit: Unit, offer: Invoice, purchase: Purchase, now_ms: int) -> bool:
-        is_there = offer.total_units <= self.planner.coins.totals.get(offer.asset, 0)
-        return is_there and self._is_let_through(unit.conn, offer, purchase, now_ms)
+    def _asks_about(self, unit: Unit, offer: Invoice, purchase: Purchase, now_ms: int) -> bool | None:
+        """Whether a person would be asked about it, by all that it would take now: its fee, and the ADA that rides
+        along with a token, count. None: it would be refused.
+        """
+        wanted = replace(purchase, invoice=offer)
+        try:
+            plan, _ = self.holding.decide(unit, wanted, None, offer.expires_at_ms, now_ms)
+            return bool(self.rulebook.reasons(unit.conn, wanted, offer, plan.spend))
+        except Refused:
+            return None
 
     def wants_coins(self, conn: Connection, purchase: Purchase, now_ms: int) -> bool:
         """Whether coins would be taken for it, as things stand: else it is refused, or a person is asked first."""
@@ -323,14 +334,6 @@ class Admission:
         )
         self.holding.hold(unit, order.ids.payment, planned, now_ms, told=told)
         return Admitted(order.ids.payment, True, planned)
-
-
-def note_price(unit: Unit, purchase: Purchase) -> None:
-    """The call has answered 402: from now on, one that is served for nothing draws on a prepaid balance."""
-    is_call = purchase.topup is None or purchase.topup.is_call
-    if purchase.request is not None and is_call:
-        invoice, call = purchase.invoice, trust.priced_call(purchase.request)
-        prepaid.note_price(unit, invoice.origin, *call, invoice.asset, invoice.total_units)
 
 
 def _pool_of(unit: Unit, purchase: Purchase, now_ms: int) -> int | None:

@@ -125,9 +125,13 @@ class Agent:
             chosen = self.desk.admission.choose(unit, purchase, now_ms)
             self.desk.admission.require_open(unit, chosen, now_ms)
             invoice = chosen.invoice
-            plan = self.desk.admission.planner.plan(
-                unit, invoice, invoice.expires_at_ms, self.desk.terms.min_window_s, now_ms
-            )
+            try:
+                plan = self.desk.admission.planner.plan(
+                    unit, invoice, invoice.expires_at_ms, self.desk.terms.min_window_s, now_ms
+                )
+            except Refused:
+                self.desk.admission.holding.require_before_fee(unit, chosen, now_ms, count)
+                raise
             try:
                 self.desk.admission.rulebook.require_within_limits(
                     unit.conn, purchase, plan.spend, invoice.asset, now_ms, count

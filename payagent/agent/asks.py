@@ -33,7 +33,8 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """A 402 that an app wants paid. `received` is the 402 as it came, for the record.
+    """A 402 that an app wants paid. `received` is the 402 as it came, for the record. `max_total_units` are of
+    `max_total_asset`; None: of whichever it is paid in.
 
     `buyer`: whose prepaid balance a batch raises, where the call said another than the configured one. `topup`: it
     is a part of that order, which names the intent.
@@ -46,6 +47,7 @@ class Ask:
     request: Request | None = None
     idempotency_key: str | None = None
     max_total_units: int | None = None
+    max_total_asset: str | None = None
     buyer: Buyer | None = None
     heard_at_ms: int | None = None
     topup: Part | None = None

@@ -1,11 +1,13 @@
 """The decision on a payment and its hold: within limits, by a plan of our coins, which are taken for it.
 
-May import: core, store, wallet, agent.orders, .planner, .purse, .rulebook. Never: signs; waits for anything.
+May import: core, store, wallet, agent.orders, .planner, .purse, .rulebook, .trust. Never: signs; waits for
+anything.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from payagent.agent import trust
 from payagent.agent.orders import Purchase
 from payagent.agent.planner import Planner
 from payagent.agent.purse import coin_of, take
@@ -16,7 +18,7 @@ from payagent.core.money import LOVELACE, check_supply
 from payagent.core.payment import Event
 from payagent.core.policy import Asked
 from payagent.core.problem import Refused
-from payagent.store import payments, queries, records
+from payagent.store import payments, prepaid, queries, records
 from payagent.store.writer import Unit
 from payagent.wallet.coins import Coin
 from payagent.wallet.transaction import Plan
@@ -34,16 +36,23 @@ class Holding:
     ) -> tuple[Plan, tuple[Asked, ...]]:
         """The plan, within limits. What is above one before any fee is refused as that, funds or none."""
         invoice = purchase.invoice
-        known = {LOVELACE: 0} | {invoice.asset: invoice.total_units}
-        asked = self.rulebook.require_within_limits(
-            unit.conn, purchase, known, invoice.asset, now_ms, fee=BEFORE_FEE
-        )
+        asked = self.require_before_fee(unit, purchase, now_ms)
         plan = self.planner.plan(unit, invoice, expires_at_ms, purchase.min_window_s, now_ms, anchor)
         self.rulebook.require_within_caps(plan.spend)
         again = policy.ask_again(asked, plan.spend)
-        if policy.tightest(again) is not None or not plan.spend.keys() <= known.keys():
+        if policy.tightest(again) is not None or not plan.spend.keys() <= {LOVELACE, invoice.asset}:
             again = self.rulebook.require_within_limits(unit.conn, purchase, plan.spend, invoice.asset, now_ms)
         return plan, again
+
+    def require_before_fee(self, unit: Unit, purchase: Purchase, now_ms: int, count: int = 1) -> tuple[Asked, ...]:
+        """As `Rulebook.require_within_limits`, by what the invoice asks for alone."""
+        asset, known = (
+            purchase.invoice.asset,
+            {LOVELACE: 0} | {purchase.invoice.asset: purchase.invoice.total_units},
+        )
+        return self.rulebook.require_within_limits(
+            unit.conn, purchase, known, asset, now_ms, count, fee=BEFORE_FEE
+        )
 
     def hold(
         self,
@@ -82,6 +91,22 @@ def _asked_view(one: Asked) -> dict[str, str]:
     whose = {name: value for name, value in one.scope._asdict().items() if value != policy.ANY}
     view = {"limit": one.name, "asset": one.asset, "left": str(one.left_units), "asked": str(one.asked_units)}
     return view | whose
+
+
+def note_price(unit: Unit, purchase: Purchase) -> None:
+    """The call has answered 402: from now on, one that is served for nothing draws on a prepaid balance.
+
+    Where that is its app's word alone, which may be false, it counts once it is paid for, and makes no call
+    cheaper.
+    """
+    is_call = purchase.topup is None or purchase.topup.is_call
+    if purchase.request is None or not is_call:
+        return
+    invoice, call = purchase.invoice, trust.priced_call(purchase.request)
+    known = prepaid.price(unit.conn, invoice.origin, *call)
+    is_more = known is None or (known[0] == invoice.asset and known[1] < invoice.total_units)
+    if purchase.is_heard or is_more:
+        prepaid.note_price(unit, invoice.origin, *call, invoice.asset, invoice.total_units)
 
 
 def anchor_of(unit: Unit, intent_id: str) -> Coin | None:

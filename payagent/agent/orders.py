@@ -40,6 +40,15 @@ class Purchase:
     min_window_s: int
     buyer: Buyer
     topup: Part | None = None
+    max_total_asset: str | None = None
+    is_heard: bool = False
+    """Whether we heard the 402 from its merchant ourselves; else it is its app's word."""
+
+    def most_units(self, asset: str) -> int | None:
+        """The caller's own bound on what may leave of the asset that is paid in; of another, nothing."""
+        if self.max_total_units is None or self.max_total_asset in (None, asset):
+            return self.max_total_units
+        return 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -190,19 +190,18 @@ def cost_of(conn: Connection, pool: Pool, drawn: tuple[str, int]) -> dict[str, i
 def used(unit: Unit, call: ServedCall, clock_ms: int, now_ms: int, let_through: int | None = None) -> None:
     """A call was served without a payment of its own: from what is left, else it is unexplained.
 
-    It counts against its app's own limits from now on, unless it does since it was `let_through`.
+    It counts against its app's own limits from now on, unless it does since it was `let_through`; also where it is
+    the same call again by its key, which not every merchant heeds: of the balance that is one call.
     """
     priced = prepaid.price(unit.conn, call.origin, call.method, call.path)
     pool = prepaid.find_pool(unit.conn, call.origin, call.buyer.partner, call.buyer.wallet)
     if priced is None or pool is None:
         return
-    if call.key is not None and prepaid.knows_call(unit.conn, call.app_id, call.key):
-        if let_through is not None:
-            uses.take_back(unit, let_through)
-        return
     name, count = drawn(unit.conn, pool, call)
     if let_through is None:
         uses.add(unit, pool.id, call.app_id, (name, count), cost_of(unit.conn, pool, (name, count)), clock_ms)
+    if call.key is not None and prepaid.knows_call(unit.conn, call.app_id, call.key):
+        return
     told = f"{call.method} {call.path}"
     move = Move("use", 0, 0, 0, None, call.app_id, told, call.key)
     _move(unit, pool.id, name, move, lambda had: use(had, count), now_ms)

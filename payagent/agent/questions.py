@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from payagent.agent import trust
 from payagent.agent.alarm import clear_alert, raise_alert
-from payagent.agent.holding import Holding, anchor_of
+from payagent.agent.holding import Holding, anchor_of, note_price
 from payagent.agent.orders import Approver, Decided, Ids, Purchase
 from payagent.agent.prepaid import Buyer, Part, part_of, require_may_buy
 from payagent.agent.replacement import same_again
@@ -107,6 +107,7 @@ class Questions:
                 raise Refused("above_approved", f"{format_amount(asset, units)} are needed now, and not {most}")
         told = {"by": by.app_id, "via": by.via}
         self.holding.hold(unit, payment_id, plan, now_ms, asked, told)
+        note_price(unit, purchase)
         trust.allow(unit, self.holding.rulebook.rules(purchase.invoice.origin), row, told, now_ms)
         _clear_question(unit, payment_id, "it was approved", now_ms)
         return Decided(payment_id, plan)
@@ -247,7 +248,11 @@ def _require_asked(now: Reasons, asked: Reasons) -> None:
     known = {reason.code for reason in asked}
     for reason in now:
         if reason.code not in known:
-            raise Refused(reason.code, f"{reason.detail}; that was not so when it was asked about")
+            raise Refused(
+                reason.code,
+                f"{reason.detail}; that was not so when it was asked about, so that a yes does not allow it: once "
+                "its time is over, the same call asks with this among the reasons",
+            )
 
 
 def _require_may_ask(conn: Connection, row: PaymentRow, now_ms: int) -> None:

@@ -1,17 +1,17 @@
 """Reception: a 402 that an app forwards is read by the terms that count, into a purchase that can be decided on.
 
 What is refused on that way, before there is a payment, goes on record, as far as floods let it (agent.floods).
-May import: core, dialects, store, agent.admission, .asks, .desk, .floods, .orders, .prepaid, .terms, .trust.
+May import: core, dialects, store, agent.asks, .desk, .floods, .holding, .orders, .prepaid, .terms, .trust.
 Never: decides; reserves.
 """
 
 import asyncio
 
 from payagent.agent import trust
-from payagent.agent.admission import note_price
 from payagent.agent.asks import Ask
 from payagent.agent.desk import Desk
 from payagent.agent.floods import Floods
+from payagent.agent.holding import note_price
 from payagent.agent.orders import Purchase
 from payagent.agent.prepaid import Buyer, Part, fitting
 from payagent.agent.terms import MerchantTerms
@@ -67,6 +67,8 @@ class Reception:
             received_at_ms=now_ms,
             heard_at_ms=now_ms if ask.heard_at_ms is None else ask.heard_at_ms,
             max_total_units=ask.max_total_units,
+            max_total_asset=ask.max_total_asset,
+            is_heard=ask.heard_at_ms is not None or ask.topup is not None,
             min_window_s=self._desk.terms.min_window_s,
             buyer=ask.buyer or self._buyer(ask),
             topup=ask.topup,
@@ -87,7 +89,7 @@ class Reception:
             self.note_on_record(ask.app_id, ask.topup)
 
         def job(unit: Unit) -> None:
-            if purchase is not None:
+            if purchase is not None and purchase.is_heard:
                 note_price(unit, purchase)
             if is_kept:
                 request = ask.request

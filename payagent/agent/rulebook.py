@@ -67,7 +67,7 @@ class Rulebook:
             policy.ask(limit, spending.counted(conn, limit, clock_ms), spend, count): limit for limit in binding
         }
         bounds = policy.ask_bounds(
-            spend, paid_asset, purchase.max_total_units, self._topup_left(conn, purchase, clock_ms), count
+            spend, paid_asset, purchase.most_units(paid_asset), self._topup_left(conn, purchase, clock_ms), count
         )
         tight = policy.tightest((*asked, *bounds))
         if tight is not None:

@@ -56,7 +56,8 @@ class Transfer:
 def read_ask(app_id: str, raw: bytes, idempotency_key: str | None) -> Ask:
     """The body of /v1/payments and /v1/quotes. `raw` holds the 402, so what is not JSON is a bad 402 too."""
     value = strict_json.loads(raw, max_bytes=BODY_MAX_BYTES, max_depth=_DEPTH_MAX)
-    body = _fields(value, "the body", ("origin", "response"), ("request", "max_total"))
+    body = _fields(value, "the body", ("origin", "response"), ("request", "max_total", "max_total_asset"))
+    max_total_units, max_total_asset = _read_most(body)
     response, received = _read_response(body["response"])
     return Ask(
         app_id=app_id,
@@ -65,8 +66,17 @@ def read_ask(app_id: str, raw: bytes, idempotency_key: str | None) -> Ask:
         received=received,
         request=_read_request(body["request"]) if "request" in body else None,
         idempotency_key=read_key(idempotency_key),
-        max_total_units=_amount(body, "max_total") if "max_total" in body else None,
+        max_total_units=max_total_units,
+        max_total_asset=max_total_asset,
     )
+
+
+def _read_most(body: Fields) -> tuple[int | None, str | None]:
+    """(the caller's own bound, the asset that it is of; None: of whichever is paid in)."""
+    if "max_total" not in body and "max_total_asset" in body:
+        raise Refused("bad_request", "max_total_asset says of what max_total is", key="max_total")
+    units = _amount(body, "max_total") if "max_total" in body else None
+    return units, read_asset(body["max_total_asset"], "max_total_asset") if "max_total_asset" in body else None
 
 
 def read_delivery(raw: bytes) -> Response:

@@ -65,6 +65,7 @@ class PaymentRequest(_Closed):
     request: CallBought = _absent("The call that is bought.")
     response: Response402
     max_total: Units = _absent("A bound on what leaves in the invoice's asset, fee included.")
+    max_total_asset: str = _absent("What `max_total` is of: nothing is paid in another asset. Else: in whichever.")
 
 
 class DeliveryReport(_Closed):
@@ -840,6 +841,7 @@ class TopupPlanned(BaseModel):
     fees: Units
     spend: Amounts
     within_limits: bool
+    approval: list[Reason] = _absent("There when a person would be asked about each payment first: why.")
     refusal: Reason = _absent("There when a limit or the wallet's funds stand against it.")
 
 

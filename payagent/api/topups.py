@@ -16,6 +16,7 @@ from payagent.api.calls import Page, Waiting, single_header
 from payagent.api.problems import JsonResponse
 from payagent.api.reading import read_key, read_topup
 from payagent.api.schemas import Topup, TopupOrder, TopupPlanned, TopupsPage, gives, takes
+from payagent.api.views import verdict_view
 from payagent.core.payment import ENDED_WITHOUT_PAYING
 from payagent.core.prepaid import CALLS
 from payagent.core.times import iso_time
@@ -148,6 +149,4 @@ def _plan_view(desk: Desk, plan: TopupPlan) -> Json:
         "spend": {asset: str(units * plan.count) for asset, units in spend.items()},
         "within_limits": plan.quote.refusal is None,
     }
-    if plan.quote.refusal is not None:
-        view["refusal"] = {"code": plan.quote.refusal.code, "detail": plan.quote.refusal.detail}
-    return view
+    return view | verdict_view(plan.quote)

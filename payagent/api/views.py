@@ -50,6 +50,12 @@ def quote_view(quote: Quote, terms: Terms) -> Json:
         "expires_at": None if invoice.expires_at_ms is None else iso_time(invoice.expires_at_ms),
         "within_limits": quote.refusal is None,
     }
+    return view | verdict_view(quote)
+
+
+def verdict_view(quote: Quote) -> Json:
+    """What stands against a quote, if anything does."""
+    view: Json = {}
     if quote.reasons:
         view["approval"] = [_reason_view(reason) for reason in quote.reasons]
     if quote.refusal is not None:

@@ -17,7 +17,17 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import click
 
 from payagent.cli.options import Connect, example, show_amount, talks_to_daemon
-from payagent.cli.pay import DRY_RUN_OK, PENDING, VOID, in_words, parse_most, rather, same_unit, show_quote
+from payagent.cli.pay import (
+    DRY_RUN_OK,
+    FOUND_ALONE,
+    PENDING,
+    VOID,
+    in_words,
+    parse_most,
+    rather,
+    same_unit,
+    show_quote,
+)
 from payagent.cli.terminal import Json, ProblemError, Terminal, as_shown, describe
 from payagent.core.origin import parse_origin
 from payagent.core.payment import WITHOUT_PROOF
@@ -210,17 +220,19 @@ class _Fetcher:
     def run_within(self, bound: tuple[bool, int], dry_run: bool) -> int:
         """The call within a bound in ADA or in a token; a dry run says which of them the merchant asks for."""
         why: ProblemError | None = None
-        units = 1  # what is paid already can perhaps not be quoted; this lets it be found, and no more
+        most = FOUND_ALONE
         try:
             with self._call({"X-Payagent-Dry-Run": "true"}) as (answer, quote):
                 if quote is None:
                     return self._give(answer)
-                units = same_unit(quote, bound)
+                most = same_unit(quote, bound)
         except ProblemError as error:
             if dry_run:
                 raise
             why = error
-        options = {"X-Payagent-Max-Cost": str(units)} | ({"X-Payagent-Dry-Run": "true"} if dry_run else {})
+        options = {"X-Payagent-Max-Cost": f"{most[0]} {most[1]}"} | (
+            {"X-Payagent-Dry-Run": "true"} if dry_run else {}
+        )
         try:
             with self._call(options) as (answer, quote):
                 return self._give(answer) if quote is None else self._give_quote(quote)

@@ -29,6 +29,9 @@ FILE_BYTES_MAX = 128 * 1024
 _ENDED = frozenset(str(state) for state in ENDED_WITHOUT_PAYING)
 _NOT_WORTH_WAITING = _ENDED | {str(State.AWAITING_APPROVAL)}
 _TOKEN_TEXT = re.compile(r"([0-9]{1,19}) units", re.ASCII)
+FOUND_ALONE = 1, LOVELACE
+"""A bound that lets a payment be found which is there already, and pays nothing, in no asset."""
+
 _ENVELOPE = {"status", "headers", "body"}
 _BARE_FIX = (
     'FILE was taken for the body alone. Where the terms stand in the headers (x402), give {"status", "headers", '
@@ -96,8 +99,8 @@ class _Request:
         self.origin = origin
         self._response = response
 
-    def text(self, max_units: int | None) -> str:
-        bound = "" if max_units is None else f', "max_total": "{max_units}"'
+    def text(self, most: tuple[int, str] | None) -> str:
+        bound = "" if most is None else f', "max_total": "{most[0]}", "max_total_asset": "{most[1]}"'
         return f'{{"origin": {json.dumps(self.origin)}, "response": {self._response}{bound}}}'
 
 
@@ -148,34 +151,37 @@ def parse_most(text: str) -> tuple[bool, int]:
 def _order(link: "Link", asked: _Request, bound: tuple[bool, int] | None, key: str | None) -> dict[str, Any]:
     """Have it paid, within a bound in units of the invoice's asset, which a quote tells: ADA is no token's unit.
 
-    What is paid already cannot be quoted: a bound of 1 lets it be found, and pays nothing.
+    What is paid already cannot be quoted, and can be found.
     """
     why: ProblemError | None = None
-    units = None if bound is None else 1
+    most = None if bound is None else FOUND_ALONE
     if bound is not None:
         try:
-            units = same_unit(link.post_text("/v1/quotes", asked.text(None)), bound)
+            most = same_unit(link.post_text("/v1/quotes", asked.text(None)), bound)
         except ProblemError as error:
             why = error
     try:
-        return link.post_text("/v1/payments", asked.text(units), key)
+        return link.post_text("/v1/payments", asked.text(most), key)
     except ProblemError as error:
         raise rather(why, error) from None
 
 
 def rather(unpriced: ProblemError | None, refused: ProblemError) -> ProblemError:
-    """What kept a call from being priced, where nothing but the bound of 1 that it was made with is told of it."""
+    """What kept a call from being priced, where nothing but the bound that it was made with is told of it."""
     return unpriced if unpriced is not None and refused.problem.get("limit") == "max_total" else refused
 
 
-def same_unit(quote: Mapping[str, Any], bound: tuple[bool, int]) -> int:
-    """The bound's units, when it is one of the asset that a quote is in."""
+def same_unit(quote: Mapping[str, Any], bound: tuple[bool, int]) -> tuple[int, str]:
+    """The bound's units and their asset, when it is one of the asset that a quote is in.
+
+    What is paid then may be another 402 than what was quoted, or another of its offers: so it is said of what.
+    """
     in_ada, units = bound
-    asset = quote["outputs"][0]["asset"]
+    asset = str(quote["outputs"][0]["asset"])
     if in_ada != (asset == LOVELACE):
         wanted = '"5 ADA"' if asset == LOVELACE else f'"120 units", which are of {show_asset(asset)}'
         raise Refused("units_not_understood", f"this invoice takes a --max such as {wanted}")
-    return units
+    return units, asset
 
 
 def _dry_run(terminal: Terminal, link: "Link", asked: _Request, bound: tuple[bool, int] | None) -> int:
@@ -197,6 +203,12 @@ def show_quote(terminal: Terminal, quote: Json) -> None:
     spend: Any = quote.get("spend", {})
     for asset, units in spend.items():
         terminal.pairs([("in all", f"{show_units(asset, units)}{'' if asset == LOVELACE else ' ' + asset}")])
+    terminal.pairs(asks_first(quote))
+
+
+def asks_first(quote: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Why a person would be asked before it is paid; nothing where nobody would."""
+    return [("asks a person", str(reason["detail"])) for reason in quote.get("approval", ())]
 
 
 def show_outputs(terminal: Terminal, source: Mapping[str, Any]) -> None:

@@ -19,7 +19,7 @@ from payagent.cli.options import (
     talks_to_daemon,
     typed,
 )
-from payagent.cli.pay import DRY_RUN_OK, PENDING
+from payagent.cli.pay import DRY_RUN_OK, PENDING, asks_first
 from payagent.cli.terminal import Terminal, as_shown
 from payagent.core.money import LOVELACE, parse_ada, parse_asset, parse_units
 from payagent.core.prepaid import CALLS
@@ -193,6 +193,7 @@ def _plan(terminal: Terminal, plan: dict[str, Any]) -> int:
                 ("calls", plan["calls"] or "not said"),
                 ("fees, about", show_units(LOVELACE, plan["fees"])),
                 ("in all, about", ", ".join(show_amount(name, units) for name, units in spend.items())),
+                *asks_first(plan),
             ]
         )
 

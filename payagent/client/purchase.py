@@ -18,7 +18,7 @@ import httpx
 
 from payagent.client.bodies import Replay
 from payagent.client.errors import PayAgentError, own_error
-from payagent.core.money import LOVELACE, parse_units
+from payagent.core.money import LOVELACE, parse_bound
 from payagent.core.payment import ENDED_WITHOUT_PAYING, WITHOUT_PROOF, State
 from payagent.core.prepaid import WALLET_WANTED
 from payagent.core.problem import Refused
@@ -127,6 +127,7 @@ class Call:
     headers: list[tuple[bytes, bytes]]
     key: str | None
     max_cost_units: int | None
+    max_cost_asset: str | None
     dry_run: bool
 
     def first(self, buyer: Mapping[str, str]) -> httpx.Request:
@@ -176,6 +177,8 @@ class Call:
         }
         if self.max_cost_units is not None:
             asked["max_total"] = str(self.max_cost_units)
+            if self.max_cost_asset is not None:
+                asked["max_total_asset"] = self.max_cost_asset
         return asked
 
 
@@ -184,13 +187,14 @@ class Purchases:
     """How one transport buys. `buyers` are what calls to a merchant say of who buys, by origin, once known."""
 
     max_cost_units: int | None
+    max_cost_asset: str | None
     patience_s: float
     spool_bytes: int
     _buyers: Mapping[str, Mapping[str, str]] | None = field(default=None)
 
     def run(self, request: httpx.Request) -> Steps[Bought]:
         """From a client's call to its answer."""
-        call = read_call(request, self.max_cost_units, self.spool_bytes)
+        call = read_call(request, self.max_cost_units, self.max_cost_asset, self.spool_bytes)
         try:
             mark = request.extensions.get(PAID_MARK)
             if mark is not None and mark != str(request.url):
@@ -411,8 +415,10 @@ def _not_served(payment: Json) -> PayAgentError:
     )
 
 
-def read_call(request: httpx.Request, max_cost_units: int | None, spool_bytes: int) -> Call:
-    """A client's request without what it says to us."""
+def read_call(
+    request: httpx.Request, max_cost_units: int | None, max_cost_asset: str | None, spool_bytes: int
+) -> Call:
+    """A client's request without what it says to us. Its bound holds beside the transport's."""
     headers = request.headers.raw
     ours = {name.lower(): value.decode("ascii", "replace") for name, value in headers if _is_own(name)}
     for name in ours.keys() - {_MAX_COST, _DRY_RUN}:
@@ -422,16 +428,20 @@ def read_call(request: httpx.Request, max_cost_units: int | None, spool_bytes: i
         raise own_error("bad_request", "X-Payagent-Dry-Run is true or false")
     if (text := ours.get(_MAX_COST)) is not None:
         try:
-            asked = parse_units(text, "X-Payagent-Max-Cost")
+            asked, asset = parse_bound(text, "X-Payagent-Max-Cost")
         except Refused as refused:
             raise own_error("bad_request", refused.detail) from None
+        if None not in (asset, max_cost_asset) and asset != max_cost_asset:
+            raise own_error("bad_request", "X-Payagent-Max-Cost is of another asset than the transport's bound")
         max_cost_units = asked if max_cost_units is None else min(asked, max_cost_units)
+        max_cost_asset = asset or max_cost_asset
     return Call(
         request=request,
         body=Replay(request.stream, spool_bytes),
         headers=[pair for pair in headers if not _is_own(pair[0])],
         key=request.headers.get("idempotency-key"),
         max_cost_units=max_cost_units,
+        max_cost_asset=max_cost_asset,
         dry_run=_SWITCHES[said],
     )
 

@@ -36,9 +36,10 @@ class PayAgentTransport(httpx.BaseTransport):
     """Sends calls through `inner`; what a merchant answers with 402 is paid by the daemon, and the call repeated.
 
     `daemon` is its address or its socket's path, `token` an app's (default: $PAYAGENT_TOKEN). `max_cost_units`
-    bounds what one call may cost, in the smallest unit of the asset it is paid in, fee included. `patience_s` is
-    how long a call waits for a batch that another call buys, and then for its payment and its merchant;
-    `spool_bytes` is how much of a body is kept to be sent again.
+    bounds what one call may cost, fee included, in the smallest unit of `max_cost_asset` ("lovelace", or a token's
+    policy id and name), in which alone it is paid then; of none, in that of whichever asset it is paid in.
+    `patience_s` is how long a call waits for a batch that another call buys, and then for its payment and its
+    merchant; `spool_bytes` is how much of a body is kept to be sent again.
 
     Raises `PayAgentError` when the call was not paid for a reason of ours, or paid and not served in time. A 402
     of a server that is not configured, or that is no invoice, is handed on as it came. A paid answer has the
@@ -53,12 +54,13 @@ class PayAgentTransport(httpx.BaseTransport):
         daemon: str | Path | Asks = DEFAULT,
         token: str | None = None,
         max_cost_units: int | None = None,
+        max_cost_asset: str | None = None,
         patience_s: float = PATIENCE_S,
         spool_bytes: int = SPOOL_BYTES,
     ) -> None:
         self._daemon = Daemon(Place.read(daemon, token)) if isinstance(daemon, str | Path) else daemon
         self._inner = inner or httpx.HTTPTransport()
-        self._purchases = Purchases(max_cost_units, patience_s, spool_bytes)
+        self._purchases = Purchases(max_cost_units, max_cost_asset, patience_s, spool_bytes)
 
     def __repr__(self) -> str:
         return f"PayAgentTransport({self._daemon!r})"
@@ -129,12 +131,13 @@ class AsyncPayAgentTransport(httpx.AsyncBaseTransport):
         daemon: str | Path = DEFAULT,
         token: str | None = None,
         max_cost_units: int | None = None,
+        max_cost_asset: str | None = None,
         patience_s: float = PATIENCE_S,
         spool_bytes: int = SPOOL_BYTES,
     ) -> None:
         self._daemon = AsyncDaemon(Place.read(daemon, token))
         self._inner = inner or httpx.AsyncHTTPTransport()
-        self._purchases = Purchases(max_cost_units, patience_s, spool_bytes)
+        self._purchases = Purchases(max_cost_units, max_cost_asset, patience_s, spool_bytes)
 
     def __repr__(self) -> str:
         return f"AsyncPayAgentTransport({self._daemon!r})"

@@ -72,6 +72,17 @@ def parse_asset(value: object) -> str:
     return match[1] + match[2]
 
 
+def parse_bound(text: str, what: str) -> tuple[int, str | None]:
+    """Read a caller's bound on what may leave: (units, the asset that they are of), None for whichever is paid in.
+
+    "5000000 lovelace", units of a token by its name, or digits alone. "5 ADA" is refused: units are lovelace.
+    """
+    digits, space, asset = text.partition(" ")
+    if asset in ("ADA", "ada"):
+        raise Refused("asset_not_understood", f"{what} is in units: lovelace, not ADA")
+    return parse_units(digits, what), parse_asset(asset) if space else None
+
+
 def parse_ada(text: object) -> int:
     """Read an operator's amount, "5 ADA", "0.25 ADA" or "250000 lovelace", as lovelace (0 allowed)."""
     if isinstance(text, str):

@@ -420,6 +420,7 @@ class Clerk:
             request=Request(errand.method, errand.target.decode("ascii"), body_sha256),
             idempotency_key=errand.key,
             max_total_units=errand.max_cost_units,
+            max_total_asset=errand.max_cost_asset,
             buyer=self._buyer(errand),
             heard_at_ms=demand.heard_at_ms,
         )

@@ -15,7 +15,7 @@ from payagent.agent.terms import MerchantTerms
 from payagent.api.access import PAY
 from payagent.api.reading import read_key
 from payagent.api.tokens import PREFIX
-from payagent.core.money import parse_units
+from payagent.core.money import parse_bound
 from payagent.core.problem import Refused
 from payagent.proxy.headers import (
     OWN_PREFIX,
@@ -53,6 +53,7 @@ class Errand:
     has_body: bool
     keys: tuple[bytes, ...]
     max_cost_units: int | None
+    max_cost_asset: str | None
     dry_run: bool
     find_app: Callable[[], AppRow | None] = field(repr=False)
 
@@ -88,6 +89,7 @@ def read_errand(scope: Scope, merchants: Mapping[str, MerchantTerms], find_app: 
         if key.startswith(OWN_PREFIX) and key not in _KNOWN:
             raise Refused("bad_request", f"the header {key.decode('latin-1')[:60]!a} is not known")
     merchant = merchants[name]
+    max_cost_units, max_cost_asset = _max_cost(headers)
     return Errand(
         app_id=app.id,
         merchant=merchant,
@@ -96,7 +98,8 @@ def read_errand(scope: Scope, merchants: Mapping[str, MerchantTerms], find_app: 
         headers=_outgoing(headers, merchant, wallet),
         has_body=has_body(headers),
         keys=tuple(values(headers, b"idempotency-key")),
-        max_cost_units=_max_cost(headers),
+        max_cost_units=max_cost_units,
+        max_cost_asset=max_cost_asset,
         dry_run=_dry_run(headers),
         find_app=partial(find_app, token),
     )
@@ -167,12 +170,12 @@ def _single(headers: Headers, name: bytes) -> str | None:
     return found[0].decode("latin-1") if found else None
 
 
-def _max_cost(headers: Headers) -> int | None:
+def _max_cost(headers: Headers) -> tuple[int | None, str | None]:
     text = _single(headers, _MAX_COST)
     if text is None:
-        return None
+        return None, None
     try:
-        return parse_units(text, "X-Payagent-Max-Cost")
+        return parse_bound(text, "X-Payagent-Max-Cost")
     except Refused as refused:
         raise Refused("bad_request", refused.detail, key="X-Payagent-Max-Cost") from None
 

@@ -242,7 +242,7 @@ class BuyerTask:
         keys = (want.key.encode(),) if want.key is not None else ()
         find_app = partial(apps.by_id, life.agent.desk.conn, want.app_id)
         errand = Errand(
-            want.app_id, merchant, "POST", want.path.encode(), headers, True, keys, None, False, find_app
+            want.app_id, merchant, "POST", want.path.encode(), headers, True, keys, None, None, False, find_app
         )
 
         async def work(intake: Intake, reply: Reply) -> None:

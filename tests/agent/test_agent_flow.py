@@ -322,6 +322,22 @@ async def test_a_quote_reserves_and_writes_nothing(world: World) -> None:
         assert len(run.desk.coins) == 1
 
 
+async def test_a_quote_of_what_the_wallet_cannot_pay_either_names_the_limit_as_the_payment_does(
+    world: World,
+) -> None:
+    """Else who funds the wallet for it is refused again."""
+    world.fund(5 * ADA)
+    async with world.run(terms=with_terms(limits=daily(12 * ADA, 100 * ADA))) as run:
+        await run.look()
+        for pays in (run.agent.quote, run.agent.pay):
+            with pytest.raises(Refused, match="limit_exceeded: per_payment leaves 12 ADA"):
+                await pays(world.ask())
+        world.settings(price=str(9 * ADA), splits=[])
+        for pays in (run.agent.quote, run.agent.pay):
+            with pytest.raises(Refused, match="not_enough_funds"):
+                await pays(world.ask("within the limit"))
+
+
 async def test_self_transfers_are_payments_with_a_ledger_entry(world: World) -> None:
     world.fund(50 * ADA, 50 * ADA)
     async with world.run() as run:

@@ -196,12 +196,46 @@ async def test_a_price_that_was_never_paid_counts_too(run: Run) -> None:
     request = ask.request
     assert request is not None
     other = Request("POST", "/token-analysis?full=1", request.body_sha256)
+    heard = {"request": other, "heard_at_ms": run.world.clock.now_ms()}
     with pytest.raises(Refused, match="batch_under_way"):
-        await run.agent.pay(type(ask)(**{**vars_of(ask), "request": other}))
+        await run.agent.pay(type(ask)(**{**vars_of(ask), **heard}))
     await run.settle_down()
     await run.agent.deliveries.record_delivery(row.id, 200)
     await run.agent.prepaid_calls.record_call(call(run, path="/token-analysis"))
     assert balance(run).used == 2
+
+
+async def test_a_402_that_an_app_may_have_made_up_prices_a_call_once_it_is_paid(run: Run) -> None:
+    """Else whoever forwards one for a free call has it count against the limits of others."""
+    await run.pay_in_block("first")
+    ask = run.world.ask("second")
+    assert ask.request is not None
+    made_up = replace(ask, request=Request("GET", "/health", ask.request.body_sha256), max_total_units=1)
+    for refused in (made_up, replace(made_up, idempotency_key="k")):
+        with pytest.raises(Refused):
+            await run.agent.pay(refused)
+    assert prepaid.price(run.desk.conn, run.world.origin, "GET", "/health") is None
+    heard = replace(made_up, heard_at_ms=run.world.clock.now_ms())
+    with pytest.raises(Refused):
+        await run.agent.pay(heard)
+    assert prepaid.price(run.desk.conn, run.world.origin, "GET", "/health") == ("lovelace", PRICE + SHARES)
+
+
+async def test_a_402_that_an_app_forwards_makes_no_call_cheaper(run: Run) -> None:
+    """Else it is within its own limit for as many calls as it likes, of a balance in ADA."""
+    told = []
+    for name, ada in (("first", 2), ("second", 1), ("third", 3)):
+        run.world.settings(price=str(ada * ADA), splits=[], batch=1)
+        await run.pay(name)
+        told.append(prepaid.price(run.desk.conn, run.world.origin, "POST", "/chat"))
+    assert told == [("lovelace", 2 * ADA), ("lovelace", 2 * ADA), ("lovelace", 3 * ADA)]
+    asking = with_terms(approval_above={"lovelace": 3 * ADA})
+    await run.desk.take_terms(asking(run.desk.filed), lambda unit: None)
+    run.world.settings(price=str(5 * ADA))
+    asked = await run.pay("fourth")
+    assert prepaid.price(run.desk.conn, run.world.origin, "POST", "/chat") == ("lovelace", 3 * ADA)
+    await run.agent.decisions.approve(asked.id, SOMEBODY)
+    assert prepaid.price(run.desk.conn, run.world.origin, "POST", "/chat") == ("lovelace", 5 * ADA)
 
 
 async def test_another_partner_has_a_pool_of_its_own(run: Run) -> None:

@@ -652,6 +652,9 @@ class TestTheNextInvoice:
             await pass_time_of(world, run, 310)
             row, _ = await run.agent.pay(world.ask(max_total_units=1))
             assert (row.tx_id, len(attempts(run, row))) == (first.tx_id, 1)
+            ask = replace(world.ask(max_total_units=1000 * ADA), max_total_asset="ab" * 28)
+            row, _ = await run.agent.pay(ask)
+            assert (row.tx_id, len(attempts(run, row))) == (first.tx_id, 1)
 
 
 class TestNeverValid:

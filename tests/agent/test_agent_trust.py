@@ -289,6 +289,31 @@ class TestAddresses:
             assert run.state(rows[1].id) is State.AWAITING_APPROVAL
             assert trust.pins(run.desk.conn, world.origin) == {Pin("pay_to", pay_to("one"))}
 
+    async def test_a_reason_that_is_new_is_asked_about_once_the_question_is_over(self, world: World) -> None:
+        """What was refused for it says so: to say yes again and again does not help."""
+        rules = Rules(drift_percent=25)
+        above = {"lovelace": 5 * ADA}
+        terms = guarded(world, rules)
+        world.settings(timeout=7_200, splits=[])
+        asking = {"approval_above": above, "approval_timeout_s": 600}
+        async with world.run(terms=lambda now: replace(terms(now), **asking)) as run:  # type: ignore[arg-type]
+            await run.look()
+            rows = []
+            for price in (10, 20):
+                world.settings(price=str(price * ADA))
+                assert await question(run, f"for {price}") == ["above_threshold"]
+                rows.append(payments.payments_in(run.desk.conn, [State.AWAITING_APPROVAL])[-1])
+            await run.agent.decisions.approve(rows[0].id, SOMEBODY)
+            for _ in range(2):
+                with pytest.raises(Refused, match=r"price_drifted.*once its time is over, the same call asks"):
+                    await run.agent.decisions.approve(rows[1].id, SOMEBODY)
+            await pass_time_of(world, run, 601)
+            await run.agent.decisions.deny_what_is_over()
+            assert run.desk.payment(rows[1].id).reason_code == "approval_timed_out"
+            assert await question(run, "for 20") == ["price_drifted", "above_threshold"]
+            again = payments.payments_in(run.desk.conn, [State.AWAITING_APPROVAL])[-1]
+            assert (await run.agent.decisions.approve(again.id, SOMEBODY)).tx_id is not None
+
 
 def _offering(world: World, path: str, payees: list[str], key: str) -> Ask:
     """An x402 version 1 answer with an offer for each payee."""

@@ -12,7 +12,7 @@ import cbor2
 import httpx
 import pytest
 from agent.test_agent_handover import pass_ttl, wait_for_void
-from agent_kit import ADA, APP, Run, World, daily, world_with_clock
+from agent_kit import ADA, APP, Run, World, daily, with_terms, world_with_clock
 from commitments import commitment_to
 
 from payagent.agent.asks import Advice, Ask, Request
@@ -243,6 +243,43 @@ async def test_a_token_that_the_wallet_has_is_paid_in_the_merchants_order(world:
         await run.look()
         row, _ = await run.agent.pay(ask(world, offering(world, (DOTTED, "500"), ("lovelace", "2000000"))))
         assert [(o.asset, o.units) for o in row.outputs] == [(TOKEN, 500)]
+
+
+@pytest.mark.parametrize(
+    ("most", "assets", "paid"),
+    [
+        # the ADA that rides along with the token is above the limit
+        (1_250_000, [(DOTTED, "500"), ("lovelace", "1000000")], "lovelace"),
+        # the fee lifts it above the limit
+        (2_100_000, [("lovelace", "2000000"), (DOTTED, "500")], TOKEN),
+        # a person would be asked about it, for its fee
+        (20 * ADA, [("lovelace", "5000000"), ("lovelace", "2000000")], "lovelace"),
+    ],
+)
+async def test_what_an_offer_takes_beside_its_price_counts_where_one_is_chosen(
+    world: World, most: int, assets: list[tuple[str, str]], paid: str
+) -> None:
+    world.fund(50 * ADA, 50 * ADA, assets={TOKEN: 5000})
+    limits = (*daily(most, 100 * ADA), *daily(1_000_000, 2_000_000, TOKEN))
+    terms = with_terms(limits=limits, approval_above={"lovelace": 5 * ADA})
+    async with world.run(terms=terms) as run:
+        await run.look()
+        answer = offering(world, *assets)
+        told = await run.agent.quote(ask(world, answer))
+        row, _ = await run.agent.pay(ask(world, answer))
+        assert (row.outputs[0].asset, str(row.outputs[0].units)) == (paid, assets[1][1])
+        assert (told.refusal, told.reasons, told.invoice.asset) == (None, (), paid)
+
+
+async def test_a_person_is_asked_where_no_offer_is_within_limits_unasked(world: World) -> None:
+    """Rather than to refuse the first, which is above them."""
+    world.fund(50 * ADA, 50 * ADA, assets={TOKEN: 5000})
+    limits = (*daily(20 * ADA, 100 * ADA), *daily(100, 2_000_000, TOKEN))
+    async with world.run(terms=with_terms(limits=limits, approval_above={"lovelace": 5 * ADA})) as run:
+        await run.look()
+        answer = offering(world, (DOTTED, "500"), ("lovelace", "9000000"), ("lovelace", "8000000"))
+        row, _ = await run.agent.pay(ask(world, answer))
+        assert (row.state, row.outputs[0].units) == (State.AWAITING_APPROVAL, 9 * ADA)
 
 
 async def test_a_402_for_another_call_is_not_paid(world: World) -> None:

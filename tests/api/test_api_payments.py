@@ -231,7 +231,11 @@ async def test_max_total_bounds_the_payment_with_its_fee_to_the_unit(api: Api) -
     refused = await api.http.post("/v1/payments", json=tight)
     assert (refused.status_code, refused.json()["code"]) == (403, "limit_exceeded")
     assert (refused.json()["limit"], refused.json()["asked"]) == ("max_total", str(total))
-    paid = await api.http.post("/v1/payments", json=body | {"max_total": str(total)})
+    other = {"max_total": str(2 * total), "max_total_asset": "ab" * 28}
+    refused = await api.http.post("/v1/payments", json=body | other)
+    assert (refused.status_code, refused.json()["limit"], refused.json()["left"]) == (403, "max_total", "0")
+    same = {"max_total": str(total), "max_total_asset": "lovelace"}
+    paid = await api.http.post("/v1/payments", json=body | same)
     assert paid.status_code == 201, paid.text
 
 

@@ -42,6 +42,23 @@ def test_a_payment_waits_is_shown_and_approved(asking: Shop) -> None:
     assert (again.code, again.error["code"]) == (2, "already_decided")
 
 
+def test_a_dry_run_says_that_a_person_would_be_asked(asking: Shop) -> None:
+    dry = ("pay", asking.saved("only asking"), "--merchant", "t", "--dry-run")
+    (reason,) = asking.payagent(*dry).json["approval"]
+    assert reason["code"] == "above_threshold"
+    told = asking.payagent(*dry, "--human")
+    assert told.code == 10
+    assert "asks a person" in told.out
+    assert "more than 5 ADA" in told.out
+    asking.settings(batch=4)
+    file = asking.folder / "batch.json"
+    file.write_text('{"message": "a batch"}')
+    topup = ("prepaid", "topup", "t", "--amount", "6 ADA", "--path", "/chat", "--data", file, "--dry-run")
+    told = asking.payagent(*topup, "--human")
+    asking.settings(batch=1)
+    assert (told.code, "more than 5 ADA" in told.out) == (10, True), told.err
+
+
 def test_a_denied_payment_ends_with_exit_code_3(asking: Shop) -> None:
     file = asking.saved("no thanks")
     assert asking.payagent("pay", file, "--merchant", "t").code == 8

@@ -105,6 +105,21 @@ def test_a_bound_in_ada_is_never_taken_for_tokens(shop: Shop) -> None:
     assert pay(shop, file, "--max", "40 units", "--dry-run").code == 10
 
 
+def test_a_bound_in_ada_is_none_of_another_offer_in_tokens(shop: Shop) -> None:
+    """The offer in ADA is within the limits, so that a quote is in ADA; it is above the bound, and 40 is not."""
+    file = shop.folder / "two-offers.json"
+    offer = {"scheme": "exact", "network": "cardano-devnet", "payTo": OTHER, "maxTimeoutSeconds": 300}
+    offer |= {"resource": f"{shop.devnet.merchant_url}/x", "description": "", "mimeType": "text/plain"}
+    named = {"asset": TOKEN[:56], "extra": {"assetNameHex": TOKEN[56:], "decimals": 0}}
+    offers = [{"asset": "lovelace", "maxAmountRequired": "6000000"}, named | {"maxAmountRequired": "40"}]
+    body = {"x402Version": 1, "error": "", "accepts": [offer | one for one in offers]}
+    file.write_text(json.dumps(body))
+    assert pay(shop, file, "--dry-run").json["outputs"][0]["asset"] == "lovelace"
+    refused = pay(shop, file, "--max", "5 ADA", "--dry-run")
+    assert (refused.code, refused.error["code"]) == (6, "limit_exceeded")
+    assert pay(shop, file, "--max", "5 ADA").error["code"] == "limit_exceeded"
+
+
 def test_a_bound_lets_a_payment_that_exists_be_found(shop: Shop) -> None:
     file = shop.saved("found again")
     first = pay(shop, file, "--max", "3 ADA", "--key", "found-again")

@@ -267,6 +267,19 @@ def test_a_limit_set_at_run_time_above_what_the_signer_lets_out_is_named(safe: P
     assert "limits.signed_per_day, 40000000" in told
 
 
+def test_a_limit_at_an_origin_that_is_no_merchants_now_is_named(closed_shop: Shop, data: Path) -> None:
+    """Else who changes an origin in the config believes that the limit moved with it."""
+    writer = Writer(data / "ledger.db")
+    here = load_settings(closed_shop.config, {"HOME": str(data)}).merchants["t"].origin
+    for origin in (here, "https://moved.example"):
+        limit = Limit(Scope(merchant=origin), LOVELACE, Window.DAY, 5)
+        writer.submit("limit", lambda unit, limit=limit: spending.set_limit(unit, limit)).result(10)
+    writer.close()
+    told = checks(closed_shop.config_of(data))["set at run time"]
+    assert "limits at https://moved.example" in told["detail"]
+    assert here not in told["detail"]
+
+
 def test_files_that_others_reach_are_named(safe: Path, tmp_path: Path) -> None:
     assert warned(safe) == {}
     safe.chmod(0o644)

@@ -21,6 +21,7 @@ from payagent.cli import run
 from payagent.cli.terminal import Terminal
 from payagent.core.money import format_ada
 from payagent.core.version import USER_AGENT
+from payagent.devnet.merchant import role_address
 from payagent.devnet.server import DevnetThread
 
 BINARY = bytes(range(256)) * 300
@@ -28,11 +29,15 @@ CALL = '{"message": "hello"}'
 
 
 class Raw(ThreadingHTTPServer):
-    """A merchant that sells nothing: it gives bytes, says what it got, and counts who connects."""
+    """A merchant that sells nothing: it gives bytes, says what it got, and counts who connects.
+
+    At /turncoat it asks for ADA first, and then for a token.
+    """
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.connections = 0
+        self.asks = [("ADA", 6, "2000000"), (f"{TOKEN[:56]}.{TOKEN[56:]}", 0, "900")]
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
 
     def process_request(self, request: Any, client_address: Any) -> None:
@@ -43,9 +48,12 @@ class Raw(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         sent = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        echo = {"method": self.command, "headers": dict(self.headers), "body": sent.decode()}
+        echo: Any = {"method": self.command, "headers": dict(self.headers), "body": sent.decode()}
+        if self.path == "/turncoat":
+            asks = self.server.asks  # type: ignore[attr-defined]
+            echo = {"detail": _invoice(*(asks.pop(0) if len(asks) > 1 else asks[0]))}
         body = BINARY if self.path == "/binary" else json.dumps(echo).encode()
-        self.send_response(404 if self.path == "/missing" else 200)
+        self.send_response({"/missing": 404, "/turncoat": 402}.get(self.path, 200))
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -54,6 +62,15 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         return
+
+
+def _invoice(asset: str, decimals: int, units: str) -> dict[str, object]:
+    extra = {"lovelace": asset == "ADA", "babel": False, "partner": "demo", "batchTarget": 1}
+    return {
+        **{"version": "0.1", "invoiceId": f"turn-{units}", "chain": "cardano-devnet", "timeout": 300},
+        **{"asset": asset, "amountUnits": units, "decimals": decimals, "payTo": role_address("pay_to").text},
+        "extra": extra,
+    }
 
 
 @dataclass(frozen=True)
@@ -261,6 +278,14 @@ def test_no_more_is_paid_than_was_said(street: Street) -> None:
     token = fetch(street.shop, street.chat, "-d", '{"message": "token"}', "--max", "5 ADA")
     assert (token.code, token.error["code"]) == (2, "units_not_understood")
     assert fetch(street.shop, street.chat, "-d", '{"message": "token"}', "--max", "10 units").code == 0
+
+
+def test_a_bound_in_ada_is_none_in_tokens_when_the_merchant_turns_to_them(street: Street) -> None:
+    before = len(street.shop.payments())
+    got = fetch(street.shop, f"{street.raw.url}/turncoat", "--max", "5 ADA")
+    assert (got.code, got.error["code"]) == (6, "limit_exceeded")
+    assert len(street.raw.asks) == 1
+    assert [row["state"] for row in street.shop.payments()[: -before or None]] == ["rejected"]
 
 
 def test_what_is_paid_already_is_found_whatever_the_bound(street: Street) -> None:

@@ -417,6 +417,10 @@ async def test_a_call_above_its_bound_is_refused_and_nothing_is_paid(shop: Place
         "the lower one counts": start(max_cost_units=2 * ADA).call(
             url, headers={"X-Payagent-Max-Cost": str(9 * ADA)}
         ),
+        "of another asset": start(max_cost_units=9 * ADA, max_cost_asset="ab" * 28).call(url),
+        "of another asset, by the call": start(max_cost_units=9 * ADA).call(
+            url, headers={"X-Payagent-Max-Cost": f"{9 * ADA} {'ab' * 28}"}
+        ),
     }
     for what, call in calls.items():
         error = await refusal(call)
@@ -425,6 +429,14 @@ async def test_a_call_above_its_bound_is_refused_and_nothing_is_paid(shop: Place
         assert str(error.request.url) == url
     assert (wall.served, shop.run.world.transactions()) == (0, [])
     assert (await start(max_cost_units=3 * ADA).call(url)).status_code == 200
+
+
+async def test_a_bound_of_the_call_is_of_the_asset_of_the_transports(shop: Place, start: Start) -> None:
+    shop.peer.answers["/chat"] = Paywall(price=2 * ADA)
+    url, program = f"{shop.peer.url}/chat", start(max_cost_units=3 * ADA, max_cost_asset="lovelace")
+    error = await refusal(program.call(url, headers={"X-Payagent-Max-Cost": f"9 {'ab' * 28}"}))
+    assert (error.code, shop.peer.calls) == ("bad_request", [])
+    assert (await program.call(url, headers={"X-Payagent-Max-Cost": f"{9 * ADA} lovelace"})).status_code == 200
 
 
 async def test_a_dry_run_says_what_it_would_take(shop: Place, start: Start) -> None:

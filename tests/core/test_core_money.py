@@ -15,6 +15,7 @@ from payagent.core.money import (
     format_units,
     parse_ada,
     parse_asset,
+    parse_bound,
     parse_count,
     parse_units,
 )
@@ -147,6 +148,30 @@ def test_an_operators_amount(text: str, lovelace: int) -> None:
 )
 def test_what_is_not_an_operators_amount(text: object) -> None:
     assert code_of(parse_ada, text) == "units_not_understood"
+
+
+def test_a_bound_says_of_what_it_is_or_is_of_whatever_is_paid_in() -> None:
+    token = "ab" * 28
+    assert parse_bound("120", "bound") == (120, None)
+    assert parse_bound("5000000 lovelace", "bound") == (5_000_000, "lovelace")
+    assert parse_bound(f"7 {token}.00", "bound") == (7, f"{token}00")
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("5 ADA", "asset_not_understood"),
+        ("5 ada", "asset_not_understood"),
+        ("5 ", "asset_not_understood"),
+        ("5  lovelace", "asset_not_understood"),
+        ("5 USDM", "asset_not_understood"),
+        ("1.5 lovelace", "amount_not_understood"),
+        ("lovelace", "amount_not_understood"),
+        ("0 lovelace", "amount_out_of_range"),
+    ],
+)
+def test_what_is_no_bound(text: str, code: str) -> None:
+    assert code_of(lambda given: parse_bound(given, "bound"), text) == code
 
 
 def test_an_operators_amount_above_the_supply() -> None:

@@ -277,6 +277,9 @@ async def test_the_client_can_tighten_and_not_widen(shop: Place) -> None:
     assert (got.status, problem(got)["code"]) == (403, "limit_exceeded")
     assert (await shop.ask("/chat", "X-Payagent-Max-Cost: 2500000")).body == b"served"
     shop.peer.answers["/dear"] = Paywall(price=2000 * ADA, name="dear")
+    assert (await shop.ask("/chat", "X-Payagent-Max-Cost: 2500000 lovelace")).body == b"served"
+    got = await shop.ask("/chat", f"X-Payagent-Max-Cost: 9000000 {'ab' * 28}.00")
+    assert (got.status, problem(got)["left"], problem(got)["asset"]) == (403, "0", "lovelace")
     got = await shop.ask("/dear", "X-Payagent-Max-Cost: 5000000000")
     assert (got.status, problem(got)["code"]) == (403, "limit_exceeded")
 

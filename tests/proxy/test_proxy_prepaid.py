@@ -170,11 +170,14 @@ class TestWhatOthersBought:
         assert (await spent(shop, "payer"), remaining(shop)) == (0, 3)
         assert not list(check_limits(shop.run.desk.conn))
 
-    async def test_a_call_that_is_repeated_counts_once(self, shop: Place) -> None:
+    async def test_a_call_that_is_repeated_counts_each_time_against_a_limit(self, shop: Place) -> None:
+        """A key is the app's word, and this merchant does not heed it: each is served from the balance."""
         await bind(shop, "payer", total=2 * EACH)
-        for _ in range(2):
-            assert (await call_as(shop, "payer", 0, "Idempotency-Key: k")).status == 200
-        assert await spent(shop, "payer") == EACH
+        got = [(await call_as(shop, "payer", 0, "Idempotency-Key: k")).status for _ in range(3)]
+        assert (got, remaining(shop)) == ([200, 200, 403], 1)
+        assert await spent(shop, "payer") == 2 * EACH
+        await shop.until(lambda: left(shop)[:2] == (4, 2), "of the balance it is one call, beside the first")
+        assert not list(check_limits(shop.run.desk.conn))
 
     async def test_an_app_counts_what_it_bought_once(self, shop: Place) -> None:
         """Its purchase counted; its own uses do not, up to what it paid."""
