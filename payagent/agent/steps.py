@@ -109,7 +109,9 @@ def record_cancel(
     row = row_of(unit, decided.id)
     if (row.tx_id, row.invoice) != (decided.tx_id, decided.invoice):
         raise Refused("illegal_transition", "the payment goes by another attempt now than the one to be cancelled")
-    _add_attempt(unit, row, "cancel", plan, cbor, own, now_ms)
+    # a fork may take the payment's block away within the second of its cancel: then the same cancel is sent again
+    if all(one.tx_id != plan.tx_id for one in queries.attempts(unit.conn, row.id)):
+        _add_attempt(unit, row, "cancel", plan, cbor, own, now_ms)
     records.move_payment(
         unit,
         row.id,

@@ -11,7 +11,7 @@ import pytest
 from agent.test_agent_forks import assert_memory
 from agent.test_agent_handover import VOID_DEPTH, broadcast, wait_for_void
 from agent.test_agent_x402 import ask, get, show
-from agent_kit import ADA, Run, World, with_terms, world_with_clock
+from agent_kit import ADA, APP, Run, World, with_terms, world_with_clock
 
 from payagent.agent.holding import anchor_of
 from payagent.agent.view import payment_view, retry_headers
@@ -325,3 +325,26 @@ async def test_the_next_payment_spends_what_is_only_there_when_every_cancel_of_i
     assert anchor.ref == "both#0"
     assert await writer.run("ask", lambda unit: anchor_of(unit, "another")) is None
     writer.close()
+
+
+async def test_the_very_same_cancel_once_more_is_no_new_attempt(world: World) -> None:
+    """A fork brought the payment and took it away again, within the second: what was signed then is sent again."""
+    world.fund(50 * ADA)
+    async with world.run() as run:
+        await run.look()
+        row = await run.pay()
+        cancelled = await run.agent.carrying.resolve(row.id, APP)
+        await run.agent.sending.drain(10)
+        world.block()
+        await run.look()
+        assert run.desk.payment(row.id).tx_id == row.tx_id, "the payment was there before its cancel"
+        depth = fork_before(world, run.desk.payment(row.id))
+        world.block(depth + 1)
+        for _ in range(4):
+            await run.look()
+        assert run.state(row.id) is State.IN_FLIGHT
+        again = await run.agent.carrying.resolve(row.id, APP)
+        assert (again.state, again.tx_id) == (State.CANCELLING, cancelled.tx_id)
+        await run.settle_down(2)
+        assert world.transactions() in ([row.tx_id], [cancelled.tx_id])
+        assert run.owned() == world.on_chain()
