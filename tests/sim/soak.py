@@ -247,6 +247,9 @@ class LongJudge(Judge):
             self._archive.execute(f"CREATE TABLE {table} (tx_id TEXT PRIMARY KEY, purchase TEXT, kind TEXT)")
         self.funded_lovelace = 0
 
+    def close(self) -> None:
+        self._archive.close()
+
     def _check_conflicts(self, tx: Tx, signed: Signed) -> None:
         if self._by_purchase.setdefault(signed.purchase, []):
             super()._check_conflicts(tx, signed)
@@ -402,6 +405,7 @@ class Soak:
         finally:
             asyncio.set_event_loop(None)
             self.loop.close()
+            self.judge.close()
 
     async def _run(self) -> None:
         self._fund()
