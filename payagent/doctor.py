@@ -217,7 +217,7 @@ def _set_at_run_time(settings: Settings) -> str:
     hidden = [n for n, one in settings.merchants.items() if n in names or one.origin in origins]
     told = [f"{len(limits)} limits and {len(added)} merchants"]
     told += [f"instead of merchants.{name} of the config file" for name in hidden]
-    payable = origins | {one.origin for one in settings.merchants.values()} | {ANY}
+    payable = origins | {one.origin for name, one in settings.merchants.items() if name not in hidden} | {ANY}
     gone = sorted({limit.scope.merchant for limit in limits} - payable)
     told += [f"limits at {origin}, which is no merchant's origin now" for origin in gone]
     return ", ".join(told)

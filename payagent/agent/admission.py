@@ -10,6 +10,7 @@ May import: core, chain.source, wallet, store, agent.chainview, .holding, .order
 
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
+from enum import IntEnum
 
 from payagent.agent import trust
 from payagent.agent.chainview import SKEW_MAX_S, ChainView
@@ -34,6 +35,17 @@ from payagent.store.payments import OutputRow, PaymentRow
 from payagent.store.writer import Connection, Unit
 from payagent.wallet.coins import Coins
 from payagent.wallet.transaction import Plan
+
+
+class _Chance(IntEnum):
+    """What becomes of an offer when it is chosen, the best first."""
+
+    NOW = 0
+    SOON = 1
+    """Coins are on their way that it can be paid with."""
+
+    ASKS = 2
+    NONE = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,27 +274,31 @@ class Admission:
     def choose(self, unit: Unit, purchase: Purchase, now_ms: int) -> Purchase:
         """Of several offers, the first that is within limits, that the wallet can pay, and nobody is asked about.
 
-        Else the first that a person may allow, else the first.
+        Else the first that it can pay in a moment, else the first that a person may allow, else the first.
         """
-        chosen = purchase.offers[0]
-        if len(purchase.offers) > 1:
-            looked = ((self._asks_about(unit, offer, purchase, now_ms), offer) for offer in purchase.offers)
-            payable = [(asks, offer) for asks, offer in looked if asks is not None]
-            _, chosen = min(payable, key=lambda one: one[0], default=(False, chosen))
+        chosen, best = purchase.offers[0], _Chance.NONE
+        for offer in purchase.offers if len(purchase.offers) > 1 else ():
+            chance = self._chance_of(unit, offer, purchase, now_ms)
+            if chance < best:
+                chosen, best = offer, chance
+            if best is _Chance.NOW:
+                break
         if not chosen.has_own_id:
             chosen = replace(chosen, invoice_id=f"{chosen.invoice_id}-{purchase.ids.payment}")
         return replace(purchase, invoice=chosen)
 
-    def _asks_about(self, unit: Unit, offer: Invoice, purchase: Purchase, now_ms: int) -> bool | None:
-        """Whether a person would be asked about it, by all that it would take now: its fee, and the ADA that rides
-        along with a token, count. None: it would be refused.
-        """
+    def _chance_of(self, unit: Unit, offer: Invoice, purchase: Purchase, now_ms: int) -> _Chance:
+        """By all that it would take now: its fee, and the ADA that rides along with a token, count."""
         wanted = replace(purchase, invoice=offer)
         try:
             plan, _ = self.holding.decide(unit, wanted, None, offer.expires_at_ms, now_ms)
-            return bool(self.rulebook.reasons(unit.conn, wanted, offer, plan.spend))
-        except Refused:
-            return None
+            reasons = self.rulebook.reasons(unit.conn, wanted, offer, plan.spend)
+        except Refused as refusal:
+            if refusal.code != "funds_in_flight":
+                return _Chance.NONE
+            is_let_through = self._is_let_through(unit.conn, offer, purchase, now_ms)
+            return _Chance.SOON if is_let_through else _Chance.ASKS
+        return _Chance.ASKS if reasons else _Chance.NOW
 
     def wants_coins(self, conn: Connection, purchase: Purchase, now_ms: int) -> bool:
         """Whether coins would be taken for it, as things stand: else it is refused, or a person is asked first."""

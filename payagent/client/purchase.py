@@ -177,8 +177,8 @@ class Call:
         }
         if self.max_cost_units is not None:
             asked["max_total"] = str(self.max_cost_units)
-            if self.max_cost_asset is not None:
-                asked["max_total_asset"] = self.max_cost_asset
+        if self.max_cost_asset is not None:
+            asked["max_total_asset"] = self.max_cost_asset
         return asked
 
 

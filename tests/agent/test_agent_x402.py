@@ -17,14 +17,18 @@ from commitments import commitment_to
 
 from payagent.agent.asks import Advice, Ask, Request
 from payagent.agent.configured import merchant_terms
+from payagent.agent.planner import Planner
 from payagent.agent.terms import Terms
 from payagent.agent.view import retry_headers
+from payagent.core.invoice import Invoice
 from payagent.core.payment import Delivery, State
 from payagent.core.problem import Refused
 from payagent.dialects import Said, parse_answer, parse_response
 from payagent.settings import read_merchant
 from payagent.store import payments
 from payagent.store.payments import PaymentRow
+from payagent.store.writer import Unit
+from payagent.wallet.plan import Plan
 
 TOKEN = "ab" * 28 + b"USD".hex()
 PATH = "/x402/report?day=1"
@@ -280,6 +284,38 @@ async def test_a_person_is_asked_where_no_offer_is_within_limits_unasked(world: 
         answer = offering(world, (DOTTED, "500"), ("lovelace", "9000000"), ("lovelace", "8000000"))
         row, _ = await run.agent.pay(ask(world, answer))
         assert (row.state, row.outputs[0].units) == (State.AWAITING_APPROVAL, 9 * ADA)
+
+
+async def test_an_offer_whose_coins_are_in_flight_is_not_given_up_for_one_that_is_refused(world: World) -> None:
+    """The first is never within limits; what is to be told is that the second can be paid in a moment."""
+    world.fund(50 * ADA)
+    async with world.run() as run:
+        await run.look()
+        answer = offering(world, ("lovelace", "9000000000"), ("lovelace", "2000000"))
+        await run.agent.pay(ask(world, answer, idempotency_key="one"))
+        with pytest.raises(Refused, match="funds_in_flight"):
+            await run.agent.quote(ask(world, answer, idempotency_key="two"))
+        with pytest.raises(Refused, match="funds_in_flight"):
+            await run.agent.pay(ask(world, answer, idempotency_key="two"))
+
+
+async def test_no_offer_is_looked_at_beyond_the_one_that_can_be_paid(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each look plans a transaction on the writer's thread, and a merchant may make 64 offers."""
+    world.fund(50 * ADA)
+    planned: list[int] = []
+    plan = Planner.plan
+
+    def counting(planner: Planner, unit: Unit, invoice: Invoice, *more: Any) -> Plan:
+        planned.append(invoice.total_units)
+        return plan(planner, unit, invoice, *more)
+
+    async with world.run() as run:
+        await run.look()
+        monkeypatch.setattr(Planner, "plan", counting)
+        await run.agent.pay(ask(world, offering(world, *[("lovelace", str(2_000_000 + n)) for n in range(64)])))
+    assert planned == [2_000_000, 2_000_000]
 
 
 async def test_a_402_for_another_call_is_not_paid(world: World) -> None:

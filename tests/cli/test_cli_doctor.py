@@ -20,7 +20,8 @@ from payagent.daemon import make_terms
 from payagent.devnet.merchant import role_address
 from payagent.log import Redactor
 from payagent.settings import load_settings
-from payagent.store import apps, records, spending
+from payagent.store import apps, merchants, records, spending
+from payagent.store.merchants import MerchantRow
 from payagent.store.writer import Unit, Writer
 
 
@@ -278,6 +279,12 @@ def test_a_limit_at_an_origin_that_is_no_merchants_now_is_named(closed_shop: Sho
     told = checks(closed_shop.config_of(data))["set at run time"]
     assert "limits at https://moved.example" in told["detail"]
     assert here not in told["detail"]
+    writer = Writer(data / "ledger.db")
+    row = MerchantRow("t", "https://instead.example", {})
+    writer.submit("merchant", lambda unit: merchants.add(unit, row)).result(10)
+    writer.close()
+    told = checks(closed_shop.config_of(data))["set at run time"]
+    assert f"limits at {here}, which is no merchant's origin now" in told["detail"]
 
 
 def test_files_that_others_reach_are_named(safe: Path, tmp_path: Path) -> None:

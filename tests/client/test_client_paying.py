@@ -439,6 +439,13 @@ async def test_a_bound_of_the_call_is_of_the_asset_of_the_transports(shop: Place
     assert (await program.call(url, headers={"X-Payagent-Max-Cost": f"{9 * ADA} lovelace"})).status_code == 200
 
 
+async def test_an_asset_without_units_is_no_bound_and_nothing_is_paid(shop: Place, start: Start) -> None:
+    """Else who leaves the units out believes that nothing but ADA is paid."""
+    shop.peer.answers["/chat"] = Paywall(price=2 * ADA)
+    error = await refusal(start(max_cost_asset="lovelace").call(f"{shop.peer.url}/chat"))
+    assert (error.code, shop.run.world.transactions()) == ("bad_request", [])
+
+
 async def test_a_dry_run_says_what_it_would_take(shop: Place, start: Start) -> None:
     shop.peer.answers["/chat"] = Paywall(price=2 * ADA)
     dry = {"X-Payagent-Dry-Run": "true"}
