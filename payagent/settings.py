@@ -11,6 +11,7 @@ import difflib
 import json
 import os
 import re
+import stat
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from ipaddress import ip_address
@@ -696,7 +697,9 @@ def passphrase_file(settings: Settings, environ: Mapping[str, str], can_ask: boo
 
 def _is_there(credential: Path) -> bool:
     try:
-        return credential.is_file()
+        return stat.S_ISREG(credential.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
     except OSError as error:
         told = f"the systemd credential {credential} cannot be looked at: {error.strerror}"
         raise Refused("keystore_locked", told) from None
