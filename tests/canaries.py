@@ -3,7 +3,7 @@
 `plant` a secret where a test makes one. tests/conftest.py looks after each test, and once more at the end.
 
 Apps' tokens are planted by the thousand: what has their form is looked up. A search for each of them, in all that
-each test wrote, took a quarter of the suite's time.
+each test wrote, took minutes of the suite's time.
 """
 
 import re
