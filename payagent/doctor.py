@@ -419,7 +419,7 @@ def _passphrase(settings: Settings, environ: Mapping[str, str]) -> str:
     """Where the daemon will find it; it is not tried."""
     found = passphrase_file(settings, environ, can_ask=True)
     if found is None:
-        return f"of a terminal, or of the service's credential {CREDENTIAL_NAME}, when the daemon starts"
+        return f"asked on a terminal at the start, unless the service has the credential {CREDENTIAL_NAME}"
     return _secret(found.path) if found.private else f"systemd credential {CREDENTIAL_NAME}"
 
 

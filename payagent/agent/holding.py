@@ -96,7 +96,7 @@ def _asked_view(one: Asked) -> dict[str, str]:
 def note_price(unit: Unit, purchase: Purchase) -> None:
     """The call has answered 402: from now on, one that is served for nothing draws on a prepaid balance.
 
-    Where that is its app's word alone, which may be false, it counts once it is paid for, and makes no call
+    Where that is its app's word alone, which may be false, it counts once money is held for it, and makes no call
     cheaper.
     """
     is_call = purchase.topup is None or purchase.topup.is_call
