@@ -38,7 +38,9 @@ from payagent.core.policy import Scope, limits_of
 from payagent.store import about, apps, journal, payments, queries
 from payagent.store.approvals import count_awaiting
 from payagent.store.journal import EVERYTHING
-from payagent.store.writer import Readers, Unit, Writer
+from payagent.store.readers import Readers
+from payagent.store.unit import Unit
+from payagent.store.writer import Writer
 from payagent.wallet.coins import Coins
 from payagent.wallet.keys import derive, seed_from_words
 from payagent.wallet.transaction import Plan, sign

@@ -76,18 +76,12 @@ from payagent.settings import (
 )
 from payagent.signer.handle import SignerProcess, unlocked
 from payagent.store import about, records
+from payagent.store.committer import Checkpoint, Ownership
 from payagent.store.lease import lease
+from payagent.store.opening import held_open, opening, require_ledger
+from payagent.store.readers import Readers, make_scratch
 from payagent.store.signer import SIGNER_FILE, SignerFile
-from payagent.store.writer import (
-    Checkpoint,
-    Ownership,
-    Readers,
-    Writer,
-    held_open,
-    make_scratch,
-    opening,
-    require_ledger,
-)
+from payagent.store.writer import Writer
 from payagent.sweeps import DEVNET_BEATS, NETWORK_BEATS, Sweeps
 from payagent.wallet.keys import Account
 from payagent.webhook import Webhook, signing_key

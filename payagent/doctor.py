@@ -48,9 +48,10 @@ from payagent.settings import (
     written_by_daemon,
 )
 from payagent.store import about, apps, events, journal, merchants, spending
+from payagent.store.opening import require_ledger
+from payagent.store.readers import Readers
 from payagent.store.room import room_problem
 from payagent.store.schema import missing_guards
-from payagent.store.writer import Readers, require_ledger
 from payagent.wallet.keystore import read_header
 from payagent.webhook import signing_key
 

@@ -21,7 +21,8 @@ from payagent.secretfile import require_out_of_reach
 from payagent.settings import KEYSTORE_FILE, LEDGER_FILE, TOKEN_FILE, WORDS_FILE, Settings, load_settings
 from payagent.store import apps
 from payagent.store.lease import lease
-from payagent.store.writer import Unit, Writer
+from payagent.store.unit import Unit
+from payagent.store.writer import Writer
 from payagent.wallet import creation
 from payagent.wallet.keystore import Header
 

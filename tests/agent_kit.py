@@ -33,9 +33,11 @@ from payagent.devnet.server import DevnetThread
 from payagent.dialects import make_response
 from payagent.merchants.client import MerchantClient
 from payagent.store import apps, events, journal
+from payagent.store.committer import Checkpoint, Ownership
 from payagent.store.payments import PaymentRow
+from payagent.store.readers import Readers
 from payagent.store.signer import SignerRecord
-from payagent.store.writer import Checkpoint, Ownership, Readers, Writer
+from payagent.store.writer import Writer
 from payagent.wallet.keys import Account, Signer, derive, seed_from_words
 
 WORDS = plant("the recovery words", "abandon " * 23 + "art")

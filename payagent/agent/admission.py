@@ -32,7 +32,7 @@ from payagent.core.problem import Refused
 from payagent.store import approvals, apps, intents, pauses, payments, prepaid, queries, records, topups
 from payagent.store.intents import IntentRow, InvoiceRow
 from payagent.store.payments import OutputRow, PaymentRow
-from payagent.store.writer import Connection, Unit
+from payagent.store.unit import Connection, Unit
 from payagent.wallet.coins import Coins
 from payagent.wallet.transaction import Plan
 

@@ -32,7 +32,8 @@ from payagent.core.money import format_amount
 from payagent.core.problem import Refused
 from payagent.store import intents, payments
 from payagent.store.payments import PaymentRow
-from payagent.store.writer import Readers, Unit
+from payagent.store.readers import Readers
+from payagent.store.unit import Unit
 
 log = structlog.get_logger("payagent.agent")
 

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Mapping
 
 from payagent.store import alerts, events, records
-from payagent.store.writer import Connection, Unit
+from payagent.store.unit import Connection, Unit
 
 CLEARED = "cleared"
 

@@ -25,7 +25,7 @@ from payagent.core.prepaid import CALLS
 from payagent.core.times import iso_time
 from payagent.store import alerts, approvals, journal, prepaid, queries
 from payagent.store.alerts import AlertRow
-from payagent.store.writer import Connection, Unit
+from payagent.store.unit import Connection, Unit
 from payagent.webhook import Webhook
 
 RETRY_AFTER_MS = (5_000, 30_000, 120_000, 600_000, 3_600_000)

@@ -13,7 +13,7 @@ from payagent.core.policy import Scope, Window
 from payagent.core.problem import Refused
 from payagent.store import apps, records, topups
 from payagent.store.apps import AppRow, TokenRow
-from payagent.store.writer import Unit
+from payagent.store.unit import Unit
 
 
 @dataclass(frozen=True, slots=True)

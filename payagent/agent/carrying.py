@@ -25,7 +25,7 @@ from payagent.core.payment import NEVER_SIGNED, TRANSITIONS, UNSIGNED, Event, St
 from payagent.core.problem import Refused
 from payagent.store import pauses, queries
 from payagent.store.payments import PaymentRow
-from payagent.store.writer import Unit
+from payagent.store.unit import Unit
 from payagent.wallet.coins import Coin
 from payagent.wallet.transaction import Plan
 

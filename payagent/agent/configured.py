@@ -13,7 +13,7 @@ from payagent.core.network import Network
 from payagent.settings import Merchant, read_merchant
 from payagent.store import merchants
 from payagent.store.merchants import MerchantRow
-from payagent.store.writer import Connection
+from payagent.store.unit import Connection
 
 
 def rules_of(merchant: Merchant) -> Rules:

@@ -17,7 +17,7 @@ from payagent.agent.sending import Sending
 from payagent.agent.signing import NOT_SIGNED, Signing
 from payagent.core.problem import Refused
 from payagent.store.payments import PaymentRow
-from payagent.store.writer import Unit
+from payagent.store.unit import Unit
 
 T = TypeVar("T")
 

@@ -17,7 +17,7 @@ from payagent.core import ledger
 from payagent.core.money import LOVELACE
 from payagent.store import queries, records
 from payagent.store.queries import CoinRow
-from payagent.store.writer import Unit
+from payagent.store.unit import Unit
 from payagent.wallet.coins import Coins
 
 

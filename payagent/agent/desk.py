@@ -33,7 +33,8 @@ from payagent.core.payment import ENDED_WITHOUT_PAYING
 from payagent.core.problem import Refused
 from payagent.store import about, onchain, pauses, payments, queries, spending
 from payagent.store.payments import PaymentRow
-from payagent.store.writer import Connection, Readers, Unit
+from payagent.store.readers import Readers
+from payagent.store.unit import Connection, Unit
 from payagent.wallet.coins import Coins
 
 T = TypeVar("T")

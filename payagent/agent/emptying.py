@@ -15,7 +15,7 @@ from payagent.core.money import LOVELACE, format_amount
 from payagent.core.payment import Event
 from payagent.core.problem import Refused
 from payagent.store import events
-from payagent.store.writer import Connection, Unit
+from payagent.store.unit import Connection, Unit
 from payagent.wallet.coins import Coin, Coins
 from payagent.wallet.transaction import Plan, sweep
 

@@ -28,7 +28,7 @@ from payagent.core.payment import Event, State
 from payagent.core.problem import Refused
 from payagent.store import onchain, payments, records
 from payagent.store.onchain import ForeignRow
-from payagent.store.writer import Unit
+from payagent.store.unit import Unit
 
 SEARCH_EVERY_MS = 60_000
 """How soon the same coins are searched for again: what spent them may not be in the provider's index yet."""

@@ -7,7 +7,7 @@ from payagent.agent.alarm import clear_alert, raise_alert
 from payagent.agent.chainview import TIP_AGE_MAX_S, odd_parameters
 from payagent.agent.desk import Desk
 from payagent.chain.panel import Panel, View
-from payagent.store.writer import Unit
+from payagent.store.unit import Unit
 
 
 class Hearing:

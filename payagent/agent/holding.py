@@ -19,7 +19,7 @@ from payagent.core.payment import Event
 from payagent.core.policy import Asked
 from payagent.core.problem import Refused
 from payagent.store import payments, prepaid, queries, records
-from payagent.store.writer import Unit
+from payagent.store.unit import Unit
 from payagent.wallet.coins import Coin
 from payagent.wallet.transaction import Plan
 

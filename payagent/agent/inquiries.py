@@ -18,7 +18,7 @@ from payagent.merchants.client import MerchantClient
 from payagent.store import prepaid, records, topups
 from payagent.store.payments import OpenPayment, PaymentRow
 from payagent.store.prepaid import Observation, Pool
-from payagent.store.writer import Unit
+from payagent.store.unit import Unit
 
 MERCHANT_PATIENCE_MS = 3_600_000
 MERCHANT_AGAIN_MS = 600_000

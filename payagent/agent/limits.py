@@ -14,7 +14,7 @@ from payagent.core.policy import ANY, Limit, Scope, Window
 from payagent.core.problem import Refused
 from payagent.store import apps, records, spending
 from payagent.store.apps import AppRow
-from payagent.store.writer import Unit
+from payagent.store.unit import Unit
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from payagent.store import merchants as added
 from payagent.store import records, trust
 from payagent.store.merchants import MerchantRow
 from payagent.store.trust import Price, Strikes
-from payagent.store.writer import Unit
+from payagent.store.unit import Unit
 
 
 @dataclass(frozen=True, slots=True)

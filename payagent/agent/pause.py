@@ -12,7 +12,7 @@ from payagent.agent.alarm import clear_alert, raise_alert
 from payagent.agent.desk import Desk
 from payagent.store import pauses
 from payagent.store.pauses import Pause
-from payagent.store.writer import Unit
+from payagent.store.unit import Unit
 
 _SUBJECT = "pause"
 

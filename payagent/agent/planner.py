@@ -19,7 +19,7 @@ from payagent.core.payment import State
 from payagent.core.problem import Refused, own_order
 from payagent.store import pauses, payments, queries
 from payagent.store.payments import PaymentRow
-from payagent.store.writer import Unit
+from payagent.store.unit import Unit
 from payagent.wallet.coins import Coin, Coins
 from payagent.wallet.transaction import Plan, build, select, smallest_of
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from payagent.store.writer import Unit
+from payagent.store.unit import Unit
 from payagent.wallet.keys import Signer
 
 T = TypeVar("T")

@@ -16,7 +16,7 @@ from payagent.store import apps, prepaid, records, spending, topups, uses
 from payagent.store.payments import PaymentRow
 from payagent.store.prepaid import Move, Pool
 from payagent.store.topups import TopupRow
-from payagent.store.writer import Connection, Unit
+from payagent.store.unit import Connection, Unit
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from payagent.core.problem import Refused
 from payagent.store import prepaid as pools
 from payagent.store import records
 from payagent.store import uses as store_uses
-from payagent.store.writer import Unit
+from payagent.store.unit import Unit
 
 BATCH_LOOK_S = 5.0
 """How often at least it is looked again whether a batch is still under way: its invoice may end unheard."""

@@ -4,7 +4,7 @@ May import: wallet.coins, store. Never: touches the coins outside a job of the w
 """
 
 from payagent.store.queries import CoinRow
-from payagent.store.writer import Unit
+from payagent.store.unit import Unit
 from payagent.wallet.coins import Coin, Coins
 
 

@@ -27,7 +27,7 @@ from payagent.store import approvals, apps, intents, pauses, payments, records, 
 from payagent.store.approvals import Approval
 from payagent.store.intents import IntentRow
 from payagent.store.payments import PaymentRow
-from payagent.store.writer import Connection, Unit
+from payagent.store.unit import Connection, Unit
 from payagent.wallet.transaction import Plan
 
 FEE_ROOM_LOVELACE = 50_000

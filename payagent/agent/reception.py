@@ -19,7 +19,7 @@ from payagent.core.invoice import Invoice
 from payagent.core.problem import Refused
 from payagent.dialects import Reading, read_offers
 from payagent.store import records
-from payagent.store.writer import Unit
+from payagent.store.unit import Unit
 
 RECEIVED_MAX_CHARS = 4000
 """How much of a 402 that was refused is kept."""

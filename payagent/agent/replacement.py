@@ -20,7 +20,7 @@ from payagent.core.problem import Refused
 from payagent.store import payments, queries, records
 from payagent.store.payments import PaymentRow
 from payagent.store.queries import AttemptRow, CoinRow
-from payagent.store.writer import Connection, Unit
+from payagent.store.unit import Connection, Unit
 from payagent.wallet.coins import Coin, Coins
 from payagent.wallet.transaction import MAINNET_PARAMETERS, Parameters, Plan, build, select
 

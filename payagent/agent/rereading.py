@@ -18,7 +18,7 @@ from payagent.agent.terms import Terms
 from payagent.core.problem import Refused
 from payagent.settings import Settings, changed_keys
 from payagent.store import records
-from payagent.store.writer import Unit
+from payagent.store.unit import Unit
 
 _TAKEN = re.compile(
     r"merchants(\..*)?|limits\.(per_(payment|hour|day|week|month)|total|assets)"

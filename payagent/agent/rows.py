@@ -12,7 +12,7 @@ from payagent.agent.desk import Desk
 from payagent.core.payment import State
 from payagent.store import about, events, payments, queries
 from payagent.store.payments import OpenPayment
-from payagent.store.writer import Connection
+from payagent.store.unit import Connection
 
 LOOKED_FOR = (State.SIGNED, State.IN_FLIGHT, State.REPLACING, State.CANCELLING)
 """States in which an attempt may come into a block, and none is known to be in one."""

@@ -21,7 +21,7 @@ from payagent.core.problem import Refused
 from payagent.core.verdict import Finding, Reasons, above, judge
 from payagent.store import apps, spending, topups
 from payagent.store.payments import PaymentRow
-from payagent.store.writer import Connection
+from payagent.store.unit import Connection
 
 
 @dataclass(slots=True)

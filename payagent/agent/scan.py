@@ -32,7 +32,7 @@ from payagent.store import onchain, queries, records
 from payagent.store.onchain import ForeignRow
 from payagent.store.queries import CoinRow
 from payagent.store.signer import SignerRecord, caught_up_at, lacks, last_signed
-from payagent.store.writer import Connection, Unit
+from payagent.store.unit import Connection, Unit
 from payagent.wallet.coins import Coins
 
 LAG_S = 3600

@@ -36,7 +36,7 @@ from payagent.store import events, journal, onchain, pauses, payments, queries, 
 from payagent.store.onchain import ForeignRow
 from payagent.store.payments import OutputRow, PaymentRow
 from payagent.store.queries import AttemptKind, AttemptRow, CoinRow
-from payagent.store.writer import Connection, Unit
+from payagent.store.unit import Connection, Unit
 from payagent.wallet.coins import Coins
 from payagent.wallet.plan import Plan
 

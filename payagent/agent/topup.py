@@ -37,7 +37,7 @@ from payagent.store import prepaid as pools
 from payagent.store.payments import PaymentRow
 from payagent.store.prepaid import Pool
 from payagent.store.topups import TopupRow
-from payagent.store.writer import Unit
+from payagent.store.unit import Unit
 
 DAY_MS = 86_400_000
 PATIENCE_MS = DAY_MS

@@ -17,7 +17,7 @@ from payagent.agent.signing import Signing
 from payagent.core.address import Address
 from payagent.core.invoice import Output, Role
 from payagent.store.payments import PaymentRow
-from payagent.store.writer import Unit
+from payagent.store.unit import Unit
 from payagent.wallet.coins import Coin, Coins
 from payagent.wallet.transaction import Plan, fan_out, select
 

@@ -16,7 +16,7 @@ from payagent.core.problem import Refused
 from payagent.store import approvals, intents, records, topups, trust
 from payagent.store.payments import PaymentRow
 from payagent.store.trust import Price, Strikes
-from payagent.store.writer import Connection, Unit
+from payagent.store.unit import Connection, Unit
 
 RulesOf = Callable[[str | None], Rules]
 """What the guards hold a merchant to, by its origin."""

@@ -1,6 +1,6 @@
 """Turns: payments are acted on a few at once, each as it is when it has its turn. What is being signed goes first.
 
-May import: core.problem, chain.panel, store.payments, store.writer, agent.desk, .signing, structlog. Never:
+May import: core.problem, chain.panel, store.payments, store.opening, agent.desk, .signing, structlog. Never:
 decides what is done in a turn; lets one that fails keep another from its own.
 """
 
@@ -14,8 +14,8 @@ from payagent.agent.signing import NOT_SIGNED, Signing
 from payagent.chain.panel import at_once
 from payagent.core.problem import Refused
 from payagent.store import payments
+from payagent.store.opening import DatabaseError
 from payagent.store.payments import OpenPayment, PaymentRow
-from payagent.store.writer import DatabaseError
 
 AT_ONCE_MAX = 8
 

@@ -19,8 +19,8 @@ from payagent.core.problem import Refused
 from payagent.core.upkeep import Budget, Demand, Gather, Held, Split, demand_of
 from payagent.store import pauses, queries
 from payagent.store import upkeep as store_upkeep
+from payagent.store.unit import Unit
 from payagent.store.upkeep import UPKEEP_APP, OrderRow
-from payagent.store.writer import Unit
 from payagent.wallet.coins import Coin, Coins
 from payagent.wallet.transaction import MAINNET_PARAMETERS, Plan, build, fan_out, smallest_of
 

@@ -17,7 +17,7 @@ from payagent.core.money import LOVELACE
 from payagent.core.policy import Limit
 from payagent.store import apps, spending, uses
 from payagent.store import prepaid as pools
-from payagent.store.writer import Connection, Unit
+from payagent.store.unit import Connection, Unit
 
 
 def is_bound(conn: Connection, call: ServedCall) -> bool:

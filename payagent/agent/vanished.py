@@ -21,7 +21,7 @@ from payagent.core.payment import State
 from payagent.store import alerts, events, payments, queries, records
 from payagent.store.payments import PaymentRow
 from payagent.store.queries import CoinRow
-from payagent.store.writer import Unit
+from payagent.store.unit import Unit
 
 SUBJECT = "anchor:"
 

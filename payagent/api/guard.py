@@ -1,6 +1,6 @@
 """What stands before every call: no web page gets through, and no error leaves but as a problem.
 
-May import: core, api.problems, store.writer, Starlette, structlog. Never: reads a body or a token.
+May import: core, api.problems, store.opening, Starlette, structlog. Never: reads a body or a token.
 
 A browser on this machine can reach a loopback port, so a page could spend. Two things give it away: the `Host` of
 a rebound DNS name, and the `Origin` or `Sec-Fetch-Site` that browsers add. No value of these is good: a
@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from payagent.api.problems import BrokenOffError, JsonResponse, problem_response
 from payagent.core.problem import Refused
-from payagent.store.writer import DatabaseError, failure
+from payagent.store.opening import DatabaseError, failure
 
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^:\[\]]+)(?::[0-9]{1,5})?", re.ASCII)
 _LOOPBACK = re.compile(r"localhost|127(?:\.[0-9]{1,3}){3}|\[::1\]", re.ASCII)

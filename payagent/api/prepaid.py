@@ -15,7 +15,7 @@ from payagent.core.prepaid import CALLS
 from payagent.core.times import iso_time
 from payagent.store import prepaid
 from payagent.store.prepaid import Holding, Observation
-from payagent.store.writer import Connection
+from payagent.store.unit import Connection
 
 Viewer = Annotated[Caller, Depends(need(READ, OPERATE))]
 Json = dict[str, object]

@@ -17,7 +17,7 @@ from payagent.core.times import iso_time
 from payagent.store.journal import EntryRow
 from payagent.store.payments import PaymentRow
 from payagent.store.receipts import Recorded, Row, recorded
-from payagent.store.writer import Connection
+from payagent.store.unit import Connection
 
 Json = dict[str, object]
 

@@ -30,7 +30,7 @@ from payagent.chain.source import ChainSource, NotFound, Read, Tip, TxSeen
 from payagent.core.network import SlotClock
 from payagent.core.problem import Refused
 from payagent.store.onchain import under_way_since_ms
-from payagent.store.writer import Connection
+from payagent.store.unit import Connection
 
 T = TypeVar("T")
 

@@ -1,13 +1,13 @@
 """A check of rows that may hold anything, whatever their columns say: where it cannot go on, that is a finding.
 
-May import: audit.finding, store.writer. Never: takes a file that cannot be read for rows that are wrong.
+May import: audit.finding, store.opening. Never: takes a file that cannot be read for rows that are wrong.
 """
 
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 from payagent.audit.finding import Finding
-from payagent.store.writer import DatabaseError, is_no_text
+from payagent.store.opening import DatabaseError, is_no_text
 
 T = TypeVar("T")
 

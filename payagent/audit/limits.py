@@ -11,7 +11,7 @@ from payagent.audit.finding import Finding
 from payagent.audit.guarded import UNREADABLE
 from payagent.core.policy import Limit, Scope, Window
 from payagent.store import books, spending
-from payagent.store.writer import Connection
+from payagent.store.unit import Connection
 
 
 def check_limits(conn: Connection) -> Iterator[Finding]:

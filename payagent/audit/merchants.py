@@ -10,7 +10,7 @@ from typing import Any
 from payagent.audit.finding import Finding
 from payagent.audit.guarded import UNREADABLE
 from payagent.store import books, merchants
-from payagent.store.writer import Connection
+from payagent.store.unit import Connection
 
 Key = tuple[object, ...]
 Rows = dict[Key, Any]

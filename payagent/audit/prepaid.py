@@ -11,7 +11,7 @@ from payagent.core.ledger import prepaid_account
 from payagent.core.prepaid import Balance, Cost, buy, take_back, use
 from payagent.store import books, journal, prepaid
 from payagent.store.books import MoveRow
-from payagent.store.writer import Connection
+from payagent.store.unit import Connection
 
 Balances = dict[tuple[int, str], Balance]
 

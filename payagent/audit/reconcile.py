@@ -18,7 +18,7 @@ from payagent.core.money import LOVELACE
 from payagent.core.payment import ENDED_WITHOUT_PAYING, POSTED, State
 from payagent.store import onchain
 from payagent.store.onchain import Claim, OwnTx, clean
-from payagent.store.writer import Connection
+from payagent.store.unit import Connection
 
 TOLD_EVERY = 100
 _ENDED = POSTED | ENDED_WITHOUT_PAYING

@@ -14,7 +14,7 @@ from payagent.audit.guarded import UNREADABLE
 from payagent.store import books
 from payagent.store.schema import GENESIS
 from payagent.store.seals import SEALED, marks_of, seal_hash
-from payagent.store.writer import Connection
+from payagent.store.unit import Connection
 
 TOLD_EVERY = 5_000
 _AHEAD = 100

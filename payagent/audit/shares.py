@@ -21,7 +21,9 @@ from payagent.audit.guarded import UNREADABLE, to_the_end, unreadable
 from payagent.audit.payments import check_payment
 from payagent.audit.signed import Owner
 from payagent.store import books
-from payagent.store.writer import Connection, DatabaseError, Readers
+from payagent.store.opening import DatabaseError
+from payagent.store.readers import Readers
+from payagent.store.unit import Connection
 
 SHARE = 2_000
 SHARES_ALONE_MAX = 10

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from payagent.store import journal
 from payagent.store.journal import EntryRow, Selection
-from payagent.store.writer import Connection
+from payagent.store.unit import Connection
 
 Balance = tuple[str, str, int]
 

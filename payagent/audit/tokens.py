@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from payagent.audit.finding import Finding
 from payagent.store import books
-from payagent.store.writer import Connection
+from payagent.store.unit import Connection
 
 
 def check_tokens(conn: Connection) -> Iterator[Finding]:

@@ -20,7 +20,7 @@ from payagent.core.ledger import EXTERNAL, HELD, WALLET
 from payagent.store import books, journal
 from payagent.store.journal import EntryRow
 from payagent.store.schema import changed_views, missing_guards
-from payagent.store.writer import Connection
+from payagent.store.unit import Connection
 
 _OF_NO_PAYMENT = ("deposit", "undeposit", "use", "unuse", "foreign", "unforeign")
 

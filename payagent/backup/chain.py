@@ -17,7 +17,7 @@ from payagent.core.problem import Refused
 from payagent.secretfile import read_secret_file
 from payagent.settings import Provider, Settings
 from payagent.store import queries
-from payagent.store.writer import Connection
+from payagent.store.unit import Connection
 
 T = TypeVar("T")
 

@@ -35,7 +35,9 @@ from payagent.secretfile import read_secret_file, sync_folder
 from payagent.settings import TOKEN_FILE, Settings
 from payagent.store import apps, records
 from payagent.store.copy import Contents
-from payagent.store.writer import Unit, Writer, open_read_only
+from payagent.store.opening import open_read_only
+from payagent.store.unit import Unit
+from payagent.store.writer import Writer
 from payagent.wallet.keystore import Header
 
 

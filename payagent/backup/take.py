@@ -13,7 +13,7 @@ from payagent.core.problem import Refused
 from payagent.secretfile import sync_folder
 from payagent.settings import Settings
 from payagent.store.copy import copy_ledger
-from payagent.store.writer import require_ledger
+from payagent.store.opening import require_ledger
 from payagent.wallet.keystore import read_header
 
 

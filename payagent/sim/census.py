@@ -11,8 +11,8 @@ from payagent.core.payment import State
 from payagent.sim.net import DEEP, Net
 from payagent.sim.source import LIES
 from payagent.sim.story import Story
+from payagent.store.unit import Connection
 from payagent.store.upkeep import UPKEEP_APP
-from payagent.store.writer import Connection
 
 _EVENTS = """
 SELECT e.seq, e.payment_id, e.event, e.state, e.detail, p.first_invoice, p.void_by, p.app_id, p.kind

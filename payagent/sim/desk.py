@@ -16,7 +16,7 @@ from payagent.core.problem import Refused
 from payagent.sim.life import DeadError, Life
 from payagent.sim.story import Story
 from payagent.store import payments
-from payagent.store.writer import Connection
+from payagent.store.unit import Connection
 
 ADA = 1_000_000
 APP = "app_test"

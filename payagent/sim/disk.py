@@ -2,7 +2,7 @@
 
 With `synchronous = FULL` a commit has been synced when it returns; with less it has not, and a death takes it.
 What was written after the last sync may be there in part, or as garbage: SQLite must see that by its checksums.
-May import: the standard library, store.writer, store.signer. Never: lets a process read what another's death took.
+May import: the standard library, store.unit, store.signer. Never: lets a process read what another's death took.
 """
 
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 from random import Random
 
 from payagent.store.signer import Signed
-from payagent.store.writer import Connection
+from payagent.store.unit import Connection
 
 KEYSTORE = "keystore.json"
 _FULL = 2

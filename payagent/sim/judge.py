@@ -28,7 +28,7 @@ from payagent.sim.spending import Spend, Spending
 from payagent.sim.story import Story
 from payagent.store import books, journal, payments, queries
 from payagent.store.schema import GENESIS
-from payagent.store.writer import Connection
+from payagent.store.unit import Connection
 
 FEE_MAX_LOVELACE = 900_000
 VERIFIED, SEARCHED = 0.1, 0.2

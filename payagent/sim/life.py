@@ -26,9 +26,11 @@ from payagent.sim.disk import Disk
 from payagent.sim.loop import VirtualLoop
 from payagent.sim.mix import Mix
 from payagent.sim.story import Story
+from payagent.store.committer import Committer, Job, Ownership
 from payagent.store.lease import lease
+from payagent.store.readers import Readers
 from payagent.store.signer import Signed
-from payagent.store.writer import Committer, Connection, Job, Ownership, Readers, Unit
+from payagent.store.unit import Connection, Unit
 from payagent.wallet.keys import Signer
 
 T = TypeVar("T")

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from payagent.core.prepaid import CALLS
 from payagent.sim.story import Story
-from payagent.store.writer import Connection
+from payagent.store.unit import Connection
 
 _COUNTS = """
 SELECT o.id, o.origin, o.partner, o.wallet, c.bought, c.used, c.unexplained,

@@ -12,7 +12,7 @@ from payagent.core.payment import State
 from payagent.devnet.ledger import Tx
 from payagent.sim.story import Story
 from payagent.store import about
-from payagent.store.writer import Connection
+from payagent.store.unit import Connection
 
 Lines = dict[tuple[str, str], int]
 """Units by account and asset."""

@@ -54,8 +54,9 @@ from payagent.sim.source import LIES, Habits, SimSource
 from payagent.sim.story import Story
 from payagent.sim.themes import draw_theme, draw_upkeep
 from payagent.store import apps, events, payments, queries, records
+from payagent.store.committer import Committer, Job
 from payagent.store.lease import lease
-from payagent.store.writer import Committer, Connection, Job, Unit
+from payagent.store.unit import Connection, Unit
 from payagent.wallet.coins import Coin, Coins
 from payagent.wallet.keys import Account, derive, seed_from_words
 from payagent.wallet.transaction import sign, sweep

@@ -8,7 +8,11 @@ merchant; opens a transaction that is not BEGIN IMMEDIATE; updates or deletes a 
 Where what is changed:
 
   schema     the tables, what guards them, and how an older ledger becomes one of today
-  writer     the one that commits (`lease`, `room`, `seals`: what it minds), and the readers
+  opening    the file: connections to it, and what of a file is refused
+  unit       the open transaction, which every job gets
+  committer  one commit of several jobs (`lease`, `room`, `seals`, `signer`: what it minds)
+  writer     the thread that commits, and the queue before it
+  readers    read-only connections, and a copy in one file
   records    what is written, as the steps that a job is made of
   intents    what was asked for: intents, and the invoices for them
   payments   payments as they stand, and what is held for them

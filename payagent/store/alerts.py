@@ -8,7 +8,7 @@ import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from payagent.store.writer import Unit
+from payagent.store.unit import Unit
 
 
 @dataclass(frozen=True, slots=True)

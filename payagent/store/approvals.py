@@ -11,7 +11,7 @@ from typing import Literal
 
 from payagent.core.payment import State
 from payagent.core.verdict import Finding, Reasons
-from payagent.store.writer import Unit
+from payagent.store.unit import Unit
 
 Decision = Literal["approved", "denied", "timed_out"]
 Via = Literal["token", "link", "clock"]

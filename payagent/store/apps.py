@@ -1,7 +1,7 @@
 """The clients of payagent: who they are, what they may do, and the one token of each that is good.
 
 Nothing of an app changes but its token: a new one ends the one before, and none is good again once it has ended.
-May import: core, store.writer, sqlite3. Never: sees a token (its hash is looked up).
+May import: core, store.unit, sqlite3. Never: sees a token (its hash is looked up).
 """
 
 import sqlite3
@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from payagent.core.problem import Refused
-from payagent.store.writer import Unit
+from payagent.store.unit import Unit
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from payagent.core.problem import Refused
 from payagent.store import about, payments
-from payagent.store.writer import DatabaseError, open_read_only
+from payagent.store.opening import DatabaseError, open_read_only
 
 
 @dataclass(frozen=True, slots=True)

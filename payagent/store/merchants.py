@@ -1,6 +1,6 @@
 """Merchants that were added while the daemon ran. What was added and removed, the events tell too.
 
-May import: the standard library, store.writer. Never: judges what a merchant's settings say.
+May import: the standard library, store.unit. Never: judges what a merchant's settings say.
 """
 
 import json
@@ -8,7 +8,7 @@ import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from payagent.store.writer import Unit
+from payagent.store.unit import Unit
 
 
 @dataclass(frozen=True, slots=True)

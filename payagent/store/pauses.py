@@ -1,6 +1,6 @@
 """Whether an operator has paused the wallet: the last such event of the wallet stands, through every restart.
 
-May import: core, store.onchain, store.writer. Never: pauses by itself.
+May import: core, store.onchain, store.unit. Never: pauses by itself.
 """
 
 import json
@@ -11,7 +11,7 @@ from payagent.core.problem import Refused
 from payagent.core.times import iso_time
 from payagent.store import records
 from payagent.store.onchain import last_of_wallet
-from payagent.store.writer import Unit
+from payagent.store.unit import Unit
 
 _PAUSED, _RESUMED = "paused", "resumed"
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from payagent.core.invoice import is_batch
 from payagent.core.prepaid import CALLS, Balance, Cost, buy
 from payagent.store.payments import load_outputs
-from payagent.store.writer import Unit
+from payagent.store.unit import Unit
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from payagent.store.halves import add_halves, halves
 from payagent.store.onchain import ForeignRow
 from payagent.store.payments import OutputRow, Stage, dump_outputs
 from payagent.store.queries import AttemptKind, CoinRow
-from payagent.store.writer import Unit
+from payagent.store.unit import Unit
 
 
 def put_meta(unit: Unit, key: str, value: str) -> None:

@@ -14,7 +14,7 @@ window is over. When it was signed would be too early, by as long as the transac
 The clock is that of the newest block, and goes on from where anything was last counted: it never goes back, with a
 rollback, a restart or any clock, and no clock but the chain's moves it on. So a jump frees nothing.
 
-May import: core, store.halves, store.writer. Never: reads a clock; decides.
+May import: core, store.halves, store.unit. Never: reads a clock; decides.
 """
 
 import sqlite3
@@ -22,7 +22,7 @@ from collections.abc import Iterable, Mapping
 
 from payagent.core.policy import ANY, SPAN_MS, Limit, Scope, Span, Window, counts_from_ms, scopes_of
 from payagent.store.halves import add_halves, halves, whole
-from payagent.store.writer import Unit
+from payagent.store.unit import Unit
 
 SPANS_MS = (*sorted(set(SPAN_MS.values())), 0)
 """The lengths of the spans that are kept; 0 stands for one that never ends."""

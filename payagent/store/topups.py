@@ -7,7 +7,7 @@ import sqlite3
 from dataclasses import dataclass
 
 from payagent.store import apps
-from payagent.store.writer import Unit
+from payagent.store.unit import Unit
 
 AUTO_APP = "app_auto_topup"
 """The app that automatic orders are of. It has no token."""

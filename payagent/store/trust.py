@@ -1,7 +1,7 @@
 """What is known of merchants: the addresses that they may be paid at, prices that were agreed to, strikes.
 
 Each change is told in an event of the same commit (agent.trust); these rows are where it stands now.
-May import: core, store.writer, sqlite3. Never: commits; decides whom to trust.
+May import: core, store.unit, sqlite3. Never: commits; decides whom to trust.
 """
 
 import sqlite3
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from payagent.core.guards import Agreed, Pin, Pins
 from payagent.core.payment import State
-from payagent.store.writer import Unit
+from payagent.store.unit import Unit
 
 _ON_THE_WAY = (State.RESERVED, State.SIGNED, State.IN_FLIGHT, State.REPLACING, State.CANCELLING)
 

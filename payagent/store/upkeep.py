@@ -9,7 +9,7 @@ from typing import NamedTuple
 from payagent.core.payment import State
 from payagent.core.upkeep import Begun
 from payagent.store import apps
-from payagent.store.writer import Unit
+from payagent.store.unit import Unit
 
 UPKEEP_APP = "app_upkeep"
 """The app that orders of upkeep are of. It has no token."""

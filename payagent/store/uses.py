@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 from payagent.core.prepaid import CALLS
 from payagent.store import spending
-from payagent.store.writer import Unit
+from payagent.store.unit import Unit
 
 _SHARE = """
 INSERT INTO prepaid_shares(pool, app_id, asset, paid, used, counted) VALUES (?, ?, ?, ?, ?, ?)

@@ -33,7 +33,7 @@ from payagent.devnet.server import DevnetThread
 from payagent.dialects import make_response
 from payagent.store import apps, payments, records, spending
 from payagent.store.payments import PaymentRow
-from payagent.store.writer import Unit
+from payagent.store.unit import Unit
 
 GOLD, LEAD = "aa" * 28 + b"GOLD".hex(), "bb" * 28 + b"LEAD".hex()
 ASSETS = ("lovelace", GOLD, LEAD)

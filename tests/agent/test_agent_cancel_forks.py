@@ -22,7 +22,8 @@ from payagent.core.problem import Refused
 from payagent.dialects import Said, make_response
 from payagent.store import queries
 from payagent.store.payments import PaymentRow
-from payagent.store.writer import Unit, Writer
+from payagent.store.unit import Unit
+from payagent.store.writer import Writer
 from payagent.wallet.coins import Coin, Coins
 from payagent.wallet.transaction import MAINNET_PARAMETERS, min_lovelace, select
 

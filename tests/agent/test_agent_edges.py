@@ -18,7 +18,7 @@ from payagent.core.policy import Limit, Scope, Window
 from payagent.core.problem import Refused
 from payagent.devnet.server import DevnetThread
 from payagent.store import apps, payments, queries, spending
-from payagent.store.writer import Unit
+from payagent.store.unit import Unit
 from payagent.wallet.check import CheckFailed
 from payagent.wallet.keys import Signer, derive, seed_from_words
 

@@ -23,7 +23,7 @@ from payagent.core.invoice import Output
 from payagent.core.payment import State
 from payagent.core.problem import Refused
 from payagent.store import alerts, onchain, queries
-from payagent.store.writer import open_read_only
+from payagent.store.opening import open_read_only
 from payagent.wallet.coins import Coin, Coins
 from payagent.wallet.transaction import build, select, sign
 

@@ -22,7 +22,7 @@ from payagent.log import Redactor
 from payagent.settings import load_settings
 from payagent.store import apps, payments, spending
 from payagent.store.apps import AppRow
-from payagent.store.writer import Unit
+from payagent.store.unit import Unit
 
 COST = 13 * ADA
 DAY_MS = 86_400_000

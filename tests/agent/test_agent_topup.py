@@ -22,7 +22,7 @@ from payagent.core.problem import Refused
 from payagent.store import alerts, apps, payments, prepaid, topups
 from payagent.store.apps import AppRow
 from payagent.store.topups import TopupRow
-from payagent.store.writer import Unit
+from payagent.store.unit import Unit
 from payagent.wallet.keys import Signer
 
 BATCH = 4

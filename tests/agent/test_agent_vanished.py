@@ -19,7 +19,7 @@ from payagent.core.payment import State
 from payagent.core.problem import Refused
 from payagent.store import alerts, queries
 from payagent.store.payments import PaymentRow
-from payagent.store.writer import Unit
+from payagent.store.unit import Unit
 
 SETTLE_DEPTH = 12
 PAST_THE_TTL_S = 2400

@@ -27,7 +27,7 @@ from payagent.dialects import Said, parse_answer, parse_response
 from payagent.settings import read_merchant
 from payagent.store import payments
 from payagent.store.payments import PaymentRow
-from payagent.store.writer import Unit
+from payagent.store.unit import Unit
 from payagent.wallet.plan import Plan
 
 TOKEN = "ab" * 28 + b"USD".hex()

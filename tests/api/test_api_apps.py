@@ -15,7 +15,7 @@ from test_api_refusals import require_problem
 
 from payagent.core import ledger
 from payagent.store import apps, records
-from payagent.store.writer import Unit
+from payagent.store.unit import Unit
 
 PAY = "/v1/payments"
 

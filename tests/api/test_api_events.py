@@ -18,7 +18,7 @@ from payagent.api import events as events_room
 from payagent.api.tokens import hash_token, new_token
 from payagent.store import apps, events, records
 from payagent.store.following import PAGE_ROWS
-from payagent.store.writer import Unit
+from payagent.store.unit import Unit
 
 PATIENCE_S = 20
 

@@ -24,9 +24,9 @@ from payagent.core.policy import Window
 from payagent.core.problem import Refused
 from payagent.devnet.server import DevnetThread
 from payagent.store import apps
+from payagent.store.readers import Readers
 from payagent.store.schema import GUARDS
 from payagent.store.seals import SEALED, Sealer
-from payagent.store.writer import Readers
 
 TOKEN = "5c" * 28 + "636c69"
 

@@ -19,7 +19,7 @@ from payagent.audit.statement import statement
 from payagent.core.problem import Refused
 from payagent.store import journal
 from payagent.store.journal import EVERYTHING, Selection
-from payagent.store.writer import Readers
+from payagent.store.readers import Readers
 
 BEAN_CHECK = Path(sys.executable).with_name("bean-check")
 YEAR_1_MS, YEAR_9999_END_MS = -62_135_596_800_000, 253_402_300_799_999

@@ -24,7 +24,7 @@ from payagent.audit.signed import Owner
 from payagent.core.problem import Refused
 from payagent.devnet.server import DevnetThread
 from payagent.store import events, payments
-from payagent.store.writer import Readers
+from payagent.store.readers import Readers
 
 Receipt = dict[str, Any]
 Place = tuple[str | int, ...]

@@ -30,7 +30,8 @@ from payagent.core.address import parse_address
 from payagent.core.network import NETWORKS
 from payagent.store import about
 from payagent.store.journal import EVERYTHING
-from payagent.store.writer import Connection, Readers
+from payagent.store.readers import Readers
+from payagent.store.unit import Connection
 
 MAKER = Path(__file__).resolve().parents[2] / "scripts" / "make_ledger"
 FEW, MANY = 300, 600
@@ -139,7 +140,7 @@ from typing import get_args
 sys.path[:0] = sys.argv[2:]
 from test_audit_size import owner_of
 from payagent.audit.shares import shared_out
-from payagent.store.writer import Readers
+from payagent.store.readers import Readers
 
 with Readers(Path(sys.argv[1])).snapshot() as conn, shared_out(conn, owner_of(conn), share=10) as payments:
     list(payments)

@@ -17,7 +17,7 @@ from payagent.core.address import encode_address
 from payagent.devnet.server import DevnetThread
 from payagent.store import journal
 from payagent.store.journal import EVERYTHING, Selection, SpendKey, SpendRow
-from payagent.store.writer import Readers
+from payagent.store.readers import Readers
 
 DEPOSITED = {"lovelace": 420 * ADA, TOKEN: 1000}
 STRANGER = encode_address(bytes([0x60]) + bytes(28))

@@ -14,8 +14,8 @@ from audit.books_kit import Past, append, copy_of, findings, fresh, head_of, tam
 
 from payagent.audit.signed import Owner
 from payagent.core.address import encode_address
+from payagent.store.opening import migrate
 from payagent.store.schema import GUARDS, KEPT
-from payagent.store.writer import migrate
 
 A_POST = "(SELECT MIN(id) FROM journal WHERE kind = 'post')"
 OTHER = "b" * 64

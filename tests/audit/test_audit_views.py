@@ -17,7 +17,7 @@ from payagent.core.money import LOVELACE, format_units
 from payagent.core.times import iso_time
 from payagent.store import journal, payments
 from payagent.store.journal import EVERYTHING
-from payagent.store.writer import migrate, open_database
+from payagent.store.opening import migrate, open_database
 
 SQLITE_UTILS = Path(sys.executable).with_name("sqlite-utils")
 PAGE = Path(__file__).parents[2] / "docs/auditors.md"

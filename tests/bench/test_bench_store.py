@@ -15,7 +15,7 @@ from payagent.audit.finding import Finding
 from payagent.audit.signed import Owner
 from payagent.audit.verify import verify
 from payagent.store import payments
-from payagent.store.writer import Readers
+from payagent.store.readers import Readers
 
 
 @pytest.fixture(autouse=True)

@@ -22,7 +22,8 @@ from payagent.log import Redactor
 from payagent.settings import load_settings
 from payagent.store import apps, merchants, records, spending
 from payagent.store.merchants import MerchantRow
-from payagent.store.writer import Unit, Writer
+from payagent.store.unit import Unit
+from payagent.store.writer import Writer
 
 
 def write_history(unit: Unit) -> None:

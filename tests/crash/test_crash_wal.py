@@ -33,7 +33,8 @@ from payagent.audit.finding import Finding, Head
 from payagent.audit.signed import Owner
 from payagent.audit.verify import verify
 from payagent.core.problem import Refused
-from payagent.store.writer import Writer, require_ledger
+from payagent.store.opening import require_ledger
+from payagent.store.writer import Writer
 
 HEADER, FRAME_HEADER = 32, 24
 COMMITS = 5

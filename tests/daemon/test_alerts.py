@@ -31,7 +31,7 @@ from payagent.doctor import look_at_files
 from payagent.log import Redactor, configure_logging
 from payagent.settings import load_settings
 from payagent.store import alerts, queries
-from payagent.store.writer import Unit
+from payagent.store.unit import Unit
 from payagent.wallet.keys import derive, seed_from_words
 from payagent.webhook import Webhook, signature, signing_key
 

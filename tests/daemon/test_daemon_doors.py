@@ -241,7 +241,7 @@ def test_what_a_killed_daemon_left_does_not_keep_the_next_from_starting(folder: 
 KILLED_AS_IT_COPIES = """
 import os, signal, sys
 from pathlib import Path
-from payagent.store.writer import Readers
+from payagent.store.readers import Readers
 
 sys.addaudithook(lambda event, _: event == "os.remove" and os.kill(os.getpid(), signal.SIGKILL))
 with Readers(Path(sys.argv[1])).copied():

@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 
 from payagent.core.payment import Delivery
 from payagent.store import pauses
-from payagent.store.writer import Unit
+from payagent.store.unit import Unit
 
 COUNT = 5
 

@@ -47,7 +47,7 @@ from payagent.core.policy import Limit
 from payagent.core.problem import Refused
 from payagent.sim.loop import StuckError, VirtualLoop
 from payagent.sim.world import API_KEY, Stage
-from payagent.store import intents, payments, prepaid, queries, records, schema, spending, writer
+from payagent.store import committer, intents, payments, prepaid, queries, records, schema, spending
 from payagent.store import lease as leases
 from payagent.wallet import plan as plans
 from payagent.wallet import transaction
@@ -161,14 +161,14 @@ def _answered_before_commit(stack: ExitStack) -> None:
 
 @mutant("no fsync")
 def _no_fsync(stack: ExitStack) -> None:
-    real = writer.open_database
+    real = committer.open_database
 
     def open_database(path: Path) -> Any:
         conn = real(path)
         conn.execute("PRAGMA synchronous = OFF")
         return conn
 
-    put(stack, writer, "open_database", open_database)
+    put(stack, committer, "open_database", open_database)
 
 
 # --- when a payment is given up ----------------------------------------------------------------------------------
@@ -553,7 +553,7 @@ def _no_lease(stack: ExitStack) -> None:
 
 @mutant("a daemon goes on when another has its ledger")
 def _goes_on(stack: ExitStack) -> None:
-    put(stack, writer.Committer, "_require_ours", lambda *_: None)
+    put(stack, committer.Committer, "_require_ours", lambda *_: None)
 
 
 def kill(name: str, seeds: range) -> tuple[int, int, str] | None:

@@ -51,7 +51,7 @@ from payagent.sim.source import Habits, SimSource
 from payagent.sim.story import Story
 from payagent.sim.world import ADA, NETWORK, START_MS, account, asked_by, canaries, make_template, purchase_of
 from payagent.store import journal, payments
-from payagent.store.writer import Connection
+from payagent.store.unit import Connection
 
 DAY_S = 86_400
 BLOCK_S = 20.0

@@ -9,8 +9,9 @@ import pytest
 
 from payagent.core.payment import State
 from payagent.store import events, records
+from payagent.store.opening import migrate, open_database
 from payagent.store.schema import GENESIS
-from payagent.store.writer import Unit, migrate, open_database
+from payagent.store.unit import Unit
 
 
 @pytest.fixture

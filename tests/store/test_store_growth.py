@@ -14,7 +14,8 @@ import pytest
 from benchmarks.store import ACCOUNT, APP, ORIGIN, Payer
 from payagent.core.prepaid import CALLS
 from payagent.store import apps, payments, prepaid, topups
-from payagent.store.writer import Connection, Readers, Unit
+from payagent.store.readers import Readers
+from payagent.store.unit import Connection, Unit
 from payagent.wallet.transaction import sign
 
 MAKER = Path(__file__).resolve().parents[2] / "scripts" / "make_ledger"

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from payagent.store.opening import migrate, open_database
 from payagent.store.schema import GENESIS, GUARDS, KEPT, Guard, missing_guards
-from payagent.store.writer import migrate, open_database
 
 HASH = "a" * 64
 INVOICE = "'[]', NULL, 'tx_hash', 0, NULL, NULL, 1, NULL, '{}'"

@@ -15,9 +15,13 @@ from payagent.audit.sealed import check_seals
 from payagent.core.problem import Refused
 from payagent.store import apps, books, records
 from payagent.store.apps import AppRow
+from payagent.store.committer import Committer, Job, SealingError
+from payagent.store.opening import open_read_only
+from payagent.store.readers import Readers
 from payagent.store.schema import GENESIS
 from payagent.store.seals import Sealer
-from payagent.store.writer import Committer, Job, Readers, SealingError, Unit, Writer, open_read_only
+from payagent.store.unit import Unit
+from payagent.store.writer import Writer
 
 
 @pytest.fixture

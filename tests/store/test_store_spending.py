@@ -12,7 +12,8 @@ from payagent.audit.limits import check_limits
 from payagent.core import policy
 from payagent.core.policy import ANY, LENGTH_MS, SPAN_MS, WALLET, Limit, Scope, Window, scopes_of
 from payagent.store import records, spending
-from payagent.store.writer import Unit, migrate, open_database
+from payagent.store.opening import migrate, open_database
+from payagent.store.unit import Unit
 
 ADA, TOKEN = "lovelace", "ab" * 28 + "00"
 APPS, SHOPS = ("app_1", "app_2"), ("https://a.example", "https://b.example")

@@ -13,7 +13,8 @@ from payagent.core.ledger import Entry, Posting
 from payagent.core.policy import WALLET
 from payagent.store import journal, records, spending
 from payagent.store.journal import Selection
-from payagent.store.writer import Unit, migrate, open_database
+from payagent.store.opening import migrate, open_database
+from payagent.store.unit import Unit
 
 MOST = 2**63 - 1
 

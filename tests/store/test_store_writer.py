@@ -14,9 +14,13 @@ import pytest
 
 from payagent.core.problem import Refused
 from payagent.store import about
+from payagent.store.committer import Committer, Ownership
+from payagent.store.opening import require_ledger
+from payagent.store.readers import Readers
 from payagent.store.schema import missing_guards
 from payagent.store.signer import Signed, lacks
-from payagent.store.writer import Committer, Ownership, Readers, Unit, Writer, require_ledger
+from payagent.store.unit import Unit
+from payagent.store.writer import Writer
 
 Job = Callable[[Unit], object]
 
