@@ -10,24 +10,24 @@ from collections.abc import Iterator
 from payagent.audit.finding import Finding
 from payagent.audit.guarded import UNREADABLE
 from payagent.core.policy import Limit, Scope, Window
-from payagent.store import books, spending
+from payagent.store import counted, spending
 from payagent.store.unit import Connection
 
 
 def check_limits(conn: Connection) -> Iterator[Finding]:
-    for payment_id, asset, counted, expected in books.miscounted(conn):
-        what = f"{counted} of its hold count against limits, {expected} ought to"
+    for payment_id, asset, counts, expected in counted.miscounted(conn):
+        what = f"{counts} of its hold count against limits, {expected} ought to"
         yield Finding("holds", f"{payment_id} {asset}", what)
-    for payment_id, asset in books.counted_otherwise(conn):
+    for payment_id, asset in counted.counted_otherwise(conn):
         yield Finding("holds", f"{payment_id} {asset}", "it counts from another time on than its payment's end")
-    for payment_id, asset in books.put_back_clocks(conn):
+    for payment_id, asset in counted.put_back_clocks(conn):
         yield Finding("holds", f"{payment_id} {asset}", "the limits' clock was put back before it was counted")
-    for app, merchant, asset, span_ms, start_ms in books.misspent(conn):
+    for app, merchant, asset, span_ms, start_ms in counted.misspent(conn):
         row = f"{app or 'any'} {merchant or 'any'} {asset} {span_ms} {start_ms}"
         yield Finding("spent", row, "what is kept as spent is not what the holds count")
-    for payment_id, asset in books.unlike_asked(conn):
+    for payment_id, asset in counted.unlike_asked(conn):
         yield Finding("holds", f"{payment_id} {asset}", "it ended at another time than its question")
-    for pool, app, asset in books.misshared(conn):
+    for pool, app, asset in counted.misshared(conn):
         yield Finding("prepaid_shares", f"{pool} {app} {asset}", "it is not what the app's payments and uses say")
     yield from _set(conn)
 
@@ -35,7 +35,7 @@ def check_limits(conn: Connection) -> Iterator[Finding]:
 def _set(conn: Connection) -> Iterator[Finding]:
     """The limits that were set at run time are those that the events tell."""
     told: dict[tuple[Scope, str, Window], int] = {}
-    for detail in books.limits_set(conn):
+    for detail in counted.limits_set(conn):
         try:
             event = json.loads(detail)
             key = (Scope(event["app"], event["merchant"]), event["asset"], Window(event["limit"]))

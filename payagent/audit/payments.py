@@ -29,7 +29,7 @@ from payagent.core.payment import (
     State,
     deliver,
 )
-from payagent.store.books import STANDING, Case, EventRow
+from payagent.store.cases import STANDING, Case, EventRow
 
 _read = json.JSONDecoder().raw_decode
 _EVENTS = {str(event): event for event in Event}

@@ -15,7 +15,7 @@ from payagent.core.invoice import Proof
 from payagent.core.network import NETWORKS
 from payagent.core.problem import Refused
 from payagent.core.times import LAST_MS
-from payagent.store.books import Case, EventRow, IntentFacts, InvoiceTerms, SightingRow, SignedRow
+from payagent.store.cases import Case, EventRow, IntentFacts, InvoiceTerms, SightingRow, SignedRow
 from payagent.store.journal import EntryRow
 from payagent.store.payments import OutputRow
 

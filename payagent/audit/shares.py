@@ -21,6 +21,7 @@ from payagent.audit.guarded import UNREADABLE, to_the_end, unreadable
 from payagent.audit.payments import check_payment
 from payagent.audit.signed import Owner
 from payagent.store import books
+from payagent.store.cases import cases, payment_spans
 from payagent.store.opening import DatabaseError
 from payagent.store.readers import Readers
 from payagent.store.unit import Connection
@@ -42,7 +43,7 @@ def shared_out(
     conn: Connection, owner: Owner, share: int = SHARE
 ) -> Generator[Iterator[Finding | Progress], None, None]:
     """What there is to tell of the payments. Others begin with them now; who takes of it joins in."""
-    spans = list(books.payment_spans(conn, share))
+    spans = list(payment_spans(conn, share))
     helpers = min(len(os.sched_getaffinity(0)) - 1, HELPERS_MAX)
     path = books.path_of(conn)
     if len(spans) <= SHARES_ALONE_MAX or helpers < 1 or path is None:
@@ -74,7 +75,7 @@ def check_share(conn: Connection, owner: Owner, span: Span) -> Found:
 def _check(conn: Connection, owner: Owner, span: Span) -> Found:
     found: list[Finding] = []
     count = 0
-    for case in books.cases(conn, *span):
+    for case in cases(conn, *span):
         found.extend(to_the_end("payments", check_payment(case, owner), case.id))
         count += 1
     return count, found

@@ -14,7 +14,7 @@ from nacl.exceptions import BadSignatureError
 from payagent.core.address import Address, encode_address
 from payagent.core.money import LOVELACE
 from payagent.core.network import Network
-from payagent.store.books import SignedRow
+from payagent.store.cases import SignedRow
 from payagent.store.payments import OutputRow
 from payagent.wallet.decode import DecodedTransaction, Undecodable, decode
 

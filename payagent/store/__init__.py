@@ -22,7 +22,8 @@ Where what is changed:
   events     what happened, in order
   about      the ledger as a whole
   spending   what counts against limits (`uses`: calls that a prepaid balance serves)
-  books      what an audit reads row by row (`receipts`: of one payment)
+  cases      what an audit reads of payments (`receipts`: of one); the rest of it `books` row by row
+  counted    what counts against limits, counted anew
 
 Each kind of row beside these has a module of its own name (apps, approvals, alerts, topups, ...).
 """
