@@ -6,7 +6,7 @@ May import: core, chain.source, chain.panel (its types). Never: asks the chain i
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from payagent.chain.panel import Odd
+from payagent.chain.member import Odd
 from payagent.chain.source import Genesis, Parameters, Tip
 from payagent.core.network import SLOT_CLOCKS, Network, SlotClock
 from payagent.core.problem import Refused

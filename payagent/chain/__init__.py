@@ -2,6 +2,7 @@
 
 `source` is the port that everyone codes against, `history` reads an address's past through it, `classify` reads
 answers to a submission (pure), and `blockfrost` is the adapter over HTTP. `guard` keeps to what a provider bears
-(`quota`), and `panel` makes one view of several (`agree`). May import: core. Never: decides what a payment
+(`quota`), `member` watches whether what it says goes together, and `panel` makes one view of several (`agree`).
+May import: core. Never: decides what a payment
 becomes, or reads a missing answer as "not there".
 """

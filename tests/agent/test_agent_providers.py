@@ -152,7 +152,7 @@ class TestParameters:
         self, world: World, first: Relay, second: Relay, fee: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Else after a change, which that one never tells, what was sent would be followed by nobody."""
-        monkeypatch.setattr("payagent.chain.panel.ABSENT_MS", 150_000)
+        monkeypatch.setattr("payagent.chain.member.ABSENT_MS", 150_000)
         world.fund(50 * ADA)
         async with world.run(providers=both(first, second)) as run:
             await run.look()

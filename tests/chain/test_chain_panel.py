@@ -2,7 +2,7 @@
 
 from itertools import permutations
 
-from payagent.chain.panel import SENTENCE_MS, Sentence
+from payagent.chain.member import SENTENCE_MS, Sentence
 
 LATER_MS = 10 * SENTENCE_MS
 
