@@ -18,6 +18,9 @@ from payagent.chain.source import SubmitAnswer, SubmitKind
 from payagent.core.money import parse_count
 from payagent.core.problem import Refused
 
+ANSWER_MAX_BYTES = 16 * 1024 * 1024
+"""What is read of an answer: 100 outputs full of assets with short names are 12 MB of JSON."""
+
 
 class TransportError(StrEnum):
     """How the exchange itself went wrong."""

@@ -15,7 +15,7 @@ import cbor2
 import h11
 from wallet.worlds import ASSETS, OWN, SIGNER, TTL_SLOT, pay
 
-from payagent.chain import blockfrost
+from payagent.chain import answers
 from payagent.chain.classify import RawAnswer, TransportError, classify_submit
 from payagent.chain.source import AddressTx, ChainUtxo, Found, NotFound, SubmitAnswer, SubmitKind, Unknown
 from payagent.core.address import Address, encode_address, parse_address
@@ -153,15 +153,15 @@ def _careless_read(dialect: str, response: Response, **shown: Any) -> Answer:
 PROVIDER_ADDRESS = "addr_test1vz2fxv2umyhttkxyxp8x0dlpdt3k6cwng5pxj3jhsydzersp2s33m"
 BLOCK = "cd" * 32
 PARSERS: tuple[Callable[[Any], Any], ...] = (
-    blockfrost._parse_tip,
-    lambda body: blockfrost._parse_block(body, BLOCK),
-    lambda body: blockfrost._parse_tx(body, TX),
-    blockfrost._parse_genesis,
-    blockfrost._parse_parameters,
-    lambda body: blockfrost._parse_utxos(body, PROVIDER_ADDRESS),
-    blockfrost._parse_address_txs,
-    lambda body: blockfrost._parse_movements(body, TX, PROVIDER_ADDRESS),
-    blockfrost._parse_validity,
+    answers.parse_tip,
+    lambda body: answers.parse_block(body, BLOCK),
+    lambda body: answers.parse_tx(body, TX),
+    answers.parse_genesis,
+    answers.parse_parameters,
+    lambda body: answers.parse_utxos(body, PROVIDER_ADDRESS),
+    answers.parse_address_txs,
+    lambda body: answers.parse_movements(body, TX, PROVIDER_ADDRESS),
+    answers.parse_validity,
 )
 PROVIDER_STATUSES = (200, 200, 200, 404, 400, 402, 409, 425, 429, 500, 504, None)
 
@@ -172,7 +172,7 @@ def provider(data: bytes, classify: Callable[[RawAnswer, str], SubmitAnswer] = c
     status = PROVIDER_STATUSES[how[0] % len(PROVIDER_STATUSES)]
     error = list(TransportError)[call[0] % 16 - 10] if call[0] % 16 > 9 else None
     answer = RawAnswer(status, body, body[:9].decode("latin-1"), error)
-    read = blockfrost._understood(answer, PARSERS[call[0] // 16 % len(PARSERS)])
+    read = answers.understood(answer, PARSERS[call[0] // 16 % len(PARSERS)])
     if isinstance(read, Found):
         holds(status == 200 and error is None, read)
         _check_found(read.value)
