@@ -15,7 +15,7 @@ from payagent.cli.terminal import Json, Terminal
 from payagent.core.problem import Refused
 
 if TYPE_CHECKING:
-    from payagent.doctor import Finding
+    from payagent.doctor.finding import Finding
     from payagent.settings import Settings
 
 
@@ -45,7 +45,10 @@ def _look(settings: "Settings", config: Path, looked_for: list[Path]) -> "list[F
     import asyncio
 
     from payagent.cli.link import Link
-    from payagent.doctor import finding, look_at_chain, look_at_choices, look_at_files
+    from payagent.doctor.chain import look_at_chain
+    from payagent.doctor.choices import look_at_choices
+    from payagent.doctor.files import look_at_files
+    from payagent.doctor.finding import finding
 
     def daemon() -> str:
         with Link(settings, None) as link:

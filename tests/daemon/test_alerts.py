@@ -27,7 +27,7 @@ from payagent.audit.signed import Owner
 from payagent.audit.verify import verify
 from payagent.core.problem import Refused
 from payagent.core.version import USER_AGENT
-from payagent.doctor import look_at_files
+from payagent.doctor.files import look_at_files
 from payagent.log import Redactor, configure_logging
 from payagent.settings import load_settings
 from payagent.store import alerts, queries

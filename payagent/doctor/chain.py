@@ -1,0 +1,62 @@
+"""Looks at the providers: do they answer, and is what they say of our network and of now?
+
+May import: core, secretfile, settings, chain, agent.chainview. Never: submits a transaction.
+"""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from payagent.agent.chainview import ChainView, require_right_clock
+from payagent.chain.blockfrost import Blockfrost
+from payagent.chain.source import Found, Read
+from payagent.core.network import NETWORKS
+from payagent.core.problem import Refused
+from payagent.doctor.finding import Finding
+from payagent.secretfile import read_secret_file
+from payagent.settings import Provider, Settings
+
+T = TypeVar("T")
+
+
+async def look_at_chain(settings: Settings, now_ms: Callable[[], int]) -> list[Finding]:
+    """Every provider: does it answer, is it of our network, do its newest block and its clock agree with ours?"""
+    findings = []
+    for index, (called, provider) in enumerate(settings.chain.named.items()):
+        name = f"provider {index + 1}"
+        try:
+            findings.append(Finding(name, await _provider(provider, called, settings.network, now_ms)))
+        except Refused as refused:
+            findings.append(Finding(name, f"{provider.base_url}: {refused.detail}", refused))
+    return findings
+
+
+async def _provider(provider: Provider, name: str, network: str, now_ms: Callable[[], int]) -> str:
+    project_id = None if provider.project_id_file is None else read_secret_file(provider.project_id_file)
+    source = Blockfrost(name, provider.base_url, project_id)
+    try:
+        genesis, parameters, tip = await source.genesis(), await source.parameters(), await source.tip()
+        off_s = await source.clock_off_s(now_ms)
+        is_view_only = await source.lacks_submit()
+    finally:
+        await source.aclose()
+    beginning, told = _value("genesis", genesis), _value("parameters", parameters)
+    newest = _value("newest block", tip)
+    view = ChainView(NETWORKS[network])
+    view.learn_genesis(beginning)
+    view.learn_parameters(told)
+    view.tip, view.problem = newest, None
+    slot = view.require_ready(now_ms())
+    require_right_clock([off_s.value] if isinstance(off_s, Found) else [])
+    if is_view_only:
+        raise Refused(
+            "chain_not_ready", "it has no /tx/submit: put cardano-submit-api there, behind the same address"
+        )
+    return (
+        f"{provider.base_url}: {network}, block {newest.height}, newest block {max(slot - newest.slot, 0)} s old"
+    )
+
+
+def _value(what: str, read: Read[T]) -> T:
+    if isinstance(read, Found):
+        return read.value
+    raise Refused("chain_not_ready", f"its {what} could not be read: {getattr(read, 'reason', 'not there')}")

@@ -1,0 +1,203 @@
+"""Looks at config, folder, keystore, ledger and secrets: are they there, private, and of one wallet?
+
+May import: core, secretfile, settings, wallet.keystore, store, webhook, api.tls. Never: opens the keystore.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import NoReturn
+
+from payagent.api.tls import server_context
+from payagent.core.policy import ANY
+from payagent.core.problem import Refused
+from payagent.doctor.books import opened
+from payagent.doctor.finding import Finding, finding
+from payagent.secretfile import (
+    read_header_secret,
+    read_secret_file,
+    require_out_of_reach,
+    require_own_folder,
+    require_private,
+    require_unchanged_by_others,
+)
+from payagent.settings import (
+    CREDENTIAL_NAME,
+    KEYSTORE_FILE,
+    LEDGER_FILE,
+    LINKS_KEY_FILE,
+    TOKEN_FILE,
+    WORDS_FILE,
+    Settings,
+    fence_plan,
+    passphrase_file,
+    written_by_daemon,
+)
+from payagent.store import about, events, journal, merchants, spending
+from payagent.store.opening import require_ledger
+from payagent.store.room import room_problem
+from payagent.store.schema import missing_guards
+from payagent.wallet.keystore import read_header
+from payagent.webhook import signing_key
+
+
+def look_at_files(
+    settings: Settings, config: Path, environ: Mapping[str, str], looked_for: Iterable[Path] = ()
+) -> list[Finding]:
+    """Config, folder, keystore, ledger, token and passphrase: modes, and that they belong together."""
+    return list(_files(settings, config, environ, looked_for))
+
+
+def _files(
+    settings: Settings, config: Path, environ: Mapping[str, str], looked_for: Iterable[Path]
+) -> Iterator[Finding]:
+    data_dir = settings.data_dir
+    yield finding("config file", lambda: _config(settings, config, looked_for, environ))
+    yield finding("data folder", lambda: _data_folder(data_dir))
+    yield finding("keystore", lambda: _keystore(settings))
+    yield finding("ledger file", lambda: _ledger_file(data_dir / LEDGER_FILE))
+    yield finding("ledger", lambda: _ledger(settings))
+    yield finding("socket folder", lambda: _socket_folder(settings.api.socket.parent))
+    yield finding("set at run time", lambda: _set_at_run_time(settings))
+    yield finding("operator token", lambda: _secret(data_dir / TOKEN_FILE, read_header_secret))
+    yield finding("passphrase", lambda: _passphrase(settings, environ))
+    yield _fence(settings, config, environ)
+    if settings.alerts.webhook_secret_file is not None:
+        yield finding("webhook secret", partial(_signing_key, settings.alerts.webhook_secret_file))
+    if os.path.lexists(data_dir / LINKS_KEY_FILE):
+        yield finding("links' key", lambda: _secret(data_dir / LINKS_KEY_FILE))
+    for name, merchant in settings.merchants.items():
+        if merchant.api_key_file is not None:
+            yield finding(f"key of {name}", partial(_secret, merchant.api_key_file, read_header_secret))
+    if settings.api.tls_key_file is not None:
+        yield finding("TLS", lambda: _tls(settings))
+    if os.path.lexists(data_dir / WORDS_FILE):
+        yield finding("recovery words", lambda: _left(data_dir / WORDS_FILE))
+
+
+def _config(settings: Settings, config: Path, looked_for: Iterable[Path], environ: Mapping[str, str]) -> str:
+    """That neither another user nor the daemon itself can write what the next start allows it."""
+    seen = require_unchanged_by_others(config)
+    with suppress(OSError):  # of files that cannot be looked at, which have lines of their own
+        plan = fence_plan(settings, config, passphrase_file(settings, environ, can_ask=True))
+        require_out_of_reach([*looked_for, config], written_by_daemon(settings, plan))
+    return seen
+
+
+def _private(path: Path) -> str:
+    if not path.exists():
+        raise Refused("config_invalid", f"{path} is missing; make it with `payagent init`")
+    return require_private(path)
+
+
+def _data_folder(path: Path) -> str:
+    """Private, and of a disk that takes what is to be written."""
+    seen = _private(path)
+    if (problem := room_problem(path)) is not None:
+        raise Refused("store_failed", f"{path}: {problem}")
+    return seen
+
+
+def _socket_folder(folder: Path) -> str:
+    return require_own_folder(folder) if folder.exists() else f"{folder} is made when the daemon starts"
+
+
+def _keystore(settings: Settings) -> str:
+    header = read_header(settings.data_dir / KEYSTORE_FILE)
+    if header.network.name != settings.network:
+        raise Refused("keystore_invalid", f"it is of {header.network.name}, the config says {settings.network}")
+    if header.account != settings.keystore.account:
+        raise Refused("keystore_invalid", f"it is of account {header.account}, see keystore.account")
+    return f"{header.network.name}, account {header.account}, {header.address}"
+
+
+def _ledger_file(path: Path) -> str:
+    require_ledger(path)
+    return _private(path)
+
+
+def _ledger(settings: Settings) -> str:
+    """Opened read-only: its tables' guards are there, it balances, its events are one chain, and it is ours."""
+    path = settings.data_dir / LEDGER_FILE
+    with opened(path) as conn:
+        missing, broken = missing_guards(conn), events.broken_event(conn)
+        known = {key: about.meta(conn, key) for key in ("network", "address")}
+        sums: dict[str, int] = {}
+        for _account, asset, units in journal.added_up(conn):
+            sums[asset] = sums.get(asset, 0) + units
+    if missing:
+        raise Refused("store_failed", f"{path} lacks the triggers {', '.join(missing)}")
+    if any(sums.values()):
+        raise Refused("store_failed", f"the postings in {path} do not sum to zero: it was changed from outside")
+    if broken is not None:
+        raise Refused("store_failed", f"the events in {path} are changed from event {broken} on")
+    ours = {"network": settings.network, "address": _own_address(settings)}
+    for key, value in known.items():
+        if None not in (value, ours[key]) and value != ours[key]:
+            raise Refused("config_invalid", f"{path} is of {key} {value}, not of {ours[key]}")
+    return "its triggers are there, its postings sum to zero, its events are one unbroken chain"
+
+
+def _set_at_run_time(settings: Settings) -> str:
+    """What stands over the config file, what of it does not count for that, and limits that are of nobody now."""
+    with opened(settings.data_dir / LEDGER_FILE) as conn:
+        limits, added = spending.limits(conn), merchants.everybody(conn)
+    names, origins = {row.name for row in added}, {row.origin for row in added}
+    hidden = [n for n, one in settings.merchants.items() if n in names or one.origin in origins]
+    told = [f"{len(limits)} limits and {len(added)} merchants"]
+    told += [f"instead of merchants.{name} of the config file" for name in hidden]
+    payable = origins | {one.origin for name, one in settings.merchants.items() if name not in hidden} | {ANY}
+    gone = sorted({limit.scope.merchant for limit in limits} - payable)
+    told += [f"limits at {origin}, which is no merchant's origin now" for origin in gone]
+    return ", ".join(told)
+
+
+def _own_address(settings: Settings) -> str | None:
+    """The keystore's address; None when it cannot be read, which has a line of its own."""
+    try:
+        return read_header(settings.data_dir / KEYSTORE_FILE).address
+    except Refused:
+        return None
+
+
+def _secret(path: Path, read: Callable[[Path], str] = read_secret_file) -> str:
+    read(path)
+    return f"{path} is there and private"
+
+
+def _left(words: Path) -> NoReturn:
+    raise Refused("words_left", f"{words} holds them in clear: whoever reads it has the money")
+
+
+def _tls(settings: Settings) -> str:
+    certificate, key = settings.api.tls_certificate_file, settings.api.tls_key_file
+    if certificate is not None and key is not None:
+        server_context(certificate, key)
+    return f"{certificate} and {key} belong together"
+
+
+def _signing_key(path: Path) -> str:
+    signing_key(read_secret_file(path))
+    return f"{path} is there and private"
+
+
+def _passphrase(settings: Settings, environ: Mapping[str, str]) -> str:
+    """Where the daemon will find it; it is not tried."""
+    found = passphrase_file(settings, environ, can_ask=True)
+    if found is None:
+        return f"asked on a terminal at the start, unless the service has the credential {CREDENTIAL_NAME}"
+    return _secret(found.path) if found.private else f"systemd credential {CREDENTIAL_NAME}"
+
+
+def _fence(settings: Settings, config: Path, environ: Mapping[str, str]) -> Finding:
+    """What of the secrets the daemon itself will be kept from at its next start."""
+    try:
+        passphrase = passphrase_file(settings, environ, can_ask=True)
+        plan = fence_plan(settings, config, passphrase)
+    except (OSError, Refused) as error:
+        return Finding("fence", f"it cannot be told: {error}", is_warning=True)
+    if plan.open:
+        return Finding("fence", "; ".join(plan.open), is_warning=True)
+    return Finding("fence", "the daemon cannot read " + ", ".join(map(str, plan.hidden)))
