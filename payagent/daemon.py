@@ -1,22 +1,18 @@
 """daemon: puts the house together and keeps it running until it is told to stop.
 
 May import: every room but the CLI and the devnet. Never: decides about a payment. What it owns: the lease of
-the data folder, the sockets (bound here, since a server would make the Unix one open to everybody), the order
-of start and stop.
+the data folder, and the order of start and stop.
 """
 
 import asyncio
 import gc
 import os
 import signal
-import socket
 import ssl
-import stat
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -27,7 +23,7 @@ from payagent import fence
 from payagent.agent.agent import Agent
 from payagent.agent.alerts import Alerts
 from payagent.agent.chainview import require_right_clock
-from payagent.agent.configured import merchant_terms
+from payagent.agent.configured import filed_terms
 from payagent.agent.links import KEY_BYTES, Links
 from payagent.agent.ports import Ports, SystemClock, SystemRandomness
 from payagent.agent.rereading import Rereading
@@ -36,16 +32,14 @@ from payagent.agent.terms import Terms
 from payagent.agent.topup import Topups
 from payagent.agent.watch import Watch
 from payagent.api.app import create_app
-from payagent.api.server import Secure, listen_tcp, make_server
+from payagent.api.doors import Doors, listen_unix
+from payagent.api.server import listen_tcp, make_server
 from payagent.api.tls import server_context
 from payagent.api.turnstile import Rates
 from payagent.chain.blockfrost import Blockfrost
-from payagent.chain.quota import BLOCKFROST_RATE
 from payagent.chain.source import Found
 from payagent.core.address import Address
-from payagent.core.money import LOVELACE
 from payagent.core.network import NETWORKS
-from payagent.core.policy import Limit, Scope, limits_of
 from payagent.core.problem import PROBLEMS, Refused
 from payagent.egress import Egress
 from payagent.log import SECRET_LENGTH_MIN, Redactor
@@ -58,7 +52,6 @@ from payagent.secretfile import (
     read_header_secret,
     read_secret_file,
     require_out_of_reach,
-    require_own_folder,
     require_private,
     require_unchanged_by_others,
 )
@@ -107,14 +100,15 @@ def serve(
     checkpoint: Checkpoint = lambda _name: None,
     reread: Callable[[], Settings] | None = None,
 ) -> None:
-    """Run the daemon until SIGTERM or SIGINT. `checkpoint` is told of every commit point (tests kill there).
-    `reread` reads the settings anew, which SIGHUP asks for.
-    `looked_for`: where the next start looks for `config`.
-    `allow_remote`: api.listen may be reached from other machines, by TLS.
+    """Run the daemon until SIGTERM or SIGINT.
 
-    The keystore is opened first, by a process of its own: who is asked for its passphrase (if one `can_ask`) can
-    still leave with Ctrl-C, and nobody listens. From then on this process can read neither (`fence`): for good, so
-    that nothing else is to be done in it after.
+    `looked_for`: where the next start looks for `config`. `can_ask`: somebody is there to type the passphrase.
+    `allow_remote`: api.listen may be reached from other machines, by TLS. `checkpoint` is told of every commit
+    point (tests kill there). `reread` reads the settings again, which SIGHUP asks for.
+
+    The keystore is opened first, by a process of its own, before anybody can reach us: who is asked for the
+    passphrase can still leave with Ctrl-C. From then on this process can read neither keystore nor passphrase
+    (`fence`). That lasts as long as the process, so nothing else is done in it after serving.
     Refused before anything is served: `already_running`, `clock_skew`, `config_invalid`, `keystore_*`,
     `ledger_missing`, `store_failed`. Ends as `lease_lost` when another daemon opened the ledger meanwhile, and as
     `signer_lost` when the process that holds the key is gone: its next start is the one way to unlock again.
@@ -133,7 +127,7 @@ def serve(
         with (
             _unlocked(settings, passphrase) as (account, signer, missing),
             listen_tcp(settings.api.listen, "api.listen") as tcp,
-            _listen_unix(settings.api.socket) as unix,
+            listen_unix(settings.api.socket) as unix,
             held_open(settings.data_dir / LEDGER_FILE) as use_for_temporary,
         ):
             _put_up_fence(settings, plan, scratch, use_for_temporary)
@@ -162,32 +156,12 @@ def _unlocked(
 
 
 def _warn_of_risks(settings: Settings) -> None:
-    """What serving goes on with, and an operator should put right."""
+    """Warn of what does not stop the start, and an operator should put right."""
     if os.path.lexists(settings.data_dir / WORDS_FILE):
         log.warning("words.left", file=str(settings.data_dir / WORDS_FILE), fix=PROBLEMS["words_left"].fix)
     for name, provider in settings.chain.named.items():
         if (risk := provider.risk) is not None:
             log.warning("provider.in_clear", provider=name, risk=risk)
-
-
-@dataclass(frozen=True, slots=True)
-class Doors:
-    """Where the daemon listens. With `tls` the port speaks nothing else."""
-
-    unix: socket.socket
-    tcp: socket.socket
-    tls: ssl.SSLContext | None
-
-    def sorted(self) -> tuple[list[socket.socket], Secure | None]:
-        """What is served in plain text, and what is not."""
-        return ([self.unix, self.tcp], None) if self.tls is None else ([self.unix], (self.tcp, self.tls))
-
-    @property
-    def url(self) -> str:
-        """The port's; of an address that stands for all of the machine's too."""
-        host, port = self.tcp.getsockname()[:2]
-        scheme = "http" if self.tls is None else "https"
-        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def _tls(api: Api, allow_remote: bool) -> ssl.SSLContext | None:
@@ -208,7 +182,11 @@ def _put_up_fence(
     scratch: Path,
     use_for_temporary: Callable[[Path], None],
 ) -> None:
-    """What is made later in a folder above the keystore cannot be read: temporary files are made elsewhere."""
+    """Keep this process from the secrets, for good.
+
+    Behind the fence a file that is made in a folder above the keystore cannot be read: so temporary files are made
+    elsewhere.
+    """
     tell = log.warning if plan.open else log.info
     tell("daemon.fenced", hidden=[str(path) for path in plan.hidden], not_hidden=plan.open)
     if not plan.hidden:
@@ -224,7 +202,7 @@ async def _serve(
     settings: Settings,
     account: Account,
     signer: SignerProcess,
-    doors: "Doors",
+    doors: Doors,
     announce: Announce,
     redactor: Redactor,
     checkpoint: Checkpoint,
@@ -268,8 +246,10 @@ async def _serve(
 
 
 def _keep_what_is_there() -> None:
-    """Modules, routes and the like last as long as the process: who looks for garbage among them finds none, and
-    no call is answered meanwhile."""
+    """Keep garbage collection from what lasts as long as the process: modules, routes and the like.
+
+    It would find nothing among them, and no call is answered while it looks.
+    """
     gc.collect()
     gc.freeze()
 
@@ -325,7 +305,7 @@ async def _running(
 
 
 async def _require_right_clock(sources: Sequence[Blockfrost], now_ms: Callable[[], int]) -> None:
-    """Refused, `clock_skew`. Nothing is known by a provider that does not answer soon, or has no clock."""
+    """Refuse a wrong clock of ours (`clock_skew`). A provider that tells no time does not count."""
 
     async def ask(source: Blockfrost) -> int | None:
         with suppress(TimeoutError):
@@ -345,13 +325,13 @@ def _egress(settings: Settings) -> Egress:
 
 
 def _links(settings: Settings, redactor: Redactor) -> Links | None:
-    """By which people decide; their key is made when it is first needed."""
+    """The links by which people decide, if there are any. Their key is made when it is first needed."""
     if settings.approvals.link_origin is None:
         return None
     path = settings.data_dir / LINKS_KEY_FILE
     if os.path.lexists(path):
         secret = read_secret_file(path)
-    else:  # and not read again: what is new beside the keystore cannot be (`fence`)
+    else:  # not read back: behind the fence, what is new beside the keystore cannot be read
         secret = SystemRandomness().token_hex(KEY_BYTES)
         make_secret_file(path, secret)
     try:
@@ -371,7 +351,7 @@ def _link_host(links: Links | None) -> frozenset[str]:
 
 
 def _read_anew(config: Path, reread: Callable[[], Settings]) -> Settings:
-    """The settings as the file is now; where the fence keeps it from us, with what to do about that."""
+    """The settings as the file is now. Refused with what to do when the fence keeps the file from us."""
     require_unchanged_by_others(config)
     try:
         config.open("rb").close()
@@ -419,44 +399,11 @@ async def _bind(writer: Writer, readers: Readers, settings: Settings, own: Addre
 
 def make_terms(settings: Settings, own: Address, redactor: Redactor) -> Terms:
     """The settings in the form that the agent works with; merchants' keys are read here, and redacted."""
-    merchants = {}
-    for name, merchant in settings.merchants.items():
-        api_key = _secret(merchant.api_key_file, redactor, read_header_secret)
-        merchants[merchant.origin] = merchant_terms(name, merchant, api_key)
-    return Terms(
-        network=NETWORKS[settings.network],
-        own=own,
-        merchants=merchants,
-        limits=tuple(filed_limits(settings)),
-        decimals={token.asset: token.decimals for token in settings.limits.assets if token.decimals is not None},
-        confirm_depth=settings.payments.confirm_depth,
-        void_depth=settings.payments.void_depth,
-        chain_depth=settings.payments.chain_depth,
-        upkeep_lovelace=settings.wallet.upkeep_per_day_lovelace,
-        caps=settings.limits.caps,
-        settle_depth=settings.payments.settle_depth,
-        min_window_s=settings.payments.min_window_s,
-        wallet_below_lovelace=settings.alerts.wallet_below_lovelace,
-        approval_above=approval_above(settings),
-        approval_timeout_s=settings.approvals.timeout_s,
-        call_rate=None if settings.network == "devnet" else BLOCKFROST_RATE,
-    )
-
-
-def approval_above(settings: Settings) -> dict[str, int]:
-    """Per asset, above how many units a person decides; what is not named asks nobody."""
-    tokens = {token.asset: token.approval_above_units for token in settings.limits.assets}
-    most = {LOVELACE: settings.approvals.above_lovelace} | tokens
-    return {asset: units for asset, units in most.items() if units is not None}
-
-
-def filed_limits(settings: Settings) -> Iterator[Limit]:
-    """The limits of the config file: the wallet's, and those of merchants."""
-    yield from limits_of(LOVELACE, settings.limits.most_lovelace)
-    for token in settings.limits.assets:
-        yield from limits_of(token.asset, token.most_units)
-    for merchant in settings.merchants.values():
-        yield from limits_of(LOVELACE, merchant.limits.most_lovelace, Scope(merchant=merchant.origin))
+    keys = {
+        name: _secret(merchant.api_key_file, redactor, read_header_secret)
+        for name, merchant in settings.merchants.items()
+    }
+    return filed_terms(settings, own, keys)
 
 
 def _source(name: str, provider: Provider, redactor: Redactor) -> Blockfrost:
@@ -464,7 +411,7 @@ def _source(name: str, provider: Provider, redactor: Redactor) -> Blockfrost:
 
 
 def _webhook(settings: Settings, redactor: Redactor) -> Webhook | None:
-    """Its key is cut out of the log as bytes too: then also without its prefix."""
+    """Its key is cut out of the log as bytes too, which are the key without its prefix."""
     url, secret = settings.alerts.webhook_url, _secret(settings.alerts.webhook_secret_file, redactor)
     if url is None or secret is None:
         return None
@@ -482,43 +429,6 @@ def _secret(path: Path | None, redactor: Redactor, read: Callable[[Path], str] =
 
 
 def _hide(secret: str, redactor: Redactor) -> None:
-    """Cut a secret out of the log; one too short to be told from words cannot be, and is nowhere logged."""
+    """Cut a secret out of the log. One so short that it may be a word cannot be cut out, and is never logged."""
     if len(secret) >= SECRET_LENGTH_MIN:
         redactor.register(secret)
-
-
-@contextmanager
-def _listen_unix(path: Path) -> Generator[socket.socket]:
-    """A socket that only its owner can reach: mode 0600 from its first moment, in a folder of its own."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        require_own_folder(path.parent)
-    except OSError as error:
-        raise Refused("config_invalid", f"api.socket {path} cannot be bound: {error.strerror}") from None
-    _clear_stale(path)
-    unix = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    before = os.umask(0o177)
-    try:
-        unix.bind(str(path))
-    except OSError as error:
-        raise Refused("config_invalid", f"api.socket {path} cannot be bound: {error.strerror}") from None
-    finally:
-        os.umask(before)
-    unix.listen(128)
-    try:
-        yield unix
-    finally:
-        unix.close()
-        path.unlink(missing_ok=True)
-
-
-def _clear_stale(path: Path) -> None:
-    """Remove what a killed daemon left behind; refuse to take a socket that somebody listens on."""
-    if not path.exists():
-        return
-    if not stat.S_ISSOCK(path.stat().st_mode):
-        raise Refused("config_invalid", f"api.socket {path} exists and is not a socket")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        if probe.connect_ex(str(path)) == 0:
-            raise Refused("config_invalid", f"another process listens on api.socket {path}")
-    path.unlink()

@@ -1,16 +1,20 @@
-"""Merchants as they are configured, in the config file and at run time, in the form that the agent works with.
+"""What is configured, in the config file and at run time, in the form that the agent works with.
 
-May import: core, settings, store, agent.terms. Never: reads a file; decides who may be paid.
+May import: core, chain.quota, settings, store, agent.terms. Never: reads a file; decides who may be paid.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from payagent.agent.terms import AutoTopup, MerchantTerms, Terms, TopupRequest
+from payagent.chain.quota import BLOCKFROST_RATE
+from payagent.core.address import Address
 from payagent.core.guards import Pin, Rules
 from payagent.core.invoice import Role
-from payagent.core.network import Network
-from payagent.settings import Merchant, read_merchant
+from payagent.core.money import LOVELACE
+from payagent.core.network import NETWORKS, Network
+from payagent.core.policy import Limit, Scope, limits_of
+from payagent.settings import Merchant, Settings, read_merchant
 from payagent.store import merchants
 from payagent.store.merchants import MerchantRow
 from payagent.store.unit import Connection
@@ -50,9 +54,51 @@ def merchant_terms(name: str, merchant: Merchant, api_key: str | None) -> Mercha
     )
 
 
+def filed_terms(settings: Settings, own: Address, keys: Mapping[str, str | None]) -> Terms:
+    """All that the config file says, for the wallet `own`; `keys` are the merchants' own, by name."""
+    return Terms(
+        network=NETWORKS[settings.network],
+        own=own,
+        merchants={
+            merchant.origin: merchant_terms(name, merchant, keys[name])
+            for name, merchant in settings.merchants.items()
+        },
+        limits=tuple(_filed_limits(settings)),
+        decimals={token.asset: token.decimals for token in settings.limits.assets if token.decimals is not None},
+        confirm_depth=settings.payments.confirm_depth,
+        void_depth=settings.payments.void_depth,
+        chain_depth=settings.payments.chain_depth,
+        upkeep_lovelace=settings.wallet.upkeep_per_day_lovelace,
+        caps=settings.limits.caps,
+        settle_depth=settings.payments.settle_depth,
+        min_window_s=settings.payments.min_window_s,
+        wallet_below_lovelace=settings.alerts.wallet_below_lovelace,
+        approval_above=_approval_above(settings),
+        approval_timeout_s=settings.approvals.timeout_s,
+        call_rate=None if settings.network == "devnet" else BLOCKFROST_RATE,
+    )
+
+
+def _approval_above(settings: Settings) -> dict[str, int]:
+    """Per asset, above how many units a person decides; what is not named asks nobody."""
+    tokens = {token.asset: token.approval_above_units for token in settings.limits.assets}
+    most = {LOVELACE: settings.approvals.above_lovelace} | tokens
+    return {asset: units for asset, units in most.items() if units is not None}
+
+
+def _filed_limits(settings: Settings) -> Iterator[Limit]:
+    """The limits of the config file: the wallet's, and those of merchants."""
+    yield from limits_of(LOVELACE, settings.limits.most_lovelace)
+    for token in settings.limits.assets:
+        yield from limits_of(token.asset, token.most_units)
+    for merchant in settings.merchants.values():
+        yield from limits_of(LOVELACE, merchant.limits.most_lovelace, Scope(merchant=merchant.origin))
+
+
 def overlaid(filed: Terms, conn: Connection) -> Terms:
-    """The terms of the config file, and over them the merchants that were added at run time: one of the file that
-    has the name or the origin of one of these does not count.
+    """The terms of the config file, with the merchants that were added at run time.
+
+    A merchant of the file that has the name or the origin of an added one does not count.
     """
     rows = merchants.everybody(conn)
     names, origins = {row.name for row in rows}, {row.origin for row in rows}
