@@ -5,7 +5,7 @@ it hands on.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from starlette.types import Receive, Scope, Send
@@ -62,14 +62,14 @@ class Reply:
         answer = JsonResponse(value, headers={"X-Request-Id": self.id, "Cache-Control": "no-store"})
         await answer(self._scope, self._receive, self._send)
 
-    async def problem(self, refused: Refused, more_headers: Mapping[str, str] | None = None) -> None:
+    async def problem(self, refused: Refused) -> None:
         """A refusal; where an answer is on its way already the connection is dropped instead."""
         if self.has_started:
             await self.break_off()
             return
         self.has_started = True
         self._refusals[refused.code] += 1
-        headers = {"X-Request-Id": self.id, "Cache-Control": "no-store", **(more_headers or {})}
+        headers = {"X-Request-Id": self.id, "Cache-Control": "no-store"}
         await problem_response(refused, self.id, headers)(self._scope, self._receive, self._send)
 
     async def break_off(self) -> None:

@@ -18,7 +18,6 @@ from typing import Protocol
 from payagent.audit.finding import Finding
 from payagent.audit.signed import Owner
 from payagent.audit.verify import verify
-from payagent.core.invoice import Output
 from payagent.core.ledger import HELD, WALLET
 from payagent.core.money import LOVELACE
 from payagent.core.payment import ENDED_WITHOUT_PAYING, ON_CHAIN, State
@@ -365,10 +364,6 @@ class Judge:
 
 def outputs_asked(outputs: Iterable[tuple[bytes, int]], asset: str) -> tuple[tuple[bytes, str, int], ...]:
     return tuple((address, asset, units) for address, units in outputs)
-
-
-def outputs_of(outputs: Iterable[Output]) -> tuple[tuple[bytes, str, int], ...]:
-    return tuple((output.address.raw, output.asset, output.units) for output in outputs)
 
 
 def _of_asset(lovelace: int, assets: Mapping[str, int]) -> tuple[str, int]:

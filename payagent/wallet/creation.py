@@ -66,7 +66,7 @@ def create(
     return header
 
 
-def change_passphrase(path: Path, old: str, new: str, *, randomness: RandomBytes = os.urandom) -> Header:
+def change_passphrase(path: Path, old: str, new: str) -> Header:
     """Encrypt the same words anew, under another passphrase; the file is replaced as a whole, durably.
 
     A link stays, and what it names is replaced: else the old passphrase would open that for ever.
@@ -76,7 +76,7 @@ def change_passphrase(path: Path, old: str, new: str, *, randomness: RandomBytes
     path = path.resolve()
     new_path = path.with_name(f".{path.name}.new")
     new_path.unlink(missing_ok=True)  # of a change that was cut off
-    _write_new(new_path, _encrypted(path, seed, header, new, SCRYPT_N, randomness))
+    _write_new(new_path, _encrypted(path, seed, header, new, SCRYPT_N, os.urandom))
     if open_keystore(new_path, new).entropy != seed.entropy:
         raise Refused("keystore_invalid", f"{new_path} does not hold what was written to it")
     new_path.rename(path)

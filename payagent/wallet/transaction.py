@@ -79,7 +79,6 @@ def build(
     ttl_slot: int,
     network_id: int,
     params: Parameters = MAINNET_PARAMETERS,
-    fee_cap_lovelace: int = FEE_CAP_LOVELACE,
     rest_role: Role = "change",
     commitment: bytes | None = None,
 ) -> Plan:
@@ -89,7 +88,7 @@ def build(
     """
     if anchor.ref not in {coin.ref for coin in inputs}:
         raise ValueError(f"the anchor {anchor.ref} is not among the inputs")
-    frame = Frame(change, ttl_slot, network_id, params, fee_cap_lovelace, rest_role, commitment)
+    frame = Frame(change, ttl_slot, network_id, params, FEE_CAP_LOVELACE, rest_role, commitment)
     order = lay_order(outputs, frame)
     return finish(take(inputs, order), anchor)
 
@@ -101,8 +100,6 @@ def sweep(
     own: Address,
     ttl_slot: int,
     network_id: int,
-    params: Parameters = MAINNET_PARAMETERS,
-    fee_cap_lovelace: int = FEE_CAP_LOVELACE,
     anchor: Coin | None = None,
     barred: Set[str] = frozenset(),
 ) -> Plan:
@@ -113,7 +110,7 @@ def sweep(
     Refused: `not_enough_funds`, `fee_too_high`.
     """
     role: Role = "change" if to.raw == own.raw else "pay_to"
-    order = lay_order((), Frame(to, ttl_slot, network_id, params, fee_cap_lovelace, role))
+    order = lay_order((), Frame(to, ttl_slot, network_id, MAINNET_PARAMETERS, FEE_CAP_LOVELACE, role))
     draft = choose_all(coins, order, anchor, barred)
     return finish(draft, anchor or pick_anchor(draft))
 
