@@ -249,33 +249,37 @@ class Clerk:
                     demand = demand or await self._ask(trip, trip.intake.spool)
                     if demand is None:
                         return
-                    try:
-                        purchase = await self._pay(trip, purchase, demand)
-                    except Refused as refused:
-                        if refused.code != "batch_under_way" or trip.left_s <= 0:
-                            raise
+                    bought = await self._pay_unless_batch(trip, purchase, demand)
+                    if bought is None:
                         demand = None
-                        buyer = self._buyer(trip.errand)
-                        await self._agent.prepaid_calls.wait_for_batch(
-                            trip.errand.merchant.origin, buyer, trip.left_s
-                        )
-                        await asyncio.sleep(_ASK_AGAIN_S)
                         continue
-                    if used_up is not None and past is not None and purchase.id == past.id:
-                        await trip.reply.send_kept(used_up.answer, self._marks(self._desk.payment(purchase.id)))
+                    if used_up is not None and past is not None and bought.id == past.id:
+                        await trip.reply.send_kept(used_up.answer, _marks(self._desk.payment(bought.id)))
                         return
-                    flight.purchase = purchase
+                    flight.purchase = purchase = bought
                 if purchase.is_served:
                     turn.release()
                 used_up = await self._show(trip, purchase, turn)
                 if used_up is None:
                     return
                 if not purchase.is_served:  # nobody here got anything for it: no reason to pay again
-                    await trip.reply.send_kept(used_up.answer, self._marks(self._desk.payment(purchase.id)))
+                    await trip.reply.send_kept(used_up.answer, _marks(self._desk.payment(purchase.id)))
                     return
                 past, demand = purchase, used_up.demand
             finally:
                 turn.release()
+
+    async def _pay_unless_batch(self, trip: Trip, before: Purchase | None, demand: Demand) -> Purchase | None:
+        """Pay; None when another call was buying a batch, which may serve this one too: it is made anew."""
+        try:
+            return await self._pay(trip, before, demand)
+        except Refused as refused:
+            if refused.code != "batch_under_way" or trip.left_s <= 0:
+                raise
+        origin, buyer = trip.errand.merchant.origin, self._buyer(trip.errand)
+        await self._agent.prepaid_calls.wait_for_batch(origin, buyer, trip.left_s)
+        await asyncio.sleep(_ASK_AGAIN_S)
+        return None
 
     async def _pay(self, trip: Trip, before: Purchase | None, demand: Demand) -> Purchase:
         """Open the intent, or find the one that is open; it is over when the answer before is delivered."""
@@ -323,7 +327,7 @@ class Clerk:
                 if proof.poll is None and _is_used_up(advice, purchase):
                     return None, await _used_up(answer, advice.answer.said, self._desk.ports.clock.now_ms())
                 if advice.again_after_s is None:
-                    await trip.reply.stream(answer, trip.intake.close, self._marks(proof.row))
+                    await trip.reply.stream(answer, trip.intake.close, _marks(proof.row))
                     return None, None
                 proof.last = await _keep(answer)
                 proof.poll = advice.answer.poll_query
@@ -353,7 +357,7 @@ class Clerk:
             purchase.is_over = True
 
         with purchase.serving():
-            await trip.reply.stream(answer, last, self._marks(row))
+            await trip.reply.stream(answer, last, _marks(row))
             await self._to_its_end(self._agent.deliveries.record_delivery(purchase.id, answer.status))
             purchase.delivered()
 
@@ -400,7 +404,7 @@ class Clerk:
         if proof.last is None:
             raise _not_served(proof.row)
         trip.intake.close()
-        await trip.reply.send_kept(proof.last, self._marks(proof.row))
+        await trip.reply.send_kept(proof.last, _marks(proof.row))
 
     def _proof_headers(self, errand: Errand, row: PaymentRow) -> Headers:
         """The headers of the retry. Who buys is said as in the first call: an invoice is bound to it."""
@@ -425,14 +429,15 @@ class Clerk:
             heard_at_ms=demand.heard_at_ms,
         )
 
-    def _marks(self, row: PaymentRow) -> Headers:
-        """What an answer that was paid for carries beside the merchant's own headers."""
-        asset = row.outputs[0].asset
-        units = sum(output.units for output in row.outputs if output.asset == asset)
-        if asset == LOVELACE:
-            units += row.fee_lovelace or 0
-        marks = {"payment": row.id, "cost": f"{units} {asset}", "state": str(row.state)}
-        return [(f"x-payagent-{name}".encode(), value.encode("ascii")) for name, value in marks.items()]
+
+def _marks(row: PaymentRow) -> Headers:
+    """What an answer that was paid for carries beside the merchant's own headers."""
+    asset = row.outputs[0].asset
+    units = sum(output.units for output in row.outputs if output.asset == asset)
+    if asset == LOVELACE:
+        units += row.fee_lovelace or 0
+    marks = {"payment": row.id, "cost": f"{units} {asset}", "state": str(row.state)}
+    return [(f"x-payagent-{name}".encode(), value.encode("ascii")) for name, value in marks.items()]
 
 
 def _is_used_up(advice: Advice, purchase: Purchase) -> bool:
