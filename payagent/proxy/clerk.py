@@ -1,4 +1,4 @@
-"""Carries an errand out: the call, and when a 402 comes, the payment and the call again with its proof.
+"""Carries an errand out: the call (`first`), and when a 402 comes, the payment and the call again with its proof.
 
 May import: core, dialects, agent, store.payments, api.views, the rest of proxy. Never: decides whether to pay;
 pays again because a proof was not accepted; gives a client a 402 as if the call had been served.
@@ -9,35 +9,29 @@ stands against it, or money is missing.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from dataclasses import dataclass
 
 import structlog
 
 from payagent.agent.agent import Agent
-from payagent.agent.asks import Advice, Ask, Request
-from payagent.agent.prepaid import Buyer, ServedCall
+from payagent.agent.asks import Advice
 from payagent.agent.view import retry_headers
 from payagent.api.views import quote_view
 from payagent.core.money import LOVELACE
 from payagent.core.payment import ENDED_WITHOUT_PAYING, UNSIGNED, State
 from payagent.core.problem import Refused
-from payagent.dialects import Response, Said, wants_wallet_address
+from payagent.dialects import Response, Said
 from payagent.proxy.demand import BODY_MAX_BYTES, READABLE, CodingError, Demand, read_demand, read_response
 from payagent.proxy.errand import Errand
+from payagent.proxy.first import FirstCalls
 from payagent.proxy.flights import Flight, Flights, Purchase, Turn
-from payagent.proxy.headers import Headers, replaced, values
-from payagent.proxy.intake import Intake
-from payagent.proxy.reply import Kept, Reply
-from payagent.proxy.upstream import AnswerBrokenError, Body, Call, MerchantAnswer, Upstream
+from payagent.proxy.headers import BUYER, Headers, replaced, values
+from payagent.proxy.reply import Kept
+from payagent.proxy.steps import Steps, tell_log
+from payagent.proxy.trip import Trip
+from payagent.proxy.upstream import AnswerBrokenError, MerchantAnswer
 from payagent.store.payments import PaymentRow
 
-T = TypeVar("T")
-
-_WALLET = b"x-wallet-address"
-_BUYER = (b"x-partner", _WALLET)
 _LOST = ("merchant_unreachable", "merchant_timeout", "merchant_address_private")
 _WAIT_S = 30.0
 _ASK_AGAIN_S = 0.2
@@ -48,33 +42,6 @@ _SILENT_S = 15.0
 """A proof without an answer for so long was shown, whoever hangs up then: no connection takes longer to make."""
 
 log = structlog.get_logger("payagent.proxy")
-
-
-@dataclass(slots=True)
-class Trip:
-    """One errand under way: its client, its merchant, and when its patience ends (in the loop's time)."""
-
-    errand: Errand
-    intake: Intake
-    reply: Reply
-    upstream: Upstream
-    patience_s: float
-    deadline_s: float = 0.0
-
-    def call(self, body: Body, headers: Headers, poll: str | None = None) -> Call:
-        """The errand's call with these headers; or, to poll the merchant, with `poll` in its query."""
-        errand = self.errand
-        target = errand.target
-        if poll is not None:
-            headers, target = errand.headers, target + (b"&" if b"?" in target else b"?") + poll.encode("ascii")
-        return Call(errand.method.encode("ascii"), target, headers, body if errand.has_body else None)
-
-    def start_clock(self) -> None:
-        self.deadline_s = asyncio.get_running_loop().time() + self.patience_s
-
-    @property
-    def left_s(self) -> float:
-        return self.deadline_s - asyncio.get_running_loop().time()
 
 
 @dataclass(slots=True)
@@ -103,14 +70,15 @@ class Clerk:
         self._agent = agent
         self._desk = agent.desk
         self._flights = Flights()
-        self._steps: set[asyncio.Task[Any]] = set()
+        self._steps = Steps()
+        self._first = FirstCalls(agent, self._steps)
 
     async def run(self, trip: Trip) -> None:
         """Answer the client. Raises `Refused` before anything of an answer went out."""
-        demand = await self._ask(trip, trip.intake)
+        demand = await self._first.demand_of(trip, trip.intake)
         if demand is None:
             return
-        ask = self._ask_of(trip.errand, trip.intake.spool.sha256, demand)
+        ask = self._first.ask_of(trip.errand, trip.intake.spool.sha256, demand)
         if trip.errand.dry_run:
             quote = await self._agent.quote(ask)
             trip.intake.close()
@@ -119,123 +87,6 @@ class Clerk:
         trip.start_clock()
         with self._flights.join((ask.app_id, ask.key(None), ask.fingerprint)) as flight:
             await self._buy(trip, flight, demand)
-
-    async def _ask(self, trip: Trip, body: Body) -> Demand | None:
-        """The call without a proof. Its answer is handed on, unless it is a 402."""
-        headers, is_costly = trip.errand.headers, False
-        if self._agent.prepaid_calls.is_price_wanted(self._call_of(trip.errand)):
-            if await self._answers_nobody(trip, body):
-                return None
-            body, is_costly = trip.intake.spool, True
-        while True:
-            async with self._drawing(trip, body, headers, is_costly) as (answer, use):
-                if await self._wants_wallet(trip, answer):
-                    body, headers = trip.intake.spool, trip.errand.headers
-                    continue
-                if answer.status != 402:
-                    await self._hand_on(trip, answer, use)
-                    return None
-                raw = await answer.peek(BODY_MAX_BYTES)
-            await trip.intake.rest()
-            trip.errand.require_let_in()
-            if not trip.intake.spool.is_whole:
-                raise Refused(
-                    "request_too_big_to_replay",
-                    "the merchant wants to be paid, and the request's body was not kept; see proxy.spool_bytes",
-                )
-            if raw is None:
-                raise Refused("body_too_big", f"the 402's body has more than {BODY_MAX_BYTES} bytes")
-            try:
-                return read_demand(answer.status, answer.headers, raw, self._desk.ports.clock.now_ms())
-            except CodingError as coding:
-                if values(headers, b"accept-encoding") == [READABLE]:
-                    raise Refused("body_not_understood", f"the 402's body is in the coding {coding}") from None
-            body, headers = trip.intake.spool, replaced(headers, [(b"accept-encoding", READABLE)])
-
-    async def _answers_nobody(self, trip: Trip, body: Body) -> bool:
-        """Make the call without saying whose it is, so that it is served from no balance: what is free has its
-        answer then. Else what it costs is noted, if that is said, and it is to be made again.
-        """
-        headers = [pair for pair in trip.errand.headers if pair[0] not in _BUYER]
-        async with trip.upstream.call(trip.call(body, headers)) as answer:
-            if not 400 <= answer.status < 500:
-                await trip.reply.stream(answer, trip.intake.close)
-                return True
-            raw = await answer.peek(BODY_MAX_BYTES)
-        await trip.intake.rest()
-        if not trip.intake.spool.is_whole:
-            raise Refused("request_too_big_to_replay", "the request's body was not kept; see proxy.spool_bytes")
-        if answer.status == 402 and raw is not None:
-            with suppress(CodingError):
-                demand = read_demand(answer.status, answer.headers, raw, self._desk.ports.clock.now_ms())
-                ask = self._ask_of(trip.errand, trip.intake.spool.sha256, demand)
-                await self._agent.prepaid_calls.learn_price(self._call_of(trip.errand), ask)
-        return False
-
-    @asynccontextmanager
-    async def _drawing(
-        self, trip: Trip, body: Body, headers: Headers, is_costly: bool
-    ) -> AsyncIterator[tuple[MerchantAnswer, int | None]]:
-        """The call, and the number of its use of a prepaid balance, if it may be one. Where nothing was served, or
-        nothing was sent, that is given back; what no answer came to may have been served.
-        """
-        trip.errand.require_let_in()
-        use = await self._agent.prepaid_calls.let_through(self._call_of(trip.errand), is_costly=is_costly)
-        try:
-            async with trip.upstream.call(trip.call(body, headers)) as answer:
-                if not 200 <= answer.status < 300:
-                    await self._to_its_end(self._agent.prepaid_calls.give_back(use))
-                    use = None
-                yield answer, use
-        except Refused as lost:
-            if lost.context.get("sent") is False:
-                await self._to_its_end(self._agent.prepaid_calls.give_back(use))
-            raise
-
-    async def _wants_wallet(self, trip: Trip, answer: MerchantAnswer) -> bool:
-        """Whether the call is to be repeated with the wallet's address: the merchant sells batches by it."""
-        if not 400 <= answer.status < 500 or b"json" not in b"".join(values(answer.headers, b"content-type")):
-            return False
-        raw = await answer.peek(BODY_MAX_BYTES)
-        try:
-            response = None if raw is None else read_response(answer.status, answer.headers, raw)
-        except CodingError:
-            return False
-        if response is None or not wants_wallet_address(response):
-            return False
-        await trip.intake.rest()
-        if values(trip.errand.headers, _WALLET) or not trip.intake.spool.is_whole:
-            raise Refused("wallet_address_required", "the merchant wants to know whose prepaid balance it is")
-        wallet = self._desk.terms.own.text.encode("ascii")
-        trip.errand = replace(trip.errand, headers=[*trip.errand.headers, (_WALLET, wallet)])
-        return True
-
-    async def _hand_on(self, trip: Trip, answer: MerchantAnswer, use: int | None) -> None:
-        """An answer that nobody paid for. What was served counts, also when the client goes away meanwhile."""
-        try:
-            await trip.reply.stream(answer, trip.intake.close)
-        finally:
-            if 200 <= answer.status < 300:
-                await self._to_its_end(self._agent.prepaid_calls.record_call(self._served(trip), use))
-
-    def _served(self, trip: Trip) -> ServedCall:
-        """A call with an Idempotency-Key is the same call only with the same request."""
-        errand = trip.errand
-        if len(errand.keys) != 1:
-            return self._call_of(errand)
-        target, named = errand.target.decode("latin-1"), errand.keys[0].decode("latin-1")
-        key = f"{errand.merchant.origin} {errand.method} {target} {trip.intake.spool.sha256} {named}"
-        return replace(self._call_of(errand), key=key)
-
-    def _call_of(self, errand: Errand) -> ServedCall:
-        """What may draw on a prepaid balance, before its body has come."""
-        path = errand.target.decode("latin-1").partition("?")[0]
-        return ServedCall(errand.app_id, errand.merchant.origin, self._buyer(errand), errand.method, path, None)
-
-    def _buyer(self, errand: Errand) -> Buyer:
-        """Whose prepaid balance a call draws on, as its headers say."""
-        said = {name: found[0].decode("latin-1") for name in _BUYER if (found := values(errand.headers, name))}
-        return Buyer(said.get(b"x-partner", ""), said.get(_WALLET, self._desk.terms.own.text))
 
     async def _buy(self, trip: Trip, flight: Flight, demand: Demand | None) -> None:
         """Pay, or go along with an identical call's payment, until the client has its answer."""
@@ -246,7 +97,7 @@ class Clerk:
             try:
                 purchase = flight.purchase
                 if purchase is None or purchase is past:
-                    demand = demand or await self._ask(trip, trip.intake.spool)
+                    demand = demand or await self._first.demand_of(trip, trip.intake.spool)
                     if demand is None:
                         return
                     bought = await self._pay_unless_batch(trip, purchase, demand)
@@ -276,7 +127,7 @@ class Clerk:
         except Refused as refused:
             if refused.code != "batch_under_way" or trip.left_s <= 0:
                 raise
-        origin, buyer = trip.errand.merchant.origin, self._buyer(trip.errand)
+        origin, buyer = trip.errand.merchant.origin, self._first.buyer(trip.errand)
         await self._agent.prepaid_calls.wait_for_batch(origin, buyer, trip.left_s)
         await asyncio.sleep(_ASK_AGAIN_S)
         return None
@@ -285,13 +136,13 @@ class Clerk:
         """Open the intent, or find the one that is open; it is over when the answer before is delivered."""
         if before is not None:
             await before.decided(trip.left_s)
-        ask = self._ask_of(trip.errand, trip.intake.spool.sha256, demand)
+        ask = self._first.ask_of(trip.errand, trip.intake.spool.sha256, demand)
 
         async def pay() -> tuple[PaymentRow, bool]:
             trip.errand.require_let_in()
             return await self._agent.pay(ask)
 
-        row, _ = await self._to_its_end(pay())
+        row, _ = await self._steps.to_its_end(pay())
         log.info("proxy.payment", payment=row.id)
         return before if before is not None and before.id == row.id else Purchase(row.id)
 
@@ -317,7 +168,7 @@ class Clerk:
             async with trip.upstream.call(trip.call(trip.intake.spool, proof.headers, proof.poll)) as answer:
                 silence.cancel()
                 response = await _hear(answer, proof)
-                proof.row, advice = await self._to_its_end(
+                proof.row, advice = await self._steps.to_its_end(
                     self._agent.deliveries.take_answer(purchase.id, response)
                 )
                 if advice.answer.said is Said.SERVED:
@@ -337,17 +188,17 @@ class Clerk:
                 raise
             log.info("proxy.retry_lost", payment=purchase.id, reason=str(lost))
             if not (isinstance(lost, Refused) and lost.context.get("sent") is False):
-                await self._to_its_end(self._agent.deliveries.record_unanswered(purchase.id, str(lost)))
+                await self._steps.to_its_end(self._agent.deliveries.record_unanswered(purchase.id, str(lost)))
             proof.lost_count += 1
             return min(_LOST_FIRST_S * 2 ** min(proof.lost_count - 1, 10), _LOST_MAX_S), None
         finally:
             silence.cancel()
 
     def _note_silence(self, purchase: Purchase) -> None:
-        step = self._start(
+        step = self._steps.start(
             self._agent.deliveries.record_unanswered(purchase.id, f"nothing came in {_SILENT_S:g} s")
         )
-        step.add_done_callback(_tell_log)
+        step.add_done_callback(tell_log)
 
     async def _deliver(self, trip: Trip, purchase: Purchase, answer: MerchantAnswer, row: PaymentRow) -> None:
         """Hand a paid answer on. It is delivered when its last byte went out; a client that hangs up ends this."""
@@ -358,7 +209,7 @@ class Clerk:
 
         with purchase.serving():
             await trip.reply.stream(answer, last, _marks(row))
-            await self._to_its_end(self._agent.deliveries.record_delivery(purchase.id, answer.status))
+            await self._steps.to_its_end(self._agent.deliveries.record_delivery(purchase.id, answer.status))
             purchase.delivered()
 
     async def _until_ready(self, trip: Trip, row: PaymentRow) -> PaymentRow:
@@ -379,26 +230,6 @@ class Clerk:
             row = await self._desk.wait(row.id, min(trip.left_s, _WAIT_S))
         return row
 
-    async def _to_its_end(self, step: Coroutine[Any, Any, T]) -> T:
-        """A step of the agent; it is not cut off when the client goes away, and the log hears then how it ends."""
-        task = self._start(step)
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            task.add_done_callback(_tell_log)
-            raise
-
-    def _start(self, step: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        task = asyncio.create_task(step)
-        self._steps.add(task)
-        task.add_done_callback(self._step_ended)
-        return task
-
-    def _step_ended(self, task: asyncio.Task[Any]) -> None:
-        self._steps.discard(task)
-        if not task.cancelled():
-            task.exception()  # who waits is told
-
     async def _give_up(self, trip: Trip, proof: Proof) -> None:
         """Time is over. What the merchant said last is more than we could say."""
         if proof.last is None:
@@ -412,21 +243,7 @@ class Clerk:
         first = {key for key, _ in errand.headers}
         proof = [(name.lower().encode("ascii"), value.encode("ascii")) for name, value in said.items()]
         return replaced(
-            errand.headers, [pair for pair in proof if pair[0] not in _BUYER or pair[0] in first], unless=_BUYER
-        )
-
-    def _ask_of(self, errand: Errand, body_sha256: str, demand: Demand) -> Ask:
-        return Ask(
-            app_id=errand.app_id,
-            origin=errand.merchant.origin,
-            response=demand.response,
-            received=demand.received,
-            request=Request(errand.method, errand.target.decode("ascii"), body_sha256),
-            idempotency_key=errand.key,
-            max_total_units=errand.max_cost_units,
-            max_total_asset=errand.max_cost_asset,
-            buyer=self._buyer(errand),
-            heard_at_ms=demand.heard_at_ms,
+            errand.headers, [pair for pair in proof if pair[0] not in BUYER or pair[0] in first], unless=BUYER
         )
 
 
@@ -480,10 +297,3 @@ async def _used_up(answer: MerchantAnswer, said: Said, now_ms: int) -> UsedUp:
     if said is not Said.INVOICED:
         return UsedUp(kept, None)
     return UsedUp(kept, read_demand(kept.status, kept.headers, kept.body, now_ms))
-
-
-def _tell_log(step: asyncio.Task[Any]) -> None:
-    """Of a step that nobody waits for: why it was not taken."""
-    error = None if step.cancelled() else step.exception()
-    if error is not None:
-        log.warning("proxy.step_failed", error=repr(error))

@@ -14,10 +14,11 @@ from payagent.api.tokens import hash_token
 from payagent.api.turnstile import Rates, Turnstile
 from payagent.egress import Egress
 from payagent.proxy.attend import Rules, attend
-from payagent.proxy.clerk import Clerk, Trip
+from payagent.proxy.clerk import Clerk
 from payagent.proxy.errand import ROOT, read_errand
 from payagent.proxy.intake import Intake, Spool
 from payagent.proxy.reply import Reply
+from payagent.proxy.trip import Trip
 from payagent.proxy.upstream import Target, Upstream
 from payagent.store import apps
 from payagent.store.apps import AppRow

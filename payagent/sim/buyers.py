@@ -22,10 +22,10 @@ from payagent.core.payment import WITHOUT_PROOF
 from payagent.core.problem import Refused
 from payagent.dialects import Said, make_response
 from payagent.proxy.attend import Rules, attend
-from payagent.proxy.clerk import Trip
 from payagent.proxy.errand import Errand
 from payagent.proxy.intake import Intake, Spool
 from payagent.proxy.reply import Reply
+from payagent.proxy.trip import Trip
 from payagent.sim.judge import Judge
 from payagent.sim.life import DeadError, Life
 from payagent.sim.loop import VirtualLoop

@@ -1,0 +1,48 @@
+"""Steps of the agent that are taken to their end, though the client who began them goes away.
+
+May import: structlog. Never: cancels a step.
+"""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+import structlog
+
+T = TypeVar("T")
+
+log = structlog.get_logger("payagent.proxy")
+
+
+class Steps:
+    """Those that are under way; kept here, since nothing else holds a task whose client is gone."""
+
+    def __init__(self) -> None:
+        self._under_way: set[asyncio.Task[Any]] = set()
+
+    async def to_its_end(self, step: Coroutine[Any, Any, T]) -> T:
+        """What a step comes to. It goes on when the client goes away; then the log is told if it fails."""
+        task = self.start(step)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.add_done_callback(tell_log)
+            raise
+
+    def start(self, step: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.create_task(step)
+        self._under_way.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._under_way.discard(task)
+        if not task.cancelled():
+            task.exception()  # those who wait for it are told
+
+
+def tell_log(step: asyncio.Task[Any]) -> None:
+    """Log why a step failed that nobody waits for."""
+    error = None if step.cancelled() else step.exception()
+    if error is not None:
+        log.warning("proxy.step_failed", error=repr(error))
