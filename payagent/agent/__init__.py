@@ -27,6 +27,8 @@ Where what is changed:
   decisions      a person approves or denies
   deliveries     what merchants answer to a proof, or never do
   prepaid_calls  calls that a prepaid balance serves
+  topup          an order to raise a prepaid balance, step by step (`topup_orders`: what it comes to, and what
+                 happens to it inside a commit; `topup_auto`: the orders that nobody gives)
   transfers      what the operator moves: send, sweep, split
   steps          what happens inside C3 to C7
   watch          a look at the chain: when it is whole, and in which order its parts have their turn

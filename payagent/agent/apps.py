@@ -1,6 +1,7 @@
 """Apps are added, given a new token, and revoked: by whom is told in an event.
 
-May import: core, store, agent.desk, .limits, .topup. Never: sees a token (api makes it and hands over its hash).
+May import: core, store, agent.desk, .limits, .topup_orders. Never: sees a token (api makes it, and
+hands over its hash).
 """
 
 from collections.abc import Iterable, Mapping
@@ -8,7 +9,7 @@ from dataclasses import dataclass
 
 from payagent.agent.desk import Desk
 from payagent.agent.limits import origin_of, write_limits
-from payagent.agent.topup import stop
+from payagent.agent.topup_orders import stop
 from payagent.core.policy import Scope, Window
 from payagent.core.problem import Refused
 from payagent.store import apps, records, topups

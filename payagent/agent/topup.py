@@ -10,81 +10,91 @@ the last one was delivered; takes a merchant's word for what was bought.
 
 import asyncio
 import hashlib
-import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import structlog
 
-from payagent.agent import prepaid, questions
+from payagent.agent import prepaid
 from payagent.agent.agent import Agent
-from payagent.agent.alarm import clear_alert, raise_alert
 from payagent.agent.asks import Ask, Quote, Request
-from payagent.agent.desk import Desk
-from payagent.agent.orders import Approver
-from payagent.agent.prepaid import Buyer, Part, ServedCall, part_of, require_may_buy
-from payagent.agent.terms import AutoTopup, MerchantTerms, TopupRequest
+from payagent.agent.prepaid import Part, ServedCall, part_of, require_may_buy
+from payagent.agent.terms import MerchantTerms, TopupRequest
+from payagent.agent.topup_auto import order_where_low
+from payagent.agent.topup_orders import (
+    Wish,
+    bought,
+    buyer_of,
+    end,
+    gained_by,
+    load_request,
+    open_order,
+    request_of,
+    stop,
+)
 from payagent.agent.view import is_ready, retry_headers
-from payagent.core.invoice import Invoice, is_batch
-from payagent.core.payment import ENDED_WITHOUT_PAYING, NEVER_SIGNED, WITHOUT_PROOF, Delivery, State
-from payagent.core.prepaid import CALLS
+from payagent.core.payment import NEVER_SIGNED, WITHOUT_PROOF, Delivery, State
 from payagent.core.problem import Refused
 from payagent.dialects import Said, may_pass, parse_answer, parse_response, wants_wallet_address
 from payagent.merchants.client import Heard, MerchantClient
-from payagent.store import pauses, payments, records, topups
+from payagent.store import pauses, payments, topups
 from payagent.store import prepaid as pools
 from payagent.store.payments import PaymentRow
-from payagent.store.prepaid import Pool
 from payagent.store.topups import TopupRow
 from payagent.store.unit import Unit
 
-DAY_MS = 86_400_000
-PATIENCE_MS = DAY_MS
+PATIENCE_MS = 86_400_000
+"""How long an order may take."""
+
 BACKOFF_FIRST_MS, BACKOFF_MAX_MS = 1_000, 300_000
-AUTO_BACKOFF_FIRST_MS = 3_600_000
 PROOF_PATIENCE_S = 180
-"""A paid answer may take so long to begin: it waits for blocks."""
+"""How long a paid answer may take to begin: the merchant waits for blocks."""
 
 STEP_S = 5.0
 """How long a beat waits for its steps before the others have their turn again."""
 
 EXPIRED_MAX = 10
-"""So many invoices may be nearly over when they come; a merchant that makes none that lasts is left alone."""
+"""An order ends after so many invoices that were nearly over when they came: the merchant makes none that last."""
 
 LATER = frozenset(
-    (
-        *(
-            "awaiting_approval",
-            "batch_under_way",
-            "chain_not_ready",
-            "clock_skew",
-            "funds_in_flight",
-            "intent_settling",
-        ),
-        *("internal_error", "invoice_expired", "merchant_timeout", "merchant_unreachable", "not_signed_yet"),
-        *("foreign_spend", "ledger_behind", "merchant_busy", "paused", "restored_recently", "store_failed"),
-        "signer_lost",  # the daemon ends with its signer, and the next start signs what was admitted
-    )
+    {
+        "awaiting_approval",
+        "batch_under_way",
+        "chain_not_ready",
+        "clock_skew",
+        "foreign_spend",
+        "funds_in_flight",
+        "intent_settling",
+        "internal_error",
+        "invoice_expired",
+        "ledger_behind",
+        "merchant_busy",
+        "merchant_timeout",
+        "merchant_unreachable",
+        "not_signed_yet",
+        "paused",
+        "restored_recently",
+        "signer_lost",
+        "store_failed",
+    }
 )
-"""Refusals that pass by themselves. Any other ends the order."""
+"""Refusals that pass by themselves. Any other ends the order.
+
+`signer_lost` is one: the daemon ends with its signer, and the next start signs what was admitted.
+"""
+
+_ENDS_ORDER = {
+    State.VOID: ("payment_ended", "its payment ended without paying"),
+    State.DENIED: ("approval_denied", "a person denied its payment"),
+}
+"""An order whose last payment is in such a state ends, with the payment's own reason where it has one."""
 
 log = structlog.get_logger("payagent.topup")
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
-    """What is ordered: `units` of `unit` at a merchant, by this request or by the configured one."""
-
-    origin: str
-    unit: str
-    units: int
-    request: TopupRequest | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class TopupPlan:
-    """What an order would take now: `count` payments like the quoted one. Its `refusal` is of all of them."""
+    """What an order would take now: `count` payments like the quoted one, whose `refusal` is for all of them."""
 
     wish: Wish
     quote: Quote
@@ -102,28 +112,8 @@ class _Wait:
     poll: str | None = None
 
     def is_over(self, now_ms: int) -> bool:
-        """Also before it began: a clock that was ahead and is mended must not put the step off for as long."""
+        """Whether it has passed, or has not begun: a clock that was ahead and is mended must not prolong it."""
         return not self.from_ms <= now_ms < self.due_ms
-
-
-def gained(unit: str, batch_target: int | None, paid: Sequence[tuple[str, int]]) -> int:
-    """What a payment of these (asset, units) adds to an order in `unit`, without any fee."""
-    if unit == CALLS:
-        return (batch_target or 0) if is_batch(batch_target) else 0
-    return sum(units for asset, units in paid if asset == unit)
-
-
-def gained_by(unit: str, invoice: Invoice) -> int:
-    return gained(unit, invoice.batch_target, [(output.asset, output.units) for output in invoice.outputs])
-
-
-def bought(order: TopupRow, made: Sequence[PaymentRow]) -> int:
-    """What the order's payments come to, those that are still under way too."""
-    return sum(
-        gained(order.unit, row.batch_target, [(output.asset, output.units) for output in row.outputs])
-        for row in made
-        if row.state not in ENDED_WITHOUT_PAYING
-    )
 
 
 class Topups:
@@ -147,7 +137,14 @@ class Topups:
         topup_id, now_ms = desk.ports.new_id("top"), desk.ports.clock.now_ms()
         name = f"order:{topup_id}" if key is None else f"key:{key}"
         job = partial(
-            self._open, merchant=merchant, wish=wish, topup_id=topup_id, app_id=app_id, key=name, now_ms=now_ms
+            open_order,
+            desk=desk,
+            merchant=merchant,
+            wish=wish,
+            topup_id=topup_id,
+            app_id=app_id,
+            key=name,
+            now_ms=now_ms,
         )
         row = await desk.write("topup", job)
         return row, row.id == topup_id
@@ -156,7 +153,7 @@ class Topups:
         """Make the request, read its 402 and say what the order would take. Nothing is paid."""
         desk = self._desk
         merchant = desk.terms.merchant(wish.origin)
-        request, is_call = _request_of(merchant, wish)
+        request, is_call = request_of(merchant, wish)
         heard = await self._hear(merchant, request, {}, merchant.timeout_s)
         _require_offer(heard)
         if 200 <= heard.status < 300:
@@ -210,7 +207,7 @@ class Topups:
         """
         for merchant in self._desk.terms.merchants.values():
             if merchant.auto_topup is not None:
-                await self._order_where_low(merchant, merchant.auto_topup)
+                await order_where_low(self._desk, merchant, merchant.auto_topup)
         now_ms = self._desk.ports.clock.now_ms()
         for row in topups.all_open(self._desk.conn):
             if self._wait_of(row).is_over(now_ms) and row.id not in self._steps:
@@ -222,7 +219,7 @@ class Topups:
     # --- one step
 
     async def _take_step(self, order: TopupRow) -> None:
-        """Whatever is raised, the order is there and its next step is due later."""
+        """Take a step. Whatever it raises, the order stays and its next step is due later."""
         try:
             await self._step_or_end(order)
         except Refused as refused:
@@ -255,19 +252,12 @@ class Topups:
         last = desk.as_noted(made[-1]) if made else None
         now_ms = desk.ports.clock.now_ms()
         is_over = self._is_over(order, now_ms)
-        if last is not None and last.state is State.VOID:
-            raise Refused(last.reason_code or "payment_ended", last.reason or "its payment ended without paying")
-        if last is not None and last.state is State.DENIED:
-            raise Refused(last.reason_code or "approval_denied", last.reason or "a person denied its payment")
+        if last is not None and last.state in _ENDS_ORDER:
+            code, reason = _ENDS_ORDER[last.state]
+            raise Refused(last.reason_code or code, last.reason or reason)
         if last is not None and last.state not in NEVER_SIGNED and last.delivery is not Delivery.ACCEPTED:
             if not (last.state is State.RESERVED and last.handed_over):  # that is signed when it is asked for
-                try:
-                    await self._follow(order, last)
-                except Refused as refused:  # what is paid is not given up for what may pass, or be put right
-                    desk.refusals[refused.code] += 1
-                    self._put_off(order, refused)
-                if is_over and desk.payment(last.id).delivery is not Delivery.ACCEPTED:
-                    self._give_up(order, "its last payment was not delivered")
+                await self._see_through(order, last, is_over)
                 return
             if order.stop_code is not None:  # what nobody asks for is signed by nobody, and then rejected
                 return
@@ -283,8 +273,18 @@ class Topups:
         delivered = sum(row.delivery is Delivery.ACCEPTED for row in made)
         await self._buy(order, delivered + 1, now_ms)
 
+    async def _see_through(self, order: TopupRow, last: PaymentRow, is_over: bool) -> None:
+        """Show the proof of the last payment, as long as the order lives."""
+        try:
+            await self._follow(order, last)
+        except Refused as refused:  # what is paid is not given up for what may pass, or be put right
+            self._desk.refusals[refused.code] += 1
+            self._put_off(order, refused)
+        if is_over and self._desk.payment(last.id).delivery is not Delivery.ACCEPTED:
+            self._give_up(order, "its last payment was not delivered")
+
     def _is_over(self, order: TopupRow, now_ms: int) -> bool:
-        """By our clock, where the chain or the limits' bears it out; by the limits' alone where ours is behind."""
+        """By our clock, if the chain or the limits' clock confirms it; by the limits' alone if ours is behind."""
         passed_ms = now_ms - order.created_at_ms
         counted_ms = self._desk.limits_clock_ms(self._desk.conn, now_ms) - order.clock_ms
         if passed_ms < 0:
@@ -303,7 +303,7 @@ class Topups:
         under_way = pools.batch_under_way(desk.conn, pool.id, now_ms)
         if under_way is not None and desk.payment(under_way).topup != order.id:
             raise Refused("batch_under_way", "a call buys a batch for the same balance")
-        request = _load(order.request)
+        request = load_request(order.request)
         heard = await self._hear(merchant, request, {}, merchant.timeout_s)
         _require_offer(heard)
         if 200 <= heard.status < 300:
@@ -320,7 +320,7 @@ class Topups:
         merchant = desk.terms.merchant(row.origin or "")
         if not is_ready(row, merchant.ready):
             return
-        request, poll = _load(order.request), self._wait_of(order).poll
+        request, poll = load_request(order.request), self._wait_of(order).poll
         proof = retry_headers(row, merchant, desk.terms.own.text)
         if poll is not None:
             request, proof = request.asking(poll), {}
@@ -378,81 +378,7 @@ class Topups:
     def _wait_of(self, order: TopupRow) -> _Wait:
         return self._waits.get(order.id, _Wait())
 
-    # --- orders by themselves
-
-    async def _order_where_low(self, merchant: MerchantTerms, auto: AutoTopup) -> None:
-        """Order what is missing to `auto.to`, when less than `auto.below` is left and nothing is under way."""
-        desk = self._desk
-        now_ms = desk.ports.clock.now_ms()
-        buyer = self._buyer(merchant)
-        pool = pools.find_pool(desk.conn, merchant.origin, buyer.partner, buyer.wallet)
-        left = 0 if pool is None else prepaid.left(desk.conn, pool, auto.unit, now_ms)
-        if left >= auto.below or (pool is not None and self._must_wait(pool, auto, now_ms)):
-            return
-        wish, topup_id = Wish(merchant.origin, auto.unit, auto.to - left), desk.ports.new_id("top")
-
-        def job(unit: Unit) -> TopupRow:
-            topups.ensure_auto_app(unit, now_ms)
-            key = f"auto:{topup_id}"
-            return self._open(unit, merchant, wish, topup_id, topups.AUTO_APP, key, now_ms, "auto")
-
-        row = await desk.write("topup", job)
-        log.info("topup.ordered", topup=row.id, left=left, unit=auto.unit, units=row.units)
-
-    def _must_wait(self, pool: Pool, auto: AutoTopup, now_ms: int) -> bool:
-        """Whether something is under way, the day's orders are used up, or the last ones failed.
-
-        Days and pauses are those of the limits' clock: no other clock ends them.
-        """
-        conn = self._desk.conn
-        clock_ms = self._desk.limits_clock_ms(conn, now_ms)
-        if topups.open_of(conn, pool.id) or pools.batch_under_way(conn, pool.id, now_ms):
-            return True
-        orders = topups.autos_of(conn, pool.id)
-        if sum(row.clock_ms > clock_ms - DAY_MS for row in orders) >= auto.per_day_count:
-            return True
-        failed = next((place for place, row in enumerate(orders) if row.reason_code is None), len(orders))
-        if failed == 0:
-            return False
-        pause_ms = min(AUTO_BACKOFF_FIRST_MS << min(failed - 1, 10), DAY_MS)
-        return clock_ms < (orders[0].ended_clock_ms or clock_ms) + pause_ms
-
     # --- what the steps share
-
-    def _open(
-        self,
-        unit: Unit,
-        merchant: MerchantTerms,
-        wish: Wish,
-        topup_id: str,
-        app_id: str,
-        key: str,
-        now_ms: int,
-        cause: str = "order",
-    ) -> TopupRow:
-        """Inside a commit: the order of this key, made if there is none and no other is open for the pool."""
-        buyer = self._buyer(merchant)
-        pool = pools.ensure_pool(unit, merchant.origin, buyer.partner, buyer.wallet, now_ms)
-        if (known := topups.find_by_key(unit.conn, app_id, key)) is not None:
-            _require_same(known, pool, wish)
-            return known
-        if (other := topups.open_of(unit.conn, pool.id)) is not None:
-            raise Refused("topup_under_way", f"{other.id} is not done yet", topup=other.id)
-        request, is_call = _request_of(merchant, wish)
-        return topups.add(
-            unit,
-            topup_id=topup_id,
-            pool=pool.id,
-            app_id=app_id,
-            key=key,
-            cause=cause,
-            unit_name=wish.unit,
-            units=wish.units,
-            request=_dump(request),
-            is_call=is_call,
-            now_ms=now_ms,
-            clock_ms=self._desk.limits_clock_ms(unit.conn, now_ms),
-        )
 
     async def _hear(
         self, merchant: MerchantTerms, request: TopupRequest, proof: dict[str, str], timeout_s: int
@@ -479,16 +405,13 @@ class Topups:
             response=parse_response(heard.status, heard.headers, heard.body),
             received=heard.record(),
             request=Request(request.method, request.path, hashlib.sha256(request.body.encode()).hexdigest()),
-            buyer=self._buyer(merchant),
+            buyer=buyer_of(self._desk, merchant),
             topup=part,
         )
 
     def _served(self, app_id: str, merchant: MerchantTerms, request: TopupRequest) -> ServedCall:
         path = request.path.partition("?")[0]
-        return ServedCall(app_id, merchant.origin, self._buyer(merchant), request.method, path, None)
-
-    def _buyer(self, merchant: MerchantTerms) -> Buyer:
-        return Buyer(merchant.partner or "", self._desk.terms.own.text)
+        return ServedCall(app_id, merchant.origin, buyer_of(self._desk, merchant), request.method, path, None)
 
 
 def _require_offer(heard: Heard) -> None:
@@ -503,73 +426,5 @@ def _require_offer(heard: Heard) -> None:
     raise Refused("topup_refused", f"it answered {heard.status}: {str(answer.body)[:200]!a}")
 
 
-def stop(unit: Unit, desk: Desk, order: TopupRow, why: Refused, by_app: str) -> None:
-    """Inside a commit: nothing more is bought for an order. It ends now, unless what it paid is not shown yet."""
-    if order.stop_code is not None:
-        return
-    now_ms = desk.ports.clock.now_ms()
-    topups.stop(unit, order.id, why.code, why.detail)
-    told = {"topup": order.id, "code": why.code, "reason": why.detail, "by": by_app}
-    records.note(unit, None, "topup_stopped", None, now_ms, told)
-    _end_question(unit, order, Approver("token", by_app), why, now_ms)
-    last = next(reversed(payments.payments_of_topup(unit.conn, order.id)), None)
-    if last is None or last.state in ENDED_WITHOUT_PAYING or last.delivery is Delivery.ACCEPTED:
-        end(unit, desk, order, why, now_ms)
-
-
-def end(unit: Unit, desk: Desk, order: TopupRow, why: Refused | None, now_ms: int) -> None:
-    """Inside a commit: an order ends, once."""
-    clock_ms = desk.limits_clock_ms(unit.conn, now_ms)
-    code, reason = (None, None) if why is None else (why.code, why.detail)
-    if topups.end(unit, order.id, code, reason, now_ms, clock_ms):
-        if why is not None:
-            _end_question(unit, order, Approver("clock"), why, now_ms)
-        told = {"topup": order.id, "clock_ms": clock_ms, "code": code, "reason": reason}
-        records.note(unit, None, "topup_ended", None, now_ms, told)
-        _tell(unit, order, why, now_ms)
-
-
-def _end_question(unit: Unit, order: TopupRow, by: Approver, why: Refused, now_ms: int) -> None:
-    """A question for an order is over with it: a yes would buy what nobody wants, or shows to its merchant."""
-    for row in payments.payments_of_topup(unit.conn, order.id):
-        if row.state is State.AWAITING_APPROVAL:
-            questions.end(unit, row.id, by, why, now_ms)
-
-
-def _tell(unit: Unit, order: TopupRow, why: Refused | None, now_ms: int) -> None:
-    """An order that nobody gave has nobody who waits for it: that it failed is an alert, until one succeeds."""
-    pool = pools.pool(unit.conn, order.pool)
-    subject, facts = f"topup:{pool.id}", {"topup": order.id, "merchant": pool.origin}
-    if why is None:
-        clear_alert(unit, subject, facts | {"detail": f"a top-up at {pool.origin} is done"}, now_ms)
-    elif order.cause == "auto" and why.code != "topup_cancelled":
-        raise_alert(unit, "topup_failed", subject, facts | {"detail": why.detail, "code": why.code}, now_ms)
-
-
 def _sells_none() -> Refused:
     return Refused("merchant_sells_none", "it served the request without asking for money")
-
-
-def _request_of(merchant: MerchantTerms, wish: Wish) -> tuple[TopupRequest, bool]:
-    """(the request that sells it, whether it is an ordinary call)."""
-    if wish.request is not None:
-        return wish.request, wish.request != merchant.topup_request
-    if merchant.topup_request is None:
-        raise Refused(
-            "topup_not_configured", f"merchants.{merchant.name} has no topup.path, and no call was named"
-        )
-    return merchant.topup_request, False
-
-
-def _require_same(known: TopupRow, pool: Pool, wish: Wish) -> None:
-    same_request = not known.is_call if wish.request is None else known.request == _dump(wish.request)
-    if (known.pool, known.unit, known.units) != (pool.id, wish.unit, wish.units) or not same_request:
-        raise Refused("idempotency_key_reused", f"the key named the top-up {known.id} before", topup=known.id)
-
-
-def _dump(request: TopupRequest) -> str:
-    return json.dumps({"method": request.method, "path": request.path, "body": request.body})
-
-
-def _load(text: str) -> TopupRequest:
-    return TopupRequest(**json.loads(text))

@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from payagent.agent.apps import NewApp
 from payagent.agent.asks import Ask, Request
 from payagent.agent.terms import Terms, TopupRequest
-from payagent.agent.topup import Wish
+from payagent.agent.topup_orders import Wish
 from payagent.api.tokens import TOKEN_PATTERN
 from payagent.core import strict_json
 from payagent.core.address import Address, parse_address

@@ -10,7 +10,8 @@ from fastapi import APIRouter, Depends, Path, Query
 from starlette.requests import Request
 
 from payagent.agent.desk import Desk
-from payagent.agent.topup import TopupPlan, Topups, bought, gained_by
+from payagent.agent.topup import TopupPlan, Topups
+from payagent.agent.topup_orders import bought, gained_by
 from payagent.api.access import OPERATE, READ, Caller, need
 from payagent.api.calls import Page, Waiting, single_header
 from payagent.api.problems import JsonResponse

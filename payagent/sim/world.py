@@ -24,7 +24,7 @@ from structlog.typing import EventDict, WrappedLogger
 from payagent.agent.foreign import thaw
 from payagent.agent.rows import LOOKED_FOR
 from payagent.agent.terms import MerchantTerms, Terms, TopupRequest
-from payagent.agent.topup import Wish
+from payagent.agent.topup_orders import Wish
 from payagent.audit.signed import Owner
 from payagent.chain.quota import BLOCKFROST_RATE
 from payagent.chain.source import ChainSource

@@ -15,7 +15,8 @@ from proxy.proxy_kit import Heard, Paywall, Peer
 from payagent.agent.apps import renew_token, revoke
 from payagent.agent.orders import Approver
 from payagent.agent.terms import AutoTopup, TopupRequest
-from payagent.agent.topup import PATIENCE_MS, Wish
+from payagent.agent.topup import PATIENCE_MS
+from payagent.agent.topup_orders import Wish
 from payagent.core.payment import Delivery, State
 from payagent.core.policy import Limit
 from payagent.core.problem import Refused
