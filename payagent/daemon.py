@@ -55,18 +55,16 @@ from payagent.secretfile import (
     require_private,
     require_unchanged_by_others,
 )
-from payagent.settings import (
+from payagent.settings.places import (
     KEYSTORE_FILE,
     LEDGER_FILE,
     LINKS_KEY_FILE,
     WORDS_FILE,
-    Api,
-    Provider,
-    Settings,
     fence_plan,
     passphrase_file,
     written_by_daemon,
 )
+from payagent.settings.tables import Api, Provider, Settings
 from payagent.signer.handle import SignerProcess, unlocked
 from payagent.store import about, records
 from payagent.store.committer import Checkpoint, Ownership

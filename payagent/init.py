@@ -18,7 +18,9 @@ from payagent.core.bounds import SCOPES
 from payagent.core.network import NETWORKS
 from payagent.core.problem import Refused
 from payagent.secretfile import require_out_of_reach
-from payagent.settings import KEYSTORE_FILE, LEDGER_FILE, TOKEN_FILE, WORDS_FILE, Settings, load_settings
+from payagent.settings.loading import load_settings
+from payagent.settings.places import KEYSTORE_FILE, LEDGER_FILE, TOKEN_FILE, WORDS_FILE
+from payagent.settings.tables import Settings
 from payagent.store import apps
 from payagent.store.lease import lease
 from payagent.store.unit import Unit

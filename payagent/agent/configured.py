@@ -14,7 +14,8 @@ from payagent.core.invoice import Role
 from payagent.core.money import LOVELACE
 from payagent.core.network import NETWORKS, Network
 from payagent.core.policy import Limit, Scope, limits_of
-from payagent.settings import Merchant, Settings, read_merchant
+from payagent.settings.loading import read_merchant
+from payagent.settings.tables import Merchant, Settings
 from payagent.store import merchants
 from payagent.store.merchants import MerchantRow
 from payagent.store.unit import Connection

@@ -15,7 +15,7 @@ from payagent.core.address import parse_address
 from payagent.core.guards import Pin
 from payagent.core.invoice import Role
 from payagent.core.problem import Refused
-from payagent.settings import read_merchant
+from payagent.settings.loading import read_merchant
 from payagent.store import merchants as added
 from payagent.store import records, trust
 from payagent.store.merchants import MerchantRow

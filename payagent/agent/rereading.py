@@ -16,7 +16,7 @@ import structlog
 from payagent.agent.desk import Desk
 from payagent.agent.terms import Terms
 from payagent.core.problem import Refused
-from payagent.settings import Settings, changed_keys
+from payagent.settings.tables import Settings, changed_keys
 from payagent.store import records
 from payagent.store.unit import Unit
 

@@ -15,7 +15,7 @@ from payagent.core.money import LOVELACE
 from payagent.core.network import NETWORKS
 from payagent.core.problem import Refused
 from payagent.secretfile import read_secret_file
-from payagent.settings import Provider, Settings
+from payagent.settings.tables import Provider, Settings
 from payagent.store import queries
 from payagent.store.unit import Connection
 

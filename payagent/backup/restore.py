@@ -32,7 +32,8 @@ from payagent.init import (
     write_new,
 )
 from payagent.secretfile import read_secret_file, sync_folder
-from payagent.settings import TOKEN_FILE, Settings
+from payagent.settings.places import TOKEN_FILE
+from payagent.settings.tables import Settings
 from payagent.store import apps, records
 from payagent.store.copy import Contents
 from payagent.store.opening import open_read_only

@@ -11,7 +11,7 @@ from payagent.backup.checking import Tell, checked
 from payagent.backup.places import put, workshop, writing
 from payagent.core.problem import Refused
 from payagent.secretfile import sync_folder
-from payagent.settings import Settings
+from payagent.settings.tables import Settings
 from payagent.store.copy import copy_ledger
 from payagent.store.opening import require_ledger
 from payagent.wallet.keystore import read_header

@@ -36,7 +36,7 @@ def backup(terminal: Terminal, file: Path, config: Path | None) -> None:
     FILE is encrypted; its passphrase, the config file and operator.token are not in FILE: keep them elsewhere.
     """
     from payagent.backup.take import back_up
-    from payagent.settings import load_settings
+    from payagent.settings.loading import load_settings
 
     settings = load_settings(config, os.environ)
     path = file.absolute()
@@ -64,7 +64,7 @@ def restore(terminal: Terminal, file: Path, config: Path | None) -> None:
 
     from payagent.agent.ports import Ports, SystemClock, SystemRandomness
     from payagent.backup.restore import restore as put_back
-    from payagent.settings import load_settings
+    from payagent.settings.loading import load_settings
 
     settings = load_settings(config, os.environ)
     ports = Ports(SystemClock(), SystemRandomness())

@@ -74,7 +74,7 @@ def serve(terminal: Terminal, config: Path | None, listen: str | None, allow_rem
     from payagent.cli.service import tell_ready
     from payagent.daemon import serve as run_daemon
     from payagent.log import Redactor, configure_logging
-    from payagent.settings import config_places, find_config, load_settings
+    from payagent.settings.loading import config_places, find_config, load_settings
 
     overrides = {} if listen is None else {"api": {"listen": listen}}
     path = find_config(config, os.environ)

@@ -16,7 +16,7 @@ from payagent.core.problem import Refused
 
 if TYPE_CHECKING:
     from payagent.doctor.finding import Finding
-    from payagent.settings import Settings
+    from payagent.settings.tables import Settings
 
 
 @click.command(epilog=example("payagent doctor --json"))
@@ -30,7 +30,7 @@ def doctor(terminal: Terminal, config: Path | None) -> int:
     problem's. Every line that is not well ends with what to do. A warning is of what works, and could be safer.
     Nothing is changed.
     """
-    from payagent.settings import config_places, find_config, load_settings
+    from payagent.settings.loading import config_places, find_config, load_settings
 
     path = find_config(config, os.environ)
     findings = _look(load_settings(path, os.environ), path, config_places(config, os.environ))

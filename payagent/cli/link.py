@@ -21,7 +21,8 @@ import httpx
 from payagent.cli.terminal import ProblemError
 from payagent.core.problem import Refused
 from payagent.secretfile import make_secret_file, put_in_place, read_header_secret
-from payagent.settings import TOKEN_FILE, Settings
+from payagent.settings.places import TOKEN_FILE
+from payagent.settings.tables import Settings
 
 TOKEN_PREFIX = "pa_"  # noqa: S105  as the daemon makes them
 WAIT_S = 25

@@ -88,7 +88,7 @@ def talks_to_daemon(command: Callable[..., R]) -> Callable[..., R]:
 
 def _link(config: Path | None, token_file: Path | None) -> "Link":
     from payagent.cli.link import Link
-    from payagent.settings import load_settings
+    from payagent.settings.loading import load_settings
 
     return Link(load_settings(config, os.environ), token_file)
 

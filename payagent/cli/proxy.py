@@ -42,7 +42,9 @@ def proxy(terminal: Terminal, url: str, listen: str, config: Path | None, token_
     from payagent.log import Redactor, configure_logging
     from payagent.proxy.bare import Bare, serve_bare
     from payagent.secretfile import read_header_secret
-    from payagent.settings import TOKEN_FILE, load_settings, require_loopback
+    from payagent.settings.fields import require_loopback
+    from payagent.settings.loading import load_settings
+    from payagent.settings.places import TOKEN_FILE
 
     require_loopback(listen, "--listen")
     settings = load_settings(config, os.environ)

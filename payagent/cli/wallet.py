@@ -189,7 +189,8 @@ def passphrase(terminal: Terminal, new_passphrase_file: Path | None, config: Pat
     """
     from payagent.init import change_passphrase
     from payagent.secretfile import read_secret_file
-    from payagent.settings import KEYSTORE_FILE, load_settings, passphrase_file
+    from payagent.settings.loading import load_settings
+    from payagent.settings.places import KEYSTORE_FILE, passphrase_file
 
     settings = load_settings(config, os.environ)
     if new_passphrase_file is None and not terminal.can_ask:

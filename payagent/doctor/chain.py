@@ -13,7 +13,7 @@ from payagent.core.network import NETWORKS
 from payagent.core.problem import Refused
 from payagent.doctor.finding import Finding
 from payagent.secretfile import read_secret_file
-from payagent.settings import Provider, Settings
+from payagent.settings.tables import Provider, Settings
 
 T = TypeVar("T")
 

@@ -18,7 +18,8 @@ from payagent.core.policy import Window
 from payagent.core.problem import Refused
 from payagent.doctor.books import opened
 from payagent.doctor.finding import Finding
-from payagent.settings import LEDGER_FILE, Merchant, Settings
+from payagent.settings.places import LEDGER_FILE
+from payagent.settings.tables import Merchant, Settings
 from payagent.store import apps, spending
 
 

@@ -23,18 +23,18 @@ from payagent.secretfile import (
     require_private,
     require_unchanged_by_others,
 )
-from payagent.settings import (
+from payagent.settings.places import (
     CREDENTIAL_NAME,
     KEYSTORE_FILE,
     LEDGER_FILE,
     LINKS_KEY_FILE,
     TOKEN_FILE,
     WORDS_FILE,
-    Settings,
     fence_plan,
     passphrase_file,
     written_by_daemon,
 )
+from payagent.settings.tables import Settings
 from payagent.store import about, events, journal, merchants, spending
 from payagent.store.opening import require_ledger
 from payagent.store.room import room_problem

@@ -19,7 +19,7 @@ from payagent.daemon import make_terms
 from payagent.devnet.decode import decode_tx
 from payagent.devnet.server import DevnetThread
 from payagent.log import Redactor
-from payagent.settings import load_settings
+from payagent.settings.loading import load_settings
 from payagent.store import apps, payments, spending
 from payagent.store.apps import AppRow
 from payagent.store.unit import Unit

@@ -30,7 +30,7 @@ from payagent.daemon import make_terms
 from payagent.devnet.merchant import role_address
 from payagent.dialects import make_response
 from payagent.log import Redactor
-from payagent.settings import load_settings
+from payagent.settings.loading import load_settings
 from payagent.store import alerts, approvals, events, payments, trust
 from payagent.store.payments import PaymentRow
 

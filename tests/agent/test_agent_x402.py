@@ -24,7 +24,7 @@ from payagent.core.invoice import Invoice
 from payagent.core.payment import Delivery, State
 from payagent.core.problem import Refused
 from payagent.dialects import Said, parse_answer, parse_response
-from payagent.settings import read_merchant
+from payagent.settings.loading import read_merchant
 from payagent.store import payments
 from payagent.store.payments import PaymentRow
 from payagent.store.unit import Unit

@@ -9,7 +9,8 @@ from canaries import plant
 from payagent.agent.ports import Ports, SystemRandomness
 from payagent.backup.restore import Restored, restore
 from payagent.backup.take import back_up
-from payagent.settings import Settings, load_settings
+from payagent.settings.loading import load_settings
+from payagent.settings.tables import Settings
 from payagent.wallet.creation import create
 
 PASSPHRASE = plant("the passphrase", "canary passphrase of the backups")

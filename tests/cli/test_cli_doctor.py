@@ -19,7 +19,7 @@ from payagent.core.problem import Refused
 from payagent.daemon import make_terms
 from payagent.devnet.merchant import role_address
 from payagent.log import Redactor
-from payagent.settings import load_settings
+from payagent.settings.loading import load_settings
 from payagent.store import apps, merchants, records, spending
 from payagent.store.merchants import MerchantRow
 from payagent.store.unit import Unit

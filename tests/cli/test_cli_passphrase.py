@@ -11,7 +11,7 @@ from cli_kit import PASSPHRASE, invoke, write_private
 from terminal_kit import at_terminal
 
 from payagent.core.problem import Refused
-from payagent.settings import load_settings
+from payagent.settings.loading import load_settings
 from payagent.store.lease import lease
 from payagent.wallet.keystore import open_keystore
 

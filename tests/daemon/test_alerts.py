@@ -29,7 +29,7 @@ from payagent.core.problem import Refused
 from payagent.core.version import USER_AGENT
 from payagent.doctor.files import look_at_files
 from payagent.log import Redactor, configure_logging
-from payagent.settings import load_settings
+from payagent.settings.loading import load_settings
 from payagent.store import alerts, queries
 from payagent.store.unit import Unit
 from payagent.wallet.keys import derive, seed_from_words

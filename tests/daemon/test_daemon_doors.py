@@ -24,7 +24,7 @@ from payagent.core.network import NETWORKS
 from payagent.core.problem import Refused
 from payagent.devnet.server import DevnetThread
 from payagent.secretfile import require_out_of_reach, require_unchanged_by_others
-from payagent.settings import config_places
+from payagent.settings.loading import config_places
 from payagent.store.lease import require_local
 from payagent.store.writer import Writer
 from payagent.wallet.creation import create

@@ -23,7 +23,7 @@ import ctypes, json, os, sys, threading
 from pathlib import Path
 from payagent.daemon import serve
 from payagent.log import Redactor, configure_logging
-from payagent.settings import load_settings
+from payagent.settings.loading import load_settings
 
 config, told = Path(sys.argv[1]), set()
 

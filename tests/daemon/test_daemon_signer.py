@@ -24,7 +24,7 @@ from daemon.test_daemon_doors import PASSPHRASE, folder, log_of_a_run, refused, 
 from payagent.core.network import NETWORKS
 from payagent.devnet.server import DevnetThread
 from payagent.doctor.choices import look_at_choices
-from payagent.settings import load_settings
+from payagent.settings.loading import load_settings
 from payagent.store import apps
 from payagent.store.writer import Writer
 from payagent.wallet.creation import create, new_words

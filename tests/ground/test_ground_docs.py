@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from payagent.core.money import LOVELACE, format_ada
-from payagent.settings import load_settings
+from payagent.settings.loading import load_settings
 
 ROOT = Path(__file__).parents[2]
 IGNORED = {line.rstrip("/") for line in (ROOT / ".gitignore").read_text().split()} | {".git"}

@@ -14,16 +14,9 @@ from payagent.core.address import encode_address
 from payagent.core.origin import parse_origin
 from payagent.core.problem import Refused
 from payagent.secretfile import SecretFile, read_secret_file
-from payagent.settings import (
-    AssetLimit,
-    Merchant,
-    Provider,
-    Settings,
-    find_config,
-    load_settings,
-    passphrase_file,
-    read_merchant,
-)
+from payagent.settings.loading import find_config, load_settings, read_merchant
+from payagent.settings.places import passphrase_file
+from payagent.settings.tables import AssetLimit, Merchant, Provider, Settings
 
 EXAMPLE = Path(__file__).parents[2] / "config/payagent.example.toml"
 CANARY = "canary-Zebra-7f3a91d2"

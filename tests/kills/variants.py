@@ -14,7 +14,7 @@ from payagent.agent.agent import Agent
 from payagent.agent.asks import Ask
 from payagent.agent.ports import SystemClock
 from payagent.agent.signing import Signing
-from payagent.settings import Settings
+from payagent.settings.tables import Settings
 from payagent.store.payments import PaymentRow
 from payagent.wallet.plan import Plan
 from payagent.wallet.transaction import sign
