@@ -30,7 +30,7 @@ Where what is changed:
   topup          an order to raise a prepaid balance, step by step (`topup_orders`: what it comes to, and what
                  happens to it inside a commit; `topup_auto`: the orders that nobody gives)
   transfers      what the operator moves: send, sweep, split
-  steps          what happens inside C3 to C7
+  steps          what happens inside C3 to C7 (`delivery_steps`: inside the commits of a delivery)
   watch          a look at the chain: when it is whole, and in which order its parts have their turn
   hearing        which providers are believed in a look, and who is told of the others
   sightings      what the chain shows of our payments: in a block, deep enough, lost, void

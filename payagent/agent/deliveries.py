@@ -1,15 +1,15 @@
 """Deliveries: what merchants answer to a proof, noted; and what is to be done next with the same proof.
 
 Money and delivery are two state machines: nothing that a merchant says makes a payment.
-May import: core, dialects, store.payments, agent.asks, .carrying, .desk, .steps, structlog. Never: pays; shows a
-proof itself.
+May import: core, dialects, store.payments, agent.asks, .carrying, .delivery_steps, .desk, structlog. Never: pays;
+shows a proof itself.
 """
 
 from functools import partial
 
 import structlog
 
-from payagent.agent import steps
+from payagent.agent import delivery_steps
 from payagent.agent.asks import Advice
 from payagent.agent.carrying import Carrying
 from payagent.agent.desk import Desk
@@ -36,7 +36,7 @@ class Deliveries:
         rules = self._desk.terms.rules
         await self._desk.write(
             "delivery",
-            lambda unit: steps.record_delivery(unit, payment_id, http_status, rules, now_ms),
+            lambda unit: delivery_steps.record_delivery(unit, payment_id, http_status, rules, now_ms),
             payment_id,
         )
         return self._desk.payment(payment_id)
@@ -48,7 +48,7 @@ class Deliveries:
         now_ms, rules = self._desk.ports.clock.now_ms(), self._desk.terms.rules
         await self._desk.write(
             "delivery",
-            lambda unit: steps.record_unanswered(unit, payment_id, why, rules, now_ms),
+            lambda unit: delivery_steps.record_unanswered(unit, payment_id, why, rules, now_ms),
             payment_id,
         )
 
@@ -57,7 +57,7 @@ class Deliveries:
         now_ms = self._desk.ports.clock.now_ms()
         rules = self._desk.terms.rules
         await self._desk.write(
-            "delivery", lambda unit: steps.record_used_up(unit, payment_id, rules, now_ms), payment_id
+            "delivery", lambda unit: delivery_steps.record_used_up(unit, payment_id, rules, now_ms), payment_id
         )
         return self._desk.payment(payment_id)
 
@@ -74,7 +74,9 @@ class Deliveries:
         now_ms, rules = self._desk.ports.clock.now_ms(), self._desk.terms.rules
         again_after_s = await self._desk.write(
             "delivery",
-            lambda unit: steps.record_answer_to_retry(unit, payment_id, answer, response.status, rules, now_ms),
+            lambda unit: delivery_steps.record_answer_to_retry(
+                unit, payment_id, answer, response.status, rules, now_ms
+            ),
             payment_id,
         )
         row = self._desk.payment(payment_id)
@@ -96,11 +98,11 @@ class Deliveries:
         clock_ms = desk.limits_clock_ms(desk.conn, now_ms)
         if self._there_since_ms is None and desk.chain.tip is not None:
             self._there_since_ms = clock_ms
-        if self._there_since_ms is None or self._there_since_ms > steps.serving_ended_ms(clock_ms):
+        if self._there_since_ms is None or self._there_since_ms > delivery_steps.serving_ended_ms(clock_ms):
             return
-        for payment_id in payments.unserved(desk.conn, steps.serving_ended_ms(clock_ms)):
+        for payment_id in payments.unserved(desk.conn, delivery_steps.serving_ended_ms(clock_ms)):
             job = partial(
-                steps.give_up_unserved,
+                delivery_steps.give_up_unserved,
                 payment_id=payment_id,
                 clock_ms=clock_ms,
                 rules=desk.terms.rules,

@@ -2,11 +2,10 @@
 
 Every step reads the payment inside its transaction and goes through the transition table, so a step that
 was decided on an older reading changes nothing.
-May import: core, dialects, chain.source, wallet, store, agent.alarm, agent.deposits, agent.prepaid, agent.purse,
+May import: core, chain.source, wallet, store, agent.alarm, agent.deposits, agent.prepaid, agent.purse,
 agent.replacement, agent.trust. Never: waits; decides whether a step is due.
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 from payagent.agent import prepaid, trust
@@ -19,20 +18,9 @@ from payagent.chain.source import SubmitAnswer, SubmitKind, TxSeen
 from payagent.core import ledger
 from payagent.core.ledger import Entry, Posting
 from payagent.core.money import LOVELACE
-from payagent.core.payment import (
-    POSTED,
-    WITHOUT_PROOF,
-    Delivery,
-    DeliveryEvent,
-    Event,
-    State,
-    deliver,
-    delivery_event,
-    move,
-)
+from payagent.core.payment import POSTED, Delivery, Event, State, move
 from payagent.core.problem import Refused
-from payagent.dialects import Answer, Said
-from payagent.store import events, journal, onchain, pauses, payments, queries, records, spending
+from payagent.store import journal, onchain, pauses, payments, queries, records, spending
 from payagent.store.onchain import ForeignRow
 from payagent.store.payments import OutputRow, PaymentRow
 from payagent.store.queries import AttemptKind, AttemptRow, CoinRow
@@ -40,15 +28,7 @@ from payagent.store.unit import Connection, Unit
 from payagent.wallet.coins import Coins
 from payagent.wallet.plan import Plan
 
-SERVING_PATIENCE_MS = 3_600_000
-"""How long a merchant has to serve what was confirmed; and when an invoice without an end counts as over."""
-
 NOT_SIGNED_SUBJECT = "signer"
-
-SHOWN_AGAIN = (Said.PENDING, Said.INVOICED, Said.UNCLEAR)
-AGAIN_FIRST_S, AGAIN_MAX_S = 0.5, 10.0
-USED_UP_PATIENCE = 5
-"""A facilitator calls a transaction a duplicate also while it settles that very one: shown again so often."""
 
 
 def row_of(unit: Unit, payment_id: str) -> PaymentRow:
@@ -62,8 +42,8 @@ def record_attempt(unit: Unit, payment_id: str, plan: Plan, cbor: bytes, own: by
     """C3: the signed bytes are durable, and the coins that they make for us are known, though not there yet.
 
     What is handed over leaves with the answer that this commit allows, so it is C4 too: in flight from here on.
-    Refused: `illegal_transition` when it was planned for what the payment is not to be signed as any more;
-    `paused` when an operator's pause came before it.
+    Refused: `illegal_transition` when the payment is not to be signed as it was planned any more; `paused` when an
+    operator's pause came first.
     """
     pauses.require_running(unit.conn)
     row = row_of(unit, payment_id)
@@ -103,7 +83,8 @@ def record_cancel(
 ) -> None:
     """C3 of a cancel: the bytes that take the payment's coins back are durable, and stand for the payment now.
 
-    Not if another attempt stands for it since it was decided, or it is paused. `by` is the app that ordered it.
+    Refused when another attempt has come to stand for it since the decision, or signing is paused. `by` is the app
+    that ordered it.
     """
     pauses.require_running(unit.conn)
     row = row_of(unit, decided.id)
@@ -152,7 +133,7 @@ def _add_attempt(
 def reject_unsigned(
     unit: Unit, payment_id: str, coins: Coins, refusal: Refused, now_ms: int, by: str | None = None
 ) -> None:
-    """A reserved payment is not signed any more: its hold and its coins go back, nothing was ever signed.
+    """A reserved payment will not be signed: its hold and its coins go back. Nothing was ever signed for it.
 
     `by` is the app that ordered it.
     """
@@ -167,7 +148,7 @@ def reject_unsigned(
 
 
 def record_not_signed(unit: Unit, payment_id: str, coins: Coins, refusal: Refused, now_ms: int) -> None:
-    """The signer does not sign it: told once. Where nothing was ever signed the hold goes back, else it stays."""
+    """The signer refuses: told once. The hold goes back if nothing was ever signed; otherwise it stays."""
     row = row_of(unit, payment_id)
     if row.state is State.RESERVED:
         reject_unsigned(unit, payment_id, coins, refusal, now_ms)
@@ -179,10 +160,10 @@ def record_not_signed(unit: Unit, payment_id: str, coins: Coins, refusal: Refuse
 
 
 def _unreserve(unit: Unit, payment_id: str, coins: Coins) -> None:
-    """End a payment's reservations; a coin of them that is still there is for everybody again.
+    """End a payment's reservations. A reserved coin that is still there is free for everybody again.
 
-    A deposit that vanished is forgotten: it comes as a new one, if it does. So is what was to come of a payment of
-    which nothing can land.
+    A deposit that vanished is forgotten; if it returns, it comes as a new one. So is a coin that would have been
+    made by a payment of which nothing can land.
     """
     reserved = queries.coins_reserved_for(unit.conn, payment_id)
     records.unreserve(unit, payment_id)
@@ -198,7 +179,7 @@ def _unreserve(unit: Unit, payment_id: str, coins: Coins) -> None:
 def record_leave(unit: Unit, payment_id: str, tx_id: str, provider: str, now_ms: int) -> bool:
     """C4: the bytes are about to be sent; from here on the outcome is unknown until the chain shows it.
 
-    False, and nothing is to be sent, when another attempt stands for the payment by now.
+    Returns False, and nothing is to be sent, when another attempt stands for the payment by now.
     """
     row = row_of(unit, payment_id)
     if row.tx_id != tx_id:
@@ -212,9 +193,10 @@ def record_leave(unit: Unit, payment_id: str, tx_id: str, provider: str, now_ms:
 def record_answer(
     unit: Unit, payment_id: str, tx_id: str, answer: SubmitAnswer, provider: str, now_ms: int
 ) -> None:
-    """What the provider said to a submission: kept for people, and for `ready`; it moves no state.
+    """Keep what the provider said to a submission, for people and for `ready`. It moves no state.
 
-    That the bytes can never be valid is our bug or its lie: a person is told (docs/exactly-once.md R10).
+    If it says that the bytes can never be valid, that is our bug or its lie, and a person is told
+    (docs/exactly-once.md R10).
     """
     row = row_of(unit, payment_id)
     event = "provider_accepted" if answer.kind is SubmitKind.ACCEPTED else "provider_answered"
@@ -234,9 +216,9 @@ def may_broadcast(row: PaymentRow) -> bool:
 def reason_to_cancel(conn: Connection, row: PaymentRow, slot: int) -> Refused | None:
     """Why the payment's coins are to be taken back now; None when they are not.
 
-    An attempt that was handed over is when the merchant refused it, and nothing shows that it broadcast it all
-    the same, or when its TTL has passed; so is a cancel whose own TTL has passed, or that spends what will never
-    be there. What payagent sent itself is replaced where it can be (`Admission.replace`).
+    An attempt that was handed over is cancelled when its TTL has passed, or when the merchant refused it and
+    nothing shows that it broadcast it all the same. A cancel is made anew when its own TTL has passed, or when it
+    spends what will never be there. What payagent sent itself is replaced where it can be (`Admission.replace`).
     """
     is_over = slot >= (row.ttl_slot or 0)
     if row.state is State.CANCELLING and (is_over or not can_land(conn, queries.attempts(conn, row.id)[-1])):
@@ -250,92 +232,10 @@ def reason_to_cancel(conn: Connection, row: PaymentRow, slot: int) -> Refused | 
     return None
 
 
-def record_delivery(unit: Unit, payment_id: str, http_status: int, rules: RulesOf, now_ms: int) -> None:
-    """Note what a retry got. A derived intent ends when its call was served."""
-    row = row_of(unit, payment_id)
-    event = delivery_event(http_status, row.state, _is_over(row, now_ms))
-    _deliver(unit, row, event, {"status": http_status}, rules, now_ms)
-
-
-def record_unanswered(unit: Unit, payment_id: str, why: str, rules: RulesOf, now_ms: int) -> None:
-    """A proof was shown, and no answer came: told once, for what matters is that it was shown at all."""
-    row = row_of(unit, payment_id)
-    if row.delivery is Delivery.NOT_PRESENTED:
-        _deliver(unit, row, DeliveryEvent.PRESENT, {"unanswered": why}, rules, now_ms)
-
-
-def serving_ended_ms(clock_ms: int) -> int:
-    """What was confirmed by then has been waited for long enough; by the limits' clock, which only blocks move.
-
-    An hour from its confirmation, whenever its invoice ends. An end says until when it may be paid, and the
-    merchant chose it: a near one would accuse who serves a minute later, and one a day off would let a merchant
-    that never serves be paid by every new call of that day.
-    """
-    return clock_ms - SERVING_PATIENCE_MS
-
-
-def give_up_unserved(unit: Unit, payment_id: str, clock_ms: int, rules: RulesOf, now_ms: int) -> None:
-    """A payment is a person's matter now, and counts against its merchant, if it is still unserved; once.
-
-    Whoever shows its proof later and is served takes that back. What nobody is known to have shown counts
-    against no merchant, and neither does what it served to a client that hung up.
-    """
-    if payments.unserved(unit.conn, serving_ended_ms(clock_ms), payment_id):
-        told = {"unserved_ms": SERVING_PATIENCE_MS}
-        _deliver(unit, row_of(unit, payment_id), DeliveryEvent.GIVE_UP, told, rules, now_ms)
-
-
-def record_used_up(unit: Unit, payment_id: str, rules: RulesOf, now_ms: int) -> None:
-    """A proof that only we have shown is used up: what it bought is ours."""
-    _deliver(unit, row_of(unit, payment_id), DeliveryEvent.ACCEPT, {"said": Said.USED_UP}, rules, now_ms)
-
-
-def _deliver(
-    unit: Unit, row: PaymentRow, event: DeliveryEvent, detail: Mapping[str, object], rules: RulesOf, now_ms: int
-) -> None:
-    _set_delivery(unit, row, event, rules, now_ms)
-    records.note(unit, row.id, f"delivery_{event}", row.state, now_ms, detail)
-    if event is DeliveryEvent.ACCEPT:
-        records.end_intent(unit, row.intent_id, now_ms)
-        prepaid.first_used(unit, row, now_ms)
-
-
-def _set_delivery(unit: Unit, row: PaymentRow, event: DeliveryEvent, rules: RulesOf, now_ms: int) -> None:
-    now = deliver(row.delivery, event)
-    records.set_delivery(unit, row.id, now, now_ms)
-    trust.note_delivery(unit, rules(row.origin), row, now, now_ms)
-
-
-def record_answer_to_retry(
-    unit: Unit, payment_id: str, answer: Answer, http_status: int, rules: RulesOf, now_ms: int
-) -> float | None:
-    """Note what a merchant answered to a retry; returns in how many seconds the same proof is shown again."""
-    row = row_of(unit, payment_id)
-    event = DeliveryEvent.PRESENT
-    if not 200 <= http_status < 300:  # that is an end only when the client has it, or it may just mean "later"
-        event = delivery_event(http_status, row.state, _is_over(row, now_ms))
-    _set_delivery(unit, row, event, rules, now_ms)
-    detail = {"status": http_status, "said": answer.said, "reason": answer.reason, "delivery": event}
-    records.note(unit, payment_id, "merchant_answered", row.state, now_ms, detail)
-    said = events.answers_to_retries(unit.conn, payment_id)
-    if row.handed_over and row.state is State.IN_FLIGHT and set(said) == {Said.REFUSED}:
-        records.note(unit, payment_id, "merchant_refused", row.state, now_ms)
-    is_settling = answer.said is Said.USED_UP and row.handed_over and said.count(Said.USED_UP) <= USED_UP_PATIENCE
-    if not (answer.said in SHOWN_AGAIN or is_settling):
-        return None
-    if event is DeliveryEvent.GIVE_UP or row.state in WITHOUT_PROOF:
-        return None
-    return answer.retry_after_s or min(AGAIN_FIRST_S * 2 ** min(len(said) - 1, 10), AGAIN_MAX_S)
-
-
-def _is_over(row: PaymentRow, now_ms: int) -> bool:
-    return now_ms > (row.expires_at_ms or row.created_at_ms + SERVING_PATIENCE_MS)
-
-
 def record_seen(unit: Unit, payment_id: str, seen: TxSeen, coins: Coins, provider: str, now_ms: int) -> None:
     """C5: the attempt is in a block. Its inputs are spent; its change is there, unless a child spent it.
 
-    Whichever attempt it is: the payment goes by it now, and by the invoice that it was signed for.
+    Whichever attempt it is, the payment goes by it now, and by the invoice that it was signed for.
     """
     records.add_sighting(unit, seen.tx_id, seen.block_hash, seen.block_height, seen.slot, provider, now_ms)
     row, attempt = row_of(unit, payment_id), _attempt(unit, payment_id, seen.tx_id)
@@ -362,8 +262,8 @@ def record_void(
 ) -> None:
     """C7 of a cancel: it is in a block, deep enough, so no attempt that pays can be. The hold comes back.
 
-    So it does, without a fee, when the transaction is another payment's, because of which the anchor can never be
-    there. The coins stay reserved until no rollback reaches that block any more.
+    It also comes back, without a fee, when the transaction is another payment's that keeps the anchor from ever
+    being made. The coins stay reserved until no rollback reaches that block any more.
     """
     own = [attempt for attempt in queries.attempts(unit.conn, payment_id) if attempt.tx_id == seen.tx_id]
     if own:
@@ -391,8 +291,8 @@ _ORPHANED: dict[str, object] = {
 def record_time_over(unit: Unit, payment_id: str, block: TxSeen, coins: Coins, now_ms: int) -> None:
     """C7 by time limits: the anchor vanished, and a block that no rollback reaches is past all of them.
 
-    None of what was signed is on the chain. The hold and what is there of its coins come back. Not if something
-    was signed since that was decided, or the anchor is back.
+    None of what was signed is on the chain. The hold and those of its coins that are there come back; but nothing
+    happens if something was signed since that was decided, or the anchor is back.
     """
     row, attempts = row_of(unit, payment_id), queries.attempts(unit.conn, payment_id)
     if not queries.is_vanished(unit.conn, row.anchor) or any(one.ttl_slot > block.slot for one in attempts):
@@ -419,9 +319,9 @@ def record_time_over(unit: Unit, payment_id: str, block: TxSeen, coins: Coins, n
 
 
 def lose_foreign(unit: Unit, row: ForeignRow, provider: str, now_ms: int) -> None:
-    """Somebody else's transaction is in that block no more: its coins are ours again, free once they are listed.
+    """Somebody else's transaction has lost its block: the coins that it spent are ours again, free once listed.
 
-    But for those that an attempt of ours in another block has spent since.
+    Except those that an attempt of ours in another block has spent since.
     """
     records.add_foreign_sighting(unit, replace(row, there=False), provider, now_ms)
     records.write_entry(unit, ledger.unforeign(row.spent), now_ms, ref=row.tx_id)
@@ -432,7 +332,7 @@ def lose_foreign(unit: Unit, row: ForeignRow, provider: str, now_ms: int) -> Non
 
 
 def _take_effect(unit: Unit, payment_id: str, seen: TxSeen, coins: Coins, provider: str, now_ms: int) -> None:
-    """What an attempt in a block does to coins. What else was seen to spend them is on no chain that holds it."""
+    """What an attempt in a block does to coins. Whatever else was seen to spend them is not on the same chain."""
     inputs = _attempt(unit, payment_id, seen.tx_id).inputs
     for foreign in onchain.foreign_spending(unit.conn, inputs):
         lose_foreign(unit, foreign, provider, now_ms)
@@ -514,8 +414,8 @@ def _spent(unit: Unit, attempt: AttemptRow) -> dict[str, int]:
 def record_settled(unit: Unit, payment_id: str, depth: int, coins: Coins, now_ms: int) -> None:
     """C7: no rollback reaches the block any more; its reservations have no purpose left.
 
-    A coin of them that no transaction spent is free again. Neither has the change of its other attempts, which
-    can never be; nor have coins that another payment was to make for it. A void payment just stays void.
+    A reserved coin that no transaction spent is free again. The change of its other attempts can never be made and
+    is forgotten, and so are coins that another payment was to make for it. A void payment just stays void.
     """
     row = row_of(unit, payment_id)
     if row.state is not State.VOID:
@@ -534,7 +434,7 @@ def record_settled(unit: Unit, payment_id: str, depth: int, coins: Coins, now_ms
 
 
 def _forget_change(unit: Unit, tx_id: str) -> None:
-    """Of an attempt that can never land. What another payment has of it is forgotten when that ends."""
+    """Forget the change of an attempt that can never land, except what another payment has reserved."""
     for coin in queries.coins_of_tx(unit.conn, tx_id):
         if coin.reserved_for is None:
             records.forget_coin(unit, coin.ref)
