@@ -80,8 +80,8 @@ class Admission:
     ) -> Admitted:
         """Find the intent's payment, or open it: at most one, whatever invoices come for it (rule 5).
 
-        Of who `can_wait` for change, nothing is written when it is change that is missing (`funds_in_flight`); nor
-        of any refusal that is not to be `on_record`.
+        A refusal is written as a payment that is rejected, unless it is not to be `on_record`, or the caller
+        `can_wait` for change and change is what is missing (`funds_in_flight`).
         """
         purchase = self.choose(unit, purchase, now_ms)
         invoice = purchase.invoice
@@ -177,12 +177,7 @@ class Admission:
         except Refused as refusal:
             if left_out is None or refusal.code in left_out:
                 raise
-            told = as_told(unit.conn, purchase.app_id, refusal)
-            figures = None if told is refusal else {"figures": refusal.detail}
-            records.move_payment(
-                unit, payment_id, Event.REJECT, now_ms, figures, reason_code=told.code, reason=told.detail
-            )
-            return Admitted(payment_id, True, refusal=told)
+            return _rejected(unit, purchase, refusal, now_ms)
         self.holding.hold(unit, payment_id, plan, now_ms, asked)
         if not purchase.is_heard:
             note_price(unit, purchase)
@@ -222,13 +217,10 @@ class Admission:
         invoice, tip = purchase.invoice, self.planner.chain.tip
         if tip is None or not is_lost(unit.conn, row, tip.slot):
             return False
-        shown = known or invoice
-        is_alike = (invoice.asset, shown.proof, shown.handed_over, is_batch(invoice.batch_target)) == (
-            *(row.outputs[0].asset, row.proof, row.handed_over),
-            is_batch(row.batch_target),
-        ) and invoice.calls >= calls_of(row.batch_target)
+        if not _is_alike(invoice, known or invoice, row):
+            return False
         most = purchase.most_units(invoice.asset)
-        if not is_alike or (most is not None and payments.hold(unit.conn, row.id).get(invoice.asset, 0) > most):
+        if most is not None and payments.hold(unit.conn, row.id).get(invoice.asset, 0) > most:
             return False
         wanted = next_invoice(
             invoice, seq, _earlier(invoice.expires_at_ms, known.expires_at_ms if known else None)
@@ -350,6 +342,27 @@ class Admission:
         )
         self.holding.hold(unit, order.ids.payment, planned, now_ms, told=told)
         return Admitted(order.ids.payment, True, planned)
+
+
+def _rejected(unit: Unit, purchase: Purchase, refusal: Refused, now_ms: int) -> Admitted:
+    """The payment ends with the refusal on record, as its app may be told it."""
+    payment_id, told = purchase.ids.payment, as_told(unit.conn, purchase.app_id, refusal)
+    figures = None if told is refusal else {"figures": refusal.detail}
+    records.move_payment(
+        unit, payment_id, Event.REJECT, now_ms, figures, reason_code=told.code, reason=told.detail
+    )
+    return Admitted(payment_id, True, refusal=told)
+
+
+def _is_alike(invoice: Invoice, shown: Invoice | InvoiceRow, row: PaymentRow) -> bool:
+    """Whether an invoice, as it was first read, is paid as the payment's own is, and buys no fewer calls."""
+    return (
+        invoice.asset == row.outputs[0].asset
+        and shown.proof == row.proof
+        and shown.handed_over == row.handed_over
+        and is_batch(invoice.batch_target) == is_batch(row.batch_target)
+        and invoice.calls >= calls_of(row.batch_target)
+    )
 
 
 def _pool_of(unit: Unit, purchase: Purchase, now_ms: int) -> int | None:

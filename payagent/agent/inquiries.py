@@ -116,8 +116,16 @@ class Inquiries:
             return
         said, now_ms = told.said, desk.ports.clock.now_ms()
         seen = Observation(
-            *(told.source, told.status, told.body, said.remaining, said.total, said.used, said.unit),
-            *(said.expires_at_ms, None if said.understood else said.why, now_ms),
+            source=told.source,
+            http_status=told.status,
+            body=told.body,
+            remaining=said.remaining,
+            total=said.total,
+            used=said.used,
+            unit=said.unit,
+            expires_at_ms=said.expires_at_ms,
+            why_not_understood=None if said.understood else said.why,
+            at_ms=now_ms,
         )
         last = prepaid.last_observation(desk.conn, pool.id)
         is_same = last is not None and replace(last, at_ms=now_ms) == seen

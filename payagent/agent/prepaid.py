@@ -92,7 +92,12 @@ def fitting(offers: tuple[Invoice, ...], part: Part | None) -> tuple[Invoice, ..
 def part_of(order: TopupRow, number: int, per_day_lovelace: int | None) -> Part:
     """That purchase of an order, by what its merchant may be paid for top-ups in a day."""
     return Part(
-        *(order.id, number, order.unit, order.is_call, per_day_lovelace, order.units),
+        topup=order.id,
+        number=number,
+        unit=order.unit,
+        is_call=order.is_call,
+        per_day_lovelace=per_day_lovelace,
+        units=order.units,
         is_auto=order.cause == "auto",
     )
 
@@ -221,6 +226,9 @@ def _move(
         after.bought - before.bought,
         after.used - before.used,
         after.unexplained - before.unexplained,
-        *(move.payment_id, move.app_id, move.call, move.call_key),
+        move.payment_id,
+        move.app_id,
+        move.call,
+        move.call_key,
     )
     prepaid.record_move(unit, pool_id, name, told, after, number, now_ms)

@@ -37,8 +37,7 @@ class Watch:
         self._sightings = Sightings(desk, rows, turns)
         self._stocktaking = Stocktaking(desk, rows)
         self._due = Due(
-            *(desk, agent.carrying, agent.sending, rows, turns),
-            *(self._sightings, self._stocktaking.vanished),
+            desk, agent.carrying, agent.sending, rows, turns, self._sightings, self._stocktaking.vanished
         )
         self.inquiries = Inquiries(desk, merchants, rows, turns)
         self._lock = asyncio.Lock()

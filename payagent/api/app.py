@@ -44,6 +44,12 @@ from payagent.api.schemas import add_schemas
 from payagent.api.turnstile import Rates, Turnstile
 from payagent.core.problem import Refused
 
+ROOMS = (
+    payments, approvals, decide, events, merchants, wallet, limits, apps, pause, prepaid, topups, ledger,
+    reconcile,
+)  # fmt: skip
+"""Whose calls the application has, beside those of `health` and `metrics`."""
+
 
 def create_app(
     agent: Agent,
@@ -82,22 +88,7 @@ def create_app(
     app.add_exception_handler(RequestValidationError, _not_valid)
     app.add_exception_handler(HTTPException, _not_routed)
     checks = partial(find, agent.desk, heartbeat, signer)
-    rooms = (
-        payments,
-        approvals,
-        decide,
-        events,
-        merchants,
-        wallet,
-        limits,
-        apps,
-        pause,
-        prepaid,
-        topups,
-        ledger,
-        reconcile,
-    )
-    routers = [*(room.router for room in rooms), health_router(agent.desk, checks), metrics_router(checks)]
+    routers = [*(room.router for room in ROOMS), health_router(agent.desk, checks), metrics_router(checks)]
     for router in routers:
         app.include_router(router)
     app.state.methods = _methods(routers)

@@ -196,7 +196,10 @@ def _check_terms(case: Case, owner: Owner) -> Iterator[Finding]:
     for invoice in case.invoices.values():
         terms = ((o.role, o.address, o.asset, o.units) for o in invoice.outputs)
         made = hash_of_terms(
-            *(invoice.dialect, invoice.origin, invoice.invoice_id, owner.network.name),
+            invoice.dialect,
+            invoice.origin,
+            invoice.invoice_id,
+            owner.network.name,
             terms,
             calls_of(invoice.batch_target),
         )

@@ -38,10 +38,10 @@ DECISIONS = frozenset(("hold", "ask", "deny", "reject", "cancel"))
 """Events that tell why there is a payment, or none."""
 ANSWERS = frozenset(
     (
-        *("merchant_answered", "merchant_refused", "merchant_said", "invoiced_again"),
-        *("delivery_present", "delivery_accept", "delivery_give_up"),
+        "merchant_answered", "merchant_refused", "merchant_said", "invoiced_again",
+        "delivery_present", "delivery_accept", "delivery_give_up",
     )
-)
+)  # fmt: skip
 """Events that tell what the merchant said, to the retry and otherwise."""
 
 _402_MAX_BYTES = 1024 * 1024

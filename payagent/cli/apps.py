@@ -57,10 +57,12 @@ def list_(terminal: Terminal, connect: Connect) -> None:
             ("name", "scopes", "merchants", "assets", "token", "expires"),
             [
                 (
-                    *(row["name"], " ".join(row["scopes"])),
+                    row["name"],
+                    " ".join(row["scopes"]),
                     "any" if row["merchants"] is None else " ".join(row["merchants"]),
                     "any" if row["assets"] is None else " ".join(map(show_asset, row["assets"])),
-                    *(_stands(row), row["expires_at"] or ""),
+                    _stands(row),
+                    row["expires_at"] or "",
                 )
                 for row in answer["apps"]
             ],

@@ -201,8 +201,10 @@ def demo(terminal: Terminal) -> int:
     return 0
 
 
-for command in (
-    *(init, pay, fetch, proxy, payments, wallet, prepaid, app, limits, pause, resume),
-    *(merchants, ledger, doctor, backup, restore, sim),
-):
+COMMANDS = (
+    init, pay, fetch, proxy, payments, wallet, prepaid, app, limits, pause, resume, merchants, ledger, doctor,
+    backup, restore, sim,
+)  # fmt: skip
+
+for command in COMMANDS:
     payagent.add_command(command)

@@ -72,10 +72,13 @@ def _show(terminal: Terminal, rows: list[dict[str, Any]]) -> None:
         ("app", "merchant", "asset", "limit", *numbers, "frees", "set by"),
         [
             (
-                *(row["app"] or "any", row["merchant"] or "any", show_asset(row["asset"])),
+                row["app"] or "any",
+                row["merchant"] or "any",
+                show_asset(row["asset"]),
                 row["limit"].replace("_", " "),
                 *(show_units(row["asset"], row[number]) for number in numbers),
-                *(row["frees_at"] or "", row["set_by"]),
+                row["frees_at"] or "",
+                row["set_by"],
             )
             for row in rows
         ],

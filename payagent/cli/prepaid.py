@@ -157,8 +157,13 @@ def topups(terminal: Terminal, connect: Connect, limit: int, cursor: str | None)
     def human() -> None:
         rows = [
             (
-                *(one["id"], one["merchant"] or one["origin"], one["cause"], one["state"]),
-                *(_number(one, one["units"]), _number(one, one["bought"]), one.get("reason", {}).get("code", "")),
+                one["id"],
+                one["merchant"] or one["origin"],
+                one["cause"],
+                one["state"],
+                _number(one, one["units"]),
+                _number(one, one["bought"]),
+                one.get("reason", {}).get("code", ""),
             )
             for one in answer["topups"]
         ]
@@ -235,7 +240,9 @@ def _give(terminal: Terminal, order: dict[str, Any]) -> str:
     def human() -> None:
         terminal.pairs(
             [
-                *(("top-up", order["id"]), ("state", order["state"]), ("paid", paid)),
+                ("top-up", order["id"]),
+                ("state", order["state"]),
+                ("paid", paid),
                 *([("payments", ", ".join(order["payments"]))] if order["payments"] else []),
             ]
         )

@@ -55,29 +55,29 @@ _WORDS: dict[Said, tuple[str, ...]] = {
     # The reference facilitator says so too while another settlement of the same transaction is under way.
     Said.USED_UP: ("duplicate_settlement",),
     Said.REFUSED: (
-        *("unsupported_scheme", "network_mismatch", "exact_cardano_settlement_definitively_rejected"),
-        *("masumi_terms_unknown", "masumi_terms_mismatch", "no matching payment requirements"),
+        "unsupported_scheme", "network_mismatch", "exact_cardano_settlement_definitively_rejected",
+        "masumi_terms_unknown", "masumi_terms_mismatch", "no matching payment requirements",
         # Masumi's version 1, before it submits
-        *("invalid_payload", "invalid_x402_version", "invalid_scheme", "invalid_network"),
+        "invalid_payload", "invalid_x402_version", "invalid_scheme", "invalid_network",
         # x402-fac, before it submits
-        *("invalid payment-signature header", "invalid_base64", "invalid_cbor", "cbor_required"),
-        *("recipient_mismatch", "amount_insufficient", "missing_witness", "unreasonable_fee"),
+        "invalid payment-signature header", "invalid_base64", "invalid_cbor", "cbor_required",
+        "recipient_mismatch", "amount_insufficient", "missing_witness", "unreasonable_fee",
     ),
     Said.UNCLEAR: (
         # The input may be gone because this very transaction has spent it, or be too new for them.
-        *(f"{_PAYLOAD}_nonce_not_on_chain", f"{_PAYLOAD}_input_not_available"),
+        f"{_PAYLOAD}_nonce_not_on_chain", f"{_PAYLOAD}_input_not_available",
         # By the latest block's slot, as some tell the time, its end is further off than it is.
-        *(f"{_PAYLOAD}_not_yet_valid", f"{_PAYLOAD}_ttl_too_far", f"{_PAYLOAD}_verification_error"),
-        *(f"{_FACILITATOR}_chain_lookup_failed", f"{_FACILITATOR}_evidence_unavailable"),
+        f"{_PAYLOAD}_not_yet_valid", f"{_PAYLOAD}_ttl_too_far", f"{_PAYLOAD}_verification_error",
+        f"{_FACILITATOR}_chain_lookup_failed", f"{_FACILITATOR}_evidence_unavailable",
         f"{_FACILITATOR}_input_value_unavailable",
-        *("exact_cardano_settlement_failed", "exact_cardano_settlement_not_confirmed"),
-        *("unexpected_settle_error", "unexpected_verify_error", "invalid_transaction_state"),
+        "exact_cardano_settlement_failed", "exact_cardano_settlement_not_confirmed",
+        "unexpected_settle_error", "unexpected_verify_error", "invalid_transaction_state",
     ),
     Said.INVOICED: (
-        *("", "missing", "payment required", "payment-signature header is required"),
-        *("x-payment header is required", "no x-payment header provided"),
+        "", "missing", "payment required", "payment-signature header is required",
+        "x-payment header is required", "no x-payment header provided",
     ),
-}
+}  # fmt: skip
 _BY_WORD = {word: said for said, words in _WORDS.items() for word in words}
 _REFUSED_PREFIX = "invalid_exact_cardano_"
 

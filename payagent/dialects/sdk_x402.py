@@ -20,10 +20,10 @@ VERSION = "1"
 
 _KEYS = frozenset(
     (
-        *("version", "scheme", "network", "maxAmountRequired", "resource", "payTo", "maxTimeoutSeconds"),
-        *("asset", "decimals", "extra"),
+        "version", "scheme", "network", "maxAmountRequired", "resource", "payTo", "maxTimeoutSeconds",
+        "asset", "decimals", "extra",
     )
-)
+)  # fmt: skip
 _BODY_KEYS = frozenset(("error", "invoiceId", "paymentRequired"))
 
 

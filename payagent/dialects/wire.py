@@ -24,9 +24,9 @@ _TIMEOUT_TEXT = re.compile(r"-?[0-9]{1,9}", re.ASCII)
 
 # A key that is not known where terms stand is ignored only when it does not sound like money or terms.
 _MONEY_STEMS = (
-    *("amount", "split", "output", "percent", "lovelace", "recipient", "currenc", "revenue", "royalt"),
-    *("surcharge", "commission", "address", "payto", "pay_to", "payee", "beneficiar"),
-)
+    "amount", "split", "output", "percent", "lovelace", "recipient", "currenc", "revenue", "royalt",
+    "surcharge", "commission", "address", "payto", "pay_to", "payee", "beneficiar",
+)  # fmt: skip
 _MONEY_WORDS = frozenset(
     (
         "mode",

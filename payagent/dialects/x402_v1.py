@@ -25,10 +25,10 @@ VERSION = 1
 _KEYS = frozenset(("x402Version", "error", "accepts"))
 _ENTRY_KEYS = frozenset(
     (
-        *("scheme", "network", "maxAmountRequired", "asset", "payTo", "maxTimeoutSeconds", "extra"),
-        *("resource", "description", "mimeType", "outputSchema"),
+        "scheme", "network", "maxAmountRequired", "asset", "payTo", "maxTimeoutSeconds", "extra",
+        "resource", "description", "mimeType", "outputSchema",
     )
-)
+)  # fmt: skip
 _EXTRA_KEYS = frozenset(("assetNameHex", "assetFingerprint", "decimals", "name", "version"))
 _PAGE = re.compile(r"window\.__x402Requirements\s*=(?!=)\s*")
 _POLICY = re.compile(r"[0-9a-f]{56}", re.ASCII)

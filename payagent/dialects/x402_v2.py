@@ -31,16 +31,16 @@ _KEYS = frozenset(("x402Version", "error", "resource", "accepts", "extensions"))
 _ENTRY_KEYS = frozenset(("scheme", "network", "amount", "asset", "payTo", "maxTimeoutSeconds", "extra"))
 _EXTRA_KEYS = frozenset(
     (
-        *("assetTransferMethod", "confirmationPolicy", "submissionPolicy", "areFeesSponsored", "paymentFlow"),
-        *("name", "version", "symbol", "decimals"),
+        "assetTransferMethod", "confirmationPolicy", "submissionPolicy", "areFeesSponsored", "paymentFlow",
+        "name", "version", "symbol", "decimals",
     )
-)
+)  # fmt: skip
 _CONTRACT_KEYS = frozenset(
     (
-        *("datum", "script", "scriptHash", "parameters", "terms", "inputCommitment", "deployment"),
-        *("referenceKey", "referenceSignature", "blockchainIdentifier"),
+        "datum", "script", "scriptHash", "parameters", "terms", "inputCommitment", "deployment",
+        "referenceKey", "referenceSignature", "blockchainIdentifier",
     )
-)
+)  # fmt: skip
 _FLOWS = (None, "authorization", "upfront")
 _POLICIES = (None, "server", "either", "client")
 _CONFIRMATIONS = range(-1, 21)

@@ -34,9 +34,9 @@ _KEPT = {"split": "a coin is split that nobody ordered to be", "sweep": "crumbs 
 _ASKED = "a new ledger has asked the chain for the wallet's past"
 _CAUGHT_UP = "a ledger that was behind has caught up"
 _JOBS = (
-    *("admit", "deposit", "sign", "leave", "answer", "observe", "confirm", "settle", "void", "cancel", "replace"),
+    "admit", "deposit", "sign", "leave", "answer", "observe", "confirm", "settle", "void", "cancel", "replace",
     "use",
-)
+)  # fmt: skip
 LISTED = (
     *_SIMPLE.values(),
     _KEPT["split"],

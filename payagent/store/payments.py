@@ -271,8 +271,16 @@ def open_payment(conn: sqlite3.Connection, payment_id: str) -> OpenPayment | Non
 def _open(row: tuple[Any, ...]) -> OpenPayment:
     seq, payment_id, state, delivery, ttl_slot, attempt, is_cancel, height, handed_over, created_at_ms = row
     return OpenPayment(
-        *(seq, payment_id, State(state), Delivery(delivery), ttl_slot, attempt),
-        *(bool(is_cancel), height, bool(handed_over), created_at_ms),
+        seq,
+        payment_id,
+        State(state),
+        Delivery(delivery),
+        ttl_slot,
+        attempt,
+        bool(is_cancel),
+        height,
+        bool(handed_over),
+        created_at_ms,
     )
 
 

@@ -155,8 +155,18 @@ def record_move(
         "INSERT INTO prepaid_moves(pool, unit, kind, bought, used, unexplained, payment_id, app_id, call, "
         "call_key, entry, at_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
-            *(pool_id, unit_name, move.kind, move.bought, move.used, move.unexplained, move.payment_id),
-            *(move.app_id, move.call, move.call_key, entry, now_ms),
+            pool_id,
+            unit_name,
+            move.kind,
+            move.bought,
+            move.used,
+            move.unexplained,
+            move.payment_id,
+            move.app_id,
+            move.call,
+            move.call_key,
+            entry,
+            now_ms,
         ),
     )
     unit.conn.execute(
@@ -238,8 +248,17 @@ def add_observation(unit: Unit, pool_id: int, told: Observation) -> None:
         "INSERT INTO prepaid_observations(pool, source, http_status, body, remaining, total, used, unit, "
         "expires_at_ms, why_not_understood, at_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
-            *(pool_id, told.source, told.http_status, told.body, told.remaining, told.total, told.used, told.unit),
-            *(told.expires_at_ms, told.why_not_understood, told.at_ms),
+            pool_id,
+            told.source,
+            told.http_status,
+            told.body,
+            told.remaining,
+            told.total,
+            told.used,
+            told.unit,
+            told.expires_at_ms,
+            told.why_not_understood,
+            told.at_ms,
         ),
     )
 
