@@ -11,6 +11,7 @@ from payagent.agent import prepaid, trust
 from payagent.agent.steps import row_of
 from payagent.agent.trust import RulesOf
 from payagent.core.payment import WITHOUT_PROOF, Delivery, DeliveryEvent, State, deliver, delivery_event
+from payagent.core.showing import again_after_s
 from payagent.dialects import Answer, Said
 from payagent.store import events, payments, records
 from payagent.store.payments import PaymentRow
@@ -20,7 +21,6 @@ SERVING_PATIENCE_MS = 3_600_000
 """How long a merchant has to serve what was confirmed; and how long an invoice without an end counts as open."""
 
 SHOWN_AGAIN = (Said.PENDING, Said.INVOICED, Said.UNCLEAR)
-AGAIN_FIRST_S, AGAIN_MAX_S = 0.5, 10.0
 USED_UP_PATIENCE = 5
 """How often a proof is shown again that a facilitator calls used up: it may be settling that very one."""
 
@@ -66,7 +66,7 @@ def _again_after_s(row: PaymentRow, answer: Answer, said: Sequence[str]) -> floa
     is_settling = answer.said is Said.USED_UP and row.handed_over and said.count(Said.USED_UP) <= USED_UP_PATIENCE
     if answer.said not in SHOWN_AGAIN and not is_settling:
         return None
-    return answer.retry_after_s or min(AGAIN_FIRST_S * 2 ** min(len(said) - 1, 10), AGAIN_MAX_S)
+    return answer.retry_after_s or again_after_s(len(said))
 
 
 def record_used_up(unit: Unit, payment_id: str, rules: RulesOf, now_ms: int) -> None:

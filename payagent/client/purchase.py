@@ -18,10 +18,11 @@ import httpx
 
 from payagent.client.bodies import Replay
 from payagent.client.errors import PayAgentError, own_error
-from payagent.core.money import LOVELACE, parse_bound
+from payagent.core.money import parse_bound
 from payagent.core.payment import ENDED_WITHOUT_PAYING, WITHOUT_PROOF, State
 from payagent.core.prepaid import WALLET_WANTED
 from payagent.core.problem import Refused
+from payagent.core.showing import again_after_s, cost_text
 
 T = TypeVar("T")
 Json = Mapping[str, Any]
@@ -37,7 +38,6 @@ PAID_READ_TIMEOUT_S = 180.0
 """A merchant that settles before it serves may wait for blocks."""
 
 WAIT_S = 25
-_LOST_FIRST_S, _LOST_MAX_S = 0.5, 10.0
 _BATCH_FIRST_S, _BATCH_MAX_S = 1.0, 5.0
 _OWN_PREFIX = b"x-payagent-"
 _MAX_COST, _DRY_RUN = b"x-payagent-max-cost", b"x-payagent-dry-run"
@@ -330,15 +330,15 @@ class Showing:
             try:
                 answer = _plain((yield Send(self.call.paid(self.payment["headers"], self.query))))
             except httpx.TransportError:
-                after_s = min(_LOST_FIRST_S * 2 ** min(self.lost_count, 10), _LOST_MAX_S)
                 self.lost_count += 1
+                after_s = again_after_s(self.lost_count)
             else:
                 if answer.is_success and not self._may_be_pending(answer):
                     return Bought(self._marked(answer), self.payment["id"]), False
-                answer, is_used_up, again_after_s = yield from self._tell(answer)
-                if again_after_s is None or is_used_up:
+                answer, is_used_up, wanted_s = yield from self._tell(answer)
+                if wanted_s is None or is_used_up:
                     return Bought(self._marked(answer)), is_used_up
-                after_s = again_after_s
+                after_s = wanted_s
             if after_s >= self.deadline_s - time.monotonic():
                 return Bought(self._given_up()), False
             yield Pause(after_s)
@@ -370,12 +370,9 @@ class Showing:
 
     def _marked(self, answer: httpx.Response) -> httpx.Response:
         """The answer with what was paid for it."""
-        asset = self.payment["outputs"][0]["asset"]
-        units = sum(int(output["units"]) for output in self.payment["outputs"] if output["asset"] == asset)
-        if asset == LOVELACE:
-            units += int(self.payment["fee"] or 0)
+        paid = [(output["asset"], int(output["units"])) for output in self.payment["outputs"]]
         answer.headers["X-Payagent-Payment"] = self.payment["id"]
-        answer.headers["X-Payagent-Cost"] = f"{units} {asset}"
+        answer.headers["X-Payagent-Cost"] = cost_text(paid, int(self.payment["fee"] or 0))
         answer.headers["X-Payagent-State"] = self.payment["state"]
         return answer
 

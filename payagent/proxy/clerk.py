@@ -17,9 +17,9 @@ from payagent.agent.agent import Agent
 from payagent.agent.asks import Advice
 from payagent.agent.view import retry_headers
 from payagent.api.views import quote_view
-from payagent.core.money import LOVELACE
 from payagent.core.payment import ENDED_WITHOUT_PAYING, UNSIGNED, State
 from payagent.core.problem import Refused
+from payagent.core.showing import again_after_s, cost_text
 from payagent.dialects import Response, Said
 from payagent.proxy.demand import BODY_MAX_BYTES, READABLE, CodingError, Demand, read_demand, read_response
 from payagent.proxy.errand import Errand
@@ -37,7 +37,6 @@ _WAIT_S = 30.0
 _ASK_AGAIN_S = 0.2
 """Before a merchant is asked anew for a batch: after a clock was set back the next 402 seems old as well."""
 
-_LOST_FIRST_S, _LOST_MAX_S = 0.5, 10.0
 _SILENT_S = 15.0
 """A proof without an answer for so long was shown, whoever hangs up then: no connection takes longer to make."""
 
@@ -190,7 +189,7 @@ class Clerk:
             if not (isinstance(lost, Refused) and lost.context.get("sent") is False):
                 await self._steps.to_its_end(self._agent.deliveries.record_unanswered(purchase.id, str(lost)))
             proof.lost_count += 1
-            return min(_LOST_FIRST_S * 2 ** min(proof.lost_count - 1, 10), _LOST_MAX_S), None
+            return again_after_s(proof.lost_count), None
         finally:
             silence.cancel()
 
@@ -249,11 +248,8 @@ class Clerk:
 
 def _marks(row: PaymentRow) -> Headers:
     """What an answer that was paid for carries beside the merchant's own headers."""
-    asset = row.outputs[0].asset
-    units = sum(output.units for output in row.outputs if output.asset == asset)
-    if asset == LOVELACE:
-        units += row.fee_lovelace or 0
-    marks = {"payment": row.id, "cost": f"{units} {asset}", "state": str(row.state)}
+    cost = cost_text([(output.asset, output.units) for output in row.outputs], row.fee_lovelace or 0)
+    marks = {"payment": row.id, "cost": cost, "state": str(row.state)}
     return [(f"x-payagent-{name}".encode(), value.encode("ascii")) for name, value in marks.items()]
 
 
