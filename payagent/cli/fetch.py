@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     import httpx
 
     from payagent.cli.link import Link
-    from payagent.client.purchase import Ask, Reply
+    from payagent.client.steps import Ask, Reply
 
 NOT_SERVED = 4
 _AGAIN = frozenset((402, 408, 425, 429, *range(500, 600)))
@@ -177,7 +177,7 @@ class _Watcher:
 
     def ask(self, ask: "Ask") -> "Reply":
         from payagent.client import PayAgentError
-        from payagent.client.purchase import Reply
+        from payagent.client.steps import Reply
 
         wait_s = min(ask.wait_s, 1) if self.is_seen else ask.wait_s
         try:

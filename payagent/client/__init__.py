@@ -3,8 +3,9 @@
 May import: httpx, the standard library, core. Never: pycardano, a web framework, the official x402 SDK (whoever
 uses the scheme has it); decides whether to pay, which is the daemon's.
 
-`purchase` is what a call goes through, as steps without I/O; `transport` takes the steps, blocking or not;
-`bodies` keeps what must be sent or read twice; `daemon` is the way there; `scheme` plugs into the official SDK.
+`purchase` is what a `call` goes through, as `steps` without I/O, and `showing` the part of it with a proof;
+`transport` takes the steps, blocking or not. `answers` reads what a merchant says, `bodies` keeps what must be
+sent or read twice, `daemon` is the way there, and `scheme` plugs into the official SDK.
 """
 
 from payagent.client.errors import PayAgentError

@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 
 from payagent.client.errors import own_error
-from payagent.client.purchase import Ask, Reply
+from payagent.client.steps import Ask, Reply
 from payagent.core.origin import is_this_machine
 
 DEFAULT = "http://127.0.0.1:8402"

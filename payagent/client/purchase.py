@@ -5,181 +5,27 @@ gave, tells it what came back, and shows the same proof again when it says so. W
 that would serve this one too, it waits and makes the call anew.
 
 May import: httpx's values, core, the rest of client. Never: I/O but through a step; pays for a call whose payment
-was redirected; sends a header that begins with X-Payagent- to a merchant, or takes one from it.
+was redirected; takes a header that begins with X-Payagent- from a merchant.
 """
 
-import base64
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
 
 import httpx
 
-from payagent.client.bodies import Replay
+from payagent.client.answers import decoded, plain
+from payagent.client.call import WALLET, Call, read_call
 from payagent.client.errors import PayAgentError, own_error
-from payagent.core.money import parse_bound
-from payagent.core.payment import ENDED_WITHOUT_PAYING, WITHOUT_PROOF, State
+from payagent.client.showing import PAID_MARK, Showing
+from payagent.client.steps import Ask, Bought, Keep, Pause, Peek, Reply, Send, Steps
 from payagent.core.prepaid import WALLET_WANTED
-from payagent.core.problem import Refused
-from payagent.core.showing import again_after_s, cost_text
 
-T = TypeVar("T")
-Json = Mapping[str, Any]
-Headers = Sequence[tuple[bytes, bytes]]
-
-ANSWER_MAX_BYTES = 128 * 1024
-"""What is read of an answer that may say something about paying."""
-
-_UNPACKED_AT_ONCE = 256
-"""Bytes of a packed answer in one step."""
-
-PAID_READ_TIMEOUT_S = 180.0
-"""A merchant that settles before it serves may wait for blocks."""
-
-WAIT_S = 25
 _BATCH_FIRST_S, _BATCH_MAX_S = 1.0, 5.0
-_OWN_PREFIX = b"x-payagent-"
-_MAX_COST, _DRY_RUN = b"x-payagent-max-cost", b"x-payagent-dry-run"
-_RECEIPTS = ("payment-response", "x-payment-response")
-_SWITCHES = {None: False, "false": False, "true": True}
-_WALLET = b"x-wallet-address"
-_BUYER = frozenset((b"x-partner", _WALLET))
 _NO_INVOICE = frozenset(("merchant_not_allowed", "not_an_invoice", "body_not_understood", "json_not_understood"))
 
-PAID_MARK, REFUSAL_MARK, QUOTE_MARK = "payagent_paid", "payagent_refusal", "payagent_quote"
-"""Names in `extensions`: of a request whose payment was redirected; of a 402 that was not paid, the daemon's
-reason; of the answer to a dry run, the quote."""
-
-
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """Ask the daemon; gives a `Reply`. Raises `PayAgentError` when there is none."""
-
-    method: str
-    path: str
-    body: Json | None = None
-    key: str | None = None
-    wait_s: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """What the daemon said: an object, or a problem (RFC 9457); `after_s` is its Retry-After."""
-
-    status: int
-    body: Json
-    after_s: int = 0
-
-    def value(self, **context: object) -> Json:
-        """The object; a problem is raised."""
-        if self.status >= 400:
-            raise PayAgentError({**self.body, **context})
-        return self.body
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """Send a call to the merchant; gives its answer, whose body is not read yet. Raises `httpx.TransportError`."""
-
-    request: httpx.Request
-
-
-@dataclass(frozen=True, slots=True)
-class Peek:
-    """Read an answer's body; gives (the raw bytes, or None if they are too many, and the answer anew)."""
-
-    answer: httpx.Response
-
-
-@dataclass(frozen=True, slots=True)
-class Keep:
-    """Read what is left of the call's body."""
-
-    body: Replay
-
-
-@dataclass(frozen=True, slots=True)
-class Pause:
-    """Wait."""
-
-    seconds: float
-
-
-Step = Ask | Send | Peek | Keep | Pause
-Steps = Generator[Step, Any, T]
-
-
-@dataclass(frozen=True, slots=True)
-class Bought:
-    """The answer for the client. `payment_id` is there when its last byte means that the payment is delivered."""
-
-    answer: httpx.Response
-    payment_id: str | None = None
-
-
-@dataclass(slots=True)
-class Call:
-    """A call of the client's: what goes to the merchant, and how far it may go in paying."""
-
-    request: httpx.Request
-    body: Replay
-    headers: list[tuple[bytes, bytes]]
-    key: str | None
-    max_cost_units: int | None
-    max_cost_asset: str | None
-    dry_run: bool
-
-    def first(self, buyer: Mapping[str, str]) -> httpx.Request:
-        """The call without a proof. An invoice is bound to who buys, so the first call says that already."""
-        names = {name.lower() for name, _ in self.headers}
-        added = [(name.encode(), value.encode()) for name, value in buyer.items()]
-        self.headers += [pair for pair in added if pair[0].lower() not in names]
-        return self._request(self.headers, self.request.url, self.request.extensions)
-
-    def paid(self, proof: Mapping[str, str], query: str | None) -> httpx.Request:
-        """The call with a proof. Who buys is said as in the first call; `query` asks for the outcome instead."""
-        url, headers = self.request.url, self.headers
-        if query is not None:
-            mark = b"&" if url.query else b"?"
-            url = url.copy_with(raw_path=url.raw_path + mark + query.encode())
-        else:
-            new = [(name.encode(), value.encode()) for name, value in proof.items()]
-            new = [pair for pair in new if pair[0].lower() not in _BUYER]
-            names = {name.lower() for name, _ in new}
-            headers = [pair for pair in headers if pair[0].lower() not in names] + new
-        limits = dict(self.request.extensions.get("timeout") or {})
-        if limits.get("read") is not None:
-            limits["read"] = max(limits["read"], PAID_READ_TIMEOUT_S)
-        return self._request(headers, url, self.request.extensions | {"timeout": limits})
-
-    def buyer(self) -> Headers:
-        """What the call says of who buys."""
-        return [pair for pair in self.headers if pair[0].lower() in _BUYER]
-
-    def _request(self, headers: Headers, url: httpx.URL, extensions: Mapping[str, Any]) -> httpx.Request:
-        return httpx.Request(
-            self.request.method, url, headers=list(headers), stream=self.body, extensions=dict(extensions)
-        )
-
-    def ask(self, demand: httpx.Response, body: bytes) -> Json:
-        """The 402 as the daemon takes it."""
-        url = self.request.url
-        asked: dict[str, Any] = {
-            "origin": f"{url.scheme}://{url.netloc.decode('ascii')}",
-            "request": {
-                "method": self.request.method,
-                "path": url.raw_path.decode("ascii"),
-                "body_sha256": self.body.sha256,
-                "headers": [[name.decode(), value.decode("latin-1")] for name, value in self.buyer()],
-            },
-            "response": {"status": demand.status_code, **_told(demand, body)},
-        }
-        if self.max_cost_units is not None:
-            asked["max_total"] = str(self.max_cost_units)
-        if self.max_cost_asset is not None:
-            asked["max_total_asset"] = self.max_cost_asset
-        return asked
+REFUSAL_MARK, QUOTE_MARK = "payagent_refusal", "payagent_quote"
+"""In `extensions`: of a 402 that was not paid, the daemon's reason; of the answer to a dry run, the quote."""
 
 
 @dataclass(slots=True)
@@ -198,7 +44,7 @@ class Purchases:
         try:
             mark = request.extensions.get(PAID_MARK)
             if mark is not None and mark != str(request.url):
-                return Bought(_plain((yield Send(call.first({})))))
+                return Bought(plain((yield Send(call.first({})))))
             return (yield from self._buy(call))
         finally:
             call.body.end()
@@ -238,11 +84,11 @@ class Purchases:
             yield from self._introduce()
         while True:
             buyers = self._buyers or {}
-            answer = _plain((yield Send(call.first(buyers.get(origin, {})))))
+            answer = plain((yield Send(call.first(buyers.get(origin, {})))))
             if not 400 <= answer.status_code < 500:
                 return answer, None
             raw, answer = yield Peek(answer)
-            body = None if raw is None else _decoded(answer, raw)
+            body = None if raw is None else decoded(answer, raw)
             wants_wallet = WALLET_WANTED.encode() in (body or b"")
             if origin not in buyers and (answer.status_code == 402 or wants_wallet):
                 yield from self._introduce()
@@ -279,11 +125,11 @@ class Purchases:
 
     def _name_wallet(self, call: Call, origin: str) -> Steps[None]:
         """From now on, calls to this merchant say whose the calls of a batch are."""
-        if any(name.lower() == _WALLET for name, _ in call.headers):
+        if any(name.lower() == WALLET for name, _ in call.headers):
             raise own_error("wallet_address_required", "the call has it, and the merchant asks for it again")
         reply: Reply = yield Ask("GET", "/v1/wallet")
         buyers = self._buyers or {}
-        self._buyers = {**buyers, origin: {**buyers.get(origin, {}), _WALLET.decode(): reply.value()["address"]}}
+        self._buyers = {**buyers, origin: {**buyers.get(origin, {}), WALLET.decode(): reply.value()["address"]}}
 
     def _quote(self, call: Call, demand: httpx.Response, body: bytes) -> Steps[httpx.Response]:
         reply: Reply = yield Ask("POST", "/v1/quotes", call.ask(demand, body))
@@ -310,173 +156,6 @@ class BatchWait:
         after_s = max(self.pause_s, reply.after_s)
         self.pause_s = min(self.pause_s * 2, _BATCH_MAX_S)
         return after_s if after_s < self.deadline_s - time.monotonic() else None
-
-
-@dataclass(slots=True)
-class Showing:
-    """A payment's proof, shown until the merchant has answered for good or patience is over."""
-
-    call: Call
-    payment: Json
-    deadline_s: float
-    lost_count: int = 0
-    query: str | None = None
-    last: httpx.Response | None = None
-
-    def run(self) -> Steps[tuple[Bought, bool]]:
-        """(the answer, whether it says that the proof has bought another call)."""
-        self.payment = yield from until_ready(self.payment, self.deadline_s)
-        while True:
-            try:
-                answer = _plain((yield Send(self.call.paid(self.payment["headers"], self.query))))
-            except httpx.TransportError:
-                self.lost_count += 1
-                after_s = again_after_s(self.lost_count)
-            else:
-                if answer.is_success and not self._may_be_pending(answer):
-                    return Bought(self._marked(answer), self.payment["id"]), False
-                answer, is_used_up, wanted_s = yield from self._tell(answer)
-                if wanted_s is None or is_used_up:
-                    return Bought(self._marked(answer)), is_used_up
-                after_s = wanted_s
-            if after_s >= self.deadline_s - time.monotonic():
-                return Bought(self._given_up()), False
-            yield Pause(after_s)
-
-    def _may_be_pending(self, answer: httpx.Response) -> bool:
-        """The one success that may only mean "later": by its body in the examples of x402's version 1, by its
-        receipt in version 2."""
-        is_told = self.payment["dialect"] == "x402-v1" or any(name in answer.headers for name in _RECEIPTS)
-        return answer.status_code == 202 and is_told and "json" in answer.headers.get("content-type", "")
-
-    def _tell(self, answer: httpx.Response) -> Steps[tuple[httpx.Response, bool, float | None]]:
-        """Tell the daemon what the retry got, and hear what that means: (the answer anew, whether another call
-        has used the proof up, in how many seconds it is shown again)."""
-        raw, answer = yield Peek(answer)
-        self.last = None if raw is None else answer
-        body = b"" if raw is None else _decoded(answer, raw) or b""
-        told = {"status": answer.status_code, **_told(answer, body)}
-        reply: Reply = yield Ask("POST", f"/v1/payments/{self.payment['id']}/delivery", told)
-        self.payment = reply.value(payment=self.payment["id"])
-        said, query = self.payment["answer"], self.query
-        self.query = said.get("poll_query")
-        if 300 <= answer.status_code < 400:
-            self.call.request.extensions[PAID_MARK] = str(self.call.request.url)
-        # if no call was ever served with it, it is no reason to pay again
-        was_served = self.payment["delivery"] == "accepted"
-        says_so = said["said"] in ("used_up", "invoiced") and query is None
-        is_used_up = raw is not None and was_served and says_so
-        return answer, is_used_up, said["again_after_s"]
-
-    def _marked(self, answer: httpx.Response) -> httpx.Response:
-        """The answer with what was paid for it."""
-        paid = [(output["asset"], int(output["units"])) for output in self.payment["outputs"]]
-        answer.headers["X-Payagent-Payment"] = self.payment["id"]
-        answer.headers["X-Payagent-Cost"] = cost_text(paid, int(self.payment["fee"] or 0))
-        answer.headers["X-Payagent-State"] = self.payment["state"]
-        return answer
-
-    def _given_up(self) -> httpx.Response:
-        """Time is over. What the merchant said last is more than we could say."""
-        if self.last is None:
-            raise _not_served(self.payment)
-        return self._marked(self.last)
-
-
-def until_ready(payment: Json, deadline_s: float) -> Steps[Json]:
-    """Wait until the merchant can be expected to take the payment's proof."""
-    payment_id = payment["id"]
-    while not payment["ready"]:
-        if payment["state"] in WITHOUT_PROOF:
-            reason = payment.get("reason") or {}
-            raise own_error(
-                "payment_ended" if payment["state"] in ENDED_WITHOUT_PAYING else "merchant_refused",
-                f"{payment_id} is {payment['state']}: {reason.get('code')}, {reason.get('detail')}",
-                payment=payment_id,
-            )
-        if payment["state"] == State.AWAITING_APPROVAL:
-            raise own_error("awaiting_approval", f"{payment_id} waits for a person's decision", payment=payment_id)
-        left_s = deadline_s - time.monotonic()
-        if left_s <= 0:
-            raise _not_served(payment)
-        reply: Reply = yield Ask("GET", f"/v1/payments/{payment_id}", wait_s=max(1, min(WAIT_S, int(left_s))))
-        payment = reply.value(payment=payment_id)
-    return payment
-
-
-def _not_served(payment: Json) -> PayAgentError:
-    return own_error(
-        "not_served_yet",
-        f"{payment['id']} is {payment['state']}, and the merchant has not served the call",
-        payment=payment["id"],
-    )
-
-
-def read_call(
-    request: httpx.Request, max_cost_units: int | None, max_cost_asset: str | None, spool_bytes: int
-) -> Call:
-    """A client's request without what it says to us. Its bound holds beside the transport's."""
-    headers = request.headers.raw
-    ours = {name.lower(): value.decode("ascii", "replace") for name, value in headers if _is_own(name)}
-    for name in ours.keys() - {_MAX_COST, _DRY_RUN}:
-        raise own_error("bad_request", f"the header {name.decode('latin-1')[:60]!a} is not known")
-    said = ours.get(_DRY_RUN)
-    if said not in _SWITCHES:
-        raise own_error("bad_request", "X-Payagent-Dry-Run is true or false")
-    if (text := ours.get(_MAX_COST)) is not None:
-        try:
-            asked, asset = parse_bound(text, "X-Payagent-Max-Cost")
-        except Refused as refused:
-            raise own_error("bad_request", refused.detail) from None
-        if None not in (asset, max_cost_asset) and asset != max_cost_asset:
-            raise own_error("bad_request", "X-Payagent-Max-Cost is of another asset than the transport's bound")
-        max_cost_units = asked if max_cost_units is None else min(asked, max_cost_units)
-        max_cost_asset = asset or max_cost_asset
-    return Call(
-        request=request,
-        body=Replay(request.stream, spool_bytes),
-        headers=[pair for pair in headers if not _is_own(pair[0])],
-        key=request.headers.get("idempotency-key"),
-        max_cost_units=max_cost_units,
-        max_cost_asset=max_cost_asset,
-        dry_run=_SWITCHES[said],
-    )
-
-
-def _is_own(name: bytes) -> bool:
-    return name.lower().startswith(_OWN_PREFIX)
-
-
-def _plain(answer: httpx.Response) -> httpx.Response:
-    """An answer without headers that only we may give: a merchant cannot claim a payment."""
-    for name in {name for name, _ in answer.headers.raw if _is_own(name)}:
-        del answer.headers[name.decode("latin-1")]
-    return answer
-
-
-def _told(answer: httpx.Response, body: bytes) -> Json:
-    """An answer's headers and body as the daemon takes them."""
-    headers = [[name.decode("latin-1"), value.decode("latin-1")] for name, value in answer.headers.raw]
-    return {"headers": headers, "body_base64": base64.b64encode(body).decode("ascii")}
-
-
-def _decoded(answer: httpx.Response, raw: bytes) -> bytes | None:
-    """The body without its content coding; None when it cannot be read, or is too much.
-
-    It is unpacked in small steps, since a few bytes can become millions; through several codings they multiply.
-    """
-    if "," in answer.headers.get("content-encoding", ""):
-        return None
-    parts = (raw[at : at + _UNPACKED_AT_ONCE] for at in range(0, len(raw), _UNPACKED_AT_ONCE))
-    body = bytearray()
-    try:
-        for part in httpx.Response(answer.status_code, headers=answer.headers, content=parts).iter_bytes():
-            body += part
-            if len(body) > ANSWER_MAX_BYTES:
-                return None
-    except httpx.DecodingError:
-        return None
-    return bytes(body)
 
 
 def _is_no_invoice(reply: Reply, demand: httpx.Response) -> bool:

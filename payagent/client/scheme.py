@@ -21,7 +21,8 @@ from urllib.parse import urljoin, urlsplit
 
 from payagent.client.daemon import DEFAULT, Daemon, Place
 from payagent.client.errors import PayAgentError, own_error
-from payagent.client.purchase import Ask, Json, until_ready
+from payagent.client.showing import until_ready
+from payagent.client.steps import Ask, Json
 from payagent.core.origin import DEFAULT_PORTS, parse_origin
 from payagent.core.payment import WITHOUT_PROOF
 

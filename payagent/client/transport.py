@@ -13,10 +13,12 @@ from typing import Any, Protocol, cast
 
 import httpx
 
+from payagent.client.answers import ANSWER_MAX_BYTES
 from payagent.client.bodies import AsyncWatched, Watched, aread_up_to, read_up_to
 from payagent.client.daemon import DEFAULT, AsyncDaemon, Daemon, Place
 from payagent.client.errors import PayAgentError
-from payagent.client.purchase import ANSWER_MAX_BYTES, Ask, Bought, Keep, Pause, Peek, Purchases, Reply, Send, Step
+from payagent.client.purchase import Purchases
+from payagent.client.steps import Ask, Bought, Keep, Pause, Peek, Reply, Send, Step
 
 PATIENCE_S = 900.0
 SPOOL_BYTES = 64 * 1024 * 1024

@@ -1,0 +1,122 @@
+"""A client's call: what goes to the merchant, without what it says to us, and how far it may go in paying.
+
+May import: httpx's values, core, client.answers, .bodies, .errors, .steps. Never: I/O; lets a header that begins
+with X-Payagent- through to a merchant.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from payagent.client.answers import is_own, told
+from payagent.client.bodies import Replay
+from payagent.client.errors import own_error
+from payagent.client.steps import Json
+from payagent.core.money import parse_bound
+from payagent.core.problem import Refused
+
+Headers = Sequence[tuple[bytes, bytes]]
+PAID_READ_TIMEOUT_S = 180.0
+"""A merchant that settles before it serves may wait for blocks."""
+
+_MAX_COST, _DRY_RUN = b"x-payagent-max-cost", b"x-payagent-dry-run"
+_SWITCHES = {None: False, "false": False, "true": True}
+WALLET = b"x-wallet-address"
+_BUYER = frozenset((b"x-partner", WALLET))
+
+
+@dataclass(slots=True)
+class Call:
+    """A call of the client's: what goes to the merchant, and how far it may go in paying."""
+
+    request: httpx.Request
+    body: Replay
+    headers: list[tuple[bytes, bytes]]
+    key: str | None
+    max_cost_units: int | None
+    max_cost_asset: str | None
+    dry_run: bool
+
+    def first(self, buyer: Mapping[str, str]) -> httpx.Request:
+        """The call without a proof. An invoice is bound to who buys, so the first call says that already."""
+        names = {name.lower() for name, _ in self.headers}
+        added = [(name.encode(), value.encode()) for name, value in buyer.items()]
+        self.headers += [pair for pair in added if pair[0].lower() not in names]
+        return self._request(self.headers, self.request.url, self.request.extensions)
+
+    def paid(self, proof: Mapping[str, str], query: str | None) -> httpx.Request:
+        """The call with a proof. Who buys is said as in the first call; `query` asks for the outcome instead."""
+        url, headers = self.request.url, self.headers
+        if query is not None:
+            mark = b"&" if url.query else b"?"
+            url = url.copy_with(raw_path=url.raw_path + mark + query.encode())
+        else:
+            new = [(name.encode(), value.encode()) for name, value in proof.items()]
+            new = [pair for pair in new if pair[0].lower() not in _BUYER]
+            names = {name.lower() for name, _ in new}
+            headers = [pair for pair in headers if pair[0].lower() not in names] + new
+        limits = dict(self.request.extensions.get("timeout") or {})
+        if limits.get("read") is not None:
+            limits["read"] = max(limits["read"], PAID_READ_TIMEOUT_S)
+        return self._request(headers, url, self.request.extensions | {"timeout": limits})
+
+    def buyer(self) -> Headers:
+        """What the call says of who buys."""
+        return [pair for pair in self.headers if pair[0].lower() in _BUYER]
+
+    def _request(self, headers: Headers, url: httpx.URL, extensions: Mapping[str, Any]) -> httpx.Request:
+        return httpx.Request(
+            self.request.method, url, headers=list(headers), stream=self.body, extensions=dict(extensions)
+        )
+
+    def ask(self, demand: httpx.Response, body: bytes) -> Json:
+        """The 402 as the daemon takes it."""
+        url = self.request.url
+        asked: dict[str, Any] = {
+            "origin": f"{url.scheme}://{url.netloc.decode('ascii')}",
+            "request": {
+                "method": self.request.method,
+                "path": url.raw_path.decode("ascii"),
+                "body_sha256": self.body.sha256,
+                "headers": [[name.decode(), value.decode("latin-1")] for name, value in self.buyer()],
+            },
+            "response": {"status": demand.status_code, **told(demand, body)},
+        }
+        if self.max_cost_units is not None:
+            asked["max_total"] = str(self.max_cost_units)
+        if self.max_cost_asset is not None:
+            asked["max_total_asset"] = self.max_cost_asset
+        return asked
+
+
+def read_call(
+    request: httpx.Request, max_cost_units: int | None, max_cost_asset: str | None, spool_bytes: int
+) -> Call:
+    """A client's request without what it says to us. Its bound holds beside the transport's."""
+    headers = request.headers.raw
+    ours = {name.lower(): value.decode("ascii", "replace") for name, value in headers if is_own(name)}
+    for name in ours.keys() - {_MAX_COST, _DRY_RUN}:
+        raise own_error("bad_request", f"the header {name.decode('latin-1')[:60]!a} is not known")
+    said = ours.get(_DRY_RUN)
+    if said not in _SWITCHES:
+        raise own_error("bad_request", "X-Payagent-Dry-Run is true or false")
+    if (text := ours.get(_MAX_COST)) is not None:
+        try:
+            asked, asset = parse_bound(text, "X-Payagent-Max-Cost")
+        except Refused as refused:
+            raise own_error("bad_request", refused.detail) from None
+        if None not in (asset, max_cost_asset) and asset != max_cost_asset:
+            raise own_error("bad_request", "X-Payagent-Max-Cost is of another asset than the transport's bound")
+        max_cost_units = asked if max_cost_units is None else min(asked, max_cost_units)
+        max_cost_asset = asset or max_cost_asset
+    return Call(
+        request=request,
+        body=Replay(request.stream, spool_bytes),
+        headers=[pair for pair in headers if not is_own(pair[0])],
+        key=request.headers.get("idempotency-key"),
+        max_cost_units=max_cost_units,
+        max_cost_asset=max_cost_asset,
+        dry_run=_SWITCHES[said],
+    )

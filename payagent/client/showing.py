@@ -1,0 +1,123 @@
+"""A payment's proof, shown to the merchant until it has answered for good or patience is over.
+
+May import: httpx's values, core, client.answers, .call, .errors, .steps. Never: I/O but through a step; makes a
+payment.
+"""
+
+import time
+from dataclasses import dataclass
+
+import httpx
+
+from payagent.client.answers import decoded, plain, told
+from payagent.client.call import Call
+from payagent.client.errors import PayAgentError, own_error
+from payagent.client.steps import Ask, Bought, Json, Pause, Peek, Reply, Send, Steps
+from payagent.core.payment import ENDED_WITHOUT_PAYING, WITHOUT_PROOF, State
+from payagent.core.showing import again_after_s, cost_text
+
+WAIT_S = 25
+_RECEIPTS = ("payment-response", "x-payment-response")
+
+PAID_MARK = "payagent_paid"
+"""In `extensions`: the address of a request whose payment was redirected."""
+
+
+@dataclass(slots=True)
+class Showing:
+    """A payment's proof, shown until the merchant has answered for good or patience is over."""
+
+    call: Call
+    payment: Json
+    deadline_s: float
+    lost_count: int = 0
+    query: str | None = None
+    last: httpx.Response | None = None
+
+    def run(self) -> Steps[tuple[Bought, bool]]:
+        """(the answer, whether it says that the proof has bought another call)."""
+        self.payment = yield from until_ready(self.payment, self.deadline_s)
+        while True:
+            try:
+                answer = plain((yield Send(self.call.paid(self.payment["headers"], self.query))))
+            except httpx.TransportError:
+                self.lost_count += 1
+                after_s = again_after_s(self.lost_count)
+            else:
+                if answer.is_success and not self._may_be_pending(answer):
+                    return Bought(self._marked(answer), self.payment["id"]), False
+                answer, is_used_up, wanted_s = yield from self._tell(answer)
+                if wanted_s is None or is_used_up:
+                    return Bought(self._marked(answer)), is_used_up
+                after_s = wanted_s
+            if after_s >= self.deadline_s - time.monotonic():
+                return Bought(self._given_up()), False
+            yield Pause(after_s)
+
+    def _may_be_pending(self, answer: httpx.Response) -> bool:
+        """The one success that may only mean "later": by its body in the examples of x402's version 1, by its
+        receipt in version 2."""
+        is_told = self.payment["dialect"] == "x402-v1" or any(name in answer.headers for name in _RECEIPTS)
+        return answer.status_code == 202 and is_told and "json" in answer.headers.get("content-type", "")
+
+    def _tell(self, answer: httpx.Response) -> Steps[tuple[httpx.Response, bool, float | None]]:
+        """Tell the daemon what the retry got, and hear what that means: (the answer anew, whether another call
+        has used the proof up, in how many seconds it is shown again)."""
+        raw, answer = yield Peek(answer)
+        self.last = None if raw is None else answer
+        body = b"" if raw is None else decoded(answer, raw) or b""
+        report = {"status": answer.status_code, **told(answer, body)}
+        reply: Reply = yield Ask("POST", f"/v1/payments/{self.payment['id']}/delivery", report)
+        self.payment = reply.value(payment=self.payment["id"])
+        said, query = self.payment["answer"], self.query
+        self.query = said.get("poll_query")
+        if 300 <= answer.status_code < 400:
+            self.call.request.extensions[PAID_MARK] = str(self.call.request.url)
+        # if no call was ever served with it, it is no reason to pay again
+        was_served = self.payment["delivery"] == "accepted"
+        says_so = said["said"] in ("used_up", "invoiced") and query is None
+        is_used_up = raw is not None and was_served and says_so
+        return answer, is_used_up, said["again_after_s"]
+
+    def _marked(self, answer: httpx.Response) -> httpx.Response:
+        """The answer with what was paid for it."""
+        paid = [(output["asset"], int(output["units"])) for output in self.payment["outputs"]]
+        answer.headers["X-Payagent-Payment"] = self.payment["id"]
+        answer.headers["X-Payagent-Cost"] = cost_text(paid, int(self.payment["fee"] or 0))
+        answer.headers["X-Payagent-State"] = self.payment["state"]
+        return answer
+
+    def _given_up(self) -> httpx.Response:
+        """Time is over. What the merchant said last is more than we could say."""
+        if self.last is None:
+            raise _not_served(self.payment)
+        return self._marked(self.last)
+
+
+def until_ready(payment: Json, deadline_s: float) -> Steps[Json]:
+    """Wait until the merchant can be expected to take the payment's proof."""
+    payment_id = payment["id"]
+    while not payment["ready"]:
+        if payment["state"] in WITHOUT_PROOF:
+            reason = payment.get("reason") or {}
+            raise own_error(
+                "payment_ended" if payment["state"] in ENDED_WITHOUT_PAYING else "merchant_refused",
+                f"{payment_id} is {payment['state']}: {reason.get('code')}, {reason.get('detail')}",
+                payment=payment_id,
+            )
+        if payment["state"] == State.AWAITING_APPROVAL:
+            raise own_error("awaiting_approval", f"{payment_id} waits for a person's decision", payment=payment_id)
+        left_s = deadline_s - time.monotonic()
+        if left_s <= 0:
+            raise _not_served(payment)
+        reply: Reply = yield Ask("GET", f"/v1/payments/{payment_id}", wait_s=max(1, min(WAIT_S, int(left_s))))
+        payment = reply.value(payment=payment_id)
+    return payment
+
+
+def _not_served(payment: Json) -> PayAgentError:
+    return own_error(
+        "not_served_yet",
+        f"{payment['id']} is {payment['state']}, and the merchant has not served the call",
+        payment=payment["id"],
+    )
