@@ -188,9 +188,9 @@ class Admission:
     def _existing(
         self, unit: Unit, intent: IntentRow, purchase: Purchase, known: InvoiceRow | None, now_ms: int
     ) -> Admitted | None:
-        """The payment that the intent already has; replaced for a further invoice where that is safe and due.
+        """The payment that the intent already has, replaced for a further invoice where that is safe and due.
 
-        Else the further invoice is recorded, and buys nothing.
+        Otherwise the further invoice is recorded, and buys nothing.
         """
         require_same(intent, purchase.fingerprint)
         row = payments.live_payment_of(unit.conn, intent.id)
@@ -264,9 +264,10 @@ class Admission:
         return None
 
     def choose(self, unit: Unit, purchase: Purchase, now_ms: int) -> Purchase:
-        """Of several offers, the first that is within limits, that the wallet can pay, and nobody is asked about.
+        """Of several offers the first that is within limits, that the wallet can pay, and that nobody is asked
+        about.
 
-        Else the first that it can pay in a moment, else the first that a person may allow, else the first.
+        Otherwise the first that it can pay in a moment, then the first that a person may allow, then the first.
         """
         chosen, best = purchase.offers[0], _Chance.NONE
         for offer in purchase.offers if len(purchase.offers) > 1 else ():
@@ -280,7 +281,7 @@ class Admission:
         return replace(purchase, invoice=chosen)
 
     def _chance_of(self, unit: Unit, offer: Invoice, purchase: Purchase, now_ms: int) -> _Chance:
-        """By all that it would take now: its fee, and the ADA that rides along with a token, count."""
+        """What can come of an offer, by all that it would take now: its fee and the ADA beside a token count."""
         wanted = replace(purchase, invoice=offer)
         try:
             plan, _ = self.holding.decide(unit, wanted, None, offer.expires_at_ms, now_ms)
@@ -297,7 +298,7 @@ class Admission:
         return any(self._is_let_through(conn, offer, purchase, now_ms) for offer in purchase.offers)
 
     def _is_let_through(self, conn: Connection, offer: Invoice, purchase: Purchase, now_ms: int) -> bool:
-        """By limits and guards, for what the offer alone pays, and nobody is asked about it."""
+        """Whether limits and guards let through what the offer alone pays, and nobody is asked about it."""
         asset, spend = offer.asset, {offer.asset: offer.total_units}
         try:
             self.rulebook.require_within_limits(conn, purchase, spend, asset, now_ms)

@@ -41,7 +41,7 @@ def clear_alert(unit: Unit, subject: str, facts: Mapping[str, str], now_ms: int)
 
 
 def _write(unit: Unit, kind: str, subject: str, facts: Mapping[str, str], now_ms: int) -> None:
-    """Its id is of its place in the chain of events, which no other alert has."""
+    """The id is made of the alert's place in the chain of events, which no other alert has."""
     _, last_hash = events.last_event(unit.conn)
     digest = hashlib.sha256(f"{last_hash}\n{kind}\n{subject}\n{now_ms}".encode()).hexdigest()
     alert_id = f"alert_{digest[:24]}"

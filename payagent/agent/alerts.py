@@ -135,7 +135,7 @@ class Alerts:
             await self._take(alert.seq)
 
     def _links_of(self, alert: AlertRow) -> dict[str, str]:
-        """By which whoever is told of a question decides it, while it is open."""
+        """The links by which those who are told of a question can decide it, while it is open."""
         payment_id = alert.facts.get("payment", "")
         approval = approvals.of_payment(self._desk.conn, payment_id)
         is_open = approval is not None and approvals.decided(self._desk.conn, payment_id) is None

@@ -106,7 +106,7 @@ def _give(unit: Unit, app_id: str, token_hash: str, expires_at_ms: int | None, b
 
 
 def _require_no_more(scopes: frozenset[str], by: AppRow) -> None:
-    """Who gives or ends a token may do all that it is for."""
+    """Nobody gives or ends a token for something that they may not do themselves."""
     if missing := sorted(scopes - by.scopes):
         raise Refused(
             "forbidden", f"a token gives and ends no scope that it lacks: {', '.join(missing)}", needs=missing[0]

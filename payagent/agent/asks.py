@@ -60,7 +60,7 @@ class Ask:
         return digest(parts)
 
     def key(self, invoice_id: str | None) -> str | None:
-        """The intent's key; None when it is the invoice's id that names it and there is none."""
+        """The intent's key; None when only an invoice id would name it, and there is none."""
         if self.topup is not None:
             return f"topup:{self.topup.topup}:{self.topup.number}"
         if self.idempotency_key is not None:

@@ -25,10 +25,10 @@ RESUBMIT_FIRST_MS = 5_000
 RESUBMIT_MAX_MS = 200_000
 
 SENT_AT_ONCE_MAX = 64
-"""So many attempts at most are on their way to providers when others are sent again.
+"""How many attempts may be on their way to providers when others are sent again.
 
-With a look every 5 s that is no less than Blockfrost bears for long, ten calls a second. Each takes memory and a
-turn at a provider's few threads: behind hundreds of them reads and new payments would run out of time.
+With a look every 5 s this is no less than the ten calls a second that Blockfrost bears for long. Each takes memory
+and a turn on a provider's few threads: behind hundreds of them, reads and new payments would run out of time.
 """
 
 _SENDING = (State.SIGNED, State.IN_FLIGHT, State.CANCELLING)
@@ -37,7 +37,7 @@ _SENDING = (State.SIGNED, State.IN_FLIGHT, State.CANCELLING)
 def resubmit_due_ms(sent_count: int, last_sent_ms: int, *, is_hopeless: bool = False) -> int:
     """When the same bytes are sent again: after 5, 10, 20, ... and then every 200 s (ten expected blocks).
 
-    What a provider says can never be valid is `is_hopeless`: no more often than that from the start.
+    `is_hopeless`: a provider said that they can never be valid, so they are sent every 200 s from the start.
     """
     if is_hopeless:
         return last_sent_ms + RESUBMIT_MAX_MS
@@ -83,7 +83,10 @@ class Due:
             await self._turns.each(unsigned, self._carrying.resume)
 
     async def _carry_on_what_is_over(self, tip: Tip) -> None:
-        """By the tip's slot: what has left could be in any block before its TTL. What was not looked for waits."""
+        """Carry on what is over by the tip's slot: what has left could be in any block before its TTL.
+
+        What was not looked for yet waits.
+        """
         desk = self._desk
 
         async def carry_on(row: PaymentRow) -> None:
@@ -96,7 +99,9 @@ class Due:
         await self._turns.each([row for row in over if row.id not in self._vanished.stuck], carry_on)
 
     def _send_what_is_due(self, slot: int, now_ms: int) -> None:
-        """What waits longest first, and no more at once than `SENT_AT_ONCE_MAX`; the others at the next look."""
+        """Send what is due, the longest waiting first, and no more at once than `SENT_AT_ONCE_MAX`; the rest at
+        the next look.
+        """
         sending = [row for row in self._rows.open(_SENDING) if (row.ttl_slot or 0) > slot and row.attempt]
         self._waits = {one.attempt: self._waits[one.attempt] for one in sending if one.attempt in self._waits}
         due = [row for row in sending if self._is_due(row, now_ms)]
@@ -133,9 +138,9 @@ class Due:
 
 
 def _may_be_over(row: OpenPayment, slot: int) -> bool:
-    """Whether it is worth a closer look if an attempt's time has passed, or it is to be cancelled, by that slot.
+    """Whether a closer look is needed: its attempt's time may have passed by that slot, or it is to be cancelled.
 
-    Not where payagent itself sent it, and it can still land.
+    None is needed where payagent itself sent the attempt, and it can still land.
     """
     can_land = row.attempt is not None and not row.is_cancel and (row.ttl_slot or 0) > slot
     return row.state is State.CANCELLING or row.handed_over or not can_land

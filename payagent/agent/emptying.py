@@ -20,7 +20,7 @@ from payagent.wallet.coins import Coin, Coins
 from payagent.wallet.transaction import Plan, sweep
 
 NAMED_MAX = 8
-"""So many of the tokens are named: a stranger can send very many."""
+"""How many of the tokens are named: a stranger can send very many."""
 
 
 @dataclass(frozen=True, slots=True)

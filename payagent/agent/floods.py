@@ -7,14 +7,17 @@ May import: nothing. Never: refuses; I/O; a clock of its own.
 """
 
 AT_ONCE = 1_000
-"""So many refusals of an app that was calm before are on record."""
+"""How many refusals of an app that was calm before are recorded at once."""
 
 EVERY_S = 60.0
-"""After that one in so long a time is: with the longest 402 that is some 400 MB in a day."""
+"""After that, one is recorded in so long a time: with the longest 402 this is some 400 MB a day."""
 
 
 class Floods:
-    """Of each app that was refused: how many count still, as of when. `now_s` is a time that only moves on."""
+    """How many refusals still count against each app that was refused, and as of when.
+
+    `now_s` is a time that only moves on.
+    """
 
     def __init__(self) -> None:
         self._refused: dict[str, tuple[float, float]] = {}

@@ -23,10 +23,11 @@ from payagent.store.unit import Unit
 MERCHANT_PATIENCE_MS = 3_600_000
 MERCHANT_AGAIN_MS = 600_000
 MERCHANT_FIRST_MS = 60_000
-"""Until a block has a payment, its proof was shown, or it took so long, a merchant knows no more than we do."""
+"""A merchant is not asked earlier, unless a block has the payment or its proof was shown: it knows no more than we
+do."""
 
 MERCHANT_CALLS_MAX = 50
-"""In one beat; who waited longest goes first. A burst of payments is no burst of calls to who is paid."""
+"""Calls in one beat; those that waited longest go first. A burst of payments must not become a burst of calls."""
 
 PREPAID_EVERY_MS = 600_000
 OBSERVED_AGAIN_MS = 3_600_000
@@ -36,16 +37,16 @@ _OPEN_DELIVERY = (Delivery.NOT_PRESENTED, Delivery.PRESENTED)
 
 
 def is_asked_again(created_ms: int, asked_ms: int | None, now_ms: int) -> bool:
-    """Whether a merchant is asked of an invoice again: when it is twice as old as it was at the last time.
+    """Whether a merchant is asked about an invoice again: when it is twice as old as it was at the last time.
 
-    So a new one is asked of soon, an old one every ten minutes, and a burst of them costs little for long. Also
-    when the clock was set back since.
+    So a new invoice is asked about soon, an old one every ten minutes, and a burst of them costs little for long.
+    It is also asked about when the clock was set back since.
     """
     return asked_ms is None or not 0 <= now_ms - asked_ms < min(asked_ms - created_ms, MERCHANT_AGAIN_MS)
 
 
 class Inquiries:
-    """Its calls are made beside the looks at the chain."""
+    """What merchants are asked. The calls are made beside the looks at the chain."""
 
     def __init__(self, desk: Desk, merchants: MerchantClient, rows: Rows, turns: Turns) -> None:
         self._desk = desk

@@ -19,7 +19,7 @@ PATIENCE_S = 30.0
 """How long a payment waits for a coin at most. What it is told then, it would have been told at once."""
 
 TURNS_MAX = 3
-"""So often one is let go: the coins that are there may be none that suit it."""
+"""How often a payment gets its turn: the coins that are there may not suit it."""
 
 REST_S = 1.0
 """When nobody waits and nothing was to be done, nobody looks again for so long."""
@@ -75,10 +75,10 @@ class Line:
         *,
         is_turn: bool,
     ) -> Admitted:
-        """What `admit` does in the payment's turn, which is now or comes.
+        """Call `admit` in the payment's turn, which is now or comes.
 
-        It is told whether one can wait still: what is refused then, for change that is missing, leaves no trace
-        and is tried again. Who `wants_coins` alone waits: for others none is split.
+        `admit` is told whether one can still wait: then a refusal for lack of change leaves no trace, and is tried
+        again. Only a payment that `wants_coins` waits: for others no coin is split.
         """
         for _ in range(TURNS_MAX):
             if is_turn:
@@ -119,7 +119,8 @@ class Line:
             self._driver = asyncio.get_running_loop().create_task(self._let_go(), name="coins in line")
 
     async def _let_go(self) -> None:
-        """Until nobody waits: when those who are being signed have their change, as many go as there are coins.
+        """Let payments go until nobody waits: once those that are being signed have their change, as many go as
+        there are coins.
 
         When there is none for anybody, all are told.
         """

@@ -153,9 +153,9 @@ class Planner:
     def _plan_with(
         self, unit: Unit, plan: Callable[[Coins], Plan], slot: int, chain_depth: int, *, by_one: bool = False
     ) -> Plan:
-        """What `plan` makes of the free coins, or with them of change that is on its way, `chain_depth` deep.
+        """What `plan` makes of the free coins, or of those and change that is on its way, `chain_depth` deep.
 
-        That they do not suffice is told with why, where more are ours.
+        Where they do not suffice although the wallet has more coins, the refusal says why.
         """
         try:
             return plan(self.coins)
@@ -199,9 +199,10 @@ class Planner:
         return made
 
     def _chained_to_one(self, unit: Unit, plan: Callable[[Coins], Plan], slot: int) -> Plan | None:
-        """Of the coins that were on their way when all were last weighed, the largest that is still to be had.
+        """The transaction with one coin: of those that were on their way when all were last weighed, the largest
+        that can still be had.
 
-        So that with very many of them a payment costs no more than with one.
+        So a payment costs no more with very many such coins than with one.
         """
         while self._next:
             row = queries.chainable_coin(unit.conn, self._next[-1], slot + self.chain_ttl_s)

@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class Writes(Protocol):
-    """Who makes jobs durable (store.writer)."""
+    """What makes jobs durable (store.writer)."""
 
     async def run(self, name: str, job: Callable[[Unit], T]) -> T:
         """What the job returned, once its commit is durable; `name` is the commit point."""
@@ -26,7 +26,7 @@ class Writes(Protocol):
 
 
 class Signatures(Protocol):
-    """Who signs for the wallet, and lets the loop go on meanwhile."""
+    """What signs for the wallet, and lets the loop go on meanwhile."""
 
     @property
     def public_key(self) -> bytes:

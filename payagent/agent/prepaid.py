@@ -193,10 +193,11 @@ def cost_of(conn: Connection, pool: Pool, drawn: tuple[str, int]) -> dict[str, i
 
 
 def used(unit: Unit, call: ServedCall, clock_ms: int, now_ms: int, let_through: int | None = None) -> None:
-    """A call was served without a payment of its own: from what is left, else it is unexplained.
+    """A call was served without a payment of its own: from what is left; what is not covered is unexplained.
 
-    It counts against its app's own limits from now on, unless it does since it was `let_through`; also where it is
-    the same call again by its key, which not every merchant heeds: of the balance that is one call.
+    It counts against its app's own limits from now on, unless it has since it was `let_through`. A call that is
+    the same again by its key counts there too, since not every merchant heeds the key; of the balance it uses
+    nothing more.
     """
     priced = prepaid.price(unit.conn, call.origin, call.method, call.path)
     pool = prepaid.find_pool(unit.conn, call.origin, call.buyer.partner, call.buyer.wallet)

@@ -28,10 +28,11 @@ class PrepaidCalls:
         self._reception = reception
 
     async def let_through(self, call: ServedCall, *, is_costly: bool = False) -> int | None:
-        """Before a call goes out that a prepaid balance may serve: what it would use counts against its app's own
-        limits. Its number, for `record_call` or `give_back`; None where nothing counts beforehand.
+        """Before a call goes out that a prepaid balance may serve, count what it would use against its app's own
+        limits.
 
-        `is_costly`: the merchant showed that it costs something, and not how much.
+        Returns its number, for `record_call` or `give_back`; None where nothing counts beforehand. `is_costly`:
+        the merchant showed that the call costs something, but not how much.
         """
         if not uses.is_bound(self._desk.conn, call) or not (
             is_costly or prepaid.is_counted(self._desk.conn, call)

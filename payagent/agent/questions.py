@@ -121,8 +121,8 @@ class Questions:
     def over(self, conn: Connection, min_window_s: int, now_ms: int) -> list[str]:
         """Payments that nobody has decided on in time, by the limits' clock.
 
-        That stands still while no block is seen; so once an invoice can be paid no more by this machine's clock,
-        its question is over too. One that is wrong can only deny.
+        That clock stands still while no block is seen, so a question is over too once its invoice can no longer be
+        paid by this machine's clock. A wrong clock can only deny.
         """
         return approvals.over(conn, self.holding.rulebook.clock_ms(conn, now_ms), now_ms + min_window_s * 1000)
 
@@ -133,10 +133,11 @@ class Questions:
         return self._time_out(unit, payment_id, now_ms)
 
     def require_not_denied(self, unit: Unit, purchase: Purchase, intent: IntentRow | None, now_ms: int) -> None:
-        """Who was denied does not ask for the same call again and again: not for as long as a question lasts.
+        """A call that was denied is not asked about again, for as long as a question lasts.
 
-        Whatever key the call has; where nobody says what it is, its intent tells that it is the same. What was
-        denied so far ahead of now was denied by a wrong clock, and counts no more once that is mended.
+        That holds whatever key the call has; where nobody says what the call is, its intent tells that it is the
+        same. A denial that lies further ahead of now than a question lasts came from a wrong clock, and no longer
+        counts.
         """
         denied = approvals.denied_between(
             unit.conn,
@@ -219,7 +220,7 @@ def approval_subject(payment_id: str) -> str:
 
 
 def end(unit: Unit, payment_id: str, by: Approver, why: Refused, now_ms: int) -> None:
-    """The question is over with a no, and what counted for it counts no more."""
+    """The question ends with a no, and what counted for it no longer does."""
     records.release_hold(unit, payment_id, now_ms, stage="ask")
     told = {"by": by.app_id, "via": by.via}
     records.move_payment(unit, payment_id, Event.DENY, now_ms, told, reason_code=why.code, reason=why.detail)
@@ -227,7 +228,9 @@ def end(unit: Unit, payment_id: str, by: Approver, why: Refused, now_ms: int) ->
 
 
 def note_refused(unit: Unit, payment_id: str, by: Approver, refusal: Refused, now_ms: int) -> None:
-    """A decision was refused: the payment's record tells it, and to its app no more than a refusal tells."""
+    """Note that a decision was refused, on the payment's record; its app is told no more than it is of any
+    refusal.
+    """
     row = payments.payment(unit.conn, payment_id)
     if row is not None:
         told = as_told(unit.conn, row.app_id, refusal)
@@ -244,7 +247,7 @@ def _clear_question(unit: Unit, payment_id: str, detail: str, now_ms: int) -> No
 
 
 def _require_asked(now: Reasons, asked: Reasons) -> None:
-    """Refused by a reason to ask that was none when the person was asked: nobody has decided on that."""
+    """Refuse by a reason that did not exist when the person was asked: nobody has decided on that."""
     known = {reason.code for reason in asked}
     for reason in now:
         if reason.code not in known:
@@ -256,7 +259,9 @@ def _require_asked(now: Reasons, asked: Reasons) -> None:
 
 
 def _require_may_ask(conn: Connection, row: PaymentRow, now_ms: int) -> None:
-    """Who asked for it may still have it. Refused: `forbidden`; of a top-up as `require_may_buy` does."""
+    """Refuse where those who asked for it may not have it any more (`forbidden`; of a top-up as `require_may_buy`
+    does).
+    """
     if row.topup is not None and (order := topups.find(conn, row.topup)) is not None:
         require_may_buy(conn, order, now_ms)
     if apps.has_ended(conn, row.app_id, now_ms):

@@ -19,7 +19,7 @@ class _Seen:
 
 
 class Repeats:
-    """By subject, what was read of it, how often in a row, at which tip last, and when."""
+    """What was read of each subject, how often in a row, at which tip last, and when."""
 
     def __init__(self) -> None:
         self._seen: dict[str, _Seen] = {}

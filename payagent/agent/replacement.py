@@ -193,7 +193,9 @@ class Replacing:
         return plan
 
     def _plan(self, unit: Unit, row: PaymentRow, wanted: Wanted, ttl_slot: int) -> Plan:
-        """Of the coins of the last attempt; where one is gone, or they do not fit, of those and the free ones."""
+        """A transaction of the last attempt's coins; of those and the free ones where one is gone, or they do not
+        fit.
+        """
         network = self.chain.network
         there = coins_there(unit, row)
         last = [one for one in queries.attempts(unit.conn, row.id) if one.kind == "pay"][-1]

@@ -70,10 +70,10 @@ class Search:
         self._repeats = Repeats()
 
     async def find(self, source: View, since_s: int) -> list[Spend] | None:
-        """Oldest first, in blocks from a time on; None when it could not be read in full.
+        """The spends in blocks from a time on, oldest first; None when they could not be read in full.
 
-        What a view shows is what its providers say alike; one that is only late is not enough. Of several that
-        cannot be heard but for one, that one has to say the same three times, a minute apart.
+        A view shows what its providers say alike; one that is only late does not count. When all but one of
+        several cannot be heard, that one has to say the same three times, a minute apart.
         """
         if not source.is_current:
             return None
@@ -113,9 +113,10 @@ class Search:
 
 
 def take_in(unit: Unit, spend: Spend, why: Why, coins: Coins, now_ms: int) -> str | None:
-    """Book a spend: its coins are spent, and were deposits where nobody saw them come. The event; None: no news.
+    """Book a spend: its coins are spent, and are booked as deposits first where nobody saw them come.
 
-    A transaction that lost its block and is in another one was told before, and freezes and alarms no more.
+    Returns the event; None when it is no news. A transaction that lost its block and is in another one was told
+    before: it does not freeze the wallet or raise an alarm again.
     """
     seen = spend.seen
     if any(row.tx_id == seen.tx_id for row in onchain.foreign_there(unit.conn)):
@@ -212,7 +213,9 @@ class Recovery:
         log.warning("ledger.caught_up", transactions=len(spends))
 
     async def _is_quiet_over(self, tip: Tip, now_ms: int) -> bool:
-        """It begins when our clock and the chain's agree, for one that was wrong would end it early, or never."""
+        """Whether the quiet time is over. It begins when our clock agrees with the chain's: a wrong one would end
+        it early, or never.
+        """
         if self._quiet_from_ms is not None:
             return min(now_ms, tip.time_s * 1000) >= self._quiet_from_ms + QUIET_MS
         try:

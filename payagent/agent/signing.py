@@ -16,7 +16,7 @@ from payagent.store import pauses
 from payagent.wallet.transaction import Plan, assemble, check
 
 GIVE_WAY_S = 0.02
-"""So long a look at a payment waits at most while others are on the way to their signature."""
+"""How long a look at a payment waits at most while others are being signed."""
 
 NOT_SIGNED = frozenset({"asset_not_allowed", "limit_exceeded", "signer_refused"})
 """What the signer says by its own policy: asking again gives the same answer, for a day at least."""

@@ -56,10 +56,11 @@ class Stocktaking:
             await self.vanished.look(source, tip)
 
     def _believed(self, source: View, listing: Listing, known: Set[str], now_ms: int) -> Listing:
-        """Of several providers the last one that is heard makes no coin by one word: three reads, spaced (R8), and
-        those that are missing were missing for long. Heard again they could not undo it, were it a lie.
+        """What is believed of a listing. When only one of several providers is heard, it makes no coin by one
+        word: it takes three reads, spaced (R8), and the others must have been missing for long. When they are
+        heard again they could not undo it, were it a lie.
 
-        Where only one is configured it is taken at its word: a coin that it makes up pays nobody.
+        Where only one provider is configured it is taken at its word: a coin that it makes up pays nobody.
         """
         if not source.is_lonely:
             self._new_coins = Repeats()

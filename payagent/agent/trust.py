@@ -28,7 +28,7 @@ def claim_of_invoice(invoice: Invoice) -> Claim:
 
 
 def claim_of_payment(row: PaymentRow) -> Claim:
-    """By the invoice that it goes by now."""
+    """What the invoice claims that the payment goes by now."""
     outputs = ((output.role, output.address, output.asset, output.units) for output in row.outputs)
     return claim_of(outputs, calls_of(row.batch_target))
 

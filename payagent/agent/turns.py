@@ -20,7 +20,7 @@ from payagent.store.payments import OpenPayment, PaymentRow
 AT_ONCE_MAX = 8
 
 PATIENCE_S = 4.0
-"""So many seconds in all those who look at payments, a few at once, give way to payments that are being signed."""
+"""How long all looks at payments together, a few at once, give way to payments that are being signed."""
 
 TURN = 100
 """After so many steps in a row that waited for nothing, others have their turn."""

@@ -25,7 +25,7 @@ from payagent.wallet.coins import Coin, Coins
 from payagent.wallet.transaction import MAINNET_PARAMETERS, Plan, build, fan_out, smallest_of
 
 STOCK_MAX = 300
-"""So many free coins are weighed, the largest; of the smallest as many."""
+"""How many free coins are weighed: so many of the largest, and as many of the smallest."""
 
 ON_ITS_WAY = frozenset(State) - ENDED_WITHOUT_PAYING - POSTED
 

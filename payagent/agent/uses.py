@@ -21,9 +21,8 @@ from payagent.store.unit import Connection, Unit
 
 
 def is_bound(conn: Connection, call: ServedCall) -> bool:
-    """Whether its app has limits of its own there, or assets, and something is left that the call could use.
-
-    By our count, or by the merchant's word.
+    """Whether its app has limits or assets of its own there, and something is left that the call could use: by our
+    count, or by the merchant's word.
     """
     pool = pools.find_pool(conn, call.origin, call.buyer.partner, call.buyer.wallet)
     if pool is None:

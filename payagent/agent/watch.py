@@ -45,9 +45,9 @@ class Watch:
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing changes soon that somebody waits for: what is confirmed has hours until it settles.
+        """Whether nothing will change soon that somebody waits for: what is confirmed has hours until it settles.
 
-        Who has no coin yet waits for one.
+        A wallet without a coin waits for one.
         """
         is_due = self._sightings.is_due or self._stocktaking.is_due or self.trouble
         waited_for = self._rows.open((State.RESERVED, *LOOKED_FOR, State.IN_BLOCK))

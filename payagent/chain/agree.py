@@ -27,17 +27,17 @@ T = TypeVar("T")
 
 PATIENCE_MS = 120_000
 MISSES_MIN = 3
-"""A witness that could tell nothing for so long, and so often, is not waited for any more.
+"""How often, and for how long, a witness may tell nothing before it is not waited for any more.
 
-As long may witnesses disagree (an index lags, a chain forks) before it is asked who lies.
+For as long witnesses may disagree (an index lags, a chain forks) before it is asked who lies.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Said(Generic[T]):
-    """What one witness said, whose newest block is of this slot.
+    """What one witness said, and the slot of its newest block.
 
-    By slots it is told who has come how far: a tip that is heard is recent, whatever height it claims.
+    Slots tell who has come how far: a tip that is heard is recent, whatever height it claims.
     """
 
     name: str

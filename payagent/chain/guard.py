@@ -57,7 +57,7 @@ class Guarded:
         self._full = Span()
         self.calls = 0
         self.failures = 0
-        """Of the calls, those that told nothing."""
+        """How many of the calls told nothing."""
         self.lied_at_ms: int | None = None
         """When it last answered a submission with another transaction's id."""
         self.refused_at_ms = 0

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from payagent.chain.source import Why
 
 FAILURES_MAX = 5
-"""So many failures in a row close the door."""
+"""How many failures in a row close the door."""
 
 PAUSE_FIRST_MS = 5_000
 PAUSE_MAX_MS = 60_000
@@ -16,7 +16,7 @@ PAUSE_MAX_MS = 60_000
 
 RATE_PAUSE_MS = 10_000
 QUOTA_PAUSE_MS = 60_000
-"""How long a provider is left alone that said "too many", or "no more today", and not for how long."""
+"""How long a provider is left alone that said "too many" or "no more today" without saying for how long."""
 
 FULL_PAUSE_MS = 5_000
 FULL_PAUSE_MAX_MS = 60_000
@@ -59,7 +59,7 @@ def refill(bucket: Bucket, rate: Rate, now_ms: int) -> Bucket:
 
 
 def take(bucket: Bucket, count: int) -> Bucket:
-    """So many calls were made. It may go below nothing: what is sent is sent."""
+    """The bucket after so many calls. It may go below zero: what is sent is sent."""
     return Bucket(bucket.millicalls - count * 1000, bucket.at_ms)
 
 
@@ -106,7 +106,7 @@ class Door:
 
 
 OPEN = Door()
-"""Of one that answered: whatever was, it is open."""
+"""The door of a provider that answered: it is open, whatever happened before."""
 
 
 def failed(door: Door, reason: str, now_ms: int) -> Door:
