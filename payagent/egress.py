@@ -17,7 +17,8 @@ import httpx
 from payagent.core.problem import Refused
 
 Lookup = Callable[[str, int], Awaitable[Sequence[str]]]
-"""The addresses of a host, in the order in which they are to be tried. OSError where there are none."""
+"""Finds the addresses of a host, in the order in which they are to be tried. Raises OSError where there are none.
+"""
 
 _UNICAST = IPv6Network("2000::/3")  # all of IPv6 that is given out as global unicast (RFC 4291, IANA)
 _NAT64 = IPv6Network("64:ff9b::/96")  # RFC 6052
@@ -25,7 +26,7 @@ _NAT64_LOCAL = IPv6Network("64:ff9b:1::/48")  # RFC 8215
 
 
 async def system_lookup(host: str, port: int) -> Sequence[str]:
-    """By the machine's resolver."""
+    """The addresses that the machine's resolver gives."""
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(address[0]) for *_, address in found))
 

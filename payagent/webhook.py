@@ -21,7 +21,7 @@ KEY_BYTES_MIN, KEY_BYTES_MAX = 24, 64
 
 
 def signing_key(secret: str) -> bytes:
-    """The key that a secret stands for; `config_invalid` for what is none."""
+    """The key that a secret stands for. Refused: `config_invalid`, for a text that stands for none."""
     try:
         key = base64.b64decode(secret.removeprefix(SECRET_PREFIX), validate=True)
     except (binascii.Error, ValueError):

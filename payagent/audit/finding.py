@@ -22,7 +22,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """So many rows of a table (or all that belongs to so many payments) have been looked at."""
+    """How many rows of a table (or payments with all that belongs to them) have been looked at."""
 
     table: str
     rows: int

@@ -81,7 +81,7 @@ def check_payment(case: Case, owner: Owner) -> Iterator[Finding]:
 
 
 def check_record(case: Case, owner: Owner) -> Generator[Finding, None, tuple[list[Step], dict[str, Reading]]]:
-    """What needs no more than a payment's receipt tells: its events, bytes, terms, blocks, holds and entries."""
+    """Check what a payment's receipt alone tells: its events, bytes, terms, blocks, holds and entries."""
     steps = yield from _replay(case)
     readings = yield from _read_attempts(case, owner, steps)
     yield from _check_terms(case, owner)
@@ -189,7 +189,7 @@ def _read_attempts(case: Case, owner: Owner, steps: list[Step]) -> Generator[Fin
 
 
 def _check_terms(case: Case, owner: Owner) -> Iterator[Finding]:
-    """It is of its intent's app and pays what its invoices say, which is what their terms hashes are of."""
+    """It belongs to its intent's app and pays what its invoices say, which is what their terms hashes are of."""
     for origin in sorted({invoice.origin for invoice in case.invoices.values()}) or [""]:
         if case.intent is None or (case.intent.app_id, case.intent.origin) != (case.app_id, origin):
             yield Finding("payments", case.id, f"its intent is not one of app {case.app_id} at {origin!r}")
@@ -244,7 +244,9 @@ def _check_sightings(case: Case, steps: list[Step]) -> Iterator[Finding]:
 
 
 def _is_void_from_outside(step: Step) -> bool:
-    """By somebody else's transaction, which sightings of its own bear out (audit.verify), or by time limits."""
+    """Whether it is void by somebody else's transaction, which has sightings of its own (audit.verify), or by time
+    limits.
+    """
     return step.event is _VOID and any(step.told.get(name) for name in ("foreign", "void_by", "time_over"))
 
 
@@ -374,7 +376,9 @@ def _booked(case: Case, steps: list[Step], paid: Mapping[str, Units]) -> Iterato
 
 
 def _check_coins(case: Case, readings: Mapping[str, Reading], owner: Owner) -> Iterator[Finding]:
-    """The coins that an attempt makes for us are those that its bytes make. Of what can never be, none need be."""
+    """The coins that an attempt makes for us are those that its bytes make. An attempt that can never land needs
+    none.
+    """
     made: dict[str, Mapping[str, int]] = {}
     for tx_id, reading in readings.items():
         for index, output in enumerate(reading.outputs):

@@ -61,7 +61,7 @@ class Doubt:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """Of an asset: wallet + held, what is unspent at the address, and how much of the difference is in flight."""
+    """An asset: wallet + held, what is unspent at the address, and how much of the difference is in flight."""
 
     asset: str
     books_units: int

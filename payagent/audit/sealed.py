@@ -147,7 +147,9 @@ def _spans(what: str, marks: bytes) -> list[Span] | None:
 
 
 def _explain(seal: books.Seal, prev_hash: str, spans: list[Span], found: list[list[Row]]) -> Iterator[Finding]:
-    """Which rows are not what was sealed, by their marks; the seal itself, when it is none of them."""
+    """Find the rows that are not what was sealed, by their marks; or tell of the seal itself, when it is none of
+    them.
+    """
     texts = [text for rows in found for _, text in rows]
     if len(texts) * _MARK == len(seal.marks):
         marks = marks_of(texts)

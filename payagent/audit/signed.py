@@ -30,7 +30,7 @@ class Owner:
 
 
 def read(cbor: bytes) -> Reading | str:
-    """The transaction, or why the bytes are none of ours."""
+    """The transaction, or why the bytes are not one of ours."""
     try:
         return decode(cbor)
     except (Undecodable, RecursionError, IndexError, KeyError, TypeError) as error:

@@ -119,7 +119,7 @@ def _differences(folder: Path, listed: tuple[ChainUtxo, ...]) -> Differences:
 
 
 def _record(folder: Path, manifest: Manifest, restored_at_ms: int, app: str | None, ports: Ports) -> None:
-    """That it was put back; and, where the operator has no token any more, an app with a new one."""
+    """Record that it was put back; and, where the operator has no token any more, add an app with a new one."""
     token = new_token(ports.randomness)
     fact = {
         "restored_at_ms": restored_at_ms,

@@ -63,7 +63,7 @@ class Call:
         return self._request(headers, url, self.request.extensions | {"timeout": limits})
 
     def buyer(self) -> Headers:
-        """What the call says of who buys."""
+        """The headers of the call that say who buys."""
         return [pair for pair in self.headers if pair[0].lower() in _BUYER]
 
     def _request(self, headers: Headers, url: httpx.URL, extensions: Mapping[str, Any]) -> httpx.Request:

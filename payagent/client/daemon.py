@@ -36,7 +36,7 @@ class Place:
 
     @classmethod
     def read(cls, daemon: str | Path, token: str | None) -> "Place":
-        """Of what a program says; the token is $PAYAGENT_TOKEN where none is given. Raises ValueError."""
+        """Made of what a program says; without a token, of $PAYAGENT_TOKEN. Raises ValueError."""
         token = os.environ.get(TOKEN_VARIABLE) if token is None else token
         if not token:
             raise ValueError(f"no token: give one, or set {TOKEN_VARIABLE}")

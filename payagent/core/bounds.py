@@ -14,4 +14,4 @@ SPLIT_COUNT_MAX = 250
 """More outputs than a transaction of 16 KiB can hold."""
 
 ANSWER_MAX_BYTES = 512 * 1024
-"""Of a merchant's answer that is read here. A 402 may be a web page with the requirements inside."""
+"""What is read here of a merchant's answer. A 402 may be a web page with the requirements inside."""

@@ -18,7 +18,7 @@ TTL_AHEAD_MAX_S = ROLLBACK_S + 7_200
 """The longest that anything is signed for is a cancel, beyond the last rollback; clocks may differ."""
 
 Caps = Mapping[str, int]
-"""By asset, in its units. A token that has none may not leave."""
+"""Per asset, in its units. An asset without a cap may not leave."""
 
 
 WITH_FEE, BEFORE_FEE = "with its fee", "and its fee"

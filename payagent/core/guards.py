@@ -95,7 +95,7 @@ class Guard(NamedTuple):
 
 
 def claim_of(outputs: Iterable[tuple[Role, str, str, int]], calls: int) -> Claim:
-    """Of the outputs of an invoice, each as its role, address, asset and units; their asset is one."""
+    """The claim of an invoice's outputs, each as its role, address, asset and units; all are of one asset."""
     paid = tuple(outputs)
     pins = tuple(Pin(output[0], output[1]) for output in paid)
     return Claim(pins, paid[0][2], sum(output[3] for output in paid), calls)
@@ -180,5 +180,5 @@ def look(claim: Claim, rules: Rules, known: Known, moment: Moment = Moment.PAYME
 
 
 def must_stop(rules: Rules, strikes: int) -> bool:
-    """Whether a merchant that left so many payments in a row unserved is to be paid no more."""
+    """Whether a merchant that left so many payments in a row unserved is not to be paid any more."""
     return rules.stop_after is not None and strikes >= rules.stop_after

@@ -36,12 +36,9 @@ class Output:
 class Invoice:
     """What a merchant asks for. `outputs` are in the order in which the transaction pays them, pay_to first.
 
-    `expires_at_ms` is absolute, anchored to the receipt; None where the dialect gives no end.
-    `batch_target` is the number of calls that the payment buys, as far as the merchant says.
-    `proof` is what the retry carries. Of a transaction that is `handed_over` the merchant is the one who
-    broadcasts it. `echo` is what of the 402 its dialect repeats in the proof, as JSON. `commitment` is what the
-    transaction's metadata must commit to, 32 bytes in hex.
-    Without `has_own_id` the 402 names no invoice, and the id only tells its terms.
+    `expires_at_ms` is absolute, anchored to the receipt; None where the dialect gives no end. `batch_target` is
+    the number of calls that the payment buys, as far as the merchant says. `proof` is what the retry carries.
+    `handed_over`: the merchant broadcasts the transaction.
     """
 
     dialect: str

@@ -70,12 +70,12 @@ def undeposit(units: Units) -> Entry:
 
 
 def foreign(units: Units) -> Entry:
-    """Coins of ours were spent by a transaction that is none of ours. What it gave us back is a deposit."""
+    """Coins of ours were spent by a transaction that is not ours. What it gave back to us is a deposit."""
     return _transfer("foreign", WALLET, EXTERNAL, units)
 
 
 def unforeign(units: Units) -> Entry:
-    """That transaction is on no chain any more: the coins are ours again."""
+    """Somebody else's transaction is on no chain any more: the coins are ours again."""
     return _transfer("unforeign", EXTERNAL, WALLET, units)
 
 

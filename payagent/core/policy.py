@@ -106,7 +106,7 @@ def scopes_of(app: str, merchant: str) -> tuple[Scope, ...]:
 
 
 def in_force(limits: Iterable[Limit], over: Iterable[Limit]) -> tuple[Limit, ...]:
-    """The limits, but for those that stand `over` them: the same scope, asset and window."""
+    """The limits, except those that one of `over` replaces: with the same scope, asset and window."""
     merged = {limit[:3]: limit for limit in (*limits, *over)}
     return tuple(merged.values())
 
@@ -175,7 +175,7 @@ def ask_bounds(
 
 
 def tightest(asked: Iterable[Asked]) -> Asked | None:
-    """Of the limits that are exceeded, the one that leaves least; of equal ones that of the longest window."""
+    """The limit that leaves least, of those that are exceeded; of equal ones, that with the longest window."""
     exceeded = [one for one in asked if one.is_exceeded]
     return min(exceeded, key=lambda one: (one.left_units, -_rank(one.name)), default=None)
 
@@ -194,10 +194,10 @@ _OF_THE_WALLET = {
 
 
 def without_figures(refused: Refused) -> Refused:
-    """A refusal as an app is told it that sees only itself: nothing of what the wallet has, or others spent.
+    """A refusal as it is told to an app that sees only itself: without what the wallet has or others spent.
 
-    Of a limit that it shares with others it learns which one it is, and that it has no room. What each payment may
-    take at most is no secret.
+    Of a limit that it shares with others the app learns which one it is, and that it has no room. What each
+    payment may take at most is no secret.
     """
     told = refused.context
     if refused.code in _OF_THE_WALLET:

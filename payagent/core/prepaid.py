@@ -46,7 +46,9 @@ class Balance:
 
 
 def buy(balance: Balance, count: int, paid: Mapping[str, int]) -> Balance:
-    """So much more is bought, for `paid` units per asset; what was served unexplained is used of it at once."""
+    """The balance after so much more is bought, for `paid` units per asset. It first covers what was served
+    unexplained.
+    """
     costs = dict(balance.costs)
     for asset, units in paid.items():
         cost = costs.get(asset, Cost())
@@ -56,7 +58,7 @@ def buy(balance: Balance, count: int, paid: Mapping[str, int]) -> Balance:
 
 
 def use(balance: Balance, count: int) -> Balance:
-    """So much was served. What is left covers it, at its average cost; the rest is unexplained."""
+    """The balance after so much was served. What is left covers it, at its average cost; the rest is unexplained."""
     covered = min(count, balance.left)
     costs = {
         asset: Cost(cost.bought, cost.used + (cost.left * covered // balance.left if covered else 0))

@@ -16,10 +16,10 @@ AT_ONCE_MS = 60_000
 """Payments that begin within so long of each other are at once: the change of the first may be in no block yet."""
 
 COINS_MAX = 150
-"""So many coins a split makes at most: 11 kB of the 16 that a transaction has."""
+"""How many coins a split makes at most: 11 kB of the 16 that a transaction may have."""
 
 SEVERAL = 3
-"""So many payments each new coin holds at least: what one payment uses up need not be made."""
+"""How many payments each new coin holds at least: what one payment uses up is not worth making."""
 
 GATHERED_LEAST, GATHERED_MOST = 50, 200
 """Fewer crumbs are left alone; more are left for the next time."""
@@ -132,7 +132,9 @@ class Gather:
 
 
 def demand_of(begun: Sequence[Begun], waiting: Sequence[int], *, is_quiet: bool) -> Demand:
-    """Of payments that began lately, in any order, and of those that wait, by what each pays in lovelace."""
+    """The demand of payments that began lately, in any order, and of those that wait (by what each pays in
+    lovelace).
+    """
     paid = [one.lovelace for one in begun if one.lovelace is not None]
     handed_over = [one for one in begun if one.handed_over]
     had_none = any(one.lovelace is None for one in handed_over)

@@ -38,7 +38,7 @@ def judge(findings: Iterable[Finding]) -> Reasons:
 
 
 def above(thresholds: Mapping[str, int], spend: Mapping[str, int]) -> Reasons:
-    """That a payment takes more of an asset than may leave without a person's word, for each such asset."""
+    """A reason to ask for each asset of which the payment takes more than may leave without a person's word."""
     return tuple(
         Finding(
             "above_threshold",

@@ -98,7 +98,7 @@ def classify(word: str) -> Said:
 
 
 def may_pass(status: int) -> bool:
-    """Whether a status says no more than that it did not work this time."""
+    """Whether a status only says that it did not work this time."""
     return status >= 500 or status in _TRANSIENT
 
 
@@ -148,7 +148,7 @@ def _read_status(stated: str) -> Said:
 
 
 def _read_x402(response: Response, shown_tx: str) -> tuple[Said, str]:
-    """Of all that may be said, the settlement's result counts first, then the 402's own `error`."""
+    """What an x402 answer says: the settlement's result counts first, then the 402's own `error`."""
     settled = _read_settled(response)
     if settled is not None:
         named = _text(settled.get("transaction"))

@@ -260,7 +260,7 @@ def refuse_foreign_terms(
 
 
 def _is_note(value: object) -> bool:
-    """Whether a value is no more than words: no number, no flag, no address, nothing that holds others."""
+    """Whether a value is only words: no number, no flag, no address, nothing that holds others."""
     if value is None:
         return True
     return isinstance(value, str) and not re.search(r"addr|[0-9]{4}", value, re.IGNORECASE)

@@ -146,7 +146,7 @@ class MerchantClient:
             log.warning("merchant.silent", origin=origin, why=why)
 
     async def _get(self, url: str, headers: dict[str, str]) -> tuple[int, bytes]:
-        """The status and the body. Of a body above the bound comes more than the bound, and no reader takes it."""
+        """The status and the body. A body above the bound comes longer than the bound, which no reader takes."""
         async with self._http.stream("GET", url, headers={"Accept-Encoding": "identity", **headers}) as response:
             return response.status_code, await _read(response, BODY_MAX_BYTES)
 

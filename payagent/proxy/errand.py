@@ -58,7 +58,7 @@ class Errand:
     find_app: Callable[[], AppRow | None] = field(repr=False)
 
     def require_let_in(self) -> None:
-        """That the call's token is good still, after what took its time: `unauthorized`."""
+        """Refuse (`unauthorized`) when the call's token is not good any more, after what took its time."""
         if self.find_app() is None:
             raise Refused("unauthorized", "the call's token has ended meanwhile")
 

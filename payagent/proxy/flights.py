@@ -24,7 +24,7 @@ class Purchase:
         self.is_over = False
         """The last of an answer went out: a call that begins now is a purchase of its own."""
         self.is_delivered = False
-        """That answer is in the books, so that the intent is over."""
+        """The answer is in the books, so the intent is over."""
         self._answers_under_way = 0
         self._quiet = asyncio.Event()
 

@@ -30,7 +30,7 @@ from payagent.proxy.headers import Headers, has_body, passing
 
 CONNECT_TIMEOUT_S = 10.0
 ADDRESS_TIMEOUT_S = 4.0
-"""So long one address of several is tried."""
+"""How long one address of several is tried."""
 
 HEAD_MAX_BYTES = 128 * 1024
 """A v2 402 has its requirements in a header."""

@@ -89,7 +89,7 @@ def _listen(value: str) -> str:
 
 
 def require_loopback(listen: str, what: str) -> None:
-    """Refuse, `config_invalid`, an address that is none or that other machines reach; `what` names the setting."""
+    """Refuse (`config_invalid`) what is no address, or one that other machines reach; `what` names the setting."""
     try:
         host = _listen(listen).rpartition(":")[0].removeprefix("[").removesuffix("]")
     except ValueError as error:

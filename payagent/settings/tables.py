@@ -251,7 +251,7 @@ class Limits(Table):
 
     @property
     def caps(self) -> dict[str, int]:
-        """What one transaction may take out of the wallet, by whoever's order: if not told, a day's payments."""
+        """What one transaction may take out of the wallet, whoever orders it: by default a day's payments."""
         caps = {LOVELACE: _told_or(self.per_transaction_lovelace, self.per_day_lovelace)}
         for limit in self.assets:
             caps[limit.asset] = _told_or(limit.per_transaction_units, limit.per_day_units)
@@ -259,9 +259,9 @@ class Limits(Table):
 
     @property
     def day_caps(self) -> dict[str, int]:
-        """What all that is signed in 24 hours may: if not told, twice that, or twice a day's payments.
+        """What all that is signed in 24 hours may take: by default twice that, or twice a day's payments.
 
-        Not all that is signed lands, and what does not is no more counted by the ledger.
+        Not all that is signed lands, and the ledger does not count any more what does not.
         """
         caps = self.caps
         day = {

@@ -64,9 +64,9 @@ def require_untraced() -> None:
 
 
 def for_good() -> list[str]:
-    """What is not needed to sign goes. Names of what this machine did not let us do.
+    """Give up, for good, all that is not needed to sign. Returns what this machine did not let us give up.
 
-    Raises OSError when the calls cannot be filtered: a signer that can open files and sockets is none.
+    Raises OSError when the calls cannot be filtered: a signer that can open files and sockets is not one.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the daemon ends us, when it has nothing left to sign

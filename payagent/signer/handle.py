@@ -114,7 +114,7 @@ class SignerProcess:
         asyncio.get_running_loop().add_reader(self._line, self._hear)
 
     def unwatch(self) -> None:
-        """Its end is no news any more."""
+        """From now on, nobody is told of its end."""
         asyncio.get_running_loop().remove_reader(self._line)
 
     def _hear(self) -> None:
@@ -233,7 +233,9 @@ def _sigterm_as_an_exit() -> Generator[None]:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """It ends with the line; while it still asks for the passphrase, by a signal, and mends the terminal first."""
+    """End the process: it ends with the line to it; while it still asks for the passphrase, by a signal, so that
+    it mends the terminal first.
+    """
     process.terminate()
     try:
         process.wait(timeout=_END_S)

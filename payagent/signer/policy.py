@@ -34,9 +34,10 @@ def clocks_of(slots: SlotClock | None, now_s: Callable[[], float], time_s: Calla
 
 @dataclass(slots=True)
 class Policy:
-    """`own` is the wallet's address, header and all; `caps` the most that one transaction takes out of it, and
-    `day_caps` all that were signed in 24 hours. Of these what only costs a fee counts apart, so that coins can
-    be taken back when the day's sum is reached.
+    """`own` is the wallet's address, header and all. `caps` are the most that one transaction takes out of it, and
+    `day_caps` the most that all that were signed in 24 hours do.
+
+    Transactions that only cost a fee count apart, so that coins can be taken back when the day's sum is reached.
     """
 
     own: bytes
@@ -113,5 +114,5 @@ def _require(held: bool, what: str) -> None:
 
 
 def _forbidden(what: str) -> Refused:
-    """The body is none that this signer signs; the text says why, by places and amounts."""
+    """The body is not one that this signer signs. The text says why, by places and amounts."""
     return Refused("signer_refused", what)

@@ -53,7 +53,7 @@ def of_payment(conn: sqlite3.Connection, payment_id: str) -> Approval | None:
 
 
 def decided(conn: sqlite3.Connection, payment_id: str) -> Decided | None:
-    """Of a payment that a person was asked about; None while it is open."""
+    """What was decided on a payment that a person was asked about; None while it is open."""
     row = conn.execute(
         "SELECT event, detail ->> '$.via', detail ->> '$.by', at_ms FROM events "
         "WHERE payment_id = ? AND event IN ('hold', 'deny') ORDER BY seq LIMIT 1",
@@ -106,7 +106,7 @@ def denied_between(
 
 
 def standing_at(conn: sqlite3.Connection, origin: str, but: str) -> dict[State, tuple[int, int]]:
-    """Payments to a merchant, but for one: by their state, how many and when the newest was made."""
+    """Payments to a merchant except this one: for each state, how many there are and when the newest was made."""
     rows = conn.execute(
         "SELECT p.state, COUNT(*), MAX(p.created_at_ms) FROM payments p JOIN intents i ON i.id = p.intent_id "
         "WHERE i.origin = ? AND p.id <> ? GROUP BY p.state",

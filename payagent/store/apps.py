@@ -90,7 +90,7 @@ def require_let_in(conn: sqlite3.Connection, app_id: str, now_ms: int) -> None:
 
 
 def find(conn: sqlite3.Connection, name: str) -> AppRow:
-    """By its name, or its id. Refused: `not_found`."""
+    """The app of this name or id. Refused: `not_found`."""
     return by_name(conn, name) or require(conn, name)
 
 

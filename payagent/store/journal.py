@@ -170,7 +170,7 @@ def entries_page(
     limit: int,
     only: Selection = EVERYTHING,
 ) -> list[EntryRow]:
-    """Journal entries, newest first. Of those with the asset, every posting is shown."""
+    """Journal entries, newest first. An entry that has the asset is shown with all its postings."""
     where, values = _where(
         _chosen(only)
         | {
@@ -242,7 +242,7 @@ def _entry(conn: sqlite3.Connection, head: tuple[int, str, str | None, str | Non
 
 
 def postings(conn: sqlite3.Connection, entry_id: int | None) -> tuple[tuple[str, str, int], ...]:
-    """(account, asset, units) of an entry; nothing of none."""
+    """(account, asset, units) of each posting; nothing where there is no entry."""
     rows = conn.execute("SELECT account, asset, units FROM postings WHERE entry = ? ORDER BY seq", (entry_id,))
     return tuple(rows.fetchall())
 

@@ -21,7 +21,7 @@ class MerchantRow:
 
 
 def everybody(conn: sqlite3.Connection) -> list[MerchantRow]:
-    """By their names."""
+    """All merchants that were added, by their names."""
     rows = conn.execute("SELECT name, origin, settings FROM merchants ORDER BY name")
     return [MerchantRow(name, origin, json.loads(settings)) for name, origin, settings in rows]
 

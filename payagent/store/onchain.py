@@ -69,7 +69,7 @@ class ForeignRow:
 
 
 def foreign_there(conn: sqlite3.Connection, from_height: int = 0) -> list[ForeignRow]:
-    """Those that are on the chain, as far as was seen, in blocks from a height on; oldest first."""
+    """Those that are on the chain, as far as was seen, in blocks from this height on; oldest first."""
     rows = conn.execute(
         "SELECT tx_id, there, inputs, spent, block_hash, block_height, block_slot FROM foreign_sightings f "
         "WHERE seq = (SELECT MAX(seq) FROM foreign_sightings g WHERE g.tx_id = f.tx_id) "

@@ -14,7 +14,7 @@ from payagent.core.invoice import Proof, Role
 from payagent.core.payment import Delivery, State
 
 Stage = Literal["ask", "pay"]
-"""Of a hold: while a person is to decide, and from the decision on."""
+"""The stage of a hold: while a person is to decide, and from the decision on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ class OpenPayment:
 
 
 FEW_MAX = 1_000
-"""So many payments since a time are put in order rather than met on the way back from the newest."""
+"""Up to so many payments since a time are sorted, rather than met on the way back from the newest."""
 
 _PAYMENT_BY = """
 SELECT p.seq, p.id, p.kind, p.app_id, p.intent_id, v.origin, v.dialect, v.invoice_id, p.invoice, v.terms_hash,

@@ -40,7 +40,7 @@ class Recorded:
 
 
 def recorded(conn: sqlite3.Connection, payment_id: str) -> Recorded:
-    """Of a payment that is there; `conn` is in one read transaction."""
+    """What is recorded of a payment that exists; `conn` is in one read transaction."""
 
     def rows(sql: str, key: object) -> list[Row]:
         cursor = conn.execute(sql, (key,))

@@ -35,7 +35,7 @@ def _row_text(conn: sqlite3.Connection, table: str, made_by: str | None) -> str:
 
 
 _TEXTS: dict[tuple[str, str | None], str] = {}
-"""By a table and the SQL that made it, which tells its columns."""
+"""Keyed by a table and the SQL that made it, which tells its columns."""
 
 
 def _read_row_text(conn: sqlite3.Connection, table: str) -> str:

@@ -10,7 +10,7 @@ from payagent.store import apps
 from payagent.store.unit import Unit
 
 AUTO_APP = "app_auto_topup"
-"""The app that automatic orders are of. It has no token."""
+"""The app to which automatic orders belong. It has no token."""
 
 
 @dataclass(frozen=True, slots=True)

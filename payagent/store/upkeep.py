@@ -12,10 +12,10 @@ from payagent.store import apps
 from payagent.store.unit import Unit
 
 UPKEEP_APP = "app_upkeep"
-"""The app that orders of upkeep are of. It has no token."""
+"""The app to which orders of upkeep belong. It has no token."""
 
 BEGUN_MAX = 2_000
-"""So many of the last payments are looked at: more than coins are ever made for."""
+"""How many of the last payments are looked at: more than coins are ever made for."""
 
 _BEGUN = """
 SELECT p.created_at_ms, h.units, v.handed_over FROM (SELECT * FROM payments ORDER BY seq DESC LIMIT ?) p

@@ -60,7 +60,7 @@ def multiasset(assets: AssetUnits) -> bytes:
 
 
 def single_asset(asset: str, units: int) -> bytes:
-    """As `multiasset`, of one asset; most outputs have no more."""
+    """As `multiasset`, for one asset; most outputs have no more."""
     whole = bytes.fromhex(asset)
     return b"\xa1\x58\x1c" + whole[:28] + b"\xa1" + byte_string(whole[28:]) + uint(units)
 
