@@ -248,24 +248,30 @@ class Panel:
             member.absence = None if member in heard else missed(member.absence, self.now_ms())
             member.was_heard |= member in heard
         late = [member for member, tip in zip(self._members, tips, strict=True) if tip and member.is_late]
-        speaking = heard or late
-        if not speaking:
-            return None
-        awaited = [member for member in self._members if self._is_awaited(member, speaking)]
-        tip = min((member.tip for member in speaking if member.tip), key=lambda tip: tip.height)
-        self._compare([member.tip for member in speaking if member.tip])
-        is_current = bool(heard) and all(m.tip and m.peak and m.tip.height >= m.peak.height for m in heard)
+        return self._view(heard, heard or late) if heard or late else None
+
+    def _view(self, heard: Sequence[Member], speaking: Sequence[Member]) -> View:
+        """What those that speak show together, and what may be concluded from it."""
         now_ms = self.now_ms()
+        tips = [member.tip for member in speaking if member.tip]
+        self._compare(tips)
+        is_current = bool(heard) and all(m.tip and m.peak and m.tip.height >= m.peak.height for m in heard)
         is_final = is_current and not any(
             (member.sentence.holds(now_ms) and not member.sentence.is_relapse) or member.is_dead_at_start
             for member in self._members
         )
         missing = [m for m in self._members if m not in heard and not m.is_given_up(now_ms)]
-        is_for_good = is_final and not missing
-        may_add = not any(member.was_heard for member in missing)
-        names = tuple(member.source.name for member in awaited)
-        odd = next((member.odd.detail for member in speaking if member.odd and member.odd.forbids), None)
-        return View(self, tip, is_current, is_final, is_for_good, may_add, odd, tuple(speaking), names)
+        return View(
+            panel=self,
+            tip=min(tips, key=lambda tip: tip.height),
+            is_current=is_current,
+            is_final=is_final,
+            is_for_good=is_final and not missing,
+            may_add=not any(member.was_heard for member in missing),
+            odd=next((member.odd.detail for member in speaking if member.odd and member.odd.forbids), None),
+            _heard=tuple(speaking),
+            _awaited=tuple(m.source.name for m in self._members if self._is_awaited(m, speaking)),
+        )
 
     def _is_odd_one_out(self, member: Member) -> bool:
         """Whether its parameters are odd while those of another, not given up, are not; it is foreign then."""

@@ -58,7 +58,7 @@ def buy(balance: Balance, count: int, paid: Mapping[str, int]) -> Balance:
 
 
 def use(balance: Balance, count: int) -> Balance:
-    """The balance after so much was served. What is left covers it, at its average cost; the rest is unexplained."""
+    """The balance after so much was served: covered by what is left, at its average cost; else unexplained."""
     covered = min(count, balance.left)
     costs = {
         asset: Cost(cost.bought, cost.used + (cost.left * covered // balance.left if covered else 0))
