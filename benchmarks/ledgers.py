@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from payagent.store import schema
+from payagent.store import schema, tables, triggers
 
 ROOT = Path(__file__).resolve().parent.parent
 KEPT = ROOT / ".bench"
@@ -57,7 +57,8 @@ def folder() -> Iterator[Path]:
 
 
 def _path(name: str) -> Path:
-    made_by = hashlib.sha256(Path(schema.__file__).read_bytes() + MAKER.read_bytes()).hexdigest()[:12]
+    sources = [*(Path(one.__file__) for one in (schema, tables, triggers)), MAKER]
+    made_by = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]
     return KEPT / f"{made_by}-{name}.db"
 
 

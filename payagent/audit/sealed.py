@@ -12,8 +12,8 @@ from itertools import islice
 from payagent.audit.finding import Finding, Head, Progress, numbers
 from payagent.audit.guarded import UNREADABLE
 from payagent.store import books
-from payagent.store.schema import GENESIS
 from payagent.store.seals import SEALED, marks_of, seal_hash
+from payagent.store.tables import GENESIS
 from payagent.store.unit import Connection
 
 TOLD_EVERY = 5_000

@@ -15,7 +15,7 @@ from payagent.core.address import parse_address
 from payagent.core.problem import Refused
 from payagent.store.copy import Contents, contents
 from payagent.store.opening import DatabaseError, open_read_only
-from payagent.store.schema import GENESIS
+from payagent.store.tables import GENESIS
 from payagent.store.unit import Connection
 from payagent.wallet.keystore import Header, read_header
 

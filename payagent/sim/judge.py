@@ -26,7 +26,7 @@ from payagent.sim.net import Net
 from payagent.sim.spending import Spend, Spending
 from payagent.sim.story import Story
 from payagent.store import books, journal, payments, queries
-from payagent.store.schema import GENESIS
+from payagent.store.tables import GENESIS
 from payagent.store.unit import Connection
 
 FEE_MAX_LOVELACE = 900_000

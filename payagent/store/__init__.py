@@ -7,7 +7,9 @@ merchant; opens a transaction that is not BEGIN IMMEDIATE; updates or deletes a 
 
 Where what is changed:
 
-  schema     the tables, what guards them, and how an older ledger becomes one of today
+  tables     the tables and views, as SQL
+  triggers   what guards their rows
+  schema     how a ledger gets them, and how an older one becomes one of today
   opening    the file: connections to it, and what of a file is refused
   unit       the open transaction, which every job gets
   committer  one commit of several jobs (`lease`, `room`, `seals`, `signer`: what it minds)

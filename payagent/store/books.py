@@ -1,7 +1,7 @@
 """What an audit reads of the ledger, row by row, beside its payments (`cases`) and its limits (`counted`).
 
-Its rows are tuples, which are made fastest.
-May import: core, store.cases, .journal, .schema, .seals, sqlite3. Never: writes; judges; holds a table in memory.
+Its rows are tuples, which are made fastest. May import: core, store.cases, .journal, .seals, .triggers, sqlite3.
+Never: writes; judges; holds a table in memory.
 """
 
 import json
@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 from payagent.core.ledger import add
 from payagent.store.cases import value_of
 from payagent.store.journal import EntryRow
-from payagent.store.schema import GUARDS, KEPT
 from payagent.store.seals import row_text
+from payagent.store.triggers import GUARDS, KEPT
 
 REFERRING = (*sorted(KEPT), "reservations")
 """The tables of record, in which what is there stays, and who has which coins."""

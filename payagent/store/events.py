@@ -1,6 +1,6 @@
 """What happened, in order: of a payment, and all of it as a chain in which each event names the hash before it.
 
-May import: store.schema, sqlite3. Never: writes.
+May import: store.tables, sqlite3. Never: writes.
 """
 
 import hashlib
@@ -9,7 +9,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from payagent.store.schema import GENESIS
+from payagent.store.tables import GENESIS
 
 
 def payments_after(conn: sqlite3.Connection, event_seq: int) -> set[str]:

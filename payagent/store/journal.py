@@ -1,7 +1,7 @@
 """The books: entries and their postings, what accounts come to, and what was spent, of all or of a selection.
 
 What an audit reads of them row by row is in store.books.
-May import: store.halves, store.schema, sqlite3. Never: writes.
+May import: store.halves, store.tables, sqlite3. Never: writes.
 """
 
 import sqlite3
@@ -11,7 +11,7 @@ from itertools import groupby
 from typing import Literal, NamedTuple
 
 from payagent.store.halves import sums, whole
-from payagent.store.schema import IS_SPEND
+from payagent.store.tables import IS_SPEND
 
 _SUMS = sums("units")
 

@@ -5,7 +5,7 @@ part, what never changes is sealed; the rest follows from the events, which are 
 JSON array of its number and its columns in their order, bytes as X'..' in hex; its mark is the CRC-32 of that
 text, which serves to name the row and proves nothing.
 
-May import: store.schema, sqlite3. Never: seals what it did not see being added.
+May import: store.tables, .triggers, sqlite3. Never: seals what it did not see being added.
 """
 
 import hashlib
@@ -16,7 +16,8 @@ from collections.abc import Iterable
 from itertools import groupby
 from zlib import crc32
 
-from payagent.store.schema import GENESIS, KEPT
+from payagent.store.tables import GENESIS
+from payagent.store.triggers import KEPT
 
 SEALED = tuple(sorted(KEPT.keys() - {"seals"}))
 """The tables whose rows are sealed."""

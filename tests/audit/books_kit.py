@@ -25,8 +25,8 @@ from payagent.core.problem import Refused
 from payagent.devnet.server import DevnetThread
 from payagent.store import apps
 from payagent.store.readers import Readers
-from payagent.store.schema import GUARDS
 from payagent.store.seals import SEALED, Sealer
+from payagent.store.triggers import GUARDS
 
 TOKEN = "5c" * 28 + "636c69"
 

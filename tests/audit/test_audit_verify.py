@@ -15,7 +15,7 @@ from audit.books_kit import Past, append, copy_of, findings, fresh, head_of, tam
 from payagent.audit.signed import Owner
 from payagent.core.address import encode_address
 from payagent.store.opening import migrate
-from payagent.store.schema import GUARDS, KEPT
+from payagent.store.triggers import GUARDS, KEPT
 
 A_POST = "(SELECT MIN(id) FROM journal WHERE kind = 'post')"
 OTHER = "b" * 64

@@ -95,7 +95,7 @@ def put(stack: ExitStack, where: object, name: str, what: object) -> None:
 
 def without_guards(stack: ExitStack) -> None:
     """A database that refuses nothing of what the rules forbid."""
-    text = schema._TABLES
+    text = schema.TABLES
     live = "WHERE state NOT IN ('rejected', 'denied')"
     freed = "AND reason_code IS NOT 'anchor_gone'"
     for rule in (
@@ -111,7 +111,7 @@ def without_guards(stack: ExitStack) -> None:
         for guard in schema.GUARDS
         if not guard.name.startswith(("payments_", "attempts_", "holds_", "intents_"))
     )
-    put(stack, schema, "_TABLES", text)
+    put(stack, schema, "TABLES", text)
     put(stack, schema, "GUARDS", kept)
 
 
@@ -354,8 +354,8 @@ def _child_kept(stack: ExitStack) -> None:
 def _used_twice(stack: ExitStack) -> None:
     """A call that is made again since its answer was lost draws on the prepaid balance again."""
     rule = "CREATE UNIQUE INDEX prepaid_moves_once ON prepaid_moves(app_id, call_key) WHERE call_key IS NOT NULL;"
-    assert rule in schema._TABLES
-    put(stack, schema, "_TABLES", schema._TABLES.replace(rule, ""))
+    assert rule in schema.TABLES
+    put(stack, schema, "TABLES", schema.TABLES.replace(rule, ""))
     kept = tuple(guard for guard in schema.GUARDS if not guard.name.startswith("prepaid_moves_"))
     put(stack, schema, "GUARDS", kept)
     put(stack, prepaid, "knows_call", lambda *_: False)
@@ -382,8 +382,8 @@ def _key_outside(stack: ExitStack) -> None:
     seen: dict[str, Any] = {}
     rule = "CREATE UNIQUE INDEX intents_live ON intents(app_id, key) WHERE ended_at_ms IS NULL;"
     without_guards(stack)
-    assert rule in schema._TABLES
-    put(stack, schema, "_TABLES", schema._TABLES.replace(rule, ""))
+    assert rule in schema.TABLES
+    put(stack, schema, "TABLES", schema.TABLES.replace(rule, ""))
 
     async def pay_by_what_was(self: Agent, ask: Ask) -> Any:
         seen[ask.received] = live(self.desk.conn, ask.app_id, ask.key(None) or "")

@@ -10,7 +10,7 @@ import pytest
 from payagent.core.payment import State
 from payagent.store import events, records
 from payagent.store.opening import migrate, open_database
-from payagent.store.schema import GENESIS
+from payagent.store.tables import GENESIS
 from payagent.store.unit import Unit
 
 

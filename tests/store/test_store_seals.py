@@ -18,8 +18,8 @@ from payagent.store.apps import AppRow
 from payagent.store.committer import Committer, Job, SealingError
 from payagent.store.opening import open_read_only
 from payagent.store.readers import Readers
-from payagent.store.schema import GENESIS
 from payagent.store.seals import Sealer
+from payagent.store.tables import GENESIS
 from payagent.store.unit import Unit
 from payagent.store.writer import Writer
 
