@@ -40,7 +40,7 @@ from payagent.api.guard import Guard
 from payagent.api.health import Check, find, health_router
 from payagent.api.metrics import metrics_router
 from payagent.api.problems import problem_response
-from payagent.api.schemas import add_schemas
+from payagent.api.schemas.describe import add_schemas
 from payagent.api.turnstile import Rates, Turnstile
 from payagent.core.problem import Refused
 

@@ -14,7 +14,8 @@ from payagent.agent.view import payment_view
 from payagent.api.access import APPROVE, OPERATE, Caller, need
 from payagent.api.calls import PaymentId
 from payagent.api.problems import Json, JsonResponse
-from payagent.api.schemas import Payment, gives
+from payagent.api.schemas.describe import gives
+from payagent.api.schemas.payments import Payment
 from payagent.api.views import approval_view, limit_view
 from payagent.core.payment import ENDED_WITHOUT_PAYING, POSTED
 from payagent.core.policy import ANY, Scope, scopes_of

@@ -12,7 +12,8 @@ from payagent.agent.apps import add_app, everybody, renew_token, revoke
 from payagent.api.access import OPERATE, Caller, need
 from payagent.api.problems import JsonResponse
 from payagent.api.reading import read_new_app, read_token_order
-from payagent.api.schemas import AppAdded, AppOrder, AppsPage, AppTold, TokenOrder, gives, takes
+from payagent.api.schemas.apps import AppAdded, AppOrder, AppsPage, AppTold, TokenOrder
+from payagent.api.schemas.describe import gives, takes
 from payagent.api.tokens import hash_token, new_token
 from payagent.api.views import app_view, merchant_names
 from payagent.core.problem import Refused

@@ -22,7 +22,8 @@ from payagent.agent.view import detail_view
 from payagent.api.access import APPROVE, OPERATE, PAY, READ, Caller, need
 from payagent.api.calls import Parameters, single_header
 from payagent.api.connections import STOPPING
-from payagent.api.schemas import EventTold, streams
+from payagent.api.schemas.describe import streams
+from payagent.api.schemas.payments import EventTold
 from payagent.core.problem import Refused
 from payagent.core.times import iso_time
 from payagent.store.events import last_event

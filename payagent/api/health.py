@@ -9,7 +9,8 @@ from fastapi import APIRouter
 
 from payagent.agent.desk import Desk
 from payagent.api.problems import RETRY_AFTER_S, JsonResponse
-from payagent.api.schemas import Health, Readiness, gives
+from payagent.api.schemas.describe import gives
+from payagent.api.schemas.health import Health, Readiness
 from payagent.api.views import chain_problem, chain_refusal
 from payagent.core.times import iso_time
 from payagent.store import about, pauses

@@ -20,7 +20,8 @@ from payagent.api.access import OPERATE, READ, Caller, need
 from payagent.api.calls import Page, Parameters
 from payagent.api.problems import JsonResponse
 from payagent.api.reading import read_asset, time_ms
-from payagent.api.schemas import Balances, Entries, ProblemAnswer, Spending, Verdict, gives
+from payagent.api.schemas.describe import ProblemAnswer, gives
+from payagent.api.schemas.ledger import Balances, Entries, Spending, Verdict
 from payagent.api.views import balance_view, entry_view, spend_view
 from payagent.audit.export import Format, export
 from payagent.audit.finding import Finding, Head, parse_head

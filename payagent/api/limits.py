@@ -12,7 +12,8 @@ from payagent.agent.limits import names_of, set_limits, standing
 from payagent.api.access import OPERATE, PAY, READ, Caller, need
 from payagent.api.problems import JsonResponse
 from payagent.api.reading import read_limits
-from payagent.api.schemas import Limits, LimitsOrder, gives, takes
+from payagent.api.schemas.apps import Limits, LimitsOrder
+from payagent.api.schemas.describe import gives, takes
 from payagent.api.views import limits_view
 
 Viewer = Annotated[Caller, Depends(need(PAY, READ, OPERATE))]

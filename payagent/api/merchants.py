@@ -12,7 +12,8 @@ from payagent.agent.merchants import add_merchant, pin, remove_merchant, reopen,
 from payagent.api.access import APPROVE, OPERATE, PAY, READ, Caller, need
 from payagent.api.problems import JsonResponse
 from payagent.api.reading import read_new_merchant, read_pin
-from payagent.api.schemas import MerchantKnown, MerchantOrder, Merchants, PinOrder, gives, takes
+from payagent.api.schemas.describe import gives, takes
+from payagent.api.schemas.merchants import MerchantKnown, MerchantOrder, Merchants, PinOrder
 from payagent.api.views import merchant_view, standing_view
 
 Reader = Annotated[Caller, Depends(need(READ, OPERATE, APPROVE))]

@@ -17,7 +17,7 @@ from starlette.responses import Response
 from payagent.agent.desk import Desk
 from payagent.agent.limits import standing
 from payagent.api.access import OPERATE, READ, Caller, need
-from payagent.api.schemas import gives_text
+from payagent.api.schemas.describe import gives_text
 from payagent.api.views import wallet_units
 from payagent.core.exposition import MEDIA_TYPE, Family, alone, by_label, write
 from payagent.core.payment import State

@@ -12,7 +12,8 @@ from payagent.agent.pause import pause, unpause
 from payagent.api.access import APPROVE, OPERATE, PAY, READ, Caller, need
 from payagent.api.problems import JsonResponse
 from payagent.api.reading import read_pause
-from payagent.api.schemas import PauseOrder, PauseTold, gives, takes
+from payagent.api.schemas.describe import gives, takes
+from payagent.api.schemas.wallet import PauseOrder, PauseTold
 from payagent.api.views import pause_view
 from payagent.store import apps, pauses
 from payagent.store.pauses import Pause

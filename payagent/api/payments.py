@@ -18,7 +18,8 @@ from payagent.api.calls import Page, PaymentId, Waiting, single_header
 from payagent.api.problems import Json, JsonResponse
 from payagent.api.reading import read_ask, read_delivery, time_ms
 from payagent.api.receipts import receipt_view
-from payagent.api.schemas import (
+from payagent.api.schemas.describe import gives, takes
+from payagent.api.schemas.payments import (
     DeliveryReport,
     Payment,
     PaymentRequest,
@@ -27,8 +28,6 @@ from payagent.api.schemas import (
     PaymentWithHistory,
     QuoteAnswer,
     ReceiptTold,
-    gives,
-    takes,
 )
 from payagent.api.views import advice_view, depth_of, quote_view
 from payagent.core.origin import parse_origin

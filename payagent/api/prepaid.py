@@ -10,7 +10,8 @@ from fastapi import APIRouter, Depends
 from payagent.agent.terms import Terms
 from payagent.api.access import OPERATE, READ, Caller, need
 from payagent.api.problems import JsonResponse
-from payagent.api.schemas import Prepaid, gives
+from payagent.api.schemas.describe import gives
+from payagent.api.schemas.prepaid import Prepaid
 from payagent.core.prepaid import CALLS
 from payagent.core.times import iso_time
 from payagent.store import prepaid

@@ -23,7 +23,8 @@ from payagent.api.access import Caller
 from payagent.api.calls import Parameters
 from payagent.api.ledger import FINDINGS_MAX, Auditor
 from payagent.api.prepaid import holdings_view
-from payagent.api.schemas import Reconciliation, gives
+from payagent.api.schemas.describe import gives
+from payagent.api.schemas.ledger import Reconciliation
 from payagent.audit.reconcile import Difference, Doubt, InFlight, Standing, Told, reconcile, unlisted
 from payagent.chain.history import History, read_history
 from payagent.chain.source import ChainSource, NotFound, Read, Tip, TxSeen

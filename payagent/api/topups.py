@@ -16,7 +16,8 @@ from payagent.api.access import OPERATE, READ, Caller, need
 from payagent.api.calls import Page, Waiting, single_header
 from payagent.api.problems import JsonResponse
 from payagent.api.reading import read_key, read_topup
-from payagent.api.schemas import Topup, TopupOrder, TopupPlanned, TopupsPage, gives, takes
+from payagent.api.schemas.describe import gives, takes
+from payagent.api.schemas.prepaid import Topup, TopupOrder, TopupPlanned, TopupsPage
 from payagent.api.views import verdict_view
 from payagent.core.payment import ENDED_WITHOUT_PAYING
 from payagent.core.prepaid import CALLS

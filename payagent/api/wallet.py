@@ -15,18 +15,9 @@ from payagent.api.access import OPERATE, PAY, READ, Caller, need
 from payagent.api.calls import single_header
 from payagent.api.problems import JsonResponse
 from payagent.api.reading import read_key, read_split, read_thaw, read_transfer
-from payagent.api.schemas import (
-    Payment,
-    SendOrder,
-    Sent,
-    SplitOrder,
-    Thawed,
-    ThawOrder,
-    Utxos,
-    Wallet,
-    gives,
-    takes,
-)
+from payagent.api.schemas.describe import gives, takes
+from payagent.api.schemas.payments import Payment
+from payagent.api.schemas.wallet import SendOrder, Sent, SplitOrder, Thawed, ThawOrder, Utxos, Wallet
 from payagent.api.views import address_view, utxo_view, wallet_view
 from payagent.store import journal, queries
 
