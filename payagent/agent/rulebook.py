@@ -17,6 +17,7 @@ from payagent.core import guards, policy
 from payagent.core.caps import WITH_FEE, Caps, require_within_caps
 from payagent.core.guards import Moment, Rules
 from payagent.core.invoice import Invoice
+from payagent.core.money import LOVELACE, format_amount
 from payagent.core.policy import Asked, Limit, Span, Window
 from payagent.core.problem import Refused
 from payagent.core.verdict import Finding, Reasons, above, judge
@@ -61,6 +62,7 @@ class Rulebook:
         app, origin = purchase.app_id, purchase.invoice.origin
         asker = apps.require(conn, app)
         asker.require_may_pay(origin, paid_asset)
+        _require_bound_on(purchase, paid_asset, spend)
         clock_ms = self.clock_ms(conn, now_ms)
         limits = in_force_for(conn, self.limits, app, origin)
         binding = policy.concerning(limits, app, origin, spend)
@@ -139,6 +141,17 @@ def require_may_have(conn: Connection, row: PaymentRow, now_ms: int) -> None:
     if apps.has_ended(conn, row.app_id, now_ms):
         name = apps.require(conn, row.app_id).name
         raise Refused("forbidden", f"the app {name}, which asked for it, is revoked or has expired")
+
+
+def _require_bound_on(purchase: Purchase, asset: str, spend: Mapping[str, int]) -> None:
+    """The caller's own bound on one asset allows nothing of another. Refused: `limit_exceeded`."""
+    bound_asset, most_units = purchase.max_total_asset, purchase.max_total_units
+    if bound_asset is None or most_units is None or bound_asset == asset:
+        return
+    bound, name = format_amount(bound_asset, most_units), "ADA" if asset == LOVELACE else asset
+    detail = f"max_total is {bound} and allows nothing else, this payment is in {name}"
+    told = {"limit": "max_total", "asset": asset, "left": "0", "asked": str(spend.get(asset, 0))}
+    raise Refused("limit_exceeded", detail, **told)
 
 
 def as_told(conn: Connection, app_id: str, refused: Refused) -> Refused:
