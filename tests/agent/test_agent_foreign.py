@@ -141,6 +141,27 @@ async def test_a_spend_elsewhere_of_more_than_one_posting_holds_is_booked_and_lo
         await require_whole(run)
 
 
+async def test_what_payagent_never_spends_may_be_spent_elsewhere_and_is_back_after_a_fork(
+    world: World,
+) -> None:
+    tx_id, _, index = (ref := world.fund_with_datum(7 * ADA)).partition("#")
+    async with world.run() as run:
+        await run.look()
+        assert ref not in run.selectable()
+        spender = spend_elsewhere(run, 3 * ADA, Coin(tx_id, int(index), 7 * ADA))
+        await run.look()
+        assert run.desk.chain.foreign == (spender,)
+        await require_whole(run)
+        world.control("rollback", depth=1)
+        world.devnet.run(lambda devnet: devnet.chain.mempool.clear())
+        world.block(2)
+        await run.look()
+        await run.pass_time(5, 61)
+        assert queries.coin_states(run.desk.conn)[ref] == "locked"
+        assert ref not in run.selectable()
+        await require_whole(run)
+
+
 async def test_a_further_spend_elsewhere_is_told_too_and_a_thaw_that_has_not_seen_it_clears_nothing(
     world: World,
 ) -> None:
