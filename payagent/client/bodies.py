@@ -158,10 +158,12 @@ class AsyncWatched(httpx.AsyncByteStream):
 def read_up_to(stream: httpx.SyncByteStream, most_bytes: int) -> tuple[bytes | None, Stream]:
     """(the whole body, or None when it is longer; a stream that gives it from its start)."""
     parts: list[bytes] = []
+    size = 0
     rest = iter(stream)
     for part in rest:
         parts.append(part)
-        if sum(map(len, parts)) > most_bytes:
+        size += len(part)
+        if size > most_bytes:
             return None, Begun(parts, rest, stream)
     stream.close()
     raw = b"".join(parts)
@@ -171,10 +173,12 @@ def read_up_to(stream: httpx.SyncByteStream, most_bytes: int) -> tuple[bytes | N
 async def aread_up_to(stream: httpx.AsyncByteStream, most_bytes: int) -> tuple[bytes | None, Stream]:
     """The same for `async for`."""
     parts: list[bytes] = []
+    size = 0
     rest = aiter(stream)
     async for part in rest:
         parts.append(part)
-        if sum(map(len, parts)) > most_bytes:
+        size += len(part)
+        if size > most_bytes:
             return None, Begun(parts, rest, stream)
     await stream.aclose()
     raw = b"".join(parts)

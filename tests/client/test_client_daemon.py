@@ -2,12 +2,13 @@
 
 import asyncio
 import os
+import pickle
 import re
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from client.client_kit import COINS, WAYS, Program, Start, refusal
 from proxy.proxy_kit import Heard, Paywall, Place, blocks, place, saying
 
 from payagent.client import AsyncPayAgentTransport, ExactCardanoScheme, PayAgentError, PayAgentTransport
-from payagent.client.bodies import Replay
+from payagent.client.bodies import Replay, aread_up_to, read_up_to
 
 TOKEN = plant("a client's token", "pa_" + "canary0client" * 3)
 
@@ -186,6 +187,44 @@ def test_an_error_says_what_it_means_for_the_money() -> None:
     error = PayAgentError({"code": "limit_exceeded", "detail": "above it.", "money": "Nothing.", "fix": "Wait."})
     assert str(error) == "limit_exceeded: above it. Nothing. Wait."
     assert re.fullmatch(r"[a-z_]+", error.code)
+
+
+def test_an_error_passes_between_processes_whole() -> None:
+    error = PayAgentError({"code": "not_served_yet", "detail": "wait", "retryable": True, "payment": "pay_1"})
+    other = pickle.loads(pickle.dumps(error))  # noqa: S301  our own
+    assert (type(other), str(other), other.problem) == (PayAgentError, str(error), error.problem)
+    assert (other.code, other.payment, other.retryable) == ("not_served_yet", "pay_1", True)
+
+
+class Weighed(bytes):
+    """A piece of a body that counts how often its length is asked for."""
+
+    asked = 0
+
+    def __len__(self) -> int:
+        Weighed.asked += 1
+        return super().__len__()
+
+
+class ByteByByte(httpx.SyncByteStream, httpx.AsyncByteStream):
+    def __iter__(self) -> Iterator[bytes]:
+        return iter([Weighed(b"x")] * 1000)
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for part in self:
+            yield part
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_an_answer_in_many_small_pieces_costs_no_more_than_its_length(way: str) -> None:
+    """Whoever answers 4xx byte by byte would stop an event loop for minutes."""
+    Weighed.asked = 0
+    if way == "blocking":
+        raw, _ = read_up_to(ByteByByte(), 2000)
+    else:
+        raw, _ = await aread_up_to(ByteByByte(), 2000)
+    assert raw == b"x" * 1000
+    assert Weighed.asked <= 2000
 
 
 @pytest.mark.parametrize("sent", [0, 1, 3])
