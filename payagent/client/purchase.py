@@ -38,6 +38,9 @@ PAID_READ_TIMEOUT_S = 180.0
 
 WAIT_S = 25
 _LOST_FIRST_S, _LOST_MAX_S = 0.5, 10.0
+_STATUS_MAX = 599
+"""What is above it is no status, and is taken for a server's failure (RFC 9110 15)."""
+
 _BATCH_FIRST_S, _BATCH_MAX_S = 1.0, 5.0
 _OWN_PREFIX = b"x-payagent-"
 _MAX_COST, _DRY_RUN = b"x-payagent-max-cost", b"x-payagent-dry-run"
@@ -329,13 +332,13 @@ class Showing:
         while True:
             try:
                 answer = _plain((yield Send(self.call.paid(self.payment["headers"], self.query))))
+                if answer.is_success and not self._may_be_pending(answer):
+                    return Bought(self._marked(answer), self.payment["id"]), False
+                answer, is_used_up, again_after_s = yield from self._tell(answer)
             except httpx.TransportError:
                 after_s = min(_LOST_FIRST_S * 2 ** min(self.lost_count, 10), _LOST_MAX_S)
                 self.lost_count += 1
             else:
-                if answer.is_success and not self._may_be_pending(answer):
-                    return Bought(self._marked(answer), self.payment["id"]), False
-                answer, is_used_up, again_after_s = yield from self._tell(answer)
                 if again_after_s is None or is_used_up:
                     return Bought(self._marked(answer)), is_used_up
                 after_s = again_after_s
@@ -355,7 +358,7 @@ class Showing:
         raw, answer = yield Peek(answer)
         self.last = None if raw is None else answer
         body = b"" if raw is None else _decoded(answer, raw) or b""
-        told = {"status": answer.status_code, **_told(answer, body)}
+        told = {"status": min(answer.status_code, _STATUS_MAX), **_told(answer, body)}
         reply: Reply = yield Ask("POST", f"/v1/payments/{self.payment['id']}/delivery", told)
         self.payment = reply.value(payment=self.payment["id"])
         said, query = self.payment["answer"], self.query
@@ -420,9 +423,12 @@ def read_call(
 ) -> Call:
     """A client's request without what it says to us. Its bound holds beside the transport's."""
     headers = request.headers.raw
-    ours = {name.lower(): value.decode("ascii", "replace") for name, value in headers if _is_own(name)}
+    own = [(name.lower(), value.decode("ascii", "replace")) for name, value in headers if _is_own(name)]
+    ours = dict(own)
     for name in ours.keys() - {_MAX_COST, _DRY_RUN}:
         raise own_error("bad_request", f"the header {name.decode('latin-1')[:60]!a} is not known")
+    if len(ours) < len(own):
+        raise own_error("bad_request", "a header that begins with X-Payagent- is given twice")
     said = ours.get(_DRY_RUN)
     if said not in _SWITCHES:
         raise own_error("bad_request", "X-Payagent-Dry-Run is true or false")

@@ -191,7 +191,7 @@ def test_an_error_says_what_it_means_for_the_money() -> None:
 
 def test_an_error_passes_between_processes_whole() -> None:
     error = PayAgentError({"code": "not_served_yet", "detail": "wait", "retryable": True, "payment": "pay_1"})
-    other = pickle.loads(pickle.dumps(error))  # noqa: S301  our own
+    other = pickle.loads(pickle.dumps(error))
     assert (type(other), str(other), other.problem) == (PayAgentError, str(error), error.problem)
     assert (other.code, other.payment, other.retryable) == ("not_served_yet", "pay_1", True)
 

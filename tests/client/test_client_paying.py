@@ -215,7 +215,7 @@ async def test_a_402_of_somebody_else_is_handed_on_however_long_the_call(shop: P
     assert answer.extensions["payagent_refusal"]["code"] == "merchant_not_allowed"
 
 
-@pytest.mark.parametrize("said", ["pending", "lost", "503", "another invoice"])
+@pytest.mark.parametrize("said", ["pending", "lost", "broken", "503", "999", "another invoice"])
 async def test_the_same_proof_is_shown_until_it_is_served(shop: Place, start: Start, said: str) -> None:
     wall = Paywall()
     tries: list[str | None] = []
@@ -227,8 +227,11 @@ async def test_the_same_proof_is_shown_until_it_is_served(shop: Place, start: St
             if len(tries) < 3:
                 if said == "lost":
                     heard.writer.close()
-                elif said == "503":
-                    await heard.say(b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n")
+                elif said == "broken":
+                    await heard.say(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 9\r\n\r\nhalf")
+                    heard.writer.close()
+                elif said in ("503", "999"):
+                    await heard.say(f"HTTP/1.1 {said} Busy\r\nContent-Length: 0\r\n\r\n".encode())
                 else:
                     is_pending = said == "pending"
                     await heard.say(as_402({"status": "pending"} if is_pending else wall._invoice()))
@@ -456,12 +459,18 @@ async def test_a_dry_run_says_what_it_would_take(shop: Place, start: Start) -> N
 
 
 @pytest.mark.parametrize(
-    "header", [("X-Payagent-Max-Cost", "1.5"), ("X-Payagent-Dry-Run", "yes"), ("X-Payagent-Max-Costs", "1")]
+    "headers",
+    [
+        [("X-Payagent-Max-Cost", "1.5")],
+        [("X-Payagent-Dry-Run", "yes")],
+        [("X-Payagent-Max-Costs", "1")],
+        [("X-Payagent-Max-Cost", "1"), ("x-payagent-max-cost", str(5 * ADA))],
+    ],
 )
 async def test_a_header_of_ours_that_is_not_understood_stops_the_call(
-    shop: Place, start: Start, header: tuple[str, str]
+    shop: Place, start: Start, headers: list[tuple[str, str]]
 ) -> None:
-    error = await refusal(start().call(f"{shop.peer.url}/chat", headers=dict([header])))
+    error = await refusal(start().call(f"{shop.peer.url}/chat", headers=headers))
     assert error.code == "bad_request"
     assert shop.peer.calls == []
 
