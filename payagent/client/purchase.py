@@ -187,12 +187,16 @@ class Call:
 
 @dataclass(slots=True)
 class Purchases:
-    """How one transport buys. `buyers` are what calls to a merchant say of who buys, by origin, once known."""
+    """How one transport buys. `buyers` are what calls to a merchant say of who buys, by origin, once known.
+
+    `untold` are deliveries that the daemon was not there for.
+    """
 
     max_cost_units: int | None
     max_cost_asset: str | None
     patience_s: float
     spool_bytes: int
+    untold: list[Ask] = field(default_factory=list)
     _buyers: Mapping[str, Mapping[str, str]] | None = field(default=None)
 
     def run(self, request: httpx.Request) -> Steps[Bought]:
@@ -217,6 +221,7 @@ class Purchases:
                 return Bought(demand)
             if call.dry_run:
                 return Bought((yield from self._quote(call, demand, body)))
+            yield from self._tell_late()
             reply: Reply = yield Ask("POST", "/v1/payments", call.ask(demand, body), call.key)
             if _is_no_invoice(reply, demand):
                 return Bought(demand)
@@ -230,6 +235,16 @@ class Purchases:
             if not is_used_up:
                 return shown
             used_up = payment["id"]
+
+    def _tell_late(self) -> Steps[None]:
+        """Say what was served, before it is bought again: else the daemon takes the call for the one before."""
+        untold, self.untold = self.untold, []
+        try:
+            while untold:
+                yield untold[-1]
+                untold.pop()
+        finally:
+            self.untold += untold
 
     def _ask_merchant(self, call: Call) -> Steps[tuple[httpx.Response, bytes | None]]:
         """(what the call without a proof gets, the body of a 402 that can be read).
@@ -359,8 +374,9 @@ class Showing:
         self.last = None if raw is None else answer
         body = b"" if raw is None else _decoded(answer, raw) or b""
         told = {"status": min(answer.status_code, _STATUS_MAX), **_told(answer, body)}
-        reply: Reply = yield Ask("POST", f"/v1/payments/{self.payment['id']}/delivery", told)
-        self.payment = reply.value(payment=self.payment["id"])
+        self.payment = yield from _ask_about(
+            self.payment["id"], Ask("POST", f"/v1/payments/{self.payment['id']}/delivery", told)
+        )
         said, query = self.payment["answer"], self.query
         self.query = said.get("poll_query")
         if 300 <= answer.status_code < 400:
@@ -405,9 +421,18 @@ def until_ready(payment: Json, deadline_s: float) -> Steps[Json]:
         left_s = deadline_s - time.monotonic()
         if left_s <= 0:
             raise _not_served(payment)
-        reply: Reply = yield Ask("GET", f"/v1/payments/{payment_id}", wait_s=max(1, min(WAIT_S, int(left_s))))
-        payment = reply.value(payment=payment_id)
+        ask = Ask("GET", f"/v1/payments/{payment_id}", wait_s=max(1, min(WAIT_S, int(left_s))))
+        payment = yield from _ask_about(payment_id, ask)
     return payment
+
+
+def _ask_about(payment_id: str, ask: Ask) -> Steps[Json]:
+    """What the daemon says of a payment. An error names the payment also where nobody answered."""
+    try:
+        reply: Reply = yield ask
+    except PayAgentError as error:
+        raise PayAgentError({**error.problem, "payment": payment_id}) from None
+    return reply.value(payment=payment_id)
 
 
 def _not_served(payment: Json) -> PayAgentError:

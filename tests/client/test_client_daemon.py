@@ -9,7 +9,8 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import replace
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import httpx
@@ -17,10 +18,11 @@ import pytest
 from agent_kit import World
 from canaries import plant
 from client.client_kit import COINS, WAYS, Program, Start, refusal
-from proxy.proxy_kit import Heard, Paywall, Place, blocks, place, saying
+from proxy.proxy_kit import SERVED, Heard, Paywall, Place, blocks, place, saying
 
 from payagent.client import AsyncPayAgentTransport, ExactCardanoScheme, PayAgentError, PayAgentTransport
 from payagent.client.bodies import Replay, aread_up_to, read_up_to
+from payagent.core.payment import Delivery
 
 TOKEN = plant("a client's token", "pa_" + "canary0client" * 3)
 
@@ -138,6 +140,87 @@ async def test_a_daemon_that_comes_late_still_says_what_a_first_call_carries(wor
         said = [(call.header("x-partner"), call.header("x-wallet-address")) for call in wall.firsts + wall.retries]
         assert said == [(None, None), ("demo", world.address), ("demo", world.address)]
         assert len(at.payments) == 1
+
+
+@dataclass
+class Relay:
+    """The way to the daemon; while it is `away` nobody is there, and who was connected is hung up on."""
+
+    port: int
+    away: bool = False
+    url: str = ""
+    writers: list[asyncio.StreamWriter] = field(default_factory=list)
+
+    async def pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self.away:
+            writer.close()
+            return
+        there, back = await asyncio.open_connection("127.0.0.1", self.port)
+        self.writers += [writer, back]
+        await asyncio.gather(pump(reader, back), pump(there, writer), return_exceptions=True)
+
+    def leave(self) -> None:
+        self.away = True
+        for writer in self.writers:
+            writer.transport.abort()
+        self.writers.clear()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator["Relay"]:
+        server = await asyncio.start_server(self.pass_on, "127.0.0.1", 0)
+        self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        yield self
+        self.leave()
+        server.close()
+
+
+async def test_a_delivery_that_the_daemon_missed_is_told_later(shop: Place, start: Start) -> None:
+    """Else the same call would be taken for the one that was served, and refused by the merchant for ever."""
+    async with Relay(int(shop.api.url.rpartition(":")[2])).running() as relay:
+
+        async def serve_while_it_restarts(heard: Heard) -> None:
+            if not wall.served - 1:
+                relay.leave()
+            await SERVED(heard)
+
+        wall = shop.peer.answers["/chat"] = Paywall(strict=True, serve=serve_while_it_restarts)
+        program = start(daemon=relay.url)
+        url = f"{shop.peer.url}/chat"
+
+        def blocking() -> list[int]:
+            with program.client() as http:
+                first = http.get(url).status_code
+                relay.away = False
+                return [first, http.get(url).status_code]
+
+        if program.way == "blocking":
+            statuses = await asyncio.to_thread(blocking)
+        else:
+            async with program.async_client() as http:
+                first = (await http.get(url)).status_code
+                relay.away = False
+                statuses = [first, (await http.get(url)).status_code]
+    assert (statuses, len(shop.payments), wall.served) == ([200, 200], 2, 2)
+    assert {payment.delivery for payment in shop.payments} == {Delivery.ACCEPTED}
+
+
+async def test_an_error_names_the_payment_also_where_the_daemon_went_away(shop: Place, start: Start) -> None:
+    async with Relay(int(shop.api.url.rpartition(":")[2])).running() as relay:
+        wall = Paywall()
+
+        async def fail_while_it_restarts(heard: Heard) -> None:
+            await heard.read_body()
+            if heard.header("x-payment") is None:
+                await wall(heard)
+                return
+            relay.leave()
+            await heard.say(b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n")
+
+        shop.peer.answers["/chat"] = fail_while_it_restarts
+        error = await refusal(start(daemon=relay.url).call(f"{shop.peer.url}/chat"))
+    (payment,) = shop.payments
+    assert error.code in ("daemon_silent", "daemon_not_running")
+    assert (error.payment, error.retryable) == (payment.id, True)
 
 
 async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
