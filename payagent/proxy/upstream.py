@@ -35,6 +35,7 @@ ADDRESS_TIMEOUT_S = 4.0
 HEAD_MAX_BYTES = 128 * 1024
 """A v2 402 has its requirements in a header."""
 
+_STATUS_MAX = 599  # RFC 9110 15
 _AHEAD_BYTES = 256 * 1024
 _IDLE_S = 4.0  # many servers close after 5 s; a call on a connection that is being closed is lost
 _SAFE_AGAIN = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"))  # RFC 9110 9.2.2
@@ -307,6 +308,8 @@ class _Line(asyncio.Protocol):
         while True:
             event = await self._next(before_head=True)
             if isinstance(event, h11.Response):
+                if event.status_code > _STATUS_MAX:
+                    raise self._target.unreachable(f"it answered {event.status_code}, which is no status of HTTP")
                 return event
             if isinstance(event, h11.InformationalResponse) and event.status_code == 101:
                 raise self._target.unreachable("it switched to another protocol, unasked")

@@ -250,6 +250,42 @@ async def test_an_answer_that_breaks_off_later_is_nobodys_error_either(
     assert [record for record in caplog.records if record.levelname == "ERROR"] == []
 
 
+async def test_an_answer_that_breaks_off_is_no_whole_one_for_an_old_client_either(at: Place) -> None:
+    """To HTTP/1.0 the end of the connection is the end of the answer."""
+    has_half = asyncio.Event()
+
+    async def break_off(heard: Heard) -> None:
+        await heard.say(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        await heard.say_chunk(b"half")
+        await has_half.wait()
+        heard.writer.transport.abort()
+
+    at.peer.answers["/chat"] = break_off
+    async with at.wire() as wire:
+        await wire.say(at.call("/chat").replace(b"HTTP/1.1", b"HTTP/1.0"))
+        await wire.reader.readuntil(b"half")
+        has_half.set()
+        with pytest.raises(ConnectionResetError):
+            await wire.reader.read()
+
+
+async def test_a_402_that_breaks_off_is_told(at: Place) -> None:
+    async def break_off(heard: Heard) -> None:
+        await heard.say(b"HTTP/1.1 402 Payment Required\r\nContent-Length: 9\r\n\r\nhalf")
+        heard.writer.transport.abort()
+
+    at.peer.answers["/chat"] = break_off
+    got = await at.ask()
+    assert (got.status, json.loads(got.body or b"{}")["code"]) == (502, "merchant_unreachable")
+
+
+async def test_what_is_no_status_is_told(at: Place, caplog: pytest.LogCaptureFixture) -> None:
+    at.peer.answers["/chat"] = saying(b"HTTP/1.1 999 Denied\r\nContent-Length: 2\r\n\r\nno")
+    got = await at.ask()
+    assert (got.status, json.loads(got.body or b"{}")["code"]) == (502, "merchant_unreachable")
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
 async def test_what_a_merchant_says_unasked_does_not_reach_the_next_call(at: Place) -> None:
     async def talk_on(heard: Heard) -> None:
         await heard.say(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nokHTTP/1.1 200 OK\r\nContent-Le")
