@@ -343,6 +343,17 @@ async def test_a_proof_that_was_used_up_unseen_is_no_reason_to_pay_again(shop: P
     assert (len(shop.payments), wall.served) == (1, 1)
 
 
+async def test_what_the_program_has_already_is_served_too(shop: Place, start: Start) -> None:
+    same = saying(b'HTTP/1.1 304 Not Modified\r\nETag: "1"\r\n\r\n')
+    wall = shop.peer.answers["/chat"] = Paywall(strict=True, serve=same)
+    program = start()
+    for _ in range(2):
+        answer = await program.call(f"{shop.peer.url}/chat", headers={"If-None-Match": '"1"'})
+        assert (answer.status_code, "x-payagent-cost" in answer.headers) == (304, True)
+    assert [payment.delivery for payment in shop.payments] == [Delivery.ACCEPTED] * 2
+    assert wall.served == 2
+
+
 async def test_a_key_names_one_purchase_for_ever(shop: Place, start: Start) -> None:
     wall = shop.peer.answers["/chat"] = Paywall(strict=True)
     program = start()
