@@ -73,7 +73,8 @@ class Target:
 
     def unreachable(self, detail: str, *, is_sent: bool = True) -> Refused:
         """For no answer, or none that can be understood. `is_sent`: something of the call may have arrived."""
-        code = "merchant_unreachable" if self.path is None else "daemon_not_running"
+        ours = "daemon_silent" if is_sent else "daemon_not_running"
+        code = "merchant_unreachable" if self.path is None else ours
         return Refused(code, detail, **({} if is_sent else {"sent": False}))
 
     def late(self, detail: str) -> Refused:
