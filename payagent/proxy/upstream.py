@@ -37,6 +37,7 @@ HEAD_MAX_BYTES = 128 * 1024
 
 _STATUS_MAX = 599  # RFC 9110 15
 _AHEAD_BYTES = 256 * 1024
+_EVENT_BYTES = 128  # what a chunk takes beside its data
 _IDLE_S = 4.0  # many servers close after 5 s; a call on a connection that is being closed is lost
 _SAFE_AGAIN = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"))  # RFC 9110 9.2.2
 
@@ -404,7 +405,7 @@ class _Line(asyncio.Protocol):
                     break
                 self._arrived.append(event)  # type: ignore[arg-type]
                 if isinstance(event, h11.Data):
-                    self._ahead_bytes += len(event.data)
+                    self._ahead_bytes += len(event.data) + _EVENT_BYTES
         except h11.RemoteProtocolError as error:
             self._failed = str(error)
             self._transport.abort()
@@ -433,7 +434,7 @@ class _Line(asyncio.Protocol):
                 self._reader = None
         event = self._arrived.popleft()
         if isinstance(event, h11.Data):
-            self._ahead_bytes -= len(event.data)
+            self._ahead_bytes -= len(event.data) + _EVENT_BYTES
             if self._paused and self._ahead_bytes < _AHEAD_BYTES // 2:
                 self._paused = False
                 self._transport.resume_reading()

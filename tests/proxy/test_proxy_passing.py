@@ -12,6 +12,7 @@ from canaries import plant
 from proxy_kit import OK, Heard, Place, place, saying
 
 from payagent.proxy.door import Bounds
+from payagent.proxy.upstream import Call, Target, _Line
 
 FOREIGN = "Bearer sk-an-authorization-for-the-merchant"
 
@@ -380,6 +381,36 @@ async def test_a_client_that_does_not_read_holds_the_merchant_back(at: Place) ->
         got = await wire.answer()
         assert got.body is not None
         assert len(got.body) == 67_108_864
+
+
+class Tap(asyncio.Transport):
+    """The network of a line: what is written goes nowhere."""
+
+    is_paused = False
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        del data
+
+    def pause_reading(self) -> None:
+        self.is_paused = True
+
+    def abort(self) -> None:
+        self.is_paused = True
+
+
+async def test_an_answer_in_tiny_chunks_holds_the_merchant_back_as_well() -> None:
+    """A chunk of one byte is an object of more than a hundred, which waits for a client that does not read."""
+    line, tap = _Line(Target.of_origin("http://a.example"), 20.0), Tap()
+    line.connection_made(tap)
+    begun = asyncio.create_task(line.begin(Call(b"GET", b"/", (), None)))
+    await asyncio.sleep(0)
+    line.data_received(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+    assert (await begun).status_code == 200
+    chunks = 0
+    while not tap.is_paused:
+        line.data_received(b"1\r\nx\r\n" * 100)
+        chunks += 100
+    assert chunks < 5000
 
 
 async def test_a_merchant_that_does_not_read_holds_the_client_back(at: Place) -> None:
