@@ -230,7 +230,7 @@ async def test_the_merchants_own_refusal_of_a_paid_call_is_the_clients(shop: Pla
 
 
 async def test_what_the_client_has_already_is_served_too(shop: Place) -> None:
-    """A client with a cache asks whether what it has is still good: who says so has not taken its money for nothing."""
+    """A client with a cache asks whether what it has is good still: who says so has earned its money."""
     same = saying(b'HTTP/1.1 304 Not Modified\r\nETag: "1"\r\n\r\n')
     wall = shop.peer.answers["/chat"] = Paywall(strict=True, serve=same)
     for count in (1, 2):
