@@ -7,6 +7,7 @@ import re
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -21,7 +22,7 @@ from client.client_kit import COINS, WAYS, Program, Start, refusal
 from proxy.proxy_kit import SERVED, Heard, Paywall, Place, blocks, place, saying
 
 from payagent.client import AsyncPayAgentTransport, ExactCardanoScheme, PayAgentError, PayAgentTransport
-from payagent.client.bodies import Replay, aread_up_to, read_up_to
+from payagent.client.bodies import MEMORY_BYTES, Replay, aread_up_to, read_up_to
 from payagent.core.payment import Delivery
 
 TOKEN = plant("a client's token", "pa_" + "canary0client" * 3)
@@ -320,4 +321,36 @@ def test_a_body_is_kept_whole_where_it_was_not_sent_to_its_end(sent: int) -> Non
     replay.rest()
     assert b"".join(replay) == b"".join(replay) == b"onetwothree"
     assert replay.is_whole
+    replay.end()
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_no_more_of_a_body_is_read_than_can_be_kept(way: str) -> None:
+    """A body may have no end."""
+    taken: list[bytes] = []
+
+    def endless() -> Iterator[bytes]:
+        while len(taken) < 1000:
+            taken.append(b"x" * 10)
+            yield taken[-1]
+
+    replay = Replay(httpx.Request("POST", "http://a.example", content=endless()).stream, 100)
+    if way == "blocking":
+        replay.rest()
+    else:
+        await replay.arest()
+    assert (replay.is_whole, len(taken)) == (False, 11)
+    replay.end()
+
+
+@pytest.mark.parametrize("buffered", [8192, 4 * MEMORY_BYTES], ids=["at once", "at the end"])
+def test_a_body_that_the_disk_has_no_room_for_is_sent_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, buffered: int
+) -> None:
+    full = Path("/dev/full").open("w+b", buffering=buffered)  # noqa: SIM115  the body's, who closes it
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: full)
+    parts = [b"x" * MEMORY_BYTES, b"y", b"z"]
+    replay = Replay(httpx.Request("POST", "http://a.example", content=iter(parts)).stream, 10 * MEMORY_BYTES)
+    assert list(replay) == parts
+    assert not replay.is_whole
     replay.end()
