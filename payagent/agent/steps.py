@@ -28,6 +28,7 @@ from payagent.core.payment import (
     State,
     deliver,
     delivery_event,
+    is_served,
     move,
 )
 from payagent.core.problem import Refused
@@ -312,7 +313,7 @@ def record_answer_to_retry(
     """Note what a merchant answered to a retry; returns in how many seconds the same proof is shown again."""
     row = row_of(unit, payment_id)
     event = DeliveryEvent.PRESENT
-    if not 200 <= http_status < 300:  # that is an end only when the client has it, or it may just mean "later"
+    if not is_served(http_status):  # that is an end only when the client has it, or it may just mean "later"
         event = delivery_event(http_status, row.state, _is_over(row, now_ms))
     _set_delivery(unit, row, event, rules, now_ms)
     detail = {"status": http_status, "said": answer.said, "reason": answer.reason, "delivery": event}

@@ -38,6 +38,9 @@ PAID_READ_TIMEOUT_S = 180.0
 
 WAIT_S = 25
 _LOST_FIRST_S, _LOST_MAX_S = 0.5, 10.0
+_STATUS_MAX = 599
+"""What is above it is no status, and is taken for a server's failure (RFC 9110 15)."""
+
 _BATCH_FIRST_S, _BATCH_MAX_S = 1.0, 5.0
 _OWN_PREFIX = b"x-payagent-"
 _MAX_COST, _DRY_RUN = b"x-payagent-max-cost", b"x-payagent-dry-run"
@@ -184,12 +187,16 @@ class Call:
 
 @dataclass(slots=True)
 class Purchases:
-    """How one transport buys. `buyers` are what calls to a merchant say of who buys, by origin, once known."""
+    """How one transport buys. `buyers` are what calls to a merchant say of who buys, by origin, once known.
+
+    `untold` are deliveries that the daemon was not there for.
+    """
 
     max_cost_units: int | None
     max_cost_asset: str | None
     patience_s: float
     spool_bytes: int
+    untold: list[Ask] = field(default_factory=list)
     _buyers: Mapping[str, Mapping[str, str]] | None = field(default=None)
 
     def run(self, request: httpx.Request) -> Steps[Bought]:
@@ -214,6 +221,7 @@ class Purchases:
                 return Bought(demand)
             if call.dry_run:
                 return Bought((yield from self._quote(call, demand, body)))
+            yield from self._tell_late()
             reply: Reply = yield Ask("POST", "/v1/payments", call.ask(demand, body), call.key)
             if _is_no_invoice(reply, demand):
                 return Bought(demand)
@@ -227,6 +235,16 @@ class Purchases:
             if not is_used_up:
                 return shown
             used_up = payment["id"]
+
+    def _tell_late(self) -> Steps[None]:
+        """Say what was served, before it is bought again: else the daemon takes the call for the one before."""
+        untold, self.untold = self.untold, []
+        try:
+            while untold:
+                yield untold[-1]
+                untold.pop()
+        finally:
+            self.untold += untold
 
     def _ask_merchant(self, call: Call) -> Steps[tuple[httpx.Response, bytes | None]]:
         """(what the call without a proof gets, the body of a 402 that can be read).
@@ -329,13 +347,13 @@ class Showing:
         while True:
             try:
                 answer = _plain((yield Send(self.call.paid(self.payment["headers"], self.query))))
+                if answer.is_success and not self._may_be_pending(answer):
+                    return Bought(self._marked(answer), self.payment["id"]), False
+                answer, is_used_up, again_after_s = yield from self._tell(answer)
             except httpx.TransportError:
                 after_s = min(_LOST_FIRST_S * 2 ** min(self.lost_count, 10), _LOST_MAX_S)
                 self.lost_count += 1
             else:
-                if answer.is_success and not self._may_be_pending(answer):
-                    return Bought(self._marked(answer), self.payment["id"]), False
-                answer, is_used_up, again_after_s = yield from self._tell(answer)
                 if again_after_s is None or is_used_up:
                     return Bought(self._marked(answer)), is_used_up
                 after_s = again_after_s
@@ -355,9 +373,10 @@ class Showing:
         raw, answer = yield Peek(answer)
         self.last = None if raw is None else answer
         body = b"" if raw is None else _decoded(answer, raw) or b""
-        told = {"status": answer.status_code, **_told(answer, body)}
-        reply: Reply = yield Ask("POST", f"/v1/payments/{self.payment['id']}/delivery", told)
-        self.payment = reply.value(payment=self.payment["id"])
+        told = {"status": min(answer.status_code, _STATUS_MAX), **_told(answer, body)}
+        self.payment = yield from _ask_about(
+            self.payment["id"], Ask("POST", f"/v1/payments/{self.payment['id']}/delivery", told)
+        )
         said, query = self.payment["answer"], self.query
         self.query = said.get("poll_query")
         if 300 <= answer.status_code < 400:
@@ -402,9 +421,18 @@ def until_ready(payment: Json, deadline_s: float) -> Steps[Json]:
         left_s = deadline_s - time.monotonic()
         if left_s <= 0:
             raise _not_served(payment)
-        reply: Reply = yield Ask("GET", f"/v1/payments/{payment_id}", wait_s=max(1, min(WAIT_S, int(left_s))))
-        payment = reply.value(payment=payment_id)
+        ask = Ask("GET", f"/v1/payments/{payment_id}", wait_s=max(1, min(WAIT_S, int(left_s))))
+        payment = yield from _ask_about(payment_id, ask)
     return payment
+
+
+def _ask_about(payment_id: str, ask: Ask) -> Steps[Json]:
+    """What the daemon says of a payment. An error names the payment also where nobody answered."""
+    try:
+        reply: Reply = yield ask
+    except PayAgentError as error:
+        raise PayAgentError({**error.problem, "payment": payment_id}) from None
+    return reply.value(payment=payment_id)
 
 
 def _not_served(payment: Json) -> PayAgentError:
@@ -420,9 +448,12 @@ def read_call(
 ) -> Call:
     """A client's request without what it says to us. Its bound holds beside the transport's."""
     headers = request.headers.raw
-    ours = {name.lower(): value.decode("ascii", "replace") for name, value in headers if _is_own(name)}
+    own = [(name.lower(), value.decode("ascii", "replace")) for name, value in headers if _is_own(name)]
+    ours = dict(own)
     for name in ours.keys() - {_MAX_COST, _DRY_RUN}:
         raise own_error("bad_request", f"the header {name.decode('latin-1')[:60]!a} is not known")
+    if len(ours) < len(own):
+        raise own_error("bad_request", "a header that begins with X-Payagent- is given twice")
     said = ours.get(_DRY_RUN)
     if said not in _SWITCHES:
         raise own_error("bad_request", "X-Payagent-Dry-Run is true or false")

@@ -22,7 +22,7 @@ from payagent.agent.prepaid import Buyer, ServedCall
 from payagent.agent.view import retry_headers
 from payagent.api.views import quote_view
 from payagent.core.money import LOVELACE
-from payagent.core.payment import ENDED_WITHOUT_PAYING, UNSIGNED, State
+from payagent.core.payment import ENDED_WITHOUT_PAYING, UNSIGNED, State, is_served
 from payagent.core.problem import Refused
 from payagent.dialects import Response, Said, wants_wallet_address
 from payagent.proxy.demand import BODY_MAX_BYTES, READABLE, CodingError, Demand, read_demand, read_response
@@ -183,7 +183,7 @@ class Clerk:
         use = await self._agent.prepaid_calls.let_through(self._call_of(trip.errand), is_costly=is_costly)
         try:
             async with trip.upstream.call(trip.call(body, headers)) as answer:
-                if not 200 <= answer.status < 300:
+                if not is_served(answer.status):
                     await self._to_its_end(self._agent.prepaid_calls.give_back(use))
                     use = None
                 yield answer, use
@@ -215,7 +215,7 @@ class Clerk:
         try:
             await trip.reply.stream(answer, trip.intake.close)
         finally:
-            if 200 <= answer.status < 300:
+            if is_served(answer.status):
                 await self._to_its_end(self._agent.prepaid_calls.record_call(self._served(trip), use))
 
     def _served(self, trip: Trip) -> ServedCall:
@@ -452,7 +452,7 @@ async def _hear(answer: MerchantAnswer, proof: Proof) -> Response:
     headers = {key.decode("latin-1"): value.decode("latin-1") for key, value in answer.headers}
     without_body = Response(answer.status, headers, "")
     is_later = answer.status == 202 and b"json" in b"".join(values(answer.headers, b"content-type"))
-    if 200 <= answer.status < 300 and not is_later:
+    if is_served(answer.status) and not is_later:
         return without_body
     raw = await answer.peek(BODY_MAX_BYTES)
     if raw is None:
