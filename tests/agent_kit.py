@@ -28,6 +28,7 @@ from payagent.chain.blockfrost import Blockfrost, Timeouts
 from payagent.core.network import NETWORKS
 from payagent.core.payment import State
 from payagent.core.policy import Limit, limits_of
+from payagent.devnet import cbor
 from payagent.devnet.decode import decode_tx
 from payagent.devnet.server import DevnetThread
 from payagent.dialects import make_response
@@ -105,6 +106,20 @@ class World:
             tokens = {"assets": {unit: str(n) for unit, n in assets.items()}} if assets else {}
             self.control("faucet", address=self.address, lovelace=str(amount), **tokens)
         self.block()
+
+    def fund_with_datum(self, lovelace: int) -> str:
+        """A coin that holds the hash of a datum, in a block of its own; its ref."""
+        address = cbor.byte_string(self.account.address.raw)
+        output = b"\x83" + address + cbor.head(cbor.UINT, lovelace) + cbor.byte_string(bytes(32))
+        tx = decode_tx(b"\x84\xa3\x00\x80\x01\x81" + output + b"\x02\x00\xa0\xf5\xf6")
+
+        def put(devnet: object) -> None:
+            devnet.chain._faucet_ids.add(tx.tx_id)  # type: ignore[attr-defined]
+            devnet.chain._admit(tx)  # type: ignore[attr-defined]
+
+        self.devnet.run(put)
+        self.block()
+        return f"{tx.tx_id}#0"
 
     def block(self, count: int = 1) -> None:
         self.control("blocks", count=count)

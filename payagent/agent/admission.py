@@ -99,10 +99,7 @@ class Admission:
         if purchase.topup is None:
             apps.require_let_in(unit.conn, purchase.app_id, now_ms)
         self.questions.require_not_denied(unit, purchase, intent, now_ms)
-        if invoice.origin not in self.rulebook.merchants:
-            raise Refused(
-                "merchant_not_allowed", f"{invoice.origin} may not be paid any more", origin=invoice.origin
-            )
+        self.rulebook.require_merchant(invoice.origin)
         pauses.require_running(unit.conn)
         self.planner.chain.require_ready(now_ms)
         pool = _pool_of(unit, purchase, now_ms)
@@ -253,7 +250,7 @@ class Admission:
         self.planner.chain.require_ready(now_ms)
         if row is None or tip is None or not is_lost(unit.conn, row, tip.slot):
             return None
-        if (stopped := self.rulebook.why_stopped(unit.conn, row)) is not None:
+        if (stopped := self.rulebook.why_stopped(unit.conn, row, now_ms)) is not None:
             return stopped
         if queries.was_told(unit.conn, row.id, row.tx_id, SubmitKind.NEVER):
             return Refused("attempt_expired", "a provider said that the transaction can never be valid")

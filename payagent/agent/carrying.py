@@ -98,7 +98,7 @@ class Carrying:
 
     async def _sign_or_end(self, row: PaymentRow, slot: int, now_ms: int, asked: bool) -> Refused | None:
         """As `resume`; why it was rejected, where it was."""
-        stopped = self._desk.admission.rulebook.why_stopped(self._desk.conn, row)
+        stopped = self._desk.admission.rulebook.why_stopped(self._desk.conn, row, now_ms)
         if stopped is None and (row.ttl_slot or 0) - slot >= self._desk.terms.min_window_s:
             if asked or not (row.handed_over or self._desk.is_paused):
                 await self._signing.sign(row.id, self._rebuild(row))

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from payagent.agent import prepaid, trust
 from payagent.agent.steps import row_of
 from payagent.agent.trust import RulesOf
-from payagent.core.payment import WITHOUT_PROOF, Delivery, DeliveryEvent, State, deliver, delivery_event
+from payagent.core.payment import WITHOUT_PROOF, Delivery, DeliveryEvent, State, deliver, delivery_event, is_served
 from payagent.core.showing import again_after_s
 from payagent.dialects import Answer, Said
 from payagent.store import events, payments, records
@@ -48,7 +48,7 @@ def record_answer_to_retry(
     """
     row = row_of(unit, payment_id)
     event = DeliveryEvent.PRESENT
-    if not 200 <= http_status < 300:  # that is an end only when the client has it, or it may just mean "later"
+    if not is_served(http_status):  # that is an end only when the client has it, or it may just mean "later"
         event = delivery_event(http_status, row.state, _is_over(row, now_ms))
     _set_delivery(unit, row, event, rules, now_ms)
     detail = {"status": http_status, "said": answer.said, "reason": answer.reason, "delivery": event}

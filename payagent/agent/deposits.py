@@ -20,6 +20,9 @@ from payagent.store.queries import CoinRow
 from payagent.store.unit import Unit
 from payagent.wallet.coins import Coins
 
+_THERE = ("free", "locked")
+"""Coins in these states have to be listed."""
+
 
 def sync(unit: Unit, listing: Listing, coins: Coins, now_ms: int) -> int:
     """Take in a complete list of our UTxOs; returns the number of deposits that were new.
@@ -39,11 +42,11 @@ def sync(unit: Unit, listing: Listing, coins: Coins, now_ms: int) -> int:
             records.set_coin_state(unit, ref, "locked" if _is_locked(utxo) else "free")
             if not _is_locked(utxo) and row is not None and row.reserved_for is None:
                 put(unit, coins, row)
-    for ref in [ref for ref, state in known.items() if state == "free" and ref not in seen]:
+    for ref in [ref for ref, state in known.items() if state in _THERE and ref not in seen]:
         row = queries.coin(unit.conn, ref)
-        if row is not None and (row.reserved_for is not None or ref in coins):
+        if row is not None and (row.state == "locked" or row.reserved_for is not None or ref in coins):
             records.set_coin_state(unit, ref, "missing")
-            if row.reserved_for is None:
+            if ref in coins:
                 take(unit, coins, ref)
     return deposits
 
@@ -80,7 +83,7 @@ def is_stale(listing: Listing, known: Mapping[str, str]) -> bool:
     if any(known.get(ref, "missing") == "missing" for ref in refs):
         return True
     refs |= listing.doubtful
-    return any(state == "free" and ref not in refs for ref, state in known.items())
+    return any(state in _THERE and ref not in refs for ref, state in known.items())
 
 
 def _deposit(unit: Unit, ref: str, utxo: ChainUtxo, coins: Coins, now_ms: int) -> int:

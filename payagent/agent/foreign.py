@@ -87,11 +87,7 @@ class Foreign:
     async def _find(self, source: View, listed: set[str]) -> None:
         desk = self._desk
         now_ms = desk.ports.clock.now_ms()
-        suspects = {
-            ref
-            for ref, state in self._rows.coins().items()
-            if state in ("missing", "locked") and ref not in listed
-        }
+        suspects = {ref for ref, state in self._rows.coins().items() if state == "missing" and ref not in listed}
         is_news = not suspects <= self._suspects or not 0 <= now_ms - self._searched_ms < SEARCH_EVERY_MS
         if not suspects or not is_news:
             return

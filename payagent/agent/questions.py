@@ -11,9 +11,9 @@ from payagent.agent import trust
 from payagent.agent.alarm import clear_alert, raise_alert
 from payagent.agent.holding import Holding, anchor_of, note_price
 from payagent.agent.orders import Approver, Decided, Ids, Purchase
-from payagent.agent.prepaid import Buyer, Part, part_of, require_may_buy
+from payagent.agent.prepaid import Buyer, Part, part_of
 from payagent.agent.replacement import same_again
-from payagent.agent.rulebook import as_told
+from payagent.agent.rulebook import as_told, require_may_have
 from payagent.agent.terms import MerchantTerms
 from payagent.core.caps import Caps
 from payagent.core.invoice import Invoice
@@ -23,7 +23,7 @@ from payagent.core.policy import Asked
 from payagent.core.problem import Refused
 from payagent.core.times import iso_time
 from payagent.core.verdict import Reasons
-from payagent.store import approvals, apps, intents, pauses, payments, records, topups
+from payagent.store import approvals, intents, pauses, payments, records, topups
 from payagent.store.approvals import Approval
 from payagent.store.intents import IntentRow
 from payagent.store.payments import PaymentRow
@@ -88,7 +88,7 @@ class Questions:
         pauses.require_running(unit.conn)
         self.holding.planner.chain.require_ready(now_ms)
         purchase = self._purchase_of(unit, row, approval, min_window_s)
-        _require_may_ask(unit.conn, row, now_ms)
+        require_may_have(unit.conn, row, now_ms)
         worst = payments.hold(unit.conn, payment_id, "ask")
         records.release_hold(unit, payment_id, now_ms, stage="ask")
         try:
@@ -256,17 +256,6 @@ def _require_asked(now: Reasons, asked: Reasons) -> None:
                 f"{reason.detail}; that was not so when it was asked about, so that a yes does not allow it: once "
                 "its time is over, the same call asks with this among the reasons",
             )
-
-
-def _require_may_ask(conn: Connection, row: PaymentRow, now_ms: int) -> None:
-    """Refuse where those who asked for it may not have it any more (`forbidden`; of a top-up as `require_may_buy`
-    does).
-    """
-    if row.topup is not None and (order := topups.find(conn, row.topup)) is not None:
-        require_may_buy(conn, order, now_ms)
-    if apps.has_ended(conn, row.app_id, now_ms):
-        name = apps.require(conn, row.app_id).name
-        raise Refused("forbidden", f"the app {name}, which asked for it, is revoked or has expired")
 
 
 def _part_of(conn: Connection, row: PaymentRow, merchant: MerchantTerms) -> Part | None:

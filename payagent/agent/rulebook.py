@@ -2,7 +2,7 @@
 
 They are asked before it too, of who would stand in line for a coin (agent.line); that decides nothing else.
 
-May import: core, store, agent.chainview, .orders, .terms, .trust. Never: writes; looks at coins; signs.
+May import: core, store, agent.chainview, .orders, .prepaid, .terms, .trust. Never: writes; looks at coins; signs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,11 +11,13 @@ from dataclasses import dataclass, field
 from payagent.agent import trust
 from payagent.agent.chainview import ChainView
 from payagent.agent.orders import Purchase
+from payagent.agent.prepaid import require_may_buy
 from payagent.agent.terms import MerchantTerms, Terms
 from payagent.core import guards, policy
 from payagent.core.caps import WITH_FEE, Caps, require_within_caps
 from payagent.core.guards import Moment, Rules
 from payagent.core.invoice import Invoice
+from payagent.core.money import LOVELACE, format_amount
 from payagent.core.policy import Asked, Limit, Span, Window
 from payagent.core.problem import Refused
 from payagent.core.verdict import Finding, Reasons, above, judge
@@ -60,6 +62,7 @@ class Rulebook:
         app, origin = purchase.app_id, purchase.invoice.origin
         asker = apps.require(conn, app)
         asker.require_may_pay(origin, paid_asset)
+        _require_bound_on(purchase, paid_asset, spend)
         clock_ms = self.clock_ms(conn, now_ms)
         limits = in_force_for(conn, self.limits, app, origin)
         binding = policy.concerning(limits, app, origin, spend)
@@ -105,21 +108,50 @@ class Rulebook:
         known = trust.known_of(conn, rules, invoice.origin, purchase.request, is_measured)
         return guards.look(claim, rules, known, moment)
 
-    def why_stopped(self, conn: Connection, row: PaymentRow) -> Refused | None:
-        """Why a payment is not signed (again) by what was decided before; None: that stands."""
-        if row.origin is None:
-            return None
-        rules, claim = self.rules(row.origin), trust.claim_of_payment(row)
+    def why_stopped(self, conn: Connection, row: PaymentRow, now_ms: int) -> Refused | None:
+        """Why a payment is not signed (again) by what was decided before; None: that stands.
+
+        Who asked for it has ended, or its merchant may not be paid any more.
+        """
         try:
-            judge(guards.look(claim, rules, trust.known_of(conn, rules, row.origin, None), Moment.SAME_TERMS))
+            require_may_have(conn, row, now_ms)
+            if row.origin is not None:
+                self.require_merchant(row.origin)
+                rules, claim = self.rules(row.origin), trust.claim_of_payment(row)
+                judge(guards.look(claim, rules, trust.known_of(conn, rules, row.origin, None), Moment.SAME_TERMS))
         except Refused as refusal:
             return refusal
         return None
+
+    def require_merchant(self, origin: str | None) -> None:
+        """Refused: `merchant_not_allowed`, where a merchant was removed after its invoice was read."""
+        if origin not in self.merchants:
+            raise Refused("merchant_not_allowed", f"{origin} may not be paid any more", origin=origin)
 
     def rules(self, origin: str) -> Rules:
         """What the guards go by for a merchant."""
         merchant = self.merchants.get(origin)
         return Rules() if merchant is None else merchant.rules
+
+
+def require_may_have(conn: Connection, row: PaymentRow, now_ms: int) -> None:
+    """Who asked for it may still have it. Refused: `forbidden`; of a top-up as `require_may_buy` does."""
+    if row.topup is not None and (order := topups.find(conn, row.topup)) is not None:
+        require_may_buy(conn, order, now_ms)
+    if apps.has_ended(conn, row.app_id, now_ms):
+        name = apps.require(conn, row.app_id).name
+        raise Refused("forbidden", f"the app {name}, which asked for it, is revoked or has expired")
+
+
+def _require_bound_on(purchase: Purchase, asset: str, spend: Mapping[str, int]) -> None:
+    """The caller's own bound on one asset allows nothing of another. Refused: `limit_exceeded`."""
+    bound_asset, most_units = purchase.max_total_asset, purchase.max_total_units
+    if bound_asset is None or most_units is None or bound_asset == asset:
+        return
+    bound, name = format_amount(bound_asset, most_units), "ADA" if asset == LOVELACE else asset
+    detail = f"max_total is {bound} and allows nothing else, this payment is in {name}"
+    told = {"limit": "max_total", "asset": asset, "left": "0", "asked": str(spend.get(asset, 0))}
+    raise Refused("limit_exceeded", detail, **told)
 
 
 def as_told(conn: Connection, app_id: str, refused: Refused) -> Refused:

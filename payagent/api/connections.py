@@ -18,6 +18,7 @@ import socket
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import h11
@@ -97,9 +98,15 @@ class _Connection(H11Protocol):
         self._stopping = asyncio.Event()
 
         async def droppable(scope: Any, receive: Any, send: Any) -> None:
-            scope[ABORT] = transport.abort
+            is_old = scope["http_version"] == "1.0"
+            scope[ABORT] = drop = partial(_drop, transport, is_old=is_old)
             scope[STOPPING] = self._stopping
-            await inner(scope, receive, send)
+            try:
+                await inner(scope, receive, send)
+            except Exception:
+                if is_old:
+                    drop()
+                raise
 
         self.app = droppable
         alike = sum(_is_tcp(other) == _is_tcp(self) for other in self.connections)
@@ -175,6 +182,14 @@ class _Connection(H11Protocol):
         if self._read_due is not None:
             self._read_due.cancel()
             self._read_due = None
+
+
+def _drop(transport: asyncio.Transport, *, is_old: bool) -> None:
+    """Close at once; with a reset (RST) for a client of HTTP/1.0, to which an end is the end of the answer."""
+    connection = transport.get_extra_info("socket")
+    if is_old and connection is not None:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    transport.abort()
 
 
 def _is_tcp(connection: Any) -> bool:

@@ -183,7 +183,7 @@ def _receipt(desk: Desk, payment_id: str) -> Json:
 async def delivery(
     request: Request, caller: Annotated[Caller, Depends(need(PAY, OPERATE))], payment_id: PaymentId
 ) -> JsonResponse:
-    """A 2xx means that the call was served, unless a 202 says otherwise. Of a 202 and of any other answer, tell
+    """A 2xx or a 304 means that the call was served, unless a 202 says otherwise. Of a 202 and of any other, tell
     its headers and body too: what is to be done next stands in `answer`. A 402 soon after paying is normal, and
     the same proof is shown again."""
     response = read_delivery(await caller.json_body(request))

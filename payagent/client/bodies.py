@@ -7,6 +7,7 @@ leaves it on disk: beyond that it lies in a file without a name.
 import hashlib
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import cast
 
 import httpx
@@ -20,7 +21,8 @@ Stream = httpx.SyncByteStream | httpx.AsyncByteStream
 class Replay(httpx.SyncByteStream, httpx.AsyncByteStream):
     """A request's body. The first time it is sent as it comes and kept, then it is sent from what was kept.
 
-    `is_whole` is False when it was more than `most_bytes`: it was sent, and cannot be sent again.
+    `is_whole` is False when it was more than `most_bytes`, or than there was room for: it was sent, and cannot be
+    sent again.
     """
 
     def __init__(self, source: Stream, most_bytes: int) -> None:
@@ -46,7 +48,7 @@ class Replay(httpx.SyncByteStream, httpx.AsyncByteStream):
         for chunk in cast("Iterator[bytes]", self._source):
             self._keep(chunk)
             yield chunk
-        self._source = None
+        self._end_source()
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         if self._source is None:
@@ -60,18 +62,20 @@ class Replay(httpx.SyncByteStream, httpx.AsyncByteStream):
         async for chunk in self._source:
             self._keep(chunk)
             yield chunk
-        self._source = None
+        self._end_source()
 
     def rest(self) -> None:
-        """Keep what was not sent, because the merchant answered first."""
+        """Keep what was not sent, because the merchant answered first; as far as it can be kept."""
         if self._source is not None:
             for _ in self:
-                pass
+                if not self.is_whole:
+                    return
 
     async def arest(self) -> None:
         if self._source is not None:
             async for _ in self:
-                pass
+                if not self.is_whole:
+                    return
 
     def close(self) -> None:
         """Called after each sending; the body is needed until the call is over."""
@@ -84,12 +88,29 @@ class Replay(httpx.SyncByteStream, httpx.AsyncByteStream):
 
     def _keep(self, chunk: bytes) -> None:
         self._size += len(chunk)
-        if self.is_whole and self._size > self._most_bytes:
-            self.is_whole = False
-            self._kept.close()
-        if self.is_whole:
-            self._hash.update(chunk)
+        if not self.is_whole:
+            return
+        if self._size > self._most_bytes:
+            self._let_go()
+            return
+        self._hash.update(chunk)
+        try:
             self._kept.write(chunk)
+        except OSError:  # no room on the disk: the call goes on, and cannot be sent again
+            self._let_go()
+
+    def _end_source(self) -> None:
+        self._source = None
+        if self.is_whole:
+            try:
+                self._kept.flush()
+            except OSError:
+                self._let_go()
+
+    def _let_go(self) -> None:
+        self.is_whole = False
+        with suppress(OSError):  # what is not written yet has no room either
+            self._kept.close()
 
     def _again(self) -> Iterator[bytes]:
         self._kept.seek(0)
@@ -158,10 +179,12 @@ class AsyncWatched(httpx.AsyncByteStream):
 def read_up_to(stream: httpx.SyncByteStream, most_bytes: int) -> tuple[bytes | None, Stream]:
     """(the whole body, or None when it is longer; a stream that gives it from its start)."""
     parts: list[bytes] = []
+    size = 0
     rest = iter(stream)
     for part in rest:
         parts.append(part)
-        if sum(map(len, parts)) > most_bytes:
+        size += len(part)
+        if size > most_bytes:
             return None, Begun(parts, rest, stream)
     stream.close()
     raw = b"".join(parts)
@@ -171,10 +194,12 @@ def read_up_to(stream: httpx.SyncByteStream, most_bytes: int) -> tuple[bytes | N
 async def aread_up_to(stream: httpx.AsyncByteStream, most_bytes: int) -> tuple[bytes | None, Stream]:
     """The same for `async for`."""
     parts: list[bytes] = []
+    size = 0
     rest = aiter(stream)
     async for part in rest:
         parts.append(part)
-        if sum(map(len, parts)) > most_bytes:
+        size += len(part)
+        if size > most_bytes:
             return None, Begun(parts, rest, stream)
     await stream.aclose()
     raw = b"".join(parts)

@@ -96,9 +96,12 @@ def read_call(
 ) -> Call:
     """A client's request without what it says to us. Its bound holds beside the transport's."""
     headers = request.headers.raw
-    ours = {name.lower(): value.decode("ascii", "replace") for name, value in headers if is_own(name)}
+    own = [(name.lower(), value.decode("ascii", "replace")) for name, value in headers if is_own(name)]
+    ours = dict(own)
     for name in ours.keys() - {_MAX_COST, _DRY_RUN}:
         raise own_error("bad_request", f"the header {name.decode('latin-1')[:60]!a} is not known")
+    if len(ours) < len(own):
+        raise own_error("bad_request", "a header that begins with X-Payagent- is given twice")
     said = ours.get(_DRY_RUN)
     if said not in _SWITCHES:
         raise own_error("bad_request", "X-Payagent-Dry-Run is true or false")

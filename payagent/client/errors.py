@@ -30,6 +30,10 @@ class PayAgentError(httpx.RequestError):
             " ".join(part for part in (f"{self.code}: {self.detail.rstrip('.')}.", self.money, self.fix) if part)
         )
 
+    def __reduce__(self) -> tuple[type["PayAgentError"], tuple[dict[str, object]]]:
+        """An exception is made anew from its message, as it is handed to another process; this one has more."""
+        return type(self), (self.problem,)
+
 
 def own_error(code: str, detail: str, **context: object) -> PayAgentError:
     """An error that this side found, in the words of the table of problems."""

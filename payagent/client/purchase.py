@@ -30,12 +30,16 @@ REFUSAL_MARK, QUOTE_MARK = "payagent_refusal", "payagent_quote"
 
 @dataclass(slots=True)
 class Purchases:
-    """How one transport buys. `buyers` are what calls to a merchant say of who buys, by origin, once known."""
+    """How one transport buys. `buyers` are what calls to a merchant say of who buys, by origin, once known.
+
+    `untold` are deliveries that the daemon was not there for.
+    """
 
     max_cost_units: int | None
     max_cost_asset: str | None
     patience_s: float
     spool_bytes: int
+    untold: list[Ask] = field(default_factory=list)
     _buyers: Mapping[str, Mapping[str, str]] | None = field(default=None)
 
     def run(self, request: httpx.Request) -> Steps[Bought]:
@@ -60,6 +64,7 @@ class Purchases:
                 return Bought(demand)
             if call.dry_run:
                 return Bought((yield from self._quote(call, demand, body)))
+            yield from self._tell_late()
             reply: Reply = yield Ask("POST", "/v1/payments", call.ask(demand, body), call.key)
             if _is_no_invoice(reply, demand):
                 return Bought(demand)
@@ -73,6 +78,16 @@ class Purchases:
             if not is_used_up:
                 return shown
             used_up = payment["id"]
+
+    def _tell_late(self) -> Steps[None]:
+        """Say what was served, before it is bought again: else the daemon takes the call for the one before."""
+        untold, self.untold = self.untold, []
+        try:
+            while untold:
+                yield untold[-1]
+                untold.pop()
+        finally:
+            self.untold += untold
 
     def _ask_merchant(self, call: Call) -> Steps[tuple[httpx.Response, bytes | None]]:
         """(what the call without a proof gets, the body of a 402 that can be read).

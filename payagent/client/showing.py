@@ -17,6 +17,9 @@ from payagent.core.payment import ENDED_WITHOUT_PAYING, WITHOUT_PROOF, State
 from payagent.core.showing import again_after_s, cost_text
 
 WAIT_S = 25
+_STATUS_MAX = 599
+"""What is above it is no status, and is taken for a server's failure (RFC 9110 15)."""
+
 _RECEIPTS = ("payment-response", "x-payment-response")
 
 PAID_MARK = "payagent_paid"
@@ -40,13 +43,13 @@ class Showing:
         while True:
             try:
                 answer = plain((yield Send(self.call.paid(self.payment["headers"], self.query))))
+                if answer.is_success and not self._may_be_pending(answer):
+                    return Bought(self._marked(answer), self.payment["id"]), False
+                answer, is_used_up, wanted_s = yield from self._tell(answer)
             except httpx.TransportError:
                 self.lost_count += 1
                 after_s = again_after_s(self.lost_count)
             else:
-                if answer.is_success and not self._may_be_pending(answer):
-                    return Bought(self._marked(answer), self.payment["id"]), False
-                answer, is_used_up, wanted_s = yield from self._tell(answer)
                 if wanted_s is None or is_used_up:
                     return Bought(self._marked(answer)), is_used_up
                 after_s = wanted_s
@@ -66,9 +69,10 @@ class Showing:
         raw, answer = yield Peek(answer)
         self.last = None if raw is None else answer
         body = b"" if raw is None else decoded(answer, raw) or b""
-        report = {"status": answer.status_code, **told(answer, body)}
-        reply: Reply = yield Ask("POST", f"/v1/payments/{self.payment['id']}/delivery", report)
-        self.payment = reply.value(payment=self.payment["id"])
+        report = {"status": min(answer.status_code, _STATUS_MAX), **told(answer, body)}
+        self.payment = yield from _ask_about(
+            self.payment["id"], Ask("POST", f"/v1/payments/{self.payment['id']}/delivery", report)
+        )
         said, query = self.payment["answer"], self.query
         self.query = said.get("poll_query")
         if 300 <= answer.status_code < 400:
@@ -110,9 +114,18 @@ def until_ready(payment: Json, deadline_s: float) -> Steps[Json]:
         left_s = deadline_s - time.monotonic()
         if left_s <= 0:
             raise _not_served(payment)
-        reply: Reply = yield Ask("GET", f"/v1/payments/{payment_id}", wait_s=max(1, min(WAIT_S, int(left_s))))
-        payment = reply.value(payment=payment_id)
+        ask = Ask("GET", f"/v1/payments/{payment_id}", wait_s=max(1, min(WAIT_S, int(left_s))))
+        payment = yield from _ask_about(payment_id, ask)
     return payment
+
+
+def _ask_about(payment_id: str, ask: Ask) -> Steps[Json]:
+    """What the daemon says of a payment. An error names the payment also where nobody answered."""
+    try:
+        reply: Reply = yield ask
+    except PayAgentError as error:
+        raise PayAgentError({**error.problem, "payment": payment_id}) from None
+    return reply.value(payment=payment_id)
 
 
 def _not_served(payment: Json) -> PayAgentError:

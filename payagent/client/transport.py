@@ -120,7 +120,7 @@ class PayAgentTransport(httpx.BaseTransport):
         try:
             self._daemon.ask(ask).value()
         except PayAgentError as error:
-            log.warning("a delivery could not be reported: %s", error)
+            _note_untold(self._purchases, ask, error)
 
 
 class AsyncPayAgentTransport(httpx.AsyncBaseTransport):
@@ -197,7 +197,13 @@ class AsyncPayAgentTransport(httpx.AsyncBaseTransport):
         try:
             (await self._daemon.ask(ask)).value()
         except PayAgentError as error:
-            log.warning("a delivery could not be reported: %s", error)
+            _note_untold(self._purchases, ask, error)
+
+
+def _note_untold(purchases: Purchases, ask: Ask, error: PayAgentError) -> None:
+    log.warning("a delivery could not be reported: %s", error)
+    if error.retryable:
+        purchases.untold.append(ask)
 
 
 def _delivered(payment_id: str, answer: httpx.Response) -> Ask:

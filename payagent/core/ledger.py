@@ -9,11 +9,11 @@ wallet + held equals what the chain shows at our address, to the unit, when noth
 May import: the standard library, core.money. Never: writes anything (store does).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from payagent.core.money import LOVELACE
+from payagent.core.money import LOVELACE, MAX_UNITS
 
 Kind = Literal[
     "deposit", "undeposit", "foreign", "unforeign", "reserve", "post", "reverse", "release", "use", "unuse"
@@ -134,8 +134,17 @@ def _end_hold(kind: Kind, hold: Units, spent: Units, fee_lovelace: int, account:
 
 def _transfer(kind: Kind, source: str, target: str, units: Units) -> Entry:
     lines = [
-        Posting(account, asset, sign * n)
+        Posting(account, asset, sign * part)
         for asset, n in units.items()
+        for part in _parts(n)
         for account, sign in ((source, -1), (target, 1))
     ]
     return Entry(kind, tuple(lines))
+
+
+def _parts(units: int) -> Iterator[int]:
+    """Units of one asset, as postings hold them: several coins together may hold more of a token than 2^63-1."""
+    while abs(units) > MAX_UNITS:
+        yield (part := MAX_UNITS if units > 0 else -MAX_UNITS)
+        units -= part
+    yield units

@@ -138,13 +138,18 @@ def deliver(delivery: Delivery, event: DeliveryEvent) -> Delivery:
     return DELIVERIES[delivery, event]
 
 
+def is_served(http_status: int) -> bool:
+    """Whether a status says that the client has what it called for: a 304, that it has it already."""
+    return 200 <= http_status < 300 or http_status == 304
+
+
 def delivery_event(http_status: int, state: State, invoice_over: bool) -> DeliveryEvent:
     """What a retry's HTTP status means for delivery.
 
     A 402 after paying is normal while the payment is young (docs/exactly-once.md): the same proof is
     presented again. Once the money is confirmed and the invoice is over, it is a person's matter.
     """
-    if 200 <= http_status < 300:
+    if is_served(http_status):
         return DeliveryEvent.ACCEPT
     if state in POSTED and invoice_over:
         return DeliveryEvent.GIVE_UP

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from payagent.core.payment import is_served
 from payagent.core.problem import Refused
 from payagent.dialects import status, x402, x402_v1, x402_v2
 from payagent.dialects.wire import PAYMENT_REQUIRED, PAYMENT_RESPONSE, Response
@@ -107,7 +108,7 @@ def read_answer(dialect: str, response: Response, *, invoice_id: str, shown_tx: 
     code, after_s = response.status, _read_retry_after(response)
     is_x402 = dialect in (x402_v2.NAME, x402_v1.NAME)
     is_unsettled = is_x402 and code in _UNSETTLED and _has_failed(_read_settled(response))
-    if 200 <= code < 300:
+    if is_served(code):
         if dialect == x402_v1.NAME and code == 202 and _fields(response.body).get("pending") is True:
             return Answer(Said.PENDING, "pending", after_s, f"tx={shown_tx}")
         if not is_unsettled:

@@ -156,12 +156,12 @@ class MerchantClient:
 
 async def _read(response: httpx.Response, most_bytes: int) -> bytes:
     """The body; of one above the bound, more than the bound."""
-    raw = b""
+    raw = bytearray()
     async for chunk in response.aiter_raw():
         raw += chunk
         if len(raw) > most_bytes:
             break
-    return raw
+    return bytes(raw)
 
 
 def _most_telling(seen: Sequence[Observed]) -> Observed | None:

@@ -61,7 +61,7 @@ async def attend(
         except AnswerBrokenError as broken:
             log.info("proxy.answer_broken", reason=str(broken))
             intake.close()
-            await reply.break_off()
+            await reply.problem(Refused("merchant_unreachable", f"its answer broke off: {broken}"))
         except Exception:
             intake.close()
             log.exception("proxy.failed", method=scope["method"])

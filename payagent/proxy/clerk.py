@@ -17,7 +17,7 @@ from payagent.agent.agent import Agent
 from payagent.agent.asks import Advice
 from payagent.agent.view import retry_headers
 from payagent.api.views import quote_view
-from payagent.core.payment import ENDED_WITHOUT_PAYING, UNSIGNED, State
+from payagent.core.payment import ENDED_WITHOUT_PAYING, UNSIGNED, State, is_served
 from payagent.core.problem import Refused
 from payagent.core.showing import again_after_s, cost_text
 from payagent.dialects import Response, Said
@@ -270,7 +270,7 @@ async def _hear(answer: MerchantAnswer, proof: Proof) -> Response:
     headers = {key.decode("latin-1"): value.decode("latin-1") for key, value in answer.headers}
     without_body = Response(answer.status, headers, "")
     is_later = answer.status == 202 and b"json" in b"".join(values(answer.headers, b"content-type"))
-    if 200 <= answer.status < 300 and not is_later:
+    if is_served(answer.status) and not is_later:
         return without_body
     raw = await answer.peek(BODY_MAX_BYTES)
     if raw is None:

@@ -13,6 +13,7 @@ from dataclasses import replace
 from payagent.agent.agent import Agent
 from payagent.agent.asks import Ask, Request
 from payagent.agent.prepaid import Buyer, ServedCall
+from payagent.core.payment import is_served
 from payagent.core.problem import Refused
 from payagent.dialects import wants_wallet_address
 from payagent.proxy.demand import BODY_MAX_BYTES, READABLE, CodingError, Demand, read_demand, read_response
@@ -113,7 +114,7 @@ class FirstCalls:
         use = await self._agent.prepaid_calls.let_through(self._call_of(trip.errand), is_costly=is_costly)
         try:
             async with trip.upstream.call(trip.call(body, headers)) as answer:
-                if not 200 <= answer.status < 300:
+                if not is_served(answer.status):
                     await self._steps.to_its_end(self._agent.prepaid_calls.give_back(use))
                     use = None
                 yield answer, use
@@ -145,7 +146,7 @@ class FirstCalls:
         try:
             await trip.reply.stream(answer, trip.intake.close)
         finally:
-            if 200 <= answer.status < 300:
+            if is_served(answer.status):
                 await self._steps.to_its_end(self._agent.prepaid_calls.record_call(self._served(trip), use))
 
     def _served(self, trip: Trip) -> ServedCall:

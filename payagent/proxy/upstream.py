@@ -35,7 +35,9 @@ ADDRESS_TIMEOUT_S = 4.0
 HEAD_MAX_BYTES = 128 * 1024
 """A v2 402 has its requirements in a header."""
 
+_STATUS_MAX = 599  # RFC 9110 15
 _AHEAD_BYTES = 256 * 1024
+_EVENT_BYTES = 128  # what a chunk takes beside its data
 _IDLE_S = 4.0  # many servers close after 5 s; a call on a connection that is being closed is lost
 _SAFE_AGAIN = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"))  # RFC 9110 9.2.2
 
@@ -72,7 +74,8 @@ class Target:
 
     def unreachable(self, detail: str, *, is_sent: bool = True) -> Refused:
         """For no answer, or none that can be understood. `is_sent`: something of the call may have arrived."""
-        code = "merchant_unreachable" if self.path is None else "daemon_not_running"
+        ours = "daemon_silent" if is_sent else "daemon_not_running"
+        code = "merchant_unreachable" if self.path is None else ours
         return Refused(code, detail, **({} if is_sent else {"sent": False}))
 
     def late(self, detail: str) -> Refused:
@@ -307,6 +310,8 @@ class _Line(asyncio.Protocol):
         while True:
             event = await self._next(before_head=True)
             if isinstance(event, h11.Response):
+                if event.status_code > _STATUS_MAX:
+                    raise self._target.unreachable(f"it answered {event.status_code}, which is no status of HTTP")
                 return event
             if isinstance(event, h11.InformationalResponse) and event.status_code == 101:
                 raise self._target.unreachable("it switched to another protocol, unasked")
@@ -400,7 +405,7 @@ class _Line(asyncio.Protocol):
                     break
                 self._arrived.append(event)  # type: ignore[arg-type]
                 if isinstance(event, h11.Data):
-                    self._ahead_bytes += len(event.data)
+                    self._ahead_bytes += len(event.data) + _EVENT_BYTES
         except h11.RemoteProtocolError as error:
             self._failed = str(error)
             self._transport.abort()
@@ -429,7 +434,7 @@ class _Line(asyncio.Protocol):
                 self._reader = None
         event = self._arrived.popleft()
         if isinstance(event, h11.Data):
-            self._ahead_bytes -= len(event.data)
+            self._ahead_bytes -= len(event.data) + _EVENT_BYTES
             if self._paused and self._ahead_bytes < _AHEAD_BYTES // 2:
                 self._paused = False
                 self._transport.resume_reading()

@@ -20,11 +20,12 @@ from payagent.chain.history import History, read_history
 from payagent.chain.source import Movement
 from payagent.core.address import encode_address
 from payagent.core.invoice import Output
+from payagent.core.money import MAX_UNITS
 from payagent.core.payment import State
 from payagent.core.problem import Refused
 from payagent.store import alerts, onchain, queries
 from payagent.store.opening import open_read_only
-from payagent.wallet.coins import Coin, Coins
+from payagent.wallet.coins import Coin
 from payagent.wallet.transaction import build, select, sign
 
 SOMEBODY = encode_address(bytes([0x60]) + bytes(28))
@@ -45,16 +46,15 @@ def submit(world: World, raw: bytes) -> None:
     assert answer.status_code == 200, answer.text
 
 
-def spend_elsewhere(run: Run, lovelace: int = 3 * ADA, only: Coin | None = None) -> str:
+def spend_elsewhere(run: Run, lovelace: int = 3 * ADA, *only: Coin) -> str:
     """Another program with the wallet's words sends some of its money away."""
     world, own = run.world, run.world.account.address
     out = Output("pay_to", SOMEBODY, "lovelace", lovelace)
     slot = run.desk.chain.slots.slot_at(world.clock.now_ms())  # type: ignore[union-attr]
-    coins = [only] if only is not None else list(run.desk.coins)
-    if only is not None:
-        plan = build(coins, only, (out,), change=own, ttl_slot=slot + 500, network_id=DEVNET.network_id)
+    if only:
+        plan = build(only, only[0], (out,), change=own, ttl_slot=slot + 500, network_id=DEVNET.network_id)
     else:
-        plan = select(Coins(coins), (out,), change=own, ttl_slot=slot + 500, network_id=DEVNET.network_id)
+        plan = select(run.desk.coins, (out,), change=own, ttl_slot=slot + 500, network_id=DEVNET.network_id)
     submit(world, sign(plan, world.account.signer))
     world.block()
     return plan.tx_id
@@ -118,6 +118,47 @@ async def test_a_spend_elsewhere_is_booked_and_freezes_until_an_operator_thaws(w
         row = await run.pay("after the thaw")
         await run.settle_down()
         assert run.state(row.id) is State.CONFIRMED
+        await require_whole(run)
+
+
+async def test_a_spend_elsewhere_of_more_than_one_posting_holds_is_booked_and_lost_again(world: World) -> None:
+    token = "ab" * 28 + "53"
+    world.fund(10 * ADA, 10 * ADA, assets={token: MAX_UNITS})
+    async with world.run() as run:
+        await run.look()
+        both = [coin for coin in run.desk.coins if coin.assets]
+        assert [coin.assets for coin in both] == [((token, MAX_UNITS),)] * 2
+        tx_id = spend_elsewhere(run, 3 * ADA, *both)
+        await run.look()
+        assert run.desk.chain.foreign == (tx_id,)
+        await require_whole(run)
+        world.control("rollback", depth=1)
+        world.devnet.run(lambda devnet: devnet.chain.mempool.clear())
+        world.block(2)
+        await run.look()
+        await run.pass_time(5, 61)
+        assert run.owned()[token] == 2 * MAX_UNITS
+        await require_whole(run)
+
+
+async def test_what_payagent_never_spends_may_be_spent_elsewhere_and_is_back_after_a_fork(
+    world: World,
+) -> None:
+    tx_id, _, index = (ref := world.fund_with_datum(7 * ADA)).partition("#")
+    async with world.run() as run:
+        await run.look()
+        assert ref not in run.selectable()
+        spender = spend_elsewhere(run, 3 * ADA, Coin(tx_id, int(index), 7 * ADA))
+        await run.look()
+        assert run.desk.chain.foreign == (spender,)
+        await require_whole(run)
+        world.control("rollback", depth=1)
+        world.devnet.run(lambda devnet: devnet.chain.mempool.clear())
+        world.block(2)
+        await run.look()
+        await run.pass_time(5, 61)
+        assert queries.coin_states(run.desk.conn)[ref] == "locked"
+        assert ref not in run.selectable()
         await require_whole(run)
 
 

@@ -1,13 +1,15 @@
 """The switch that stops all signing: within one step, whatever is under way, and through a restart."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from agent.test_agent_replace import attempts, lose, pass_time_of
 from agent_kit import ADA, APP, DEVNET, Run, World, world_with_clock
 
+from payagent.agent.apps import revoke
 from payagent.agent.pause import pause, unpause
 from payagent.audit.finding import Finding
 from payagent.audit.signed import Owner
@@ -16,7 +18,7 @@ from payagent.core.address import parse_address
 from payagent.core.payment import State
 from payagent.core.problem import Refused
 from payagent.devnet.merchant import role_address
-from payagent.store import alerts, pauses, payments
+from payagent.store import alerts, apps, pauses, payments
 from payagent.store.writer import Writer
 from payagent.wallet.keys import Signer
 
@@ -146,6 +148,70 @@ async def test_what_is_held_and_too_late_is_given_back_though_it_is_paused(world
         await pass_time_of(world, run, 1_800)
         assert run.state(row.id) is State.REJECTED
         assert run.books().get("held", {}).get("lovelace", 0) == 0
+
+
+async def revoke_the_payer(run: Run) -> None:
+    somebody = replace(apps.require(run.desk.conn, APP), id="app_operator")
+    await revoke(run.desk, somebody, APP)
+
+
+async def remove_the_merchant(run: Run) -> None:
+    await run.desk.take_terms(replace(run.desk.filed, merchants={}), lambda _unit: None)
+
+
+@pytest.mark.parametrize(
+    ("end", "code"), [(revoke_the_payer, "forbidden"), (remove_the_merchant, "merchant_not_allowed")]
+)
+async def test_what_is_held_is_given_back_when_its_app_is_revoked_or_its_merchant_removed(
+    world: World, end: Callable[[Run], Awaitable[None]], code: str
+) -> None:
+    """A pause for a token that leaked, its app revoked, and resumed: what it had asked for is not signed then."""
+    world.fund(50 * ADA)
+    signer = PausingSigner(world.account.signer)
+    async with world.run(signer=signer) as run:
+        await run.look()
+        signer.writer = run.desk._writer  # type: ignore[assignment]
+        with pytest.raises(Refused):
+            await run.pay()
+        signer.writer = None
+        (row,) = payments.payments_in(run.desk.conn, list(State))
+        assert row.state is State.RESERVED
+        await end(run)
+        await unpause(run.desk, APP)
+        await run.settle_down(2)
+        row = run.desk.payment(row.id)
+        assert (row.state, row.reason_code, signer.signed) == (State.REJECTED, code, 1)
+        assert run.books().get("held", {}).get("lovelace", 0) == 0
+        assert world.transactions() == []
+
+
+async def test_a_transfer_that_is_held_is_given_back_when_its_operator_is_revoked(world: World) -> None:
+    world.fund(50 * ADA)
+    signer = PausingSigner(world.account.signer)
+    other = parse_address(role_address("creator").text, DEVNET)
+    async with world.run(signer=signer) as run:
+        await run.look()
+        signer.writer = run.desk._writer  # type: ignore[assignment]
+        with pytest.raises(Refused):
+            await run.agent.transfers.send(APP, other, "lovelace", 5 * ADA)
+        signer.writer = None
+        await revoke_the_payer(run)
+        await unpause(run.desk, APP)
+        await run.settle_down(2)
+        (row,) = payments.payments_in(run.desk.conn, list(State))
+        assert (row.state, row.reason_code, signer.signed) == (State.REJECTED, "forbidden", 1)
+        assert world.transactions() == []
+
+
+async def test_a_lost_payment_of_an_app_that_is_revoked_is_taken_back_and_not_replaced(world: World) -> None:
+    world.settings(timeout=86_400)
+    world.fund(50 * ADA, 50 * ADA)
+    async with world.run() as run:
+        row = await lose(world, run)
+        await revoke_the_payer(run)
+        await pass_time_of(world, run, 2_400)
+        assert [one.kind for one in attempts(run, row)] == ["pay", "cancel"]
+        assert run.desk.payment(row.id).reason_code == "forbidden"
 
 
 async def test_nothing_is_replaced_or_cancelled_until_it_is_resumed(world: World) -> None:

@@ -100,6 +100,25 @@ async def test_it_is_told_booked_as_the_chain_is_and_void_when_no_fork_reaches_i
         assert_at_rest(world, run)
 
 
+async def test_one_that_is_never_spent_is_taken_back_too(world: World) -> None:
+    world.fund(20 * ADA)
+    async with living(world) as run:
+        before = height(world)
+        ref = world.fund_with_datum(7 * ADA)
+        deposit = made_by(world, ref)
+        await run.look()
+        assert queries.coin_states(run.desk.conn)[ref] == "locked"
+        await require_whole(run)
+        fork_with(world, before)
+        await denied(run)
+        assert run.owned() == world.on_chain() == {"lovelace": 20 * ADA}
+        await require_whole(run)
+        world.devnet.run(lambda devnet: devnet.chain.mint_fork_block([deposit], None))
+        await run.look()
+        assert queries.coin_states(run.desk.conn)[ref] == "locked"
+        assert run.owned() == world.on_chain() == {"lovelace": 27 * ADA}
+
+
 async def test_a_deposit_that_comes_back_is_booked_again_and_the_payment_goes_on(world: World) -> None:
     world.settings(timeout=1200)
     async with living(world) as run:

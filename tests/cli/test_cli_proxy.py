@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -114,6 +115,25 @@ def test_without_the_daemon_it_says_so(tmp_path: Path) -> None:
         with closed.http, bare(closed) as url, httpx.Client(base_url=url, trust_env=False) as http:
             got = http.get("/health")
             assert (got.status_code, got.json()["code"]) == (503, "daemon_not_running")
+
+
+def test_a_daemon_that_ends_under_a_call_may_have_taken_it(tmp_path: Path) -> None:
+    with DevnetThread() as devnet, socket.socket(socket.AF_UNIX) as daemon:
+        closed = Shop(devnet, tmp_path)
+        daemon.bind(str(tmp_path / "s"))
+        daemon.listen()
+
+        def hear_and_end() -> None:
+            connection, _ = daemon.accept()
+            with connection:
+                connection.recv(65_536)
+
+        ends = threading.Thread(target=hear_and_end)
+        ends.start()
+        with closed.http, bare(closed) as url, httpx.Client(base_url=url, trust_env=False) as http:
+            got = http.post("/chat")
+            assert (got.status_code, got.json()["code"]) == (504, "daemon_silent")
+        ends.join()
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,16 @@
 
 import asyncio
 import os
+import pickle
 import re
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import httpx
@@ -16,10 +19,11 @@ import pytest
 from agent_kit import World
 from canaries import plant
 from client.client_kit import COINS, WAYS, Program, Start, refusal
-from proxy.proxy_kit import Heard, Paywall, Place, blocks, place, saying
+from proxy.proxy_kit import SERVED, Heard, Paywall, Place, blocks, place, saying
 
 from payagent.client import AsyncPayAgentTransport, ExactCardanoScheme, PayAgentError, PayAgentTransport
-from payagent.client.bodies import Replay
+from payagent.client.bodies import MEMORY_BYTES, Replay, aread_up_to, read_up_to
+from payagent.core.payment import Delivery
 
 TOKEN = plant("a client's token", "pa_" + "canary0client" * 3)
 
@@ -139,6 +143,87 @@ async def test_a_daemon_that_comes_late_still_says_what_a_first_call_carries(wor
         assert len(at.payments) == 1
 
 
+@dataclass
+class Relay:
+    """The way to the daemon; while it is `away` nobody is there, and who was connected is hung up on."""
+
+    port: int
+    away: bool = False
+    url: str = ""
+    writers: list[asyncio.StreamWriter] = field(default_factory=list)
+
+    async def pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self.away:
+            writer.close()
+            return
+        there, back = await asyncio.open_connection("127.0.0.1", self.port)
+        self.writers += [writer, back]
+        await asyncio.gather(pump(reader, back), pump(there, writer), return_exceptions=True)
+
+    def leave(self) -> None:
+        self.away = True
+        for writer in self.writers:
+            writer.transport.abort()
+        self.writers.clear()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator["Relay"]:
+        server = await asyncio.start_server(self.pass_on, "127.0.0.1", 0)
+        self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        yield self
+        self.leave()
+        server.close()
+
+
+async def test_a_delivery_that_the_daemon_missed_is_told_later(shop: Place, start: Start) -> None:
+    """Else the same call would be taken for the one that was served, and refused by the merchant for ever."""
+    async with Relay(int(shop.api.url.rpartition(":")[2])).running() as relay:
+
+        async def serve_while_it_restarts(heard: Heard) -> None:
+            if not wall.served - 1:
+                relay.leave()
+            await SERVED(heard)
+
+        wall = shop.peer.answers["/chat"] = Paywall(strict=True, serve=serve_while_it_restarts)
+        program = start(daemon=relay.url)
+        url = f"{shop.peer.url}/chat"
+
+        def blocking() -> list[int]:
+            with program.client() as http:
+                first = http.get(url).status_code
+                relay.away = False
+                return [first, http.get(url).status_code]
+
+        if program.way == "blocking":
+            statuses = await asyncio.to_thread(blocking)
+        else:
+            async with program.async_client() as http:
+                first = (await http.get(url)).status_code
+                relay.away = False
+                statuses = [first, (await http.get(url)).status_code]
+    assert (statuses, len(shop.payments), wall.served) == ([200, 200], 2, 2)
+    assert {payment.delivery for payment in shop.payments} == {Delivery.ACCEPTED}
+
+
+async def test_an_error_names_the_payment_also_where_the_daemon_went_away(shop: Place, start: Start) -> None:
+    async with Relay(int(shop.api.url.rpartition(":")[2])).running() as relay:
+        wall = Paywall()
+
+        async def fail_while_it_restarts(heard: Heard) -> None:
+            await heard.read_body()
+            if heard.header("x-payment") is None:
+                await wall(heard)
+                return
+            relay.leave()
+            await heard.say(b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n")
+
+        shop.peer.answers["/chat"] = fail_while_it_restarts
+        error = await refusal(start(daemon=relay.url).call(f"{shop.peer.url}/chat"))
+    (payment,) = shop.payments
+    assert error.code in ("daemon_silent", "daemon_not_running")
+    assert (error.payment, error.retryable) == (payment.id, True)
+
+
 async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
     while data := await source.read(65_536):
         sink.write(data)
@@ -188,6 +273,44 @@ def test_an_error_says_what_it_means_for_the_money() -> None:
     assert re.fullmatch(r"[a-z_]+", error.code)
 
 
+def test_an_error_passes_between_processes_whole() -> None:
+    error = PayAgentError({"code": "not_served_yet", "detail": "wait", "retryable": True, "payment": "pay_1"})
+    other = pickle.loads(pickle.dumps(error))
+    assert (type(other), str(other), other.problem) == (PayAgentError, str(error), error.problem)
+    assert (other.code, other.payment, other.retryable) == ("not_served_yet", "pay_1", True)
+
+
+class Weighed(bytes):
+    """A piece of a body that counts how often its length is asked for."""
+
+    asked = 0
+
+    def __len__(self) -> int:
+        Weighed.asked += 1
+        return super().__len__()
+
+
+class ByteByByte(httpx.SyncByteStream, httpx.AsyncByteStream):
+    def __iter__(self) -> Iterator[bytes]:
+        return iter([Weighed(b"x")] * 1000)
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for part in self:
+            yield part
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_an_answer_in_many_small_pieces_costs_no_more_than_its_length(way: str) -> None:
+    """Whoever answers 4xx byte by byte would stop an event loop for minutes."""
+    Weighed.asked = 0
+    if way == "blocking":
+        raw, _ = read_up_to(ByteByByte(), 2000)
+    else:
+        raw, _ = await aread_up_to(ByteByByte(), 2000)
+    assert raw == b"x" * 1000
+    assert Weighed.asked <= 2000
+
+
 @pytest.mark.parametrize("sent", [0, 1, 3])
 def test_a_body_is_kept_whole_where_it_was_not_sent_to_its_end(sent: int) -> None:
     parts = [b"one", b"two", b"three"]
@@ -198,4 +321,36 @@ def test_a_body_is_kept_whole_where_it_was_not_sent_to_its_end(sent: int) -> Non
     replay.rest()
     assert b"".join(replay) == b"".join(replay) == b"onetwothree"
     assert replay.is_whole
+    replay.end()
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_no_more_of_a_body_is_read_than_can_be_kept(way: str) -> None:
+    """A body may have no end."""
+    taken: list[bytes] = []
+
+    def endless() -> Iterator[bytes]:
+        while len(taken) < 1000:
+            taken.append(b"x" * 10)
+            yield taken[-1]
+
+    replay = Replay(httpx.Request("POST", "http://a.example", content=endless()).stream, 100)
+    if way == "blocking":
+        replay.rest()
+    else:
+        await replay.arest()
+    assert (replay.is_whole, len(taken)) == (False, 11)
+    replay.end()
+
+
+@pytest.mark.parametrize("buffered", [8192, 4 * MEMORY_BYTES], ids=["at once", "at the end"])
+def test_a_body_that_the_disk_has_no_room_for_is_sent_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, buffered: int
+) -> None:
+    full = Path("/dev/full").open("w+b", buffering=buffered)  # noqa: SIM115  the body's, who closes it
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda **_: full)
+    parts = [b"x" * MEMORY_BYTES, b"y", b"z"]
+    replay = Replay(httpx.Request("POST", "http://a.example", content=iter(parts)).stream, 10 * MEMORY_BYTES)
+    assert list(replay) == parts
+    assert not replay.is_whole
     replay.end()

@@ -215,7 +215,7 @@ async def test_a_402_of_somebody_else_is_handed_on_however_long_the_call(shop: P
     assert answer.extensions["payagent_refusal"]["code"] == "merchant_not_allowed"
 
 
-@pytest.mark.parametrize("said", ["pending", "lost", "503", "another invoice"])
+@pytest.mark.parametrize("said", ["pending", "lost", "broken", "503", "999", "another invoice"])
 async def test_the_same_proof_is_shown_until_it_is_served(shop: Place, start: Start, said: str) -> None:
     wall = Paywall()
     tries: list[str | None] = []
@@ -227,8 +227,11 @@ async def test_the_same_proof_is_shown_until_it_is_served(shop: Place, start: St
             if len(tries) < 3:
                 if said == "lost":
                     heard.writer.close()
-                elif said == "503":
-                    await heard.say(b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n")
+                elif said == "broken":
+                    await heard.say(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 9\r\n\r\nhalf")
+                    heard.writer.close()
+                elif said in ("503", "999"):
+                    await heard.say(f"HTTP/1.1 {said} Busy\r\nContent-Length: 0\r\n\r\n".encode())
                 else:
                     is_pending = said == "pending"
                     await heard.say(as_402({"status": "pending"} if is_pending else wall._invoice()))
@@ -338,6 +341,17 @@ async def test_a_proof_that_was_used_up_unseen_is_no_reason_to_pay_again(shop: P
     answer = await start().call(f"{shop.peer.url}/chat")
     assert (answer.status_code, answer.json()["detail"]["reason"]) == (402, "paid_already")
     assert (len(shop.payments), wall.served) == (1, 1)
+
+
+async def test_what_the_program_has_already_is_served_too(shop: Place, start: Start) -> None:
+    same = saying(b'HTTP/1.1 304 Not Modified\r\nETag: "1"\r\n\r\n')
+    wall = shop.peer.answers["/chat"] = Paywall(strict=True, serve=same)
+    program = start()
+    for _ in range(2):
+        answer = await program.call(f"{shop.peer.url}/chat", headers={"If-None-Match": '"1"'})
+        assert (answer.status_code, "x-payagent-cost" in answer.headers) == (304, True)
+    assert [payment.delivery for payment in shop.payments] == [Delivery.ACCEPTED] * 2
+    assert wall.served == 2
 
 
 async def test_a_key_names_one_purchase_for_ever(shop: Place, start: Start) -> None:
@@ -456,12 +470,18 @@ async def test_a_dry_run_says_what_it_would_take(shop: Place, start: Start) -> N
 
 
 @pytest.mark.parametrize(
-    "header", [("X-Payagent-Max-Cost", "1.5"), ("X-Payagent-Dry-Run", "yes"), ("X-Payagent-Max-Costs", "1")]
+    "headers",
+    [
+        [("X-Payagent-Max-Cost", "1.5")],
+        [("X-Payagent-Dry-Run", "yes")],
+        [("X-Payagent-Max-Costs", "1")],
+        [("X-Payagent-Max-Cost", "1"), ("x-payagent-max-cost", str(5 * ADA))],
+    ],
 )
 async def test_a_header_of_ours_that_is_not_understood_stops_the_call(
-    shop: Place, start: Start, header: tuple[str, str]
+    shop: Place, start: Start, headers: list[tuple[str, str]]
 ) -> None:
-    error = await refusal(start().call(f"{shop.peer.url}/chat", headers=dict([header])))
+    error = await refusal(start().call(f"{shop.peer.url}/chat", headers=headers))
     assert error.code == "bad_request"
     assert shop.peer.calls == []
 

@@ -39,6 +39,15 @@ def test_a_deposit_whose_block_is_lost_leaves_no_trace(units: dict[str, int]) ->
     assert balances(ledger.deposit(units), ledger.undeposit(units)) == {}
 
 
+@pytest.mark.parametrize("units", [1, 2**63 - 1, 2**63, 3 * (2**63 - 1), 2**65])
+def test_what_several_coins_held_of_a_token_is_posted_in_parts_that_one_column_holds(units: int) -> None:
+    spent, back = ledger.foreign({"aa" * 28: units}), ledger.unforeign({"aa" * 28: units})
+    assert balances(spent) == {("wallet", "aa" * 28): -units, ("external", "aa" * 28): units}
+    assert balances(spent, back) == {}
+    assert all(0 < abs(posting.units) < 2**63 for posting in (*spent.postings, *back.postings))
+    assert len(spent.postings) == 2 * -(-units // (2**63 - 1))
+
+
 @given(UNITS, st.integers(155_381, 900_000), st.integers(0, 10_000))
 def test_a_confirmed_payment_takes_exactly_what_it_spent(spent: dict[str, int], fee: int, spare: int) -> None:
     hold = spent | {"lovelace": spent.get("lovelace", 0) + fee + spare}

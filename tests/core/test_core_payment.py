@@ -107,6 +107,7 @@ def test_what_was_accepted_stays_accepted() -> None:
         (402, State.IN_FLIGHT, True, DeliveryEvent.PRESENT),
         (402, State.CONFIRMED, True, DeliveryEvent.GIVE_UP),
         (500, State.SETTLED, True, DeliveryEvent.GIVE_UP),
+        (304, State.IN_FLIGHT, False, DeliveryEvent.ACCEPT),
         (307, State.CONFIRMED, False, DeliveryEvent.PRESENT),
     ],
 )

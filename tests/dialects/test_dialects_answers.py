@@ -210,6 +210,7 @@ def test_the_t_backend_and_flux(body: object, expected: Said) -> None:
         (201, Said.SERVED),
         (204, Said.SERVED),
         (301, Said.OTHER),
+        (304, Said.SERVED),
         (307, Said.OTHER),
         (400, Said.OTHER),
         (401, Said.OTHER),

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -137,6 +138,20 @@ async def test_a_body_is_kept_as_it_came_up_to_a_bound() -> None:
         observed = await ask(shop.origin)
     assert observed is not None
     assert (observed.body, observed.said.understood) == ('{"remaining": 5, "x": "\\xff"}', False)
+
+
+async def test_an_answer_in_many_small_pieces_does_not_stop_the_daemon() -> None:
+    async def bytes_one_by_one() -> AsyncIterator[bytes]:
+        for _ in range(ANSWER_MAX_BYTES):
+            yield b"x"
+
+    peer = httpx.MockTransport(lambda _: httpx.Response(200, content=bytes_one_by_one()))
+    client = MerchantClient(peer)
+    began_s = time.process_time()
+    heard = await client.call("http://a.example/", "POST", body=b"", headers={}, timeout_s=60)
+    assert heard.body == b"x" * ANSWER_MAX_BYTES
+    assert time.process_time() - began_s < 3
+    await client.aclose()
 
 
 async def test_a_merchant_that_does_not_answer_is_none_within_the_time() -> None:

@@ -12,6 +12,7 @@ from canaries import plant
 from proxy_kit import OK, Heard, Place, place, saying
 
 from payagent.proxy.door import Bounds
+from payagent.proxy.upstream import Call, Target, _Line
 
 FOREIGN = "Bearer sk-an-authorization-for-the-merchant"
 
@@ -250,6 +251,42 @@ async def test_an_answer_that_breaks_off_later_is_nobodys_error_either(
     assert [record for record in caplog.records if record.levelname == "ERROR"] == []
 
 
+async def test_an_answer_that_breaks_off_is_no_whole_one_for_an_old_client_either(at: Place) -> None:
+    """To HTTP/1.0 the end of the connection is the end of the answer."""
+    has_half = asyncio.Event()
+
+    async def break_off(heard: Heard) -> None:
+        await heard.say(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        await heard.say_chunk(b"half")
+        await has_half.wait()
+        heard.writer.transport.abort()
+
+    at.peer.answers["/chat"] = break_off
+    async with at.wire() as wire:
+        await wire.say(at.call("/chat").replace(b"HTTP/1.1", b"HTTP/1.0"))
+        await wire.reader.readuntil(b"half")
+        has_half.set()
+        with pytest.raises(ConnectionResetError):
+            await wire.reader.read()
+
+
+async def test_a_402_that_breaks_off_is_told(at: Place) -> None:
+    async def break_off(heard: Heard) -> None:
+        await heard.say(b"HTTP/1.1 402 Payment Required\r\nContent-Length: 9\r\n\r\nhalf")
+        heard.writer.transport.abort()
+
+    at.peer.answers["/chat"] = break_off
+    got = await at.ask()
+    assert (got.status, json.loads(got.body or b"{}")["code"]) == (502, "merchant_unreachable")
+
+
+async def test_what_is_no_status_is_told(at: Place, caplog: pytest.LogCaptureFixture) -> None:
+    at.peer.answers["/chat"] = saying(b"HTTP/1.1 999 Denied\r\nContent-Length: 2\r\n\r\nno")
+    got = await at.ask()
+    assert (got.status, json.loads(got.body or b"{}")["code"]) == (502, "merchant_unreachable")
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
 async def test_what_a_merchant_says_unasked_does_not_reach_the_next_call(at: Place) -> None:
     async def talk_on(heard: Heard) -> None:
         await heard.say(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nokHTTP/1.1 200 OK\r\nContent-Le")
@@ -344,6 +381,36 @@ async def test_a_client_that_does_not_read_holds_the_merchant_back(at: Place) ->
         got = await wire.answer()
         assert got.body is not None
         assert len(got.body) == 67_108_864
+
+
+class Tap(asyncio.Transport):
+    """The network of a line: what is written goes nowhere."""
+
+    is_paused = False
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        del data
+
+    def pause_reading(self) -> None:
+        self.is_paused = True
+
+    def abort(self) -> None:
+        self.is_paused = True
+
+
+async def test_an_answer_in_tiny_chunks_holds_the_merchant_back_as_well() -> None:
+    """A chunk of one byte is an object of more than a hundred, which waits for a client that does not read."""
+    line, tap = _Line(Target.of_origin("http://a.example"), 20.0), Tap()
+    line.connection_made(tap)
+    begun = asyncio.create_task(line.begin(Call(b"GET", b"/", (), None)))
+    await asyncio.sleep(0)
+    line.data_received(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+    assert (await begun).status_code == 200
+    chunks = 0
+    while not tap.is_paused:
+        line.data_received(b"1\r\nx\r\n" * 100)
+        chunks += 100
+    assert chunks < 5000
 
 
 async def test_a_merchant_that_does_not_read_holds_the_client_back(at: Place) -> None:

@@ -229,6 +229,17 @@ async def test_the_merchants_own_refusal_of_a_paid_call_is_the_clients(shop: Pla
     assert shop.payments[0].delivery is Delivery.PRESENTED
 
 
+async def test_what_the_client_has_already_is_served_too(shop: Place) -> None:
+    """A client with a cache asks whether what it has is good still: who says so has earned its money."""
+    same = saying(b'HTTP/1.1 304 Not Modified\r\nETag: "1"\r\n\r\n')
+    wall = shop.peer.answers["/chat"] = Paywall(strict=True, serve=same)
+    for count in (1, 2):
+        got = await shop.ask("/chat", 'If-None-Match: "1"')
+        assert (got.status, got.values("etag")) == (304, ['"1"'])
+        await shop.until_delivered(count)
+    assert (len(shop.payments), wall.served) == (2, 2)
+
+
 async def test_a_call_that_costs_nothing_is_not_paid(shop: Place) -> None:
     for status in (200, 400, 401, 403, 404, 429, 500):
         shop.peer.answers["/chat"] = saying(f"HTTP/1.1 {status} X\r\nContent-Length: 1\r\n\r\n.".encode())
