@@ -71,6 +71,14 @@ def read_units(value: object, where: str) -> int:
     return int(text)
 
 
+def _row_units(value: object, where: str) -> int:
+    """Units as a row of the ledger holds them. More would make no end of postings where they are compared."""
+    units = read_units(value, where)
+    if abs(units) > _INTEGER_MAX:
+        raise _invalid(where, "an amount that one row can hold")
+    return units
+
+
 def _bytes(value: object, where: str) -> bytes:
     try:
         raw = bytes.fromhex(_text(value, where))
@@ -124,7 +132,7 @@ def _record(**fields: Read) -> Read:
     return all_of
 
 
-_OUTPUTS = _list(_record(role=_text, address=_text, asset=_text, units=read_units))
+_OUTPUTS = _list(_record(role=_text, address=_text, asset=_text, units=_row_units))
 _BLOCK = _record(hash=_text, height=_number, slot=_number)
 _TOLD = _list(_record(seq=_number, event=_text, at=_text, detail=_anything))
 _INVOICE = _record(
@@ -164,7 +172,7 @@ _FORM = _record(
     invoice=_maybe(_INVOICE),
     other_invoices=_list(_INVOICE),
     decisions=_TOLD,
-    holds=_list(_record(asset=_text, units=read_units, at_ms=_time, released_at_ms=_maybe(_time))),
+    holds=_list(_record(asset=_text, units=_row_units, at_ms=_time, released_at_ms=_maybe(_time))),
     attempts=_list(
         _record(
             **dict.fromkeys(("kind", "anchor", "tx_hash"), _text),
@@ -172,7 +180,7 @@ _FORM = _record(
             invoice=_maybe(_number),
             signed_at_ms=_time,
             inputs=_list(_text),
-            fee=read_units,
+            fee=_row_units,
             cbor=_bytes,
             headers=_texts,
         )
@@ -185,7 +193,7 @@ _FORM = _record(
             kind=_text,
             ref=_maybe(_text),
             at_ms=_time,
-            postings=_list(_record(account=_text, asset=_text, units=read_units)),
+            postings=_list(_record(account=_text, asset=_text, units=_row_units)),
         )
     ),
     events=_list(
