@@ -75,6 +75,7 @@ class DeliveryReport(_Closed):
     headers: dict[str, str] | list[tuple[str, str]] = {}
     body: object = _absent("The answer's body: JSON as received, or text.")
     body_base64: str = _absent("The answer's body, in base64, instead of `body`.")
+    unanswered: str = _absent("In one line why no answer came to a proof that was sent; `status` is 504 then.")
 
 
 class SplitOrder(_Closed):

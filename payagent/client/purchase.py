@@ -11,6 +11,7 @@ was redirected; sends a header that begins with X-Payagent- to a merchant, or ta
 import base64
 import time
 from collections.abc import Generator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -350,7 +351,8 @@ class Showing:
                 if answer.is_success and not self._may_be_pending(answer):
                     return Bought(self._marked(answer), self.payment["id"]), False
                 answer, is_used_up, again_after_s = yield from self._tell(answer)
-            except httpx.TransportError:
+            except httpx.TransportError as error:
+                yield from self._tell_silence(error)
                 after_s = min(_LOST_FIRST_S * 2 ** min(self.lost_count, 10), _LOST_MAX_S)
                 self.lost_count += 1
             else:
@@ -360,6 +362,15 @@ class Showing:
             if after_s >= self.deadline_s - time.monotonic():
                 return Bought(self._given_up()), False
             yield Pause(after_s)
+
+    def _tell_silence(self, error: httpx.TransportError) -> Steps[None]:
+        """Tell the daemon, once, that the proof was shown: what is never served counts against its merchant."""
+        is_sent = not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
+        if is_sent and self.payment["delivery"] == "not_presented":
+            told = {"status": 504, "unanswered": type(error).__name__}
+            path = f"/v1/payments/{self.payment['id']}/delivery"
+            with suppress(PayAgentError):  # it is told again with the next one that is lost
+                self.payment = yield from _ask_about(self.payment["id"], Ask("POST", path, told))
 
     def _may_be_pending(self, answer: httpx.Response) -> bool:
         """The one success that may only mean "later": by its body in the examples of x402's version 1, by its
