@@ -133,7 +133,7 @@ def take_in(unit: Unit, spend: Spend, why: Why, coins: Coins, now_ms: int) -> st
     before: it does not freeze the wallet or raise an alarm again.
     """
     seen = spend.seen
-    if any(row.tx_id == seen.tx_id for row in onchain.foreign_there(unit.conn)):
+    if onchain.is_foreign_there(unit.conn, seen.tx_id):
         return None
     rows = [(ref, queries.coin(unit.conn, ref)) for ref in sorted(spend.moved.spent)]
     if any(row is not None and row.state == "spent" for _, row in rows):
