@@ -13,9 +13,10 @@ from payagent.agent import delivery_steps
 from payagent.agent.asks import Advice
 from payagent.agent.carrying import Carrying
 from payagent.agent.desk import Desk
-from payagent.core.payment import Delivery
+from payagent.core.payment import WITHOUT_PROOF, Delivery
 from payagent.core.problem import Refused
-from payagent.dialects import Response, Said, read_answer
+from payagent.core.showing import again_after_s
+from payagent.dialects import Answer, Response, Said, read_answer
 from payagent.store import payments
 from payagent.store.payments import PaymentRow
 
@@ -51,6 +52,13 @@ class Deliveries:
             lambda unit: delivery_steps.record_unanswered(unit, payment_id, why, rules, now_ms),
             payment_id,
         )
+
+    async def take_silence(self, payment_id: str, why: str) -> tuple[PaymentRow, Advice]:
+        """Note that no answer came, and say whether the same proof is shown again."""
+        await self.record_unanswered(payment_id, why)
+        row = self._desk.payment(payment_id)
+        after_s = None if row.state in WITHOUT_PROOF else again_after_s(1)
+        return row, Advice(Answer(Said.UNCLEAR, why), after_s)
 
     async def record_used_up(self, payment_id: str) -> PaymentRow:
         """The merchant says that the proof is used up, which was shown by nobody but us: it took it."""

@@ -111,7 +111,7 @@ class Foreign:
     async def _take_in(self, spend: Spend, now_ms: int) -> None:
         desk = self._desk
         why = self._why(spend.seen)
-        if any(row.tx_id == spend.seen.tx_id for row in onchain.foreign_there(desk.conn)):
+        if onchain.is_foreign_there(desk.conn, spend.seen.tx_id):
             return
         event = await desk.write("foreign", lambda unit: take_in(unit, spend, why, desk.coins, now_ms))
         desk.chain.foreign = onchain.frozen_by(desk.conn)

@@ -61,12 +61,14 @@ class Spend:
 class Search:
     """Looks through the transactions of our address. What one moved never changes, so it is read once.
 
-    A wallet's past is long: a search goes on where it stopped, and once it is done only the newest stay in memory.
+    A wallet's past is long: a search goes on where it stopped, also with the blocks that no rollback reaches, and
+    once it is done only what the newest moved stays in memory.
     """
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
         self._moved: dict[str, Movement] = {}
+        self._placed: dict[str, TxSeen] = {}
         self._repeats = Repeats()
 
     async def find(self, source: View, since_s: int) -> list[Spend] | None:
@@ -88,12 +90,12 @@ class Search:
             if (moved := await self._read(source, tx_id, address)) is None:
                 return None
             if moved.spent:
-                seen = await source.tx(tx_id)
-                if not isinstance(seen, Found):
+                if (seen := await self._place(source, tx_id)) is None:
                     return None
-                spends.append(Spend(seen.value, moved, source.name))
+                spends.append(Spend(seen, moved, source.name))
         for tx_id in list(self._moved)[:-REMEMBERED_MAX]:
             del self._moved[tx_id]
+        self._placed.clear()
         if source.is_lonely:
             told = tuple((spend.seen.tx_id, spend.seen.block_hash) for spend in spends)
             now_ms = self._desk.ports.clock.now_ms()
@@ -111,6 +113,18 @@ class Search:
             self._moved[tx_id] = moved.value
         return self._moved[tx_id]
 
+    async def _place(self, source: View, tx_id: str) -> TxSeen | None:
+        """The block that it is in."""
+        if (known := self._placed.get(tx_id)) is not None:
+            return known
+        read = await source.tx(tx_id)
+        if not isinstance(read, Found):
+            return None
+        depth = source.tip.height - read.value.block_height + 1
+        if depth >= self._desk.terms.settle_depth and not source.is_lonely:
+            self._placed[tx_id] = read.value
+        return read.value
+
 
 def take_in(unit: Unit, spend: Spend, why: Why, coins: Coins, now_ms: int) -> str | None:
     """Book a spend: its coins are spent, and are booked as deposits first where nobody saw them come.
@@ -119,7 +133,7 @@ def take_in(unit: Unit, spend: Spend, why: Why, coins: Coins, now_ms: int) -> st
     before: it does not freeze the wallet or raise an alarm again.
     """
     seen = spend.seen
-    if any(row.tx_id == seen.tx_id for row in onchain.foreign_there(unit.conn)):
+    if onchain.is_foreign_there(unit.conn, seen.tx_id):
         return None
     rows = [(ref, queries.coin(unit.conn, ref)) for ref in sorted(spend.moved.spent)]
     if any(row is not None and row.state == "spent" for _, row in rows):

@@ -103,7 +103,7 @@ class _Connection(H11Protocol):
             scope[STOPPING] = self._stopping
             try:
                 await inner(scope, receive, send)
-            except Exception:
+            except BaseException:
                 if is_old:
                     drop()
                 raise

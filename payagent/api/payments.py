@@ -186,15 +186,19 @@ async def delivery(
     """A 2xx or a 304 means that the call was served, unless a 202 says otherwise. Of a 202 and of any other, tell
     its headers and body too: what is to be done next stands in `answer`. A 402 soon after paying is normal, and
     the same proof is shown again."""
-    response = read_delivery(await caller.json_body(request))
+    told = read_delivery(await caller.json_body(request))
     row = caller.payment(payment_id)
     if row.app_id != caller.app.id and OPERATE not in caller.app.scopes:
         raise Refused("forbidden", "another app's delivery needs a token for operate", needs=OPERATE)
     if row.kind != "invoice" or (row.tx_id is None and row.state is not State.REPLACING):
         raise Refused("illegal_transition", "the payment has no proof that could have been presented")
-    row, advice = await caller.agent.deliveries.take_answer(row.id, response)
-    if advice.answer.said is Said.SERVED:
-        row = await caller.agent.deliveries.record_delivery(row.id, response.status)
+    deliveries = caller.agent.deliveries
+    if isinstance(told, str):
+        row, advice = await deliveries.take_silence(row.id, told)
+    else:
+        row, advice = await deliveries.take_answer(row.id, told)
+        if advice.answer.said is Said.SERVED:
+            row = await deliveries.record_delivery(row.id, told.status)
     return JsonResponse(payment_view(row, caller.desk.terms) | {"answer": advice_view(advice)})
 
 

@@ -79,9 +79,11 @@ def _read_most(body: Fields) -> tuple[int | None, str | None]:
     return units, read_asset(body["max_total_asset"], "max_total_asset") if "max_total_asset" in body else None
 
 
-def read_delivery(raw: bytes) -> Response:
-    """What the retry got: its status, and headers and body as far as they are told."""
-    body = _fields(_json(raw), "the body", ("status",), ("headers", "body", "body_base64"))
+def read_delivery(raw: bytes) -> Response | str:
+    """What the retry got: its status, and headers and body as far as they are told. Or why no answer came."""
+    body = _fields(_json(raw), "the body", ("status",), ("headers", "body", "body_base64", "unanswered"))
+    if (why := _text(body, "unanswered")) is not None:
+        return _one_line(why, "unanswered")
     if "body" in body and "body_base64" in body:
         raise Refused("bad_request", "give either body or body_base64", key="body")
     status, headers = _status(body["status"], "status"), _read_headers(body.get("headers", {}))
@@ -200,10 +202,13 @@ def read_new_app(raw: bytes) -> NewApp:
 
 def read_pause(raw: bytes) -> str:
     """Why signing is to stop; empty when nobody said."""
-    reason = _text(_fields(_json(raw), "the body", (), ("reason",)), "reason") or ""
-    if len(reason) > REASON_MAX_CHARS or not reason.isprintable():
-        raise Refused("bad_request", f"reason is one line of at most {REASON_MAX_CHARS} characters", key="reason")
-    return reason
+    return _one_line(_text(_fields(_json(raw), "the body", (), ("reason",)), "reason") or "", "reason")
+
+
+def _one_line(text: str, key: str) -> str:
+    if len(text) > REASON_MAX_CHARS or not text.isprintable():
+        raise Refused("bad_request", f"{key} is one line of at most {REASON_MAX_CHARS} characters", key=key)
+    return text
 
 
 def read_new_merchant(raw: bytes) -> tuple[str, Fields]:

@@ -5,6 +5,7 @@ payment.
 """
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 
 import httpx
@@ -46,7 +47,8 @@ class Showing:
                 if answer.is_success and not self._may_be_pending(answer):
                     return Bought(self._marked(answer), self.payment["id"]), False
                 answer, is_used_up, wanted_s = yield from self._tell(answer)
-            except httpx.TransportError:
+            except httpx.TransportError as error:
+                yield from self._tell_silence(error)
                 self.lost_count += 1
                 after_s = again_after_s(self.lost_count)
             else:
@@ -56,6 +58,18 @@ class Showing:
             if after_s >= self.deadline_s - time.monotonic():
                 return Bought(self._given_up()), False
             yield Pause(after_s)
+
+    def _tell_silence(self, error: httpx.TransportError) -> Steps[None]:
+        """Tell the daemon, once, that the proof was shown: what is never served counts against its merchant."""
+        is_sent = not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
+        if is_sent and self.payment["delivery"] == "not_presented":
+            with suppress(PayAgentError):  # it is told again with the next one that is lost
+                yield from self._report({"status": 504, "unanswered": type(error).__name__})
+
+    def _report(self, got: Json) -> Steps[None]:
+        """Say what the retry got; the payment is as the daemon has it then."""
+        path = f"/v1/payments/{self.payment['id']}/delivery"
+        self.payment = yield from _ask_about(self.payment["id"], Ask("POST", path, got))
 
     def _may_be_pending(self, answer: httpx.Response) -> bool:
         """The one success that may only mean "later": by its body in the examples of x402's version 1, by its
@@ -69,10 +83,7 @@ class Showing:
         raw, answer = yield Peek(answer)
         self.last = None if raw is None else answer
         body = b"" if raw is None else decoded(answer, raw) or b""
-        report = {"status": min(answer.status_code, _STATUS_MAX), **told(answer, body)}
-        self.payment = yield from _ask_about(
-            self.payment["id"], Ask("POST", f"/v1/payments/{self.payment['id']}/delivery", report)
-        )
+        yield from self._report({"status": min(answer.status_code, _STATUS_MAX), **told(answer, body)})
         said, query = self.payment["answer"], self.query
         self.query = said.get("poll_query")
         if 300 <= answer.status_code < 400:

@@ -7,6 +7,7 @@ What it says is advisory: the chain decides. See the room's docstring for what t
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Literal
 from urllib.parse import quote, urlencode
 
@@ -73,6 +74,7 @@ class MerchantClient:
             follow_redirects=False,
             timeout=httpx.Timeout(10),
             headers={"User-Agent": USER_AGENT},
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
             transport=transport or Egress().transport(),
         )
 

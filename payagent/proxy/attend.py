@@ -39,7 +39,9 @@ class Rules:
 async def attend(
     scope: Scope, receive: Receive, send: Send, call_id: str, spool: Spool, rules: Rules, work: Work
 ) -> None:
-    """Have the work done and its errors told. When the client hangs up or is too slow, the work is cancelled."""
+    """Have the work done and its errors told. It is cancelled when the client hangs up or is too slow, and by a
+    server that is to stop.
+    """
     reply = Reply(scope, receive, send, call_id, rules.refusals)
     task = cast("asyncio.Task[None]", asyncio.current_task())
     with structlog.contextvars.bound_contextvars(request=call_id):
@@ -48,13 +50,14 @@ async def attend(
             refuse_browsers(scope, rules.hosts, everywhere=True)
             await work(intake, reply)
         except asyncio.CancelledError:
-            if not (intake.is_gone or intake.is_slow):
-                raise
             task.uncancel()
             if intake.is_slow:
                 await reply.problem(Refused("body_too_slow", "the request's body did not come in its time"))
-            else:
+            elif intake.is_gone:
                 log.info("proxy.client_gone")
+            else:  # the server gives up waiting for it
+                intake.close()
+                await reply.problem(Refused("daemon_silent", "payagent stops, and the call was still waiting"))
         except Refused as refused:
             intake.close()
             await reply.problem(refused)

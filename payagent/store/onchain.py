@@ -92,6 +92,14 @@ def foreign_settled(conn: sqlite3.Connection) -> int:
     return int(json.loads(detail).get("height", -1))
 
 
+def is_foreign_there(conn: sqlite3.Connection, tx_id: str) -> bool:
+    """Whether it is one of those."""
+    row = conn.execute(
+        "SELECT there FROM foreign_sightings WHERE tx_id = ? ORDER BY seq DESC LIMIT 1", (tx_id,)
+    ).fetchone()
+    return row is not None and bool(row[0])
+
+
 def was_foreign(conn: sqlite3.Connection, tx_id: str) -> bool:
     """Whether it was ever seen to spend coins of ours, there or lost since."""
     return conn.execute("SELECT 1 FROM foreign_sightings WHERE tx_id = ?", (tx_id,)).fetchone() is not None

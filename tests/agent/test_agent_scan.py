@@ -80,6 +80,44 @@ async def test_the_past_of_a_lost_ledger_is_read_once(world: World, record: Sign
             await require_whole(run)
 
 
+class Faltering(Relay):
+    """Each fourth time that it is asked for a transaction it has no answer."""
+
+    asked, falters = 0, True
+
+    def heard(self, path: str, content: bytes) -> None:
+        if path.startswith("/txs/") and not path.endswith("/utxos"):
+            self.asked += 1
+            if self.asked % 4 or not self.falters:
+                self.untell(path)
+            else:
+                self.tell(path, 503, {})
+
+
+async def test_a_long_past_is_read_in_the_end_though_no_look_reads_all_of_it(
+    world: World, record: SignerFile
+) -> None:
+    world.fund(100 * ADA, 100 * ADA, 100 * ADA, 100 * ADA)
+    async with world.run(record=record) as run:
+        await run.look()
+        rows = [await run.pay(f"call {number}") for number in range(7)]
+        await run.settle_down()
+    put(world, None)
+    world.block(20)
+    with Faltering(world.devnet).serving() as relay:
+        terms = with_terms(settle_depth=8)
+        async with world.run(terms=terms, record=record, providers={"relay": relay.url}) as run:
+            await run.look()
+            await run.look()
+            pass_quiet(world)
+            for _ in range(4):
+                await run.look()
+            assert run.desk.chain.behind is None
+            assert {one.tx_id for one in onchain.foreign_there(run.desk.conn)} == {row.tx_id for row in rows}
+            relay.falters = False
+            await require_whole(run)
+
+
 async def test_an_old_ledger_signs_nothing_until_the_chain_was_read_and_pays_then(
     world: World, record: SignerFile
 ) -> None:

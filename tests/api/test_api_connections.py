@@ -37,7 +37,7 @@ class Server(uvicorn.Server):
 class Doors:
     """A served application that answers 200 as soon as `go_on` is set, and a place to connect to.
 
-    `fails`: it does not end its answer.
+    `fails`: it does not end its answer, but so.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -47,7 +47,7 @@ class Doors:
         self.go_on = asyncio.Event()
         self.go_on.set()
         self.pieces = [b"ok"]
-        self.fails = False
+        self.fails: BaseException | None = None
 
     async def app(self, _scope: Scope, _receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         await self.go_on.wait()
@@ -55,10 +55,10 @@ class Doors:
         headers = [] if self.fails else [(b"content-length", b"%d" % sum(map(len, pieces)))]
         await send({"type": "http.response.start", "status": 200, "headers": headers})  # type: ignore[typeddict-item]
         for number, piece in enumerate(pieces, 1):
-            more = self.fails or number < len(pieces)
+            more = self.fails is not None or number < len(pieces)
             await send({"type": "http.response.body", "body": piece, "more_body": more})  # type: ignore[typeddict-item]
         if self.fails:
-            raise RuntimeError("the answer has no end")
+            raise self.fails
 
     async def tcp(self) -> Streams:
         return self._kept(await asyncio.open_connection("127.0.0.1", self.port))
@@ -252,10 +252,13 @@ async def test_nonsense_after_an_answer_only_ends_the_connection(
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
-async def test_half_an_answer_is_no_whole_one_for_an_old_client_either(tmp_path: Path) -> None:
+@pytest.mark.parametrize("error", [RuntimeError("it breaks"), asyncio.CancelledError("the server is to stop")])
+async def test_half_an_answer_is_no_whole_one_for_an_old_client_either(
+    tmp_path: Path, error: BaseException
+) -> None:
     """To HTTP/1.0 the end of the connection is the end of the answer."""
     async with open_doors(tmp_path) as doors:
-        doors.fails = True
+        doors.fails = error
         reader, writer = await doors.tcp()
         writer.write(GET.replace(b"HTTP/1.1", b"HTTP/1.0"))
         with pytest.raises(ConnectionResetError):

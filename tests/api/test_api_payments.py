@@ -284,6 +284,18 @@ async def test_what_the_retry_got_is_answered_with_what_to_do_next(api: Api) -> 
     assert [(a["kind"], a["tx_hash"]) for a in shown["attempts"]] == [("pay", paid["tx_hash"])]
 
 
+async def test_that_no_answer_came_is_told_too(api: Api) -> None:
+    """The proof was shown then, and the merchant has the money."""
+    paid = await api.pay("no answer")
+    report = f"/v1/payments/{paid['id']}/delivery"
+    told = (await api.http.post(report, json={"status": 504, "unanswered": "ReadTimeout"})).json()
+    assert (told["delivery"], told["answer"]["said"]) == ("presented", "unclear")
+    assert (told["answer"]["reason"], told["answer"]["again_after_s"]) == ("ReadTimeout", 0.5)
+    for wrong in ("two\nlines", "x" * 301, 1, None):
+        refused = await api.http.post(report, json={"status": 504, "unanswered": wrong})
+        assert (refused.json()["code"], refused.json()["key"]) == ("bad_request", "unanswered"), wrong
+
+
 async def test_the_event_loop_goes_on_while_payments_are_looked_for(api: Api) -> None:
     asked: list[str] = []
     api.run.desk.conn.set_trace_callback(asked.append)

@@ -259,6 +259,8 @@ async def test_when_patience_ends_the_next_call_shows_the_same_proof(shop: Place
     error = await refusal(start(patience_s=1.5).call(f"{shop.peer.url}/chat"))
     (payment,) = shop.payments
     assert (error.code, error.payment, error.retryable) == ("not_served_yet", payment.id, True)
+    assert payment.delivery is Delivery.PRESENTED  # what is never served counts against the merchant
+    assert shop.run.events(payment.id).count("delivery_present") == 1
     shop.peer.answers["/chat"] = wall
     assert (await start().call(f"{shop.peer.url}/chat")).status_code == 200
     assert [call.header("x-payment") for call in wall.retries] == [payment.tx_id]

@@ -127,6 +127,14 @@ async def test_a_redirect_is_not_followed() -> None:
         assert (observed.status, observed.said.understood, other.asked) == (302, False, [])
 
 
+async def test_no_cookie_is_kept() -> None:
+    """Any number would be kept as long as the daemon runs, and go to all ports of a host."""
+    async with open_shop(answer(200, b"{}", "Set-Cookie: sid=1; Path=/"), FOUND) as shop:
+        await ask(shop.origin)
+    assert len(shop.asked) == 2
+    assert "sid=1" not in shop.asked[1]
+
+
 async def test_a_body_is_kept_as_it_came_up_to_a_bound() -> None:
     long = b'{"remaining": 5, "note": "' + b"x" * BODY_MAX_BYTES + b'"}'
     endless = b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + long

@@ -4,12 +4,14 @@ import asyncio
 import gzip
 import json
 import zlib
+from contextlib import AsyncExitStack
 
 import pytest
 from agent_kit import ADA, APP, World, with_terms
 from proxy_kit import SERVED, Got, Heard, Paywall, Place, as_402, blocks, place, saying
 
 from payagent.agent.limits import set_limits
+from payagent.api import server
 from payagent.core.payment import Delivery
 from payagent.core.policy import Window
 from payagent.proxy import clerk
@@ -209,6 +211,25 @@ async def test_a_client_that_hangs_up_on_silence_does_not_hide_it(
             )
             wire.hang_up()
         assert at.run.events(at.payments[0].id).count("delivery_present") == 1
+
+
+async def test_a_call_that_waits_when_payagent_stops_is_told_so(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not with a 500 without a code, which might as well be the merchant's; and its payment lives on."""
+    monkeypatch.setattr(server, "GRACE_S", 0.1)
+    world.fund(*COINS)
+    async with AsyncExitStack() as life:
+        at = await life.enter_async_context(place(world))
+        at.peer.answers["/chat"] = Paywall()
+        async with at.wire() as wire:
+            await wire.say(at.call())
+            await at.until(lambda: any(row.tx_id for row in at.payments), "nothing was paid")
+            await life.aclose()
+            got = await wire.answer()
+    told = problem(got)
+    assert (got.status, told["code"], told["retryable"]) == (504, "daemon_silent", True)
+    assert "ASGI" not in caplog.text
 
 
 async def test_a_redirect_of_the_paid_call_is_the_clients(shop: Place) -> None:

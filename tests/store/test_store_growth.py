@@ -12,10 +12,14 @@ from pathlib import Path
 import pytest
 
 from benchmarks.store import ACCOUNT, APP, ORIGIN, Payer
+from payagent.agent import scan
+from payagent.agent.scan import Spend
+from payagent.chain.source import Movement, TxSeen
 from payagent.core.prepaid import CALLS
 from payagent.store import apps, payments, prepaid, topups
 from payagent.store.readers import Readers
 from payagent.store.unit import Connection, Unit
+from payagent.wallet.coins import Coins
 from payagent.wallet.transaction import sign
 
 MAKER = Path(__file__).resolve().parents[2] / "scripts" / "make_ledger"
@@ -169,3 +173,22 @@ def test_a_look_at_topups_takes_as_much_after_many_as_after_few(tmp_path: Path, 
                     ASKED_OF_TOPUPS[name](conn, pool)
             told[count] = steps[0]
     assert told[1_000] <= told[10] * GROWTH_MAX + 1
+
+
+def test_what_was_spent_elsewhere_is_booked_as_fast_after_much_of_it(tmp_path: Path) -> None:
+    """A ledger that was lost takes in all of a wallet's past in one commit."""
+    told = {}
+    for count in (10, 300):
+        with closing(Payer(tmp_path / f"{count}.db", 5)) as payer:
+
+            def spend(unit: Unit, number: int) -> None:
+                seen = TxSeen(f"{number:064x}", "b" * 64, number, number)
+                moved = Movement({f"{number - 1:064x}#0": {"lovelace": 5_000_000}}, {})
+                assert scan.take_in(unit, Spend(seen, moved, "p"), "forgotten_spend", Coins(), 1)
+
+            for number in range(1, count):
+                payer.do(lambda unit, number=number: spend(unit, number))
+            with counted(connection(payer)) as steps:
+                payer.do(lambda unit, number=count: spend(unit, number))
+            told[count] = steps[0]
+    assert told[300] <= told[10] * GROWTH_MAX

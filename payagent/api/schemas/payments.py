@@ -47,6 +47,7 @@ class DeliveryReport(Closed):
     headers: dict[str, str] | list[tuple[str, str]] = Field(default={})
     body: object = absent("The answer's body: JSON as received, or text.")
     body_base64: str = absent("The answer's body, in base64, instead of `body`.")
+    unanswered: str = absent("In one line why no answer came to a proof that was sent; `status` is 504 then.")
 
 
 class Output(BaseModel):
