@@ -35,7 +35,8 @@ class Changes:
         event = asyncio.Event()
         self._waiters[payment_id][event] = None
         try:
-            await asyncio.wait_for(event.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):  # `wait_for` of Python 3.11 may swallow a cancellation
+                await event.wait()
         except TimeoutError:
             return False
         finally:

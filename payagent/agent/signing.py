@@ -37,7 +37,13 @@ class Signing:
 
     @contextmanager
     def claim(self, payment_id: str) -> Iterator[None]:
-        """While one task carries a payment to its signature, no sweep takes it up beside it."""
+        """While one task carries a payment to its signature, no sweep takes it up beside it.
+
+        Who comes second, as with a second yes to the same question, takes nothing from the first.
+        """
+        if payment_id in self.claimed:
+            yield
+            return
         self.claimed.add(payment_id)
         self._none_claimed.clear()
         try:

@@ -9,6 +9,7 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncIterator
+from contextlib import ExitStack
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query
@@ -78,7 +79,10 @@ async def events(request: Request, caller: Follower, query: Annotated[After, Que
         raise Refused("rate_limited", f"{own} streams of events are open to this app, as many as it may have")
     seq = _start(single_header(request, "Last-Event-ID"), query.after, caller)
     stopping: asyncio.Event = request.scope[STOPPING]
-    return StreamingResponse(_stream(caller, seq, stopping, opened), media_type="text/event-stream")
+    inside: ExitStack = request.state.inside
+    opened.append(caller.app.id)  # here, and not where it begins to stream: others are let in meanwhile
+    inside.callback(opened.remove, caller.app.id)
+    return StreamingResponse(_stream(caller, seq, stopping), media_type="text/event-stream")
 
 
 def _start(last_id: str | None, after: int | None, caller: Caller) -> int:
@@ -95,28 +99,24 @@ def _start(last_id: str | None, after: int | None, caller: Caller) -> int:
     return asked
 
 
-async def _stream(caller: Caller, seq: int, stopping: asyncio.Event, opened: list[str]) -> AsyncIterator[str]:
+async def _stream(caller: Caller, seq: int, stopping: asyncio.Event) -> AsyncIterator[str]:
     desk, app_id = caller.desk, None if caller.sees_all else caller.app.id
     clock = asyncio.get_running_loop().time
-    opened.append(caller.app.id)
-    try:
-        with desk.changes.following() as changed:
-            yield ": from here on\n\n"
-            said_s = clock()
-            while not stopping.is_set() and caller.is_let_in:
-                changed.clear()
-                found, reached = await run_in_threadpool(_page, desk, seq, app_id)
-                if found:
-                    yield "".join(_written(row, sees_all=caller.sees_all) for row in found)
-                    said_s = clock()
-                elif clock() - said_s >= HEARTBEAT_S:
-                    yield ": still here\n\n"
-                    said_s = clock()
-                if reached - seq < PAGE_ROWS:
-                    await _first_of(changed, stopping, LOOK_S)
-                seq = reached
-    finally:
-        opened.remove(caller.app.id)
+    with desk.changes.following() as changed:
+        yield ": from here on\n\n"
+        said_s = clock()
+        while not stopping.is_set() and caller.is_let_in:
+            changed.clear()
+            found, reached = await run_in_threadpool(_page, desk, seq, app_id)
+            if found:
+                yield "".join(_written(row, sees_all=caller.sees_all) for row in found)
+                said_s = clock()
+            elif clock() - said_s >= HEARTBEAT_S:
+                yield ": still here\n\n"
+                said_s = clock()
+            if reached - seq < PAGE_ROWS:
+                await _first_of(changed, stopping, LOOK_S)
+            seq = reached
 
 
 def _page(desk: Desk, seq: int, app_id: str | None) -> tuple[list[Followed], int]:

@@ -8,13 +8,14 @@ import asyncio
 import json
 import re
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, TypeVar
 
 from fastapi import APIRouter, Query
 from pydantic import Field
-from starlette.concurrency import iterate_in_threadpool, run_in_threadpool
 from starlette.responses import StreamingResponse
 
 from payagent.agent.chainview import SKEW_MAX_S
@@ -170,11 +171,24 @@ async def _judged(desk: Desk, source: ChainSource, history: History, bounds: _Bo
     booked_height = 0 if is_forked else await _booked_height(source, bounds)
     with desk.snapshot() as conn:
         since_ms = (bounds.since_s - SKEW_MAX_S) * 1000
-        claims = await run_in_threadpool(unlisted, conn, history, bounds.since_slot, since_ms)
+        claims = await _in_thread(partial(unlisted, conn, history, bounds.since_slot, since_ms))
         asked = [(claim, await _placed(source, claim.tx_id)) for claim in claims]
         steps = reconcile(conn, history, asked, booked_height, bounds.since_slot, is_forked=is_forked)
-        async for told in iterate_in_threadpool(steps):
+        while (told := await _in_thread(partial(next, steps, None))) is not None:
             yield told
+
+
+async def _in_thread(work: Callable[[], T]) -> T:
+    """What it comes to in another thread. Who is cancelled meanwhile waits for that: a connection that is closed
+    under a thread that reads from it ends the process.
+    """
+    working = asyncio.get_running_loop().run_in_executor(None, work)
+    try:
+        return await asyncio.shield(working)
+    finally:
+        while not working.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait((working,))
 
 
 async def _booked_height(source: ChainSource, bounds: _Bounds) -> int:

@@ -121,6 +121,9 @@ class PayAgentTransport(httpx.BaseTransport):
             self._daemon.ask(ask).value()
         except PayAgentError as error:
             _note_untold(self._purchases, ask, error)
+        except BaseException:
+            self._purchases.untold.append(ask)  # the program stops here; nobody knows what the daemon heard
+            raise
 
 
 class AsyncPayAgentTransport(httpx.AsyncBaseTransport):
@@ -198,6 +201,9 @@ class AsyncPayAgentTransport(httpx.AsyncBaseTransport):
             (await self._daemon.ask(ask)).value()
         except PayAgentError as error:
             _note_untold(self._purchases, ask, error)
+        except BaseException:
+            self._purchases.untold.append(ask)  # the program stops here; nobody knows what the daemon heard
+            raise
 
 
 def _note_untold(purchases: Purchases, ask: Ask, error: PayAgentError) -> None:

@@ -6,6 +6,7 @@ whose balance that is, or speaks in a coding that cannot be read.
 May import: core, dialects, agent, the rest of proxy. Never: decides whether to pay; sends a proof.
 """
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
@@ -19,7 +20,7 @@ from payagent.dialects import wants_wallet_address
 from payagent.proxy.demand import BODY_MAX_BYTES, READABLE, CodingError, Demand, read_demand, read_response
 from payagent.proxy.errand import Errand
 from payagent.proxy.headers import BUYER, WALLET, Headers, replaced, values
-from payagent.proxy.steps import Steps
+from payagent.proxy.steps import Steps, tell_log
 from payagent.proxy.trip import Trip
 from payagent.proxy.upstream import Body, MerchantAnswer
 
@@ -108,12 +109,17 @@ class FirstCalls:
         self, trip: Trip, body: Body, headers: Headers, is_costly: bool
     ) -> AsyncIterator[tuple[MerchantAnswer, int | None]]:
         """The call, and the number of its use of a prepaid balance, if it may be one. Where nothing was served, or
-        nothing was sent, that is given back; what no answer came to may have been served.
+        nothing was sent, that is given back, also when the client goes away; what no answer came to may have been
+        served.
         """
         trip.errand.require_let_in()
-        use = await self._agent.prepaid_calls.let_through(self._call_of(trip.errand), is_costly=is_costly)
+        begun = asyncio.Event()
+        letting = self._steps.start(
+            self._agent.prepaid_calls.let_through(self._call_of(trip.errand), is_costly=is_costly)
+        )
         try:
-            async with trip.upstream.call(trip.call(body, headers)) as answer:
+            use = await asyncio.shield(letting)
+            async with trip.upstream.call(trip.call(body, headers), begun.set) as answer:
                 if not is_served(answer.status):
                     await self._steps.to_its_end(self._agent.prepaid_calls.give_back(use))
                     use = None
@@ -122,6 +128,16 @@ class FirstCalls:
             if lost.context.get("sent") is False:
                 await self._steps.to_its_end(self._agent.prepaid_calls.give_back(use))
             raise
+        except asyncio.CancelledError:
+            if not begun.is_set():
+                self._steps.start(self._give_back_of(letting)).add_done_callback(tell_log)
+            raise
+
+    async def _give_back_of(self, letting: asyncio.Task[int | None]) -> None:
+        """A client went away before anything was sent: what its call is let through with comes back."""
+        with suppress(Refused):  # then nothing counts
+            await asyncio.wait((letting,))
+            await self._agent.prepaid_calls.give_back(letting.result())
 
     async def _wants_wallet(self, trip: Trip, answer: MerchantAnswer) -> bool:
         """Whether the call is to be repeated with the wallet's address: the merchant sells batches by it."""

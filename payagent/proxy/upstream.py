@@ -139,14 +139,15 @@ class Upstream:
     _tls: ssl.SSLContext | None = None
 
     @asynccontextmanager
-    async def call(self, call: Call) -> AsyncIterator[MerchantAnswer]:
+    async def call(self, call: Call, begins: Callable[[], object] = lambda: None) -> AsyncIterator[MerchantAnswer]:
         """Send a call; the answer's head is there, and its body may be read inside the block.
 
-        Leaving the block early closes the connection, so that the server hears of it. Raises
+        `begins` is called before the first byte may leave. Leaving the block early closes the connection, so that
+        the server hears of it. Raises
         `merchant_unreachable`, `merchant_timeout` or `merchant_address_private`; reading the body raises
         `AnswerBrokenError`.
         """
-        line, head = await self._begin(call)
+        line, head = await self._begin(call, begins)
         try:
             yield MerchantAnswer(line, head, self)
         finally:
@@ -162,10 +163,11 @@ class Upstream:
             line.abort()
         self._idle.clear()
 
-    async def _begin(self, call: Call) -> tuple["_Line", h11.Response]:
+    async def _begin(self, call: Call, begins: Callable[[], object]) -> tuple["_Line", h11.Response]:
         while True:
             line = self._rested() or await self._connect()
             was_used = line.was_used
+            begins()
             try:
                 return line, await line.begin(call)
             except _NothingHeardError as error:

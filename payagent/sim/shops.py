@@ -268,7 +268,8 @@ class SimUpstream:
     timeout_s: float = CLIENT_PATIENCE_S
 
     @asynccontextmanager
-    async def call(self, call: Call) -> AsyncIterator[SimAnswer]:
+    async def call(self, call: Call, begins: Callable[[], object] = lambda: None) -> AsyncIterator[SimAnswer]:
+        begins()
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in call.headers}
         body = b"" if call.body is None else b"".join([chunk async for chunk in call.body.chunks()])
         try:

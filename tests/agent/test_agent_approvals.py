@@ -26,6 +26,7 @@ from payagent.core.problem import Refused
 from payagent.store import alerts, approvals, apps, events, payments, queries, spending
 from payagent.store.payments import PaymentRow
 from payagent.wallet.keys import Signer
+from payagent.wallet.transaction import Plan
 
 PRICE = 10 * ADA
 """What the merchant asks."""
@@ -207,6 +208,33 @@ async def test_of_two_decisions_one_counts_and_the_other_is_told(world: World, f
         await run.agent.sending.drain(10)
         await run.settle_down(2)
         assert len(world.transactions()) == (first == "approve")
+
+
+async def test_a_second_yes_takes_nothing_from_the_one_that_is_being_signed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world.run(terms=ASKING) as run:
+        await run.look()
+        await add_somebody(run)
+        row = await ask(run)
+        signing, release, sign = asyncio.Event(), asyncio.Event(), run.agent.signing.sign
+
+        async def slow(payment_id: str, plan: Plan) -> None:
+            signing.set()
+            await release.wait()
+            await sign(payment_id, plan)
+
+        monkeypatch.setattr(run.agent.signing, "sign", slow)
+        first = asyncio.create_task(run.agent.decisions.approve(row.id, SOMEBODY))
+        await signing.wait()
+        with pytest.raises(Refused) as refused:
+            await run.agent.decisions.approve(row.id, SOMEBODY)
+        assert code_of(refused) == "already_decided"
+        with pytest.raises(Refused) as refused:
+            await run.agent.carrying.resolve(row.id, "app_somebody")
+        assert code_of(refused) == "not_signed_yet"
+        release.set()
+        assert (await first).tx_id is not None
 
 
 async def test_nobody_in_time_is_a_no_by_the_chains_clock_alone(world: World) -> None:

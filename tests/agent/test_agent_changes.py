@@ -2,6 +2,8 @@
 
 import asyncio
 
+import pytest
+
 from payagent.agent.changes import Changes
 
 
@@ -22,3 +24,24 @@ async def test_that_waiters_are_woken_in_the_order_in_which_they_came() -> None:
         changes.notify("pay_0")
         await asyncio.gather(*waiting)
         assert woken == [*numbers[1::2], *numbers[::2]]
+
+
+@pytest.mark.parametrize("turns", range(4))
+async def test_who_is_cancelled_as_it_is_woken_is_cancelled_all_the_same(turns: int) -> None:
+    """Else a call whose client hung up at that moment goes on, and its answer counts as delivered to nobody."""
+    changes, went_on = Changes(), []
+
+    async def wait() -> None:
+        await changes.wait("pay_0", 60)
+        await asyncio.sleep(0)
+        went_on.append(True)
+
+    waiting = asyncio.create_task(wait())
+    for _ in range(3):
+        await asyncio.sleep(0)
+    changes.notify("pay_0")
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    is_in_time = waiting.cancel()
+    await asyncio.wait((waiting,))
+    assert waiting.cancelled() == is_in_time != bool(went_on)

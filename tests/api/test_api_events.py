@@ -171,6 +171,19 @@ async def test_an_app_has_room_again_when_one_of_its_streams_has_gone(api: Api) 
             await one.__aexit__(None, None, None)
 
 
+async def test_streams_that_are_opened_at_once_are_no_more_than_may_be(api: Api) -> None:
+    async def status(http: httpx.AsyncClient) -> int:
+        answer = await http.send(http.build_request("GET", "/v1/events"), stream=True)
+        return answer.status_code
+
+    limits = httpx.Limits(max_connections=None)
+    async with httpx.AsyncClient(
+        base_url=api.url, headers=api.as_("reader").headers, trust_env=False, timeout=30, limits=limits
+    ) as http:
+        got = await asyncio.gather(*(status(http) for _ in range(4 * events_room.STREAMS_OF_APP_MAX)))
+    assert got.count(200) == events_room.STREAMS_OF_APP_MAX
+
+
 async def test_no_more_streams_are_open_than_may_be_in_all(api: Api) -> None:
     names = [f"more{number}" for number in range(events_room.STREAMS_MAX // events_room.STREAMS_OF_APP_MAX)]
     for name in names:

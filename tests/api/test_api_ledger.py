@@ -1,15 +1,20 @@
 """The books over HTTP: whole or not, in part, and in the formats of accounting."""
 
+import asyncio
 import csv
 import io
 import sqlite3
+import threading
+from collections.abc import Iterator
 from contextlib import closing
+from typing import Never
 
 import pytest
 from agent_kit import World
 from api_kit import Api, served
 
 from payagent.agent.prepaid import Buyer, ServedCall
+from payagent.api import reconcile
 
 
 async def test_books_are_clean_until_somebody_changes_them(api: Api) -> None:
@@ -127,3 +132,28 @@ async def test_books_that_were_not_brought_in_step_with_the_chain_are_not_compar
     async with world.run() as run, served(run) as api:
         refused = await api.http.get("/v1/ledger/reconcile")
         assert (refused.status_code, refused.json()["code"]) == (503, "chain_not_ready")
+
+
+async def test_who_hangs_up_while_the_books_are_compared_leaves_the_thread_its_connection(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite closed under a thread that reads ends the process."""
+    reading, gone, read = threading.Event(), threading.Event(), threading.Event()
+
+    def compare(conn: sqlite3.Connection, *_: object, **__: object) -> Iterator[Never]:
+        reading.set()
+        gone.wait(20)
+        conn.execute("SELECT COUNT(*) FROM journal").fetchone()
+        read.set()
+        yield from ()
+
+    monkeypatch.setattr(reconcile, "reconcile", compare)
+    async with api.as_("reader").stream("GET", "/v1/ledger/reconcile"):
+        assert await asyncio.to_thread(reading.wait, 20)
+    (task,) = [task for task in asyncio.all_tasks() if task.get_name() == "reconcile"]
+    async with asyncio.timeout(20):
+        while not task.cancelling():
+            await asyncio.sleep(0.005)
+    await asyncio.wait((task,), timeout=0.1)  # it has the time to end before the thread does
+    gone.set()
+    assert await asyncio.to_thread(read.wait, 20)

@@ -23,6 +23,8 @@ from proxy.proxy_kit import SERVED, Heard, Paywall, Place, blocks, place, saying
 
 from payagent.client import AsyncPayAgentTransport, ExactCardanoScheme, PayAgentError, PayAgentTransport
 from payagent.client.bodies import MEMORY_BYTES, Replay, aread_up_to, read_up_to
+from payagent.client.daemon import AsyncDaemon
+from payagent.client.steps import Ask, Reply
 from payagent.core.payment import Delivery
 
 TOKEN = plant("a client's token", "pa_" + "canary0client" * 3)
@@ -202,6 +204,30 @@ async def test_a_delivery_that_the_daemon_missed_is_told_later(shop: Place, star
                 relay.away = False
                 statuses = [first, (await http.get(url)).status_code]
     assert (statuses, len(shop.payments), wall.served) == ([200, 200], 2, 2)
+    assert {payment.delivery for payment in shop.payments} == {Delivery.ACCEPTED}
+
+
+async def test_a_delivery_whose_telling_was_cut_off_is_told_later(
+    shop: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program's time limit may end between an answer's last byte and the daemon's word."""
+    wall = shop.peer.answers["/chat"] = Paywall(strict=True)
+    program, telling, ask = Program(shop, "async"), asyncio.Event(), AsyncDaemon.ask
+
+    async def slow(daemon: AsyncDaemon, asked: Ask) -> Reply:
+        if asked.path.endswith("/delivery") and not telling.is_set():
+            telling.set()
+            await asyncio.Event().wait()
+        return await ask(daemon, asked)
+
+    monkeypatch.setattr(AsyncDaemon, "ask", slow)
+    async with program.async_client() as http:
+        first = asyncio.create_task(http.get(f"{shop.peer.url}/chat"))
+        await telling.wait()
+        first.cancel()
+        await asyncio.wait((first,))
+        second = await asyncio.wait_for(http.get(f"{shop.peer.url}/chat"), 20)
+    assert (second.status_code, len(shop.payments), wall.served) == (200, 2, 2)
     assert {payment.delivery for payment in shop.payments} == {Delivery.ACCEPTED}
 
 

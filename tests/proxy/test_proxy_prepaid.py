@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+from types import SimpleNamespace
+from typing import Any, Never
 
 import pytest
 from agent_kit import ADA, World
@@ -12,6 +14,8 @@ from payagent.audit.limits import check_limits
 from payagent.core.invoice import is_batch
 from payagent.core.policy import WALLET
 from payagent.core.prepaid import CALLS
+from payagent.proxy import attend
+from payagent.proxy.upstream import Upstream
 from payagent.store import prepaid, spending
 
 
@@ -110,6 +114,12 @@ async def spent(shop: Place, app: str) -> int:
     return units
 
 
+def counted(shop: Place) -> int:
+    """What uses of the balance count against own limits, in lovelace."""
+    (units,) = shop.run.desk.conn.execute("SELECT COALESCE(SUM(counted_units), 0) FROM uses").fetchone()
+    return int(units)
+
+
 def remaining(shop: Place) -> int:
     """What the merchant says is left."""
     world = shop.run.world
@@ -168,6 +178,52 @@ class TestWhatOthersBought:
             await wire.say(bad)
             assert (await wire.answer()).status == 422
         assert (await spent(shop, "payer"), remaining(shop)) == (0, 3)
+        assert not list(check_limits(shop.run.desk.conn))
+
+    async def test_a_client_that_goes_while_its_call_is_let_through_used_nothing(
+        self, shop: Place, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        await bind(shop, "payer", total=2 * EACH)
+        write, committed, gone = shop.run.desk.write, asyncio.Event(), asyncio.Event()
+
+        async def slow(name: str, *more: Any) -> Any:
+            result = await write(name, *more)
+            if name == "let_through":
+                committed.set()
+                await gone.wait()
+            return result
+
+        monkeypatch.setattr(shop.run.desk, "write", slow)
+        monkeypatch.setattr(attend, "log", SimpleNamespace(info=lambda *_, **__: gone.set()))
+        async with shop.wire() as wire:
+            await wire.say(shop.call("/chat", method="POST", body=b"{}", merchant="devnet"))
+            await committed.wait()
+            assert counted(shop) == EACH
+            wire.hang_up()
+        await shop.until(lambda: counted(shop) == 0, "nothing was sent, and it is counted still")
+        assert remaining(shop) == 3
+        assert not list(check_limits(shop.run.desk.conn))
+
+    async def test_a_client_that_goes_before_there_is_a_connection_used_nothing(
+        self, shop: Place, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A merchant that is down, and clients that wait for it less long than we do."""
+        await bind(shop, "payer", total=2 * EACH)
+        connecting = asyncio.Event()
+
+        async def connect(_upstream: Upstream) -> Never:
+            connecting.set()
+            await asyncio.Event().wait()
+            raise AssertionError
+
+        monkeypatch.setattr(Upstream, "_rested", lambda _upstream: None)
+        monkeypatch.setattr(Upstream, "_connect", connect)
+        async with shop.wire() as wire:
+            await wire.say(shop.call("/chat", method="POST", body=b"{}", merchant="devnet"))
+            await connecting.wait()
+            assert counted(shop) == EACH
+            wire.hang_up()
+        await shop.until(lambda: counted(shop) == 0, "nothing was sent, and it is counted still")
         assert not list(check_limits(shop.run.desk.conn))
 
     async def test_a_call_that_is_repeated_counts_each_time_against_a_limit(self, shop: Place) -> None:
