@@ -9,7 +9,7 @@ import pytest
 from agent.test_agent_replace import fork_with, height
 from agent_kit import ADA, APP, DEVNET, Relay, Run, World, with_terms, world_with_clock
 
-from payagent.agent import scan
+from payagent.agent import foreign, scan
 from payagent.agent.foreign import thaw
 from payagent.agent.purse import coin_of
 from payagent.audit.finding import Finding
@@ -269,6 +269,62 @@ async def test_what_no_rollback_reaches_is_asked_for_no_more(world: World) -> No
             await run.pass_time(3, 61)
             assert [row.tx_id for row in onchain.foreign_there(run.desk.conn)] == [tx_id]
             assert [path for _, path in relay.calls].count(f"/txs/{tx_id}") == asked > 0
+
+
+class Forgetful(Relay):
+    """It loses each third answer about a transaction."""
+
+    asked, forgets = 0, False
+
+    def heard(self, path: str, content: bytes) -> None:
+        if path.startswith("/txs/") and not path.endswith("/utxos"):
+            self.asked += 1
+            if self.asked % 3 or not self.forgets:
+                self.untell(path)
+            else:
+                self.tell(path, 503, {})
+
+
+async def test_many_that_no_rollback_reaches_are_asked_for_a_few_at_a_time_and_each_until_it_was_seen(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(foreign, "RECHECKS_MAX", 4)
+    terms = with_terms(settle_depth=8)
+    with Forgetful(world.devnet).serving() as relay:
+        async with world.run(terms=terms, providers={"relay": relay.url}) as run:
+            await run.look()
+            spent = []
+            for _ in range(7):
+                spent.append(spend_elsewhere(run))
+                await run.look()
+            world.block(20)
+            relay.forgets = True
+            for _ in range(4):
+                before = relay.asked
+                world.block()
+                await run.look()
+                assert relay.asked - before <= 4
+            assert onchain.foreign_settled(run.desk.conn) >= height(world) - 4 - 8
+            before = relay.asked
+            await run.pass_time(3, 61)
+            assert relay.asked == before
+            assert [row.tx_id for row in onchain.foreign_there(run.desk.conn)] == spent
+
+
+async def test_a_look_reads_nothing_of_a_past_that_is_settled(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A ledger that was lost has all that it ever paid there."""
+    async with world.run(terms=with_terms(settle_depth=8)) as run:
+        await run.look()
+        spend_elsewhere(run)
+        await run.look()
+        world.block(20)
+        await run.look()
+        read: list[object] = []
+        monkeypatch.setattr(onchain, "ForeignRow", lambda *row: read.append(row))
+        await run.pass_time(3, 61)
+        assert read == []
 
 
 def raw_of(world: World, tx_id: str) -> bytes:
