@@ -22,7 +22,7 @@ from payagent.agent.desk import Desk
 from payagent.agent.purse import take
 from payagent.agent.repeats import Repeats
 from payagent.chain.panel import View
-from payagent.chain.source import Found, Movement, Tip, TxSeen
+from payagent.chain.source import AddressTx, Found, Movement, Tip, TxSeen
 from payagent.core import ledger
 from payagent.core.money import LOVELACE
 from payagent.core.network import ROLLBACK_S
@@ -69,6 +69,8 @@ class Search:
         self._desk = desk
         self._moved: dict[str, Movement] = {}
         self._placed: dict[str, TxSeen] = {}
+        self._listed: tuple[AddressTx, ...] = ()
+        self._listed_from_s = 0
         self._repeats = Repeats()
 
     async def find(self, source: View, since_s: int) -> list[Spend] | None:
@@ -80,11 +82,10 @@ class Search:
         if not source.is_current:
             return None
         address = self._desk.terms.own.text
-        listed = await source.transactions(address, max(since_s, 0))
-        if not isinstance(listed, Found):
+        if (listed := await self._list(source, address, max(since_s, 0))) is None:
             return None
         spends: list[Spend] = []
-        for tx_id in [tx.tx_id for tx in sorted(listed.value, key=lambda tx: tx.block_height)]:
+        for tx_id in [tx.tx_id for tx in sorted(listed, key=lambda tx: tx.block_height)]:
             if onchain.is_ours(self._desk.conn, tx_id):
                 continue
             if (moved := await self._read(source, tx_id, address)) is None:
@@ -96,12 +97,26 @@ class Search:
         for tx_id in list(self._moved)[:-REMEMBERED_MAX]:
             del self._moved[tx_id]
         self._placed.clear()
+        self._listed = ()
         if source.is_lonely:
             told = tuple((spend.seen.tx_id, spend.seen.block_hash) for spend in spends)
             now_ms = self._desk.ports.clock.now_ms()
             return spends if self._repeats.is_enough(address, told, source.tip.hash, now_ms) else None
         self._repeats.forget(address)
         return spends
+
+    async def _list(self, source: View, address: str, since_s: int) -> Sequence[AddressTx] | None:
+        """The transactions from a time on; what no rollback reaches is listed once for a search."""
+        known = self._listed if since_s == self._listed_from_s else ()
+        read = await source.transactions(address, max(since_s, known[-1].time_s - LAG_S) if known else since_s)
+        if not isinstance(read, Found):
+            return None
+        listed = tuple({tx.tx_id: tx for tx in (*known, *read.value)}.values())
+        if not source.is_lonely:
+            deep = source.tip.height - self._desk.terms.settle_depth
+            self._listed_from_s = since_s
+            self._listed = tuple(tx for tx in listed if tx.block_height <= deep)
+        return listed
 
     async def _read(self, source: View, tx_id: str, address: str) -> Movement | None:
         if tx_id not in self._moved:
