@@ -33,6 +33,12 @@ from payagent.store.unit import Unit
 SEARCH_EVERY_MS = 60_000
 """How soon the same coins are searched for again: what spent them may not be in the provider's index yet."""
 
+SEARCH_EVERY_MAX_MS = 3_600_000
+SEARCHES_BEFORE_THAT = 6
+"""So often at first; then half as often after each search that found nothing, down to once an hour. A provider's
+list may lack a coin for days, and each search lists all transactions since that coin came.
+"""
+
 RECHECKS_MAX = 10
 """How many one look asks for again: a look comes every 20 to 40 seconds, and providers count calls by the day."""
 
@@ -76,6 +82,7 @@ class Foreign:
         self._search = Search(desk)
         self._suspects: set[str] = set()
         self._searched_ms = 0
+        self._fruitless = 0
         self._asked_last = (0, "")
         self._there_for_good: set[tuple[str, str]] = set()
         self._deep_seen = Repeats()
@@ -93,15 +100,21 @@ class Foreign:
         desk = self._desk
         now_ms = desk.ports.clock.now_ms()
         suspects = {ref for ref, state in self._rows.coins().items() if state == "missing" and ref not in listed}
-        is_news = not suspects <= self._suspects or not 0 <= now_ms - self._searched_ms < SEARCH_EVERY_MS
-        if not suspects or not is_news:
+        self._suspects &= suspects  # one that was listed again meanwhile is news when it is missing anew
+        is_news = not suspects <= self._suspects
+        if not suspects or not (is_news or self._is_search_due(now_ms)):
             return
         spends = await self._search.find(source, await self._since_s(source, suspects))
         if spends is None:
             return
         for spend in spends:
             await self._take_in(spend, now_ms)
+        self._fruitless = 0 if is_news or spends else self._fruitless + 1
         self._suspects, self._searched_ms = suspects, now_ms
+
+    def _is_search_due(self, now_ms: int) -> bool:
+        every_ms = SEARCH_EVERY_MS << min(max(self._fruitless - SEARCHES_BEFORE_THAT, 0), 10)
+        return not 0 <= now_ms - self._searched_ms < min(every_ms, SEARCH_EVERY_MAX_MS)
 
     async def _since_s(self, source: View, suspects: set[str]) -> int:
         """From the block that made the first of them, by the chain's own time: our clock may have been ahead."""

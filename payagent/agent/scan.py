@@ -8,6 +8,7 @@ May import: core, chain.source, chain.panel, wallet.coins, store, agent. Never: 
 in a block spends.
 """
 
+import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -40,6 +41,9 @@ LAG_S = 3600
 
 REMEMBERED_MAX = 1000
 """Transactions of others that a search that is done still knows; the next one begins at about the same time."""
+
+ROWS_AT_ONCE = 500
+"""How many of a long list are looked up in the ledger before the event loop has another turn."""
 
 ALERT_SUBJECT = "foreign"
 
@@ -85,7 +89,9 @@ class Search:
         if (listed := await self._list(source, address, max(since_s, 0))) is None:
             return None
         spends: list[Spend] = []
-        for tx_id in [tx.tx_id for tx in sorted(listed, key=lambda tx: tx.block_height)]:
+        for number, tx_id in enumerate(tx.tx_id for tx in sorted(listed, key=lambda tx: tx.block_height)):
+            if number % ROWS_AT_ONCE == 0:
+                await asyncio.sleep(0)
             if onchain.is_ours(self._desk.conn, tx_id):
                 continue
             if (moved := await self._read(source, tx_id, address)) is None:

@@ -1,5 +1,6 @@
 """Coins that another wallet on the same words spends: booked to the unit, frozen, thawed, and rolled back."""
 
+import asyncio
 import gc
 from collections.abc import Iterator
 from contextlib import closing
@@ -17,7 +18,8 @@ from payagent.audit.reconcile import Difference, Doubt, reconcile, unlisted
 from payagent.audit.signed import Owner
 from payagent.audit.verify import verify
 from payagent.chain.history import History, read_history
-from payagent.chain.source import Movement
+from payagent.chain.panel import View
+from payagent.chain.source import AddressTx, Found, Movement
 from payagent.core.address import encode_address
 from payagent.core.invoice import Output
 from payagent.core.money import MAX_UNITS
@@ -325,6 +327,49 @@ async def test_a_look_reads_nothing_of_a_past_that_is_settled(
         monkeypatch.setattr(onchain, "ForeignRow", lambda *row: read.append(row))
         await run.pass_time(3, 61)
         assert read == []
+
+
+async def test_a_coin_that_nothing_is_found_to_have_spent_is_searched_for_less_and_less(world: World) -> None:
+    """A provider's list may lack one for days, and each search lists all transactions since that one came."""
+    with Relay(world.devnet).serving() as relay:
+        async with world.run(providers={"relay": relay.url}) as run:
+            await run.look()
+            relay.tell(f"/addresses/{world.address}/utxos", 200, [])
+            await run.pass_time(40, 61)
+            listings = relay.calls.count(("GET", f"/addresses/{world.address}/transactions"))
+            assert 5 < listings < 15
+            relay.thaw()
+            await run.settle_down()
+            tx_id = spend_elsewhere(run)
+            await run.look()
+            assert run.desk.chain.foreign == (tx_id,), "other coins are searched for at once"
+
+
+async def test_a_search_of_a_long_past_lets_others_go_on_between(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = Found(tuple(AddressTx(f"{number:064x}", 1, 1) for number in range(20_000)))
+
+    async def transactions(*_: object) -> Found[tuple[AddressTx, ...]]:
+        return rows
+
+    monkeypatch.setattr(View, "transactions", transactions)
+    monkeypatch.setattr(onchain, "is_ours", lambda *_: True)
+    async with world.run() as run:
+        await run.look()
+        view, turns = run.watch.hearing.view, 0
+
+        async def others() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        task = asyncio.create_task(others())
+        assert view is not None
+        assert await scan.Search(run.desk).find(view, 0) == []
+        task.cancel()
+        assert turns > 20
 
 
 def raw_of(world: World, tx_id: str) -> bytes:
