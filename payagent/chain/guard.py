@@ -142,8 +142,10 @@ class Guarded:
             self._learn(read)
 
     async def _further(self) -> bool:
-        """The turn of a further call of one read, like that of any other."""
+        """The turn of a further call of one read, like that of any other; those before it were answered."""
         now_ms = self._clock.now_ms()
+        if self._door.is_open(now_ms):
+            self._door = quota.OPEN
         if self.trouble(now_ms) is not None or not await self._turn(now_ms):
             return False
         self._take(1)

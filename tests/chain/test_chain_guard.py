@@ -119,6 +119,8 @@ class Provider:
             if not await self.turn():
                 return Unknown("out of calls")
             self.calls += 1
+            if self.gate is not None:
+                await self.gate.wait()
         return Found(())
 
     async def tip(self) -> Read[Tip]:
@@ -171,6 +173,21 @@ class TestGuarded:
         provider.gate.set()
         assert await first == TIP
         assert await guard.tip() == TIP
+
+    async def test_a_long_list_on_trial_keeps_nobody_waiting_once_the_provider_has_answered(self) -> None:
+        provider = Provider(DOWN)
+        guard, clock = guarded(provider)
+        for _ in range(quota.FAILURES_MAX):
+            await guard.tip()
+        provider.read, provider.gate = TIP, asyncio.Event()
+        clock.at_ms = 5_000
+        listing = asyncio.create_task(guard.transactions("", 0))
+        await asyncio.sleep(0)
+        told = asyncio.create_task(guard.tip())
+        await asyncio.sleep(0)
+        provider.gate.set()
+        assert await told == TIP
+        assert await listing == Found(())
 
     async def test_a_call_that_is_given_up_is_a_failure(self) -> None:
         provider = Provider()
