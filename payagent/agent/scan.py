@@ -10,7 +10,7 @@ in a block spends.
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -43,7 +43,14 @@ REMEMBERED_MAX = 1000
 """Transactions of others that a search that is done still knows; the next one begins at about the same time."""
 
 ROWS_AT_ONCE = 500
-"""How many of a long list are looked up in the ledger before the event loop has another turn."""
+"""How many of a long list are looked up in the ledger before the event loop has another turn, and it is told how
+far that is.
+"""
+
+Tell = Callable[[int, int], None]
+"""Told how many are read, and of how many."""
+
+_OLDER = "the ledger is older than what was signed with this wallet, or was lost"
 
 ALERT_SUBJECT = "foreign"
 
@@ -77,7 +84,7 @@ class Search:
         self._listed_from_s = 0
         self._repeats = Repeats()
 
-    async def find(self, source: View, since_s: int) -> list[Spend] | None:
+    async def find(self, source: View, since_s: int, tell: Tell = lambda _count, _of: None) -> list[Spend] | None:
         """The spends in blocks from a time on, oldest first; None when they could not be read in full.
 
         A view shows what its providers say alike; one that is only late does not count. When all but one of
@@ -91,6 +98,7 @@ class Search:
         spends: list[Spend] = []
         for number, tx_id in enumerate(tx.tx_id for tx in sorted(listed, key=lambda tx: tx.block_height)):
             if number % ROWS_AT_ONCE == 0:
+                tell(number, len(listed))
                 await asyncio.sleep(0)
             if onchain.is_ours(self._desk.conn, tx_id):
                 continue
@@ -236,7 +244,7 @@ class Recovery:
             return
         if self._is_noticed and not await self._is_quiet_over(chain.tip, now_ms):
             return
-        spends = await self._search.find(source, self._from_s())
+        spends = await self._search.find(source, self._from_s(), self._tell)
         if spends is None:
             return
         if spends and not self._is_noticed:
@@ -260,6 +268,13 @@ class Recovery:
         await self._desk.write("scan", lambda unit: records.note(unit, None, "quiet_begun", None, now_ms))
         self._learn()
         return False
+
+    def _tell(self, count: int, of: int) -> None:
+        """That takes a call or two for each: of a long past, where the provider counts calls by the day, days."""
+        if self._is_noticed:
+            self._desk.chain.behind = (
+                f"{_OLDER}. The chain is being read: {count} of the wallet's {of} transactions so far"
+            )
 
     def _from_s(self) -> int:
         """Early enough for any rollback of the newest block that is known: our clock may have been ahead."""
@@ -294,10 +309,7 @@ class Recovery:
             if self._quiet_from_ms is None
             else f"at {iso_time(self._quiet_from_ms + QUIET_MS)}"
         )
-        self._desk.chain.behind = (
-            "the ledger is older than what was signed with this wallet, or was lost. The chain is read "
-            f"{when}, when all that has landed or run out"
-        )
+        self._desk.chain.behind = f"{_OLDER}. The chain is read {when}, when all that has landed or run out"
 
     def _catch_up(self, unit: Unit, spends: Sequence[Spend], deep: int, is_for_good: bool, now_ms: int) -> None:
         """What was read up to the height `deep` is there for good: a lost ledger's past is not asked for again."""
