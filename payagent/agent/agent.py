@@ -27,7 +27,7 @@ from payagent.agent.signing import Signing
 from payagent.agent.stock import Stock
 from payagent.agent.terms import Terms
 from payagent.agent.transfers import Transfers
-from payagent.chain.source import ChainSource
+from payagent.chain.source import PacedSource
 from payagent.core.money import format_amount
 from payagent.core.problem import Refused
 from payagent.store import intents, payments
@@ -47,7 +47,7 @@ class Agent:
         ports: Ports,
         writer: Writes,
         readers: Readers,
-        sources: Sequence[ChainSource],
+        sources: Sequence[PacedSource],
         signer: Signatures,
     ) -> None:
         self.desk = desk = Desk(terms, ports, writer, readers, sources)

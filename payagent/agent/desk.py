@@ -27,7 +27,7 @@ from payagent.agent.purse import coin_of
 from payagent.agent.terms import Terms
 from payagent.agent.view import is_ready
 from payagent.chain.guard import Guarded
-from payagent.chain.source import ChainSource
+from payagent.chain.source import PacedSource
 from payagent.core import policy
 from payagent.core.payment import ENDED_WITHOUT_PAYING
 from payagent.core.problem import Refused
@@ -46,7 +46,7 @@ class Desk:
     """One for an agent. All methods are for one event loop."""
 
     def __init__(
-        self, terms: Terms, ports: Ports, writer: Writes, readers: Readers, sources: Sequence[ChainSource]
+        self, terms: Terms, ports: Ports, writer: Writes, readers: Readers, sources: Sequence[PacedSource]
     ) -> None:
         self.filed = terms
         """The terms of the config file; `terms` are those that count, with what was set at run time."""

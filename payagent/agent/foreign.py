@@ -7,7 +7,7 @@ elsewhere may spend what a payment is about to.
 May import: core, chain, store, agent. Never: concludes anything from an absence; thaws by itself.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from functools import partial
 
 import structlog
@@ -22,7 +22,7 @@ from payagent.agent.rows import Rows
 from payagent.agent.scan import ALERT_SUBJECT, LAG_S, Search, Spend, Why, settle, take_in
 from payagent.chain.agree import Listing
 from payagent.chain.panel import View
-from payagent.chain.source import Found, NotFound, TxSeen, Unknown
+from payagent.chain.source import Found, NotFound, Read, TxSeen, Unknown
 from payagent.core import ledger
 from payagent.core.payment import Event, State
 from payagent.core.problem import Refused
@@ -32,6 +32,15 @@ from payagent.store.unit import Unit
 
 SEARCH_EVERY_MS = 60_000
 """How soon the same coins are searched for again: what spent them may not be in the provider's index yet."""
+
+SEARCH_EVERY_MAX_MS = 3_600_000
+SEARCHES_BEFORE_THAT = 6
+"""So often at first; then half as often after each search that found nothing, down to once an hour. A provider's
+list may lack a coin for days, and each search lists all transactions since that coin came.
+"""
+
+RECHECKS_MAX = 10
+"""How many one look asks for again: a look comes every 20 to 40 seconds, and providers count calls by the day."""
 
 log = structlog.get_logger("payagent.foreign")
 
@@ -73,6 +82,9 @@ class Foreign:
         self._search = Search(desk)
         self._suspects: set[str] = set()
         self._searched_ms = 0
+        self._fruitless = 0
+        self._asked_last = (0, "")
+        self._there_for_good: set[tuple[str, str]] = set()
         self._deep_seen = Repeats()
 
     async def look(self, source: View, listing: Listing) -> None:
@@ -88,15 +100,21 @@ class Foreign:
         desk = self._desk
         now_ms = desk.ports.clock.now_ms()
         suspects = {ref for ref, state in self._rows.coins().items() if state == "missing" and ref not in listed}
-        is_news = not suspects <= self._suspects or not 0 <= now_ms - self._searched_ms < SEARCH_EVERY_MS
-        if not suspects or not is_news:
+        self._suspects &= suspects  # one that was listed again meanwhile is news when it is missing anew
+        is_news = not suspects <= self._suspects
+        if not suspects or not (is_news or self._is_search_due(now_ms)):
             return
         spends = await self._search.find(source, await self._since_s(source, suspects))
         if spends is None:
             return
         for spend in spends:
             await self._take_in(spend, now_ms)
+        self._fruitless = 0 if is_news or spends else self._fruitless + 1
         self._suspects, self._searched_ms = suspects, now_ms
+
+    def _is_search_due(self, now_ms: int) -> bool:
+        every_ms = SEARCH_EVERY_MS << min(max(self._fruitless - SEARCHES_BEFORE_THAT, 0), 10)
+        return not 0 <= now_ms - self._searched_ms < min(every_ms, SEARCH_EVERY_MAX_MS)
 
     async def _since_s(self, source: View, suspects: set[str]) -> int:
         """From the block that made the first of them, by the chain's own time: our clock may have been ahead."""
@@ -130,28 +148,43 @@ class Foreign:
         """Has one of them lost its block? It may be in another one already.
 
         Each is asked for until it was read in its block where no rollback reaches, however long nobody looked.
+        There may be thousands: some in each look, in turn, and what was read so deep is not asked for again.
         """
-        desk, seen = self._desk, True
+        desk = self._desk
         rows = onchain.foreign_there(desk.conn, onchain.foreign_settled(desk.conn) + 1)
-        for row in rows:
+        deep = source.tip.height - desk.terms.settle_depth
+        for row in self._due(rows):
+            self._asked_last = _place(row)
             read = await source.tx(row.tx_id)
             if isinstance(read, Found) and read.value.block_hash == row.block_hash:
-                continue
-            seen = False
-            is_gone = (
-                isinstance(read, NotFound)
-                and source.tip.height >= row.block_height
-                and isinstance(await source.block(row.block_hash), NotFound)
-            )
-            if is_gone or isinstance(read, Found):
-                now_ms = desk.ports.clock.now_ms()
-                await desk.write(
-                    "foreign", partial(steps.lose_foreign, row=row, provider=source.name, now_ms=now_ms)
-                )
-                self._suspects = set()
-        deep = source.tip.height - desk.terms.settle_depth
-        if seen and source.is_for_good and any(row.block_height <= deep for row in rows):
-            await self._settle(deep)
+                if source.is_for_good and row.block_height <= deep:
+                    self._there_for_good.add((row.tx_id, row.block_hash))
+            else:
+                await self._lose_if_gone(source, row, read)
+        unread = [row.block_height for row in rows if (row.tx_id, row.block_hash) not in self._there_for_good]
+        settled = min([deep, *(height - 1 for height in unread)])
+        if source.is_for_good and any(row.block_height <= settled for row in rows):
+            await self._settle(settled)
+            self._there_for_good -= {(row.tx_id, row.block_hash) for row in rows if row.block_height <= settled}
+
+    def _due(self, rows: Sequence[ForeignRow]) -> list[ForeignRow]:
+        """Which of them to ask for now, beginning after the one that was asked for last."""
+        due = [row for row in rows if (row.tx_id, row.block_hash) not in self._there_for_good]
+        due.sort(key=lambda row: (_place(row) <= self._asked_last, _place(row)))
+        return due[:RECHECKS_MAX]
+
+    async def _lose_if_gone(self, source: View, row: ForeignRow, read: Read[TxSeen]) -> None:
+        """One that was not read in its block is lost when it is in another, or denied with its block."""
+        desk = self._desk
+        is_gone = (
+            isinstance(read, NotFound)
+            and source.tip.height >= row.block_height
+            and isinstance(await source.block(row.block_hash), NotFound)
+        )
+        if is_gone or isinstance(read, Found):
+            now_ms = desk.ports.clock.now_ms()
+            await desk.write("foreign", partial(steps.lose_foreign, row=row, provider=source.name, now_ms=now_ms))
+            self._suspects = set()
 
     async def _settle(self, height: int) -> None:
         now_ms = self._desk.ports.clock.now_ms()
@@ -161,8 +194,9 @@ class Foreign:
         """A payment whose anchor went elsewhere is void on the evidence that a cancel needs (R8)."""
         desk = self._desk
         now_ms = desk.ports.clock.now_ms()
-        there = {row.tx_id: row for row in onchain.foreign_there(desk.conn)}
-        for payment_id, tx_id in onchain.overtaken(desk.conn):
+        overtaken = onchain.overtaken(desk.conn)
+        there = {row.tx_id: row for row in onchain.foreign_named(desk.conn, {tx_id for _, tx_id in overtaken})}
+        for payment_id, tx_id in overtaken:
             row = there[tx_id]
             if source.tip.height - row.block_height + 1 < desk.terms.void_depth:
                 continue
@@ -182,6 +216,11 @@ class Foreign:
         rejected = await desk.write("void", job, payment_id)
         if rejected is not None:
             desk.refusals[rejected.code] += 1
+
+
+def _place(row: ForeignRow) -> tuple[int, str]:
+    """By which they take turns: from the lowest block on."""
+    return row.block_height, row.tx_id
 
 
 def overtake(unit: Unit, desk: Desk, payment_id: str, row: ForeignRow, now_ms: int) -> Refused | None:

@@ -8,8 +8,9 @@ May import: core, chain.source, chain.panel, wallet.coins, store, agent. Never: 
 in a block spends.
 """
 
+import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,7 +23,7 @@ from payagent.agent.desk import Desk
 from payagent.agent.purse import take
 from payagent.agent.repeats import Repeats
 from payagent.chain.panel import View
-from payagent.chain.source import Found, Movement, Tip, TxSeen
+from payagent.chain.source import AddressTx, Found, Movement, Tip, TxSeen
 from payagent.core import ledger
 from payagent.core.money import LOVELACE
 from payagent.core.network import ROLLBACK_S
@@ -40,6 +41,16 @@ LAG_S = 3600
 
 REMEMBERED_MAX = 1000
 """Transactions of others that a search that is done still knows; the next one begins at about the same time."""
+
+ROWS_AT_ONCE = 500
+"""How many of a long list are looked up in the ledger before the event loop has another turn, and it is told how
+far that is.
+"""
+
+Tell = Callable[[int, int], None]
+"""Told how many are read, and of how many."""
+
+_OLDER = "the ledger is older than what was signed with this wallet, or was lost"
 
 ALERT_SUBJECT = "foreign"
 
@@ -69,9 +80,11 @@ class Search:
         self._desk = desk
         self._moved: dict[str, Movement] = {}
         self._placed: dict[str, TxSeen] = {}
+        self._listed: tuple[AddressTx, ...] = ()
+        self._listed_from_s = 0
         self._repeats = Repeats()
 
-    async def find(self, source: View, since_s: int) -> list[Spend] | None:
+    async def find(self, source: View, since_s: int, tell: Tell = lambda _count, _of: None) -> list[Spend] | None:
         """The spends in blocks from a time on, oldest first; None when they could not be read in full.
 
         A view shows what its providers say alike; one that is only late does not count. When all but one of
@@ -80,11 +93,13 @@ class Search:
         if not source.is_current:
             return None
         address = self._desk.terms.own.text
-        listed = await source.transactions(address, max(since_s, 0))
-        if not isinstance(listed, Found):
+        if (listed := await self._list(source, address, max(since_s, 0))) is None:
             return None
         spends: list[Spend] = []
-        for tx_id in [tx.tx_id for tx in sorted(listed.value, key=lambda tx: tx.block_height)]:
+        for number, tx_id in enumerate(tx.tx_id for tx in sorted(listed, key=lambda tx: tx.block_height)):
+            if number % ROWS_AT_ONCE == 0:
+                tell(number, len(listed))
+                await asyncio.sleep(0)
             if onchain.is_ours(self._desk.conn, tx_id):
                 continue
             if (moved := await self._read(source, tx_id, address)) is None:
@@ -96,12 +111,26 @@ class Search:
         for tx_id in list(self._moved)[:-REMEMBERED_MAX]:
             del self._moved[tx_id]
         self._placed.clear()
+        self._listed = ()
         if source.is_lonely:
             told = tuple((spend.seen.tx_id, spend.seen.block_hash) for spend in spends)
             now_ms = self._desk.ports.clock.now_ms()
             return spends if self._repeats.is_enough(address, told, source.tip.hash, now_ms) else None
         self._repeats.forget(address)
         return spends
+
+    async def _list(self, source: View, address: str, since_s: int) -> Sequence[AddressTx] | None:
+        """The transactions from a time on; what no rollback reaches is listed once for a search."""
+        known = self._listed if since_s == self._listed_from_s else ()
+        read = await source.transactions(address, max(since_s, known[-1].time_s - LAG_S) if known else since_s)
+        if not isinstance(read, Found):
+            return None
+        listed = tuple({tx.tx_id: tx for tx in (*known, *read.value)}.values())
+        if not source.is_lonely:
+            deep = source.tip.height - self._desk.terms.settle_depth
+            self._listed_from_s = since_s
+            self._listed = tuple(tx for tx in listed if tx.block_height <= deep)
+        return listed
 
     async def _read(self, source: View, tx_id: str, address: str) -> Movement | None:
         if tx_id not in self._moved:
@@ -215,7 +244,7 @@ class Recovery:
             return
         if self._is_noticed and not await self._is_quiet_over(chain.tip, now_ms):
             return
-        spends = await self._search.find(source, self._from_s())
+        spends = await self._search.find(source, self._from_s(), self._tell)
         if spends is None:
             return
         if spends and not self._is_noticed:
@@ -239,6 +268,13 @@ class Recovery:
         await self._desk.write("scan", lambda unit: records.note(unit, None, "quiet_begun", None, now_ms))
         self._learn()
         return False
+
+    def _tell(self, count: int, of: int) -> None:
+        """That takes a call or two for each: of a long past, where the provider counts calls by the day, days."""
+        if self._is_noticed:
+            self._desk.chain.behind = (
+                f"{_OLDER}. The chain is being read: {count} of the wallet's {of} transactions so far"
+            )
 
     def _from_s(self) -> int:
         """Early enough for any rollback of the newest block that is known: our clock may have been ahead."""
@@ -273,10 +309,7 @@ class Recovery:
             if self._quiet_from_ms is None
             else f"at {iso_time(self._quiet_from_ms + QUIET_MS)}"
         )
-        self._desk.chain.behind = (
-            "the ledger is older than what was signed with this wallet, or was lost. The chain is read "
-            f"{when}, when all that has landed or run out"
-        )
+        self._desk.chain.behind = f"{_OLDER}. The chain is read {when}, when all that has landed or run out"
 
     def _catch_up(self, unit: Unit, spends: Sequence[Spend], deep: int, is_for_good: bool, now_ms: int) -> None:
         """What was read up to the height `deep` is there for good: a lost ledger's past is not asked for again."""

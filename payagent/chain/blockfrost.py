@@ -9,8 +9,8 @@ in plain text into a number. Its request functions name `requests` as a global o
 that is needed is bound once, per instance, to our own transport in that place (`_bound`). Nothing in the
 library is patched, and other users of it in this process notice nothing.
 
-May import: core, chain.answers, .classify, .source, .transport. Never: raises for what a provider did; shows the
-project id.
+May import: core, chain.answers, .classify, .pages, .source, .transport. Never: raises for what a provider did;
+shows the project id.
 """
 
 import asyncio
@@ -40,6 +40,7 @@ from payagent.chain.answers import (
     understood,
 )
 from payagent.chain.classify import RawAnswer, TransportError, classify_submit
+from payagent.chain.pages import Pages
 from payagent.chain.source import (
     AddressTx,
     BlockSeen,
@@ -52,9 +53,11 @@ from payagent.chain.source import (
     Read,
     SubmitAnswer,
     Tip,
+    Turn,
     TxSeen,
     Unknown,
     Why,
+    at_once,
 )
 from payagent.chain.transport import Body, Transport
 from payagent.core.money import MAX_LOVELACE, parse_count
@@ -63,6 +66,7 @@ from payagent.core.problem import Refused
 T = TypeVar("T")
 
 _MAX_PAGES = 1000
+_MAX_TX_PAGES = 10_000
 _MAX_PASSES = 4
 
 _NO_PATH = b"Invalid path"
@@ -106,6 +110,8 @@ class Blockfrost:
         self._timeouts = timeouts or Timeouts()
         self._secret = project_id
         self._transport = Transport(name, self._timeouts.connect_s)
+        self._turn: Turn = at_once
+        self._begun: dict[str, Pages] = {}
         # The constructor falls back to environment variables for what is empty, so the fields are set after it.
         self._api = BlockFrostApi(project_id="-", base_url=base_url, api_version="-")
         self._api.project_id = project_id
@@ -176,10 +182,14 @@ class Blockfrost:
         except TimeoutError:
             return Unknown("utxos: the pages took too long")
 
+    def pace(self, turn: Turn) -> None:
+        self._turn = turn
+
     async def transactions(self, address: str, since_s: int) -> Read[tuple[AddressTx, ...]]:
         """As the protocol says, read from the newest row back: what comes meanwhile shows rows twice, hides none.
 
-        A fork can hide one, so pages count only while the block that was the tip before them is still there.
+        A fork can hide one, so pages count only while the block that was the tip before them is still there. What
+        was read when it broke off is kept: the next call reads what came since, and goes on below.
         """
         _check(_ADDRESS, address)
         try:
@@ -188,12 +198,15 @@ class Blockfrost:
                     before = await self.tip()
                     if not isinstance(before, Found):
                         return Unknown("transactions: the tip could not be read")
-                    rows = await self._transactions_since(address, since_s)
-                    if isinstance(rows, Unknown):
-                        return rows
-                    still = await self.block(before.value.hash)
-                    if not isinstance(still, NotFound):
-                        return Found(rows) if isinstance(still, Found) else still
+                    pages = Pages(before.value.hash, self._begun.get(address))
+                    if (doubt := await self._read_down(pages, address, since_s)) is not None:
+                        return doubt
+                    still = await self.block(pages.tip_hash)
+                    if isinstance(still, Unknown):
+                        return still
+                    self._begun.pop(address, None)
+                    if isinstance(still, Found):
+                        return Found(pages.since(since_s))
         except TimeoutError:
             return Unknown("transactions: the pages took too long")
         return Unknown("transactions: the chain forked while their pages were read")
@@ -303,26 +316,33 @@ class Blockfrost:
                 return tuple(rows)
         return Unknown(f"utxos: more than {_MAX_PAGES} pages")
 
-    async def _transactions_since(self, address: str, since_s: int) -> tuple[AddressTx, ...] | Unknown:
-        rows: dict[str, AddressTx] = {}
-        for number in range(1, _MAX_PAGES + 1):
+    async def _read_down(self, pages: Pages, address: str, since_s: int) -> Unknown | None:
+        """Read page after page, each in its turn, down to a time; why that could not be done, if so."""
+        while pages.number <= _MAX_TX_PAGES:
+            if not await self._turn():
+                return Unknown("transactions: out of calls")
             page = await self._read(
                 "transactions",
                 parse_address_txs,
                 self._address_transactions,
                 address,
                 count=PAGE_ROWS,
-                page=number,
+                page=pages.number,
                 order="desc",
             )
-            if isinstance(page, NotFound) and number == 1:
-                return ()
-            if not isinstance(page, Found):
-                return page if isinstance(page, Unknown) else Unknown(f"transactions: page {number} is not found")
-            rows |= {row.tx_id: row for row in page.value}
-            if len(page.value) < PAGE_ROWS or page.value[-1].time_s < since_s:
-                return tuple(row for row in reversed(rows.values()) if row.time_s >= since_s)
-        return Unknown(f"transactions: more than {_MAX_PAGES} pages")
+            if isinstance(page, Unknown):
+                return page
+            if isinstance(page, NotFound):
+                is_first = pages.number == 1
+                return None if is_first else Unknown(f"transactions: page {pages.number} is not found")
+            if not pages.take(page.value):
+                self._begun.pop(address, None)
+                return Unknown("transactions: the chain forked while their pages were read")
+            self._begun[address] = pages.kept()
+            if len(page.value) < PAGE_ROWS or pages.reach(since_s):
+                return None
+        self._begun.pop(address, None)
+        return Unknown(f"transactions: more than {_MAX_TX_PAGES} pages")
 
     def _clean(self, text: str) -> str:
         """Without the project id, should a provider echo it."""

@@ -12,11 +12,11 @@ from payagent.chain.quota import Rate, Span
 from payagent.chain.source import (
     AddressTx,
     BlockSeen,
-    ChainSource,
     ChainUtxo,
     Found,
     Genesis,
     Movement,
+    PacedSource,
     Parameters,
     Read,
     SubmitAnswer,
@@ -47,7 +47,7 @@ class Clock(Protocol):
 class Guarded:
     """A `ChainSource` that keeps its provider's limits. `rate` is None where there are none."""
 
-    def __init__(self, source: ChainSource, clock: Clock, rate: Rate | None) -> None:
+    def __init__(self, source: PacedSource, clock: Clock, rate: Rate | None) -> None:
         self._source = source
         self._clock = clock
         self._rate = rate
@@ -62,6 +62,7 @@ class Guarded:
         """When it last answered a submission with another transaction's id."""
         self.refused_at_ms = 0
         """When it last said that a transaction can never be valid: the parameters may have changed."""
+        source.pace(self._further)
 
     @property
     def name(self) -> str:
@@ -87,7 +88,7 @@ class Guarded:
         return self._counted(await self._read(lambda: self._source.utxos(address)))
 
     async def transactions(self, address: str, since_s: int) -> Read[tuple[AddressTx, ...]]:
-        return self._counted(await self._read(lambda: self._source.transactions(address, since_s)))
+        return await self._read(lambda: self._source.transactions(address, since_s))
 
     async def movement(self, tx_id: str, address: str) -> Read[Movement]:
         return await self._read(lambda: self._source.movement(tx_id, address))
@@ -139,6 +140,17 @@ class Guarded:
         finally:
             self._is_tried = False
             self._learn(read)
+
+    async def _further(self) -> bool:
+        """The turn of a further call of one read, like that of any other; those before it were answered."""
+        now_ms = self._clock.now_ms()
+        if self._door.is_open(now_ms):
+            self._door = quota.OPEN
+        if self.trouble(now_ms) is not None or not await self._turn(now_ms):
+            return False
+        self._take(1)
+        self.calls += 1
+        return True
 
     def _learn(self, read: Read[T]) -> None:
         now_ms = self._clock.now_ms()

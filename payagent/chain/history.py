@@ -7,17 +7,25 @@ the tip was the same before and after. `Unknown` when that does not come about, 
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 from payagent.chain.source import AddressTx, ChainSource, ChainUtxo, Found, Movement, Read, Tip, Unknown
+
+T = TypeVar("T")
 
 AT_REST_PASSES = 8
 INDEX_LAG_S = 600
 """How far below a tip that is still there the listing is read again."""
 
-TRIES = 3
-PAUSE_S = 0.5
+PAUSES_S = (0.5, 1, 5, 20, 60, 60)
+"""How long after a try that told nothing the next one comes: a provider wants a pause, or is away for a while.
+
+As long as little was read only the first two count: another provider may be asked then.
+"""
+
 PACED_AFTER = 200
 PACE_S = 0.1
 """A provider lets through some hundreds of calls at once and ten a second after that; the watch needs them too."""
@@ -39,18 +47,18 @@ async def read_history(source: ChainSource, address: str, since_s: int) -> Histo
     listed: tuple[AddressTx, ...] = ()
     below: Tip | None = None
     for _ in range(AT_REST_PASSES):
-        tip = await source.tip()
+        tip = await _answered(source.tip, len(movements))
         if not isinstance(tip, Found):
             return _unknown("tip", tip)
         if below is not None and not isinstance(await source.block(below.hash), Found):
             below = None
         from_s = since_s if below is None else max(since_s, below.time_s - INDEX_LAG_S)
-        fresh = await source.transactions(address, from_s)
+        fresh = await _answered(partial(source.transactions, address, from_s), len(movements))
         if not isinstance(fresh, Found):
             return _unknown("transactions", fresh)
         listed = (*(tx for tx in listed if below is not None and tx.time_s < from_s), *fresh.value)
         doubt = await _read_movements(source, address, fresh.value, movements)
-        utxos = doubt or await source.utxos(address)
+        utxos = doubt or await _answered(partial(source.utxos, address), len(movements))
         if not isinstance(utxos, Found):
             return _unknown("utxos", utxos)
         if await source.tip() == tip and all(tx.tx_id in movements for tx in listed):
@@ -66,7 +74,9 @@ async def _read_movements(
     """Add what is not known yet. One that is not found is left out: a fork took it since it was listed."""
     for tx in listed:
         if tx.tx_id not in movements:
-            moved = await _moved(source, tx.tx_id, address, len(movements))
+            if len(movements) >= PACED_AFTER:
+                await asyncio.sleep(PACE_S)
+            moved = await _answered(partial(source.movement, tx.tx_id, address), len(movements))
             if isinstance(moved, Unknown):
                 return moved
             if isinstance(moved, Found):
@@ -74,16 +84,14 @@ async def _read_movements(
     return None
 
 
-async def _moved(source: ChainSource, tx_id: str, address: str, count: int) -> Read[Movement]:
-    """One movement; tried again, after a pause, when there was no answer."""
-    moved: Read[Movement] = Unknown("not asked")
-    for number in range(TRIES):
-        if number or count >= PACED_AFTER:
-            await asyncio.sleep(PAUSE_S * number or PACE_S)
-        moved = await source.movement(tx_id, address)
-        if not isinstance(moved, Unknown):
-            return moved
-    return moved
+async def _answered(ask: Callable[[], Awaitable[Read[T]]], count: int) -> Read[T]:
+    """One read; tried again after pauses where there was no answer: the more was read, the longer ones."""
+    for pause_s in PAUSES_S if count >= PACED_AFTER else PAUSES_S[:2]:
+        read = await ask()
+        if not isinstance(read, Unknown):
+            return read
+        await asyncio.sleep(pause_s)
+    return await ask()
 
 
 def _unknown(what: str, read: object) -> Unknown:

@@ -7,7 +7,7 @@ from its own, possibly stale or forked view; `Unknown` is everything else: time-
 contradictory answers. No method raises because of what a provider did.
 """
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Generic, Protocol, TypeAlias, TypeVar
@@ -172,6 +172,15 @@ class SubmitAnswer:
     retry_after_s: int | None = None
 
 
+Turn: TypeAlias = Callable[[], Awaitable[bool]]
+"""Waits until one more call may be made; False when none may for now."""
+
+
+async def at_once() -> bool:
+    """The turn of one that nobody paces."""
+    return True
+
+
 class ChainSource(Protocol):
     """One provider's view of one chain. Safe for concurrent tasks of one event loop.
 
@@ -194,7 +203,8 @@ class ChainSource(Protocol):
     async def transactions(self, address: str, since_s: int) -> Read[tuple[AddressTx, ...]]:
         """Every transaction of the address in blocks from a time on, oldest first; never a part of them.
 
-        What came into a block during the call may be missing. Never used: Found(()).
+        What came into a block during the call may be missing. Never used: Found(()). One that broke off (Unknown)
+        goes on where it did when it is asked for again.
         """
 
     async def movement(self, tx_id: str, address: str) -> Read[Movement]:
@@ -209,3 +219,10 @@ class ChainSource(Protocol):
         """Send the signed bytes as they are. `tx_id` is our own; the one that is answered is only compared."""
 
     async def aclose(self) -> None: ...
+
+
+class PacedSource(ChainSource, Protocol):
+    """One whose reads of very many calls wait for their turns."""
+
+    def pace(self, turn: Turn) -> None:
+        """From now on, take a turn before each further call of a read that may take very many."""

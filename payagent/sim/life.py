@@ -18,7 +18,7 @@ from payagent.agent.scan import Recovery
 from payagent.agent.terms import Terms
 from payagent.agent.topup import Topups
 from payagent.agent.watch import Watch
-from payagent.chain.source import ChainSource
+from payagent.chain.source import PacedSource
 from payagent.core.problem import Refused
 from payagent.merchants.client import MerchantClient
 from payagent.proxy.clerk import Clerk
@@ -68,7 +68,7 @@ class Host(Protocol):
 
     def daemon_now_ms(self) -> int: ...
 
-    def sources(self) -> list[ChainSource]: ...
+    def sources(self) -> list[PacedSource]: ...
 
     def merchants(self) -> MerchantClient: ...
 

@@ -26,6 +26,7 @@ from payagent.chain.source import (
     SubmitAnswer,
     SubmitKind,
     Tip,
+    Turn,
     TxSeen,
     Unknown,
 )
@@ -88,6 +89,9 @@ class SimSource:
     @property
     def name(self) -> str:
         return self._habits.name
+
+    def pace(self, turn: Turn) -> None:
+        """Each of its reads is one call."""
 
     # --- reads
 

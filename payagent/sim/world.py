@@ -27,7 +27,7 @@ from payagent.agent.terms import MerchantTerms, Terms, TopupRequest
 from payagent.agent.topup_orders import Wish
 from payagent.audit.signed import Owner
 from payagent.chain.quota import BLOCKFROST_RATE
-from payagent.chain.source import ChainSource
+from payagent.chain.source import PacedSource
 from payagent.core.money import LOVELACE
 from payagent.core.network import NETWORKS
 from payagent.core.payment import ENDED_WITHOUT_PAYING, State
@@ -589,7 +589,7 @@ class World:
     def daemon_now_ms(self) -> int:
         return START_MS + int(self.loop.now_s * 1000) + self._clock_off_ms
 
-    def sources(self) -> list[ChainSource]:
+    def sources(self) -> list[PacedSource]:
         return [
             SimSource(habits, self.net, self.rng, self.story, self.mix, self._released)
             for habits in self.plan.providers

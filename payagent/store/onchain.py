@@ -17,6 +17,11 @@ from payagent.store.queries import AttemptKind
 
 _WITHOUT_ATTEMPT = {State.RECEIVED, State.AWAITING_APPROVAL, State.RESERVED}
 
+_FOREIGN_THERE = (
+    "SELECT tx_id, there, inputs, spent, block_hash, block_height, block_slot FROM foreign_sightings f "
+    "WHERE seq = (SELECT MAX(seq) FROM foreign_sightings g WHERE g.tx_id = f.tx_id) AND there = 1"
+)
+
 Units = Mapping[str, int]
 
 
@@ -70,20 +75,20 @@ class ForeignRow:
 
 def foreign_there(conn: sqlite3.Connection, from_height: int = 0) -> list[ForeignRow]:
     """Those that are on the chain, as far as was seen, in blocks from this height on; oldest first."""
-    rows = conn.execute(
-        "SELECT tx_id, there, inputs, spent, block_hash, block_height, block_slot FROM foreign_sightings f "
-        "WHERE seq = (SELECT MAX(seq) FROM foreign_sightings g WHERE g.tx_id = f.tx_id) "
-        "AND there = 1 AND block_height >= ? ORDER BY seq",
-        (from_height,),
-    )
-    return [ForeignRow(r[0], bool(r[1]), tuple(r[2].split(" ")), json.loads(r[3]), *r[4:]) for r in rows]
+    rows = conn.execute(f"{_FOREIGN_THERE} AND block_height >= ? ORDER BY seq", (from_height,))
+    return [_foreign(row) for row in rows]
+
+
+def foreign_named(conn: sqlite3.Connection, tx_ids: Collection[str]) -> list[ForeignRow]:
+    """Those of these transactions that are such and on the chain; of a long past not all are read for them."""
+    rows = [conn.execute(f"{_FOREIGN_THERE} AND f.tx_id = ?", (tx_id,)).fetchone() for tx_id in sorted(tx_ids)]
+    return [_foreign(row) for row in rows if row is not None]
 
 
 def foreign_spending(conn: sqlite3.Connection, refs: Iterable[str]) -> list[ForeignRow]:
     """Those of them that coins are known to be spent by."""
     found = [conn.execute("SELECT spent_by FROM coins WHERE ref = ? AND state = 'spent'", (ref,)) for ref in refs]
-    spent_by = {row[0] for rows in found for row in rows}
-    return [row for row in foreign_there(conn) if row.tx_id in spent_by] if spent_by else []
+    return foreign_named(conn, {row[0] for rows in found for row in rows})
 
 
 def foreign_settled(conn: sqlite3.Connection) -> int:
@@ -261,6 +266,10 @@ def owned(conn: sqlite3.Connection) -> Units:
 def clean(units: Units) -> dict[str, int]:
     """Without what is zero."""
     return {asset: n for asset, n in units.items() if n}
+
+
+def _foreign(row: tuple[str, int, str, str, str, int, int]) -> ForeignRow:
+    return ForeignRow(row[0], bool(row[1]), tuple(row[2].split(" ")), json.loads(row[3]), row[4], row[5], row[6])
 
 
 def _ours(lines: Iterable[tuple[str, str, int]]) -> dict[str, int]:

@@ -19,7 +19,9 @@ DatabaseError = sqlite3.DatabaseError
 
 LOG_MAX_PAGES = 8_192
 """How long the write-ahead log grows (32 MiB) before a commit has to move it into the ledger. While somebody reads
-from a snapshot it grows further."""
+from a snapshot it grows further; after that it gives back what is more than twice as much."""
+
+_PAGE_BYTES = 4096
 
 _STATEMENTS_KEPT = 512
 """How many prepared statements a connection keeps. The daemon uses more than sqlite3's default of 128, and one
@@ -96,6 +98,7 @@ def open_database(path: Path) -> sqlite3.Connection:
         conn.execute("PRAGMA busy_timeout = 5000")
         conn.execute("PRAGMA temp_store = MEMORY")
         conn.execute(f"PRAGMA wal_autocheckpoint = {LOG_MAX_PAGES}")
+        conn.execute(f"PRAGMA journal_size_limit = {2 * LOG_MAX_PAGES * _PAGE_BYTES}")
         refused.pop_all()
     return conn
 

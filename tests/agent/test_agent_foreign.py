@@ -1,5 +1,6 @@
 """Coins that another wallet on the same words spends: booked to the unit, frozen, thawed, and rolled back."""
 
+import asyncio
 import gc
 from collections.abc import Iterator
 from contextlib import closing
@@ -9,7 +10,7 @@ import pytest
 from agent.test_agent_replace import fork_with, height
 from agent_kit import ADA, APP, DEVNET, Relay, Run, World, with_terms, world_with_clock
 
-from payagent.agent import scan
+from payagent.agent import foreign, scan
 from payagent.agent.foreign import thaw
 from payagent.agent.purse import coin_of
 from payagent.audit.finding import Finding
@@ -17,7 +18,8 @@ from payagent.audit.reconcile import Difference, Doubt, reconcile, unlisted
 from payagent.audit.signed import Owner
 from payagent.audit.verify import verify
 from payagent.chain.history import History, read_history
-from payagent.chain.source import Movement
+from payagent.chain.panel import View
+from payagent.chain.source import AddressTx, Found, Movement
 from payagent.core.address import encode_address
 from payagent.core.invoice import Output
 from payagent.core.money import MAX_UNITS
@@ -269,6 +271,105 @@ async def test_what_no_rollback_reaches_is_asked_for_no_more(world: World) -> No
             await run.pass_time(3, 61)
             assert [row.tx_id for row in onchain.foreign_there(run.desk.conn)] == [tx_id]
             assert [path for _, path in relay.calls].count(f"/txs/{tx_id}") == asked > 0
+
+
+class Forgetful(Relay):
+    """It loses each third answer about a transaction."""
+
+    asked, forgets = 0, False
+
+    def heard(self, path: str, content: bytes) -> None:
+        if path.startswith("/txs/") and not path.endswith("/utxos"):
+            self.asked += 1
+            if self.asked % 3 or not self.forgets:
+                self.untell(path)
+            else:
+                self.tell(path, 503, {})
+
+
+async def test_many_that_no_rollback_reaches_are_asked_for_a_few_at_a_time_and_each_until_it_was_seen(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(foreign, "RECHECKS_MAX", 4)
+    terms = with_terms(settle_depth=8)
+    with Forgetful(world.devnet).serving() as relay:
+        async with world.run(terms=terms, providers={"relay": relay.url}) as run:
+            await run.look()
+            spent = []
+            for _ in range(7):
+                spent.append(spend_elsewhere(run))
+                await run.look()
+            world.block(20)
+            relay.forgets = True
+            for _ in range(4):
+                before = relay.asked
+                world.block()
+                await run.look()
+                assert relay.asked - before <= 4
+            assert onchain.foreign_settled(run.desk.conn) >= height(world) - 4 - 8
+            before = relay.asked
+            await run.pass_time(3, 61)
+            assert relay.asked == before
+            assert [row.tx_id for row in onchain.foreign_there(run.desk.conn)] == spent
+
+
+async def test_a_look_reads_nothing_of_a_past_that_is_settled(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A ledger that was lost has all that it ever paid there."""
+    async with world.run(terms=with_terms(settle_depth=8)) as run:
+        await run.look()
+        spend_elsewhere(run)
+        await run.look()
+        world.block(20)
+        await run.look()
+        read: list[object] = []
+        monkeypatch.setattr(onchain, "ForeignRow", lambda *row: read.append(row))
+        await run.pass_time(3, 61)
+        assert read == []
+
+
+async def test_a_coin_that_nothing_is_found_to_have_spent_is_searched_for_less_and_less(world: World) -> None:
+    """A provider's list may lack one for days, and each search lists all transactions since that one came."""
+    with Relay(world.devnet).serving() as relay:
+        async with world.run(providers={"relay": relay.url}) as run:
+            await run.look()
+            relay.tell(f"/addresses/{world.address}/utxos", 200, [])
+            await run.pass_time(40, 61)
+            listings = relay.calls.count(("GET", f"/addresses/{world.address}/transactions"))
+            assert 5 < listings < 15
+            relay.thaw()
+            await run.settle_down()
+            tx_id = spend_elsewhere(run)
+            await run.look()
+            assert run.desk.chain.foreign == (tx_id,), "other coins are searched for at once"
+
+
+async def test_a_search_of_a_long_past_lets_others_go_on_between(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = Found(tuple(AddressTx(f"{number:064x}", 1, 1) for number in range(20_000)))
+
+    async def transactions(*_: object) -> Found[tuple[AddressTx, ...]]:
+        return rows
+
+    monkeypatch.setattr(View, "transactions", transactions)
+    monkeypatch.setattr(onchain, "is_ours", lambda *_: True)
+    async with world.run() as run:
+        await run.look()
+        view, turns = run.watch.hearing.view, 0
+
+        async def others() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        task = asyncio.create_task(others())
+        assert view is not None
+        assert await scan.Search(run.desk).find(view, 0) == []
+        task.cancel()
+        assert turns > 20
 
 
 def raw_of(world: World, tx_id: str) -> bytes:

@@ -12,8 +12,11 @@ from agent.test_agent_liars import FAKE, providers, raised, tip_of
 from agent.test_agent_replace import fork_with, height
 from agent_kit import ADA, APP, Clock, Relay, World, with_terms, world_with_clock
 
+from payagent.agent import scan
 from payagent.agent.chainview import QUIET_MS
 from payagent.agent.view import payment_view
+from payagent.chain.panel import View
+from payagent.chain.source import AddressTx, Read
 from payagent.core.payment import State
 from payagent.core.problem import Refused
 from payagent.store import onchain, payments
@@ -95,8 +98,18 @@ class Faltering(Relay):
 
 
 async def test_a_long_past_is_read_in_the_end_though_no_look_reads_all_of_it(
-    world: World, record: SignerFile
+    world: World, record: SignerFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    listed_since: list[int] = []
+
+    async def transactions(view: View, address: str, since_s: int) -> Read[tuple[AddressTx, ...]]:
+        listed_since.append(since_s)
+        return await listing(view, address, since_s)
+
+    listing = View.transactions
+    monkeypatch.setattr(View, "transactions", transactions)
+    monkeypatch.setattr(scan, "LAG_S", 0)
+    monkeypatch.setattr(scan, "ROWS_AT_ONCE", 1)
     world.fund(100 * ADA, 100 * ADA, 100 * ADA, 100 * ADA)
     async with world.run(record=record) as run:
         await run.look()
@@ -110,10 +123,15 @@ async def test_a_long_past_is_read_in_the_end_though_no_look_reads_all_of_it(
             await run.look()
             await run.look()
             pass_quiet(world)
-            for _ in range(4):
+            told = []
+            while (behind := run.desk.chain.behind) is not None:
                 await run.look()
-            assert run.desk.chain.behind is None
+                told.append(behind.rpartition(": ")[2])
+            assert told[1:] == [f"{count} of the wallet's 14 transactions so far" for count in (10, 13)]
             assert {one.tx_id for one in onchain.foreign_there(run.desk.conn)} == {row.tx_id for row in rows}
+            assert len(listed_since) > 2
+            assert listed_since[:2] == [0, 0], "to notice that there is a past, and once it has come to rest"
+            assert min(listed_since[2:]) > 0, "what no rollback reaches was listed again"
             relay.falters = False
             await require_whole(run)
 

@@ -564,6 +564,76 @@ async def test_pages_on_both_sides_of_a_fork_are_read_again(provider: FaultyProv
     assert isinstance(await source.transactions(ADDRESS, 0), Unknown)
 
 
+def _pages_asked(provider: FaultyProvider) -> list[int]:
+    seen = [urlsplit(one.path) for one in provider.seen]
+    return [int(parse_qs(path.query)["page"][0]) for path in seen if path.path.endswith("/transactions")]
+
+
+async def test_pages_of_transactions_wait_for_their_turns_and_go_on_where_they_broke_off(
+    provider: FaultyProvider, source: Blockfrost
+) -> None:
+    provider.routes[f"GET /blocks/{BLOCK}"] = Reply(LATEST)
+    numbers = list(range(1050))
+    provider.routes[f"GET /addresses/{ADDRESS}/transactions"] = _newest_first(numbers)
+    turns = [True] * 4 + [False] + [True] * 3 + [False] + [True] * 20
+
+    async def turn() -> bool:
+        return turns.pop(0)
+
+    source.pace(turn)
+    assert isinstance(await source.transactions(ADDRESS, 0), Unknown)
+    numbers += [1050, 1051, 1052]
+    assert isinstance(await source.transactions(ADDRESS, 0), Unknown)
+    assert _pages_asked(provider) == [1, 2, 3, 4, 1, 5, 6]
+    read = await source.transactions(ADDRESS, 0)
+    assert isinstance(read, Found)
+    assert [row.block_height for row in read.value] == numbers
+    assert _pages_asked(provider)[7:] == [1, 6, 7, 8, 9, 10, 11]
+
+
+async def test_what_a_fork_has_moved_since_pages_were_read_is_read_anew(
+    provider: FaultyProvider, source: Blockfrost
+) -> None:
+    provider.routes[f"GET /blocks/{BLOCK}"] = Reply(LATEST)
+    numbers = list(range(1050))
+    listed = _newest_first(numbers)
+    lost = Reply({}, 500)
+    provider.routes[f"GET /addresses/{ADDRESS}/transactions"] = lambda seen: (
+        lost if "page=5" in seen.path else listed(seen)
+    )
+    assert isinstance(await source.transactions(ADDRESS, 0), Unknown)
+    del numbers[-7:]
+    provider.routes[f"GET /addresses/{ADDRESS}/transactions"] = listed
+    read = await source.transactions(ADDRESS, 0)
+    assert isinstance(read, Found)
+    assert [row.block_height for row in read.value] == numbers
+    assert _pages_asked(provider)[5:] == list(range(1, 12))
+
+
+async def test_pages_of_before_a_fork_of_the_tip_are_not_gone_on_with(
+    provider: FaultyProvider, source: Blockfrost
+) -> None:
+    listed = _newest_first(list(range(350)))
+    provider.routes[f"GET /blocks/{BLOCK}"] = [NOT_FOUND, Reply(LATEST)]
+    provider.routes[f"GET /addresses/{ADDRESS}/transactions"] = lambda seen: (
+        Reply({}, 500) if "page=3" in seen.path and len(provider.seen) < 6 else listed(seen)
+    )
+    assert isinstance(await source.transactions(ADDRESS, 0), Unknown)
+    assert isinstance(await source.transactions(ADDRESS, 0), Found)
+    assert _pages_asked(provider) == [1, 2, 3, 1, 2, 3, 4, 1, 2, 3, 4]
+
+
+async def test_the_transactions_of_a_long_life_are_no_endless_pages(
+    provider: FaultyProvider, source: Blockfrost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("payagent.chain.blockfrost._MAX_PAGES", 3)
+    provider.routes[f"GET /blocks/{BLOCK}"] = Reply(LATEST)
+    provider.routes[f"GET /addresses/{ADDRESS}/transactions"] = _newest_first(list(range(450)))
+    read = await source.transactions(ADDRESS, 0)
+    assert isinstance(read, Found)
+    assert len(read.value) == 450
+
+
 BAD_TX_PAGES: dict[str, Any] = {
     "not a list": {"rows": []},
     "short hash": [tx_row(1, tx_hash="ab")],

@@ -8,7 +8,18 @@ import pytest
 from payagent.chain import quota
 from payagent.chain.guard import Guarded
 from payagent.chain.quota import Bucket, Door, Rate
-from payagent.chain.source import Found, NotFound, Read, SubmitAnswer, SubmitKind, Tip, Unknown, Why
+from payagent.chain.source import (
+    AddressTx,
+    Found,
+    NotFound,
+    Read,
+    SubmitAnswer,
+    SubmitKind,
+    Tip,
+    Turn,
+    Unknown,
+    Why,
+)
 
 RATE = Rate(10, 500)
 TIP = Found(Tip(1, 1, "aa" * 32, 1))
@@ -96,6 +107,21 @@ class Provider:
         self.retry_after_s: int | None = None
         self.calls = 0
         self.gate: asyncio.Event | None = None
+        self.turn: Turn | None = None
+
+    def pace(self, turn: Turn) -> None:
+        self.turn = turn
+
+    async def transactions(self, address: str, since_s: int) -> Read[tuple[AddressTx, ...]]:
+        """A list that takes a thousand calls."""
+        assert self.turn is not None
+        for _ in range(1000):
+            if not await self.turn():
+                return Unknown("out of calls")
+            self.calls += 1
+            if self.gate is not None:
+                await self.gate.wait()
+        return Found(())
 
     async def tip(self) -> Read[Tip]:
         self.calls += 1
@@ -147,6 +173,21 @@ class TestGuarded:
         provider.gate.set()
         assert await first == TIP
         assert await guard.tip() == TIP
+
+    async def test_a_long_list_on_trial_keeps_nobody_waiting_once_the_provider_has_answered(self) -> None:
+        provider = Provider(DOWN)
+        guard, clock = guarded(provider)
+        for _ in range(quota.FAILURES_MAX):
+            await guard.tip()
+        provider.read, provider.gate = TIP, asyncio.Event()
+        clock.at_ms = 5_000
+        listing = asyncio.create_task(guard.transactions("", 0))
+        await asyncio.sleep(0)
+        told = asyncio.create_task(guard.tip())
+        await asyncio.sleep(0)
+        provider.gate.set()
+        assert await told == TIP
+        assert await listing == Found(())
 
     async def test_a_call_that_is_given_up_is_a_failure(self) -> None:
         provider = Provider()
@@ -239,6 +280,28 @@ class TestGuarded:
         while clock.at_ms < 10_000:
             assert await guard.tip() == TIP
         assert provider.calls <= RATE.burst + 10 * RATE.calls_per_s
+
+    async def test_the_calls_of_a_long_list_wait_for_their_turns_too(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        provider = Provider()
+        guard, clock = guarded(provider, RATE)
+        monkeypatch.setattr("payagent.chain.guard.asyncio.sleep", passing(clock))
+        assert await guard.transactions("", 0) == Found(())
+        assert guard.calls == provider.calls + 1
+        assert clock.at_ms >= (provider.calls - RATE.burst + quota.RESERVED_CALLS) * 1000 // RATE.calls_per_s
+
+    async def test_a_long_list_breaks_off_where_the_provider_wants_a_pause(self) -> None:
+        provider = Provider()
+        guard, clock = guarded(provider, RATE)
+        turn = provider.turn
+        assert turn is not None
+        assert await turn()
+        provider.read = Unknown("http 402", Why.QUOTA)
+        await guard.tip()
+        assert not await turn()
+        clock.at_ms = quota.QUOTA_PAUSE_MS
+        assert await turn()
 
 
 def passing(clock: Clock, *, stands_still: bool = False) -> Callable[[float], object]:

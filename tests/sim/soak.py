@@ -32,7 +32,7 @@ from sim.sources import ROOT, commit, package_hash
 
 from payagent.agent.terms import MerchantTerms, Terms
 from payagent.audit.signed import Owner
-from payagent.chain.source import ChainSource
+from payagent.chain.source import PacedSource
 from payagent.core.money import LOVELACE
 from payagent.core.payment import ENDED_WITHOUT_PAYING, State
 from payagent.core.policy import limits_of
@@ -553,7 +553,7 @@ class Soak:
     def daemon_now_ms(self) -> int:
         return self._now_ms()
 
-    def sources(self) -> list[ChainSource]:
+    def sources(self) -> list[PacedSource]:
         return [CountingSource(Habits("honest"), self.net, self.rng, self.story, self.mix, self._released)]
 
     def merchants(self) -> MerchantClient:

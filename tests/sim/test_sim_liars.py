@@ -10,7 +10,7 @@ from unittest.mock import patch
 
 import pytest
 
-from payagent.chain.source import ChainSource
+from payagent.chain.source import PacedSource
 from payagent.core.payment import State
 from payagent.sim import world
 from payagent.sim.buyers import Want
@@ -64,7 +64,7 @@ class Watched(World):
         self.lives += 1
         super()._start()
 
-    def sources(self) -> list[ChainSource]:
+    def sources(self) -> list[PacedSource]:
         if self.dies_s is None or self.lives > 1:
             return super().sources()
         self.plan, plan = replace(self.plan, providers=(Habits("honest"), Habits("other"))), self.plan

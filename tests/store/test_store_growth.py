@@ -16,7 +16,7 @@ from payagent.agent import scan
 from payagent.agent.scan import Spend
 from payagent.chain.source import Movement, TxSeen
 from payagent.core.prepaid import CALLS
-from payagent.store import apps, payments, prepaid, topups
+from payagent.store import apps, opening, payments, prepaid, topups
 from payagent.store.readers import Readers
 from payagent.store.unit import Connection, Unit
 from payagent.wallet.coins import Coins
@@ -192,3 +192,25 @@ def test_what_was_spent_elsewhere_is_booked_as_fast_after_much_of_it(tmp_path: P
                 payer.do(lambda unit, number=count: spend(unit, number))
             told[count] = steps[0]
     assert told[300] <= told[10] * GROWTH_MAX
+
+
+def test_the_log_that_grew_behind_a_long_read_gives_its_room_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An export that somebody reads slowly keeps all of what is written meanwhile in it."""
+    monkeypatch.setattr(opening, "LOG_MAX_PAGES", 16)
+    path = tmp_path / "ledger.db"
+    page = 4096
+    with closing(opening.open_database(path)) as conn, closing(opening.open_read_only(path)) as reader:
+
+        def log_bytes_after(count: int) -> int:
+            for _ in range(count):
+                conn.execute("INSERT INTO rows VALUES (randomblob(4096))")
+            return (tmp_path / "ledger.db-wal").stat().st_size
+
+        conn.execute("CREATE TABLE rows(content BLOB)")
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM rows").fetchone()
+        assert log_bytes_after(200) > 200 * page
+        reader.execute("COMMIT")
+        assert log_bytes_after(50) < 50 * page

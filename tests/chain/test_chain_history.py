@@ -1,0 +1,53 @@
+"""A long history at a provider that is away for a while: what was read of it is not given up for that."""
+
+import pytest
+
+from payagent.chain import history
+from payagent.chain.history import History, read_history
+from payagent.chain.source import AddressTx, ChainUtxo, Found, Movement, Read, Tip, Unknown
+
+TIP = Tip(9, 9, "aa" * 32, 9)
+
+
+class Provider:
+    """It answers so many questions about what moved, and is away then until time passes."""
+
+    def __init__(self, count: int, answers: int, away_s: float) -> None:
+        self.count, self.answers, self.away_s = count, answers, away_s
+
+    async def sleep(self, seconds: float) -> None:
+        if not self.answers:
+            self.away_s -= seconds
+            self.answers = 10**6 if self.away_s <= 0 else 0
+
+    async def tip(self) -> Read[Tip]:
+        return Found(TIP)
+
+    async def transactions(self, address: str, since_s: int) -> Read[tuple[AddressTx, ...]]:
+        return Found(tuple(AddressTx(f"{number:064x}", 1, 1) for number in range(self.count)))
+
+    async def movement(self, tx_id: str, address: str) -> Read[Movement]:
+        if not self.answers:
+            return Unknown("left alone for a while")
+        self.answers -= 1
+        return Found(Movement({}, {}))
+
+    async def utxos(self, address: str) -> Read[tuple[ChainUtxo, ...]]:
+        return Found(())
+
+
+@pytest.mark.parametrize(("answers", "is_whole"), [(0, False), (10, False), (1000, True)])
+async def test_the_more_was_read_the_longer_a_provider_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, answers: int, is_whole: bool
+) -> None:
+    provider = Provider(2000, answers, 60)
+    monkeypatch.setattr(history.asyncio, "sleep", provider.sleep)
+    read = await read_history(provider, "", 0)  # type: ignore[arg-type]
+    assert isinstance(read, History) is is_whole
+    monkeypatch.undo()
+
+
+async def test_a_provider_that_stays_away_is_given_up_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    provider = Provider(2000, 1000, 10**6)
+    monkeypatch.setattr(history.asyncio, "sleep", provider.sleep)
+    assert isinstance(await read_history(provider, "", 0), Unknown)  # type: ignore[arg-type]
