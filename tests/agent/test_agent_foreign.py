@@ -123,6 +123,15 @@ async def test_a_spend_elsewhere_is_booked_and_freezes_until_an_operator_thaws(w
         await require_whole(run)
 
 
+async def undo_the_last_block(run: Run) -> None:
+    """A fork without its transactions, which nobody sends again, and long enough to be sure of it."""
+    run.world.control("rollback", depth=1)
+    run.world.devnet.run(lambda devnet: devnet.chain.mempool.clear())
+    run.world.block(2)
+    await run.look()
+    await run.pass_time(5, 61)
+
+
 async def test_a_spend_elsewhere_of_more_than_one_posting_holds_is_booked_and_lost_again(world: World) -> None:
     token = "ab" * 28 + "53"
     world.fund(10 * ADA, 10 * ADA, assets={token: MAX_UNITS})
@@ -134,11 +143,7 @@ async def test_a_spend_elsewhere_of_more_than_one_posting_holds_is_booked_and_lo
         await run.look()
         assert run.desk.chain.foreign == (tx_id,)
         await require_whole(run)
-        world.control("rollback", depth=1)
-        world.devnet.run(lambda devnet: devnet.chain.mempool.clear())
-        world.block(2)
-        await run.look()
-        await run.pass_time(5, 61)
+        await undo_the_last_block(run)
         assert run.owned()[token] == 2 * MAX_UNITS
         await require_whole(run)
 
@@ -154,11 +159,7 @@ async def test_what_payagent_never_spends_may_be_spent_elsewhere_and_is_back_aft
         await run.look()
         assert run.desk.chain.foreign == (spender,)
         await require_whole(run)
-        world.control("rollback", depth=1)
-        world.devnet.run(lambda devnet: devnet.chain.mempool.clear())
-        world.block(2)
-        await run.look()
-        await run.pass_time(5, 61)
+        await undo_the_last_block(run)
         assert queries.coin_states(run.desk.conn)[ref] == "locked"
         assert ref not in run.selectable()
         await require_whole(run)

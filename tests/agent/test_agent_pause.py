@@ -19,6 +19,7 @@ from payagent.core.payment import State
 from payagent.core.problem import Refused
 from payagent.devnet.merchant import role_address
 from payagent.store import alerts, apps, pauses, payments
+from payagent.store.payments import PaymentRow
 from payagent.store.writer import Writer
 from payagent.wallet.keys import Signer
 
@@ -45,6 +46,18 @@ class PausingSigner:
         if self.writer is not None:
             self.writer.submit("pause", lambda unit: pauses.begin(unit, APP, "now", 1)).result(10)
         return signature
+
+
+async def hold(run: Run, signer: PausingSigner, asked: Callable[[], Awaitable[object]]) -> PaymentRow:
+    """What is asked for is held, and signed by nobody yet: the pause came while it was on the way."""
+    await run.look()
+    signer.writer = run.desk._writer  # type: ignore[assignment]
+    with pytest.raises(Refused) as refused:
+        await asked()
+    signer.writer = None
+    (row,) = payments.payments_in(run.desk.conn, list(State))
+    assert (code_of(refused), row.state, attempts(run, row)) == ("paused", State.RESERVED, [])
+    return row
 
 
 def code_of(refused: pytest.ExceptionInfo[Refused]) -> str:
@@ -119,16 +132,10 @@ async def test_a_pause_between_a_signature_and_its_commit_keeps_the_bytes_from_l
     world.fund(50 * ADA, 50 * ADA)
     signer = PausingSigner(world.account.signer)
     async with world.run(signer=signer) as run:
-        await run.look()
-        signer.writer = run.desk._writer  # type: ignore[assignment]
-        with pytest.raises(Refused) as refused:
-            await run.pay()
-        assert (code_of(refused), signer.signed) == ("paused", 1)
-        (row,) = payments.payments_in(run.desk.conn, list(State))
-        assert (row.state, attempts(run, row)) == (State.RESERVED, [])
+        row = await hold(run, signer, run.pay)
+        assert signer.signed == 1
         await run.settle_down(3)
         assert (signer.signed, world.transactions()) == (1, [])
-        signer.writer = None
         await unpause(run.desk, APP)
         await run.settle_down(2)
         assert run.state(row.id) is State.CONFIRMED
@@ -140,11 +147,7 @@ async def test_what_is_held_and_too_late_is_given_back_though_it_is_paused(world
     world.fund(50 * ADA)
     signer = PausingSigner(world.account.signer)
     async with world.run(signer=signer) as run:
-        await run.look()
-        signer.writer = run.desk._writer  # type: ignore[assignment]
-        with pytest.raises(Refused):
-            await run.pay()
-        (row,) = payments.payments_in(run.desk.conn, list(State))
+        row = await hold(run, signer, run.pay)
         await pass_time_of(world, run, 1_800)
         assert run.state(row.id) is State.REJECTED
         assert run.books().get("held", {}).get("lovelace", 0) == 0
@@ -169,13 +172,7 @@ async def test_what_is_held_is_given_back_when_its_app_is_revoked_or_its_merchan
     world.fund(50 * ADA)
     signer = PausingSigner(world.account.signer)
     async with world.run(signer=signer) as run:
-        await run.look()
-        signer.writer = run.desk._writer  # type: ignore[assignment]
-        with pytest.raises(Refused):
-            await run.pay()
-        signer.writer = None
-        (row,) = payments.payments_in(run.desk.conn, list(State))
-        assert row.state is State.RESERVED
+        row = await hold(run, signer, run.pay)
         await end(run)
         await unpause(run.desk, APP)
         await run.settle_down(2)
@@ -190,15 +187,11 @@ async def test_a_transfer_that_is_held_is_given_back_when_its_operator_is_revoke
     signer = PausingSigner(world.account.signer)
     other = parse_address(role_address("creator").text, DEVNET)
     async with world.run(signer=signer) as run:
-        await run.look()
-        signer.writer = run.desk._writer  # type: ignore[assignment]
-        with pytest.raises(Refused):
-            await run.agent.transfers.send(APP, other, "lovelace", 5 * ADA)
-        signer.writer = None
+        row = await hold(run, signer, lambda: run.agent.transfers.send(APP, other, "lovelace", 5 * ADA))
         await revoke_the_payer(run)
         await unpause(run.desk, APP)
         await run.settle_down(2)
-        (row,) = payments.payments_in(run.desk.conn, list(State))
+        row = run.desk.payment(row.id)
         assert (row.state, row.reason_code, signer.signed) == (State.REJECTED, "forbidden", 1)
         assert world.transactions() == []
 
