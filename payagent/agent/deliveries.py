@@ -80,7 +80,7 @@ class Deliveries:
             row.dialect or "", response, invoice_id=row.invoice_id or "", shown_tx=row.tx_id or ""
         )
         now_ms, rules = self._desk.ports.clock.now_ms(), self._desk.terms.rules
-        again_after_s = await self._desk.write(
+        after_s = await self._desk.write(
             "delivery",
             lambda unit: delivery_steps.record_answer_to_retry(
                 unit, payment_id, answer, response.status, rules, now_ms
@@ -94,7 +94,7 @@ class Deliveries:
             except Refused as refusal:
                 log.info("payment.not_cancelled_yet", payment=payment_id, why=refusal.detail)
             row = self._desk.payment(payment_id)
-        return row, Advice(answer, again_after_s)
+        return row, Advice(answer, after_s)
 
     async def give_up_unserved(self) -> None:
         """Note which merchants have not served what was confirmed long enough ago: nobody may ever ask again.
