@@ -79,14 +79,22 @@ def _read_most(body: Fields) -> tuple[int | None, str | None]:
     return units, read_asset(body["max_total_asset"], "max_total_asset") if "max_total_asset" in body else None
 
 
+_UNANSWERED = 504
+"""The status that is told where no answer came: what a gateway says that had none in time (RFC 9110 15.6.5)."""
+
+
 def read_delivery(raw: bytes) -> Response | str:
     """What the retry got: its status, and headers and body as far as they are told. Or why no answer came."""
     body = _fields(_json(raw), "the body", ("status",), ("headers", "body", "body_base64", "unanswered"))
+    status = _status(body["status"], "status")
     if (why := _text(body, "unanswered")) is not None:
+        if status != _UNANSWERED or len(body) > 2:
+            detail = f"unanswered stands beside a status of {_UNANSWERED} alone: an answer came, or none did"
+            raise Refused("bad_request", detail, key="unanswered")
         return _one_line(why, "unanswered")
     if "body" in body and "body_base64" in body:
         raise Refused("bad_request", "give either body or body_base64", key="body")
-    status, headers = _status(body["status"], "status"), _read_headers(body.get("headers", {}))
+    headers = _read_headers(body.get("headers", {}))
     if "body_base64" in body:
         return parse_answer(status, headers, _read_base64(body["body_base64"], "body_base64"))
     told = body.get("body", "")

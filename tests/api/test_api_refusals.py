@@ -89,6 +89,10 @@ async def test_a_body_that_is_not_understood_is_refused_with_the_key_that_is_wro
         (SEND, {"address": api.world.address, "units": "5", "asset": "USDM"}, "self_transfer_invalid", "asset"),
         (NO_PAYMENT + "/delivery", {"status": True}, "bad_request", "status"),
         (NO_PAYMENT + "/delivery", {"status": 200, "body_base64": "?"}, "bad_request", "body_base64"),
+        (NO_PAYMENT + "/delivery", {"status": 200, "unanswered": "reset"}, "bad_request", "unanswered"),
+        (NO_PAYMENT + "/delivery", {"status": True, "unanswered": "reset"}, "bad_request", "status"),
+        (NO_PAYMENT + "/delivery", {"status": 504, "unanswered": "", "body": "x"}, "bad_request", "unanswered"),
+        (NO_PAYMENT + "/delivery", {"status": 504, "unanswered": "reset"}, "not_found", None),
         (NO_PAYMENT + "/delivery", {"status": 200}, "not_found", None),
     ]
     for path, body, code, key in rows:
