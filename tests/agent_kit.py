@@ -55,12 +55,17 @@ def daily(per_payment: int, per_day: int, asset: str = "lovelace") -> tuple[Limi
 
 @dataclass
 class Clock:
-    """The system's clock, and how far a test has put it off."""
+    """The system's clock, how far a test has put it off, and since when it stands still."""
 
     ahead_ms: int = 0
+    stopped_ms: int | None = None
 
     def now_ms(self) -> int:
-        return SystemClock().now_ms() + self.ahead_ms
+        return (SystemClock().now_ms() if self.stopped_ms is None else self.stopped_ms) + self.ahead_ms
+
+    def stop(self) -> None:
+        """What depends on two things in one second has them in one."""
+        self.stopped_ms = SystemClock().now_ms()
 
 
 class World:

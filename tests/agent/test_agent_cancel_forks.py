@@ -334,6 +334,7 @@ async def test_the_very_same_cancel_once_more_is_no_new_attempt(world: World) ->
     async with world.run() as run:
         await run.look()
         row = await run.pay()
+        world.clock.stop()
         cancelled = await run.agent.carrying.resolve(row.id, APP)
         await run.agent.sending.drain(10)
         world.block()
