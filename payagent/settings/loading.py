@@ -199,10 +199,13 @@ def _merged(low: Mapping[str, Any], high: Mapping[str, Any]) -> Tree:
 
 
 def _with_defaults(tree: Tree, environ: Mapping[str, str]) -> Tree:
-    """Add the defaults that depend on the network and on the user; the model has the rest."""
+    """Add the defaults that depend on the network and on the user; the model has the rest.
+
+    A runtime folder that is not absolute is no such folder (XDG Base Directory Specification).
+    """
     data_dir = tree.get("data_dir", str(_home(environ) / ".local/share/payagent"))
-    runtime = environ.get("XDG_RUNTIME_DIR")
-    socket = f"{runtime}/payagent/payagent.sock" if runtime else f"{data_dir}/payagent.sock"
+    runtime = environ.get("XDG_RUNTIME_DIR", "")
+    socket = f"{runtime}/payagent/payagent.sock" if runtime.startswith("/") else f"{data_dir}/payagent.sock"
     places, is_devnet = {"data_dir": data_dir, "api": {"socket": socket}}, tree.get("network") == "devnet"
     merchants = tree.get("merchants")
     named = merchants if isinstance(merchants, Mapping) else {}

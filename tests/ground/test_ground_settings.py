@@ -185,6 +185,8 @@ def test_data_and_socket_default_to_the_users_places(tmp_path: Path) -> None:
     assert settings.api.socket == tmp_path / ".local/share/payagent/payagent.sock"
     runtime = load(tmp_path, XDG_RUNTIME_DIR="/run/user/7")
     assert runtime.api.socket == Path("/run/user/7/payagent/payagent.sock")
+    relative = load(tmp_path, XDG_RUNTIME_DIR="run")
+    assert relative.api.socket == settings.api.socket, "the specification has it ignored"
 
 
 def test_the_first_config_file_of_the_search_order_is_taken(tmp_path: Path) -> None:
