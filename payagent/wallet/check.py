@@ -30,7 +30,7 @@ def check(raw: bytes, plan: Plan, signer_public_key: bytes) -> None:
     """
     try:
         found = decode(raw)
-    except (Undecodable, RecursionError) as error:
+    except Undecodable as error:
         raise CheckFailed(f"the signed bytes cannot be read: {error}") from error
     _check_frame(found, plan)
     _check_inputs(found, plan)

@@ -289,6 +289,11 @@ def mint(body: Body) -> None:
     body[1][-1][1][1][policy][name] += 1
 
 
+def mint_another(body: Body) -> None:
+    policy, name = bytes.fromhex(ASSETS[2][:56]), bytes.fromhex(ASSETS[2][56:])
+    body[1][-1][1][1].setdefault(policy, {})[name] = 1
+
+
 def one_unit_less(body: Body) -> None:
     policy, name = bytes.fromhex(ASSETS[1][:56]), bytes.fromhex(ASSETS[1][56:])
     body[1][0][1][1][policy][name] -= 1
@@ -338,6 +343,7 @@ ALONE: dict[str, tuple[Callable[[], tuple[bytes, Plan]], str]] = {
     "change below the minimum": (lambda: laid_by_other_rules(49 * ADA), "output 1 holds"),
     "value": (richer, "lovelace is out of balance by 1"),
     "a token from nothing": (lambda: agreed(mint), "out of balance by -1"),
+    "another token from nothing": (lambda: agreed(mint_another), "out of balance by -1"),
     "a token lost": (lambda: agreed(steal_token), "out of balance"),
     "fee too low": (lambda: agreed(fee_off=-1), "are right"),
     "fee too high": (lambda: agreed(fee_off=177), "are right"),
@@ -353,6 +359,14 @@ ALONE: dict[str, tuple[Callable[[], tuple[bytes, Plan]], str]] = {
 def test_what_was_bent_in_nothing_passes() -> None:
     for raw, plan in (agreed(), agreed(plan=TOKEN_PLAN), to(payee(3, base=False).raw)):
         check(raw, plan, SIGNER.public_key)
+
+
+def test_what_stands_at_its_bound_passes() -> None:
+    for raw, plan in (agreed(fee_off=176), agreed()):
+        frame = plan.frame._replace(
+            fee_cap_lovelace=plan.fee_lovelace, parameters=Parameters(max_tx_size=len(raw))
+        )
+        check(raw, plan._replace(frame=frame), SIGNER.public_key)
 
 
 @pytest.mark.parametrize("name", ALONE)
