@@ -14,7 +14,7 @@ from payagent.agent.repeats import Repeats
 from payagent.agent.rows import LOOKED_FOR, Rows
 from payagent.agent.turns import Turns
 from payagent.chain.panel import View
-from payagent.chain.source import Found, NotFound, Tip, TxSeen, Unknown, Why
+from payagent.chain.source import Found, NotFound, Read, Tip, TxSeen, Unknown, Why
 from payagent.core.payment import State
 from payagent.store import queries
 from payagent.store.payments import OpenPayment, PaymentRow
@@ -107,12 +107,24 @@ class Sightings:
                 is_open = True
         if not is_open:
             self.unread.discard(row.id)
-        rival = None if row.anchor is None else queries.rival_of(self._desk.conn, row.anchor)
-        read = NotFound() if rival is None else await source.tx(rival)
+        read = await self._rival(source, row)
         if isinstance(read, Found):
             await self._weigh_cancel(source, tip, row, read.value)
         elif not source.stands_alone or not (is_open or isinstance(read, Unknown)):
             self._deep_seen.forget(row.id)  # what was read of it before was denied since, or not borne out
+
+    async def _rival(self, source: View, row: PaymentRow) -> Read[TxSeen]:
+        """What keeps the anchor from ever being there, in the block that its own payment is known to be in.
+
+        Before that one was seen in it the books would not show why this one is void.
+        """
+        rival = None if row.anchor is None else queries.rival_of(self._desk.conn, row.anchor)
+        if rival is None:
+            return NotFound()
+        read = await source.tx(rival.shown_by)
+        if isinstance(read, Found) and read.value.block_hash != rival.block_hash:
+            return Unknown("its own payment was not seen in that block yet", Why.NOT_YET)
+        return read
 
     async def _weigh_cancel(self, source: View, tip: Tip, row: PaymentRow, seen: TxSeen) -> None:
         """Void on positive evidence only (R8): the cancel is in a block, deep enough, in look after look.

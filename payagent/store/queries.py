@@ -287,11 +287,11 @@ def chain_depth(conn: sqlite3.Connection, tx_id: str, known: dict[str, int] | No
     return depth_of(tx_id)
 
 
-def rival_of(conn: sqlite3.Connection, ref: str) -> str | None:
-    """The transaction in a block that keeps a coin from being there: what was to make it lost to that one."""
+def rival_of(conn: sqlite3.Connection, ref: str) -> PaymentRow | None:
+    """The payment whose block (`shown_by`) keeps a coin from being there: what was to make it lost to that one."""
     maker = None if (row := coin(conn, ref)) is None else payment_of_attempt(conn, row.tx_id)
     if row is None or maker is None or maker.tx_id == row.tx_id:
         return None
     if maker.state not in (State.IN_BLOCK, State.CONFIRMED, State.SETTLED, State.VOID):
         return None
-    return maker.shown_by or None
+    return maker if maker.shown_by else None

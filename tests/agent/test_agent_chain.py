@@ -4,7 +4,7 @@ The chain and the agent share one clock here, which a test can move.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -22,9 +22,10 @@ from agent.test_agent_replace import (
     pass_time_of,
     wait_for_void,
 )
-from agent_kit import ADA, APP, Run, World, with_terms, world_with_clock
+from agent_kit import ADA, APP, Relay, Run, World, with_terms, world_with_clock
 
 from payagent.agent.foreign import thaw
+from payagent.agent.terms import Terms
 from payagent.core.payment import State
 from payagent.core.policy import WALLET
 from payagent.core.problem import Refused
@@ -174,6 +175,13 @@ async def bury(world: World, run: Run) -> None:
     await wait_for_void(world, run)
 
 
+@contextlib.asynccontextmanager
+async def two_providers(world: World, terms: Callable[[Terms], Terms]) -> AsyncIterator[Run]:
+    with Relay(world.devnet).serving() as one, Relay(world.devnet).serving() as other:
+        async with world.run(terms=terms, providers={"one": one.url, "other": other.url}) as run:
+            yield run
+
+
 class TestAChildWithoutItsParent:
     @staticmethod
     async def orphaned(world: World, run: Run) -> list[PaymentRow]:
@@ -259,6 +267,31 @@ class TestAChildWithoutItsParent:
             void = run.desk.payment(child.id)
             assert (void.state, void.reason_code) == (State.VOID, "parent_lost")
             assert_at_rest(world, run)
+
+    async def test_a_fork_moves_the_parents_cancel_and_the_child_hears_of_it_first(self, world: World) -> None:
+        """The block that makes the child void is in the books: its parent was seen there before."""
+        world.fund(300 * ADA)
+        terms = with_terms(chain_depth=DEPTH, settle_depth=60)
+        async with two_providers(world, terms) as run:
+            await run.look()
+            low = height(world)
+            parent, child = await family(world, run, "parent", "child")
+            world.control("faults", clear=True)
+            await run.agent.carrying.resolve(parent.id, APP)
+            await run.agent.sending.drain(10)
+            await bury(world, run)
+            await bury(world, run)
+            assert run.state(parent.id) is run.state(child.id) is State.VOID
+            cancel = attempts(run, parent)[-1]
+            world.fault(f"/txs/{cancel.tx_id}", "server", count=2)
+            fork_with(world, low, cancel.cbor)
+            await run.look()
+            assert run.state(parent.id) is State.VOID, "nobody answered what became of it"
+            fork_with(world, low)
+            world.devnet.run(lambda devnet: devnet.chain.submit(cancel.cbor))
+            for _ in range(3):
+                await run.settle_down()
+            assert_sound(world, run)
 
     async def test_one_with_an_anchor_of_its_own_is_replaced(self, world: World) -> None:
         world.settings(price="6000000", splits=[], timeout=LONG_S)
