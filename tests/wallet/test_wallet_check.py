@@ -454,3 +454,37 @@ def test_the_reader_refuses_what_is_not_in_canonical_order() -> None:
     assert bent != raw
     with pytest.raises(Undecodable, match="out of order"):
         decode(bent)
+
+
+def map_of(*pairs: tuple[bytes, bytes]) -> bytes:
+    """A map as its pairs stand, whatever their order and however often a key comes."""
+    return bytes([0xA0 + len(pairs)]) + b"".join(cbor2.dumps(key) + value for key, value in pairs)
+
+
+P, Q, NAME = bytes(28), b"\x01" * 28, b"\x05"
+OF_ONE = map_of((b"A", NAME))
+
+
+@pytest.mark.parametrize(
+    ("assets", "why"),
+    [
+        (map_of((P, OF_ONE), (P, OF_ONE)), "a policy is out of order or double"),
+        (map_of((P, map_of((b"A", NAME), (b"A", NAME)))), "name is out of order or double"),
+        (map_of((P, map_of((b"B", NAME), (b"A", NAME)))), "name is out of order or double"),
+        (map_of((P, map_of((b"AA", NAME), (b"B", NAME)))), "name is out of order or double"),
+        (map_of((P, map_of((b"A" * 33, NAME)))), "longer than 32 bytes"),
+        (map_of((P, map_of((b"A", b"\x00")))), "an asset of which it holds none"),
+        (map_of((P, map_of())), "a policy without assets"),
+        (map_of(), "lists assets of which it holds none"),
+        (map_of((P, map_of((b"A", b"\x1c" + bytes(16))))), "without a definite length"),
+    ],
+)
+def test_the_reader_refuses_assets_that_have_another_spelling(assets: bytes, why: str) -> None:
+    good = map_of((P, map_of((b"B", NAME), (b"A" * 32, NAME))), (Q, OF_ONE))
+    body = body_of(TOKEN_PLAN)
+    there = cbor2.dumps(body[1][-1][1][1], canonical=True)
+    raw = signed(body)
+    assert raw.count(there) == 1
+    decode(raw.replace(there, good))
+    with pytest.raises(Undecodable, match=why):
+        decode(raw.replace(there, assets))
