@@ -33,11 +33,10 @@ class Deliveries:
 
     async def record_delivery(self, payment_id: str, http_status: int) -> PaymentRow:
         """Note what the retry got. A derived intent ends when its call was served."""
-        now_ms = self._desk.ports.clock.now_ms()
-        rules = self._desk.terms.rules
+        now_ms, clock_ms, rules = *self._times_ms(), self._desk.terms.rules
         await self._desk.write(
             "delivery",
-            lambda unit: delivery_steps.record_delivery(unit, payment_id, http_status, rules, now_ms),
+            lambda unit: delivery_steps.record_delivery(unit, payment_id, http_status, rules, clock_ms, now_ms),
             payment_id,
         )
         return self._desk.payment(payment_id)
@@ -79,11 +78,11 @@ class Deliveries:
         answer = read_answer(
             row.dialect or "", response, invoice_id=row.invoice_id or "", shown_tx=row.tx_id or ""
         )
-        now_ms, rules = self._desk.ports.clock.now_ms(), self._desk.terms.rules
+        now_ms, clock_ms, rules = *self._times_ms(), self._desk.terms.rules
         after_s = await self._desk.write(
             "delivery",
             lambda unit: delivery_steps.record_answer_to_retry(
-                unit, payment_id, answer, response.status, rules, now_ms
+                unit, payment_id, answer, response.status, rules, clock_ms, now_ms
             ),
             payment_id,
         )
@@ -102,8 +101,7 @@ class Deliveries:
         This daemon must have been there for as long: while it was away, nobody could show them a proof.
         """
         desk = self._desk
-        now_ms = desk.ports.clock.now_ms()
-        clock_ms = desk.limits_clock_ms(desk.conn, now_ms)
+        now_ms, clock_ms = self._times_ms()
         if self._there_since_ms is None and desk.chain.tip is not None:
             self._there_since_ms = clock_ms
         if self._there_since_ms is None or self._there_since_ms > delivery_steps.serving_ended_ms(clock_ms):
@@ -117,3 +115,10 @@ class Deliveries:
                 now_ms=now_ms,
             )
             await desk.write("delivery", job, payment_id)
+
+    def _times_ms(self) -> tuple[int, int]:
+        """Our clock's time, which is noted, and the limits' clock's, by which it is late: a jump of ours blames no
+        merchant.
+        """
+        now_ms = self._desk.ports.clock.now_ms()
+        return now_ms, self._desk.limits_clock_ms(self._desk.conn, now_ms)

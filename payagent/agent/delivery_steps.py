@@ -25,10 +25,12 @@ USED_UP_PATIENCE = 5
 """How often a proof is shown again that a facilitator calls used up: it may be settling that very one."""
 
 
-def record_delivery(unit: Unit, payment_id: str, http_status: int, rules: RulesOf, now_ms: int) -> None:
-    """Note what a retry got. A derived intent ends when its call was served."""
+def record_delivery(
+    unit: Unit, payment_id: str, http_status: int, rules: RulesOf, clock_ms: int, now_ms: int
+) -> None:
+    """Note what a retry got. A derived intent ends when its call was served. `clock_ms` is the limits' clock."""
     row = row_of(unit, payment_id)
-    event = delivery_event(http_status, row.state, _is_over(row, now_ms))
+    event = delivery_event(http_status, row.state, _is_over(row, clock_ms))
     _deliver(unit, row, event, {"status": http_status}, rules, now_ms)
 
 
@@ -40,16 +42,16 @@ def record_unanswered(unit: Unit, payment_id: str, why: str, rules: RulesOf, now
 
 
 def record_answer_to_retry(
-    unit: Unit, payment_id: str, answer: Answer, http_status: int, rules: RulesOf, now_ms: int
+    unit: Unit, payment_id: str, answer: Answer, http_status: int, rules: RulesOf, clock_ms: int, now_ms: int
 ) -> float | None:
-    """Note what a merchant answered to a retry.
+    """Note what a merchant answered to a retry, at that time of the limits' clock.
 
     Returns in how many seconds the same proof is shown again; None when it is not.
     """
     row = row_of(unit, payment_id)
     event = DeliveryEvent.PRESENT
     if not is_served(http_status):  # that is an end only when the client has it, or it may just mean "later"
-        event = delivery_event(http_status, row.state, _is_over(row, now_ms))
+        event = delivery_event(http_status, row.state, _is_over(row, clock_ms))
     _set_delivery(unit, row, event, rules, now_ms)
     detail = {"status": http_status, "said": answer.said, "reason": answer.reason, "delivery": event}
     records.note(unit, payment_id, "merchant_answered", row.state, now_ms, detail)
@@ -112,5 +114,6 @@ def _set_delivery(unit: Unit, row: PaymentRow, event: DeliveryEvent, rules: Rule
     trust.note_delivery(unit, rules(row.origin), row, now, now_ms)
 
 
-def _is_over(row: PaymentRow, now_ms: int) -> bool:
-    return now_ms > (row.expires_at_ms or row.created_at_ms + SERVING_PATIENCE_MS)
+def _is_over(row: PaymentRow, clock_ms: int) -> bool:
+    """Whether its invoice's time has passed, by a clock that only blocks move."""
+    return clock_ms > (row.expires_at_ms or row.created_at_ms + SERVING_PATIENCE_MS)

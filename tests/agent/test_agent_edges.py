@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
-from agent_kit import ADA, APP, Clock, World, daily, with_terms
+from agent_kit import ADA, APP, Clock, World, daily, with_terms, world_with_clock
 
 from payagent.agent.view import payment_view
 from payagent.core.address import Address
@@ -65,6 +65,13 @@ def somebody_else(world: World) -> Address:
 
 def limit_of(day_ada: int) -> tuple[Limit, ...]:
     return daily(1000 * ADA, day_ada * ADA)
+
+
+@pytest.fixture
+def on_clock(tmp_path: Path) -> Iterator[World]:
+    """A devnet whose clock the test moves."""
+    with world_with_clock(tmp_path) as world:
+        yield world
 
 
 class TestCommitPoints:
@@ -381,25 +388,25 @@ class TestTheCaller:
             assert payment_view(row, run.desk.terms)["headers"] == {}
 
     @pytest.mark.parametrize("batch", [1, 100])
-    async def test_paid_and_not_served_when_the_invoice_is_over(self, world: World, batch: int) -> None:
-        world.settings(batch=batch)
-        world.fund(50 * ADA)
-        async with world.run() as run:
+    async def test_paid_and_not_served_when_the_invoice_is_over(self, on_clock: World, batch: int) -> None:
+        on_clock.settings(batch=batch)
+        on_clock.fund(50 * ADA)
+        async with on_clock.run() as run:
             row = await run.pay_in_block()
             assert (await run.agent.deliveries.record_delivery(row.id, 402)).delivery is Delivery.PRESENTED
-            world.clock.ahead_ms += 301_000
+            await run.pass_time(1, 301)
             assert (await run.agent.deliveries.record_delivery(row.id, 402)).delivery is Delivery.PAID_NOT_SERVED
             assert (await run.agent.deliveries.record_delivery(row.id, 200)).delivery is Delivery.ACCEPTED
 
-    async def test_what_has_no_end_is_over_after_an_hour(self, world: World) -> None:
-        world.fund(50 * ADA)
-        async with world.run() as run:
+    async def test_what_has_no_end_is_over_after_an_hour(self, on_clock: World) -> None:
+        on_clock.fund(50 * ADA)
+        async with on_clock.run() as run:
             await run.look()
-            row, _ = await run.agent.transfers.send("app_test", somebody_else(world), "lovelace", 5 * ADA)
+            row, _ = await run.agent.transfers.send("app_test", somebody_else(on_clock), "lovelace", 5 * ADA)
             await run.agent.sending.drain(10)
             await run.settle_down()
             assert row.expires_at_ms is None
-            world.clock.ahead_ms += 3_590_000
+            await run.pass_time(1, 3_580)
             assert (await run.agent.deliveries.record_delivery(row.id, 404)).delivery is Delivery.PRESENTED
-            world.clock.ahead_ms += 20_000
+            await run.pass_time(1, 30)
             assert (await run.agent.deliveries.record_delivery(row.id, 404)).delivery is Delivery.PAID_NOT_SERVED

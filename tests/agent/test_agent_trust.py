@@ -15,7 +15,7 @@ import pytest
 from agent.test_agent_approvals import is_sound
 from agent.test_agent_edges import BadSigner
 from agent.test_agent_replace import LONG_S, TTL_S, attempts, lose, pass_time_of, wait_for_void
-from agent_kit import ADA, APP, DEVNET, Run, World, daily, with_terms, world_with_clock
+from agent_kit import ADA, APP, DEVNET, Run, World, daily, with_terms, world_apart, world_with_clock
 
 from payagent.agent import merchants
 from payagent.agent.asks import Ask, Request
@@ -515,6 +515,22 @@ class TestStrikes:
             told_of = [name for name, _ in events_of(run, "merchant_stopped", "merchant_reopened")]
             assert told_of == ["merchant_stopped", "merchant_reopened"]
             assert alerts.raised(run.desk.conn, "merchant_stopped") == []
+
+    async def test_a_clock_that_is_put_forward_blames_no_merchant(self, tmp_path: Path) -> None:
+        """One that is a block behind says 402 to what is paid, whatever our clock says."""
+        with world_apart(tmp_path) as world:
+            world.fund(*[50 * ADA] * 2)
+            async with world.run(terms=guarded(world, Rules(stop_after=1))) as run:
+                row = await run.pay_in_block("paid")
+                world.clock.ahead_ms = 86_400_000
+                await run.look()
+                assert (await run.agent.deliveries.record_delivery(row.id, 402)).delivery is Delivery.PRESENTED
+                unpaid = make_response(402, {}, world.call("another").text)
+                row, advice = await run.agent.deliveries.take_answer(row.id, unpaid)
+                assert (row.delivery, advice.again_after_s is None) == (Delivery.PRESENTED, False)
+                world.clock.ahead_ms = 0
+                assert trust.strikes(run.desk.conn, world.origin).count == 0
+                assert (await run.agent.deliveries.record_delivery(row.id, 200)).delivery is Delivery.ACCEPTED
 
     async def test_what_is_served_between_them_begins_the_count_anew(self, world: World) -> None:
         async with world.run(terms=guarded(world, self.STOP)) as run:

@@ -2,9 +2,10 @@
 
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
-from agent_kit import World, with_terms
+from agent_kit import World, with_terms, world_with_clock
 from api_kit import Api, served
 from canaries import plant
 from test_api_refusals import require_problem
@@ -48,15 +49,16 @@ async def test_a_payment_says_how_deep_it_is(api: Api, blocks: int) -> None:
 
 
 @pytest.fixture
-async def guarded(world: World) -> AsyncIterator[Api]:
+async def guarded(tmp_path: Path) -> AsyncIterator[Api]:
     """The API of a wallet whose merchant is held to its first addresses, its prices and serving."""
-    world.fund(*[100_000_000] * 5)
-    rules = Rules(first_use=True, drift_percent=25, stop_after=1, in_flight_max=100)
-    merchants = {origin: replace(one, rules=rules) for origin, one in world.terms.merchants.items()}
-    async with world.run(terms=with_terms(merchants=merchants)) as run:
-        await run.look()
-        async with served(run) as api:
-            yield api
+    with world_with_clock(tmp_path) as world:
+        world.fund(*[100_000_000] * 5)
+        rules = Rules(first_use=True, drift_percent=25, stop_after=1, in_flight_max=100)
+        merchants = {origin: replace(one, rules=rules) for origin, one in world.terms.merchants.items()}
+        async with world.run(terms=with_terms(merchants=merchants)) as run:
+            await run.look()
+            async with served(run) as api:
+                yield api
 
 
 async def test_an_operator_sees_what_is_known_of_a_merchant(guarded: Api) -> None:
@@ -123,9 +125,8 @@ async def test_a_merchant_that_was_stopped_is_let_in_again(guarded: Api) -> None
     row = await guarded.pay("first")
     await guarded.run.agent.sending.drain(10)
     await guarded.run.settle_down()
-    guarded.world.clock.ahead_ms += 301_000
+    await guarded.run.pass_time(1, 301)
     await guarded.run.agent.deliveries.record_delivery(str(row["id"]), 402)
-    guarded.world.clock.ahead_ms -= 301_000
     told = (await guarded.http.get("/v1/merchants/t")).json()
     assert told["strikes"] == 1
     assert told["stopped_at"] is not None

@@ -5,15 +5,16 @@ While no block comes the truth is `in_flight`, whatever the merchant says; it is
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from agent_kit import ADA, Run, World
+from agent_kit import ADA, Run, World, world_with_clock
 from api_kit import Api, served
 from hostile.hostile_merchant import (
     MODES,
@@ -41,6 +42,13 @@ WAYS = {
     "signed_cbor": TALK,
     "x402": Purchase("GET", "/x402/report?day=1", b""),
 }
+
+
+@pytest.fixture
+def on_clock(tmp_path: Path) -> Iterator[World]:
+    """A devnet whose clock the test moves."""
+    with world_with_clock(tmp_path) as world:
+        yield world
 
 
 def set_up(world: World, way: str) -> None:
@@ -261,12 +269,13 @@ async def test_what_a_merchant_says_of_its_invoice_changes_nothing(world: World,
 
 
 @pytest.mark.parametrize("way", list(WAYS))
-async def test_one_that_never_serves_is_a_persons_matter_and_no_failed_payment(world: World, way: str) -> None:
+async def test_one_that_never_serves_is_a_persons_matter_and_no_failed_payment(on_clock: World, way: str) -> None:
     """Once the invoice is over: paid and not served. The proof stays good for whoever shows it later."""
-    async with place(world, way, "5xx_after_settle") as at:
+    async with place(on_clock, way, "5xx_after_settle") as at:
         assert not await call_api(at)
         await blocks(at)
-        world.clock.ahead_ms += 2 * 3_600_000
+        on_clock.clock.ahead_ms += 2 * 3_600_000
+        await blocks(at)
         payment = await at.payment()
         assert not await again(at, payment)
         payment = await at.payment()
@@ -275,7 +284,7 @@ async def test_one_that_never_serves_is_a_persons_matter_and_no_failed_payment(w
         assert await again(at, payment)
         payment = await at.delivered()
         assert payment["state"] == "confirmed"
-        assert settlements(world) == [payment["tx_hash"]]
+        assert settlements(on_clock) == [payment["tx_hash"]]
         assert_books(at)
 
 
