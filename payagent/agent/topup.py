@@ -298,8 +298,8 @@ class Topups:
         pool = pools.pool(desk.conn, order.pool)
         merchant = desk.terms.merchant(pool.origin)
         pauses.require_running(desk.conn)
+        desk.chain.require_ready(now_ms)  # first: a clock that is ahead would end the order with its app's token
         require_may_buy(desk.conn, order, now_ms)
-        desk.chain.require_ready(now_ms)
         under_way = pools.batch_under_way(desk.conn, pool.id, now_ms)
         if under_way is not None and desk.payment(under_way).topup != order.id:
             raise Refused("batch_under_way", "a call buys a batch for the same balance")

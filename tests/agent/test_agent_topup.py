@@ -518,6 +518,19 @@ class TestTrouble:
             await run.look()
             assert (await carry_out(run, row.id)).state == "done"
 
+    async def test_a_clock_that_is_put_forward_ends_no_order_by_its_apps_token(self, apart: World) -> None:
+        async with apart.run() as run:
+            await run.look()
+            await add_orderer(run, apart.clock.now_ms() + 3_600_000)
+            row = await order_as_ops(run, COST)
+            apart.clock.ahead_ms = 86_400_000
+            await run.look()
+            await run.topups.beat()
+            assert run.topups.find(row.id).state == "open"
+            apart.clock.ahead_ms = 0
+            await run.look()
+            assert (await carry_out(run, row.id)).state == "done"
+
     async def test_an_answer_that_was_lost_is_not_lost_money(self, world: World) -> None:
         """The merchant credited the batch, and answers no proof twice."""
         world.settings(replays="refuse")
