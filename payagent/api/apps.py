@@ -9,15 +9,16 @@ from fastapi import APIRouter, Depends
 from starlette.requests import Request
 
 from payagent.agent.apps import add_app, everybody, renew_token, revoke
+from payagent.agent.desk import Desk
 from payagent.api.access import OPERATE, Caller, need
-from payagent.api.problems import JsonResponse
+from payagent.api.problems import Json, JsonResponse
 from payagent.api.reading import read_new_app, read_token_order
 from payagent.api.schemas.apps import AppAdded, AppOrder, AppsPage, AppTold, TokenOrder
 from payagent.api.schemas.describe import gives, takes
 from payagent.api.tokens import hash_token, new_token
 from payagent.api.views import app_view, merchant_names
 from payagent.core.problem import Refused
-from payagent.store.apps import AppRow, last_token, was_given
+from payagent.store.apps import AppRow, TokenRow, last_token, was_given
 
 Operator = Annotated[Caller, Depends(need(OPERATE))]
 
@@ -27,9 +28,7 @@ router = APIRouter(tags=["apps"])
 @router.get("/v1/apps", summary="Who may ask for what", responses=gives(AppsPage, 200))
 async def every_app(caller: Operator) -> JsonResponse:
     """All that there ever were, oldest first; of each its last token, without the token itself."""
-    desk, names = caller.desk, merchant_names(caller.desk.terms)
-    now_ms = desk.ports.clock.now_ms()
-    rows = [app_view(app, token, names, now_ms) for app, token in everybody(desk)]
+    rows = [_view(caller.desk, app, token) for app, token in everybody(caller.desk)]
     return JsonResponse({"apps": rows, "caller": caller.app.id})
 
 
@@ -70,6 +69,9 @@ async def end(name: str, caller: Operator) -> JsonResponse:
 
 
 def _told(caller: Caller, app: AppRow) -> dict[str, object]:
-    desk = caller.desk
-    token = last_token(desk.conn, app.id)
-    return app_view(app, token, merchant_names(desk.terms), desk.ports.clock.now_ms())
+    return _view(caller.desk, app, last_token(caller.desk.conn, app.id))
+
+
+def _view(desk: Desk, app: AppRow, token: TokenRow | None) -> Json:
+    is_active = token is not None and token.is_good(desk.conn, desk.ports.clock.now_ms())
+    return app_view(app, token, merchant_names(desk.terms), is_active=is_active)

@@ -230,8 +230,8 @@ def merchant_names(terms: Terms) -> dict[str, str]:
     return {origin: merchant.name for origin, merchant in terms.merchants.items()}
 
 
-def app_view(app: AppRow, token: TokenRow | None, names: Mapping[str, str], now_ms: int) -> Json:
-    """An app and its last token, by which nobody could call."""
+def app_view(app: AppRow, token: TokenRow | None, names: Mapping[str, str], *, is_active: bool) -> Json:
+    """An app and its last token, by which nobody could call; `is_active`: whether that is good."""
     expires_at_ms = None if token is None else token.expires_at_ms
     revoked_at_ms = None if token is None else token.revoked_at_ms
     return {
@@ -240,7 +240,7 @@ def app_view(app: AppRow, token: TokenRow | None, names: Mapping[str, str], now_
         "scopes": sorted(app.scopes),
         "merchants": None if app.merchants is None else sorted(names.get(one, one) for one in app.merchants),
         "assets": None if app.assets is None else sorted(app.assets),
-        "active": token is not None and token.is_good(now_ms),
+        "active": is_active,
         "token_made_at": None if token is None else iso_time(token.created_at_ms),
         "expires_at": None if expires_at_ms is None else iso_time(expires_at_ms),
         "revoked_at": None if revoked_at_ms is None else iso_time(revoked_at_ms),

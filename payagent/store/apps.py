@@ -1,7 +1,8 @@
 """The clients of payagent: who they are, what they may do, and the one token of each that is good.
 
-Nothing of an app changes but its token: a new one ends the one before, and none is good again once it has ended.
-May import: core, store.unit, sqlite3. Never: sees a token (its hash is looked up).
+Nothing of an app changes but its token: a new one ends the one before, and none is good again once it has ended,
+also not by a clock that is put back.
+May import: core, store.spending, store.unit, sqlite3. Never: sees a token (its hash is looked up).
 """
 
 import sqlite3
@@ -9,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from payagent.core.problem import Refused
+from payagent.store import spending
 from payagent.store.unit import Unit
 
 
@@ -47,21 +49,27 @@ class TokenRow:
     expires_at_ms: int | None
     revoked_at_ms: int | None
 
-    def is_good(self, now_ms: int) -> bool:
-        return self.revoked_at_ms is None and (self.expires_at_ms is None or now_ms < self.expires_at_ms)
+    def is_good(self, conn: sqlite3.Connection, now_ms: int) -> bool:
+        return self.revoked_at_ms is None and not _has_expired(conn, self.expires_at_ms, now_ms)
 
 
-_APP = "SELECT a.id, a.name, a.scopes, a.merchants, a.assets FROM apps a"
+_APP_COLUMNS = "a.id, a.name, a.scopes, a.merchants, a.assets"
+_APP = f"SELECT {_APP_COLUMNS} FROM apps a"  # noqa: S608  names of ours
+
+
+def _has_expired(conn: sqlite3.Connection, expires_at_ms: int | None, now_ms: int) -> bool:
+    """By our clock, or already by the limits', which nobody puts back."""
+    return expires_at_ms is not None and expires_at_ms <= max(now_ms, spending.clock_ms(conn, None))
 
 
 def by_token(conn: sqlite3.Connection, token_hash: str, now_ms: int) -> AppRow | None:
     """Whose token it is, if it is good now."""
     row = conn.execute(
-        f"{_APP} JOIN tokens t ON t.app_id = a.id WHERE t.hash = ? AND t.revoked_at_ms IS NULL "
-        "AND COALESCE(t.expires_at_ms > ?, 1)",
-        (token_hash, now_ms),
+        f"SELECT {_APP_COLUMNS}, t.expires_at_ms FROM apps a "  # noqa: S608  names of ours
+        "JOIN tokens t ON t.app_id = a.id WHERE t.hash = ? AND t.revoked_at_ms IS NULL",
+        (token_hash,),
     ).fetchone()
-    return None if row is None else _row(row)
+    return None if row is None or _has_expired(conn, row[5], now_ms) else _row(row[:5])
 
 
 def by_id(conn: sqlite3.Connection, app_id: str) -> AppRow | None:
@@ -80,7 +88,7 @@ def require(conn: sqlite3.Connection, app_id: str) -> AppRow:
 def has_ended(conn: sqlite3.Connection, app_id: str, now_ms: int) -> bool:
     """Whether an app gets nothing more: its token was revoked, or has expired. payagent's own never had one."""
     token = last_token(conn, app_id)
-    return token is not None and not token.is_good(now_ms)
+    return token is not None and not token.is_good(conn, now_ms)
 
 
 def require_let_in(conn: sqlite3.Connection, app_id: str, now_ms: int) -> None:

@@ -104,6 +104,27 @@ async def test_a_jump_of_the_clock_frees_nothing(world: World, jump_ms: int) -> 
         assert left(standing(run.desk), Window.DAY) == before
 
 
+async def test_a_clock_that_is_put_back_lets_no_expired_token_in_again(tmp_path: Path) -> None:
+    with world_with_clock(tmp_path) as world:
+        world.fund(*[50 * ADA] * 2)
+        async with world.run() as run:
+            conn, end_ms = run.desk.conn, world.clock.now_ms() + 60_000
+            bot = AppRow("app_bot", "bot", frozenset({"pay"}), None, None)
+
+            def job(unit: Unit) -> None:
+                apps.add(unit, bot, 1)
+                apps.give_token(unit, bot.id, "b" * 64, end_ms, 1)
+
+            await run.desk.write("app", job)
+            assert apps.by_token(conn, "b" * 64, world.clock.now_ms()) == bot
+            world.clock.ahead_ms += 120_000
+            await run.settle_down()
+            await run.pay("by another")
+            world.clock.ahead_ms -= 3_600_000
+            assert apps.by_token(conn, "b" * 64, world.clock.now_ms()) is None
+            assert apps.has_ended(conn, bot.id, world.clock.now_ms())
+
+
 async def test_a_block_from_the_future_frees_nothing(world: World) -> None:
     """A provider alone cannot move the limits' clock: a tip must be borne out by the local one."""
     world.fund(*[50 * ADA] * 3)
