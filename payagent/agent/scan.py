@@ -197,6 +197,16 @@ def take_in(unit: Unit, spend: Spend, why: Why, coins: Coins, now_ms: int) -> st
     return event
 
 
+def note_behind(unit: Unit, signed: str | None, now_ms: int) -> None:
+    """Write down that a ledger does not know all that was signed, so that a restart does not begin it anew.
+
+    `signed` is the last attempt by the signer's record, where that tells it.
+    """
+    known_ms = 0 if last_signed(unit.conn) is None else onchain.last_event_ms(unit.conn)
+    told = {"signed": signed, "since_s": known_ms // 1000 - LAG_S}
+    records.note(unit, None, "ledger_behind", None, now_ms, told)
+
+
 def settle(unit: Unit, height: int, now_ms: int) -> None:
     """What was spent elsewhere up to a block is there for good."""
     records.note(unit, None, "foreign_settled", None, now_ms, {"height": height})
@@ -289,12 +299,9 @@ class Recovery:
         return None if self._signed is None else self._signed.tx_id
 
     async def _notice(self) -> None:
-        """Written down, so that a restart does not begin it anew."""
         now_ms = self._desk.ports.clock.now_ms()
-        known_ms = 0 if last_signed(self._desk.conn) is None else onchain.last_event_ms(self._desk.conn)
-        told = {"signed": self._name, "since_s": known_ms // 1000 - LAG_S}
-        await self._desk.write("scan", lambda unit: records.note(unit, None, "ledger_behind", None, now_ms, told))
-        log.warning("ledger.behind", signed=told["signed"])
+        await self._desk.write("scan", lambda unit: note_behind(unit, self._name, now_ms))
+        log.warning("ledger.behind", signed=self._name)
         self._learn()
 
     def _learn(self) -> None:

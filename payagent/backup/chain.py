@@ -3,11 +3,11 @@
 May import: core, secretfile, settings, chain, store, agent.chainview. Never: writes; takes silence for an answer.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from payagent.agent.chainview import ChainView
+from payagent.agent.chainview import ChainView, require_right_clock
 from payagent.chain.blockfrost import Blockfrost
 from payagent.chain.source import ChainUtxo, Found, Read, Unknown
 from payagent.core.ledger import add
@@ -38,7 +38,7 @@ class Differences:
     unknown: Coins
 
 
-async def ask(settings: Settings, address: str, now_ms: int) -> tuple[ChainUtxo, ...] | str:
+async def ask(settings: Settings, address: str, now_ms: Callable[[], int]) -> tuple[ChainUtxo, ...] | str:
     """The coins of an address by the first provider that sees the chain well, or why there is none.
 
     Refused: `clock_skew`; by a clock that is wrong, nobody could tell when it is safe to sign again.
@@ -67,7 +67,9 @@ def _sum(coins: Sequence[queries.CoinRow] | Sequence[ChainUtxo]) -> Coins:
     return Coins(len(coins), add({LOVELACE: coin.lovelace, **coin.assets} for coin in coins))
 
 
-async def _coins_by(provider: Provider, network: str, address: str, now_ms: int) -> tuple[ChainUtxo, ...]:
+async def _coins_by(
+    provider: Provider, network: str, address: str, now_ms: Callable[[], int]
+) -> tuple[ChainUtxo, ...]:
     project_id = None if provider.project_id_file is None else read_secret_file(provider.project_id_file)
     source = Blockfrost("provider", provider.base_url, project_id)
     try:
@@ -75,7 +77,9 @@ async def _coins_by(provider: Provider, network: str, address: str, now_ms: int)
         view.learn_genesis(_found("genesis", await source.genesis()))
         view.learn_parameters(_found("parameters", await source.parameters()))
         view.tip, view.problem = _found("newest block", await source.tip()), None
-        view.require_ready(now_ms)
+        off_s = await source.clock_off_s(now_ms)
+        require_right_clock([off_s.value] if isinstance(off_s, Found) else [])
+        view.require_ready(now_ms())
         return _found("coins", await source.utxos(address))
     finally:
         await source.aclose()

@@ -1,7 +1,8 @@
 """Make a wallet of a backup again, in a data folder that has none.
 
 What was signed after the backup is unknown to its ledger. That it was put back, and when, is recorded in the
-ledger itself before it can be started on: the agent signs nothing until all of that has landed or run out.
+ledger itself before it can be started on: the agent signs nothing until all of that has landed or run out. Where
+nobody could be asked, nobody bears out our clock: that time begins when the agent finds the clock to be right.
 
 May import: core, secretfile, settings, store, wallet.keystore's and chain's values, audit.finding, agent,
 api.tokens, init, the rest of backup. Never: starts anything.
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from payagent.agent.chainview import QUIET_MS
 from payagent.agent.ports import Ports
+from payagent.agent.scan import note_behind
 from payagent.api.tokens import hash_token, new_token
 from payagent.audit.finding import Head
 from payagent.backup.archive import KEYSTORE, LEDGER, Manifest, invalid, unpack
@@ -53,8 +55,9 @@ class Restored:
     app: str | None
 
     @property
-    def signs_at_ms(self) -> int:
-        return self.restored_at_ms + QUIET_MS
+    def signs_at_ms(self) -> int | None:
+        """None where that is counted from when the daemon finds our clock to agree with the chain's."""
+        return None if isinstance(self.differences, str) else self.restored_at_ms + QUIET_MS
 
 
 async def restore(settings: Settings, source: Path, ports: Ports, tell: Tell = lambda _text: None) -> Restored:
@@ -72,15 +75,14 @@ async def restore(settings: Settings, source: Path, ports: Ports, tell: Tell = l
             manifest = unpack(source, folder)
             header, held, head = checked(folder, tell)
             _require_same(manifest, header, held, head, settings)
-            now_ms = ports.clock.now_ms()
             tell("asking the chain")
-            listed = await ask(settings, header.address, now_ms)
+            listed = await ask(settings, header.address, ports.clock.now_ms)
             differences = listed if isinstance(listed, str) else _differences(folder, listed)
             restored_at_ms = ports.clock.now_ms()
             app = (
                 None if _has_token(data_dir, folder, restored_at_ms) else f"{APP_NAME} {iso_time(restored_at_ms)}"
             )
-            _record(folder, manifest, restored_at_ms, app, ports)
+            _record(folder, manifest, restored_at_ms, app, ports, is_clock_right=not isinstance(listed, str))
             for name in (KEYSTORE, *([TOKEN_FILE] if app else []), LEDGER):
                 put(folder / name, data_dir / name)
                 undo.append((data_dir / name).unlink)
@@ -118,17 +120,22 @@ def _differences(folder: Path, listed: tuple[ChainUtxo, ...]) -> Differences:
         return compare(conn, listed)
 
 
-def _record(folder: Path, manifest: Manifest, restored_at_ms: int, app: str | None, ports: Ports) -> None:
+def _record(
+    folder: Path, manifest: Manifest, restored_at_ms: int, app: str | None, ports: Ports, *, is_clock_right: bool
+) -> None:
     """Record that it was put back; and, where the operator has no token any more, add an app with a new one."""
     token = new_token(ports.randomness)
     fact = {
         "restored_at_ms": restored_at_ms,
+        "is_clock_right": is_clock_right,
         "made_at_ms": manifest.made_at_ms,
         "head": manifest.head,
     }
 
     def job(unit: Unit) -> None:
         records.put_meta(unit, f"restored:{restored_at_ms}", json.dumps(fact, separators=(",", ":")))
+        if not is_clock_right:
+            note_behind(unit, None, restored_at_ms)
         if app is not None:
             apps.add_with_token(unit, ports.new_id("app"), app, hash_token(token), SCOPES, restored_at_ms)
 

@@ -93,7 +93,7 @@ def _as_json(restored: "Restored") -> Json:
         "data_dir": str(restored.data_dir),
         **_facts(restored.manifest),
         "restored_at": iso_time(restored.restored_at_ms),
-        "signs_at": iso_time(restored.signs_at_ms),
+        "signs_at": None if restored.signs_at_ms is None else iso_time(restored.signs_at_ms),
         "new_app": restored.app,
         "chain": chain,
     }
@@ -111,9 +111,12 @@ def _show(terminal: Terminal, restored: "Restored") -> None:
         terminal.line(f"operator.token is new, of the app {restored.app!r}. Earlier tokens are good as before.")
     for line in _compared(restored.differences):
         terminal.line(line)
+    quiet = "for 37 minutes after the daemon has seen that this machine's clock agrees with the chain's"
+    if restored.signs_at_ms is not None:
+        quiet = f"before {iso_time(restored.signs_at_ms)}"
     terminal.line(
-        f"Nothing is signed before {iso_time(restored.signs_at_ms)}. Find out until then what was bought since "
-        "the backup: who asks for it again would pay again."
+        f"Nothing is signed {quiet}. Find out until then what was bought since the backup: who asks for it again "
+        "would pay again."
     )
 
 

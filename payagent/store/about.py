@@ -18,8 +18,11 @@ def meta(conn: sqlite3.Connection, key: str) -> str | None:
 
 
 def restored_at_ms(conn: sqlite3.Connection) -> int | None:
-    """When this ledger was last put back from a backup; None when it never was."""
+    """When this ledger was last put back from a backup; None when it never was, or not by a clock that was borne
+    out.
+    """
     row = conn.execute(
-        "SELECT MAX(json_extract(value, '$.restored_at_ms')) FROM meta WHERE key GLOB 'restored:*'"
+        "SELECT MAX(json_extract(value, '$.restored_at_ms')) FROM meta WHERE key GLOB 'restored:*' "
+        "AND COALESCE(json_extract(value, '$.is_clock_right'), 1)"
     ).fetchone()
     return None if row[0] is None else int(row[0])

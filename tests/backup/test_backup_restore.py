@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from agent_kit import ADA, Relay, World
-from backup.backup_kit import listing, put_back, settings_of, taken
+from agent_kit import ADA, Clock, Relay, World
+from backup.backup_kit import NOBODY, listing, put_back, settings_of, taken
 
 from payagent.agent.chainview import QUIET_MS
 from payagent.agent.ports import Ports, SystemRandomness
@@ -17,6 +17,7 @@ from payagent.backup.restore import restore
 from payagent.core.payment import State
 from payagent.core.problem import Refused
 from payagent.store import payments, queries
+from payagent.store.signer import SignerFile
 
 
 @dataclass
@@ -103,6 +104,7 @@ async def test_nothing_is_signed_until_all_that_is_unknown_has_landed_or_run_out
         with pytest.raises(Refused, match="restored_recently") as refused:
             await run.agent.pay(world.ask("new"))
         assert "nothing is signed until" in refused.value.detail
+    assert restored.signs_at_ms is not None
     world.clock.ahead_ms += restored.signs_at_ms - 60_000 - world.clock.now_ms()
     world.block()
     async with again.run() as run:  # a restart does not make it shorter
@@ -195,6 +197,40 @@ async def test_by_a_clock_that_is_behind_nothing_is_restored(world: World) -> No
     with pytest.raises(Refused, match="clock_skew"):
         await put_back(world, lost.backup)
     assert not world.folder.with_name("restored").exists()
+
+
+async def test_by_a_clock_that_is_ahead_nothing_is_restored(world: World) -> None:
+    """To it all blocks are old, as if the chain stood still; the provider's own clock tells."""
+    lost = await lost_payment(world)
+    data_dir, ahead = world.folder.with_name("restored"), Clock(world.clock.ahead_ms + 3_600_000)
+    with pytest.raises(Refused, match="clock_skew"):
+        await restore(settings_of(data_dir, world.devnet.chain_url), lost.backup, Ports(ahead, SystemRandomness()))
+    assert not data_dir.exists()
+
+
+@pytest.mark.parametrize("off_ms", [-30 * 86_400_000, 30 * 86_400_000])
+async def test_by_a_wrong_clock_and_without_the_chain_it_is_quiet_from_when_that_is_mended(
+    world: World, off_ms: int
+) -> None:
+    lost = await lost_payment(world)
+    world.clock.ahead_ms += off_ms
+    again, restored = await put_back(world, lost.backup, NOBODY)
+    assert restored.signs_at_ms is None
+    world.clock.ahead_ms -= off_ms
+    world.block()
+    record = SignerFile(again.folder / "signer.json")
+    for _ in range(2):  # a restart does not make it shorter, nor longer
+        async with again.run(record=record) as run:
+            await run.look()
+            with pytest.raises(Refused, match="ledger_behind"):
+                await run.agent.pay(world.ask("new"))
+        world.clock.ahead_ms += QUIET_MS // 2 + 1_000
+        world.block()
+    async with again.run(record=record) as run:
+        await run.look()
+        row = await run.pay("new")
+        assert not lost.spent & set(queries.attempts(run.desk.conn, row.id)[0].inputs)
+        assert run.desk.chain.foreign == (), "what the lost ledger knew freezes nothing"
 
 
 async def test_a_token_that_the_ledger_knows_is_kept_and_another_is_not_taken(world: World) -> None:
