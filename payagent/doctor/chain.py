@@ -45,8 +45,8 @@ async def _provider(provider: Provider, name: str, network: str, now_ms: Callabl
     view.learn_genesis(beginning)
     view.learn_parameters(told)
     view.tip, view.problem = newest, None
+    require_right_clock([off_s.value] if isinstance(off_s, Found) else [])  # to one ahead all blocks are old
     slot = view.require_ready(now_ms())
-    require_right_clock([off_s.value] if isinstance(off_s, Found) else [])
     if is_view_only:
         raise Refused(
             "chain_not_ready", "it has no /tx/submit: put cardano-submit-api there, behind the same address"

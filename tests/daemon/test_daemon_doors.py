@@ -20,11 +20,13 @@ import httpx
 import pytest
 from canaries import plant
 
+from payagent.agent.ports import SystemClock
 from payagent.core.network import NETWORKS
 from payagent.core.problem import Refused
 from payagent.devnet.server import DevnetThread
+from payagent.doctor.chain import look_at_chain
 from payagent.secretfile import require_out_of_reach, require_unchanged_by_others
-from payagent.settings.loading import config_places
+from payagent.settings.loading import config_places, load_settings
 from payagent.store.lease import require_local
 from payagent.store.writer import Writer
 from payagent.wallet.creation import create
@@ -446,6 +448,13 @@ def test_a_config_that_the_next_start_would_find_first_is_not_the_daemons_to_wri
     require_out_of_reach(
         config_places(tmp_path / "etc/mine.toml", {"HOME": str(tmp_path / "data")}), [tmp_path / "data"]
     )
+
+
+async def test_a_clock_far_ahead_is_named_by_the_doctor_and_no_provider_blamed(folder: Path) -> None:
+    """To such a clock the newest block is old."""
+    settings = load_settings(folder / "config.toml", {"HOME": str(folder)})
+    [found] = await look_at_chain(settings, lambda: SystemClock().now_ms() + 3_600_000)
+    assert re.search(r"the local clock is 3[56]\d\d s ahead", found.detail), found
 
 
 def test_a_clock_that_is_a_little_off_does_not(folder: Path, tell_time: TellTime) -> None:
