@@ -50,6 +50,12 @@ def test_the_unit_starts_what_there_is() -> None:
     assert invoke(*line.split(), "--help").code == 0
 
 
+def test_the_unit_waits_for_the_right_time() -> None:
+    """By a wrong clock the daemon refuses to start, and ten starts are all of a day."""
+    (line,) = re.findall(r"^After=(.*)$", UNIT.read_text(), re.MULTILINE)
+    assert {"network-online.target", "time-sync.target"} <= {*line.split()}
+
+
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not here")
 def test_the_unit_is_locked_in() -> None:
     rated = subprocess.run(
