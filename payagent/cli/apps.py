@@ -18,7 +18,10 @@ from payagent.core.money import LOVELACE, parse_asset
 _SPAN = re.compile(r"([1-9][0-9]{0,4})([hd])", re.ASCII)
 _HOURS = {"h": 1, "d": 24}
 
-_EXPIRES = "When the token ends: a time such as 2026-12-31T00:00:00Z, or 90d or 12h from now. Default: never."
+_EXPIRES = (
+    "When the token ends: a time such as 2026-12-31T00:00:00Z, by UTC where it names no zone, or 90d or 12h from "
+    "now. Default: never."
+)
 
 
 def _moment(_context: click.Context, _parameter: click.Parameter, text: str | None) -> str | None:

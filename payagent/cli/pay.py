@@ -68,8 +68,9 @@ def pay(
 ) -> int:
     """Pay a saved 402 and print the headers for the retry.
 
-    FILE is the body of the 402 as received, or an object {"status", "headers", "body"}. The headers come as a
-    JSON object, or as lines for people. It waits until the merchant can be expected to accept the retry, as the
+    FILE is the body of the 402 as received, or an object {"status", "headers", "body"}. Where it says in how many
+    seconds it ends, they are counted from now: pay it soon after it came. The headers come as a JSON object, or
+    as lines for people. It waits until the merchant can be expected to accept the retry, as the
     merchant's `ready` setting says; interrupted, the payment goes on, and the same command finds it.
     """
     response, is_bare = _response_text(_read(file))
