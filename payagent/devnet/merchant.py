@@ -29,7 +29,7 @@ MODES = ("additional", "inclusive", "outputs")
 FORMS = ("split", "outputs")
 DIALECTS = ("t-backend", "flux", "x402")
 REPLAYS = ("serve", "refuse")
-PROOFS = ("tx_hash", "signed_cbor")
+PROOFS = ("either", "tx_hash", "signed_cbor")
 BALANCE_SHAPES = ("plain", "nested", "digits", "nonsense", "missing")
 _TX_HASH = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _SIGNED_CBOR = re.compile(r"(?:[0-9a-f]{2}){65,}", re.ASCII)
@@ -73,7 +73,8 @@ class Terms:
     is written: `split` (an object that states its mode) or `outputs` (a bare list that states none).
     `dialect` `x402`: the calls are sold as those below /x402/ are, without splits and batches.
     `replays`: whether a proof that was answered is answered again; None is what each dialect does on its own.
-    `proof` `signed_cbor`: X-Payment carries the signed transaction, in hex, and the merchant sends it.
+    `proof`: X-Payment carries a `tx_hash`, or as `signed_cbor` the signed transaction, in hex, which the merchant
+    sends; `either` takes both, as the documents say.
     `balance_shape` is how /payments/balance tells the prepaid calls, which no document says: `plain` numbers,
     `nested` under `detail`, strings of `digits`, `nonsense` that contradicts itself, or `missing` (404).
     """
@@ -92,7 +93,7 @@ class Terms:
     confirmations: int = 1
     dialect: str = "t-backend"
     replays: str | None = None
-    proof: str = "tx_hash"
+    proof: str = "either"
     balance_shape: str = "plain"
 
     @property
@@ -354,7 +355,8 @@ class Merchant:
             return _wrong(invoice, "other_request", "the invoice is for another request, partner or wallet")
         tx_id, tx = self._read_proof(call.proof or "")
         if tx_id is None:
-            return _wrong(invoice, "proof_not_understood", f"X-Payment must be a {self.terms.proof} in hex")
+            form = "tx_hash or signed_cbor" if self.terms.proof == "either" else self.terms.proof
+            return _wrong(invoice, "proof_not_understood", f"X-Payment must be a {form} in hex")
         if invoice.paid_by is not None:
             if invoice.paid_by != tx_id:
                 return _wrong(invoice, "paid_already", "another transaction paid the invoice")
@@ -369,9 +371,10 @@ class Merchant:
 
     def _read_proof(self, proof: str) -> tuple[str | None, Tx | None]:
         """The transaction's id, and the transaction itself where that is the proof; (None, None) for no proof."""
-        if self.terms.proof == "tx_hash":
-            return (proof, None) if _TX_HASH.fullmatch(proof) else (None, None)
-        if not _SIGNED_CBOR.fullmatch(proof):
+        form = self.terms.proof
+        if form != "signed_cbor" and _TX_HASH.fullmatch(proof):
+            return proof, None
+        if form == "tx_hash" or not _SIGNED_CBOR.fullmatch(proof):
             return None, None
         try:
             tx = decode_tx(bytes.fromhex(proof))

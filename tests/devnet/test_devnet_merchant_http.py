@@ -277,6 +277,7 @@ def test_who_named_no_partner_or_wallet_adds_them_to_the_retry(buyer: Buyer, tol
 
 @pytest.mark.parametrize("shape", ["0x", "upper", "short", "json", "cbor", "base64"])
 def test_only_a_plain_hash_is_a_proof(buyer: Buyer, shape: str) -> None:
+    buyer.settings(proof="tx_hash")
     invoice_id = str(buyer.invoice()["invoiceId"])
     tx_id = buyer.pay(HONEST)
     cbor = buyer.get(f"/txs/{tx_id}/cbor").json()["cbor"]
@@ -291,6 +292,16 @@ def test_only_a_plain_hash_is_a_proof(buyer: Buyer, shape: str) -> None:
     assert proof != tx_id
     assert reason(buyer.call(proof=(invoice_id, proof))) == "proof_not_understood"
     assert buyer.call(proof=(invoice_id, tx_id)).status_code == 200
+
+
+def test_either_form_is_a_proof_unless_one_is_set(buyer: Buyer) -> None:
+    tx_id, raw = buyer.build(HONEST)
+    invoice_id = str(buyer.invoice()["invoiceId"])
+    assert pending(buyer.call(proof=(invoice_id, raw.hex())))
+    buyer.control("blocks", count=1)
+    assert buyer.call(proof=(invoice_id, tx_id)).json()["txHash"] == tx_id
+    assert buyer.call(proof=(invoice_id, raw.hex())).json()["replayed"]
+    assert reason(buyer.call(proof=(invoice_id, "0x" + tx_id))) == "proof_not_understood"
 
 
 def test_the_proof_may_be_the_signed_transaction_which_the_merchant_sends(buyer: Buyer) -> None:
