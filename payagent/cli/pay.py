@@ -26,6 +26,9 @@ VOID, PENDING, DRY_RUN_OK = 3, 8, 10
 _ENDED = frozenset(str(state) for state in ENDED_WITHOUT_PAYING)
 _NOT_WORTH_WAITING = _ENDED | {str(State.AWAITING_APPROVAL)}
 _TOKEN_TEXT = re.compile(r"([0-9]{1,19}) units", re.ASCII)
+UNSEEN_MAX_S = 30
+"""So long the command waits for a chain that nobody sees; the daemon goes on trying."""
+
 FOUND_ALONE = 1, LOVELACE
 """A bound that lets a payment be found which is there already, and pays nothing, in no asset."""
 
@@ -69,8 +72,8 @@ def pay(
     one merchant may be paid.
 
     The headers come as a JSON object, or as lines for people. It waits until the merchant can be expected to
-    accept the retry, as the merchant's `ready` setting says; interrupted, the payment goes on, and the same
-    command finds it.
+    accept the retry, as the merchant's `ready` setting says, and while the chain can be seen: else the exit code
+    is 8. Interrupted too, the payment goes on, and the same command finds it.
     """
     saved = read_saved(_read(file))
     bound = None if most is None else parse_most(most)
@@ -208,20 +211,33 @@ def show_outputs(terminal: Terminal, source: Mapping[str, Any]) -> None:
 
 
 def _wait(terminal: Terminal, link: "Link", payment: dict[str, Any]) -> dict[str, Any]:
-    """Until it is ready, or has ended, or a person must decide."""
+    """Until it is ready, or has ended, or a person must decide, or nobody can see the chain."""
     from payagent.cli.link import WAIT_S
 
-    started_s = time.monotonic()
+    goes_on = f"The payment goes on: `payagent payments show {payment['id']}`."
+    started_s = seen_s = time.monotonic()
     patience_s = 1 if terminal.stderr.isatty() else WAIT_S
     with terminal.waiting() as progress:
         while not payment["ready"] and payment["state"] not in _NOT_WORTH_WAITING:
             progress(f"{in_words(payment['state'])}, {time.monotonic() - started_s:.0f} s")
             try:
                 payment = link.get(f"/v1/payments/{payment['id']}", wait=patience_s)
+                why = None if payment["ready"] else _unseen_because(link)
             except KeyboardInterrupt:
-                terminal.say(f"The payment goes on: `payagent payments show {payment['id']}`.")
+                terminal.say(goes_on)
                 raise
+            if why is None:
+                seen_s = time.monotonic()
+            elif time.monotonic() - seen_s >= UNSEEN_MAX_S:
+                terminal.say(f"The chain cannot be seen: {why}. {goes_on}")
+                break
     return payment
+
+
+def _unseen_because(link: "Link") -> str | None:
+    """Why the daemon does not see the chain now, as /readyz tells it; None while it does."""
+    checks = link.readiness().get("checks", {})
+    return next((checks[name] for name in ("chain", "sweeps") if checks.get(name, "ok") != "ok"), None)
 
 
 def in_words(state: object) -> str:
