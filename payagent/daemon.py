@@ -51,7 +51,6 @@ from payagent.secretfile import (
     make_secret_file,
     read_header_secret,
     read_secret_file,
-    require_out_of_reach,
     require_private,
     require_unchanged_by_others,
 )
@@ -62,6 +61,7 @@ from payagent.settings.places import (
     WORDS_FILE,
     fence_plan,
     passphrase_file,
+    require_config_out_of_reach,
     written_by_daemon,
 )
 from payagent.settings.tables import Api, Provider, Settings
@@ -121,7 +121,7 @@ def serve(
         scratch = make_scratch(settings.data_dir)
         passphrase = passphrase_file(settings, environ, can_ask)
         plan = fence_plan(settings, config, passphrase)
-        require_out_of_reach([*looked_for, config], written_by_daemon(settings, plan))
+        require_config_out_of_reach(settings, [*looked_for, config], written_by_daemon(settings, plan))
         with (
             _unlocked(settings, passphrase) as (account, signer, missing),
             listen_tcp(settings.api.listen, "api.listen") as tcp,

@@ -1,7 +1,7 @@
 """init: makes what a first start needs: data folder, config, keystore, ledger with its first app, token.
 And gives a keystore another passphrase.
 
-May import: core, secretfile, settings, wallet, store, agent.ports, api.tokens. Never: asks a question or prints
+May import: core, settings, wallet, store, agent.ports, api.tokens. Never: asks a question or prints
 (the CLI does); overwrites a file; leaves half of its work behind when it fails.
 """
 
@@ -17,9 +17,14 @@ from payagent.api.tokens import hash_token, new_token
 from payagent.core.bounds import SCOPES
 from payagent.core.network import NETWORKS
 from payagent.core.problem import Refused
-from payagent.secretfile import require_out_of_reach
 from payagent.settings.loading import load_settings
-from payagent.settings.places import KEYSTORE_FILE, LEDGER_FILE, TOKEN_FILE, WORDS_FILE
+from payagent.settings.places import (
+    KEYSTORE_FILE,
+    LEDGER_FILE,
+    TOKEN_FILE,
+    WORDS_FILE,
+    require_config_out_of_reach,
+)
 from payagent.settings.tables import Settings
 from payagent.store import apps
 from payagent.store.lease import lease
@@ -78,13 +83,14 @@ def initialise(
 
     Refused: `config_invalid`, `file_exists`, `keystore_exists`, `mnemonic_invalid`, `passphrase_too_short`.
     """
-    require_long(choices.passphrase)
+    if choices.network != "devnet":  # whose money is worth nothing
+        require_long(choices.passphrase)
     with undone_on_failure() as undo:
         write_new(choices.config, config_text(choices), undo)
         settings = load_settings(choices.config, environ)
         _require_same(settings, choices)
-        require_out_of_reach([choices.config], [settings.data_dir])
-        make_private_folder(settings.data_dir, undo)
+        require_config_out_of_reach(settings, [choices.config], [settings.data_dir])
+        make_private_folder(settings.data_dir, undo, ours=choices.config)
         require_none(settings.data_dir)
         words = choices.words or creation.new_words(randomness)
         words_file = settings.data_dir / WORDS_FILE if write_words and choices.words is None else None
@@ -225,13 +231,15 @@ def require_none(data_dir: Path) -> None:
             raise Refused(code, f"{data_dir / name} is there already")
 
 
-def make_private_folder(folder: Path, undo: Undo) -> None:
-    """The data folder, for its owner alone. One that holds something already must be private already."""
+def make_private_folder(folder: Path, undo: Undo, ours: Path | None = None) -> None:
+    """The data folder, for its owner alone. One that holds something already, but for `ours`, must be private
+    already.
+    """
     if not folder.exists():
         _make_folders(folder, undo)
     elif not folder.is_dir():
         raise Refused("file_exists", f"{folder} is there already, and is not a folder")
-    elif folder.stat().st_mode & 0o077 and any(folder.iterdir()):
+    elif folder.stat().st_mode & 0o077 and any(there != ours for there in folder.iterdir()):
         raise Refused("config_invalid", f"{folder} is open to others and not empty; run: chmod 700 {folder}")
     undo.append(partial(folder.chmod, folder.stat().st_mode))
     folder.chmod(0o700)

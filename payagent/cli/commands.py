@@ -133,8 +133,8 @@ def devnet(terminal: Terminal, block_time: int, listen: str, merchants: int) -> 
 
     Its switches take JSON by POST: /devnet/faucet {"address", "lovelace", "assets"}, /devnet/blocks {"count"},
     /devnet/rollback {"depth"} and /devnet/faults {"on", "kind", "count"} or {"clear": true}; /devnet/state tells
-    how things stand. The merchant's terms are changed by /merchant/settings {"price", "asset", "splits", "batch",
-    "timeout", "dialect"}; /merchant/state tells all of them.
+    how things stand. The merchant's terms are changed by /merchant/settings {"price", "asset", "splits",
+    "split_mode", "batch", "timeout", "confirmations", "dialect"}; /merchant/state tells all of them.
     """
 
     import asyncio

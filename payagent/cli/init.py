@@ -85,7 +85,6 @@ def init(
     """
     from payagent.agent.ports import Ports, SystemClock, SystemRandomness
     from payagent.init import Choices, initialise
-    from payagent.secretfile import read_secret_file
 
     named = _pairs(merchants, "--merchant")
     can_ask = terminal.can_ask
@@ -101,7 +100,9 @@ def init(
         data_dir=data_dir,
         merchants=named,
         partners=_partners(partners, named),
-        passphrase=ask_passphrase() if passphrase_file is None else read_secret_file(passphrase_file),
+        passphrase=ask_passphrase()
+        if passphrase_file is None
+        else _read_passphrase(terminal, passphrase_file, network),
         words=None if restore is None else _read_words(terminal, restore),
         project_id_file=project_id_file,
         passphrase_file=passphrase_file,
@@ -168,6 +169,16 @@ def _missing(network: str | None, chain_url: str | None, passphrase_file: Path |
 def _default_config() -> Path:
     named = os.environ.get("PAYAGENT_CONFIG")
     return Path(named) if named else Path.home() / ".config/payagent/config.toml"
+
+
+def _read_passphrase(terminal: Terminal, path: Path, network: str | None) -> str:
+    """The devnet's file may be open to others, as the daemon takes it too (settings.places)."""
+    from payagent.secretfile import read_secret_file
+
+    passphrase = read_secret_file(path, private=network != "devnet")
+    if path.stat().st_mode & 0o077:
+        terminal.say(f"note: {path} can be read by others, which no network but the devnet takes")
+    return passphrase
 
 
 def _read_words(terminal: Terminal, path: Path) -> str:

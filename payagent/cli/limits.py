@@ -112,8 +112,9 @@ def set_(
     """Set limits while the daemon runs: at once, for good, and over what the config file says.
 
     An AMOUNT is such as "5 ADA", or the units of a token as digits; 0 closes. `config` in its place gives back
-    what the config file says. A token is spent only when it has a limit over time, or in total, for all together.
-    All limits that concern a payment hold, and the tightest is named when it is refused.
+    what the config file says. A token is spent only when it has a limit over time, or in total, for all together,
+    and when the config file has a table for it in [[limits.assets]]. All limits that concern a payment hold, and
+    the tightest is named when it is refused.
     """
     with typed():
         name = LOVELACE if asset is None else parse_asset(asset)

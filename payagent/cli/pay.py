@@ -4,8 +4,6 @@ May import: click, core, cli. Never: reads an invoice (the daemon does); makes a
 or the same --key, is the same payment.
 """
 
-import base64
-import json
 import re
 import time
 from collections.abc import Iterator, Mapping
@@ -15,8 +13,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import click
 
 from payagent.cli.options import Connect, example, show_asset, show_units, talks_to_daemon, typed
+from payagent.cli.saved import FILE_BYTES_MAX, Order, Saved, read_saved
 from payagent.cli.terminal import Json, ProblemError, Terminal, as_shown
-from payagent.core import strict_json
 from payagent.core.money import LOVELACE, parse_ada, parse_units
 from payagent.core.payment import ENDED_WITHOUT_PAYING, State
 from payagent.core.problem import Refused
@@ -25,17 +23,18 @@ if TYPE_CHECKING:
     from payagent.cli.link import Link
 
 VOID, PENDING, DRY_RUN_OK = 3, 8, 10
-FILE_BYTES_MAX = 128 * 1024
 _ENDED = frozenset(str(state) for state in ENDED_WITHOUT_PAYING)
 _NOT_WORTH_WAITING = _ENDED | {str(State.AWAITING_APPROVAL)}
 _TOKEN_TEXT = re.compile(r"([0-9]{1,19}) units", re.ASCII)
+UNSEEN_MAX_S = 30
+"""So long the command waits for a chain that nobody sees; the daemon goes on trying."""
+
 FOUND_ALONE = 1, LOVELACE
 """A bound that lets a payment be found which is there already, and pays nothing, in no asset."""
 
-_ENVELOPE = {"status", "headers", "body"}
 _BARE_FIX = (
-    'FILE was taken for the body alone. Where the terms stand in the headers (x402), give {"status", "headers", '
-    '"body"}, or make the call with `payagent fetch`.'
+    "FILE was taken for the body alone. Where the terms stand in the headers (x402), save it with `curl -i`, give "
+    '{"status", "headers", "body"}, or make the call with `payagent fetch`.'
 )
 
 
@@ -68,15 +67,20 @@ def pay(
 ) -> int:
     """Pay a saved 402 and print the headers for the retry.
 
-    FILE is the body of the 402 as received, or an object {"status", "headers", "body"}. Where it says in how many
-    seconds it ends, they are counted from now: pay it soon after it came. The headers come as a JSON object, or
-    as lines for people. It waits until the merchant can be expected to accept the retry, as the
-    merchant's `ready` setting says; interrupted, the payment goes on, and the same command finds it.
+    FILE is the body of the 402 as received, the answer as `curl -i` shows it, an object {"status", "headers",
+    "body"}, or what /v1/payments takes. Who sent it need not be said where FILE names its origin, or where only
+    one merchant may be paid. Where it says in how many seconds it ends, they are counted from now: pay it soon.
+
+    The headers come as a JSON object, or as lines for people. It waits until the merchant can be expected to
+    accept the retry, as the merchant's `ready` setting says, and while the chain can be seen: else the exit code
+    is 8. Interrupted too, the payment goes on, and the same command finds it.
     """
-    response, is_bare = _response_text(_read(file))
-    with connect() as link, _explaining(is_bare):
-        asked = _Request(_origin(link, merchant, origin), response)
-        bound = None if most is None else parse_most(most)
+    saved = read_saved(_read(file))
+    bound = None if most is None else parse_most(most)
+    if saved.is_bound and bound is not None:
+        raise click.UsageError("FILE has a max_total: give no --max")
+    with connect() as link, _explaining(saved.is_bare):
+        asked = saved.order(_origin(link, merchant, origin, saved))
         if dry_run:
             return _dry_run(terminal, link, asked, bound)
         payment = _order(link, asked, bound, key)
@@ -93,28 +97,21 @@ def _read(file: BinaryIO) -> bytes:
     return raw
 
 
-class _Request:
-    """The call's body as text. The 402 goes on as it came: a reader that repairs it would hide its faults."""
-
-    def __init__(self, origin: str, response: str) -> None:
-        self.origin = origin
-        self._response = response
-
-    def text(self, most: tuple[int, str] | None) -> str:
-        bound = "" if most is None else f', "max_total": "{most[0]}", "max_total_asset": "{most[1]}"'
-        return f'{{"origin": {json.dumps(self.origin)}, "response": {self._response}{bound}}}'
-
-
-def _origin(link: "Link", merchant: str | None, origin: str | None) -> str:
-    if (merchant is None) == (origin is None):
-        raise click.UsageError("say who sent the 402: --merchant NAME or --origin ORIGIN")
-    if origin is not None:
-        return origin
+def _origin(link: "Link", merchant: str | None, origin: str | None, saved: Saved) -> str:
+    """Whose 402 it is: as a flag or the file says, else the only merchant that there is."""
+    if merchant is not None and origin is not None:
+        raise click.UsageError("give either --merchant or --origin")
     known = {row["name"]: str(row["origin"]) for row in link.get("/v1/merchants")["merchants"]}
-    if merchant is None or merchant not in known:
+    if merchant is not None and merchant not in known:
         names = f"there is {', '.join(known)}" if known else "there is none yet"
         raise Refused("merchant_not_allowed", f"no merchant is named {merchant!r}; {names}")
-    return known[merchant]
+    told = origin if merchant is None else known[merchant]
+    if None not in (told, saved.origin) and told != saved.origin:
+        raise click.UsageError(f"FILE says that {saved.origin} sent the 402")
+    only = next(iter(known.values())) if len(known) == 1 else None
+    if (sender := told or saved.origin or only) is None:
+        raise click.UsageError("say who sent the 402: --merchant NAME or --origin ORIGIN")
+    return sender
 
 
 @contextmanager
@@ -128,19 +125,6 @@ def _explaining(is_bare: bool) -> Iterator[None]:
         raise ProblemError(error.problem | {"fix": _BARE_FIX}) from None
 
 
-def _response_text(raw: bytes) -> tuple[str, bool]:
-    """The `response` of the call, and whether it is a bare body: an envelope as it stands, or JSON text that holds
-    the body.
-    """
-    try:
-        value = strict_json.loads(raw, max_bytes=FILE_BYTES_MAX - 1)
-    except Refused:
-        value = None  # not strict JSON, so not an envelope; what it is, the daemon says
-    if isinstance(value, dict) and "body" in value and value.keys() <= _ENVELOPE:
-        return raw.decode(), False
-    return json.dumps({"status": 402, "body_base64": base64.b64encode(raw).decode()}), True
-
-
 def parse_most(text: str) -> tuple[bool, int]:
     """A bound: (is it in ADA, its units)."""
     if match := _TOKEN_TEXT.fullmatch(text):
@@ -149,7 +133,7 @@ def parse_most(text: str) -> tuple[bool, int]:
     return True, parse_ada(text)
 
 
-def _order(link: "Link", asked: _Request, bound: tuple[bool, int] | None, key: str | None) -> dict[str, Any]:
+def _order(link: "Link", asked: Order, bound: tuple[bool, int] | None, key: str | None) -> dict[str, Any]:
     """Have it paid, within a bound in units of the invoice's asset, which a quote tells: ADA is no token's unit.
 
     What is paid already cannot be quoted, and can be found.
@@ -185,7 +169,7 @@ def same_unit(quote: Mapping[str, Any], bound: tuple[bool, int]) -> tuple[int, s
     return units, asset
 
 
-def _dry_run(terminal: Terminal, link: "Link", asked: _Request, bound: tuple[bool, int] | None) -> int:
+def _dry_run(terminal: Terminal, link: "Link", asked: Order, bound: tuple[bool, int] | None) -> int:
     quote = link.post_text("/v1/quotes", asked.text(None))
     if bound is not None:
         quote = link.post_text("/v1/quotes", asked.text(same_unit(quote, bound)))
@@ -227,20 +211,33 @@ def show_outputs(terminal: Terminal, source: Mapping[str, Any]) -> None:
 
 
 def _wait(terminal: Terminal, link: "Link", payment: dict[str, Any]) -> dict[str, Any]:
-    """Until it is ready, or has ended, or a person must decide."""
+    """Until it is ready, or has ended, or a person must decide, or nobody can see the chain."""
     from payagent.cli.link import WAIT_S
 
-    started_s = time.monotonic()
+    goes_on = f"The payment goes on: `payagent payments show {payment['id']}`."
+    started_s = seen_s = time.monotonic()
     patience_s = 1 if terminal.stderr.isatty() else WAIT_S
     with terminal.waiting() as progress:
         while not payment["ready"] and payment["state"] not in _NOT_WORTH_WAITING:
             progress(f"{in_words(payment['state'])}, {time.monotonic() - started_s:.0f} s")
             try:
                 payment = link.get(f"/v1/payments/{payment['id']}", wait=patience_s)
+                why = None if payment["ready"] else _unseen_because(link)
             except KeyboardInterrupt:
-                terminal.say(f"The payment goes on: `payagent payments show {payment['id']}`.")
+                terminal.say(goes_on)
                 raise
+            if why is None:
+                seen_s = time.monotonic()
+            elif time.monotonic() - seen_s >= UNSEEN_MAX_S:
+                terminal.say(f"The chain cannot be seen: {why}. {goes_on}")
+                break
     return payment
+
+
+def _unseen_because(link: "Link") -> str | None:
+    """Why the daemon does not see the chain now, as /readyz tells it; None while it does."""
+    checks = link.readiness().get("checks", {})
+    return next((checks[name] for name in ("chain", "sweeps") if checks.get(name, "ok") != "ok"), None)
 
 
 def in_words(state: object) -> str:

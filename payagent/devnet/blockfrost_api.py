@@ -306,6 +306,23 @@ def _number(body: Mapping[str, object], name: str, default: int, least: int, mos
     return value
 
 
+def _amounts(wanted: object) -> dict[str, int]:
+    """Units by asset, of {unit: units} or of Blockfrost's own list of {"unit", "quantity"}."""
+    if isinstance(wanted, dict):
+        wanted = [{"unit": unit, "quantity": units} for unit, units in wanted.items()]
+    if not isinstance(wanted, list) or not all(_is_amount(one) for one in wanted):
+        raise _bad('assets must be an object of unit and units, or a list of {"unit", "quantity"}.')
+    pairs = [(one["unit"], one["quantity"]) for one in wanted]
+    assets = {parse_asset(unit): parse_units(units, "units") for unit, units in pairs}
+    if len(assets) != len(pairs):
+        raise _bad("an asset is given twice.")
+    return assets
+
+
+def _is_amount(one: object) -> bool:
+    return isinstance(one, dict) and set(one) == {"unit", "quantity"}
+
+
 class Switchboard:
     """POST /devnet/faucet, /blocks, /rollback, /faults and GET /devnet/state."""
 
@@ -329,13 +346,13 @@ class Switchboard:
     def faucet(self, body: Mapping[str, object]) -> shapes.Json:
         """{"address", "lovelace"?, "assets"?: {unit: units}} -> {"tx_hash"}; in the next block."""
         address = parse_address(body.get("address"), _DEVNET)
-        wanted = body.get("assets", {})
-        if not isinstance(wanted, dict) or not (wanted or "lovelace" in body):
-            raise _bad("lovelace or assets (an object of unit and units) must be given.")
-        assets = {parse_asset(unit): parse_units(units, "units") for unit, units in wanted.items()}
-        if "lovelace" in assets:
-            raise _bad("lovelace is not one of assets.")
-        lovelace = parse_units(body.get("lovelace", FAUCET_RIDE_ALONG_LOVELACE), "lovelace")
+        assets = _amounts(body.get("assets", {}))
+        if "lovelace" in assets and "lovelace" in body:
+            raise _bad("lovelace is given twice.")
+        if not (assets or "lovelace" in body):
+            raise _bad("lovelace or assets must be given.")
+        given = assets.pop("lovelace", FAUCET_RIDE_ALONG_LOVELACE)
+        lovelace = parse_units(body.get("lovelace", given), "lovelace")
         check_supply("lovelace", lovelace, f"lovelace (at most {MAX_LOVELACE})")
         return {"tx_hash": self.node.faucet(address.raw, lovelace, assets)}
 

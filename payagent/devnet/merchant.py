@@ -2,10 +2,10 @@
 
 A transaction pays an invoice when it is in a block, deep enough, made no earlier than the invoice and no later
 than its end, pays no other invoice, and has each required output as an output of its own with exactly the asked
-units, with nothing else sent to those addresses. An invoice is for one request (method, path, body, partner and
-wallet). Pure: the clock, the ids and the merchant's node come in as arguments. Imports the standard library,
-core.address, core.money, core.network and the devnet's own values; never the dialects, so that a mistake of the
-payer's reading cannot hide behind the same mistake here.
+units, with nothing else sent to those addresses. An invoice is for one request: method, path, body, and the
+partner and wallet if the request named them. Pure: the clock, the ids and the merchant's node come in as
+arguments. Imports the standard library, core.address, core.money, core.network and the devnet's own values; never
+the dialects, so that a mistake of the payer's reading cannot hide behind the same mistake here.
 """
 
 import re
@@ -27,13 +27,21 @@ from payagent.devnet.reading import BadSettings, choice, or_null, refuse_unknown
 DEVNET = NETWORKS["devnet"]
 MODES = ("additional", "inclusive", "outputs")
 FORMS = ("split", "outputs")
-DIALECTS = ("t-backend", "flux")
+DIALECTS = ("t-backend", "flux", "x402")
 REPLAYS = ("serve", "refuse")
-PROOFS = ("tx_hash", "signed_cbor")
+PROOFS = ("either", "tx_hash", "signed_cbor")
 BALANCE_SHAPES = ("plain", "nested", "digits", "nonsense", "missing")
 _TX_HASH = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _SIGNED_CBOR = re.compile(r"(?:[0-9a-f]{2}){65,}", re.ASCII)
 _ROLE = re.compile(r"[a-z][a-z0-9_-]{0,31}", re.ASCII)
+_SPLIT_WORDS = {
+    "role": "role",
+    "address": "address",
+    "to": "address",
+    "units": "units",
+    "amount": "units",
+    "amountUnits": "units",
+}
 _MOST_TIMEOUT_S, _MOST_BATCH, _MOST_CONFIRMATIONS, _MOST_SPLITS = 86_400, 1_000_000, 100, 15
 
 
@@ -63,8 +71,10 @@ class Terms:
     `split_mode`: `additional` shares come on top of the price; `inclusive` ones are taken from it; `outputs` is
     `inclusive` written as the whole list of outputs, pay_to among them. `split_form` is how a list without pay_to
     is written: `split` (an object that states its mode) or `outputs` (a bare list that states none).
+    `dialect` `x402`: the calls are sold as those below /x402/ are, without splits and batches.
     `replays`: whether a proof that was answered is answered again; None is what each dialect does on its own.
-    `proof` `signed_cbor`: X-Payment carries the signed transaction, in hex, and the merchant sends it.
+    `proof`: X-Payment carries a `tx_hash`, or as `signed_cbor` the signed transaction, in hex, which the merchant
+    sends; `either` takes both, as the documents say.
     `balance_shape` is how /payments/balance tells the prepaid calls, which no document says: `plain` numbers,
     `nested` under `detail`, strings of `digits`, `nonsense` that contradicts itself, or `missing` (404).
     """
@@ -83,8 +93,13 @@ class Terms:
     confirmations: int = 1
     dialect: str = "t-backend"
     replays: str | None = None
-    proof: str = "tx_hash"
+    proof: str = "either"
     balance_shape: str = "plain"
+
+    @property
+    def sells_batches(self) -> bool:
+        """Whether a payment buys more than one call."""
+        return self.batch > 1 and self.dialect != "x402"
 
     @property
     def pay_to_units(self) -> int:
@@ -120,13 +135,16 @@ def _read_splits(value: object, _name: str) -> tuple[Split, ...]:
 
 
 def _read_split(item: object) -> Split:
-    if not isinstance(item, dict) or not {"role", "units"} <= set(item) <= {"role", "units", "address"}:
-        raise BadSettings("a split is an object of role, units and, if wanted, address")
-    role = item["role"]
+    """A split in the words of /merchant/state, or in those of a 402: `to`, `amount`, `amountUnits`."""
+    named = [(_SPLIT_WORDS.get(name, ""), value) for name, value in item.items()] if isinstance(item, dict) else []
+    split = dict(named)
+    if "units" not in split or "" in split or len(split) != len(named):
+        raise BadSettings("a split is an object of units and, if wanted, address and role")
+    role = split.get("role", "split")
     if not isinstance(role, str) or not _ROLE.fullmatch(role) or role == "pay_to":
         raise BadSettings("a role is a short lower-case name, and not pay_to")
-    address = parse_address(item["address"], DEVNET) if "address" in item else role_address(role)
-    return Split(role, address, parse_units(item["units"], "units"))
+    address = parse_address(split["address"], DEVNET) if "address" in split else role_address(role)
+    return Split(role, address, parse_units(split["units"], "units"))
 
 
 def _read_asset(value: object, _name: str) -> str:
@@ -310,7 +328,7 @@ class Merchant:
                 self.counts.wrong[verdict.reason] += 1
 
     def _without_proof(self, call: Call, now_ms: int) -> Verdict:
-        if call.top_up and self.terms.batch == 1:
+        if call.top_up and not self.terms.sells_batches:
             return Verdict(Outcome.NO_BATCHES)
         if not call.top_up and self.balance(call.buyer).left > 0:
             self.accounts[call.buyer].used += 1
@@ -333,11 +351,12 @@ class Merchant:
         invoice = self.invoices.get(call.invoice_id or "")
         if invoice is None:
             return _wrong(None, "unknown_invoice", "X-Invoice-Id names no invoice of this merchant")
-        if invoice.request_key != call.request_key:
+        if not _is_for(invoice, call):
             return _wrong(invoice, "other_request", "the invoice is for another request, partner or wallet")
         tx_id, tx = self._read_proof(call.proof or "")
         if tx_id is None:
-            return _wrong(invoice, "proof_not_understood", f"X-Payment must be a {self.terms.proof} in hex")
+            form = "tx_hash or signed_cbor" if self.terms.proof == "either" else self.terms.proof
+            return _wrong(invoice, "proof_not_understood", f"X-Payment must be a {form} in hex")
         if invoice.paid_by is not None:
             if invoice.paid_by != tx_id:
                 return _wrong(invoice, "paid_already", "another transaction paid the invoice")
@@ -352,9 +371,10 @@ class Merchant:
 
     def _read_proof(self, proof: str) -> tuple[str | None, Tx | None]:
         """The transaction's id, and the transaction itself where that is the proof; (None, None) for no proof."""
-        if self.terms.proof == "tx_hash":
-            return (proof, None) if _TX_HASH.fullmatch(proof) else (None, None)
-        if not _SIGNED_CBOR.fullmatch(proof):
+        form = self.terms.proof
+        if form != "signed_cbor" and _TX_HASH.fullmatch(proof):
+            return proof, None
+        if form == "tx_hash" or not _SIGNED_CBOR.fullmatch(proof):
             return None, None
         try:
             tx = decode_tx(bytes.fromhex(proof))
@@ -413,6 +433,11 @@ class Merchant:
         if seen is not None and output_fault(invoice.terms, seen.tx.outputs) is None:
             return "confirmed" if seen.depth >= max(1, invoice.terms.confirmations) else "submitted"
         return "expired" if now_ms >= invoice.ends_ms and invoice.paid_by is None else "pending"
+
+
+def _is_for(invoice: Invoice, call: Call) -> bool:
+    """Whether the invoice was made for this call. Who named no partner or wallet may name one with the proof."""
+    return all(asked in ("", told) for asked, told in zip(invoice.request_key, call.request_key, strict=True))
 
 
 def _wrong(invoice: Invoice | None, reason: str, detail: str) -> Verdict:

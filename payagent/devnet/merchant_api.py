@@ -29,8 +29,8 @@ from payagent.devnet.merchant import (
 )
 from payagent.devnet.reading import BadSettings
 from payagent.devnet.x402 import Shop
-from payagent.devnet.x402_api import x402_routes
-from payagent.devnet.x402_terms import read_x402
+from payagent.devnet.x402_api import X402Api, x402_routes
+from payagent.devnet.x402_terms import X402, read_x402
 
 Json = dict[str, object]
 TOP_UP = "/payments/topup"
@@ -140,11 +140,14 @@ class MerchantApi:
     ) -> None:
         self.merchant = merchant
         self.shop = shop
+        self.x402 = X402Api(shop, tick)
         self.now_ms = now_ms
         self.tick = tick
 
     async def paid(self, request: Request) -> Response:
         """POST on a paid path: the thing itself, a 402, or why not."""
+        if self._by_x402(request):
+            return await self.x402.paid(request)
         raw = await read_body(request)
         if raw is None:
             return JSONResponse(TOO_LARGE, 413)
@@ -159,6 +162,11 @@ class MerchantApi:
         if (request_id := request.headers.get("x-request-id")) is not None:
             answer.headers["X-Request-ID"] = request_id
         return answer
+
+    def _by_x402(self, request: Request) -> bool:
+        """Whether the call is sold in x402; an invoice that was made before stays payable."""
+        plain = request.url.path == TOP_UP or "x-invoice-id" in request.headers
+        return self.merchant.terms.dialect == "x402" and not plain
 
     def _answer(
         self, path: str, body: Mapping[str, object], call: Call, verdict: Verdict, now_ms: int
@@ -231,10 +239,10 @@ class MerchantApi:
         body = None if raw is None else json_object(raw)
         if body is None:
             return JSONResponse({"detail": "a JSON object was expected"}, 400)
-        others = {name: value for name, value in body.items() if name != "x402"}
+        others, of_x402 = _settings_in_two(body)
         try:
             terms = read_settings(others, self.merchant.terms)
-            x402 = read_x402(body.get("x402", {}), self.shop.x402)
+            x402 = read_x402(of_x402, self.shop.x402)
         except (BadSettings, Refused) as refused:
             return JSONResponse({"detail": str(refused)}, 400)
         if others:
@@ -243,7 +251,7 @@ class MerchantApi:
         return JSONResponse(self._settings_json())
 
     def _settings_json(self) -> Json:
-        return _terms_json(self.merchant.terms) | {"x402": self.shop.x402.as_json()}
+        return _terms_json(self.merchant.terms, self.shop.x402) | {"x402": self.shop.x402.as_json()}
 
     async def state(self, _request: Request) -> Response:
         """GET /merchant/state."""
@@ -287,7 +295,19 @@ def _call(request: Request, body: bytes) -> Call:
     )
 
 
-def _terms_json(terms: Terms) -> Json:
+_X402_VERSIONS = {"x402-v1": 1, "x402-v2": 2}
+
+
+def _settings_in_two(body: Json) -> tuple[Json, object]:
+    """The merchant's settings, and those of its x402: a dialect `x402-v1` or `x402-v2` is one of each."""
+    others, of_x402 = {name: value for name, value in body.items() if name != "x402"}, body.get("x402", {})
+    dialect = others.get("dialect")
+    if isinstance(dialect, str) and dialect in _X402_VERSIONS and isinstance(of_x402, dict):
+        return others | {"dialect": "x402"}, {"version": _X402_VERSIONS[dialect]} | of_x402
+    return others, of_x402
+
+
+def _terms_json(terms: Terms, x402: X402) -> Json:
     return {
         "price": str(terms.price_units),
         "asset": terms.asset,
@@ -301,7 +321,7 @@ def _terms_json(terms: Terms) -> Json:
         "batch": terms.batch,
         "timeout": terms.timeout_s,
         "confirmations": terms.confirmations,
-        "dialect": terms.dialect,
+        "dialect": f"x402-v{x402.version}" if terms.dialect == "x402" else terms.dialect,
         "replays": terms.replays,
         "proof": terms.proof,
         "balance_shape": terms.balance_shape,
@@ -318,7 +338,7 @@ def merchant_app(merchant: Merchant, shop: Shop, now_ms: Callable[[], int], tick
     return Starlette(
         routes=[
             *[Route(path, api.paid, methods=["POST"]) for path in (*GOODS, TOP_UP)],
-            *x402_routes(shop, tick),
+            *x402_routes(api.x402),
             Route("/payments/status/{invoice_id}", api.status, methods=["GET"]),
             Route("/payments/balance", api.balance, methods=["GET"]),
             Route("/payments/credits", api.credits, methods=["GET"]),

@@ -14,7 +14,7 @@ from starlette.routing import Route
 
 from payagent.devnet.answers import Abort
 from payagent.devnet.facilitator import PENDING, Settlement
-from payagent.devnet.goods import TOO_LARGE, UNPROCESSABLE, chat, json_object, read_body
+from payagent.devnet.goods import GOODS, TOO_LARGE, UNPROCESSABLE, chat, json_object, read_body
 from payagent.devnet.merchant import DEVNET
 from payagent.devnet.x402 import Answer, Kind, Shop
 from payagent.devnet.x402_terms import Call, extensions, requirements, requirements_v1, resource
@@ -101,7 +101,7 @@ _WRITERS: dict[int, tuple[Required, Unsettled, Receipt]] = {
 
 
 class X402Api:
-    """GET and POST below /x402/; `tick` tells the chain the time."""
+    """GET and POST below /x402/, and whatever else is sold so; `tick` tells the chain the time."""
 
     def __init__(self, shop: Shop, tick: Callable[[], None]) -> None:
         self.shop = shop
@@ -148,11 +148,12 @@ class X402Api:
         return required(self.shop, call, answer.reason)
 
     def _goods(self, call: Call, body: Json, receipt: Json) -> Response:
-        if call.path.partition("?")[0] == "/x402/chat":
-            return chat(body, receipt)
+        path = call.path.partition("?")[0]
+        if (sold := chat if path == "/x402/chat" else GOODS.get(path)) is not None:
+            return sold(body, receipt)
         return JSONResponse({"path": call.path, "answer": "This answer was paid for.", **receipt})
 
 
-def x402_routes(shop: Shop, tick: Callable[[], None]) -> list[Route]:
+def x402_routes(api: X402Api) -> list[Route]:
     """Everything below /x402/ is for sale."""
-    return [Route("/x402/{thing:path}", X402Api(shop, tick).paid, methods=["GET", "POST"])]
+    return [Route("/x402/{thing:path}", api.paid, methods=["GET", "POST"])]

@@ -127,7 +127,7 @@ def _identify(headers: Headers, path_token: str | None, find_app: FindApp) -> tu
     said = [
         *(value.decode("latin-1") for value in values(headers, TOKEN_HEADER)),
         *([path_token] if path_token is not None else []),
-        *(_bearer(value) for value in values(headers, b"proxy-authorization")),
+        *(_bearer(value) or value.decode("latin-1") for value in values(headers, b"proxy-authorization")),
         *(_bearer(value) for value in ours),
     ]
     app = find_app(said[0]) if said else None

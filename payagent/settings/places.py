@@ -1,15 +1,15 @@
 """Where the wallet's files lie, and what of them the daemon can be kept from.
 
-May import: core, secretfile (its types), fence, settings.tables. Never: reads a secret.
+May import: core, secretfile, fence, settings.tables. Never: reads a secret.
 """
 
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from payagent import fence
 from payagent.core.problem import Refused
-from payagent.secretfile import SecretFile
+from payagent.secretfile import SecretFile, require_out_of_reach
 from payagent.settings.tables import Settings
 
 CREDENTIAL_NAME = "keystore-passphrase"
@@ -26,6 +26,8 @@ WORDS_FILE = "recovery-words.txt"
 def passphrase_file(settings: Settings, environ: Mapping[str, str], can_ask: bool) -> SecretFile | None:
     """Where the keystore's passphrase lies: systemd credential, else `keystore.passphrase_file`; None is to ask.
 
+    On the devnet the file may be open to others: its money is worth nothing.
+
     Raises `keystore_locked` when there is neither a file nor anybody who can answer, and when whether there is a
     credential cannot be seen.
     """
@@ -34,7 +36,7 @@ def passphrase_file(settings: Settings, environ: Mapping[str, str], can_ask: boo
         # systemd guards the folder; on the file its access list shows as group bits
         return SecretFile(Path(folder) / CREDENTIAL_NAME, private=False)
     if settings.keystore.passphrase_file is not None:
-        return SecretFile(settings.keystore.passphrase_file, private=True)
+        return SecretFile(settings.keystore.passphrase_file, private=not settings.is_devnet)
     if not can_ask:
         raise Refused(
             "keystore_locked",
@@ -51,6 +53,14 @@ def _is_there(credential: Path) -> bool:
     except OSError as error:
         told = f"the systemd credential {credential} cannot be looked at: {error.strerror}"
         raise Refused("keystore_locked", told) from None
+
+
+def require_config_out_of_reach(settings: Settings, places: Iterable[Path], folders: Iterable[Path]) -> None:
+    """Refuse, `config_invalid`, a place of the config in a folder where the daemon writes. On the devnet, where
+    nothing can be lost, one folder may hold everything.
+    """
+    if not settings.is_devnet:
+        require_out_of_reach(places, folders)
 
 
 def fence_plan(settings: Settings, config: Path, passphrase: SecretFile | None) -> fence.Plan:

@@ -349,6 +349,11 @@ class Settings(BaseSettings):
     wallet: Wallet = Wallet()
     keystore: Keystore = Keystore()
 
+    @property
+    def is_devnet(self) -> bool:
+        """Whether the money is worth nothing."""
+        return self.network == "devnet"
+
     @classmethod
     def settings_customise_sources(
         cls,

@@ -134,8 +134,52 @@ def test_an_unknown_sender_is_refused(shop: Shop) -> None:
     stranger = shop.payagent("pay", file, "--origin", "https://evil.example")
     assert (stranger.code, stranger.error["code"]) == (6, "merchant_not_allowed")
     assert shop.payagent("pay", file, "--merchant", "nobody").code == 6
-    assert shop.payagent("pay", file).code == 2
     assert pay(shop, file, "--origin", "https://evil.example").code == 2
+
+
+def test_the_only_merchant_need_not_be_named(shop: Shop) -> None:
+    file = shop.saved("from the only one")
+    assert shop.payagent("pay", file, "--dry-run").json["origin"] == shop.devnet.merchant_url
+    added = shop.payagent("merchants", "add", "other", "--origin", "https://api.example.com")
+    assert added.code == 0, added.err
+    assert shop.payagent("pay", file, "--dry-run").code == 2
+    shop.payagent("merchants", "remove", "other")
+
+
+def test_what_the_api_takes_can_be_saved_and_paid(shop: Shop) -> None:
+    answer = shop.call("as an order")
+    order = {
+        "origin": shop.devnet.merchant_url,
+        "response": {"status": 402, "headers": dict(answer.headers), "body": answer.json()},
+    }
+    file = write_private(shop.folder / "order.json", json.dumps(order) + "\n")
+    assert (quote := shop.payagent("pay", file, "--dry-run")).code == 10, quote.err
+    assert pay(shop, file, "--dry-run", "--max", "3 ADA").code == 10
+    assert pay(shop, file, "--dry-run", "--max", "1 ADA").code == 6
+    assert shop.payagent("pay", file, "--origin", "https://evil.example").code == 2
+    file.write_text(json.dumps(order | {"max_total": "1000000"}))
+    assert pay(shop, file).error["code"] == "limit_exceeded"
+    assert pay(shop, file, "--max", "3 ADA").code == 2
+    paid = shop.payagent("pay", write_private(shop.folder / "whole.json", json.dumps(order)))
+    assert shop.call("as an order", paid.json).status_code == 200
+    file.write_text(json.dumps(order | {"origin": 1}))
+    assert shop.payagent("pay", file).code == 2
+
+
+@pytest.mark.parametrize("line_end", ["\r\n", "\n"])
+def test_what_curl_shows_with_headers_is_paid(shop: Shop, line_end: str) -> None:
+    shop.settings(dialect="flux")
+    answer = shop.call("as curl -i shows it")
+    head = [f"{name}: {value}" for name, value in answer.headers.items()]
+    lines = ["HTTP/1.1 100 Continue", "", "HTTP/2 402", *head, "", answer.text]
+    file = write_private(shop.folder / "curl.txt", "")
+    file.write_bytes(line_end.join(lines).encode())
+    quote = pay(shop, file, "--dry-run")
+    assert (quote.code, quote.json["dialect"]) == (10, "flux")
+    file.write_bytes(line_end.join(lines).replace("x-amount: ", "x-amount: 1").encode())
+    assert pay(shop, file, "--dry-run").error["code"] == "invoice_contradiction"
+    file.write_text("HTTP/1.1 200 OK\n")
+    assert pay(shop, file).code == 3
 
 
 @pytest.mark.parametrize(

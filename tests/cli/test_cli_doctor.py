@@ -72,6 +72,8 @@ def test_it_says_that_the_words_lie_in_clear_beside_the_keystore(closed_shop: Sh
     config = closed_shop.config_of(data)
     assert "recovery words" not in checks(config)
     words = write_private(data / "recovery-words.txt", closed_shop.words)
+    assert checks(config)["recovery words"]["warning"], "the devnet's words stand for nothing"
+    config.write_text(config.read_text().replace('network = "devnet"', 'network = "preprod"'))
     result = invoke("doctor", "--human", "--config", config)
     (line,) = [line for line in result.out.splitlines() if line.startswith("BAD  recovery words")]
     assert str(words) in line

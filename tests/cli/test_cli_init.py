@@ -124,10 +124,13 @@ def test_what_is_wrong_is_told_and_nothing_is_left(tmp_path: Path, more: tuple[s
 
 
 def test_a_config_that_the_daemon_could_write_is_not_made(tmp_path: Path) -> None:
-    result = invoke(*arguments(tmp_path, "--config", tmp_path / "data/config.toml"))
+    one_folder = arguments(tmp_path, "--config", tmp_path / "data/config.toml")
+    result = invoke(*one_folder, "--network", "preprod")
     assert (result.code, result.error["code"]) == (2, "config_invalid")
     assert "a folder of its own" in result.error["detail"]
     assert not (tmp_path / "data").exists()
+    made(tmp_path, "--config", tmp_path / "data/config.toml")  # the devnet's money is worth nothing
+    assert stat.S_IMODE((tmp_path / "data").stat().st_mode) == 0o700
 
 
 def test_what_it_makes_a_daemon_starts_from_whatever_the_umask(tmp_path: Path) -> None:
@@ -157,22 +160,28 @@ def test_a_folder_that_is_open_and_in_use_is_not_taken(tmp_path: Path) -> None:
     assert listing(tmp_path) == {"passphrase", "data", "data/something"}
 
 
-def test_a_passphrase_file_must_be_private(tmp_path: Path) -> None:
+def test_a_passphrase_file_must_be_private_but_on_the_devnet(tmp_path: Path) -> None:
     path = write_private(tmp_path / "passphrase", PASSPHRASE)
     os.chmod(path, 0o644)  # noqa: PTH101
-    result = invoke(*arguments(tmp_path))
+    result = invoke(*arguments(tmp_path, "--network", "preprod"))
     assert result.code == 2
     assert "chmod 600" in result.error["detail"]
+    assert f"{path} can be read by others" in made(tmp_path).err
 
 
 def test_a_short_passphrase_is_refused_from_a_file_too(tmp_path: Path) -> None:
     write_private(tmp_path / "passphrase", "seven77\n")
-    result = invoke(*arguments(tmp_path))
+    result = invoke(*arguments(tmp_path, "--network", "preprod"))
     assert (result.code, result.error["code"]) == (2, "passphrase_too_short")
     assert "8 characters" in result.error["detail"]
     assert "seven77" not in result.err
     assert listing(tmp_path) == {"passphrase"}
     write_private(tmp_path / "passphrase", "éight888\n")
+    made(tmp_path, "--network", "preprod")
+
+
+def test_on_the_devnet_any_passphrase_does(tmp_path: Path) -> None:
+    write_private(tmp_path / "passphrase", "test\n")
     made(tmp_path)
 
 

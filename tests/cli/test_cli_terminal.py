@@ -3,6 +3,7 @@
 import io
 import json
 import os
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,28 @@ def test_progress_stays_out_of_the_data(shop: Shop) -> None:
         os.close(reading)
     assert set(json.loads(data)) >= {"X-Invoice-Id", "X-Payment"}
     assert "\r" in session.seen
+
+
+WAITS = {"id": "pay_1", "state": "in_flight", "ready": False, "tx_hash": "ab", "headers": {"X-Payment": "ab"}}
+
+
+class Blind:
+    """A link to a daemon that has signed, and does not see the chain."""
+
+    def get(self, _path: str, **_query: object) -> dict[str, object]:
+        return WAITS
+
+    def readiness(self) -> dict[str, object]:
+        return {"checks": {"chain": "ok", "sweeps": "the last look is 47 s ago"}}
+
+
+def test_it_does_not_wait_on_and_on_for_a_chain_that_nobody_sees(monkeypatch: pytest.MonkeyPatch) -> None:
+    pay = import_module("payagent.cli.pay")
+    monkeypatch.setattr(pay, "UNSEEN_MAX_S", 0)
+    terminal = Terminal(io.StringIO(), io.StringIO(), talk := io.StringIO())
+    payment = pay._wait(terminal, Blind(), WAITS)
+    assert pay._outcome(terminal, payment) == 8
+    assert "cannot be seen: the last look is 47 s ago. The payment goes on" in talk.getvalue()
 
 
 def test_sending_asks_first(shop: Shop) -> None:

@@ -351,7 +351,10 @@ def _config_in_a_shared_folder(folder: Path, _tell_time: "TellTime") -> str:
 
 
 def _config_in_reach_of_the_daemon(folder: Path, _tell_time: "TellTime") -> str:
-    (folder / "config.toml").rename(folder / "data/mine.toml")
+    """On any network but the devnet, where nothing can be lost."""
+    written = (folder / "config.toml").read_text().replace('network = "devnet"', 'network = "preprod"')
+    (folder / "data/mine.toml").write_text(written)
+    (folder / "config.toml").unlink()
     (folder / "config.toml").symlink_to(folder / "data/mine.toml")
     return f"config.toml lies in {folder}/data, where the daemon writes: .* move the config to a folder of its own"
 
@@ -409,6 +412,14 @@ def test_what_is_unsafe_stops_the_start_and_is_named_by_the_doctor(
     result = subprocess.run(doctor, capture_output=True, text=True, timeout=60, check=False)
     assert result.returncode != 0
     assert re.search(sentence, " ".join((result.stdout + result.stderr).split()))
+
+
+def test_on_the_devnet_one_folder_may_hold_everything_and_others_may_read_the_passphrase(folder: Path) -> None:
+    (folder / "config.toml").rename(folder / "data/mine.toml")
+    (folder / "config.toml").symlink_to(folder / "data/mine.toml")
+    (folder / "passphrase").chmod(0o644)
+    process, _ = start(folder)
+    assert stop(process)[0] == 0
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")

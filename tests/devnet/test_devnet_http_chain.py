@@ -277,6 +277,22 @@ def test_faucet_assets_come_with_lovelace(purse: Purse, api: BlockFrostApi) -> N
 
 
 @pytest.mark.parametrize(
+    "assets",
+    [
+        {"lovelace": "6000000", TOKEN: "7"},
+        [{"unit": "lovelace", "quantity": "6000000"}, {"unit": TOKEN, "quantity": 7}],
+    ],
+)
+def test_the_faucet_reads_amounts_as_blockfrost_writes_them(
+    purse: Purse, api: BlockFrostApi, assets: object
+) -> None:
+    purse.control("faucet", address=purse.who.address.text, assets=assets)
+    purse.control("blocks", count=1)
+    (row,) = api.address_utxos(purse.who.address.text, return_type="json")
+    assert {item["unit"]: item["quantity"] for item in row["amount"]} == {"lovelace": "6000000", TOKEN: "7"}
+
+
+@pytest.mark.parametrize(
     ("name", "body"),
     [
         ("faucet", {"address": "addr1", "lovelace": "1000000"}),
@@ -285,6 +301,9 @@ def test_faucet_assets_come_with_lovelace(purse: Purse, api: BlockFrostApi) -> N
         ("faucet", {"address": payer("alice").address.text, "lovelace": 1.5}),
         ("faucet", {"address": payer("alice").address.text, "lovelace": "1"}),
         ("faucet", {"address": payer("alice").address.text, "assets": {"TOK": "1"}}),
+        ("faucet", {"address": payer("alice").address.text, "assets": [{"unit": TOKEN}]}),
+        ("faucet", {"address": payer("alice").address.text, "assets": [{"unit": TOKEN, "quantity": "1"}] * 2}),
+        ("faucet", {"address": payer("alice").address.text, "assets": {"lovelace": "9000000"}, "lovelace": "1"}),
         ("blocks", {"count": 0}),
         ("blocks", {"count": True}),
         ("rollback", {"depth": 1}),

@@ -266,8 +266,18 @@ def test_an_invoice_buys_only_the_request_it_was_made_for(buyer: Buyer, name: st
     assert reason(OTHER_REQUESTS[name](buyer, proof)) == "other_request"
 
 
+@pytest.mark.parametrize("told", [{}, {"X-Partner": "demo"}])
+def test_who_named_no_partner_or_wallet_adds_them_to_the_retry(buyer: Buyer, told: dict[str, str]) -> None:
+    asked = httpx.post(buyer.devnet.merchant_url + "/chat", json=ASK, headers=told)
+    proof = (str(asked.json()["detail"]["invoiceId"]), buyer.pay(HONEST))
+    assert reason(buyer.call({"message": "other"}, proof=proof)) == "other_request"
+    assert buyer.call(proof=proof).status_code == 200
+    assert buyer.call(proof=proof).json()["replayed"]
+
+
 @pytest.mark.parametrize("shape", ["0x", "upper", "short", "json", "cbor", "base64"])
 def test_only_a_plain_hash_is_a_proof(buyer: Buyer, shape: str) -> None:
+    buyer.settings(proof="tx_hash")
     invoice_id = str(buyer.invoice()["invoiceId"])
     tx_id = buyer.pay(HONEST)
     cbor = buyer.get(f"/txs/{tx_id}/cbor").json()["cbor"]
@@ -282,6 +292,16 @@ def test_only_a_plain_hash_is_a_proof(buyer: Buyer, shape: str) -> None:
     assert proof != tx_id
     assert reason(buyer.call(proof=(invoice_id, proof))) == "proof_not_understood"
     assert buyer.call(proof=(invoice_id, tx_id)).status_code == 200
+
+
+def test_either_form_is_a_proof_unless_one_is_set(buyer: Buyer) -> None:
+    tx_id, raw = buyer.build(HONEST)
+    invoice_id = str(buyer.invoice()["invoiceId"])
+    assert pending(buyer.call(proof=(invoice_id, raw.hex())))
+    buyer.control("blocks", count=1)
+    assert buyer.call(proof=(invoice_id, tx_id)).json()["txHash"] == tx_id
+    assert buyer.call(proof=(invoice_id, raw.hex())).json()["replayed"]
+    assert reason(buyer.call(proof=(invoice_id, "0x" + tx_id))) == "proof_not_understood"
 
 
 def test_the_proof_may_be_the_signed_transaction_which_the_merchant_sends(buyer: Buyer) -> None:
@@ -453,6 +473,16 @@ def test_no_splits_means_no_split_in_the_invoice(buyer: Buyer) -> None:
 
 
 @pytest.mark.parametrize(
+    "words", [("address", "units"), ("to", "amount"), ("address", "amountUnits"), ("address", "amount")]
+)
+def test_a_split_is_set_in_the_words_of_any_402(buyer: Buyer, words: tuple[str, str]) -> None:
+    own = payer("carol").address.text
+    answer = buyer.settings(splits=[dict(zip(words, (own, "1500000"), strict=True))])
+    assert answer.json()["splits"] == [{"role": "split", "address": own, "units": "1500000"}]
+    assert buyer.settings(splits=answer.json()["splits"]).json() == answer.json()
+
+
+@pytest.mark.parametrize(
     "settings",
     [
         {"colour": "red"},
@@ -463,6 +493,8 @@ def test_no_splits_means_no_split_in_the_invoice(buyer: Buyer) -> None:
         {"splits": "none"},
         {"splits": [{"role": "pay_to", "units": "1"}]},
         {"splits": [{"role": "x", "units": "1", "percent": 5}]},
+        {"splits": [{"role": "x", "units": "1", "amount": "2"}]},
+        {"splits": [{"role": "x"}]},
         {"splits": [{"role": "x", "units": "1", "address": "addr1"}]},
         {"splits": [{"role": "x", "units": "10000000"}], "split_mode": "inclusive"},
         {"split_mode": "percent"},

@@ -312,6 +312,40 @@ def test_settings_that_are_not_understood_change_nothing(buyer: Buyer, settings:
     assert state() == before
 
 
+# --- as the merchant's dialect -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dialect", ["x402", "x402-v2"])
+def test_a_merchant_of_this_dialect_sells_its_own_calls_so(buyer: Buyer, dialect: str) -> None:
+    assert buyer.settings(dialect=dialect, batch=3).json()["dialect"] == "x402-v2"
+    assert buyer.asked("/chat")["resource"]["url"] == f"{buyer.devnet.merchant_url}/chat"
+    tx_id, payload = buyer.transaction()
+    assert unsettled(buyer.pay(payload, "/chat")) == "settlement_pending"
+    buyer.control("blocks", count=1)
+    answer = buyer.pay(payload, "/chat")
+    assert (answer.status_code, answer.json()["txHash"]) == (200, tx_id)
+    assert "reply" in answer.json()
+    assert buyer.call("/payments/topup").status_code == 409
+    buyer.settings(dialect="t-backend", batch=1)
+    assert buyer.call("/chat").json()["detail"]["chain"] == "cardano-devnet"
+
+
+def test_the_dialect_says_which_version_is_spoken(buyer: Buyer) -> None:
+    assert buyer.settings(dialect="x402-v1").json()["x402"]["version"] == 1
+    asked = buyer.call("/chat").json()
+    assert (asked["x402Version"], asked["accepts"][0]["resource"]) == (1, f"{buyer.devnet.merchant_url}/chat")
+    assert buyer.call("/x402/chat").json()["x402Version"] == 1
+    buyer.settings(dialect="x402-v2")
+    assert buyer.asked("/chat")["x402Version"] == 2
+
+
+def test_an_invoice_of_the_dialect_before_stays_payable(buyer: Buyer) -> None:
+    invoice_id = buyer.call("/chat").json()["detail"]["invoiceId"]
+    buyer.settings(dialect="x402")
+    answer = buyer.call("/chat", X_Invoice_Id=invoice_id, X_Payment="0" * 64)
+    assert answer.json() == {"detail": {"status": "pending"}}
+
+
 # --- faults ------------------------------------------------------------------------------------------------------
 
 

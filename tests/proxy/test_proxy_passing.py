@@ -602,6 +602,7 @@ async def test_the_token_travels_in_four_ways_and_never_on(at: Place) -> None:
     for merchant, header in (
         ("t", f"X-Payagent-Token: {at.token}"),
         ("t", f"Proxy-Authorization: Bearer {at.token}"),
+        ("t", f"Proxy-Authorization: {at.token}"),
         ("t", f"Authorization: Bearer {at.token}"),
         ("t", f"authorization: bearer  {at.token} "),
         (f"~{at.token}/t", "X-Nothing: 1"),
