@@ -10,9 +10,22 @@ from payagent.chain.agree import (
     missed,
     weigh_block,
     weigh_coins,
+    weigh_movement,
+    weigh_transactions,
     weigh_tx,
 )
-from payagent.chain.source import BlockSeen, ChainUtxo, Found, NotFound, Read, TxSeen, Unknown, Why
+from payagent.chain.source import (
+    AddressTx,
+    BlockSeen,
+    ChainUtxo,
+    Found,
+    Movement,
+    NotFound,
+    Read,
+    TxSeen,
+    Unknown,
+    Why,
+)
 
 TX = "aa" * 32
 
@@ -92,6 +105,53 @@ def test_a_block_is_the_same_by_height_and_slot() -> None:
         assert isinstance(weigh_block([Said("a", 12, block(10)), Said("b", 12, other)]), Unknown)
 
 
+def moved(spent: int = 5, made: int = 3, ref: str = "aa#0") -> Found[Movement]:
+    return Found(Movement({ref: {"lovelace": spent}}, {"bb#1": {"lovelace": made}}))
+
+
+MOVED: dict[str, tuple[list[Read[Movement]], Read[Movement] | Why]] = {
+    "one alone is taken at its word": ([moved()], moved()),
+    "one alone denies": ([NO], NO),
+    "two agree": ([moved(), moved()], moved()),
+    "two deny": ([NO, NO], NO),
+    "two of three agree, one says another amount": ([moved(), moved(), moved(spent=6)], moved()),
+    "two of three agree, one denies": ([moved(), moved(), NO], moved()),
+    "two of three agree, one cannot tell": ([moved(), MUTE, moved()], moved()),
+    "two of three deny": ([moved(), NO, NO], NO),
+    "another amount was spent": ([moved(), moved(spent=6)], Why.DISPUTE),
+    "another amount was made": ([moved(), moved(made=4)], Why.DISPUTE),
+    "another coin": ([moved(), moved(ref="cc#0")], Why.DISPUTE),
+    "one denies": ([moved(), NO], Why.DISPUTE),
+    "two against two": ([moved(), moved(), NO, NO], Why.DISPUTE),
+    "one cannot tell": ([moved(), MUTE], Why.UNCLEAR),
+    "nobody can tell": ([MUTE, MUTE], Why.UNCLEAR),
+    "nobody": ([], Why.UNCLEAR),
+}
+
+
+@pytest.mark.parametrize("name", MOVED)
+def test_what_was_moved(name: str) -> None:
+    reads, expected = MOVED[name]
+    for order in (reads, reads[::-1]):
+        read = weigh_movement([Said(str(at), 12, one) for at, one in enumerate(order)])
+        if isinstance(expected, Why):
+            assert isinstance(read, Unknown)
+            assert read.why is expected
+            assert read.reason
+        else:
+            assert read == expected
+
+
+def test_a_list_of_transactions_that_lacks_one_is_another() -> None:
+    one, two = AddressTx("aa" * 32, 5, 100), AddressTx("bb" * 32, 6, 120)
+    whole = Said("a", 12, Found((one, two)))
+    assert weigh_transactions([whole, Said("b", 12, Found((two, one)))]) == whole.read
+    for other in ((one,), (), (one, AddressTx("bb" * 32, 7, 120))):
+        read = weigh_transactions([whole, Said("b", 12, Found(other))])
+        assert isinstance(read, Unknown)
+        assert read.why is Why.DISPUTE
+
+
 def coin(number: int, lovelace: int = 5, block: str | None = "b1") -> ChainUtxo:
     return ChainUtxo(f"{number:02x}" * 32, 0, "addr", lovelace, {}, block, has_datum=False, has_script=False)
 
@@ -141,6 +201,8 @@ SILENCES = {
     "often, and not long": ((0, 10, 20, 30, PATIENCE_MS - 1), False),
     "long, and twice": ((0, PATIENCE_MS), False),
     "long and often": ((0, 60_000, PATIENCE_MS), True),
+    "long and often, at the latest each time": ((0, PATIENCE_MS, 2 * PATIENCE_MS), True),
+    "twice at once, and long after": ((0, 0, PATIENCE_MS), True),
     "with a gap in which nobody asked": ((0, 60_000, 60_001 + PATIENCE_MS), False),
     "with a clock that was set back": ((50_000, 100_000, 0, 60_000), False),
 }
