@@ -25,7 +25,6 @@ from payagent.wallet.keys import derive, seed_from_words
 from payagent.wallet.transaction import select, sign
 
 PRICE = 2 * ADA
-NAIVE_PATIENCE_S = 0.4
 TRIES = 4
 """A first call, and three retries."""
 
@@ -38,6 +37,8 @@ MODES = (
     "double_402_dearer",
     "slow_answer",
 )
+SILENT = ("accept_then_timeout", "slow_answer")
+"""Modes in which a client that waits for a moment has no answer."""
 STATUS_MODES = ("status_unavailable", "status_prose", "status_oversized", "status_truncated", "status_lies")
 """What comes after a 502: the merchant is asked how its invoice stands."""
 
@@ -222,11 +223,12 @@ class Naive:
     world: World
     merchant: HostileMerchant
     proof: str
+    patience_s: float
 
     def __post_init__(self) -> None:
         self.account = derive(seed_from_words("zoo " * 23 + "vote"), DEVNET)
         self._spent: set[str] = set()
-        self._http = httpx.Client(trust_env=False, timeout=NAIVE_PATIENCE_S)
+        self._http = httpx.Client(trust_env=False, timeout=self.patience_s)
 
     def buy(self, purchase: Purchase) -> bool:
         """Whether it was served within its tries; a call that failed begins anew."""
