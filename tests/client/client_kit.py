@@ -1,15 +1,18 @@
 """Python programs that pay: both transports, a running daemon, and a raw merchant beside the devnet's."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
+import pytest
 from agent_kit import ADA, World
 from proxy.proxy_kit import Place, blocks, place
 
-from payagent.client import AsyncPayAgentTransport, PayAgentTransport
+from payagent.client import AsyncPayAgentTransport, PayAgentTransport, purchase, showing
 
 COINS = [20 * ADA] * 8
 WAYS = ("blocking", "async")
@@ -73,6 +76,13 @@ async def shop(world: World) -> AsyncIterator[Place]:
     world.fund(*COINS)
     async with place(world) as at, blocks(at.run):
         yield at
+
+
+def end_patience(monkeypatch: pytest.MonkeyPatch, when: Callable[[], object]) -> None:
+    """A program's time is over as soon as it is so: a busy machine gets done what it has to before."""
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + (3_600 if when() else 0))
+    monkeypatch.setattr(showing, "time", clock)
+    monkeypatch.setattr(purchase, "time", clock)
 
 
 async def refusal(call: Awaitable[httpx.Response]) -> Any:

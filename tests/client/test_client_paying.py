@@ -11,7 +11,7 @@ import httpx
 import pytest
 from agent_kit import ADA, World
 from client import client_kit
-from client.client_kit import WAYS, Program, Start, refusal
+from client.client_kit import WAYS, Program, Start, end_patience, refusal
 from proxy.proxy_kit import Heard, Paywall, Pending202, Place, as_402, saying
 
 from payagent.core.payment import Delivery
@@ -245,18 +245,23 @@ async def test_the_same_proof_is_shown_until_it_is_served(shop: Place, start: St
     assert tries == [payment.tx_id] * 3
 
 
-async def test_when_patience_ends_the_next_call_shows_the_same_proof(shop: Place, start: Start) -> None:
-    wall = shop.peer.answers["/chat"] = Paywall()
+async def test_when_patience_ends_the_next_call_shows_the_same_proof(
+    shop: Place, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wall, lost = Paywall(), list[Heard]()
 
     async def hang_up(heard: Heard) -> None:
         await heard.read_body()
         if heard.header("x-payment") is None:
             await wall(heard)
         else:
+            lost.append(heard)
             heard.writer.close()
 
     shop.peer.answers["/chat"] = hang_up
-    error = await refusal(start(patience_s=1.5).call(f"{shop.peer.url}/chat"))
+    with monkeypatch.context() as soon:
+        end_patience(soon, lambda: len(lost) > 1)
+        error = await refusal(start().call(f"{shop.peer.url}/chat"))
     (payment,) = shop.payments
     assert (error.code, error.payment, error.retryable) == ("not_served_yet", payment.id, True)
     assert payment.delivery is Delivery.PRESENTED  # what is never served counts against the merchant
@@ -267,9 +272,12 @@ async def test_when_patience_ends_the_next_call_shows_the_same_proof(shop: Place
     assert len(shop.payments) == 1
 
 
-async def test_what_the_merchant_said_last_is_given_when_patience_ends(shop: Place, start: Start) -> None:
-    shop.peer.answers["/chat"] = Paywall(pending=1000)
-    answer = await start(patience_s=1.5).call(f"{shop.peer.url}/chat")
+async def test_what_the_merchant_said_last_is_given_when_patience_ends(
+    shop: Place, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wall = shop.peer.answers["/chat"] = Paywall(pending=1000)
+    end_patience(monkeypatch, lambda: len(wall.retries) > 1)
+    answer = await start().call(f"{shop.peer.url}/chat")
     (payment,) = shop.payments
     assert (answer.status_code, answer.json()) == (402, {"detail": {"status": "pending"}})
     assert answer.headers["x-payagent-payment"] == payment.id

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import cast
 
+import pytest
 from agent_kit import Run, World
 from api_kit import Api, served
 
@@ -19,6 +20,7 @@ from payagent.agent.terms import MerchantTerms
 from payagent.core.payment import Delivery
 from payagent.devnet.merchant import role_address
 from payagent.proxy.door import Bounds
+from payagent.proxy.trip import Trip
 from payagent.store import payments
 from payagent.store.payments import PaymentRow
 
@@ -289,6 +291,11 @@ async def place(world: World, bounds: Bounds = Bounds(), **terms: object) -> Asy
             await run.look()
             async with served(run, bounds) as api:
                 yield Place(api, peer)
+
+
+def end_patience(monkeypatch: pytest.MonkeyPatch, when: Callable[[], object]) -> None:
+    """The proxy's time is over as soon as it is so: a busy machine gets done what it has to before."""
+    monkeypatch.setattr(Trip, "left_s", property(lambda _trip: 0.0 if when() else PATIENCE_S))
 
 
 @asynccontextmanager

@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 from agent_kit import ADA, APP, World, with_terms
-from proxy_kit import SERVED, Got, Heard, Paywall, Place, as_402, blocks, place, saying
+from proxy_kit import SERVED, Got, Heard, Paywall, Place, as_402, blocks, end_patience, place, saying
 
 from payagent.agent.limits import set_limits
 from payagent.api import server
@@ -175,11 +175,14 @@ async def test_a_retry_that_is_lost_is_the_same_proof_again(shop: Place, trouble
     assert len(shop.payments) == 1
 
 
-async def test_a_merchant_that_drops_every_retry_is_known_to_have_seen_the_proof(world: World) -> None:
+async def test_a_merchant_that_drops_every_retry_is_known_to_have_seen_the_proof(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """D6: it took the money and answers nothing, so that nothing that it says can count against it. Told once."""
     world.fund(*COINS)
-    async with place(world, Bounds(patience_s=2)) as at, blocks(at.run):
+    async with place(world) as at, blocks(at.run):
         wall = Paywall()
+        end_patience(monkeypatch, lambda: len(wall.retries) > 1)
 
         async def drop(heard: Heard) -> None:
             if heard.header("x-payment") is None:
@@ -467,11 +470,13 @@ async def test_a_client_that_went_away_gets_the_same_proof(shop: Place) -> None:
     assert len({heard.header("x-payment") for heard in wall.retries}) == len(shop.payments) == 1
 
 
-async def test_when_time_is_over_the_payment_lives_on(world: World) -> None:
+async def test_when_time_is_over_the_payment_lives_on(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.fund(*COINS)
-    async with place(world, Bounds(patience_s=0.5)) as at:
+    async with place(world) as at:
         wall = at.peer.answers["/chat"] = Paywall()
-        got = await at.ask()
+        with monkeypatch.context() as soon:
+            end_patience(soon, lambda: at.payments)
+            got = await at.ask()
         (payment,) = at.payments
         assert (got.status, problem(got)["code"], problem(got)["payment"]) == (504, "not_served_yet", payment.id)
         async with blocks(at.run):
@@ -479,11 +484,15 @@ async def test_when_time_is_over_the_payment_lives_on(world: World) -> None:
     assert len(wall.retries) == 1
 
 
-async def test_when_time_is_over_the_merchants_last_word_is_handed_on(world: World) -> None:
+async def test_when_time_is_over_the_merchants_last_word_is_handed_on(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     world.fund(*COINS)
-    async with place(world, Bounds(patience_s=2)) as at, blocks(at.run):
-        at.peer.answers["/chat"] = Paywall(pending=1000)
-        got = await at.ask()
+    async with place(world) as at, blocks(at.run):
+        wall = at.peer.answers["/chat"] = Paywall(pending=1000)
+        with monkeypatch.context() as soon:
+            end_patience(soon, lambda: len(wall.retries) > 1)
+            got = await at.ask()
         assert (got.status, json.loads(got.body or b"")) == (402, {"detail": {"status": "pending"}})
         assert got.values("x-payagent-payment") == [at.payments[0].id]
         at.peer.answers["/chat"] = Paywall()
