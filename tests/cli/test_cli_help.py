@@ -2,9 +2,9 @@
 
 import io
 import json
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import click
@@ -45,12 +45,14 @@ def test_the_page_is_what_the_program_says() -> None:
 
 
 def test_help_is_quick() -> None:
-    def seconds() -> float:
-        started_s = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "payagent", "--help"], check=True, stdout=subprocess.DEVNULL)
-        return time.perf_counter() - started_s
+    """By the processor's time: on a machine that is busy with other tests the wall clock shows what those take."""
 
-    # the machine may be busy with other tests: one of many is enough to show what the command itself takes
+    def seconds() -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, "-m", "payagent", "--help"], check=True, stdout=subprocess.DEVNULL)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
     assert any(seconds() < HELP_MAX_S for _ in range(30))
 
 
