@@ -28,7 +28,7 @@ Json = dict[str, Any]
 Progress = Callable[[str], None]
 Waiting = Callable[[], AbstractContextManager[Progress]]
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 POLL_S = 0.05
 STOP_S = 10.0
 BLOCK_TIME_S = 1

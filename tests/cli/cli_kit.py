@@ -21,7 +21,7 @@ from payagent.devnet.server import DevnetThread
 
 PASSPHRASE = plant("the passphrase", "canary-passphrase-of-the-cli")
 TOKEN = "5c" * 28 + "636c69"
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 _ADDED = """
 [api]

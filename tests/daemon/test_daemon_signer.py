@@ -34,7 +34,7 @@ TOKEN = plant("the operator's token", "an operator of the signer tests")
 SPLIT = {"count": 2, "lovelace": "5000000"}
 WORDS = plant("the words of a wallet", new_words(lambda size: hashlib.sha256(b"canary").digest()[:size]))
 OWN = derive(seed_from_words(WORDS), NETWORKS["devnet"])
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 EXIT_LOST = 4
 PR_CAPBSET_DROP, CAP_IPC_LOCK = 24, 14
 
