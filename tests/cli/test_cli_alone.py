@@ -44,7 +44,7 @@ def test_a_402_that_cannot_be_read_is_a_usage_error(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-    out, err = started.communicate(timeout=20)
+    out, err = started.communicate(timeout=60)
     error = json.loads(err)
     assert (started.returncode, out, error["code"]) == (2, "", "usage")
     assert said in error["detail"].lower()
@@ -88,7 +88,7 @@ def test_a_wrong_passphrase_keeps_the_daemon_from_starting(closed_shop: Shop, tm
     config = tmp_path / "config.toml"
     config.write_text(closed_shop.config.read_text().replace(str(closed_shop.folder / "passphrase"), str(wrong)))
     process = spawn("serve", "--config", config, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (5, "")
     assert "keystore_invalid" in err
     assert "not-the-passphrase" not in err
@@ -98,7 +98,7 @@ def test_the_daemon_stops_cleanly_on_ctrl_c(closed_shop: Shop) -> None:
     with running(closed_shop) as process:
         assert (closed_shop.folder / "s").is_socket()
         second = spawn("serve", "--config", closed_shop.config, stderr=subprocess.PIPE)
-        assert "another payagent runs" in second.communicate(timeout=30)[1]
+        assert "another payagent runs" in second.communicate(timeout=60)[1]
         assert second.returncode == 2
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 0

@@ -99,6 +99,6 @@ def test_a_top_up_that_waits_for_a_person_says_so_while_it_waits(asking: Shop) -
     assert asking.payagent("payments", "deny", payment["id"]).code == 0
     shown = asking.payagent("payments", "show", payment["id"], "--human").out
     assert "retry" not in shown
-    _, err = command.communicate(timeout=20)
+    _, err = command.communicate(timeout=60)
     assert (command.returncode, "approval_denied" in err) == (3, True)
     asking.settings(batch=1)

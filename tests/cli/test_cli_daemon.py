@@ -68,7 +68,7 @@ def test_it_reads_standard_input(shop: Shop) -> None:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
-        out, _ = process.communicate(timeout=20)
+        out, _ = process.communicate(timeout=60)
     assert process.returncode == 10
     assert json.loads(out)["outputs"][0]["units"] == "2000000"
 
@@ -255,7 +255,7 @@ def test_an_interrupted_wait_leaves_the_payment_to_go_on(shop: Shop) -> None:
     # the wait begins when the answer is there; one more call of ours comes after it
     until(lambda: shop.payments()[0]["state"] == "in_flight", "not sent")
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=60)
     shop.control("faults", clear=True)
     assert (process.returncode, out) == (130, "")
     assert "interrupted" in err

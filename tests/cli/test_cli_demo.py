@@ -46,7 +46,7 @@ def test_a_demo_that_is_stopped_takes_its_daemon_with_it(tmp_path: Path) -> None
         until(lambda: "is ready" in log.read_text(), "the demo does not start")
         (daemon,) = children(process.pid)
         process.send_signal(signal.SIGTERM)
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert not Path(f"/proc/{daemon}").exists()
 

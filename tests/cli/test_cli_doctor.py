@@ -128,7 +128,7 @@ def test_a_pipe_in_place_of_a_file_is_not_waited_for(closed_shop: Shop, data: Pa
     os.mkfifo(path, 0o600)
     process = spawn("doctor", "--json", "--config", closed_shop.config_of(data), stdout=subprocess.PIPE)
     try:
-        out, _ = process.communicate(timeout=30)
+        out, _ = process.communicate(timeout=60)
     finally:
         process.kill()
         process.wait()

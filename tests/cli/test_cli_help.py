@@ -58,7 +58,7 @@ def test_help_is_quick() -> None:
 
 def test_a_shell_is_told_how_to_complete() -> None:
     process = spawn(environ={"_PAYAGENT_COMPLETE": "bash_source"}, stdout=subprocess.PIPE)
-    out, _ = process.communicate(timeout=20)
+    out, _ = process.communicate(timeout=60)
     assert process.returncode == 0
     assert "complete" in out
     assert "Usage" not in out
@@ -105,7 +105,7 @@ def test_a_devnet_says_where_it_is_and_serves_until_it_is_stopped() -> None:
     assert tip["height"] == 0
     assert httpx.post(places["merchant"] + "/chat", json={}, trust_env=False).status_code == 402
     process.terminate()
-    assert process.communicate(timeout=20)[0] == ""
+    assert process.communicate(timeout=60)[0] == ""
     assert process.returncode == 0
 
 
@@ -113,7 +113,7 @@ def test_a_devnet_tells_people_how_to_get_money() -> None:
     process = spawn("devnet", "--human", stdout=subprocess.PIPE)
     shown = "".join(iter(process.stdout.readline, "An invoice:\n"))
     process.terminate()
-    process.communicate(timeout=20)
+    process.communicate(timeout=60)
     assert "/devnet/faucet" in shown
     assert "curl" in shown
 

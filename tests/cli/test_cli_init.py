@@ -249,7 +249,7 @@ def test_relative_paths_hold_from_every_folder(tmp_path: Path) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
     plant("a token", json.loads(out)["token"])
     settings = load_settings(tmp_path / "config.toml", {"HOME": "/"})

@@ -11,7 +11,7 @@ READER_GONE = 141
 
 
 def ended(process: subprocess.Popen[str]) -> Result:
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=60)
     return Result(process.returncode, out or "", err or "")
 
 

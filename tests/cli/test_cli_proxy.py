@@ -98,7 +98,7 @@ def test_no_other_machine_spends_without_a_token_where_the_daemons_port_speaks_t
     assert process.stdout is not None
     told = json.loads(process.stdout.readline())
     process.terminate()
-    process.communicate(timeout=20)
+    process.communicate(timeout=60)
     assert told.get("code") == "config_invalid", told
     assert "loopback" in told["detail"]
 

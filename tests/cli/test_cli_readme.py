@@ -109,7 +109,7 @@ def test_the_copy_of_a_ledger_in_use_is_whole(shop: Shop, tmp_path: Path) -> Non
         "PAYAGENT_CONFIG": str(shop.config),
     }
     run = ["bash", "-c", command]
-    made = subprocess.run(run, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=30, check=False)
+    made = subprocess.run(run, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=60, check=False)
     assert made.returncode == 0, made.stderr
     (copy,) = tmp_path.iterdir()
     assert copy.stat().st_mode & 0o777 == 0o600

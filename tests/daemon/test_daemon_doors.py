@@ -211,7 +211,7 @@ def test_a_daemon_whose_ledger_another_one_opened_writes_nothing_more_and_ends(
         own = read_header(folder / "data/keystore.json").address
         body = {"address": own, "lovelace": "5000000"}
         httpx.post(f"{devnet.origin}/devnet/faucet", json=body, trust_env=False).raise_for_status()
-        _, talk = process.communicate(timeout=30)
+        _, talk = process.communicate(timeout=60)
         assert process.returncode == 1, talk
         assert "lease_lost" in talk
         assert conn.execute("SELECT COUNT(*) FROM journal").fetchone() == (0,)
@@ -234,7 +234,7 @@ def test_a_folder_where_locks_hold_nobody_off_is_refused(tmp_path: Path, kind: s
 def test_what_a_killed_daemon_left_does_not_keep_the_next_from_starting(folder: Path) -> None:
     process, path = start(folder)
     process.kill()
-    process.communicate(timeout=30)
+    process.communicate(timeout=60)
     assert path.exists()
     again, _ = start(folder)
     assert stop(again)[0] == 0

@@ -98,7 +98,7 @@ def daemon_of(wallet: Path) -> Iterator[Daemon]:
         running.http.close()
         if process.poll() is None:
             process.kill()
-            process.communicate(timeout=30)
+            process.communicate(timeout=60)
 
 
 def memory_of(pid: int) -> Iterator[bytes]:
@@ -189,7 +189,7 @@ def test_a_daemon_whose_signer_is_killed_says_so_and_ends_and_its_next_start_goe
     with daemon_of(wallet) as daemon:
         first = daemon.split("before").json()
         os.kill(daemon.signer, signal.SIGKILL)
-        _, talk = daemon.process.communicate(timeout=30)
+        _, talk = daemon.process.communicate(timeout=60)
         assert (daemon.process.returncode, "signer_lost" in talk) == (EXIT_LOST, True), talk
         assert PASSPHRASE not in talk
     with daemon_of(wallet) as daemon:
@@ -208,7 +208,7 @@ def test_a_payment_that_waits_for_a_signer_that_is_killed_is_signed_once_at_the_
         until_admitted(wallet / "data/ledger.db")
         os.kill(daemon.signer, signal.SIGKILL)
         asking.join(30)
-        _, talk = daemon.process.communicate(timeout=30)
+        _, talk = daemon.process.communicate(timeout=60)
         assert (daemon.process.returncode, "signer_lost" in talk) == (EXIT_LOST, True), talk
     (answer,) = answers
     problem = answer.json()
@@ -233,7 +233,7 @@ def until_admitted(ledger: Path) -> None:
 def test_the_daemons_kill_takes_the_signer_with_it(wallet: Path) -> None:
     with daemon_of(wallet) as daemon:
         daemon.process.kill()
-        daemon.process.communicate(timeout=30)
+        daemon.process.communicate(timeout=60)
         end_s = time.monotonic() + PATIENCE_S
         while Path(f"/proc/{daemon.signer}").exists():
             if "\nState:\tZ" in Path(f"/proc/{daemon.signer}/status").read_text():

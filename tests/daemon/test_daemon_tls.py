@@ -46,7 +46,7 @@ def running(folder: Path, *more: str) -> Iterator[tuple[str, str]]:  # noqa: F81
                     yield found[1], found[2]
                 finally:
                     process.send_signal(signal.SIGTERM)
-                    process.communicate(timeout=30)
+                    process.communicate(timeout=60)
                 assert process.returncode == 0
                 return
     raise AssertionError(lines)

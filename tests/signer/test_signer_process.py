@@ -406,7 +406,7 @@ with subprocess.Popen([sys.executable, "-c", thief], **pipes) as thief:
     source = SecretFile(folder / "passphrase", True)
     with unlocked(folder / "keystore.json", source, NETWORKS["preprod"], 0, {}, {}) as (_, signer, _):
         print(signer.pid)
-        print(thief.communicate(timeout=30)[0], end="")
+        print(thief.communicate(timeout=60)[0], end="")
 """
 
 
