@@ -571,14 +571,14 @@ async def test_a_body_that_has_to_be_read_and_drips_is_not_waited_for(world: Wor
 
 async def test_a_body_that_passes_through_may_take_its_time(world: World) -> None:
     async def drip(heard: Heard) -> None:
-        await heard.say(b"HTTP/1.1 200 OK\r\nContent-Length: 12\r\n\r\n")
-        for _ in range(12):
+        await heard.say(b"HTTP/1.1 200 OK\r\nContent-Length: 24\r\n\r\n")
+        for _ in range(24):  # together longer than may pass between two of them
             await heard.say(b"x")
             await asyncio.sleep(0.05)
 
-    async with place(world, Bounds(read_timeout_s=0.3, patience_s=0.5)) as at:
+    async with place(world, Bounds(read_timeout_s=1, patience_s=0.5)) as at:
         at.peer.answers["/chat"] = drip
-        assert (await at.ask()).body == b"x" * 12
+        assert (await at.ask()).body == b"x" * 24
 
 
 async def test_an_upload_ends_with_its_call(at: Place) -> None:
