@@ -4,6 +4,7 @@ May import: click, core, cli. Never: reads an invoice (the daemon does); makes a
 or the same --key, is the same payment.
 """
 
+import json
 import re
 import time
 from collections.abc import Iterator, Mapping
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import click
 
 from payagent.cli.options import Connect, example, show_asset, show_units, talks_to_daemon, typed
-from payagent.cli.saved import FILE_BYTES_MAX, Order, Saved, read_saved
+from payagent.cli.saved import FILE_BYTES_MAX, read_saved
 from payagent.cli.terminal import Json, ProblemError, Terminal, as_shown
 from payagent.core.money import LOVELACE, parse_ada, parse_units
 from payagent.core.payment import ENDED_WITHOUT_PAYING, State
@@ -67,20 +68,18 @@ def pay(
 ) -> int:
     """Pay a saved 402 and print the headers for the retry.
 
-    FILE is the body of the 402 as received, the answer as `curl -i` shows it, an object {"status", "headers",
-    "body"}, or what /v1/payments takes. Who sent it need not be said where FILE names its origin, or where only
-    one merchant may be paid. Where it says in how many seconds it ends, they are counted from now: pay it soon.
+    FILE is the body of the 402 as received, the answer as `curl -i` shows it, or an object {"status", "headers",
+    "body"}. Who sent it need not be said where only one merchant may be paid: it is taken for that one's. Where it
+    says in how many seconds it ends, they are counted from now: pay it soon.
 
     The headers come as a JSON object, or as lines for people. It waits until the merchant can be expected to
     accept the retry, as the merchant's `ready` setting says, and while the chain can be seen: else the exit code
     is 8. Interrupted too, the payment goes on, and the same command finds it.
     """
-    saved = read_saved(_read(file))
+    response, is_bare = read_saved(_read(file))
     bound = None if most is None else parse_most(most)
-    if saved.is_bound and bound is not None:
-        raise click.UsageError("FILE has a max_total: give no --max")
-    with connect() as link, _explaining(saved.is_bare):
-        asked = saved.order(_origin(link, merchant, origin, saved))
+    with connect() as link, _explaining(is_bare):
+        asked = _Request(_origin(terminal, link, merchant, origin), response)
         if dry_run:
             return _dry_run(terminal, link, asked, bound)
         payment = _order(link, asked, bound, key)
@@ -97,21 +96,36 @@ def _read(file: BinaryIO) -> bytes:
     return raw
 
 
-def _origin(link: "Link", merchant: str | None, origin: str | None, saved: Saved) -> str:
-    """Whose 402 it is: as a flag or the file says, else the only merchant that there is."""
+class _Request:
+    """The call's body as text. The 402 goes on as it came: a reader that repairs it would hide its faults."""
+
+    def __init__(self, origin: str, response: str) -> None:
+        self.origin = origin
+        self._response = response
+
+    def text(self, most: tuple[int, str] | None) -> str:
+        bound = "" if most is None else f', "max_total": "{most[0]}", "max_total_asset": "{most[1]}"'
+        return f'{{"origin": {json.dumps(self.origin)}, "response": {self._response}{bound}}}'
+
+
+def _origin(terminal: Terminal, link: "Link", merchant: str | None, origin: str | None) -> str:
+    """Whose 402 it is: as a flag says, else the only merchant there is, which is told. A file says it of itself
+    as it likes.
+    """
     if merchant is not None and origin is not None:
         raise click.UsageError("give either --merchant or --origin")
+    if origin is not None:
+        return origin
     known = {row["name"]: str(row["origin"]) for row in link.get("/v1/merchants")["merchants"]}
-    if merchant is not None and merchant not in known:
+    if merchant is None:
+        if len(known) != 1:
+            raise click.UsageError("say who sent the 402: --merchant NAME or --origin ORIGIN")
+        ((merchant, only),) = known.items()
+        terminal.say(f"The 402 is taken for one of {merchant} ({only}), the only merchant.")
+    if merchant not in known:
         names = f"there is {', '.join(known)}" if known else "there is none yet"
         raise Refused("merchant_not_allowed", f"no merchant is named {merchant!r}; {names}")
-    told = origin if merchant is None else known[merchant]
-    if None not in (told, saved.origin) and told != saved.origin:
-        raise click.UsageError(f"FILE says that {saved.origin} sent the 402")
-    only = next(iter(known.values())) if len(known) == 1 else None
-    if (sender := told or saved.origin or only) is None:
-        raise click.UsageError("say who sent the 402: --merchant NAME or --origin ORIGIN")
-    return sender
+    return known[merchant]
 
 
 @contextmanager
@@ -133,7 +147,7 @@ def parse_most(text: str) -> tuple[bool, int]:
     return True, parse_ada(text)
 
 
-def _order(link: "Link", asked: Order, bound: tuple[bool, int] | None, key: str | None) -> dict[str, Any]:
+def _order(link: "Link", asked: _Request, bound: tuple[bool, int] | None, key: str | None) -> dict[str, Any]:
     """Have it paid, within a bound in units of the invoice's asset, which a quote tells: ADA is no token's unit.
 
     What is paid already cannot be quoted, and can be found.
@@ -169,7 +183,7 @@ def same_unit(quote: Mapping[str, Any], bound: tuple[bool, int]) -> tuple[int, s
     return units, asset
 
 
-def _dry_run(terminal: Terminal, link: "Link", asked: Order, bound: tuple[bool, int] | None) -> int:
+def _dry_run(terminal: Terminal, link: "Link", asked: _Request, bound: tuple[bool, int] | None) -> int:
     quote = link.post_text("/v1/quotes", asked.text(None))
     if bound is not None:
         quote = link.post_text("/v1/quotes", asked.text(same_unit(quote, bound)))
@@ -221,23 +235,27 @@ def _wait(terminal: Terminal, link: "Link", payment: dict[str, Any]) -> dict[str
         while not payment["ready"] and payment["state"] not in _NOT_WORTH_WAITING:
             progress(f"{in_words(payment['state'])}, {time.monotonic() - started_s:.0f} s")
             try:
+                why = _unseen_because(link)
+                if why is None:
+                    seen_s = time.monotonic()
+                elif time.monotonic() - seen_s >= UNSEEN_MAX_S:
+                    terminal.say(f"The chain cannot be seen: {why}. {goes_on}")
+                    break
                 payment = link.get(f"/v1/payments/{payment['id']}", wait=patience_s)
-                why = None if payment["ready"] else _unseen_because(link)
             except KeyboardInterrupt:
                 terminal.say(goes_on)
                 raise
-            if why is None:
-                seen_s = time.monotonic()
-            elif time.monotonic() - seen_s >= UNSEEN_MAX_S:
-                terminal.say(f"The chain cannot be seen: {why}. {goes_on}")
-                break
     return payment
 
 
 def _unseen_because(link: "Link") -> str | None:
-    """Why the daemon does not see the chain now, as /readyz tells it; None while it does."""
-    checks = link.readiness().get("checks", {})
-    return next((checks[name] for name in ("chain", "sweeps") if checks.get(name, "ok") != "ok"), None)
+    """Why the daemon does not see the chain now, as /readyz tells it; None while it does, whatever else keeps it
+    from signing.
+    """
+    told = link.readiness()
+    if told.get("code") != "chain_not_ready":
+        return None
+    return next((told["checks"][name] for name in ("chain", "sweeps") if told["checks"][name] != "ok"), None)
 
 
 def in_words(state: object) -> str:

@@ -139,31 +139,22 @@ def test_an_unknown_sender_is_refused(shop: Shop) -> None:
 
 def test_the_only_merchant_need_not_be_named(shop: Shop) -> None:
     file = shop.saved("from the only one")
-    assert shop.payagent("pay", file, "--dry-run").json["origin"] == shop.devnet.merchant_url
+    quote = shop.payagent("pay", file, "--dry-run")
+    assert quote.json["origin"] == shop.devnet.merchant_url
+    assert f"taken for one of t ({shop.devnet.merchant_url})" in quote.err
     added = shop.payagent("merchants", "add", "other", "--origin", "https://api.example.com")
     assert added.code == 0, added.err
     assert shop.payagent("pay", file, "--dry-run").code == 2
     shop.payagent("merchants", "remove", "other")
 
 
-def test_what_the_api_takes_can_be_saved_and_paid(shop: Shop) -> None:
+def test_a_file_does_not_say_of_itself_who_sent_it(shop: Shop) -> None:
+    """What a stranger answers may look like an order for somebody else's merchant."""
     answer = shop.call("as an order")
-    order = {
-        "origin": shop.devnet.merchant_url,
-        "response": {"status": 402, "headers": dict(answer.headers), "body": answer.json()},
-    }
-    file = write_private(shop.folder / "order.json", json.dumps(order) + "\n")
-    assert (quote := shop.payagent("pay", file, "--dry-run")).code == 10, quote.err
-    assert pay(shop, file, "--dry-run", "--max", "3 ADA").code == 10
-    assert pay(shop, file, "--dry-run", "--max", "1 ADA").code == 6
-    assert shop.payagent("pay", file, "--origin", "https://evil.example").code == 2
-    file.write_text(json.dumps(order | {"max_total": "1000000"}))
-    assert pay(shop, file).error["code"] == "limit_exceeded"
-    assert pay(shop, file, "--max", "3 ADA").code == 2
-    paid = shop.payagent("pay", write_private(shop.folder / "whole.json", json.dumps(order)))
-    assert shop.call("as an order", paid.json).status_code == 200
-    file.write_text(json.dumps(order | {"origin": 1}))
-    assert shop.payagent("pay", file).code == 2
+    told = {"status": 402, "headers": dict(answer.headers), "body": answer.json()}
+    order = {"origin": shop.devnet.merchant_url, "response": told}
+    file = write_private(shop.folder / "order.json", json.dumps(order))
+    assert pay(shop, file, "--dry-run").error["code"] == "body_not_understood"
 
 
 @pytest.mark.parametrize("line_end", ["\r\n", "\n"])
@@ -171,7 +162,8 @@ def test_what_curl_shows_with_headers_is_paid(shop: Shop, line_end: str) -> None
     shop.settings(dialect="flux")
     answer = shop.call("as curl -i shows it")
     head = [f"{name}: {value}" for name, value in answer.headers.items()]
-    lines = ["HTTP/1.1 100 Continue", "", "HTTP/2 402", *head, "", answer.text]
+    before = ["HTTP/1.1 200 Connection established", "", "HTTP/2 301", "location: /chat", ""]
+    lines = [*before, "HTTP/1.1 100 Continue", "", "HTTP/2 402", *head, "", answer.text]
     file = write_private(shop.folder / "curl.txt", "")
     file.write_bytes(line_end.join(lines).encode())
     quote = pay(shop, file, "--dry-run")

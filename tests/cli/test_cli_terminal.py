@@ -3,6 +3,7 @@
 import io
 import json
 import os
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
@@ -50,23 +51,36 @@ def test_progress_stays_out_of_the_data(shop: Shop) -> None:
 WAITS = {"id": "pay_1", "state": "in_flight", "ready": False, "tx_hash": "ab", "headers": {"X-Payment": "ab"}}
 
 
-class Blind:
-    """A link to a daemon that has signed, and does not see the chain."""
+@dataclass
+class Waiting:
+    """A link to a daemon that has signed; `code` is what an order would be refused with now."""
+
+    code: str
+    asked: int = 0
 
     def get(self, _path: str, **_query: object) -> dict[str, object]:
-        return WAITS
+        self.asked += 1
+        return WAITS | {"ready": self.asked == 3}
 
     def readiness(self) -> dict[str, object]:
-        return {"checks": {"chain": "ok", "sweeps": "the last look is 47 s ago"}}
+        return {"code": self.code, "checks": {"chain": "no provider tells its tip", "sweeps": "ok"}}
+
+
+def waited(link: Waiting) -> tuple[int, str]:
+    pay = import_module("payagent.cli.pay")
+    terminal = Terminal(io.StringIO(), io.StringIO(), talk := io.StringIO())
+    payment = pay._wait(terminal, link, WAITS)
+    return pay._outcome(terminal, payment), talk.getvalue()
 
 
 def test_it_does_not_wait_on_and_on_for_a_chain_that_nobody_sees(monkeypatch: pytest.MonkeyPatch) -> None:
-    pay = import_module("payagent.cli.pay")
-    monkeypatch.setattr(pay, "UNSEEN_MAX_S", 0)
-    terminal = Terminal(io.StringIO(), io.StringIO(), talk := io.StringIO())
-    payment = pay._wait(terminal, Blind(), WAITS)
-    assert pay._outcome(terminal, payment) == 8
-    assert "cannot be seen: the last look is 47 s ago. The payment goes on" in talk.getvalue()
+    monkeypatch.setattr(import_module("payagent.cli.pay"), "UNSEEN_MAX_S", 0)
+    code, talk = waited(Waiting("chain_not_ready"))
+    assert code == 8
+    assert "cannot be seen: no provider tells its tip. The payment goes on" in talk
+    code, talk = waited(Waiting("foreign_spend"))
+    assert code == 0, "what is signed lands while nothing more is signed"
+    assert "cannot be seen" not in talk
 
 
 def test_sending_asks_first(shop: Shop) -> None:
