@@ -123,6 +123,7 @@ class Sightings:
             return NotFound()
         read = await source.tx(rival.shown_by)
         if isinstance(read, Found) and read.value.block_hash != rival.block_hash:
+            self._unverified.add(rival.id)
             return Unknown("its own payment was not seen in that block yet", Why.NOT_YET)
         return read
 

@@ -41,16 +41,20 @@ class Differences:
 async def ask(settings: Settings, address: str, now_ms: Callable[[], int]) -> tuple[ChainUtxo, ...] | str:
     """The coins of an address by the first provider that sees the chain well, or why there is none.
 
-    Refused: `clock_skew`; by a clock that is wrong, nobody could tell when it is safe to sign again.
+    Refused: `clock_skew`, when all that could be asked have another time than ours; by a clock that is wrong,
+    nobody could tell when it is safe to sign again.
     """
-    reasons = []
+    reasons: list[str] = []
+    skewed: Refused | None = None
     for provider in settings.chain.providers:
         try:
             return await _coins_by(provider, settings.network, address, now_ms)
         except Refused as refused:
             if refused.code == "clock_skew":
-                raise
+                skewed = refused
             reasons.append(f"{provider.base_url}: {refused.detail}")
+    if skewed is not None:
+        raise skewed
     return "; ".join(reasons)
 
 

@@ -188,6 +188,17 @@ async def test_the_second_provider_is_asked_when_the_first_is_of_another_chain(w
     assert isinstance(restored.differences, Differences)
 
 
+async def test_one_provider_whose_own_clock_is_wrong_keeps_nothing_from_being_restored(world: World) -> None:
+    lost = await lost_payment(world)
+    with Relay(world.devnet).serving() as relay:
+        relay.tell("/health/clock", 200, {"server_time": world.clock.now_ms() + 3_600_000})
+        settings = settings_of(world.folder.with_name("restored"), relay.url)
+        both = [settings.chain.providers[0], settings_of(world.folder, world.devnet.chain_url).chain.providers[0]]
+        settings = settings.model_copy(update={"chain": settings.chain.model_copy(update={"providers": both})})
+        restored = await restore(settings, lost.backup, Ports(world.clock, SystemRandomness()))
+    assert isinstance(restored.differences, Differences)
+
+
 async def test_by_a_clock_that_is_behind_nothing_is_restored(world: World) -> None:
     """The time from which on it is safe to sign could not be told."""
     lost = await lost_payment(world)
