@@ -280,7 +280,7 @@ async def _running(
             agent = Agent(terms, ports, writer, readers, sources, signer)
             recovery = Recovery(agent.desk, record)
             await recovery.begin()
-        beats = DEVNET_BEATS if settings.network == "devnet" else NETWORK_BEATS
+        beats = DEVNET_BEATS if settings.is_devnet else NETWORK_BEATS
         topups = Topups(agent, merchants)
         sweeps = Sweeps(
             agent, Watch(agent, merchants), Alerts(agent.desk, webhook, links), topups, recovery, beats

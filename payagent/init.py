@@ -83,7 +83,7 @@ def initialise(
 
     Refused: `config_invalid`, `file_exists`, `keystore_exists`, `mnemonic_invalid`, `passphrase_too_short`.
     """
-    if choices.network != "devnet":  # whose money is worth nothing
+    if choices.network != "devnet" or choices.words:  # words of one's own may hold money elsewhere
         require_long(choices.passphrase)
     with undone_on_failure() as undo:
         write_new(choices.config, config_text(choices), undo)

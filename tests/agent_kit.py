@@ -68,6 +68,12 @@ class Clock:
         self.stopped_ms = SystemClock().now_ms()
 
 
+def take_only_hashes(devnet: DevnetThread) -> None:
+    """Where the merchant takes either form of proof, another than was meant would pass."""
+    url = f"{devnet.merchant_url}/merchant/settings"
+    httpx.post(url, json={"proof": "tx_hash"}, trust_env=False).raise_for_status()
+
+
 class World:
     """The devnet with its merchant, the wallet's account and the data folder; what outlives a restart."""
 
@@ -90,6 +96,7 @@ class World:
             settle_depth=2160,
             min_window_s=120,
         )
+        take_only_hashes(devnet)
 
     @property
     def origin(self) -> str:

@@ -76,7 +76,7 @@ def filed_terms(settings: Settings, own: Address, keys: Mapping[str, str | None]
         wallet_below_lovelace=settings.alerts.wallet_below_lovelace,
         approval_above=_approval_above(settings),
         approval_timeout_s=settings.approvals.timeout_s,
-        call_rate=None if settings.network == "devnet" else BLOCKFROST_RATE,
+        call_rate=None if settings.is_devnet else BLOCKFROST_RATE,
     )
 
 

@@ -32,7 +32,7 @@ def look_at_choices(settings: Settings, config: Path) -> list[Finding]:
     told += [*_signed_less(settings), *_apps(settings)]
     for name, merchant in settings.merchants.items():
         told += [(f"merchants.{name}.{key}", why) for key, why in _trusting(merchant, settings.network)]
-    if settings.network != "devnet":
+    if not settings.is_devnet:
         told += [*_one_word(settings), *_soon(settings), *_untold(settings)]
     told += _signer(settings.api.socket)
     return [Finding(name, why, is_warning=True) for name, why in told]

@@ -1,7 +1,7 @@
 """The clients of payagent: who they are, what they may do, and the one token of each that is good.
 
-Nothing of an app changes but its token: a new one ends the one before, and none is good again once it has ended,
-also not by a clock that is put back.
+Nothing of an app changes but its token: a new one ends the one before, and none is good again once it has ended. A
+clock that is put back makes none good that had ended when something was last held.
 May import: core, store.spending, store.unit, sqlite3. Never: sees a token (its hash is looked up).
 """
 
@@ -58,7 +58,7 @@ _APP = f"SELECT {_APP_COLUMNS} FROM apps a"  # noqa: S608  names of ours
 
 
 def _has_expired(conn: sqlite3.Connection, expires_at_ms: int | None, now_ms: int) -> bool:
-    """By our clock, or already by the limits', which nobody puts back."""
+    """By our clock, or already by the limits' clock as of the last hold, which nobody puts back."""
     return expires_at_ms is not None and expires_at_ms <= max(now_ms, spending.clock_ms(conn, None))
 
 

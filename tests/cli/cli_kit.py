@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from agent_kit import take_only_hashes
 from canaries import plant
 
 from payagent.cli import run
@@ -118,6 +119,7 @@ class Shop:
         words.unlink()
         with self.config.open("a") as config:
             config.write(_ADDED.format(socket=folder / "s", token=TOKEN))
+        take_only_hashes(devnet)
 
     def init_arguments(self) -> list[str | Path]:
         passphrase = write_private(self.folder / "passphrase", PASSPHRASE + "\n")
