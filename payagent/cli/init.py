@@ -102,7 +102,7 @@ def init(
         partners=_partners(partners, named),
         passphrase=ask_passphrase()
         if passphrase_file is None
-        else _read_passphrase(terminal, passphrase_file, network),
+        else _read_passphrase(terminal, passphrase_file, private=network != "devnet" or restore is not None),
         words=None if restore is None else _read_words(terminal, restore),
         project_id_file=project_id_file,
         passphrase_file=passphrase_file,
@@ -171,11 +171,11 @@ def _default_config() -> Path:
     return Path(named) if named else Path.home() / ".config/payagent/config.toml"
 
 
-def _read_passphrase(terminal: Terminal, path: Path, network: str | None) -> str:
-    """The devnet's file may be open to others, as the daemon takes it too (settings.places)."""
+def _read_passphrase(terminal: Terminal, path: Path, *, private: bool) -> str:
+    """That of new words on the devnet may be open to others, as the daemon takes it too (settings.places)."""
     from payagent.secretfile import read_secret_file
 
-    passphrase = read_secret_file(path, private=network != "devnet")
+    passphrase = read_secret_file(path, private=private)
     if path.stat().st_mode & 0o077:
         terminal.say(f"note: {path} can be read by others, which no network but the devnet takes")
     return passphrase

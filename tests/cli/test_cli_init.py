@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from agent_kit import WORDS
 from canaries import plant
 from cli_kit import PASSPHRASE, Result, invoke, spawn, write_private
 
@@ -180,8 +181,12 @@ def test_a_short_passphrase_is_refused_from_a_file_too(tmp_path: Path) -> None:
     made(tmp_path, "--network", "preprod")
 
 
-def test_on_the_devnet_any_passphrase_does(tmp_path: Path) -> None:
-    write_private(tmp_path / "passphrase", "test\n")
+def test_on_the_devnet_any_passphrase_does_for_new_words(tmp_path: Path) -> None:
+    path = write_private(tmp_path / "passphrase", "test\n")
+    restore = ("--restore", write_private(tmp_path / "words", WORDS))
+    assert invoke(*arguments(tmp_path, *restore)).error["code"] == "passphrase_too_short"
+    os.chmod(path, 0o644)  # noqa: PTH101
+    assert "chmod 600" in invoke(*arguments(tmp_path, *restore)).error["detail"]
     made(tmp_path)
 
 
