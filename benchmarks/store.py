@@ -132,7 +132,7 @@ class Payer:
             lambda unit: steps.record_answer(unit, payment, tx_id, told, "bench", now_ms),
             lambda unit: steps.record_seen(unit, payment, seen, self.coins, "bench", now_ms),
             lambda unit: steps.record_confirmed(unit, payment, 3, rules, now_ms, now_ms),
-            lambda unit: delivery_steps.record_delivery(unit, payment, 200, rules, now_ms),
+            lambda unit: delivery_steps.record_delivery(unit, payment, 200, rules, now_ms, now_ms),
             lambda unit: steps.record_settled(unit, payment, 2160, self.coins, now_ms),
         ):
             self.do(job)
