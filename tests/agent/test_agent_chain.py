@@ -192,6 +192,17 @@ class TestAChildWithoutItsParent:
         await pass_time_of(world, run, 120)
         return rows
 
+    @staticmethod
+    async def cancelled(world: World, run: Run) -> list[PaymentRow]:
+        """The parent is cancelled, and that is deep."""
+        parent, child = await family(world, run, "parent", "child")
+        world.control("faults", clear=True)
+        await run.agent.carrying.resolve(parent.id, APP)
+        await run.agent.sending.drain(10)
+        await bury(world, run)
+        await bury(world, run)
+        return [parent, child]
+
     async def test_it_is_void_once_the_replacement_is_deep(self, world: World) -> None:
         world.fund(300 * ADA)
         async with world.run(terms=with_terms(chain_depth=DEPTH, settle_depth=25)) as run:
@@ -257,12 +268,7 @@ class TestAChildWithoutItsParent:
     async def test_the_parent_is_cancelled(self, world: World) -> None:
         world.fund(300 * ADA)
         async with world.run(terms=chained) as run:
-            parent, child = await family(world, run, "parent", "child")
-            world.control("faults", clear=True)
-            await run.agent.carrying.resolve(parent.id, APP)
-            await run.agent.sending.drain(10)
-            await bury(world, run)
-            await bury(world, run)
+            parent, child = await self.cancelled(world, run)
             assert run.state(parent.id) is State.VOID
             void = run.desk.payment(child.id)
             assert (void.state, void.reason_code) == (State.VOID, "parent_lost")
@@ -275,12 +281,7 @@ class TestAChildWithoutItsParent:
         async with two_providers(world, terms) as run:
             await run.look()
             low = height(world)
-            parent, child = await family(world, run, "parent", "child")
-            world.control("faults", clear=True)
-            await run.agent.carrying.resolve(parent.id, APP)
-            await run.agent.sending.drain(10)
-            await bury(world, run)
-            await bury(world, run)
+            parent, child = await self.cancelled(world, run)
             assert run.state(parent.id) is run.state(child.id) is State.VOID
             cancel = attempts(run, parent)[-1]
             world.fault(f"/txs/{cancel.tx_id}", "server", count=2)

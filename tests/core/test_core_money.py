@@ -31,6 +31,10 @@ def code_of(function: object, *args: object) -> str:
     return caught.value.code
 
 
+def test_the_most_is_what_the_ledger_can_say_of_a_coin() -> None:
+    assert MAX_UNITS == 9_223_372_036_854_775_807
+
+
 @given(st.integers(1, MAX_UNITS))
 def test_units_come_through_as_text_and_as_int(units: int) -> None:
     assert parse_units(str(units)) == units
