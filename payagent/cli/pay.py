@@ -253,9 +253,7 @@ def _unseen_because(link: "Link") -> str | None:
     from signing.
     """
     told = link.readiness()
-    if told.get("code") != "chain_not_ready":
-        return None
-    return next((told["checks"][name] for name in ("chain", "sweeps") if told["checks"][name] != "ok"), None)
+    return str(told["checks"]["chain"]) if told["code"] == "chain_not_ready" else None
 
 
 def in_words(state: object) -> str:

@@ -23,6 +23,6 @@ def restored_at_ms(conn: sqlite3.Connection) -> int | None:
     """
     row = conn.execute(
         "SELECT MAX(json_extract(value, '$.restored_at_ms')) FROM meta WHERE key GLOB 'restored:*' "
-        "AND COALESCE(json_extract(value, '$.is_clock_right'), 1)"
+        "AND json_extract(value, '$.is_clock_right')"
     ).fetchone()
     return None if row[0] is None else int(row[0])

@@ -63,7 +63,7 @@ class Waiting:
         return WAITS | {"ready": self.asked == 3}
 
     def readiness(self) -> dict[str, object]:
-        return {"code": self.code, "checks": {"chain": "no provider tells its tip", "sweeps": "ok"}}
+        return {"code": self.code, "checks": {"chain": "no provider tells its tip"}}
 
 
 def waited(link: Waiting) -> tuple[int, str]:
