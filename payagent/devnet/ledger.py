@@ -154,13 +154,19 @@ class Chain:
         self._admit(tx)
         return tx.tx_id
 
-    def faucet(self, address: bytes, lovelace: int, assets: Mapping[str, int] | None = None) -> str:
+    def faucet(
+        self,
+        address: bytes,
+        lovelace: int,
+        assets: Mapping[str, int] | None = None,
+        datum_hash: bytes | None = None,
+    ) -> str:
         """Make money from nothing, in a transaction without inputs or fee; its id in hex.
 
         It waits in the mempool, comes with the next block and is in the history like any other. Raises
         `LedgerError` when no chain could hold that output (too small, too big, wrong network).
         """
-        tx = decode_tx(_faucet_bytes(address, lovelace, assets or {}, len(self._faucet_ids) + 1))
+        tx = decode_tx(_faucet_bytes(address, lovelace, assets or {}, datum_hash, len(self._faucet_ids) + 1))
         check_outputs(tx, self.params)
         self._faucet_ids.add(tx.tx_id)
         self._admit(tx)
@@ -325,12 +331,17 @@ def _block_hash(prev_hash: str, slot: int, height: int, forks: int, txs: Iterabl
     return hash_256("|".join(parts).encode()).hex()
 
 
-def _faucet_bytes(address: bytes, lovelace: int, assets: Mapping[str, int], number: int) -> bytes:
+def _faucet_bytes(
+    address: bytes, lovelace: int, assets: Mapping[str, int], datum_hash: bytes | None, number: int
+) -> bytes:
     """A transaction of one output and no inputs; its number, in the metadata, makes its id its own."""
     value = cbor.head(cbor.UINT, lovelace)
     if assets:
         value = b"\x82" + value + _assets_bytes(assets)
-    output = b"\x82" + cbor.byte_string(address) + value
+    fields = [cbor.byte_string(address), value]
+    if datum_hash is not None:
+        fields.append(cbor.byte_string(datum_hash))
+    output = cbor.head(cbor.ARRAY, len(fields)) + b"".join(fields)
     aux = b"\xa1" + cbor.head(cbor.UINT, 674) + b"\xa1" + cbor.text_string("faucet") + cbor.head(cbor.UINT, number)
     body = b"\xa4\x00\x80\x01\x81" + output + b"\x02\x00\x07" + cbor.byte_string(hash_256(aux))
     return b"\x84" + body + b"\xa0\xf5" + aux

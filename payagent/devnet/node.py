@@ -55,10 +55,12 @@ class Node:
             self._held.append((self.chain.tip.height + blocks, raw))
         return tx_id
 
-    def faucet(self, address: bytes, lovelace: int, assets: Mapping[str, int]) -> str:
+    def faucet(
+        self, address: bytes, lovelace: int, assets: Mapping[str, int], datum_hash: bytes | None = None
+    ) -> str:
         """Money from nothing, in the next block; the transaction's id. Raises `LedgerError`."""
         self.tick()
-        return self.chain.faucet(address, lovelace, assets)
+        return self.chain.faucet(address, lovelace, assets, datum_hash)
 
     def make_blocks(self, count: int) -> list[Block]:
         """Make blocks at the present slot; what was held back long enough enters the mempool after each."""

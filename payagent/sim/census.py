@@ -31,6 +31,7 @@ _SIMPLE = {
     "anchor_back": "a payment's deposit comes back",
 }
 _KEPT = {"split": "a coin is split that nobody ordered to be", "sweep": "crumbs are gathered"}
+_IN_TOKENS = "a purchase for a token is in a block"
 _ASKED = "a new ledger has asked the chain for the wallet's past"
 _CAUGHT_UP = "a ledger that was behind has caught up"
 _JOBS = (
@@ -43,6 +44,7 @@ LISTED = (
     *(f"a death {when} {job}" for when in ("before", "after") for job in _JOBS),
     *(f"no room or no disk at {job}" for job in _JOBS),
     _CAUGHT_UP,
+    _IN_TOKENS,
     "a cancel loses its race",
     "a confirmed payment is reopened",
     "a daemon leaves its ledger to another",
@@ -68,6 +70,8 @@ LISTED = (
     "a provider says yes and drops it",
     "a reply was lost of what was taken",
     "a second daemon is refused: already_running",
+    "a stranger sends a coin with a datum",
+    "a stranger sends tokens that nobody wants",
     "a submission taken late",
     "a top-up ends: done",
     "a transaction lands on a fork after its time limit",
@@ -131,7 +135,8 @@ class Census:
             elif event in _SIMPLE:
                 self._story.reach(_SIMPLE[event])
             if payment_id is not None and state is not None:
-                self._of_payment(conn, payment_id, event, told | {"first": first_invoice, "void_by": void_by})
+                told |= {"first": first_invoice, "void_by": void_by, "kind": kind}
+                self._of_payment(conn, payment_id, event, told)
                 self._states[payment_id] = state
         for seq, kind, payment_id, unexplained in conn.execute(_MOVES, (self._last_move,)).fetchall():
             self._last_move = seq
@@ -160,6 +165,9 @@ class Census:
                 self._story.reach(f"coins are taken back {by}")
             case "seen_in_block":
                 self._landed(conn, payment_id, str(told["tx_id"]), told["first"], before)
+                tx = self._net.hoard.get(told["tx_id"])
+                if told["kind"] == "invoice" and tx is not None and tx.outputs[0].assets:
+                    self._story.reach(_IN_TOKENS)
             case "block_lost":
                 self._lost(str(told["block"]), before)
             case "void":

@@ -70,9 +70,7 @@ LEFT JOIN invoices v ON v.seq = a.invoice WHERE a.rowid > ? ORDER BY a.rowid
 class Judge:
     """One for a run."""
 
-    def __init__(
-        self, net: Net, story: Story, owner: Owner, market: Market, cap_lovelace: int, rng: Random
-    ) -> None:
+    def __init__(self, net: Net, story: Story, owner: Owner, market: Market, cap_units: int, rng: Random) -> None:
         self._net = net
         self._story = story
         self._owner = owner
@@ -90,7 +88,7 @@ class Judge:
         self._forgotten: dict[str, Signed] = {}
         self._is_put_back = False
         self._rng = rng
-        self._spending = Spending(story, cap_lovelace)
+        self._spending = Spending(story, cap_units)
 
     # --- the record
 

@@ -18,8 +18,8 @@ Lines = dict[tuple[str, str], int]
 """Units by account and asset."""
 
 _BOOKED = """
-SELECT j.payment_id, SUM(p.units) FROM journal j JOIN postings p ON p.entry = j.id
-WHERE j.payment_id IS NOT NULL AND p.asset = 'lovelace' AND p.account NOT IN (?, ?) GROUP BY j.payment_id
+SELECT j.payment_id, p.asset, SUM(p.units) FROM journal j JOIN postings p ON p.entry = j.id
+WHERE j.payment_id IS NOT NULL AND p.account NOT IN (?, ?) GROUP BY j.payment_id, p.asset
 """
 _LINES = """
 SELECT p.account, p.asset, SUM(p.units) FROM journal j JOIN postings p ON p.entry = j.id
@@ -43,23 +43,26 @@ class Spend:
             if out.address != own:
                 for asset, units in ((LOVELACE, out.lovelace), *out.assets.items()):
                     self.given[asset] = self.given.get(asset, 0) + units
-        self.spent_lovelace = self.fee_lovelace + (self.given.get(LOVELACE, 0) if origin else 0)
+        self.spent = dict(self.given) if origin else {}
+        """Units by asset that count as spent: what went to a merchant, and the fee."""
+        self.spent[LOVELACE] = self.spent.get(LOVELACE, 0) + self.fee_lovelace
 
 
 @dataclass(slots=True)
 class Booked:
-    """The ledger at one commit: by what each payment ended (None: void), and what is held or posted for it."""
+    """The ledger at one commit: by what each payment ended (None: void), and its units, held or posted."""
 
     ended: Mapping[str, str | None] = field(default_factory=dict)
-    lovelace: Mapping[str, int] = field(default_factory=dict)
+    units: Mapping[tuple[str, str], int] = field(default_factory=dict)
 
 
 class Spending:
     """One for a run."""
 
-    def __init__(self, story: Story, cap_lovelace: int) -> None:
+    def __init__(self, story: Story, cap_units: int) -> None:
         self._story = story
-        self._cap_lovelace = cap_lovelace
+        self._cap_units = cap_units
+        """What may be spent of each asset."""
         self._as_of: object = None
         self._booked = Booked()
         self._undone: set[str] = set()
@@ -79,12 +82,22 @@ class Spending:
             if booked.ended.get(spend.payment, spend.tx_id) != spend.tx_id:
                 self._undone.add(spend.payment)
                 continue
-            if (told := booked.lovelace.get(spend.payment, 0)) < spend.spent_lovelace:
-                gone = f"{spend.spent_lovelace} lovelace left for {spend.payment}"
-                self._story.violate("I2", f"{gone}, {told} are held or posted")
-        spent = sum(spend.spent_lovelace for spend in landed if spend.origin and spend.payment not in self._undone)
-        if spent > self._cap_lovelace:
-            self._story.violate("I3", f"{spent} lovelace were spent, the limit is {self._cap_lovelace}")
+            for asset, units in spend.spent.items():
+                if (told := booked.units.get((spend.payment, asset), 0)) < units:
+                    self._story.violate(
+                        "I2", f"{units} {asset} left for {spend.payment}, {told} are held or posted"
+                    )
+        counted = (spend for spend in landed if spend.origin and spend.payment not in self._undone)
+        self._check_cap("spent", (line for spend in counted for line in spend.spent.items()))
+
+    def _check_cap(self, how: str, lines: Iterable[tuple[str, int]]) -> None:
+        """I3: of (asset, units) no asset comes to more than its limit."""
+        sums: dict[str, int] = {}
+        for asset, units in lines:
+            sums[asset] = sums.get(asset, 0) + units
+        for asset, units in sums.items():
+            if units > self._cap_units:
+                self._story.violate("I3", f"{units} {asset} are {how}, the limit is {self._cap_units}")
 
     def at_rest(self, conn: Connection, payment: str, landed: Iterable[Spend]) -> None:
         """I2 in the end: a payment's postings are what the chain shows of it, to the unit and by account."""
@@ -113,19 +126,14 @@ class Spending:
         if (as_of := (conn, about.version(conn))) == self._as_of:
             return self._booked
         states = conn.execute(_STATES).fetchall()
-        booked = dict(conn.execute(_BOOKED, (WALLET, EXTERNAL)).fetchall())
+        rows = conn.execute(_BOOKED, (WALLET, EXTERNAL)).fetchall()
         void: dict[str, str | None] = {row[0]: None for row in states if row[1] == State.VOID}
         self._undone |= void.keys()
-        spent = sum(
-            booked.get(payment, 0)
-            for payment, _, is_purchase, _ in states
-            if is_purchase and payment not in self._undone
-        )
-        if spent > self._cap_lovelace:
-            self._story.violate("I3", f"{spent} lovelace are held or posted, the limit is {self._cap_lovelace}")
+        counted = {row[0] for row in states if row[2]} - self._undone
+        self._check_cap("held or posted", ((asset, units) for payment, asset, units in rows if payment in counted))
         self._as_of = as_of
         posted = {row[0]: row[3] for row in states if row[1] in (State.CONFIRMED, State.SETTLED)}
-        self._booked = Booked(void | posted, booked)
+        self._booked = Booked(void | posted, {(payment, asset): units for payment, asset, units in rows})
         return self._booked
 
 

@@ -74,7 +74,7 @@ def _until(rng: Random, mix: Mix, dry_until_s: float) -> dict[str, Any]:
         "mix": wet,
         "dry_mix": replace(wet, fork=0.0),
         "drought_s": (0.0, dry_until_s),
-        "per_day_lovelace": 1000 * ADA,
+        "per_day_units": 1000 * ADA,
     }
 
 
@@ -105,7 +105,7 @@ def _prepaid(rng: Random, mix: Mix, shops: Shops) -> dict[str, Any]:
     return {
         "shops": tuple(replace(shop, batch=4, timeout_s=rng.choice((200, 300, 600))) for shop in shops[:1]),
         "wants": 4,
-        "per_day_lovelace": 1000 * ADA,
+        "per_day_units": 1000 * ADA,
         "drought_s": (0.0, 0.0),
         "by_proxy": 0.9,
         "keyed": 0.9,
@@ -125,7 +125,7 @@ def _rush(rng: Random, mix: Mix, shops: Shops) -> dict[str, Any]:
         "wants": rng.randint(4, 6),
         "wanted_from_s": 200.0,
         "wanted_within_s": 0.0,
-        "per_day_lovelace": rng.choice((8, 12, 16)) * ADA,
+        "per_day_units": rng.choice((8, 12, 16)) * ADA,
         "drought_s": (0.0, 0.0),
     }
 
@@ -146,7 +146,7 @@ def _put_back(rng: Random, mix: Mix, shops: Shops) -> dict[str, Any]:
         "wants": rng.randint(5, 8),
         "wanted_within_s": put_back_s + (300 if clock_off_ms else rng.choice((0, 0, 2600))),
         "calm_from_s": put_back_s + 2800,
-        "per_day_lovelace": 1000 * ADA,
+        "per_day_units": 1000 * ADA,
         "copied_s": copied_s,
         "put_back_s": put_back_s,
         "put_back_clock_off_ms": clock_off_ms,
@@ -180,7 +180,7 @@ def draw_upkeep(seed: int, coins: tuple[int, ...], shops: Shops) -> dict[str, An
         "shops": tuple(replace(shop, batch=1) for shop in shops),
         "topup": False,
         "coins": (*coins[1:], rng.randint(100, 1000) * ADA, *crumbs),
-        "per_day_lovelace": 1000 * ADA,
+        "per_day_units": 1000 * ADA,
         "wants": rng.randint(5, 14),
         "wanted_within_s": rng.choice((0.0, 0.0, 5.0, 60.0, 400.0)),
         "by_x402": rng.choice((0.0, 0.0, 0.2, 0.5)),

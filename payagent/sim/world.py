@@ -53,6 +53,7 @@ from payagent.sim.shops import SimShop, Transport
 from payagent.sim.source import LIES, Habits, SimSource
 from payagent.sim.story import Story
 from payagent.sim.themes import draw_theme, draw_upkeep
+from payagent.sim.tokens import Beside, draw_asset
 from payagent.store import apps, events, payments, queries, records
 from payagent.store.committer import Committer, Job
 from payagent.store.lease import lease
@@ -92,7 +93,7 @@ ROUNDS = 900
 
 SELDOM_JOBS = ("sign", "observe", "confirm", "replace", *("settle",) * 3, "use", *("cancel",) * 4, *("void",) * 6)
 API_KEY = "canary-of-an-api-key"
-SENT_TO, SENT_LOVELACE = role_address("creator"), 2 * ADA
+SENT_TO, SENT_UNITS = role_address("creator"), 2 * ADA
 
 
 @cache
@@ -122,7 +123,9 @@ class Plan:
     settle_depth: int
     beat_s: float
     coins: tuple[int, ...]
-    per_day_lovelace: int
+    per_day_units: int
+    """What may be spent in a day of each asset that shops sell for, and of ADA."""
+
     shops: tuple[ShopTerms, ...]
     wants: int
     providers: tuple[Habits, ...]
@@ -155,6 +158,9 @@ class Plan:
     is_stubborn: bool = False
     """Clients ask again at once, and more often."""
 
+    asset: str = LOVELACE
+    """What the shops sell for."""
+
 
 def draw_plan(rng: Random) -> Plan:
     """A swarm: few things of many, in amounts that differ by seed."""
@@ -183,7 +189,7 @@ def draw_plan(rng: Random) -> Plan:
         settle_depth=rng.choice((20, 32)),
         beat_s=rng.choice((40.0, 60.0)),
         coins=coins,
-        per_day_lovelace=rng.choice((20, 60, 1000)) * ADA,
+        per_day_units=rng.choice((20, 60, 1000)) * ADA,
         shops=shops,
         wants=wants,
         providers=tuple(habits),
@@ -220,6 +226,8 @@ class World:
         self.story = Story(seed, self.loop.time, canaries(), keep=keep_story)
         self.plan = draw_plan(self.rng)
         self.plan = replace(self.plan, **draw_upkeep(seed, self.plan.coins, self.plan.shops))
+        self.plan = replace(self.plan, **draw_asset(seed, self.plan.shops))
+        self.beside = Beside.of(seed, self.plan.asset)
         self.is_calm = self.is_away = False
         self.disk = Disk(folder, template)
         self.signer = account().signer
@@ -237,7 +245,7 @@ class World:
         owner = Owner(account().address, NETWORK)
         # draws of its own: that somebody looks on changes nothing
         looks = Random(f"{seed} judge")  # noqa: S311
-        self.judge = Judge(self.net, self.story, owner, self, self.plan.per_day_lovelace, looks)
+        self.judge = Judge(self.net, self.story, owner, self, self.plan.per_day_units, looks)
         self.census = Census(self.net, self.story)
         self.pools = Pools(self.story, self)
         self.desk = Desk.of(seed)
@@ -319,9 +327,8 @@ class World:
         self.story.violate("BUG", f"{type(error).__name__}: {error} at {where}")
 
     def _fund(self) -> None:
-        raw = account().address.raw
         for lovelace in self.plan.coins:
-            self.net.node.faucet(raw, lovelace, {})
+            self._deposit(lovelace)
             self.net.chain.make_block()
 
     async def _fund_again(self) -> None:
@@ -329,7 +336,15 @@ class World:
         while not self.is_calm:
             await asyncio.sleep(60)
             if self.rng.random() < self.mix().deposit:
-                self.net.node.faucet(account().address.raw, self.rng.randint(8, 40) * ADA, {})
+                self._deposit(self.rng.randint(8, 40) * ADA)
+
+    def _deposit(self, lovelace: int) -> None:
+        assets, datum_hash = self.beside.draw(lovelace)
+        if assets.keys() - {self.plan.asset}:
+            self.story.reach("a stranger sends tokens that nobody wants")
+        if datum_hash is not None:
+            self.story.reach("a stranger sends a coin with a datum")
+        self.net.node.faucet(account().address.raw, lovelace, assets, datum_hash)
 
     def _wants(self) -> list[Want]:
         wants = self._draw_wants()
@@ -355,11 +370,12 @@ class World:
 
     async def _order_topup(self) -> None:
         shop = next(iter(self.shops.values()))
+        wish = Wish(shop.origin, self.plan.asset, 8 * ADA)
         await asyncio.sleep(60 + self.rng.random() * 600)
         for _ in range(5):
             life = await self.life()
             try:
-                await life.call(life.topups.order("app_test", "top-up", Wish(shop.origin, LOVELACE, 8 * ADA)))
+                await life.call(life.topups.order("app_test", "top-up", wish))
             except (DeadError, Refused) as error:
                 self.story.reach(f"a top-up is not taken: {getattr(error, 'code', 'the daemon died')}")
                 await asyncio.sleep(60)
@@ -402,7 +418,7 @@ class World:
                 if act == "split":
                     await life.call(agent.transfers.split("app_test", 2, 4 * ADA))
                 elif act == "send":
-                    await life.call(agent.transfers.send("app_test", SENT_TO, LOVELACE, SENT_LOVELACE))
+                    await life.call(agent.transfers.send("app_test", SENT_TO, self.plan.asset, SENT_UNITS))
                 elif act == "sweep":
                     await life.call(agent.transfers.sweep("app_test", account().address))
                 elif act == "spend elsewhere":
@@ -623,7 +639,7 @@ class World:
     def asked(self, origin: str, invoice_id: str | None) -> list[tuple[tuple[bytes, str, int], ...]]:
         """By the shop's own books, or the operator's orders."""
         if not origin:
-            return [(), ((SENT_TO.raw, LOVELACE, SENT_LOVELACE),)]
+            return [(), ((SENT_TO.raw, self.plan.asset, SENT_UNITS),)]
         return asked_by(self.shops[origin], invoice_id)
 
     def calls_served(self, origin: str, partner: str, wallet: str) -> int:
@@ -640,6 +656,7 @@ class World:
 
     def _terms(self) -> Terms:
         plan = self.plan
+        caps = {"per_payment": 100 * ADA, "per_day": plan.per_day_units}
         merchants = {
             shop.origin: MerchantTerms(
                 shop.name, shop.origin, PARTNER, None, self.rng.choice(("submitted", "confirmed")), 30,
@@ -653,7 +670,7 @@ class World:
             network=NETWORK,
             own=account().address,
             merchants=merchants,
-            limits=limits_of(LOVELACE, {"per_payment": 100 * ADA, "per_day": plan.per_day_lovelace}),
+            limits=tuple(limit for asset in {LOVELACE: 0, plan.asset: 0} for limit in limits_of(asset, caps)),
             decimals={},
             confirm_depth=plan.confirm_depth,
             void_depth=plan.void_depth,
@@ -662,7 +679,7 @@ class World:
             chain_depth=plan.chain_depth,
             upkeep_lovelace=plan.upkeep_lovelace,
             call_rate=BLOCKFROST_RATE,
-            approval_above={} if self.desk.asks_above is None else {LOVELACE: self.desk.asks_above},
+            approval_above={} if self.desk.asks_above is None else {plan.asset: self.desk.asks_above},
             approval_timeout_s=QUESTION_S,
         )
 
@@ -685,8 +702,8 @@ def asked_by(shop: SimShop, invoice_id: str | None) -> list[tuple[tuple[bytes, s
     invoice = shop.invoice(invoice_id or "")
     if invoice is not None:
         return [outputs_asked(invoice.terms.required, invoice.terms.asset)]
-    pay_to = shop.merchant.terms.required[0][0]
-    return [((pay_to, LOVELACE, price),) for price in sorted(shop.prices)]
+    terms = shop.merchant.terms
+    return [((terms.pay_to.raw, terms.asset, price),) for price in sorted(shop.prices)]
 
 
 def purchase_of(shop: SimShop, invoice_id: str | None) -> str | None:

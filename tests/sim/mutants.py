@@ -452,6 +452,16 @@ def _no_fee_cap(stack: ExitStack) -> None:
         function.__kwdefaults__ = defaults | {"params": dear, "fee_cap_lovelace": 10**12}
 
 
+@mutant("only ADA counts against limits")
+def _tokens_without_limit(stack: ExitStack) -> None:
+    real = rulebook.policy.concerning
+
+    def concerning(*args: Any) -> tuple[Limit, ...]:
+        return tuple(limit for limit in real(*args) if limit.asset == LOVELACE)
+
+    put(stack, rulebook.policy, "concerning", concerning)
+
+
 # --- what is written down ----------------------------------------------------------------------------------------
 
 
@@ -462,6 +472,18 @@ def _fee_as_price(stack: ExitStack) -> None:
 
     def post(hold: Any, spent: Any, fee_lovelace: int, account: str) -> Any:
         return real(hold, {**spent, LOVELACE: spent.get(LOVELACE, 0) + fee_lovelace}, 0, account)
+
+    put(stack, steps.ledger, "post", post)
+
+
+@mutant("what rides along with a token is not booked")
+def _riding_left_out(stack: ExitStack) -> None:
+    """The token went to the merchant; the ADA that its outputs must hold is thought to be in the wallet."""
+    real = steps.ledger.post
+
+    def post(hold: Any, spent: Any, fee_lovelace: int, account: str) -> Any:
+        tokens = {asset: units for asset, units in spent.items() if asset != LOVELACE}
+        return real(hold, tokens or spent, fee_lovelace, account)
 
     put(stack, steps.ledger, "post", post)
 

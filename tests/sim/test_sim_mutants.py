@@ -21,6 +21,7 @@ SOON = (
     "the intent's key is ignored",
     "no bound on the fee",
     "a fee is booked as the merchant's",
+    "what rides along with a token is not booked",
     "an api key is logged",
     "a pause stops what is new alone",
     "nobody's answer is a yes",

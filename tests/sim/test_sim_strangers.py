@@ -1,25 +1,25 @@
-"""What strangers send: tokens that nobody wants, as many as one output can hold, and coins with a datum.
+"""Seeds that failed once where strangers send tokens that nobody wants, as many as an output can hold, and datums.
 
-The other seeds have none of it: their worlds are of ADA alone.
+They were found before seeds had strangers of their own, and are kept as they were: all coins are from them.
 """
 
 from collections.abc import Mapping
 from random import Random
 
 import pytest
-from sim.sources import base_seed
 from sim.test_sim_seeds import require_clean
 
 from payagent.core.money import LOVELACE_PER_ADA, MAX_UNITS
 from payagent.devnet import cbor, ledger
 from payagent.sim.run import run_share
 
-SEEDS = 40
 FAILED_ONCE = (1018, 1027, 1067, 1244, 1339, 1346)
 TOKENS = [(bytes([policy]) * 28 + b"A" * name).hex() for policy in range(1, 9) for name in (0, 3, 32)]
 
 
-def stranger(address: bytes, lovelace: int, _assets: Mapping[str, int], number: int) -> bytes:
+def stranger(
+    address: bytes, lovelace: int, _assets: Mapping[str, int], _datum_hash: bytes | None, number: int
+) -> bytes:
     """A faucet's transaction as the devnet makes it, with what else a stranger may put into its output."""
     rnd = Random(number * 7919 + lovelace)
     count = min(rnd.choice([0, 0, 0, 1, 1, 5, 12]), max(0, lovelace // LOVELACE_PER_ADA * 2 - 4))
@@ -40,12 +40,6 @@ def stranger(address: bytes, lovelace: int, _assets: Mapping[str, int], number: 
 @pytest.fixture(autouse=True)
 def _strangers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ledger, "_faucet_bytes", stranger)
-
-
-@pytest.mark.timeout(600)
-def test_nothing_that_a_stranger_sends_violates_anything() -> None:
-    base = base_seed()
-    require_clean(run_share(range(base, base + SEEDS)))
 
 
 @pytest.mark.timeout(600)
