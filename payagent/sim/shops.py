@@ -22,6 +22,7 @@ from payagent.devnet.ledger import decode_tx
 from payagent.devnet.merchant import Invoice, Merchant, Terms
 from payagent.devnet.merchant_api import merchant_app
 from payagent.devnet.x402 import Shop
+from payagent.devnet.x402_terms import X402
 from payagent.proxy.headers import Headers
 from payagent.proxy.upstream import Call
 from payagent.sim.mix import Mix
@@ -85,6 +86,7 @@ class SimShop:
         self,
         name: str,
         terms: Terms,
+        x402: X402,
         net: Net,
         rng: Random,
         story: Story,
@@ -103,6 +105,7 @@ class SimShop:
         self.merchant = Merchant(self, self._new_id)
         self.merchant.set_terms(terms)
         self.shop = Shop(net.node, lambda: self.merchant.terms)
+        self.shop.x402 = x402
         self.shop.facilitator.node = _FacilitatorsNode(net, mix, self._drawn, rng)  # type: ignore[assignment]
         self._app = merchant_app(self.merchant, self.shop, net.node.now_ms, net.node.tick).router
 

@@ -18,6 +18,9 @@ ADA = 1_000_000
 UPKEPT = 0.15
 """In how many seeds the wallet keeps its coins."""
 
+BY_FLUX, BY_X402_V1 = 0.08, 0.08
+"""In how many seeds shops speak these, in place of the T Backend's dialect and of version 2."""
+
 Shops = tuple[ShopTerms, ...]
 Theme = Callable[[Random, Mix, Shops], dict[str, Any]]
 """Which fields of a plan it sets, and to what."""
@@ -185,6 +188,17 @@ def draw_upkeep(seed: int, coins: tuple[int, ...], shops: Shops) -> dict[str, An
         "wanted_within_s": rng.choice((0.0, 0.0, 5.0, 60.0, 400.0)),
         "by_x402": rng.choice((0.0, 0.0, 0.2, 0.5)),
     }
+
+
+def draw_dialects(seed: int, shops: Shops) -> dict[str, Any]:
+    """How shops write what they ask. It draws by itself, so that all other seeds go as they went without it.
+
+    A 402 of flux names no batch: who pays it buys one call.
+    """
+    drawn = Random(f"{seed} tongues").random()  # noqa: S311  a seed gives the same run again
+    if drawn < BY_FLUX:
+        return {"shops": tuple(replace(shop, dialect="flux", batch=1) for shop in shops), "topup": False}
+    return {"x402_version": 1} if drawn < BY_FLUX + BY_X402_V1 else {}
 
 
 def draw_theme(rng: Random, mix: Mix, shops: Shops) -> dict[str, Any]:

@@ -37,6 +37,7 @@ from payagent.devnet.ledger import Block
 from payagent.devnet.merchant import Terms as ShopTerms
 from payagent.devnet.merchant import role_address
 from payagent.devnet.merchant_api import TOP_UP
+from payagent.devnet.x402_terms import X402
 from payagent.merchants.client import MerchantClient
 from payagent.sim.buyers import PARTNER, BuyerTask, Want
 from payagent.sim.census import Census
@@ -52,7 +53,7 @@ from payagent.sim.secrets import Canaries
 from payagent.sim.shops import SimShop, Transport
 from payagent.sim.source import LIES, Habits, SimSource
 from payagent.sim.story import Story
-from payagent.sim.themes import draw_theme, draw_upkeep
+from payagent.sim.themes import draw_dialects, draw_theme, draw_upkeep
 from payagent.sim.tokens import Beside, draw_asset
 from payagent.store import apps, events, payments, queries, records
 from payagent.store.committer import Committer, Job
@@ -161,6 +162,8 @@ class Plan:
     asset: str = LOVELACE
     """What the shops sell for."""
 
+    x402_version: int = 2
+
 
 def draw_plan(rng: Random) -> Plan:
     """A swarm: few things of many, in amounts that differ by seed."""
@@ -226,6 +229,7 @@ class World:
         self.story = Story(seed, self.loop.time, canaries(), keep=keep_story)
         self.plan = draw_plan(self.rng)
         self.plan = replace(self.plan, **draw_upkeep(seed, self.plan.coins, self.plan.shops))
+        self.plan = replace(self.plan, **draw_dialects(seed, self.plan.shops))
         self.plan = replace(self.plan, **draw_asset(seed, self.plan.shops))
         self.beside = Beside.of(seed, self.plan.asset)
         self.is_calm = self.is_away = False
@@ -240,7 +244,7 @@ class World:
         self.shops = {
             shop.origin: shop
             for number, terms in enumerate(self.plan.shops)
-            for shop in [SimShop(f"shop{number}", terms, self.net, self.rng, self.story, self.mix, self._released)]
+            for shop in [self._shop(f"shop{number}", terms)]
         }
         owner = Owner(account().address, NETWORK)
         # draws of its own: that somebody looks on changes nothing
@@ -310,6 +314,10 @@ class World:
         await life.stop()
         for task in self._tasks:
             task.cancel()
+
+    def _shop(self, name: str, terms: ShopTerms) -> SimShop:
+        x402 = X402(version=self.plan.x402_version)
+        return SimShop(name, terms, x402, self.net, self.rng, self.story, self.mix, self._released)
 
     def _do(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = self.loop.create_task(work)

@@ -23,7 +23,6 @@ LEFT_OUT = """\
 - One wallet, one daemon, and at most six purchases with a top-up and the operator's orders; the soak
   (`scripts/evidence soak`) has fifty thousand payments.
 - One token at a time that is sold for, by all merchants of a seed.
-- The T Backend's dialect and x402 version 2; the other two are read in `tests/dialects`.
 - At most one of two providers lies, and the other is silent seldom then: whoever hears liars alone can be lied to.
 - No fork is deeper than the payment's `settle_depth`: after that nobody watches.
 - One thread. The writer's thread, the HTTP of the provider and of the API, processes and the operating system's

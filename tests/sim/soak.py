@@ -38,6 +38,7 @@ from payagent.core.payment import ENDED_WITHOUT_PAYING, State
 from payagent.core.policy import limits_of
 from payagent.devnet.ledger import Block, Tx
 from payagent.devnet.merchant import Terms as ShopTerms
+from payagent.devnet.x402_terms import X402
 from payagent.merchants.client import MerchantClient
 from payagent.sim.buyers import PARTNER, BuyerTask, Want
 from payagent.sim.disk import Disk
@@ -390,7 +391,7 @@ class Soak:
             replace(base, proof="signed_cbor"),
         )
         return [
-            SimShop(f"shop{number}", terms, self.net, self.rng, self.story, self.mix, self._released)
+            SimShop(f"shop{number}", terms, X402(), self.net, self.rng, self.story, self.mix, self._released)
             for number, terms in enumerate(kinds)
         ]
 
