@@ -66,6 +66,7 @@ class Guard:
         with structlog.contextvars.bound_contextvars(request=request_id), ExitStack() as inside:
             scope["state"]["inside"] = inside
             try:
+                require_own_target(scope)
                 refuse_browsers(scope, self._hosts)
                 await self._app(scope, receive, answer)
             except ClientDisconnect:
@@ -94,6 +95,16 @@ def _of_the_ledger(error: Exception) -> Refused | None:
     if refused is not None:
         log.warning("ledger.not_readable", error=str(error))
     return refused
+
+
+def require_own_target(scope: Scope) -> None:
+    """Raise `bad_request` for a call that is made as to a forward proxy: its target names a server, or is one."""
+    if not scope["path"].startswith(("/", "*")):
+        raise Refused(
+            "bad_request",
+            "the call is made as to a forward proxy (HTTP_PROXY, curl -x, CONNECT), and this is none: its address"
+            " with /proxy/NAME stands in the base URL, in place of the merchant's origin",
+        )
 
 
 def refuse_browsers(scope: Scope, hosts: Set[str], *, everywhere: bool = False) -> None:

@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import httpx
+import pytest
 from agent_kit import World
 from api_kit import Api, served
 
@@ -308,6 +309,16 @@ async def test_a_web_page_cannot_spend(api: Api) -> None:
     for host in ("localhost", "LOCALHOST:8402", "127.0.0.1:1", "[::1]:8402", "127.9.9.9"):
         answer = await api.http.get("/v1/limits", headers={"Host": host})
         assert answer.status_code == 200, host
+
+
+async def test_who_takes_it_for_a_forward_proxy_is_told_how_it_is_called(api: Api) -> None:
+    async with httpx.AsyncClient(proxy=api.url) as http:
+        for origin in ("http://merchant.example", api.world.origin):
+            told = require_problem(await http.get(f"{origin}/chat"), "bad_request")
+            assert all(word in told["detail"] for word in ("a forward proxy", "/proxy/NAME"))
+        with pytest.raises(httpx.ProxyError, match="400"):
+            await http.get("https://merchant.example/chat")
+    require_nothing_signed(api)
 
 
 async def test_the_operator_may_name_the_machine_in_another_way(world: World) -> None:
