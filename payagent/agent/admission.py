@@ -29,7 +29,7 @@ from payagent.core.money import LOVELACE, check_supply
 from payagent.core.payment import Event, State
 from payagent.core.prepaid import CALLS, Cost
 from payagent.core.problem import Refused
-from payagent.store import approvals, apps, intents, pauses, payments, prepaid, queries, records, topups
+from payagent.store import approvals, apps, events, intents, pauses, payments, prepaid, queries, records, topups
 from payagent.store.intents import IntentRow, InvoiceRow
 from payagent.store.payments import OutputRow, PaymentRow
 from payagent.store.unit import Connection, Unit
@@ -187,14 +187,14 @@ class Admission:
     ) -> Admitted | None:
         """The payment that the intent already has, replaced for a further invoice where that is safe and due.
 
-        Otherwise the further invoice is recorded, and buys nothing.
+        Otherwise the further invoice is recorded, unless a flood of them is, and buys nothing.
         """
         require_same(intent, purchase.fingerprint)
         row = payments.live_payment_of(unit.conn, intent.id)
         if row is None:
             return None
         invoice = purchase.invoice
-        if not invoice.has_own_id:
+        if not invoice.has_own_id or (known is None and not events.has_room(unit.conn, row.id, now_ms)):
             return Admitted(row.id, False)
         seq = known.seq if known else _add_invoice(unit, purchase, intent.id)
         is_free = known is None or payments.payment_of_invoice(unit.conn, seq) is None

@@ -44,7 +44,7 @@ def record_unanswered(unit: Unit, payment_id: str, why: str, rules: RulesOf, now
 def record_answer_to_retry(
     unit: Unit, payment_id: str, answer: Answer, http_status: int, rules: RulesOf, clock_ms: int, now_ms: int
 ) -> float | None:
-    """Note what a merchant answered to a retry, at that time of the limits' clock.
+    """Note what a merchant answered to a retry, at that time of the limits' clock, unless a flood of answers is.
 
     Returns in how many seconds the same proof is shown again; None when it is not.
     """
@@ -52,12 +52,13 @@ def record_answer_to_retry(
     event = DeliveryEvent.PRESENT
     if not is_served(http_status):  # that is an end only when the client has it, or it may just mean "later"
         event = delivery_event(http_status, row.state, _is_over(row, clock_ms))
-    _set_delivery(unit, row, event, rules, now_ms)
-    detail = {"status": http_status, "said": answer.said, "reason": answer.reason, "delivery": event}
-    records.note(unit, payment_id, "merchant_answered", row.state, now_ms, detail)
-    said = events.answers_to_retries(unit.conn, payment_id)
-    if row.handed_over and row.state is State.IN_FLIGHT and set(said) == {Said.REFUSED}:
-        records.note(unit, payment_id, "merchant_refused", row.state, now_ms)
+    said = [*events.answers_to_retries(unit.conn, payment_id), answer.said]
+    if _is_on_record(unit, row, event, now_ms):
+        _set_delivery(unit, row, event, rules, now_ms)
+        detail = {"status": http_status, "said": answer.said, "reason": answer.reason, "delivery": event}
+        records.note(unit, payment_id, "merchant_answered", row.state, now_ms, detail)
+        if row.handed_over and row.state is State.IN_FLIGHT and set(said) == {Said.REFUSED}:
+            records.note(unit, payment_id, "merchant_refused", row.state, now_ms)
     if event is DeliveryEvent.GIVE_UP or row.state in WITHOUT_PROOF:
         return None
     return _again_after_s(row, answer, said)
@@ -101,11 +102,18 @@ def give_up_unserved(unit: Unit, payment_id: str, clock_ms: int, rules: RulesOf,
 def _deliver(
     unit: Unit, row: PaymentRow, event: DeliveryEvent, detail: Mapping[str, object], rules: RulesOf, now_ms: int
 ) -> None:
+    if not _is_on_record(unit, row, event, now_ms):
+        return
     _set_delivery(unit, row, event, rules, now_ms)
     records.note(unit, row.id, f"delivery_{event}", row.state, now_ms, detail)
     if event is DeliveryEvent.ACCEPT:
         records.end_intent(unit, row.intent_id, now_ms)
         prepaid.first_used(unit, row, now_ms)
+
+
+def _is_on_record(unit: Unit, row: PaymentRow, event: DeliveryEvent, now_ms: int) -> bool:
+    """What moves the delivery always is; of what says the same again and again, so much as there is room for."""
+    return deliver(row.delivery, event) is not row.delivery or events.has_room(unit.conn, row.id, now_ms)
 
 
 def _set_delivery(unit: Unit, row: PaymentRow, event: DeliveryEvent, rules: RulesOf, now_ms: int) -> None:

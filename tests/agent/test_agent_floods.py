@@ -1,17 +1,23 @@
 """An app that is refused all the time does not fill the disk, is told each time why, and gets what it may have."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
 import pytest
-from agent_kit import ADA, APP, Run, World, daily, with_terms, world_with_clock
+from agent_kit import ADA, APP, DEVNET, Run, World, daily, with_terms, world_with_clock
 
 from payagent.agent import floods
 from payagent.agent.floods import AT_ONCE, EVERY_S, Floods
+from payagent.audit.finding import Finding
+from payagent.audit.signed import Owner
+from payagent.audit.verify import verify
+from payagent.core.payment import Delivery
 from payagent.core.problem import Refused
-from payagent.store import apps, payments
+from payagent.dialects import make_response
+from payagent.store import apps, events, payments
 
 OTHER = "app_other"
 
@@ -74,6 +80,56 @@ async def test_what_is_paid_counts_as_nothing_and_what_leaves_no_record_neither(
         bad = world.ask_of(world.call("hello"), key="bad", body='{"detail": "x"}')
         assert [await code_of(run, bad) for _ in range(3)] == ["not_an_invoice"] * 3
         assert on_record(run) == before + 3
+
+
+async def test_what_an_app_says_of_a_payment_is_on_record_so_often_and_what_moves_it_always(world: World) -> None:
+    answers = make_response(500, {}, {}), make_response(200, {}, {})
+    async with world.run() as run:
+        await run.look()
+        row = await run.pay()
+        deliveries, before = run.agent.deliveries, len(run.events(row.id))
+        with patch.object(events, "KEPT_AT_ONCE", before + 3):
+            told = [await deliveries.take_answer(row.id, answers[0]) for _ in range(9)]
+            assert len(run.events(row.id)) == before + 3
+            assert {advice.answer.said for _, advice in told} == {"unclear"}, "it is heard all the same"
+            assert [advice.again_after_s for _, advice in told[2:]] == [2.0, *[4.0] * 6]
+            assert (await deliveries.record_delivery(row.id, 200)).delivery is Delivery.ACCEPTED
+            assert len(run.events(row.id)) == before + 4
+            for answer in answers:
+                await deliveries.take_answer(row.id, answer)
+                await deliveries.record_delivery(row.id, answer.status)
+            assert len(run.events(row.id)) == before + 4
+            for _ in range(3):
+                world.clock.ahead_ms += events.KEPT_EVERY_MS
+                await deliveries.take_answer(row.id, answers[0])
+                await deliveries.take_answer(row.id, answers[0])
+            assert len(run.events(row.id)) == before + 7
+        assert run.desk.payment(row.id).delivery is Delivery.ACCEPTED
+        owner = Owner(run.desk.terms.own, DEVNET)
+        assert not [one for one in verify(run.desk.conn, owner) if isinstance(one, Finding)]
+
+
+async def test_further_invoices_for_a_purchase_are_on_record_so_often_and_no_more(world: World) -> None:
+    def count(run: Run) -> int:
+        return int(run.desk.conn.execute("SELECT COUNT(*) FROM invoices").fetchone()[0])
+
+    async with world.run() as run:
+        await run.look()
+        first = world.ask(key="one")
+        row, _ = await run.agent.pay(first)
+        await run.agent.sending.drain(10)
+        body, (id_,) = json.dumps(first.response.body), [row.invoice_id]
+        others = [
+            replace(first, response=make_response(402, {}, json.loads(body.replace(str(id_), f"{id_}-{n}"))))
+            for n in range(6)
+        ]
+        with patch.object(events, "KEPT_AT_ONCE", len(run.events(row.id)) + 3):
+            assert {(await run.agent.pay(other))[0].id for other in others} == {row.id}
+            assert (count(run), run.events(row.id).count("invoiced_again")) == (4, 3)
+            world.clock.ahead_ms += events.KEPT_EVERY_MS
+            for other in others:
+                await run.agent.pay(other)
+            assert (count(run), run.events(row.id).count("invoiced_again")) == (5, 4)
 
 
 def test_who_was_refused_has_room_again_with_time_and_no_more_than_at_first() -> None:
