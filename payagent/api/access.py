@@ -80,6 +80,7 @@ class Caller:
         """
         raw = await json_body(request, may_be_absent=may_be_absent)
         self.require_let_in()
+        request.app.state.turnstile.weigh(self.app.id, len(raw))
         return raw
 
     def app_named(self, name: str) -> AppRow:

@@ -15,6 +15,9 @@ from payagent.core.problem import Refused
 BURST_S = 10
 """An app that was quiet may make the calls of so many seconds at once."""
 
+BODY_BYTES = 4096
+"""A body counts as one call more for each so many bytes, since to read it takes as long: of 256 KiB, as 64."""
+
 
 @dataclass(frozen=True, slots=True)
 class Rates:
@@ -62,9 +65,29 @@ class Turnstile:
         finally:
             tally.inside -= 1
 
+    def weigh(self, app_id: str, body_bytes: int) -> None:
+        """Count what a call's body weighs, before it is read; `rate_limited` when that is too much now.
+
+        One that weighs more than a whole burst is taken once that is there, and those after it wait for longer.
+        """
+        tally, weight = self._tally(app_id), body_bytes // BODY_BYTES
+        missing = min(weight, self._most - 1) - tally.left  # the call itself was the one
+        if weight and missing > 0:
+            raise Refused(
+                "rate_limited",
+                f"the call's body counts as {weight} calls, and this app may make {self._rates.calls_per_s} in a"
+                " second",
+                retry_after_s=math.ceil(missing / self._rates.calls_per_s),
+            )
+        tally.left -= weight
+
+    @property
+    def _most(self) -> float:
+        return float(self._rates.calls_per_s * BURST_S)
+
     def _tally(self, app_id: str) -> _Tally:
         """As of now. There are as many as apps, which only the operator adds."""
-        most, now_s = float(self._rates.calls_per_s * BURST_S), self._now_s()
+        most, now_s = self._most, self._now_s()
         tally = self._tallies.setdefault(app_id, _Tally(most, now_s))
         tally.left = min(most, tally.left + (now_s - tally.at_s) * self._rates.calls_per_s)
         tally.at_s = now_s

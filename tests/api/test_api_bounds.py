@@ -11,7 +11,7 @@ from agent_kit import World
 from api_kit import Api, served
 from test_api_refusals import JSON, PAY, require_nothing_signed, require_problem
 
-from payagent.api.turnstile import BURST_S, Rates, Turnstile
+from payagent.api.turnstile import BODY_BYTES, BURST_S, Rates, Turnstile
 from payagent.core.problem import Refused
 from payagent.proxy.door import Bounds
 
@@ -59,6 +59,31 @@ async def test_an_app_that_floods_is_held_back_and_the_others_are_served(world: 
             require_problem(told, "rate_limited")
             assert told.headers["retry-after"] == "1"
             assert (await api.as_("other").get(path)).status_code != 429
+
+
+async def test_a_body_counts_by_its_length_and_the_others_are_served(world: World) -> None:
+    heavy = json.dumps({"origin": "x" * 50 * BODY_BYTES}).encode()
+    async with world.run() as run, served(run, Bounds(rates=Rates(calls_per_s=10))) as api:
+        require_problem(await api.as_("payer").post(PAY, content=heavy, headers=JSON), "bad_request")
+        told = await api.as_("payer").post(PAY, content=heavy, headers=JSON)
+        require_problem(told, "rate_limited")
+        assert int(told.headers["retry-after"]) in (1, 2)
+        assert (await api.as_("payer").get("/v1/limits")).status_code == 200, "what is light passes"
+        require_problem(await api.as_("other").post(PAY, content=heavy, headers=JSON), "bad_request")
+
+
+def test_what_weighs_more_than_a_burst_is_taken_from_who_was_quiet_and_is_paid_for_after() -> None:
+    now_s = 0.0
+    turnstile = Turnstile(Rates(calls_per_s=1), lambda: now_s)
+    with turnstile.admit("app_1"):
+        turnstile.weigh("app_1", 64 * BODY_BYTES)
+    for waited_s, is_let_in in ((55.5, False), (1.0, True)):
+        now_s += waited_s
+        told = contextlib.nullcontext() if is_let_in else pytest.raises(Refused, match="rate_limited")
+        with told, turnstile.admit("app_1"):
+            turnstile.weigh("app_1", BODY_BYTES - 1)
+    with turnstile.admit("app_2"):
+        turnstile.weigh("app_2", 64 * BODY_BYTES)
 
 
 async def test_calls_that_wait_for_an_answer_are_bounded_for_each_app(world: World) -> None:
