@@ -3,6 +3,7 @@
 May import: core, store. Never: decides whether to buy; counts the same call twice.
 """
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -18,13 +19,23 @@ from payagent.store.prepaid import Move, Pool
 from payagent.store.topups import TopupRow
 from payagent.store.unit import Connection, Unit
 
+_HEADER_TEXT = re.compile(r"[ -~]{0,255}", re.ASCII)
+
 
 @dataclass(frozen=True, slots=True)
 class Buyer:
-    """Whose prepaid balance a call draws on: what X-Partner ('' for none) and X-Wallet-Address say."""
+    """Whose prepaid balance a call draws on: what X-Partner ('' for none) and X-Wallet-Address say.
+
+    Refused, `bad_request`, is what no header of our own could say, when the merchant is asked what is left.
+    """
 
     partner: str
     wallet: str
+
+    def __post_init__(self) -> None:
+        for name, text in (("X-Partner", self.partner), ("X-Wallet-Address", self.wallet)):
+            if not _HEADER_TEXT.fullmatch(text):
+                raise Refused("bad_request", f"{name} is plain ASCII, at most 255 characters", key=name)
 
 
 @dataclass(frozen=True, slots=True)

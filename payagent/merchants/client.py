@@ -110,7 +110,7 @@ class MerchantClient:
                     seen.append(Observed(source, status, body, read_prepaid(status, raw)))
                     if not seen[-1].is_puzzling:
                         break
-        except (TimeoutError, httpx.HTTPError, Refused):
+        except (TimeoutError, httpx.HTTPError, UnicodeError, Refused):  # UnicodeError: no header can say whose
             pass
         return _most_telling(seen)
 

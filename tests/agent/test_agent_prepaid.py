@@ -251,6 +251,27 @@ async def test_another_partner_has_a_pool_of_its_own(run: Run) -> None:
     assert [pool.partner for pool in prepaid.all_pools(run.desk.conn)] == ["demo", "other"]
 
 
+@pytest.mark.parametrize("wallet", ["w\u00fcst", "two\nlines", "a" * 256])
+async def test_a_buyer_that_no_header_can_name_gets_no_pool(run: Run, wallet: str) -> None:
+    ask = run.world.ask("first")
+    assert ask.request is not None
+    named = replace(ask.request, headers={"x-partner": "demo", "x-wallet-address": wallet})
+    with pytest.raises(Refused, match="X-Wallet-Address is plain ASCII"):
+        await run.agent.pay(replace(ask, request=named))
+    assert not prepaid.all_pools(run.desk.conn)
+
+
+async def test_a_pool_that_cannot_be_asked_for_keeps_no_other_from_being_asked_for(run: Run) -> None:
+    """As one that an app could name before that was refused."""
+    await run.desk.write("pool", lambda unit: prepaid.ensure_pool(unit, run.world.origin, "demo", "w\u00fcst", 1))
+    await run.pay_in_block("first")
+    await run.watch.inquiries.observe_prepaid()
+    told = {
+        pool.wallet: prepaid.last_observation(run.desk.conn, pool.id) for pool in prepaid.all_pools(run.desk.conn)
+    }
+    assert {wallet for wallet, seen in told.items() if seen is not None} == {run.world.address}
+
+
 def vars_of(ask: object) -> dict[str, object]:
     return {name: getattr(ask, name) for name in ask.__dataclass_fields__}  # type: ignore[attr-defined]
 
