@@ -163,7 +163,8 @@ def _outgoing(headers: Headers, merchant: MerchantTerms, wallet: str) -> Headers
     return replaced(kept, who, unless=[name for name, _ in who])
 
 
-def _single(headers: Headers, name: bytes) -> str | None:
+def single(headers: Headers, name: bytes) -> str | None:
+    """A header that may come once; twice is `bad_request`."""
     found = values(headers, name)
     if len(found) > 1:
         raise Refused("bad_request", f"the header {name.decode()} is given twice", key=name.decode())
@@ -171,7 +172,7 @@ def _single(headers: Headers, name: bytes) -> str | None:
 
 
 def _max_cost(headers: Headers) -> tuple[int | None, str | None]:
-    text = _single(headers, _MAX_COST)
+    text = single(headers, _MAX_COST)
     if text is None:
         return None, None
     try:
@@ -181,7 +182,7 @@ def _max_cost(headers: Headers) -> tuple[int | None, str | None]:
 
 
 def _dry_run(headers: Headers) -> bool:
-    text = _single(headers, _DRY_RUN)
+    text = single(headers, _DRY_RUN)
     if text not in _SWITCHES:
         raise Refused("bad_request", "X-Payagent-Dry-Run is true or false", key="X-Payagent-Dry-Run")
     return _SWITCHES[text]

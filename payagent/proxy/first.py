@@ -18,7 +18,7 @@ from payagent.core.payment import is_served
 from payagent.core.problem import Refused
 from payagent.dialects import wants_wallet_address
 from payagent.proxy.demand import BODY_MAX_BYTES, READABLE, CodingError, Demand, read_demand, read_response
-from payagent.proxy.errand import Errand
+from payagent.proxy.errand import Errand, single
 from payagent.proxy.headers import BUYER, WALLET, Headers, replaced, values
 from payagent.proxy.steps import Steps, tell_log
 from payagent.proxy.trip import Trip
@@ -80,8 +80,8 @@ class FirstCalls:
         )
 
     def buyer(self, errand: Errand) -> Buyer:
-        """Whose prepaid balance a call draws on, as its headers say."""
-        said = {name: found[0].decode("latin-1") for name in BUYER if (found := values(errand.headers, name))}
+        """Whose prepaid balance a call draws on, as its headers say; the merchant might read another of two."""
+        said = {name: text for name in BUYER if (text := single(errand.headers, name)) is not None}
         return Buyer(said.get(b"x-partner", ""), said.get(WALLET, self._desk.terms.own.text))
 
     async def _answers_nobody(self, trip: Trip, body: Body) -> bool:

@@ -148,6 +148,16 @@ class TestWhatOthersBought:
         assert (remaining(shop), await spent(shop, "payer")) == (1, 2 * EACH), "it was not even asked"
         assert (await call_as(shop, "other", 1)).status == 200, "whoever bought it has no limit of its own"
 
+    @pytest.mark.parametrize("header", ["X-Wallet-Address", "X-Partner"])
+    async def test_a_buyer_that_is_named_twice_is_none(self, shop: Place, header: str) -> None:
+        """The one of nobody would count here, and the other be served by a merchant that goes by the last."""
+        await bind(shop, "payer", total=1)
+        own = {"X-Wallet-Address": shop.run.world.address, "X-Partner": "demo"}[header]
+        for said in (("nobody", own), (own, "nobody")):
+            answer = await call_as(shop, "payer", 0, *(f"{header}: {name}" for name in said))
+            assert (answer.status, json.loads(answer.body or b"")["key"]) == (400, header.lower())
+        assert remaining(shop) == 3
+
     async def test_what_it_leaves_and_when_it_frees_up_is_told(self, shop: Place) -> None:
         await bind(shop, "payer", per_day=EACH)
         assert (await call_as(shop, "payer", 0)).status == 200
