@@ -19,7 +19,7 @@ from payagent.core.payment import Event
 from payagent.core.policy import Asked
 from payagent.core.problem import Refused
 from payagent.store import payments, prepaid, queries, records
-from payagent.store.unit import Unit
+from payagent.store.unit import Connection, Unit
 from payagent.wallet.coins import Coin
 from payagent.wallet.transaction import Plan
 
@@ -107,6 +107,13 @@ def note_price(unit: Unit, purchase: Purchase) -> None:
     is_more = known is None or (known[0] == invoice.asset and known[1] < invoice.total_units)
     if purchase.is_heard or is_more:
         prepaid.note_price(unit, invoice.origin, *call, invoice.asset, invoice.total_units)
+
+
+def is_priced(conn: Connection, purchase: Purchase) -> bool:
+    """Whether `note_price` would add no further call to those that are known to cost something."""
+    if purchase.request is None:
+        return True
+    return prepaid.price(conn, purchase.invoice.origin, *trust.priced_call(purchase.request)) is not None
 
 
 def anchor_of(unit: Unit, intent_id: str) -> Coin | None:

@@ -11,7 +11,7 @@ from payagent.agent import trust
 from payagent.agent.asks import Ask
 from payagent.agent.desk import Desk
 from payagent.agent.floods import Floods
-from payagent.agent.holding import note_price
+from payagent.agent.holding import is_priced, note_price
 from payagent.agent.orders import Purchase
 from payagent.agent.prepaid import Buyer, Part, fitting
 from payagent.agent.terms import MerchantTerms
@@ -84,12 +84,15 @@ class Reception:
         """What was refused before there was a payment is in the record too, unless it may just be asked again."""
         if refusal.problem.retryable and purchase is None:
             return
-        is_kept = not refusal.problem.retryable and self.is_on_record(ask.app_id, ask.topup)
-        if is_kept:
+        is_heard = purchase is not None and purchase.is_heard
+        is_new = purchase is not None and is_heard and not is_priced(self._desk.conn, purchase)
+        has_room = self.is_on_record(ask.app_id, ask.topup)
+        is_kept = not refusal.problem.retryable and has_room
+        if is_kept or (is_new and has_room):
             self.note_on_record(ask.app_id, ask.topup)
 
         def job(unit: Unit) -> None:
-            if purchase is not None and purchase.is_heard:
+            if purchase is not None and is_heard and (has_room or not is_new):
                 note_price(unit, purchase)
             if is_kept:
                 request = ask.request

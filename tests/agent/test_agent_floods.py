@@ -10,7 +10,9 @@ import pytest
 from agent_kit import ADA, APP, DEVNET, Run, World, daily, with_terms, world_with_clock
 
 from payagent.agent import floods
+from payagent.agent.asks import Request
 from payagent.agent.floods import AT_ONCE, EVERY_S, Floods
+from payagent.agent.pause import pause
 from payagent.audit.finding import Finding
 from payagent.audit.signed import Owner
 from payagent.audit.verify import verify
@@ -80,6 +82,21 @@ async def test_what_is_paid_counts_as_nothing_and_what_leaves_no_record_neither(
         bad = world.ask_of(world.call("hello"), key="bad", body='{"detail": "x"}')
         assert [await code_of(run, bad) for _ in range(3)] == ["not_an_invoice"] * 3
         assert on_record(run) == before + 3
+
+
+@pytest.mark.parametrize("code", ["limit_exceeded", "paused"])
+async def test_prices_of_calls_that_are_refused_are_kept_so_often_and_no_more(world: World, code: str) -> None:
+    """Each call has an address of its own, which the app chooses; what is paid has its price on record."""
+    async with world.run(terms=with_terms(limits=daily(1000 * ADA, 1000 * ADA))) as run:
+        await run.look()
+        heard = replace(world.ask(), max_total_units=1, heard_at_ms=world.clock.now_ms())
+        if code == "paused":
+            await pause(run.desk, APP, "")
+        for n in range(6):
+            request = Request("POST", f"/chat/{n}", "0" * 64)
+            assert await code_of(run, replace(heard, request=request, idempotency_key=str(n))) == code
+        (count,) = run.desk.conn.execute("SELECT COUNT(*) FROM priced_calls").fetchone()
+        assert count == 3
 
 
 async def test_what_an_app_says_of_a_payment_is_on_record_so_often_and_what_moves_it_always(world: World) -> None:
