@@ -102,7 +102,9 @@ class Inquiries:
             moved_ms = max(prepaid.last_move_ms(desk.conn, pool.id), topups.last_ended_ms(desk.conn, pool.id))
             asked_ms, seen_move_ms = self._prepaid_asked.get(pool.id, (0, -1))
             is_due = moved_ms != seen_move_ms or not 0 <= now_ms - asked_ms < PREPAID_EVERY_MS
-            if merchant is not None and pool.partner and pool.partner == merchant.partner and is_due:
+            # apps name buyers as they like: of another one's there is nothing to ask before something was bought
+            is_asked = moved_ms > 0 or pool.wallet == desk.terms.own.text
+            if merchant is not None and pool.partner and pool.partner == merchant.partner and is_asked and is_due:
                 self._prepaid_asked[pool.id] = (now_ms, moved_ms)
                 await self._observe(pool, merchant)
 

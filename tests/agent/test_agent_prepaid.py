@@ -23,6 +23,8 @@ from payagent.core.policy import Scope, Window
 from payagent.core.prepaid import CALLS, Balance
 from payagent.core.problem import Refused
 from payagent.store import apps, payments, prepaid, spending
+from payagent.store.prepaid import Move
+from payagent.store.unit import Unit
 
 PRICE = 10 * ADA
 SHARES = 3 * ADA
@@ -261,9 +263,33 @@ async def test_a_buyer_that_no_header_can_name_gets_no_pool(run: Run, wallet: st
     assert not prepaid.all_pools(run.desk.conn)
 
 
+async def test_the_merchant_is_not_asked_about_a_buyer_that_an_app_only_names(run: Run) -> None:
+    """Else each purchase that is refused makes one more call of all that are to come."""
+    said = {"x-partner": "demo", "x-wallet-address": "of nobody"}
+    answer = run.world.call("first", headers=said)
+    ask = run.world.ask_of(answer, max_total_units=1)
+    assert ask.request is not None
+    ask = replace(ask, request=replace(ask.request, headers=said))
+    with pytest.raises(Refused, match="limit_exceeded"):
+        await run.agent.pay(ask)
+    (pool,) = prepaid.all_pools(run.desk.conn)
+    await run.watch.inquiries.observe_prepaid()
+    assert prepaid.last_observation(run.desk.conn, pool.id) is None
+    await run.agent.pay(replace(ask, max_total_units=None, idempotency_key="paid"))
+    await run.agent.sending.drain(10)
+    await run.settle_down()
+    await run.watch.inquiries.observe_prepaid()
+    assert prepaid.last_observation(run.desk.conn, pool.id) is not None
+
+
 async def test_a_pool_that_cannot_be_asked_for_keeps_no_other_from_being_asked_for(run: Run) -> None:
-    """As one that an app could name before that was refused."""
-    await run.desk.write("pool", lambda unit: prepaid.ensure_pool(unit, run.world.origin, "demo", "w\u00fcst", 1))
+    """As one that an app could name, and buy something for, before that was refused."""
+
+    def job(unit: Unit) -> None:
+        pool = prepaid.ensure_pool(unit, run.world.origin, "demo", "w\u00fcst", 1)
+        prepaid.record_move(unit, pool.id, CALLS, Move("buy", 1, 0, 0), Balance(1, 0, 0, {}), None, 1)
+
+    await run.desk.write("pool", job)
     await run.pay_in_block("first")
     await run.watch.inquiries.observe_prepaid()
     told = {
