@@ -13,6 +13,7 @@ who reads the answer.
 
 import asyncio
 import os
+import re
 import resource
 import socket
 import struct
@@ -30,12 +31,18 @@ from payagent.core.problem import Refused
 HEAD_S = 10.0
 """From its first byte, or from the connection's start, a request's head must be there within this time."""
 
+HEAD_LINES_MAX = 256
+"""A head of more is none: to read many lines takes long, and it is done before there is a token."""
+
 READ_S = 60.0
 READ_BYTES_PER_S = 500
 """In each READ_S the client takes what is ready for it, or as much of it as this. The kernel holds some megabytes
 more, so that a pause in reading what is small is not seen at all."""
 
 DESCRIPTORS_WANTED = 4096
+
+_NOT_HTTP = f"what came is not HTTP/1.1 as RFC 9112 has it, or its head has more than {HEAD_LINES_MAX} lines"
+_BLANK_LINE = re.compile(rb"\n\r?\n")
 
 ABORT = "payagent.abort"
 """The scope's key of the function that drops the call's connection: half an answer must not look like a whole."""
@@ -75,8 +82,20 @@ def bounded(
         def __init__(self, *arguments: Any, **named: Any) -> None:
             super().__init__(*arguments, **named)
             self.bounds, self.new_id, self.head_s, self.read_s = bounds, new_id, head_s, read_s
+            self.conn = _Wire(h11.SERVER)
 
     return Bounded
+
+
+class _Wire(h11.Connection):
+    """h11's, which bounds the bytes of a head and not its lines."""
+
+    def next_event(self) -> Any:
+        if self.their_state is h11.IDLE:
+            head = _BLANK_LINE.split(self.trailing_data[0], 1)[0]
+            if head.count(b"\n") >= HEAD_LINES_MAX:
+                raise h11.RemoteProtocolError("too many lines")
+        return super().next_event()
 
 
 class _Connection(H11Protocol):
@@ -143,7 +162,7 @@ class _Connection(H11Protocol):
             self.transport.abort()
             return
         request_id = self.new_id()
-        problem = problem_of(Refused("bad_request", "what came is not HTTP/1.1 as RFC 9112 has it"), request_id)
+        problem = problem_of(Refused("bad_request", _NOT_HTTP), request_id)
         answer = JsonResponse(problem, 400, {"Connection": "close", "X-Request-Id": request_id}, MEDIA_TYPE)
         head = h11.Response(status_code=400, headers=answer.raw_headers, reason=b"Bad Request")
         for event in (head, h11.Data(data=bytes(answer.body)), h11.EndOfMessage()):
