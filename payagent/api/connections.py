@@ -88,10 +88,24 @@ def bounded(
 
 
 class _Wire(h11.Connection):
-    """h11's, which bounds the bytes of a head and not its lines."""
+    """h11's, which bounds the bytes of a head and not its lines.
+
+    What came is counted once, piece by piece; where there may be too many lines, it is seen which are the head's.
+    """
+
+    _lines = 0
+
+    def receive_data(self, data: bytes) -> None:
+        super().receive_data(data)
+        if self.their_state is h11.IDLE:
+            self._lines += data.count(b"\n")
+
+    def start_next_cycle(self) -> None:
+        super().start_next_cycle()
+        self._lines = self.trailing_data[0].count(b"\n")
 
     def next_event(self) -> Any:
-        if self.their_state is h11.IDLE:
+        if self._lines >= HEAD_LINES_MAX and self.their_state is h11.IDLE:
             head = _BLANK_LINE.split(self.trailing_data[0], 1)[0]
             if head.count(b"\n") >= HEAD_LINES_MAX:
                 raise h11.RemoteProtocolError("too many lines")
