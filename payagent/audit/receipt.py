@@ -33,6 +33,7 @@ from payagent.dialects import (
     read_offers,
 )
 from payagent.store.events import event_hash
+from payagent.store.upkeep import UPKEEP_APP
 
 DECISIONS = frozenset(("hold", "ask", "deny", "reject", "cancel"))
 """Events that tell why there is a payment, or none."""
@@ -120,7 +121,7 @@ def _check_limits(receipt: Receipt) -> Iterator[Finding]:
 
 
 def _check_intent(receipt: Receipt) -> Iterator[Finding]:
-    """The fingerprint is of what was asked for; a key that nobody chose is made of it."""
+    """The fingerprint is of what was asked for, or an order of upkeep's; a key that nobody chose is made of it."""
     payment, intent, invoice = receipt["payment"], receipt["intent"], receipt["invoice"]
     kind, outputs = payment["kind"], payment["outputs"]
     first = outputs[0] if outputs else dict.fromkeys(("address", "asset", "units"))
@@ -131,10 +132,13 @@ def _check_intent(receipt: Receipt) -> Iterator[Finding]:
         "sweep": ["sweep", first["address"]],
         "split": ["split", str(len(outputs)), str(first["units"])],
     }.get(kind)
+    made = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+    if intent["app_id"] == UPKEEP_APP:
+        made = intent["id"]
     roles = [("change" if output["address"] == receipt["wallet"] else "pay_to") for output in outputs]
     if asked is None or (kind == "invoice") != (invoice is not None):
         yield Finding("payments", payment["id"], f"a payment of the kind {kind} has no such invoice")
-    elif hashlib.sha256(json.dumps(asked).encode()).hexdigest() != intent["fingerprint"]:
+    elif made != intent["fingerprint"]:
         yield Finding("intents", intent["id"], "its fingerprint is not of what was asked for")
     if invoice is None and (
         request is not None or payment["is_prepaid"] or [output["role"] for output in outputs] != roles

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from agent.test_agent_replace import pass_time_of
+from agent.test_agent_upkeep import HOUR_S, burst, keep, kept, land, own_orders
 from agent.test_agent_x402 import ask as ask_x402
 from agent.test_agent_x402 import get as get_x402
 from agent.test_agent_x402 import show as show_x402
-from agent_kit import ADA, DEVNET, Clock, World
+from agent_kit import ADA, DEVNET, Clock, World, world_with_clock
 from audit.books_kit import Past
 
 from payagent.agent.terms import MerchantTerms, Terms
@@ -190,6 +192,26 @@ async def test_an_x402_receipt_is_read_again_by_its_dialect(tmp_path: Path) -> N
     assert receipt["invoice"]["dialect"] == "x402-v2"
     assert judge(receipt) == []
     assert [place for place in unseen(receipt) if not may_go_unseen(receipt, place)] == []
+
+
+async def test_what_upkeep_ordered_of_itself_has_a_receipt_too(tmp_path: Path) -> None:
+    with world_with_clock(tmp_path) as world:
+        world.settings(price="2000000", splits=[])
+        world.fund(100 * ADA)
+        async with world.run(terms=kept) as run:
+            await run.look()
+            await burst(world, run, 20)
+            await land(run)
+            world.fund(*[1_200_000] * 55)
+            await pass_time_of(world, run, HOUR_S + 60)
+            await keep(run)
+            await land(run)
+            ordered = {row.id: row.kind for row in own_orders(run)}
+    assert sorted(ordered.values()) == ["split", "sweep"]
+    for receipt in receipts(tmp_path / "ledger.db", world.terms):
+        if receipt["payment"]["id"] in ordered:
+            assert judge(receipt) == []
+            assert [place for place in unseen(receipt) if not may_go_unseen(receipt, place)] == []
 
 
 def test_what_a_dialect_reads_of_the_402_is_compared_and_the_rest_is_the_ledgers_word(
