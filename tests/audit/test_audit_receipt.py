@@ -3,18 +3,20 @@
 import copy
 import json
 import re
+from base64 import b64decode, b64encode
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from agent.test_agent_replace import pass_time_of
 from agent.test_agent_upkeep import HOUR_S, burst, keep, kept, land, own_orders
 from agent.test_agent_x402 import ask as ask_x402
 from agent.test_agent_x402 import get as get_x402
 from agent.test_agent_x402 import show as show_x402
-from agent_kit import ADA, DEVNET, Clock, World, world_with_clock
+from agent_kit import ADA, DEVNET, Clock, World, with_terms, world_with_clock
 from audit.books_kit import Past
 
 from payagent.agent.terms import MerchantTerms, Terms
@@ -192,6 +194,32 @@ async def test_an_x402_receipt_is_read_again_by_its_dialect(tmp_path: Path) -> N
     assert receipt["invoice"]["dialect"] == "x402-v2"
     assert judge(receipt) == []
     assert [place for place in unseen(receipt) if not may_go_unseen(receipt, place)] == []
+
+
+async def test_a_402_of_a_server_that_takes_itself_for_another_is_read_again(tmp_path: Path) -> None:
+    """By which names the operator lets it go is not recorded."""
+    inside = "http://localhost:3000"
+    with world_with_clock(tmp_path) as world:
+        world.fund(50 * ADA)
+        required = json.loads(b64decode(get_x402(world).headers["PAYMENT-REQUIRED"]))
+        sold = required["resource"]["url"].removeprefix(world.origin)
+
+        def headers(path: str) -> dict[str, str]:
+            told = required | {"resource": required["resource"] | {"url": inside + path}}
+            return {"PAYMENT-REQUIRED": b64encode(json.dumps(told).encode()).decode()}
+
+        def received(path: str) -> str:
+            return json.dumps({"status": 402, "headers": headers(path), "body": ""})
+
+        (merchant,) = world.terms.merchants.values()
+        known = {world.origin: replace(merchant, known_as=frozenset((inside,)))}
+        async with world.run(terms=with_terms(merchants=known)) as run:
+            await run.look()
+            asked = ask_x402(world, httpx.Response(402, headers=headers(sold)))
+            await run.agent.pay(replace(asked, received=received(sold)))
+        (receipt,) = receipts(tmp_path / "ledger.db", world.terms)
+    assert judge(receipt) == []
+    assert judge(changed(receipt, ("invoice", "response"), received("/another")))
 
 
 async def test_what_upkeep_ordered_of_itself_has_a_receipt_too(tmp_path: Path) -> None:
