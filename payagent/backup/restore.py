@@ -38,7 +38,7 @@ from payagent.settings.places import TOKEN_FILE
 from payagent.settings.tables import Settings
 from payagent.store import apps, records
 from payagent.store.copy import Contents
-from payagent.store.opening import open_read_only
+from payagent.store.opening import DatabaseError, bring_up_to_date, open_read_only
 from payagent.store.unit import Unit
 from payagent.store.writer import Writer
 from payagent.wallet.keystore import Header
@@ -64,7 +64,7 @@ async def restore(settings: Settings, source: Path, ports: Ports, tell: Tell = l
     """Put everything in place, or nothing. The ledger comes last: without it no daemon starts.
 
     Refused: `backup_invalid`, `backup_not_written`, `clock_skew`, `config_invalid` for a backup of another wallet
-    than the config's, `file_exists`, `keystore_exists`.
+    than the config's, `file_exists`, `keystore_exists`, `store_failed` for one of a newer payagent.
     """
     data_dir = settings.data_dir
     with undone_on_failure() as undo:
@@ -73,6 +73,7 @@ async def restore(settings: Settings, source: Path, ports: Ports, tell: Tell = l
         with writing(), workshop(data_dir / ".restoring") as folder:
             tell("unpacking the backup")
             manifest = unpack(source, folder)
+            _bring_up_to_date(folder)
             header, held, head = checked(folder, tell)
             _require_same(manifest, header, held, head, settings)
             tell("asking the chain")
@@ -88,6 +89,14 @@ async def restore(settings: Settings, source: Path, ports: Ports, tell: Tell = l
                 undo.append((data_dir / name).unlink)
             sync_folder(data_dir)
     return Restored(data_dir, manifest, restored_at_ms, differences, app)
+
+
+def _bring_up_to_date(folder: Path) -> None:
+    """As the first start on it would: the rules and views that it is checked for are those of now."""
+    try:
+        bring_up_to_date(folder / LEDGER)
+    except DatabaseError as error:
+        raise invalid(f"{LEDGER} cannot be read: {error}") from None
 
 
 def _require_same(manifest: Manifest, header: Header, held: Contents, head: Head, settings: Settings) -> None:

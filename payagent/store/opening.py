@@ -125,12 +125,22 @@ def held_open(path: Path) -> Iterator[Callable[[Path], None]]:
         yield use_for_temporary
 
 
-def migrate(conn: sqlite3.Connection) -> None:
-    """Bring the schema up to date; refuse (`store_failed`) a newer one, and one whose guards were taken off."""
+def bring_up_to_date(path: Path) -> None:
+    """Give a ledger that nobody uses the schema of now; refuse (`store_failed`) one of a newer payagent."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as conn:
+        _bring_up_to_date(conn)
+
+
+def _bring_up_to_date(conn: sqlite3.Connection) -> None:
     _require_known(conn)
     database = Database(conn)
     if migrations.pending(database):
         migrations.apply(database)
+
+
+def migrate(conn: sqlite3.Connection) -> None:
+    """Bring the schema up to date; refuse (`store_failed`) a newer one, and one whose guards were taken off."""
+    _bring_up_to_date(conn)
     if missing := missing_guards(conn):
         raise Refused("store_failed", f"ledger.db lacks the triggers {', '.join(missing)}")
 
