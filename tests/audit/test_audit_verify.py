@@ -156,6 +156,13 @@ FOLLOWS_FROM_NOTHING = {
 """What of a row is how far something got, and is told by no event."""
 
 
+def test_the_auditors_page_says_what_is_not_judged() -> None:
+    judged = (Path(__file__).parents[2] / "docs/auditors.md").read_text().partition("## Do the books agree")[0]
+    for table, column in FOLLOWS_FROM_NOTHING:
+        assert f"`{table}`" in judged
+        assert f"`{column}`" in judged
+
+
 class Opened:
     """The past without guards, and what verify finds of it before anything is changed."""
 
