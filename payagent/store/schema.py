@@ -31,6 +31,14 @@ def m002_a_payment_follows_an_invoice_of_its_origin(db: Database) -> None:
             db.execute(guard.sql)
 
 
+@migrations()
+def m003_a_merchants_word_stands_beside_its_own_unit_alone(db: Database) -> None:
+    """Before, calls stood beside a balance in lovelace, as if they could be compared."""
+    db.execute("DROP VIEW v_prepaid")
+    (made,) = (view for view in _statements(VIEWS) if "CREATE VIEW v_prepaid" in view)
+    db.execute(made)
+
+
 def _statements(script: str) -> Iterable[str]:
     """Split at semicolons that end a line (executescript would commit)."""
     current = ""

@@ -587,7 +587,8 @@ CREATE VIEW v_prepaid AS
 SELECT o.origin AS merchant, o.partner AS partner, o.wallet AS wallet, c.unit AS unit, c.bought AS bought,
        c.used AS used, c.bought - c.used AS left, c.unexplained AS unexplained, k.asset AS paid_in,
        k.bought AS paid_units, k.used AS used_units, k.bought - k.used AS left_units,
-       {_ada("k.asset", "(k.bought - k.used)")} AS left_ada, s.remaining AS merchant_says,
+       {_ada("k.asset", "(k.bought - k.used)")} AS left_ada,
+       IIF(COALESCE(s.unit, 'calls') = c.unit, s.remaining, NULL) AS merchant_says,
        {_iso_time("s.at_ms")} AS merchant_said_at
 FROM prepaid_counts c
 JOIN prepaid_pools o ON o.id = c.pool

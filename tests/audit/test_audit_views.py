@@ -120,6 +120,21 @@ def test_amounts_that_no_column_holds_hide_no_other_row(empty: sqlite3.Connectio
     assert told == [("most", MOST), ("above", None), ("far above", None)]
 
 
+def test_what_a_merchant_says_stands_beside_a_balance_of_its_unit_alone(empty: sqlite3.Connection) -> None:
+    """Without a unit it means calls: so it is compared everywhere."""
+    empty.execute("INSERT INTO prepaid_pools VALUES (1, 'https://m.example', '', 'addr', 1)")
+    for unit in ("calls", LOVELACE):
+        empty.execute("INSERT INTO prepaid_counts VALUES (1, ?, 9, 0, 0)", (unit,))
+    for unit, told in ((None, (7, None)), ("calls", (7, None)), (LOVELACE, (None, 7))):
+        empty.execute(
+            "INSERT INTO prepaid_observations(pool, source, http_status, body, remaining, unit, at_ms) "
+            "VALUES (1, 'balance', 200, '', 7, ?, 1)",
+            (unit,),
+        )
+        by_unit = dict(empty.execute("SELECT unit, merchant_says FROM v_prepaid").fetchall())
+        assert (by_unit["calls"], by_unit[LOVELACE]) == told, unit
+
+
 def test_the_programs_that_people_use_see_the_views(lived: Past, tmp_path: Path) -> None:
     path = fresh(lived.path, tmp_path)
     listed = sqlite_utils("views", path, "--counts")

@@ -17,7 +17,7 @@ from payagent.store import about
 from payagent.store.committer import Committer, Ownership
 from payagent.store.opening import require_ledger
 from payagent.store.readers import Readers
-from payagent.store.schema import missing_guards
+from payagent.store.schema import changed_views, missing_guards
 from payagent.store.signer import Signed, lacks
 from payagent.store.unit import Unit
 from payagent.store.writer import Writer
@@ -436,6 +436,18 @@ def test_a_ledger_of_the_rules_before_gets_those_of_now(path: Path) -> None:
     Writer(path).close()
     with closing(sqlite3.connect(path)) as conn, conn:
         assert missing_guards(conn) == []
+
+
+def test_a_ledger_of_the_views_before_gets_those_of_now(path: Path) -> None:
+    Writer(path).close()
+    with closing(sqlite3.connect(path)) as conn, conn:
+        conn.execute("DROP VIEW v_prepaid")
+        conn.execute("CREATE VIEW v_prepaid AS SELECT remaining AS merchant_says FROM prepaid_observations")
+        conn.execute("DELETE FROM _sqlite_migrations WHERE name LIKE 'm003_%'")
+        assert changed_views(conn) == ["v_prepaid"]
+    Writer(path).close()
+    with closing(sqlite3.connect(path)) as conn, conn:
+        assert changed_views(conn) == []
 
 
 @pytest.mark.parametrize("opens", [Writer, require_ledger])
