@@ -376,19 +376,27 @@ def _call_of(body: Fields, parts: Iterable[tuple[str, re.Pattern[str], str]]) ->
 
 
 def _read_response(value: object) -> tuple[Response, str]:
-    """The 402, and the text of it that is kept (in which a number with a fraction stands as a string)."""
+    """The 402, and the text of it that is kept."""
     body = _fields(value, "response", ("status",), ("headers", "body", "body_base64"))
     if ("body" in body) == ("body_base64" in body):
         raise Refused("bad_request", "response must have either body or body_base64", key="response.body")
     status = _status(body["status"], "response.status")
     headers = _read_headers(body.get("headers", {}), "response.headers")
-    received = json.dumps(body, default=lambda number: number.text, separators=(",", ":"))
+    received = _written(body)
     if "body_base64" in body:
         return parse_response(status, headers, _read_base64(body["body_base64"], "response.body_base64")), received
     response = make_response(status, headers, body["body"])
     if len(received) > strict_json.MAX_BYTES:
         _require_small(body["body"])
     return response, received
+
+
+def _written(body: Fields) -> str:
+    """As `strict_json.dumps` has it. Where no number has a fraction, as in nearly every 402, json is faster."""
+    try:
+        return json.dumps(body, separators=(",", ":"))
+    except TypeError:
+        return strict_json.dumps(body)
 
 
 def _require_small(body: object) -> None:

@@ -59,6 +59,20 @@ async def test_each_form_in_which_a_402_is_forwarded_is_read_again(api: Api) -> 
     assert judge(await receipt_of(api, paid["id"])) == []
 
 
+async def test_a_402_with_a_fraction_in_it_is_read_again_as_it_was_written(api: Api) -> None:
+    """Of terms without an id all that they say makes one, also what stands there as an example."""
+    api.world.settings(x402={"version": 1})
+    terms = api.world.http.get(f"{api.world.origin}/x402/report").json()
+    terms["accepts"][0]["outputSchema"] = {"example": {"celsius": -0.50, "metres": 1e3}}
+    response = {"status": 402, "headers": {"content-type": "application/json"}, "body": terms}
+    paid = await api.http.post("/v1/payments", json={"origin": api.world.origin, "response": response})
+    assert paid.status_code == 201, paid.text
+    receipt = await receipt_of(api, paid.json()["id"])
+    assert receipt["invoice"]["dialect"] == "x402-v1"
+    assert json.loads(receipt["invoice"]["response"]) == response
+    assert judge(receipt) == []
+
+
 async def test_a_receipt_is_for_those_who_may_see_the_wallet(api: Api) -> None:
     """It tells what every limit left, those that apps share too."""
     paid = await api.pay(app="payer")
