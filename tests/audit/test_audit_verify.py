@@ -2,6 +2,8 @@
 
 import json
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -11,10 +13,12 @@ import pytest
 from agent import test_agent_chain as chain
 from agent_kit import ADA, DEVNET, World, with_terms, world_with_clock
 from audit.books_kit import Past, append, copy_of, findings, fresh, head_of, tamper, told, unguarded
+from page_kit import blocks
 
 from payagent.audit.signed import Owner
 from payagent.core.address import encode_address
 from payagent.store.opening import migrate
+from payagent.store.seals import SEALED
 from payagent.store.triggers import GUARDS, KEPT
 
 A_POST = "(SELECT MIN(id) FROM journal WHERE kind = 'post')"
@@ -28,6 +32,27 @@ def test_a_past_with_everything_in_it_is_clean(lived: Past) -> None:
     assert states >= {"settled", "rejected", "void", "in_flight"}
     assert kinds == {"deposit", "reserve", "post", "reverse", "release", "use"}
     assert findings(lived.path, lived.owner) == []
+
+
+def test_a_program_by_the_auditors_page_alone_finds_the_head_and_what_was_changed(
+    lived: Past, tmp_path: Path
+) -> None:
+    (program,) = blocks("With a program of your own", "docs/auditors.md", "python")
+
+    def run(path: Path) -> tuple[int, str]:
+        command = [sys.executable, "-I", "-c", program, str(path)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout
+
+    assert run(lived.path) == (0, f"head {head_of(lived.path, lived.owner)}\n")
+    with unguarded(fresh(lived.path, tmp_path / "full")) as conn:
+        for table in SEALED:
+            copy = tmp_path / f"{table}.db"
+            with closing(sqlite3.connect(copy, isolation_level=None)) as changed:
+                conn.backup(changed)
+                assert run(copy)[0] == 0
+                changed.execute(f"DELETE FROM {table} WHERE rowid = (SELECT MAX(rowid) FROM {table})")
+            assert run(copy) == (1, ""), table
 
 
 CASES = [

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from cli.test_cli_readme import blocks
 from cli_kit import PASSPHRASE, Shop, checks, clean_environ, invoke, spawn, until
+from page_kit import blocks
 
 BIN = Path(sys.executable).parent
 

@@ -14,18 +14,10 @@ from pathlib import Path
 
 import pytest
 from cli_kit import Shop, clean_environ
+from page_kit import blocks
 
-ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_S = 90
 needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="NOT RUN: curl is missing (package curl)")
-
-
-def blocks(heading: str, page: str = "README.md", language: str = "sh") -> list[str]:
-    """The blocks of code under a heading, without their indentation."""
-    section = re.search(rf"^## {re.escape(heading)}$(.*?)(?:^## |\Z)", (ROOT / page).read_text(), re.M | re.S)
-    assert section is not None
-    found = re.findall(rf"^( *)```{language}\n(.*?)^ *```$", section[1], re.M | re.S)
-    return ["".join(line.removeprefix(indent) + "\n" for line in text.splitlines()) for indent, text in found]
 
 
 def free_port() -> int:

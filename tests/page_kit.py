@@ -1,0 +1,14 @@
+"""The code that stands in the project's pages, for tests that run it."""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def blocks(heading: str, page: str = "README.md", language: str = "sh") -> list[str]:
+    """The blocks of code under a heading, without their indentation."""
+    section = re.search(rf"^## {re.escape(heading)}$(.*?)(?:^## |\Z)", (ROOT / page).read_text(), re.M | re.S)
+    assert section is not None
+    found = re.findall(rf"^( *)```{language}\n(.*?)^ *```$", section[1], re.M | re.S)
+    return ["".join(line.removeprefix(indent) + "\n" for line in text.splitlines()) for indent, text in found]
