@@ -85,7 +85,8 @@ def test_a_token_output_carries_its_minimum_and_counts_it_as_spend() -> None:
 @pytest.mark.parametrize("short", [1, 1000])
 def test_an_ada_output_below_the_minimum_is_refused(short: int) -> None:
     chosen([coin(50 * ADA)], pay(LEAST))
-    assert refusal([coin(50 * ADA)], pay(LEAST - short)).code == "output_below_minimum"
+    error = refusal([coin(50 * ADA)], pay(LEAST - short))
+    assert (error.code, error.context) == ("output_below_minimum", {"minimum": str(LEAST)})
 
 
 @pytest.mark.parametrize("units", [0, -1, 2**63])
@@ -313,7 +314,41 @@ def test_the_absolute_cap_on_the_fee_holds() -> None:
     assert refusal([coin(50 * ADA)], pay(5 * ADA), fee_cap_lovelace=160_000).code == "fee_too_high"
 
 
+def test_a_transaction_of_as_many_bytes_as_the_ledger_takes_is_made_and_none_of_one_more() -> None:
+    outputs = pay(*[2 * ADA] * 212)
+
+    def sized(wide: int) -> Plan:
+        coins = [Coin(f"{n:064x}", 24 if n < wide else 0, 7 * ADA) for n in range(66)]
+        return build(coins, coins[0], outputs, **FRAME)
+
+    spare = 16_384 - sized(0).size
+    assert sized(spare).size == 16_384
+    with pytest.raises(Refused) as caught:
+        sized(spare + 1)
+    assert caught.value.code == "transaction_too_big"
+
+
+@pytest.mark.parametrize(
+    ("plan", "paid"),
+    [
+        (select(Coins([coin(50 * ADA)]), pay(2 * ADA, 3 * ADA), **FRAME), 2),
+        (select(Coins([coin(50 * ADA)]), [Output("change", OWN, "lovelace", ADA), *pay(2 * ADA)], **FRAME), 2),
+        (select(Coins([coin(50 * ADA)]), fan_out(OWN, 3, 4 * ADA), **FRAME), 0),
+        (sweep(Coins([coin(50 * ADA)]), payee(3), own=OWN, ttl_slot=TTL_SLOT, network_id=0), 1),
+    ],
+)
+def test_the_signer_is_told_behind_which_output_all_pay_the_wallet_itself(plan: Plan, paid: int) -> None:
+    assert plan.paid == paid
+
+
 # --- self-transfers ---
+
+
+@pytest.mark.parametrize("count", [22, 23, 24])
+def test_the_fee_is_of_the_size_where_the_count_of_outputs_takes_a_byte_more(count: int) -> None:
+    plan = chosen([coin(200 * ADA)], list(fan_out(OWN, count, 4 * ADA)))
+    assert len(plan.outputs) == count + 1
+    assert plan.fee_lovelace == fee_of(plan)
 
 
 def test_a_fan_out_makes_equal_coins_and_spends_the_fee_alone() -> None:
