@@ -222,6 +222,24 @@ def test_change_too_big_for_one_value_is_spread() -> None:
     assert kept == {name: units for c in wallet for name, units in c.assets}
 
 
+@pytest.mark.parametrize(("policies", "most"), [(1, 260), (2, 259)])
+def test_a_value_of_the_change_is_as_full_as_the_ledger_takes_and_no_fuller(policies: int, most: int) -> None:
+    for count in (most, most + 1):
+        tokens = tuple((f"{min(n, policies - 1):056x}{n:034x}", 1) for n in range(count))
+        wallet = [
+            coin(9 * ADA),
+            Coin("01" * 32, 0, 5000 * ADA, tokens[:130]),
+            Coin("02" * 32, 0, ADA, tokens[130:]),
+        ]
+        plan = build(wallet, wallet[0], pay(2 * ADA), **FRAME)
+        assert len(plan.change) == 1 + (count > most)
+        for output in plan.change:
+            names: dict[bytes, dict[bytes, int]] = {}
+            for name, units in output.assets:
+                names.setdefault(bytes.fromhex(name[:56]), {})[bytes.fromhex(name[56:])] = units
+            assert len(cbor2.dumps([output.lovelace, names])) <= 5000
+
+
 def test_more_of_an_asset_than_one_output_can_hold_is_spread() -> None:
     wallet = [coin(5 * ADA, n, a1=2**63 - 1) for n in range(3)]
     plan = chosen(wallet, pay(11 * ADA))
