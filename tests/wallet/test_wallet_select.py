@@ -23,7 +23,7 @@ from wallet.worlds import (
 from payagent.core.invoice import Output
 from payagent.core.problem import Refused
 from payagent.wallet.coins import Coin, Coins
-from payagent.wallet.transaction import Plan, build, check, fan_out, min_lovelace, select, sign, sweep
+from payagent.wallet.transaction import Plan, build, check, fan_out, min_lovelace, select, sign, smallest_of, sweep
 
 ADA = 1_000_000
 LEAST = 969_750  # pure ADA at a base address, in the form that is sent
@@ -133,6 +133,13 @@ def test_the_anchor_that_is_given_is_spent_even_when_it_is_not_among_the_free_co
     assert chosen(free, pay(1_000_000), anchor=coin(9 * ADA, 4)).inputs == (coin(9 * ADA, 4),)
 
 
+def test_the_anchor_is_the_smallest_coin_of_pure_ada_and_of_equal_ones_the_first_by_name() -> None:
+    wallet = [coin(9 * ADA, 1), coin(3 * ADA, 5), coin(2 * ADA, 2, a1=5), coin(3 * ADA, 4), coin(3 * ADA, 6)]
+    for line in (wallet, wallet[::-1]):
+        assert smallest_of(line) == wallet[3]
+    assert smallest_of(wallet[2:3]) == wallet[2]
+
+
 def test_build_gives_the_same_bytes_again_and_refuses_a_foreign_anchor() -> None:
     plan = chosen([coin(5 * ADA, n) for n in range(9)], pay(20 * ADA))
     again = build(list(reversed(plan.inputs)), plan.anchor, plan.asked, **FRAME)
@@ -151,6 +158,22 @@ def test_an_exact_balance_pays_without_change() -> None:
     plan = chosen([coin(3 * ADA + ONE_IN_ONE_OUT)], pay(3 * ADA))
     assert plan.change == ()
     assert plan.fee_lovelace == ONE_IN_ONE_OUT == fee_of(plan)
+
+
+def test_coins_that_are_named_pay_where_they_suffice_to_the_unit() -> None:
+    least = 3 * ADA + ONE_IN_ONE_OUT + 44 * 65 + LEAST
+    for lovelace, change in ((3 * ADA + ONE_IN_ONE_OUT, []), (least, [LEAST])):
+        spent = coin(lovelace)
+        assert [o.lovelace for o in build([spent], spent, pay(3 * ADA), **FRAME).change] == change
+        assert [o.lovelace for o in chosen([], pay(3 * ADA), anchor=spent).change] == change
+    short, tokens = coin(least - 1), coin(50 * ADA, 1, a1=5)
+    for spent, outputs, missing in (
+        (short, pay(3 * ADA), {"asset": "lovelace", "shortfall": "1"}),
+        (tokens, pay(7, name=ASSETS[1]), {"asset": ASSETS[1], "shortfall": "2"}),
+    ):
+        with pytest.raises(Refused) as caught:
+            build([spent], spent, outputs, **FRAME)
+        assert (caught.value.code, caught.value.context) == ("not_enough_funds", missing)
 
 
 @pytest.mark.parametrize("left", [1, 175, 176, 177, 100_000, LEAST, LEAST + 44 * 65 - 1])
@@ -308,6 +331,7 @@ def test_a_token_in_too_many_coins_wants_consolidation() -> None:
     ("outputs", "asset", "shortfall"),
     [
         (pay(10 * ADA, 5 * ADA), "lovelace", 5 * ADA + 155_381 + 44 * 298),
+        (pay(10 * ADA - 155_381 - 44 * 233 + 1), "lovelace", 1),
         (pay(101, name=ASSETS[1]), ASSETS[1], 1),
         (pay(5, name=ASSETS[2]), ASSETS[2], 5),
     ],
@@ -315,8 +339,7 @@ def test_a_token_in_too_many_coins_wants_consolidation() -> None:
 def test_what_is_missing_is_told(outputs: list[Output], asset: str, shortfall: int) -> None:
     error = refusal([coin(5 * ADA, 1), coin(5 * ADA, 2, a1=100)], outputs)
     assert error.code == "not_enough_funds"
-    assert error.context["asset"] == asset
-    assert abs(int(str(error.context["shortfall"])) - shortfall) < 5000
+    assert error.context == {"asset": asset, "shortfall": str(shortfall)}
 
 
 def test_an_empty_wallet_has_not_enough() -> None:
@@ -326,6 +349,19 @@ def test_an_empty_wallet_has_not_enough() -> None:
 def test_outputs_that_fit_no_transaction_are_refused_as_such() -> None:
     outputs = [Output("pay_to", payee(n), "lovelace", ADA) for n in range(300)]
     assert refusal([coin(5000 * ADA)], outputs).code == "transaction_too_big"
+
+
+def test_outputs_that_fill_a_transaction_to_the_byte_are_paid_and_one_byte_more_is_refused() -> None:
+    def outputs(wide: int) -> list[Output]:
+        units = [2**32 if n < wide else ADA for n in range(251)]
+        return [Output("pay_to", payee(n, base=n > 3), "lovelace", units[n]) for n in range(251)]
+
+    def exact(asked: list[Output]) -> list[Coin]:
+        return [coin(sum(o.units for o in asked) + 155_381 + 44 * 16_384)]
+
+    plan = chosen(exact(outputs(3)), outputs(3))
+    assert (plan.size, plan.change) == (16_384, ())
+    assert refusal(exact(outputs(4)), outputs(4)).code == "transaction_too_big"
 
 
 def test_the_absolute_cap_on_the_fee_holds() -> None:
@@ -398,6 +434,20 @@ def test_a_sweep_of_many_coins_comes_in_batches_that_each_fit() -> None:
             coins.remove(spent.ref)
         batches += 1
     assert 3 <= batches < 40
+
+
+def test_a_sweep_spends_the_anchor_that_is_given_among_the_coins_or_not() -> None:
+    anchor, free = coin(90 * ADA, 1), [coin(5 * ADA, 2), coin(7 * ADA, 3)]
+    for coins in (free, [*free, anchor]):
+        plan = sweep(Coins(coins), payee(3), own=OWN, ttl_slot=TTL_SLOT, network_id=0, anchor=anchor)
+        check(sign(plan, SIGNER), plan, SIGNER.public_key)
+        assert (plan.anchor, set(plan.inputs)) == (anchor, {anchor, *free})
+
+
+def test_a_sweep_of_more_coins_than_one_transaction_holds_takes_the_smallest() -> None:
+    wallet = [coin(LEAST + n, n) for n in range(500)]
+    swept = sweep(Coins(wallet), OWN, own=OWN, ttl_slot=TTL_SLOT, network_id=0)
+    assert set(swept.inputs) == set(wallet[: len(swept.inputs)])
 
 
 @pytest.mark.parametrize("large", [4, 40])
