@@ -225,6 +225,17 @@ def test_a_high_index_costs_bytes_and_is_reckoned_with() -> None:
     assert chosen([high(least + 87), coin(50 * ADA)], pay(3 * ADA)).inputs == (coin(50 * ADA),)
 
 
+def test_a_coin_that_pays_to_the_unit_is_found_behind_one_that_would_leave_dust() -> None:
+    near, exact = coin(3 * ADA + ONE_IN_ONE_OUT + 10), Coin("ee" * 32, 24, 3 * ADA + ONE_IN_ONE_OUT + 44)
+    assert chosen([near, exact, coin(50 * ADA, 3)], pay(3 * ADA)).inputs == (exact,)
+
+
+def test_the_anchor_is_not_spent_twice_where_another_coin_of_its_amount_pays_to_the_unit() -> None:
+    wallet = [coin(3 * ADA, 1), coin(3 * ADA, 2), coin(50 * ADA, 3)]
+    plan = chosen(wallet, pay(6 * ADA - ONE_IN_ONE_OUT - 44 * 36), anchor=wallet[0])
+    assert (plan.inputs, plan.change) == ((wallet[0], wallet[1]), ())
+
+
 @pytest.mark.parametrize("over", range(-3, 182, 1))
 def test_at_a_width_boundary_the_fee_exceeds_its_size_by_176_at_most(over: int) -> None:
     plan = chosen([coin(3 * ADA + ONE_IN_ONE_OUT + 44 * 65 + 2**32 - 1 + over)], pay(3 * ADA))
@@ -448,6 +459,14 @@ def test_a_sweep_of_more_coins_than_one_transaction_holds_takes_the_smallest() -
     wallet = [coin(LEAST + n, n) for n in range(500)]
     swept = sweep(Coins(wallet), OWN, own=OWN, ttl_slot=TTL_SLOT, network_id=0)
     assert set(swept.inputs) == set(wallet[: len(swept.inputs)])
+
+
+def test_a_sweep_takes_as_many_coins_as_fit_with_room_for_a_wider_coin_of_the_rest() -> None:
+    sizes = []
+    for wide in range(36):
+        wallet = [Coin(f"{n:064x}", 24 if n < wide else 0, LEAST + n) for n in range(460)]
+        sizes.append(sweep(Coins(wallet), payee(3), own=OWN, ttl_slot=TTL_SLOT, network_id=0).size)
+    assert max(sizes) == 16_384 - 4
 
 
 @pytest.mark.parametrize("large", [4, 40])
