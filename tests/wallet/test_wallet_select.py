@@ -141,7 +141,8 @@ def test_the_anchor_is_the_smallest_coin_of_pure_ada_and_of_equal_ones_the_first
 
 
 def test_build_gives_the_same_bytes_again_and_refuses_a_foreign_anchor() -> None:
-    plan = chosen([coin(5 * ADA, n) for n in range(9)], pay(20 * ADA))
+    plan = chosen([Coin("ab" * 32, n, 5 * ADA) for n in range(9)], pay(20 * ADA))
+    assert [c.index for c in plan.inputs] == sorted(c.index for c in plan.inputs)
     again = build(list(reversed(plan.inputs)), plan.anchor, plan.asked, **FRAME)
     assert again == plan
     assert sign(again, SIGNER) == sign(plan, SIGNER)
@@ -174,6 +175,25 @@ def test_coins_that_are_named_pay_where_they_suffice_to_the_unit() -> None:
         with pytest.raises(Refused) as caught:
             build([spent], spent, outputs, **FRAME)
         assert (caught.value.code, caught.value.context) == ("not_enough_funds", missing)
+
+
+@pytest.mark.parametrize("count", [22, 23, 24])
+def test_an_exact_balance_is_found_where_the_count_of_outputs_takes_a_byte_more(count: int) -> None:
+    fee_lovelace = ONE_IN_ONE_OUT + 44 * (65 * (count - 1) + (count > 23))
+    exact = coin(count * ADA + fee_lovelace)
+    plan = chosen([exact, coin(500 * ADA, 1)], pay(*[ADA] * count))
+    assert (plan.inputs, plan.change, plan.fee_lovelace) == ((exact,), (), fee_lovelace)
+
+
+def test_tokens_are_kept_where_the_lovelace_would_leave_nothing_over() -> None:
+    laden, spare = coin(3 * ADA + ONE_IN_ONE_OUT, 1, a1=5), coin(2 * ADA, 2)
+    for attempt in (chosen, lambda coins, asked: build(coins, coins[0], asked, **FRAME)):
+        with pytest.raises(Refused) as caught:
+            attempt([laden], pay(3 * ADA))
+        assert caught.value.code == "not_enough_funds"
+    plan = build([laden, spare], laden, pay(3 * ADA), **FRAME)
+    assert plan == chosen([laden], pay(3 * ADA), anchor=spare)._replace(anchor=laden)
+    assert [o.assets for o in plan.change] == [((ASSETS[1], 5),)]
 
 
 @pytest.mark.parametrize("left", [1, 175, 176, 177, 100_000, LEAST, LEAST + 44 * 65 - 1])
@@ -373,10 +393,16 @@ def test_outputs_that_fill_a_transaction_to_the_byte_are_paid_and_one_byte_more_
     plan = chosen(exact(outputs(3)), outputs(3))
     assert (plan.size, plan.change) == (16_384, ())
     assert refusal(exact(outputs(4)), outputs(4)).code == "transaction_too_big"
+    asked = outputs(3)[:-1]  # of which one less leaves room for the change
+    plan = chosen([coin(sum(o.units for o in asked) + 3 * ADA)], asked)
+    assert (plan.size, len(plan.change)) == (16_384, 1)
 
 
 def test_the_absolute_cap_on_the_fee_holds() -> None:
     assert refusal([coin(50 * ADA)], pay(5 * ADA), fee_cap_lovelace=160_000).code == "fee_too_high"
+    fee_lovelace = ONE_IN_ONE_OUT + 44 * 65
+    assert chosen([coin(50 * ADA)], pay(5 * ADA), fee_cap_lovelace=fee_lovelace).fee_lovelace == fee_lovelace
+    assert refusal([coin(50 * ADA)], pay(5 * ADA), fee_cap_lovelace=fee_lovelace - 1).code == "fee_too_high"
 
 
 def test_a_transaction_of_as_many_bytes_as_the_ledger_takes_is_made_and_none_of_one_more() -> None:
@@ -467,6 +493,17 @@ def test_a_sweep_takes_as_many_coins_as_fit_with_room_for_a_wider_coin_of_the_re
         wallet = [Coin(f"{n:064x}", 24 if n < wide else 0, LEAST + n) for n in range(460)]
         sizes.append(sweep(Coins(wallet), payee(3), own=OWN, ttl_slot=TTL_SLOT, network_id=0).size)
     assert max(sizes) == 16_384 - 4
+
+
+def test_a_sweep_begins_with_the_largest_coins_where_the_smallest_do_not_pay_their_own_way() -> None:
+    def laden(number: int) -> Coin:
+        tokens = {f"{70 * number + place:056x}" + "cc" * 32: 9 for place in range(70)}
+        return Coin(f"{number:064x}", 0, min_lovelace(OWN.raw, tokens, PARAMETERS), tuple(tokens.items()))
+
+    large = coin(900 * ADA, 9)
+    plan = sweep(Coins([*map(laden, range(4)), large]), OWN, own=OWN, ttl_slot=TTL_SLOT, network_id=0)
+    check(sign(plan, SIGNER), plan, SIGNER.public_key)
+    assert large in plan.inputs
 
 
 @pytest.mark.parametrize("large", [4, 40])
