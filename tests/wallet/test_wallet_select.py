@@ -141,8 +141,8 @@ def test_the_anchor_is_the_smallest_coin_of_pure_ada_and_of_equal_ones_the_first
 
 
 def test_build_gives_the_same_bytes_again_and_refuses_a_foreign_anchor() -> None:
-    plan = chosen([Coin("ab" * 32, n, 5 * ADA) for n in range(9)], pay(20 * ADA))
-    assert [c.index for c in plan.inputs] == sorted(c.index for c in plan.inputs)
+    plan = chosen([Coin(f"{n % 3:064x}", n, 5 * ADA) for n in range(9)], pay(40 * ADA))
+    assert [(int(c.tx_id), c.index) for c in plan.inputs] == sorted((n % 3, n) for n in range(9))
     again = build(list(reversed(plan.inputs)), plan.anchor, plan.asked, **FRAME)
     assert again == plan
     assert sign(again, SIGNER) == sign(plan, SIGNER)
