@@ -76,6 +76,7 @@ def test_text_is_a_number_only_when_it_is_written_as_we_would_write_it(text: str
         ("0", "amount_out_of_range"),
         (MAX_UNITS + 1, "amount_out_of_range"),
         (str(MAX_UNITS + 1), "amount_out_of_range"),
+        ("1" + "0" * 19, "amount_out_of_range"),
         ("9" * 5000, "amount_out_of_range"),
         (10**4000, "amount_out_of_range"),
     ],
