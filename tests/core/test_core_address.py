@@ -160,6 +160,24 @@ def test_every_header_byte_at_both_lengths(header: int) -> None:
             assert code_of(text).startswith("address_")
 
 
+@pytest.mark.parametrize("kind", range(16))
+def test_every_type_that_cannot_be_paid_is_refused_by_its_own_code(kind: int) -> None:
+    text = bech32("addr_test", bytes([kind << 4]) + b"\x11" * 40)
+    assert code_of(text) == CODES.get(kind, "address_wrong_length" if kind in (0, 6) else "address_unknown_type")
+
+
+def test_a_stake_prefix_is_said_to_be_one_whatever_stands_behind_it() -> None:
+    assert code_of(bech32("stake_test", b"\x00" + b"\x11" * 56)) == "address_stake"
+
+
+@pytest.mark.parametrize(("prefix", "header"), [("addr", 0x00), ("addr_test", 0x01), ("addr_test", 0x02)])
+def test_a_prefix_that_names_another_network_than_the_bytes_is_refused_on_every_network(
+    prefix: str, header: int
+) -> None:
+    for network in NETWORKS:
+        assert code_of(bech32(prefix, bytes([header]) + b"\x11" * 56), network) == "address_wrong_prefix"
+
+
 @given(st.text(max_size=120) | st.text(LETTERS + "1", max_size=120).map(lambda data: "addr_test1" + data))
 def test_any_text_is_refused_by_a_code_of_its_own(text: str) -> None:
     assert code_of(text).startswith("address_")
