@@ -191,3 +191,22 @@ def test_what_is_not_text(value: object) -> None:
 def test_an_empty_address_is_said_to_be_empty() -> None:
     with pytest.raises(Refused, match="not empty"):
         parse_address("", PREPROD)
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("a" * 201, "address_not_text"),
+        ("a" * 200, "address_wrong_prefix"),
+        ("addr_test1 qq", "address_not_text"),
+        ("addr_test1q\u00e4", "address_not_text"),
+        ("addr_test1q\x7f", "address_not_text"),
+        ("aB", "address_byron"),
+        *((f"{start}1aB", "address_byron") for start in ("Ae", "Dd", "37", "2c")),
+        ("Ae1aB0", "address_mixed_case"),
+        ("AF1aB", "address_mixed_case"),
+        (CIP19[0][1].upper(), "address_mixed_case"),
+    ],
+)
+def test_what_is_no_address_is_told_apart(text: str, code: str) -> None:
+    assert code_of(text) == code
