@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from pycardano import Address as PycardanoAddress
 from pycardano import Network as PycardanoNetwork
 from pycardano import VerificationKeyHash
+from pycardano.crypto.bech32 import Encoding, bech32_encode, convertbits
 
 from payagent.core.address import KEY_BASE, KEY_ENTERPRISE, encode_address, parse_address
 from payagent.core.network import NETWORKS
@@ -210,3 +211,11 @@ def test_an_empty_address_is_said_to_be_empty() -> None:
 )
 def test_what_is_no_address_is_told_apart(text: str, code: str) -> None:
     assert code_of(text) == code
+
+
+@pytest.mark.parametrize("padding", range(1, 16))
+def test_one_address_has_one_spelling(padding: int) -> None:
+    values = convertbits([0x00, *[0x11] * 56], 8, 5)
+    assert parse_address(bech32_encode("addr_test", values, Encoding.BECH32), PREPROD).raw[0] == 0
+    values[-1] |= padding
+    assert code_of(bech32_encode("addr_test", values, Encoding.BECH32)) == "address_bad_checksum"
