@@ -28,8 +28,6 @@ _REFUSED_TYPES = {
     5: "address_pointer",
     7: "address_script",
     8: "address_byron",
-    14: "address_stake",
-    15: "address_stake",
 }
 
 

@@ -146,8 +146,8 @@ def min_lovelace(raw_address: bytes, asset_units: Mapping[str, int], parameters:
     Measured with a coin of five bytes, which every minimum has: Babbage's rule counts the bytes as sent, and
     ours are the shorter array form, so base addresses need 969,750 for pure ADA and not 978,370.
     """
-    assets = sorted(asset_units.items(), key=lambda pair: cbor.canonical_key(pair[0]))
-    return output_minimum(raw_address, cbor.multiasset(assets) if assets else b"", parameters)
+    assets = cbor.multiasset(asset_units.items()) if asset_units else b""  # in any order: only its size counts
+    return output_minimum(raw_address, assets, parameters)
 
 
 class Order(NamedTuple):

@@ -119,6 +119,7 @@ ANSWERS: dict[str, tuple[RawAnswer, SubmitKind]] = {
     "half a string": (raw(200, f'"{TX[:30]}'.encode()), K.AMBIGUOUS),
     "no closing quote": (raw(200, f'"{TX}'.encode()), K.AMBIGUOUS),
     "cut object": (raw(200, b'{"tx": "ab'), K.AMBIGUOUS),
+    "cut list": (raw(200, f'["{TX}"'.encode()), K.AMBIGUOUS),
     "our id, but cut": (raw(200, TX.encode(), error=TransportError.TRUNCATED), K.AMBIGUOUS),
     "too big": (raw(200, b"a" * 100_000, error=TransportError.TOO_BIG), K.AMBIGUOUS),
     # spent inputs
@@ -181,14 +182,21 @@ ANSWERS: dict[str, tuple[RawAnswer, SubmitKind]] = {
     "decoder": (blockfrost(400, "Bad Request", json.dumps({"contents": [BODY_ERROR]})), K.NEVER),
     "name escaped": (raw(400, b'{"message": "\\u0046eeTooSmallUTxO"}'), K.NEVER),
     "name after an escape": (raw(400, b'{"message": "x\\nFeeTooSmallUTxO"}'), K.NEVER),
+    "no inputs": (as_object("ConwayUtxowFailure (UtxoFailure InputSetEmptyUTxO)"), K.NEVER),
+    "a rule beside a long number": (raw(400, b'{"error": "FeeTooSmallUTxO", "at": %s}' % (b"9" * 5000)), K.NEVER),
+    "Ogmios 3100": (ogmios(3100), K.NEVER),
     "Ogmios 3101": (ogmios(3101), K.NEVER),
     "Ogmios 3119": (ogmios(3119), K.NEVER),
+    "Ogmios 3120": (ogmios(3120), K.NEVER),
+    "Ogmios 3121": (ogmios(3121), K.NEVER),
     "Ogmios 3122": (ogmios(3122), K.NEVER),
     "Ogmios 3124": (ogmios(3124), K.NEVER),
     "Ogmios 3125": (ogmios(3125), K.NEVER),
     "Ogmios -32602": (ogmios(-32602), K.NEVER),
     # mempool
     "425": (blockfrost(425, "Mempool Full", "Mempool is full, please try resubmitting again later."), K.FULL),
+    "425 that says nothing": (raw(425), K.FULL),
+    "full, by its title": (raw(400, {"error": "Mempool Full"}), K.FULL),
     "full, as 400": (blockfrost(400, "Bad Request", "Mempool is full, please try again"), K.FULL),
     "full, as 503": (raw(503, b"MempoolFull"), K.FULL),
     # limits; 402 is the daily quota of the project, never an invoice
@@ -218,6 +226,7 @@ ANSWERS: dict[str, tuple[RawAnswer, SubmitKind]] = {
     "rule without a class": (in_string("ConwayUtxowFailure (PPViewHashesDontMatch SNothing)"), K.CLIENT),
     "Ogmios without a class": (ogmios(3997, {"size": 0, "timeout": 0}), K.CLIENT),
     "code in another number": (raw(400, {"code": 31171, "at": 3117}), K.CLIENT),
+    "300": (raw(300, TX), K.CLIENT),
     "301": (raw(301, HTML % b"Moved"), K.CLIENT),
     "308": (raw(308), K.CLIENT),
     # the provider is down
@@ -243,12 +252,15 @@ ANSWERS: dict[str, tuple[RawAnswer, SubmitKind]] = {
     "TLS broke": (RawAnswer(error=TransportError.TLS), K.AMBIGUOUS),
     "nothing": (RawAnswer(), K.AMBIGUOUS),
     "400 cut": (raw(400, f'{{"message": "{BAD_INPUTS[:60]}'.encode()), K.AMBIGUOUS),
+    "400 cut list": (raw(400, f'["{BAD_INPUTS[:60]}'.encode()), K.AMBIGUOUS),
+    "400 cut string": (raw(400, f'"{BAD_INPUTS[:60]}'.encode()), K.AMBIGUOUS),
     "400 cut by transport": (raw(400, b"BadInputsUTxO", error=TransportError.TRUNCATED), K.AMBIGUOUS),
     "400 too big": (raw(400, b"x", error=TransportError.TOO_BIG), K.AMBIGUOUS),
     "408": (raw(408), K.AMBIGUOUS),
     "504": (raw(504, HTML % b"Gateway time-out"), K.AMBIGUOUS),
     "524": (raw(524, HTML % b"A timeout occurred"), K.AMBIGUOUS),
     "100": (raw(100), K.AMBIGUOUS),
+    "600": (raw(600), K.AMBIGUOUS),
     "999": (raw(999), K.AMBIGUOUS),
 }
 
@@ -259,6 +271,25 @@ def test_recorded_answers(answer: RawAnswer, kind: SubmitKind) -> None:
     assert classified.kind is kind, classified.detail
     assert classified.detail.isprintable()
     assert len(classified.detail) < 300
+
+
+@pytest.mark.parametrize(
+    ("answer", "detail"),
+    [
+        (
+            RawAnswer(error=TransportError.CONNECT, body_sent=False),
+            "no answer: connect before the transaction was sent",
+        ),
+        (RawAnswer(error=TransportError.RESET), "no answer: reset after the transaction may have been sent"),
+        (RawAnswer(), "no answer: nothing came back after the transaction may have been sent"),
+        (as_object(BAD_INPUTS, NO_VALUE), "http 400: BadInputsUTxO, ValueNotConservedUTxO"),
+        (as_object("FeeTooSmallUTxO", "OutputTooSmallUTxO"), "http 400: FeeTooSmallUTxO, OutputTooSmallUTxO"),
+        (raw(500, b"\x00down\n\xff" + b"a" * 300), f"http 500: down  {'a' * 194}"),
+        (raw(503), "http 503: empty body"),
+    ],
+)
+def test_an_operator_is_told_what_came_back(answer: RawAnswer, detail: str) -> None:
+    assert classify_submit(answer, TX).detail == detail
 
 
 def test_the_table_covers_every_class_with_enough_answers() -> None:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from pycardano import Address as PycardanoAddress
 from pycardano import Network as PycardanoNetwork
 from pycardano import VerificationKeyHash
+from pycardano.crypto.bech32 import Encoding, bech32_encode, convertbits
 
 from payagent.core.address import KEY_BASE, KEY_ENTERPRISE, encode_address, parse_address
 from payagent.core.network import NETWORKS
@@ -160,6 +161,24 @@ def test_every_header_byte_at_both_lengths(header: int) -> None:
             assert code_of(text).startswith("address_")
 
 
+@pytest.mark.parametrize("kind", range(16))
+def test_every_type_that_cannot_be_paid_is_refused_by_its_own_code(kind: int) -> None:
+    text = bech32("addr_test", bytes([kind << 4]) + b"\x11" * 40)
+    assert code_of(text) == CODES.get(kind, "address_wrong_length" if kind in (0, 6) else "address_unknown_type")
+
+
+def test_a_stake_prefix_is_said_to_be_one_whatever_stands_behind_it() -> None:
+    assert code_of(bech32("stake_test", b"\x00" + b"\x11" * 56)) == "address_stake"
+
+
+@pytest.mark.parametrize(("prefix", "header"), [("addr", 0x00), ("addr_test", 0x01), ("addr_test", 0x02)])
+def test_a_prefix_that_names_another_network_than_the_bytes_is_refused_on_every_network(
+    prefix: str, header: int
+) -> None:
+    for network in NETWORKS:
+        assert code_of(bech32(prefix, bytes([header]) + b"\x11" * 56), network) == "address_wrong_prefix"
+
+
 @given(st.text(max_size=120) | st.text(LETTERS + "1", max_size=120).map(lambda data: "addr_test1" + data))
 def test_any_text_is_refused_by_a_code_of_its_own(text: str) -> None:
     assert code_of(text).startswith("address_")
@@ -173,3 +192,30 @@ def test_what_is_not_text(value: object) -> None:
 def test_an_empty_address_is_said_to_be_empty() -> None:
     with pytest.raises(Refused, match="not empty"):
         parse_address("", PREPROD)
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("a" * 201, "address_not_text"),
+        ("a" * 200, "address_wrong_prefix"),
+        ("addr_test1 qq", "address_not_text"),
+        ("addr_test1q\u00e4", "address_not_text"),
+        ("addr_test1q\x7f", "address_not_text"),
+        ("aB", "address_byron"),
+        *((f"{start}1aB", "address_byron") for start in ("Ae", "Dd", "37", "2c")),
+        ("Ae1aB0", "address_mixed_case"),
+        ("AF1aB", "address_mixed_case"),
+        (CIP19[0][1].upper(), "address_mixed_case"),
+    ],
+)
+def test_what_is_no_address_is_told_apart(text: str, code: str) -> None:
+    assert code_of(text) == code
+
+
+@pytest.mark.parametrize("padding", range(1, 16))
+def test_one_address_has_one_spelling(padding: int) -> None:
+    values = convertbits([0x00, *[0x11] * 56], 8, 5)
+    assert parse_address(bech32_encode("addr_test", values, Encoding.BECH32), PREPROD).raw[0] == 0
+    values[-1] |= padding
+    assert code_of(bech32_encode("addr_test", values, Encoding.BECH32)) == "address_bad_checksum"

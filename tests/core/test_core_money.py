@@ -12,6 +12,7 @@ from payagent.core.money import (
     MAX_UNITS,
     check_supply,
     format_ada,
+    format_amount,
     format_units,
     parse_ada,
     parse_asset,
@@ -76,6 +77,7 @@ def test_text_is_a_number_only_when_it_is_written_as_we_would_write_it(text: str
         ("0", "amount_out_of_range"),
         (MAX_UNITS + 1, "amount_out_of_range"),
         (str(MAX_UNITS + 1), "amount_out_of_range"),
+        ("1" + "0" * 19, "amount_out_of_range"),
         ("9" * 5000, "amount_out_of_range"),
         (10**4000, "amount_out_of_range"),
     ],
@@ -196,3 +198,8 @@ def test_units_for_people_lose_nothing(units: int, decimals: int) -> None:
     assert bool(point) is (decimals > 0)
     assert int(whole + fraction) == units
     assert text.startswith("-") is (units < 0)
+
+
+def test_people_read_ada_in_ada_and_a_token_in_its_units() -> None:
+    assert format_amount(LOVELACE, 12_500_000) == "12.5 ADA"
+    assert format_amount(POLICY, 12_500_000) == f"12500000 units of {POLICY}"

@@ -156,3 +156,22 @@ def test_what_was_read_is_written_with_the_same_value(data: bytes | str) -> None
 def test_what_stands_side_by_side_is_not_deep() -> None:
     assert loads("[" + ",".join(["[]"] * 50) + "]") == [[]] * 50
     assert loads('["' + "[" * 50 + '"]') == ["[" * 50]
+
+
+@pytest.mark.parametrize("text", ['"' + "a" * 65_534 + '"', '"' + "\u00e9" * 32_767 + '"'])
+def test_a_body_of_exactly_64_kib_is_read_and_none_of_a_byte_more(text: str) -> None:
+    for data in (text, text.encode()):
+        assert loads(data) == text[1:-1]
+    for more in (text + " ", (text + " ").encode()):
+        assert refused(more) == "body_too_big"
+
+
+def test_what_was_closed_before_does_not_hide_how_deep_it_goes() -> None:
+    closed = "[" + "[]," * 20
+    assert loads(closed + "[" * 15 + "]" * 15 + "]") is not None
+    assert refused(closed + "[" * 16 + "]" * 16 + "]") == "json_not_understood"
+
+
+def test_the_key_that_is_given_twice_is_told() -> None:
+    with pytest.raises(Refused, match="the key 'b' is given twice"):
+        loads('{"a": 1, "b": 2, "b": 3}')

@@ -50,6 +50,12 @@ def _form(mode: str, outputs: list[dict[str, Any]] = SHARES) -> dict[str, Any]:
         pytest.param({"outputs": [], "split": []}, None, ALONE, id="both-empty"),
         pytest.param({"split": _form("inclusive", [])}, None, ALONE, id="mode-without-shares"),
         pytest.param({"split": None, "outputs": None}, None, ALONE, id="both-null"),
+        pytest.param(
+            {"split": _form("inclusive", [{"to": ANNA, "units": 9_999_999}])},
+            None,
+            [("pay_to", PAY_TO, 1), ("split", ANNA, 9_999_999)],
+            id="one-unit-is-left-to-payTo",
+        ),
     ],
 )
 def test_split_forms_that_are_paid(
@@ -60,7 +66,17 @@ def test_split_forms_that_are_paid(
 
 @pytest.mark.parametrize("address_field", ["address", "to", "payTo"])
 @pytest.mark.parametrize("units_field", ["amountUnits", "amount", "units", "lovelace"])
-@pytest.mark.parametrize("more", [{}, {"role": "platform"}, {"asset": "lovelace"}, {"asset": "ADA", "role": None}])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"role": "platform"},
+        {"role": "p" * 64},
+        {"asset": "lovelace"},
+        {"asset": "ADA", "role": None},
+        {"currency": "ADA"},
+    ],
+)
 def test_every_spelling_of_an_entry(address_field: str, units_field: str, more: dict[str, Any]) -> None:
     entry = {address_field: ANNA, units_field: "2000000", **more}
     expected = [("pay_to", PAY_TO, 10_000_000), ("split", ANNA, 2_000_000)]
@@ -79,6 +95,8 @@ def test_token_splits_are_in_the_invoices_token() -> None:
 def test_fifteen_splits_are_the_most() -> None:
     shares = [{"to": address(PREPROD, 6, fill), "units": "1"} for fill in range(0x60, 0x6F)]
     assert len(read({"detail": detail(split=_form("additional", shares))}).outputs) == 16
+    whole = [{"to": PAY_TO, "units": 10_000_000 - len(shares)}, *shares]
+    assert len(read({"detail": detail(outputs=whole)}).outputs) == 16
 
 
 @pytest.mark.parametrize(
@@ -119,6 +137,7 @@ def test_ambiguous_splits_are_refused_with_what_was_read(
         {"address": ANNA, "to": ANNA, "amount": "2000000"},
         {"address": ANNA, "amount": "2000000", "units": "2000000"},
         {"address": ANNA, "amount": "2000000", "asset": TOKEN},
+        {"address": ANNA, "amount": "2000000", "currency": TOKEN},
     ],
 )
 def test_an_entry_that_is_not_understood_is_shown_in_the_refusal(entry: dict[str, Any]) -> None:

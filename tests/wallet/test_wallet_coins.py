@@ -62,3 +62,12 @@ def test_a_coin_is_there_once() -> None:
         index.remove("cd" * 32 + "#3")
     assert dict(index.totals) == {"lovelace": 2_000_000}
     assert coin.ref == "ab" * 32 + "#3"
+
+
+@pytest.mark.parametrize("gone", range(4))
+def test_of_coins_with_the_same_amounts_the_one_that_is_named_goes(gone: int) -> None:
+    alike = [Coin(f"{n:064x}", 0, 2_000_000, ((ASSETS[1], 5),)) for n in range(4)]
+    index = Coins(alike)
+    index.remove(alike.pop(gone).ref)
+    assert list(index.asset_from(ASSETS[1], 5)) == alike
+    assert list(index.asset_largest(ASSETS[1])) == list(index.mixed_largest()) == alike[::-1]
