@@ -194,7 +194,9 @@ class Admission:
         if row is None:
             return None
         invoice = purchase.invoice
-        if not invoice.has_own_id or (known is None and not events.has_room(unit.conn, row.id, now_ms)):
+        if not invoice.has_own_id:
+            return Admitted(row.id, False)
+        if known is None and not events.has_room(unit.conn, row.id, "invoiced_again", now_ms):
             return Admitted(row.id, False)
         seq = known.seq if known else _add_invoice(unit, purchase, intent.id)
         is_free = known is None or payments.payment_of_invoice(unit.conn, seq) is None
@@ -370,6 +372,7 @@ def _pool_of(unit: Unit, purchase: Purchase, now_ms: int) -> int | None:
         return None
     if purchase.topup is not None and (order := topups.find(unit.conn, purchase.topup.topup)) is not None:
         require_may_buy(unit.conn, order, now_ms)
+    buyer.require_sayable()
     pool = prepaid.ensure_pool(unit, invoice.origin, buyer.partner, buyer.wallet, now_ms)
     if (other := prepaid.batch_under_way(unit.conn, pool.id, now_ms)) is not None:
         row = payments.payment(unit.conn, other)

@@ -44,16 +44,18 @@ def record_unanswered(unit: Unit, payment_id: str, why: str, rules: RulesOf, now
 def record_answer_to_retry(
     unit: Unit, payment_id: str, answer: Answer, http_status: int, rules: RulesOf, clock_ms: int, now_ms: int
 ) -> float | None:
-    """Note what a merchant answered to a retry, at that time of the limits' clock, unless a flood of answers is.
+    """Note what a merchant answered to a retry, at that time of the limits' clock.
 
+    Of a flood of answers some are left out, and none that says what was not said before: others go by what was.
     Returns in how many seconds the same proof is shown again; None when it is not.
     """
     row = row_of(unit, payment_id)
     event = DeliveryEvent.PRESENT
     if not is_served(http_status):  # that is an end only when the client has it, or it may just mean "later"
         event = delivery_event(http_status, row.state, _is_over(row, clock_ms))
-    said = [*events.answers_to_retries(unit.conn, payment_id), answer.said]
-    if _is_on_record(unit, row, event, now_ms):
+    before = events.answers_to_retries(unit.conn, payment_id)
+    said = [*before, answer.said]
+    if answer.said not in before or _is_on_record(unit, row, event, "merchant_answered", now_ms):
         _set_delivery(unit, row, event, rules, now_ms)
         detail = {"status": http_status, "said": answer.said, "reason": answer.reason, "delivery": event}
         records.note(unit, payment_id, "merchant_answered", row.state, now_ms, detail)
@@ -102,18 +104,19 @@ def give_up_unserved(unit: Unit, payment_id: str, clock_ms: int, rules: RulesOf,
 def _deliver(
     unit: Unit, row: PaymentRow, event: DeliveryEvent, detail: Mapping[str, object], rules: RulesOf, now_ms: int
 ) -> None:
-    if not _is_on_record(unit, row, event, now_ms):
+    name = f"delivery_{event}"
+    if not _is_on_record(unit, row, event, name, now_ms):
         return
     _set_delivery(unit, row, event, rules, now_ms)
-    records.note(unit, row.id, f"delivery_{event}", row.state, now_ms, detail)
+    records.note(unit, row.id, name, row.state, now_ms, detail)
     if event is DeliveryEvent.ACCEPT:
         records.end_intent(unit, row.intent_id, now_ms)
         prepaid.first_used(unit, row, now_ms)
 
 
-def _is_on_record(unit: Unit, row: PaymentRow, event: DeliveryEvent, now_ms: int) -> bool:
+def _is_on_record(unit: Unit, row: PaymentRow, event: DeliveryEvent, name: str, now_ms: int) -> bool:
     """What moves the delivery always is; of what says the same again and again, so much as there is room for."""
-    return deliver(row.delivery, event) is not row.delivery or events.has_room(unit.conn, row.id, now_ms)
+    return deliver(row.delivery, event) is not row.delivery or events.has_room(unit.conn, row.id, name, now_ms)
 
 
 def _set_delivery(unit: Unit, row: PaymentRow, event: DeliveryEvent, rules: RulesOf, now_ms: int) -> None:

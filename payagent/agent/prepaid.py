@@ -19,23 +19,25 @@ from payagent.store.prepaid import Move, Pool
 from payagent.store.topups import TopupRow
 from payagent.store.unit import Connection, Unit
 
-_HEADER_TEXT = re.compile(r"[ -~]{0,255}", re.ASCII)
+_HEADER_TEXT = re.compile(r"(?:[!-~](?:[ -~]{0,253}[!-~])?)?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
 class Buyer:
-    """Whose prepaid balance a call draws on: what X-Partner ('' for none) and X-Wallet-Address say.
-
-    Refused, `bad_request`, is what no header of our own could say, when the merchant is asked what is left.
-    """
+    """Whose prepaid balance a call draws on: what X-Partner ('' for none) and X-Wallet-Address say."""
 
     partner: str
     wallet: str
 
-    def __post_init__(self) -> None:
+    def require_sayable(self) -> None:
+        """Refuse, as `bad_request`, what no header of our own can say when the merchant is asked what is left."""
         for name, text in (("X-Partner", self.partner), ("X-Wallet-Address", self.wallet)):
             if not _HEADER_TEXT.fullmatch(text):
-                raise Refused("bad_request", f"{name} is plain ASCII, at most 255 characters", key=name)
+                raise Refused(
+                    "bad_request",
+                    f"{name} is at most 255 characters of plain ASCII, and no space at an end",
+                    key=name,
+                )
 
 
 @dataclass(frozen=True, slots=True)

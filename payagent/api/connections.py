@@ -42,7 +42,7 @@ more, so that a pause in reading what is small is not seen at all."""
 DESCRIPTORS_WANTED = 4096
 
 _NOT_HTTP = f"what came is not HTTP/1.1 as RFC 9112 has it, or its head has more than {HEAD_LINES_MAX} lines"
-_BLANK_LINE = re.compile(rb"\n\r?\n")
+_HEADS_END = re.compile(rb"\n(?=\r?\n)")
 
 ABORT = "payagent.abort"
 """The scope's key of the function that drops the call's connection: half an answer must not look like a whole."""
@@ -105,9 +105,10 @@ class _Wire(h11.Connection):
         self._lines = self.trailing_data[0].count(b"\n")
 
     def next_event(self) -> Any:
-        if self._lines >= HEAD_LINES_MAX and self.their_state is h11.IDLE:
-            head = _BLANK_LINE.split(self.trailing_data[0], 1)[0]
-            if head.count(b"\n") >= HEAD_LINES_MAX:
+        if self._lines > HEAD_LINES_MAX and self.their_state is h11.IDLE:
+            came = self.trailing_data[0]
+            end = _HEADS_END.search(came)
+            if came.count(b"\n", 0, end.end() if end else len(came)) > HEAD_LINES_MAX:
                 raise h11.RemoteProtocolError("too many lines")
         return super().next_event()
 

@@ -103,7 +103,7 @@ def require_own_target(scope: Scope) -> None:
         raise Refused(
             "bad_request",
             "the call is made as to a forward proxy (HTTP_PROXY, curl -x, CONNECT), and this is none: its address"
-            " with /proxy/NAME stands in the base URL, in place of the merchant's origin",
+            " (the daemon's with /proxy/NAME) stands in the base URL, in place of the merchant's origin",
         )
 
 

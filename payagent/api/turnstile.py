@@ -77,7 +77,7 @@ class Turnstile:
                 "rate_limited",
                 f"the call's body counts as {weight} calls, and this app may make {self._rates.calls_per_s} in a"
                 " second",
-                retry_after_s=math.ceil(missing / self._rates.calls_per_s),
+                retry_after_s=math.ceil((missing + 1) / self._rates.calls_per_s),  # the next call is one more
             )
         tally.left -= weight
 

@@ -13,7 +13,7 @@ from typing import cast
 import structlog
 from starlette.types import Receive, Scope, Send
 
-from payagent.api.guard import refuse_browsers
+from payagent.api.guard import refuse_browsers, require_own_target
 from payagent.core.problem import Refused
 from payagent.proxy.intake import Intake, Spool
 from payagent.proxy.reply import Reply
@@ -47,6 +47,7 @@ async def attend(
     with structlog.contextvars.bound_contextvars(request=call_id):
         intake = Intake(receive, spool, task.cancel, rules.slow_s)
         try:
+            require_own_target(scope)
             refuse_browsers(scope, rules.hosts, everywhere=True)
             await work(intake, reply)
         except asyncio.CancelledError:

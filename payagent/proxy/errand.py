@@ -164,9 +164,9 @@ def _outgoing(headers: Headers, merchant: MerchantTerms, wallet: str) -> Headers
 
 
 def single(headers: Headers, name: bytes) -> str | None:
-    """A header that may come once; twice is `bad_request`."""
+    """A header that says one thing; two that differ are `bad_request`."""
     found = values(headers, name)
-    if len(found) > 1:
+    if len(set(found)) > 1:
         raise Refused("bad_request", f"the header {name.decode()} is given twice", key=name.decode())
     return found[0].decode("latin-1") if found else None
 

@@ -15,8 +15,9 @@ from payagent.store.unit import Connection
 from payagent.store.upkeep import UPKEEP_APP
 
 _EVENTS = """
-SELECT e.seq, e.payment_id, e.event, e.state, e.detail, p.first_invoice, p.void_by, p.app_id, p.kind
-FROM events e LEFT JOIN payments p ON p.id = e.payment_id WHERE e.seq > ? ORDER BY e.seq
+SELECT e.seq, e.payment_id, e.event, e.state, e.detail, p.first_invoice, p.void_by, p.app_id, p.kind, v.dialect
+FROM events e LEFT JOIN payments p ON p.id = e.payment_id LEFT JOIN invoices v ON v.seq = p.invoice
+WHERE e.seq > ? ORDER BY e.seq
 """
 _MOVES = "SELECT seq, kind, payment_id, unexplained FROM prepaid_moves WHERE seq > ? ORDER BY seq"
 _ATTEMPTS = "SELECT tx_id, kind, invoice, inputs FROM attempts WHERE payment_id = ? ORDER BY rowid"
@@ -32,6 +33,9 @@ _SIMPLE = {
 }
 _KEPT = {"split": "a coin is split that nobody ordered to be", "sweep": "crumbs are gathered"}
 _IN_TOKENS = "a purchase for a token is in a block"
+_IN_DIALECTS = {
+    name: f"a purchase by {name} is in a block" for name in ("t-backend", "flux", "x402-v1", "x402-v2")
+}
 _ASKED = "a new ledger has asked the chain for the wallet's past"
 _CAUGHT_UP = "a ledger that was behind has caught up"
 _JOBS = (
@@ -45,6 +49,7 @@ LISTED = (
     *(f"no room or no disk at {job}" for job in _JOBS),
     _CAUGHT_UP,
     _IN_TOKENS,
+    *_IN_DIALECTS.values(),
     "a cancel loses its race",
     "a confirmed payment is reopened",
     "a daemon leaves its ledger to another",
@@ -117,7 +122,7 @@ class Census:
         self._last_event, self._last_move = min(self._last_event, event), min(self._last_move, move)
 
     def committed(self, conn: Connection) -> None:
-        for seq, payment_id, event, state, detail, first_invoice, void_by, app_id, kind in conn.execute(
+        for seq, payment_id, event, state, detail, first_invoice, void_by, app_id, kind, dialect in conn.execute(
             _EVENTS, (self._last_event,)
         ).fetchall():
             self._last_event = seq
@@ -135,7 +140,7 @@ class Census:
             elif event in _SIMPLE:
                 self._story.reach(_SIMPLE[event])
             if payment_id is not None and state is not None:
-                told |= {"first": first_invoice, "void_by": void_by, "kind": kind}
+                told |= {"first": first_invoice, "void_by": void_by, "dialect": dialect}
                 self._of_payment(conn, payment_id, event, told)
                 self._states[payment_id] = state
         for seq, kind, payment_id, unexplained in conn.execute(_MOVES, (self._last_move,)).fetchall():
@@ -165,9 +170,8 @@ class Census:
                 self._story.reach(f"coins are taken back {by}")
             case "seen_in_block":
                 self._landed(conn, payment_id, str(told["tx_id"]), told["first"], before)
-                tx = self._net.hoard.get(told["tx_id"])
-                if told["kind"] == "invoice" and tx is not None and tx.outputs[0].assets:
-                    self._story.reach(_IN_TOKENS)
+                if told["dialect"] is not None:
+                    self._bought(str(told["tx_id"]), told["dialect"])
             case "block_lost":
                 self._lost(str(told["block"]), before)
             case "void":
@@ -191,6 +195,12 @@ class Census:
             self._story.reach("a cancel loses its race")
         if any(row[0] == tx_id and row[2] != first for row in attempts):
             self._story.reach("a next invoice is paid on the same anchor")
+
+    def _bought(self, tx_id: str, dialect: str) -> None:
+        self._story.reach(_IN_DIALECTS[dialect])
+        tx = self._net.hoard.get(tx_id)
+        if tx is not None and tx.outputs[0].assets:
+            self._story.reach(_IN_TOKENS)
 
     def _lost(self, block: str, before: str | None) -> None:
         depth = self._net.orphans.get(block, 0)

@@ -13,8 +13,8 @@ from payagent.store.tables import GENESIS
 
 KEPT_AT_ONCE = 1_000
 KEPT_EVERY_MS = 60_000
-"""How many events a payment has before what its app and its merchant say of it, as often as they like, goes on
-record no more than once in so long a time: each look at a payment goes through all of its events."""
+"""How many events a payment has before each of those by which its app and its merchant speak of it, as often as
+they like, goes on record once in so long a time: each look at a payment goes through all of its events."""
 
 
 def payments_after(conn: sqlite3.Connection, event_seq: int) -> set[str]:
@@ -31,17 +31,18 @@ def events(conn: sqlite3.Connection, payment_id: str) -> list[tuple[int, str, st
     return rows.fetchall()
 
 
-def has_room(conn: sqlite3.Connection, payment_id: str, now_ms: int) -> bool:
-    """Whether one more event of a payment goes on record that moves nothing."""
+def has_room(conn: sqlite3.Connection, payment_id: str, event: str, now_ms: int) -> bool:
+    """Whether this event goes on record of a payment once more, where it moves nothing."""
     (count,) = conn.execute(
         "SELECT COUNT(*) FROM (SELECT 1 FROM events WHERE payment_id = ? LIMIT ?)", (payment_id, KEPT_AT_ONCE)
     ).fetchone()
     if count < KEPT_AT_ONCE:
         return True
-    (last_ms,) = conn.execute(
-        "SELECT at_ms FROM events WHERE payment_id = ? ORDER BY seq DESC LIMIT 1", (payment_id,)
+    last = conn.execute(
+        "SELECT at_ms FROM events WHERE payment_id = ? AND event = ? ORDER BY seq DESC LIMIT 1",
+        (payment_id, event),
     ).fetchone()
-    return not 0 <= now_ms - last_ms < KEPT_EVERY_MS
+    return last is None or not 0 <= now_ms - last[0] < KEPT_EVERY_MS
 
 
 def last_note(conn: sqlite3.Connection, payment_id: str, event: str) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
+from agent.test_agent_replace import lose, pass_time_of
 from agent_kit import ADA, APP, DEVNET, Run, World, daily, with_terms, world_with_clock
 
 from payagent.agent import floods
@@ -112,18 +113,44 @@ async def test_what_an_app_says_of_a_payment_is_on_record_so_often_and_what_move
             assert [advice.again_after_s for _, advice in told[2:]] == [2.0, *[4.0] * 6]
             assert (await deliveries.record_delivery(row.id, 200)).delivery is Delivery.ACCEPTED
             assert len(run.events(row.id)) == before + 4
-            for answer in answers:
+            for answer in answers * 3:
                 await deliveries.take_answer(row.id, answer)
                 await deliveries.record_delivery(row.id, answer.status)
-            assert len(run.events(row.id)) == before + 4
+            assert run.events(row.id)[before + 4 :] == ["delivery_present", "merchant_answered"]
             for _ in range(3):
                 world.clock.ahead_ms += events.KEPT_EVERY_MS
                 await deliveries.take_answer(row.id, answers[0])
                 await deliveries.take_answer(row.id, answers[0])
-            assert len(run.events(row.id)) == before + 7
+            assert run.events(row.id)[before + 6 :] == ["merchant_answered"] * 3
         assert run.desk.payment(row.id).delivery is Delivery.ACCEPTED
         owner = Owner(run.desk.terms.own, DEVNET)
         assert not [one for one in verify(run.desk.conn, owner) if isinstance(one, Finding)]
+
+
+async def test_what_a_flood_hides_is_not_that_the_merchant_served(world: World) -> None:
+    """A client that hangs up over the answer says nothing, and the merchant is not to blame."""
+    async with world.run() as run:
+        row = await run.pay_in_block("hello")
+        with patch.object(events, "KEPT_AT_ONCE", 1):
+            for status in (402, 402, 200, 402):
+                await run.agent.deliveries.take_answer(row.id, make_response(status, {}, {}))
+        assert "served" in events.answers_to_retries(run.desk.conn, row.id)
+        assert not payments.unserved(run.desk.conn, 2**62, row.id)
+
+
+async def test_what_a_merchant_answers_again_and_again_hides_no_next_invoice_of_a_lost_payment(
+    world: World,
+) -> None:
+    async with world.run() as run:
+        first = await lose(world, run)
+        await pass_time_of(world, run, 310)
+        with patch.object(events, "KEPT_AT_ONCE", 1):
+            for _ in range(3):
+                world.clock.ahead_ms += events.KEPT_EVERY_MS // 2
+                await run.agent.deliveries.take_answer(first.id, make_response(402, {}, {}))
+                row, _ = await run.agent.pay(world.ask())
+        assert (row.id, row.anchor) == (first.id, first.anchor)
+        assert row.invoice_id != first.invoice_id, "it pays the new one"
 
 
 async def test_further_invoices_for_a_purchase_are_on_record_so_often_and_no_more(world: World) -> None:

@@ -86,6 +86,21 @@ def test_what_weighs_more_than_a_burst_is_taken_from_who_was_quiet_and_is_paid_f
         turnstile.weigh("app_2", 64 * BODY_BYTES)
 
 
+@pytest.mark.parametrize("rate", [1, 2, 10])
+@pytest.mark.parametrize("weight", [1, 7, 64])
+def test_who_waits_as_long_as_its_body_was_told_to_is_let_in(rate: int, weight: int) -> None:
+    now_s = 0.0
+    turnstile = Turnstile(Rates(calls_per_s=rate), lambda: now_s)
+    for _ in range(rate * BURST_S - 1):
+        with turnstile.admit("app"):
+            pass
+    with turnstile.admit("app"), pytest.raises(Refused, match="the call's body counts") as refused:
+        turnstile.weigh("app", weight * BODY_BYTES)
+    now_s += refused.value.context["retry_after_s"]
+    with turnstile.admit("app"):
+        turnstile.weigh("app", weight * BODY_BYTES)
+
+
 async def test_calls_that_wait_for_an_answer_are_bounded_for_each_app(world: World) -> None:
     """Here for their own bodies; it is the same for a payment that is waited for."""
     async with world.run() as run, served(run, Bounds(rates=Rates(calls_at_once=2)), body_s=PATIENCE_S) as api:

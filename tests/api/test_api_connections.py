@@ -138,6 +138,9 @@ async def test_a_head_of_more_lines_than_anybody_means_is_not_read(tmp_path: Pat
         streams = await doors.tcp()
         for _ in range(2):
             assert b" 200 " in await call(streams, most + b"\r\n")
+        streams[1].write(most)
+        assert b" 200 " in await call(await doors.tcp()), "meanwhile it has come"
+        assert b" 200 " in await call(streams, b"\r\n"), "in pieces as in one"
         for more in (b"a:\r\n", b"a:\n", b"a:\r\n" * 12_000):
             assert b" 400 " in await call(await doors.tcp(), most + more + b"\r\n")
         doors.go_on.clear()
