@@ -1,5 +1,6 @@
 """A short soak: the long one is run by hand (`scripts/evidence soak`, docs/evidence/soak.md)."""
 
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -30,13 +31,14 @@ def test_what_the_judge_forgot_before_it_was_buried_has_landed_all_the_same(tmp_
     """After a fork more is signed in the time that a block takes to be buried than the judge keeps."""
     soak = Soak(Size(days=2, payments=1, beat_s=120, fork_hours=0), tmp_path)
     soak.loop.close()
-    soak._fund()
-    oldest, other, *_ = (tx for block in soak.net.chain.blocks[1:] for tx in block.txs)
-    for tx_id in (oldest.tx_id, *(f"tx{number}" for number in range(KEPT_ROWS))):
-        soak.judge.signed[tx_id] = Signed(tx_id, "pay_1", "pay", "", b"", f"want {tx_id}", "", None, False)
-    soak.judge.prune()
-    assert oldest.tx_id not in soak.judge.signed
-    for tx in (oldest, other):
-        soak.judge.bury(tx)
-    assert soak.judge._is_archived(oldest.tx_id)
-    assert not soak.judge._is_archived(other.tx_id), "it is not ours"
+    with closing(soak.judge):
+        soak._fund()
+        oldest, other, *_ = (tx for block in soak.net.chain.blocks[1:] for tx in block.txs)
+        for tx_id in (oldest.tx_id, *(f"tx{number}" for number in range(KEPT_ROWS))):
+            soak.judge.signed[tx_id] = Signed(tx_id, "pay_1", "pay", "", b"", f"want {tx_id}", "", None, False)
+        soak.judge.prune()
+        assert oldest.tx_id not in soak.judge.signed
+        for tx in (oldest, other):
+            soak.judge.bury(tx)
+        assert soak.judge._is_archived(oldest.tx_id)
+        assert not soak.judge._is_archived(other.tx_id), "it is not ours"
