@@ -72,6 +72,10 @@ def test_web_pages_and_foreign_names_are_refused(shop: Shop) -> None:
         ):
             got = http.get("/health", headers=headers)
             assert (got.status_code, got.json()["code"]) == (403, code)
+        with httpx.Client(proxy=url, timeout=30) as mistaken:
+            got = mistaken.get("http://merchant.example/health")
+        assert got.status_code == 400
+        assert "as to a forward proxy" in got.json()["detail"]
 
 
 def with_api_keys(shop: Shop, folder: Path, keys: str) -> Path:
