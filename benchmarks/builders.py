@@ -76,7 +76,7 @@ class NotRun(Exception):  # noqa: N818 - it is an answer as good as another
 
 
 class TooSlow(NotRun):
-    """Its first build took longer than `FIRST_BUILD_S`: it is not asked for more coins."""
+    """Its first build took longer than it may: it is not asked for more coins."""
 
 
 def job(coins: Sequence[Coin], asked: Sequence[Output], rounds: int, most_s: float) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def written(told: dict[str, Any]) -> Iterator[IO[str]]:
         yield file
 
 
-def ask(peer: Peer, told: IO[str], most_s: float) -> Built:
+def ask(peer: Peer, told: IO[str], most_s: float, first_s: float = FIRST_BUILD_S) -> Built:
     """Have a peer do the written job, whose own `most_s` is given again. Raises `NotRun`, `TooSlow`."""
     command = peer.command()
     told.seek(0)
@@ -120,9 +120,9 @@ def ask(peer: Peer, told: IO[str], most_s: float) -> Built:
         try:
             version = _line(child, READY_S, errors)["ready"]
             try:
-                built_ms = _line(child, FIRST_BUILD_S, errors)["built"]
+                built_ms = _line(child, first_s, errors)["built"]
             except TimeoutError:
-                raise TooSlow(f"stopped: its first build took more than {FIRST_BUILD_S} s") from None
+                raise TooSlow(f"stopped: its first build took more than {first_s} s") from None
             answer = _line(child, most_s + built_ms / 1000 + FIRST_BUILD_S, errors)
         except TimeoutError as error:
             raise NotRun(str(error)) from None

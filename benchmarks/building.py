@@ -85,11 +85,12 @@ def measure(options: Options) -> Part:
 
 def _rows(options: Options, judge: Judge) -> Iterator[Row]:
     too_slow_at: dict[Peer, int] = {}
-    rounds, most_s = options.pick(200, 1_000), options.pick(0.4, 5.0)
+    rounds, most_s = options.pick(100, 1_000), options.pick(0.25, 5.0)
+    first_s = options.pick(2, builders.FIRST_BUILD_S)
     for size in options.pick(QUICK_SIZES, SIZES):
         for asset in ASSETS:
             task = Task(asset, wallet(size, asset), outputs(asset))
-            yield from _ours(task, judge, options.pick(500, 3_000))
+            yield from _ours(task, judge, options.pick(250, 3_000))
             with builders.written(builders.job(task.coins, task.asked, rounds, most_s)) as told:
                 for peer in builders.ALL:
                     if peer in too_slow_at:
@@ -97,7 +98,7 @@ def _rows(options: Options, judge: Judge) -> Iterator[Row]:
                         yield Row(asset, size, peer.name, why)
                         continue
                     try:
-                        yield judged(task, peer.name, builders.ask(peer, told, most_s), judge)
+                        yield judged(task, peer.name, builders.ask(peer, told, most_s, first_s), judge)
                     except NotRun as why:
                         yield Row(asset, size, peer.name, f"not run: {why}")
                         if isinstance(why, TooSlow):

@@ -50,8 +50,8 @@ Measured = tuple[float, Spread]
 
 
 def measure(options: Options) -> Part:
-    alone, many = options.pick(100, 500), options.pick((1, 64), (1, 4, 16, 64, 128, 256))
-    each = options.pick(300, 1_000)
+    alone, many = options.pick(60, 500), options.pick((1, 64), (1, 4, 16, 64, 128, 256))
+    each = options.pick(150, 1_000)
     part = Part("paying", "A payment over HTTP", HOW)
     with stage([COIN_LOVELACE] * FEW, devnet_options=BLOCKS) as up:
         _warm(up)

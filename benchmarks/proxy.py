@@ -175,7 +175,7 @@ def _nginx_config(folder: Path, port: int, upstream: str) -> Path:
 
 
 def _measure_calls(part: Part, urls: Mapping[str, str], token: Mapping[str, str], options: Options) -> None:
-    alone, each = options.pick(300, 1_500), options.pick(30, 100)
+    alone, each = options.pick(200, 1_500), options.pick(20, 100)
     rows: list[tuple[Cell, ...]] = []
     medians: dict[str, float] = {}
     for name, url in urls.items():

@@ -14,7 +14,7 @@ PER_CORE_SECOND_MIN = 15
 
 def measure(options: Options) -> Part:
     run_share(range(FIRST, FIRST + WARM_UP))
-    return of(range(FIRST + WARM_UP, FIRST + WARM_UP + options.pick(100, 2_000)))
+    return of(range(FIRST + WARM_UP, FIRST + WARM_UP + options.pick(40, 2_000)))
 
 
 def of(seeds: range) -> Part:

@@ -169,8 +169,8 @@ def payment_id(number: int) -> str:
 
 
 def measure(options: Options) -> Part:
-    counts = (0, *options.pick((1_000, 10_000), (1_000, 10_000, 100_000, 1_000_000)))
-    rounds = options.pick(60, 400)
+    counts = (0, *options.pick((1_000, 5_000), (1_000, 10_000, 100_000, 1_000_000)))
+    rounds = options.pick(40, 400)
     with ledgers.folder() as folder, ExitStack() as stack:
         payers = {}
         for count in counts:

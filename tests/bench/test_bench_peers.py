@@ -23,10 +23,10 @@ def judge() -> Iterator[Judge]:
         yield judge
 
 
-def asked_of(peer: Peer, size: int, asset: str) -> Built:
+def asked_of(peer: Peer, size: int, asset: str, **limits: float) -> Built:
     job = builders.job(wallet(size, asset), outputs(asset), rounds=2, most_s=5)
     with builders.written(job) as told:
-        return builders.ask(peer, told, most_s=5)
+        return builders.ask(peer, told, 5, **limits)
 
 
 @pytest.mark.parametrize("asset", ASSETS)
@@ -82,10 +82,9 @@ def test_a_peer_that_fails_says_why() -> None:
         builders.ask(STOCK, told, 1)
 
 
-def test_a_first_build_that_takes_too_long_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(builders, "FIRST_BUILD_S", 0.001)
+def test_a_first_build_that_takes_too_long_is_stopped() -> None:
     with pytest.raises(TooSlow, match="first build"):
-        asked_of(STOCK, 30, "ada")
+        asked_of(STOCK, 30, "ada", first_s=0.001)
 
 
 def test_a_peer_that_is_too_slow_is_not_asked_for_more(monkeypatch: pytest.MonkeyPatch) -> None:
