@@ -1,7 +1,7 @@
 """webhook: hands an alert to the operator's own server, signed as Standard Webhooks 1.0 says (v1, HMAC-SHA256).
 
-May import: core, httpx. Never: follows a redirect, reads proxies from the environment, reads an answer's body,
-shows its address or its key.
+May import: core, egress, httpx. Never: follows a redirect, reads proxies from the environment, reads an answer's
+body, shows its address or its key.
 """
 
 import asyncio
@@ -14,6 +14,7 @@ import httpx
 
 from payagent.core.problem import Refused
 from payagent.core.version import USER_AGENT
+from payagent.egress import trusted
 
 TIMEOUT_S = 10
 SECRET_PREFIX = "whsec_"  # noqa: S105  how every such secret begins
@@ -48,6 +49,7 @@ class Webhook:
         self._url = url
         self._key = key
         self._http = httpx.AsyncClient(
+            verify=trusted(),
             trust_env=False,
             follow_redirects=False,
             timeout=httpx.Timeout(TIMEOUT_S),

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import httpx
 from agent_kit import Run, World
 from canaries import plant
+from http_kit import NO_TLS
 
 from payagent.agent.links import Links
 from payagent.agent.ports import SystemRandomness
@@ -55,7 +56,9 @@ class Api:
     def as_(self, app: str) -> httpx.AsyncClient:
         if app not in self.clients:
             headers = {"Authorization": f"Bearer {self.tokens[app]}"}
-            self.clients[app] = httpx.AsyncClient(base_url=self.url, headers=headers, trust_env=False, timeout=30)
+            self.clients[app] = httpx.AsyncClient(
+                base_url=self.url, headers=headers, verify=NO_TLS, trust_env=False, timeout=30
+            )
         return self.clients[app]
 
     def body(self, message: str = "hello", **more: object) -> dict[str, object]:

@@ -54,7 +54,41 @@ class _Protocol(H11Protocol):
 
 
 class _Server(uvicorn.Server):
-    """A server that leaves signals to `serve_devnet`: two of them share the loop."""
+    """A server that leaves signals to `serve_devnet`: two of them share the loop.
+
+    uvicorn looks ten times a second whether it is to stop, and waits a tenth more; this one stops when it is told,
+    so that tests can have a devnet each.
+    """
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._is_told = asyncio.Event()
+
+    def stop(self) -> None:
+        self.should_exit = True
+        self._is_told.set()
+
+    async def main_loop(self) -> None:
+        """Once a second, for the Date of answers."""
+        while not await self.on_tick(0):
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._is_told.wait(), 1)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for server in self.servers:
+            server.close()
+        for listening in sockets or []:
+            listening.close()
+        state = self.server_state
+        for connection in list(state.connections):
+            connection.shutdown()
+        try:
+            async with asyncio.timeout(_GRACE_S):
+                while state.connections or state.tasks:
+                    await asyncio.sleep(0.005)
+        except TimeoutError:
+            for task in state.tasks:
+                task.cancel()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -161,7 +195,7 @@ async def _serving(apps: Iterable[tuple[ASGIApp, socket.socket]]) -> AsyncIterat
         yield
     finally:
         for server, _ in servers:
-            server.should_exit = True
+            server.stop()
         await asyncio.gather(*tasks)
 
 
@@ -174,7 +208,6 @@ def _config(app: ASGIApp) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=_GRACE_S,
     )
 
 

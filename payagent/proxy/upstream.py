@@ -1,7 +1,7 @@
 """Calls to merchants over HTTP/1.1: connections that are kept, bodies that stream both ways at once.
 
-May import: asyncio, h11, httpx (for its TLS settings), core, egress. Never: follows a redirect, decodes a body,
-sends a call again that might have been carried out.
+May import: asyncio, h11, core, egress. Never: follows a redirect, decodes a body, sends a call again that might
+have been carried out.
 
 Written on h11 and not on an HTTP client, since those send the whole request before they read: a merchant that
 answers 402 and hangs up while 25 MB are still on their way would not be heard.
@@ -21,11 +21,10 @@ from typing import Protocol
 from urllib.parse import urlsplit
 
 import h11
-import httpx
 
 from payagent.core.origin import DEFAULT_PORTS
 from payagent.core.problem import Refused
-from payagent.egress import Egress
+from payagent.egress import Egress, trusted
 from payagent.proxy.headers import Headers, has_body, passing
 
 CONNECT_TIMEOUT_S = 10.0
@@ -136,7 +135,6 @@ class Upstream:
     timeout_s: float
     egress: Egress = field(default_factory=Egress)
     _idle: list["_Line"] = field(default_factory=list)
-    _tls: ssl.SSLContext | None = None
 
     @asynccontextmanager
     async def call(self, call: Call, begins: Callable[[], object] = lambda: None) -> AsyncIterator[MerchantAnswer]:
@@ -187,8 +185,6 @@ class Upstream:
 
     async def _connect(self) -> "_Line":
         loop, target = asyncio.get_running_loop(), self.target
-        if target.tls and self._tls is None:
-            self._tls = httpx.create_ssl_context()
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 if target.path is not None:
@@ -216,7 +212,7 @@ class Upstream:
                         lambda: _Line(target, self.timeout_s),
                         address,
                         target.port,
-                        ssl=self._tls,
+                        ssl=trusted() if target.tls else None,
                         server_hostname=target.host if target.tls else None,
                     )
                 return line

@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 from agent_kit import ADA, APP, Relay, Run, World, with_terms, world_with_clock
+from http_kit import NO_TLS
 
 from payagent.core.payment import State
 from payagent.store import alerts, queries
@@ -41,7 +42,7 @@ def honest(world: World) -> Iterator[Relay]:
 
 
 def told(relay: Relay, path: str) -> dict[str, object]:
-    return dict(httpx.get(f"{relay.upstream}{path}", trust_env=False).json())
+    return dict(httpx.get(f"{relay.upstream}{path}", verify=NO_TLS, trust_env=False).json())
 
 
 def tip_of(relay: Relay) -> dict[str, object]:
@@ -55,7 +56,7 @@ def invent_tx(relay: Relay, tx_id: str, block: dict[str, object]) -> None:
 
 
 def invent_coin(relay: Relay, world: World, lovelace: int) -> None:
-    page = httpx.get(f"{relay.upstream}/addresses/{world.address}/utxos", trust_env=False)
+    page = httpx.get(f"{relay.upstream}/addresses/{world.address}/utxos", verify=NO_TLS, trust_env=False)
     rows = page.json() if page.status_code == 200 else []
     row = {
         "address": world.address,

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 from agent_kit import ADA, Relay, World, with_terms
+from http_kit import NO_TLS
 
 from payagent.core.payment import State
 from payagent.core.problem import Refused
@@ -37,7 +38,7 @@ def both(first: Relay, second: Relay) -> dict[str, str]:
 
 def told(relay: Relay, path: str) -> dict[str, object]:
     """What is true now, to be told with a change."""
-    return dict(httpx.get(f"{relay.upstream}{path}", trust_env=False).json())
+    return dict(httpx.get(f"{relay.upstream}{path}", verify=NO_TLS, trust_env=False).json())
 
 
 def denies_all(relay: Relay, height: int, slot: int) -> None:

@@ -10,6 +10,7 @@ import httpx
 import pytest
 from api_kit import Api
 from canaries import plant
+from http_kit import NO_TLS
 from test_api_events import following
 from test_api_refusals import require_problem
 
@@ -199,7 +200,7 @@ async def test_a_new_token_ends_the_one_before(api: Api) -> None:
     renewed = (await api.http.post("/v1/apps/bot/token", json={})).json()
     require_problem(await before.get("/v1/limits"), "unauthorized")
     headers = {"Authorization": f"Bearer {plant('the next token', renewed['token'])}"}
-    async with httpx.AsyncClient(base_url=api.url, headers=headers, trust_env=False) as after:
+    async with httpx.AsyncClient(base_url=api.url, headers=headers, verify=NO_TLS, trust_env=False) as after:
         assert (await after.get("/v1/limits")).status_code == 200
         await api.http.post("/v1/apps/bot/revoke")
         require_problem(await after.get("/v1/limits"), "unauthorized")

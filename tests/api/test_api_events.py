@@ -12,6 +12,7 @@ import pytest
 from agent_kit import World
 from api_kit import Api, served
 from canaries import plant
+from http_kit import NO_TLS
 
 from payagent.agent.ports import SystemRandomness
 from payagent.api import events as events_room
@@ -155,7 +156,9 @@ async def test_a_place_that_is_none_is_refused(api: Api, asked: dict[str, Any]) 
 
 
 async def test_an_app_has_room_again_when_one_of_its_streams_has_gone(api: Api) -> None:
-    async with httpx.AsyncClient(base_url=api.url, headers=api.http.headers, trust_env=False, timeout=30) as http:
+    async with httpx.AsyncClient(
+        base_url=api.url, headers=api.http.headers, verify=NO_TLS, trust_env=False, timeout=30
+    ) as http:
         api.clients["first"] = http
         open_ones = [following(api) for _ in range(events_room.STREAMS_OF_APP_MAX)]
         for one in open_ones:
@@ -213,7 +216,9 @@ async def test_a_stop_ends_the_streams_at_once(world: World) -> None:
         await run.look()
         ended: list[asyncio.Task[None]] = []
         async with served(run) as api:
-            http = httpx.AsyncClient(base_url=api.url, headers=api.http.headers, trust_env=False, timeout=30)
+            http = httpx.AsyncClient(
+                base_url=api.url, headers=api.http.headers, verify=NO_TLS, trust_env=False, timeout=30
+            )
             stream = http.stream("GET", "/v1/events")
             answer = await stream.__aenter__()
             ended.append(asyncio.create_task(Stream(answer).end()))

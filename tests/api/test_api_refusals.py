@@ -7,6 +7,7 @@ import httpx
 import pytest
 from agent_kit import World
 from api_kit import Api, served
+from http_kit import NO_TLS
 
 from payagent.api.app import create_app
 from payagent.core.problem import PROBLEMS
@@ -222,7 +223,7 @@ async def test_who_only_wants_the_head_of_a_health_check_gets_it(api: Api) -> No
 
 async def test_without_a_known_token_nothing_under_v1_answers(api: Api) -> None:
     token = api.tokens["first"]
-    async with httpx.AsyncClient(base_url=api.url, trust_env=False) as http:
+    async with httpx.AsyncClient(base_url=api.url, verify=NO_TLS, trust_env=False) as http:
         for headers in (
             {},
             {"Authorization": "Bearer pa_" + "A" * 43},
@@ -341,7 +342,7 @@ async def test_the_operator_may_name_the_machine_in_another_way(world: World) ->
 
 async def test_the_unix_socket_takes_any_host_and_still_no_page(api: Api) -> None:
     headers = {"Authorization": f"Bearer {api.tokens['first']}"}
-    transport = httpx.AsyncHTTPTransport(uds=api.unix_path)
+    transport = httpx.AsyncHTTPTransport(uds=api.unix_path, verify=NO_TLS)
     async with httpx.AsyncClient(base_url="http://payagent", transport=transport, headers=headers) as http:
         assert (await http.get("/v1/limits")).status_code == 200
         require_problem(await http.get("/v1/limits", headers={"Origin": "null"}), "browser_refused")

@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 from agent_kit import take_only_hashes
 from canaries import plant
+from http_kit import NO_TLS
 
 from payagent.cli import run
 from payagent.cli.terminal import Terminal
@@ -109,7 +110,7 @@ class Shop:
         self.folder = folder
         self.config = folder / "config.toml"
         self.data_dir = folder / "data"
-        self.http = httpx.Client(trust_env=False, timeout=10)
+        self.http = httpx.Client(verify=NO_TLS, trust_env=False, timeout=10)
         made = invoke(*self.init_arguments())
         assert made.code == 0, made.err
         self.made = made.json

@@ -11,6 +11,7 @@ import click
 import httpx
 import pytest
 from cli_kit import invoke, spawn
+from http_kit import NO_TLS
 
 from payagent.cli import run
 from payagent.cli.reference import help_of, reference, walk
@@ -101,9 +102,9 @@ def test_a_devnet_says_where_it_is_and_serves_until_it_is_stopped() -> None:
     process = spawn("devnet", "--json", "--block-time", "0", stdout=subprocess.PIPE)
     places = json.loads(process.stdout.readline())
     assert places["network"] == "devnet"
-    tip = httpx.get(places["chain"] + "/blocks/latest", trust_env=False).json()
+    tip = httpx.get(places["chain"] + "/blocks/latest", verify=NO_TLS, trust_env=False).json()
     assert tip["height"] == 0
-    assert httpx.post(places["merchant"] + "/chat", json={}, trust_env=False).status_code == 402
+    assert httpx.post(places["merchant"] + "/chat", json={}, verify=NO_TLS, trust_env=False).status_code == 402
     process.terminate()
     assert process.communicate(timeout=60)[0] == ""
     assert process.returncode == 0

@@ -12,6 +12,7 @@ import httpx
 import pytest
 from cli_kit import Shop, running, until, write_private
 from daemon.test_alerts import Receiver, receiver  # noqa: F401  a fixture
+from http_kit import NO_TLS
 
 SECRET = "whsec_" + base64.b64encode(b"signs what is sent to the hook").decode()
 OWN_FORM = {"Sec-Fetch-Site": "same-origin", "Origin": "null", "Content-Type": "application/x-www-form-urlencoded"}
@@ -60,7 +61,10 @@ def desk(closed_shop: Shop, receiver: Receiver) -> Iterator[Desk]:  # noqa: F811
         config.write(f'[alerts]\nwebhook_url = "{receiver.url}"\nwebhook_secret_file = "{secret}"\n')
     shop.control("faucet", address=shop.made["address"], lovelace="100000000")
     try:
-        with running(shop, "--listen", f"127.0.0.1:{port}"), httpx.Client(trust_env=False, timeout=10) as browser:
+        with (
+            running(shop, "--listen", f"127.0.0.1:{port}"),
+            httpx.Client(verify=NO_TLS, trust_env=False, timeout=10) as browser,
+        ):
             until(lambda: shop.payagent("wallet", "utxos").json["utxos"], "no deposit")
             shop.settings(price="6000000", splits=[])
             yield Desk(shop, origin, receiver, browser)

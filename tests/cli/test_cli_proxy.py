@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 from cli_kit import Shop, spawn, write_private
+from http_kit import NO_TLS
 
 from payagent.devnet.server import DevnetThread
 
@@ -45,7 +46,7 @@ def bare(shop: Shop, *more: str) -> Iterator[str]:
 
 
 def test_a_client_without_a_token_is_paid_for(shop: Shop) -> None:
-    with bare(shop) as url, httpx.Client(base_url=url, trust_env=False, timeout=30) as http:
+    with bare(shop) as url, httpx.Client(base_url=url, verify=NO_TLS, trust_env=False, timeout=30) as http:
         got = http.post("/chat", json={"message": "hello", "stream": True})
         assert got.status_code == 200, got.text
         assert got.text.endswith("data: [DONE]\n\n")
@@ -63,7 +64,7 @@ def test_a_client_without_a_token_is_paid_for(shop: Shop) -> None:
 
 
 def test_web_pages_and_foreign_names_are_refused(shop: Shop) -> None:
-    with bare(shop) as url, httpx.Client(base_url=url, trust_env=False, timeout=30) as http:
+    with bare(shop) as url, httpx.Client(base_url=url, verify=NO_TLS, trust_env=False, timeout=30) as http:
         for headers, code in (
             ({"Origin": "http://evil.example"}, "browser_refused"),
             ({"Sec-Fetch-Site": "cross-site"}, "browser_refused"),
@@ -86,7 +87,10 @@ def with_api_keys(shop: Shop, folder: Path, keys: str) -> Path:
 def test_a_name_that_the_daemons_port_has_is_none_of_a_port_without_a_token(shop: Shop, tmp_path: Path) -> None:
     """A page there would be let in: browsers send no Sec-Fetch-Site to an http address that is no loopback one."""
     config = with_api_keys(shop, tmp_path, 'hosts = ["pay.example"]')
-    with bare(shop, "--config", str(config)) as url, httpx.Client(trust_env=False, timeout=30) as http:
+    with (
+        bare(shop, "--config", str(config)) as url,
+        httpx.Client(verify=NO_TLS, trust_env=False, timeout=30) as http,
+    ):
         got = http.get(f"{url}/health", headers={"Host": "pay.example"})
         assert (got.status_code, got.json()["code"]) == (403, "host_refused")
 
@@ -108,7 +112,7 @@ def test_no_other_machine_spends_without_a_token_where_the_daemons_port_speaks_t
 
 
 def test_a_token_of_the_clients_own_is_not_needed_and_does_no_harm(shop: Shop) -> None:
-    with bare(shop) as url, httpx.Client(base_url=url, trust_env=False, timeout=30) as http:
+    with bare(shop) as url, httpx.Client(base_url=url, verify=NO_TLS, trust_env=False, timeout=30) as http:
         got = http.get("/health", headers={"X-Payagent-Token": "pa_wrong", "Authorization": "Bearer theirs"})
         assert got.json() == {"status": "ok"}
 
@@ -116,7 +120,7 @@ def test_a_token_of_the_clients_own_is_not_needed_and_does_no_harm(shop: Shop) -
 def test_without_the_daemon_it_says_so(tmp_path: Path) -> None:
     with DevnetThread() as devnet:
         closed = Shop(devnet, tmp_path)
-        with closed.http, bare(closed) as url, httpx.Client(base_url=url, trust_env=False) as http:
+        with closed.http, bare(closed) as url, httpx.Client(base_url=url, verify=NO_TLS, trust_env=False) as http:
             got = http.get("/health")
             assert (got.status_code, got.json()["code"]) == (503, "daemon_not_running")
 
@@ -134,7 +138,7 @@ def test_a_daemon_that_ends_under_a_call_may_have_taken_it(tmp_path: Path) -> No
 
         ends = threading.Thread(target=hear_and_end)
         ends.start()
-        with closed.http, bare(closed) as url, httpx.Client(base_url=url, trust_env=False) as http:
+        with closed.http, bare(closed) as url, httpx.Client(base_url=url, verify=NO_TLS, trust_env=False) as http:
             got = http.post("/chat")
             assert (got.status_code, got.json()["code"]) == (504, "daemon_silent")
         ends.join()
@@ -181,6 +185,6 @@ def test_the_token_is_not_given_to_another_users_process(tmp_path: Path) -> None
         with closed.http, thief:
             assert thief.stdout is not None
             assert thief.stdout.readline() == "on\n"
-            with bare(closed) as url, httpx.Client(base_url=url, trust_env=False) as http:
+            with bare(closed) as url, httpx.Client(base_url=url, verify=NO_TLS, trust_env=False) as http:
                 assert http.get("/health").json()["code"] == "config_invalid"
             assert thief.stdout.readline() == "b''\n"

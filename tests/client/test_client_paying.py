@@ -12,6 +12,7 @@ import pytest
 from agent_kit import ADA, World
 from client import client_kit
 from client.client_kit import WAYS, Program, Start, end_patience, refusal
+from http_kit import NO_TLS
 from proxy.proxy_kit import Heard, Paywall, Pending202, Place, as_402, saying
 
 from payagent.core.payment import Delivery
@@ -564,6 +565,6 @@ async def test_a_call_without_a_402_passes_untouched(shop: Place, start: Start) 
     assert answer.headers.get_list("set-cookie") == ["a=1", "b=2"]
     (call,) = shop.peer.calls
     assert (call.line, call.body) == (b"PUT /a%2Fb?q=%20+%2B HTTP/1.1", b"\x00\xff")
-    with httpx.Client(trust_env=False) as plain:
+    with httpx.Client(verify=NO_TLS, trust_env=False) as plain:
         expected = plain.build_request("PUT", url, content=b"\x00\xff", headers={"X-Mine": "1"}).headers
     assert {name.decode(): value.decode() for name, value in call.headers} == dict(expected)

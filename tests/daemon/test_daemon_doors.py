@@ -19,6 +19,7 @@ from threading import Thread
 import httpx
 import pytest
 from canaries import plant
+from http_kit import NO_TLS
 
 from payagent.agent.ports import SystemClock
 from payagent.core.network import NETWORKS
@@ -210,7 +211,7 @@ def test_a_daemon_whose_ledger_another_one_opened_writes_nothing_more_and_ends(
         conn.execute("UPDATE boot SET epoch = 'of a daemon that no lock kept away'")
         own = read_header(folder / "data/keystore.json").address
         body = {"address": own, "lovelace": "5000000"}
-        httpx.post(f"{devnet.origin}/devnet/faucet", json=body, trust_env=False).raise_for_status()
+        httpx.post(f"{devnet.origin}/devnet/faucet", json=body, verify=NO_TLS, trust_env=False).raise_for_status()
         _, talk = process.communicate(timeout=60)
         assert process.returncode == 1, talk
         assert "lease_lost" in talk
@@ -369,7 +370,9 @@ def tell_time(folder: Path, devnet: DevnetThread) -> Iterator[TellTime]:
 
     class Provider(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            told = httpx.get(devnet.chain_url + self.path.removeprefix("/api/v0"), trust_env=False).json()
+            told = httpx.get(
+                devnet.chain_url + self.path.removeprefix("/api/v0"), verify=NO_TLS, trust_env=False
+            ).json()
             if "server_time" in told:
                 told["server_time"] += 1000 * off_s
             raw = json.dumps(told).encode()

@@ -20,6 +20,7 @@ import httpx
 import pytest
 from canaries import plant
 from daemon.test_daemon_doors import PASSPHRASE, folder, log_of_a_run, refused, start, stop  # noqa: F401  a fixture
+from http_kit import NO_TLS
 
 from payagent.core.network import NETWORKS
 from payagent.devnet.server import DevnetThread
@@ -57,7 +58,7 @@ def wallet(folder: Path, devnet: DevnetThread) -> Path:  # noqa: F811
     writer.submit("app", lambda unit: apps.add_with_token(unit, "app", "op", token_hash, scopes, 1)).result()
     writer.close()
     faucet = {"address": OWN.address.text, "lovelace": "100000000"}
-    httpx.post(f"{devnet.origin}/devnet/faucet", json=faucet, trust_env=False).raise_for_status()
+    httpx.post(f"{devnet.origin}/devnet/faucet", json=faucet, verify=NO_TLS, trust_env=False).raise_for_status()
     return folder
 
 
@@ -66,7 +67,7 @@ class Daemon:
 
     def __init__(self, process: "subprocess.Popen[str]", path: Path) -> None:
         self.process = process
-        transport = httpx.HTTPTransport(uds=str(path))
+        transport = httpx.HTTPTransport(uds=str(path), verify=NO_TLS)
         headers = {"Authorization": f"Bearer {TOKEN}"}
         self.http = httpx.Client(transport=transport, base_url="http://localhost", headers=headers, timeout=30)
         (launcher,) = children(process.pid)

@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 from certificates import certificate
+from http_kit import NO_TLS
 from test_daemon_doors import command, devnet, folder, refused  # noqa: F401  fixtures
 
 from payagent.core.problem import PROBLEMS
@@ -67,8 +68,8 @@ def test_other_machines_reach_it_by_tls_alone(secured: Path) -> None:
                 "host_refused",
             )
         with pytest.raises(httpx.HTTPError):
-            httpx.get(f"http://127.0.0.1:{port}/healthz", trust_env=False)
-        transport = httpx.HTTPTransport(uds=path)
+            httpx.get(f"http://127.0.0.1:{port}/healthz", verify=NO_TLS, trust_env=False)
+        transport = httpx.HTTPTransport(uds=path, verify=NO_TLS)
         with httpx.Client(transport=transport, base_url="http://localhost") as client:
             assert client.get("/healthz").status_code == 200
 

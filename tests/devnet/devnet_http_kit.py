@@ -1,19 +1,18 @@
 """What the devnet's HTTP tests share: a wallet of one key and a transaction builder of its own (cbor2, PyNaCl)."""
 
-import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
 import cbor2
 import httpx
+from http_kit import NO_TLS
 from nacl.signing import SigningKey
 
 from payagent.core.address import Address, encode_address
 from payagent.devnet.server import DevnetThread
 
 FEE_LOVELACE = 200_000
-_TLS = ssl.create_default_context()  # made once: httpx would make one for every call
 POLICY = "ab" * 28
 TOKEN = POLICY + b"TOK".hex()
 
@@ -97,15 +96,15 @@ class Purse:
     devnet: DevnetThread
 
     def control(self, name: str, **body: object) -> dict[str, object]:
-        answer = httpx.post(f"{self.devnet.origin}/devnet/{name}", json=body, verify=_TLS)
+        answer = httpx.post(f"{self.devnet.origin}/devnet/{name}", json=body, verify=NO_TLS)
         answer.raise_for_status()
         return dict(answer.json())
 
     def state(self) -> dict[str, object]:
-        return dict(httpx.get(f"{self.devnet.origin}/devnet/state", verify=_TLS).json())
+        return dict(httpx.get(f"{self.devnet.origin}/devnet/state", verify=NO_TLS).json())
 
     def get(self, path: str) -> httpx.Response:
-        return httpx.get(self.devnet.chain_url + path, verify=_TLS)
+        return httpx.get(self.devnet.chain_url + path, verify=NO_TLS)
 
     def fund(self, *coins_lovelace: int, assets: Mapping[str, int] | None = None) -> None:
         named = {unit: str(units) for unit, units in (assets or {}).items()}
@@ -131,7 +130,7 @@ class Purse:
 
     def submit(self, raw: bytes, timeout_s: float = 5.0) -> httpx.Response:
         headers, url = {"content-type": "application/cbor"}, self.devnet.chain_url + "/tx/submit"
-        return httpx.post(url, content=raw, headers=headers, timeout=timeout_s, verify=_TLS)
+        return httpx.post(url, content=raw, headers=headers, timeout=timeout_s, verify=NO_TLS)
 
     def pay(self, outputs: Sequence[Output], blocks: int = 1) -> str:
         """Pay, and make some blocks; the transaction's id."""

@@ -11,6 +11,7 @@ import httpx
 import pytest
 from blockfrost import ApiError, BlockFrostApi
 from devnet_http_kit import FEE_LOVELACE, POLICY, TOKEN, HandClock, Purse, ada, payer, signed
+from http_kit import NO_TLS
 
 from payagent.devnet.server import DevnetThread
 
@@ -145,7 +146,9 @@ def test_a_project_id_can_be_demanded(clock: HandClock) -> None:
         with pytest.raises(ApiError) as caught:
             client(devnet, "other").block_latest()
         assert (caught.value.status_code, caught.value.message) == (403, "Invalid project token.")
-        refused = httpx.post(f"{devnet.chain_url}/tx/submit", headers={"content-type": "application/cbor"})
+        refused = httpx.post(
+            f"{devnet.chain_url}/tx/submit", headers={"content-type": "application/cbor"}, verify=NO_TLS
+        )
         assert refused.status_code == 403
 
 
@@ -227,7 +230,10 @@ def test_the_same_bytes_twice_are_refused_before_and_after_the_block(purse: Purs
 
 def test_submit_wants_cbor_by_name(purse: Purse) -> None:
     answer = httpx.post(
-        f"{purse.devnet.chain_url}/tx/submit", content=b"{}", headers={"content-type": "text/plain"}
+        f"{purse.devnet.chain_url}/tx/submit",
+        content=b"{}",
+        headers={"content-type": "text/plain"},
+        verify=NO_TLS,
     )
     assert answer.status_code == 415
 
@@ -315,7 +321,7 @@ def test_the_faucet_reads_amounts_as_blockfrost_writes_them(
 )
 def test_control_refuses_what_it_does_not_understand(purse: Purse, name: str, body: dict[str, object]) -> None:
     before = purse.state()
-    answer = httpx.post(f"{purse.devnet.origin}/devnet/{name}", json=body)
+    answer = httpx.post(f"{purse.devnet.origin}/devnet/{name}", json=body, verify=NO_TLS)
     assert answer.status_code == 400
     assert answer.json()["message"]
     assert purse.state() == before
@@ -323,7 +329,7 @@ def test_control_refuses_what_it_does_not_understand(purse: Purse, name: str, bo
 
 def test_control_refuses_json_that_is_nested_without_end(purse: Purse) -> None:
     body = b'{"count": ' + b"[" * 20_000 + b"]" * 20_000 + b"}"
-    assert httpx.post(f"{purse.devnet.origin}/devnet/blocks", content=body).status_code == 400
+    assert httpx.post(f"{purse.devnet.origin}/devnet/blocks", content=body, verify=NO_TLS).status_code == 400
 
 
 # --- running -----------------------------------------------------------------------------------------------------
@@ -358,8 +364,10 @@ def test_a_sigterm_stops_it_quickly_and_cleanly_even_with_a_hanging_client() -> 
         assert running.stdout is not None
         where = json.loads(running.stdout.readline())
         assert where["network"] == "devnet"
-        httpx.post(f"{where['control']}/faults", json={"on": "/genesis", "kind": "hang"}).raise_for_status()
-        with httpx.Client() as hanging:
+        httpx.post(
+            f"{where['control']}/faults", json={"on": "/genesis", "kind": "hang"}, verify=NO_TLS
+        ).raise_for_status()
+        with httpx.Client(verify=NO_TLS) as hanging:
             with pytest.raises(httpx.ReadTimeout):
                 hanging.get(where["chain"] + "/genesis", timeout=0.3)
             begun = time.monotonic()

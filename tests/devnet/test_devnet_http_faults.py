@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 import httpx
 import pytest
 from devnet_http_kit import HandClock, Purse, ada, payer
+from http_kit import NO_TLS
 
 from payagent.devnet.faults import KINDS, READS, SUBMIT
 from payagent.devnet.server import DevnetThread
@@ -120,7 +121,7 @@ def test_a_fault_on_reads_is_met_as_often_as_asked(purse: Purse, kind: str) -> N
     check, url = READ[kind], purse.devnet.chain_url + "/blocks/latest"
     purse.control("faults", on="reads", kind=kind, count=2)
     for _ in range(2):
-        check(lambda: httpx.get(url, timeout=patience_s(check)))
+        check(lambda: httpx.get(url, timeout=patience_s(check), verify=NO_TLS))
     assert purse.get("/blocks/latest").status_code == 200
     assert purse.state()["faults"] == {"active": [], "triggered": {f"reads:{kind}": 2}}
 
@@ -136,7 +137,7 @@ def test_an_oversized_answer_goes_on_and_on(purse: Purse, on: str) -> None:
         if on == "submit"
         else httpx.Request("GET", url + "/blocks/latest")
     )
-    with httpx.Client() as client:
+    with httpx.Client(verify=NO_TLS) as client:
         answer, got = client.send(request, stream=True), 0
         for chunk in answer.iter_raw():
             got += len(chunk)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import httpx
 import pytest
 from devnet_http_kit import POLICY, TOKEN, HandClock, Output, Purse, ada, payer
+from http_kit import NO_TLS
 
 from payagent.devnet.merchant import role_address
 from payagent.devnet.server import DevnetThread
@@ -28,7 +29,7 @@ class Buyer(Purse):
         sent |= {f"X-{name.replace('_', '-')}": value for name, value in headers.items()}
         if proof is not None:
             sent |= {"X-Invoice-Id": proof[0], "X-Payment": proof[1]}
-        return httpx.post(self.devnet.merchant_url + path, json=body, headers=sent)
+        return httpx.post(self.devnet.merchant_url + path, json=body, headers=sent, verify=NO_TLS)
 
     def invoice(self, body: object = ASK, path: str = "/chat", **headers: str) -> dict[str, object]:
         answer = self.call(body, path, **headers)
@@ -36,13 +37,15 @@ class Buyer(Purse):
         return dict(answer.json()["detail"])
 
     def settings(self, **settings: object) -> httpx.Response:
-        return httpx.post(self.devnet.merchant_url + "/merchant/settings", json=settings)
+        return httpx.post(self.devnet.merchant_url + "/merchant/settings", json=settings, verify=NO_TLS)
 
     def books(self) -> dict[str, object]:
-        return dict(httpx.get(self.devnet.merchant_url + "/merchant/state").json())
+        return dict(httpx.get(self.devnet.merchant_url + "/merchant/state", verify=NO_TLS).json())
 
     def status(self, invoice_id: object) -> object:
-        return httpx.get(f"{self.devnet.merchant_url}/payments/status/{invoice_id}").json()["status"]
+        return httpx.get(f"{self.devnet.merchant_url}/payments/status/{invoice_id}", verify=NO_TLS).json()[
+            "status"
+        ]
 
     def balance(self, partner: str = "demo") -> tuple[int, int]:
         answer = self.helper("balance", partner).json()
@@ -50,7 +53,7 @@ class Buyer(Purse):
 
     def helper(self, name: str, partner: str = "demo") -> httpx.Response:
         query = {"partner": partner, "wallet": self.who.address.text}
-        return httpx.get(f"{self.devnet.merchant_url}/payments/{name}", params=query)
+        return httpx.get(f"{self.devnet.merchant_url}/payments/{name}", params=query, verify=NO_TLS)
 
 
 def reason(answer: httpx.Response) -> str:
@@ -268,7 +271,7 @@ def test_an_invoice_buys_only_the_request_it_was_made_for(buyer: Buyer, name: st
 
 @pytest.mark.parametrize("told", [{}, {"X-Partner": "demo"}])
 def test_who_named_no_partner_or_wallet_adds_them_to_the_retry(buyer: Buyer, told: dict[str, str]) -> None:
-    asked = httpx.post(buyer.devnet.merchant_url + "/chat", json=ASK, headers=told)
+    asked = httpx.post(buyer.devnet.merchant_url + "/chat", json=ASK, headers=told, verify=NO_TLS)
     proof = (str(asked.json()["detail"]["invoiceId"]), buyer.pay(HONEST))
     assert reason(buyer.call({"message": "other"}, proof=proof)) == "other_request"
     assert buyer.call(proof=proof).status_code == 200
@@ -417,9 +420,9 @@ def test_a_body_that_is_no_json_object_is_422_and_one_that_is_too_big_413(buyer:
     deep = b"[" * 100_000 + b"]" * 100_000
     odd = (b'{"token": ' + value + b"}" for value in (deep, b"NaN", b"1e999", b'"\\ud800"', b"\xff"))
     for body in (b"", b"[1]", b"{", b'"text"', *odd):
-        answer = httpx.post(url, content=body)
+        answer = httpx.post(url, content=body, verify=NO_TLS)
         assert (answer.status_code, list(answer.json()["detail"][0])[:2]) == (422, ["type", "loc"])
-    assert httpx.post(url, content=b"{" + b" " * 1024 * 1024 + b"}").status_code == 413
+    assert httpx.post(url, content=b"{" + b" " * 1024 * 1024 + b"}", verify=NO_TLS).status_code == 413
 
 
 # --- settings ----------------------------------------------------------------------------------------------------
@@ -517,7 +520,10 @@ def test_settings_that_are_not_understood_change_nothing(buyer: Buyer, settings:
 
 def test_settings_that_are_nested_without_end_are_400(buyer: Buyer) -> None:
     body = b'{"splits": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
-    assert httpx.post(buyer.devnet.merchant_url + "/merchant/settings", content=body).status_code == 400
+    assert (
+        httpx.post(buyer.devnet.merchant_url + "/merchant/settings", content=body, verify=NO_TLS).status_code
+        == 400
+    )
 
 
 def test_an_invoice_keeps_the_terms_it_was_made_with(buyer: Buyer) -> None:
@@ -551,7 +557,7 @@ def test_a_batch_buys_calls_for_this_partner_and_wallet(buyer: Buyer) -> None:
 @pytest.mark.parametrize("path", ["/chat", "/payments/topup"])
 def test_a_batch_wants_to_know_the_wallet(buyer: Buyer, path: str) -> None:
     buyer.settings(batch=3)
-    answer = httpx.post(buyer.devnet.merchant_url + path, json=ASK, headers={"X-Partner": "demo"})
+    answer = httpx.post(buyer.devnet.merchant_url + path, json=ASK, headers={"X-Partner": "demo"}, verify=NO_TLS)
     assert (answer.status_code, answer.json()["detail"]) == (400, "wallet_address_required_for_prepaid_batches")
 
 
@@ -632,8 +638,8 @@ def test_a_merchant_without_the_path_of_the_balance_has_that_of_the_credits(buye
 
 def test_payment_helpers_refuse_what_they_do_not_know(buyer: Buyer) -> None:
     url = buyer.devnet.merchant_url
-    assert httpx.get(f"{url}/payments/status/none").status_code == 404
-    assert httpx.get(f"{url}/payments/balance?partner=demo").status_code == 422
-    assert httpx.get(f"{url}/payments/credits?wallet=w").status_code == 422
-    assert httpx.get(f"{url}/chat").status_code == 405
-    assert httpx.get(f"{url}/health").json() == {"status": "ok"}
+    assert httpx.get(f"{url}/payments/status/none", verify=NO_TLS).status_code == 404
+    assert httpx.get(f"{url}/payments/balance?partner=demo", verify=NO_TLS).status_code == 422
+    assert httpx.get(f"{url}/payments/credits?wallet=w", verify=NO_TLS).status_code == 422
+    assert httpx.get(f"{url}/chat", verify=NO_TLS).status_code == 405
+    assert httpx.get(f"{url}/health", verify=NO_TLS).json() == {"status": "ok"}

@@ -1,12 +1,12 @@
 """The x402 shop in all its forms is read by payagent's dialects, and what they write is served there."""
 
-import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import httpx
 import pytest
 from devnet_http_kit import TOKEN, HandClock, Purse, payer
+from http_kit import NO_TLS
 
 from payagent.core.invoice import Invoice
 from payagent.core.network import NETWORKS
@@ -15,7 +15,6 @@ from payagent.dialects import Call, Reading, Response, Shown, proof_headers, rea
 from payagent.dialects.answers import Said, read_answer
 from payagent.dialects.wire import parse_answer, parse_response
 
-_TLS = ssl.create_default_context()
 PATH = "/x402/chat?output=short"
 INTENT = "int_" + "0" * 24
 
@@ -75,7 +74,7 @@ class Reader(Purse):
 
 @pytest.fixture
 def reader() -> Iterator[Reader]:
-    with DevnetThread(now_ms=HandClock()) as devnet, httpx.Client(verify=_TLS) as http:
+    with DevnetThread(now_ms=HandClock()) as devnet, httpx.Client(verify=NO_TLS) as http:
         funded = Reader(payer("alice"), devnet, http)
         funded.fund(200_000_000, assets={TOKEN: 1_000})
         funded.settings(x402={"confirmations": 0}, splits=[])

@@ -2,7 +2,6 @@
 
 import base64
 import json
-import ssl
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 from devnet_http_kit import TOKEN, HandClock, Output, Purse, ada, payer
+from http_kit import NO_TLS
 
 from payagent.devnet.merchant import role_address
 from payagent.devnet.server import DevnetThread
@@ -18,7 +18,6 @@ PAY_TO = role_address("pay_to")
 PRICE = 10_000_000
 HONEST: Sequence[Output] = (ada(PAY_TO.raw, PRICE),)
 ASK = {"message": "hello"}
-_TLS = ssl.create_default_context()
 
 
 def encoded(value: object) -> str:
@@ -95,7 +94,7 @@ def refused(answer: httpx.Response) -> str:
 
 @pytest.fixture
 def buyer() -> Iterator[Buyer]:
-    with DevnetThread(now_ms=HandClock()) as devnet, httpx.Client(verify=_TLS) as http:
+    with DevnetThread(now_ms=HandClock()) as devnet, httpx.Client(verify=NO_TLS) as http:
         funded = Buyer(payer("alice"), devnet, http)
         funded.fund(200_000_000, assets={TOKEN: 1_000})
         funded.x402(confirmations=0)

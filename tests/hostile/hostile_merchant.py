@@ -16,6 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 from agent_kit import ADA, DEVNET, World
+from http_kit import NO_TLS
 
 from payagent.core.address import parse_address
 from payagent.core.invoice import Output
@@ -82,7 +83,7 @@ class HostileMerchant:
     url: str = ""
 
     def __post_init__(self) -> None:
-        self._http = httpx.Client(base_url=self.world.origin, trust_env=False, timeout=10)
+        self._http = httpx.Client(base_url=self.world.origin, verify=NO_TLS, trust_env=False, timeout=10)
         self._closing = threading.Event()
         self._first: Reply | None = None
         self._first_at_s = 0.0
@@ -228,7 +229,7 @@ class Naive:
     def __post_init__(self) -> None:
         self.account = derive(seed_from_words("zoo " * 23 + "vote"), DEVNET)
         self._spent: set[str] = set()
-        self._http = httpx.Client(trust_env=False, timeout=self.patience_s)
+        self._http = httpx.Client(verify=NO_TLS, trust_env=False, timeout=self.patience_s)
 
     def buy(self, purchase: Purchase) -> bool:
         """Whether it was served within its tries; a call that failed begins anew."""

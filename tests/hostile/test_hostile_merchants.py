@@ -27,6 +27,7 @@ from hostile.hostile_merchant import (
     Purchase,
     settlements,
 )
+from http_kit import NO_TLS
 
 from payagent.agent.terms import MerchantTerms
 from payagent.audit.finding import Finding
@@ -122,7 +123,9 @@ async def call_proxy(at: Place) -> bool:
         headers["Idempotency-Key"] = "one-purchase"
     if at.purchase.body:
         headers["Content-Type"] = "application/json"
-    async with httpx.AsyncClient(base_url=at.api.url, trust_env=False, timeout=SLOW_CLIENT_S) as client:
+    async with httpx.AsyncClient(
+        base_url=at.api.url, verify=NO_TLS, trust_env=False, timeout=SLOW_CLIENT_S
+    ) as client:
         for _ in range(TRIES):
             try:
                 answer = await client.request(
@@ -168,7 +171,7 @@ async def call_api(at: Place) -> bool:
     digest = sha256(purchase.body).hexdigest()
     request = {"method": purchase.method, "path": purchase.path, "body_sha256": digest}
     patience_s = SLOW_CLIENT_S if at.merchant.mode == "slow_answer" else 10
-    async with httpx.AsyncClient(base_url=at.merchant.url, trust_env=False) as client:
+    async with httpx.AsyncClient(base_url=at.merchant.url, verify=NO_TLS, trust_env=False) as client:
 
         async def call(proof: dict[str, str]) -> httpx.Response:
             timeout_s = patience_s if proof else 10  # the merchant is hostile to who has paid
@@ -262,7 +265,7 @@ async def again(at: Place, payment: dict[str, Any]) -> bool:
     own = {"X-Partner": "demo", "X-Wallet-Address": at.run.world.address, "Content-Type": "application/json"}
     if not at.purchase.body:
         del own["Content-Type"]
-    async with httpx.AsyncClient(base_url=at.merchant.url, trust_env=False) as client:
+    async with httpx.AsyncClient(base_url=at.merchant.url, verify=NO_TLS, trust_env=False) as client:
         answer = await client.request(
             at.purchase.method, at.purchase.path, content=at.purchase.body, headers=own | payment["headers"]
         )

@@ -13,7 +13,6 @@ import json
 import os
 import random
 import signal
-import ssl
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from http_kit import NO_TLS
 from killforks import ForkServer, Life, cold_start, fork_server
 
 from payagent.core.network import NETWORKS
@@ -43,8 +43,6 @@ BLOCK_EVERY_S = 1.0
 STUCK_S = 45.0
 SHOPPERS = 6
 
-TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-"""Made once: httpx would load every root certificate for each client, and nothing here speaks TLS."""
 
 Json = dict[str, Any]
 _CONFIG = """\
@@ -149,7 +147,7 @@ class Lane:
         self.shopping = True
         self._door: tuple[httpx.AsyncClient, str] | None = None
         self._opened = asyncio.Event()
-        self._unix = httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=str(self.dir / "s"), verify=TLS))
+        self._unix = httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=str(self.dir / "s"), verify=NO_TLS))
 
     def _configure(self, name: str, min_window_s: int) -> Path:
         path = self.world.dir / f"{self.dir.name}-{name}.toml"
@@ -361,7 +359,7 @@ class World:
         self.devnet = devnet
         self.forks = forks
         self.random = random.Random(seed)
-        self.http = httpx.AsyncClient(verify=TLS, limits=httpx.Limits(max_connections=None))
+        self.http = httpx.AsyncClient(verify=NO_TLS, limits=httpx.Limits(max_connections=None))
         self.lanes: list[Lane] = []
         self.violations: list[str] = []
         self.kills: Counter[str] = Counter()

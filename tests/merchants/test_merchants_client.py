@@ -10,6 +10,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import pytest
+from http_kit import NO_TLS
 from structlog.testing import capture_logs
 
 from payagent.core.bounds import ANSWER_MAX_BYTES
@@ -208,7 +209,7 @@ def setting() -> Iterator[Callable[[str], str]]:
 
         def set_shape(shape: str) -> str:
             url = f"{devnet.merchant_url}/merchant/settings"
-            httpx.post(url, json={"balance_shape": shape}).raise_for_status()
+            httpx.post(url, json={"balance_shape": shape}, verify=NO_TLS).raise_for_status()
             return devnet.merchant_url
 
         yield set_shape

@@ -2,7 +2,6 @@
 
 import base64
 import json
-import ssl
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 from devnet.devnet_http_kit import TOKEN, Output, Purse, ada, payer
+from http_kit import NO_TLS
 from x402_sdk.sdk_merchant import SdkMerchant
 
 from payagent.core.network import NETWORKS
@@ -19,7 +19,6 @@ from payagent.dialects import Call, Reading, Response, Shown, make_response, pro
 
 PAY_TO = role_address("pay_to")
 PRICE = 10_000_000
-_TLS = ssl.create_default_context()
 
 
 def decoded(text: str) -> Any:
@@ -65,7 +64,7 @@ def devnet() -> Iterator[DevnetThread]:
 
 @pytest.fixture
 def buyer(devnet: DevnetThread, request: pytest.FixtureRequest) -> Iterator[Buyer]:
-    with httpx.Client(verify=_TLS, timeout=30) as http:
+    with httpx.Client(verify=NO_TLS, timeout=30) as http:
         funded = Buyer(payer(request.node.name), devnet, http)
         funded.fund(200_000_000, assets={TOKEN: 1_000})
         yield funded
