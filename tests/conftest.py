@@ -9,9 +9,28 @@ import pytest
 
 from payagent.devnet.server import DevnetThread
 
+LONG = (
+    "test_sim_seeds.py",
+    "test_fuzz.py",
+    "test_kills_daemon.py",
+    "test_sim_mutants.py",
+    "test_daemon_doors.py",
+    "test_client_paying.py",
+    "test_day.py",
+    "test_sim_soak.py",
+    "test_hostile_merchants.py",
+    "test_crash_points.py",
+)
+"""The files that take minutes begin first: one that came last would have a processor to itself."""
+
 LEAKED = pytest.StashKey[bool]()
 SEARCHED = pytest.StashKey[set[Path]]()
 LAST = pytest.StashKey[pytest.Item]()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    begins = {name: at for at, name in enumerate(LONG)}
+    items.sort(key=lambda item: begins.get(item.path.name, len(LONG)))
 
 
 @pytest.hookimpl(wrapper=True)
