@@ -92,10 +92,18 @@ Fields = Mapping[str, object]
 
 
 def classify(word: str) -> Said:
-    """What a word of an x402 server or facilitator means; `Said.UNCLEAR` for any that is not known."""
+    """What a word of an x402 server or facilitator means; `Said.UNCLEAR` for any that is not known.
+
+    The SDKs of x402 put a facilitator's message behind its word and a colon. An explained word means what it means
+    alone; only one that asks for money does not, for the message may speak of the proof.
+    """
     plain = word.strip().lower()
-    default = Said.REFUSED if plain.startswith(_REFUSED_PREFIX) else Said.UNCLEAR
-    return _BY_WORD.get(plain, default)
+    if plain in _BY_WORD:
+        return _BY_WORD[plain]
+    explained = plain.partition(":")[0]
+    default = Said.REFUSED if explained.startswith(_REFUSED_PREFIX) else Said.UNCLEAR
+    said = _BY_WORD.get(explained, default)
+    return Said.UNCLEAR if said is Said.INVOICED else said
 
 
 def may_pass(status: int) -> bool:

@@ -86,6 +86,21 @@ def test_every_word_of_the_catalogue(word: str, expected: Said) -> None:
         assert said(answer_402(required(error=word))) is expected
 
 
+@pytest.mark.parametrize(("word", "expected"), [row for row in WORDS if row[0]])
+def test_a_word_with_its_explanation_means_what_the_word_alone_means(word: str, expected: Said) -> None:
+    """The SDKs of x402 write an error's text as the word, a colon and the facilitator's message. The resource
+    server of the Go SDK states that text in every 402 after a failed verification and in every failed settlement;
+    that of the TypeScript SDK does when the facilitator answers with another status than 200."""
+    for message in ("the input is not there", "a: b", ""):
+        assert said(settled(f"{word}: {message}")) is expected
+        assert said(answer_402(required(error=f"{word}: {message}"))) is expected
+
+
+@pytest.mark.parametrize("error", [": x", "missing: x", "Payment required: the proof was not taken", "x: missing"])
+def test_an_explained_word_that_only_asks_for_money_may_speak_of_the_proof(error: str) -> None:
+    assert said(answer_402(required(error=error))) is Said.UNCLEAR
+
+
 def test_a_word_about_another_transaction_says_nothing_of_ours() -> None:
     for word, _ in WORDS:
         assert said(settled(word, transaction="cd" * 32)) is Said.UNCLEAR
