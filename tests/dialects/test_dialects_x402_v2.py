@@ -307,6 +307,56 @@ def test_resources_that_are_another_call(resource: object, url: str) -> None:
     assert refused.value.code == "resource_mismatch"
 
 
+REPORT = "https://api.example.com/reports/"
+
+
+@pytest.mark.parametrize(
+    ("resource", "url"),
+    [
+        ("a b", "a%20b"),
+        ("caf\u00e9", "caf%C3%A9"),
+        ("caf%c3%a9", "caf%C3%A9"),
+        ("anna@example.com", "anna%40example.com"),
+        ("10:30", "10%3A30"),
+        ("%7Eanna", "~anna"),
+        ("a%3Fb%23c", "a%3fb%23c"),
+        ("a?of=caf\u00e9", "a?of=caf%C3%A9"),
+        ("a?of=a%20b", "a?of=a%20b"),
+        ("a b", "a%20b?page=2"),
+    ],
+)
+def test_a_resource_may_spell_the_call_without_its_percent_signs(resource: str, url: str) -> None:
+    """What a server sees of its URL is often decoded: the official Python SDK's FastAPI middleware states the path
+    as the framework holds it, and its Flask one an international form. RFC 3986, 6.2.2: a difference of spelling
+    is none, unless it is a delimiter's."""
+    assert offer(answer_402(required(resource={"url": REPORT + resource})), url=REPORT + url)
+    assert offer(answer_402(required(resource={"url": "/reports/" + resource})), url=REPORT + url)
+
+
+@pytest.mark.parametrize(
+    ("resource", "url"),
+    [
+        ("a/b", "a%2Fb"),
+        ("a b", "a%2520b"),
+        ("a%2520b", "a%20b"),
+        ("a b", "a+b"),
+        ("a?b", "a%3Fb"),
+        ("caf\u00e9", "cafe%CC%81"),
+        ("caf\u00e9", "caf%E9"),
+        ("a?x=1&y=2", "a?x=1%26y=2"),
+        ("a?x=1", "a?x%3D1"),
+        ("a?x=1+2", "a?x=1%2B2"),
+        ("a?x=1;y=2", "a?x=1%3By=2"),
+        ("a?x=%zz", "a?x=zz"),
+    ],
+)
+def test_but_not_with_another_delimiter_or_another_text(resource: str, url: str) -> None:
+    for sold, called in ((REPORT + resource, REPORT + url), ("/reports/" + resource, REPORT + url)):
+        with pytest.raises(Refused) as refused:
+            offers(answer_402(required(resource={"url": sold})), url=called)
+        assert refused.value.code == "resource_mismatch"
+
+
 INSIDE = frozenset(("http://localhost:3000", "http://api:8080"))
 
 
