@@ -119,7 +119,10 @@ PACK = {
 BOUND = {"resourceBinding": "0" * 64, "orderId": "5f0c4f0e-1111-4222-8333-444455556666", "sandbox": True}
 
 
-@pytest.mark.parametrize("metadata", [PACK, BOUND, {"memo": None}])
+JOB = {"qa": {"jobId": "j-1234", "planVersion": 1, "inputHash": "9f" * 32, "by": {"name": None, "isDraft": False}}}
+
+
+@pytest.mark.parametrize("metadata", [PACK, BOUND, JOB, {"memo": None}, {"job": {}}])
 def test_what_a_merchant_notes_beside_a_plain_transfer_is_only_echoed(metadata: dict[str, Any]) -> None:
     """The scheme lets `extra` hold metadata; what it asks for stands in the entry's own fields."""
     terms = required(entry(extra={"confirmationPolicy": {"l1Confirmations": 0}, **metadata}))
@@ -133,7 +136,10 @@ def test_what_a_merchant_notes_beside_a_plain_transfer_is_only_echoed(metadata: 
         *({"serviceFee": 5}, {"tip": "1"}, {"payee": "x"}, {"expiresAt": 1}, {"chainDecimals": 6}),
         *({"settlement": {"mode": "direct"}}, {"shops": [1]}, {"recipientId": "7"}, {"goesTo": "addr_test1vq"}),
         {"ratio": 1.5},
+        *({"job": {"tip": "1"}}, {"job": {"of": {"payee": "x"}}}, {"job": {"expiresAt": 1}}, {"job": {"a": [1]}}),
+        *({"job": {"a": 1.5}}, {"job": {"a": "addr_test1vq"}}, {"jobAmount": {}}, {"job": {"a": {"b": []}}}),
         {"calls": 100, "submissionPolicy": "client"},
+        {"job": {"note": "words"}, "submissionPolicy": "client"},
     ],
     ids=str,
 )
