@@ -164,6 +164,55 @@ def test_a_server_that_says_extra_null_wants_to_know_the_payer() -> None:
     assert "payer" not in prove(required())["payload"]
 
 
+DESCRIBED = {"url": "/premium-data", "description": "", "mimeType": "application/json"}
+
+
+def older(resource: object = DESCRIBED, **change: Any) -> dict[str, Any]:
+    """The 402 of a plug-in that was published before the scheme was: each entry describes the resource."""
+    said = entry(extra=None, assetTransferMethod="default") | {"resource": resource} | change
+    return {"x402Version": 2, "error": "PAYMENT-SIGNATURE header is required", "accepts": [said]}
+
+
+def test_an_older_server_whose_entry_describes_the_resource_wants_scheme_and_network_in_the_proof() -> None:
+    """@odatano/x402 0.1 to 0.4 (docs/protocol.md there): a 402 in the body, a resource and a transfer method in
+    each entry; its decoder refuses a proof without a scheme and a network beside the payload."""
+    terms = older()
+    (invoice,) = offers(make_response(402, JSON, terms), url=URL)
+    assert (paid(invoice), invoice.handed_over) == ([("pay_to", PAY_TO, 2_000_000)], True)
+    said = prove(terms)
+    assert (said["scheme"], said["network"]) == ("exact", "cardano:preprod")
+    assert said["accepted"] == terms["accepts"][0]
+    assert said["payload"]["nonce"] == SHOWN.nonce
+    assert not prove(required()).keys() & {"scheme", "network"}
+
+
+@pytest.mark.parametrize("resource", [URL, URL + "?of=2026", {**DESCRIBED, "outputSchema": {"output": [1]}}, None])
+def test_a_resource_of_an_entry_that_is_the_call(resource: object) -> None:
+    assert offer(answer_402(older(resource)), url=URL + "?of=2026")
+    assert offer(answer_402(required(entry(resource=resource))), url=URL + "?of=2026")
+
+
+@pytest.mark.parametrize(
+    "resource", ["/other", "https://elsewhere.example.com/premium-data", {"url": "/other"}, {"url": 7}, 7, [URL]]
+)
+def test_a_resource_of_an_entry_that_is_another_call(resource: object) -> None:
+    for terms in (older(resource), required(entry(resource=resource))):
+        with pytest.raises(Refused) as refused:
+            offers(answer_402(terms), url=URL)
+        assert refused.value.code == "resource_mismatch"
+
+
+@pytest.mark.parametrize("method", ["script", "masumi", "", "Default", 1, {}, ["default"]])
+def test_a_transfer_method_of_an_entry_is_the_plain_one(method: object) -> None:
+    for extra in ({}, {"assetTransferMethod": "default"}):
+        with pytest.raises(Refused) as refused:
+            offers(answer_402(older(assetTransferMethod=method, extra=extra)), url=URL)
+        assert refused.value.code == "transfer_method_refused"
+    with pytest.raises(Refused) as refused:
+        offers(answer_402(older(extra={"assetTransferMethod": "script"})), url=URL)
+    assert refused.value.code == "transfer_method_refused"
+
+
 @pytest.mark.parametrize(
     ("policy", "handed_over", "mode"),
     [("server", True, None), ("either", True, None), ("client", False, "client")],
