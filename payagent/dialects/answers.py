@@ -67,6 +67,8 @@ _WORDS: dict[Said, tuple[str, ...]] = {
     Said.UNCLEAR: (
         # The input may be gone because this very transaction has spent it, or be too new for them.
         f"{_PAYLOAD}_nonce_not_on_chain", f"{_PAYLOAD}_input_not_available",
+        # What we broadcast is not in sight of them yet.
+        f"{_PAYLOAD}_evidence_mismatch",
         # By the latest block's slot, as some tell the time, its end is further off than it is.
         f"{_PAYLOAD}_not_yet_valid", f"{_PAYLOAD}_ttl_too_far", f"{_PAYLOAD}_verification_error",
         f"{_FACILITATOR}_chain_lookup_failed", f"{_FACILITATOR}_evidence_unavailable",
@@ -168,6 +170,7 @@ def _read_x402(response: Response, shown_tx: str) -> tuple[Said, str]:
     required = _find_required(response)
     if required is not None:
         word = response.headers.get("x-payment-error") or _text(required.get("error"))
+        word = word or _text(_fields(_fields(response.body).get("verification")).get("invalidReason"))
         return classify(word), word
     word = _text(_fields(response.body).get("errorReason")) or _text(_fields(response.body).get("error"))
     return (classify(word) if word else Said.UNCLEAR), word

@@ -43,6 +43,7 @@ CATALOGUE = {
         f"{PAYLOAD}_not_yet_valid",
         f"{PAYLOAD}_ttl_too_far",
         f"{PAYLOAD}_verification_error",
+        f"{PAYLOAD}_evidence_mismatch",
         "exact_cardano_facilitator_chain_lookup_failed",
         "exact_cardano_facilitator_evidence_unavailable",
         "exact_cardano_facilitator_input_value_unavailable",
@@ -119,6 +120,24 @@ def test_the_result_of_the_settlement_counts_before_the_402s_own_error() -> None
 def test_a_402_that_says_nothing_of_our_proof_asks_for_money(error: str | None) -> None:
     assert said(answer_402(required(error=error))) is Said.INVOICED
     assert said(make_response(402, JSON, required(error=error))) is Said.INVOICED
+
+
+@pytest.mark.parametrize(("word", "expected"), [row for row in WORDS if row[0]])
+def test_a_server_that_states_the_terms_in_the_header_and_its_facilitators_verdict_in_the_body(
+    word: str, expected: Said
+) -> None:
+    """The Cardano x402 starter: its PAYMENT-REQUIRED has no error, and the body the facilitator's whole answer."""
+    verdict = json.dumps({"error": "payment_invalid", "verification": {"isValid": False, "invalidReason": word}})
+    assert said(answer_402(required(error=""), body=verdict)) is expected
+    assert said(answer_402({"x402Version": 2, "accepts": [entry()]}, body=verdict)) is expected
+    assert said(answer_402(required(error="settlement_pending"), body=verdict)) is Said.PENDING
+
+
+@pytest.mark.parametrize(
+    "verdict", [{"verification": {"isValid": True}}, {"verification": {"invalidReason": 7}}, {"verification": []}]
+)
+def test_a_body_without_a_verdict_beside_a_header_without_an_error_asks_for_money(verdict: object) -> None:
+    assert said(answer_402(required(error=""), body=json.dumps(verdict))) is Said.INVOICED
 
 
 @pytest.mark.parametrize(
