@@ -181,6 +181,9 @@ def _entries(network: Network, good: dict[str, Any], own: str) -> Iterator[tuple
         yield one(f"X3-timeout-{timeout!a}", NOT, maxTimeoutSeconds=timeout)
     for key in ("splits", "fee", "maxAmountRequired", "recipients", "payees"):
         yield one(f"X3-{key}", SPLIT, **{key: "1"})
+    for method in ("masumi", "script", ["default"]):
+        yield one(f"X3-method-{method}", METHOD, assetTransferMethod=method)
+    yield one("X3-resource-number", "resource_mismatch", resource={"url": 7})
     for id, code, extra in _extras():
         yield one(id, code, extra=extra)
 
@@ -210,6 +213,9 @@ def _extras() -> Iterator[tuple[str, str, Any]]:
     yield "X4-decimals", "decimals_mismatch", {"decimals": 18}
     for key in ("splits", "platformFee", "payTo", "tip"):
         yield f"X4-{key}", SPLIT, {key: "1"}
+        yield f"X4-within-{key}", SPLIT, {"job": {"of": {key: "1"}}}
+    yield "X4-within-list", SPLIT, {"job": {"ids": ["1"]}}
+    yield "X4-within-address", SPLIT, {"job": {"of": "addr_test1vq"}}
 
 
 def _version_1(terms: dict[str, Any]) -> Iterator[Hostile]:

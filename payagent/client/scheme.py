@@ -25,6 +25,7 @@ from payagent.client.showing import until_ready
 from payagent.client.steps import Ask, Json
 from payagent.core.origin import DEFAULT_PORTS, parse_origin
 from payagent.core.payment import WITHOUT_PROOF
+from payagent.core.resource import is_called
 
 PATIENCE_S = 120.0
 PATIENCE_BY_HAND_S = 2.0
@@ -241,15 +242,11 @@ def _origin(url: str) -> str | None:
 
 
 def _is_same(sold: str, called: str) -> bool:
-    """Whether a resource is the call's. A server behind TLS says http; a query counts if it has one."""
+    """Whether a resource is the call's. A server behind TLS says http."""
     one, other = urlsplit(sold), urlsplit(called)
     default = {None, *DEFAULT_PORTS.values()}
     same_port = one.port == other.port or {one.port, other.port} <= default
-    return (
-        (one.hostname, one.path or "/") == (other.hostname, other.path or "/")
-        and same_port
-        and one.query in ("", other.query)
-    )
+    return one.hostname == other.hostname and same_port and is_called(one, other)
 
 
 def _heard(context: Any) -> Json:

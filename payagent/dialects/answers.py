@@ -67,6 +67,8 @@ _WORDS: dict[Said, tuple[str, ...]] = {
     Said.UNCLEAR: (
         # The input may be gone because this very transaction has spent it, or be too new for them.
         f"{_PAYLOAD}_nonce_not_on_chain", f"{_PAYLOAD}_input_not_available",
+        # What we broadcast is not in sight of them yet.
+        f"{_PAYLOAD}_evidence_mismatch",
         # By the latest block's slot, as some tell the time, its end is further off than it is.
         f"{_PAYLOAD}_not_yet_valid", f"{_PAYLOAD}_ttl_too_far", f"{_PAYLOAD}_verification_error",
         f"{_FACILITATOR}_chain_lookup_failed", f"{_FACILITATOR}_evidence_unavailable",
@@ -92,10 +94,18 @@ Fields = Mapping[str, object]
 
 
 def classify(word: str) -> Said:
-    """What a word of an x402 server or facilitator means; `Said.UNCLEAR` for any that is not known."""
+    """What a word of an x402 server or facilitator means; `Said.UNCLEAR` for any that is not known.
+
+    The SDKs of x402 put a facilitator's message behind its word and a colon. An explained word means what it means
+    alone; only one that asks for money does not, for the message may speak of the proof.
+    """
     plain = word.strip().lower()
-    default = Said.REFUSED if plain.startswith(_REFUSED_PREFIX) else Said.UNCLEAR
-    return _BY_WORD.get(plain, default)
+    if plain in _BY_WORD:
+        return _BY_WORD[plain]
+    explained = plain.partition(":")[0]
+    default = Said.REFUSED if explained.startswith(_REFUSED_PREFIX) else Said.UNCLEAR
+    said = _BY_WORD.get(explained, default)
+    return Said.UNCLEAR if said is Said.INVOICED else said
 
 
 def may_pass(status: int) -> bool:
@@ -160,6 +170,7 @@ def _read_x402(response: Response, shown_tx: str) -> tuple[Said, str]:
     required = _find_required(response)
     if required is not None:
         word = response.headers.get("x-payment-error") or _text(required.get("error"))
+        word = word or _text(_fields(_fields(response.body).get("verification")).get("invalidReason"))
         return classify(word), word
     word = _text(_fields(response.body).get("errorReason")) or _text(_fields(response.body).get("error"))
     return (classify(word) if word else Said.UNCLEAR), word

@@ -246,7 +246,8 @@ def refuse_foreign_terms(
 
     An unknown field is harmless where it cannot change who is paid what, when and where: neither by its name
     (`split_not_understood`, `body_not_understood`) nor by its value, which must be words or null; where the
-    dialect provides for metadata (`has_metadata`), also another text without an address, a whole number or a flag.
+    dialect provides for metadata (`has_metadata`), also another text without an address, a whole number, a flag or
+    an object of which all this is true.
     """
     for key in terms.keys() - known:
         plain = key.lower()
@@ -255,8 +256,11 @@ def refuse_foreign_terms(
             raise Refused("split_not_understood", f"{where} has {show(key)}: {show(terms[key])}")
         if any(stem in plain for stem in _TERM_STEMS):
             raise Refused("body_not_understood", f"{where} has {show(key)}: {show(terms[key])}")
-        if not (_is_note(terms[key]) or (has_metadata and _is_plain(terms[key]))):
-            raise Refused("split_not_understood", f"{where} has {show(key)}: {show(terms[key])}")
+        value = terms[key]
+        if has_metadata and isinstance(value, dict):
+            refuse_foreign_terms(value, frozenset(), where, has_metadata=True)
+        elif not (_is_note(value) or (has_metadata and _is_plain(value))):
+            raise Refused("split_not_understood", f"{where} has {show(key)}: {show(value)}")
 
 
 def _is_note(value: object) -> bool:

@@ -16,6 +16,7 @@ from payagent.core.money import check_supply, parse_units
 from payagent.core.network import parse_chain
 from payagent.core.origin import parse_origin
 from payagent.core.problem import Refused
+from payagent.core.resource import is_called
 from payagent.dialects.wire import PAYMENT_REQUIRED, Reading, refuse_foreign_terms, require, show
 
 SCHEME = "exact"
@@ -124,7 +125,7 @@ def make_id(entry: Terms, resource: str | None) -> str:
 def check_resource(resource: object, reading: Reading) -> str | None:
     """What the 402 says that it sells; refused (`resource_mismatch`) when it is not the call that was made.
 
-    The query counts only when the resource has one. TLS often ends in front of a server, which then takes
+    Its path and query are compared as `is_called` does. TLS often ends in front of a server, which then takes
     itself for http: an http resource for an https call is no difference. Nor is an origin in `reading.known_as`.
     """
     if resource is None or resource == "":
@@ -145,4 +146,4 @@ def _is_same(resource: str, url: str, reading: Reading) -> bool:
         return False
     if used not in (named, named.replace("http://", "https://", 1)) and named not in reading.known_as:
         return False
-    return (sold.path or "/") == (called.path or "/") and sold.query in ("", called.query)
+    return is_called(sold, called)

@@ -28,7 +28,13 @@ PAYMENT_IDENTIFIER = "payment-identifier"
 REQUEST_COMMITMENT = "cardano-request-commitment"
 
 _KEYS = frozenset(("x402Version", "error", "resource", "accepts", "extensions"))
-_ENTRY_KEYS = frozenset(("scheme", "network", "amount", "asset", "payTo", "maxTimeoutSeconds", "extra"))
+_ENTRY_KEYS = frozenset(
+    (
+        "scheme", "network", "amount", "asset", "payTo", "maxTimeoutSeconds", "extra",
+        # Of servers made before the scheme was published.
+        "resource", "assetTransferMethod",
+    )
+)  # fmt: skip
 _EXTRA_KEYS = frozenset(
     (
         "assetTransferMethod", "confirmationPolicy", "submissionPolicy", "areFeesSponsored", "paymentFlow",
@@ -67,11 +73,15 @@ def read(required: Terms, reading: Reading) -> tuple[Invoice, ...]:
     resource = required.get("resource")
     if resource is not None and not isinstance(resource, dict):
         raise Refused("body_not_understood", f"resource is {show(resource, 80)}, not an object")
-    url = x402.check_resource(None if resource is None else resource.get("url"), reading)
+    url = x402.check_resource(_read_url(resource), reading)
     extensions = required.get("extensions")
     _check_extensions(extensions, reading)
     shared = _Required(resource, url, *_commit(extensions, reading))
     return x402.choose(required.get("accepts"), lambda entry: _read_entry(entry, shared, reading), reading)
+
+
+def _read_url(resource: object) -> object:
+    return resource.get("url") if isinstance(resource, dict) else resource
 
 
 def _check_extensions(extensions: object, reading: Reading) -> None:
@@ -107,6 +117,7 @@ def _read_entry(entry: Terms, shared: _Required, reading: Reading) -> Invoice:
         raise Refused("chain_not_understood", f"the network is {show(network, 80)}, not one of Cardano's")
     require_chain(network, reading.network)
     refuse_foreign_terms(entry, _ENTRY_KEYS, "the entry of accepts")
+    x402.check_resource(_read_url(entry.get("resource")), reading)
     submission = _check_extra(entry)
     asset = _read_asset(require(entry, "asset"))
     outputs = x402.read_output(entry, "amount", asset, reading)
@@ -139,10 +150,12 @@ def _check_extra(entry: Terms) -> object:
     """Refuse terms of a transfer that is not plain; return who broadcasts."""
     extra = entry.get("extra")
     said = extra if isinstance(extra, dict) else {}
-    method = said.get("assetTransferMethod")
-    if method not in (None, "default") or said.keys() & _CONTRACT_KEYS:
-        keys = sorted(said.keys() & _CONTRACT_KEYS)
-        raise Refused("transfer_method_refused", f"the transfer method is {show(method, 80)}, with {show(keys)}")
+    keys = sorted(said.keys() & _CONTRACT_KEYS)
+    for method in (said.get("assetTransferMethod"), entry.get("assetTransferMethod")):
+        if method not in (None, "default") or keys:
+            raise Refused(
+                "transfer_method_refused", f"the transfer method is {show(method, 80)}, with {show(keys)}"
+            )
     flow, submission = said.get("paymentFlow"), said.get("submissionPolicy")
     # The scheme lets a plain transfer have metadata, and who broadcasts it judges it before money moves.
     x402.read_extra(entry, _EXTRA_KEYS, has_metadata=submission != "client")
@@ -165,6 +178,9 @@ def _write_echo(entry: Terms, shared: _Required) -> str:
     if shared.resource is not None:
         echo["resource"] = shared.resource
     echo["accepted"] = entry
+    if isinstance(entry.get("resource"), dict):
+        # The servers whose entries describe the resource look for both beside the payload.
+        echo |= {"scheme": entry["scheme"], "network": entry["network"]}
     if shared.extensions is not None:
         echo["extensions"] = shared.extensions
     text = strict_json.dumps(echo)

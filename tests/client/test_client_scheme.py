@@ -92,6 +92,16 @@ async def test_the_sdks_client_pays_the_sdks_server(
         assert payment.handed_over
 
 
+async def test_a_path_that_its_framework_decodes_is_paid_and_served(world: World) -> None:
+    """The SDK's FastAPI middleware names it as the framework holds it, with the blank."""
+    async with market(world, confirmations=-1) as at:
+        unpaid = httpx.get(f"{at.merchant.url}/notes/a%20b", trust_env=False).headers["PAYMENT-REQUIRED"]
+        assert json.loads(base64.b64decode(unpaid))["resource"]["url"] == f"{at.merchant.url}/notes/a b"
+        assert (await at.call("/notes/a%20b")).json() == {"note": "a b"}
+        assert [payment.delivery for payment in at.payments] == [Delivery.ACCEPTED]
+        assert at.merchant.handled == {"/notes": 1}
+
+
 async def test_requests_pays_too(world: World) -> None:
     async with market(world, confirmations=-1) as at:
 
@@ -275,6 +285,23 @@ async def test_a_proof_is_shown_again_whatever_name_the_402_has_for_the_call(wor
             assert shop.proofs == ["/premium", "/premium"]
             (payment,) = at.payments
             assert payment.delivery is Delivery.ACCEPTED
+
+
+@pytest.mark.parametrize(
+    ("names", "is_paid"),
+    [("/notes/a b", True), ("/notes/a%20b", True), ("/notes/a+b", False), ("/notes/a", False)],
+)
+async def test_a_resource_may_be_named_without_its_percent_signs(world: World, names: str, is_paid: bool) -> None:
+    """The official SDK's own FastAPI middleware names the path as the framework decoded it."""
+    async with market(world) as at:
+        shop = Bent(lambda _path: required(at, names), lambda _path: (200, ""))
+        async with bent(at, shop):
+            if is_paid:
+                assert (await at.call("/notes/a%20b")).status_code == 200
+            else:
+                with pytest.raises(Exception, match="resource_mismatch"):
+                    await at.call("/notes/a%20b")
+        assert shop.proofs == (["/notes/a%20b"] if is_paid else [])
 
 
 @pytest.mark.parametrize("names", ["http://shop.internal/premium", "http://shop.internal:3000/other"])

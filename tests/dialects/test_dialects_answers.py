@@ -43,6 +43,7 @@ CATALOGUE = {
         f"{PAYLOAD}_not_yet_valid",
         f"{PAYLOAD}_ttl_too_far",
         f"{PAYLOAD}_verification_error",
+        f"{PAYLOAD}_evidence_mismatch",
         "exact_cardano_facilitator_chain_lookup_failed",
         "exact_cardano_facilitator_evidence_unavailable",
         "exact_cardano_facilitator_input_value_unavailable",
@@ -86,6 +87,21 @@ def test_every_word_of_the_catalogue(word: str, expected: Said) -> None:
         assert said(answer_402(required(error=word))) is expected
 
 
+@pytest.mark.parametrize(("word", "expected"), [row for row in WORDS if row[0]])
+def test_a_word_with_its_explanation_means_what_the_word_alone_means(word: str, expected: Said) -> None:
+    """The SDKs of x402 write an error's text as the word, a colon and the facilitator's message. The resource
+    server of the Go SDK states that text in every 402 after a failed verification and in every failed settlement;
+    that of the TypeScript SDK does when the facilitator answers with another status than 200."""
+    for message in ("the input is not there", "a: b", ""):
+        assert said(settled(f"{word}: {message}")) is expected
+        assert said(answer_402(required(error=f"{word}: {message}"))) is expected
+
+
+@pytest.mark.parametrize("error", [": x", "missing: x", "Payment required: the proof was not taken", "x: missing"])
+def test_an_explained_word_that_only_asks_for_money_may_speak_of_the_proof(error: str) -> None:
+    assert said(answer_402(required(error=error))) is Said.UNCLEAR
+
+
 def test_a_word_about_another_transaction_says_nothing_of_ours() -> None:
     for word, _ in WORDS:
         assert said(settled(word, transaction="cd" * 32)) is Said.UNCLEAR
@@ -104,6 +120,24 @@ def test_the_result_of_the_settlement_counts_before_the_402s_own_error() -> None
 def test_a_402_that_says_nothing_of_our_proof_asks_for_money(error: str | None) -> None:
     assert said(answer_402(required(error=error))) is Said.INVOICED
     assert said(make_response(402, JSON, required(error=error))) is Said.INVOICED
+
+
+@pytest.mark.parametrize(("word", "expected"), [row for row in WORDS if row[0]])
+def test_a_server_that_states_the_terms_in_the_header_and_its_facilitators_verdict_in_the_body(
+    word: str, expected: Said
+) -> None:
+    """The Cardano x402 starter: its PAYMENT-REQUIRED has no error, and the body the facilitator's whole answer."""
+    verdict = json.dumps({"error": "payment_invalid", "verification": {"isValid": False, "invalidReason": word}})
+    assert said(answer_402(required(error=""), body=verdict)) is expected
+    assert said(answer_402({"x402Version": 2, "accepts": [entry()]}, body=verdict)) is expected
+    assert said(answer_402(required(error="settlement_pending"), body=verdict)) is Said.PENDING
+
+
+@pytest.mark.parametrize(
+    "verdict", [{"verification": {"isValid": True}}, {"verification": {"invalidReason": 7}}, {"verification": []}]
+)
+def test_a_body_without_a_verdict_beside_a_header_without_an_error_asks_for_money(verdict: object) -> None:
+    assert said(answer_402(required(error=""), body=json.dumps(verdict))) is Said.INVOICED
 
 
 @pytest.mark.parametrize(

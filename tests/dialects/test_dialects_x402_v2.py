@@ -119,7 +119,10 @@ PACK = {
 BOUND = {"resourceBinding": "0" * 64, "orderId": "5f0c4f0e-1111-4222-8333-444455556666", "sandbox": True}
 
 
-@pytest.mark.parametrize("metadata", [PACK, BOUND, {"memo": None}])
+JOB = {"qa": {"jobId": "j-1234", "planVersion": 1, "inputHash": "9f" * 32, "by": {"name": None, "isDraft": False}}}
+
+
+@pytest.mark.parametrize("metadata", [PACK, BOUND, JOB, {"memo": None}, {"job": {}}])
 def test_what_a_merchant_notes_beside_a_plain_transfer_is_only_echoed(metadata: dict[str, Any]) -> None:
     """The scheme lets `extra` hold metadata; what it asks for stands in the entry's own fields."""
     terms = required(entry(extra={"confirmationPolicy": {"l1Confirmations": 0}, **metadata}))
@@ -133,7 +136,10 @@ def test_what_a_merchant_notes_beside_a_plain_transfer_is_only_echoed(metadata: 
         *({"serviceFee": 5}, {"tip": "1"}, {"payee": "x"}, {"expiresAt": 1}, {"chainDecimals": 6}),
         *({"settlement": {"mode": "direct"}}, {"shops": [1]}, {"recipientId": "7"}, {"goesTo": "addr_test1vq"}),
         {"ratio": 1.5},
+        *({"job": {"tip": "1"}}, {"job": {"of": {"payee": "x"}}}, {"job": {"expiresAt": 1}}, {"job": {"a": [1]}}),
+        *({"job": {"a": 1.5}}, {"job": {"a": "addr_test1vq"}}, {"jobAmount": {}}, {"job": {"a": {"b": []}}}),
         {"calls": 100, "submissionPolicy": "client"},
+        {"job": {"note": "words"}, "submissionPolicy": "client"},
     ],
     ids=str,
 )
@@ -156,6 +162,55 @@ def test_a_server_that_says_extra_null_wants_to_know_the_payer() -> None:
     assert said["payload"]["payer"] == ANNA
     assert said["accepted"]["extra"] is None
     assert "payer" not in prove(required())["payload"]
+
+
+DESCRIBED = {"url": "/premium-data", "description": "", "mimeType": "application/json"}
+
+
+def older(resource: object = DESCRIBED, **change: Any) -> dict[str, Any]:
+    """The 402 of a plug-in that was published before the scheme was: each entry describes the resource."""
+    said = entry(extra=None, assetTransferMethod="default") | {"resource": resource} | change
+    return {"x402Version": 2, "error": "PAYMENT-SIGNATURE header is required", "accepts": [said]}
+
+
+def test_an_older_server_whose_entry_describes_the_resource_wants_scheme_and_network_in_the_proof() -> None:
+    """@odatano/x402 0.1 to 0.4 (docs/protocol.md there): a 402 in the body, a resource and a transfer method in
+    each entry; its decoder refuses a proof without a scheme and a network beside the payload."""
+    terms = older()
+    (invoice,) = offers(make_response(402, JSON, terms), url=URL)
+    assert (paid(invoice), invoice.handed_over) == ([("pay_to", PAY_TO, 2_000_000)], True)
+    said = prove(terms)
+    assert (said["scheme"], said["network"]) == ("exact", "cardano:preprod")
+    assert said["accepted"] == terms["accepts"][0]
+    assert said["payload"]["nonce"] == SHOWN.nonce
+    assert not prove(required()).keys() & {"scheme", "network"}
+
+
+@pytest.mark.parametrize("resource", [URL, URL + "?of=2026", {**DESCRIBED, "outputSchema": {"output": [1]}}, None])
+def test_a_resource_of_an_entry_that_is_the_call(resource: object) -> None:
+    assert offer(answer_402(older(resource)), url=URL + "?of=2026")
+    assert offer(answer_402(required(entry(resource=resource))), url=URL + "?of=2026")
+
+
+@pytest.mark.parametrize(
+    "resource", ["/other", "https://elsewhere.example.com/premium-data", {"url": "/other"}, {"url": 7}, 7, [URL]]
+)
+def test_a_resource_of_an_entry_that_is_another_call(resource: object) -> None:
+    for terms in (older(resource), required(entry(resource=resource))):
+        with pytest.raises(Refused) as refused:
+            offers(answer_402(terms), url=URL)
+        assert refused.value.code == "resource_mismatch"
+
+
+@pytest.mark.parametrize("method", ["script", "masumi", "", "Default", 1, {}, ["default"]])
+def test_a_transfer_method_of_an_entry_is_the_plain_one(method: object) -> None:
+    for extra in ({}, {"assetTransferMethod": "default"}):
+        with pytest.raises(Refused) as refused:
+            offers(answer_402(older(assetTransferMethod=method, extra=extra)), url=URL)
+        assert refused.value.code == "transfer_method_refused"
+    with pytest.raises(Refused) as refused:
+        offers(answer_402(older(extra={"assetTransferMethod": "script"})), url=URL)
+    assert refused.value.code == "transfer_method_refused"
 
 
 @pytest.mark.parametrize(
@@ -305,6 +360,56 @@ def test_resources_that_are_another_call(resource: object, url: str) -> None:
     with pytest.raises(Refused) as refused:
         offers(answer_402(required(resource={"url": resource})), url=url)
     assert refused.value.code == "resource_mismatch"
+
+
+REPORT = "https://api.example.com/reports/"
+
+
+@pytest.mark.parametrize(
+    ("resource", "url"),
+    [
+        ("a b", "a%20b"),
+        ("caf\u00e9", "caf%C3%A9"),
+        ("caf%c3%a9", "caf%C3%A9"),
+        ("anna@example.com", "anna%40example.com"),
+        ("10:30", "10%3A30"),
+        ("%7Eanna", "~anna"),
+        ("a%3Fb%23c", "a%3fb%23c"),
+        ("a?of=caf\u00e9", "a?of=caf%C3%A9"),
+        ("a?of=a%20b", "a?of=a%20b"),
+        ("a b", "a%20b?page=2"),
+    ],
+)
+def test_a_resource_may_spell_the_call_without_its_percent_signs(resource: str, url: str) -> None:
+    """What a server sees of its URL is often decoded: the official Python SDK's FastAPI middleware states the path
+    as the framework holds it, and its Flask one an international form. RFC 3986, 6.2.2: a difference of spelling
+    is none, unless it is a delimiter's."""
+    assert offer(answer_402(required(resource={"url": REPORT + resource})), url=REPORT + url)
+    assert offer(answer_402(required(resource={"url": "/reports/" + resource})), url=REPORT + url)
+
+
+@pytest.mark.parametrize(
+    ("resource", "url"),
+    [
+        ("a/b", "a%2Fb"),
+        ("a b", "a%2520b"),
+        ("a%2520b", "a%20b"),
+        ("a b", "a+b"),
+        ("a?b", "a%3Fb"),
+        ("caf\u00e9", "cafe%CC%81"),
+        ("caf\u00e9", "caf%E9"),
+        ("a?x=1&y=2", "a?x=1%26y=2"),
+        ("a?x=1", "a?x%3D1"),
+        ("a?x=1+2", "a?x=1%2B2"),
+        ("a?x=1;y=2", "a?x=1%3By=2"),
+        ("a?x=%zz", "a?x=zz"),
+    ],
+)
+def test_but_not_with_another_delimiter_or_another_text(resource: str, url: str) -> None:
+    for sold, called in ((REPORT + resource, REPORT + url), ("/reports/" + resource, REPORT + url)):
+        with pytest.raises(Refused) as refused:
+            offers(answer_402(required(resource={"url": sold})), url=called)
+        assert refused.value.code == "resource_mismatch"
 
 
 INSIDE = frozenset(("http://localhost:3000", "http://api:8080"))

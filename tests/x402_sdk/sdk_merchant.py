@@ -1,8 +1,8 @@
 """A merchant made of the official x402 SDK: its resource server and FastAPI middleware, on a loopback port.
 
-`with SdkMerchant(devnet) as merchant:` sells `GET /premium` and `POST /chat`; `GET /free` costs nothing. The
-facilitator is the devnet's own, in process, since the SDK brings none for Cardano; it waits for blocks as a real
-one does, up to `wait_s`. Order as the SDK has it: verify, the handler, settle.
+`with SdkMerchant(devnet) as merchant:` sells `GET /premium`, `GET /notes/...` and `POST /chat`; `GET /free` costs
+nothing. The facilitator is the devnet's own, in process, since the SDK brings none for Cardano; it waits for
+blocks as a real one does, up to `wait_s`. Order as the SDK has it: verify, the handler, settle.
 """
 
 import asyncio
@@ -167,12 +167,18 @@ class SdkMerchant:
         server.register(NETWORK, CardanoServerScheme())
         route = RouteConfig(accepts=option, description="A paid answer", mime_type="application/json")
         app = FastAPI()
-        app.middleware("http")(payment_middleware({"GET /premium": route, "POST /chat": route}, server))
+        routes = dict.fromkeys(("GET /premium", "GET /notes/*", "POST /chat"), route)
+        app.middleware("http")(payment_middleware(routes, server))
 
         @app.get("/premium")
         async def premium() -> dict[str, object]:
             self.handled["/premium"] += 1
             return {"answer": "This answer was paid for."}
+
+        @app.get("/notes/{name}")
+        async def notes(name: str) -> dict[str, object]:
+            self.handled["/notes"] += 1
+            return {"note": name}
 
         @app.post("/chat")
         async def chat(request: Request) -> dict[str, object]:
