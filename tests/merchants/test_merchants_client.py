@@ -17,7 +17,7 @@ from payagent.core.bounds import ANSWER_MAX_BYTES
 from payagent.core.problem import Refused
 from payagent.core.version import USER_AGENT
 from payagent.devnet.server import DevnetThread
-from payagent.merchants.client import BODY_MAX_BYTES, Heard, MerchantClient, Observed
+from payagent.merchants.client import BODY_MAX_BYTES, KEPT_MAX_BYTES, Heard, MerchantClient, Observed
 
 WALLET = "addr_test1 wallet&co"
 HEADERS = {"X-Partner": "demo", "api-key": "k1"}
@@ -137,12 +137,17 @@ async def test_no_cookie_is_kept() -> None:
 
 
 async def test_a_body_is_kept_as_it_came_up_to_a_bound() -> None:
-    long = b'{"remaining": 5, "note": "' + b"x" * BODY_MAX_BYTES + b'"}'
+    long = b'{"remaining": 5, "note": "' + b"x" * (BODY_MAX_BYTES - 28) + b'"}'
+    async with open_shop(answer(200, long), GONE) as shop:
+        observed = await ask(shop.origin)
+    assert observed is not None
+    assert (observed.body, observed.said.remaining) == (long[:KEPT_MAX_BYTES].decode(), 5)
+    long += b" "
     endless = b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + long
     async with open_shop(endless, GONE) as shop:
         observed = await ask(shop.origin)
     assert observed is not None
-    assert (observed.body, observed.said.understood) == (long[:BODY_MAX_BYTES].decode(), False)
+    assert (observed.body, observed.said.understood) == (long[:KEPT_MAX_BYTES].decode(), False)
     async with open_shop(answer(200, b'{"remaining": 5, "x": "\xff"}'), GONE) as shop:
         observed = await ask(shop.origin)
     assert observed is not None

@@ -67,6 +67,13 @@ async def test_headers_beside_the_terms_spoil_no_receipt(shop: Place) -> None:
     assert await findings(shop) == []
 
 
+async def test_a_402_takes_no_more_room_than_is_told(shop: Place) -> None:
+    shop.peer.answers["/chat"] = x402_with(body=b"\x01" * (512 * 1024))
+    assert (await shop.ask()).body == b"served"
+    ((room,),) = shop.run.desk.conn.execute("SELECT LENGTH(response) FROM invoices")
+    assert room < 800_000
+
+
 async def test_an_answer_that_breaks_off_with_a_long_word_spoils_no_receipt(shop: Place) -> None:
     wall = Paywall()
 
