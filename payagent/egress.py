@@ -17,11 +17,18 @@ from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 import httpcore
 import httpx
 
+from payagent.core.bounds import ANSWER_MAX_BYTES
 from payagent.core.problem import Refused
 
 Lookup = Callable[[str, int], Awaitable[Sequence[str]]]
 """Finds the addresses of a host, in the order in which they are to be tried. Raises OSError where there are none.
 """
+
+_READ_BYTES = 8 * 1024
+"""So much of an answer is taken in before others have their turn: in chunks of a byte it keeps them waiting."""
+
+_ANSWER_BYTES = 2 * ANSWER_MAX_BYTES
+"""An answer with its head and what frames it; one of nothing but frames is not read for as long as it goes on."""
 
 _UNICAST = IPv6Network("2000::/3")  # all of IPv6 that is given out as global unicast (RFC 4291, IANA)
 _NAT64 = IPv6Network("64:ff9b::/96")  # RFC 6052
@@ -138,8 +145,8 @@ class _Backend(httpcore.AsyncNetworkBackend):
             async with asyncio.timeout(timeout):
                 for address in await self._egress.addresses(host, port):
                     try:
-                        return await self._network.connect_tcp(
-                            address, port, timeout, local_address, socket_options
+                        return _Stream(
+                            await self._network.connect_tcp(address, port, timeout, local_address, socket_options)
                         )
                     except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
                         failed = error
@@ -151,3 +158,33 @@ class _Backend(httpcore.AsyncNetworkBackend):
 
     async def sleep(self, seconds: float) -> None:
         await self._network.sleep(seconds)
+
+
+class _Stream(httpcore.AsyncNetworkStream):
+    """A connection of which little is taken in at a time, and so much for each request."""
+
+    def __init__(self, stream: httpcore.AsyncNetworkStream) -> None:
+        self._stream = stream
+        self._left_bytes = _ANSWER_BYTES
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        if self._left_bytes <= 0:
+            raise httpcore.ReadError("the answer does not come to an end")
+        data = await self._stream.read(min(max_bytes, _READ_BYTES), timeout)
+        self._left_bytes -= len(data)
+        return data
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self._left_bytes = _ANSWER_BYTES
+        await self._stream.write(buffer, timeout)
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+    async def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore.AsyncNetworkStream:
+        return _Stream(await self._stream.start_tls(ssl_context, server_hostname, timeout))
+
+    def get_extra_info(self, info: str) -> object:
+        return self._stream.get_extra_info(info)

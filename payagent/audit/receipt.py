@@ -45,7 +45,9 @@ ANSWERS = frozenset(
 )  # fmt: skip
 """Events that tell what the merchant said, to the retry and otherwise."""
 
-_402_MAX_BYTES = 1024 * 1024
+_402_MAX_BYTES = 6 * 1024 * 1024
+"""As much as the longest body and head that are read of a merchant come to, of letters that take six each."""
+
 _402_MAX_DEPTH = strict_json.MAX_DEPTH + 2
 
 
@@ -187,8 +189,11 @@ def _check_402(receipt: Receipt, invoice: dict[str, Any], owner: Owner) -> Itera
 
 
 def _response(text: str) -> Response:
-    """A 402 as the ledger keeps it: status, headers, and its body as text, as a value, or in base64."""
-    told = strict_json.loads(text, max_bytes=_402_MAX_BYTES, max_depth=_402_MAX_DEPTH)
+    """A 402 as the ledger keeps it: status, headers, and its body as text, as a value, or in base64.
+
+    What stands beside the terms may be any text; they are read as strictly as when they came.
+    """
+    told = strict_json.loads(text, max_bytes=_402_MAX_BYTES, max_depth=_402_MAX_DEPTH, any_text=True)
     if not isinstance(told, dict) or told.keys() - {"headers"} not in (
         {"status", "body"},
         {"status", "body_base64"},
@@ -203,6 +208,8 @@ def _response(text: str) -> Response:
     ):
         raise Refused("receipt_invalid", "its status or headers are none")
     if "body" in told:
+        if not isinstance(told["body"], str):
+            strict_json.check_strings(told["body"])
         return make_response(status, pairs, told["body"])
     try:
         return parse_response(status, pairs, b64decode(told["body_base64"], validate=True))

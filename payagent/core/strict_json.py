@@ -31,13 +31,16 @@ class JsonNumber:
     text: str
 
 
-def loads(data: bytes | str, *, max_bytes: int = MAX_BYTES, max_depth: int = MAX_DEPTH) -> object:
+def loads(
+    data: bytes | str, *, max_bytes: int = MAX_BYTES, max_depth: int = MAX_DEPTH, any_text: bool = False
+) -> object:
     """Read one JSON value (RFC 8259), refusing what RFC 7493 (I-JSON) calls unpredictable.
 
     Refuses with `body_too_big` above max_bytes of UTF-8, and with `json_not_understood`: text that is not
     UTF-8 or starts with a BOM, nesting deeper than max_depth, a key given twice in one object (escapes
     resolved), NaN and Infinity, and control characters (but tab and line ends) or lone surrogates in a string,
-    raw or escaped. Numbers with a fraction or an exponent come out as `JsonNumber`, all others as int.
+    raw or escaped (with `any_text` raw ones alone). Numbers with a fraction or an exponent come out as
+    `JsonNumber`, all others as int.
     """
     text = decode_text(data, max_bytes=max_bytes)
     if text.startswith("\ufeff"):
@@ -54,8 +57,8 @@ def loads(data: bytes | str, *, max_bytes: int = MAX_BYTES, max_depth: int = MAX
     except (ValueError, RecursionError) as error:
         raise _not_understood(str(error)[:120]) from None
     # without an escape each string is a part of the text as it stands
-    if "\\" in text or _UNSAFE_CHAR.search(text):
-        _check_strings(value)
+    if not any_text and ("\\" in text or _UNSAFE_CHAR.search(text)):
+        check_strings(value)
     return value
 
 
@@ -122,14 +125,15 @@ def _constant(name: str) -> NoReturn:
     raise _not_understood(f"{name} is not a number")
 
 
-def _check_strings(value: object) -> None:
+def check_strings(value: object) -> None:
+    """Refuse a value with a string that strict JSON does not hold (`json_not_understood`)."""
     if isinstance(value, str):
         if _UNSAFE_CHAR.search(value):
             raise _not_understood(f"a string holds a control character or half a character: {ascii(value)[:60]}")
     elif isinstance(value, dict):
         for key, item in value.items():
-            _check_strings(key)
-            _check_strings(item)
+            check_strings(key)
+            check_strings(item)
     elif isinstance(value, list):
         for item in value:
-            _check_strings(item)
+            check_strings(item)

@@ -7,6 +7,7 @@ import base64
 import json
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from payagent.core import strict_json
@@ -168,11 +169,14 @@ def parse_answer(status: int, headers: Iterable[tuple[str, str]], raw_body: byte
 
 
 def as_recorded(status: int, headers: Iterable[tuple[str, str]], raw_body: bytes) -> str:
-    """An answer as it came, for the record: JSON that a receipt's reader understands (`audit.receipt`)."""
-    try:
-        kept = {"body": raw_body.decode()}
-    except UnicodeDecodeError:
-        kept = {"body_base64": base64.b64encode(raw_body).decode("ascii")}
+    """An answer as it came, for the record: JSON that a receipt's reader understands (`audit.receipt`).
+
+    A body longer than that of any invoice is anybody's, and as text it may take six times its room.
+    """
+    kept = {"body_base64": base64.b64encode(raw_body).decode("ascii")}
+    if len(raw_body) <= strict_json.MAX_BYTES:
+        with suppress(UnicodeDecodeError):
+            kept = {"body": raw_body.decode()}
     return json.dumps({"status": status, "headers": list(headers), **kept}, separators=(",", ":"))
 
 

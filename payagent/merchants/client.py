@@ -24,6 +24,8 @@ from payagent.dialects.status import Said, read_status
 from payagent.egress import Egress
 
 BODY_MAX_BYTES = 65_536
+KEPT_MAX_BYTES = 4_096
+"""Of what is said of a balance: that may be something else each time, and all of it is on record for good."""
 
 Source = Literal["balance", "credits"]
 _SOURCES: tuple[Source, ...] = ("balance", "credits")
@@ -49,7 +51,7 @@ class Heard:
 class Observed:
     """What a merchant answered when it was asked for a prepaid balance.
 
-    `body` is the answer's text as it came, at most 64 KiB of it; a byte that is no UTF-8 stands as `\\xNN`.
+    `body` is the answer's text as it came, at most 4 KiB of it; a byte that is no UTF-8 stands as `\\xNN`.
     """
 
     source: Source
@@ -106,7 +108,7 @@ class MerchantClient:
             async with asyncio.timeout(timeout_s):
                 for source in _SOURCES:
                     status, raw = await self._get(f"{origin}/payments/{source}?{query}", headers)
-                    body = raw[:BODY_MAX_BYTES].decode("utf-8", "backslashreplace")
+                    body = raw[:KEPT_MAX_BYTES].decode("utf-8", "backslashreplace")
                     seen.append(Observed(source, status, body, read_prepaid(status, raw)))
                     if not seen[-1].is_puzzling:
                         break

@@ -37,6 +37,10 @@ HEAD_MAX_BYTES = 128 * 1024
 _STATUS_MAX = 599  # RFC 9110 15
 _AHEAD_BYTES = 256 * 1024
 _EVENT_BYTES = 128  # what a chunk takes beside its data
+_READ_BYTES = 16 * 1024
+"""So much is taken in before others have their turn: in chunks of a byte it keeps them waiting for a while."""
+
+_INTERIM_MAX = 32  # answers before the answer
 _IDLE_S = 4.0  # many servers close after 5 s; a call on a connection that is being closed is lost
 _SAFE_AGAIN = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"))  # RFC 9110 9.2.2
 
@@ -238,7 +242,7 @@ class _NothingHeardError(Exception):
     """The connection ended before a byte of an answer."""
 
 
-class _Line(asyncio.Protocol):
+class _Line(asyncio.BufferedProtocol):
     """One connection: h11's state, what has arrived and was not read, and the upload that runs beside."""
 
     def __init__(self, target: Target, timeout_s: float) -> None:
@@ -247,9 +251,10 @@ class _Line(asyncio.Protocol):
         self._timeout_s = timeout_s
         self._loop = asyncio.get_running_loop()
         self._wire = h11.Connection(h11.CLIENT, HEAD_MAX_BYTES)
+        self._buffer = memoryview(bytearray(_READ_BYTES))
         self._arrived: deque[h11.Event] = deque()
         self._ahead_bytes = 0
-        self._heard = self._lost = self._paused = False
+        self._heard = self._lost = self._paused = self._has_head = False
         self._failed: str | None = None
         self._reader: asyncio.Future[None] | None = None
         self._writer: asyncio.Future[None] | None = None
@@ -263,9 +268,16 @@ class _Line(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]
 
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.data_received(bytes(self._buffer[:nbytes]))
+
     def data_received(self, data: bytes) -> None:
         self._heard = True
-        self._moved_at_s = self._loop.time()
+        if self._has_head:  # a head that drips, and answers before the answer, buy the merchant no time
+            self._moved_at_s = self._loop.time()
         self._feed(data)
 
     def eof_received(self) -> bool:
@@ -293,7 +305,7 @@ class _Line(asyncio.Protocol):
     async def begin(self, call: Call) -> h11.Response:
         """Send the call, its body beside; wait for the head of the answer."""
         self.was_used = True
-        self._heard = False
+        self._heard = self._has_head = False
         self._moved_at_s = self._loop.time()
         headers = [(b"host", self._target.authority), *call.headers]
         chunked = call.body is not None and not has_body(headers)
@@ -305,7 +317,7 @@ class _Line(asyncio.Protocol):
         else:
             self._upload = self._loop.create_task(self._send_body(call.body))
             self._upload.add_done_callback(self._upload_ended)
-        while True:
+        for _ in range(_INTERIM_MAX):
             event = await self._next(before_head=True)
             if isinstance(event, h11.Response):
                 if event.status_code > _STATUS_MAX:
@@ -313,6 +325,7 @@ class _Line(asyncio.Protocol):
                 return event
             if isinstance(event, h11.InformationalResponse) and event.status_code == 101:
                 raise self._target.unreachable("it switched to another protocol, unasked")
+        raise self._target.unreachable(f"it answered {_INTERIM_MAX} times that an answer comes")
 
     async def read(self) -> tuple[bytes, bool]:
         parts: list[bytes] = []
@@ -401,11 +414,14 @@ class _Line(asyncio.Protocol):
                 event = self._wire.next_event()
                 if event is h11.NEED_DATA or event is h11.PAUSED or isinstance(event, h11.ConnectionClosed):
                     break
+                if isinstance(event, h11.Response):
+                    self._has_head = True
+                    self._moved_at_s = self._loop.time()
                 self._arrived.append(event)  # type: ignore[arg-type]
                 if isinstance(event, h11.Data):
                     self._ahead_bytes += len(event.data) + _EVENT_BYTES
         except h11.RemoteProtocolError as error:
-            self._failed = str(error)
+            self._failed = str(error)[:200]  # it repeats what the merchant said
             self._transport.abort()
         if self._ahead_bytes > _AHEAD_BYTES and not self._paused:
             self._paused = True
@@ -444,9 +460,9 @@ class _Line(asyncio.Protocol):
             return AnswerBrokenError(reason)
         if not self._heard:
             return _NothingHeardError(reason)
-        return self._target.unreachable(f"its answer is not HTTP: {reason[:200]}")
+        return self._target.unreachable(f"its answer is not HTTP: {reason}")
 
     def _late(self, before_head: bool) -> Exception:
         if before_head:
-            return self._target.late(f"nothing moved for {self._timeout_s:g} s")
+            return self._target.late(f"its answer did not begin in {self._timeout_s:g} s")
         return AnswerBrokenError(f"nothing moved for {self._timeout_s:g} s")

@@ -12,12 +12,13 @@ import httpx
 import pytest
 from http_kit import NO_TLS
 from structlog.testing import capture_logs
+from turns_kit import turns
 
 from payagent.core.bounds import ANSWER_MAX_BYTES
 from payagent.core.problem import Refused
 from payagent.core.version import USER_AGENT
 from payagent.devnet.server import DevnetThread
-from payagent.merchants.client import BODY_MAX_BYTES, Heard, MerchantClient, Observed
+from payagent.merchants.client import BODY_MAX_BYTES, KEPT_MAX_BYTES, Heard, MerchantClient, Observed
 
 WALLET = "addr_test1 wallet&co"
 HEADERS = {"X-Partner": "demo", "api-key": "k1"}
@@ -137,12 +138,17 @@ async def test_no_cookie_is_kept() -> None:
 
 
 async def test_a_body_is_kept_as_it_came_up_to_a_bound() -> None:
-    long = b'{"remaining": 5, "note": "' + b"x" * BODY_MAX_BYTES + b'"}'
+    long = b'{"remaining": 5, "note": "' + b"x" * (BODY_MAX_BYTES - 28) + b'"}'
+    async with open_shop(answer(200, long), GONE) as shop:
+        observed = await ask(shop.origin)
+    assert observed is not None
+    assert (observed.body, observed.said.remaining) == (long[:KEPT_MAX_BYTES].decode(), 5)
+    long += b" "
     endless = b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + long
     async with open_shop(endless, GONE) as shop:
         observed = await ask(shop.origin)
     assert observed is not None
-    assert (observed.body, observed.said.understood) == (long[:BODY_MAX_BYTES].decode(), False)
+    assert (observed.body, observed.said.understood) == (long[:KEPT_MAX_BYTES].decode(), False)
     async with open_shop(answer(200, b'{"remaining": 5, "x": "\xff"}'), GONE) as shop:
         observed = await ask(shop.origin)
     assert observed is not None
@@ -161,6 +167,42 @@ async def test_an_answer_in_many_small_pieces_does_not_stop_the_daemon() -> None
     assert heard.body == b"x" * ANSWER_MAX_BYTES
     assert time.process_time() - began_s < 3
     await client.aclose()
+
+
+async def test_answers_before_the_answer_are_not_read_for_as_long_as_they_are_sent() -> None:
+    """Not even within the time: reading them takes all of ours."""
+    hung_up = asyncio.Event()
+
+    async def promise(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        try:
+            while not hung_up.is_set():
+                writer.write(b"HTTP/1.1 100 Continue\r\n\r\n" * 1000)
+                await writer.drain()
+        except ConnectionError:
+            hung_up.set()
+
+    server = await asyncio.start_server(promise, "127.0.0.1", 0)
+    client = MerchantClient()
+    origin = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    try:
+        async with asyncio.timeout(60):
+            assert await client.status(origin, "inv-1", headers={}, timeout_s=120) is None
+            await hung_up.wait()
+    finally:
+        hung_up.set()
+        server.close()
+        await client.aclose()
+
+
+async def test_an_answer_in_chunks_of_a_byte_leaves_others_their_turn() -> None:
+    chunks = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * 40_000 + b"0\r\n\r\n"
+    client = MerchantClient()
+    async with open_shop(chunks, GONE) as shop, turns() as longest:
+        heard = await client.call(f"{shop.origin}/payments/balance", "GET", body=b"", headers={}, timeout_s=60)
+    await client.aclose()
+    assert heard.body == b"x" * 40_000
+    assert longest() < 0.15
 
 
 async def test_a_merchant_that_does_not_answer_is_none_within_the_time() -> None:

@@ -384,7 +384,7 @@ class Pending202:
             entry = {"scheme": "exact", "network": "cardano:devnet", "amount": "2000000", "asset": "lovelace"}
             more = {"payTo": role_address("pay_to").text, "maxTimeoutSeconds": 600}
             required = {"x402Version": 2, "accepts": [{**entry, **more}]}
-            await heard.say(as_402(None, f"PAYMENT-REQUIRED: {_packed(required)}"))
+            await heard.say(as_402(None, f"PAYMENT-REQUIRED: {packed(required)}"))
             return
         self.proofs.append(proof)
         if len(self.proofs) > self.times:
@@ -392,10 +392,10 @@ class Pending202:
             return
         told = {"success": False, "errorReason": "settlement_pending", "network": "cardano:devnet"}
         head = "HTTP/1.1 202 Accepted\r\nContent-Type: application/json\r\nContent-Length: 2\r\n"
-        await heard.say(f"{head}PAYMENT-RESPONSE: {_packed(told)}\r\n\r\n{{}}".encode())
+        await heard.say(f"{head}PAYMENT-RESPONSE: {packed(told)}\r\n\r\n{{}}".encode())
 
 
-def _packed(value: object) -> str:
+def packed(value: object) -> str:
     return base64.b64encode(json.dumps(value).encode()).decode()
 
 

@@ -10,6 +10,7 @@ import pytest
 from agent_kit import World
 from canaries import plant
 from proxy_kit import OK, Heard, Place, place, saying
+from turns_kit import turns
 
 from payagent.proxy.door import Bounds
 from payagent.proxy.upstream import Call, Target, _Line
@@ -567,6 +568,49 @@ async def test_a_body_that_has_to_be_read_and_drips_is_not_waited_for(world: Wor
         async with asyncio.timeout(4):
             got = await at.ask()
     assert (got.status, json.loads(got.body or b"")["code"]) == (504, "merchant_timeout")
+
+
+@pytest.mark.parametrize("more", [b"X", b"HTTP/1.1 102 Processing\r\n\r\n"], ids=["head", "interim"])
+async def test_a_head_that_drips_is_not_waited_for(world: World, more: bytes) -> None:
+    async def drip(heard: Heard) -> None:
+        if not more.startswith(b"HTTP"):
+            await heard.say(b"HTTP/1.1 200 OK\r\nX-Odd: ")
+        with suppress(ConnectionError):
+            while not heard.reader.at_eof():
+                await heard.say(more)
+                await asyncio.sleep(0.05)
+
+    async with place(world, Bounds(read_timeout_s=0.3, patience_s=0.5)) as at:
+        at.peer.answers["/chat"] = drip
+        async with asyncio.timeout(4):
+            got = await at.ask()
+    assert (got.status, json.loads(got.body or b"")["code"]) == (504, "merchant_timeout")
+
+
+async def test_answers_before_the_answer_have_an_end(at: Place) -> None:
+    """They come as fast as the merchant can send them, and each would be read."""
+
+    async def promise(heard: Heard) -> None:
+        with suppress(ConnectionError):
+            while not heard.reader.at_eof():
+                await heard.say(b"HTTP/1.1 100 Continue\r\n\r\n" * 1000)
+
+    at.peer.answers["/chat"] = promise
+    got = await at.ask()
+    assert (got.status, json.loads(got.body or b"")["code"]) == (502, "merchant_unreachable")
+
+
+async def test_a_few_answers_before_the_answer_are_none(at: Place) -> None:
+    at.peer.answers["/chat"] = saying(b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" * 5 + OK)
+    assert (await at.ask()).body == b"ok"
+
+
+async def test_an_answer_in_chunks_of_a_byte_leaves_others_their_turn(at: Place) -> None:
+    chunks = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * 40_000 + b"0\r\n\r\n"
+    at.peer.answers["/chat"] = saying(chunks)
+    async with turns() as longest:
+        assert (await at.ask()).body == b"x" * 40_000
+    assert longest() < 0.25
 
 
 async def test_a_body_that_passes_through_may_take_its_time(world: World) -> None:

@@ -1,0 +1,29 @@
+"""How long others wait for their turn while something is done on the same loop."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+
+@asynccontextmanager
+async def turns() -> AsyncIterator[Callable[[], float]]:
+    """Gives what part of the processor's time within went by between two turns of another task, at the longest.
+
+    By the processor's time, so that a busy machine changes nothing.
+    """
+    began_s = last_s = time.process_time()
+    longest_s = 0.0
+
+    async def take_turns() -> None:
+        nonlocal last_s, longest_s
+        while True:
+            now_s = time.process_time()
+            last_s, longest_s = now_s, max(longest_s, now_s - last_s)
+            await asyncio.sleep(0)
+
+    task = asyncio.create_task(take_turns())
+    try:
+        yield lambda: longest_s / (last_s - began_s)
+    finally:
+        task.cancel()
