@@ -23,6 +23,8 @@ DEFAULT = "http://127.0.0.1:8402"
 TOKEN_VARIABLE = "PAYAGENT_TOKEN"  # noqa: S105  the variable's name
 
 _TOKEN = re.compile(r"[!-~]+", re.ASCII)
+_NO_SCHEME = re.compile(r"[^/]*:[0-9]+/?", re.ASCII)
+_WANTED = "the daemon listens on this machine: http://127.0.0.1:PORT, or its socket's path"
 _TIMEOUT = httpx.Timeout(30.0, connect=2.0)
 
 
@@ -43,11 +45,13 @@ class Place:
         if not _TOKEN.fullmatch(token):
             raise ValueError("the token has characters that no token has")
         text = str(daemon)
+        if _NO_SCHEME.fullmatch(text):
+            raise ValueError(_WANTED)
         if "://" not in text:
             return cls("http://localhost", Path(text), token)
         url = httpx.URL(text)
-        if url.scheme != "http" or not is_this_machine(url.host):
-            raise ValueError("the daemon listens on this machine: http://127.0.0.1:PORT, or its socket's path")
+        if url.scheme != "http" or not is_this_machine(url.host) or url.raw_path != b"/":
+            raise ValueError(_WANTED)
         return cls(text.rstrip("/"), None, token)
 
     def request(self, ask: Ask) -> dict[str, Any]:
@@ -93,17 +97,24 @@ class Place:
 
 
 class Daemon:
-    """Asks the daemon and waits."""
+    """Asks the daemon and waits. It may be used again after `close`, as httpx's own transports may."""
 
     def __init__(self, place: Place) -> None:
         self._place = place
-        self._http = httpx.Client(transport=httpx.HTTPTransport(**place.transport_options()), **place.options())
+        self._open()
+
+    def _open(self) -> None:
+        transport = httpx.HTTPTransport(**self._place.transport_options())
+        self._http = httpx.Client(transport=transport, **self._place.options())
+        self._pid = os.getpid()
 
     def __repr__(self) -> str:
         return f"Daemon({self._place!r})"
 
     def ask(self, ask: Ask) -> Reply:
         self._place.require_ours()
+        if self._pid != os.getpid():  # forked: two processes on one connection read each other's answers
+            self._open()
         try:
             return _reply(self._http.request(**self._place.request(ask)))
         except httpx.ConnectError:
@@ -113,21 +124,28 @@ class Daemon:
 
     def close(self) -> None:
         self._http.close()
+        self._open()
 
 
 class AsyncDaemon:
-    """Asks the daemon, and lets others run meanwhile."""
+    """Asks the daemon, and lets others run meanwhile. It may be used again after `aclose`."""
 
     def __init__(self, place: Place) -> None:
         self._place = place
-        transport = httpx.AsyncHTTPTransport(**place.transport_options())
-        self._http = httpx.AsyncClient(transport=transport, **place.options())
+        self._open()
+
+    def _open(self) -> None:
+        transport = httpx.AsyncHTTPTransport(**self._place.transport_options())
+        self._http = httpx.AsyncClient(transport=transport, **self._place.options())
+        self._pid = os.getpid()
 
     def __repr__(self) -> str:
         return f"AsyncDaemon({self._place!r})"
 
     async def ask(self, ask: Ask) -> Reply:
         self._place.require_ours()
+        if self._pid != os.getpid():
+            self._open()
         try:
             return _reply(await self._http.request(**self._place.request(ask)))
         except httpx.ConnectError:
@@ -137,6 +155,7 @@ class AsyncDaemon:
 
     async def aclose(self) -> None:
         await self._http.aclose()
+        self._open()
 
 
 def _reply(answer: httpx.Response) -> Reply:

@@ -7,6 +7,7 @@ May import: httpx, the standard library, the rest of client. Never: follows a re
 
 import asyncio
 import logging
+import os
 import time
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -41,7 +42,8 @@ class PayAgentTransport(httpx.BaseTransport):
     bounds what one call may cost, fee included, in the smallest unit of `max_cost_asset` ("lovelace", or a token's
     policy id and name), in which alone it is paid then; of none, in that of whichever asset it is paid in.
     `patience_s` is how long a call waits for a batch that another call buys, and then for its payment and its
-    merchant; `spool_bytes` is how much of a body is kept to be sent again.
+    merchant; `spool_bytes` is how much of a body is kept to be sent again. A program that forks may do so with a
+    transport; an `inner` of its own must have no open connection then.
 
     Raises `PayAgentError` when the call was not paid for a reason of ours, or paid and not served in time. A 402
     of a server that is not configured, or that is no invoice, is handed on as it came. A paid answer has the
@@ -62,12 +64,15 @@ class PayAgentTransport(httpx.BaseTransport):
     ) -> None:
         self._daemon = Daemon(Place.read(daemon, token)) if isinstance(daemon, str | Path) else daemon
         self._inner = inner or httpx.HTTPTransport()
+        self._has_own, self._pid = inner is None, os.getpid()
         self._purchases = Purchases(max_cost_units, max_cost_asset, patience_s, spool_bytes)
 
     def __repr__(self) -> str:
         return f"PayAgentTransport({self._daemon!r})"
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
+        if self._has_own and self._pid != os.getpid():  # forked: two on one connection read each other's answers
+            self._inner, self._pid = httpx.HTTPTransport(), os.getpid()
         steps = self._purchases.run(request)
         opened: httpx.Response | None = None
         said: Any = None
@@ -142,12 +147,15 @@ class AsyncPayAgentTransport(httpx.AsyncBaseTransport):
     ) -> None:
         self._daemon = AsyncDaemon(Place.read(daemon, token))
         self._inner = inner or httpx.AsyncHTTPTransport()
+        self._has_own, self._pid = inner is None, os.getpid()
         self._purchases = Purchases(max_cost_units, max_cost_asset, patience_s, spool_bytes)
 
     def __repr__(self) -> str:
         return f"AsyncPayAgentTransport({self._daemon!r})"
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        if self._has_own and self._pid != os.getpid():
+            self._inner, self._pid = httpx.AsyncHTTPTransport(), os.getpid()
         steps = self._purchases.run(request)
         opened: httpx.Response | None = None
         said: Any = None

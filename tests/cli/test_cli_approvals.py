@@ -1,10 +1,13 @@
 """`payagent payments approve` and `deny`, on a real daemon that asks above 5 ADA."""
 
+import re
 import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
-from cli_kit import Shop, running, spawn, until
+from cli_kit import Shop, clean_environ, running, spawn, until
+from page_kit import blocks
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +70,27 @@ def test_a_denied_payment_ends_with_exit_code_3(asking: Shop) -> None:
     assert (denied.code, denied.json["state"]) == (0, "denied")
     refused = asking.payagent("pay", file, "--merchant", "t")
     assert (refused.code, refused.error["code"]) == (3, "approval_denied")
+
+
+def test_the_pages_client_ends_when_a_person_says_no(asking: Shop) -> None:
+    """Else it asks as fast as it can, for ever."""
+    (program,) = blocks("The API", "docs/clients.md", "python")
+    log = (asking.folder / "daemon.log").read_text()
+    (port,) = re.findall(r"serves devnet on http://127\.0\.0\.1(:[0-9]+)", log)
+    run = [sys.executable, "-c", program.replace(":8402", port)]
+    said = {"PAYAGENT_TOKEN": asking.made["token"], "MERCHANT": asking.devnet.merchant_url}
+    waiting = ("payments", "list", "--state", "awaiting_approval")
+    with subprocess.Popen(run, env=clean_environ() | said, stderr=subprocess.PIPE, text=True) as client:
+        try:
+            until(lambda: asking.payagent(*waiting).json["payments"], "nobody is asked")
+            (payment,) = asking.payagent(*waiting).json["payments"]
+            assert asking.payagent("payments", "deny", payment["id"]).code == 0
+            _, told = client.communicate(timeout=30)
+        finally:
+            client.kill()
+    assert (client.returncode, "approval_denied" in told) == (1, True), told
+    again = subprocess.run(run, env=clean_environ() | said, stderr=subprocess.PIPE, text=True, check=False)
+    assert (again.returncode, "'code': 'approval_denied'" in again.stderr) == (1, True), again.stderr
 
 
 def test_fetch_ends_pending_and_the_same_command_is_served_once_it_is_approved(asking: Shop) -> None:

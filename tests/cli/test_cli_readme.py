@@ -61,7 +61,7 @@ def test_each_way_of_the_clients_page_is_served(
     shop: Shop, tmp_path: Path, heading: str, language: str, said: str
 ) -> None:
     (block,) = blocks(heading, "docs/clients.md", language)
-    assert block.count("\n") <= 15
+    assert block.count("\n") <= 16
     log = (shop.folder / "daemon.log").read_text()
     (port,) = re.findall(r"serves devnet on http://127\.0\.0\.1(:[0-9]+)", log)
     environ = clean_environ() | {

@@ -50,6 +50,9 @@ class Program:
         async with self.async_client() as http, http.stream("GET", url) as answer:
             return await anext(answer.aiter_raw())
 
+    def transport(self) -> Any:
+        return (PayAgentTransport if self.way == "blocking" else AsyncPayAgentTransport)(**self.options)
+
     def client(self, **more: Any) -> httpx.Client:
         return httpx.Client(transport=PayAgentTransport(**self.options), timeout=30, trust_env=False, **more)
 

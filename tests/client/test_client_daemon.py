@@ -63,6 +63,9 @@ def test_the_token_is_in_no_repr(make: type) -> None:
         ("https://127.0.0.1:8402", TOKEN),
         ("http://192.0.2.1:8402", TOKEN),
         ("http://payagent.example:8402", TOKEN),
+        ("127.0.0.1:8402", TOKEN),
+        ("localhost:8402", TOKEN),
+        ("http://127.0.0.1:8402/v1", TOKEN),
         ("http://127.0.0.1:8402", ""),
         ("http://127.0.0.1:8402", TOKEN + "\r\nX: y"),
     ],
@@ -114,6 +117,63 @@ async def test_without_the_daemon_only_what_costs_fails(shop: Place, start: Star
         error = await refusal(program.call(f"{shop.peer.url}/chat"))
         assert error.code == code, daemon
     assert wall.retries == []
+
+
+async def test_a_transport_serves_one_client_after_another(shop: Place, start: Start) -> None:
+    """As httpx's own do: a program makes it once, and a client wherever it needs one."""
+    wall = shop.peer.answers["/chat"] = Paywall()
+    program = start()
+    pays = program.transport()
+
+    def blocking(path: str) -> int:
+        with httpx.Client(transport=pays, timeout=30) as http:
+            return http.get(shop.peer.url + path).status_code
+
+    async def waiting(path: str) -> int:
+        async with httpx.AsyncClient(transport=pays, timeout=30) as http:
+            return (await http.get(shop.peer.url + path)).status_code
+
+    for path in ("/chat?1", "/chat?2"):
+        if program.way == "blocking":
+            assert await asyncio.to_thread(blocking, path) == 200
+        else:
+            assert await waiting(path) == 200
+    assert (wall.served, len(shop.payments)) == (2, 2)
+
+
+FORKS = """
+import os, sys, httpx
+from payagent.client import PayAgentTransport
+daemon, url = sys.argv[1:]
+http = httpx.Client(transport=PayAgentTransport(daemon=daemon), timeout=30)
+assert http.get(url + "?parent").status_code == 200
+go, ready = os.pipe()
+children = []
+for number in range(4):
+    if (child := os.fork()) == 0:
+        os.close(ready)
+        os.read(go, 1)
+        try:
+            os._exit(http.get(f"{url}?{number}").status_code != 200)
+        except httpx.HTTPError as error:
+            os.write(2, f"{error!r}\\n".encode())
+        os._exit(1)
+    children.append(child)
+os.close(ready)
+sys.exit(any([os.waitpid(child, 0)[1] for child in children]))
+"""
+
+
+async def test_a_forked_program_shares_no_connection(shop: Place) -> None:
+    """Else one process reads the other's answers, shows its proofs and tells what became of them."""
+    wall = shop.peer.answers["/chat"] = Paywall(strict=True)
+    environ = os.environ | {"PAYAGENT_TOKEN": shop.token}
+    arguments = (sys.executable, "-c", FORKS, shop.api.url, f"{shop.peer.url}/chat")
+    program = await asyncio.create_subprocess_exec(*arguments, env=environ, stderr=subprocess.PIPE)
+    _, said = await program.communicate()
+    assert (program.returncode, said.decode()) == (0, "")
+    assert (wall.served, len(shop.payments)) == (5, 5)
+    assert {payment.delivery for payment in shop.payments} == {Delivery.ACCEPTED}
 
 
 @pytest.mark.parametrize("way", WAYS)
