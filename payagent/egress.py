@@ -2,7 +2,7 @@
 
 A name is looked up once, what comes is judged, and the connection goes to an address that was judged: whoever
 answers for the name (DNS rebinding) can lead a call neither to this machine nor to its neighbours.
-May import: core, httpx and httpcore (the merchants' client). Never: connects to what it did not judge.
+May import: core, heads, httpx and httpcore (the merchants' client). Never: connects to what it did not judge.
 """
 
 import asyncio
@@ -17,8 +17,11 @@ from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 import httpcore
 import httpx
 
+from payagent import heads
 from payagent.core.bounds import ANSWER_MAX_BYTES
 from payagent.core.problem import Refused
+
+heads.read_once()
 
 Lookup = Callable[[str, int], Awaitable[Sequence[str]]]
 """Finds the addresses of a host, in the order in which they are to be tried. Raises OSError where there are none.

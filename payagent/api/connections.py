@@ -7,7 +7,7 @@ out.
 
 The Unix socket answers its own user and root, whatever its modes say.
 
-May import: core, api.problems, uvicorn, h11. Never: knows a call; ends one that is being answered to
+May import: core, heads, api.problems, uvicorn, h11. Never: knows a call; ends one that is being answered to
 who reads the answer.
 """
 
@@ -25,8 +25,11 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from payagent import heads
 from payagent.api.problems import MEDIA_TYPE, JsonResponse, problem_of
 from payagent.core.problem import Refused
+
+heads.read_once()
 
 HEAD_S = 10.0
 """From its first byte, or from the connection's start, a request's head must be there within this time."""

@@ -7,6 +7,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -151,6 +152,16 @@ async def test_a_head_of_more_lines_than_anybody_means_is_not_read(tmp_path: Pat
         body = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n" + b"\n" * 1000
         for ends in (body, body.replace(b"\r", b"")):
             assert b" 200 " in await call(await doors.tcp(), ends), "lines of a body are none of its head"
+
+
+async def test_blanks_in_a_head_take_no_time(tmp_path: Path) -> None:
+    """Whoever reached the port could stop the daemon for minutes: it was read before there was a token."""
+    async with open_doors(tmp_path) as doors:
+        streams = await doors.tcp()
+        began_s = time.process_time()
+        assert b" 400 " in await call(streams, GET[:-2] + b"X:" + b" " * 60_000 + b"\0\r\n\r\n")
+        assert time.process_time() - began_s < 3
+        assert b" 200 " in await call(await doors.tcp(), GET[:-2] + b"X:" + b" \t" * 5_000 + b"\r\n\r\n")
 
 
 async def test_a_head_that_comes_byte_by_byte_is_not_waited_for(tmp_path: Path) -> None:

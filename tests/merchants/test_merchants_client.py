@@ -169,6 +169,15 @@ async def test_an_answer_in_many_small_pieces_does_not_stop_the_daemon() -> None
     await client.aclose()
 
 
+async def test_blanks_in_a_head_take_no_time() -> None:
+    """90 KB of them took half a minute, in which nothing else was done."""
+    async with open_shop(b"HTTP/1.1 200 OK\r\nX:" + b" " * 90_000 + b"\0\r\n\r\n", GONE) as shop:
+        began_s = time.process_time()
+        observed = await ask(shop.origin)
+    assert observed is None
+    assert time.process_time() - began_s < 3
+
+
 async def test_answers_before_the_answer_are_not_read_for_as_long_as_they_are_sent() -> None:
     """Not even within the time: reading them takes all of ours."""
     hung_up = asyncio.Event()

@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import hashlib
 import json
+import time
 from contextlib import suppress
 
 import pytest
@@ -585,6 +586,20 @@ async def test_a_head_that_drips_is_not_waited_for(world: World, more: bytes) ->
         async with asyncio.timeout(4):
             got = await at.ask()
     assert (got.status, json.loads(got.body or b"")["code"]) == (504, "merchant_timeout")
+
+
+@pytest.mark.parametrize(
+    "before",
+    [b"HTTP/1.1 200 OK\r\nX:", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nX:"],
+    ids=["head", "trailer"],
+)
+async def test_blanks_in_a_head_take_no_time(at: Place, before: bytes) -> None:
+    """100 KB of them took half a minute, in which nothing else was done."""
+    at.peer.answers["/chat"] = saying(before + b" " * 100_000 + b"\0\r\n\r\n")
+    began_s = time.process_time()
+    got = await at.ask()
+    assert (got.status, got.body) in ((502, got.body), (200, None))
+    assert time.process_time() - began_s < 3
 
 
 async def test_answers_before_the_answer_have_an_end(at: Place) -> None:
