@@ -174,7 +174,9 @@ def _key(name: str) -> str:
 
 
 def _quote(text: str) -> str:
-    """A TOML basic string."""
+    """A TOML basic string. Refused: `config_invalid`, for a name of bytes that are no text."""
+    if any("\ud800" <= c <= "\udfff" for c in text):
+        raise Refused("config_invalid", f"{text} is not UTF-8, as all is in a config file: choose another name")
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
     return '"' + "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in escaped) + '"'
 

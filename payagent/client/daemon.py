@@ -25,7 +25,8 @@ TOKEN_VARIABLE = "PAYAGENT_TOKEN"  # noqa: S105  the variable's name
 _TOKEN = re.compile(r"[!-~]+", re.ASCII)
 _NO_SCHEME = re.compile(r"[^/]*:[0-9]+/?", re.ASCII)
 _WANTED = "the daemon listens on this machine: http://127.0.0.1:PORT, or its socket's path"
-_TIMEOUT = httpx.Timeout(30.0, connect=2.0)
+_TIMEOUT_S, _WAIT_MORE_S = 30.0, 15.0
+_LIMITS = httpx.Limits(max_connections=100)  # and all of them are kept, where httpx would keep 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ class Place:
             headers["content-type"] = "application/json"
             made["content"] = json.dumps(ask.body).encode()
         if ask.wait_s:
-            made |= {"params": {"wait": ask.wait_s}, "timeout": httpx.Timeout(ask.wait_s + 15.0, connect=2.0)}
+            made |= {"params": {"wait": ask.wait_s}, "timeout": _timeout(ask.wait_s + _WAIT_MORE_S)}
         return made
 
     def require_ours(self) -> None:
@@ -82,12 +83,13 @@ class Place:
 
     def options(self) -> dict[str, Any]:
         """What both clients are made with."""
-        return {"base_url": self.url, "trust_env": False, "follow_redirects": False, "timeout": _TIMEOUT}
+        timeout = _timeout(_TIMEOUT_S)
+        return {"base_url": self.url, "trust_env": False, "follow_redirects": False, "timeout": timeout}
 
     def transport_options(self) -> dict[str, Any]:
         # No certificates: nothing here speaks TLS, and loading them takes longer than the call.
         uds = None if self.socket is None else str(self.socket)
-        return {"uds": uds, "verify": ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)}
+        return {"uds": uds, "verify": ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), "limits": _LIMITS}
 
     def not_running(self) -> Exception:
         return own_error("daemon_not_running", f"nobody answers on {self.socket or self.url}")
@@ -156,6 +158,12 @@ class AsyncDaemon:
     async def aclose(self) -> None:
         await self._http.aclose()
         self._open()
+
+
+def _timeout(most_s: float) -> httpx.Timeout:
+    """Where nobody listens the machine says so at once: who waits for a connection has a busy daemon, or is busy
+    itself, and calls of its own that it waits for come to an end."""
+    return httpx.Timeout(most_s, pool=None)
 
 
 def _reply(answer: httpx.Response) -> Reply:

@@ -124,6 +124,14 @@ def test_what_is_wrong_is_told_and_nothing_is_left(tmp_path: Path, more: tuple[s
     assert listing(tmp_path) == {"passphrase"}
 
 
+def test_a_folder_that_no_config_can_name_is_named_itself(tmp_path: Path) -> None:
+    """One of another time's letters: a config file is UTF-8."""
+    result = invoke(*arguments(tmp_path, "--data-dir", tmp_path / os.fsdecode(b"d\xe9p\xf4t")))
+    assert (result.code, result.error["code"]) == (2, "config_invalid")
+    assert "UTF-8" in result.error["detail"]
+    assert result.error["detail"].startswith(f"{tmp_path}/d")
+
+
 def test_a_config_that_the_daemon_could_write_is_not_made(tmp_path: Path) -> None:
     one_folder = arguments(tmp_path, "--config", tmp_path / "data/config.toml")
     result = invoke(*one_folder, "--network", "preprod")

@@ -23,7 +23,8 @@ from proxy.proxy_kit import SERVED, Heard, Paywall, Place, blocks, place, saying
 
 from payagent.client import AsyncPayAgentTransport, ExactCardanoScheme, PayAgentError, PayAgentTransport
 from payagent.client.bodies import MEMORY_BYTES, Replay, aread_up_to, read_up_to
-from payagent.client.daemon import AsyncDaemon
+from payagent.client.daemon import AsyncDaemon, Daemon
+from payagent.client.daemon import Place as DaemonPlace
 from payagent.client.steps import Ask, Reply
 from payagent.core.payment import Delivery
 
@@ -203,6 +204,29 @@ async def test_a_daemon_that_comes_late_still_says_what_a_first_call_carries(wor
         said = [(call.header("x-partner"), call.header("x-wallet-address")) for call in wall.firsts + wall.retries]
         assert said == [(None, None), ("demo", world.address), ("demo", world.address)]
         assert len(at.payments) == 1
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_a_daemon_that_is_slow_to_take_a_connection_is_waited_for(way: str) -> None:
+    """It is busy, or the program is: who has paid already is not told that the daemon is silent."""
+
+    async def answer(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b'HTTP/1.1 200 OK\r\nContent-Length: 16\r\n\r\n{"merchants":[]}')
+        writer.close()
+
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(0)
+        address = listening.getsockname()
+        daemon = DaemonPlace.read(f"http://127.0.0.1:{address[1]}", TOKEN)
+        ask = Ask("GET", "/v1/merchants")
+        with socket.create_connection(address):  # as many as may wait to be accepted
+            asking = AsyncDaemon(daemon).ask(ask) if way == "async" else asyncio.to_thread(Daemon(daemon).ask, ask)
+            asked = asyncio.ensure_future(asking)
+            await asyncio.wait((asked,), timeout=2.5)
+            assert not asked.done(), asked.exception()
+            async with await asyncio.start_server(answer, sock=listening):
+                assert (await asked).value() == {"merchants": []}
 
 
 @dataclass
