@@ -40,7 +40,7 @@ _EVENT_BYTES = 128  # what a chunk takes beside its data
 _TURN_EVENTS = 1024
 """So many are read out of what came before others have their turn: chunks of a byte keep them waiting."""
 
-_INTERIM_MAX = 32  # answers before the answer
+_INTERIM_MAX = 1000  # answers before the answer; some servers say every few seconds that they are at it
 _IDLE_S = 4.0  # many servers close after 5 s; a call on a connection that is being closed is lost
 _SAFE_AGAIN = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"))  # RFC 9110 9.2.2
 
