@@ -37,10 +37,10 @@ HEAD_MAX_BYTES = 128 * 1024
 _STATUS_MAX = 599  # RFC 9110 15
 _AHEAD_BYTES = 256 * 1024
 _EVENT_BYTES = 128  # what a chunk takes beside its data
-_READ_BYTES = 16 * 1024
-"""So much is taken in before others have their turn: in chunks of a byte it keeps them waiting for a while."""
+_TURN_EVENTS = 1024
+"""So many are read out of what came before others have their turn: chunks of a byte keep them waiting."""
 
-_INTERIM_MAX = 32  # answers before the answer
+_INTERIM_MAX = 1000  # answers before the answer; some servers say every few seconds that they are at it
 _IDLE_S = 4.0  # many servers close after 5 s; a call on a connection that is being closed is lost
 _SAFE_AGAIN = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"))  # RFC 9110 9.2.2
 
@@ -242,7 +242,7 @@ class _NothingHeardError(Exception):
     """The connection ended before a byte of an answer."""
 
 
-class _Line(asyncio.BufferedProtocol):
+class _Line(asyncio.Protocol):
     """One connection: h11's state, what has arrived and was not read, and the upload that runs beside."""
 
     def __init__(self, target: Target, timeout_s: float) -> None:
@@ -251,7 +251,6 @@ class _Line(asyncio.BufferedProtocol):
         self._timeout_s = timeout_s
         self._loop = asyncio.get_running_loop()
         self._wire = h11.Connection(h11.CLIENT, HEAD_MAX_BYTES)
-        self._buffer = memoryview(bytearray(_READ_BYTES))
         self._arrived: deque[h11.Event] = deque()
         self._ahead_bytes = 0
         self._heard = self._lost = self._paused = self._has_head = False
@@ -260,6 +259,7 @@ class _Line(asyncio.BufferedProtocol):
         self._writer: asyncio.Future[None] | None = None
         self._upload: asyncio.Task[None] | None = None
         self._rest: asyncio.TimerHandle | None = None
+        self._turn: asyncio.Handle | None = None
         self._moved_at_s = 0.0
         self._transport: asyncio.Transport
 
@@ -267,12 +267,6 @@ class _Line(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]
-
-    def get_buffer(self, sizehint: int) -> memoryview:
-        return self._buffer
-
-    def buffer_updated(self, nbytes: int) -> None:
-        self.data_received(bytes(self._buffer[:nbytes]))
 
     def data_received(self, data: bytes) -> None:
         self._heard = True
@@ -373,6 +367,9 @@ class _Line(asyncio.BufferedProtocol):
     def abort(self) -> None:
         if self._upload is not None:
             self._upload.cancel()
+        if self._turn is not None:
+            self._turn.cancel()
+            self._turn = None
         self._transport.abort()
 
     # --- inside
@@ -408,9 +405,15 @@ class _Line(asyncio.BufferedProtocol):
             self._transport.abort()
 
     def _feed(self, data: bytes) -> None:
+        self._wire.receive_data(data)
+        if self._turn is None:
+            self._parse()
+
+    def _parse(self) -> None:
+        """Read what came; the rest of much when others had their turn, be the connection at its end meanwhile."""
+        self._turn = None
         try:
-            self._wire.receive_data(data)
-            while True:
+            for _ in range(_TURN_EVENTS):
                 event = self._wire.next_event()
                 if event is h11.NEED_DATA or event is h11.PAUSED or isinstance(event, h11.ConnectionClosed):
                     break
@@ -420,13 +423,21 @@ class _Line(asyncio.BufferedProtocol):
                 self._arrived.append(event)  # type: ignore[arg-type]
                 if isinstance(event, h11.Data):
                     self._ahead_bytes += len(event.data) + _EVENT_BYTES
+            else:
+                self._turn = self._loop.call_soon(self._parse)
         except h11.RemoteProtocolError as error:
             self._failed = str(error)[:200]  # it repeats what the merchant said
             self._transport.abort()
-        if self._ahead_bytes > _AHEAD_BYTES and not self._paused:
-            self._paused = True
-            self._transport.pause_reading()
+        self._pace()
         self._wake_reader()
+
+    def _pace(self) -> None:
+        """Take in no more while there is enough to read."""
+        most_bytes = _AHEAD_BYTES // 2 if self._paused else _AHEAD_BYTES
+        is_enough = self._turn is not None or self._ahead_bytes > most_bytes
+        if is_enough != self._paused:
+            self._paused = is_enough
+            (self._transport.pause_reading if is_enough else self._transport.resume_reading)()
 
     def _wake_reader(self) -> None:
         if self._reader is not None and not self._reader.done():
@@ -434,7 +445,8 @@ class _Line(asyncio.BufferedProtocol):
 
     async def _next(self, *, before_head: bool) -> h11.Event:
         while not self._arrived:
-            if self._lost or self._failed is not None or self._wire.their_state is h11.CLOSED:
+            has_ended = self._lost or self._failed is not None or self._wire.their_state is h11.CLOSED
+            if has_ended and self._turn is None:
                 raise self._broken(before_head)
             left_s = self._moved_at_s + self._timeout_s - self._loop.time()
             if left_s <= 0:
@@ -449,9 +461,7 @@ class _Line(asyncio.BufferedProtocol):
         event = self._arrived.popleft()
         if isinstance(event, h11.Data):
             self._ahead_bytes -= len(event.data) + _EVENT_BYTES
-            if self._paused and self._ahead_bytes < _AHEAD_BYTES // 2:
-                self._paused = False
-                self._transport.resume_reading()
+            self._pace()
         return event
 
     def _broken(self, before_head: bool) -> Exception:

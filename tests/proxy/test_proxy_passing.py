@@ -615,8 +615,9 @@ async def test_answers_before_the_answer_have_an_end(at: Place) -> None:
     assert (got.status, json.loads(got.body or b"")["code"]) == (502, "merchant_unreachable")
 
 
-async def test_a_few_answers_before_the_answer_are_none(at: Place) -> None:
-    at.peer.answers["/chat"] = saying(b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" * 5 + OK)
+async def test_answers_before_the_answer_are_none(at: Place) -> None:
+    """A server that computes for some minutes may say every few seconds that it does (RFC 2518, 10.1)."""
+    at.peer.answers["/chat"] = saying(b"HTTP/1.1 102 Processing\r\nLink: </a>\r\n\r\n" * 120 + OK)
     assert (await at.ask()).body == b"ok"
 
 

@@ -1,5 +1,8 @@
 """Merchants behind TLS: paid when their certificate is trusted here, and not spoken to otherwise."""
 
+import asyncio
+import socket
+import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -61,3 +64,36 @@ async def test_one_that_is_trusted_is_spoken_to(
         assert (await at.ask(method="POST", body=b"x" * 300_000)).body == b"ok"
     assert [len(call.body) for call in peer.calls] == [300_000] * 2
     assert peer.connections == 1
+
+
+def hang_up_after(server: socket.socket, tls: ssl.SSLContext, said: bytes) -> None:
+    """Answer one call, and close the connection as many servers do: with no word of TLS that it ends."""
+    connection, _ = server.accept()
+    with tls.wrap_socket(connection, server_side=True) as wire:
+        heard = b""
+        while not heard.endswith(b"\r\n\r\n"):
+            heard += wire.recv(65_536)
+        wire.sendall(said)
+
+
+@pytest.mark.parametrize("size", [40_000, 100_000, 200_000, 3_000_000])
+@pytest.mark.parametrize("framed", [True, False])
+async def test_all_of_an_answer_comes_whose_server_hangs_up_at_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, framed: bool
+) -> None:
+    """What came before the end is not lost to it, be it paid for."""
+    public, private = certificate(tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", str(public))
+    length = b"Content-Length: %d\r\n" % size if framed else b""
+    said = b"HTTP/1.1 200 OK\r\nConnection: close\r\n" + length + b"\r\n" + b"x" * size
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        origin = f"https://127.0.0.1:{server.getsockname()[1]}"
+        tls = server_context(public, private)
+        serving = asyncio.create_task(asyncio.to_thread(hang_up_after, server, tls, said))
+        body, more = b"", True
+        async with Upstream(Target.of_origin(origin), 20).call(Call(b"GET", b"/", [], None)) as answer:
+            while more:
+                chunk, more = await answer.read()
+                body += chunk
+        await serving
+    assert len(body) == size
