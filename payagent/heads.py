@@ -3,7 +3,7 @@
 h11 reads them for the API, for the proxy and for httpx. It tries every way to part the blanks before a header's
 value from those behind it where the value is empty and the line is none: a line of 100 KB keeps all that the
 process does waiting for half a minute, since nothing else runs while a regular expression does. Here the blanks
-before a value are taken once.
+before a value are taken once (docs/decisions/0023).
 
 May import: h11. Never: changes what is a header and what is none.
 """

@@ -746,6 +746,7 @@ class Stage:
         shared = Path("/dev/shm")  # noqa: S108  a folder of our own is made in it
         self._folder = Path(tempfile.mkdtemp(prefix="payagent-sim-", dir=shared if shared.is_dir() else None))
         self._template = make_template(self._folder)
+        self._log_before = logging.root.manager.disable, structlog.get_config()
         logging.disable(logging.CRITICAL)
         self._world: World | None = None
         structlog.configure(
@@ -780,5 +781,9 @@ class Stage:
         raise structlog.DropEvent
 
     def close(self) -> None:
+        """The process's log and garbage are as they were."""
+        disabled, config = self._log_before
+        logging.disable(disabled)
+        structlog.configure(**config)
         gc.unfreeze()
         shutil.rmtree(self._folder, ignore_errors=True)

@@ -264,6 +264,8 @@ def test_a_field_that_can_only_be_a_note_is_let_be(note: object) -> None:
     [
         ('{"a": "\u00e4"}'.encode(), {"body": '{"a": "\u00e4"}'}),
         (b"\xff{}", {"body_base64": "/3t9"}),
+        (b"\0" * 65_536, {"body": "\0" * 65_536}),
+        (b"\0" * 65_537, {"body_base64": "AAAA" * 21_845 + "AAA="}),
     ],
 )
 def test_an_answer_is_recorded_byte_by_byte(raw: bytes, kept: dict[str, str]) -> None:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from http_kit import NO_TLS
 
 WANTED = 100
 Json = dict[str, Any]
@@ -84,10 +83,8 @@ class Client:
 
 async def run(orders: Json) -> list[Json]:
     async with (
-        httpx.AsyncClient(verify=NO_TLS, trust_env=False) as http,
-        httpx.AsyncClient(
-            transport=httpx.AsyncHTTPTransport(uds=orders["socket"], verify=NO_TLS), timeout=10
-        ) as daemon,
+        httpx.AsyncClient(trust_env=False) as http,
+        httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=orders["socket"]), timeout=10) as daemon,
     ):
         shop = Shop(http, orders["merchant_url"], orders["wallet"])
 
