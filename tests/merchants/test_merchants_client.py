@@ -18,7 +18,7 @@ from payagent.core.bounds import ANSWER_MAX_BYTES
 from payagent.core.problem import Refused
 from payagent.core.version import USER_AGENT
 from payagent.devnet.server import DevnetThread
-from payagent.merchants.client import BODY_MAX_BYTES, KEPT_MAX_BYTES, Heard, MerchantClient, Observed
+from payagent.merchants.client import BODY_MAX_BYTES, Heard, MerchantClient, Observed
 
 WALLET = "addr_test1 wallet&co"
 HEADERS = {"X-Partner": "demo", "api-key": "k1"}
@@ -142,13 +142,13 @@ async def test_a_body_is_kept_as_it_came_up_to_a_bound() -> None:
     async with open_shop(answer(200, long), GONE) as shop:
         observed = await ask(shop.origin)
     assert observed is not None
-    assert (observed.body, observed.said.remaining) == (long[:KEPT_MAX_BYTES].decode(), 5)
+    assert (observed.body, observed.said.remaining) == (long[:4096].decode(), 5)
     long += b" "
     endless = b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + long
     async with open_shop(endless, GONE) as shop:
         observed = await ask(shop.origin)
     assert observed is not None
-    assert (observed.body, observed.said.understood) == (long[:KEPT_MAX_BYTES].decode(), False)
+    assert (observed.body, observed.said.understood) == (long[:4096].decode(), False)
     async with open_shop(answer(200, b'{"remaining": 5, "x": "\xff"}'), GONE) as shop:
         observed = await ask(shop.origin)
     assert observed is not None
