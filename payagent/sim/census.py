@@ -59,6 +59,7 @@ LISTED = (
     "a fork of 16 blocks or more",
     "a ledger is put back that lacks what was sent",
     "a mempool drops a transaction",
+    "a merchant sends what it refused",
     "a merchant was handed a transaction and never sent it",
     "a ledger is searched for secrets",
     "a next invoice is paid on the same anchor",

@@ -33,6 +33,12 @@ CLIENT_PATIENCE_S = 60.0
 BROADCAST_S_MAX = 600.0
 """By then most of what was handed over is over, or was taken back."""
 
+TURNS_DOWN = "refuse_verify"
+"""The devnet's fault of that name: what could be settled is refused with a word that is final."""
+
+SENT_ALL_THE_SAME = 0.6
+"""How often what was refused is."""
+
 _STATUSES = ("confirmed", "consumed", "expired", "pending", "refunded")
 
 
@@ -130,7 +136,10 @@ class SimShop:
             raise UnreachedError
         if self._drawn("a merchant asks anew with another price", mix.merchant_rechallenges):
             self._reprice()
+        turned_down = self.shop.counts.faults[TURNS_DOWN]
         answer = await call_app(self._app, method, target, headers, body, f"{self.name}.example")
+        if self.shop.counts.faults[TURNS_DOWN] > turned_down:
+            self._send_all_the_same(headers)
         if 200 <= answer.status < 300 and "x-payment" in headers:
             self._story.reach("a merchant served a paid call")
         if self._drawn("a merchant's 502 after all was done", mix.merchant_broken):
@@ -149,6 +158,13 @@ class SimShop:
         """A proof that is a transaction itself has left the process, whether or not it arrives."""
         for raw in transactions_in(headers):
             self._released(raw, self.name)
+
+    def _send_all_the_same(self, headers: dict[str, str]) -> None:
+        """A refusal takes nothing back: whoever was handed a transaction has it."""
+        for raw in transactions_in(headers):
+            if self._drawn("a merchant sends what it refused", SENT_ALL_THE_SAME):
+                later_s = self._rng.random() * BROADCAST_S_MAX
+                asyncio.get_running_loop().call_later(later_s, self._net.submit_quietly, raw)
 
     def _reprice(self) -> None:
         """New invoices from here on: another id for the same call, and perhaps another price."""

@@ -21,6 +21,9 @@ UPKEPT = 0.15
 BY_FLUX, BY_X402_V1 = 0.08, 0.08
 """In how many seeds shops speak these, in place of the T Backend's dialect and of version 2."""
 
+TURNED_DOWN = 0.1
+"""In how many seeds facilitators turn down payments that they could settle."""
+
 Shops = tuple[ShopTerms, ...]
 Theme = Callable[[Random, Mix, Shops], dict[str, Any]]
 """Which fields of a plan it sets, and to what."""
@@ -199,6 +202,12 @@ def draw_dialects(seed: int, shops: Shops) -> dict[str, Any]:
     if drawn < BY_FLUX:
         return {"shops": tuple(replace(shop, dialect="flux", batch=1) for shop in shops), "topup": False}
     return {"x402_version": 1} if drawn < BY_FLUX + BY_X402_V1 else {}
+
+
+def draw_turned_down(seed: int) -> dict[str, Any]:
+    """How many payments each facilitator turns down. It draws by itself, as the dialects do."""
+    rng = Random(f"{seed} turned down")  # noqa: S311  a seed gives the same run again
+    return {"turned_down": rng.choice((1, 1, 2, 3))} if rng.random() < TURNED_DOWN else {}
 
 
 def draw_theme(rng: Random, mix: Mix, shops: Shops) -> dict[str, Any]:

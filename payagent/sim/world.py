@@ -50,10 +50,10 @@ from payagent.sim.mix import QUIET, Mix, draw_mix
 from payagent.sim.net import Net
 from payagent.sim.pools import Pools
 from payagent.sim.secrets import Canaries
-from payagent.sim.shops import SimShop, Transport
+from payagent.sim.shops import TURNS_DOWN, SimShop, Transport
 from payagent.sim.source import LIES, Habits, SimSource
 from payagent.sim.story import Story
-from payagent.sim.themes import draw_dialects, draw_theme, draw_upkeep
+from payagent.sim.themes import draw_dialects, draw_theme, draw_turned_down, draw_upkeep
 from payagent.sim.tokens import Beside, draw_asset
 from payagent.store import apps, events, payments, queries, records
 from payagent.store.committer import Committer, Job
@@ -163,6 +163,8 @@ class Plan:
     """What the shops sell for."""
 
     x402_version: int = 2
+    turned_down: int = 0
+    """How many payments that could be settled each facilitator turns down first."""
 
 
 def draw_plan(rng: Random) -> Plan:
@@ -231,6 +233,7 @@ class World:
         self.plan = replace(self.plan, **draw_upkeep(seed, self.plan.coins, self.plan.shops))
         self.plan = replace(self.plan, **draw_dialects(seed, self.plan.shops))
         self.plan = replace(self.plan, **draw_asset(seed, self.plan.shops))
+        self.plan = replace(self.plan, **draw_turned_down(seed))
         self.beside = Beside.of(seed, self.plan.asset)
         self.is_calm = self.is_away = False
         self.disk = Disk(folder, template)
@@ -316,7 +319,8 @@ class World:
             task.cancel()
 
     def _shop(self, name: str, terms: ShopTerms) -> SimShop:
-        x402 = X402(version=self.plan.x402_version)
+        count = self.plan.turned_down
+        x402 = X402(self.plan.x402_version, fault=TURNS_DOWN if count else None, fault_count=count or None)
         return SimShop(name, terms, x402, self.net, self.rng, self.story, self.mix, self._released)
 
     def _do(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:

@@ -21,6 +21,7 @@ import structlog
 from payagent.agent import (
     admission,
     carrying,
+    delivery_steps,
     desk,
     due,
     orders,
@@ -279,6 +280,21 @@ def _merchant_over_chain(stack: ExitStack) -> None:
             given_up(unit, payment_id, now_ms)
 
     put(stack, records, "set_merchant_status", set_merchant_status)
+
+
+@mutant("what a merchant refuses is over")
+def _refused_is_over(stack: ExitStack) -> None:
+    without_guards(stack)
+    real = delivery_steps.record_answer_to_retry
+
+    def record(unit: Any, payment_id: str, answer: Any, http_status: int, *rest: Any) -> float | None:
+        after_s = real(unit, payment_id, answer, http_status, *rest)
+        row = steps.row_of(unit, payment_id)
+        if row.refused and row.state is State.IN_FLIGHT:
+            given_up(unit, payment_id, rest[-1])
+        return after_s
+
+    put(stack, delivery_steps, "record_answer_to_retry", record)
 
 
 @mutant("what a facilitator keeps is not taken back")

@@ -18,6 +18,7 @@ SOON = (
     "built anew on BadInputs",
     "not found is void",
     "a hold is released when nobody answers",
+    "what a merchant refuses is over",
     "the intent's key is ignored",
     "no bound on the fee",
     "a fee is booked as the merchant's",
