@@ -1,4 +1,4 @@
-"""Where a call to a merchant may go: a public name never leads into a private network.
+"""Where a call to a merchant may go, and whom TLS trusts there: a public name never leads into a private network.
 
 A name is looked up once, what comes is judged, and the connection goes to an address that was judged: whoever
 answers for the name (DNS rebinding) can lead a call neither to this machine nor to its neighbours.
@@ -41,14 +41,19 @@ _NAT64_LOCAL = IPv6Network("64:ff9b:1::/48")  # RFC 8215
 def trusted() -> ssl.SSLContext:
     """Whom TLS trusts, as httpx has it ($SSL_CERT_FILE, $SSL_CERT_DIR).
 
-    One for the whole process: to read the certificates takes 25 ms and a megabyte.
+    One for the whole process: to read the certificates takes 25 ms and a megabyte. Refused, `config_invalid`, when
+    they cannot be read.
     """
     return _trusted(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
 
 
 @cache
-def _trusted(_file: str | None, _folder: str | None) -> ssl.SSLContext:
-    context = httpx.create_ssl_context()
+def _trusted(file: str | None, _folder: str | None) -> ssl.SSLContext:
+    try:
+        context = httpx.create_ssl_context()
+    except OSError as error:
+        reason = "it holds no certificate in PEM" if isinstance(error, ssl.SSLError) else error.strerror
+        raise Refused("config_invalid", f"$SSL_CERT_FILE names {file}: {reason}") from None
     context.set_alpn_protocols(["http/1.1"])  # all that is spoken here; httpcore says the same for its own calls
     return context
 

@@ -503,6 +503,19 @@ def test_a_wrong_passphrase_is_refused_and_not_repeated(folder: Path) -> None:
     assert not (folder / "s").exists(), "it listened before it knew that it can pay"
 
 
+@pytest.mark.parametrize("left", ["nothing", "no certificates"])
+def test_authorities_that_cannot_be_read_keep_the_daemon_from_starting(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, left: str
+) -> None:
+    authorities = folder / "authorities.pem"
+    if left != "nothing":
+        authorities.write_text("these are none")
+    monkeypatch.setenv("SSL_CERT_FILE", str(authorities))
+    code, talk = refused(folder)
+    assert (code, json.loads(talk.splitlines()[-1])["code"]) == (2, "config_invalid"), talk
+    assert f"SSL_CERT_FILE names {authorities}" in talk
+
+
 @pytest.mark.parametrize("left", ["nothing", "an empty file", "a first page"])
 def test_a_wallet_without_its_ledger_is_not_given_an_empty_one(folder: Path, left: str) -> None:
     """Also where a copy was made of ledger.db alone while all that it holds lay in ledger.db-wal."""
