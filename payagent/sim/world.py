@@ -303,7 +303,9 @@ class World:
         await asyncio.wait(wants, timeout=TROUBLE_S)
         await asyncio.sleep(max(self.plan.lasts_s, self.plan.calm_from_s - self.loop.time()))
         self._calm_down()
-        await asyncio.wait(wants, timeout=QUIET_MAX_S)
+        _, waiting = await asyncio.wait(wants, timeout=QUIET_MAX_S)
+        if waiting:
+            self.story.violate("I4", f"{len(waiting)} clients are never answered")
         await self._settle()
         life = await self.life()
         self.judge.at_rest(life.conn)
@@ -544,7 +546,8 @@ class World:
         """The daemon is stopped over a long weekend, and the chain goes on."""
         self.story.reach("the daemon is off until time limits are over")
         self.story.tell("the daemon is stopped for a long time")
-        self._life, self._started, self.is_away = None, asyncio.Event(), True
+        self._life, self.is_away = None, True
+        self._started.clear()
         await life.stop()
         await asyncio.sleep(AWAY_S)
         self.is_away = False
@@ -587,7 +590,7 @@ class World:
 
     def died(self, why: str) -> None:
         self._life = None
-        self._started = asyncio.Event()
+        self._started.clear()  # another one in its place would leave whoever waits for this one waiting for ever
         self.loop.call_later(self.rng.random() * 90, self._start)
 
     def _maybe_die(self) -> None:
