@@ -19,7 +19,7 @@ from payagent.core import ledger
 from payagent.core.ledger import EXTERNAL, HELD, WALLET
 from payagent.store import books, journal
 from payagent.store.journal import EntryRow
-from payagent.store.schema import changed_views, missing_guards
+from payagent.store.schema import changed_views, lacking_migrations, missing_guards
 from payagent.store.unit import Connection
 
 _OF_NO_PAYMENT = ("deposit", "undeposit", "use", "unuse", "foreign", "unforeign")
@@ -51,6 +51,9 @@ def verify(conn: Connection, owner: Owner, noted: Head | None = None) -> Iterato
 
 
 def _guards(conn: Connection) -> Iterator[Finding]:
+    if lacking := lacking_migrations(conn):
+        told = "it is of an older payagent: use that one, or start this one on it, which brings it up to date"
+        yield Finding("_sqlite_migrations", ", ".join(lacking), told)
     for name in missing_guards(conn):
         yield Finding("sqlite_master", name, "the trigger that guards a table is not there as it was made")
     for name in books.other_triggers(conn):

@@ -37,7 +37,7 @@ from payagent.settings.tables import Settings
 from payagent.store import about, events, journal, merchants, spending
 from payagent.store.opening import require_ledger
 from payagent.store.room import room_problem
-from payagent.store.schema import missing_guards
+from payagent.store.schema import lacking_migrations, missing_guards
 from payagent.wallet.keystore import read_header
 from payagent.webhook import signing_key
 
@@ -121,11 +121,14 @@ def _ledger(settings: Settings) -> str:
     """Opened read-only: its tables' guards are there, it balances, its events are one chain, and it is ours."""
     path = settings.data_dir / LEDGER_FILE
     with opened(path) as conn:
-        missing, broken = missing_guards(conn), events.broken_event(conn)
+        lacking, missing, broken = lacking_migrations(conn), missing_guards(conn), events.broken_event(conn)
         known = {key: about.meta(conn, key) for key in ("network", "address")}
         sums: dict[str, int] = {}
         for _account, asset, units in journal.added_up(conn):
             sums[asset] = sums.get(asset, 0) + units
+    if lacking:
+        told = f"{path} is of an older payagent (it lacks {', '.join(lacking)})"
+        raise Refused("store_failed", f"{told}: this one brings it up to date when it starts")
     if missing:
         raise Refused("store_failed", f"{path} lacks the triggers {', '.join(missing)}")
     if any(sums.values()):

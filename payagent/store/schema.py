@@ -77,6 +77,11 @@ def newer_migrations(conn: sqlite3.Connection) -> list[str]:
     return [one.name for one in migrations.applied(Database(conn)) if one.name not in _known_migrations()]
 
 
+def lacking_migrations(conn: sqlite3.Connection) -> list[str]:
+    """The names of changes that this payagent makes to a database when it first opens it for writing."""
+    return sorted(_known_migrations() - {one.name for one in migrations.applied(Database(conn))})
+
+
 @cache
 def _known_migrations() -> frozenset[str]:
     with closing(sqlite3.connect(":memory:")) as empty:

@@ -12,7 +12,19 @@ from pathlib import Path
 import pytest
 from agent import test_agent_chain as chain
 from agent_kit import ADA, DEVNET, World, with_terms, world_with_clock
-from audit.books_kit import Past, append, copy_of, findings, fresh, head_of, tamper, told, unguarded
+from audit.books_kit import (
+    LAST_MIGRATION,
+    Past,
+    append,
+    copy_of,
+    findings,
+    fresh,
+    head_of,
+    of_an_older_payagent,
+    tamper,
+    told,
+    unguarded,
+)
 from page_kit import blocks
 
 from payagent.audit.signed import Owner
@@ -434,6 +446,15 @@ def test_a_view_that_tells_something_else_is_named(lived: Past, tmp_path: Path) 
         ("sqlite_master", "v_spend"),
         ("sqlite_master", "v_prepaid"),
     ]
+
+
+def test_a_ledger_of_an_older_payagent_is_said_to_be_one(lived: Past, tmp_path: Path) -> None:
+    """Nobody has changed its views who should not have: the first start of this one does."""
+    path = fresh(lived.path, tmp_path)
+    of_an_older_payagent(path)
+    first, *rest = findings(path, lived.owner)
+    assert (first.row, "of an older payagent" in first.what) == (LAST_MIGRATION, True)
+    assert [one.row for one in rest] == ["v_prepaid"]
 
 
 OF_NOTHING = [

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from agent_kit import ADA, DEVNET, Clock, Relay, World
-from audit.books_kit import findings
+from audit.books_kit import findings, of_an_older_payagent
 from backup.backup_kit import NOBODY, listing, put_back, settings_of, taken
 
 from payagent.agent.chainview import QUIET_MS
@@ -80,6 +80,15 @@ async def test_a_backup_of_an_older_payagent_is_put_back_too(world: World, tmp_p
     again, restored = await put_back(world, tmp_path / "then.tar")
     assert (restored.manifest.head, restored.manifest.payments) == (manifest.head, 1)
     assert findings(again.folder / LEDGER, Owner(world.account.address, DEVNET)) == []
+
+
+async def test_of_an_older_payagents_ledger_the_older_one_makes_the_backup(world: World) -> None:
+    """One by the new payagent would be none that the older one takes."""
+    await lost_payment(world)
+    of_an_older_payagent(world.folder / LEDGER)
+    with pytest.raises(Refused, match="of an older payagent: use that one, or start this one") as caught:
+        taken(world, "second.tar")
+    assert caught.value.code == "backup_invalid"
 
 
 async def test_what_is_put_back_is_private_and_leaves_nothing_beside_it(world: World) -> None:

@@ -11,6 +11,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
+from audit.books_kit import of_an_older_payagent
 
 from payagent.core.problem import Refused
 from payagent.store import about
@@ -440,10 +441,8 @@ def test_a_ledger_of_the_rules_before_gets_those_of_now(path: Path) -> None:
 
 def test_a_ledger_of_the_views_before_gets_those_of_now(path: Path) -> None:
     Writer(path).close()
+    of_an_older_payagent(path)
     with closing(sqlite3.connect(path)) as conn, conn:
-        conn.execute("DROP VIEW v_prepaid")
-        conn.execute("CREATE VIEW v_prepaid AS SELECT remaining AS merchant_says FROM prepaid_observations")
-        conn.execute("DELETE FROM _sqlite_migrations WHERE name LIKE 'm003_%'")
         assert changed_views(conn) == ["v_prepaid"]
     Writer(path).close()
     with closing(sqlite3.connect(path)) as conn, conn:
