@@ -145,7 +145,7 @@ def _require_own_page(request: Request, origin: str) -> None:
 def _asked(desk: Desk, row: PaymentRow, approval: Approval) -> list[Row]:
     at_most = payments.hold(desk.conn, row.id, "ask")
     told = approval_view(approval, row, at_most, None) | decider_view(desk, row)
-    return list(_rows(row, told, approval))
+    return [("network", desk.terms.network.name), *_rows(row, told, approval)]
 
 
 def _rows(row: PaymentRow, told: Json, approval: Approval) -> Iterable[Row]:
