@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,11 @@ _PACKAGES = (
     "h11",
     "blockfrost-python",
 )
+
+_MARKERS, _HATCHES = "os^vDPX*<>", ("", "//", "||", "xx", "\\\\", "--", "++")
+"""So that nobody needs colours to tell a plot's lines and pieces apart."""
+_LEGEND: Json = {"loc": "outside lower center", "ncols": 3, "frameon": False}
+"""Beside what is drawn, and covers none of it."""
 
 
 def about_the_run() -> Json:
@@ -142,10 +148,10 @@ def _draw(plot: Json, folder: Path) -> Path:
     with mpl.rc_context({"svg.hashsalt": plot["name"], "svg.fonttype": "none", "font.size": 9}):
         figure = Figure(figsize=(7, 4), layout="constrained")
         axes = figure.add_subplot()
-        for name, points in plot["lines"].items():
+        for (name, points), marker in zip(plot["lines"].items(), cycle(_MARKERS)):
             ours = name.startswith("payagent")
             axes.plot(
-                [x for x, _ in points], [y for _, y in points], label=name, marker="o", markersize=4,
+                [x for x, _ in points], [y for _, y in points], label=name, marker=marker, markersize=5,
                 linewidth=2.5 if ours else 1.2,
             )  # fmt: skip
         axes.set(title=plot["title"], xlabel=plot["x"], ylabel=plot["y"])
@@ -153,7 +159,7 @@ def _draw(plot: Json, folder: Path) -> Path:
         axes.set_yscale("log" if plot["log_y"] else "linear")
         axes.grid(True, which="major", alpha=0.3)
         if len(plot["lines"]) > 1:
-            axes.legend()
+            figure.legend(**_LEGEND)
         path = folder / _file(plot)
         figure.savefig(path, metadata={"Date": None})
     return path
@@ -165,17 +171,17 @@ def _stack(told: Json, folder: Path) -> Path:
     from matplotlib.figure import Figure
 
     with mpl.rc_context({"svg.hashsalt": told["name"], "svg.fonttype": "none", "font.size": 9}):
-        figure = Figure(figsize=(8, 1.2 + 0.7 * len(told["bars"])), layout="constrained")
+        figure = Figure(figsize=(8, 1.6 + 0.7 * len(told["bars"])), layout="constrained")
         axes = figure.add_subplot()
         pieces = list(dict.fromkeys(name for bar in told["bars"].values() for name in bar))
         left = dict.fromkeys(told["bars"], 0.0)
-        for name in pieces:
+        for name, hatch in zip(pieces, cycle(_HATCHES)):
             widths = [bar.get(name, 0.0) for bar in told["bars"].values()]
-            axes.barh(list(told["bars"]), widths, left=list(left.values()), label=name)
+            axes.barh(list(told["bars"]), widths, left=list(left.values()), label=name, hatch=hatch)
             left = {bar: start + width for (bar, start), width in zip(left.items(), widths, strict=True)}
         axes.invert_yaxis()
         axes.set(title=told["title"], xlabel=told["unit"])
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.35), ncols=3, frameon=False)
+        figure.legend(**_LEGEND)
         path = folder / _file(told)
         figure.savefig(path, metadata={"Date": None})
     return path

@@ -198,7 +198,8 @@ class Carrying:
         if row.state is State.CANCELLING and self._is_all_there(row):
             return row
         if row.state is not State.RESERVED and (row.state, Event.CANCEL) not in TRANSITIONS:
-            raise Refused("illegal_transition", f"a payment that is {row.state} has no coins to take back")
+            ends = f"; payagent payments deny {row.id} ends it" if row.state is State.AWAITING_APPROVAL else ""
+            raise Refused("illegal_transition", f"a payment that is {row.state} has no coins to take back{ends}")
         if row.id in self._signing.claimed:
             raise Refused("not_signed_yet", f"{row.id} is being signed at this moment", payment=row.id)
         with self._signing.claim(row.id):

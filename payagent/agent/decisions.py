@@ -1,6 +1,6 @@
 """Decisions: a person's word on a payment that awaits it, and the end of those on which nobody decided in time.
 
-May import: core.problem, store, agent.desk, .orders, .questions, .sending, .signing, structlog. Never: asks
+May import: core, store, agent.desk, .orders, .questions, .sending, .signing, structlog. Never: asks
 anybody (agent.questions does); decides by itself whether to pay.
 """
 
@@ -15,7 +15,9 @@ from payagent.agent.orders import Approver
 from payagent.agent.questions import note_refused
 from payagent.agent.sending import Sending
 from payagent.agent.signing import NOT_SIGNED, Signing
-from payagent.core.problem import Refused
+from payagent.core.payment import State
+from payagent.core.problem import STILL_ASKED, Refused
+from payagent.store import payments
 from payagent.store.payments import PaymentRow
 from payagent.store.unit import Unit
 
@@ -72,6 +74,9 @@ class Decisions:
         except Refused as refusal:
             now_ms, why = self._desk.ports.clock.now_ms(), refusal
             await self._desk.write("refuse", lambda unit: note_refused(unit, payment_id, by, why, now_ms))
+            row = payments.payment(self._desk.conn, payment_id)
+            if row is not None and row.state is State.AWAITING_APPROVAL:
+                refusal.money = STILL_ASKED
             raise
 
     async def deny_what_is_over(self) -> None:

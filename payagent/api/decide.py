@@ -14,19 +14,23 @@ from html import escape
 
 from fastapi import APIRouter
 from starlette.requests import Request
-from starlette.responses import HTMLResponse
+from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from payagent.agent.agent import Agent
 from payagent.agent.desk import Desk
+from payagent.agent.limits import names_of
 from payagent.agent.links import PREFIX, Links
 from payagent.agent.orders import Approver
 from payagent.api.approvals import decider_view
 from payagent.api.problems import Json
 from payagent.api.views import approval_view
-from payagent.core.money import LOVELACE, format_ada
-from payagent.core.problem import Refused
+from payagent.core.money import format_ada, format_amount
+from payagent.core.payment import STATES_IN_WORDS
+from payagent.core.policy import Window
+from payagent.core.problem import PROBLEMS, Refused
+from payagent.core.times import iso_time
 from payagent.store import approvals, payments
-from payagent.store.approvals import Approval
+from payagent.store.approvals import Approval, Decided
 from payagent.store.payments import PaymentRow
 
 _STYLE = (
@@ -49,6 +53,12 @@ _HEADERS = {
 _WHO = "links"
 """Whom all who come by links are counted as, for how much may be asked at once."""
 
+_HEADINGS = {
+    "approved": "The payment was approved",
+    "denied": "The payment was denied",
+    "timed_out": PROBLEMS["approval_timed_out"].title,
+}
+
 Row = tuple[str, str]
 
 router = APIRouter(include_in_schema=False)
@@ -63,15 +73,15 @@ async def show(request: Request, payment_id: str, way: str, signature: str) -> H
         return _unknown()
     row, approval = found
     if (decided := approvals.decided(desk.conn, row.id)) is not None:
-        words = decided.decision.replace("_", " ")
-        return _page(f"The payment was {words}", [("payment", row.id), ("state", str(row.state))])
+        return _page(_HEADINGS[decided.decision], _outcome(desk, row, decided))
     return _page(f"{way.capitalize()} this payment?", _asked(desk, row, approval), way)
 
 
 @router.post(PREFIX + "{payment_id}/{way}/{signature}")
-async def decide(request: Request, payment_id: str, way: str, signature: str) -> HTMLResponse:
-    """The form of the page above, and no other."""
+async def decide(request: Request, payment_id: str, way: str, signature: str) -> Response:
+    """The form of the page above, and no other. It leads back there: to load that again sends no form again."""
     agent: Agent = request.app.state.agent
+    desk = agent.desk
     found = _found(request, payment_id, way, signature)
     if found is None:
         return _unknown()
@@ -79,13 +89,32 @@ async def decide(request: Request, payment_id: str, way: str, signature: str) ->
     _require_own_page(request, links.origin)
     by = Approver("link", terms_hash=found[1].terms_hash)
     try:
-        row = await (agent.decisions.approve if way == "approve" else agent.decisions.deny)(payment_id, by)
+        await (agent.decisions.approve if way == "approve" else agent.decisions.deny)(payment_id, by)
     except Refused as refused:
-        agent.desk.refusals[refused.code] += 1
-        rows = [("why", refused.detail), ("money", refused.problem.money), ("what to do", refused.problem.fix)]
-        return _page(refused.problem.title, rows, status=refused.problem.status)
-    done = "approved" if way == "approve" else "denied"
-    return _page(f"The payment is {done}", [("payment", row.id), ("state", str(row.state))])
+        desk.refusals[refused.code] += 1
+        return _page(refused.problem.title, _refused(desk, refused, found[1]), status=refused.problem.status)
+    return RedirectResponse(request.url.path, 303, _HEADERS)
+
+
+def _refused(desk: Desk, refused: Refused, approval: Approval) -> Iterable[Row]:
+    """Why a decision was not carried out; what was decided, where that is why."""
+    if (decided := approvals.decided(desk.conn, approval.payment_id)) is not None:
+        yield from _outcome(desk, desk.payment(approval.payment_id), decided)
+        return
+    yield "why", refused.detail
+    yield "money", refused.money
+    yield "what to do", refused.problem.fix
+    yield "open until", f"{iso_time(approval.ends_at_ms)}: until then the link may be opened again"
+
+
+def _outcome(desk: Desk, row: PaymentRow, decided: Decided) -> Iterable[Row]:
+    """What was decided, and what has become of the payment."""
+    by = {"link": ", by a link", "token": f", by {dict(names_of(desk)).get(decided.by_app or '')}", "clock": ""}
+    yield decided.decision.replace("_", " "), iso_time(decided.at_ms) + by[decided.via]
+    if row.reason is not None:
+        yield "why", row.reason
+    yield "money", STATES_IN_WORDS[row.state]
+    yield "payment", row.id
 
 
 def _found(request: Request, payment_id: str, way: str, signature: str) -> tuple[PaymentRow, Approval] | None:
@@ -116,7 +145,7 @@ def _require_own_page(request: Request, origin: str) -> None:
 def _asked(desk: Desk, row: PaymentRow, approval: Approval) -> list[Row]:
     at_most = payments.hold(desk.conn, row.id, "ask")
     told = approval_view(approval, row, at_most, None) | decider_view(desk, row)
-    return list(_rows(row, told, approval))
+    return [("network", desk.terms.network.name), *_rows(row, told, approval)]
 
 
 def _rows(row: PaymentRow, told: Json, approval: Approval) -> Iterable[Row]:
@@ -129,29 +158,36 @@ def _rows(row: PaymentRow, told: Json, approval: Approval) -> Iterable[Row]:
     plan = approval.plan
     outputs = plan["outputs"]
     for output in outputs if isinstance(outputs, list) else []:
-        tokens = "".join(f", {units} of {asset}" for asset, units in output["assets"].items())
+        tokens = "".join(f", {format_amount(asset, int(units))}" for asset, units in output["assets"].items())
         yield output["role"], f"{format_ada(int(output['lovelace']))}{tokens} to {output['address']}"
     yield "fee", format_ada(int(str(plan["fee"])))
     at_most = told["at_most"]
     for asset, units in at_most.items() if isinstance(at_most, dict) else ():
-        yield "at most", format_ada(int(units)) if asset == LOVELACE else f"{units} of {asset}"
+        yield "at most", format_amount(asset, int(units))
     limits = told["limits"]
     for limit in limits if isinstance(limits, list) else ():
-        of = " ".join(str(limit[part]) for part in ("app", "merchant") if limit[part])
-        left = format_ada(int(limit["left"])) if limit["asset"] == LOVELACE else f"{limit['left']}"
-        yield f"left {limit['limit'].replace('_', ' ')} {of}".rstrip(), left
+        yield _limit_name(limit), format_amount(limit["asset"], int(limit["left"]))
     history = told["history"]
     if isinstance(history, dict):
-        yield "paid there before", f"{history['paid']} times, last {history['last_at'] or 'never'}"
+        last_at = history["last_at"]
+        yield "paid there before", "never" if last_at is None else f"{history['paid']} times, last {last_at}"
     yield "open until", str(told["ends_at"])
     yield "payment", row.id
     yield "terms", approval.terms_hash
 
 
+def _limit_name(limit: Json) -> str:
+    """What waits counts already in all that a limit leaves over a time."""
+    of = " ".join(str(limit[part]) for part in ("app", "merchant") if limit[part])
+    name = f"{str(limit['limit']).replace('_', ' ')}{' of ' + of if of else ''}"
+    return f"most {name}" if limit["limit"] == Window.PAYMENT else f"left {name} once it is paid"
+
+
 def _unknown() -> HTMLResponse:
     """Of no link of ours it is told what is wrong with it."""
-    fix = "payagent payments list --state awaiting_approval"
-    return _page("There is no such link", [("what to do", fix)], status=404)
+    fix = "Open the whole link. What waits is shown by: payagent payments list --state awaiting_approval"
+    rows = [("money", "Nothing was decided by it."), ("what to do", fix)]
+    return _page("There is no such link", rows, status=404)
 
 
 def _page(title: str, rows: Iterable[Row], button: str | None = None, status: int = 200) -> HTMLResponse:

@@ -41,7 +41,7 @@ def problem_of(refused: Refused, request_id: str) -> Json:
         "instance": f"urn:payagent:request:{request_id}",
         "code": refused.code,
         "retryable": row.retryable,
-        "money": row.money,
+        "money": refused.money,
         "fix": row.fix,
     }
 

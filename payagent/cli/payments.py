@@ -20,24 +20,9 @@ from payagent.cli.options import (
 from payagent.cli.pay import in_words, show_outputs
 from payagent.cli.terminal import Terminal
 from payagent.core.money import LOVELACE
-from payagent.core.payment import State
+from payagent.core.payment import STATES_IN_WORDS, State
 from payagent.core.times import iso_time
 
-STATES_IN_WORDS = {
-    "received": "received, and not decided yet",
-    "awaiting_approval": "waits for a person to approve it",
-    "reserved": "within the limits; its money is held, nothing is signed yet",
-    "signed": "signed and durable; it is about to be sent",
-    "in_flight": "sent; nothing is known until a block shows it, so its money stays held",
-    "in_block": "in a block, not yet deep enough to count as confirmed",
-    "confirmed": "confirmed on the chain and posted in the ledger",
-    "settled": "final: no rollback reaches it any more",
-    "replacing": "is being sent anew on the same anchor, so that only one can land",
-    "cancelling": "is being cancelled: its anchor goes back to the wallet",
-    "void": "void: nothing of it can land any more, the money is free again",
-    "rejected": "rejected; nothing was signed",
-    "denied": "denied, or nobody decided in time; nothing was signed",
-}
 DELIVERIES_IN_WORDS = {
     "not_presented": "the retry was not reported yet",
     "presented": "the proof was presented and not accepted yet",

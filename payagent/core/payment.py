@@ -30,6 +30,24 @@ class State(StrEnum):
     DENIED = "denied"
 
 
+STATES_IN_WORDS = {
+    State.RECEIVED: "received, and not decided yet",
+    State.AWAITING_APPROVAL: "waits for a person to approve it",
+    State.RESERVED: "within the limits; its money is held, nothing is signed yet",
+    State.SIGNED: "signed and durable; it is about to be sent",
+    State.IN_FLIGHT: "sent; nothing is known until a block shows it, so its money stays held",
+    State.IN_BLOCK: "in a block, not yet deep enough to count as confirmed",
+    State.CONFIRMED: "confirmed on the chain and posted in the ledger",
+    State.SETTLED: "final: no rollback reaches it any more",
+    State.REPLACING: "is being sent anew on the same anchor, so that only one can land",
+    State.CANCELLING: "is being cancelled: its anchor goes back to the wallet",
+    State.VOID: "void: nothing of it can land any more, the money is free again",
+    State.REJECTED: "rejected; nothing was signed",
+    State.DENIED: "denied, or nobody decided in time; nothing was signed",
+}
+"""What each means for the money, told to people."""
+
+
 class Event(StrEnum):
     """What happened. Only positive evidence is an event; that nobody answered is none (rule 4)."""
 

@@ -28,7 +28,10 @@ class Problem:
 
 
 class Refused(Exception):  # noqa: N818  the design's word for what it is
-    """payagent will not do what was asked. `code` names a row of PROBLEMS; `context` is shown, so no secrets."""
+    """payagent will not do what was asked. `code` names a row of PROBLEMS; `context` is shown, so no secrets.
+
+    `money` is the row's, until who knows better says otherwise.
+    """
 
     def __init__(self, code: str, detail: str, **context: object) -> None:
         if code not in PROBLEMS:
@@ -37,6 +40,7 @@ class Refused(Exception):  # noqa: N818  the design's word for what it is
         self.code = code
         self.detail = detail
         self.context = context
+        self.money = self.problem.money
 
     @property
     def problem(self) -> Problem:
@@ -56,7 +60,7 @@ def own_order(**context: object) -> Iterator[None]:
 
 EXIT_INVOICE = 3
 """The exit code of what is wrong with a merchant's 402, as the merchant would be told it."""
-_ASKED = "Nothing was signed; while it waits for a decision it counts against the limits."
+STILL_ASKED = "Nothing was signed; while it waits for a decision it counts against the limits."
 _SENDER = "Tell the merchant: its 402 is not one that payagent can pay safely."
 _ADDRESS = "Only key addresses of CIP-19 types 0 and 6 on the configured network are paid. " + _SENDER
 
@@ -86,7 +90,7 @@ PROBLEMS: dict[str, Problem] = {
         "The invoice pays an address that is not known of this merchant",
         "Ask the merchant, by another way than its 402, whether the address is its own. If it is, let the payment "
         "go on (payagent payments approve ID); from then on the address is known.",
-        money=_ASKED,
+        money=STILL_ASKED,
     ),
     "address_own": Problem(422, 3, "The invoice pays this wallet itself", _SENDER),
     "address_pointer": Problem(422, 3, "A pointer address", _ADDRESS),
@@ -272,7 +276,13 @@ PROBLEMS: dict[str, Problem] = {
         "Nothing is overwritten: give another path, or move the file away.",
         money="",
     ),
-    "forbidden": Problem(403, 5, "The token may not do this", "Use a token with the needed scope.", money=""),
+    "forbidden": Problem(
+        403,
+        5,
+        "The token may not do this",
+        "Use a token with the needed scope; where an app has ended, payagent app token NAME lets it in again.",
+        money="",
+    ),
     "funds_in_flight": Problem(
         503,
         7,
@@ -613,7 +623,7 @@ PROBLEMS: dict[str, Problem] = {
         "The call costs more than what was agreed to for it, or is priced in another asset",
         "If the price is right, let the payment go on (payagent payments approve ID); from then on prices are "
         "measured by this one. merchants.NAME.drift_percent says how much more is let through.",
-        money=_ASKED,
+        money=STILL_ASKED,
     ),
     "receipt_invalid": Problem(
         422,

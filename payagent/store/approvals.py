@@ -108,8 +108,7 @@ def denied_between(
 def standing_at(conn: sqlite3.Connection, origin: str, but: str) -> dict[State, tuple[int, int]]:
     """Payments to a merchant except this one: for each state, how many there are and when the newest was made."""
     rows = conn.execute(
-        "SELECT p.state, COUNT(*), MAX(p.created_at_ms) FROM payments p JOIN intents i ON i.id = p.intent_id "
-        "WHERE i.origin = ? AND p.id <> ? GROUP BY p.state",
+        "SELECT state, COUNT(*), MAX(created_at_ms) FROM payments WHERE origin = ? AND id <> ? GROUP BY state",
         (origin, but),
     )
     return {State(state): (count, newest_ms) for state, count, newest_ms in rows}

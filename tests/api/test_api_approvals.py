@@ -137,6 +137,13 @@ async def test_only_an_operator_decides_on_its_own_payment_and_who_only_pays_on_
     assert (await both.post(f"/v1/payments/{other['id']}/approve", json={})).status_code == 200
 
 
+async def test_a_question_is_not_resolved_and_who_tries_is_told_what_ends_it(api: Api) -> None:
+    asked = await ask(api)
+    refused = await api.http.post(f"/v1/payments/{asked['id']}/resolve", json={})
+    assert (refused.status_code, refused.json()["code"]) == (409, "illegal_transition")
+    assert f"payagent payments deny {asked['id']}" in refused.json()["detail"]
+
+
 async def test_a_refusal_leaves_the_question_open(api: Api) -> None:
     asked = await ask(api)
     await api.http.post("/v1/limits", json={"limits": {"per_payment": "1000000"}})

@@ -2,11 +2,13 @@
 
 import importlib.machinery
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+PLOTS = sorted((ROOT / "docs/evidence").glob("*.svg"))
 
 
 def load_script() -> dict[str, object]:
@@ -21,3 +23,13 @@ def load_script() -> dict[str, object]:
 @pytest.mark.parametrize("name", sorted(load_script()))
 def test_a_made_page_is_what_the_code_says(name: str) -> None:
     assert (ROOT / "docs" / name).read_text(encoding="utf-8") == load_script()[name](), "run scripts/docs"
+
+
+@pytest.mark.parametrize("plot", PLOTS, ids=lambda plot: str(plot.name))
+def test_no_word_of_a_plot_is_cut_off(plot: Path) -> None:
+    text = plot.read_text(encoding="utf-8")
+    box = re.search(r'viewBox="0 0 [\d.]+ ([\d.]+)"', text)
+    assert box is not None
+    feet = re.findall(r'<text style="font-size: ([\d.]+)px[^>]* y="([\d.]+)"[^>]*>([^<]+)<', text)
+    assert feet
+    assert [word for size, y, word in feet if float(y) + float(size) / 4 > float(box[1])] == []

@@ -16,7 +16,7 @@ from payagent.agent import scan
 from payagent.agent.scan import Spend
 from payagent.chain.source import Movement, TxSeen
 from payagent.core.prepaid import CALLS
-from payagent.store import apps, opening, payments, prepaid, topups
+from payagent.store import approvals, apps, opening, payments, prepaid, topups
 from payagent.store.readers import Readers
 from payagent.store.unit import Connection, Unit
 from payagent.wallet.coins import Coins
@@ -103,6 +103,9 @@ def test_a_page_takes_as_much_after_many_as_after_few(tmp_path: Path) -> None:
                 with counted(conn) as steps:
                     payments.payments_page(conn, limit=50, **every | asked)
                 told[name].append(steps[0])
+            with counted(conn) as steps:
+                approvals.standing_at(conn, "https://nobody.example", "pay_new")
+            told.setdefault("of a question about a new merchant", []).append(steps[0])
     for name, (few, many) in told.items():
         assert many <= few * GROWTH_MAX, name
 
