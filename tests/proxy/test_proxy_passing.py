@@ -483,6 +483,36 @@ async def test_a_client_that_hangs_up_in_a_stream_ends_it(at: Place) -> None:
             await hung_up.wait()
 
 
+async def test_a_client_that_hangs_up_while_the_merchant_takes_no_more_of_its_body_ends_the_answer(
+    at: Place,
+) -> None:
+    """What it sent and nobody took stands before the end of its connection."""
+    hung_up = asyncio.Event()
+
+    async def go_on(heard: Heard) -> None:
+        await heard.say(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        try:
+            while True:
+                await heard.say_chunk(b"data: 1\n\n")
+                await asyncio.sleep(0.01)
+        finally:
+            hung_up.set()
+
+    at.peer.answers["/chat"] = go_on
+    async with at.wire() as wire:
+        wire.writer.write(at.call(method="POST", body=b"x" * 30_000_000))
+        await wire.head()
+        left, still = 0, 0
+        while still < 100:  # until nobody takes any more
+            await wire.chunk()
+            before, left = left, wire.writer.transport.get_write_buffer_size()
+            still = still + 1 if left == before else 0
+        assert left
+        wire.hang_up()
+        async with asyncio.timeout(10):
+            await hung_up.wait()
+
+
 async def test_connections_are_kept_and_replaced_when_the_merchant_closed_them(at: Place) -> None:
     for _ in range(3):
         assert (await at.ask()).body == b"ok"
