@@ -5,16 +5,17 @@ import gzip
 import hashlib
 import json
 import time
+from collections.abc import AsyncIterator
 from contextlib import suppress
 
 import pytest
 from agent_kit import World
 from canaries import plant
-from proxy_kit import OK, Heard, Place, place, saying
+from proxy_kit import OK, Heard, Peer, Place, place, saying
 from turns_kit import turns
 
 from payagent.proxy.door import Bounds
-from payagent.proxy.upstream import Call, Target, _Line
+from payagent.proxy.upstream import Call, Target, Upstream, _Line
 
 FOREIGN = "Bearer sk-an-authorization-for-the-merchant"
 
@@ -511,6 +512,37 @@ async def test_a_client_that_hangs_up_while_the_merchant_takes_no_more_of_its_bo
         wire.hang_up()
         async with asyncio.timeout(10):
             await hung_up.wait()
+
+
+async def test_a_client_that_hangs_up_as_its_upload_is_stopped_leaves_no_connection_behind() -> None:
+    """The merchant has answered before it had the body, and keeps its side open."""
+    stopping, hung_up = asyncio.Event(), asyncio.Event()
+
+    class Upload:
+        async def chunks(self) -> AsyncIterator[bytes]:
+            try:
+                yield b"begun"
+                await hung_up.wait()
+            finally:
+                stopping.set()
+                await hung_up.wait()
+
+    async def answer(heard: Heard) -> None:
+        await heard.say(OK)
+        await heard.until_hung_up()
+        hung_up.set()
+
+    async def call(upstream: Upstream) -> None:
+        async with upstream.call(Call(b"POST", b"/chat", [], Upload())) as answered:
+            await answered.peek(100)
+
+    async with Peer().running() as peer, asyncio.timeout(10):
+        peer.answers["/chat"] = answer
+        calling = asyncio.create_task(call(Upstream(Target.of_origin(peer.url), 5)))
+        await stopping.wait()
+        calling.cancel()
+        await asyncio.wait((calling,))
+        await hung_up.wait()
 
 
 async def test_connections_are_kept_and_replaced_when_the_merchant_closed_them(at: Place) -> None:
