@@ -10,7 +10,7 @@ import os
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 
@@ -58,8 +58,25 @@ def _trusted(file: str | None, _folder: str | None) -> ssl.SSLContext:
     return context
 
 
-async def system_lookup(host: str, port: int) -> Sequence[str]:
-    """The addresses that the machine's resolver gives."""
+class SystemLookup:
+    """The addresses that the machine's resolver gives; of one host one question is under way at a time.
+
+    A question holds one of a few threads until it is answered, though who asked has given up: a host of which no
+    name server tells must not hold them all, and keep all others waiting.
+    """
+
+    def __init__(self) -> None:
+        self._under_way: dict[tuple[str, int], asyncio.Task[Sequence[str]]] = {}
+
+    async def __call__(self, host: str, port: int) -> Sequence[str]:
+        place = (host, port)
+        if place not in self._under_way:
+            self._under_way[place] = asyncio.create_task(_looked_up(host, port))
+            self._under_way[place].add_done_callback(lambda _: self._under_way.pop(place))
+        return await asyncio.shield(self._under_way[place])
+
+
+async def _looked_up(host: str, port: int) -> Sequence[str]:
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(address[0]) for *_, address in found))
 
@@ -97,7 +114,7 @@ class Egress:
     """`private_hosts` are the names that the operator allows to lead into a private network."""
 
     private_hosts: frozenset[str] = frozenset()
-    lookup: Lookup = system_lookup
+    lookup: Lookup = field(default_factory=SystemLookup)
 
     async def addresses(self, host: str, port: int) -> Sequence[str]:
         """Where a call to a merchant's host may go. OSError as the lookup.

@@ -7,8 +7,11 @@ party can cause is never logged at error.
 
 import base64
 import logging
-from collections.abc import Mapping
+import os
+import select
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from io import UnsupportedOperation
 from typing import Any, TextIO, cast
 
 import structlog
@@ -17,6 +20,9 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 REDACTED = "[redacted]"
 REPEATED_EVERY_S = 30
 REPEATED_MAX = 256
+READER_PATIENCE_S = 1.0
+"""How long a log that takes nothing is waited for, until it takes something again."""
+
 _TALKATIVE = ("httpx", "httpcore")  # they tell of every call at info
 SECRET_LENGTH_MIN = 8  # a shorter value would cut innocent words out of every line
 
@@ -71,22 +77,73 @@ class Redactor:
 
 
 class _Lossy:
-    """A stream that loses what it cannot write: a full disk under the log, or a reader that is gone.
+    """A stream that loses what it cannot write: a full disk under the log, a reader that is gone or stands still.
 
-    A line stands between two steps of a payment, and must not keep the second from being taken.
+    A line stands between two steps of a payment, and must not keep the second from being taken. A reader that
+    stands still is waited for once; when it reads again, it is told how many lines it `missed`.
     """
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, missed: Callable[[int], str]) -> None:
         self._stream = stream
+        self._missed = missed
+        self._terminal = _own_handle(stream)
+        self._patience_s = READER_PATIENCE_S
+        self._lost = 0
+        self._is_cut = False
 
     def write(self, text: str) -> int:
         with suppress(OSError, ValueError):  # ValueError: it is closed
-            self._stream.write(text)
+            handle = self._handle()
+            if handle is None:
+                self._stream.write(text)
+            elif not self._is_written(handle, text):
+                self._lost += 1
+            elif self._lost and self._is_written(handle, self._missed(self._lost)):
+                self._lost = 0
         return len(text)
 
     def flush(self) -> None:
         with suppress(OSError, ValueError):
             self._stream.flush()
+
+    def _handle(self) -> int | None:
+        """The descriptor under the stream, if there is one. ValueError for a stream that is closed."""
+        if self._terminal is not None:
+            return self._terminal
+        try:
+            return self._stream.fileno()
+        except UnsupportedOperation:
+            return None
+
+    def _is_written(self, handle: int, text: str) -> bool:
+        """Whether all of it was. Of a pipe or a socket that has room, PIPE_BUF bytes keep nobody waiting."""
+        line = "\n" + text if self._is_cut else text
+        data = line.encode(self._stream.encoding, self._stream.errors or "strict")
+        for start in range(0, len(data), select.PIPE_BUF):
+            piece = data[start : start + select.PIPE_BUF]
+            written = os.write(handle, piece) if self._has_room(handle) else 0
+            if written < len(piece):
+                self._is_cut |= start + written > 0
+                return False
+        self._is_cut = False
+        return True
+
+    def _has_room(self, handle: int) -> bool:
+        ready = select.poll()
+        ready.register(handle, select.POLLOUT)
+        has_room = bool(ready.poll(self._patience_s * 1000))
+        self._patience_s = READER_PATIENCE_S if has_room else 0.0
+        return has_room
+
+
+def _own_handle(stream: TextIO) -> int | None:
+    """A descriptor of our own for the terminal under a stream, with which nobody waits: a terminal may take a part
+    of a line, and keep whoever writes it waiting for the rest. None where there is no terminal.
+    """
+    try:
+        return os.open(os.ttyname(stream.fileno()), os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except (OSError, ValueError):
+        return None
 
 
 class _Repeats(logging.Filter):
@@ -115,7 +172,6 @@ class _Repeats(logging.Filter):
 
 def configure_logging(stream: TextIO, redactor: Redactor, level: str = "info") -> None:
     """Send structlog's events and the standard library's records to `stream`, through the redactor."""
-    lossy = _Lossy(stream)
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -129,6 +185,7 @@ def configure_logging(stream: TextIO, redactor: Redactor, level: str = "info") -
         else structlog.processors.JSONRenderer(ensure_ascii=False)
     )
     last: list[Processor] = [structlog.processors.format_exc_info, redactor, renderer]
+    lossy = _Lossy(stream, lambda lines: _line([*shared, *last], {"event": "log.lost", "lines": lines}))
     structlog.configure(
         processors=[*shared, *last],
         wrapper_class=structlog.make_filtering_bound_logger(level),
@@ -148,3 +205,11 @@ def configure_logging(stream: TextIO, redactor: Redactor, level: str = "info") -
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
+
+
+def _line(processors: Iterable[Processor], event: EventDict) -> str:
+    """A warning as structlog would write it; for who is called by it, and so cannot call it."""
+    told: Any = event
+    for process in processors:
+        told = process(None, "warning", told)
+    return f"{told}\n"

@@ -118,12 +118,15 @@ class Sweeps:
         return None
 
     async def stop(self) -> None:
+        """What is on its way has DRAIN_S to end, the looks and what they send together."""
+        clock = asyncio.get_running_loop().time
+        until_s = clock() + DRAIN_S
         if self._clock_look is not None:
             self._clock_look.cancel()
         self._scheduler.pause()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=DRAIN_S)
-        await self._agent.sending.drain(DRAIN_S)
+        await self._agent.sending.drain(until_s - clock())
         self._scheduler.shutdown(wait=False)
 
     def _mind_the_clock(self) -> None:

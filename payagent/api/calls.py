@@ -6,7 +6,8 @@ May import: core, FastAPI, pydantic. Never: knows one call from another.
 import asyncio
 import re
 from collections import Counter
-from typing import Annotated
+from collections.abc import Coroutine
+from typing import Annotated, Any
 
 from fastapi import Path
 from pydantic import BaseModel, ConfigDict, Field
@@ -48,6 +49,18 @@ class Page(Parameters):
     @property
     def before(self) -> int | None:
         return None if self.cursor is None else int(self.cursor)
+
+
+async def first_of(*waits: Coroutine[Any, Any, object], timeout_s: float | None = None) -> None:
+    """Return when one of them is done, or time is up; the others are given up."""
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    try:
+        done, _ = await asyncio.wait(tasks, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 async def json_body(request: Request, *, may_be_absent: bool = False) -> bytes:

@@ -53,6 +53,9 @@ ABORT = "payagent.abort"
 STOPPING = "payagent.stopping"
 """The scope's key of an asyncio.Event that is set when the server is to stop: what has no end of its own ends."""
 
+GONE = "payagent.gone"
+"""The scope's key of a future that is done when the connection has ended, for who receives nothing for now."""
+
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
@@ -126,6 +129,7 @@ class _Connection(H11Protocol):
     _head_due: asyncio.TimerHandle | None = None
     _read_due: asyncio.TimerHandle | None = None
     _unread_bytes = 0
+    _gone: asyncio.Future[None]
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -133,11 +137,12 @@ class _Connection(H11Protocol):
         transport.set_write_buffer_limits(high=1, low=0)
         inner = self.app
         self._stopping = asyncio.Event()
+        self._gone = self.loop.create_future()
 
         async def droppable(scope: Any, receive: Any, send: Any) -> None:
             is_old = scope["http_version"] == "1.0"
             scope[ABORT] = drop = partial(_drop, transport, is_old=is_old)
-            scope[STOPPING] = self._stopping
+            scope[STOPPING], scope[GONE] = self._stopping, self._gone
             try:
                 await inner(scope, receive, send)
             except BaseException:
@@ -159,6 +164,7 @@ class _Connection(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        self._gone.set_result(None)
         self._forget_head()
         self._forget_reading()
 

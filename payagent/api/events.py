@@ -21,7 +21,7 @@ from starlette.responses import StreamingResponse
 from payagent.agent.desk import Desk
 from payagent.agent.view import detail_view
 from payagent.api.access import APPROVE, OPERATE, PAY, READ, Caller, need
-from payagent.api.calls import Parameters, single_header
+from payagent.api.calls import Parameters, first_of, single_header
 from payagent.api.connections import STOPPING
 from payagent.api.schemas.describe import streams
 from payagent.api.schemas.payments import EventTold
@@ -115,7 +115,7 @@ async def _stream(caller: Caller, seq: int, stopping: asyncio.Event) -> AsyncIte
                 yield ": still here\n\n"
                 said_s = clock()
             if reached - seq < PAGE_ROWS:
-                await _first_of(changed, stopping, LOOK_S)
+                await first_of(changed.wait(), stopping.wait(), timeout_s=LOOK_S)
             seq = reached
 
 
@@ -133,12 +133,3 @@ def _written(row: Followed, *, sees_all: bool) -> str:
         "at": iso_time(row.at_ms),
     }
     return f"id: {row.seq}\nevent: {row.event}\ndata: {json.dumps(data, separators=(',', ':'))}\n\n"
-
-
-async def _first_of(changed: asyncio.Event, stopping: asyncio.Event, timeout_s: float) -> None:
-    waits = [asyncio.ensure_future(event.wait()) for event in (changed, stopping)]
-    try:
-        await asyncio.wait(waits, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for wait in waits:
-            wait.cancel()

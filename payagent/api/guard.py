@@ -9,10 +9,12 @@ The pages of signed links have a rule of their own (api.decide). Nothing is said
 rules keep every page out.
 """
 
+import asyncio
 import re
 from collections.abc import Callable, MutableMapping, Set
 from contextlib import ExitStack
 from email.utils import formatdate
+from typing import cast
 
 import structlog
 from starlette.datastructures import Headers
@@ -69,6 +71,12 @@ class Guard:
                 require_own_target(scope)
                 refuse_browsers(scope, self._hosts)
                 await self._app(scope, receive, answer)
+            except asyncio.CancelledError:  # the server stops, and waits for the call no longer
+                if started:
+                    raise
+                cast("asyncio.Task[None]", asyncio.current_task()).uncancel()
+                silent = Refused("daemon_silent", "payagent stops, and the call was still waiting")
+                await self._tell(silent, request_id)(scope, receive, answer)
             except ClientDisconnect:
                 log.info("api.client_gone")
             except BrokenOffError as why:

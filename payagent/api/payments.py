@@ -14,7 +14,8 @@ from payagent.agent.desk import Desk
 from payagent.agent.view import attempts_view, history_view, payment_view
 from payagent.api.access import APPROVE, OPERATE, PAY, READ, Caller, bearer, need
 from payagent.api.approvals import asked_view
-from payagent.api.calls import Page, PaymentId, Waiting, single_header
+from payagent.api.calls import Page, PaymentId, Waiting, first_of, single_header
+from payagent.api.connections import STOPPING
 from payagent.api.problems import Json, JsonResponse
 from payagent.api.reading import read_ask, read_delivery, time_ms
 from payagent.api.receipts import receipt_view
@@ -140,14 +141,17 @@ def _page(
 
 
 @router.get("/v1/payments/{payment_id}", summary="One payment", responses=gives(PaymentWithHistory, 200))
-async def payment(caller: Looker, payment_id: PaymentId, query: Annotated[Waiting, Query()]) -> JsonResponse:
-    """With its history. With `wait` (seconds) it answers when the state or `ready` changes, or when time is up; at
-    once when it is ready, or has ended without paying."""
+async def payment(
+    request: Request, caller: Looker, payment_id: PaymentId, query: Annotated[Waiting, Query()]
+) -> JsonResponse:
+    """With its history. With `wait` (seconds) it answers when the state or `ready` changes, when time is up, or
+    when payagent stops; at once when it is ready, or has ended without paying."""
     desk = caller.desk
     row = caller.payment(payment_id)
     if query.wait:
-        row = await desk.wait(row.id, query.wait)
+        await first_of(desk.wait(row.id, query.wait), request.scope[STOPPING].wait())
         caller.require_let_in()
+        row = desk.payment(row.id)
     history = history_view(events.events(desk.conn, row.id), sees_all=caller.sees_all)
     attempts = attempts_view(queries.attempts(desk.conn, row.id))
     more = {"depth": depth_of(row, desk.chain), "attempts": attempts, "history": history}

@@ -19,6 +19,10 @@ from payagent.core.problem import Refused
 
 KEEP_ALIVE_S = 75
 GRACE_S = 5
+"""How long a stop waits for the calls that are open."""
+
+CUT_OFF_S = 1.0
+"""And then for those that are cut off, which tell so, and note what they have used."""
 
 
 Secure = tuple[socket.socket, ssl.SSLContext]
@@ -45,6 +49,12 @@ class Server(uvicorn.Server):
         make = Handshakes(context, self._handshakes_most, self._make_protocol).protocol
         loop = asyncio.get_running_loop()
         self.servers.append(await loop.create_server(make, sock=port, backlog=self.config.backlog))
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """What the calls need must be there until they have ended."""
+        await super().shutdown(sockets)
+        if cut_off := self.server_state.tasks:
+            await asyncio.wait(cut_off, timeout=CUT_OFF_S)
 
     def _make_protocol(self) -> asyncio.Protocol:
         """As uvicorn makes them for its own sockets."""

@@ -13,7 +13,8 @@ from payagent.agent.desk import Desk
 from payagent.agent.topup import TopupPlan, Topups
 from payagent.agent.topup_orders import bought, gained_by
 from payagent.api.access import OPERATE, READ, Caller, need
-from payagent.api.calls import Page, Waiting, single_header
+from payagent.api.calls import Page, Waiting, first_of, single_header
+from payagent.api.connections import STOPPING
 from payagent.api.problems import JsonResponse
 from payagent.api.reading import read_key, read_topup
 from payagent.api.schemas.describe import gives, takes
@@ -82,13 +83,14 @@ async def page(caller: Viewer, query: Annotated[Page, Query()]) -> JsonResponse:
 
 @router.get("/v1/prepaid/topups/{topup_id}", summary="One top-up", responses=gives(Topup, 200))
 async def one(
-    caller: Viewer, orders: Orders, topup_id: TopupId, query: Annotated[Waiting, Query()]
+    request: Request, caller: Viewer, orders: Orders, topup_id: TopupId, query: Annotated[Waiting, Query()]
 ) -> JsonResponse:
-    """With `wait` (seconds) it answers when something has happened to it, or when time is up."""
+    """With `wait` (seconds) it answers when something has happened to it, time is up, or payagent stops."""
     row = orders.find(topup_id)
     if query.wait:
-        row = await orders.wait(row.id, query.wait)
+        await first_of(orders.wait(row.id, query.wait), request.scope[STOPPING].wait())
         caller.require_let_in()
+        row = orders.find(row.id)
     return JsonResponse(_view(caller.desk, row))
 
 

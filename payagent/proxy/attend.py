@@ -13,6 +13,7 @@ from typing import cast
 import structlog
 from starlette.types import Receive, Scope, Send
 
+from payagent.api.connections import GONE
 from payagent.api.guard import refuse_browsers, require_own_target
 from payagent.core.problem import Refused
 from payagent.proxy.intake import Intake, Spool
@@ -45,7 +46,7 @@ async def attend(
     reply = Reply(scope, receive, send, call_id, rules.refusals)
     task = cast("asyncio.Task[None]", asyncio.current_task())
     with structlog.contextvars.bound_contextvars(request=call_id):
-        intake = Intake(receive, spool, task.cancel, rules.slow_s)
+        intake = Intake(receive, spool, task.cancel, rules.slow_s, scope[GONE])
         try:
             require_own_target(scope)
             refuse_browsers(scope, rules.hosts, everywhere=True)

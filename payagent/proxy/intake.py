@@ -87,15 +87,24 @@ def _write(file: IO[bytes], data: bytes | bytearray) -> None:
 
 class Intake:
     """Reads what the client sends, from `listen` on. `lost` is called when it hangs up before `close`, or is so
-    slow that it was waited for longer than `slow_s`, and a second for each BODY_BYTES_PER_S that came.
+    slow that it was waited for longer than `slow_s`, and a second for each BODY_BYTES_PER_S that came. `gone` is
+    done when its connection has ended: while there is room for nothing more, nothing is received that says so.
     """
 
-    def __init__(self, receive: Receive, spool: Spool, lost: Callable[[], object], slow_s: float) -> None:
+    def __init__(
+        self,
+        receive: Receive,
+        spool: Spool,
+        lost: Callable[[], object],
+        slow_s: float,
+        gone: "asyncio.Future[None]",
+    ) -> None:
         self.spool = spool
         self.is_gone = self.is_slow = False
         self._left_s = slow_s
         self._receive = receive
         self._lost = lost
+        self._gone = gone
         self._closed = self._complete = False
         self._waiting: deque[bytes] = deque()
         self._waiting_bytes = 0
@@ -106,6 +115,7 @@ class Intake:
     def listen(self) -> None:
         """Take the body, now that the call is accepted: a client that expects 100 does not send it before."""
         self._task = asyncio.create_task(self._listen())
+        self._gone.add_done_callback(self._wake)
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """The body as it comes; for one reader, once."""
@@ -132,6 +142,7 @@ class Intake:
 
     async def aclose(self) -> None:
         self.close()
+        self._gone.remove_done_callback(self._wake)
         if self._task is not None:
             self._task.cancel()
         self.spool.close()
@@ -171,6 +182,9 @@ class Intake:
                 self._waiting_bytes += len(chunk)
             self._complete = not message.get("more_body", False)
             self._come.set()
-            while self._waiting_bytes > _AHEAD_BYTES:
+            while self._waiting_bytes > _AHEAD_BYTES and not self._gone.done():
                 self._room.clear()
                 await self._room.wait()
+
+    def _wake(self, _gone: "asyncio.Future[None]") -> None:
+        self._room.set()

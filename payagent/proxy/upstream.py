@@ -153,12 +153,10 @@ class Upstream:
         try:
             yield MerchantAnswer(line, head, self)
         finally:
-            await line.stop_upload()
-            if line.ready_for_next():
-                self._idle.append(line)
-                line.rest(_IDLE_S, lambda: self._idle.remove(line))
-            else:
-                line.abort()
+            try:
+                await line.stop_upload()
+            finally:  # the client may hang up at this very moment
+                self._put_back(line)
 
     def close(self) -> None:
         for line in self._idle:
@@ -179,6 +177,13 @@ class Upstream:
             except BaseException:
                 line.abort()
                 raise
+
+    def _put_back(self, line: "_Line") -> None:
+        if line.ready_for_next():
+            self._idle.append(line)
+            line.rest(_IDLE_S, lambda: self._idle.remove(line))
+        else:
+            line.abort()
 
     def _rested(self) -> "_Line | None":
         while self._idle:

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from cli_kit import PASSPHRASE, Shop, checks, invoke, running, spawn, write_private
+from cli_kit import PASSPHRASE, Shop, checks, invoke, running, spawn, until, write_private
 from terminal_kit import at_terminal
 
 
@@ -103,6 +103,33 @@ def test_the_daemon_stops_cleanly_on_ctrl_c(closed_shop: Shop) -> None:
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 0
     assert not os.path.lexists(closed_shop.folder / "s")
+
+
+def test_a_call_that_a_stop_cuts_off_is_told_so_and_no_error_of_the_daemons(
+    closed_shop: Shop, tmp_path: Path
+) -> None:
+    """An upload to a merchant that does not read."""
+    config, log, door = tmp_path / "config.toml", tmp_path / "log", tmp_path / "s"
+    with socket.create_server(("127.0.0.1", 0)) as merchant, log.open("w") as writes:
+        origin = f'[merchants.silent]\norigin = "http://127.0.0.1:{merchant.getsockname()[1]}"\n'
+        of_ours = closed_shop.config.read_text().replace(str(closed_shop.folder / "s"), str(door))
+        config.write_text(of_ours + origin)
+        daemon = spawn("serve", "--config", config, stderr=writes)
+        until(lambda: "payagent serves" in log.read_text(), "the daemon does not serve")
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(30)
+            client.connect(str(door))
+            head = (
+                f"Host: localhost\r\nX-Payagent-Token: {closed_shop.made['token']}\r\nContent-Length: 9999999\r\n"
+            )
+            client.sendall(f"POST /proxy/silent/x HTTP/1.1\r\n{head}\r\n".encode() + b"x" * 100_000)
+            with merchant.accept()[0], client.makefile("rb") as answers:
+                daemon.terminate()
+                answer = answers.read()
+        assert daemon.wait(20) == 0
+    assert answer.startswith(b"HTTP/1.1 504 ")
+    assert b'"code":"daemon_silent"' in answer
+    assert "Traceback" not in log.read_text()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")

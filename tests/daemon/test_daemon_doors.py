@@ -1,5 +1,6 @@
 """How the daemon starts, what it refuses to start on, and how it stops: real processes on real files."""
 
+import fcntl
 import json
 import os
 import re
@@ -135,6 +136,19 @@ def test_the_socket_is_its_owners_alone_and_a_stop_is_clean(folder: Path) -> Non
     code, talk = stop(process)
     assert code == 0, talk
     assert not path.exists()
+
+
+def test_a_log_that_nobody_reads_keeps_the_daemon_from_nothing(folder: Path) -> None:
+    """As of a program that starts it with a pipe and never looks into it."""
+    process, path = start(folder)
+    assert process.stderr is not None
+    fcntl.fcntl(process.stderr, fcntl.F_SETPIPE_SZ, resource.getpagesize())
+    for _ in range(100):  # a line each, twice what the pipe takes
+        process.send_signal(signal.SIGHUP)
+        assert health(socket.AF_UNIX, str(path)).startswith(b"HTTP/1.1 200 ")
+    process.terminate()
+    assert process.wait(30) == 0
+    process.stderr.close()
 
 
 def test_words_in_clear_beside_the_keystore_are_warned_of_at_each_start(folder: Path) -> None:

@@ -1,9 +1,12 @@
 """Where calls to merchants go, by real sockets and a resolver that answers as it is told."""
 
 import asyncio
+import socket
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
@@ -140,6 +143,36 @@ async def test_an_address_is_taken_as_the_file_says_it(way: Way) -> None:
         lookup = Resolver([["192.0.2.1"]])
         assert await way(Egress(lookup=lookup), f"http://127.0.0.1:{house.port}") == b"ok"
         assert lookup.asked == []
+
+
+@both
+async def test_a_name_of_which_no_server_tells_keeps_no_other_merchant_waiting(
+    way: Way, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The resolver takes its time over it, also for those who have given up: more of them than it has threads."""
+    told, resolve = threading.Event(), socket.getaddrinfo
+
+    def slowly(host: str, *rest: Any, **more: Any) -> Any:
+        if host == "lame.example":
+            told.wait(20)
+            raise socket.gaierror(socket.EAI_AGAIN, "no server tells")
+        return resolve(host, *rest, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", slowly)
+    egress = Egress()
+    try:
+        async with open_house() as house, asyncio.timeout(10):
+            lame = [asyncio.create_task(egress.addresses("lame.example", 443)) for _ in range(40)]
+            assert await way(egress, f"http://localhost:{house.port}") == b"ok"
+            for one in lame[1:]:
+                one.cancel()
+            await asyncio.wait(lame[1:])
+            assert await way(egress, f"http://localhost:{house.port}") == b"ok"
+            told.set()
+            with pytest.raises(OSError, match="no server tells"):
+                await lame[0]
+    finally:
+        told.set()
 
 
 async def test_a_balance_is_not_asked_for_in_a_private_network() -> None:

@@ -4,7 +4,10 @@ import base64
 import io
 import json
 import logging
-from collections.abc import Iterator
+import os
+import re
+import select
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -181,3 +184,38 @@ def test_what_cannot_be_logged_stops_nobody(colours: bool, monkeypatch: pytest.M
         logging.getLogger("uvicorn").warning("somebody else's line")
         with suppress(OSError):  # what is left in the buffer
             full.close()
+
+
+@pytest.mark.parametrize("opened", [os.pipe, os.openpty], ids=["a pipe", "a terminal"])
+def test_a_reader_that_stands_still_stops_nobody_and_is_told_what_it_missed(
+    opened: Callable[[], tuple[int, int]],
+) -> None:
+    """Lines of all sizes, more than any buffer takes; the one that is cut off does not spoil the next."""
+    reader, writer = opened()
+    said = [f"{number}: {'x' * (number * 353 % 20_000)}." for number in range(400)]
+    with open(reader, "rb", buffering=0) as heard, open(writer, "w", encoding="utf-8", buffering=1) as stream:  # noqa: PTH123
+        configure_logging(stream, Redactor())
+        structlog.configure(processors=[lambda _logger, _level, event: event["event"]])
+        log = structlog.get_logger()
+        for line in said:
+            log.info(line)
+        heard_lines = _rest_of(heard)
+        log.info("at last")
+        heard_lines += _rest_of(heard)
+    whole = [line for line in heard_lines if line in said]
+    missed = [
+        re.search(r"log\.lost.*lines\W+([0-9]+)", re.sub("\x1b\\[[0-9]*m", "", line)) for line in heard_lines
+    ]
+    assert whole == [line for line in said if line in whole]
+    told, lost = sum(int(found[1]) for found in missed if found), len(said) - len(whole)
+    assert told >= lost > 0, "of a line that is cut off a terminal may lack no more than its end"
+    assert told == lost or opened is os.openpty
+    assert "at last" in heard_lines
+
+
+def _rest_of(heard: io.RawIOBase) -> list[str]:
+    """The lines that there are to read now."""
+    rest = b""
+    while select.select([heard], [], [], 0.2)[0]:
+        rest += heard.read(65_536) or b""
+    return rest.decode().splitlines()

@@ -5,16 +5,17 @@ import gzip
 import hashlib
 import json
 import time
+from collections.abc import AsyncIterator
 from contextlib import suppress
 
 import pytest
 from agent_kit import World
 from canaries import plant
-from proxy_kit import OK, Heard, Place, place, saying
+from proxy_kit import OK, Heard, Peer, Place, place, saying
 from turns_kit import turns
 
 from payagent.proxy.door import Bounds
-from payagent.proxy.upstream import Call, Target, _Line
+from payagent.proxy.upstream import Call, Target, Upstream, _Line
 
 FOREIGN = "Bearer sk-an-authorization-for-the-merchant"
 
@@ -481,6 +482,67 @@ async def test_a_client_that_hangs_up_in_a_stream_ends_it(at: Place) -> None:
         wire.hang_up()
         async with asyncio.timeout(10):
             await hung_up.wait()
+
+
+async def test_a_client_that_hangs_up_while_the_merchant_takes_no_more_of_its_body_ends_the_answer(
+    at: Place,
+) -> None:
+    """What it sent and nobody took stands before the end of its connection."""
+    hung_up = asyncio.Event()
+
+    async def go_on(heard: Heard) -> None:
+        await heard.say(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        try:
+            while True:
+                await heard.say_chunk(b"data: 1\n\n")
+                await asyncio.sleep(0.01)
+        finally:
+            hung_up.set()
+
+    at.peer.answers["/chat"] = go_on
+    async with at.wire() as wire:
+        wire.writer.write(at.call(method="POST", body=b"x" * 30_000_000))
+        await wire.head()
+        left, still = 0, 0
+        while still < 100:  # until nobody takes any more
+            await wire.chunk()
+            before, left = left, wire.writer.transport.get_write_buffer_size()
+            still = still + 1 if left == before else 0
+        assert left
+        wire.hang_up()
+        async with asyncio.timeout(10):
+            await hung_up.wait()
+
+
+async def test_a_client_that_hangs_up_as_its_upload_is_stopped_leaves_no_connection_behind() -> None:
+    """The merchant has answered before it had the body, and keeps its side open."""
+    stopping, hung_up = asyncio.Event(), asyncio.Event()
+
+    class Upload:
+        async def chunks(self) -> AsyncIterator[bytes]:
+            try:
+                yield b"begun"
+                await hung_up.wait()
+            finally:
+                stopping.set()
+                await hung_up.wait()
+
+    async def answer(heard: Heard) -> None:
+        await heard.say(OK)
+        await heard.until_hung_up()
+        hung_up.set()
+
+    async def call(upstream: Upstream) -> None:
+        async with upstream.call(Call(b"POST", b"/chat", [], Upload())) as answered:
+            await answered.peek(100)
+
+    async with Peer().running() as peer, asyncio.timeout(10):
+        peer.answers["/chat"] = answer
+        calling = asyncio.create_task(call(Upstream(Target.of_origin(peer.url), 5)))
+        await stopping.wait()
+        calling.cancel()
+        await asyncio.wait((calling,))
+        await hung_up.wait()
 
 
 async def test_connections_are_kept_and_replaced_when_the_merchant_closed_them(at: Place) -> None:

@@ -1,0 +1,71 @@
+"""What becomes of calls that wait when the daemon stops: by the server that it has, over real sockets."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import httpx
+from agent_kit import ADA, World
+from api_kit import Api, served
+from http_kit import NO_TLS
+from proxy.proxy_kit import Heard, place
+
+TOPUP = {"merchant": "t", "units": str(20 * ADA), "request": {"method": "POST", "path": "/never", "body": "{}"}}
+
+
+@asynccontextmanager
+async def client_of(api: Api, app: str) -> AsyncIterator[httpx.AsyncClient]:
+    """One that is still there when the server has gone."""
+    headers = api.as_(app).headers
+    async with httpx.AsyncClient(
+        base_url=api.url, headers=headers, verify=NO_TLS, trust_env=False, timeout=30
+    ) as http:
+        yield http
+
+
+async def test_who_waits_for_a_change_is_told_how_it_stands_and_keeps_no_stop_waiting(world: World) -> None:
+    world.fund(100 * ADA)
+    async with world.run() as run, asyncio.TaskGroup() as asking:
+        await run.look()
+        async with served(run) as api:
+            payment = await api.pay()
+            topup = (await api.as_("operator").post("/v1/prepaid/topups", json=TOPUP)).json()
+            asked = [
+                asking.create_task(_wait_for(api, app, f"{path}/{made['id']}"))
+                for app, path, made in (
+                    ("first", "/v1/payments", payment),
+                    ("operator", "/v1/prepaid/topups", topup),
+                )
+            ]
+            while len(run.desk.changes._waiters) < len(asked):
+                await asyncio.sleep(0.005)
+            stopped_s = asyncio.get_running_loop().time()
+        assert asyncio.get_running_loop().time() - stopped_s < 3
+        answers = [await one for one in asked]
+    assert [(one.status_code, one.json()["id"]) for one in answers] == [(200, payment["id"]), (200, topup["id"])]
+
+
+async def _wait_for(api: Api, app: str, path: str) -> httpx.Response:
+    async with client_of(api, app) as http:
+        return await http.get(path, params={"wait": 60})
+
+
+async def test_a_call_that_a_stop_does_not_wait_for_is_told_so_as_a_problem(world: World) -> None:
+    """Here the merchant is silent."""
+
+    async def never(heard: Heard) -> None:
+        await heard.until_hung_up()
+
+    async with asyncio.TaskGroup() as asking:
+        async with place(world, timeout_s=60) as at:
+            at.peer.answers["/never"] = never
+
+            async def plan() -> httpx.Response:
+                async with client_of(at.api, "operator") as http:
+                    return await http.post("/v1/prepaid/topups", json={**TOPUP, "dry_run": True})
+
+            asked = asking.create_task(plan())
+            await at.until(lambda: at.peer.calls, "the merchant was not asked")
+        answer = await asked
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert (answer.status_code, answer.json()["code"], answer.json()["retryable"]) == (504, "daemon_silent", True)
