@@ -200,13 +200,13 @@ class BuyerTask:
 
     async def _by_proxy(self, life: Life) -> bool:
         """The clerk carries it out; the client hangs up when it has waited long enough."""
-        gone = asyncio.Event()
+        gone: asyncio.Future[None] = self._town.loop.create_future()
         patience_s = 60 + self._town.draw() * 400
-        self._town.loop.call_later(patience_s, gone.set)
+        self._town.loop.call_later(patience_s, _end, gone)
         with self._asking():
             status = await life.call(self._errand(life, gone))
         self._town.story.tell(f"{self._want.text}: the proxy answered {status}")
-        if gone.is_set():
+        if gone.done():
             self._town.story.reach("a client hangs up on the proxy")
         if status is not None and 200 <= status < 300:
             # without a key of its own a call that was served is over, and the next one is another
@@ -218,7 +218,7 @@ class BuyerTask:
             return True
         return False
 
-    async def _errand(self, life: Life, gone: asyncio.Event) -> int | None:
+    async def _errand(self, life: Life, gone: asyncio.Future[None]) -> int | None:
         want = self._want
         bodies = [{"type": "http.request", "body": want.body, "more_body": False}]
         statuses: list[int] = []
@@ -226,13 +226,13 @@ class BuyerTask:
         async def receive() -> dict[str, object]:
             if bodies:
                 return bodies.pop()
-            await gone.wait()
+            await asyncio.wait([gone])
             return {"type": "http.disconnect"}
 
         async def send(message: dict[str, object]) -> None:
             if message["type"] == "http.response.start":
                 statuses.append(int(str(message["status"])))
-            elif not message.get("more_body") and not gone.is_set():
+            elif not message.get("more_body") and not gone.done():
                 self.is_served = 200 <= statuses[0] < 300
 
         headers = [(name.encode(), value.encode()) for name, value in self._headers().items()]
@@ -255,6 +255,12 @@ class BuyerTask:
             "path": "/",
             "headers": [(b"host", b"localhost")],
         }
-        scope["payagent.abort"] = gone.set
+        scope["payagent.abort"] = partial(_end, gone)
+        scope["payagent.gone"] = gone
         await attend(scope, receive, send, "call", Spool(1024 * 1024), Rules(frozenset(), PROXY_PATIENCE_S), work)  # type: ignore[arg-type]
         return statuses[0] if statuses else None
+
+
+def _end(connection: asyncio.Future[None]) -> None:
+    if not connection.done():
+        connection.set_result(None)
