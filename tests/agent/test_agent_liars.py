@@ -3,6 +3,8 @@
 Devnet and agent share a clock here: ages of tips are true.
 """
 
+import asyncio
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 from agent_kit import ADA, APP, Relay, Run, World, with_terms, world_with_clock
 from http_kit import NO_TLS
 
+from payagent.chain.blockfrost import Timeouts
 from payagent.core.payment import State
 from payagent.store import alerts, queries
 
@@ -225,6 +228,28 @@ async def test_a_payment_is_confirmed_in_time_beside_a_provider_that_lies(
         assert run.owned() == world.on_chain()
         assert {entry.kind for entry in run.entries()} == {"deposit", "reserve", "post"}
         assert run.selectable() == world.unspent()
+
+
+async def test_what_spends_change_does_not_wait_for_one_that_drips_its_answers(
+    world: World, liar: Relay, honest: Relay
+) -> None:
+    """Not even when the transaction before it is being sent still to the one that drips."""
+    world.fund(300 * ADA)
+    over = threading.Event()
+    liar.heard = lambda path, _: over.wait() if path == "/tx/submit" else None  # type: ignore[method-assign]
+    async with world.run(
+        providers=providers(liar, honest, True), terms=with_terms(chain_depth=8), timeouts=Timeouts()
+    ) as run:
+        try:
+            await run.look()
+            rows = [(await run.agent.pay(world.ask(f"call {number}")))[0] for number in range(4)]
+            async with asyncio.timeout(10):
+                while len(world.waiting()) < len(rows):
+                    await asyncio.sleep(0.05)
+        finally:
+            over.set()
+        assert world.waiting() == [row.tx_id for row in rows]
+        assert liar.submissions() == 1
 
 
 @pytest.mark.parametrize("lie", [is_dead, is_old, has_other_parameters])
