@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import certifi
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.util.response import assert_header_parsing
 
 from payagent.chain.classify import RawAnswer, TransportError
 
@@ -116,6 +117,7 @@ class _Reply(http.client.HTTPResponse):
         while 102 <= self.status < 200:
             self.headers = None  # type: ignore[assignment]  # or it has begun
             super().begin()
+        assert_header_parsing(self.msg)  # else urllib3 does, and logs all that is no header
 
 
 class _PlainConnection(HTTPConnection):

@@ -359,6 +359,16 @@ async def test_what_goes_on_for_ever_in_whatever_form_ends_soon_and_takes_no_mem
     assert peak_bytes < 16 * 2**20
 
 
+@pytest.mark.parametrize("odd", [b"no header\r\n", b"A: a\r\r\n"])
+async def test_a_head_that_is_none_fills_no_log(
+    provider: FaultyProvider, source: Blockfrost, caplog: pytest.LogCaptureFixture, odd: bytes
+) -> None:
+    head = b"HTTP/1.1 200 OK\r\n" + odd + (b"k" * 60_000 + b"\r\n") * 10
+    provider.routes["GET /blocks/latest"] = Reply(head, fault="flood", more=b"\r\n{}")
+    assert isinstance(await source.tip(), Unknown)
+    assert "kkk" not in caplog.text
+
+
 @pytest.mark.parametrize("value", [b"[]", b"{}", b"0.1"])
 async def test_a_list_of_nothing_but_brackets_is_not_read_into_hundreds_of_megabytes(
     provider: FaultyProvider, source: Blockfrost, value: bytes
