@@ -302,6 +302,22 @@ async def test_it_is_said_which_one_is_out_and_why_and_when_it_is_back(
         assert run.desk.providers["liar"] is None
 
 
+async def test_one_that_is_out_and_back_time_and_again_fills_no_ledger_with_alerts(
+    world: World, liar: Relay, honest: Relay
+) -> None:
+    world.fund(50 * ADA)
+    async with world.run(providers=providers(liar, honest, True)) as run:
+        for _ in range(20):
+            is_in_the_future(liar)
+            await pass_s(run, 20)
+            liar.thaw()
+            await pass_s(run, 20)
+        told = [alert.kind for alert in alerts.after(run.desk.conn, 0)]
+        assert told == ["provider_out", "cleared", "provider_out"]
+        await pass_s(run, 620)
+        assert raised(run) == set()
+
+
 async def test_one_that_was_caught_at_a_lie_gets_no_bytes(world: World, liar: Relay, honest: Relay) -> None:
     world.fund(50 * ADA, 60 * ADA)
     async with world.run(providers=providers(liar, honest, True)) as run:
