@@ -13,6 +13,7 @@ import pytest
 from agent_kit import ADA, APP, Relay, Run, World, with_terms, world_with_clock
 from http_kit import NO_TLS
 
+from payagent.agent.chainview import TTL_CAP_S
 from payagent.chain.blockfrost import Timeouts
 from payagent.core.payment import State
 from payagent.store import alerts, queries
@@ -250,6 +251,26 @@ async def test_what_spends_change_does_not_wait_for_one_that_drips_its_answers(
             over.set()
         assert world.waiting() == [row.tx_id for row in rows]
         assert liar.submissions() == 1
+
+
+async def test_what_the_other_took_is_sent_again_and_replaced_though_one_calls_it_never_valid(
+    world: World, liar: Relay, honest: Relay
+) -> None:
+    """A node drops what it took when it starts anew, or when a fork takes its block."""
+    world.settings(timeout=3000)
+    world.fund(50 * ADA)
+    liar.tell("/tx/submit", 400, {"status_code": 400, "error": "Bad Request", "message": "FeeTooSmallUTxO"})
+    async with world.run(providers=providers(liar, honest, True)) as run:
+        await run.look()
+        honest.swallows = True
+        row = await run.pay()
+        world.clock.ahead_ms += 6_000
+        await run.look()
+        assert honest.submissions() == 2
+        await pass_s(run, TTL_CAP_S)
+        honest.thaw()
+        assert await pass_s(run, 600, lambda: run.state(row.id) is State.CONFIRMED) < 600
+        assert world.transactions() == [run.desk.payment(row.id).tx_id] != [row.tx_id]
 
 
 @pytest.mark.parametrize("lie", [is_dead, is_old, has_other_parameters])
