@@ -214,6 +214,7 @@ class World:
         signer: Signer | None = None,
         providers: Mapping[str, str] | None = None,
         record: SignerRecord | None = None,
+        timeouts: Timeouts = FAST,
     ) -> AsyncIterator["Run"]:
         """One life of the agent. `providers` are base URLs by name; there is one without them, the devnet.
 
@@ -221,7 +222,7 @@ class World:
         """
         path = self.folder / "ledger.db"
         urls = providers or {"devnet": self.devnet.chain_url}
-        sources = [Blockfrost(name, url, None, FAST) for name, url in urls.items()]
+        sources = [Blockfrost(name, url, None, timeouts) for name, url in urls.items()]
         own = None if record is None else Ownership(SystemRandomness().token_hex(12), record)
         writer, merchants = Writer(path, checkpoint=checkpoint, own=own), MerchantClient()
         readers = Readers(path)

@@ -4,7 +4,7 @@ Intent, invoice, decision, hold, anchor and coins are written together, so that 
 between the decision and what it decided on (rule 7). A refusal by policy or for lack of funds is
 recorded too, as a payment that is `rejected`.
 
-May import: core, chain.source, wallet, store, agent.chainview, .holding, .orders, .planner, .prepaid, .questions,
+May import: core, wallet, store, agent.chainview, .holding, .orders, .planner, .prepaid, .questions,
 .replacement, .rulebook, .terms, .trust. Never: signs; waits for anything.
 """
 
@@ -19,17 +19,16 @@ from payagent.agent.orders import Admitted, Purchase, TransferOrder
 from payagent.agent.planner import Planner, TransferPlan
 from payagent.agent.prepaid import require_may_buy
 from payagent.agent.questions import Questions, with_fee_room
-from payagent.agent.replacement import Replacing, is_lost, next_invoice, same_again
+from payagent.agent.replacement import Replacing, is_hopeless, is_lost, next_invoice, same_again
 from payagent.agent.rulebook import Rulebook, as_told
 from payagent.agent.terms import Terms
-from payagent.chain.source import SubmitKind
 from payagent.core.guards import Moment
 from payagent.core.invoice import Invoice, calls_of, is_batch
 from payagent.core.money import LOVELACE, check_supply
 from payagent.core.payment import Event, State
 from payagent.core.prepaid import CALLS, Cost
 from payagent.core.problem import Refused
-from payagent.store import approvals, apps, events, intents, pauses, payments, prepaid, queries, records, topups
+from payagent.store import approvals, apps, events, intents, pauses, payments, prepaid, records, topups
 from payagent.store.intents import IntentRow, InvoiceRow
 from payagent.store.payments import OutputRow, PaymentRow
 from payagent.store.unit import Connection, Unit
@@ -254,7 +253,7 @@ class Admission:
             return None
         if (stopped := self.rulebook.why_stopped(unit.conn, row, now_ms)) is not None:
             return stopped
-        if queries.was_told(unit.conn, row.id, row.tx_id, SubmitKind.NEVER):
+        if is_hopeless(unit.conn, row.id, row.tx_id):
             return Refused("attempt_expired", "a provider said that the transaction can never be valid")
         try:
             self._replacing.start(unit, row, same_again(row, self.planner.chain.network), min_window_s, now_ms)

@@ -10,13 +10,13 @@ May import: core.payment, chain.source, store, agent.carrying, .desk, .replaceme
 from payagent.agent import steps
 from payagent.agent.carrying import Carrying
 from payagent.agent.desk import Desk
-from payagent.agent.replacement import is_lost
+from payagent.agent.replacement import is_hopeless, is_lost
 from payagent.agent.rows import Rows
 from payagent.agent.sending import Sending
 from payagent.agent.sightings import Sightings
 from payagent.agent.turns import Turns
 from payagent.agent.vanished import Vanished
-from payagent.chain.source import SubmitKind, Tip
+from payagent.chain.source import Tip
 from payagent.core.payment import UNSIGNED, State
 from payagent.store import payments, queries
 from payagent.store.payments import OpenPayment, PaymentRow
@@ -37,7 +37,8 @@ _SENDING = (State.SIGNED, State.IN_FLIGHT, State.CANCELLING)
 def resubmit_due_ms(sent_count: int, last_sent_ms: int, *, is_hopeless: bool = False) -> int:
     """When the same bytes are sent again: after 5, 10, 20, ... and then every 200 s (ten expected blocks).
 
-    `is_hopeless`: a provider said that they can never be valid, so they are sent every 200 s from the start.
+    `is_hopeless`: a provider said that they can never be valid, and none took them, so they are sent every 200 s
+    from the start.
     """
     if is_hopeless:
         return last_sent_ms + RESUBMIT_MAX_MS
@@ -133,8 +134,7 @@ class Due:
         conn = self._desk.conn
         tx_id = payments.tx_of(conn, payment_id)
         count, last_ms = queries.submissions(conn, tx_id)
-        is_hopeless = queries.was_told(conn, payment_id, tx_id, SubmitKind.NEVER)
-        return last_ms, resubmit_due_ms(count, last_ms, is_hopeless=is_hopeless)
+        return last_ms, resubmit_due_ms(count, last_ms, is_hopeless=is_hopeless(conn, payment_id, tx_id))
 
 
 def _may_be_over(row: OpenPayment, slot: int) -> bool:

@@ -3,11 +3,19 @@
 May import: chain.panel, store, agent.alarm, .chainview, .desk. Never: concludes anything of a payment or a coin.
 """
 
+from collections.abc import Mapping
+
 from payagent.agent.alarm import clear_alert, raise_alert
 from payagent.agent.chainview import TIP_AGE_MAX_S, odd_parameters
 from payagent.agent.desk import Desk
 from payagent.chain.panel import Panel, View
 from payagent.store.unit import Unit
+
+STEADY_MS = 600_000
+"""How long one that was out again soon after it was back is heard before it is told once more that it is back.
+
+Else one that is out at every other look tells it each time, for ever.
+"""
 
 
 class Hearing:
@@ -28,6 +36,9 @@ class Hearing:
             TIP_AGE_MAX_S,
         )
         self._told_out: list[str] = []
+        self._out_ms: dict[str, int] = {}
+        self._back_ms: dict[str, int] = {}
+        self._unsteady: set[str] = set()
 
     async def look(self) -> View | None:
         """What the providers show together that are to be believed; it serves the whole look."""
@@ -46,22 +57,36 @@ class Hearing:
 
     async def _tell_who_is_out(self) -> None:
         """Tell once of a provider that is not heard and not waited for, and of a dispute that nothing settles."""
+        now_ms = self._desk.ports.clock.now_ms()
         out = self._panel.outs()
-        subjects = sorted(out)
+        subjects = sorted({*out, *self._not_back_yet(out, now_ms)})
         if subjects == self._told_out:
             return
-        now_ms = self._desk.ports.clock.now_ms()
 
         def job(unit: Unit) -> None:
             for subject, detail in out.items():
                 raise_alert(unit, "provider_out", subject, {"detail": detail}, now_ms)
             for subject in self._panel.subjects():
-                if subject not in out:
+                if subject not in subjects:
                     clear_alert(unit, subject, {"detail": f"over: {subject}"}, now_ms)
 
         await self._desk.write("alert", job)
+        self._back_ms |= {subject: now_ms for subject in self._told_out if subject not in subjects}
         self._told_out = subjects
+
+    def _not_back_yet(self, out: Mapping[str, str], now_ms: int) -> list[str]:
+        """Those that were out again and again, and are not now."""
+        for subject in out:
+            if subject not in self._told_out and _is_soon(self._back_ms.get(subject), now_ms):
+                self._unsteady.add(subject)
+            self._out_ms[subject] = now_ms
+        self._unsteady = {one for one in self._unsteady if _is_soon(self._out_ms[one], now_ms)}
+        return [subject for subject in self._told_out if subject not in out and subject in self._unsteady]
 
     def _slot_at(self, now_ms: int) -> int | None:
         slots = self._desk.chain.slots
         return slots.slot_at(now_ms) if slots else None
+
+
+def _is_soon(after_ms: int | None, now_ms: int) -> bool:
+    return after_ms is not None and 0 <= now_ms - after_ms < STEADY_MS

@@ -2,8 +2,8 @@
 
 Safe at any time, because every attempt of a payment spends its anchor; due when no attempt can land before its
 TTL any more, so that it helps (docs/exactly-once.md R7). On the writer's thread.
-May import: core, wallet, store, agent.chainview, agent.purse. Never: signs; pays above the hold or on another
-anchor.
+May import: core, chain.source, wallet, store, agent.chainview, agent.purse. Never: signs; pays above the hold or
+on another anchor.
 """
 
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from payagent.agent.chainview import ChainView
 from payagent.agent.purse import coin_of, take
+from payagent.chain.source import SubmitKind
 from payagent.core.address import Address, parse_address
 from payagent.core.invoice import Invoice, Output, Proof
 from payagent.core.money import format_amount
@@ -78,6 +79,13 @@ def parameters_of(proof: Proof, echo: str | None) -> Parameters:
         chars = _HEADER_MAX_CHARS * 3 // 4 - _PAYLOAD_CHARS - len(echo)
         room_bytes = max(0, min(room_bytes, chars * 3 // 4))
     return replace(MAINNET_PARAMETERS, max_tx_size=room_bytes)
+
+
+def is_hopeless(conn: Connection, payment_id: str, tx_id: str | None) -> bool:
+    """Whether a provider said that an attempt can never be valid, and none ever took it."""
+    kinds = SubmitKind.NEVER, SubmitKind.ACCEPTED
+    is_never, is_taken = (queries.was_told(conn, payment_id, tx_id, kind) for kind in kinds)
+    return is_never and not is_taken
 
 
 def is_lost(conn: Connection, row: PaymentRow, slot: int) -> bool:

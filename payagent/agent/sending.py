@@ -6,6 +6,7 @@ not in the ledger.
 """
 
 import asyncio
+from collections.abc import Sequence
 
 import structlog
 
@@ -24,13 +25,14 @@ class Sending:
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
-        self._sending: dict[str, asyncio.Event] = {}
+        self._sending: dict[str, dict[str, asyncio.Event]] = {}
+        """By payment and provider: when it is over with that one."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     def send_off(self, payment_id: str) -> None:
         """Send the payment's last attempt (again), beside whatever else goes on."""
         if payment_id not in self._sending:
-            self._sending[payment_id] = asyncio.Event()
+            self._sending[payment_id] = {source.name: asyncio.Event() for source in self._desk.senders}
             task = asyncio.create_task(self._leave(payment_id), name=f"send {payment_id}")
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -47,6 +49,7 @@ class Sending:
 
     async def _leave(self, payment_id: str) -> None:
         """To every provider that is to be believed: one that only says that it took the bytes delays nothing."""
+        over = self._sending[payment_id]
         try:
             row = self._desk.payment(payment_id)
             attempt = next(
@@ -58,29 +61,41 @@ class Sending:
             if self._desk.chain.slots and self._desk.chain.slots.slot_at(now_ms) >= attempt.ttl_slot:
                 return
             if steps.may_broadcast(row):
-                await self._leave_parents(attempt.tx_id)
+                parents = self._send_off_parents(attempt.tx_id)
                 ready = [source for source in self._desk.senders if source.takes_submissions(now_ms)]
-                await asyncio.gather(*(self._leave_to(source, row.id, attempt) for source in ready))
+                await asyncio.gather(*(self._leave_to(source, row.id, attempt, parents) for source in ready))
         finally:
-            self._sending.pop(payment_id).set()
+            del self._sending[payment_id]
+            for event in over.values():
+                event.set()
 
-    async def _leave_parents(self, tx_id: str) -> None:
-        """First the bytes without which these are refused: again, unless nothing says that they are not there."""
+    def _send_off_parents(self, tx_id: str) -> list[str]:
+        """The payments without whose bytes these are refused: sent again, unless nothing says that they are not
+        there.
+        """
         parents = queries.pending_parents(self._desk.conn, tx_id)
         is_again = bool(parents) and queries.submissions(self._desk.conn, tx_id)[0] > 0
+        found = []
         for parent_tx in parents:
             parent = queries.payment_of_attempt(self._desk.conn, parent_tx)
-            if parent is None or parent.tx_id != parent_tx:
-                continue
-            if parent.id in self._sending:
-                await self._sending[parent.id].wait()
-            elif is_again or not parent.accepted_by_provider:
-                self._sending[parent.id] = asyncio.Event()
-                await self._leave(parent.id)
+            if parent is not None and parent.tx_id == parent_tx:
+                if is_again or not parent.accepted_by_provider:
+                    self.send_off(parent.id)
+                found.append(parent.id)
+        return found
 
-    async def _leave_to(self, source: Guarded, payment_id: str, attempt: AttemptRow) -> None:
-        """C4, and then the bytes. What comes back is noted and decides nothing (docs/exactly-once.md R4)."""
+    async def _leave_to(
+        self, source: Guarded, payment_id: str, attempt: AttemptRow, parents: Sequence[str]
+    ) -> None:
+        """C4, and then the bytes, once those of its parents were sent there. No provider waits for another.
+
+        What comes back is noted and decides nothing (docs/exactly-once.md R4).
+        """
+        over = self._sending[payment_id].get(source.name)
         try:
+            for parent_id in parents:
+                if (before := self._sending.get(parent_id, {}).get(source.name)) is not None:
+                    await before.wait()
             now_ms = self._desk.ports.clock.now_ms()
             may_leave = await self._desk.write(
                 "leave",
@@ -99,3 +114,6 @@ class Sending:
         except Exception as error:
             is_bug = not isinstance(error, Refused)
             log.warning("payment.not_sent", payment=payment_id, error=repr(error), exc_info=is_bug)
+        finally:
+            if over is not None:
+                over.set()

@@ -77,12 +77,19 @@ class Sightings:
             await self._turns.each(ending, partial(self._settle, source, tip))
 
     async def _in_doubt(self, source: View, tip: Tip, last: Tip | None) -> set[str]:
-        """Payments whose block may be off the chain: all after what may be a fork, else those due by depth."""
+        """Payments whose block may be off the chain: all after what may be a fork, else those due by depth.
+
+        And those whose block is above the newest one: no height that was told once is believed for ever.
+        """
         rows = self._rows.on_chain()
         if last is None or await self._may_have_forked(source, tip, last):
             return {row.id for row in rows}
         grown = tip.height - last.height
-        return {row.id for row in rows if any(0 <= _depth(row, tip) - depth < grown for depth in RECHECK_DEPTHS)}
+        return {
+            row.id
+            for row in rows
+            if _depth(row, tip) < 1 or any(0 <= _depth(row, tip) - depth < grown for depth in RECHECK_DEPTHS)
+        }
 
     async def _may_have_forked(self, source: View, tip: Tip, last: Tip) -> bool:
         """Whether the block that was the tip at the last look may be off the chain."""
@@ -155,7 +162,7 @@ class Sightings:
         """
         read = await source.tx(row.shown_by)
         if isinstance(read, Found):
-            if read.value.block_hash != row.block_hash:
+            if (read.value.block_hash, read.value.block_height) != (row.block_hash, row.block_height):
                 await self._lose(row)
                 if row.state is not State.VOID:
                     await self._see(source, row, read.value)

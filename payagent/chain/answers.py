@@ -34,6 +34,9 @@ T = TypeVar("T")
 
 PAGE_ROWS = 100
 _MAX_TOKEN_QUANTITY = 2**64 - 1  # of one output, by the ledger
+_VALUES_MAX = 600_000
+"""How many values an answer may hold: 100 outputs full of assets are 400,000, and 16 MB of brackets 5,000,000."""
+
 HASH = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _UNIT = re.compile(r"[0-9a-f]{56}(?:[0-9a-f]{2}){0,32}", re.ASCII)
 
@@ -66,6 +69,8 @@ def understood(answer: RawAnswer, parse: Callable[[Any], T]) -> Read[T]:
     if answer.status not in (200, 404):
         status = f"http {answer.status}{_OF_STATUS.get(answer.status or 0, '')}"
         return Unknown(status, _why(answer.status or 0), retry_after_s(answer.retry_after))
+    if sum(map(answer.body.count, (b",", b"[", b"{"))) > _VALUES_MAX:
+        return Unknown(f"http {answer.status}, not understood (too many values)")
     try:
         body = strict_json.loads(answer.body, max_bytes=ANSWER_MAX_BYTES)
         if answer.status == 404:

@@ -39,7 +39,13 @@ from payagent.chain.answers import (
     refs,
     understood,
 )
-from payagent.chain.classify import RawAnswer, TransportError, classify_submit
+from payagent.chain.classify import (
+    ANSWER_MAX_BYTES,
+    SHORT_MAX_BYTES,
+    RawAnswer,
+    TransportError,
+    classify_submit,
+)
 from payagent.chain.pages import Pages
 from payagent.chain.source import (
     AddressTx,
@@ -67,6 +73,7 @@ T = TypeVar("T")
 
 _MAX_PAGES = 1000
 _MAX_TX_PAGES = 10_000
+_MAX_TOKENS = 500_000
 _MAX_PASSES = 4
 
 _NO_PATH = b"Invalid path"
@@ -219,7 +226,11 @@ class Blockfrost:
         _check(HASH, tx_id)
         _check(_ADDRESS, address)
         listed = await self._read(
-            "movement", lambda body: parse_movements(body, tx_id, address), self._transaction_utxos, tx_id
+            "movement",
+            lambda body: parse_movements(body, tx_id, address),
+            self._transaction_utxos,
+            tx_id,
+            max_bytes=ANSWER_MAX_BYTES,
         )
         if not isinstance(listed, Found):
             return listed
@@ -232,19 +243,16 @@ class Blockfrost:
 
     async def submit(self, raw: bytes, tx_id: str) -> SubmitAnswer:
         _check(HASH, tx_id)
-        answer = await self._post(raw, self._timeouts.submit_s)
-        if answer is None:
-            # A thread that had started may still be handing over bytes: only "never started" is certain.
-            answer = RawAnswer(error=TransportError.TIMEOUT, body_sent=True)
-        classified = classify_submit(answer, tx_id)
-        return SubmitAnswer(classified.kind, self._clean(classified.detail), classified.retry_after_s)
+        answer = await self._post(raw, self._timeouts.submit_s, partial(self._classified, tx_id=tx_id))
+        # A thread that had started may still be handing over bytes: only "never started" is certain.
+        return answer or classify_submit(RawAnswer(error=TransportError.TIMEOUT, body_sent=True), tx_id)
 
     async def lacks_submit(self) -> bool:
         """Whether the server shows the chain only: Blockfrost's own backend leaves /tx/submit to another program.
 
         It is asked with a byte that is no transaction.
         """
-        answer = await self._post(b"\xff", self._timeouts.call_s)
+        answer = await self._post(b"\xff", self._timeouts.call_s, lambda answer: answer)
         if answer is None:
             return False
         return answer.status in (404, 405) or (answer.status == 400 and _NO_PATH in answer.body)
@@ -259,6 +267,7 @@ class Blockfrost:
         parse: Callable[[Any], T],
         function: Callable[..., RawAnswer],
         *args: str,
+        max_bytes: int = SHORT_MAX_BYTES,
         **page: int | str,
     ) -> Read[T]:
         """Ask and understand; the parsing runs on the call's thread too, as a page can be megabytes."""
@@ -267,17 +276,28 @@ class Blockfrost:
             lambda answer: understood(answer, parse),
             deadline_s=self._timeouts.call_s,
             read_timeout_s=self._timeouts.read_s,
+            max_bytes=max_bytes,
         )
         if isinstance(read, Unknown):
             return replace(read, reason=f"{what}: {self._clean(read.reason)}")
         return Unknown(f"{what}: timeout", Why.OUTAGE) if read is None else read
 
-    async def _post(self, raw: bytes, timeout_s: float) -> RawAnswer | None:
+    async def _post(self, raw: bytes, timeout_s: float, then: Callable[[RawAnswer], T]) -> T | None:
         """Post a transaction; None when its time was over after the exchange had begun."""
-        exchange = partial(self._submit_cbor, self._api, Body(raw))
         return await self._transport.run(
-            exchange, lambda answer: answer, deadline_s=timeout_s, read_timeout_s=timeout_s
+            partial(self._submit_cbor, self._api, Body(raw)),
+            then,
+            deadline_s=timeout_s,
+            read_timeout_s=timeout_s,
+            max_bytes=SHORT_MAX_BYTES,
         )
+
+    def _classified(self, answer: RawAnswer, tx_id: str) -> SubmitAnswer:
+        """On the call's thread too. The project id is cut out of all of it, before a part is quoted."""
+        if self._secret:
+            clean = answer.body.replace(self._secret.encode(), b"[project id]")
+            answer = replace(answer, body=clean)
+        return classify_submit(answer, tx_id)
 
     async def _page(self, address: str, page: int) -> Read[tuple[ChainUtxo, ...]]:
         return await self._read(
@@ -285,6 +305,7 @@ class Blockfrost:
             lambda body: parse_utxos(body, address),
             self._address_utxos,
             address,
+            max_bytes=ANSWER_MAX_BYTES,
             count=PAGE_ROWS,
             page=page,
         )
@@ -305,6 +326,7 @@ class Blockfrost:
 
     async def _all_pages(self, address: str) -> tuple[ChainUtxo, ...] | Unknown:
         rows: list[ChainUtxo] = []
+        tokens = 0
         for number in range(1, _MAX_PAGES + 1):
             page = await self._page(address, number)
             if isinstance(page, Unknown):
@@ -312,6 +334,9 @@ class Blockfrost:
             if isinstance(page, NotFound):
                 return Unknown(f"utxos: page {number} of an address that had pages is not found")
             rows.extend(page.value)
+            tokens += sum(len(row.assets) for row in page.value)
+            if tokens > _MAX_TOKENS:
+                return Unknown(f"utxos: more than {_MAX_TOKENS} token amounts")
             if len(page.value) < PAGE_ROWS:
                 return tuple(rows)
         return Unknown(f"utxos: more than {_MAX_PAGES} pages")

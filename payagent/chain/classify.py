@@ -19,7 +19,10 @@ from payagent.core.money import parse_count
 from payagent.core.problem import Refused
 
 ANSWER_MAX_BYTES = 16 * 1024 * 1024
-"""What is read of an answer: 100 outputs full of assets with short names are 12 MB of JSON."""
+"""What is read of a list: 100 outputs full of assets with short names are 12 MB of JSON."""
+
+SHORT_MAX_BYTES = 1024 * 1024
+"""What is read of any other answer: a transaction full of assets with short names is told in half of it."""
 
 
 class TransportError(StrEnum):

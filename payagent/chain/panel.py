@@ -56,6 +56,18 @@ ODD_EVERY_MS = 60_000
 TIP_PATIENCE_S = 5.0
 """How long one of several providers may take over its tip, while the others wait."""
 
+HEARING_PATIENCE_S = 15.0
+"""How long it may take over all that is asked of it before it is heard."""
+
+ANSWER_PATIENCE_S = 5.0
+LIST_PATIENCE_S = 60.0
+"""How long an answer, or a list of many pages, may take when another provider has told its own.
+
+It may always take twice as long as that other one took: where all are slow, all are waited for.
+"""
+
+_LISTS = ("coins", "transactions")
+
 FRESH_S = 120
 """A provider lags if none of its tips was younger than this for as long as a tip may be old."""
 
@@ -145,7 +157,8 @@ class View:
         return [member for member in self._heard if not member.is_mute(what)] or list(self._heard)
 
     async def _ask(self, what: str, ask: Callable[[Guarded], Coroutine[Any, Any, Read[T]]]) -> list[Said[T]]:
-        reads = await at_once([ask(member.source) for member in self._heard])
+        patience_s = LIST_PATIENCE_S if what in _LISTS else ANSWER_PATIENCE_S
+        reads = await _in_time([ask(member.source) for member in self._heard], patience_s)
         now_ms = self.panel.now_ms()
         for member, read in zip(self._heard, reads, strict=True):
             member.note(what, read, now_ms)
@@ -307,15 +320,12 @@ class Panel:
         if self.has_several and member.is_sent_out(now_ms):  # a lone one is put up with
             member.trouble = member.lied
             return None
-        read = await self._read_tip(member)
-        trouble = None if isinstance(read, Found) else _unread("tip", read)
-        if isinstance(read, Found):
-            member.has_answered = True
-            trouble = await self._distrust(member, now_ms)
-            if trouble is None and self.has_several:
-                trouble = await member.contradiction(read.value)
-            if trouble is None:
-                trouble = await member.climb(read.value, now_ms)
+        try:
+            async with asyncio.timeout(HEARING_PATIENCE_S if self.has_several else None):
+                read, trouble = await self._examine(member, now_ms)
+        except TimeoutError:
+            read = Unknown(f"no answer to all that is asked in {HEARING_PATIENCE_S:.0f} s")
+            trouble = _unread("tip", read)
         now_ms = self.now_ms()
         member.note("tip", Unknown(trouble) if trouble else read, now_ms)
         if trouble is not None or not isinstance(read, Found):
@@ -326,6 +336,19 @@ class Panel:
         member.is_late = member.trouble is not None
         member.note("time", read if member.trouble is None else Unknown(member.trouble), now_ms)
         return read.value
+
+    async def _examine(self, member: Member, now_ms: int) -> tuple[Read[Tip], str | None]:
+        """Its tip, and why it is not to be believed."""
+        read = await self._read_tip(member)
+        if not isinstance(read, Found):
+            return read, _unread("tip", read)
+        member.has_answered = True
+        trouble = await self._distrust(member, now_ms)
+        if trouble is None and self.has_several:
+            trouble = await member.contradiction(read.value)
+        if trouble is None:
+            trouble = await member.climb(read.value, now_ms)
+        return read, trouble
 
     async def _read_tip(self, member: Member) -> Read[Tip]:
         if not self.has_several:
@@ -402,10 +425,17 @@ class Panel:
             member = next((m for m in self._members if m.source.name == one.name), None)
             if member is None:
                 continue
-            why = await member.lie(tx_id, one.read, self._own)
+            why = await self._lie(member, tx_id, one.read)
             if why == TWO_HEIGHTS or member.is_convicted(tx_id, why, now_ms):
                 member.send_out(now_ms, why or "")
         return True
+
+    async def _lie(self, member: Member, tx_id: str, read: Read[TxSeen]) -> str | None:
+        try:
+            async with asyncio.timeout(LIST_PATIENCE_S):
+                return await member.lie(tx_id, read, self._own)
+        except TimeoutError:
+            return None
 
     def _lasts(self, dispute: Silence, now_ms: int) -> bool:
         return is_lasting(dispute) and now_ms - dispute.last_ms <= PATIENCE_MS
@@ -416,6 +446,31 @@ async def at_once(works: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     if len(works) < 2:
         return [await work for work in works]
     return await asyncio.gather(*works)
+
+
+async def _in_time(works: Sequence[Coroutine[Any, Any, Read[T]]], patience_s: float) -> list[Read[T]]:
+    """What each read, in their order. One that is late when another has told something could not tell."""
+    if len(works) < 2:
+        return await at_once(works)
+    now_s, until_s = asyncio.get_running_loop().time, None
+    begun_s = now_s()
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        late = set(tasks)
+        while late:
+            wait_s = None if until_s is None else max(until_s - now_s(), 0)
+            done, late = await asyncio.wait(late, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
+            if not done:
+                break
+            if until_s is None and not all(isinstance(task.result(), Unknown) for task in done):
+                until_s = begun_s + max(patience_s, 2 * (now_s() - begun_s))
+        return [
+            Unknown("no answer while another told its own") if task in late else task.result() for task in tasks
+        ]
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _is_open(read: Read[Any]) -> TypeGuard[Unknown]:

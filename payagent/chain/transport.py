@@ -10,6 +10,7 @@ environment.
 
 import asyncio
 import http.client
+import io
 import socket
 import ssl
 import threading
@@ -20,8 +21,9 @@ from typing import Any, TypeVar
 import certifi
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.util.response import assert_header_parsing
 
-from payagent.chain.classify import ANSWER_MAX_BYTES, RawAnswer, TransportError
+from payagent.chain.classify import RawAnswer, TransportError
 
 T = TypeVar("T")
 
@@ -35,11 +37,16 @@ class _AbortedError(OSError):
     """The call's deadline passed while its thread was still at work."""
 
 
-class _Call:
-    """One exchange, whose socket can be shut from the event loop."""
+class _TooBigError(OSError):
+    """The server goes on after as much as is read of an answer."""
 
-    def __init__(self, read_timeout_s: float) -> None:
+
+class _Call:
+    """One exchange, whose socket can be shut from the event loop. `left_bytes` may be read of its answer still."""
+
+    def __init__(self, read_timeout_s: float, max_bytes: int) -> None:
         self.read_timeout_s = read_timeout_s
+        self.max_bytes = self.left_bytes = max_bytes
         self._lock = threading.Lock()
         self._connection: HTTPConnection | None = None
         self._aborted = False
@@ -70,8 +77,53 @@ class _Call:
 _running = threading.local()  # .call: the _Call that this worker thread is executing
 
 
+class _Bounded(io.RawIOBase):
+    """What comes from a socket, up to what the running call may read.
+
+    Counted here it is all that a server sends. What http.client and urllib3 read for themselves (heads, answers
+    before the answer, what frames a chunk) has no bound in sum, and a chunk of -1 bytes is read to the end.
+    """
+
+    def __init__(self, raw: io.RawIOBase) -> None:
+        self._raw = raw
+        self._call: _Call = _running.call
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        if self._call.left_bytes <= 0:
+            raise _TooBigError
+        count = self._raw.readinto(memoryview(buffer)[: self._call.left_bytes])
+        self._call.left_bytes -= count or 0
+        return count
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _Reply(http.client.HTTPResponse):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fp = io.BufferedReader(_Bounded(self.fp.detach()))
+
+    def begin(self) -> None:
+        """Pass over answers before the answer, of which http.client knows 100 alone; after 101 there is none.
+
+        Else the answer that follows would be read as that to the next call on the connection.
+        """
+        super().begin()
+        while 102 <= self.status < 200:
+            self.headers = None  # type: ignore[assignment]  # or it has begun
+            super().begin()
+        assert_header_parsing(self.msg)  # else urllib3 does, and logs all that is no header
+
+
 class _PlainConnection(HTTPConnection):
     """Tells the running call of itself before it sends anything."""
+
+    response_class = _Reply
 
     def connect(self) -> None:
         super().connect()
@@ -150,11 +202,12 @@ class Transport:
                 **what,
             )
             try:
-                return _received(response)
+                return _received(response, call)
             finally:
                 response.close()
         except (urllib3.exceptions.HTTPError, http.client.HTTPException) as error:
-            return RawAnswer(error=_transport_error(error), body_sent=body is not None and body.taken)
+            kind = _transport_error(error) if call.left_bytes > 0 else TransportError.TOO_BIG
+            return RawAnswer(error=kind, body_sent=body is not None and body.taken)
         except (OSError, ValueError):
             return RawAnswer(error=TransportError.RESET, body_sent=body is not None and body.taken)
         finally:
@@ -167,14 +220,15 @@ class Transport:
         *,
         deadline_s: float,
         read_timeout_s: float,
+        max_bytes: int,
     ) -> T | None:
-        """Make an exchange on a thread, and there what `then` makes of its answer.
+        """Make an exchange on a thread, and there what `then` makes of its answer, of which so much is read.
 
         None when the deadline passed after the exchange had begun.
         """
         if self._closed:
             return then(RawAnswer(error=TransportError.CONNECT, body_sent=False))
-        call = _Call(read_timeout_s)
+        call = _Call(read_timeout_s, max_bytes)
 
         def work() -> T:
             _running.call = call
@@ -203,21 +257,22 @@ class Transport:
         self._pools.clear()
 
 
-def _received(response: urllib3.BaseHTTPResponse) -> RawAnswer:
+def _received(response: urllib3.BaseHTTPResponse, call: _Call) -> RawAnswer:
     """Read the answer, at most up to the bound. The status counts even when the body broke off."""
-    parts, size, error = [], 0, None
+    if response.status < 200:
+        response.close()  # it speaks something else from here on
+    body, error = bytearray(), None
     try:
         for part in response.stream(_CHUNK_BYTES, decode_content=True):
-            parts.append(part)
-            size += len(part)
-            if size > ANSWER_MAX_BYTES:
+            body += part
+            if len(body) > call.max_bytes:
                 error = TransportError.TOO_BIG
                 break
     except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError):
-        error = TransportError.TRUNCATED
+        error = TransportError.TRUNCATED if call.left_bytes > 0 else TransportError.TOO_BIG
     return RawAnswer(
         status=response.status,
-        body=b"".join(parts),
+        body=bytes(body),
         retry_after=response.headers.get("Retry-After"),
         error=error,
     )

@@ -6,6 +6,7 @@ or lets a text through that two readers could read differently.
 
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NoReturn
@@ -111,8 +112,7 @@ def _check_depth(text: str, max_depth: int) -> None:
 def _object(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
     result = dict(pairs)
     if len(result) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
         raise _not_understood(f"the key {ascii(twice)[:60]} is given twice")
     return result
 

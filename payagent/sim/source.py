@@ -45,19 +45,22 @@ T = TypeVar("T")
 
 LAG_BLOCKS_MAX = 3
 LATE_S_MAX = 300.0
+CALL_S, PAGES_S = 14.9, 119.0
 
 
 @dataclass(frozen=True, slots=True)
 class Habits:
     """What a provider is like in a run: what it lies about, if anything, and until when it is dead.
 
-    `stays_s`: how long it stays on a branch that a fork undid, honest and behind.
+    `stays_s`: how long it stays on a branch that a fork undid, honest and behind. `drips`: whether it tells
+    nothing but its tip before the last moment that the adapter bears.
     """
 
     name: str
     lie: str | None = None
     dead_until_s: float = 0.0
     stays_s: float = 0.0
+    drips: bool = False
 
 
 LIES = ("frozen", "denies", "invents_block", "invents_coins", "takes_and_drops", "parameters", "tip_ahead")
@@ -103,7 +106,7 @@ class SimSource:
                 return Found(Tip(tip.height + 500, tip.slot, "ab" * 32, tip.time_s))
             return Found(tip)
 
-        return await self._read(read)
+        return await self._read(read, within_s=0.0)
 
     async def genesis(self) -> Read[Genesis]:
         return await self._read(lambda _: Found(Genesis(42, self._net.node.system_start_s, 1)))
@@ -155,7 +158,7 @@ class SimSource:
                 listed.append(ChainUtxo("ee" * 32, 0, address, 90_000_000, {}, None, False, False))
             return Found(tuple(listed))
 
-        return await self._read(read)
+        return await self._read(read, PAGES_S)
 
     async def transactions(self, address: str, since_s: int) -> Read[tuple[AddressTx, ...]]:
         raw = _raw(address)
@@ -171,7 +174,7 @@ class SimSource:
                     rows.append(AddressTx(tx_id, block.height, self._net.node.time_s(block.slot)))
             return Found(tuple(rows))
 
-        return await self._read(read)
+        return await self._read(read, PAGES_S)
 
     async def movement(self, tx_id: str, address: str) -> Read[Movement]:
         raw = _raw(address)
@@ -187,9 +190,11 @@ class SimSource:
 
         return await self._read(read)
 
-    async def _read(self, read: Callable[[int], Read[T]]) -> Read[T]:
+    async def _read(self, read: Callable[[int], Read[T]], within_s: float = CALL_S) -> Read[T]:
         """After the time that a call takes, from a view that may be some blocks old; or no answer."""
         rng, mix = self._rng, self._mix()
+        if self._habits.drips:
+            await asyncio.sleep(within_s)
         if rng.random() < 0.2:
             await asyncio.sleep(rng.random() * 3)
         if self._is_dead():

@@ -90,7 +90,7 @@ def submissions(conn: sqlite3.Connection, tx_id: str) -> tuple[int, int]:
 def was_told(conn: sqlite3.Connection, payment_id: str, tx_id: str | None, kind: str) -> bool:
     """Whether a provider ever answered so to an attempt (chain.source.SubmitKind)."""
     row = conn.execute(
-        "SELECT 1 FROM events WHERE payment_id = ? AND event = 'provider_answered' "
+        "SELECT 1 FROM events WHERE payment_id = ? AND event IN ('provider_answered', 'provider_accepted') "
         "AND detail ->> '$.kind' = ? AND detail ->> '$.tx_id' = ? LIMIT 1",
         (payment_id, kind, tx_id),
     ).fetchone()

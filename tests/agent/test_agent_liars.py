@@ -3,6 +3,8 @@
 Devnet and agent share a clock here: ages of tips are true.
 """
 
+import asyncio
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,6 +13,8 @@ import pytest
 from agent_kit import ADA, APP, Relay, Run, World, with_terms, world_with_clock
 from http_kit import NO_TLS
 
+from payagent.agent.chainview import TTL_CAP_S
+from payagent.chain.blockfrost import Timeouts
 from payagent.core.payment import State
 from payagent.store import alerts, queries
 
@@ -227,6 +231,48 @@ async def test_a_payment_is_confirmed_in_time_beside_a_provider_that_lies(
         assert run.selectable() == world.unspent()
 
 
+async def test_what_spends_change_does_not_wait_for_one_that_drips_its_answers(
+    world: World, liar: Relay, honest: Relay
+) -> None:
+    """Not even when the transaction before it is being sent still to the one that drips."""
+    world.fund(300 * ADA)
+    over = threading.Event()
+    liar.heard = lambda path, _: over.wait() if path == "/tx/submit" else None  # type: ignore[method-assign]
+    async with world.run(
+        providers=providers(liar, honest, True), terms=with_terms(chain_depth=8), timeouts=Timeouts()
+    ) as run:
+        try:
+            await run.look()
+            rows = [(await run.agent.pay(world.ask(f"call {number}")))[0] for number in range(4)]
+            async with asyncio.timeout(10):
+                while len(world.waiting()) < len(rows):
+                    await asyncio.sleep(0.05)
+        finally:
+            over.set()
+        assert world.waiting() == [row.tx_id for row in rows]
+        assert liar.submissions() == 1
+
+
+async def test_what_the_other_took_is_sent_again_and_replaced_though_one_calls_it_never_valid(
+    world: World, liar: Relay, honest: Relay
+) -> None:
+    """A node drops what it took when it starts anew, or when a fork takes its block."""
+    world.settings(timeout=3000)
+    world.fund(50 * ADA)
+    liar.tell("/tx/submit", 400, {"status_code": 400, "error": "Bad Request", "message": "FeeTooSmallUTxO"})
+    async with world.run(providers=providers(liar, honest, True)) as run:
+        await run.look()
+        honest.swallows = True
+        row = await run.pay()
+        world.clock.ahead_ms += 6_000
+        await run.look()
+        assert honest.submissions() == 2
+        await pass_s(run, TTL_CAP_S)
+        honest.thaw()
+        assert await pass_s(run, 600, lambda: run.state(row.id) is State.CONFIRMED) < 600
+        assert world.transactions() == [run.desk.payment(row.id).tx_id] != [row.tx_id]
+
+
 @pytest.mark.parametrize("lie", [is_dead, is_old, has_other_parameters])
 async def test_one_that_is_bad_from_the_start_keeps_nobody_from_paying(
     world: World, liar: Relay, honest: Relay, lie: Callable[[Relay], None]
@@ -275,6 +321,22 @@ async def test_it_is_said_which_one_is_out_and_why_and_when_it_is_back(
         await pass_s(run, 640, lambda: not raised(run))
         assert raised(run) == set()
         assert run.desk.providers["liar"] is None
+
+
+async def test_one_that_is_out_and_back_time_and_again_fills_no_ledger_with_alerts(
+    world: World, liar: Relay, honest: Relay
+) -> None:
+    world.fund(50 * ADA)
+    async with world.run(providers=providers(liar, honest, True)) as run:
+        for _ in range(20):
+            is_in_the_future(liar)
+            await pass_s(run, 20)
+            liar.thaw()
+            await pass_s(run, 20)
+        told = [alert.kind for alert in alerts.after(run.desk.conn, 0)]
+        assert told == ["provider_out", "cleared", "provider_out"]
+        await pass_s(run, 620)
+        assert raised(run) == set()
 
 
 async def test_one_that_was_caught_at_a_lie_gets_no_bytes(world: World, liar: Relay, honest: Relay) -> None:

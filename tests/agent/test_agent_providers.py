@@ -369,6 +369,25 @@ class TestEvidence:
             world.control("faults", clear=True)
             assert await run.watch.tick()
 
+    @pytest.mark.parametrize("lie", [{"block_height": 2**63 - 1}, {"block_height": 2**63 - 1, "block": "fa" * 32}])
+    async def test_a_block_above_its_own_newest_is_asked_after_until_it_is_not(
+        self, world: World, second: Relay, lie: dict[str, object]
+    ) -> None:
+        """One absurd height kept a payment in its block, and not confirmed, until a restart."""
+        world.fund(50 * ADA)
+        async with world.run(providers={"second": second.url}) as run:
+            await run.look()
+            row = await run.pay()
+            world.block()
+            path = f"/txs/{row.tx_id}"
+            second.tell(path, 200, told(second, path) | lie)
+            await run.look()
+            assert run.state(row.id) is State.IN_BLOCK
+            second.thaw()
+            await run.settle_down()
+            assert run.state(row.id) is State.CONFIRMED
+            assert run.owned() == world.on_chain()
+
 
 class TestDeadAtTheStart:
     """One that never answered since the start is not waited for like one that was just there."""

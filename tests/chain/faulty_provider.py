@@ -13,13 +13,18 @@ BASE_PATH = "/x/y"
 
 @dataclass
 class Reply:
-    """One scripted answer. `fault`: silent | reset | short (of its own length) | drip (a header, for ever)."""
+    """One scripted answer.
+
+    `fault`: silent | reset | short (of its own length) | drip (a header, for ever) | early (103, and the answer a
+    moment later) | flood (`body` as it stands in place of an answer, and then `more` for ever).
+    """
 
     body: Any = b""
     status: int = 200
     content_type: str = "application/json"
     headers: dict[str, str] = field(default_factory=dict)
     fault: str | None = None
+    more: bytes = b""
 
     def raw(self) -> bytes:
         return self.body if isinstance(self.body, bytes) else json.dumps(self.body).encode()
@@ -74,7 +79,12 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         elif reply.fault == "drip":
             self._drip(provider)
+        elif reply.fault == "flood":
+            self._flood(reply)
         else:
+            if reply.fault == "early":
+                self.wfile.write(b"HTTP/1.1 103 Early Hints\r\nLink: </style.css>; rel=preload\r\n\r\n")
+                provider.over.wait(0.1)
             self._answer(reply)
 
     do_GET = do_POST = _serve  # noqa: N815
@@ -91,6 +101,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(raw)
         if reply.fault == "short":
             self.close_connection = True
+
+    def _flood(self, reply: Reply) -> None:
+        self.close_connection = True
+        self.wfile.write(reply.raw())
+        while True:
+            self.wfile.write(reply.more)
 
     def _drip(self, provider: "FaultyProvider") -> None:
         self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Slow: ")

@@ -7,10 +7,10 @@ import json
 import logging
 import ssl
 import tracemalloc
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
 import blockfrost.api
@@ -41,6 +41,8 @@ from payagent.chain.source import (
     Unknown,
 )
 from payagent.core.problem import Refused
+
+T = TypeVar("T")
 
 SECRET = "preprodCANARYCANARYCANARYCANARYCANARY01"
 ADDRESS = "addr_test1vz2fxv2umyhttkxyxp8x0dlpdt3k6cwng5pxj3jhsydzersp2s33m"
@@ -104,6 +106,16 @@ async def source(provider: FaultyProvider) -> AsyncIterator[Blockfrost]:
     adapter = Blockfrost("main", provider.base_url, SECRET)
     yield adapter
     await adapter.aclose()
+
+
+async def measured(asked: Awaitable[T]) -> tuple[T, int]:
+    """What came of it, and the most bytes that it took at a time."""
+    tracemalloc.start()
+    try:
+        answer = await asked
+        return answer, tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.fixture
@@ -322,13 +334,62 @@ async def test_an_answer_that_unpacks_to_much_is_unknown_and_takes_no_memory(
 ) -> None:
     """No coding was asked for; the libraries take it off all the same, in steps."""
     provider.routes["GET /blocks/latest"] = Reply(body, headers={"Content-Encoding": coding})
-    tracemalloc.start()
-    try:
-        assert isinstance(await source.tip(), Unknown)
-        _, peak_bytes = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
+    read, peak_bytes = await measured(source.tip())
+    assert isinstance(read, Unknown)
     assert peak_bytes < 48 * 2**20
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+FLOODS = {
+    "a chunk below zero": Reply(HEAD + b"-1\r\n", fault="flood", more=b"a" * 65_536),
+    "chunks of a byte": Reply(HEAD, fault="flood", more=b"1\r\na\r\n" * 10_000),
+    "trailers": Reply(HEAD + b"0\r\n", fault="flood", more=b"A: a\r\n" * 10_000),
+    "100": Reply(fault="flood", more=b"HTTP/1.1 100 Continue\r\n\r\n" * 4_000),
+    "103": Reply(fault="flood", more=b"HTTP/1.1 103 Early Hints\r\nA: a\r\n\r\n" * 4_000),
+}
+
+
+@pytest.mark.parametrize("flood", FLOODS.values(), ids=FLOODS.keys())
+async def test_what_goes_on_for_ever_in_whatever_form_ends_soon_and_takes_no_memory(
+    provider: FaultyProvider, source: Blockfrost, flood: Reply
+) -> None:
+    provider.routes["GET /blocks/latest"] = flood
+    read, peak_bytes = await measured(source.tip())
+    assert read == Unknown("tip: the answer is too big")
+    assert peak_bytes < 16 * 2**20
+
+
+@pytest.mark.parametrize("odd", [b"no header\r\n", b"A: a\r\r\n"])
+async def test_a_head_that_is_none_fills_no_log(
+    provider: FaultyProvider, source: Blockfrost, caplog: pytest.LogCaptureFixture, odd: bytes
+) -> None:
+    head = b"HTTP/1.1 200 OK\r\n" + odd + (b"k" * 60_000 + b"\r\n") * 10
+    provider.routes["GET /blocks/latest"] = Reply(head, fault="flood", more=b"\r\n{}")
+    assert isinstance(await source.tip(), Unknown)
+    assert "kkk" not in caplog.text
+
+
+@pytest.mark.parametrize("value", [b"[]", b"{}", b"0.1"])
+async def test_a_list_of_nothing_but_brackets_is_not_read_into_hundreds_of_megabytes(
+    provider: FaultyProvider, source: Blockfrost, value: bytes
+) -> None:
+    body = b"[" + b",".join([value] * 3_000_000) + b"]"
+    provider.routes[f"GET /addresses/{ADDRESS}/utxos"] = Reply(body)
+    read, peak_bytes = await measured(source.utxos(ADDRESS))
+    assert read == Unknown("utxos: http 200, not understood (too many values)")
+    assert peak_bytes < 64 * 2**20
+
+
+async def test_an_answer_before_the_answer_is_not_taken_for_the_answer(
+    provider: FaultyProvider, source: Blockfrost
+) -> None:
+    """Nor is what comes after it taken for the answer to the next call."""
+    other = "99" * 32
+    provider.routes[f"GET /txs/{other}"] = Reply(NOT_FOUND.body, 404, fault="early")
+    provider.routes[f"GET /txs/{TX}"] = Reply(TRANSACTION, fault="early")
+    assert isinstance(await source.tx(other), NotFound)
+    assert isinstance(await source.tx(TX), Found)
+    assert isinstance(await source.tx(other), NotFound)
 
 
 async def test_an_answer_about_another_thing_is_unknown(provider: FaultyProvider, source: Blockfrost) -> None:
@@ -492,6 +553,16 @@ async def test_a_fault_on_a_later_page_is_unknown_and_endless_pages_end(
     assert isinstance(await source.utxos(ADDRESS), Unknown)
     provider.routes[f"GET /addresses/{ADDRESS}/utxos"] = Reply(_slice(list(range(100)), 1))
     assert isinstance(await hasty.utxos(ADDRESS), Unknown)
+
+
+async def test_pages_of_ever_more_tokens_end(provider: FaultyProvider, source: Blockfrost) -> None:
+    laden = [{"unit": f"{TOKEN}{number:04x}", "quantity": "1"} for number in range(1_000)]
+    rows = [utxo_row(number) for number in range(100)]
+    rows = [{**row, "amount": [*row["amount"], *laden]} for row in rows]
+    provider.routes[f"GET /addresses/{ADDRESS}/utxos"] = Reply(json.dumps(rows).encode())
+    read = await source.utxos(ADDRESS)
+    assert read == Unknown("utxos: more than 500000 token amounts")
+    assert len(provider.seen) < 10
 
 
 async def test_a_page_with_more_rows_than_asked_for_is_unknown(
@@ -786,6 +857,25 @@ async def test_the_project_id_shows_nowhere(
     with pytest.raises(Refused) as refused:
         Blockfrost("main", provider.base_url, SECRET + "\n")
     assert SECRET not in str(refused.value)
+
+
+@pytest.mark.parametrize("before", range(150, 200, 10))
+async def test_no_part_of_the_project_id_shows_where_an_echo_is_cut(
+    provider: FaultyProvider, source: Blockfrost, before: int
+) -> None:
+    provider.routes["POST /tx/submit"] = Reply("x" * before + SECRET, 400)
+    answer = await source.submit(b"\x84", TX)
+    assert "xxx" in answer.detail
+    assert SECRET[:8] not in answer.detail
+
+
+async def test_a_long_refusal_of_a_submission_is_not_read_into_hundreds_of_megabytes(
+    provider: FaultyProvider, source: Blockfrost
+) -> None:
+    provider.routes["POST /tx/submit"] = Reply(b"[" + b"[]," * 4_000_000 + b"0]", 400)
+    answer, peak_bytes = await measured(source.submit(b"\x84", TX))
+    assert answer.kind is SubmitKind.AMBIGUOUS
+    assert peak_bytes < 64 * 2**20
 
 
 async def test_other_users_of_the_libraries_notice_nothing(provider: FaultyProvider, source: Blockfrost) -> None:

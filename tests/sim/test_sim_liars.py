@@ -33,6 +33,7 @@ RESTART_S, SOON_S = 300, 20
 KINDS: dict[str, Habits] = {
     "honest": Habits("other"),
     "dead": Habits("other", dead_until_s=10**9),
+    "drips": Habits("other", drips=True),
     **{lie: Habits("other", lie) for lie in LIES},
 }
 
