@@ -106,7 +106,7 @@ class SimSource:
                 return Found(Tip(tip.height + 500, tip.slot, "ab" * 32, tip.time_s))
             return Found(tip)
 
-        return await self._read(read, within_s=0.0)
+        return await self._read(read, 0.0)
 
     async def genesis(self) -> Read[Genesis]:
         return await self._read(lambda _: Found(Genesis(42, self._net.node.system_start_s, 1)))

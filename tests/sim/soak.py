@@ -323,9 +323,9 @@ class CountingSource(SimSource):
 
     calls = 0
 
-    async def _read(self, read: Any) -> Any:
+    async def _read(self, *asked: Any) -> Any:
         CountingSource.calls += 1
-        return await super()._read(read)
+        return await super()._read(*asked)
 
     async def submit(self, raw: bytes, tx_id: str) -> Any:
         CountingSource.calls += 1
