@@ -9,6 +9,7 @@ import base64
 import logging
 import os
 import select
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from io import UnsupportedOperation
@@ -90,9 +91,10 @@ class _Lossy:
         self._patience_s = READER_PATIENCE_S
         self._lost = 0
         self._is_cut = False
+        self._door = threading.RLock()  # what is thrown away meanwhile may log, on the same thread
 
     def write(self, text: str) -> int:
-        with suppress(OSError, ValueError):  # ValueError: it is closed
+        with self._door, suppress(OSError, ValueError):  # ValueError: it is closed
             handle = self._handle()
             if handle is None:
                 self._stream.write(text)
@@ -121,12 +123,18 @@ class _Lossy:
         data = line.encode(self._stream.encoding, self._stream.errors or "strict")
         for start in range(0, len(data), select.PIPE_BUF):
             piece = data[start : start + select.PIPE_BUF]
-            written = os.write(handle, piece) if self._has_room(handle) else 0
+            written = self._write(handle, piece)
             if written < len(piece):
                 self._is_cut |= start + written > 0
                 return False
         self._is_cut = False
         return True
+
+    def _write(self, handle: int, piece: bytes) -> int:
+        """How much of it was."""
+        with suppress(OSError):
+            return os.write(handle, piece) if self._has_room(handle) else 0
+        return 0
 
     def _has_room(self, handle: int) -> bool:
         ready = select.poll()

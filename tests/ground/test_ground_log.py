@@ -6,8 +6,10 @@ import json
 import logging
 import os
 import re
+import resource
 import select
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -211,6 +213,43 @@ def test_a_reader_that_stands_still_stops_nobody_and_is_told_what_it_missed(
     assert told >= lost > 0, "of a line that is cut off a terminal may lack no more than its end"
     assert told == lost or opened is os.openpty
     assert "at last" in heard_lines
+
+
+def test_a_disk_that_was_full_has_every_line_counted_that_it_lost(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with path.open("w", encoding="utf-8", buffering=1) as stream:
+        configure_logging(stream, Redactor())
+        log = structlog.get_logger()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, limits[1]))
+        try:
+            for size in (10, 9_000, 20, 30):
+                log.info("told", text="x" * size)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        log.info("told", text="after")
+    whole, cut, after, lost = path.read_text(encoding="utf-8").splitlines()
+    assert (json.loads(whole)["text"], cut.count("}"), json.loads(after)["text"]) == ("x" * 10, 0, "after")
+    assert (json.loads(lost)["event"], json.loads(lost)["lines"]) == ("log.lost", 3)
+
+
+def test_lines_of_several_threads_are_not_mixed() -> None:
+    """Ours and a library's, longer than what a pipe takes at once."""
+    reader, writer = os.pipe()
+    with (
+        ThreadPoolExecutor() as threads,
+        open(reader, encoding="utf-8") as heard,  # noqa: PTH123
+        open(writer, "w", encoding="utf-8", buffering=1) as stream,  # noqa: PTH123
+    ):
+        configure_logging(stream, Redactor())
+        lines = threads.submit(heard.readlines)
+        ours, library = structlog.get_logger(), logging.getLogger("library")
+        says = (lambda n: ours.info(f"{n}", text="x" * 9_000), lambda n: library.warning(f"{n} {'y' * 9_000}"))
+        for told in [threads.submit(lambda say=say: [say(n) for n in range(200)]) for say in says]:
+            told.result()
+        stream.close()
+        levels = [json.loads(line)["level"] for line in lines.result()]
+    assert (levels.count("info"), levels.count("warning")) == (200, 200)
 
 
 def _rest_of(heard: io.RawIOBase) -> list[str]:
