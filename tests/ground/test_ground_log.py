@@ -1,6 +1,7 @@
 """Logs: no registered secret reaches the stream, by whatever way it came into an event."""
 
 import base64
+import fcntl
 import io
 import json
 import logging
@@ -8,6 +9,8 @@ import os
 import re
 import resource
 import select
+import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -213,6 +216,28 @@ def test_a_reader_that_stands_still_stops_nobody_and_is_told_what_it_missed(
     assert told >= lost > 0, "of a line that is cut off a terminal may lack no more than its end"
     assert told == lost or opened is os.openpty
     assert "at last" in heard_lines
+
+
+def test_a_reader_that_is_slow_for_ever_keeps_nobody_waiting_for_ever() -> None:
+    """It takes a page a moment, and there is more to tell."""
+    reader, writer = os.pipe()
+    fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, resource.getpagesize())
+    over = threading.Event()
+
+    def drip() -> None:
+        while not over.wait(0.2):
+            os.read(reader, resource.getpagesize())
+
+    with ThreadPoolExecutor() as threads, open(writer, "w", encoding="utf-8", buffering=1) as stream:  # noqa: PTH123
+        configure_logging(stream, Redactor())
+        threads.submit(drip)
+        began_s = time.monotonic()
+        for _ in range(60):  # 9 s of its reading
+            structlog.get_logger().info("told", text="x" * 3_000)
+        took_s = time.monotonic() - began_s
+        over.set()
+    os.close(reader)
+    assert took_s < 4
 
 
 def test_a_disk_that_was_full_has_every_line_counted_that_it_lost(tmp_path: Path) -> None:
