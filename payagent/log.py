@@ -126,12 +126,12 @@ class _Lossy:
         """Whether all of it was. Of a pipe or a socket that has room, PIPE_BUF bytes keep nobody waiting."""
         line = "\n" + text if self._is_cut else text
         data = line.encode(self._stream.encoding, self._stream.errors or "strict")
-        for start in range(0, len(data), select.PIPE_BUF):
-            piece = data[start : start + select.PIPE_BUF]
-            written = self._write(handle, piece)
-            if written < len(piece):
-                self._is_cut |= start + written > 0
+        while data:
+            written = self._write(handle, data[: select.PIPE_BUF])
+            if not written:
                 return False
+            data = data[written:]
+            self._is_cut = True
         self._is_cut = False
         return True
 

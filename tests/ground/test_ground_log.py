@@ -218,6 +218,23 @@ def test_a_reader_that_stands_still_stops_nobody_and_is_told_what_it_missed(
     assert "at last" in heard_lines
 
 
+def test_a_terminal_that_is_read_shows_all_of_a_long_line() -> None:
+    """As of a traceback: it takes such a line in parts."""
+    shown, terminal = os.openpty()
+    said = [f"{number}: {'x' * 200_000}." for number in range(5)]
+    with (
+        ThreadPoolExecutor() as threads,
+        open(shown, "rb", buffering=0) as screen,  # noqa: PTH123
+        open(terminal, "w", encoding="utf-8", buffering=1) as stream,  # noqa: PTH123
+    ):
+        configure_logging(stream, Redactor())
+        structlog.configure(processors=[lambda _logger, _level, event: event["event"]])
+        seen = threads.submit(_rest_of, screen)
+        for line in said:
+            structlog.get_logger().info(line)
+        assert seen.result() == said
+
+
 def test_a_reader_that_is_slow_for_ever_keeps_nobody_waiting_for_ever() -> None:
     """It takes a page a moment, and there is more to tell."""
     reader, writer = os.pipe()
