@@ -11,7 +11,7 @@ import socket
 import ssl
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 
 import httpcore
@@ -70,10 +70,17 @@ class SystemLookup:
 
     async def __call__(self, host: str, port: int) -> Sequence[str]:
         place = (host, port)
-        if place not in self._under_way:
-            self._under_way[place] = asyncio.create_task(_looked_up(host, port))
-            self._under_way[place].add_done_callback(lambda _: self._under_way.pop(place))
-        return await asyncio.shield(self._under_way[place])
+        question = self._under_way.get(place)
+        if question is None:
+            question = self._under_way[place] = asyncio.create_task(_looked_up(host, port))
+            question.add_done_callback(partial(self._end, place))
+        await asyncio.wait((question,))
+        return question.result()
+
+    def _end(self, place: tuple[str, int], question: asyncio.Task[Sequence[str]]) -> None:
+        del self._under_way[place]
+        if not question.cancelled():
+            question.exception()  # which all who asked may have given up hearing of
 
 
 async def _looked_up(host: str, port: int) -> Sequence[str]:

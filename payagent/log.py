@@ -9,6 +9,8 @@ import base64
 import logging
 import os
 import select
+import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from io import UnsupportedOperation
@@ -21,7 +23,10 @@ REDACTED = "[redacted]"
 REPEATED_EVERY_S = 30
 REPEATED_MAX = 256
 READER_PATIENCE_S = 1.0
-"""How long a log that takes nothing is waited for, until it takes something again."""
+"""How long a log that takes nothing is waited for, in all."""
+
+PATIENCE_BACK = 0.05
+"""Which part of the time that goes by is added to that again: a log that is always slow takes no more of it."""
 
 _TALKATIVE = ("httpx", "httpcore")  # they tell of every call at info
 SECRET_LENGTH_MIN = 8  # a shorter value would cut innocent words out of every line
@@ -80,7 +85,7 @@ class _Lossy:
     """A stream that loses what it cannot write: a full disk under the log, a reader that is gone or stands still.
 
     A line stands between two steps of a payment, and must not keep the second from being taken. A reader that
-    stands still is waited for once; when it reads again, it is told how many lines it `missed`.
+    stands still is waited for a little; when it reads again, it is told how many lines it `missed`.
     """
 
     def __init__(self, stream: TextIO, missed: Callable[[int], str]) -> None:
@@ -88,11 +93,13 @@ class _Lossy:
         self._missed = missed
         self._terminal = _own_handle(stream)
         self._patience_s = READER_PATIENCE_S
+        self._waited_at_s = 0.0
         self._lost = 0
         self._is_cut = False
+        self._door = threading.RLock()  # what is thrown away meanwhile may log, on the same thread
 
     def write(self, text: str) -> int:
-        with suppress(OSError, ValueError):  # ValueError: it is closed
+        with self._door, suppress(OSError, ValueError):  # ValueError: it is closed
             handle = self._handle()
             if handle is None:
                 self._stream.write(text)
@@ -119,20 +126,32 @@ class _Lossy:
         """Whether all of it was. Of a pipe or a socket that has room, PIPE_BUF bytes keep nobody waiting."""
         line = "\n" + text if self._is_cut else text
         data = line.encode(self._stream.encoding, self._stream.errors or "strict")
-        for start in range(0, len(data), select.PIPE_BUF):
-            piece = data[start : start + select.PIPE_BUF]
-            written = os.write(handle, piece) if self._has_room(handle) else 0
-            if written < len(piece):
-                self._is_cut |= start + written > 0
+        while data:
+            written = self._write(handle, data[: select.PIPE_BUF])
+            if not written:
                 return False
+            data = data[written:]
+            self._is_cut = True
         self._is_cut = False
         return True
+
+    def _write(self, handle: int, piece: bytes) -> int:
+        """How much of it was."""
+        with suppress(OSError):
+            return os.write(handle, piece) if self._has_room(handle) else 0
+        return 0
 
     def _has_room(self, handle: int) -> bool:
         ready = select.poll()
         ready.register(handle, select.POLLOUT)
-        has_room = bool(ready.poll(self._patience_s * 1000))
-        self._patience_s = READER_PATIENCE_S if has_room else 0.0
+        if ready.poll(0):
+            return True
+        began_s = time.monotonic()
+        back_s = (began_s - self._waited_at_s) * PATIENCE_BACK
+        self._patience_s = min(self._patience_s + back_s, READER_PATIENCE_S)
+        has_room = bool(ready.poll(max(int(self._patience_s * 1000), 0)))
+        self._waited_at_s = time.monotonic()
+        self._patience_s -= self._waited_at_s - began_s
         return has_room
 
 

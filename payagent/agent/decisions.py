@@ -76,7 +76,7 @@ class Decisions:
             await self._desk.write("refuse", lambda unit: note_refused(unit, payment_id, by, why, now_ms))
             row = payments.payment(self._desk.conn, payment_id)
             if row is not None and row.state is State.AWAITING_APPROVAL:
-                refusal.money = STILL_ASKED
+                raise refusal.with_money(STILL_ASKED) from None
             raise
 
     async def deny_what_is_over(self) -> None:

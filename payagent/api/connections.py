@@ -7,8 +7,8 @@ out.
 
 The Unix socket answers its own user and root, whatever its modes say.
 
-May import: core, heads, api.problems, uvicorn, h11. Never: knows a call; ends one that is being answered to
-who reads the answer.
+May import: core, heads, api.problems, Starlette's types, uvicorn, h11. Never: knows a call; ends by itself
+one that is being answered to who reads the answer.
 """
 
 import asyncio
@@ -23,6 +23,7 @@ from functools import partial
 from typing import Any
 
 import h11
+from starlette.types import Receive, Scope
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from payagent import heads
@@ -225,6 +226,13 @@ class _Connection(H11Protocol):
         if self._read_due is not None:
             self._read_due.cancel()
             self._read_due = None
+
+
+async def break_off(scope: Scope, receive: Receive) -> None:
+    """Drop a call's connection in the middle of its answer, so that nobody takes half of it for the whole."""
+    scope[ABORT]()
+    while (await receive())["type"] != "http.disconnect":
+        continue
 
 
 def _drop(transport: asyncio.Transport, *, is_old: bool) -> None:

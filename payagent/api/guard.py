@@ -1,6 +1,7 @@
 """What stands before every call: no web page gets through, and no error leaves but as a problem.
 
-May import: core, api.problems, store.opening, Starlette, structlog. Never: reads a body or a token.
+May import: core, api.connections and .problems, store.opening, Starlette, structlog. Never: reads a body
+or a token.
 
 A browser on this machine can reach a loopback port, so a page could spend. Two things give it away: the `Host` of
 a rebound DNS name, and the `Origin` or `Sec-Fetch-Site` that browsers add. No value of these is good: a
@@ -21,6 +22,7 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from payagent.api.connections import break_off
 from payagent.api.problems import BrokenOffError, JsonResponse, problem_response
 from payagent.core.problem import Refused
 from payagent.store.opening import DatabaseError, failure
@@ -72,16 +74,18 @@ class Guard:
                 refuse_browsers(scope, self._hosts)
                 await self._app(scope, receive, answer)
             except asyncio.CancelledError:  # the server stops, and waits for the call no longer
-                if started:
-                    raise
                 cast("asyncio.Task[None]", asyncio.current_task()).uncancel()
-                silent = Refused("daemon_silent", "payagent stops, and the call was still waiting")
-                await self._tell(silent, request_id)(scope, receive, answer)
+                if started:
+                    log.info("api.broken_off", why="payagent stops")
+                    await break_off(scope, receive)
+                else:
+                    silent = Refused("daemon_silent", "payagent stops, and the call was still waiting")
+                    await self._tell(silent, request_id)(scope, receive, answer)
             except ClientDisconnect:
                 log.info("api.client_gone")
             except BrokenOffError as why:
                 log.info("api.broken_off", why=str(why))
-                raise
+                await break_off(scope, receive)
             except Exception as error:
                 refused = error if isinstance(error, Refused) else _of_the_ledger(error)
                 if started or refused is None:

@@ -28,10 +28,7 @@ class Problem:
 
 
 class Refused(Exception):  # noqa: N818  the design's word for what it is
-    """payagent will not do what was asked. `code` names a row of PROBLEMS; `context` is shown, so no secrets.
-
-    `money` is the row's, until who knows better says otherwise.
-    """
+    """payagent will not do what was asked. `code` names a row of PROBLEMS; `context` is shown, so no secrets."""
 
     def __init__(self, code: str, detail: str, **context: object) -> None:
         if code not in PROBLEMS:
@@ -41,6 +38,12 @@ class Refused(Exception):  # noqa: N818  the design's word for what it is
         self.detail = detail
         self.context = context
         self.money = self.problem.money
+
+    def with_money(self, money: str) -> "Refused":
+        """Another of the same, for who knows better of the money: all callers of one commit are told this one."""
+        told = Refused(self.code, self.detail, **self.context)
+        told.money = money
+        return told
 
     @property
     def problem(self) -> Problem:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from starlette.types import Receive, Scope, Send
 
-from payagent.api.connections import ABORT
+from payagent.api.connections import break_off
 from payagent.api.problems import JsonResponse, problem_response
 from payagent.core.problem import Refused
 from payagent.proxy.headers import Headers
@@ -65,15 +65,9 @@ class Reply:
     async def problem(self, refused: Refused) -> None:
         """A refusal; where an answer is on its way already the connection is dropped instead."""
         if self.has_started:
-            await self.break_off()
+            await break_off(self._scope, self._receive)
             return
         self.has_started = True
         self._refusals[refused.code] += 1
         headers = {"X-Request-Id": self.id, "Cache-Control": "no-store"}
         await problem_response(refused, self.id, headers)(self._scope, self._receive, self._send)
-
-    async def break_off(self) -> None:
-        """Drop the connection, so that nobody takes half an answer for a whole one."""
-        self._scope[ABORT]()
-        while (await self._receive())["type"] != "http.disconnect":
-            continue

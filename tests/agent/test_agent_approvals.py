@@ -4,6 +4,7 @@ The chain and the agent share one clock here, which a test can move.
 """
 
 import asyncio
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from payagent.audit.signed import Owner
 from payagent.audit.verify import verify
 from payagent.core.payment import State
 from payagent.core.policy import Scope, Window
-from payagent.core.problem import Refused
+from payagent.core.problem import PROBLEMS, STILL_ASKED, Refused
 from payagent.store import alerts, approvals, apps, events, payments, queries, spending
 from payagent.store.payments import PaymentRow
 from payagent.wallet.keys import Signer
@@ -528,3 +529,30 @@ async def test_what_is_to_be_handed_over_is_signed_when_it_is_asked_for_after_th
 
 def test_room_for_the_fee_is_less_than_the_signer_allows() -> None:
     assert FEE_ROOM_LOVELACE < 900_000 - 200_000
+
+
+async def test_who_decides_on_what_is_paid_is_not_told_what_another_is_of_what_waits(world: World) -> None:
+    """Both decisions fail with one commit, and so by one error."""
+    batches: list[str] = []
+
+    def fail_once(name: str) -> None:
+        if name == "before approve" and batches.count(name) == 1:
+            raise OSError("the disk is full")
+        batches.append(name)
+
+    held, release = threading.Event(), threading.Event()
+    async with world.run(terms=ASKING, checkpoint=fail_once) as run:
+        await run.look()
+        paid, waits = await ask(run, "paid"), await ask(run, "waits")
+        await run.agent.decisions.approve(paid.id, SOMEBODY)
+        before = asyncio.create_task(run.desk.write("wait", lambda _: (held.set(), release.wait())))
+        await asyncio.to_thread(held.wait)
+        both = [asyncio.create_task(run.agent.decisions.approve(row.id, SOMEBODY)) for row in (waits, paid)]
+        await asyncio.sleep(0)
+        release.set()
+        await before
+        of_waiting, of_paid = await asyncio.gather(*both, return_exceptions=True)
+    assert isinstance(of_waiting, Refused)
+    assert isinstance(of_paid, Refused)
+    assert (of_waiting.code, of_waiting.money) == ("store_failed", STILL_ASKED)
+    assert (of_paid.code, of_paid.money) == ("store_failed", PROBLEMS["store_failed"].money)

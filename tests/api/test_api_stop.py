@@ -1,14 +1,19 @@
 """What becomes of calls that wait when the daemon stops: by the server that it has, over real sockets."""
 
 import asyncio
+import contextlib
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import httpx
+import pytest
 from agent_kit import ADA, World
 from api_kit import Api, served
 from http_kit import NO_TLS
 from proxy.proxy_kit import Heard, place
+
+from payagent.store import records
 
 TOPUP = {"merchant": "t", "units": str(20 * ADA), "request": {"method": "POST", "path": "/never", "body": "{}"}}
 
@@ -69,3 +74,20 @@ async def test_a_call_that_a_stop_does_not_wait_for_is_told_so_as_a_problem(worl
         answer = await asked
     assert answer.headers["content-type"] == "application/problem+json"
     assert (answer.status_code, answer.json()["code"], answer.json()["retryable"]) == (504, "daemon_silent", True)
+
+
+async def test_an_answer_that_a_stop_does_not_wait_for_is_broken_off_and_no_error_of_the_daemons(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody reads it, and it is larger than what is on its way at once."""
+    pad = "x" * 1_000_000
+    async with contextlib.AsyncExitStack() as reading, world.run() as run:
+        await run.desk.write("pad", lambda unit: [records.put_meta(unit, f"pad {n}", pad) for n in range(12)])
+        async with served(run) as api:
+            http = await reading.enter_async_context(client_of(api, "operator"))
+            answer = await reading.enter_async_context(http.stream("GET", "/v1/ledger/snapshot"))
+            assert answer.status_code == 200
+        with pytest.raises((httpx.RemoteProtocolError, httpx.ReadError)):
+            await answer.aread()
+    errors = [one for one in caplog.records if one.levelno >= logging.ERROR and one.exc_info]
+    assert errors == []

@@ -1,6 +1,7 @@
 """Where calls to merchants go, by real sockets and a resolver that answers as it is told."""
 
 import asyncio
+import gc
 import socket
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -173,6 +174,26 @@ async def test_a_name_of_which_no_server_tells_keeps_no_other_merchant_waiting(
                 await lame[0]
     finally:
         told.set()
+
+
+async def test_what_comes_of_a_name_when_all_who_asked_have_given_up_is_no_error_of_ours(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    told = threading.Event()
+
+    def late(*_rest: Any, **_more: Any) -> Any:
+        told.wait(20)
+        raise socket.gaierror(socket.EAI_AGAIN, "no server tells")
+
+    monkeypatch.setattr(socket, "getaddrinfo", late)
+    egress = Egress()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await egress.addresses("lame.example", 443)
+    told.set()
+    await asyncio.wait(asyncio.all_tasks() - {asyncio.current_task()})
+    gc.collect()
+    assert caplog.records == []
 
 
 async def test_a_balance_is_not_asked_for_in_a_private_network() -> None:

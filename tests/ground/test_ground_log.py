@@ -1,13 +1,18 @@
 """Logs: no registered secret reaches the stream, by whatever way it came into an event."""
 
 import base64
+import fcntl
 import io
 import json
 import logging
 import os
 import re
+import resource
 import select
+import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -211,6 +216,82 @@ def test_a_reader_that_stands_still_stops_nobody_and_is_told_what_it_missed(
     assert told >= lost > 0, "of a line that is cut off a terminal may lack no more than its end"
     assert told == lost or opened is os.openpty
     assert "at last" in heard_lines
+
+
+def test_a_terminal_that_is_read_shows_all_of_a_long_line() -> None:
+    """As of a traceback: it takes such a line in parts."""
+    shown, terminal = os.openpty()
+    said = [f"{number}: {'x' * 200_000}." for number in range(5)]
+    with (
+        ThreadPoolExecutor() as threads,
+        open(shown, "rb", buffering=0) as screen,  # noqa: PTH123
+        open(terminal, "w", encoding="utf-8", buffering=1) as stream,  # noqa: PTH123
+    ):
+        configure_logging(stream, Redactor())
+        structlog.configure(processors=[lambda _logger, _level, event: event["event"]])
+        seen = threads.submit(_rest_of, screen)
+        for line in said:
+            structlog.get_logger().info(line)
+        assert seen.result() == said
+
+
+def test_a_reader_that_is_slow_for_ever_keeps_nobody_waiting_for_ever() -> None:
+    """It takes a page a moment, and there is more to tell."""
+    reader, writer = os.pipe()
+    fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, resource.getpagesize())
+    over = threading.Event()
+
+    def drip() -> None:
+        while not over.wait(0.2):
+            os.read(reader, resource.getpagesize())
+
+    with ThreadPoolExecutor() as threads, open(writer, "w", encoding="utf-8", buffering=1) as stream:  # noqa: PTH123
+        configure_logging(stream, Redactor())
+        threads.submit(drip)
+        began_s = time.monotonic()
+        for _ in range(60):  # 9 s of its reading
+            structlog.get_logger().info("told", text="x" * 3_000)
+        took_s = time.monotonic() - began_s
+        over.set()
+    os.close(reader)
+    assert took_s < 4
+
+
+def test_a_disk_that_was_full_has_every_line_counted_that_it_lost(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with path.open("w", encoding="utf-8", buffering=1) as stream:
+        configure_logging(stream, Redactor())
+        log = structlog.get_logger()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, limits[1]))
+        try:
+            for size in (10, 9_000, 20, 30):
+                log.info("told", text="x" * size)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        log.info("told", text="after")
+    whole, cut, after, lost = path.read_text(encoding="utf-8").splitlines()
+    assert (json.loads(whole)["text"], cut.count("}"), json.loads(after)["text"]) == ("x" * 10, 0, "after")
+    assert (json.loads(lost)["event"], json.loads(lost)["lines"]) == ("log.lost", 3)
+
+
+def test_lines_of_several_threads_are_not_mixed() -> None:
+    """Ours and a library's, longer than what a pipe takes at once."""
+    reader, writer = os.pipe()
+    with (
+        ThreadPoolExecutor() as threads,
+        open(reader, encoding="utf-8") as heard,  # noqa: PTH123
+        open(writer, "w", encoding="utf-8", buffering=1) as stream,  # noqa: PTH123
+    ):
+        configure_logging(stream, Redactor())
+        lines = threads.submit(heard.readlines)
+        ours, library = structlog.get_logger(), logging.getLogger("library")
+        says = (lambda n: ours.info(f"{n}", text="x" * 9_000), lambda n: library.warning(f"{n} {'y' * 9_000}"))
+        for told in [threads.submit(lambda say=say: [say(n) for n in range(200)]) for say in says]:
+            told.result()
+        stream.close()
+        levels = [json.loads(line)["level"] for line in lines.result()]
+    assert (levels.count("info"), levels.count("warning")) == (200, 200)
 
 
 def _rest_of(heard: io.RawIOBase) -> list[str]:
