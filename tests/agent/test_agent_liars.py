@@ -253,6 +253,30 @@ async def test_what_spends_change_does_not_wait_for_one_that_drips_its_answers(
         assert liar.submissions() == 1
 
 
+async def test_what_spends_change_is_not_sent_to_one_that_wants_a_pause_after_what_was_before_it(
+    world: World, honest: Relay
+) -> None:
+    """Blockfrost bans who goes on after 402 or 429."""
+    world.fund(300 * ADA)
+    over = threading.Event()
+    honest.tell("/tx/submit", 429, {"status_code": 429, "error": "Too Many Requests", "message": "later"})
+    honest.heard = lambda path, _: over.wait() if path == "/tx/submit" else None  # type: ignore[method-assign]
+    async with world.run(
+        providers={"one": honest.url}, terms=with_terms(chain_depth=8), timeouts=Timeouts()
+    ) as run:
+        try:
+            await run.look()
+            for number in range(3):
+                await run.agent.pay(world.ask(f"call {number}"))
+            async with asyncio.timeout(10):
+                while not (honest.submissions() and run.agent.sending.count == 3):
+                    await asyncio.sleep(0.05)
+        finally:
+            over.set()
+        await run.agent.sending.drain(10)
+        assert honest.submissions() == 1
+
+
 async def test_what_the_other_took_is_sent_again_and_replaced_though_one_calls_it_never_valid(
     world: World, liar: Relay, honest: Relay
 ) -> None:
