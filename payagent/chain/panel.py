@@ -61,9 +61,9 @@ HEARING_PATIENCE_S = 15.0
 
 ANSWER_PATIENCE_S = 5.0
 LIST_PATIENCE_S = 60.0
-"""How long an answer, or a list of many pages, may take when another provider has told its own.
+"""How long an answer, or a list of many pages, may take when another provider, of three or more two, told its own.
 
-It may always take twice as long as that other one took: where all are slow, all are waited for.
+It may always take twice as long as that took: where all are slow, all are waited for.
 """
 
 _LISTS = ("coins", "transactions")
@@ -449,10 +449,14 @@ async def at_once(works: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
 
 
 async def _in_time(works: Sequence[Coroutine[Any, Any, Read[T]]], patience_s: float) -> list[Read[T]]:
-    """What each read, in their order. One that is late when another has told something could not tell."""
+    """What each read, in their order. One that is late when others have told something could not tell.
+
+    Of three or more two have to have told: else one that lies fast would silence two that are slow.
+    """
     if len(works) < 2:
         return await at_once(works)
     now_s, until_s = asyncio.get_running_loop().time, None
+    lacking = min(2, len(works) - 1)
     begun_s = now_s()
     tasks = [asyncio.create_task(work) for work in works]
     try:
@@ -462,10 +466,11 @@ async def _in_time(works: Sequence[Coroutine[Any, Any, Read[T]]], patience_s: fl
             done, late = await asyncio.wait(late, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
             if not done:
                 break
-            if until_s is None and not all(isinstance(task.result(), Unknown) for task in done):
+            lacking -= sum(not isinstance(task.result(), Unknown) for task in done)
+            if until_s is None and lacking <= 0:
                 until_s = begun_s + max(patience_s, 2 * (now_s() - begun_s))
         return [
-            Unknown("no answer while another told its own") if task in late else task.result() for task in tasks
+            Unknown("no answer while others told their own") if task in late else task.result() for task in tasks
         ]
     finally:
         for task in tasks:
