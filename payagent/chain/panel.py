@@ -217,10 +217,6 @@ class Panel:
     def has_several(self) -> bool:
         return len(self._members) > 1
 
-    def subjects(self) -> list[str]:
-        """All that `outs` may name."""
-        return [*(f"provider:{member.source.name}" for member in self._members), "providers"]
-
     def outs(self) -> dict[str, str]:
         """What a person is told when there are several: who is out, what stops signing, a dispute that lasts."""
         if not self.has_several:

@@ -347,6 +347,23 @@ async def test_it_is_said_which_one_is_out_and_why_and_when_it_is_back(
         assert run.desk.providers["liar"] is None
 
 
+@pytest.mark.parametrize("is_kept", [True, False])
+async def test_that_one_is_back_is_told_though_it_came_back_while_nobody_looked(
+    world: World, liar: Relay, honest: Relay, is_kept: bool
+) -> None:
+    """Else it stood as out for ever, and nobody was told when it was out again."""
+    world.fund(50 * ADA)
+    is_dead(liar)
+    async with world.run(providers=providers(liar, honest, True)) as run:
+        await pass_s(run, 200)
+        assert raised(run) == {"provider:liar"}
+    liar.thaw()
+    left = providers(liar, honest, True) if is_kept else {"honest": honest.url}
+    async with world.run(providers=left) as run:
+        await pass_s(run, 640)
+        assert raised(run) == set()
+
+
 async def test_one_that_is_out_and_back_time_and_again_fills_no_ledger_with_alerts(
     world: World, liar: Relay, honest: Relay
 ) -> None:
