@@ -191,7 +191,7 @@ class Sightings:
             )
 
     async def _settle(self, source: View, tip: Tip, row: PaymentRow) -> None:
-        if await self._still_there(source, tip, row):
+        if await self._still_there(source, tip, row) and source.is_for_good:
             now_ms, depth = self._desk.ports.clock.now_ms(), _depth(row, tip)
             await self._desk.write(
                 "settle", lambda unit: steps.record_settled(unit, row.id, depth, self._desk.coins, now_ms), row.id

@@ -95,13 +95,6 @@ class View:
 
     One that is convicted again soon after a sentence is not honest. One that is dead at the start is out early.
     """
-    is_for_good: bool
-    """Whether what no later look can undo may be concluded: besides, only those that are given up are missing."""
-    may_add: bool
-    """Whether a new coin may be booked by the word of one provider: nobody is missing that was heard not long ago.
-
-    One that was never heard since the start is not waited for: a dead provider does not hold up a first funding.
-    """
     odd: str | None
     """Why nothing can be signed by the parameters that all of them tell; None when it can."""
     _heard: tuple[Member, ...]
@@ -113,14 +106,34 @@ class View:
         return ", ".join(member.source.name for member in self._heard)
 
     @property
-    def stands_alone(self) -> bool:
-        """Whether what is found or denied is the word of one provider only."""
-        return len(self._witnesses("tx")) + len(self._awaited) < 2
+    def is_for_good(self) -> bool:
+        """Whether what no later look can undo may be concluded: besides, only those that are given up are missing.
+
+        One that is heard, and could tell nothing of transactions, say, for minutes, is missing too.
+        """
+        return self.is_final and not self.panel.missing()
 
     @property
-    def is_lonely(self) -> bool:
-        """Whether it stands alone though several are configured: none of the others can be heard."""
-        return self.stands_alone and self.panel.has_several
+    def may_add(self) -> bool:
+        """Whether a new coin may be booked by the word of one provider: nobody is missing that was heard not long
+        ago.
+
+        One that was never heard since the start is not waited for: a dead provider does not hold up a first
+        funding.
+        """
+        return not any(member.was_heard for member in self.panel.missing())
+
+    @property
+    def stands_alone(self) -> bool:
+        """Whether what is found or denied is the word of one provider only."""
+        return self._is_alone("tx")
+
+    def is_lonely(self, what: str) -> bool:
+        """Whether it stands alone in such a thing though several are configured: none of the others can tell."""
+        return self._is_alone(what) and self.panel.has_several
+
+    def _is_alone(self, what: str) -> bool:
+        return len(self._witnesses(what)) + len(self._awaited) < 2
 
     async def tx(self, tx_id: str) -> Read[TxSeen]:
         said = await self._ask("tx", lambda source: source.tx(tx_id))
@@ -254,8 +267,7 @@ class Panel:
         tips = [None if self._is_odd_one_out(m) else tip for m, tip in zip(self._members, tips, strict=True)]
         heard = [member for member, tip in zip(self._members, tips, strict=True) if tip and not member.trouble]
         for member in self._members:
-            member.absence = None if member in heard else missed(member.absence, self.now_ms())
-            member.was_heard |= member in heard
+            member.note_look(member in heard, self.now_ms())
         late = [member for member, tip in zip(self._members, tips, strict=True) if tip and member.is_late]
         return self._view(heard, heard or late) if heard or late else None
 
@@ -269,18 +281,20 @@ class Panel:
             (member.sentence.holds(now_ms) and not member.sentence.is_relapse) or member.is_dead_at_start
             for member in self._members
         )
-        missing = [m for m in self._members if m not in heard and not m.is_given_up(now_ms)]
         return View(
             panel=self,
             tip=min(tips, key=lambda tip: tip.height),
             is_current=is_current,
             is_final=is_final,
-            is_for_good=is_final and not missing,
-            may_add=not any(member.was_heard for member in missing),
             odd=next((member.odd.detail for member in speaking if member.odd and member.odd.forbids), None),
             _heard=tuple(speaking),
             _awaited=tuple(m.source.name for m in self._members if self._is_awaited(m, speaking)),
         )
+
+    def missing(self) -> list[Member]:
+        """Those that cannot tell what they may know, and are not given up."""
+        now_ms = self.now_ms()
+        return [member for member in self._members if member.is_missing(now_ms)]
 
     def _is_odd_one_out(self, member: Member) -> bool:
         """Whether its parameters are odd while those of another, not given up, are not; it is foreign then."""

@@ -347,6 +347,18 @@ async def test_it_is_said_which_one_is_out_and_why_and_when_it_is_back(
         assert run.desk.providers["liar"] is None
 
 
+async def test_one_that_tells_nothing_of_coins_for_long_keeps_no_deposit_out_of_the_books(
+    world: World, liar: Relay, honest: Relay
+) -> None:
+    async with world.run(providers=providers(liar, honest, True)) as run:
+        await run.look()
+        liar.tell("/addresses/", 500, DOWN)
+        world.fund(50 * ADA)
+        assert await pass_s(run, 1000, lambda: bool(run.selectable())) <= 900
+        row = await run.pay()
+        assert await pass_s(run, 60, lambda: run.state(row.id) is State.CONFIRMED) <= 20
+
+
 @pytest.mark.parametrize("is_kept", [True, False])
 async def test_that_one_is_back_is_told_though_it_came_back_while_nobody_looked(
     world: World, liar: Relay, honest: Relay, is_kept: bool
@@ -503,6 +515,29 @@ class TestInvented:
             assert world.transactions() == [row.tx_id]
             assert run.owned() == world.on_chain()
 
+    async def test_while_the_honest_one_is_heard_and_tells_nothing_of_transactions(
+        self, world: World, liar: Relay, honest: Relay
+    ) -> None:
+        """Heard it is by its tip; what it cannot tell, or tells too late, is missing all the same."""
+        world.fund(50 * ADA)
+        terms = with_terms(confirm_depth=1, settle_depth=3)
+        async with world.run(providers=providers(liar, honest, True), terms=terms) as run:
+            await run.look()
+            liar.swallows = honest.swallows = True
+            row = await run.pay()
+            block = tip_of(liar) | {"hash": FAKE}
+            invent_tx(liar, row.tx_id or "", block)
+            liar.tell(f"/blocks/{FAKE}", 200, block)
+            honest.tell("/txs/", 500, DOWN)
+            await pass_s(run, 400)
+            assert "settle" not in run.events(row.id)
+            liar.thaw()
+            honest.thaw()
+            await pass_s(run, 900, lambda: run.state(row.id) is State.SETTLED)
+            assert run.state(row.id) is State.SETTLED
+            assert world.transactions() == [row.tx_id]
+            assert run.owned() == world.on_chain()
+
     async def test_a_cancel_by_reads_between_which_the_honest_one_was_heard(
         self, world: World, liar: Relay, honest: Relay
     ) -> None:
@@ -550,6 +585,18 @@ class TestInvented:
             for _ in range(3):
                 await be_missed(world, run, honest, looks=40)
                 assert run.owned() == world.on_chain()
+            assert run.selectable() == world.unspent()
+
+    async def test_a_coin_while_the_honest_one_tells_nothing_of_coins(
+        self, world: World, liar: Relay, honest: Relay
+    ) -> None:
+        world.fund(50 * ADA)
+        async with world.run(providers=providers(liar, honest, True)) as run:
+            await run.look()
+            invent_coin(liar, world, 900 * ADA)
+            honest.tell("/addresses/", 500, DOWN)
+            await pass_s(run, 400)
+            assert run.owned() == world.on_chain()
             assert run.selectable() == world.unspent()
 
     async def test_that_our_coins_are_gone(self, world: World, liar: Relay, honest: Relay) -> None:
