@@ -378,8 +378,8 @@ class Panel:
         if member.checked.holds(now_ms) and member.source.refused_at_ms < member.checked.from_ms:
             return None
         genesis = member.genesis or await member.source.genesis()
-        parameters = await member.source.parameters()
         member.genesis = genesis if isinstance(genesis, Found) else None  # read already when it is asked again
+        parameters = await member.source.parameters()
         if not isinstance(genesis, Found):
             return _unread("genesis", genesis)
         try:

@@ -1,8 +1,9 @@
 """How long a provider that was caught at a lie is not heard, and how long the others wait for one that is slow."""
 
 import asyncio
+from collections.abc import Coroutine
 from itertools import permutations
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -11,6 +12,8 @@ from payagent.chain.member import SENTENCE_MS, Sentence
 from payagent.chain.panel import Panel
 from payagent.chain.source import BlockSeen, Found, NotFound, Read, Tip, TxSeen, Unknown
 from payagent.sim.loop import VirtualLoop
+
+T = TypeVar("T")
 
 LATER_MS = 10 * SENTENCE_MS
 TX, BLOCK = "ab" * 32, "cd" * 32
@@ -52,7 +55,12 @@ class Clock:
 
 
 class Slow:
-    """A provider that tells its tip at once, and of a transaction this, after so long."""
+    """A provider that tells its tip at once, and of a transaction this, after so long.
+
+    `first_s`: how long it takes over each thing that is asked of it at first.
+    """
+
+    first_s = 0.0
 
     def __init__(self, name: str, after_s: float, told: Read[TxSeen]) -> None:
         self.name = name
@@ -68,6 +76,7 @@ class Slow:
         return Found(BlockSeen(BLOCK, 10, 100, 100))
 
     async def genesis(self) -> Read[Any]:
+        await asyncio.sleep(self.first_s)
         return Found(None)
 
     parameters = genesis
@@ -77,23 +86,29 @@ class Slow:
         return self._told
 
 
+def panel_of(*sources: Slow) -> Panel:
+    clock = Clock()
+    guarded = [Guarded(source, clock, None) for source in sources]  # type: ignore[arg-type]
+    return Panel(guarded, clock, "", lambda _: None, lambda _: None, lambda _: 100, 300)
+
+
+def run(asking: Coroutine[Any, Any, T]) -> T:
+    loop = VirtualLoop()
+    try:
+        return loop.run_until_complete(asking)
+    finally:
+        loop.close()
+
+
 def asked(*providers: tuple[float, Read[TxSeen]]) -> tuple[Read[TxSeen], float]:
     """What they say together of a transaction, and how long that took."""
-    sources = [Slow(str(number), *one) for number, one in enumerate(providers)]
-    clock = Clock()
 
     async def ask() -> tuple[Read[TxSeen], float]:
-        guarded = [Guarded(source, clock, None) for source in sources]  # type: ignore[arg-type]
-        panel = Panel(guarded, clock, "", lambda _: None, lambda _: None, lambda _: 100, 300)
-        view = await panel.look()
+        view = await panel_of(*(Slow(str(number), *one) for number, one in enumerate(providers))).look()
         assert view is not None
         return await view.tx(TX), asyncio.get_running_loop().time()
 
-    loop = VirtualLoop()
-    try:
-        return loop.run_until_complete(ask())
-    finally:
-        loop.close()
+    return run(ask())
 
 
 @pytest.mark.parametrize("lie", [NotFound(), Found(TxSeen(TX, "ee" * 32, 10, 100))])
@@ -111,3 +126,17 @@ def test_of_two_the_slower_one_is_waited_for_twice_as_long_as_the_other_took_and
     read, took_s = asked((0, SEEN), (6, SEEN))
     assert isinstance(read, Unknown)
     assert took_s == 5
+
+
+def test_two_that_are_slow_to_tell_all_that_is_asked_at_first_are_heard_at_the_next_look() -> None:
+    async def ask() -> str:
+        slow = [Slow(name, 0, SEEN) for name in ("one", "other")]
+        for source in slow:
+            source.first_s = 9.0
+        panel = panel_of(*slow)
+        assert await panel.look() is None
+        view = await panel.look()
+        assert view is not None
+        return view.name
+
+    assert run(ask()) == "one, other"
