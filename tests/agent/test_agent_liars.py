@@ -628,6 +628,23 @@ class TestInvented:
             assert "block_lost" not in run.events(row.id)
 
 
+async def test_a_block_that_was_told_far_above_all_others_and_never_was_is_lost(world: World, liar: Relay) -> None:
+    """No block will ever be so high: the payment stood in it for ever, with its hold, and was not sent again."""
+    world.fund(50 * ADA)
+    async with world.run(providers={"liar": liar.url}) as run:
+        await run.look()
+        liar.swallows = True
+        row = await run.pay()
+        invent_tx(liar, row.tx_id or "", tip_of(liar) | {"hash": FAKE, "height": 2**62})
+        await pass_s(run, 20)
+        assert run.state(row.id) is State.IN_BLOCK
+    liar.thaw()
+    async with world.run(providers={"liar": liar.url}) as run:
+        assert await pass_s(run, 300, lambda: run.state(row.id) is State.CONFIRMED) <= 200
+        assert world.transactions() == [row.tx_id]
+        assert run.owned() == world.on_chain()
+
+
 async def test_depth_is_counted_from_the_lower_tip(world: World, liar: Relay, honest: Relay) -> None:
     """A tip far ahead makes no block deeper than the honest tip shows it."""
     world.fund(50 * ADA)
