@@ -4,8 +4,8 @@ A ledger that is older than the signer's own record, or new where the wallet is 
 Nothing is signed then until all of that has landed or run out (QUIET_MS after our clock first agreed with the
 chain's, since this was noticed) and was read from the chain.
 
-May import: core, chain.source, chain.panel, wallet.coins, store, agent. Never: takes for spent what no transaction
-in a block spends.
+May import: core, chain.source, chain.member, chain.panel, wallet.coins, store, agent. Never: takes for spent what
+no transaction in a block spends.
 """
 
 import asyncio
@@ -22,6 +22,7 @@ from payagent.agent.deposits import is_back
 from payagent.agent.desk import Desk
 from payagent.agent.purse import take
 from payagent.agent.repeats import Repeats
+from payagent.chain.member import AHEAD_MAX_S
 from payagent.chain.panel import View
 from payagent.chain.source import AddressTx, Found, Movement, Tip, TxSeen
 from payagent.core import ledger
@@ -150,13 +151,15 @@ class Search:
         return is_lonely
 
     async def _place(self, source: View, tx_id: str) -> TxSeen | None:
-        """The block that it is in."""
+        """The block that it is in; None also where that is said to be far above all others."""
         if (known := self._placed.get(tx_id)) is not None:
             return known
         read = await source.tx(tx_id)
         if not isinstance(read, Found):
             return None
         depth = source.tip.height - read.value.block_height + 1
+        if depth < -AHEAD_MAX_S:  # a slot holds one block at most
+            return None
         if not self._note(source, "tx") and depth >= self._desk.terms.settle_depth:
             self._placed[tx_id] = read.value
         return read.value
