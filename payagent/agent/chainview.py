@@ -149,6 +149,10 @@ class ChainView:
             return None
         return self.slots.time_ms(self.tip.slot)
 
+    def is_after(self, seen_ms: int, tip: Tip) -> bool:
+        """Whether a tip is later than all blocks that there were when we saw something, whatever their heights."""
+        return self.slots is not None and tip.slot > self.slots.slot_at(seen_ms) + SKEW_MAX_S
+
     def landed_ms(self, slot: int, now_ms: int) -> int:
         """From when on what is in a block of that slot counts against limits: neither before it nor before now."""
         own_ms = 0 if self.slots is None else self.slots.time_ms(slot)

@@ -9,12 +9,14 @@ from payagent.agent.alarm import clear_alert, raise_alert
 from payagent.agent.chainview import TIP_AGE_MAX_S, odd_parameters
 from payagent.agent.desk import Desk
 from payagent.chain.panel import Panel, View
+from payagent.store import alerts
 from payagent.store.unit import Unit
 
 STEADY_MS = 600_000
 """How long one that was out again soon after it was back is heard before it is told once more that it is back.
 
-Else one that is out at every other look tells it each time, for ever.
+As is one that was out when the last process ended. Else one that is out at every other look tells it each time,
+for ever.
 """
 
 
@@ -35,10 +37,11 @@ class Hearing:
             self._slot_at,
             TIP_AGE_MAX_S,
         )
-        self._told_out: list[str] = []
-        self._out_ms: dict[str, int] = {}
+        # as told before the last stop: those that are well again meanwhile have to be told so
+        self._told_out = sorted(alerts.raised(desk.conn, "provider_out"))
+        self._out_ms = dict.fromkeys(self._told_out, clock.now_ms())
         self._back_ms: dict[str, int] = {}
-        self._unsteady: set[str] = set()
+        self._unsteady = set(self._told_out)
 
     async def look(self) -> View | None:
         """What the providers show together that are to be believed; it serves the whole look."""
@@ -66,7 +69,7 @@ class Hearing:
         def job(unit: Unit) -> None:
             for subject, detail in out.items():
                 raise_alert(unit, "provider_out", subject, {"detail": detail}, now_ms)
-            for subject in self._panel.subjects():
+            for subject in self._told_out:
                 if subject not in subjects:
                     clear_alert(unit, subject, {"detail": f"over: {subject}"}, now_ms)
 

@@ -4,8 +4,8 @@ A ledger that is older than the signer's own record, or new where the wallet is 
 Nothing is signed then until all of that has landed or run out (QUIET_MS after our clock first agreed with the
 chain's, since this was noticed) and was read from the chain.
 
-May import: core, chain.source, chain.panel, wallet.coins, store, agent. Never: takes for spent what no transaction
-in a block spends.
+May import: core, chain.source, chain.member, chain.panel, wallet.coins, store, agent. Never: takes for spent what
+no transaction in a block spends.
 """
 
 import asyncio
@@ -22,6 +22,7 @@ from payagent.agent.deposits import is_back
 from payagent.agent.desk import Desk
 from payagent.agent.purse import take
 from payagent.agent.repeats import Repeats
+from payagent.chain.member import AHEAD_MAX_S
 from payagent.chain.panel import View
 from payagent.chain.source import AddressTx, Found, Movement, Tip, TxSeen
 from payagent.core import ledger
@@ -83,6 +84,7 @@ class Search:
         self._listed: tuple[AddressTx, ...] = ()
         self._listed_from_s = 0
         self._repeats = Repeats()
+        self._is_lonely = False
 
     async def find(self, source: View, since_s: int, tell: Tell = lambda _count, _of: None) -> list[Spend] | None:
         """The spends in blocks from a time on, oldest first; None when they could not be read in full.
@@ -92,7 +94,7 @@ class Search:
         """
         if not source.is_current:
             return None
-        address = self._desk.terms.own.text
+        address, self._is_lonely = self._desk.terms.own.text, False
         if (listed := await self._list(source, address, max(since_s, 0))) is None:
             return None
         spends: list[Spend] = []
@@ -112,7 +114,7 @@ class Search:
             del self._moved[tx_id]
         self._placed.clear()
         self._listed = ()
-        if source.is_lonely:
+        if self._is_lonely:
             told = tuple((spend.seen.tx_id, spend.seen.block_hash) for spend in spends)
             now_ms = self._desk.ports.clock.now_ms()
             return spends if self._repeats.is_enough(address, told, source.tip.hash, now_ms) else None
@@ -126,7 +128,7 @@ class Search:
         if not isinstance(read, Found):
             return None
         listed = tuple({tx.tx_id: tx for tx in (*known, *read.value)}.values())
-        if not source.is_lonely:
+        if not self._note(source, "transactions"):
             deep = source.tip.height - self._desk.terms.settle_depth
             self._listed_from_s = since_s
             self._listed = tuple(tx for tx in listed if tx.block_height <= deep)
@@ -137,20 +139,28 @@ class Search:
             moved = await source.movement(tx_id, address)
             if not isinstance(moved, Found):
                 return None
-            if source.is_lonely:
+            if self._note(source, "movement"):
                 return moved.value  # the others may tell better
             self._moved[tx_id] = moved.value
         return self._moved[tx_id]
 
+    def _note(self, source: View, what: str) -> bool:
+        """Whether what was just read is the word of one of several; it is remembered for the search."""
+        is_lonely = source.is_lonely(what)
+        self._is_lonely |= is_lonely
+        return is_lonely
+
     async def _place(self, source: View, tx_id: str) -> TxSeen | None:
-        """The block that it is in."""
+        """The block that it is in; None also where that is said to be far above all others."""
         if (known := self._placed.get(tx_id)) is not None:
             return known
         read = await source.tx(tx_id)
         if not isinstance(read, Found):
             return None
         depth = source.tip.height - read.value.block_height + 1
-        if depth >= self._desk.terms.settle_depth and not source.is_lonely:
+        if depth < -AHEAD_MAX_S:  # a slot holds one block at most
+            return None
+        if not self._note(source, "tx") and depth >= self._desk.terms.settle_depth:
             self._placed[tx_id] = read.value
         return read.value
 

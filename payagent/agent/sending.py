@@ -62,16 +62,18 @@ class Sending:
                 return
             if steps.may_broadcast(row):
                 parents = self._send_off_parents(attempt.tx_id)
-                ready = [source for source in self._desk.senders if source.takes_submissions(now_ms)]
-                await asyncio.gather(*(self._leave_to(source, row.id, attempt, parents) for source in ready))
+                await asyncio.gather(
+                    *(self._leave_to(source, row.id, attempt, parents) for source in self._desk.senders)
+                )
         finally:
             del self._sending[payment_id]
             for event in over.values():
                 event.set()
 
-    def _send_off_parents(self, tx_id: str) -> list[str]:
-        """The payments without whose bytes these are refused: sent again, unless nothing says that they are not
-        there.
+    def _send_off_parents(self, tx_id: str) -> list[dict[str, asyncio.Event]]:
+        """Send the payments without whose bytes these are refused, unless nothing says that they are not there.
+
+        Returns when those that are on their way are over, by provider.
         """
         parents = queries.pending_parents(self._desk.conn, tx_id)
         is_again = bool(parents) and queries.submissions(self._desk.conn, tx_id)[0] > 0
@@ -81,22 +83,29 @@ class Sending:
             if parent is not None and parent.tx_id == parent_tx:
                 if is_again or not parent.accepted_by_provider:
                     self.send_off(parent.id)
-                found.append(parent.id)
+                found.append(self._sending.get(parent.id, {}))
         return found
 
     async def _leave_to(
-        self, source: Guarded, payment_id: str, attempt: AttemptRow, parents: Sequence[str]
+        self,
+        source: Guarded,
+        payment_id: str,
+        attempt: AttemptRow,
+        parents: Sequence[dict[str, asyncio.Event]],
     ) -> None:
         """C4, and then the bytes, once those of its parents were sent there. No provider waits for another.
 
-        What comes back is noted and decides nothing (docs/exactly-once.md R4).
+        One that wants a pause by then, or is not to be believed any more, gets nothing. What comes back is noted
+        and decides nothing (docs/exactly-once.md R4).
         """
         over = self._sending[payment_id].get(source.name)
         try:
-            for parent_id in parents:
-                if (before := self._sending.get(parent_id, {}).get(source.name)) is not None:
+            for parent in parents:
+                if (before := parent.get(source.name)) is not None:
                     await before.wait()
             now_ms = self._desk.ports.clock.now_ms()
+            if source not in self._desk.senders or not source.takes_submissions(now_ms):
+                return
             may_leave = await self._desk.write(
                 "leave",
                 lambda unit: steps.record_leave(unit, payment_id, attempt.tx_id, source.name, now_ms),

@@ -157,8 +157,8 @@ class Sightings:
     async def _recheck(self, source: View, tip: Tip, row: PaymentRow) -> None:
         """Is a payment's block still on the chain? Without a verdict the payment stays unverified.
 
-        It is gone when its transaction is in another block, or when a provider that is past its height denies
-        both the transaction and the block.
+        It is gone when its transaction is in another block, or when a provider that is past its height, or past
+        the time at which it was seen, denies both the transaction and the block.
         """
         read = await source.tx(row.shown_by)
         if isinstance(read, Found):
@@ -172,8 +172,8 @@ class Sightings:
             self._unverified.discard(row.id)
 
     async def _is_denied(self, source: View, tip: Tip, row: PaymentRow) -> bool:
-        is_past = source.is_current and tip.height >= (row.block_height or 0)
-        return is_past and isinstance(await source.block(row.block_hash or ""), NotFound)
+        is_past = tip.height >= (row.block_height or 0) or self._desk.chain.is_after(row.changed_at_ms, tip)
+        return is_past and source.is_current and isinstance(await source.block(row.block_hash or ""), NotFound)
 
     def _deep(self, state: State, tip: Tip, depth: int) -> list[OpenPayment]:
         """Payments in a state whose block is at least so deep."""
@@ -191,7 +191,7 @@ class Sightings:
             )
 
     async def _settle(self, source: View, tip: Tip, row: PaymentRow) -> None:
-        if await self._still_there(source, tip, row):
+        if await self._still_there(source, tip, row) and source.is_for_good:
             now_ms, depth = self._desk.ports.clock.now_ms(), _depth(row, tip)
             await self._desk.write(
                 "settle", lambda unit: steps.record_settled(unit, row.id, depth, self._desk.coins, now_ms), row.id

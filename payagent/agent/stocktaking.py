@@ -62,7 +62,7 @@ class Stocktaking:
 
         Where only one provider is configured it is taken at its word: a coin that it makes up pays nobody.
         """
-        if not source.is_lonely:
+        if not source.is_lonely("coins"):
             self._new_coins = Repeats()
             return listing
         is_new = {coin.ref: coin for coin in listing.agreed if coin.ref not in known}

@@ -243,7 +243,8 @@ class Blockfrost:
 
     async def submit(self, raw: bytes, tx_id: str) -> SubmitAnswer:
         _check(HASH, tx_id)
-        answer = await self._post(raw, self._timeouts.submit_s, partial(self._classified, tx_id=tx_id))
+        classified = partial(classify_submit, tx_id=tx_id, project_id=self._secret)
+        answer = await self._post(raw, self._timeouts.submit_s, classified)
         # A thread that had started may still be handing over bytes: only "never started" is certain.
         return answer or classify_submit(RawAnswer(error=TransportError.TIMEOUT, body_sent=True), tx_id)
 
@@ -291,13 +292,6 @@ class Blockfrost:
             read_timeout_s=timeout_s,
             max_bytes=SHORT_MAX_BYTES,
         )
-
-    def _classified(self, answer: RawAnswer, tx_id: str) -> SubmitAnswer:
-        """On the call's thread too. The project id is cut out of all of it, before a part is quoted."""
-        if self._secret:
-            clean = answer.body.replace(self._secret.encode(), b"[project id]")
-            answer = replace(answer, body=clean)
-        return classify_submit(answer, tx_id)
 
     async def _page(self, address: str, page: int) -> Read[tuple[ChainUtxo, ...]]:
         return await self._read(

@@ -109,32 +109,36 @@ _SUPPLIED = re.compile(r'(?:ValueNotConservedUTxO|valueConsumed\\*")[^0-9]{0,120
 _EXCERPT_CHARS = 200
 
 
-def classify_submit(answer: RawAnswer, tx_id: str) -> SubmitAnswer:
-    """Classify an answer to the submission of the transaction `tx_id` (64 hex, our own hash of the body)."""
-    kind, why = _decide(answer, tx_id)
+def classify_submit(answer: RawAnswer, tx_id: str, project_id: str | None = None) -> SubmitAnswer:
+    """Classify an answer to the submission of the transaction `tx_id` (64 hex, our own hash of the body).
+
+    The project id is cut out of what is quoted, and only of that: one may be a part of a transaction's id.
+    """
+    kind, why = _decide(answer, tx_id, project_id)
     where = "no answer" if answer.status is None else f"http {answer.status}"
     return SubmitAnswer(kind, f"{where}: {why}", retry_after_s(answer.retry_after))
 
 
-def _decide(answer: RawAnswer, tx_id: str) -> tuple[SubmitKind, str]:
+def _decide(answer: RawAnswer, tx_id: str, project_id: str | None) -> tuple[SubmitKind, str]:
     if answer.status is None:
         why = answer.error.value if answer.error else "nothing came back"
         if answer.body_sent:
             return SubmitKind.AMBIGUOUS, f"{why} after the transaction may have been sent"
         return SubmitKind.OUTAGE, f"{why} before the transaction was sent"
     text = answer.body.decode("utf-8", errors="replace").strip("\ufeff \t\r\n\0")
+    quoted = _excerpt(text.replace(project_id, "[project id]") if project_id else text)
     if kind := _BY_STATUS.get(answer.status):
-        return kind, _excerpt(text)
+        return kind, quoted
     if 200 <= answer.status < 300:
-        return _of_success(answer, text, tx_id)
+        return _of_success(answer, text, tx_id, quoted)
     if 300 <= answer.status < 400:
         return SubmitKind.CLIENT, "a redirect, which is not followed"
     if 400 <= answer.status < 600:
-        return _of_refusal(answer, answer.status, text)
+        return _of_refusal(answer, answer.status, text, quoted)
     return SubmitKind.AMBIGUOUS, "a status outside of HTTP"
 
 
-def _of_success(answer: RawAnswer, text: str, tx_id: str) -> tuple[SubmitKind, str]:
+def _of_success(answer: RawAnswer, text: str, tx_id: str, quoted: str) -> tuple[SubmitKind, str]:
     """Only the whole of our own id is an acceptance; a part of it, or nothing, is an answer that got lost."""
     if answer.error is not None:
         return SubmitKind.AMBIGUOUS, answer.error.value
@@ -142,8 +146,8 @@ def _of_success(answer: RawAnswer, text: str, tx_id: str) -> tuple[SubmitKind, s
     if named == tx_id.lower():
         return SubmitKind.ACCEPTED, "our transaction id"
     if not whole or tx_id.lower().startswith(named):
-        return SubmitKind.AMBIGUOUS, f"cut off: {_excerpt(text)}"
-    return SubmitKind.LIAR, f"not our transaction id: {_excerpt(text)}"
+        return SubmitKind.AMBIGUOUS, f"cut off: {quoted}"
+    return SubmitKind.LIAR, f"not our transaction id: {quoted}"
 
 
 def _unquoted(text: str) -> tuple[str, bool]:
@@ -166,16 +170,16 @@ def _unquoted(text: str) -> tuple[str, bool]:
     return bare.lower(), whole
 
 
-def _of_refusal(answer: RawAnswer, status: int, text: str) -> tuple[SubmitKind, str]:
+def _of_refusal(answer: RawAnswer, status: int, text: str, quoted: str) -> tuple[SubmitKind, str]:
     searchable, whole = _parsed(text)
     if answer.error is not None or not whole:
         kind = SubmitKind.OUTAGE if status >= 500 else SubmitKind.AMBIGUOUS
-        return kind, f"{answer.error or 'cut off'}: {_excerpt(text)}"
+        return kind, f"{answer.error or 'cut off'}: {quoted}"
     if verdict := _of_ledger(searchable):
         return verdict
     if status == 409:  # Dolos: this very transaction is in its mempool already
         return SubmitKind.SPENT_ALL, "the provider has this transaction already"
-    return (SubmitKind.OUTAGE if status >= 500 else SubmitKind.CLIENT), _excerpt(text)
+    return (SubmitKind.OUTAGE if status >= 500 else SubmitKind.CLIENT), quoted
 
 
 def _parsed(text: str) -> tuple[str, bool]:

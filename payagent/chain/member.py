@@ -44,6 +44,9 @@ ABSENT_MS = 600_000
 A replica that lags denies its provider's newest block, so an honest one may be out for minutes, more than once.
 """
 
+FOR_GOOD = ("tx", "block", "coins")
+"""The kinds of question by whose answers something is concluded that no later look can undo."""
+
 TWO_HEIGHTS = "it tells two heights of one block"
 """Once is enough: a block's hash fixes its height and slot, so no lag of an index explains it."""
 
@@ -97,6 +100,9 @@ class Member:
     absence: Silence | None = None
     """Since when it has not been heard, for whatever reason."""
 
+    gap: Silence | None = None
+    """Since when it has been heard and could tell nothing of a kind in `FOR_GOOD`."""
+
     checked: Span = field(default_factory=Span)
     is_vetted: bool = False
     """Whether its network is ours, and its parameters were read."""
@@ -121,6 +127,19 @@ class Member:
 
     def is_mute(self, what: str) -> bool:
         return is_lasting(self.silences.get(what))
+
+    def note_look(self, is_heard: bool, now_ms: int) -> None:
+        """Remember whether it was heard in a look, and could tell what it was asked until then."""
+        self.absence = None if is_heard else missed(self.absence, now_ms)
+        self.gap = missed(self.gap, now_ms) if any(map(self.is_mute, FOR_GOOD)) else None
+        self.was_heard |= is_heard
+
+    def is_missing(self, now_ms: int) -> bool:
+        """Whether something of what it may say is missing, and not for so long that nothing waits for it."""
+        if self.trouble is not None:
+            return not self.is_given_up(now_ms)
+        has_gap = any(map(self.is_mute, FOR_GOOD))
+        return has_gap and not (self.gap is not None and _lasts_ms(self.gap, ABSENT_MS))
 
     @property
     def is_dead_at_start(self) -> bool:

@@ -61,9 +61,9 @@ HEARING_PATIENCE_S = 15.0
 
 ANSWER_PATIENCE_S = 5.0
 LIST_PATIENCE_S = 60.0
-"""How long an answer, or a list of many pages, may take when another provider has told its own.
+"""How long an answer, or a list of many pages, may take when another provider, of three or more two, told its own.
 
-It may always take twice as long as that other one took: where all are slow, all are waited for.
+It may always take twice as long as that took: where all are slow, all are waited for.
 """
 
 _LISTS = ("coins", "transactions")
@@ -95,13 +95,6 @@ class View:
 
     One that is convicted again soon after a sentence is not honest. One that is dead at the start is out early.
     """
-    is_for_good: bool
-    """Whether what no later look can undo may be concluded: besides, only those that are given up are missing."""
-    may_add: bool
-    """Whether a new coin may be booked by the word of one provider: nobody is missing that was heard not long ago.
-
-    One that was never heard since the start is not waited for: a dead provider does not hold up a first funding.
-    """
     odd: str | None
     """Why nothing can be signed by the parameters that all of them tell; None when it can."""
     _heard: tuple[Member, ...]
@@ -113,14 +106,34 @@ class View:
         return ", ".join(member.source.name for member in self._heard)
 
     @property
-    def stands_alone(self) -> bool:
-        """Whether what is found or denied is the word of one provider only."""
-        return len(self._witnesses("tx")) + len(self._awaited) < 2
+    def is_for_good(self) -> bool:
+        """Whether what no later look can undo may be concluded: besides, only those that are given up are missing.
+
+        One that is heard, and could tell nothing of transactions, say, for minutes, is missing too.
+        """
+        return self.is_final and not self.panel.missing()
 
     @property
-    def is_lonely(self) -> bool:
-        """Whether it stands alone though several are configured: none of the others can be heard."""
-        return self.stands_alone and self.panel.has_several
+    def may_add(self) -> bool:
+        """Whether a new coin may be booked by the word of one provider: nobody is missing that was heard not long
+        ago.
+
+        One that was never heard since the start is not waited for: a dead provider does not hold up a first
+        funding.
+        """
+        return not any(member.was_heard for member in self.panel.missing())
+
+    @property
+    def stands_alone(self) -> bool:
+        """Whether what is found or denied is the word of one provider only."""
+        return self._is_alone("tx")
+
+    def is_lonely(self, what: str) -> bool:
+        """Whether it stands alone in such a thing though several are configured: none of the others can tell."""
+        return self._is_alone(what) and self.panel.has_several
+
+    def _is_alone(self, what: str) -> bool:
+        return len(self._witnesses(what)) + len(self._awaited) < 2
 
     async def tx(self, tx_id: str) -> Read[TxSeen]:
         said = await self._ask("tx", lambda source: source.tx(tx_id))
@@ -217,10 +230,6 @@ class Panel:
     def has_several(self) -> bool:
         return len(self._members) > 1
 
-    def subjects(self) -> list[str]:
-        """All that `outs` may name."""
-        return [*(f"provider:{member.source.name}" for member in self._members), "providers"]
-
     def outs(self) -> dict[str, str]:
         """What a person is told when there are several: who is out, what stops signing, a dispute that lasts."""
         if not self.has_several:
@@ -258,8 +267,7 @@ class Panel:
         tips = [None if self._is_odd_one_out(m) else tip for m, tip in zip(self._members, tips, strict=True)]
         heard = [member for member, tip in zip(self._members, tips, strict=True) if tip and not member.trouble]
         for member in self._members:
-            member.absence = None if member in heard else missed(member.absence, self.now_ms())
-            member.was_heard |= member in heard
+            member.note_look(member in heard, self.now_ms())
         late = [member for member, tip in zip(self._members, tips, strict=True) if tip and member.is_late]
         return self._view(heard, heard or late) if heard or late else None
 
@@ -273,18 +281,20 @@ class Panel:
             (member.sentence.holds(now_ms) and not member.sentence.is_relapse) or member.is_dead_at_start
             for member in self._members
         )
-        missing = [m for m in self._members if m not in heard and not m.is_given_up(now_ms)]
         return View(
             panel=self,
             tip=min(tips, key=lambda tip: tip.height),
             is_current=is_current,
             is_final=is_final,
-            is_for_good=is_final and not missing,
-            may_add=not any(member.was_heard for member in missing),
             odd=next((member.odd.detail for member in speaking if member.odd and member.odd.forbids), None),
             _heard=tuple(speaking),
             _awaited=tuple(m.source.name for m in self._members if self._is_awaited(m, speaking)),
         )
+
+    def missing(self) -> list[Member]:
+        """Those that cannot tell what they may know, and are not given up."""
+        now_ms = self.now_ms()
+        return [member for member in self._members if member.is_missing(now_ms)]
 
     def _is_odd_one_out(self, member: Member) -> bool:
         """Whether its parameters are odd while those of another, not given up, are not; it is foreign then."""
@@ -368,8 +378,8 @@ class Panel:
         if member.checked.holds(now_ms) and member.source.refused_at_ms < member.checked.from_ms:
             return None
         genesis = member.genesis or await member.source.genesis()
-        parameters = await member.source.parameters()
         member.genesis = genesis if isinstance(genesis, Found) else None  # read already when it is asked again
+        parameters = await member.source.parameters()
         if not isinstance(genesis, Found):
             return _unread("genesis", genesis)
         try:
@@ -449,10 +459,14 @@ async def at_once(works: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
 
 
 async def _in_time(works: Sequence[Coroutine[Any, Any, Read[T]]], patience_s: float) -> list[Read[T]]:
-    """What each read, in their order. One that is late when another has told something could not tell."""
+    """What each read, in their order. One that is late when others have told something could not tell.
+
+    Of three or more two have to have told: else one that lies fast would silence two that are slow.
+    """
     if len(works) < 2:
         return await at_once(works)
     now_s, until_s = asyncio.get_running_loop().time, None
+    lacking = min(2, len(works) - 1)
     begun_s = now_s()
     tasks = [asyncio.create_task(work) for work in works]
     try:
@@ -462,10 +476,11 @@ async def _in_time(works: Sequence[Coroutine[Any, Any, Read[T]]], patience_s: fl
             done, late = await asyncio.wait(late, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
             if not done:
                 break
-            if until_s is None and not all(isinstance(task.result(), Unknown) for task in done):
+            lacking -= sum(not isinstance(task.result(), Unknown) for task in done)
+            if until_s is None and lacking <= 0:
                 until_s = begun_s + max(patience_s, 2 * (now_s() - begun_s))
         return [
-            Unknown("no answer while another told its own") if task in late else task.result() for task in tasks
+            Unknown("no answer while others told their own") if task in late else task.result() for task in tasks
         ]
     finally:
         for task in tasks:

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
+import httpx
 import pytest
 from agent.test_agent_replace import fork_with, height
 from agent_kit import ADA, APP, DEVNET, Relay, Run, World, with_terms, world_with_clock
+from http_kit import NO_TLS
 
 from payagent.agent import foreign, scan
 from payagent.agent.foreign import thaw
@@ -478,6 +480,29 @@ async def test_a_rollback_of_it_leaves_alone_what_our_own_attempt_has_spent_sinc
         assert (run.state(row.id), world.transactions()) == (State.CONFIRMED, [row.tx_id])
         assert anchor.ref not in {coin.ref for coin in queries.coins(run.desk.conn)}, "it is spent"
         await require_whole(run)
+
+
+@pytest.mark.parametrize("lie", [{"block_height": 2**63 - 1}, {"block_height": 2**63 - 1, "block": "fa" * 32}])
+async def test_a_spend_in_a_block_far_above_all_others_is_not_booked_there(
+    world: World, lie: dict[str, object]
+) -> None:
+    """It never came so deep that what it overtook was void, and no tip came so high that it could be lost."""
+    with Relay(world.devnet).serving() as relay:
+        async with world.run(providers={"relay": relay.url}) as run:
+            await run.look()
+            tx_id = spend_elsewhere(run)
+            world.block()
+            path = f"/txs/{tx_id}"
+            told = httpx.get(f"{relay.upstream}{path}", verify=NO_TLS, trust_env=False).json()
+            relay.tell(path, 200, told | lie)
+            relay.freeze(f"{path}/utxos")
+            await run.pass_time(4, 61)
+            assert onchain.foreign_there(run.desk.conn) == []
+            relay.thaw()
+            await run.pass_time(4, 61)
+            (booked,) = onchain.foreign_there(run.desk.conn)
+            assert (booked.block_hash, booked.block_height) == (told["block"], told["block_height"])
+            assert run.desk.chain.foreign == (tx_id,)
 
 
 async def test_what_our_own_attempt_has_spent_since_is_booked_with_the_loss_of_it(world: World) -> None:

@@ -253,6 +253,30 @@ async def test_what_spends_change_does_not_wait_for_one_that_drips_its_answers(
         assert liar.submissions() == 1
 
 
+async def test_what_spends_change_is_not_sent_to_one_that_wants_a_pause_after_what_was_before_it(
+    world: World, honest: Relay
+) -> None:
+    """Blockfrost bans who goes on after 402 or 429."""
+    world.fund(300 * ADA)
+    over = threading.Event()
+    honest.tell("/tx/submit", 429, {"status_code": 429, "error": "Too Many Requests", "message": "later"})
+    honest.heard = lambda path, _: over.wait() if path == "/tx/submit" else None  # type: ignore[method-assign]
+    async with world.run(
+        providers={"one": honest.url}, terms=with_terms(chain_depth=8), timeouts=Timeouts()
+    ) as run:
+        try:
+            await run.look()
+            for number in range(3):
+                await run.agent.pay(world.ask(f"call {number}"))
+            async with asyncio.timeout(10):
+                while not (honest.submissions() and run.agent.sending.count == 3):
+                    await asyncio.sleep(0.05)
+        finally:
+            over.set()
+        await run.agent.sending.drain(10)
+        assert honest.submissions() == 1
+
+
 async def test_what_the_other_took_is_sent_again_and_replaced_though_one_calls_it_never_valid(
     world: World, liar: Relay, honest: Relay
 ) -> None:
@@ -321,6 +345,35 @@ async def test_it_is_said_which_one_is_out_and_why_and_when_it_is_back(
         await pass_s(run, 640, lambda: not raised(run))
         assert raised(run) == set()
         assert run.desk.providers["liar"] is None
+
+
+async def test_one_that_tells_nothing_of_coins_for_long_keeps_no_deposit_out_of_the_books(
+    world: World, liar: Relay, honest: Relay
+) -> None:
+    async with world.run(providers=providers(liar, honest, True)) as run:
+        await run.look()
+        liar.tell("/addresses/", 500, DOWN)
+        world.fund(50 * ADA)
+        assert await pass_s(run, 1000, lambda: bool(run.selectable())) <= 900
+        row = await run.pay()
+        assert await pass_s(run, 60, lambda: run.state(row.id) is State.CONFIRMED) <= 20
+
+
+@pytest.mark.parametrize("is_kept", [True, False])
+async def test_that_one_is_back_is_told_though_it_came_back_while_nobody_looked(
+    world: World, liar: Relay, honest: Relay, is_kept: bool
+) -> None:
+    """Else it stood as out for ever, and nobody was told when it was out again."""
+    world.fund(50 * ADA)
+    is_dead(liar)
+    async with world.run(providers=providers(liar, honest, True)) as run:
+        await pass_s(run, 200)
+        assert raised(run) == {"provider:liar"}
+    liar.thaw()
+    left = providers(liar, honest, True) if is_kept else {"honest": honest.url}
+    async with world.run(providers=left) as run:
+        await pass_s(run, 640)
+        assert raised(run) == set()
 
 
 async def test_one_that_is_out_and_back_time_and_again_fills_no_ledger_with_alerts(
@@ -462,6 +515,29 @@ class TestInvented:
             assert world.transactions() == [row.tx_id]
             assert run.owned() == world.on_chain()
 
+    async def test_while_the_honest_one_is_heard_and_tells_nothing_of_transactions(
+        self, world: World, liar: Relay, honest: Relay
+    ) -> None:
+        """Heard it is by its tip; what it cannot tell, or tells too late, is missing all the same."""
+        world.fund(50 * ADA)
+        terms = with_terms(confirm_depth=1, settle_depth=3)
+        async with world.run(providers=providers(liar, honest, True), terms=terms) as run:
+            await run.look()
+            liar.swallows = honest.swallows = True
+            row = await run.pay()
+            block = tip_of(liar) | {"hash": FAKE}
+            invent_tx(liar, row.tx_id or "", block)
+            liar.tell(f"/blocks/{FAKE}", 200, block)
+            honest.tell("/txs/", 500, DOWN)
+            await pass_s(run, 400)
+            assert "settle" not in run.events(row.id)
+            liar.thaw()
+            honest.thaw()
+            await pass_s(run, 900, lambda: run.state(row.id) is State.SETTLED)
+            assert run.state(row.id) is State.SETTLED
+            assert world.transactions() == [row.tx_id]
+            assert run.owned() == world.on_chain()
+
     async def test_a_cancel_by_reads_between_which_the_honest_one_was_heard(
         self, world: World, liar: Relay, honest: Relay
     ) -> None:
@@ -511,6 +587,18 @@ class TestInvented:
                 assert run.owned() == world.on_chain()
             assert run.selectable() == world.unspent()
 
+    async def test_a_coin_while_the_honest_one_tells_nothing_of_coins(
+        self, world: World, liar: Relay, honest: Relay
+    ) -> None:
+        world.fund(50 * ADA)
+        async with world.run(providers=providers(liar, honest, True)) as run:
+            await run.look()
+            invent_coin(liar, world, 900 * ADA)
+            honest.tell("/addresses/", 500, DOWN)
+            await pass_s(run, 400)
+            assert run.owned() == world.on_chain()
+            assert run.selectable() == world.unspent()
+
     async def test_that_our_coins_are_gone(self, world: World, liar: Relay, honest: Relay) -> None:
         """It lists nothing: coins that are known go on being spent, and no deposit is taken back."""
         world.fund(50 * ADA, 60 * ADA)
@@ -538,6 +626,23 @@ class TestInvented:
                 await run.look()
                 assert run.state(row.id) is State.CONFIRMED
             assert "block_lost" not in run.events(row.id)
+
+
+async def test_a_block_that_was_told_far_above_all_others_and_never_was_is_lost(world: World, liar: Relay) -> None:
+    """No block will ever be so high: the payment stood in it for ever, with its hold, and was not sent again."""
+    world.fund(50 * ADA)
+    async with world.run(providers={"liar": liar.url}) as run:
+        await run.look()
+        liar.swallows = True
+        row = await run.pay()
+        invent_tx(liar, row.tx_id or "", tip_of(liar) | {"hash": FAKE, "height": 2**62})
+        await pass_s(run, 20)
+        assert run.state(row.id) is State.IN_BLOCK
+    liar.thaw()
+    async with world.run(providers={"liar": liar.url}) as run:
+        assert await pass_s(run, 300, lambda: run.state(row.id) is State.CONFIRMED) <= 200
+        assert world.transactions() == [row.tx_id]
+        assert run.owned() == world.on_chain()
 
 
 async def test_depth_is_counted_from_the_lower_tip(world: World, liar: Relay, honest: Relay) -> None:

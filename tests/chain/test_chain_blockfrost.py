@@ -869,6 +869,20 @@ async def test_no_part_of_the_project_id_shows_where_an_echo_is_cut(
     assert SECRET[:8] not in answer.detail
 
 
+@pytest.mark.parametrize("project_id", ["0", "ab", "Inputs"])
+async def test_a_project_id_that_is_a_part_of_an_answer_changes_nothing_of_what_it_means(
+    provider: FaultyProvider, project_id: str
+) -> None:
+    """Of a server of one's own any will do. It made an acceptance a lie, for which one is sent out."""
+    adapter = Blockfrost("main", provider.base_url, project_id)
+    tx_id = "0ab1" * 16
+    provider.routes["POST /tx/submit"] = Reply(json.dumps(tx_id).encode())
+    assert (await adapter.submit(b"\x84", tx_id)).kind is SubmitKind.ACCEPTED
+    provider.routes["POST /tx/submit"] = Reply(b'"BadInputsUTxO"', 400)
+    assert (await adapter.submit(b"\x84", tx_id)).kind is SubmitKind.SPENT_ALL
+    await adapter.aclose()
+
+
 async def test_a_long_refusal_of_a_submission_is_not_read_into_hundreds_of_megabytes(
     provider: FaultyProvider, source: Blockfrost
 ) -> None:

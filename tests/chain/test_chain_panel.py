@@ -1,10 +1,23 @@
-"""How long a provider that was caught at a lie is not heard."""
+"""How long a provider that was caught at a lie is not heard, and how long the others wait for one that is slow."""
 
+import asyncio
+from collections.abc import Coroutine
 from itertools import permutations
+from typing import Any, TypeVar
 
+import pytest
+
+from payagent.chain.guard import Guarded
 from payagent.chain.member import SENTENCE_MS, Sentence
+from payagent.chain.panel import Panel
+from payagent.chain.source import BlockSeen, Found, NotFound, Read, Tip, TxSeen, Unknown
+from payagent.sim.loop import VirtualLoop
+
+T = TypeVar("T")
 
 LATER_MS = 10 * SENTENCE_MS
+TX, BLOCK = "ab" * 32, "cd" * 32
+SEEN = Found(TxSeen(TX, BLOCK, 10, 100))
 
 
 def test_lies_of_one_moment_are_one_sentence_in_whatever_order_they_are_found_out() -> None:
@@ -34,3 +47,96 @@ def test_a_clock_that_is_put_back_a_day_begins_a_sentence_of_its_own() -> None:
     day_ms = 86_400_000
     sentence = Sentence().after(LATER_MS + day_ms).after(LATER_MS)
     assert sentence == Sentence().after(LATER_MS)
+
+
+class Clock:
+    def now_ms(self) -> int:
+        return int(asyncio.get_running_loop().time() * 1000)
+
+
+class Slow:
+    """A provider that tells its tip at once, and of a transaction this, after so long.
+
+    `first_s`: how long it takes over each thing that is asked of it at first.
+    """
+
+    first_s = 0.0
+
+    def __init__(self, name: str, after_s: float, told: Read[TxSeen]) -> None:
+        self.name = name
+        self._after_s = after_s
+        self._told = told
+
+    def pace(self, _: object) -> None: ...
+
+    async def tip(self) -> Read[Tip]:
+        return Found(Tip(10, 100, BLOCK, 100))
+
+    async def block(self, _: str) -> Read[BlockSeen]:
+        return Found(BlockSeen(BLOCK, 10, 100, 100))
+
+    async def genesis(self) -> Read[Any]:
+        await asyncio.sleep(self.first_s)
+        return Found(None)
+
+    parameters = genesis
+
+    async def tx(self, _: str) -> Read[TxSeen]:
+        await asyncio.sleep(self._after_s)
+        return self._told
+
+
+def panel_of(*sources: Slow) -> Panel:
+    clock = Clock()
+    guarded = [Guarded(source, clock, None) for source in sources]  # type: ignore[arg-type]
+    return Panel(guarded, clock, "", lambda _: None, lambda _: None, lambda _: 100, 300)
+
+
+def run(asking: Coroutine[Any, Any, T]) -> T:
+    loop = VirtualLoop()
+    try:
+        return loop.run_until_complete(asking)
+    finally:
+        loop.close()
+
+
+def asked(*providers: tuple[float, Read[TxSeen]]) -> tuple[Read[TxSeen], float]:
+    """What they say together of a transaction, and how long that took."""
+
+    async def ask() -> tuple[Read[TxSeen], float]:
+        view = await panel_of(*(Slow(str(number), *one) for number, one in enumerate(providers))).look()
+        assert view is not None
+        return await view.tx(TX), asyncio.get_running_loop().time()
+
+    return run(ask())
+
+
+@pytest.mark.parametrize("lie", [NotFound(), Found(TxSeen(TX, "ee" * 32, 10, 100))])
+def test_one_that_lies_fast_does_not_keep_two_that_are_slow_from_being_heard(lie: Read[TxSeen]) -> None:
+    assert asked((0, lie), (8, SEEN), (9, SEEN)) == (SEEN, 9)
+
+
+def test_where_two_have_told_a_third_that_drips_is_not_waited_for() -> None:
+    assert asked((1, SEEN), (100, NotFound()), (2, SEEN)) == (SEEN, 5)
+
+
+def test_of_two_the_slower_one_is_waited_for_twice_as_long_as_the_other_took_and_for_seconds_at_least() -> None:
+    assert asked((0, SEEN), (4, SEEN)) == (SEEN, 4)
+    assert asked((8, SEEN), (15, SEEN)) == (SEEN, 15)
+    read, took_s = asked((0, SEEN), (6, SEEN))
+    assert isinstance(read, Unknown)
+    assert took_s == 5
+
+
+def test_two_that_are_slow_to_tell_all_that_is_asked_at_first_are_heard_at_the_next_look() -> None:
+    async def ask() -> str:
+        slow = [Slow(name, 0, SEEN) for name in ("one", "other")]
+        for source in slow:
+            source.first_s = 9.0
+        panel = panel_of(*slow)
+        assert await panel.look() is None
+        view = await panel.look()
+        assert view is not None
+        return view.name
+
+    assert run(ask()) == "one, other"
