@@ -140,6 +140,13 @@ class Carrying:
                 await self._signing.sign(row.id, self._rebuild(decided))
                 self._sending.send_off(row.id)
 
+    async def cancel_refused(self, row: PaymentRow) -> None:
+        """As `cancel`, of what its merchant refused. Where somebody has begun it, it is waited for."""
+        if row.id in self._signing.claimed:
+            await self._desk.changes.wait(row.id, SIGNING_PATIENCE_S)
+        else:
+            await self.cancel(row)
+
     def _is_renewal_due(self, row: PaymentRow, slot: int) -> bool:
         """Whether a lost payment can be replaced, or has waited long enough for another invoice."""
         tip = self._desk.chain.tip

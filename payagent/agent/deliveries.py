@@ -89,7 +89,7 @@ class Deliveries:
         row = self._desk.payment(payment_id)
         if row.handed_over and answer.said is Said.REFUSED:
             try:
-                await self._carrying.cancel(row)
+                await self._carrying.cancel_refused(row)
             except Refused as refusal:
                 log.info("payment.not_cancelled_yet", payment=payment_id, why=refusal.detail)
             row = self._desk.payment(payment_id)

@@ -1,5 +1,6 @@
 """x402 from the 402 to the end of the money: handed over, settled, refused, too late, chosen well."""
 
+import asyncio
 import base64
 import hashlib
 import json
@@ -138,6 +139,18 @@ async def test_what_is_refused_before_it_was_broadcast_comes_back(world: World) 
         assert run.state(row.id) is State.VOID
         assert run.owned() == world.on_chain()
         assert len(world.transactions()) == 1, "the cancel alone"
+
+
+async def test_who_comes_second_with_the_same_refusal_is_told_that_it_is_taken_back_too(world: World) -> None:
+    """A look may have begun it as well: a moment later the payment would not be in flight any more."""
+    world.fund(50 * ADA)
+    world.settings(x402={"fault": "refuse_verify"})
+    async with world.run() as run:
+        await run.look()
+        row, _ = await run.agent.pay(ask(world))
+        answers = await asyncio.gather(show(world, run, row), show(world, run, row))
+        assert [row.state for _, row, _ in answers] == [State.CANCELLING] * 2
+        await run.agent.sending.drain(10)
 
 
 async def test_a_refusal_that_could_not_be_acted_on_is_acted_on_later(world: World) -> None:
