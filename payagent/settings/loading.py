@@ -138,7 +138,7 @@ def _read_toml(path: Path) -> Tree:
         raise Refused("config_invalid", f"{path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise Refused("config_invalid", f"{path} is not UTF-8 text") from None
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also of numbers too long and tables too deep for Python
         where = re.search(r"\(at [^()]*\)$", str(error))
         raise Refused("config_invalid", f"{path} is not valid TOML {where[0] if where else ''}") from None
 

@@ -50,6 +50,11 @@ def refusal(folder: Path, extra: str = "", **environ: str) -> str:
     return caught.value.detail
 
 
+@pytest.mark.parametrize("text", ["size = 1" + "0" * 5000, "nested = " + "[" * 100_000])
+def test_what_python_cannot_read_is_refused_as_any_other_text(tmp_path: Path, text: str) -> None:
+    assert "is not valid TOML" in refusal(tmp_path, f"\n[more]\n{text}\n")
+
+
 # What the example says
 
 
