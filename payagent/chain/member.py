@@ -47,6 +47,9 @@ A replica that lags denies its provider's newest block, so an honest one may be 
 FOR_GOOD = ("tx", "block", "coins")
 """The kinds of question by whose answers something is concluded that no later look can undo."""
 
+_BY_HEARING = {"tip", "time"}
+"""The kinds that each look asks everybody for."""
+
 TWO_HEIGHTS = "it tells two heights of one block"
 """Once is enough: a block's hash fixes its height and slot, so no lag of an index explains it."""
 
@@ -97,6 +100,7 @@ class Member:
     leapt: Silence | None = None
     fresh_at_ms: int | None = None
     was_heard: bool = False
+    has_told_coins: bool = False
     absence: Silence | None = None
     """Since when it has not been heard, for whatever reason."""
 
@@ -124,13 +128,19 @@ class Member:
             self.silences[what] = missed(self.silences.get(what), now_ms)
         else:
             self.silences.pop(what, None)
+            self.has_told_coins |= what == "coins"
 
     def is_mute(self, what: str) -> bool:
         return is_lasting(self.silences.get(what))
 
     def note_look(self, is_heard: bool, now_ms: int) -> None:
-        """Remember whether it was heard in a look, and could tell what it was asked until then."""
+        """Remember whether it was heard in a look, and could tell what it was asked until then.
+
+        One that is not heard is asked nothing: it is as silent as it was before.
+        """
         self.absence = None if is_heard else missed(self.absence, now_ms)
+        for what in () if is_heard else self.silences.keys() - _BY_HEARING:
+            self.silences[what] = missed(self.silences[what], now_ms)
         self.gap = missed(self.gap, now_ms) if any(map(self.is_mute, FOR_GOOD)) else None
         self.was_heard |= is_heard
 
@@ -140,6 +150,11 @@ class Member:
             return not self.is_given_up(now_ms)
         has_gap = any(map(self.is_mute, FOR_GOOD))
         return has_gap and not (self.gap is not None and _lasts_ms(self.gap, ABSENT_MS))
+
+    @property
+    def told_of_coins(self) -> bool:
+        """Whether it could have told of a new coin since the start, so that its word is missed now."""
+        return self.was_heard if self.trouble is not None else self.has_told_coins
 
     @property
     def is_dead_at_start(self) -> bool:

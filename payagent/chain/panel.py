@@ -57,11 +57,10 @@ TIP_PATIENCE_S = 5.0
 """How long one of several providers may take over its tip, while the others wait."""
 
 HEARING_PATIENCE_S = 15.0
-"""How long it may take over all that is asked of it before it is heard."""
-
 ANSWER_PATIENCE_S = 5.0
 LIST_PATIENCE_S = 60.0
-"""How long an answer, or a list of many pages, may take when another provider, of three or more two, told its own.
+"""How long all that is asked of a provider before it is heard, an answer, or a list of many pages, may take when
+another provider, of three or more two, told its own.
 
 It may always take twice as long as that took: where all are slow, all are waited for.
 """
@@ -118,10 +117,10 @@ class View:
         """Whether a new coin may be booked by the word of one provider: nobody is missing that was heard not long
         ago.
 
-        One that was never heard since the start is not waited for: a dead provider does not hold up a first
-        funding.
+        One that was never heard since the start, or never told a coin, is not waited for: it does not hold up a
+        first funding.
         """
-        return not any(member.was_heard for member in self.panel.missing())
+        return not any(member.told_of_coins for member in self.panel.missing())
 
     @property
     def stands_alone(self) -> bool:
@@ -171,7 +170,9 @@ class View:
 
     async def _ask(self, what: str, ask: Callable[[Guarded], Coroutine[Any, Any, Read[T]]]) -> list[Said[T]]:
         patience_s = LIST_PATIENCE_S if what in _LISTS else ANSWER_PATIENCE_S
-        reads = await _in_time([ask(member.source) for member in self._heard], patience_s)
+        late = Unknown("no answer while others told their own")
+        asked = [ask(member.source) for member in self._heard]
+        reads = await _in_time(asked, patience_s, late, lambda read: not isinstance(read, Unknown))
         now_ms = self.panel.now_ms()
         for member, read in zip(self._heard, reads, strict=True):
             member.note(what, read, now_ms)
@@ -263,7 +264,7 @@ class Panel:
 
     async def look(self) -> View | None:
         """Who is heard now, and the tip that they have in common; None when nobody is."""
-        tips = await at_once([self._hear(member) for member in self._members])
+        tips = await self._hear()
         tips = [None if self._is_odd_one_out(m) else tip for m, tip in zip(self._members, tips, strict=True)]
         heard = [member for member, tip in zip(self._members, tips, strict=True) if tip and not member.trouble]
         for member in self._members:
@@ -323,19 +324,26 @@ class Panel:
         is_out = member in speaking or member.is_foreign or member.lied or member.is_dead_at_start
         return not is_out and not member.is_mute("time" if member.is_late else "tip")
 
-    async def _hear(self, member: Member) -> Tip | None:
-        """Its tip, if it is heard or only late. Sets `trouble`."""
+    async def _hear(self) -> list[Tip | None]:
+        """The tip of each that is heard or only late. Sets `trouble`."""
         now_ms = self.now_ms()
+        asked = [member for member in self._members if not self._is_kept_out(member, now_ms)]
+        slow: Read[Tip] = Unknown("no answer to all that is asked while others told theirs")
+        examined = [self._examine(member, now_ms) for member in asked]
+        late = slow, _unread("tip", slow)
+        told = await _in_time(examined, HEARING_PATIENCE_S, late, lambda one: one[1] is None)
+        tips = {member.source.name: self._heard_of(member, *one) for member, one in zip(asked, told, strict=True)}
+        return [tips.get(member.source.name) for member in self._members]
+
+    def _is_kept_out(self, member: Member, now_ms: int) -> bool:
         member.is_late = False
-        if self.has_several and member.is_sent_out(now_ms):  # a lone one is put up with
-            member.trouble = member.lied
-            return None
-        try:
-            async with asyncio.timeout(HEARING_PATIENCE_S if self.has_several else None):
-                read, trouble = await self._examine(member, now_ms)
-        except TimeoutError:
-            read = Unknown(f"no answer to all that is asked in {HEARING_PATIENCE_S:.0f} s")
-            trouble = _unread("tip", read)
+        if not self.has_several or not member.is_sent_out(now_ms):  # a lone one is put up with
+            return False
+        member.trouble = member.lied
+        return True
+
+    def _heard_of(self, member: Member, read: Read[Tip], trouble: str | None) -> Tip | None:
+        """Its tip, if it is heard or only late."""
         now_ms = self.now_ms()
         member.note("tip", Unknown(trouble) if trouble else read, now_ms)
         if trouble is not None or not isinstance(read, Found):
@@ -378,8 +386,8 @@ class Panel:
         if member.checked.holds(now_ms) and member.source.refused_at_ms < member.checked.from_ms:
             return None
         genesis = member.genesis or await member.source.genesis()
-        member.genesis = genesis if isinstance(genesis, Found) else None  # read already when it is asked again
         parameters = await member.source.parameters()
+        member.genesis = genesis if isinstance(genesis, Found) else None  # read already when it is asked again
         if not isinstance(genesis, Found):
             return _unread("genesis", genesis)
         try:
@@ -458,8 +466,10 @@ async def at_once(works: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     return await asyncio.gather(*works)
 
 
-async def _in_time(works: Sequence[Coroutine[Any, Any, Read[T]]], patience_s: float) -> list[Read[T]]:
-    """What each read, in their order. One that is late when others have told something could not tell.
+async def _in_time(
+    works: Sequence[Coroutine[Any, Any, T]], patience_s: float, late: T, is_told: Callable[[T], bool]
+) -> list[T]:
+    """What came of each, in their order; `late` for one that is later than others that have told something.
 
     Of three or more two have to have told: else one that lies fast would silence two that are slow.
     """
@@ -470,18 +480,16 @@ async def _in_time(works: Sequence[Coroutine[Any, Any, Read[T]]], patience_s: fl
     begun_s = now_s()
     tasks = [asyncio.create_task(work) for work in works]
     try:
-        late = set(tasks)
-        while late:
+        missing = set(tasks)
+        while missing:
             wait_s = None if until_s is None else max(until_s - now_s(), 0)
-            done, late = await asyncio.wait(late, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
+            done, missing = await asyncio.wait(missing, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
             if not done:
                 break
-            lacking -= sum(not isinstance(task.result(), Unknown) for task in done)
+            lacking -= sum(is_told(task.result()) for task in done)
             if until_s is None and lacking <= 0:
                 until_s = begun_s + max(patience_s, 2 * (now_s() - begun_s))
-        return [
-            Unknown("no answer while others told their own") if task in late else task.result() for task in tasks
-        ]
+        return [late if task in missing else task.result() for task in tasks]
     finally:
         for task in tasks:
             task.cancel()

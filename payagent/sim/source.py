@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from math import inf
 from random import Random
 from typing import TypeVar
 
@@ -52,15 +53,15 @@ CALL_S, PAGES_S = 14.9, 119.0
 class Habits:
     """What a provider is like in a run: what it lies about, if anything, and until when it is dead.
 
-    `stays_s`: how long it stays on a branch that a fork undid, honest and behind. `drips`: whether it tells
-    nothing but its tip before the last moment that the adapter bears.
+    `stays_s`: how long it stays on a branch that a fork undid, honest and behind. `drips_from_s`: from
+    when on it tells nothing but its tip before the last moment that the adapter bears.
     """
 
     name: str
     lie: str | None = None
     dead_until_s: float = 0.0
     stays_s: float = 0.0
-    drips: bool = False
+    drips_from_s: float = inf
 
 
 LIES = ("frozen", "denies", "invents_block", "invents_coins", "takes_and_drops", "parameters", "tip_ahead")
@@ -193,7 +194,7 @@ class SimSource:
     async def _read(self, read: Callable[[int], Read[T]], within_s: float = CALL_S) -> Read[T]:
         """After the time that a call takes, from a view that may be some blocks old; or no answer."""
         rng, mix = self._rng, self._mix()
-        if self._habits.drips:
+        if asyncio.get_running_loop().time() >= self._habits.drips_from_s:
             await asyncio.sleep(within_s)
         if rng.random() < 0.2:
             await asyncio.sleep(rng.random() * 3)

@@ -128,15 +128,34 @@ def test_of_two_the_slower_one_is_waited_for_twice_as_long_as_the_other_took_and
     assert took_s == 5
 
 
-def test_two_that_are_slow_to_tell_all_that_is_asked_at_first_are_heard_at_the_next_look() -> None:
-    async def ask() -> str:
-        slow = [Slow(name, 0, SEEN) for name in ("one", "other")]
-        for source in slow:
-            source.first_s = 9.0
-        panel = panel_of(*slow)
-        assert await panel.look() is None
-        view = await panel.look()
-        assert view is not None
-        return view.name
+def heard(*first_s: float) -> tuple[str, float]:
+    """Who is heard at the first look, of providers that take so long over each thing that is asked at first."""
 
-    assert run(ask()) == "one, other"
+    async def ask() -> tuple[str, float]:
+        sources = [Slow(str(number), 0, SEEN) for number in range(len(first_s))]
+        for source, seconds in zip(sources, first_s, strict=True):
+            source.first_s = seconds
+        view = await panel_of(*sources).look()
+        assert view is not None
+        return view.name, asyncio.get_running_loop().time()
+
+    return run(ask())
+
+
+def test_where_all_are_slow_to_tell_what_is_asked_at_first_all_are_waited_for() -> None:
+    assert heard(9, 11) == ("0, 1", 22)
+
+
+def test_one_that_is_much_later_with_what_is_asked_at_first_is_not_heard() -> None:
+    assert heard(0, 7) == ("0, 1", 14)
+    assert heard(0, 8) == ("0", 15)
+
+
+@pytest.mark.parametrize("is_out", [False, True])
+def test_one_that_could_not_tell_of_coins_and_then_is_out_is_silent_all_the_same(is_out: bool) -> None:
+    """Else one that is in and out would put off for ever what the other is believed in alone."""
+    (member,) = panel_of(Slow("0", 0, SEEN))._members
+    member.note("coins", Unknown("no answer"), 0)
+    for minute in range(1, 4):
+        member.note_look(not is_out, minute * 60_000)
+    assert member.is_mute("coins") is is_out

@@ -60,3 +60,11 @@ def test_any_other_refusal_of_an_order_stays_what_it_is() -> None:
     assert (refused.value.code, refused.value.context) == ("limit_exceeded", {})
     with own_order():
         pass
+
+
+def test_who_knows_better_of_the_money_tells_it_without_changing_what_others_are_told() -> None:
+    refused = Refused("paused", "an operator stopped it", payment="pay_1")
+    told = refused.with_money("It is all there.")
+    assert (told.code, told.detail, told.context) == (refused.code, refused.detail, refused.context)
+    assert told.money == "It is all there."
+    assert refused.money == refused.problem.money != told.money

@@ -33,7 +33,8 @@ RESTART_S, SOON_S = 300, 20
 KINDS: dict[str, Habits] = {
     "honest": Habits("other"),
     "dead": Habits("other", dead_until_s=10**9),
-    "drips": Habits("other", drips=True),
+    "drips": Habits("other", drips_from_s=0.0),
+    "drips later": Habits("other", drips_from_s=100.0),
     **{lie: Habits("other", lie) for lie in LIES},
 }
 
