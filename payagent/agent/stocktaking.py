@@ -66,10 +66,11 @@ class Stocktaking:
             self._new_coins = Repeats()
             return listing
         is_new = {coin.ref: coin for coin in listing.agreed if coin.ref not in known}
+        may_add = source.may_add(is_first=not known)
         young = {
             ref
             for ref, coin in is_new.items()
-            if not self._new_coins.is_enough(ref, _worth(coin), source.tip.hash, now_ms) or not source.may_add
+            if not self._new_coins.is_enough(ref, _worth(coin), source.tip.hash, now_ms) or not may_add
         }
         self._new_coins.keep(is_new)
         agreed = tuple(coin for coin in listing.agreed if coin.ref not in young)

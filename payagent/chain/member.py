@@ -136,10 +136,10 @@ class Member:
     def note_look(self, is_heard: bool, now_ms: int) -> None:
         """Remember whether it was heard in a look, and could tell what it was asked until then.
 
-        One that is not heard is asked nothing: it is as silent as it was before.
+        One that is not heard is asked nothing: it is as silent as it was before, unless it is we who do not ask.
         """
         self.absence = None if is_heard else missed(self.absence, now_ms)
-        for what in () if is_heard else self.silences.keys() - _BY_HEARING:
+        for what in () if is_heard or self.lied else self.silences.keys() - _BY_HEARING:
             self.silences[what] = missed(self.silences[what], now_ms)
         self.gap = missed(self.gap, now_ms) if any(map(self.is_mute, FOR_GOOD)) else None
         self.was_heard |= is_heard
@@ -150,11 +150,6 @@ class Member:
             return not self.is_given_up(now_ms)
         has_gap = any(map(self.is_mute, FOR_GOOD))
         return has_gap and not (self.gap is not None and _lasts_ms(self.gap, ABSENT_MS))
-
-    @property
-    def told_of_coins(self) -> bool:
-        """Whether it could have told of a new coin since the start, so that its word is missed now."""
-        return self.was_heard if self.trouble is not None else self.has_told_coins
 
     @property
     def is_dead_at_start(self) -> bool:

@@ -112,15 +112,15 @@ class View:
         """
         return self.is_final and not self.panel.missing()
 
-    @property
-    def may_add(self) -> bool:
+    def may_add(self, *, is_first: bool) -> bool:
         """Whether a new coin may be booked by the word of one provider: nobody is missing that was heard not long
         ago.
 
-        One that was never heard since the start, or never told a coin, is not waited for: it does not hold up a
-        first funding.
+        One that was never heard since the start is not waited for, and with the first coins one that never told
+        its own: a provider that is dead, or drips, does not hold up a first funding.
         """
-        return not any(member.told_of_coins for member in self.panel.missing())
+        missing = self.panel.missing()
+        return not any(one.was_heard and (one.has_told_coins or not is_first) for one in missing)
 
     @property
     def stands_alone(self) -> bool:
@@ -386,8 +386,11 @@ class Panel:
         if member.checked.holds(now_ms) and member.source.refused_at_ms < member.checked.from_ms:
             return None
         genesis = member.genesis or await member.source.genesis()
+        found = genesis if isinstance(genesis, Found) else None  # read already when it is asked again
+        if member.is_vetted:  # else one that drips would get on by it, to be heard
+            member.genesis = found
         parameters = await member.source.parameters()
-        member.genesis = genesis if isinstance(genesis, Found) else None  # read already when it is asked again
+        member.genesis = found
         if not isinstance(genesis, Found):
             return _unread("genesis", genesis)
         try:

@@ -599,6 +599,19 @@ class TestInvented:
             assert run.owned() == world.on_chain()
             assert run.selectable() == world.unspent()
 
+    async def test_a_coin_after_a_start_at_which_the_honest_one_tells_nothing_of_coins(
+        self, world: World, liar: Relay, honest: Relay
+    ) -> None:
+        world.fund(50 * ADA)
+        async with world.run(providers=providers(liar, honest, True)) as run:
+            await run.look()
+        invent_coin(liar, world, 900 * ADA)
+        honest.tell("/addresses/", 500, DOWN)
+        async with world.run(providers=providers(liar, honest, True)) as run:
+            await pass_s(run, 400)
+            assert run.owned() == world.on_chain()
+            assert run.selectable() == world.unspent()
+
     async def test_that_our_coins_are_gone(self, world: World, liar: Relay, honest: Relay) -> None:
         """It lists nothing: coins that are known go on being spent, and no deposit is taken back."""
         world.fund(50 * ADA, 60 * ADA)

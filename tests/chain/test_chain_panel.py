@@ -159,3 +159,13 @@ def test_one_that_could_not_tell_of_coins_and_then_is_out_is_silent_all_the_same
     for minute in range(1, 4):
         member.note_look(not is_out, minute * 60_000)
     assert member.is_mute("coins") is is_out
+
+
+def test_one_that_was_sent_out_is_not_silent_for_that_nobody_asks_it() -> None:
+    """It may have been sent out for nothing, and be the one that is honest."""
+    (member,) = panel_of(Slow("0", 0, SEEN))._members
+    member.note("tx", Unknown("no answer"), 0)
+    member.send_out(0, "it contradicts itself")
+    for minute in range(1, 11):
+        member.note_look(is_heard=False, now_ms=minute * 60_000)
+    assert not member.is_mute("tx")
