@@ -218,15 +218,18 @@ async def test_a_daemon_that_is_slow_to_take_a_connection_is_waited_for(way: str
         listening.bind(("127.0.0.1", 0))
         listening.listen(0)
         address = listening.getsockname()
-        daemon = DaemonPlace.read(f"http://127.0.0.1:{address[1]}", TOKEN)
+        where = DaemonPlace.read(f"http://127.0.0.1:{address[1]}", TOKEN)
         ask = Ask("GET", "/v1/merchants")
+        blocking, waiting = Daemon(where), AsyncDaemon(where)
         with socket.create_connection(address):  # as many as may wait to be accepted
-            asking = AsyncDaemon(daemon).ask(ask) if way == "async" else asyncio.to_thread(Daemon(daemon).ask, ask)
+            asking = waiting.ask(ask) if way == "async" else asyncio.to_thread(blocking.ask, ask)
             asked = asyncio.ensure_future(asking)
             await asyncio.wait((asked,), timeout=2.5)
             assert not asked.done(), asked.exception()
             async with await asyncio.start_server(answer, sock=listening):
                 assert (await asked).value() == {"merchants": []}
+        blocking.close()
+        await waiting.aclose()
 
 
 @dataclass
