@@ -17,6 +17,7 @@ from payagent.agent.chainview import TTL_CAP_S
 from payagent.chain.blockfrost import Timeouts
 from payagent.core.payment import State
 from payagent.store import alerts, queries
+from payagent.store.payments import PaymentRow
 
 NO_SUCH = {"status_code": 404, "error": "Not Found", "message": "The requested component has not been found."}
 DOWN = {"status_code": 500, "error": "Internal Server Error", "message": "down"}
@@ -57,6 +58,21 @@ def invent_tx(relay: Relay, tx_id: str, block: dict[str, object]) -> None:
     """Our transaction, in that block."""
     body = {"hash": tx_id, "block": block["hash"], "block_height": block["height"], "slot": block["slot"]}
     relay.tell(f"/txs/{tx_id}", 200, body)
+
+
+def invent_block(relay: Relay, tx_id: str) -> None:
+    """Our transaction, in a block that is not there, at the height of the newest."""
+    block = tip_of(relay) | {"hash": FAKE}
+    invent_tx(relay, tx_id, block)
+    relay.tell(f"/blocks/{FAKE}", 200, block)
+
+
+async def settles(world: World, run: Run, row: PaymentRow) -> None:
+    """By the chain, once everybody shows it."""
+    await pass_s(run, 900, lambda: run.state(row.id) is State.SETTLED)
+    assert run.state(row.id) is State.SETTLED
+    assert world.transactions() == [row.tx_id]
+    assert run.owned() == world.on_chain()
 
 
 def invent_coin(relay: Relay, world: World, lovelace: int) -> None:
@@ -462,9 +478,7 @@ class TestInvented:
         async with world.run(providers=providers(liar, honest, True)) as run:
             await run.look()
             row = await run.pay()
-            block = tip_of(liar) | {"hash": FAKE}
-            invent_tx(liar, row.tx_id or "", block)
-            liar.tell(f"/blocks/{FAKE}", 200, block)
+            invent_block(liar, row.tx_id or "")
             sent = honest.submissions()
             await pass_s(run, 240)
             assert run.state(row.id) is State.IN_FLIGHT
@@ -485,9 +499,7 @@ class TestInvented:
             await run.look()
             liar.swallows = honest.swallows = True
             row = await run.pay()
-            block = tip_of(liar) | {"hash": FAKE}
-            invent_tx(liar, row.tx_id or "", block)
-            liar.tell(f"/blocks/{FAKE}", 200, block)
+            invent_block(liar, row.tx_id or "")
             is_dead(honest)
             await pass_s(run, 100, lambda: run.state(row.id) is not State.IN_FLIGHT)
             assert run.state(row.id) is State.IN_FLIGHT
@@ -502,18 +514,13 @@ class TestInvented:
             await run.look()
             liar.swallows = honest.swallows = True
             row = await run.pay()
-            block = tip_of(liar) | {"hash": FAKE}
-            invent_tx(liar, row.tx_id or "", block)
-            liar.tell(f"/blocks/{FAKE}", 200, block)
+            invent_block(liar, row.tx_id or "")
             for _ in range(3):
                 await be_missed(world, run, honest, looks=24)
             assert "settle" not in run.events(row.id)
             liar.thaw()
             honest.thaw()
-            await pass_s(run, 900, lambda: run.state(row.id) is State.SETTLED)
-            assert run.state(row.id) is State.SETTLED
-            assert world.transactions() == [row.tx_id]
-            assert run.owned() == world.on_chain()
+            await settles(world, run, row)
 
     async def test_while_the_honest_one_is_heard_and_tells_nothing_of_transactions(
         self, world: World, liar: Relay, honest: Relay
@@ -525,18 +532,13 @@ class TestInvented:
             await run.look()
             liar.swallows = honest.swallows = True
             row = await run.pay()
-            block = tip_of(liar) | {"hash": FAKE}
-            invent_tx(liar, row.tx_id or "", block)
-            liar.tell(f"/blocks/{FAKE}", 200, block)
+            invent_block(liar, row.tx_id or "")
             honest.tell("/txs/", 500, DOWN)
             await pass_s(run, 400)
             assert "settle" not in run.events(row.id)
             liar.thaw()
             honest.thaw()
-            await pass_s(run, 900, lambda: run.state(row.id) is State.SETTLED)
-            assert run.state(row.id) is State.SETTLED
-            assert world.transactions() == [row.tx_id]
-            assert run.owned() == world.on_chain()
+            await settles(world, run, row)
 
     async def test_a_cancel_by_reads_between_which_the_honest_one_was_heard(
         self, world: World, liar: Relay, honest: Relay
@@ -548,9 +550,7 @@ class TestInvented:
             liar.swallows = honest.swallows = True
             row = await run.pay()
             cancel = await run.agent.carrying.resolve(row.id, APP)
-            block = tip_of(liar) | {"hash": FAKE}
-            invent_tx(liar, cancel.tx_id or "", block)
-            liar.tell(f"/blocks/{FAKE}", 200, block)
+            invent_block(liar, cancel.tx_id or "")
             for _ in range(4):
                 await be_missed(world, run, honest, looks=14)
                 assert run.state(row.id) is State.CANCELLING
@@ -760,9 +760,7 @@ async def test_one_that_lies_for_ever_keeps_nothing_from_ending(world: World, li
         await run.look()
         row = await run.pay()
         for _ in range(250):
-            block = tip_of(liar) | {"hash": FAKE}
-            invent_tx(liar, row.tx_id or "", block)
-            liar.tell(f"/blocks/{FAKE}", 200, block)
+            invent_block(liar, row.tx_id or "")
             await pass_s(run, 10)
             world.block()
             if run.state(row.id) is State.SETTLED:
