@@ -1,6 +1,6 @@
 """The chain as last seen, and whether it is seen well enough to sign by.
 
-May import: core, chain.source, chain.panel (its types). Never: asks the chain itself (watch does).
+May import: core, chain.member, chain.source (their types). Never: asks the chain itself (watch does).
 """
 
 from collections.abc import Sequence

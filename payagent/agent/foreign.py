@@ -21,8 +21,8 @@ from payagent.agent.repeats import Repeats
 from payagent.agent.rows import Rows
 from payagent.agent.scan import ALERT_SUBJECT, LAG_S, Search, Spend, Why, settle, take_in
 from payagent.chain.agree import Listing
-from payagent.chain.panel import View
 from payagent.chain.source import Found, NotFound, Read, TxSeen, Unknown
+from payagent.chain.view import View
 from payagent.core import ledger
 from payagent.core.payment import Event, State
 from payagent.core.problem import Refused

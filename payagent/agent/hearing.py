@@ -1,6 +1,7 @@
 """Hearing: which providers are heard and believed, what they show together, and who is told of those that are not.
 
-May import: chain.panel, store, agent.alarm, .chainview, .desk. Never: concludes anything of a payment or a coin.
+May import: chain.panel, chain.view, store, agent.alarm, .chainview, .desk. Never: concludes anything of a payment
+or a coin.
 """
 
 from collections.abc import Mapping
@@ -8,7 +9,8 @@ from collections.abc import Mapping
 from payagent.agent.alarm import clear_alert, raise_alert
 from payagent.agent.chainview import TIP_AGE_MAX_S, odd_parameters
 from payagent.agent.desk import Desk
-from payagent.chain.panel import Panel, View
+from payagent.chain.panel import Panel
+from payagent.chain.view import View
 from payagent.store import alerts
 from payagent.store.unit import Unit
 

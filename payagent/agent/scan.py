@@ -4,7 +4,7 @@ A ledger that is older than the signer's own record, or new where the wallet is 
 Nothing is signed then until all of that has landed or run out (QUIET_MS after our clock first agreed with the
 chain's, since this was noticed) and was read from the chain.
 
-May import: core, chain.source, chain.member, chain.panel, wallet.coins, store, agent. Never: takes for spent what
+May import: core, chain.source, chain.member, chain.view, wallet.coins, store, agent. Never: takes for spent what
 no transaction in a block spends.
 """
 
@@ -23,8 +23,8 @@ from payagent.agent.desk import Desk
 from payagent.agent.purse import take
 from payagent.agent.repeats import Repeats
 from payagent.chain.member import AHEAD_MAX_S
-from payagent.chain.panel import View
 from payagent.chain.source import AddressTx, Found, Movement, Tip, TxSeen
+from payagent.chain.view import View
 from payagent.core import ledger
 from payagent.core.money import LOVELACE
 from payagent.core.network import ROLLBACK_S

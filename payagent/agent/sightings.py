@@ -1,7 +1,7 @@
 """Sightings: what the chain shows of the payments. In a block, deep enough, lost with its block, void by a cancel.
 
 A payment without a verdict is asked for again in the next look: silence is no answer.
-May import: core.payment, chain.panel, chain.source, store.payments, store.queries, agent.desk, .repeats, .rows,
+May import: core.payment, chain.source, chain.view, store.payments, store.queries, agent.desk, .repeats, .rows,
 .steps, .turns.
 Never: sends, signs or builds; ends a payment but on positive evidence (docs/exactly-once.md R8).
 """
@@ -13,8 +13,8 @@ from payagent.agent.desk import Desk
 from payagent.agent.repeats import Repeats
 from payagent.agent.rows import LOOKED_FOR, Rows
 from payagent.agent.turns import Turns
-from payagent.chain.panel import View
 from payagent.chain.source import Found, NotFound, Read, Tip, TxSeen, Unknown, Why
+from payagent.chain.view import View
 from payagent.core.payment import State
 from payagent.store import queries
 from payagent.store.payments import OpenPayment, PaymentRow

@@ -2,7 +2,7 @@
 
 What is new in it is booked as a deposit. What it lacks is looked into: spent by somebody else, or its deposit is
 gone.
-May import: chain.agree, chain.panel, chain.source, agent.deposits, .desk, .foreign, .repeats, .rows, .vanished.
+May import: chain.agree, chain.source, chain.view, agent.deposits, .desk, .foreign, .repeats, .rows, .vanished.
 Never: concludes from an absence that a coin was spent; looks for our own transactions (agent.sightings).
 """
 
@@ -15,8 +15,8 @@ from payagent.agent.repeats import Repeats
 from payagent.agent.rows import Rows
 from payagent.agent.vanished import Vanished
 from payagent.chain.agree import Listing
-from payagent.chain.panel import View
 from payagent.chain.source import ChainUtxo, Found, Tip, Unknown, Why
+from payagent.chain.view import View
 
 
 class Stocktaking:

@@ -1,6 +1,6 @@
 """Turns: payments are acted on a few at once, each as it is when it has its turn. What is being signed goes first.
 
-May import: core.problem, chain.panel, store.payments, store.opening, agent.desk, .signing, structlog. Never:
+May import: core.problem, chain.patience, store.payments, store.opening, agent.desk, .signing, structlog. Never:
 decides what is done in a turn; lets one that fails keep another from its own.
 """
 
@@ -11,7 +11,7 @@ import structlog
 
 from payagent.agent.desk import Desk
 from payagent.agent.signing import NOT_SIGNED, Signing
-from payagent.chain.panel import at_once
+from payagent.chain.patience import together
 from payagent.core.problem import Refused
 from payagent.store import payments
 from payagent.store.opening import DatabaseError
@@ -64,4 +64,4 @@ class Turns:
                 if number % TURN == 0:
                     await asyncio.sleep(0)
 
-        await at_once([work() for _ in range(min(len(found), AT_ONCE_MAX))])
+        await together([work() for _ in range(min(len(found), AT_ONCE_MAX))])

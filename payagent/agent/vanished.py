@@ -5,7 +5,7 @@ it again. So the books follow the chain, a person is told, and the payment waits
 something is a block past the time limit of all that was signed for it, so deep that no rollback reaches it: then
 none of that can land any more, whatever comes back (docs/exactly-once.md, "A deposit that vanishes").
 
-May import: core, chain.source, chain.panel, store, the rest of agent. Never: takes an outage for a denial; signs.
+May import: core, chain.source, chain.view, store, the rest of agent. Never: takes an outage for a denial; signs.
 """
 
 import structlog
@@ -15,8 +15,8 @@ from payagent.agent.alarm import clear_alert, raise_alert
 from payagent.agent.desk import Desk
 from payagent.agent.repeats import Repeats
 from payagent.agent.rows import LOOKED_FOR, Rows
-from payagent.chain.panel import View
 from payagent.chain.source import Found, NotFound, Tip, TxSeen
+from payagent.chain.view import View
 from payagent.core.payment import State
 from payagent.store import alerts, events, payments, queries, records
 from payagent.store.payments import PaymentRow

@@ -2,7 +2,7 @@
 
 Idempotent by construction: each reads everything anew, and a step that is not due is not taken.
 
-May import: core.payment, chain.panel, chain.source, merchants.client, the rest of agent. Never: asks a provider
+May import: core.payment, chain.source, chain.view, merchants.client, the rest of agent. Never: asks a provider
 itself; decides about a payment or a coin.
 """
 
@@ -16,8 +16,8 @@ from payagent.agent.rows import LOOKED_FOR, Rows
 from payagent.agent.sightings import Sightings
 from payagent.agent.stocktaking import Stocktaking
 from payagent.agent.turns import Turns
-from payagent.chain.panel import View
 from payagent.chain.source import Tip
+from payagent.chain.view import View
 from payagent.core.payment import State
 from payagent.merchants.client import MerchantClient
 

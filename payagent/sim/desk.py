@@ -1,7 +1,7 @@
 """The operator's desk: who stops all signing for a while, and who is asked about payments, and answers or not.
 
 It draws by itself, and in some seeds only, so that all others go as they went without it.
-May import: core, agent, store, sim.life. Never: does what no operator could.
+May import: core, agent, store, sim.life, sim.own. Never: does what no operator could.
 """
 
 import asyncio
@@ -14,11 +14,11 @@ from payagent.agent.pause import pause, unpause
 from payagent.core.payment import State
 from payagent.core.problem import Refused
 from payagent.sim.life import DeadError, Life
+from payagent.sim.own import ADA
 from payagent.sim.story import Story
 from payagent.store import payments
 from payagent.store.unit import Connection
 
-ADA = 1_000_000
 APP = "app_test"
 QUESTION_S = 900
 _SIGNED = "SELECT COUNT(*) FROM attempts"

@@ -1,6 +1,6 @@
 """Many seeds: in shares, on several processes, with one result for all of them.
 
-May import: the standard library, sim.census, sim.world. Never: hides a seed that failed; lets how it was shared
+May import: the standard library, sim.census, sim.stage. Never: hides a seed that failed; lets how it was shared
 out change what came of a seed.
 """
 
@@ -14,7 +14,7 @@ from multiprocessing import get_context
 from typing import Any
 
 from payagent.sim.census import LISTED
-from payagent.sim.world import Stage
+from payagent.sim.stage import Stage
 
 SHARE = 25
 

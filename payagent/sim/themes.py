@@ -3,7 +3,7 @@
 A payment is replaced only where no block took it for half an hour, a void is reopened only where a deep fork comes
 after it, limits are raced for only where several clients want at once. Drawn by chance alone each is met once in a
 thousand seeds or less. Half of the seeds are about nothing.
-May import: the devnet's terms, sim.mix. Never: draws anything after the beginning.
+May import: the devnet's terms, sim.mix, sim.own. Never: draws anything after the beginning.
 """
 
 from collections.abc import Callable
@@ -13,8 +13,8 @@ from typing import Any
 
 from payagent.devnet.merchant import Terms as ShopTerms
 from payagent.sim.mix import OFTEN, SOMETIMES, Mix
+from payagent.sim.own import ADA
 
-ADA = 1_000_000
 UPKEPT = 0.15
 """In how many seeds the wallet keeps its coins."""
 

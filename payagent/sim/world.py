@@ -4,22 +4,12 @@ May import: the rest of sim and what it needs of the other rooms to set a stage.
 """
 
 import asyncio
-import gc
-import logging
-import shutil
-import sys
-import tempfile
 import traceback
 from collections import Counter
 from collections.abc import Coroutine
-from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from random import Random
 from typing import Any
-
-import structlog
-from structlog.typing import EventDict, WrappedLogger
 
 from payagent.agent.foreign import thaw
 from payagent.agent.rows import LOOKED_FOR
@@ -29,7 +19,6 @@ from payagent.audit.signed import Owner
 from payagent.chain.quota import BLOCKFROST_RATE
 from payagent.chain.source import PacedSource
 from payagent.core.money import LOVELACE
-from payagent.core.network import NETWORKS
 from payagent.core.payment import ENDED_WITHOUT_PAYING, State
 from payagent.core.policy import limits_of
 from payagent.core.problem import Refused
@@ -45,27 +34,22 @@ from payagent.sim.desk import QUESTION_S, Desk
 from payagent.sim.disk import Disk
 from payagent.sim.judge import Judge, outputs_asked
 from payagent.sim.life import DeadError, Life
-from payagent.sim.loop import OWNER, StuckError, VirtualLoop
-from payagent.sim.mix import QUIET, Mix, draw_mix
+from payagent.sim.loop import StuckError, VirtualLoop
+from payagent.sim.mix import QUIET, Mix
 from payagent.sim.net import Net
+from payagent.sim.own import ADA, API_KEY, NETWORK, START_MS, account, canaries
+from payagent.sim.plan import Plan, draw_plan
 from payagent.sim.pools import Pools
-from payagent.sim.secrets import Canaries
 from payagent.sim.shops import TURNS_DOWN, SimShop, Transport
-from payagent.sim.source import LIES, Habits, SimSource
+from payagent.sim.source import SimSource
 from payagent.sim.story import Story
-from payagent.sim.themes import draw_dialects, draw_theme, draw_turned_down, draw_upkeep
-from payagent.sim.tokens import Beside, draw_asset
-from payagent.store import apps, events, payments, queries, records
-from payagent.store.committer import Committer, Job
+from payagent.sim.tokens import Beside
+from payagent.store import events, payments, queries
 from payagent.store.lease import lease
-from payagent.store.unit import Connection, Unit
+from payagent.store.unit import Connection
 from payagent.wallet.coins import Coin, Coins
-from payagent.wallet.keys import Account, derive, seed_from_words
 from payagent.wallet.transaction import sign, sweep
 
-ADA = 1_000_000
-NETWORK = NETWORKS["devnet"]
-START_MS = 1_700_000_000_000
 TROUBLE_S = 2400.0
 QUIET_MAX_S = 12_000.0
 """A top-up may wait for the longest invoice to end (7200 s), and then buys and settles all its batches."""
@@ -92,134 +76,7 @@ LAST_LOOKS_BESIDE_A_LIAR_S = 2400.0
 ROUNDS = 900
 """In so many rounds of the loop, a run's trouble, the daemon dies `crash_at_await` times in the mean."""
 
-SELDOM_JOBS = ("sign", "observe", "confirm", "replace", *("settle",) * 3, "use", *("cancel",) * 4, *("void",) * 6)
-API_KEY = "canary-of-an-api-key"
 SENT_TO, SENT_UNITS = role_address("creator"), 2 * ADA
-
-
-@cache
-def account() -> Account:
-    """A wallet of fixed words: its keys are worth nothing."""
-    return derive(seed_from_words("abandon " * 23 + "art"), NETWORK)
-
-
-@cache
-def canaries() -> Canaries:
-    """What the daemon must know and never write down."""
-    signer = account().signer
-    key = b"".join(getattr(signer, f"_{name}") for name in ("scalar", "nonce_key"))
-    return Canaries(
-        {"the wallet's words": "abandon abandon", "a merchant's api key": API_KEY},
-        {"the wallet's key": key[:32], "the key's second half": key[32:]},
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What is drawn for a seed before anything happens."""
-
-    mix: Mix
-    confirm_depth: int
-    void_depth: int
-    settle_depth: int
-    beat_s: float
-    coins: tuple[int, ...]
-    per_day_units: int
-    """What may be spent in a day of each asset that shops sell for, and of ADA."""
-
-    shops: tuple[ShopTerms, ...]
-    wants: int
-    providers: tuple[Habits, ...]
-    topup: bool
-    drought_s: tuple[float, float]
-    lasts_s: float
-    weak_job: str
-    dry_mix: Mix
-    """What goes wrong while blocks are full."""
-    wanted_from_s: float = 30.0
-    wanted_within_s: float = 400.0
-    calm_from_s: float = 0.0
-    by_proxy: float = 0.4
-    by_x402: float = 0.5
-    keyed: float = 0.5
-    shared: float = 0.08
-    """How many of the wants that have a key are wanted by several clients at once."""
-
-    copied_s: float | None = None
-    """When somebody copies the ledger, and when that copy takes the ledger's place."""
-
-    put_back_s: float = 0.0
-    put_back_clock_off_ms: int = 0
-    """How wrong the clock is when the daemon starts on that copy."""
-
-    chain_depth: int = 8
-    upkeep_lovelace: int = 0
-    """What may be spent in a day on keeping coins ready; 0: nothing is kept."""
-
-    is_stubborn: bool = False
-    """Clients ask again at once, and more often."""
-
-    asset: str = LOVELACE
-    """What the shops sell for."""
-
-    x402_version: int = 2
-    turned_down: int = 0
-    """How many payments that could be settled each facilitator turns down first."""
-
-
-def draw_plan(rng: Random) -> Plan:
-    """A swarm: few things of many, in amounts that differ by seed."""
-    mix = draw_mix(rng)
-    shops = tuple(_draw_shop(rng) for _ in range(rng.choice((1, 1, 2))))
-    wants = rng.choice((1, 1, 2, 2, 3))
-    wanted_within_s = rng.choice((200.0, 400.0, 800.0))
-    coins = tuple(rng.randint(8, 40) * ADA for _ in range(rng.choice((1, 1, 2, 3, 5))))
-    habits = [Habits("honest")]
-    if rng.random() < 0.4:
-        lie = rng.choice((None, None, None, None, *LIES))
-        dead_until_s = rng.choice((0.0, 0.0, 800.0)) if lie is None else 0.0
-        stays_s = rng.choice((0.0, 200.0, 600.0)) if lie is None and not dead_until_s else 0.0
-        habits.append(Habits("other", lie, dead_until_s, stays_s))
-        rng.shuffle(habits)
-    if any(one.lie for one in habits):
-        # one lies at a time: where the honest one is silent or not believed for minutes, the liar is all there is
-        mix = replace(mix, unknown=min(mix.unknown, 0.02), other_id=0.0)
-    dry_from_s = rng.random() * wanted_within_s
-    dry_for_s = rng.choice((0.0, 0.0, 0.0, 300.0, 700.0))
-    plan = Plan(
-        mix=mix,
-        dry_mix=mix,
-        confirm_depth=rng.choice((1, 1, 2, 3)),
-        void_depth=rng.choice((2, 3, 5)),
-        settle_depth=rng.choice((20, 32)),
-        beat_s=rng.choice((40.0, 60.0)),
-        coins=coins,
-        per_day_units=rng.choice((20, 60, 1000)) * ADA,
-        shops=shops,
-        wants=wants,
-        providers=tuple(habits),
-        topup=rng.random() < 0.6 and shops[0].batch > 1,
-        drought_s=(dry_from_s, dry_from_s + dry_for_s),
-        lasts_s=rng.choice((0.0, 0.0, 0.0, 0.0, 600.0)),
-        weak_job=rng.choice(("", "", *SELDOM_JOBS)),
-        wanted_within_s=wanted_within_s,
-    )
-    return replace(plan, **draw_theme(rng, mix, shops))
-
-
-def _draw_shop(rng: Random) -> ShopTerms:
-    base = ShopTerms()
-    return replace(
-        base,
-        price_units=rng.randint(2, 6) * ADA,
-        splits=base.splits if rng.random() < 0.5 else (),
-        batch=rng.choice((1, 1, 1, 4)),
-        timeout_s=rng.choice((200, 300, 300, 600, 1200, 7200)),
-        confirmations=rng.choice((0, 1, 2)),
-        proof=rng.choice(("tx_hash", "signed_cbor")),
-        replays=rng.choice((None, "serve", "refuse")),
-        dialect="t-backend",
-    )
 
 
 class World:
@@ -229,11 +86,7 @@ class World:
         self.rng = Random(seed)  # noqa: S311  a seed gives the same run again
         self.loop = VirtualLoop()
         self.story = Story(seed, self.loop.time, canaries(), keep=keep_story)
-        self.plan = draw_plan(self.rng)
-        self.plan = replace(self.plan, **draw_upkeep(seed, self.plan.coins, self.plan.shops))
-        self.plan = replace(self.plan, **draw_dialects(seed, self.plan.shops))
-        self.plan = replace(self.plan, **draw_asset(seed, self.plan.shops))
-        self.plan = replace(self.plan, **draw_turned_down(seed))
+        self.plan = self._draw_plan(seed)
         self.beside = Beside.of(seed, self.plan.asset)
         self.is_calm = self.is_away = False
         self.disk = Disk(folder, template)
@@ -255,7 +108,7 @@ class World:
         self.judge = Judge(self.net, self.story, owner, self, self.plan.per_day_units, looks)
         self.census = Census(self.net, self.story)
         self.pools = Pools(self.story, self)
-        self.desk = Desk.of(seed)
+        self.desk = self._draw_desk(seed)
         self.terms = self._terms()
         self._life: Life | None = None
         self._started = asyncio.Event()
@@ -263,6 +116,12 @@ class World:
         self._is_put_back = False
         self.asking: Counter[str] = Counter()
         self._tasks: list[asyncio.Task[Any]] = []
+
+    def _draw_plan(self, seed: int) -> Plan:
+        return draw_plan(self.rng, seed)
+
+    def _draw_desk(self, seed: int) -> Desk:
+        return Desk.of(seed)
 
     # --- the run
 
@@ -725,72 +584,3 @@ def purchase_of(shop: SimShop, invoice_id: str | None) -> str | None:
     """By a shop's own books: the hash of the body that an invoice is for; None where they do not say."""
     invoice = shop.invoice(invoice_id or "")
     return None if invoice is None else invoice.request_key[2]
-
-
-def make_template(folder: Path) -> Path:
-    """An empty ledger with its wallet and one app, to begin each run with."""
-    path = folder / "template.db"
-    committer = Committer(path)
-
-    def job(unit: Unit) -> None:
-        records.put_meta(unit, "network", NETWORK.name)
-        records.put_meta(unit, "address", account().address.text)
-        apps.add_with_token(unit, "app_test", "test", "0" * 64, ["pay", "read", "operate", "approve"], START_MS)
-
-    committer.commit([Job("template", job, Unit(committer.conn))])
-    committer.close()
-    return path
-
-
-class Stage:
-    """A folder in memory, if there is one, with a template; for as many runs as wanted, one after the other.
-
-    Garbage is collected between runs: within one, what that ends (a stream that a dead task has read from) would
-    end at a time that depends on more than the seed. What is there before the first run is no run's garbage.
-    """
-
-    def __init__(self) -> None:
-        shared = Path("/dev/shm")  # noqa: S108  a folder of our own is made in it
-        self._folder = Path(tempfile.mkdtemp(prefix="payagent-sim-", dir=shared if shared.is_dir() else None))
-        self._template = make_template(self._folder)
-        self._log_before = logging.root.manager.disable, structlog.get_config()
-        logging.disable(logging.CRITICAL)
-        self._world: World | None = None
-        structlog.configure(
-            wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING), processors=[self._hear]
-        )
-        gc.collect()
-        gc.freeze()
-
-    def run(self, seed: int, *, keep_story: bool = False) -> Story:
-        folder = self._folder / "run"
-        folder.mkdir()
-        gc.disable()
-        try:
-            self._world = World(seed, folder, self._template, keep_story=keep_story)
-            return self._world.run()
-        finally:
-            gc.enable()
-            gc.collect()
-            shutil.rmtree(folder)
-
-    def _hear(self, _logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-        """What the daemon would log. A step that failed for no reason that it knows is a bug."""
-        error = event.get("error")
-        if error is None and event.get("exc_info"):
-            error = repr(sys.exc_info()[1])
-        owner = OWNER.get()
-        is_dead = isinstance(owner, Life) and owner.is_over  # what the dead still log is read by nobody
-        if self._world is not None:
-            self._world.story.keeps_secrets("the log", repr(event).encode())
-        if self._world is not None and error is not None and not is_dead:
-            self._world.failed_inside(str(event.get("event")), str(error))
-        raise structlog.DropEvent
-
-    def close(self) -> None:
-        """The process's log and garbage are as they were."""
-        disabled, config = self._log_before
-        logging.disable(disabled)
-        structlog.configure(**config)
-        gc.unfreeze()
-        shutil.rmtree(self._folder, ignore_errors=True)

@@ -20,8 +20,8 @@ from payagent.audit.reconcile import Difference, Doubt, reconcile, unlisted
 from payagent.audit.signed import Owner
 from payagent.audit.verify import verify
 from payagent.chain.history import History, read_history
-from payagent.chain.panel import View
 from payagent.chain.source import AddressTx, Found, Movement
+from payagent.chain.view import View
 from payagent.core.address import encode_address
 from payagent.core.invoice import Output
 from payagent.core.money import MAX_UNITS

@@ -15,8 +15,8 @@ from agent_kit import ADA, APP, Clock, Relay, World, with_terms, world_with_cloc
 from payagent.agent import scan
 from payagent.agent.chainview import QUIET_MS
 from payagent.agent.view import payment_view
-from payagent.chain.panel import View
 from payagent.chain.source import AddressTx, Read
+from payagent.chain.view import View
 from payagent.core.payment import State
 from payagent.core.problem import Refused
 from payagent.store import onchain, payments

@@ -47,7 +47,8 @@ from payagent.core.payment import State
 from payagent.core.policy import Limit
 from payagent.core.problem import Refused
 from payagent.sim.loop import StuckError, VirtualLoop
-from payagent.sim.world import API_KEY, Stage
+from payagent.sim.own import API_KEY
+from payagent.sim.stage import Stage
 from payagent.store import committer, intents, payments, prepaid, queries, records, schema, spending
 from payagent.store import lease as leases
 from payagent.wallet import plan as plans

@@ -47,10 +47,12 @@ from payagent.sim.life import Life
 from payagent.sim.loop import StuckError, VirtualLoop
 from payagent.sim.mix import QUIET, Mix
 from payagent.sim.net import Net
+from payagent.sim.own import ADA, NETWORK, START_MS, account, canaries
 from payagent.sim.shops import SimShop, Transport
 from payagent.sim.source import Habits, SimSource
+from payagent.sim.stage import make_template
 from payagent.sim.story import Story
-from payagent.sim.world import ADA, NETWORK, START_MS, account, asked_by, canaries, make_template, purchase_of
+from payagent.sim.world import asked_by, purchase_of
 from payagent.store import journal, payments
 from payagent.store.unit import Connection
 

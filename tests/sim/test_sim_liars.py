@@ -6,18 +6,19 @@ In time is: the transaction is in a block of the true chain before its invoice's
 import asyncio
 from dataclasses import dataclass, replace
 from random import Random
-from unittest.mock import patch
 
 import pytest
 
 from payagent.chain.source import PacedSource
 from payagent.core.payment import State
-from payagent.sim import world
 from payagent.sim.buyers import Want
 from payagent.sim.desk import Desk
 from payagent.sim.mix import QUIET
+from payagent.sim.own import ADA
+from payagent.sim.plan import Plan
 from payagent.sim.source import LIES, Habits
-from payagent.sim.world import ADA, Plan, Stage, World
+from payagent.sim.stage import Stage
+from payagent.sim.world import World
 from payagent.store import payments, queries
 from payagent.store.payments import PaymentRow
 
@@ -57,10 +58,17 @@ class Watched(World):
     """A world that counts before it ends."""
 
     tally: Tally
+    habits: tuple[Habits, ...]
     dies_s: int | None = None
     """When the daemon is started anew, on the ledger that it has, and finds the other provider dead."""
 
     lives = 0
+
+    def _draw_plan(self, seed: int) -> Plan:
+        return quiet_plan(super()._draw_plan(seed), self.rng, *self.habits)
+
+    def _draw_desk(self, seed: int) -> Desk:
+        return Desk(Random(seed))
 
     def _start(self) -> None:
         self.lives += 1
@@ -127,36 +135,26 @@ class Watched(World):
         )
 
 
-def quiet_plan(rng: Random, *habits: Habits) -> Plan:
+def quiet_plan(plan: Plan, rng: Random, *habits: Habits) -> Plan:
     """Nothing goes wrong but for what the providers are; there is money for everything."""
-    plan = world_plan(rng)
     shops = tuple(replace(shop, batch=1, timeout_s=max(300, shop.timeout_s)) for shop in plan.shops)
     providers = list(habits)
     rng.shuffle(providers)
     return replace(
         plan, mix=QUIET, shops=shops, wants=WANTS, coins=(40 * ADA,) * 10, per_day_units=1000 * ADA,
         providers=tuple(providers), topup=False, drought_s=(0.0, 0.0), wanted_within_s=WITHIN_S, copied_s=None,
-        weak_job="",
+        weak_job="", upkeep_lovelace=0,
     )  # fmt: skip
-
-
-world_plan = world.draw_plan
 
 
 def measure(seeds: range, *habits: Habits, dies_s: int | None = None) -> Tally:
     tally = Tally()
-    Watched.tally, Watched.dies_s = tally, dies_s
-    stage = Stage()
+    Watched.tally, Watched.habits, Watched.dies_s = tally, habits, dies_s
+    stage = Stage(Watched)
     try:
-        with (
-            patch.object(world, "draw_plan", lambda rng: quiet_plan(rng, *habits)),
-            patch.object(world, "draw_upkeep", lambda *_: {}),
-            patch.object(world, "World", Watched),
-            patch.object(world.Desk, "of", lambda seed: Desk(Random(seed))),
-        ):
-            for seed in seeds:
-                story = stage.run(seed)
-                tally.violations += tuple(f"seed {seed}: {what}" for what in story.violations)
+        for seed in seeds:
+            story = stage.run(seed)
+            tally.violations += tuple(f"seed {seed}: {what}" for what in story.violations)
     finally:
         stage.close()
     return tally

@@ -1,0 +1,68 @@
+"""What providers disagree about, how long they have, and which of them is found to lie.
+
+May import: chain.agree, .guard, .member, .source. Never: says what is true; books anything.
+"""
+
+import asyncio
+from collections.abc import Sequence
+
+from payagent.chain.agree import PATIENCE_MS, Said, Silence, is_lasting, missed
+from payagent.chain.guard import Clock
+from payagent.chain.member import TWO_HEIGHTS, Member
+from payagent.chain.source import Read, TxSeen
+
+SEARCH_PATIENCE_S = 60.0
+"""How long a provider may take over what else it says of a transaction that is disputed."""
+
+
+class Disputes:
+    """By subject. `own` is the wallet's address, whose coins tell who lies."""
+
+    def __init__(self, members: Sequence[Member], clock: Clock, own: str) -> None:
+        self._members = members
+        self._clock = clock
+        self._own = own
+        self._open: dict[str, Silence] = {}
+
+    @property
+    def lasting(self) -> list[str]:
+        """The subjects that a person is told of."""
+        now_ms = self._clock.now_ms()
+        return [subject for subject, dispute in self._open.items() if _lasts(dispute, now_ms)]
+
+    def settle(self, subject: str) -> None:
+        self._open.pop(subject, None)
+        for member in self._members:
+            member.shown.pop(subject, None)
+            member.suspicions.pop(subject, None)
+
+    def note(self, subject: str) -> bool:
+        """Note that providers say different things. Returns whether that lasts, so that a person is told."""
+        now_ms = self._clock.now_ms()
+        self._open[subject] = dispute = missed(self._open.get(subject), now_ms)
+        return _lasts(dispute, now_ms)
+
+    async def follow(self, tx_id: str, said: Sequence[Said[TxSeen]]) -> bool:
+        """Providers say different things of a transaction. Returns whether that lasts; then we look who lies."""
+        if not self.note(tx_id):
+            return False
+        now_ms = self._clock.now_ms()
+        for one in said:
+            member = next((m for m in self._members if m.source.name == one.name), None)
+            if member is None:
+                continue
+            why = await self._lie(member, tx_id, one.read)
+            if why == TWO_HEIGHTS or member.is_convicted(tx_id, why, now_ms):
+                member.send_out(now_ms, why or "")
+        return True
+
+    async def _lie(self, member: Member, tx_id: str, read: Read[TxSeen]) -> str | None:
+        try:
+            async with asyncio.timeout(SEARCH_PATIENCE_S):
+                return await member.lie(tx_id, read, self._own)
+        except TimeoutError:
+            return None
+
+
+def _lasts(dispute: Silence, now_ms: int) -> bool:
+    return is_lasting(dispute) and now_ms - dispute.last_ms <= PATIENCE_MS

@@ -1,0 +1,49 @@
+"""Several that are asked at once, and how long one of them is waited for when others have told their own.
+
+Where all are slow, all are waited for.
+May import: the standard library. Never: reads what is told.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+async def together(works: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """What each returned, in their order. For one or none, the usual case, no task is made."""
+    if len(works) < 2:
+        return [await work for work in works]
+    return await asyncio.gather(*works)
+
+
+async def in_time(
+    works: Sequence[Coroutine[Any, Any, T]], patience_s: float, late: T, is_told: Callable[[T], bool]
+) -> list[T]:
+    """What came of each, in their order; `late` for one that is later than others that have told something.
+
+    Each may take `patience_s`, or twice as long as the others took if that is more. Of three or more two
+    have to have told: else one that lies fast would silence two that are slow.
+    """
+    if len(works) < 2:
+        return await together(works)
+    now_s, until_s = asyncio.get_running_loop().time, None
+    lacking = min(2, len(works) - 1)
+    begun_s = now_s()
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        missing = set(tasks)
+        while missing:
+            wait_s = None if until_s is None else max(until_s - now_s(), 0)
+            done, missing = await asyncio.wait(missing, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
+            if not done:
+                break
+            lacking -= sum(is_told(task.result()) for task in done)
+            if until_s is None and lacking <= 0:
+                until_s = begun_s + max(patience_s, 2 * (now_s() - begun_s))
+        return [late if task in missing else task.result() for task in tasks]
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
