@@ -8,19 +8,22 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from agent.test_agent_foreign import spend_elsewhere
 from agent.test_agent_prepaid import balance, call, require_whole
 from agent_kit import ADA, APP, Run, World, daily, with_terms, world_apart, world_with_clock
 from proxy.proxy_kit import Heard, Paywall, Peer
 
 from payagent.agent.apps import renew_token, revoke
+from payagent.agent.foreign import thaw
 from payagent.agent.orders import Approver
+from payagent.agent.purse import coin_of
 from payagent.agent.terms import AutoTopup, TopupRequest
 from payagent.agent.topup import PATIENCE_MS
 from payagent.agent.topup_orders import Wish
 from payagent.core.payment import Delivery, State
 from payagent.core.policy import Limit
 from payagent.core.problem import Refused
-from payagent.store import alerts, apps, payments, prepaid, topups
+from payagent.store import alerts, apps, payments, prepaid, queries, topups
 from payagent.store.apps import AppRow
 from payagent.store.topups import TopupRow
 from payagent.store.unit import Unit
@@ -557,6 +560,44 @@ class TestTrouble:
             row = await carry_out(run, (await order(run, 2 * COST)).id, seconds=12)
             assert (row.state, row.reason_code) == ("done", None)
             assert balance(run).left == wallet_balance(world)["remaining"] == 2 * BATCH
+            require_whole(run)
+
+    async def test_what_is_bought_at_the_end_of_its_day_is_shown_too(self, world: World) -> None:
+        """Else each order that takes a day pays its last batch for nothing: nobody shows the proof."""
+        async with world.run() as run:
+            await run.look()
+            row = await order(run, 2 * COST)
+            world.clock.ahead_ms += PATIENCE_MS - 60_000
+            await run.settle_down()
+            await run.topups.beat()
+            await run.agent.sending.drain(10)
+            world.clock.ahead_ms += 120_000
+            await run.topups.beat()
+            ended = await carry_out(run, row.id)
+            assert (ended.state, ended.reason_code) == ("stopped", "topup_out_of_time")
+            assert balance(run).left == wallet_balance(world)["remaining"] == BATCH
+            assert len(world.transactions()) == 1
+            require_whole(run)
+
+    async def test_it_ends_where_the_coins_of_its_payment_were_spent_elsewhere(self, world: World) -> None:
+        """That refuses what is new until somebody thaws the wallet; a payment that is void by it comes no more."""
+        async with world.run() as run:
+            await run.look()
+            row = await order(run, COST)
+            world.fault("submit", "drop", count=1)
+            await run.topups.beat()
+            await run.agent.sending.drain(10)
+            (paid,) = payments.payments_of_topup(run.desk.conn, row.id)
+            anchor = next(one for one in queries.coins(run.desk.conn) if one.ref == paid.anchor)
+            spend_elsewhere(run, 3 * ADA, coin_of(anchor))
+            await run.look()
+            await run.pass_time(5, 61)
+            assert run.state(paid.id) is State.VOID
+            await run.topups.beat()
+            ended = run.topups.find(row.id)
+            assert (ended.state, ended.reason_code) == ("stopped", "foreign_spend")
+            await thaw(run.desk, APP)
+            assert (await carry_out(run, (await order(run, COST, key="next")).id)).state == "done"
             require_whole(run)
 
     async def test_too_little_money_stops_it(self, world: World) -> None:
