@@ -15,13 +15,15 @@ from proxy.proxy_kit import Heard, Paywall, Peer
 
 from payagent.agent.apps import renew_token, revoke
 from payagent.agent.foreign import thaw
+from payagent.agent.limits import set_limits
 from payagent.agent.orders import Approver
+from payagent.agent.prepaid import Buyer, ServedCall
 from payagent.agent.purse import coin_of
 from payagent.agent.terms import AutoTopup, TopupRequest
 from payagent.agent.topup import PATIENCE_MS
 from payagent.agent.topup_orders import Wish
 from payagent.core.payment import Delivery, State
-from payagent.core.policy import Limit
+from payagent.core.policy import Limit, Window
 from payagent.core.problem import Refused
 from payagent.store import alerts, apps, payments, prepaid, queries, topups
 from payagent.store.apps import AppRow
@@ -789,6 +791,43 @@ class TestOddMerchants:
                 ended = await carry_out(run, row.id, seconds=30)
                 assert (ended.state, ended.reason_code, refusals) == ("done", None, 0)
                 assert len(world.transactions()) == 1
+
+    async def test_a_balance_in_ada_is_used_in_ada_before_it_is_confirmed_and_after_all_is_used(
+        self, world: World
+    ) -> None:
+        """It is within an app's own limit then too, as one of calls is."""
+        async with Peer().running() as peer:
+            peer.answers["/topup"] = Paywall(price=10 * ADA)
+            request = TopupRequest("POST", "/topup", "")
+            known = next(iter(world.terms.merchants.values()))
+            merchant = replace(known, origin=peer.url, topup_request=request, ready="submitted")
+            async with world.run(terms=with_terms(merchants={peer.url: merchant})) as run:
+                await run.look()
+                row, _ = await run.topups.order(APP, "k", Wish(peer.url, "lovelace", 10 * ADA))
+                for _ in range(3):
+                    await run.topups.beat()
+                    await run.agent.sending.drain(10)
+                assert run.topups.find(row.id).state == "done"
+                await run.desk.write(
+                    "app", lambda unit: apps.add_with_token(unit, "app_two", "two", "1" * 64, ["pay"], 1)
+                )
+                await set_limits(run.desk, APP, "two", None, "lovelace", {Window.TOTAL: 11 * ADA})
+                price = (peer.url, "GET", "/call", "lovelace", 2 * ADA)
+                await run.desk.write("price", lambda unit: prepaid.note_price(unit, *price))
+                theirs = ServedCall("app_two", peer.url, Buyer("demo", world.address), "GET", "/call", None)
+                for is_confirmed in (False, True):
+                    for _ in range(3 if is_confirmed else 2):
+                        use = await run.agent.prepaid_calls.let_through(theirs)
+                        await run.agent.prepaid_calls.record_call(theirs, use)
+                    await run.settle_down()
+                (held,) = prepaid.holdings(run.desk.conn)
+                assert (held.unit, held.balance.used, held.balance.left) == ("lovelace", 10 * ADA, 0)
+                said = prepaid.Observation(
+                    *("balance", 200, "{}", 5 * ADA, None, None, "lovelace", None, None, world.clock.now_ms())
+                )
+                await run.desk.write("observe", lambda unit: prepaid.add_observation(unit, held.pool.id, said))
+                with pytest.raises(Refused, match=r"total of app two leaves 1 ADA, this call takes 2 ADA"):
+                    await run.agent.prepaid_calls.let_through(theirs)
 
     async def test_what_is_paid_is_shown_however_late(self, world: World) -> None:
         async with world.run() as run:
