@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -747,6 +747,41 @@ async def know_price(run: Run) -> None:
     )
 
 
+@contextlib.asynccontextmanager
+async def ada_prepaid(world: World, units: int) -> AsyncIterator[tuple[Run, ServedCall]]:
+    """A merchant that has sold a balance in ADA, in no block yet; and a call of another app for 2 ADA."""
+    async with Peer().running() as peer:
+        peer.answers["/topup"] = Paywall(price=units)
+        request = TopupRequest("POST", "/topup", "")
+        known = next(iter(world.terms.merchants.values()))
+        merchant = replace(known, origin=peer.url, topup_request=request, ready="submitted")
+        async with world.run(terms=with_terms(merchants={peer.url: merchant})) as run:
+            await run.look()
+            row, _ = await run.topups.order(APP, "k", Wish(peer.url, "lovelace", units))
+            for _ in range(3):
+                await run.topups.beat()
+                await run.agent.sending.drain(10)
+            assert run.topups.find(row.id).state == "done"
+            price = (peer.url, "GET", "/call", "lovelace", 2 * ADA)
+            await run.desk.write("price", lambda unit: prepaid.note_price(unit, *price))
+            scopes = ["pay"]
+            await run.desk.write(
+                "app", lambda unit: apps.add_with_token(unit, "app_two", "two", "1" * 64, scopes, 1)
+            )
+            yield run, ServedCall("app_two", peer.url, Buyer("demo", world.address), "GET", "/call", None)
+
+
+async def limit_of_two(run: Run, units: int) -> None:
+    await set_limits(run.desk, APP, "two", None, "lovelace", {Window.TOTAL: units})
+
+
+async def serve(run: Run, theirs: ServedCall, count: int) -> None:
+    """So many calls of the app, served from the balance."""
+    for _ in range(count):
+        use = await run.agent.prepaid_calls.let_through(theirs)
+        await run.agent.prepaid_calls.record_call(theirs, use)
+
+
 class TestOddMerchants:
     async def test_a_price_above_the_whole_order_is_not_paid(self, world: World) -> None:
         async with world.run() as run:
@@ -796,38 +831,31 @@ class TestOddMerchants:
         self, world: World
     ) -> None:
         """It is within an app's own limit then too, as one of calls is."""
-        async with Peer().running() as peer:
-            peer.answers["/topup"] = Paywall(price=10 * ADA)
-            request = TopupRequest("POST", "/topup", "")
-            known = next(iter(world.terms.merchants.values()))
-            merchant = replace(known, origin=peer.url, topup_request=request, ready="submitted")
-            async with world.run(terms=with_terms(merchants={peer.url: merchant})) as run:
-                await run.look()
-                row, _ = await run.topups.order(APP, "k", Wish(peer.url, "lovelace", 10 * ADA))
-                for _ in range(3):
-                    await run.topups.beat()
-                    await run.agent.sending.drain(10)
-                assert run.topups.find(row.id).state == "done"
-                await run.desk.write(
-                    "app", lambda unit: apps.add_with_token(unit, "app_two", "two", "1" * 64, ["pay"], 1)
-                )
-                await set_limits(run.desk, APP, "two", None, "lovelace", {Window.TOTAL: 11 * ADA})
-                price = (peer.url, "GET", "/call", "lovelace", 2 * ADA)
-                await run.desk.write("price", lambda unit: prepaid.note_price(unit, *price))
-                theirs = ServedCall("app_two", peer.url, Buyer("demo", world.address), "GET", "/call", None)
-                for is_confirmed in (False, True):
-                    for _ in range(3 if is_confirmed else 2):
-                        use = await run.agent.prepaid_calls.let_through(theirs)
-                        await run.agent.prepaid_calls.record_call(theirs, use)
-                    await run.settle_down()
-                (held,) = prepaid.holdings(run.desk.conn)
-                assert (held.unit, held.balance.used, held.balance.left) == ("lovelace", 10 * ADA, 0)
-                said = prepaid.Observation(
-                    *("balance", 200, "{}", 5 * ADA, None, None, "lovelace", None, None, world.clock.now_ms())
-                )
-                await run.desk.write("observe", lambda unit: prepaid.add_observation(unit, held.pool.id, said))
-                with pytest.raises(Refused, match=r"total of app two leaves 1 ADA, this call takes 2 ADA"):
-                    await run.agent.prepaid_calls.let_through(theirs)
+        async with ada_prepaid(world, 10 * ADA) as (run, theirs):
+            await limit_of_two(run, 11 * ADA)
+            for calls in (2, 3):
+                await serve(run, theirs, calls)
+                await run.settle_down()
+            (held,) = prepaid.holdings(run.desk.conn)
+            assert (held.unit, held.balance.used, held.balance.left) == ("lovelace", 10 * ADA, 0)
+            said = prepaid.Observation(
+                *("balance", 200, "{}", 5 * ADA, None, None, "lovelace", None, None, world.clock.now_ms())
+            )
+            await run.desk.write("observe", lambda unit: prepaid.add_observation(unit, held.pool.id, said))
+            with pytest.raises(Refused, match=r"total of app two leaves 1 ADA, this call takes 2 ADA"):
+                await run.agent.prepaid_calls.let_through(theirs)
+
+    async def test_a_price_that_is_a_lie_takes_no_more_than_there_is(self, world: World) -> None:
+        """Else one that nobody pays, and a call that is served for nothing, use up what is bought from then on."""
+        async with ada_prepaid(world, 10 * ADA) as (run, theirs):
+            await run.settle_down()
+            await limit_of_two(run, 15 * ADA)
+            await serve(run, theirs, 1)
+            price = (theirs.origin, theirs.method, theirs.path, "lovelace", 10**15)
+            await run.desk.write("price", lambda unit: prepaid.note_price(unit, *price))
+            await serve(run, theirs, 1)
+            (held,) = prepaid.holdings(run.desk.conn)
+            assert (held.balance.left, held.balance.unexplained) == (0, 0)
 
     async def test_what_is_paid_is_shown_however_late(self, world: World) -> None:
         async with world.run() as run:
