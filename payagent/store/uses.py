@@ -78,16 +78,19 @@ def take_back_newest(unit: Unit, pool: int, unit_name: str, count: int) -> None:
     """
     rows = unit.conn.execute(
         "SELECT call, SUM(count), SUM(units) FROM uses WHERE pool = ? AND unit = ? AND asset = (SELECT asset "
-        "FROM uses u WHERE u.call = uses.call LIMIT 1) GROUP BY call HAVING SUM(count) > 0 "
-        "ORDER BY call DESC LIMIT ?",
-        (pool, unit_name, max(count, 0)),
-    ).fetchall()
+        "FROM uses u WHERE u.call = uses.call LIMIT 1) GROUP BY call HAVING SUM(count) > 0 ORDER BY call DESC",
+        (pool, unit_name),
+    )
+    newest: list[int] = []
     for call, used, units in rows:
         if used > count:
-            return
-        if units > 0:
-            _take_back(unit, call, is_served=True)
+            break
         count -= used
+        if units > 0:
+            newest.append(call)
+    rows.close()
+    for call in newest:
+        _take_back(unit, call, is_served=True)
 
 
 def _take_back(unit: Unit, call: int, *, is_served: bool) -> None:
