@@ -187,12 +187,20 @@ def is_counted(conn: Connection, call: ServedCall) -> bool:
 
 
 def drawn(conn: Connection, pool: Pool, call: ServedCall) -> tuple[str, int]:
-    """(unit, count) that a call would use: a call of a batch, else what was last asked for it."""
+    """(unit, count) that a call would use: a call of a batch, else what was last asked for it.
+
+    Of what is left; where nothing is, of what is on its way, or else of what there ever was. No more than that: a
+    price may be a lie, and a call that costs more is served from no balance.
+    """
     priced = prepaid.price(conn, call.origin, call.method, call.path)
-    if priced is not None and prepaid.balance(conn, pool.id, CALLS).left == 0:
+    if priced is not None:
         asset, units = priced
-        if prepaid.balance(conn, pool.id, asset).left > 0:
-            return asset, units
+        calls, paid = (prepaid.balance(conn, pool.id, name) for name in (CALLS, asset))
+        soon = prepaid.coming(conn)
+        coming = soon.get((pool.id, CALLS), 0), soon.get((pool.id, asset), 0)
+        for of_calls, of_asset in ((calls.left, paid.left), coming, (calls.bought, paid.bought)):
+            if of_calls or of_asset:
+                return (CALLS, 1) if of_calls else (asset, min(units, of_asset))
     return CALLS, 1
 
 

@@ -33,18 +33,18 @@ from payagent.agent.topup_orders import (
     stop,
 )
 from payagent.agent.view import is_ready, retry_headers
-from payagent.core.payment import NEVER_SIGNED, WITHOUT_PROOF, Delivery, State
+from payagent.core.payment import NEVER_SIGNED, WITHOUT_PROOF, Delivery, Event, State
 from payagent.core.problem import Refused
 from payagent.dialects import Said, may_pass, parse_answer, parse_response, wants_wallet_address
 from payagent.merchants.client import Heard, MerchantClient
-from payagent.store import pauses, payments, topups
+from payagent.store import events, pauses, payments, topups
 from payagent.store import prepaid as pools
 from payagent.store.payments import PaymentRow
 from payagent.store.topups import TopupRow
 from payagent.store.unit import Unit
 
 PATIENCE_MS = 86_400_000
-"""How long an order may take."""
+"""How long an order may take; and for how long what was signed for it is shown, however late that was."""
 
 BACKOFF_FIRST_MS, BACKOFF_MAX_MS = 1_000, 300_000
 PROOF_PATIENCE_S = 180
@@ -232,10 +232,10 @@ class Topups:
         try:
             await self._step(order)
         except Refused as refused:
-            self._desk.refusals[refused.code] += 1
             if refused.code in LATER or self._is_to_be_signed(order):
+                self._desk.refusals[refused.code] += 1
                 raise
-            await self._end(order, refused)
+            await self._break_off(order, refused)
 
     def _is_to_be_signed(self, order: TopupRow) -> bool:
         """Whether a payment of it is admitted: it will be signed or rejected, whatever the step was refused for.
@@ -254,10 +254,11 @@ class Topups:
         is_over = self._is_over(order, now_ms)
         if last is not None and last.state in _ENDS_ORDER:
             code, reason = _ENDS_ORDER[last.state]
-            raise Refused(last.reason_code or code, last.reason or reason)
+            await self._break_off(order, Refused(last.reason_code or code, last.reason or reason))
+            return
         if last is not None and last.state not in NEVER_SIGNED and last.delivery is not Delivery.ACCEPTED:
             if not (last.state is State.RESERVED and last.handed_over):  # that is signed when it is asked for
-                await self._see_through(order, last, is_over)
+                await self._see_through(order, last, is_over and self._is_shown_for_long(last, now_ms))
                 return
             if order.stop_code is not None:  # what nobody asks for is signed by nobody, and then rejected
                 return
@@ -272,6 +273,12 @@ class Topups:
             raise Refused("topup_refused", f"none of its last {EXPIRED_MAX} invoices could be paid in time")
         delivered = sum(row.delivery is Delivery.ACCEPTED for row in made)
         await self._buy(order, delivered + 1, now_ms)
+
+    def _is_shown_for_long(self, row: PaymentRow, now_ms: int) -> bool:
+        """Whether a payment was signed so long ago that its proof is given up; or never was."""
+        told = events.events(self._desk.conn, row.id)
+        signed_ms = max((at_ms for _, event, _, _, at_ms in told if event == Event.SIGN), default=None)
+        return signed_ms is None or now_ms - signed_ms > PATIENCE_MS
 
     async def _see_through(self, order: TopupRow, last: PaymentRow, is_over: bool) -> None:
         """Show the proof of the last payment, as long as the order lives."""
@@ -342,6 +349,13 @@ class Topups:
         elif row.state not in WITHOUT_PROOF:  # it is paid: the proof is shown again, as long as the order lives
             why = f"the merchant says of {row.id}: {advice.answer.reason}"
             self._put_off(order, Refused("not_served_yet", why, payment=row.id))
+
+    async def _break_off(self, order: TopupRow, why: Refused) -> None:
+        """The order ends before it is reached. Whatever the reason: one in `LATER` passes where it refuses what is
+        new, and not where a payment has ended by it.
+        """
+        self._desk.refusals[why.code] += 1
+        await self._end(order, why)
 
     async def _end(self, order: TopupRow, why: Refused | None, served: ServedCall | None = None) -> None:
         """The order ends, and with it what its last call used."""

@@ -214,10 +214,11 @@ def batch_under_way(conn: sqlite3.Connection, pool_id: int, now_ms: int) -> str 
 
 
 def last_served_ms(conn: sqlite3.Connection, pool_id: int) -> int:
-    """When a merchant last took the proof of a payment for a pool; 0 when it never did."""
+    """When a merchant took the proof of the last payment for a pool that pays it; 0 when it never did."""
     row = conn.execute(
         "SELECT MAX(e.at_ms) FROM events e WHERE e.payment_id = (SELECT id FROM payments WHERE pool = ? "
-        "ORDER BY seq DESC LIMIT 1) AND (e.event = 'delivery_accept' OR (e.event = 'merchant_answered' "
+        "AND state NOT IN ('rejected', 'denied', 'void', 'cancelling') ORDER BY seq DESC LIMIT 1) "
+        "AND (e.event = 'delivery_accept' OR (e.event = 'merchant_answered' "
         "AND json_extract(e.detail, '$.said') = 'served'))",
         (pool_id,),
     ).fetchone()

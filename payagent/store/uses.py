@@ -69,27 +69,39 @@ def add(
 
 def take_back(unit: Unit, call: int) -> None:
     """A use that was let through used nothing; once."""
-    rows = unit.conn.execute(
-        "SELECT call, pool, app_id, unit, -SUM(count), asset, -SUM(units), -SUM(counted_units), counted_at_ms "
-        "FROM uses WHERE call = ? GROUP BY asset HAVING SUM(units) > 0",
-        (call,),
-    ).fetchall()
-    for row in rows:
-        _write(unit, row)
+    _take_back(unit, call, is_served=False)
 
 
 def take_back_newest(unit: Unit, pool: int, unit_name: str, count: int) -> None:
-    """So much of a balance was served and is paid by nobody: the newest uses of it."""
+    """So much of a balance was served and is paid by nobody: the newest uses of it, those that were taken back for
+    that before among them.
+    """
     rows = unit.conn.execute(
-        "SELECT call, SUM(count) FROM uses WHERE pool = ? AND unit = ? AND asset = (SELECT asset FROM uses u "
-        "WHERE u.call = uses.call LIMIT 1) GROUP BY call HAVING SUM(units) > 0 ORDER BY call DESC LIMIT ?",
-        (pool, unit_name, max(count, 0)),
-    ).fetchall()
-    for call, used in rows:
+        "SELECT call, SUM(count), SUM(units) FROM uses WHERE pool = ? AND unit = ? AND asset = (SELECT asset "
+        "FROM uses u WHERE u.call = uses.call LIMIT 1) GROUP BY call HAVING SUM(count) > 0 ORDER BY call DESC",
+        (pool, unit_name),
+    )
+    newest: list[int] = []
+    for call, used, units in rows:
         if used > count:
-            return
-        take_back(unit, call)
+            break
         count -= used
+        if units > 0:
+            newest.append(call)
+    rows.close()
+    for call in newest:
+        _take_back(unit, call, is_served=True)
+
+
+def _take_back(unit: Unit, call: int, *, is_served: bool) -> None:
+    """What a use cost counts no more. That it was served stays on record, where it was."""
+    rows = unit.conn.execute(
+        "SELECT call, pool, app_id, unit, IIF(?, 0, -SUM(count)), asset, -SUM(units), -SUM(counted_units), "
+        "counted_at_ms FROM uses WHERE call = ? GROUP BY asset HAVING SUM(units) > 0",
+        (is_served, call),
+    ).fetchall()
+    for row in rows:
+        _write(unit, row)
 
 
 def _next_call(unit: Unit) -> int:

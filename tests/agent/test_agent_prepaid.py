@@ -382,6 +382,43 @@ async def test_what_nobody_paid_for_in_the_end_counts_for_no_app(run: Run) -> No
     require_whole(run)
 
 
+async def test_what_others_paid_for_counts_on_however_many_purchases_come_to_nothing(run: Run) -> None:
+    """What was served beyond all that is bought counts for nobody; that is given back once."""
+    first = await run.pay_in_block("first")
+    await run.agent.deliveries.record_delivery(first.id, 200)
+    await run.desk.write("app", lambda unit: apps.add_with_token(unit, "app_two", "two", "1" * 64, ["pay"], 1))
+    for _ in range(5):
+        await run.agent.prepaid_calls.record_call(replace(call(run), app_id="app_two"))
+    assert (balance(run).left, balance(run).unexplained) == (0, 2)
+    told = []
+    for name in ("second", "third"):
+        run.world.clock.ahead_ms += 1000
+        run.world.fault("submit", "drop", count=1)
+        row = await run.pay(name)
+        await run.agent.carrying.resolve(row.id, "app_test")
+        await run.agent.sending.drain(10)
+        for _ in range(6):
+            run.world.clock.ahead_ms += 61_000
+            await run.settle_down()
+        told.append((run.state(row.id), spending.totals(run.desk.conn, Scope("app_two"))))
+    assert told == [(State.VOID, {"lovelace": (PRICE + SHARES) * 3 // 4})] * 2
+    require_whole(run)
+
+
+async def test_a_402_from_before_the_last_batch_buys_none_whatever_was_refused_since(run: Run) -> None:
+    old = replace(run.world.ask("old"), heard_at_ms=run.world.clock.now_ms())
+    run.world.clock.ahead_ms += 1000
+    row = await run.pay("first")
+    await run.settle_down()
+    await run.agent.deliveries.record_delivery(row.id, 200)
+    run.world.clock.ahead_ms += 1000
+    with pytest.raises(Refused, match="limit_exceeded"):
+        await run.pay("limited", max_total_units=1)
+    with pytest.raises(Refused, match="batch_under_way"):
+        await run.agent.pay(old)
+    assert len(run.world.transactions()) == 1
+
+
 async def test_a_batch_that_is_not_confirmed_yet_counts_for_who_uses_it(run: Run) -> None:
     row = await run.pay("first")
     await run.desk.write("app", lambda unit: apps.add_with_token(unit, "app_two", "two", "1" * 64, ["pay"], 1))

@@ -3,24 +3,30 @@
 import asyncio
 import contextlib
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from agent.test_agent_foreign import spend_elsewhere
 from agent.test_agent_prepaid import balance, call, require_whole
 from agent_kit import ADA, APP, Run, World, daily, with_terms, world_apart, world_with_clock
-from proxy.proxy_kit import Heard, Paywall, Peer
+from proxy.proxy_kit import Heard, Paywall, Peer, saying
 
 from payagent.agent.apps import renew_token, revoke
+from payagent.agent.foreign import thaw
+from payagent.agent.limits import set_limits
 from payagent.agent.orders import Approver
+from payagent.agent.prepaid import Buyer, ServedCall
+from payagent.agent.purse import coin_of
 from payagent.agent.terms import AutoTopup, TopupRequest
-from payagent.agent.topup import PATIENCE_MS
+from payagent.agent.topup import EXPIRED_MAX, PATIENCE_MS
 from payagent.agent.topup_orders import Wish
+from payagent.core.invoice import Proof
 from payagent.core.payment import Delivery, State
-from payagent.core.policy import Limit
+from payagent.core.policy import Limit, Window
 from payagent.core.problem import Refused
-from payagent.store import alerts, apps, payments, prepaid, topups
+from payagent.store import alerts, apps, payments, prepaid, queries, topups
 from payagent.store.apps import AppRow
 from payagent.store.topups import TopupRow
 from payagent.store.unit import Unit
@@ -124,6 +130,17 @@ class TestAnOrder:
             second = await carry_out(run, (await order(run, COST, key="another")).id)
             assert second.state == "done"
             assert len(world.transactions()) == 2
+            assert await order(run, COST, REQUEST) == await order(run, COST), "it is the configured one"
+            called = await order(run, COST, CHAT, key="a call")
+            with pytest.raises(Refused, match="idempotency_key_reused"):
+                await order(run, COST, key="a call")
+            assert (await carry_out(run, called.id)).reason_code == "merchant_sells_none"
+
+    async def test_the_configured_request_uses_nothing_also_where_it_is_named(self, world: World) -> None:
+        async with world.run() as run:
+            await run.look()
+            assert (await carry_out(run, (await order(run, COST, REQUEST)).id)).state == "done"
+            assert (balance(run).bought, balance(run).used) == (BATCH, 0)
 
     async def test_an_ordinary_call_uses_one_of_the_batch_that_it_buys(self, world: World) -> None:
         world.terms = with_topup(world, topup_request=None)
@@ -210,6 +227,15 @@ class TestLimits:
             assert (plan.count, plan.quote.refusal, plan.quote.invoice.total_units) == (4, None, COST)
             assert not topups.all_open(run.desk.conn)
             assert not payments.payments_in(run.desk.conn, list(State))
+
+    async def test_a_plan_by_a_call_that_the_balance_serves_uses_one(self, world: World) -> None:
+        async with world.run() as run:
+            await run.look()
+            await carry_out(run, (await order(run, COST)).id)
+            await know_price(run)
+            with pytest.raises(Refused, match="merchant_sells_none"):
+                await run.topups.plan(APP, wish(world, COST, CHAT))
+            assert balance(run).left == wallet_balance(world)["remaining"] == BATCH - 1
 
     @pytest.mark.parametrize(
         ("limits", "terms", "units", "told"),
@@ -468,9 +494,16 @@ class LostSigner:
         raise Refused(self._code, "it is gone")
 
 
-@pytest.mark.parametrize("code", ["signer_lost", "illegal_transition"])
-async def test_an_order_goes_on_at_the_next_start_where_the_signer_was_lost(world: World, code: str) -> None:
+@pytest.mark.parametrize(
+    ("code", "proof"),
+    [("signer_lost", "tx_hash"), ("illegal_transition", "tx_hash"), ("signer_lost", "signed_cbor")],
+)
+async def test_an_order_goes_on_at_the_next_start_where_the_signer_was_lost(
+    world: World, code: str, proof: Proof
+) -> None:
     """What it had admitted is signed then, so its proof must be shown: else the batch is paid and nobody's."""
+    world.settings(proof=proof)
+    world.terms = with_topup(world, proof=proof)
     async with world.run(signer=LostSigner(world.account.signer, code)) as run:
         await run.look()
         topup_id = (await order(run, COST)).id
@@ -479,7 +512,7 @@ async def test_an_order_goes_on_at_the_next_start_where_the_signer_was_lost(worl
         assert (payment.state, run.topups.find(topup_id).state) == (State.RESERVED, "open")
     async with world.run() as run:
         await run.look()
-        assert (await carry_out(run, topup_id)).state == "done"
+        assert (await carry_out(run, topup_id, seconds=12)).state == "done"
         (payment,) = payments.payments_of_topup(run.desk.conn, topup_id)
         assert payment.delivery is Delivery.ACCEPTED
         assert balance(run).left == wallet_balance(world)["remaining"] == BATCH
@@ -505,6 +538,43 @@ class TestTrouble:
             ended = await carry_out(run, row.id)
             assert (ended.state, ended.reason_code) == ("stopped", "topup_out_of_time")
             assert "merchant_unreachable" in (ended.reason or "")
+
+    async def test_a_merchant_that_is_away_is_asked_less_and_less(self, world: World) -> None:
+        async with Peer().running() as peer:
+            wall, away = Paywall(price=10 * ADA), saying(b"HTTP/1.1 503 Away\r\nContent-Length: 0\r\n\r\n")
+            asked = 0
+
+            async def answer(heard: Heard) -> None:
+                nonlocal asked
+                asked += 1
+                await (away if asked < 8 else wall)(heard)
+
+            peer.answers["/topup"] = answer
+            request = TopupRequest("POST", "/topup", "")
+            known = next(iter(world.terms.merchants.values()))
+            merchant = replace(known, origin=peer.url, topup_request=request)
+            async with world.run(terms=with_terms(merchants={peer.url: merchant})) as run:
+                await run.look()
+                world.clock.stop()
+                row, _ = await run.topups.order(APP, "k", Wish(peer.url, "lovelace", 10 * ADA))
+                counts = []
+                for _ in range(12):
+                    await go_round(run)
+                    counts.append(asked)
+                    world.clock.ahead_ms += 10_000
+                assert counts == [1, 2, 3, 4, 5, 5, 6, 6, 6, 6, 7, 7]
+                assert (await carry_out(run, row.id, seconds=10)).state == "done"
+
+    async def test_invoices_that_are_over_when_they_come_end_it(self, world: World) -> None:
+        world.settings(timeout=60)
+        async with world.run() as run:
+            await run.look()
+            row = await carry_out(run, (await order(run, COST)).id, seconds=300)
+            assert (row.state, row.reason_code) == ("stopped", "topup_refused")
+            made = payments.payments_of_topup(run.desk.conn, row.id)
+            assert {one.reason_code for one in made} == {"invoice_expired"}
+            assert len(made) == EXPIRED_MAX
+            assert world.transactions() == []
 
     async def test_what_a_wrong_clock_put_off_goes_on_once_it_is_mended(self, apart: World) -> None:
         async with apart.run() as run:
@@ -559,12 +629,51 @@ class TestTrouble:
             assert balance(run).left == wallet_balance(world)["remaining"] == 2 * BATCH
             require_whole(run)
 
+    async def test_what_is_bought_at_the_end_of_its_day_is_shown_too(self, world: World) -> None:
+        """Else each order that takes a day pays its last batch for nothing: nobody shows the proof."""
+        async with world.run() as run:
+            await run.look()
+            row = await order(run, 2 * COST)
+            world.clock.ahead_ms += PATIENCE_MS - 60_000
+            await run.settle_down()
+            await run.topups.beat()
+            await run.agent.sending.drain(10)
+            world.clock.ahead_ms += 120_000
+            await run.topups.beat()
+            ended = await carry_out(run, row.id)
+            assert (ended.state, ended.reason_code) == ("stopped", "topup_out_of_time")
+            assert balance(run).left == wallet_balance(world)["remaining"] == BATCH
+            assert len(world.transactions()) == 1
+            require_whole(run)
+
+    async def test_it_ends_where_the_coins_of_its_payment_were_spent_elsewhere(self, world: World) -> None:
+        """That refuses what is new until somebody thaws the wallet; a payment that is void by it comes no more."""
+        async with world.run() as run:
+            await run.look()
+            row = await order(run, COST)
+            world.fault("submit", "drop", count=1)
+            await run.topups.beat()
+            await run.agent.sending.drain(10)
+            (paid,) = payments.payments_of_topup(run.desk.conn, row.id)
+            anchor = next(one for one in queries.coins(run.desk.conn) if one.ref == paid.anchor)
+            spend_elsewhere(run, 3 * ADA, coin_of(anchor))
+            await run.look()
+            await run.pass_time(5, 61)
+            assert run.state(paid.id) is State.VOID
+            await run.topups.beat()
+            ended = run.topups.find(row.id)
+            assert (ended.state, ended.reason_code) == ("stopped", "foreign_spend")
+            await thaw(run.desk, APP)
+            assert (await carry_out(run, (await order(run, COST, key="next")).id)).state == "done"
+            require_whole(run)
+
     async def test_too_little_money_stops_it(self, world: World) -> None:
         world.settings(price=str(900 * ADA))
         async with world.run() as run:
             await run.look()
             row = await carry_out(run, (await order(run, 903 * ADA)).id)
             assert (row.state, row.reason_code) == ("stopped", "not_enough_funds")
+            assert alerts.last_kind(run.desk.conn, f"topup:{row.pool}") is None, "who ordered it sees that"
 
 
 def auto(world: World, **changes: object) -> None:
@@ -673,6 +782,70 @@ class TestByItself:
                 await go_round(run)
             assert len(topups.autos_of(run.desk.conn, pool.id)) == 1
 
+    async def test_a_word_on_another_unit_orders_nothing(self, world: World) -> None:
+        auto(world, below=2, to=BATCH)
+        async with world.run() as run:
+            await run.look()
+            (row,) = await autos(run, 8)
+            world.clock.ahead_ms += 1000
+            said = prepaid.Observation(
+                *("balance", 200, "{}", 1, None, None, "lovelace", None, None, world.clock.now_ms())
+            )
+            await run.desk.write("observe", lambda unit: prepaid.add_observation(unit, row.pool, said))
+            assert await autos(run) == [row]
+
+    async def test_a_word_from_before_the_proof_was_shown_orders_nothing(self, world: World) -> None:
+        """The merchant credits what is paid when it is shown to it, and is asked as soon as it is confirmed."""
+        auto(world, below=2, to=BATCH)
+        async with world.run() as run:
+            await run.look()
+            await go_round(run)
+            world.clock.ahead_ms += 1000
+            await run.watch.inquiries.observe_prepaid()
+            (pool,) = prepaid.all_pools(run.desk.conn)
+            told = prepaid.last_observation(run.desk.conn, pool.id)
+            assert told is not None
+            assert (told.remaining, balance(run).left) == (0, BATCH)
+            world.clock.ahead_ms += 1000
+            (row,) = await autos(run, 8)
+            assert row.state == "done"
+
+    async def test_a_word_from_before_an_apps_own_purchase_orders_nothing(self, world: World) -> None:
+        auto(world, below=2, to=BATCH)
+        async with world.run() as run:
+            await run.look()
+            paid = await run.pay()
+            (pool,) = prepaid.all_pools(run.desk.conn)
+            await run.watch.inquiries.observe_prepaid()
+            told = prepaid.last_observation(run.desk.conn, pool.id)
+            assert told is not None
+            assert told.remaining == 0
+            world.clock.ahead_ms += 1000
+            await run.settle_down()
+            await run.agent.deliveries.record_delivery(paid.id, 200)
+            assert await autos(run) == []
+
+    async def test_one_that_an_operator_cancels_is_no_alert(self, world: World) -> None:
+        auto(world)
+        async with world.run() as run:
+            await run.look()
+            await run.topups.beat()
+            (row,) = topups.all_open(run.desk.conn)
+            await run.topups.cancel(row.id, APP)
+            (row,) = await autos(run)
+            assert (row.state, row.reason_code) == ("stopped", "topup_cancelled")
+            assert alerts.last_kind(run.desk.conn, f"topup:{row.pool}") is None
+
+    async def test_the_pause_is_a_day_at_most(self, world: World) -> None:
+        auto(world, per_day_count=99)
+        async with world.run(terms=with_terms(limits=daily(5 * ADA, 5 * ADA))) as run:
+            await run.look()
+            assert len(await autos(run, 2)) == 1
+            for count, hours in enumerate((1, 2, 4, 8, 16, 24, 24), 2):
+                world.clock.ahead_ms += hours * 3_600_000 + 60_000
+                await run.settle_down()
+                assert len(await autos(run, 2)) == count
+
     async def test_one_that_fails_is_told_and_pauses_longer_each_time(self, world: World) -> None:
         auto(world, per_day_count=9)
         limits = daily(5 * ADA, 5 * ADA)
@@ -702,6 +875,41 @@ async def know_price(run: Run) -> None:
     await run.desk.write(
         "price", lambda unit: prepaid.note_price(unit, run.world.origin, "POST", "/chat", "lovelace", COST)
     )
+
+
+@contextlib.asynccontextmanager
+async def ada_prepaid(world: World, units: int) -> AsyncIterator[tuple[Run, ServedCall]]:
+    """A merchant that has sold a balance in ADA, in no block yet; and a call of another app for 2 ADA."""
+    async with Peer().running() as peer:
+        peer.answers["/topup"] = Paywall(price=units)
+        request = TopupRequest("POST", "/topup", "")
+        known = next(iter(world.terms.merchants.values()))
+        merchant = replace(known, origin=peer.url, topup_request=request, ready="submitted")
+        async with world.run(terms=with_terms(merchants={peer.url: merchant})) as run:
+            await run.look()
+            row, _ = await run.topups.order(APP, "k", Wish(peer.url, "lovelace", units))
+            for _ in range(3):
+                await run.topups.beat()
+                await run.agent.sending.drain(10)
+            assert run.topups.find(row.id).state == "done"
+            price = (peer.url, "GET", "/call", "lovelace", 2 * ADA)
+            await run.desk.write("price", lambda unit: prepaid.note_price(unit, *price))
+            scopes = ["pay"]
+            await run.desk.write(
+                "app", lambda unit: apps.add_with_token(unit, "app_two", "two", "1" * 64, scopes, 1)
+            )
+            yield run, ServedCall("app_two", peer.url, Buyer("demo", world.address), "GET", "/call", None)
+
+
+async def limit_of_two(run: Run, units: int) -> None:
+    await set_limits(run.desk, APP, "two", None, "lovelace", {Window.TOTAL: units})
+
+
+async def serve(run: Run, theirs: ServedCall, count: int) -> None:
+    """So many calls of the app, served from the balance."""
+    for _ in range(count):
+        use = await run.agent.prepaid_calls.let_through(theirs)
+        await run.agent.prepaid_calls.record_call(theirs, use)
 
 
 class TestOddMerchants:
@@ -744,10 +952,44 @@ class TestOddMerchants:
             merchant = replace(known, origin=peer.url, topup_request=request)
             async with world.run(terms=with_terms(merchants={peer.url: merchant})) as run:
                 await run.look()
+                world.clock.stop()
                 row, _ = await run.topups.order(APP, "k", Wish(peer.url, "lovelace", 10 * ADA))
+                for _ in range(4):
+                    await go_round(run)
+                assert refusals == 2, "not at each beat"
                 ended = await carry_out(run, row.id, seconds=30)
                 assert (ended.state, ended.reason_code, refusals) == ("done", None, 0)
                 assert len(world.transactions()) == 1
+
+    async def test_a_balance_in_ada_is_used_in_ada_before_it_is_confirmed_and_after_all_is_used(
+        self, world: World
+    ) -> None:
+        """It is within an app's own limit then too, as one of calls is."""
+        async with ada_prepaid(world, 10 * ADA) as (run, theirs):
+            await limit_of_two(run, 11 * ADA)
+            for calls in (2, 3):
+                await serve(run, theirs, calls)
+                await run.settle_down()
+            (held,) = prepaid.holdings(run.desk.conn)
+            assert (held.unit, held.balance.used, held.balance.left) == ("lovelace", 10 * ADA, 0)
+            said = prepaid.Observation(
+                *("balance", 200, "{}", 5 * ADA, None, None, "lovelace", None, None, world.clock.now_ms())
+            )
+            await run.desk.write("observe", lambda unit: prepaid.add_observation(unit, held.pool.id, said))
+            with pytest.raises(Refused, match=r"total of app two leaves 1 ADA, this call takes 2 ADA"):
+                await run.agent.prepaid_calls.let_through(theirs)
+
+    async def test_a_price_that_is_a_lie_takes_no_more_than_there_is(self, world: World) -> None:
+        """Else one that nobody pays, and a call that is served for nothing, use up what is bought from then on."""
+        async with ada_prepaid(world, 10 * ADA) as (run, theirs):
+            await run.settle_down()
+            await limit_of_two(run, 15 * ADA)
+            await serve(run, theirs, 1)
+            price = (theirs.origin, theirs.method, theirs.path, "lovelace", 10**15)
+            await run.desk.write("price", lambda unit: prepaid.note_price(unit, *price))
+            await serve(run, theirs, 1)
+            (held,) = prepaid.holdings(run.desk.conn)
+            assert (held.balance.left, held.balance.unexplained) == (0, 0)
 
     async def test_what_is_paid_is_shown_however_late(self, world: World) -> None:
         async with world.run() as run:
