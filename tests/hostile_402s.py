@@ -670,7 +670,7 @@ def _fields(t: _Table) -> None:
         ("assetName", "body_not_understood"),
     ]:
         t.set(f"E6-detail-{key}", code, "plain", f"detail.{key}", "1")
-    for key in ("splits", "splitMode", "fee", "recipients", "payTo", "amountUnits", "tip", "royalties"):
+    for key in ("splits", "splitMode", "fee", "TXFee", "recipients", "payTo", "amountUnits", "tip", "royalties"):
         t.set(f"E6-extra-{key}", SPLIT, "plain", f"detail.extra.{key}", "1")
     t.set("E6-beside-splits", "mixed_dialects", "plain", "splits", [])
     t.set("E6-beside-fee", SPLIT, "plain", "fee", "1")

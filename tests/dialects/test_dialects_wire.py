@@ -166,17 +166,33 @@ def test_json_content_types(content_type: str) -> None:
     assert read({"detail": detail()}, headers={"Content-Type": content_type}).invoice_id == "inv-1"
 
 
-def test_a_header_that_says_two_things_is_refused_in_any_letter_case() -> None:
-    with pytest.raises(Refused) as refused:
-        make_response(402, [("X-Pay-To", PAY_TO), ("x-pay-to", ANNA)], FLUX)
-    assert refused.value.code == "invoice_contradiction"
-    twice = make_response(402, [("Set-Cookie", "a=1"), ("set-cookie", "b=2"), ("X-A", "1"), ("x-a", "1")], {})
-    assert twice.headers["x-a"] == "1"
+@pytest.mark.parametrize(
+    "name",
+    [
+        *FLUX_HEADERS,
+        *("PAYMENT-REQUIRED", "PAYMENT-RESPONSE", "X-PAYMENT-RESPONSE", "X-PAYMENT-ERROR", "X-Payment-Required"),
+        "X-402-Payment-Required",
+    ],
+)
+def test_a_header_that_says_two_things_of_a_payment_is_refused_in_any_letter_case(name: str) -> None:
+    for values in (("a", "b"), (FLUX_HEADERS.get(name, "a"), "b")):
+        with pytest.raises(Refused) as refused:
+            make_response(402, [(name, values[0]), (name.lower(), values[1])], FLUX)
+        assert refused.value.code == "invoice_contradiction"
+    assert make_response(402, [(name, "a"), (name.lower(), "a")], {}).headers[name.lower()] == "a"
+
+
+@pytest.mark.parametrize("name", ["Set-Cookie", "X-Robots-Tag", "X-Cache", "X-Powered-By"])
+def test_a_header_that_says_nothing_of_a_payment_may_stand_there_twice(name: str) -> None:
+    """A server and what stands in front of it often give one each."""
+    doubled = [("Content-Type", "application/json"), (name, "noindex"), (name.lower(), "noarchive")]
+    body = {"detail": detail()}
+    assert read_one(parse_response(402, doubled, json.dumps(body).encode()), reading()) == read(body)
 
 
 def test_a_headers_name_is_repeated_in_plain_letters_alone() -> None:
     with pytest.raises(Refused) as refused:
-        make_response(402, [("X-\0Pay\r\nTo", "a"), ("x-\0pay\r\nto", "b")], FLUX)
+        make_response(402, [("X-Pay-\0\r\nTo", "a"), ("x-pay-\0\r\nto", "b")], FLUX)
     assert refused.value.code == "invoice_contradiction"
     assert refused.value.detail.isprintable()
 

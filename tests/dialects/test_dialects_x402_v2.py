@@ -134,6 +134,7 @@ def test_what_a_merchant_notes_beside_a_plain_transfer_is_only_echoed(metadata: 
     "terms",
     [
         *({"serviceFee": 5}, {"tip": "1"}, {"payee": "x"}, {"expiresAt": 1}, {"chainDecimals": 6}),
+        *({"TXFee": 5}, {"NFTPrice": "1"}, {"job": {"ADATip": "1"}}, {"FEEs": 5}),
         *({"settlement": {"mode": "direct"}}, {"shops": [1]}, {"recipientId": "7"}, {"goesTo": "addr_test1vq"}),
         {"ratio": 1.5},
         *({"job": {"tip": "1"}}, {"job": {"of": {"payee": "x"}}}, {"job": {"expiresAt": 1}}, {"job": {"a": [1]}}),
