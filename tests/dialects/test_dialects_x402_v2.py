@@ -485,6 +485,22 @@ def test_a_payment_commits_to_its_request_where_the_operator_lets_it(insists: bo
     assert refused.value.code == "resource_mismatch"
 
 
+def test_a_declaration_that_commits_to_nothing_is_paid_without_unless_the_merchant_insists() -> None:
+    """The draft's client rule 4. The reference server states no commitment where it cannot tell a body's bytes."""
+    for nothing in ({}, {"commitment": None}):
+        declared = {}
+        for insists in (True, False):
+            extension = commitment_to(URL, insists)["cardano-request-commitment"]
+            kept = {key: value for key, value in extension["info"].items() if key != "commitment"}
+            declared[insists] = {"cardano-request-commitment": {"info": kept | nothing}}
+        invoice = offer(answer_402(required(extensions=declared[False])), salt=b"s" * 32)
+        assert invoice.commitment is None
+        assert json.loads(invoice.echo or "")["extensions"] == declared[False], "no salt is told"
+        with pytest.raises(Refused) as refused:
+            offers(answer_402(required(extensions=declared[True])), salt=b"s" * 32)
+        assert refused.value.code == "extension_required"
+
+
 def test_without_the_setting_a_commitment_that_is_required_is_refused() -> None:
     assert offer(answer_402(required(extensions=commitment_to(URL, False)))).commitment is None
     for unable in ({}, {"url": None, "salt": b"s" * 32}):

@@ -381,10 +381,7 @@ class Pending202:
         await heard.read_body()
         proof = heard.header("payment-signature")
         if proof is None:
-            entry = {"scheme": "exact", "network": "cardano:devnet", "amount": "2000000", "asset": "lovelace"}
-            more = {"payTo": role_address("pay_to").text, "maxTimeoutSeconds": 600}
-            required = {"x402Version": 2, "accepts": [{**entry, **more}]}
-            await heard.say(as_402(None, f"PAYMENT-REQUIRED: {packed(required)}"))
+            await heard.say(as_402(None, f"PAYMENT-REQUIRED: {packed(x402_required())}"))
             return
         self.proofs.append(proof)
         if len(self.proofs) > self.times:
@@ -393,6 +390,13 @@ class Pending202:
         told = {"success": False, "errorReason": "settlement_pending", "network": "cardano:devnet"}
         head = "HTTP/1.1 202 Accepted\r\nContent-Type: application/json\r\nContent-Length: 2\r\n"
         await heard.say(f"{head}PAYMENT-RESPONSE: {packed(told)}\r\n\r\n{{}}".encode())
+
+
+def x402_required(**more: object) -> dict[str, object]:
+    """What a 402 of x402's version 2 requires: 2 ADA."""
+    entry = {"scheme": "exact", "network": "cardano:devnet", "amount": "2000000", "asset": "lovelace"}
+    accepted = {**entry, "payTo": role_address("pay_to").text, "maxTimeoutSeconds": 600}
+    return {"x402Version": 2, "accepts": [accepted], **more}
 
 
 def packed(value: object) -> str:
