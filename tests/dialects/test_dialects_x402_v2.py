@@ -101,7 +101,11 @@ def test_the_two_spellings_of_a_network(network: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "extra", [{}, {"assetTransferMethod": "default", "areFeesSponsored": False}, {"name": "ADA"}]
+    "extra",
+    [
+        *({}, {"assetTransferMethod": "default", "areFeesSponsored": False}, {"name": "ADA"}),
+        *({"paymentFlow": "authorization"}, {"paymentFlow": "upfront"}),
+    ],
 )
 def test_other_extras_of_a_plain_transfer(extra: dict[str, Any]) -> None:
     terms = required(entry() | {"extra": extra})
@@ -139,6 +143,7 @@ def test_what_a_merchant_notes_beside_a_plain_transfer_is_only_echoed(metadata: 
         {"ratio": 1.5},
         *({"job": {"tip": "1"}}, {"job": {"of": {"payee": "x"}}}, {"job": {"expiresAt": 1}}, {"job": {"a": [1]}}),
         *({"job": {"a": 1.5}}, {"job": {"a": "addr_test1vq"}}, {"jobAmount": {}}, {"job": {"a": {"b": []}}}),
+        {"job": {"a": "ADDR_TEST1VQ"}},
         {"calls": 100, "submissionPolicy": "client"},
         {"job": {"note": "words"}, "submissionPolicy": "client"},
     ],
@@ -313,6 +318,8 @@ def test_the_same_terms_have_the_same_id_and_other_terms_another() -> None:
         required(resource={"url": URL + "?page=2"}),
     ]
     ids = same | {offer(answer_402(terms), url=URL + "?page=2").invoice_id for terms in others}
+    turned = dict(reversed(entry().items()))
+    assert {offer(answer_402(required(turned))).invoice_id} == same, "in whatever order they are written"
     assert len(ids) == 5
     assert all(len(id) == 37 and id.startswith("x402-") for id in ids)
 
