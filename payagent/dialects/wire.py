@@ -83,12 +83,15 @@ class Response:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """The request that is to be bought, as it was sent; header names in lower case, `body_sha256` in hex."""
+    """The request that is to be bought, as it was sent; header names in lower case, `body_sha256` in hex.
+
+    `headers` is None of a call of which nobody knows them any more.
+    """
 
     method: str
     url: str
     body_sha256: str
-    headers: Mapping[str, str]
+    headers: Mapping[str, str] | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,8 @@ from agent_kit import ADA, World
 from commitments import commitment_to
 from proxy_kit import SERVED, Heard, Pending202, Place, as_402, blocks, packed, place, x402_required
 
+from payagent.audit.receipt import check_receipt
+from payagent.audit.receipt_form import read_receipt
 from payagent.store import queries
 
 BODY = b'{"message": "hello"}'
@@ -87,7 +89,8 @@ async def test_a_202_whose_receipt_says_pending_has_served_nothing(shop: Place, 
     assert len(shop.payments) == 1
 
 
-async def test_a_payment_commits_to_the_headers_that_the_merchant_binds(world: World) -> None:
+@pytest.mark.parametrize("is_bound", [True, False])
+async def test_a_payment_commits_to_the_headers_that_the_merchant_binds(world: World, is_bound: bool) -> None:
     world.fund(*[20 * ADA] * 8)
     async with place(world, request_commitment=True) as shop, blocks(shop.run):
 
@@ -103,7 +106,7 @@ async def test_a_payment_commits_to_the_headers_that_the_merchant_binds(world: W
                 "content-type": heard.header("content-type"),
                 "x-account": None,
             }
-            extension = commitment_to(shop.peer.url + path, True, method, body, bound)
+            extension = commitment_to(shop.peer.url + path, True, method, body, bound if is_bound else {})
             await heard.say(as_402(None, f"PAYMENT-REQUIRED: {packed(x402_required(extensions=extension))}"))
 
         shop.peer.answers["/chat"] = wall
@@ -112,6 +115,8 @@ async def test_a_payment_commits_to_the_headers_that_the_merchant_binds(world: W
         assert (got.status, got.body) == (200, b"served"), got
         (payment,) = shop.payments
         assert payment.commitment is not None
+        answer = await shop.api.http.get(f"/v1/payments/{payment.id}/receipt")
+        assert [one.what for one in check_receipt(read_receipt(answer.content))] == []
 
 
 async def test_a_redirect_is_not_followed_with_the_transaction(shop: Place) -> None:
