@@ -247,6 +247,7 @@ def test_the_object_in_the_body_of_an_older_server() -> None:
         ("{}", JSON),
         ('{"error": "Payment required", "amount": "$0.01", "currency": "USD"}', JSON),
         ('{"detail": {"status": "pending"}}', JSON),
+        ('{"error": "no", "payment": {"amount": "10", "recipient": "0xabc", "chain": "base"}}', JSON),
         ("not json", JSON),
         ("<html>" + "x" * 200_000, {"content-type": "text/html"}),
         ('{"x402Version": 1, "accepts": [{"scheme": "exact", "payTo": "addr1x"}]}', JSON),
@@ -563,8 +564,9 @@ def test_another_invoice_beside_the_header_is_a_mix() -> None:
         {"detail": {"payTo": PAY_TO}},
         {"invoiceId": "i", "amount": "1", "currency": "ADA", "payTo": PAY_TO},
     )
-    for body in bodies:
-        response = make_response(402, JSON | {"PAYMENT-REQUIRED": pack(required())}, body)
+    telling = ({"amount": "1", "currency": "ADA"}, {"X-Pay-To": PAY_TO})
+    for body, more in (*((body, NO_JSON) for body in bodies), telling):
+        response = make_response(402, JSON | more | {"PAYMENT-REQUIRED": pack(required())}, body)
         with pytest.raises(Refused) as refused:
             offers(response)
         assert refused.value.code == "mixed_dialects"
