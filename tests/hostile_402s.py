@@ -469,6 +469,7 @@ def _shares(t: _Table) -> None:
         "C3-lovelace-in-token", SPLIT, "token_split", first, {"address": share["address"], "lovelace": "2000000"}
     )
     t.set("C3-ticker", "asset_not_understood", "split", f"{first}.asset", "USDM")
+    t.set("C3-no-asset", "asset_not_understood", "split", f"{first}.asset", "")
 
 
 def _share(network: Network, fill: int) -> dict[str, str]:
@@ -520,6 +521,7 @@ def _flux(t: _Table) -> None:
         ("X-Chain", "base", "chain_not_understood"),
         ("PAYMENT-REQUIRED", "eyJ9", "mixed_dialects"),
         ("X-402-Payment-Required", "materios", "mixed_dialects"),
+        ("X-Payment-Required", "e30=", "mixed_dialects"),
     ]:
         t.header(f"D4-header-{name}-{value[:8]}", code, "flux", name, value)
     t.header("D4-header-on-t-backend", "mixed_dialects", "plain", "X-Pay-To", address(t.network, 6, 0x53))
@@ -649,6 +651,30 @@ def _other_shapes(t: _Table) -> None:
     t.set("E5-payment-beside", "mixed_dialects", "plain", "payment", wrapped)
 
 
+_TERMS_BY_NAME = dict.fromkeys(
+    (
+        *("percentage", "lovelaceOnTop", "currencies", "revenues", "surcharge", "commission", "changeAddress"),
+        *(
+            "paytoAlso",
+            "beneficiary",
+            "inclusive",
+            "additional",
+            "paid",
+            "state",
+            "listFees",
+            "perUnit",
+            "inUnits",
+        ),
+        *("listPrice", "cost", "total", "ourShare", "shares", "tax", "bps", "forwardTo", "payNow"),
+    ),
+    SPLIT,
+) | dict.fromkeys(
+    ("deadline", "chainId", "policyId", "decimalPlaces", "timeoutMs", "parentInvoiceId", "parent_invoice_id"),
+    "body_not_understood",
+)
+"""Fields that no document has and that change what is asked, whatever words they hold."""
+
+
 def _fields(t: _Table) -> None:
     for key, code in [
         ("amount", "mixed_dialects"),
@@ -670,8 +696,12 @@ def _fields(t: _Table) -> None:
         ("assetName", "body_not_understood"),
     ]:
         t.set(f"E6-detail-{key}", code, "plain", f"detail.{key}", "1")
-    for key in ("splits", "splitMode", "fee", "recipients", "payTo", "amountUnits", "tip", "royalties"):
+    for key in ("splits", "splitMode", "fee", "TXFee", "recipients", "payTo", "amountUnits", "tip", "royalties"):
         t.set(f"E6-extra-{key}", SPLIT, "plain", f"detail.extra.{key}", "1")
+    for key, code in _TERMS_BY_NAME.items():
+        t.set(f"E6-named-{key}", code, "plain", f"detail.{key}", "see our terms")
+    for name, note in {"address": "ADDR_TEST1QZ", "amount": "another 2500"}.items():
+        t.set(f"E6-note-with-{name}", SPLIT, "plain", "detail.greeting", note)
     t.set("E6-beside-splits", "mixed_dialects", "plain", "splits", [])
     t.set("E6-beside-fee", SPLIT, "plain", "fee", "1")
     t.set("E6-babel", "body_not_understood", "plain", "detail.extra.babel", True)

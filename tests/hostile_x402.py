@@ -195,6 +195,9 @@ def _extras() -> Iterator[tuple[str, str, Any]]:
         yield f"X4-method-{method}", METHOD, {"assetTransferMethod": method}
     for key, value in {"datum": "d87980", "scriptHash": "aa" * 28, "terms": {}, "parameters": {}}.items():
         yield f"X4-{key}", METHOD, {key: value}
+    for key in ("script", "inputCommitment", "deployment", "referenceKey", "referenceSignature"):
+        yield f"X4-{key}", METHOD, {key: "4e4d01"}
+    yield "X4-blockchainIdentifier", METHOD, {"blockchainIdentifier": "b"}
     for name, policy in {
         "21": {"l1Confirmations": 21},
         "minus-2": {"l1Confirmations": -2},
@@ -231,6 +234,10 @@ def _version_1(terms: dict[str, Any]) -> Iterator[Hostile]:
     yield row("version-text", SHAPE, terms | {"x402Version": "1"})
     yield row("version-float", SHAPE, text.replace('"x402Version": 1', '"x402Version": 1.0'))
     yield row("accepts-object", SHAPE, terms | {"accepts": entry})
+    yield row("fee", SPLIT, terms | {"platformFee": "1"})
+    yield row("ada-with-a-name", ASSET, terms | {"accepts": [entry | {"extra": {"assetNameHex": "00"}}]})
+    unnamed = entry | {"asset": "aa" * 28, "extra": {"assetNameHex": ""}}
+    yield row("policy-without-name", "asset_not_allowed", terms | {"accepts": [unnamed]})
     yield row("policy-alone", ASSET, terms | {"accepts": [entry | {"asset": "aa" * 28}]})
     yield row("escrow", METHOD, terms | {"accepts": [entry | {"network": "cardano-masumi"}]})
     yield row("amount-number", NOT, terms | {"accepts": [entry | {"maxAmountRequired": 10_000_000}]})

@@ -24,7 +24,7 @@ class Request:
     method: str
     path: str
     body_sha256: str
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def call(self, origin: str) -> Call:
         """As a dialect reads it."""

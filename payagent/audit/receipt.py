@@ -225,7 +225,10 @@ class _AnyName(frozenset[str]):
 
 
 def _reading(receipt: Receipt, invoice: dict[str, Any], owner: Owner, mode: SplitMode | None) -> Reading:
-    """What was brought to the reading then. Of a commitment's salt any will do: the bytes say what it was."""
+    """What was brought to the reading then, but for the call's headers, which no record has.
+
+    Of a commitment's salt any will do: the bytes say what it was.
+    """
     request = (receipt["intent"]["request"] or "").split(" ")
     method, path, body_sha256 = request if len(request) == 3 else ("", "", "")
     return Reading(
@@ -234,7 +237,7 @@ def _reading(receipt: Receipt, invoice: dict[str, Any], owner: Owner, mode: Spli
         split_mode=mode,
         received_at_ms=invoice["received_at_ms"],
         own=owner.address,
-        call=Call(method, invoice["origin"] + path, body_sha256, {}) if method else None,
+        call=Call(method, invoice["origin"] + path, body_sha256, None) if method else None,
         proof=invoice["proof"],
         assets=frozenset(output["asset"] for output in invoice["outputs"]),
         salt=None if invoice["commitment"] is None else bytes(32),

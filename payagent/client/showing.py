@@ -4,6 +4,7 @@ May import: httpx's values, core, client.answers, .call, .errors, .steps. Never:
 payment.
 """
 
+import base64
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,7 +15,9 @@ from payagent.client.answers import decoded, plain, told
 from payagent.client.call import Call
 from payagent.client.errors import PayAgentError, own_error
 from payagent.client.steps import Ask, Bought, Json, Pause, Peek, Reply, Send, Steps
+from payagent.core import strict_json
 from payagent.core.payment import ENDED_WITHOUT_PAYING, WITHOUT_PROOF, State
+from payagent.core.problem import Refused
 from payagent.core.showing import again_after_s, cost_text
 
 WAIT_S = 25
@@ -74,8 +77,8 @@ class Showing:
     def _may_be_pending(self, answer: httpx.Response) -> bool:
         """The one success that may only mean "later": by its body in the examples of x402's version 1, by its
         receipt in version 2."""
-        is_told = self.payment["dialect"] == "x402-v1" or any(name in answer.headers for name in _RECEIPTS)
-        return answer.status_code == 202 and is_told and "json" in answer.headers.get("content-type", "")
+        is_told = self.payment["dialect"] == "x402-v1" and "json" in answer.headers.get("content-type", "")
+        return answer.status_code == 202 and (is_told or _is_unsettled(answer))
 
     def _tell(self, answer: httpx.Response) -> Steps[tuple[httpx.Response, bool, float | None]]:
         """Tell the daemon what the retry got, and hear what that means: (the answer anew, whether another call
@@ -107,6 +110,16 @@ class Showing:
         if self.last is None:
             raise _not_served(self.payment)
         return self._marked(self.last)
+
+
+def _is_unsettled(answer: httpx.Response) -> bool:
+    """Whether a receipt says in so many words that the settlement is no success, or none yet."""
+    for name in _RECEIPTS:
+        with suppress(ValueError, Refused):
+            receipt = strict_json.loads(base64.b64decode(answer.headers.get(name, ""), validate=True))
+            if isinstance(receipt, dict) and receipt.get("success") in (False, "false"):
+                return True
+    return False
 
 
 def until_ready(payment: Json, deadline_s: float) -> Steps[Json]:

@@ -174,10 +174,11 @@ def _shapes(body: object, headers: Mapping[str, str]) -> list[str]:
     detail = body.get("detail") if isinstance(body, dict) else None
     inner = detail.keys() if isinstance(detail, dict) else frozenset[str]()
     is_page = isinstance(body, str) and "window.__x402Requirements" in body
+    is_wrapped = isinstance(body, dict) and isinstance(body.get("payment"), dict)
     marks = {
         **_invoice_marks(fields, inner, headers),
         _X402: is_page or (fields | inner) & _X402_KEYS or headers.keys() & _X402_HEADERS,
-        "payment-wrapped": isinstance(body, dict) and isinstance(body.get("payment"), dict),
+        "payment-wrapped": is_wrapped and PAYMENT_REQUIRED not in headers,
         "materios": _MATERIOS_HEADER in headers,
     }
     return [name for name, seen in marks.items() if seen]
@@ -186,7 +187,7 @@ def _shapes(body: object, headers: Mapping[str, str]) -> list[str]:
 def _invoice_marks(fields: Set[str], inner: Set[str], headers: Mapping[str, str]) -> dict[str, object]:
     """The marks of the two dialects whose invoice is the body.
 
-    Beside PAYMENT-REQUIRED the body is anybody's, unless it too says whom to pay.
+    Beside PAYMENT-REQUIRED the body is anybody's, unless it too says in one of them whom to pay.
     """
     says_whom = "payTo" in fields | inner or "invoiceId" in inner or headers.keys() & _FLUX_HEADERS
     if PAYMENT_REQUIRED in headers and not says_whom:

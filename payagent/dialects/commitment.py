@@ -29,7 +29,8 @@ _URL = re.compile(r"https?://[!-\"$-.0->A-~]+(?:[/?][!-\"$-~]*)?", re.ASCII)
 def check_declared(info: object, call: Call) -> tuple[str, ...]:
     """The headers that the merchant binds, once its commitment was found to be that of our call.
 
-    `resource_mismatch` when it is another's, whether or not the merchant insists on the extension.
+    `resource_mismatch` when it is another's, whether or not the merchant insists on the extension. Of headers that
+    are not known any more nobody can tell.
     """
     declared = info if isinstance(info, dict) else {}
     params, commitment = declared.get("bindingParams"), declared.get("commitment")
@@ -38,7 +39,7 @@ def check_declared(info: object, call: Call) -> tuple[str, ...]:
     bound = _check_names(params["headers"])
     parts = [_part("request", _bind(call, bound))]
     expected = {"version": "1", "algorithm": "sha256", "parts": parts, "digest": _digest(parts).hex()}
-    if commitment != expected:
+    if commitment != expected and not (bound and call.headers is None):
         raise Refused("resource_mismatch", f"the 402 commits to another request than {call.method} {call.url}")
     return bound
 
@@ -68,7 +69,7 @@ def _bind(call: Call, bound: Sequence[str]) -> dict[str, object]:
         "method": call.method,
         "url": call.url,
         "bodyHash": call.body_sha256,
-        "headers": [{"name": name, "valueHash": _hash_value(call.headers.get(name))} for name in bound],
+        "headers": [{"name": name, "valueHash": _hash_value((call.headers or {}).get(name))} for name in bound],
     }
 
 

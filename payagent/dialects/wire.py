@@ -23,6 +23,11 @@ TIMEOUT_MAX_S = 86_400
 _DECIMALS_MAX = 19
 _TIMEOUT_TEXT = re.compile(r"-?[0-9]{1,9}", re.ASCII)
 
+# How the names of headers begin that say something of a payment, in any dialect.
+_TELLING = (
+    "payment-", "x-payment-", "x-402-", "x-invoice-", "x-pay-", "x-amount", "x-asset", "x-chain", "x-timeout",
+)  # fmt: skip
+
 # A key that is not known where terms stand is ignored only when it does not sound like money or terms.
 _MONEY_STEMS = (
     "amount", "split", "output", "percent", "lovelace", "recipient", "currenc", "revenue", "royalt",
@@ -63,7 +68,8 @@ _TERM_STEMS = (
     "invoiceid",
     "invoice_id",
 )
-_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
+# Where capitals are followed by small letters, the last of them may begin the next word (TXFee) or not (FEEs).
+_WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+"), re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +83,15 @@ class Response:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """The request that is to be bought, as it was sent; header names in lower case, `body_sha256` in hex."""
+    """The request that is to be bought, as it was sent; header names in lower case, `body_sha256` in hex.
+
+    `headers` is None of a call of which nobody knows them any more.
+    """
 
     method: str
     url: str
     body_sha256: str
-    headers: Mapping[str, str]
+    headers: Mapping[str, str] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +194,7 @@ def _lower_headers(headers: Mapping[str, str] | Iterable[tuple[str, str]]) -> di
     for name, value in headers.items() if isinstance(headers, Mapping) else headers:
         if not isinstance(name, str) or not isinstance(value, str):
             raise Refused("bad_request", "a header's name and value must be text")
-        if lowered.setdefault(name.lower(), value) != value and name.lower().startswith(("x-", "payment-")):
+        if lowered.setdefault(name.lower(), value) != value and name.lower().startswith(_TELLING):
             raise Refused(
                 "invoice_contradiction", f"the header {ascii(name)[:60]} is given twice, with two values"
             )
@@ -255,7 +264,7 @@ def refuse_foreign_terms(
     """
     for key in terms.keys() - known:
         plain = key.lower()
-        words = {word.lower() for word in _WORD.findall(key)}
+        words = {word.lower() for pattern in _WORDS for word in pattern.findall(key)}
         if any(stem in plain for stem in _MONEY_STEMS) or words & _MONEY_WORDS:
             raise Refused("split_not_understood", f"{where} has {show(key)}: {show(terms[key])}")
         if any(stem in plain for stem in _TERM_STEMS):

@@ -89,7 +89,7 @@ def _read_entry(entry: Terms, reading: Reading) -> Invoice:
 
 def _read_asset(value: object, name: object) -> str:
     """A policy with the name beside it. A policy alone is no asset: it would mean the one without a name."""
-    if value == LOVELACE and name is None:
+    if value == LOVELACE and name in (None, ""):
         return LOVELACE
     if (
         isinstance(value, str)

@@ -90,7 +90,8 @@ def _check_extensions(extensions: object, reading: Reading) -> None:
         return
     if not isinstance(extensions, dict):
         raise Refused("body_not_understood", f"extensions is {show(extensions, 80)}, not an object")
-    known = {PAYMENT_IDENTIFIER} | ({REQUEST_COMMITMENT} if reading.salt is not None and reading.call else set())
+    is_committed = reading.salt is not None and reading.call is not None and _declaration(extensions) is not None
+    known = {PAYMENT_IDENTIFIER} | ({REQUEST_COMMITMENT} if is_committed else set())
     for name in extensions.keys() - known:
         extension = extensions[name]
         info = extension.get("info") if isinstance(extension, dict) else None
@@ -99,16 +100,27 @@ def _check_extensions(extensions: object, reading: Reading) -> None:
                 raise Refused("extension_required", f"the 402 requires the extension {show(name, 80)}")
 
 
+def _declaration(extensions: object) -> object:
+    """The declaration of a request commitment; None where it commits to nothing.
+
+    A server that cannot tell a body's bytes declares it without a commitment.
+    """
+    extension = extensions.get(REQUEST_COMMITMENT) if isinstance(extensions, dict) else None
+    info = extension.get("info") if isinstance(extension, dict) else None
+    return None if isinstance(info, dict) and info.get("commitment") is None else extension
+
+
 def _commit(extensions: object, reading: Reading) -> tuple[str | None, object]:
     """What the transaction commits to, where the merchant asks for it; and the extensions with our salt."""
-    extension = extensions.get(REQUEST_COMMITMENT) if isinstance(extensions, dict) else None
+    extension = _declaration(extensions)
     if reading.salt is None or reading.call is None or not isinstance(extensions, dict) or extension is None:
         return None, extensions
     info = extension.get("info") if isinstance(extension, dict) else None
     bound = check_declared(info, reading.call)
     salted = salted_hash(reading.call, bound, reading.salt)
-    filled = {"info": {**info, "salt": reading.salt.hex()}} if isinstance(info, dict) else {}
-    return salted.hex(), {**extensions, REQUEST_COMMITMENT: {**extension, **filled}}
+    salt = reading.salt.hex()
+    told = {**extension, "info": {**info, "salt": salt}} if isinstance(extension, dict) and info else extension
+    return salted.hex(), {**extensions, REQUEST_COMMITMENT: told}
 
 
 def _read_entry(entry: Terms, shared: _Required, reading: Reading) -> Invoice:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from payagent.core.bounds import ANSWER_MAX_BYTES
 from payagent.core.problem import Refused
-from payagent.dialects import Response, as_recorded, parse_response
+from payagent.dialects import Response, as_recorded, parse_answer, parse_response
 from payagent.proxy.headers import Headers, values
 
 BODY_MAX_BYTES = ANSWER_MAX_BYTES
@@ -35,16 +35,17 @@ class Demand:
 def read_demand(status: int, headers: Headers, raw: bytes, now_ms: int) -> Demand:
     """A 402 with its whole body. `CodingError`, or `Refused` for what is no answer of a merchant that is paid."""
     body = decode(headers, raw)
-    return Demand(_parse(status, headers, body), as_recorded(status, _texts(headers), body), now_ms)
+    texts = _texts(headers)
+    return Demand(parse_response(status, texts, body), as_recorded(status, texts, body), now_ms)
 
 
 def read_response(status: int, headers: Headers, raw: bytes) -> Response:
-    """Any answer; one whose body cannot be read has none. `CodingError` as above."""
-    body = decode(headers, raw)
+    """Any answer; one whose body cannot be read has none, and still its headers. `CodingError` as above."""
     try:
-        return _parse(status, headers, body)
+        body = decode(headers, raw)
     except Refused:
-        return Response(status, {}, "")
+        body = b""
+    return parse_answer(status, _texts(headers), body)
 
 
 def decode(headers: Headers, raw: bytes) -> bytes:
@@ -64,10 +65,6 @@ def decode(headers: Headers, raw: bytes) -> bytes:
     if len(body) > BODY_MAX_BYTES:
         raise Refused("body_too_big", f"the body has more than {BODY_MAX_BYTES} bytes")
     return body
-
-
-def _parse(status: int, headers: Headers, body: bytes) -> Response:
-    return parse_response(status, _texts(headers), body)
 
 
 def _texts(headers: Headers) -> list[tuple[str, str]]:

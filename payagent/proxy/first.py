@@ -19,7 +19,7 @@ from payagent.core.problem import Refused
 from payagent.dialects import wants_wallet_address
 from payagent.proxy.demand import BODY_MAX_BYTES, READABLE, CodingError, Demand, read_demand, read_response
 from payagent.proxy.errand import Errand, single
-from payagent.proxy.headers import BUYER, WALLET, Headers, replaced, values
+from payagent.proxy.headers import BUYER, WALLET, Headers, combined, replaced, values
 from payagent.proxy.steps import Steps, tell_log
 from payagent.proxy.trip import Trip
 from payagent.proxy.upstream import Body, MerchantAnswer
@@ -71,7 +71,7 @@ class FirstCalls:
             origin=errand.merchant.origin,
             response=demand.response,
             received=demand.received,
-            request=Request(errand.method, errand.target.decode("ascii"), body_sha256),
+            request=Request(errand.method, errand.target.decode("ascii"), body_sha256, combined(errand.headers)),
             idempotency_key=errand.key,
             max_total_units=errand.max_cost_units,
             max_total_asset=errand.max_cost_asset,

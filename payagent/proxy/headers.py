@@ -35,6 +35,15 @@ def values(headers: Headers, name: bytes) -> list[bytes]:
     return [value for key, value in headers if key == name]
 
 
+def combined(headers: Headers) -> dict[str, str]:
+    """Each header's value; several of one name are one list (RFC 9110 5.3)."""
+    told: dict[str, str] = {}
+    for key, value in headers:
+        name, text = key.decode("latin-1"), value.decode("latin-1").strip(" \t")
+        told[name] = f"{told[name]}, {text}" if name in told else text
+    return told
+
+
 def connection_options(headers: Headers) -> set[bytes]:
     """The names in all Connection headers: options, and headers that are for this hop alone."""
     return {

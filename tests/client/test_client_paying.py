@@ -168,9 +168,12 @@ async def test_where_pending_is_a_202_it_is_asked_as_the_merchant_says(shop: Pla
     assert payment.delivery is Delivery.ACCEPTED
 
 
-async def test_a_202_whose_receipt_says_pending_has_served_nothing(shop: Place, start: Start) -> None:
+@pytest.mark.parametrize("kind", ["application/json", "text/plain", None])
+async def test_a_202_whose_receipt_says_pending_has_served_nothing(
+    shop: Place, start: Start, kind: str | None
+) -> None:
     """As the Cardano x402 starter answers: the identical proof again, and not a payment more for the next call."""
-    wall = shop.peer.answers["/chat"] = Pending202(times=2)
+    wall = shop.peer.answers["/chat"] = Pending202(times=2, kind=kind)
     answer = await start().call(f"{shop.peer.url}/chat", "POST", content=BODY)
     assert (answer.status_code, answer.text) == (200, "served")
     assert len(wall.proofs) == 3

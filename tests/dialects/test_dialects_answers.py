@@ -178,6 +178,7 @@ def test_version_1_that_waits_for_the_chain_wants_to_be_asked_by_the_transaction
     assert answer == Answer(Said.PENDING, "pending", 10, f"tx={TX}")
     liar = ask(make_response(202, JSON, body | {"transaction": "cd" * 32}), "x402-v1")
     assert liar.poll_query == f"tx={TX}", "only ever our own"
+    assert said(make_response(200, JSON, body), "x402-v1") is Said.SERVED
     assert said(make_response(202, JSON, body), "x402-v2") is Said.SERVED
     assert said(make_response(202, JSON, {"pending": "true"}), "x402-v1") is Said.SERVED
 
@@ -191,7 +192,9 @@ def test_a_server_of_its_own_make_that_tells_with_another_status_how_the_settlem
     told = {"success": False, "errorReason": word, "transaction": TX, "network": "cardano:preprod"}
     for name in ("PAYMENT-RESPONSE", "X-PAYMENT-RESPONSE"):
         for dialect in ("x402-v2", "x402-v1"):
-            assert said(make_response(status, JSON | {name: pack(told)}, {}), dialect) is expected
+            for success in (False, "false"):  # as Masumi's servers write it
+                receipt = pack(told | {"success": success})
+                assert said(make_response(status, JSON | {name: receipt}, {}), dialect) is expected
     foreign = make_response(status, JSON | {"PAYMENT-RESPONSE": pack(told)}, {})
     assert said(foreign, "flux") is (Said.SERVED if status == 202 else Said.OTHER)
 
@@ -216,6 +219,9 @@ def test_a_202_whose_receipt_names_no_failure_is_the_thing_itself(told: dict[str
         ({"detail": {"error": "payment_flow_error"}}, Said.UNCLEAR),
         ({"detail": {"error": "payment_flow_error", "reason": "wrong_outputs"}}, Said.UNCLEAR),
         ({"detail": {"error": "payment_flow_error", "reason": "paid_already"}}, Said.USED_UP),
+        ({"detail": {"error": "payment_flow_error", "reason": "transaction_used"}}, Said.USED_UP),
+        ({"error": "payment required", "reason": "consumed"}, Said.USED_UP),
+        ({"error": "payment required", "invoiceId": "inv-1"}, Said.PENDING),
         ({"detail": {"error": "payment_flow_error", "invoiceId": "inv-1"}}, Said.UNCLEAR),
         ({"detail": {"invoiceId": "inv-1", "amountUnits": "1"}}, Said.PENDING),
         ({"detail": {"invoiceId": "inv-2", "amountUnits": "1"}}, Said.INVOICED),
@@ -258,6 +264,7 @@ def test_the_t_backend_and_flux(body: object, expected: Said) -> None:
         (500, Said.UNCLEAR),
         (502, Said.UNCLEAR),
         (504, Said.UNCLEAR),
+        (524, Said.UNCLEAR),
     ],
 )
 def test_statuses(status: int, expected: Said) -> None:
@@ -265,6 +272,9 @@ def test_statuses(status: int, expected: Said) -> None:
         assert said(Response(status, {}, ""), dialect) is expected
         refusal = JSON | {"payment-response": pack({"errorReason": PAYLOAD, "transaction": TX})}
         assert said(Response(status, refusal, {}), dialect) is expected
+        if status != 409:  # which some servers answer with to a settlement that failed
+            failed = pack({"success": False, "errorReason": PAYLOAD, "transaction": TX})
+            assert said(Response(status, JSON | {"payment-response": failed}, {}), dialect) is expected
 
 
 @pytest.mark.parametrize(
@@ -294,3 +304,9 @@ def test_a_settlement_that_cannot_be_read_says_nothing_and_the_body_counts() -> 
     headers = {"content-type": "application/json", "PAYMENT-RESPONSE": "not base64!"}
     body = json.dumps({"errorReason": "duplicate_settlement"}).encode()
     assert said(parse_response(402, headers, body)) is Said.USED_UP
+    for body, expected in (
+        (b'{"error": "settlement_pending"}', Said.PENDING),
+        (b'{"error": "Payment failed", "errorReason": "settlement_pending"}', Said.PENDING),
+        (b'{"error": "Payment failed"}', Said.UNCLEAR),
+    ):
+        assert said(parse_response(402, headers, body)) is expected

@@ -149,3 +149,15 @@ def test_a_url_may_have_an_at_sign_in_its_path_and_no_path_at_all() -> None:
 def test_a_salt_of_another_size_is_a_mistake_of_ours(size: int) -> None:
     with pytest.raises(ValueError, match="32"):
         salted_hash(GET, [], bytes(size))
+
+
+def test_of_headers_that_are_not_known_any_more_only_the_names_are_judged() -> None:
+    """So a receipt is read, years after: of a call it has no headers."""
+    _, headers, part, digest, _ = VECTORS[1]
+    assert check_declared(declared(headers, part, digest), replace(POST, headers=None)) == ("content-type",)
+    _, unbound, part, digest, _ = VECTORS[0]
+    assert check_declared(declared(unbound, part, digest), replace(GET, headers=None)) == ()
+    for forgotten in (replace(GET, headers=None, method="PUT"), replace(GET, headers=None, body_sha256="00" * 32)):
+        with pytest.raises(Refused) as refused:
+            check_declared(declared(unbound, part, digest), forgotten)
+        assert refused.value.code == "resource_mismatch"

@@ -40,6 +40,12 @@ def _form(mode: str, outputs: list[dict[str, Any]] = SHARES) -> dict[str, Any]:
         pytest.param(
             {"outputs": SHARES, "split": _form("additional")}, None, ADDITIONAL, id="one-states-for-both"
         ),
+        pytest.param(
+            {"outputs": SHARES, "split": _form("additional")},
+            "inclusive",
+            ADDITIONAL,
+            id="one-states-for-both-beats-configured",
+        ),
         pytest.param({"outputs": SHARES, "split": SHARES}, "inclusive", INCLUSIVE, id="both-lists-agree"),
         pytest.param(
             {"outputs": SHARES, "split": SHARES[::-1]}, "inclusive", INCLUSIVE, id="both-agree-in-any-order"

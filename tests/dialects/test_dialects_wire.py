@@ -8,6 +8,7 @@ import pytest
 from dialect_examples import ANNA, NOW_MS, PAY_TO, PREPROD, detail, paid, read, read_one, reading
 from hostile_402s import OTHER_POLICY, TOKEN, address
 
+from payagent.core.invoice import Proof
 from payagent.core.problem import Refused
 from payagent.dialects import (
     Reading,
@@ -89,6 +90,67 @@ def test_the_terms_hash_does_not_depend_on_when_the_invoice_was_received() -> No
     assert early.terms_hash == late.terms_hash
 
 
+@pytest.mark.parametrize("absent", ["version", "decimals"])
+def test_what_the_documented_body_says_of_itself_may_be_left_out(absent: str) -> None:
+    plain = detail()
+    assert (
+        read({"detail": {key: plain[key] for key in plain if key != absent}}).outputs == read(plain_body()).outputs
+    )
+
+
+def plain_body() -> dict[str, Any]:
+    return {"detail": detail()}
+
+
+@pytest.mark.parametrize("proof", ["tx_hash", "signed_cbor"])
+def test_who_broadcasts_is_the_operators_setting_in_the_dialects_that_do_not_say(proof: Proof) -> None:
+    now = Reading("https://api.example.com", PREPROD, None, FLUX_NOW_MS, proof=proof)
+    for response in (make_response(402, {}, plain_body()), make_response(402, {}, FLUX)):
+        invoice = read_one(response, now)
+        assert (invoice.proof, invoice.handed_over) == (proof, proof == "signed_cbor")
+
+
+def test_a_partners_name_may_be_anything() -> None:
+    """It is ours, told again; among the terms it is none."""
+    now = Reading("https://api.example.com", PREPROD, None, FLUX_NOW_MS)
+    assert read({"detail": detail(partner="addr-2024")}).outputs == read(plain_body()).outputs
+    assert read_one(make_response(402, {}, FLUX | {"partner": "addr-2024"}), now).total_units == 2_000_000
+
+
+@pytest.mark.parametrize(
+    ("value", "ends_ms"),
+    [
+        ("2026-11-24T13:38:18Z", 1_795_527_498_000),
+        ("2026-11-24T13:38:18.9Z", 1_795_527_498_900),
+        ("2026-11-24T13:38:18.993999Z", 1_795_527_498_993),
+    ],
+)
+def test_spellings_of_when_a_flux_invoice_ends(value: str, ends_ms: int) -> None:
+    now = Reading("https://api.example.com", PREPROD, None, FLUX_NOW_MS)
+    assert read_one(make_response(402, {}, FLUX | {"expiresAt": value}), now).expires_at_ms == ends_ms
+
+
+DAY_S = 86_400
+
+
+@pytest.mark.parametrize("left_s", [1, DAY_S, DAY_S + 1])
+def test_an_invoice_lives_a_day_at_most(left_s: int) -> None:
+    """Who means milliseconds and says seconds would be paid when the invoice is over."""
+    undated = {key: value for key, value in FLUX.items() if key != "expiresAt"}
+    begun = Reading("https://api.example.com", PREPROD, None, 1_795_527_498_993 - left_s * 1000)
+    for response in (
+        make_response(402, {}, {"detail": {**detail(), "timeout": left_s}}),
+        make_response(402, {"X-Timeout": str(left_s)}, undated),
+        make_response(402, {}, FLUX),
+    ):
+        if left_s <= DAY_S:
+            assert read_one(response, begun).expires_at_ms == 1_795_527_498_993
+            continue
+        with pytest.raises(Refused) as refused:
+            read_one(response, begun)
+        assert refused.value.code == "invoice_incomplete"
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -126,6 +188,8 @@ def test_the_flux_body_with_its_headers() -> None:
     without = read_one(make_response(402, {}, FLUX), now)
     assert without.expires_at_ms == 1_795_527_498_993
     assert without.terms_hash == invoice.terms_hash
+    late = FLUX_HEADERS | {"X-Timeout": "600"}
+    assert read_one(make_response(402, late, FLUX), now).expires_at_ms == 1_795_527_498_993, "the body's is"
     only_header = {key: value for key, value in FLUX.items() if key != "expiresAt"}
     assert read_one(make_response(402, FLUX_HEADERS, only_header), now).expires_at_ms == FLUX_NOW_MS + 299_000
 
@@ -160,23 +224,40 @@ def test_a_body_that_the_client_forwards_as_text_is_read_like_the_value() -> Non
 
 
 @pytest.mark.parametrize(
-    "content_type", ["application/json; charset=utf-8", "application/problem+json", "APPLICATION/JSON"]
+    "content_type",
+    ["application/json; charset=utf-8", "application/json ;v=1", "application/problem+json", "APPLICATION/JSON"],
 )
 def test_json_content_types(content_type: str) -> None:
     assert read({"detail": detail()}, headers={"Content-Type": content_type}).invoice_id == "inv-1"
 
 
-def test_a_header_that_says_two_things_is_refused_in_any_letter_case() -> None:
-    with pytest.raises(Refused) as refused:
-        make_response(402, [("X-Pay-To", PAY_TO), ("x-pay-to", ANNA)], FLUX)
-    assert refused.value.code == "invoice_contradiction"
-    twice = make_response(402, [("Set-Cookie", "a=1"), ("set-cookie", "b=2"), ("X-A", "1"), ("x-a", "1")], {})
-    assert twice.headers["x-a"] == "1"
+@pytest.mark.parametrize(
+    "name",
+    [
+        *FLUX_HEADERS,
+        *("PAYMENT-REQUIRED", "PAYMENT-RESPONSE", "X-PAYMENT-RESPONSE", "X-PAYMENT-ERROR", "X-Payment-Required"),
+        "X-402-Payment-Required",
+    ],
+)
+def test_a_header_that_says_two_things_of_a_payment_is_refused_in_any_letter_case(name: str) -> None:
+    for values in (("a", "b"), (FLUX_HEADERS.get(name, "a"), "b")):
+        with pytest.raises(Refused) as refused:
+            make_response(402, [(name, values[0]), (name.lower(), values[1])], FLUX)
+        assert refused.value.code == "invoice_contradiction"
+    assert make_response(402, [(name, "a"), (name.lower(), "a")], {}).headers[name.lower()] == "a"
+
+
+@pytest.mark.parametrize("name", ["Set-Cookie", "X-Robots-Tag", "X-Cache", "X-Powered-By"])
+def test_a_header_that_says_nothing_of_a_payment_may_stand_there_twice(name: str) -> None:
+    """A server and what stands in front of it often give one each."""
+    doubled = [("Content-Type", "application/json"), (name, "noindex"), (name.lower(), "noarchive")]
+    body = {"detail": detail()}
+    assert read_one(parse_response(402, doubled, json.dumps(body).encode()), reading()) == read(body)
 
 
 def test_a_headers_name_is_repeated_in_plain_letters_alone() -> None:
     with pytest.raises(Refused) as refused:
-        make_response(402, [("X-\0Pay\r\nTo", "a"), ("x-\0pay\r\nto", "b")], FLUX)
+        make_response(402, [("X-Pay-\0\r\nTo", "a"), ("x-pay-\0\r\nto", "b")], FLUX)
     assert refused.value.code == "invoice_contradiction"
     assert refused.value.detail.isprintable()
 

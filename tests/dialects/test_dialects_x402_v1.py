@@ -24,6 +24,7 @@ from x402_examples import (
     v1_required,
 )
 
+from payagent.core.address import parse_address
 from payagent.core.network import NETWORKS
 from payagent.core.problem import Refused
 from payagent.dialects import Response, Shown, make_response, parse_response, proof_headers, read_offers
@@ -108,9 +109,16 @@ def test_what_is_refused(change: dict[str, Any], code: str) -> None:
     assert refused.value.code == code
 
 
-def test_ada_needs_no_name() -> None:
-    invoice = offer(in_json(v1_required(v1_entry(asset="lovelace", extra={}))), url=HOME)
+@pytest.mark.parametrize("extra", [{}, None, {"assetNameHex": "", "decimals": 6}])
+def test_ada_has_no_name(extra: object) -> None:
+    """Masumi's facilitator takes the asset and the name as one text: of ADA that name is empty or not there."""
+    invoice = offer(in_json(v1_required(v1_entry(asset="lovelace", extra=extra))), url=HOME)
     assert invoice.asset == "lovelace"
+
+
+def test_a_page_may_be_written_without_blanks() -> None:
+    tight = page(v1_required()).replace("Requirements = ", "Requirements=")
+    assert offer(parse_response(402, HTML, tight.encode()), url=HOME).asset == TOKEN
 
 
 @pytest.mark.parametrize(
@@ -146,6 +154,7 @@ SDK = {
     "asset": "ADA",
 }
 SDK_BODY = {"error": "Payment Required", "invoiceId": "6aec41a2-1b", "paymentRequired": True}
+OWN = address(NETWORKS["preprod"], 0, 0x77)
 
 
 def sdk(terms: object = SDK, body: object = SDK_BODY) -> Response:
@@ -181,12 +190,15 @@ def test_the_sdks_own_x402_is_an_invoice_that_takes_the_proof_of_flux() -> None:
         (SDK, {**SDK_BODY, "invoiceId": "a b"}, "invoice_id_invalid"),
         (SDK, {**SDK_BODY, "fee": "1"}, "split_not_understood"),
         (SDK, {"error": "Payment Required", "invoiceId": "i", "protocol": "x402"}, "body_not_understood"),
+        (SDK | {"maxAmountRequired": "45000000000000001"}, SDK_BODY, "amount_out_of_range"),
+        (SDK | {"payTo": OWN}, SDK_BODY, "address_own"),
+        (SDK, {**SDK_BODY, "paymentRequired": "true"}, "body_not_understood"),
         (SDK, "", "body_not_understood"),
     ],
 )
 def test_what_of_it_is_refused(terms: object, body: object, code: str) -> None:
     with pytest.raises(Refused) as refused:
-        offers(sdk(terms, body))
+        offers(sdk(terms, body), own=parse_address(OWN, NETWORKS["preprod"]))
     assert refused.value.code == code
 
 

@@ -101,7 +101,11 @@ def test_the_two_spellings_of_a_network(network: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "extra", [{}, {"assetTransferMethod": "default", "areFeesSponsored": False}, {"name": "ADA"}]
+    "extra",
+    [
+        *({}, {"assetTransferMethod": "default", "areFeesSponsored": False}, {"name": "ADA"}),
+        *({"paymentFlow": "authorization"}, {"paymentFlow": "upfront"}),
+    ],
 )
 def test_other_extras_of_a_plain_transfer(extra: dict[str, Any]) -> None:
     terms = required(entry() | {"extra": extra})
@@ -134,10 +138,12 @@ def test_what_a_merchant_notes_beside_a_plain_transfer_is_only_echoed(metadata: 
     "terms",
     [
         *({"serviceFee": 5}, {"tip": "1"}, {"payee": "x"}, {"expiresAt": 1}, {"chainDecimals": 6}),
+        *({"TXFee": 5}, {"NFTPrice": "1"}, {"job": {"ADATip": "1"}}, {"FEEs": 5}),
         *({"settlement": {"mode": "direct"}}, {"shops": [1]}, {"recipientId": "7"}, {"goesTo": "addr_test1vq"}),
         {"ratio": 1.5},
         *({"job": {"tip": "1"}}, {"job": {"of": {"payee": "x"}}}, {"job": {"expiresAt": 1}}, {"job": {"a": [1]}}),
         *({"job": {"a": 1.5}}, {"job": {"a": "addr_test1vq"}}, {"jobAmount": {}}, {"job": {"a": {"b": []}}}),
+        {"job": {"a": "ADDR_TEST1VQ"}},
         {"calls": 100, "submissionPolicy": "client"},
         {"job": {"note": "words"}, "submissionPolicy": "client"},
     ],
@@ -241,6 +247,7 @@ def test_the_object_in_the_body_of_an_older_server() -> None:
         ("{}", JSON),
         ('{"error": "Payment required", "amount": "$0.01", "currency": "USD"}', JSON),
         ('{"detail": {"status": "pending"}}', JSON),
+        ('{"error": "no", "payment": {"amount": "10", "recipient": "0xabc", "chain": "base"}}', JSON),
         ("not json", JSON),
         ("<html>" + "x" * 200_000, {"content-type": "text/html"}),
         ('{"x402Version": 1, "accepts": [{"scheme": "exact", "payTo": "addr1x"}]}', JSON),
@@ -312,6 +319,8 @@ def test_the_same_terms_have_the_same_id_and_other_terms_another() -> None:
         required(resource={"url": URL + "?page=2"}),
     ]
     ids = same | {offer(answer_402(terms), url=URL + "?page=2").invoice_id for terms in others}
+    turned = dict(reversed(entry().items()))
+    assert {offer(answer_402(required(turned))).invoice_id} == same, "in whatever order they are written"
     assert len(ids) == 5
     assert all(len(id) == 37 and id.startswith("x402-") for id in ids)
 
@@ -484,6 +493,22 @@ def test_a_payment_commits_to_its_request_where_the_operator_lets_it(insists: bo
     assert refused.value.code == "resource_mismatch"
 
 
+def test_a_declaration_that_commits_to_nothing_is_paid_without_unless_the_merchant_insists() -> None:
+    """The draft's client rule 4. The reference server states no commitment where it cannot tell a body's bytes."""
+    for nothing in ({}, {"commitment": None}):
+        declared = {}
+        for insists in (True, False):
+            extension = commitment_to(URL, insists)["cardano-request-commitment"]
+            kept = {key: value for key, value in extension["info"].items() if key != "commitment"}
+            declared[insists] = {"cardano-request-commitment": {"info": kept | nothing}}
+        invoice = offer(answer_402(required(extensions=declared[False])), salt=b"s" * 32)
+        assert invoice.commitment is None
+        assert json.loads(invoice.echo or "")["extensions"] == declared[False], "no salt is told"
+        with pytest.raises(Refused) as refused:
+            offers(answer_402(required(extensions=declared[True])), salt=b"s" * 32)
+        assert refused.value.code == "extension_required"
+
+
 def test_without_the_setting_a_commitment_that_is_required_is_refused() -> None:
     assert offer(answer_402(required(extensions=commitment_to(URL, False)))).commitment is None
     for unable in ({}, {"url": None, "salt": b"s" * 32}):
@@ -539,8 +564,9 @@ def test_another_invoice_beside_the_header_is_a_mix() -> None:
         {"detail": {"payTo": PAY_TO}},
         {"invoiceId": "i", "amount": "1", "currency": "ADA", "payTo": PAY_TO},
     )
-    for body in bodies:
-        response = make_response(402, JSON | {"PAYMENT-REQUIRED": pack(required())}, body)
+    telling = ({"amount": "1", "currency": "ADA"}, {"X-Pay-To": PAY_TO})
+    for body, more in (*((body, NO_JSON) for body in bodies), telling):
+        response = make_response(402, JSON | more | {"PAYMENT-REQUIRED": pack(required())}, body)
         with pytest.raises(Refused) as refused:
             offers(response)
         assert refused.value.code == "mixed_dialects"

@@ -372,27 +372,36 @@ class Paywall:
 
 @dataclass
 class Pending202:
-    """What costs money by x402's version 2, at a server that answers 202 while its settlement is pending."""
+    """What costs money by x402's version 2, at a server that answers 202 while its settlement is pending.
+
+    `kind`: the content type of that answer's body, which is empty without one.
+    """
 
     times: int
+    kind: str | None = "application/json"
     proofs: list[str] = field(default_factory=list)
 
     async def __call__(self, heard: Heard) -> None:
         await heard.read_body()
         proof = heard.header("payment-signature")
         if proof is None:
-            entry = {"scheme": "exact", "network": "cardano:devnet", "amount": "2000000", "asset": "lovelace"}
-            more = {"payTo": role_address("pay_to").text, "maxTimeoutSeconds": 600}
-            required = {"x402Version": 2, "accepts": [{**entry, **more}]}
-            await heard.say(as_402(None, f"PAYMENT-REQUIRED: {packed(required)}"))
+            await heard.say(as_402(None, f"PAYMENT-REQUIRED: {packed(x402_required())}"))
             return
         self.proofs.append(proof)
         if len(self.proofs) > self.times:
             await SERVED(heard)
             return
         told = {"success": False, "errorReason": "settlement_pending", "network": "cardano:devnet"}
-        head = "HTTP/1.1 202 Accepted\r\nContent-Type: application/json\r\nContent-Length: 2\r\n"
-        await heard.say(f"{head}PAYMENT-RESPONSE: {packed(told)}\r\n\r\n{{}}".encode())
+        typed, body = ("", "") if self.kind is None else (f"Content-Type: {self.kind}\r\n", "{}")
+        head = f"HTTP/1.1 202 Accepted\r\n{typed}Content-Length: {len(body)}\r\n"
+        await heard.say(f"{head}PAYMENT-RESPONSE: {packed(told)}\r\n\r\n{body}".encode())
+
+
+def x402_required(**more: object) -> dict[str, object]:
+    """What a 402 of x402's version 2 requires: 2 ADA."""
+    entry = {"scheme": "exact", "network": "cardano:devnet", "amount": "2000000", "asset": "lovelace"}
+    accepted = {**entry, "payTo": role_address("pay_to").text, "maxTimeoutSeconds": 600}
+    return {"x402Version": 2, "accepts": [accepted], **more}
 
 
 def packed(value: object) -> str:

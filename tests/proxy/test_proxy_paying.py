@@ -175,6 +175,29 @@ async def test_a_retry_that_is_lost_is_the_same_proof_again(shop: Place, trouble
     assert len(shop.payments) == 1
 
 
+@pytest.mark.parametrize(
+    "broken",
+    [
+        b"Content-Type: application/json\r\nContent-Length: 0\r\n\r\n",
+        b"Content-Type: text/html\r\nContent-Length: 6\r\n\r\nsp\xe4ter",
+        b"Content-Encoding: gzip\r\nContent-Length: 5\r\n\r\nlater",
+        b"X-Payment-Error: a\r\nX-Payment-Error: b\r\nContent-Length: 0\r\n\r\n",
+    ],
+)
+async def test_an_answer_whose_body_cannot_be_read_still_says_when_to_come_again(
+    shop: Place, broken: bytes
+) -> None:
+    wall = shop.peer.answers["/chat"] = Paywall(
+        serve=saying(b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 3600\r\n" + broken)
+    )
+    got = await shop.ask()
+    assert (got.status, got.values("retry-after")) == (503, ["3600"])
+    assert len(wall.retries) == 1, "it was asked again at once"
+    wall.serve = SERVED
+    assert (await shop.ask()).body == b"served"
+    assert len(shop.payments) == 1
+
+
 async def test_a_merchant_that_drops_every_retry_is_known_to_have_seen_the_proof(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

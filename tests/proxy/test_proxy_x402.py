@@ -5,8 +5,11 @@ from collections.abc import AsyncIterator
 
 import pytest
 from agent_kit import ADA, World
-from proxy_kit import Pending202, Place, blocks, place
+from commitments import commitment_to
+from proxy_kit import SERVED, Heard, Pending202, Place, as_402, blocks, packed, place, x402_required
 
+from payagent.audit.receipt import check_receipt
+from payagent.audit.receipt_form import read_receipt
 from payagent.store import queries
 
 BODY = b'{"message": "hello"}'
@@ -75,14 +78,45 @@ async def test_what_may_still_land_is_the_identical_proof_again(shop: Place, fau
     await shop.until(lambda: len(shop.run.world.transactions()) == 1, "it is not on the chain")
 
 
-async def test_a_202_whose_receipt_says_pending_has_served_nothing(shop: Place) -> None:
-    wall = shop.peer.answers["/chat"] = Pending202(times=2)
+@pytest.mark.parametrize("kind", ["application/json", "text/plain", None])
+async def test_a_202_whose_receipt_says_pending_has_served_nothing(shop: Place, kind: str | None) -> None:
+    wall = shop.peer.answers["/chat"] = Pending202(times=2, kind=kind)
     got = await shop.ask("/chat", method="POST", body=BODY)
     assert (got.status, got.body) == (200, b"served")
     assert len(wall.proofs) == 3
     assert len(set(wall.proofs)) == 1
     await shop.until_delivered()
     assert len(shop.payments) == 1
+
+
+@pytest.mark.parametrize("is_bound", [True, False])
+async def test_a_payment_commits_to_the_headers_that_the_merchant_binds(world: World, is_bound: bool) -> None:
+    world.fund(*[20 * ADA] * 8)
+    async with place(world, request_commitment=True) as shop, blocks(shop.run):
+
+        async def wall(heard: Heard) -> None:
+            body = await heard.read_body()
+            if heard.header("payment-signature") is not None:
+                await SERVED(heard)
+                return
+            method, path, _ = heard.line.decode().split(" ")
+            accepted = [value.decode() for name, value in heard.headers if name == b"accept-language"]
+            bound = {
+                "accept-language": ", ".join(accepted),
+                "content-type": heard.header("content-type"),
+                "x-account": None,
+            }
+            extension = commitment_to(shop.peer.url + path, True, method, body, bound if is_bound else {})
+            await heard.say(as_402(None, f"PAYMENT-REQUIRED: {packed(x402_required(extensions=extension))}"))
+
+        shop.peer.answers["/chat"] = wall
+        headers = ("Content-Type: application/json", "Accept-Language: de", "Accept-Language:  en\t")
+        got = await shop.ask("/chat?a=1", *headers, method="POST", body=BODY)
+        assert (got.status, got.body) == (200, b"served"), got
+        (payment,) = shop.payments
+        assert payment.commitment is not None
+        answer = await shop.api.http.get(f"/v1/payments/{payment.id}/receipt")
+        assert [one.what for one in check_receipt(read_receipt(answer.content))] == []
 
 
 async def test_a_redirect_is_not_followed_with_the_transaction(shop: Place) -> None:
