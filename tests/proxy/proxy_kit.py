@@ -15,6 +15,7 @@ from typing import cast
 import pytest
 from agent_kit import Run, World
 from api_kit import Api, served
+from commitments import commitment_to
 
 from payagent.agent.terms import MerchantTerms
 from payagent.core.payment import Delivery
@@ -395,6 +396,28 @@ class Pending202:
         typed, body = ("", "") if self.kind is None else (f"Content-Type: {self.kind}\r\n", "{}")
         head = f"HTTP/1.1 202 Accepted\r\n{typed}Content-Length: {len(body)}\r\n"
         await heard.say(f"{head}PAYMENT-RESPONSE: {packed(told)}\r\n\r\n{body}".encode())
+
+
+BOUND = ("accept-language", "content-type", "x-account")
+"""Names of headers that a merchant may bind a payment to, in their order."""
+
+
+@dataclass
+class Binding:
+    """What costs money by x402's version 2, at a merchant that wants a commitment to the call as it came there."""
+
+    names: tuple[str, ...]
+
+    async def __call__(self, heard: Heard) -> None:
+        body = await heard.read_body()
+        if heard.header("payment-signature") is not None:
+            await SERVED(heard)
+            return
+        method, path, _ = heard.line.decode().split(" ")
+        said = {name: [value for key, value in heard.headers if key == name.encode()] for name in self.names}
+        bound = {name: ", ".join(map(bytes.decode, found)) if found else None for name, found in said.items()}
+        extension = commitment_to(f"http://{heard.header('host')}{path}", True, method, body, bound)
+        await heard.say(as_402(None, f"PAYMENT-REQUIRED: {packed(x402_required(extensions=extension))}"))
 
 
 def x402_required(**more: object) -> dict[str, object]:
