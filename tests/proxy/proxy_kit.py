@@ -375,7 +375,8 @@ class Paywall:
 class Pending202:
     """What costs money by x402's version 2, at a server that answers 202 while its settlement is pending.
 
-    `kind`: the content type of that answer's body, which is empty without one.
+    `kind`: the content type of that answer's body, which is empty without one. Its receipt denies success in both
+    ways that are seen.
     """
 
     times: int
@@ -392,7 +393,8 @@ class Pending202:
         if len(self.proofs) > self.times:
             await SERVED(heard)
             return
-        told = {"success": False, "errorReason": "settlement_pending", "network": "cardano:devnet"}
+        no = "false" if len(self.proofs) % 2 else False
+        told = {"success": no, "errorReason": "settlement_pending", "network": "cardano:devnet"}
         typed, body = ("", "") if self.kind is None else (f"Content-Type: {self.kind}\r\n", "{}")
         head = f"HTTP/1.1 202 Accepted\r\n{typed}Content-Length: {len(body)}\r\n"
         await heard.say(f"{head}PAYMENT-RESPONSE: {packed(told)}\r\n\r\n{body}".encode())
