@@ -360,7 +360,10 @@ def _read_request(value: object) -> Request:
             ("body_sha256", _HEX_32, "the body's SHA-256 in lower-case hex"),
         ),
     )
-    headers = {name.lower(): text for name, text in _read_headers(body.get("headers", {}), "request.headers")}
+    headers: dict[str, str] = {}
+    for name, text in _read_headers(body.get("headers", {}), "request.headers"):
+        before = headers.get(name.lower())
+        headers[name.lower()] = text if before is None else f"{before}, {text}"  # one list (RFC 9110 5.3)
     return Request(read["method"], read["path"], read["body_sha256"], headers)
 
 

@@ -4,7 +4,9 @@ May import: httpx's values, core, client.answers, .bodies, .errors, .steps. Neve
 with X-Payagent- through to a merchant.
 """
 
+import base64
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +16,7 @@ from payagent.client.answers import is_own, told
 from payagent.client.bodies import Replay
 from payagent.client.errors import own_error
 from payagent.client.steps import Json
+from payagent.core import strict_json
 from payagent.core.money import parse_bound
 from payagent.core.problem import Refused
 
@@ -62,25 +65,22 @@ class Call:
             limits["read"] = max(limits["read"], PAID_READ_TIMEOUT_S)
         return self._request(headers, url, self.request.extensions | {"timeout": limits})
 
-    def buyer(self) -> Headers:
-        """The headers of the call that say who buys."""
-        return [pair for pair in self.headers if pair[0].lower() in _BUYER]
-
     def _request(self, headers: Headers, url: httpx.URL, extensions: Mapping[str, Any]) -> httpx.Request:
         return httpx.Request(
             self.request.method, url, headers=list(headers), stream=self.body, extensions=dict(extensions)
         )
 
     def ask(self, demand: httpx.Response, body: bytes) -> Json:
-        """The 402 as the daemon takes it."""
-        url = self.request.url
+        """The 402 as the daemon takes it, with the call's headers that say who buys or that the merchant binds."""
+        url, names = self.request.url, _bound(demand).union(_BUYER)
+        pairs = [pair for pair in self.headers if pair[0].lower() in names]
         asked: dict[str, Any] = {
             "origin": f"{url.scheme}://{url.netloc.decode('ascii')}",
             "request": {
                 "method": self.request.method,
                 "path": url.raw_path.decode("ascii"),
                 "body_sha256": self.body.sha256,
-                "headers": [[name.decode(), value.decode("latin-1")] for name, value in self.buyer()],
+                "headers": [[name.decode(), value.decode("latin-1")] for name, value in pairs],
             },
             "response": {"status": demand.status_code, **told(demand, body)},
         }
@@ -89,6 +89,16 @@ class Call:
         if self.max_cost_asset is not None:
             asked["max_total_asset"] = self.max_cost_asset
         return asked
+
+
+def _bound(demand: httpx.Response) -> frozenset[bytes]:
+    """The names of headers that the merchant wants a payment bound to. No others are told: they may be secret."""
+    found: object = None
+    with suppress(ValueError, Refused):
+        found = strict_json.loads(base64.b64decode(demand.headers.get("payment-required", ""), validate=True))
+    for key in ("extensions", "cardano-request-commitment", "info", "bindingParams", "headers"):
+        found = found.get(key) if isinstance(found, dict) else None
+    return frozenset(str(name).encode() for name in found) if isinstance(found, list) else frozenset()
 
 
 def read_call(

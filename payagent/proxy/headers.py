@@ -39,7 +39,7 @@ def combined(headers: Headers) -> dict[str, str]:
     """Each header's value; several of one name are one list (RFC 9110 5.3)."""
     told: dict[str, str] = {}
     for key, value in headers:
-        name, text = key.decode("latin-1"), value.decode("latin-1").strip(" \t")
+        name, text = key.decode("latin-1"), value.decode("latin-1")
         told[name] = f"{told[name]}, {text}" if name in told else text
     return told
 

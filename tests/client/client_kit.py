@@ -74,10 +74,10 @@ Start = Callable[..., Program]
 
 
 @asynccontextmanager
-async def shop(world: World) -> AsyncIterator[Place]:
+async def shop(world: World, **terms: object) -> AsyncIterator[Place]:
     """A funded wallet, its daemon, a raw merchant and the devnet's, on a chain that goes on."""
     world.fund(*COINS)
-    async with place(world) as at, blocks(at.run):
+    async with place(world, **terms) as at, blocks(at.run):
         yield at
 
 

@@ -12,9 +12,11 @@ import pytest
 from agent_kit import ADA, World
 from client import client_kit
 from client.client_kit import WAYS, Program, Start, end_patience, refusal
+from commitments import commitment_to
 from http_kit import NO_TLS
-from proxy.proxy_kit import Heard, Paywall, Pending202, Place, as_402, saying
+from proxy.proxy_kit import BOUND, Binding, Heard, Paywall, Pending202, Place, as_402, packed, saying
 
+from payagent.client.call import read_call
 from payagent.core.payment import Delivery
 from payagent.devnet.merchant import role_address
 
@@ -166,6 +168,45 @@ async def test_where_pending_is_a_202_it_is_asked_as_the_merchant_says(shop: Pla
     (payment,) = shop.payments
     assert asked == [("/chat?a=1", False), ("/chat?a=1", True), (f"/chat?a=1&tx={payment.tx_id}", False)]
     assert payment.delivery is Delivery.ACCEPTED
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_a_payment_commits_to_the_headers_that_the_merchant_binds(world: World, way: str) -> None:
+    async with client_kit.shop(world, request_commitment=True) as shop:
+        shop.peer.answers["/chat"] = Binding(BOUND)
+        headers = [("Content-Type", "application/json"), ("Accept-Language", "de"), ("Accept-Language", "en")]
+        answer = await Program(shop, way).call(f"{shop.peer.url}/chat?a=1", "POST", content=BODY, headers=headers)
+        assert (answer.status_code, answer.text) == (200, "served")
+        (payment,) = shop.payments
+        assert payment.commitment is not None
+
+
+@pytest.mark.parametrize(
+    ("required", "told"),
+    [
+        (packed({"extensions": commitment_to("http://a", True, headers=dict.fromkeys(BOUND))}), {"content-type"}),
+        (packed({"extensions": commitment_to("http://a", True)}), set()),
+        (
+            packed({"extensions": {"cardano-request-commitment": {"info": {"bindingParams": {"headers": [1]}}}}}),
+            set(),
+        ),
+        (packed({"x402Version": 2, "accepts": []}), set()),
+        (packed([1]), set()),
+        ("no base64", set()),
+        (None, set()),
+    ],
+)
+def test_a_daemon_is_told_of_a_call_no_header_but_the_buyers_and_what_the_merchant_binds(
+    required: str | None, told: set[str]
+) -> None:
+    """Who listens at the daemon's port while it is down is told no secret of the merchant's."""
+    secret = {"Authorization": "Bearer secret", "Cookie": "secret", "Content-Type": "text/plain", "X-Partner": "p"}
+    call = read_call(httpx.Request("GET", "http://a", headers=secret), None, None, 0)
+    call.body.rest()
+    call.body.end()
+    demand = httpx.Response(402, headers={} if required is None else {"PAYMENT-REQUIRED": required})
+    headers = call.ask(demand, b"")["request"]["headers"]
+    assert {name.lower() for name, _ in headers} == {"x-partner"} | told
 
 
 @pytest.mark.parametrize("kind", ["application/json", "text/plain", None])

@@ -15,6 +15,7 @@ from typing import cast
 import pytest
 from agent_kit import Run, World
 from api_kit import Api, served
+from commitments import commitment_to
 
 from payagent.agent.terms import MerchantTerms
 from payagent.core.payment import Delivery
@@ -374,7 +375,8 @@ class Paywall:
 class Pending202:
     """What costs money by x402's version 2, at a server that answers 202 while its settlement is pending.
 
-    `kind`: the content type of that answer's body, which is empty without one.
+    `kind`: the content type of that answer's body, which is empty without one. Its receipt denies success in both
+    ways that are seen.
     """
 
     times: int
@@ -391,10 +393,33 @@ class Pending202:
         if len(self.proofs) > self.times:
             await SERVED(heard)
             return
-        told = {"success": False, "errorReason": "settlement_pending", "network": "cardano:devnet"}
+        no = "false" if len(self.proofs) % 2 else False
+        told = {"success": no, "errorReason": "settlement_pending", "network": "cardano:devnet"}
         typed, body = ("", "") if self.kind is None else (f"Content-Type: {self.kind}\r\n", "{}")
         head = f"HTTP/1.1 202 Accepted\r\n{typed}Content-Length: {len(body)}\r\n"
         await heard.say(f"{head}PAYMENT-RESPONSE: {packed(told)}\r\n\r\n{body}".encode())
+
+
+BOUND = ("accept-language", "content-type", "x-account")
+"""Names of headers that a merchant may bind a payment to, in their order."""
+
+
+@dataclass
+class Binding:
+    """What costs money by x402's version 2, at a merchant that wants a commitment to the call as it came there."""
+
+    names: tuple[str, ...]
+
+    async def __call__(self, heard: Heard) -> None:
+        body = await heard.read_body()
+        if heard.header("payment-signature") is not None:
+            await SERVED(heard)
+            return
+        method, path, _ = heard.line.decode().split(" ")
+        said = {name: [value for key, value in heard.headers if key == name.encode()] for name in self.names}
+        bound = {name: ", ".join(map(bytes.decode, found)) if found else None for name, found in said.items()}
+        extension = commitment_to(f"http://{heard.header('host')}{path}", True, method, body, bound)
+        await heard.say(as_402(None, f"PAYMENT-REQUIRED: {packed(x402_required(extensions=extension))}"))
 
 
 def x402_required(**more: object) -> dict[str, object]:

@@ -5,8 +5,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 from agent_kit import ADA, World
-from commitments import commitment_to
-from proxy_kit import SERVED, Heard, Pending202, Place, as_402, blocks, packed, place, x402_required
+from proxy_kit import BOUND, Binding, Pending202, Place, blocks, place
 
 from payagent.audit.receipt import check_receipt
 from payagent.audit.receipt_form import read_receipt
@@ -89,27 +88,13 @@ async def test_a_202_whose_receipt_says_pending_has_served_nothing(shop: Place, 
     assert len(shop.payments) == 1
 
 
-@pytest.mark.parametrize("is_bound", [True, False])
-async def test_a_payment_commits_to_the_headers_that_the_merchant_binds(world: World, is_bound: bool) -> None:
+@pytest.mark.parametrize("names", [(), BOUND])
+async def test_a_payment_commits_to_the_headers_that_the_merchant_binds(
+    world: World, names: tuple[str, ...]
+) -> None:
     world.fund(*[20 * ADA] * 8)
     async with place(world, request_commitment=True) as shop, blocks(shop.run):
-
-        async def wall(heard: Heard) -> None:
-            body = await heard.read_body()
-            if heard.header("payment-signature") is not None:
-                await SERVED(heard)
-                return
-            method, path, _ = heard.line.decode().split(" ")
-            accepted = [value.decode() for name, value in heard.headers if name == b"accept-language"]
-            bound = {
-                "accept-language": ", ".join(accepted),
-                "content-type": heard.header("content-type"),
-                "x-account": None,
-            }
-            extension = commitment_to(shop.peer.url + path, True, method, body, bound if is_bound else {})
-            await heard.say(as_402(None, f"PAYMENT-REQUIRED: {packed(x402_required(extensions=extension))}"))
-
-        shop.peer.answers["/chat"] = wall
+        shop.peer.answers["/chat"] = Binding(names)
         headers = ("Content-Type: application/json", "Accept-Language: de", "Accept-Language:  en\t")
         got = await shop.ask("/chat?a=1", *headers, method="POST", body=BODY)
         assert (got.status, got.body) == (200, b"served"), got
