@@ -18,10 +18,11 @@ from payagent.audit.finding import Finding
 from payagent.audit.signed import Owner
 from payagent.audit.verify import verify
 from payagent.core.ledger import merchant_account, prepaid_account
-from payagent.core.payment import State
+from payagent.core.payment import Delivery, State
 from payagent.core.policy import Scope, Window
 from payagent.core.prepaid import CALLS, Balance
 from payagent.core.problem import Refused
+from payagent.dialects import make_response
 from payagent.store import apps, payments, prepaid, spending
 from payagent.store.prepaid import Move
 from payagent.store.unit import Unit
@@ -454,6 +455,20 @@ async def test_a_402_from_before_the_last_batch_buys_none_whatever_was_refused_s
     with pytest.raises(Refused, match="batch_under_way"):
         await run.agent.pay(old)
     assert len(run.world.transactions()) == 1
+
+
+async def test_a_batch_is_bought_once_its_merchant_has_served_whoever_has_the_answer(run: Run) -> None:
+    """A client may hang up before it has all of it: others go on with the batch, and buy the next."""
+    old = replace(run.world.ask("old"), heard_at_ms=run.world.clock.now_ms())
+    run.world.clock.ahead_ms += 1000
+    row = await run.pay("first")
+    await run.settle_down()
+    await run.agent.deliveries.take_answer(row.id, make_response(200, {}, ""))
+    assert run.desk.payment(row.id).delivery is Delivery.PRESENTED
+    with pytest.raises(Refused, match="a batch was bought since"):
+        await run.agent.pay(old)
+    run.world.clock.ahead_ms += 1000
+    assert (await run.pay("next")).state is State.IN_FLIGHT
 
 
 async def test_a_batch_that_is_not_confirmed_yet_counts_for_who_uses_it(run: Run) -> None:

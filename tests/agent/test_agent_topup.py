@@ -220,6 +220,14 @@ class TestLimits:
             again = await carry_out(run, (await order(run, COST, key="tomorrow")).id)
             assert again.state == "done"
 
+    async def test_what_is_on_its_way_counts_against_their_own_limit(self, world: World) -> None:
+        async with ada_prepaid(world, 10 * ADA, topup_per_day_lovelace=15 * ADA) as (run, theirs):
+            row, _ = await run.topups.order(APP, "next", Wish(theirs.origin, "lovelace", 10 * ADA))
+            await run.topups.beat()
+            row = run.topups.find(row.id)
+            assert row.reason_code == "limit_exceeded"
+            assert "topup_per_day" in (row.reason or "")
+
     async def test_a_plan_tells_what_it_takes_and_takes_nothing(self, world: World) -> None:
         async with world.run() as run:
             await run.look()
@@ -878,13 +886,13 @@ async def know_price(run: Run) -> None:
 
 
 @contextlib.asynccontextmanager
-async def ada_prepaid(world: World, units: int) -> AsyncIterator[tuple[Run, ServedCall]]:
+async def ada_prepaid(world: World, units: int, **terms: object) -> AsyncIterator[tuple[Run, ServedCall]]:
     """A merchant that has sold a balance in ADA, in no block yet; and a call of another app for 2 ADA."""
     async with Peer().running() as peer:
         peer.answers["/topup"] = Paywall(price=units)
         request = TopupRequest("POST", "/topup", "")
         known = next(iter(world.terms.merchants.values()))
-        merchant = replace(known, origin=peer.url, topup_request=request, ready="submitted")
+        merchant = replace(known, origin=peer.url, topup_request=request, ready="submitted", **terms)  # type: ignore[arg-type]
         async with world.run(terms=with_terms(merchants={peer.url: merchant})) as run:
             await run.look()
             row, _ = await run.topups.order(APP, "k", Wish(peer.url, "lovelace", units))
