@@ -333,6 +333,20 @@ class TestTheEndOfAnOrder:
             assert run.desk.payment(paid.id).delivery is Delivery.ACCEPTED
             assert len(world.transactions()) == 1
 
+    async def test_what_is_paid_is_shown_for_its_own_partner_whichever_is_configured_since(
+        self, world: World
+    ) -> None:
+        """The merchant takes a proof from the partner alone whose invoice it is."""
+        async with world.run() as run:
+            await run.look()
+            row = await order(run, COST)
+            await go_round(run)
+            other = with_topup(world, partner="other").merchants
+            await run.desk.take_terms(replace(run.desk.filed, merchants=other), lambda _unit: None)
+            assert (await carry_out(run, row.id)).state == "done"
+            assert balance(run).left == wallet_balance(world)["remaining"] == BATCH
+            require_whole(run)
+
     @pytest.mark.parametrize("why", ["topup_cancelled", "app_ended"])
     async def test_a_question_for_one_that_is_stopped_is_over(self, world: World, why: str) -> None:
         """Nobody can say yes to it by mistake; it counts no more, and nothing is paid."""
