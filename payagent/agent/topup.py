@@ -10,7 +10,7 @@ the last one was delivered; takes a merchant's word for what was bought.
 
 import asyncio
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import structlog
@@ -324,7 +324,9 @@ class Topups:
     async def _follow(self, order: TopupRow, row: PaymentRow) -> None:
         """Show the proof of the last payment, once it can be, until the merchant has taken it."""
         desk = self._desk
-        merchant = desk.terms.merchant(row.origin or "")
+        # for whom it was bought, whichever partner is configured since: the invoice is theirs
+        pool = pools.pool(desk.conn, row.pool or order.pool)
+        merchant = replace(desk.terms.merchant(pool.origin), partner=pool.partner or None)
         if not is_ready(row, merchant.ready):
             return
         request, poll = load_request(order.request), self._wait_of(order).poll

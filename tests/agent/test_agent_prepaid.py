@@ -18,10 +18,11 @@ from payagent.audit.finding import Finding
 from payagent.audit.signed import Owner
 from payagent.audit.verify import verify
 from payagent.core.ledger import merchant_account, prepaid_account
-from payagent.core.payment import State
+from payagent.core.payment import Delivery, State
 from payagent.core.policy import Scope, Window
 from payagent.core.prepaid import CALLS, Balance
 from payagent.core.problem import Refused
+from payagent.dialects import make_response
 from payagent.store import apps, payments, prepaid, spending
 from payagent.store.prepaid import Move
 from payagent.store.unit import Unit
@@ -162,6 +163,20 @@ async def test_a_batch_that_nobody_fetches_does_not_block_for_ever(run: Run) -> 
     await run.pass_time(30)
     second = await run.pay("second")
     assert second.state is State.IN_FLIGHT
+
+
+async def test_a_batch_in_a_block_is_waited_for_beyond_its_invoices_end(world: World) -> None:
+    """It is paid, and the merchant may credit it all the same: a second one would be bought for nothing."""
+    world.fund(*[100 * ADA] * 4)
+    world.settings(batch=4, timeout=150)
+    async with world.run(terms=with_terms(confirm_depth=3)) as run:
+        row = await run.pay_in_block("first")
+        assert run.state(row.id) is State.IN_BLOCK
+        world.clock.ahead_ms += 160_000
+        await run.look()
+        with pytest.raises(Refused, match="batch_under_way"):
+            await run.pay("second")
+        assert run.state(row.id) is State.IN_BLOCK
 
 
 async def test_a_refusal_that_made_no_payment_is_in_the_record(run: Run) -> None:
@@ -405,6 +420,29 @@ async def test_what_others_paid_for_counts_on_however_many_purchases_come_to_not
     require_whole(run)
 
 
+async def test_what_is_used_on_account_of_the_next_batch_counts_when_the_one_before_comes_to_nothing(
+    run: Run,
+) -> None:
+    run.world.fault("submit", "drop")
+    first = await run.pay("first")
+    run.world.control("faults", clear=True)
+    await run.agent.carrying.resolve(first.id, "app_test")
+    await run.agent.sending.drain(10)
+    for _ in range(2):
+        run.world.clock.ahead_ms += 61_000
+        await run.settle_down()
+    run.world.fault("submit", "drop")
+    second = await run.pay("second")
+    await run.desk.write("app", lambda unit: apps.add_with_token(unit, "app_two", "two", "1" * 64, ["pay"], 1))
+    for _ in range(2):
+        await run.agent.prepaid_calls.record_call(replace(call(run), app_id="app_two"))
+    for _ in range(3):
+        run.world.clock.ahead_ms += 61_000
+        await run.settle_down()
+    assert (run.state(first.id), run.state(second.id)) == (State.VOID, State.IN_FLIGHT)
+    assert spending.totals(run.desk.conn, Scope("app_two")) == {"lovelace": (PRICE + SHARES) // 2}
+
+
 async def test_a_402_from_before_the_last_batch_buys_none_whatever_was_refused_since(run: Run) -> None:
     old = replace(run.world.ask("old"), heard_at_ms=run.world.clock.now_ms())
     run.world.clock.ahead_ms += 1000
@@ -417,6 +455,20 @@ async def test_a_402_from_before_the_last_batch_buys_none_whatever_was_refused_s
     with pytest.raises(Refused, match="batch_under_way"):
         await run.agent.pay(old)
     assert len(run.world.transactions()) == 1
+
+
+async def test_a_batch_is_bought_once_its_merchant_has_served_whoever_has_the_answer(run: Run) -> None:
+    """A client may hang up before it has all of it: others go on with the batch, and buy the next."""
+    old = replace(run.world.ask("old"), heard_at_ms=run.world.clock.now_ms())
+    run.world.clock.ahead_ms += 1000
+    row = await run.pay("first")
+    await run.settle_down()
+    await run.agent.deliveries.take_answer(row.id, make_response(200, {}, ""))
+    assert run.desk.payment(row.id).delivery is Delivery.PRESENTED
+    with pytest.raises(Refused, match="a batch was bought since"):
+        await run.agent.pay(old)
+    run.world.clock.ahead_ms += 1000
+    assert (await run.pay("next")).state is State.IN_FLIGHT
 
 
 async def test_a_batch_that_is_not_confirmed_yet_counts_for_who_uses_it(run: Run) -> None:

@@ -220,6 +220,14 @@ class TestLimits:
             again = await carry_out(run, (await order(run, COST, key="tomorrow")).id)
             assert again.state == "done"
 
+    async def test_what_is_on_its_way_counts_against_their_own_limit(self, world: World) -> None:
+        async with ada_prepaid(world, 10 * ADA, topup_per_day_lovelace=15 * ADA) as (run, theirs):
+            row, _ = await run.topups.order(APP, "next", Wish(theirs.origin, "lovelace", 10 * ADA))
+            await run.topups.beat()
+            row = run.topups.find(row.id)
+            assert row.reason_code == "limit_exceeded"
+            assert "topup_per_day" in (row.reason or "")
+
     async def test_a_plan_tells_what_it_takes_and_takes_nothing(self, world: World) -> None:
         async with world.run() as run:
             await run.look()
@@ -324,6 +332,20 @@ class TestTheEndOfAnOrder:
             assert (await carry_out(run, row.id)).state == "done"
             assert run.desk.payment(paid.id).delivery is Delivery.ACCEPTED
             assert len(world.transactions()) == 1
+
+    async def test_what_is_paid_is_shown_for_its_own_partner_whichever_is_configured_since(
+        self, world: World
+    ) -> None:
+        """The merchant takes a proof from the partner alone whose invoice it is."""
+        async with world.run() as run:
+            await run.look()
+            row = await order(run, COST)
+            await go_round(run)
+            other = with_topup(world, partner="other").merchants
+            await run.desk.take_terms(replace(run.desk.filed, merchants=other), lambda _unit: None)
+            assert (await carry_out(run, row.id)).state == "done"
+            assert balance(run).left == wallet_balance(world)["remaining"] == BATCH
+            require_whole(run)
 
     @pytest.mark.parametrize("why", ["topup_cancelled", "app_ended"])
     async def test_a_question_for_one_that_is_stopped_is_over(self, world: World, why: str) -> None:
@@ -878,13 +900,13 @@ async def know_price(run: Run) -> None:
 
 
 @contextlib.asynccontextmanager
-async def ada_prepaid(world: World, units: int) -> AsyncIterator[tuple[Run, ServedCall]]:
+async def ada_prepaid(world: World, units: int, **terms: object) -> AsyncIterator[tuple[Run, ServedCall]]:
     """A merchant that has sold a balance in ADA, in no block yet; and a call of another app for 2 ADA."""
     async with Peer().running() as peer:
         peer.answers["/topup"] = Paywall(price=units)
         request = TopupRequest("POST", "/topup", "")
         known = next(iter(world.terms.merchants.values()))
-        merchant = replace(known, origin=peer.url, topup_request=request, ready="submitted")
+        merchant = replace(known, origin=peer.url, topup_request=request, ready="submitted", **terms)  # type: ignore[arg-type]
         async with world.run(terms=with_terms(merchants={peer.url: merchant})) as run:
             await run.look()
             row, _ = await run.topups.order(APP, "k", Wish(peer.url, "lovelace", units))

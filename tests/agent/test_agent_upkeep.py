@@ -370,6 +370,21 @@ class TestCoinsKeptReady:
             assert len(own_orders(run)) == 1
             assert run.owned() == world.on_chain()
 
+    async def test_what_a_limit_refused_wants_no_coins(self, world: World) -> None:
+        """Else who asks for what is refused has the wallet pay fees."""
+        world.fund(60 * ADA)
+        async with world.run(terms=with_terms(chain_depth=0, upkeep_lovelace=PER_DAY)) as run:
+            await run.look()
+            await run.pay("one")
+            for n in range(11):
+                with pytest.raises(Refused, match="limit_exceeded"):
+                    await run.pay(f"too much {n}", max_total_units=1)
+            await land(run)
+            world.fund(1_000 * ADA)
+            await run.look()
+            await keep(run)
+            assert own_orders(run) == []
+
     async def test_its_fee_is_in_the_books_as_any(self, world: World) -> None:
         world.fund(10_000 * ADA)
         async with world.run(terms=kept) as run:
