@@ -29,6 +29,11 @@ class Buyer:
     partner: str
     wallet: str
 
+    @classmethod
+    def named(cls, partner: str, wallet: str) -> "Buyer":
+        """As a call names it: an address that is all in capitals is the same address (BIP-173)."""
+        return cls(partner, wallet.lower() if wallet.isupper() and wallet.startswith("ADDR") else wallet)
+
     def require_sayable(self) -> None:
         """Refuse, as `bad_request`, what no header of our own can say when the merchant is asked what is left."""
         for name, text in (("X-Partner", self.partner), ("X-Wallet-Address", self.wallet)):

@@ -78,7 +78,7 @@ class Reception:
         """Whose prepaid balance it is: as the call's headers say, else as configured."""
         said = ask.request.headers if ask.request is not None else {}
         partner = self._desk.terms.merchant(ask.origin).partner or ""
-        return Buyer(said.get("x-partner", partner), said.get("x-wallet-address", self._desk.terms.own.text))
+        return Buyer.named(said.get("x-partner", partner), said.get("x-wallet-address", self._desk.terms.own.text))
 
     async def note_refusal(self, ask: Ask, refusal: Refused, purchase: Purchase | None, now_ms: int) -> None:
         """What was refused before there was a payment is in the record too, unless it may just be asked again."""

@@ -82,7 +82,7 @@ class FirstCalls:
     def buyer(self, errand: Errand) -> Buyer:
         """Whose prepaid balance a call draws on, as its headers say; the merchant might read another of two."""
         said = {name: text for name in BUYER if (text := single(errand.headers, name)) is not None}
-        return Buyer(said.get(b"x-partner", ""), said.get(WALLET, self._desk.terms.own.text))
+        return Buyer.named(said.get(b"x-partner", ""), said.get(WALLET, self._desk.terms.own.text))
 
     async def _answers_nobody(self, trip: Trip, body: Body) -> bool:
         """Make the call without saying whose it is, so that it is served from no balance: what is free has its

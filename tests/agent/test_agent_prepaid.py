@@ -268,6 +268,18 @@ async def test_another_partner_has_a_pool_of_its_own(run: Run) -> None:
     assert [pool.partner for pool in prepaid.all_pools(run.desk.conn)] == ["demo", "other"]
 
 
+async def test_an_address_in_capitals_is_the_same_buyer(run: Run) -> None:
+    """Else an app that spells it so would use what others bought, and its own limit would not be asked."""
+    await run.pay("first")
+    said = {"x-partner": "demo", "x-wallet-address": run.world.address.upper()}
+    ask = run.world.ask_of(run.world.call("second", headers={"X-Wallet-Address": said["x-wallet-address"]}))
+    assert ask.request is not None
+    ask = replace(ask, request=replace(ask.request, headers=said))
+    with pytest.raises(Refused, match="batch_under_way"):
+        await run.agent.pay(ask)
+    assert [pool.wallet for pool in prepaid.all_pools(run.desk.conn)] == [run.world.address]
+
+
 @pytest.mark.parametrize("wallet", ["w\u00fcst", "two\nlines", "a" * 256, " own", "own ", " "])
 async def test_a_buyer_that_no_header_can_name_gets_no_pool(run: Run, wallet: str) -> None:
     ask = run.world.ask("first")
