@@ -194,8 +194,8 @@ def is_counted(conn: Connection, call: ServedCall) -> bool:
 def drawn(conn: Connection, pool: Pool, call: ServedCall) -> tuple[str, int]:
     """(unit, count) that a call would use: a call of a batch, else what was last asked for it.
 
-    Of what is left; where nothing is, of what is on its way, or else of what there ever was. No more than that: a
-    price may be a lie, and a call that costs more is served from no balance.
+    Of what is left; where nothing is, of what is on its way, or else of what there ever was. No more than all that
+    is left and on its way: a price may be a lie, and a call that costs more is served from no balance.
     """
     priced = prepaid.price(conn, call.origin, call.method, call.path)
     if priced is not None:
@@ -203,9 +203,10 @@ def drawn(conn: Connection, pool: Pool, call: ServedCall) -> tuple[str, int]:
         calls, paid = (prepaid.balance(conn, pool.id, name) for name in (CALLS, asset))
         soon = prepaid.coming(conn)
         coming = soon.get((pool.id, CALLS), 0), soon.get((pool.id, asset), 0)
+        most = paid.left + coming[1] or paid.bought
         for of_calls, of_asset in ((calls.left, paid.left), coming, (calls.bought, paid.bought)):
             if of_calls or of_asset:
-                return (CALLS, 1) if of_calls else (asset, min(units, of_asset))
+                return (CALLS, 1) if of_calls else (asset, min(units, most))
     return CALLS, 1
 
 

@@ -1013,6 +1013,21 @@ class TestOddMerchants:
             (held,) = prepaid.holdings(run.desk.conn)
             assert (held.balance.left, held.balance.unexplained) == (0, 0)
 
+    async def test_a_call_for_more_than_is_left_draws_on_what_is_on_its_way_too(self, world: World) -> None:
+        """The merchant has credited it already: else each such call leaves more by our count than by its own."""
+        async with ada_prepaid(world, 3 * ADA) as (run, theirs):
+            await run.settle_down()
+            await serve(run, theirs, 1)
+            row, _ = await run.topups.order(APP, "more", Wish(theirs.origin, "lovelace", 3 * ADA))
+            for _ in range(3):
+                await run.topups.beat()
+                await run.agent.sending.drain(10)
+            assert run.topups.find(row.id).state == "done"
+            await serve(run, theirs, 1)
+            await run.settle_down()
+            (held,) = prepaid.holdings(run.desk.conn)
+            assert (held.balance.left, held.balance.unexplained) == (2 * ADA, 0)
+
     async def test_what_is_paid_is_shown_however_late(self, world: World) -> None:
         async with world.run() as run:
             await run.look()
