@@ -114,9 +114,9 @@ class Showing:
 
 def _is_unsettled(answer: httpx.Response) -> bool:
     """Whether a receipt says in so many words that the settlement is no success, or none yet."""
-    for name in _RECEIPTS:
+    for text in (text for name in _RECEIPTS for text in answer.headers.get_list(name)):
         with suppress(ValueError, Refused):
-            receipt = strict_json.loads(base64.b64decode(answer.headers.get(name, ""), validate=True))
+            receipt = strict_json.loads(base64.b64decode(text, validate=True))
             if isinstance(receipt, dict) and receipt.get("success") in (False, "false"):
                 return True
     return False

@@ -209,12 +209,14 @@ def test_a_daemon_is_told_of_a_call_no_header_but_the_buyers_and_what_the_mercha
     assert {name.lower() for name, _ in headers} == {"x-partner"} | told
 
 
-@pytest.mark.parametrize("kind", ["application/json", "text/plain", None])
+@pytest.mark.parametrize(
+    ("kind", "receipts"), [("application/json", 1), ("application/json", 2), ("text/plain", 1), (None, 1)]
+)
 async def test_a_202_whose_receipt_says_pending_has_served_nothing(
-    shop: Place, start: Start, kind: str | None
+    shop: Place, start: Start, kind: str | None, receipts: int
 ) -> None:
     """As the Cardano x402 starter answers: the identical proof again, and not a payment more for the next call."""
-    wall = shop.peer.answers["/chat"] = Pending202(times=2, kind=kind)
+    wall = shop.peer.answers["/chat"] = Pending202(times=2, kind=kind, receipts=receipts)
     answer = await start().call(f"{shop.peer.url}/chat", "POST", content=BODY)
     assert (answer.status_code, answer.text) == (200, "served")
     assert len(wall.proofs) == 3

@@ -375,12 +375,13 @@ class Paywall:
 class Pending202:
     """What costs money by x402's version 2, at a server that answers 202 while its settlement is pending.
 
-    `kind`: the content type of that answer's body, which is empty without one. Its receipt denies success in both
-    ways that are seen.
+    `kind`: the content type of that answer's body, which is empty without one. Its receipt, which stands there
+    `receipts` times, denies success in both ways that are seen.
     """
 
     times: int
     kind: str | None = "application/json"
+    receipts: int = 1
     proofs: list[str] = field(default_factory=list)
 
     async def __call__(self, heard: Heard) -> None:
@@ -397,7 +398,8 @@ class Pending202:
         told = {"success": no, "errorReason": "settlement_pending", "network": "cardano:devnet"}
         typed, body = ("", "") if self.kind is None else (f"Content-Type: {self.kind}\r\n", "{}")
         head = f"HTTP/1.1 202 Accepted\r\n{typed}Content-Length: {len(body)}\r\n"
-        await heard.say(f"{head}PAYMENT-RESPONSE: {packed(told)}\r\n\r\n{body}".encode())
+        receipts = f"PAYMENT-RESPONSE: {packed(told)}\r\n" * self.receipts
+        await heard.say(f"{head}{receipts}\r\n{body}".encode())
 
 
 BOUND = ("accept-language", "content-type", "x-account")

@@ -77,9 +77,13 @@ async def test_what_may_still_land_is_the_identical_proof_again(shop: Place, fau
     await shop.until(lambda: len(shop.run.world.transactions()) == 1, "it is not on the chain")
 
 
-@pytest.mark.parametrize("kind", ["application/json", "text/plain", None])
-async def test_a_202_whose_receipt_says_pending_has_served_nothing(shop: Place, kind: str | None) -> None:
-    wall = shop.peer.answers["/chat"] = Pending202(times=2, kind=kind)
+@pytest.mark.parametrize(
+    ("kind", "receipts"), [("application/json", 1), ("application/json", 2), ("text/plain", 1), (None, 1)]
+)
+async def test_a_202_whose_receipt_says_pending_has_served_nothing(
+    shop: Place, kind: str | None, receipts: int
+) -> None:
+    wall = shop.peer.answers["/chat"] = Pending202(times=2, kind=kind, receipts=receipts)
     got = await shop.ask("/chat", method="POST", body=BODY)
     assert (got.status, got.body) == (200, b"served")
     assert len(wall.proofs) == 3
