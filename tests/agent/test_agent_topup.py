@@ -983,6 +983,28 @@ class TestOddMerchants:
                 assert (ended.state, ended.reason_code, refusals) == ("done", None, 0)
                 assert len(world.transactions()) == 1
 
+    async def test_a_merchant_that_never_takes_the_proof_is_shown_it_for_a_day(self, world: World) -> None:
+        async with Peer().running() as peer:
+            peer.answers["/topup"] = Paywall(
+                price=10 * ADA, serve=saying(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
+            )
+            request = TopupRequest("POST", "/topup", "")
+            known = next(iter(world.terms.merchants.values()))
+            merchant = replace(known, origin=peer.url, topup_request=request)
+            async with world.run(terms=with_terms(merchants={peer.url: merchant})) as run:
+                await run.look()
+                row, _ = await run.topups.order(APP, "k", Wish(peer.url, "lovelace", 10 * ADA))
+                world.clock.ahead_ms += PATIENCE_MS - 60_000
+                for hours in (0, 23, 1):
+                    assert run.topups.find(row.id).state == "open"
+                    world.clock.ahead_ms += hours * 3_600_000
+                    await run.settle_down()
+                    await go_round(run)
+                ended = run.topups.find(row.id)
+                assert (ended.state, ended.reason_code) == ("stopped", "topup_out_of_time")
+                assert "not_served_yet" in (ended.reason or "")
+                assert len(world.transactions()) == 1
+
     async def test_a_balance_in_ada_is_used_in_ada_before_it_is_confirmed_and_after_all_is_used(
         self, world: World
     ) -> None:
