@@ -400,27 +400,30 @@ class Topups:
         self, merchant: MerchantTerms, request: TopupRequest, proof: dict[str, str], timeout_s: int
     ) -> Heard:
         """Make the request, and say whose balance it is for."""
-        own = self._desk.terms.own.text
-        headers = {"X-Wallet-Address": own} | merchant.buyer_headers(own) | proof
-        if request.body:
-            headers["Content-Type"] = "application/json"
         return await self._merchants.call(
             merchant.origin + request.path,
             request.method,
             body=request.body.encode(),
-            headers=headers,
+            headers=self._headers(merchant, request) | proof,
             timeout_s=timeout_s,
         )
+
+    def _headers(self, merchant: MerchantTerms, request: TopupRequest) -> dict[str, str]:
+        own = self._desk.terms.own.text
+        typed = {"Content-Type": "application/json"} if request.body else {}
+        return {"X-Wallet-Address": own} | merchant.buyer_headers(own) | typed
 
     def _ask(self, app_id: str, merchant: MerchantTerms, request: TopupRequest, heard: Heard, part: Part) -> Ask:
         if heard.body is None:
             raise Refused("body_too_big", "the 402's body is longer than any that is read")
+        headers = {name.lower(): value for name, value in self._headers(merchant, request).items()}
+        body_sha256 = hashlib.sha256(request.body.encode()).hexdigest()
         return Ask(
             app_id=app_id,
             origin=merchant.origin,
             response=parse_response(heard.status, heard.headers, heard.body),
             received=heard.record(),
-            request=Request(request.method, request.path, hashlib.sha256(request.body.encode()).hexdigest()),
+            request=Request(request.method, request.path, body_sha256, headers),
             buyer=buyer_of(self._desk, merchant),
             topup=part,
         )

@@ -11,7 +11,7 @@ import pytest
 from agent.test_agent_foreign import spend_elsewhere
 from agent.test_agent_prepaid import balance, call, require_whole
 from agent_kit import ADA, APP, Run, World, daily, with_terms, world_apart, world_with_clock
-from proxy.proxy_kit import Heard, Paywall, Peer, saying
+from proxy.proxy_kit import Binding, Heard, Paywall, Peer, saying
 
 from payagent.agent.apps import renew_token, revoke
 from payagent.agent.foreign import thaw
@@ -982,6 +982,20 @@ class TestOddMerchants:
                 ended = await carry_out(run, row.id, seconds=30)
                 assert (ended.state, ended.reason_code, refusals) == ("done", None, 0)
                 assert len(world.transactions()) == 1
+
+    async def test_a_merchant_may_bind_a_payment_to_the_headers_of_the_request(self, world: World) -> None:
+        async with Peer().running() as peer:
+            peer.answers["/topup"] = Binding(("content-type", "x-account", "x-wallet-address"))
+            request = TopupRequest("POST", "/topup", '{"calls": 1}')
+            known = next(iter(world.terms.merchants.values()))
+            merchant = replace(known, origin=peer.url, topup_request=request, request_commitment=True)
+            async with world.run(terms=with_terms(merchants={peer.url: merchant})) as run:
+                await run.look()
+                row, _ = await run.topups.order(APP, "k", Wish(peer.url, "lovelace", 2 * ADA))
+                await carry_out(run, row.id)
+                ended = run.topups.find(row.id)
+                (payment,) = payments.payments_of_topup(run.desk.conn, row.id)
+                assert (ended.reason_code, payment.commitment is not None) == (None, True)
 
     async def test_a_merchant_that_never_takes_the_proof_is_shown_it_for_a_day(self, world: World) -> None:
         async with Peer().running() as peer:
