@@ -36,6 +36,7 @@ _DEPTH_MAX = strict_json.MAX_DEPTH + 2
 _APP_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 _KEY = re.compile(r"[!-~]{1,255}", re.ASCII)
 _METHOD = re.compile(r"[A-Z]{1,16}", re.ASCII)
+_BUYER = ("x-partner", "x-wallet-address")
 _PATH = re.compile(r"/[!-~]{0,8191}", re.ASCII)
 _PATH_FORM = "a path with its query, in ASCII, from the / on"
 _HEX_32 = re.compile(r"[0-9a-f]{64}", re.ASCII)
@@ -362,8 +363,11 @@ def _read_request(value: object) -> Request:
     )
     headers: dict[str, str] = {}
     for name, text in _read_headers(body.get("headers", {}), "request.headers"):
-        before = headers.get(name.lower())
-        headers[name.lower()] = text if before is None else f"{before}, {text}"  # one list (RFC 9110 5.3)
+        key, before = name.lower(), headers.get(name.lower())
+        if key in _BUYER and before not in (None, text):
+            raise Refused("bad_request", f"the header {name} is given twice", key="request.headers")
+        is_one = before is None or key in _BUYER
+        headers[key] = text if is_one else f"{before}, {text}"  # one list (RFC 9110 5.3)
     return Request(read["method"], read["path"], read["body_sha256"], headers)
 
 

@@ -10,6 +10,8 @@ from agent_kit import World
 from api_kit import Api, served
 from test_api_refusals import require_problem
 
+from payagent.store import prepaid
+
 SHA256 = "ab" * 32
 
 
@@ -53,6 +55,18 @@ async def test_a_402_is_paid_on_chain_and_its_headers_get_the_call_served(api: A
     }
     wallet = (await api.http.get("/v1/wallet")).json()
     assert wallet["assets"][0]["total"] == str(world.on_chain()["lovelace"])
+
+
+async def test_who_buys_is_one_however_often_the_call_says_it(api: Api) -> None:
+    """Else a batch is bought for a balance that nobody has."""
+    api.world.settings(batch=4)
+    call = {"method": "POST", "path": "/chat", "body_sha256": SHA256}
+    for other, code in (("other", 400), ("demo", 201)):
+        said = [["X-Partner", "demo"], ["x-partner", other]]
+        answer = await api.http.post("/v1/payments", json=api.body(request=call | {"headers": said}))
+        assert answer.status_code == code, answer.text
+    (pool,) = prepaid.all_pools(api.run.desk.conn)
+    assert pool.partner == "demo"
 
 
 async def test_the_same_402_fifty_times_at_once_under_one_key_is_one_payment(api: Api) -> None:
