@@ -76,6 +76,8 @@ def take_back_newest(unit: Unit, pool: int, unit_name: str, count: int) -> None:
     """So much of a balance was served and is paid by nobody: the newest uses of it, those that were taken back for
     that before among them.
     """
+    if count <= 0:
+        return
     rows = unit.conn.execute(
         "SELECT call, SUM(count), SUM(units) FROM uses WHERE pool = ? AND unit = ? AND asset = (SELECT asset "
         "FROM uses u WHERE u.call = uses.call LIMIT 1) GROUP BY call HAVING SUM(count) > 0 ORDER BY call DESC",

@@ -15,8 +15,9 @@ from benchmarks.store import ACCOUNT, APP, ORIGIN, Payer
 from payagent.agent import scan
 from payagent.agent.scan import Spend
 from payagent.chain.source import Movement, TxSeen
+from payagent.core.money import LOVELACE
 from payagent.core.prepaid import CALLS
-from payagent.store import approvals, apps, opening, payments, prepaid, topups
+from payagent.store import approvals, apps, opening, payments, prepaid, topups, uses
 from payagent.store.readers import Readers
 from payagent.store.unit import Connection, Unit
 from payagent.wallet.coins import Coins
@@ -176,6 +177,27 @@ def test_a_look_at_topups_takes_as_much_after_many_as_after_few(tmp_path: Path, 
                     ASKED_OF_TOPUPS[name](conn, pool)
             told[count] = steps[0]
     assert told[1_000] <= told[10] * GROWTH_MAX + 1
+
+
+def test_a_purchase_that_comes_to_nothing_takes_as_much_however_many_calls_used_nothing(tmp_path: Path) -> None:
+    """Calls that a balance might have served, and that answered 402."""
+    told = {}
+    for count in (10, 1_000):
+        with closing(Payer(tmp_path / f"{count}.db", 5)) as payer:
+
+            def use(unit: Unit, count: int = count) -> int:
+                pool = prepaid.ensure_pool(unit, ORIGIN, "bench", ACCOUNT.address.text, 1)
+                for _ in range(count):
+                    call = uses.add(unit, pool.id, APP, (CALLS, 1), {LOVELACE: 5}, 1)
+                    assert call is not None
+                    uses.take_back(unit, call)
+                return pool.id
+
+            pool = payer.do(use)
+            with counted(connection(payer)) as steps:
+                payer.do(lambda unit, pool=pool: uses.take_back_newest(unit, pool, CALLS, 0))
+            told[count] = steps[0]
+    assert told[1_000] <= told[10] * GROWTH_MAX
 
 
 def test_what_was_spent_elsewhere_is_booked_as_fast_after_much_of_it(tmp_path: Path) -> None:
