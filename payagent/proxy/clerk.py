@@ -9,6 +9,7 @@ stands against it, or money is missing.
 """
 
 import asyncio
+from contextlib import suppress
 from dataclasses import dataclass
 
 import structlog
@@ -289,7 +290,8 @@ async def _keep(answer: MerchantAnswer) -> Kept | None:
 
 
 async def _used_up(answer: MerchantAnswer, said: Said, now_ms: int) -> UsedUp:
-    kept = await _keep(answer) or Kept(answer.status, (), b"")
-    if said is not Said.INVOICED:
-        return UsedUp(kept, None)
-    return UsedUp(kept, read_demand(kept.status, kept.headers, kept.body, now_ms))
+    kept, demand = await _keep(answer), None
+    if kept is not None and said is Said.INVOICED:
+        with suppress(CodingError, Refused):  # then the merchant is asked anew
+            demand = read_demand(kept.status, kept.headers, kept.body, now_ms)
+    return UsedUp(kept or Kept(answer.status, (), b""), demand)

@@ -1,11 +1,24 @@
 """x402 through the proxy, at the devnet's merchant, which judges a transaction by the scheme's own rules."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 
 import pytest
 from agent_kit import ADA, World
-from proxy_kit import BOUND, Binding, Pending202, Place, blocks, place
+from proxy_kit import (
+    BOUND,
+    SERVED,
+    Binding,
+    Heard,
+    Pending202,
+    Place,
+    as_402,
+    blocks,
+    packed,
+    place,
+    x402_required,
+)
 
 from payagent.audit.receipt import check_receipt
 from payagent.audit.receipt_form import read_receipt
@@ -106,6 +119,34 @@ async def test_a_payment_commits_to_the_headers_that_the_merchant_binds(
         assert payment.commitment is not None
         answer = await shop.api.http.get(f"/v1/payments/{payment.id}/receipt")
         assert [one.what for one in check_receipt(read_receipt(answer.content))] == []
+
+
+@pytest.mark.parametrize(
+    ("coding", "beside"), [("br", b"\x0b\x02\x80"), ("gzip", b"no gzip"), ("identity", b" " * 2_000_000)]
+)
+async def test_identical_calls_are_each_served_where_what_is_beside_the_new_402_cannot_be_read(
+    shop: Place, coding: str, beside: bytes
+) -> None:
+    """Its header says that a payment is for one call alone."""
+    proofs: list[str] = []
+
+    async def wall(heard: Heard) -> None:
+        await heard.read_body()
+        proof = heard.header("payment-signature")
+        if proof is not None and proof not in proofs:
+            proofs.append(proof)
+            await SERVED(heard)
+            return
+        required = f"PAYMENT-REQUIRED: {packed(x402_required())}"
+        if heard.header("accept-encoding") == coding and (proof is not None or coding == "br"):
+            await heard.say(as_402(None, required, f"Content-Encoding: {coding}", body=beside))
+        else:
+            await heard.say(as_402(None, required))
+
+    shop.peer.answers["/chat"] = wall
+    calls = (shop.ask("/chat", f"Accept-Encoding: {coding}", method="POST", body=BODY) for _ in range(3))
+    assert [(got.status, got.body) for got in await asyncio.gather(*calls)] == [(200, b"served")] * 3
+    assert len(shop.payments) == len(proofs) == 3
 
 
 async def test_a_redirect_is_not_followed_with_the_transaction(shop: Place) -> None:
