@@ -680,6 +680,7 @@ async def test_answers_before_the_answer_are_none(at: Place) -> None:
 
 async def test_an_answer_in_chunks_of_a_byte_leaves_others_their_turn(at: Place) -> None:
     chunks = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * 40_000 + b"0\r\n\r\n"
+    assert (await at.ask()).status == 200, "what a first call alone takes is no turn of this one"
     at.peer.answers["/chat"] = saying(chunks)
     async with turns() as longest:
         assert (await at.ask()).body == b"x" * 40_000
