@@ -40,6 +40,7 @@ from payagent.merchants.client import Heard, MerchantClient
 from payagent.store import events, pauses, payments, topups
 from payagent.store import prepaid as pools
 from payagent.store.payments import PaymentRow
+from payagent.store.prepaid import Pool
 from payagent.store.topups import TopupRow
 from payagent.store.unit import Unit
 
@@ -303,7 +304,7 @@ class Topups:
         """Make the request and pay its 402."""
         desk = self._desk
         pool = pools.pool(desk.conn, order.pool)
-        merchant = desk.terms.merchant(pool.origin)
+        merchant = self._merchant_for(pool)
         pauses.require_running(desk.conn)
         desk.chain.require_ready(now_ms)  # first: a clock that is ahead would end the order with its app's token
         require_may_buy(desk.conn, order, now_ms)
@@ -324,9 +325,7 @@ class Topups:
     async def _follow(self, order: TopupRow, row: PaymentRow) -> None:
         """Show the proof of the last payment, once it can be, until the merchant has taken it."""
         desk = self._desk
-        # for whom it was bought, whichever partner is configured since: the invoice is theirs
-        pool = pools.pool(desk.conn, row.pool or order.pool)
-        merchant = replace(desk.terms.merchant(pool.origin), partner=pool.partner or None)
+        merchant = self._merchant_for(pools.pool(desk.conn, row.pool or order.pool))
         if not is_ready(row, merchant.ready):
             return
         request, poll = load_request(order.request), self._wait_of(order).poll
@@ -395,6 +394,10 @@ class Topups:
         return self._waits.get(order.id, _Wait())
 
     # --- what the steps share
+
+    def _merchant_for(self, pool: Pool) -> MerchantTerms:
+        """The merchant as configured, for the partner that the order is for, whichever is configured since."""
+        return replace(self._desk.terms.merchant(pool.origin), partner=pool.partner or None)
 
     async def _hear(
         self, merchant: MerchantTerms, request: TopupRequest, proof: dict[str, str], timeout_s: int

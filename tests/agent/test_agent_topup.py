@@ -347,6 +347,20 @@ class TestTheEndOfAnOrder:
             assert balance(run).left == wallet_balance(world)["remaining"] == BATCH
             require_whole(run)
 
+    async def test_all_of_an_order_is_bought_for_the_partner_that_it_was_given_for(self, world: World) -> None:
+        """Whichever is configured since: it counts for no other's balance."""
+        async with world.run() as run:
+            await run.look()
+            row = await order(run, 2 * COST)
+            await go_round(run)
+            other = with_topup(world, partner="other").merchants
+            await run.desk.take_terms(replace(run.desk.filed, merchants=other), lambda _unit: None)
+            assert (await carry_out(run, row.id)).state == "done"
+            assert len(world.transactions()) == 2
+            assert wallet_balance(world)["partner"] == "demo"
+            assert balance(run).left == wallet_balance(world)["remaining"] == 2 * BATCH
+            require_whole(run)
+
     @pytest.mark.parametrize("why", ["topup_cancelled", "app_ended"])
     async def test_a_question_for_one_that_is_stopped_is_over(self, world: World, why: str) -> None:
         """Nobody can say yes to it by mistake; it counts no more, and nothing is paid."""
