@@ -36,18 +36,20 @@ def is_ready(row: PaymentRow, ready: str) -> bool:
 def retry_headers(row: PaymentRow, merchant: MerchantTerms | None, wallet_address: str) -> dict[str, str]:
     """What the client adds to its retry; empty before the attempt is durable and noted, and without a purchase.
 
-    X-Request-Id and X-Idempotency-Key are the intent's own and stay the same over all its retries.
+    X-Request-Id and X-Idempotency-Key are the intent's own and stay the same over all its retries. What was bought
+    for a partner's balance is shown for that one, whichever is configured since.
     """
     if row.tx_id is None or not row.is_noted or row.state in WITHOUT_PROOF:
         return {}
     if row.dialect is None or row.invoice_id is None:
         return {}
+    configured = merchant.partner if merchant else None
     headers = proof_headers(
         row.dialect,
         invoice_id=row.invoice_id,
         shown=_shown(row, row.tx_id),
         echo=row.echo,
-        partner=merchant.partner if merchant else None,
+        partner=configured if row.partner is None else row.partner or None,
         wallet=wallet_address,
     )
     return headers | {"X-Request-Id": row.request_id, "X-Idempotency-Key": row.intent_id}

@@ -63,7 +63,7 @@ _FLUX_HEADERS = frozenset(flux.HEADERS)
 _X402_KEYS = frozenset(("x402Version", "accepts", "x402", "paymentRequired", "protocol", "maxAmountRequired"))
 _X402_HEADERS = frozenset((PAYMENT_REQUIRED, "x-payment-required"))
 _MATERIOS_HEADER = "x-402-payment-required"
-_HEADER_VALUE = re.compile(r"[\x21-\x7e]+", re.ASCII)
+_HEADER_VALUE = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?", re.ASCII)
 
 
 def read_offers(response: Response, reading: Reading) -> tuple[Invoice, ...]:
@@ -149,7 +149,7 @@ def proof_headers(
         raise Refused("body_not_understood", f"no proof is known for the dialect {dialect}")
     for name, value in headers.items():
         if not _HEADER_VALUE.fullmatch(value):
-            raise Refused("bad_request", f"the value for {name} is not visible ASCII")
+            raise Refused("bad_request", f"the value for {name} is not ASCII text")
     return headers
 
 

@@ -26,7 +26,7 @@ from payagent.proxy.demand import BODY_MAX_BYTES, READABLE, CodingError, Demand,
 from payagent.proxy.errand import Errand
 from payagent.proxy.first import FirstCalls
 from payagent.proxy.flights import Flight, Flights, Purchase, Turn
-from payagent.proxy.headers import BUYER, Headers, replaced, values
+from payagent.proxy.headers import BUYER, PARTNER, Headers, replaced, values
 from payagent.proxy.reply import Kept
 from payagent.proxy.steps import Steps, tell_log
 from payagent.proxy.trip import Trip
@@ -238,13 +238,17 @@ class Clerk:
         await trip.reply.send_kept(proof.last, _marks(proof.row))
 
     def _proof_headers(self, errand: Errand, row: PaymentRow) -> Headers:
-        """The headers of the retry. Who buys is said as in the first call: an invoice is bound to it."""
+        """The headers of the retry. Who buys is said as in the first call: an invoice is bound to it. The partner
+        of a batch is said as when it was bought, which may have been by an earlier call.
+        """
         said = retry_headers(row, errand.merchant, self._desk.terms.own.text)
-        first = {key for key, _ in errand.headers}
-        proof = [(name.lower().encode("ascii"), value.encode("ascii")) for name, value in said.items()]
-        return replaced(
-            errand.headers, [pair for pair in proof if pair[0] not in BUYER or pair[0] in first], unless=BUYER
-        )
+        headers, proof = errand.headers, [(name.lower().encode(), value.encode()) for name, value in said.items()]
+        if row.partner is not None:
+            partner = [(PARTNER, row.partner.encode())] if row.partner else []
+            headers = [*(pair for pair in headers if pair[0] != PARTNER), *partner]
+        said_first = {key for key, _ in headers}
+        proof = [pair for pair in proof if pair[0] not in BUYER or pair[0] in said_first]
+        return replaced(headers, proof, unless=BUYER)
 
 
 def _marks(row: PaymentRow) -> Headers:

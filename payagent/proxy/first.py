@@ -19,7 +19,7 @@ from payagent.core.problem import Refused
 from payagent.dialects import wants_wallet_address
 from payagent.proxy.demand import BODY_MAX_BYTES, READABLE, CodingError, Demand, read_demand, read_response
 from payagent.proxy.errand import Errand, single
-from payagent.proxy.headers import BUYER, WALLET, Headers, combined, replaced, values
+from payagent.proxy.headers import BUYER, PARTNER, WALLET, Headers, combined, replaced, values
 from payagent.proxy.steps import Steps, tell_log
 from payagent.proxy.trip import Trip
 from payagent.proxy.upstream import Body, MerchantAnswer
@@ -82,7 +82,7 @@ class FirstCalls:
     def buyer(self, errand: Errand) -> Buyer:
         """Whose prepaid balance a call draws on, as its headers say; the merchant might read another of two."""
         said = {name: text for name in BUYER if (text := single(errand.headers, name)) is not None}
-        return Buyer.named(said.get(b"x-partner", ""), said.get(WALLET, self._desk.terms.own.text))
+        return Buyer.named(said.get(PARTNER, ""), said.get(WALLET, self._desk.terms.own.text))
 
     async def _answers_nobody(self, trip: Trip, body: Body) -> bool:
         """Make the call without saying whose it is, so that it is served from no balance: what is free has its

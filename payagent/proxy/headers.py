@@ -10,8 +10,8 @@ Headers = Sequence[tuple[bytes, bytes]]
 TOKEN_HEADER = b"x-payagent-token"
 OWN_PREFIX = b"x-payagent-"
 
-WALLET = b"x-wallet-address"
-BUYER = (b"x-partner", WALLET)
+PARTNER, WALLET = b"x-partner", b"x-wallet-address"
+BUYER = (PARTNER, WALLET)
 """What says whose prepaid balance a call draws on."""
 
 # RFC 9110 7.6.1; Expect is answered here, since the merchant is asked only when the body comes

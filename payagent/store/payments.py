@@ -32,8 +32,9 @@ class PaymentRow:
     There is none while it is replaced. Its invoice and outputs are that attempt's; so are `ttl_slot`,
     `fee_lovelace`, `cbor`, `accepted_by_provider` and `seen_in_block` (ever). `refused`: by its merchant,
     before it broadcast anything. `is_first`: nothing was signed for its intent before. `void_by`: the transaction
-    of another payment without which its anchor would be there. `attempt` is its number among all, and `is_noted`
-    is False of one that the signer's own record lacks yet: nobody is shown a proof of it.
+    of another payment without which its anchor would be there. `partner`: whose balance it raises ('' where none
+    was named), None where it raises none. `attempt` is its number among all, and `is_noted` is False of one that
+    the signer's own record lacks yet: nobody is shown a proof of it.
     """
 
     seq: int
@@ -72,6 +73,7 @@ class PaymentRow:
     cbor: bytes | None = field(repr=False)
     seen_in_block: bool
     pool: int | None
+    partner: str | None
     topup: str | None
     void_by: str | None
     created_at_ms: int
@@ -120,7 +122,8 @@ SELECT p.seq, p.id, p.kind, p.app_id, p.intent_id, v.origin, v.dialect, v.invoic
        NOT EXISTS (SELECT 1 FROM attempts f JOIN payments q ON q.id = f.payment_id
                    WHERE q.intent_id = p.intent_id AND q.seq < p.seq), a.cbor,
        EXISTS (SELECT 1 FROM sightings s WHERE s.tx_id = p.tx_id),
-       p.pool, p.topup, p.void_by, p.created_at_ms, p.changed_at_ms, a.rowid
+       p.pool, (SELECT o.partner FROM prepaid_pools o WHERE o.id = p.pool),
+       p.topup, p.void_by, p.created_at_ms, p.changed_at_ms, a.rowid
 FROM payments p {}
 JOIN intents i ON i.id = p.intent_id
 LEFT JOIN invoices v ON v.seq = p.invoice

@@ -5,6 +5,7 @@ import base64
 import json
 import re
 from collections import Counter
+from dataclasses import replace
 
 from agent_kit import World
 from api_kit import Api, served
@@ -67,6 +68,23 @@ async def test_who_buys_is_one_however_often_the_call_says_it(api: Api) -> None:
         assert answer.status_code == code, answer.text
     (pool,) = prepaid.all_pools(api.run.desk.conn)
     assert pool.partner == "demo"
+
+
+async def test_the_proof_of_a_batch_names_for_whom_it_was_bought(api: Api) -> None:
+    """Else the merchant refuses what is paid: the invoice is another partner's than the one configured."""
+    api.world.settings(batch=4)
+    for message, partner in (("first", "mine"), ("second", "a b"), ("third", "demo")):
+        heard = api.world.call(message, {"X-Partner": partner})
+        said = {"method": "POST", "path": "/chat", "body_sha256": SHA256, "headers": {"X-Partner": partner}}
+        body = api.body(request=said) | {"response": {"status": 402, "headers": {}, "body": heard.json()}}
+        paid = (await api.http.post("/v1/payments", json=body, headers={"Idempotency-Key": message})).json()
+        other = {api.world.origin: replace(api.run.desk.terms.merchants[api.world.origin], partner="since")}
+        await api.run.desk.take_terms(replace(api.run.desk.filed, merchants=other), lambda _unit: None)
+        await api.run.agent.sending.drain(10)
+        await api.run.settle_down()
+        seen = (await api.http.get(f"/v1/payments/{paid['id']}")).json()
+        assert seen["headers"]["X-Partner"] == partner
+        assert api.world.call(message, seen["headers"]).status_code == 200
 
 
 async def test_the_same_402_fifty_times_at_once_under_one_key_is_one_payment(api: Api) -> None:

@@ -37,7 +37,7 @@ Place = tuple[str | int, ...]
 UNTOLD = {
     r"payment\.app\.name": "the operator's name for a token",
     r"intent\.key": "only a key that the client chose: it named it as it liked",
-    r"attempts\.\d+\.headers\.X-Partner": "as it is configured; the 402 need not repeat it",
+    r"attempts\.\d+\.headers\.X-Partner": "as the call said it; the 402 need not repeat it",
     r"entries\.\d+\.id": "the entry's place in a journal that is not here",
     r"ledger\.last_event\.(seq|hash)": "the end of events that are not here",
     r"ledger\.head": "the end of seals that are not here",

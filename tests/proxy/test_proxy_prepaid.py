@@ -1,7 +1,9 @@
 """Batches through the proxy: one is bought however many calls come at once, and the rest are served from it."""
 
 import asyncio
+import hashlib
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, Never
 
@@ -71,8 +73,6 @@ async def test_when_a_batch_is_used_up_the_next_one_is_bought(shop: Place) -> No
 
 
 async def test_a_merchant_that_wants_the_wallet_is_told_it(world: World) -> None:
-    from dataclasses import replace
-
     world.fund(50 * ADA)
     world.settings(batch=3)
     known = world.terms.merchants[world.origin]
@@ -83,6 +83,25 @@ async def test_a_merchant_that_wants_the_wallet_is_told_it(world: World) -> None
         await shop.until(lambda: left(shop) == (3, 2, 0), "not all are counted")
         (pool,) = prepaid.all_pools(shop.run.desk.conn)
         assert (pool.partner, pool.wallet) == ("", world.address)
+
+
+async def test_a_batch_is_shown_for_whom_it_was_bought_whichever_partner_is_configured_since(
+    world: World,
+) -> None:
+    """The call is made again after a reload: its 402 is another partner's then, and what is paid is not."""
+    world.fund(50 * ADA)
+    world.settings(batch=4)
+    async with place(world) as shop:
+        body = json.dumps({"message": "hello"}, separators=(",", ":")).encode()
+        said = {"method": "POST", "path": "/chat", "body_sha256": hashlib.sha256(body).hexdigest()}
+        paid = await shop.api.pay("hello", app="payer", request=said)
+        other = {world.origin: replace(shop.run.desk.terms.merchants[world.origin], partner="since")}
+        await shop.run.desk.take_terms(replace(shop.run.desk.filed, merchants=other), lambda _unit: None)
+        await shop.run.agent.sending.drain(10)
+        await shop.run.settle_down()
+        assert (await shop.ask(method="POST", body=body, merchant="devnet")).status == 200
+        assert [row.id for row in shop.payments] == [paid["id"]]
+        await shop.until(lambda: left(shop) == (4, 1, 0), "it was another one's call")
 
 
 EACH = 13 * ADA // 4
