@@ -1,7 +1,7 @@
 """Deliveries: what merchants answer to a proof, noted; and what is to be done next with the same proof.
 
 Money and delivery are two state machines: nothing that a merchant says makes a payment.
-May import: core, dialects, store.payments, agent.asks, .carrying, .delivery_steps, .desk, structlog. Never: pays;
+May import: core, dialects, store, agent.asks, .carrying, .delivery_steps, .desk, structlog. Never: pays;
 shows a proof itself.
 """
 
@@ -19,6 +19,7 @@ from payagent.core.showing import again_after_s
 from payagent.dialects import Answer, Response, Said, read_answer
 from payagent.store import payments
 from payagent.store.payments import PaymentRow
+from payagent.store.unit import Unit
 
 log = structlog.get_logger("payagent.agent")
 
@@ -68,24 +69,29 @@ class Deliveries:
         )
         return self._desk.payment(payment_id)
 
-    async def take_answer(self, payment_id: str, response: Response) -> tuple[PaymentRow, Advice]:
+    async def take_answer(
+        self, payment_id: str, response: Response, *, is_delivered: bool = False
+    ) -> tuple[PaymentRow, Advice]:
         """Read what the merchant answered to a retry, note it, and say whether the same proof is shown again.
 
-        That a call was served is only noted: it counts once its answer is in the client's hands, which
-        `record_delivery` tells. A transaction that was handed over and refused is cancelled.
+        That a call was served is only noted, unless it `is_delivered` with that: it counts once its answer is in
+        the client's hands, which `record_delivery` tells. A transaction that was handed over and refused is
+        cancelled.
         """
         row = self._desk.payment(payment_id)
         answer = read_answer(
             row.dialect or "", response, invoice_id=row.invoice_id or "", shown_tx=row.tx_id or ""
         )
         now_ms, clock_ms, rules = *self._times_ms(), self._desk.terms.rules
-        after_s = await self._desk.write(
-            "delivery",
-            lambda unit: delivery_steps.record_answer_to_retry(
-                unit, payment_id, answer, response.status, rules, clock_ms, now_ms
-            ),
-            payment_id,
-        )
+
+        def job(unit: Unit) -> float | None:
+            steps, status = delivery_steps, response.status
+            after_s = steps.record_answer_to_retry(unit, payment_id, answer, status, rules, clock_ms, now_ms)
+            if is_delivered and answer.said is Said.SERVED:
+                steps.record_delivery(unit, payment_id, status, rules, clock_ms, now_ms)
+            return after_s
+
+        after_s = await self._desk.write("delivery", job, payment_id)
         row = self._desk.payment(payment_id)
         if row.handed_over and answer.said is Said.REFUSED:
             try:

@@ -334,11 +334,10 @@ class Topups:
             request, proof = request.asking(poll), {}
         heard = await self._hear(merchant, request, proof, max(merchant.timeout_s, PROOF_PATIENCE_S))
         row, advice = await self._agent.deliveries.take_answer(
-            row.id, parse_answer(heard.status, heard.headers, heard.body or b"")
+            row.id, parse_answer(heard.status, heard.headers, heard.body or b""), is_delivered=True
         )
         said = advice.answer.said
         if said is Said.SERVED:
-            await self._agent.deliveries.record_delivery(row.id, heard.status)
             self._go_on(order)
         elif advice.again_after_s is not None:
             now_ms = desk.ports.clock.now_ms()

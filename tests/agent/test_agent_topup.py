@@ -1033,6 +1033,31 @@ class TestOddMerchants:
                 assert "not_served_yet" in (ended.reason or "")
                 assert len(world.transactions()) == 1
 
+    @pytest.mark.parametrize("nth", [1, 2])
+    async def test_what_a_merchant_took_is_delivered_though_it_takes_no_proof_twice(
+        self, world: World, nth: int
+    ) -> None:
+        """Once it is on record that the merchant took it: also where the daemon dies with that."""
+        async with Peer().running() as peer:
+            wall = Paywall(price=10 * ADA)
+            peer.answers["/topup"] = wall
+            request = TopupRequest("POST", "/topup", "")
+            known = next(iter(world.terms.merchants.values()))
+            terms = with_terms(merchants={peer.url: replace(known, origin=peer.url, topup_request=request)})
+            killed = Killed("after delivery", nth)
+            async with world.run(terms=terms, checkpoint=killed) as run:
+                await run.look()
+                row, _ = await run.topups.order(APP, "k", Wish(peer.url, "lovelace", 10 * ADA))
+                for _ in range(3):
+                    with contextlib.suppress(Refused):
+                        await go_round(run)
+            assert wall.served == 1
+            wall.serve = saying(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
+            async with world.run(terms=terms) as run:
+                await run.look()
+                assert (await carry_out(run, row.id)).state == "done"
+                assert len(world.transactions()) == 1
+
     async def test_a_balance_in_ada_is_used_in_ada_before_it_is_confirmed_and_after_all_is_used(
         self, world: World
     ) -> None:
