@@ -216,7 +216,8 @@ def batch_under_way(conn: sqlite3.Connection, pool_id: int, now_ms: int) -> str 
 def last_served_ms(conn: sqlite3.Connection, pool_id: int) -> int:
     """When a merchant took the proof of the last payment for a pool that pays it; 0 when it never did."""
     row = conn.execute(
-        "SELECT MAX(e.at_ms) FROM events e WHERE e.payment_id = (SELECT id FROM payments WHERE pool = ? "
+        "SELECT MAX(e.at_ms) FROM events e WHERE e.payment_id = (SELECT id FROM payments "
+        "INDEXED BY payments_paying WHERE pool = ? "  # else all that was refused since would be read
         "AND state NOT IN ('rejected', 'denied', 'void', 'cancelling') ORDER BY seq DESC LIMIT 1) "
         "AND (e.event = 'delivery_accept' OR (e.event = 'merchant_answered' "
         "AND json_extract(e.detail, '$.said') = 'served'))",

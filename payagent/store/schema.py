@@ -39,6 +39,15 @@ def m003_a_merchants_word_stands_beside_its_own_unit_alone(db: Database) -> None
     db.execute(made)
 
 
+@migrations()
+def m004_what_pays_a_balance_is_found_past_what_was_refused(db: Database) -> None:
+    """Before, the index held what was refused too, and all of it since the last purchase was gone through."""
+    db.execute("DROP INDEX IF EXISTS payments_by_pool")
+    db.execute("DROP INDEX IF EXISTS payments_paying")
+    (made,) = (statement for statement in _statements(TABLES) if "CREATE INDEX payments_paying" in statement)
+    db.execute(made)
+
+
 def _statements(script: str) -> Iterable[str]:
     """Split at semicolons that end a line (executescript would commit)."""
     current = ""

@@ -135,7 +135,8 @@ CREATE INDEX payments_buying ON payments(pool)
 CREATE INDEX payments_shown ON payments(created_at_ms) WHERE delivery = 'presented';
 CREATE INDEX payments_denied ON payments(changed_at_ms) WHERE reason_code = 'approval_denied';
 CREATE INDEX payments_anchor_gone ON payments(reason_code) WHERE reason_code = 'anchor_gone';
-CREATE INDEX payments_by_pool ON payments(pool, seq) WHERE pool IS NOT NULL;
+CREATE INDEX payments_paying ON payments(pool, seq)
+  WHERE pool IS NOT NULL AND state NOT IN ('rejected', 'denied', 'void', 'cancelling');
 CREATE INDEX payments_coming ON payments(pool)
   WHERE state IN ('reserved', 'signed', 'in_flight', 'replacing', 'in_block');
 

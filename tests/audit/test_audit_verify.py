@@ -13,7 +13,7 @@ import pytest
 from agent import test_agent_chain as chain
 from agent_kit import ADA, DEVNET, World, with_terms, world_with_clock
 from audit.books_kit import (
-    LAST_MIGRATION,
+    VIEWS_MIGRATION,
     Past,
     append,
     copy_of,
@@ -453,7 +453,7 @@ def test_a_ledger_of_an_older_payagent_is_said_to_be_one(lived: Past, tmp_path: 
     path = fresh(lived.path, tmp_path)
     of_an_older_payagent(path)
     first, *rest = findings(path, lived.owner)
-    assert (first.row, "of an older payagent" in first.what) == (LAST_MIGRATION, True)
+    assert (first.row, "of an older payagent" in first.what) == (VIEWS_MIGRATION, True)
     assert [one.row for one in rest] == ["v_prepaid"]
 
 

@@ -121,6 +121,22 @@ def test_a_batch_takes_as_much_after_many_as_after_few(tmp_path: Path) -> None:
         assert told[100][name] <= few * GROWTH_MAX, name
 
 
+def test_a_batch_takes_as_much_however_many_were_refused_since_the_last(tmp_path: Path) -> None:
+    told = {}
+    for count in (10, 300):
+        with closing(Payer(tmp_path / f"{count}.db", 1, batch_target=10)) as payer:
+            pay(payer, 1)
+            for number in range(1, count):
+                with pytest.raises(RuntimeError, match="not_enough_funds"):
+                    payer.admit(number)
+            conn = connection(payer)
+            (pool,) = prepaid.all_pools(conn)
+            with counted(conn) as steps:
+                assert prepaid.last_served_ms(conn, pool.id) == payer.now_ms
+            told[count] = steps[0]
+    assert told[300] <= told[10] * GROWTH_MAX
+
+
 def test_a_payment_takes_as_much_however_many_tokens_were_given_to_others(tmp_path: Path) -> None:
     told = {}
     for count in (10, 1_000):

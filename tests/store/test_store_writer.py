@@ -439,6 +439,19 @@ def test_a_ledger_of_the_rules_before_gets_those_of_now(path: Path) -> None:
         assert missing_guards(conn) == []
 
 
+def test_a_ledger_of_the_indexes_before_gets_those_of_now(path: Path) -> None:
+    indexes = "SELECT name, sql FROM sqlite_master WHERE type = 'index' ORDER BY name"
+    Writer(path).close()
+    with closing(sqlite3.connect(path)) as conn, conn:
+        new = conn.execute(indexes).fetchall()
+        conn.execute("DROP INDEX payments_paying")
+        conn.execute("CREATE INDEX payments_by_pool ON payments(pool, seq) WHERE pool IS NOT NULL")
+        conn.execute("DELETE FROM _sqlite_migrations WHERE name LIKE 'm004_%'")
+    Writer(path).close()
+    with closing(sqlite3.connect(path)) as conn, conn:
+        assert conn.execute(indexes).fetchall() == new
+
+
 def test_a_ledger_of_the_views_before_gets_those_of_now(path: Path) -> None:
     Writer(path).close()
     of_an_older_payagent(path)
