@@ -79,10 +79,9 @@ class Deliveries:
         cancelled.
         """
         row = self._desk.payment(payment_id)
-        answer = read_answer(
-            row.dialect or "", response, invoice_id=row.invoice_id or "", shown_tx=row.tx_id or ""
-        )
         now_ms, clock_ms, rules = *self._times_ms(), self._desk.terms.rules
+        about = {"invoice_id": row.invoice_id or "", "shown_tx": row.tx_id or ""}
+        answer = read_answer(row.dialect or "", response, **about, now_ms=now_ms)
 
         def job(unit: Unit) -> float | None:
             steps, status = delivery_steps, response.status

@@ -6,6 +6,8 @@ be true. May import: the standard library, core, the dialects. Never: raises; ta
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from enum import StrEnum
 
 from payagent.core.payment import is_served
@@ -14,6 +16,7 @@ from payagent.dialects import status, x402, x402_v1, x402_v2
 from payagent.dialects.wire import PAYMENT_REQUIRED, PAYMENT_RESPONSE, Response
 
 RETRY_AFTER_MAX_S = 3_600
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _REASON_MAX = 200
 
 
@@ -113,9 +116,9 @@ def may_pass(status: int) -> bool:
     return status >= 500 or status in _TRANSIENT
 
 
-def read_answer(dialect: str, response: Response, *, invoice_id: str, shown_tx: str) -> Answer:
-    """The answer to a retry that carried the transaction `shown_tx` for the invoice."""
-    code, after_s = response.status, _read_retry_after(response)
+def read_answer(dialect: str, response: Response, *, invoice_id: str, shown_tx: str, now_ms: int) -> Answer:
+    """The answer to a retry that carried the transaction `shown_tx` for the invoice, and came at that time."""
+    code, after_s = response.status, _read_retry_after(response, now_ms)
     is_x402 = dialect in (x402_v2.NAME, x402_v1.NAME)
     is_unsettled = is_x402 and code in _UNSETTLED and _has_failed(_read_settled(response))
     if is_served(code):
@@ -205,11 +208,23 @@ def _decode(response: Response, name: str) -> Fields | None:
         return None
 
 
-def _read_retry_after(response: Response) -> int | None:
+def _read_retry_after(response: Response, now_ms: int) -> int | None:
+    """In how many seconds: as such, or as a date (RFC 9110 10.2.3)."""
     stated: object = response.headers.get("retry-after", _fields(response.body).get("retryAfterSeconds"))
-    if isinstance(stated, str) and stated.isascii() and stated.isdigit() and len(stated) < 10:
-        stated = int(stated)
+    if isinstance(stated, str):
+        is_count = stated.isascii() and stated.isdigit() and len(stated) < 10
+        stated = int(stated) if is_count else _seconds_to(stated, now_ms)
     return min(stated, RETRY_AFTER_MAX_S) if type(stated) is int and stated > 0 else None
+
+
+def _seconds_to(date: str, now_ms: int) -> int | None:
+    """In how many seconds an HTTP-date is; None when it is none."""
+    try:
+        at = parsedate_to_datetime(date)
+        after = (at if at.tzinfo else at.replace(tzinfo=UTC)) - _EPOCH - timedelta(milliseconds=now_ms)
+    except (ValueError, OverflowError):
+        return None
+    return -(-after // timedelta(seconds=1))
 
 
 def _fields(value: object) -> Fields:

@@ -57,6 +57,8 @@ CATALOGUE = {
     Said.USED_UP: ["duplicate_settlement"],
     Said.PENDING: ["settlement_pending"],
 }
+NOW_MS = 1_792_567_590_000
+"""2026-10-21T07:26:30Z"""
 WORDS = [(word, said) for said, words in CATALOGUE.items() for word in words]
 
 
@@ -75,7 +77,7 @@ def said(response: Response, dialect: str = "x402-v2") -> Said:
 
 
 def ask(response: Response, dialect: str = "x402-v2") -> Answer:
-    return read_answer(dialect, response, invoice_id="inv-1", shown_tx=TX)
+    return read_answer(dialect, response, invoice_id="inv-1", shown_tx=TX, now_ms=NOW_MS)
 
 
 @pytest.mark.parametrize(("word", "expected"), WORDS)
@@ -283,8 +285,29 @@ def test_statuses(status: int, expected: Said) -> None:
 )
 def test_when_to_come_again(value: str, after_s: int | None) -> None:
     assert ask(Response(503, {"retry-after": value}, "")).retry_after_s == after_s
-    assert ask(Response(503, {"retry-after": "Wed, 21 Oct 2026 07:28:00 GMT"}, "")).retry_after_s is None
     assert ask(Response(402, {}, {"retryAfterSeconds": True})).retry_after_s is None
+
+
+@pytest.mark.parametrize(
+    ("date", "after_s"),
+    [
+        ("Wed, 21 Oct 2026 07:28:00 GMT", 90),
+        ("Wednesday, 21-Oct-26 07:28:00 GMT", 90),
+        ("Wed Oct 21 07:28:00 2026", 90),
+        ("Wed, 21 Oct 2026 09:28:00 +0200", 90),
+        ("Wed, 21 Oct 2026 23:28:00 GMT", 3_600),
+        ("Wed, 21 Oct 2026 07:26:30 GMT", None),
+        ("Mon, 01 Jan 0001 00:00:00 +2359", None),
+        ("Wed, 21 Oct 2026", None),
+        ("Wed, 99999999999999999999 Oct 2026 07:28:00 GMT", None),
+        ("Wed, 21 Oct 2026 07:28:00 +9999", None),
+        ("tomorrow", None),
+        (" ", None),
+    ],
+)
+def test_when_to_come_again_may_be_said_as_a_date(date: str, after_s: int | None) -> None:
+    """RFC 9110 10.2.3, in each of its three forms; the time is one and a half minutes before."""
+    assert ask(Response(503, {"retry-after": date}, "")).retry_after_s == after_s
 
 
 def test_a_merchants_words_are_shown_as_bounded_plain_ascii() -> None:

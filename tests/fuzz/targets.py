@@ -104,7 +104,7 @@ def body402(data: bytes, answered: Callable[..., Answer] = read_answer) -> None:
         holds(refused.detail.isprintable(), refused.detail)
     answer = parse_answer(status, headers, body)
     for dialect in DIALECTS:
-        said = answered(dialect, answer, invoice_id="inv-1", shown_tx=TX)
+        said = answered(dialect, answer, invoice_id="inv-1", shown_tx=TX, now_ms=NOW_MS)
         holds(said.reason.isascii() and said.reason.isprintable() and 0 < len(said.reason) <= 200, said)
         holds(said.retry_after_s is None or 0 < said.retry_after_s <= 3600, said)
     told = read_status(answer.body)
