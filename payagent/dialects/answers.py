@@ -61,6 +61,9 @@ _WORDS: dict[Said, tuple[str, ...]] = {
     Said.REFUSED: (
         "unsupported_scheme", "network_mismatch", "exact_cardano_settlement_definitively_rejected",
         "masumi_terms_unknown", "masumi_terms_mismatch", "no matching payment requirements",
+        # the resource server, which looks before it verifies what the payment commits to
+        "request_commitment_unsigned", "request_commitment_malformed", "request_commitment_mismatch",
+        "request_commitment_missing",
         # Masumi's version 1, before it submits
         "invalid_payload", "invalid_x402_version", "invalid_scheme", "invalid_network",
         # x402-fac, before it submits

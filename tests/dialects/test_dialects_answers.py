@@ -35,6 +35,7 @@ CATALOGUE = {
         "exact_cardano_settlement_definitively_rejected",
         "masumi_terms_unknown",
         "masumi_terms_mismatch",
+        *(f"request_commitment_{word}" for word in ("unsigned", "malformed", "mismatch", "missing")),
         "No matching payment requirements",
     ],
     Said.UNCLEAR: [
@@ -53,6 +54,7 @@ CATALOGUE = {
         "Facilitator settle failed (502): Bad Gateway",
         "",
         "a word of next year",
+        "request_commitment_of_next_year",
     ],
     Said.USED_UP: ["duplicate_settlement"],
     Said.PENDING: ["settlement_pending"],
