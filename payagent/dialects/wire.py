@@ -40,8 +40,6 @@ _MONEY_WORDS = frozenset(
         "additional",
         "paid",
         "state",
-        "fee",
-        "fees",
         "pay",
         "unit",
         "units",
@@ -68,6 +66,8 @@ _TERM_STEMS = (
     "invoiceid",
     "invoice_id",
 )
+# A fee may be written together with what it is for (platformfee, feerate), as coffee and feedback are not.
+_FEE = re.compile(r"[a-z]*(?<!cof)(?<!tof)fees?|fee(?!d|l|t|ble)[a-z]*")
 # Where capitals are followed by small letters, the last of them may begin the next word (TXFee) or not (FEEs).
 _WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+"), re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 
@@ -265,7 +265,8 @@ def refuse_foreign_terms(
     for key in terms.keys() - known:
         plain = key.lower()
         words = {word.lower() for pattern in _WORDS for word in pattern.findall(key)}
-        if any(stem in plain for stem in _MONEY_STEMS) or words & _MONEY_WORDS:
+        is_fee = any(_FEE.fullmatch(word) for word in words)
+        if is_fee or any(stem in plain for stem in _MONEY_STEMS) or words & _MONEY_WORDS:
             raise Refused("split_not_understood", f"{where} has {show(key)}: {show(terms[key])}")
         if any(stem in plain for stem in _TERM_STEMS):
             raise Refused("body_not_understood", f"{where} has {show(key)}: {show(terms[key])}")
