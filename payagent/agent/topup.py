@@ -12,6 +12,7 @@ import asyncio
 import hashlib
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import takewhile
 
 import structlog
 
@@ -55,7 +56,9 @@ STEP_S = 5.0
 """How long a beat waits for its steps before the others have their turn again."""
 
 EXPIRED_MAX = 10
-"""An order ends after so many invoices that were nearly over when they came: the merchant makes none that last."""
+"""An order ends after so many invoices in a row that were nearly over when they came: the merchant makes none that
+last.
+"""
 
 LATER = frozenset(
     {
@@ -270,7 +273,8 @@ class Topups:
             raise Refused(order.stop_code, order.stop_reason or "")
         if is_over:
             self._give_up(order, "it was not done in a day")
-        if sum(row.reason_code == "invoice_expired" for row in made) >= EXPIRED_MAX:
+        expired = takewhile(lambda row: row.reason_code == "invoice_expired", reversed(made))
+        if sum(1 for _ in expired) >= EXPIRED_MAX:
             raise Refused("topup_refused", f"none of its last {EXPIRED_MAX} invoices could be paid in time")
         delivered = sum(row.delivery is Delivery.ACCEPTED for row in made)
         await self._buy(order, delivered + 1, now_ms)

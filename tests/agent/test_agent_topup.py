@@ -612,6 +612,25 @@ class TestTrouble:
             assert len(made) == EXPIRED_MAX
             assert world.transactions() == []
 
+    async def test_invoices_that_were_over_before_something_was_served_do_not_end_it(self, world: World) -> None:
+        async with world.run() as run:
+            await run.look()
+            row = await order(run, 2 * COST)
+            for served in (1, 2):
+                world.settings(timeout=60)
+                for _ in range(EXPIRED_MAX - 2):
+                    await go_round(run)
+                    world.clock.ahead_ms += 300_000
+                world.settings(timeout=900)
+                for _ in range(ROUNDS):
+                    await go_round(run)
+                    made = payments.payments_of_topup(run.desk.conn, row.id)
+                    if sum(one.delivery is Delivery.ACCEPTED for one in made) == served:
+                        break
+                    world.clock.ahead_ms += 10_000
+            assert (await carry_out(run, row.id)).state == "done"
+            assert sum(one.reason_code == "invoice_expired" for one in made) >= EXPIRED_MAX
+
     async def test_what_a_wrong_clock_put_off_goes_on_once_it_is_mended(self, apart: World) -> None:
         async with apart.run() as run:
             await run.look()
