@@ -13,7 +13,7 @@ from payagent.agent import delivery_steps
 from payagent.agent.asks import Advice
 from payagent.agent.carrying import Carrying
 from payagent.agent.desk import Desk
-from payagent.core.payment import WITHOUT_PROOF, Delivery
+from payagent.core.payment import ON_CHAIN, WITHOUT_PROOF, Delivery
 from payagent.core.problem import Refused
 from payagent.core.showing import again_after_s
 from payagent.dialects import Answer, Response, Said, read_answer
@@ -80,8 +80,14 @@ class Deliveries:
         """
         row = self._desk.payment(payment_id)
         now_ms, clock_ms, rules = *self._times_ms(), self._desk.terms.rules
-        about = {"invoice_id": row.invoice_id or "", "shown_tx": row.tx_id or ""}
-        answer = read_answer(row.dialect or "", response, **about, now_ms=now_ms)
+        answer = read_answer(
+            row.dialect or "",
+            response,
+            invoice_id=row.invoice_id or "",
+            shown_tx=row.tx_id or "",
+            now_ms=now_ms,
+            is_on_chain=row.state in ON_CHAIN,
+        )
 
         def job(unit: Unit) -> float | None:
             steps, status = delivery_steps, response.status

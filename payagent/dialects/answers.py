@@ -119,14 +119,21 @@ def may_pass(status: int) -> bool:
     return status >= 500 or status in _TRANSIENT
 
 
-def read_answer(dialect: str, response: Response, *, invoice_id: str, shown_tx: str, now_ms: int) -> Answer:
-    """The answer to a retry that carried the transaction `shown_tx` for the invoice, and came at that time."""
+def read_answer(
+    dialect: str, response: Response, *, invoice_id: str, shown_tx: str, now_ms: int, is_on_chain: bool = False
+) -> Answer:
+    """The answer to a retry that carried the transaction `shown_tx` for the invoice, and came at that time.
+
+    `is_on_chain`: whether we have seen that transaction in a block.
+    """
     code, after_s = response.status, _read_retry_after(response, now_ms)
     is_x402 = dialect in (x402_v2.NAME, x402_v1.NAME)
     is_unsettled = is_x402 and code in _UNSETTLED and _has_failed(_read_settled(response))
     if is_served(code):
         if dialect == x402_v1.NAME and code == 202 and _fields(response.body).get("pending") is True:
-            return Answer(Said.PENDING, "pending", after_s, f"tx={shown_tx}")
+            # none is named where it could not be submitted: it is shown again, unless it is there already
+            is_sent = is_on_chain or _fields(response.body).get("transaction", shown_tx) not in ("", None)
+            return Answer(Said.PENDING, "pending", after_s, f"tx={shown_tx}" if is_sent else None)
         if not is_unsettled:
             return Answer(Said.SERVED, f"status {code}")
     if may_pass(code):

@@ -123,6 +123,23 @@ async def test_pending_means_the_identical_header_again(world: World) -> None:
         assert len(world.transactions()) == 1
 
 
+async def test_where_version_1_names_no_transaction_the_chain_tells_whether_there_is_one(world: World) -> None:
+    """By its examples a transaction that could not be submitted is pending too: as one that is there already."""
+    world.fund(50 * ADA)
+    world.settings(x402={"version": 1, "confirmations": -1})
+    unsent = parse_answer(202, [("content-type", "application/json")], b'{"pending":true,"transaction":""}')
+    async with world.run() as run:
+        await run.look()
+        row, _ = await run.agent.pay(ask(world))
+        assert row.dialect == "x402-v1"
+        row, advice = await run.agent.deliveries.take_answer(row.id, unsent)
+        assert (advice.answer.poll_query, advice.again_after_s is None) == (None, False)
+        await show(world, run, row)
+        await run.settle_down()
+        _, advice = await run.agent.deliveries.take_answer(row.id, unsent)
+        assert (advice.answer.poll_query, advice.again_after_s is None) == (f"tx={row.tx_id}", False)
+
+
 async def test_what_is_refused_before_it_was_broadcast_comes_back(world: World) -> None:
     world.fund(50 * ADA)
     world.settings(x402={"fault": "refuse_verify"})

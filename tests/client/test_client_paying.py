@@ -143,19 +143,26 @@ async def test_every_form_of_x402_is_paid_once_and_served(
     assert payment.delivery is Delivery.ACCEPTED
 
 
-async def test_where_pending_is_a_202_it_is_asked_as_the_merchant_says(shop: Place, start: Start) -> None:
-    """x402's version 1 by its examples: "later" is a success, and the outcome has a URL of its own."""
+@pytest.mark.parametrize("first", [None, "ab" * 32, ""])
+async def test_where_pending_is_a_202_it_is_asked_as_the_merchant_says(
+    shop: Place, start: Start, first: str | None
+) -> None:
+    """x402's version 1 by its examples: "later" is a success, and the outcome has a URL of its own. Where it names
+    no transaction its facilitator has sent none to the chain, and there is nothing to ask after.
+    """
     asked: list[tuple[str, bool]] = []
     entry = {"scheme": "exact", "network": "cardano-devnet", "maxAmountRequired": "2000000", "asset": "lovelace"}
     entry |= {"payTo": role_address("pay_to").text, "maxTimeoutSeconds": 600, "extra": {"decimals": 6}}
     required = json.dumps({"x402Version": 1, "error": "X-PAYMENT header is required", "accepts": [entry]}).encode()
-    later = json.dumps({"pending": True, "retryAfterSeconds": 1}).encode()
+    told = {"pending": True, "retryAfterSeconds": 1} | ({} if first is None else {"transaction": first})
 
     async def answer(heard: Heard) -> None:
         await heard.read_body()
         has_proof = heard.header("x-payment") is not None
         asked.append((heard.line.split(b" ")[1].decode(), has_proof))
         if has_proof:
+            later = json.dumps(told).encode()
+            told["transaction"] = "ab" * 32
             head = f"HTTP/1.1 202 Accepted\r\nContent-Type: application/json\r\nContent-Length: {len(later)}"
             await heard.say(head.encode() + b"\r\n\r\n" + later)
         elif len(asked) == 1:
@@ -166,7 +173,8 @@ async def test_where_pending_is_a_202_it_is_asked_as_the_merchant_says(shop: Pla
     shop.peer.answers["/chat"] = answer
     assert (await start().call(f"{shop.peer.url}/chat?a=1")).text == "served"
     (payment,) = shop.payments
-    assert asked == [("/chat?a=1", False), ("/chat?a=1", True), (f"/chat?a=1&tx={payment.tx_id}", False)]
+    shown = [("/chat?a=1", True)] * (2 if first == "" else 1)
+    assert asked == [("/chat?a=1", False), *shown, (f"/chat?a=1&tx={payment.tx_id}", False)]
     assert payment.delivery is Delivery.ACCEPTED
 
 

@@ -78,8 +78,9 @@ def said(response: Response, dialect: str = "x402-v2") -> Said:
     return ask(response, dialect).said
 
 
-def ask(response: Response, dialect: str = "x402-v2") -> Answer:
-    return read_answer(dialect, response, invoice_id="inv-1", shown_tx=TX, now_ms=NOW_MS)
+def ask(response: Response, dialect: str = "x402-v2", *, is_on_chain: bool = False) -> Answer:
+    about = {"invoice_id": "inv-1", "shown_tx": TX, "is_on_chain": is_on_chain}
+    return read_answer(dialect, response, **about, now_ms=NOW_MS)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("word", "expected"), WORDS)
@@ -182,6 +183,10 @@ def test_version_1_that_waits_for_the_chain_wants_to_be_asked_by_the_transaction
     assert answer == Answer(Said.PENDING, "pending", 10, f"tx={TX}")
     liar = ask(make_response(202, JSON, body | {"transaction": "cd" * 32}), "x402-v1")
     assert liar.poll_query == f"tx={TX}", "only ever our own"
+    for nothing in ("", None):  # its facilitator could not submit it, or it is there already
+        unsent = make_response(202, JSON, body | {"transaction": nothing})
+        assert ask(unsent, "x402-v1") == Answer(Said.PENDING, "pending", 10, None)
+        assert ask(unsent, "x402-v1", is_on_chain=True).poll_query == f"tx={TX}"
     assert said(make_response(200, JSON, body), "x402-v1") is Said.SERVED
     assert said(make_response(202, JSON, body), "x402-v2") is Said.SERVED
     assert said(make_response(202, JSON, {"pending": "true"}), "x402-v1") is Said.SERVED
