@@ -102,7 +102,8 @@ def serve(
 
     `looked_for`: where the next start looks for `config`. `can_ask`: somebody is there to type the passphrase.
     `allow_remote`: api.listen may be reached from other machines, by TLS. `checkpoint` is told of every commit
-    point (tests kill there). `reread` reads the settings again, which SIGHUP asks for.
+    point (tests kill there). `reread` reads the settings again, which SIGHUP asks for; who gives it has blocked
+    that signal, so that one which comes early is heeded then.
 
     The keystore is opened first, by a process of its own, before anybody can reach us: who is asked for the
     passphrase can still leave with Ctrl-C. From then on this process can read neither keystore nor passphrase
@@ -371,6 +372,7 @@ def _read_on_sighup(rereading: Rereading) -> None:
         task.add_done_callback(tasks.discard)
 
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, read)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
 
 
 def _leave_to_another(is_lost: threading.Event) -> None:
