@@ -28,8 +28,8 @@ def main() -> int:
     parser.add_argument("--page-of", type=Path, metavar="JSON", help="measure nothing: make the page of this run")
     options = parser.parse_args()
     if options.page_of:
-        told = json.loads(options.page_of.read_text(encoding="utf-8"))
-        report.write(told, options.out or options.page_of.parent)
+        kept = json.loads(options.page_of.read_text(encoding="utf-8"))
+        report.write(kept, options.out or options.page_of.parent)
         return 0
     told: dict[str, Any] = {"quick": options.quick, "run": report.about_the_run(), "parts": []}
     for name in options.only or PARTS:

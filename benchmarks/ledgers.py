@@ -57,7 +57,7 @@ def folder() -> Iterator[Path]:
 
 
 def _path(name: str) -> Path:
-    sources = [*(Path(one.__file__) for one in (schema, tables, triggers)), MAKER]
+    sources = [*(Path(str(one.__file__)) for one in (schema, tables, triggers)), MAKER]
     made_by = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]
     return KEPT / f"{made_by}-{name}.db"
 

@@ -102,14 +102,16 @@ def serve(
 
     `looked_for`: where the next start looks for `config`. `can_ask`: somebody is there to type the passphrase.
     `allow_remote`: api.listen may be reached from other machines, by TLS. `checkpoint` is told of every commit
-    point (tests kill there). `reread` reads the settings again, which SIGHUP asks for.
+    point (tests kill there). `reread` reads the settings again, which SIGHUP asks for; who gives it has blocked
+    that signal, so that one which comes early is heeded then.
 
     The keystore is opened first, by a process of its own, before anybody can reach us: who is asked for the
     passphrase can still leave with Ctrl-C. From then on this process can read neither keystore nor passphrase
     (`fence`). That lasts as long as the process, so nothing else is done in it after serving.
     Refused before anything is served: `already_running`, `clock_skew`, `config_invalid`, `keystore_*`,
-    `ledger_missing`, `store_failed`. Ends as `lease_lost` when another daemon opened the ledger meanwhile, and as
-    `signer_lost` when the process that holds the key is gone: its next start is the one way to unlock again.
+    `ledger_missing`, `ledger_newer`, `store_failed`. Ends as `lease_lost` when another daemon opened the ledger
+    meanwhile, and as `signer_lost` when the process that holds the key is gone: its next start is the one way to
+    unlock again.
     """
     if not __debug__:
         raise Refused("config_invalid", "Python's -O strips checks that libraries rely on; start without it")
@@ -371,6 +373,7 @@ def _read_on_sighup(rereading: Rereading) -> None:
         task.add_done_callback(tasks.discard)
 
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, read)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
 
 
 def _leave_to_another(is_lost: threading.Event) -> None:

@@ -5,8 +5,8 @@ come from somebody else's servers).
 """
 
 import time
-from collections.abc import Callable, Iterable, Set
-from functools import partial
+from collections.abc import Awaitable, Callable, Iterable, Set
+from functools import cache, partial
 from typing import Any
 
 from fastapi import APIRouter
@@ -39,7 +39,7 @@ from payagent.api.express import Express, answering
 from payagent.api.guard import Guard
 from payagent.api.health import Check, find, health_router
 from payagent.api.metrics import metrics_router
-from payagent.api.problems import problem_response
+from payagent.api.problems import JsonResponse, problem_response
 from payagent.api.schemas.describe import add_schemas
 from payagent.api.turnstile import Rates, Turnstile
 from payagent.core.problem import Refused
@@ -70,6 +70,7 @@ def create_app(
         title="payagent",
         version="1",
         summary="The paying side of HTTP 402 on Cardano.",
+        openapi_url=None,
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
@@ -92,7 +93,7 @@ def create_app(
     for router in routers:
         app.include_router(router)
     app.state.methods = _methods(routers)
-    app.openapi = _described(app.openapi)  # type: ignore[method-assign]
+    app.add_route("/openapi.json", _describing(app.openapi), include_in_schema=False)
     return app
 
 
@@ -106,8 +107,14 @@ def _methods(routers: Iterable[APIRouter]) -> dict[str, set[str]]:
     return methods
 
 
-def _described(openapi: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
-    return lambda: add_schemas(openapi())
+def _describing(openapi: Callable[[], dict[str, Any]]) -> Callable[[Request], Awaitable[Response]]:
+    """The call that describes all others, which needs no token. What it tells is long, and made once."""
+    made = cache(lambda: JsonResponse(add_schemas(openapi())).body)
+
+    async def describe(_request: Request) -> Response:
+        return Response(made(), media_type=JsonResponse.media_type)
+
+    return describe
 
 
 async def _not_valid(request: Request, error: Exception) -> Response:

@@ -5,13 +5,15 @@ May import: core, agent, audit, store.journal, the rest of api, FastAPI. Never: 
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import ExitStack, suppress
 from itertools import chain, islice
 from typing import Annotated, AnyStr, get_args
 
 from fastapi import APIRouter, Depends, Query
 from pydantic import Field
 from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
 from starlette.responses import StreamingResponse
 
 from payagent.agent.desk import Desk
@@ -198,10 +200,10 @@ def _spend(desk: Desk, keys: Sequence[SpendKey], only: Selection) -> list[SpendR
     responses=gives(Verdict, 200),
     response_class=StreamingResponse,
 )
-async def verified(caller: Auditor, query: Annotated[Noted, Query()]) -> StreamingResponse:
+async def verified(request: Request, caller: Auditor, query: Annotated[Noted, Query()]) -> StreamingResponse:
     """Looks at every row, which takes its time; what there is to tell comes as it is found."""
     noted = None if query.head is None else parse_head(query.head)
-    return await _streamed(caller, _verdict(caller.desk, noted), "application/json")
+    return await _streamed(request, caller, _verdict(caller.desk, noted), "application/json")
 
 
 @router.get(
@@ -216,11 +218,11 @@ async def verified(caller: Auditor, query: Annotated[Noted, Query()]) -> Streami
     },
     response_class=StreamingResponse,
 )
-async def exported(caller: Auditor, query: Annotated[Exported, Query()]) -> StreamingResponse:
+async def exported(request: Request, caller: Auditor, query: Annotated[Exported, Query()]) -> StreamingResponse:
     """Oldest first, in one consistent state, however long it takes."""
     only = query.selection(caller)
     pages = _pages(_export(caller.desk, only, query.format))
-    return await _streamed(caller, pages, _MEDIA_TYPES[query.format])
+    return await _streamed(request, caller, pages, _MEDIA_TYPES[query.format])
 
 
 def _export(desk: Desk, only: Selection, form: Format) -> Iterator[str]:
@@ -234,18 +236,18 @@ def _export(desk: Desk, only: Selection, form: Format) -> Iterator[str]:
     responses=gives(ProblemAnswer) | {200: {"description": "An SQLite database.", "content": {_SQLITE: {}}}},
     response_class=StreamingResponse,
 )
-async def snapshot(caller: Operator) -> StreamingResponse:
+async def snapshot(request: Request, caller: Operator) -> StreamingResponse:
     """Made before its first byte comes, which takes its time."""
-    return await _streamed(caller, _copy(caller.desk), _SQLITE)
+    return await _streamed(request, caller, _copy(caller.desk), _SQLITE)
 
 
-def _copy(desk: Desk) -> Iterator[bytes]:
+def _copy(desk: Desk) -> Generator[bytes]:
     with desk.copied() as file:
         while piece := file.read(_PIECE_BYTES):
             yield piece
 
 
-def _verdict(desk: Desk, noted: Head | None) -> Iterator[str]:
+def _verdict(desk: Desk, noted: Head | None) -> Generator[str]:
     """One JSON object in pieces: an empty line for each word of progress keeps who waits from giving up."""
     terms = desk.terms
     checked: Counter[str] = Counter()
@@ -268,7 +270,7 @@ def _verdict(desk: Desk, noted: Head | None) -> Iterator[str]:
     yield "]," + json.dumps(end)[1:]
 
 
-def _pages(pieces: Iterator[str]) -> Iterator[str]:
+def _pages(pieces: Iterator[str]) -> Generator[str]:
     """Many small pieces as fewer larger ones."""
     page, size = [], 0
     for piece in pieces:
@@ -280,9 +282,19 @@ def _pages(pieces: Iterator[str]) -> Iterator[str]:
     yield "".join(page)
 
 
-async def _streamed(caller: Caller, pieces: Iterator[AnyStr], media_type: str) -> StreamingResponse:
+async def _streamed(
+    request: Request, caller: Caller, pieces: Generator[AnyStr], media_type: str
+) -> StreamingResponse:
     """Read in other threads, piece by piece, as long as the token is good. What cannot be read at all is still
-    told as a problem.
+    told as a problem. Where the client has gone, what was opened for it is closed.
     """
+    inside: ExitStack = request.state.inside
+    inside.callback(_close, pieces)
     first = await run_in_threadpool(lambda: list(islice(pieces, 2)))
     return StreamingResponse(caller.while_let_in(chain(first, pieces)), media_type=media_type)
+
+
+def _close(pieces: Generator[str | bytes]) -> None:
+    """End what reads. It is another thread's still where payagent stops: that one ends with the process."""
+    with suppress(ValueError):
+        pieces.close()

@@ -17,7 +17,10 @@ from payagent.core.times import iso_time
 Format = Literal["csv", "jsonl", "beancount", "hledger"]
 CHUNK_CHARS = 65_536
 
-COLUMNS = ("entry", "at", "kind", "payment", "merchant", "app", "ref", "account", "asset", "units", "ada")
+COLUMNS = (
+    *("entry", "at", "kind", "payment", "merchant", "app"),
+    *("ref", "account", "asset", "units", "ada", "app_name"),
+)
 
 
 def export(books: Statement, form: Format) -> Iterator[str]:
@@ -58,7 +61,7 @@ def _csv(books: Statement) -> Iterator[str]:
     for entry in books.entries:
         row = entry.row
         head = (row.id, iso_time(row.at_ms), row.kind, row.payment_id, entry.origin, entry.app_id, row.ref)
-        writer.writerows((*head, *line, _ada(*line[1:])) for line in row.postings)
+        writer.writerows((*head, *line, _ada(*line[1:]), entry.app) for line in row.postings)
         if piece.tell() >= CHUNK_CHARS:
             yield piece.getvalue()
             piece.seek(0)
@@ -70,7 +73,7 @@ def _csv(books: Statement) -> Iterator[str]:
 def _balance_rows(kind: str, at_ms: int | None, balances: tuple[Balance, ...]) -> Iterator[tuple[object, ...]]:
     at = None if at_ms is None else iso_time(at_ms)
     for account, asset, units in balances:
-        yield (None, at, kind, None, None, None, None, account, asset, units, _ada(asset, units))
+        yield (None, at, kind, None, None, None, None, account, asset, units, _ada(asset, units), None)
 
 
 def _jsonl(books: Statement) -> Iterator[str]:
@@ -86,6 +89,7 @@ def _jsonl(books: Statement) -> Iterator[str]:
             payment=row.payment_id,
             merchant=entry.origin,
             app=entry.app_id,
+            app_name=entry.app,
             ref=row.ref,
             postings=_lines(row.postings),
         )

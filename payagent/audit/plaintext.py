@@ -98,7 +98,7 @@ def _bean_entry(entry: Booked) -> Iterator[str]:
     told = f"{row.kind} {row.payment_id}" if row.payment_id else row.kind
     payee = f"{_quoted(entry.origin)} " if entry.origin else ""
     yield f"{_day(row.at_ms)} * {payee}{_quoted(told)}"
-    for name, value in (("entry", str(row.id)), ("at", iso_time(row.at_ms)), ("ref", row.ref)):
+    for name, value in (("entry", str(row.id)), ("at", iso_time(row.at_ms)), ("ref", row.ref), ("app", entry.app)):
         if value is not None:
             yield f"  {name}: {_quoted(value)}"
     yield from _bean_lines(row.postings)
@@ -139,7 +139,8 @@ def _hledger_entry(entry: Booked) -> Iterator[str]:
     row = entry.row
     told = f"{row.kind} {row.payment_id}" if row.payment_id else row.kind
     yield f"{_day(row.at_ms)} * ({row.id}) {told}"
-    for name, value in (("at", iso_time(row.at_ms)), ("ref", row.ref), ("merchant", entry.origin)):
+    told_of = (("at", iso_time(row.at_ms)), ("ref", row.ref), ("merchant", entry.origin), ("app", entry.app))
+    for name, value in told_of:
         if value is not None:
             yield f"    ; {name}:{value}"
     yield from _hledger_lines(row.postings)

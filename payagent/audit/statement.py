@@ -15,11 +15,12 @@ Balance = tuple[str, str, int]
 
 @dataclass(frozen=True, slots=True)
 class Booked:
-    """An entry, and its payment's merchant and app."""
+    """An entry, and its payment's merchant and app, which is its name."""
 
     row: EntryRow
     origin: str | None
     app_id: str | None
+    app: str | None
 
 
 @dataclass(frozen=True, slots=True)

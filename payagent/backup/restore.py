@@ -64,7 +64,7 @@ async def restore(settings: Settings, source: Path, ports: Ports, tell: Tell = l
     """Put everything in place, or nothing. The ledger comes last: without it no daemon starts.
 
     Refused: `backup_invalid`, `backup_not_written`, `clock_skew`, `config_invalid` for a backup of another wallet
-    than the config's, `file_exists`, `keystore_exists`, `store_failed` for one of a newer payagent.
+    than the config's, `file_exists`, `keystore_exists`, `ledger_newer`.
     """
     data_dir = settings.data_dir
     with undone_on_failure() as undo:

@@ -6,6 +6,7 @@ takes long.
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -76,6 +77,8 @@ def serve(terminal: Terminal, config: Path | None, listen: str | None, allow_rem
     from payagent.log import Redactor, configure_logging
     from payagent.settings.loading import config_places, find_config, load_settings
 
+    # one that comes before anybody heeds it waits, and the file is read again then
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     overrides = {} if listen is None else {"api": {"listen": listen}}
     path = find_config(config, os.environ)
     settings = load_settings(path, os.environ, overrides)

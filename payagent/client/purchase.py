@@ -17,7 +17,7 @@ import httpx
 from payagent.client.answers import decoded, plain
 from payagent.client.call import WALLET, Call, read_call
 from payagent.client.errors import PayAgentError, own_error
-from payagent.client.showing import PAID_MARK, Showing
+from payagent.client.showing import PAID_MARK, Showing, asked
 from payagent.client.steps import Ask, Bought, Keep, Pause, Peek, Reply, Send, Steps
 from payagent.core.prepaid import WALLET_WANTED
 
@@ -84,7 +84,9 @@ class Purchases:
         untold, self.untold = self.untold, []
         try:
             while untold:
-                yield untold[-1]
+                reply = yield from asked(untold[-1], time.monotonic() + self.patience_s)
+                if reply.body.get("retryable") is True:
+                    reply.value()
                 untold.pop()
         finally:
             self.untold += untold

@@ -16,13 +16,13 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urljoin, urlsplit
 
 from payagent.client.daemon import DEFAULT, Daemon, Place
 from payagent.client.errors import PayAgentError, own_error
-from payagent.client.showing import until_ready
-from payagent.client.steps import Ask, Json
+from payagent.client.showing import asked, until_ready
+from payagent.client.steps import Ask, Json, Pause, Reply, Steps, T
 from payagent.core.origin import DEFAULT_PORTS, parse_origin
 from payagent.core.payment import WITHOUT_PROOF
 from payagent.core.resource import is_called
@@ -129,14 +129,21 @@ class ExactCardanoScheme:
         demand = {"status": 402, "headers": {"PAYMENT-REQUIRED": required}, "body_base64": ""}
         body = {"origin": f"{parts.scheme}://{parts.netloc}", "response": demand}
         payment = self._daemon.ask(Ask("POST", "/v1/payments", body)).value()
-        steps = until_ready(payment, time.monotonic() + self._patience_s)
+        return self._take(until_ready(payment, time.monotonic() + self._patience_s))
+
+    def _take(self, steps: Steps[T]) -> T:
+        """Carry out steps that lead to the daemon only."""
+        said: Reply | None = None
         try:
-            ask = next(steps)
             while True:
-                ask = steps.send(self._daemon.ask(ask))  # type: ignore[arg-type]
+                step = steps.send(said)
+                said = None
+                if isinstance(step, Ask):
+                    said = self._daemon.ask(step)
+                elif isinstance(step, Pause):
+                    time.sleep(step.seconds)
         except StopIteration as end:
-            ready: Json = end.value
-            return ready
+            return cast("T", end.value)
 
     def _refuse_redirect(self, url: str) -> None:
         last = _last.get()
@@ -193,7 +200,7 @@ class ExactCardanoScheme:
         heard = {"status": status} if is_redirect else _heard(context)
         try:
             ask = Ask("POST", f"/v1/payments/{shown.payment_id}/delivery", heard)
-            payment = self._daemon.ask(ask).value()
+            payment = self._take(asked(ask, time.monotonic() + patience_s)).value()
             if is_redirect:
                 return None
             depth = _depth_wanted(context.requirements)
@@ -210,7 +217,7 @@ class ExactCardanoScheme:
         deadline_s = time.monotonic() + patience_s
         while again_after_s is not None and time.monotonic() + again_after_s <= deadline_s:
             time.sleep(again_after_s)
-            payment = self._daemon.ask(Ask("GET", f"/v1/payments/{payment['id']}")).value()
+            payment = self._take(asked(Ask("GET", f"/v1/payments/{payment['id']}"), deadline_s)).value()
             if said != "pending" or (payment["depth"] or 0) >= depth:
                 return True
             again_after_s = None if payment["state"] in WITHOUT_PROOF else min(again_after_s, 1.0)

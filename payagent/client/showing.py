@@ -72,7 +72,7 @@ class Showing:
     def _report(self, got: Json) -> Steps[None]:
         """Say what the retry got; the payment is as the daemon has it then."""
         path = f"/v1/payments/{self.payment['id']}/delivery"
-        self.payment = yield from _ask_about(self.payment["id"], Ask("POST", path, got))
+        self.payment = yield from _ask_about(self.payment["id"], Ask("POST", path, got), self.deadline_s)
 
     def _may_be_pending(self, answer: httpx.Response) -> bool:
         """The one success that may only mean "later": by its body in the examples of x402's version 1, by its
@@ -139,14 +139,24 @@ def until_ready(payment: Json, deadline_s: float) -> Steps[Json]:
         if left_s <= 0:
             raise _not_served(payment)
         ask = Ask("GET", f"/v1/payments/{payment_id}", wait_s=max(1, min(WAIT_S, int(left_s))))
-        payment = yield from _ask_about(payment_id, ask)
+        payment = yield from _ask_about(payment_id, ask, deadline_s)
     return payment
 
 
-def _ask_about(payment_id: str, ask: Ask) -> Steps[Json]:
+def asked(ask: Ask, deadline_s: float) -> Steps[Reply]:
+    """What the daemon answers about something that is paid: that the app asks too often just now is no answer."""
+    while True:
+        reply: Reply = yield ask
+        after_s = max(reply.after_s, 1)
+        if reply.body.get("code") != "rate_limited" or after_s >= deadline_s - time.monotonic():
+            return reply
+        yield Pause(after_s)
+
+
+def _ask_about(payment_id: str, ask: Ask, deadline_s: float) -> Steps[Json]:
     """What the daemon says of a payment. An error names the payment also where nobody answered."""
     try:
-        reply: Reply = yield ask
+        reply = yield from asked(ask, deadline_s)
     except PayAgentError as error:
         raise PayAgentError({**error.problem, "payment": payment_id}) from None
     return reply.value(payment=payment_id)

@@ -434,6 +434,13 @@ PROBLEMS: dict[str, Problem] = {
         money="It knows what was paid and what is in flight: without it payagent could pay twice, so it does not "
         "start.",
     ),
+    "ledger_newer": Problem(
+        503,
+        2,
+        "A newer payagent has changed the ledger",
+        "Start that one, or one newer still. docs/operators.md (A newer payagent) says what going back takes.",
+        money="The ledger is as it was, and what is under way goes on when the right payagent runs.",
+    ),
     "limit_exceeded": Problem(
         403,
         6,

@@ -15,7 +15,7 @@ from payagent.store.unit import Connection
 
 @contextmanager
 def opened(path: Path) -> Iterator[Connection]:
-    """A connection that cannot write. Refused: `ledger_missing`, `store_failed`."""
+    """A connection that cannot write. Refused: `ledger_missing`, `ledger_newer`, `store_failed`."""
     require_ledger(path)
     try:
         with closing(Readers(path).conn) as conn:

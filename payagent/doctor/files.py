@@ -57,7 +57,7 @@ def _files(
     yield finding("data folder", lambda: _data_folder(data_dir))
     yield finding("keystore", lambda: _keystore(settings))
     yield finding("ledger file", lambda: _ledger_file(data_dir / LEDGER_FILE))
-    yield finding("ledger", lambda: _ledger(settings))
+    yield _ledger(settings)
     yield finding("socket folder", lambda: _socket_folder(settings.api.socket.parent))
     yield finding("set at run time", lambda: _set_at_run_time(settings))
     yield finding("operator token", lambda: _secret(data_dir / TOKEN_FILE, read_header_secret))
@@ -117,18 +117,25 @@ def _ledger_file(path: Path) -> str:
     return _private(path)
 
 
-def _ledger(settings: Settings) -> str:
+def _ledger(settings: Settings) -> Finding:
+    """Whether it is whole. Of one that the next start changes, that is not known before."""
+    path = settings.data_dir / LEDGER_FILE
+    with suppress(Refused), opened(path) as conn:
+        if lacking := lacking_migrations(conn):
+            told = f"{path} is of an older payagent (it lacks {', '.join(lacking)})"
+            return Finding("ledger", f"{told}: this one brings it up to date when it starts", is_warning=True)
+    return finding("ledger", lambda: _books(settings))
+
+
+def _books(settings: Settings) -> str:
     """Opened read-only: its tables' guards are there, it balances, its events are one chain, and it is ours."""
     path = settings.data_dir / LEDGER_FILE
     with opened(path) as conn:
-        lacking, missing, broken = lacking_migrations(conn), missing_guards(conn), events.broken_event(conn)
+        missing, broken = missing_guards(conn), events.broken_event(conn)
         known = {key: about.meta(conn, key) for key in ("network", "address")}
         sums: dict[str, int] = {}
         for _account, asset, units in journal.added_up(conn):
             sums[asset] = sums.get(asset, 0) + units
-    if lacking:
-        told = f"{path} is of an older payagent (it lacks {', '.join(lacking)})"
-        raise Refused("store_failed", f"{told}: this one brings it up to date when it starts")
     if missing:
         raise Refused("store_failed", f"{path} lacks the triggers {', '.join(missing)}")
     if any(sums.values()):

@@ -26,6 +26,7 @@ def main() -> None:
     if child == 0:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})  # the daemon that starts has blocked it
         before_the_secret()
         require_parent(ours)
         require_untraced()

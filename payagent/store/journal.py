@@ -223,18 +223,21 @@ def bounds_ms(conn: sqlite3.Connection, only: Selection) -> tuple[int | None, in
     return row[0], row[1]
 
 
-def booked(conn: sqlite3.Connection, only: Selection) -> Iterator[tuple[EntryRow, str | None, str | None]]:
-    """The selected entries, oldest first and row by row, each with its merchant and app."""
+def booked(
+    conn: sqlite3.Connection, only: Selection
+) -> Iterator[tuple[EntryRow, str | None, str | None, str | None]]:
+    """The selected entries, oldest first and row by row, each with its merchant, and its app's id and name."""
     where, values = _where(_chosen(only) | {"q.asset = ?": only.asset})
     rows = conn.execute(
-        "SELECT j.id, j.kind, j.payment_id, j.ref, j.at_ms, COALESCE(v.origin, o.origin), a.id, "  # noqa: S608
+        "SELECT j.id, j.kind, j.payment_id, j.ref, j.at_ms, COALESCE(v.origin, o.origin), a.id, a.name, "  # noqa: S608
         "q.account, q.asset, q.units "
         f"FROM {_JOURNAL} JOIN postings q ON q.entry = j.id{where} ORDER BY j.id, q.seq",
         values,
     )
-    for (number, kind, payment_id, ref, at_ms, origin, app_id), lines in groupby(rows, key=lambda row: row[:7]):
-        postings = tuple(line[7:] for line in lines)
-        yield EntryRow(number, kind, payment_id, ref, at_ms, postings), origin, app_id
+    for (number, kind, payment_id, ref, at_ms, *whose), lines in groupby(rows, key=lambda row: row[:8]):
+        postings = tuple(line[8:] for line in lines)
+        origin, app_id, app = whose
+        yield EntryRow(number, kind, payment_id, ref, at_ms, postings), origin, app_id, app
 
 
 def _entry(conn: sqlite3.Connection, head: tuple[int, str, str | None, str | None, int]) -> EntryRow:

@@ -54,7 +54,8 @@ def opening(path: Path) -> Iterator[None]:
 
 
 def require_ledger(path: Path) -> None:
-    """Refuse to go on with books that are not there (`ledger_missing`), unreadable or newer (`store_failed`).
+    """Refuse to go on with books that are not there (`ledger_missing`), unreadable (`store_failed`) or newer
+    (`ledger_newer`).
 
     SQLite creates what it does not find, and an empty ledger knows nothing of what was paid. A file without tables
     counts as missing: a copy of ledger.db that was made without its ledger.db-wal looks like that.
@@ -126,7 +127,7 @@ def held_open(path: Path) -> Iterator[Callable[[Path], None]]:
 
 
 def bring_up_to_date(path: Path) -> None:
-    """Give a ledger that nobody uses the schema of now; refuse (`store_failed`) one of a newer payagent."""
+    """Give a ledger that nobody uses the schema of now; refuse (`ledger_newer`) one of a newer payagent."""
     with closing(sqlite3.connect(path, isolation_level=None)) as conn:
         _bring_up_to_date(conn)
 
@@ -139,7 +140,7 @@ def _bring_up_to_date(conn: sqlite3.Connection) -> None:
 
 
 def migrate(conn: sqlite3.Connection) -> None:
-    """Bring the schema up to date; refuse (`store_failed`) a newer one, and one whose guards were taken off."""
+    """Bring the schema up to date; refuse a newer one (`ledger_newer`), and one whose guards were taken off."""
     _bring_up_to_date(conn)
     if missing := missing_guards(conn):
         raise Refused("store_failed", f"ledger.db lacks the triggers {', '.join(missing)}")
@@ -147,7 +148,4 @@ def migrate(conn: sqlite3.Connection) -> None:
 
 def _require_known(conn: sqlite3.Connection) -> None:
     if newer := newer_migrations(conn):
-        told = (
-            f"ledger.db was changed by a newer payagent ({', '.join(newer)}): run that one, or a newer one still"
-        )
-        raise Refused("store_failed", told)
+        raise Refused("ledger_newer", f"ledger.db was changed by a newer payagent: {', '.join(newer)}")

@@ -3,12 +3,14 @@
 import asyncio
 import contextlib
 import json
+import time
 from collections.abc import AsyncIterator
 
 import httpx
 import pytest
 from agent_kit import World
 from api_kit import Api, served
+from http_kit import NO_TLS
 from test_api_refusals import JSON, PAY, require_nothing_signed, require_problem
 
 from payagent.api.turnstile import BODY_BYTES, BURST_S, Rates, Turnstile
@@ -59,6 +61,20 @@ async def test_an_app_that_floods_is_held_back_and_the_others_are_served(world: 
             require_problem(told, "rate_limited")
             assert told.headers["retry-after"] == "1"
             assert (await api.as_("other").get(path)).status_code != 429
+
+
+async def test_what_is_told_without_a_token_is_cheap(world: World) -> None:
+    """Nobody is counted for it: ten times the work of any other refusal or answer would keep others waiting."""
+    async with world.run() as run, served(run) as api, httpx.AsyncClient(base_url=api.url, verify=NO_TLS) as http:
+
+        async def takes_s(path: str) -> float:
+            assert (await http.head(path)).status_code == 200
+            began_s = time.process_time()
+            for _ in range(50):
+                await http.head(path)
+            return time.process_time() - began_s
+
+        assert await takes_s("/openapi.json") < 3 * await takes_s("/healthz")
 
 
 async def test_a_body_counts_by_its_length_and_the_others_are_served(world: World) -> None:

@@ -2,11 +2,13 @@
 
 import asyncio
 import csv
+import gc
 import io
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
+from pathlib import Path
 from typing import Never
 
 import pytest
@@ -15,6 +17,9 @@ from api_kit import Api, served
 
 from payagent.agent.prepaid import Buyer, ServedCall
 from payagent.api import reconcile
+from payagent.store import records
+from payagent.store.readers import SCRATCH
+from payagent.store.unit import Unit
 
 
 async def test_books_are_clean_until_somebody_changes_them(api: Api) -> None:
@@ -34,6 +39,42 @@ async def test_books_are_clean_until_somebody_changes_them(api: Api) -> None:
         ("sqlite_master", "invoices_no_replace"),
     }
     assert (told["clean"], told["found"]) == (False, 4)
+
+
+async def test_who_hangs_up_leaves_no_copy_of_the_ledger_on_the_disk(api: Api, uncollected: None) -> None:
+    """Nor any other reading: while one lasts, what is written since stays beside the ledger, and grows."""
+
+    def note(unit: Unit) -> None:
+        for _ in range(80):
+            records.note(unit, None, "padding", None, 1, {"of": "x" * 100_000})
+
+    await api.run.desk.write("padding", note)
+    reader, writer = await asyncio.open_unix_connection(api.unix_path, limit=1000)
+    bearer = f"Authorization: Bearer {api.tokens['first']}"
+    writer.write(f"GET /v1/ledger/snapshot HTTP/1.1\r\nHost: localhost\r\n{bearer}\r\n\r\n".encode())
+    await reader.readuntil(b"\r\n")
+    assert len(copies()) == 1
+    writer.transport.abort()
+    async with asyncio.timeout(20):
+        while copies():
+            await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+def uncollected() -> Iterator[None]:
+    """A process in which nothing is so much that garbage is collected."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def copies() -> list[Path]:
+    """The copies of the ledger that this process has open."""
+    found = []
+    for handle in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):
+            found.append(handle.readlink())
+    return [path for path in found if path.parent.name == SCRATCH]
 
 
 async def test_a_head_that_was_noted_must_still_be_there(api: Api) -> None:

@@ -60,6 +60,24 @@ def test_the_rows_of_csv_are_the_postings(lived: Past) -> None:
             assert row["ada"] == ""
 
 
+def test_an_app_is_named_as_the_other_lists_name_it(lived: Past) -> None:
+    """Its id is in no answer that who only reads is given."""
+    with Readers(lived.path).snapshot() as conn:
+        wanted = conn.execute(
+            "SELECT j.id, a.id, a.name FROM journal j JOIN payments p ON p.id = j.payment_id "
+            "JOIN apps a ON a.id = p.app_id ORDER BY j.id"
+        ).fetchall()
+        assert all(name != app_id for _, app_id, name in wanted)
+    rows = list(csv.DictReader(io.StringIO(exported(lived, "csv"))))
+    told = {(int(row["entry"]), row["app"], row["app_name"]) for row in rows if row["payment"]}
+    assert sorted(told) == wanted
+    lines = [json.loads(line) for line in exported(lived, "jsonl").splitlines()]
+    assert [(line["id"], line["app"], line["app_name"]) for line in lines if line.get("payment")] == wanted
+    for form, mark in (("beancount", '  app: "test"'), ("hledger", "    ; app:test")):
+        told_there = exported(lived, form).splitlines().count(mark)
+        assert told_there == sum(line.get("app_name") == "test" for line in lines) > 0
+
+
 def test_opening_and_entries_come_to_closing(lived: Past) -> None:
     at_ms = middle_ms(lived)
     lines = [json.loads(line) for line in exported(lived, "jsonl", Selection(since_ms=at_ms)).splitlines()]

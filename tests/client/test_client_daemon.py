@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,15 +18,18 @@ import httpx
 import pytest
 from agent_kit import World
 from canaries import plant
+from client import client_kit
 from client.client_kit import COINS, WAYS, Program, Start, refusal
 from proxy.proxy_kit import SERVED, Heard, Paywall, Place, blocks, place, saying
 
+from payagent.api.turnstile import Rates
 from payagent.client import AsyncPayAgentTransport, ExactCardanoScheme, PayAgentError, PayAgentTransport
 from payagent.client.bodies import MEMORY_BYTES, Replay, aread_up_to, read_up_to
 from payagent.client.daemon import AsyncDaemon, Daemon
 from payagent.client.daemon import Place as DaemonPlace
 from payagent.client.steps import Ask, Reply
 from payagent.core.payment import Delivery
+from payagent.proxy.door import Bounds
 
 TOKEN = plant("a client's token", "pa_" + "canary0client" * 3)
 
@@ -335,6 +338,63 @@ async def test_an_error_names_the_payment_also_where_the_daemon_went_away(shop: 
     (payment,) = shop.payments
     assert error.code in ("daemon_silent", "daemon_not_running")
     assert (error.payment, error.retryable) == (payment.id, True)
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_who_asks_the_daemon_too_often_still_gets_what_it_paid_for(world: World, way: str) -> None:
+    """The merchant puts the first retry off, and meanwhile other calls of the app use up what it may ask."""
+    async with client_kit.shop(world, bounds=BUSY) as at:
+        wall = Paywall()
+
+        async def put_off(heard: Heard) -> None:
+            if heard.header("x-payment") is None or wall.retries:
+                await wall(heard)
+                return
+            wall.retries.append(heard)
+            await heard.read_body()
+            await use_up(at)
+            await heard.say(b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n")
+
+        at.peer.answers["/chat"] = put_off
+        answer = await Program(at, way).call(f"{at.peer.url}/chat")
+        assert (answer.status_code, answer.text, len(at.payments)) == (200, "served", 1)
+        assert len({call.header("x-payment") for call in wall.retries}) == 1
+
+
+async def test_a_delivery_that_was_one_call_too_many_is_told_later(world: World) -> None:
+    """The next call of its kind tells it first, however long it must wait: else it would show the old proof."""
+    async with client_kit.shop(world, bounds=BUSY) as at:
+
+        async def serve_the_busy(heard: Heard) -> None:
+            await use_up(at)
+            await SERVED(heard)
+
+        at.peer.answers["/chat"] = wall = Paywall(strict=True, serve=serve_the_busy)
+        async with Program(at, "async").async_client() as http:
+            assert (await http.get(f"{at.peer.url}/chat")).status_code == 200
+            wall.serve = SERVED
+            second = await refused_no_more(lambda: http.get(f"{at.peer.url}/chat"))
+        assert (second.status_code, len(at.payments), wall.served) == (200, 2, 2)
+
+
+BUSY = Bounds(rates=Rates(calls_per_s=1))
+
+
+async def refused_no_more(call: Callable[[], Awaitable[httpx.Response]]) -> httpx.Response:
+    """The call's answer; it is repeated as long as nothing is paid for it, since the app asks too often."""
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                return await call()
+            except PayAgentError as error:
+                if error.code != "rate_limited":
+                    raise
+
+
+async def use_up(at: Place) -> None:
+    """What the app may ask of the daemon now."""
+    while (await at.api.as_("payer").get("/v1/limits")).status_code != 429:
+        continue
 
 
 async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:

@@ -21,8 +21,10 @@ from x402.http.clients.requests import x402_http_adapter
 from x402_sdk.sdk_merchant import SdkMerchant
 
 from payagent.agent.terms import MerchantTerms
+from payagent.api.turnstile import Rates
 from payagent.client import AsyncPayAgentTransport, ExactCardanoScheme
 from payagent.core.payment import Delivery
+from payagent.proxy.door import Bounds
 from payagent.store import payments
 from payagent.store.payments import PaymentRow
 
@@ -62,7 +64,12 @@ class Market:
 
 @asynccontextmanager
 async def market(
-    world: World, *, ticking: bool = True, patience_s: float = 30.0, **options: Any
+    world: World,
+    *,
+    ticking: bool = True,
+    patience_s: float = 30.0,
+    bounds: Bounds = Bounds(),  # noqa: B008  it is frozen
+    **options: Any,
 ) -> AsyncIterator[Market]:
     world.fund(*COINS)
     with SdkMerchant(world.devnet, **options) as merchant:
@@ -70,7 +77,7 @@ async def market(
         merchants = {**world.terms.merchants, merchant.url: sold}
         async with world.run(terms=lambda given: replace(given, merchants=merchants)) as run:
             await run.look()
-            async with served(run) as api, blocks(run) if ticking else nullcontext():
+            async with served(run, bounds) as api, blocks(run) if ticking else nullcontext():
                 there = Market(api, merchant, patience_s)
                 try:
                     yield there
@@ -160,6 +167,25 @@ async def test_calls_one_after_the_other_are_purchases_of_their_own(world: World
         for _ in range(2):
             assert (await at.call("/premium")).status_code == 200
         assert list(at.merchant.payments.values()) == [1, 1]
+
+
+async def test_what_was_served_is_told_also_where_the_app_asks_too_often(world: World) -> None:
+    """Else the next call would show the same proof, and get what was bought with it already."""
+    bounds = Bounds(rates=Rates(calls_per_s=1))
+    async with market(world, confirmations=-1, replays=False, bounds=bounds) as at:
+        headers = {"Authorization": f"Bearer {at.api.tokens['payer']}"}
+
+        async def use_up(_context: Any) -> None:
+            while httpx.get(f"{at.api.url}/v1/limits", headers=headers, trust_env=False).status_code != 429:
+                continue
+
+        async def one() -> httpx.Response:
+            client = x402Client().set_spend_controls(False).on_after_payment_creation(use_up)
+            async with x402HttpxClient(at.scheme.connect(client), timeout=60, trust_env=False) as http:
+                return await http.get(f"{at.merchant.url}/premium")
+
+        assert (await asyncio.to_thread(lambda: asyncio.run(one()))).status_code == 200
+        assert [payment.delivery for payment in at.payments] == [Delivery.ACCEPTED]
 
 
 async def test_identical_calls_at_once_share_a_payment(world: World) -> None:

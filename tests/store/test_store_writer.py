@@ -474,7 +474,9 @@ def test_a_ledger_that_a_newer_payagent_has_changed_is_not_opened(
         conn.execute(f"INSERT INTO _sqlite_migrations({columns}) VALUES ('payagent', 'm999_later', 't')")
     with pytest.raises(Refused, match="newer payagent") as caught:
         opens(path)
-    assert caught.value.code == "store_failed"
+    assert caught.value.code == "ledger_newer"
+    assert caught.value.problem.exit_code == 2, "a service manager would start it again and again"
+    assert not caught.value.problem.retryable
 
 
 class Noted:
