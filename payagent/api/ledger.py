@@ -6,15 +6,15 @@ May import: core, agent, audit, store.journal, the rest of api, FastAPI. Never: 
 import json
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from itertools import chain, islice
 from typing import Annotated, AnyStr, get_args
 
 from fastapi import APIRouter, Depends, Query
 from pydantic import Field
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import Request
 from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from payagent.agent.desk import Desk
 from payagent.agent.terms import Terms
@@ -200,10 +200,10 @@ def _spend(desk: Desk, keys: Sequence[SpendKey], only: Selection) -> list[SpendR
     responses=gives(Verdict, 200),
     response_class=StreamingResponse,
 )
-async def verified(request: Request, caller: Auditor, query: Annotated[Noted, Query()]) -> StreamingResponse:
+async def verified(caller: Auditor, query: Annotated[Noted, Query()]) -> StreamingResponse:
     """Looks at every row, which takes its time; what there is to tell comes as it is found."""
     noted = None if query.head is None else parse_head(query.head)
-    return await _streamed(request, caller, _verdict(caller.desk, noted), "application/json")
+    return await _streamed(caller, _verdict(caller.desk, noted), "application/json")
 
 
 @router.get(
@@ -218,11 +218,11 @@ async def verified(request: Request, caller: Auditor, query: Annotated[Noted, Qu
     },
     response_class=StreamingResponse,
 )
-async def exported(request: Request, caller: Auditor, query: Annotated[Exported, Query()]) -> StreamingResponse:
+async def exported(caller: Auditor, query: Annotated[Exported, Query()]) -> StreamingResponse:
     """Oldest first, in one consistent state, however long it takes."""
     only = query.selection(caller)
     pages = _pages(_export(caller.desk, only, query.format))
-    return await _streamed(request, caller, pages, _MEDIA_TYPES[query.format])
+    return await _streamed(caller, pages, _MEDIA_TYPES[query.format])
 
 
 def _export(desk: Desk, only: Selection, form: Format) -> Iterator[str]:
@@ -236,9 +236,9 @@ def _export(desk: Desk, only: Selection, form: Format) -> Iterator[str]:
     responses=gives(ProblemAnswer) | {200: {"description": "An SQLite database.", "content": {_SQLITE: {}}}},
     response_class=StreamingResponse,
 )
-async def snapshot(request: Request, caller: Operator) -> StreamingResponse:
+async def snapshot(caller: Operator) -> StreamingResponse:
     """Made before its first byte comes, which takes its time."""
-    return await _streamed(request, caller, _copy(caller.desk), _SQLITE)
+    return await _streamed(caller, _copy(caller.desk), _SQLITE)
 
 
 def _copy(desk: Desk) -> Generator[bytes]:
@@ -282,16 +282,26 @@ def _pages(pieces: Iterator[str]) -> Generator[str]:
     yield "".join(page)
 
 
-async def _streamed(
-    request: Request, caller: Caller, pieces: Generator[AnyStr], media_type: str
-) -> StreamingResponse:
-    """Read in other threads, piece by piece, as long as the token is good. What cannot be read at all is still
-    told as a problem. Where the client has gone, what was opened for it is closed.
+class _Streamed(StreamingResponse):
+    """What is read in other threads, piece by piece. What was opened for it is closed then, in one too: where the
+    client has gone in between, that may wait for processes that help.
     """
-    inside: ExitStack = request.state.inside
-    inside.callback(_close, pieces)
+
+    def __init__(self, told: Iterator[str | bytes], pieces: Generator[str | bytes], media_type: str) -> None:
+        super().__init__(told, media_type=media_type)
+        self._pieces = pieces
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await run_in_threadpool(_close, self._pieces)
+
+
+async def _streamed(caller: Caller, pieces: Generator[AnyStr], media_type: str) -> StreamingResponse:
+    """Answered as long as the token is good. What cannot be read at all is still told as a problem."""
     first = await run_in_threadpool(lambda: list(islice(pieces, 2)))
-    return StreamingResponse(caller.while_let_in(chain(first, pieces)), media_type=media_type)
+    return _Streamed(caller.while_let_in(chain(first, pieces)), pieces, media_type)
 
 
 def _close(pieces: Generator[str | bytes]) -> None:

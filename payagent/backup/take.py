@@ -21,7 +21,7 @@ def back_up(settings: Settings, target: Path, now_ms: int, tell: Tell = lambda _
     """Write a new file, or none. The daemon may run and pay meanwhile: what it does then is not in it.
 
     Refused: `backup_invalid` when the books are not sound (no restore would take them), `backup_not_written`,
-    `file_exists`, `keystore_invalid`, `ledger_missing`, `store_failed`.
+    `file_exists`, `keystore_invalid`, `ledger_missing`, `ledger_newer`, `store_failed`.
     """
     ledger, keystore = settings.data_dir / LEDGER, settings.data_dir / KEYSTORE
     require_ledger(ledger)

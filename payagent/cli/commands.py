@@ -72,13 +72,13 @@ def serve(terminal: Terminal, config: Path | None, listen: str | None, allow_rem
     manager is told when it listens (config/payagent.service). SIGHUP has it read the config file again.
     """
 
+    # one that comes before anybody heeds it waits, and the file is read again then; to import takes longest
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     from payagent.cli.service import tell_ready
     from payagent.daemon import serve as run_daemon
     from payagent.log import Redactor, configure_logging
     from payagent.settings.loading import config_places, find_config, load_settings
 
-    # one that comes before anybody heeds it waits, and the file is read again then
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     overrides = {} if listen is None else {"api": {"listen": listen}}
     path = find_config(config, os.environ)
     settings = load_settings(path, os.environ, overrides)

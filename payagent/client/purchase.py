@@ -17,7 +17,7 @@ import httpx
 from payagent.client.answers import decoded, plain
 from payagent.client.call import WALLET, Call, read_call
 from payagent.client.errors import PayAgentError, own_error
-from payagent.client.showing import PAID_MARK, Showing, asked
+from payagent.client.showing import PAID_MARK, Showing, asked, delivery_path
 from payagent.client.steps import Ask, Bought, Keep, Pause, Peek, Reply, Send, Steps
 from payagent.core.prepaid import WALLET_WANTED
 
@@ -32,14 +32,15 @@ REFUSAL_MARK, QUOTE_MARK = "payagent_refusal", "payagent_quote"
 class Purchases:
     """How one transport buys. `buyers` are what calls to a merchant say of who buys, by origin, once known.
 
-    `untold` are deliveries that the daemon was not there for.
+    `untold` are deliveries that the daemon was not there for, by path; `_taken` are those that a call tells now.
     """
 
     max_cost_units: int | None
     max_cost_asset: str | None
     patience_s: float
     spool_bytes: int
-    untold: list[Ask] = field(default_factory=list)
+    untold: dict[str, Ask] = field(default_factory=dict)
+    _taken: set[str] = field(default_factory=set)
     _buyers: Mapping[str, Mapping[str, str]] | None = field(default=None)
 
     def run(self, request: httpx.Request) -> Steps[Bought]:
@@ -72,6 +73,9 @@ class Purchases:
                 yield Pause(after_s)
                 continue
             payment = reply.value()
+            if (late := self.untold.get(delivery_path(payment["id"]))) is not None:
+                yield from self._tell(late)
+                continue
             if shown is not None and payment["id"] == used_up:
                 return shown
             shown, is_used_up = yield from Showing(call, payment, time.monotonic() + self.patience_s).run()
@@ -80,16 +84,23 @@ class Purchases:
             used_up = payment["id"]
 
     def _tell_late(self) -> Steps[None]:
-        """Say what was served, before it is bought again: else the daemon takes the call for the one before."""
-        untold, self.untold = self.untold, []
+        """Say what was served, before it is bought again: else the daemon takes the call for the one before.
+
+        One call tells it. Another that comes meanwhile tells it too, if it is given what was served.
+        """
+        taken = [ask for ask in tuple(self.untold.values()) if ask.path not in self._taken]
+        self._taken.update(ask.path for ask in taken)
         try:
-            while untold:
-                reply = yield from asked(untold[-1], time.monotonic() + self.patience_s)
-                if reply.body.get("retryable") is True:
-                    reply.value()
-                untold.pop()
+            for ask in taken:
+                yield from self._tell(ask)
         finally:
-            self.untold += untold
+            self._taken.difference_update(ask.path for ask in taken)
+
+    def _tell(self, ask: Ask) -> Steps[None]:
+        reply = yield from asked(ask, time.monotonic() + self.patience_s)
+        if reply.body.get("retryable") is True:
+            reply.value()
+        self.untold.pop(ask.path, None)
 
     def _ask_merchant(self, call: Call) -> Steps[tuple[httpx.Response, bytes | None]]:
         """(what the call without a proof gets, the body of a 402 that can be read).

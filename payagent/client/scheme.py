@@ -21,7 +21,7 @@ from urllib.parse import urljoin, urlsplit
 
 from payagent.client.daemon import DEFAULT, Daemon, Place
 from payagent.client.errors import PayAgentError, own_error
-from payagent.client.showing import asked, until_ready
+from payagent.client.showing import asked, delivery_path, until_ready
 from payagent.client.steps import Ask, Json, Pause, Reply, Steps, T
 from payagent.core.origin import DEFAULT_PORTS, parse_origin
 from payagent.core.payment import WITHOUT_PROOF
@@ -199,7 +199,7 @@ class ExactCardanoScheme:
         shown.is_answered = not is_redirect
         heard = {"status": status} if is_redirect else _heard(context)
         try:
-            ask = Ask("POST", f"/v1/payments/{shown.payment_id}/delivery", heard)
+            ask = Ask("POST", delivery_path(shown.payment_id), heard)
             payment = self._take(asked(ask, time.monotonic() + patience_s)).value()
             if is_redirect:
                 return None

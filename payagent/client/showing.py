@@ -71,8 +71,9 @@ class Showing:
 
     def _report(self, got: Json) -> Steps[None]:
         """Say what the retry got; the payment is as the daemon has it then."""
-        path = f"/v1/payments/{self.payment['id']}/delivery"
-        self.payment = yield from _ask_about(self.payment["id"], Ask("POST", path, got), self.deadline_s)
+        payment_id = self.payment["id"]
+        ask = Ask("POST", delivery_path(payment_id), got)
+        self.payment = yield from _ask_about(payment_id, ask, self.deadline_s)
 
     def _may_be_pending(self, answer: httpx.Response) -> bool:
         """The one success that may only mean "later": by its body in the examples of x402's version 1, by its
@@ -120,6 +121,11 @@ def _is_unsettled(answer: httpx.Response) -> bool:
             if isinstance(receipt, dict) and receipt.get("success") in (False, "false"):
                 return True
     return False
+
+
+def delivery_path(payment_id: str) -> str:
+    """Where the daemon is told what the retry got."""
+    return f"/v1/payments/{payment_id}/delivery"
 
 
 def until_ready(payment: Json, deadline_s: float) -> Steps[Json]:

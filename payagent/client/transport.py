@@ -19,6 +19,7 @@ from payagent.client.bodies import AsyncWatched, Watched, aread_up_to, read_up_t
 from payagent.client.daemon import DEFAULT, AsyncDaemon, Daemon, Place
 from payagent.client.errors import PayAgentError
 from payagent.client.purchase import Purchases
+from payagent.client.showing import delivery_path
 from payagent.client.steps import Ask, Bought, Keep, Pause, Peek, Reply, Send, Step
 
 PATIENCE_S = 900.0
@@ -127,7 +128,7 @@ class PayAgentTransport(httpx.BaseTransport):
         except PayAgentError as error:
             _note_untold(self._purchases, ask, error)
         except BaseException:
-            self._purchases.untold.append(ask)  # the program stops here; nobody knows what the daemon heard
+            self._purchases.untold[ask.path] = ask  # the program stops here; nobody knows what the daemon heard
             raise
 
 
@@ -210,18 +211,18 @@ class AsyncPayAgentTransport(httpx.AsyncBaseTransport):
         except PayAgentError as error:
             _note_untold(self._purchases, ask, error)
         except BaseException:
-            self._purchases.untold.append(ask)  # the program stops here; nobody knows what the daemon heard
+            self._purchases.untold[ask.path] = ask  # the program stops here; nobody knows what the daemon heard
             raise
 
 
 def _note_untold(purchases: Purchases, ask: Ask, error: PayAgentError) -> None:
     log.warning("a delivery could not be reported: %s", error)
     if error.retryable:
-        purchases.untold.append(ask)
+        purchases.untold[ask.path] = ask
 
 
 def _delivered(payment_id: str, answer: httpx.Response) -> Ask:
-    return Ask("POST", f"/v1/payments/{payment_id}/delivery", {"status": answer.status_code})
+    return Ask("POST", delivery_path(payment_id), {"status": answer.status_code})
 
 
 def _peeked(

@@ -16,7 +16,9 @@ from agent_kit import World
 from api_kit import Api, served
 
 from payagent.agent.prepaid import Buyer, ServedCall
+from payagent.api import ledger as books
 from payagent.api import reconcile
+from payagent.audit.finding import Progress
 from payagent.store import records
 from payagent.store.readers import SCRATCH
 from payagent.store.unit import Unit
@@ -58,6 +60,33 @@ async def test_who_hangs_up_leaves_no_copy_of_the_ledger_on_the_disk(api: Api, u
     async with asyncio.timeout(20):
         while copies():
             await asyncio.sleep(0.01)
+
+
+async def test_who_hangs_up_while_the_books_are_verified_keeps_nobody_else_waiting(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The end of it waits for processes that help, which may take seconds."""
+    ending, answered = threading.Event(), threading.Event()
+    was_answered = []
+
+    def check(*_: object) -> Iterator[Progress]:
+        try:
+            while True:
+                yield Progress("payments", 1)
+        finally:
+            ending.set()
+            was_answered.append(answered.wait(5))
+
+    monkeypatch.setattr(books, "verify", check)
+    async with api.as_("reader").stream("GET", "/v1/ledger/verify") as answer:
+        await anext(answer.aiter_raw())
+    assert await asyncio.to_thread(ending.wait, 20)
+    assert (await api.http.get("/healthz")).status_code == 200
+    answered.set()
+    async with asyncio.timeout(20):
+        while not was_answered:
+            await asyncio.sleep(0.01)
+    assert was_answered == [True]
 
 
 @pytest.fixture

@@ -140,18 +140,21 @@ def test_a_file_that_others_may_change_by_now_is_not_taken_over(
         shop.config.chmod(mode)
 
 
-def test_a_signal_that_comes_before_it_is_ready_counts(closed_shop: Shop) -> None:
+@pytest.mark.parametrize("moment", ["| payagent.cli.service", "signer.started"])
+def test_a_signal_that_comes_before_it_is_ready_counts(closed_shop: Shop, moment: str) -> None:
+    """Python tells of each module that is imported: most of a start is over with the last one."""
     shop, plain = closed_shop, closed_shop.config.read_text()
-    with (shop.folder / "daemon.log").open("a") as log:
-        started, read = len(told(shop, "signer.started")), len(told(shop, "config.read"))
-        process = spawn("serve", "--config", shop.config, stdout=log, stderr=log)
+    path = shop.folder / "daemon.log"
+    with path.open("a") as log:
+        read, before = len(told(shop, "config.read")), log.tell()
+        environ = {"PYTHONPROFILEIMPORTTIME": "1"}
+        process = spawn("serve", "--config", shop.config, environ=environ, stdout=log, stderr=log)
     try:
-        until(lambda: len(told(shop, "signer.started")) > started, "it did not start")
+        until(lambda: moment.encode() in path.read_bytes()[before:], "it did not start")
         shop.config.write_text(plain + '\n[limits]\nper_day = "50 ADA"\n')
         process.send_signal(signal.SIGHUP)
         until(lambda: process.poll() is not None or len(told(shop, "config.read")) > read, "it was not read")
         assert process.poll() is None
-        assert told(shop, "config.read")[-1]["changed"] == ["limits.per_day"]
         assert most(shop, "per_day") == ("50000000", "config")
     finally:
         process.terminate()

@@ -377,6 +377,23 @@ async def test_a_delivery_that_was_one_call_too_many_is_told_later(world: World)
         assert (second.status_code, len(at.payments), wall.served) == (200, 2, 2)
 
 
+async def test_what_is_told_late_is_told_once_more_by_a_call_that_comes_meanwhile(world: World) -> None:
+    """Of two alike one waits to tell it; the other was given what is not told yet, and showed the old proof."""
+    async with client_kit.shop(world, bounds=BUSY) as at:
+
+        async def serve_the_busy(heard: Heard) -> None:
+            await use_up(at)
+            await SERVED(heard)
+
+        at.peer.answers["/chat"] = wall = Paywall(strict=True, serve=serve_the_busy)
+        async with Program(at, "async").async_client() as http:
+            assert (await http.get(f"{at.peer.url}/chat")).status_code == 200
+            wall.serve = SERVED
+            calls = [refused_no_more(lambda: http.get(f"{at.peer.url}/chat")) for _ in range(2)]
+            assert [answer.status_code for answer in await asyncio.gather(*calls)] == [200, 200]
+        assert (len(at.payments), wall.served) == (3, 3)
+
+
 BUSY = Bounds(rates=Rates(calls_per_s=1))
 
 
