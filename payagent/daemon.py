@@ -109,9 +109,9 @@ def serve(
     passphrase can still leave with Ctrl-C. From then on this process can read neither keystore nor passphrase
     (`fence`). That lasts as long as the process, so nothing else is done in it after serving.
     Refused before anything is served: `already_running`, `clock_skew`, `config_invalid`, `keystore_*`,
-    `ledger_missing`, `ledger_newer`, `store_failed`. Ends as `lease_lost` when another daemon opened the ledger
-    meanwhile, and as `signer_lost` when the process that holds the key is gone: its next start is the one way to
-    unlock again.
+    `ledger_changed`, `ledger_missing`, `ledger_newer`, `store_failed`. Ends as `lease_lost` when another daemon
+    opened the ledger meanwhile, and as `signer_lost` when the process that holds the key is gone: its next start
+    is the one way to unlock again.
     """
     if not __debug__:
         raise Refused("config_invalid", "Python's -O strips checks that libraries rely on; start without it")

@@ -137,11 +137,11 @@ def _books(settings: Settings) -> str:
         for _account, asset, units in journal.added_up(conn):
             sums[asset] = sums.get(asset, 0) + units
     if missing:
-        raise Refused("store_failed", f"{path} lacks the triggers {', '.join(missing)}")
+        raise Refused("ledger_changed", f"{path} lacks the triggers {', '.join(missing)}")
     if any(sums.values()):
-        raise Refused("store_failed", f"the postings in {path} do not sum to zero: it was changed from outside")
+        raise Refused("ledger_changed", f"the postings in {path} do not sum to zero")
     if broken is not None:
-        raise Refused("store_failed", f"the events in {path} are changed from event {broken} on")
+        raise Refused("ledger_changed", f"the events in {path} are changed from event {broken} on")
     ours = {"network": settings.network, "address": _own_address(settings)}
     for key, value in known.items():
         if None not in (value, ours[key]) and value != ours[key]:

@@ -140,10 +140,13 @@ def _bring_up_to_date(conn: sqlite3.Connection) -> None:
 
 
 def migrate(conn: sqlite3.Connection) -> None:
-    """Bring the schema up to date; refuse a newer one (`ledger_newer`), and one whose guards were taken off."""
+    """Bring the schema up to date.
+
+    Refused: `ledger_newer`; `ledger_changed` for one whose guards were taken off.
+    """
     _bring_up_to_date(conn)
     if missing := missing_guards(conn):
-        raise Refused("store_failed", f"ledger.db lacks the triggers {', '.join(missing)}")
+        raise Refused("ledger_changed", f"ledger.db lacks the triggers {', '.join(missing)}")
 
 
 def _require_known(conn: sqlite3.Connection) -> None:
