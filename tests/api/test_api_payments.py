@@ -4,15 +4,17 @@ import asyncio
 import base64
 import json
 import re
+import sqlite3
 from collections import Counter
 from dataclasses import replace
 
-from agent_kit import World
+from agent_kit import ADA, World
 from api_kit import Api, served
 from test_api_refusals import require_problem
 
 from payagent.audit.receipt import check_receipt
 from payagent.audit.receipt_form import read_receipt
+from payagent.core.payment import Delivery
 from payagent.devnet.merchant import role_address
 from payagent.store import prepaid
 
@@ -93,6 +95,28 @@ async def test_the_proof_of_a_batch_names_for_whom_it_was_bought(api: Api) -> No
         assert api.world.call(message, seen["headers"]).status_code == 200
         told = (await api.http.get(f"/v1/payments/{paid['id']}/receipt")).content
         assert list(check_receipt(read_receipt(told))) == []
+
+
+async def test_what_a_client_says_was_served_is_delivered_though_the_daemon_dies_with_that(world: World) -> None:
+    """Else, where nobody says so again, the same call finds a proof that its merchant has taken."""
+    world.fund(50 * ADA)
+    dead: list[str] = []
+
+    def die(name: str) -> None:
+        if dead or name == "after delivery":
+            dead.append(name)
+            raise sqlite3.OperationalError("the process is gone")
+
+    async with world.run(checkpoint=die) as run:
+        await run.look()
+        async with served(run) as api:
+            paid = await api.pay()
+            await run.agent.sending.drain(10)
+            await run.settle_down()
+            await api.http.post(f"/v1/payments/{paid['id']}/delivery", json={"status": 200})
+    assert dead
+    async with world.run() as run:
+        assert run.desk.payment(str(paid["id"])).delivery is Delivery.ACCEPTED
 
 
 async def test_the_same_402_fifty_times_at_once_under_one_key_is_one_payment(api: Api) -> None:
