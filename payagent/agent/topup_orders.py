@@ -71,11 +71,11 @@ def open_order(
     cause: str = "order",
 ) -> TopupRow:
     """Inside a commit: the order of this key, made if there is none and no other is open for the pool."""
+    if (known := topups.find_by_key(unit.conn, app_id, key)) is not None:
+        _require_same(known, pools.pool(unit.conn, known.pool), wish)
+        return known
     buyer = buyer_of(desk, merchant)
     pool = pools.ensure_pool(unit, merchant.origin, buyer.partner, buyer.wallet, now_ms)
-    if (known := topups.find_by_key(unit.conn, app_id, key)) is not None:
-        _require_same(known, pool, wish)
-        return known
     if (other := topups.open_of(unit.conn, pool.id)) is not None:
         raise Refused("topup_under_way", f"{other.id} is not done yet", topup=other.id)
     request, is_call = request_of(merchant, wish)
@@ -150,8 +150,9 @@ def request_of(merchant: MerchantTerms, wish: Wish) -> tuple[TopupRequest, bool]
 
 
 def _require_same(known: TopupRow, pool: Pool, wish: Wish) -> None:
+    """It is of the `pool` that it was given for, whichever partner is configured since."""
     same_request = not known.is_call if wish.request is None else known.request == dump_request(wish.request)
-    if (known.pool, known.unit, known.units) != (pool.id, wish.unit, wish.units) or not same_request:
+    if (pool.origin, known.unit, known.units) != (wish.origin, wish.unit, wish.units) or not same_request:
         raise Refused("idempotency_key_reused", f"the key named the top-up {known.id} before", topup=known.id)
 
 

@@ -37,7 +37,7 @@ def retry_headers(row: PaymentRow, merchant: MerchantTerms | None, wallet_addres
     """What the client adds to its retry; empty before the attempt is durable and noted, and without a purchase.
 
     X-Request-Id and X-Idempotency-Key are the intent's own and stay the same over all its retries. What was bought
-    for a partner's balance is shown for that one, whichever is configured since.
+    for a balance is shown for the partner and the wallet that it is of, whichever are configured since.
     """
     if row.tx_id is None or not row.is_noted or row.state in WITHOUT_PROOF:
         return {}
@@ -50,7 +50,7 @@ def retry_headers(row: PaymentRow, merchant: MerchantTerms | None, wallet_addres
         shown=_shown(row, row.tx_id),
         echo=row.echo,
         partner=configured if row.partner is None else row.partner or None,
-        wallet=wallet_address,
+        wallet=row.wallet or wallet_address,
     )
     return headers | {"X-Request-Id": row.request_id, "X-Idempotency-Key": row.intent_id}
 

@@ -34,7 +34,6 @@ from payagent.api.views import advice_view, depth_of, quote_view
 from payagent.core.origin import parse_origin
 from payagent.core.payment import State
 from payagent.core.problem import Refused
-from payagent.dialects import Said
 from payagent.store import events, queries
 from payagent.store import payments as stored
 from payagent.store.approvals import count_awaiting
@@ -200,9 +199,7 @@ async def delivery(
     if isinstance(told, str):
         row, advice = await deliveries.take_silence(row.id, told)
     else:
-        row, advice = await deliveries.take_answer(row.id, told)
-        if advice.answer.said is Said.SERVED:
-            row = await deliveries.record_delivery(row.id, told.status)
+        row, advice = await deliveries.take_answer(row.id, told, is_delivered=True)
     return JsonResponse(payment_view(row, caller.desk.terms) | {"answer": advice_view(advice)})
 
 

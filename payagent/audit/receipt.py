@@ -276,6 +276,7 @@ def _check_headers(receipt: Receipt) -> Iterator[Finding]:
     """What each attempt's retry carries is made of the attempt."""
     invoices, payment, intent = invoices_of(receipt), receipt["payment"], receipt["intent"]
     own = {"X-Request-Id": intent["request_id"], "X-Idempotency-Key": intent["id"]}
+    wallet = receipt["wallet"]
     for attempt in receipt["attempts"]:
         headers = attempt["headers"]
         made: list[dict[str, str]] = [{}]
@@ -290,7 +291,8 @@ def _check_headers(receipt: Receipt) -> Iterator[Finding]:
                         shown=Shown(attempt["tx_hash"], cbor, attempt["anchor"], name),
                         echo=invoice["echo"],
                         partner=headers.get("X-Partner"),
-                        wallet=receipt["wallet"],
+                        # a prepaid balance may be another wallet's, as the call said it
+                        wallet=headers.get("X-Wallet-Address", wallet) if payment["is_prepaid"] else wallet,
                     )
                     | own
                     for name in (intent["id"], payment["id"])
@@ -329,5 +331,5 @@ def untold(receipt: Receipt) -> list[str]:
         "the ledger: whether these are its rows, and all of them; there, "
         f"`payagent ledger verify --head {head}` tells whether it still has the past that this receipt is of"
     )
-    told.append("the operator: who the app is, and the X-Partner of the calls")
+    told.append("the operator: who the app is, and for which X-Partner and X-Wallet-Address it bought")
     return told

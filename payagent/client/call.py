@@ -49,15 +49,20 @@ class Call:
         self.headers += [pair for pair in added if pair[0].lower() not in names]
         return self._request(self.headers, self.request.url, self.request.extensions)
 
-    def paid(self, proof: Mapping[str, str], query: str | None) -> httpx.Request:
-        """The call with a proof. Who buys is said as in the first call; `query` asks for the outcome instead."""
+    def paid(self, proof: Mapping[str, str], query: str | None, *, is_batch: bool) -> httpx.Request:
+        """The call with a proof; `query` asks for the outcome instead. Who buys is said as in the first call;
+        of a batch that an earlier one bought for another's balance it is said whose that is.
+        """
         url, headers = self.request.url, self.headers
         if query is not None:
             mark = b"&" if url.query else b"?"
             url = url.copy_with(raw_path=url.raw_path + mark + query.encode())
         else:
             new = [(name.encode(), value.encode()) for name, value in proof.items()]
-            new = [pair for pair in new if pair[0].lower() not in _BUYER]
+            if is_batch and _buyer(new) != _buyer(headers):
+                headers = [pair for pair in headers if pair[0].lower() not in _BUYER]
+            else:
+                new = [pair for pair in new if pair[0].lower() not in _BUYER]
             names = {name.lower() for name, _ in new}
             headers = [pair for pair in headers if pair[0].lower() not in names] + new
         limits = dict(self.request.extensions.get("timeout") or {})
@@ -89,6 +94,12 @@ class Call:
         if self.max_cost_asset is not None:
             asked["max_total_asset"] = self.max_cost_asset
         return asked
+
+
+def _buyer(headers: Headers) -> dict[bytes, bytes]:
+    """Who buys, as headers say it: an address in capitals is the same address (BIP-173)."""
+    said = {name.lower(): value for name, value in headers if name.lower() in _BUYER}
+    return {name: value.lower() if name == WALLET else value for name, value in said.items()}
 
 
 def _bound(demand: httpx.Response) -> frozenset[bytes]:

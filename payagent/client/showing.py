@@ -16,6 +16,7 @@ from payagent.client.call import Call
 from payagent.client.errors import PayAgentError, own_error
 from payagent.client.steps import Ask, Bought, Json, Pause, Peek, Reply, Send, Steps
 from payagent.core import strict_json
+from payagent.core.invoice import is_batch
 from payagent.core.payment import ENDED_WITHOUT_PAYING, WITHOUT_PROOF, State
 from payagent.core.problem import Refused
 from payagent.core.showing import again_after_s, cost_text
@@ -46,7 +47,10 @@ class Showing:
         self.payment = yield from until_ready(self.payment, self.deadline_s)
         while True:
             try:
-                answer = plain((yield Send(self.call.paid(self.payment["headers"], self.query))))
+                paid = self.call.paid(
+                    self.payment["headers"], self.query, is_batch=is_batch(self.payment["batch_target"])
+                )
+                answer = plain((yield Send(paid)))
                 if answer.is_success and not self._may_be_pending(answer):
                     return Bought(self._marked(answer), self.payment["id"]), False
                 answer, is_used_up, wanted_s = yield from self._tell(answer)

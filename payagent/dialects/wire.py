@@ -67,7 +67,7 @@ _TERM_STEMS = (
     "invoice_id",
 )
 # A fee may be written together with what it is for (platformfee, feerate), as coffee and feedback are not.
-_FEE = re.compile(r"[a-z]*(?<!cof)(?<!tof)fees?|fee(?!d|l|t|ble)[a-z]*")
+_FEE = re.compile(r"[a-z]*(?<!cof)(?<!tof)fees?|fee(?!d|l(?:s|ess|ings?)?\b|t\b|bl[ey])[a-z]*")
 # Where capitals are followed by small letters, the last of them may begin the next word (TXFee) or not (FEEs).
 _WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+"), re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 

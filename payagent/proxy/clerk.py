@@ -16,6 +16,7 @@ import structlog
 
 from payagent.agent.agent import Agent
 from payagent.agent.asks import Advice
+from payagent.agent.prepaid import Buyer
 from payagent.agent.view import retry_headers
 from payagent.api.views import quote_view
 from payagent.core.payment import ENDED_WITHOUT_PAYING, UNSIGNED, State, is_served
@@ -26,7 +27,7 @@ from payagent.proxy.demand import BODY_MAX_BYTES, READABLE, CodingError, Demand,
 from payagent.proxy.errand import Errand
 from payagent.proxy.first import FirstCalls
 from payagent.proxy.flights import Flight, Flights, Purchase, Turn
-from payagent.proxy.headers import BUYER, PARTNER, Headers, replaced, values
+from payagent.proxy.headers import BUYER, Headers, replaced, values
 from payagent.proxy.reply import Kept
 from payagent.proxy.steps import Steps, tell_log
 from payagent.proxy.trip import Trip
@@ -238,17 +239,16 @@ class Clerk:
         await trip.reply.send_kept(proof.last, _marks(proof.row))
 
     def _proof_headers(self, errand: Errand, row: PaymentRow) -> Headers:
-        """The headers of the retry. Who buys is said as in the first call: an invoice is bound to it. The partner
-        of a batch is said as when it was bought, which may have been by an earlier call.
+        """The headers of the retry. Who buys is said as in the first call: an invoice is bound to it. Of a batch
+        that an earlier call bought for another's balance it is said whose that is.
         """
         said = retry_headers(row, errand.merchant, self._desk.terms.own.text)
-        headers, proof = errand.headers, [(name.lower().encode(), value.encode()) for name, value in said.items()]
-        if row.partner is not None:
-            partner = [(PARTNER, row.partner.encode())] if row.partner else []
-            headers = [*(pair for pair in headers if pair[0] != PARTNER), *partner]
-        said_first = {key for key, _ in headers}
-        proof = [pair for pair in proof if pair[0] not in BUYER or pair[0] in said_first]
-        return replaced(headers, proof, unless=BUYER)
+        proof = [(name.lower().encode(), value.encode()) for name, value in said.items()]
+        if row.partner is not None and self._first.buyer(errand) != Buyer(row.partner, row.wallet or ""):
+            return replaced([pair for pair in errand.headers if pair[0] not in BUYER], proof)
+        first = {key for key, _ in errand.headers}
+        proof = [pair for pair in proof if pair[0] not in BUYER or pair[0] in first]
+        return replaced(errand.headers, proof, unless=BUYER)
 
 
 def _marks(row: PaymentRow) -> Headers:

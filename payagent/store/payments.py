@@ -74,6 +74,7 @@ class PaymentRow:
     seen_in_block: bool
     pool: int | None
     partner: str | None
+    wallet: str | None
     topup: str | None
     void_by: str | None
     created_at_ms: int
@@ -122,12 +123,12 @@ SELECT p.seq, p.id, p.kind, p.app_id, p.intent_id, v.origin, v.dialect, v.invoic
        NOT EXISTS (SELECT 1 FROM attempts f JOIN payments q ON q.id = f.payment_id
                    WHERE q.intent_id = p.intent_id AND q.seq < p.seq), a.cbor,
        EXISTS (SELECT 1 FROM sightings s WHERE s.tx_id = p.tx_id),
-       p.pool, (SELECT o.partner FROM prepaid_pools o WHERE o.id = p.pool),
-       p.topup, p.void_by, p.created_at_ms, p.changed_at_ms, a.rowid
+       p.pool, o.partner, o.wallet, p.topup, p.void_by, p.created_at_ms, p.changed_at_ms, a.rowid
 FROM payments p {}
 JOIN intents i ON i.id = p.intent_id
 LEFT JOIN invoices v ON v.seq = p.invoice
 LEFT JOIN attempts a ON a.tx_id = p.tx_id
+LEFT JOIN prepaid_pools o ON o.id = p.pool
 """
 _PAYMENT, _PAYMENT_BY_TIME = _PAYMENT_BY.format(""), _PAYMENT_BY.format("INDEXED BY payments_by_time")
 

@@ -355,6 +355,7 @@ class TestTheEndOfAnOrder:
             await go_round(run)
             other = with_topup(world, partner="other").merchants
             await run.desk.take_terms(replace(run.desk.filed, merchants=other), lambda _unit: None)
+            assert (await order(run, 2 * COST)).id == row.id, "the key names it, for ever"
             assert (await carry_out(run, row.id)).state == "done"
             assert len(world.transactions()) == 2
             assert wallet_balance(world)["partner"] == "demo"

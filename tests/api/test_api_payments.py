@@ -4,13 +4,18 @@ import asyncio
 import base64
 import json
 import re
+import sqlite3
 from collections import Counter
 from dataclasses import replace
 
-from agent_kit import World
+from agent_kit import ADA, World
 from api_kit import Api, served
 from test_api_refusals import require_problem
 
+from payagent.audit.receipt import check_receipt
+from payagent.audit.receipt_form import read_receipt
+from payagent.core.payment import Delivery
+from payagent.devnet.merchant import role_address
 from payagent.store import prepaid
 
 SHA256 = "ab" * 32
@@ -71,11 +76,14 @@ async def test_who_buys_is_one_however_often_the_call_says_it(api: Api) -> None:
 
 
 async def test_the_proof_of_a_batch_names_for_whom_it_was_bought(api: Api) -> None:
-    """Else the merchant refuses what is paid: the invoice is another partner's than the one configured."""
+    """Else the merchant refuses what is paid: the invoice is not for the partner configured, or for our wallet."""
     api.world.settings(batch=4)
-    for message, partner in (("first", "mine"), ("second", "a b"), ("third", "demo")):
-        heard = api.world.call(message, {"X-Partner": partner})
-        said = {"method": "POST", "path": "/chat", "body_sha256": SHA256, "headers": {"X-Partner": partner}}
+    ours, theirs = api.world.address, role_address("split").text
+    buyers = ("mine", ours), ("a b", ours), ("demo", theirs), ("demo", ours)
+    for message, (partner, wallet) in zip(("first", "second", "third", "fourth"), buyers, strict=True):
+        who = {"X-Partner": partner, "X-Wallet-Address": wallet}
+        heard = api.world.call(message, who)
+        said = {"method": "POST", "path": "/chat", "body_sha256": SHA256, "headers": who}
         body = api.body(request=said) | {"response": {"status": 402, "headers": {}, "body": heard.json()}}
         paid = (await api.http.post("/v1/payments", json=body, headers={"Idempotency-Key": message})).json()
         other = {api.world.origin: replace(api.run.desk.terms.merchants[api.world.origin], partner="since")}
@@ -83,8 +91,32 @@ async def test_the_proof_of_a_batch_names_for_whom_it_was_bought(api: Api) -> No
         await api.run.agent.sending.drain(10)
         await api.run.settle_down()
         seen = (await api.http.get(f"/v1/payments/{paid['id']}")).json()
-        assert seen["headers"]["X-Partner"] == partner
+        assert {name: seen["headers"][name] for name in who} == who
         assert api.world.call(message, seen["headers"]).status_code == 200
+        told = (await api.http.get(f"/v1/payments/{paid['id']}/receipt")).content
+        assert list(check_receipt(read_receipt(told))) == []
+
+
+async def test_what_a_client_says_was_served_is_delivered_though_the_daemon_dies_with_that(world: World) -> None:
+    """Else, where nobody says so again, the same call finds a proof that its merchant has taken."""
+    world.fund(50 * ADA)
+    dead: list[str] = []
+
+    def die(name: str) -> None:
+        if dead or name == "after delivery":
+            dead.append(name)
+            raise sqlite3.OperationalError("the process is gone")
+
+    async with world.run(checkpoint=die) as run:
+        await run.look()
+        async with served(run) as api:
+            paid = await api.pay()
+            await run.agent.sending.drain(10)
+            await run.settle_down()
+            await api.http.post(f"/v1/payments/{paid['id']}/delivery", json={"status": 200})
+    assert dead
+    async with world.run() as run:
+        assert run.desk.payment(str(paid["id"])).delivery is Delivery.ACCEPTED
 
 
 async def test_the_same_402_fifty_times_at_once_under_one_key_is_one_payment(api: Api) -> None:

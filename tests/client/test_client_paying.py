@@ -2,6 +2,7 @@
 
 import asyncio
 import gzip
+import hashlib
 import json
 import tracemalloc
 from dataclasses import replace
@@ -89,6 +90,23 @@ async def test_calls_of_another_partner_have_a_batch_of_their_own(shop: Place, s
     other = {"X-Partner": "another"}
     answer = await start().call(f"{shop.run.world.origin}/chat", "POST", content=BODY, headers=other)
     assert (answer.status_code, len(shop.payments)) == (200, 2)
+
+
+@pytest.mark.parametrize("bought_for", [{"X-Partner": "demo"}, {"X-Wallet-Address": role_address("split").text}])
+async def test_a_batch_is_shown_for_whom_an_earlier_call_bought_it(
+    shop: Place, start: Start, bought_for: dict[str, str]
+) -> None:
+    """A program that begins anew says who buys as it is configured now; what is paid is still another's."""
+    world, body = shop.run.world, b'{"message":"hello"}'
+    world.settings(batch=4)
+    call = {"method": "POST", "path": "/chat", "body_sha256": hashlib.sha256(body).hexdigest()}
+    asked = {"status": 402, "headers": {}, "body": world.call("hello", bought_for).json()}
+    paid = await shop.api.pay("hello", app="payer", request=call | {"headers": bought_for}, response=asked)
+    other = {world.origin: replace(shop.run.desk.terms.merchants[world.origin], partner="since")}
+    await shop.run.desk.take_terms(replace(shop.run.desk.filed, merchants=other), lambda _unit: None)
+    answer = await start(patience_s=5.0).call(f"{world.origin}/chat", "POST", content=body)
+    assert answer.status_code == 200, answer.text
+    assert [payment.id for payment in shop.payments] == [paid["id"]]
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -124,7 +124,7 @@ BOUND = {"resourceBinding": "0" * 64, "orderId": "5f0c4f0e-1111-4222-8333-444455
 
 
 UNLIKE_FEES = {"coffee": 1, "icedcoffees": 2, "toffee": 3, "feedback": "x", "feed": 1, "newsFeeds": 2, "feels": 3}
-SAFE = {"offer": 1, "feet": 4, "feeble": True, "lifeEvent": 1, "safeentry": 5}
+SAFE = {"offer": 1, "feet": 4, "feeling": 5, "feeble": True, "lifeEvent": 1, "safeentry": 5}
 JOB = {"qa": {"jobId": "j-1234", "planVersion": 1, "inputHash": "9f" * 32, "by": {"name": None, "isDraft": False}}}
 
 
@@ -142,6 +142,7 @@ def test_what_a_merchant_notes_beside_a_plain_transfer_is_only_echoed(metadata: 
         *({"serviceFee": 5}, {"tip": "1"}, {"payee": "x"}, {"expiresAt": 1}, {"chainDecimals": 6}),
         *({"TXFee": 5}, {"NFTPrice": "1"}, {"job": {"ADATip": "1"}}, {"FEEs": 5}),
         *({"platformfee": 5}, {"txfees": "5"}, {"feerate": 5}, {"x-GASFEE": 1}, {"job": {"feebps": 5}}),
+        *({"feelimit": 5}, {"feelevel": "5"}, {"feetotal": 5}, {"feetype": "x"}, {"job": {"feeto": "x"}}),
         *({"settlement": {"mode": "direct"}}, {"shops": [1]}, {"recipientId": "7"}, {"goesTo": "addr_test1vq"}),
         {"ratio": 1.5},
         *({"job": {"tip": "1"}}, {"job": {"of": {"payee": "x"}}}, {"job": {"expiresAt": 1}}, {"job": {"a": [1]}}),

@@ -16,6 +16,7 @@ from payagent.audit.limits import check_limits
 from payagent.core.invoice import is_batch
 from payagent.core.policy import WALLET
 from payagent.core.prepaid import CALLS
+from payagent.devnet.merchant import role_address
 from payagent.proxy import attend
 from payagent.proxy.upstream import Upstream
 from payagent.store import prepaid, spending
@@ -97,6 +98,22 @@ async def test_a_batch_is_shown_for_whom_it_was_bought_whichever_partner_is_conf
         paid = await shop.api.pay("hello", app="payer", request=said)
         other = {world.origin: replace(shop.run.desk.terms.merchants[world.origin], partner="since")}
         await shop.run.desk.take_terms(replace(shop.run.desk.filed, merchants=other), lambda _unit: None)
+        await shop.run.agent.sending.drain(10)
+        await shop.run.settle_down()
+        assert (await shop.ask(method="POST", body=body, merchant="devnet")).status == 200
+        assert [row.id for row in shop.payments] == [paid["id"]]
+        await shop.until(lambda: left(shop) == (4, 1, 0), "it was another one's call")
+
+
+async def test_a_batch_for_another_wallet_is_shown_for_it_by_a_call_that_names_none(world: World) -> None:
+    world.fund(50 * ADA)
+    world.settings(batch=4)
+    async with place(world) as shop:
+        body = json.dumps({"message": "hello"}, separators=(",", ":")).encode()
+        who = {"X-Wallet-Address": role_address("split").text}
+        said = {"method": "POST", "path": "/chat", "body_sha256": hashlib.sha256(body).hexdigest(), "headers": who}
+        asked = {"status": 402, "headers": {}, "body": world.call("hello", who).json()}
+        paid = await shop.api.pay("hello", app="payer", request=said, response=asked)
         await shop.run.agent.sending.drain(10)
         await shop.run.settle_down()
         assert (await shop.ask(method="POST", body=body, merchant="devnet")).status == 200
