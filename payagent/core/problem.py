@@ -427,7 +427,7 @@ PROBLEMS: dict[str, Problem] = {
         503,
         2,
         "The ledger is not as payagent left it",
-        "Keep the file as it is: `payagent ledger verify` names what is wrong. Find out what or who changed it, "
+        "Keep the file as it is: `payagent doctor` names what is wrong. Find out what or who changed it, "
         "then put a backup back in another folder with `payagent restore FILE` (docs/operators.md, Backups, says "
         "what that forgets).",
         money="What it says of payments cannot be relied on. What was sent before may land all the same.",
