@@ -364,12 +364,7 @@ async def test_who_asks_the_daemon_too_often_still_gets_what_it_paid_for(world: 
 async def test_a_delivery_that_was_one_call_too_many_is_told_later(world: World) -> None:
     """The next call of its kind tells it first, however long it must wait: else it would show the old proof."""
     async with client_kit.shop(world, bounds=BUSY) as at:
-
-        async def serve_the_busy(heard: Heard) -> None:
-            await use_up(at)
-            await SERVED(heard)
-
-        at.peer.answers["/chat"] = wall = Paywall(strict=True, serve=serve_the_busy)
+        wall = busy_paywall(at)
         async with Program(at, "async").async_client() as http:
             assert (await http.get(f"{at.peer.url}/chat")).status_code == 200
             wall.serve = SERVED
@@ -380,12 +375,7 @@ async def test_a_delivery_that_was_one_call_too_many_is_told_later(world: World)
 async def test_what_is_told_late_is_told_once_more_by_a_call_that_comes_meanwhile(world: World) -> None:
     """Of two alike one waits to tell it; the other was given what is not told yet, and showed the old proof."""
     async with client_kit.shop(world, bounds=BUSY) as at:
-
-        async def serve_the_busy(heard: Heard) -> None:
-            await use_up(at)
-            await SERVED(heard)
-
-        at.peer.answers["/chat"] = wall = Paywall(strict=True, serve=serve_the_busy)
+        wall = busy_paywall(at)
         async with Program(at, "async").async_client() as http:
             assert (await http.get(f"{at.peer.url}/chat")).status_code == 200
             wall.serve = SERVED
@@ -395,6 +385,17 @@ async def test_what_is_told_late_is_told_once_more_by_a_call_that_comes_meanwhil
 
 
 BUSY = Bounds(rates=Rates(calls_per_s=1))
+
+
+def busy_paywall(at: Place) -> Paywall:
+    """Serves once the app has no call left, so that it cannot be told."""
+
+    async def serve(heard: Heard) -> None:
+        await use_up(at)
+        await SERVED(heard)
+
+    at.peer.answers["/chat"] = wall = Paywall(strict=True, serve=serve)
+    return wall
 
 
 async def refused_no_more(call: Callable[[], Awaitable[httpx.Response]]) -> httpx.Response:
