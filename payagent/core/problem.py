@@ -726,6 +726,12 @@ PROBLEMS: dict[str, Problem] = {
         "Do not pay it; ask the merchant.",
         money="What was signed for the first terms stands; nothing new was signed.",
     ),
+    "terms_not_understood": Problem(
+        422,
+        3,
+        "The 402 names money or terms that payagent does not know",
+        "The detail names the member. " + _SENDER,
+    ),
     "topup_cancelled": Problem(
         409,
         3,
