@@ -10,6 +10,7 @@ from api_kit import Api, served
 from http_kit import NO_TLS
 
 from payagent.api.app import create_app
+from payagent.core.bounds import SPLIT_COUNT_MAX
 from payagent.core.problem import PROBLEMS
 from payagent.proxy.door import Bounds
 
@@ -79,7 +80,8 @@ async def test_a_body_that_is_not_understood_is_refused_with_the_key_that_is_wro
         (SPLIT, {"count": 10**9, "lovelace": "5000000"}, "bad_request", "count"),
         (SPLIT, {"count": 2, "lovelace": 5000000}, "bad_request", "lovelace"),
         (SPLIT, {"count": 2, "lovelace": "1"}, "self_transfer_invalid", None),
-        (SPLIT, {"count": 250, "lovelace": "1000000"}, "self_transfer_invalid", None),
+        (SPLIT, {"count": SPLIT_COUNT_MAX + 1, "lovelace": "1000000"}, "bad_request", "count"),
+        (SPLIT, {"count": SPLIT_COUNT_MAX, "lovelace": str(2**32)}, "self_transfer_invalid", None),
         (SEND, {"address": api.world.address}, "bad_request", "units"),
         (SEND, {"address": api.world.address, "units": "5", "all": True}, "bad_request", "units"),
         (SEND, {"address": api.world.address, "all": False}, "bad_request", "all"),
