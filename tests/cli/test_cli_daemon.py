@@ -3,8 +3,10 @@
 import json
 import signal
 import socket
+import sqlite3
 import stat
 import subprocess
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from cli_kit import TOKEN, Result, Shop, checks, invoke, spawn, until, write_pri
 
 from payagent.core.times import iso_time
 from payagent.devnet.merchant import role_address
+from payagent.store.merchants import everybody
 
 OTHER = role_address("creator").text
 
@@ -146,6 +149,23 @@ def test_the_only_merchant_need_not_be_named(shop: Shop) -> None:
     assert added.code == 0, added.err
     assert shop.payagent("pay", file, "--dry-run").code == 2
     shop.payagent("merchants", "remove", "other")
+
+
+def test_how_the_t_backend_means_its_splits_is_written_when_it_is_added(shop: Shop) -> None:
+    t_backend = ("--origin", "https://api-v3.fluxpointstudios.com")
+    added = shop.payagent("merchants", "add", "tb", *t_backend)
+    assert added.code == 0, added.err
+    assert 'split_mode = "additional"' in added.err
+    assert "on top" in added.err
+    with closing(sqlite3.connect(f"file:{shop.data_dir}/ledger.db?mode=ro", uri=True)) as conn:
+        (row,) = everybody(conn)
+    assert row.settings["split_mode"] == "additional"
+    shop.payagent("merchants", "remove", "tb")
+    chosen = shop.payagent("merchants", "add", "tb", *t_backend, "--split-mode", "inclusive")
+    other = shop.payagent("merchants", "add", "other", "--origin", "https://api.example.com")
+    assert "split_mode" not in chosen.err + other.err
+    for name in ("tb", "other"):
+        shop.payagent("merchants", "remove", name)
 
 
 def test_a_file_does_not_say_of_itself_who_sent_it(shop: Shop) -> None:
