@@ -71,7 +71,8 @@ class ChainView:
 
     `booked`: the tip up to which all deposits are in the books, for which the providers have to list them alike.
     `restored_at_ms`: when the ledger was put back from a backup, if it ever was. `behind`: why the ledger does not
-    know all that was signed (agent.scan). `foreign`: transactions that spent coins of ours and are none of ours
+    know all that was signed (agent.scan). `is_compared`: whether the wallet's newest transactions were compared
+    with the ledger since the start. `foreign`: transactions that spent coins of ours and are none of ours
     (agent.foreign), until an operator thaws. `require_ready` stands before every signature.
     """
 
@@ -82,6 +83,7 @@ class ChainView:
     problem: str | None = "no provider has answered yet"
     restored_at_ms: int | None = None
     behind: str | None = None
+    is_compared: bool = False
     foreign: tuple[str, ...] = ()
 
     def learn_genesis(self, genesis: Genesis) -> None:
@@ -104,7 +106,8 @@ class ChainView:
     def require_ready(self, now_ms: int) -> int:
         """The current slot, when the chain is seen well enough to sign.
 
-        Refused: as `require_in_step`; `restored_recently`, `ledger_behind`, `foreign_spend`.
+        Refused: as `require_in_step`; `restored_recently`, `ledger_behind`, `foreign_spend`; `chain_not_ready`
+        before the wallet's newest transactions were compared with the ledger.
         """
         slot = self.require_in_step(now_ms)
         self._require_known_past(now_ms)
@@ -137,7 +140,12 @@ class ChainView:
             raise Refused(
                 "foreign_spend",
                 f"nothing is signed until an operator thaws: transaction {last}{beside} spent coins of this "
-                "wallet, and payagent did not sign it",
+                "wallet, and the ledger does not know it",
+            )
+        if not self.is_compared:
+            raise Refused(
+                "chain_not_ready",
+                "the wallet's transactions since the ledger's newest block were not compared with the ledger yet",
             )
 
     def block_ms(self, now_ms: int) -> int | None:

@@ -202,7 +202,10 @@ def take_in(unit: Unit, spend: Spend, why: Why, coins: Coins, now_ms: int) -> st
     }
     records.note(unit, None, event, None, now_ms, told)
     if event == "foreign_spend":
-        detail = f"transaction {seen.tx_id} spent coins of this wallet, and payagent did not sign it"
+        detail = (
+            f"transaction {seen.tx_id} spent coins of this wallet, and the ledger does not know it: another "
+            "program has the wallet's words, or the data folder was rolled back"
+        )
         raise_again(unit, "foreign_spend", ALERT_SUBJECT, {"detail": detail, "tx": seen.tx_id}, now_ms)
     return event
 
@@ -272,7 +275,7 @@ class Recovery:
             return
         deep = chain.tip.height - desk.terms.settle_depth
         await desk.write("scan", lambda unit: self._catch_up(unit, spends, deep, source.is_for_good, now_ms))
-        chain.behind = None
+        chain.behind, chain.is_compared = None, True
         log.warning("ledger.caught_up", transactions=len(spends))
 
     async def _is_quiet_over(self, tip: Tip, now_ms: int) -> bool:

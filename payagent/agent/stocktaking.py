@@ -35,10 +35,13 @@ class Stocktaking:
         self._new_coins = Repeats()
 
     async def look(self, source: View, tip: Tip) -> None:
-        """Take in the list, where it could be read; then whose spends it may show, and which deposits are gone."""
+        """Compare the newest transactions, once after a start. Take in the list, where it could be read; then
+        whose spends it may show, and which deposits are gone.
+        """
         desk = self._desk
+        is_compared = await self._foreign.compare(source)
         read = await source.coins(desk.terms.own.text)
-        self.is_due = not isinstance(read, Found)
+        self.is_due = not (isinstance(read, Found) and is_compared)
         if not isinstance(read, Found):
             # one list of several is enough to sign by the coins that are known; nothing is booked by it
             self.is_read |= isinstance(read, Unknown) and read.why is Why.NOT_YET

@@ -298,8 +298,9 @@ PROBLEMS: dict[str, Problem] = {
         503,
         4,
         "Coins of the wallet were spent elsewhere",
-        "Find out who has the wallet's words and stop it, then run `payagent wallet thaw`. If nobody should have "
-        "them, send everything to a new wallet at once.",
+        "Look the transaction up in an explorer. Stop whoever else has the wallet's words, or see operators.md if "
+        "the data folder was rolled back. Then run `payagent wallet thaw`. If the words are stolen, send "
+        "everything to a new wallet at once.",
     ),
     "foreign_spend_unseen": Problem(
         409,

@@ -294,7 +294,7 @@ class TestChainView:
     SLOT = 1_700_000_000 - 1_655_769_600 + 86_400
 
     def view(self, tip_slot: int) -> ChainView:
-        view = ChainView(NETWORKS["preprod"], problem=None)
+        view = ChainView(NETWORKS["preprod"], problem=None, is_compared=True)
         view.learn_genesis(Genesis(1, 1_654_041_600, 1))
         view.tip = Tip(1, tip_slot, "aa" * 32, 0)
         return view

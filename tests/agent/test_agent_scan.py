@@ -14,12 +14,13 @@ from agent_kit import ADA, APP, Clock, Relay, World, with_terms, world_with_cloc
 
 from payagent.agent import scan
 from payagent.agent.chainview import QUIET_MS
+from payagent.agent.foreign import thaw
 from payagent.agent.view import payment_view
 from payagent.chain.source import AddressTx, Read
 from payagent.chain.view import View
 from payagent.core.payment import State
 from payagent.core.problem import Refused
-from payagent.store import onchain, payments
+from payagent.store import alerts, onchain, payments
 from payagent.store.signer import SIGNER_FILE, Signed, SignerFile, last_signed
 
 __all__ = ["world"]
@@ -399,6 +400,82 @@ def unwritable(path: Path) -> Iterator[None]:
     path.rmdir()
     if kept is not None:
         kept.rename(path)
+
+
+class TestTheWholeFolderRolledBack:
+    """A snapshot of the machine takes the ledger and the signer's record back together: they agree."""
+
+    @pytest.fixture
+    def world(self, tmp_path: Path) -> Iterator[World]:
+        """The wallet holds nothing that pays for a call until more comes."""
+        with world_with_clock(tmp_path) as world:
+            world.fund(5 * ADA)
+            yield world
+
+    @staticmethod
+    async def roll_back(world: World) -> str:
+        """Put all that was in the data folder back to before a payment, whose coin came later; its transaction."""
+        record = SignerFile(world.folder / SIGNER_FILE)
+        async with world.run(record=record) as run:
+            await run.look()
+            await run.agent.transfers.send(APP, world.account.address, "lovelace", 1 * ADA)
+            await run.agent.sending.drain(10)
+            await run.settle_down()
+            ledger, signed = copied(world), (world.folder / SIGNER_FILE).read_bytes()
+            world.fund(50 * ADA)
+            forgotten = await run.pay_in_block("forgotten")
+        record.close()
+        world.fund(50 * ADA)
+        put(world, ledger)
+        (world.folder / SIGNER_FILE).write_bytes(signed)
+        return str(forgotten.tx_id)
+
+    async def test_a_spend_that_the_ledger_does_not_know_freezes_before_anything_is_signed(
+        self, world: World, record: SignerFile
+    ) -> None:
+        forgotten = await self.roll_back(world)
+        async with world.run(record=record) as run:
+            await run.look()
+            assert (run.desk.chain.behind, run.desk.chain.foreign) == (None, (forgotten,))
+            with pytest.raises(Refused, match=r"foreign_spend.*the ledger does not know"):
+                await run.pay("forgotten")
+            assert alerts.last_kind(run.desk.conn, scan.ALERT_SUBJECT) == "foreign_spend"
+            await require_whole(run)
+            await thaw(run.desk, APP)
+        async with world.run(record=record) as run:  # what was thawed is known from then on
+            await run.look()
+            await run.pay("when somebody has looked at it")
+
+    async def test_one_provider_that_hides_it_lets_nothing_be_signed(
+        self, world: World, record: SignerFile
+    ) -> None:
+        listing = f"/addresses/{world.address}/transactions"
+        with Relay(world.devnet).serving() as liar, Relay(world.devnet).serving() as honest:
+            liar.freeze(listing)
+            await self.roll_back(world)
+            async with world.run(record=record, providers=providers(liar, honest, True)) as run:
+                await run.look()
+                with pytest.raises(Refused, match=r"chain_not_ready.*transactions"):
+                    await run.pay("forgotten")
+
+    async def test_nothing_is_signed_until_the_transactions_could_be_read_and_a_start_lists_them_once(
+        self, world: World, record: SignerFile
+    ) -> None:
+        world.fund(50 * ADA, 50 * ADA)
+        async with world.run(record=record) as run:
+            await run.pay_in_block("before")
+        listing = f"/addresses/{world.address}/transactions"
+        with Relay(world.devnet).serving() as relay:
+            relay.tell(listing, 500, {})
+            async with world.run(record=record, providers={"relay": relay.url}) as run:
+                await run.look()
+                with pytest.raises(Refused, match=r"chain_not_ready.*transactions"):
+                    await run.pay("too early")
+                relay.thaw()
+                relay.calls.clear()
+                await run.pass_time(3, 61)
+                await run.pay("now")
+                assert relay.calls.count(("GET", listing)) == 1
 
 
 class TestALiar:
