@@ -49,6 +49,12 @@ class Refused(Exception):  # noqa: N818  the design's word for what it is
     def problem(self) -> Problem:
         return PROBLEMS[self.code]
 
+    @property
+    def message(self) -> str:
+        """All that a person needs, in one text: what happened, what it means for the money, what to do next."""
+        what = f"{self.problem.title}: {self.detail.rstrip('.')}."
+        return " ".join(part for part in (what, self.money, self.problem.fix) if part)
+
 
 @contextmanager
 def own_order(**context: object) -> Iterator[None]:

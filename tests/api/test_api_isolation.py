@@ -196,6 +196,23 @@ async def test_an_app_is_not_told_what_the_wallet_has(api: Api) -> None:
     assert in_words in (await api.http.get(f"/v1/payments/{row['id']}")).text
 
 
+async def test_an_app_that_asks_with_many_amounts_finds_out_what_the_wallet_has(api: Api) -> None:
+    """docs/security.md says so; a change that ends it changes that page."""
+    free = sum(coin.lovelace for coin in api.run.desk.coins)
+    payable, too_much = 10_000_000, 900_000_000
+    while too_much - payable > 1_000_000:
+        price = (payable + too_much) // 2
+        api.world.settings(price=str(price))
+        answer = await api.as_("payer").post("/v1/quotes", json=api.body("how much"))
+        if answer.status_code == 200:
+            payable = price
+        else:
+            require_problem(answer, "not_enough_funds")
+            too_much = price
+    shares = 3_000_000
+    assert 0 <= free - payable - shares < 3_000_000
+
+
 async def test_an_app_that_is_bound_to_merchants_sees_the_limits_of_no_other(api: Api) -> None:
     bound = {"name": "bound", "merchants": ["t"], "assets": ["lovelace"]}
     made = (await api.http.post("/v1/apps", json=bound)).json()

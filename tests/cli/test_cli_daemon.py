@@ -350,7 +350,7 @@ def test_the_wallet_can_be_split_and_sent_from(shop: Shop) -> None:
     assert split.code == 0, split.err
     assert [output["units"] for output in split.json["outputs"]] == ["4000000"] * 3
     to = role_address("creator").text
-    sent = shop.payagent("wallet", "send", to, "--amount", "2.5 ADA")
+    sent = shop.payagent("wallet", "send", to, "--amount", "2.5 ADA", "--yes")
     assert sent.code == 0, sent.err
     until(lambda: shop.payments()[0]["state"] == "confirmed", "not confirmed")
     there = shop.http.get(f"{shop.devnet.chain_url}/txs/{sent.json['tx_hash']}/utxos").json()["outputs"]
@@ -358,7 +358,7 @@ def test_the_wallet_can_be_split_and_sent_from(shop: Shop) -> None:
 
 
 def test_a_transfer_that_has_a_key_is_ordered_once(shop: Shop) -> None:
-    order = ("wallet", "send", role_address("creator").text, "--amount", "2 ADA", "--key", "rent-of-may")
+    order = ("wallet", "send", role_address("creator").text, "--amount", "2 ADA", "--key", "rent-of-may", "--yes")
     first, again = shop.payagent(*order), shop.payagent(*order)
     assert (first.code, again.code) == (0, 0), first.err + again.err
     assert first.json["tx_hash"] == again.json["tx_hash"]
@@ -369,7 +369,16 @@ def test_a_transfer_that_has_a_key_is_ordered_once(shop: Shop) -> None:
 @pytest.mark.parametrize("amount", [("--amount", "5"), ("--amount", "0 ADA"), ("--amount", "1 ADA", "--all"), ()])
 def test_a_transfer_that_is_not_clear_is_not_sent(shop: Shop, amount: tuple[str, ...]) -> None:
     before = len(shop.payments())
-    assert shop.payagent("wallet", "send", role_address("creator").text, *amount).code == 2
+    assert shop.payagent("wallet", "send", role_address("creator").text, *amount, "--yes").code == 2
+    assert len(shop.payments()) == before
+
+
+@pytest.mark.parametrize("amount", [("--amount", "2 ADA"), ("--all",)])
+def test_a_transfer_that_nobody_confirms_is_not_sent(shop: Shop, amount: tuple[str, ...]) -> None:
+    before = len(shop.payments())
+    refused = shop.payagent("wallet", "send", role_address("creator").text, *amount)
+    assert (refused.code, refused.error["code"]) == (2, "usage")
+    assert "--yes" in refused.error["detail"]
     assert len(shop.payments()) == before
 
 
@@ -388,7 +397,7 @@ def test_a_transfer_that_is_not_clear_is_not_sent(shop: Shop, amount: tuple[str,
 )
 def test_an_order_that_cannot_be_is_the_operators_to_correct(shop: Shop, order: tuple[str, ...]) -> None:
     before = len(shop.payments())
-    refused = shop.payagent("wallet", "send", *order)
+    refused = shop.payagent("wallet", "send", *order, "--yes")
     assert refused.code == 2, refused.err
     assert "merchant" not in refused.err
     assert len(shop.payments()) == before

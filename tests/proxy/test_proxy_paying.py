@@ -30,7 +30,10 @@ async def shop(world: World):  # type: ignore[no-untyped-def]
 
 def problem(got: Got) -> dict[str, object]:
     assert got.values("content-type") == ["application/problem+json"]
-    return dict(json.loads(got.body or b""))
+    told = dict(json.loads(got.body or b""))
+    assert (told["error"]["code"], told["error"]["type"]) == (told["code"], "payagent_error")
+    assert told["detail"] in told["error"]["message"]
+    return told
 
 
 async def test_a_call_is_paid_and_served(shop: Place) -> None:

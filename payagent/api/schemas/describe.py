@@ -16,6 +16,14 @@ from payagent.api.schemas.prepaid import TopupOrder
 from payagent.api.schemas.wallet import PauseOrder, SendOrder, SplitOrder, ThawOrder
 
 
+class ProblemError(BaseModel):
+    """The same in the form that OpenAI's clients read: `message` is title, detail, money and fix in one text."""
+
+    message: str
+    code: str
+    type: Literal["payagent_error"]
+
+
 class ProblemAnswer(BaseModel):
     """RFC 9457, with what the refusal means for the money and what to do."""
 
@@ -28,6 +36,7 @@ class ProblemAnswer(BaseModel):
     retryable: bool
     money: str
     fix: str
+    error: ProblemError
 
 
 # what no answer's model brings into the document by itself
