@@ -158,6 +158,10 @@ def config_text(choices: Choices) -> str:
         lines += ["", "# A merchant that may be paid.", f"[merchants.{_key(name)}]", f"origin = {_quote(origin)}"]
         if name in choices.partners:
             lines += ["# Sent as X-Partner.", f"partner = {_quote(choices.partners[name])}"]
+        lines += [
+            f"# If you add [merchants.{_key(name)}.topup] with `below`, the first top-up can be paid as soon as",
+            "# the daemon reads it: a balance that was never bought counts as 0 left.",
+        ]
     if choices.passphrase_file is not None:
         lines += ["", "[keystore]", "# Read when the daemon starts; for its owner alone (chmod 600)."]
         lines.append(_path("passphrase_file", choices.passphrase_file))
