@@ -164,6 +164,10 @@ def config_text(choices: Choices) -> str:
                 "# A revenue share in a 402 that states no mode is paid on top of the amount, not out of it.",
                 'split_mode = "additional"',
             ]
+        lines += [
+            f"# If you add [merchants.{_key(name)}.topup] with `below`, the first top-up can be paid as soon as",
+            "# the daemon reads it: a balance that was never bought counts as 0 left.",
+        ]
     if choices.passphrase_file is not None:
         lines += ["", "[keystore]", "# Read when the daemon starts; for its owner alone (chmod 600)."]
         lines.append(_path("passphrase_file", choices.passphrase_file))

@@ -27,6 +27,9 @@ _NO_INVOICE = frozenset(("merchant_not_allowed", "not_an_invoice", "body_not_und
 REFUSAL_MARK, QUOTE_MARK = "payagent_refusal", "payagent_quote"
 """In `extensions`: of a 402 that was not paid, the daemon's reason; of the answer to a dry run, the quote."""
 
+CALL_MARK = "payagent_call"
+"""In the `extensions` of a dry run: make the call though a prepaid balance would serve it."""
+
 
 @dataclass(slots=True)
 class Purchases:
@@ -56,6 +59,9 @@ class Purchases:
 
     def _buy(self, call: Call) -> Steps[Bought]:
         """Anew as long as another call of the same kind has used the payment up, or buys a batch for both."""
+        is_asked_first = call.dry_run and CALL_MARK not in call.request.extensions
+        if is_asked_first and (quote := (yield from self._quote_prepaid(call))) is not None:
+            return Bought(quote)
         shown: Bought | None = None
         used_up: str | None = None
         wait = BatchWait(self.patience_s)
@@ -158,6 +164,14 @@ class Purchases:
         reply: Reply = yield Ask("GET", "/v1/wallet")
         buyers = self._buyers or {}
         self._buyers = {**buyers, origin: {**buyers.get(origin, {}), WALLET.decode(): reply.value()["address"]}}
+
+    def _quote_prepaid(self, call: Call) -> Steps[httpx.Response | None]:
+        """What the call would use of a prepaid balance that would serve it; None where none would."""
+        reply: Reply = yield Ask("POST", "/v1/prepaid/quotes", call.question())
+        if reply.body.get("code") == "merchant_not_allowed":  # then its 402 is somebody else's affair
+            return None
+        quote = reply.value()
+        return httpx.Response(200, json=quote, extensions={QUOTE_MARK: quote}) if quote["prepaid"] else None
 
     def _quote(self, call: Call, demand: httpx.Response, body: bytes) -> Steps[httpx.Response]:
         reply: Reply = yield Ask("POST", "/v1/quotes", call.ask(demand, body))

@@ -18,7 +18,7 @@ from payagent.agent.agent import Agent
 from payagent.agent.asks import Advice
 from payagent.agent.prepaid import Buyer
 from payagent.agent.view import retry_headers
-from payagent.api.views import quote_view
+from payagent.api.views import prepaid_quote_view, quote_view
 from payagent.core.payment import ENDED_WITHOUT_PAYING, UNSIGNED, State, is_served
 from payagent.core.problem import Refused
 from payagent.core.showing import again_after_s, cost_text
@@ -76,6 +76,10 @@ class Clerk:
 
     async def run(self, trip: Trip) -> None:
         """Answer the client. Raises `Refused` before anything of an answer went out."""
+        if trip.errand.dry_run and (prepaid := self._first.prepaid_quote(trip.errand)) is not None:
+            trip.intake.close()
+            await trip.reply.json(prepaid_quote_view(prepaid, self._desk.terms))
+            return
         demand = await self._first.demand_of(trip, trip.intake)
         if demand is None:
             return

@@ -57,6 +57,7 @@ OPERATIONS: dict[str, tuple[str, Any]] = {
     "post /v1/apps/{name}/token": (FORBIDDEN, {}),
     "post /v1/apps/{name}/revoke": (FORBIDDEN, None),
     "get /v1/prepaid": (FORBIDDEN, None),
+    "post /v1/prepaid/quotes": (BLIND, "call"),
     "get /v1/prepaid/topups": (FORBIDDEN, None),
     "post /v1/prepaid/topups": (FORBIDDEN, {"merchant": "t", "units": "1"}),
     "get /v1/prepaid/topups/{topup_id}": (FORBIDDEN, None),
@@ -88,7 +89,8 @@ async def test_an_operation_shows_nothing_of_another_app(api: Api, operation: st
     method, path = operation.split(" ")
     if body == "stream":
         return await _streams_nothing(api, theirs)
-    content = api.body("mine") if body == "402" else body
+    call = {"origin": api.world.origin, "request": {"method": "POST", "path": "/chat"}}
+    content = api.body("mine") if body == "402" else call if body == "call" else body
     for name in ("{payment_id}", "{topup_id}", "{name}"):
         path = path.replace(name, "other" if name == "{name}" else str(theirs["id"]))
     answer = await api.as_("payer").request(method, path, json=content)

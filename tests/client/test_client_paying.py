@@ -552,6 +552,27 @@ async def test_a_dry_run_says_what_it_would_take(shop: Place, start: Start) -> N
     assert shop.payments == []
 
 
+async def test_a_dry_run_of_a_call_that_a_prepaid_balance_serves_makes_no_call(shop: Place, start: Start) -> None:
+    world, dry = shop.run.world, {"X-Payagent-Dry-Run": "true"}
+    world.settings(batch=3)
+    program, url = start(), f"{world.origin}/chat"
+    assert (await program.call(url, "POST", content=BODY)).status_code == 200
+    quote = (await program.call(url, "POST", content=BODY, headers=dry)).json()
+    assert quote == {
+        "prepaid": True,
+        "network": "devnet",
+        "origin": world.origin,
+        "unit": "calls",
+        "units": "1",
+        "within_limits": True,
+    }
+    (told,) = world.http.get(f"{world.origin}/merchant/state").json()["balances"]
+    assert told["used"] == 1
+    other = {**dry, "X-Partner": "another"}
+    quote = (await program.call(url, "POST", content=BODY, headers=other)).json()
+    assert (quote["prepaid"], quote["batch_target"]) == (False, 3), "another's balance does not serve it"
+
+
 @pytest.mark.parametrize(
     "headers",
     [

@@ -12,7 +12,7 @@ from payagent.api.problems import MEDIA_TYPE
 from payagent.api.schemas.apps import AppOrder, LimitsOrder, TokenOrder
 from payagent.api.schemas.merchants import MerchantOrder, PinOrder
 from payagent.api.schemas.payments import DeliveryReport, EventTold, PaymentRequest
-from payagent.api.schemas.prepaid import TopupOrder
+from payagent.api.schemas.prepaid import PrepaidQuestion, TopupOrder
 from payagent.api.schemas.wallet import PauseOrder, SendOrder, SplitOrder, ThawOrder
 
 
@@ -46,6 +46,7 @@ _REFERRED: tuple[type[BaseModel], ...] = (
     SplitOrder,
     ThawOrder,
     SendOrder,
+    PrepaidQuestion,
     TopupOrder,
     EventTold,
     LimitsOrder,
