@@ -50,6 +50,27 @@ async def test_the_same_call_again_is_another_purchase(shop: Place, start: Start
     assert [payment.delivery for payment in shop.payments] == [Delivery.ACCEPTED] * 2
 
 
+@pytest.mark.parametrize("own", [{}, {"X-Idempotency-Key": "mine"}])
+async def test_a_merchant_that_goes_by_idempotency_keys_serves_a_lost_answer_again(
+    shop: Place, start: Start, own: dict[str, str]
+) -> None:
+    program, headers = start(), {"Idempotency-Key": "k1", **own}
+    for _ in range(2):
+        answer = await program.call(f"{shop.run.world.origin}/chat", "POST", content=BODY, headers=headers)
+        assert answer.status_code == 200, answer.text
+    assert len(shop.payments) == 1
+
+
+@pytest.mark.parametrize("own", [None, "mine"])
+async def test_the_programs_own_x_idempotency_key_is_the_same_on_every_call(
+    shop: Place, start: Start, own: str | None
+) -> None:
+    wall = shop.peer.answers["/chat"] = Paywall(pending=1)
+    headers = {} if own is None else {"X-Idempotency-Key": own}
+    assert (await start().call(f"{shop.peer.url}/chat", headers=headers)).text == "served"
+    assert [heard.header("x-idempotency-key") for heard in wall.firsts + wall.retries] == [own] * 3
+
+
 async def test_what_is_prepaid_is_not_paid_again(shop: Place, start: Start) -> None:
     """A batch is the wallet's, so even the first call names it."""
     shop.run.world.settings(batch=3)

@@ -457,6 +457,24 @@ async def test_an_idempotency_key_is_one_purchase_for_ever(shop: Place) -> None:
     assert (got.status, problem(got)["code"]) == (422, "idempotency_key_reused")
 
 
+@pytest.mark.parametrize("own", [(), ("X-Idempotency-Key: mine",)])
+async def test_a_merchant_that_goes_by_idempotency_keys_serves_a_lost_answer_again(
+    shop: Place, own: tuple[str, ...]
+) -> None:
+    for _ in range(2):
+        got = await shop.ask("/chat", "Idempotency-Key: k1", *own, method="POST", body=b"{}", merchant="devnet")
+        assert got.status == 200, got
+    assert len(shop.payments) == 1
+
+
+@pytest.mark.parametrize("own", [None, "mine"])
+async def test_the_clients_own_x_idempotency_key_is_the_same_on_every_call(shop: Place, own: str | None) -> None:
+    wall = shop.peer.answers["/chat"] = Paywall(pending=1)
+    headers = () if own is None else (f"X-Idempotency-Key: {own}",)
+    assert (await shop.ask("/chat", *headers)).body == b"served"
+    assert [heard.header("x-idempotency-key") for heard in wall.firsts + wall.retries] == [own] * 3
+
+
 async def test_an_answer_that_broke_off_is_asked_for_again_with_the_same_proof(shop: Place) -> None:
     wall = Paywall()
 
