@@ -36,9 +36,9 @@ def is_ready(row: PaymentRow, ready: str) -> bool:
 def retry_headers(row: PaymentRow, merchant: MerchantTerms | None, wallet_address: str) -> dict[str, str]:
     """What the client adds to its retry; empty before the attempt is durable and noted, and without a purchase.
 
-    X-Request-Id is the intent's own and stays the same over all its retries. An X-Idempotency-Key is the client's
-    alone: the first call went out without ours, and a merchant takes a key on the retry alone for another purchase.
-    What was bought for a balance is shown for its own partner and wallet, whichever are configured since.
+    X-Request-Id is the intent's own and stays the same over all its retries. No X-Idempotency-Key is sent: the
+    first call went out without it, and a merchant takes a key on the retry alone for a new purchase. What was
+    bought for a balance is shown for the partner and the wallet that it is of, whichever are configured since.
     """
     if row.tx_id is None or not row.is_noted or row.state in WITHOUT_PROOF:
         return {}

@@ -72,8 +72,8 @@ class Terms:
     `inclusive` written as the whole list of outputs, pay_to among them. `split_form` is how a list without pay_to
     is written: `split` (an object that states its mode) or `outputs` (a bare list that states none).
     `dialect` `x402`: the calls are sold as those below /x402/ are, without splits and batches.
-    `replays`: whether a proof that was answered is answered again; None is what each dialect does on its own. Like
-    the vendor's middleware, it opens a new invoice for a replay with an X-Idempotency-Key that the first call lacked.
+    `replays`: whether a proof that was answered is answered again; None is what each dialect does on its own. A
+    replay whose X-Idempotency-Key the first call lacked gets a new invoice, as from the vendor's middleware.
     `proof`: X-Payment carries a `tx_hash`, or as `signed_cbor` the signed transaction, in hex, which the merchant
     sends; `either` takes both, as the documents say.
     `balance_shape` is how /payments/balance tells the prepaid calls, which no document says: `plain` numbers,

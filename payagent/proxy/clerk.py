@@ -114,9 +114,6 @@ class Clerk:
                 used_up = await self._show(trip, purchase, turn)
                 if used_up is None:
                     return
-                if not purchase.is_served:  # nobody here got anything for it: no reason to pay again
-                    await trip.reply.send_kept(used_up.answer, _marks(self._desk.payment(purchase.id)))
-                    return
                 past, demand = purchase, used_up.demand
             finally:
                 turn.release()
@@ -170,7 +167,7 @@ class Clerk:
                 silence.cancel()
                 response = await _hear(answer, proof)
                 proof.row, advice = await self._steps.to_its_end(
-                    self._agent.deliveries.take_answer(purchase.id, response)
+                    self._agent.deliveries.take_answer(purchase.id, response, has_served=purchase.is_served)
                 )
                 if advice.answer.said is Said.SERVED:
                     turn.release()
@@ -259,9 +256,11 @@ def _marks(row: PaymentRow) -> Headers:
 
 
 def _is_used_up(advice: Advice, purchase: Purchase) -> bool:
-    """An invoice, after the payment has served a call, says so too: the merchant wants to be paid for this one."""
-    said = advice.answer.said
-    return said is Said.USED_UP or (said is Said.INVOICED and purchase.is_served)
+    """Whether the payment has served another call, and the merchant wants to be paid for this one.
+
+    Before it has served a call here, there is no reason to pay again, whatever the merchant says.
+    """
+    return purchase.is_served and advice.answer.said in (Said.USED_UP, Said.INVOICED)
 
 
 def _not_served(row: PaymentRow) -> Refused:

@@ -15,7 +15,7 @@ from client import client_kit
 from client.client_kit import WAYS, Program, Start, end_patience, refusal
 from commitments import commitment_to
 from http_kit import NO_TLS
-from proxy.proxy_kit import BOUND, Binding, Heard, Paywall, Pending202, Place, as_402, packed, saying
+from proxy.proxy_kit import BOUND, Binding, Heard, Paywall, Pending202, Place, SpentNonce, as_402, packed, saying
 
 from payagent.client.call import read_call
 from payagent.core.payment import Delivery
@@ -167,6 +167,7 @@ async def test_who_still_wants_the_wallet_is_not_asked_again_and_a_stranger_neve
         {"extra_null": True},
         {"confirmations": 3},
         {"submission_policy": "client"},
+        {"fault": "duplicate", "fault_count": 2},
         {"version": 1, "html": True, "confirmations": -1},
     ],
     ids=str,
@@ -414,6 +415,16 @@ async def test_identical_calls_at_once_never_cost_more_than_they_get(
     assert sum(answer.status_code == 200 for answer in answers) == wall.served
     if not strict:
         assert (len(shop.payments), wall.served) == (1, 5)
+
+
+async def test_identical_calls_are_each_served_where_a_used_proofs_nonce_is_gone(
+    shop: Place, start: Start
+) -> None:
+    wall = shop.peer.answers["/chat"] = SpentNonce()
+    program = start()
+    answers = await asyncio.gather(*(program.call(f"{shop.peer.url}/chat") for _ in range(3)))
+    assert [answer.status_code for answer in answers] == [200] * 3
+    assert len(shop.payments) == len(wall.proofs) == 3
 
 
 async def test_a_call_whose_payment_served_another_pays_for_itself(shop: Place, start: Start) -> None:

@@ -13,6 +13,7 @@ from proxy_kit import (
     Heard,
     Pending202,
     Place,
+    SpentNonce,
     as_402,
     blocks,
     packed,
@@ -75,6 +76,7 @@ async def test_a_paid_stream_streams(shop: Place) -> None:
     "fault",
     [
         "pending",
+        "duplicate",
         "settle_500_before_broadcast",
         "settle_500_after_broadcast",
         "drop_after_broadcast",
@@ -147,6 +149,13 @@ async def test_identical_calls_are_each_served_where_what_is_beside_the_new_402_
     calls = (shop.ask("/chat", f"Accept-Encoding: {coding}", method="POST", body=BODY) for _ in range(3))
     assert [(got.status, got.body) for got in await asyncio.gather(*calls)] == [(200, b"served")] * 3
     assert len(shop.payments) == len(proofs) == 3
+
+
+async def test_identical_calls_are_each_served_where_a_used_proofs_nonce_is_gone(shop: Place) -> None:
+    wall = shop.peer.answers["/chat"] = SpentNonce()
+    got = await asyncio.gather(*(shop.ask("/chat", method="POST", body=BODY) for _ in range(3)))
+    assert [(answer.status, answer.body) for answer in got] == [(200, b"served")] * 3
+    assert len(shop.payments) == len(wall.proofs) == 3
 
 
 async def test_a_redirect_is_not_followed_with_the_transaction(shop: Place) -> None:
