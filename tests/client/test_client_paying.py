@@ -367,15 +367,35 @@ async def test_when_patience_ends_the_next_call_shows_the_same_proof(
     assert len(shop.payments) == 1
 
 
-async def test_what_the_merchant_said_last_is_given_when_patience_ends(
+async def test_the_merchants_402_is_attached_to_the_error_when_patience_ends(
     shop: Place, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wall = shop.peer.answers["/chat"] = Paywall(pending=1000)
     end_patience(monkeypatch, lambda: len(wall.retries) > 1)
+    error = await refusal(start().call(f"{shop.peer.url}/chat"))
+    (payment,) = shop.payments
+    assert (error.code, error.payment) == ("paid_not_served", payment.id)
+    answer = error.problem["merchant_answer"]
+    assert (answer["status"], json.loads(answer["body"])) == (402, {"detail": {"status": "pending"}})
+
+
+async def test_what_the_merchant_said_last_is_given_when_patience_ends(
+    shop: Place, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    busy = saying(b"HTTP/1.1 503 Busy\r\nContent-Length: 4\r\n\r\nbusy")
+    wall = shop.peer.answers["/chat"] = Paywall(serve=busy)
+    end_patience(monkeypatch, lambda: len(wall.retries) > 1)
     answer = await start().call(f"{shop.peer.url}/chat")
     (payment,) = shop.payments
-    assert (answer.status_code, answer.json()) == (402, {"detail": {"status": "pending"}})
+    assert (answer.status_code, answer.text) == (503, "busy")
     assert answer.headers["x-payagent-payment"] == payment.id
+
+
+async def test_a_transaction_that_the_merchant_refuses_is_told_as_refused(shop: Place, start: Start) -> None:
+    shop.run.world.settings(x402={"fault": "refuse_verify", "fault_count": 1})
+    error = await refusal(start().call(f"{shop.run.world.origin}/x402/chat", "POST", content=BODY))
+    (payment,) = shop.payments
+    assert (error.code, error.payment) == ("merchant_refused", payment.id)
 
 
 async def test_a_paid_call_may_take_longer_than_any_other(shop: Place, start: Start) -> None:
@@ -453,8 +473,9 @@ async def test_a_call_whose_payment_served_another_pays_for_itself(shop: Place, 
 async def test_a_proof_that_was_used_up_unseen_is_no_reason_to_pay_again(shop: Place, start: Start) -> None:
     wall = shop.peer.answers["/chat"] = Paywall(strict=True)
     await start().peek(f"{shop.peer.url}/chat")
-    answer = await start().call(f"{shop.peer.url}/chat")
-    assert (answer.status_code, answer.json()["detail"]["reason"]) == (402, "paid_already")
+    error = await refusal(start().call(f"{shop.peer.url}/chat"))
+    assert (error.code, error.payment) == ("paid_not_served", shop.payments[0].id)
+    assert "paid_already" in error.problem["merchant_answer"]["body"]
     assert (len(shop.payments), wall.served) == (1, 1)
 
 
@@ -474,8 +495,8 @@ async def test_a_key_names_one_purchase_for_ever(shop: Place, start: Start) -> N
     program = start()
     key = {"Idempotency-Key": "order-1"}
     assert (await program.call(f"{shop.peer.url}/chat", headers=key)).status_code == 200
-    answer = await program.call(f"{shop.peer.url}/chat", headers=key)
-    assert (answer.status_code, answer.json()["detail"]["reason"]) == (402, "paid_already")
+    error = await refusal(program.call(f"{shop.peer.url}/chat", headers=key))
+    assert (error.code, error.payment) == ("paid_not_served", shop.payments[0].id)
     assert len(shop.payments) == 1
     assert {call.header("idempotency-key") for call in wall.firsts + wall.retries} == {"order-1"}
 
@@ -488,10 +509,10 @@ async def test_a_redirect_after_paying_is_not_paid_again_and_gets_no_proof(
     target = f"{shop.run.world.origin}/x402/chat" if elsewhere else f"{shop.peer.url}/second"
     first = shop.peer.answers["/first"] = Paywall(serve=redirecting(status, target))
     second = shop.peer.answers["/second"] = Paywall(name="second")
-    answer = await start().call(f"{shop.peer.url}/first", follow_redirects=True)
-    assert answer.status_code == 402
-    assert [str(answer.url), len(answer.history)] == [target, 1]
+    error = await refusal(start().call(f"{shop.peer.url}/first", follow_redirects=True))
     (payment,) = shop.payments
+    assert (error.code, error.payment) == ("paid_not_served", payment.id)
+    assert (str(error.request.url), error.problem["merchant_answer"]["status"]) == (target, 402)
     assert first.proofs == [payment.tx_id]
     assert second.retries == []
     assert not any(

@@ -525,17 +525,32 @@ async def test_when_time_is_over_the_payment_lives_on(world: World, monkeypatch:
     assert len(wall.retries) == 1
 
 
-async def test_when_time_is_over_the_merchants_last_word_is_handed_on(
-    world: World, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("said", ["pending", "another invoice"])
+async def test_when_time_is_over_the_merchants_402_is_attached_to_the_problem(
+    world: World, monkeypatch: pytest.MonkeyPatch, said: str
 ) -> None:
+    """It is for reading alone: a client that pays 402s itself must not pay the call twice."""
     world.fund(*COINS)
     async with place(world) as at, blocks(at.run):
-        wall = at.peer.answers["/chat"] = Paywall(pending=1000)
+        wall = Paywall(pending=1000)
+
+        async def challenge(heard: Heard) -> None:
+            if said == "pending" or heard.header("x-payment") is None:
+                await wall(heard)
+            else:
+                wall.retries.append(heard)
+                await heard.say(as_402(wall._invoice()))
+
+        at.peer.answers["/chat"] = challenge
         with monkeypatch.context() as soon:
             end_patience(soon, lambda: len(wall.retries) > 1)
             got = await at.ask()
-        assert (got.status, json.loads(got.body or b"")) == (402, {"detail": {"status": "pending"}})
-        assert got.values("x-payagent-payment") == [at.payments[0].id]
+        told = problem(got)
+        assert (got.status, told["code"], told["payment"]) == (502, "paid_not_served", at.payments[0].id)
+        answer = dict(told["merchant_answer"])  # type: ignore[call-overload]
+        assert (answer["status"], answer["headers"]["content-type"]) == (402, "application/json")
+        detail = json.loads(answer["body"])["detail"]
+        assert detail == {"status": "pending"} if said == "pending" else detail["invoiceId"] != "inv-1"
         at.peer.answers["/chat"] = Paywall()
         assert (await at.ask()).body == b"served"
         assert len(at.payments) == 1
