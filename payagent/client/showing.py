@@ -44,7 +44,7 @@ class Showing:
     last_raw: bytes | None = None
 
     def run(self) -> Steps[Bought | PayAgentError]:
-        """The answer; where it says that the proof has bought another call, the error if that is not paid again."""
+        """The answer. If the proof has bought another call: the error to raise unless the call is paid anew."""
         self.payment = yield from until_ready(self.payment, self.deadline_s)
         while True:
             try:

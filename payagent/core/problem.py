@@ -609,9 +609,9 @@ PROBLEMS: dict[str, Problem] = {
     "paid_not_served": Problem(
         502,
         8,
-        "Paid, and the merchant goes on asking for money",
-        "Repeat the same call: it presents the same proof, and nothing is paid again. If the answer stays the same, "
-        "give the merchant the transaction's hash. Pay nothing that `merchant_answer` asks for.",
+        "Paid, and the merchant answers 402 instead of serving",
+        "Repeat the same call: it presents the same proof, and nothing is paid again. If the answer stays the "
+        "same, give the merchant the transaction's hash. Pay nothing that `merchant_answer` asks for.",
         money="The payment lives on: it is held until it is in a block, and spent then.",
         retryable=True,
     ),
