@@ -68,4 +68,4 @@ def problem_response(refused: Refused, request_id: str, headers: dict[str, str] 
 
 
 def _plain(value: object) -> object:
-    return value if value is None or isinstance(value, str | int | bool) else str(value)
+    return value if value is None or isinstance(value, str | int | bool | dict) else str(value)

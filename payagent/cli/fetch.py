@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from payagent.client.steps import Ask, Reply
 
 NOT_SERVED = 4
-_AGAIN = frozenset((402, 408, 425, 429, *range(500, 600)))
+_AGAIN = frozenset((408, 425, 429, *range(500, 600)))
 """Answers of a merchant to which the same proof is shown again."""
 
 
@@ -88,7 +88,8 @@ def fetch(
 
     The body goes to stdout untouched. Exit code 0 means a 2xx answer. With any other the body is still given, and
     the exit code says what it means: 8 when it was paid and is not served yet (the same command shows the same
-    proof again, and pays nothing), else 4. A redirect is not followed.
+    proof again, and pays nothing), else 4. A 402 after the payment is not given: it ends as the error
+    `paid_not_served`, with exit code 8. A redirect is not followed.
     """
     call = _read_call(url, method, headers, data, data_file)
     if output is not None and not output.exists() and not os.access(output.parent, os.W_OK):

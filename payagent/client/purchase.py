@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import httpx
 
-from payagent.client.answers import decoded, plain
+from payagent.client.answers import decoded, plain, readable
 from payagent.client.call import WALLET, Call, read_call
 from payagent.client.errors import PayAgentError, own_error
 from payagent.client.showing import PAID_MARK, Showing, asked, delivery_path
@@ -50,20 +50,28 @@ class Purchases:
         """From a client's call to its answer."""
         call = read_call(request, self.max_cost_units, self.max_cost_asset, self.spool_bytes)
         try:
-            mark = request.extensions.get(PAID_MARK)
-            if mark is not None and mark != str(request.url):
-                return Bought(plain((yield Send(call.first({})))))
+            payment_id, paid_url = request.extensions.get(PAID_MARK, (None, None))
+            if payment_id is not None and paid_url != str(request.url):
+                return (yield from self._follow(call, payment_id))
             return (yield from self._buy(call))
         finally:
             call.body.end()
+
+    def _follow(self, call: Call, payment_id: str) -> Steps[Bought]:
+        """Where a redirect leads after the payment: it gets no proof, and nothing is paid there."""
+        answer = plain((yield Send(call.first({}))))
+        if answer.status_code != 402:
+            return Bought(answer)
+        raw, answer = yield Peek(answer)
+        detail = f"the merchant took {payment_id} and redirects to {call.request.url}, which asks for money"
+        raise own_error("paid_not_served", detail, payment=payment_id, merchant_answer=readable(answer, raw))
 
     def _buy(self, call: Call) -> Steps[Bought]:
         """Anew as long as another call of the same kind has used the payment up, or buys a batch for both."""
         is_asked_first = call.dry_run and CALL_MARK not in call.request.extensions
         if is_asked_first and (quote := (yield from self._quote_prepaid(call))) is not None:
             return Bought(quote)
-        shown: Bought | None = None
-        used_up: str | None = None
+        used_up: PayAgentError | None = None
         wait = BatchWait(self.patience_s)
         while True:
             demand, body = yield from self._ask_merchant(call)
@@ -82,12 +90,12 @@ class Purchases:
             if (late := self.untold.get(delivery_path(payment["id"]))) is not None:
                 yield from self._tell(late)
                 continue
-            if shown is not None and payment["id"] == used_up:
+            if used_up is not None and payment["id"] == used_up.payment:
+                raise used_up
+            shown = yield from Showing(call, payment, time.monotonic() + self.patience_s).run()
+            if isinstance(shown, Bought):
                 return shown
-            shown, is_used_up = yield from Showing(call, payment, time.monotonic() + self.patience_s).run()
-            if not is_used_up:
-                return shown
-            used_up = payment["id"]
+            used_up = shown
 
     def _tell_late(self) -> Steps[None]:
         """Say what was served, before it is bought again: else the daemon takes the call for the one before.

@@ -613,6 +613,15 @@ PROBLEMS: dict[str, Problem] = {
         "Run `payagent wallet send` to your own address with part of the wallet: it makes few large coins of "
         "many.",
     ),
+    "paid_not_served": Problem(
+        502,
+        8,
+        "Paid, and the merchant answers 402 instead of serving",
+        "Repeat the same call: it presents the same proof, and nothing is paid again. If the answer stays the "
+        "same, give the merchant the transaction's hash. Pay nothing that `merchant_answer` asks for.",
+        money="The payment lives on: it is held until it is in a block, and spent then.",
+        retryable=True,
+    ),
     "payment_ended": Problem(
         502,
         3,

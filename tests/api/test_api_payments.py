@@ -37,6 +37,7 @@ async def test_a_402_is_paid_on_chain_and_its_headers_get_the_call_served(api: A
     assert paid["headers"]["X-Payment"] == paid["tx_hash"]
     assert paid["headers"]["X-Partner"] == "demo"
     assert paid["headers"]["X-Wallet-Address"] == world.address
+    assert "X-Idempotency-Key" not in paid["headers"]
     assert paid["ready"] is False
 
     await api.run.agent.sending.drain(10)

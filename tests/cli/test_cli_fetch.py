@@ -377,7 +377,10 @@ def test_paid_and_not_served_yet_has_a_code_of_its_own(street: Street) -> None:
     words = (street.chat, "-d", '{"message": "later"}')
     ended = hurried(street, *words)
     assert ended.returncode == 8, ended.stderr
-    assert json.loads(ended.stdout) == {"detail": {"status": "pending"}}
+    error = json.loads(ended.stderr)
+    assert (ended.stdout, error["code"]) == ("", "paid_not_served")
+    assert error["payment"] == street.shop.payments()[0]["id"]
+    assert json.loads(error["merchant_answer"]["body"]) == {"detail": {"status": "pending"}}
     before = len(street.shop.payments())
     street.shop.settings(confirmations=1)
     assert fetch(street.shop, *words).code == 0
