@@ -302,6 +302,7 @@ def count_of(conn: sqlite3.Connection, event: str) -> int:
 
 @pytest.mark.parametrize("has_record", [True, False])
 async def test_a_lost_ledger_is_rebuilt_from_the_chain(world: World, record: SignerFile, has_record: bool) -> None:
+    world.fault("reads", "no_optional")
     async with world.run(record=record) as run:
         await run.pay_in_block("one")
         await run.agent.transfers.send(APP, world.account.address, "lovelace", 5 * ADA)
