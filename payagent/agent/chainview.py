@@ -176,18 +176,23 @@ class ChainView:
     def ttl_slot(self, slot: int, expires_at_ms: int | None, min_window_s: int) -> int:
         """The attempt's TTL: the earlier of the invoice's end less a margin, and the cap.
 
+        What is left of the invoice is counted from the newest block: x402 facilitators count `maxTimeoutSeconds`
+        from its slot, and refuse a TTL that is later.
+
         Refuses (`invoice_expired`) when fewer than `min_window_s` are left: a transaction signed then would
         too often land when the invoice is over (docs/exactly-once.md R3).
         """
-        if self.slots is None:
-            raise Refused("chain_not_ready", "the chain's genesis was not read yet")
+        if self.slots is None or self.tip is None:
+            raise Refused("chain_not_ready", "the chain's genesis and its newest block were not read yet")
         ttl = slot + TTL_CAP_S
         if expires_at_ms is not None:
-            ttl = min(ttl, self.slots.slot_at(expires_at_ms) - EXPIRY_MARGIN_S)
+            left_s = self.slots.slot_at(expires_at_ms) - slot
+            ttl = min(ttl, min(slot, self.tip.slot) + left_s - EXPIRY_MARGIN_S)
         if ttl - slot < min_window_s:
             left_s = max(ttl - slot + EXPIRY_MARGIN_S, 0)
             raise Refused(
                 "invoice_expired",
-                f"{left_s} s are left of the invoice, {min_window_s + EXPIRY_MARGIN_S} s are needed",
+                f"{left_s} s are left of the invoice, counted from the newest block; "
+                f"{min_window_s + EXPIRY_MARGIN_S} s are needed",
             )
         return ttl
