@@ -173,11 +173,12 @@ class ChainView:
             return False
         return True
 
-    def ttl_slot(self, slot: int, expires_at_ms: int | None, min_window_s: int) -> int:
+    def ttl_slot(
+        self, slot: int, expires_at_ms: int | None, min_window_s: int, *, from_block: bool = False
+    ) -> int:
         """The attempt's TTL: the earlier of the invoice's end less a margin, and the cap.
 
-        What is left of the invoice is counted from the newest block: x402 facilitators count `maxTimeoutSeconds`
-        from its slot, and refuse a TTL that is later.
+        `from_block`: what is left of the invoice is counted from the newest block (dialects.TIMED_BY_BLOCK).
 
         Refuses (`invoice_expired`) when fewer than `min_window_s` are left: a transaction signed then would
         too often land when the invoice is over (docs/exactly-once.md R3).
@@ -187,12 +188,12 @@ class ChainView:
         ttl = slot + TTL_CAP_S
         if expires_at_ms is not None:
             left_s = self.slots.slot_at(expires_at_ms) - slot
-            ttl = min(ttl, min(slot, self.tip.slot) + left_s - EXPIRY_MARGIN_S)
+            ttl = min(ttl, (min(slot, self.tip.slot) if from_block else slot) + left_s - EXPIRY_MARGIN_S)
         if ttl - slot < min_window_s:
             left_s = max(ttl - slot + EXPIRY_MARGIN_S, 0)
+            since = ", counted from the newest block" if from_block else ""
             raise Refused(
                 "invoice_expired",
-                f"{left_s} s are left of the invoice, counted from the newest block; "
-                f"{min_window_s + EXPIRY_MARGIN_S} s are needed",
+                f"{left_s} s are left of the invoice{since}, {min_window_s + EXPIRY_MARGIN_S} s are needed",
             )
         return ttl

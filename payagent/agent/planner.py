@@ -1,6 +1,6 @@
 """Transactions of the wallet's coins: what a payment, a transfer or a cancel would be now.
 
-May import: core, chain.source, store.queries, .pauses, .payments, wallet, agent.chainview, .purse, .replacement.
+May import: core, dialects, chain.source, store.queries, .pauses, .payments, wallet, agent.chainview, .purse, .replacement.
 Never: takes a coin; asks what may be paid.
 """
 
@@ -17,6 +17,7 @@ from payagent.core.invoice import Invoice
 from payagent.core.money import LOVELACE, format_amount
 from payagent.core.payment import State
 from payagent.core.problem import Refused, own_order
+from payagent.dialects import TIMED_BY_BLOCK
 from payagent.store import pauses, payments, queries
 from payagent.store.payments import PaymentRow
 from payagent.store.unit import Unit
@@ -57,7 +58,9 @@ class Planner:
     ) -> Plan:
         """The transaction that would pay the invoice now; raises what stands against it but for limits."""
         slot = self.chain.require_ready(now_ms)
-        ttl_slot = self.chain.ttl_slot(slot, expires_at_ms, min_window_s)
+        ttl_slot = self.chain.ttl_slot(
+            slot, expires_at_ms, min_window_s, from_block=invoice.dialect in TIMED_BY_BLOCK
+        )
         parameters = parameters_of(invoice.proof, invoice.echo)
 
         def pay(coins: Coins) -> Plan:
