@@ -4,7 +4,7 @@ May import: core, chain.member, chain.source (their types). Never: asks the chai
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from payagent.chain.member import Odd
 from payagent.chain.source import Genesis, Parameters, Tip
@@ -72,7 +72,8 @@ class ChainView:
     `booked`: the tip up to which all deposits are in the books, for which the providers have to list them alike.
     `restored_at_ms`: when the ledger was put back from a backup, if it ever was. `behind`: why the ledger does not
     know all that was signed (agent.scan). `foreign`: transactions that spent coins of ours and are none of ours
-    (agent.foreign), until an operator thaws. `require_ready` stands before every signature.
+    (agent.foreign), until an operator thaws. `unread`: why the last look at the chain (`look`), or at the wallet's
+    past (`past`), could not be completed. `require_ready` stands before every signature.
     """
 
     network: Network
@@ -83,6 +84,22 @@ class ChainView:
     restored_at_ms: int | None = None
     behind: str | None = None
     foreign: tuple[str, ...] = ()
+    unread: dict[str, str] = field(default_factory=dict)
+
+    def note_unread(self, part: str, why: str | None) -> None:
+        """Note why a part could not be read, or None that it was."""
+        if why is None:
+            self.unread.pop(part, None)
+        else:
+            self.unread[part] = why
+
+    @property
+    def why_unseen(self) -> str:
+        """Why there is no newest block to go by."""
+        return self.problem or self._with_reason("the chain and the wallet's coins were not read yet", "look")
+
+    def _with_reason(self, told: str, part: str) -> str:
+        return f"{told}; the last look ended with: {self.unread[part]}" if part in self.unread else told
 
     def learn_genesis(self, genesis: Genesis) -> None:
         """Bind the provider's network to ours: addresses cannot tell preprod from preview."""
@@ -113,12 +130,13 @@ class ChainView:
     def require_in_step(self, now_ms: int) -> int:
         """The current slot, when our clock and the chain's agree. Refused: `chain_not_ready`, `clock_skew`."""
         if self.slots is None or self.tip is None or self.problem is not None:
-            raise Refused("chain_not_ready", self.problem or "the chain and the wallet's coins were not read yet")
+            raise Refused("chain_not_ready", self.why_unseen)
         slot = self.slots.slot_at(now_ms)
         if self.tip.slot > slot + SKEW_MAX_S:
             raise Refused("clock_skew", f"the chain is {self.tip.slot - slot} s ahead of the local clock")
         if slot - self.tip.slot > TIP_AGE_MAX_S:
-            raise Refused("chain_not_ready", f"the newest block that is known is {slot - self.tip.slot} s old")
+            old = f"the newest block that is known is {slot - self.tip.slot} s old"
+            raise Refused("chain_not_ready", self._with_reason(old, "look"))
         return slot
 
     def _require_known_past(self, now_ms: int) -> None:
@@ -130,7 +148,7 @@ class ChainView:
             )
 
         if self.behind is not None:
-            raise Refused("ledger_behind", f"nothing is signed: {self.behind}")
+            raise Refused("ledger_behind", self._with_reason(f"nothing is signed: {self.behind}", "past"))
         if self.foreign:
             *others, last = self.foreign
             beside = f" (and {len(others)} before it)" if others else ""

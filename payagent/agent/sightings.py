@@ -39,23 +39,23 @@ class Sightings:
         self._rows = rows
         self._turns = turns
         self._unverified: set[str] = set()
-        self._unanswered = True
+        self._unanswered: str | None = "the payments were not looked for yet"
         self._unweighed = False
         self._deep_seen = Repeats()
 
     @property
-    def is_whole(self) -> bool:
-        """Whether all that was asked for was answered, and written down."""
-        return not (self._unanswered or self._turns.failed)
+    def trouble(self) -> str | None:
+        """Why not all that was asked for was answered and written down; None when it was."""
+        return self._unanswered or ("what was seen could not be written down" if self._turns.failed else None)
 
     @property
     def is_due(self) -> bool:
         """Whether there is something to look at again, though no block is new."""
-        return bool(self._unverified or self._unweighed) or not self.is_whole
+        return bool(self._unverified or self._unweighed or self.trouble)
 
     async def look(self, source: View, tip: Tip, last: Tip | None) -> None:
         """What is in doubt first, then what may have come into a block, then what is deep enough by now."""
-        self._unanswered = self._turns.failed = False
+        self._unanswered, self._turns.failed = None, False
         self._unverified |= await self._in_doubt(source, tip, last)
         on_chain = self._rows.on_chain()
         self._unverified &= {row.id for row in on_chain}
@@ -110,7 +110,8 @@ class Sightings:
                     await self._see(source, row, read.value)
                 return
             if isinstance(read, Unknown):
-                self._unanswered |= read.why is not Why.NOT_YET
+                if read.why is not Why.NOT_YET:
+                    self._unanswered = read.reason
                 is_open = True
         if not is_open:
             self.unread.discard(row.id)
