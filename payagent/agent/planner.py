@@ -1,7 +1,7 @@
 """Transactions of the wallet's coins: what a payment, a transfer or a cancel would be now.
 
-May import: core, dialects, chain.source, store.queries, .pauses, .payments, wallet, agent.chainview, .purse, .replacement.
-Never: takes a coin; asks what may be paid.
+May import: core, dialects, chain.source, store.queries, .pauses, .payments, wallet, agent.chainview, .purse,
+.replacement. Never: takes a coin; asks what may be paid.
 """
 
 from collections.abc import Callable, Sequence

@@ -2,8 +2,8 @@
 
 Safe at any time, because every attempt of a payment spends its anchor; due when no attempt can land before its
 TTL any more, so that it helps (docs/exactly-once.md R7). On the writer's thread.
-May import: core, dialects, chain.source, wallet, store, agent.chainview, agent.purse. Never: signs; pays above the hold or
-on another anchor.
+May import: core, dialects, chain.source, wallet, store, agent.chainview, agent.purse. Never: signs; pays above the
+hold or on another anchor.
 """
 
 from collections.abc import Sequence

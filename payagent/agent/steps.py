@@ -196,7 +196,7 @@ def record_answer(
     """Keep what the provider said to a submission, for people and for `ready`. It moves no state.
 
     If it says that the bytes can never be valid, that is our bug or its lie, and a person is told
-    (docs/exactly-once.md R10).
+    (docs/exactly-once.md R10). As of a refusal that has no class, unless it took these bytes before.
     """
     row = row_of(unit, payment_id)
     event = "provider_accepted" if answer.kind is SubmitKind.ACCEPTED else "provider_answered"
@@ -206,6 +206,16 @@ def record_answer(
         told = f"{provider} says that the transaction of {payment_id} can never be valid: {answer.detail[:300]}"
         facts = {"detail": told, "payment": payment_id, "tx_hash": tx_id, "provider": provider}
         raise_alert(unit, "never_valid", f"never:{payment_id}", facts, now_ms)
+    elif answer.kind is SubmitKind.CLIENT:
+        if not queries.was_told(unit.conn, payment_id, tx_id, SubmitKind.ACCEPTED, provider):
+            told = (
+                f"{provider} refused the transaction of {payment_id}: {answer.detail[:300]}. Its money stays held "
+                "and the transaction is sent again. Check the provider's base_url and its own log"
+            )
+            facts = {"detail": told, "payment": payment_id, "tx_hash": tx_id, "provider": provider}
+            raise_alert(unit, "submission_refused", f"refused:{provider}", facts, now_ms)
+    elif answer.kind is SubmitKind.ACCEPTED:
+        clear_alert(unit, f"refused:{provider}", {"detail": f"{provider} takes submissions"}, now_ms)
 
 
 def may_broadcast(row: PaymentRow) -> bool:

@@ -352,7 +352,6 @@ class TestChainView:
         else:
             assert view.ttl_slot(self.SLOT, ends, 120) == self.SLOT + ttl_in_s
 
-
     @pytest.mark.parametrize(
         ("left_s", "age_s", "ttl_in_s"),
         [(300, 27, 253), (170, 30, 120), (170, 31, None), (3600, 200, 1800), (None, 200, 1800)],

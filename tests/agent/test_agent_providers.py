@@ -84,7 +84,7 @@ class TestTheRealReason:
             first.tell("/blocks/latest", 500, OUT_OF_ORDER)
             world.clock.ahead_ms += 301_000
             await run.look()
-            with pytest.raises(Refused, match="301 s old; .*first: could not be read .tip: http 500"):
+            with pytest.raises(Refused, match=r"301 s old; .*first: could not be read .tip: http 500"):
                 run.desk.chain.require_ready(world.clock.now_ms())
 
     async def test_an_alert_names_it_once_it_lasts_and_tells_when_it_is_over(
@@ -103,6 +103,29 @@ class TestTheRealReason:
             first.untell("/addresses/")
             await run.pass_time(2)
             assert not alerts.raised(run.desk.conn, "provider_out")
+
+
+async def test_a_submission_refused_without_a_class_is_told_once_until_that_provider_takes_one(
+    world: World, first: Relay
+) -> None:
+    world.fund(50 * ADA, 50 * ADA)
+    async with world.run(providers={"first": first.url}) as run:
+        await run.look()
+        first.tell("/tx/submit", 400, {"status_code": 400, "message": "Invalid transaction CBOR."})
+        row = await run.pay("one")
+        await run.pay("two")
+        (told_of,) = alerts.after(run.desk.conn, 0)
+        assert (told_of.kind, told_of.subject) == ("submission_refused", "refused:first")
+        assert told_of.facts["tx_hash"] == row.tx_id
+        assert "Invalid transaction CBOR." in told_of.facts["detail"]
+        first.untell("/tx/submit")
+        world.clock.ahead_ms += 6_000
+        await run.look()
+        assert not alerts.raised(run.desk.conn, "submission_refused")
+        first.tell("/tx/submit", 400, {"status_code": 400, "message": "Invalid transaction CBOR."})
+        world.clock.ahead_ms += 12_000
+        await run.look()
+        assert not alerts.raised(run.desk.conn, "submission_refused"), "it has these already"
 
 
 class TestTwoProviders:
