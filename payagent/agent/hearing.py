@@ -1,7 +1,7 @@
 """Hearing: which providers are heard and believed, what they show together, and who is told of those that are not.
 
-May import: chain.agree, chain.panel, chain.view, store, agent.alarm, .chainview, .desk. Never: concludes anything of
-a payment or a coin.
+May import: chain.agree, .panel, .view, store, agent.alarm, .chainview, .desk. Never: concludes anything of a payment
+or a coin.
 """
 
 from collections.abc import Mapping
@@ -71,7 +71,9 @@ class Hearing:
         now_ms, unread = self._desk.ports.clock.now_ms(), self._desk.chain.unread
         out = self._panel.outs()
         self._gap = missed(self._gap, now_ms) if unread else None
-        if is_lasting(self._gap):
+        if (
+            is_lasting(self._gap) and "providers" not in out
+        ):  # a dispute keeps looks from ending, and is told itself
             out["chain"] = f"the chain cannot be read in full: {'; '.join(unread.values())}"
         subjects = sorted({*out, *self._not_back_yet(out, now_ms)})
         if subjects == self._told_out:
