@@ -1,7 +1,7 @@
 """Transactions of the wallet's coins: what a payment, a transfer or a cancel would be now.
 
-May import: core, chain.source, store.queries, .pauses, .payments, wallet, agent.chainview, .purse, .replacement.
-Never: takes a coin; asks what may be paid.
+May import: core, dialects, chain.source, store.queries, .pauses, .payments, wallet, agent.chainview, .purse,
+.replacement. Never: takes a coin; asks what may be paid.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +17,7 @@ from payagent.core.invoice import Invoice
 from payagent.core.money import LOVELACE, format_amount
 from payagent.core.payment import State
 from payagent.core.problem import Refused, own_order
+from payagent.dialects import TIMED_BY_BLOCK
 from payagent.store import pauses, payments, queries
 from payagent.store.payments import PaymentRow
 from payagent.store.unit import Unit
@@ -62,7 +63,9 @@ class Planner:
         `waits`: what is asked is what it would be once all change is there. That transaction is never signed.
         """
         slot = self.chain.require_ready(now_ms)
-        ttl_slot = self.chain.ttl_slot(slot, expires_at_ms, min_window_s)
+        ttl_slot = self.chain.ttl_slot(
+            slot, expires_at_ms, min_window_s, from_block=invoice.dialect in TIMED_BY_BLOCK
+        )
         parameters = parameters_of(invoice.proof, invoice.echo)
 
         def pay(coins: Coins) -> Plan:

@@ -303,6 +303,7 @@ def count_of(conn: sqlite3.Connection, event: str) -> int:
 
 @pytest.mark.parametrize("has_record", [True, False])
 async def test_a_lost_ledger_is_rebuilt_from_the_chain(world: World, record: SignerFile, has_record: bool) -> None:
+    world.fault("reads", "no_optional")
     async with world.run(record=record) as run:
         await run.pay_in_block("one")
         await run.agent.transfers.send(APP, world.account.address, "lovelace", 5 * ADA)
@@ -325,6 +326,35 @@ async def test_a_lost_ledger_is_rebuilt_from_the_chain(world: World, record: Sig
         row = await run.pay_in_block("after it")
         assert run.state(row.id) is State.CONFIRMED
         await require_whole(run)
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+async def test_a_past_that_cannot_be_read_is_named_with_the_reason(
+    world: World, record: SignerFile, is_new: bool
+) -> None:
+    """Also by an alert, once it lasts."""
+    if not is_new:
+        async with world.run(record=record) as run:
+            await run.pay_in_block("before")
+        put(world, None)
+    with Relay(world.devnet).serving() as relay:
+        relay.tell(f"/addresses/{world.address}/transactions", 500, {})
+        async with world.run(record=record, providers={"relay": relay.url}) as run:
+            await run.look()
+            pass_quiet(world)
+            await run.look()
+            for _ in range(13):
+                world.clock.ahead_ms += 12_000
+                await run.settle_down()
+            with pytest.raises(Refused, match="transactions: http 500") as refused:
+                await run.pay("too early")
+            assert refused.value.code == "ledger_behind"
+            (detail,) = [row.facts["detail"] for row in alerts.after(run.desk.conn, 0)]
+            assert "transactions: http 500" in detail
+            relay.thaw()
+            await run.settle_down(2)
+            assert run.desk.chain.behind is None or not is_new
+            assert not alerts.raised(run.desk.conn, "provider_out")
 
 
 async def test_a_new_wallet_is_asked_for_a_past_once_and_pays_at_once(world: World, record: SignerFile) -> None:

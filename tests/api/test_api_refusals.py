@@ -362,6 +362,9 @@ async def test_money_and_chain_that_are_not_there_are_told(world: World) -> None
         assert (ready.status_code, ready.json()["ready"]) == (503, False)
         assert ready.json()["checks"]["chain"] != "ok"
         assert "retry-after" in ready.headers
+        world.fault("/addresses", "server", count=1)
+        await run.look()
+        assert "utxos: http 500" in (await api.http.get("/readyz")).json()["checks"]["chain"]
         await run.look()
         assert (await api.http.get("/readyz")).status_code == 200
         require_problem(await api.http.post(PAY, json=body), "not_enough_funds")
