@@ -44,8 +44,13 @@ class Showing:
 
     def run(self) -> Steps[tuple[Bought, bool]]:
         """(the answer, whether it says that the proof has bought another call)."""
-        self.payment = yield from until_ready(self.payment, self.deadline_s)
         while True:
+            try:
+                self.payment = yield from until_ready(self.payment, self.deadline_s)
+            except PayAgentError as error:
+                if error.code == "not_served_yet":
+                    return Bought(self._given_up()), False
+                raise
             try:
                 paid = self.call.paid(
                     self.payment["headers"], self.query, is_batch=is_batch(self.payment["batch_target"])
@@ -91,7 +96,9 @@ class Showing:
         raw, answer = yield Peek(answer)
         self.last = None if raw is None else answer
         body = b"" if raw is None else decoded(answer, raw) or b""
-        yield from self._report({"status": min(answer.status_code, _STATUS_MAX), **told(answer, body)})
+        depth = self.payment["depth"] or 0
+        status = min(answer.status_code, _STATUS_MAX)
+        yield from self._report({"status": status, "depth": depth, **told(answer, body)})
         said, query = self.payment["answer"], self.query
         self.query = said.get("poll_query")
         if 300 <= answer.status_code < 400:
