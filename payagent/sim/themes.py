@@ -24,7 +24,7 @@ BY_FLUX, BY_X402_V1 = 0.08, 0.08
 TURNED_DOWN = 0.1
 """In how many seeds facilitators turn down payments that they could settle."""
 
-AUTO, REFUSED_EARLY = 0.4, 0.3
+AUTO, REFUSED_EARLY = 0.5, 0.5
 """How many shops are shown proofs by `ready = "auto"`; and how many of these refuse one that is early."""
 
 Shops = tuple[ShopTerms, ...]
