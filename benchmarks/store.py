@@ -215,7 +215,10 @@ def reads(payer: Payer, count: int, rounds: int) -> dict[str, Spread]:
 
         def read() -> object:
             count_awaiting(conn, None)
-            return [payment_view(row, terms) for row in payments.payments_page(conn, limit=PAGE, **every)]
+            return [
+                payment_view(row, terms, ready=False, depth=0)
+                for row in payments.payments_page(conn, limit=PAGE, **every)
+            ]
 
         return read
 

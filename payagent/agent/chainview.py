@@ -162,7 +162,7 @@ class ChainView:
             )
         if not self.is_compared:
             told = (
-                "the wallet's transactions since the ledger's newest block were not compared with the ledger yet"
+                "the wallet's newest transactions were not compared with the ledger yet"
             )
             raise Refused("chain_not_ready", self._with_reason(told, "look"))
 

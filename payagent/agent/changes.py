@@ -1,4 +1,4 @@
-"""Who waits for a change of a payment, or of any, is woken when one is durable.
+"""Who waits for a change of a payment, or of any, is woken when one is durable, or when a block comes.
 
 May import: asyncio. Never: holds state; a waiter reads the ledger anew.
 """
@@ -7,6 +7,9 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+_BLOCK = "new block"
+"""Stands among the payments' ids: what waiters for a block wait for."""
 
 
 class Changes:
@@ -17,7 +20,15 @@ class Changes:
         self._followers: dict[asyncio.Event, None] = {}
 
     def notify(self, payment_id: str) -> None:
-        for event in (*self._waiters.get(payment_id, ()), *self._followers):
+        self._wake(payment_id)
+        for event in self._followers:
+            event.set()
+
+    def notify_block(self) -> None:
+        self._wake(_BLOCK)
+
+    def _wake(self, name: str) -> None:
+        for event in self._waiters.get(name, ()):
             event.set()
 
     @contextmanager
@@ -30,17 +41,20 @@ class Changes:
         finally:
             del self._followers[event]
 
-    async def wait(self, payment_id: str, timeout_s: float) -> bool:
-        """True when something was noted for the payment, False when the time ran out."""
+    async def wait(self, payment_id: str, timeout_s: float, *, or_block: bool = False) -> bool:
+        """True when something was noted for the payment (or a block came), False when the time ran out."""
         event = asyncio.Event()
-        self._waiters[payment_id][event] = None
+        names = (payment_id, _BLOCK) if or_block else (payment_id,)
+        for name in names:
+            self._waiters[name][event] = None
         try:
             async with asyncio.timeout(timeout_s):  # `wait_for` of Python 3.11 may swallow a cancellation
                 await event.wait()
         except TimeoutError:
             return False
         finally:
-            del self._waiters[payment_id][event]
-            if not self._waiters[payment_id]:
-                del self._waiters[payment_id]
+            for name in names:
+                del self._waiters[name][event]
+                if not self._waiters[name]:
+                    del self._waiters[name]
         return True

@@ -12,6 +12,7 @@ import structlog
 from payagent.agent import delivery_steps
 from payagent.agent.asks import Advice
 from payagent.agent.carrying import Carrying
+from payagent.agent.delivery_steps import Presented
 from payagent.agent.desk import Desk
 from payagent.core.payment import ON_CHAIN, WITHOUT_PROOF, Delivery
 from payagent.core.problem import Refused
@@ -70,10 +71,18 @@ class Deliveries:
         return self._desk.payment(payment_id)
 
     async def take_answer(
-        self, payment_id: str, response: Response, *, is_delivered: bool = False, has_served: bool = False
+        self,
+        payment_id: str,
+        response: Response,
+        *,
+        shown_depth: int | None = None,
+        is_delivered: bool = False,
+        has_served: bool = False,
     ) -> tuple[PaymentRow, Advice]:
         """Read what the merchant answered to a retry, note it, and say whether the same proof is shown again.
 
+        `shown_depth`: how deep the transaction was when the proof was shown; None for as deep as it is now. Where
+        the payment is not `ready` afterwards, the proof is shown again as soon as it is.
         `has_served`: the merchant has begun to serve a call for this payment, delivered or not.
 
         That a call was served is only noted, unless it `is_delivered` with that: it counts once its answer is in
@@ -92,9 +101,15 @@ class Deliveries:
             has_served=has_served or row.delivery is Delivery.ACCEPTED,
         )
 
+        depth = self._desk.depth(row) if shown_depth is None else shown_depth
+        by_auto = self._desk.is_by_auto(row)
+        presented = Presented(depth, by_auto, by_auto and depth < self._desk.terms.confirm_depth)
+
         def job(unit: Unit) -> float | None:
             steps, status = delivery_steps, response.status
-            after_s = steps.record_answer_to_retry(unit, payment_id, answer, status, rules, clock_ms, now_ms)
+            after_s = steps.record_answer_to_retry(
+                unit, payment_id, answer, status, presented, rules, clock_ms, now_ms
+            )
             if is_delivered and answer.said is Said.SERVED:
                 steps.record_delivery(unit, payment_id, status, rules, clock_ms, now_ms)
             return after_s
@@ -107,6 +122,10 @@ class Deliveries:
             except Refused as refusal:
                 log.info("payment.not_cancelled_yet", payment=payment_id, why=refusal.detail)
             row = self._desk.payment(payment_id)
+        if by_auto and answer.said is Said.PENDING:
+            self._desk.note_pending(row, depth)
+        if by_auto and after_s is not None and not self._desk.is_ready(row):
+            after_s = float(answer.retry_after_s or 0)
         return row, Advice(answer, after_s)
 
     async def give_up_unserved(self) -> None:

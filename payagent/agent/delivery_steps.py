@@ -6,13 +6,14 @@ moves a payment's state.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from payagent.agent import prepaid, trust
 from payagent.agent.steps import row_of
 from payagent.agent.trust import RulesOf
 from payagent.core.payment import WITHOUT_PROOF, Delivery, DeliveryEvent, State, deliver, delivery_event, is_served
 from payagent.core.showing import again_after_s
-from payagent.dialects import Answer, Said
+from payagent.dialects import Answer, Said, is_refusal
 from payagent.store import events, payments, records
 from payagent.store.payments import PaymentRow
 from payagent.store.unit import Unit
@@ -23,6 +24,18 @@ SERVING_PATIENCE_MS = 3_600_000
 SHOWN_AGAIN = (Said.PENDING, Said.INVOICED, Said.UNCLEAR)
 USED_UP_PATIENCE = 5
 """How often a proof is shown again that a facilitator calls used up: it may be settling that very one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Presented:
+    """How a proof was shown: how deep its transaction was, and whether `ready = "auto"` decided that.
+
+    `is_early`: by "auto", and before `confirm_depth`. An answer to an early proof is never the last word.
+    """
+
+    depth: int
+    by_auto: bool
+    is_early: bool
 
 
 def record_delivery(
@@ -42,7 +55,14 @@ def record_unanswered(unit: Unit, payment_id: str, why: str, rules: RulesOf, now
 
 
 def record_answer_to_retry(
-    unit: Unit, payment_id: str, answer: Answer, http_status: int, rules: RulesOf, clock_ms: int, now_ms: int
+    unit: Unit,
+    payment_id: str,
+    answer: Answer,
+    http_status: int,
+    presented: Presented,
+    rules: RulesOf,
+    clock_ms: int,
+    now_ms: int,
 ) -> float | None:
     """Note what a merchant answered to a retry, at that time of the limits' clock.
 
@@ -51,19 +71,26 @@ def record_answer_to_retry(
     """
     row = row_of(unit, payment_id)
     event = DeliveryEvent.PRESENT
-    if not is_served(http_status):  # that is an end only when the client has it, or it may just mean "later"
+    if not is_served(http_status) and not presented.is_early:
+        # a success is an end only when the client has it, or it may just mean "later"
         event = delivery_event(http_status, row.state, _is_over(row, clock_ms))
     before = events.answers_to_retries(unit.conn, payment_id)
     said = [*before, answer.said]
     if answer.said not in before or _is_on_record(unit, row, event, "merchant_answered", now_ms):
         _set_delivery(unit, row, event, rules, now_ms)
         detail = {"status": http_status, "said": answer.said, "reason": answer.reason, "delivery": event}
+        detail["depth"] = presented.depth
         records.note(unit, payment_id, "merchant_answered", row.state, now_ms, detail)
         if row.handed_over and row.state is State.IN_FLIGHT and set(said) == {Said.REFUSED}:
             records.note(unit, payment_id, "merchant_refused", row.state, now_ms)
+    if presented.by_auto and answer.said is Said.SERVED:
+        trust.learn_accepted(unit, row, presented.depth, now_ms)
+    is_refused_early = presented.is_early and is_refusal(row.dialect or "", answer, http_status)
+    if is_refused_early:
+        trust.learn_refused_early(unit, row, presented.depth, answer.reason, now_ms)
     if event is DeliveryEvent.GIVE_UP or row.state in WITHOUT_PROOF:
         return None
-    return _again_after_s(row, answer, said)
+    return again_after_s(1) if is_refused_early else _again_after_s(row, answer, said)
 
 
 def _again_after_s(row: PaymentRow, answer: Answer, said: Sequence[str]) -> float | None:

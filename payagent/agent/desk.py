@@ -25,13 +25,14 @@ from payagent.agent.orders import Ids
 from payagent.agent.ports import Ports, Writes
 from payagent.agent.purse import coin_of
 from payagent.agent.terms import Terms
-from payagent.agent.view import is_ready
+from payagent.agent.view import Json, has_proof, payment_view
 from payagent.chain.guard import Guarded
-from payagent.chain.source import PacedSource
+from payagent.chain.source import PacedSource, Tip
 from payagent.core import policy
-from payagent.core.payment import ENDED_WITHOUT_PAYING
+from payagent.core.payment import ENDED_WITHOUT_PAYING, ON_CHAIN, POSTED
 from payagent.core.problem import Refused
-from payagent.store import about, onchain, pauses, payments, queries, spending
+from payagent.core.showing import may_be_shown
+from payagent.store import about, onchain, pauses, payments, queries, spending, trust
 from payagent.store.payments import PaymentRow
 from payagent.store.readers import Readers
 from payagent.store.unit import Connection, Unit
@@ -70,6 +71,8 @@ class Desk:
         self.refusals: Counter[str] = Counter()
         """How often each code was told, through whichever door, since the start."""
         self._taking = asyncio.Lock()
+        self._pending: dict[str, int] = {}
+        """Payments whose merchant answered "pending" since the newest block, with that block's height."""
 
     @property
     def conn(self) -> Connection:
@@ -129,9 +132,50 @@ class Desk:
         return row
 
     def is_ready(self, row: PaymentRow) -> bool:
-        """Whether the merchant can be expected to take its proof, as its `ready` setting says."""
+        """Whether the merchant can be expected to take its proof, as its `ready` setting says.
+
+        What is handed over is ready as soon as there is a proof: nothing happens before it is shown.
+        """
+        if row.handed_over or not has_proof(row):
+            return has_proof(row)
         merchant = self.terms.merchants.get(row.origin or "")
-        return is_ready(row, merchant.ready if merchant else "confirmed")
+        return may_be_shown(
+            merchant.ready if merchant else "confirmed",
+            trust.readiness(self.conn, row.origin or ""),
+            row.state,
+            self.depth(row),
+            was_sent=row.accepted_by_provider,
+            status_confirmed=row.merchant_status == "confirmed",
+            was_pending=row.id in self._pending,
+        )
+
+    def is_by_auto(self, row: PaymentRow) -> bool:
+        """Whether `ready = "auto"` decides when its proof is shown."""
+        merchant = self.terms.merchants.get(row.origin or "")
+        return merchant is not None and merchant.ready == "auto" and not row.handed_over
+
+    def depth(self, row: PaymentRow) -> int:
+        """How many blocks there are from the payment's own, which counts, to the tip; 0 while it is in none."""
+        if row.block_height is None or row.state not in ON_CHAIN:
+            return 0
+        seen = 0 if self.chain.tip is None else self.chain.tip.height - row.block_height + 1
+        return max(seen, self.terms.confirm_depth if row.state in POSTED else 1)
+
+    def view(self, row: PaymentRow) -> Json:
+        """The payment object of the API."""
+        return payment_view(row, self.terms, ready=self.is_ready(row), depth=self.depth(row))
+
+    def take_tip(self, tip: Tip) -> None:
+        """The chain's newest block is this one: what was pending may be shown again."""
+        self.chain.tip = tip
+        self._pending = {name: height for name, height in self._pending.items() if height >= tip.height}
+        self.changes.notify_block()
+
+    def note_pending(self, row: PaymentRow, shown_depth: int) -> None:
+        """The merchant answered "pending" to the proof: it is shown again once a block has come since."""
+        if self.depth(row) <= shown_depth:
+            tip_height = 0 if self.chain.tip is None else self.chain.tip.height
+            self._pending[row.id] = max(tip_height, row.block_height or 0)
 
     async def wait(self, payment_id: str, timeout_s: float) -> PaymentRow:
         """The payment, when its state or readiness has changed or time is up; at once when it is ready or ended.
@@ -144,7 +188,7 @@ class Desk:
         before = (row.state, self.is_ready(row))
         deadline_s = asyncio.get_running_loop().time() + timeout_s
         while (left_s := deadline_s - asyncio.get_running_loop().time()) > 0:
-            if not await self.changes.wait(payment_id, left_s):
+            if not await self.changes.wait(payment_id, left_s, or_block=True):
                 break
             row = self.payment(payment_id)
             if (row.state, self.is_ready(row)) != before:

@@ -1,6 +1,6 @@
 """Inquiries: what merchants are asked: how our open invoices stand, and what is left of prepaid balances.
 
-Advice only: it is recorded and shown, and moves nothing.
+Advice only: it is recorded and shown, and moves no money.
 May import: core.payment, dialects, merchants.client, store, agent.desk, .rows, .steps, .terms, .turns. Never:
 pays; moves a payment or its money by what a merchant says.
 """
@@ -16,16 +16,12 @@ from payagent.core.payment import Delivery, State
 from payagent.dialects import WITH_STATUS
 from payagent.merchants.client import MerchantClient
 from payagent.store import prepaid, records, topups
-from payagent.store.payments import OpenPayment, PaymentRow
+from payagent.store.payments import PaymentRow
 from payagent.store.prepaid import Observation, Pool
 from payagent.store.unit import Unit
 
 MERCHANT_PATIENCE_MS = 3_600_000
 MERCHANT_AGAIN_MS = 600_000
-MERCHANT_FIRST_MS = 60_000
-"""A merchant is not asked earlier, unless a block has the payment or its proof was shown: it knows no more than we
-do."""
-
 MERCHANT_CALLS_MAX = 50
 """Calls in one beat; those that waited longest go first. A burst of payments must not become a burst of calls."""
 
@@ -57,14 +53,15 @@ class Inquiries:
         self._prepaid_asked: dict[int, tuple[int, int]] = {}
 
     async def poll_merchants(self) -> None:
-        """Ask merchants how our open invoices stand. Advice only: it is recorded and shown, and moves nothing."""
+        """Ask merchants how our open invoices stand. Advice only: it moves no money.
+
+        With `ready = "auto"` the word "confirmed" has the proof shown at once.
+        """
         now_ms = self._desk.ports.clock.now_ms()
         young = [
             row
             for row in self._rows.open((State.IN_FLIGHT, *SEEN))
-            if row.delivery in _OPEN_DELIVERY
-            and now_ms < row.created_at_ms + MERCHANT_PATIENCE_MS
-            and not row.created_at_ms <= now_ms < _asked_from_ms(row)
+            if row.delivery in _OPEN_DELIVERY and now_ms < row.created_at_ms + MERCHANT_PATIENCE_MS
         ]
         asked_ms = {row.id: self._merchants_asked_ms.get(row.id) for row in young}
         due = [row for row in young if is_asked_again(row.created_at_ms, asked_ms[row.id], now_ms)]
@@ -134,8 +131,3 @@ class Inquiries:
         is_same = last is not None and replace(last, at_ms=now_ms) == seen
         if last is None or not is_same or not 0 <= now_ms - last.at_ms < OBSERVED_AGAIN_MS:
             await desk.write("observe_prepaid", lambda unit: prepaid.add_observation(unit, pool.id, seen))
-
-
-def _asked_from_ms(row: OpenPayment) -> int:
-    may_know = row.state in SEEN or row.delivery is Delivery.PRESENTED
-    return row.created_at_ms + (0 if may_know else MERCHANT_FIRST_MS)

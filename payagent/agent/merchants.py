@@ -15,6 +15,7 @@ from payagent.core.address import parse_address
 from payagent.core.guards import Pin
 from payagent.core.invoice import Role
 from payagent.core.problem import Refused
+from payagent.core.showing import Readiness
 from payagent.settings.loading import read_merchant
 from payagent.store import merchants as added
 from payagent.store import records, trust
@@ -31,6 +32,7 @@ class Standing:
     pins: tuple[Pin, ...]
     prices: tuple[Price, ...]
     strikes: Strikes
+    readiness: Readiness
     in_flight: int
 
 
@@ -42,6 +44,7 @@ def standing(desk: Desk, name: str) -> Standing:
         tuple(sorted(trust.pins(desk.conn, origin))),
         tuple(trust.prices(desk.conn, origin)),
         trust.strikes(desk.conn, origin),
+        trust.readiness(desk.conn, origin),
         trust.in_flight(desk.conn, origin),
     )
 

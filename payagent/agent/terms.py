@@ -5,7 +5,6 @@ May import: core, chain.quota, store.payments. Never: reads a file (the daemon d
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
 from payagent.chain.quota import Rate
 from payagent.core.address import Address
@@ -15,6 +14,7 @@ from payagent.core.invoice import Proof, SplitMode
 from payagent.core.network import Network
 from payagent.core.policy import Limit
 from payagent.core.problem import Refused
+from payagent.core.showing import Ready
 from payagent.store.payments import PaymentRow
 
 
@@ -49,7 +49,7 @@ class MerchantTerms:
     origin: str
     partner: str | None
     split_mode: SplitMode | None
-    ready: Literal["signed", "submitted", "confirmed"]
+    ready: Ready
     timeout_s: int
     proof: Proof = "tx_hash"
     request_commitment: bool = False

@@ -33,7 +33,7 @@ from payagent.agent.topup_orders import (
     request_of,
     stop,
 )
-from payagent.agent.view import is_ready, retry_headers
+from payagent.agent.view import retry_headers
 from payagent.core.payment import NEVER_SIGNED, WITHOUT_PROOF, Delivery, Event, State
 from payagent.core.problem import Refused
 from payagent.dialects import Said, may_pass, parse_answer, parse_response, wants_wallet_address
@@ -341,15 +341,19 @@ class Topups:
         """Show the proof of the last payment, once it can be, until the merchant has taken it."""
         desk = self._desk
         merchant = self._merchant_for(pools.pool(desk.conn, row.pool or order.pool))
-        if not is_ready(row, merchant.ready):
+        if not desk.is_ready(row):
             return
+        depth = desk.depth(row)
         request, poll = load_request(order.request), self._wait_of(order).poll
         proof = retry_headers(row, merchant, desk.terms.own.text)
         if poll is not None:
             request, proof = request.asking(poll), {}
         heard = await self._hear(merchant, request, proof, max(merchant.timeout_s, PROOF_PATIENCE_S))
         row, advice = await self._agent.deliveries.take_answer(
-            row.id, parse_answer(heard.status, heard.headers, heard.body or b""), is_delivered=True
+            row.id,
+            parse_answer(heard.status, heard.headers, heard.body or b""),
+            shown_depth=depth,
+            is_delivered=True,
         )
         said = advice.answer.said
         if said is Said.SERVED:

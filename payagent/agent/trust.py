@@ -1,19 +1,21 @@
 """What is known of a merchant, on the writer's thread: read for the guards, and kept as payments go.
 
 What is paid first at a merchant, or allowed by a person, is what is known of it from then on. A payment that was
-confirmed says what a call costs; one that was served or not says whether to buy there.
+confirmed says what a call costs; one that was served or not says whether to buy there, and when to show a proof.
 
 May import: core, store, agent.alarm. Never: decides (core.guards does); learns from what was refused.
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 
 from payagent.agent.alarm import clear_alert, raise_alert
 from payagent.core.guards import Agreed, Claim, Known, Pin, Rules, claim_of, first_pins, must_stop
 from payagent.core.invoice import Invoice, calls_of
 from payagent.core.payment import Delivery
 from payagent.core.problem import Refused
-from payagent.store import approvals, intents, records, topups, trust
+from payagent.core.showing import Readiness
+from payagent.store import approvals, events, intents, records, topups, trust
 from payagent.store.payments import PaymentRow
 from payagent.store.trust import Price, Strikes
 from payagent.store.unit import Connection, Unit
@@ -128,11 +130,37 @@ def note_delivery(unit: Unit, rules: Rules, row: PaymentRow, now: Delivery, now_
         raise_alert(unit, "merchant_stopped", _subject(row.origin), {"detail": detail, **facts}, now_ms)
 
 
+def learn_accepted(unit: Unit, row: PaymentRow, depth: int, now_ms: int) -> None:
+    """The merchant accepted the proof while its transaction was so deep: the next one is first shown there."""
+    if row.origin is None:
+        return
+    known = trust.readiness(unit.conn, row.origin)
+    now = known.after_accepted(depth, events.last_pending_depth(unit.conn, row.id))
+    if now != known:
+        trust.set_readiness(unit, row.origin, now)
+        told = {"merchant": row.origin, "payment": row.id, "depth": now.accepted_depth}
+        records.note(unit, None, "accepted_depth_learned", None, now_ms, told)
+
+
+def learn_refused_early(unit: Unit, row: PaymentRow, depth: int, why: str, now_ms: int) -> None:
+    """The merchant refused a proof before `confirm_depth`: from now on none is shown to it before that."""
+    if row.origin is None:
+        return
+    known = trust.readiness(unit.conn, row.origin)
+    if not known.refused_early:
+        trust.set_readiness(unit, row.origin, replace(known, refused_early=True))
+        told = {"merchant": row.origin, "payment": row.id, "depth": depth, "why": why}
+        records.note(unit, None, "proof_refused_early", None, now_ms, told)
+
+
 def reopen(unit: Unit, origin: str, by_app: str, now_ms: int) -> None:
     """Somebody has looked into a merchant: it may be paid again, and what it does is counted and told anew."""
     if trust.strikes(unit.conn, origin) != Strikes():
         trust.set_strikes(unit, origin, Strikes())
         records.note(unit, None, "merchant_reopened", None, now_ms, {"merchant": origin, "by": by_app})
+    if trust.readiness(unit.conn, origin) != Readiness():
+        trust.set_readiness(unit, origin, Readiness())
+        records.note(unit, None, "readiness_reset", None, now_ms, {"merchant": origin, "by": by_app})
     facts = {"detail": f"an operator has looked into {origin}", "merchant": origin}
     for subject in (_subject(origin), _terms_subject(origin)):
         clear_alert(unit, subject, facts, now_ms)

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable
 
 from payagent.agent.terms import MerchantTerms, Terms
-from payagent.core.payment import ON_CHAIN, POSTED, WITHOUT_PROOF
+from payagent.core.payment import ON_CHAIN, WITHOUT_PROOF
 from payagent.core.policy import is_shared
 from payagent.core.times import iso_time
 from payagent.dialects import Shown, proof_headers
@@ -17,20 +17,9 @@ from payagent.store.queries import AttemptRow
 Json = dict[str, object]
 
 
-def is_ready(row: PaymentRow, ready: str) -> bool:
-    """Whether the merchant can be expected to accept the proof now, by its `ready` setting.
-
-    What is handed over is ready as soon as there is a proof: nothing happens before it is shown.
-    """
-    if row.tx_id is None or not row.is_noted or row.state in WITHOUT_PROOF:
-        return False
-    if row.handed_over:
-        return True
-    if ready == "confirmed":
-        return row.state in POSTED
-    if ready == "submitted":
-        return row.state in ON_CHAIN or row.accepted_by_provider
-    return True
+def has_proof(row: PaymentRow) -> bool:
+    """Whether there is a proof that may be shown to the merchant."""
+    return row.tx_id is not None and row.is_noted and row.state not in WITHOUT_PROOF
 
 
 def retry_headers(row: PaymentRow, merchant: MerchantTerms | None, wallet_address: str) -> dict[str, str]:
@@ -40,9 +29,7 @@ def retry_headers(row: PaymentRow, merchant: MerchantTerms | None, wallet_addres
     first call went out without it, and a merchant takes a key on the retry alone for a new purchase. What was
     bought for a balance is shown for the partner and the wallet that it is of, whichever are configured since.
     """
-    if row.tx_id is None or not row.is_noted or row.state in WITHOUT_PROOF:
-        return {}
-    if row.dialect is None or row.invoice_id is None:
+    if row.tx_id is None or not has_proof(row) or row.dialect is None or row.invoice_id is None:
         return {}
     configured = merchant.partner if merchant else None
     headers = proof_headers(
@@ -62,8 +49,8 @@ def _shown(row: PaymentRow, tx_id: str) -> Shown:
     return Shown(tx_id, cbor, row.anchor or "", row.intent_id if row.is_first else row.id)
 
 
-def payment_view(row: PaymentRow, terms: Terms) -> Json:
-    """The payment object of the API. Amounts are strings of digits."""
+def payment_view(row: PaymentRow, terms: Terms, *, ready: bool, depth: int) -> Json:
+    """The payment object of the API. Amounts are strings of digits. `Desk.view` knows `ready` and `depth`."""
     merchant = terms.merchants.get(row.origin or "")
     view: Json = {
         "id": row.id,
@@ -85,11 +72,12 @@ def payment_view(row: PaymentRow, terms: Terms) -> Json:
         "proof": row.proof,
         "handed_over": row.handed_over,
         "headers": retry_headers(row, merchant, terms.own.text),
-        "ready": is_ready(row, merchant.ready if merchant else "confirmed"),
+        "ready": ready,
         "request_id": row.request_id,
         "idempotency_key": row.intent_id,
         "merchant_status": row.merchant_status,
         "block": _block(row),
+        "depth": depth or None,
         "batch_target": row.batch_target,
         "expires_at": None if row.expires_at_ms is None else iso_time(row.expires_at_ms),
         "created_at": iso_time(row.created_at_ms),

@@ -89,4 +89,4 @@ class Watch:
             self._sightings.urgent.update(row.id for row in self._rows.open((State.IN_FLIGHT,)))
         self._last = tip
         if self._stocktaking.is_read:
-            self._desk.chain.tip = tip
+            self._desk.take_tip(tip)

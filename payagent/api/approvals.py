@@ -10,7 +10,6 @@ from fastapi import APIRouter, Depends
 from payagent.agent.desk import Desk
 from payagent.agent.limits import names_of, standing
 from payagent.agent.orders import Approver
-from payagent.agent.view import payment_view
 from payagent.api.access import APPROVE, OPERATE, Caller, need
 from payagent.api.calls import PaymentId
 from payagent.api.problems import Json, JsonResponse
@@ -37,7 +36,7 @@ async def approve(caller: Decider, payment_id: PaymentId) -> JsonResponse:
     time is over; 409 `already_decided` says what was decided before. No app but an operator's decides on its own
     payment."""
     row = await caller.agent.decisions.approve(_open_to(caller, payment_id), Approver("token", caller.app.id))
-    return JsonResponse(payment_view(row, caller.desk.terms) | asked_view(caller, row))
+    return JsonResponse(caller.desk.view(row) | asked_view(caller, row))
 
 
 @router.post("/v1/payments/{payment_id}/deny", summary="End a payment that waits", responses=gives(Payment, 200))
@@ -45,7 +44,7 @@ async def deny(caller: Decider, payment_id: PaymentId) -> JsonResponse:
     """Nothing was signed, and what counted for it is free. For as long as it could have waited, the same call is
     refused without asking again."""
     row = await caller.agent.decisions.deny(_open_to(caller, payment_id), Approver("token", caller.app.id))
-    return JsonResponse(payment_view(row, caller.desk.terms) | asked_view(caller, row))
+    return JsonResponse(caller.desk.view(row) | asked_view(caller, row))
 
 
 def _open_to(caller: Caller, payment_id: str) -> str:

@@ -1,6 +1,6 @@
 """/v1/merchants: who may be paid, what calls to them should carry; what is known of each, and how that is changed.
 
-May import: core, agent, the rest of api, FastAPI. Never: shows a merchant's key.
+May import: core, agent, store, the rest of api, FastAPI. Never: shows a merchant's key.
 """
 
 from typing import Annotated
@@ -15,6 +15,7 @@ from payagent.api.reading import read_new_merchant, read_pin
 from payagent.api.schemas.describe import gives, takes
 from payagent.api.schemas.merchants import MerchantKnown, MerchantOrder, Merchants, PinOrder
 from payagent.api.views import merchant_view, standing_view
+from payagent.store import trust
 
 Reader = Annotated[Caller, Depends(need(READ, OPERATE, APPROVE))]
 Operator = Annotated[Caller, Depends(need(OPERATE))]
@@ -94,7 +95,8 @@ def _listed(caller: Caller, status: int = 200) -> JsonResponse:
     terms, allowed = caller.desk.terms, caller.app.merchants
     named = sorted(terms.merchants.values(), key=lambda merchant: merchant.name)
     rows = [merchant for merchant in named if allowed is None or merchant.origin in allowed]
-    return JsonResponse({"merchants": [merchant_view(merchant, terms) for merchant in rows]}, status)
+    told = [merchant_view(row, trust.readiness(caller.desk.conn, row.origin), terms) for row in rows]
+    return JsonResponse({"merchants": told}, status)
 
 
 def _known(caller: Caller, name: str) -> JsonResponse:

@@ -11,7 +11,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
 from payagent.agent.desk import Desk
-from payagent.agent.view import attempts_view, history_view, payment_view
+from payagent.agent.view import attempts_view, history_view
 from payagent.api.access import APPROVE, OPERATE, PAY, READ, Caller, bearer, need
 from payagent.api.approvals import asked_view
 from payagent.api.calls import Page, PaymentId, Waiting, first_of, single_header
@@ -30,7 +30,7 @@ from payagent.api.schemas.payments import (
     QuoteAnswer,
     ReceiptTold,
 )
-from payagent.api.views import advice_view, depth_of, quote_view
+from payagent.api.views import advice_view, quote_view
 from payagent.core.origin import parse_origin
 from payagent.core.payment import State
 from payagent.core.problem import Refused
@@ -78,8 +78,8 @@ async def pay(request: Request, caller: Payer) -> JsonResponse:
     ask = read_ask(caller.app.id, await caller.json_body(request), single_header(request, "Idempotency-Key"))
     row, is_new = await caller.agent.pay(ask)
     if row.state is State.AWAITING_APPROVAL:
-        return JsonResponse(payment_view(row, caller.desk.terms) | asked_view(caller, row), 202)
-    return JsonResponse(payment_view(row, caller.desk.terms), 201 if is_new else 200)
+        return JsonResponse(caller.desk.view(row) | asked_view(caller, row), 202)
+    return JsonResponse(caller.desk.view(row), 201 if is_new else 200)
 
 
 async def pay_at_once(request: Request) -> JsonResponse:
@@ -114,7 +114,7 @@ async def payments(caller: Looker, query: Annotated[Filter, Query()]) -> JsonRes
     asked_or_of = caller.app.id if caller.sees_asked and not caller.sees_all else None
     rows = await run_in_threadpool(_page, caller.desk, query, app_id, asked_or_of, origin, since_ms)
     cursor = str(rows[-1].seq) if len(rows) == query.limit else None
-    shown = [payment_view(row, caller.desk.terms) for row in rows]
+    shown = [caller.desk.view(row) for row in rows]
     return JsonResponse({"payments": shown, "cursor": cursor, "awaiting_approval": awaiting})
 
 
@@ -153,8 +153,8 @@ async def payment(
         row = desk.payment(row.id)
     history = history_view(events.events(desk.conn, row.id), sees_all=caller.sees_all)
     attempts = attempts_view(queries.attempts(desk.conn, row.id))
-    more = {"depth": depth_of(row, desk.chain), "attempts": attempts, "history": history}
-    return JsonResponse(payment_view(row, desk.terms) | asked_view(caller, row) | more)
+    more = {"attempts": attempts, "history": history}
+    return JsonResponse(desk.view(row) | asked_view(caller, row) | more)
 
 
 @router.get(
@@ -189,7 +189,7 @@ async def delivery(
     """A 2xx or a 304 means that the call was served, unless a 202 says otherwise. Of a 202 and of any other, tell
     its headers and body too: what is to be done next stands in `answer`. A 402 soon after paying is normal, and
     the same proof is shown again."""
-    told = read_delivery(await caller.json_body(request))
+    told, depth = read_delivery(await caller.json_body(request))
     row = caller.payment(payment_id)
     if row.app_id != caller.app.id and OPERATE not in caller.app.scopes:
         raise Refused("forbidden", "another app's delivery needs a token for operate", needs=OPERATE)
@@ -199,8 +199,8 @@ async def delivery(
     if isinstance(told, str):
         row, advice = await deliveries.take_silence(row.id, told)
     else:
-        row, advice = await deliveries.take_answer(row.id, told, is_delivered=True)
-    return JsonResponse(payment_view(row, caller.desk.terms) | {"answer": advice_view(advice)})
+        row, advice = await deliveries.take_answer(row.id, told, shown_depth=depth, is_delivered=True)
+    return JsonResponse(caller.desk.view(row) | {"answer": advice_view(advice)})
 
 
 @router.post(
@@ -213,7 +213,7 @@ async def resolve(caller: Annotated[Caller, Depends(need(OPERATE))], payment_id:
     spends its coins to the wallet itself, and at most one of that and what was signed can win. Refused with 409
     when the payment is in a block or has ended, or its deposit is gone (`anchor_gone`)."""
     row = await caller.agent.carrying.resolve(caller.payment(payment_id).id, caller.app.id)
-    return JsonResponse(payment_view(row, caller.desk.terms))
+    return JsonResponse(caller.desk.view(row))
 
 
 def _origin(text: str) -> str:

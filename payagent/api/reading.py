@@ -84,9 +84,17 @@ _UNANSWERED = 504
 """The status that is told where no answer came: what a gateway says that had none in time (RFC 9110 15.6.5)."""
 
 
-def read_delivery(raw: bytes) -> Response | str:
-    """What the retry got: its status, and headers and body as far as they are told. Or why no answer came."""
-    body = _fields(_json(raw), "the body", ("status",), ("headers", "body", "body_base64", "unanswered"))
+def read_delivery(raw: bytes) -> tuple[Response | str, int | None]:
+    """(what the retry got, or why no answer came; how deep the transaction was when the proof was shown)."""
+    body = _fields(_json(raw), "the body", ("status",), ("headers", "body", "body_base64", "unanswered", "depth"))
+    depth = body.pop("depth", None)
+    if depth is not None and (type(depth) is not int or depth < 0):
+        raise Refused("bad_request", "depth must be a whole number, as the payment told it", key="depth")
+    return _read_retry(body), depth
+
+
+def _read_retry(body: Fields) -> Response | str:
+    """The retry's status, and its headers and body as far as they are told. Or why no answer came."""
     status = _status(body["status"], "status")
     if (why := _text(body, "unanswered")) is not None:
         if status != _UNANSWERED or len(body) > 2:

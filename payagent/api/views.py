@@ -1,4 +1,4 @@
-"""Values into the JSON of answers. A payment's own form is `payagent.agent.view.payment_view`.
+"""Values into the JSON of answers. A payment's own form is `Desk.view`.
 
 May import: core, agent, store.approvals, .apps, .pauses, .queries. Never: I/O. Amounts are strings of digits.
 """
@@ -13,8 +13,8 @@ from payagent.agent.terms import MerchantTerms, Terms
 from payagent.core.invoice import calls_of
 from payagent.core.ledger import HELD, WALLET, add
 from payagent.core.money import LOVELACE
-from payagent.core.payment import ON_CHAIN
 from payagent.core.problem import Refused
+from payagent.core.showing import Readiness
 from payagent.core.times import iso_time
 from payagent.core.verdict import Finding
 from payagent.store.approvals import Approval, Decided
@@ -113,20 +113,15 @@ def advice_view(advice: Advice) -> Json:
     }
 
 
-def depth_of(row: PaymentRow, chain: ChainView) -> int | None:
-    """How many blocks there are from the payment's own, which counts, to the tip; None while it is in none."""
-    if row.block_height is None or row.state not in ON_CHAIN or chain.tip is None:
-        return None
-    return max(chain.tip.height - row.block_height + 1, 1)
-
-
-def merchant_view(merchant: MerchantTerms, terms: Terms) -> Json:
+def merchant_view(merchant: MerchantTerms, readiness: Readiness, terms: Terms) -> Json:
     """A merchant as its callers need to know it."""
     return {
         "name": merchant.name,
         "origin": merchant.origin,
         "known_as": sorted(merchant.known_as),
         "ready": merchant.ready,
+        "accepted_depth": readiness.accepted_depth,
+        "refused_early": readiness.refused_early,
         "call_headers": merchant.buyer_headers(terms.own.text),
         "set_by": "config" if merchant.is_filed else "operator",
     }
@@ -138,7 +133,7 @@ def standing_view(known: Standing, terms: Terms) -> Json:
     addresses = [(pin, "config") for pin in sorted(rules.filed)]
     addresses += [(pin, "daemon") for pin in known.pins if pin not in rules.filed]
     return {
-        **merchant_view(known.merchant, terms),
+        **merchant_view(known.merchant, known.readiness, terms),
         "pin": "config" if rules.filed else "first_use" if rules.first_use else "off",
         "addresses": [{"role": pin.role, "address": pin.address, "set_by": by} for pin, by in addresses],
         "drift_percent": rules.drift_percent,

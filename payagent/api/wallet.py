@@ -10,7 +10,6 @@ from starlette.requests import Request
 
 from payagent.agent import emptying
 from payagent.agent.foreign import thaw
-from payagent.agent.view import payment_view
 from payagent.api.access import OPERATE, PAY, READ, Caller, need
 from payagent.api.calls import single_header
 from payagent.api.problems import JsonResponse
@@ -59,7 +58,7 @@ async def split(request: Request, caller: Operator) -> JsonResponse:
     agent, key = caller.agent, read_key(single_header(request, "Idempotency-Key"))
     count, lovelace = read_split(await caller.json_body(request))
     row, is_new = await agent.transfers.split(caller.app.id, count, lovelace, key)
-    return JsonResponse(payment_view(row, agent.desk.terms), 201 if is_new else 200)
+    return JsonResponse(agent.desk.view(row), 201 if is_new else 200)
 
 
 @router.post(
@@ -79,7 +78,7 @@ async def send(request: Request, caller: Operator) -> JsonResponse:
         row, is_new = await agent.transfers.send(caller.app.id, order.to, order.asset, order.units, key)
     behind = emptying.told_of(agent.desk.conn, row.id)
     told = {} if behind is None else {"left_behind": behind}
-    return JsonResponse(payment_view(row, agent.desk.terms) | told, 201 if is_new else 200)
+    return JsonResponse(agent.desk.view(row) | told, 201 if is_new else 200)
 
 
 @router.post(

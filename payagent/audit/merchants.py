@@ -1,4 +1,4 @@
-"""What is kept of merchants, added ones, addresses, prices, strikes and stops, is what the events tell.
+"""What is kept of merchants, added ones, addresses, prices, strikes and readiness, is what the events tell.
 
 May import: core, store, audit. Never: decides whom to trust (the rules of a time are not in the books).
 """
@@ -26,6 +26,7 @@ def check_merchants(conn: Connection) -> Iterator[Finding]:
         "pins": dict.fromkeys(books.pins(conn)),
         "agreed_prices": {tuple(key): units for *key, units in books.agreed_prices(conn)},
         "strikes": {(origin,): (count, since_ms) for origin, count, since_ms in books.strikes(conn)},
+        "readiness": {(origin,): (depth, refused) for origin, depth, refused in books.readiness(conn)},
     }
     told: dict[str, Rows] = {table: {} for table in kept}
     for event, detail, at_ms in books.wallet_events(conn, _FOLLOWED):
@@ -80,6 +81,20 @@ def _reopened(rows: Rows, event: Detail, _at_ms: int) -> None:
     rows[event["merchant"],] = (0, None)
 
 
+def _accepted(rows: Rows, event: Detail, _at_ms: int) -> None:
+    _, refused = rows.get((event["merchant"],), (None, 0))
+    rows[event["merchant"],] = (int(event["depth"]), refused)
+
+
+def _refused_early(rows: Rows, event: Detail, _at_ms: int) -> None:
+    depth, _ = rows.get((event["merchant"],), (None, 0))
+    rows[event["merchant"],] = (depth, 1)
+
+
+def _readiness_reset(rows: Rows, event: Detail, _at_ms: int) -> None:
+    rows[event["merchant"],] = (None, 0)
+
+
 _FOLLOWED: Mapping[str, tuple[str, Callable[[Rows, Detail, int], None]]] = {
     "merchant_added": ("merchants", _added),
     "merchant_removed": ("merchants", _removed),
@@ -89,5 +104,8 @@ _FOLLOWED: Mapping[str, tuple[str, Callable[[Rows, Detail, int], None]]] = {
     "strikes_counted": ("strikes", _counted),
     "merchant_stopped": ("strikes", _stopped),
     "merchant_reopened": ("strikes", _reopened),
+    "accepted_depth_learned": ("readiness", _accepted),
+    "proof_refused_early": ("readiness", _refused_early),
+    "readiness_reset": ("readiness", _readiness_reset),
 }
 """Every event that changes what is kept of a merchant: in which table, and how."""

@@ -37,7 +37,7 @@ def list_(terminal: Terminal, connect: Connect) -> None:
 
 def _give_list(terminal: Terminal, answer: dict[str, Any]) -> None:
     def human() -> None:
-        rows = [(row["name"], row["origin"], row["ready"], row["set_by"]) for row in answer["merchants"]]
+        rows = [(row["name"], row["origin"], _ready(row), row["set_by"]) for row in answer["merchants"]]
         terminal.table(("name", "origin", "ready", "set by"), rows)
 
     terminal.give(answer, human)
@@ -57,7 +57,9 @@ def _give_list(terminal: Terminal, answer: dict[str, Any]) -> None:
 @click.option("--partner", metavar="TEXT", help="X-Partner of the calls.")
 @click.option("--proof", type=click.Choice(["tx_hash", "signed_cbor"]), help="What the retry carries.")
 @click.option(
-    "--ready", type=click.Choice(["signed", "submitted", "confirmed"]), help="When the retry is worth sending."
+    "--ready",
+    type=click.Choice(["auto", "signed", "submitted", "confirmed"]),
+    help="When the retry is worth sending. Default: auto.",
 )
 @click.option(
     "--split-mode",
@@ -168,6 +170,7 @@ def _show(terminal: Terminal, row: dict[str, Any]) -> None:
         [
             ("merchant", row["name"]),
             ("origin", row["origin"]),
+            ("proof shown", _ready(row)),
             ("not served", f"{row['strikes']} payments in a row{stopped}"),
             ("on their way", f"{row['in_flight']} payments{_most(row['in_flight_max'])}"),
             ("price drift", "any" if row["drift_percent"] is None else f"{row['drift_percent']} % at most"),
@@ -194,6 +197,18 @@ def _show(terminal: Terminal, row: dict[str, Any]) -> None:
             ],
             right=("calls", "agreed price"),
         )
+
+
+def _ready(row: dict[str, Any]) -> str:
+    """When the merchant is shown a proof: its setting, and what "auto" learned."""
+    depth = row["accepted_depth"]
+    if row["ready"] != "auto":
+        return str(row["ready"])
+    if row["refused_early"]:
+        return "auto: confirmed, since it refused an early proof"
+    if depth is None:
+        return "auto: in the first block"
+    return f"auto: {depth} {'block' if depth == 1 else 'blocks'} deep, as accepted before"
 
 
 def _most(units: int | None) -> str:

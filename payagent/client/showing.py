@@ -45,8 +45,13 @@ class Showing:
 
     def run(self) -> Steps[Bought | PayAgentError]:
         """The answer. If the proof has bought another call: the error to raise unless the call is paid anew."""
-        self.payment = yield from until_ready(self.payment, self.deadline_s)
         while True:
+            try:
+                self.payment = yield from until_ready(self.payment, self.deadline_s)
+            except PayAgentError as error:
+                if error.code == "not_served_yet" and self.last is not None:
+                    return self._ended(self.last)
+                raise
             try:
                 paid = self.call.paid(
                     self.payment["headers"], self.query, is_batch=is_batch(self.payment["batch_target"])
@@ -96,7 +101,9 @@ class Showing:
         raw, answer = yield Peek(answer)
         self.last, self.last_raw = None if raw is None else answer, raw
         body = b"" if raw is None else decoded(answer, raw) or b""
-        yield from self._report({"status": min(answer.status_code, _STATUS_MAX), **told(answer, body)})
+        depth = self.payment["depth"] or 0
+        status = min(answer.status_code, _STATUS_MAX)
+        yield from self._report({"status": status, "depth": depth, **told(answer, body)})
         said, query = self.payment["answer"], self.query
         self.query = said.get("poll_query")
         if 300 <= answer.status_code < 400:

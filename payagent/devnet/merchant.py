@@ -247,6 +247,8 @@ class OwnNode(Protocol):
 
     def seen(self, tx_id: str) -> Seen | None: ...
 
+    def waiting(self) -> list[Tx]: ...
+
     def submit(self, raw: bytes) -> str: ...
 
 
@@ -431,14 +433,25 @@ class Merchant:
         return seen is not None and seen.depth >= invoice.terms.confirmations
 
     def status(self, invoice: Invoice, now_ms: int) -> str:
-        """pending, submitted, confirmed, consumed or expired, by what was presented to us."""
+        """pending, submitted, confirmed, consumed or expired, by what was presented to us.
+
+        A merchant that needs no confirmation also looks for the payment in its own mempool.
+        """
         if self._stands(invoice):
             return "consumed"
+        if invoice.presented is None and invoice.terms.confirmations == 0:
+            invoice.presented = self._paying(invoice)
         presented = invoice.paid_by or invoice.presented
         seen = self._node.seen(presented) if presented is not None else None
         if seen is not None and output_fault(invoice.terms, seen.tx.outputs) is None:
-            return "confirmed" if seen.depth >= max(1, invoice.terms.confirmations) else "submitted"
+            return "confirmed" if seen.depth >= invoice.terms.confirmations else "submitted"
         return "expired" if now_ms >= invoice.ends_ms and invoice.paid_by is None else "pending"
+
+    def _paying(self, invoice: Invoice) -> str | None:
+        """The first transaction in the mempool that pays as the invoice asks, and that no other invoice has."""
+        taken = {other.presented for other in self.invoices.values()}
+        paying = (tx for tx in self._node.waiting() if output_fault(invoice.terms, tx.outputs) is None)
+        return next((tx.tx_id for tx in paying if tx.tx_id not in taken), None)
 
 
 def _is_for(invoice: Invoice, call: Call) -> bool:

@@ -91,6 +91,10 @@ class Node:
             return Seen(tx, 0, None)
         return Seen(tx, self.chain.tip.height - block.height + 1, self.time_s(block.slot) * 1000)
 
+    def waiting(self) -> list[Tx]:
+        """The transactions in the mempool."""
+        return list(self.chain.mempool.values())
+
     def utxos_at(self, address: bytes, behind: int) -> list[tuple[OutRef, TxOut]] | None:
         """What an index that lags some blocks behind lists at an address; None when it was never used by then."""
         if behind == 0:

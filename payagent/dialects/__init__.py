@@ -11,7 +11,7 @@ from payagent.core.invoice import Invoice, parse_invoice_id
 from payagent.core.prepaid import WALLET_WANTED
 from payagent.core.problem import Refused
 from payagent.dialects import flux, sdk_x402, tbackend, x402, x402_v1, x402_v2
-from payagent.dialects.answers import Answer, Said, may_pass, read_answer
+from payagent.dialects.answers import Answer, Said, is_refusal, may_pass, read_answer
 from payagent.dialects.prepaid import PrepaidSaid, read_prepaid
 from payagent.dialects.status import read_status
 from payagent.dialects.wire import (
@@ -39,6 +39,7 @@ __all__ = [
     "Said",
     "Shown",
     "as_recorded",
+    "is_refusal",
     "make_response",
     "may_pass",
     "parse_answer",

@@ -120,6 +120,18 @@ def may_pass(status: int) -> bool:
     return status >= 500 or status in _TRANSIENT
 
 
+def is_refusal(dialect: str, answer: Answer, status: int) -> bool:
+    """Whether the merchant refused the proof: the call did not merely fail, and the merchant does not wait.
+
+    An x402 facilitator that cannot see the transaction yet has words of its own for that, which are `UNCLEAR`.
+    """
+    if not 400 <= status < 500 or may_pass(status):
+        return answer.said is Said.REFUSED
+    if answer.said is Said.UNCLEAR:
+        return dialect not in (x402_v2.NAME, x402_v1.NAME)
+    return answer.said in (Said.REFUSED, Said.OTHER, Said.INVOICED)
+
+
 def read_answer(
     dialect: str,
     response: Response,

@@ -55,13 +55,15 @@ log = structlog.get_logger("payagent.proxy")
 
 @dataclass(slots=True)
 class Proof:
-    """What the retry carries, and how it went so far. `poll`: the next time it is asked after instead.
+    """What the retry carries, and how it went so far. `depth`: how deep the transaction was when it was shown.
 
-    `last` is the merchant's last answer, and `reason` the merchant's word in it.
+    `poll`: the next time it is asked after instead. `last` is the merchant's last answer, and `reason` the
+    merchant's word in it.
     """
 
     row: PaymentRow
     headers: Headers
+    depth: int
     poll: str | None = None
     lost_count: int = 0
     last: Kept | None = None
@@ -165,15 +167,28 @@ class Clerk:
     async def _show(self, trip: Trip, purchase: Purchase, turn: Turn) -> UsedUp | None:
         """Show the proof, the same again while the merchant may still take it. None: the client has its answer."""
         row = await self._until_ready(trip, self._desk.payment(purchase.id))
-        proof = Proof(row, self._proof_headers(trip.errand, row))
+        proof = Proof(row, self._proof_headers(trip.errand, row), self._desk.depth(row))
         while True:
             after_s, used_up = await self._show_once(trip, purchase, turn, proof)
             if after_s is None:
                 return used_up
-            if after_s >= trip.left_s:
+            if after_s >= trip.left_s or not await self._may_show_again(trip, proof, after_s):
                 await self._give_up(trip, proof)
                 return None
-            await asyncio.sleep(after_s)
+
+    async def _may_show_again(self, trip: Trip, proof: Proof, after_s: float) -> bool:
+        """Wait until the same payment's proof may be shown again; False when there is no time left for it."""
+        await asyncio.sleep(after_s)
+        try:
+            row = await self._until_ready(trip, self._desk.payment(proof.row.id))
+        except Refused as refused:
+            if refused.code == "not_served_yet":
+                return False
+            raise
+        if row.tx_id != proof.row.tx_id:
+            proof.headers = self._proof_headers(trip.errand, row)
+        proof.row, proof.depth = row, self._desk.depth(row)
+        return True
 
     async def _show_once(
         self, trip: Trip, purchase: Purchase, turn: Turn, proof: Proof
@@ -185,7 +200,9 @@ class Clerk:
                 silence.cancel()
                 response = await _hear(answer, proof)
                 proof.row, advice = await self._steps.to_its_end(
-                    self._agent.deliveries.take_answer(purchase.id, response, has_served=purchase.is_served)
+                    self._agent.deliveries.take_answer(
+                        purchase.id, response, shown_depth=proof.depth, has_served=purchase.is_served
+                    )
                 )
                 if advice.answer.said is Said.SERVED:
                     turn.release()

@@ -27,6 +27,7 @@ from payagent.core.origin import is_this_machine
 from payagent.core.policy import Window
 from payagent.core.prepaid import CALLS
 from payagent.core.problem import Refused
+from payagent.core.showing import Ready
 from payagent.settings.fields import (
     AbsolutePath,
     Asset,
@@ -191,7 +192,7 @@ class Merchant(Table):
     proof: Proof = "tx_hash"
     request_commitment: Annotated[bool, Field(strict=True)] = False
     split_mode: SplitMode | None = None
-    ready: Literal["signed", "submitted", "confirmed"] = "confirmed"
+    ready: Ready = "auto"
     api_key_file: AbsolutePath | None = None
     timeout_s: Annotated[Count, Field(ge=1, le=600)] = 30
     pin: Literal["first_use", "off"] = "off"

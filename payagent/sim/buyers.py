@@ -146,11 +146,12 @@ class BuyerTask:
             lowered = {name.lower(): value for name, value in proof.items()}
             if not lowered:
                 return False
+            depth = life.agent.desk.depth(row)
             answer = await want.shop.call("POST", want.path, self._headers() | lowered, want.body)
             if town.draw() < 0.2:
                 continue  # it never tells the daemon
             response = make_response(answer.status, dict(answer.headers), answer.body.decode(errors="replace"))
-            row, advice = await life.call(life.agent.deliveries.take_answer(row.id, response))
+            row, advice = await life.call(life.agent.deliveries.take_answer(row.id, response, shown_depth=depth))
             if advice.answer.said is Said.SERVED:
                 self.is_served = True  # whatever becomes of the daemon, the client has what it wanted
                 await life.call(life.agent.deliveries.record_delivery(row.id, answer.status))

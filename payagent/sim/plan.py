@@ -12,7 +12,14 @@ from payagent.devnet.merchant import Terms as ShopTerms
 from payagent.sim.mix import Mix, draw_mix
 from payagent.sim.own import ADA
 from payagent.sim.source import LIES, Habits
-from payagent.sim.themes import draw_dialects, draw_misplaced, draw_theme, draw_turned_down, draw_upkeep
+from payagent.sim.themes import (
+    draw_dialects,
+    draw_misplaced,
+    draw_ready,
+    draw_theme,
+    draw_turned_down,
+    draw_upkeep,
+)
 from payagent.sim.tokens import draw_asset
 
 SELDOM_JOBS = ("sign", "observe", "confirm", "replace", *("settle",) * 3, "use", *("cancel",) * 4, *("void",) * 6)
@@ -66,6 +73,12 @@ class Plan:
     asset: str = LOVELACE
     """What the shops sell for."""
 
+    auto: tuple[bool, ...] = (False, False)
+    """Which shops are shown proofs by `ready = "auto"`."""
+
+    refused_below: tuple[int, ...] = (0, 0)
+    """The depth below which each shop refuses a proof for good."""
+
     x402_version: int = 2
     turned_down: int = 0
     """How many payments that could be settled each facilitator turns down first."""
@@ -81,7 +94,8 @@ def draw_plan(rng: Random, seed: int) -> Plan:
     plan = replace(plan, **draw_dialects(seed, plan.shops))
     plan = replace(plan, **draw_asset(seed, plan.shops))
     plan = replace(plan, **draw_misplaced(seed, plan.providers))
-    return replace(plan, **draw_turned_down(seed))
+    plan = replace(plan, **draw_turned_down(seed))
+    return replace(plan, **draw_ready(seed, plan.shops, plan.confirm_depth))
 
 
 def _draw_base(rng: Random) -> Plan:

@@ -18,7 +18,7 @@ import httpx
 from starlette.types import ASGIApp, Message
 
 from payagent.core.problem import Refused
-from payagent.devnet.ledger import decode_tx
+from payagent.devnet.ledger import Tx, decode_tx
 from payagent.devnet.merchant import Invoice, Merchant, Terms
 from payagent.devnet.merchant_api import merchant_app
 from payagent.devnet.x402 import Shop
@@ -98,6 +98,7 @@ class SimShop:
         story: Story,
         mix: Callable[[], Mix],
         released: Callable[[bytes, str], None],
+        refused_below: int,
     ) -> None:
         self.name = name
         self.origin = f"https://{name}.example"
@@ -107,6 +108,8 @@ class SimShop:
         self._released = released
         self._net = net
         self._numbers = 0
+        self._refused_below = refused_below
+        self._refused: set[str] = set()
         self.prices = {terms.price_units}
         self.merchant = Merchant(self, self._new_id)
         self.merchant.set_terms(terms)
@@ -119,6 +122,9 @@ class SimShop:
 
     def seen(self, tx_id: str) -> Any:
         return self._net.node.seen(tx_id)
+
+    def waiting(self) -> list[Tx]:
+        return self._net.node.waiting()
 
     def submit(self, raw: bytes) -> str:
         if self._drawn("a merchant was handed a transaction and never sent it", self._mix().never_broadcasts):
@@ -137,11 +143,15 @@ class SimShop:
         if self._drawn("a merchant asks anew with another price", mix.merchant_rechallenges):
             self._reprice()
         turned_down = self.shop.counts.faults[TURNS_DOWN]
+        if self._refuses(headers.get("x-payment", "")):
+            return Answer(404, (("content-type", "application/json"),), b'{"detail":"Transaction not found"}')
         answer = await call_app(self._app, method, target, headers, body, f"{self.name}.example")
         if self.shop.counts.faults[TURNS_DOWN] > turned_down:
             self._send_all_the_same(headers)
         if 200 <= answer.status < 300 and "x-payment" in headers:
             self._story.reach("a merchant served a paid call")
+            if headers["x-payment"] in self._refused:
+                self._story.reach("a proof is served that was refused early")
         if self._drawn("a merchant's 502 after all was done", mix.merchant_broken):
             return Answer(502, (("content-type", "text/html"),), b"<html>502 Bad Gateway</html>")
         if self._drawn("a merchant's answer that was lost", mix.merchant_reply_lost):
@@ -153,6 +163,15 @@ class SimShop:
             lie = {"invoiceId": target.rpartition("/")[2], "status": rng.choice(_STATUSES)}
             return Answer(200, (("content-type", "application/json"),), json.dumps(lie).encode())
         return answer
+
+    def _refuses(self, proof: str) -> bool:
+        """For good, by its word; the same proof is served when it is deep enough."""
+        seen = self.seen(proof)
+        if len(proof) != 64 or (0 if seen is None else seen.depth) >= self._refused_below:
+            return False
+        self._refused.add(proof)
+        self._story.reach("a merchant refuses an early proof")
+        return True
 
     def _hear(self, headers: dict[str, str]) -> None:
         """A proof that is a transaction itself has left the process, whether or not it arrives."""

@@ -28,6 +28,9 @@ TURNED_DOWN = 0.1
 MISPLACED = 0.1
 """In how many seeds of one provider it shows transactions in blocks that do not hold them."""
 
+AUTO, REFUSED_EARLY = 0.5, 0.5
+"""How many shops are shown proofs by `ready = "auto"`; and how many of these refuse one that is early."""
+
 Shops = tuple[ShopTerms, ...]
 Theme = Callable[[Random, Mix, Shops], dict[str, Any]]
 """Which fields of a plan it sets, and to what."""
@@ -206,6 +209,14 @@ def draw_dialects(seed: int, shops: Shops) -> dict[str, Any]:
     if drawn < BY_FLUX:
         return {"shops": tuple(replace(shop, dialect="flux", batch=1) for shop in shops), "topup": False}
     return {"x402_version": 1} if drawn < BY_FLUX + BY_X402_V1 else {}
+
+
+def draw_ready(seed: int, shops: Shops, confirm_depth: int) -> dict[str, Any]:
+    """Which shops are shown proofs by "auto", and how deep each wants them, or refuses. It draws by itself."""
+    rng = Random(f"{seed} ready")  # noqa: S311  a seed gives the same run again
+    auto = tuple(rng.random() < AUTO for _ in shops)
+    below = tuple(confirm_depth if by_auto and rng.random() < REFUSED_EARLY else 0 for by_auto in auto)
+    return {"auto": auto, "refused_below": below}
 
 
 def draw_turned_down(seed: int) -> dict[str, Any]:

@@ -100,7 +100,7 @@ class World:
         self.shops = {
             shop.origin: shop
             for number, terms in enumerate(self.plan.shops)
-            for shop in [self._shop(f"shop{number}", terms)]
+            for shop in [self._shop(number, terms)]
         }
         owner = Owner(account().address, NETWORK)
         # draws of its own: that somebody looks on changes nothing
@@ -179,10 +179,11 @@ class World:
         for task in self._tasks:
             task.cancel()
 
-    def _shop(self, name: str, terms: ShopTerms) -> SimShop:
-        count = self.plan.turned_down
+    def _shop(self, number: int, terms: ShopTerms) -> SimShop:
+        count, refused_below = self.plan.turned_down, self.plan.refused_below[number]
         x402 = X402(self.plan.x402_version, fault=TURNS_DOWN if count else None, fault_count=count or None)
-        return SimShop(name, terms, x402, self.net, self.rng, self.story, self.mix, self._released)
+        name, rng, story = f"shop{number}", self.rng, self.story
+        return SimShop(name, terms, x402, self.net, rng, story, self.mix, self._released, refused_below)
 
     def _do(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = self.loop.create_task(work)
@@ -533,12 +534,13 @@ class World:
         caps = {"per_payment": 100 * ADA, "per_day": plan.per_day_units}
         merchants = {
             shop.origin: MerchantTerms(
-                shop.name, shop.origin, PARTNER, None, self.rng.choice(("submitted", "confirmed")), 30,
+                shop.name, shop.origin, PARTNER, None,
+                "auto" if is_auto else self.rng.choice(("submitted", "confirmed")), 30,
                 api_key=API_KEY,
                 proof="signed_cbor" if shop.merchant.terms.proof == "signed_cbor" else "tx_hash",
                 topup_request=TopupRequest("POST", TOP_UP, "{}") if shop.merchant.terms.batch > 1 else None,
             )
-            for shop in self.shops.values()
+            for shop, is_auto in zip(self.shops.values(), plan.auto, strict=False)
         }  # fmt: skip
         return Terms(
             network=NETWORK,

@@ -137,6 +137,11 @@ def strikes(conn: sqlite3.Connection) -> Iterator[tuple[str, int, int | None]]:
     return conn.execute("SELECT origin, count, stopped_at_ms FROM strikes")
 
 
+def readiness(conn: sqlite3.Connection) -> Iterator[tuple[str, int | None, int]]:
+    """(origin, accepted depth, whether it refused early) of every merchant that taught something."""
+    return conn.execute("SELECT origin, accepted_depth, refused_early FROM readiness")
+
+
 def tokens(conn: sqlite3.Connection) -> Iterator[tuple[int, str, int | None]]:
     """(row number, whose, when it was revoked) of every token, in order."""
     return conn.execute("SELECT rowid, app_id, revoked_at_ms FROM tokens ORDER BY rowid")

@@ -64,6 +64,16 @@ def answers_to_retries(conn: sqlite3.Connection, payment_id: str) -> list[str]:
     return [said for (said,) in rows]
 
 
+def last_pending_depth(conn: sqlite3.Connection, payment_id: str) -> int | None:
+    """How deep a payment's transaction was when its merchant last answered "pending"; None if it never did."""
+    row = conn.execute(
+        "SELECT detail ->> '$.depth' FROM events WHERE payment_id = ? AND event = 'merchant_answered' "
+        "AND detail ->> '$.said' = 'pending' ORDER BY seq DESC LIMIT 1",
+        (payment_id,),
+    ).fetchone()
+    return None if row is None else int(row[0])
+
+
 EventLink = tuple[int, str | None, str, str | None, str, int, str, str]
 """seq, payment_id, event, state, detail, at_ms, prev_hash, hash"""
 

@@ -48,6 +48,14 @@ def m004_what_pays_a_balance_is_found_past_what_was_refused(db: Database) -> Non
     db.execute(made)
 
 
+@migrations()
+def m005_merchants_have_a_readiness(db: Database) -> None:
+    """Before, nothing was remembered about when a merchant accepts a proof."""
+    if not db["readiness"].exists():
+        (made,) = (statement for statement in _statements(TABLES) if "CREATE TABLE readiness" in statement)
+        db.execute(made)
+
+
 def _statements(script: str) -> Iterable[str]:
     """Split at semicolons that end a line (executescript would commit)."""
     current = ""

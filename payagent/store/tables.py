@@ -232,6 +232,13 @@ CREATE TABLE strikes (
   stopped_at_ms INTEGER
 ) STRICT, WITHOUT ROWID;
 
+-- What a merchant's answers taught about when it accepts a proof (core.showing.Readiness).
+CREATE TABLE readiness (
+  origin TEXT PRIMARY KEY,
+  accepted_depth INTEGER CHECK (accepted_depth >= 0),
+  refused_early INTEGER NOT NULL CHECK (refused_early IN (0, 1))
+) STRICT, WITHOUT ROWID;
+
 -- Signed bytes, before they leave. `inputs` is a list of refs between spaces; the anchor is among them. A cancel
 -- pays nobody but the wallet itself.
 CREATE TABLE attempts (

@@ -1,4 +1,4 @@
-"""What is known of merchants: the addresses that they may be paid at, prices that were agreed to, strikes.
+"""What is known of merchants: the addresses that they may be paid at, agreed prices, strikes, and readiness.
 
 Each change is told in an event of the same commit (agent.trust); these rows are where it stands now.
 May import: core, store.unit, sqlite3. Never: commits; decides whom to trust.
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from payagent.core.guards import Agreed, Pin, Pins
 from payagent.core.payment import State
+from payagent.core.showing import Readiness
 from payagent.store.unit import Unit
 
 _ON_THE_WAY = (State.RESERVED, State.SIGNED, State.IN_FLIGHT, State.REPLACING, State.CANCELLING)
@@ -91,6 +92,22 @@ def set_strikes(unit: Unit, origin: str, now: Strikes) -> None:
         "INSERT INTO strikes(origin, count, stopped_at_ms) VALUES (?, ?, ?) "
         "ON CONFLICT DO UPDATE SET count = excluded.count, stopped_at_ms = excluded.stopped_at_ms",
         (origin, now.count, now.stopped_at_ms),
+    )
+
+
+def readiness(conn: sqlite3.Connection, origin: str) -> Readiness:
+    row = conn.execute(
+        "SELECT accepted_depth, refused_early FROM readiness WHERE origin = ?", (origin,)
+    ).fetchone()
+    return Readiness() if row is None else Readiness(row[0], bool(row[1]))
+
+
+def set_readiness(unit: Unit, origin: str, now: Readiness) -> None:
+    unit.conn.execute(
+        "INSERT INTO readiness(origin, accepted_depth, refused_early) VALUES (?, ?, ?) "
+        "ON CONFLICT DO UPDATE SET accepted_depth = excluded.accepted_depth, "
+        "refused_early = excluded.refused_early",
+        (origin, now.accepted_depth, int(now.refused_early)),
     )
 
 

@@ -14,7 +14,7 @@ from agent.test_agent_x402 import ask, get, show
 from agent_kit import ADA, APP, Run, World, with_terms, world_with_clock
 
 from payagent.agent.holding import anchor_of
-from payagent.agent.view import payment_view, retry_headers
+from payagent.agent.view import retry_headers
 from payagent.core.address import parse_address
 from payagent.core.invoice import Output
 from payagent.core.payment import Delivery, State
@@ -100,7 +100,7 @@ async def test_an_attempt_that_lands_on_the_other_fork_is_booked_though_the_next
         booked = run.desk.payment(first.id)
         assert booked.state in (State.CONFIRMED, State.SETTLED)
         assert booked.tx_id == first.tx_id
-        assert "reason" not in payment_view(booked, run.desk.terms)
+        assert "reason" not in run.desk.view(booked)
         found, is_new = await run.agent.pay(ask(world))
         assert (found.id, is_new) == (first.id, False), "the client is given the one that is paid"
         await run.settle_down(14)

@@ -14,7 +14,7 @@ from agent_kit import ADA, APP, DEVNET, Relay, Run, World, with_terms, world_wit
 
 from payagent.agent.due import RESUBMIT_MAX_MS
 from payagent.agent.foreign import thaw
-from payagent.agent.view import payment_view, retry_headers
+from payagent.agent.view import retry_headers
 from payagent.api.receipts import receipt_view
 from payagent.audit.finding import Finding
 from payagent.audit.receipt import check_receipt
@@ -207,7 +207,7 @@ class TestTheSameInvoice:
             row = await lose(world, run)
             await pass_time_of(world, run, TTL_S + 1)
             assert run.state(row.id) is State.REPLACING
-            shown = payment_view(run.desk.payment(row.id), run.desk.terms)
+            shown = run.desk.view(run.desk.payment(row.id))
             assert (shown["tx_hash"], shown["headers"], shown["ready"]) == (None, {}, False)
             assert_sound(world, run)
         if late:

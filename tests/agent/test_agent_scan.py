@@ -15,7 +15,6 @@ from agent_kit import ADA, APP, Clock, Relay, World, with_terms, world_with_cloc
 from payagent.agent import scan
 from payagent.agent.chainview import QUIET_MS
 from payagent.agent.foreign import thaw
-from payagent.agent.view import payment_view
 from payagent.chain.source import AddressTx, Read
 from payagent.chain.view import View
 from payagent.core.payment import State
@@ -405,19 +404,19 @@ async def test_no_proof_is_shown_before_the_signers_record_has_it(world: World, 
                     await run.agent.pay(ask)
             rows = payments.payments_in(run.desk.conn, (State.IN_FLIGHT,))
             row = run.desk.payment(rows[-1].id)
-            view = payment_view(row, run.desk.terms)
+            view = run.desk.view(row)
             assert row.cbor is not None
             assert (view["headers"], view["ready"], view["tx_hash"]) == ({}, False, None)
-            assert payment_view(run.desk.payment(first.id), run.desk.terms)["headers"] != {}
+            assert run.desk.view(run.desk.payment(first.id))["headers"] != {}
             with pytest.raises(Refused, match="store_failed"):
                 run.desk.require_noted(row)
             over = world.ask_of(world.call("not noted"), body="{}")
             with pytest.raises(Refused, match="store_failed"):
                 await run.agent.pay(over)
         async with world.run(record=record, terms=with_handover) as run:  # nor by the next process
-            assert payment_view(run.desk.payment(row.id), run.desk.terms)["headers"] == {}
+            assert run.desk.view(run.desk.payment(row.id))["headers"] == {}
     async with world.run(record=record, terms=with_handover) as run:
-        assert payment_view(run.desk.payment(row.id), run.desk.terms)["headers"] != {}
+        assert run.desk.view(run.desk.payment(row.id))["headers"] != {}
         assert (record.read() or Signed(0, "", 0)).tx_id == row.tx_id
 
 

@@ -28,7 +28,7 @@ async def test_a_program_learns_what_its_calls_should_carry(world: World) -> Non
             buyer = {"X-Partner": "demo", "X-Wallet-Address": world.address}
             assert answer.json()["merchants"] == [
                 {"name": name, "origin": origin, "known_as": names, "ready": ready, "call_headers": headers}
-                | {"set_by": "config"}
+                | {"set_by": "config", "accepted_depth": None, "refused_early": False}
                 for name, origin, names, ready, headers in (
                     ("a", plain.origin, [*inside], "submitted", {}),
                     ("t", world.origin, [], "confirmed", buyer),

@@ -11,9 +11,10 @@ from agent.test_agent_trust import approve, guarded, leave_unserved, pay_to
 from agent_kit import ADA, APP, DEVNET, World, world_with_clock
 from audit.books_kit import Past, copy_of, findings, fresh, tamper
 
-from payagent.agent import merchants
+from payagent.agent import merchants, trust
 from payagent.audit.signed import Owner
 from payagent.core.guards import Rules
+from payagent.store.unit import Unit
 
 RULES = Rules(first_use=True, drift_percent=25, stop_after=2)
 
@@ -32,8 +33,18 @@ async def live(world: World) -> None:
         await merchants.pin(run.desk, APP, "t", "split", pay_to("another"))
         await merchants.unpin(run.desk, APP, "t", "pay_to", pay_to("pay_to"))
         for n in range(2):
-            await leave_unserved(world, run, f"not served {n}")
+            last = await leave_unserved(world, run, f"not served {n}")
+
+        async def learn(depth: int) -> None:
+            def job(unit: Unit) -> None:
+                trust.learn_accepted(unit, last, depth, 1)
+                trust.learn_refused_early(unit, last, depth, "status 404", 1)
+
+            await run.desk.write("learn", job)
+
+        await learn(0)
         await merchants.reopen(run.desk, APP, "t")
+        await learn(1)
         for n in range(2):
             last = await leave_unserved(world, run, f"not served, again {n}")
         await run.agent.deliveries.record_delivery(last.id, 200)
@@ -83,6 +94,9 @@ CASES = [
     ("strikes", "UPDATE strikes SET stopped_at_ms = stopped_at_ms + 1", ""),
     ("strikes", "DELETE FROM strikes", ""),
     ("strikes", "INSERT INTO strikes VALUES ('https://other', 9, 1)", "https://other"),
+    ("readiness", "UPDATE readiness SET accepted_depth = 9", ""),
+    ("readiness", "UPDATE readiness SET refused_early = 0", ""),
+    ("readiness", "DELETE FROM readiness", ""),
 ]
 
 

@@ -50,6 +50,7 @@ def test_a_new_payee_waits_for_the_operators_word(guarded: Shop) -> None:
     known = guarded.payagent("merchants", "show", "t").json["addresses"]
     assert [one["role"] for one in known] == ["pay_to", "split", "split"]
     guarded.settings(pay_to=NEW)
+    until(lambda: guarded.held() == ["0"], "the first payment is not confirmed")
     held = guarded.held()
     assert why_asked(guarded, "second") == ["address_not_pinned"]
     assert guarded.payagent("merchants", "pin", "t", NEW, "--split").code == 0
@@ -75,6 +76,7 @@ def test_a_price_that_drifts_is_not_paid(guarded: Shop) -> None:
     assert (refused.code, refused.error["code"]) == (8, "awaiting_approval")
     guarded.settings(price="10000000")
     shown = guarded.payagent("merchants", "show", "t", "--human").out
+    assert "proof shown   auto: 1 block deep, as accepted before" in shown
     assert "POST /chat   ADA         1         13 ADA" in shown
     assert "price drift   25 % at most" in shown
 

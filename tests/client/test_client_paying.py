@@ -15,10 +15,22 @@ from client import client_kit
 from client.client_kit import WAYS, Program, Start, end_patience, refusal
 from commitments import commitment_to
 from http_kit import NO_TLS
-from proxy.proxy_kit import BOUND, Binding, Heard, Paywall, Pending202, Place, SpentNonce, as_402, packed, saying
+from proxy.proxy_kit import (
+    BOUND,
+    Binding,
+    Heard,
+    Paywall,
+    Pending202,
+    Place,
+    SpentNonce,
+    as_402,
+    packed,
+    place,
+    saying,
+)
 
 from payagent.client.call import read_call
-from payagent.core.payment import Delivery
+from payagent.core.payment import Delivery, State
 from payagent.devnet.merchant import role_address
 
 BODY = b'{"message": "hello"}'
@@ -181,6 +193,25 @@ async def test_every_form_of_x402_is_paid_once_and_served(
     (payment,) = shop.payments
     assert answer.json()["txHash"] == payment.tx_id
     assert payment.delivery is Delivery.ACCEPTED
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_with_auto_a_pending_proof_is_shown_at_the_first_block_and_at_each_new_one(
+    world: World, way: str
+) -> None:
+    world.fund(*[20 * ADA] * 2)
+    world.terms = replace(world.terms, confirm_depth=3)
+    async with place(world, ready="auto") as at:
+        wall = at.peer.answers["/chat"] = Paywall(pending=1)
+        call = asyncio.create_task(Program(at, way).call(f"{at.peer.url}/chat"))
+        await at.until(lambda: at.payments and at.payments[0].tx_id, "not paid")
+        await at.run.agent.sending.drain(10)
+        assert wall.retries == []
+        for shown in (1, 2):
+            await at.run.settle_down()
+            await at.until(lambda shown=shown: len(wall.retries) == shown, f"not shown {shown} times")
+        assert (await call).text == "served"
+        assert [(row.state, row.delivery) for row in at.payments] == [(State.IN_BLOCK, Delivery.ACCEPTED)]
 
 
 @pytest.mark.parametrize("first", [None, "ab" * 32, ""])

@@ -1,6 +1,9 @@
-"""When a proof is shown again, and what an answer says that it cost."""
+"""When a proof may be shown, when it is shown again, and what an answer says that it cost."""
 
-from payagent.core.showing import again_after_s, cost_text
+import pytest
+
+from payagent.core.payment import State
+from payagent.core.showing import Readiness, Ready, again_after_s, cost_text, may_be_shown
 
 TOKEN = "ab" * 28 + "cd"
 
@@ -15,3 +18,62 @@ def test_the_fee_is_part_of_what_ada_costs() -> None:
 
 def test_what_a_token_costs_has_neither_the_fee_nor_the_ada_that_rides_along() -> None:
     assert cost_text([(TOKEN, 5), ("lovelace", 1_200_000), (TOKEN, 7)], 171_000) == f"12 {TOKEN}"
+
+
+SEEN = [(State.IN_FLIGHT, 0, False), (State.IN_FLIGHT, 0, True), *[(State.IN_BLOCK, n, True) for n in (1, 2)]]
+SEEN += [(State.CONFIRMED, 3, True), (State.SETTLED, 2160, True)]
+"""(state, depth, whether a provider accepted the transaction) of a payment as time goes by; confirm_depth is 3."""
+
+
+@pytest.mark.parametrize(
+    ("ready", "readiness", "first"),
+    [
+        ("signed", Readiness(), 0),
+        ("submitted", Readiness(), 1),
+        ("confirmed", Readiness(), 4),
+        ("auto", Readiness(), 2),
+        ("auto", Readiness(0), 1),
+        ("auto", Readiness(1), 2),
+        ("auto", Readiness(3), 4),
+        ("auto", Readiness(4), 5),
+        ("auto", Readiness(0, refused_early=True), 4),
+        ("submitted", Readiness(4, refused_early=True), 1),
+    ],
+)
+def test_a_proof_is_first_shown_as_the_setting_and_what_was_learned_say(
+    ready: Ready, readiness: Readiness, first: int
+) -> None:
+    shown = [
+        may_be_shown(ready, readiness, *row, was_sent=sent, status_confirmed=False, was_pending=False)
+        for *row, sent in SEEN
+    ]
+    assert shown == [number >= first for number in range(len(SEEN))]
+
+
+@pytest.mark.parametrize("depth", [None, 0, 1, 3])
+def test_a_status_of_confirmed_comes_first_and_a_pending_answer_waits_for_a_block(depth: int | None) -> None:
+    def shown(**more: bool) -> bool:
+        return may_be_shown("auto", Readiness(depth), State.IN_FLIGHT, 0, was_sent=True, **more)
+
+    assert shown(status_confirmed=True, was_pending=False)
+    assert not shown(status_confirmed=True, was_pending=True)
+
+
+@pytest.mark.parametrize(
+    ("known", "depth", "pending", "learned"),
+    [
+        (None, 1, None, 1),
+        (None, 4, None, None),  # it was first shown late
+        (None, 0, None, 0),
+        (None, 3, 2, 3),
+        (None, 9, 2, 3),  # the client was away for a while
+        (3, 1, None, 1),
+        (3, 5, None, 3),
+        (1, 2, 1, 2),
+        (2, 1, 5, 1),  # the block was lost in between
+    ],
+)
+def test_the_depth_is_learned_at_which_a_merchant_accepts(
+    known: int | None, depth: int, pending: int | None, learned: int | None
+) -> None:
+    assert Readiness(known).after_accepted(depth, pending).accepted_depth == learned

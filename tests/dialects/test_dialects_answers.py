@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from x402_examples import JSON, answer_402, entry, page, required, v1_required
 
-from payagent.dialects import Answer, Response, Said, make_response, parse_response, read_answer
+from payagent.dialects import Answer, Response, Said, is_refusal, make_response, parse_response, read_answer
 
 TX = "ab" * 32
 PAYLOAD = "invalid_exact_cardano_payload"
@@ -350,3 +350,25 @@ def test_a_settlement_that_cannot_be_read_says_nothing_and_the_body_counts() -> 
         (b'{"error": "Payment failed"}', Said.UNCLEAR),
     ):
         assert said(parse_response(402, headers, body)) is expected
+
+
+@pytest.mark.parametrize(
+    ("dialect", "said", "status", "refuses"),
+    [
+        ("t-backend", Said.OTHER, 404, True),
+        ("t-backend", Said.UNCLEAR, 402, True),
+        ("t-backend", Said.INVOICED, 402, True),
+        ("t-backend", Said.PENDING, 402, False),
+        ("t-backend", Said.USED_UP, 402, False),
+        ("t-backend", Said.UNCLEAR, 429, False),
+        ("t-backend", Said.UNCLEAR, 503, False),
+        ("t-backend", Said.OTHER, 307, False),
+        ("t-backend", Said.SERVED, 200, False),
+        ("x402-v2", Said.REFUSED, 202, True),
+        ("x402-v2", Said.REFUSED, 402, True),
+        ("x402-v2", Said.UNCLEAR, 402, False),
+        ("x402-v1", Said.UNCLEAR, 402, False),
+    ],
+)
+def test_what_refuses_a_proof(dialect: str, said: Said, status: int, refuses: bool) -> None:
+    assert is_refusal(dialect, Answer(said, ""), status) is refuses

@@ -109,7 +109,7 @@ def test_the_example_loads_and_shows_the_defaults(tmp_path: Path) -> None:
     assert example.limits.per_payment_lovelace == defaults.limits.per_payment_lovelace == 5_000_000
     assert example.limits.per_day_lovelace == defaults.limits.per_day_lovelace == 20_000_000
     assert example.keystore.account == defaults.keystore.account
-    assert (example.merchants["t"].proof, example.merchants["t"].ready) == ("tx_hash", "confirmed")
+    assert (example.merchants["t"].proof, example.merchants["t"].ready) == ("tx_hash", "auto")
     assert example.merchants["t"].timeout_s == defaults.merchants["t"].timeout_s
 
 

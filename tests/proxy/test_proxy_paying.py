@@ -5,6 +5,7 @@ import gzip
 import json
 import zlib
 from contextlib import AsyncExitStack
+from dataclasses import replace
 
 import pytest
 from agent_kit import ADA, APP, World, with_terms
@@ -12,7 +13,7 @@ from proxy_kit import SERVED, Got, Heard, Paywall, Place, as_402, blocks, end_pa
 
 from payagent.agent.limits import set_limits
 from payagent.api import server
-from payagent.core.payment import Delivery
+from payagent.core.payment import Delivery, State
 from payagent.core.policy import Window
 from payagent.proxy import clerk
 from payagent.proxy.door import Bounds
@@ -150,6 +151,47 @@ async def test_pending_is_asked_again_with_the_same_proof(shop: Place) -> None:
     assert (await shop.ask()).body == b"served"
     assert len({heard.header("x-payment") for heard in wall.retries}) == 1
     assert (len(wall.retries), len(shop.payments)) == (3, 1)
+
+
+async def step_by_step(at: Place, wall: Paywall, until: list[int]) -> Got:
+    """A call, with a block each time the merchant has seen the proof so often; the last leads to the answer."""
+    call = asyncio.create_task(at.ask())
+    await at.until(lambda: at.payments and at.payments[0].tx_id, "not paid")
+    await at.run.agent.sending.drain(10)
+    assert wall.retries == []
+    for shown in until:
+        await at.run.settle_down()
+        await at.until(lambda shown=shown: len(wall.retries) == shown, f"the proof was not shown {shown} times")
+    return await call
+
+
+async def test_with_auto_a_pending_proof_is_shown_at_the_first_block_and_at_each_new_one(world: World) -> None:
+    world.fund(*COINS)
+    world.terms = replace(world.terms, confirm_depth=3)
+    async with place(world, ready="auto") as at:
+        wall = at.peer.answers["/chat"] = Paywall(pending=1)
+        assert (await step_by_step(at, wall, [1, 2])).body == b"served"
+        assert len({heard.header("x-payment") for heard in wall.retries}) == 1
+        assert [row.state for row in at.payments] == [State.IN_BLOCK]
+
+
+async def test_with_auto_a_proof_that_is_refused_early_is_shown_once_more_when_confirmed(world: World) -> None:
+    world.fund(*COINS)
+    world.terms = replace(world.terms, confirm_depth=3)
+    async with place(world, ready="auto") as at:
+        wall = Paywall()
+
+        async def refuse_early(heard: Heard) -> None:
+            if heard.header("x-payment") is None or at.payments[0].state is State.CONFIRMED:
+                await wall(heard)
+                return
+            wall.retries.append(heard)
+            await heard.say(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+
+        at.peer.answers["/chat"] = refuse_early
+        assert (await step_by_step(at, wall, [1, 1, 2])).body == b"served"
+        assert len({heard.header("x-payment") for heard in wall.retries}) == 1
+        await at.until_delivered()
 
 
 @pytest.mark.parametrize(

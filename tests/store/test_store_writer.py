@@ -453,6 +453,18 @@ def test_a_ledger_of_the_indexes_before_gets_those_of_now(path: Path) -> None:
         assert conn.execute(indexes).fetchall() == new
 
 
+def test_a_ledger_from_before_readiness_gets_its_table(path: Path) -> None:
+    tables = "SELECT name, sql FROM sqlite_master WHERE type = 'table' ORDER BY name"
+    Writer(path).close()
+    with closing(sqlite3.connect(path)) as conn, conn:
+        new = conn.execute(tables).fetchall()
+        conn.execute("DROP TABLE readiness")
+        conn.execute("DELETE FROM _sqlite_migrations WHERE name LIKE 'm005_%'")
+    Writer(path).close()
+    with closing(sqlite3.connect(path)) as conn, conn:
+        assert conn.execute(tables).fetchall() == new
+
+
 def test_a_ledger_of_the_views_before_gets_those_of_now(path: Path) -> None:
     Writer(path).close()
     of_an_older_payagent(path)

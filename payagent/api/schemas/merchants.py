@@ -6,6 +6,7 @@ from pydantic import BaseModel, Field
 
 from payagent.api.schemas.base import Closed, Time, Units, absent
 from payagent.core.invoice import Proof
+from payagent.core.showing import Ready
 
 
 class MerchantOrder(Closed):
@@ -16,7 +17,7 @@ class MerchantOrder(Closed):
     known_as: list[str] = absent("Origins by which its x402 may name what it sells. No call goes there.")
     partner: Annotated[str, Field(pattern=r"^[!-~]{1,128}$")] = absent("X-Partner of the calls.")
     proof: Proof = "tx_hash"
-    ready: Literal["signed", "submitted", "confirmed"] = "confirmed"
+    ready: Ready = "auto"
     split_mode: Literal["additional", "inclusive", "outputs"] = absent("How a split without a mode is read.")
     request_commitment: bool = False
     timeout_s: Annotated[int, Field(ge=1, le=600)] = 30
@@ -25,13 +26,18 @@ class MerchantOrder(Closed):
 class Merchant(BaseModel):
     """Who may be paid. `call_headers` belong in every call to it, the first one too.
 
+    `accepted_depth`: how deep a payment's transaction was when the merchant accepted its proof (1: in the newest
+    block, 0: in none); with `ready` = auto the next proof is first shown there. null: not known yet.
+    `refused_early`: it refused a proof before `confirm_depth`, and is shown none before that.
     `known_as`: origins by which its x402 may name what it sells, besides the one that is called.
     """
 
     name: str
     origin: str
     known_as: list[str]
-    ready: Literal["signed", "submitted", "confirmed"]
+    ready: Ready
+    accepted_depth: int | None
+    refused_early: bool
     call_headers: dict[str, str]
     set_by: Literal["config", "operator"]
 

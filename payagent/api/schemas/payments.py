@@ -47,6 +47,7 @@ class DeliveryReport(Closed):
     headers: dict[str, str] | list[tuple[str, str]] = Field(default={})
     body: object = absent("The answer's body: JSON as received, or text.")
     body_base64: str = absent("The answer's body, in base64, instead of `body`.")
+    depth: Annotated[int, Field(ge=0)] = absent("The payment's `depth` when the proof was shown. Default: now's.")
     unanswered: str = absent("In one line why no answer came to a proof that was sent; `status` is 504 then.")
 
 
@@ -137,6 +138,7 @@ class Payment(BaseModel):
     idempotency_key: str
     merchant_status: str | None
     block: Block | None
+    depth: Annotated[int | None, Field(description="Blocks from its own to the newest, both counted.")]
     batch_target: int | None
     expires_at: Time | None
     created_at: Time
@@ -199,15 +201,14 @@ class Attempt(BaseModel):
 
 
 class PaymentWithHistory(Payment):
-    """`depth`: blocks from the payment's own to the newest, both counted; null while it is in none."""
-
-    depth: int | None
     attempts: list[Attempt]
     history: list[Happening]
 
 
 class MerchantAnswer(BaseModel):
     """What the merchant said to the retry. `again_after_s`: show the same proof again then; null: do not.
+
+    Where the payment is not `ready` after the answer, wait until it is, and then show the proof again.
 
     With `poll_query` the call is then repeated without the proof, and with this added to its query.
     """

@@ -1,0 +1,161 @@
+"""`ready = "auto"`: a proof is shown at the first block and at each new one; an early refusal loses nothing."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from agent_kit import ADA, APP, Run, World, with_terms, world_with_clock
+
+from payagent.agent import merchants
+from payagent.agent.asks import Advice
+from payagent.agent.view import retry_headers
+from payagent.core.payment import Delivery, State
+from payagent.core.showing import Readiness
+from payagent.dialects import Said, make_response
+from payagent.store.payments import PaymentRow
+
+NOT_FOUND = make_response(404, {"content-type": "application/json"}, '{"detail": "Transaction not found"}')
+
+
+@asynccontextmanager
+async def by_auto(world: World, *, ready: str = "auto", **settings: object) -> AsyncIterator[Run]:
+    """An agent that confirms at three blocks, and a merchant with these settings."""
+    world.settings(**settings)
+    world.fund(*[50 * ADA] * 3)
+    merchant = replace(world.terms.merchants[world.origin], ready=ready)  # type: ignore[arg-type]
+    async with world.run(terms=with_terms(confirm_depth=3, merchants={world.origin: merchant})) as run:
+        await run.look()
+        yield run
+
+
+async def show(run: Run, row: PaymentRow, message: str = "hello") -> tuple[PaymentRow, Advice]:
+    """Show the proof to the devnet's merchant, and tell the agent what it answered."""
+    depth = run.desk.depth(row)
+    merchant = run.desk.terms.merchants[run.world.origin]
+    answer = run.world.call(message, retry_headers(row, merchant, run.world.address))
+    told = make_response(answer.status_code, dict(answer.headers), answer.text)
+    return await run.agent.deliveries.take_answer(row.id, told, shown_depth=depth, is_delivered=True)
+
+
+def known(run: Run) -> Readiness:
+    return merchants.standing(run.desk, "t").readiness
+
+
+def told(run: Run, event: str) -> list[dict[str, object]]:
+    rows = run.desk.conn.execute("SELECT detail FROM events WHERE event = ? ORDER BY seq", (event,))
+    return [json.loads(detail) for (detail,) in rows]
+
+
+async def test_a_proof_is_ready_in_the_first_block_and_its_depth_is_remembered(world: World) -> None:
+    async with by_auto(world, confirmations=1) as run:
+        row = await run.pay_in_block()
+        row = run.desk.payment(row.id)
+        assert (row.state, run.desk.is_ready(row)) == (State.IN_BLOCK, True)
+        row, advice = await show(run, row)
+        assert (advice.answer.said, row.delivery) == (Said.SERVED, Delivery.ACCEPTED)
+        assert known(run) == Readiness(accepted_depth=1)
+
+
+async def test_confirmed_still_waits_for_confirm_depth(world: World) -> None:
+    async with by_auto(world, ready="confirmed", confirmations=1) as run:
+        row = await run.pay_in_block()
+        ready = []
+        for _ in range(3):
+            ready.append(run.desk.is_ready(run.desk.payment(row.id)))
+            await run.settle_down()
+        assert ready == [False, False, True]
+        assert told(run, "accepted_depth_learned") == []
+
+
+async def test_a_pending_proof_is_ready_again_at_each_new_block(world: World) -> None:
+    async with by_auto(world, confirmations=3) as run:
+        row = await run.pay_in_block()
+        for depth in (1, 2):
+            row, advice = await show(run, run.desk.payment(row.id))
+            assert (advice.answer.said, advice.again_after_s, run.desk.depth(row)) == (Said.PENDING, 0, depth)
+            assert not run.desk.is_ready(row), "no block came since"
+            waiting = asyncio.create_task(run.desk.wait(row.id, 60))
+            await run.settle_down()
+            row = await waiting
+            assert run.desk.is_ready(row), "whoever waits is woken by the block"
+        row, _ = await show(run, row)
+        assert row.delivery is Delivery.ACCEPTED
+        assert known(run) == Readiness(accepted_depth=3)
+
+        second = await run.pay_in_block("again")
+        ready = []
+        for _ in range(3):
+            ready.append(run.desk.is_ready(run.desk.payment(second.id)))
+            await run.settle_down()
+        assert ready == [False, False, True], "the next proof is first shown where the last was accepted"
+
+
+async def test_a_block_that_came_while_the_merchant_answered_is_not_waited_for_again(world: World) -> None:
+    async with by_auto(world, confirmations=2) as run:
+        row = await run.pay_in_block()
+        answer = world.call("hello", retry_headers(run.desk.payment(row.id), None, world.address))
+        await run.settle_down()
+        pending = make_response(answer.status_code, dict(answer.headers), answer.text)
+        row, advice = await run.agent.deliveries.take_answer(row.id, pending, shown_depth=1)
+        assert (advice.answer.said, run.desk.is_ready(row)) == (Said.PENDING, True)
+
+
+async def test_a_status_of_confirmed_shows_the_proof_before_the_first_block(world: World) -> None:
+    async with by_auto(world, confirmations=0) as run:
+        row = await run.pay()
+        assert not run.desk.is_ready(row)
+        await run.watch.inquiries.poll_merchants()
+        row = run.desk.payment(row.id)
+        assert (row.state, row.merchant_status, run.desk.is_ready(row)) == (State.IN_FLIGHT, "confirmed", True)
+        row, _ = await show(run, row)
+        assert row.delivery is Delivery.ACCEPTED
+        assert known(run) == Readiness(accepted_depth=0)
+        assert run.desk.is_ready(await run.pay("again")), "the next one is shown once it was sent"
+
+
+async def test_an_early_refusal_sets_the_merchant_to_confirmed_and_is_shown_once_more_there(world: World) -> None:
+    async with by_auto(world, confirmations=0) as run:
+        row = await run.pay_in_block()
+        other = await run.pay("other")
+        row, advice = await run.agent.deliveries.take_answer(row.id, NOT_FOUND, shown_depth=1)
+        assert (advice.again_after_s, row.delivery) == (0, Delivery.PRESENTED)
+        assert known(run) == Readiness(refused_early=True)
+        assert told(run, "proof_refused_early") == [
+            {"merchant": world.origin, "payment": row.id, "depth": 1, "why": "status 404"}
+        ]
+        ready = []
+        for _ in range(3):
+            ready.append([run.desk.is_ready(run.desk.payment(one.id)) for one in (row, other)])
+            await run.settle_down()
+        assert ready == [[False, False], [False, False], [True, False]]
+        row, _ = await show(run, run.desk.payment(row.id))
+        assert (row.delivery, known(run).refused_early) == (Delivery.ACCEPTED, True)
+
+        await merchants.reopen(run.desk, APP, "t")
+        assert known(run) == Readiness()
+
+
+async def test_an_answer_to_an_early_proof_is_never_the_last_word(tmp_path: Path) -> None:
+    """The answer comes late: the payment is confirmed by then, and the invoice is over."""
+    with world_with_clock(tmp_path) as world:
+        async with by_auto(world, confirmations=0, timeout=300) as run:
+            row = await run.pay_in_block()
+            await run.pass_time(40)
+            assert run.state(row.id) is State.CONFIRMED
+            deliveries = run.agent.deliveries
+            row, advice = await deliveries.take_answer(row.id, NOT_FOUND, shown_depth=1)
+            assert (row.delivery, advice.again_after_s) == (Delivery.PRESENTED, 0.5)
+            assert run.desk.is_ready(row)
+            row, advice = await deliveries.take_answer(row.id, NOT_FOUND, shown_depth=run.desk.depth(row))
+            assert (row.delivery, advice.again_after_s) == (Delivery.PAID_NOT_SERVED, None)
+
+
+async def test_a_merchant_that_fails_for_a_moment_has_refused_nothing(world: World) -> None:
+    async with by_auto(world) as run:
+        row = await run.pay_in_block()
+        row, advice = await run.agent.deliveries.take_answer(row.id, make_response(503, {}, ""), shown_depth=1)
+        assert (advice.again_after_s, run.desk.is_ready(row)) == (0.5, True)
+        assert known(run) == Readiness()
