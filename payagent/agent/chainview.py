@@ -161,9 +161,7 @@ class ChainView:
                 "wallet, and the ledger does not know it",
             )
         if not self.is_compared:
-            told = (
-                "the wallet's newest transactions were not compared with the ledger yet"
-            )
+            told = "the wallet's newest transactions were not compared with the ledger yet"
             raise Refused("chain_not_ready", self._with_reason(told, "look"))
 
     def block_ms(self, now_ms: int) -> int | None:

@@ -1,7 +1,7 @@
 """Hearing: which providers are heard and believed, what they show together, and who is told of those that are not.
 
-May import: chain.agree, .panel, .view, store, agent.alarm, .chainview, .desk. Never: concludes anything of a payment
-or a coin.
+May import: chain.agree, .panel, .view, store, agent.alarm, .chainview, .desk. Never: concludes anything of a
+payment or a coin.
 """
 
 from collections.abc import Mapping

@@ -393,8 +393,8 @@ def record_block_lost(
 
 def _tell_reopened(unit: Unit, row: PaymentRow, denied_by: str, now_ms: int) -> None:
     told = (
-        f"{row.id} was shown in block {row.block_hash}, and {denied_by} denies that it is there. Its money is held "
-        "again and the same transaction is sent again"
+        f"{row.id} was shown in block {row.block_hash}, and {denied_by} denies that it is there. Its money is "
+        "held again and the same transaction is sent again"
     )
     facts = {"detail": told, "payment": row.id, "tx_hash": row.shown_by, "provider": denied_by}
     raise_again(unit, "payment_reopened", f"reopened:{row.id}", facts, now_ms)
