@@ -46,7 +46,7 @@ class PayAgentTransport(httpx.BaseTransport):
     merchant; `spool_bytes` is how much of a body is kept to be sent again. A program that forks may do so with a
     transport; an `inner` of its own must have no open connection then.
 
-    Raises `PayAgentError` when the call was not paid for a reason of ours, or paid and not served in time. A 402
+    Raises `PayAgentError` when the call was not paid for a reason of ours, or paid and not served. A 402
     of a server that is not configured, or that is no invoice, is handed on as it came. A paid answer has the
     headers X-Payagent-Payment, -Cost and -State; the payment counts as delivered when the body was read to its
     end.
