@@ -101,7 +101,7 @@ class Deliveries:
             has_served=has_served or row.delivery is Delivery.ACCEPTED,
         )
 
-        depth = self._desk.depth(row) if shown_depth is None else shown_depth
+        depth = self._desk.depth(row) if shown_depth is None else min(shown_depth, self._desk.depth(row))
         by_auto = self._desk.is_by_auto(row)
         presented = Presented(depth, by_auto, by_auto and depth < self._desk.terms.confirm_depth)
 

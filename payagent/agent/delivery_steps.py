@@ -22,8 +22,9 @@ SERVING_PATIENCE_MS = 3_600_000
 """How long a merchant has to serve what was confirmed; and how long an invoice without an end counts as open."""
 
 SHOWN_AGAIN = (Said.PENDING, Said.INVOICED, Said.UNCLEAR)
-USED_UP_PATIENCE = 5
-"""How often a proof is shown again that a facilitator calls used up: it may be settling that very one."""
+USED_UP_PATIENCE = 12
+"""How often a proof is shown again that a facilitator calls used up: it may be settling that very one. That is
+about 90 s, in which a settlement meets its block."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +86,9 @@ def record_answer_to_retry(
             records.note(unit, payment_id, "merchant_refused", row.state, now_ms)
     if presented.by_auto and answer.said is Said.SERVED:
         trust.learn_accepted(unit, row, presented.depth, now_ms)
-    is_refused_early = presented.is_early and is_refusal(row.dialect or "", answer, http_status)
+    has_served = Said.SERVED in before or row.delivery is Delivery.ACCEPTED
+    is_early = presented.is_early and not has_served
+    is_refused_early = is_early and is_refusal(row.dialect or "", answer, http_status)
     if is_refused_early:
         trust.learn_refused_early(unit, row, presented.depth, answer.reason, now_ms)
     if event is DeliveryEvent.GIVE_UP or row.state in WITHOUT_PROOF:

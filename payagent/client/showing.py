@@ -42,6 +42,7 @@ class Showing:
     query: str | None = None
     last: httpx.Response | None = None
     last_raw: bytes | None = None
+    reason: str = ""
 
     def run(self) -> Steps[Bought | PayAgentError]:
         """The answer. If the proof has bought another call: the error to raise unless the call is paid anew."""
@@ -105,6 +106,7 @@ class Showing:
         status = min(answer.status_code, _STATUS_MAX)
         yield from self._report({"status": status, "depth": depth, **told(answer, body)})
         said, query = self.payment["answer"], self.query
+        self.reason = said["reason"]
         self.query = said.get("poll_query")
         if 300 <= answer.status_code < 400:
             self.call.request.extensions[PAID_MARK] = (self.payment["id"], str(self.call.request.url))
@@ -135,8 +137,7 @@ class Showing:
             return _without_proof(self.payment, merchant_answer=told)
         return own_error(
             "paid_not_served",
-            f"{self.payment['id']} is {self.payment['state']}; the merchant says to its proof: "
-            f"{self.payment['answer']['reason']}",
+            f"{self.payment['id']} is {self.payment['state']}; the merchant says to its proof: {self.reason}",
             payment=self.payment["id"],
             merchant_answer=told,
         )

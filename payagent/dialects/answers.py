@@ -94,6 +94,9 @@ _REFUSED_PREFIX = "invalid_exact_cardano_"
 # `paid_already` and `transaction_used` are the devnet merchant's: no document has a reason beside the error.
 _USED_UP_REASONS = ("paid_already", "transaction_used", "consumed")
 _TRANSIENT = (408, 425, 429)
+_PROOF_STATUS = (402, 403, 404, 409)
+"""A client error that may be about the proof."""
+
 _UNSETTLED = (202, 409)
 """With these, servers of x402 that are of their own make tell that a settlement is pending, or did not succeed."""
 
@@ -129,7 +132,9 @@ def is_refusal(dialect: str, answer: Answer, status: int) -> bool:
         return answer.said is Said.REFUSED
     if answer.said is Said.UNCLEAR:
         return dialect not in (x402_v2.NAME, x402_v1.NAME)
-    return answer.said in (Said.REFUSED, Said.OTHER, Said.INVOICED)
+    if answer.said is Said.OTHER:  # others, as 400 or 422, refuse the call itself
+        return status in _PROOF_STATUS
+    return answer.said in (Said.REFUSED, Said.INVOICED)
 
 
 def read_answer(

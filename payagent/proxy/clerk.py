@@ -186,7 +186,7 @@ class Clerk:
                 return False
             raise
         if row.tx_id != proof.row.tx_id:
-            proof.headers = self._proof_headers(trip.errand, row)
+            proof.headers, proof.poll = self._proof_headers(trip.errand, row), None
         proof.row, proof.depth = row, self._desk.depth(row)
         return True
 

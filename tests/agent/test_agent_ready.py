@@ -116,6 +116,28 @@ async def test_a_status_of_confirmed_shows_the_proof_before_the_first_block(worl
         assert run.desk.is_ready(await run.pay("again")), "the next one is shown once it was sent"
 
 
+async def test_an_invoice_after_the_call_was_served_is_no_early_refusal(world: World) -> None:
+    """An identical call shows a proof that has served already, and the merchant asks for money anew."""
+    async with by_auto(world, confirmations=0) as run:
+        row = await run.pay_in_block()
+        row, _ = await show(run, run.desk.payment(row.id))
+        body = json.dumps({"invoiceId": "another", "amount": "1"})
+        anew = make_response(402, {"content-type": "application/json"}, body)
+        _, advice = await run.agent.deliveries.take_answer(row.id, anew, shown_depth=1)
+        assert advice.answer.said is not Said.SERVED
+        assert known(run) == Readiness(accepted_depth=1)
+
+
+async def test_a_call_that_is_wrong_in_itself_is_no_early_refusal(world: World) -> None:
+    """A merchant may look at the proof first and then refuse the call: that says nothing of the depth."""
+    async with by_auto(world, confirmations=0) as run:
+        row = await run.pay_in_block()
+        wrong = make_response(422, {"content-type": "application/json"}, '{"detail": "the message is too long"}')
+        _, advice = await run.agent.deliveries.take_answer(row.id, wrong, shown_depth=1)
+        assert (advice.answer.said, advice.again_after_s) == (Said.OTHER, None)
+        assert known(run) == Readiness()
+
+
 async def test_an_early_refusal_sets_the_merchant_to_confirmed_and_is_shown_once_more_there(world: World) -> None:
     async with by_auto(world, confirmations=0) as run:
         row = await run.pay_in_block()
