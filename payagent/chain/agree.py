@@ -33,6 +33,13 @@ For as long witnesses may disagree (an index lags, a chain forks) before it is a
 """
 
 
+GAP_MAX_MS = 300_000
+"""How long nothing may be asked within one silence.
+
+A look beside a provider that answers at the last moment takes over a minute, and so may the pause before the next.
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class Said(Generic[T]):
     """What one witness said, and the slot of its newest block.
@@ -63,8 +70,8 @@ class Listing:
 
 
 def missed(silence: Silence | None, now_ms: int) -> Silence:
-    """Once more there was none. A silence ends with an answer, or when nothing was asked for as long."""
-    if silence is None or not 0 <= now_ms - silence.last_ms <= PATIENCE_MS:
+    """Once more there was none. A silence ends with an answer, or when nothing was asked for `GAP_MAX_MS`."""
+    if silence is None or not 0 <= now_ms - silence.last_ms <= GAP_MAX_MS:
         return Silence(now_ms, now_ms, 1)
     return Silence(silence.since_ms, now_ms, silence.count + 1)
 

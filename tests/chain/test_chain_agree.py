@@ -3,6 +3,7 @@
 import pytest
 
 from payagent.chain.agree import (
+    GAP_MAX_MS,
     PATIENCE_MS,
     Said,
     Silence,
@@ -203,7 +204,8 @@ SILENCES = {
     "long and often": ((0, 60_000, PATIENCE_MS), True),
     "long and often, at the latest each time": ((0, PATIENCE_MS, 2 * PATIENCE_MS), True),
     "twice at once, and long after": ((0, 0, PATIENCE_MS), True),
-    "with a gap in which nobody asked": ((0, 60_000, 60_001 + PATIENCE_MS), False),
+    "with a gap in which nobody asked": ((0, 60_000, 60_001 + GAP_MAX_MS), False),
+    "with looks that take long": ((0, 130_000, 260_000), True),
     "with a clock that was set back": ((50_000, 100_000, 0, 60_000), False),
 }
 
