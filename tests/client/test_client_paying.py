@@ -410,6 +410,36 @@ async def test_the_merchants_402_is_attached_to_the_error_when_patience_ends(
     assert (answer["status"], json.loads(answer["body"])) == (402, {"detail": {"status": "pending"}})
 
 
+@pytest.mark.parametrize("way", WAYS)
+async def test_the_payment_is_named_when_patience_ends_on_a_lost_answer_after_a_402(
+    world: World, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is told between the two answers is the payment as it is, without a word of the merchant."""
+    world.fund(*[20 * ADA] * 2)
+    world.terms = replace(world.terms, confirm_depth=3)
+    wall, lost = Paywall(pending=1), list[Heard]()
+
+    async def wait_then_hang_up(heard: Heard) -> None:
+        if heard.header("x-payment") is None or not wall.retries:
+            await wall(heard)
+        else:
+            await heard.read_body()
+            lost.append(heard)
+            heard.writer.close()
+
+    async with place(world, ready="auto") as at:
+        at.peer.answers["/chat"] = wait_then_hang_up
+        end_patience(monkeypatch, lambda: len(lost) > 1)
+        call = asyncio.create_task(refusal(Program(at, way).call(f"{at.peer.url}/chat")))
+        await at.until(lambda: at.payments and at.payments[0].accepted_by_provider, "not sent")
+        await at.run.settle_down()
+        await at.until(lambda: len(wall.retries) == 1, "not shown once")
+        await at.run.settle_down()
+        error = await call
+        assert (error.code, error.payment) == ("paid_not_served", at.payments[0].id)
+        assert error.problem["merchant_answer"]["status"] == 402
+
+
 async def test_what_the_merchant_said_last_is_given_when_patience_ends(
     shop: Place, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
