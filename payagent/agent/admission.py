@@ -4,7 +4,7 @@ Intent, invoice, decision, hold, anchor and coins are written together, so that 
 between the decision and what it decided on (rule 7). A refusal by policy or for lack of funds is
 recorded too, as a payment that is `rejected`.
 
-May import: core, wallet, store, agent.chainview, .holding, .orders, .planner, .prepaid, .questions,
+May import: core, dialects, wallet, store, agent.chainview, .holding, .orders, .planner, .prepaid, .questions,
 .replacement, .rulebook, .terms, .trust. Never: signs; waits for anything.
 """
 
@@ -28,6 +28,7 @@ from payagent.core.money import LOVELACE, check_supply
 from payagent.core.payment import Event, State
 from payagent.core.prepaid import CALLS, Cost
 from payagent.core.problem import Refused
+from payagent.dialects import TIMED_BY_BLOCK
 from payagent.store import approvals, apps, events, intents, pauses, payments, prepaid, records, topups
 from payagent.store.intents import IntentRow, InvoiceRow
 from payagent.store.payments import OutputRow, PaymentRow
@@ -233,7 +234,8 @@ class Admission:
         try:
             pauses.require_running(unit.conn)
             slot = self.planner.chain.require_ready(now_ms)
-            if self.planner.chain.has_time(slot, row.expires_at_ms, purchase.min_window_s):
+            by_block = row.dialect in TIMED_BY_BLOCK
+            if self.planner.chain.has_time(slot, row.expires_at_ms, purchase.min_window_s, from_block=by_block):
                 return False
             if approvals.of_payment(unit.conn, row.id) is not None:  # what a person allowed were other terms
                 return False

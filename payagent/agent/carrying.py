@@ -1,8 +1,8 @@
 """Carrying a payment on: from admitted to signed, from wherever a crash left it, to its next attempt, or back.
 
 One task at a time carries a payment: it claims it first (agent.signing).
-May import: core, store, wallet, agent.desk, .orders, .purse, .replacement, .sending, .signing, .steps, structlog.
-Never: takes another anchor; ends a payment for which something was signed.
+May import: core, dialects, store, wallet, agent.desk, .orders, .purse, .replacement, .sending, .signing, .steps,
+structlog. Never: takes another anchor; ends a payment for which something was signed.
 """
 
 from payagent.agent import steps
@@ -23,6 +23,7 @@ from payagent.agent.signing import NOT_SIGNED, Signing
 from payagent.core.network import ROLLBACK_S
 from payagent.core.payment import NEVER_SIGNED, TRANSITIONS, UNSIGNED, Event, State
 from payagent.core.problem import Refused
+from payagent.dialects import TIMED_BY_BLOCK
 from payagent.store import pauses, queries
 from payagent.store.payments import PaymentRow
 from payagent.store.unit import Unit
@@ -153,7 +154,7 @@ class Carrying:
         if tip is None or not is_lost(self._desk.conn, row, tip.slot):
             return False
         is_over = row.kind == "invoice" and not self._desk.chain.has_time(
-            slot, row.expires_at_ms, self._desk.terms.min_window_s
+            slot, row.expires_at_ms, self._desk.terms.min_window_s, from_block=row.dialect in TIMED_BY_BLOCK
         )
         return not is_over or tip.slot >= last_ttl_slot(self._desk.conn, row) + NEXT_INVOICE_PATIENCE_S
 

@@ -189,10 +189,12 @@ class ChainView:
             return False
         return True
 
-    def has_time(self, slot: int, expires_at_ms: int | None, min_window_s: int) -> bool:
+    def has_time(
+        self, slot: int, expires_at_ms: int | None, min_window_s: int, *, from_block: bool = False
+    ) -> bool:
         """Whether something could still be signed for an invoice of that end."""
         try:
-            self.ttl_slot(slot, expires_at_ms, min_window_s)
+            self.ttl_slot(slot, expires_at_ms, min_window_s, from_block=from_block)
         except Refused:
             return False
         return True

@@ -88,20 +88,24 @@ class Foreign:
         self._asked_last = (0, "")
         self._there_for_good: set[tuple[str, str]] = set()
         self._deep_seen = Repeats()
+        self._unshared = Repeats()
 
     async def compare(self, source: View) -> bool:
         """Whether the wallet's transactions since the ledger's newest block were compared with the ledger.
 
-        Done once after a start. No provider may show a spend that the ledger does not know. One that they agree on
-        is booked and freezes signing. While the ledger is behind, the recovery reads more than this would.
+        Done once after a start. A spend that the ledger does not know is booked and freezes signing, if the
+        providers agree on it. One that a single provider shows is waited for, for three tips a minute apart. While
+        the ledger is behind, the recovery reads more than this would.
         """
         desk, chain = self._desk, self._desk.chain
         if chain.is_compared or chain.behind is not None:
             return True
         slots, slot = chain.slots, self._last_slot
         since_s = 0 if slots is None or slot is None else slots.time_ms(slot) // 1000 - LAG_S
-        shown = await source.unknown_spends(desk.terms.own.text, since_s, self._is_known)
-        if not source.is_current or not isinstance(shown, Found):
+        if not source.is_current:
+            return False
+        shown = await source.has_unknown_spend(desk.terms.own.text, since_s, self._is_known)
+        if not isinstance(shown, Found):
             return False
         spends = await self._search.find(source, since_s) if shown.value else []
         if spends is None:
@@ -109,6 +113,8 @@ class Foreign:
         now_ms = desk.ports.clock.now_ms()
         for spend in spends:
             await self._take_in(spend, now_ms)
+        if shown.value and not spends and not self._unshared.is_enough("", "", source.tip.hash, now_ms):
+            return False
         chain.is_compared = all(self._is_known(spend.seen.tx_id) for spend in spends)
         return chain.is_compared
 

@@ -31,15 +31,19 @@ _TELLING = (
 # A member that a dialect does not know is a note, unless its name says that it is about money or terms.
 _TERM_STEMS = (
     "amount", "split", "output", "percent", "lovelace", "recipient", "receiver", "currenc", "revenue", "royalt",
-    "charge", "commission", "deposit", "payout", "address", "payto", "pay_to", "payee", "beneficiar",
-    "expir", "deadline", "chain", "network", "asset", "policy", "decimal", "timeout", "invoiceid", "invoice_id",
+    "commission", "deposit", "payout", "address", "payto", "pay_to", "payee", "beneficiar",
+    "expir", "deadline", "network", "asset", "policy", "decimal", "timeout", "invoiceid", "invoice_id",
 )  # fmt: skip
 _TERM_WORDS = frozenset(
     (
-        *("mode", "inclusive", "additional", "paid", "state", "pay", "unit", "units", "price", "cost", "total"),
-        *("share", "shares", "tax", "vat", "tip", "premium", "bps", "to"),
+        *("pay", "price", "cost", "share", "shares", "tax", "vat", "tip", "premium", "bps"),
+        *("charge", "charges", "surcharge", "surcharges", "chain", "blockchain"),
     )
 )
+_BESIDE_TERMS = frozenset(("mode", "inclusive", "additional", "paid", "state", "unit", "units", "total", "to"))
+"""Words that are about terms everywhere but inside what is made for a merchant's own words (`_OWN_WORDS`)."""
+
+_OWN_WORDS = frozenset(("metadata", "customFields"))
 _ADDRESS = re.compile("addr(?:_test)?1", re.ASCII | re.IGNORECASE)
 # A fee may be written together with what it is for (platformfee, feerate), as coffee and feedback are not.
 _FEE = re.compile(r"[a-z]*(?<!cof)(?<!tof)fees?|fee(?!d|l(?:s|ess|ings?)?\b|t\b|bl[ey])[a-z]*")
@@ -234,22 +238,24 @@ def refuse_foreign_terms(terms: Mapping[str, object], known: frozenset[str], whe
     notes: they change nothing that is paid, and stay in the 402 as received.
     """
     for key in terms.keys() - known:
-        if _names_terms(key) or _holds_terms(terms[key]):
+        inside = _TERM_WORDS if key in _OWN_WORDS else _TERM_WORDS | _BESIDE_TERMS
+        if _names_terms(key, _TERM_WORDS | _BESIDE_TERMS) or _holds_terms(terms[key], inside):
             raise Refused("terms_not_understood", f"{where} has {show(key)}: {show(terms[key])}")
 
 
-def _names_terms(name: str) -> bool:
+def _names_terms(name: str, term_words: frozenset[str]) -> bool:
     plain = name.lower()
     words = {word.lower() for pattern in _WORDS for word in pattern.findall(name)}
     is_fee = any(_FEE.fullmatch(word) for word in words)
-    return is_fee or bool(words & _TERM_WORDS) or any(stem in plain for stem in _TERM_STEMS)
+    return is_fee or bool(words & term_words) or any(stem in plain for stem in _TERM_STEMS)
 
 
-def _holds_terms(value: object) -> bool:
+def _holds_terms(value: object, term_words: frozenset[str]) -> bool:
     if isinstance(value, dict):
-        return any(_names_terms(key) or _holds_terms(key) or _holds_terms(inner) for key, inner in value.items())
+        names = any(_names_terms(key, term_words) for key in value)
+        return names or any(_holds_terms(inner, term_words) for inner in (*value, *value.values()))
     if isinstance(value, list):
-        return any(map(_holds_terms, value))
+        return any(_holds_terms(inner, term_words) for inner in value)
     return isinstance(value, str) and _ADDRESS.search(value) is not None
 
 

@@ -86,6 +86,8 @@ NOTES: list[dict[str, Any]] = [
     {"metadata": {"model": "gpt-4-1106", "ratio": 1.5, "tags": ["a", {"b": [1, 2.5]}], "by": {"id": 12345678}}},
     {"customFields": {"orderId": "20260001", "sandbox": True, "limits": {"rpm": 60}, "none": None}},
     {"description": "Report 2026", "createdAt": "2026-11-24T13:38:18.993Z", "weight": 0.5, "at": ["eu", "us"]},
+    {"metadata": {"state": "CA", "mode": "fast", "total_tokens": 12, "unit_tests": True, "deliverTo": "me"}},
+    {"metadata": {"framework": "langchain", "langchain": True, "recharge": False}},
     {"greeting": "another 2500", "contact": "our address is in the footer"},
 ]
 
