@@ -196,7 +196,8 @@ def record_answer(
     """Keep what the provider said to a submission, for people and for `ready`. It moves no state.
 
     If it says that the bytes can never be valid, that is our bug or its lie, and a person is told
-    (docs/exactly-once.md R10). As of a refusal that has no class, unless it took these bytes before.
+    (docs/exactly-once.md R10). The same holds for a refusal without a class, unless
+    the provider accepted these bytes before.
     """
     row = row_of(unit, payment_id)
     event = "provider_accepted" if answer.kind is SubmitKind.ACCEPTED else "provider_answered"

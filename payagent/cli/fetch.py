@@ -70,7 +70,7 @@ _FRAMING = ("content-length", "transfer-encoding", "connection", "host")
     help="Write the body here.",
 )
 @click.option("--max", "most", metavar="AMOUNT", help='Pay at most this: "5 ADA", or "120 units" of a token.')
-@click.option("--dry-run", is_flag=True, help="Only say what it would take, prepaid or paid; exit code 10 then.")
+@click.option("--dry-run", is_flag=True, help="Say what the call would cost, without paying. Exit code 10.")
 @talks_to_daemon
 def fetch(
     terminal: Terminal,
