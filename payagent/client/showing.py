@@ -96,9 +96,8 @@ class Showing:
         raw, answer = yield Peek(answer)
         self.last = None if raw is None else answer
         body = b"" if raw is None else decoded(answer, raw) or b""
-        depth = self.payment["depth"] or 0
-        status = min(answer.status_code, _STATUS_MAX)
-        yield from self._report({"status": status, "depth": depth, **told(answer, body)})
+        depth = {"depth": self.payment["depth"] or 0} if "depth" in self.payment else {}
+        yield from self._report({"status": min(answer.status_code, _STATUS_MAX), **depth, **told(answer, body)})
         said, query = self.payment["answer"], self.query
         self.query = said.get("poll_query")
         if 300 <= answer.status_code < 400:
